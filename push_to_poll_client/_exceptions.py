@@ -1,0 +1,133 @@
+"""The errors, one tree. A class exists only where a caller would act differently.
+
+    PushToPollError
+    ├── FeedError                  a fetch failed; tried again with backoff, the cursor has not moved
+    │   ├── FeedRefused            the server refuses this client (401, 404, …): tried again, slowly
+    │   ├── ChainRestart           the pages changed under the walk: from the saved cursor again, at once
+    │   ├── CursorExpired          the feed no longer knows the cursor: stops the consumer
+    │   └── FeedGone               the feed is gone for good: stops the consumer
+    ├── Throttled                  poll_now() alone: the poll may not start within its timeout
+    ├── MessageFailed              a message failed for good: stops the consumer
+    ├── UndecodableMessage         an entry or its data cannot be read: fails without a retry
+    ├── ListenerError              a push channel is broken for good: stops the consumer
+    └── StoreError                 the store cannot be read or written: stops the consumer
+        ├── StoreBusy              somebody else owns the name
+        ├── StoreMismatch          the name belongs to another feed
+        └── OwnershipLost          somebody else claimed the name meanwhile; nothing was written
+
+Wrong arguments are `TypeError` and `ValueError`, at construction.
+"""
+
+__all__ = [
+    "ChainRestart",
+    "CursorExpired",
+    "FeedError",
+    "FeedGone",
+    "FeedRefused",
+    "ListenerError",
+    "MessageFailed",
+    "OwnershipLost",
+    "PushToPollError",
+    "StoreBusy",
+    "StoreError",
+    "StoreMismatch",
+    "Throttled",
+    "UndecodableMessage",
+]
+
+
+class PushToPollError(Exception):
+    """The root: every error that this library raises on its own account."""
+
+
+class FeedError(PushToPollError):
+    """A fetch failed. The poll failed with it: cursor unmoved, wakes kept, tried again with backoff.
+
+    Args:
+        message: What was seen, where (without secrets), and what to do.
+        retry_after: Seconds that the server asks to be left alone, counted from now; `None`: it did not say.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class FeedRefused(FeedError):
+    """The server refuses this client, and asking again will not help until somebody acts.
+
+    Polls go on all the same, at the slowest backoff: credentials come back, deployments end.
+    """
+
+
+class ChainRestart(FeedError):
+    """The pages changed under the walk: what was fetched since the saved cursor has to be fetched again."""
+
+
+class CursorExpired(FeedError):
+    """The feed no longer knows the cursor. Messages may be missing, so the consumer stops and says so.
+
+    Args:
+        message: What was seen, where, and what to do.
+        start: The cursor that the feed offers to start from, or `None`.
+    """
+
+    def __init__(self, message: str, *, start: str | None = None) -> None:
+        super().__init__(message)
+        self.start = start
+
+
+class FeedGone(FeedError):
+    """The feed is gone for good (RFC 9110 §15.5.11)."""
+
+
+class Throttled(PushToPollError):
+    """A poll may not start within the `timeout` of `poll_now()`.
+
+    Args:
+        message: Who asks to wait and for how long.
+        until: When a poll may start, on the clock of `anyio.current_time()`.
+    """
+
+    def __init__(self, message: str, *, until: float) -> None:
+        super().__init__(message)
+        self.until = until
+
+
+class MessageFailed(PushToPollError):
+    """A message failed for good. It and all after it are not settled; the cursor stands before it.
+
+    The cause is the handler's last error, or the `UndecodableMessage`.
+
+    Args:
+        message: What happened and what to do.
+        id: The id of the message that failed.
+    """
+
+    def __init__(self, message: str, *, id: str) -> None:
+        super().__init__(message)
+        self.id = id
+
+
+class UndecodableMessage(PushToPollError):
+    """An entry of the feed, or its data, cannot be read."""
+
+
+class ListenerError(PushToPollError):
+    """A push channel is broken for good: trying again cannot help."""
+
+
+class StoreError(PushToPollError):
+    """The store cannot be opened, read or written. Nothing was written."""
+
+
+class StoreBusy(StoreError):
+    """The name has an owner already: another process, or another consumer in this one."""
+
+
+class StoreMismatch(StoreError):
+    """The name was used with another feed, whose cursor would mean nothing here."""
+
+
+class OwnershipLost(StoreError):
+    """The name was claimed by somebody else since this session began; nothing was written."""

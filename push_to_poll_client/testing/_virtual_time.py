@@ -1,0 +1,64 @@
+"""Virtual time: tests that wait for an hour and take a millisecond, on asyncio as on trio.
+
+Trio brings `MockClock`. For asyncio the event loop below does the same: whenever nothing is ready to run, its
+clock jumps to the next timer.
+"""
+
+import asyncio
+import selectors
+from typing import Any, Literal
+
+__all__ = ["VirtualTimeLoop", "virtual_time"]
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Waits for sockets for `threshold` real seconds at most, then jumps to the end of the wait."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.now = 0.0
+        self._threshold = threshold
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:
+            return super().select()
+        events = super().select(min(timeout, self._threshold))
+        if not events:
+            self.now += max(timeout, 0.0)
+        return events
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An asyncio event loop whose clock starts at 0 and jumps to the next timer when nothing is ready.
+
+    Args:
+        autojump_threshold: Real seconds of quiet before a jump. 0 for tests without sockets and threads, whose
+            work the loop cannot tell from idleness; else more than they need to answer.
+    """
+
+    def __init__(self, autojump_threshold: float = 0.0) -> None:
+        self._clock = _JumpingSelector(autojump_threshold)
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        """Virtual seconds since the loop was made."""
+        return self._clock.now
+
+
+def virtual_time(
+    backend: Literal["asyncio", "trio"], *, autojump_threshold: float = 0.0
+) -> tuple[str, dict[str, Any]]:
+    """What to return from an `anyio_backend` fixture, for tests whose time is virtual.
+
+    Args:
+        backend: The event loop to run on.
+        autojump_threshold: Real seconds of quiet before the clock jumps; see `VirtualTimeLoop`.
+
+    Returns:
+        The backend's name and its options, for `anyio.run` or its pytest plugin.
+    """
+    if backend == "trio":
+        import trio.testing
+
+        return "trio", {"clock": trio.testing.MockClock(autojump_threshold=autojump_threshold)}
+    return "asyncio", {"loop_factory": lambda: VirtualTimeLoop(autojump_threshold)}
