@@ -49,9 +49,7 @@ class Message:
 
     __slots__ = ("_cursor", "_data", "_id", "_key")
 
-    def __init__(
-        self, id: str, data: Any = None, *, key: str | None = None, cursor: Cursor | None = None
-    ) -> None:
+    def __init__(self, id: str, data: Any = None, *, key: str | None = None, cursor: Cursor | None = None) -> None:
         self._id = id
         self._data = data
         self._key = id if key is None else key

@@ -1,0 +1,1 @@
+"""What to ask: one file for each kind of feed."""

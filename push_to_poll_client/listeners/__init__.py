@@ -1,0 +1,1 @@
+"""Who said so: one file for each kind of push channel."""

@@ -1,0 +1,1 @@
+"""Where was I: one file for each kind of store."""

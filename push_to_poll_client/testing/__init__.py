@@ -1,0 +1,1 @@
+"""For tests, yours and ours: fakes that misbehave, conformance suites, virtual time, a reference server."""
