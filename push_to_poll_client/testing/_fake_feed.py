@@ -1,0 +1,252 @@
+"""A feed in memory that misbehaves on command, and only then.
+
+An answer is frozen *before* the simulated latency. A server reads its database and then the answer travels; what
+is published meanwhile is not in it. A fake that looks after the latency hides every lost wake-up.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import anyio
+
+from push_to_poll_client._exceptions import ChainRestart, CursorExpired, UndecodableMessage
+from push_to_poll_client._types import Cursor, FetchRequest, Message, Page
+from push_to_poll_client.testing._bell import Bell
+from push_to_poll_client.testing._fake_entries import Entries
+
+__all__ = ["Answer", "Asked", "FakeFeed"]
+
+Answer: TypeAlias = Page | BaseException | None
+"""What a fetch meets: a page, an error that it raises, or `None`, what it would have met anyway."""
+
+_CURSOR = re.compile(r"(?:after|more)-(\d+)\.(\d+)")
+
+
+class Asked(NamedTuple):
+    """One request that the feed received.
+
+    Attributes:
+        at: When, on the clock of `anyio.current_time()`.
+        request: What was asked.
+    """
+
+    at: float
+    request: FetchRequest
+
+
+class FakeFeed:
+    """A feed to script. All keyword arguments are attributes too, and may be changed at any time.
+
+        feed = FakeFeed(page_size=2)
+        feed.publish(3)                                # ids "1", "2", "3"
+        feed.fail(FeedError("503", retry_after=30))    # the next fetch
+        feed.publish("late", lag=5)                    # the push beats the data
+
+    To be used from inside one event loop; before it runs, everything without `lag` works too.
+
+    Args:
+        page_size: Messages on a page, at most.
+        latency: Seconds between the freezing of an answer and its arrival.
+        cursors: Where the cursors are: on each "message" and on the page, on each "page", or only at the end of
+            the "chain", whose other pages have `next` alone.
+        overlap: How many messages before the cursor each page repeats.
+        ends_empty: Whether a page with messages always has a `next`, so that only an empty page is the end, as in
+            HTTP Feeds.
+        max_wait: Seconds for which the feed can hold an answer; `None`: no long polling.
+        answers_early: Whether a held answer comes back at once and empty all the same.
+        retry_after: Seconds that each page asks to be left alone; `None`: it does not.
+        identity: What the feed is called.
+
+    Attributes:
+        requests: What was asked and when, oldest first.
+        closed: How often `aclose()` was called.
+    """
+
+    def __init__(
+        self,
+        *,
+        page_size: int = 100,
+        latency: float = 0.0,
+        cursors: Literal["message", "page", "chain"] = "message",
+        overlap: int = 0,
+        ends_empty: bool = False,
+        max_wait: float | None = None,
+        answers_early: bool = False,
+        retry_after: float | None = None,
+        identity: str = "fake-feed",
+    ) -> None:
+        self.page_size = page_size
+        self.latency = latency
+        self.cursors = cursors
+        self.overlap = overlap
+        self.ends_empty = ends_empty
+        self.max_wait = max_wait
+        self.answers_early = answers_early
+        self.retry_after = retry_after
+        self.identity = identity
+        self.requests: list[Asked] = []
+        self.closed = 0
+        self._entries = Entries()
+        self._script: deque[Answer | Callable[[FetchRequest], Answer]] = deque()
+        self._failing: BaseException | None = None
+        self._restarts = 0
+        self._walking: Cursor | None = None
+        self._era = 0
+        self._expired: CursorExpired | None = None
+        self._published = Bell()
+        self._asked = Bell()
+
+    def publish(
+        self,
+        *what: int | str | Message,
+        data: Any = None,
+        error: UndecodableMessage | None = None,
+        lag: float = 0.0,
+        lag_fetches: int = 0,
+    ) -> list[str]:
+        """Append messages.
+
+        Args:
+            what: A number of messages, whose ids are their places counted from 1; or ids, which may repeat; or
+                messages, which are handed out as they are, with the cursor they have. Nothing: one message.
+            data: What each carries.
+            error: Makes them unreadable messages.
+            lag: Seconds until they become visible, at the place they have now.
+            lag_fetches: How many of the following fetches do not see them.
+
+        Returns:
+            Their ids.
+        """
+        hidden_until = len(self.requests) + lag_fetches if lag_fetches else 0
+        ids = self._entries.add(what or (1,), data, error, lag=lag, hidden_until=hidden_until)
+        self._published.ring()
+        return ids
+
+    def after(self, count: int) -> Cursor:
+        """The cursor behind the first `count` messages, visible or not."""
+        return f"after-{count}.{self._era}"
+
+    @property
+    def newest(self) -> Cursor:
+        """The cursor behind all messages, visible or not: what a push would hint at."""
+        return self.after(len(self._entries))
+
+    def fail(self, error: BaseException, *, times: int | None = 1) -> None:
+        """Let the next `times` fetches raise `error`; `None`: all of them until `recover()`."""
+        if times is None:
+            self._failing = error
+        else:
+            self.answer(*[error] * times)
+
+    def answer(self, *answers: Answer | Callable[[FetchRequest], Answer]) -> None:
+        """Decide what the next fetches meet, one after the other.
+
+        Args:
+            answers: Each a page, an error to raise, `None` for what it would have met anyway, or a callable that
+                is given the request and returns one of these.
+        """
+        self._script.extend(answers)
+
+    def recover(self) -> None:
+        """Take back all failures and answers that were ordered and did not happen yet."""
+        self._script.clear()
+        self._failing = None
+        self._restarts = 0
+
+    def restart_chain(self, times: int = 1) -> None:
+        """Let the next `times` fetches that go on with a `Page.next` raise `ChainRestart`."""
+        self._restarts = times
+
+    def forget(self) -> None:
+        """Make all cursors handed out so far unknown: they read from the beginning, without a word."""
+        self._era += 1
+        self._expired = None
+
+    def expire(self, *, start: int | None = None) -> None:
+        """Make all cursors handed out so far raise `CursorExpired`.
+
+        Args:
+            start: How many messages lie before the start that the error offers; `None`: it offers none.
+        """
+        self._era += 1
+        offer = None if start is None else self.after(start)
+        self._expired = CursorExpired("The fake feed was told to expire its cursors.", start=offer)
+
+    async def asked(self, times: int) -> None:
+        """Return when `times` fetches have begun, counted from the first."""
+        while len(self.requests) < times:
+            await self._asked.wait()
+
+    async def fetch(self, request: FetchRequest, /) -> Page:
+        """Answer, or misbehave as ordered."""
+        self.requests.append(Asked(anyio.current_time(), request))
+        self._asked.ring()
+        try:
+            page = self._ordered(request) or await self._held(request)
+        finally:
+            await anyio.sleep(self.latency)
+        self._walking = page.next
+        return page
+
+    async def aclose(self) -> None:
+        """Count it; the feed can be used again."""
+        self.closed += 1
+
+    def _ordered(self, request: FetchRequest) -> Page | None:
+        step = self._script.popleft() if self._script else self._failing
+        answer = step(request) if callable(step) else step
+        if answer is None and self._restarts and request.cursor is not None and request.cursor == self._walking:
+            self._restarts -= 1
+            answer = ChainRestart("The fake feed was told to change its pages under the walk.")
+        if isinstance(answer, BaseException):
+            raise answer.with_traceback(None)  # else it grows with each raise
+        return answer
+
+    async def _held(self, request: FetchRequest) -> Page:
+        wait = 0.0 if self.answers_early else min(request.wait, self.max_wait or 0.0)
+        ends = anyio.current_time() + wait
+        while True:
+            page = self._page(request)
+            if page.messages or anyio.current_time() >= ends:
+                return page
+            with anyio.CancelScope(deadline=min(ends, self._entries.next_visible())):
+                await self._published.wait()
+
+    def _page(self, request: FetchRequest) -> Page:
+        start, fetch = self._place(request.cursor), len(self.requests)
+        seen = list(islice(self._entries.visible(start, len(self._entries), fetch=fetch), self.page_size + 1))
+        fresh = seen[: self.page_size]
+        more = len(seen) > len(fresh) or (self.ends_empty and bool(fresh))
+        end = fresh[-1] + 1 if fresh else start
+        repeated = self._entries.visible(max(start - self.overlap, 0), start, fetch=fetch)
+        return Page(
+            [self._message(place) for place in (*repeated, *fresh)],
+            cursor=self._page_cursor(end, more=more),
+            next=self._next(end) if more else None,
+            retry_after=self.retry_after,
+        )
+
+    def _message(self, place: int) -> Message:
+        return self._entries.message(place, self.after(place + 1) if self.cursors == "message" else None)
+
+    def _page_cursor(self, end: int, *, more: bool) -> Cursor | None:
+        if end == 0 or (more and self.cursors == "chain"):
+            return None
+        return self.after(end)
+
+    def _next(self, end: int) -> Cursor:
+        return f"more-{end}.{self._era}" if self.cursors == "chain" else self.after(end)
+
+    def _place(self, cursor: Cursor | None) -> int:
+        """How many messages lie before `cursor`."""
+        if cursor is None:
+            return 0
+        known = _CURSOR.fullmatch(cursor)
+        if known and int(known[2]) == self._era and int(known[1]) <= len(self._entries):
+            return int(known[1])
+        if self._expired is not None:
+            raise self._expired
+        return 0
