@@ -1,0 +1,367 @@
+"""The fake feed misbehaves as ordered, and only then."""
+
+import anyio
+import pytest
+
+from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, UndecodableMessage
+from push_to_poll_client._types import FetchRequest, Message, Page
+from push_to_poll_client.testing._fake_feed import FakeFeed
+
+pytestmark = pytest.mark.anyio
+
+
+async def ids(feed, cursor=None, **request):
+    page = await feed.fetch(FetchRequest(cursor, **request))
+    return [message.id for message in page.messages]
+
+
+async def walk(feed, cursor=None):
+    """All pages from the cursor to the end."""
+    pages = [await feed.fetch(FetchRequest(cursor))]
+    while pages[-1].next is not None:
+        pages.append(await feed.fetch(FetchRequest(pages[-1].next)))
+    return pages
+
+
+async def test_nothing_published_is_an_empty_page_without_a_cursor():
+    assert await FakeFeed().fetch(FetchRequest()) == Page([])
+
+
+async def test_messages_come_in_order_and_each_cursor_reads_the_rest():
+    feed = FakeFeed()
+    assert feed.publish(2) == ["1", "2"]
+    assert feed.publish("a", "b", data={"total": 12}) == ["a", "b"]
+    page = await feed.fetch(FetchRequest())
+    assert [message.id for message in page.messages] == ["1", "2", "a", "b"]
+    assert page.messages[2].data == {"total": 12}
+    assert page.cursor == page.messages[-1].cursor == feed.newest == feed.after(4)
+    assert await ids(feed, page.messages[1].cursor) == ["a", "b"]
+
+
+async def test_publish_without_arguments_is_one_message():
+    assert FakeFeed().publish() == ["1"]
+
+
+async def test_a_message_of_the_test_is_handed_out_as_it_is():
+    feed, own = FakeFeed(), Message("own", key="k", cursor="here")
+    feed.publish(own)
+    assert (await feed.fetch(FetchRequest())).messages == [own]
+
+
+async def test_an_unreadable_message_raises_its_error_and_keeps_its_cursor():
+    feed, error = FakeFeed(), UndecodableMessage("not JSON")
+    feed.publish("bad", error=error)
+    (message,) = (await feed.fetch(FetchRequest())).messages
+    assert (message.id, message.error, message.cursor) == ("bad", error, feed.after(1))
+
+
+async def test_with_cursors_on_each_message_the_page_has_one_too():
+    feed = FakeFeed(page_size=2, cursors="message")
+    feed.publish(3)
+    first, last = await walk(feed)
+    assert [message.cursor for message in first.messages] == [feed.after(1), feed.after(2)]
+    assert (first.cursor, first.next, last.cursor, last.next) == (
+        feed.after(2),
+        feed.after(2),
+        feed.after(3),
+        None,
+    )
+
+
+async def test_with_cursors_on_each_page_messages_have_none():
+    feed = FakeFeed(page_size=2, cursors="page")
+    feed.publish(3)
+    first, last = await walk(feed)
+    assert [message.cursor for message in (*first.messages, *last.messages)] == [None] * 3
+    assert (first.cursor, last.cursor) == (feed.after(2), feed.after(3))
+
+
+async def test_with_cursors_at_the_end_of_the_chain_all_other_pages_have_only_next():
+    feed = FakeFeed(page_size=2, cursors="chain")
+    feed.publish(5)
+    pages = await walk(feed)
+    assert [page.cursor for page in pages] == [None, None, feed.after(5)]
+    assert [len(page.messages) for page in pages] == [2, 2, 1]
+
+
+async def test_a_full_last_page_is_the_end_unless_only_an_empty_one_is():
+    feed = FakeFeed(page_size=2)
+    feed.publish(2)
+    assert len(await walk(feed)) == 1
+    feed.ends_empty = True
+    assert [len(page.messages) for page in await walk(feed)] == [2, 0]
+
+
+async def test_requests_are_recorded_with_their_times():
+    feed = FakeFeed(latency=3)
+    began = anyio.current_time()
+    await ids(feed)
+    await ids(feed, "c", fresh=True)
+    assert [asked.at - began for asked in feed.requests] == [0, pytest.approx(3)]
+    assert [asked.request for asked in feed.requests] == [FetchRequest(), FetchRequest("c", fresh=True)]
+
+
+async def test_the_answer_is_frozen_before_the_latency():
+    """Otherwise a message published during a fetch is in its answer, and no test sees a lost wake-up."""
+    feed = FakeFeed(latency=1)
+    answers = []
+
+    async def fetch():
+        answers.append(await ids(feed))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fetch)
+        await feed.asked(1)
+        await anyio.wait_all_tasks_blocked()
+        feed.publish()
+    assert answers == [[]]
+    assert await ids(feed) == ["1"]
+
+
+async def test_a_failure_is_frozen_before_the_latency_and_arrives_after_it():
+    feed = FakeFeed(latency=2)
+    feed.fail(FeedError("503"))
+    began = anyio.current_time()
+    with pytest.raises(FeedError):
+        await ids(feed)
+    assert anyio.current_time() - began == pytest.approx(2)
+
+
+async def test_lagging_messages_become_visible_later():
+    feed = FakeFeed()
+    feed.publish("slow", lag=5)
+    assert await ids(feed) == []
+    await anyio.sleep(5)
+    assert await ids(feed) == ["slow"]
+
+
+async def test_the_newest_cursor_knows_of_messages_that_lag():
+    feed = FakeFeed()
+    feed.publish(lag=5)
+    assert feed.newest == feed.after(1)
+    assert (await feed.fetch(FetchRequest())).cursor is None
+
+
+async def test_messages_can_lag_by_fetches():
+    feed = FakeFeed()
+    await ids(feed)
+    feed.publish("slow", lag_fetches=2)
+    assert [await ids(feed) for _ in range(3)] == [[], [], ["slow"]]
+
+
+async def test_what_becomes_visible_behind_the_cursor_is_skipped():
+    """Commit order is not id order: who goes on from the larger id never sees the smaller one."""
+    feed = FakeFeed()
+    feed.publish("smaller", lag=1)
+    feed.publish("larger")
+    page = await feed.fetch(FetchRequest())
+    assert [message.id for message in page.messages] == ["larger"]
+    await anyio.sleep(1)
+    assert await ids(feed, page.cursor) == []
+    assert await ids(feed) == ["smaller", "larger"]
+
+
+async def test_pages_repeat_what_lies_before_the_cursor():
+    feed = FakeFeed(overlap=2, page_size=1)
+    feed.publish(4)
+    assert await ids(feed, feed.after(1)) == ["1", "2"]
+    assert await ids(feed, feed.after(3)) == ["2", "3", "4"]
+    page = await feed.fetch(FetchRequest(feed.newest))
+    assert ([message.id for message in page.messages], page.cursor, page.next) == (["3", "4"], feed.newest, None)
+
+
+async def test_an_id_can_be_published_twice():
+    feed = FakeFeed()
+    feed.publish("a", "a")
+    assert await ids(feed) == ["a", "a"]
+
+
+async def test_fails_as_often_as_ordered_with_the_error_ordered():
+    feed, error = FakeFeed(), FeedError("429", retry_after=7)
+    feed.publish()
+    feed.fail(error, times=2)
+    for _ in range(2):
+        with pytest.raises(FeedError) as caught:
+            await ids(feed)
+        assert caught.value is error
+    assert await ids(feed) == ["1"]
+
+
+async def test_fails_until_it_recovers():
+    feed = FakeFeed()
+    feed.fail(OSError("no route"), times=None)
+    for _ in range(3):
+        with pytest.raises(OSError, match="no route"):
+            await ids(feed)
+    feed.recover()
+    assert await ids(feed) == []
+
+
+async def test_recovery_takes_back_what_was_ordered():
+    feed = FakeFeed(page_size=1)
+    feed.publish(2)
+    feed.fail(FeedError("503"), times=5)
+    feed.restart_chain()
+    feed.recover()
+    assert len(await walk(feed)) == 2
+
+
+async def test_a_script_decides_fetch_by_fetch():
+    feed = FakeFeed()
+    feed.publish()
+    scripted = Page([Message("scripted")])
+    asked = []
+
+    def decide(request):
+        asked.append(request)
+        return FeedError("called")
+
+    feed.answer(scripted, None, decide, lambda _: None)
+    assert await ids(feed) == ["scripted"]
+    assert await ids(feed) == ["1"]
+    with pytest.raises(FeedError, match="called"):
+        await ids(feed)
+    assert await ids(feed) == ["1"]
+    assert asked == [FetchRequest()]
+
+
+async def test_forgotten_cursors_read_everything_again_without_a_word():
+    feed = FakeFeed()
+    feed.publish(2)
+    old = feed.newest
+    feed.forget()
+    assert await ids(feed, old) == ["1", "2"]
+    assert await ids(feed, feed.newest) == []
+
+
+@pytest.mark.parametrize("cursor", ["nonsense", "after-99.0", "after-1.7", ""])
+async def test_an_unknown_cursor_reads_everything(cursor):
+    feed = FakeFeed()
+    feed.publish(2)
+    assert await ids(feed, cursor) == ["1", "2"]
+
+
+async def test_expired_cursors_raise_and_may_offer_a_start():
+    feed = FakeFeed()
+    feed.publish(3)
+    old = feed.newest
+    feed.expire(start=2)
+    with pytest.raises(CursorExpired) as caught:
+        await ids(feed, old)
+    assert await ids(feed, caught.value.start) == ["3"]
+    assert await ids(feed) == ["1", "2", "3"]
+
+
+async def test_an_expiry_without_an_offer():
+    feed = FakeFeed()
+    feed.publish()
+    old = feed.newest
+    feed.expire()
+    with pytest.raises(CursorExpired) as caught:
+        await ids(feed, old)
+    assert caught.value.start is None
+
+
+@pytest.mark.parametrize("cursors", ["message", "page", "chain"])
+async def test_a_chain_restarts_once_and_only_on_its_way(cursors):
+    feed = FakeFeed(page_size=1, cursors=cursors)
+    feed.publish(2)
+    feed.restart_chain()
+    first = await feed.fetch(FetchRequest())
+    with pytest.raises(ChainRestart):
+        await ids(feed, first.next)
+    assert len(await walk(feed)) == 2
+
+
+async def test_a_restart_waits_for_a_chain():
+    feed = FakeFeed(page_size=1)
+    feed.publish(2)
+    feed.restart_chain()
+    assert await ids(feed, feed.after(1)) == ["2"]
+    assert await ids(feed, feed.after(2)) == []
+
+
+async def test_a_success_can_ask_to_be_left_alone():
+    feed = FakeFeed(retry_after=9)
+    assert (await feed.fetch(FetchRequest())).retry_after == 9
+
+
+async def held(feed, wait, **publication):
+    """The ids that a long poll brings and the seconds it took; something may be published after two of them."""
+    began, found = anyio.current_time(), []
+
+    async def fetch():
+        found.extend(await ids(feed, wait=wait))
+        found.append(anyio.current_time() - began)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fetch)
+        await anyio.sleep(2)
+        if publication:
+            feed.publish("new", **publication)
+    return found
+
+
+async def test_a_long_poll_is_answered_by_a_publication():
+    assert await held(FakeFeed(max_wait=30), 30, lag=0) == ["new", pytest.approx(2)]
+
+
+async def test_a_long_poll_sees_a_message_that_lags_when_it_becomes_visible():
+    assert await held(FakeFeed(max_wait=30), 30, lag=5) == ["new", pytest.approx(7)]
+
+
+async def test_a_long_poll_ends_empty_when_the_wait_ends():
+    assert await held(FakeFeed(max_wait=30), 20) == [pytest.approx(20)]
+
+
+async def test_a_feed_holds_no_longer_than_it_can():
+    assert await held(FakeFeed(max_wait=10), 60) == [pytest.approx(10)]
+    assert await held(FakeFeed(), 60) == [pytest.approx(0)]
+
+
+async def test_a_feed_may_answer_early_and_empty():
+    assert await held(FakeFeed(max_wait=30, answers_early=True), 30) == [pytest.approx(0)]
+
+
+async def test_a_long_poll_that_has_something_answers_at_once():
+    feed = FakeFeed(max_wait=30)
+    feed.publish("old")
+    assert await held(feed, 30) == ["old", pytest.approx(0)]
+
+
+async def test_a_cancelled_fetch_leaves_the_feed_usable():
+    feed = FakeFeed(latency=10)
+    feed.publish()
+    with anyio.move_on_after(1) as scope:
+        await ids(feed)
+    assert scope.cancelled_caught
+    assert await ids(feed) == ["1"]
+
+
+async def test_a_closed_feed_counts_and_opens_again():
+    feed = FakeFeed(identity="orders")
+    await feed.aclose()
+    assert (feed.closed, feed.identity, await ids(feed)) == (1, "orders", [])
+
+
+async def test_waits_for_the_nth_fetch():
+    feed, reached = FakeFeed(), []
+
+    async def wait():
+        await feed.asked(2)
+        reached.append(len(feed.requests))
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            for _ in range(2):
+                assert reached == []
+                await anyio.wait_all_tasks_blocked()
+                await ids(feed)
+    assert reached == [2]
+
+
+def test_a_feed_can_be_filled_before_the_loop_runs():
+    feed = FakeFeed()
+    feed.publish(2)
+    assert anyio.run(ids, feed) == ["1", "2"]
