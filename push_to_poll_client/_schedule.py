@@ -1,0 +1,404 @@
+"""WHEN to poll. A pure state machine: no I/O, no clock, no random; time is an argument, the decision a value.
+
+The theory
+----------
+A consumer polls because something *wishes* it to, and no sooner than something *allows*.
+
+Wishes, each with the time from which it holds; the earliest one is the decision's cause:
+
+    START         no poll has ended yet: at once
+    RETRY         the last poll failed: when its backoff is over
+    CONTINUATION  the last poll stopped at `max_poll_time` with pages left: at once
+    WAKE          somebody said "poll soon": `wake_delay` after the first wake, to gather more
+    REPOLL        a push promised something and its poll found nothing: the push beat the data
+    TIMER         quiet for the fallback interval
+    WAIT          nothing else: a fetch that the server may hold (long polling)
+    MANUAL        `poll_now()`, which asks `earliest()` itself
+
+Limits, of which the latest one counts, whatever the wish:
+
+    tokens        burst + rate·T starts in any window of T seconds (G3). A continuation is work, not a new poll,
+                  and takes none.
+    not-before    what the server asked for (Retry-After and its like)
+    backoff       after a failed poll, doubling
+
+A wake is a debt (G1). When a poll starts, the debts it finds become *covered*: the flag is cleared before the
+fetch, so a wake that arrives during the poll is a new debt and cannot be erased by an answer that is older than
+it. When the poll succeeds, what it covered is paid. When it fails or is abandoned, it is owed again.
+
+The table
+---------
+What is left of the old state is not named. "owed" is pending wakes; +x adds, -x removes.
+
+    state, event      wake          poll_started      succeeded         failed            abandoned
+    idle             +owed         running           -                 -                 -
+    owed             coalesced     running, covered  -                 -                 -
+    running          +owed         - (G2)            idle, or owed     owed += covered,  owed += covered
+                                                     if woken since    backoff
+    backoff          +owed         running, covered  -                 -                 -
+    paused, standby  +owed         by hand only      as running        as running        as running
+
+A backoff doubles with each failure of a streak. One success ends the backoff but not the streak: that takes
+successes for as long as the streak's last delay, so a feed that fails every other time is not asked at full speed.
+
+A poll after a push that finds nothing is repeated shortly, three times at most in a streak. Finding messages, or
+a timer poll, ends the streak; so a forged push costs four polls, and a flood of them three more than its rate.
+
+A timer poll that finds messages though a channel claims to be up, with no push owed or arriving, is evidence that
+the channel loses pushes. Two in a row with no push proved right in between make the interval the degraded one.
+"""
+
+import enum
+import math
+from dataclasses import dataclass
+
+__all__ = ["MAX_NOT_BEFORE", "Cause", "Decision", "Mode", "Outcome", "Schedule", "WakeResult"]
+
+FIRST_BACKOFF = 1.0
+"""Seconds after the first failure of a streak: a blip costs one second."""
+
+MAX_BACKOFF = 60.0
+"""Seconds that backoff grows to: a feed that stays down is asked 1 to 2 times a minute."""
+
+SLOW_BACKOFF = 300.0
+"""Seconds after a refusal, which only a human can lift: 12 to 24 polls an hour, and that never ends."""
+
+MAX_NOT_BEFORE = 86_400.0
+"""Seconds: the longest that a server is obeyed for, so that a `Retry-After` of a century is not the end."""
+
+REPOLL_DELAYS = (0.25, 1.0, 4.0)
+"""Seconds from an empty poll to its repetition: replicas lag by milliseconds to seconds; 3 polls in 5 s."""
+
+EVIDENCE = 2
+"""Timer polls in a row that found what no push announced: one may be a push still on its way, two hardly."""
+
+HELD = 0.5
+"""The share of the asked wait below which an empty answer counts as early: the server does not hold answers."""
+
+EARLY_ANSWERS = 3
+"""Early empty answers in a row before waiting gives way to the timer, until a poll of another cause."""
+
+
+class Cause(enum.StrEnum):
+    """Why a poll starts."""
+
+    START = "start"
+    RETRY = "retry"
+    CONTINUATION = "continuation"
+    WAKE = "wake"
+    REPOLL = "repoll"
+    TIMER = "timer"
+    WAIT = "wait"
+    MANUAL = "manual"
+
+
+class Outcome(enum.StrEnum):
+    """How a poll ended."""
+
+    CAUGHT_UP = "caught up"
+    MORE = "more"
+    FAILED = "failed"
+    REFUSED = "refused"
+    ABANDONED = "abandoned"
+
+
+class Mode(enum.StrEnum):
+    """What the schedule is doing."""
+
+    IDLE = "idle"
+    OWED = "owed"
+    POLLING = "polling"
+    BACKOFF = "backoff"
+    THROTTLED = "throttled"
+    PAUSED = "paused"
+    STANDBY = "standby"
+
+
+class WakeResult(enum.StrEnum):
+    """What became of a wake."""
+
+    OWED = "owed"
+    COALESCED = "coalesced"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Start a poll at time `at`, which may be past (now) or infinite (not until something happens)."""
+
+    at: float
+    cause: Cause
+
+
+NEVER = Decision(math.inf, Cause.TIMER)
+
+
+class Schedule:
+    """Decides when to poll. Times are seconds on any one clock that never goes back.
+
+    Args:
+        fallback_interval: Longest quiet time, in seconds, before polling anyway; `None`: only wakes poll.
+        degraded_interval: The same while a channel is down or seems to lose pushes; `None`: no shorter.
+        rate: Polls a second that may be started in the long run; `None`: no limit.
+        burst: Polls that may be started at once.
+        wake_delay: Seconds to gather further wakes after the first.
+
+    Attributes:
+        paused: The user asked for quiet: nothing starts but by hand. Wakes stay owed.
+        standby: Another replica owns the name: nothing starts. Wakes stay owed.
+        missed_pushes: Timer polls that found what no push had announced while a channel was up.
+    """
+
+    def __init__(
+        self,
+        *,
+        fallback_interval: float | None,
+        degraded_interval: float | None = None,
+        rate: float | None = None,
+        burst: int = 1,
+        wake_delay: float = 0.0,
+    ) -> None:
+        self.paused = False
+        self.standby = False
+        self.missed_pushes = 0
+        self._fallback = fallback_interval
+        self._degraded = degraded_interval
+        self._spacing = 1.0 / rate if rate is not None else 0.0
+        self._slack = self._spacing * (burst - 1)
+        self._wake_delay = wake_delay
+
+        self._channels: dict[str, bool] = {}
+        self._full_at = -math.inf  # when the bucket is full again (GCRA's theoretical arrival time)
+        self._not_before = -math.inf
+        self._ended: float | None = None
+        self._shortening = 1.0
+        self._unfinished = False
+
+        self._owed: float | None = None  # since when
+        self._owed_to_push = False
+        self._running = False
+        self._cause = Cause.START
+        self._started = 0.0
+        self._wait = 0.0
+        self._covered: float | None = None
+        self._covered_push = False
+        self._pushed_meanwhile = False
+
+        self._failing = False
+        self._failures = 0
+        self._backoff = 0.0
+        self._retry_at = -math.inf
+        self._well_since: float | None = None
+
+        self._repoll_at = math.inf
+        self._repolls = 0
+        self._early_answers = 0
+        self._evidence = 0
+
+    # What happens
+
+    def wake(self, now: float, *, push: bool = False, known: bool = False) -> WakeResult:
+        """Somebody said "poll soon".
+
+        Args:
+            now: The time.
+            push: A push said so, which promises that there is something.
+            known: Its hint equals the saved cursor and no overlap is set. Dropped, if also no poll runs and
+                nothing is owed (G1).
+        """
+        self._pushed_meanwhile |= push
+        if known and not self._running and self._owed is None:
+            return WakeResult.DROPPED
+        self._owed_to_push |= push
+        if self._owed is not None:
+            return WakeResult.COALESCED
+        self._owed = now
+        return WakeResult.OWED
+
+    def set_channel(self, name: str, *, up: bool) -> None:
+        """The push channel `name` is connected, or is not (as it is before its first connection)."""
+        self._channels[name] = up
+
+    def not_before(self, now: float, seconds: float, *, jitter: float) -> None:
+        """The server asked to be left alone; capped at `MAX_NOT_BEFORE`, then lengthened by up to a tenth.
+
+        Args:
+            now: The time.
+            seconds: What it asked for. An earlier, longer request stays in force.
+            jitter: Drawn from [0, 1): clients that were told the same do not come back together.
+        """
+        asked = min(max(seconds, 0.0), MAX_NOT_BEFORE)
+        self._not_before = max(self._not_before, now + asked * (1.0 + 0.1 * jitter))
+
+    def poll_started(self, now: float, cause: Cause, *, wait: float = 0.0) -> None:
+        """A poll starts. What is owed is now covered: what arrives from here on is owed anew.
+
+        Args:
+            now: The time.
+            cause: That of the decision, or `MANUAL`.
+            wait: Seconds for which the server may hold its first answer.
+        """
+        if self._running:
+            raise AssertionError("two polls at a time (G2)")
+        if not self._continuing:
+            self._full_at = max(self._full_at, now) + self._spacing
+        self._running, self._cause, self._started, self._wait = True, cause, now, wait
+        self._covered, self._covered_push = self._owed, self._owed_to_push
+        self._owed, self._owed_to_push, self._pushed_meanwhile = None, False, False
+        self._repoll_at = math.inf
+
+    def poll_ended(self, now: float, outcome: Outcome, *, found: int = 0, jitter: float = 0.0) -> None:
+        """The poll that was started has ended.
+
+        Args:
+            now: The time.
+            outcome: How. `ABANDONED` is neither success nor failure: a waiting fetch gave way to a wake, or the
+                caller was cancelled.
+            found: New messages that it settled; repeated ones do not count.
+            jitter: Drawn from [0, 1), for the backoff or the fallback interval.
+        """
+        self._running = False
+        if outcome is Outcome.ABANDONED:
+            self._owe_again()
+            return
+        self._ended, self._shortening = now, 1.0 - 0.1 * jitter
+        if outcome in (Outcome.FAILED, Outcome.REFUSED):
+            self._owe_again()
+            self._fail(now, outcome, jitter)
+        else:
+            self._unfinished = outcome is Outcome.MORE
+            self._succeed(now)
+            self._learn(now, found, jitter)
+
+    # What follows
+
+    def next_poll(self, now: float, *, can_wait: bool = False) -> Decision:
+        """When to start the next poll, and why, if nothing happens until then.
+
+        Args:
+            now: The time.
+            can_wait: The feed can hold its answer.
+        """
+        if self._running or self.paused or self.standby:
+            return NEVER
+        wish = min(self._wishes(), key=lambda decision: decision.at)
+        if can_wait and self._may_wait and wish.at > max(now, self.earliest):
+            wish = Decision(now, Cause.WAIT)
+        return Decision(max(wish.at, self.earliest), wish.cause)
+
+    @property
+    def earliest(self) -> float:
+        """When a poll may start at the earliest, whatever wishes it."""
+        token = -math.inf if self._continuing else self._full_at - self._slack
+        return max(token, self._not_before, self._retry_at if self._failing else -math.inf)
+
+    @property
+    def server_not_before(self) -> float:
+        """Before this time the server does not want to be asked, not even for a further page."""
+        return self._not_before
+
+    @property
+    def interval(self) -> float | None:
+        """The longest quiet time in force, in seconds; `None`: no limit."""
+        if self._fallback is None or self._degraded is None or not self.degraded:
+            return self._fallback
+        return min(self._fallback, self._degraded)
+
+    @property
+    def degraded(self) -> bool:
+        """A channel is down, or loses pushes."""
+        return bool(self._channels) and (self.lossy or not all(self._channels.values()))
+
+    @property
+    def lossy(self) -> bool:
+        """A channel that claims to be up seems to lose pushes."""
+        return self._evidence >= EVIDENCE
+
+    @property
+    def running(self) -> bool:
+        """A poll runs."""
+        return self._running
+
+    def mode(self, now: float) -> Mode:
+        """What the schedule is doing, in a word."""
+        states = (
+            (self.standby, Mode.STANDBY),
+            (self._running, Mode.POLLING),
+            (self.paused, Mode.PAUSED),
+            (self._not_before > now, Mode.THROTTLED),
+            (self._failing, Mode.BACKOFF),
+            (self._owed is not None, Mode.OWED),
+        )
+        return next((mode for holds, mode in states if holds), Mode.IDLE)
+
+    # How it is decided
+
+    def _wishes(self) -> list[Decision]:
+        """All wishes; of two for the same time the first one counts."""
+        wishes = [Decision(self._repoll_at, Cause.REPOLL), Decision(self._due, Cause.TIMER)]
+        if self._owed is not None:
+            wishes.insert(0, Decision(self._owed + self._wake_delay, Cause.WAKE))
+        if self._unfinished:
+            wishes.insert(0, Decision(-math.inf, Cause.CONTINUATION))
+        if self._ended is None:
+            wishes.insert(0, Decision(-math.inf, Cause.START))
+        if self._failing:
+            wishes.insert(0, Decision(-math.inf, Cause.RETRY))
+        return wishes
+
+    @property
+    def _due(self) -> float:
+        if self._ended is None or self.interval is None:
+            return math.inf
+        return self._ended + self.interval * self._shortening
+
+    @property
+    def _continuing(self) -> bool:
+        return self._unfinished and not self._failing
+
+    @property
+    def _may_wait(self) -> bool:
+        return not any(self._channels.values()) and self._early_answers < EARLY_ANSWERS
+
+    def _owe_again(self) -> None:
+        if self._covered is not None:
+            self._owed = self._covered
+            self._owed_to_push |= self._covered_push
+
+    def _fail(self, now: float, outcome: Outcome, jitter: float) -> None:
+        self._failures += 1
+        doubled = FIRST_BACKOFF * 2.0 ** min(self._failures - 1, 16)
+        delay = SLOW_BACKOFF if outcome is Outcome.REFUSED else min(doubled, MAX_BACKOFF)
+        self._backoff = delay * (0.5 + 0.5 * jitter)
+        self._failing, self._retry_at, self._well_since = True, now + self._backoff, None
+
+    def _succeed(self, now: float) -> None:
+        self._failing = False
+        if self._well_since is None:
+            self._well_since = now
+        if now - self._well_since >= self._backoff:
+            self._failures, self._backoff = 0, 0.0
+
+    def _learn(self, now: float, found: int, jitter: float) -> None:
+        """Take from a successful poll what it says about pushes and about waiting."""
+        early = not found and self._cause is Cause.WAIT and now - self._started < HELD * self._wait
+        self._early_answers = self._early_answers + 1 if early else 0
+        self._weigh_evidence(found)
+        if found or self._cause is Cause.TIMER:
+            self._repolls = 0
+        elif self._promised and self._repolls < len(REPOLL_DELAYS):
+            self._repoll_at = now + REPOLL_DELAYS[self._repolls] * (1.0 + 0.1 * jitter)
+            self._repolls += 1
+
+    @property
+    def _promised(self) -> bool:
+        return self._covered_push or self._cause is Cause.REPOLL
+
+    def _weigh_evidence(self, found: int) -> None:
+        if not found or not any(self._channels.values()):
+            return
+        if self._covered_push:
+            self._evidence = 0
+        elif self._cause is Cause.TIMER and self._covered is None and not self._pushed_meanwhile:
+            self._evidence += 1
+            self.missed_pushes += 1

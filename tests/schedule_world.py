@@ -1,0 +1,154 @@
+"""A world around a schedule that keeps its own books, and checks G1-G4 against them after every event.
+
+The books are kept in the words of the guarantees and share nothing with the schedule's way of keeping them.
+"""
+
+import copy
+import math
+from dataclasses import dataclass, field
+
+from push_to_poll_client._schedule import (
+    MAX_BACKOFF,
+    MAX_NOT_BEFORE,
+    SLOW_BACKOFF,
+    Cause,
+    Outcome,
+    Schedule,
+    WakeResult,
+)
+
+EPS = 1e-6
+
+
+@dataclass
+class World:
+    fallback: float | None = 4.0
+    degraded: float | None = 2.0
+    rate: float = 1.0
+    burst: int = 2
+    wake_delay: float = 0.0
+    jitter: float = 0.0
+    now: float = 0.0
+    debts: list[float] = field(default_factory=list)
+    covered: list[float] = field(default_factory=list)
+    starts: list[float] = field(default_factory=list)
+    not_before: float = -math.inf
+    ended: float | None = None
+    failed: Outcome | None = None
+    unfinished: bool = False
+    running: bool = False
+    up: bool = True
+
+    def __post_init__(self):
+        self.schedule = Schedule(
+            fallback_interval=self.fallback,
+            degraded_interval=self.degraded,
+            rate=self.rate,
+            burst=self.burst,
+            wake_delay=self.wake_delay,
+        )
+        self.schedule.set_channel("push", up=self.up)
+
+    def fork(self):
+        other = copy.copy(self)
+        other.debts, other.covered, other.starts = self.debts[:], self.covered[:], self.starts[:]
+        other.schedule = copy.copy(self.schedule)
+        other.schedule._channels = dict(self.schedule._channels)
+        return other
+
+    @property
+    def held(self):
+        return self.schedule.paused or self.schedule.standby
+
+    # Events
+
+    def wake(self, *, push=False, known=False):
+        result = self.schedule.wake(self.now, push=push, known=known)
+        if result is WakeResult.DROPPED:
+            assert known, "only a hint drops a wake"
+            assert not self.running, "no hint drops a wake while a poll runs"
+            assert not self.debts, "no hint drops a wake while one is owed"
+        else:
+            self.debts.append(self.now)
+
+    def tick(self, seconds=1.0):
+        self.now += seconds
+
+    def due(self):
+        return self.schedule.next_poll(self.now).at <= self.now
+
+    def start(self):
+        decision = self.schedule.next_poll(self.now)
+        assert not self.held
+        self._start(decision.cause)
+
+    def may_start_by_hand(self):
+        return not self.running and self.schedule.earliest <= self.now
+
+    def start_by_hand(self):
+        self._start(Cause.MANUAL)
+
+    def _start(self, cause):
+        assert not self.running, "G2: two polls at a time"
+        assert self.now >= self.not_before - EPS, "G3: earlier than the server asked for"
+        self.schedule.poll_started(self.now, cause)
+        self.running, self.covered, self.debts = True, self.debts, []
+        if not (self.unfinished and self.failed is None):
+            self.starts.append(self.now)
+            self._check_rate()
+
+    def _check_rate(self):
+        last = len(self.starts) - 1
+        for first, began in enumerate(self.starts):
+            window = self.starts[last] - began
+            assert last - first + 1 <= self.burst + self.rate * window + EPS, "G3: rate"
+
+    def end(self, outcome, *, found=0, retry_after=None):
+        if retry_after is not None:
+            self.schedule.not_before(self.now, retry_after, jitter=self.jitter)
+            self.not_before = max(self.not_before, self.now + min(retry_after, MAX_NOT_BEFORE))
+        self.schedule.poll_ended(self.now, outcome, found=found, jitter=self.jitter)
+        self.running = False
+        if outcome is Outcome.ABANDONED:
+            self.debts = self.covered + self.debts
+        elif outcome in (Outcome.FAILED, Outcome.REFUSED):
+            self.debts = self.covered + self.debts
+            self.failed, self.ended = outcome, self.now
+        else:
+            self.failed, self.ended = None, self.now
+            self.unfinished = outcome is Outcome.MORE
+        self.covered = []
+
+    def set_channel(self, up):
+        self.up = up
+        self.schedule.set_channel("push", up=up)
+
+    # Guarantees
+
+    def check(self):
+        decision = self.schedule.next_poll(self.now)
+        if self.running or self.held:
+            assert decision.at == math.inf, "G2, or a poll while paused or standing by"
+            return
+        if self.debts:
+            assert decision.at <= self._latest(self.debts[0] + self.wake_delay) + EPS, "G1: a wake-up was lost"
+        if self.ended is None:
+            assert decision.at <= self._latest(self.now) + EPS, "the first poll is at once"
+        elif self.fallback is not None:
+            assert decision.at <= self._latest(self.ended + self._interval()) + EPS, "G4: fallback"
+
+    def _interval(self):
+        return self.fallback if self.up or self.degraded is None else min(self.fallback, self.degraded)
+
+    def _latest(self, wished):
+        """No limit but these may make a poll later than it was wished."""
+        return max(wished, self.not_before * 1.1, self._backoff_until(), self._token_at())
+
+    def _backoff_until(self):
+        limits = {None: -math.inf, Outcome.FAILED: MAX_BACKOFF, Outcome.REFUSED: SLOW_BACKOFF}
+        return (self.ended or 0.0) + limits[self.failed]
+
+    def _token_at(self):
+        ahead = len(self.starts) + 1
+        times = [began + (ahead - i - self.burst) / self.rate for i, began in enumerate(self.starts)]
+        return max(times, default=-math.inf)

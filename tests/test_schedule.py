@@ -1,0 +1,446 @@
+"""When to poll, told as stories. Times are plain numbers; nothing here waits."""
+
+import itertools
+import math
+
+import pytest
+
+from push_to_poll_client._schedule import (
+    EARLY_ANSWERS,
+    FIRST_BACKOFF,
+    MAX_BACKOFF,
+    MAX_NOT_BEFORE,
+    REPOLL_DELAYS,
+    SLOW_BACKOFF,
+    Cause,
+    Decision,
+    Mode,
+    Outcome,
+    Schedule,
+    WakeResult,
+)
+
+
+def make(**changes):
+    settings = {"fallback_interval": 60.0, "degraded_interval": 10.0, "rate": 5.0, "burst": 10, **changes}
+    return Schedule(**settings)
+
+
+def poll(schedule, start, *, end=None, cause=None, outcome=Outcome.CAUGHT_UP, found=0, jitter=0.0, wait=0.0):
+    """One whole poll; without a cause it is the one that the schedule decides on."""
+    cause = cause or schedule.next_poll(start).cause
+    schedule.poll_started(start, cause, wait=wait)
+    schedule.poll_ended(start if end is None else end, outcome, found=found, jitter=jitter)
+
+
+def idle(**changes):
+    """A schedule that has caught up at time 0."""
+    schedule = make(**changes)
+    poll(schedule, 0.0)
+    return schedule
+
+
+# G1
+
+
+def test_the_first_poll_is_at_once():
+    assert make().next_poll(7.0) == Decision(-math.inf, Cause.START)
+
+
+def test_g1_a_wake_during_a_poll_is_handled_by_the_next_one():
+    schedule = idle()
+    schedule.wake(1.0)
+    schedule.poll_started(1.0, Cause.WAKE)
+    schedule.wake(1.5)
+    schedule.poll_ended(2.0, Outcome.CAUGHT_UP, found=1)
+    assert schedule.next_poll(2.0) == Decision(1.5, Cause.WAKE)
+
+
+def test_g1_a_wake_before_a_poll_is_paid_by_it():
+    schedule = idle()
+    schedule.wake(1.0)
+    poll(schedule, 1.0, found=1)
+    assert schedule.next_poll(2.0).cause is Cause.TIMER
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.REFUSED, Outcome.ABANDONED])
+def test_g1_a_wake_survives_a_poll_that_did_not_succeed(outcome):
+    schedule = idle(fallback_interval=None)
+    schedule.wake(1.0)
+    poll(schedule, 1.0, outcome=outcome)
+    assert schedule.next_poll(1000.0).at <= 1000.0
+    poll(schedule, 1000.0, found=1)
+    assert schedule.next_poll(1000.0).at == math.inf
+
+
+@pytest.mark.parametrize("hold", ["paused", "standby"])
+def test_g1_a_wake_while_held_waits_for_the_end_of_it(hold):
+    schedule = idle()
+    setattr(schedule, hold, True)
+    schedule.wake(1.0)
+    assert schedule.next_poll(2.0).at == math.inf
+    setattr(schedule, hold, False)
+    assert schedule.next_poll(3.0) == Decision(1.0, Cause.WAKE)
+
+
+def test_g1_a_hint_drops_its_own_wake_only_when_all_is_quiet():
+    schedule = idle()
+    assert schedule.wake(1.0, push=True, known=True) is WakeResult.DROPPED
+    assert schedule.wake(1.0, push=True) is WakeResult.OWED
+    assert schedule.wake(1.0, push=True, known=True) is WakeResult.COALESCED
+    schedule.poll_started(1.0, Cause.WAKE)
+    assert schedule.wake(1.1, push=True, known=True) is WakeResult.OWED
+
+
+def test_a_hint_never_postpones_a_wake():
+    schedule = idle()
+    schedule.wake(1.0)
+    schedule.wake(9.0, push=True, known=True)
+    assert schedule.next_poll(9.0).at == 1.0
+
+
+def test_wake_delay_is_counted_from_the_first_wake():
+    schedule = idle(wake_delay=2.0)
+    for at in (1.0, 2.0, 2.9):
+        schedule.wake(at)
+    assert schedule.next_poll(2.9) == Decision(3.0, Cause.WAKE)
+
+
+# G2
+
+
+def test_g2_nothing_starts_while_a_poll_runs():
+    schedule = make()
+    schedule.poll_started(0.0, Cause.START)
+    schedule.wake(0.0)
+    assert schedule.running
+    assert schedule.next_poll(100.0).at == math.inf
+    with pytest.raises(AssertionError, match="G2"):
+        schedule.poll_started(1.0, Cause.MANUAL)
+
+
+# G3
+
+
+def test_g3_a_flood_of_wakes_is_held_to_burst_and_rate():
+    schedule = make(rate=2.0, burst=3)
+    starts, now = [], 0.0
+    while now < 10.0:
+        schedule.wake(now, push=True)
+        now = max(now, schedule.next_poll(now).at)
+        poll(schedule, now, found=1)
+        starts.append(now)
+    assert starts[:3] == [0.0, 0.0, 0.0]
+    later = [b - a for a, b in itertools.pairwise(starts[2:])]
+    assert later == pytest.approx([0.5] * len(later))
+
+
+def test_without_a_rate_there_is_no_limit():
+    schedule = make(rate=None)
+    for _ in range(1000):
+        poll(schedule, 0.0, cause=Cause.MANUAL, found=1)
+    assert schedule.earliest <= 0.0
+
+
+def test_g3_the_servers_not_before_beats_push_timer_and_manual_polls():
+    schedule = idle(fallback_interval=5.0)
+    schedule.not_before(1.0, 100.0, jitter=0.0)
+    schedule.wake(2.0)
+    assert schedule.next_poll(2.0) == Decision(101.0, Cause.WAKE)
+    assert schedule.earliest == schedule.server_not_before == 101.0
+
+
+def test_g3_of_two_not_befores_the_later_one_counts():
+    schedule = idle()
+    schedule.not_before(0.0, 100.0, jitter=0.0)
+    schedule.not_before(1.0, 5.0, jitter=0.0)
+    assert schedule.server_not_before == 100.0
+
+
+@pytest.mark.parametrize(("asked", "granted"), [(-5.0, 0.0), (0.0, 0.0), (1e12, MAX_NOT_BEFORE)])
+def test_g3_what_the_server_asks_for_is_bounded(asked, granted):
+    schedule = idle()
+    schedule.not_before(0.0, asked, jitter=0.0)
+    assert schedule.server_not_before == granted
+
+
+def test_not_before_is_jittered_upwards():
+    schedule = idle()
+    schedule.not_before(0.0, 100.0, jitter=0.5)
+    assert schedule.server_not_before == pytest.approx(105.0)
+
+
+def test_a_continuation_takes_no_token_but_waits_for_the_server():
+    schedule = make(rate=0.01, burst=1)
+    for _ in range(5):
+        poll(schedule, 0.0, outcome=Outcome.MORE, found=9)
+        assert schedule.next_poll(0.0) == Decision(-math.inf, Cause.CONTINUATION)
+    schedule.not_before(0.0, 7.0, jitter=0.0)
+    assert schedule.next_poll(0.0) == Decision(7.0, Cause.CONTINUATION)
+
+
+def test_a_continuation_that_fails_goes_on_after_its_backoff_for_a_token():
+    schedule = idle(rate=0.5, burst=1, fallback_interval=None)
+    poll(schedule, 10.0, cause=Cause.MANUAL, outcome=Outcome.MORE, found=9)
+    poll(schedule, 10.0, outcome=Outcome.FAILED)
+    assert schedule.next_poll(10.0) == Decision(12.0, Cause.RETRY)
+    poll(schedule, 12.0, found=9)
+    assert schedule.next_poll(12.0).at == math.inf
+
+
+# G4
+
+
+def test_g4_the_timer_is_jittered_downwards():
+    for jitter, due in ((0.0, 60.0), (0.5, 57.0), (1.0, 54.0)):
+        schedule = make()
+        poll(schedule, 0.0, jitter=jitter)
+        assert schedule.next_poll(0.0) == Decision(pytest.approx(due), Cause.TIMER)
+
+
+def test_g4_the_timer_is_never_off_while_a_channel_claims_health():
+    schedule = idle()
+    schedule.set_channel("push", up=True)
+    assert schedule.next_poll(0.0) == Decision(60.0, Cause.TIMER)
+
+
+def test_g4_the_interval_is_shorter_while_a_channel_is_down():
+    schedule = idle()
+    schedule.set_channel("a", up=True)
+    schedule.set_channel("b", up=False)
+    assert schedule.degraded
+    assert schedule.next_poll(0.0).at == 10.0
+    schedule.set_channel("b", up=True)
+    assert schedule.next_poll(0.0).at == 60.0
+
+
+@pytest.mark.parametrize(("fallback", "degraded", "interval"), [(5.0, 10.0, 5.0), (60.0, None, 60.0)])
+def test_the_degraded_interval_never_lengthens_and_may_be_off(fallback, degraded, interval):
+    schedule = idle(fallback_interval=fallback, degraded_interval=degraded)
+    schedule.set_channel("a", up=False)
+    assert schedule.interval == interval
+
+
+def test_without_a_fallback_interval_only_wakes_poll():
+    schedule = idle(fallback_interval=None)
+    assert schedule.next_poll(0.0).at == math.inf
+    schedule.wake(5.0)
+    assert schedule.next_poll(5.0) == Decision(5.0, Cause.WAKE)
+
+
+# Failure
+
+
+def failures(schedule, count, *, outcome=Outcome.FAILED, jitter=1.0):
+    """The delays after so many failures in a row, each retried as soon as allowed."""
+    now, delays = 0.0, []
+    for _ in range(count):
+        poll(schedule, now, outcome=outcome, jitter=jitter)
+        delays.append(schedule.next_poll(now).at - now)
+        now = schedule.next_poll(now).at
+    return delays
+
+
+def test_backoff_doubles_up_to_its_cap():
+    assert failures(make(), 9) == pytest.approx([1, 2, 4, 8, 16, 32, MAX_BACKOFF, MAX_BACKOFF, MAX_BACKOFF])
+
+
+def test_backoff_of_a_long_outage_does_not_overflow():
+    assert failures(make(), 2000)[-1] == pytest.approx(MAX_BACKOFF)
+
+
+def test_backoff_is_jittered_down_to_a_half():
+    assert failures(make(), 2, jitter=0.0) == pytest.approx([FIRST_BACKOFF / 2, FIRST_BACKOFF])
+
+
+def test_a_refusal_is_tried_again_slowly_and_for_ever():
+    assert failures(make(), 3, outcome=Outcome.REFUSED) == pytest.approx([SLOW_BACKOFF] * 3)
+
+
+def test_backoff_is_not_bypassed_by_wakes_or_by_hand():
+    schedule = idle()
+    poll(schedule, 10.0, outcome=Outcome.FAILED, jitter=1.0)
+    for at in (10.1, 10.2, 10.3):
+        schedule.wake(at, push=True)
+    assert schedule.next_poll(10.3).at == schedule.earliest == 11.0
+
+
+def test_one_success_does_not_end_a_streak_of_failures():
+    schedule = make()
+    delays, now = [], 0.0
+    for _ in range(5):
+        poll(schedule, now, outcome=Outcome.FAILED, jitter=1.0)
+        delays.append(schedule.next_poll(now).at - now)
+        now = schedule.next_poll(now).at
+        poll(schedule, now)
+    assert delays == pytest.approx([1, 2, 4, 8, 16])
+
+
+def test_success_for_as_long_as_the_last_delay_ends_the_streak():
+    schedule = make()
+    failures(schedule, 3)
+    poll(schedule, 10.0)
+    poll(schedule, 13.9)
+    poll(schedule, 14.0)
+    poll(schedule, 20.0, outcome=Outcome.FAILED, jitter=1.0)
+    assert schedule.next_poll(20.0).at == 21.0
+
+
+# What a push promised
+
+
+def pushed(schedule, now, *, found=0):
+    schedule.wake(now, push=True)
+    poll(schedule, now, cause=Cause.WAKE, found=found)
+
+
+def test_an_empty_poll_after_a_push_is_repeated_three_times_at_most():
+    schedule = idle()
+    pushed(schedule, 100.0)
+    now, delays = 100.0, []
+    while (decision := schedule.next_poll(now)).cause is Cause.REPOLL:
+        delays.append(decision.at - now)
+        now = decision.at
+        poll(schedule, now)
+    assert delays == pytest.approx(list(REPOLL_DELAYS))
+    pushed(schedule, 110.0)
+    assert schedule.next_poll(110.0).cause is Cause.TIMER, "a forged push starts no new streak"
+
+
+@pytest.mark.parametrize("end", ["messages", "timer"])
+def test_messages_or_the_timer_end_a_streak_of_repolls(end):
+    schedule = idle()
+    for at in (100.0, 101.0, 102.0, 103.0):
+        pushed(schedule, at)
+    assert schedule.next_poll(103.0).cause is Cause.TIMER
+    poll(schedule, 200.0, cause=Cause.MANUAL if end == "messages" else Cause.TIMER, found=end == "messages")
+    pushed(schedule, 300.0)
+    assert schedule.next_poll(300.0).cause is Cause.REPOLL
+
+
+def test_a_poll_after_a_push_that_finds_something_is_not_repeated():
+    schedule = idle()
+    pushed(schedule, 100.0, found=1)
+    assert schedule.next_poll(100.0).cause is Cause.TIMER
+
+
+def test_a_plain_wake_promises_nothing():
+    schedule = idle()
+    schedule.wake(100.0)
+    poll(schedule, 100.0)
+    assert schedule.next_poll(100.0).cause is Cause.TIMER
+
+
+def test_a_push_that_survives_a_failed_poll_still_promises():
+    schedule = idle()
+    schedule.wake(100.0, push=True)
+    poll(schedule, 100.0, outcome=Outcome.FAILED)
+    poll(schedule, 102.0)
+    assert schedule.next_poll(102.0).cause is Cause.REPOLL
+
+
+# Evidence of a lossy channel
+
+
+def lossy(schedule, *, times=(100.0, 200.0)):
+    for at in times:
+        poll(schedule, at, cause=Cause.TIMER, found=1)
+
+
+def test_timer_polls_that_find_messages_while_a_channel_is_up_shorten_the_interval():
+    schedule = idle()
+    schedule.set_channel("push", up=True)
+    lossy(schedule)
+    assert schedule.lossy
+    assert schedule.missed_pushes == 2
+    assert schedule.next_poll(200.0) == Decision(210.0, Cause.TIMER)
+
+
+def test_a_push_that_was_right_takes_the_suspicion_away():
+    schedule = idle()
+    schedule.set_channel("push", up=True)
+    lossy(schedule)
+    pushed(schedule, 300.0, found=1)
+    assert not schedule.lossy
+    assert schedule.interval == 60.0
+
+
+def test_a_push_on_its_way_is_no_evidence():
+    schedule = idle()
+    schedule.set_channel("push", up=True)
+    schedule.wake(100.0, push=True)
+    poll(schedule, 100.0, cause=Cause.TIMER, found=1)
+    schedule.poll_started(200.0, Cause.TIMER)
+    schedule.wake(200.1, push=True)
+    schedule.poll_ended(201.0, Outcome.CAUGHT_UP, found=1)
+    assert schedule.missed_pushes == 0
+
+
+def test_without_a_channel_that_is_up_messages_by_the_timer_are_no_evidence():
+    schedule = idle()
+    lossy(schedule)
+    schedule.set_channel("push", up=False)
+    lossy(schedule, times=(300.0, 400.0))
+    assert schedule.missed_pushes == 0
+
+
+# Long polling
+
+
+def test_an_idle_consumer_waits_at_the_feed_when_no_channel_is_up():
+    schedule = idle()
+    assert schedule.next_poll(1.0, can_wait=True) == Decision(1.0, Cause.WAIT)
+    schedule.set_channel("push", up=True)
+    assert schedule.next_poll(1.0, can_wait=True).cause is Cause.TIMER
+
+
+def test_a_wish_that_is_due_does_not_wait():
+    schedule = idle()
+    schedule.wake(1.0)
+    assert schedule.next_poll(1.0, can_wait=True) == Decision(1.0, Cause.WAKE)
+
+
+def test_waiting_fetches_take_tokens_and_obey_the_server():
+    schedule = idle(rate=1.0, burst=1)
+    assert schedule.next_poll(0.5, can_wait=True) == Decision(1.0, Cause.WAIT)
+    schedule.not_before(0.5, 30.0, jitter=0.0)
+    assert schedule.next_poll(0.5, can_wait=True) == Decision(30.5, Cause.WAIT)
+    schedule.not_before(0.5, 100.0, jitter=0.0)
+    assert schedule.next_poll(0.5, can_wait=True) == Decision(100.5, Cause.TIMER)
+
+
+def test_a_server_that_does_not_hold_its_answer_is_left_to_the_timer():
+    schedule = idle()
+    for _ in range(EARLY_ANSWERS):
+        assert schedule.next_poll(1.0, can_wait=True).cause is Cause.WAIT
+        poll(schedule, 1.0, cause=Cause.WAIT, wait=30.0)
+    assert schedule.next_poll(1.0, can_wait=True) == Decision(61.0, Cause.TIMER)
+    poll(schedule, 61.0)
+    assert schedule.next_poll(61.0, can_wait=True).cause is Cause.WAIT
+
+
+def test_a_server_that_holds_is_waited_for_again_and_again():
+    schedule = idle()
+    for at in range(0, 300, 30):
+        poll(schedule, float(at), end=at + 30.0, cause=Cause.WAIT, wait=30.0)
+    assert schedule.next_poll(300.0, can_wait=True).cause is Cause.WAIT
+
+
+# In a word
+
+
+def test_the_mode_names_the_state():
+    schedule = make()
+    assert schedule.mode(0.0) is Mode.IDLE
+    schedule.wake(0.0)
+    assert schedule.mode(0.0) is Mode.OWED
+    schedule.poll_started(0.0, Cause.WAKE)
+    assert schedule.mode(0.0) is Mode.POLLING
+    schedule.poll_ended(0.0, Outcome.FAILED)
+    assert schedule.mode(0.0) is Mode.BACKOFF
+    schedule.not_before(0.0, 10.0, jitter=0.0)
+    assert schedule.mode(0.0) is Mode.THROTTLED
+    schedule.paused = True
+    assert schedule.mode(0.0) is Mode.PAUSED
+    schedule.standby = True
+    assert schedule.mode(0.0) is Mode.STANDBY

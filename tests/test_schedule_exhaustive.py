@@ -1,0 +1,85 @@
+"""Every interleaving of a small world, eight events deep, keeps G1-G4.
+
+Interleavings that lead to the same state (times taken relative to now) are followed once. The world's own books
+are part of the state, so nothing that a check could see is merged away.
+"""
+
+import pytest
+from schedule_world import World
+
+from push_to_poll_client._schedule import Outcome
+
+DEPTH = 8
+
+
+def moves(world):
+    """The events that can happen next, each as a function of a world."""
+    yield lambda w: w.wake(push=True)
+    yield lambda w: w.wake(push=True, known=True)
+    yield World.tick
+    yield lambda w: w.set_channel(not w.up)
+    yield lambda w: setattr(w.schedule, "paused", not w.schedule.paused)
+    if world.running:
+        yield from ENDS
+    elif world.due():
+        yield World.start
+    if world.may_start_by_hand():
+        yield World.start_by_hand
+
+
+ENDS = (
+    lambda w: w.end(Outcome.CAUGHT_UP, found=0),
+    lambda w: w.end(Outcome.CAUGHT_UP, found=1),
+    lambda w: w.end(Outcome.MORE, found=1),
+    lambda w: w.end(Outcome.FAILED),
+    lambda w: w.end(Outcome.FAILED, retry_after=3.0),
+    lambda w: w.end(Outcome.ABANDONED),
+)
+
+
+SETTINGS = {"fallback", "degraded", "rate", "burst", "wake_delay", "jitter", "schedule"}
+"""Of the world; the same all the way."""
+
+DURATIONS = {"_backoff", "_shortening", "_wait", "_spacing", "_slack", "_wake_delay", "_fallback", "_degraded"}
+"""Of the schedule; every other float is a time."""
+
+
+def relative(value, now):
+    if isinstance(value, float):
+        return value - now
+    if isinstance(value, list):
+        return tuple(relative(item, now) for item in value)
+    if isinstance(value, dict):
+        return tuple(sorted(value.items()))
+    return value
+
+
+def state(world):
+    books = (relative(value, world.now) for name, value in vars(world).items() if name not in SETTINGS)
+    fields = vars(world.schedule).items()
+    return (*books, *(value if name in DURATIONS else relative(value, world.now) for name, value in fields))
+
+
+def explore(root):
+    frontier = {state(root): root}
+    transitions = 0
+    for _ in range(DEPTH):
+        following = {}
+        for world in frontier.values():
+            for move in moves(world):
+                after = world.fork()
+                move(after)
+                after.check()
+                transitions += 1
+                following.setdefault(state(after), after)
+        frontier = following
+    return transitions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wake_delay", [0.0, 1.0])
+def test_every_interleaving_of_a_small_world_keeps_g1_to_g4(wake_delay):
+    root = World(wake_delay=wake_delay)
+    root.check()
+    transitions = explore(root)
+    assert transitions > 150_000
