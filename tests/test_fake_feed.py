@@ -109,11 +109,12 @@ async def test_the_answer_is_frozen_before_the_latency():
     async def fetch():
         answers.append(await ids(feed))
 
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(fetch)
-        await feed.asked(1)
-        await anyio.wait_all_tasks_blocked()
-        feed.publish()
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fetch)
+            await feed.asked(1)
+            await anyio.wait_all_tasks_blocked()
+            feed.publish()
     assert answers == [[]]
     assert await ids(feed) == ["1"]
 
@@ -234,6 +235,14 @@ async def test_forgotten_cursors_read_everything_again_without_a_word():
     assert await ids(feed, feed.newest) == []
 
 
+async def test_a_feed_may_forget_what_it_let_expire():
+    feed = FakeFeed()
+    feed.publish()
+    feed.expire()
+    feed.forget()
+    assert await ids(feed, "after-1.0") == ["1"]
+
+
 @pytest.mark.parametrize("cursor", ["nonsense", "after-99.0", "after-1.7", ""])
 async def test_an_unknown_cursor_reads_everything(cursor):
     feed = FakeFeed()
@@ -327,6 +336,14 @@ async def test_a_long_poll_that_has_something_answers_at_once():
     feed = FakeFeed(max_wait=30)
     feed.publish("old")
     assert await held(feed, 30) == ["old", pytest.approx(0)]
+
+
+async def test_a_long_poll_behind_old_messages_is_held_too():
+    feed = FakeFeed(max_wait=30)
+    feed.publish("old")
+    began = anyio.current_time()
+    assert await ids(feed, feed.newest, wait=30) == []
+    assert anyio.current_time() - began == pytest.approx(30)
 
 
 async def test_a_cancelled_fetch_leaves_the_feed_usable():

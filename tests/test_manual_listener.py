@@ -93,8 +93,9 @@ async def test_fails_once_with_the_error_given(seen):
     listener.fail(ListenerError("gone"))
     with pytest.raises(ListenerError, match="gone"):
         await listener.listen(seen)
-    listener.finish()
-    await listener.listen(seen)
+    with anyio.move_on_after(1) as scope:
+        await listener.listen(seen)
+    assert scope.cancelled_caught
 
 
 async def test_fails_while_somebody_listens(seen):
@@ -111,11 +112,21 @@ async def test_fails_while_somebody_listens(seen):
             listener.fail(ListenerError("gone"))
 
 
+async def test_connected_waits_while_nobody_listens_any_more(seen):
+    listener = ManualListener()
+    listener.finish()
+    await listener.listen(seen)
+    with anyio.move_on_after(1) as scope:
+        await listener.connected()
+    assert scope.cancelled_caught
+
+
 async def test_after_a_cancellation_nobody_listens_and_pushes_are_remembered(seen):
     listener = ManualListener()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listener.listen, seen)
-        await listener.connected()
+        with anyio.fail_after(10):
+            await listener.connected()
         tasks.cancel_scope.cancel()
     listener.push()
     assert seen == ["up"]
