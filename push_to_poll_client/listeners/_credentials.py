@@ -1,0 +1,112 @@
+"""WHO we say we are: the headers and the token of a channel, asked for anew at each connect.
+
+What is learnt here goes into the handshake and nowhere else (G12): no error, log line or `repr` names a value.
+"""
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+
+import anyio
+
+from push_to_poll_client._exceptions import PushToPollError
+
+__all__ = ["Credentials", "CredentialsFailed", "HeaderSource", "TokenSource"]
+
+HeaderSource: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]
+"""Headers, or who is asked for them at each connect."""
+
+TokenSource: TypeAlias = str | Callable[[], str | Awaitable[str]]
+"""A token, or who is asked for it at each connect."""
+
+NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
+"""What may name a header (RFC 9110 §5.1)."""
+
+VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+"""What may stand in a header (RFC 9110 §5.5). A line break would let a value add headers of its own."""
+
+
+class CredentialsFailed(PushToPollError):
+    """Asking for the headers or the token failed. The cause is what the provider raised, if it did."""
+
+
+class Credentials:
+    """The headers with which a channel is opened.
+
+    Args:
+        headers: Headers, or a function that returns them, async or plain; `None` for none.
+        token: Sent as `Authorization: Bearer` (RFC 6750 §2.1) in place of any such header, or a function that
+            returns it, async or plain; `None` for none.
+
+    Raises:
+        TypeError: Headers or token are of no such type.
+        ValueError: Headers or token cannot stand in a header.
+    """
+
+    def __init__(self, headers: HeaderSource | None, token: TokenSource | None) -> None:
+        self._headers = headers
+        self._token = token
+        _join(None if callable(headers) else headers, None if callable(token) else token)
+
+    @property
+    def renewable(self) -> bool:
+        """Whether asking again may bring something else."""
+        return callable(self._headers) or callable(self._token)
+
+    async def ask(self, *, within: float) -> dict[str, str]:
+        """Ask for the headers and the token.
+
+        Args:
+            within: Seconds after which a provider has failed: one that hangs must not silence the channel.
+
+        Raises:
+            CredentialsFailed: A provider raised, hung, or gave what cannot stand in a header.
+        """
+        try:
+            with anyio.fail_after(within):
+                headers, token = await _given(self._headers), await _given(self._token)
+        except Exception as error:
+            # The text of a provider's error may hold the secret itself.
+            what = type(error).__name__
+            raise CredentialsFailed(f"asking for the headers or the token failed with {what}") from error
+        try:
+            return _join(headers, token)
+        except (TypeError, ValueError) as error:
+            raise CredentialsFailed(f"the provider gave what cannot be used: {error}") from None
+
+
+async def _given(source: Any) -> Any:
+    given = source() if callable(source) else source
+    return await given if inspect.isawaitable(given) else given
+
+
+def _join(headers: Any, token: Any) -> dict[str, str]:
+    if not isinstance(headers, Mapping | None):
+        raise TypeError(f"headers are a mapping of str to str, not {type(headers).__name__}")
+    joined = dict(headers or {})
+    if token is not None:
+        joined = {name: value for name, value in joined.items() if str(name).lower() != "authorization"}
+        joined["Authorization"] = f"Bearer {_checked_token(token)}"
+    for name, value in joined.items():
+        _check(name, value)
+    return joined
+
+
+def _checked_token(token: Any) -> str:
+    if not isinstance(token, str):
+        raise TypeError(f"a token is a str, not {type(token).__name__}")
+    if not token:
+        raise ValueError("the token is empty")
+    return token
+
+
+def _check(name: Any, value: Any) -> None:
+    if not isinstance(name, str) or not isinstance(value, str):
+        raise TypeError("headers are a mapping of str to str")
+    if not NAME.fullmatch(name):
+        raise ValueError("a header's name holds a character that may not stand in one (RFC 9110 §5.1)")
+    if not VALUE.fullmatch(value):
+        raise ValueError(
+            f"the value of {name} holds a character that may not stand in a header, such as a line break"
+        )

@@ -1,0 +1,154 @@
+"""When to connect again: the pure policy that all listeners share."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from push_to_poll_client._http import MAX_WAIT
+from push_to_poll_client.listeners._reconnect import (
+    LIVED,
+    MAX_DELAY,
+    SLOW_DELAY,
+    Reconnect,
+    Verdict,
+    lifetime,
+    verdict_of_status,
+)
+
+fractions = st.floats(0, 1, exclude_max=True)
+
+
+def delays(count, fraction, verdict=Verdict.RETRY):
+    reconnect = Reconnect()
+    return [reconnect.delay(verdict, fraction=fraction) for _ in range(count)]
+
+
+def connections_at(lives, fractions, *, until):
+    """When a client connects to a server that accepts and closes each connection after it lived for `lives`."""
+    reconnect, now, connects = Reconnect(), 0.0, []
+    for fraction in fractions:
+        if now > until:
+            break
+        connects.append(now)
+        reconnect.connected(now)
+        now += lives
+        reconnect.ended(now)
+        now += reconnect.delay(Verdict.RETRY, fraction=fraction)
+    return connects
+
+
+def test_the_delay_doubles_up_to_its_cap():
+    assert delays(9, fraction=0.0) == [0, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert delays(9, fraction=0.5) == [0.5, 1.5, 3, 6, 12, 24, 45, 45, 45]
+
+
+def test_the_delay_keeps_its_cap_for_ever():
+    assert delays(5000, fraction=0.0)[-1] == MAX_DELAY
+
+
+@given(failures=st.integers(0, 40), fraction=fractions)
+def test_jitter_is_drawn_upwards_and_never_more_than_doubles(failures, fraction):
+    least, drawn = delays(failures + 1, 0.0)[-1], delays(failures + 1, fraction)[-1]
+    assert least <= drawn < max(1.0, 2 * least)
+
+
+@given(st.lists(fractions, min_size=50, max_size=50))
+def test_a_server_that_accepts_and_closes_sees_a_handful_of_connections_in_ten_seconds(drawn):
+    assert len(connections_at(0.0, drawn, until=10)) <= 5
+
+
+@given(lives=st.floats(0, 300), drawn=st.lists(fractions, min_size=200, max_size=200))
+def test_however_long_a_server_lets_connections_live_it_sees_at_most_one_in_thirty_seconds(lives, drawn):
+    connects = connections_at(lives, drawn, until=3000)
+    assert len(connects) <= 7 + 3000 / MAX_DELAY
+
+
+def test_connecting_alone_does_not_end_a_streak():
+    reconnect = Reconnect()
+    for _ in range(4):
+        reconnect.delay(Verdict.RETRY, fraction=0.0)
+    reconnect.connected(100.0)
+    reconnect.ended(100.0 + LIVED - 0.1)
+    assert reconnect.delay(Verdict.RETRY, fraction=0.0) == 8
+
+
+def test_a_connection_that_lived_ends_the_streak():
+    reconnect = Reconnect()
+    for _ in range(4):
+        reconnect.delay(Verdict.RETRY, fraction=0.0)
+    reconnect.connected(100.0)
+    reconnect.ended(100.0 + LIVED)
+    assert reconnect.delay(Verdict.RETRY, fraction=0.5) == 0.5
+
+
+def test_the_time_since_an_older_connection_does_not_count_as_life():
+    reconnect = Reconnect()
+    reconnect.connected(0.0)
+    reconnect.ended(1.0)
+    reconnect.delay(Verdict.RETRY, fraction=0.0)
+    reconnect.ended(500.0)  # an attempt that never connected
+    assert reconnect.delay(Verdict.RETRY, fraction=0.0) == 1
+
+
+@given(fraction=fractions)
+def test_a_refusal_is_tried_again_every_few_minutes(fraction):
+    for delay in delays(3, fraction, Verdict.SLOW_RETRY):
+        assert SLOW_DELAY <= delay < 1.5 * SLOW_DELAY
+
+
+def test_giving_up_has_no_delay():
+    assert Reconnect().delay(Verdict.GIVE_UP, fraction=0.0, retry_after=5.0) is None
+
+
+@given(asked=st.floats(0, 1e12), failures=st.integers(0, 10), fraction=fractions)
+def test_what_the_server_asks_is_the_least_and_jitter_goes_upwards(asked, failures, fraction):
+    reconnect = Reconnect()
+    for _ in range(failures):
+        reconnect.delay(Verdict.RETRY, fraction=fraction)
+    delay = reconnect.delay(Verdict.RETRY, fraction=fraction, retry_after=asked)
+    assert delay >= min(asked, MAX_WAIT)
+    assert delay <= max(min(asked, MAX_WAIT) * 1.2, 2 * MAX_DELAY)
+
+
+def test_equal_retry_after_does_not_bring_all_clients_back_at_once():
+    returns = {Reconnect().delay(Verdict.RETRY, fraction=f / 10, retry_after=100.0) for f in range(10)}
+    assert len(returns) == 10
+    assert min(returns) == 100
+    assert max(returns) < 120
+
+
+def test_a_retry_after_of_a_century_is_obeyed_for_a_day():
+    assert Reconnect().delay(Verdict.RETRY, fraction=0.0, retry_after=3e9) == 86_400
+
+
+def test_a_slow_retry_obeys_a_longer_retry_after():
+    assert Reconnect().delay(Verdict.SLOW_RETRY, fraction=0.0, retry_after=3600.0) == 3600
+
+
+def test_refused_credentials_are_asked_for_again_once():
+    reconnect = Reconnect()
+    assert reconnect.renew()
+    assert not reconnect.renew()
+    reconnect.connected(0.0)
+    reconnect.ended(LIVED / 2)
+    assert not reconnect.renew(), "a server that accepts, closes and refuses in turn must not make a loop of it"
+    reconnect.connected(100.0)
+    reconnect.ended(100.0 + LIVED)
+    assert reconnect.renew()
+
+
+@pytest.mark.parametrize(("fraction", "age"), [(0.0, 300.0), (0.5, 450.0), (0.999, 599.7)])
+def test_a_connection_is_renewed_between_half_its_maximum_age_and_all_of_it(fraction, age):
+    assert lifetime(600.0, fraction) == pytest.approx(age)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "statuses"),
+    [
+        (Verdict.RETRY, [408, 425, 429, 500, 502, 503, 504, 507, 529, 599]),
+        (Verdict.SLOW_RETRY, [200, 204, 301, 302, 307, 400, 401, 402, 403, 404, 405, 407, 426, 451, 501, 505]),
+        (Verdict.GIVE_UP, [410]),
+    ],
+)
+def test_statuses_are_sorted(verdict, statuses):
+    assert {status: verdict_of_status(status) for status in statuses} == dict.fromkeys(statuses, verdict)
