@@ -1,0 +1,61 @@
+"""What a feed may be given: checked at construction, with a sentence for whoever gave something else."""
+
+import re
+from collections.abc import Mapping
+from math import isfinite
+
+import httpx
+
+from push_to_poll_client._http import quoted, without_secrets
+
+__all__ = ["header_fields", "http_url", "is_header_value", "seconds", "size"]
+
+is_header_value = re.compile(r"[\t -~]*").fullmatch
+"""Whether it can be sent: h11 refuses others, and shows them in its error."""
+
+_is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch  # RFC 9110 §5.6.2
+
+
+def seconds(name: str, value: float) -> float:
+    """An argument that is a span of time.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is not above 0, or is infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a {type(value).__name__}; give seconds as a number")
+    if not (isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value}; give a finite number of seconds above 0")
+    return float(value)
+
+
+def size(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a {type(value).__name__}; give bytes as an int")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; give at least 1 byte")
+    return value
+
+
+def http_url(url: str) -> httpx.URL:
+    if not isinstance(url, str):
+        raise TypeError(f"url is a {type(url).__name__}; give a str")
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:  # whose text may quote a piece of a password
+        raise ValueError(f"url is no URL: {without_secrets(url)}") from None
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise ValueError(
+            f"url is {without_secrets(url)}; give an absolute one that begins with http:// or https://"
+        )
+    return parsed
+
+
+def header_fields(headers: Mapping[str, str]) -> httpx.Headers:
+    for name, value in headers.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise TypeError(f"headers have {quoted(name)}: a {type(value).__name__}; give str for both")
+        if not (_is_header_name(name) and is_header_value(value)):
+            raise ValueError(f"the header {quoted(name)} has characters that no header may have")
+    return httpx.Headers(headers)

@@ -1,0 +1,58 @@
+"""What a feed sends by: a client of its own that is quiet and bounded, or one that it was given."""
+
+import sys
+from http import HTTPStatus
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, cast
+
+import httpx
+
+from push_to_poll_client._http import shared_tls_context, without_secrets
+
+__all__ = ["module_of", "open_client"]
+
+KEEP_ALIVE = 90.0
+"""Seconds: longer than the default fallback interval, so that an idle consumer does not pay a handshake a poll."""
+
+
+def open_client(timeout: float) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        verify=shared_tls_context(),
+        timeout=httpx.Timeout(timeout, pool=timeout / 2),  # seen before the deadline of the whole answer
+        limits=httpx.Limits(max_connections=10, max_keepalive_connections=2, keepalive_expiry=KEEP_ALIVE),
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept, they would grow without bound
+        event_hooks={"request": [_hide], "response": [_show, _drop_challenge]},
+    )
+
+
+class _HiddenURL(httpx.URL):
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
+
+
+async def _hide(request: httpx.Request) -> None:
+    """Httpx logs the URL of each request at level INFO, with its query."""
+    request.url = _HiddenURL(request.url)
+
+
+async def _show(response: httpx.Response) -> None:
+    """An `httpx.Auth` that signs URLs sees the request again."""
+    response.request.url = httpx.URL(response.request.url)
+
+
+async def _drop_challenge(response: httpx.Response) -> None:
+    """Httpx reads and unpacks a 401 whole for an `httpx.Auth`, whatever its size; its header is enough."""
+    if response.status_code == HTTPStatus.UNAUTHORIZED:
+        await cast("httpx.AsyncByteStream", response.stream).aclose()
+        response.stream = httpx.ByteStream(b"")
+
+
+def module_of(client: Any) -> Any:
+    """Where the errors of the client's kind are: httpx's and its successor's are unrelated classes."""
+    if not all(hasattr(client, name) for name in ("aclose", "build_request", "send", "timeout")):
+        raise TypeError(f"client is a {type(client).__name__}; give an httpx.AsyncClient or one of its shape")
+    for kind in type(client).__mro__:
+        module = sys.modules.get(kind.__module__.partition(".")[0])
+        if hasattr(module, "LocalProtocolError") and hasattr(module, "PoolTimeout"):
+            return module
+    return httpx

@@ -1,0 +1,221 @@
+"""How a feed asks its server: one client, every answer bounded in size and time, credentials stay home.
+
+Redirects are followed on the origin that the credentials were given for, and nowhere else (G12): what a login
+page, a mirror or an attacker elsewhere would get is the `Authorization` header, and what they would give is
+taken for the feed. A feed that moved is named in the error; it is one edit to follow it.
+"""
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
+
+import anyio
+import httpx
+
+from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
+from push_to_poll_client._http import asked_to_wait, quoted, without_secrets
+from push_to_poll_client.feeds._arguments import header_fields, http_url, seconds, size
+from push_to_poll_client.feeds._body import ACCEPT_ENCODING, read_body
+from push_to_poll_client.feeds._client import module_of, open_client
+from push_to_poll_client.feeds._credentials import Auth, Credentials
+
+__all__ = ["Answer", "Origin"]
+
+MAX_REDIRECTS = 5
+"""In a row. A slash, a new path and a login round trip are three."""
+
+_READ = frozenset({200, 203, 204, 304})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PASSING = frozenset({408, 425, 429})
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+class Answer(NamedTuple):
+    """What the server said.
+
+    Attributes:
+        status: 200, 203, 204 or 304 when a caller gets to see it.
+        headers: By names in whatever case.
+        body: Unpacked.
+        retry_after: Seconds that the server asks to be left alone; `None` when it did not.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    retry_after: float | None
+
+
+class Origin:
+    """The server that a feed reads from.
+
+    Args:
+        url: Absolute, http or https. A user and password in it are sent as Basic credentials and shown nowhere.
+        auth: Who to be; see `Auth`. `None`: what the URL says, else what the client does by itself.
+        headers: Sent with every request.
+        timeout: Seconds for one whole answer, redirects and a new token included.
+        max_body: Bytes that an answer may have, on the wire and unpacked.
+        client: An `httpx.AsyncClient` or one of its shape, which stays the caller's; `None` opens one.
+
+    Attributes:
+        where: The URL without secrets.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument has no meaning; the text says which and why.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        auth: Auth | None,
+        headers: Mapping[str, str] | None,
+        timeout: float,
+        max_body: int,
+        client: Any,
+    ) -> None:
+        self.where = without_secrets(url)
+        parsed = http_url(url)
+        self._url = parsed.copy_with(userinfo=b"", fragment=None)
+        self._headers = header_fields(headers or {})
+        self._timeout = seconds("timeout", timeout)
+        self._max_body = size("max_body", max_body)
+        self._credentials = Credentials(self._one_of(parsed, auth), self.where)
+        self._given = client
+        self._own: httpx.AsyncClient | None = None
+        self._errors = httpx if client is None else module_of(client)
+
+    async def get(self, query: Mapping[str, str], *, headers: Mapping[str, str], wait: float = 0.0) -> Answer:
+        """Ask, and judge the answer by its status.
+
+        Args:
+            query: Added to the query of the URL.
+            headers: Added to the feed's own, which win.
+            wait: Seconds for which the server may hold its answer; added to all timeouts.
+
+        Raises:
+            FeedRefused: 4xx, and asking again will not help until somebody acts.
+            FeedGone: 410.
+            FeedError: All else that is no answer: another status, a redirect elsewhere, a body too large or too
+                slow, no connection.
+        """
+        parts = (self._url.query, urlencode(query, quote_via=quote).encode())
+        url = self._url.copy_with(query=b"&".join(filter(None, parts))) if any(parts) else self._url
+        merged = httpx.Headers({"Accept-Encoding": ACCEPT_ENCODING, **headers})
+        merged.update(self._headers)
+        try:
+            with anyio.fail_after(self._timeout + wait):
+                answer = await self._get(url, merged, wait)
+        except (self._errors.HTTPError, self._errors.InvalidURL, OSError) as error:
+            raise await self._failed(error, wait) from self._cause(error)
+        if answer.status in _READ:
+            return answer
+        raise _refusal(answer, self.where)
+
+    async def aclose(self) -> None:
+        """Give back connections. The next `get` opens them again, in whatever event loop that is."""
+        own, self._own = self._own, None
+        if own is not None:
+            await own.aclose()
+
+    async def _get(self, url: httpx.URL, headers: httpx.Headers, wait: float) -> Answer:
+        answer = await self._follow(url, headers, wait)
+        if answer.status == HTTPStatus.UNAUTHORIZED and self._credentials.forget():
+            answer = await self._follow(url, headers, wait)
+        return answer
+
+    async def _follow(self, url: httpx.URL, headers: httpx.Headers, wait: float) -> Answer:
+        for _ in range(MAX_REDIRECTS + 1):
+            async with self._response(url, headers, wait) as response:
+                location = response.headers.get("location")
+                if response.status_code not in _REDIRECTS or location is None:
+                    return await self._answer(response)
+                url = self._redirected(url, location)
+        raise FeedError(f"{self.where} redirects more than {MAX_REDIRECTS} times; ask its publisher for its URL")
+
+    @asynccontextmanager
+    async def _response(self, url: httpx.URL, headers: httpx.Headers, wait: float) -> AsyncIterator[Any]:
+        client = self._client()
+        authorization = await self._credentials.authorization()
+        if authorization is not None:
+            headers = httpx.Headers({**headers, "Authorization": authorization})
+        limits = client.timeout
+        read = None if limits.read is None else limits.read + wait
+        request = client.build_request(
+            "GET", str(url), headers=dict(headers), timeout=(limits.connect, read, limits.write, limits.pool)
+        )
+        response = await client.send(request, stream=True, follow_redirects=False, **self._credentials.options)
+        try:
+            yield response
+        finally:
+            with anyio.CancelScope(shield=True):  # else the pool counts the connection as used, for ever
+                await response.aclose()
+
+    def _client(self) -> Any:
+        if self._given is not None:
+            return self._given
+        if self._own is None:
+            self._own = open_client(self._timeout)
+        return self._own
+
+    async def _answer(self, response: Any) -> Answer:
+        status = response.status_code
+        retry_after = asked_to_wait(status, response.headers, time.time())
+        body = await read_body(response, self._max_body, self.where) if status in _READ else b""
+        return Answer(status, response.headers, body, retry_after)
+
+    def _redirected(self, url: httpx.URL, location: str) -> httpx.URL:
+        try:
+            target = url.join(location).copy_with(userinfo=b"", fragment=None)
+        except (httpx.InvalidURL, ValueError):
+            raise FeedError(f"{self.where} redirects to something that is no URL; tell its publisher") from None
+        if _origin(target) != _origin(self._url):
+            there = without_secrets(target.copy_with(raw_path=b"/"))
+            raise FeedError(
+                f"{self.where} redirects to another origin, {there}, which credentials must not follow; "
+                "if the feed has moved there, give its new URL"
+            )
+        return target
+
+    def _one_of(self, url: httpx.URL, auth: Auth | None) -> Auth | None:
+        """The credentials, which can be given in three places."""
+        in_url = (url.username, url.password) if url.userinfo else None
+        if sum((in_url is not None, auth is not None, "authorization" in self._headers)) > 1:
+            raise ValueError(
+                "credentials are given more than once: by auth=, in the URL, or in headers=; choose one"
+            )
+        return auth if in_url is None else in_url
+
+    async def _failed(self, error: Exception, wait: float) -> FeedError:
+        if isinstance(error, self._errors.PoolTimeout):
+            await self.aclose()  # httpcore #1093: after unlucky cancellations a pool hands out nothing any more
+        if isinstance(error, TimeoutError):
+            return FeedError(
+                f"{self.where} did not send a whole answer within {self._timeout + wait:g} seconds; "
+                "raise timeout= if it needs longer"
+            )
+        text = "" if isinstance(error, self._errors.LocalProtocolError) else f" {quoted(error, 200)}"
+        return FeedError(f"{self.where} could not be read: {type(error).__name__}{text}; it is asked again later")
+
+    def _cause(self, error: Exception) -> Exception | None:
+        # h11 shows the header that it refuses to send, and a traceback shows the cause.
+        return None if isinstance(error, self._errors.LocalProtocolError) else error
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port  # httpx: None for the scheme's own port
+
+
+def _refusal(answer: Answer, where: str) -> FeedError:
+    status, wait = answer.status, answer.retry_after
+    seen = f"{where} answered {status} {_PHRASES.get(status, '')}".rstrip()
+    if status == HTTPStatus.GONE:
+        return FeedGone(f"{seen}: the feed is gone for good; ask its publisher where to", retry_after=wait)
+    throttled = status == HTTPStatus.FORBIDDEN and wait is not None
+    if 400 <= status < 500 and status not in _PASSING and not throttled:  # noqa: PLR2004
+        return FeedRefused(f"{seen}; check the URL, auth= and headers=", retry_after=wait)
+    return FeedError(f"{seen}; it is asked again later", retry_after=wait)

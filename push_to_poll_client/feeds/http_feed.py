@@ -1,0 +1,122 @@
+"""A feed by the HTTP Feeds specification (http-feeds.org): batches of CloudEvents behind one URL."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from push_to_poll_client import _http
+from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._types import Cursor, FetchRequest, Page
+from push_to_poll_client.feeds._arguments import seconds
+from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
+from push_to_poll_client.feeds._credentials import Auth
+from push_to_poll_client.feeds._origin import Answer, Origin
+
+__all__ = ["CloudEvent", "HTTPFeed"]
+
+_ACCEPT = "application/cloudevents-batch+json, application/json;q=0.9"
+_NO_NEWS = frozenset({204, 304})
+_OURS = frozenset({"lastEventId", "timeout"})
+
+
+class HTTPFeed:
+    """A feed by the HTTP Feeds specification.
+
+    Asks `GET url?lastEventId=…` and reads a batch of `CloudEvent`s. The cursor is the id of the last one; an
+    empty batch is the end. Events of unknown types are messages like any other. An event that cannot be read is
+    an `UnreadableMessage`, and the others of its batch are not kept waiting by it.
+
+    Redirects are followed on the feed's own origin; one to another origin fails and names it. The feed's own
+    client keeps no cookies, takes proxies and certificates from the environment as httpx does, and keeps queries
+    out of httpx's log; with `client=` all this is as that client does it.
+
+    Args:
+        url: Where the feed is, with the query that it may need. A user and password in it are sent as Basic
+            credentials and shown nowhere.
+        auth: An `httpx.Auth`, a pair of user and password (Basic), a token (Bearer), or an async callable that
+            returns a token or `None`. The callable is asked at first use, and again once when the server answers
+            401. `None` sends no credentials, or with `client=` the client's own.
+        headers: Sent with every request, before the feed's own.
+        max_wait: Seconds for which the server can hold its answer until there is something new (long polling,
+            which the specification leaves to the server). `None` never asks it to.
+        timeout: Seconds for one whole answer, from connecting to the last byte; a wait comes on top.
+        max_body: Bytes that an answer may have, on the wire and unpacked. As bytes it is held twice for a
+            moment, and what a hostile one of the default size unfolds to is some hundred MiB.
+        client: An `httpx.AsyncClient`, or one of its shape, to send by; its timeouts hold, a wait comes on top.
+            It stays yours: it is not closed. `None` opens one when needed.
+
+    Attributes:
+        max_wait: As given.
+        identity: What the feed is, without secrets.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument has no meaning; the text says which and why.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        auth: Auth | None = None,
+        headers: Mapping[str, str] | None = None,
+        max_wait: float | None = None,
+        timeout: float = 30.0,
+        max_body: int = 16 * 1024 * 1024,
+        client: Any = None,
+    ) -> None:
+        self.max_wait = None if max_wait is None else seconds("max_wait", max_wait)
+        self._origin = Origin(url, auth=auth, headers=headers, timeout=timeout, max_body=max_body, client=client)
+        if taken := _OURS & httpx.URL(url).params.keys():
+            raise ValueError(
+                f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll"
+            )
+        self.identity = _http.identity(url)
+
+    async def fetch(self, request: FetchRequest, /) -> Page:
+        """Ask for the events after `request.cursor`.
+
+        Raises:
+            FeedRefused: The server refuses this client: 4xx but for those below.
+            FeedGone: The feed is gone for good: 410.
+            FeedError: It could not be asked (no connection, too slow, too large, a redirect elsewhere), or cannot
+                answer now (408, 425, 429, 5xx, 403 with rate-limit headers), or its answer is no batch.
+        """
+        wait = min(request.wait, self.max_wait or 0.0)
+        answer = await self._origin.get(_query(request.cursor, wait), headers=_headers(request), wait=wait)
+        messages = [] if answer.status in _NO_NEWS else read_batch(self._body(answer), self._origin.where)
+        last = next((message.cursor for message in reversed(messages) if message.cursor is not None), None)
+        # A server that answers with the very event it was asked to go on after has no more.
+        following = None if last == request.cursor else last
+        return Page(messages, cursor=last, next=following, retry_after=answer.retry_after)
+
+    async def aclose(self) -> None:
+        """Give back connections; a later `fetch` opens them again, in another event loop too."""
+        await self._origin.aclose()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._origin.where!r})"
+
+    def _body(self, answer: Answer) -> bytes:
+        """The body, if it calls itself JSON or nothing at all, as some servers do."""
+        stated = answer.headers.get("content-type", "")
+        media_type = stated.partition(";")[0].strip().lower()
+        if media_type and not media_type.endswith(("/json", "+json")):
+            raise FeedError(
+                f"{self._origin.where} sent {_http.quoted(stated)}, not application/cloudevents-batch+json; "
+                "check that the URL is that of a feed and no login page stands before it"
+            )
+        return answer.body
+
+
+def _query(cursor: Cursor | None, wait: float) -> dict[str, str]:
+    query = {} if cursor is None else {"lastEventId": cursor}
+    if wait > 0:
+        query["timeout"] = str(max(1, round(wait * 1000)))  # milliseconds, says the specification
+    return query
+
+
+def _headers(request: FetchRequest) -> dict[str, str]:
+    # A full batch may be cached for a year, and a cache may hold the end of the feed for a while.
+    return {"Accept": _ACCEPT, **({"Cache-Control": "no-cache"} if request.fresh else {})}
