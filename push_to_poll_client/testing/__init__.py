@@ -1,1 +1,45 @@
-"""For tests, yours and ours: fakes that misbehave, conformance suites, virtual time, a reference server."""
+"""For tests, yours and ours: fakes that misbehave, conformance suites, virtual time, a reference server.
+
+The server needs uvicorn (the extra `serve`) and the suites need pytest; each is imported when it is asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from push_to_poll_client.testing._fake_feed import Answer, Asked, FakeFeed
+from push_to_poll_client.testing._faults import Faults
+from push_to_poll_client.testing._manual_listener import ManualListener
+from push_to_poll_client.testing._reference_app import ReferenceApp
+from push_to_poll_client.testing._stats import PushRecord, Stats
+from push_to_poll_client.testing._virtual_time import VirtualTimeLoop, virtual_time
+
+if TYPE_CHECKING:
+    from push_to_poll_client.testing._feed_suite import FeedSuite
+    from push_to_poll_client.testing._server import ReferenceServer, serve_in_thread
+
+__all__ = [
+    "Answer",
+    "Asked",
+    "FakeFeed",
+    "Faults",
+    "FeedSuite",
+    "ManualListener",
+    "PushRecord",
+    "ReferenceApp",
+    "ReferenceServer",
+    "Stats",
+    "VirtualTimeLoop",
+    "serve_in_thread",
+    "virtual_time",
+]
+
+_LATER = {"FeedSuite": "_feed_suite", "ReferenceServer": "_server", "serve_in_thread": "_server"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = f"{__name__}.{_LATER[name]}"
+    if module.endswith("_suite"):
+        import_module("pytest").register_assert_rewrite(module)  # a failing suite shows what it compared
+    return getattr(import_module(module), name)

@@ -1,0 +1,79 @@
+"""The few ASGI manners that the reference server needs."""
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, TypeAlias
+
+import anyio
+
+__all__ = [
+    "Header",
+    "Receive",
+    "Scope",
+    "Send",
+    "body_of",
+    "header",
+    "respond",
+    "respond_to_websocket",
+    "start",
+    "until_gone",
+    "while_there",
+]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Header: TypeAlias = tuple[bytes, bytes]
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The value of a request header, by its name in lower case; `None` when it was not sent."""
+    values: list[bytes] = [value for key, value in scope["headers"] if key == name]
+    return values[0].decode("latin-1") if values else None
+
+
+async def body_of(receive: Receive) -> bytes:
+    """The whole body of a request."""
+    parts: list[bytes] = []
+    more = True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+async def until_gone(receive: Receive) -> None:
+    """Return when the client has gone."""
+    while not (await receive())["type"].endswith(".disconnect"):
+        pass
+
+
+async def while_there(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
+    """Run `work` until it ends or the client has gone."""
+
+    async def watch() -> None:
+        await until_gone(receive)
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        await work()
+        tasks.cancel_scope.cancel()
+
+
+async def start(send: Send, status: int, headers: Iterable[Header]) -> None:
+    """Send status and headers."""
+    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+
+async def respond(send: Send, status: int, body: bytes, headers: Iterable[Header]) -> None:
+    """Send a whole answer."""
+    length = (b"content-length", b"%d" % len(body))
+    await start(send, status, [length, *headers])
+    await send({"type": "http.response.body", "body": body})
+
+
+async def respond_to_websocket(send: Send, status: int) -> None:
+    """Refuse a websocket's handshake with this status."""
+    await send({"type": "websocket.http.response.start", "status": status, "headers": []})
+    await send({"type": "websocket.http.response.body", "body": b""})

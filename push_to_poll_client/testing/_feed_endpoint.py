@@ -1,0 +1,140 @@
+"""GET /feed of the reference server: HTTP Feeds (http-feeds.org), and everything that may go wrong with it."""
+
+import time
+from collections.abc import Callable
+from urllib.parse import parse_qs
+
+import anyio
+
+from push_to_poll_client.testing._asgi import (
+    Header,
+    Receive,
+    Scope,
+    Send,
+    header,
+    respond,
+    start,
+    until_gone,
+    while_there,
+)
+from push_to_poll_client.testing._bell import Bell
+from push_to_poll_client.testing._event_log import EventLog
+from push_to_poll_client.testing._faults import Faults
+from push_to_poll_client.testing._stats import Stats
+
+__all__ = ["FeedEndpoint"]
+
+LONGEST_HOLD = 60.0
+"""Seconds for which a long poll is held at most: an idle client makes one request a minute."""
+
+_BATCH = (b"content-type", b"application/cloudevents-batch+json")
+
+
+class FeedEndpoint:
+    """The feed. An unknown `lastEventId` reads from the beginning: the specification names no error for it.
+
+    Args:
+        log: The events.
+        faults: The switches.
+        stats: The counters.
+        page_size: Events on a page, at most.
+    """
+
+    def __init__(self, log: EventLog, faults: Faults, stats: Stats, *, page_size: int) -> None:
+        self.page_size = page_size
+        self._log = log
+        self._faults = faults
+        self._stats = stats
+        self._bell = Bell()
+        self._shut = False
+
+    def published(self) -> None:
+        """Answer the long polls that are held."""
+        self._bell.ring()
+
+    def open(self) -> None:
+        """Hold long polls, and stall, until `shut()`."""
+        self._shut = False
+
+    def shut(self) -> None:
+        """Answer what is held and give up what is stalled, for a server that ends."""
+        self._shut = True
+        self._bell.ring()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        self._stats.count_fetch(time.monotonic())
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await self._finish(send, *refusal)
+            return
+        body = await self._frozen(scope, receive)
+        await anyio.sleep(self._faults.latency)
+        await self._deliver(scope, receive, send, body)
+
+    def _refusal(self, scope: Scope) -> tuple[int, list[Header]] | None:
+        faults = self._faults
+        if faults.authorization is not None and header(scope, b"authorization") != faults.authorization:
+            return 401, [(b"www-authenticate", b"Bearer")]
+        if faults.takes("fail_next"):
+            after = [] if faults.retry_after is None else [(b"retry-after", str(faults.retry_after).encode())]
+            return faults.fail_status, after
+        if faults.takes("redirect_next"):
+            return 307, [(b"location", faults.redirect_to.encode())]
+        return None
+
+    async def _frozen(self, scope: Scope, receive: Receive) -> bytes:
+        """The answer's body, as it is before any latency."""
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        after = query.get("lastEventId", [None])[0]
+        events = self._log.page(after, self.page_size)
+        if not events and (wait := _seconds(query.get("timeout", ["0"])[0])) > 0:
+            await self._hold(after, wait, receive)
+            events = self._log.page(after, self.page_size)
+        return b"[" + b",".join(events) + b"]"
+
+    async def _hold(self, after: str | None, wait: float, receive: Receive) -> None:
+        """Return when there is something after the id, the wait ends, the client goes or the server ends."""
+        self._stats.count(held=1)
+        try:
+            with anyio.move_on_after(wait):
+                await while_there(receive, lambda: self._until(lambda: bool(self._log.page(after, 1))))
+        finally:
+            self._stats.count(held=-1)
+
+    async def _until(self, happened: Callable[[], bool]) -> None:
+        while not self._shut and not happened():
+            await self._bell.wait()
+
+    async def _deliver(self, scope: Scope, receive: Receive, send: Send, body: bytes) -> None:
+        if self._faults.takes("cut_next"):
+            await self._send_half(send, body)
+        elif self._faults.takes("stall_next"):
+            await self._send_half(send, body)
+            await while_there(receive, lambda: self._until(lambda: False))
+        else:
+            await self._finish(send, 200, [_BATCH], body)
+            return
+        await _hang_up(scope, receive)
+
+    async def _send_half(self, send: Send, body: bytes) -> None:
+        self._stats.count_status(200)
+        await start(send, 200, [_BATCH, (b"content-length", b"%d" % len(body))])
+        await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
+
+    async def _finish(self, send: Send, status: int, headers: list[Header], body: bytes = b"") -> None:
+        self._stats.count_status(status)
+        await respond(send, status, body, headers)
+
+
+def _seconds(timeout: str) -> float:
+    """HTTP Feeds counts in milliseconds. What is no number asks for nothing."""
+    return min(int(timeout) / 1000, LONGEST_HOLD) if timeout.isdecimal() else 0.0
+
+
+async def _hang_up(scope: Scope, receive: Receive) -> None:
+    """Close the connection in the middle of the answer, where the server lets an application do so."""
+    close = scope.get("state", {}).get("hang_up")
+    if close is not None:
+        close()
+        await until_gone(receive)

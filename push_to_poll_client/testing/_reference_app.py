@@ -1,0 +1,116 @@
+"""The reference server as an ASGI application: an HTTP feed, its push channel, and ways to make both fail.
+
+    GET  /feed      HTTP Feeds (http-feeds.org) with `lastEventId` and long polling by `timeout` in milliseconds
+    WS   /push      after each publication one text message, {"cursor": id of the newest event}: a hint, no data
+    POST /publish   JSON: a number of events, or a list with the data of each; answers the list of their ids
+    POST /faults    JSON: an object of `Faults`' names; `close_websockets` is a code to close all of them with now
+    GET  /stats     what the server counted
+    GET  /pushes    for each publication whether its push was dropped, and how many connections it was sent to
+
+Messages live in memory for as long as the application does, also while no server runs it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from push_to_poll_client.testing._asgi import Receive, Scope, Send, body_of, respond
+from push_to_poll_client.testing._event_log import ORDER, EventLog
+from push_to_poll_client.testing._faults import Faults
+from push_to_poll_client.testing._feed_endpoint import FeedEndpoint
+from push_to_poll_client.testing._push_endpoint import PushEndpoint
+from push_to_poll_client.testing._stats import PushRecord, Stats
+
+__all__ = ["ReferenceApp"]
+
+_Answer: TypeAlias = Callable[[bytes], object]
+
+
+class ReferenceApp:
+    """The ASGI application. What it can be told directly is for the thread whose event loop runs it.
+
+    Args:
+        page_size: Events on a page of the feed, at most.
+        backlog: Events that are there from the beginning.
+
+    Attributes:
+        faults: The switches.
+        stats: The counters.
+    """
+
+    def __init__(self, *, page_size: int = 1000, backlog: int = 0) -> None:
+        self.faults = Faults()
+        self.stats = Stats()
+        self._log = EventLog()
+        self._feed = FeedEndpoint(self._log, self.faults, self.stats, page_size=page_size)
+        self._push = PushEndpoint(self.faults, self.stats)
+        self._append([ORDER] * backlog)
+
+    @property
+    def pushes(self) -> Sequence[PushRecord]:
+        """The push of each publication, oldest first."""
+        return self._push.pushes
+
+    def publish(self, what: int | list[Any] = 1) -> list[str]:
+        """Publish this many events, or one with each data of the list; then push once.
+
+        Returns:
+            Their ids. None were published and nothing is pushed when it is empty.
+        """
+        ids = self._append([ORDER] * what if isinstance(what, int) else what)
+        if ids:
+            self._feed.published()
+            self._push.push(ids[-1])
+        return ids
+
+    def _append(self, datas: list[Any]) -> list[str]:
+        ids = [self._log.append(data, undecodable=self.faults.takes("undecodable_next")) for data in datas]
+        self.stats.count(published=len(ids))
+        return ids
+
+    def close_websockets(self, code: int = 1012) -> None:
+        """Close all websockets that are open now, with this code."""
+        self._push.close_all(code)
+
+    def open(self) -> None:
+        """A server begins to run the application."""
+        self._feed.open()
+
+    def shut(self) -> None:
+        """The server is about to end: what is held or stalled ends now."""
+        self._feed.shut()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or one websocket."""
+        if scope["type"] == "websocket":
+            await self._push(scope, receive, send)
+        elif (scope["method"], scope["path"]) == ("GET", "/feed"):
+            await self._feed(scope, receive, send)
+        else:
+            await self._control(scope, receive, send)
+
+    async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = self._answer(scope)
+        try:
+            status, result = (404, "no such place") if answer is None else (200, answer(await body_of(receive)))
+        except (msgspec.DecodeError, ValueError) as error:
+            status, result = 400, str(error)
+        await respond(send, status, msgspec.json.encode(result), [(b"content-type", b"application/json")])
+
+    def _answer(self, scope: Scope) -> _Answer | None:
+        answers: dict[tuple[str, str], _Answer] = {
+            ("POST", "/publish"): lambda body: self.publish(msgspec.json.decode(body, type=int | list[Any])),
+            ("POST", "/faults"): self._set_faults,
+            ("GET", "/stats"): lambda _: self.stats.as_dict(),
+            ("GET", "/pushes"): lambda _: self.pushes,
+        }
+        return answers.get((scope["method"], scope["path"]))
+
+    def _set_faults(self, body: bytes) -> dict[str, Any]:
+        changes = msgspec.json.decode(body, type=dict[str, Any])
+        code = changes.pop("close_websockets", None)
+        self.faults.set(**changes)
+        if code is not None:
+            self.close_websockets(code)
+        return changes
