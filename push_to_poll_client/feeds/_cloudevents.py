@@ -76,8 +76,8 @@ class CloudEvent(Message):
         name, source = envelope.id, envelope.source or ""
         if not (_can_be_kept(name) and _can_be_kept(source or "-")):
             raise UndecodableMessage(
-                f"an event cannot be read: id {quoted(name)} is empty, or it or source {quoted(source)} has a NUL or "
-                f"more than {MAX_ID} characters"
+                f"an event cannot be read: id {quoted(name)} is empty, or it or source {quoted(source)} has a NUL "
+                f"or more than {MAX_ID} characters"
             )
         super().__init__(name, _UNREAD, key=f"{len(source)}:{source}{name}", cursor=name)
         self._envelope = envelope

@@ -1,0 +1,209 @@
+"""What may be shown of a URL, and how long a server asks to be left alone."""
+
+import ssl
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.datastructures import Headers
+
+from push_to_poll_client._http import (
+    MAX_WAIT,
+    asked_to_wait,
+    identity,
+    quoted,
+    shared_tls_context,
+    without_secrets,
+)
+
+NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
+SECRETS = st.text("0123456789abcdef", min_size=12, max_size=12)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://shop.example/orders", "https://shop.example/orders"),
+        ("HTTPS://Shop.Example:8443/Orders", "https://shop.example:8443/Orders"),
+        ("https://user:pass@shop.example/@me", "https://shop.example/@me"),
+        ("https://a@b:c@shop.example/", "https://shop.example/"),
+        ("https://h/?page=2&key=secret&flag#frag", "https://h/?page=…&key=…&…"),
+        ("https://h/?a=1;b=2", "https://h/?a=…&b=…"),
+        ("wss://[::1]:8080/push?", "wss://[::1]:8080/push"),
+        ("https://h/a\nb\x1b[31m\x00", "https://h/a\\nb\\x1b[31m\\x00"),
+        ("https://h/\u202egpj\ud800", "https://h/\\u202egpj\\ud800"),  # reads backwards, and cannot be encoded
+        (
+            "https://user:pa/ss@host/feed",
+            "(not a URL)",
+        ),  # "user:pa" is no host and port, so the password may follow
+        ("user:pass@host/feed", "(not a URL)"),
+        ("//user:pass@host/feed", "(not a URL)"),
+        ("https://ho st/", "(not a URL)"),
+        ("", "(not a URL)"),
+    ],
+)
+def test_what_may_be_shown_of_a_url(url, shown):
+    assert without_secrets(url) == shown
+
+
+@given(SECRETS, SECRETS, SECRETS)
+def test_no_secret_of_a_url_is_shown(password, value, fragment):
+    url = f"https://me:{password}@h.example/feed?key={value}&{value}#{fragment}"
+    for shown in (without_secrets(url), identity(url)):
+        assert not any(secret in shown for secret in (password, value, fragment))
+
+
+@given(st.text())
+def test_any_text_can_be_asked_about_and_is_safe_to_log(url):
+    for shown in (without_secrets(url), without_secrets(f"https://h/{url}"), without_secrets(f"https://{url}")):
+        assert shown.isprintable()
+        assert len(shown) <= 500
+    assert identity(url).isprintable()
+
+
+def test_a_url_object_is_as_good_as_its_text():
+    assert without_secrets(httpx.URL("https://me:secret@h/?a=b")) == "https://h/?a=…"
+
+
+def test_a_long_url_is_cut():
+    shown = without_secrets("https://h/" + "a" * 1000)
+    assert len(shown) == 500
+    assert shown.endswith("…")
+
+
+def test_feeds_that_differ_in_their_query_alone_have_different_identities():
+    assert identity("https://h/feed?tenant=a") != identity("https://h/feed?tenant=b")
+    assert identity("https://h/feed?tenant=a").startswith("https://h/feed?tenant=…#")
+
+
+def test_an_identity_is_the_same_in_every_process():
+    # A store keeps it for years.
+    assert identity("https://u:p@h/feed?a=b#frag") == "https://h/feed?a=…#42144f39"
+    assert identity("https://h/feed") == "https://h/feed"
+
+
+def test_two_garbage_urls_differ():
+    assert identity("garbage") != identity("rubbish")
+
+
+def test_what_a_server_wrote_is_short_and_on_one_line():
+    assert quoted("a\nb\x1b") == r"'a\nb\x1b'"
+    assert quoted("x" * 1000) == repr("x" * 100 + "...")
+    assert quoted("…", limit=1) == r"'\u2026'"
+
+
+def test_there_is_one_tls_context():
+    assert shared_tls_context() is shared_tls_context()
+    assert shared_tls_context().verify_mode is ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "120"}, 120),
+        ({"retry-after": " 0 "}, 0),
+        ({"retry-after": "1.5"}, 1.5),
+        # The three forms of RFC 9110 §5.6.7, a minute from now; the last has no zone and means UTC.
+        ({"retry-after": "Tue, 14 Nov 2023 22:14:20 GMT"}, 60),
+        ({"retry-after": "Tuesday, 14-Nov-23 22:14:20 GMT"}, 60),
+        ({"retry-after": "Tue Nov 14 22:14:20 2023"}, 60),
+        ({"retry-after": "Tue, 14 Nov 2023 22:00:00 GMT"}, 0),
+        # A server whose clock is an hour behind says when by its own clock.
+        ({"retry-after": "Tue, 14 Nov 2023 21:14:20 GMT", "date": "Tue, 14 Nov 2023 21:13:20 GMT"}, 60),
+        ({"retry-after": "Tue, 14 Nov 2023 22:14:20 GMT", "date": "yesterday"}, 60),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, MAX_WAIT),
+        ({"retry-after": "9" * 5000}, MAX_WAIT),
+        ({"retry-after": "1m30s"}, None),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "1e3"}, None),
+        ({"retry-after": "١٢٠"}, None),  # digits, but not of HTTP
+        ({"retry-after": ""}, None),
+        ({"retry-after": "Tue, 99 Nov 2023 22:14:20 GMT"}, None),
+        ({"backoff": "30"}, 30),
+        ({"backoff": "soon"}, None),
+        ({"x-poll-interval": "60"}, 60),
+        ({"x-poll-interval": "60", "retry-after": "5", "backoff": "30"}, 60),
+    ],
+)
+def test_a_server_asks_to_be_left_alone(headers, seconds):
+    assert asked_to_wait(503, headers, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"ratelimit": '"default";r=50;t=30'}, None),
+        ({"ratelimit": '"default";r=0;t=30'}, 30),
+        ({"ratelimit": '"burst";r=0;t=5, "daily";r=0;t=3600 ,"hourly";r=9;t=7200'}, 3600),
+        ({"ratelimit": "default; r=0; t=7; pk=:cHsdsRa894==:"}, 7),
+        ({"ratelimit": '"a\\"b, c;r=0";pk=";r=0;t=99";r=0;t=8'}, 8),
+        ({"ratelimit": '"default";r=0'}, None),
+        ({"ratelimit": '"default";t=30'}, None),
+        ({"ratelimit": '"default";r=0;t=soon'}, None),
+        ({"ratelimit": '"default";r=0;t=30, {'}, None),  # malformed in one place, ignored as a whole
+        ({"ratelimit": "limit=100, remaining=0, reset=30"}, None),  # an old draft
+        ({"ratelimit": '"default";r=0;t=30', "retry-after": "5"}, 5),
+        ({"ratelimit": '"default";r=0;t=30', "retry-after": "garbage"}, 30),
+        ({"ratelimit": '"default";r=0;t=30', "age": "7"}, None),  # a cache's copy of somebody else's quota
+        ({"ratelimit": '"default";r=0;t=99999999'}, MAX_WAIT),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000060"}, 60),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000060000"}, 60),  # milliseconds
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1600000000"}, 0),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "17"}, 17),
+        ({"ratelimit-remaining": "0", "ratelimit-reset": "17"}, 17),
+        ({"x-ratelimit-remaining": "1", "x-ratelimit-reset": "17"}, None),
+        ({"x-ratelimit-remaining": "none", "x-ratelimit-reset": "17"}, None),
+        ({"x-ratelimit-remaining": "0"}, None),
+    ],
+)
+def test_a_server_says_that_the_quota_is_used_up(headers, seconds):
+    assert asked_to_wait(200, headers, NOW) == seconds
+
+
+def test_429_alone_says_that_nothing_remains():
+    assert asked_to_wait(429, {"x-ratelimit-reset": "17"}, NOW) == 17
+    assert asked_to_wait(200, {"x-ratelimit-reset": "17"}, NOW) is None
+
+
+def test_a_reset_is_told_by_the_clock_of_the_server():
+    headers = {
+        "x-ratelimit-remaining": "0",
+        "x-ratelimit-reset": "1700000060",
+        "date": "Tue, 14 Nov 2023 22:14:10 GMT",
+    }
+    assert asked_to_wait(429, headers, 0.0) == 10
+
+
+def test_headers_of_httpx_and_of_websockets_are_understood():
+    assert asked_to_wait(503, httpx.Headers({"Retry-After": "7"}), NOW) == 7
+    assert asked_to_wait(503, Headers({"Retry-After": "7"}), NOW) == 7
+
+
+def test_a_header_that_is_there_twice_is_not_believed():
+    headers = Headers([("Retry-After", "7"), ("Retry-After", "8"), ("Backoff", "3")])
+    assert asked_to_wait(503, headers, NOW) == 3
+    assert asked_to_wait(503, httpx.Headers([("Retry-After", "7"), ("Retry-After", "8")]), NOW) is None
+
+
+NAMES = [
+    *("retry-after", "backoff", "x-poll-interval", "date", "age", "ratelimit"),
+    *("x-ratelimit-remaining", "x-ratelimit-reset", "ratelimit-remaining", "ratelimit-reset"),
+]
+VALUES = (
+    st.text()
+    | st.text(' ";=,rt0123456789-:', max_size=60)
+    | st.sampled_from(["0", "Tue, 14 Nov 2023 22:14:20 GMT", "Tue Nov 14 22:14:20 2023"])
+)
+
+
+@given(st.integers(100, 599), st.dictionaries(st.sampled_from(NAMES), VALUES))
+def test_whatever_a_server_writes_the_answer_is_a_bounded_number_of_seconds_or_none(status, headers):
+    wait = asked_to_wait(status, headers, NOW)
+    assert wait is None or 0 <= wait <= MAX_WAIT
+
+
+@given(st.text("Tueadyov, -0123456789:GMT+", min_size=1, max_size=40))
+def test_no_date_is_too_odd_for_the_date_parser(date):
+    asked_to_wait(503, {"retry-after": f"Tue, {date}", "date": f"Tue {date}"}, NOW)
