@@ -1,0 +1,121 @@
+"""Who uses the database file, and through what? One process by the owner lock, through one connection.
+
+All looking at the file is done through that connection: on POSIX, closing any other descriptor of the file would
+drop SQLite's own locks (https://www.sqlite.org/howtocorrupt.html, section 2.2).
+"""
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+
+from push_to_poll_client._exceptions import StoreError
+from push_to_poll_client.stores._owner_lock import OwnerLock
+from push_to_poll_client.stores._sqlite_schema import Synchronous, prepare, warn_of_old_sqlite
+
+__all__ = ["OpenFile", "named_errors"]
+
+_BUSY_TIMEOUT = 5.0  # seconds to wait for another program that holds the file; readers do not hold it
+
+_ADVICE = {
+    sqlite3.SQLITE_BUSY: "another program writes to it: let it end",
+    sqlite3.SQLITE_CANTOPEN: "name a file that may be made or written",
+    sqlite3.SQLITE_CORRUPT: "it is damaged or was cut off: put back a copy, or move it away to begin anew",
+    sqlite3.SQLITE_FULL: "free some space",
+    sqlite3.SQLITE_NOTADB: "it is no SQLite database: name another file",
+    sqlite3.SQLITE_READONLY: "make it and its directory writable",
+}
+
+
+_open_files: set["OpenFile"] = set()
+"""Also what a forked child inherited: it must not close a connection of its parent, not even as garbage
+(https://www.sqlite.org/howtocorrupt.html, section 2.6)."""
+
+
+class OpenFile:
+    """The owner lock and the one connection of a database file.
+
+    Args:
+        path: Absolute, links followed. A file that is missing or empty is made into a store.
+        synchronous: When a commit is on the disk; see `SQLiteStore`.
+
+    Raises:
+        StoreBusy: Another process owns the file, or another store object of this one.
+        StoreError: It cannot be opened, or is no store of this library, or one of a newer version of it.
+    """
+
+    def __init__(self, path: str, *, synchronous: Synchronous) -> None:
+        self.path = path
+        self.process = os.getpid()
+        self.mutex = threading.Lock()
+        self._lock = OwnerLock(path)
+        try:
+            self.connection = _connect(path, synchronous)
+        except BaseException:
+            self._lock.release()
+            raise
+        _open_files.add(self)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of it or nothing.
+
+        The write lock is taken first: a transaction that reads and then writes can but fail when it meets another.
+
+        Raises:
+            StoreError: SQLite failed; nothing was written.
+        """
+        with named_errors(self.path):
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:  # SQLite may have rolled back by itself
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close the connection and give the file back. Never raises."""
+        _open_files.remove(self)
+        with contextlib.suppress(sqlite3.Error):  # what was committed is in the file
+            self.connection.close()
+        self._lock.release()
+
+
+@contextlib.contextmanager
+def named_errors(path: str) -> Iterator[None]:
+    """Turn SQLite's errors into a `StoreError` that names the file and says what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        # The lower byte is the primary code (https://www.sqlite.org/rescode.html); errors of the module have none.
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        advice = _ADVICE.get(code, "look at the disk and at what else uses the file")
+        raise StoreError(f"{path} cannot be used: {error}; {advice}") from error
+
+
+def _connect(path: str, synchronous: Synchronous) -> sqlite3.Connection:
+    warn_of_old_sqlite()
+    _create(path)
+    with named_errors(path):
+        # Any thread, one at a time: the mutex sees to that.
+        connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        try:
+            prepare(connection, path, synchronous=synchronous)
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _create(path: str) -> None:
+    """Make a missing file readable by its owner alone; SQLite gives its side files the same permissions."""
+    try:
+        # A file that was there is not opened by this; one that was not is in nobody's use yet.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise StoreError(f"{path} cannot be made: {error.strerror}; name a file that may be made") from error
