@@ -1,1 +1,84 @@
-"""The push-to-poll consumer loop: a push says when to ask, the poll says what, each message is processed once."""
+"""The push-to-poll consumer loop, done right, once.
+
+A push says when to ask, the poll says what, each message is processed once. Each layer knows only those above it:
+
+    _types, _exceptions                what the parts speak of
+    _schedule, _processor              when, and once
+    feeds/, listeners/, stores/        what, who said so, where was I; they know nothing of each other
+    _poller, _polls, _channel, _run    one poll, one at a time, one channel, one run
+    _consumer                          the only place where the parts meet
+    cli/, testing/                     for the shell, and for tests
+"""
+
+from push_to_poll_client._consumer import Consumer
+from push_to_poll_client._exceptions import (
+    ChainRestart,
+    CursorExpired,
+    FeedError,
+    FeedGone,
+    FeedRefused,
+    ListenerError,
+    MessageFailed,
+    OwnershipLost,
+    PushToPollError,
+    StoreBusy,
+    StoreError,
+    StoreMismatch,
+    Throttled,
+    UndecodableMessage,
+)
+from push_to_poll_client._schedule import Mode
+from push_to_poll_client._status import Counters, ListenerStatus, PollResult, Status
+from push_to_poll_client._types import (
+    Channel,
+    Cursor,
+    Feed,
+    FetchRequest,
+    Listener,
+    Message,
+    Page,
+    Push,
+    Record,
+    RecordState,
+    Session,
+    Store,
+    UnreadableMessage,
+)
+from push_to_poll_client.stores.memory import MemoryStore
+
+__all__ = [
+    "ChainRestart",
+    "Channel",
+    "Consumer",
+    "Counters",
+    "Cursor",
+    "CursorExpired",
+    "Feed",
+    "FeedError",
+    "FeedGone",
+    "FeedRefused",
+    "FetchRequest",
+    "Listener",
+    "ListenerError",
+    "ListenerStatus",
+    "MemoryStore",
+    "Message",
+    "MessageFailed",
+    "Mode",
+    "OwnershipLost",
+    "Page",
+    "PollResult",
+    "Push",
+    "PushToPollError",
+    "Record",
+    "RecordState",
+    "Session",
+    "Status",
+    "Store",
+    "StoreBusy",
+    "StoreError",
+    "StoreMismatch",
+    "Throttled",
+    "UndecodableMessage",
+    "UnreadableMessage",
+]

@@ -103,15 +103,17 @@ class Outcome(enum.StrEnum):
 
 
 class Mode(enum.StrEnum):
-    """What the schedule is doing."""
+    """What a consumer is doing; `STOPPED` when it has no schedule to follow."""
 
     IDLE = "idle"
     OWED = "owed"
     POLLING = "polling"
+    WAITING = "waiting"
     BACKOFF = "backoff"
     THROTTLED = "throttled"
     PAUSED = "paused"
     STANDBY = "standby"
+    STOPPED = "stopped"
 
 
 class WakeResult(enum.StrEnum):
@@ -323,6 +325,7 @@ class Schedule:
         """What the schedule is doing, in a word."""
         states = (
             (self.standby, Mode.STANDBY),
+            (self._running and self._cause is Cause.WAIT, Mode.WAITING),
             (self._running, Mode.POLLING),
             (self.paused, Mode.PAUSED),
             (self._not_before > now, Mode.THROTTLED),

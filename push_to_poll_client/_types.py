@@ -202,7 +202,7 @@ class Channel(Protocol):
         ...
 
     def wake(self, push: Push | None = None, /) -> None:
-        """A push arrived: poll soon. Never blocks."""
+        """A push arrived: poll soon. `None` is one that said nothing. Never blocks; from any thread."""
         ...
 
 

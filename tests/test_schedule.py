@@ -370,6 +370,8 @@ def test_a_push_on_its_way_is_no_evidence():
     schedule.set_channel("push", up=True)
     schedule.wake(100.0, push=True)
     poll(schedule, 100.0, cause=Cause.TIMER, found=1)
+    schedule.wake(150.0)
+    poll(schedule, 150.0, cause=Cause.TIMER, found=1)
     schedule.poll_started(200.0, Cause.TIMER)
     schedule.wake(200.1, push=True)
     schedule.poll_ended(201.0, Outcome.CAUGHT_UP, found=1)
@@ -436,6 +438,9 @@ def test_the_mode_names_the_state():
     assert schedule.mode(0.0) is Mode.OWED
     schedule.poll_started(0.0, Cause.WAKE)
     assert schedule.mode(0.0) is Mode.POLLING
+    schedule.poll_ended(0.0, Outcome.CAUGHT_UP)
+    schedule.poll_started(0.0, Cause.WAIT, wait=10.0)
+    assert schedule.mode(0.0) is Mode.WAITING
     schedule.poll_ended(0.0, Outcome.FAILED)
     assert schedule.mode(0.0) is Mode.BACKOFF
     schedule.not_before(0.0, 10.0, jitter=0.0)

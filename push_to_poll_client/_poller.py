@@ -1,0 +1,180 @@
+"""One poll: fetch and settle pages until caught up, or for `max_poll_time`."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import anyio
+
+from push_to_poll_client._exceptions import ChainRestart, FeedError, PushToPollError
+from push_to_poll_client._processor import Processor
+from push_to_poll_client._schedule import Schedule
+from push_to_poll_client._status import PollResult, Tally
+from push_to_poll_client._types import Clock, Cursor, Feed, FetchRequest, Page, Push, Session
+
+__all__ = ["Poller"]
+
+MAX_RESTARTS = 3
+"""How often a poll starts a chain of pages again; a feed that changes faster is left to backoff."""
+
+
+class Circle:
+    """Notices a walk that goes in circles, in constant memory (Brent's algorithm)."""
+
+    def __init__(self) -> None:
+        self._mark: Cursor | None = None
+        self._steps, self._limit = 0, 1
+
+    def closes_at(self, position: Cursor) -> bool:
+        """Whether the walk was at this position before."""
+        if position == self._mark:
+            return True
+        self._steps += 1
+        if self._steps == self._limit:
+            self._mark, self._steps, self._limit = position, 0, self._limit * 2
+        return False
+
+
+class Poller:
+    """Walks the feed from where the last poll stopped.
+
+    Args:
+        feed: What to ask.
+        session: Where the saved cursor is.
+        processor: Settles the pages.
+        schedule: Told what the server asks for, which holds for further pages too.
+        tally: Told of each page.
+        max_poll_time: Seconds after which a poll ends at the next page boundary.
+        clock: The event loop's.
+
+    Attributes:
+        max_wait: Seconds for which the feed can hold an answer; 0: it cannot.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        session: Session,
+        processor: Processor,
+        schedule: Schedule,
+        tally: Tally,
+        *,
+        max_poll_time: float,
+        clock: Clock,
+    ) -> None:
+        self.max_wait: float = getattr(feed, "max_wait", None) or 0.0
+        self._feed = feed
+        self._session = session
+        self._processor = processor
+        self._max_poll_time = max_poll_time
+        self._schedule = schedule
+        self._tally = tally
+        self._clock = clock
+        self._next: Cursor | None = None
+        self._waiting: anyio.CancelScope | None = None
+
+    def give_way(self) -> None:
+        """Cancel a waiting fetch, if there is one. Its answer, even if on its way, is fetched again."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def poll(
+        self,
+        *,
+        wait: float = 0.0,
+        hint: Push | None = None,
+        fresh: bool = False,
+        stopping: Callable[[], bool] | None = None,
+    ) -> PollResult | None:
+        """Fetch and settle pages.
+
+        Args:
+            wait: Seconds for which the server may hold the first answer.
+            hint: The push that caused this poll.
+            fresh: Go past caches.
+            stopping: As for `Processor.settle`.
+
+        Returns:
+            What was done; `None`: the waiting fetch gave way.
+
+        Raises:
+            FeedError: A fetch failed. The next poll starts at the saved cursor.
+            MessageFailed: A message failed for good.
+            StoreError: The store could not be read or written.
+        """
+        walk = _Walk(self._tally.counts)
+        position, self._next = self._next or self._session.cursor, None
+        until = self._clock() + wait + self._max_poll_time
+        while True:
+            try:
+                page = await self._fetch(FetchRequest(position, wait, hint, fresh))
+            except ChainRestart:
+                walk.restart()
+                position, wait = self._session.cursor, 0.0
+                continue
+            if page is None:
+                return None
+            self._tally.counts["pages"] += 1
+            wait = 0.0
+            complete = await self._processor.settle(page, stopping=stopping)
+            if not complete or page.next is None or walk.stands_still(position, page.next):
+                return walk.result(caught_up=complete)
+            position = page.next
+            if self._clock() >= until or self._schedule.server_not_before > self._clock():
+                self._next = position
+                return walk.result(caught_up=False)
+
+    async def _fetch(self, request: FetchRequest) -> Page | None:
+        try:
+            page = await self._wait(request) if request.wait else await self._feed.fetch(request)
+        except FeedError as error:
+            self._heed(error.retry_after)
+            raise
+        except PushToPollError:
+            raise
+        except Exception as error:
+            raise FeedError(f"{type(self._feed).__name__}.fetch() raised {error!r}") from error
+        if isinstance(page, Page):
+            self._heed(page.retry_after)
+        return page
+
+    async def _wait(self, request: FetchRequest) -> Page | None:
+        self._waiting = anyio.CancelScope()
+        with self._waiting:
+            try:
+                return await self._feed.fetch(request)
+            finally:
+                self._waiting = None
+        return None
+
+    def _heed(self, retry_after: float | None) -> None:
+        if retry_after is not None:
+            self._schedule.not_before(self._clock(), retry_after, jitter=random.random())  # noqa: S311
+
+
+class _Walk:
+    """What one poll has done so far."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        self._counts = counts
+        self._before = counts.copy()
+        self._seen = counts["messages"]
+        self._restarts = 0
+        self._circle = Circle()
+
+    def restart(self) -> None:
+        self._restarts += 1
+        self._circle = Circle()
+        if self._restarts > MAX_RESTARTS:
+            raise FeedError(f"the pages changed under the walk {self._restarts} times in one poll")
+
+    def stands_still(self, position: Cursor | None, following: Cursor) -> bool:
+        """Whether going on would bring nothing: no new message, and no new cursor."""
+        if self._counts["messages"] > self._seen:
+            self._seen, self._circle = self._counts["messages"], Circle()
+            return False
+        return following == position or self._circle.closes_at(following)
+
+    def result(self, *, caught_up: bool) -> PollResult:
+        done = {name: self._counts[name] - self._before[name] for name in ("messages", "duplicates", "pages")}
+        return PollResult(**done, caught_up=caught_up)

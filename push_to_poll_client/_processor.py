@@ -1,0 +1,195 @@
+"""ONCE: a page goes in, each message not yet settled is settled, and progress is committed.
+
+What is recorded was processed, and what the cursor has passed is recorded (G5, G6). A commit covers a whole page,
+or what was done in `flush_interval` (G7). No transaction is open while anybody waits.
+"""
+
+import logging
+import reprlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NoReturn, TypeAlias
+
+import anyio
+from tenacity import AsyncRetrying, RetryCallState
+
+from push_to_poll_client._event_loop import is_cancelled
+from push_to_poll_client._exceptions import MessageFailed, UndecodableMessage
+from push_to_poll_client._status import Tally
+from push_to_poll_client._types import Clock, Cursor, Message, Page, Record, Session
+
+__all__ = ["Handler", "Processor"]
+
+logger = logging.getLogger("push_to_poll_client")
+
+Handler: TypeAlias = Callable[[Message], Awaitable[None]]
+
+short = reprlib.Repr()
+short.maxstring = 120
+
+
+class Processor:
+    """Settles the pages of one session.
+
+    Args:
+        session: Where progress is committed.
+        handler: Processes one message.
+        tally: Told of each message, and of progress as it is committed.
+        flush_interval: Seconds of work after which progress is committed, at the latest.
+        retry: When to try a failed message again, and when to give up; `None`: give up at once.
+        clock: The event loop's.
+
+    Attributes:
+        hand: The scope of the page in hand, so that a stop can set it a deadline.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        handler: Handler,
+        tally: Tally,
+        *,
+        flush_interval: float,
+        retry: AsyncRetrying | None,
+        clock: Clock,
+    ) -> None:
+        self.hand = anyio.CancelScope()
+        self._session = session
+        self._handler = handler
+        self._tally = tally
+        self._flush_interval = flush_interval
+        self._retry = retry
+        self._clock = clock
+        self._cursor: Cursor | None = None
+        self._records: list[Record] = []
+        self._committed_at = 0.0
+
+    async def settle(self, page: Page, *, stopping: Callable[[], bool] | None = None) -> bool:
+        """Settle the messages of a page in order, and commit.
+
+        Args:
+            page: What a fetch returned.
+            stopping: Asked before each message whether to stop. With it, a cancellation does not reach the
+                message in hand; it ends by itself, or at the deadline of `hand`.
+
+        Returns:
+            Whether the whole page is settled and committed.
+
+        Raises:
+            MessageFailed: A message failed for good. All before it are committed.
+            StoreError: Progress could not be committed; it is tried again with the next page.
+        """
+        await self._commit()  # what an earlier page could not
+        unseen = await self._session.unseen([message.key for message in page.messages])
+        self._committed_at = self._clock()
+        with anyio.CancelScope(shield=stopping is not None) as self.hand:
+            try:
+                if not await self._settle_all(page.messages, unseen, stopping or _never):
+                    return False
+                self._cursor = self._cursor if page.cursor is None else page.cursor
+            finally:
+                await self._commit()
+            return True
+        return False
+
+    async def _settle_all(
+        self, messages: Sequence[Message], unseen: set[str], stopping: Callable[[], bool]
+    ) -> bool:
+        for message in messages:
+            if stopping():
+                return False
+            if message.key in unseen:
+                await self._process(message)
+                unseen.discard(message.key)
+            else:
+                self._tally.counts["duplicates"] += 1
+            if message.cursor is not None:
+                self._cursor = message.cursor
+            if self._clock() - self._committed_at >= self._flush_interval:
+                await self._commit()
+        return True
+
+    async def _process(self, message: Message) -> None:
+        if message.error is not None:
+            _give_up(message, message.error)
+        try:
+            await self._handle(message)
+        except UndecodableMessage as error:
+            _give_up(message, error)
+        except Exception as error:  # noqa: BLE001  # whatever a handler raises, its message failed
+            await self._process_again(message, error)
+        self._records.append(Record(message.key))
+        self._tally.counts["messages"] += 1
+
+    async def _handle(self, message: Message) -> None:
+        try:
+            await self._handler(message)
+        except anyio.get_cancelled_exc_class() as error:
+            if not is_cancelled():
+                raise RuntimeError("the handler awaited something that was cancelled") from error
+            logger.info("cancelled while message %s was in hand: it will be done again", short.repr(message.id))
+            raise
+
+    async def _process_again(self, message: Message, error: Exception) -> None:
+        if self._retry is None:
+            _give_up(message, error)
+        failed: Exception | None = error
+
+        async def attempt() -> None:
+            nonlocal failed
+            if failed is not None:
+                first, failed = failed, None
+                raise first
+            self._tally.counts["retries"] += 1
+            await self._handle(message)
+
+        async def before_sleep(state: RetryCallState) -> None:
+            await self._commit()
+            _report(message, state)
+
+        try:
+            await self._retry.copy(sleep=self._sleep, before_sleep=before_sleep, reraise=True)(attempt)
+        except Exception as last:  # noqa: BLE001  # whatever a handler raises, its message failed
+            _give_up(message, last)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait with nothing in hand, so that a cancellation need not wait."""
+        shield, self.hand.shield = self.hand.shield, False
+        try:
+            await anyio.sleep(seconds)
+        finally:
+            self.hand.shield = shield
+
+    async def _commit(self) -> None:
+        cursor = None if self._cursor == self._session.cursor else self._cursor
+        if cursor is None and not self._records:
+            return
+        with anyio.CancelScope(shield=True):
+            await self._session.commit(cursor=cursor, records=self._records)
+        if self._records:
+            self._tally.progressed()
+        self._cursor, self._records = None, []
+        self._committed_at = self._clock()
+
+
+def _never() -> bool:
+    return False
+
+
+def _report(message: Message, state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    logger.warning(
+        "message %s failed at attempt %d, again in %.1f s: %s",
+        short.repr(message.id),
+        state.attempt_number,
+        state.upcoming_sleep,
+        short.repr(error),
+    )
+
+
+def _give_up(message: Message, error: Exception) -> NoReturn:
+    """The one place that decides what becomes of a message that failed for good: it stops the consumer."""
+    raise MessageFailed(
+        f"message {short.repr(message.id)} failed and stops the consumer: {short.repr(error)}. "
+        "It and all after it are not settled; mend the handler or the message, and run again.",
+        id=message.id,
+    ) from error

@@ -1,0 +1,88 @@
+"""One call of `run()`: polls when due, listens, and ends in an orderly way."""
+
+import logging
+from collections.abc import Sequence
+
+import anyio
+
+from push_to_poll_client._channel import ListenerChannel
+from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, ListenerError, PushToPollError
+from push_to_poll_client._polls import Polls
+from push_to_poll_client._status import describe
+
+__all__ = ["Run"]
+
+logger = logging.getLogger("push_to_poll_client")
+
+
+class Run:
+    """Runs the listeners and the automatic polls until stopped, cancelled, or broken.
+
+    Args:
+        channels: One for each listener.
+        shutdown_timeout: Seconds that the message in hand gets to finish.
+    """
+
+    def __init__(self, channels: Sequence[ListenerChannel], *, shutdown_timeout: float) -> None:
+        self._channels = channels
+        self._shutdown_timeout = shutdown_timeout
+        self._stop = anyio.Event()
+        self._stopping = False
+        self._fatal: Exception | None = None
+
+    def stop(self) -> None:
+        """End soon; in the event loop."""
+        self._stop.set()
+
+    async def until_stopped(self, polls: Polls) -> None:
+        """Poll and listen.
+
+        Raises:
+            PushToPollError: What stopped it, if it was not `stop()`.
+        """
+        async with anyio.create_task_group() as tasks:
+            for channel in self._channels:
+                tasks.start_soon(self._listen, channel)
+            tasks.start_soon(self._poll, polls)
+            try:
+                await self._stop.wait()
+            finally:
+                self._stopping = True
+                polls.finish_until(anyio.current_time() + self._shutdown_timeout)
+            tasks.cancel_scope.cancel()
+        if self._fatal is not None:
+            raise self._fatal
+
+    async def _poll(self, polls: Polls) -> None:
+        try:
+            while True:
+                await self._poll_once(polls)
+        except Exception as error:  # noqa: BLE001  # raised by until_stopped, without a group around it
+            self._break(error)
+
+    async def _poll_once(self, polls: Polls) -> None:
+        try:
+            await polls.poll_when_due(lambda: self._stopping)
+        except (CursorExpired, FeedGone):
+            raise
+        except FeedError as error:
+            logger.warning("poll failed, next in %.1f s: %s", polls.pause, describe(error))
+
+    async def _listen(self, channel: ListenerChannel) -> None:
+        channel.started()
+        try:
+            await channel.listener.listen(channel)
+            logger.info("%s: ended, as its server asked; polling goes on", channel.status.name)
+        except PushToPollError as error:
+            self._break(error)
+        except Exception as error:  # noqa: BLE001  # raised by until_stopped as what it means for the user
+            broken = ListenerError(f"listener {channel.status.name} failed: {describe(error)}")
+            broken.__cause__ = error
+            self._break(broken)
+        finally:
+            channel.stopped()
+
+    def _break(self, error: Exception) -> None:
+        logger.error("stops: %s", describe(error))
+        self._fatal = self._fatal or error
+        self._stop.set()

@@ -1,0 +1,163 @@
+"""What an operator sees: frozen snapshots. Times of day are seconds since the epoch."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from push_to_poll_client._schedule import Mode, WakeResult
+from push_to_poll_client._types import Cursor
+
+__all__ = ["Counters", "ListenerStatus", "PollResult", "Status", "Tally", "describe"]
+
+MAX_TEXT = 500
+"""Characters of an error that are kept: a server may send any number."""
+
+
+@dataclass(frozen=True, slots=True)
+class PollResult:
+    """What a poll did.
+
+    Attributes:
+        messages: New messages that it settled.
+        duplicates: Messages that it passed over because they were settled before.
+        pages: Pages that it fetched.
+        caught_up: It reached the end of the feed. False: it stopped at `max_poll_time` or was told to stop.
+    """
+
+    messages: int
+    duplicates: int
+    pages: int
+    caught_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerStatus:
+    """One push channel.
+
+    Attributes:
+        name: What the listener calls itself.
+        up: It is connected.
+        since: When that began; `None`: the consumer does not run.
+        last_error: Why it was down last, cleared by nothing; `None`: it never was.
+        pushes: Pushes that arrived by it.
+    """
+
+    name: str
+    up: bool = False
+    since: float | None = None
+    last_error: str | None = None
+    pushes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Counted since the consumer was made.
+
+    Attributes:
+        polls: Polls that ended, failed ones included.
+        failed_polls: Those of them that failed.
+        pages: Pages fetched.
+        messages: New messages settled.
+        duplicates: Messages passed over because they were settled before.
+        retries: Attempts to process a message after its first.
+        wakes: Wakes, whoever they came from.
+        coalesced: Wakes that joined one that was owed already.
+        dropped: Wakes that their own hint made needless.
+        missed_pushes: Timer polls that found what no push had announced while a channel was up.
+    """
+
+    polls: int = 0
+    failed_polls: int = 0
+    pages: int = 0
+    messages: int = 0
+    duplicates: int = 0
+    retries: int = 0
+    wakes: int = 0
+    coalesced: int = 0
+    dropped: int = 0
+    missed_pushes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A consumer at one moment.
+
+    Attributes:
+        name: The consumer's name in the store.
+        feed: What the feed calls itself, without secrets.
+        mode: What it is doing.
+        cursor: The saved cursor; `None` is the inception, or the name is not claimed now.
+        token: Its fencing token; `None`: it does not own its name now.
+        listeners: Its push channels.
+        last_poll: When the last poll ended; `None`: none has.
+        last_progress: When settled messages were committed last; `None`: none were.
+        last_caught_up: When a poll that reached the end of the feed started last; `None`: none did.
+        last_error: Why the last failed poll failed; `None`: none did.
+        lossy: A push channel that claims to be up seems to lose pushes.
+        dead_letters: Messages given up on.
+        counters: Counted since the consumer was made.
+    """
+
+    name: str
+    feed: str
+    mode: Mode
+    cursor: Cursor | None = None
+    token: int | None = None
+    listeners: tuple[ListenerStatus, ...] = ()
+    last_poll: float | None = None
+    last_progress: float | None = None
+    last_caught_up: float | None = None
+    last_error: str | None = None
+    lossy: bool = False
+    dead_letters: int = 0
+    counters: Counters = field(default_factory=Counters)
+
+    @property
+    def owner(self) -> bool:
+        """Whether it owns its name now."""
+        return self.token is not None
+
+    def lag(self, now: float) -> float | None:
+        """Seconds by which the consumer may be behind its feed at most, at this time of day; `None`: unknown."""
+        return None if self.last_caught_up is None else max(0.0, now - self.last_caught_up)
+
+
+class Tally:
+    """Keeps what a `Status` shows, across runs."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.last_poll: float | None = None
+        self.last_progress: float | None = None
+        self.last_caught_up: float | None = None
+        self.last_error: str | None = None
+
+    def counters(self, *, missed_pushes: int) -> Counters:
+        """The counts as a snapshot."""
+        return Counters(**self.counts, missed_pushes=missed_pushes)
+
+    def wake(self, result: WakeResult) -> None:
+        """A wake came."""
+        self.counts["wakes"] += 1
+        if result is not WakeResult.OWED:
+            self.counts[result.value] += 1
+
+    def progressed(self) -> None:
+        """Settled messages were committed."""
+        self.last_progress = time.time()
+
+    def poll_ended(self, answer: PollResult | Exception, *, began: float) -> None:
+        """A poll that began at this time of day has ended."""
+        self.counts["polls"] += 1
+        self.last_poll = time.time()
+        if isinstance(answer, Exception):
+            self.counts["failed_polls"] += 1
+            self.last_error = describe(answer)
+        elif answer.caught_up:
+            self.last_caught_up = began
+
+
+def describe(error: BaseException) -> str:
+    """One bounded line for status and log; nothing that a server sent can break out of it."""
+    text = f"{type(error).__name__}: {error}"
+    return "".join(char if char.isprintable() else "�" for char in text[:MAX_TEXT])
