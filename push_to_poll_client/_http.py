@@ -18,7 +18,7 @@ __all__ = ["MAX_WAIT", "asked_to_wait", "identity", "quoted", "shared_tls_contex
 MAX_WAIT = 86400.0
 """Seconds: who asks for more than a day is taken to mean a day, so that a slip does not end a consumer."""
 
-_MAX_SHOWN = 500  # characters of a URL in a log line
+_MAX_SHOWN = 300  # characters of a URL in a log line
 _EPOCH = 1e9  # a reset above this is a date (2001 and later), below it a delay (30 years and less)
 _MILLISECONDS = 1e11  # a date above this would be after the year 5000: it is in milliseconds
 
@@ -42,7 +42,7 @@ def without_secrets(url: object) -> str:
 
     Returns:
         Scheme, host, port and path, without userinfo and fragment; of the query the names, each value replaced
-        by "…". At most 500 characters, all printable.
+        by "…". At most 300 characters, all printable.
     """
     shown, _ = _parts(str(url))
     return shown if len(shown) <= _MAX_SHOWN else shown[: _MAX_SHOWN - 1] + "…"

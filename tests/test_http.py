@@ -4,7 +4,7 @@ import ssl
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.datastructures import Headers
 
@@ -16,6 +16,8 @@ from push_to_poll_client._http import (
     shared_tls_context,
     without_secrets,
 )
+
+unhurried = settings(deadline=None)  # a busy machine is no failure
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 SECRETS = st.text("0123456789abcdef", min_size=12, max_size=12)
@@ -47,6 +49,7 @@ def test_what_may_be_shown_of_a_url(url, shown):
     assert without_secrets(url) == shown
 
 
+@unhurried
 @given(SECRETS, SECRETS, SECRETS)
 def test_no_secret_of_a_url_is_shown(password, value, fragment):
     url = f"https://me:{password}@h.example/feed?key={value}&{value}#{fragment}"
@@ -54,11 +57,12 @@ def test_no_secret_of_a_url_is_shown(password, value, fragment):
         assert not any(secret in shown for secret in (password, value, fragment))
 
 
+@unhurried
 @given(st.text())
 def test_any_text_can_be_asked_about_and_is_safe_to_log(url):
     for shown in (without_secrets(url), without_secrets(f"https://h/{url}"), without_secrets(f"https://{url}")):
         assert shown.isprintable()
-        assert len(shown) <= 500
+        assert len(shown) <= 300
     assert identity(url).isprintable()
 
 
@@ -68,7 +72,7 @@ def test_a_url_object_is_as_good_as_its_text():
 
 def test_a_long_url_is_cut():
     shown = without_secrets("https://h/" + "a" * 1000)
-    assert len(shown) == 500
+    assert len(shown) == 300
     assert shown.endswith("…")
 
 
@@ -198,12 +202,14 @@ VALUES = (
 )
 
 
+@unhurried
 @given(st.integers(100, 599), st.dictionaries(st.sampled_from(NAMES), VALUES))
 def test_whatever_a_server_writes_the_answer_is_a_bounded_number_of_seconds_or_none(status, headers):
     wait = asked_to_wait(status, headers, NOW)
     assert wait is None or 0 <= wait <= MAX_WAIT
 
 
+@unhurried
 @given(st.text("Tueadyov, -0123456789:GMT+", min_size=1, max_size=40))
 def test_no_date_is_too_odd_for_the_date_parser(date):
     asked_to_wait(503, {"retry-after": f"Tue, {date}", "date": f"Tue {date}"}, NOW)

@@ -28,7 +28,6 @@ MAX_REDIRECTS = 5
 """In a row. A slash, a new path and a login round trip are three."""
 
 _READ = frozenset({200, 203, 204, 304})
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PASSING = frozenset({408, 425, 429})
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
@@ -131,10 +130,9 @@ class Origin:
     async def _follow(self, url: httpx.URL, headers: httpx.Headers, wait: float) -> Answer:
         for _ in range(MAX_REDIRECTS + 1):
             async with self._response(url, headers, wait) as response:
-                location = response.headers.get("location")
-                if response.status_code not in _REDIRECTS or location is None:
+                if response.next_request is None:
                     return await self._answer(response)
-                url = self._redirected(url, location)
+                url = self._redirected(str(response.next_request.url))
         raise FeedError(f"{self.where} redirects more than {MAX_REDIRECTS} times; ask its publisher for its URL")
 
     @asynccontextmanager
@@ -168,11 +166,8 @@ class Origin:
         body = await read_body(response, self._max_body, self.where) if status in _READ else b""
         return Answer(status, response.headers, body, retry_after)
 
-    def _redirected(self, url: httpx.URL, location: str) -> httpx.URL:
-        try:
-            target = url.join(location).copy_with(userinfo=b"", fragment=None)
-        except (httpx.InvalidURL, ValueError):
-            raise FeedError(f"{self.where} redirects to something that is no URL; tell its publisher") from None
+    def _redirected(self, url: str) -> httpx.URL:
+        target = httpx.URL(url).copy_with(userinfo=b"", fragment=None)
         if _origin(target) != _origin(self._url):
             there = without_secrets(target.copy_with(raw_path=b"/"))
             raise FeedError(
