@@ -105,7 +105,9 @@ class Consumer:
         self._feed_name = str(getattr(feed, "identity", type(feed).__qualname__))
         self.name = self._feed_name if name is None else name
         self._handler = as_handler(self.process if process is None else process)
-        self._channels = [self._channel(listener, number) for number, listener in enumerate(listeners, 1)]
+        self._channels: list[ListenerChannel] = []
+        for listener in listeners:
+            self._channels.append(self._channel(_having("listen", listener)))
 
         self._schedule = self._settings.schedule()
         self._tally = Tally()
@@ -280,15 +282,11 @@ class Consumer:
 
     # Channels
 
-    def _channel(self, listener: Listener, number: int) -> ListenerChannel:
+    def _channel(self, listener: Listener) -> ListenerChannel:
         name = str(getattr(listener, "name", type(listener).__name__))
-        taken = {channel.status.name for channel in getattr(self, "_channels", ())}
-        return ListenerChannel(
-            _having("listen", listener),
-            name if name not in taken else f"{name} #{number}",
-            wake=self.wake,
-            changed=self._channel_changed,
-        )
+        if any(channel.status.name == name for channel in self._channels):
+            name = f"{name} #{len(self._channels) + 1}"
+        return ListenerChannel(listener, name, wake=self.wake, changed=self._channel_changed)
 
     def _channel_changed(self, channel: ListenerChannel) -> None:
         self._schedule.set_channel(channel.status.name, up=channel.status.up)

@@ -25,7 +25,8 @@ def as_handler(process: Process) -> Handler:
         return process  # type: ignore[return-value]  # that is what was just asked
 
     async def in_thread(message: Message) -> None:
-        result = await anyio.to_thread.run_sync(process, message)
+        # In a tuple, since trio takes a thread that returns a coroutine for a mistake.
+        (result,) = await anyio.to_thread.run_sync(lambda: (process(message),))
         if inspect.isawaitable(result):
             await result
 

@@ -9,7 +9,7 @@ import anyio
 from push_to_poll_client._exceptions import ChainRestart, FeedError, PushToPollError
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._schedule import Schedule
-from push_to_poll_client._status import PollResult, Tally
+from push_to_poll_client._status import PollResult, Tally, describe
 from push_to_poll_client._types import Clock, Cursor, Feed, FetchRequest, Page, Push, Session
 
 __all__ = ["Poller"]
@@ -107,7 +107,8 @@ class Poller:
         until = self._clock() + wait + self._max_poll_time
         while True:
             try:
-                page = await self._fetch(FetchRequest(position, wait, hint, fresh))
+                request = FetchRequest(position, wait, hint, fresh)
+                page = await (self._fetch_unless_woken(request) if wait else self._fetch(request))
             except ChainRestart:
                 walk.restart()
                 position, wait = self._session.cursor, 0.0
@@ -124,28 +125,30 @@ class Poller:
                 self._next = position
                 return walk.result(caught_up=False)
 
-    async def _fetch(self, request: FetchRequest) -> Page | None:
+    async def _fetch_unless_woken(self, request: FetchRequest) -> Page | None:
+        self._waiting = anyio.CancelScope()
+        with self._waiting:
+            try:
+                return await self._fetch(request)
+            finally:
+                self._waiting = None
+        return None
+
+    async def _fetch(self, request: FetchRequest) -> Page:
+        name = f"{type(self._feed).__name__}.fetch()"
         try:
-            page = await self._wait(request) if request.wait else await self._feed.fetch(request)
+            page = await self._feed.fetch(request)
         except FeedError as error:
             self._heed(error.retry_after)
             raise
         except PushToPollError:
             raise
         except Exception as error:
-            raise FeedError(f"{type(self._feed).__name__}.fetch() raised {error!r}") from error
-        if isinstance(page, Page):
-            self._heed(page.retry_after)
+            raise FeedError(f"{name} raised {describe(error)}") from error
+        if not isinstance(page, Page):
+            raise FeedError(f"{name} returned {type(page).__name__}, not a Page")
+        self._heed(page.retry_after)
         return page
-
-    async def _wait(self, request: FetchRequest) -> Page | None:
-        self._waiting = anyio.CancelScope()
-        with self._waiting:
-            try:
-                return await self._feed.fetch(request)
-            finally:
-                self._waiting = None
-        return None
 
     def _heed(self, retry_after: float | None) -> None:
         if retry_after is not None:

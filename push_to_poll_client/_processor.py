@@ -14,7 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState
 
 from push_to_poll_client._event_loop import is_cancelled
 from push_to_poll_client._exceptions import MessageFailed, UndecodableMessage
-from push_to_poll_client._status import Tally
+from push_to_poll_client._status import Tally, describe
 from push_to_poll_client._types import Clock, Cursor, Message, Page, Record, Session
 
 __all__ = ["Handler", "Processor"]
@@ -182,14 +182,14 @@ def _report(message: Message, state: RetryCallState) -> None:
         short.repr(message.id),
         state.attempt_number,
         state.upcoming_sleep,
-        short.repr(error),
+        describe(error),
     )
 
 
 def _give_up(message: Message, error: Exception) -> NoReturn:
     """The one place that decides what becomes of a message that failed for good: it stops the consumer."""
     raise MessageFailed(
-        f"message {short.repr(message.id)} failed and stops the consumer: {short.repr(error)}. "
+        f"message {short.repr(message.id)} failed and stops the consumer: {describe(error)}. "
         "It and all after it are not settled; mend the handler or the message, and run again.",
         id=message.id,
     ) from error

@@ -31,7 +31,8 @@ class Run:
         self._fatal: Exception | None = None
 
     def stop(self) -> None:
-        """End soon; in the event loop."""
+        """Begin no further message, and end; in the event loop."""
+        self._stopping = True
         self._stop.set()
 
     async def until_stopped(self, polls: Polls) -> None:
@@ -47,7 +48,7 @@ class Run:
             try:
                 await self._stop.wait()
             finally:
-                self._stopping = True
+                self.stop()
                 polls.finish_until(anyio.current_time() + self._shutdown_timeout)
             tasks.cancel_scope.cancel()
         if self._fatal is not None:
@@ -85,4 +86,4 @@ class Run:
     def _break(self, error: Exception) -> None:
         logger.error("stops: %s", describe(error))
         self._fatal = self._fatal or error
-        self._stop.set()
+        self.stop()

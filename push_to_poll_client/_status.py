@@ -157,7 +157,7 @@ class Tally:
             self.last_caught_up = began
 
 
-def describe(error: BaseException) -> str:
+def describe(error: BaseException | None) -> str:
     """One bounded line for status and log; nothing that a server sent can break out of it."""
     text = f"{type(error).__name__}: {error}"
     return "".join(char if char.isprintable() else "�" for char in text[:MAX_TEXT])

@@ -4,6 +4,7 @@ import itertools
 
 import anyio
 import pytest
+from consumers import Log, times
 
 from push_to_poll_client import (
     Consumer,
@@ -22,46 +23,6 @@ from push_to_poll_client.testing._fake_feed import FakeFeed
 from push_to_poll_client.testing._manual_listener import ManualListener
 
 pytestmark = pytest.mark.anyio
-
-
-class Log(Consumer):
-    """Writes down what it processes, and takes `takes` seconds for each message."""
-
-    def __init__(self, feed, *, store=None, takes=0.0, **settings):
-        super().__init__(feed, store=store or MemoryStore(), **settings)
-        self.takes = takes
-        self.processed = []
-        self.at = []
-        self.got = anyio.Event()
-
-    async def process(self, message):
-        await anyio.sleep(self.takes)
-        self.processed.append(message.id)
-        self.at.append(anyio.current_time())
-        self.got.set()
-
-    async def until(self, count):
-        with anyio.fail_after(100_000):
-            while len(self.processed) < count:
-                self.got = anyio.Event()
-                await self.got.wait()
-
-
-@pytest.fixture
-async def running():
-    """Runs consumers in the background until the test ends."""
-    async with anyio.create_task_group() as tasks:
-
-        def start(consumer):
-            tasks.start_soon(consumer.run)
-            return consumer
-
-        yield start
-        tasks.cancel_scope.cancel()
-
-
-def times(feed):
-    return [asked.at for asked in feed.requests]
 
 
 # G1 no lost wake-up

@@ -1,0 +1,33 @@
+"""A consumer that writes down what it does, for tests to read."""
+
+import anyio
+
+from push_to_poll_client import Consumer, MemoryStore
+
+
+class Log(Consumer):
+    """Writes down what it processes, and takes `takes` seconds for each message."""
+
+    def __init__(self, feed, *, store=None, takes=0.0, **settings):
+        super().__init__(feed, store=store or MemoryStore(), **settings)
+        self.takes = takes
+        self.processed = []
+        self.at = []
+        self.got = anyio.Event()
+
+    async def process(self, message):
+        await anyio.sleep(self.takes)
+        self.processed.append(message.id)
+        self.at.append(anyio.current_time())
+        self.got.set()
+
+    async def until(self, count):
+        with anyio.fail_after(100_000):
+            while len(self.processed) < count:
+                self.got = anyio.Event()
+                await self.got.wait()
+
+
+def times(feed):
+    """When each fetch of a fake feed began."""
+    return [asked.at for asked in feed.requests]
