@@ -17,6 +17,8 @@ from push_to_poll_client.testing._server import ReferenceServer, serve_in_thread
 
 __all__ = ["main"]
 
+wait_for_ever = threading.Event().wait
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop.
@@ -59,7 +61,7 @@ def _wait(*, until_eof: bool) -> None:
     if until_eof:
         sys.stdin.read()
     else:
-        threading.Event().wait()
+        wait_for_ever()
 
 
 if __name__ == "__main__":
