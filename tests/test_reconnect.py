@@ -49,7 +49,7 @@ def test_the_delay_keeps_its_cap_for_ever():
 @given(failures=st.integers(0, 40), fraction=fractions)
 def test_jitter_is_drawn_upwards_and_never_more_than_doubles(failures, fraction):
     least, drawn = delays(failures + 1, 0.0)[-1], delays(failures + 1, fraction)[-1]
-    assert least <= drawn < max(1.0, 2 * least)
+    assert least <= drawn <= max(1.0, 2 * least)
 
 
 @given(st.lists(fractions, min_size=50, max_size=50))
@@ -93,7 +93,7 @@ def test_the_time_since_an_older_connection_does_not_count_as_life():
 @given(fraction=fractions)
 def test_a_refusal_is_tried_again_every_few_minutes(fraction):
     for delay in delays(3, fraction, Verdict.SLOW_RETRY):
-        assert SLOW_DELAY <= delay < 1.5 * SLOW_DELAY
+        assert SLOW_DELAY <= delay <= 1.5 * SLOW_DELAY
 
 
 def test_giving_up_has_no_delay():

@@ -1,0 +1,577 @@
+"""The websocket listener on real sockets, against servers that misbehave. Waits for events, never for time."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import queue
+import socket
+import ssl
+import struct
+import threading
+
+import anyio
+import pytest
+from websockets.asyncio.server import serve
+from websockets.server import ServerProtocol
+
+from push_to_poll_client._exceptions import ListenerError
+from push_to_poll_client._types import Push
+from push_to_poll_client.listeners import WebSocketListener, websocket
+
+pytestmark = pytest.mark.anyio
+
+HOST = "127.0.0.1"
+CANARY = "c4n4ry"
+
+# Made for these tests and used nowhere else: a self-signed certificate for 127.0.0.1, valid until 2126.
+CERTIFICATE = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg3ChnD1/QZOQvIk9B
+PFUdmWHUF2IORRnxVpfAnS+nr6ChRANCAARzNLOOROSI/KFY5sDa6S2SKCIlqnYF
+sFeOteCCGplYblzxDFzvjR2z666V6wic3qXET/8K7PPDzcttNweBAE4v
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBsDCCAVagAwIBAgIUOrJ808WkbHZgLoeZVnIrPmNyYWkwCgYIKoZIzj0EAwIw
+JDEiMCAGA1UEAwwZcHVzaF90b19wb2xsX2NsaWVudCB0ZXN0czAgFw0yNjExMjQw
+ODUzMTFaGA8yMTI2MTAzMTA4NTMxMVowJDEiMCAGA1UEAwwZcHVzaF90b19wb2xs
+X2NsaWVudCB0ZXN0czBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABHM0s45E5Ij8
+oVjmwNrpLZIoIiWqdgWwV4614IIamVhuXPEMXO+NHbPrrpXrCJzepcRP/wrs88PN
+y203B4EATi+jZDBiMB0GA1UdDgQWBBRclwiRyuE3n9EujkXwbGHIW/yGJzAfBgNV
+HSMEGDAWgBRclwiRyuE3n9EujkXwbGHIW/yGJzAPBgNVHRMBAf8EBTADAQH/MA8G
+A1UdEQQIMAaHBH8AAAEwCgYIKoZIzj0EAwIDSAAwRQIgQOJsIEx9md2YZD3Qeg2i
+NbT6gXi+DsdPHzWAHQD33zcCIQC/LUA33BTymrOSzJC0JGqZHUOYjGrvEtDHK8XN
+j78Z9w==
+-----END CERTIFICATE-----
+"""
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_proxies_and_short_goodbyes(monkeypatch):
+    for name in ("ws", "wss", "socks", "https", "http", "all"):
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.2)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_unclosed():
+    """What the garbage collector has to close makes a ResourceWarning, and that an error: here, not elsewhere."""
+    yield
+    gc.collect()
+
+
+class Server:
+    """A websocket server in a thread, with a loop of its own. Notes each request and each close code."""
+
+    def __init__(self, handler, **options):
+        self._handler = handler
+        self._options = options
+        self._ready = threading.Event()
+        self.requests = []
+        self.closes = queue.Queue()
+
+    async def _serve(self):
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        async with serve(self._handle, HOST, 0, process_request=self._process, **self._options) as server:
+            self.port = server.sockets[0].getsockname()[1]
+            self._ready.set()
+            await self._stop.wait()
+
+    def _process(self, connection, request):
+        self.requests.append(request)
+        return self.answer(connection, len(self.requests))
+
+    def answer(self, connection, number):
+        return None
+
+    async def _handle(self, connection):
+        try:
+            await self._handler(connection, len(self.requests))
+            await connection.wait_closed()
+        finally:
+            self.closes.put(connection.close_code)
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(),))
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_):
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+
+class Refusing(Server):
+    """Answers the first requests with statuses, the later ones with a websocket."""
+
+    def __init__(self, *answers):
+        super().__init__(quiet)
+        self._answers = answers
+
+    def answer(self, connection, number):
+        if number > len(self._answers):
+            return None
+        status, headers = self._answers[number - 1]
+        response = connection.respond(status, "no")
+        response.headers.update(headers)
+        return response
+
+
+class Raw:
+    """Hands each connection to a function, in a thread. Whatever is still open is closed at the end."""
+
+    def __init__(self, treat):
+        self._treat = treat
+        self._sockets = []
+
+    def __enter__(self):
+        self._listening = socket.create_server((HOST, 0))
+        self.port = self._listening.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+        return self
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                accepted, _ = self._listening.accept()
+                self._sockets.append(accepted)
+                self._treat(accepted, len(self._sockets))
+
+    def __exit__(self, *_):
+        self._listening.shutdown(socket.SHUT_RDWR)
+        for accepted in self._sockets:
+            with contextlib.suppress(OSError):
+                accepted.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        for opened in (self._listening, *self._sockets):
+            opened.close()
+
+
+async def quiet(connection, number):
+    """A handler that says nothing."""
+
+
+def shake_hands(accepted):
+    protocol = ServerProtocol()
+    while not (events := protocol.events_received()):
+        protocol.receive_data(accepted.recv(65536))
+    protocol.send_response(protocol.accept(events[0]))
+    accepted.sendall(b"".join(protocol.data_to_send()))
+
+
+class Channel:
+    """Writes down what it is told; a test waits for what it wants to see."""
+
+    def __init__(self):
+        self.events = []
+        self.error = None
+        self._changed = anyio.Event()
+
+    def up(self):
+        self._note("up")
+
+    def down(self, error=None):
+        self.error = error
+        self._note("down")
+
+    def wake(self, push=None, /):
+        self._note(push)
+
+    def _note(self, event):
+        self.events.append(event)
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def saw(self, *events):
+        while self.events[: len(events)] != list(events):
+            assert len(self.events) < len(events), self.events
+            await self._changed.wait()
+
+
+def to(server, path="/push", **options):
+    listener = WebSocketListener(f"ws://{HOST}:{server.port}{path}", **options)
+    listener._fraction = lambda: 0.0
+    return listener
+
+
+@contextlib.asynccontextmanager
+async def listening(listener):
+    channel = Channel()
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.listen, channel)
+            yield channel
+            tasks.cancel_scope.cancel()
+
+
+# A server that is well
+
+
+async def test_messages_wake_and_a_stop_says_goodbye(anyio_backend):
+    async def handler(connection, number):
+        await connection.send("text")
+        await connection.send(b"bytes")
+
+    with Server(handler) as server:
+        async with listening(to(server)) as channel:
+            await channel.saw("up", Push(), Push())
+        # On trio a cancellation reaches the task that reads the socket too, before anything could be said.
+        goodbye = {"asyncio": 1000, "trio": 1006}[anyio_backend]
+        assert await anyio.to_thread.run_sync(server.closes.get) == goodbye
+
+
+async def test_hints_see_text_and_bytes():
+    async def handler(connection, number):
+        await connection.send("hello")
+        await connection.send("17")
+        await connection.send(b"18")
+
+    def hint(message):
+        return None if message == "hello" else Push(cursor=str(message))
+
+    with Server(handler) as server:
+        async with listening(to(server, hint=hint)) as channel:
+            await channel.saw("up", Push(cursor="17"), Push(cursor="b'18'"))
+
+
+async def test_the_handshake_carries_headers_and_token_and_offers_no_compression():
+    with Server(quiet, subprotocols=["push.v2"]) as server:
+        listener = to(server, headers={"Tenant": "x"}, token="t", subprotocols=["push.v1", "push.v2"])
+        async with listening(listener) as channel:
+            await channel.saw("up")
+    headers = server.requests[0].headers
+    assert (headers["Tenant"], headers["Authorization"]) == ("x", "Bearer t")
+    assert "Sec-WebSocket-Extensions" not in headers
+
+
+async def test_a_connection_is_renewed_at_its_age():
+    with Server(quiet) as server:
+        async with listening(to(server, max_age=0.1)) as channel:
+            await channel.saw("up", "up", "up")
+        codes = [await anyio.to_thread.run_sync(server.closes.get) for _ in range(2)]
+    assert codes == [1000, 1000]
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    path = tmp_path / "certificate.pem"
+    path.write_text(CERTIFICATE)
+    return path
+
+
+@pytest.fixture
+def tls_server(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with Server(quiet, ssl=context) as server:
+        yield server
+
+
+async def test_tls_with_a_certificate_that_the_user_trusts(tls_server, certificate):
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.load_verify_locations(certificate)
+    async with listening(WebSocketListener(f"wss://{HOST}:{tls_server.port}/", tls=trusting)) as channel:
+        await channel.saw("up")
+    assert await anyio.to_thread.run_sync(tls_server.closes.get) in {1000, 1006}
+
+
+async def test_tls_with_a_certificate_that_nobody_vouches_for_is_retried_slowly(tls_server, caplog):
+    caplog.set_level(logging.INFO)
+    listener = WebSocketListener(f"wss://{HOST}:{tls_server.port}/", token=CANARY)
+    listener._fraction = lambda: 0.0
+    async with listening(listener) as channel:
+        await channel.saw("down")
+    assert "certificate verify failed" in str(channel.error)
+    assert "connecting again in 300.0 s" in caplog.text
+    assert not tls_server.requests
+
+
+# A server that refuses
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "delay"),
+    [
+        (503, {"Retry-After": "7"}, "7.0"),
+        (429, {"Retry-After": "9"}, "9.0"),
+        (500, {}, "0.0"),
+        (401, {}, "300.0"),
+        (404, {}, "300.0"),
+        (200, {}, "300.0"),
+        (503, {"Retry-After": "Thu, 01 Jan 2099 00:00:00 GMT"}, "86400.0"),
+    ],
+)
+async def test_a_refusal_tells_when_to_come_back(status, headers, delay, caplog):
+    caplog.set_level(logging.INFO)
+    with Refusing((status, headers)) as server:
+        async with listening(to(server)) as channel:
+            await channel.saw("down")
+    assert f"HTTP {status} instead of opening a websocket; connecting again in {delay} s" in caplog.text
+
+
+async def test_on_401_a_fresh_token_is_asked_for():
+    tokens = iter(["old", "new"])
+
+    async def token():
+        return next(tokens)
+
+    with Refusing((401, {})) as server:
+        async with listening(to(server, token=token)) as channel:
+            await channel.saw("down", "up")
+    assert [request.headers["Authorization"] for request in server.requests] == ["Bearer old", "Bearer new"]
+
+
+async def test_gone_raises():
+    with Refusing((410, {})) as server, anyio.fail_after(30), pytest.raises(ListenerError, match="HTTP 410"):
+        await to(server).listen(Channel())
+
+
+@pytest.mark.parametrize("chosen", [None, "other"])
+async def test_no_common_subprotocol_raises(chosen):
+    with Server(quiet, select_subprotocol=lambda *_: chosen) as server, anyio.fail_after(30):
+        listener = to(server, subprotocols=["push.v1"])
+        with pytest.raises(ListenerError, match="subprotocol"):
+            await listener.listen(Channel())
+
+
+async def test_a_redirect_takes_no_secret_to_another_origin(caplog):
+    caplog.set_level(logging.INFO)
+    with Server(quiet) as elsewhere:
+        there = (302, {"Location": f"ws://{HOST}:{elsewhere.port}/push"})
+        with Refusing(there) as server:
+            async with listening(to(server, headers={"X-Key": CANARY}, token=CANARY)) as channel:
+                await channel.saw("down")
+        assert not elsewhere.requests
+    assert len(server.requests) == 1
+    assert "redirects are not followed" in caplog.text
+    assert "connecting again in 300.0 s" in caplog.text
+
+
+async def test_a_redirect_within_the_origin_is_not_followed_either():
+    with Refusing((307, {"Location": "/other"})) as server:
+        async with listening(to(server)) as channel:
+            await channel.saw("down")
+    assert len(server.requests) == 1
+
+
+async def test_nobody_there(caplog):
+    caplog.set_level(logging.INFO)
+    with socket.create_server((HOST, 0)) as unused:
+        port = unused.getsockname()[1]
+    listener = WebSocketListener(f"ws://{HOST}:{port}/")
+    listener._fraction = lambda: 0.0
+    async with listening(listener) as channel:
+        await channel.saw("down", "down")
+    assert "connecting again in 0.0 s" in caplog.text
+    assert "connecting again in 1.0 s" in caplog.text
+
+
+# A server that is ill
+
+
+async def test_accept_and_close():
+    async def handler(connection, number):
+        if number < 2:
+            await connection.close(1013, "too many\r\nof you")
+
+    with Server(handler) as server:
+        async with listening(to(server)) as channel:
+            await channel.saw("up", "down", "up")
+    assert r"1013 (try again later): 'too many\r\nof you'" in str(channel.error)
+
+
+@pytest.mark.parametrize("ping_interval", [0.05, None])
+async def test_a_half_open_connection_is_found_by_ping_or_silence(ping_interval):
+    with Raw(lambda accepted, number: shake_hands(accepted)) as server:
+        silence = None if ping_interval else 0.1
+        listener = to(server, ping_interval=ping_interval, ping_timeout=0.05, max_silence=silence)
+        async with listening(listener) as channel:
+            await channel.saw("up", "down", "up")
+    assert ("keepalive ping timeout" if ping_interval else "no message for 0.1 s") in str(channel.error)
+
+
+async def test_answered_pings_keep_the_connection():
+    with Server(quiet) as server:
+        async with listening(to(server, ping_interval=0.02, ping_timeout=5.0, max_age=0.4)) as channel:
+            await channel.saw("up", "up")
+
+
+async def test_a_server_that_closes_in_words_only_is_found_by_ping():
+    def treat(accepted, number):
+        shake_hands(accepted)
+        accepted.sendall(b"\x88\x02\x03\xf5")  # 1013, and the connection stays open
+
+    with Raw(treat) as server:
+        async with listening(to(server, ping_interval=0.1)) as channel:
+            await channel.saw("up", "down", "up")
+    assert "1013 (try again later)" in str(channel.error)
+
+
+async def test_an_oversize_message_is_a_push_and_retried_slowly(caplog):
+    caplog.set_level(logging.INFO)
+
+    async def handler(connection, number):
+        await connection.send("x" * 2000)
+
+    with Server(handler) as server:
+        async with listening(to(server, max_size=1000)) as channel:
+            await channel.saw("up", Push(), "down")
+        assert await anyio.to_thread.run_sync(server.closes.get) == 1009
+    assert "1009 (message too big)" in caplog.text
+    assert "connecting again in 300.0 s" in caplog.text
+
+
+async def test_text_that_is_no_utf8_is_a_push_and_retried_slowly(caplog):
+    caplog.set_level(logging.INFO)
+
+    async def handler(connection, number):
+        await connection.send(b"\xff\xfe", text=True)
+
+    with Server(handler) as server:
+        async with listening(to(server)) as channel:
+            await channel.saw("up", Push(), "down")
+        assert await anyio.to_thread.run_sync(server.closes.get) == 1007
+    assert "connecting again in 300.0 s" in caplog.text
+
+
+async def test_a_frame_that_breaks_the_protocol(caplog):
+    caplog.set_level(logging.INFO)
+
+    def treat(accepted, number):
+        shake_hands(accepted)
+        accepted.sendall(b"\xf1\x00")  # reserved bits
+        accepted.recv(65536)  # the close frame
+        accepted.shutdown(socket.SHUT_RDWR)
+
+    with Raw(treat) as server:
+        async with listening(to(server)) as channel:
+            await channel.saw("up", Push(), "down")
+    assert "1002 (protocol error)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("answer", "delay"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", "300.0"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n", "300.0"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\nhi!\n", "300.0"),
+        (b"", "0.0"),
+    ],
+)
+async def test_what_opens_no_websocket(answer, delay, caplog):
+    caplog.set_level(logging.INFO)
+
+    def treat(accepted, number):
+        accepted.recv(65536)
+        accepted.sendall(answer)
+        accepted.shutdown(socket.SHUT_RDWR)
+
+    with Raw(treat) as server:
+        async with listening(to(server)) as channel:
+            await channel.saw("down")
+    assert f"connecting again in {delay} s" in caplog.text
+
+
+async def test_a_handshake_that_hangs(caplog):
+    caplog.set_level(logging.INFO)
+    with Raw(lambda accepted, number: None) as server:
+        async with listening(to(server, open_timeout=0.1)) as channel:
+            await channel.saw("down", "down")
+    assert "timed out during opening handshake" in caplog.text
+
+
+async def test_a_connection_that_is_reset():
+    def treat(accepted, number):
+        shake_hands(accepted)
+        if number == 1:
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            accepted.close()
+
+    with Raw(treat) as server:
+        async with listening(to(server)) as channel:
+            await channel.saw("up", "down", "up")
+    assert "lost without a close frame" in str(channel.error)
+
+
+async def test_a_proxy_that_refuses(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    asked = []
+
+    def treat(accepted, number):
+        asked.append(accepted.recv(65536))
+        accepted.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+    with Raw(treat) as proxy:
+        monkeypatch.setenv("ws_proxy", f"http://me:{CANARY}@{HOST}:{proxy.port}")
+        listener = WebSocketListener("ws://feed.invalid/push", token=CANARY)
+        listener._fraction = lambda: 0.0
+        async with listening(listener) as channel:
+            await channel.saw("down")
+    assert asked[0].startswith(b"CONNECT feed.invalid:80 ")
+    assert b"Bearer" not in asked[0]
+    assert "proxy rejected connection: HTTP 407" in caplog.text
+    assert "connecting again in 300.0 s" in caplog.text
+    assert CANARY not in caplog.text
+
+
+# Being stopped
+
+
+async def test_a_stop_during_the_handshake_leaves_nothing_open():
+    connected = threading.Event()
+    with Raw(lambda accepted, number: connected.set()) as server:
+        async with listening(to(server)):
+            await anyio.to_thread.run_sync(connected.wait)
+
+
+async def test_a_stop_during_the_tls_handshake_leaves_nothing_open():
+    connected = threading.Event()
+    with Raw(lambda accepted, number: connected.set()) as server:
+        async with listening(WebSocketListener(f"wss://{HOST}:{server.port}/")):
+            await anyio.to_thread.run_sync(connected.wait)
+
+
+async def test_a_server_that_answers_no_goodbye_holds_up_a_stop_but_shortly():
+    with Raw(lambda accepted, number: shake_hands(accepted)) as server:
+        async with listening(to(server)) as channel:
+            await channel.saw("up")
+
+
+async def test_a_server_that_reads_nothing_holds_up_a_stop_but_shortly():
+    flooded = threading.Event()
+    pings = (b"\x89\x7d" + b"x" * 125) * 64_000
+
+    def treat(accepted, number):
+        accepted.settimeout(0.5)
+        shake_hands(accepted)
+        with contextlib.suppress(TimeoutError):
+            accepted.sendall(pings)  # whose answers it does not read, so that they fill all buffers
+        flooded.set()
+
+    with Raw(treat) as server:
+        async with listening(to(server)) as channel:
+            await channel.saw("up")
+            await anyio.to_thread.run_sync(flooded.wait)
+
+
+async def test_debug_logs_of_a_real_handshake_hold_no_secret(caplog):
+    caplog.set_level(logging.DEBUG)
+
+    async def handler(connection, number):
+        await connection.send(f"{CANARY} in a message")
+
+    with Server(handler, logger=logging.getLogger("nobody")) as server:
+        logging.getLogger("nobody").disabled = True
+        listener = to(server, f"/push?key={CANARY}", token=CANARY, headers={"X-Key": CANARY})
+        async with listening(listener) as channel:
+            await channel.saw("up", Push())
+    assert "connected" in caplog.text
+    assert CANARY not in caplog.text
