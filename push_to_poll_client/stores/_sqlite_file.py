@@ -9,10 +9,11 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client.stores._owner_lock import OwnerLock
-from push_to_poll_client.stores._sqlite_schema import Synchronous, prepare, warn_of_old_sqlite
+from push_to_poll_client.stores._sqlite_schema import PAGE_SIZE, Synchronous, prepare, warn_of_old_sqlite
 
 __all__ = ["OpenFile", "named_errors"]
 
@@ -116,6 +117,17 @@ def _create(path: str) -> None:
         # A file that was there is not opened by this; one that was not is in nobody's use yet.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
-        pass
+        _check_size(Path(path))
     except OSError as error:
         raise StoreError(f"{path} cannot be made: {error.strerror}; name a file that may be made") from error
+
+
+def _check_size(path: Path) -> None:
+    """SQLite takes one byte, whatever it is, for an empty file, and zeros for the missing end of the last page."""
+    # After a crash the rest may be in a side file.
+    unfinished = any(Path(f"{path}{suffix}").exists() for suffix in ("-wal", "-journal"))
+    if path.is_file() and not unfinished and path.stat().st_size % PAGE_SIZE:
+        raise StoreError(
+            f"{path} cannot be used: it was cut off, or is no SQLite database; put back a copy, or name another "
+            "file"
+        )

@@ -10,7 +10,7 @@ from typing import Literal
 
 from push_to_poll_client._exceptions import StoreError
 
-__all__ = ["STEPS", "Synchronous", "prepare", "warn_of_old_sqlite"]
+__all__ = ["PAGE_SIZE", "STEPS", "Synchronous", "prepare", "warn_of_old_sqlite"]
 
 Synchronous = Literal["FULL", "NORMAL"]
 
@@ -48,10 +48,10 @@ STEPS: tuple[tuple[str, ...], ...] = (
 )
 """The schema. Step n leads from version n to n + 1; a step that was released is never changed, only followed."""
 
-# Random keys dirty a page each, and whole pages are written: a page of 1,000 messages with random keys among 200,000
-# took 16 ms with SQLite's own choice (4 KiB, a checkpoint every 4 MB, 2 MB of cache). It takes 9 ms with these, and
-# 35 ms when a checkpoint is due, every tenth time or so; with keys in order 3.5 ms.
-_PAGE_SIZE = 1024
+# Random keys dirty a page of the file each, and whole pages are written: 1,000 messages with random keys among
+# 200,000 took 16 ms with SQLite's own choice (4 KiB, a checkpoint every 4 MB, 2 MB of cache). They take 9 ms with
+# these, and 35 ms when a checkpoint is due, every tenth time or so; with keys in order 3.5 ms.
+PAGE_SIZE = 1024
 _CHECKPOINT_PAGES = 16_000
 _CACHE_KIB = 8_000
 
@@ -69,7 +69,7 @@ def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchrono
         sqlite3.Error: It cannot be read or written.
     """
     version = _version(connection, path)
-    connection.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # heeded by an empty file alone
+    connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")  # heeded by an empty file alone
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     if version < len(STEPS):
         _migrate(connection, version)

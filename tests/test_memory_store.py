@@ -1,0 +1,65 @@
+"""MemoryStore is a store like any other, for as long as the object lives."""
+
+import contextlib
+import gc
+
+import anyio
+import pytest
+
+from push_to_poll_client import _types
+from push_to_poll_client.stores import MemoryStore
+from push_to_poll_client.testing._store_suite import StoreSuite
+
+
+class TestMemoryStore(StoreSuite):
+    async def make_store(self):
+        return MemoryStore()
+
+    async def state(self, store, name, key):
+        record = store._progress[name].records.get(key)
+        return record and record[2]
+
+    @contextlib.contextmanager
+    def failing(self, store):
+        pytest.skip("memory does not fail")
+
+    async def steal(self, store, name):
+        del store._owners[name]
+        stolen = await store.claim(name, feed="https://feed.example/")
+        await stolen.release()
+
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_dropped_session_gives_its_name_back():
+    store = MemoryStore()
+    session = await store.claim("a", feed="f")
+    del session
+    gc.collect()
+    await (await store.claim("a", feed="f")).release()
+
+
+async def test_a_cancelled_commit_has_not_written():
+    session = await MemoryStore().claim("a", feed="f")
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await session.commit(cursor="c1", records=[_types.Record("1")])
+    assert scope.cancelled_caught
+    assert (session.cursor, await session.unseen(["1"])) == (None, {"1"})
+
+
+async def test_the_session_knows_how_many_records_there_are():
+    session = await MemoryStore().claim("a", feed="f")
+    await session.commit(cursor="c1", records=[_types.Record("1"), _types.Record("2"), _types.Record("1")])
+    assert session.size == 2
+
+
+def test_its_repr_shows_no_keys():
+    assert repr(MemoryStore()) == "MemoryStore(0 names)"
+
+
+@pytest.mark.parametrize("wrong", [{"retention": 0}, {"retention": float("nan")}, {"max_records": 0}])
+def test_limits_are_above_nothing(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        MemoryStore(**wrong)
