@@ -256,10 +256,12 @@ async def test_before_a_backoff_the_finished_prefix_is_committed():
         await process(message)
 
     consumer._handler = fail_at_c
-    async with consumer:
-        with anyio.move_on_after(500):
-            await consumer.poll_now()
+    async with consumer, anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.poll_now)
+        await anyio.sleep(500)
         assert await consumer._polls.session.unseen(["a", "b", "c"]) == {"c"}
+        assert consumer.status().cursor == feed.after(2)
+        tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("anyio_backend", [virtual_time("asyncio")])
@@ -534,6 +536,17 @@ async def test_a_wake_before_run_is_kept_for_it():
     await consumer.poll_now()
     assert feed.requests[0].request.hint == Push(cursor="hint")
     assert consumer.status().counters.wakes == 1
+
+
+async def test_a_hint_outlives_a_failed_poll(running):
+    feed = FakeFeed()
+    consumer = running(Log(feed))
+    await feed.asked(1)
+    await anyio.sleep(1)
+    feed.fail(FeedError("down"))
+    consumer.wake(Push(cursor="hint"))
+    await feed.asked(3)
+    assert [asked.request.hint for asked in feed.requests] == [None, Push(cursor="hint"), Push(cursor="hint")]
 
 
 async def test_a_push_is_fresh_and_a_timer_is_not(running):
