@@ -1,5 +1,6 @@
 """SQLiteStore keeps its promises on a real disk, and leaves alone what is not its own."""
 
+import asyncio
 import contextlib
 import errno
 import gc
@@ -83,6 +84,16 @@ class TestSQLiteStore(StoreSuite):
         )
         yield
         connection.execute("DROP TRIGGER broken")
+
+
+class HeldByNobody:
+    """A lock as a forked child finds it when another thread of its parent held it: waiting for it never ends."""
+
+    def __enter__(self):
+        pytest.fail("would wait for ever")
+
+    def __exit__(self, *exc_info):
+        raise NotImplementedError
 
 
 class TestOwnership:
@@ -181,8 +192,8 @@ class TestOwnership:
         store = SQLiteStore(path)
         async with claimed(store) as session:
             store._process = -1
-            store._mutex.acquire()  # by a thread that the child has not got
-            with anyio.fail_after(60), pytest.raises(StoreBusy, match="in use by"):
+            store._mutex = HeldByNobody()
+            with pytest.raises(StoreBusy, match="in use by"):
                 await store.claim("b", feed=FEED)
             assert session._file.connection.execute("SELECT 1").fetchone() == (1,)
             store._owners["a"], store._file = session, session._file
@@ -215,6 +226,27 @@ class TestThreads:
                 await session.commit(cursor="c1", records=records("1"))
             assert begun.is_set()
             assert (session.cursor, await session.unseen(["1"])) == ("c1", set())
+
+    @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+    async def test_a_commit_ends_although_its_task_is_cancelled_behind_anyios_back(self, path):
+        """As `asyncio.timeout()` does, which no shield keeps off: the next call waits for the thread."""
+        begun, go_on = threading.Event(), threading.Event()
+
+        def clock():
+            begun.set()
+            assert go_on.wait(60)
+            return 0.0
+
+        async with claimed(SQLiteStore(path, clock=clock)) as session:
+            task = asyncio.ensure_future(session.commit(cursor="c1", records=records("1")))
+            await anyio.to_thread.run_sync(begun.wait, 60)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            asyncio.get_running_loop().call_soon(go_on.set)
+            assert await session.unseen(["1"]) == set()
+            await session.commit(cursor="c2", records=records("2"))
+            assert (session.cursor, session.size) == ("c2", 2)
 
     async def test_a_cancelled_task_still_releases(self, path):
         store = SQLiteStore(path)
