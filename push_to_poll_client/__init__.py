@@ -44,11 +44,14 @@ from push_to_poll_client._types import (
     Store,
     UnreadableMessage,
 )
-from push_to_poll_client.stores.memory import MemoryStore
+from push_to_poll_client.feeds import CloudEvent, HTTPFeed
+from push_to_poll_client.listeners import Verdict, WebSocketListener
+from push_to_poll_client.stores import MemoryStore, SQLiteStore
 
 __all__ = [
     "ChainRestart",
     "Channel",
+    "CloudEvent",
     "Consumer",
     "Counters",
     "Cursor",
@@ -58,6 +61,7 @@ __all__ = [
     "FeedGone",
     "FeedRefused",
     "FetchRequest",
+    "HTTPFeed",
     "Listener",
     "ListenerError",
     "ListenerStatus",
@@ -72,6 +76,7 @@ __all__ = [
     "PushToPollError",
     "Record",
     "RecordState",
+    "SQLiteStore",
     "Session",
     "Status",
     "Store",
@@ -81,4 +86,6 @@ __all__ = [
     "Throttled",
     "UndecodableMessage",
     "UnreadableMessage",
+    "Verdict",
+    "WebSocketListener",
 ]

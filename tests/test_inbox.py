@@ -1,0 +1,120 @@
+"""Wakes from anywhere reach the event loop, and none is lost when there is none."""
+
+import threading
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+
+from push_to_poll_client import Push
+from push_to_poll_client._event_loop import EventLoop, is_cancelled
+from push_to_poll_client._inbox import CAPACITY, Inbox
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_what_was_left_before_comes_first_and_in_order():
+    inbox, got = Inbox(), []
+    inbox.put(Push("1"))
+    inbox.put(None)
+    inbox.open(EventLoop(), got.append)
+    inbox.put(Push("2"))
+    assert got == [Push("1"), None, Push("2")]
+
+
+async def test_what_comes_from_a_thread_is_delivered_in_the_loop():
+    inbox, threads, delivered = Inbox(), [], anyio.Event()
+
+    def deliver(push):
+        threads.append(threading.get_ident())
+        delivered.set()
+
+    inbox.open(EventLoop(), deliver)
+    await anyio.to_thread.run_sync(inbox.put, Push("1"))
+    await delivered.wait()
+    assert threads == [threading.get_ident()]
+
+
+async def test_a_flood_from_a_thread_is_one_call_and_ends_with_a_push_that_nothing_drops():
+    inbox, got = Inbox(), []
+
+    def flood():
+        for number in range(10_000):
+            inbox.put(Push(str(number)))
+
+    inbox.open(EventLoop(), got.append)
+    thread = threading.Thread(target=flood)
+    thread.start()
+    thread.join()  # the loop is busy here
+    await anyio.lowlevel.checkpoint()
+    await anyio.wait_all_tasks_blocked()
+    assert len(got) == CAPACITY
+    assert got[-1] == Push()
+
+
+async def test_after_close_wakes_are_kept_for_the_next_loop():
+    inbox, first, second = Inbox(), [], []
+    inbox.open(EventLoop(), first.append)
+    inbox.close()
+    inbox.put(Push("kept"))
+    inbox.open(EventLoop(), second.append)
+    assert (first, second) == ([], [Push("kept")])
+
+
+async def test_a_call_that_comes_after_close_delivers_nothing():
+    inbox, got = Inbox(), []
+    inbox.open(EventLoop(), got.append)
+    thread = threading.Thread(target=inbox.put, args=[Push("late")])
+    thread.start()
+    thread.join()
+    inbox.close()
+    await anyio.lowlevel.checkpoint()
+    await anyio.wait_all_tasks_blocked()
+    assert got == []
+    inbox.open(EventLoop(), got.append)
+    assert got == [Push("late")]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_loop_that_has_ended_loses_no_wake(backend):
+    inbox, got = Inbox(), []
+
+    async def open_only():
+        inbox.open(EventLoop(), got.append)
+
+    async def open_again():
+        inbox.open(EventLoop(), got.append)
+
+    anyio.run(open_only, backend=backend)
+    thread = threading.Thread(target=inbox.put, args=[Push("kept")])
+    thread.start()
+    thread.join()
+    assert got == []
+    anyio.run(open_again, backend=backend)
+    assert got == [Push("kept")]
+
+
+async def test_event_loops_are_told_apart_and_their_clock_is_read_from_threads():
+    loop = EventLoop()
+    assert loop == EventLoop()
+    assert loop != "loop"
+    assert loop != await anyio.to_thread.run_sync(anyio.run, make_loop)
+    await anyio.sleep(5)
+    assert await anyio.to_thread.run_sync(loop.time) >= 5
+
+
+async def make_loop():
+    return EventLoop()
+
+
+async def test_a_cancelled_task_knows_that_it_was_meant():
+    assert not is_cancelled() or "trio" in str(anyio.lowlevel.current_token().backend_class)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await anyio.sleep(1)
+        except anyio.get_cancelled_exc_class():
+            assert is_cancelled()
+            raise
+    assert scope.cancelled_caught
