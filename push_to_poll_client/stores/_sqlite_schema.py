@@ -49,8 +49,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
 """The schema. Step n leads from version n to n + 1; a step that was released is never changed, only followed."""
 
 # Random keys dirty a page of the file each, and whole pages are written: 1,000 messages with random keys among
-# 200,000 took 16 ms with SQLite's own choice (4 KiB, a checkpoint every 4 MB, 2 MB of cache). They take 9 ms with
-# these, and 35 ms when a checkpoint is due, every tenth time or so; with keys in order 3.5 ms.
+# 200,000 took 16 ms with SQLite's own choice (4 KiB, a checkpoint every 4 MB, 2 MB of cache). They take 9 to
+# 11 ms with these, 40 ms when a checkpoint is due, every tenth time or so; with keys in order 3.5 ms.
 PAGE_SIZE = 1024
 _CHECKPOINT_PAGES = 16_000
 _CACHE_KIB = 8_000
