@@ -1,0 +1,70 @@
+"""What is typed: arguments in, exit code out, and never a bare traceback."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NoReturn
+
+from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._status import describe
+from push_to_poll_client.cli import _tail
+from push_to_poll_client.cli._exit import Exit, exit_of
+
+__all__ = ["main"]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, and how to see what is right."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with `Exit.USAGE`."""
+        self.exit(Exit.USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What follows the command's name; `None`: what was typed.
+
+    Returns:
+        The exit code, an `Exit`.
+    """
+    parser = Parser(
+        prog="push-to-poll", description="Consume an event feed: pushes say when to ask, polls say what."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('push-to-poll-client')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    _tail.add_to(commands)
+    options = parser.parse_args(arguments)
+    _log_to_stderr(options.verbose)
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        return int(options.run(options))
+    except (TypeError, ValueError) as error:  # of the library's own constructors: an argument has no meaning
+        return _say(describe(error).partition(": ")[2], Exit.USAGE)
+    except PushToPollError as error:
+        return _say(describe(error), exit_of(error))
+    except Exception as error:  # a bug, whose traceback helps only whoever asks for it
+        logging.getLogger("push_to_poll_client").debug("this is a bug", exc_info=error)
+        return _say(f"{describe(error)}; this is a bug, please report it with the output of -vv", Exit.BUG)
+
+
+def _say(sentence: str, code: Exit) -> int:
+    print(f"push-to-poll: {sentence}", file=sys.stderr)
+    return code
+
+
+def _log_to_stderr(verbose: int) -> None:
+    levels = (logging.WARNING, logging.INFO, logging.DEBUG)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=levels[min(verbose, 2)],
+        format="%(asctime)s %(levelname)s %(message)s",
+        force=True,
+    )
