@@ -14,6 +14,8 @@ from push_to_poll_client.cli._exit import Exit, exit_of
 
 __all__ = ["main"]
 
+logger = logging.getLogger("push_to_poll_client")
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, and how to see what is right."""
@@ -51,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     except PushToPollError as error:
         return _say(describe(error), exit_of(error))
     except Exception as error:  # a bug, whose traceback helps only whoever asks for it
-        logging.getLogger("push_to_poll_client").debug("this is a bug", exc_info=error)
+        logger.debug("this is a bug", exc_info=error)
         return _say(f"{describe(error)}; this is a bug, please report it with the output of -vv", Exit.BUG)
 
 
@@ -61,10 +63,8 @@ def _say(sentence: str, code: Exit) -> int:
 
 
 def _log_to_stderr(verbose: int) -> None:
-    levels = (logging.WARNING, logging.INFO, logging.DEBUG)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=levels[min(verbose, 2)],
-        format="%(asctime)s %(levelname)s %(message)s",
-        force=True,
-    )
+    """The library's own log; others' may have URLs with secrets in it."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.handlers[:] = [handler]
+    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])

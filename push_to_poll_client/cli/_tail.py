@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import msgspec
+from anyio.abc import TaskStatus
 
 from push_to_poll_client import (
     CloudEvent,
@@ -18,7 +19,6 @@ from push_to_poll_client import (
     HTTPFeed,
     MemoryStore,
     Message,
-    MessageFailed,
     PushToPollError,
     SQLiteStore,
     WebSocketListener,
@@ -42,6 +42,10 @@ exit codes:
   130  interrupted (Ctrl-C); what was written out is recorded
   143  terminated; what was written out is recorded
 """
+
+
+class ReaderGone(BaseException):
+    """Nobody reads the output any more. No failure of the message, which is not recorded, nor of anything."""
 
 
 def add_to(commands: Any) -> None:
@@ -100,13 +104,12 @@ def run(options: argparse.Namespace) -> int:
         ValueError: An argument has no meaning.
     """
     consumer = _consumer(options)
+    code = Exit.DONE
     try:
-        return anyio.run(_until_signalled, functools.partial(_drain, consumer) if options.once else consumer.run)
-    except MessageFailed as error:
-        if not isinstance(error.__cause__, BrokenPipeError):
-            raise
+        code = anyio.run(_until_signalled, functools.partial(_drain, consumer) if options.once else consumer.run)
+    except* ReaderGone:
         _close_stdout()
-        return Exit.DONE
+    return code
 
 
 def _consumer(options: argparse.Namespace) -> Consumer:
@@ -153,9 +156,10 @@ async def _drain(consumer: Consumer) -> None:
 async def _until_signalled(follow: Callable[[], Awaitable[None]]) -> Exit:
     code, error = Exit.DONE, None
 
-    async def watch(body: anyio.CancelScope) -> None:
+    async def watch(body: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
         nonlocal code
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
             async for number in signals:
                 if code is not Exit.DONE:
                     os._exit(code)  # asked twice: output that nobody reads must not hold us
@@ -164,7 +168,7 @@ async def _until_signalled(follow: Callable[[], Awaitable[None]]) -> Exit:
 
     async with anyio.create_task_group() as tasks:
         with anyio.CancelScope() as body:
-            tasks.start_soon(watch, body)
+            await tasks.start(watch, body)
             try:
                 await follow()
             except PushToPollError as caught:  # out of the task group, which would wrap it
@@ -177,8 +181,12 @@ async def _until_signalled(follow: Callable[[], Awaitable[None]]) -> Exit:
 
 def _write(message: Message) -> None:
     """Write the line and see it leave, before the message is recorded as processed."""
-    sys.stdout.buffer.write(msgspec.json.encode(_line(message)) + b"\n")
-    sys.stdout.buffer.flush()
+    line = msgspec.json.encode(_line(message)) + b"\n"
+    try:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise ReaderGone from None
 
 
 def _line(message: Message) -> dict[str, Any]:

@@ -1,0 +1,287 @@
+"""The command line, typed as a user would: lines on stdout, sentences on stderr, exit codes."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from push_to_poll_client import CloudEvent, ListenerError, Message, PushToPollError, StoreBusy, Throttled
+from push_to_poll_client.cli import _tail, main
+from push_to_poll_client.cli._exit import Exit, exit_of
+from push_to_poll_client.testing import serve_in_thread
+
+COMMAND = [sys.executable, "-m", "push_to_poll_client.cli"]
+TIMEOUT = 30
+
+
+@pytest.fixture(autouse=True)
+def _own_log(monkeypatch):
+    logger = logging.getLogger("push_to_poll_client")
+    monkeypatch.setattr(logger, "handlers", [])
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
+@pytest.fixture
+def server():
+    with serve_in_thread(backlog=3) as server:
+        yield server
+
+
+@pytest.fixture
+def tail(capfdbinary):
+    """Runs `push-to-poll tail …` in this process; returns exit code, parsed lines, and stderr."""
+
+    def run(*arguments):
+        code = main(["tail", *arguments])
+        out, err = capfdbinary.readouterr()
+        return code, [json.loads(line) for line in out.splitlines()], err.decode()
+
+    return run
+
+
+def said(err):
+    """What was said on stderr, but for the warning about an old SQLite."""
+    return [line for line in err.splitlines() if "WARNING SQLite" not in line]
+
+
+def start(*arguments, **options):
+    return subprocess.Popen(
+        [*COMMAND, "tail", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_once_prints_a_line_for_each_message_and_ends(server, tail):
+    code, lines, err = tail(server.url, "--once")
+    assert code == Exit.DONE
+    assert len(lines) == 3
+    assert lines[0].keys() >= {"id", "source", "type", "data"}
+    assert err == ""
+
+
+def test_state_remembers_what_was_written_out(server, tail, tmp_path):
+    state = str(tmp_path / "state.db")
+    tail(server.url, "--once", "--state", state)
+    server.publish(2)
+    assert len(tail(server.url, "--once", "--state", state)[1]) == 2
+    assert tail(server.url, "--once", "--state", state)[1] == []
+
+
+def test_a_line_is_the_event_as_it_came():
+    for event in (
+        {"id": "1", "source": "s", "data": {"a": [1, None]}, "region": "north"},
+        {"id": "1", "source": "s", "data_base64": "AAEC"},
+        {"id": "1", "source": "s", "method": "DELETE"},
+    ):
+        assert json.loads(msgspec.json.encode(_tail._line(CloudEvent(json.dumps(event).encode())))) == event
+    assert _tail._line(Message("1", {"a": 1})) == {"id": "1", "data": {"a": 1}}
+
+
+def test_a_feed_longer_than_one_poll_is_read_to_its_end(server, tail, monkeypatch):
+    consumer_of = _tail.Consumer
+    monkeypatch.setattr(_tail, "Consumer", lambda *args, **rest: consumer_of(*args, max_poll_time=1e-9, **rest))
+    server.publish(2500)
+    code, lines, _ = tail(server.url, "--once")
+    assert (code, len(lines)) == (Exit.DONE, 2503)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "the following arguments are required: URL"),
+        (["ftp://x/feed"], "url"),
+        (["http://127.0.0.1:1/feed", "--interval", "soon"], "argument --interval: invalid float value"),
+        (["http://127.0.0.1:1/feed", "--interval", "-1"], "fallback_interval must be finite and above 0"),
+        (["http://127.0.0.1:1/feed", "--push", "http://x"], "ws"),
+        (["http://127.0.0.1:1/feed", "--once", "--push", "ws://x"], "--once does not wait for pushes"),
+        (["http://127.0.0.1:1/feed", "--token-env", "NOT_SET"], "the environment variable NOT_SET is not set"),
+        (["http://127.0.0.1:1/feed", "--state", ""], "path must name a file"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_and_exit_code_2(arguments, says, capsys):
+    try:
+        code = main(["tail", *arguments])
+    except SystemExit as ended:
+        code = ended.code
+    err = capsys.readouterr().err
+    assert code == Exit.USAGE
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_no_command_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == Exit.USAGE
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_a_feed_that_cannot_be_reached_is_exit_code_3(tail):
+    code, lines, err = tail("http://127.0.0.1:1/feed", "--once")
+    assert (code, lines) == (Exit.FEED, [])
+    assert err.startswith("push-to-poll: FeedError: ")
+    assert err.count("\n") == 1
+
+
+def test_a_feed_that_is_gone_ends_following_too(server, tail):
+    server.faults.set(fail_next=1, fail_status=410)
+    code, _, err = tail(server.url)
+    assert code == Exit.FEED
+    assert "FeedGone" in err
+
+
+def test_an_event_that_cannot_be_read_is_exit_code_4_and_named(server, tail):
+    server.faults.undecodable_next = 1
+    server.publish(1)
+    code, _, err = tail(server.url, "--once")
+    assert code == Exit.MESSAGE
+    assert "MessageFailed" in err
+
+
+@pytest.mark.parametrize("content", [b"not a database at all" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
+def test_a_state_file_that_is_none_is_exit_code_5_and_left_untouched(server, tail, tmp_path, content):
+    path = tmp_path / "state.db"
+    path.write_bytes(content)
+    code, _, err = tail(server.url, "--once", "--state", str(path))
+    assert code == Exit.STATE
+    assert str(path) in err
+    assert path.read_bytes() == content
+
+
+def test_the_token_goes_to_the_feed_and_is_printed_nowhere(server, tail, monkeypatch):
+    server.faults.authorization = "Bearer canary-secret"
+    monkeypatch.setenv("FEED_TOKEN", "canary-secret")
+    code, lines, err = tail(server.url, "--once", "--token-env", "FEED_TOKEN", "-vv")
+    assert (code, len(lines)) == (Exit.DONE, 3)
+    assert "canary-secret" not in err
+
+
+def test_the_token_goes_to_pushes_of_the_same_server_alone():
+    assert _tail._same_server("wss://shop.example/push", "https://shop.example/feed")
+    assert _tail._same_server("ws://shop.example:8080/push", "http://shop.example:8080/feed")
+    assert not _tail._same_server("wss://push.example/", "https://shop.example/feed")
+    assert not _tail._same_server("ws://shop.example:81/", "http://shop.example/feed")
+
+
+def test_a_bug_is_no_traceback(server, tail, monkeypatch):
+    def broken(options):
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(_tail, "_consumer", broken)
+    code, _, err = tail(server.url)
+    assert code == Exit.BUG
+    assert err.splitlines()[-1].startswith("push-to-poll: ZeroDivisionError: oops; this is a bug")
+    assert "Traceback" not in err
+    assert "Traceback" in tail(server.url, "-vv")[2]
+
+
+def test_every_error_has_its_exit_code():
+    assert exit_of(Throttled("wait", until=0.0)) is Exit.FEED
+    assert exit_of(StoreBusy("taken")) is Exit.STATE
+    assert exit_of(ListenerError("gone")) is Exit.PUSH
+    assert exit_of(PushToPollError("?")) is Exit.BUG
+
+
+def test_pushes_are_followed_and_ctrl_c_ends_cleanly(server, tmp_path):
+    state = str(tmp_path / "state.db")
+    with start(server.url, "--push", server.push_url, "--state", state) as process:
+        lines = [process.stdout.readline() for _ in range(3)]
+        (published,) = server.publish(1)
+        lines.append(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=TIMEOUT)
+    assert [json.loads(line)["id"] for line in lines][-1] == published
+    assert (process.returncode, out, said(err)) == (Exit.INTERRUPTED, "", [])
+
+
+def test_sigterm_ends_cleanly_and_what_was_written_out_is_recorded(server, tmp_path):
+    state = str(tmp_path / "state.db")
+    with start(server.url, "--state", state) as process:
+        for _ in range(3):
+            process.stdout.readline()
+        process.terminate()
+        process.communicate(timeout=TIMEOUT)
+    assert process.returncode == Exit.TERMINATED
+    again = subprocess.run(
+        [*COMMAND, "tail", server.url, "--once", "--state", state],
+        capture_output=True,
+        timeout=TIMEOUT,
+        check=True,
+    )
+    assert again.stdout == b""
+
+
+def test_once_is_interrupted_too(server):
+    server.faults.stall_next = 1
+    with start(server.url, "--once") as process:
+        server.stats.wait_for(lambda stats: stats.fetches >= 1)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=TIMEOUT)
+    assert process.returncode == Exit.INTERRUPTED
+
+
+def test_a_second_signal_ends_at_once_what_cannot_be_interrupted(monkeypatch):
+    codes, exited = [], anyio.Event()
+
+    def exit_at_once(code):
+        codes.append(code)
+        exited.set()
+
+    async def write_that_nobody_reads():
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.fail_after(TIMEOUT, shield=True):
+                os.kill(os.getpid(), signal.SIGINT)
+                await exited.wait()
+
+    monkeypatch.setattr(os, "_exit", exit_at_once)
+    anyio.run(_tail._until_signalled, write_that_nobody_reads)
+    assert codes == [Exit.TERMINATED]
+
+
+def test_a_reader_that_goes_away_is_no_error(server):
+    server.publish(2000)
+    with start(server.url) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=TIMEOUT) == Exit.DONE
+        assert said(process.stderr.read()) == []
+
+
+def test_a_state_file_in_use_is_one_sentence(server, tmp_path):
+    state = str(tmp_path / "state.db")
+    with start(server.url, "--state", state) as process:
+        process.stdout.readline()
+        second = subprocess.run(
+            [*COMMAND, "tail", server.url, "--state", state],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        process.terminate()
+        process.communicate(timeout=TIMEOUT)
+    assert second.returncode == Exit.STATE
+    assert len(said(second.stderr)) == 1
+    assert state in second.stderr
+
+
+def test_the_installed_command_runs(server):
+    command = Path(sys.executable).with_name("push-to-poll")
+    version = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    assert version.stdout.startswith("push-to-poll ")
+    help_ = subprocess.run(
+        [command, "tail", "--help"], capture_output=True, text=True, timeout=TIMEOUT, check=True
+    )
+    for code in Exit:
+        assert f"\n  {code.value} " in help_.stdout
