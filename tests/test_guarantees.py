@@ -3,12 +3,14 @@
 import itertools
 
 import anyio
+import httpx
 import pytest
 from consumers import Log, times
 
 from push_to_poll_client import (
     Consumer,
     FeedError,
+    HTTPFeed,
     MemoryStore,
     Message,
     MessageFailed,
@@ -160,6 +162,30 @@ async def test_g3_retry_after_beats_push_timer_and_poll_now(running):
         await anyio.sleep(0.1)
     await consumer.poll_now(timeout=None)
     assert 600 <= times(feed)[2] - asked <= 660
+
+
+@pytest.mark.parametrize("retry_after", [None, "20"])
+async def test_g3_a_server_that_answers_503_for_a_minute_is_left_alone_whatever_is_pushed(retry_after, running):
+    began, asked = anyio.current_time(), []
+
+    def answer(request):
+        asked.append(anyio.current_time() - began)
+        if asked[-1] < 60:
+            return httpx.Response(503, headers={"Retry-After": retry_after} if retry_after else {})
+        return httpx.Response(200, json=[])
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        consumer = running(Log(HTTPFeed("https://shop.example/feed", client=client)))
+        for _ in range(1000):
+            consumer.wake()
+            await anyio.sleep(0.06)
+        await consumer.poll_now(timeout=None)
+    failed = [at for at in asked if at < 60]
+    if retry_after is None:
+        assert 5 <= len(failed) <= 8, "after 1, 2, 4, 8, 16, 32 seconds, each at least half of it"
+    else:
+        assert len(failed) == 3
+        assert all(after - before >= 20 for before, after in itertools.pairwise(failed))
 
 
 async def test_g3_not_before_holds_for_further_pages(running):
