@@ -1,0 +1,114 @@
+"""What README shows is run as it stands; only the addresses are those of a server that exists."""
+
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+
+from push_to_poll_client import Consumer
+from push_to_poll_client.cli import main
+from push_to_poll_client.testing import serve_in_thread
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def server():
+    with serve_in_thread(backlog=3) as server:
+        yield server
+
+
+def at(text, server):
+    """The same text, with the reference server's addresses."""
+    return text.replace("wss://shop.example/orders/push", server.push_url).replace(
+        "https://shop.example/orders", server.url
+    )
+
+
+def test_the_fifteen_lines_run(server, capsys, monkeypatch, tmp_path):
+    block = blocks("python")[0]
+    assert len([line for line in block.splitlines() if line]) <= 15
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Consumer, "run", stops_after(Consumer.run, 3))
+    exec(compile(at(block, server), "README.md", "exec"), {"__name__": "__main__"})  # noqa: S102  # it is ours
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [f"{n:012d}" for n in (1, 2, 3)]
+    assert (tmp_path / "orders.db").exists()
+
+
+def stops_after(run, count):
+    """`Consumer.run`, which stops when it has processed so many messages."""
+
+    async def run_and_stop(self):
+        process, numbers = self._handler, itertools.count(1)
+
+        async def counted(message):
+            await process(message)
+            if next(numbers) == count:
+                self.stop()
+
+        self._handler = counted
+        with anyio.fail_after(30):
+            await run(self)
+
+    return run_and_stop
+
+
+def test_the_feed_of_ones_own_runs():
+    space = {}
+    exec(compile(blocks("python")[1], "README.md", "exec"), space)  # noqa: S102  # it is ours
+    tickets = [{"id": "1"}, {"id": "2"}]
+
+    def answer(request):
+        after = request.url.params["after"]
+        return httpx.Response(200, json=[ticket for ticket in tickets if ticket["id"] > after])
+
+    async def poll():
+        feed = space["Tickets"]("https://shop.example")
+        await feed.client.aclose()
+        feed.client = httpx.AsyncClient(base_url="https://shop.example", transport=httpx.MockTransport(answer))
+        seen = []
+
+        async def process(message):
+            seen.append(message.data)
+
+        result = await space["Consumer"](feed, store=space["MemoryStore"](), process=process).poll_now()
+        return seen, result.caught_up
+
+    assert anyio.run(poll) == (tickets, True)
+
+
+def test_the_command_runs(server, capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (command,) = [line for block in blocks("console") for line in block.splitlines() if "tail http" in line]
+    words = shlex.split(at(command, server).replace(f"--push {server.push_url}", "--once"))
+    assert words[0] == "push-to-poll"
+    assert main(words[1:]) == 0
+    assert len(capfd.readouterr().out.splitlines()) == 3
+
+
+def test_the_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for line in [line for block in blocks("console") for line in block.splitlines() if line.startswith("make ")]:
+        assert re.search(rf"^{line.removeprefix('make ')}:", makefile, re.MULTILINE)
+
+
+def test_the_options_table_names_every_option_of_a_consumer():
+    import inspect
+
+    options = set(inspect.signature(Consumer).parameters) - {"feed"}
+    table = README[README.index("## Options") : README.index("## Test your consumer")]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"\w+", row)}
+    assert named == options
+
+
+def test_every_guarantee_is_stated():
+    assert re.findall(r"^\| (G\d+) \|", README, re.MULTILINE) == [f"G{n}" for n in range(1, 13)]
