@@ -6,7 +6,7 @@ or what was done in `flush_interval` (G7). No transaction is open while anybody 
 
 import logging
 import reprlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import NoReturn, TypeAlias
 
 import anyio
@@ -79,11 +79,12 @@ class Processor:
             StoreError: Progress could not be committed; it is tried again with the next page.
         """
         await self._commit()  # what an earlier page could not
-        unseen = await self._session.unseen([message.key for message in page.messages])
+        keys = [message.key for message in page.messages]
+        unseen = await self._session.unseen(keys)
         self._committed_at = self._clock()
         with anyio.CancelScope(shield=stopping is not None) as self.hand:
             try:
-                if not await self._settle_all(page.messages, unseen, stopping or _never):
+                if not await self._settle_all(zip(keys, page.messages, strict=True), unseen, stopping or _never):
                     return False
                 self._cursor = self._cursor if page.cursor is None else page.cursor
             finally:
@@ -92,14 +93,15 @@ class Processor:
         return False
 
     async def _settle_all(
-        self, messages: Sequence[Message], unseen: set[str], stopping: Callable[[], bool]
+        self, messages: Iterable[tuple[str, Message]], unseen: set[str], stopping: Callable[[], bool]
     ) -> bool:
-        for message in messages:
+        for key, message in messages:
             if stopping():
                 return False
-            if message.key in unseen:
+            if key in unseen:
                 await self._process(message)
-                unseen.discard(message.key)
+                unseen.remove(key)
+                self._records.append(Record(key))
             else:
                 self._tally.counts["duplicates"] += 1
             if message.cursor is not None:
@@ -112,22 +114,13 @@ class Processor:
         if message.error is not None:
             _give_up(message, message.error)
         try:
-            await self._handle(message)
+            await self._handler(message)
         except UndecodableMessage as error:
             _give_up(message, error)
         except Exception as error:  # noqa: BLE001  # whatever a handler raises, its message failed
             await self._process_again(message, error)
-        self._records.append(Record(message.key))
-        self._tally.counts["messages"] += 1
-
-    async def _handle(self, message: Message) -> None:
-        try:
-            await self._handler(message)
-        except anyio.get_cancelled_exc_class() as error:
-            if not is_cancelled():
-                raise RuntimeError("the handler awaited something that was cancelled") from error
-            logger.info("cancelled while message %s was in hand: it will be done again", short.repr(message.id))
-            raise
+        except anyio.get_cancelled_exc_class() as cancelled:
+            await self._process_again(message, _failure_of(message, cancelled))
 
     async def _process_again(self, message: Message, error: Exception) -> None:
         if self._retry is None:
@@ -140,7 +133,10 @@ class Processor:
                 first, failed = failed, None
                 raise first
             self._tally.counts["retries"] += 1
-            await self._handle(message)
+            try:
+                await self._handler(message)
+            except anyio.get_cancelled_exc_class() as cancelled:
+                raise _failure_of(message, cancelled) from cancelled
 
         async def before_sleep(state: RetryCallState) -> None:
             await self._commit()
@@ -165,14 +161,21 @@ class Processor:
             return
         with anyio.CancelScope(shield=True):
             await self._session.commit(cursor=cursor, records=self._records)
-        if self._records:
-            self._tally.progressed()
+        self._tally.committed(len(self._records))
         self._cursor, self._records = None, []
         self._committed_at = self._clock()
 
 
 def _never() -> bool:
     return False
+
+
+def _failure_of(message: Message, cancelled: BaseException) -> Exception:
+    """What failed, if it was not this task that was cancelled but something that the handler awaited."""
+    if is_cancelled():
+        logger.info("cancelled while message %s was in hand: it will be done again", short.repr(message.id))
+        raise cancelled
+    return RuntimeError("the handler awaited something that was cancelled")
 
 
 def _report(message: Message, state: RetryCallState) -> None:

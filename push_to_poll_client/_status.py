@@ -57,7 +57,7 @@ class Counters:
         polls: Polls that ended, failed ones included.
         failed_polls: Those of them that failed.
         pages: Pages fetched.
-        messages: New messages settled.
+        messages: New messages settled and recorded.
         duplicates: Messages passed over because they were settled before.
         retries: Attempts to process a message after its first.
         wakes: Wakes, whoever they came from.
@@ -142,9 +142,11 @@ class Tally:
         if result is not WakeResult.OWED:
             self.counts[result.value] += 1
 
-    def progressed(self) -> None:
-        """Settled messages were committed."""
-        self.last_progress = time.time()
+    def committed(self, messages: int) -> None:
+        """So many new messages are settled and recorded."""
+        if messages:
+            self.counts["messages"] += messages
+            self.last_progress = time.time()
 
     def poll_ended(self, answer: PollResult | Exception, *, began: float) -> None:
         """A poll that began at this time of day has ended."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import msgspec
+
 from push_to_poll_client._exceptions import UndecodableMessage
 
 __all__ = [
@@ -231,8 +233,7 @@ class RecordState(enum.StrEnum):
     SKIPPED = "skipped"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, gc=False):
     """That the message with this dedupe key was settled, and how."""
 
     key: str
