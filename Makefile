@@ -18,7 +18,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pyright --ignoreexternal --verifytypes push_to_poll_client
+	PATH="$(CURDIR)/$(BIN):$$PATH" pyright --ignoreexternal --verifytypes push_to_poll_client
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py

@@ -16,7 +16,7 @@ from push_to_poll_client._poller import Poller
 from push_to_poll_client._polls import Polls
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._run import Run
-from push_to_poll_client._schedule import Mode
+from push_to_poll_client._schedule import Mode, Schedule
 from push_to_poll_client._settings import Settings
 from push_to_poll_client._status import PollResult, Status, Tally
 from push_to_poll_client._types import Feed, Listener, Message, Push, Session, Store
@@ -237,14 +237,21 @@ class Consumer:
                     await self._close()
 
     def _enter(self, loop: EventLoop) -> EventLoop:
-        """Nothing of the schedule or the lock survives a change of event loop: each has a clock of its own."""
+        """Each event loop has a clock of its own: a schedule and a lock serve one loop."""
         if self._loop != loop:
             if self._users:
                 raise RuntimeError(f"{self.name}: in use in another event loop")
-            paused = self._schedule.paused
-            self._loop, self._gate, self._schedule = loop, anyio.Lock(), self._settings.schedule()
-            self._schedule.paused = paused
+            self._schedule = self._moved_schedule(loop)
+            self._loop, self._gate = loop, anyio.Lock()
         return loop
+
+    def _moved_schedule(self, loop: EventLoop) -> Schedule:
+        """A schedule by this loop's clock that keeps what the user and the server asked for."""
+        old, new = self._schedule, self._settings.schedule()
+        new.paused = old.paused
+        if self._loop is not None and (left := old.server_not_before - self._loop.time()) > 0:
+            new.not_before(loop.time(), left, jitter=0.0)
+        return new
 
     def _open(self, session: Session, loop: EventLoop) -> Polls:
         schedule = self._schedule

@@ -68,6 +68,7 @@ class Run:
             raise
         except FeedError as error:
             logger.warning("poll failed, next in %.1f s: %s", polls.pause, describe(error))
+            logger.debug("it failed here", exc_info=error)
 
     async def _listen(self, channel: ListenerChannel) -> None:
         channel.started()

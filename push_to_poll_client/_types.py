@@ -186,8 +186,11 @@ class Feed(Protocol):
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Ask for what comes after `request.cursor`.
 
+        It has to end by itself, by a timeout of its own: a fetch that hangs is a poll that hangs.
+
         Raises:
-            FeedError: The fetch failed; it is tried again later and the cursor does not move.
+            FeedError: The fetch failed; it is tried again later and the cursor does not move. Any other exception
+                means the same, and is named in the log by its class.
         """
         ...
 

@@ -297,6 +297,16 @@ def test_poll_now_works_in_one_event_loop_after_another():
         assert anyio.run(consumer.poll_now, backend=backend).messages == 1
 
 
+def test_what_the_server_asked_for_holds_in_the_next_event_loop():
+    feed = FakeFeed()
+    consumer = Log(feed)
+    feed.fail(FeedError("503", retry_after=1000))
+    with pytest.raises(FeedError):
+        anyio.run(consumer.poll_now)
+    with pytest.raises(Throttled):
+        anyio.run(consumer.poll_now, backend="trio")
+
+
 async def test_a_consumer_in_use_in_one_event_loop_is_refused_in_another():
     async with Log(FakeFeed()) as consumer:
         with pytest.raises(RuntimeError, match="in use in another event loop"):
