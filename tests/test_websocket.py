@@ -324,6 +324,7 @@ async def test_async_headers_and_a_plain_token_function():
         (anyio.sleep_forever, "TimeoutError"),
         (lambda: "", "the token is empty"),
         (lambda: f"{CANARY}\nAdmin: yes", "the value of Authorization holds"),
+        (lambda: f"{CANARY}\n", "the value of Authorization holds"),
         (lambda: None, None),
         (lambda: 5, "a token is a str, not int"),
     ],

@@ -24,6 +24,9 @@ pytestmark = pytest.mark.anyio
 HOST = "127.0.0.1"
 CANARY = "c4n4ry"
 
+SOON = 9.0
+"""Seconds that no test needs; less than the default `open_timeout` and `ping_interval`, which must not help."""
+
 # Made for these tests and used nowhere else: a self-signed certificate for 127.0.0.1, valid until 2126.
 CERTIFICATE = """\
 -----BEGIN PRIVATE KEY-----
@@ -129,10 +132,14 @@ class Raw:
 
     def __init__(self, treat):
         self._treat = treat
-        self._sockets = []
+        self.accepted = []
 
     def __enter__(self):
-        self._listening = socket.create_server((HOST, 0))
+        self._listening = socket.socket()
+        # Small, so that a client is soon held up by a server that does not read.
+        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._listening.bind((HOST, 0))
+        self._listening.listen()
         self.port = self._listening.getsockname()[1]
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()
@@ -142,16 +149,17 @@ class Raw:
         with contextlib.suppress(OSError):
             while True:
                 accepted, _ = self._listening.accept()
-                self._sockets.append(accepted)
-                self._treat(accepted, len(self._sockets))
+                self.accepted.append(accepted)
+                with contextlib.suppress(OSError):
+                    self._treat(accepted, len(self.accepted))
 
     def __exit__(self, *_):
         self._listening.shutdown(socket.SHUT_RDWR)
-        for accepted in self._sockets:
+        for accepted in self.accepted:
             with contextlib.suppress(OSError):
                 accepted.shutdown(socket.SHUT_RDWR)
         self._thread.join()
-        for opened in (self._listening, *self._sockets):
+        for opened in (self._listening, *self.accepted):
             opened.close()
 
 
@@ -205,11 +213,13 @@ def to(server, path="/push", **options):
 @contextlib.asynccontextmanager
 async def listening(listener):
     channel = Channel()
-    with anyio.fail_after(30):
+    with anyio.fail_after(SOON):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listener.listen, channel)
             yield channel
             tasks.cancel_scope.cancel()
+            stopped = anyio.current_time()
+    assert anyio.current_time() - stopped < SOON / 2
 
 
 # A server that is well
@@ -330,13 +340,13 @@ async def test_on_401_a_fresh_token_is_asked_for():
 
 
 async def test_gone_raises():
-    with Refusing((410, {})) as server, anyio.fail_after(30), pytest.raises(ListenerError, match="HTTP 410"):
+    with Refusing((410, {})) as server, anyio.fail_after(SOON), pytest.raises(ListenerError, match="HTTP 410"):
         await to(server).listen(Channel())
 
 
 @pytest.mark.parametrize("chosen", [None, "other"])
 async def test_no_common_subprotocol_raises(chosen):
-    with Server(quiet, select_subprotocol=lambda *_: chosen) as server, anyio.fail_after(30):
+    with Server(quiet, select_subprotocol=lambda *_: chosen) as server, anyio.fail_after(SOON):
         listener = to(server, subprotocols=["push.v1"])
         with pytest.raises(ListenerError, match="subprotocol"):
             await listener.listen(Channel())
@@ -539,19 +549,30 @@ async def test_a_stop_during_the_tls_handshake_leaves_nothing_open():
             await anyio.to_thread.run_sync(connected.wait)
 
 
+def is_closed(accepted):
+    """Read what is left. Whether the other side closed, rather than forgot, its end."""
+    accepted.settimeout(SOON / 2)
+    with contextlib.suppress(ConnectionResetError):
+        while accepted.recv(1 << 20):
+            pass
+    return True
+
+
 async def test_a_server_that_answers_no_goodbye_holds_up_a_stop_but_shortly():
     with Raw(lambda accepted, number: shake_hands(accepted)) as server:
         async with listening(to(server)) as channel:
             await channel.saw("up")
+        assert await anyio.to_thread.run_sync(is_closed, server.accepted[0])
 
 
 async def test_a_server_that_reads_nothing_holds_up_a_stop_but_shortly():
-    flooded = threading.Event()
+    is_up, flooded = threading.Event(), threading.Event()
     pings = (b"\x89\x7d" + b"x" * 125) * 64_000
 
     def treat(accepted, number):
-        accepted.settimeout(0.5)
         shake_hands(accepted)
+        is_up.wait()
+        accepted.settimeout(0.5)
         with contextlib.suppress(TimeoutError):
             accepted.sendall(pings)  # whose answers it does not read, so that they fill all buffers
         flooded.set()
@@ -559,7 +580,9 @@ async def test_a_server_that_reads_nothing_holds_up_a_stop_but_shortly():
     with Raw(treat) as server:
         async with listening(to(server)) as channel:
             await channel.saw("up")
+            is_up.set()
             await anyio.to_thread.run_sync(flooded.wait)
+        assert await anyio.to_thread.run_sync(is_closed, server.accepted[0])
 
 
 async def test_debug_logs_of_a_real_handshake_hold_no_secret(caplog):
