@@ -103,7 +103,7 @@ class Consumer:
         self._store = _having("claim", store)
         self._retry = _retrying(retry)
         self._feed_name = str(getattr(feed, "identity", type(feed).__qualname__))
-        self.name = self._feed_name if name is None else name
+        self.name: str = self._feed_name if name is None else name
         self._handler = as_handler(self.process if process is None else process)
         self._channels: list[ListenerChannel] = []
         for listener in listeners:
