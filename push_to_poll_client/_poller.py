@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import anyio
 
-from push_to_poll_client._exceptions import ChainRestart, FeedError, PushToPollError
+from push_to_poll_client._exceptions import ChainRestart, FeedError
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._schedule import Schedule
 from push_to_poll_client._status import PollResult, Tally, describe
@@ -140,8 +140,6 @@ class Poller:
             page = await self._feed.fetch(request)
         except FeedError as error:
             self._heed(error.retry_after)
-            raise
-        except PushToPollError:
             raise
         except Exception as error:
             raise FeedError(f"{name} raised {describe(error)}") from error

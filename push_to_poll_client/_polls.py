@@ -196,14 +196,8 @@ class _Poll:
 
 
 def _outcome(answer: PollResult | Exception | None) -> Outcome:
-    match answer:
-        case None:
-            return Outcome.ABANDONED
-        case FeedRefused():
-            return Outcome.REFUSED
-        case Exception():
-            return Outcome.FAILED
-        case PollResult(caught_up=True):
-            return Outcome.CAUGHT_UP
-        case PollResult():
-            return Outcome.MORE
+    if answer is None:
+        return Outcome.ABANDONED
+    if isinstance(answer, Exception):
+        return Outcome.REFUSED if isinstance(answer, FeedRefused) else Outcome.FAILED
+    return Outcome.CAUGHT_UP if answer.caught_up else Outcome.MORE

@@ -1,8 +1,10 @@
 """The command line, typed as a user would: lines on stdout, sentences on stderr, exit codes."""
 
+import functools
 import json
 import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -36,8 +38,14 @@ def server():
         yield server
 
 
+@pytest.fixture(params=["asyncio", "trio"])
+def backend(request, monkeypatch):
+    """The command runs on asyncio; on trio here too, where CPython 3.11 does not lose trace events (gh-106749)."""
+    monkeypatch.setattr(_tail.anyio, "run", functools.partial(anyio.run, backend=request.param))
+
+
 @pytest.fixture
-def tail(capfdbinary):
+def tail(capfdbinary, backend):
     """Runs `push-to-poll tail …` in this process; returns exit code, parsed lines, and stderr."""
 
     def run(*arguments):
@@ -228,7 +236,7 @@ def test_once_is_interrupted_too(server):
     assert process.returncode == Exit.INTERRUPTED
 
 
-def test_a_second_signal_ends_at_once_what_cannot_be_interrupted(monkeypatch):
+def test_a_second_signal_ends_at_once_what_cannot_be_interrupted(backend, monkeypatch):
     codes, exited = [], anyio.Event()
 
     def exit_at_once(code):
@@ -256,6 +264,35 @@ def test_a_reader_that_goes_away_is_no_error(server):
         process.stdout.close()
         assert process.wait(timeout=TIMEOUT) == Exit.DONE
         assert said(process.stderr.read()) == []
+
+
+@pytest.mark.parametrize("options", [[], ["--once"]])
+def test_a_reader_that_goes_away_is_no_error_in_this_process_either(
+    server, backend, monkeypatch, tmp_path, options
+):
+    class Gone:
+        """Standard output, whose reader has gone."""
+
+        buffer = property(lambda self: self)
+
+        def write(self, line):
+            raise BrokenPipeError
+
+        def fileno(self):
+            return file.fileno()
+
+    with (tmp_path / "stdout").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", Gone())
+        assert main(["tail", server.url, *options]) == Exit.DONE
+        file.write("to the null device")
+    assert (tmp_path / "stdout").read_text() == ""
+
+
+def test_the_module_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["push-to-poll", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("push_to_poll_client.cli", run_name="__main__")
+    assert ended.value.code == 0
 
 
 def test_a_state_file_in_use_is_one_sentence(server, tmp_path):

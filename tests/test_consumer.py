@@ -277,6 +277,25 @@ async def test_a_handler_that_awaits_what_somebody_else_cancelled_has_failed():
         await consumer_of(feed, process, retry=None).poll_now()
 
 
+@pytest.mark.parametrize("anyio_backend", [virtual_time("asyncio")])
+async def test_a_later_attempt_that_awaits_what_somebody_else_cancelled_has_failed_too():
+    attempts = []
+
+    async def process(message):
+        attempts.append(message.id)
+        if len(attempts) == 1:
+            raise ValueError("no")
+        task = asyncio.ensure_future(anyio.sleep(1))
+        task.cancel()
+        await task
+
+    feed = FakeFeed()
+    feed.publish(1)
+    with pytest.raises(MessageFailed, match="awaited something that was cancelled"):
+        await consumer_of(feed, process, retry=AsyncRetrying(stop=stop_after_attempt(3))).poll_now()
+    assert len(attempts) == 3
+
+
 # poll_now
 
 
@@ -318,6 +337,8 @@ async def test_a_pause_outlives_a_change_of_event_loop():
     consumer.pause()
     await consumer.poll_now()
     assert consumer._schedule.paused
+    consumer.resume()
+    assert not consumer._schedule.paused
 
 
 async def test_within_async_with_the_name_is_kept():
@@ -447,9 +468,10 @@ async def test_a_feed_that_grows_faster_than_its_handler_starves_nobody(running)
 
 async def test_a_fetch_that_raises_anything_is_a_failed_poll():
     feed = FakeFeed()
-    feed.fail(ConnectionError("reset"))
-    with pytest.raises(FeedError, match=r"FakeFeed.fetch\(\) raised ConnectionError"):
-        await Log(feed).poll_now()
+    for error in (ConnectionError("reset"), UndecodableMessage("not for a fetch to raise")):
+        feed.fail(error)
+        with pytest.raises(FeedError, match=rf"FakeFeed.fetch\(\) raised {type(error).__name__}"):
+            await Log(feed).poll_now()
 
 
 async def test_a_fetch_that_returns_no_page_is_a_failed_poll():
