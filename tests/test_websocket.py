@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import ssl
+import traceback
 
 import anyio
 import pytest
@@ -558,6 +559,14 @@ def test_an_error_that_may_hold_a_secret_is_named_by_its_type(error):
     assert CANARY not in sentence(error)
 
 
+async def test_a_traceback_does_not_quote_the_password_of_a_proxy():
+    wrong = InvalidProxy(f"http://me:{CANARY}@proxy.example/x", "path is meaningless")
+    listener = Scripted(wrong, classify=lambda error: Verdict.GIVE_UP)
+    with pytest.raises(ListenerError, match="proxy") as raised:
+        await listener.listen(Channel())
+    assert CANARY not in "".join(traceback.format_exception(raised.value))
+
+
 @pytest.mark.parametrize("reason", ["\x1b[2Jgone\nINFO all is well", "x" * 5000, "\u202egnp", "\x00"])
 def test_what_the_server_wrote_cannot_forge_a_line(reason):
     for error in (closed(1013, reason), InvalidHeader("Sec-WebSocket-Accept", reason)):
@@ -621,7 +630,7 @@ def test_a_url_has_to_be_a_websocket_address(url):
     with pytest.raises(ValueError, match="url is no websocket address") as raised:
         WebSocketListener(url)
     assert CANARY not in str(raised.value)
-    assert raised.value.__suppress_context__
+    assert raised.value.__context__ is None
 
 
 @pytest.mark.parametrize(

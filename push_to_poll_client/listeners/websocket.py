@@ -4,29 +4,26 @@ Nothing that arrives is data, so nothing that is lost is missed for good: every 
 before it is gone. The connection is suspected at all times. Protocol pings find the half-open one, `max_silence`
 the one whose proxy answers pings and swallows messages, and `max_age` whatever neither of them finds.
 
-When to connect again is `_reconnect.py`'s, what a failure means `_websocket_failures.py`'s.
+When to connect again is `_reconnect.py`'s, what a failure means `_websocket_failures.py`'s, how to open and close
+`_websocket_connection.py`'s.
 """
 
-import asyncio
-import contextlib
 import functools
-import importlib
 import logging
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 
 import anyio
-from websockets.exceptions import InvalidURI, NegotiationError
-from websockets.frames import CloseCode
-from websockets.uri import WebSocketURI, parse_uri
+from websockets.exceptions import InvalidProxy, NegotiationError
 
 from push_to_poll_client._exceptions import ListenerError, PushToPollError
-from push_to_poll_client._http import shared_tls_context, without_secrets
+from push_to_poll_client._http import without_secrets
 from push_to_poll_client._types import Channel, Push
 from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource
 from push_to_poll_client.listeners._reconnect import Reconnect, Verdict, lifetime
+from push_to_poll_client.listeners._websocket_connection import Connection, open_connection, parsed
 from push_to_poll_client.listeners._websocket_failures import (
     hid_a_push,
     only,
@@ -37,13 +34,6 @@ from push_to_poll_client.listeners._websocket_failures import (
 )
 
 __all__ = ["WebSocketListener"]
-
-CLOSE_TIMEOUT = 2.0
-"""Seconds for a server to answer a close frame, then the connection is dropped. So much may a server that does not
-answer add to a planned reconnect or to a stop, twice if it does not even read."""
-
-MAX_QUEUE = 16
-"""Frames that wait to be read before TCP pushes back. With `max_size` it bounds a connection's memory: 1 MiB."""
 
 _log = logging.getLogger(__name__)
 
@@ -111,8 +101,7 @@ class WebSocketListener:
         open_timeout: float = 10.0,
         max_size: int | None = 65_536,
     ) -> None:
-        address = _checked(url)
-        if address.user_info is not None and token is not None:
+        if parsed(url).user_info is not None and token is not None:
             raise ValueError("give either a token or a user and password in the URL: both make an Authorization")
         if isinstance(subprotocols, str):
             raise TypeError("subprotocols is a sequence of names, not one string")
@@ -121,20 +110,24 @@ class WebSocketListener:
         for name, limit in limits.items():
             _check_limit(name, limit)
         self.name = without_secrets(url)
-        self._url = url
-        self._secure = address.secure
+        self._open = functools.partial(
+            open_connection,
+            url,
+            tls=tls,
+            subprotocols=tuple(subprotocols or ()),
+            open_timeout=open_timeout,
+            ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
+            max_size=max_size,
+        )
         self._credentials = Credentials(headers, token)
         self._hint = hint
         self._hint_failed = False
         self._subprotocols = tuple(subprotocols or ())
         self._classify = classify
-        self._tls = tls
         self._max_age = max_age
         self._max_silence = max_silence
-        self._ping_interval = ping_interval
-        self._ping_timeout = ping_timeout
         self._open_timeout = open_timeout
-        self._max_size = max_size
         self._fraction: Callable[[], float] = random.random
 
     def __repr__(self) -> str:
@@ -166,14 +159,14 @@ class WebSocketListener:
         _log.debug("%s: renewing the connection at its age", self.name)
         return None
 
-    def _opened(self, connection: "Connection", channel: Channel, reconnect: Reconnect) -> None:
+    def _opened(self, connection: Connection, channel: Channel, reconnect: Reconnect) -> None:
         if self._subprotocols and connection.subprotocol is None:
             raise NegotiationError(f"the server chose none of the subprotocols {', '.join(self._subprotocols)}")
         reconnect.connected(anyio.current_time())
         _log.info("%s: connected", self.name)
         channel.up()
 
-    async def _receive(self, connection: "Connection", channel: Channel) -> None:
+    async def _receive(self, connection: Connection, channel: Channel) -> None:
         age = None if self._max_age is None else lifetime(self._max_age, self._fraction())
         with anyio.move_on_after(age):
             while True:
@@ -182,7 +175,7 @@ class WebSocketListener:
                 if push is not None:
                     channel.wake(push)
 
-    async def _next_message(self, connection: "Connection") -> str | bytes:
+    async def _next_message(self, connection: Connection) -> str | bytes:
         with anyio.move_on_after(self._max_silence):
             return await connection.recv()
         raise TimeoutError(f"no message for {self._max_silence:g} s")
@@ -228,93 +221,16 @@ class WebSocketListener:
             _log.warning("%s: classify failed with %s", self.name, type(failure).__name__)
             return None
 
-    @contextlib.asynccontextmanager
-    async def _connect(self, headers: Mapping[str, str]) -> "AsyncIterator[Connection]":
+    def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Connection]:
         """Open a connection. Tests put another one in its place."""
-        async with _client(_backend())(
-            self._url,
-            additional_headers=headers,
-            subprotocols=self._subprotocols or None,
-            compression=None,
-            ssl=(self._tls or shared_tls_context()) if self._secure else None,
-            open_timeout=self._open_timeout,
-            close_timeout=CLOSE_TIMEOUT,
-            ping_interval=self._ping_interval,
-            ping_timeout=self._ping_timeout,
-            max_size=self._max_size,
-            max_queue=MAX_QUEUE,
-            logger=_Discreet(_log),
-        ) as connection:
-            try:
-                yield connection
-            finally:
-                await _close(connection)
-
-
-class Connection(Protocol):
-    """What a listener asks of a connection."""
-
-    @property
-    def subprotocol(self) -> str | None:
-        """The one that the server chose."""
-        ...
-
-    async def recv(self) -> str | bytes:
-        """Wait for the next message."""
-        ...
-
-
-class _Discreet(logging.LoggerAdapter[logging.Logger]):
-    """Keeps the library from logging frames and handshakes, with `Authorization`, which it does for DEBUG."""
-
-    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
-        return level > logging.DEBUG and super().isEnabledFor(level)
-
-
-class _StayHome:
-    """Makes a redirect the failure that it is. The library would follow it, and strip but three secret headers."""
-
-    def process_redirect(self, exc: Exception) -> Exception:
-        return exc
-
-
-def _backend() -> str:
-    return "asyncio" if anyio.get_cancelled_exc_class() is asyncio.CancelledError else "trio"
-
-
-@functools.cache
-def _client(backend: str) -> Any:
-    """The library's `connect` for an event loop, without its redirects. Its reconnecting iterator is not used."""
-    module = importlib.import_module(f"websockets.{backend}.client")
-    return type("connect", (_StayHome, module.connect), {})
-
-
-async def _close(connection: Any) -> None:
-    """Say goodbye, then see to it that nothing stays open.
-
-    Shielded, since a close that is cancelled would leave its socket to the garbage collector; with a timeout
-    beside the library's own, since a server that reads nothing holds up the sending of the close frame itself.
-    """
-    with anyio.move_on_after(2 * CLOSE_TIMEOUT, shield=True):
-        await (connection.close if _backend() == "asyncio" else connection.aclose)(CloseCode.NORMAL_CLOSURE)
-    if _backend() == "asyncio":
-        connection.transport.abort()
+        return self._open(headers=headers)
 
 
 def _told(failure: PushToPollError, error: Exception, channel: Channel) -> PushToPollError:
-    failure.__cause__ = error
+    # A cause is printed with its traceback, and that of a proxy's address quotes the password in it.
+    failure.__cause__ = None if isinstance(error, InvalidProxy) else error
     channel.down(failure)
     return failure
-
-
-def _checked(url: str) -> WebSocketURI:
-    # Neither the URL nor the parser's words, which may quote a password, go into the error.
-    try:
-        return parse_uri(url)
-    except InvalidURI as error:
-        raise ValueError(f"url is no websocket address such as wss://host/path: {error.msg}") from None
-    except ValueError:
-        raise ValueError("url is no websocket address such as wss://host/path: it cannot be parsed") from None
 
 
 def _check_limit(name: str, limit: float | None) -> None:
