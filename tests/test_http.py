@@ -1,6 +1,7 @@
 """What may be shown of a URL, and how long a server asks to be left alone."""
 
 import ssl
+import time
 
 import httpx
 import pytest
@@ -133,6 +134,16 @@ def test_there_is_one_tls_context():
 )
 def test_a_server_asks_to_be_left_alone(headers, seconds):
     assert asked_to_wait(503, headers, NOW) == seconds
+
+
+def test_a_date_without_a_zone_is_in_utc_wherever_the_machine_is(monkeypatch):
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")  # 14 hours ahead
+    time.tzset()
+    try:
+        assert asked_to_wait(503, {"retry-after": "Tue Nov 14 22:14:20 2023"}, NOW) == 60
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import types
 import zlib
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 import respx
@@ -574,6 +575,9 @@ class Chunks(httpx.AsyncByteStream):
         self.closed = False
 
     async def aclose(self):
+        await (
+            anyio.lowlevel.checkpoint()
+        )  # where a cancelled task would stop, and the connection be lost to the pool
         self.closed = True
 
     async def __aiter__(self):
