@@ -302,6 +302,12 @@ def test_pushes_are_dropped_evenly_or_the_next_ones(served):
     assert served.stats.pushes_dropped == 3
 
 
+@pytest.mark.parametrize(("fraction", "dropped"), [(0, 0), (0.1, 10), (0.3, 30), (1, 100)])
+def test_a_fraction_is_kept_exactly(fraction, dropped):
+    faults = Faults(drop_fraction=fraction)
+    assert sum(faults.drops_push() for _ in range(100)) == dropped
+
+
 def test_handshakes_are_refused(served):
     served.faults.refuse_status = 503
     with pytest.raises(websockets.InvalidStatus, match="503"):
@@ -322,10 +328,13 @@ def test_open_websockets_are_closed_now_and_new_ones_stay(served, client):
         with pytest.raises(websockets.ConnectionClosed) as closed:
             old.recv(5)
     assert closed.value.rcvd.code == 4000
-    served.close_websockets()
     with websocket(served) as new:
         served.publish(1)
         assert json.loads(new.recv(5)) == {"cursor": FIRST}
+        served.close_websockets()
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            new.recv(5)
+    assert closed.value.rcvd.code == 1012
 
 
 def test_a_half_open_websocket_answers_no_ping_and_brings_no_push(served):
@@ -355,12 +364,14 @@ def client_hears_nothing(connection):
 def test_the_counters_are_told(served, client):
     served.publish(1)
     client.get("/feed")
+    client.get("/feed", params=after(FIRST))
     told = client.get("/stats").json()
-    assert len(told.pop("fetched_at")) == told["fetches"] == 1
+    assert len(told.pop("fetched_at")) == told["fetches"] == 2
     assert told == {
         "published": 1,
-        "fetches": 1,
-        "statuses": {"200": 1},
+        "fetches": 2,
+        "statuses": {"200": 2},
+        "empty": 1,
         "held": 0,
         "pushes_sent": 0,
         "pushes_dropped": 0,

@@ -16,6 +16,7 @@ from push_to_poll_client.testing._virtual_time import VirtualTimeLoop, virtual_t
 if TYPE_CHECKING:
     from push_to_poll_client.testing._feed_suite import FeedSuite
     from push_to_poll_client.testing._server import ReferenceServer, serve_in_thread
+    from push_to_poll_client.testing._store_suite import StoreSuite
 
 __all__ = [
     "Answer",
@@ -28,12 +29,18 @@ __all__ = [
     "ReferenceApp",
     "ReferenceServer",
     "Stats",
+    "StoreSuite",
     "VirtualTimeLoop",
     "serve_in_thread",
     "virtual_time",
 ]
 
-_LATER = {"FeedSuite": "_feed_suite", "ReferenceServer": "_server", "serve_in_thread": "_server"}
+_LATER = {
+    "FeedSuite": "_feed_suite",
+    "ReferenceServer": "_server",
+    "StoreSuite": "_store_suite",
+    "serve_in_thread": "_server",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -60,7 +60,7 @@ async def while_there(receive: Receive, work: Callable[[], Awaitable[None]]) -> 
         tasks.start_soon(watch)
         await work()
         tasks.cancel_scope.cancel()
-    # After a cancellation CPython 3.11 does not trace the caller before it is resumed: coverage would miss its lines.
+    # After a cancellation CPython 3.11 traces the caller only when it is resumed; coverage would miss its lines.
     await anyio.lowlevel.checkpoint()
 
 

@@ -90,6 +90,7 @@ class FeedEndpoint:
         if not events and (wait := _seconds(query.get("timeout", ["0"])[0])) > 0:
             await self._hold(after, wait, receive)
             events = self._log.page(after, self.page_size)
+        self._stats.count(empty=not events)
         return b"[" + b",".join(events) + b"]"
 
     async def _hold(self, after: str | None, wait: float, receive: Receive) -> None:

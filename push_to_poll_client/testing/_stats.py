@@ -33,6 +33,7 @@ class Stats:
         fetches: Requests to the feed that arrived, whatever became of them.
         fetched_at: When each arrived, in seconds on the clock of `time.monotonic()`.
         statuses: Answers of the feed by status.
+        empty: Answers of the feed without an event. Each poll that catches up ends with one.
         held: Long polls that are held now.
         pushes_sent: Text messages sent to websockets, all connections together.
         pushes_dropped: Publications whose push was dropped.
@@ -45,6 +46,7 @@ class Stats:
     fetches: int = 0
     fetched_at: list[float] = field(default_factory=list)
     statuses: dict[int, int] = field(default_factory=dict)
+    empty: int = 0
     held: int = 0
     pushes_sent: int = 0
     pushes_dropped: int = 0
