@@ -522,8 +522,9 @@ class TestTheClient:
         assert failed.__cause__ is None
         assert failed.__suppress_context__
 
-    async def test_cannot_send_a_url_that_is_too_long(self):
-        failed = await refused(HTTPFeed(URL + "a" * 64_000), cursor="a" * 2000)
+    @pytest.mark.parametrize("cursor", ["a" * 2000, "a" * 70_000])
+    async def test_cannot_send_a_url_that_is_too_long(self, cursor):
+        failed = await refused(HTTPFeed(URL + "a" * 64_000), cursor=cursor)
         assert "InvalidURL" in str(failed)
 
     async def test_of_another_module_has_errors_of_its_own(self):

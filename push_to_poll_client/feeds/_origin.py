@@ -102,14 +102,12 @@ class Origin:
             FeedError: All else that is no answer: another status, a redirect elsewhere, a body too large or too
                 slow, no connection.
         """
-        parts = (self._url.query, urlencode(query, quote_via=quote).encode())
-        url = self._url.copy_with(query=b"&".join(filter(None, parts))) if any(parts) else self._url
         merged = httpx.Headers({"Accept-Encoding": ACCEPT_ENCODING, **headers})
         merged.update(self._headers)
         try:
             with anyio.fail_after(self._timeout + wait):
-                answer = await self._get(url, merged, wait)
-        except (self._errors.HTTPError, self._errors.InvalidURL, OSError) as error:
+                answer = await self._get(self._asking(query), merged, wait)
+        except (self._errors.HTTPError, self._errors.InvalidURL, httpx.InvalidURL, OSError) as error:
             raise await self._failed(error, wait) from self._cause(error)
         if answer.status in _READ:
             return answer
@@ -120,6 +118,11 @@ class Origin:
         own, self._own = self._own, None
         if own is not None:
             await own.aclose()
+
+    def _asking(self, query: Mapping[str, str]) -> httpx.URL:
+        # Joined as bytes: what the user's query says may be signed, and httpx would write it anew.
+        parts = (self._url.query, urlencode(query, quote_via=quote).encode())
+        return self._url.copy_with(query=b"&".join(filter(None, parts))) if any(parts) else self._url
 
     async def _get(self, url: httpx.URL, headers: httpx.Headers, wait: float) -> Answer:
         answer = await self._follow(url, headers, wait)
