@@ -131,9 +131,9 @@ class Channel:
         return [event for _, event in self.events if isinstance(event, Push)]
 
 
-async def run(listener, seconds):
+async def run(listener, seconds, channel=None):
     """Let it listen for so many seconds of virtual time."""
-    channel = Channel()
+    channel = channel or Channel()
     with anyio.move_on_after(seconds):
         await listener.listen(channel)
     assert listener.open == 0
@@ -462,7 +462,7 @@ async def test_gone_for_good_raises():
     listener = Scripted([closed(1012)], status(410))
     channel = Channel()
     with pytest.raises(ListenerError, match=r"ws://feed\.example/push.*HTTP 410") as raised:
-        await listener.listen(channel)
+        await run(listener, 10, channel)
     assert isinstance(raised.value.__cause__, InvalidStatus)
     assert [event for _, event in channel.events] == ["up", "down", "down"]
     assert channel.errors[-1] is raised.value
@@ -472,7 +472,7 @@ async def test_a_server_that_chooses_no_subprotocol_is_of_no_use():
     listener = Scripted(["for another protocol"], subprotocols=["push.v1", "push.v2"])
     channel = Channel()
     with pytest.raises(ListenerError, match=r"none of the subprotocols push\.v1, push\.v2"):
-        await listener.listen(channel)
+        await run(listener, 10, channel)
     assert [event for _, event in channel.events] == ["down"]
 
 
@@ -563,7 +563,7 @@ async def test_a_traceback_does_not_quote_the_password_of_a_proxy():
     wrong = InvalidProxy(f"http://me:{CANARY}@proxy.example/x", "path is meaningless")
     listener = Scripted(wrong, classify=lambda error: Verdict.GIVE_UP)
     with pytest.raises(ListenerError, match="proxy") as raised:
-        await listener.listen(Channel())
+        await run(listener, 10)
     assert CANARY not in "".join(traceback.format_exception(raised.value))
 
 

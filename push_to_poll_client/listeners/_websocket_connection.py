@@ -71,7 +71,7 @@ async def open_connection(
     """Open a connection, and close it at the end of the block.
 
     No compression: 50 KiB of buffers instead of 15 for pushes, which carry nothing. No redirects: the library
-    would take every header but three to another origin (G12). No iterator that reconnects: its delays are not ours.
+    would take every header but three to another origin (G12). No iterator that reconnects: the delays are ours.
 
     Args:
         url: A websocket address.
