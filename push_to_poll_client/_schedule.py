@@ -316,11 +316,6 @@ class Schedule:
         """A channel that claims to be up seems to lose pushes."""
         return self._evidence >= EVIDENCE
 
-    @property
-    def running(self) -> bool:
-        """A poll runs."""
-        return self._running
-
     def mode(self, now: float) -> Mode:
         """What the schedule is doing, in a word."""
         states = (

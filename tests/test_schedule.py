@@ -113,7 +113,7 @@ def test_g2_nothing_starts_while_a_poll_runs():
     schedule = make()
     schedule.poll_started(0.0, Cause.START)
     schedule.wake(0.0)
-    assert schedule.running
+    assert schedule.mode(0.0) is Mode.POLLING
     assert schedule.next_poll(100.0).at == math.inf
     with pytest.raises(AssertionError, match="G2"):
         schedule.poll_started(1.0, Cause.MANUAL)

@@ -3,6 +3,7 @@
 The server needs uvicorn (the extra `serve`) and the suites need pytest; each is imported when it is asked for.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,6 @@ def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = f"{__name__}.{_LATER[name]}"
-    if module.endswith("_suite"):
+    if module.endswith("_suite") and module not in sys.modules:
         import_module("pytest").register_assert_rewrite(module)  # a failing suite shows what it compared
     return getattr(import_module(module), name)
