@@ -92,10 +92,14 @@ class Demo:
 
     def answer_503(self) -> None:
         """Let the next fetch fail."""
-        well = self.server.stats()["statuses"]["200"]
-        self.breaks(
-            "a 503 is answered", lambda stats: "503" in stats["statuses"] and stats["statuses"]["200"] > well
-        )
+        well: list[int] = []
+
+        def mended(stats: dict[str, Any]) -> bool:
+            if "503" in stats["statuses"]:
+                well.append(stats["statuses"]["200"])
+            return bool(well) and well[-1] > well[0]
+
+        self.breaks("a 503 is answered", mended)
         self.server.order(fail_next=1, fail_status=503)
 
     def kill(self) -> None:

@@ -14,10 +14,7 @@ import time
 
 import anyio
 
-from push_to_poll_client import Consumer, Message, Push
-from push_to_poll_client.feeds import HTTPFeed
-from push_to_poll_client.listeners import WebSocketListener
-from push_to_poll_client.stores import SQLiteStore
+from push_to_poll_client import Consumer, HTTPFeed, Message, Push, SQLiteStore, WebSocketListener
 
 FALLBACK_INTERVAL = 0.5
 """Seconds; short, so that the demo sees lost pushes within its half minute. A service would take a minute."""
