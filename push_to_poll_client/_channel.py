@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from push_to_poll_client._status import ListenerStatus, describe
+from push_to_poll_client._status import ListenerStatus
+from push_to_poll_client._text import describe
 from push_to_poll_client._types import Listener, Push
 
 __all__ = ["ListenerChannel"]

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-__all__ = ["MAX_WAIT", "asked_to_wait", "identity", "quoted", "shared_tls_context", "without_secrets"]
+__all__ = ["MAX_WAIT", "asked_to_wait", "identity", "shared_tls_context", "without_secrets"]
 
 MAX_WAIT = 86400.0
 """Seconds: who asks for more than a day is taken to mean a day, so that a slip does not end a consumer."""
@@ -62,17 +62,6 @@ def identity(url: object) -> str:
     if not query:
         return shown
     return f"{shown}#{hashlib.sha256(query.encode(errors='surrogatepass')).hexdigest()[:8]}"
-
-
-def quoted(text: object, limit: int = 100) -> str:
-    """What somebody else wrote, as it may stand in an error: short, on one line, in ASCII, in quotes.
-
-    Args:
-        text: What `str()` makes the text of.
-        limit: Characters of the text that are kept.
-    """
-    whole = str(text)
-    return ascii(whole if len(whole) <= limit else whole[:limit] + "...")
 
 
 @functools.cache

@@ -9,7 +9,8 @@ import anyio
 from push_to_poll_client._exceptions import ChainRestart, FeedError
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._schedule import Schedule
-from push_to_poll_client._status import PollResult, Tally, describe
+from push_to_poll_client._status import PollResult, Tally
+from push_to_poll_client._text import describe
 from push_to_poll_client._types import Clock, Cursor, Feed, FetchRequest, Page, Push, Session
 
 __all__ = ["Poller"]

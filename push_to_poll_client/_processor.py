@@ -5,7 +5,6 @@ or what was done in `flush_interval` (G7). No transaction is open while anybody 
 """
 
 import logging
-import reprlib
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NoReturn, TypeAlias
 
@@ -14,7 +13,8 @@ from tenacity import AsyncRetrying, RetryCallState
 
 from push_to_poll_client._event_loop import is_cancelled
 from push_to_poll_client._exceptions import MessageFailed, UndecodableMessage
-from push_to_poll_client._status import Tally, describe
+from push_to_poll_client._status import Tally
+from push_to_poll_client._text import describe, quoted
 from push_to_poll_client._types import Clock, Cursor, Message, Page, Record, Session
 
 __all__ = ["Handler", "Processor"]
@@ -22,9 +22,6 @@ __all__ = ["Handler", "Processor"]
 logger = logging.getLogger("push_to_poll_client")
 
 Handler: TypeAlias = Callable[[Message], Awaitable[None]]
-
-short = reprlib.Repr()
-short.maxstring = 120
 
 
 class Processor:
@@ -173,7 +170,7 @@ def _never() -> bool:
 def _failure_of(message: Message, cancelled: BaseException) -> Exception:
     """What failed, if it was not this task that was cancelled but something that the handler awaited."""
     if is_cancelled():
-        logger.info("cancelled while message %s was in hand: it will be done again", short.repr(message.id))
+        logger.info("cancelled while message %s was in hand: it will be done again", quoted(message.id))
         raise cancelled
     return RuntimeError("the handler awaited something that was cancelled")
 
@@ -182,7 +179,7 @@ def _report(message: Message, state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome is not None else None
     logger.warning(
         "message %s failed at attempt %d, again in %.1f s: %s",
-        short.repr(message.id),
+        quoted(message.id),
         state.attempt_number,
         state.upcoming_sleep,
         describe(error),
@@ -192,7 +189,7 @@ def _report(message: Message, state: RetryCallState) -> None:
 def _give_up(message: Message, error: Exception) -> NoReturn:
     """The one place that decides what becomes of a message that failed for good: it stops the consumer."""
     raise MessageFailed(
-        f"message {short.repr(message.id)} failed and stops the consumer: {describe(error)}. "
+        f"message {quoted(message.id)} failed and stops the consumer: {describe(error)}. "
         "It and all after it are not settled; mend the handler or the message, and run again.",
         id=message.id,
     ) from error

@@ -8,7 +8,7 @@ import anyio
 from push_to_poll_client._channel import ListenerChannel
 from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, ListenerError, PushToPollError
 from push_to_poll_client._polls import Polls
-from push_to_poll_client._status import describe
+from push_to_poll_client._text import describe
 
 __all__ = ["Run"]
 

@@ -5,12 +5,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from push_to_poll_client._schedule import Mode, WakeResult
+from push_to_poll_client._text import describe
 from push_to_poll_client._types import Cursor
 
-__all__ = ["Counters", "ListenerStatus", "PollResult", "Status", "Tally", "describe"]
-
-MAX_TEXT = 500
-"""Characters of an error that are kept: a server may send any number."""
+__all__ = ["Counters", "ListenerStatus", "PollResult", "Status", "Tally"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +155,3 @@ class Tally:
             self.last_error = describe(answer)
         elif answer.caught_up:
             self.last_caught_up = began
-
-
-def describe(error: BaseException | None) -> str:
-    """One bounded line for status and log; nothing that a server sent can break out of it."""
-    text = f"{type(error).__name__}: {error}"
-    return "".join(char if char.isprintable() else "�" for char in text[:MAX_TEXT])

@@ -1,9 +1,16 @@
 """Every async test runs on asyncio and on trio, in virtual time unless its module says otherwise."""
 
+import logging
+
 import anyio
 import pytest
+from hypothesis import settings
 
 from push_to_poll_client.testing._virtual_time import virtual_time
+
+# A machine that is busy elsewhere is no failure, and the same examples everywhere are no flakiness.
+settings.register_profile("ours", deadline=None, derandomize=True)
+settings.load_profile("ours")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -22,3 +29,13 @@ async def running():
 
         yield start
         tasks.cancel_scope.cancel()
+
+
+@pytest.fixture(autouse=True)
+def _own_log():
+    """The command line sets up the library's log; no test sees what another one set up."""
+    logger = logging.getLogger("push_to_poll_client")
+    handlers, level = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import logging
 import os
 import runpy
 import signal
@@ -21,15 +20,6 @@ from push_to_poll_client.testing import serve_in_thread
 
 COMMAND = [sys.executable, "-m", "push_to_poll_client.cli"]
 TIMEOUT = 30
-
-
-@pytest.fixture(autouse=True)
-def _own_log(monkeypatch):
-    logger = logging.getLogger("push_to_poll_client")
-    monkeypatch.setattr(logger, "handlers", [])
-    level = logger.level
-    yield
-    logger.setLevel(level)
 
 
 @pytest.fixture

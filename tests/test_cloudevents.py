@@ -7,7 +7,7 @@ import tracemalloc
 from contextlib import suppress
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from push_to_poll_client import _types
@@ -16,8 +16,6 @@ from push_to_poll_client.feeds import CloudEvent
 from push_to_poll_client.feeds import _cloudevents as cloudevents
 from push_to_poll_client.feeds._cloudevents import read_batch
 from push_to_poll_client.feeds._json_split import split
-
-unhurried = settings(deadline=None)  # a busy machine is no failure
 
 WHERE = "https://shop.example/orders"
 SPEC_EXAMPLE = b"""{
@@ -141,7 +139,6 @@ class TestAnEvent:
         assert CloudEvent(event(id="7", source="/a")).key == "2:/a7"
         assert CloudEvent(b'{"id":"7"}').key == "0:7"
 
-    @unhurried
     @given(st.tuples(st.text(), st.text(min_size=1)), st.tuples(st.text(), st.text(min_size=1)))
     @example(("a", "bc"), ("ab", "c"))
     @example(("", "1:ab"), ("a", "b"))
@@ -317,20 +314,17 @@ SPACE = st.text(" \t\r\n", max_size=3)
 
 
 class TestTheSplitter:
-    @unhurried
     @given(st.lists(JSON), st.sampled_from([None, 1]), st.booleans(), SPACE)
     def test_agrees_with_json(self, values, indent, ascii_only, space):
         text = space + json.dumps(values, indent=indent, ensure_ascii=ascii_only) + space
         parts = split(text.encode(errors="surrogatepass"), b"[]")
         assert [json.loads(part) for part in parts] == values
 
-    @unhurried
     @given(st.dictionaries(st.text(), JSON), SPACE)
     def test_agrees_with_json_on_objects(self, value, space):
         parts = split((space + json.dumps(value)).encode(), b"{}")
         assert json.loads(b"{" + b",".join(parts) + b"}") == value
 
-    @unhurried
     @given(st.binary() | st.text('[]{},:"\\ 1a').map(str.encode))
     def test_loses_nothing_of_what_it_takes(self, text):
         try:
@@ -356,7 +350,6 @@ class TestTheSplitter:
         assert took(1_000_000) < 40 * small + 0.1
 
 
-@unhurried
 @given(st.binary() | st.text('[]{},:"\\ 1ad').map(str.encode))
 def test_bytes_become_messages_or_a_feed_error(body):
     for text in (body, b"[" + body + b"]", b'[{"id":"1",' + body + b"}]"):
@@ -375,7 +368,6 @@ EVENTS = st.dictionaries(
 )
 
 
-@unhurried
 @given(st.lists(EVENTS | JSON), st.booleans())
 def test_every_event_becomes_a_message(events, deep):
     body = json.dumps(events).encode()

@@ -71,5 +71,5 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.world.check()
 
 
-ScheduleMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=60, deadline=None)
+ScheduleMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=60)
 test_any_sequence_of_events_keeps_g1_to_g4 = ScheduleMachine.TestCase

@@ -110,6 +110,4 @@ class Stores(RuleBasedStateMachine):
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_both_stores_answer_alike(backend):
     machine = type("StoresOn", (Stores,), {"backend": backend})
-    run_state_machine_as_test(
-        machine, settings=settings(max_examples=50, stateful_step_count=40, deadline=None, derandomize=True)
-    )
+    run_state_machine_as_test(machine, settings=settings(max_examples=50, stateful_step_count=40))

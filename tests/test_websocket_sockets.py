@@ -12,6 +12,7 @@ import threading
 
 import anyio
 import pytest
+import trustme
 from websockets.asyncio.server import serve
 from websockets.server import ServerProtocol
 
@@ -26,27 +27,6 @@ CANARY = "c4n4ry"
 
 SOON = 9.0
 """Seconds that no test needs; less than the default `open_timeout` and `ping_interval`, which must not help."""
-
-# Made for these tests and used nowhere else: a self-signed certificate for 127.0.0.1, valid until 2126.
-CERTIFICATE = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg3ChnD1/QZOQvIk9B
-PFUdmWHUF2IORRnxVpfAnS+nr6ChRANCAARzNLOOROSI/KFY5sDa6S2SKCIlqnYF
-sFeOteCCGplYblzxDFzvjR2z666V6wic3qXET/8K7PPDzcttNweBAE4v
------END PRIVATE KEY-----
------BEGIN CERTIFICATE-----
-MIIBsDCCAVagAwIBAgIUOrJ808WkbHZgLoeZVnIrPmNyYWkwCgYIKoZIzj0EAwIw
-JDEiMCAGA1UEAwwZcHVzaF90b19wb2xsX2NsaWVudCB0ZXN0czAgFw0yNjExMjQw
-ODUzMTFaGA8yMTI2MTAzMTA4NTMxMVowJDEiMCAGA1UEAwwZcHVzaF90b19wb2xs
-X2NsaWVudCB0ZXN0czBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABHM0s45E5Ij8
-oVjmwNrpLZIoIiWqdgWwV4614IIamVhuXPEMXO+NHbPrrpXrCJzepcRP/wrs88PN
-y203B4EATi+jZDBiMB0GA1UdDgQWBBRclwiRyuE3n9EujkXwbGHIW/yGJzAfBgNV
-HSMEGDAWgBRclwiRyuE3n9EujkXwbGHIW/yGJzAPBgNVHRMBAf8EBTADAQH/MA8G
-A1UdEQQIMAaHBH8AAAEwCgYIKoZIzj0EAwIDSAAwRQIgQOJsIEx9md2YZD3Qeg2i
-NbT6gXi+DsdPHzWAHQD33zcCIQC/LUA33BTymrOSzJC0JGqZHUOYjGrvEtDHK8XN
-j78Z9w==
------END CERTIFICATE-----
-"""
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -270,24 +250,22 @@ async def test_a_connection_is_renewed_at_its_age():
     assert codes == [1000, 1000]
 
 
-@pytest.fixture
-def certificate(tmp_path):
-    path = tmp_path / "certificate.pem"
-    path.write_text(CERTIFICATE)
-    return path
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
 
 
 @pytest.fixture
-def tls_server(certificate):
+def tls_server(authority):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    authority.issue_cert(HOST).configure_cert(context)
     with Server(quiet, ssl=context) as server:
         yield server
 
 
-async def test_tls_with_a_certificate_that_the_user_trusts(tls_server, certificate):
+async def test_tls_with_a_certificate_that_the_user_trusts(tls_server, authority):
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    trusting.load_verify_locations(certificate)
+    authority.configure_trust(trusting)
     async with listening(WebSocketListener(f"wss://{HOST}:{tls_server.port}/", tls=trusting)) as channel:
         await channel.saw("up")
     assert await anyio.to_thread.run_sync(tls_server.closes.get) in {1000, 1006}

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._status import describe
+from push_to_poll_client._text import describe
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._exit import Exit, exit_of
 

@@ -6,7 +6,8 @@ from math import isfinite
 
 import httpx
 
-from push_to_poll_client._http import quoted, without_secrets
+from push_to_poll_client._http import without_secrets
+from push_to_poll_client._text import quoted
 
 __all__ = ["header_fields", "http_url", "is_header_value", "seconds", "size"]
 

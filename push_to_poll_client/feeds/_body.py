@@ -9,7 +9,7 @@ from contextlib import aclosing
 from typing import Any
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._http import quoted
+from push_to_poll_client._text import quoted
 
 __all__ = ["ACCEPT_ENCODING", "read_body"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from push_to_poll_client._exceptions import FeedError, UndecodableMessage
-from push_to_poll_client._http import quoted
+from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Message, UnreadableMessage
 from push_to_poll_client.feeds._json_split import split
 

@@ -16,7 +16,8 @@ import anyio
 import httpx
 
 from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
-from push_to_poll_client._http import asked_to_wait, quoted, without_secrets
+from push_to_poll_client._http import asked_to_wait, without_secrets
+from push_to_poll_client._text import quoted
 from push_to_poll_client.feeds._arguments import header_fields, http_url, seconds, size
 from push_to_poll_client.feeds._body import ACCEPT_ENCODING, read_body
 from push_to_poll_client.feeds._client import module_of, open_client

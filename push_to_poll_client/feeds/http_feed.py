@@ -7,6 +7,7 @@ import httpx
 
 from push_to_poll_client import _http
 from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, FetchRequest, Page
 from push_to_poll_client.feeds._arguments import seconds
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
@@ -67,13 +68,13 @@ class HTTPFeed:
         max_body: int = 16 * 1024 * 1024,
         client: Any = None,
     ) -> None:
-        self.max_wait = None if max_wait is None else seconds("max_wait", max_wait)
+        self.max_wait: float | None = None if max_wait is None else seconds("max_wait", max_wait)
         self._origin = Origin(url, auth=auth, headers=headers, timeout=timeout, max_body=max_body, client=client)
         if taken := _OURS & httpx.URL(url).params.keys():
             raise ValueError(
                 f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll"
             )
-        self.identity = _http.identity(url)
+        self.identity: str = _http.identity(url)
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Ask for the events after `request.cursor`.
@@ -105,7 +106,7 @@ class HTTPFeed:
         media_type = stated.partition(";")[0].strip().lower()
         if media_type and not media_type.endswith(("/json", "+json")):
             raise FeedError(
-                f"{self._origin.where} sent {_http.quoted(stated)}, not application/cloudevents-batch+json; "
+                f"{self._origin.where} sent {quoted(stated)}, not application/cloudevents-batch+json; "
                 "check that the URL is that of a feed and no login page stands before it"
             )
         return answer.body

@@ -22,7 +22,8 @@ from websockets.exceptions import (
 from websockets.frames import Close, CloseCode
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http import asked_to_wait, quoted
+from push_to_poll_client._http import asked_to_wait
+from push_to_poll_client._text import quoted
 from push_to_poll_client.listeners._credentials import CredentialsFailed
 from push_to_poll_client.listeners._reconnect import Verdict, verdict_of_status
 

@@ -109,7 +109,7 @@ class WebSocketListener:
         limits |= {"ping_timeout": ping_timeout, "open_timeout": open_timeout, "max_size": max_size}
         for name, limit in limits.items():
             _check_limit(name, limit)
-        self.name = without_secrets(url)
+        self.name: str = without_secrets(url)
         self._open = functools.partial(
             open_connection,
             url,

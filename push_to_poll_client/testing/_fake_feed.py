@@ -88,7 +88,7 @@ class FakeFeed:
         self.retry_after = retry_after
         self.identity = identity
         self.requests: list[Asked] = []
-        self.closed = 0
+        self.closed: int = 0
         self._entries = Entries()
         self._script: deque[Answer | Callable[[FetchRequest], Answer]] = deque()
         self._failing: BaseException | None = None

@@ -64,7 +64,7 @@ class FeedSuite:
                 ...
     """
 
-    pytestmark = pytest.mark.anyio
+    pytestmark: pytest.MarkDecorator = pytest.mark.anyio
 
     async def make_feed(self, count: int) -> Feed:
         """Make a feed with `count` messages in it; best on pages of less than three."""

@@ -31,7 +31,7 @@ class ManualListener:
 
     def __init__(self, *, connects: bool = True, name: str = "manual") -> None:
         self.name = name
-        self.listens = 0
+        self.listens: int = 0
         self._connects = connects
         self._up = False
         self._channel: Channel | None = None

@@ -40,8 +40,8 @@ class ReferenceApp:
     """
 
     def __init__(self, *, page_size: int = 1000, backlog: int = 0) -> None:
-        self.faults = Faults()
-        self.stats = Stats()
+        self.faults: Faults = Faults()
+        self.stats: Stats = Stats()
         self._log = EventLog()
         self._feed = FeedEndpoint(self._log, self.faults, self.stats, page_size=page_size)
         self._push = PushEndpoint(self.faults, self.stats)

@@ -88,7 +88,7 @@ class ReferenceServer:
     """
 
     def __init__(self, app: ReferenceApp | None = None, *, port: int = 0) -> None:
-        self.app = ReferenceApp() if app is None else app
+        self.app: ReferenceApp = ReferenceApp() if app is None else app
         self._port = port
         self._uvicorn: _Uvicorn | None = None
         self._thread: threading.Thread | None = None

@@ -72,7 +72,7 @@ class StoreSuite:
                 return MyStore(...)
     """
 
-    pytestmark = pytest.mark.anyio
+    pytestmark: pytest.MarkDecorator = pytest.mark.anyio
 
     async def make_store(self) -> Store:
         """Make an empty store, another one for each test."""

@@ -10,14 +10,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from push_to_poll_client.testing._server import ReferenceServer, serve_in_thread
 
 __all__ = ["main"]
 
-wait_for_ever = threading.Event().wait
+wait_for_ever: Callable[[], object] = threading.Event().wait
 
 
 def main(argv: Sequence[str] | None = None) -> int:
