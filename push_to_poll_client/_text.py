@@ -1,0 +1,23 @@
+"""Somebody else's text, made fit for an error, a log line or a status: short, on one line, nothing that acts."""
+
+__all__ = ["describe", "quoted"]
+
+MAX_TEXT = 500
+"""Characters of an error that are kept: a server may send any number."""
+
+
+def quoted(text: object, limit: int = 100) -> str:
+    """What somebody else wrote, as it may stand in an error: short, on one line, in ASCII, in quotes.
+
+    Args:
+        text: What `str()` makes the text of.
+        limit: Characters of the text that are kept.
+    """
+    whole = str(text)
+    return ascii(whole if len(whole) <= limit else whole[:limit] + "...")
+
+
+def describe(error: BaseException | None) -> str:
+    """One bounded line for status and log; nothing that a server sent can break out of it."""
+    text = f"{type(error).__name__}: {error}"
+    return "".join(char if char.isprintable() else "�" for char in text[:MAX_TEXT])
