@@ -6,11 +6,15 @@ from push_to_poll_client import Consumer, MemoryStore
 
 
 class Log(Consumer):
-    """Writes down what it processes, and takes `takes` seconds for each message."""
+    """Writes down what it processes, and takes `takes` seconds for each message.
 
-    def __init__(self, feed, *, store=None, takes=0.0, **settings):
+    `patience` is how many seconds `until()` waits; many, in virtual time.
+    """
+
+    def __init__(self, feed, *, store=None, takes=0.0, patience=100_000, **settings):
         super().__init__(feed, store=store or MemoryStore(), **settings)
         self.takes = takes
+        self.patience = patience
         self.processed = []
         self.at = []
         self.got = anyio.Event()
@@ -22,7 +26,7 @@ class Log(Consumer):
         self.got.set()
 
     async def until(self, count):
-        with anyio.fail_after(100_000):
+        with anyio.fail_after(self.patience):
             while len(self.processed) < count:
                 self.got = anyio.Event()
                 await self.got.wait()
