@@ -1,6 +1,7 @@
 """What one listener reports to: the state of its channel, kept for the schedule and for the operator."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,14 +34,23 @@ class ListenerChannel:
         changed: Callable[["ListenerChannel"], None],
     ) -> None:
         self.listener = listener
-        self.status = ListenerStatus(name)
+        self.name = name
+        self._status = ListenerStatus(name)
+        self._running = False
+        self._pushes = 0
+        self._counting = threading.Lock()
         self._wake = wake
         self._changed = changed
 
+    @property
+    def status(self) -> ListenerStatus:
+        """A snapshot."""
+        return replace(self._status, pushes=self._pushes)
+
     def up(self) -> None:
         """The channel is connected: poll, for what was pushed before is gone."""
-        logger.info("%s: up", self.status.name)
-        self._set(up=True)
+        logger.info("%s: up", self.name)
+        self._set(up=self._running)
         self._wake(None)
 
     def down(self, error: BaseException | None = None) -> None:
@@ -49,20 +59,24 @@ class ListenerChannel:
 
     def wake(self, push: Push | None = None, /) -> None:
         """A push arrived; `None`: one that said nothing, which promises all the same that there is something."""
-        self.status = replace(self.status, pushes=self.status.pushes + 1)
+        with self._counting:
+            self._pushes += 1
         self._wake(Push() if push is None else push)
 
     def started(self) -> None:
         """The listener was started; nothing is connected yet."""
+        self._running = True
         self._set(up=False)
 
     def stopped(self) -> None:
-        """The listener does not run."""
+        """The listener does not run: whatever it says from here on, the channel is down."""
+        self._running = False
         self._set(up=False)
-        self.status = replace(self.status, since=None)
+        self._status = replace(self._status, since=None)
 
     def _set(self, *, up: bool, error: BaseException | None = None) -> None:
-        since = self.status.since if up == self.status.up and self.status.since is not None else time.time()
-        last_error = self.status.last_error if error is None else describe(error)
-        self.status = replace(self.status, up=up, since=since, last_error=last_error)
+        old = self._status
+        since = old.since if up == old.up and old.since is not None else time.time()
+        last_error = old.last_error if error is None else describe(error)
+        self._status = replace(old, up=up, since=since, last_error=last_error)
         self._changed(self)

@@ -1,7 +1,8 @@
 """The only place where the parts meet: process, poll_now, wake, run, stop, status."""
 
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain, count
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -9,16 +10,17 @@ import anyio
 from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential, wait_random
 
 from push_to_poll_client._channel import ListenerChannel
-from push_to_poll_client._event_loop import EventLoop
+from push_to_poll_client._event_loop import EventLoop, in_own_task
 from push_to_poll_client._handler import Process, as_handler
 from push_to_poll_client._inbox import Inbox
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._polls import Polls
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._run import Run
-from push_to_poll_client._schedule import Mode, Schedule
+from push_to_poll_client._schedule import Mode
 from push_to_poll_client._settings import Settings
 from push_to_poll_client._status import PollResult, Status, Tally
+from push_to_poll_client._text import describe
 from push_to_poll_client._types import Feed, Listener, Message, Push, Session, Store
 
 __all__ = ["Consumer"]
@@ -103,6 +105,8 @@ class Consumer:
         self._store = _having("claim", store)
         self._retry = _retrying(retry)
         self._feed_name = str(getattr(feed, "identity", type(feed).__qualname__))
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a str or None, not {name!r}")
         self.name: str = self._feed_name if name is None else name
         self._handler = as_handler(self.process if process is None else process)
         self._channels: list[ListenerChannel] = []
@@ -155,7 +159,7 @@ class Consumer:
     def stop(self) -> None:
         """Make `run()` return, from any thread. Does nothing when it does not run."""
         if (run := self._run) is not None and self._loop is not None:
-            self._loop.call(run.stop)
+            run.stop(self._loop)
 
     def wake(self, push: Push | None = None) -> None:
         """Poll soon, from any thread. Never blocks; without `run()` it is kept for it.
@@ -168,6 +172,8 @@ class Consumer:
     def pause(self) -> None:
         """Poll no more but by `poll_now()`; in the event loop. Wakes are kept, listeners stay."""
         self._schedule.paused = True
+        if self._polls is not None:
+            self._polls.give_way()
 
     def resume(self) -> None:
         """Undo `pause()`; in the event loop."""
@@ -219,39 +225,51 @@ class Consumer:
     async def __aenter__(self) -> Self:
         """Claim the name and keep it, and the feed's connections, until the last one leaves."""
         loop = self._enter(EventLoop())
-        async with self._gate:
-            if self._polls is None:
-                self._polls = self._open(await self._store.claim(self.name, feed=self._feed_name), loop)
-                self._inbox.open(loop, self._polls.wake)
-            self._users += 1
+        try:
+            async with self._gate:
+                if self._polls is None:
+                    self._polls = self._open(await self._store.claim(self.name, feed=self._feed_name), loop)
+                    self._inbox.open(loop, self._polls.wake)
+        except BaseException:
+            await in_own_task(self._leave)
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give back what `__aenter__` took."""
-        with anyio.CancelScope(shield=True):
-            async with self._gate:
-                self._users -= 1
-                if not self._users:
-                    await self._close()
+        await in_own_task(self._leave)
 
     def _enter(self, loop: EventLoop) -> EventLoop:
-        """Each event loop has a clock of its own: a schedule and a lock serve one loop."""
+        """Each event loop has a clock of its own: a schedule goes on by that of the loop it is used in."""
         if self._loop != loop:
             if self._users:
                 raise RuntimeError(f"{self.name}: in use in another event loop")
-            self._schedule = self._moved_schedule(loop)
+            if self._loop is not None:
+                self._schedule.shift(loop.time() - self._loop.time())
             self._loop, self._gate = loop, anyio.Lock()
+        self._users += 1
         return loop
 
-    def _moved_schedule(self, loop: EventLoop) -> Schedule:
-        """A schedule by this loop's clock that keeps what the user and the server asked for."""
-        old, new = self._schedule, self._settings.schedule()
-        new.paused = old.paused
-        if self._loop is not None and (left := old.server_not_before - self._loop.time()) > 0:
-            new.not_before(loop.time(), left, jitter=0.0)
-        return new
+    async def _leave(self) -> None:
+        self._users -= 1
+        async with self._gate:
+            if not self._users and self._polls is not None:
+                self._inbox.close()
+                polls, self._polls = self._polls, None
+                await self._close(polls.session.release)
+                await self._close(getattr(self._feed, "aclose", None))
+
+    async def _close(self, closing: Callable[[], Awaitable[None]] | None) -> None:
+        """What cannot be closed is logged: it takes nothing back of what was done."""
+        if closing is None:
+            return
+        try:
+            with anyio.move_on_after(self._settings.shutdown_timeout):
+                await closing()
+        except Exception as error:  # noqa: BLE001  # whatever a store or a feed raises
+            logger.warning("%s: could not be closed: %s", self.name, describe(error))
 
     def _open(self, session: Session, loop: EventLoop) -> Polls:
         schedule = self._schedule
@@ -274,14 +292,6 @@ class Consumer:
         )
         return Polls(schedule, session, processor, poller, tally=self._tally, clock=loop.time)
 
-    async def _close(self) -> None:
-        self._inbox.close()
-        polls, self._polls = self._opened, None
-        await polls.session.release()
-        aclose = getattr(self._feed, "aclose", None)
-        if aclose is not None:
-            await aclose()
-
     @property
     def _opened(self) -> Polls:
         assert self._polls is not None  # inside `async with self`  # noqa: S101
@@ -290,13 +300,12 @@ class Consumer:
     # Channels
 
     def _channel(self, listener: Listener) -> ListenerChannel:
-        name = str(getattr(listener, "name", type(listener).__name__))
-        if any(channel.status.name == name for channel in self._channels):
-            name = f"{name} #{len(self._channels) + 1}"
+        name, taken = str(getattr(listener, "name", type(listener).__name__)), {one.name for one in self._channels}
+        name = next(free for free in chain([name], (f"{name} #{n}" for n in count(2))) if free not in taken)
         return ListenerChannel(listener, name, wake=self.wake, changed=self._channel_changed)
 
     def _channel_changed(self, channel: ListenerChannel) -> None:
-        self._schedule.set_channel(channel.status.name, up=channel.status.up)
+        self._schedule.set_channel(channel.name, up=channel.status.up)
         self._look_again()
 
     def _look_again(self) -> None:

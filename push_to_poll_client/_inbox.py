@@ -17,7 +17,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self._deliver: Callable[[Push | None], None] | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come while its own thread is in here
         self._pushes: list[Push | None] = []
         self._loop: EventLoop | None = None
         self._called = False

@@ -2,16 +2,17 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 
+from push_to_poll_client._event_loop import failure_of
 from push_to_poll_client._exceptions import ChainRestart, FeedError
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._schedule import Schedule
 from push_to_poll_client._status import PollResult, Tally
 from push_to_poll_client._text import describe
-from push_to_poll_client._types import Clock, Cursor, Feed, FetchRequest, Page, Push, Session
+from push_to_poll_client._types import Clock, Cursor, Feed, FetchRequest, Message, Page, Push, Session
 
 __all__ = ["Poller"]
 
@@ -104,7 +105,7 @@ class Poller:
             StoreError: The store could not be read or written.
         """
         walk = _Walk(self._tally.counts)
-        position, self._next = self._next or self._session.cursor, None
+        position, self._next = self._session.cursor if self._next is None else self._next, None
         until = self._clock() + wait + self._max_poll_time
         while True:
             try:
@@ -113,6 +114,8 @@ class Poller:
             except ChainRestart:
                 walk.restart()
                 position, wait = self._session.cursor, 0.0
+                if self._must_stop(until):
+                    return walk.result(caught_up=False)
                 continue
             if page is None:
                 return None
@@ -122,9 +125,13 @@ class Poller:
             if not complete or page.next is None or walk.stands_still(position, page.next):
                 return walk.result(caught_up=complete)
             position = page.next
-            if self._clock() >= until or self._schedule.server_not_before > self._clock():
+            if self._must_stop(until):
                 self._next = position
                 return walk.result(caught_up=False)
+
+    def _must_stop(self, until: float) -> bool:
+        now = self._clock()
+        return now >= until or self._schedule.server_not_before > now
 
     async def _fetch_unless_woken(self, request: FetchRequest) -> Page | None:
         self._waiting = anyio.CancelScope()
@@ -144,14 +151,27 @@ class Poller:
             raise
         except Exception as error:
             raise FeedError(f"{name} raised {describe(error)}") from error
-        if not isinstance(page, Page):
-            raise FeedError(f"{name} returned {type(page).__name__}, not a Page")
+        except anyio.get_cancelled_exc_class() as cancelled:
+            raise FeedError(str(failure_of(cancelled, name))) from cancelled
+        _check(page, name)
         self._heed(page.retry_after)
         return page
 
     def _heed(self, retry_after: float | None) -> None:
         if retry_after is not None:
             self._schedule.not_before(self._clock(), retry_after, jitter=random.random())  # noqa: S311
+
+
+def _check(page: object, name: str) -> None:
+    """What a feed returns is input like any other: what cannot be used is a failed poll."""
+    if not isinstance(page, Page):
+        raise FeedError(f"{name} returned {type(page).__name__}, not a Page")
+    if not isinstance(page.messages, Sequence) or not all(isinstance(one, Message) for one in page.messages):
+        raise FeedError(f"{name} returned a Page whose messages are no sequence of Message")
+    if not all(cursor is None or isinstance(cursor, str) for cursor in (page.cursor, page.next)):
+        raise FeedError(f"{name} returned a Page whose cursor or next is neither str nor None")
+    if not isinstance(page.retry_after, int | float | None) or page.retry_after != page.retry_after:
+        raise FeedError(f"{name} returned a Page whose retry_after is no number of seconds")
 
 
 class _Walk:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
+from push_to_poll_client._event_loop import failure_of
 from push_to_poll_client._exceptions import FeedRefused, Throttled
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._processor import Processor
@@ -25,6 +26,9 @@ __all__ = ["Polls"]
 
 FRESH = {Cause.WAKE, Cause.REPOLL, Cause.MANUAL}
 """Somebody says that there is something new; a cache might say otherwise."""
+
+MAX_TOPICS = 64
+"""Topics that a hint gathers from pushes before it speaks of all: a flood of pushes must not grow it."""
 
 _inside: ContextVar[tuple["_Poll", ...]] = ContextVar("push_to_poll_client_inside", default=())
 """The polls that the current task is part of: a handler's task, and whatever it starts."""
@@ -73,9 +77,17 @@ class Polls:
         result = self._schedule.wake(self._clock(), push=push is not None, known=known)
         self._tally.wake(result)
         if push is not None and not known:
-            self._hint = push
+            self._hint = push if self._hint is None else _merged(self._hint, push)
         self._poller.give_way()
         self.look_again()
+
+    def begin(self) -> None:
+        """`run()` begins: poll once, now."""
+        self._schedule.begin()
+
+    def give_way(self) -> None:
+        """Cancel a waiting fetch."""
+        self._poller.give_way()
 
     def look_again(self) -> None:
         """Something changed that the schedule may decide differently for."""
@@ -85,12 +97,12 @@ class Polls:
 
     async def poll_now(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109  # not that of the poll
         """Lead a poll, or be answered by one that starts from here on. See `Consumer.poll_now`."""
-        since = self._started
-        self._refuse_to_wait_beyond(timeout)
+        since, until = self._started, math.inf if timeout is None else self._clock() + timeout
+        self._refuse_to_wait_beyond(until)
         self._poller.give_way()
         async with self._lock:
             if self._answered <= since:
-                self._refuse_to_wait_beyond(timeout)
+                self._refuse_to_wait_beyond(until)
                 await anyio.sleep_until(self._schedule.earliest)
                 await self._lead(Cause.MANUAL)
             if isinstance(self._answer, Exception):
@@ -108,7 +120,7 @@ class Polls:
         """
         self._changed = anyio.Event()
         async with self._lock:
-            decision = self._schedule.next_poll(self._clock(), can_wait=self._poller.max_wait > 0)
+            decision = self._schedule.next_poll(self._clock(), can_wait=self._can_wait)
             if decision.at <= self._clock():
                 answer = await self._lead(decision.cause, stopping)
                 if isinstance(answer, Exception):
@@ -123,7 +135,7 @@ class Polls:
             self._processor.hand.deadline = deadline
 
     @property
-    def pause(self) -> float:
+    def delay(self) -> float:
         """Seconds until the next poll, if nothing happens."""
         return max(0.0, self._schedule.next_poll(self._clock()).at - self._clock())
 
@@ -133,6 +145,11 @@ class Polls:
         return self._current is not None and self._current in _inside.get()
 
     # How
+
+    @property
+    def _can_wait(self) -> bool:
+        """Whether a fetch may be held: the feed can, and nobody waits for the lock to poll now."""
+        return self._poller.max_wait > 0 and not self._lock.statistics().tasks_waiting
 
     async def _lead(
         self, cause: Cause, stopping: Callable[[], bool] | None = None
@@ -144,13 +161,13 @@ class Polls:
         """
         poll = self._current = self._start(cause, stopping)
         answer: PollResult | Exception | None = None
-        inside = _inside.set((*_inside.get(), poll))
+        inside = _inside.set((*(outer for outer in _inside.get() if outer.running), poll))
         try:
-            answer = await self._poller.poll(
-                wait=poll.wait, hint=poll.hint, fresh=cause in FRESH, stopping=stopping
-            )
+            answer = await self._poller.poll(wait=poll.wait, hint=poll.hint, fresh=poll.fresh, stopping=stopping)
         except Exception as error:  # noqa: BLE001  # the answer of everybody who waits for it
             answer = error
+        except anyio.get_cancelled_exc_class() as cancelled:
+            answer = failure_of(cancelled, "a poll")
         finally:
             _inside.reset(inside)
             self._end(poll, answer)
@@ -158,13 +175,14 @@ class Polls:
 
     def _start(self, cause: Cause, stopping: Callable[[], bool] | None) -> "_Poll":
         wait = min(self._poller.max_wait, self._schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
+        fresh = cause in FRESH or self._schedule.owes
         self._schedule.poll_started(self._clock(), cause, wait=wait)
         self._started += 1
         hint, self._hint = self._hint, None
-        return _Poll(self._started, wait, hint, stopping, self._tally.counts["messages"])
+        return _Poll(self._started, wait, hint, fresh, stopping, self._tally.counts["messages"])
 
     def _end(self, poll: "_Poll", answer: PollResult | Exception | None) -> None:
-        self._current = None
+        self._current, poll.running = None, False
         found = self._tally.counts["messages"] - poll.before
         self._schedule.poll_ended(self._clock(), _outcome(answer), found=found, jitter=random.random())  # noqa: S311
         if not isinstance(answer, PollResult):
@@ -172,27 +190,36 @@ class Polls:
         if answer is not None:
             self._answered, self._answer = poll.number, answer
             self._tally.poll_ended(answer, began=poll.began)
+        self.look_again()
 
-    def _refuse_to_wait_beyond(self, timeout: float | None) -> None:
-        delay = self._schedule.earliest - self._clock()
-        if timeout is not None and delay > timeout:
+    def _refuse_to_wait_beyond(self, until: float) -> None:
+        if (earliest := self._schedule.earliest) > until:
             raise Throttled(
-                f"a poll may not start for {delay:.1f} s ({self._schedule.mode(self._clock())}), "
-                f"which is beyond the timeout of {timeout} s; call again then, or let run() wait",
-                until=self._schedule.earliest,
+                f"a poll may not start for {earliest - self._clock():.1f} s "
+                f"({self._schedule.mode(self._clock())}), which is beyond the timeout; call again then, or let "
+                "run() wait",
+                until=earliest,
             )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Poll:
-    """A poll that runs."""
+    """A poll, while it runs and after."""
 
     number: int
     wait: float
     hint: Push | None
+    fresh: bool
     stopping: Callable[[], bool] | None
     before: int
     began: float = field(default_factory=time.time)
+    running: bool = True
+
+
+def _merged(old: Push, new: Push) -> Push:
+    """What both say: the newer cursor, and the topics of both; one that names no topics speaks of all."""
+    topics = tuple(dict.fromkeys((*old.topics, *new.topics))) if old.topics and new.topics else ()
+    return Push(new.cursor or old.cursor, topics if len(topics) <= MAX_TOPICS else ())
 
 
 def _outcome(answer: PollResult | Exception | None) -> Outcome:

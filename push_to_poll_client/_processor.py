@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import NoReturn, TypeAlias
 
 import anyio
-from tenacity import AsyncRetrying, RetryCallState
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+from tenacity.asyncio import retry_all
 
-from push_to_poll_client._event_loop import is_cancelled
+from push_to_poll_client._event_loop import failure_of
 from push_to_poll_client._exceptions import MessageFailed, UndecodableMessage
 from push_to_poll_client._status import Tally
 from push_to_poll_client._text import describe, quoted
@@ -87,7 +88,7 @@ class Processor:
             finally:
                 await self._commit()
             return True
-        return False
+        return False  # the message in hand overran the deadline of `hand`
 
     async def _settle_all(
         self, messages: Iterable[tuple[str, Message]], unseen: set[str], stopping: Callable[[], bool]
@@ -119,30 +120,46 @@ class Processor:
         except anyio.get_cancelled_exc_class() as cancelled:
             await self._process_again(message, _failure_of(message, cancelled))
 
-    async def _process_again(self, message: Message, error: Exception) -> None:
+    async def _process_again(self, message: Message, failure: Exception) -> None:
         if self._retry is None:
-            _give_up(message, error)
-        failed: Exception | None = error
+            _give_up(message, failure)
+        first = [failure]
 
         async def attempt() -> None:
-            nonlocal failed
-            if failed is not None:
-                first, failed = failed, None
-                raise first
+            nonlocal failure
+            if first:
+                raise first.pop()
             self._tally.counts["retries"] += 1
             try:
                 await self._handler(message)
             except anyio.get_cancelled_exc_class() as cancelled:
-                raise _failure_of(message, cancelled) from cancelled
+                failure = _failure_of(message, cancelled)
+                raise failure from cancelled
+            except Exception as error:
+                failure = error
+                raise
+
+        try:
+            await self._retrying(message, self._retry)(attempt)
+        except Exception as error:
+            if error is failure:
+                _give_up(message, failure)
+            raise  # the commit before a backoff failed, not the message
+
+    def _retrying(self, message: Message, retry: AsyncRetrying) -> AsyncRetrying:
+        """The user's strategies, for exceptions alone, with nothing open while they wait."""
 
         async def before_sleep(state: RetryCallState) -> None:
             await self._commit()
             _report(message, state)
 
-        try:
-            await self._retry.copy(sleep=self._sleep, before_sleep=before_sleep, reraise=True)(attempt)
-        except Exception as last:  # noqa: BLE001  # whatever a handler raises, its message failed
-            _give_up(message, last)
+        return retry.copy(
+            sleep=self._sleep,
+            before_sleep=before_sleep,
+            retry=retry_all(retry_if_exception(_may_pass), retry.retry),  # type: ignore[arg-type]  # any callable serves
+            retry_error_callback=None,
+            reraise=True,
+        )
 
     async def _sleep(self, seconds: float) -> None:
         """Wait with nothing in hand, so that a cancellation need not wait."""
@@ -167,12 +184,17 @@ def _never() -> bool:
     return False
 
 
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may go better."""
+    return isinstance(error, Exception) and not isinstance(error, UndecodableMessage)
+
+
 def _failure_of(message: Message, cancelled: BaseException) -> Exception:
-    """What failed, if it was not this task that was cancelled but something that the handler awaited."""
-    if is_cancelled():
+    try:
+        return failure_of(cancelled, "the handler")
+    except BaseException:
         logger.info("cancelled while message %s was in hand: it will be done again", quoted(message.id))
-        raise cancelled
-    return RuntimeError("the handler awaited something that was cancelled")
+        raise
 
 
 def _report(message: Message, state: RetryCallState) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import anyio
 
 from push_to_poll_client._channel import ListenerChannel
+from push_to_poll_client._event_loop import EventLoop, failure_of
 from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, ListenerError, PushToPollError
 from push_to_poll_client._polls import Polls
 from push_to_poll_client._text import describe
@@ -28,12 +29,12 @@ class Run:
         self._shutdown_timeout = shutdown_timeout
         self._stop = anyio.Event()
         self._stopping = False
-        self._fatal: Exception | None = None
+        self._fatal: BaseException | None = None
 
-    def stop(self) -> None:
-        """Begin no further message, and end; in the event loop."""
+    def stop(self, loop: EventLoop) -> None:
+        """Begin no further message, and end; from any thread."""
         self._stopping = True
-        self._stop.set()
+        loop.call(self._stop.set)
 
     async def until_stopped(self, polls: Polls) -> None:
         """Poll and listen.
@@ -41,6 +42,7 @@ class Run:
         Raises:
             PushToPollError: What stopped it, if it was not `stop()`.
         """
+        polls.begin()
         async with anyio.create_task_group() as tasks:
             for channel in self._channels:
                 tasks.start_soon(self._listen, channel)
@@ -48,7 +50,7 @@ class Run:
             try:
                 await self._stop.wait()
             finally:
-                self.stop()
+                self._stopping = True
                 polls.finish_until(anyio.current_time() + self._shutdown_timeout)
             tasks.cancel_scope.cancel()
         if self._fatal is not None:
@@ -58,7 +60,9 @@ class Run:
         try:
             while True:
                 await self._poll_once(polls)
-        except Exception as error:  # noqa: BLE001  # raised by until_stopped, without a group around it
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # noqa: BLE001  # raised by until_stopped, without a group around it
             self._break(error)
 
     async def _poll_once(self, polls: Polls) -> None:
@@ -67,24 +71,34 @@ class Run:
         except (CursorExpired, FeedGone):
             raise
         except FeedError as error:
-            logger.warning("poll failed, next in %.1f s: %s", polls.pause, describe(error))
+            logger.warning("poll failed, next in %.1f s: %s", polls.delay, describe(error))
             logger.debug("it failed here", exc_info=error)
 
     async def _listen(self, channel: ListenerChannel) -> None:
         channel.started()
         try:
             await channel.listener.listen(channel)
-            logger.info("%s: ended, as its server asked; polling goes on", channel.status.name)
-        except PushToPollError as error:
-            self._break(error)
+            logger.info("%s: ended, as its server asked; polling goes on", channel.name)
+        except anyio.get_cancelled_exc_class() as cancelled:
+            self._listener_failed(channel, failure_of(cancelled, "it"))
         except Exception as error:  # noqa: BLE001  # raised by until_stopped as what it means for the user
-            broken = ListenerError(f"listener {channel.status.name} failed: {describe(error)}")
-            broken.__cause__ = error
-            self._break(broken)
+            self._listener_failed(channel, error)
         finally:
             channel.stopped()
 
-    def _break(self, error: Exception) -> None:
-        logger.error("stops: %s", describe(error))
+    def _listener_failed(self, channel: ListenerChannel, error: Exception) -> None:
+        if self._stopping:
+            logger.info("%s: failed while it was stopped: %s", channel.name, describe(error))
+        elif isinstance(error, PushToPollError):
+            self._break(error)
+        else:
+            broken = ListenerError(f"listener {channel.name} failed: {describe(error)}")
+            broken.__cause__ = error
+            self._break(broken)
+
+    def _break(self, error: BaseException) -> None:
+        if isinstance(error, Exception):  # others, such as SystemExit, are somebody's way to leave
+            logger.error("stops: %s", describe(error))
         self._fatal = self._fatal or error
-        self.stop()
+        self._stopping = True
+        self._stop.set()

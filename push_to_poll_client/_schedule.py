@@ -13,7 +13,7 @@ Wishes, each with the time from which it holds; the earliest one is the decision
     REPOLL        a push promised something and its poll found nothing: the push beat the data
     TIMER         quiet for the fallback interval
     WAIT          nothing else: a fetch that the server may hold (long polling)
-    MANUAL        `poll_now()`, which asks `earliest()` itself
+    MANUAL        `poll_now()`, which asks for `earliest` itself
 
 Limits, of which the latest one counts, whatever the wish:
 
@@ -134,6 +134,19 @@ class Decision:
 
 NEVER = Decision(math.inf, Cause.TIMER)
 
+_TIMES = (
+    "_full_at",
+    "_not_before",
+    "_ended",
+    "_owed",
+    "_started",
+    "_covered",
+    "_retry_at",
+    "_well_since",
+    "_repoll_at",
+)
+"""What of a schedule is a time on its clock."""
+
 
 class Schedule:
     """Decides when to poll. Times are seconds on any one clock that never goes back.
@@ -175,6 +188,7 @@ class Schedule:
         self._ended: float | None = None
         self._shortening = 1.0
         self._unfinished = False
+        self._free_start = False  # earned by a poll that stopped at `max_poll_time`, for the one that goes on
 
         self._owed: float | None = None  # since when
         self._owed_to_push = False
@@ -221,6 +235,16 @@ class Schedule:
         """The push channel `name` is connected, or is not (as it is before its first connection)."""
         self._channels[name] = up
 
+    def begin(self) -> None:
+        """Poll once, now, whatever was before."""
+        self._ended = None
+
+    def shift(self, by: float) -> None:
+        """Go on by another clock, which shows so many seconds more."""
+        for name in _TIMES:
+            time = getattr(self, name)
+            setattr(self, name, None if time is None else time + by)
+
     def not_before(self, now: float, seconds: float, *, jitter: float) -> None:
         """The server asked to be left alone; capped at `MAX_NOT_BEFORE`, then lengthened by up to a tenth.
 
@@ -242,8 +266,9 @@ class Schedule:
         """
         if self._running:
             raise AssertionError("two polls at a time (G2)")
-        if not self._continuing:
+        if not self._free_start:
             self._full_at = max(self._full_at, now) + self._spacing
+        self._free_start = False
         self._running, self._cause, self._started, self._wait = True, cause, now, wait
         self._covered, self._covered_push = self._owed, self._owed_to_push
         self._owed, self._owed_to_push, self._pushed_meanwhile = None, False, False
@@ -268,7 +293,7 @@ class Schedule:
             self._owe_again()
             self._fail(now, outcome, jitter)
         else:
-            self._unfinished = outcome is Outcome.MORE
+            self._unfinished = self._free_start = outcome is Outcome.MORE
             self._succeed(now)
             self._learn(now, found, jitter)
 
@@ -284,14 +309,14 @@ class Schedule:
         if self._running or self.paused or self.standby:
             return NEVER
         wish = min(self._wishes(), key=lambda decision: decision.at)
-        if can_wait and self._may_wait and wish.at > max(now, self.earliest):
+        if can_wait and self._may_wait and self._owed is None and wish.at > max(now, self.earliest):
             wish = Decision(now, Cause.WAIT)
         return Decision(max(wish.at, self.earliest), wish.cause)
 
     @property
     def earliest(self) -> float:
         """When a poll may start at the earliest, whatever wishes it."""
-        token = -math.inf if self._continuing else self._full_at - self._slack
+        token = -math.inf if self._free_start else self._full_at - self._slack
         return max(token, self._not_before, self._retry_at if self._failing else -math.inf)
 
     @property
@@ -305,6 +330,11 @@ class Schedule:
         if self._fallback is None or self._degraded is None or not self.degraded:
             return self._fallback
         return min(self._fallback, self._degraded)
+
+    @property
+    def owes(self) -> bool:
+        """A wake is pending."""
+        return self._owed is not None
 
     @property
     def degraded(self) -> bool:
@@ -349,10 +379,6 @@ class Schedule:
         if self._ended is None or self.interval is None:
             return math.inf
         return self._ended + self.interval * self._shortening
-
-    @property
-    def _continuing(self) -> bool:
-        return self._unfinished and not self._failing
 
     @property
     def _may_wait(self) -> bool:

@@ -35,7 +35,7 @@ class ListenerStatus:
     Attributes:
         name: What the listener calls itself.
         up: It is connected.
-        since: When that began; `None`: the consumer does not run.
+        since: When that began; `None`: the listener does not run.
         last_error: Why it was down last, cleared by nothing; `None`: it never was.
         pushes: Pushes that arrived by it.
     """
@@ -92,7 +92,7 @@ class Status:
         last_caught_up: When a poll that reached the end of the feed started last; `None`: none did.
         last_error: Why the last failed poll failed; `None`: none did.
         lossy: A push channel that claims to be up seems to lose pushes.
-        dead_letters: Messages given up on.
+        dead_letters: Messages given up on; always 0 while there is no policy but to stop.
         counters: Counted since the consumer was made.
     """
 

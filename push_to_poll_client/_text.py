@@ -19,5 +19,8 @@ def quoted(text: object, limit: int = 100) -> str:
 
 def describe(error: BaseException | None) -> str:
     """One bounded line for status and log; nothing that a server sent can break out of it."""
-    text = f"{type(error).__name__}: {error}"
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001  # whose __str__ is broken is described all the same
+        text = f"{type(error).__name__}, whose text cannot be read"
     return "".join(char if char.isprintable() else "�" for char in text[:MAX_TEXT])

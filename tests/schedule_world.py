@@ -1,6 +1,6 @@
 """A world around a schedule that keeps its own books, and checks G1-G4 against them after every event.
 
-The books are kept in the words of the guarantees and share nothing with the schedule's way of keeping them.
+The books are kept in the words of the guarantees: lists of what happened, where the schedule keeps sums.
 """
 
 import copy
@@ -32,10 +32,13 @@ class World:
     debts: list[float] = field(default_factory=list)
     covered: list[float] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
+    can_wait: bool = False
     not_before: float = -math.inf
+    not_before_at_the_latest: float = -math.inf
     ended: float | None = None
     failed: Outcome | None = None
-    unfinished: bool = False
+    failed_at: float = -math.inf
+    last: Outcome | None = None
     running: bool = False
     up: bool = True
 
@@ -75,11 +78,15 @@ class World:
         self.now += seconds
 
     def due(self):
-        return self.schedule.next_poll(self.now).at <= self.now
+        return self.decision().at <= self.now
+
+    def decision(self):
+        return self.schedule.next_poll(self.now, can_wait=self.can_wait)
 
     def start(self):
-        decision = self.schedule.next_poll(self.now)
+        decision = self.decision()
         assert not self.held
+        assert decision.cause is not Cause.WAIT or not self.debts, "a wake is fetched at once, not held"
         self._start(decision.cause)
 
     def may_start_by_hand(self):
@@ -93,7 +100,7 @@ class World:
         assert self.now >= self.not_before - EPS, "G3: earlier than the server asked for"
         self.schedule.poll_started(self.now, cause)
         self.running, self.covered, self.debts = True, self.debts, []
-        if not (self.unfinished and self.failed is None):
+        if self.last is not Outcome.MORE:  # what goes on where a poll stopped is work, not a new poll
             self.starts.append(self.now)
             self._check_rate()
 
@@ -106,18 +113,33 @@ class World:
     def end(self, outcome, *, found=0, retry_after=None):
         if retry_after is not None:
             self.schedule.not_before(self.now, retry_after, jitter=self.jitter)
-            self.not_before = max(self.not_before, self.now + min(retry_after, MAX_NOT_BEFORE))
+            asked = min(retry_after, MAX_NOT_BEFORE)
+            self.not_before = max(self.not_before, self.now + asked)
+            self.not_before_at_the_latest = max(self.not_before_at_the_latest, self.now + 1.1 * asked)
         self.schedule.poll_ended(self.now, outcome, found=found, jitter=self.jitter)
-        self.running = False
+        self.running, self.last = False, outcome
         if outcome is Outcome.ABANDONED:
             self.debts = self.covered + self.debts
         elif outcome in (Outcome.FAILED, Outcome.REFUSED):
             self.debts = self.covered + self.debts
-            self.failed, self.ended = outcome, self.now
+            self.failed, self.failed_at, self.ended = outcome, self.now, self.now
         else:
             self.failed, self.ended = None, self.now
-            self.unfinished = outcome is Outcome.MORE
         self.covered = []
+
+    def begin(self):
+        self.schedule.begin()
+        self.ended = None
+
+    def shift(self, by):
+        self.schedule.shift(by)
+        self.now += by
+        self.not_before += by
+        self.not_before_at_the_latest += by
+        self.ended = None if self.ended is None else self.ended + by
+        self.failed_at += by
+        self.starts = [at + by for at in self.starts]
+        self.debts = [at + by for at in self.debts]
 
     def set_channel(self, up):
         self.up = up
@@ -126,7 +148,7 @@ class World:
     # Guarantees
 
     def check(self):
-        decision = self.schedule.next_poll(self.now)
+        decision = self.decision()
         if self.running or self.held:
             assert decision.at == math.inf, "G2, or a poll while paused or standing by"
             return
@@ -142,11 +164,11 @@ class World:
 
     def _latest(self, wished):
         """No limit but these may make a poll later than it was wished."""
-        return max(wished, self.not_before * 1.1, self._backoff_until(), self._token_at())
+        return max(wished, self.not_before_at_the_latest, self._backoff_until(), self._token_at())
 
     def _backoff_until(self):
-        limits = {None: -math.inf, Outcome.FAILED: MAX_BACKOFF, Outcome.REFUSED: SLOW_BACKOFF}
-        return (self.ended or 0.0) + limits[self.failed]
+        limits = {None: 0.0, Outcome.FAILED: MAX_BACKOFF, Outcome.REFUSED: SLOW_BACKOFF}
+        return self.failed_at + limits[self.failed]
 
     def _token_at(self):
         ahead = len(self.starts) + 1

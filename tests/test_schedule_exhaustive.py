@@ -37,7 +37,7 @@ ENDS = (
 )
 
 
-SETTINGS = {"fallback", "degraded", "rate", "burst", "wake_delay", "jitter", "schedule"}
+SETTINGS = {"fallback", "degraded", "rate", "burst", "wake_delay", "jitter", "can_wait", "schedule"}
 """Of the world; the same all the way."""
 
 DURATIONS = {"_backoff", "_shortening", "_wait", "_spacing", "_slack", "_wake_delay", "_fallback", "_degraded"}
@@ -77,9 +77,9 @@ def explore(root):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wake_delay", [0.0, 1.0])
-def test_every_interleaving_of_a_small_world_keeps_g1_to_g4(wake_delay):
-    root = World(wake_delay=wake_delay)
+@pytest.mark.parametrize(("wake_delay", "can_wait"), [(0.0, False), (1.0, True)])
+def test_every_interleaving_of_a_small_world_keeps_g1_to_g4(wake_delay, can_wait):
+    root = World(wake_delay=wake_delay, can_wait=can_wait)
     root.check()
     transitions = explore(root)
     assert transitions > 150_000

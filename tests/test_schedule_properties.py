@@ -18,6 +18,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         rate=st.floats(0.1, 50.0),
         burst=st.integers(1, 10),
         wake_delay=st.floats(0.0, 10.0),
+        can_wait=st.booleans(),
     )
     def settle(self, **setting):
         self.world = World(**setting)
@@ -33,7 +34,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.world.running and not self.world.held)
     @rule()
     def tick_until_due(self):
-        decision = self.world.schedule.next_poll(self.world.now)
+        decision = self.world.decision()
         if self.world.now < decision.at < 1e12:
             self.world.now = decision.at
 
@@ -57,6 +58,16 @@ class ScheduleMachine(RuleBasedStateMachine):
     def end(self, outcome, found, retry_after, jitter):
         self.world.jitter = jitter
         self.world.end(outcome, found=found, retry_after=retry_after)
+
+    @precondition(lambda self: not self.world.running)
+    @rule(by=st.floats(-1e4, 1e4))
+    def another_clock(self, by):
+        self.world.shift(by)
+
+    @precondition(lambda self: not self.world.running)
+    @rule()
+    def begin(self):
+        self.world.begin()
 
     @rule(up=st.booleans())
     def set_channel(self, up):

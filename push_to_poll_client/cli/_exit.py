@@ -11,7 +11,7 @@ from push_to_poll_client._exceptions import (
     Throttled,
 )
 
-__all__ = ["Exit", "exit_of"]
+__all__ = ["Exit", "UsageError", "exit_of"]
 
 
 class Exit(enum.IntEnum):
@@ -26,6 +26,10 @@ class Exit(enum.IntEnum):
     PUSH = 6
     INTERRUPTED = 130
     TERMINATED = 143
+
+
+class UsageError(Exception):
+    """An argument has no meaning."""
 
 
 def exit_of(error: PushToPollError) -> Exit:

@@ -10,7 +10,7 @@ from typing import NoReturn
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._text import describe
 from push_to_poll_client.cli import _tail
-from push_to_poll_client.cli._exit import Exit, exit_of
+from push_to_poll_client.cli._exit import Exit, UsageError, exit_of
 
 __all__ = ["main"]
 
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     try:
         return int(options.run(options))
-    except (TypeError, ValueError) as error:  # of the library's own constructors: an argument has no meaning
-        return _say(describe(error).partition(": ")[2], Exit.USAGE)
+    except UsageError as error:
+        return _say(str(error), Exit.USAGE)
     except PushToPollError as error:
         return _say(describe(error), exit_of(error))
     except Exception as error:  # a bug, whose traceback helps only whoever asks for it

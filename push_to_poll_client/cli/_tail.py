@@ -19,16 +19,18 @@ from push_to_poll_client import (
     HTTPFeed,
     MemoryStore,
     Message,
-    PushToPollError,
     SQLiteStore,
     WebSocketListener,
 )
-from push_to_poll_client.cli._exit import Exit
+from push_to_poll_client.cli._exit import Exit, UsageError
 
 __all__ = ["add_to"]
 
 DEGRADED = 10.0
 """Seconds between polls while a push channel is down, unless `--interval` is shorter: the library's default."""
+
+PATIENCE = 60.0
+"""Seconds that `--once` waits when the server asks to be left alone; beyond that, whoever runs it decides."""
 
 EPILOG = """\
 exit codes:
@@ -100,10 +102,12 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         PushToPollError: What ended it.
-        TypeError: An argument has no meaning.
-        ValueError: An argument has no meaning.
+        UsageError: An argument has no meaning.
     """
-    consumer = _consumer(options)
+    try:
+        consumer = _consumer(options)
+    except (TypeError, ValueError) as error:  # of the library's own constructors
+        raise UsageError(str(error)) from error
     code = Exit.DONE
     try:
         code = anyio.run(_until_signalled, functools.partial(_drain, consumer) if options.once else consumer.run)
@@ -149,12 +153,13 @@ def _same_server(push: str, feed: str) -> bool:
 
 async def _drain(consumer: Consumer) -> None:
     async with consumer:
-        while not (await consumer.poll_now()).caught_up:
+        while not (await consumer.poll_now(timeout=PATIENCE)).caught_up:
             pass
 
 
 async def _until_signalled(follow: Callable[[], Awaitable[None]]) -> Exit:
-    code, error = Exit.DONE, None
+    code = Exit.DONE
+    error: Exception | None = None
 
     async def watch(body: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
         nonlocal code
@@ -171,7 +176,7 @@ async def _until_signalled(follow: Callable[[], Awaitable[None]]) -> Exit:
             await tasks.start(watch, body)
             try:
                 await follow()
-            except PushToPollError as caught:  # out of the task group, which would wrap it
+            except Exception as caught:  # noqa: BLE001  # raised below, without a group around it
                 error = caught
         tasks.cancel_scope.cancel()
     if error is not None:
