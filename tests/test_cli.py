@@ -16,7 +16,7 @@ import pytest
 from push_to_poll_client import CloudEvent, ListenerError, Message, PushToPollError, StoreBusy, Throttled
 from push_to_poll_client.cli import _tail, main
 from push_to_poll_client.cli._exit import Exit, exit_of
-from push_to_poll_client.testing import serve_in_thread
+from push_to_poll_client.testing import FakeFeed, serve_in_thread
 
 COMMAND = [sys.executable, "-m", "push_to_poll_client.cli"]
 TIMEOUT = 30
@@ -179,6 +179,24 @@ def test_a_bug_is_no_traceback(server, tail, monkeypatch):
     assert err.splitlines()[-1].startswith("push-to-poll: ZeroDivisionError: oops; this is a bug")
     assert "Traceback" not in err
     assert "Traceback" in tail(server.url, "-vv")[2]
+
+
+def test_a_bug_while_following_is_named_too(server, tail, monkeypatch):
+    async def broken(self, **_):
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(_tail.Consumer, "poll_now", broken)
+    code, _, err = tail(server.url, "--once")
+    assert code == Exit.BUG
+    assert "push-to-poll: ZeroDivisionError: oops; this is a bug" in err
+
+
+def test_once_waits_for_what_the_server_asks_for_between_pages(tail, monkeypatch):
+    feed = FakeFeed(page_size=1, retry_after=0.1)
+    feed.publish(3)
+    monkeypatch.setattr(_tail, "HTTPFeed", lambda *_, **__: feed)
+    code, lines, _ = tail("http://127.0.0.1:1/feed", "--once")
+    assert (code, [line["id"] for line in lines]) == (Exit.DONE, ["1", "2", "3"])
 
 
 def test_every_error_has_its_exit_code():

@@ -428,6 +428,32 @@ def test_a_server_that_holds_is_waited_for_again_and_again():
     assert schedule.next_poll(300.0, can_wait=True).cause is Cause.WAIT
 
 
+# Another clock, another run
+
+
+def test_a_schedule_goes_on_by_another_clock():
+    schedule = idle(wake_delay=5.0)
+    schedule.wake(10.0)
+    schedule.shift(1000.0)
+    assert schedule.next_poll(1010.0) == Decision(1015.0, Cause.WAKE)
+    poll(schedule, 1015.0, found=1)
+    assert schedule.next_poll(1015.0) == Decision(1075.0, Cause.TIMER)
+
+
+def test_a_run_that_begins_polls_at_once_within_the_limits():
+    schedule = idle()
+    schedule.not_before(0.0, 30.0, jitter=0.0)
+    schedule.begin()
+    assert schedule.next_poll(1.0) == Decision(30.0, Cause.START)
+
+
+def test_a_continuation_that_was_abandoned_is_free_no_more():
+    schedule = make(rate=0.1, burst=1)
+    poll(schedule, 0.0, outcome=Outcome.MORE, found=9)
+    poll(schedule, 1.0, outcome=Outcome.ABANDONED)
+    assert schedule.next_poll(1.0) == Decision(10.0, Cause.CONTINUATION)
+
+
 # In a word
 
 
