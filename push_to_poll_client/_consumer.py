@@ -35,6 +35,10 @@ RETRY: Final = AsyncRetrying(
 """Five attempts in 8 to 10 seconds: outlives a restart of what the handler calls, and is not yet an outage."""
 
 
+CLOSE_TIMEOUT = 10.0
+"""Seconds that a store or a feed gets to be closed: one that hangs must not hold whoever stops the consumer."""
+
+
 class Consumer:
     """Consumes a feed: polls once, then whenever woken, then when it was quiet for the fallback interval.
 
@@ -266,7 +270,7 @@ class Consumer:
         if closing is None:
             return
         try:
-            with anyio.move_on_after(self._settings.shutdown_timeout):
+            with anyio.fail_after(CLOSE_TIMEOUT):
                 await closing()
         except Exception as error:  # noqa: BLE001  # whatever a store or a feed raises
             logger.warning("%s: could not be closed: %s", self.name, describe(error))

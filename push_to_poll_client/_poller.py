@@ -1,8 +1,10 @@
 """One poll: fetch and settle pages until caught up, or for `max_poll_time`."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 import anyio
 
@@ -157,9 +159,13 @@ class Poller:
         self._heed(page.retry_after)
         return page
 
-    def _heed(self, retry_after: float | None) -> None:
-        if retry_after is not None:
+    def _heed(self, retry_after: object) -> None:
+        if _is_seconds(retry_after):
             self._schedule.not_before(self._clock(), retry_after, jitter=random.random())  # noqa: S311
+
+
+def _is_seconds(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not math.isnan(value)
 
 
 def _check(page: object, name: str) -> None:
@@ -170,7 +176,7 @@ def _check(page: object, name: str) -> None:
         raise FeedError(f"{name} returned a Page whose messages are no sequence of Message")
     if not all(cursor is None or isinstance(cursor, str) for cursor in (page.cursor, page.next)):
         raise FeedError(f"{name} returned a Page whose cursor or next is neither str nor None")
-    if not isinstance(page.retry_after, int | float | None) or page.retry_after != page.retry_after:
+    if page.retry_after is not None and not _is_seconds(page.retry_after):
         raise FeedError(f"{name} returned a Page whose retry_after is no number of seconds")
 
 

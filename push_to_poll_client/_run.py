@@ -99,6 +99,6 @@ class Run:
     def _break(self, error: BaseException) -> None:
         if isinstance(error, Exception):  # others, such as SystemExit, are somebody's way to leave
             logger.error("stops: %s", describe(error))
-        self._fatal = self._fatal or error
+        self._fatal = error if self._fatal is None else self._fatal
         self._stopping = True
         self._stop.set()

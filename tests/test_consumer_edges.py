@@ -367,6 +367,34 @@ async def test_what_cannot_be_closed_takes_nothing_back(caplog):
         feed.publish(1)
         assert (await Log(feed).poll_now()).messages == 1
     assert "could not be closed: OSError: already closed" in caplog.text
+    assert "could not be closed: TimeoutError" in caplog.text
+
+
+async def test_without_time_to_shut_down_the_name_is_given_back_all_the_same():
+    class Slow(MemoryStore):
+        async def claim(self, name, *, feed):
+            session = await super().claim(name, feed=feed)
+            release = session.release
+
+            async def slow_release():
+                await anyio.sleep(1)
+                await release()
+
+            session.release = slow_release
+            return session
+
+    store = Slow()
+    for _ in range(2):
+        await Log(FakeFeed(), store=store, shutdown_timeout=0).poll_now()
+
+
+@pytest.mark.parametrize("retry_after", ["30", float("nan"), float("-inf")])
+async def test_an_error_that_asks_for_nonsense_is_a_failed_poll_like_any_other(retry_after, running):
+    feed = FakeFeed()
+    feed.fail(FeedError("odd", retry_after=retry_after))
+    running(Log(feed))
+    await feed.asked(2)
+    assert times(feed)[1] <= 1
 
 
 async def test_a_claim_that_is_cancelled_leaves_the_consumer_usable():
