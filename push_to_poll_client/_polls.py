@@ -77,7 +77,7 @@ class Polls:
         result = self._schedule.wake(self._clock(), push=push is not None, known=known)
         self._tally.wake(result)
         if push is not None and not known:
-            self._hint = push if self._hint is None else _merged(self._hint, push)
+            self._hint = _merged(self._hint, push)
         self._poller.give_way()
         self.look_again()
 
@@ -186,7 +186,7 @@ class Polls:
         found = self._tally.counts["messages"] - poll.before
         self._schedule.poll_ended(self._clock(), _outcome(answer), found=found, jitter=random.random())  # noqa: S311
         if not isinstance(answer, PollResult):
-            self._hint = self._hint or poll.hint
+            self._hint = _merged(poll.hint, self._hint)
         if answer is not None:
             self._answered, self._answer = poll.number, answer
             self._tally.poll_ended(answer, began=poll.began)
@@ -216,8 +216,10 @@ class _Poll:
     running: bool = True
 
 
-def _merged(old: Push, new: Push) -> Push:
+def _merged(old: Push | None, new: Push | None) -> Push | None:
     """What both say: the newer cursor, and the topics of both; one that names no topics speaks of all."""
+    if old is None or new is None:
+        return old or new
     topics = tuple(dict.fromkeys((*old.topics, *new.topics))) if old.topics and new.topics else ()
     return Push(new.cursor or old.cursor, topics if len(topics) <= MAX_TOPICS else ())
 

@@ -18,7 +18,7 @@ Wishes, each with the time from which it holds; the earliest one is the decision
 Limits, of which the latest one counts, whatever the wish:
 
     tokens        burst + rate·T starts in any window of T seconds (G3). A continuation is work, not a new poll,
-                  and takes none.
+                  and takes none, once for each poll that stopped with pages left.
     not-before    what the server asked for (Retry-After and its like)
     backoff       after a failed poll, doubling
 
@@ -28,7 +28,7 @@ it. When the poll succeeds, what it covered is paid. When it fails or is abandon
 
 The table
 ---------
-What is left of the old state is not named. "owed" is pending wakes; +x adds, -x removes.
+"owed" are the wakes that are pending; `-` changes nothing.
 
     state, event      wake          poll_started      succeeded         failed            abandoned
     idle             +owed         running           -                 -                 -

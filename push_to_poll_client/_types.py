@@ -143,7 +143,8 @@ class FetchRequest:
         cursor: Where to go on: a cursor or a `Page.next` that this feed returned; `None` is the inception.
         wait: Seconds for which the server may hold its answer when it has nothing new; 0 means answer now.
             Above 0 only for a feed that has `max_wait`.
-        hint: The push that caused this poll, or `None`.
+        hint: What the pushes since the last poll said, or `None`. It may tell a feed what to look at first, never
+            what to leave out: wakes without a hint are answered by the same poll.
         fresh: Go past caches: a push or the user said that there is something new.
     """
 

@@ -581,6 +581,19 @@ async def test_a_hint_outlives_a_failed_poll(running):
     assert [asked.request.hint for asked in feed.requests] == [None, Push(cursor="hint"), Push(cursor="hint")]
 
 
+async def test_what_arrives_during_a_poll_that_fails_joins_its_hint(running):
+    feed = FakeFeed(latency=1.0)
+    consumer = running(Log(feed))
+    await feed.asked(1)
+    await anyio.sleep(5)
+    feed.fail(FeedError("down"))
+    consumer.wake(Push("1", ("orders",)))
+    await feed.asked(2)
+    consumer.wake(Push("2", ("users",)))
+    await feed.asked(3)
+    assert feed.requests[2].request.hint == Push("2", ("orders", "users"))
+
+
 async def test_a_push_is_fresh_and_a_timer_is_not(running):
     feed = FakeFeed()
     listener = ManualListener()
