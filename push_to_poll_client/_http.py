@@ -13,10 +13,23 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-__all__ = ["MAX_WAIT", "asked_to_wait", "identity", "shared_tls_context", "without_secrets"]
+from push_to_poll_client._types import MAX_NOT_BEFORE
 
-MAX_WAIT = 86400.0
-"""Seconds: who asks for more than a day is taken to mean a day, so that a slip does not end a consumer."""
+__all__ = [
+    "asked_to_wait",
+    "identity",
+    "is_header_name",
+    "is_header_value",
+    "shared_tls_context",
+    "without_secrets",
+]
+
+is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+"""Whether it may name a header (RFC 9110 §5.6.2)."""
+
+is_header_value = re.compile(r"[\t -~]*").fullmatch
+"""Whether it can be sent as a header's value: h11 refuses others, and shows them in its error. A line break would
+let a value add headers of its own (RFC 9110 §5.5)."""
 
 _MAX_SHOWN = 300  # characters of a URL in a log line
 _EPOCH = 1e9  # a reset above this is a date (2001 and later), below it a delay (30 years and less)
@@ -84,7 +97,7 @@ def asked_to_wait(status: int, headers: Mapping[str, str], wall_clock: float) ->
         wall_clock: Now, in seconds since the epoch, for dates in an answer that has no `Date` of its own.
 
     Returns:
-        Seconds from now, 0 for a date that has passed, at most `MAX_WAIT`; `None` when the server did not ask.
+        Seconds from now, 0 for a date that has passed, at most `MAX_NOT_BEFORE`; `None`: the server did not ask.
     """
     waits = [_number(headers, "backoff"), _number(headers, "x-poll-interval")]
     now = _date(headers, "date")
@@ -94,7 +107,7 @@ def asked_to_wait(status: int, headers: Mapping[str, str], wall_clock: float) ->
         waits.append(retry_after)
     elif _header(headers, "age") is None:  # a cache's copy: the quota is somebody else's
         waits += [*_rate_limit(headers), *_rate_limit_reset(status, headers, now)]
-    return max((min(wait, MAX_WAIT) for wait in waits if wait is not None), default=None)
+    return max((min(wait, MAX_NOT_BEFORE) for wait in waits if wait is not None), default=None)
 
 
 def _parts(url: str) -> tuple[str, str]:

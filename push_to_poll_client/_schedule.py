@@ -52,7 +52,9 @@ import enum
 import math
 from dataclasses import dataclass
 
-__all__ = ["MAX_NOT_BEFORE", "Cause", "Decision", "Mode", "Outcome", "Schedule", "WakeResult"]
+from push_to_poll_client._types import MAX_NOT_BEFORE
+
+__all__ = ["Cause", "Decision", "Mode", "Outcome", "Schedule", "WakeResult"]
 
 FIRST_BACKOFF = 1.0
 """Seconds after the first failure of a streak: a blip costs one second."""
@@ -62,9 +64,6 @@ MAX_BACKOFF = 60.0
 
 SLOW_BACKOFF = 300.0
 """Seconds after a refusal, which only a human can lift: 12 to 24 polls an hour, and that never ends."""
-
-MAX_NOT_BEFORE = 86_400.0
-"""Seconds: the longest that a server is obeyed for, so that a `Retry-After` of a century is not the end."""
 
 REPOLL_DELAYS = (0.25, 1.0, 4.0)
 """Seconds from an empty poll to its repetition: replicas lag by milliseconds to seconds; 3 polls in 5 s."""

@@ -1,9 +1,8 @@
 """What a consumer may be told: wrong arguments are found here, at construction, and nowhere later."""
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
+from push_to_poll_client._arguments import check_number
 from push_to_poll_client._schedule import Schedule
 
 __all__ = ["Settings"]
@@ -29,10 +28,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("fallback_interval", "degraded_interval", "rate"):
-            _check(name, getattr(self, name), above_zero=True, optional=True)
+            check_number(name, getattr(self, name), above_zero=True, optional=True)
         for name in ("wake_delay", "flush_interval", "shutdown_timeout"):
-            _check(name, getattr(self, name))
-        _check("max_poll_time", self.max_poll_time, above_zero=True)
+            check_number(name, getattr(self, name))
+        check_number("max_poll_time", self.max_poll_time, above_zero=True)
         if not isinstance(self.burst, int) or self.burst < 1:
             raise ValueError(f"burst must be a whole number of polls, at least 1, not {self.burst!r}")
         self._check_fallback()
@@ -65,12 +64,3 @@ class Settings:
             burst=self.burst,
             wake_delay=self.wake_delay,
         )
-
-
-def _check(name: str, value: Any, *, above_zero: bool = False, optional: bool = False) -> None:
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number{' or None' if optional else ''}, not {value!r}")
-    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
-        raise ValueError(f"{name} must be finite and {'above' if above_zero else 'at least'} 0, not {value!r}")

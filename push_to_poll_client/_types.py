@@ -14,6 +14,7 @@ import msgspec
 from push_to_poll_client._exceptions import UndecodableMessage
 
 __all__ = [
+    "MAX_NOT_BEFORE",
     "Channel",
     "Cursor",
     "Feed",
@@ -297,6 +298,10 @@ class Store(Protocol):
         """
         ...
 
+
+MAX_NOT_BEFORE = 86_400.0
+"""Seconds for which a server is obeyed that asks to be left alone: who asks for more is taken to mean a day, so
+that a slip, or a `Retry-After` of a century, does not end a consumer (G3)."""
 
 Clock: TypeAlias = Callable[[], float]
 """Seconds since some start, never going back."""

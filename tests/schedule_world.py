@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 from push_to_poll_client._schedule import (
     MAX_BACKOFF,
-    MAX_NOT_BEFORE,
     SLOW_BACKOFF,
     Cause,
     Outcome,
     Schedule,
     WakeResult,
 )
+from push_to_poll_client._types import MAX_NOT_BEFORE
 
 EPS = 1e-6
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from websockets.datastructures import Headers
 
 from push_to_poll_client._http import (
-    MAX_WAIT,
     asked_to_wait,
     identity,
     shared_tls_context,
     without_secrets,
 )
 from push_to_poll_client._text import quoted
+from push_to_poll_client._types import MAX_NOT_BEFORE
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 SECRETS = st.text("0123456789abcdef", min_size=12, max_size=12)
@@ -114,8 +114,8 @@ def test_there_is_one_tls_context():
         # A server whose clock is an hour behind says when by its own clock.
         ({"retry-after": "Tue, 14 Nov 2023 21:14:20 GMT", "date": "Tue, 14 Nov 2023 21:13:20 GMT"}, 60),
         ({"retry-after": "Tue, 14 Nov 2023 22:14:20 GMT", "date": "yesterday"}, 60),
-        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, MAX_WAIT),
-        ({"retry-after": "9" * 5000}, MAX_WAIT),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, MAX_NOT_BEFORE),
+        ({"retry-after": "9" * 5000}, MAX_NOT_BEFORE),
         ({"retry-after": "1m30s"}, None),
         ({"retry-after": "-1"}, None),
         ({"retry-after": "1e3"}, None),
@@ -158,7 +158,7 @@ def test_a_date_without_a_zone_is_in_utc_wherever_the_machine_is(monkeypatch):
         ({"ratelimit": '"default";r=0;t=30', "retry-after": "5"}, 5),
         ({"ratelimit": '"default";r=0;t=30', "retry-after": "garbage"}, 30),
         ({"ratelimit": '"default";r=0;t=30', "age": "7"}, None),  # a cache's copy of somebody else's quota
-        ({"ratelimit": '"default";r=0;t=99999999'}, MAX_WAIT),
+        ({"ratelimit": '"default";r=0;t=99999999'}, MAX_NOT_BEFORE),
         ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000060"}, 60),
         ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000060000"}, 60),  # milliseconds
         ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1600000000"}, 0),
@@ -212,7 +212,7 @@ VALUES = (
 @given(st.integers(100, 599), st.dictionaries(st.sampled_from(NAMES), VALUES))
 def test_whatever_a_server_writes_the_answer_is_a_bounded_number_of_seconds_or_none(status, headers):
     wait = asked_to_wait(status, headers, NOW)
-    assert wait is None or 0 <= wait <= MAX_WAIT
+    assert wait is None or 0 <= wait <= MAX_NOT_BEFORE
 
 
 @given(st.text("Tueadyov, -0123456789:GMT+", min_size=1, max_size=40))

@@ -16,8 +16,7 @@ import respx
 
 from push_to_poll_client import _types, feeds
 from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
-from push_to_poll_client._http import MAX_WAIT
-from push_to_poll_client._types import FetchRequest
+from push_to_poll_client._types import MAX_NOT_BEFORE, FetchRequest
 from push_to_poll_client.feeds import CloudEvent, HTTPFeed
 from push_to_poll_client.feeds._client import open_client
 
@@ -250,7 +249,7 @@ class TestWhatAnAnswerMeans:
     async def test_a_reset_is_counted_from_now(self, serve):
         headers = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": str(round(time.time()) + 1000)}
         serve(batch("1", headers=headers))
-        assert 990 < (await fetch(HTTPFeed(URL))).retry_after <= 1001 < MAX_WAIT
+        assert 990 < (await fetch(HTTPFeed(URL))).retry_after <= 1001 < MAX_NOT_BEFORE
 
 
 class TestRedirects:
@@ -756,13 +755,13 @@ class TestWrongArguments:
             ({"headers": {"x": f"{SECRET}é"}}, ValueError, "header 'x' has characters"),
             ({"headers": {"x y": SECRET}}, ValueError, "header 'x y' has characters"),
             ({"headers": {"": SECRET}}, ValueError, "header '' has characters"),
-            ({"max_wait": 0}, ValueError, "max_wait is 0"),
-            ({"max_wait": "5"}, TypeError, "max_wait is a str"),
-            ({"max_wait": True}, TypeError, "max_wait is a bool"),
-            ({"timeout": -1}, ValueError, "timeout is -1"),
-            ({"timeout": float("nan")}, ValueError, "timeout is nan"),
-            ({"timeout": float("inf")}, ValueError, "timeout is inf"),
-            ({"timeout": None}, TypeError, "timeout is a NoneType"),
+            ({"max_wait": 0}, ValueError, "max_wait must be finite and above 0, not 0"),
+            ({"max_wait": "5"}, TypeError, "max_wait must be a number or None, not '5'"),
+            ({"max_wait": True}, TypeError, "max_wait must be a number or None, not True"),
+            ({"timeout": -1}, ValueError, "timeout must be finite and above 0, not -1"),
+            ({"timeout": float("nan")}, ValueError, "timeout must be finite and above 0, not nan"),
+            ({"timeout": float("inf")}, ValueError, "timeout must be finite and above 0, not inf"),
+            ({"timeout": None}, TypeError, "timeout must be a number, not None"),
             ({"max_body": 0}, ValueError, "max_body is 0"),
             ({"max_body": 1e6}, TypeError, "max_body is a float"),
             ({"max_body": True}, TypeError, "max_body is a bool"),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from push_to_poll_client._http import MAX_WAIT
+from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client.listeners._reconnect import (
     LIVED,
     MAX_DELAY,
@@ -106,8 +106,8 @@ def test_what_the_server_asks_is_the_least_and_jitter_goes_upwards(asked, failur
     for _ in range(failures):
         reconnect.delay(Verdict.RETRY, fraction=fraction)
     delay = reconnect.delay(Verdict.RETRY, fraction=fraction, retry_after=asked)
-    assert delay >= min(asked, MAX_WAIT)
-    assert delay <= max(min(asked, MAX_WAIT) * 1.2, 2 * MAX_DELAY)
+    assert delay >= min(asked, MAX_NOT_BEFORE)
+    assert delay <= max(min(asked, MAX_NOT_BEFORE) * 1.2, 2 * MAX_DELAY)
 
 
 def test_equal_retry_after_does_not_bring_all_clients_back_at_once():

@@ -9,7 +9,6 @@ from push_to_poll_client._schedule import (
     EARLY_ANSWERS,
     FIRST_BACKOFF,
     MAX_BACKOFF,
-    MAX_NOT_BEFORE,
     REPOLL_DELAYS,
     SLOW_BACKOFF,
     Cause,
@@ -19,6 +18,7 @@ from push_to_poll_client._schedule import (
     Schedule,
     WakeResult,
 )
+from push_to_poll_client._types import MAX_NOT_BEFORE
 
 
 def make(**changes):

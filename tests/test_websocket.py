@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import ssl
 import traceback
 
@@ -636,9 +637,13 @@ def test_a_url_has_to_be_a_websocket_address(url):
 @pytest.mark.parametrize(
     "name", ["max_age", "max_silence", "ping_interval", "ping_timeout", "open_timeout", "max_size"]
 )
-def test_limits_have_to_be_above_0(name):
-    with pytest.raises(ValueError, match=f"{name} is 0"):
-        WebSocketListener(URL, **{name: 0})
+def test_limits_are_finite_numbers_above_0(name):
+    for wrong in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"{name} must be finite and above 0, not {wrong}"):
+            WebSocketListener(URL, **{name: wrong})
+    for wrong in ("20", True):
+        with pytest.raises(TypeError, match=f"{name} must be a number"):
+            WebSocketListener(URL, **{name: wrong})
 
 
 def test_a_string_of_subprotocols_is_a_mistake():

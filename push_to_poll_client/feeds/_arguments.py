@@ -1,34 +1,13 @@
 """What a feed may be given: checked at construction, with a sentence for whoever gave something else."""
 
-import re
 from collections.abc import Mapping
-from math import isfinite
 
 import httpx
 
-from push_to_poll_client._http import without_secrets
+from push_to_poll_client._http import is_header_name, is_header_value, without_secrets
 from push_to_poll_client._text import quoted
 
-__all__ = ["header_fields", "http_url", "is_header_value", "seconds", "size"]
-
-is_header_value = re.compile(r"[\t -~]*").fullmatch
-"""Whether it can be sent: h11 refuses others, and shows them in its error."""
-
-_is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch  # RFC 9110 §5.6.2
-
-
-def seconds(name: str, value: float) -> float:
-    """An argument that is a span of time.
-
-    Raises:
-        TypeError: It is no number.
-        ValueError: It is not above 0, or is infinite.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} is a {type(value).__name__}; give seconds as a number")
-    if not (isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value}; give a finite number of seconds above 0")
-    return float(value)
+__all__ = ["header_fields", "http_url", "size"]
 
 
 def size(name: str, value: int) -> int:
@@ -57,6 +36,6 @@ def header_fields(headers: Mapping[str, str]) -> httpx.Headers:
     for name, value in headers.items():
         if not (isinstance(name, str) and isinstance(value, str)):
             raise TypeError(f"headers have {quoted(name)}: a {type(value).__name__}; give str for both")
-        if not (_is_header_name(name) and is_header_value(value)):
+        if not (is_header_name(name) and is_header_value(value)):
             raise ValueError(f"the header {quoted(name)} has characters that no header may have")
     return httpx.Headers(headers)

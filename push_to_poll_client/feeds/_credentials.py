@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import httpx
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client.feeds._arguments import is_header_value
+from push_to_poll_client._http import is_header_value
 
 __all__ = ["Auth", "Credentials"]
 

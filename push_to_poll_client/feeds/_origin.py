@@ -15,10 +15,11 @@ from urllib.parse import quote, urlencode
 import anyio
 import httpx
 
+from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
 from push_to_poll_client._http import asked_to_wait, without_secrets
 from push_to_poll_client._text import quoted
-from push_to_poll_client.feeds._arguments import header_fields, http_url, seconds, size
+from push_to_poll_client.feeds._arguments import header_fields, http_url, size
 from push_to_poll_client.feeds._body import ACCEPT_ENCODING, read_body
 from push_to_poll_client.feeds._client import module_of, open_client
 from push_to_poll_client.feeds._credentials import Auth, Credentials
@@ -82,7 +83,8 @@ class Origin:
         parsed = http_url(url)
         self._url = parsed.copy_with(userinfo=b"", fragment=None)
         self._headers = header_fields(headers or {})
-        self._timeout = seconds("timeout", timeout)
+        check_number("timeout", timeout, above_zero=True)
+        self._timeout = timeout
         self._max_body = size("max_body", max_body)
         self._credentials = Credentials(self._one_of(parsed, auth), self.where)
         self._given = client

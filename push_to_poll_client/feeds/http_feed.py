@@ -6,10 +6,10 @@ from typing import Any
 import httpx
 
 from push_to_poll_client import _http
+from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, FetchRequest, Page
-from push_to_poll_client.feeds._arguments import seconds
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
 from push_to_poll_client.feeds._credentials import Auth
 from push_to_poll_client.feeds._origin import Answer, Origin
@@ -68,7 +68,8 @@ class HTTPFeed:
         max_body: int = 16 * 1024 * 1024,
         client: Any = None,
     ) -> None:
-        self.max_wait: float | None = None if max_wait is None else seconds("max_wait", max_wait)
+        check_number("max_wait", max_wait, above_zero=True, optional=True)
+        self.max_wait: float | None = max_wait
         self._origin = Origin(url, auth=auth, headers=headers, timeout=timeout, max_body=max_body, client=client)
         if taken := _OURS & httpx.URL(url).params.keys():
             raise ValueError(

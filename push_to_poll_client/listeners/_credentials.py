@@ -4,13 +4,13 @@ What is learnt here goes into the handshake and nowhere else (G12): no error, lo
 """
 
 import inspect
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 import anyio
 
 from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._http import is_header_name, is_header_value
 
 __all__ = ["Credentials", "CredentialsFailed", "HeaderSource", "TokenSource"]
 
@@ -19,12 +19,6 @@ HeaderSource: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str] | A
 
 TokenSource: TypeAlias = str | Callable[[], str | Awaitable[str]]
 """A token, or who is asked for it at each connect."""
-
-NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")
-"""What may name a header (RFC 9110 §5.1)."""
-
-VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-"""What may stand in a header (RFC 9110 §5.5). A line break would let a value add headers of its own."""
 
 
 class CredentialsFailed(PushToPollError):
@@ -104,9 +98,9 @@ def _checked_token(token: Any) -> str:
 def _check(name: Any, value: Any) -> None:
     if not isinstance(name, str) or not isinstance(value, str):
         raise TypeError("headers are a mapping of str to str")
-    if not NAME.fullmatch(name):
+    if not is_header_name(name):
         raise ValueError("a header's name holds a character that may not stand in one (RFC 9110 §5.1)")
-    if not VALUE.fullmatch(value):
+    if not is_header_value(value):
         raise ValueError(
             f"the value of {name} holds a character that may not stand in a header, such as a line break"
         )

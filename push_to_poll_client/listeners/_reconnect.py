@@ -18,7 +18,7 @@ a second without pushes. With 0-1 s, 1,000 clients of a restarted server return 
 
 import enum
 
-from push_to_poll_client._http import MAX_WAIT
+from push_to_poll_client._types import MAX_NOT_BEFORE
 
 __all__ = ["LIVED", "Reconnect", "Verdict", "lifetime", "verdict_of_status"]
 
@@ -161,7 +161,7 @@ class Reconnect:
             return None
         own = self._own_delay(verdict, fraction)
         self._failures += 1
-        asked = min(retry_after or 0.0, MAX_WAIT)
+        asked = min(retry_after or 0.0, MAX_NOT_BEFORE)
         return max(own, asked * (1 + RETRY_AFTER_SPREAD * fraction))
 
     def _own_delay(self, verdict: Verdict, fraction: float) -> float:

@@ -18,6 +18,7 @@ from contextlib import AbstractAsyncContextManager
 import anyio
 from websockets.exceptions import InvalidProxy, NegotiationError
 
+from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import ListenerError, PushToPollError
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._types import Channel, Push
@@ -106,9 +107,9 @@ class WebSocketListener:
         if isinstance(subprotocols, str):
             raise TypeError("subprotocols is a sequence of names, not one string")
         limits = {"max_age": max_age, "max_silence": max_silence, "ping_interval": ping_interval}
-        limits |= {"ping_timeout": ping_timeout, "open_timeout": open_timeout, "max_size": max_size}
-        for name, limit in limits.items():
-            _check_limit(name, limit)
+        for name, limit in {**limits, "ping_timeout": ping_timeout, "max_size": max_size}.items():
+            check_number(name, limit, above_zero=True, optional=True)
+        check_number("open_timeout", open_timeout, above_zero=True)
         self.name: str = without_secrets(url)
         self._open = functools.partial(
             open_connection,
@@ -231,11 +232,6 @@ def _told(failure: PushToPollError, error: Exception, channel: Channel) -> PushT
     failure.__cause__ = None if isinstance(error, InvalidProxy) else error
     channel.down(failure)
     return failure
-
-
-def _check_limit(name: str, limit: float | None) -> None:
-    if limit is not None and limit <= 0:
-        raise ValueError(f"{name} is {limit}, and has to be above 0")
 
 
 def _checked_push(push: object) -> Push | None:
