@@ -1,6 +1,6 @@
 """Somebody else's text, made fit for an error, a log line or a status: short, on one line, nothing that acts."""
 
-__all__ = ["describe", "quoted"]
+__all__ = ["describe", "one_line", "quoted"]
 
 MAX_TEXT = 500
 """Characters of an error that are kept: a server may send any number."""
@@ -23,4 +23,9 @@ def describe(error: BaseException | None) -> str:
         text = f"{type(error).__name__}: {error}"
     except Exception:  # noqa: BLE001  # whose __str__ is broken is described all the same
         text = f"{type(error).__name__}, whose text cannot be read"
+    return one_line(text)
+
+
+def one_line(text: str) -> str:
+    """A sentence with somebody else's text in it, bounded and without anything that acts."""
     return "".join(char if char.isprintable() else "�" for char in text[:MAX_TEXT])
