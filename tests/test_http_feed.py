@@ -16,9 +16,9 @@ import respx
 
 from push_to_poll_client import _types, feeds
 from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
+from push_to_poll_client._http_client import open_client
 from push_to_poll_client._types import MAX_NOT_BEFORE, FetchRequest
 from push_to_poll_client.feeds import CloudEvent, HTTPFeed
-from push_to_poll_client.feeds._client import open_client
 
 pytestmark = pytest.mark.anyio
 
@@ -801,6 +801,6 @@ def test_a_feed_is_a_feed():
 async def test_clients_share_one_tls_context():
     contexts = set()
     for _ in range(2):
-        async with open_client(30) as client:
+        async with open_client(httpx.Timeout(30)) as client:
             contexts.add(client._transport._pool._ssl_context)
     assert len(contexts) == 1

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import httpx
 
-from push_to_poll_client._http import is_header_name, is_header_value, without_secrets
+from push_to_poll_client._http import is_header_name, is_header_value
 from push_to_poll_client._text import quoted
 
-__all__ = ["header_fields", "http_url", "size"]
+__all__ = ["header_fields", "size"]
 
 
 def size(name: str, value: int) -> int:
@@ -16,20 +16,6 @@ def size(name: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"{name} is {value}; give at least 1 byte")
     return value
-
-
-def http_url(url: str) -> httpx.URL:
-    if not isinstance(url, str):
-        raise TypeError(f"url is a {type(url).__name__}; give a str")
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:  # whose text may quote a piece of a password
-        raise ValueError(f"url is no URL: {without_secrets(url)}") from None
-    if parsed.scheme not in {"http", "https"} or not parsed.host:
-        raise ValueError(
-            f"url is {without_secrets(url)}; give an absolute one that begins with http:// or https://"
-        )
-    return parsed
 
 
 def header_fields(headers: Mapping[str, str]) -> httpx.Headers:

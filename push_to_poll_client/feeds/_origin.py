@@ -18,10 +18,10 @@ import httpx
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
 from push_to_poll_client._http import asked_to_wait, without_secrets
+from push_to_poll_client._http_client import http_url, module_of, open_client
 from push_to_poll_client._text import quoted
-from push_to_poll_client.feeds._arguments import header_fields, http_url, size
+from push_to_poll_client.feeds._arguments import header_fields, size
 from push_to_poll_client.feeds._body import ACCEPT_ENCODING, read_body
-from push_to_poll_client.feeds._client import module_of, open_client
 from push_to_poll_client.feeds._credentials import Auth, Credentials
 
 __all__ = ["Answer", "Origin"]
@@ -163,7 +163,8 @@ class Origin:
         if self._given is not None:
             return self._given
         if self._own is None:
-            self._own = open_client(self._timeout)
+            # The pool's timeout is seen before the deadline of the whole answer.
+            self._own = open_client(httpx.Timeout(self._timeout, pool=self._timeout / 2))
         return self._own
 
     async def _answer(self, response: Any) -> Answer:

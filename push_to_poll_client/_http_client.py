@@ -1,5 +1,6 @@
-"""What a feed sends by: a client of its own that is quiet and bounded, or one that it was given."""
+"""What feeds and listeners send by: a client of their own, quiet and bounded, or one that they were given."""
 
+import ssl
 import sys
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -9,16 +10,42 @@ import httpx
 
 from push_to_poll_client._http import shared_tls_context, without_secrets
 
-__all__ = ["module_of", "open_client"]
+__all__ = ["http_url", "module_of", "open_client"]
 
 KEEP_ALIVE = 90.0
 """Seconds: longer than the default fallback interval, so that an idle consumer does not pay a handshake a poll."""
 
 
-def open_client(timeout: float) -> httpx.AsyncClient:
+def http_url(url: str) -> httpx.URL:
+    """Take an address apart.
+
+    Raises:
+        TypeError: It is no `str`.
+        ValueError: It is no absolute http address. Its secrets are not in the text.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"url is a {type(url).__name__}; give a str")
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:  # whose text may quote a piece of a password
+        raise ValueError(f"url is no URL: {without_secrets(url)}") from None
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise ValueError(
+            f"url is {without_secrets(url)}; give an absolute one that begins with http:// or https://"
+        )
+    return parsed
+
+
+def open_client(timeout: httpx.Timeout, *, tls: ssl.SSLContext | None = None) -> httpx.AsyncClient:
+    """Open a client that logs no secret and keeps no cookie. A proxy is taken from the environment.
+
+    Args:
+        timeout: For requests that name none of their own.
+        tls: Whom to trust; `None`: the certificates that the machine trusts.
+    """
     return httpx.AsyncClient(
-        verify=shared_tls_context(),
-        timeout=httpx.Timeout(timeout, pool=timeout / 2),  # seen before the deadline of the whole answer
+        verify=tls or shared_tls_context(),
+        timeout=timeout,
         limits=httpx.Limits(max_connections=10, max_keepalive_connections=2, keepalive_expiry=KEEP_ALIVE),
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept, they would grow without bound
         event_hooks={"request": [_hide], "response": [_show, _drop_challenge]},
@@ -48,7 +75,11 @@ async def _drop_challenge(response: httpx.Response) -> None:
 
 
 def module_of(client: Any) -> Any:
-    """Where the errors of the client's kind are: httpx's and its successor's are unrelated classes."""
+    """Where the errors of the client's kind are: httpx's and its successor's are unrelated classes.
+
+    Raises:
+        TypeError: It is no client.
+    """
     if not all(hasattr(client, name) for name in ("aclose", "build_request", "send", "timeout")):
         raise TypeError(f"client is a {type(client).__name__}; give an httpx.AsyncClient or one of its shape")
     for kind in type(client).__mro__:
