@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench chaos clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
@@ -22,6 +22,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+
+chaos: $(READY)
+	CHAOS_FORM=long $(BIN)/python -m pytest tests/chaos
 
 $(READY): .ci/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,90 @@
+"""The consumer under fire: an ordinary one, in a process of its own, so that it can be killed and stopped.
+
+`chaos_consumer.py SETTINGS BACKEND`, a JSON object, see `processes.ConsumerProcess`. SIGTERM asks it to end; it
+ends without being asked when its standard input does, and with its parent.
+"""
+
+import ctypes
+import functools
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent():
+    """A parent that dies closes our standard input. Linux kills us too, also while we are stopped by SIGSTOP."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+
+
+end_with_parent()
+
+import anyio  # noqa: E402  # what takes time comes after what must not wait
+from journals import Journal  # noqa: E402
+
+from push_to_poll_client import Consumer, HTTPFeed, Push, SQLiteStore, WebSocketListener, listeners  # noqa: E402
+
+
+class Orders(Consumer):
+    """Writes down what it is given as it is entered, and takes its time."""
+
+    def __init__(self, feed, *, journal, life, takes, **settings):
+        super().__init__(feed, **settings)
+        self._journal, self._life, self._takes = journal, life, takes
+        self._left = math.inf
+
+    async def process(self, message):
+        self._journal.write("handled", self._life, message.id, repr(time.monotonic()), repr(self._left))
+        if self._takes:
+            await anyio.sleep(self._takes)
+        self._left = time.monotonic()
+
+
+def hint(text):
+    return Push(cursor=json.loads(text)["cursor"])
+
+
+def listener(kind, url, headers):
+    if kind == "websocket":
+        return WebSocketListener(url, headers=headers, hint=hint, ping_interval=0.3, ping_timeout=0.3)
+    return listeners.SSEListener(url, headers=headers, max_silence=None)
+
+
+async def main(*, url, push, headers, database, journal, life, takes, answer_within, consumer):
+    journal = Journal(journal)
+    orders = Orders(
+        HTTPFeed(url, headers=headers, timeout=answer_within),
+        store=SQLiteStore(database),
+        listeners=[listener(kind, at, headers) for kind, at in push],
+        journal=journal,
+        life=life,
+        takes=takes,
+        **consumer,
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stop_at_sigterm, orders)
+        journal.write("begins", life)
+        await orders.run()
+        tasks.cancel_scope.cancel()
+
+
+async def stop_at_sigterm(orders):
+    with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            orders.stop()
+
+
+if __name__ == "__main__":
+    import logging
+
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    settings = json.loads(sys.argv[1])
+    anyio.run(functools.partial(main, **settings), backend=sys.argv[2])

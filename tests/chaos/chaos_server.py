@@ -1,0 +1,80 @@
+"""The reference server under fire: writes down each request before it answers, so that a kill erases nothing.
+
+As a program it serves until its standard input ends: `chaos_server.py JOURNAL PORT BACKLOG PAGE_SIZE`. A server
+that was killed and is started with as many messages as were published has them again: an id is a place.
+"""
+
+import itertools
+import json
+import os
+import sys
+import time
+
+import msgspec
+from journals import Journal
+
+from push_to_poll_client.testing import ReferenceApp, serve_in_thread
+
+CLIENT = b"x-client"
+"""The header by which a consumer says who asks: its life."""
+
+
+class _Event(msgspec.Struct):
+    id: str
+
+
+class RecordingApp(ReferenceApp):
+    """Writes down who asks for what, and what he got."""
+
+    def __init__(self, journal, **settings):
+        super().__init__(**settings)
+        self._journal = Journal(journal)
+        self._requests = (f"{os.getpid()}-{number}" for number in itertools.count())
+
+    async def __call__(self, scope, receive, send):
+        client = dict(scope["headers"]).get(CLIENT, b"-").decode()
+        if scope["path"] == "/feed":
+            await self._answer_feed(client, scope, receive, send)
+            return
+        if scope["path"].startswith("/push"):
+            self._journal.write("dialled", client, time.monotonic())
+        await super().__call__(scope, receive, send)
+
+    async def _answer_feed(self, client, scope, receive, send):
+        request, answer = next(self._requests), _Answer(send)
+        after = scope["query_string"].decode().partition("lastEventId=")[2].partition("&")[0]
+        self._journal.write("asked", request, client, time.monotonic(), after or "-")
+        try:
+            await super().__call__(scope, receive, answer.send)
+        finally:
+            self._journal.write("answered", request, time.monotonic(), answer.status, answer.last or "-")
+
+
+class _Answer:
+    """Looks at what is sent."""
+
+    def __init__(self, send):
+        self._send = send
+        self._body = b""
+        self.status = 0
+        self.last = None
+
+    async def send(self, message):
+        await self._send(message)
+        self.status = message.get("status", self.status)
+        self._body += message.get("body", b"")
+        if message["type"] == "http.response.body" and not message.get("more_body") and self.status == 200:
+            events = msgspec.json.decode(self._body, type=list[_Event])
+            self.last = events[-1].id if events else None
+
+
+def main(journal, port, backlog, page_size):
+    app = RecordingApp(journal, backlog=int(backlog), page_size=int(page_size))
+    with serve_in_thread(app, port=int(port)) as server:
+        sys.stdout.write(json.dumps({"base_url": server.base_url}) + "\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,140 @@
+"""What everybody under fire writes down, and how it is read again.
+
+A journal is a file that is only appended to, a line by one `os.write`: whoever is killed or stopped, what he
+wrote is there to be counted. All times are seconds on the clock of `time.monotonic()`, which the processes of a
+machine share.
+"""
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Journal:
+    """Appends lines."""
+
+    def __init__(self, path):
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def write(self, *words):
+        os.write(self._file, (" ".join(map(str, words)) + "\n").encode())
+
+    def close(self):
+        os.close(self._file)
+
+
+class Lines:
+    """Reads what is appended, whole lines only, since a killed process may leave half a one."""
+
+    def __init__(self, path):
+        self._path = Path(path)
+        self._offset = 0
+        self._rest = b""
+
+    def new(self):
+        """The words of each line that came since."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            read = file.read()
+        self._offset += len(read)
+        *lines, self._rest = (self._rest + read).split(b"\n")
+        return [line.decode().split() for line in lines]
+
+
+class Handled(NamedTuple):
+    """The handler was entered.
+
+    `life` numbers the process, from 1; `left` is when the handler was left the last time before, `inf` for never.
+    """
+
+    life: int
+    id: str
+    entered: float
+    left: float
+
+
+class ConsumerJournal:
+    """What a consumer wrote, over all its lives."""
+
+    def __init__(self, path):
+        self._lines = Lines(path)
+        self.handled = []
+        self.ids = set()
+        self.begun = set()
+        """The lives that came as far as `run()`."""
+
+    def read(self):
+        for kind, life, *rest in self._lines.new():
+            if kind == "begins":
+                self.begun.add(int(life))
+            else:
+                name, entered, left = rest
+                self.handled.append(Handled(int(life), name, float(entered), float(left)))
+                self.ids.add(name)
+        return self
+
+
+@dataclass
+class Asked:
+    """One request to the feed, as the server saw it. `ended` is `inf` while it runs, or when the server died."""
+
+    client: str
+    at: float
+    after: str | None
+    ended: float = math.inf
+    status: int = 0
+    last: str | None = None
+    """The id of the last event, if the answer was sent whole and had one."""
+
+
+class Dialled(NamedTuple):
+    """A client opened a push channel, or tried to."""
+
+    client: str
+    at: float
+
+
+class ServerJournal:
+    """What the reference server wrote, over all its lives."""
+
+    def __init__(self, path):
+        self._lines = Lines(path)
+        self._open = {}
+        self.asked = []
+        self.dialled = []
+
+    def read(self):
+        for kind, *rest in self._lines.new():
+            getattr(self, f"_{kind}")(*rest)
+        return self
+
+    def _asked(self, request, client, at, after):
+        asked = Asked(client, float(at), None if after == "-" else after)
+        self.asked.append(asked)
+        self._open[request] = asked
+
+    def _answered(self, request, at, status, last):
+        asked = self._open.pop(request)
+        asked.ended, asked.status, asked.last = float(at), int(status), None if last == "-" else last
+
+    def _dialled(self, client, at):
+        self.dialled.append(Dialled(client, float(at)))
+
+
+def until(happened, timeout, what):
+    """Return when it is so. A journal of a process that may be killed can only be looked at, again and again.
+
+    Raises:
+        TimeoutError: It was not so within `timeout` seconds.
+    """
+    ends = time.monotonic() + timeout
+    while not (result := happened()):
+        if time.monotonic() > ends:
+            raise TimeoutError(f"not within {timeout:g} s: {what}")
+        time.sleep(0.002)
+    return result

@@ -1,0 +1,256 @@
+"""The processes under fire, each with its parent's pipe as standard input, so that none outlives the tests."""
+
+import contextlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+from journals import ConsumerJournal, ServerJournal, until
+
+HERE = Path(__file__).parent
+
+PATIENCE = 30.0
+"""Seconds for what should take a tenth of one, on a machine that is busy elsewhere."""
+
+
+class Child:
+    """One process."""
+
+    def __init__(self, program, *arguments, log):
+        self._process = subprocess.Popen(
+            [sys.executable, HERE / program, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+
+    def line(self):
+        """The next line that it says; empty when it ended instead."""
+        return self._process.stdout.readline()
+
+    def signal(self, number):
+        self._process.send_signal(number)
+
+    @property
+    def alive(self):
+        return self._process.poll() is None
+
+    def end(self, *, kill=True):
+        """Kill it, or wait for it; give its pipes back.
+
+        Returns:
+            Its exit code; minus the signal that ended it.
+        """
+        if kill:
+            self._process.kill()
+        try:
+            return self._process.wait(PATIENCE)
+        finally:
+            self._process.stdin.close()
+            self._process.stdout.close()
+
+
+class ServerProcess:
+    """The reference server, killed and started again on the same port with the messages that it had.
+
+    Attributes:
+        published: How many messages there are.
+    """
+
+    def __init__(self, directory, *, backlog=0, page_size=100):
+        self.published = backlog
+        self.journal = ServerJournal(directory / "server")
+        self._directory = directory
+        self._page_size = page_size
+        self._log = (directory / "server.log").open("ab")
+        self._publishing = threading.Lock()
+        self._port = 0
+        self.start()
+
+    def start(self):
+        with self._publishing:
+            path = self._directory / "server"
+            self._child = Child(
+                "chaos_server.py", path, self._port, self.published, self._page_size, log=self._log
+            )
+            self.base_url = json.loads(self._child.line())["base_url"]
+            self._port = httpx.URL(self.base_url).port
+            self._http = httpx.Client(base_url=self.base_url)
+
+    @property
+    def url(self):
+        return f"{self.base_url}/feed"
+
+    @property
+    def port(self):
+        return self._port
+
+    def publish(self, count=1):
+        """Publish so many messages. A server that is down has them when it is up again."""
+        with self._publishing:
+            self.published += count
+            with contextlib.suppress(httpx.TransportError):  # killed meanwhile: `start()` brings them
+                self._http.post("/publish", json=count).raise_for_status()
+
+    def order(self, **faults):
+        """Order faults of the server's own; they end with its life."""
+        self._http.post("/faults", json=faults).raise_for_status()
+
+    def stats(self):
+        return self._http.get("/stats").json()
+
+    def ids(self):
+        """What is in the feed, read by plain HTTP."""
+        ids = []
+        while page := self._http.get("/feed", params={"lastEventId": ids[-1]} if ids else {}).json():
+            ids += [event["id"] for event in page]
+        return ids
+
+    def kill(self):
+        self._child.end()
+        with self._publishing:
+            self._http.close()
+
+    def close(self):
+        self.kill()
+        self._log.close()
+
+
+class Load:
+    """Publishes in the background, now few and now many, until closed.
+
+    Args:
+        server: Where.
+        seed: Of the numbers.
+        rate: Messages a second, about.
+    """
+
+    def __init__(self, server, *, seed, rate):
+        self._server = server
+        self._random = random.Random(seed)  # noqa: S311
+        self._rate = rate
+        self._publishing = threading.Lock()
+        self._paused = False
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        pause = 0.0
+        while not self._closed.wait(pause):
+            pause = self._random.uniform(0.01, 0.1)
+            count = round(self._random.expovariate(1.0) * self._rate * pause)
+            with self._publishing:
+                if count and not self._paused:
+                    self._server.publish(count)
+
+    def pause(self):
+        """Publish nothing more, from when this returns on."""
+        with self._publishing:
+            self._paused = True
+
+    def resume(self):
+        with self._publishing:
+            self._paused = False
+
+    def close(self):
+        self._closed.set()
+        self._thread.join()
+
+
+class ConsumerProcess:
+    """`chaos_consumer.py`, which lives again and again on the same state.
+
+    Args:
+        directory: For the state, the journal and the log.
+        name: Tells consumers of one test apart.
+        url: Of the feed.
+        push: Kind and address of each push channel.
+        takes: Seconds that the handler takes for a message.
+        answer_within: Seconds for one answer of the feed.
+        consumer: Arguments for `Consumer`.
+
+    Attributes:
+        life: The number of the present life, from 1.
+        killed: The lives that were killed.
+    """
+
+    def __init__(self, directory, *, name="consumer", url, push, takes=0.0, answer_within=10.0, **consumer):
+        self.name = name
+        self.life = 0
+        self.killed = set()
+        self.journal = ConsumerJournal(directory / name)
+        self._log = (directory / f"{name}.log").open("ab")
+        self._settings = {
+            "url": url,
+            "push": push,
+            "database": str(directory / f"{name}.db"),
+            "journal": str(directory / name),
+            "takes": takes,
+            "answer_within": answer_within,
+            "consumer": {"flush_interval": 0.05, **consumer},
+        }
+        self._child = None
+
+    @property
+    def client(self):
+        """What the present life calls itself before the server."""
+        return f"{self.name}-{self.life}"
+
+    def start(self, backend="asyncio"):
+        self.life += 1
+        settings = {**self._settings, "life": self.life, "headers": {"x-client": self.client}}
+        self._child = Child("chaos_consumer.py", json.dumps(settings), backend, log=self._log)
+
+    def kill(self):
+        """SIGKILL: it cannot say goodbye. One that ended before is no killed one."""
+        code = self._child.end()
+        if code == -signal.SIGKILL or (code == -signal.SIGTERM and self.life not in self.journal.read().begun):
+            self.killed.add(self.life)
+        elif code:
+            raise AssertionError(f"{self.client} crashed with {code}, see its log")
+
+    def terminate(self):
+        """SIGTERM: it ends by itself, a little later."""
+        self._child.signal(signal.SIGTERM)
+
+    def stop(self):
+        """Let it end by itself.
+
+        Returns:
+            Its exit code.
+        """
+        self.terminate()
+        return self._child.end(kill=False)
+
+    def pause(self):
+        """SIGSTOP: time goes on, and it does not."""
+        self._child.signal(signal.SIGSTOP)
+
+    def resume(self):
+        """SIGCONT."""
+        self._child.signal(signal.SIGCONT)
+
+    @property
+    def alive(self):
+        return self._child.alive
+
+    def has_begun(self):
+        """Whether the present life came as far as `run()`."""
+        return self.life in self.journal.read().begun
+
+    def until_current(self, server, timeout=PATIENCE):
+        """Return when everything that is published now was handled."""
+        published = server.published
+        until(lambda: len(self.journal.read().ids) >= published, timeout, f"{self.client} is current")
+
+    def close(self):
+        """Leave no process behind, whatever state it is in."""
+        if self._child is not None:
+            self._child.end()
+        self._log.close()

@@ -1,0 +1,155 @@
+"""A consumer that is killed with SIGKILL at any moment loses nothing and does little again (G5, G6, G7).
+
+The server runs in its own process, under load. The moments are random, and spread over all that a consumer does.
+What is counted is what the handler wrote down.
+"""
+
+import itertools
+
+import pytest
+from journals import until
+from processes import PATIENCE, ConsumerProcess, Load, ServerProcess
+from verdicts import beyond_g3, beyond_g7, disordered, lost, redone
+
+FLUSH_INTERVAL = 0.05
+RATE, BURST = 20, 20
+
+
+class Arena:
+    """A server under load, a consumer, and the random numbers that decide when it dies."""
+
+    def __init__(self, started, chance, *, takes, load, backlog, page_size):
+        self.chance = chance
+        self.backlog = backlog
+        self.server = started(ServerProcess, page_size=page_size)
+        self.load = started(Load, self.server, seed=chance.random(), rate=load)
+        push = [("websocket", self.server.base_url.replace("http", "ws") + "/push")]
+        self.consumer = started(
+            ConsumerProcess,
+            url=self.server.url,
+            push=push,
+            takes=takes,
+            flush_interval=FLUSH_INTERVAL,
+            fallback_interval=0.5,
+            degraded_interval=0.5,
+            rate=RATE,
+            burst=BURST,
+        )
+
+    def start(self):
+        self.consumer.start(self.chance.choice(["asyncio", "trio"]))
+
+    def wait(self, seconds):
+        """Let a random part of these seconds pass; unless it dies by itself, which it must not."""
+        ends = self.chance.uniform(0, seconds)
+        with pytest.raises(TimeoutError):
+            until(lambda: False, ends, "the moment")
+
+    def until_begun(self):
+        until(self.consumer.has_begun, PATIENCE, "it begins")
+
+    def until_handled(self, more=1):
+        """Until this life has handled so many messages."""
+        self.until_begun()
+        before = len(self.consumer.journal.handled)
+        until(lambda: len(self.consumer.journal.read().handled) >= before + more, PATIENCE, "it handles")
+
+    def until_asked(self):
+        before = len(self.server.journal.read().asked)
+        until(lambda: len(self.server.journal.read().asked) > before, PATIENCE, "it asks")
+
+    def until_current(self):
+        """Caught up, connected, and nothing published any more."""
+        self.load.pause()
+        self.consumer.until_current(self.server)
+        until(lambda: self.server.stats()["websockets_open"], PATIENCE, "it is connected")
+
+
+def starting(arena):
+    """While the interpreter starts and imports."""
+    arena.wait(0.5)
+
+
+def claiming(arena):
+    """While the state is opened and claimed, and the first page is fetched."""
+    arena.until_begun()
+    arena.wait(0.03)
+
+
+def catching_up(arena):
+    """In the midst of thousands of messages a second."""
+    arena.server.publish(arena.backlog)
+    arena.until_handled()
+    arena.wait(0.3)
+
+
+def fetching(arena):
+    """While a request is under way."""
+    arena.until_begun()
+    arena.server.publish(arena.backlog)
+    for _ in range(arena.chance.randrange(5)):
+        arena.until_asked()
+    arena.wait(0.004)
+
+
+def committing(arena):
+    """Near the end of a page, when its progress is written."""
+    arena.server.publish(200)
+    arena.until_handled(100)
+    arena.wait(0.004)
+
+
+def live(arena):
+    """Around a push, when all was quiet."""
+    arena.until_begun()
+    arena.until_current()
+    arena.server.publish(arena.chance.randrange(1, 5))
+    arena.wait(0.02)
+
+
+def stopping(arena):
+    """After SIGTERM."""
+    arena.server.publish(arena.backlog)
+    arena.until_handled()
+    arena.consumer.terminate()
+    arena.wait(0.05)
+
+
+MOMENTS = [starting, claiming, catching_up, fetching, committing, live, stopping]
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        pytest.param({"takes": 0.0, "load": 500, "backlog": 3000, "page_size": 1000}, id="quick"),
+        pytest.param({"takes": 0.005, "load": 20, "backlog": 30, "page_size": 100}, id="slow"),
+    ],
+)
+def test_nothing_is_lost_and_little_is_done_again(started, chance, form, figures, world):
+    kills = form(10, 100)
+    arena = Arena(started, chance, **world)
+    for moment in itertools.islice(itertools.cycle(chance.sample(MOMENTS, len(MOMENTS))), kills):
+        arena.start()
+        moment(arena)
+        arena.consumer.kill()
+        arena.load.resume()
+    arena.start()
+    arena.until_current()
+    assert arena.consumer.stop() == 0
+    report(arena, figures)
+
+
+def report(arena, figures):
+    consumer, ids = arena.consumer, arena.server.ids()
+    handled, killed = consumer.journal.read().handled, consumer.killed
+    again = redone(handled)
+    figures(
+        f"{len(killed)} killed, {consumer.life - len(killed)} ended; {len(ids)} published, "
+        f"{len(lost(ids, handled))} lost, {sum(again.values())} done again, "
+        f"at most {max(again.values())} after one kill"
+    )
+    assert len(ids) == arena.server.published
+    assert lost(ids, handled) == []
+    assert disordered(handled) == []
+    assert beyond_g7(handled, killed=killed, flush_interval=FLUSH_INTERVAL) == []
+    assert beyond_g3(arena.server.journal.read().asked, rate=RATE, burst=BURST, slack=0.25) == []

@@ -1,0 +1,131 @@
+"""The verdicts can fail: each is shown what it must not let pass."""
+
+import math
+
+import pytest
+from journals import Asked, ConsumerJournal, Dialled, Handled, Journal, ServerJournal, until
+from verdicts import (
+    beyond_g2,
+    beyond_g3,
+    beyond_g7,
+    beyond_reconnect_policy,
+    disordered,
+    longest_quiet,
+    lost,
+    poll_starts,
+    redone,
+)
+
+
+def life(number, *ids, since=0.0, takes=0.01):
+    """The handler is entered with each, and takes its time."""
+    entered = [since + takes * place for place in range(len(ids))]
+    left = [math.inf, *entered[1:]]
+    return [Handled(number, name, *times) for name, *times in zip(ids, entered, left, strict=True)]
+
+
+def asked(*requests, client="c"):
+    """Requests as `at, after, last`; each takes 0.1 s."""
+    return [Asked(client, at, after, at + 0.1, 200, last) for at, after, last in requests]
+
+
+def test_what_was_not_handled_is_lost_and_what_nobody_published_is_odd():
+    assert lost("abc", life(1, "a", "b", "c")) == []
+    assert lost("abc", life(1, "a", "c", "x")) == [
+        "b was published and never handled",
+        "x was handled and never published",
+    ]
+
+
+def test_first_occurrences_stand_in_order():
+    assert disordered([*life(1, "a", "b"), *life(2, "a", "b", "c")]) == []
+    assert disordered([*life(1, "a", "c"), *life(2, "b")]) == ["c was handled before b"]
+
+
+def test_repetitions_are_put_down_to_the_life_that_is_done_again():
+    assert redone([*life(1, "a", "b", "c"), *life(2, "b", "c", "d"), *life(3, "c", "d")]) == {1: 2, 2: 2, 3: 0}
+
+
+@pytest.mark.parametrize(
+    "handled",
+    [
+        pytest.param([*life(1, "a", "b"), *life(2, "c")], id="nothing was done again"),
+        pytest.param(
+            [*life(1, *"abcdef"), *life(2, *"abcdef")], id="what took the flush interval, and one in flight"
+        ),
+        pytest.param([*life(1, *"abc"), *life(2, *"abc"), *life(3, *"abc")], id="twice, as it was killed twice"),
+        pytest.param([*life(1, "a", takes=9.0), *life(2, "a")], id="one in flight, however long"),
+    ],
+)
+def test_g7_a_kill_excuses(handled):
+    assert beyond_g7(handled, killed={1, 2}, flush_interval=0.0501) == []
+
+
+@pytest.mark.parametrize(
+    ("handled", "killed"),
+    [
+        pytest.param([*life(1, *"abcdefg"), *life(2, *"abcdefg")], {1}, id="more than the flush interval"),
+        pytest.param([*life(1, *"aa")], {1}, id="twice in one life"),
+        pytest.param([*life(1, *"ab"), *life(2, *"b")], set(), id="after a goodbye"),
+        pytest.param([*life(1, *"abc"), *life(2, *"bd")], {1}, id="not all that came after"),
+    ],
+)
+def test_g7_a_kill_does_not_excuse(handled, killed):
+    assert len(beyond_g7(handled, killed=killed, flush_interval=0.0501)) == 1
+
+
+def test_a_further_page_is_no_new_poll():
+    requests = asked((0, None, "b"), (1, "b", "d"), (2, "d", None), (3, "d", "e"), (4, "d", "e"), (5, "e", None))
+    assert [request.at for request in poll_starts(requests)] == [0, 3, 4]
+
+
+def test_g3_polls_have_tokens():
+    well = asked(*((at, "d", None) for at in (0, 0, 0, 1, 2, 3)))
+    assert beyond_g3(well, rate=1, burst=3, slack=0) == []
+    assert len(beyond_g3([*well, *asked((3.5, "d", None))], rate=1, burst=3, slack=0)) == 1
+    assert beyond_g3([*well, *asked((3.5, "d", None))], rate=1, burst=3, slack=0.6) == []
+    assert beyond_g3([*well, *asked((3, "d", None), client="other")], rate=1, burst=3, slack=0) == []
+
+
+def test_g2_polls_do_not_overlap():
+    assert beyond_g2(asked((0, None, "b"), (0.1, "b", None))) == []
+    assert len(beyond_g2(asked((0, None, "b"), (0.05, "b", None)))) == 1
+
+
+def test_g4_the_longest_quiet_time():
+    assert longest_quiet(asked((1, None, None), (4, None, None), (9, None, None)), since=0, until=6) == 3
+    assert longest_quiet([], since=1, until=6) == 5
+
+
+def test_connections_keep_their_distance():
+    assert beyond_reconnect_policy([Dialled("c", at) for at in (0, 0, 1, 3, 7)]) == []
+    assert len(beyond_reconnect_policy([Dialled("c", at) for at in (0, 0, 0.9, 3, 7)])) == 1
+    assert beyond_reconnect_policy([Dialled("c", at) for at in (0, 0, 31, 31)]) == []
+
+
+def test_journals_are_read_as_they_grow(tmp_path):
+    journal, read = Journal(tmp_path / "journal"), ConsumerJournal(tmp_path / "journal")
+    assert read.read().handled == []
+    journal.write("begins", 1)
+    journal.write("handled", 1, "a", 2.5, math.inf)
+    with (tmp_path / "journal").open("a") as file:
+        file.write("handled 1 half")
+    assert read.read().handled == [Handled(1, "a", 2.5, math.inf)]
+    assert (read.ids, read.begun) == ({"a"}, {1})
+    journal.close()
+
+
+def test_the_servers_journal_pairs_request_and_answer(tmp_path):
+    journal, read = Journal(tmp_path / "journal"), ServerJournal(tmp_path / "journal")
+    for words in (("asked", "1", "c", 1.0, "-"), ("asked", "2", "d", 2.0, "b"), ("dialled", "c", 3.0)):
+        journal.write(*words)
+    assert read.read().asked == [Asked("c", 1.0, None), Asked("d", 2.0, "b")]
+    journal.write("answered", "2", 2.5, 200, "c")
+    assert read.read().asked[1] == Asked("d", 2.0, "b", 2.5, 200, "c")
+    assert read.dialled == [Dialled("c", 3.0)]
+    journal.close()
+
+
+def test_what_never_comes_is_named():
+    with pytest.raises(TimeoutError, match=r"not within 0\.01 s: the sun rises"):
+        until(lambda: False, 0.01, "the sun rises")

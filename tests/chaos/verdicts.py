@@ -1,0 +1,143 @@
+"""Whether the guarantees held, judged by what handler and server wrote down; never by the client's own counters.
+
+Each verdict is a list of sentences, empty when all is well.
+"""
+
+from collections import defaultdict
+from itertools import groupby, pairwise
+
+from push_to_poll_client.listeners import _reconnect
+
+
+def by_life(handled):
+    """The lines of each life, in order."""
+    lives = defaultdict(list)
+    for line in handled:
+        lives[line.life].append(line)
+    return lives
+
+
+def lost(ids, handled):
+    """Every published id was handled, and nothing else."""
+    seen = {line.id for line in handled}
+    never_handled = [f"{name} was published and never handled" for name in ids if name not in seen]
+    return never_handled + [f"{name} was handled and never published" for name in sorted(seen.difference(ids))]
+
+
+def disordered(handled):
+    """The first occurrences stand in the order of the feed (its ids sort), so that nothing was skipped (G5)."""
+    first = list(dict.fromkeys(line.id for line in handled))
+    return [f"{after} was handled before {before}" for after, before in pairwise(first) if after > before]
+
+
+def redone(handled):
+    """For each life, how many of its messages a later life did again."""
+    last_life = {line.id: line.life for line in handled}
+    return {life: sum(last_life[line.id] > life for line in lines) for life, lines in by_life(handled).items()}
+
+
+def beyond_g7(handled, *, killed, flush_interval):
+    """What was done twice although no kill excuses it.
+
+    A kill costs what the killed life did since its last commit: the end of its lines. All of these but the one in
+    flight were handled within `flush_interval`, from when the first was entered to when the last but one was left.
+
+    Args:
+        handled: All lines.
+        killed: The lives that were killed; all others said goodbye, which excuses nothing.
+        flush_interval: That of the consumer, in seconds.
+    """
+    last_life = {line.id: line.life for line in handled}
+    wrong = []
+    for life, lines in by_life(handled).items():
+        if len({line.id for line in lines}) < len(lines):
+            wrong.append(f"life {life} handled a message twice")
+        again = [number for number, line in enumerate(lines) if last_life[line.id] > life]
+        if not again:
+            continue
+        tail = lines[again[0] :]
+        if life not in killed:
+            wrong.append(f"life {life} was not killed, and {len(again)} of its messages were done again")
+        if len(again) < len(tail):
+            wrong.append(f"life {life}: {tail[0].id} was done again, and not all that came after it")
+        took = tail[-1].left - tail[0].entered if len(tail) > 1 else 0.0
+        if took > flush_interval:
+            wrong.append(f"life {life}: {len(tail)} done again, which took {took:.4f} s > {flush_interval}")
+    return wrong
+
+
+def poll_starts(asked):
+    """The requests of one client that began a poll: all but those for a further page.
+
+    A further page is asked for after the last event of the answer before, and such an answer never ends a poll.
+    """
+    before = [None, *asked]
+    return [
+        request
+        for earlier, request in zip(before, asked, strict=False)
+        if earlier is None or earlier.last is None or request.after != earlier.last
+    ]
+
+
+def of_each_client(requests):
+    """The requests of each client, in order."""
+    ordered = sorted(requests, key=lambda request: (request.client, request.at))
+    return {client: list(group) for client, group in groupby(ordered, key=lambda request: request.client)}
+
+
+def beyond_g3(asked, *, rate, burst, slack):
+    """Polls that began though there was no token for them: in any window of T seconds ≤ burst + rate·T.
+
+    Args:
+        asked: All requests.
+        rate: Polls a second.
+        burst: Polls at once.
+        slack: Seconds that a request may have been on its way, so that windows look shorter to the server.
+    """
+    wrong = []
+    for client, requests in of_each_client(asked).items():
+        most = level = burst + rate * slack
+        since = 0.0
+        for poll in poll_starts(requests):
+            level = min(most, level + rate * (poll.at - since)) - 1
+            since = poll.at
+            if level < -1e-6:
+                wrong.append(f"client {client} polled {-level:.1f} times too often at {poll.at:.3f}")
+    return wrong
+
+
+def beyond_g2(asked):
+    """Requests of one client that overlap, as the server saw them end."""
+    return [
+        f"client {client} asked again after {second.at - first.at:.3f} s, before the answer"
+        for client, requests in of_each_client(asked).items()
+        for first, second in pairwise(requests)
+        if second.at < first.ended
+    ]
+
+
+def longest_quiet(asked, *, since, until):
+    """The longest time without a request of one client between two moments, both of which count as one (G4).
+
+    Args:
+        asked: The requests of the client.
+        since: Seconds.
+        until: Seconds.
+    """
+    times = [since, *(request.at for request in asked if since < request.at < until), until]
+    return max(after - before for before, after in pairwise(times))
+
+
+def beyond_reconnect_policy(dialled):
+    """Connections of one client sooner than the policy's smallest delays, while none of them lived.
+
+    Attempts that no server saw make a streak longer than it looks, and the delays with it, never shorter.
+    """
+    wrong = []
+    for number, (before, after) in enumerate(pairwise(dialled)):
+        least = 0.0 if number == 0 else min(_reconnect.BASE_DELAY * 2.0 ** (number - 1), _reconnect.MAX_DELAY)
+        if after.at - before.at < least:
+            wrong.append(f"connection {number + 2} came {after.at - before.at:.3f} s after the one before")
+        if after.at - before.at >= _reconnect.LIVED:
+            break  # it may have lived, and begun a new streak
+    return wrong
