@@ -17,7 +17,7 @@ import pytest
 
 from push_to_poll_client import OwnershipLost, StoreBusy, StoreError
 from push_to_poll_client._types import Record, RecordState
-from push_to_poll_client.stores import SQLiteStore, _owner_lock, _sqlite_schema
+from push_to_poll_client.stores import SQLiteStore, _owner_lock, _sqlite_file, _sqlite_schema
 from push_to_poll_client.testing._store_suite import StoreSuite
 
 pytestmark = pytest.mark.anyio
@@ -347,6 +347,22 @@ class TestFiles:
             await session.commit(cursor=None, records=records(*(f"{'x' * 10_000}{n}" for n in range(100))))
         assert path.stat().st_size < 100_000
 
+    async def test_a_key_that_is_spelled_like_a_digest_is_another(self, path):
+        async with claimed(SQLiteStore(path)) as session:
+            await session.commit(cursor=None, records=records("x" * 1000))
+            (digest,) = session._file.connection.execute("SELECT key FROM record").fetchone()
+            assert await session.unseen([digest, "x" * 1000]) == {digest}
+
+    async def test_a_page_is_one_statement_for_each_question(self, path):
+        """Statement by statement, the thread would wait for the others a thousand times."""
+        async with claimed(SQLiteStore(path)) as session:
+            statements = []
+            session._file.connection.set_trace_callback(statements.append)
+            await session.unseen([str(n) for n in range(1000)])
+            await session.commit(cursor="c", records=records(*map(str, range(1000))))
+        assert sum("json_each" in statement for statement in statements) == 2
+        assert len(statements) < 10
+
     async def test_a_damaged_record_is_not_taken_for_a_new_one(self, path):
         async with claimed(SQLiteStore(path)) as session:
             with other_program(path) as connection:
@@ -366,6 +382,24 @@ class TestFiles:
         os.truncate(path, size % path.stat().st_size)
         async with refused(path, "cut off"):
             pass
+
+    async def test_a_file_with_pages_of_another_size_is_whole(self, path):
+        await filled(path)
+        with other_program(path) as connection:
+            connection.executescript("PRAGMA journal_mode = DELETE; PRAGMA page_size = 512; VACUUM")
+        assert path.stat().st_size % 4096
+        async with claimed(SQLiteStore(path)) as session:
+            assert session.size > 0
+
+    async def test_whether_a_file_may_be_read_is_for_sqlite_to_say(self, path, monkeypatch):
+        await filled(path)
+
+        def refuse(*args, **options):
+            raise PermissionError
+
+        monkeypatch.setattr(_sqlite_file.Path, "open", refuse)
+        async with claimed(SQLiteStore(path)) as session:
+            assert session.size > 0
 
     async def test_a_file_whose_end_is_still_in_the_log_is_whole(self, path, tmp_path):
         """What a crash in the middle of a checkpoint leaves: the file is cut, and its side file has the rest."""

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client.stores._owner_lock import OwnerLock
-from push_to_poll_client.stores._sqlite_schema import PAGE_SIZE, Synchronous, prepare, warn_of_old_sqlite
+from push_to_poll_client.stores._sqlite_schema import Synchronous, prepare, warn_of_old_sqlite
 
 __all__ = ["OpenFile", "named_errors"]
 
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another program that holds the file; readers do not hold it
+
+_SMALLEST_PAGE = 512  # bytes, in SQLite
 
 _ADVICE = {
     sqlite3.SQLITE_BUSY: "another program writes to it: let it end",
@@ -126,8 +128,17 @@ def _check_size(path: Path) -> None:
     """SQLite takes one byte, whatever it is, for an empty file, and zeros for the missing end of the last page."""
     # After a crash the rest may be in a side file.
     unfinished = any(Path(f"{path}{suffix}").exists() for suffix in ("-wal", "-journal"))
-    if path.is_file() and not unfinished and path.stat().st_size % PAGE_SIZE:
+    if path.is_file() and not unfinished and path.stat().st_size % _page_size(path):
         raise StoreError(
             f"{path} cannot be used: it was cut off, or is no SQLite database; put back a copy, or name another "
             "file"
         )
+
+
+def _page_size(path: Path) -> int:
+    """In bytes (https://www.sqlite.org/fileformat.html, section 1.3.2)."""
+    head = b""
+    with contextlib.suppress(OSError), path.open("rb") as file:  # SQLite cannot read it either, and says so
+        head = file.read(18)
+    stated = int.from_bytes(head[16:])
+    return 65_536 if stated == 1 else max(stated, _SMALLEST_PAGE)

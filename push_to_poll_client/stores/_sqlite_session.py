@@ -3,13 +3,15 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar, TypeVarTuple
 
+import msgspec
 from anyio import CancelScope, CapacityLimiter, to_thread
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreMismatch
-from push_to_poll_client._types import Cursor, Record
+from push_to_poll_client._types import Cursor, Record, RecordState
 from push_to_poll_client.stores._retention import Retention
 from push_to_poll_client.stores._sqlite_file import OpenFile, named_errors
 
@@ -18,10 +20,32 @@ __all__ = ["SQLiteSession"]
 _Ts = TypeVarTuple("_Ts")
 _T = TypeVar("_T")
 
-_KEYS_PER_QUERY = 500  # variables of a statement; SQLite before 3.32 allows 999
-
 _LONGEST_KEY = 200
-"""Bytes. A longer key is kept as a digest of 32: what spills out of its page of the index is slow to find."""
+"""Characters. A longer key is kept as a digest: what spills out of its page of the index is slow to find."""
+
+_DIGEST = "\x7f"
+"""What the digest of a key begins with. A key that has it anywhere is kept as a digest too, so that no digest is
+another key's spelling."""
+
+_SPECIAL = re.compile(f"[\0{_DIGEST}\ud800-\udfff]")
+"""What else makes a key be kept as a digest: SQLite's JSON ends a text at a NUL, and UTF-8 has no word for half a
+surrogate pair, which JSON can spell."""
+
+# One statement for all keys, given as one JSON array: while it runs, other threads run too. Statement by statement
+# the thread would wait for them a thousand times.
+_FIND = """
+    SELECT record.key FROM json_each(:keys) AS asked
+    CROSS JOIN record ON record.consumer = :consumer AND record.key = asked.value
+"""
+_ADD = """
+    INSERT INTO record(consumer, position, key, state, at)
+    SELECT :consumer, :last + 1 + key, value, :state, :now FROM json_each(:keys) WHERE true
+    ON CONFLICT(consumer, key) DO NOTHING
+"""
+_REPLACE = """
+    UPDATE record SET position = :last + 1 + given.key, state = :state, at = :now FROM json_each(:keys) AS given
+    WHERE record.consumer = :consumer AND record.key = given.value
+"""
 
 
 class SQLiteSession:
@@ -140,18 +164,13 @@ class SQLiteSession:
             self._let_go(self)
 
     def _do_unseen(self, keys: tuple[str, ...]) -> set[str]:
-        unseen = {_stored_key(key): key for key in keys}
-        asked = list(unseen)
+        unseen = dict(zip(_stored_keys(keys), keys, strict=True))
+        asked = {"consumer": self._consumer, "keys": _as_json(unseen)}
         with named_errors(self._file.path):
-            for start in range(0, len(asked), _KEYS_PER_QUERY):
-                for key in self._do_find(asked[start : start + _KEYS_PER_QUERY]):
-                    del unseen[key]
+            seen = self._file.connection.execute(_FIND, asked).fetchall()
+        for (key,) in seen:
+            del unseen[key]
         return set(unseen.values())
-
-    def _do_find(self, keys: list[str | bytes]) -> list[str | bytes]:
-        marks = ",".join("?" * len(keys))
-        query = f"SELECT key FROM record WHERE consumer = ? AND key IN ({marks})"  # noqa: S608  # marks alone
-        return [key for (key,) in self._file.connection.execute(query, (self._consumer, *keys))]
 
     def _do_commit(self, cursor: Cursor | None, records: tuple[Record, ...]) -> None:
         with self._file.transaction():
@@ -179,22 +198,27 @@ class SQLiteSession:
 
     def _do_record(self, records: tuple[Record, ...], last: int, now: float) -> int:
         """Add or replace; how many were added."""
-        states = {_stored_key(record.key): record.state.value for record in records}
-        rows = [
-            (last + number, state, now, self._consumer, key)
-            for number, (key, state) in enumerate(states.items(), start=1)
-        ]
-        if not rows:
-            return 0
-        added = self._file.connection.executemany(
-            "INSERT INTO record(position, state, at, consumer, key) VALUES (?, ?, ?, ?, ?) "
-            "ON CONFLICT(consumer, key) DO NOTHING",
-            rows,
-        ).rowcount
-        if added < len(rows):  # rare, and the one way to learn how many there were
-            self._file.connection.executemany(
-                "UPDATE record SET position = ?, state = ?, at = ? WHERE consumer = ? AND key = ?", rows
-            )
+        states = dict(zip(_stored_keys([record.key for record in records]), records, strict=True))
+        added = 0
+        for state in RecordState:
+            keys = [key for key, record in states.items() if record.state is state]
+            if keys:
+                added += self._do_record_as(state, keys, last, now)
+                last += len(keys)
+        return added
+
+    def _do_record_as(self, state: RecordState, keys: list[str], last: int, now: float) -> int:
+        execute = self._file.connection.execute
+        values = {
+            "consumer": self._consumer,
+            "last": last,
+            "state": state.value,
+            "now": now,
+            "keys": _as_json(keys),
+        }
+        added = execute(_ADD, values).rowcount
+        if added < len(keys):  # rare, and the one way to learn how many there were
+            execute(_REPLACE, values)
         return added
 
     def _do_sweep(self, behind: int, size: int, added: int, now: float) -> int:
@@ -226,10 +250,20 @@ def _restored(stored: str | bytes) -> str:
     return stored if isinstance(stored, str) else stored.decode("utf-8", "surrogatepass")
 
 
-def _stored_key(key: str) -> str | bytes:
-    if len(key) * 4 > _LONGEST_KEY:
-        spelled = key.encode("utf-8", "surrogatepass")
-        if len(spelled) > _LONGEST_KEY:
-            # 0xFF begins no character, so that a digest is no other key's spelling.
-            return b"\xff" + hashlib.blake2b(spelled, digest_size=32).digest()
-    return _stored(key)
+def _stored_keys(keys: Sequence[str]) -> Sequence[str]:
+    """The keys as they stand in the file; looked at together first, for hardly a page has one that is special."""
+    text = "".join(keys)
+    plain = text.isascii() and "\0" not in text and _DIGEST not in text
+    if plain and max(map(len, keys), default=0) <= _LONGEST_KEY:
+        return keys
+    return [_stored_key(key) for key in keys]
+
+
+def _stored_key(key: str) -> str:
+    if len(key) <= _LONGEST_KEY and not _SPECIAL.search(key):
+        return key
+    return _DIGEST + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
+
+
+def _as_json(keys: Iterable[str]) -> str:
+    return msgspec.json.encode(list(keys)).decode()
