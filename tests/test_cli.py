@@ -10,16 +10,15 @@ import sys
 from pathlib import Path
 
 import anyio
+import command_line
 import msgspec
 import pytest
+from command_line import COMMAND, TIMEOUT, on, said, typed
 
 from push_to_poll_client import CloudEvent, ListenerError, Message, PushToPollError, StoreBusy, Throttled
-from push_to_poll_client.cli import _tail, main
+from push_to_poll_client.cli import _lines, _push, _signals, _tail, main
 from push_to_poll_client.cli._exit import Exit, exit_of
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
-
-COMMAND = [sys.executable, "-m", "push_to_poll_client.cli"]
-TIMEOUT = 30
 
 
 @pytest.fixture
@@ -30,31 +29,16 @@ def server():
 
 @pytest.fixture(params=["asyncio", "trio"])
 def backend(request, monkeypatch):
-    """The command runs on asyncio; on trio here too, where CPython 3.11 does not lose trace events (gh-106749)."""
-    monkeypatch.setattr(_tail.anyio, "run", functools.partial(anyio.run, backend=request.param))
+    on(request.param, monkeypatch)
 
 
 @pytest.fixture
 def tail(capfdbinary, backend):
-    """Runs `push-to-poll tail …` in this process; returns exit code, parsed lines, and stderr."""
-
-    def run(*arguments):
-        code = main(["tail", *arguments])
-        out, err = capfdbinary.readouterr()
-        return code, [json.loads(line) for line in out.splitlines()], err.decode()
-
-    return run
+    return functools.partial(command_line.tail, capfdbinary)
 
 
-def said(err):
-    """What was said on stderr, but for the warning about an old SQLite."""
-    return [line for line in err.splitlines() if "WARNING SQLite" not in line]
-
-
-def start(*arguments, **options):
-    return subprocess.Popen(
-        [*COMMAND, "tail", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+def start(*arguments):
+    return command_line.start("tail", *arguments)
 
 
 def test_once_prints_a_line_for_each_message_and_ends(server, tail):
@@ -79,8 +63,8 @@ def test_a_line_is_the_event_as_it_came():
         {"id": "1", "source": "s", "data_base64": "AAEC"},
         {"id": "1", "source": "s", "method": "DELETE"},
     ):
-        assert json.loads(msgspec.json.encode(_tail._line(CloudEvent(json.dumps(event).encode())))) == event
-    assert _tail._line(Message("1", {"a": 1})) == {"id": "1", "data": {"a": 1}}
+        assert json.loads(msgspec.json.encode(_lines._members(CloudEvent(json.dumps(event).encode())))) == event
+    assert _lines._members(Message("1", {"a": 1})) == {"id": "1", "data": {"a": 1}}
 
 
 def test_a_feed_longer_than_one_poll_is_read_to_its_end(server, tail, monkeypatch):
@@ -96,19 +80,19 @@ def test_a_feed_longer_than_one_poll_is_read_to_its_end(server, tail, monkeypatc
     [
         ([], "the following arguments are required: URL"),
         (["ftp://x/feed"], "url"),
-        (["http://127.0.0.1:1/feed", "--interval", "soon"], "argument --interval: invalid float value"),
+        (["http://127.0.0.1:1/feed", "--interval", "soon"], "argument --interval: invalid float value;"),
         (["http://127.0.0.1:1/feed", "--interval", "-1"], "fallback_interval must be finite and above 0"),
         (["http://127.0.0.1:1/feed", "--push", "http://x"], "ws"),
         (["http://127.0.0.1:1/feed", "--once", "--push", "ws://x"], "--once does not wait for pushes"),
-        (["http://127.0.0.1:1/feed", "--token-env", "NOT_SET"], "the environment variable NOT_SET is not set"),
+        (
+            ["http://127.0.0.1:1/feed", "--token-env", "NOT_SET"],
+            "--token-env: no environment variable has that name",
+        ),
         (["http://127.0.0.1:1/feed", "--state", ""], "path must name a file"),
     ],
 )
 def test_wrong_arguments_are_one_sentence_and_exit_code_2(arguments, says, capsys):
-    try:
-        code = main(["tail", *arguments])
-    except SystemExit as ended:
-        code = ended.code
+    code = typed("tail", *arguments)
     err = capsys.readouterr().err
     assert code == Exit.USAGE
     assert says in err
@@ -163,14 +147,14 @@ def test_the_token_goes_to_the_feed_and_is_printed_nowhere(server, tail, monkeyp
 
 
 def test_the_token_goes_to_pushes_of_the_same_server_alone():
-    assert _tail._same_server("wss://shop.example/push", "https://shop.example/feed")
-    assert _tail._same_server("ws://shop.example:8080/push", "http://shop.example:8080/feed")
-    assert not _tail._same_server("wss://push.example/", "https://shop.example/feed")
-    assert not _tail._same_server("ws://shop.example:81/", "http://shop.example/feed")
+    assert _push.same_server("wss://shop.example/push", "https://shop.example/feed")
+    assert _push.same_server("ws://shop.example:8080/push", "http://shop.example:8080/feed")
+    assert not _push.same_server("wss://push.example/", "https://shop.example/feed")
+    assert not _push.same_server("ws://shop.example:81/", "http://shop.example/feed")
 
 
 def test_a_bug_is_no_traceback(server, tail, monkeypatch):
-    def broken(options):
+    def broken(*_):
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr(_tail, "_consumer", broken)
@@ -261,7 +245,7 @@ def test_a_second_signal_ends_at_once_what_cannot_be_interrupted(backend, monkey
                 await exited.wait()
 
     monkeypatch.setattr(os, "_exit", exit_at_once)
-    anyio.run(_tail._until_signalled, write_that_nobody_reads)
+    anyio.run(_signals.until_signalled, write_that_nobody_reads)
     assert codes == [Exit.TERMINATED]
 
 

@@ -1,4 +1,4 @@
-"""What the exit code of `push-to-poll` says."""
+"""What the exit code of `push-to-poll` says, whichever its command: the one table."""
 
 import enum
 
@@ -11,11 +11,11 @@ from push_to_poll_client._exceptions import (
     Throttled,
 )
 
-__all__ = ["Exit", "UsageError", "exit_of"]
+__all__ = ["EXIT_CODES", "Exit", "UsageError", "exit_of"]
 
 
 class Exit(enum.IntEnum):
-    """The exit codes, documented in `push-to-poll tail --help`."""
+    """The exit codes, documented by `EXIT_CODES`."""
 
     DONE = 0
     BUG = 1
@@ -26,6 +26,21 @@ class Exit(enum.IntEnum):
     PUSH = 6
     INTERRUPTED = 130
     TERMINATED = 143
+
+
+EXIT_CODES = """\
+exit codes:
+  0    done: with --once the end of the feed, or whoever read the output went away
+  1    a bug; of the demo also: a message was lost, or processed twice without excuse
+  2    the arguments are wrong, or need something that is not installed
+  3    the feed failed (with --once), is gone, or no longer knows the cursor
+  4    a message could not be read or written out, or its command failed; the state stands before it
+  5    the state file cannot be used, or another process uses it
+  6    a push channel is broken for good
+  130  interrupted (Ctrl-C); what was written out is recorded
+  143  terminated; what was written out is recorded
+"""
+"""For the help of each command."""
 
 
 class UsageError(Exception):

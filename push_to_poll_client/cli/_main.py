@@ -5,24 +5,16 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NoReturn
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._text import describe
+from push_to_poll_client._text import describe, one_line
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._exit import Exit, UsageError, exit_of
+from push_to_poll_client.cli._parser import Commands, Parser
 
 __all__ = ["main"]
 
 logger = logging.getLogger("push_to_poll_client")
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, and how to see what is right."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with `Exit.USAGE`."""
-        self.exit(Exit.USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="push-to-poll", description="Consume an event feed: pushes say when to ask, polls say what."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('push-to-poll-client')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    _tail.add_to(commands)
+    commands = Commands(parser)
+    for command in (_tail,):
+        command.add_to(commands)
     options = parser.parse_args(arguments)
     _log_to_stderr(options.verbose)
     return _run(options)
@@ -49,7 +42,9 @@ def _run(options: argparse.Namespace) -> int:
     try:
         return int(options.run(options))
     except UsageError as error:
-        return _say(str(error), Exit.USAGE)
+        return _say(one_line(str(error)), Exit.USAGE)
+    except KeyboardInterrupt:  # before or after a command looks after its signals
+        return Exit.INTERRUPTED
     except PushToPollError as error:
         return _say(describe(error), exit_of(error))
     except Exception as error:  # a bug, whose traceback helps only whoever asks for it

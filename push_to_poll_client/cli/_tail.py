@@ -1,28 +1,21 @@
-"""`push-to-poll tail`: follow a feed, one JSON line per message on standard output."""
+"""`push-to-poll tail`: follow a feed, one JSON line per message on standard output, or one run of a command."""
 
 import argparse
 import functools
 import os
-import signal
-import sys
-from collections.abc import Awaitable, Callable
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Callable
 
 import anyio
-import msgspec
-from anyio.abc import TaskStatus
+from tenacity import AsyncRetrying, stop_after_attempt
 
-from push_to_poll_client import (
-    CloudEvent,
-    Consumer,
-    HTTPFeed,
-    MemoryStore,
-    Message,
-    SQLiteStore,
-    WebSocketListener,
-)
+from push_to_poll_client import Consumer, HTTPFeed, MemoryStore, SQLiteStore
+from push_to_poll_client._consumer import RETRY
+from push_to_poll_client.cli._exec import Command
 from push_to_poll_client.cli._exit import Exit, UsageError
+from push_to_poll_client.cli._lines import ReaderGone, close_stdout, write_line
+from push_to_poll_client.cli._parser import Commands
+from push_to_poll_client.cli._push import listener_for
+from push_to_poll_client.cli._signals import SHUTDOWN_TIMEOUT, until_signalled
 
 __all__ = ["add_to"]
 
@@ -32,42 +25,37 @@ DEGRADED = 10.0
 PATIENCE = 60.0
 """Seconds that `--once` waits when the server asks to be left alone; beyond that, whoever runs it decides."""
 
-EPILOG = """\
-exit codes:
-  0    --once reached the end of the feed, or whoever read the output went away
-  1    a bug
-  2    the arguments are wrong
-  3    the feed failed (with --once), is gone, or no longer knows the cursor
-  4    a message could not be read or written out; the state stands before it
-  5    the state file cannot be used, or another process uses it
-  6    a push channel is broken for good
-  130  interrupted (Ctrl-C); what was written out is recorded
-  143  terminated; what was written out is recorded
-"""
+EXEC_TIMEOUT = 60.0
+"""Seconds that a command may take for one message: long for a slow API call, and one that hangs is known in a
+minute."""
+
+EXEC_ATTEMPTS = 5
+"""Those of the library's default, with its delays: they outlive a restart of what the command calls."""
 
 
-class ReaderGone(BaseException):
-    """Nobody reads the output any more. No failure of the message, which is not recorded, nor of anything."""
-
-
-def add_to(commands: Any) -> None:
+def add_to(commands: Commands) -> None:
     """Add the command to the parser's commands."""
-    parser = commands.add_parser(
+    parser = commands.add(
         "tail",
-        help="follow a feed, one JSON line per message",
+        run,
+        help="follow a feed: one JSON line per message, or one run of a command",
         description="Follow a feed by the HTTP Feeds specification: one JSON line per message on standard output, "
-        "everything else on standard error. Without --push it is a plain poller.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "or with --exec on the standard input of a command; everything else on standard error. Without --push it "
+        "is a plain poller.",
     )
-    add = parser.add_argument
+    _add_feed(parser.add_argument)
+    _add_exec(parser.add_argument)
+    parser.add_argument("-v", "--verbose", action="count", help="log what is done; twice: in detail")
+
+
+def _add_feed(add: Callable[..., object]) -> None:
     add("url", metavar="URL", help="the feed")
     add(
         "--push",
         metavar="URL",
         action="append",
         default=[],
-        help="a websocket whose messages say when to poll; may be repeated",
+        help="a push channel, whose messages say when to poll: a websocket (ws://, wss://); may be repeated",
     )
     add(
         "--state",
@@ -93,8 +81,30 @@ def add_to(commands: Any) -> None:
         metavar="NAME",
         help="the environment variable with a bearer token for the feed, and for pushes from the same server",
     )
-    add("-v", "--verbose", action="count", default=0, help="log what is done; twice: in detail")
-    parser.set_defaults(run=run)
+
+
+def _add_exec(add: Callable[..., object]) -> None:
+    add(
+        "--exec",
+        metavar="CMD",
+        help="instead of printing a message, run this with the line on its standard input: exit code 0 means "
+        "processed, anything else failed. It is split into words as by a shell, but no shell sees it; it has "
+        "the environment but for the variable of --token-env. What it leaves running when it ends is left alone",
+    )
+    add(
+        "--exec-timeout",
+        metavar="S",
+        type=float,
+        help=f"seconds for one run; then it and all that it started are ended, and the message failed "
+        f"(default: {EXEC_TIMEOUT:g})",
+    )
+    add(
+        "--exec-attempts",
+        metavar="N",
+        type=int,
+        help=f"how often to run it for a message that fails before giving up (default: {EXEC_ATTEMPTS}, in 8 to "
+        "10 seconds if it fails at once)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -105,104 +115,65 @@ def run(options: argparse.Namespace) -> int:
         UsageError: An argument has no meaning.
     """
     try:
-        consumer = _consumer(options)
+        command = _command(options)
+        consumer = _consumer(options, command)
     except (TypeError, ValueError) as error:  # of the library's own constructors
         raise UsageError(str(error)) from error
     code = Exit.DONE
     try:
-        code = anyio.run(_until_signalled, functools.partial(_drain, consumer) if options.once else consumer.run)
+        follow = functools.partial(_drain, consumer) if options.once else consumer.run
+        code = anyio.run(until_signalled, follow, command)
     except* ReaderGone:
-        _close_stdout()
+        close_stdout()
     return code
 
 
-def _consumer(options: argparse.Namespace) -> Consumer:
+def _consumer(options: argparse.Namespace, command: Command | None) -> Consumer:
     if options.once and options.push:
         raise ValueError("--once does not wait for pushes, leave out --push")
     token = _token(options.token_env)
     return Consumer(
         HTTPFeed(options.url, auth=token, max_wait=options.wait),
         store=SQLiteStore(options.state) if options.state is not None else MemoryStore(),
-        listeners=[
-            WebSocketListener(url, token=token if _same_server(url, options.url) else None) for url in options.push
-        ],
-        process=_write,
+        listeners=[listener_for(url, feed=options.url, token=token) for url in options.push],
+        process=command or write_line,
         fallback_interval=options.interval,
         degraded_interval=min(DEGRADED, options.interval),
-        retry=None,
+        shutdown_timeout=SHUTDOWN_TIMEOUT,
+        retry=_retry(options),
     )
+
+
+def _command(options: argparse.Namespace) -> Command | None:
+    if options.exec is None:
+        if options.exec_timeout is not None or options.exec_attempts is not None:
+            raise ValueError("--exec-timeout and --exec-attempts say how to run the command of --exec, add it")
+        return None
+    timeout = EXEC_TIMEOUT if options.exec_timeout is None else options.exec_timeout
+    return Command(options.exec, timeout=timeout, secret=options.token_env)
+
+
+def _retry(options: argparse.Namespace) -> AsyncRetrying | None:
+    """A command may go better in a second. A line that cannot be written will not."""
+    if options.exec is None:
+        return None
+    attempts = EXEC_ATTEMPTS if options.exec_attempts is None else options.exec_attempts
+    if attempts < 1:
+        raise ValueError(f"--exec-attempts must be at least 1, not {attempts}")
+    return RETRY.copy(stop=stop_after_attempt(attempts))
 
 
 def _token(name: str | None) -> str | None:
     if name is None:
         return None
     if not (token := os.environ.get(name)):
-        raise ValueError(f"--token-env: the environment variable {name} is not set")
+        raise ValueError(
+            "--token-env: no environment variable has that name; give its name, not the token"
+        )
     return token
-
-
-def _same_server(push: str, feed: str) -> bool:
-    """Whether the feed's token may go to the push channel: secrets stay with whom they were given for (G12)."""
-    ports = {"http": 80, "ws": 80, "https": 443, "wss": 443}
-    one, other = urlsplit(push), urlsplit(feed)
-    return (one.hostname, one.port or ports.get(one.scheme)) == (
-        other.hostname,
-        other.port or ports.get(other.scheme),
-    )
 
 
 async def _drain(consumer: Consumer) -> None:
     async with consumer:
         while not (await consumer.poll_now(timeout=PATIENCE)).caught_up:
             pass
-
-
-async def _until_signalled(follow: Callable[[], Awaitable[None]]) -> Exit:
-    code = Exit.DONE
-    error: Exception | None = None
-
-    async def watch(body: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
-        nonlocal code
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for number in signals:
-                if code is not Exit.DONE:
-                    os._exit(code)  # asked twice: output that nobody reads must not hold us
-                code = Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
-                body.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        with anyio.CancelScope() as body:
-            await tasks.start(watch, body)
-            try:
-                await follow()
-            except Exception as caught:  # noqa: BLE001  # raised below, without a group around it
-                error = caught
-        tasks.cancel_scope.cancel()
-    if error is not None:
-        raise error
-    return code
-
-
-def _write(message: Message) -> None:
-    """Write the line and see it leave, before the message is recorded as processed."""
-    line = msgspec.json.encode(_line(message)) + b"\n"
-    try:
-        sys.stdout.buffer.write(line)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise ReaderGone from None
-
-
-def _line(message: Message) -> dict[str, Any]:
-    if not isinstance(message, CloudEvent):
-        return {"id": message.id, "data": message.data}
-    data = message.data
-    if data is None:
-        return message.attributes
-    return {**message.attributes, "data_base64" if isinstance(data, bytes) else "data": data}
-
-
-def _close_stdout() -> None:
-    """Keep the interpreter from flushing at exit what nobody will read."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

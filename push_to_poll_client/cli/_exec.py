@@ -1,0 +1,176 @@
+"""`tail --exec`: one run of a command for each message, and its exit code is what became of the message.
+
+The message is on the command's standard input and nowhere else: nothing that a server sent becomes an argument, a
+variable, or a word of a shell, since there is no shell. It comes as a file that has no name, not through a pipe: a
+command may leave it unread, and nothing has to be written to it while it runs.
+
+The command runs in a session of its own. Ctrl-C does not reach it by itself, so that the message in hand can
+finish; and what it started is ended with it when its time is up.
+"""
+
+import math
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+
+import anyio
+from anyio.abc import Process
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from push_to_poll_client import Message
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._text import quoted
+from push_to_poll_client.cli._lines import line_of
+
+__all__ = ["Command", "CommandFailed"]
+
+TERM_GRACE = 5.0
+"""Seconds between SIGTERM and SIGKILL: with the ten that a stop leaves the message in hand, below the thirty of
+Kubernetes and the ninety of systemd."""
+
+_LOOK = 0.02  # seconds between looks at whether anything of an ended command is left
+
+
+class CommandFailed(Exception):
+    """The command says that the message was not processed, or could not say anything."""
+
+
+class Command:
+    """Processes a message by running a command. One at a time.
+
+    Args:
+        typed: The command and its arguments, split as a shell would, once; no shell sees them. It inherits
+            standard output and error, the directory and the environment.
+        timeout: Seconds that one run may take. Then its process group is terminated, 5 seconds later killed, and
+            the message failed.
+        secret: A variable that is not the command's business (G12); `None`: there is none.
+
+    Raises:
+        TypeError: `timeout` is no number.
+        ValueError: The command is empty, cannot be split, found or executed, or `timeout` is not above 0.
+    """
+
+    def __init__(self, typed: str, *, timeout: float, secret: str | None = None) -> None:
+        check_number("--exec-timeout", timeout, above_zero=True)
+        self._argv = _argv(typed)
+        self._timeout = timeout
+        self._environment = {name: value for name, value in os.environ.items() if name != secret}
+        self._hand: anyio.CancelScope | None = None
+        self._finish_until = math.inf
+        self._process: Process | None = None
+
+    async def __call__(self, message: Message) -> None:
+        """Run it with the line of the message on its standard input. Exit code 0: the message is processed.
+
+        A cancellation waits for the run in hand; `finish_until()` says how long.
+
+        Raises:
+            CommandFailed: Any other exit code, a signal, too long, or it could not be started.
+            UndecodableMessage: The data of the message cannot be read.
+        """
+        await checkpoint_if_cancelled()
+        with anyio.CancelScope(shield=True, deadline=self._finish_until) as self._hand:
+            await self._run(line_of(message))
+            return
+        await anyio.sleep_forever()  # not processed: the cancellation that set the deadline goes on from here
+
+    def finish_until(self, deadline: float) -> None:
+        """Give the run in hand until then, on the event loop's clock; it is ended when it overruns."""
+        self._finish_until = deadline
+        if self._hand is not None:
+            self._hand.deadline = deadline
+
+    def kill(self) -> None:
+        """End the run in hand at once, and whatever it started."""
+        if self._process is not None:
+            _signal_group(self._process, _KILL)
+
+    async def _run(self, line: bytes) -> None:
+        self._process = process = await self._start(line)
+        try:
+            with anyio.move_on_after(self._timeout):
+                await process.wait()
+        finally:
+            if overran := process.returncode is None:
+                await _end(process)
+            self._process = None
+        if overran or process.returncode:
+            raise CommandFailed(f"{quoted(self._argv[0])} {self._failure(process, overran=overran)}")
+
+    async def _start(self, line: bytes) -> Process:
+        try:
+            with tempfile.TemporaryFile() as stdin:
+                stdin.write(line)
+                stdin.seek(0)
+                return await anyio.open_process(
+                    self._argv,
+                    stdin=stdin,
+                    stdout=None,
+                    stderr=None,
+                    env=self._environment,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise CommandFailed(f"{quoted(self._argv[0])} could not be started: {error.strerror}") from error
+
+    def _failure(self, process: Process, *, overran: bool) -> str:
+        if overran:
+            return f"did not end within {self._timeout:g} s and was ended"
+        code = process.returncode or 0
+        return f"exited with {code}" if code > 0 else f"was killed by {_signal_name(-code)}"
+
+
+def _argv(typed: str) -> list[str]:
+    try:
+        argv = shlex.split(typed)
+    except ValueError as error:
+        raise ValueError(f"--exec cannot be split into words: {error}; mend its quotes") from None
+    if not argv:
+        raise ValueError("--exec is empty; name a command")
+    if (found := shutil.which(argv[0])) is None:
+        what = "is not executable" if os.path.exists(argv[0]) else "was not found"  # noqa: PTH110  # any string
+        raise ValueError(f"--exec: {quoted(argv[0])} {what}; name a program on the PATH, or its path")
+    return [found, *argv[1:]]
+
+
+async def _end(process: Process) -> None:
+    """Terminate the process and all that it started; kill what is left when the grace is over."""
+    with anyio.CancelScope(shield=True):
+        _signal_group(process, signal.SIGTERM)
+        with anyio.move_on_after(TERM_GRACE):
+            await process.wait()
+            while _signal_group(process, 0):  # noqa: ASYNC110  # nothing tells when a group is empty
+                await anyio.sleep(_LOOK)
+        _signal_group(process, _KILL)
+        await process.wait()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # the real-time ones but two have none
+        return f"signal {number}"
+
+
+if sys.platform == "win32":  # pragma: no cover  # the tests run on POSIX
+    _KILL = signal.SIGTERM
+
+    def _signal_group(process: Process, number: int) -> bool:
+        """There are no groups: the process alone is ended."""
+        if number and process.returncode is None:
+            process.terminate()
+        return False
+
+else:
+    _KILL = signal.SIGKILL
+
+    def _signal_group(process: Process, number: int) -> bool:
+        """Whether there is anybody left in its group. The group has its number as long as it has a member."""
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True

@@ -1,0 +1,81 @@
+"""What is typed, and what is said of what was mistyped: never the thing itself, which may be a secret."""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from push_to_poll_client._text import one_line
+from push_to_poll_client.cli._exit import EXIT_CODES, Exit
+
+__all__ = ["Commands", "Parser"]
+
+# What argparse says of a value, which is shown to whoever reads the log of a cron job.
+_ECHO = re.compile(r"(invalid choice|invalid \w+ value|ignored explicit argument): .*", re.DOTALL)
+_OPTION = re.compile(r"--?[a-z][a-z-]{0,20}")
+
+
+class _Layout(argparse.HelpFormatter):
+    """Fills paragraphs, and leaves tables as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, and how to see what is right."""
+
+    def __init__(self, *, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=EXIT_CODES,
+            formatter_class=_Layout,
+            allow_abbrev=False,  # so that no later option makes a typed one ambiguous
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with `Exit.USAGE`."""
+        seen = one_line(_ECHO.sub(r"\1", message))
+        self.exit(Exit.USAGE, f"{self.prog}: {seen}; see {self.prog} --help\n")
+
+    def parse_args(  # type: ignore[override]  # without its overloads
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse does, but options that it does not know are named without their values."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(_unrecognized(unknown))
+        return options
+
+
+class Commands:
+    """The commands of a parser.
+
+    Args:
+        parser: Of which they are.
+    """
+
+    def __init__(self, parser: Parser) -> None:
+        self._parsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+
+    def add(
+        self, name: str, run: Callable[[argparse.Namespace], int], *, help: str, description: str
+    ) -> argparse.ArgumentParser:
+        """Add a command.
+
+        Args:
+            name: What is typed.
+            run: Called with what was typed after it; returns the exit code.
+            help: One line of the list of commands.
+            description: The head of the command's own help.
+        """
+        parser = self._parsers.add_parser(name, help=help, description=description)
+        parser.set_defaults(run=run, verbose=0)
+        return parser
+
+
+def _unrecognized(unknown: Sequence[str]) -> str:
+    names = [match.group() for match in map(_OPTION.match, unknown) if match]
+    rest = len(unknown) - len(names)
+    return f"unrecognized arguments: {', '.join(names) or rest}" + (f" and {rest} more" if names and rest else "")
