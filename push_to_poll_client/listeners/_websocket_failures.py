@@ -5,10 +5,8 @@ values) is hostile text: it is escaped and cut before it reaches a sentence. Wha
 address of a proxy, an error we do not know) is named by its type alone.
 """
 
-import itertools
 import ssl
 import time
-from collections.abc import Iterator
 
 from websockets.exceptions import (
     ConnectionClosed,
@@ -25,9 +23,10 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http import asked_to_wait
 from push_to_poll_client._text import quoted
 from push_to_poll_client.listeners._credentials import CredentialsFailed
+from push_to_poll_client.listeners._failure import MAX_TEXT, REDIRECTS_STAY_HOME, Failure, causes, told
 from push_to_poll_client.listeners._reconnect import Verdict, verdict_of_status
 
-__all__ = ["hid_a_push", "only", "retry_after", "sentence", "unauthorized", "verdict_of"]
+__all__ = ["failure_of", "hid_a_push", "sentence", "verdict_of"]
 
 CLOSE_VERDICTS = {
     1002: Verdict.SLOW_RETRY,  # protocol error
@@ -70,18 +69,18 @@ REDIRECTS = range(300, 400)
 SPEAKING = (OSError, InvalidHandshake, ImportError)
 """Errors whose text holds nothing that was entrusted to us. (`InvalidProxy` quotes the proxy's password.)"""
 
-MAX_TEXT = 200
-"""Characters of foreign text in a sentence: a log line stays a line."""
 
-MAX_CAUSES = 10
-"""Links of a chain of causes that are looked at."""
-
-
-def only(error: Exception) -> Exception:
-    """The one error in a group, or the error itself: trio's nurseries wrap what passes through them."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+def failure_of(error: Exception) -> Failure:
+    """What a failure means, and how it is told."""
+    return Failure(
+        verdict_of(error),
+        sentence(error),
+        retry_after=_retry_after(error),
+        unauthorized=_unauthorized(error),
+        hid_a_push=hid_a_push(error),
+        # A cause is printed with its traceback, and that of a proxy's address quotes the password in it.
+        cause=None if isinstance(error, InvalidProxy) else error,
+    )
 
 
 def verdict_of(error: Exception) -> Verdict:
@@ -92,8 +91,8 @@ def verdict_of(error: Exception) -> Verdict:
         return verdict_of_status(error.response.status_code)
     if isinstance(error, InvalidProxyStatus):
         return _verdict_of_proxy_status(error.response.status_code)
-    causes = tuple(_causes(error))
-    return next(verdict for kind, verdict in ERROR_VERDICTS if any(isinstance(cause, kind) for cause in causes))
+    chain = tuple(causes(error))
+    return next(verdict for kind, verdict in ERROR_VERDICTS if any(isinstance(cause, kind) for cause in chain))
 
 
 def _verdict_of_proxy_status(status: int) -> Verdict:
@@ -102,14 +101,14 @@ def _verdict_of_proxy_status(status: int) -> Verdict:
     return Verdict.SLOW_RETRY if verdict is Verdict.GIVE_UP else verdict
 
 
-def unauthorized(error: Exception) -> bool:
+def _unauthorized(error: Exception) -> bool:
     """Whether fresh credentials may mend it."""
     if isinstance(error, ConnectionClosed):
         return not _by_us(error) and _close_code(error) in UNAUTHORIZED_CLOSE_CODES
     return isinstance(error, InvalidStatus) and error.response.status_code == UNAUTHORIZED_STATUS
 
 
-def retry_after(error: Exception) -> float | None:
+def _retry_after(error: Exception) -> float | None:
     """Seconds that the server, or the proxy, asked to be left alone (RFC 9110 §10.2.3); `None`: it did not."""
     if not isinstance(error, InvalidStatus | InvalidProxyStatus):
         return None
@@ -131,9 +130,7 @@ def sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, InvalidProxy):
         return "the address of the proxy in the environment is not valid"
-    known = next((cause for cause in _causes(error) if isinstance(cause, SPEAKING) and str(cause)), None)
-    what = type(error if known is None else known).__name__
-    return f"failed with {what}" if known is None else f"{what}: {quoted(known, MAX_TEXT)}"
+    return told(error, SPEAKING)
 
 
 def _how_it_closed(error: ConnectionClosed) -> str:
@@ -147,10 +144,7 @@ def _how_it_closed(error: ConnectionClosed) -> str:
 
 def _what_it_answered(status: int) -> str:
     what = f"the server answered HTTP {status} instead of opening a websocket"
-    if status in REDIRECTS:
-        # Headers of any name may hold a secret, and secrets go only to the origin they were given for (G12).
-        what += "; redirects are not followed, since credentials stay with their origin: use the new address"
-    return what
+    return f"{what}; {REDIRECTS_STAY_HOME}" if status in REDIRECTS else what
 
 
 def _by_us(error: ConnectionClosed) -> bool:
@@ -160,13 +154,3 @@ def _by_us(error: ConnectionClosed) -> bool:
 def _close_code(error: ConnectionClosed) -> int:
     close = error.sent if _by_us(error) else error.rcvd
     return CloseCode.ABNORMAL_CLOSURE if close is None else close.code
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    def chain() -> Iterator[BaseException]:
-        link: BaseException | None = error
-        while link is not None:
-            yield link
-            link = link.__cause__
-
-    return itertools.islice(chain(), MAX_CAUSES)

@@ -1,0 +1,199 @@
+"""THE LIFE OF A CHANNEL, the same for all kinds: connect, pass pushes on, see why it ended, wait, connect again.
+
+Nothing that arrives is data, so nothing that is lost is missed for good: every connect wakes, for what was pushed
+before it is gone. A kind of channel says how to connect, how to read on, and what a failure means; when to connect
+again is `_reconnect.py`'s.
+"""
+
+import abc
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, TypeVar
+
+import anyio
+
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._exceptions import ListenerError, PushToPollError
+from push_to_poll_client._http import without_secrets
+from push_to_poll_client._types import Channel, Push
+from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource
+from push_to_poll_client.listeners._failure import Failure, only
+from push_to_poll_client.listeners._reconnect import Reconnect, Verdict, lifetime
+
+__all__ = ["LeftAlone", "ReconnectingListener"]
+
+_MessageT = TypeVar("_MessageT")
+
+
+class LeftAlone(PushToPollError):
+    """The server asks not to connect again. Raised by `_connect`."""
+
+
+class ReconnectingListener(abc.ABC, Generic[_MessageT]):
+    """What the listeners have in common that hold a connection.
+
+    Args:
+        url: Where to connect.
+        headers: Sent at each connect; see `Credentials`.
+        token: Likewise.
+        hint: Makes a push of a message, or says that it is none; `None`: every message is a push.
+        classify: Asked first what a failure means; `None`: nobody knows better.
+        max_age: Seconds after which a connection is renewed; `None`: never.
+        max_silence: Seconds without reading anything after which a connection is taken for dead; `None`: for ever.
+        open_timeout: Seconds for headers and token to be given.
+        log: Where what happens is told.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: HeaderSource | None,
+        token: TokenSource | None,
+        hint: Callable[[_MessageT], Push | None] | None,
+        classify: Callable[[Exception], Verdict | None] | None,
+        max_age: float | None,
+        max_silence: float | None,
+        open_timeout: float,
+        log: logging.Logger,
+    ) -> None:
+        for name, limit in {"max_age": max_age, "max_silence": max_silence}.items():
+            check_number(name, limit, above_zero=True, optional=True)
+        check_number("open_timeout", open_timeout, above_zero=True)
+        self.name: str = without_secrets(url)
+        self._credentials = Credentials(headers, token)
+        self._hint = hint
+        self._hint_failed = False
+        self._classify = classify
+        self._max_age = max_age
+        self._max_silence = max_silence
+        self._open_timeout = open_timeout
+        self._log = log
+        self._fraction: Callable[[], float] = random.random
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    @abc.abstractmethod
+    def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Any]:
+        """Open a connection. Tests put another one in its place."""
+
+    @abc.abstractmethod
+    async def _read(self, connection: Any) -> Sequence[_MessageT]:
+        """Wait for something to arrive. Empty: no message, but a sign of life."""
+
+    @abc.abstractmethod
+    def _failure(self, error: Exception) -> Failure:
+        """What an error means."""
+
+    async def listen(self, channel: Channel, /) -> None:
+        """Run until cancelled, connect again alone, report to `channel`.
+
+        Returns when the server asks to be left alone, where the channel has a way to ask that.
+
+        Raises:
+            ListenerError: Trying again cannot help: the server said "for good", or `classify` did.
+        """
+        reconnect = Reconnect()
+        while True:
+            error = await self._one_connection(channel, reconnect)
+            reconnect.ended(anyio.current_time())
+            if isinstance(error, LeftAlone):
+                self._log.info("%s: %s", self.name, error)
+                return
+            if error is not None:
+                await anyio.sleep(self._delay_after(error, channel, reconnect))
+
+    async def _one_connection(self, channel: Channel, reconnect: Reconnect) -> Exception | None:
+        """Connect and pass pushes on. Returns why the connection is over, `None` if it only reached its age."""
+        try:
+            headers = await self._credentials.ask(within=self._open_timeout)
+            async with self._connect(headers) as connection:
+                self._opened(connection, channel, reconnect)
+                await self._receive(connection, channel)
+        except Exception as error:  # noqa: BLE001 - whatever it is, a listener goes on; the verdict tells how
+            # The traceback holds the headers, and status keeps the error for long.
+            return only(error).with_traceback(None)
+        self._log.debug("%s: renewing the connection at its age", self.name)
+        return None
+
+    def _opened(self, connection: Any, channel: Channel, reconnect: Reconnect) -> None:  # noqa: ARG002 - for others
+        reconnect.connected(anyio.current_time())
+        self._log.info("%s: connected", self.name)
+        channel.up()
+
+    async def _receive(self, connection: Any, channel: Channel) -> None:
+        age = None if self._max_age is None else lifetime(self._max_age, self._fraction())
+        with anyio.move_on_after(age):
+            while True:
+                for message in await self._read_in_time(connection):
+                    self._pass_on(message, channel)
+
+    async def _read_in_time(self, connection: Any) -> Sequence[_MessageT]:
+        with anyio.move_on_after(self._max_silence):
+            return await self._read(connection)
+        raise TimeoutError(f"no message for {self._max_silence:g} s")
+
+    def _pass_on(self, message: _MessageT, channel: Channel) -> None:
+        push = self._push_of(message)
+        if push is not None:
+            channel.wake(push)
+
+    def _push_of(self, message: _MessageT) -> Push | None:
+        if self._hint is None:
+            return Push()
+        try:
+            return _checked_push(self._hint(message))
+        except Exception as error:  # noqa: BLE001 - a hint may be wrong in any way; the push must not be lost by it
+            level = logging.DEBUG if self._hint_failed else logging.WARNING
+            self._hint_failed = True
+            self._log.log(
+                level, "%s: hint failed with %s, taken for a plain push", self.name, type(error).__name__
+            )
+            return Push()
+
+    def _delay_after(self, error: Exception, channel: Channel, reconnect: Reconnect) -> float:
+        """Report the failure, and say how many seconds to wait after it."""
+        failure = self._failure(error)
+        if failure.hid_a_push:
+            channel.wake(Push())
+        verdict = self._judge(error, failure, reconnect)
+        delay = reconnect.delay(verdict, fraction=self._fraction(), retry_after=failure.retry_after)
+        what = f"{self.name}: {failure.sentence}"
+        if delay is None:
+            self._log.error("%s; giving up", what)
+            broken = ListenerError(f"{what}; trying again cannot help: correct or remove it")
+            raise _told(broken, failure, channel)
+        self._log.info("%s; connecting again in %.1f s", what, delay)
+        _told(PushToPollError(what), failure, channel)
+        return delay
+
+    def _judge(self, error: Exception, failure: Failure, reconnect: Reconnect) -> Verdict:
+        verdict = self._users_verdict(error) or failure.verdict
+        refused = verdict is Verdict.SLOW_RETRY and failure.unauthorized
+        if refused and self._credentials.renewable and reconnect.renew():
+            return Verdict.RETRY
+        return verdict
+
+    def _users_verdict(self, error: Exception) -> Verdict | None:
+        if self._classify is None:
+            return None
+        try:
+            return self._classify(error)
+        except Exception as failure:  # noqa: BLE001 - a wrong opinion must not end the listener
+            self._log.warning("%s: classify failed with %s", self.name, type(failure).__name__)
+            return None
+
+
+def _told(error: PushToPollError, failure: Failure, channel: Channel) -> PushToPollError:
+    error.__cause__ = failure.cause
+    channel.down(error)
+    return error
+
+
+def _checked_push(push: object) -> Push | None:
+    if push is not None and not isinstance(push, Push):
+        raise TypeError(f"a hint is a Push or None, not {type(push).__name__}")
+    return push
