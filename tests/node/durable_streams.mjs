@@ -1,0 +1,27 @@
+// The server of the package @durable-streams/server, as its authors have it. Prints its URL, then the path of each
+// long poll that it holds. Ends with its standard input, so that none outlives a test run that was killed.
+//
+// Its one argument is JSON: the options of DurableStreamTestServer, and `pageSize`. The package sends all that there
+// is as one answer, however long; the protocol lets a server send it in pieces (§5.6), and `pageSize` makes it so.
+
+import { DurableStreamTestServer } from "@durable-streams/server"
+
+const { pageSize = Infinity, ...options } = JSON.parse(process.argv[2])
+const server = new DurableStreamTestServer({ host: "127.0.0.1", ...options })
+const { store } = server
+
+const read = store.read.bind(store)
+store.read = (path, offset) => {
+  const { messages, upToDate } = read(path, offset)
+  return { messages: messages.slice(0, pageSize), upToDate: upToDate && messages.length <= pageSize }
+}
+
+const hold = store.waitForMessages.bind(store)
+store.waitForMessages = (path, ...rest) => {
+  const held = hold(path, ...rest)
+  console.log(`held ${path}`)
+  return held
+}
+
+process.stdin.resume().on("end", () => process.exit())
+console.log(await server.start())
