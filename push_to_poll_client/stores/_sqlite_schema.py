@@ -10,7 +10,7 @@ from typing import Literal
 
 from push_to_poll_client._exceptions import StoreError
 
-__all__ = ["STEPS", "Synchronous", "prepare", "warn_of_old_sqlite"]
+__all__ = ["STEPS", "Synchronous", "prepare", "version_of", "warn_of_old_sqlite"]
 
 Synchronous = Literal["FULL", "NORMAL"]
 
@@ -67,7 +67,7 @@ def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchrono
         StoreError: It is another application's, or one of a newer version of this library.
         sqlite3.Error: It cannot be read or written.
     """
-    version = _version(connection, path)
+    version = version_of(connection, path)
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     if version < len(STEPS):
         _migrate(connection, version)
@@ -76,8 +76,17 @@ def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchrono
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
 
 
-def _version(connection: sqlite3.Connection, path: str) -> int:
-    """The schema's version, 0 for an empty file. Nothing is written."""
+def version_of(connection: sqlite3.Connection, path: str) -> int:
+    """The schema's version, 0 for an empty file. Nothing is written.
+
+    Args:
+        connection: Open.
+        path: For the message.
+
+    Raises:
+        StoreError: It is another application's, or one of a newer version of this library.
+        sqlite3.Error: It cannot be read.
+    """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
