@@ -45,7 +45,7 @@ from push_to_poll_client._types import (
     UnreadableMessage,
 )
 from push_to_poll_client.feeds import CloudEvent, HTTPFeed
-from push_to_poll_client.listeners import Verdict, WebSocketListener
+from push_to_poll_client.listeners import ServerSentEvent, SSEListener, Verdict, WebSocketListener
 from push_to_poll_client.stores import MemoryStore, SQLiteStore
 
 __all__ = [
@@ -77,6 +77,8 @@ __all__ = [
     "Record",
     "RecordState",
     "SQLiteStore",
+    "SSEListener",
+    "ServerSentEvent",
     "Session",
     "Status",
     "Store",

@@ -88,7 +88,7 @@ def test_every_room_has_its_rule():
 
 PUBLIC = set(
     """
-    Consumer HTTPFeed CloudEvent SQLiteStore MemoryStore WebSocketListener Verdict
+    Consumer HTTPFeed CloudEvent SQLiteStore MemoryStore WebSocketListener SSEListener ServerSentEvent Verdict
     Message UnreadableMessage Page FetchRequest Push Cursor Record RecordState
     Feed Listener Channel Store Session
     PollResult Status ListenerStatus Counters Mode

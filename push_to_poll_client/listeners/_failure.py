@@ -1,13 +1,13 @@
 """WHAT ended a connection: the one form in which every kind of channel tells it."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from push_to_poll_client._text import quoted
 from push_to_poll_client.listeners._reconnect import Verdict
 
-__all__ = ["MAX_TEXT", "REDIRECTS_STAY_HOME", "Failure", "causes", "only", "told"]
+__all__ = ["MAX_TEXT", "REDIRECTS_STAY_HOME", "Failure", "by_type", "causes", "only", "told"]
 
 MAX_TEXT = 200
 """Characters of foreign text in a sentence: a log line stays a line."""
@@ -56,6 +56,12 @@ def causes(error: BaseException) -> Iterator[BaseException]:
             link = link.__cause__
 
     return itertools.islice(chain(), MAX_CAUSES)
+
+
+def by_type(error: Exception, table: Sequence[tuple[type[Exception], Verdict]]) -> Verdict:
+    """The verdict of the first row that is found among the error and its causes; the last row is for all."""
+    chain = tuple(causes(error))
+    return next(verdict for kind, verdict in table if any(isinstance(cause, kind) for cause in chain))
 
 
 def told(error: Exception, speaking: tuple[type[BaseException], ...]) -> str:

@@ -23,7 +23,7 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http import asked_to_wait
 from push_to_poll_client._text import quoted
 from push_to_poll_client.listeners._credentials import CredentialsFailed
-from push_to_poll_client.listeners._failure import MAX_TEXT, REDIRECTS_STAY_HOME, Failure, causes, told
+from push_to_poll_client.listeners._failure import MAX_TEXT, REDIRECTS_STAY_HOME, Failure, by_type, told
 from push_to_poll_client.listeners._reconnect import Verdict, verdict_of_status
 
 __all__ = ["failure_of", "hid_a_push", "sentence", "verdict_of"]
@@ -91,8 +91,7 @@ def verdict_of(error: Exception) -> Verdict:
         return verdict_of_status(error.response.status_code)
     if isinstance(error, InvalidProxyStatus):
         return _verdict_of_proxy_status(error.response.status_code)
-    chain = tuple(causes(error))
-    return next(verdict for kind, verdict in ERROR_VERDICTS if any(isinstance(cause, kind) for cause in chain))
+    return by_type(error, ERROR_VERDICTS)
 
 
 def _verdict_of_proxy_status(status: int) -> Verdict:

@@ -1,0 +1,164 @@
+"""HOW an event stream is opened, read and closed. It is a GET whose answer does not end."""
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import anyio
+import httpx
+
+from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._http_client import open_client
+from push_to_poll_client._text import quoted
+from push_to_poll_client.listeners._reconnecting import LeftAlone
+from push_to_poll_client.listeners._sse_parser import EventParser, ServerSentEvent
+
+__all__ = ["EventStream", "NoEventStream", "ProxyUnusable", "StreamEnded", "open_stream"]
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds for giving back a connection. Nothing is said for goodbye, so only what is broken takes any time."""
+
+MEDIA_TYPE = "text/event-stream"
+
+ASKING = {
+    "Accept": MEDIA_TYPE,
+    "Cache-Control": "no-store",
+    # Unpacked, 64 KiB from the socket can be 64 MiB; and a compressor keeps small events to itself.
+    "Accept-Encoding": "identity",
+}
+"""What is sent with each request (WHATWG HTML §9.2.2), unless the user's own headers say otherwise."""
+
+
+class NoEventStream(PushToPollError):
+    """The server answered 200 with something else."""
+
+
+class StreamEnded(PushToPollError):
+    """The server ended the stream in an orderly way."""
+
+
+class ProxyUnusable(PushToPollError):
+    """The environment names a proxy that cannot be one."""
+
+
+class EventStream:
+    """An open stream.
+
+    Args:
+        chunks: The body as it comes.
+        parser: Reads it.
+
+    Attributes:
+        parser: What the stream said so far.
+    """
+
+    def __init__(self, chunks: AsyncIterator[bytes], parser: EventParser) -> None:
+        self.parser = parser
+        self._chunks = chunks
+
+    async def read(self) -> Sequence[ServerSentEvent]:
+        """Wait for the next bytes; the events that they complete, often none.
+
+        Raises:
+            StreamEnded: There are no more.
+            EventTooLarge: The stream cannot be read any further.
+        """
+        async for chunk in self._chunks:
+            return self.parser.feed(chunk)
+        raise StreamEnded("the server ended the stream")
+
+
+@contextlib.asynccontextmanager
+async def open_stream(
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    last_event_id: str,
+    client: Any,
+    tls: ssl.SSLContext | None,
+    open_timeout: float,
+    max_size: int | None,
+) -> AsyncIterator[EventStream]:
+    """Open a stream, and close it at the end of the block.
+
+    Redirects are not followed: httpx would take every header but one to another origin (G12).
+
+    Args:
+        url: An http address without user and password.
+        headers: Sent with the request.
+        last_event_id: Sent as `Last-Event-ID` unless empty.
+        client: By what to send; `None` opens a client for this one stream.
+        tls: Whom to trust for `https://`; `None`: the certificates that the machine trusts.
+        open_timeout: Seconds until the answer's headers are there.
+        max_size: Bytes of the largest line and event; `None`: no limit.
+
+    Raises:
+        LeftAlone: The server asks not to connect again.
+        Exception: Whatever ended the attempt or the stream. `_sse_failures.py` knows what it means.
+    """
+    async with _sender(client, tls) as sender:
+        response = await _answer(sender, url, _fields(headers, last_event_id), open_timeout)
+        async with _closing(response), contextlib.aclosing(response.aiter_bytes()) as chunks:
+            _check(response)
+            yield EventStream(chunks, EventParser(max_size=max_size, last_event_id=last_event_id))
+
+
+@contextlib.asynccontextmanager
+async def _sender(client: Any, tls: ssl.SSLContext | None) -> AsyncIterator[Any]:
+    if client is not None:
+        yield client
+        return
+    async with _closing(_own_client(tls)) as own:
+        yield own
+
+
+def _own_client(tls: ssl.SSLContext | None) -> httpx.AsyncClient:
+    """A client for one stream: no pool can be left in an ill state, and a changed environment counts."""
+    try:
+        return open_client(httpx.Timeout(None), tls=tls)
+    except (ValueError, httpx.InvalidURL):  # whose text quotes the address, and with it perhaps a password
+        raise ProxyUnusable("the address of the proxy in the environment is not valid; correct it") from None
+
+
+@contextlib.asynccontextmanager
+async def _closing(thing: Any) -> AsyncIterator[Any]:
+    try:
+        yield thing
+    finally:
+        # Shielded: a close that is cancelled leaves its socket to the garbage collector.
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            await thing.aclose()
+
+
+def _fields(headers: Mapping[str, str], last_event_id: str) -> list[tuple[bytes, bytes]]:
+    fields = httpx.Headers(ASKING)
+    fields.update(headers)
+    if not last_event_id:
+        return fields.raw
+    fields.pop("Last-Event-ID", None)
+    return [*fields.raw, (b"Last-Event-ID", last_event_id.encode())]
+
+
+async def _answer(sender: Any, url: str, fields: Sequence[tuple[bytes, bytes]], open_timeout: float) -> Any:
+    # With credentials of the listener's own, those of a client that was given do not come in their place.
+    ours = {"auth": None} if any(name.lower() == b"authorization" for name, _ in fields) else {}
+    request = sender.build_request("GET", url, headers=fields, timeout=None)
+    with anyio.move_on_after(open_timeout):
+        return await sender.send(request, stream=True, follow_redirects=False, **ours)
+    raise TimeoutError(f"no answer within {open_timeout:g} s")
+
+
+def _check(response: Any) -> None:
+    status = response.status_code
+    if status == HTTPStatus.NO_CONTENT:
+        raise LeftAlone("the server answered HTTP 204, which asks not to connect again")
+    if status != HTTPStatus.OK:
+        raise httpx.HTTPStatusError(f"HTTP {status}", request=response.request, response=response)
+    media_type = response.headers.get("content-type", "")
+    if media_type.partition(";")[0].strip().lower() != MEDIA_TYPE:
+        raise NoEventStream(f"the server answered with Content-Type {quoted(media_type)} instead of {MEDIA_TYPE}")
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in {"", "identity"}:
+        raise NoEventStream(f"the server sent Content-Encoding {quoted(encoding)}, but was asked for identity")

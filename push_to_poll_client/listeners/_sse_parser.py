@@ -1,0 +1,155 @@
+"""WHAT a server-sent event stream says: bytes in, events out. No I/O, no clock.
+
+The rules are those of the WHATWG HTML standard, §9.2.5 (the grammar) and §9.2.6 (what a line means). Three
+pieces of state make an event of lines: the data lines so far, the event's type, and the id last named, which a
+blank line makes the last event id, and which no blank line clears.
+
+    line            what becomes of it
+    (empty)         the id counts from here on; an event, if there was a data line
+    :comment        nothing; it keeps the connection alive
+    field: value    the field gets the value, less one leading space
+    field           the field gets the empty string
+
+Every byte is looked at a fixed number of times, in whatever pieces it comes: what follows the last line break is
+added to what was there, never searched again. Nothing outgrows `max_size`: not the line that has not ended, nor
+the data of the event that has not.
+"""
+
+import re
+from dataclasses import dataclass
+
+from push_to_poll_client._exceptions import PushToPollError
+
+__all__ = ["MAX_RETRY", "EventParser", "EventTooLarge", "ServerSentEvent"]
+
+MAX_RETRY = 300.0
+"""Seconds: the longest `retry` that is believed. It is as long as this library waits where only a human can help,
+so no server silences the channel by it; who needs more time answers with `Retry-After`. There is no smallest one:
+`retry: 0` asks for nothing, and the delay is this library's own."""
+
+_BOM = "\ufeff"
+_is_number = re.compile("[0-9]+").fullmatch  # \d and int() take digits of every script, signs and underscores
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSentEvent:
+    """What a server sent by server-sent events (WHATWG HTML §9.2). A `hint` reads it.
+
+    Attributes:
+        event: Its type; "message" when the server named none.
+        data: The lines of its data, joined with line feeds; may be empty.
+        id: The id that the server named last, with this event or an earlier one; empty when it named none.
+    """
+
+    event: str
+    data: str
+    id: str
+
+
+class EventTooLarge(PushToPollError):
+    """A line of the stream, or the data of an event, is larger than agreed."""
+
+
+class EventParser:
+    """The reader of one stream, whose state is that of one connection.
+
+    Args:
+        max_size: Bytes of the largest line and of the largest data; `None`: no limit.
+        last_event_id: What the client named in `Last-Event-ID`. Empty, as the standard has it: events that name
+            no id have none until the stream names one.
+
+    Attributes:
+        last_event_id: The id to name when connecting again. That of an event which was cut off is not it.
+        retry: Seconds that the server wants to pass before the client connects again (§9.2.6), `MAX_RETRY` at
+            most; `None`: it did not say.
+    """
+
+    def __init__(self, *, max_size: int | None, last_event_id: str = "") -> None:
+        self.last_event_id = last_event_id
+        self.retry: float | None = None
+        self._max_size = max_size
+        self._line = bytearray()
+        self._first_line = True
+        self._after_cr = False
+        self._data: list[str] = []
+        self._data_size = 0
+        self._type = ""
+        self._id = last_event_id
+
+    def feed(self, chunk: bytes) -> list[ServerSentEvent]:
+        """Read on.
+
+        Args:
+            chunk: The next bytes, however many. At the end of the stream nothing is called: what is left is no
+                event (§9.2.6).
+
+        Returns:
+            The events that are complete now.
+
+        Raises:
+            EventTooLarge: The stream cannot be read any further. Events of this chunk are lost with it.
+        """
+        events: list[ServerSentEvent] = []
+        for piece in self._rest_of(chunk).splitlines(keepends=True):  # of bytes: at CR, LF and CRLF alone
+            self._line += piece
+            if piece.endswith((b"\r", b"\n")):
+                event = self._take(self._ended_line())
+                if event is not None:
+                    events.append(event)
+        self._check(len(self._line), "a line")
+        return events
+
+    def _rest_of(self, chunk: bytes) -> bytes:
+        """The chunk without the second half of a CRLF whose first half ended a line already."""
+        if not chunk:
+            return chunk
+        rest = chunk[1:] if self._after_cr and chunk.startswith(b"\n") else chunk
+        self._after_cr = chunk.endswith(b"\r")
+        return rest
+
+    def _ended_line(self) -> str:
+        line = self._line.rstrip(b"\r\n")
+        self._check(len(line), "a line")
+        self._line.clear()
+        # Always UTF-8 (§9.2.6). No character spans lines, so they can be decoded one by one.
+        text = line.decode("utf-8", "replace")
+        if self._first_line:
+            self._first_line = False
+            return text.removeprefix(_BOM)
+        return text
+
+    def _take(self, line: str) -> ServerSentEvent | None:
+        if not line:
+            return self._dispatched()
+        name, _, value = line.partition(":")  # a comment has no name
+        self._set(name, value.removeprefix(" "))
+        return None
+
+    def _set(self, name: str, value: str) -> None:
+        if name == "data":
+            self._add(value)
+        elif name == "event":
+            self._type = value
+        elif name == "id" and "\0" not in value:
+            self._id = value
+        elif name == "retry" and _is_number(value):
+            self.retry = min(float(value) / 1000, MAX_RETRY)  # float: takes any number of digits
+
+    def _add(self, line: str) -> None:
+        self._data.append(line)
+        self._data_size += len(line) + 1
+        self._check(self._data_size, "the data of an event")
+
+    def _dispatched(self) -> ServerSentEvent | None:
+        """The event that a blank line completes, if there is one."""
+        self.last_event_id = self._id
+        data, kind = self._data, self._type
+        self._data, self._data_size, self._type = [], 0, ""
+        return ServerSentEvent(kind or "message", "\n".join(data), self._id) if data else None
+
+    def _check(self, size: int, what: str) -> None:
+        if self._max_size is not None and size > self._max_size:
+            raise EventTooLarge(
+                f"{what} has more than {self._max_size} bytes; a push needs no data: raise max_size= only if the "
+                "server cannot send less"
+            )

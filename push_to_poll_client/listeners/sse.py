@@ -1,0 +1,164 @@
+"""WHO SAID SO, by server-sent events (WHATWG HTML §9.2): each event of the stream is a push.
+
+The stream has no ping. A connection of which one end is gone looks like one on which nothing happens, and is found
+by silence alone: servers send comments to keep alive what is idle, and `max_silence` takes their absence for the
+end. `max_age` finds the rest.
+
+The life of the channel is `_reconnecting.py`'s, what a failure means `_sse_failures.py`'s, how to open, read and
+close `_sse_connection.py`'s, what the bytes say `_sse_parser.py`'s.
+"""
+
+import functools
+import logging
+import ssl
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._http_client import http_url, module_of
+from push_to_poll_client._types import Push
+from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
+from push_to_poll_client.listeners._failure import Failure
+from push_to_poll_client.listeners._reconnect import Verdict
+from push_to_poll_client.listeners._reconnecting import ReconnectingListener
+from push_to_poll_client.listeners._sse_connection import EventStream, open_stream
+from push_to_poll_client.listeners._sse_failures import failure_of, refusal
+from push_to_poll_client.listeners._sse_parser import ServerSentEvent
+
+__all__ = ["SSEListener"]
+
+MAX_ID = 1024
+"""Characters of the longest id that is sent back. Servers refuse headers above some 8 KiB, and with a server that
+names an id which it does not take back the channel would never open again."""
+
+_log = logging.getLogger(__name__)
+
+
+class SSEListener(ReconnectingListener[ServerSentEvent]):
+    """Wakes on every event of a `text/event-stream`, and on every connect.
+
+    Connects again by itself, after 0-1 s and then ever more slowly (at most 5 connections in the first 10 seconds,
+    one in 30-60 s later); after 5 to 7.5 minutes when the server refuses (401, 403, 404, something that is no
+    event stream, …); never when it says "for good" (410). `Retry-After` is obeyed, and so is the stream's `retry`
+    up to five minutes, where this library's own delay is not longer. Redirects are not followed: credentials stay
+    with the origin they were given for. After 204 `listen()` returns: so a server asks to be left alone, and the
+    consumer goes on by polling.
+
+    Each connection has an httpx client of its own, which keeps no cookies, takes a proxy from the environment and
+    keeps queries out of httpx's log; with `client=` all this is as that client does it. There is no compression.
+
+    Args:
+        url: An `http://` or `https://` address. User and password in it are sent as `Authorization: Basic`.
+        headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one
+            and is asked at each connect. `None`: none.
+        token: Sent as `Authorization: Bearer`: a string, or a function as for `headers`. When the server says 401
+            the functions are asked once more soon, then the slow retries begin.
+        hint: Makes a push of a `ServerSentEvent`: a `Push` with the cursor or topics that it speaks of, or `None`
+            for an event that is no push (a hello, a keep-alive that is no comment). One that raises is logged, and
+            the event counts as a plain push. `None`: every event is a push. Comments, and blocks without data,
+            are no events.
+        classify: Asked first what a failure means (an `httpx.HTTPStatusError`, any other error of the client, an
+            `OSError`, …); returns a verdict, or `None` for the default.
+        tls: Whom to trust for `https://`. `None`: the certificates that the machine trusts.
+        last_event_id: Whether to name the last id when connecting again, for a server that then repeats what was
+            missed. Off: every connect wakes and the poll finds what was missed, so repeated pushes are more polls
+            for the same messages.
+        max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
+            this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.
+        max_silence: Seconds without a byte after which the connection is taken for dead. Twice the 40-45 s at
+            which the slowest of the well-known servers send comments (WHATWG HTML §9.2.7 proposes 15 s). A server
+            that sends none costs a connection and a poll in as many seconds; raise it for such a server.
+            `None`: silence is not suspicious, and a dead connection is found at its age.
+        open_timeout: Seconds for the headers and token to be given, and again until the answer has begun.
+        max_size: Bytes of the largest line, and of the largest data of an event. A larger one counts as a push and
+            ends the connection; it is retried slowly. `None`: no limit.
+        client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed, and the
+            stream keeps one connection of its pool. `None` opens one for each connection.
+
+    Attributes:
+        name: The address without user, password and the values of its query, by which log and status call the
+            listener.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: The URL is no http address, a limit is not above 0, or there are two credentials.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: HeaderSource | None = None,
+        token: TokenSource | None = None,
+        hint: Callable[[ServerSentEvent], Push | None] | None = None,
+        classify: Callable[[Exception], Verdict | None] | None = None,
+        tls: ssl.SSLContext | None = None,
+        last_event_id: bool = False,
+        max_age: float | None = 600.0,
+        max_silence: float | None = 90.0,
+        open_timeout: float = 10.0,
+        max_size: int | None = 65_536,
+        client: Any = None,
+    ) -> None:
+        parsed = http_url(url)
+        if parsed.userinfo and token is not None:
+            raise ValueError("give either a token or a user and password in the URL: both make an Authorization")
+        if client is not None and tls is not None:
+            raise ValueError("give either a client or tls: whom a client trusts was said when it was made")
+        if client is not None:
+            module_of(client)
+        check_number("max_size", max_size, above_zero=True, optional=True)
+        super().__init__(
+            url,
+            headers=headers,
+            token=token,
+            hint=hint,
+            classify=classify,
+            max_age=max_age,
+            max_silence=max_silence,
+            open_timeout=open_timeout,
+            log=_log,
+        )
+        self._open = functools.partial(
+            open_stream,
+            str(parsed.copy_with(userinfo=b"", fragment=None)),
+            client=client,
+            tls=tls,
+            open_timeout=open_timeout,
+            max_size=max_size,
+        )
+        self._basic = _basic(parsed.username, parsed.password) if parsed.userinfo else {}
+        self._resumes = last_event_id
+        self._last_event_id = ""
+        self._retry = 0.0
+
+    def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[EventStream]:
+        given = any(name.lower() == "authorization" for name in headers)
+        headers = headers if given else {**self._basic, **headers}
+        return self._open(headers=headers, last_event_id=self._last_event_id)
+
+    async def _read(self, connection: EventStream) -> Sequence[ServerSentEvent]:
+        events = await connection.read()
+        said = connection.parser
+        self._retry = self._retry if said.retry is None else said.retry
+        if self._resumes and _can_be_sent(said.last_event_id):
+            self._last_event_id = said.last_event_id
+        return events
+
+    def _failure(self, error: Exception) -> Failure:
+        failure = failure_of(error)
+        if refusal(error) is not None:
+            self._last_event_id = ""  # it may be what was refused
+        return failure._replace(retry_after=max(failure.retry_after or 0.0, self._retry))
+
+
+def _basic(user: str, password: str) -> dict[str, str]:
+    """The header for user and password (RFC 7617 §2.1: UTF-8)."""
+    return {"Authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
+
+
+def _can_be_sent(id: str) -> bool:
+    """Whether it can stand in a header as it is."""
+    return len(id) <= MAX_ID and id.isprintable() and id == id.strip()
