@@ -44,9 +44,9 @@ def client(served):
 @contextmanager
 def websocket(served, **kwargs):
     """A connection that the server has counted."""
-    accepted = served.stats.websockets_open
+    accepted = served.stats.websockets_accepted  # those open may yet lose one whose client has gone
     with connect(served.push_url, close_timeout=1, **kwargs) as connection:
-        served.stats.wait_for(lambda stats: stats.websockets_open > accepted)
+        served.stats.wait_for(lambda stats: stats.websockets_accepted > accepted and stats.websockets_open)
         yield connection
 
 
@@ -358,6 +358,125 @@ def client_hears_nothing(connection):
     return True
 
 
+# Server-sent events
+
+
+@contextmanager
+def stream(served, **kwargs):
+    """The lines of a stream that the server has counted."""
+    accepted = served.stats.streams_accepted
+    with httpx.stream("GET", served.sse_url, timeout=10, **kwargs) as response:
+        assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream")
+        served.stats.wait_for(lambda stats: stats.streams_accepted > accepted and stats.streams_open)
+        yield response.iter_lines()
+
+
+def next_event(lines):
+    return [next(lines) for _ in range(3)]
+
+
+def test_each_publication_is_one_event_to_each_stream_and_websocket(served):
+    with stream(served) as one, stream(served) as other, websocket(served) as socket:
+        served.publish(2)
+        served.publish(1)
+        assert next_event(one) == [f"id: {SECOND}", f'data: {{"cursor":"{SECOND}"}}', ""]
+        assert next_event(one)[0] == f"id: {THIRD}"
+        assert next_event(other)[0] == f"id: {SECOND}"
+        assert json.loads(socket.recv(5)) == {"cursor": SECOND}
+        served.stats.wait_for(lambda stats: stats.pushes_sent == 6)
+    assert [push.sent for push in served.pushes] == [3, 3]
+
+
+def test_a_stream_drops_pushes_and_hears_nothing_of_what_was_before(served):
+    served.publish(1)
+    served.faults.drop_next = 1
+    with stream(served) as lines:
+        served.publish(1)
+        served.publish(1)
+        assert next_event(lines)[0] == f"id: {THIRD}"
+
+
+def test_a_client_of_a_stream_that_goes_is_forgotten(served):
+    with stream(served):
+        pass
+    served.stats.wait_for(lambda stats: stats.streams_open == 0)
+    served.publish(1)
+    assert (served.pushes[0].sent, served.stats.streams_accepted) == (0, 1)
+
+
+async def hear(app, seconds):
+    """What a stream says in so many seconds, with their times."""
+    began, heard = anyio.current_time(), []
+
+    async def send(message):
+        heard.append((anyio.current_time() - began, message.get("body")))
+
+    with anyio.move_on_after(seconds):
+        await app({"type": "http", "method": "GET", "path": "/events", "headers": []}, anyio.sleep_forever, send)
+    return heard[1:]
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize(
+    ("keep_alive", "half_open", "heard"),
+    [
+        (15.0, False, [(15, b": keep-alive\n\n"), (30, b": keep-alive\n\n")]),
+        (15.0, True, []),
+        (None, False, []),
+    ],
+)
+def test_a_quiet_stream_is_kept_alive_unless_half_open(backend, keep_alive, half_open, heard):
+    app = ReferenceApp(keep_alive=keep_alive)
+    app.faults.half_open = half_open
+    name, options = testing.virtual_time(backend)
+    assert anyio.run(hear, app, 40, backend=name, backend_options=options) == heard
+
+
+def test_a_half_open_stream_brings_no_push(served):
+    with stream(served) as lines:
+        served.faults.half_open = True
+        served.publish(1)
+        served.faults.half_open = False
+        served.publish(1)
+        assert next_event(lines)[0] == f"id: {SECOND}"
+    assert [push.sent for push in served.pushes] == [0, 1]
+
+
+def test_streams_are_refused(served):
+    served.faults.set(refuse_status=429, retry_after=7.0)
+    refused = httpx.get(served.sse_url)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "7")
+    with pytest.raises(websockets.InvalidStatus, match="429") as raised:
+        connect(served.push_url)
+    assert raised.value.response.headers["retry-after"] == "7"
+    served.faults.authorization = "Bearer s3cret"
+    assert httpx.get(served.sse_url).status_code == 401
+    assert served.stats.streams_refused == 2
+
+
+def test_streams_end_as_soon_as_begun(served):
+    served.faults.accept_and_close = 1013
+    assert httpx.get(served.sse_url).content == b""
+    assert (served.stats.streams_accepted, served.stats.streams_open) == (1, 0)
+
+
+def test_open_streams_end_now_and_new_ones_stay(served):
+    with stream(served) as old:
+        served.close_websockets()
+        assert list(old) == []
+    with stream(served) as new:
+        served.publish(1)
+        assert next_event(new)[0] == f"id: {FIRST}"
+
+
+def test_a_stop_ends_streams_at_once(served):
+    with stream(served) as lines:
+        began = time.monotonic()
+        served.stop()
+        assert list(lines) == []
+    assert time.monotonic() - began < 4
+
+
 # Counters
 
 
@@ -378,6 +497,9 @@ def test_the_counters_are_told(served, client):
         "websockets_accepted": 0,
         "websockets_refused": 0,
         "websockets_open": 0,
+        "streams_accepted": 0,
+        "streams_refused": 0,
+        "streams_open": 0,
     }
     (push,) = client.get("/pushes").json()
     assert push == {"cursor": FIRST, "at": served.pushes[0].at, "dropped": False, "sent": 0}
@@ -526,6 +648,7 @@ def test_the_command_announces_itself_in_one_line(monkeypatch, capsys):
     places = json.loads(capsys.readouterr().out)
     assert places["pid"] == os.getpid()
     assert places["push_url"].startswith("ws://127.0.0.1:")
+    assert places["sse_url"] == f"{places['base_url']}/events"
 
 
 @pytest.mark.usefixtures("_keeps_sigterm")

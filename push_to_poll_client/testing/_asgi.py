@@ -15,6 +15,7 @@ __all__ = [
     "header",
     "respond",
     "respond_to_websocket",
+    "retry_after",
     "start",
     "until_gone",
     "while_there",
@@ -76,7 +77,14 @@ async def respond(send: Send, status: int, body: bytes, headers: Iterable[Header
     await send({"type": "http.response.body", "body": body})
 
 
-async def respond_to_websocket(send: Send, status: int) -> None:
+async def respond_to_websocket(send: Send, status: int, headers: Iterable[Header]) -> None:
     """Refuse a websocket's handshake with this status."""
-    await send({"type": "websocket.http.response.start", "status": status, "headers": []})
+    await send({"type": "websocket.http.response.start", "status": status, "headers": list(headers)})
     await send({"type": "websocket.http.response.body", "body": b""})
+
+
+def retry_after(value: float | str | None) -> list[Header]:
+    """The header `Retry-After` with seconds or any text; `None`: no header."""
+    if value is None:
+        return []
+    return [(b"retry-after", (value if isinstance(value, str) else f"{value:.10g}").encode())]

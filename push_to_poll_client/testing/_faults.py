@@ -16,11 +16,12 @@ class Faults:
     stands first here happens.
 
     Attributes:
-        authorization: The value of the `Authorization` header that feed and push channel want, else they answer
+        authorization: The value of the `Authorization` header that feed and push channels want, else they answer
             401; `None` wants none.
         fail_next: How many of the next fetches are answered with `fail_status`.
         fail_status: The status of such an answer.
-        retry_after: `Retry-After` of such an answer: seconds, or any text (a date, nonsense); `None` sends none.
+        retry_after: `Retry-After` of such an answer, and of one with `refuse_status`: seconds, or any text (a
+            date, nonsense); `None` sends none.
         redirect_next: How many of the next fetches are answered with 307.
         redirect_to: Where such an answer points.
         latency: Seconds between the freezing of an answer and its departure.
@@ -30,12 +31,12 @@ class Faults:
         undecodable_next: How many of the next published events are JSON but no CloudEvents. They stay that way.
         drop_fraction: Which part of the pushes is dropped, evenly: 0.2 drops each fifth.
         drop_next: How many of the next pushes are dropped.
-        refuse_status: The status with which the push channel refuses the handshake; `None` does not refuse.
-        accept_and_close: The code with which a websocket is closed as soon as it was accepted; `None` leaves it
-            open.
-        half_open: Websockets stay open and say nothing: no push is sent, and `serve_in_thread` ignores whatever
-            the client sends, pings and close frames included. Under another ASGI server pongs are still sent,
-            since no application sees a ping.
+        refuse_status: The status with which the push channels refuse to open; `None` does not refuse.
+        accept_and_close: The code with which a websocket is closed as soon as it was accepted; an event stream
+            ends as soon. `None` leaves both open.
+        half_open: Connections of the push channels stay open and say nothing: no push, no keep-alive.
+            `serve_in_thread` ignores whatever a websocket's client sends, pings and close frames included. Under
+            another ASGI server pongs are still sent, since no application sees a ping.
     """
 
     authorization: str | None = None

@@ -13,6 +13,7 @@ from push_to_poll_client.testing._asgi import (
     Send,
     header,
     respond,
+    retry_after,
     start,
     until_gone,
     while_there,
@@ -77,7 +78,7 @@ class FeedEndpoint:
         if faults.authorization is not None and header(scope, b"authorization") != faults.authorization:
             return 401, [(b"www-authenticate", b"Bearer")]
         if faults.takes("fail_next"):
-            return faults.fail_status, _retry_after(faults.retry_after)
+            return faults.fail_status, retry_after(faults.retry_after)
         if faults.takes("redirect_next"):
             return 307, [(b"location", faults.redirect_to.encode())]
         return None
@@ -125,12 +126,6 @@ class FeedEndpoint:
     async def _finish(self, send: Send, status: int, headers: list[Header], body: bytes = b"") -> None:
         self._stats.count_status(status)
         await respond(send, status, body, headers)
-
-
-def _retry_after(value: float | str | None) -> list[Header]:
-    if value is None:
-        return []
-    return [(b"retry-after", (value if isinstance(value, str) else f"{value:.10g}").encode())]
 
 
 def _seconds(timeout: str) -> float:

@@ -1,9 +1,10 @@
-"""The reference server as an ASGI application: an HTTP feed, its push channel, and ways to make both fail.
+"""The reference server as an ASGI application: an HTTP feed, its push channels, and ways to make them fail.
 
     GET  /feed      HTTP Feeds (http-feeds.org) with `lastEventId` and long polling by `timeout` in milliseconds
     WS   /push      after each publication one text message, {"cursor": id of the newest event}: a hint, no data
+    GET  /events    the same texts as server-sent events, each with the id as its id
     POST /publish   JSON: a number of events, or a list with the data of each; answers the list of their ids
-    POST /faults    JSON: an object of `Faults`' names; `close_websockets` is a code to close all of them with now
+    POST /faults    JSON: an object of `Faults`' names; `close_websockets` is a code to close them with now
     GET  /stats     what the server counted
     GET  /pushes    for each publication whether its push was dropped, and how many connections it was sent to
 
@@ -16,10 +17,12 @@ from typing import Any, TypeAlias
 import msgspec
 
 from push_to_poll_client.testing._asgi import Receive, Scope, Send, body_of, respond
+from push_to_poll_client.testing._event_endpoint import EventEndpoint
 from push_to_poll_client.testing._event_log import ORDER, EventLog
 from push_to_poll_client.testing._faults import Faults
 from push_to_poll_client.testing._feed_endpoint import FeedEndpoint
 from push_to_poll_client.testing._push_endpoint import PushEndpoint
+from push_to_poll_client.testing._push_log import PushLog
 from push_to_poll_client.testing._stats import PushRecord, Stats
 
 __all__ = ["ReferenceApp"]
@@ -33,24 +36,28 @@ class ReferenceApp:
     Args:
         page_size: Events on a page of the feed, at most.
         backlog: Events that are there from the beginning.
+        keep_alive: Seconds without a push after which an event stream gets a comment, 15 as WHATWG HTML §9.2.7
+            proposes; `None`: it gets none.
 
     Attributes:
         faults: The switches.
         stats: The counters.
     """
 
-    def __init__(self, *, page_size: int = 1000, backlog: int = 0) -> None:
+    def __init__(self, *, page_size: int = 1000, backlog: int = 0, keep_alive: float | None = 15.0) -> None:
         self.faults: Faults = Faults()
         self.stats: Stats = Stats()
         self._log = EventLog()
         self._feed = FeedEndpoint(self._log, self.faults, self.stats, page_size=page_size)
-        self._push = PushEndpoint(self.faults, self.stats)
+        self._pushes = PushLog(self.faults, self.stats)
+        self._push = PushEndpoint(self._pushes, self.faults, self.stats)
+        self._events = EventEndpoint(self._pushes, self.faults, self.stats, keep_alive=keep_alive)
         self._append([ORDER] * backlog)
 
     @property
     def pushes(self) -> Sequence[PushRecord]:
         """The push of each publication, oldest first."""
-        return self._push.pushes
+        return self._pushes.pushes
 
     def publish(self, what: int | list[Any] = 1) -> list[str]:
         """Publish this many events, or one with each data of the list; then push once.
@@ -61,7 +68,7 @@ class ReferenceApp:
         ids = self._append([ORDER] * what if isinstance(what, int) else what)
         if ids:
             self._feed.published()
-            self._push.push(ids[-1])
+            self._pushes.push(ids[-1])
         return ids
 
     def _append(self, datas: list[Any]) -> list[str]:
@@ -70,8 +77,8 @@ class ReferenceApp:
         return ids
 
     def close_websockets(self, code: int = 1012) -> None:
-        """Close all websockets that are open now, with this code."""
-        self._push.close_all(code)
+        """Close all websockets that are open now, with this code, and end all event streams."""
+        self._pushes.close_all(code)
 
     def open(self) -> None:
         """A server begins to run the application."""
@@ -80,6 +87,7 @@ class ReferenceApp:
     def shut(self) -> None:
         """The server is about to end: what is held or stalled ends now."""
         self._feed.shut()
+        self._events.shut()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or one websocket."""
@@ -87,6 +95,8 @@ class ReferenceApp:
             await self._push(scope, receive, send)
         elif (scope["method"], scope["path"]) == ("GET", "/feed"):
             await self._feed(scope, receive, send)
+        elif (scope["method"], scope["path"]) == ("GET", "/events"):
+            await self._events(scope, receive, send)
         else:
             await self._control(scope, receive, send)
 

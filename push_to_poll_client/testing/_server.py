@@ -105,8 +105,13 @@ class ReferenceServer:
 
     @property
     def push_url(self) -> str:
-        """The push channel, a websocket."""
+        """The push channel as a websocket."""
         return f"ws://127.0.0.1:{self._port}/push"
+
+    @property
+    def sse_url(self) -> str:
+        """The push channel as server-sent events."""
+        return f"{self.base_url}/events"
 
     @property
     def faults(self) -> Faults:
@@ -132,7 +137,7 @@ class ReferenceServer:
         return self._call(lambda: self.app.publish(what))
 
     def close_websockets(self, code: int = 1012) -> None:
-        """Close all websockets that are open now, with this code."""
+        """Close all websockets that are open now, with this code, and end all event streams."""
         self._call(lambda: self.app.close_websockets(code))
 
     def start(self) -> None:
@@ -149,7 +154,7 @@ class ReferenceServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop serving: websockets are closed with 1012, what is held or stalled ends. Twice is once."""
+        """Stop serving: websockets are closed with 1012, what is held, stalled or a stream ends. Twice is once."""
         server, self._uvicorn = self._uvicorn, None
         if server is not None and self._thread is not None:
             server.run_in_loop(self.app.shut)

@@ -35,11 +35,14 @@ class Stats:
         statuses: Answers of the feed by status.
         empty: Answers of the feed without an event. Each poll that catches up ends with one.
         held: Long polls that are held now.
-        pushes_sent: Text messages sent to websockets, all connections together.
+        pushes_sent: Pushes sent to websockets and event streams, all connections together.
         pushes_dropped: Publications whose push was dropped.
         websockets_accepted: Websockets accepted.
         websockets_refused: Websockets refused.
         websockets_open: Websockets that are open now.
+        streams_accepted: Event streams begun.
+        streams_refused: Event streams refused.
+        streams_open: Event streams that are open now.
     """
 
     published: int = 0
@@ -53,6 +56,9 @@ class Stats:
     websockets_accepted: int = 0
     websockets_refused: int = 0
     websockets_open: int = 0
+    streams_accepted: int = 0
+    streams_refused: int = 0
+    streams_open: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
 
     def as_dict(self) -> dict[str, object]:

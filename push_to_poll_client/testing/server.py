@@ -1,7 +1,8 @@
 """The reference server as a process of its own: `python -m push_to_poll_client.testing.server`.
 
 When it accepts connections it prints one line on stdout, JSON with the members `url` (the feed), `push_url` (the
-websocket), `base_url` (for `/publish`, `/faults`, `/stats`, `/pushes`) and `pid`. It ends at Ctrl-C and SIGTERM.
+websocket), `sse_url` (the event stream), `base_url` (for `/publish`, `/faults`, `/stats`, `/pushes`) and `pid`. It
+ends at Ctrl-C and SIGTERM.
 """
 
 import argparse
@@ -52,7 +53,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _announce(server: ReferenceServer) -> None:
-    places = {"url": server.url, "push_url": server.push_url, "base_url": server.base_url, "pid": os.getpid()}
+    places = {
+        "url": server.url,
+        "push_url": server.push_url,
+        "sse_url": server.sse_url,
+        "base_url": server.base_url,
+        "pid": os.getpid(),
+    }
     sys.stdout.write(json.dumps(places) + "\n")
     sys.stdout.flush()
 
