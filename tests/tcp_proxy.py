@@ -114,7 +114,7 @@ class TCPProxy:
         self._call(self._deafen)
 
     def cut(self, *, rst=False):
-        """Close all connections: by FIN, or by RST."""
+        """Close all connections, by FIN or by RST. They are closed when it returns."""
         self._call(lambda: self._cut_all(rst=rst))
 
     def cut_after(self, count, *, rst=False):
@@ -161,7 +161,7 @@ class TCPProxy:
             self._listen()
             self._ready.set()
             await self._stop.wait()
-            self._cut_all(rst=True)
+            await self._cut_all(rst=True)
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
 
@@ -177,9 +177,12 @@ class TCPProxy:
             accepting.cancel()
             await asyncio.wait([accepting])
 
-    def _cut_all(self, *, rst):
-        for connection in list(self._connections):
+    async def _cut_all(self, *, rst):
+        cut = self._connections.copy()
+        for connection in cut:
             connection.cut(rst=rst)
+        for connection in cut:
+            await connection.over.wait()
 
     def _end_all_down(self):
         for connection in self._connections:
@@ -206,6 +209,7 @@ class TCPProxy:
             await connection.serve()
         finally:
             self._connections.remove(connection)
+            connection.over.set()
             self.count(open=-1)
 
     def treatment(self, *, up):
@@ -226,6 +230,7 @@ class _Connection:
     client: tuple
     server: tuple
     dead: set = field(default_factory=set)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def serve(self):
         try:

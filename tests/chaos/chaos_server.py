@@ -18,6 +18,9 @@ from push_to_poll_client.testing import ReferenceApp, serve_in_thread
 CLIENT = b"x-client"
 """The header by which a consumer says who asks: its life."""
 
+PUSH = {"/push", "/events"}
+"""Where the push channels are: the websocket, and the server-sent events."""
+
 
 class _Event(msgspec.Struct):
     id: str
@@ -36,7 +39,7 @@ class RecordingApp(ReferenceApp):
         if scope["path"] == "/feed":
             await self._answer_feed(client, scope, receive, send)
             return
-        if scope["path"].startswith("/push"):
+        if scope["path"] in PUSH:
             self._journal.write("dialled", client, time.monotonic())
         await super().__call__(scope, receive, send)
 

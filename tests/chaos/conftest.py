@@ -1,17 +1,8 @@
-"""The form of the tests under fire, their seed, and the figures that are shown at the end.
+"""The marker, the figures that are shown at the end, and what ends whatever a test started."""
 
-`make test` runs the short form, `make chaos` (CHAOS_FORM=long) the long one. CHAOS_SEED repeats the choices of a
-run; processes and sockets have a timing of their own, so not every failure comes back with its seed.
-"""
-
-import os
-import random
-
+import chaos_form
 import pytest
 from processes import Load
-
-LONG = os.environ.get("CHAOS_FORM", "short") == "long"
-SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**9))
 
 _figures = pytest.StashKey[list[str]]()
 
@@ -27,12 +18,12 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_report_header():
-    return f"chaos: CHAOS_SEED={SEED} CHAOS_FORM={'long' if LONG else 'short'}"
+    return f"chaos: CHAOS_SEED={chaos_form.SEED} CHAOS_FORM={chaos_form.form('short', 'long')}"
 
 
 def pytest_terminal_summary(terminalreporter, config):
     if config.stash[_figures]:
-        terminalreporter.section(f"under fire, CHAOS_SEED={SEED}")
+        terminalreporter.section(f"under fire, CHAOS_SEED={chaos_form.SEED}")
         for figure in config.stash[_figures]:
             terminalreporter.write_line(figure)
 
@@ -47,16 +38,10 @@ def figures(request):
     return show
 
 
-@pytest.fixture(scope="session")
-def form():
-    """`form(short, long)` is the one that was chosen."""
-    return lambda short, long: long if LONG else short
-
-
 @pytest.fixture
 def chance(request):
-    """The random numbers of this test: its name and the seed decide them."""
-    return random.Random(f"{request.node.name} {SEED}")  # noqa: S311
+    """The random numbers of this test."""
+    return chaos_form.chance(request.node.name)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ What is counted is what the handler wrote down.
 import itertools
 
 import pytest
+from chaos_form import form
 from journals import until
 from processes import PATIENCE, ConsumerProcess, Load, ServerProcess
 from verdicts import beyond_g3, beyond_g7, disordered, lost, redone
@@ -125,7 +126,7 @@ MOMENTS = [starting, claiming, catching_up, fetching, committing, live, stopping
         pytest.param({"takes": 0.005, "load": 20, "backlog": 30, "page_size": 100}, id="slow"),
     ],
 )
-def test_nothing_is_lost_and_little_is_done_again(started, chance, form, figures, world):
+def test_nothing_is_lost_and_little_is_done_again(started, chance, figures, world):
     kills = form(10, 100)
     arena = Arena(started, chance, **world)
     for moment in itertools.islice(itertools.cycle(chance.sample(MOMENTS, len(MOMENTS))), kills):
