@@ -14,7 +14,6 @@ from push_to_poll_client import _types
 from push_to_poll_client._exceptions import FeedError, UndecodableMessage
 from push_to_poll_client.feeds import CloudEvent
 from push_to_poll_client.feeds import _cloudevents as cloudevents
-from push_to_poll_client.feeds._cloudevents import read_batch
 from push_to_poll_client.feeds._json_split import split
 
 WHERE = "https://shop.example/orders"
@@ -35,6 +34,10 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 
 def event(**members):
     return json.dumps({"id": "1", "source": "s", **members}).encode()
+
+
+def read_batch(body, where, most=100_000):
+    return cloudevents.read_batch(body, where, most=most)
 
 
 def page(*events):
@@ -291,6 +294,26 @@ class TestAPage:
         assert len(read_batch(b"[1,1,1]", WHERE)) == 3
         with pytest.raises(FeedError, match="more than 3 unreadable"):
             read_batch(b"[1,1,1,1]", WHERE)
+
+    @pytest.mark.parametrize("one", [b"0", b"{}", b'{"id":"1"}', b'{"id":"1","data":[0,0,0,0,0,0,0,0,0,0]}', b"x"])
+    @pytest.mark.parametrize("surplus", [0, 1])
+    def test_has_no_more_events_than_it_may(self, one, surplus):
+        body = page(*[one] * (100 + surplus)) + b" " * 10_000
+        if surplus:
+            with pytest.raises(FeedError, match="a page of more than 100 events; ask it for smaller pages"):
+                read_batch(body, WHERE, most=100)
+        else:
+            assert len(read_batch(body, WHERE, most=100)) == 100
+
+    def test_with_events_beyond_number_is_seen_through_in_little_memory(self):
+        body = b"[" + b"0," * 8_000_000 + b"0]"
+        tracemalloc.start()
+        try:
+            with pytest.raises(FeedError, match="more than 100000 events"):
+                read_batch(body, WHERE)
+            assert tracemalloc.get_traced_memory()[1] < 1024 * 1024
+        finally:
+            tracemalloc.stop()
 
     def test_is_not_kept_alive_by_an_unreadable_event(self):
         tracemalloc.start()

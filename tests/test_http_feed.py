@@ -3,6 +3,7 @@
 import gzip
 import logging
 import sys
+import threading
 import time
 import tracemalloc
 import types
@@ -18,7 +19,7 @@ from push_to_poll_client import _types, feeds
 from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
 from push_to_poll_client._http_client import open_client
 from push_to_poll_client._types import MAX_NOT_BEFORE, FetchRequest
-from push_to_poll_client.feeds import CloudEvent, HTTPFeed
+from push_to_poll_client.feeds import CloudEvent, HTTPFeed, http_feed
 
 pytestmark = pytest.mark.anyio
 
@@ -648,6 +649,15 @@ class TestTheBody:
         assert ids(await fetch(HTTPFeed(URL, max_body=len(self.PAGE)))) == ["1"]
         serve(body(gzip.compress(self.PAGE + b" " * 1000), encoding="gzip"))
         assert ids(await fetch(HTTPFeed(URL, max_body=len(self.PAGE) + 1000))) == ["1"]
+
+    @pytest.mark.parametrize(("size", "own_thread"), [(1_000_000, False), (2_000_000, True)])
+    async def test_does_not_stop_the_event_loop_when_it_is_large(self, serve, monkeypatch, size, own_thread):
+        """A hostile one takes ten seconds to see through."""
+        threads = []
+        monkeypatch.setattr(http_feed, "read_batch", lambda *a, **k: threads.append(threading.get_ident()) or [])
+        serve(body(b" " * size))
+        await fetch(HTTPFeed(URL))
+        assert (threads != [threading.get_ident()]) == own_thread
 
     async def test_may_have_been_read_by_the_transport(self):
         # httpx.MockTransport and caches hand over answers that are read and unpacked already.

@@ -1,14 +1,16 @@
 """From bytes to messages: a batch of CloudEvents in JSON.
 
-The way is short, since it is walked for every message: one pass finds where the events of the page begin and
-end, a second reads of each event what tells it from others. Data and extensions wait, as bytes, until somebody
-asks for them. An event keeps the bytes of its page alive; do not collect events, take from them what you need.
+The way is short, since it is walked for every message: one pass over the page reads of each event what tells it
+from others. Data and extensions wait, as bytes, until somebody asks for them. An event keeps the bytes of its page
+alive; do not collect events, take from them what you need. A page with something unreadable is read one by one.
 """
 
 import hashlib
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -25,14 +27,22 @@ MAX_ID = 1024
 MAX_UNREADABLE = 10_000
 """Unreadable events in one page: each costs a kilobyte, a byte of the page is enough to make one."""
 
+_SMALL_PAGE = 20
+"""Bytes for each event that a page may have: one with fewer is read without being counted first."""
+
+_USUAL_COMMAS = 10
+"""In and after an event. A page with fewer is counted by the decoder, which needs 72 bytes for each event."""
+
 _BOM = b"\xef\xbb\xbf"
 _ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]++|\\.)*+")', re.DOTALL)
 _UNREAD: Any = object()
 
+_Bytes: TypeAlias = bytes | msgspec.Raw
+
 
 class _Envelope(msgspec.Struct, frozen=True, gc=False):
-    id: str
-    source: str | None = None
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)]
+    source: Annotated[str, msgspec.Meta(max_length=MAX_ID)] | None = None
     type: str | None = None
     subject: str | None = None
     time: str | None = None
@@ -42,6 +52,7 @@ class _Envelope(msgspec.Struct, frozen=True, gc=False):
 
 
 _decode_batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_envelopes = msgspec.json.Decoder(list[_Envelope]).decode
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_attributes = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_base64 = msgspec.json.Decoder(bytes | None).decode
@@ -50,6 +61,20 @@ _decode = msgspec.json.decode
 
 # What decoding raises: msgspec's own, of invalid UTF-8 (both ValueError), of a value nested too deep.
 _UNDECODABLE = (ValueError, RecursionError)
+
+
+class _Batch:
+    """The bytes of a page, and where in them each event is, once somebody asks."""
+
+    __slots__ = ("_events", "_page")
+
+    def __init__(self, page: bytes, events: Sequence[_Bytes] = ()) -> None:
+        self._page = page
+        self._events = events
+
+    def __getitem__(self, place: int) -> _Bytes:
+        self._events = self._events or _decode_batch(self._page)
+        return self._events[place]
 
 
 class CloudEvent(Message):
@@ -66,22 +91,27 @@ class CloudEvent(Message):
             characters; an attribute has another type than `str`; or id or source hold what stores cannot (NUL).
     """
 
-    __slots__ = ("_envelope", "_event")
+    __slots__ = ("_batch", "_envelope", "_place")
 
     def __init__(self, event: bytes | msgspec.Raw) -> None:
         try:
             envelope = _decode_envelope(event)
         except _UNDECODABLE as error:
             raise UndecodableMessage(f"an event cannot be read: {quoted(error)}") from error
-        name, source = envelope.id, envelope.source or ""
-        if not (_can_be_kept(name) and _can_be_kept(source or "-")):
+        self._fill(envelope, _Batch(b"", [event]), 0)
+        if "\0" in self._key:
             raise UndecodableMessage(
-                f"an event cannot be read: id {quoted(name)} is empty, or it or source {quoted(source)} has a NUL "
-                f"or more than {MAX_ID} characters"
+                f"an event cannot be read: there is a NUL in its id {quoted(self._id)} or source"
             )
-        super().__init__(name, _UNREAD, key=f"{len(source)}:{source}{name}", cursor=name)
+
+    def _fill(self, envelope: _Envelope, batch: _Batch, place: int) -> None:
+        name, source = envelope.id, envelope.source or ""
+        self._id = self._cursor = name
+        self._key = f"{len(source)}:{source}{name}"
+        self._data = _UNREAD
         self._envelope = envelope
-        self._event = event
+        self._batch = batch
+        self._place = place
 
     @property
     def source(self) -> str:
@@ -121,7 +151,7 @@ class CloudEvent(Message):
             UndecodableMessage: One of them cannot be read.
         """
         try:
-            members = _decode_attributes(self._event)
+            members = _decode_attributes(self._batch[self._place])
             attributes = {name: _decode(members[name]) for name in members.keys() - {"data", "data_base64"}}
         except _UNDECODABLE as error:
             raise self._undecodable("attributes", error) from error
@@ -154,47 +184,89 @@ class CloudEvent(Message):
         return UndecodableMessage(f"the {what} of event {quoted(self.id)} cannot be read: {quoted(error)}")
 
 
-def read_batch(page: bytes, where: str) -> list[Message]:
+def read_batch(page: bytes, where: str, *, most: int) -> Sequence[Message]:
     """Read a page of CloudEvents (CloudEvents JSON format §4).
-
-    How many events a page may have is bounded by its size alone.
 
     Args:
         page: A JSON array of events.
         where: The URL without secrets, for errors.
+        most: How many events the page may have.
 
     Returns:
         A `CloudEvent` for each that can be read, an `UnreadableMessage` for each other, in the feed's order.
 
     Raises:
-        FeedError: The page is no JSON array, is cut, or has more than 10,000 unreadable events.
+        FeedError: The page is no JSON array, is cut, has more events than it may, or more than 10,000 unreadable
+            ones.
     """
-    messages, unreadable = list[Message](), 0
-    for event in _events(page.removeprefix(_BOM), where):
+    page = page.removeprefix(_BOM)
+    if len(page) > _SMALL_PAGE * most:
+        _check_number(_number_of_events(page, where, most), most, where)
+    messages: Sequence[Message] | None = _read_at_once(page)
+    if messages is None:
+        messages = list(_read_one_by_one(page, where))
+    _check_number(len(messages), most, where)
+    return messages
+
+
+def _number_of_events(page: bytes, where: str, most: int) -> int:
+    """Up to `most` and one more: in memory each takes a hundred bytes and more, even one of two bytes."""
+    if page.count(b",") < _USUAL_COMMAS * most:
+        with suppress(*_UNDECODABLE):
+            return len(_decode_batch(page))
+    return sum(1 for _ in islice(_split(page, where), most + 1))
+
+
+def _check_number(number: int, most: int, where: str) -> None:
+    if number > most:
+        raise FeedError(
+            f"{where} sent a page of more than {most} events; ask it for smaller pages, or raise max_body= if "
+            "that is right"
+        )
+
+
+def _read_at_once(page: bytes) -> Sequence[CloudEvent] | None:
+    """All events of a page in which each can be read; `None`: of another one."""
+    try:
+        envelopes = _decode_envelopes(page)
+    except _UNDECODABLE:  # one bad event fails them all
+        return None
+    batch, messages = _Batch(page), []
+    for place, envelope in enumerate(envelopes):
+        event = CloudEvent.__new__(CloudEvent)
+        event._fill(envelope, batch, place)  # noqa: SLF001  # of the same file
+        messages.append(event)
+    return None if "\0" in "".join([event.key for event in messages]) else messages
+
+
+def _read_one_by_one(page: bytes, where: str) -> Iterator[Message]:
+    unreadable = 0
+    for event in _events(page, where):
         try:
-            messages.append(CloudEvent(event))
+            yield CloudEvent(event)
         except UndecodableMessage as error:
             unreadable += 1
             if unreadable > MAX_UNREADABLE:
                 raise FeedError(
                     f"{where} sent a page with more than {MAX_UNREADABLE} unreadable events"
                 ) from error
-            messages.append(_unreadable(bytes(event), f"{where}: {error}; its publisher has to correct it"))
-    return messages
+            yield _unreadable(bytes(event), f"{where}: {error}; its publisher has to correct it")
 
 
-def _events(page: bytes, where: str) -> Sequence[bytes | msgspec.Raw]:
+def _events(page: bytes, where: str) -> Sequence[_Bytes]:
     try:
         return _decode_batch(page)
-    except _UNDECODABLE:  # one bad event fails them all
-        try:
-            return list(split(page, b"[]"))
-        except ValueError as error:
-            # What stands in an array are messages, which stay out of logs.
-            start = (
-                "" if page.startswith(b"[") else f" that begins with {quoted(page[:40].decode(errors='replace'))}"
-            )
-            raise FeedError(f"{where} sent no JSON array of events: {error} ({len(page)} bytes{start})") from error
+    except _UNDECODABLE:
+        return list(_split(page, where))
+
+
+def _split(page: bytes, where: str) -> Iterator[bytes]:
+    try:
+        yield from split(page, b"[]")
+    except ValueError as error:
+        # What stands in an array are messages, which stay out of logs.
+        start = "" if page.startswith(b"[") else f" that begins with {quoted(page[:40].decode(errors='replace'))}"
+        raise FeedError(f"{where} sent no JSON array of events: {error} ({len(page)} bytes{start})") from error
 
 
 def _unreadable(event: bytes, why: str) -> UnreadableMessage:

@@ -1,15 +1,17 @@
 """A feed by the HTTP Feeds specification (http-feeds.org): batches of CloudEvents behind one URL."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
+from anyio import to_thread
 
 from push_to_poll_client import _http
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._text import quoted
-from push_to_poll_client._types import Cursor, FetchRequest, Page
+from push_to_poll_client._types import Cursor, FetchRequest, Message, Page
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
 from push_to_poll_client.feeds._credentials import Auth
 from push_to_poll_client.feeds._origin import Answer, Origin
@@ -19,6 +21,15 @@ __all__ = ["CloudEvent", "HTTPFeed"]
 _ACCEPT = "application/cloudevents-batch+json, application/json;q=0.9"
 _NO_NEWS = frozenset({204, 304})
 _OURS = frozenset({"lastEventId", "timeout"})
+
+_SMALL_EVENT = 160
+"""Bytes that the events of a page have on average, at least: in memory each takes some 600 more."""
+
+_SMALL_PAGE = 10_000
+"""Events that a page may have however small they are; it is the largest page that is common among feeds."""
+
+_LARGE_BODY = 1024 * 1024
+"""Bytes. What is larger is read in a thread: a hostile page can take ten seconds to see through."""
 
 
 class HTTPFeed:
@@ -42,9 +53,8 @@ class HTTPFeed:
         max_wait: Seconds for which the server can hold its answer until there is something new (long polling,
             which the specification leaves to the server). `None` never asks it to.
         timeout: Seconds for one whole answer, from connecting to the last byte; a wait comes on top.
-        max_body: Bytes that an answer may have, on the wire and unpacked. It is also what bounds the events of a
-            page. A hostile answer of the default size takes at most 600 MiB and six seconds to see through;
-            a page of the usual 1,000 events has some 300 KB.
+        max_body: Bytes that an answer may have, on the wire and unpacked; a page of the usual 1,000 events has
+            some 300,000. A page may have an event for each 160 of them, 104,857 by default.
         client: An `httpx.AsyncClient`, or one of its shape, to send by; its timeouts hold, a wait comes on top.
             It stays yours: it is not closed. `None` opens one when needed.
 
@@ -75,6 +85,7 @@ class HTTPFeed:
             raise ValueError(
                 f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll"
             )
+        self._most = max(max_body // _SMALL_EVENT, _SMALL_PAGE)
         self.identity: str = _http.identity(url)
 
     async def fetch(self, request: FetchRequest, /) -> Page:
@@ -88,7 +99,7 @@ class HTTPFeed:
         """
         wait = min(request.wait, self.max_wait or 0.0)
         answer = await self._origin.get(_query(request.cursor, wait), headers=_headers(request), wait=wait)
-        messages = [] if answer.status in _NO_NEWS else read_batch(self._body(answer), self._origin.where)
+        messages = [] if answer.status in _NO_NEWS else await self._messages(answer)
         last = next((message.cursor for message in reversed(messages) if message.cursor is not None), None)
         # A server that answers with the very event it was asked to go on after has no more.
         following = None if last == request.cursor else last
@@ -101,16 +112,23 @@ class HTTPFeed:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._origin.where!r})"
 
-    def _body(self, answer: Answer) -> bytes:
-        """The body, if it calls itself JSON or nothing at all, as some servers do."""
-        stated = answer.headers.get("content-type", "")
-        media_type = stated.partition(";")[0].strip().lower()
-        if media_type and not media_type.endswith(("/json", "+json")):
-            raise FeedError(
-                f"{self._origin.where} sent {quoted(stated)}, not application/cloudevents-batch+json; "
-                "check that the URL is that of a feed and no login page stands before it"
-            )
-        return answer.body
+    async def _messages(self, answer: Answer) -> Sequence[Message]:
+        _check_type(answer, self._origin.where)
+        read = functools.partial(read_batch, answer.body, self._origin.where, most=self._most)
+        if len(answer.body) <= _LARGE_BODY:
+            return read()
+        return await to_thread.run_sync(read, abandon_on_cancel=True)
+
+
+def _check_type(answer: Answer, where: str) -> None:
+    """It has to call itself JSON or nothing at all, as some servers do."""
+    stated = answer.headers.get("content-type", "")
+    media_type = stated.partition(";")[0].strip().lower()
+    if media_type and not media_type.endswith(("/json", "+json")):
+        raise FeedError(
+            f"{where} sent {quoted(stated)}, not application/cloudevents-batch+json; "
+            "check that the URL is that of a feed and no login page stands before it"
+        )
 
 
 def _query(cursor: Cursor | None, wait: float) -> dict[str, str]:

@@ -49,8 +49,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
 """The schema. Step n leads from version n to n + 1; a step that was released is never changed, only followed."""
 
 # By itself SQLite checkpoints every 4 MB and caches 2 MB. Random keys dirty a page of the file each, and pages
-# are written whole: with these, 1,000 messages with random keys among 200,000 take 11 to 15 ms, 60 ms when a checkpoint
-# is due, every tenth time or so; with keys in order 1.6 ms.
+# are written whole: with these, 1,000 messages with random keys among 200,000 take 11 to 15 ms, 60 ms when a
+# checkpoint is due, every tenth time or so; with keys in order 1.6 ms.
 _CHECKPOINT_PAGES = 4_000
 _CACHE_KIB = 8_000
 
