@@ -1,0 +1,417 @@
+"""What an event stream says: the rules of WHATWG HTML §9.2, whatever the pieces in which it comes."""
+
+import contextlib
+import itertools
+import re
+import time
+import tracemalloc
+
+import httpx
+import httpx_sse
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from push_to_poll_client.listeners._sse_parser import MAX_RETRY, EventParser, EventTooLarge, ServerSentEvent
+
+BOM = b"\xef\xbb\xbf"
+
+
+def parse(*chunks, max_size=None):
+    parser = EventParser(max_size=max_size)
+    return [event for chunk in chunks for event in parser.feed(chunk)]
+
+
+def parsed(*chunks):
+    """The parser after these chunks."""
+    parser = EventParser(max_size=None)
+    for chunk in chunks:
+        parser.feed(chunk)
+    return parser
+
+
+def message(data, id="", event="message"):
+    return ServerSentEvent(event, data, id)
+
+
+# The examples of the standard (§9.2.6)
+
+
+def test_three_messages_of_which_one_has_two_lines():
+    stream = b"data: This is the first message.\n\ndata: This is the second message, it\ndata: has two lines.\n\n"
+    assert parse(stream + b"data: This is the third message.\n\n") == [
+        message("This is the first message."),
+        message("This is the second message, it\nhas two lines."),
+        message("This is the third message."),
+    ]
+
+
+def test_types_of_events():
+    assert parse(b"event: add\ndata: 73857293\n\nevent: remove\ndata: 2153\n\n") == [
+        message("73857293", event="add"),
+        message("2153", event="remove"),
+    ]
+
+
+def test_a_comment_an_id_that_is_reset_and_an_event_that_is_cut_off():
+    stream = b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event"
+    assert parse(stream) == [message("first event", "1"), message("second event")]
+    assert parse(stream + b"\n\n")[-1] == message(" third event")
+
+
+def test_empty_data_is_data():
+    assert parse(b"data\n\ndata\ndata\n\ndata:") == [message(""), message("\n")]
+
+
+def test_at_most_one_space_is_removed():
+    assert parse(b"data:test\n\ndata: test\n\ndata:  test\n\ndata:\ttest\n\n") == [
+        message("test"),
+        message("test"),
+        message(" test"),
+        message("\ttest"),
+    ]
+
+
+# Lines
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_lines_end_with_each_of_the_three(end):
+    stream = end.join([b"event: e", b"data: 1", b"data: 2", b"", b"data: 3", b"", b""])
+    assert parse(stream) == [message("1\n2", event="e"), message("3")]
+
+
+def test_the_three_may_be_mixed():
+    assert parse(b"data: 1\r\n\ndata: 2\r\rdata: 3\n\r\n") == [message("1"), message("2"), message("3")]
+
+
+def test_a_lone_cr_at_the_end_of_a_chunk_dispatches_at_once():
+    parser = EventParser(max_size=None)
+    assert parser.feed(b"data: 1\r\r") == [message("1")]
+    assert parser.feed(b"data: 2\r\n\r") == [message("2")]
+    assert parser.feed(b"\ndata: 3\n\n") == [message("3")], "the LF belongs to the CR before it"
+
+
+def test_a_crlf_over_chunks_is_one_end_also_with_nothing_between():
+    assert parse(b"data: 1\r", b"", b"\n", b"data: 2\r", b"\n", b"\r", b"\n") == [message("1\n2")]
+
+
+def test_one_lf_alone_is_swallowed_after_a_cr():
+    assert parse(b"data: 1\r", b"\n", b"\n") == [message("1")]
+
+
+@pytest.mark.parametrize("other", ["\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_nothing_else_ends_a_line(other):
+    assert parse(f"data: a{other}b\n\n".encode()) == [message(f"a{other}b")]
+
+
+# Characters
+
+
+@pytest.mark.parametrize("cut", range(5))
+def test_a_leading_bom_is_dropped_wherever_it_is_cut(cut):
+    stream = BOM + b"data: 1\n\n"
+    assert parse(stream[:cut], stream[cut:]) == [message("1")]
+
+
+def test_only_one_bom_and_only_a_leading_one_is_dropped():
+    assert parse(BOM + BOM + b"data: 1\n\n", b"data: 2\n\n") == [message("2")]
+    assert parse(b"\n" + BOM + b"data: 1\n\n") == []
+    assert parse(b"data: " + BOM + b"\n\n") == [message("\ufeff")]
+
+
+def test_a_bom_before_a_comment_or_an_empty_line():
+    assert parse(BOM + b":data: 1\n\n") == []
+    assert parse(BOM + b"\ndata: 1\n\n") == [message("1")]
+
+
+@pytest.mark.parametrize(
+    ("raw", "read"),
+    [
+        ("é€😀".encode(), "é€😀"),
+        (b"\xff", "�"),
+        (b"a\xe2\x82", "a�"),
+        (b"\xf0\x9f\x98x", "�x"),
+        (b"\xed\xa0\x80", "���"),
+        (b"\xc0\xaf", "��"),
+        (b"\0", "\0"),
+    ],
+)
+def test_what_is_no_utf_8_is_replaced(raw, read):
+    stream = b"data:" + raw + b"\n\n"
+    assert parse(*(stream[n : n + 1] for n in range(len(stream)))) == [message(read)]
+
+
+# Fields
+
+
+@pytest.mark.parametrize(
+    "line", [b"Data: x", b"DATA: x", b" data: x", b"data : x", b"x", b"x:data: y", b":", b": data: x", b"::data"]
+)
+def test_unknown_fields_and_comments_are_ignored(line):
+    assert parse(line + b"\n\n") == []
+    assert parse(b"data: 1\n" + line + b"\n\n") == [message("1")]
+
+
+def test_a_block_without_data_dispatches_nothing_and_forgets_its_type():
+    assert parse(b"event: ping\n\nid: 7\n\nretry: 5\n\n\n\n") == []
+    assert parse(b"event: ping\n\ndata: 1\n\n") == [message("1")]
+
+
+def test_keep_alive_comments_after_an_id_dispatch_nothing():
+    assert parse(b"id: 1\ndata: x\n\n: ka\n\n: ka\n\n") == [message("x", "1")]
+
+
+def test_the_last_type_counts_and_an_empty_one_is_message():
+    assert parse(b"event: a\nevent: b\ndata: 1\n\nevent: a\nevent\ndata: 2\n\n") == [
+        message("1", event="b"),
+        message("2"),
+    ]
+
+
+# Ids
+
+
+def test_an_event_without_an_id_carries_the_last_one():
+    assert parse(b"id: 1\ndata: a\n\ndata: b\n\n") == [message("a", "1"), message("b", "1")]
+
+
+def test_an_empty_id_resets_and_one_with_nul_is_ignored():
+    assert parse(b"id: 1\nid: 2\0\ndata: a\n\nid\ndata: b\n\n") == [message("a", "1"), message("b")]
+
+
+def test_an_id_counts_from_its_blank_line_on_also_without_data():
+    parser = parsed(b"id: 1\ndata: a\n\nid: 2\n")
+    assert parser.last_event_id == "1"
+    parser.feed(b"\n")
+    assert parser.last_event_id == "2"
+
+
+def test_an_event_that_is_cut_off_discards_its_id():
+    assert parsed(b"id: 1\ndata: a\n\nid: 2\ndata: b\n").last_event_id == "1"
+
+
+def test_an_id_that_the_client_named_is_that_of_events_that_name_none():
+    parser = EventParser(max_size=None, last_event_id="7")
+    assert parser.feed(b"data: a\n\nid: 8\ndata: b\n\n") == [message("a", "7"), message("b", "8")]
+
+
+# The time to reconnect
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (b"5000", 5.0),
+        (b"0", 0.0),
+        (b"007", 0.007),
+        (b"300000", MAX_RETRY),
+        (b"86400000", MAX_RETRY),
+        (b"9" * 10_000, MAX_RETRY),
+    ],
+)
+def test_the_time_to_reconnect_is_in_milliseconds_and_bounded(value, seconds):
+    assert parsed(b"retry:" + value + b"\n").retry == seconds
+
+
+@pytest.mark.parametrize(
+    "value", ["", "-5", "+5", "1_000", "5.0", "1e3", " 5", "5 ", "\u0665", "\uff15", "0x10", "inf"]
+)
+def test_anything_but_ascii_digits_is_ignored(value):
+    assert parsed(b"retry: 7000\n", f"retry: {value}\n".encode()).retry == 7.0
+    assert parsed(f"retry: {value}\n".encode()).retry is None
+
+
+def test_a_time_to_reconnect_counts_without_an_event():
+    assert parsed(b"data: x\nretry: 9000\n").retry == 9.0
+
+
+# Bounds
+
+
+def test_a_line_may_have_just_so_many_bytes():
+    line = b"data:" + b"x" * 95
+    assert parse(line + b"\r\n\r\n", max_size=100) == [message("x" * 95)]
+    for chunks in ([line + b"x"], [line + b"x\n"], [line, b"x"], [b":" + b"x" * 50, b"x" * 50 + b"\n"]):
+        with pytest.raises(EventTooLarge, match=r"a line has more than 100 bytes; .* max_size="):
+            parse(*chunks, max_size=100)
+
+
+def test_the_data_of_an_event_may_have_just_so_many_bytes():
+    assert len(parse(b"data\n" * 100 + b"\n", max_size=100)[0].data) == 99
+    with pytest.raises(EventTooLarge, match="the data of an event has more than 100 bytes"):
+        parse(b"data\n" * 101, max_size=100)
+    assert len(parse(b"data: x\n\n" * 1000, max_size=100)) == 1000
+
+
+def test_any_number_of_comments_and_ignored_lines_is_no_event():
+    assert parse(b": keep-alive\nid: 5\nevent: x\nretry: 5\n" * 1000 + b"data\n\n", max_size=20)
+
+
+def test_an_endless_line_is_noticed_at_once_and_not_kept():
+    parser, fed = EventParser(max_size=65_536), 0
+    tracemalloc.start()
+    with contextlib.suppress(EventTooLarge):
+        while fed < 10_000_000:
+            parser.feed(b"x" * 1000)
+            fed += 1000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert fed <= 66_000
+    assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("start", [b"data:", b"id:", b":", b"retry:"])
+def test_time_is_linear_in_the_length_of_a_line_in_small_pieces(start):
+    """Copying the line for each piece would move 32 GB; this moves 1 MB, in some hundredths of a second."""
+    began = time.perf_counter()
+    parser = EventParser(max_size=None)
+    parser.feed(start)
+    for _ in range(1 << 16):
+        parser.feed(b"1" * 16)
+    parser.feed(b"\n\n")
+    assert time.perf_counter() - began < 3
+
+
+# Chunks make no difference, and two others read the same
+
+tokens = st.sampled_from(
+    [
+        *(
+            b"data",
+            b"event",
+            b"id",
+            b"retry",
+            b":",
+            b": ",
+            b"\n",
+            b"\r",
+            b"\r\n",
+            b"\n\n",
+            b"7",
+            b"x",
+            b" ",
+            b"\0",
+        ),
+        *(BOM, BOM[:1], BOM[1:], b"\xff", "é😀".encode(), "\u2028".encode(), b"data: y\n", b"id: 3\n"),
+    ]
+)
+streams = st.lists(tokens, max_size=60).map(b"".join)
+
+
+def cut(stream, places):
+    bounds = [0, *sorted(place % (len(stream) + 1) for place in places), len(stream)]
+    return [stream[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+@given(streams, st.lists(st.integers(0, 1000), max_size=20))
+def test_any_pieces_give_the_events_of_the_whole(stream, places):
+    whole, pieces = EventParser(max_size=None), EventParser(max_size=None)
+    events = whole.feed(stream)
+    assert [event for chunk in cut(stream, places) for event in pieces.feed(chunk)] == events
+    assert (pieces.last_event_id, pieces.retry) == (whole.last_event_id, whole.retry)
+
+
+@given(streams)
+def test_each_event_is_there_with_its_last_byte(stream):
+    """Byte by byte: what was read so far is what the whole of it gives, so nothing is held back."""
+    parser, events = EventParser(max_size=None), []
+    for end in range(len(stream)):
+        events += parser.feed(stream[end : end + 1])
+        assert events == plainly(stream[: end + 1])
+
+
+@given(streams, st.lists(st.integers(0, 1000), max_size=5), st.integers(1, 40))
+def test_pieces_make_no_difference_to_what_is_too_large(stream, places, most):
+    assert too_large([stream], most) == too_large(cut(stream, places), most)
+
+
+def too_large(chunks, most):
+    try:
+        parse(*chunks, max_size=most)
+    except EventTooLarge:
+        return True
+    return False
+
+
+def plainly(stream):
+    """The standard's text, read for a stream that is there as a whole."""
+    lines = re.split("\r\n|\n|\r", stream.decode("utf-8", "replace").removeprefix("\ufeff"))[:-1]
+    events, data, type_, id_ = [], "", "", ""
+    for line in lines:
+        field, value = re.fullmatch("([^:]*):? ?(.*)", line, re.DOTALL).groups() if ":" in line else (line, "")
+        if line == "":
+            if data != "":
+                events.append(ServerSentEvent(type_ or "message", data.removesuffix("\n"), id_))
+            data, type_ = "", ""
+        elif field == "data":
+            data += value + "\n"
+        elif field == "event":
+            type_ = value
+        elif field == "id" and "\0" not in value:
+            id_ = value
+    return events
+
+
+values = st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), max_size=8)
+blocks = st.builds(
+    lambda lines, data: [*lines, f"data: {data}", ""],
+    st.lists(st.tuples(st.sampled_from(["data", "event", "id", "x", ""]), values).map(": ".join), max_size=4),
+    values,
+)
+ends = st.sampled_from(["\n", "\r", "\r\n"])
+
+
+def with_httpx_sse(*chunks, content_type="text/event-stream"):
+    def answer(request):
+        return httpx.Response(200, headers={"Content-Type": content_type}, content=iter(chunks))
+
+    with (
+        httpx.Client(transport=httpx.MockTransport(answer)) as client,
+        httpx_sse.connect_sse(client, "GET", "http://test/") as source,
+    ):
+        return [ServerSentEvent(event.event, event.data, event.id) for event in source.iter_sse()]
+
+
+@given(st.lists(blocks, max_size=5), ends, st.lists(st.integers(0, 1000), max_size=5))
+def test_httpx_sse_reads_the_same_of_blocks_with_data(blocks, end, places):
+    stream = "".join(line + end for block in blocks for line in block).encode()
+    assert with_httpx_sse(*cut(stream, places)) == parse(stream)
+
+
+@pytest.mark.parametrize(
+    ("stream", "ours", "theirs"),
+    [
+        # It makes an event of each keep-alive once an id was named: a needless poll each.
+        (b"id: 1\ndata: x\n\n: ka\n\n", [message("x", "1")], [message("x", "1"), message("", "1")]),
+        # It makes an event of a block without data.
+        (b"event: ping\n\n", [], [message("", event="ping")]),
+        (b"retry: 5\n\n", [], [message("")]),
+        # It takes the BOM for a part of the first field's name, and loses the first event.
+        (BOM + b"data: 1\n\n", [message("1")], []),
+    ],
+)
+def test_httpx_sse_deviates_where_the_standard_is_clear(stream, ours, theirs):
+    assert parse(stream) == ours
+    assert with_httpx_sse(stream) == theirs
+
+
+def test_httpx_sse_believes_a_charset_although_it_is_always_utf_8():
+    stream = "data: é\n\n".encode()
+    assert with_httpx_sse(stream, content_type="text/event-stream; charset=iso-8859-1") == [message("Ã©")]
+    assert parse(stream) == [message("é")]
+
+
+@pytest.mark.parametrize(("value", "theirs"), [("-5", -5), ("1_000", 1000), ("\u0665", 5)])
+def test_httpx_sse_takes_more_than_digits_for_a_time_to_reconnect(value, theirs):
+    stream = f"retry: {value}\n"
+    decoder = httpx_sse._decoders.SSEDecoder()
+    decoder.decode(stream.strip())
+    assert decoder.decode("").retry == theirs
+    assert parsed(stream.encode()).retry is None
+
+
+def test_httpx_sse_holds_back_what_ends_with_a_lone_cr():
+    lines = httpx_sse._decoders.SSELineDecoder()
+    assert lines.decode("data: 1\r\r") == ["data: 1"], "the empty line comes with the next chunk"
+    assert EventParser(max_size=None).feed(b"data: 1\r\r") == [message("1")]
