@@ -16,6 +16,9 @@ import time
 
 PR_SET_PDEATHSIG = 1
 
+DEAD = 0.6
+"""Seconds in which a listener finds that its connection is dead."""
+
 
 def end_with_parent():
     """A parent that dies closes our standard input. Linux kills us too, also while we are stopped by SIGSTOP."""
@@ -29,7 +32,7 @@ end_with_parent()
 import anyio  # noqa: E402  # what takes time comes after what must not wait
 from journals import Journal  # noqa: E402
 
-from push_to_poll_client import Consumer, HTTPFeed, Push, SQLiteStore, WebSocketListener, listeners  # noqa: E402
+from push_to_poll_client import Consumer, HTTPFeed, Push, SQLiteStore, SSEListener, WebSocketListener  # noqa: E402
 
 
 class Orders(Consumer):
@@ -53,8 +56,8 @@ def hint(text):
 
 def listener(kind, url, headers):
     if kind == "websocket":
-        return WebSocketListener(url, headers=headers, hint=hint, ping_interval=0.3, ping_timeout=0.3)
-    return listeners.SSEListener(url, headers=headers, max_silence=None)
+        return WebSocketListener(url, headers=headers, hint=hint, ping_interval=DEAD / 2, ping_timeout=DEAD / 2)
+    return SSEListener(url, headers=headers, hint=lambda event: hint(event.data), max_silence=DEAD)
 
 
 async def main(*, url, push, headers, database, journal, life, takes, answer_within, consumer):

@@ -21,6 +21,9 @@ CLIENT = b"x-client"
 PUSH = {"/push", "/events"}
 """Where the push channels are: the websocket, and the server-sent events."""
 
+KEEP_ALIVE = 0.2
+"""Seconds of silence after which an event stream gets a comment."""
+
 
 class _Event(msgspec.Struct):
     id: str
@@ -72,7 +75,7 @@ class _Answer:
 
 
 def main(journal, port, backlog, page_size):
-    app = RecordingApp(journal, backlog=int(backlog), page_size=int(page_size))
+    app = RecordingApp(journal, backlog=int(backlog), page_size=int(page_size), keep_alive=KEEP_ALIVE)
     with serve_in_thread(app, port=int(port)) as server:
         sys.stdout.write(json.dumps({"base_url": server.base_url}) + "\n")
         sys.stdout.flush()

@@ -126,6 +126,11 @@ class ServerJournal:
         self.dialled.append(Dialled(client, float(at)))
 
 
+def elapse(seconds):
+    """Let time pass, where it is the moment that is tried and nothing is waited for."""
+    time.sleep(seconds)
+
+
 def until(happened, timeout, what):
     """Return when it is so. A journal of a process that may be killed can only be looked at, again and again.
 

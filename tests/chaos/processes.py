@@ -94,8 +94,9 @@ class ServerProcess:
         """Publish so many messages. A server that is down has them when it is up again."""
         with self._publishing:
             self.published += count
-            with contextlib.suppress(httpx.TransportError):  # killed meanwhile: `start()` brings them
-                self._http.post("/publish", json=count).raise_for_status()
+            if not self._http.is_closed:
+                with contextlib.suppress(httpx.TransportError):  # it is killed meanwhile
+                    self._http.post("/publish", json=count).raise_for_status()
 
     def order(self, **faults):
         """Order faults of the server's own; they end with its life."""

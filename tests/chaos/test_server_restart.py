@@ -1,0 +1,70 @@
+"""A server that is killed under load and comes back loses nobody anything, and is not overrun when it is back."""
+
+import pytest
+from chaos_form import form
+from journals import elapse, until
+from processes import PATIENCE, ConsumerProcess, Load, ServerProcess
+from verdicts import beyond_g3, beyond_g7, beyond_reconnect_policy, disordered, lost, of_each_client
+
+RATE, BURST = 10, 5
+DEGRADED = 0.5
+SOON = form(8.0, 20.0)
+"""Seconds: a poll that failed thrice in a row waits up to 4, and one that failed for the fifth time up to 16."""
+
+
+@pytest.fixture
+def server(started):
+    return started(ServerProcess, page_size=100)
+
+
+@pytest.fixture
+def consumers(started, server):
+    """One on each event loop, one with each kind of push channel."""
+    limits = {"fallback_interval": 2.0, "degraded_interval": DEGRADED, "rate": RATE, "burst": BURST}
+    channels = {"websocket": server.base_url.replace("http", "ws") + "/push", "sse": f"{server.base_url}/events"}
+    consumers = [
+        started(ConsumerProcess, name=kind, url=server.url, push=[(kind, url)], takes=0.0005, **limits)
+        for kind, url in channels.items()
+    ]
+    for consumer, backend in zip(consumers, ["asyncio", "trio"], strict=True):
+        consumer.start(backend)
+    return consumers
+
+
+@pytest.fixture
+def load(server, started, chance):
+    return started(Load, server, seed=chance.random(), rate=300)
+
+
+def until_asked(server):
+    before = len(server.journal.read().asked)
+    until(lambda: len(server.journal.read().asked) > before, PATIENCE, "somebody asks")
+
+
+def test_a_server_killed_under_load_costs_nobody_a_message(server, consumers, load, chance, figures):
+    restarts = form(2, 12)
+    for _ in range(restarts):
+        until_asked(server)
+        elapse(chance.uniform(0.1, form(0.8, 3.0)))
+        server.kill()
+        elapse(chance.choice([0.0, chance.uniform(0.0, 0.7)]))
+        server.start()
+        for consumer in consumers:
+            consumer.until_current(server, SOON)
+    load.pause()
+    for consumer in consumers:
+        consumer.until_current(server, SOON)
+        assert consumer.stop() == 0
+    ids, journal = server.ids(), server.journal.read()
+    figures(
+        f"{restarts} times killed and started; {len(ids)} published, {len(journal.dialled)} connections in all"
+    )
+    assert len(ids) == server.published
+    for consumer in consumers:
+        handled = consumer.journal.read().handled
+        assert lost(ids, handled) == []
+        assert disordered(handled) == []
+        assert beyond_g7(handled, killed=set(), flush_interval=0) == []
+    assert beyond_g3(journal.asked, rate=RATE, burst=BURST, slack=0.25) == []
+    for dialled in of_each_client(journal.dialled).values():
+        assert beyond_reconnect_policy(dialled) == []
