@@ -8,6 +8,7 @@ import traceback
 
 import anyio
 import pytest
+from channels import TimedChannel
 from websockets.datastructures import Headers
 from websockets.exceptions import (
     ConnectionClosedError,
@@ -106,35 +107,9 @@ class Scripted(WebSocketListener):
             self.open -= 1
 
 
-class Channel:
-    """Writes down what it is told, and when."""
-
-    def __init__(self):
-        self.began = anyio.current_time()
-        self.events = []
-        self.errors = []
-
-    def up(self):
-        self._note("up")
-
-    def down(self, error=None):
-        self._note("down")
-        self.errors.append(error)
-
-    def wake(self, push=None, /):
-        self._note(push)
-
-    def _note(self, event):
-        self.events.append((round(anyio.current_time() - self.began, 3), event))
-
-    @property
-    def pushes(self):
-        return [event for _, event in self.events if isinstance(event, Push)]
-
-
 async def run(listener, seconds, channel=None):
     """Let it listen for so many seconds of virtual time."""
-    channel = channel or Channel()
+    channel = channel or TimedChannel()
     with anyio.move_on_after(seconds):
         await listener.listen(channel)
     assert listener.open == 0
@@ -461,7 +436,7 @@ def test_failures_are_sorted(verdict, errors):
 
 async def test_gone_for_good_raises():
     listener = Scripted([closed(1012)], status(410))
-    channel = Channel()
+    channel = TimedChannel()
     with pytest.raises(ListenerError, match=r"ws://feed\.example/push.*HTTP 410") as raised:
         await run(listener, 10, channel)
     assert isinstance(raised.value.__cause__, InvalidStatus)
@@ -471,7 +446,7 @@ async def test_gone_for_good_raises():
 
 async def test_a_server_that_chooses_no_subprotocol_is_of_no_use():
     listener = Scripted(["for another protocol"], subprotocols=["push.v1", "push.v2"])
-    channel = Channel()
+    channel = TimedChannel()
     with pytest.raises(ListenerError, match=r"none of the subprotocols push\.v1, push\.v2"):
         await run(listener, 10, channel)
     assert [event for _, event in channel.events] == ["down"]

@@ -13,6 +13,7 @@ import threading
 import anyio
 import pytest
 import trustme
+from channels import HOST, SOON, Channel, Raw, is_closed, listening
 from websockets.asyncio.server import serve
 from websockets.server import ServerProtocol
 
@@ -22,11 +23,7 @@ from push_to_poll_client.listeners import WebSocketListener, _websocket_connecti
 
 pytestmark = pytest.mark.anyio
 
-HOST = "127.0.0.1"
 CANARY = "c4n4ry"
-
-SOON = 9.0
-"""Seconds that no test needs; less than the default `open_timeout` and `ping_interval`, which must not help."""
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -107,42 +104,6 @@ class Refusing(Server):
         return response
 
 
-class Raw:
-    """Hands each connection to a function, in a thread. Whatever is still open is closed at the end."""
-
-    def __init__(self, treat):
-        self._treat = treat
-        self.accepted = []
-
-    def __enter__(self):
-        self._listening = socket.socket()
-        # Small, so that a client is soon held up by a server that does not read.
-        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self._listening.bind((HOST, 0))
-        self._listening.listen()
-        self.port = self._listening.getsockname()[1]
-        self._thread = threading.Thread(target=self._accept)
-        self._thread.start()
-        return self
-
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                accepted, _ = self._listening.accept()
-                self.accepted.append(accepted)
-                with contextlib.suppress(OSError):
-                    self._treat(accepted, len(self.accepted))
-
-    def __exit__(self, *_):
-        self._listening.shutdown(socket.SHUT_RDWR)
-        for accepted in self.accepted:
-            with contextlib.suppress(OSError):
-                accepted.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        for opened in (self._listening, *self.accepted):
-            opened.close()
-
-
 async def quiet(connection, number):
     """A handler that says nothing."""
 
@@ -155,51 +116,10 @@ def shake_hands(accepted):
     accepted.sendall(b"".join(protocol.data_to_send()))
 
 
-class Channel:
-    """Writes down what it is told; a test waits for what it wants to see."""
-
-    def __init__(self):
-        self.events = []
-        self.error = None
-        self._changed = anyio.Event()
-
-    def up(self):
-        self._note("up")
-
-    def down(self, error=None):
-        self.error = error
-        self._note("down")
-
-    def wake(self, push=None, /):
-        self._note(push)
-
-    def _note(self, event):
-        self.events.append(event)
-        self._changed.set()
-        self._changed = anyio.Event()
-
-    async def saw(self, *events):
-        while self.events[: len(events)] != list(events):
-            assert len(self.events) < len(events), self.events
-            await self._changed.wait()
-
-
 def to(server, path="/push", **options):
     listener = WebSocketListener(f"ws://{HOST}:{server.port}{path}", **options)
     listener._fraction = lambda: 0.0
     return listener
-
-
-@contextlib.asynccontextmanager
-async def listening(listener):
-    channel = Channel()
-    with anyio.fail_after(SOON):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(listener.listen, channel)
-            yield channel
-            tasks.cancel_scope.cancel()
-            stopped = anyio.current_time()
-    assert anyio.current_time() - stopped < SOON / 2
 
 
 # A server that is well
@@ -525,15 +445,6 @@ async def test_a_stop_during_the_tls_handshake_leaves_nothing_open():
     with Raw(lambda accepted, number: connected.set()) as server:
         async with listening(WebSocketListener(f"wss://{HOST}:{server.port}/")):
             await anyio.to_thread.run_sync(connected.wait)
-
-
-def is_closed(accepted):
-    """Read what is left. Whether the other side closed, rather than forgot, its end."""
-    accepted.settimeout(SOON / 2)
-    with contextlib.suppress(ConnectionResetError):
-        while accepted.recv(1 << 20):
-            pass
-    return True
 
 
 async def test_a_server_that_answers_no_goodbye_holds_up_a_stop_but_shortly():
