@@ -221,12 +221,14 @@ async def test_answers_without_news_do_not_make_a_busy_loop(impatient_server, fe
     assert waits == [0.0, 20.0, 20.0, 20.0]
 
 
-async def test_the_last_stream_cursor_is_echoed_and_queries_are_in_alphabetical_order(impatient_server, feed_of):
+async def test_what_is_asked(impatient_server, feed_of):
+    """The last `Stream-Cursor` is echoed, queries are in alphabetical order, and patience goes with the wait."""
     feed = feed_of(impatient_server.stream(0))
     asked, echoes = [], []
 
     async def note_request(request):
-        asked.append((request.url.query.decode(), request.headers.get("cache-control")))
+        patience = request.extensions["timeout"]["read"]
+        asked.append((request.url.query.decode(), request.headers.get("cache-control"), patience))
 
     async def note_response(response):
         echoes.append(response.headers.get("stream-cursor"))
@@ -237,10 +239,10 @@ async def test_the_last_stream_cursor_is_echoed_and_queries_are_in_alphabetical_
     for how in ({"wait": 9.0}, {"wait": 9.0}, {"fresh": True}):
         await fetch(feed, cursor, **how)
     assert asked == [
-        ("offset=-1", None),
-        (f"live=long-poll&offset={offset}", None),
-        (f"cursor={echoes[1]}&live=long-poll&offset={offset}", None),
-        (f"offset={offset}", "no-cache"),
+        ("offset=-1", None, 10.0),
+        (f"live=long-poll&offset={offset}", None, 19.0),
+        (f"cursor={echoes[1]}&live=long-poll&offset={offset}", None, 19.0),
+        (f"offset={offset}", "no-cache", 10.0),
     ]
 
 
