@@ -167,9 +167,7 @@ def _token(name: str | None) -> str | None:
     if name is None:
         return None
     if not (token := os.environ.get(name)):
-        raise ValueError(
-            "--token-env: no environment variable has that name; give its name, not the token"
-        )
+        raise ValueError("--token-env: no environment variable has that name; give its name, not the token")
     return token
 
 

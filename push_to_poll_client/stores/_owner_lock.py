@@ -108,5 +108,7 @@ class OwnerLock:
         """Give the right back. In a forked child, which never had it, nothing happens."""
         if self in _held:
             _held.remove(self)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
             _unlock(self._descriptor)
             os.close(self._descriptor)

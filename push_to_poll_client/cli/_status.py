@@ -1,0 +1,90 @@
+"""`push-to-poll status`: how far are the consumers that keep their state in a file? Read, and not disturbed."""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from push_to_poll_client._text import quoted
+from push_to_poll_client.cli._exit import Exit
+from push_to_poll_client.cli._lines import close_stdout
+from push_to_poll_client.cli._parser import Commands
+from push_to_poll_client.stores._sqlite_reader import Progress, StoreFile, read_store
+
+__all__ = ["add_to"]
+
+JSON = """\
+print one JSON object: file, bytes, owner (process id; null: nobody that can be seen), consumers: a list of objects
+with name, feed, cursor (null: the beginning), records (of messages that are settled), token (larger for each
+start), last_progress (when the newest record was made, in seconds since the epoch; null: there is none) and age
+(seconds since then). Members may be added, none will change"""
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add(
+        "status",
+        run,
+        help="say how far the consumers are that keep their state in a file",
+        description="Say how far the consumers are that keep their state in a file, whether they run or not. The "
+        "file is only read, and a consumer that uses it is not disturbed.",
+    )
+    parser.add_argument("--state", metavar="FILE", required=True, help="the file, as it was given to tail")
+    parser.add_argument("--json", action="store_true", help=JSON)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print it.
+
+    Raises:
+        StoreError: The file cannot be read.
+    """
+    store, now = read_store(options.state), time.time()
+    text = json.dumps(_as_json(store, now)) if options.json else "\n".join(_lines(store, now))
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        close_stdout()
+    return Exit.DONE
+
+
+def _as_json(store: StoreFile, now: float) -> dict[str, Any]:
+    return {
+        "file": store.path,
+        "bytes": store.size,
+        "owner": store.owner,
+        "consumers": [{**asdict(progress), "age": _age(progress, now)} for progress in store.progress],
+    }
+
+
+def _lines(store: StoreFile, now: float) -> Iterator[str]:
+    yield _line("file", quoted(store.path, 1000))
+    yield _line("size", f"{store.size:,} bytes")
+    yield _line("owner", "nobody" if store.owner is None else f"process {store.owner}")
+    for progress in store.progress:
+        yield ""
+        yield _line("name", quoted(progress.name))
+        yield _line("feed", quoted(progress.feed))
+        yield _line("cursor", "the beginning" if progress.cursor is None else quoted(progress.cursor))
+        yield _line("records", f"{progress.records:,}")
+        yield _line("progress", _when(progress, now))
+        yield _line("token", str(progress.token))
+
+
+def _line(name: str, value: str) -> str:
+    return f"{name:<10}{value}"
+
+
+def _when(progress: Progress, now: float) -> str:
+    if progress.last_progress is None:
+        return "none yet"
+    at = datetime.fromtimestamp(progress.last_progress, UTC)
+    return f"{_age(progress, now):,.1f} s ago, at {at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _age(progress: Progress, now: float) -> float | None:
+    """Not below 0, whatever the clocks of two processes say."""
+    return None if progress.last_progress is None else max(0.0, now - progress.last_progress)
