@@ -102,6 +102,7 @@ class ReconnectingListener(abc.ABC, Generic[_MessageT]):
             reconnect.ended(anyio.current_time())
             if isinstance(error, LeftAlone):
                 self._log.info("%s: %s", self.name, error)
+                channel.down(error)
                 return
             if error is not None:
                 await anyio.sleep(self._delay_after(error, channel, reconnect))

@@ -100,9 +100,10 @@ async def open_stream(
     """
     async with _sender(client, tls) as sender:
         response = await _answer(sender, url, _fields(headers, last_event_id), open_timeout)
-        async with _closing(response), contextlib.aclosing(response.aiter_bytes()) as chunks:
+        async with _closing(response):
             _check(response)
-            yield EventStream(chunks, EventParser(max_size=max_size, last_event_id=last_event_id))
+            async with _unwinding(response.aiter_bytes()) as chunks:
+                yield EventStream(chunks, EventParser(max_size=max_size, last_event_id=last_event_id))
 
 
 @contextlib.asynccontextmanager
@@ -130,6 +131,23 @@ async def _closing(thing: Any) -> AsyncIterator[Any]:
         # Shielded: a close that is cancelled leaves its socket to the garbage collector.
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await thing.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _unwinding(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+    """End the reading of a body in the middle.
+
+    httpx reads through half a dozen generators, one in another, and closing the outer one drops those within:
+    the garbage collector gets them, and on trio that is a warning. A read that is cancelled unwinds them all. It
+    waits for nothing: what has arrived is let through, and the first wait ends it.
+    """
+    try:
+        yield chunks
+    finally:
+        with anyio.CancelScope(shield=True) as scope, contextlib.suppress(Exception):
+            scope.cancel()
+            async for _ in chunks:
+                pass
 
 
 def _fields(headers: Mapping[str, str], last_event_id: str) -> list[tuple[bytes, bytes]]:
