@@ -70,8 +70,8 @@ class Server:
 
     def stream(self, *entries, content_type="application/json"):
         """A new stream, with these entries in it."""
-        stream = Stream(self._client, f"{self.url}/stream-{next(_names)}")
-        stream.create(content_type)
+        stream = Stream(self._client, f"{self.url}/stream-{next(_names)}", content_type)
+        stream.create()
         for entry in entries:
             stream.append(entry)
         return stream
@@ -98,20 +98,21 @@ class Server:
 class Stream:
     """What a writer does with a stream."""
 
-    def __init__(self, client, url):
+    def __init__(self, client, url, content_type):
         self._client = client
+        self._headers = {"Content-Type": content_type}
         self.url = url
 
     @property
     def path(self):
         return httpx.URL(self.url).path
 
-    def create(self, content_type="application/json"):
-        self._send("PUT", headers={"Content-Type": content_type})
+    def create(self):
+        self._send("PUT", headers=self._headers)
 
     def append(self, *entries):
         """Append JSON values by one request."""
-        self._send("POST", json=entries)
+        self._send("POST", content=json.dumps(entries), headers=self._headers)
 
     def end(self):
         """Close it: there will be no more."""

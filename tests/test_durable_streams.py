@@ -323,7 +323,7 @@ async def test_an_offset_that_the_server_cannot_read_is_refused_by_name(server, 
 
 
 async def test_a_stream_of_something_else_is_refused(server, feed_of):
-    stream = server.stream(content_type="text/plain")
+    stream = server.stream("text", content_type="text/plain")
     with pytest.raises(FeedRefused, match=r"200 OK at offset -1.*that of a JSON stream"):
         await fetch(feed_of(stream))
 
