@@ -32,7 +32,16 @@ end_with_parent()
 import anyio  # noqa: E402  # what takes time comes after what must not wait
 from journals import Journal  # noqa: E402
 
-from push_to_poll_client import Consumer, HTTPFeed, Push, SQLiteStore, SSEListener, WebSocketListener  # noqa: E402
+from push_to_poll_client import (  # noqa: E402
+    Consumer,
+    HTTPFeed,
+    Push,
+    SQLiteStore,
+    SSEListener,
+    WebSocketListener,
+    _schedule,
+)
+from push_to_poll_client.listeners import _reconnect  # noqa: E402
 
 
 class Orders(Consumer):
@@ -60,7 +69,18 @@ def listener(kind, url, headers):
     return SSEListener(url, headers=headers, hint=lambda event: hint(event.data), max_silence=DEAD)
 
 
-async def main(*, url, push, headers, database, journal, life, takes, answer_within, consumer):
+def hasten(haste):
+    """Shorten what follows on failures, as the settings shorten what goes on when all is well."""
+    for module, names in (
+        (_schedule, ("FIRST_BACKOFF", "MAX_BACKOFF")),
+        (_reconnect, ("FIRST_DELAY", "BASE_DELAY", "MAX_DELAY", "LIVED")),
+    ):
+        for name in names:
+            setattr(module, name, getattr(module, name) / haste)
+
+
+async def main(*, url, push, headers, database, journal, life, takes, answer_within, haste, consumer):
+    hasten(haste)
     journal = Journal(journal)
     orders = Orders(
         HTTPFeed(url, headers=headers, timeout=answer_within),

@@ -43,7 +43,7 @@ class RecordingApp(ReferenceApp):
             await self._answer_feed(client, scope, receive, send)
             return
         if scope["path"] in PUSH:
-            self._journal.write("dialled", client, time.monotonic())
+            self._journal.write("dialled", client, time.monotonic(), scope["path"])
         await super().__call__(scope, receive, send)
 
     async def _answer_feed(self, client, scope, receive, send):

@@ -97,6 +97,7 @@ class Dialled(NamedTuple):
 
     client: str
     at: float
+    path: str
 
 
 class ServerJournal:
@@ -114,6 +115,7 @@ class ServerJournal:
         return self
 
     def _asked(self, request, client, at, after):
+        self._end_those_before(request, float(at))
         asked = Asked(client, float(at), None if after == "-" else after)
         self.asked.append(asked)
         self._open[request] = asked
@@ -122,8 +124,14 @@ class ServerJournal:
         asked = self._open.pop(request)
         asked.ended, asked.status, asked.last = float(at), int(status), None if last == "-" else last
 
-    def _dialled(self, client, at):
-        self.dialled.append(Dialled(client, float(at)))
+    def _dialled(self, client, at, path):
+        self.dialled.append(Dialled(client, float(at), path))
+
+    def _end_those_before(self, request, at):
+        """What a server had open that was killed is over at the latest when the next one is asked."""
+        process = request.partition("-")[0]
+        for other in [other for other in self._open if not other.startswith(f"{process}-")]:
+            self._open.pop(other).ended = at
 
 
 def elapse(seconds):

@@ -174,6 +174,7 @@ class ConsumerProcess:
         push: Kind and address of each push channel.
         takes: Seconds that the handler takes for a message.
         answer_within: Seconds for one answer of the feed.
+        haste: How many times shorter the delays after failures are than they are for others.
         consumer: Arguments for `Consumer`.
 
     Attributes:
@@ -181,7 +182,9 @@ class ConsumerProcess:
         killed: The lives that were killed.
     """
 
-    def __init__(self, directory, *, name="consumer", url, push, takes=0.0, answer_within=10.0, **consumer):
+    def __init__(
+        self, directory, *, name="consumer", url, push, takes=0.0, answer_within=10.0, haste=1.0, **consumer
+    ):
         self.name = name
         self.life = 0
         self.killed = set()
@@ -194,6 +197,7 @@ class ConsumerProcess:
             "journal": str(directory / name),
             "takes": takes,
             "answer_within": answer_within,
+            "haste": haste,
             "consumer": {"flush_interval": 0.05, **consumer},
         }
         self._child = None
@@ -214,7 +218,12 @@ class ConsumerProcess:
         if code == -signal.SIGKILL or (code == -signal.SIGTERM and self.life not in self.journal.read().begun):
             self.killed.add(self.life)
         elif code:
-            raise AssertionError(f"{self.client} crashed with {code}, see its log")
+            raise AssertionError(f"{self.client} crashed with {code}: {self.last_words}")
+
+    @property
+    def last_words(self):
+        """The end of its log."""
+        return Path(self._log.name).read_text()[-2000:]
 
     def terminate(self):
         """SIGTERM: it ends by itself, a little later."""
@@ -223,11 +232,12 @@ class ConsumerProcess:
     def stop(self):
         """Let it end by itself.
 
-        Returns:
-            Its exit code.
+        Raises:
+            AssertionError: It could not.
         """
         self.terminate()
-        return self._child.end(kill=False)
+        if code := self._child.end(kill=False):
+            raise AssertionError(f"{self.client} ended with {code}: {self.last_words}")
 
     def pause(self):
         """SIGSTOP: time goes on, and it does not."""

@@ -74,7 +74,7 @@ def test_what_was_stopped_is_current_soon_after(server, proxy, consumers, load, 
     load.pause()
     for consumer in consumers:
         consumer.until_current(server, SOON)
-        assert consumer.stop() == 0
+        consumer.stop()
         judge(consumer, server, resumed)
     figures(f"stopped for {PAUSE:g} s, current again after {took:.2f} s; the dead connections were made anew")
 

@@ -98,9 +98,9 @@ def test_g4_the_longest_quiet_time():
 
 
 def test_connections_keep_their_distance():
-    assert beyond_reconnect_policy([Dialled("c", at) for at in (0, 0, 1, 3, 7)]) == []
-    assert len(beyond_reconnect_policy([Dialled("c", at) for at in (0, 0, 0.9, 3, 7)])) == 1
-    assert beyond_reconnect_policy([Dialled("c", at) for at in (0, 0, 31, 31)]) == []
+    assert beyond_reconnect_policy([Dialled("c", at, "/push") for at in (0, 0, 1, 3, 7)]) == []
+    assert len(beyond_reconnect_policy([Dialled("c", at, "/push") for at in (0, 0, 0.9, 3, 7)])) == 1
+    assert beyond_reconnect_policy([Dialled("c", at, "/push") for at in (0, 0, 31, 31)]) == []
 
 
 def test_journals_are_read_as_they_grow(tmp_path):
@@ -117,12 +117,18 @@ def test_journals_are_read_as_they_grow(tmp_path):
 
 def test_the_servers_journal_pairs_request_and_answer(tmp_path):
     journal, read = Journal(tmp_path / "journal"), ServerJournal(tmp_path / "journal")
-    for words in (("asked", "1", "c", 1.0, "-"), ("asked", "2", "d", 2.0, "b"), ("dialled", "c", 3.0)):
+    for words in (
+        ("asked", "7-1", "c", 1.0, "-"),
+        ("asked", "7-2", "d", 2.0, "b"),
+        ("dialled", "c", 3.0, "/push"),
+    ):
         journal.write(*words)
     assert read.read().asked == [Asked("c", 1.0, None), Asked("d", 2.0, "b")]
-    journal.write("answered", "2", 2.5, 200, "c")
+    journal.write("answered", "7-2", 2.5, 200, "c")
     assert read.read().asked[1] == Asked("d", 2.0, "b", 2.5, 200, "c")
-    assert read.dialled == [Dialled("c", 3.0)]
+    journal.write("asked", "8-1", "c", 9.0, "-")
+    assert read.read().asked[0].ended == 9.0, "its server died"
+    assert read.dialled == [Dialled("c", 3.0, "/push")]
     journal.close()
 
 

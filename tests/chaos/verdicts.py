@@ -4,7 +4,7 @@ Each verdict is a list of sentences, empty when all is well.
 """
 
 from collections import defaultdict
-from itertools import groupby, pairwise
+from itertools import pairwise, takewhile
 
 from push_to_poll_client.listeners import _reconnect
 
@@ -81,8 +81,10 @@ def poll_starts(asked):
 
 def of_each_client(requests):
     """The requests of each client, in order."""
-    ordered = sorted(requests, key=lambda request: (request.client, request.at))
-    return {client: list(group) for client, group in groupby(ordered, key=lambda request: request.client)}
+    clients = defaultdict(list)
+    for request in requests:
+        clients[request.client].append(request)
+    return clients
 
 
 def beyond_g3(asked, *, rate, burst, slack):
@@ -128,16 +130,33 @@ def longest_quiet(asked, *, since, until):
     return max(after - before for before, after in pairwise(times))
 
 
-def beyond_reconnect_policy(dialled):
-    """Connections of one client sooner than the policy's smallest delays, while none of them lived.
+def beyond_reconnect_policy(dialled, *, haste=1.0):
+    """Connections sooner than the policy's smallest delays, while none of them can have lived.
 
     Attempts that no server saw make a streak longer than it looks, and the delays with it, never shorter.
+
+    Args:
+        dialled: All connections.
+        haste: How many times shorter the delays were made.
     """
-    wrong = []
-    for number, (before, after) in enumerate(pairwise(dialled)):
-        least = 0.0 if number == 0 else min(_reconnect.BASE_DELAY * 2.0 ** (number - 1), _reconnect.MAX_DELAY)
-        if after.at - before.at < least:
-            wrong.append(f"connection {number + 2} came {after.at - before.at:.3f} s after the one before")
-        if after.at - before.at >= _reconnect.LIVED:
-            break  # it may have lived, and begun a new streak
-    return wrong
+    channels = defaultdict(list)
+    for connection in dialled:
+        channels[connection.client, connection.path].append(connection.at * haste)
+    return [
+        f"{client}: connection {number + 2} to {path} came {after - before:.3f} s after the one before"
+        for (client, path), times in channels.items()
+        for number, (before, after) in enumerate(_not_lived(times))
+        if after - before < least_delay(number)
+    ]
+
+
+def _not_lived(times):
+    """The neighbours, up to the first connection that may have lived: it would begin a new streak."""
+    return takewhile(lambda pair: pair[1] - pair[0] < _reconnect.LIVED, pairwise(times))
+
+
+def least_delay(failures):
+    """The smallest draw of the delay after one more failure than so many, in seconds."""
+    if not failures:
+        return 0.0
+    return min(_reconnect.BASE_DELAY * 2.0 ** (failures - 1), _reconnect.MAX_DELAY)

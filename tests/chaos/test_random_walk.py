@@ -1,0 +1,239 @@
+"""Everything at once: kills, stops, a broken network and a failing server, in an order that the seed decides.
+
+At the end everything is mended, and what handler and server wrote down is judged.
+"""
+
+import time
+from collections import Counter
+
+import pytest
+from chaos_form import form
+from journals import elapse, until
+from processes import PATIENCE, ConsumerProcess, Load, ServerProcess
+from tcp_proxy import TCPProxy
+from verdicts import (
+    beyond_g2,
+    beyond_g3,
+    beyond_g7,
+    beyond_reconnect_policy,
+    disordered,
+    lost,
+    of_each_client,
+    poll_starts,
+    redone,
+)
+
+DURATION = form(8.0, 150.0)
+"""Seconds."""
+
+HASTE = 10.0
+"""Delays after failures are so many times shorter than they are, else the walk would be spent in them."""
+
+SOON = 20.0
+"""Seconds in which a consumer is current after a long streak of failed polls, whose backoff grows to six."""
+
+RATE, BURST = 10, 5
+FLUSH_INTERVAL = 0.05
+DELAY = 0.1
+"""Seconds that the network holds back at most."""
+
+NO_FAULTS = {
+    "fail_next": 0,
+    "cut_next": 0,
+    "stall_next": 0,
+    "retry_after": None,
+    "latency": 0.0,
+    "drop_fraction": 0.0,
+    "half_open": False,
+    "accept_and_close": None,
+    "refuse_status": None,
+}
+
+
+class Walk:
+    """A consumer with both kinds of push channel, behind two proxies, and what may happen to it."""
+
+    def __init__(self, started, chance, feed, push, server):
+        self.chance, self.feed, self.push, self.server = chance, feed, push, server
+        self.load = started(Load, server, seed=chance.random(), rate=200)
+        channels = [
+            ("websocket", f"ws://127.0.0.1:{push.port}/push"),
+            ("sse", f"http://127.0.0.1:{push.port}/events"),
+        ]
+        self.consumer = started(
+            ConsumerProcess,
+            url=f"http://127.0.0.1:{feed.port}/feed",
+            push=channels,
+            takes=0.001,
+            answer_within=1.0,
+            flush_interval=FLUSH_INTERVAL,
+            fallback_interval=1.0,
+            degraded_interval=0.5,
+            rate=RATE,
+            burst=BURST,
+            haste=HASTE,
+        )
+        self.start()
+
+    def start(self):
+        self.consumer.start(self.chance.choice(["asyncio", "trio"]))
+        if self.chance.random() < 0.8:
+            until(self.consumer.has_begun, PATIENCE, "it begins")
+
+    def elapse(self, seconds):
+        elapse(self.chance.uniform(0, seconds))
+
+    # The consumer
+
+    def killed(self):
+        self.consumer.kill()
+        self.start()
+
+    def stopped(self):
+        if self.consumer.has_begun():
+            self.consumer.stop()
+            self.start()
+
+    def killed_while_it_stops(self):
+        if self.consumer.has_begun():
+            self.consumer.terminate()
+            self.elapse(0.05)
+        self.killed()
+
+    def paused(self):
+        self.consumer.pause()
+        self.elapse(1.0)
+        self.consumer.resume()
+
+    # The network
+
+    def feed_breaks(self):
+        self._break(self.feed)
+
+    def push_breaks(self):
+        self._break(self.push)
+
+    def _break(self, proxy):
+        self.chance.choice(
+            [
+                proxy.blackhole,
+                lambda: proxy.blackhole(up=False),
+                lambda: proxy.blackhole(down=False),
+                proxy.refuse,
+                lambda: proxy.delay(DELAY),
+                lambda: proxy.throttle(self.chance.choice([10, 100, 1000])),
+                lambda: proxy.cut_after(self.chance.randrange(2000), rst=self.chance.random() < 0.5),
+                lambda: proxy.cut(rst=self.chance.random() < 0.5),
+                proxy.half_close,
+            ]
+        )()
+        self.elapse(1.0)
+        proxy.heal()
+
+    # The server
+
+    def server_killed(self):
+        self.server.kill()
+        self.elapse(0.3)
+        self.server.start()
+
+    def feed_fails(self):
+        statuses, waits = [408, 429, 500, 502, 503], [None, 0, 0.3, 1, "soon", "Wed, 21 Oct 2015 07:28:00 GMT"]
+        self.server.order(
+            fail_next=self.chance.randrange(1, 3),
+            fail_status=self.chance.choice(statuses),
+            retry_after=self.chance.choice(waits),
+        )
+
+    def answer_ends_in_the_middle(self):
+        self.server.order(**{self.chance.choice(["cut_next", "stall_next"]): 1})
+
+    def pushes_fail(self):
+        self.server.order(
+            **self.chance.choice(
+                [
+                    {"drop_fraction": self.chance.random()},
+                    {"half_open": True},
+                    {"accept_and_close": 1011},
+                    {"refuse_status": 503},
+                    {"close_websockets": 1012},
+                    {"latency": 0.05},
+                ]
+            )
+        )
+
+    def server_mended(self):
+        self.server.order(**NO_FAULTS)
+
+    # All of it
+
+    def nothing(self):
+        self.elapse(0.5)
+
+    def many_published(self):
+        self.server.publish(self.chance.randrange(1000))
+
+    def go(self):
+        """One step.
+
+        Returns:
+            What happened.
+        """
+        steps = [
+            self.killed,
+            self.killed,
+            self.stopped,
+            self.killed_while_it_stops,
+            self.paused,
+            self.feed_breaks,
+            self.push_breaks,
+            self.server_killed,
+            self.feed_fails,
+            self.answer_ends_in_the_middle,
+            self.pushes_fail,
+            self.server_mended,
+            self.nothing,
+            self.many_published,
+        ]
+        step = self.chance.choice(steps)
+        step()
+        assert self.consumer.alive, f"it ended by itself after {step.__name__}: {self.consumer.last_words}"
+        self.elapse(0.6)
+        return step.__name__
+
+    def end(self):
+        """Mend everything, and let the consumer catch up."""
+        self.load.pause()
+        self.server_mended()
+        self.consumer.until_current(self.server, SOON)
+        self.consumer.stop()
+
+
+@pytest.fixture
+def walk(started, chance):
+    server = started(ServerProcess, page_size=100)
+    with TCPProxy(server.port) as feed, TCPProxy(server.port) as push:
+        yield Walk(started, chance, feed, push, server)
+
+
+def test_whatever_happens_nothing_is_lost(walk, figures):
+    ends = time.monotonic() + DURATION
+    steps = Counter()
+    while time.monotonic() < ends:
+        steps[walk.go()] += 1
+    walk.end()
+    ids, handled, killed = walk.server.ids(), walk.consumer.journal.read().handled, walk.consumer.killed
+    asked, dialled = walk.server.journal.read().asked, walk.server.journal.dialled
+    again, polls = redone(handled), sum(len(poll_starts(requests)) for requests in of_each_client(asked).values())
+    figures(
+        f"{steps.total()} steps, {len(killed)} kills; {len(ids)} published, {len(lost(ids, handled))} lost, "
+        f"{sum(again.values())} done again, at most {max(again.values())} after one kill; "
+        f"{polls} polls, {len(dialled)} connections"
+    )
+    assert len(ids) == walk.server.published
+    assert lost(ids, handled) == []
+    assert disordered(handled) == []
+    assert beyond_g7(handled, killed=killed, flush_interval=FLUSH_INTERVAL) == []
+    assert beyond_g2(asked) == []
+    assert beyond_g3(asked, rate=RATE, burst=BURST, slack=DELAY + 0.25) == []
+    assert beyond_reconnect_policy(dialled, haste=HASTE) == []
