@@ -23,7 +23,7 @@ from verdicts import (
     redone,
 )
 
-DURATION = form(8.0, 150.0)
+DURATION = form(6.0, 150.0)
 """Seconds."""
 
 HASTE = 10.0
