@@ -15,7 +15,16 @@ import msgspec
 import pytest
 from command_line import COMMAND, TIMEOUT, on, said, typed
 
-from push_to_poll_client import CloudEvent, ListenerError, Message, PushToPollError, StoreBusy, Throttled
+from push_to_poll_client import (
+    CloudEvent,
+    ListenerError,
+    Message,
+    PushToPollError,
+    SSEListener,
+    StoreBusy,
+    Throttled,
+    WebSocketListener,
+)
 from push_to_poll_client.cli import _lines, _push, _signals, _tail, main
 from push_to_poll_client.cli._exit import Exit, exit_of
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
@@ -82,7 +91,7 @@ def test_a_feed_longer_than_one_poll_is_read_to_its_end(server, tail, monkeypatc
         (["ftp://x/feed"], "url"),
         (["http://127.0.0.1:1/feed", "--interval", "soon"], "argument --interval: invalid float value;"),
         (["http://127.0.0.1:1/feed", "--interval", "-1"], "fallback_interval must be finite and above 0"),
-        (["http://127.0.0.1:1/feed", "--push", "http://x"], "ws"),
+        (["http://127.0.0.1:1/feed", "--push", "ftp://x"], "--push must be a websocket (ws://, wss://) or"),
         (["http://127.0.0.1:1/feed", "--once", "--push", "ws://x"], "--once does not wait for pushes"),
         (
             ["http://127.0.0.1:1/feed", "--token-env", "NOT_SET"],
@@ -148,9 +157,41 @@ def test_the_token_goes_to_the_feed_and_is_printed_nowhere(server, tail, monkeyp
 
 def test_the_token_goes_to_pushes_of_the_same_server_alone():
     assert _push.same_server("wss://shop.example/push", "https://shop.example/feed")
+    assert _push.same_server("https://SHOP.example:443/push", "https://shop.example/feed")
     assert _push.same_server("ws://shop.example:8080/push", "http://shop.example:8080/feed")
     assert not _push.same_server("wss://push.example/", "https://shop.example/feed")
     assert not _push.same_server("ws://shop.example:81/", "http://shop.example/feed")
+    assert not _push.same_server("ws://shop.example:443/", "https://shop.example/feed")
+
+
+@pytest.mark.parametrize(
+    ("push", "kind", "token"),
+    [
+        ("wss://shop.example/push", WebSocketListener, "t"),
+        ("WS://shop.example/push", WebSocketListener, None),
+        ("https://shop.example/push", SSEListener, "t"),
+        ("https://push.example/push", SSEListener, None),
+    ],
+)
+def test_the_scheme_says_which_listener_it_is(push, kind, token, monkeypatch):
+    made = []
+
+    def make(url, *, token):
+        made.append((url, token))
+        return kind(url, token=token)
+
+    monkeypatch.setitem(_push._KINDS, push.partition(":")[0].lower(), make)
+    assert isinstance(_push.listener_for(push, feed="https://shop.example/feed", token="t"), kind)
+    assert made == [(push, token)]
+
+
+@pytest.mark.parametrize(
+    "url", ["ws://shop.example:pass-word", "https://u:pass-word/x@shop.example", "pass-word", "ftp://pass-word"]
+)
+def test_a_push_channel_that_is_none_is_not_shown(url):
+    with pytest.raises(ValueError, match="--push") as caught:
+        _push.listener_for(url, feed="https://shop.example/feed", token="t")
+    assert "pass-word" not in str(caught.value)
 
 
 def test_a_bug_is_no_traceback(server, tail, monkeypatch):

@@ -1,12 +1,20 @@
 """Which listener is meant by `--push URL`, and may it have the feed's token?"""
 
-from urllib.parse import urlsplit
+from collections.abc import Callable
 
-from push_to_poll_client import Listener, WebSocketListener
+import httpx
+
+from push_to_poll_client import Listener, SSEListener, WebSocketListener
 
 __all__ = ["listener_for", "same_server"]
 
-_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
+_KINDS: dict[str, Callable[..., Listener]] = {
+    "ws": WebSocketListener,
+    "wss": WebSocketListener,
+    "http": SSEListener,
+    "https": SSEListener,
+}
+_SECURE = {"https", "wss"}
 
 
 def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
@@ -18,19 +26,29 @@ def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
         token: The feed's, which goes to the same server alone (G12); `None`: there is none.
 
     Raises:
-        ValueError: The URL is none of a push channel.
+        ValueError: The URL is none of a push channel. Nothing of it is in the text.
     """
-    return WebSocketListener(push, token=token if same_server(push, feed) else None)
+    kind = _KINDS.get(push.partition(":")[0].lower())
+    if kind is None:
+        raise ValueError("--push must be a websocket (ws://, wss://) or server-sent events (http://, https://)")
+    try:
+        return kind(push, token=token if token is not None and same_server(push, feed) else None)
+    except ValueError as error:
+        raise ValueError(f"--push: {error}") from error
 
 
 def same_server(push: str, feed: str) -> bool:
-    """Whether two URLs name the same host and port.
+    """Whether two URLs name the same host and port, and both or neither are encrypted.
 
     Raises:
         ValueError: One of them is no URL.
     """
-    one, other = urlsplit(push), urlsplit(feed)
-    return (one.hostname, one.port or _PORTS.get(one.scheme)) == (
-        other.hostname,
-        other.port or _PORTS.get(other.scheme),
-    )
+    return _server(push) == _server(feed)
+
+
+def _server(url: str) -> tuple[bool, str, int | None]:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:  # whose text may quote a piece of a password
+        raise ValueError("it is no URL") from None
+    return parsed.scheme in _SECURE, parsed.host, parsed.port

@@ -55,7 +55,8 @@ def _add_feed(add: Callable[..., object]) -> None:
         metavar="URL",
         action="append",
         default=[],
-        help="a push channel, whose messages say when to poll: a websocket (ws://, wss://); may be repeated",
+        help="a push channel, whose messages say when to poll: a websocket (ws://, wss://) or server-sent events "
+        "(http://, https://); may be repeated",
     )
     add(
         "--state",
