@@ -15,6 +15,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 
 TICK = 0.01
@@ -64,10 +65,16 @@ class TCPProxy:
 
     Args:
         target: The port of the server.
+
+    Attributes:
+        port: Where it listens.
+        counts: What happened so far.
+        accepted_at: When each connection was accepted, in seconds on the clock of `time.monotonic()`.
     """
 
     def __init__(self, target):
         self.counts = Counts()
+        self.accepted_at = []
         self._target = target
         self._up, self._down = Treatment(), Treatment()
         self._cut_after = None
@@ -192,6 +199,7 @@ class TCPProxy:
         with listening:
             while True:
                 client, _ = await self._loop.sock_accept(listening)
+                self.accepted_at.append(time.monotonic())
                 self.count(accepted=1)
                 self._tasks.create_task(self._serve(client))
 

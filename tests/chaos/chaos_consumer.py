@@ -7,7 +7,6 @@ ends without being asked when its standard input does, and with its parent.
 import ctypes
 import functools
 import json
-import math
 import os
 import signal
 import sys
@@ -45,18 +44,17 @@ from push_to_poll_client.listeners import _reconnect  # noqa: E402
 
 
 class Orders(Consumer):
-    """Writes down what it is given as it is entered, and takes its time."""
+    """Writes down what it is given, takes its time, and writes down that it is done."""
 
     def __init__(self, feed, *, journal, life, takes, **settings):
         super().__init__(feed, **settings)
         self._journal, self._life, self._takes = journal, life, takes
-        self._left = math.inf
 
     async def process(self, message):
-        self._journal.write("handled", self._life, message.id, repr(time.monotonic()), repr(self._left))
+        self._journal.write("enters", self._life, message.id, time.monotonic())
         if self._takes:
             await anyio.sleep(self._takes)
-        self._left = time.monotonic()
+        self._journal.write("leaves", self._life, message.id, time.monotonic())
 
 
 def hint(text):

@@ -46,37 +46,45 @@ class Lines:
         return [line.decode().split() for line in lines]
 
 
-class Handled(NamedTuple):
-    """The handler was entered.
-
-    `life` numbers the process, from 1; `left` is when the handler was left the last time before, `inf` for never.
-    """
+@dataclass
+class Handled:
+    """The handler was entered, in the process of this number, and left; `left` is `inf` when it was not."""
 
     life: int
     id: str
     entered: float
-    left: float
+    left: float = math.inf
 
 
 class ConsumerJournal:
-    """What a consumer wrote, over all its lives."""
+    """What a consumer wrote, over all its lives.
+
+    Attributes:
+        handled: Each time that the handler was entered.
+        ids: Of the messages that it was done with.
+        begun: The lives that came as far as `run()`.
+    """
 
     def __init__(self, path):
         self._lines = Lines(path)
         self.handled = []
         self.ids = set()
         self.begun = set()
-        """The lives that came as far as `run()`."""
 
     def read(self):
         for kind, life, *rest in self._lines.new():
-            if kind == "begins":
-                self.begun.add(int(life))
-            else:
-                name, entered, left = rest
-                self.handled.append(Handled(int(life), name, float(entered), float(left)))
-                self.ids.add(name)
+            getattr(self, f"_{kind}")(int(life), *rest)
         return self
+
+    def _begins(self, life):
+        self.begun.add(life)
+
+    def _enters(self, life, name, at):
+        self.handled.append(Handled(life, name, float(at)))
+
+    def _leaves(self, _, name, at):
+        self.handled[-1].left = float(at)
+        self.ids.add(name)
 
 
 @dataclass

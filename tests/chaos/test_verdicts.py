@@ -20,8 +20,7 @@ from verdicts import (
 def life(number, *ids, since=0.0, takes=0.01):
     """The handler is entered with each, and takes its time."""
     entered = [since + takes * place for place in range(len(ids))]
-    left = [math.inf, *entered[1:]]
-    return [Handled(number, name, *times) for name, *times in zip(ids, entered, left, strict=True)]
+    return [Handled(number, name, at, at + takes) for name, at in zip(ids, entered, strict=True)]
 
 
 def asked(*requests, client="c"):
@@ -31,7 +30,7 @@ def asked(*requests, client="c"):
 
 def test_what_was_not_handled_is_lost_and_what_nobody_published_is_odd():
     assert lost("abc", life(1, "a", "b", "c")) == []
-    assert lost("abc", life(1, "a", "c", "x")) == [
+    assert lost("abc", [*life(1, "a", "c", "x"), Handled(1, "b", 9.0)]) == [
         "b was published and never handled",
         "x was handled and never published",
     ]
@@ -107,11 +106,14 @@ def test_journals_are_read_as_they_grow(tmp_path):
     journal, read = Journal(tmp_path / "journal"), ConsumerJournal(tmp_path / "journal")
     assert read.read().handled == []
     journal.write("begins", 1)
-    journal.write("handled", 1, "a", 2.5, math.inf)
+    journal.write("enters", 1, "a", 2.5)
     with (tmp_path / "journal").open("a") as file:
-        file.write("handled 1 half")
+        file.write("leaves 1 half")
     assert read.read().handled == [Handled(1, "a", 2.5, math.inf)]
-    assert (read.ids, read.begun) == ({"a"}, {1})
+    assert (read.ids, read.begun) == (set(), {1})
+    with (tmp_path / "journal").open("a") as file:
+        file.write(" 3.5\n")
+    assert read.read().handled == [Handled(1, "a", 2.5, 3.5)]
     journal.close()
 
 

@@ -3,6 +3,7 @@
 Each verdict is a list of sentences, empty when all is well.
 """
 
+import math
 from collections import defaultdict
 from itertools import pairwise, takewhile
 
@@ -18,8 +19,8 @@ def by_life(handled):
 
 
 def lost(ids, handled):
-    """Every published id was handled, and nothing else."""
-    seen = {line.id for line in handled}
+    """The handler was done with every published message, and knew no other."""
+    seen = {line.id for line in handled if line.left < math.inf}
     never_handled = [f"{name} was published and never handled" for name in ids if name not in seen]
     return never_handled + [f"{name} was handled and never published" for name in sorted(seen.difference(ids))]
 
@@ -60,7 +61,7 @@ def beyond_g7(handled, *, killed, flush_interval):
             wrong.append(f"life {life} was not killed, and {len(again)} of its messages were done again")
         if len(again) < len(tail):
             wrong.append(f"life {life}: {tail[0].id} was done again, and not all that came after it")
-        took = tail[-1].left - tail[0].entered if len(tail) > 1 else 0.0
+        took = tail[-2].left - tail[0].entered if len(tail) > 1 else 0.0
         if took > flush_interval:
             wrong.append(f"life {life}: {len(tail)} done again, which took {took:.4f} s > {flush_interval}")
     return wrong
