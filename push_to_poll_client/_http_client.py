@@ -2,18 +2,25 @@
 
 import ssl
 import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, cast
 
+import anyio
 import httpx
 
 from push_to_poll_client._http import shared_tls_context, without_secrets
 
-__all__ = ["http_url", "module_of", "open_client"]
+__all__ = ["CLOSE_TIMEOUT", "closed_if_failed", "http_url", "module_of", "open_client"]
 
 KEEP_ALIVE = 90.0
 """Seconds: longer than the default fallback interval, so that an idle consumer does not pay a handshake a poll."""
+
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds for giving back a connection. Nothing is said for goodbye, so only what is broken takes any time."""
 
 
 def http_url(url: str) -> httpx.URL:
@@ -72,6 +79,31 @@ async def _drop_challenge(response: httpx.Response) -> None:
     if response.status_code == HTTPStatus.UNAUTHORIZED:
         await cast("httpx.AsyncByteStream", response.stream).aclose()
         response.stream = httpx.ByteStream(b"")
+
+
+@asynccontextmanager
+async def closed_if_failed() -> AsyncIterator[dict[str, Any]]:
+    """Close what a request opened, if the block fails or is cancelled.
+
+    httpcore 1.0.9 forgets the socket of a TLS handshake that is cancelled: a server that stalls there would cost
+    one at each attempt, until the garbage collector comes.
+
+    Yields:
+        The request's extensions.
+    """
+    opened: list[Any] = []
+
+    async def trace(event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith("connect_tcp.complete"):
+            opened.append(info["return_value"])
+
+    try:
+        yield {"trace": trace}
+    except BaseException:
+        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            for stream in opened:
+                await stream.aclose()
+        raise
 
 
 def module_of(client: Any) -> Any:

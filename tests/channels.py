@@ -68,6 +68,11 @@ class Channel:
             assert len(self.events) < len(events), self.events
             await self._changed.wait()
 
+    async def sees(self, event, *, after):
+        """Wait for one event, whatever else there is between the other and it."""
+        while event not in self.events[self.events.index(after) if after in self.events else len(self.events) :]:
+            await self._changed.wait()
+
 
 @contextlib.asynccontextmanager
 async def listening(listener):

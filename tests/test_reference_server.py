@@ -531,6 +531,15 @@ def test_a_restart_keeps_port_and_messages(served, client):
     assert ids(client.get("/feed")) == [FIRST]
 
 
+@pytest.mark.parametrize("open_channel", [websocket, stream])
+def test_after_a_restart_pushes_go_out_again(served, open_channel):
+    with open_channel(served):
+        served.restart()
+    with open_channel(served):
+        served.publish(1)
+        served.stats.wait_for(lambda stats: stats.pushes_sent == 1)
+
+
 def test_messages_are_published_while_no_server_runs(served, client):
     served.stop()
     served.stop()

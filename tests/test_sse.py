@@ -13,7 +13,7 @@ from channels import TimedChannel
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import ServerSentEvent, SSEListener, Verdict
-from push_to_poll_client.listeners._sse_connection import NoEventStream, ProxyUnusable, StreamEnded
+from push_to_poll_client.listeners._sse_connection import NoEventStream, ProxyUnusable, SocksUnusable, StreamEnded
 from push_to_poll_client.listeners._sse_failures import failure_of
 from push_to_poll_client.listeners._sse_parser import EventTooLarge
 
@@ -417,9 +417,14 @@ def status(code):
     return httpx.HTTPStatusError("", request=request, response=httpx.Response(code, request=request))
 
 
-def caused_by(error, *causes):
-    for cause in causes:
-        error.__cause__ = cause
+def caused_by(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+def hiding(error, context):
+    """As `raise error from None` does while the other one is handled."""
+    error.__context__, error.__cause__ = context, None
     return error
 
 
@@ -451,9 +456,10 @@ UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed")
                 ProxyUnusable("the address of the proxy is not valid"),
                 httpx.LocalProtocolError("Illegal header value"),
                 caused_by(httpx.ConnectError("certificate verify failed"), UNTRUSTED),
+                caused_by(httpx.ConnectError(""), hiding(httpx.ConnectError(""), UNTRUSTED)),
             ],
         ),
-        (Verdict.GIVE_UP, [status(410), ImportError("the 'socksio' package is not installed")]),
+        (Verdict.GIVE_UP, [status(410), SocksUnusable("a library is missing")]),
     ],
 )
 def test_failures_are_sorted(verdict, errors):

@@ -46,31 +46,36 @@ def only(error: Exception) -> Exception:
     return error
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, its cause, the cause's cause, and a few more."""
+def causes(error: BaseException, *, hidden: bool = False) -> tuple[BaseException, ...]:
+    """The error, its cause, the cause's cause, and a few more.
+
+    Args:
+        error: What happened.
+        hidden: Whether to follow also what was only being handled at the time: httpcore says `from None`, and so
+            hides the reason of a failed TLS handshake.
+    """
 
     def chain() -> Iterator[BaseException]:
         link: BaseException | None = error
         while link is not None:
             yield link
-            link = link.__cause__
+            link = link.__cause__ or (link.__context__ if hidden else None)
 
-    return itertools.islice(chain(), MAX_CAUSES)
+    return tuple(itertools.islice(chain(), MAX_CAUSES))
 
 
-def by_type(error: Exception, table: Sequence[tuple[type[Exception], Verdict]]) -> Verdict:
-    """The verdict of the first row that is found among the error and its causes; the last row is for all."""
-    chain = tuple(causes(error))
+def by_type(chain: Sequence[BaseException], table: Sequence[tuple[type[Exception], Verdict]]) -> Verdict:
+    """The verdict of the first row that is found among an error and its causes; the last row is for all."""
     return next(verdict for kind, verdict in table if any(isinstance(cause, kind) for cause in chain))
 
 
-def told(error: Exception, speaking: tuple[type[BaseException], ...]) -> str:
+def told(chain: Sequence[BaseException], speaking: tuple[type[BaseException], ...]) -> str:
     """An error that has no sentence of its own: by type and text, or by its type alone.
 
     Args:
-        error: What happened.
+        chain: The error and its causes.
         speaking: Errors whose text holds nothing that was entrusted to us.
     """
-    known = next((cause for cause in causes(error) if isinstance(cause, speaking) and str(cause)), None)
-    what = type(error if known is None else known).__name__
+    known = next((cause for cause in chain if isinstance(cause, speaking) and str(cause)), None)
+    what = type(chain[0] if known is None else known).__name__
     return f"failed with {what}" if known is None else f"{what}: {quoted(known, MAX_TEXT)}"

@@ -10,15 +10,12 @@ import anyio
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http_client import open_client
+from push_to_poll_client._http_client import CLOSE_TIMEOUT, closed_if_failed, open_client
 from push_to_poll_client._text import quoted
 from push_to_poll_client.listeners._reconnecting import LeftAlone
 from push_to_poll_client.listeners._sse_parser import EventParser, ServerSentEvent
 
-__all__ = ["EventStream", "NoEventStream", "ProxyUnusable", "StreamEnded", "open_stream"]
-
-CLOSE_TIMEOUT = 2.0
-"""Seconds for giving back a connection. Nothing is said for goodbye, so only what is broken takes any time."""
+__all__ = ["EventStream", "NoEventStream", "ProxyUnusable", "SocksUnusable", "StreamEnded", "open_stream"]
 
 MEDIA_TYPE = "text/event-stream"
 
@@ -41,6 +38,10 @@ class StreamEnded(PushToPollError):
 
 class ProxyUnusable(PushToPollError):
     """The environment names a proxy that cannot be one."""
+
+
+class SocksUnusable(PushToPollError):
+    """The environment names a SOCKS proxy, for which a library is missing."""
 
 
 class EventStream:
@@ -119,6 +120,10 @@ def _own_client(tls: ssl.SSLContext | None) -> httpx.AsyncClient:
     """A client for one stream: no pool can be left in an ill state, and a changed environment counts."""
     try:
         return open_client(httpx.Timeout(None), tls=tls)
+    except ImportError:
+        raise SocksUnusable(
+            "the environment names a SOCKS proxy, for which httpx needs socksio: pip install 'httpx[socks]'"
+        ) from None
     except (ValueError, httpx.InvalidURL):  # whose text quotes the address, and with it perhaps a password
         raise ProxyUnusable("the address of the proxy in the environment is not valid; correct it") from None
 
@@ -162,10 +167,11 @@ def _fields(headers: Mapping[str, str], last_event_id: str) -> list[tuple[bytes,
 async def _answer(sender: Any, url: str, fields: Sequence[tuple[bytes, bytes]], open_timeout: float) -> Any:
     # With credentials of the listener's own, those of a client that was given do not come in their place.
     ours = {"auth": None} if any(name.lower() == b"authorization" for name, _ in fields) else {}
-    request = sender.build_request("GET", url, headers=fields, timeout=None)
-    with anyio.move_on_after(open_timeout):
-        return await sender.send(request, stream=True, follow_redirects=False, **ours)
-    raise TimeoutError(f"no answer within {open_timeout:g} s")
+    async with closed_if_failed() as extensions:
+        request = sender.build_request("GET", url, headers=fields, timeout=None, extensions=extensions)
+        with anyio.move_on_after(open_timeout):
+            return await sender.send(request, stream=True, follow_redirects=False, **ours)
+        raise TimeoutError(f"no answer within {open_timeout:g} s")
 
 
 def _check(response: Any) -> None:

@@ -14,9 +14,9 @@ import httpx
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http import asked_to_wait
 from push_to_poll_client.listeners._credentials import CredentialsFailed
-from push_to_poll_client.listeners._failure import REDIRECTS_STAY_HOME, Failure, by_type, told
+from push_to_poll_client.listeners._failure import REDIRECTS_STAY_HOME, Failure, by_type, causes, told
 from push_to_poll_client.listeners._reconnect import Verdict, verdict_of_status
-from push_to_poll_client.listeners._sse_connection import NoEventStream, ProxyUnusable
+from push_to_poll_client.listeners._sse_connection import NoEventStream, ProxyUnusable, SocksUnusable
 from push_to_poll_client.listeners._sse_parser import EventTooLarge
 
 __all__ = ["failure_of", "refusal"]
@@ -28,18 +28,12 @@ ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
     (EventTooLarge, Verdict.SLOW_RETRY),  # the next one will be as large
     (ProxyUnusable, Verdict.SLOW_RETRY),
     (httpx.LocalProtocolError, Verdict.SLOW_RETRY),  # what was to be sent cannot be sent
-    (ImportError, Verdict.GIVE_UP),  # a SOCKS proxy without socksio
+    (SocksUnusable, Verdict.GIVE_UP),  # a library is missing
     (Exception, Verdict.RETRY),  # the network, the stream's end, silence, garbage, and what is unknown
 )
 """What ends a stream, or an attempt at one, other than a status."""
 
-SPEAKING = (
-    OSError,
-    ImportError,
-    httpx.NetworkError,
-    httpx.RemoteProtocolError,
-    httpx.ProxyError,
-)
+SPEAKING = (OSError, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
 """Errors whose text holds nothing that was entrusted to us. (`LocalProtocolError` quotes a header.)"""
 
 
@@ -48,7 +42,7 @@ def failure_of(error: Exception) -> Failure:
     response = refusal(error)
     status = None if response is None else response.status_code
     return Failure(
-        by_type(error, ERROR_VERDICTS) if status is None else verdict_of_status(status),
+        by_type(causes(error, hidden=True), ERROR_VERDICTS) if status is None else verdict_of_status(status),
         _sentence(error) if status is None else _what_it_answered(status),
         retry_after=None if response is None else asked_to_wait(status or 0, response.headers, time.time()),
         unauthorized=status == HTTPStatus.UNAUTHORIZED,
@@ -64,7 +58,7 @@ def refusal(error: Exception) -> httpx.Response | None:
 
 
 def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, PushToPollError) else told(error, SPEAKING)
+    return str(error) if isinstance(error, PushToPollError) else told(causes(error, hidden=True), SPEAKING)
 
 
 def _what_it_answered(status: int) -> str:

@@ -23,7 +23,7 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http import asked_to_wait
 from push_to_poll_client._text import quoted
 from push_to_poll_client.listeners._credentials import CredentialsFailed
-from push_to_poll_client.listeners._failure import MAX_TEXT, REDIRECTS_STAY_HOME, Failure, by_type, told
+from push_to_poll_client.listeners._failure import MAX_TEXT, REDIRECTS_STAY_HOME, Failure, by_type, causes, told
 from push_to_poll_client.listeners._reconnect import Verdict, verdict_of_status
 
 __all__ = ["failure_of", "hid_a_push", "sentence", "verdict_of"]
@@ -91,7 +91,7 @@ def verdict_of(error: Exception) -> Verdict:
         return verdict_of_status(error.response.status_code)
     if isinstance(error, InvalidProxyStatus):
         return _verdict_of_proxy_status(error.response.status_code)
-    return by_type(error, ERROR_VERDICTS)
+    return by_type(causes(error), ERROR_VERDICTS)
 
 
 def _verdict_of_proxy_status(status: int) -> Verdict:
@@ -129,7 +129,7 @@ def sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, InvalidProxy):
         return "the address of the proxy in the environment is not valid"
-    return told(error, SPEAKING)
+    return told(causes(error), SPEAKING)
 
 
 def _how_it_closed(error: ConnectionClosed) -> str:

@@ -58,6 +58,7 @@ class FakeFeed:
         max_wait: Seconds for which the feed can hold an answer; `None`: no long polling.
         answers_early: Whether a held answer comes back at once and empty all the same.
         retry_after: Seconds that each page asks to be left alone; `None`: it does not.
+        read_ahead: A page may be fetched while the one before it is processed.
         identity: What the feed is called.
 
     Attributes:
@@ -76,6 +77,7 @@ class FakeFeed:
         max_wait: float | None = None,
         answers_early: bool = False,
         retry_after: float | None = None,
+        read_ahead: bool = False,
         identity: str = "fake-feed",
     ) -> None:
         self.page_size = page_size
@@ -86,6 +88,7 @@ class FakeFeed:
         self.max_wait = max_wait
         self.answers_early = answers_early
         self.retry_after = retry_after
+        self.read_ahead = read_ahead
         self.identity = identity
         self.requests: list[Asked] = []
         self.closed: int = 0

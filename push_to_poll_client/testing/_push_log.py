@@ -30,6 +30,10 @@ class PushLog:
         self._faults = faults
         self._stats = stats
 
+    def open(self) -> None:
+        """A server begins, in another event loop than the one before: what that one left waiting is nobody's."""
+        self.bell = Bell()
+
     def push(self, cursor: str) -> None:
         """Tell every connection that `cursor` is the newest."""
         record = PushRecord(cursor, time.monotonic(), dropped=self._faults.drops_push())

@@ -83,6 +83,7 @@ class ReferenceApp:
     def open(self) -> None:
         """A server begins to run the application."""
         self._feed.open()
+        self._pushes.open()
 
     def shut(self) -> None:
         """The server is about to end: what is held or stalled ends now."""
