@@ -432,14 +432,25 @@ def test_a_quiet_stream_is_kept_alive_unless_half_open(backend, keep_alive, half
     assert anyio.run(hear, app, 40, backend=name, backend_options=options) == heard
 
 
-def test_a_half_open_stream_brings_no_push(served):
-    with stream(served) as lines:
-        served.faults.half_open = True
-        served.publish(1)
-        served.faults.half_open = False
-        served.publish(1)
-        assert next_event(lines)[0] == f"id: {SECOND}"
-    assert [push.sent for push in served.pushes] == [0, 1]
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_half_open_stream_brings_no_push(backend):
+    app, heard = ReferenceApp(), []
+
+    async def publish():
+        await anyio.sleep(1)
+        for app.faults.half_open in (True, False):
+            app.publish(1)
+            await anyio.sleep(1)
+
+    async def main():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(publish)
+            heard.extend(await hear(app, 5))
+
+    name, options = testing.virtual_time(backend)
+    anyio.run(main, backend=name, backend_options=options)
+    assert [(at, text[:16]) for at, text in heard] == [(2, f"id: {SECOND}".encode())]
+    assert [push.sent for push in app.pushes] == [0, 1]
 
 
 def test_streams_are_refused(served):
