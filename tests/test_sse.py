@@ -156,7 +156,7 @@ async def test_a_hint_that_fails_loses_no_push_and_is_logged_once_as_a_warning(h
 
 @pytest.mark.parametrize("large", [b"data: " + b"x" * 100, b"data: xxxxxx\n" * 20])
 async def test_an_event_that_is_too_large_counts_as_a_push_and_is_retried_slowly(large):
-    listener, script = scripted([1, large], [], max_size=100)
+    listener, script = scripted([1, large, b"more of it"], [], max_size=100)
     channel = await run(listener, script, 400)
     assert channel.events == [(0, "up"), (1, Push()), (1, "down"), (301, "up")]
     assert "has more than 100 bytes" in str(channel.errors[0])

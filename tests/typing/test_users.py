@@ -12,8 +12,11 @@ from push_to_poll_client import (
     Page,
     PollResult,
     Push,
+    ServerSentEvent,
     SQLiteStore,
+    SSEListener,
     Status,
+    Verdict,
     WebSocketListener,
 )
 
@@ -51,6 +54,18 @@ def hint(message: str | bytes) -> Push | None:
     return Push(cursor=str(message)) if message else None
 
 
+def hint_of_an_event(event: ServerSentEvent) -> Push | None:
+    return None if event.event == "ping" else Push(cursor=event.id, topics=(event.data,))
+
+
+def classify(error: Exception) -> Verdict | None:
+    return Verdict.GIVE_UP if isinstance(error, PermissionError) else None
+
+
+async def token() -> str:
+    return "secret"
+
+
 async def function(message: Message) -> None:
     print(message.cursor)
 
@@ -71,7 +86,10 @@ async def use() -> tuple[PollResult, Status]:
     async with Async(
         HTTPFeed("https://shop.example/orders", auth=("key", "secret")),
         store=SQLiteStore("orders.db"),
-        listeners=[WebSocketListener("wss://shop.example/orders/push", hint=hint)],
+        listeners=[
+            WebSocketListener("wss://shop.example/orders/push", hint=hint),
+            SSEListener("https://shop.example/events", hint=hint_of_an_event, token=token, classify=classify),
+        ],
     ) as orders:
         orders.wake()
         return await orders.poll_now(timeout=None), orders.status()
