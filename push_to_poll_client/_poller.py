@@ -1,20 +1,16 @@
 """One poll: fetch and settle pages until caught up, or for `max_poll_time`."""
 
-import math
-import random
+import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import TypeGuard
+from collections.abc import Callable
+from dataclasses import replace
 
-import anyio
-
-from push_to_poll_client._event_loop import failure_of
 from push_to_poll_client._exceptions import ChainRestart, FeedError
+from push_to_poll_client._fetches import Ahead, Fetches
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._schedule import Schedule
 from push_to_poll_client._status import PollResult, Tally
-from push_to_poll_client._text import describe
-from push_to_poll_client._types import Clock, Cursor, Feed, FetchRequest, Message, Page, Push, Session
+from push_to_poll_client._types import Clock, Cursor, Feed, FetchRequest, Page, Push, Session
 
 __all__ = ["Poller"]
 
@@ -66,8 +62,8 @@ class Poller:
         max_poll_time: float,
         clock: Clock,
     ) -> None:
-        self.max_wait: float = getattr(feed, "max_wait", None) or 0.0
-        self._feed = feed
+        self._fetches = Fetches(feed, schedule, clock)
+        self.max_wait: float = self._fetches.max_wait
         self._session = session
         self._processor = processor
         self._max_poll_time = max_poll_time
@@ -75,12 +71,11 @@ class Poller:
         self._tally = tally
         self._clock = clock
         self._next: Cursor | None = None
-        self._waiting: anyio.CancelScope | None = None
+        self._ahead: Ahead | None = None
 
     def give_way(self) -> None:
         """Cancel a waiting fetch, if there is one. Its answer, even if on its way, is fetched again."""
-        if self._waiting is not None:
-            self._waiting.cancel()
+        self._fetches.give_way()
 
     async def poll(
         self,
@@ -107,77 +102,46 @@ class Poller:
             StoreError: The store could not be read or written.
         """
         walk = _Walk(self._tally.counts)
-        position, self._next = self._session.cursor if self._next is None else self._next, None
         until = self._clock() + wait + self._max_poll_time
+        request = FetchRequest(self._session.cursor if self._next is None else self._next, wait, hint, fresh)
+        self._next, self._ahead, ahead = None, None, self._kept()
         while True:
             try:
-                request = FetchRequest(position, wait, hint, fresh)
-                page = await (self._fetch_unless_woken(request) if wait else self._fetch(request))
+                page = await self._fetches.fetch(request) if ahead is None else ahead.take()
             except ChainRestart:
                 walk.restart()
-                position, wait = self._session.cursor, 0.0
+                request, ahead = replace(request, cursor=self._session.cursor, wait=0.0), None
                 if self._must_stop(until):
                     return walk.result(caught_up=False)
                 continue
             if page is None:
                 return None
             self._tally.counts["pages"] += 1
-            wait = 0.0
-            complete = await self._processor.settle(page, stopping=stopping)
-            if not complete or page.next is None or walk.stands_still(position, page.next):
+            ahead = self._next_ahead(request, page, until)
+            complete = await self._settle(page, ahead, stopping)
+            if not complete or page.next is None or walk.stands_still(request.cursor, page.next):
                 return walk.result(caught_up=complete)
-            position = page.next
+            request = replace(request, cursor=page.next, wait=0.0)
             if self._must_stop(until):
-                self._next = position
+                self._next, self._ahead = page.next, ahead
                 return walk.result(caught_up=False)
 
     def _must_stop(self, until: float) -> bool:
         now = self._clock()
         return now >= until or self._schedule.server_not_before > now
 
-    async def _fetch_unless_woken(self, request: FetchRequest) -> Page | None:
-        self._waiting = anyio.CancelScope()
-        with self._waiting:
-            try:
-                return await self._fetch(request)
-            finally:
-                self._waiting = None
-        return None
+    def _kept(self) -> Ahead | None:
+        """What the last poll had no time for. But what was the feed's last page then may not be it now (G1)."""
+        return None if self._ahead is None or self._ahead.last else self._ahead
 
-    async def _fetch(self, request: FetchRequest) -> Page:
-        name = f"{type(self._feed).__name__}.fetch()"
-        try:
-            page = await self._feed.fetch(request)
-        except FeedError as error:
-            self._heed(error.retry_after)
-            raise
-        except Exception as error:
-            raise FeedError(f"{name} raised {describe(error)}") from error
-        except anyio.get_cancelled_exc_class() as cancelled:
-            raise FeedError(str(failure_of(cancelled, name))) from cancelled
-        _check(page, name)
-        self._heed(page.retry_after)
-        return page
+    def _next_ahead(self, request: FetchRequest, page: Page, until: float) -> Ahead | None:
+        if not self._fetches.read_ahead or page.next in {None, request.cursor} or self._must_stop(until):
+            return None
+        return Ahead(self._fetches, replace(request, cursor=page.next, wait=0.0))
 
-    def _heed(self, retry_after: object) -> None:
-        if _is_seconds(retry_after):
-            self._schedule.not_before(self._clock(), retry_after, jitter=random.random())  # noqa: S311
-
-
-def _is_seconds(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not math.isnan(value)
-
-
-def _check(page: object, name: str) -> None:
-    """What a feed returns is input like any other: what cannot be used is a failed poll."""
-    if not isinstance(page, Page):
-        raise FeedError(f"{name} returned {type(page).__name__}, not a Page")
-    if not isinstance(page.messages, Sequence) or not all(isinstance(one, Message) for one in page.messages):
-        raise FeedError(f"{name} returned a Page whose messages are no sequence of Message")
-    if not all(cursor is None or isinstance(cursor, str) for cursor in (page.cursor, page.next)):
-        raise FeedError(f"{name} returned a Page whose cursor or next is neither str nor None")
-    if page.retry_after is not None and not _is_seconds(page.retry_after):
-        raise FeedError(f"{name} returned a Page whose retry_after is no number of seconds")
+    async def _settle(self, page: Page, ahead: Ahead | None, stopping: Callable[[], bool] | None) -> bool:
+        settle = functools.partial(self._processor.settle, page, stopping=stopping)
+        return await (settle() if ahead is None else ahead.beside(settle))
 
 
 class _Walk:

@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "_processor": NOUNS | {"_status"},
     "_handler": NOUNS | {"_processor"},
     "_channel": NOUNS | {"_status"},
-    "_poller": NOUNS | {"_schedule", "_processor", "_status"},
+    "_fetches": NOUNS | {"_schedule"},
+    "_poller": NOUNS | {"_schedule", "_processor", "_status", "_fetches"},
     "_polls": NOUNS | {"_schedule", "_processor", "_status", "_poller"},
     "_run": NOUNS | {"_polls", "_channel", "_status"},
     "_consumer": NOUNS

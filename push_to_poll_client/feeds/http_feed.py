@@ -59,6 +59,7 @@ class HTTPFeed:
             It stays yours: it is not closed. `None` opens one when needed.
 
     Attributes:
+        read_ahead: True: the next page is fetched while one is processed. Fetching acknowledges nothing.
         max_wait: As given.
         identity: What the feed is, without secrets.
 
@@ -66,6 +67,8 @@ class HTTPFeed:
         TypeError: An argument is of the wrong type.
         ValueError: An argument has no meaning; the text says which and why.
     """
+
+    read_ahead: bool = True
 
     def __init__(
         self,

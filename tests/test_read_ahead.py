@@ -1,0 +1,211 @@
+"""A feed with `read_ahead` is asked for the next page while one is processed: sooner, and all else as without."""
+
+import anyio
+import pytest
+from consumers import Log, times
+
+from push_to_poll_client import ChainRestart, FeedError, HTTPFeed, MemoryStore, Message, MessageFailed, Page
+from push_to_poll_client.testing import FakeFeed
+
+pytestmark = pytest.mark.anyio
+
+
+def feed_of(messages, *, read_ahead=True, **settings):
+    feed = FakeFeed(read_ahead=read_ahead, **settings)
+    feed.publish(messages)
+    return feed
+
+
+def hanging(feed):
+    """Let the fetch of the second page hang."""
+
+    def hang(request):
+        feed.latency = 1e9
+
+    feed.answer(None, hang)
+    return feed
+
+
+def ids(numbers):
+    return [str(number) for number in numbers]
+
+
+def cursors(feed):
+    return [asked.request.cursor for asked in feed.requests]
+
+
+async def test_the_next_page_is_fetched_while_one_is_processed():
+    feed = feed_of(30, page_size=10, latency=1.0)
+    async with Log(feed, takes=0.1) as log:
+        began = anyio.current_time()
+        result = await log.poll_now()
+        # Three pages of a second's fetching and a second's processing, of which two and two are at the same time.
+        assert anyio.current_time() - began == pytest.approx(4.0)
+    assert log.processed == ids(range(1, 31))
+    assert (result.messages, result.pages, result.caught_up) == (30, 3, True)
+
+
+async def test_without_read_ahead_a_fetch_starts_after_the_commit():
+    """Some feeds take a fetch for an acknowledgement."""
+    feed = feed_of(30, page_size=10, latency=1.0, read_ahead=False)
+    async with Log(feed, takes=0.1) as log:
+        began = anyio.current_time()
+        await log.poll_now()
+        assert anyio.current_time() - began == pytest.approx(6.0)
+
+
+async def test_one_page_and_no_more_is_fetched_ahead():
+    feed = feed_of(50, page_size=10)
+    seen = []
+
+    class Slow(Log):
+        async def process(self, message):
+            await super().process(message)
+            seen.append(len(feed.requests) - (int(message.id) - 1) // 10)
+
+    async with Slow(feed, takes=1.0, max_poll_time=1000) as log:
+        await log.poll_now()
+    assert max(seen) == 2
+    assert len(feed.requests) == 5
+
+
+async def test_what_cannot_be_fetched_ahead_fails_when_its_turn_has_come():
+    feed = feed_of(20, page_size=10)
+    feed.answer(None, FeedError("not now"))
+    async with Log(feed, takes=0.1) as log:
+        with pytest.raises(FeedError, match="not now"):
+            await log.poll_now()
+        assert log.processed == ids(range(1, 11))
+        assert log.status().cursor == feed.after(10)
+        await log.poll_now(timeout=None)
+        assert log.processed == ids(range(1, 21))
+
+
+async def test_what_the_server_asks_for_counts_from_its_answer_and_when_its_turn_has_come():
+    feed = feed_of(20, page_size=10)
+    feed.answer(None, FeedError("not now", retry_after=100.0))
+    async with Log(feed, takes=1.0) as log:
+        began = anyio.current_time()
+        with pytest.raises(FeedError, match="not now"):
+            await log.poll_now()
+        assert log.processed == ids(range(1, 11))
+        await log.poll_now(timeout=None)
+    assert 100 <= times(feed)[2] - began <= 121  # asked at 0, and jitter is drawn upwards
+
+
+async def test_a_page_that_asks_for_patience_is_settled_and_nothing_is_fetched_ahead_of_it():
+    feed = feed_of(20, page_size=10, retry_after=50.0)
+    async with Log(feed, takes=1.0) as log:
+        result = await log.poll_now()
+        assert (log.processed, result.caught_up) == (ids(range(1, 11)), False)
+        await log.poll_now(timeout=None)
+    assert log.processed == ids(range(1, 21))
+    assert len(feed.requests) == 2
+
+
+@pytest.mark.parametrize(("error", "raised"), [(ValueError("no"), MessageFailed), (SystemExit(3), SystemExit)])
+async def test_what_a_handler_raises_ends_the_fetch_and_is_raised_bare(error, raised):
+    class Failing(Log):
+        async def process(self, message):
+            await super().process(message)
+            if message.id == "5":
+                raise error
+
+    feed = hanging(feed_of(20, page_size=10))
+    async with Failing(feed, takes=1.0, retry=None) as log:
+        with anyio.fail_after(100), pytest.raises(raised):
+            await log.poll_now()
+        assert log.status().cursor == feed.after(4)
+    assert cursors(feed) == [None, feed.after(10)]
+
+
+async def test_what_a_feed_raises_to_leave_is_raised_bare_when_its_turn_has_come():
+    feed = feed_of(20, page_size=10)
+    feed.answer(None, SystemExit(3))
+    async with Log(feed, takes=1.0) as log:
+        with pytest.raises(SystemExit):
+            await log.poll_now()
+        assert log.status().cursor == feed.after(10)
+
+
+async def test_a_chain_that_must_restart_does_so_when_its_turn_has_come():
+    feed = feed_of(30, page_size=10)
+    feed.answer(None, None, ChainRestart("the pages changed"))
+    async with Log(feed, takes=0.1) as log:
+        result = await log.poll_now()
+    assert log.processed == ids(range(1, 31))
+    assert result.caught_up
+    assert cursors(feed) == [None, feed.after(10), feed.after(20), feed.after(20)]
+
+
+async def test_a_stop_ends_the_fetch():
+    feed = hanging(feed_of(20, page_size=10))
+    log = Log(feed, takes=1.0)
+    with anyio.fail_after(100):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(log.run)
+            await log.until(3)
+            log.stop()
+    assert log.processed in (ids(range(1, 4)), ids(range(1, 5)))
+    assert cursors(feed) == [None, feed.after(10)]
+
+
+@pytest.mark.parametrize("settled", [3, 10], ids=["while a message is in hand", "while only the fetch is left"])
+async def test_a_cancellation_ends_the_fetch_and_leaves_what_is_settled(settled):
+    feed = hanging(feed_of(20, page_size=10))
+    async with Log(feed, takes=1.0) as log:
+        with anyio.move_on_after(settled + 0.5) as scope:
+            await log.poll_now()
+        assert scope.cancelled_caught
+        feed.latency = 0.0
+        await log.poll_now()
+    assert log.processed == ids(range(1, 21))
+
+
+async def test_a_poll_that_ends_between_pages_keeps_what_it_fetched():
+    """A handler that takes longer for a page than a poll may take would else fetch each page twice."""
+    feed = feed_of(50, page_size=10)
+    async with Log(feed, takes=1.0, max_poll_time=5.0) as log:
+        while not (await log.poll_now()).caught_up:
+            pass
+    assert log.processed == ids(range(1, 51))
+    assert len(feed.requests) == 6  # the last page once more: it was fetched before the poll that ended with it
+
+
+async def test_the_last_page_is_fetched_by_the_poll_that_calls_it_the_last():
+    """G1: what was published after it was fetched ahead, and before a poll began, is found by that poll."""
+    feed = feed_of(20, page_size=10)
+    async with Log(feed, takes=1.0, max_poll_time=5.0) as log:
+        assert not (await log.poll_now()).caught_up
+        feed.publish("news")
+        while not (await log.poll_now()).caught_up:
+            pass
+    assert log.processed[-1] == "news"
+
+
+async def test_nothing_is_fetched_ahead_of_a_feed_that_stands_still():
+    feed = FakeFeed(read_ahead=True)
+    feed.answer(*[Page([Message("1")], cursor="here", next="here")] * 3)
+    async with Log(feed, takes=1.0) as log:
+        await log.poll_now()
+    assert cursors(feed) == [None, "here"]
+
+
+async def test_progress_that_cannot_be_committed_ends_the_fetch():
+    class Broken(MemoryStore):
+        async def claim(self, name, *, feed):
+            session = await super().claim(name, feed=feed)
+            session.commit = refuse
+            return session
+
+    async def refuse(**progress):
+        raise OSError("the disk is full")
+
+    feed = hanging(feed_of(20, page_size=10))
+    async with Log(feed, store=Broken(), takes=1.0) as log:
+        with anyio.fail_after(100), pytest.raises(OSError, match="disk is full"):
+            await log.poll_now()
+
+
+def test_the_http_feed_reads_ahead():
+    assert HTTPFeed("https://shop.example/orders").read_ahead
