@@ -12,7 +12,7 @@ NPM ?= $(if $(shell command -v npm),npm,$(WHEEL_NPM))
 .PHONY: demo test lint bench chaos servers clean
 
 demo: $(READY)
-	$(BIN)/python examples/demo.py
+	$(BIN)/push-to-poll demo
 
 test: lint servers
 	$(BIN)/coverage erase

@@ -5,6 +5,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+__all__ = [
+    "Fault",
+    "Handled",
+    "HandlerFile",
+    "Latencies",
+    "Pushed",
+    "beyond_g7",
+    "latencies",
+    "percentile",
+    "processed_twice",
+]
+
 
 class Handled(NamedTuple):
     """One line of the handler: it was entered with this message.

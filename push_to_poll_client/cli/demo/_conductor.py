@@ -1,0 +1,182 @@
+"""A consumer catches up, stays current by push, and is treated badly; then everything is counted.
+
+Three processes: this one conducts, the reference server serves a feed and pushes, and `_consumer.py` consumes with
+SQLite. The server drops a fifth of the pushes, cuts the connection twice and answers one 503; the consumer is
+killed once and started again.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from push_to_poll_client.cli.demo._consumer import FLUSH_INTERVAL
+from push_to_poll_client.cli.demo._figures import Fault, HandlerFile, beyond_g7, latencies, processed_twice
+from push_to_poll_client.cli.demo._processes import PATIENCE, ConsumerProcess, Server
+from push_to_poll_client.cli.demo._screen import Screen, print_figure, print_latency
+
+__all__ = ["Demo"]
+
+
+class Demo:
+    """The conductor. As a context it leaves no process behind.
+
+    Args:
+        directory: Where the files of the consumer go.
+        backlog: Messages to catch up with.
+        live: Messages that are published then, 10 at least.
+    """
+
+    def __init__(self, directory: Path, *, backlog: int, live: int) -> None:
+        self._directory = directory
+        self._backlog = backlog
+        self._live = live
+        self._screen = Screen()
+        self._handled = HandlerFile(directory / "handled")
+        self._faults: list[Fault] = []
+        self._broken: tuple[float, Callable[[dict[str, Any]], bool]] | None = None
+        self._live_since = 0.0
+        self._polls_before = 0
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            self._server = stack.enter_context(contextlib.closing(Server(self._backlog)))
+            consumer = ConsumerProcess(self._directory, self._server.places)
+            self._consumer = stack.enter_context(contextlib.closing(consumer))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self) -> bool:
+        """Run it, and print the figures.
+
+        Returns:
+            Whether no message was lost, and none processed twice that a kill does not excuse (G7).
+        """
+        self._catch_up()
+        self._stay_current()
+        stopped_well = self._settle()
+        return self._sum_up() and stopped_well
+
+    def _catch_up(self) -> None:
+        """From nothing to the end of the backlog."""
+        self._wait(lambda: len(self._handled.ids) >= self._backlog, "catching up")
+        took = self._handled.lines[-1].entered - self._handled.lines[0].entered if self._handled.lines else 0.0
+        self._screen.say(f"caught up with {len(self._handled.ids):,} messages in {took:.1f} s")
+        self._wait(lambda: bool(self._server.stats()["websockets_open"]), "connecting")
+
+    def _stay_current(self) -> None:
+        """Live messages, and what goes wrong meanwhile."""
+        self._live_since = time.monotonic()
+        self._polls_before = _polls(self._server.stats())
+        self._server.order(drop_fraction=0.2)
+        troubles = self._troubles()
+        for number in range(1, self._live + 1):
+            self._server.publish()
+            if number in troubles:
+                troubles[number]()
+            self._look()
+            self._screen.show(f"live: {number} published, {len(self._handled.ids) - self._backlog} processed")
+            time.sleep(_pause_after(number))
+
+    def _troubles(self) -> dict[int, Callable[[], None]]:
+        """What goes wrong after which message: at a sixth, a third, a half and three quarters of the way."""
+        when = (self._live * part // 200 for part in (33, 73, 113, 153))
+        return dict(zip(when, (self._cut, self._answer_503, self._kill, self._cut), strict=True))
+
+    def _settle(self) -> bool:
+        """Wait for what is under way, and let the consumer end: whether it ended well."""
+        everything = self._backlog + self._live
+        self._wait(lambda: len(self._handled.ids) >= everything and self._broken is None, "settling")
+        stopped_well = self._consumer.stop() == 0
+        self._handled.read()
+        return stopped_well
+
+    def _cut(self) -> None:
+        """Close the websocket."""
+        accepted = self._server.stats()["websockets_accepted"]
+        self._breaks("the connection is cut", lambda stats: stats["websockets_accepted"] > accepted)
+        self._server.order(close_websockets=1012)
+
+    def _answer_503(self) -> None:
+        """Let the next fetch fail."""
+        well: list[int] = []
+
+        def mended(stats: dict[str, Any]) -> bool:
+            if "503" in stats["statuses"]:
+                well.append(stats["statuses"]["200"])
+            return bool(well) and well[-1] > well[0]
+
+        self._breaks("a 503 is answered", mended)
+        self._server.order(fail_next=1, fail_status=503)
+
+    def _kill(self) -> None:
+        """SIGKILL the consumer, and start it again."""
+        accepted = self._server.stats()["websockets_accepted"]
+        self._breaks("the consumer is killed", lambda stats: stats["websockets_accepted"] > accepted)
+        self._consumer.kill()
+        self._consumer.start()
+
+    def _breaks(self, what: str, mended: Callable[[dict[str, Any]], bool]) -> None:
+        """Something is broken from now on until `mended`."""
+        self._screen.say(f"live: {what}")
+        self._broken = (time.monotonic(), mended)
+
+    def _look(self) -> None:
+        """Read what the handler wrote, and see whether what was broken is mended."""
+        self._handled.read()
+        if self._broken is not None and self._broken[1](self._server.stats()):
+            self._faults.append(Fault(self._broken[0], time.monotonic()))
+            self._broken = None
+
+    def _wait(self, happened: Callable[[], bool], what: str) -> None:
+        """Until it happened, or patience ends: what is missing then is counted as lost."""
+        ends = time.monotonic() + PATIENCE
+        while not happened() and time.monotonic() < ends:
+            self._look()
+            self._screen.show(f"{what}: {len(self._handled.ids):,} processed")
+            time.sleep(0.02)
+
+    def _sum_up(self) -> bool:
+        """Print the figures: whether they are good."""
+        stats, published = self._server.stats(), self._server.published()
+        lost, twice = published - self._handled.ids, processed_twice(self._handled.lines)
+        inexcusable = beyond_g7(self._handled.lines, killed=self._consumer.killed, flush_interval=FLUSH_INTERVAL)
+        live = _polls(stats) - self._polls_before
+        coalesced = max(0, stats["pushes_sent"] - live)
+        self._screen.say("")
+        print_figure("published", len(published), "read from the feed by plain HTTP")
+        print_figure("processed", len(self._handled.ids), "written down by the handler")
+        print_figure("lost", len(lost))
+        print_figure("processed twice", len(twice), f"{len(inexcusable)} of them beyond what a kill may cost (G7)")
+        print_figure("polls", _polls(stats), f"{live} since it was current; {stats['fetches']} fetches in all")
+        print_figure("pushes sent", stats["pushes_sent"], f"{stats['pushes_dropped']} more dropped by the server")
+        print_figure("pushes coalesced", coalesced, "at least: pushes sent, less polls since it was current")
+        self._print_latencies()
+        return not lost and not inexcusable
+
+    def _print_latencies(self) -> None:
+        """From publication to handler, of what was published live."""
+        lines = [line for line in self._handled.lines if line.published >= self._live_since]
+        found = latencies(lines, self._server.pushes(), self._faults)
+        print_latency("latency by push", found.push, "their own push was sent")
+        print_latency("latency by fallback", found.fallback, "their push was dropped, the timer found them")
+        print_latency("by a later push", found.later_push, "their push was dropped, the next one was not")
+        print_latency("across a fault", found.fault, "cut, 503 or kill until it was observed to be over")
+
+
+def _pause_after(number: int) -> float:
+    """Seconds of silence after the message of this number: a burst of four, five at a pace, silence, one, silence.
+
+    Each fifth push is dropped, so that of the last too: with silence around it, only the timer finds it.
+    """
+    return {9: 0.2, 0: 0.6}.get(number % 10, 0.0 if number % 10 < 4 else 0.03)
+
+
+def _polls(stats: dict[str, Any]) -> int:
+    """Each ends with an empty answer, or with one that is none."""
+    failed: int = sum(count for status, count in stats["statuses"].items() if status != "200")
+    return failed + int(stats["empty"])

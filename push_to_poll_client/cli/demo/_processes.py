@@ -1,0 +1,129 @@
+"""The processes that the demo starts, and what it asks them. Each ends when this one does, however that ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from push_to_poll_client.cli.demo._figures import Pushed
+
+__all__ = ["ConsumerProcess", "Server"]
+
+PATIENCE = 20.0
+"""Seconds for what should happen at once."""
+
+# Not from the directory that it happens to be typed in.
+_RUN = [sys.executable, "-P", "-m"]
+
+
+class Server:
+    """The reference server, in its own process.
+
+    Args:
+        backlog: Messages that are there already.
+    """
+
+    def __init__(self, backlog: int) -> None:
+        command = [*_RUN, "push_to_poll_client.testing.server", f"--backlog={backlog}", "--until-eof"]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert self.process.stdout is not None  # for the type checker  # noqa: S101
+        self.places: dict[str, str] = json.loads(self.process.stdout.readline())
+        self.http = httpx.Client(base_url=self.places["base_url"], trust_env=False)
+
+    def publish(self) -> None:
+        """Publish one message."""
+        self.http.post("/publish", json=1).raise_for_status()
+
+    def order(self, **faults: Any) -> None:
+        """Order faults."""
+        self.http.post("/faults", json=faults).raise_for_status()
+
+    def stats(self) -> dict[str, Any]:
+        """What the server counted."""
+        counters: dict[str, Any] = self.http.get("/stats").json()
+        return counters
+
+    def pushes(self) -> list[Pushed]:
+        """Each push that was due."""
+        return [Pushed(push["cursor"], push["at"], push["sent"]) for push in self.http.get("/pushes").json()]
+
+    def published(self) -> set[str]:
+        """The ids in the feed, read by plain HTTP, which is not what is to be treated badly."""
+        self.order(fail_next=0)
+        ids: list[str] = []
+        while page := self.http.get("/feed", params={"lastEventId": ids[-1]} if ids else {}).json():
+            ids += [event["id"] for event in page]
+        return set(ids)
+
+    def close(self) -> None:
+        """End it."""
+        self.http.close()
+        self.process.communicate(timeout=PATIENCE)
+
+
+class ConsumerProcess:
+    """A process with `demo/_consumer.py`, killed and started again at will.
+
+    Args:
+        directory: Where its files go.
+        places: What the server says of itself.
+
+    Attributes:
+        killed: The process that was killed; 0: none.
+    """
+
+    def __init__(self, directory: Path, places: dict[str, str]) -> None:
+        self.killed = 0
+        self._log = (directory / "consumer.log").open("ab")
+        self._environment = {**os.environ, "no_proxy": "127.0.0.1"}
+        self._command = [
+            *_RUN,
+            "push_to_poll_client.cli.demo._consumer",
+            places["url"],
+            places["push_url"],
+            str(directory / "orders.db"),
+            str(directory / "handled"),
+        ]
+        self.start()
+
+    def start(self) -> None:
+        """Start it."""
+        self._process = subprocess.Popen(
+            self._command,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+
+    def kill(self) -> None:
+        """SIGKILL: it cannot say goodbye."""
+        self.killed = self._process.pid
+        self._end_at_once()
+
+    def stop(self) -> int:
+        """Let it end by itself.
+
+        Returns:
+            Its exit code.
+        """
+        self._process.send_signal(signal.SIGTERM)
+        self._process.communicate(timeout=PATIENCE)
+        return self._process.returncode
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        self._end_at_once()
+        self._log.close()
+
+    def _end_at_once(self) -> None:
+        self._process.kill()
+        self._process.communicate()
