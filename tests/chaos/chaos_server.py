@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 
 import msgspec
 from journals import Journal
@@ -53,7 +54,9 @@ class RecordingApp(ReferenceApp):
         try:
             await super().__call__(scope, receive, answer.send)
         finally:
-            self._journal.write("answered", request, time.monotonic(), answer.status, answer.last or "-")
+            self._journal.write(
+                "answered", request, time.monotonic(), answer.status, answer.last or "-", answer.retry_after
+            )
 
 
 class _Answer:
@@ -64,10 +67,13 @@ class _Answer:
         self._body = b""
         self.status = 0
         self.last = None
+        self.retry_after = 0.0
 
     async def send(self, message):
         await self._send(message)
         self.status = message.get("status", self.status)
+        with suppress(ValueError, KeyError):
+            self.retry_after = float(dict(message["headers"])[b"retry-after"])
         self._body += message.get("body", b"")
         if message["type"] == "http.response.body" and not message.get("more_body") and self.status == 200:
             events = msgspec.json.decode(self._body, type=list[_Event])

@@ -98,6 +98,8 @@ class Asked:
     status: int = 0
     last: str | None = None
     """The id of the last event, if the answer was sent whole and had one."""
+    retry_after: float = 0.0
+    """Seconds for which the server asked to be left alone; 0 also for what is no number."""
 
 
 class Dialled(NamedTuple):
@@ -128,9 +130,10 @@ class ServerJournal:
         self.asked.append(asked)
         self._open[request] = asked
 
-    def _answered(self, request, at, status, last):
+    def _answered(self, request, at, status, last, retry_after):
         asked = self._open.pop(request)
         asked.ended, asked.status, asked.last = float(at), int(status), None if last == "-" else last
+        asked.retry_after = float(retry_after)
 
     def _dialled(self, client, at, path):
         self.dialled.append(Dialled(client, float(at), path))

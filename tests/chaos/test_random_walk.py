@@ -17,6 +17,7 @@ from verdicts import (
     beyond_g7,
     beyond_reconnect_policy,
     disordered,
+    impatient,
     lost,
     of_each_client,
     poll_starts,
@@ -236,4 +237,5 @@ def test_whatever_happens_nothing_is_lost(walk, figures):
     assert beyond_g7(handled, killed=killed, flush_interval=FLUSH_INTERVAL) == []
     assert beyond_g2(asked) == []
     assert beyond_g3(asked, rate=RATE, burst=BURST, slack=DELAY + 0.25) == []
+    assert impatient(asked) == []
     assert beyond_reconnect_policy(dialled, haste=HASTE) == []

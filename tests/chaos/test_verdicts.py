@@ -10,6 +10,7 @@ from verdicts import (
     beyond_g7,
     beyond_reconnect_policy,
     disordered,
+    impatient,
     longest_quiet,
     lost,
     poll_starts,
@@ -86,6 +87,18 @@ def test_g3_polls_have_tokens():
     assert beyond_g3([*well, *asked((3, "d", None), client="other")], rate=1, burst=3, slack=0) == []
 
 
+def test_g3_what_the_server_asked_for_is_kept():
+    first, second, other = (
+        asked((0, None, None), (1, None, None)),
+        asked((2, None, None)),
+        asked((1.5, None, None), client="d"),
+    )
+    first[1].retry_after = 1.0
+    assert len(impatient([*first, *second, *other])) == 1
+    first[1].retry_after = 0.9
+    assert impatient([*first, *second, *other]) == []
+
+
 def test_g2_polls_do_not_overlap():
     assert beyond_g2(asked((0, None, "b"), (0.1, "b", None))) == []
     assert len(beyond_g2(asked((0, None, "b"), (0.05, "b", None)))) == 1
@@ -126,8 +139,8 @@ def test_the_servers_journal_pairs_request_and_answer(tmp_path):
     ):
         journal.write(*words)
     assert read.read().asked == [Asked("c", 1.0, None), Asked("d", 2.0, "b")]
-    journal.write("answered", "7-2", 2.5, 200, "c")
-    assert read.read().asked[1] == Asked("d", 2.0, "b", 2.5, 200, "c")
+    journal.write("answered", "7-2", 2.5, 200, "c", 0.5)
+    assert read.read().asked[1] == Asked("d", 2.0, "b", 2.5, 200, "c", 0.5)
     journal.write("asked", "8-1", "c", 9.0, "-")
     assert read.read().asked[0].ended == 9.0, "its server died"
     assert read.dialled == [Dialled("c", 3.0, "/push")]

@@ -9,6 +9,9 @@ from itertools import pairwise, takewhile
 
 from push_to_poll_client.listeners import _reconnect
 
+CLOCK = 0.02
+"""Seconds from when the client has an answer to when the server has written down that it was sent."""
+
 
 def by_life(handled):
     """The lines of each life, in order."""
@@ -107,6 +110,16 @@ def beyond_g3(asked, *, rate, burst, slack):
             if level < -1e-6:
                 wrong.append(f"client {client} polled {-level:.1f} times too often at {poll.at:.3f}")
     return wrong
+
+
+def impatient(asked):
+    """Requests of a client that came sooner than the server asked for (G3)."""
+    return [
+        f"client {client} asked again after {second.at - first.ended:.3f} s, and not after {first.retry_after}"
+        for client, requests in of_each_client(asked).items()
+        for first, second in pairwise(requests)
+        if second.at - first.ended < first.retry_after - CLOCK
+    ]
 
 
 def beyond_g2(asked):
