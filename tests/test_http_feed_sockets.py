@@ -138,8 +138,6 @@ async def fetch(feed, cursor=None):
         await feed.aclose()
 
 
-# A generator of httpx that is left before its end is finished by the garbage collector, and trio says so.
-@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 @pytest.mark.parametrize(
     ("script", "text"),
     [
@@ -195,6 +193,21 @@ async def test_a_connection_survives_a_cancelled_fetch():
             with anyio.move_on_after(0.05):
                 await feed.fetch(FetchRequest(wait=60))
         assert len((await fetch(feed)).messages) == 0
+
+
+async def test_a_fetch_that_is_cancelled_in_the_tls_handshake_leaves_no_socket_open():
+    left = threading.Event()
+
+    def stall(connection):
+        connection.hold()
+        left.set()
+
+    with server(stall) as url:
+        feed = HTTPFeed(url.replace("http:", "https:"))
+        with anyio.move_on_after(0.1):
+            await feed.fetch(FetchRequest())
+        assert await anyio.to_thread.run_sync(left.wait, PATIENCE)
+        await feed.aclose()
 
 
 async def test_an_idle_connection_that_the_server_closed_is_not_used_again():

@@ -5,10 +5,10 @@ each time how much it may give.
 """
 
 import zlib
-from contextlib import aclosing
 from typing import Any
 
 from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._http_client import unwinding
 from push_to_poll_client._text import quoted
 
 __all__ = ["ACCEPT_ENCODING", "read_body"]
@@ -34,7 +34,7 @@ async def read_body(response: Any, limit: int, where: str) -> bytes:
         return bytes(response.content)
     unpack = _unpacker(response.headers.get("content-encoding", ""), where)
     body, wire = bytearray(), 0
-    async with aclosing(response.aiter_raw()) as chunks:
+    async with unwinding(response.aiter_raw()) as chunks:
         async for chunk in chunks:
             wire += len(chunk)
             body += unpack.some(chunk, limit + 1 - len(body))

@@ -18,7 +18,7 @@ import httpx
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
 from push_to_poll_client._http import asked_to_wait, without_secrets
-from push_to_poll_client._http_client import http_url, module_of, open_client
+from push_to_poll_client._http_client import closed_if_failed, http_url, module_of, open_client
 from push_to_poll_client._text import quoted
 from push_to_poll_client.feeds._arguments import header_fields, size
 from push_to_poll_client.feeds._body import ACCEPT_ENCODING, read_body
@@ -149,10 +149,12 @@ class Origin:
             headers = httpx.Headers({**headers, "Authorization": authorization})
         limits = client.timeout
         read = None if limits.read is None else limits.read + wait
-        request = client.build_request(
-            "GET", str(url), headers=dict(headers), timeout=(limits.connect, read, limits.write, limits.pool)
-        )
-        response = await client.send(request, stream=True, follow_redirects=False, **self._credentials.options)
+        timeout = (limits.connect, read, limits.write, limits.pool)
+        async with closed_if_failed(str(url)) as extensions:
+            request = client.build_request(
+                "GET", str(url), headers=dict(headers), timeout=timeout, extensions=extensions
+            )
+            response = await client.send(request, stream=True, follow_redirects=False, **self._credentials.options)
         try:
             yield response
         finally:

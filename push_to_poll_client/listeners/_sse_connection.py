@@ -10,7 +10,7 @@ import anyio
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http_client import CLOSE_TIMEOUT, closed_if_failed, open_client
+from push_to_poll_client._http_client import CLOSE_TIMEOUT, closed_if_failed, open_client, unwinding
 from push_to_poll_client._text import quoted
 from push_to_poll_client.listeners._reconnecting import LeftAlone
 from push_to_poll_client.listeners._sse_parser import EventParser, ServerSentEvent
@@ -103,7 +103,7 @@ async def open_stream(
         response = await _answer(sender, url, _fields(headers, last_event_id), open_timeout)
         async with _closing(response):
             _check(response)
-            async with _unwinding(response.aiter_bytes()) as chunks:
+            async with unwinding(response.aiter_bytes()) as chunks:
                 yield EventStream(chunks, EventParser(max_size=max_size, last_event_id=last_event_id))
 
 
@@ -138,23 +138,6 @@ async def _closing(thing: Any) -> AsyncIterator[Any]:
             await thing.aclose()
 
 
-@contextlib.asynccontextmanager
-async def _unwinding(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
-    """End the reading of a body in the middle.
-
-    httpx reads through half a dozen generators, one in another, and closing the outer one drops those within:
-    the garbage collector gets them, and on trio that is a warning. A read that is cancelled unwinds them all. It
-    waits for nothing: what has arrived is let through, and the first wait ends it.
-    """
-    try:
-        yield chunks
-    finally:
-        with anyio.CancelScope(shield=True) as scope, contextlib.suppress(Exception):
-            scope.cancel()
-            async for _ in chunks:
-                pass
-
-
 def _fields(headers: Mapping[str, str], last_event_id: str) -> list[tuple[bytes, bytes]]:
     fields = httpx.Headers(ASKING)
     fields.update(headers)
@@ -167,7 +150,7 @@ def _fields(headers: Mapping[str, str], last_event_id: str) -> list[tuple[bytes,
 async def _answer(sender: Any, url: str, fields: Sequence[tuple[bytes, bytes]], open_timeout: float) -> Any:
     # With credentials of the listener's own, those of a client that was given do not come in their place.
     ours = {"auth": None} if any(name.lower() == b"authorization" for name, _ in fields) else {}
-    async with closed_if_failed() as extensions:
+    async with closed_if_failed(url) as extensions:
         request = sender.build_request("GET", url, headers=fields, timeout=None, extensions=extensions)
         with anyio.move_on_after(open_timeout):
             return await sender.send(request, stream=True, follow_redirects=False, **ours)
