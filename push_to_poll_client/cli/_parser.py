@@ -11,8 +11,8 @@ from push_to_poll_client.cli._exit import EXIT_CODES, Exit
 __all__ = ["Commands", "Parser"]
 
 # What argparse says of a value, which is shown to whoever reads the log of a cron job.
-_ECHO = re.compile(r"(invalid choice|invalid \w+ value|ignored explicit argument): .*", re.DOTALL)
-_OPTION = re.compile(r"--?[a-z][a-z-]{0,20}")
+_ECHO = re.compile(r"(invalid choice|invalid \w+ value|ignored explicit argument):? .*", re.DOTALL)
+_OPTION = re.compile(r"(--?[a-z][a-z-]{0,20})(=.*)?", re.DOTALL)
 
 
 class _Layout(argparse.HelpFormatter):
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
         """As argparse does, but options that it does not know are named without their values."""
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self.error(_unrecognized(unknown))
+            options.parser.error(_unrecognized(unknown))
         return options
 
 
@@ -71,11 +71,11 @@ class Commands:
             description: The head of the command's own help.
         """
         parser = self._parsers.add_parser(name, help=help, description=description)
-        parser.set_defaults(run=run, verbose=0)
+        parser.set_defaults(run=run, parser=parser, verbose=0)
         return parser
 
 
 def _unrecognized(unknown: Sequence[str]) -> str:
-    names = [match.group() for match in map(_OPTION.match, unknown) if match]
+    names = [match[1] for match in map(_OPTION.fullmatch, unknown) if match]
     rest = len(unknown) - len(names)
     return f"unrecognized arguments: {', '.join(names) or rest}" + (f" and {rest} more" if names and rest else "")
