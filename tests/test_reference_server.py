@@ -288,6 +288,27 @@ def test_a_client_that_goes_is_forgotten(served):
     assert (served.pushes[0].sent, served.stats.websockets_accepted) == (0, 1)
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_client_that_goes_while_it_is_pushed_to_is_no_error(backend):
+    app = ReferenceApp()
+
+    async def send(message):
+        if message["type"] == "websocket.accept":
+            app.publish()
+        else:
+            raise BrokenPipeError  # as ASGI servers say it
+
+    async def receive():
+        await anyio.sleep(receive.calls * 1e6)
+        receive.calls += 1
+
+    receive.calls = 0
+    scope = {"type": "websocket", "path": "/push", "headers": []}
+    name, options = testing.virtual_time(backend)
+    anyio.run(app, scope, receive, send, backend=name, backend_options=options)
+    assert app.stats.websockets_open == 0
+
+
 def test_pushes_are_dropped_evenly_or_the_next_ones(served):
     served.faults.drop_fraction = 0.2
     with websocket(served) as connection:

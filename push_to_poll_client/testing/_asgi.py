@@ -1,6 +1,7 @@
 """The few ASGI manners that the reference server needs."""
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import anyio
@@ -59,7 +60,8 @@ async def while_there(receive: Receive, work: Callable[[], Awaitable[None]]) -> 
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
-        await work()
+        with suppress(OSError):  # by which a server answers a `send` to a client that has gone (ASGI 2.4)
+            await work()
         tasks.cancel_scope.cancel()
     # After a cancellation CPython 3.11 traces the caller only when it is resumed; coverage would miss its lines.
     await anyio.lowlevel.checkpoint()
