@@ -37,6 +37,10 @@ class Child:
         self._process.send_signal(number)
 
     @property
+    def pid(self):
+        return self._process.pid
+
+    @property
     def alive(self):
         return self._process.poll() is None
 
@@ -89,6 +93,10 @@ class ServerProcess:
     @property
     def port(self):
         return self._port
+
+    @property
+    def pid(self):
+        return self._child.pid
 
     def publish(self, count=1):
         """Publish so many messages. A server that is down has them when it is up again."""
@@ -246,6 +254,10 @@ class ConsumerProcess:
     def resume(self):
         """SIGCONT."""
         self._child.signal(signal.SIGCONT)
+
+    @property
+    def pid(self):
+        return self._child.pid
 
     @property
     def alive(self):

@@ -1,0 +1,45 @@
+"""No process outlives the tests, also when these are killed in the middle."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from journals import until
+
+PARENT = """
+import pathlib, sys
+from processes import ConsumerProcess, ServerProcess
+server = ServerProcess(pathlib.Path(sys.argv[1]))
+consumer = ConsumerProcess(pathlib.Path(sys.argv[1]), url=server.url, push=[])
+consumer.start()
+while not consumer.has_begun():
+    pass
+if sys.argv[2] == "stopped":
+    consumer.pause()
+print(server.pid, consumer.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def is_over(process):
+    """Gone, or a zombie whose new parent has not looked at it yet."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_children_end_with_a_parent_that_is_killed(tmp_path, state):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", PARENT, tmp_path, state]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as parent:
+        children = parent.stdout.readline().split()
+        parent.send_signal(signal.SIGKILL)
+    assert len(children) == 2
+    until(lambda: all(is_over(int(child)) for child in children), 10, "both have ended")
