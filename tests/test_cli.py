@@ -269,8 +269,19 @@ def test_once_is_interrupted_too(server):
     assert process.returncode == Exit.INTERRUPTED
 
 
-def test_a_second_signal_ends_at_once_what_cannot_be_interrupted(backend, monkeypatch):
-    codes, exited = [], anyio.Event()
+@pytest.mark.parametrize("with_command", [False, True])
+def test_a_second_signal_ends_at_once_what_cannot_be_interrupted(backend, monkeypatch, with_command):
+    codes, exited, told = [], anyio.Event(), []
+
+    class Command:
+        """Writes down what it is told."""
+
+        def finish_until(self, deadline):
+            assert deadline > anyio.current_time()
+            told.append("finish")
+
+        def kill(self):
+            told.append("kill")
 
     def exit_at_once(code):
         codes.append(code)
@@ -286,8 +297,18 @@ def test_a_second_signal_ends_at_once_what_cannot_be_interrupted(backend, monkey
                 await exited.wait()
 
     monkeypatch.setattr(os, "_exit", exit_at_once)
-    anyio.run(_signals.until_signalled, write_that_nobody_reads)
+    anyio.run(_signals.until_signalled, write_that_nobody_reads, Command() if with_command else None)
     assert codes == [Exit.TERMINATED]
+    assert told[:2] == (["finish", "kill"] if with_command else [])
+
+
+def test_ctrl_c_before_a_command_looks_after_its_signals(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_tail, "_consumer", interrupted)
+    assert typed("tail", "http://127.0.0.1:1/feed") == Exit.INTERRUPTED
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_reader_that_goes_away_is_no_error(server):

@@ -342,6 +342,21 @@ def test_a_command_that_overruns_a_stop_is_ended_and_not_recorded(server, tail, 
 
 
 @pytest.mark.anyio
+async def test_one_that_is_killed_has_failed(python, fifos):
+    command = _exec.Command(python(f"told = os.getpid()\n{TELL}\ntime.sleep(60)"), timeout=TIMEOUT)
+
+    async def run():
+        with pytest.raises(_exec.CommandFailed, match="was killed by SIGKILL"):
+            await command(Message("1", None))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        pids = await anyio.to_thread.run_sync(fifos)
+        command.kill()
+    wait_until_gone(*pids)
+
+
+@pytest.mark.anyio
 async def test_nothing_is_begun_after_a_stop(python):
     command = _exec.Command(python("pass"), timeout=1)
     command.finish_until(anyio.current_time() + 1)
