@@ -1,0 +1,161 @@
+"""WHAT a hostile server sends: raw bytes on a socket, since no server library would send them.
+
+An attack is a function of `send`. What that raises when the client hangs up ends the attack, as it should.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import socketserver
+import threading
+import time
+from collections import Counter
+
+PATIENCE = 3
+"""Seconds after which a server gives up on a client that neither reads nor hangs up."""
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """Well but for the third request to each path, and for each whose path has a third part.
+
+    The path is `/ATTACK/CASE`. A consumer's first poll asks twice: it takes messages 1 to 3, and finds the end. So
+    the third request is that of the next poll, and what comes after the attack is message 4.
+    """
+
+    daemon_threads = True
+    ATTACKED = 3
+
+    def __init__(self, attacks):
+        super().__init__(("127.0.0.1", 0), _Conversation)
+        self.attacks = attacks
+        self.heads = []
+        self.news = set()  # the cases that have message 4 although nothing attacked their feed
+        self._counts = Counter()
+        self._counting = threading.Lock()
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+    def url(self, path):
+        return f"http://127.0.0.1:{self.server_address[1]}/{path}"
+
+    def asked(self, path):
+        """How often, this time included."""
+        with self._counting:
+            self._counts[path] += 1
+            return self._counts[path]
+
+    def handle_error(self, request, client_address):
+        """The client hung up, which most attacks should make it do."""
+
+
+class _Conversation(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.settimeout(PATIENCE)
+        while head := self._head():
+            self.server.heads.append(head)
+            path, _, query = head.split(b" ", 2)[1].decode().partition("?")
+            attack, case, *hops = path.strip("/").split("/")
+            number = self.server.asked((attack, case))
+            if attack in self.server.attacks and (hops or number == Server.ATTACKED):
+                self.server.attacks[attack](self.request.sendall)
+                return
+            self._be_well(query, new=number > Server.ATTACKED or case in self.server.news)
+
+    def _head(self):
+        head = b""
+        while b"\r\n\r\n" not in head:
+            if not (received := self.request.recv(65536)):
+                return b""
+            head += received
+        return head
+
+    def _be_well(self, query, *, new):
+        numbers = {"": [1, 2, 3], "lastEventId=3": [4] if new else []}.get(query, [])
+        body = json.dumps([{"id": str(number), "source": "s"} for number in numbers]).encode()
+        self.request.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+
+class ChannelServer(socketserver.ThreadingTCPServer):
+    """A push channel: the first connection to each path meets the attack; the second is well, and news comes too.
+
+    Args:
+        attacks: By the first part of the path. An attack is a function of the socket and the head of the request.
+        feed: Where the news are.
+        well: Makes the answer to a head that opens the channel.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, attacks, feed, well):
+        super().__init__(("127.0.0.1", 0), _Channel)
+        self.attacks = attacks
+        self.feed = feed
+        self.well = well
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    __exit__ = Server.__exit__
+    handle_error = Server.handle_error
+
+    def url(self, scheme, path):
+        return f"{scheme}://127.0.0.1:{self.server_address[1]}/{path}"
+
+
+class _Channel(socketserver.BaseRequestHandler):
+    def handle(self):
+        self.request.settimeout(PATIENCE)
+        head = self.request.recv(65536)
+        attack, case = head.split(b" ", 2)[1].decode().strip("/").split("/")
+        if self.server.feed.asked(("push", attack, case)) == 1:
+            self.server.attacks[attack](self.request, head)
+            return
+        self.server.feed.news.add(case)
+        self.request.sendall(self.server.well(head))
+        while self.request.recv(65536):
+            pass
+
+
+def handshake(head, *headers):
+    """The answer that opens a websocket (RFC 6455 §4.2.2)."""
+    key = re.search(rb"(?i)sec-websocket-key: *(\S+)", head)[1]
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())  # noqa: S324
+    lines = (b"HTTP/1.1 101 x", b"Upgrade: websocket", b"Connection: Upgrade", b"Sec-WebSocket-Accept: " + accept)
+    return b"\r\n".join((*lines, *headers, b"", b""))
+
+
+def says(*parts, times=1, opens=lambda head: b"", ends=True):
+    """An attack on a channel: open it, say this so many times, and hang up.
+
+    Args:
+        parts: What to say.
+        times: How often.
+        opens: Makes the answer to the head.
+        ends: Whether to hang up at once; else it waits for the client to say something, or to hang up.
+    """
+
+    def attack(sock, head):
+        sock.sendall(opens(head))
+        for _ in range(times):
+            for part in parts:
+                sock.sendall(part)
+        if not ends:
+            sock.recv(65536)
+
+    return attack
+
+
+def trickles(start, part):
+    """An attack on a channel: one part after another, slowly, for ever."""
+
+    def attack(sock, head):
+        sock.sendall(start)
+        for _ in range(1_000):
+            time.sleep(0.02)  # it is the server that is slow
+            sock.sendall(part)
+
+    return attack

@@ -1,0 +1,20 @@
+"""Who is attacked, and a feed that is well, once for all modules."""
+
+import pytest
+
+pytest.register_assert_rewrite("measured")  # before it is imported: a failing check shows what it compared
+
+from attackers import Server  # noqa: E402
+from measured import Victims  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def victims():
+    with Victims() as victims:
+        yield victims
+
+
+@pytest.fixture(scope="session")
+def well_feed():
+    with Server({}) as feed:
+        yield feed

@@ -1,0 +1,146 @@
+"""The parent's side: cases go to the process that is attacked, and every report is held to the same things."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+MIB = 1 << 20
+
+LONG = os.environ.get("CHAOS_FORM") == "long"
+"""Every case on both backends, at full size; otherwise on one of them in turn."""
+
+EVIL = "\x1b[31m\r\nERROR all is lost\x00\u202e\u2066\x9b\x07"
+"""What acts on a terminal or begins a line of its own: ESC, CR LF, NUL, bidi, C1, bell."""
+
+EVIL_BYTES = EVIL.replace("\r\n", "").replace("\x00", "").encode()
+"""The same without what would end a header."""
+
+RATE, BURST = 5, 10
+"""The consumer's defaults."""
+
+LONGEST_LINE = 1_000
+"""Characters of an error or a line of the log: some lines of a terminal."""
+
+
+class Case(NamedTuple):
+    """An attack and what it may do.
+
+    Attributes:
+        name: What the server calls it, too.
+        attack: See `attackers.py`.
+        error: A pattern that the error has to match.
+        limit: Bytes by which the memory of the attacked may grow.
+        kind: The class of the error.
+        options: Of the attacked.
+    """
+
+    name: str
+    attack: Callable[..., None]
+    error: str
+    limit: int
+    kind: str
+    options: dict[str, Any]
+
+    @property
+    def path(self):
+        return re.sub(r"\W+", "-", self.name)
+
+
+def attacks(cases):
+    """By the path at which a server has them."""
+    by_path = {case.path: case.attack for case in cases}
+    assert len(by_path) == len(cases)
+    return by_path
+
+
+def matrix(cases):
+    """Parameters for a test of `backend` and `case`."""
+    backends = ("asyncio", "trio")
+    return pytest.mark.parametrize(
+        ("backend", "case"),
+        [
+            pytest.param(backend, case, id=f"{case.path}-{backend}")
+            for number, case in enumerate(cases)
+            for backend in (backends if LONG else backends[number % 2 :][:1])
+        ],
+    )
+
+
+class Victims:
+    """The process that forks the victims."""
+
+    def __enter__(self):
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("victim.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_):
+        self._process.communicate()
+
+    def attacked(self, by, backend, **consumer):
+        """What became of a consumer that was attacked by its "feed" or its "push" channel; see `victim.py`."""
+        self._process.stdin.write(json.dumps({"by": by, "backend": backend, "consumer": consumer}) + "\n")
+        self._process.stdin.flush()
+        report = json.loads(self._process.stdout.readline())
+        assert "died" not in report, report["died"]
+        return report
+
+
+def check_lines(report):
+    """No error and no log line does anything to a terminal, or fills it."""
+    for kind, text, length in report["errors"]:
+        assert text.isprintable(), (kind, text)
+        assert length < LONGEST_LINE, (kind, length)
+    for line in report["lines"]:
+        assert line.isprintable(), line
+        assert len(line) < LONGEST_LINE, line
+    assert report["status"].isprintable()
+    assert len(report["status"]) < 3 * LONGEST_LINE
+
+
+def check_recovery(report, *, cursor="3"):
+    """The cursor stood still while it was attacked, and went on when the server was well."""
+    assert report["cursor"] in cursor
+    assert report["processed"] == ["1", "2", "3", "4"]
+    assert report["at_end"] == "4"
+
+
+def check_feed(report, case):
+    """One error, and all is well again."""
+    check_lines(report)
+    kind, text, _ = report["errors"][0]
+    assert kind == case.kind
+    assert re.search(case.error, text)
+    check_recovery(report)
+    assert report["peak"] <= case.limit, f"{report['peak'] / MIB:.1f} MiB"
+
+
+def check_channel(report, case):
+    """What a hostile channel may cost is polls, within the rate."""
+    check_lines(report)
+    assert re.search(case.error, report["errors"][-1][1])
+    # A channel comes back within a moment, so it may have brought the news already.
+    check_recovery(report, cursor=("3", "4"))
+    assert report["peak"] <= case.limit, f"{report['peak'] / MIB:.1f} MiB"
+    assert report["polls"] <= BURST + 1 + RATE * (report["took"] + 1)
+
+
+def shown(case, report):
+    """A line of figures, which `pytest -rP` shows."""
+    peak, kept = report["peak"] / MIB, report["kept"] / MIB
+    print(  # noqa: T201
+        f"{case.name}: peak {peak:.1f} MiB, kept {kept:.1f} MiB, blocked {report['blocked']:.2f} s, "
+        f"took {report['took']:.2f} s, {report['polls']} polls: {report['errors'][-1][1]}; "
+        f"others logged {report['foreign']}"
+    )

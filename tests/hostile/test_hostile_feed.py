@@ -1,0 +1,370 @@
+"""A feed that means harm: whatever it answers, one clear error, bounded memory, cursor unmoved, and well again.
+
+The consumer is in a process of its own; see `victim.py`. Memory is measured, not estimated.
+"""
+
+import gzip
+import json
+import random
+import time
+
+import pytest
+from attackers import HEAD, Server
+from measured import EVIL, EVIL_BYTES, LONG, MIB, Case, attacks, check_feed, matrix, shown
+
+pytestmark = pytest.mark.slow
+
+SMALL = 16 * MIB
+"""For an answer of no size: what importing a codec and a traceback takes, and luck of the allocator."""
+
+BODY = 64 * MIB
+"""For an answer that is too large, by default above 16 MiB: the buffer, its copy as it grows, and one read."""
+
+PAGE = 64 * MIB
+"""For an answer of the default 16 MiB that is read to its end, whatever is in it: twice the body, and what is made
+of the events that a page may have."""
+
+ESCAPED = json.dumps(EVIL).encode()
+BIG = 16 * MIB
+
+
+def answer(body, *headers, status=b"200 OK"):
+    """A whole answer."""
+
+    def attack(send):
+        made = body() if callable(body) else body
+        head = b"".join(header + b"\r\n" for header in (b"Content-Type: application/json", *headers))
+        send(b"HTTP/1.1 %s\r\n%sContent-Length: %d\r\n\r\n" % (status, head, len(made)))
+        send(made)
+
+    return attack
+
+
+def raw(*parts):
+    """Bytes, then hang up."""
+
+    def attack(send):
+        for part in parts:
+            send(part)
+
+    return attack
+
+
+def endless(start, part, times=1_000_000):
+    """The same again and again, until the client hangs up."""
+
+    def attack(send):
+        send(start)
+        for _ in range(times):
+            send(part)
+
+    return attack
+
+
+def trickle(start, part):
+    def attack(send):
+        send(start)
+        for _ in range(1_000):
+            time.sleep(0.02)  # it is the server that is slow
+            send(part)
+
+    return attack
+
+
+def packed(data, size, level=9):
+    """So many bytes of one kind, in gzip."""
+    return lambda: gzip.compress(data * size, level)
+
+
+def of_elements(element, size=BIG):
+    return lambda: b"[" + b",".join([element] * ((size - 2) // (len(element) + 1))) + b"]"
+
+
+def of_events(size=BIG, count=None):
+    """As many valid events as fit."""
+
+    def make():
+        events, length, number = [], 2, 0
+        while count is None or number < count:
+            event = b'{"id":"%x"}' % number
+            length += len(event) + 1
+            if length > size:
+                break
+            events.append(event)
+            number += 1
+        return b"[" + b",".join(events) + b"]"
+
+    return make
+
+
+def event(**attributes):
+    return json.dumps([{"id": "4", "source": "s", **attributes}]).encode()
+
+
+def case(name, attack, error, *, limit=SMALL, kind="FeedError", **options):
+    return Case(name, attack, error, limit, kind, options)
+
+
+JUNK = random.Random(0).randbytes(100_000)  # noqa: S311
+HASTE = {"timeout": 0.3}
+ROOM = {"max_body": 128 * MIB}
+UNREADABLE = {"kind": "MessageFailed"}
+DEEP = b'{"data":' + b'{"a":' * 1000 + b"1" + b"}" * 1000 + b"}"
+CLOSE = b"Connection: close\r\n\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+CASES = [
+    # What is no HTTP
+    case("hangs up", raw(), "RemoteProtocolError"),
+    case("junk", raw(JUNK), "RemoteProtocolError"),
+    case("no HTTP", raw(b"SSH-2.0-OpenSSH_9.9\r\n"), "RemoteProtocolError"),
+    case("evil status line", raw(b"HTTP/1.1 200 " + EVIL_BYTES + b"\r\n\r\n"), "RemoteProtocolError|no JSON"),
+    case("evil header", raw(HEAD + EVIL_BYTES + b": x\r\n\r\n"), "RemoteProtocolError"),
+    case("version", raw(b"HTTP/9.9 200 OK\r\n\r\n"), "no JSON array"),
+    case("negative length", raw(HEAD + b"Content-Length: -5\r\n\r\n[]"), "RemoteProtocolError"),
+    case("two lengths", raw(HEAD + b"Content-Length: 5\r\nContent-Length: 2\r\n\r\n[]"), "RemoteProtocolError"),
+    case(
+        "length of a novel", raw(HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n[]"), "RemoteProtocolError"
+    ),
+    case("no chunk", raw(CHUNKED + b"zz\x1b[31m\r\n[]\r\n"), "RemoteProtocolError"),
+    case("huge chunk", raw(CHUNKED + b"F" * 17 + b"\r\n[]"), "RemoteProtocolError"),
+    case("long chunk head", endless(CHUNKED, b"0" * 65536, 1000), "RemoteProtocolError"),
+    case(
+        "one byte chunks",
+        endless(CHUNKED, b"1\r\n[\r\n" * 10_000),
+        "answer within 0.3 sec|more than",
+        **HASTE,
+        limit=BODY,
+    ),
+    case(
+        "endless 100", endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100), "answer within 0.3 seconds", **HASTE
+    ),
+    case(
+        "endless 103",
+        endless(b"", b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n" * 100),
+        "answer within 0.3 sec",
+        **HASTE,
+    ),
+    # Heads
+    case("header of 1 MB", raw(HEAD + b"X: " + b"x" * MIB + b"\r\n\r\n[]"), "RemoteProtocolError"),
+    case(
+        "100,000 headers",
+        raw(HEAD + b"".join(b"X-%d: x\r\n" % n for n in range(100_000)) + b"\r\n[]"),
+        "RemoteProtocolError",
+    ),
+    case("10,000 headers", answer(b"{}", *[b"a:b"] * 10_000), "no JSON array"),
+    case("evil type", answer(b"[]", b"Content-Type: text/" + EVIL_BYTES), r"sent .*not application/cloudevents"),
+    case(
+        "long type", answer(b"[]", b"Content-Type: text/" + b"x" * 90_000), r"sent .*not application/cloudevents"
+    ),
+    case("evil encoding", answer(b"[]", b"Content-Encoding: " + EVIL_BYTES), "Content-Encoding"),
+    case("long encoding", answer(b"[]", b"Content-Encoding: " + b"gzip," * 15_000), "Content-Encoding"),
+    case("cookies", answer(b"{}", *[b"Set-Cookie: a%d=b; Max-Age=9999999" % n for n in range(2_000)]), "no JSON"),
+    # Asking for time
+    *[
+        case(f"Retry-After {number}", answer(b"", b"Retry-After: " + text, status=b"503 No"), "answered 503")
+        for number, text in enumerate(
+            [
+                b"-1",
+                b"nan",
+                b"inf",
+                b"1e3",
+                b"\xd9\xa3",
+                EVIL_BYTES,
+                b"Mon, 99 Foo 2099",
+                b"0x10",
+                b"5, 6",
+                b"A" * 60_000,
+            ]
+        )
+    ],
+    case("RateLimit", answer(b"", b"RateLimit: " + b'"a";r=0;t=;' * 6_000, status=b"429 No"), "answered 429"),
+    # Statuses
+    case("500 of 100 MB", endless(b"HTTP/1.1 500 No\r\n" + CLOSE, b"x" * MIB, 100), "answered 500"),
+    case(
+        "401 of 100 MB",
+        endless(b"HTTP/1.1 401 No\r\n" + CLOSE, b"x" * MIB, 100),
+        "answered 401",
+        kind="FeedRefused",
+    ),
+    case("evil phrase", answer(b"", status=b"500 " + EVIL_BYTES), "answered 500|RemoteProtocolError"),
+    case("status 999", answer(b"", status=b"999 x"), "answered 999|RemoteProtocolError"),
+    # Redirects
+    case("circle", answer(b"", b"Location: hop/x", status=b"302 x"), "redirects more than 5 times"),
+    case(
+        "elsewhere",
+        answer(b"", b"Location: http://evil.example/" + EVIL_BYTES, status=b"302 x"),
+        "redirects to another|could not be read",
+    ),
+    case(
+        "evil host",
+        answer(b"", b"Location: http://" + EVIL_BYTES + b"/", status=b"302 x"),
+        "redirects to another|could not be read",
+    ),
+    case("no URL", answer(b"", b"Location: http://[", status=b"302 x"), "could not be read|another origin"),
+    case(
+        "long URL",
+        answer(b"", b"Location: http://x/" + b"y" * 90_000, status=b"302 x"),
+        "could not be read|another origin",
+    ),
+    case(
+        "script",
+        answer(b"", b"Location: javascript:alert(1)", status=b"302 x"),
+        "redirects to another origin|could not be read",
+    ),
+    # Size
+    case("100 MB announced", answer(lambda: b" " * 100 * MIB), "more than 16777216 bytes", limit=BODY),
+    case("100 MB unannounced", endless(HEAD + CLOSE, b" " * MIB, 100), "more than 16777216 bytes", limit=BODY),
+    case(
+        "100 MB in chunks",
+        endless(CHUNKED, b"100000\r\n" + b" " * MIB + b"\r\n", 100),
+        "more than 16777",
+        limit=BODY,
+    ),
+    case("16 MB of space", answer(lambda: b" " * BIG), "no JSON array", limit=BODY),
+    case("16 MB of zeros", answer(lambda: bytes(BIG)), "no JSON array", limit=BODY),
+    # Packed
+    case(
+        "bomb", answer(packed(bytes(MIB), 100), b"Content-Encoding: gzip"), "more than 16777216 bytes", limit=BODY
+    ),
+    case(
+        "bomb in a bomb",
+        answer(lambda: gzip.compress(packed(bytes(MIB), 100)()), b"Content-Encoding: gzip"),
+        "no JSON array",
+        limit=BODY,
+    ),
+    case(
+        "twice packed",
+        answer(lambda: gzip.compress(packed(b"[]", 1)()), b"Content-Encoding: gzip, gzip"),
+        "Content-Encoding",
+    ),
+    case(
+        "many members", answer(lambda: gzip.compress(b"{}") * 100_000, b"Content-Encoding: gzip"), "no JSON array"
+    ),
+    case("cut gzip", answer(lambda: gzip.compress(JUNK)[:-9], b"Content-Encoding: gzip"), "ends in the middle"),
+    case(
+        "gzip with a wrong sum",
+        answer(lambda: gzip.compress(b"[]")[:-8] + bytes(8), b"Content-Encoding: gzip"),
+        "no gzip",
+    ),
+    case("no gzip", answer(b"[]", b"Content-Encoding: gzip"), "no gzip"),
+    case("gzip unlabelled", answer(lambda: gzip.compress(b"[]")), "no JSON array"),
+    case("brotli", answer(b"[]", b"Content-Encoding: br"), "Content-Encoding"),
+    # What is no page
+    case("empty", answer(b""), "no JSON array"),
+    case("evil body", answer(EVIL_BYTES * 1000), "no JSON array"),
+    case("no UTF-8", answer(b"\xff\xfe" * 1000), "no JSON array"),
+    case("UTF-16", answer(b"\xff\xfe" + "[]".encode("utf-16-le")), "no JSON array"),
+    *[case(f"is {n}", answer(text), "no JSON") for n, text in enumerate([b"{}", b'"x"', b"1", b"null", b"true"])],
+    case("cut page", answer(b'[{"id":"4"},'), "no JSON array"),
+    case("deep", answer(b"[" * 100_000), "no JSON array"),
+    case("16 MB deep", answer(lambda: b"[" * BIG), "no JSON array", limit=PAGE),
+    case("deep and closed", answer(b"[" * 100_000 + b"]" * 100_000), "cannot be read", **UNREADABLE),
+    # Events that cannot be read: G9, the message fails
+    *[
+        case(f"event {number}", answer(b"[" + text + b"]"), "cannot be read", **UNREADABLE)
+        for number, text in enumerate(
+            [
+                *(
+                    b"1",
+                    b"null",
+                    b'"x"',
+                    b"[]",
+                    b"{}",
+                    b'{"id":4}',
+                    b'{"id":null}',
+                    b'{"id":""}',
+                    b'{"id":"\xff"}',
+                ),
+                *(b'{"id":"4","source":[]}', b'{"id":"4","type":{}}', b'{"id":"\\ud800"}', b'{"id":"\\u0000"}'),
+                b"{" + ESCAPED + b":}",
+                b'{"id":"4",' + ESCAPED + b":" + b"[" * 2000 + b"]" * 2000 + b"}",
+            ]
+        )
+    ],
+    case("id of 1 MB", answer(event(id="x" * MIB)), "length <= 1024|more than", **UNREADABLE, limit=32 * MIB),
+    case("evil id of 1 MB", answer(event(id=EVIL * MIB)), "more than 16777216", limit=BODY),
+    case(
+        "source of 1 MB",
+        answer(event(source=EVIL * 30_000)),
+        "length <= 1024|more than",
+        **UNREADABLE,
+        limit=32 * MIB,
+    ),
+    case(
+        "deep data",
+        answer(b'[{"id":"4","data":' + b"[" * 100_000 + b"]" * 100_000 + b"}]"),
+        "cannot be read",
+        **UNREADABLE,
+    ),
+    case(
+        "deep object",
+        answer(b'[{"id":"4","data":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}]"),
+        "cannot be read",
+        **UNREADABLE,
+    ),
+    case("no base64", answer(event(data_base64=EVIL)), "cannot be read", **UNREADABLE),
+    case(
+        "evil handler error",
+        answer(event(id=EVIL.replace("\x00", ""), data=EVIL * 1000)),
+        "failed and stops",
+        **UNREADABLE,
+        fails=True,
+    ),
+    # Many events
+    *[
+        case(f"16 MB of {what}", answer(of_elements(text)), "sent a page|no JSON array", limit=PAGE)
+        for what, text in {
+            "digits": b"0",
+            "objects": b"{}",
+            "arrays": b"[]",
+            "strings": b'""',
+            "empty ids": b'{"id":""}',
+            "odd sources": b'{"id":"1","source":1}',
+            "cut objects": b'{"id":"4"',
+            "half pairs": b'"\\ud800"',
+        }.items()
+    ],
+    case(
+        "deep events",
+        answer(of_elements(DEEP, BIG if LONG else BIG // 8)),
+        "cannot be read",
+        **UNREADABLE,
+        limit=PAGE,
+    ),
+    case("16 MB of events", answer(of_events()), "more than", limit=PAGE),
+    case("two million objects", answer(of_elements(b"{}", 3 * 2_000_000)), "more than", limit=PAGE),
+    case("two million events", answer(of_events(10**9, 2_000_000)), "more than", **ROOM, limit=256 * MIB),
+    # Slow
+    case("stalled", trickle(b"", b""), "answer within 0.3 seconds", **HASTE),
+    case("stalled head", trickle(HEAD, b""), "answer within 0.3 seconds", **HASTE),
+    case("stalled body", trickle(HEAD + b"Content-Length: 9\r\n\r\n[", b""), "answer within 0.3 seconds", **HASTE),
+    case("trickling head", trickle(HEAD + b"X: ", b"x"), "answer within 0.3 seconds", **HASTE),
+    case(
+        "trickling body",
+        trickle(HEAD + b"Content-Length: 9999\r\n\r\n", b"["),
+        "answer within 0.3 seconds",
+        **HASTE,
+    ),
+    case("trickling chunks", trickle(CHUNKED, b"1\r\n[\r\n"), "answer within 0.3 seconds", **HASTE),
+    case(
+        "trickling gzip",
+        trickle(HEAD + b"Content-Encoding: gzip\r\n\r\n\x1f\x8b\x08\x00" + bytes(6), b"\x00\x00\x00\xff\xff"),
+        "answer within 0.3 seconds",
+        **HASTE,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server(attacks(CASES)) as server:
+        yield server
+
+
+@matrix(CASES)
+def test_a_hostile_answer_is_one_clear_error_and_then_all_is_well(server, victims, tmp_path, backend, case):
+    url, state = server.url(f"{case.path}/{backend}"), str(tmp_path / "state.db")
+    report = victims.attacked("feed", backend, url=url, state=state, **case.options)
+    shown(case, report)
+    check_feed(report, case)

@@ -1,0 +1,279 @@
+"""WHO is attacked: a consumer in a process of its own, whose memory and event loop are watched.
+
+Run as a script. Each line on standard input is a case in JSON; for each a child is forked, so that a case begins
+with a small heap whatever the one before it did, and its report comes back as a line of JSON. Memory is what
+Linux counts: the high-water mark of the resident set, set back just before the attack, less what was resident
+then.
+"""
+
+import contextlib
+import functools
+import gc
+import json
+import logging
+import os
+import re
+import signal
+import sqlite3
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import anyio
+import httpx
+import trio  # noqa: F401  # imported once, before the forks
+
+from push_to_poll_client import Consumer, HTTPFeed, Push, SQLiteStore, _schedule, listeners
+from push_to_poll_client.listeners import _reconnect, _websocket_connection
+
+PATIENCE = 20
+"""Seconds after which a case has failed: the child is ended by its alarm."""
+
+TICK = 0.005
+"""Seconds between two looks at the clock, in the event loop. The longest gap is how long it was blocked."""
+
+MANY = 10
+"""Ids of processed messages that are kept, and then the last one."""
+
+LONGEST = 2_000
+"""Characters of a text that go into the report; enough to see that it is too long."""
+
+
+def main():
+    for line in sys.stdin:
+        if not (child := os.fork()):
+            signal.alarm(PATIENCE)
+            _answer(json.loads(line))
+        _, status = os.waitpid(child, 0)
+        if status:
+            _write({"died": status})
+
+
+def _answer(case):
+    try:
+        _hurry()
+        victim = {"feed": attacked, "push": called}[case["by"]]
+        _write(anyio.run(functools.partial(victim, **case["consumer"]), backend=case["backend"]))
+    except BaseException:  # noqa: BLE001  # the parent raises it
+        _write({"died": traceback.format_exc()})
+    finally:
+        os._exit(0)
+
+
+def _write(report):
+    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.flush()
+
+
+def _hurry():
+    """Backoff is tested elsewhere; here it only costs time."""
+    _schedule.FIRST_BACKOFF = _schedule.SLOW_BACKOFF = 0.01
+    _reconnect.FIRST_DELAY = _reconnect.BASE_DELAY = _reconnect.SLOW_DELAY = 0.01
+    _websocket_connection.CLOSE_TIMEOUT = 0.2
+
+
+async def attacked(url, state, *, fails=False, **options):
+    """Consume a good page, then meet a hostile answer, then find that all is well again.
+
+    Args:
+        url: The feed: has messages up to "3", is hostile once, and then has "4".
+        state: The database file.
+        fails: The handler fails, with the message's own text, while the attack lasts.
+        options: Of `HTTPFeed`.
+    """
+    with Heard() as heard:
+        consumer = _consumer(url, state, **options)
+        await consumer.poll_now()
+        consumer.fails = fails
+        async with anyio.create_task_group() as tasks:
+            async with Watch(tasks) as watch:
+                tasks.start_soon(_run, consumer, heard)
+                await heard.failed.wait()
+            cursor, consumer.fails = saved_cursor(state), False
+            status = await _recovered(consumer, heard, tasks)
+    return _report(consumer, status, heard, watch, cursor)
+
+
+async def called(url, state, push, *, kind="WebSocketListener", **options):
+    """Consume a good page, then listen to a hostile push channel, then find that all is well again.
+
+    Args:
+        url: The feed: has messages up to "3", and "4" when the channel is well.
+        state: The database file.
+        push: The channel: hostile on the first connection.
+        kind: The listener's class.
+        options: Of the listener.
+    """
+    with Heard() as heard:
+        listener = getattr(listeners, kind)(push, hint=_cursor_of, **options)
+        consumer = _consumer(url, state, listeners=[listener])
+        await consumer.poll_now()
+        async with anyio.create_task_group() as tasks:
+            async with Watch(tasks) as watch:
+                tasks.start_soon(_run, consumer, heard)
+                await heard.failed.wait()
+            cursor, status = saved_cursor(state), consumer.status()
+            heard.errors.append(("listener", str(status.listeners[0].last_error)))
+            await _recovered(consumer, heard, tasks)
+    return _report(consumer, status, heard, watch, cursor)
+
+
+async def _recovered(consumer, heard, tasks):
+    """Start it again if it stopped, as an operator would, and wait until it has gone on."""
+    if consumer.status().mode == "stopped":
+        tasks.start_soon(_run, consumer, heard)
+    await consumer.saw("4")
+    status = consumer.status()
+    consumer.stop()
+    return status
+
+
+def _cursor_of(message):
+    """What a hostile server says is a hint all the same."""
+    return Push(cursor=str(getattr(message, "data", message)))
+
+
+def _consumer(url, state, *, listeners=(), **options):
+    return Victim(
+        HTTPFeed(url, **options), store=SQLiteStore(state), listeners=listeners, retry=None, fallback_interval=3600
+    )
+
+
+def _report(consumer, status, heard, watch, cursor):
+    return {
+        "peak": watch.peak,
+        "kept": watch.kept,
+        "blocked": watch.blocked,
+        "took": watch.took,
+        "errors": [(kind, text[:LONGEST], len(text)) for kind, text in heard.errors],
+        "lines": heard.lines,
+        "foreign": heard.foreign,
+        "cursor": cursor,
+        "at_end": saved_cursor(consumer._store.path),
+        "processed": [name[:LONGEST] for name in consumer.processed],
+        "pushes": sum(listener.pushes for listener in status.listeners),
+        "polls": status.counters.polls,
+        "status": repr(status),
+    }
+
+
+async def _run(consumer, heard):
+    try:
+        await consumer.run()
+    except Exception as error:  # noqa: BLE001  # what it may be is the parent's to say
+        heard.note(error)
+
+
+class Victim(Consumer):
+    """Reads the data of each message, and writes down its id."""
+
+    processed = ()
+    fails = False
+
+    async def process(self, message):
+        if self.fails:
+            raise ValueError(f"{message.id} {message.data}")
+        message.data  # noqa: B018  # it may be what is hostile
+        self.processed = [*self.processed[:MANY], message.id]
+        self.got.set()
+
+    @functools.cached_property
+    def got(self):
+        return anyio.Event()
+
+    async def saw(self, name):
+        while name not in self.processed:
+            self.got = anyio.Event()
+            await self.got.wait()
+
+
+class Heard(logging.Handler):
+    """Keeps what is logged, as a user who asks for all of it would see it."""
+
+    def __init__(self):
+        super().__init__(logging.DEBUG)
+        self.lines = []
+        self.foreign = []
+        self.errors = []
+        self.failed = anyio.Event()
+
+    def __enter__(self):
+        logging.getLogger().addHandler(self)
+        logging.getLogger().setLevel(logging.DEBUG)
+        return self
+
+    def __exit__(self, *_):
+        logging.getLogger().removeHandler(self)
+
+    def emit(self, record):
+        ours = record.name.startswith("push_to_poll_client")
+        lines = [line[:LONGEST] for line in self.format(record).split("\n")]
+        if ours:
+            self.lines += lines
+            if record.exc_info and record.exc_info[1]:
+                self.note(record.exc_info[1])
+            if "connecting again" in record.getMessage():
+                self.failed.set()
+        else:
+            self.foreign += [line for line in lines if not line.isprintable()]
+
+    def note(self, error):
+        self.errors.append((type(error).__name__, str(error)))
+        self.failed.set()
+
+
+class Watch:
+    """Watches memory and the event loop from its beginning to its end."""
+
+    def __init__(self, tasks):
+        self._tasks = tasks
+        self._scope = anyio.CancelScope()
+        self.blocked = 0.0
+
+    async def __aenter__(self):
+        gc.collect()
+        _forget_the_highest()
+        self._resident = _memory("VmRSS")
+        self._began = self._looked = time.monotonic()
+        self._tasks.start_soon(self._tick)
+        return self
+
+    async def __aexit__(self, *_):
+        self._scope.cancel()
+        self._look()
+        self.took = self._looked - self._began
+        self.peak = _memory("VmHWM") - self._resident
+        gc.collect()
+        self.kept = _memory("VmRSS") - self._resident
+
+    async def _tick(self):
+        with self._scope:
+            while True:
+                await anyio.sleep(TICK)
+                self._look()
+
+    def _look(self):
+        self.blocked = max(self.blocked, time.monotonic() - self._looked - TICK)
+        self._looked = time.monotonic()
+
+
+def _forget_the_highest():
+    """Set the high-water mark back (proc_pid_clear_refs(5))."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _memory(name):
+    """Bytes."""
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def saved_cursor(state):
+    """As another program reads it."""
+    with contextlib.closing(sqlite3.connect(f"file:{state}?mode=ro", uri=True)) as file:
+        return file.execute("SELECT cursor FROM consumer").fetchone()[0]
+
+
+if __name__ == "__main__":
+    httpx.create_ssl_context()
+    main()
