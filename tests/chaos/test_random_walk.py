@@ -139,7 +139,10 @@ class Walk:
         self.server.start()
 
     def feed_fails(self):
-        statuses, waits = [408, 429, 500, 502, 503], [None, 0, 0.3, 1, "soon", "Wed, 21 Oct 2015 07:28:00 GMT"]
+        statuses, waits = (
+            [408, 429, 500, 502, 503],
+            [None, 0, 0.4, 0.7, 1, "soon", "Wed, 21 Oct 2015 07:28:00 GMT"],
+        )
         self.server.order(
             fail_next=self.chance.randrange(1, 3),
             fail_status=self.chance.choice(statuses),
@@ -180,23 +183,22 @@ class Walk:
         Returns:
             What happened.
         """
-        steps = [
-            self.killed,
-            self.killed,
-            self.stopped,
-            self.killed_while_it_stops,
-            self.paused,
-            self.feed_breaks,
-            self.push_breaks,
-            self.server_killed,
-            self.feed_fails,
-            self.answer_ends_in_the_middle,
-            self.pushes_fail,
-            self.server_mended,
-            self.nothing,
-            self.many_published,
-        ]
-        step = self.chance.choice(steps)
+        steps = {
+            self.nothing: 2,
+            self.many_published: 1,
+            self.killed: 2,
+            self.killed_while_it_stops: 1,
+            self.stopped: 1,
+            self.paused: 1,
+            self.feed_breaks: 2,
+            self.push_breaks: 2,
+            self.feed_fails: 2,
+            self.answer_ends_in_the_middle: 1,
+            self.pushes_fail: 2,
+            self.server_mended: 1,
+            self.server_killed: 1,
+        }
+        [step] = self.chance.choices(list(steps), weights=list(steps.values()))
         step()
         assert self.consumer.alive, f"it ended by itself after {step.__name__}: {self.consumer.last_words}"
         self.elapse(0.6)
