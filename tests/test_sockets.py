@@ -1,4 +1,4 @@
-"""The whole loop on real sockets, files and processes: HTTP feed, SQLite, websocket, the reference server."""
+"""The whole loop on real sockets, files and processes: HTTP feed, SQLite, push channels, the reference server."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ import anyio.to_thread
 import pytest
 from consumers import Log
 
-from push_to_poll_client import HTTPFeed, SQLiteStore, WebSocketListener
+from push_to_poll_client import HTTPFeed, SQLiteStore, SSEListener, WebSocketListener
 from push_to_poll_client.testing import serve_in_thread
 
 pytestmark = pytest.mark.anyio
@@ -27,15 +27,24 @@ def server():
         yield server
 
 
+by_either_channel = pytest.mark.parametrize("listener", ["websocket", "sse"], indirect=True)
+
+
 @pytest.fixture
-def consumer_at(server, tmp_path):
+def listener(request, server):
+    by_sse = getattr(request, "param", "websocket") == "sse"
+    return SSEListener(server.sse_url) if by_sse else WebSocketListener(server.push_url)
+
+
+@pytest.fixture
+def consumer_at(server, listener, tmp_path):
     """Makes consumers of the server that share one state file."""
 
     def make(*, push=True, **settings):
         return Log(
             HTTPFeed(server.url),
             store=SQLiteStore(tmp_path / "state.db"),
-            listeners=[WebSocketListener(server.push_url)] if push else [],
+            listeners=[listener] if push else [],
             patience=20,
             **{"fallback_interval": 3600, "degraded_interval": 3600, **settings},
         )
@@ -44,13 +53,17 @@ def consumer_at(server, tmp_path):
 
 
 async def connected(server, count=1):
-    await anyio.to_thread.run_sync(lambda: server.stats.wait_for(lambda stats: stats.websockets_accepted >= count))
+    def happened(stats):
+        return stats.websockets_accepted + stats.streams_accepted >= count
+
+    await anyio.to_thread.run_sync(lambda: server.stats.wait_for(happened))
 
 
 async def fetched(server, count):
     await anyio.to_thread.run_sync(lambda: server.stats.wait_for(lambda stats: stats.fetches >= count))
 
 
+@by_either_channel
 async def test_catches_up_from_nothing_and_stays_current_by_push_alone(server, consumer_at, running):
     ids = server.publish(1000)
     consumer = running(consumer_at())
@@ -79,6 +92,7 @@ async def test_g1_a_push_during_a_poll_is_answered_by_the_next_poll(server, cons
     assert len(consumer.processed) == 11
 
 
+@by_either_channel
 async def test_a_lost_push_costs_the_fallback_interval(server, consumer_at, running):
     consumer = running(consumer_at(fallback_interval=0.5, degraded_interval=0.5))
     await connected(server)
@@ -89,6 +103,7 @@ async def test_a_lost_push_costs_the_fallback_interval(server, consumer_at, runn
     assert server.stats.pushes_dropped == 3
 
 
+@by_either_channel
 async def test_a_dead_connection_is_made_again_and_the_gap_is_polled(server, consumer_at, running):
     consumer = running(consumer_at())
     await connected(server)
@@ -99,6 +114,7 @@ async def test_a_dead_connection_is_made_again_and_the_gap_is_polled(server, con
     await consumer.until(1)
 
 
+@by_either_channel
 async def test_a_server_that_restarts_loses_nothing(server, consumer_at, running):
     consumer = running(consumer_at())
     await connected(server)

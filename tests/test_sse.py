@@ -6,6 +6,7 @@ import ssl
 import traceback
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 from channels import TimedChannel
@@ -47,6 +48,7 @@ class Body(httpx.AsyncByteStream):
         await anyio.sleep_forever()
 
     async def aclose(self):
+        await anyio.lowlevel.checkpoint()  # where a stop would reach it, were it let to
         self._closed()
 
 
@@ -284,6 +286,7 @@ async def test_it_asks_for_an_event_stream_as_the_standard_says():
         "accept-encoding": "identity",
     }
     assert not {"authorization", "last-event-id"} & request.headers.keys()
+    assert set(request.extensions["timeout"].values()) == {None}, "a quiet stream is no slow one"
 
 
 @pytest.mark.parametrize(
