@@ -18,6 +18,9 @@ PAUSE = form(2.0, 60.0)
 
 RATE, BURST = 2, 3
 FALLBACK = 5.0
+AT_ONCE = 2.0
+"""Seconds until the first poll, on two busy cores: a timer is overdue, or a channel is found dead."""
+
 SOON = 5.0
 """Seconds in which all are current again: a token, a reconnect and a poll, on two busy cores."""
 
@@ -96,4 +99,5 @@ def judge(consumer, server, resumed):
     assert disordered(handled) == []
     assert beyond_g7(handled, killed=set(), flush_interval=0) == []
     assert beyond_g3(asked, rate=RATE, burst=BURST, slack=0.25) == []
+    assert next(request.at for request in asked if request.at > resumed) - resumed < AT_ONCE
     assert longest_quiet(asked, since=resumed, until=asked[-1].at) < FALLBACK + 1
