@@ -89,7 +89,7 @@ class Victims:
         self._process.communicate()
 
     def attacked(self, by, backend, **consumer):
-        """What became of a consumer that was attacked by its "feed" or its "push" channel; see `victim.py`."""
+        """What became of it, by what it was attacked: "feed", "push", "store" or "status"; see `victim.py`."""
         self._process.stdin.write(json.dumps({"by": by, "backend": backend, "consumer": consumer}) + "\n")
         self._process.stdin.flush()
         report = json.loads(self._process.stdout.readline())

@@ -9,10 +9,12 @@ then.
 import contextlib
 import functools
 import gc
+import io
 import json
 import logging
 import os
 import re
+import resource
 import signal
 import sqlite3
 import sys
@@ -24,8 +26,9 @@ import anyio
 import httpx
 import trio  # noqa: F401  # imported once, before the forks
 
-from push_to_poll_client import Consumer, HTTPFeed, Push, SQLiteStore, _schedule, listeners
+from push_to_poll_client import Consumer, HTTPFeed, Push, Record, SQLiteStore, _schedule, cli, listeners
 from push_to_poll_client.listeners import _reconnect, _websocket_connection
+from push_to_poll_client.stores import _sqlite_file
 
 PATIENCE = 20
 """Seconds after which a case has failed: the child is ended by its alarm."""
@@ -53,8 +56,7 @@ def main():
 def _answer(case):
     try:
         _hurry()
-        victim = {"feed": attacked, "push": called}[case["by"]]
-        _write(anyio.run(functools.partial(victim, **case["consumer"]), backend=case["backend"]))
+        _write(BY[case["by"]](case["backend"], **case["consumer"]))
     except BaseException:  # noqa: BLE001  # the parent raises it
         _write({"died": traceback.format_exc()})
     finally:
@@ -67,10 +69,49 @@ def _write(report):
 
 
 def _hurry():
-    """Backoff is tested elsewhere; here it only costs time."""
+    """Backoff and patience are tested elsewhere; here they only cost time."""
+    _sqlite_file._BUSY_TIMEOUT = 0.2
     _schedule.FIRST_BACKOFF = _schedule.SLOW_BACKOFF = 0.01
     _reconnect.FIRST_DELAY = _reconnect.BASE_DELAY = _reconnect.SLOW_DELAY = 0.01
     _websocket_connection.CLOSE_TIMEOUT = 0.2
+
+
+def opened(backend, path, *, room=None):
+    """Claim a name in a state file, read and write.
+
+    Args:
+        backend: Asyncio or trio.
+        path: The file.
+        room: Bytes that a file may have, as on a disk that is full; `None`: any number.
+    """
+    if room is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+    _forget_the_highest()
+    before = _memory("VmRSS")
+    try:
+        said = ["used", *anyio.run(_use, path, backend=backend)]
+    except Exception as error:  # noqa: BLE001  # what it may be is the parent's to say
+        said = [type(error).__name__, str(error)]
+    return {"said": said, "peak": _memory("VmHWM") - before}
+
+
+async def _use(path):
+    session = await SQLiteStore(path).claim("c", feed="f")
+    try:
+        cursor, unseen = session.cursor, sorted(await session.unseen(["a", "b"]))
+        await session.commit(cursor="new", records=[Record("b")])
+        return cursor and cursor[:50], unseen
+    finally:
+        await session.release()
+
+
+def asked(backend, path):
+    """What `push-to-poll status` says of a state file."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(["status", "--state", path])
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
 
 
 async def attacked(url, state, *, fails=False, **options):
@@ -273,6 +314,13 @@ def saved_cursor(state):
     with contextlib.closing(sqlite3.connect(f"file:{state}?mode=ro", uri=True)) as file:
         return file.execute("SELECT cursor FROM consumer").fetchone()[0]
 
+
+def _in_a_loop(victim):
+    return lambda backend, **options: anyio.run(functools.partial(victim, **options), backend=backend)
+
+
+BY = {"feed": _in_a_loop(attacked), "push": _in_a_loop(called), "store": opened, "status": asked}
+"""What may be attacked."""
 
 if __name__ == "__main__":
     httpx.create_ssl_context()

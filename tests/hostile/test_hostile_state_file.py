@@ -1,0 +1,321 @@
+"""A state file that means harm, or was harmed: one clear `StoreError`, at once, and it is left as it was.
+
+Opened in a process of its own, by the store and by `push-to-poll status`; nothing may hang or run wild.
+"""
+
+import os
+import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import anyio
+import pytest
+from measured import EVIL, LONG, LONGEST_LINE, MIB
+
+from push_to_poll_client import Record, SQLiteStore
+
+pytestmark = pytest.mark.slow
+
+PAGE_SIZE = 1024
+"""Bytes of a page of a new store."""
+
+LIMIT = 64 * MIB
+"""Bytes by which opening any file may make a process grow: SQLite's cache is 8 MB, and a row is read whole."""
+
+
+@pytest.fixture
+def opened(victims):
+    """Opens a file as a consumer does: an error's class and text, or what a session read."""
+
+    def opened(path, **options):
+        report = victims.attacked("store", "asyncio", path=str(path), **options)
+        assert report["peak"] <= LIMIT
+        kind, *said = report["said"]
+        if kind != "used":
+            check(*said)
+        return kind, *said
+
+    return opened
+
+
+@pytest.fixture
+def status(victims):
+    """Asks `push-to-poll status`: its exit code."""
+
+    def status(path):
+        report = victims.attacked("status", "asyncio", path=str(path))
+        check(*report["out"].splitlines(), *report["err"].splitlines())
+        assert report["err"].count("\n") == (report["code"] != 0)
+        return report["code"]
+
+    return status
+
+
+def check(*lines):
+    for line in lines:
+        assert line.isprintable()
+        assert len(line) < LONGEST_LINE
+
+
+@pytest.fixture
+def refused(opened, status):
+    """It is refused by both, in a sentence, and the file is as it was."""
+
+    def refused(path):
+        before = fingerprint(path)
+        kind, text = opened(path)
+        assert kind in {"StoreError", "StoreMismatch"}, text
+        assert status(path) == 5
+        assert fingerprint(path) == before
+        return text
+
+    return refused
+
+
+def fingerprint(path):
+    return path.read_bytes() if path.is_file() and path.stat().st_size < 100 * MIB else os.lstat(path).st_mode
+
+
+async def _make(path, records):
+    session = await SQLiteStore(path).claim("c", feed="f")
+    await session.commit(cursor="saved", records=[Record(f"k{n}") for n in range(records)])
+    await session.commit(cursor="saved", records=[Record("a")])
+    await session.release()
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state.db"
+
+
+@pytest.fixture
+def store(path):
+    """A store with some pages."""
+    anyio.run(_make, path, 200)
+    return path
+
+
+def change(path, *statements, values=()):
+    with closing(sqlite3.connect(path)) as file:
+        for statement in statements:
+            file.execute(statement, values if "?" in statement else ())
+        file.commit()
+        file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def odd(*values, why, run=True):
+    """What is not yet as it should be."""
+    return pytest.param(*values, marks=pytest.mark.xfail(strict=True, reason=why, run=run))
+
+
+RAW = "_sqlite_session.py: what _restored() gets may be anything"
+SCHEMA = "_sqlite_schema.py: a store has no views and no triggers, so a database that has is none"
+LONG_TEXT = "_sqlite_session.py: the other feed's name is foreign text of any length"
+
+# What is no database
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(random.Random(1).randbytes(64 * PAGE_SIZE), id="junk"),  # noqa: S311
+        pytest.param(bytes(64 * PAGE_SIZE), id="zeros"),
+        pytest.param(b"\x1b[31m" * 1000, id="text"),
+        pytest.param(b"x", id="a byte"),
+        pytest.param(b"SQLite format 3\0", id="a magic"),
+        pytest.param(b"SQLite format 3\0" + b"\xff" * (8 * PAGE_SIZE - 16), id="a magic and more"),
+        pytest.param(b"SQLite format 3\0" + bytes(8 * PAGE_SIZE - 16), id="a magic and zeros"),
+    ],
+)
+def test_what_is_no_database_is_refused(refused, path, content):
+    path.write_bytes(content)
+    refused(path)
+
+
+def test_a_huge_file_of_nothing_is_refused_at_once(refused, path):
+    with path.open("wb") as file:
+        file.truncate(10 << 30)
+    refused(path)
+
+
+def test_an_empty_file_is_a_new_store(opened, path):
+    path.touch()
+    assert opened(path) == ("used", None, ["a", "b"])
+
+
+# What is no file
+
+
+def test_a_directory(refused, path):
+    path.mkdir()
+    refused(path)
+
+
+def test_a_pipe_does_not_hang(refused, path):
+    os.mkfifo(path)
+    refused(path)
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/zero", "/dev/full"])
+def test_a_device(opened, status, path, device):
+    path.symlink_to(device)
+    lock = Path(f"{device}.lock")
+    existed = lock.exists()
+    try:
+        kind, _ = opened(path)
+        assert kind == "StoreError"
+        assert status(path) == 5
+    finally:
+        if not existed:
+            lock.unlink(missing_ok=True)  # beside the device, where it has to be
+
+
+def test_a_loop_of_links(refused, path):
+    path.symlink_to(path.with_name("other"))
+    path.with_name("other").symlink_to(path)
+    refused(path)
+
+
+def test_a_link_to_nowhere(refused, path):
+    path.symlink_to(path.parent / "missing" / "state.db")
+    refused(path)
+
+
+@pytest.mark.parametrize("name", ["\x1b[31m\n.db", "\u202e.db", "x" * 250, "\udcff.db"])
+def test_a_name_that_acts_is_shown_and_does_nothing(status, tmp_path, name):
+    assert status(tmp_path / name / "state.db") == 5
+
+
+# A store that was harmed
+
+
+def offsets(size):
+    """Each page boundary, and offsets in between."""
+    pages = range(PAGE_SIZE, size, PAGE_SIZE)
+    chosen = [*pages, *random.Random(2).sample(range(1, size), 60)]  # noqa: S311
+    return chosen if LONG else chosen[:: len(chosen) // 12]
+
+
+def test_a_store_that_was_cut_off_is_refused_wherever_it_was_cut(opened, store):
+    whole = store.read_bytes()
+    for size in offsets(len(whole)):
+        store.write_bytes(whole[:size])
+        kind, _ = opened(store)
+        assert kind == "StoreError", size
+
+
+def test_a_store_with_a_damaged_page_never_tells_a_cursor_that_was_not_saved(opened, store):
+    """Damage inside a page may go unseen. What may not happen is an odd exception, or a made-up cursor."""
+    whole = store.read_bytes()
+    dice = random.Random(3)  # noqa: S311
+    for _ in range(200 if LONG else 12):
+        at = dice.randrange(len(whole))
+        harmed = bytearray(whole)
+        harmed[at : at + 64] = dice.randbytes(min(64, len(whole) - at))
+        store.write_bytes(harmed)
+        said = opened(store)
+        assert said[0] in {"used", "StoreError", "StoreMismatch"}, (at, said)
+        for side in ("-wal", "-shm"):
+            Path(f"{store}{side}").unlink(missing_ok=True)
+
+
+def test_another_applications_database(refused, path):
+    change(path, "CREATE TABLE consumer(x)")
+    assert "another application" in refused(path)
+
+
+def test_a_newer_schema(refused, store):
+    change(store, "PRAGMA user_version = 99")
+    assert "newer" in refused(store)
+
+
+def test_a_negative_schema(opened, store):
+    change(store, "PRAGMA user_version = -1")
+    assert opened(store)[0] == "StoreError"
+
+
+# A store whose schema or rows somebody else wrote
+
+
+ENDLESS = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT "
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["DROP TABLE record"],
+        ["DROP TABLE consumer"],
+        ['ALTER TABLE consumer RENAME COLUMN cursor TO "\x1b[31m\n"'],
+        ["DROP TABLE consumer", f"CREATE VIEW consumer AS {ENDLESS} n AS id, 'c' AS name, 'f' AS feed FROM r"],
+        odd(
+            [
+                "DROP TABLE record",
+                f"CREATE VIEW record AS {ENDLESS} 1 AS consumer, n AS position, n AS key, 0 AS at FROM r",
+            ],
+            why=SCHEMA + ": this one hangs",
+            run=False,
+        ),
+        odd(
+            ["CREATE TRIGGER e AFTER UPDATE ON consumer BEGIN SELECT raise(ABORT, '\x1b[31m\nall is lost'); END"],
+            why="_sqlite_file.py: SQLite's text may be somebody else's, and " + SCHEMA,
+        ),
+        odd(
+            ["CREATE TRIGGER e AFTER UPDATE ON consumer BEGIN UPDATE consumer SET cursor = 'evil' || token; END"],
+            why=SCHEMA,
+        ),
+    ],
+)
+def test_a_schema_that_is_not_ours_is_refused(opened, store, statements):
+    change(store, *statements)
+    kind, _ = opened(store)
+    assert kind == "StoreError"
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        odd("cursor", b"\xff\xfe\x00", why=RAW),
+        ("cursor", b"x" * (10 * MIB)),
+        ("cursor", EVIL),
+        odd("cursor", 5, why=RAW),
+        odd("cursor", 1.5, why=RAW),
+        ("token", EVIL),
+        ("token", b"x"),
+        ("token", 2**63 - 1),
+        ("token", 1.5),
+        ("last", EVIL),
+        odd("size", EVIL, why="_sqlite_session.py: is added to"),
+        ("behind", b"x" * MIB),
+        odd("feed", EVIL * 10_000, why=LONG_TEXT),
+        odd("feed", b"\xff" * MIB, why=RAW),
+        odd("feed", 5, why=RAW),
+    ],
+)
+def test_a_value_of_another_kind_is_one_clear_error(opened, status, store, column, value):
+    change(store, f"UPDATE consumer SET {column} = ?", values=[value])  # noqa: S608
+    kind, *_ = opened(store)
+    assert kind in {"used", "StoreError", "StoreMismatch"}
+    assert status(store) in {0, 5}
+
+
+# A disk that means harm
+
+
+def test_a_full_disk(opened, path):
+    kind, _ = opened(path, room=2048)
+    assert kind == "StoreError"
+
+
+def test_a_full_disk_for_a_store_that_is_there(opened, store):
+    kind, _ = opened(store, room=2048)
+    assert kind == "StoreError"
+    assert opened(store) == ("used", "saved", ["b"])
+
+
+def test_a_lock_that_somebody_holds_is_not_waited_for_for_ever(opened, store):
+    with closing(sqlite3.connect(store, isolation_level=None)) as file:
+        file.execute("BEGIN IMMEDIATE")
+        kind, text = opened(store)
+    assert kind == "StoreError"
+    assert "another program writes to it" in text
