@@ -113,7 +113,12 @@ class Ahead:
         self.request = request
         self._fetches = fetches
         self._arrived = 0.0
-        self._answer: Page | BaseException
+        self._answer: Page | BaseException | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nothing came of it, not even an error: it was cancelled from outside, as the poll will be."""
+        return self._answer is None
 
     @property
     def last(self) -> bool:
@@ -153,9 +158,10 @@ class Ahead:
             FeedError: It could not be fetched.
         """
         self._fetches.heed(getattr(self._answer, "retry_after", None), since=self._arrived)
-        if isinstance(self._answer, Page):
-            return self._answer
-        raise self._answer
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        assert self._answer is not None  # `cancelled` was asked  # noqa: S101
+        return self._answer
 
 
 def _is_seconds(value: object) -> TypeGuard[float]:

@@ -107,7 +107,7 @@ class Poller:
         self._next, self._ahead, ahead = None, None, self._kept()
         while True:
             try:
-                page = await self._fetches.fetch(request) if ahead is None else ahead.take()
+                page = ahead.take() if ahead and not ahead.cancelled else await self._fetches.fetch(request)
             except ChainRestart:
                 walk.restart()
                 request, ahead = replace(request, cursor=self._session.cursor, wait=0.0), None

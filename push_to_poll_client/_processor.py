@@ -93,32 +93,36 @@ class Processor:
     async def _settle_all(
         self, messages: Iterable[tuple[str, Message]], unseen: set[str], stopping: Callable[[], bool]
     ) -> bool:
+        handler, clock = self._handler, self._clock  # looked up once: this is the loop that each message pays for
         for key, message in messages:
             if stopping():
                 return False
             if key in unseen:
-                await self._process(message)
+                if message.error is not None:
+                    _give_up(message, message.error)
+                try:
+                    await handler(message)
+                except BaseException as error:  # noqa: BLE001  # what it means is decided there
+                    await self._failed(message, error)
                 unseen.remove(key)
                 self._records.append(Record(key))
             else:
                 self._tally.counts["duplicates"] += 1
-            if message.cursor is not None:
-                self._cursor = message.cursor
-            if self._clock() - self._committed_at >= self._flush_interval:
+            if (cursor := message.cursor) is not None:
+                self._cursor = cursor
+            if clock() - self._committed_at >= self._flush_interval:
                 await self._commit()
         return True
 
-    async def _process(self, message: Message) -> None:
-        if message.error is not None:
-            _give_up(message, message.error)
-        try:
-            await self._handler(message)
-        except UndecodableMessage as error:
+    async def _failed(self, message: Message, error: BaseException) -> None:
+        """Return when the message is processed after all."""
+        if isinstance(error, UndecodableMessage):
             _give_up(message, error)
-        except Exception as error:  # noqa: BLE001  # whatever a handler raises, its message failed
-            await self._process_again(message, error)
-        except anyio.get_cancelled_exc_class() as cancelled:
-            await self._process_again(message, _failure_of(message, cancelled))
+        if isinstance(error, anyio.get_cancelled_exc_class()):
+            error = _failure_of(message, error)
+        if not isinstance(error, Exception):  # SystemExit and the like are somebody's way to leave
+            raise error
+        await self._process_again(message, error)
 
     async def _process_again(self, message: Message, failure: Exception) -> None:
         if self._retry is None:

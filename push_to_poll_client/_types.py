@@ -90,7 +90,7 @@ class Message:
 
     def __repr__(self) -> str:
         # Data may be large or secret and stays out of logs.
-        return f"{type(self).__name__}(id={self._id!r})"
+        return f"{type(self).__name__}(id={self.id!r})"
 
 
 class UnreadableMessage(Message):

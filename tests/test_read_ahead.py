@@ -5,6 +5,7 @@ import pytest
 from consumers import Log, times
 
 from push_to_poll_client import ChainRestart, FeedError, HTTPFeed, MemoryStore, Message, MessageFailed, Page
+from push_to_poll_client._fetches import Ahead
 from push_to_poll_client.testing import FakeFeed
 
 pytestmark = pytest.mark.anyio
@@ -148,6 +149,22 @@ async def test_a_stop_ends_the_fetch():
             log.stop()
     assert log.processed in (ids(range(1, 4)), ids(range(1, 5)))
     assert cursors(feed) == [None, feed.after(10)]
+
+
+async def test_a_fetch_that_was_cancelled_alone_is_made_again(monkeypatch):
+    """On asyncio, leaving a task group is no checkpoint: a poll may learn of its own cancellation a little later."""
+    fetch, calls = Ahead.fetch, []
+
+    async def cancelled_the_second_time(ahead):
+        calls.append(ahead)
+        if len(calls) != 2:
+            await fetch(ahead)
+
+    monkeypatch.setattr(Ahead, "fetch", cancelled_the_second_time)
+    feed = feed_of(20, page_size=10)
+    async with Log(feed, takes=1.0) as log:
+        await log.poll_now()
+    assert log.processed == ids(range(1, 21))
 
 
 @pytest.mark.parametrize("settled", [3, 10], ids=["while a message is in hand", "while only the fetch is left"])

@@ -16,7 +16,7 @@ import msgspec
 
 from push_to_poll_client._exceptions import FeedError, UndecodableMessage
 from push_to_poll_client._text import quoted
-from push_to_poll_client._types import Message, UnreadableMessage
+from push_to_poll_client._types import Cursor, Message, UnreadableMessage
 from push_to_poll_client.feeds._json_split import split
 
 __all__ = ["CloudEvent", "read_batch"]
@@ -98,20 +98,33 @@ class CloudEvent(Message):
             envelope = _decode_envelope(event)
         except _UNDECODABLE as error:
             raise UndecodableMessage(f"an event cannot be read: {quoted(error)}") from error
-        self._fill(envelope, _Batch(b"", [event]), 0)
-        if "\0" in self._key:
+        if _has_nul([envelope]):
             raise UndecodableMessage(
-                f"an event cannot be read: there is a NUL in its id {quoted(self._id)} or source"
+                f"an event cannot be read: its id {quoted(envelope.id)} or its source has a NUL"
             )
+        self._fill(envelope, _Batch(b"", [event]), 0)
 
     def _fill(self, envelope: _Envelope, batch: _Batch, place: int) -> None:
-        name, source = envelope.id, envelope.source or ""
-        self._id = self._cursor = name
-        self._key = f"{len(source)}:{source}{name}"
         self._data = _UNREAD
         self._envelope = envelope
         self._batch = batch
         self._place = place
+
+    @property
+    def id(self) -> str:
+        """What the publisher calls the event; it is its cursor too."""
+        return self._envelope.id
+
+    @property
+    def key(self) -> str:
+        """The dedupe key: an unambiguous encoding of source and id."""
+        source = self._envelope.source or ""
+        return f"{len(source)}:{source}{self._envelope.id}"
+
+    @property
+    def cursor(self) -> Cursor:
+        """Safe to save when this event and all before it are settled: its id."""
+        return self._envelope.id
 
     @property
     def source(self) -> str:
@@ -231,12 +244,20 @@ def _read_at_once(page: bytes) -> Sequence[CloudEvent] | None:
         envelopes = _decode_envelopes(page)
     except _UNDECODABLE:  # one bad event fails them all
         return None
+    if _has_nul(envelopes):
+        return None
     batch, messages = _Batch(page), []
     for place, envelope in enumerate(envelopes):
         event = CloudEvent.__new__(CloudEvent)
         event._fill(envelope, batch, place)  # noqa: SLF001  # of the same file
         messages.append(event)
-    return None if "\0" in "".join([event.key for event in messages]) else messages
+    return messages
+
+
+def _has_nul(envelopes: Sequence[_Envelope]) -> bool:
+    """Whether an id or a source has one, which stores cannot keep."""
+    sources = {envelope.source or "" for envelope in envelopes}
+    return "\0" in "".join([envelope.id for envelope in envelopes]) or "\0" in "".join(sources)
 
 
 def _read_one_by_one(page: bytes, where: str) -> Iterator[Message]:

@@ -4,7 +4,9 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import TypeVar, TypeVarTuple
 
 import msgspec
@@ -164,13 +166,15 @@ class SQLiteSession:
             self._let_go(self)
 
     def _do_unseen(self, keys: tuple[str, ...]) -> set[str]:
-        unseen = dict(zip(_stored_keys(keys), keys, strict=True))
-        asked = {"consumer": self._consumer, "keys": _as_json(unseen)}
+        stored = _stored_keys(keys)
+        asked = {"consumer": self._consumer, "keys": _as_json(stored)}
         with named_errors(self._file.path):
-            seen = self._file.connection.execute(_FIND, asked).fetchall()
-        for (key,) in seen:
-            del unseen[key]
-        return set(unseen.values())
+            seen = {key for (key,) in self._file.connection.execute(_FIND, asked)}
+        return (
+            {key for key, known_as in zip(keys, stored, strict=True) if known_as not in seen}
+            if seen
+            else set(keys)
+        )
 
     def _do_commit(self, cursor: Cursor | None, records: tuple[Record, ...]) -> None:
         with self._file.transaction():
@@ -198,16 +202,14 @@ class SQLiteSession:
 
     def _do_record(self, records: tuple[Record, ...], last: int, now: float) -> int:
         """Add or replace; how many were added."""
-        states = dict(zip(_stored_keys([record.key for record in records]), records, strict=True))
         added = 0
-        for state in RecordState:
-            keys = [key for key, record in states.items() if record.state is state]
-            if keys:
-                added += self._do_record_as(state, keys, last, now)
-                last += len(keys)
+        for state, of_this_state in groupby(records, key=attrgetter("state")):
+            keys = _stored_keys([record.key for record in of_this_state])
+            added += self._do_record_as(state, keys, last, now)
+            last += len(keys)
         return added
 
-    def _do_record_as(self, state: RecordState, keys: list[str], last: int, now: float) -> int:
+    def _do_record_as(self, state: RecordState, keys: Sequence[str], last: int, now: float) -> int:
         execute = self._file.connection.execute
         values = {
             "consumer": self._consumer,
@@ -265,5 +267,5 @@ def _stored_key(key: str) -> str:
     return _DIGEST + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
 
 
-def _as_json(keys: Iterable[str]) -> str:
-    return msgspec.json.encode(list(keys)).decode()
+def _as_json(keys: Sequence[str]) -> str:
+    return msgspec.json.encode(keys).decode()
