@@ -208,7 +208,7 @@ async def test_a_refusal_is_tried_again_every_few_minutes():
 
 
 async def test_what_the_stream_asks_for_is_the_least_delay_from_then_on():
-    listener, script = scripted([b"retry: 20000\n", END], RESET, RESET, RESET, RESET, RESET, RESET, [])
+    listener, script = scripted([b"retry: 20000\n", END], [EVENT, END], RESET, RESET, RESET, RESET, RESET, [])
     await run(listener, script, 300)
     assert script.connects == [0, 20, 40, 60, 80, 100, 120, 150]
 
@@ -545,6 +545,7 @@ async def test_secrets_stay_out_of_names_logs_and_errors(caplog):
         errors = ["".join(traceback.format_exception(error)) for error in channel.errors if script.requests]
         shown = [listener.name, repr(listener), *map(str, channel.errors), *map(repr, channel.errors), *errors]
         assert CANARY not in "".join(shown)
+        assert all(getattr(error.__cause__, "__traceback__", None) is None for error in channel.errors)
     assert CANARY not in caplog.text
 
 

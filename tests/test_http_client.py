@@ -1,0 +1,92 @@
+"""What feeds and listeners send by: nothing is left open, nothing is closed that serves others."""
+
+import anyio
+import httpx
+import pytest
+
+from push_to_poll_client._http_client import closed_if_failed, http_url, unwinding
+
+pytestmark = pytest.mark.anyio
+
+
+class Stream:
+    """What httpcore tells of a connection it made."""
+
+    def __init__(self):
+        self.closed = False
+
+    async def aclose(self):
+        self.closed = True
+
+
+async def connect(stream, *events, url="https://feed.example/"):
+    async with closed_if_failed(url) as extensions:
+        for event in events:
+            await extensions["trace"](event, {"return_value": stream})
+        raise TimeoutError
+
+
+@pytest.mark.parametrize(
+    ("events", "closed"),
+    [
+        (["connection.connect_tcp.started"], False),
+        (["connection.connect_tcp.complete"], True),
+        (["connection.connect_tcp.complete", "connection.start_tls.started"], True),
+        (["connection.connect_tcp.complete", "connection.start_tls.complete"], False),
+    ],
+)
+async def test_a_socket_is_closed_that_came_to_no_use(events, closed):
+    stream = Stream()
+    with pytest.raises(TimeoutError):
+        await connect(stream, *events)
+    assert stream.closed is closed
+
+
+async def test_a_socket_that_came_to_use_stays_and_without_tls_nothing_is_traced():
+    stream = Stream()
+    async with closed_if_failed("https://feed.example/") as extensions:
+        await extensions["trace"]("connection.connect_tcp.complete", {"return_value": stream})
+    assert not stream.closed
+    async with closed_if_failed("http://feed.example/") as extensions:
+        assert extensions == {}
+
+
+async def test_a_body_that_is_left_in_the_middle_is_unwound_to_its_innermost_generator():
+    ended = []
+
+    async def inner():
+        try:
+            yield b"1"
+            yield b"2"
+            await anyio.sleep_forever()
+        finally:
+            ended.append("inner")
+
+    async def outer():
+        async for chunk in inner():
+            yield chunk
+
+    async with unwinding(outer()) as chunks:
+        assert await anext(chunks) == b"1"
+    assert ended == ["inner"]
+
+
+async def test_a_body_that_fails_while_it_is_unwound_has_ended_too():
+    async def body():
+        yield b"1"
+        raise httpx.ReadError("reset")
+
+    async with unwinding(body()) as chunks:
+        assert await anext(chunks) == b"1"
+
+
+@pytest.mark.parametrize("url", ["http://feed.example", "https://me:pw@feed.example:8443/path?query"])
+def test_an_address_is_taken_apart(url):
+    assert http_url(url).host == "feed.example"
+
+
+@pytest.mark.parametrize("url", ["http://feed.example:c4n4ry/", "ws://feed.example", "/path", "http://"])
+def test_no_other_is_an_address(url):
+    with pytest.raises(ValueError, match="url is") as raised:
+        http_url(url)
+    assert "c4n4ry" not in str(raised.value)
