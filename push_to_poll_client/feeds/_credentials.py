@@ -77,10 +77,12 @@ class Credentials:
         try:
             token = ask()
             token = await token if isawaitable(token) else token
-        except Exception as error:  # whatever it is: tokens come from a network, and that comes back
+        except Exception as error:  # noqa: BLE001  # whatever it is: tokens come from a network, and that comes back
+            # Without its cause, which a traceback shows: its words may hold the secret that it asked with.
             raise FeedError(
-                f"{self._where} was not asked: the callable given as auth= raised {type(error).__name__}"
-            ) from error
+                f"{self._where} was not asked: the callable given as auth= raised {type(error).__name__}; "
+                "have it log why"
+            ) from None
         if token is not None and not isinstance(token, str):
             raise TypeError(f"the callable given as auth= returned a {type(token).__name__}, not a token or None")
         try:
