@@ -1,4 +1,20 @@
-"""The marker, the figures that are shown at the end, and what ends whatever a test started."""
+"""Under fire: what is here, and the figures that are shown at the end.
+
+test_kill.py            SIGKILL at random moments: nothing lost, little done again (G5, G6, G7)
+test_pause.py           SIGSTOP, SIGCONT: current again soon, no burst of polls
+test_server_restart.py  a server that is killed under load and comes back
+test_network.py         a proxy that cuts, delays, swallows, refuses, half-closes and trickles
+test_random_walk.py     all of it, in an order that the seed decides
+test_no_orphans.py      no process outlives the tests
+
+chaos_consumer.py       the consumer, a process that writes down what it handles
+chaos_server.py         the reference server, which writes down what it is asked
+journals.py             how that is written and read
+verdicts.py             whether the guarantees held, judged by the journals alone; test_verdicts.py: they can fail
+processes.py            starts, kills and stops
+chaos_form.py           short or long, and the seed
+../tcp_proxy.py         the proxy
+"""
 
 import chaos_form
 import pytest
@@ -40,7 +56,7 @@ def figures(request):
 
 @pytest.fixture
 def chance(request):
-    """The random numbers of this test."""
+    """The random numbers of this test, the same for the same seed."""
     return chaos_form.chance(request.node.name)
 
 

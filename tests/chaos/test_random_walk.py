@@ -24,7 +24,7 @@ from verdicts import (
     redone,
 )
 
-DURATION = form(6.0, 150.0)
+DURATION = form(5.0, 150.0)
 """Seconds."""
 
 HASTE = 10.0
