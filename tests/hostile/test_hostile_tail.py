@@ -1,0 +1,80 @@
+"""`push-to-poll tail` and a feed that means harm: errors are one sentence each, and the exit code says which."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from attackers import HEAD, Server
+from measured import EVIL, EVIL_BYTES, LONGEST_LINE
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 20
+"""For one run."""
+
+WITHOUT_NUL = EVIL.replace("\x00", "")
+"""An id may not have one."""
+
+
+def answer(body, head=HEAD):
+    def attack(send):
+        send(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+    return attack
+
+
+def event(**attributes):
+    return json.dumps([{"id": "1", "source": "s", **attributes}]).encode()
+
+
+ATTACKS = {
+    "status-line": answer(b"[]", b"HTTP/1.1 500 " + EVIL_BYTES + b"\r\n"),
+    "type": answer(b"[]", b"HTTP/1.1 200 OK\r\nContent-Type: text/" + EVIL_BYTES + b"\r\n"),
+    "encoding": answer(b"[]", HEAD + b"Content-Encoding: " + EVIL_BYTES + b"\r\n"),
+    "elsewhere": answer(b"", b"HTTP/1.1 302 OK\r\nLocation: http://evil.example/" + b"%1b" * 5000 + b"\r\n"),
+    "body": answer(EVIL_BYTES * 1000),
+    "no-http": answer(b"", b"\x1b[31m\r\n"),
+    "bad-id": answer(event(id=EVIL * 100)),
+    "bad-data": answer(event(id=WITHOUT_NUL, data_base64=EVIL)),
+    "deep-data": answer(b'[{"id":"1","data":' + b"[" * 5000 + b"]" * 5000 + b"}]"),
+}
+
+CODES = dict.fromkeys(ATTACKS, 3) | {"bad-id": 4, "bad-data": 4, "deep-data": 4}
+"""3: the feed failed. 4: a message could not be read."""
+
+
+@pytest.fixture(scope="module")
+def server():
+    with Server({**ATTACKS, "good": answer(event(id=WITHOUT_NUL, type=EVIL, data={EVIL: EVIL}))}) as server:
+        yield server
+
+
+def tail(*arguments):
+    command = [sys.executable, "-m", "push_to_poll_client.cli", "tail", *arguments]
+    return subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
+
+
+def check(err):
+    for line in err.decode().split("\n"):
+        assert line.isprintable(), line
+        assert len(line) < LONGEST_LINE
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_hostile_answer_is_one_sentence_and_an_exit_code(server, attack):
+    ended = tail(server.url(f"{attack}/once/hop"), "--once", "-vv")
+    assert ended.returncode == CODES[attack]
+    check(ended.stderr)
+    *_, last = ended.stderr.decode().strip().split("\n")
+    assert last.startswith("push-to-poll: ")
+    assert not ended.stdout
+
+
+def test_what_a_message_says_is_printed_as_data_and_logged_as_text(server):
+    ended = tail(server.url("good/once/hop"), "--exec", f"{sys.executable} -c 'raise SystemExit(7)'", *FAILS)
+    assert ended.returncode == 4
+    check(ended.stderr)
+
+
+FAILS = ("--once", "-vv", "--exec-attempts", "1")
