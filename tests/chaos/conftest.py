@@ -23,10 +23,6 @@ from processes import Load
 _figures = pytest.StashKey[list[str]]()
 
 
-def pytest_configure(config):
-    config.stash[_figures] = []
-
-
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent.name == "chaos":
@@ -38,7 +34,7 @@ def pytest_report_header():
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if config.stash[_figures]:
+    if _figures in config.stash:  # also of a test that failed before it had any
         terminalreporter.section(f"under fire, CHAOS_SEED={chaos_form.SEED}")
         for figure in config.stash[_figures]:
             terminalreporter.write_line(figure)
@@ -48,10 +44,8 @@ def pytest_terminal_summary(terminalreporter, config):
 def figures(request):
     """Call it with what to show at the end."""
 
-    def show(text):
-        request.config.stash[_figures].append(f"{request.node.name}: {text}")
-
-    return show
+    shown = request.config.stash.setdefault(_figures, [])
+    return lambda text: shown.append(f"{request.node.name}: {text}")
 
 
 @pytest.fixture
