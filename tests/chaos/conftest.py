@@ -43,7 +43,6 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture
 def figures(request):
     """Call it with what to show at the end."""
-
     shown = request.config.stash.setdefault(_figures, [])
     return lambda text: shown.append(f"{request.node.name}: {text}")
 
