@@ -96,19 +96,36 @@ CASES = [
     case("20,000 pushes", opened(frame(TEXT, b"x") * 1000, times=20, ends=True), "lost without a close frame"),
     case("100,000 pushes of 64 KB", opened(frame(TEXT, b"x" * 60_000), times=2000, ends=True), "lost without"),
     case("pings, answers read", opened(frame(PING, b"x" * 125) * 1000, times=20, ends=True), ANY),
-    case("pings, answers unread", opened(frame(PING, b"x" * 125) * 1000, times=300, ends=True), ANY),
     case("pongs", opened(frame(PONG, b"x" * 125) * 1000, times=100, ends=True), ANY),
 ]
+
+FLOOD = case("pings, answers unread", opened(frame(PING, b"x" * 125) * 1000, times=300, ends=True), ANY)
+"""38 MB of pings by a server that does not read the pongs. On trio it is held up by TCP, as it should be."""
 
 
 @pytest.fixture(scope="module")
 def server(well_feed):
-    with ChannelServer(attacks(CASES), well_feed, handshake) as server:
+    with ChannelServer(attacks([*CASES, FLOOD]), well_feed, handshake) as server:
         yield server
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("asyncio", marks=pytest.mark.xfail(strict=True, reason="websockets 17.4 keeps all pongs")),
+        "trio",
+    ],
+)
+def test_a_flood_of_pings_is_not_answered_without_end(server, victims, tmp_path, backend):
+    check_case(server, victims, tmp_path, backend, FLOOD)
 
 
 @matrix(CASES)
 def test_a_hostile_channel_costs_latency_and_polls_alone(server, victims, tmp_path, backend, case):
+    check_case(server, victims, tmp_path, backend, case)
+
+
+def check_case(server, victims, tmp_path, backend, case):
     name = f"ws-{case.path}-{backend}"
     feed, push = server.feed.url(f"well/{name}"), server.url("ws", f"{case.path}/{name}")
     report = victims.attacked(

@@ -1,0 +1,113 @@
+"""A feed that a user wrote, and that passes on what its server said: no page of it may harm what is saved."""
+
+import contextlib
+import logging
+import sqlite3
+
+import pytest
+from consumers import Log
+from measured import EVIL, LONGEST_LINE, MIB
+
+from push_to_poll_client import FeedError, Message, Page, PushToPollError, SQLiteStore
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+HUGE = "x" * 10 * MIB
+LENGTH = pytest.mark.xfail(strict=True, reason="_fetches.py: _check() has no limit for the length of a cursor")
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    """Real time, for a store in worker threads."""
+    return request.param
+
+
+class Pages:
+    """Answers with these, one a fetch."""
+
+    def __init__(self, *pages):
+        self.pages = list(pages)
+
+    async def fetch(self, request):
+        page = self.pages.pop(0)
+        if isinstance(page, Exception):
+            raise page
+        return page
+
+
+GOOD = Page([Message("3")], cursor="3")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(Page(cursor=HUGE), marks=LENGTH, id="cursor of 10 MB"),
+        pytest.param(Page(next=HUGE), marks=LENGTH, id="next of 10 MB"),
+        pytest.param(Page([Message("4", cursor=HUGE)]), marks=LENGTH, id="message's cursor of 10 MB"),
+        pytest.param(None, id="nothing"),
+        pytest.param({"messages": []}, id="dict"),
+        pytest.param(Page(None), id="no messages"),
+        pytest.param(Page(iter([])), id="messages that are no sequence"),
+        pytest.param(Page(["4"]), id="messages that are text"),
+        pytest.param(Page("4"), id="text for messages"),
+        pytest.param(Page(cursor=4), id="number for cursor"),
+        pytest.param(Page(cursor=b"4"), id="bytes for cursor"),
+        pytest.param(Page(next=["4"]), id="list for next"),
+        pytest.param(Page(retry_after="soon"), id="text for retry_after"),
+        pytest.param(Page(retry_after=float("nan")), id="no number for retry_after"),
+        pytest.param(FeedError(EVIL * MIB), id="evil FeedError"),
+        pytest.param(FeedError("no", retry_after=EVIL), id="evil retry_after"),
+        pytest.param(RuntimeError(EVIL * MIB), id="evil error"),
+        pytest.param(UnicodeDecodeError("utf-8", EVIL.encode(), 0, 1, EVIL), id="evil decode error"),
+    ],
+)
+async def test_a_bad_page_is_a_failed_poll_and_the_cursor_stays(page, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+    consumer = Log(Pages(GOOD, page, Page()), store=SQLiteStore(tmp_path / "s.db"))
+    await consumer.poll_now()
+    with pytest.raises(FeedError):
+        await consumer.poll_now()
+    assert saved(tmp_path / "s.db") == "3"
+    check_lines(caplog, consumer)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(Message(EVIL * MIB), id="id"),
+        pytest.param(Message("4", key=EVIL * MIB), id="key"),
+        pytest.param(Message("4", data=EVIL * MIB), id="data"),
+        pytest.param(Message("\ud800", cursor="\ud800"), id="half a pair"),
+    ],
+)
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_message_with_anything_in_it_is_handled_or_fails_in_a_sentence(message, fails, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+
+    async def process(message):
+        if fails and message.id != "3":
+            raise ValueError(f"{message.id} {message.data}")
+
+    path = tmp_path / "s.db"
+    consumer = Log(Pages(GOOD, Page([message])), store=SQLiteStore(path), process=process, retry=None)
+    await consumer.poll_now()
+    with pytest.raises(PushToPollError) if fails else contextlib.nullcontext() as failed:
+        await consumer.poll_now()
+    assert saved(path) == ("3" if fails else message.cursor or "3")
+    assert path.stat().st_size < MIB  # what is kept of a key is short
+    check_lines(caplog, consumer)
+    if fails:
+        assert str(failed.value).isprintable()
+        assert len(str(failed.value)) < LONGEST_LINE
+
+
+def check_lines(caplog, consumer):
+    for text in (repr(consumer.status()), *(record.getMessage() for record in caplog.records)):
+        assert text.isprintable()
+        assert len(text) < 2 * LONGEST_LINE
+
+
+def saved(path):
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as file:
+        cursor = file.execute("SELECT cursor FROM consumer").fetchone()[0]
+    return cursor.decode("utf-8", "surrogatepass") if isinstance(cursor, bytes) else cursor
