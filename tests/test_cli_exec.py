@@ -194,6 +194,43 @@ def test_a_command_that_hangs_fails_the_message(server, tail, python):
     assert "did not end within 0.1 s and was ended" in err
 
 
+def test_one_that_ends_well_when_its_time_is_up_has_failed_too(server, tail, python):
+    server.publish(1)
+    program = python("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)")
+    code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec-timeout=1", "--exec", program)
+    assert code == Exit.MESSAGE
+    assert "did not end within 1 s and was ended" in err
+
+
+@pytest.mark.anyio
+async def test_one_that_became_another_users_is_given_up(monkeypatch):
+    """As by sudo: it may not be ended, and must not hold everybody else."""
+
+    class Process:
+        """Of somebody else."""
+
+        pid, returncode = 4711, None
+
+        async def wait(self):
+            await anyio.sleep_forever()
+
+    async def open_process(*_, **__):
+        return Process()
+
+    def kill(pid, number):
+        assert pid == Process.pid
+        signals.append(number)
+        raise PermissionError
+
+    signals = []
+    monkeypatch.setattr(_exec, "TERM_GRACE", 0.05)
+    monkeypatch.setattr(anyio, "open_process", open_process)
+    monkeypatch.setattr(os, "killpg", kill)
+    with pytest.raises(_exec.CommandFailed, match=r"did not end within 0\.1 s, and cannot be ended"):
+        await _exec.Command("true", timeout=0.1)(Message("1", None))
+    assert signals == [signal.SIGTERM, signal.SIGKILL]
+
+
 async def overrun(program, fifos):
     """Runs it, and ends it as soon as it has told something; returns that."""
     command = _exec.Command(program, timeout=TIMEOUT)
@@ -225,6 +262,7 @@ async def test_what_a_command_started_may_end_in_its_own_way(python, fifos, tmp_
     """SIGTERM reaches the whole group, and its last member is waited for."""
     program = python(f"""
 def end(*_):
+    time.sleep(0.3)
     with open("ended", "w") as file:
         file.write("well")
     os._exit(0)

@@ -117,9 +117,11 @@ class Command:
             raise CommandFailed(f"{quoted(self._argv[0])} could not be started: {error.strerror}") from error
 
     def _failure(self, process: Process, *, overran: bool) -> str:
+        code = process.returncode
+        if code is None:
+            return f"did not end within {self._timeout:g} s, and cannot be ended"
         if overran:
             return f"did not end within {self._timeout:g} s and was ended"
-        code = process.returncode or 0
         return f"exited with {code}" if code > 0 else f"was killed by {_signal_name(-code)}"
 
 
@@ -145,7 +147,8 @@ async def _end(process: Process) -> None:
             while _signal_group(process, 0):  # noqa: ASYNC110  # nothing tells when a group is empty
                 await anyio.sleep(_LOOK)
         _signal_group(process, _KILL)
-        await process.wait()
+        with anyio.move_on_after(TERM_GRACE):
+            await process.wait()
 
 
 def _signal_name(number: int) -> str:
@@ -173,4 +176,6 @@ else:
             os.killpg(process.pid, number)
         except ProcessLookupError:
             return False
+        except PermissionError:  # it became another user's, by sudo for instance
+            return True
         return True
