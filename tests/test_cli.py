@@ -72,7 +72,10 @@ def test_a_line_is_the_event_as_it_came():
         {"id": "1", "source": "s", "data_base64": "AAEC"},
         {"id": "1", "source": "s", "method": "DELETE"},
     ):
-        assert json.loads(msgspec.json.encode(_lines._members(CloudEvent(json.dumps(event).encode())))) == event
+        assert (
+            json.loads(msgspec.json.encode(_lines._members(CloudEvent.from_json(json.dumps(event).encode()))))
+            == event
+        )
     assert _lines._members(Message("1", {"a": 1})) == {"id": "1", "data": {"a": 1}}
 
 
@@ -192,6 +195,17 @@ def test_a_push_channel_that_is_none_is_not_shown(url):
     with pytest.raises(ValueError, match="--push") as caught:
         _push.listener_for(url, feed="https://shop.example/feed", token="t")
     assert "pass-word" not in str(caught.value)
+
+
+def test_a_wrong_argument_cannot_break_out_of_its_sentence(monkeypatch, capsys):
+    def refuse(*_):
+        raise ValueError("\x1b[2J\r\nforged: " + "x" * 10_000)
+
+    monkeypatch.setattr(_tail, "_consumer", refuse)
+    assert typed("tail", "http://127.0.0.1:1/feed") == Exit.USAGE
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.isprintable()
+    assert len(sentence) < 600
 
 
 def test_a_bug_is_no_traceback(server, tail, monkeypatch):

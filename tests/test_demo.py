@@ -132,17 +132,28 @@ def test_it_runs_and_loses_nothing(capsys, files):
 
 
 @pytest.mark.slow
-def test_a_consumer_that_does_nothing_is_found_out(capsys, files, monkeypatch):
-    """It ends at once, again and again: everything is lost, its log is kept, and the exit code says so."""
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param("raise SystemExit('what went wrong')", id="it ends at once"),
+        pytest.param(
+            "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit()); "
+            "print('what went wrong', flush=True); signal.pause()",
+            id="it ends well",
+        ),
+    ],
+)
+def test_a_consumer_that_does_nothing_is_found_out(capsys, files, monkeypatch, program):
+    """Everything is lost, its log is kept, and the exit code says so."""
     monkeypatch.setattr(_conductor, "PATIENCE", 0.1)
     start = _processes.ConsumerProcess.start
 
     def start_nothing(self):
-        self._command = [sys.executable, "-c", "raise SystemExit('what went wrong')"]
+        self._command = [sys.executable, "-c", program]
         start(self)
 
     monkeypatch.setattr(_processes.ConsumerProcess, "start", start_nothing)
-    assert typed(*SHORT) == Exit.BUG, capsys.readouterr()
+    assert typed(*SHORT) == Exit.BUG
     (directory,) = files()
     said = capsys.readouterr().out
     assert f"{'lost':<20}{50:>7}\n" in said

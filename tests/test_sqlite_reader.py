@@ -87,11 +87,14 @@ def _directory(path):
 @pytest.fixture
 def closed(path):
     """A file whose owner ended well."""
+    times = iter(range(10**9, 10**9 + 100))
 
     async def own():
         for name, cursor in (("b", None), ("a", "c1"), ("\ud800", "\ud800")):
-            session = await SQLiteStore(path, clock=lambda: 1e9).claim(name, feed=f"feed of {name}")
-            await session.commit(cursor=cursor, records=[Record(str(number)) for number in range(ord(name) % 3)])
+            session = await SQLiteStore(path, clock=times.__next__).claim(name, feed=f"feed of {name}")
+            for number in range(ord(name) % 3):
+                await session.commit(cursor=None, records=[Record(str(number))])
+            await session.commit(cursor=cursor, records=[])
             await session.release()
 
     anyio.run(own)
@@ -125,8 +128,8 @@ def test_a_file_at_rest(closed):
     assert kept(closed) == before
     assert (reading.path, reading.size, reading.owner) == (str(closed), closed.stat().st_size, None)
     assert [(one.name, one.cursor, one.records, one.token, one.last_progress) for one in reading.progress] == [
-        ("a", "c1", 1, 1, 1e9),
-        ("b", None, 2, 1, 1e9),
+        ("a", "c1", 1, 1, 1e9 + 3),
+        ("b", None, 2, 1, 1e9 + 1),
         ("\ud800", "\ud800", 0, 1, None),
     ]
     assert reading.progress[2].feed == "feed of \ud800"

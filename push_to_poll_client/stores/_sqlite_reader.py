@@ -152,9 +152,9 @@ def _seen(path: str) -> tuple[int, int, int] | None:
 
 def _read(path: str, look: _Look) -> tuple[Progress, ...]:
     with _database(path, look) as database, named_errors(path), closing(_opened(database)) as connection:
-        connection.execute("BEGIN")  # all of it as it is at one instant
         if version_of(connection, path) == 0:  # empty: its consumer is about to begin
             return ()
+        # One statement, hence all of it as it is at one instant.
         return tuple(_progress(path, row) for row in connection.execute(_QUERY))
 
 
