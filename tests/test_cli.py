@@ -245,9 +245,10 @@ def test_every_error_has_its_exit_code():
     assert exit_of(PushToPollError("?")) is Exit.BUG
 
 
-def test_pushes_are_followed_and_ctrl_c_ends_cleanly(server, tmp_path):
+@pytest.mark.parametrize("channel", ["push_url", "sse_url"])
+def test_pushes_are_followed_and_ctrl_c_ends_cleanly(server, tmp_path, channel):
     state = str(tmp_path / "state.db")
-    with start(server.url, "--push", server.push_url, "--state", state) as process:
+    with start(server.url, "--push", getattr(server, channel), "--state", state) as process:
         lines = [process.stdout.readline() for _ in range(3)]
         (published,) = server.publish(1)
         lines.append(process.stdout.readline())
