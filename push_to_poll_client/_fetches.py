@@ -168,11 +168,15 @@ def _is_seconds(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not math.isnan(value)
 
 
+def _kinds(page: Page) -> set[type]:
+    return set(map(type, page.messages))
+
+
 def _check(page: object, name: str) -> None:
     """What a feed returns is input like any other: what cannot be used is a failed poll."""
     if not isinstance(page, Page):
         raise FeedError(f"{name} returned {type(page).__name__}, not a Page")
-    if not isinstance(page.messages, Sequence) or not all(isinstance(one, Message) for one in page.messages):
+    if not isinstance(page.messages, Sequence) or not all(issubclass(kind, Message) for kind in _kinds(page)):
         raise FeedError(f"{name} returned a Page whose messages are no sequence of Message")
     if not all(cursor is None or isinstance(cursor, str) for cursor in (page.cursor, page.next)):
         raise FeedError(f"{name} returned a Page whose cursor or next is neither str nor None")

@@ -58,7 +58,7 @@ class Run:
 
     async def _poll(self, polls: Polls) -> None:
         try:
-            while True:
+            while not self._stopping:
                 await self._poll_once(polls)
         except anyio.get_cancelled_exc_class():
             raise

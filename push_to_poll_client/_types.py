@@ -5,6 +5,7 @@ alone knows all of them.
 """
 
 import enum
+from abc import ABCMeta
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -35,7 +36,7 @@ Cursor: TypeAlias = str
 `None`, that is the inception: the beginning of the feed."""
 
 
-class Message:
+class Message(metaclass=ABCMeta):  # noqa: B024  # for classes that are one without inheriting it
     """One version of one entry of the feed.
 
     Immutable, so that what a handler does to it cannot change what it is remembered by (`data` is the

@@ -152,7 +152,7 @@ async def test_a_stop_ends_the_fetch():
 
 
 async def test_a_fetch_that_was_cancelled_alone_is_made_again(monkeypatch):
-    """On asyncio, leaving a task group is no checkpoint: a poll may learn of its own cancellation a little later."""
+    """On asyncio, leaving a task group is no checkpoint: a poll may learn of its cancellation a little later."""
     fetch, calls = Ahead.fetch, []
 
     async def cancelled_the_second_time(ahead):

@@ -7,10 +7,12 @@ alive; do not collect events, take from them what you need. A page with somethin
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from abc import ABCMeta
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from itertools import islice
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 import msgspec
 
@@ -35,121 +37,138 @@ _USUAL_COMMAS = 10
 
 _BOM = b"\xef\xbb\xbf"
 _ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]++|\\.)*+")', re.DOTALL)
-_UNREAD: Any = object()
 
 _Bytes: TypeAlias = bytes | msgspec.Raw
 
-
-class _Envelope(msgspec.Struct, frozen=True, gc=False):
-    id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)]
-    source: Annotated[str, msgspec.Meta(max_length=MAX_ID)] | None = None
-    type: str | None = None
-    subject: str | None = None
-    time: str | None = None
-    method: str | None = None
-    data: msgspec.Raw = msgspec.Raw()
-    data_base64: msgspec.Raw = msgspec.Raw()
-
-
-_decode_batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_decode_envelopes = msgspec.json.Decoder(list[_Envelope]).decode
-_decode_envelope = msgspec.json.Decoder(_Envelope).decode
-_decode_attributes = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_base64 = msgspec.json.Decoder(bytes | None).decode
-_decode_string = msgspec.json.Decoder(str).decode
-_decode = msgspec.json.decode
-
 # What decoding raises: msgspec's own, of invalid UTF-8 (both ValueError), of a value nested too deep.
 _UNDECODABLE = (ValueError, RecursionError)
+
+_decode = msgspec.json.decode
+_decode_attributes = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_base64 = msgspec.json.Decoder(bytes | None).decode
+_decode_batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_string = msgspec.json.Decoder(str).decode
 
 
 class _Batch:
     """The bytes of a page, and where in them each event is, once somebody asks."""
 
-    __slots__ = ("_events", "_page")
+    __slots__ = ("_by_key", "_events")
 
-    def __init__(self, page: bytes, events: Sequence[_Bytes] = ()) -> None:
-        self._page = page
+    def __init__(self, events: bytes | Sequence[_Bytes]) -> None:
         self._events = events
+        self._by_key: dict[str, _Bytes] | None = None
 
-    def __getitem__(self, place: int) -> _Bytes:
-        self._events = self._events or _decode_batch(self._page)
-        return self._events[place]
+    def bytes_of(self, event: "CloudEvent") -> _Bytes:
+        """The event as it stands in the page: the first of its key, since the others are duplicates."""
+        if self._by_key is None:
+            events = _decode_batch(self._events) if isinstance(self._events, bytes) else self._events
+            self._by_key = {_decode_event(one).key: one for one in reversed(events)}
+        return self._by_key[event.key]
 
 
-class CloudEvent(Message):
+_reading: ContextVar[_Batch | None] = ContextVar("push_to_poll_client_reading", default=None)
+"""The batch whose events are decoded now."""
+
+_batch_being_read = cast("Callable[[], _Batch]", _reading.get)
+
+if TYPE_CHECKING:
+    # What is true of the class below: `Message.register()` says it at run time, since msgspec lays out its memory.
+    class _Kind(msgspec.StructMeta, ABCMeta):
+        pass
+
+    class _Struct(Message, msgspec.Struct, frozen=True, metaclass=_Kind):
+        pass
+
+else:
+    _Struct = msgspec.Struct
+
+
+class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
     """A message of an HTTP feed: a CloudEvent.
 
     Its dedupe key is made of source and id, by which CloudEvents 1.0 says what a duplicate is. Attributes that
     are missing and attributes that are `null` are the same (CloudEvents JSON format §2.2).
 
-    Args:
-        event: One event in JSON, as for tests of a handler.
+    It is a `Message` that the decoder makes: nothing else is done for each event of a page. To make one, as for
+    tests of a handler, use `CloudEvent.from_json(b'{"id": "1", …}')`.
 
-    Raises:
-        UndecodableMessage: It is no JSON object; has no id or one that is empty or longer than 1,024
-            characters; an attribute has another type than `str`; or id or source hold what stores cannot (NUL).
+    Attributes:
+        id: What the publisher calls the event; it is its cursor too.
     """
 
-    __slots__ = ("_batch", "_envelope", "_place")
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID)]
+    _source: Annotated[str, msgspec.Meta(max_length=MAX_ID)] | None = msgspec.field(name="source", default=None)
+    _type: str | None = msgspec.field(name="type", default=None)
+    _subject: str | None = msgspec.field(name="subject", default=None)
+    _time: str | None = msgspec.field(name="time", default=None)
+    _method: str | None = msgspec.field(name="method", default=None)
+    _data: msgspec.Raw = msgspec.field(name="data", default=msgspec.Raw())
+    _data_base64: msgspec.Raw = msgspec.field(name="data_base64", default=msgspec.Raw())
+    # No JSON makes a `_Batch`: an event with a member of that name cannot be read.
+    _batch: _Batch = msgspec.field(name="push_to_poll_client batch", default_factory=_batch_being_read)
 
-    def __init__(self, event: bytes | msgspec.Raw) -> None:
-        try:
-            envelope = _decode_envelope(event)
-        except _UNDECODABLE as error:
-            raise UndecodableMessage(f"an event cannot be read: {quoted(error)}") from error
-        if _has_nul([envelope]):
-            raise UndecodableMessage(
-                f"an event cannot be read: its id {quoted(envelope.id)} or its source has a NUL"
-            )
-        self._fill(envelope, _Batch(b"", [event]), 0)
+    @staticmethod
+    def from_json(event: bytes | msgspec.Raw) -> "CloudEvent":
+        """Read one event in JSON.
 
-    def _fill(self, envelope: _Envelope, batch: _Batch, place: int) -> None:
-        self._data = _UNREAD
-        self._envelope = envelope
-        self._batch = batch
-        self._place = place
+        Raises:
+            UndecodableMessage: It is no JSON object; has no id or one that is empty or longer than 1,024
+                characters; an attribute has another type than `str`; or id or source hold what stores cannot
+                (NUL).
+        """
+        with _batch_of([event]):
+            try:
+                read = _decode_event(event)
+            except _UNDECODABLE as error:
+                raise UndecodableMessage(f"an event cannot be read: {quoted(error)}") from error
+        if _has_nul([read]):
+            raise UndecodableMessage(f"an event cannot be read: its id {quoted(read.id)} or its source has a NUL")
+        return read
 
-    @property
-    def id(self) -> str:
-        """What the publisher calls the event; it is its cursor too."""
-        return self._envelope.id
+    def __repr__(self) -> str:
+        # Data may be large or secret and stays out of logs.
+        return f"{type(self).__name__}(id={self.id!r})"
 
     @property
     def key(self) -> str:
         """The dedupe key: an unambiguous encoding of source and id."""
-        source = self._envelope.source or ""
-        return f"{len(source)}:{source}{self._envelope.id}"
+        source = self._source or ""
+        return f"{len(source)}:{source}{self.id}"
 
     @property
     def cursor(self) -> Cursor:
         """Safe to save when this event and all before it are settled: its id."""
-        return self._envelope.id
+        return self.id
+
+    @property
+    def error(self) -> None:
+        """Why the event could not be read: it could."""
 
     @property
     def source(self) -> str:
         """Where the event happened, a URI reference; empty when the feed left it out."""
-        return self._envelope.source or ""
+        return self._source or ""
 
     @property
     def type(self) -> str:
         """What happened; empty when the feed left it out."""
-        return self._envelope.type or ""
+        return self._type or ""
 
     @property
     def subject(self) -> str | None:
         """What it happened to; in an aggregate feed the key of the entry. `None` when there is none."""
-        return self._envelope.subject
+        return self._subject
 
     @property
     def time(self) -> str | None:
         """When it happened, as the feed wrote it (RFC 3339); `None` when it did not. Says nothing about order."""
-        return self._envelope.time
+        return self._time
 
     @property
     def method(self) -> str:
         """What an aggregate feed does to the subject, as the feed wrote it; "PUT" when it did not."""
-        return self._envelope.method or "PUT"
+        return self._method or "PUT"
 
     @property
     def deleted(self) -> bool:
@@ -164,7 +183,7 @@ class CloudEvent(Message):
             UndecodableMessage: One of them cannot be read.
         """
         try:
-            members = _decode_attributes(self._batch[self._place])
+            members = _decode_attributes(self._batch.bytes_of(self))
             attributes = {name: _decode(members[name]) for name in members.keys() - {"data", "data_base64"}}
         except _UNDECODABLE as error:
             raise self._undecodable("attributes", error) from error
@@ -179,22 +198,29 @@ class CloudEvent(Message):
         Raises:
             UndecodableMessage: It cannot be read. Let it pass through the handler.
         """
-        if self._data is _UNREAD:
-            self._data = self._read_data()
-        return self._data
+        if type(data := self._data) is not msgspec.Raw:
+            return data
+        data = self._read_data()
+        msgspec.structs.force_setattr(self, "_data", data)
+        return data
 
     def _read_data(self) -> Any:
-        envelope = self._envelope
         try:
-            data = _decode(envelope.data) if envelope.data else None
-            if data is None and envelope.data_base64:
-                return _decode_base64(envelope.data_base64)
+            data = _decode(self._data) if self._data else None
+            if data is None and self._data_base64:
+                return _decode_base64(self._data_base64)
         except _UNDECODABLE as error:
             raise self._undecodable("data", error) from error
         return data
 
     def _undecodable(self, what: str, error: Exception) -> UndecodableMessage:
         return UndecodableMessage(f"the {what} of event {quoted(self.id)} cannot be read: {quoted(error)}")
+
+
+Message.register(CloudEvent)
+
+_decode_event = msgspec.json.Decoder(CloudEvent).decode
+_decode_events = msgspec.json.Decoder(list[CloudEvent]).decode
 
 
 def read_batch(page: bytes, where: str, *, most: int) -> Sequence[Message]:
@@ -240,31 +266,32 @@ def _check_number(number: int, most: int, where: str) -> None:
 
 def _read_at_once(page: bytes) -> Sequence[CloudEvent] | None:
     """All events of a page in which each can be read; `None`: of another one."""
+    with _batch_of(page), suppress(*_UNDECODABLE):  # one bad event fails them all
+        events = _decode_events(page)
+        return None if _has_nul(events) else events
+    return None
+
+
+@contextmanager
+def _batch_of(events: bytes | Sequence[_Bytes]) -> Iterator[None]:
+    reading = _reading.set(_Batch(events))
     try:
-        envelopes = _decode_envelopes(page)
-    except _UNDECODABLE:  # one bad event fails them all
-        return None
-    if _has_nul(envelopes):
-        return None
-    batch, messages = _Batch(page), []
-    for place, envelope in enumerate(envelopes):
-        event = CloudEvent.__new__(CloudEvent)
-        event._fill(envelope, batch, place)  # noqa: SLF001  # of the same file
-        messages.append(event)
-    return messages
+        yield
+    finally:
+        _reading.reset(reading)
 
 
-def _has_nul(envelopes: Sequence[_Envelope]) -> bool:
+def _has_nul(events: Sequence[CloudEvent]) -> bool:
     """Whether an id or a source has one, which stores cannot keep."""
-    sources = {envelope.source or "" for envelope in envelopes}
-    return "\0" in "".join([envelope.id for envelope in envelopes]) or "\0" in "".join(sources)
+    names = (*(event.id for event in events), *{event.source for event in events})
+    return "\0" in "".join(names)
 
 
 def _read_one_by_one(page: bytes, where: str) -> Iterator[Message]:
     unreadable = 0
     for event in _events(page, where):
         try:
-            yield CloudEvent(event)
+            yield CloudEvent.from_json(event)
         except UndecodableMessage as error:
             unreadable += 1
             if unreadable > MAX_UNREADABLE:
