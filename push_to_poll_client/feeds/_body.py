@@ -33,15 +33,16 @@ async def read_body(response: Any, limit: int, where: str) -> bytes:
         _check(len(response.content), limit, where)
         return bytes(response.content)
     unpack = _unpacker(response.headers.get("content-encoding", ""), where)
-    body, wire = bytearray(), 0
+    parts, size, wire = list[bytes](), 0, 0
     async with unwinding(response.aiter_raw()) as chunks:
         async for chunk in chunks:
-            wire += len(chunk)
-            body += unpack.some(chunk, limit + 1 - len(body))
-            _check(max(wire, len(body)), limit, where)
+            part = unpack.some(chunk, limit + 1 - size)
+            wire, size = wire + len(chunk), size + len(part)
+            _check(max(wire, size), limit, where)
+            parts.append(part)
     if wire:
         unpack.end()
-    return bytes(body)
+    return b"".join(parts)
 
 
 def _check(size: int, limit: int, where: str) -> None:

@@ -82,7 +82,8 @@ class Origin:
         self.where = without_secrets(url)
         parsed = http_url(url)
         self._url = parsed.copy_with(userinfo=b"", fragment=None)
-        self._headers = header_fields(headers or {})
+        self._text = str(self._url.copy_with(query=self._url.query or None))
+        self._headers = dict(header_fields(headers or {}))
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
         self._max_body = size("max_body", max_body)
@@ -96,7 +97,7 @@ class Origin:
 
         Args:
             query: Added to the query of the URL.
-            headers: Added to the feed's own, which win.
+            headers: By lower-case names; added to the feed's own, which win.
             wait: Seconds for which the server may hold its answer; added to all timeouts.
 
         Raises:
@@ -105,8 +106,7 @@ class Origin:
             FeedError: All else that is no answer: another status, a redirect elsewhere, a body too large or too
                 slow, no connection.
         """
-        merged = httpx.Headers({"Accept-Encoding": ACCEPT_ENCODING, **headers})
-        merged.update(self._headers)
+        merged = {"accept-encoding": ACCEPT_ENCODING, **headers, **self._headers}
         try:
             with anyio.fail_after(self._timeout + wait):
                 answer = await self._get(self._asking(query), merged, wait)
@@ -122,18 +122,18 @@ class Origin:
         if own is not None:
             await own.aclose()
 
-    def _asking(self, query: Mapping[str, str]) -> httpx.URL:
-        # Joined as bytes: what the user's query says may be signed, and httpx would write it anew.
-        parts = (self._url.query, urlencode(query, quote_via=quote).encode())
-        return self._url.copy_with(query=b"&".join(filter(None, parts))) if any(parts) else self._url
+    def _asking(self, query: Mapping[str, str]) -> str:
+        # Appended: what the user's query says may be signed, and httpx would write it anew.
+        joint = "&" if self._url.query else "?"
+        return f"{self._text}{joint if query else ''}{urlencode(query, quote_via=quote)}"
 
-    async def _get(self, url: httpx.URL, headers: httpx.Headers, wait: float) -> Answer:
+    async def _get(self, url: str, headers: dict[str, str], wait: float) -> Answer:
         answer = await self._follow(url, headers, wait)
         if answer.status == HTTPStatus.UNAUTHORIZED and self._credentials.forget():
             answer = await self._follow(url, headers, wait)
         return answer
 
-    async def _follow(self, url: httpx.URL, headers: httpx.Headers, wait: float) -> Answer:
+    async def _follow(self, url: str, headers: dict[str, str], wait: float) -> Answer:
         for _ in range(MAX_REDIRECTS + 1):
             async with self._response(url, headers, wait) as response:
                 if response.next_request is None:
@@ -142,18 +142,16 @@ class Origin:
         raise FeedError(f"{self.where} redirects more than {MAX_REDIRECTS} times; ask its publisher for its URL")
 
     @asynccontextmanager
-    async def _response(self, url: httpx.URL, headers: httpx.Headers, wait: float) -> AsyncIterator[Any]:
+    async def _response(self, url: str, headers: dict[str, str], wait: float) -> AsyncIterator[Any]:
         client = self._client()
         authorization = await self._credentials.authorization()
         if authorization is not None:
-            headers = httpx.Headers({**headers, "Authorization": authorization})
+            headers = {**headers, "authorization": authorization}
         limits = client.timeout
         read = None if limits.read is None else limits.read + wait
         timeout = (limits.connect, read, limits.write, limits.pool)
-        async with closed_if_failed(str(url)) as extensions:
-            request = client.build_request(
-                "GET", str(url), headers=dict(headers), timeout=timeout, extensions=extensions
-            )
+        async with closed_if_failed(url) as extensions:
+            request = client.build_request("GET", url, headers=headers, timeout=timeout, extensions=extensions)
             response = await client.send(request, stream=True, follow_redirects=False, **self._credentials.options)
         try:
             yield response
@@ -175,7 +173,7 @@ class Origin:
         body = await read_body(response, self._max_body, self.where) if status in _READ else b""
         return Answer(status, response.headers, body, retry_after)
 
-    def _redirected(self, url: str) -> httpx.URL:
+    def _redirected(self, url: str) -> str:
         target = httpx.URL(url).copy_with(userinfo=b"", fragment=None)
         if _origin(target) != _origin(self._url):
             there = without_secrets(target.copy_with(raw_path=b"/"))
@@ -183,7 +181,7 @@ class Origin:
                 f"{self.where} redirects to another origin, {there}, which credentials must not follow; "
                 "if the feed has moved there, give its new URL"
             )
-        return target
+        return str(target)
 
     def _one_of(self, url: httpx.URL, auth: Auth | None) -> Auth | None:
         """The credentials, which can be given in three places."""

@@ -143,4 +143,4 @@ def _query(cursor: Cursor | None, wait: float) -> dict[str, str]:
 
 def _headers(request: FetchRequest) -> dict[str, str]:
     # A full batch may be cached for a year, and a cache may hold the end of the feed for a while.
-    return {"Accept": _ACCEPT, **({"Cache-Control": "no-cache"} if request.fresh else {})}
+    return {"accept": _ACCEPT, **({"cache-control": "no-cache"} if request.fresh else {})}
