@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from push_to_poll_client import OwnershipLost, StoreBusy, StoreError
+from push_to_poll_client import OwnershipLost, StoreBusy, StoreError, StoreMismatch
 from push_to_poll_client._types import Record, RecordState
 from push_to_poll_client.stores import SQLiteStore, _owner_lock, _sqlite_file, _sqlite_schema
 from push_to_poll_client.testing._store_suite import StoreSuite
@@ -23,6 +23,8 @@ from push_to_poll_client.testing._store_suite import StoreSuite
 pytestmark = pytest.mark.anyio
 
 FEED = "https://feed.example/"
+
+DAMAGED = "is damaged: it holds what this library does not write; put back a copy, or move it away to begin anew"
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -430,6 +432,99 @@ class TestFiles:
             connection.execute("PRAGMA user_version=3")
         async with refused(path, r"newer push_to_poll_client: .*version 3, this one knows up to 1; update"):
             pass
+
+    async def test_a_store_of_a_version_that_there_cannot_be_is_damaged(self, path):
+        await filled(path)
+        with other_program(path) as connection:
+            connection.execute("PRAGMA user_version=-1")
+        async with refused(path, r"is damaged: .*version -1; put back a copy, or move it away to begin anew"):
+            pass
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "CREATE VIEW v AS SELECT * FROM record",
+            "CREATE TRIGGER t AFTER UPDATE ON consumer BEGIN DELETE FROM record; END",
+            "CREATE VIRTUAL TABLE t USING fts5(x)",
+        ],
+    )
+    async def test_a_store_in_which_somebody_put_what_runs_is_refused(self, path, statement):
+        await filled(path)
+        with other_program(path) as connection:
+            connection.execute(statement)
+        async with refused(path, r"has a view, a trigger or a virtual table, .*; drop it, or put back a copy"):
+            pass
+
+    @pytest.mark.parametrize(
+        ("column", "value"),
+        [
+            ("cursor", 5),
+            ("cursor", 1.5),
+            ("cursor", b"\xff\xfe\x00"),
+            ("feed", 5),
+            ("feed", b"\xff"),
+            ("size", "\x1b[31m"),
+            ("size", -1),
+            ("token", 2**63 - 1),
+            ("last", b"x"),
+            ("last", 2**63 - 1),
+            ("behind", 1.5),
+        ],
+    )
+    async def test_a_row_that_this_library_does_not_write_is_damage(self, path, column, value):
+        await filled(path)
+        with other_program(path) as connection:
+            connection.execute(f"UPDATE consumer SET {column} = ?", [value])  # noqa: S608
+        before = path.read_bytes()
+        with pytest.raises(StoreError, match=DAMAGED) as caught:
+            await SQLiteStore(path).claim("a", feed=FEED)
+        assert str(path) in str(caught.value)
+        assert path.read_bytes() == before
+
+    async def test_a_row_that_is_damaged_meanwhile_is_not_reckoned_with(self, path):
+        async with claimed(SQLiteStore(path)) as session:
+            with other_program(path) as connection:
+                connection.execute("UPDATE consumer SET size = 'many'")
+            with pytest.raises(StoreError, match=DAMAGED):
+                await session.commit(cursor="c1", records=records("k"))
+            assert session.cursor is None
+
+    async def test_a_record_without_a_time_is_damage(self, path):
+        async with claimed(SQLiteStore(path)) as session:
+            await session.commit(cursor="c1", records=records("k"))
+            await session.commit(cursor="c2", records=[])
+            with other_program(path) as connection:
+                connection.execute("UPDATE record SET at = 'then'")
+            with pytest.raises(StoreError, match=DAMAGED):
+                await session.commit(cursor="c3", records=[])
+            assert session.cursor == "c2"
+
+    async def test_names_and_feeds_of_any_length_are_one_short_line(self, path):
+        evil = "\x1b[31m\n\u202e" + "x" * 1_000_000
+        store = SQLiteStore(path)
+        session = await store.claim(evil, feed=evil)
+        with pytest.raises(StoreBusy) as busy:
+            await store.claim(evil, feed=evil)
+        await session.release()
+        with pytest.raises(StoreMismatch) as mismatch:
+            await store.claim(evil, feed=evil[::-1])
+        with pytest.raises(OwnershipLost) as lost:
+            await session.unseen(["k"])
+        for caught in (busy, mismatch, lost):
+            assert str(caught.value).isprintable()
+            assert len(str(caught.value)) < 1000 + len(str(path))
+
+    @pytest.mark.parametrize("how", ["FAIL", "ROLLBACK"])
+    async def test_the_words_of_sqlite_do_nothing_to_a_terminal(self, path, how):
+        """They may be somebody else's: a damaged schema is quoted."""
+        async with claimed(SQLiteStore(path)) as session:
+            evil = f"SELECT RAISE({how}, '\x1b[31m\n\x9b')"
+            session._file.connection.execute(
+                f"CREATE TEMP TRIGGER evil BEFORE UPDATE ON consumer BEGIN {evil}; END"
+            )
+            with pytest.raises(StoreError) as caught:
+                await session.commit(cursor="c1", records=[])
+        assert str(caught.value).isprintable()
 
     async def test_a_directory_is_refused(self, tmp_path):
         (tmp_path / "store.db").mkdir()

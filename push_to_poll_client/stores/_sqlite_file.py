@@ -11,11 +11,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from push_to_poll_client._exceptions import StoreError
-from push_to_poll_client.stores._owner_lock import OwnerLock
-from push_to_poll_client.stores._sqlite_schema import Synchronous, prepare, warn_of_old_sqlite
+import msgspec
 
-__all__ = ["OpenFile", "named_errors"]
+from push_to_poll_client._exceptions import StoreError
+from push_to_poll_client._text import one_line
+from push_to_poll_client.stores._owner_lock import OwnerLock
+from push_to_poll_client.stores._sqlite_schema import Synchronous, damaged, prepare, warn_of_old_sqlite
+
+__all__ = ["OpenFile", "check_size", "named_damage", "named_errors"]
 
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another program that holds the file; readers do not hold it
 
@@ -96,7 +99,17 @@ def named_errors(path: str) -> Iterator[None]:
         # The lower byte is the primary code (https://www.sqlite.org/rescode.html); errors of the module have none.
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         advice = _ADVICE.get(code, "look at the disk and at what else uses the file")
-        raise StoreError(f"{path} cannot be used: {error}; {advice}") from error
+        # SQLite's words may be somebody else's: it quotes a schema that it cannot read.
+        raise StoreError(f"{path} cannot be used: {one_line(str(error))}; {advice}") from error
+
+
+@contextlib.contextmanager
+def named_damage(path: str) -> Iterator[None]:
+    """Turn what a value leads to that this library does not write into a `StoreError` that says what to do."""
+    try:
+        yield
+    except (TypeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise StoreError(damaged(path, "it holds what this library does not write")) from error
 
 
 def _connect(path: str, synchronous: Synchronous) -> sqlite3.Connection:
@@ -119,13 +132,17 @@ def _create(path: str) -> None:
         # A file that was there is not opened by this; one that was not is in nobody's use yet.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
-        _check_size(Path(path))
+        check_size(Path(path))
     except OSError as error:
         raise StoreError(f"{path} cannot be made: {error.strerror}; name a file that may be made") from error
 
 
-def _check_size(path: Path) -> None:
-    """SQLite takes one byte, whatever it is, for an empty file, and zeros for the missing end of the last page."""
+def check_size(path: Path) -> None:
+    """Refuse what SQLite does not: one byte is an empty file to it, and a missing end of the last page zeros.
+
+    Raises:
+        StoreError: The file is no whole number of pages.
+    """
     # After a crash the rest may be in a side file.
     unfinished = any(Path(f"{path}{suffix}").exists() for suffix in ("-wal", "-journal"))
     if path.is_file() and not unfinished and path.stat().st_size % _page_size(path):

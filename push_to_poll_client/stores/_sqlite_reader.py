@@ -28,9 +28,9 @@ import msgspec
 from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._types import Cursor
 from push_to_poll_client.stores._owner_seen import owner_of
-from push_to_poll_client.stores._sqlite_file import _check_size, named_errors
+from push_to_poll_client.stores._sqlite_file import check_size, named_damage, named_errors
 from push_to_poll_client.stores._sqlite_schema import version_of
-from push_to_poll_client.stores._sqlite_session import _restored
+from push_to_poll_client.stores._sqlite_text import restored
 
 __all__ = ["Progress", "StoreFile", "read_store"]
 
@@ -173,7 +173,7 @@ def _database(path: str, look: _Look) -> Iterator[str]:
     if _as_a_reader(look):
         yield f"{place}?mode=ro&readonly_shm=1"
     elif _size(look, "-wal") <= _WAL_HEADER and not _size(look, "-journal"):
-        _check_size(Path(path))
+        check_size(Path(path))
         yield f"{place}?mode=ro&immutable=1"
     else:
         with _copied(path, look) as copy:
@@ -199,10 +199,5 @@ def _opened(database: str) -> sqlite3.Connection:
 
 
 def _progress(path: str, row: sqlite3.Row) -> Progress:
-    try:
-        texts = {name: _restored(row[name]) for name in ("name", "feed", "cursor") if row[name] is not None}
-        return msgspec.convert({"cursor": None, **dict(row), **texts}, Progress)
-    except (AttributeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise StoreError(
-            f"{path} cannot be used: it holds what this library does not write; put back a copy, or name another"
-        ) from error
+    with named_damage(path):
+        return msgspec.convert({name: restored(row[name]) for name in row.keys()}, Progress)  # noqa: SIM118  # a Row

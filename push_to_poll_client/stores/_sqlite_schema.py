@@ -10,7 +10,7 @@ from typing import Literal
 
 from push_to_poll_client._exceptions import StoreError
 
-__all__ = ["STEPS", "Synchronous", "prepare", "version_of", "warn_of_old_sqlite"]
+__all__ = ["STEPS", "Synchronous", "damaged", "prepare", "version_of", "warn_of_old_sqlite"]
 
 Synchronous = Literal["FULL", "NORMAL"]
 
@@ -48,6 +48,10 @@ STEPS: tuple[tuple[str, ...], ...] = (
 )
 """The schema. Step n leads from version n to n + 1; a step that was released is never changed, only followed."""
 
+_RUNS = "SELECT count(*) FROM sqlite_master WHERE type IN ('view', 'trigger') OR coalesce(rootpage, 0) = 0"
+"""What runs when it is read or written, without end if it likes. Virtual tables have no page of their own either
+(https://www.sqlite.org/schematab.html)."""
+
 # By itself SQLite checkpoints every 4 MB and caches 2 MB. Random keys dirty a page of the file each, and pages
 # are written whole: with these, 1,000 messages with random keys among 200,000 take 11 to 15 ms, 60 ms when a
 # checkpoint is due, every tenth time or so; with keys in order 1.6 ms.
@@ -64,7 +68,7 @@ def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchrono
         synchronous: When a commit is on the disk; see `SQLiteStore`.
 
     Raises:
-        StoreError: It is another application's, or one of a newer version of this library.
+        StoreError: It is another application's, one of a newer version of this library, or not as it was made.
         sqlite3.Error: It cannot be read or written.
     """
     version = version_of(connection, path)
@@ -84,7 +88,7 @@ def version_of(connection: sqlite3.Connection, path: str) -> int:
         path: For the message.
 
     Raises:
-        StoreError: It is another application's, or one of a newer version of this library.
+        StoreError: It is another application's, one of a newer version of this library, or not as it was made.
         sqlite3.Error: It cannot be read.
     """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -92,12 +96,25 @@ def version_of(connection: sqlite3.Connection, path: str) -> int:
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application != _APPLICATION_ID and (application or version or tables):
         raise StoreError(f"{path} is a database of another application; name another file")
+    if version < 0:
+        raise StoreError(damaged(path, f"its schema has version {version}"))
     if version > len(STEPS):
         raise StoreError(
             f"{path} was written by a newer push_to_poll_client: its schema has version {version}, this one knows "
             f"up to {len(STEPS)}; update the library, or name another file"
         )
+    (running,) = connection.execute(_RUNS).fetchone()
+    if running:
+        raise StoreError(
+            f"{path} has a view, a trigger or a virtual table, which would run when this library reads or writes; "
+            "drop it, or put back a copy"
+        )
     return int(version)
+
+
+def damaged(path: str, why: str) -> str:
+    """The sentence for a store that only a copy can mend."""
+    return f"{path} is damaged: {why}; put back a copy, or move it away to begin anew"
 
 
 def _migrate(connection: sqlite3.Connection, version: int) -> None:

@@ -1,37 +1,26 @@
 """What does one consumer name read and write? The session of a `SQLiteStore`, one transaction a call."""
 
 import contextlib
-import hashlib
 import os
-import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import TypeVar, TypeVarTuple
+from typing import Annotated, NamedTuple, TypeVar, TypeVarTuple
 
 import msgspec
 from anyio import CancelScope, CapacityLimiter, to_thread
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreMismatch
+from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, Record, RecordState
 from push_to_poll_client.stores._retention import Retention
-from push_to_poll_client.stores._sqlite_file import OpenFile, named_errors
+from push_to_poll_client.stores._sqlite_file import OpenFile, named_damage, named_errors
+from push_to_poll_client.stores._sqlite_text import restored, stored, stored_keys
 
 __all__ = ["SQLiteSession"]
 
 _Ts = TypeVarTuple("_Ts")
 _T = TypeVar("_T")
-
-_LONGEST_KEY = 200
-"""Characters. A longer key is kept as a digest: what spills out of its page of the index is slow to find."""
-
-_DIGEST = "\x7f"
-"""What the digest of a key begins with. A key that has it anywhere is kept as a digest too, so that no digest is
-another key's spelling."""
-
-_SPECIAL = re.compile(f"[\0{_DIGEST}\ud800-\udfff]")
-"""What else makes a key be kept as a digest: SQLite's JSON ends a text at a NUL, and UTF-8 has no word for half a
-surrogate pair, which JSON can spell."""
 
 # One statement for all keys, given as one JSON array: while it runs, other threads run too. Statement by statement
 # the thread would wait for them a thousand times.
@@ -50,6 +39,33 @@ _REPLACE = """
 """
 
 
+_FEED = 300
+"""Characters of a feed's name that are shown: most addresses are shorter, and the two can be compared."""
+
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+"""No consumer gets that far, and what is added to it is still an integer to SQLite."""
+
+
+class _Counts(NamedTuple):
+    """The position of the newest record, up to which records may be swept, and how many there are."""
+
+    last: _Count
+    behind: _Count
+    size: _Count
+
+
+class _Row(NamedTuple):
+    """What stands in the file for a name."""
+
+    id: int
+    token: _Count
+    cursor: str | None
+    feed: str
+    last: _Count
+    behind: _Count
+    size: _Count
+
+
 class SQLiteSession:
     """A claimed name of a `SQLiteStore`.
 
@@ -66,7 +82,7 @@ class SQLiteSession:
 
     Raises:
         StoreMismatch: The name was used with another feed.
-        StoreError: The file cannot be written.
+        StoreError: The file cannot be written, or holds what this library does not write.
     """
 
     def __init__(
@@ -90,21 +106,22 @@ class SQLiteSession:
         self._let_go = let_go
         self._released = False
         with file.transaction():
-            self._do_claim(_stored(name), _stored(feed))
+            self._do_claim(stored(name), feed)
 
-    def _do_claim(self, name: str | bytes, feed: str | bytes) -> None:
+    def _do_claim(self, name: str | bytes, feed: str) -> None:
         execute = self._file.connection.execute
-        execute("INSERT INTO consumer(name, feed) VALUES (?, ?) ON CONFLICT(name) DO NOTHING", (name, feed))
+        execute(
+            "INSERT INTO consumer(name, feed) VALUES (?, ?) ON CONFLICT(name) DO NOTHING", (name, stored(feed))
+        )
         execute("UPDATE consumer SET token = token + 1 WHERE name = ?", (name,))
-        row = execute("SELECT id, token, cursor, size, feed FROM consumer WHERE name = ?", (name,)).fetchone()
-        cursor: str | bytes | None
-        bound: str | bytes
-        self._consumer, self._token, cursor, self._size, bound = row
-        self._cursor = None if cursor is None else _restored(cursor)
-        if bound != feed:
+        query = "SELECT id, token, cursor, feed, last, behind, size FROM consumer WHERE name = ?"
+        with named_damage(self._file.path):
+            row = msgspec.convert(list(map(restored, execute(query, (name,)).fetchone())), _Row)
+        self._consumer, self._token, self._cursor, self._size = row.id, row.token, row.cursor, row.size
+        if row.feed != feed:
             raise StoreMismatch(
-                f"{self._file.path}: the name {self.name!r} was used with the feed {_restored(bound)!r}, not "
-                f"{_restored(feed)!r}; use another name"
+                f"{self._file.path}: the name {quoted(self.name)} was used with the feed "
+                f"{quoted(row.feed, _FEED)}, not {quoted(feed, _FEED)}; use another name"
             )
 
     @property
@@ -138,7 +155,7 @@ class SQLiteSession:
 
         Raises:
             OwnershipLost: The session was released, or the name claimed by somebody else; nothing was written.
-            StoreError: Nothing was written.
+            StoreError: The file cannot be written, or holds what this library does not write; nothing was written.
         """
         await self._hop(self._do_commit, cursor, tuple(records))
 
@@ -166,12 +183,12 @@ class SQLiteSession:
             self._let_go(self)
 
     def _do_unseen(self, keys: tuple[str, ...]) -> set[str]:
-        stored = _stored_keys(keys)
-        asked = {"consumer": self._consumer, "keys": _as_json(stored)}
+        known_as = stored_keys(keys)
+        asked = {"consumer": self._consumer, "keys": _as_json(known_as)}
         with named_errors(self._file.path):
             seen = {key for (key,) in self._file.connection.execute(_FIND, asked)}
         return (
-            {key for key, known_as in zip(keys, stored, strict=True) if known_as not in seen}
+            {key for key, stored_key in zip(keys, known_as, strict=True) if stored_key not in seen}
             if seen
             else set(keys)
         )
@@ -186,25 +203,25 @@ class SQLiteSession:
             size += added - self._do_sweep(behind, size + added, added, now)
             self._file.connection.execute(
                 "UPDATE consumer SET cursor = coalesce(?, cursor), last = ?, behind = ?, size = ? WHERE id = ?",
-                (None if cursor is None else _stored(cursor), last + len(records), behind, size, self._consumer),
+                (None if cursor is None else stored(cursor), last + len(records), behind, size, self._consumer),
             )
         self._size = size
         self._cursor = self._cursor if cursor is None else cursor
 
-    def _do_check(self) -> tuple[int, int, int]:
+    def _do_check(self) -> _Counts:
         """Within the transaction: still the owner? Locks beside the database can be deleted, this cannot."""
         query = "SELECT last, behind, size FROM consumer WHERE id = ? AND token = ?"
-        row: tuple[int, int, int] | None
         row = self._file.connection.execute(query, (self._consumer, self._token)).fetchone()
         if row is None:
             raise self._lost("was claimed by somebody else")
-        return row
+        with named_damage(self._file.path):
+            return msgspec.convert(row, _Counts)
 
     def _do_record(self, records: tuple[Record, ...], last: int, now: float) -> int:
         """Add or replace; how many were added."""
         added = 0
         for state, of_this_state in groupby(records, key=attrgetter("state")):
-            keys = _stored_keys([record.key for record in of_this_state])
+            keys = stored_keys([record.key for record in of_this_state])
             added += self._do_record_as(state, keys, last, now)
             last += len(keys)
         return added
@@ -227,7 +244,10 @@ class SQLiteSession:
         """Take away what may go; how many went."""
         execute = self._file.connection.execute
         query = "SELECT position, at FROM record WHERE consumer = ? AND position <= ? ORDER BY position"
-        with contextlib.closing(execute(query, (self._consumer, behind))) as oldest:
+        with (
+            contextlib.closing(execute(query, (self._consumer, behind))) as oldest,
+            named_damage(self._file.path),  # a time that is none cannot be compared
+        ):
             last = self._retention.sweep(oldest, size=size, added=added, now=now)
         if last is None:
             return 0
@@ -235,36 +255,8 @@ class SQLiteSession:
 
     def _lost(self, why: str) -> OwnershipLost:
         return OwnershipLost(
-            f"{self._file.path}: the name {self.name!r} {why}; nothing was written; claim it again"
+            f"{self._file.path}: the name {quoted(self.name)} {why}; nothing was written; claim it again"
         )
-
-
-def _stored(text: str) -> str | bytes:
-    """Any string as SQLite can keep it: TEXT, or a BLOB, which equals no TEXT, when UTF-8 has no word for it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
-        return text.encode("utf-8", "surrogatepass")
-    return text
-
-
-def _restored(stored: str | bytes) -> str:
-    return stored if isinstance(stored, str) else stored.decode("utf-8", "surrogatepass")
-
-
-def _stored_keys(keys: Sequence[str]) -> Sequence[str]:
-    """The keys as they stand in the file; looked at together first, for hardly a page has one that is special."""
-    text = "".join(keys)
-    plain = text.isascii() and "\0" not in text and _DIGEST not in text
-    if plain and max(map(len, keys), default=0) <= _LONGEST_KEY:
-        return keys
-    return [_stored_key(key) for key in keys]
-
-
-def _stored_key(key: str) -> str:
-    if len(key) <= _LONGEST_KEY and not _SPECIAL.search(key):
-        return key
-    return _DIGEST + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
 
 
 def _as_json(keys: Sequence[str]) -> str:

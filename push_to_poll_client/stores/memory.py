@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 from anyio.lowlevel import checkpoint
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreBusy, StoreMismatch
+from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, Record, RecordState
 from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION, Retention
 
@@ -53,12 +54,14 @@ class MemoryStore:
         """
         await checkpoint()
         if name in self._owners:
-            raise StoreBusy(f"the name {name!r} of this MemoryStore has an owner; release it, or use another name")
+            raise StoreBusy(
+                f"the name {quoted(name)} of this MemoryStore has an owner; release it, or use another name"
+            )
         progress = self._progress.setdefault(name, _Progress(feed))
         if progress.feed != feed:
             raise StoreMismatch(
-                f"the name {name!r} of this MemoryStore was used with the feed {progress.feed!r}, not {feed!r}; "
-                "use another name"
+                f"the name {quoted(name)} of this MemoryStore was used with the feed {quoted(progress.feed)}, not "
+                f"{quoted(feed)}; use another name"
             )
         progress.token += 1
         session = self._owners[name] = _Session(name, progress, self._owners, self._retention, self._clock)
@@ -166,6 +169,6 @@ class _Session:
     def _check(self) -> None:
         if self._owners.get(self._name) is not self:
             raise OwnershipLost(
-                f"the name {self._name!r} of this MemoryStore was released or claimed again since this session "
-                "began; nothing was written; claim it again"
+                f"the name {quoted(self._name)} of this MemoryStore was released or claimed again since this "
+                "session began; nothing was written; claim it again"
             )

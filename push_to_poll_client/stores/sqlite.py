@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 from anyio import CapacityLimiter, to_thread
 
 from push_to_poll_client._exceptions import StoreBusy
+from push_to_poll_client._text import quoted
 from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION, Retention
 from push_to_poll_client.stores._sqlite_file import OpenFile
 from push_to_poll_client.stores._sqlite_schema import Synchronous
@@ -82,8 +83,8 @@ class SQLiteStore:
         Raises:
             StoreBusy: The name has an owner, or the file belongs to another process or another store object.
             StoreMismatch: The name was used with another feed.
-            StoreError: The file cannot be opened or written, or is no store of this library, or one of a newer
-                version of it; such a file is left as it was.
+            StoreError: The file cannot be opened or written, is damaged, is no store of this library, or one of a
+                newer version of it; such a file is left as it was.
         """
         if self._process != os.getpid():  # forked: file, lock and mutex are the parent's
             self._begin()
@@ -93,7 +94,9 @@ class SQLiteStore:
     def _claim(self, name: str, feed: str, limiter: CapacityLimiter) -> SQLiteSession:
         with self._mutex:
             if name in self._owners:
-                raise StoreBusy(f"{self._path}: the name {name!r} has an owner; release it, or use another name")
+                raise StoreBusy(
+                    f"{self._path}: the name {quoted(name)} has an owner; release it, or use another name"
+                )
             if self._file is None:
                 self._file = OpenFile(self._path, synchronous=self._synchronous)
             try:
