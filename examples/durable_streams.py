@@ -17,7 +17,6 @@ import httpx
 from push_to_poll_client import (
     Consumer,
     CursorExpired,
-    FeedError,
     FeedGone,
     FeedRefused,
     FetchRequest,
@@ -76,25 +75,14 @@ class DurableStreamFeed:
 
 def entries_in(answer: httpx.Response, offset: str) -> list[Any]:
     """What came, or why nothing did."""
-    seen = f"the stream answered {answer.status_code} {answer.reason_phrase} at offset {offset}"
-    match answer.status_code:
-        case 200 if "Stream-Next-Offset" in answer.headers and "json" in answer.headers.get("Content-Type", ""):
-            entries: list[Any] = answer.json()
-        case 204 if "Stream-Next-Offset" in answer.headers:
-            entries = []
-        case 410 if offset != INCEPTION:
-            raise CursorExpired(f"{seen}: what came then is no longer kept, or the stream was deleted")
-        case 410:
-            raise FeedGone(f"{seen}: it was deleted")
-        case status if status == httpx.codes.TOO_MANY_REQUESTS or status >= 500:
-            wait = answer.headers.get("Retry-After", "")
-            raise FeedError(
-                f"{seen}; it is asked again later", retry_after=int(wait) if wait.isdecimal() else None
-            )
-        case _:
-            raise FeedRefused(f"{seen}, {answer.text[:100]!r}; check that its URL is that of a JSON stream")
+    if answer.status_code == httpx.codes.GONE and offset != INCEPTION:
+        raise CursorExpired(f"what came at offset {offset} is no longer kept, or the stream was deleted")
+    answer.raise_for_status()
+    if answer.content and "json" not in answer.headers.get("Content-Type", ""):
+        raise FeedRefused(f"the stream is one of {answer.headers['Content-Type']!r}, not JSON; check its URL")
+    entries: list[Any] = answer.json() if answer.content else []
     if offset != INCEPTION and answer.headers["Stream-Next-Offset"] < offset:  # they only grow (§8)
-        raise CursorExpired(f"{seen}, which is beyond its end: it was deleted and made anew")
+        raise CursorExpired(f"offset {offset} is beyond the end of the stream: it was deleted and made anew")
     if not entries and says(answer, "Stream-Closed"):
         raise StreamClosed("the stream was closed by its writer, and this is its end")
     return entries

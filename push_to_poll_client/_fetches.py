@@ -13,9 +13,10 @@ import anyio
 
 from push_to_poll_client._event_loop import failure_of
 from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._refusal import refusal_behind
 from push_to_poll_client._schedule import Schedule
 from push_to_poll_client._text import describe
-from push_to_poll_client._types import Clock, Feed, FetchRequest, Message, Page
+from push_to_poll_client._types import MAX_CURSOR, Clock, Feed, FetchRequest, Message, Page
 
 __all__ = ["Ahead", "Fetches"]
 
@@ -82,6 +83,8 @@ class Fetches:
         except FeedError:
             raise
         except Exception as error:
+            if (refused := refusal_behind(error)) is not None:
+                raise refused from None  # whose text shows the whole URL
             raise FeedError(f"{self._name} raised {describe(error)}") from error
         except anyio.get_cancelled_exc_class() as cancelled:
             raise FeedError(str(failure_of(cancelled, self._name))) from cancelled
@@ -178,7 +181,10 @@ def _check(page: object, name: str) -> None:
         raise FeedError(f"{name} returned {type(page).__name__}, not a Page")
     if not isinstance(page.messages, Sequence) or not all(issubclass(kind, Message) for kind in _kinds(page)):
         raise FeedError(f"{name} returned a Page whose messages are no sequence of Message")
-    if not all(cursor is None or isinstance(cursor, str) for cursor in (page.cursor, page.next)):
-        raise FeedError(f"{name} returned a Page whose cursor or next is neither str nor None")
+    cursors = [page.cursor, page.next, *(message.cursor for message in page.messages)]
+    if not all(cursor is None or isinstance(cursor, str) for cursor in cursors):
+        raise FeedError(f"{name} returned a Page with a cursor or next that is neither str nor None")
+    if max(len(cursor or "") for cursor in cursors) > MAX_CURSOR:
+        raise FeedError(f"{name} returned a Page with a cursor or next of more than {MAX_CURSOR} characters")
     if page.retry_after is not None and not _is_seconds(page.retry_after):
         raise FeedError(f"{name} returned a Page whose retry_after is no number of seconds")

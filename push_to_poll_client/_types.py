@@ -15,6 +15,7 @@ import msgspec
 from push_to_poll_client._exceptions import UndecodableMessage
 
 __all__ = [
+    "MAX_CURSOR",
     "MAX_NOT_BEFORE",
     "Channel",
     "Cursor",
@@ -34,6 +35,9 @@ __all__ = [
 Cursor: TypeAlias = str
 """An opaque string, handed back to the feed unchanged. Equality is the only comparison. Where a cursor may be
 `None`, that is the inception: the beginning of the feed."""
+
+MAX_CURSOR = 65_536
+"""Characters. The longest that are known are URLs and tokens of a few thousand; each commit writes one."""
 
 
 class Message(metaclass=ABCMeta):  # noqa: B024  # for classes that are one without inheriting it
@@ -195,7 +199,9 @@ class Feed(Protocol):
 
         Raises:
             FeedError: The fetch failed; it is tried again later and the cursor does not move. Any other exception
-                means the same, and is named in the log by its class.
+                means the same, and is named in the log by its class. What `raise_for_status()` of httpx raises is
+                read as the library's own feeds read answers: for `FeedRefused`, `FeedGone`, and how long the
+                server asks to be left alone.
         """
         ...
 

@@ -11,7 +11,7 @@ from push_to_poll_client import feeds, listeners, stores, testing
 
 PACKAGE = Path(push_to_poll_client.__file__).parent
 
-NOUNS = {"_types", "_exceptions", "_arguments", "_text", "_http", "_http_client", "_event_loop"}
+NOUNS = {"_types", "_exceptions", "_arguments", "_text", "_http", "_http_client", "_refusal", "_event_loop"}
 """What everybody may speak of."""
 
 MAY_IMPORT = {
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "_types": {"_exceptions"},
     "_http": {"_types"},
     "_http_client": {"_http"},
+    "_refusal": {"_exceptions", "_http"},
     "_arguments": set(),
     "_text": set(),
     "_event_loop": set(),

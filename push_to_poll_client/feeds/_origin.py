@@ -16,9 +16,10 @@ import anyio
 import httpx
 
 from push_to_poll_client._arguments import check_number
-from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
+from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._http import asked_to_wait, without_secrets
 from push_to_poll_client._http_client import closed_if_failed, http_url, module_of, open_client
+from push_to_poll_client._refusal import refusal
 from push_to_poll_client._text import quoted
 from push_to_poll_client.feeds._arguments import header_fields, size
 from push_to_poll_client.feeds._body import ACCEPT_ENCODING, read_body
@@ -30,8 +31,6 @@ MAX_REDIRECTS = 5
 """In a row. A slash, a new path and a login round trip are three."""
 
 _READ = frozenset({200, 203, 204, 304})
-_PASSING = frozenset({408, 425, 429})
-_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
 class Answer(NamedTuple):
@@ -114,7 +113,7 @@ class Origin:
             raise await self._failed(error, wait) from self._cause(error)
         if answer.status in _READ:
             return answer
-        raise _refusal(answer, self.where)
+        raise refusal(answer.status, answer.retry_after, self.where)
 
     async def aclose(self) -> None:
         """Give back connections. The next `get` opens them again, in whatever event loop that is."""
@@ -210,14 +209,3 @@ class Origin:
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port  # httpx: None for the scheme's own port
-
-
-def _refusal(answer: Answer, where: str) -> FeedError:
-    status, wait = answer.status, answer.retry_after
-    seen = f"{where} answered {status} {_PHRASES.get(status, '')}".rstrip()
-    if status == HTTPStatus.GONE:
-        return FeedGone(f"{seen}: the feed is gone for good; ask its publisher where to", retry_after=wait)
-    throttled = status == HTTPStatus.FORBIDDEN and wait is not None
-    if 400 <= status < 500 and status not in _PASSING and not throttled:  # noqa: PLR2004
-        return FeedRefused(f"{seen}; check the URL, auth= and headers=", retry_after=wait)
-    return FeedError(f"{seen}; it is asked again later", retry_after=wait)

@@ -1,0 +1,40 @@
+"""What an HTTP status means for asking again: one rule, also for a feed that a user wrote."""
+
+import time
+from http import HTTPStatus
+from typing import Any
+
+from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
+from push_to_poll_client._http import asked_to_wait, without_secrets
+
+__all__ = ["refusal", "refusal_behind"]
+
+_PASSING = frozenset({408, 425, 429})
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+def refusal(status: int, retry_after: float | None, where: str) -> FeedError:
+    """The error that an answer is which is none.
+
+    Args:
+        status: The answer's.
+        retry_after: Seconds that the server asks to be left alone; `None` when it did not.
+        where: The URL without secrets.
+    """
+    seen = f"{where} answered {status} {_PHRASES.get(status, '')}".rstrip()
+    if status == HTTPStatus.GONE:
+        return FeedGone(f"{seen}: the feed is gone for good; ask its publisher where to", retry_after=retry_after)
+    throttled = status == HTTPStatus.FORBIDDEN and retry_after is not None
+    if 400 <= status < 500 and status not in _PASSING and not throttled:  # noqa: PLR2004
+        return FeedRefused(f"{seen}; check the URL and the credentials", retry_after=retry_after)
+    return FeedError(f"{seen}; it is asked again later", retry_after=retry_after)
+
+
+def refusal_behind(error: Exception) -> FeedError | None:
+    """What `raise_for_status()` of httpx, or of a client of its shape, speaks of; `None`: it is another error."""
+    response: Any = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    if not isinstance(status, int):
+        return None
+    retry_after = asked_to_wait(status, response.headers, time.time())
+    return refusal(status, retry_after, without_secrets(response.url))
