@@ -1,0 +1,341 @@
+"""What docs/ and README say of the code is true: names, log lines, exit codes, figures, links, programs."""
+
+import ast
+import functools
+import inspect
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import anyio
+import pytest
+from command_line import TIMEOUT, typed
+
+import push_to_poll_client
+from push_to_poll_client import (
+    Counters,
+    HTTPFeed,
+    ListenerStatus,
+    Mode,
+    SQLiteStore,
+    SSEListener,
+    Status,
+    WebSocketListener,
+    _inbox,
+    _text,
+    testing,
+)
+from push_to_poll_client import _exceptions as exceptions
+from push_to_poll_client.cli._exit import Exit
+from push_to_poll_client.feeds import _cloudevents, _origin
+from push_to_poll_client.listeners import sse, websocket
+from push_to_poll_client.testing import serve_in_thread
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "push_to_poll_client"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, GUARANTEES, OPERATIONS = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/guarantees.md", "docs/operations.md")
+)
+
+HOLE = "\0"
+"""Where a log line or an error has what differs from time to time; `<name>` in the docs."""
+
+LEVELS = {"info", "warning", "error", "exception", "critical", "log"}
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def section(text, title):
+    """What stands under a heading, up to the next one of its level."""
+    level = re.search(rf"^(#+) {re.escape(title)}", text, re.MULTILINE)
+    assert level, f"there is no section {title!r}"
+    return re.split(rf"^#{{1,{len(level[1])}}} ", text[level.end() :], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def table(text, head):
+    """The cells of each row of the table whose head begins so."""
+    rows = text.split(f"\n| {head} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def spans(text):
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+# Tests that are named as evidence
+
+
+def evidence(text):
+    """Files and the tests that are named in them. An item may link several files that have the same test."""
+    for item in re.findall(r"^- ((?:.|\n  )*)", text, re.MULTILINE):
+        for path in re.findall(r"\]\(([^)]+)\)", item):
+            for name in spans(item):
+                yield (ROOT / "docs" / path).resolve(), name
+
+
+@functools.cache
+def functions(path):
+    """Name and decorators of each function of a file."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
+    return {node.name: [ast.unparse(decorator) for decorator in node.decorator_list] for node in nodes}
+
+
+@pytest.mark.parametrize("number", range(1, 13))
+def test_every_guarantee_is_explained_and_shown_by_tests_that_pass(number):
+    text = section(GUARANTEES, f"G{number}: ")
+    named = list(evidence(text))
+    assert named or "*Not yet.*" in text
+    for path, name in named:
+        decorators = functions(path).get(name)
+        assert decorators is not None, f"{path.name} has no {name}"
+        assert not any(".xfail(" in decorator for decorator in decorators), f"{name} is expected to fail"
+
+
+def test_no_test_is_named_but_as_evidence():
+    named = {name for _, name in evidence(GUARANTEES)}
+    assert set(re.findall(r"\btest_\w+(?!\w*\.py)\b", re.sub(r"\[.*?\]\(.*?\)", "", GUARANTEES))) == named
+
+
+def test_guarantees_are_called_as_in_readme_and_as_unfinished():
+    in_readme = re.findall(r"^\| (G\d+) \| (.*?) \| (.*) \|$", README, re.MULTILINE)
+    explained = re.findall(r"^## (G\d+): (.*)$", GUARANTEES, re.MULTILINE)
+    assert explained == [(number, name) for number, name, _ in in_readme]
+    unfinished = {number for number, _, text in in_readme if "*Not yet" in text}
+    assert unfinished == {number for number, _ in explained if "*Not yet" in section(GUARANTEES, f"{number}: ")}
+
+
+def test_the_limits_are_these():
+    def default(thing, name):
+        return inspect.signature(thing).parameters[name].default
+
+    body = default(HTTPFeed, "max_body")
+    stated = {
+        f"{body >> 20} MiB",
+        f"{HTTPFeed('https://shop.example')._most:,}",
+        f"{_cloudevents.MAX_UNREADABLE:,}",
+        f"{_cloudevents.MAX_ID:,} characters",
+        f"{default(HTTPFeed, 'timeout'):g} s",
+        f"{_origin.MAX_REDIRECTS}",
+        f"{default(WebSocketListener, 'max_size') >> 10} KiB",
+        f"{default(SSEListener, 'max_size') >> 10} KiB",
+        f"{_inbox.CAPACITY}",
+        f"{_text.MAX_TEXT} characters",
+        f"{default(SQLiteStore, 'max_records'):,} for {default(SQLiteStore, 'retention') / 86_400:g} days",
+    }
+    assert {row[1] for row in table(GUARANTEES, "what | limit")} == stated
+
+
+# Log lines and errors
+
+
+def template(node):
+    """The text of a string, with holes; `None`: it is none."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.sub(r"%[-.\d]*[sdfgr]", HOLE, node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(HOLE if isinstance(part, ast.FormattedValue) else part.value for part in node.values)
+    return None
+
+
+@functools.cache
+def package_nodes():
+    return [node for path in sorted(PACKAGE.rglob("*.py")) for node in ast.walk(ast.parse(path.read_text()))]
+
+
+def calls():
+    return [
+        node for node in package_nodes() if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+
+
+def is_log(call):
+    return call.func.attr in LEVELS and re.search(r"\b_?log(ger)?$", ast.unparse(call.func.value))
+
+
+def logged():
+    """Level and text of each line that the package logs above DEBUG; `LOG`: its level differs."""
+    for call in filter(is_log, calls()):
+        text = template(call.args[call.func.attr == "log"])
+        assert text is not None, f"{ast.unparse(call)}: a log line begins with its text"
+        yield call.func.attr.upper(), text
+
+
+def as_documented(text):
+    """`<name>` is a hole, and so is `<name>: <name>`, which a single hole may stand for."""
+    return re.sub(rf"{HOLE}(: {HOLE})+", HOLE, re.sub(r"<[^<>]+>", HOLE, text))
+
+
+def documented(level, text):
+    for row_level, line, *_ in table(OPERATIONS, "level | line"):
+        shown = as_documented(line.strip("`"))
+        same = text.startswith(shown.removesuffix("…")) if shown.endswith("…") else as_documented(text) == shown
+        if same and level in {row_level, "LOG"}:
+            yield line
+
+
+def test_every_log_line_is_explained_with_its_level_and_no_other():
+    explained = set()
+    for level, text in logged():
+        lines = list(documented(level, text))
+        assert lines, f"{level} {text!r} is not explained"
+        explained.update(lines)
+    assert explained == {line for _, line, *_ in table(OPERATIONS, "level | line")}
+
+
+def test_the_loggers_are_these():
+    named = {name for name in spans(section(OPERATIONS, "Log lines")) if name.startswith("push_to_poll_client")}
+    names = {ast.unparse(call.args[0]).strip("'") for call in calls() if call.func.attr == "getLogger"}
+    assert names - {"__name__"} | {sse.__name__, websocket.__name__} == named
+
+
+def test_what_is_said_of_a_channel_is_said():
+    said = [text for node in package_nodes() if (text := template(node))]
+    for cell, *_ in table(section(OPERATIONS, "Push channels"), "text"):
+        (text,) = spans(cell)
+        assert any(re.sub(r"<[^<>]+>", HOLE, text) in one for one in said), f"{text!r} is not in the package"
+
+
+def test_every_error_that_stops_a_consumer_is_explained():
+    rows = {spans(row[0])[0] for row in table(OPERATIONS, "error | meaning")}
+    kinds = {name: getattr(exceptions, name) for name in exceptions.__all__}
+    passing = {"PushToPollError", "FeedError", "FeedRefused", "ChainRestart", "Throttled", "UndecodableMessage"}
+    assert rows == kinds.keys() - passing
+
+
+# What an operator sees
+
+
+def test_every_mode_is_explained():
+    assert [row[0].strip("`") for row in table(OPERATIONS, "mode | meaning")] == [mode.value for mode in Mode]
+
+
+def test_what_to_watch_is_there():
+    there = {field.name for kind in (Status, ListenerStatus) for field in fields(kind)}
+    there |= {f"counters.{field.name}" for field in fields(Counters)} | {"lag(now)"}
+    rows = table(OPERATIONS, "of `status()`")
+    assert {name for row in rows for name in spans(row[0])} <= there
+
+
+def test_every_exit_code_is_explained():
+    assert [int(row[0]) for row in table(OPERATIONS, "exit code")] == [code.value for code in Exit]
+
+
+@pytest.fixture
+def state(tmp_path):
+    """The file of a consumer that is at rest."""
+
+    async def settle():
+        session = await SQLiteStore(tmp_path / "orders.db").claim("orders", feed="feed")
+        await session.commit(cursor="c", records=[push_to_poll_client.Record("1")])
+        await session.release()
+
+    anyio.run(settle)
+    return tmp_path / "orders.db"
+
+
+def test_status_has_these_members(state, capsys):
+    assert typed("status", "--state", str(state), "--json") == Exit.DONE
+    shown = json.loads(capsys.readouterr().out)
+    members = [row[0].strip("`") for row in table(OPERATIONS, "member")]
+    assert sorted(members) == sorted([*shown, *shown["consumers"][0]])
+
+
+def test_status_has_these_lines(state, capsys):
+    assert typed("status", "--state", str(state)) == Exit.DONE
+    shown = [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()]
+    (example,) = re.findall(r"^```text\n(.*?)^```$", OPERATIONS, re.MULTILINE | re.DOTALL)
+    assert [line.split(" ")[0] for line in example.splitlines()] == shown
+
+
+# What is to be run
+
+
+def python(text):
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_a_backup_is_one_while_the_file_is_in_use(state, monkeypatch, capsys):
+    monkeypatch.chdir(state.parent)
+
+    async def back_up():
+        session = await SQLiteStore(state).claim("orders", feed="feed")
+        await session.commit(cursor="newest", records=[])
+        run = functools.partial(subprocess.run, [sys.executable, "-c", python(OPERATIONS)[1]], check=True)
+        await anyio.to_thread.run_sync(run)
+        await session.release()
+
+    anyio.run(back_up)
+    assert typed("status", "--state", "orders-copy.db", "--json") == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["consumers"][0]["cursor"] == "newest"
+
+
+@pytest.mark.slow
+def test_sigterm_is_a_stop_in_a_program_of_ones_own(tmp_path):
+    program = python(README)[0].replace("anyio.run(orders.run)\n", "") + python(OPERATIONS)[0]
+    with serve_in_thread(backlog=1) as server:
+        program = program.replace("wss://shop.example/orders/push", server.push_url)
+        program = program.replace("https://shop.example/orders", server.url)
+        started = subprocess.Popen(
+            [sys.executable, "-u", "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        )
+        with started:
+            try:
+                assert started.stdout.readline()
+                started.terminate()
+                assert started.wait(TIMEOUT) == 0
+            finally:
+                started.kill()
+    assert not (tmp_path / "orders.db-wal").exists()
+
+
+# Names and links
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    text = page.read_text()
+    for path, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", text):
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target.read_text()), anchor
+
+
+def anchors(text):
+    """As GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@every_page
+def test_make_targets_exist(page):
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:^|`)make ([a-z]+)(?:`|$)", page.read_text(), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@every_page
+def test_options_of_the_command_exist(page, capsys):
+    helps = [typed(command, "--help") or capsys.readouterr().out for command in ("tail", "status", "demo")]
+    for option in re.findall(r"(?<=[` ])--[a-z][a-z-]+", page.read_text()):
+        assert any(option in text for text in helps), option
+
+
+@every_page
+def test_names_of_the_package_exist(page):
+    known = {*push_to_poll_client.__all__, *testing.__all__}
+    for name in re.findall(r"`([A-Z][a-z]+[A-Z]\w+|[A-Z]{2,}[A-Z][a-z]\w+)(?:\(|`)", page.read_text()):
+        assert name in known, name
+
+
+def test_who_gets_the_source_gets_what_is_linked():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    included = set(build["targets"]["sdist"]["include"])
+    for page in PAGES:
+        path = page.relative_to(ROOT)
+        assert {str(path), path.parts[0]} & included, path
