@@ -276,7 +276,6 @@ async def fall(listener, *, ended=None):
     return told(watched.error), told(ended), status, listener.name, repr(listener)
 
 
-@pytest.mark.xfail(strict=True, reason="listeners/_credentials.py keeps the provider's error as the cause")
 @pytest.mark.parametrize(("kind", "scheme"), [(WebSocketListener, "ws"), (SSEListener, "http")])
 async def test_of_a_push_channel_whose_provider_says_it(kind, scheme, logged):
     said = await fall(kind(f"{scheme}://127.0.0.1/", token=raises_the_canary))

@@ -29,7 +29,7 @@ from websockets.http11 import Response
 from push_to_poll_client._exceptions import ListenerError, PushToPollError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import Verdict, WebSocketListener
-from push_to_poll_client.listeners._websocket_failures import hid_a_push, sentence, verdict_of
+from push_to_poll_client.listeners._websocket_failures import NoCommonSubprotocol, hid_a_push, sentence, verdict_of
 
 pytestmark = pytest.mark.anyio
 
@@ -406,6 +406,7 @@ async def test_our_own_1008_asks_nobody_again():
         (
             Verdict.SLOW_RETRY,
             [
+                NegotiationError("unsupported subprotocol: x"),
                 *(status(code) for code in (200, 302, 400, 401, 403, 404, 407, 418, 501, 505)),
                 *(closed(code) for code in (1002, 1003, 1007, 1008, 1009, 1010, 3000, 3003)),
                 *(closed_by_us(code) for code in (1002, 1007, 1009)),
@@ -423,7 +424,7 @@ async def test_our_own_1008_asks_nobody_again():
             Verdict.GIVE_UP,
             [
                 status(410),
-                NegotiationError("unsupported subprotocol: x"),
+                NoCommonSubprotocol("the server chose none of the subprotocols x"),
                 ImportError("connecting through a SOCKS proxy requires python-socks"),
             ],
         ),

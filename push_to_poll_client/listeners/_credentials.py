@@ -22,7 +22,7 @@ TokenSource: TypeAlias = str | Callable[[], str | Awaitable[str]]
 
 
 class CredentialsFailed(PushToPollError):
-    """Asking for the headers or the token failed. The cause is what the provider raised, if it did."""
+    """Asking for the headers or the token failed. What the provider raised is named by its class alone."""
 
 
 class Credentials:
@@ -60,10 +60,10 @@ class Credentials:
         try:
             with anyio.fail_after(within):
                 headers, token = await _given(self._headers), await _given(self._token)
-        except Exception as error:
-            # The text of a provider's error may hold the secret itself.
+        except Exception as error:  # noqa: BLE001  # whatever it is: tokens come from a network
+            # The text of a provider's error may hold the secret itself, so it is no cause either.
             what = type(error).__name__
-            raise CredentialsFailed(f"asking for the headers or the token failed with {what}") from error
+            raise CredentialsFailed(f"asking for the headers or the token failed with {what}") from None
         try:
             return _join(headers, token)
         except (TypeError, ValueError) as error:

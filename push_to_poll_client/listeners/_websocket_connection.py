@@ -107,10 +107,17 @@ async def open_connection(
 
 
 class _Discreet(logging.LoggerAdapter[logging.Logger]):
-    """Keeps the library from logging frames and handshakes, with `Authorization`, which it does for DEBUG."""
+    """Keeps the library from logging frames and handshakes, with `Authorization`, which it does for DEBUG.
+
+    What it takes for an error (on trio a ping without an answer, with a traceback) is a passing failure, of which
+    the listener tells what it means.
+    """
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
         return level > logging.DEBUG and super().isEnabledFor(level)
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        super().log(min(level, logging.INFO), msg, *args, **{**kwargs, "exc_info": None})
 
 
 class _StayHome:
@@ -120,6 +127,19 @@ class _StayHome:
         return exc
 
 
+class _Impatient:
+    """Hangs up on a server that does not read, when what is written to it fills a buffer of 32 KiB.
+
+    A push channel is answered with pongs alone. On asyncio the library would keep those to a flood of pings
+    without end, and wait for room without a timeout even to close. On trio TCP holds the flood up.
+    """
+
+    transport: Any
+
+    def pause_writing(self) -> None:
+        self.transport.abort()
+
+
 def _backend() -> str:
     return "asyncio" if anyio.get_cancelled_exc_class() is asyncio.CancelledError else "trio"
 
@@ -127,7 +147,9 @@ def _backend() -> str:
 @functools.cache
 def _client(backend: str) -> Any:
     module = importlib.import_module(f"websockets.{backend}.client")
-    return type("connect", (_StayHome, module.connect), {})
+    connect = type("connect", (_StayHome, module.connect), {})
+    connection = type("ClientConnection", (_Impatient, module.ClientConnection), {})
+    return functools.partial(connect, create_connection=connection)
 
 
 async def _close(connection: Any) -> None:

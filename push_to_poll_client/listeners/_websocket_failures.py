@@ -26,7 +26,12 @@ from push_to_poll_client.listeners._credentials import CredentialsFailed
 from push_to_poll_client.listeners._failure import MAX_TEXT, REDIRECTS_STAY_HOME, Failure, by_type, causes, told
 from push_to_poll_client.listeners._reconnect import Verdict, verdict_of_status
 
-__all__ = ["failure_of", "hid_a_push", "sentence", "verdict_of"]
+__all__ = ["NoCommonSubprotocol", "failure_of", "hid_a_push", "sentence", "verdict_of"]
+
+
+class NoCommonSubprotocol(NegotiationError):
+    """The server chose none of the subprotocols that were offered. What it answers unasked may be a proxy's."""
+
 
 CLOSE_VERDICTS = {
     1002: Verdict.SLOW_RETRY,  # protocol error
@@ -47,7 +52,7 @@ ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
     (ssl.SSLCertVerificationError, Verdict.SLOW_RETRY),  # somebody must mend the certificate, or is listening in
     (EOFError, Verdict.RETRY),  # the connection broke off before the handshake's answer
     (OSError, Verdict.RETRY),  # the network, a name not found, a timeout, silence
-    (NegotiationError, Verdict.GIVE_UP),  # the two sides share no subprotocol
+    (NoCommonSubprotocol, Verdict.GIVE_UP),  # one of the two sides has to be changed
     (ImportError, Verdict.GIVE_UP),  # a SOCKS proxy without python-socks
     (ProxyError, Verdict.RETRY),  # the proxy is down or answers garbage
     (InvalidProxy, Verdict.SLOW_RETRY),  # the proxy's address in the environment is none

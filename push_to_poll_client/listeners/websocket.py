@@ -13,8 +13,6 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
-from websockets.exceptions import NegotiationError
-
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._types import Channel, Push
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
@@ -22,7 +20,7 @@ from push_to_poll_client.listeners._failure import Failure
 from push_to_poll_client.listeners._reconnect import Reconnect, Verdict
 from push_to_poll_client.listeners._reconnecting import ReconnectingListener
 from push_to_poll_client.listeners._websocket_connection import Connection, open_connection, parsed
-from push_to_poll_client.listeners._websocket_failures import failure_of
+from push_to_poll_client.listeners._websocket_failures import NoCommonSubprotocol, failure_of
 
 __all__ = ["WebSocketListener"]
 
@@ -60,8 +58,8 @@ class WebSocketListener(ReconnectingListener[str | bytes]):
             keep-alive interval, if it sends such messages. `None`: silence is not suspicious.
         ping_interval: Seconds between protocol pings (RFC 6455 §5.5.2), below the 30-120 s after which middleboxes
             drop what is idle. `None`: no pings.
-        ping_timeout: Seconds to wait for the answer. With both at 20 a dead connection is found within 40 s.
-            `None`: for ever.
+        ping_timeout: Seconds to wait for the answer. With both at 20 a dead connection is found within 40 s, and
+            reported 2 s later (4 s on a full network buffer), which a goodbye is given. `None`: for ever.
         open_timeout: Seconds for the headers and token to be given, and again for connecting and the handshake.
         max_size: Bytes of the largest message. A larger one counts as a push and ends the connection; it is
             retried slowly. `None`: no limit.
@@ -127,7 +125,7 @@ class WebSocketListener(ReconnectingListener[str | bytes]):
 
     def _opened(self, connection: Connection, channel: Channel, reconnect: Reconnect) -> None:
         if self._subprotocols and connection.subprotocol is None:
-            raise NegotiationError(f"the server chose none of the subprotocols {', '.join(self._subprotocols)}")
+            raise NoCommonSubprotocol(f"the server chose none of the subprotocols {', '.join(self._subprotocols)}")
         super()._opened(connection, channel, reconnect)
 
     async def _read(self, connection: Connection) -> Sequence[str | bytes]:
