@@ -27,6 +27,7 @@ from push_to_poll_client import (
     WebSocketListener,
     _inbox,
     _text,
+    _types,
     testing,
 )
 from push_to_poll_client import _exceptions as exceptions
@@ -120,6 +121,7 @@ def test_the_limits_are_these():
         f"{HTTPFeed('https://shop.example')._most:,}",
         f"{_cloudevents.MAX_UNREADABLE:,}",
         f"{_cloudevents.MAX_ID:,} characters",
+        f"{_types.MAX_CURSOR:,} characters",
         f"{default(HTTPFeed, 'timeout'):g} s",
         f"{_origin.MAX_REDIRECTS}",
         f"{default(WebSocketListener, 'max_size') >> 10} KiB",
