@@ -1,59 +1,38 @@
 """`make bench`: what the loop costs against the loop that everyone writes by hand, as ratios inside one run.
 
-Each row is the median of interleaved repetitions, so that a machine that changes its speed changes both sides.
+Both sides take turns, so that a machine that changes its speed changes both; a row shows medians.
 """
 
 import argparse
+import functools
+import random
 import statistics
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 import httpx
-import msgspec
+from sides import (
+    Latencies,
+    catch_up_by_hand,
+    catch_up_with_the_library,
+    follow_by_hand,
+    follow_with_the_library,
+    reference_server,
+)
 
-from push_to_poll_client import Consumer, HTTPFeed, Message, SQLiteStore
+PACE = 0.05
+"""Seconds between two events: 20 a second."""
 
-Run = Callable[[str], None]
+TURN = 100
+"""Events after which the other side has its turn."""
 
+LATE = 0.05
+"""Seconds after which an event of a pair is late. Who clears the "there is news" flag after the fetch finds
+some of them with the timer only (procrastinate: 1.9 % of them, after 5 s)."""
 
-def hand_written(url: str, *, reads_data: bool) -> None:
-    """The seed loop: httpx, json, a set in memory, nothing durable, no retry, no push."""
-
-    async def loop() -> None:
-        seen, cursor, count = set(), None, 0
-        async with httpx.AsyncClient() as client:
-            while events := (await client.get(url, params={"lastEventId": cursor} if cursor else {})).json():
-                for event in events:
-                    if event["id"] not in seen:
-                        seen.add(event["id"])
-                        count += bool(event["data"]) if reads_data else 1
-                    cursor = event["id"]
-
-    anyio.run(loop)
-
-
-def this_library(url: str, *, reads_data: bool) -> None:
-    """A consumer with a state file, `synchronous=FULL`."""
-
-    async def ignores(message: Message) -> None:
-        pass
-
-    async def reads(message: Message) -> None:
-        bool(message.data)
-
-    async def drain(consumer: Consumer) -> None:
-        async with consumer:
-            while not (await consumer.poll_now()).caught_up:
-                pass
-
-    with TemporaryDirectory() as directory:
-        store = SQLiteStore(Path(directory) / "state.db")
-        anyio.run(drain, Consumer(HTTPFeed(url), store=store, process=reads if reads_data else ignores))
+Follow = Callable[[dict[str, str], Latencies], Awaitable[None]]
 
 
 def seconds(run: Callable[[], None]) -> float:
@@ -64,34 +43,90 @@ def seconds(run: Callable[[], None]) -> float:
 
 
 def catch_up(url: str, messages: int, repetitions: int, *, reads_data: bool) -> str:
-    """One row: both sides in turn, the ratio of the medians."""
+    """One row: catching up with a backlog."""
     ours, theirs = [], []
     for _ in range(repetitions):
-        theirs.append(seconds(lambda: hand_written(url, reads_data=reads_data)))
-        ours.append(seconds(lambda: this_library(url, reads_data=reads_data)))
+        theirs.append(seconds(lambda: catch_up_by_hand(url, reads_data=reads_data)))
+        ours.append(seconds(lambda: catch_up_with_the_library(url, reads_data=reads_data)))
     hand, library = statistics.median(theirs), statistics.median(ours)
-    what = "reads data" if reads_data else "does not look at data"
     return (
-        f"catch-up of {messages:,} messages, handler {what}: by hand {hand:.2f} s, "
-        f"push_to_poll_client {library:.2f} s, {hand / library:.2f} x as fast"
+        f"catch-up of {messages:,} messages, handler {'reads data' if reads_data else 'does not look at data'}: "
+        f"by hand {hand:.2f} s, push_to_poll_client {library:.2f} s, {hand / library:.2f} x as fast"
+    )
+
+
+def publish(places: dict[str, str], pauses: Sequence[float]) -> None:
+    """Publish an event after each pause, once somebody listens."""
+    with httpx.Client(base_url=places["base_url"]) as server:
+        while not server.get("/stats").json()["websockets_open"]:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        due = time.monotonic()
+        for pause in pauses:
+            due += pause
+            time.sleep(max(0.0, due - time.monotonic()))
+            server.post("/publish", json=1).raise_for_status()
+
+
+def followed(follow: Follow, pauses: Sequence[float]) -> list[float]:
+    """The latency of each event that is published after these pauses."""
+    with reference_server() as places:
+        publisher = threading.Thread(target=publish, args=(places, pauses))
+
+        async def run() -> Latencies:
+            latencies = Latencies(len(pauses))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(follow, places, latencies)
+                publisher.start()
+                await latencies.complete.wait()
+                tasks.cancel_scope.cancel()
+            return latencies
+
+        latencies = anyio.run(run)
+        publisher.join()
+    return latencies
+
+
+def latency(events: int) -> str:
+    """One row: from publication to handler, at a pace."""
+    ours, theirs = list[float](), list[float]()
+    while len(ours) < events:
+        pauses = [PACE] * min(TURN, events - len(ours))
+        theirs += followed(follow_by_hand, pauses)
+        ours += followed(follow_with_the_library, pauses)
+    hand, library = statistics.median(theirs), statistics.median(ours)
+    return (
+        f"latency of {events:,} events, {1 / PACE:.0f} a second, from publication to handler: by hand p50 "
+        f"{hand * 1000:.2f} ms, push_to_poll_client p50 {library * 1000:.2f} ms, {library / hand:.2f} x as long"
+    )
+
+
+def pairs(number: int) -> str:
+    """One row: events that come while the poll for the one before is under way."""
+    draw = functools.partial(random.Random(1).uniform, 0.001, 0.005)  # noqa: S311  # the same pairs each time
+    pauses = [pause for _ in range(number) for pause in (PACE, draw())]
+    seen = sorted(followed(follow_with_the_library, pauses))
+    late = sum(one > LATE for one in seen)
+    return (
+        f"{number:,} pairs of events 1-5 ms apart: p50 {statistics.median(seen) * 1000:.2f} ms, latest "
+        f"{seen[-1] * 1000:.1f} ms, later than {LATE * 1000:.0f} ms: {late}"
     )
 
 
 def main() -> None:
-    """Print a row for each handler."""
+    """Print the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--messages", type=int, default=200_000)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--events", type=int, default=2_000)
     options = parser.parse_args()
-    command = [sys.executable, "-m", "push_to_poll_client.testing.server", "--until-eof"]
-    with subprocess.Popen(
-        [*command, "--backlog", str(options.messages)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as server:
-        assert server.stdout is not None  # noqa: S101  # a pipe was asked for
-        url = msgspec.json.decode(server.stdout.readline())["url"]
+    with reference_server(options.messages) as places:
         for reads_data in (False, True):
-            print(catch_up(url, options.messages, options.repetitions, reads_data=reads_data), flush=True)
-        server.terminate()
+            print(
+                catch_up(places["url"], options.messages, options.repetitions, reads_data=reads_data), flush=True
+            )
+    print(latency(options.events), flush=True)
+    print(pairs(options.events), flush=True)
 
 
 if __name__ == "__main__":

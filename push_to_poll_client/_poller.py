@@ -18,6 +18,11 @@ MAX_RESTARTS = 3
 """How often a poll starts a chain of pages again; a feed that changes faster is left to backoff."""
 
 
+AHEAD_FROM = 10
+"""Messages of a page from which on the next page is fetched ahead: a shorter one is most likely the last, and its
+messages would wait for the request to be sent."""
+
+
 class Circle:
     """Notices a walk that goes in circles, in constant memory (Brent's algorithm)."""
 
@@ -135,7 +140,8 @@ class Poller:
         return None if self._ahead is None or self._ahead.last else self._ahead
 
     def _next_ahead(self, request: FetchRequest, page: Page, until: float) -> Ahead | None:
-        if not self._fetches.read_ahead or page.next in {None, request.cursor} or self._must_stop(until):
+        likely = self._fetches.read_ahead and len(page.messages) >= AHEAD_FROM
+        if not likely or page.next in {None, request.cursor} or self._must_stop(until):
             return None
         return Ahead(self._fetches, replace(request, cursor=page.next, wait=0.0))
 
