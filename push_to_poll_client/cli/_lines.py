@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from push_to_poll_client import CloudEvent, Message
+from push_to_poll_client.cli._terminal import harmless
 
 __all__ = ["ReaderGone", "close_stdout", "line_of", "write_line"]
 
@@ -27,11 +28,15 @@ def line_of(message: Message) -> bytes:
 def write_line(message: Message) -> None:
     """Write the line and see it leave, before the message is recorded as processed.
 
+    A terminal gets it with nothing in it that it would obey, everybody else as it is; it means the same.
+
     Raises:
         ReaderGone: Standard output is a pipe that nobody reads.
         UndecodableMessage: The data of the message cannot be read.
     """
     line = line_of(message)
+    if sys.stdout.isatty():
+        line = harmless(line[:-1].decode()).encode() + b"\n"
     try:
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()

@@ -11,6 +11,7 @@ from push_to_poll_client._text import describe, one_line
 from push_to_poll_client.cli import _demo, _status, _tail
 from push_to_poll_client.cli._exit import Exit, UsageError, exit_of
 from push_to_poll_client.cli._parser import Commands, Parser
+from push_to_poll_client.cli._terminal import HarmlessFormatter
 
 __all__ = ["main"]
 
@@ -60,6 +61,6 @@ def _say(sentence: str, code: Exit) -> int:
 def _log_to_stderr(verbose: int) -> None:
     """The library's own log; others' may have URLs with secrets in it."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(HarmlessFormatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers[:] = [handler]
     logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])

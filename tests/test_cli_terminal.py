@@ -1,0 +1,104 @@
+"""Nothing that anybody else wrote does anything to a terminal: neither a message, nor a line of the log."""
+
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+from command_line import TIMEOUT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from push_to_poll_client import Message
+from push_to_poll_client.cli import _main
+from push_to_poll_client.cli._lines import write_line
+from push_to_poll_client.cli._terminal import harmless
+
+EVIL = "\x1b[31m\r\nERROR all is lost\x00\x7f\x9b\u202e\u2066\u200b\U000e0001"
+
+SHOWN = r"\u001b[31m\r\nERROR all is lost\u0000\u007f\u009b\u202e\u2066\u200b\udb40\udc01"
+
+
+def test_what_is_not_printable_is_spelled_as_json_does():
+    assert harmless(EVIL) == SHOWN
+    assert json.loads(f'"{SHOWN}"') == EVIL
+
+
+def test_what_is_printable_is_left_alone():
+    assert harmless('{"a": "größe, 量, 😀"}') == '{"a": "größe, 量, 😀"}'
+
+
+@given(st.text())
+def test_a_line_means_the_same_afterwards(text):
+    line = json.dumps({text: text}, ensure_ascii=False)
+    assert harmless(line).isprintable()
+    assert json.loads(harmless(line)) == {text: text}
+
+
+class Stdout(io.TextIOWrapper):
+    def __init__(self, *, terminal):
+        super().__init__(io.BytesIO())
+        self.isatty = lambda: terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_gets_nothing_that_acts_and_a_pipe_the_line_as_it_is(terminal, monkeypatch):
+    stdout = Stdout(terminal=terminal)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    write_line(Message("größe", data={"x": EVIL}))
+    line = stdout.buffer.getvalue().decode()
+    assert line.endswith("\n")
+    assert line[:-1].isprintable() is terminal
+    assert "größe" in line
+    assert json.loads(line) == {"id": "größe", "data": {"x": EVIL}}
+
+
+WRITES = """
+from push_to_poll_client import Message
+from push_to_poll_client.cli._lines import write_line
+write_line(Message("1", data=chr(0x9b) + chr(0x1f600) + chr(0xe0001)))
+"""
+
+
+def test_a_real_terminal_is_known_as_one():
+    leader, follower = os.openpty()
+    subprocess.run([sys.executable, "-c", WRITES], stdout=follower, check=True, timeout=TIMEOUT)
+    os.close(follower)
+    assert os.read(leader, 1000).decode() == '{"id":"1","data":"\\u009b😀\\udb40\\udc01"}\r\n'
+    os.close(leader)
+
+
+@pytest.fixture
+def logger():
+    logger = logging.getLogger("push_to_poll_client")
+    before = logger.handlers[:], logger.level
+    yield logger
+    logger.handlers[:], level = before
+    logger.setLevel(level)
+
+
+def logged(logger, monkeypatch, *args, **options):
+    """What an error is on stderr, as the command line sets the log up."""
+    stderr = io.StringIO()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", stderr)
+        _main._log_to_stderr(0)
+    logger.error(*args, **options)
+    return stderr.getvalue().removesuffix("\n").split("\n")
+
+
+def test_a_record_is_one_line_whatever_is_in_it(logger, monkeypatch):
+    (line,) = logged(logger, monkeypatch, "%s and %s", EVIL, "more")
+    assert line.endswith(f" ERROR {SHOWN} and more")
+
+
+def test_no_line_of_a_traceback_acts_or_looks_like_a_record(logger, monkeypatch):
+    error = ValueError(f"{EVIL}\n2026-01-01 ERROR forged")
+    first, *others = logged(logger, monkeypatch, "failed", exc_info=error)
+    assert first.endswith(" ERROR failed")
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
+    assert r"  ValueError: \u001b[31m\r" in others
+    assert "  2026-01-01 ERROR forged" in others
