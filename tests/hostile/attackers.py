@@ -128,7 +128,7 @@ def handshake(head, *headers):
     return b"\r\n".join((*lines, *headers, b"", b""))
 
 
-def says(*parts, times=1, opens=lambda head: b"", ends=True):
+def says(*parts, times=1, opens=lambda head: b"", ends=True, patience=PATIENCE):
     """An attack on a channel: open it, say this so many times, and hang up.
 
     Args:
@@ -136,9 +136,11 @@ def says(*parts, times=1, opens=lambda head: b"", ends=True):
         times: How often.
         opens: Makes the answer to the head.
         ends: Whether to hang up at once; else it waits for the client to say something, or to hang up.
+        patience: Seconds that a client may read nothing before it is hung up on.
     """
 
     def attack(sock, head):
+        sock.settimeout(patience)
         sock.sendall(opens(head))
         for _ in range(times):
             for part in parts:

@@ -23,10 +23,10 @@ import traceback
 from pathlib import Path
 
 import anyio
-import httpx
 import trio  # noqa: F401  # imported once, before the forks
 
 from push_to_poll_client import Consumer, HTTPFeed, Push, Record, SQLiteStore, _schedule, cli, listeners
+from push_to_poll_client._http import shared_tls_context
 from push_to_poll_client.listeners import _reconnect, _websocket_connection
 from push_to_poll_client.stores import _sqlite_file
 
@@ -323,5 +323,8 @@ BY = {"feed": _in_a_loop(attacked), "push": _in_a_loop(called), "store": opened,
 """What may be attacked."""
 
 if __name__ == "__main__":
-    httpx.create_ssl_context()
+    # What every victim would make again, and what the garbage collector of each would look through.
+    shared_tls_context()
+    gc.collect()
+    gc.freeze()
     main()
