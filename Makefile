@@ -29,7 +29,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 
 chaos: $(READY)
-	CHAOS_FORM=long $(BIN)/python -m pytest tests/chaos
+	CHAOS_FORM=long $(BIN)/python -m pytest tests/chaos tests/hostile
 
 $(READY): .ci/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -79,7 +79,9 @@ class TestAnEvent:
         assert (message.method, message.deleted) == ("PUT", False)
 
     def test_takes_null_for_missing(self):
-        message = CloudEvent.from_json(event(source=None, type=None, subject=None, time=None, method=None, data=None))
+        message = CloudEvent.from_json(
+            event(source=None, type=None, subject=None, time=None, method=None, data=None)
+        )
         assert (message.source, message.type, message.subject, message.time, message.data) == (
             "",
             "",
