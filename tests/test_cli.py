@@ -344,6 +344,9 @@ def test_a_reader_that_goes_away_is_no_error_in_this_process_either(
 
         buffer = property(lambda self: self)
 
+        def isatty(self):
+            return False
+
         def write(self, line):
             raise BrokenPipeError
 
