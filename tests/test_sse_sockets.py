@@ -111,10 +111,19 @@ async def test_a_push_is_there_in_milliseconds(server):
 
 
 async def test_a_restarted_server_is_found_again(server):
-    # Uvicorn may take a connection in its last moment and neither answer nor close it.
-    async with listening(to(server.sse_url, open_timeout=1.0)) as channel:
+    asked, is_back = [], anyio.Event()
+
+    async def token():
+        """Uvicorn may take a connection in its last moment, and neither answer nor close it."""
+        asked.append(None)
+        if len(asked) > 1:
+            await is_back.wait()
+        return "token"
+
+    async with listening(to(server.sse_url, token=token)) as channel:
         await channel.saw("up")
         await run_sync(server.restart)
+        is_back.set()
         await channel.sees("up", after="down")
         await until(server, lambda stats: stats.streams_open == 1)
         await run_sync(server.publish)
