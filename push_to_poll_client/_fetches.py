@@ -139,6 +139,7 @@ class Ahead:
             except BaseException as caught:  # noqa: BLE001  # raised below, without a group around it
                 error = caught
             if not done:
+                self.heed()
                 tasks.cancel_scope.cancel()
         if error is not None:
             raise error
@@ -154,13 +155,17 @@ class Ahead:
             self._answer = error
         self._arrived = self._fetches.now()
 
+    def heed(self) -> None:
+        """Leave the server alone for as long as it asked, also if nothing else is made of its answer (G3)."""
+        self._fetches.heed(getattr(self._answer, "retry_after", None), since=self._arrived)
+
     def take(self) -> Page:
         """Its turn has come.
 
         Raises:
             FeedError: It could not be fetched.
         """
-        self._fetches.heed(getattr(self._answer, "retry_after", None), since=self._arrived)
+        self.heed()
         if isinstance(self._answer, BaseException):
             raise self._answer
         assert self._answer is not None  # `cancelled` was asked  # noqa: S101

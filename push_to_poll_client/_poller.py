@@ -109,7 +109,7 @@ class Poller:
         walk = _Walk(self._tally.counts)
         until = self._clock() + wait + self._max_poll_time
         request = FetchRequest(self._session.cursor if self._next is None else self._next, wait, hint, fresh)
-        self._next, self._ahead, ahead = None, None, self._kept()
+        self._next, self._ahead, ahead = None, None, self._ahead
         while True:
             try:
                 page = ahead.take() if ahead and not ahead.cancelled else await self._fetches.fetch(request)
@@ -128,16 +128,19 @@ class Poller:
                 return walk.result(caught_up=complete)
             request = replace(request, cursor=page.next, wait=0.0)
             if self._must_stop(until):
-                self._next, self._ahead = page.next, ahead
+                self._next = page.next
+                self._keep(ahead)
                 return walk.result(caught_up=False)
 
     def _must_stop(self, until: float) -> bool:
         now = self._clock()
         return now >= until or self._schedule.server_not_before > now
 
-    def _kept(self) -> Ahead | None:
-        """What the last poll had no time for. But what was the feed's last page then may not be it now (G1)."""
-        return None if self._ahead is None or self._ahead.last else self._ahead
+    def _keep(self, ahead: Ahead | None) -> None:
+        """For the next poll. But what is the feed's last page now may not be it then (G1): fetched again."""
+        if ahead is not None and ahead.last:
+            ahead.heed()
+        self._ahead = None if ahead is None or ahead.last else ahead
 
     def _next_ahead(self, request: FetchRequest, page: Page, until: float) -> Ahead | None:
         likely = self._fetches.read_ahead and len(page.messages) >= AHEAD_FROM

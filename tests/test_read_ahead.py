@@ -1,10 +1,21 @@
 """A feed with `read_ahead` is asked for the next page while one is processed: sooner, and all else as without."""
 
+import contextlib
+
 import anyio
 import pytest
 from consumers import Log, times
 
-from push_to_poll_client import ChainRestart, FeedError, HTTPFeed, MemoryStore, Message, MessageFailed, Page
+from push_to_poll_client import (
+    ChainRestart,
+    FeedError,
+    HTTPFeed,
+    MemoryStore,
+    Message,
+    MessageFailed,
+    Page,
+    Throttled,
+)
 from push_to_poll_client._fetches import Ahead
 from push_to_poll_client.testing import FakeFeed
 
@@ -92,6 +103,26 @@ async def test_what_the_server_asks_for_counts_from_its_answer_and_when_its_turn
         assert log.processed == ids(range(1, 11))
         await log.poll_now(timeout=None)
     assert 100 <= times(feed)[2] - began <= 121  # asked at 0, and jitter is drawn upwards
+
+
+@pytest.mark.parametrize("ends", ["by its time", "by a failing message"])
+async def test_what_the_server_asks_for_holds_although_the_poll_ends_first(ends):
+    """G3: nothing is made of the answer but that."""
+
+    class Failing(Log):
+        async def process(self, message):
+            await super().process(message)
+            if ends == "by a failing message" and message.id == "5":
+                raise ValueError
+
+    feed = feed_of(20, page_size=10)
+    feed.answer(None, FeedError("not now", retry_after=1000.0))
+    async with Failing(feed, takes=1.0, max_poll_time=5.0, retry=None) as log:
+        with contextlib.suppress(MessageFailed):
+            await log.poll_now()
+        assert len(feed.requests) == 2
+        with pytest.raises(Throttled):
+            await log.poll_now(timeout=900)
 
 
 async def test_a_page_that_asks_for_patience_is_settled_and_nothing_is_fetched_ahead_of_it():
