@@ -238,11 +238,12 @@ class ConsumerProcess:
         self._child.signal(signal.SIGTERM)
 
     def stop(self):
-        """Let it end by itself.
+        """Let it end by itself, once it has come far enough to hear SIGTERM.
 
         Raises:
             AssertionError: It could not.
         """
+        until(lambda: self.has_begun() or not self.alive, PATIENCE, f"{self.client} begins")
         self.terminate()
         if code := self._child.end(kill=False):
             raise AssertionError(f"{self.client} ended with {code}: {self.last_words}")
