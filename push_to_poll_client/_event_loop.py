@@ -5,15 +5,24 @@ finish what asyncio's own cancellation must not cut.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+import functools
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
+from anyio.abc import TaskGroup
 
-__all__ = ["EventLoop", "failure_of", "in_own_task"]
+__all__ = ["Beside", "EventLoop", "failure_of", "in_own_task"]
 
 T = TypeVar("T")
+
+TURNS = 4
+"""Of the event loop: what is started begins in the first, and httpx takes a lock in two more before it sends; one
+more for trio, in which who comes first in a turn is chance."""
 
 
 class EventLoop:
@@ -28,7 +37,8 @@ class EventLoop:
         self._call_soon: Callable[[Callable[[], None]], object]
         self.time: Callable[[], float]
         if isinstance(self._native, asyncio.AbstractEventLoop):
-            self._call_soon, self.time = self._native.call_soon_threadsafe, self._native.time
+            self._call_soon = functools.partial(_call_soon, self._native, threading.get_ident())
+            self.time = _clock_of(self._native)
         else:
             import trio
 
@@ -47,6 +57,53 @@ class EventLoop:
             RuntimeError: The loop has ended; nothing will be called.
         """
         self._call_soon(function)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, thread: int, function: Callable[[], None]) -> None:
+    """Within a task the loop need not be woken, which takes it a write, a read and a turn.
+
+    A signal handler that cut into a task is followed by what is left of its step; one that cut into the waiting of
+    the loop finds no task.
+    """
+    if threading.get_ident() == thread and asyncio.current_task(loop) is not None:
+        loop.call_soon(function)
+    else:
+        loop.call_soon_threadsafe(function)
+
+
+def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """The clock itself where asyncio says which it is: read for each message, half of it is the way there."""
+    return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
+
+
+class Beside:
+    """What runs beside a task, and ends with the block. While nothing does, it costs nothing.
+
+    Attributes:
+        tasks: Where more can be started; `None` before the first was.
+    """
+
+    def __init__(self) -> None:
+        self.tasks: TaskGroup | None = None
+
+    async def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start it, which must not raise, and give it the turns that it needs to send a request."""
+        if self.tasks is None:
+            self.tasks = await anyio.create_task_group().__aenter__()
+        self.tasks.start_soon(function)
+        for _ in range(TURNS):
+            await anyio.lowlevel.checkpoint()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End what runs. What the block raised is raised bare."""
+        if self.tasks is not None:
+            self.tasks.cancel_scope.cancel()
+            await self.tasks.__aexit__(None, None, None)
 
 
 def failure_of(cancelled: BaseException, who: str) -> RuntimeError:
