@@ -3,7 +3,7 @@
 A push says when to ask, the poll says what, each message is processed once. Each layer knows only those above it:
 
     _types, _exceptions, _text, _http  what the parts speak of, and manners that they share
-    _schedule, _processor              when, and once
+    _schedule, _processor, _progress   when, once, and from then on
     feeds/, listeners/, stores/        what, who said so, where was I; they know nothing of each other
     _poller, _polls, _channel, _run    one poll, one at a time, one channel, one run
     _consumer                          the only place where the parts meet

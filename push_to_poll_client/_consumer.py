@@ -16,6 +16,7 @@ from push_to_poll_client._inbox import Inbox
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._polls import Polls
 from push_to_poll_client._processor import Processor
+from push_to_poll_client._progress import Progress
 from push_to_poll_client._run import Run
 from push_to_poll_client._schedule import Mode
 from push_to_poll_client._settings import Settings
@@ -277,18 +278,12 @@ class Consumer:
 
     def _open(self, session: Session, loop: EventLoop) -> Polls:
         schedule = self._schedule
-        processor = Processor(
-            session,
-            self._handler,
-            self._tally,
-            flush_interval=self._settings.flush_interval,
-            retry=self._retry,
-            clock=loop.time,
-        )
+        progress = Progress(session, self._tally, flush_interval=self._settings.flush_interval, clock=loop.time)
+        processor = Processor(progress, self._handler, self._tally, retry=self._retry, clock=loop.time)
         poller = Poller(
             self._feed,
-            session,
             processor,
+            progress,
             schedule,
             self._tally,
             max_poll_time=self._settings.max_poll_time,

@@ -6,7 +6,8 @@ the server asks to be left alone, counts when its turn has come.
 
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import TypeGuard
 
 import anyio
@@ -70,7 +71,7 @@ class Fetches:
     async def _fetch(self, request: FetchRequest) -> Page:
         ahead = Ahead(self, request)
         await ahead.fetch()
-        return ahead.take()
+        return await ahead.take()
 
     async def ask(self, request: FetchRequest) -> Page:
         """Ask, without heeding anything yet.
@@ -117,33 +118,12 @@ class Ahead:
         self._fetches = fetches
         self._arrived = 0.0
         self._answer: Page | BaseException | None = None
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether nothing came of it, not even an error: it was cancelled from outside, as the poll will be."""
-        return self._answer is None
+        self._ended = anyio.Event()
 
     @property
     def last(self) -> bool:
         """Whether nothing follows: what has come since it was fetched can only be seen by fetching it again."""
         return not isinstance(self._answer, Page) or self._answer.next is None
-
-    async def beside(self, work: Callable[[], Awaitable[bool]]) -> bool:
-        """Fetch while `work` is done in this task. The fetch ends with it, unless `work` returns true."""
-        error: BaseException | None = None
-        done = False
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self.fetch)
-            try:
-                done = await work()
-            except BaseException as caught:  # noqa: BLE001  # raised below, without a group around it
-                error = caught
-            if not done:
-                self.heed()
-                tasks.cancel_scope.cancel()
-        if error is not None:
-            raise error
-        return done
 
     async def fetch(self) -> None:
         """Fetch, and keep what comes of it."""
@@ -154,26 +134,35 @@ class Ahead:
         except BaseException as error:  # noqa: BLE001  # raised when its turn has come
             self._answer = error
         self._arrived = self._fetches.now()
+        self._ended.set()
 
     def heed(self) -> None:
         """Leave the server alone for as long as it asked, also if nothing else is made of its answer (G3)."""
         self._fetches.heed(getattr(self._answer, "retry_after", None), since=self._arrived)
 
-    def take(self) -> Page:
+    async def ended(self) -> None:
+        """Wait until it is fetched, or cannot be."""
+        await self._ended.wait()
+
+    async def take(self) -> Page:
         """Its turn has come.
 
         Raises:
             FeedError: It could not be fetched.
         """
+        await self.ended()
         self.heed()
         if isinstance(self._answer, BaseException):
             raise self._answer
-        assert self._answer is not None  # `cancelled` was asked  # noqa: S101
+        assert self._answer is not None  # who cancels the fetch cancels this too  # noqa: S101
         return self._answer
 
 
 def _is_seconds(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not math.isnan(value)
+
+
+_cursor = attrgetter("cursor")
 
 
 def _kinds(page: Page) -> set[type]:
@@ -186,10 +175,10 @@ def _check(page: object, name: str) -> None:
         raise FeedError(f"{name} returned {type(page).__name__}, not a Page")
     if not isinstance(page.messages, Sequence) or not all(issubclass(kind, Message) for kind in _kinds(page)):
         raise FeedError(f"{name} returned a Page whose messages are no sequence of Message")
-    cursors = [page.cursor, page.next, *(message.cursor for message in page.messages)]
-    if not all(cursor is None or isinstance(cursor, str) for cursor in cursors):
+    cursors = [page.cursor, page.next, *map(_cursor, page.messages)]
+    if not all(issubclass(kind, str | None) for kind in set(map(type, cursors))):
         raise FeedError(f"{name} returned a Page with a cursor or next that is neither str nor None")
-    if max(len(cursor or "") for cursor in cursors) > MAX_CURSOR:
+    if max(map(len, filter(None, cursors)), default=0) > MAX_CURSOR:
         raise FeedError(f"{name} returned a Page with a cursor or next of more than {MAX_CURSOR} characters")
     if page.retry_after is not None and not _is_seconds(page.retry_after):
         raise FeedError(f"{name} returned a Page whose retry_after is no number of seconds")

@@ -1,16 +1,16 @@
 """One poll: fetch and settle pages until caught up, or for `max_poll_time`."""
 
-import functools
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 
+from push_to_poll_client._event_loop import Beside
 from push_to_poll_client._exceptions import ChainRestart, FeedError
 from push_to_poll_client._fetches import Ahead, Fetches
-from push_to_poll_client._processor import Processor
+from push_to_poll_client._processor import Processor, Stop
+from push_to_poll_client._progress import Progress
 from push_to_poll_client._schedule import Schedule
 from push_to_poll_client._status import PollResult, Tally
-from push_to_poll_client._types import Clock, Cursor, Feed, FetchRequest, Page, Push, Session
+from push_to_poll_client._types import Clock, Cursor, Feed, FetchRequest, Page, Push
 
 __all__ = ["Poller"]
 
@@ -45,8 +45,8 @@ class Poller:
 
     Args:
         feed: What to ask.
-        session: Where the saved cursor is.
         processor: Settles the pages.
+        progress: Commits what is settled, and knows the saved cursor.
         schedule: Told what the server asks for, which holds for further pages too.
         tally: Told of each page.
         max_poll_time: Seconds after which a poll ends at the next page boundary.
@@ -59,8 +59,8 @@ class Poller:
     def __init__(
         self,
         feed: Feed,
-        session: Session,
         processor: Processor,
+        progress: Progress,
         schedule: Schedule,
         tally: Tally,
         *,
@@ -69,8 +69,8 @@ class Poller:
     ) -> None:
         self._fetches = Fetches(feed, schedule, clock)
         self.max_wait: float = self._fetches.max_wait
-        self._session = session
         self._processor = processor
+        self._progress = progress
         self._max_poll_time = max_poll_time
         self._schedule = schedule
         self._tally = tally
@@ -88,7 +88,7 @@ class Poller:
         wait: float = 0.0,
         hint: Push | None = None,
         fresh: bool = False,
-        stopping: Callable[[], bool] | None = None,
+        stop: Stop | None = None,
     ) -> PollResult | None:
         """Fetch and settle pages.
 
@@ -96,7 +96,7 @@ class Poller:
             wait: Seconds for which the server may hold the first answer.
             hint: The push that caused this poll.
             fresh: Go past caches.
-            stopping: As for `Processor.settle`.
+            stop: As for `Processor.settle`.
 
         Returns:
             What was done; `None`: the waiting fetch gave way.
@@ -106,60 +106,87 @@ class Poller:
             MessageFailed: A message failed for good.
             StoreError: The store could not be read or written.
         """
-        walk = _Walk(self._tally.counts)
+        await self._progress.flush()  # what the last poll could not
+        walk = _Walk(self._processor, self._tally.counts)
         until = self._clock() + wait + self._max_poll_time
-        request = FetchRequest(self._session.cursor if self._next is None else self._next, wait, hint, fresh)
-        self._next, self._ahead, ahead = None, None, self._ahead
+        request = FetchRequest(self._progress.saved if self._next is None else self._next, wait, hint, fresh)
+        self._next = None
+        try:
+            async with Beside() as beside:
+                caught_up = await self._walk(walk, request, until, stop, beside)
+        finally:
+            self._drop_ahead()
+        return None if caught_up is None else walk.result(caught_up=caught_up)
+
+    async def _walk(
+        self, walk: "_Walk", request: FetchRequest, until: float, stop: Stop | None, beside: Beside
+    ) -> bool | None:
+        """From page to page; whether that led to the end of the feed. All that was settled is committed."""
+        try:
+            return await self._pages(walk, request, until, stop, beside)
+        finally:
+            await self._progress.committed()
+
+    async def _pages(
+        self, walk: "_Walk", request: FetchRequest, until: float, stop: Stop | None, beside: Beside
+    ) -> bool | None:
         while True:
             try:
-                page = ahead.take() if ahead and not ahead.cancelled else await self._fetches.fetch(request)
+                page = await self._fetch(request)
             except ChainRestart:
                 walk.restart()
-                request, ahead = replace(request, cursor=self._session.cursor, wait=0.0), None
+                await self._progress.flush()
+                request = replace(request, cursor=self._progress.saved, wait=0.0)
                 if self._must_stop(until):
-                    return walk.result(caught_up=False)
+                    return False
                 continue
             if page is None:
                 return None
             self._tally.counts["pages"] += 1
-            ahead = self._next_ahead(request, page, until)
-            complete = await self._settle(page, ahead, stopping)
+            await self._begin_ahead(request, page, until, beside)
+            complete = await self._processor.settle(page, stop=stop, beside=beside.tasks if self._ahead else None)
             if not complete or page.next is None or walk.stands_still(request.cursor, page.next):
-                return walk.result(caught_up=complete)
+                return complete
             request = replace(request, cursor=page.next, wait=0.0)
             if self._must_stop(until):
-                self._next = page.next
-                self._keep(ahead)
-                return walk.result(caught_up=False)
+                await self._keep(page.next)
+                return False
+
+    async def _fetch(self, request: FetchRequest) -> Page | None:
+        ahead, self._ahead = self._ahead, None
+        return await (self._fetches.fetch(request) if ahead is None else ahead.take())
+
+    async def _begin_ahead(self, request: FetchRequest, page: Page, until: float, beside: Beside) -> None:
+        likely = self._fetches.read_ahead and len(page.messages) >= AHEAD_FROM
+        if likely and page.next not in {None, request.cursor} and not self._must_stop(until):
+            self._ahead = Ahead(self._fetches, replace(request, cursor=page.next, wait=0.0))
+            await beside.start(self._ahead.fetch)
+
+    async def _keep(self, following: Cursor) -> None:
+        """The next poll goes on there, with what is fetched of it already."""
+        if self._ahead is not None:
+            await self._ahead.ended()
+        self._next = following
+
+    def _drop_ahead(self) -> None:
+        """Unless it is kept. But what is the feed's last page now may not be it at the next poll (G1)."""
+        if self._ahead is not None and (self._next is None or self._ahead.last):
+            self._ahead.heed()
+            self._ahead = None
 
     def _must_stop(self, until: float) -> bool:
         now = self._clock()
         return now >= until or self._schedule.server_not_before > now
 
-    def _keep(self, ahead: Ahead | None) -> None:
-        """For the next poll. But what is the feed's last page now may not be it then (G1): fetched again."""
-        if ahead is not None and ahead.last:
-            ahead.heed()
-        self._ahead = None if ahead is None or ahead.last else ahead
-
-    def _next_ahead(self, request: FetchRequest, page: Page, until: float) -> Ahead | None:
-        likely = self._fetches.read_ahead and len(page.messages) >= AHEAD_FROM
-        if not likely or page.next in {None, request.cursor} or self._must_stop(until):
-            return None
-        return Ahead(self._fetches, replace(request, cursor=page.next, wait=0.0))
-
-    async def _settle(self, page: Page, ahead: Ahead | None, stopping: Callable[[], bool] | None) -> bool:
-        settle = functools.partial(self._processor.settle, page, stopping=stopping)
-        return await (settle() if ahead is None else ahead.beside(settle))
-
 
 class _Walk:
     """What one poll has done so far."""
 
-    def __init__(self, counts: Counter[str]) -> None:
+    def __init__(self, processor: Processor, counts: Counter[str]) -> None:
+        self._processor = processor
         self._counts = counts
         self._before = counts.copy()
-        self._seen = counts["messages"]
+        self._seen = processor.settled
         self._restarts = 0
         self._circle = Circle()
 
@@ -171,8 +198,8 @@ class _Walk:
 
     def stands_still(self, position: Cursor | None, following: Cursor) -> bool:
         """Whether going on would bring nothing: no new message, and no new cursor."""
-        if self._counts["messages"] > self._seen:
-            self._seen, self._circle = self._counts["messages"], Circle()
+        if self._processor.settled > self._seen:
+            self._seen, self._circle = self._processor.settled, Circle()
             return False
         return following == position or self._circle.closes_at(following)
 

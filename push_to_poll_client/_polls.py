@@ -8,7 +8,6 @@ next. A leader that is cancelled leaves no answer, and the next in the queue lea
 import math
 import random
 import time
-from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -17,7 +16,7 @@ import anyio
 from push_to_poll_client._event_loop import failure_of
 from push_to_poll_client._exceptions import FeedRefused, Throttled
 from push_to_poll_client._poller import Poller
-from push_to_poll_client._processor import Processor
+from push_to_poll_client._processor import Processor, Stop
 from push_to_poll_client._schedule import Cause, Outcome, Schedule
 from push_to_poll_client._status import PollResult, Tally
 from push_to_poll_client._types import Clock, Push, Session
@@ -62,7 +61,7 @@ class Polls:
         self._poller = poller
         self._tally = tally
         self._clock = clock
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)
         self._started = self._answered = 0
         self._answer: PollResult | Exception = PollResult(0, 0, 0, caught_up=False)
         self._hint: Push | None = None
@@ -109,11 +108,11 @@ class Polls:
                 raise self._answer
             return self._answer
 
-    async def poll_when_due(self, stopping: Callable[[], bool]) -> None:
+    async def poll_when_due(self, stop: Stop) -> None:
         """Wait until the schedule decides for a poll, or something changes; if a poll is due, lead it.
 
         Args:
-            stopping: As for `Processor.settle`.
+            stop: As for `Processor.settle`.
 
         Raises:
             Exception: Why the poll failed.
@@ -122,7 +121,7 @@ class Polls:
         async with self._lock:
             decision = self._schedule.next_poll(self._clock(), can_wait=self._can_wait)
             if decision.at <= self._clock():
-                answer = await self._lead(decision.cause, stopping)
+                answer = await self._lead(decision.cause, stop)
                 if isinstance(answer, Exception):
                     raise answer
                 return
@@ -131,7 +130,7 @@ class Polls:
 
     def finish_until(self, deadline: float) -> None:
         """Give the message in hand until then, if `poll_when_due` leads; other leaders see to themselves."""
-        if self._current is not None and self._current.stopping is not None:
+        if self._current is not None and self._current.stop is not None:
             self._processor.hand.deadline = deadline
 
     @property
@@ -151,19 +150,17 @@ class Polls:
         """Whether a fetch may be held: the feed can, and nobody waits for the lock to poll now."""
         return self._poller.max_wait > 0 and not self._lock.statistics().tasks_waiting
 
-    async def _lead(
-        self, cause: Cause, stopping: Callable[[], bool] | None = None
-    ) -> PollResult | Exception | None:
+    async def _lead(self, cause: Cause, stop: Stop | None = None) -> PollResult | Exception | None:
         """The only code that polls.
 
         Returns:
             What was done, or why it failed; `None`: it gave way.
         """
-        poll = self._current = self._start(cause, stopping)
+        poll = self._current = self._start(cause, stop)
         answer: PollResult | Exception | None = None
         inside = _inside.set((*(outer for outer in _inside.get() if outer.running), poll))
         try:
-            answer = await self._poller.poll(wait=poll.wait, hint=poll.hint, fresh=poll.fresh, stopping=stopping)
+            answer = await self._poller.poll(wait=poll.wait, hint=poll.hint, fresh=poll.fresh, stop=stop)
         except Exception as error:  # noqa: BLE001  # the answer of everybody who waits for it
             answer = error
         except anyio.get_cancelled_exc_class() as cancelled:
@@ -173,13 +170,13 @@ class Polls:
             self._end(poll, answer)
         return answer
 
-    def _start(self, cause: Cause, stopping: Callable[[], bool] | None) -> "_Poll":
+    def _start(self, cause: Cause, stop: Stop | None) -> "_Poll":
         wait = min(self._poller.max_wait, self._schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
         fresh = cause in FRESH or self._schedule.owes
         self._schedule.poll_started(self._clock(), cause, wait=wait)
         self._started += 1
         hint, self._hint = self._hint, None
-        return _Poll(self._started, wait, hint, fresh, stopping, self._tally.counts["messages"])
+        return _Poll(self._started, wait, hint, fresh, stop, self._tally.counts["messages"])
 
     def _end(self, poll: "_Poll", answer: PollResult | Exception | None) -> None:
         self._current, poll.running = None, False
@@ -210,7 +207,7 @@ class _Poll:
     wait: float
     hint: Push | None
     fresh: bool
-    stopping: Callable[[], bool] | None
+    stop: Stop | None
     before: int
     began: float = field(default_factory=time.time)
     running: bool = True

@@ -1,7 +1,7 @@
 """ONCE: a page goes in, each message not yet settled is settled, and progress is committed.
 
-What is recorded was processed, and what the cursor has passed is recorded (G5, G6). A commit covers a whole page,
-or what was done in `flush_interval` (G7). No transaction is open while anybody waits.
+What is recorded was processed, and what the cursor has passed is recorded (G5, G6). A commit covers whole pages,
+or what was done in `flush_interval` (G7), and none is under way while a message waits to be tried again.
 """
 
 import logging
@@ -9,93 +9,106 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import NoReturn, TypeAlias
 
 import anyio
+from anyio.abc import TaskGroup
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.asyncio import retry_all
 
 from push_to_poll_client._event_loop import failure_of
 from push_to_poll_client._exceptions import MessageFailed, UndecodableMessage
+from push_to_poll_client._progress import Progress
 from push_to_poll_client._status import Tally
 from push_to_poll_client._text import describe, quoted
-from push_to_poll_client._types import Clock, Cursor, Message, Page, Record, Session
+from push_to_poll_client._types import Clock, Message, Page, Record
 
-__all__ = ["Handler", "Processor"]
+__all__ = ["Handler", "Processor", "Stop"]
 
 logger = logging.getLogger("push_to_poll_client")
 
 Handler: TypeAlias = Callable[[Message], Awaitable[None]]
 
 
+class Stop:
+    """Whether somebody asked to begin no further message."""
+
+    __slots__ = ("asked",)
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
+_NEVER = Stop()
+
+
 class Processor:
     """Settles the pages of one session.
 
     Args:
-        session: Where progress is committed.
+        progress: Knows what was settled before, and commits what is settled.
         handler: Processes one message.
-        tally: Told of each message, and of progress as it is committed.
-        flush_interval: Seconds of work after which progress is committed, at the latest.
+        tally: Told of duplicates and retries.
         retry: When to try a failed message again, and when to give up; `None`: give up at once.
         clock: The event loop's.
 
     Attributes:
         hand: The scope of the page in hand, so that a stop can set it a deadline.
+        settled: How many new messages were settled, committed or not.
     """
 
     def __init__(
         self,
-        session: Session,
+        progress: Progress,
         handler: Handler,
         tally: Tally,
         *,
-        flush_interval: float,
         retry: AsyncRetrying | None,
         clock: Clock,
     ) -> None:
         self.hand = anyio.CancelScope()
-        self._session = session
+        self.settled = 0
+        self._progress = progress
         self._handler = handler
         self._tally = tally
-        self._flush_interval = flush_interval
         self._retry = retry
         self._clock = clock
-        self._cursor: Cursor | None = None
-        self._records: list[Record] = []
-        self._committed_at = 0.0
 
-    async def settle(self, page: Page, *, stopping: Callable[[], bool] | None = None) -> bool:
+    async def settle(self, page: Page, *, stop: Stop | None = None, beside: TaskGroup | None = None) -> bool:
         """Settle the messages of a page in order, and commit.
 
         Args:
             page: What a fetch returned.
-            stopping: Asked before each message whether to stop. With it, a cancellation does not reach the
+            stop: Looked at before each message. With it, a cancellation does not reach the
                 message in hand; it ends by itself, or at the deadline of `hand`.
+            beside: Where the commit may go on while the caller does, when the whole page is settled; `None`: the
+                commit is waited for.
 
         Returns:
-            Whether the whole page is settled and committed.
+            Whether the whole page is settled.
 
         Raises:
             MessageFailed: A message failed for good. All before it are committed.
             StoreError: Progress could not be committed; it is tried again with the next page.
         """
-        await self._commit()  # what an earlier page could not
+        progress = self._progress
         keys = [message.key for message in page.messages]
-        unseen = await self._session.unseen(keys)
-        self._committed_at = self._clock()
-        with anyio.CancelScope(shield=stopping is not None) as self.hand:
+        unseen = await progress.unsettled(keys)
+        new, complete = len(unseen), False
+        with anyio.CancelScope(shield=stop is not None) as self.hand:
             try:
-                if not await self._settle_all(zip(keys, page.messages, strict=True), unseen, stopping or _never):
-                    return False
-                self._cursor = self._cursor if page.cursor is None else page.cursor
+                complete = await self._settle_all(zip(keys, page.messages, strict=True), unseen, stop or _NEVER)
+                if complete and page.cursor is not None:
+                    progress.cursor = page.cursor
             finally:
-                await self._commit()
-            return True
-        return False  # the message in hand overran the deadline of `hand`
+                self.settled += new - len(unseen)
+                if not complete or beside is None:
+                    await progress.flush()
+        if complete and beside is not None:
+            await progress.commit_beside(beside, keys)
+        return complete  # not if the message in hand overran the deadline of `hand`
 
-    async def _settle_all(
-        self, messages: Iterable[tuple[str, Message]], unseen: set[str], stopping: Callable[[], bool]
-    ) -> bool:
-        handler, clock = self._handler, self._clock  # looked up once: this is the loop that each message pays for
+    async def _settle_all(self, messages: Iterable[tuple[str, Message]], unseen: set[str], stop: Stop) -> bool:
+        handler, clock, progress = self._handler, self._clock, self._progress  # this is what each message pays for
         for key, message in messages:
-            if stopping():
+            if stop.asked:
                 return False
             if key in unseen:
                 if message.error is not None:
@@ -105,13 +118,13 @@ class Processor:
                 except BaseException as error:  # noqa: BLE001  # what it means is decided there
                     await self._failed(message, error)
                 unseen.remove(key)
-                self._records.append(Record(key))
+                progress.pending.append(Record(key))
             else:
                 self._tally.counts["duplicates"] += 1
             if (cursor := message.cursor) is not None:
-                self._cursor = cursor
-            if clock() - self._committed_at >= self._flush_interval:
-                await self._commit()
+                progress.cursor = cursor
+            if clock() >= progress.due:
+                await progress.flush()
         return True
 
     async def _failed(self, message: Message, error: BaseException) -> None:
@@ -154,7 +167,7 @@ class Processor:
         """The user's strategies, for exceptions alone, with nothing open while they wait."""
 
         async def before_sleep(state: RetryCallState) -> None:
-            await self._commit()
+            await self._progress.flush()
             _report(message, state)
 
         return retry.copy(
@@ -172,20 +185,6 @@ class Processor:
             await anyio.sleep(seconds)
         finally:
             self.hand.shield = shield
-
-    async def _commit(self) -> None:
-        cursor = None if self._cursor == self._session.cursor else self._cursor
-        if cursor is None and not self._records:
-            return
-        with anyio.CancelScope(shield=True):
-            await self._session.commit(cursor=cursor, records=self._records)
-        self._tally.committed(len(self._records))
-        self._cursor, self._records = None, []
-        self._committed_at = self._clock()
-
-
-def _never() -> bool:
-    return False
 
 
 def _may_pass(error: BaseException) -> bool:

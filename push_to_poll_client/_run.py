@@ -9,6 +9,7 @@ from push_to_poll_client._channel import ListenerChannel
 from push_to_poll_client._event_loop import EventLoop, failure_of
 from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, ListenerError, PushToPollError
 from push_to_poll_client._polls import Polls
+from push_to_poll_client._processor import Stop
 from push_to_poll_client._text import describe
 
 __all__ = ["Run"]
@@ -27,14 +28,14 @@ class Run:
     def __init__(self, channels: Sequence[ListenerChannel], *, shutdown_timeout: float) -> None:
         self._channels = channels
         self._shutdown_timeout = shutdown_timeout
-        self._stop = anyio.Event()
-        self._stopping = False
+        self._stopped = anyio.Event()
+        self._stop = Stop()
         self._fatal: BaseException | None = None
 
     def stop(self, loop: EventLoop) -> None:
         """Begin no further message, and end; from any thread."""
-        self._stopping = True
-        loop.call(self._stop.set)
+        self._stop.asked = True
+        loop.call(self._stopped.set)
 
     async def until_stopped(self, polls: Polls) -> None:
         """Poll and listen.
@@ -48,9 +49,9 @@ class Run:
                 tasks.start_soon(self._listen, channel)
             tasks.start_soon(self._poll, polls)
             try:
-                await self._stop.wait()
+                await self._stopped.wait()
             finally:
-                self._stopping = True
+                self._stop.asked = True
                 polls.finish_until(anyio.current_time() + self._shutdown_timeout)
             tasks.cancel_scope.cancel()
         if self._fatal is not None:
@@ -58,7 +59,7 @@ class Run:
 
     async def _poll(self, polls: Polls) -> None:
         try:
-            while not self._stopping:
+            while not self._stop.asked:
                 await self._poll_once(polls)
         except anyio.get_cancelled_exc_class():
             raise
@@ -67,7 +68,7 @@ class Run:
 
     async def _poll_once(self, polls: Polls) -> None:
         try:
-            await polls.poll_when_due(lambda: self._stopping)
+            await polls.poll_when_due(self._stop)
         except (CursorExpired, FeedGone):
             raise
         except FeedError as error:
@@ -87,7 +88,7 @@ class Run:
             channel.stopped()
 
     def _listener_failed(self, channel: ListenerChannel, error: Exception) -> None:
-        if self._stopping:
+        if self._stop.asked:
             logger.info("%s: failed while it was stopped: %s", channel.name, describe(error))
         elif isinstance(error, PushToPollError):
             self._break(error)
@@ -100,5 +101,5 @@ class Run:
         if isinstance(error, Exception):  # others, such as SystemExit, are somebody's way to leave
             logger.error("stops: %s", describe(error))
         self._fatal = error if self._fatal is None else self._fatal
-        self._stopping = True
-        self._stop.set()
+        self._stop.asked = True
+        self._stopped.set()

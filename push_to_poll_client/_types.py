@@ -185,8 +185,9 @@ class Feed(Protocol):
 
     - `max_wait: float | None`: seconds for which the server can hold an answer (long polling). Without it
       `FetchRequest.wait` is always 0.
-    - `read_ahead: bool`: a page may be fetched while the one before it is processed, one page ahead. Without it
-      the next fetch starts only after the commit: some feeds take a fetch for an acknowledgement.
+    - `read_ahead: bool`: a page may be fetched while the one before it is processed, one page ahead, and before
+      what was processed is committed. Without it the next fetch starts only after the commit: some feeds take a
+      fetch for an acknowledgement.
     - `identity: str`: what the feed is, without secrets. A consumer's default name and the store's check that a
       name is not used with another feed come from it. Without it: the class's qualified name.
     - `async aclose()`: give back connections; a later `fetch` opens them again.

@@ -16,7 +16,6 @@ from push_to_poll_client import (
     Page,
     Throttled,
 )
-from push_to_poll_client._fetches import Ahead
 from push_to_poll_client.testing import FakeFeed
 
 pytestmark = pytest.mark.anyio
@@ -182,20 +181,16 @@ async def test_a_stop_ends_the_fetch():
     assert cursors(feed) == [None, feed.after(10)]
 
 
-async def test_a_fetch_that_was_cancelled_alone_is_made_again(monkeypatch):
-    """On asyncio, leaving a task group is no checkpoint: a poll may learn of its cancellation a little later."""
-    fetch, calls = Ahead.fetch, []
-
-    async def cancelled_the_second_time(ahead):
-        calls.append(ahead)
-        if len(calls) != 2:
-            await fetch(ahead)
-
-    monkeypatch.setattr(Ahead, "fetch", cancelled_the_second_time)
-    feed = feed_of(20, page_size=10)
-    async with Log(feed, takes=1.0) as log:
+async def test_a_poll_that_is_cancelled_while_it_waits_for_a_page_to_keep_begins_anew():
+    feed = hanging(feed_of(20, page_size=10))
+    async with Log(feed, takes=1.0, max_poll_time=5.0) as log:
+        with anyio.move_on_after(50) as scope:
+            await log.poll_now()
+        assert scope.cancelled_caught
+        feed.latency = 0.0
         await log.poll_now()
     assert log.processed == ids(range(1, 21))
+    assert cursors(feed)[2] == feed.after(10)
 
 
 @pytest.mark.parametrize("settled", [3, 10], ids=["while a message is in hand", "while only the fetch is left"])

@@ -1,0 +1,134 @@
+"""What is settled and not yet committed, and its way into the store.
+
+There is one commit at a time. What is settled while it is under way is the next, as databases do it (group
+commit): the faster the messages come and the slower the disk is, the more of them share a commit.
+"""
+
+import anyio
+from anyio.abc import TaskGroup
+
+from push_to_poll_client._status import Tally
+from push_to_poll_client._types import Clock, Cursor, Record, Session
+
+__all__ = ["Progress"]
+
+MAX_PENDING = 50_000
+"""Records that wait for their commit at the end of a page. With more, the next page waits too (G11)."""
+
+
+class Progress:
+    """The progress of one session.
+
+    Args:
+        session: Where it is committed.
+        tally: Told of what was committed.
+        flush_interval: Seconds of work that may be uncommitted.
+        clock: The event loop's.
+
+    Attributes:
+        pending: The records of what is settled and not on its way yet, in order.
+        cursor: Safe to save with them; `None` leaves the saved one.
+        due: When all has to be committed that is settled by now, also what is on its way (G7).
+    """
+
+    def __init__(self, session: Session, tally: Tally, *, flush_interval: float, clock: Clock) -> None:
+        self.pending: list[Record] = []
+        self.cursor: Cursor | None = None
+        self.due = 0.0
+        self._session = session
+        self._tally = tally
+        self._flush_interval = flush_interval
+        self._clock = clock
+        self._pending_keys = set[str]()
+        self._moving_keys = set[str]()
+        self._committing: anyio.Event | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def saved(self) -> Cursor | None:
+        """The saved cursor; `None` is the inception."""
+        return self._session.cursor
+
+    async def unsettled(self, keys: list[str]) -> set[str]:
+        """Those of a page's keys that have no record and are not about to have one.
+
+        Raises:
+            StoreError: The store failed, now or with what an earlier page left to it.
+        """
+        if self._committing is None:
+            await self.flush()
+        uncommitted = self._moving_keys, self._pending_keys  # by now: it may be committed before the store answers
+        unseen = await self._session.unseen(keys)
+        for settled in uncommitted:
+            if not unseen.isdisjoint(settled):
+                unseen = unseen - settled
+        return unseen
+
+    async def flush(self) -> None:
+        """Commit all of it now.
+
+        Raises:
+            StoreError: The store failed. What is not committed is kept, and tried again by the next flush.
+        """
+        await self.committed()
+        await self._commit()
+        self.due = self._clock() + self._flush_interval
+
+    async def committed(self) -> None:
+        """Wait until no commit is under way beside.
+
+        Raises:
+            StoreError: It failed. What is not committed is kept, and tried again by the next flush.
+        """
+        if self._committing is not None:
+            await self._committing.wait()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    async def commit_beside(self, tasks: TaskGroup, keys: list[str]) -> None:
+        """Commit while the caller goes on with the next page; these are the keys of the one that was settled.
+
+        Raises:
+            StoreError: As for `flush`, which it comes to when too much is pending.
+        """
+        self._pending_keys.update(keys)
+        if len(self.pending) > MAX_PENDING:
+            await self.flush()
+        elif self._committing is None:
+            self._committing = anyio.Event()
+            tasks.start_soon(self._commit_all, self._committing)
+
+    async def _commit_all(self, done: anyio.Event) -> None:
+        try:
+            while self._is_left:
+                await self._commit()
+        except BaseException as error:  # noqa: BLE001  # raised to whoever asks next
+            self._failure = error
+        self._committing = None
+        done.set()
+
+    @property
+    def _is_left(self) -> bool:
+        return bool(self.pending) or self.cursor not in {None, self.saved}
+
+    async def _commit(self) -> None:
+        """Commit what is there now. More may come meanwhile."""
+        if not self._is_left:
+            self.cursor, self._pending_keys = None, set()
+            return
+        began = self._clock()
+        records, self.pending = self.pending, []
+        cursor, self.cursor = self.cursor, None
+        self._moving_keys, self._pending_keys = self._pending_keys, set()
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._session.commit(cursor=None if cursor == self.saved else cursor, records=records)
+        except BaseException:
+            self.pending = records + self.pending
+            self.cursor = cursor if self.cursor is None else self.cursor
+            raise
+        finally:
+            self._moving_keys = set()
+        self.due = began + self._flush_interval
+        self._tally.committed(len(records))
