@@ -360,12 +360,69 @@ class TestFiles:
         async with claimed(SQLiteStore(path)) as session:
             statements = []
             session._file.connection.set_trace_callback(statements.append)
-            await session.unseen([str(n) for n in range(1000)])
             await session.commit(cursor="c", records=records(*map(str, range(1000))))
+            await session.unseen([str(n) for n in range(1000)])
         assert sum("json_each" in statement for statement in statements) == 2
         assert len(statements) < 10
 
+    async def test_keys_above_all_that_have_records_are_new_and_nobody_is_asked(self, path):
+        """As most feeds count up: no message waits for a thread."""
+        async with claimed(SQLiteStore(path)) as session:
+            statements = []
+            session._file.connection.set_trace_callback(statements.append)
+            assert await session.unseen(["1", "2"]) == {"1", "2"}
+            assert await session.unseen([]) == set()
+            assert not statements
+            await session.commit(cursor="c1", records=[Record("2"), Record("1", RecordState.DEAD)])
+            statements.clear()
+            assert await session.unseen(["3", "20"]) == {"3", "20"}
+            assert not statements
+            assert await session.unseen(["3", "2", "1"]) == {"3"}
+            assert len(statements) == 1
+
+    @pytest.mark.parametrize("key", ["\uffff" * 300, "\x7f", "\ud800", "\U0010ffff", "~" * 300])
+    async def test_keys_are_compared_as_they_stand_in_the_file(self, path, key):
+        """A key that is kept as a digest is not above it."""
+        for name in ("a", "b"):
+            async with claimed(SQLiteStore(path), name) as session:
+                await session.commit(cursor="c1", records=records("1", key))
+                assert await session.unseen([key]) == set()
+            async with claimed(SQLiteStore(path), name) as session:
+                assert await session.unseen([key]) == set()
+
+    async def test_keys_that_this_library_does_not_write_say_nothing_of_others(self, path):
+        await filled(path)
+        with other_program(path) as connection:
+            connection.execute("UPDATE record SET key = x'00' WHERE position = 1")
+        async with claimed(SQLiteStore(path)) as session:
+            assert await session.unseen(["5", "x5"]) == {"x5"}
+            await session.commit(cursor="c1", records=records("x5"))
+            statements = []
+            session._file.connection.set_trace_callback(statements.append)
+            assert await session.unseen(["x5", "x9"]) == {"x9"}
+            assert statements
+
+    async def test_a_commit_looks_for_old_records_when_one_may_be_due(self, path):
+        now = [0.0]
+        store = SQLiteStore(path, retention=10.0, clock=lambda: now[0])
+        async with claimed(store) as session:
+            statements = []
+            session._file.connection.set_trace_callback(statements.append)
+
+            async def looks(cursor, *keys):
+                statements.clear()
+                await session.commit(cursor=cursor, records=records(*keys))
+                return any("SELECT position" in statement for statement in statements)
+
+            assert [await looks(cursor, cursor) for cursor in "12345"] == [True, True, False, False, False]
+            now[0] = 10.5
+            assert await looks("6", "6")
+            assert session.size == 1
+        async with claimed(store) as session:
+            assert session.size == 1
+
     async def test_a_damaged_record_is_not_taken_for_a_new_one(self, path):
+        await filled(path)
         async with claimed(SQLiteStore(path)) as session:
             with other_program(path) as connection:
                 connection.execute("DROP TABLE record")
@@ -481,20 +538,31 @@ class TestFiles:
         assert str(path) in str(caught.value)
         assert path.read_bytes() == before
 
-    async def test_a_row_that_is_damaged_meanwhile_is_not_reckoned_with(self, path):
+    async def test_a_row_that_is_damaged_meanwhile_is_written_anew(self, path):
+        """Its owner knows what it wrote."""
         async with claimed(SQLiteStore(path)) as session:
             with other_program(path) as connection:
-                connection.execute("UPDATE consumer SET size = 'many'")
-            with pytest.raises(StoreError, match=DAMAGED):
-                await session.commit(cursor="c1", records=records("k"))
-            assert session.cursor is None
+                connection.execute("UPDATE consumer SET size = 'many', last = -1, behind = x'ff'")
+            await session.commit(cursor="c1", records=records("k"))
+        async with claimed(SQLiteStore(path)) as session:
+            assert (session.cursor, session.size) == ("c1", 1)
+
+    async def test_an_owner_that_was_replaced_is_told_so_whatever_the_next_one_wrote(self, path):
+        """G10: also where it would write itself."""
+        async with claimed(SQLiteStore(path)) as session:
+            with other_program(path) as connection:
+                connection.execute("UPDATE consumer SET token = token + 1, last = 1")
+                connection.execute("INSERT INTO record VALUES (1, 1, 'theirs', 'processed', 0)")
+            with pytest.raises(OwnershipLost, match="claimed by somebody else"):
+                await session.commit(cursor="c1", records=records("ours"))
 
     async def test_a_record_without_a_time_is_damage(self, path):
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor="c1", records=records("k"))
             await session.commit(cursor="c2", records=[])
-            with other_program(path) as connection:
-                connection.execute("UPDATE record SET at = 'then'")
+        with other_program(path) as connection:
+            connection.execute("UPDATE record SET at = 'then'")
+        async with claimed(SQLiteStore(path)) as session:
             with pytest.raises(StoreError, match=DAMAGED):
                 await session.commit(cursor="c3", records=[])
             assert session.cursor == "c2"

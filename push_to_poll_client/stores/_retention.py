@@ -45,6 +45,11 @@ class Retention:
         if self.count is not None and self.count < 1:
             raise ValueError(f"max_records must be at least 1, or None to keep any number, not {self.count}")
 
+    def may_be_due(self, *, size: int, oldest: float, now: float) -> bool:
+        """Whether a record may go, if the oldest is of this time; all as for `sweep`."""
+        too_many = self.count is not None and size > self.count
+        return too_many or (self.age is not None and oldest < now - self.age)
+
     def sweep(self, oldest: Iterable[tuple[int, float]], *, size: int, added: int, now: float) -> int | None:
         """Decide what goes with a commit.
 

@@ -52,10 +52,11 @@ _RUNS = "SELECT count(*) FROM sqlite_master WHERE type IN ('view', 'trigger') OR
 """What runs when it is read or written, without end if it likes. Virtual tables have no page of their own either
 (https://www.sqlite.org/schematab.html)."""
 
-# By itself SQLite checkpoints every 4 MB and caches 2 MB. Random keys dirty a page of the file each, and pages
-# are written whole: with these, 1,000 messages with random keys among 200,000 take 11 to 15 ms, 60 ms when a
-# checkpoint is due, every tenth time or so; with keys in order 1.6 ms.
-_CHECKPOINT_PAGES = 4_000
+# By itself SQLite checkpoints every 4 MB and caches 2 MB. Random keys dirty a page of the file each, which is
+# written whole, and by the checkpoint once more: 1,000 messages with random keys among 200,000 take 26 ms with a
+# checkpoint every 1,000 pages, 23 ms with 2,000, 21 ms with 4,000. But one of 4,000 takes 26 ms, in which nothing
+# is committed, and half of that is enough to wait for. With keys in order 1,000 messages take 1.6 ms.
+_CHECKPOINT_PAGES = 2_000
 _CACHE_KIB = 8_000
 
 

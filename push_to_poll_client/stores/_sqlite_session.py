@@ -1,9 +1,10 @@
 """What does one consumer name read and write? The session of a `SQLiteStore`, one transaction a call."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import chain, groupby, islice
 from operator import attrgetter
 from typing import Annotated, NamedTuple, TypeVar, TypeVarTuple
 
@@ -37,7 +38,9 @@ _REPLACE = """
     UPDATE record SET position = :last + 1 + given.key, state = :state, at = :now FROM json_each(:keys) AS given
     WHERE record.consumer = :consumer AND record.key = given.value
 """
-
+_SAVE = """
+    UPDATE consumer SET cursor = coalesce(?, cursor), last = ?, behind = ?, size = ? WHERE id = ? AND token = ?
+"""
 
 _FEED = 300
 """Characters of a feed's name that are shown: most addresses are shorter, and the two can be compared."""
@@ -64,6 +67,13 @@ class _Row(NamedTuple):
     last: _Count
     behind: _Count
     size: _Count
+
+
+class _Settled(NamedTuple):
+    """The keys of records of one state, in order, as they stand in the file."""
+
+    state: RecordState
+    keys: Sequence[str]
 
 
 class SQLiteSession:
@@ -102,11 +112,25 @@ class SQLiteSession:
         self._clock = clock
         self._limiter = limiter
         self._token: int
-        self._size: int
+        self._oldest = -math.inf
         self._let_go = let_go
         self._released = False
         with file.transaction():
             self._do_claim(stored(name), feed)
+            self._highest = self._do_find_highest()
+
+    def _do_find_highest(self) -> str | None:
+        """See `_are_new`. `None`: this library did not write it, and says nothing about others."""
+        query = "SELECT key FROM record WHERE consumer = ? ORDER BY key DESC LIMIT 1"
+        (highest,) = self._file.connection.execute(query, (self._consumer,)).fetchone() or ("",)
+        return highest if isinstance(highest, str) else None
+
+    def _are_new(self, keys: Sequence[str]) -> bool:
+        """Whether none can have a record, for each is above all that have: most feeds count their messages up.
+
+        Then no thread has to ask the file. SQLite and Python order strings alike, by code points.
+        """
+        return not keys or (self._highest is not None and min(keys) > self._highest)
 
     def _do_claim(self, name: str | bytes, feed: str) -> None:
         execute = self._file.connection.execute
@@ -117,7 +141,8 @@ class SQLiteSession:
         query = "SELECT id, token, cursor, feed, last, behind, size FROM consumer WHERE name = ?"
         with named_damage(self._file.path):
             row = msgspec.convert(list(map(restored, execute(query, (name,)).fetchone())), _Row)
-        self._consumer, self._token, self._cursor, self._size = row.id, row.token, row.cursor, row.size
+        self._consumer, self._token, self._cursor = row.id, row.token, row.cursor
+        self._counts = _Counts(row.last, row.behind, row.size)
         if row.feed != feed:
             raise StoreMismatch(
                 f"{self._file.path}: the name {quoted(self.name)} was used with the feed "
@@ -137,7 +162,7 @@ class SQLiteSession:
     @property
     def size(self) -> int:
         """How many dedupe records the name has."""
-        return self._size
+        return self._counts.size
 
     async def unseen(self, keys: Sequence[str], /) -> set[str]:
         """Those of `keys` without a record.
@@ -146,7 +171,12 @@ class SQLiteSession:
             OwnershipLost: The session was released.
             StoreError: The file cannot be read.
         """
-        return await self._hop(self._do_unseen, tuple(keys))
+        known_as = stored_keys(keys)
+        if self._are_new(known_as):
+            self._check_process()
+            self._check_released()
+            return set(keys)
+        return await self._hop(self._do_unseen, tuple(keys), tuple(known_as))
 
     async def commit(self, *, cursor: Cursor | None, records: Sequence[Record]) -> None:
         """Save the cursor (`None` leaves the saved one) and add the records: both or neither.
@@ -157,7 +187,10 @@ class SQLiteSession:
             OwnershipLost: The session was released, or the name claimed by somebody else; nothing was written.
             StoreError: The file cannot be written, or holds what this library does not write; nothing was written.
         """
-        await self._hop(self._do_commit, cursor, tuple(records))
+        settled = _by_state(records)
+        if self._highest is not None:  # before the thread has it: it writes also for a task that has gone
+            self._highest = max([self._highest, *(max(keys) for _, keys in settled)])
+        await self._hop(self._do_commit, cursor, settled)
 
     async def release(self) -> None:
         """Give the name back. Never raises; a second call does nothing."""
@@ -166,15 +199,21 @@ class SQLiteSession:
                 await to_thread.run_sync(self._do_release, limiter=self._limiter)
 
     async def _hop(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
-        if self._file.process != os.getpid():  # the mutex may be locked for ever in a forked child
-            raise self._lost("belongs to the process that this one was forked from")
+        self._check_process()
         return await to_thread.run_sync(self._do, work, *args, limiter=self._limiter)
 
     def _do(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         with self._file.mutex:
-            if self._released:
-                raise self._lost("was released")
+            self._check_released()
             return work(*args)
+
+    def _check_process(self) -> None:
+        if self._file.process != os.getpid():  # the mutex may be locked for ever in a forked child
+            raise self._lost("belongs to the process that this one was forked from")
+
+    def _check_released(self) -> None:
+        if self._released:
+            raise self._lost("was released")
 
     def _do_release(self) -> None:
         with self._file.mutex:
@@ -182,8 +221,7 @@ class SQLiteSession:
         if first:
             self._let_go(self)
 
-    def _do_unseen(self, keys: tuple[str, ...]) -> set[str]:
-        known_as = stored_keys(keys)
+    def _do_unseen(self, keys: tuple[str, ...], known_as: tuple[str, ...]) -> set[str]:
         asked = {"consumer": self._consumer, "keys": _as_json(known_as)}
         with named_errors(self._file.path):
             seen = {key for (key,) in self._file.connection.execute(_FIND, asked)}
@@ -193,35 +231,34 @@ class SQLiteSession:
             else set(keys)
         )
 
-    def _do_commit(self, cursor: Cursor | None, records: tuple[Record, ...]) -> None:
+    def _do_commit(self, cursor: Cursor | None, settled: Sequence[_Settled]) -> None:
+        last, behind, size = self._counts
+        number = sum(len(keys) for _, keys in settled)
         with self._file.transaction():
-            last, behind, size = self._do_check()
-            if cursor is not None:
-                behind = last
+            counts = _Counts(last + number, behind if cursor is None else last, size + number)
+            self._do_save(cursor, counts)
             now = self._clock()
-            added = self._do_record(records, last, now)
-            size += added - self._do_sweep(behind, size + added, added, now)
-            self._file.connection.execute(
-                "UPDATE consumer SET cursor = coalesce(?, cursor), last = ?, behind = ?, size = ? WHERE id = ?",
-                (None if cursor is None else stored(cursor), last + len(records), behind, size, self._consumer),
-            )
-        self._size = size
+            added = self._do_record(settled, last, now)
+            size += added - self._do_sweep(counts.behind, size + added, added, now)
+            self._do_correct(size, counts.size)
+        self._counts = counts._replace(size=size)
         self._cursor = self._cursor if cursor is None else cursor
 
-    def _do_check(self) -> _Counts:
-        """Within the transaction: still the owner? Locks beside the database can be deleted, this cannot."""
-        query = "SELECT last, behind, size FROM consumer WHERE id = ? AND token = ?"
-        row = self._file.connection.execute(query, (self._consumer, self._token)).fetchone()
-        if row is None:
+    def _do_save(self, cursor: Cursor | None, counts: _Counts) -> None:
+        """Still the owner? Locks beside the database can be deleted, the token cannot."""
+        values = (None if cursor is None else stored(cursor), *counts, self._consumer, self._token)
+        if not self._file.connection.execute(_SAVE, values).rowcount:
             raise self._lost("was claimed by somebody else")
-        with named_damage(self._file.path):
-            return msgspec.convert(row, _Counts)
 
-    def _do_record(self, records: tuple[Record, ...], last: int, now: float) -> int:
+    def _do_correct(self, size: int, saved: int) -> None:
+        """Some records were there already, or were swept."""
+        if size != saved:
+            self._file.connection.execute("UPDATE consumer SET size = ? WHERE id = ?", (size, self._consumer))
+
+    def _do_record(self, settled: Sequence[_Settled], last: int, now: float) -> int:
         """Add or replace; how many were added."""
         added = 0
-        for state, of_this_state in groupby(records, key=attrgetter("state")):
-            keys = stored_keys([record.key for record in of_this_state])
+        for state, keys in settled:
             added += self._do_record_as(state, keys, last, now)
             last += len(keys)
         return added
@@ -242,21 +279,37 @@ class SQLiteSession:
 
     def _do_sweep(self, behind: int, size: int, added: int, now: float) -> int:
         """Take away what may go; how many went."""
-        execute = self._file.connection.execute
-        query = "SELECT position, at FROM record WHERE consumer = ? AND position <= ? ORDER BY position"
-        with (
-            contextlib.closing(execute(query, (self._consumer, behind))) as oldest,
-            named_damage(self._file.path),  # a time that is none cannot be compared
-        ):
-            last = self._retention.sweep(oldest, size=size, added=added, now=now)
+        if not self._retention.may_be_due(size=size, oldest=self._oldest, now=now):
+            return 0
+        last = self._do_find_last_to_go(behind, size, added, now)
         if last is None:
             return 0
-        return execute("DELETE FROM record WHERE consumer = ? AND position <= ?", (self._consumer, last)).rowcount
+        statement = "DELETE FROM record WHERE consumer = ? AND position <= ?"
+        return self._file.connection.execute(statement, (self._consumer, last)).rowcount
+
+    def _do_find_last_to_go(self, behind: int, size: int, added: int, now: float) -> int | None:
+        query = "SELECT position, at FROM record WHERE consumer = ? AND position <= ? ORDER BY position"
+        with (
+            contextlib.closing(self._file.connection.execute(query, (self._consumer, behind))) as oldest,
+            named_damage(self._file.path),  # a time that is none cannot be compared
+        ):
+            first = list(islice(oldest, 1))
+            last = self._retention.sweep(chain(first, oldest), size=size, added=added, now=now)
+        if first and last is None:
+            self._oldest = first[0][1]
+        return last
 
     def _lost(self, why: str) -> OwnershipLost:
         return OwnershipLost(
             f"{self._file.path}: the name {quoted(self.name)} {why}; nothing was written; claim it again"
         )
+
+
+def _by_state(records: Sequence[Record]) -> Sequence[_Settled]:
+    return [
+        _Settled(state, stored_keys([record.key for record in of_this_state]))
+        for state, of_this_state in groupby(records, key=attrgetter("state"))
+    ]
 
 
 def _as_json(keys: Sequence[str]) -> str:
