@@ -46,6 +46,9 @@ _STRING = r'"(?:[^"\\]|\\.)*+"'
 _PARAMETER = rf"; *([a-z*][a-z0-9_.*-]*+)(?:=({_STRING}|[^\s;,\"]++))?"
 _MEMBER = re.compile(rf"[ \t]*(?:{_STRING}|[A-Za-z*][^\s;,\"]*+)(?P<parameters>(?:{_PARAMETER})*+)[ \t]*(?:,|$)")
 
+_ASKING = {"backoff", "ratelimit", "ratelimit-reset", "retry-after", "x-poll-interval", "x-ratelimit-reset"}
+"""The headers by which a server asks to be left alone; each way has one of them."""
+
 
 def without_secrets(url: object) -> str:
     """A URL as it may stand in errors, logs, `repr` and status.
@@ -99,6 +102,8 @@ def asked_to_wait(status: int, headers: Mapping[str, str], wall_clock: float) ->
     Returns:
         Seconds from now, 0 for a date that has passed, at most `MAX_NOT_BEFORE`; `None`: the server did not ask.
     """
+    if _ASKING.isdisjoint(map(str.lower, headers)):
+        return None
     waits = [_number(headers, "backoff"), _number(headers, "x-poll-interval")]
     now = _date(headers, "date")
     now = wall_clock if now is None else now  # the server's clock, since its dates are by it

@@ -3,17 +3,18 @@
 import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, cast
+from urllib.request import getproxies
 
 import anyio
 import httpx
 
 from push_to_poll_client._http import shared_tls_context, without_secrets
 
-__all__ = ["CLOSE_TIMEOUT", "closed_if_failed", "http_url", "module_of", "open_client", "unwinding"]
+__all__ = ["CLOSE_TIMEOUT", "closed_if_failed", "http_url", "module_of", "open_client", "unwind", "unwinding"]
 
 KEEP_ALIVE = 90.0
 """Seconds: longer than the default fallback interval, so that an idle consumer does not pay a handshake a poll."""
@@ -50,13 +51,18 @@ def open_client(timeout: httpx.Timeout, *, tls: ssl.SSLContext | None = None) ->
         timeout: For requests that name none of their own.
         tls: Whom to trust; `None`: the certificates that the machine trusts.
     """
-    return httpx.AsyncClient(
-        verify=tls or shared_tls_context(),
-        timeout=timeout,
-        limits=httpx.Limits(max_connections=10, max_keepalive_connections=2, keepalive_expiry=KEEP_ALIVE),
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept, they would grow without bound
-        event_hooks={"request": [_hide], "response": [_show, _drop_challenge]},
-    )
+    tls = tls or shared_tls_context()
+    limits = httpx.Limits(max_connections=10, max_keepalive_connections=2, keepalive_expiry=KEEP_ALIVE)
+    settings: dict[str, Any] = {
+        "timeout": timeout,
+        "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept, they would grow without bound
+        "event_hooks": {"request": [_hide], "response": [_show, _drop_challenge]},
+    }
+    if getproxies().keys() - {"no"}:
+        return httpx.AsyncClient(verify=tls, limits=limits, **settings)
+    from push_to_poll_client._direct_client import DirectClient  # takes 80 ms, since it imports trio
+
+    return DirectClient(tls, limits, **settings)
 
 
 class _HiddenURL(httpx.URL):
@@ -81,8 +87,7 @@ async def _drop_challenge(response: httpx.Response) -> None:
         response.stream = httpx.ByteStream(b"")
 
 
-@asynccontextmanager
-async def closed_if_failed(url: str) -> AsyncIterator[dict[str, Any]]:
+def closed_if_failed(url: str) -> AbstractAsyncContextManager[dict[str, Any]]:
     """Close the socket that a request opened, if the block fails or is cancelled before it is of use.
 
     httpcore 1.0.9 forgets the socket of a TLS handshake that is cancelled: a server that stalls there would cost
@@ -92,9 +97,14 @@ async def closed_if_failed(url: str) -> AsyncIterator[dict[str, Any]]:
     Args:
         url: Where the request goes; without TLS nothing is to be done, and being told costs some 20 µs.
 
-    Yields:
-        The request's extensions.
+    Returns:
+        Gives the request's extensions.
     """
+    return _closed_if_failed() if url.startswith("https:") else nullcontext({})
+
+
+@asynccontextmanager
+async def _closed_if_failed() -> AsyncIterator[dict[str, Any]]:
     opened: list[Any] = []
 
     async def trace(event: str, info: Mapping[str, Any]) -> None:
@@ -104,7 +114,7 @@ async def closed_if_failed(url: str) -> AsyncIterator[dict[str, Any]]:
             opened.clear()
 
     try:
-        yield {"trace": trace} if url.startswith("https:") else {}
+        yield {"trace": trace}
     except BaseException:
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             for stream in opened:
@@ -114,19 +124,24 @@ async def closed_if_failed(url: str) -> AsyncIterator[dict[str, Any]]:
 
 @asynccontextmanager
 async def unwinding(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
-    """End the reading of a body at the end of the block, also in the middle.
+    """End the reading of a body at the end of the block, also in the middle."""
+    try:
+        yield chunks
+    finally:
+        await unwind(chunks)
+
+
+async def unwind(chunks: AsyncIterator[bytes]) -> None:
+    """End the reading of a body in the middle.
 
     httpx reads through half a dozen generators, one in another, and closing the outer one drops those within:
     the garbage collector gets them, and on trio that is a warning. A read that is cancelled unwinds them all. It
     waits for nothing: what has arrived is let through, and the first wait ends it.
     """
-    try:
-        yield chunks
-    finally:
-        with anyio.CancelScope(shield=True) as scope, suppress(Exception):
-            scope.cancel()
-            async for _ in chunks:
-                pass
+    with anyio.CancelScope(shield=True) as scope, suppress(Exception):
+        scope.cancel()
+        async for _ in chunks:
+            pass
 
 
 def module_of(client: Any) -> Any:

@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "_exceptions": set(),
     "_types": {"_exceptions"},
     "_http": {"_types"},
-    "_http_client": {"_http"},
+    "_http_client": {"_http", "_direct_client"},
+    "_direct_client": set(),
     "_refusal": {"_exceptions", "_http"},
     "_arguments": set(),
     "_text": set(),
@@ -27,16 +28,18 @@ MAY_IMPORT = {
     "_status": NOUNS | {"_schedule"},
     "_settings": NOUNS | {"_schedule"},
     "_inbox": NOUNS,
-    "_processor": NOUNS | {"_status"},
+    "_progress": NOUNS | {"_status"},
+    "_processor": NOUNS | {"_status", "_progress"},
     "_handler": NOUNS | {"_processor"},
     "_channel": NOUNS | {"_status"},
     "_fetches": NOUNS | {"_schedule"},
-    "_poller": NOUNS | {"_schedule", "_processor", "_status", "_fetches"},
+    "_poller": NOUNS | {"_schedule", "_processor", "_progress", "_status", "_fetches"},
     "_polls": NOUNS | {"_schedule", "_processor", "_status", "_poller"},
-    "_run": NOUNS | {"_polls", "_channel", "_status"},
+    "_run": NOUNS | {"_polls", "_channel", "_status", "_processor"},
     "_consumer": NOUNS
     | {
         "_schedule",
+        "_progress",
         "_processor",
         "_status",
         "_settings",
@@ -116,4 +119,4 @@ def test_every_public_name_is_there_and_documented(module):
 def test_every_dependency_beyond_the_design_is_explained():
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
     names = {requirement.split(">")[0] for requirement in project["dependencies"]}
-    assert names == {"anyio", "httpx", "msgspec", "tenacity", "websockets"}
+    assert names == {"anyio", "httpcore", "httpx", "msgspec", "tenacity", "websockets"}

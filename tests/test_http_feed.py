@@ -297,6 +297,12 @@ class TestRedirects:
         serve(httpx.Response(302, headers={"location": location}))
         assert "could not be read: " in str(await refused(HTTPFeed(URL)))
 
+    async def test_may_leave_out_the_host(self, serve):
+        """As browsers and httpx read it."""
+        server = serve(httpx.Response(302, headers={"location": "https:/v2/orders"}), batch("1"))
+        assert ids(await fetch(HTTPFeed(URL))) == ["1"]
+        assert str(server.last.url) == "https://shop.example/v2/orders"
+
     async def test_come_to_an_end(self, serve):
         server = serve(httpx.Response(302, headers={"location": "/orders"}))
         assert "more than 5 times" in str(await refused(HTTPFeed(URL)))

@@ -8,7 +8,7 @@ import zlib
 from typing import Any
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._http_client import unwinding
+from push_to_poll_client._http_client import unwind
 from push_to_poll_client._text import quoted
 
 __all__ = ["ACCEPT_ENCODING", "read_body"]
@@ -34,12 +34,16 @@ async def read_body(response: Any, limit: int, where: str) -> bytes:
         return bytes(response.content)
     unpack = _unpacker(response.headers.get("content-encoding", ""), where)
     parts, size, wire = list[bytes](), 0, 0
-    async with unwinding(response.aiter_raw()) as chunks:
+    chunks = response.aiter_raw()
+    try:
         async for chunk in chunks:
             part = unpack.some(chunk, limit + 1 - size)
             wire, size = wire + len(chunk), size + len(part)
             _check(max(wire, size), limit, where)
             parts.append(part)
+    except BaseException:
+        await unwind(chunks)
+        raise
     if wire:
         unpack.end()
     return b"".join(parts)

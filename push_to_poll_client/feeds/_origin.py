@@ -6,8 +6,7 @@ taken for the feed. A feed that moved is named in the error; it is one edit to f
 """
 
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
@@ -134,14 +133,16 @@ class Origin:
 
     async def _follow(self, url: str, headers: dict[str, str], wait: float) -> Answer:
         for _ in range(MAX_REDIRECTS + 1):
-            async with self._response(url, headers, wait) as response:
+            response = await self._send(url, headers, wait)
+            try:
                 if response.next_request is None:
                     return await self._answer(response)
                 url = self._redirected(str(response.next_request.url))
+            finally:
+                await _close(response)
         raise FeedError(f"{self.where} redirects more than {MAX_REDIRECTS} times; ask its publisher for its URL")
 
-    @asynccontextmanager
-    async def _response(self, url: str, headers: dict[str, str], wait: float) -> AsyncIterator[Any]:
+    async def _send(self, url: str, headers: dict[str, str], wait: float) -> Any:
         client = self._client()
         authorization = await self._credentials.authorization()
         if authorization is not None:
@@ -151,12 +152,7 @@ class Origin:
         timeout = (limits.connect, read, limits.write, limits.pool)
         async with closed_if_failed(url) as extensions:
             request = client.build_request("GET", url, headers=headers, timeout=timeout, extensions=extensions)
-            response = await client.send(request, stream=True, follow_redirects=False, **self._credentials.options)
-        try:
-            yield response
-        finally:
-            with anyio.CancelScope(shield=True):  # else the pool counts the connection as used, for ever
-                await response.aclose()
+            return await client.send(request, stream=True, follow_redirects=False, **self._credentials.options)
 
     def _client(self) -> Any:
         if self._given is not None:
@@ -205,6 +201,12 @@ class Origin:
     def _cause(self, error: Exception) -> Exception | None:
         # h11 shows the header that it refuses to send, and a traceback shows the cause.
         return None if isinstance(error, self._errors.LocalProtocolError) else error
+
+
+async def _close(response: Any) -> None:
+    if not response.is_closed:
+        with anyio.CancelScope(shield=True):  # else the pool counts the connection as used, for ever
+            await response.aclose()
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

@@ -1,0 +1,89 @@
+"""The way to a server that no proxy stands before: short, and read in pieces as large as they come.
+
+httpx takes 64 KiB at a time from the socket, and each piece climbs through a dozen layers: a page of 1,000 events
+takes ten reads where two do. And each request passes cookies, redirects, hooks and a log, of no use to a feed.
+"""
+
+import logging
+import ssl
+from typing import Any
+
+import httpcore
+import httpx
+
+__all__ = ["DirectClient"]
+
+LARGEST = 256 * 1024
+"""Bytes; asyncio takes no more at a time."""
+
+_logger = logging.getLogger("httpx")
+
+
+class DirectClient(httpx.AsyncClient):
+    """Sends as httpx does when it keeps no cookie and has no hook, for those who see to redirects themselves.
+
+    Args:
+        tls: Whom to trust.
+        limits: Of the connection pool.
+        settings: As for `httpx.AsyncClient`.
+    """
+
+    def __init__(self, tls: ssl.SSLContext, limits: httpx.Limits, **settings: Any) -> None:
+        self._direct = _LargeReads(tls, limits)
+        super().__init__(transport=self._direct, **settings)
+
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        """Send a request whose answer is streamed. Who is to log, or given as `auth=`, goes httpx's own way."""
+        if options.get("auth") is not None or _logger.isEnabledFor(logging.INFO):
+            return await super().send(request, **options)
+        response = await self._direct.handle_async_request(request)
+        response.request = request
+        if response.has_redirect_location:
+            response.next_request = httpx.Request("GET", _target(request.url, response.headers["location"]))
+        return response
+
+
+def _target(url: httpx.URL, location: str) -> httpx.URL:
+    target = httpx.URL(location)
+    if target.scheme and not target.host:  # "https:/path": httpx takes it for the same host, as browsers do
+        target = target.copy_with(host=url.host)
+    return url.join(target)
+
+
+class _LargeReads(httpx.AsyncHTTPTransport):
+    """Httpx's transport, over sockets that are read in large pieces."""
+
+    def __init__(self, tls: ssl.SSLContext, limits: httpx.Limits) -> None:
+        super().__init__(verify=tls, limits=limits)
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=tls,
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            network_backend=_Network(),
+        )
+
+
+class _Network(httpcore.AnyIOBackend):
+    async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        return _Stream(await super().connect_tcp(*args, **options))
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002, ASYNC109
+        return await self._stream.read(LARGEST, timeout)
+
+    async def write(self, *args: Any, **options: Any) -> None:
+        await self._stream.write(*args, **options)
+
+    async def start_tls(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
+        return _Stream(await self._stream.start_tls(*args, **options))
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)

@@ -1,0 +1,189 @@
+"""The short way to a server is taken when nobody needs what the long one has, and both lead to the same."""
+
+import json
+import logging
+
+import anyio.lowlevel
+import httpcore
+import httpx
+import pytest
+
+from push_to_poll_client import Consumer, HTTPFeed, SQLiteStore, _direct_client
+from push_to_poll_client._direct_client import DirectClient
+from push_to_poll_client._http_client import open_client
+
+pytestmark = pytest.mark.anyio
+
+URL = "http://feed.example/orders"
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    for name in ("http", "https", "all", "no"):
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+
+
+def long_way(monkeypatch):
+    """Note who takes it."""
+    taken = []
+    send = httpx.AsyncClient.send
+
+    async def noted(client, request, **options):
+        taken.append(request)
+        return await send(client, request, **options)
+
+    monkeypatch.setattr(httpx.AsyncClient, "send", noted)
+    return taken
+
+
+async def get(client, **options):
+    async with client:
+        response = await client.send(client.build_request("GET", URL), stream=True, **options)
+        try:
+            return response, await response.aread()
+        finally:
+            await response.aclose()
+
+
+async def test_a_request_goes_the_short_way(respx_mock, monkeypatch):
+    respx_mock.get(URL).mock(httpx.Response(200, headers={"set-cookie": "a=b"}, text="[]"))
+    taken = long_way(monkeypatch)
+    response, body = await get(open_client(httpx.Timeout(5)), auth=None, follow_redirects=False)
+    assert (response.status_code, body, response.request.url, response.next_request) == (200, b"[]", URL, None)
+    assert not taken
+
+
+async def test_who_is_authenticated_by_httpx_goes_the_long_way(respx_mock, monkeypatch):
+    respx_mock.get(URL, headers={"authorization": "Basic bWU6cHc="}).mock(httpx.Response(200))
+    taken = long_way(monkeypatch)
+    await get(open_client(httpx.Timeout(5)), auth=httpx.BasicAuth("me", "pw"))
+    assert len(taken) == 1
+
+
+async def test_who_reads_the_log_of_httpx_finds_it(respx_mock, caplog):
+    respx_mock.get(URL).mock(httpx.Response(200))
+    caplog.set_level(logging.INFO, logger="httpx")
+    await get(open_client(httpx.Timeout(5)))
+    assert [record.message for record in caplog.records] == [f'HTTP Request: GET {URL} "HTTP/1.1 200 OK"']
+
+
+async def test_a_redirect_is_told_and_not_followed(respx_mock):
+    respx_mock.get(URL).mock(httpx.Response(302, headers={"location": "../v2?page=1"}))
+    response, _ = await get(open_client(httpx.Timeout(5)))
+    assert response.next_request.url == "http://feed.example/v2?page=1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "direct"),
+    [
+        ({}, True),
+        ({"no_proxy": "localhost"}, True),
+        ({"http_proxy": "http://127.0.0.1:1"}, False),
+        ({"all_proxy": "http://127.0.0.1:1", "no_proxy": "localhost"}, False),
+    ],
+)
+async def test_a_proxy_is_left_to_httpx(environment, direct, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    async with open_client(httpx.Timeout(5)) as client:
+        assert isinstance(client, DirectClient) is direct
+
+
+class Socket(httpcore.AsyncNetworkStream):
+    """Notes what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    async def read(self, max_bytes, timeout=None):  # noqa: ASYNC109
+        self.told.append(("read", max_bytes, timeout))
+        return b"x"
+
+    async def write(self, buffer, timeout=None):  # noqa: ASYNC109
+        self.told.append(("write", buffer, timeout))
+
+    async def start_tls(self, ssl_context, server_hostname=None, timeout=None):  # noqa: ASYNC109
+        self.told.append(("start_tls", ssl_context, server_hostname, timeout))
+        return self
+
+    async def aclose(self):
+        self.told.append(("aclose",))
+
+    def get_extra_info(self, info):
+        self.told.append(("get_extra_info", info))
+        return "info" if info == "socket" else None
+
+
+async def test_a_socket_is_read_in_large_pieces_and_all_else_is_as_it_was(monkeypatch):
+    socket = Socket()
+
+    async def connect(backend, host, port, **options):
+        socket.told.append((host, port, options))
+        return socket
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    plain = await _direct_client._Network().connect_tcp("feed.example", 443, timeout=1.0)
+    tls = await plain.start_tls("context", server_hostname="feed.example", timeout=2.0)
+    for stream in (plain, tls):
+        assert await stream.read(65_536, timeout=3.0) == b"x"
+    await tls.write(b"y", 4.0)
+    assert tls.get_extra_info("socket") == "info"
+    await tls.aclose()
+    assert socket.told == [
+        ("feed.example", 443, {"timeout": 1.0}),
+        ("start_tls", "context", "feed.example", 2.0),
+        ("read", 262_144, 3.0),
+        ("read", 262_144, 3.0),
+        ("write", b"y", 4.0),
+        ("get_extra_info", "socket"),
+        ("aclose",),
+    ]
+
+
+class Server(Socket):
+    """Answers each request with a page of ten events, the third with none."""
+
+    async def read(self, max_bytes, timeout=None):  # noqa: ASYNC109
+        await anyio.lowlevel.checkpoint()
+        first = len(self.told) * 10
+        events = [{"id": f"{number:05}"} for number in range(first, first + 10)] if len(self.told) < 3 else []
+        body = json.dumps(events).encode()
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+    async def write(self, buffer, timeout=None):  # noqa: ASYNC109
+        if buffer:
+            self.told.append(buffer)
+
+    def get_extra_info(self, info):
+        return None
+
+
+async def test_a_request_is_sent_before_a_handler_that_never_waits_begins(monkeypatch, tmp_path):
+    """It would else be sent when the page is done, and nothing would overlap."""
+    server, sent = Server(), []
+
+    async def connect(backend, host, port, **options):
+        return server
+
+    async def busy(message):
+        sent.append(len(server.told))
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    async with Consumer(HTTPFeed(URL), store=SQLiteStore(tmp_path / "state.db"), process=busy) as consumer:
+        await consumer.poll_now()
+    assert sent == [2] * 10 + [3] * 10
+
+
+async def test_httpx_connects_by_it(monkeypatch):
+    """The pool is httpx's own affair; if it has another name there, this is what tells."""
+    socket = Socket()
+
+    async def connect(backend, host, port, **options):
+        return socket
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    async with open_client(httpx.Timeout(5)) as client:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.send(client.build_request("GET", URL), stream=True)
+    assert ("read", 262_144, 5) in socket.told
