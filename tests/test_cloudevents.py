@@ -143,10 +143,20 @@ class TestAnEvent:
         # Stores keep it: another key would be another message after an upgrade.
         assert CloudEvent.from_json(event(id="7", source="/a")).key == "2:/a7"
         assert CloudEvent.from_json(b'{"id":"7"}').key == "0:7"
+        assert CloudEvent.from_json(event(id="7", source="/as/long/as/can/")).key == "16:/as/long/as/can/7"
+        assert CloudEvent.from_json(event(id="7", source="https://shop.example/")).key == "#Cb-lXve3xUjX0WbU7"
+
+    def test_has_a_key_that_a_long_source_does_not_make_longer(self):
+        """Each record has it twice."""
+        one, other = (CloudEvent.from_json(event(id="7", source=char * 1000)).key for char in "ab")
+        assert one != other
+        assert CloudEvent.from_json(event(id="7", source="/longer/than/can/")).key.startswith("#")
+        assert len(one) == len("#") + 16 + len("7")
 
     @given(st.tuples(st.text(), st.text(min_size=1)), st.tuples(st.text(), st.text(min_size=1)))
     @example(("a", "bc"), ("ab", "c"))
     @example(("", "1:ab"), ("a", "b"))
+    @example(("https://shop.example/", "7"), ("https://shop.example/7", "7"))
     def test_is_a_duplicate_by_source_and_id_together(self, one, other):
         keys = [
             message.key
