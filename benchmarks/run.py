@@ -20,6 +20,7 @@ from sides import (
     follow_by_hand,
     follow_with_the_library,
     reference_server,
+    state_file,
 )
 
 PACE = 0.05
@@ -47,7 +48,8 @@ def catch_up(url: str, messages: int, repetitions: int, *, reads_data: bool) -> 
     ours, theirs = [], []
     for _ in range(repetitions):
         theirs.append(seconds(lambda: catch_up_by_hand(url, reads_data=reads_data)))
-        ours.append(seconds(lambda: catch_up_with_the_library(url, reads_data=reads_data)))
+        with state_file() as store:
+            ours.append(seconds(lambda: catch_up_with_the_library(url, reads_data=reads_data, store=store)))
     hand, library = statistics.median(theirs), statistics.median(ours)
     return (
         f"catch-up of {messages:,} messages, handler {'reads data' if reads_data else 'does not look at data'}: "

@@ -58,7 +58,7 @@ def catch_up_by_hand(url: str, *, reads_data: bool) -> None:
     anyio.run(loop)
 
 
-def catch_up_with_the_library(url: str, *, reads_data: bool) -> None:
+def catch_up_with_the_library(url: str, *, reads_data: bool, store: SQLiteStore) -> None:
     """A consumer with a state file."""
 
     async def ignores(message: Message) -> None:
@@ -72,8 +72,7 @@ def catch_up_with_the_library(url: str, *, reads_data: bool) -> None:
             while not (await consumer.poll_now()).caught_up:
                 pass
 
-    with state_file() as store:
-        anyio.run(drain, Consumer(HTTPFeed(url), store=store, process=reads if reads_data else ignores))
+    anyio.run(drain, Consumer(HTTPFeed(url), store=store, process=reads if reads_data else ignores))
 
 
 class Latencies(list[float]):
