@@ -64,8 +64,8 @@ class Consumer:
         wake_delay: Seconds to gather further wakes after the first; 0: poll at once.
         max_poll_time: Seconds after which a poll that still finds pages ends at a page boundary and goes on as a
             new one, so that a feed which grows faster than its handler starves nobody.
-        flush_interval: Seconds of work after which progress is committed, if the page has not ended before: what
-            a crash costs. 0: after each message.
+        flush_interval: Seconds of work that may be uncommitted: what a crash costs. 0: each message is committed
+            before the next begins.
         shutdown_timeout: Seconds that the message in hand gets to finish when `run()` is cancelled or stopped.
         retry: When to try a failed message again, and when to give up: tenacity's `stop`, `wait` and `retry`
             strategies in an `AsyncRetrying`. `None`: give up at once.

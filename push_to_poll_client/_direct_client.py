@@ -8,6 +8,7 @@ import logging
 import ssl
 from typing import Any
 
+import anyio
 import httpcore
 import httpx
 
@@ -34,13 +35,23 @@ class DirectClient(httpx.AsyncClient):
 
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
         """Send a request whose answer is streamed. Who is to log, or given as `auth=`, goes httpx's own way."""
-        if options.get("auth") is not None or _logger.isEnabledFor(logging.INFO):
+        if self.is_closed or options.get("auth") is not None or _logger.isEnabledFor(logging.INFO):
             return await super().send(request, **options)
         response = await self._direct.handle_async_request(request)
         response.request = request
         if response.has_redirect_location:
-            response.next_request = httpx.Request("GET", _target(request.url, response.headers["location"]))
+            await _set_next(response)
         return response
+
+
+async def _set_next(response: httpx.Response) -> None:
+    try:
+        target = _target(response.request.url, response.headers["location"])
+    except httpx.InvalidURL:  # whose text may quote a piece of a secret
+        with anyio.CancelScope(shield=True):
+            await response.aclose()
+        raise httpx.RemoteProtocolError("a redirect to no URL") from None
+    response.next_request = httpx.Request("GET", target)
 
 
 def _target(url: httpx.URL, location: str) -> httpx.URL:

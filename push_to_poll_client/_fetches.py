@@ -71,7 +71,7 @@ class Fetches:
     async def _fetch(self, request: FetchRequest) -> Page:
         ahead = Ahead(self, request)
         await ahead.fetch()
-        return await ahead.take()
+        return ahead.result()
 
     async def ask(self, request: FetchRequest) -> Page:
         """Ask, without heeding anything yet.
@@ -145,16 +145,28 @@ class Ahead:
         await self._ended.wait()
 
     async def take(self) -> Page:
-        """Its turn has come.
+        """Its turn has come: wait until it is fetched.
 
         Raises:
             FeedError: It could not be fetched.
         """
-        await self.ended()
+        try:
+            await self.ended()
+        except BaseException:
+            self.heed()  # it may have arrived with the cancellation
+            raise
+        return self.result()
+
+    def result(self) -> Page:
+        """What came of it.
+
+        Raises:
+            FeedError: It could not be fetched.
+        """
         self.heed()
         if isinstance(self._answer, BaseException):
             raise self._answer
-        assert self._answer is not None  # who cancels the fetch cancels this too  # noqa: S101
+        assert self._answer is not None  # it has ended  # noqa: S101
         return self._answer
 
 

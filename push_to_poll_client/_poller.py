@@ -113,23 +113,16 @@ class Poller:
         self._next = None
         try:
             async with Beside() as beside:
-                caught_up = await self._walk(walk, request, until, stop, beside)
+                caught_up = await self._pages(walk, request, until, stop, beside)
         finally:
             self._drop_ahead()
+            await self._progress.finish()
         return None if caught_up is None else walk.result(caught_up=caught_up)
-
-    async def _walk(
-        self, walk: "_Walk", request: FetchRequest, until: float, stop: Stop | None, beside: Beside
-    ) -> bool | None:
-        """From page to page; whether that led to the end of the feed. All that was settled is committed."""
-        try:
-            return await self._pages(walk, request, until, stop, beside)
-        finally:
-            await self._progress.committed()
 
     async def _pages(
         self, walk: "_Walk", request: FetchRequest, until: float, stop: Stop | None, beside: Beside
     ) -> bool | None:
+        """From page to page; whether that led to the end of the feed. `None`: the waiting fetch gave way."""
         while True:
             try:
                 page = await self._fetch(request)

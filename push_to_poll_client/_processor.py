@@ -72,7 +72,9 @@ class Processor:
         self._clock = clock
 
     async def settle(self, page: Page, *, stop: Stop | None = None, beside: TaskGroup | None = None) -> bool:
-        """Settle the messages of a page in order, and commit.
+        """Settle the messages of a page in order, and commit when it is complete.
+
+        What is not committed then is, at the end of the poll (`Progress.finish`).
 
         Args:
             page: What a fetch returned.
@@ -85,25 +87,28 @@ class Processor:
             Whether the whole page is settled.
 
         Raises:
-            MessageFailed: A message failed for good. All before it are committed.
-            StoreError: Progress could not be committed; it is tried again with the next page.
+            MessageFailed: A message failed for good.
+            StoreError: Progress could not be committed.
         """
-        progress = self._progress
         keys = [message.key for message in page.messages]
-        unseen = await progress.unsettled(keys)
+        unseen = await self._progress.unsettled(keys)
         new, complete = len(unseen), False
         with anyio.CancelScope(shield=stop is not None) as self.hand:
             try:
                 complete = await self._settle_all(zip(keys, page.messages, strict=True), unseen, stop or _NEVER)
-                if complete and page.cursor is not None:
-                    progress.cursor = page.cursor
             finally:
                 self.settled += new - len(unseen)
-                if not complete or beside is None:
-                    await progress.flush()
-        if complete and beside is not None:
-            await progress.commit_beside(beside, keys)
-        return complete  # not if the message in hand overran the deadline of `hand`
+        if complete:  # else it was stopped, or the message in hand overran the deadline of `hand`
+            await self._complete(page, keys, beside)
+        return complete
+
+    async def _complete(self, page: Page, keys: list[str], beside: TaskGroup | None) -> None:
+        if page.cursor is not None:
+            self._progress.cursor = page.cursor
+        if beside is None:
+            await self._progress.flush()
+        else:
+            await self._progress.commit_beside(beside, keys)
 
     async def _settle_all(self, messages: Iterable[tuple[str, Message]], unseen: set[str], stop: Stop) -> bool:
         handler, clock, progress = self._handler, self._clock, self._progress  # this is what each message pays for

@@ -4,6 +4,8 @@ There is one commit at a time. What is settled while it is under way is the next
 commit): the faster the messages come and the slower the disk is, the more of them share a commit.
 """
 
+from contextlib import suppress
+
 import anyio
 from anyio.abc import TaskGroup
 
@@ -13,7 +15,7 @@ from push_to_poll_client._types import Clock, Cursor, Record, Session
 __all__ = ["Progress"]
 
 MAX_PENDING = 50_000
-"""Records that wait for their commit at the end of a page. With more, the next page waits too (G11)."""
+"""Keys of settled pages that wait for their commit. With more, the next page waits too (G11)."""
 
 
 class Progress:
@@ -42,7 +44,6 @@ class Progress:
         self._pending_keys = set[str]()
         self._moving_keys = set[str]()
         self._committing: anyio.Event | None = None
-        self._failure: BaseException | None = None
 
     @property
     def saved(self) -> Cursor | None:
@@ -70,30 +71,32 @@ class Progress:
         Raises:
             StoreError: The store failed. What is not committed is kept, and tried again by the next flush.
         """
-        await self.committed()
+        if self._committing is not None:
+            await self._committing.wait()
         await self._commit()
         self.due = self._clock() + self._flush_interval
 
-    async def committed(self) -> None:
-        """Wait until no commit is under way beside.
+    async def finish(self) -> None:
+        """Flush, when nothing runs beside any more: all that was started there has ended, however it did.
 
         Raises:
-            StoreError: It failed. What is not committed is kept, and tried again by the next flush.
+            StoreError: As for `flush`.
         """
-        if self._committing is not None:
-            await self._committing.wait()
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        self._committing = None
+        await self.flush()
 
     async def commit_beside(self, tasks: TaskGroup, keys: list[str]) -> None:
-        """Commit while the caller goes on with the next page; these are the keys of the one that was settled.
+        """Commit while the caller goes on with the next page. What fails is tried again by the next flush.
+
+        Args:
+            tasks: Where.
+            keys: Of the page that is settled.
 
         Raises:
             StoreError: As for `flush`, which it comes to when too much is pending.
         """
         self._pending_keys.update(keys)
-        if len(self.pending) > MAX_PENDING:
+        if len(self._pending_keys) > MAX_PENDING:
             await self.flush()
         elif self._committing is None:
             self._committing = anyio.Event()
@@ -101,12 +104,12 @@ class Progress:
 
     async def _commit_all(self, done: anyio.Event) -> None:
         try:
-            while self._is_left:
-                await self._commit()
-        except BaseException as error:  # noqa: BLE001  # raised to whoever asks next
-            self._failure = error
-        self._committing = None
-        done.set()
+            with suppress(Exception):  # tried again, by who can raise it
+                while self._is_left:
+                    await self._commit()
+        finally:
+            self._committing = None
+            done.set()
 
     @property
     def _is_left(self) -> bool:

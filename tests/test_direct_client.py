@@ -8,7 +8,7 @@ import httpcore
 import httpx
 import pytest
 
-from push_to_poll_client import Consumer, HTTPFeed, SQLiteStore, _direct_client
+from push_to_poll_client import Consumer, FeedError, FetchRequest, HTTPFeed, SQLiteStore, _direct_client
 from push_to_poll_client._direct_client import DirectClient
 from push_to_poll_client._http_client import open_client
 
@@ -173,6 +173,36 @@ async def test_a_request_is_sent_before_a_handler_that_never_waits_begins(monkey
     async with Consumer(HTTPFeed(URL), store=SQLiteStore(tmp_path / "state.db"), process=busy) as consumer:
         await consumer.poll_now()
     assert sent == [2] * 10 + [3] * 10
+
+
+class Lost(Server):
+    """Sends everybody to where nothing is."""
+
+    async def read(self, max_bytes, timeout=None):  # noqa: ASYNC109
+        return b"HTTP/1.1 302 Found\r\nLocation: http://feed.example:port/\r\nContent-Length: 0\r\n\r\n"
+
+
+async def test_a_redirect_to_no_url_costs_no_connection(monkeypatch):
+    opened = []
+
+    async def connect(backend, host, port, **options):
+        opened.append(Lost())
+        return opened[-1]
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    feed = HTTPFeed(URL)
+    for _ in range(12):  # the pool has ten
+        with pytest.raises(FeedError, match="RemoteProtocolError 'a redirect to no URL'"):
+            await feed.fetch(FetchRequest())
+    await feed.aclose()
+    assert all(("aclose",) in socket.told for socket in opened)
+
+
+async def test_a_client_that_was_closed_sends_nothing():
+    client = open_client(httpx.Timeout(5))
+    await client.aclose()
+    with pytest.raises(RuntimeError, match="closed"):
+        await client.send(client.build_request("GET", URL), stream=True)
 
 
 async def test_httpx_connects_by_it(monkeypatch):

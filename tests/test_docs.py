@@ -26,6 +26,7 @@ from push_to_poll_client import (
     Status,
     WebSocketListener,
     _inbox,
+    _progress,
     _text,
     _types,
     testing,
@@ -128,6 +129,7 @@ def test_the_limits_are_these():
         f"{default(SSEListener, 'max_size') >> 10} KiB",
         f"{_inbox.CAPACITY}",
         f"{_text.MAX_TEXT} characters",
+        f"{_progress.MAX_PENDING:,}",
         f"{default(SQLiteStore, 'max_records'):,} for {default(SQLiteStore, 'retention') / 86_400:g} days",
     }
     assert {row[1] for row in table(GUARANTEES, "what | limit")} == stated

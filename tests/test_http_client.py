@@ -1,10 +1,14 @@
 """What feeds and listeners send by: nothing is left open, nothing is closed that serves others."""
 
+from typing import ClassVar
+
 import anyio
 import httpx
 import pytest
 
+from push_to_poll_client import FeedError
 from push_to_poll_client._http_client import closed_if_failed, http_url, unwinding
+from push_to_poll_client.feeds._body import read_body
 
 pytestmark = pytest.mark.anyio
 
@@ -68,6 +72,29 @@ async def test_a_body_that_is_left_in_the_middle_is_unwound_to_its_innermost_gen
 
     async with unwinding(outer()) as chunks:
         assert await anext(chunks) == b"1"
+    assert ended == ["inner"]
+
+
+async def test_a_body_that_is_too_large_is_unwound_too():
+    ended = []
+
+    class Response:
+        is_stream_consumed = False
+        headers: ClassVar = {}
+
+        async def aiter_raw(self):
+            async for chunk in self.inner():
+                yield chunk
+
+        async def inner(self):
+            try:
+                yield b"12"
+                await anyio.sleep_forever()
+            finally:
+                ended.append("inner")
+
+    with pytest.raises(FeedError, match="more than 1 bytes"):
+        await read_body(Response(), 1, "the feed")
     assert ended == ["inner"]
 
 

@@ -1,10 +1,23 @@
 """One commit at a time, beside the pages that follow: sooner, and all else as if each page waited for its own."""
 
+import asyncio
+import contextlib
+import gc
+
 import anyio
 import pytest
 from consumers import Log
 
-from push_to_poll_client import ChainRestart, FeedError, MemoryStore, Message, MessageFailed, Page, _progress
+from push_to_poll_client import (
+    ChainRestart,
+    FeedError,
+    MemoryStore,
+    Message,
+    MessageFailed,
+    Page,
+    _consumer,
+    _progress,
+)
 from push_to_poll_client.testing import FakeFeed
 
 pytestmark = pytest.mark.anyio
@@ -142,7 +155,7 @@ async def test_a_message_whose_commit_overtakes_the_answer_about_it_is_a_duplica
 async def test_progress_that_cannot_be_committed_beside_ends_the_poll_and_is_kept():
     feed, store = feed_of(40, latency=0.3), Slow(takes=0.5)
     async with Log(feed, store=store, flush_interval=10.0) as log:
-        store.broken = 1
+        store.broken = 3  # beside, before the next page, and at the end
         with pytest.raises(OSError, match="disk is full"):
             await log.poll_now()
         assert 10 < len(log.processed) < 40
@@ -152,10 +165,19 @@ async def test_progress_that_cannot_be_committed_beside_ends_the_poll_and_is_kep
     assert log.processed == store.keys == ids(range(1, 41))
 
 
+async def test_progress_that_could_not_be_committed_once_is_committed_before_the_next_page():
+    feed, store = feed_of(40, latency=0.3), Slow(takes=0.5)
+    async with Log(feed, store=store, flush_interval=10.0) as log:
+        store.broken = 1
+        result = await log.poll_now()
+    assert (result.messages, result.caught_up) == (40, True)
+    assert log.processed == store.keys == ids(range(1, 41))
+
+
 async def test_progress_that_cannot_be_committed_at_the_end_is_kept_too():
     feed, store = feed_of(15), Slow(takes=0.5)
     async with Log(feed, store=store, flush_interval=10.0) as log:
-        store.broken = 1
+        store.broken = 3
         with pytest.raises(OSError, match="disk is full"):
             await log.poll_now()
         feed.publish("news")
@@ -167,7 +189,7 @@ async def test_progress_that_cannot_be_committed_beside_fails_the_poll_that_made
     """Also when nothing of the poll comes after it."""
     feed, store = feed_of(30), Slow(takes=5.0)
     async with Log(feed, store=store, takes=0.1, flush_interval=100.0, max_poll_time=0.5) as log:
-        store.broken = 1
+        store.broken = 2
         with pytest.raises(OSError, match="disk is full"):
             await log.poll_now()
         assert log.processed == ids(range(1, 11))
@@ -233,6 +255,126 @@ async def test_a_cancelled_poll_lets_the_commit_beside_end():
         assert log.status().cursor == feed.after(12)
         await log.poll_now()
     assert log.processed == store.keys == ids(range(1, 21))
+
+
+def hangs_after_its_first_page():
+    """A feed whose second fetch never ends."""
+    feed = feed_of(40)
+
+    def hang(request):
+        feed.latency = 1e9
+
+    feed.answer(None, hang)
+    return feed
+
+
+@pytest.mark.parametrize(("broken", "recorded"), [(1, 10), (2, 0)])
+async def test_a_stop_waits_for_the_commit_beside_and_raises_why_there_is_none(broken, recorded):
+    feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
+    store.broken = broken
+    log = Log(feed, store=store, flush_interval=10.0)
+
+    async def run():
+        try:
+            await log.run()
+        except OSError:
+            raised.append("the disk is full")
+
+    raised = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        await log.until(10)
+        await anyio.sleep(0.7)
+        log.stop()
+    assert len(store.keys) == recorded
+    assert bool(raised) == (not recorded)
+
+
+async def test_a_message_that_overruns_a_stop_takes_nothing_with_it():
+    feed, store, begun = feed_of(40), Slow(takes=1.0), anyio.Event()
+
+    class Hanging(Log):
+        async def process(self, message):
+            if message.id == "15":
+                begun.set()
+                await anyio.sleep_forever()
+            await super().process(message)
+
+    log = Hanging(feed, store=store, flush_interval=10.0, shutdown_timeout=0.2)
+    store.broken = 1
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(log.run)
+        await begun.wait()
+        log.stop()
+    assert log.processed == store.keys == ids(range(1, 15))
+
+
+async def test_what_a_cancelled_poll_could_not_commit_fails_no_other():
+    feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
+    async with Log(feed, store=store, flush_interval=10.0) as log:
+        store.broken = 1
+        with anyio.move_on_after(0.7):
+            await log.poll_now()
+        feed.latency = 0.0
+        result = await log.poll_now()
+    assert (result.messages, result.duplicates) == (30, 0)
+    assert log.processed == store.keys == ids(range(1, 41))
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("after", [0.0, 0.2, 0.7])
+async def test_when_asyncio_cancels_every_task_all_that_is_done_is_recorded(after):
+    """As `asyncio.run` does at its end, also to the task that commits."""
+    feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
+    log, others = Log(feed, store=store, flush_interval=10.0), asyncio.all_tasks()
+    running = asyncio.ensure_future(log.run())
+    await log.until(10)
+    await anyio.sleep(after)
+    for task in asyncio.all_tasks() - others:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert log.processed == store.keys == ids(range(1, 11))
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # so anyio says that it had not begun
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_when_the_task_that_commits_is_cancelled_before_it_began_the_poll_commits_itself():
+    class Last(Log):
+        async def process(self, message):
+            self.processed.append(message.id)
+            if message.id == "10":
+                asyncio.get_running_loop().call_soon(cancel)
+
+    def cancel():
+        for task in asyncio.all_tasks() - others - {running}:
+            task.cancel()
+
+    feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
+    log, others = Last(feed, store=store, flush_interval=10.0), asyncio.all_tasks()
+    running = asyncio.ensure_future(log.poll_now())
+    with contextlib.suppress(RuntimeError):  # of the fetch, which was cancelled with it
+        await asyncio.wait_for(running, 5)
+    assert log.processed == store.keys == ids(range(1, 11))
+    gc.collect()
+
+
+async def test_the_keys_of_a_replay_are_bounded_too(monkeypatch):
+    """G11: of pages that bring nothing new, nothing is pending but their keys."""
+    monkeypatch.setattr(_progress, "MAX_PENDING", 25)
+    feed, store = pages(range(10), *[range(n, n + 10) for n in range(0, 200, 10)]), Slow(takes=0.0)
+    most = []
+
+    class Watched(_progress.Progress):
+        async def unsettled(self, keys):
+            most.append(len(self._pending_keys) + len(self._moving_keys))
+            return set(keys[:1]) & await super().unsettled(keys)
+
+    monkeypatch.setattr(_consumer, "Progress", Watched)
+    async with Log(feed, store=store, flush_interval=1e6, max_poll_time=1e6) as log:
+        store.takes = 100.0
+        await log.poll_now()
+    assert 25 < max(most) <= 25 + 20
 
 
 async def test_the_next_page_waits_when_too_much_is_pending(monkeypatch):

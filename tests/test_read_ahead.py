@@ -124,6 +124,47 @@ async def test_what_the_server_asks_for_holds_although_the_poll_ends_first(ends)
             await log.poll_now(timeout=900)
 
 
+async def test_what_the_server_asks_for_holds_although_the_poll_is_cancelled_when_its_turn_has_come():
+    """G3."""
+
+    class Last(Log):
+        async def process(self, message):
+            await super().process(message)
+            if message.id == "10":
+                scope.cancel()
+
+    feed = feed_of(20, page_size=10)
+    feed.answer(None, FeedError("not now", retry_after=1000.0))
+    async with Last(feed, takes=1.0) as log:
+        with anyio.CancelScope() as scope, contextlib.suppress(FeedError):
+            await log.poll_now()
+        assert len(feed.requests) == 2
+        with pytest.raises(Throttled):
+            await log.poll_now(timeout=900)
+
+
+async def test_what_the_server_asks_for_holds_although_a_wake_comes_with_it():
+    """G3: the answer to a waiting fetch that gives way in the same moment."""
+
+    class Busy:
+        max_wait = 30.0
+        requests = 0
+
+        async def fetch(self, request):
+            self.requests += 1
+            if not request.wait:
+                return Page([], cursor="c1")
+            await anyio.sleep(1.0)
+            log.wake()
+            raise FeedError("429", retry_after=3600.0)
+
+    feed = Busy()
+    log = Log(feed)
+    with anyio.move_on_after(1000):
+        await log.run()
+    assert feed.requests == 2
+
+
 async def test_a_page_that_asks_for_patience_is_settled_and_nothing_is_fetched_ahead_of_it():
     feed = feed_of(20, page_size=10, retry_after=50.0)
     async with Log(feed, takes=1.0) as log:

@@ -402,6 +402,16 @@ class TestFiles:
             assert await session.unseen(["x5", "x9"]) == {"x9"}
             assert statements
 
+    async def test_keys_in_a_file_of_another_encoding_say_nothing_of_others(self, path):
+        """UTF-16 orders them otherwise. This library makes no such file, but a tool that copies one may."""
+        with other_program(path) as connection:
+            connection.execute("PRAGMA encoding = 'UTF-16'")
+            _sqlite_schema.prepare(connection, str(path), synchronous="FULL")
+        async with claimed(SQLiteStore(path)) as session:
+            await session.commit(cursor="c1", records=records("\uffff", "\U0001f600"))
+        async with claimed(SQLiteStore(path)) as session:
+            assert await session.unseen(["\U0001f600"]) == set()
+
     async def test_a_commit_looks_for_old_records_when_one_may_be_due(self, path):
         now = [0.0]
         store = SQLiteStore(path, retention=10.0, clock=lambda: now[0])

@@ -1,4 +1,4 @@
-"""What does one consumer name read and write? The session of a `SQLiteStore`, one transaction a call."""
+"""What does one consumer name read and write? The session of a `SQLiteStore`, one transaction a call at most."""
 
 import contextlib
 import math
@@ -120,15 +120,17 @@ class SQLiteSession:
             self._highest = self._do_find_highest()
 
     def _do_find_highest(self) -> str | None:
-        """See `_are_new`. `None`: this library did not write it, and says nothing about others."""
+        """See `_are_new`. `None`: this library did not write it so, and it says nothing about others."""
+        execute = self._file.connection.execute
         query = "SELECT key FROM record WHERE consumer = ? ORDER BY key DESC LIMIT 1"
-        (highest,) = self._file.connection.execute(query, (self._consumer,)).fetchone() or ("",)
-        return highest if isinstance(highest, str) else None
+        (highest,) = execute(query, (self._consumer,)).fetchone() or ("",)
+        (encoding,) = execute("PRAGMA encoding").fetchone()
+        return highest if isinstance(highest, str) and encoding == "UTF-8" else None
 
     def _are_new(self, keys: Sequence[str]) -> bool:
         """Whether none can have a record, for each is above all that have: most feeds count their messages up.
 
-        Then no thread has to ask the file. SQLite and Python order strings alike, by code points.
+        Then no thread has to ask the file. SQLite orders UTF-8 as Python orders strings, by code points.
         """
         return not keys or (self._highest is not None and min(keys) > self._highest)
 
