@@ -20,9 +20,9 @@ __all__ = ["Beside", "EventLoop", "failure_of", "in_own_task"]
 
 T = TypeVar("T")
 
-TURNS = 4
-"""Of the event loop: what is started begins in the first, and httpx takes a lock in two more before it sends; one
-more for trio, in which who comes first in a turn is chance."""
+TURNS = 3
+"""Of the event loop: what is started begins in the first, and httpx takes a lock in two more before it sends. On
+trio it is chance who comes first in a turn, and it may take one more."""
 
 
 class EventLoop:

@@ -190,7 +190,8 @@ def _check(page: object, name: str) -> None:
     cursors = [page.cursor, page.next, *map(_cursor, page.messages)]
     if not all(issubclass(kind, str | None) for kind in set(map(type, cursors))):
         raise FeedError(f"{name} returned a Page with a cursor or next that is neither str nor None")
-    if max(map(len, filter(None, cursors)), default=0) > MAX_CURSOR:
+    given = list(filter(None, cursors))
+    if len("".join(given)) > MAX_CURSOR and max(map(len, given)) > MAX_CURSOR:
         raise FeedError(f"{name} returned a Page with a cursor or next of more than {MAX_CURSOR} characters")
     if page.retry_after is not None and not _is_seconds(page.retry_after):
         raise FeedError(f"{name} returned a Page whose retry_after is no number of seconds")

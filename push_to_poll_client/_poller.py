@@ -107,7 +107,7 @@ class Poller:
             StoreError: The store could not be read or written.
         """
         await self._progress.flush()  # what the last poll could not
-        walk = _Walk(self._processor, self._tally.counts)
+        walk = _Walk(self._progress, self._tally.counts)
         until = self._clock() + wait + self._max_poll_time
         request = FetchRequest(self._progress.saved if self._next is None else self._next, wait, hint, fresh)
         self._next = None
@@ -175,11 +175,11 @@ class Poller:
 class _Walk:
     """What one poll has done so far."""
 
-    def __init__(self, processor: Processor, counts: Counter[str]) -> None:
-        self._processor = processor
+    def __init__(self, progress: Progress, counts: Counter[str]) -> None:
+        self._progress = progress
         self._counts = counts
         self._before = counts.copy()
-        self._seen = processor.settled
+        self._seen = progress.settled
         self._restarts = 0
         self._circle = Circle()
 
@@ -191,8 +191,8 @@ class _Walk:
 
     def stands_still(self, position: Cursor | None, following: Cursor) -> bool:
         """Whether going on would bring nothing: no new message, and no new cursor."""
-        if self._processor.settled > self._seen:
-            self._seen, self._circle = self._processor.settled, Circle()
+        if self._progress.settled > self._seen:
+            self._seen, self._circle = self._progress.settled, Circle()
             return False
         return following == position or self._circle.closes_at(following)
 

@@ -5,7 +5,9 @@ or what was done in `flush_interval` (G7), and none is under way while a message
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import repeat
+from operator import attrgetter
 from typing import NoReturn, TypeAlias
 
 import anyio
@@ -23,6 +25,8 @@ from push_to_poll_client._types import Clock, Message, Page, Record
 __all__ = ["Handler", "Processor", "Stop"]
 
 logger = logging.getLogger("push_to_poll_client")
+
+_key_of = attrgetter("key")
 
 Handler: TypeAlias = Callable[[Message], Awaitable[None]]
 
@@ -51,7 +55,6 @@ class Processor:
 
     Attributes:
         hand: The scope of the page in hand, so that a stop can set it a deadline.
-        settled: How many new messages were settled, committed or not.
     """
 
     def __init__(
@@ -64,7 +67,6 @@ class Processor:
         clock: Clock,
     ) -> None:
         self.hand = anyio.CancelScope()
-        self.settled = 0
         self._progress = progress
         self._handler = handler
         self._tally = tally
@@ -90,14 +92,11 @@ class Processor:
             MessageFailed: A message failed for good.
             StoreError: Progress could not be committed.
         """
-        keys = [message.key for message in page.messages]
-        unseen = await self._progress.unsettled(keys)
-        new, complete = len(unseen), False
+        keys = list(map(_key_of, page.messages))
+        new = _first_of_each(keys, await self._progress.unsettled(keys))
+        complete = False
         with anyio.CancelScope(shield=stop is not None) as self.hand:
-            try:
-                complete = await self._settle_all(zip(keys, page.messages, strict=True), unseen, stop or _NEVER)
-            finally:
-                self.settled += new - len(unseen)
+            complete = await self._settle_all(zip(keys, page.messages, new, strict=False), stop or _NEVER)
         if complete:  # else it was stopped, or the message in hand overran the deadline of `hand`
             await self._complete(page, keys, beside)
         return complete
@@ -110,20 +109,25 @@ class Processor:
         else:
             await self._progress.commit_beside(beside, keys)
 
-    async def _settle_all(self, messages: Iterable[tuple[str, Message]], unseen: set[str], stop: Stop) -> bool:
-        handler, clock, progress = self._handler, self._clock, self._progress  # this is what each message pays for
-        for key, message in messages:
+    async def _settle_all(self, messages: Iterable[tuple[str, Message, bool]], stop: Stop) -> bool:
+        # Looked up once: this is the loop that each message pays for.
+        handler, clock, progress, record = (
+            self._handler,
+            self._clock,
+            self._progress,
+            self._progress.pending.append,
+        )
+        for key, message, is_new in messages:
             if stop.asked:
                 return False
-            if key in unseen:
+            if is_new:
                 if message.error is not None:
                     _give_up(message, message.error)
                 try:
                     await handler(message)
                 except BaseException as error:  # noqa: BLE001  # what it means is decided there
                     await self._failed(message, error)
-                unseen.remove(key)
-                progress.pending.append(Record(key))
+                record(Record(key))
             else:
                 self._tally.counts["duplicates"] += 1
             if (cursor := message.cursor) is not None:
@@ -190,6 +194,19 @@ class Processor:
             await anyio.sleep(seconds)
         finally:
             self.hand.shield = shield
+
+
+def _first_of_each(keys: Sequence[str], unsettled: set[str]) -> Iterable[bool]:
+    """For each key whether its message is to be settled: not if it was before, or earlier in this page."""
+    return repeat(True) if len(unsettled) == len(keys) else _each_once(keys, unsettled)  # noqa: FBT003
+
+
+def _each_once(keys: Sequence[str], unsettled: set[str]) -> Iterable[bool]:
+    new = []
+    for key in keys:
+        new.append(key in unsettled)
+        unsettled.discard(key)
+    return new
 
 
 def _may_pass(error: BaseException) -> bool:

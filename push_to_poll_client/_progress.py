@@ -28,7 +28,7 @@ class Progress:
         clock: The event loop's.
 
     Attributes:
-        pending: The records of what is settled and not on its way yet, in order.
+        pending: The records of what is settled and not on its way yet, in order; always the same list.
         cursor: Safe to save with them; `None` leaves the saved one.
         due: When all has to be committed that is settled by now, also what is on its way (G7).
     """
@@ -41,6 +41,7 @@ class Progress:
         self._tally = tally
         self._flush_interval = flush_interval
         self._clock = clock
+        self._taken = 0
         self._pending_keys = set[str]()
         self._moving_keys = set[str]()
         self._committing: anyio.Event | None = None
@@ -49,6 +50,11 @@ class Progress:
     def saved(self) -> Cursor | None:
         """The saved cursor; `None` is the inception."""
         return self._session.cursor
+
+    @property
+    def settled(self) -> int:
+        """How many messages were settled, committed or not."""
+        return self._taken + len(self.pending)
 
     async def unsettled(self, keys: list[str]) -> set[str]:
         """Those of a page's keys that have no record and are not about to have one.
@@ -121,14 +127,17 @@ class Progress:
             self.cursor, self._pending_keys = None, set()
             return
         began = self._clock()
-        records, self.pending = self.pending, []
+        records = self.pending.copy()
+        self.pending.clear()
+        self._taken += len(records)
         cursor, self.cursor = self.cursor, None
         self._moving_keys, self._pending_keys = self._pending_keys, set()
         try:
             with anyio.CancelScope(shield=True):
                 await self._session.commit(cursor=None if cursor == self.saved else cursor, records=records)
         except BaseException:
-            self.pending = records + self.pending
+            self.pending[:0] = records
+            self._taken -= len(records)
             self.cursor = cursor if self.cursor is None else self.cursor
             raise
         finally:

@@ -153,6 +153,14 @@ class TestAnEvent:
         assert CloudEvent.from_json(event(id="7", source="/longer/than/can/")).key.startswith("#")
         assert len(one) == len("#") + 16 + len("7")
 
+    def test_has_the_same_key_however_many_sources_there_are(self, monkeypatch):
+        monkeypatch.setattr(cloudevents, "MAX_SOURCES", 3)
+        first, again = (
+            [CloudEvent.from_json(event(id="7", source=source)).key for source in ids] for ids in ["abcd", "abcd"]
+        )
+        assert first == again == [f"1:{source}7" for source in "abcd"]
+        assert len(cloudevents._sources) <= 3
+
     @given(st.tuples(st.text(), st.text(min_size=1)), st.tuples(st.text(), st.text(min_size=1)))
     @example(("a", "bc"), ("ab", "c"))
     @example(("", "1:ab"), ("a", "b"))

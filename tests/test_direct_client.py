@@ -159,6 +159,7 @@ class Server(Socket):
         return None
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_request_is_sent_before_a_handler_that_never_waits_begins(monkeypatch, tmp_path):
     """It would else be sent when the page is done, and nothing would overlap."""
     server, sent = Server(), []

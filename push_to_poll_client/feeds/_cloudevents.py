@@ -5,7 +5,6 @@ from others. Data and extensions wait, as bytes, until somebody asks for them. A
 alive; do not collect events, take from them what you need. A page with something unreadable is read one by one.
 """
 
-import functools
 import hashlib
 import re
 from abc import ABCMeta
@@ -27,6 +26,9 @@ __all__ = ["CloudEvent", "read_batch"]
 
 MAX_ID = 1024
 """Characters of an id or a source. Real ones have some dozens, and each is kept as long as the dedupe record."""
+
+MAX_SOURCES = 1024
+"""Sources of which is kept what stands in keys for them."""
 
 _LONGEST_SOURCE = 16
 """Characters of a source that stand in a key as they are."""
@@ -140,7 +142,7 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
     @property
     def key(self) -> str:
         """The dedupe key: an unambiguous encoding of source and id."""
-        return _source_in_key(self._source or "") + self.id
+        return _sources[self._source] + self.id
 
     if TYPE_CHECKING:  # set below
 
@@ -221,13 +223,24 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
         return UndecodableMessage(f"the {what} of event {quoted(self.id)} cannot be read: {quoted(error)}")
 
 
-@functools.lru_cache(maxsize=1024)
-def _source_in_key(source: str) -> str:
-    """A long one as a digest: it is the same for thousands of events, and a store keeps each key twice."""
+class _Sources(dict[str | None, str]):
+    """What stands before the id in a key, by source; kept, since it is the same for thousands of events."""
+
+    def __missing__(self, source: str | None) -> str:
+        if len(self) >= MAX_SOURCES:
+            self.clear()
+        self[source] = before_id = _in_key(source or "")
+        return before_id
+
+
+def _in_key(source: str) -> str:
+    """A long one as a digest, since a store keeps each key twice."""
     if len(source) <= _LONGEST_SOURCE:
         return f"{len(source)}:{source}"
     return f"#{urlsafe_b64encode(hashlib.blake2b(source.encode(), digest_size=12).digest()).decode()}"
 
+
+_sources = _Sources()
 
 Message.register(CloudEvent)
 

@@ -42,6 +42,8 @@ _SAVE = """
     UPDATE consumer SET cursor = coalesce(?, cursor), last = ?, behind = ?, size = ? WHERE id = ? AND token = ?
 """
 
+_key_of, _state_of = attrgetter("key"), attrgetter("state")
+
 _FEED = 300
 """Characters of a feed's name that are shown: most addresses are shorter, and the two can be compared."""
 
@@ -309,8 +311,8 @@ class SQLiteSession:
 
 def _by_state(records: Sequence[Record]) -> Sequence[_Settled]:
     return [
-        _Settled(state, stored_keys([record.key for record in of_this_state]))
-        for state, of_this_state in groupby(records, key=attrgetter("state"))
+        _Settled(state, stored_keys(list(map(_key_of, of_this_state))))
+        for state, of_this_state in groupby(records, key=_state_of)
     ]
 
 
