@@ -6,6 +6,7 @@ import zlib
 from contextlib import contextmanager
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from push_to_poll_client._exceptions import FeedError
@@ -43,6 +44,9 @@ class Connection:
 
     def send(self, data):
         self._socket.sendall(data)
+
+    def hang_up(self):
+        self._socket.shutdown(socket.SHUT_RDWR)
 
     def hold(self):
         """Say nothing until the client hangs up."""
@@ -211,13 +215,18 @@ async def test_a_fetch_that_is_cancelled_in_the_tls_handshake_leaves_no_socket_o
 
 
 async def test_an_idle_connection_that_the_server_closed_is_not_used_again():
+    closed = threading.Event()
+
     def once(connection):
         connection.request()
         connection.send(HEAD + b"Content-Length: 2\r\n\r\n[]")
+        connection.hang_up()
+        closed.set()
 
     with server(once, answers(b"[]")) as url:
         feed = HTTPFeed(url)
         await feed.fetch(FetchRequest())
+        await anyio.to_thread.run_sync(closed.wait, PATIENCE)
         await fetch(feed)
 
 
