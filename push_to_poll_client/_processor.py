@@ -80,8 +80,8 @@ class Processor:
 
         Args:
             page: What a fetch returned.
-            stop: Looked at before each message. With it, a cancellation does not reach the
-                message in hand; it ends by itself, or at the deadline of `hand`.
+            stop: Looked at before each message. With it, a cancellation does not reach the message in hand; it
+                ends by itself, or at the deadline of `hand`.
             beside: Where the commit may go on while the caller does, when the whole page is settled; `None`: the
                 commit is waited for.
 
@@ -110,13 +110,8 @@ class Processor:
             await self._progress.commit_beside(beside, keys)
 
     async def _settle_all(self, messages: Iterable[tuple[str, Message, bool]], stop: Stop) -> bool:
-        # Looked up once: this is the loop that each message pays for.
-        handler, clock, progress, record = (
-            self._handler,
-            self._clock,
-            self._progress,
-            self._progress.pending.append,
-        )
+        handler, clock, progress = self._handler, self._clock, self._progress  # this is what each message pays for
+        record = progress.pending.append
         for key, message, is_new in messages:
             if stop.asked:
                 return False

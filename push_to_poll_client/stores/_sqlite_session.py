@@ -114,27 +114,12 @@ class SQLiteSession:
         self._clock = clock
         self._limiter = limiter
         self._token: int
-        self._oldest = -math.inf
+        self._oldest = -math.inf  # the time of the oldest record, once it was looked at
         self._let_go = let_go
         self._released = False
         with file.transaction():
             self._do_claim(stored(name), feed)
             self._highest = self._do_find_highest()
-
-    def _do_find_highest(self) -> str | None:
-        """See `_are_new`. `None`: this library did not write it so, and it says nothing about others."""
-        execute = self._file.connection.execute
-        query = "SELECT key FROM record WHERE consumer = ? ORDER BY key DESC LIMIT 1"
-        (highest,) = execute(query, (self._consumer,)).fetchone() or ("",)
-        (encoding,) = execute("PRAGMA encoding").fetchone()
-        return highest if isinstance(highest, str) and encoding == "UTF-8" else None
-
-    def _are_new(self, keys: Sequence[str]) -> bool:
-        """Whether none can have a record, for each is above all that have: most feeds count their messages up.
-
-        Then no thread has to ask the file. SQLite orders UTF-8 as Python orders strings, by code points.
-        """
-        return not keys or (self._highest is not None and min(keys) > self._highest)
 
     def _do_claim(self, name: str | bytes, feed: str) -> None:
         execute = self._file.connection.execute
@@ -152,6 +137,14 @@ class SQLiteSession:
                 f"{self._file.path}: the name {quoted(self.name)} was used with the feed "
                 f"{quoted(row.feed, _FEED)}, not {quoted(feed, _FEED)}; use another name"
             )
+
+    def _do_find_highest(self) -> str | None:
+        """See `_are_new`. `None`: this library did not write it so, and it says nothing about others."""
+        execute = self._file.connection.execute
+        query = "SELECT key FROM record WHERE consumer = ? ORDER BY key DESC LIMIT 1"
+        (highest,) = execute(query, (self._consumer,)).fetchone() or ("",)
+        (encoding,) = execute("PRAGMA encoding").fetchone()
+        return highest if isinstance(highest, str) and encoding == "UTF-8" else None
 
     @property
     def cursor(self) -> Cursor | None:
@@ -181,6 +174,13 @@ class SQLiteSession:
             self._check_released()
             return set(keys)
         return await self._hop(self._do_unseen, tuple(keys), tuple(known_as))
+
+    def _are_new(self, keys: Sequence[str]) -> bool:
+        """Whether none can have a record, for each is above all that have: most feeds count their messages up.
+
+        Then no thread has to ask the file. SQLite orders UTF-8 as Python orders strings, by code points.
+        """
+        return not keys or (self._highest is not None and min(keys) > self._highest)
 
     async def commit(self, *, cursor: Cursor | None, records: Sequence[Record]) -> None:
         """Save the cursor (`None` leaves the saved one) and add the records: both or neither.
