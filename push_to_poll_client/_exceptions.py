@@ -7,8 +7,14 @@
     │   ├── CursorExpired          the feed no longer knows the cursor: stops the consumer
     │   └── FeedGone               the feed is gone for good: stops the consumer
     ├── Throttled                  poll_now() alone: the poll may not start within its timeout
-    ├── MessageFailed              a message failed for good: stops the consumer
+    ├── ProcessError               a message failed for good: stops the consumer
+    ├── MessageVerdict             what a handler raises to say itself what becomes of its message
+    │   ├── RetryMessage           try it again later
+    │   ├── DeadLetterMessage      keep it as a dead letter, now
+    │   ├── SkipMessage            go past it, now
+    │   └── StopConsumer           stop, now
     ├── UndecodableMessage         an entry or its data cannot be read: fails without a retry
+    ├── ContentChanged             an id came back with other content: fails without a retry
     ├── ListenerError              a push channel is broken for good: stops the consumer
     └── StoreError                 the store cannot be read or written: stops the consumer
         ├── StoreBusy              somebody else owns the name
@@ -18,16 +24,24 @@
 Wrong arguments are `TypeError` and `ValueError`, at construction.
 """
 
+from push_to_poll_client._arguments import check_number
+
 __all__ = [
     "ChainRestart",
+    "ContentChanged",
     "CursorExpired",
+    "DeadLetterMessage",
     "FeedError",
     "FeedGone",
     "FeedRefused",
     "ListenerError",
-    "MessageFailed",
+    "MessageVerdict",
     "OwnershipLost",
+    "ProcessError",
     "PushToPollError",
+    "RetryMessage",
+    "SkipMessage",
+    "StopConsumer",
     "StoreBusy",
     "StoreError",
     "StoreMismatch",
@@ -94,7 +108,7 @@ class Throttled(PushToPollError):
         self.until = until
 
 
-class MessageFailed(PushToPollError):
+class ProcessError(PushToPollError):
     """A message failed for good. It and all after it are not settled; the cursor stands before it.
 
     The cause is the handler's last error, or the `UndecodableMessage`.
@@ -102,11 +116,60 @@ class MessageFailed(PushToPollError):
     Args:
         message: What happened and what to do.
         id: The id of the message that failed.
+        key: Its dedupe key.
     """
 
-    def __init__(self, message: str, *, id: str) -> None:
+    def __init__(self, message: str, *, id: str, key: str) -> None:
         super().__init__(message)
         self.id = id
+        self.key = key
+
+
+class MessageVerdict(PushToPollError):
+    """What a handler raises to say itself what becomes of its message, in place of `retry` and `on_failure`.
+
+    Raise one of its subclasses, `from` the error that led to it if there is one: that is kept too.
+
+    Args:
+        reason: For log, status and dead letter.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason or "the handler said so")
+
+
+class RetryMessage(MessageVerdict):
+    """Try the message again later, however often it was tried; as for a service that says `Retry-After`.
+
+    Args:
+        reason: For log and status.
+        after: Seconds to wait.
+
+    Raises:
+        TypeError: `after` is no number.
+        ValueError: `after` is below 0 or not finite.
+    """
+
+    def __init__(self, reason: str = "", *, after: float) -> None:
+        check_number("after", after)
+        super().__init__(reason)
+        self.after = after
+
+
+class DeadLetterMessage(MessageVerdict):
+    """Keep the message as a dead letter, now: trying it again would not help."""
+
+
+class SkipMessage(MessageVerdict):
+    """Go past the message, now: it is of no interest after all, and that is worth a line in the log."""
+
+
+class StopConsumer(MessageVerdict):
+    """Stop the consumer before the message, now."""
+
+
+class ContentChanged(PushToPollError):
+    """A message came back with other content than the one that was processed under its dedupe key."""
 
 
 class UndecodableMessage(PushToPollError):

@@ -1,4 +1,4 @@
-"""What the parts speak of: the nouns, and the protocols between the rooms of the house.
+"""What the parts speak of: the nouns.
 
 Nothing here does anything. Feeds, listeners and stores know these nouns and not each other; the consumer
 alone knows all of them.
@@ -8,7 +8,7 @@ import enum
 from abc import ABCMeta
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -17,18 +17,15 @@ from push_to_poll_client._exceptions import UndecodableMessage
 __all__ = [
     "MAX_CURSOR",
     "MAX_NOT_BEFORE",
-    "Channel",
     "Cursor",
-    "Feed",
+    "DeadLetter",
     "FetchRequest",
-    "Listener",
     "Message",
     "Page",
     "Push",
     "Record",
     "RecordState",
-    "Session",
-    "Store",
+    "SavedCursor",
     "UnreadableMessage",
 ]
 
@@ -89,6 +86,23 @@ class Message(metaclass=ABCMeta):  # noqa: B024  # for classes that are one with
         return self._data
 
     @property
+    def raw(self) -> bytes:
+        """The entry as a dead letter keeps it: what the feed's `restore` makes the message of again.
+
+        As it is, the data as JSON. A message whose data is no JSON overrides this, and its feed `restore`.
+
+        Raises:
+            TypeError: JSON has no word for the data, or would give something else back.
+        """
+        try:
+            raw = msgspec.json.encode(self.data)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TypeError(f"the data of {self!r} is no JSON: {error}") from error
+        if msgspec.json.decode(raw) != self.data:
+            raise TypeError(f"the data of {self!r} would not come back from JSON as it is")
+        return raw
+
+    @property
     def error(self) -> UndecodableMessage | None:
         """Why the entry could not be read; `None` for one that could."""
         return None
@@ -106,15 +120,28 @@ class UnreadableMessage(Message):
         error: Why it could not be read.
         key: The dedupe key; a digest of the entry's bytes, so that a repaired entry is another message.
         cursor: As for any message; `None` when it could not be read.
+        raw: The entry's bytes, for a dead letter.
     """
 
-    __slots__ = ("_error",)
+    __slots__ = ("_error", "_raw")
 
     def __init__(
-        self, id: str, error: UndecodableMessage, *, key: str | None = None, cursor: Cursor | None = None
+        self,
+        id: str,
+        error: UndecodableMessage,
+        *,
+        key: str | None = None,
+        cursor: Cursor | None = None,
+        raw: bytes = b"",
     ) -> None:
         super().__init__(id, key=key, cursor=cursor)
         self._error = error
+        self._raw = raw
+
+    @property
+    def raw(self) -> bytes:
+        """The entry's bytes."""
+        return self._raw
 
     @property
     def data(self) -> Any:
@@ -178,68 +205,6 @@ class Page:
     retry_after: float | None = None
 
 
-class Feed(Protocol):
-    """Where messages are read.
-
-    A feed may also have, and the consumer looks for them with `getattr`:
-
-    - `max_wait: float | None`: seconds for which the server can hold an answer (long polling). Without it
-      `FetchRequest.wait` is always 0.
-    - `read_ahead: bool`: a page may be fetched while the one before it is processed, one page ahead, and before
-      what was processed is committed. Without it the next fetch starts only after the commit: some feeds take a
-      fetch for an acknowledgement.
-    - `identity: str`: what the feed is, without secrets. A consumer's default name and the store's check that a
-      name is not used with another feed come from it. Without it: the class's qualified name.
-    - `async aclose()`: give back connections; a later `fetch` opens them again.
-    """
-
-    async def fetch(self, request: FetchRequest, /) -> Page:
-        """Ask for what comes after `request.cursor`.
-
-        It has to end by itself, by a timeout of its own: a fetch that hangs is a poll that hangs.
-
-        Raises:
-            FeedError: The fetch failed; it is tried again later and the cursor does not move. Any other exception
-                means the same, and is named in the log by its class. What `raise_for_status()` of httpx raises is
-                read as the library's own feeds read answers: for `FeedRefused`, `FeedGone`, and how long the
-                server asks to be left alone.
-        """
-        ...
-
-
-class Channel(Protocol):
-    """What a listener reports to."""
-
-    def up(self) -> None:
-        """The channel is connected. Wakes the consumer too: what was pushed before is gone."""
-        ...
-
-    def down(self, error: BaseException | None = None) -> None:
-        """The channel is not connected, because of `error` if there was one."""
-        ...
-
-    def wake(self, push: Push | None = None, /) -> None:
-        """A push arrived: poll soon. `None` is one that said nothing. Never blocks; from any thread."""
-        ...
-
-
-class Listener(Protocol):
-    """Turns one push channel into wakes.
-
-    A listener may have a `name: str`, without secrets, by which status and log call it.
-    """
-
-    async def listen(self, channel: Channel, /) -> None:
-        """Run until cancelled, reconnect alone, report to `channel`.
-
-        Returning means that the server asked to be left alone: the channel stays down and the consumer polls.
-
-        Raises:
-            ListenerError: The channel is broken for good; `Consumer.run()` raises it.
-        """
-        ...
-
-
 class RecordState(enum.StrEnum):
     """How a message was settled."""
 
@@ -249,64 +214,55 @@ class RecordState(enum.StrEnum):
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """That the message with this dedupe key was settled, and how."""
+    """That the message with this dedupe key was settled, and how.
+
+    Attributes:
+        key: The dedupe key.
+        state: How.
+        fingerprint: A number of up to 63 bits that stands for the message's content; `None`: it is not looked at.
+    """
 
     key: str
     state: RecordState = RecordState.PROCESSED
+    fingerprint: int | None = None
 
 
-class Session(Protocol):
-    """A claimed name of a store: the right to read and write its progress.
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A message given up on, kept with its error. Times are seconds since the epoch.
 
-    Provisional until there is a store that is shared by several machines.
+    Attributes:
+        key: The dedupe key, by which it is asked for.
+        id: What the feed calls the message.
+        raw: The entry as it came (`Message.raw`).
+        error: The last one, in one line.
+        traceback: Where it was raised; the end of a long one.
+        attempts: How often it was tried to process it; 0 for one that could not be read.
+        first_failed: When it failed first.
+        last_failed: When it failed last.
+        marked: The next run tries it again.
     """
 
-    @property
-    def cursor(self) -> Cursor | None:
-        """The saved cursor; `None` is the inception."""
-        ...
-
-    @property
-    def token(self) -> int:
-        """The fencing token: larger for each claim of the name. Every write carries it."""
-        ...
-
-    async def unseen(self, keys: Sequence[str], /) -> set[str]:
-        """Those of `keys` without a record.
-
-        Raises:
-            StoreError: The store cannot be read.
-        """
-        ...
-
-    async def commit(self, *, cursor: Cursor | None, records: Sequence[Record]) -> None:
-        """Save the cursor (`None` leaves the saved one) and add the records: both or neither.
-
-        A record whose key has one already replaces it.
-
-        Raises:
-            OwnershipLost: The name was claimed by somebody else since; nothing was written.
-            StoreError: Nothing was written.
-        """
-        ...
-
-    async def release(self) -> None:
-        """Give the name back. Never raises; a second call does nothing."""
-        ...
+    key: str
+    id: str
+    raw: bytes
+    error: str
+    traceback: str = ""
+    attempts: int = 1
+    first_failed: float = 0.0
+    last_failed: float = 0.0
+    marked: bool = False
 
 
-class Store(Protocol):
-    """Where a consumer's progress lives: cursor and dedupe records, committed together."""
+class SavedCursor(NamedTuple):
+    """A cursor that was saved once; `None` is the inception.
 
-    async def claim(self, name: str, *, feed: str) -> Session:
-        """Become the one owner of `name`, which is bound to the feed called `feed` by its first claim.
+    Attributes:
+        cursor: The cursor.
+        at: When the page arrived that it is of, in seconds since the epoch.
+    """
 
-        Raises:
-            StoreBusy: The name has an owner.
-            StoreMismatch: The name was used with another feed.
-            StoreError: The store cannot be opened.
-        """
-        ...
+    cursor: Cursor | None
+    at: float
 
 
 MAX_NOT_BEFORE = 86_400.0
