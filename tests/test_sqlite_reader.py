@@ -12,11 +12,16 @@ import anyio
 import pytest
 
 from push_to_poll_client import StoreError
-from push_to_poll_client._types import Record
-from push_to_poll_client.stores import SQLiteStore, _owner_seen, _sqlite_reader
+from push_to_poll_client._types import DeadLetter, Record
+from push_to_poll_client.stores import SQLiteStore, _owner_seen, _sqlite_guest, _sqlite_letters
 from push_to_poll_client.stores._owner_lock import OwnerLock
 from push_to_poll_client.stores._owner_seen import owner_of
-from push_to_poll_client.stores._sqlite_reader import read_store
+from push_to_poll_client.stores._sqlite_reader import (
+    read_cursors,
+    read_dead_letter,
+    read_dead_letters,
+    read_store,
+)
 
 # Whatever goes wrong, a child ends after a minute, and reading from it with it.
 HEAD = """
@@ -128,8 +133,8 @@ def test_a_file_at_rest(closed):
     assert kept(closed) == before
     assert (reading.path, reading.size, reading.owner) == (str(closed), closed.stat().st_size, None)
     assert [(one.name, one.cursor, one.records, one.token, one.last_progress) for one in reading.progress] == [
-        ("a", "c1", 1, 1, 1e9 + 3),
-        ("b", None, 2, 1, 1e9 + 1),
+        ("a", "c1", 1, 1, 1e9 + 5),
+        ("b", None, 2, 1, 1e9 + 2),
         ("\ud800", "\ud800", 0, 1, None),
     ]
     assert reading.progress[2].feed == "feed of \ud800"
@@ -188,13 +193,110 @@ def test_a_transaction_that_was_cut_off_before_there_was_a_wal(closed):
     database.execute("PRAGMA journal_mode = DELETE")
     database.execute("PRAGMA cache_size = 0")
     database.execute("BEGIN")
-    database.execute("UPDATE consumer SET cursor = hex(randomblob(100000))")
+    database.execute("UPDATE push_to_poll_consumer SET cursor = hex(randomblob(100000))")
     for file in list(closed.parent.iterdir()):
         shutil.copy(file, closed.parent.parent / file.name)
     database.close()
     copy = closed.parent.parent / "store.db"
     assert copy.with_name("store.db-journal").stat().st_size
     assert read_store(copy).progress == read_store(closed).progress
+
+
+def letters_of(keys):
+    return [DeadLetter(key=key, id=f"id of {key}", raw=b"raw", error="e", marked=key > "5") for key in keys]
+
+
+async def bury(path, keys):
+    session = await SQLiteStore(path, clock=iter(range(10**9, 10**9 + 100)).__next__).claim("a", feed="f")
+    await session.commit(cursor="c1", records=[], dead_letters=letters_of(keys))
+    await session.commit(cursor="c2", records=[])
+    await session.release()
+
+
+def test_dead_letters_are_read_in_the_order_of_their_keys(path):
+    keys = sorted({*map(str, range(250)), "\ud800", "\uffff", ""})
+    anyio.run(bury, path, keys)
+    before = kept(path)
+    assert list(read_dead_letters(path, "a")) == letters_of(keys)
+    assert list(read_dead_letters(path, "a", marked=True)) == letters_of(key for key in keys if key > "5")
+    assert [read_dead_letter(path, "a", letter.key) for letter in letters_of(keys)] == letters_of(keys)
+    assert read_dead_letter(path, "a", "250") is None
+    assert read_store(path).progress[0].dead_letters == len(keys)
+    assert kept(path) == before
+
+
+def test_few_dead_letters_are_in_memory_at_a_time(path, monkeypatch):
+    anyio.run(bury, path, [str(number) for number in range(250)])
+    sizes, read = [], _sqlite_letters.some_of
+    monkeypatch.setattr(_sqlite_letters, "some_of", lambda letters: sizes.append(read(letters)) or sizes[-1])
+    letters = read_dead_letters(path, "a")
+    next(letters)
+    assert [len(some) for some in sizes] == [100]
+    assert len([*letters]) == 249
+    assert [len(some) for some in sizes] == [100, 100, 50, 0]
+
+
+def test_the_cursors_that_were_saved_are_read_with_their_times(path):
+    anyio.run(bury, path, [])
+    before = kept(path)
+    assert read_cursors(path, "a") == ((None, 1e9), ("c1", 1e9 + 1), ("c2", 1e9 + 2))
+    assert kept(path) == before
+
+
+@pytest.mark.parametrize(("attempts", "failing"), [(None, 0), ("{}", 0), ('{"1":[1,0.0],"\\ud800":[2,0.0]}', 2)])
+def test_messages_that_are_to_be_tried_again_are_counted(path, attempts, failing):
+    async def fail():
+        session = await SQLiteStore(path).claim("a", feed="f")
+        await session.commit(cursor=None, records=[], state={"attempts": attempts, "other": "no JSON"})
+        await session.release()
+
+    anyio.run(bury, path, [])
+    anyio.run(fail)
+    assert read_store(path).progress[0].failing == failing
+
+
+def test_attempts_that_this_library_does_not_write_are_one_sentence(path):
+    anyio.run(bury, path, [])
+    foreign(path, "INSERT INTO push_to_poll_state VALUES (1, 'attempts', 'garbage')")
+    with pytest.raises(StoreError, match="cannot be used: malformed JSON; look at"):
+        read_store(path)
+
+
+@pytest.mark.parametrize("read", [lambda path, name: list(read_dead_letters(path, name)), read_cursors])
+def test_a_name_that_is_not_there_is_one_sentence(path, read):
+    path.touch()
+    for make in (lambda: None, lambda: anyio.run(bury, path, [])):
+        make()
+        with pytest.raises(StoreError, match=r"store\.db has no consumer called 'x'; `push-to-poll status` shows"):
+            read(path, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        ("UPDATE push_to_poll_dead_letter SET id = 5", lambda path: list(read_dead_letters(path, "a"))),
+        ("UPDATE push_to_poll_consumer SET cursor = 5", lambda path: read_cursors(path, "a")),
+        ("UPDATE push_to_poll_history SET at = 'then'", lambda path: read_cursors(path, "a")),
+    ],
+)
+def test_dead_letters_and_cursors_that_this_library_does_not_write_are_one_sentence(path, change, read):
+    anyio.run(bury, path, ["k"])
+    foreign(path, change)
+    with pytest.raises(StoreError, match="is damaged"):
+        read(path)
+
+
+def test_what_runs_in_an_applications_own_tables_is_no_matter(closed):
+    foreign(
+        closed,
+        "CREATE TABLE theirs(x)",
+        "CREATE VIEW v AS SELECT * FROM theirs",
+        "CREATE TRIGGER t AFTER INSERT ON theirs BEGIN SELECT 1; END",
+    )
+    assert len(read_store(closed).progress) == 3
+    foreign(closed, "CREATE TRIGGER evil AFTER UPDATE ON push_to_poll_consumer BEGIN SELECT 1; END")
+    with pytest.raises(StoreError, match="has a view, a trigger or a virtual table"):
+        read_store(closed)
 
 
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # no thread of this process is needed there
@@ -319,12 +421,12 @@ def of_another_application(path):
 
 
 def of_a_newer_version(path):
-    foreign(path, "PRAGMA application_id = 0x50325043", "PRAGMA user_version = 99")
+    foreign(path, "CREATE TABLE push_to_poll_schema AS SELECT 99 AS version")
     return "was written by a newer push_to_poll_client"
 
 
 def with_no_tables(path):
-    foreign(path, "PRAGMA application_id = 0x50325043", "PRAGMA user_version = 1")
+    foreign(path, "CREATE TABLE push_to_poll_schema AS SELECT 1 AS version")
     return "cannot be used: no such table"
 
 
@@ -363,13 +465,13 @@ def test_a_damaged_file(closed):
 @pytest.mark.parametrize(
     "change",
     [
-        "UPDATE consumer SET cursor = 5",
-        "UPDATE consumer SET cursor = x'ff'",
-        "UPDATE consumer SET cursor = CAST(x'ff' AS TEXT)",
-        "UPDATE consumer SET token = 'many'",
-        "UPDATE consumer SET size = 1.5",
-        "UPDATE record SET at = 9e999",
-        "UPDATE record SET at = -1",
+        "UPDATE push_to_poll_consumer SET cursor = 5",
+        "UPDATE push_to_poll_consumer SET cursor = x'ff'",
+        "UPDATE push_to_poll_consumer SET cursor = CAST(x'ff' AS TEXT)",
+        "UPDATE push_to_poll_consumer SET token = 'many'",
+        "UPDATE push_to_poll_segment SET size = 1.5",
+        "UPDATE push_to_poll_segment SET last_at = 9e999",
+        "UPDATE push_to_poll_segment SET last_at = -1",
     ],
 )
 def test_what_this_library_does_not_write_is_one_sentence(closed, change):
@@ -386,53 +488,53 @@ def test_who_may_not_read_is_told_in_this_process_too(closed, monkeypatch):
 
 @pytest.fixture
 def _impatient(monkeypatch):
-    monkeypatch.setattr(_sqlite_reader, "_PAUSE", 0)
+    monkeypatch.setattr(_sqlite_guest, "_PAUSE", 0)
 
 
 @pytest.mark.usefixtures("_impatient")
 def test_a_file_that_changes_while_it_is_read_is_read_again(closed, monkeypatch):
     """What was read in between may be anything, an error too."""
-    read, answers = _sqlite_reader._read, [StoreError("torn"), (), None]
+    read, answers = _sqlite_guest._read, [StoreError("torn"), (), None]
 
-    def torn(path, look):
+    def torn(path, look, ask):
         answer = answers.pop(0)
         if answer is None:
-            return read(path, look)
+            return read(path, look, ask)
         closed.touch()
         os.utime(closed, ns=(0, len(answers)))
         if answer:
             raise answer
         return answer
 
-    monkeypatch.setattr(_sqlite_reader, "_read", torn)
+    monkeypatch.setattr(_sqlite_guest, "_read", torn)
     assert len(read_store(closed).progress) == 3
 
 
 @pytest.mark.usefixtures("_impatient")
 def test_an_owner_that_just_starts_is_waited_for(closed, monkeypatch):
     """Its shared memory is there and not yet ready, which nothing but SQLite's answer shows."""
-    read, answers = _sqlite_reader._read, [sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN]
+    read, answers = _sqlite_guest._read, [sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN]
 
-    def starting(path, look):
+    def starting(path, look, ask):
         if answers:
             cause = sqlite3.OperationalError()
             cause.sqlite_errorcode = answers.pop()
             raise StoreError("not ready") from cause
-        return read(path, look)
+        return read(path, look, ask)
 
-    monkeypatch.setattr(_sqlite_reader, "_read", starting)
+    monkeypatch.setattr(_sqlite_guest, "_read", starting)
     assert len(read_store(closed).progress) == 3
 
 
 @pytest.mark.usefixtures("_impatient")
 def test_a_file_that_changes_for_ever_is_read_at_last_as_it_is(closed, monkeypatch):
-    look, times = _sqlite_reader._look, []
+    look, times = _sqlite_guest._look, []
 
     def changed(path):
         times.append(None)
         return {**look(path), "": (1, 2, len(times))}
 
-    monkeypatch.setattr(_sqlite_reader, "_look", changed)
+    monkeypatch.setattr(_sqlite_guest, "_look", changed)
     assert len(read_store(closed).progress) == 3
 
 
@@ -441,7 +543,7 @@ def test_a_copy_for_which_there_is_no_room_is_one_sentence(killed, monkeypatch):
         raise OSError(28, "No space left on device")
 
     (killed.parent / "store.db-shm").unlink()
-    monkeypatch.setattr(_sqlite_reader.shutil, "copyfile", full)
+    monkeypatch.setattr(_sqlite_guest.shutil, "copyfile", full)
     with pytest.raises(StoreError, match="cannot be copied to be read: No space left on device"):
         read_store(killed)
 

@@ -16,8 +16,8 @@ import anyio.to_thread
 import pytest
 
 from push_to_poll_client import OwnershipLost, StoreBusy, StoreError, StoreMismatch
-from push_to_poll_client._types import Record, RecordState
-from push_to_poll_client.stores import SQLiteStore, _owner_lock, _sqlite_file, _sqlite_schema
+from push_to_poll_client._types import DeadLetter, Record, RecordState
+from push_to_poll_client.stores import SQLiteStore, _owner_lock, _sqlite_file, _sqlite_letters, _sqlite_schema
 from push_to_poll_client.testing._store_suite import StoreSuite
 
 pytestmark = pytest.mark.anyio
@@ -57,6 +57,10 @@ def records(*keys):
     return [Record(key) for key in keys]
 
 
+def letter(key):
+    return DeadLetter(key=key, id=key, raw=b"raw", error="broken")
+
+
 class TestSQLiteStore(StoreSuite):
     @pytest.fixture(autouse=True)
     def _directory(self, tmp_path):
@@ -70,10 +74,13 @@ class TestSQLiteStore(StoreSuite):
 
     async def steal(self, store, name):
         with other_program(self.path) as connection:
-            connection.execute("UPDATE consumer SET token = token + 1 WHERE name = ?", (name,))
+            connection.execute("UPDATE push_to_poll_consumer SET token = token + 1 WHERE name = ?", (name,))
 
     async def state(self, store, name, key):
-        query = "SELECT state FROM record JOIN consumer ON consumer = id WHERE name = ? AND key = ?"
+        query = """
+            SELECT coalesce(state, 'processed') FROM push_to_poll_record JOIN push_to_poll_consumer ON consumer =
+            id WHERE name = ? AND key = ? ORDER BY segment DESC
+        """
         with other_program(self.path) as connection:
             row = connection.execute(query, (name, key)).fetchone()
         return row and RecordState(row[0])
@@ -82,7 +89,8 @@ class TestSQLiteStore(StoreSuite):
     def failing(self, store):
         connection = store._file.connection
         connection.execute(
-            "CREATE TEMP TRIGGER broken BEFORE UPDATE ON consumer BEGIN SELECT RAISE(FAIL, 'planted'); END"
+            "CREATE TEMP TRIGGER broken AFTER INSERT ON push_to_poll_state "
+            "BEGIN SELECT RAISE(FAIL, 'planted'); END"
         )
         yield
         connection.execute("DROP TRIGGER broken")
@@ -210,12 +218,13 @@ class TestOwnership:
 
 class TestThreads:
     async def test_a_commit_ends_although_its_task_is_cancelled(self, path):
-        begun, go_on = threading.Event(), threading.Event()
+        begun, go_on, times = threading.Event(), threading.Event(), [0.0]
 
         def clock():
-            begun.set()
-            assert go_on.wait(60)
-            return 0.0
+            if not times:
+                begun.set()
+                assert go_on.wait(60)
+            return times.pop() if times else 0.0
 
         async def cancel_when_begun(scope):
             await anyio.to_thread.run_sync(begun.wait, 60)
@@ -232,12 +241,13 @@ class TestThreads:
     @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
     async def test_a_commit_ends_although_its_task_is_cancelled_behind_anyios_back(self, path):
         """As `asyncio.timeout()` does, which no shield keeps off: the next call waits for the thread."""
-        begun, go_on = threading.Event(), threading.Event()
+        begun, go_on, times = threading.Event(), threading.Event(), [0.0]
 
         def clock():
-            begun.set()
-            assert go_on.wait(60)
-            return 0.0
+            if not times:
+                begun.set()
+                assert go_on.wait(60)
+            return times.pop() if times else 0.0
 
         async with claimed(SQLiteStore(path, clock=clock)) as session:
             task = asyncio.ensure_future(session.commit(cursor="c1", records=records("1")))
@@ -310,6 +320,17 @@ async def filled(path):
         await session.commit(cursor="c1", records=records(*map(str, range(200))))
 
 
+async def check_damage(path, statement, value):
+    """With this written by somebody else, claiming fails and leaves the file as it is."""
+    with other_program(path) as connection:
+        connection.execute(statement, [value])
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=DAMAGED) as caught:
+        await SQLiteStore(path).claim("a", feed=FEED)
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == before
+
+
 class TestFiles:
     async def test_a_missing_and_an_empty_file_become_stores(self, tmp_path):
         (tmp_path / "empty.db").touch()
@@ -334,7 +355,7 @@ class TestFiles:
             await session.commit(cursor="c1", records=[])
             with other_program(path) as connection:
                 connection.execute("BEGIN")
-                assert connection.execute("SELECT cursor FROM consumer").fetchone() == ("c1",)
+                assert connection.execute("SELECT cursor FROM push_to_poll_consumer").fetchone() == ("c1",)
                 await session.commit(cursor="c2", records=records("1"))
 
     @pytest.mark.parametrize(("synchronous", "level"), [("FULL", 2), ("NORMAL", 1)])
@@ -344,6 +365,19 @@ class TestFiles:
             assert connection.execute("PRAGMA synchronous").fetchone() == (level,)
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
+    async def test_the_history_is_a_ring_in_the_file_too(self, path):
+        now = iter(range(1000))
+        async with claimed(SQLiteStore(path, clock=now.__next__)) as session:
+            for number in range(300):
+                await session.commit(cursor=str(number), records=[])
+            history = session.history
+            query = "SELECT count(*) FROM push_to_poll_history"
+            assert session._file.connection.execute(query).fetchone() == (256,)
+        async with claimed(SQLiteStore(path, clock=now.__next__)) as session:
+            assert session.history == history
+            await session.commit(cursor="next", records=[])
+            assert session.history == (*history[1:], ("next", 302))
+
     async def test_a_long_key_takes_little_room(self, path):
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor=None, records=records(*(f"{'x' * 10_000}{n}" for n in range(100))))
@@ -352,7 +386,7 @@ class TestFiles:
     async def test_a_key_that_is_spelled_like_a_digest_is_another(self, path):
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor=None, records=records("x" * 1000))
-            (digest,) = session._file.connection.execute("SELECT key FROM record").fetchone()
+            (digest,) = session._file.connection.execute("SELECT key FROM push_to_poll_record").fetchone()
             assert await session.unseen([digest, "x" * 1000]) == {digest}
 
     async def test_a_page_is_one_statement_for_each_question(self, path):
@@ -362,7 +396,7 @@ class TestFiles:
             session._file.connection.set_trace_callback(statements.append)
             await session.commit(cursor="c", records=records(*map(str, range(1000))))
             await session.unseen([str(n) for n in range(1000)])
-        assert sum("json_each" in statement for statement in statements) == 2
+        assert sum("json_each(" in statement for statement in statements) == 2
         assert len(statements) < 10
 
     async def test_keys_above_all_that_have_records_are_new_and_nobody_is_asked(self, path):
@@ -390,18 +424,6 @@ class TestFiles:
             async with claimed(SQLiteStore(path), name) as session:
                 assert await session.unseen([key]) == set()
 
-    async def test_keys_that_this_library_does_not_write_say_nothing_of_others(self, path):
-        await filled(path)
-        with other_program(path) as connection:
-            connection.execute("UPDATE record SET key = x'00' WHERE position = 1")
-        async with claimed(SQLiteStore(path)) as session:
-            assert await session.unseen(["5", "x5"]) == {"x5"}
-            await session.commit(cursor="c1", records=records("x5"))
-            statements = []
-            session._file.connection.set_trace_callback(statements.append)
-            assert await session.unseen(["x5", "x9"]) == {"x9"}
-            assert statements
-
     async def test_keys_in_a_file_of_another_encoding_say_nothing_of_others(self, path):
         """UTF-16 orders them otherwise. This library makes no such file, but a tool that copies one may."""
         with other_program(path) as connection:
@@ -412,30 +434,35 @@ class TestFiles:
         async with claimed(SQLiteStore(path)) as session:
             assert await session.unseen(["\U0001f600"]) == set()
 
-    async def test_a_commit_looks_for_old_records_when_one_may_be_due(self, path):
-        now = [0.0]
-        store = SQLiteStore(path, retention=10.0, clock=lambda: now[0])
-        async with claimed(store) as session:
+    async def test_a_commit_of_a_page_is_five_statements(self, path):
+        """What is rare costs a commit without it nothing."""
+        async with claimed(SQLiteStore(path)) as session:
+            await session.commit(cursor="c0", records=records("0"), dead_letters=[letter("0")], state={"s": "0"})
             statements = []
             session._file.connection.set_trace_callback(statements.append)
+            await session.commit(cursor="c1", records=records(*map(str, range(1, 1001))))
+            verbs = [statement.split()[0] for statement in statements]
+            assert verbs == ["BEGIN", "UPDATE", "INSERT", "INSERT", "COMMIT"]
+            statements.clear()
+            await session.commit(cursor=None, records=records("0"))
+            assert sum("dead_letter" in statement for statement in statements) > 0
+            assert session.dead == 0
 
-            async def looks(cursor, *keys):
-                statements.clear()
-                await session.commit(cursor=cursor, records=records(*keys))
-                return any("SELECT position" in statement for statement in statements)
-
-            assert [await looks(cursor, cursor) for cursor in "12345"] == [True, True, False, False, False]
-            now[0] = 10.5
-            assert await looks("6", "6")
-            assert session.size == 1
-        async with claimed(store) as session:
-            assert session.size == 1
+    async def test_a_file_with_too_many_dead_letters_to_know_is_asked_for_them(self, path, monkeypatch):
+        monkeypatch.setattr(_sqlite_letters, "_MOST_KEYS", 2)
+        async with claimed(SQLiteStore(path)) as session:
+            for keys, left in (("abc", 3), ("", 3), ("xb", 2), ("yy", 2), ("ac", 0)):
+                letters = [letter(key) for key in keys] if left == 3 else []
+                await session.commit(cursor=None, records=[] if letters else records(*keys), dead_letters=letters)
+                assert session.dead == left
+        async with claimed(SQLiteStore(path)) as session:
+            assert (session.dead, list(await session.dead_letters())) == (0, [])
 
     async def test_a_damaged_record_is_not_taken_for_a_new_one(self, path):
         await filled(path)
         async with claimed(SQLiteStore(path)) as session:
             with other_program(path) as connection:
-                connection.execute("DROP TABLE record")
+                connection.execute("DROP TABLE push_to_poll_record")
             with pytest.raises(StoreError, match="no such table"):
                 await session.unseen(["1"])
 
@@ -455,7 +482,9 @@ class TestFiles:
     async def test_a_file_with_pages_of_another_size_is_whole(self, path):
         await filled(path)
         with other_program(path) as connection:
-            connection.executescript("PRAGMA journal_mode = DELETE; PRAGMA page_size = 512; VACUUM")
+            connection.executescript(
+                "CREATE TABLE odd(x); PRAGMA journal_mode = DELETE; PRAGMA page_size = 512; VACUUM"
+            )
         assert path.stat().st_size % 4096
         async with claimed(SQLiteStore(path)) as session:
             assert session.size > 0
@@ -483,7 +512,7 @@ class TestFiles:
             assert (session.cursor, session.size) == ("c1", 200)
 
     @pytest.mark.parametrize("wal", [False, True])
-    @pytest.mark.parametrize("script", ["CREATE TABLE t(x)", "PRAGMA user_version=1", "PRAGMA application_id=7"])
+    @pytest.mark.parametrize("script", ["CREATE TABLE t(x)", "PRAGMA user_version=1", "PRAGMA application_id=-7"])
     async def test_a_database_of_another_application_is_refused(self, path, script, wal):
         with other_program(path) as connection:
             connection.execute(script)
@@ -496,22 +525,72 @@ class TestFiles:
     async def test_a_store_of_a_newer_version_is_refused(self, path):
         await filled(path)
         with other_program(path) as connection:
-            connection.execute("PRAGMA user_version=3")
+            connection.execute("UPDATE push_to_poll_schema SET version = 3")
         async with refused(path, r"newer push_to_poll_client: .*version 3, this one knows up to 1; update"):
             pass
 
-    async def test_a_store_of_a_version_that_there_cannot_be_is_damaged(self, path):
+    @pytest.mark.parametrize(
+        ("script", "shown"),
+        [
+            ("UPDATE push_to_poll_schema SET version = -1", r"\[\(-1,\)\]"),
+            ("UPDATE push_to_poll_schema SET version = 'a' || char(10) || 'b'", r"a\\\\nb"),
+            ("INSERT INTO push_to_poll_schema VALUES (1)", r"\[\(1,\), \(1,\)\]"),
+            ("DELETE FROM push_to_poll_schema", r"\[\]"),
+        ],
+    )
+    async def test_a_store_of_a_version_that_there_cannot_be_is_damaged(self, path, script, shown):
         await filled(path)
         with other_program(path) as connection:
-            connection.execute("PRAGMA user_version=-1")
-        async with refused(path, r"is damaged: .*version -1; put back a copy, or move it away to begin anew"):
+            connection.execute(script)
+        async with refused(path, rf"is damaged: .*{shown}.*; put back a copy, or move it away to begin anew"):
+            pass
+
+    async def test_an_application_keeps_its_numbers_and_its_tables_in_a_store(self, path):
+        await filled(path)
+        with other_program(path) as connection:
+            connection.executescript(
+                "PRAGMA application_id = 7; PRAGMA user_version = 99; "
+                "CREATE TABLE theirs(x); CREATE INDEX i ON theirs(x)"
+            )
+        async with claimed(SQLiteStore(path)) as session:
+            assert session.size == 200
+
+    async def test_the_tables_are_added_to_a_database_that_is_shared(self, path):
+        with other_program(path) as connection:
+            connection.executescript(
+                "PRAGMA application_id = 7; PRAGMA user_version = 99; "
+                "CREATE TABLE consumer(x); CREATE VIEW v AS SELECT * FROM consumer; "
+                "CREATE TRIGGER t AFTER INSERT ON consumer BEGIN DELETE FROM consumer; END"
+            )
+            for _ in range(2):
+                _sqlite_schema.prepare(connection, str(path), synchronous="FULL", shared=True)
+            assert connection.execute("PRAGMA user_version").fetchone() == (99,)
+            assert connection.execute("SELECT * FROM v").fetchall() == []
+        async with refused(path, "has a view, a trigger"):
             pass
 
     @pytest.mark.parametrize(
         "statement",
         [
-            "CREATE VIEW v AS SELECT * FROM record",
-            "CREATE TRIGGER t AFTER UPDATE ON consumer BEGIN DELETE FROM record; END",
+            "CREATE TRIGGER t AFTER UPDATE ON push_to_poll_consumer BEGIN SELECT 1; END",
+            "DROP TABLE push_to_poll_record; CREATE VIEW Push_To_Poll_RECORD AS SELECT 1 AS consumer",
+            "DROP TABLE push_to_poll_schema; CREATE VIEW push_to_poll_schema AS SELECT 1 AS version",
+            "DROP TABLE push_to_poll_record; CREATE VIRTUAL TABLE push_to_poll_record USING fts5(consumer, key)",
+            "CREATE VIEW v AS SELECT 1; CREATE TRIGGER push_to_poll_t INSTEAD OF DELETE ON v BEGIN SELECT 1; END",
+        ],
+    )
+    async def test_what_runs_in_tables_of_this_library_is_refused_in_a_shared_database_too(self, path, statement):
+        await filled(path)
+        with other_program(path) as connection:
+            connection.executescript(statement)
+            with pytest.raises(StoreError, match="has a view, a trigger or a virtual table"):
+                _sqlite_schema.prepare(connection, str(path), synchronous="FULL", shared=True)
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "CREATE VIEW v AS SELECT * FROM push_to_poll_record",
+            "CREATE TRIGGER t AFTER UPDATE ON push_to_poll_consumer BEGIN DELETE FROM push_to_poll_record; END",
             "CREATE VIRTUAL TABLE t USING fts5(x)",
         ],
     )
@@ -530,29 +609,84 @@ class TestFiles:
             ("cursor", b"\xff\xfe\x00"),
             ("feed", 5),
             ("feed", b"\xff"),
-            ("size", "\x1b[31m"),
-            ("size", -1),
             ("token", 2**63 - 1),
-            ("last", b"x"),
-            ("last", 2**63 - 1),
+            ("at", "\x1b[31m"),
+            ("first", "\x1b[31m"),
+            ("first", -1),
             ("behind", 1.5),
         ],
     )
     async def test_a_row_that_this_library_does_not_write_is_damage(self, path, column, value):
         await filled(path)
-        with other_program(path) as connection:
-            connection.execute(f"UPDATE consumer SET {column} = ?", [value])  # noqa: S608
-        before = path.read_bytes()
-        with pytest.raises(StoreError, match=DAMAGED) as caught:
-            await SQLiteStore(path).claim("a", feed=FEED)
-        assert str(path) in str(caught.value)
-        assert path.read_bytes() == before
+        await check_damage(path, f"UPDATE push_to_poll_consumer SET {column} = ?", value)  # noqa: S608
+
+    @pytest.mark.parametrize(
+        ("column", "value"),
+        [
+            ("number", -1),
+            ("number", 2**62),
+            ("size", "\x1b[31m"),
+            ("size", -1),
+            ("size", b"x"),
+            ("first_at", float("inf")),
+            ("last_at", b"x"),
+            ("low", b"\xff"),
+            ("high", b"a"),
+        ],
+    )
+    async def test_a_segment_that_this_library_does_not_write_is_damage(self, path, column, value):
+        await filled(path)
+        await check_damage(path, f"UPDATE push_to_poll_segment SET {column} = ?", value)  # noqa: S608
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            "push_to_poll_state VALUES (1, x'ff', ?)",
+            "push_to_poll_state VALUES (1, 's', ?)",
+            "push_to_poll_history VALUES (1, 0, 0, ?, 0)",
+            "push_to_poll_history VALUES (1, 0, 0, NULL, ?)",
+        ],
+    )
+    async def test_a_place_that_this_library_does_not_write_is_damage(self, path, row):
+        await filled(path)
+        await check_damage(path, f"INSERT INTO {row}", b"\xff")
+
+    @pytest.mark.parametrize(
+        ("column", "value"),
+        [
+            ("key", b"\xff"),
+            ("id", 5),
+            ("raw", "x"),
+            ("error", b"\xff"),
+            ("traceback", 1.5),
+            ("attempts", "\x1b[31m"),
+            ("first_failed", b"x"),
+        ],
+    )
+    async def test_a_dead_letter_that_this_library_does_not_write_is_damage(self, path, column, value):
+        async with claimed(SQLiteStore(path)) as session:
+            await session.commit(cursor=None, records=[], dead_letters=[letter("k")])
+            with other_program(path) as connection:
+                connection.execute(f"UPDATE push_to_poll_dead_letter SET {column} = ?", [value])  # noqa: S608
+            with pytest.raises(StoreError, match=DAMAGED):
+                await session.dead_letters()
+            if column != "key":
+                with pytest.raises(StoreError, match=DAMAGED):
+                    await session.dead_letter("k")
+
+    async def test_a_fingerprint_that_this_library_does_not_write_is_damage(self, path):
+        async with claimed(SQLiteStore(path)) as session:
+            await session.commit(cursor="c1", records=records("k"))
+            with other_program(path) as connection:
+                connection.execute("UPDATE push_to_poll_record SET fingerprint = 'x'")
+            with pytest.raises(StoreError, match=DAMAGED):
+                await session.fingerprints(["k"])
 
     async def test_a_row_that_is_damaged_meanwhile_is_written_anew(self, path):
         """Its owner knows what it wrote."""
         async with claimed(SQLiteStore(path)) as session:
             with other_program(path) as connection:
-                connection.execute("UPDATE consumer SET size = 'many', last = -1, behind = x'ff'")
+                connection.execute("UPDATE push_to_poll_consumer SET cursor = 5, at = 'then', behind = x'ff'")
             await session.commit(cursor="c1", records=records("k"))
         async with claimed(SQLiteStore(path)) as session:
             assert (session.cursor, session.size) == ("c1", 1)
@@ -561,21 +695,10 @@ class TestFiles:
         """G10: also where it would write itself."""
         async with claimed(SQLiteStore(path)) as session:
             with other_program(path) as connection:
-                connection.execute("UPDATE consumer SET token = token + 1, last = 1")
-                connection.execute("INSERT INTO record VALUES (1, 1, 'theirs', 'processed', 0)")
+                connection.execute("UPDATE push_to_poll_consumer SET token = token + 1")
+                connection.execute("INSERT INTO push_to_poll_record VALUES (1, 1, 'ours', 'dead', NULL)")
             with pytest.raises(OwnershipLost, match="claimed by somebody else"):
                 await session.commit(cursor="c1", records=records("ours"))
-
-    async def test_a_record_without_a_time_is_damage(self, path):
-        async with claimed(SQLiteStore(path)) as session:
-            await session.commit(cursor="c1", records=records("k"))
-            await session.commit(cursor="c2", records=[])
-        with other_program(path) as connection:
-            connection.execute("UPDATE record SET at = 'then'")
-        async with claimed(SQLiteStore(path)) as session:
-            with pytest.raises(StoreError, match=DAMAGED):
-                await session.commit(cursor="c3", records=[])
-            assert session.cursor == "c2"
 
     async def test_names_and_feeds_of_any_length_are_one_short_line(self, path):
         evil = "\x1b[31m\n\u202e" + "x" * 1_000_000
@@ -598,7 +721,7 @@ class TestFiles:
         async with claimed(SQLiteStore(path)) as session:
             evil = f"SELECT RAISE({how}, '\x1b[31m\n\x9b')"
             session._file.connection.execute(
-                f"CREATE TEMP TRIGGER evil BEFORE UPDATE ON consumer BEGIN {evil}; END"
+                f"CREATE TEMP TRIGGER evil BEFORE UPDATE ON push_to_poll_consumer BEGIN {evil}; END"
             )
             with pytest.raises(StoreError) as caught:
                 await session.commit(cursor="c1", records=[])
@@ -660,7 +783,7 @@ class TestFiles:
 
 
 class TestMigration:
-    STEP = ("ALTER TABLE consumer ADD COLUMN note", "UPDATE consumer SET note = 'moved'")
+    STEP = ("ALTER TABLE push_to_poll_consumer ADD COLUMN note", "UPDATE push_to_poll_consumer SET note = 'moved'")
 
     async def test_an_older_store_is_brought_up_to_date(self, path, monkeypatch):
         await filled(path)
@@ -669,14 +792,14 @@ class TestMigration:
             async with claimed(SQLiteStore(path)) as session:
                 assert (session.cursor, session.size) == ("c1", 200)
         with other_program(path) as connection:
-            assert connection.execute("SELECT note FROM consumer").fetchone() == ("moved",)
-            assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+            assert connection.execute("SELECT note FROM push_to_poll_consumer").fetchone() == ("moved",)
+            assert connection.execute("SELECT version FROM push_to_poll_schema").fetchall() == [(2,)]
 
     async def test_a_new_store_takes_all_steps(self, path, monkeypatch):
         monkeypatch.setattr(_sqlite_schema, "STEPS", (*_sqlite_schema.STEPS, self.STEP))
         await filled(path)
         with other_program(path) as connection:
-            assert connection.execute("SELECT note FROM consumer").fetchone() == (None,)
+            assert connection.execute("SELECT note FROM push_to_poll_consumer").fetchone() == (None,)
 
     async def test_a_step_that_fails_leaves_the_file_as_it_was(self, path, monkeypatch):
         await filled(path)

@@ -10,25 +10,32 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
 
 from push_to_poll_client import PushToPollError
-from push_to_poll_client._types import Record, RecordState
-from push_to_poll_client.stores import MemoryStore, SQLiteStore
+from push_to_poll_client._types import DeadLetter, Record, RecordState
+from push_to_poll_client.stores import MemoryStore, SQLiteStore, _filter, _sqlite_search
 
 KEYS = st.sampled_from([*"abcdefghij", "", "a\0", "\ud800", "é", "x" * 201, "x" * 202])
 NAMES = st.sampled_from(["n", "N"])
-LIMITS = {"retention": 10.0, "max_records": 4}
+FINGERPRINTS = st.none() | st.integers(0, 3)
+STATE = st.dictionaries(st.sampled_from("st"), st.none() | st.sampled_from(["", "1", "\ud800"]))
+
+
+@st.composite
+def letters(draw):
+    return DeadLetter(key=draw(KEYS), id="i", raw=b"r", error="e", marked=draw(st.booleans()))
 
 
 class Stores(RuleBasedStateMachine):
     """Each operation is done on both; what is compared is the value or the class of the error."""
 
     backend = "asyncio"
+    limits = {}  # noqa: RUF012  # another one for each machine
     sessions = Bundle("sessions")
 
     def __init__(self):
         super().__init__()
         self.now = 0.0
         self.directory = tempfile.TemporaryDirectory()
-        self.memory = MemoryStore(clock=lambda: self.now, **LIMITS)
+        self.memory = MemoryStore(clock=lambda: self.now, **self.limits)
         self.sqlite = self.open()
         self.open_portal = start_blocking_portal(self.backend)
         self.portal = self.open_portal.__enter__()
@@ -36,7 +43,7 @@ class Stores(RuleBasedStateMachine):
 
     def open(self):
         path = pathlib.Path(self.directory.name, "store.db")
-        return SQLiteStore(path, synchronous="NORMAL", clock=lambda: self.now, **LIMITS)
+        return SQLiteStore(path, synchronous="NORMAL", clock=lambda: self.now, **self.limits)
 
     def both(self, memory, sqlite):
         answers = [self.answer(memory), self.answer(sqlite)]
@@ -45,10 +52,9 @@ class Stores(RuleBasedStateMachine):
 
     def answer(self, call):
         try:
-            value = self.portal.call(call)
+            return None, self.portal.call(call)
         except PushToPollError as error:
             return type(error), None
-        return (value if isinstance(value, set) else None), value
 
     @rule(target=sessions, name=NAMES, feed=st.sampled_from("fg"))
     def claim(self, name, feed):
@@ -61,14 +67,38 @@ class Stores(RuleBasedStateMachine):
     @rule(
         pair=sessions,
         cursor=st.none() | KEYS,
-        records=st.lists(st.builds(Record, KEYS, st.sampled_from(RecordState)), max_size=8),
+        records=st.lists(st.builds(Record, KEYS, st.sampled_from(RecordState), FINGERPRINTS), max_size=8),
+        dead_letters=st.lists(letters(), max_size=2),
+        state=STATE,
+        read_at=st.none() | st.floats(0, 100),
     )
-    def commit(self, pair, cursor, records):
-        self.both(*(lambda s=session: s.commit(cursor=cursor, records=records) for session in pair))
+    def commit(self, pair, cursor, **others):
+        self.both(*(lambda s=session: s.commit(cursor=cursor, **others) for session in pair))
+
+    @rule(pair=sessions, records=st.lists(st.builds(Record, KEYS), max_size=8))
+    def commit_plainly(self, pair, records):
+        self.both(*(lambda s=session: s.commit(cursor="c", records=records) for session in pair))
+
+    @rule(pair=sessions, cursor=st.none() | KEYS, forget=st.booleans(), state=STATE)
+    def reset(self, pair, cursor, **others):
+        self.both(*(lambda s=session: s.reset(cursor, **others) for session in pair))
 
     @rule(pair=sessions, keys=st.lists(KEYS))
     def unseen(self, pair, keys):
-        self.both(*(lambda s=session: s.unseen(keys) for session in pair))
+        unseen = self.both(*(lambda s=session: s.unseen(keys) for session in pair))
+        assert unseen[0] == unseen[1]
+
+    @rule(pair=sessions, keys=st.lists(KEYS))
+    def fingerprints(self, pair, keys):
+        found = self.both(*(lambda s=session: s.fingerprints(keys) for session in pair))
+        assert found[0] == found[1]
+
+    @rule(pair=sessions, after=st.none() | letters(), marked=st.booleans(), key=KEYS)
+    def dead_letters(self, pair, after, marked, key):
+        some = self.both(*(lambda s=session: s.dead_letters(after=after, marked=marked) for session in pair))
+        assert some[0] == some[1]
+        one = self.both(*(lambda s=session: s.dead_letter(key) for session in pair))
+        assert one[0] == one[1]
 
     @rule(pair=sessions)
     def release(self, pair):
@@ -91,14 +121,30 @@ class Stores(RuleBasedStateMachine):
             assert (memory.cursor, memory.token) == (sqlite.cursor, sqlite.token)
 
     @invariant()
-    def owners_count_alike(self):
+    def owners_are_alike(self):
         for memory, sqlite in self.live:
             if not sqlite._released:
-                assert memory.size == sqlite.size == self.rows(sqlite)
+                assert memory.size == sqlite.size
+                assert (memory.history, memory.state) == (sqlite.history, sqlite.state)
+                assert memory.dead == sqlite.dead == self.rows(sqlite, "dead_letter")
 
-    def rows(self, sqlite):
-        query = "SELECT count(*) FROM record WHERE consumer = ?"
-        return sqlite._file.connection.execute(query, (sqlite._consumer,)).fetchone()[0]
+    @invariant()
+    def what_is_forgotten_goes(self):
+        """As many segments as there are in memory, and those that wait to be swept."""
+        for _, sqlite in self.live:
+            if not sqlite._released:
+                records = sqlite._claimed.records
+                kept = len(records._segments.live) + len(records._forgotten)
+                assert self.rows(sqlite, "segment") == kept
+                assert self.rows(sqlite, "record") >= sqlite.size
+                assert records._forgotten or self.rows(sqlite, "record") == sqlite.size
+
+    def rows(self, sqlite, table):
+        query = f"""
+            SELECT count(*) FROM push_to_poll_{table} AS t JOIN push_to_poll_consumer AS c ON c.id = t.consumer
+            WHERE token = ? AND name = ?
+        """  # noqa: S608
+        return sqlite._file.connection.execute(query, (sqlite.token, sqlite.name)).fetchone()[0]
 
     def teardown(self):
         self.restart()
@@ -108,6 +154,15 @@ class Stores(RuleBasedStateMachine):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_both_stores_answer_alike(backend):
-    machine = type("StoresOn", (Stores,), {"backend": backend})
-    run_state_machine_as_test(machine, settings=settings(max_examples=50, stateful_step_count=40))
+@pytest.mark.parametrize("few", [3, 0])
+@pytest.mark.parametrize(
+    "limits",
+    [{"retention": 10.0, "max_records": 4}, {"retention": None, "max_records": 40}, {"max_records": None}],
+    ids=["little", "more", "all"],
+)
+def test_both_stores_answer_alike(backend, few, limits, monkeypatch):
+    """Also with a filter that is always used, and is so small that it suspects often and goes soon."""
+    monkeypatch.setattr(_sqlite_search, "_FEW", few)
+    monkeypatch.setattr(_filter, "_SMALLEST", 8)
+    machine = type("StoresOn", (Stores,), {"backend": backend, "limits": limits})
+    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40))

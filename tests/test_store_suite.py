@@ -1,8 +1,10 @@
 """The suite finds stores out: each lie below is caught by the test named beside it."""
 
 import contextlib
+import functools
 
 import anyio
+import msgspec
 import pytest
 
 from push_to_poll_client import OwnershipLost, StoreError
@@ -64,11 +66,11 @@ def changed(session, **methods):
 def save_the_cursor_first(store, session):
     honest = session.commit
 
-    async def commit(self, *, cursor, records):
+    async def commit(self, *, cursor, records, **others):
         await honest(cursor=cursor, records=[])
         if store.broken:
             raise StoreError("planted")
-        await honest(cursor=None, records=records)
+        await honest(cursor=None, records=records, **others)
 
     changed(session, commit=commit)
 
@@ -76,8 +78,8 @@ def save_the_cursor_first(store, session):
 def save_records_first(store, session):
     honest = session.commit
 
-    async def commit(self, *, cursor, records):
-        await honest(cursor=None, records=records)
+    async def commit(self, *, cursor, records, **others):
+        await honest(cursor=None, records=records, **others)
         if store.broken:
             raise StoreError("planted")
         await honest(cursor=cursor, records=[])
@@ -145,15 +147,234 @@ def keep_the_first_state(store, session):
     records = session._progress.records
     honest = session.commit
 
-    async def commit(self, *, cursor, records):
+    async def commit(self, *, cursor, records, **others):
         known = self._progress.records
-        await honest(cursor=cursor, records=[record for record in records if record.key not in known])
+        await honest(cursor=cursor, records=[record for record in records if record.key not in known], **others)
 
     assert records is session._progress.records
     changed(session, commit=commit)
 
 
+def planted(**methods):
+    """A store whose progress of a name has these methods; each gets the honest one first."""
+
+    def lie(store, session):
+        progress = session._progress
+        for name, method in methods.items():
+            setattr(progress, name, functools.partial(method, progress, getattr(type(progress), name)))
+
+    return lie
+
+
+def save_first(what):
+    """It is there although the commit fails."""
+
+    def lie(store, session):
+        honest = session.commit
+
+        async def commit(self, **given):
+            if store.broken:
+                await honest(**{"cursor": None, "records": [], what: given[what]})
+                raise StoreError("planted")
+            await honest(**given)
+
+        changed(session, commit=commit)
+
+    return lie
+
+
+def reset_first(store, session):
+    honest = session.reset
+
+    async def reset(self, cursor, **given):
+        await honest(cursor, **given)
+        if store.broken:
+            raise StoreError("planted")
+
+    changed(session, reset=reset)
+
+
+def count_all(store, session):
+    changed(session, size=property(lambda self: sum(map(len, self._progress._keys.values())) + 1))
+
+
+def keep_no_fingerprints(self, honest, keys):
+    return {}
+
+
+def keep_small_fingerprints(self, honest, keys):
+    return {key: fingerprint & 0xFFFFFFFF for key, fingerprint in honest(self, keys).items()}
+
+
+def keep_fingerprints_of_the_processed(self, honest, keys):
+    processed = [key for key in keys if key in self.records and self.records[key][1].state == "processed"]
+    return honest(self, processed)
+
+
+def keep_the_first_fingerprint(self, honest, keys):
+    known = self.__dict__.setdefault("known", {})
+    return {key: known.setdefault(key, fingerprint) for key, fingerprint in honest(self, keys).items()}
+
+
+def bury_without(**less):
+    def bury(self, honest, letters):
+        honest(self, [msgspec.structs.replace(letter, **less) for letter in letters])
+
+    return bury
+
+
+def bury_once(self, honest, letters):
+    honest(self, [letter for letter in letters if letter.key not in self.letters])
+
+
+def hand_out(select):
+    def some_letters(self, honest, after, *, marked):
+        return select(self, lambda: honest(self, after, marked=marked), after, marked)
+
+    return some_letters
+
+
+def everything(self, honest, after, marked):
+    letters = sorted(self.letters.values(), key=lambda letter: letter.key)
+    return [letter for letter in letters if after is None or letter.key > after.key]
+
+
+def from_the_first_on(self, honest, after, marked):
+    return type(self).some_letters(self, None, marked=marked)
+
+
+def all_but_the_large(self, honest, after, marked):
+    return [letter for letter in honest() if len(letter.raw) < 10 << 20]
+
+
+def in_bytes(self, honest, after, marked):
+    letters = [letter for letter in everything(self, honest, after, marked) if letter.marked or not marked]
+    return sorted(letters, key=lambda letter: letter.key.encode("utf-16", "surrogatepass"))[:100]
+
+
+def settle_without_taking_away(self, honest, cursor, records, *times):
+    letters = dict(self.letters)
+    honest(self, cursor, records, *times)
+    self.letters.update(letters)
+
+
+def settle_and_take_all_away(self, honest, cursor, records, *times):
+    honest(self, cursor, records, *times)
+    for key in records:
+        self.letters.pop(key, None)
+
+
+def bury_first(store, session):
+    honest = session.commit
+
+    async def commit(self, *, dead_letters=(), **others):
+        await honest(cursor=None, records=[], dead_letters=dead_letters)
+        await honest(**others)
+
+    changed(session, commit=commit)
+
+
+def change_all(self, honest, state):
+    self.state = {name: value for name, value in state.items() if value is not None}
+
+
+def change_in_place(self, honest, state):
+    self.__dict__["kept"] = self.__dict__.get("kept", {})
+    self.kept.update({name: value for name, value in state.items() if value is not None})
+    self.state = self.kept
+
+
+def change_without_end(self, honest, state):
+    honest(self, {name: value for name, value in state.items() if value is not None})
+
+
+def remember_none(self, honest, cursor, records, *times):
+    honest(self, cursor, records, *times)
+    self.before = ()
+
+
+def save_the_time_of_the_commit(self, honest, cursor, records, *times):
+    honest(self, cursor, records, times[0], times[0])
+
+
+def remember_all(self, honest, cursor, records, *times):
+    before = self.before, self.saved
+    honest(self, cursor, records, *times)
+    if self.saved is not before[1]:
+        self.before = (*before[0], before[1])
+
+
+def restart_and(**attributes):
+    def restart(self, honest, cursor, now, *, forget):
+        honest(self, cursor, now, forget=forget)
+        for name, value in attributes.items():
+            setattr(self, name, value())
+
+    return restart
+
+
+def restart_with_history(self, honest, cursor, now, *, forget):
+    before = (*self.before, self.saved)
+    honest(self, cursor, now, forget=forget)
+    self.before = before
+
+
+def restart_without_forgetting(self, honest, cursor, now, *, forget):
+    honest(self, cursor, now, forget=False)
+
+
+def restart_and_forget(self, honest, cursor, now, *, forget):
+    honest(self, cursor, now, forget=True)
+
+
+FAILS = "test_a_commit_that_fails_has_written_nothing"
+FINGERPRINT = "test_a_fingerprint_comes_back"
+AS_IT_WAS = "test_a_dead_letter_comes_back_as_it_was"
+LARGE = "test_a_dead_letter_may_be_large"
+ORDER = "test_dead_letters_are_read_in_the_order_of_their_keys"
+MARKED = "test_marked_dead_letters_are_found_among_others"
+AWAY = "test_a_record_that_is_not_dead_takes_the_dead_letter_away"
+STATE = "test_the_state_is_a_few_texts"
+RESET = "test_a_reset_goes_on_from_another_place"
+EPOCH = "test_a_reset_may_begin_a_new_dedupe_epoch"
+
 LIES = [
+    (save_first("dead_letters"), FAILS),
+    (save_first("state"), FAILS),
+    (save_first("records"), FAILS),
+    (reset_first, "test_a_reset_that_fails_has_changed_nothing"),
+    (count_all, "test_the_size_counts_the_records"),
+    (planted(fingerprints=keep_no_fingerprints), FINGERPRINT),
+    (planted(fingerprints=keep_small_fingerprints), FINGERPRINT),
+    (planted(fingerprints=keep_fingerprints_of_the_processed), FINGERPRINT),
+    (planted(fingerprints=keep_the_first_fingerprint), "test_the_newest_fingerprint_counts"),
+    (planted(bury=bury_without(traceback="")), AS_IT_WAS),
+    (planted(bury=bury_without(marked=False)), AS_IT_WAS),
+    (planted(bury=bury_without(first_failed=1e9)), AS_IT_WAS),
+    (planted(some_letters=hand_out(everything)), LARGE),
+    (planted(some_letters=hand_out(all_but_the_large)), LARGE),
+    (planted(some_letters=hand_out(from_the_first_on)), LARGE),
+    (planted(some_letters=hand_out(everything)), ORDER),
+    (planted(some_letters=hand_out(in_bytes)), ORDER),
+    (planted(some_letters=hand_out(everything)), MARKED),
+    (planted(bury=bury_once), MARKED),
+    (planted(settle=settle_without_taking_away), AWAY),
+    (planted(settle=settle_and_take_all_away), AWAY),
+    (bury_first, "test_a_dead_letter_is_added_with_the_record_of_its_key"),
+    (planted(change=change_all), STATE),
+    (planted(change=change_without_end), STATE),
+    (planted(change=change_in_place), "test_the_state_that_was_read_does_not_change"),
+    (planted(settle=remember_none), "test_the_history_begins_where_the_name_does"),
+    (planted(settle=save_the_time_of_the_commit), "test_a_cursor_is_as_old_as_its_page"),
+    (planted(settle=remember_all), "test_the_history_has_a_cursor_of_a_second"),
+    (planted(restart=restart_with_history), RESET),
+    (planted(restart=restart_and_forget), RESET),
+    (planted(restart=restart_and(letters=dict)), RESET),
+    (planted(restart=restart_and(state=dict)), RESET),
+    (planted(restart=restart_without_forgetting), EPOCH),
+    (planted(restart=restart_and(letters=dict)), EPOCH),
+    (forget_the_token, "test_a_session_that_lost_its_name_resets_and_reads_nothing"),
+    (forget_the_token, "test_an_owner_that_was_replaced_resets_nothing"),
     (save_the_cursor_first, "test_a_commit_that_fails_has_written_nothing"),
     (save_records_first, "test_a_commit_that_fails_has_written_nothing"),
     (take_none_for_a_cursor, "test_a_commit_without_a_cursor_leaves_the_saved_one"),
@@ -181,7 +402,7 @@ async def test_the_suite_catches(lie, test):
 
         async def state(self, store, name, key):
             record = store._progress[name].records.get(key)
-            return record and record[2]
+            return record and record[1].state
 
         async def steal(self, store, name):
             store._owners.pop(name)

@@ -1,13 +1,12 @@
 """How long is a dedupe record kept? One answer for every store.
 
-A record may go when it is too old, and the oldest may go when there are too many. Records of the last commit that
-saved a cursor, and all since, stay: their messages may be fetched again. Going happens in small batches inside
-commits, so that no commit pays for a month.
+Records are kept in segments (`_segments.py`), which go as a whole: the oldest, when its newest record is too old,
+or when there are enough records without it. Those of the last commit that saved a cursor, and all since, stay:
+their messages may be fetched again.
 """
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass
-from itertools import islice
 
 __all__ = ["DEFAULT_MAX_RECORDS", "DEFAULT_RETENTION", "Retention"]
 
@@ -16,10 +15,17 @@ DEFAULT_RETENTION = 30 * 86_400.0
 lists its events for 30 days, Remote Settings replays silently to a cursor older than 21 days."""
 
 DEFAULT_MAX_RECORDS = 1_000_000
-"""For each name. At 120 bytes of a SQLite file for a 36-character key that is 120 MB; at 10 messages a second it
+"""For each name. At 55 bytes of a SQLite file for a 36-character key that is 55 MB; at 10 messages a second it
 outlasts a day, so a busy feed sets it higher."""
 
-_BATCH = 100
+_SEGMENT = 8_000
+"""Records of a segment. A page of random keys writes to all of it: 1,000 take 1.5 ms to commit with segments of
+4,000, 1.6 ms with 8,000, 2.0 ms with 16,000, 2.8 ms with 32,000. The larger they are, the fewer have to be asked
+for a key: 1,000 keys in 300,000 records take 35 ms, 22 ms, 13 ms and 10 ms. To take one of 8,000 away takes 4
+ms."""
+
+_PART = 8
+"""A segment is no larger a part of what is kept than this, by number and by age."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,32 +51,23 @@ class Retention:
         if self.count is not None and self.count < 1:
             raise ValueError(f"max_records must be at least 1, or None to keep any number, not {self.count}")
 
-    def may_be_due(self, *, size: int, oldest: float, now: float) -> bool:
-        """Whether a record may go, if the oldest is of this time; all as for `sweep`."""
-        too_many = self.count is not None and size > self.count
-        return too_many or (self.age is not None and oldest < now - self.age)
+    @property
+    def capacity(self) -> int:
+        """How many records a segment takes."""
+        return _SEGMENT if self.count is None else min(_SEGMENT, max(1, self.count // _PART))
 
-    def sweep(self, oldest: Iterable[tuple[int, float]], *, size: int, added: int, now: float) -> int | None:
-        """Decide what goes with a commit.
+    @property
+    def span(self) -> float:
+        """Seconds after which a segment takes no more records."""
+        return math.inf if self.age is None else self.age / _PART
 
-        At most 100 records more than it adds, which bounds its work, and the store too. The order is that in which
-        records were made, not that of their times: after a wall clock that ran ahead they stay longer.
+    def lets_go(self, *, without: int, newest: float, now: float) -> bool:
+        """Whether the oldest segment may go.
 
         Args:
-            oldest: Position and time (seconds since the epoch) of the records that may go, the oldest first. Not
-                read further than needed.
-            size: How many records there are, with those of this commit.
-            added: How many of them are new with this commit.
-            now: Seconds since the epoch.
-
-        Returns:
-            The position of the last record to go, with all before it; `None` when none goes.
+            without: How many records there are without it.
+            newest: When its newest record was made, in seconds since the epoch.
+            now: Likewise.
         """
-        excess = 0 if self.count is None else size - self.count
-        youngest = float("-inf") if self.age is None else now - self.age
-        last = None
-        for number, (position, at) in enumerate(islice(oldest, _BATCH + added)):
-            if number >= excess and at >= youngest:
-                break
-            last = position
-        return last
+        enough = self.count is not None and without >= self.count
+        return enough or (self.age is not None and newest < now - self.age)

@@ -57,11 +57,36 @@ class OpenFile:
         self.mutex = threading.Lock()
         self._lock = OwnerLock(path)
         try:
-            self.connection = _connect(path, synchronous)
+            self.connection = self._open(synchronous)
         except BaseException:
             self._lock.release()
             raise
         _open_files.add(self)
+
+    def _open(self, synchronous: Synchronous) -> sqlite3.Connection:
+        warn_of_old_sqlite()
+        _create(self.path)
+        with named_errors(self.path):
+            connection = self._connect(timeout=_BUSY_TIMEOUT)
+            try:
+                self._prepare(connection, synchronous)
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
+    def _connect(self, *, timeout: float) -> sqlite3.Connection:
+        # Any thread, one at a time: the mutex sees to that.
+        return sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
+
+    def _prepare(self, connection: sqlite3.Connection, synchronous: Synchronous) -> None:
+        prepare(connection, self.path, synchronous=synchronous)
+
+    @contextlib.contextmanager
+    def access(self) -> Iterator[None]:
+        """Within it, this thread alone uses the connection."""
+        with self.mutex:
+            yield
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -110,20 +135,6 @@ def named_damage(path: str) -> Iterator[None]:
         yield
     except (TypeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise StoreError(damaged(path, "it holds what this library does not write")) from error
-
-
-def _connect(path: str, synchronous: Synchronous) -> sqlite3.Connection:
-    warn_of_old_sqlite()
-    _create(path)
-    with named_errors(path):
-        # Any thread, one at a time: the mutex sees to that.
-        connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
-        try:
-            prepare(connection, path, synchronous=synchronous)
-        except BaseException:
-            connection.close()
-            raise
-    return connection
 
 
 def _create(path: str) -> None:

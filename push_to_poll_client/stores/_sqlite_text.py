@@ -7,7 +7,9 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-__all__ = ["restored", "stored", "stored_keys"]
+import msgspec
+
+__all__ = ["as_json", "restored", "stored", "stored_keys"]
 
 _LONGEST_KEY = 200
 """Characters. A longer key is kept as a digest: what spills out of its page of the index is slow to find."""
@@ -37,6 +39,11 @@ def restored(value: object) -> object:
         UnicodeDecodeError: A BLOB that no string was stored as.
     """
     return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
+
+
+def as_json(values: Sequence[object]) -> str:
+    """An array, as one value for SQLite."""
+    return msgspec.json.encode(values).decode()
 
 
 def stored_keys(keys: Sequence[str]) -> Sequence[str]:

@@ -1,18 +1,21 @@
 """Where was I, while this object lives: a store for tests, and for consumers that begin anew at each start."""
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from weakref import WeakValueDictionary
 
 from anyio.lowlevel import checkpoint
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreBusy, StoreMismatch
 from push_to_poll_client._text import quoted
-from push_to_poll_client._types import Cursor, Record, RecordState
+from push_to_poll_client._types import Cursor, DeadLetter, Record, SavedCursor
+from push_to_poll_client.stores._memory_progress import MemoryProgress
 from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION, Retention
 
 __all__ = ["MemoryStore"]
+
+_NOTHING: Mapping[str, str | None] = MappingProxyType({})
 
 
 class MemoryStore:
@@ -23,9 +26,10 @@ class MemoryStore:
 
     Args:
         retention: Seconds after which a dedupe record may go; `None` keeps it however old it is. It must outlast
-            the longest replay of the feed.
-        max_records: How many dedupe records each name may have before the oldest go; `None` keeps any number.
-            Those since the last commit but one that saved a cursor stay in any case.
+            the longest replay of the feed. It may stay for an eighth longer, as records go together.
+        max_records: How many dedupe records each name keeps at least before the oldest go, 8,000 together or an
+            eighth; `None` keeps any number. It must outnumber the longest replay of the feed. Those of the last
+            commit that saved a cursor, and all since, stay in any case.
         clock: The time in seconds since the epoch.
 
     Raises:
@@ -41,7 +45,7 @@ class MemoryStore:
     ) -> None:
         self._retention = Retention(retention, max_records)
         self._clock = clock
-        self._progress: dict[str, _Progress] = {}
+        self._progress: dict[str, MemoryProgress] = {}
         # Weak: a session that was dropped without `release()` must not hold its name for ever.
         self._owners: WeakValueDictionary[str, _Session] = WeakValueDictionary()
 
@@ -57,49 +61,20 @@ class MemoryStore:
             raise StoreBusy(
                 f"the name {quoted(name)} of this MemoryStore has an owner; release it, or use another name"
             )
-        progress = self._progress.setdefault(name, _Progress(feed))
+        progress = self._progress.get(name)
+        if progress is None:
+            progress = self._progress[name] = MemoryProgress(feed, self._retention, self._clock())
         if progress.feed != feed:
             raise StoreMismatch(
                 f"the name {quoted(name)} of this MemoryStore was used with the feed {quoted(progress.feed)}, not "
                 f"{quoted(feed)}; use another name"
             )
         progress.token += 1
-        session = self._owners[name] = _Session(name, progress, self._owners, self._retention, self._clock)
+        session = self._owners[name] = _Session(name, progress, self._owners, self._clock)
         return session
 
     def __repr__(self) -> str:
         return f"MemoryStore({len(self._progress)} names)"
-
-
-class _Progress:
-    """What is kept for one name. `last` is the position of the newest record; up to `behind` records may go."""
-
-    def __init__(self, feed: str) -> None:
-        self.feed = feed
-        self.token = 0
-        self.cursor: Cursor | None = None
-        self.last = 0
-        self.behind = 0
-        # An OrderedDict, since taking the first of a plain dict again and again is quadratic.
-        self.records: OrderedDict[str, tuple[int, float, RecordState]] = OrderedDict()
-
-    def settle(self, cursor: Cursor | None, states: dict[str, RecordState], now: float) -> None:
-        if cursor is not None:
-            self.cursor, self.behind = cursor, self.last
-        for key, state in states.items():
-            self.last += 1
-            self.records[key] = (self.last, now, state)
-            self.records.move_to_end(key)
-
-    def oldest(self) -> Iterator[tuple[int, float]]:
-        for position, at, _ in self.records.values():
-            if position > self.behind:
-                return
-            yield position, at
-
-    def forget(self, last: int | None) -> None:
-        while last is not None and self.records and next(iter(self.records.values()))[0] <= last:
-            self.records.popitem(last=False)
 
 
 class _Session:
@@ -108,23 +83,21 @@ class _Session:
     def __init__(
         self,
         name: str,
-        progress: _Progress,
+        progress: MemoryProgress,
         owners: WeakValueDictionary[str, "_Session"],
-        retention: Retention,
         clock: Callable[[], float],
     ) -> None:
         self._name = name
         self._progress = progress
         self._owners = owners
-        self._retention = retention
         self._clock = clock
-        self._cursor = progress.cursor
+        self._saved = progress.saved
         self._token = progress.token
 
     @property
     def cursor(self) -> Cursor | None:
         """The saved cursor; `None` is the inception."""
-        return self._cursor
+        return self._saved.cursor
 
     @property
     def token(self) -> int:
@@ -133,8 +106,23 @@ class _Session:
 
     @property
     def size(self) -> int:
-        """How many dedupe records the name has."""
-        return len(self._progress.records)
+        """How many dedupe records the name has. One that was replaced may count twice."""
+        return self._progress.segments.size
+
+    @property
+    def dead(self) -> int:
+        """How many dead letters the name has."""
+        return len(self._progress.letters)
+
+    @property
+    def state(self) -> Mapping[str, str]:
+        """What was committed as `state`."""
+        return self._progress.state
+
+    @property
+    def history(self) -> Sequence[SavedCursor]:
+        """The cursors that were saved, the oldest first; the last is the saved one."""
+        return (*self._progress.before, self._progress.saved)
 
     async def unseen(self, keys: Sequence[str], /) -> set[str]:
         """Those of `keys` without a record.
@@ -142,29 +130,99 @@ class _Session:
         Raises:
             OwnershipLost: The session was released.
         """
-        await checkpoint()
-        self._check()
+        await self._turn()
         return {key for key in keys if key not in self._progress.records}
 
-    async def commit(self, *, cursor: Cursor | None, records: Sequence[Record]) -> None:
-        """Save the cursor (`None` leaves the saved one) and add the records: both or neither.
+    async def fingerprints(self, keys: Sequence[str], /) -> Mapping[str, int]:
+        """The fingerprints of those of `keys` that have a record with one; of several, the newest.
+
+        Raises:
+            OwnershipLost: The session was released.
+        """
+        await self._turn()
+        return self._progress.fingerprints(keys)
+
+    async def commit(
+        self,
+        *,
+        cursor: Cursor | None,
+        records: Sequence[Record],
+        dead_letters: Sequence[DeadLetter] = (),
+        state: Mapping[str, str | None] = _NOTHING,
+        read_at: float | None = None,
+    ) -> None:
+        """Save all of it, or nothing.
+
+        Args:
+            cursor: The cursor to save; `None` leaves the saved one.
+            records: To add. One whose key has a record already replaces it; one that is not dead takes the dead
+                letter of its key away.
+            dead_letters: To add; one whose key has a dead letter already replaces it.
+            state: What to change of `state`; `None` takes a name away.
+            read_at: When the page arrived that the cursor is of, in seconds since the epoch;
+                `None`: now.
 
         Raises:
             OwnershipLost: The session was released, or the name claimed by somebody else; nothing was written.
         """
-        # First: a cancelled commit must not have written.
-        await checkpoint()
-        self._check()
-        progress, before, now = self._progress, self.size, self._clock()
-        progress.settle(cursor, {record.key: record.state for record in records}, now)
-        self._cursor = progress.cursor
-        added = self.size - before
-        progress.forget(self._retention.sweep(progress.oldest(), size=self.size, added=added, now=now))
+        await self._turn()
+        now = self._clock()
+        self._progress.settle(
+            cursor, {record.key: record for record in records}, now, now if read_at is None else read_at
+        )
+        self._progress.bury(dead_letters)
+        self._progress.change(state)
+        self._saved = self._progress.saved
+
+    async def reset(
+        self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = _NOTHING
+    ) -> None:
+        """Go on from another place: `history` begins anew with this cursor.
+
+        Args:
+            cursor: Where to go on; `None` is the inception.
+            forget: Begin a new dedupe epoch: what was recorded counts no more. Dead letters stay.
+            state: As for `commit`.
+
+        Raises:
+            OwnershipLost: As for `commit`.
+        """
+        await self._turn()
+        self._progress.restart(cursor, self._clock(), forget=forget)
+        self._progress.change(state)
+        self._saved = self._progress.saved
+
+    async def dead_letters(self, *, after: DeadLetter | None = None, marked: bool = False) -> Sequence[DeadLetter]:
+        """Some dead letters, in the order of their keys: 100 at most, or fewer that have 16 MiB together.
+
+        Args:
+            after: The last one that the caller has; `None`: from the first.
+            marked: Those alone that are marked.
+
+        Raises:
+            OwnershipLost: The session was released.
+        """
+        await self._turn()
+        return self._progress.some_letters(after, marked=marked)
+
+    async def dead_letter(self, key: str, /) -> DeadLetter | None:
+        """The dead letter of a key; `None`: it has none.
+
+        Raises:
+            OwnershipLost: The session was released.
+        """
+        await self._turn()
+        return self._progress.letters.get(key)
 
     async def release(self) -> None:
         """Give the name back. Never raises; a second call does nothing."""
         if self._owners.get(self._name) is self:
             del self._owners[self._name]
+
+    async def _turn(self) -> None:
+        """Let others run, before anything is done: a cancelled commit must not have written."""
+        await checkpoint()
+        self._check()
 
     def _check(self) -> None:
         if self._owners.get(self._name) is not self:

@@ -3,11 +3,14 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreBusy, StoreError, StoreMismatch
-from push_to_poll_client._types import Record, RecordState, Session, Store
+from push_to_poll_client._protocols import Session, Store
+from push_to_poll_client._types import DeadLetter, Record, RecordState
 
 __all__ = ["StoreSuite"]
 
@@ -61,6 +64,15 @@ _STRINGS = (
 _MANY = 10_000
 """Keys of one page, the largest that is common among feeds."""
 
+_LARGE = 6 << 20
+"""Bytes. Two dead letters that have so many are handed out together, three are not."""
+
+
+def _letter(key: str, **others: Any) -> DeadLetter:
+    return DeadLetter(
+        key=key, id=f"id of {key}", raw=key.encode("utf-8", "surrogatepass"), error="broken", **others
+    )
+
 
 class StoreSuite:
     """Derive a test class from it, write `make_store`, and pytest does the rest.
@@ -96,7 +108,7 @@ class StoreSuite:
         pytest.skip("the store's suite does not override state()")
 
     def failing(self, store: Store) -> AbstractContextManager[object]:  # noqa: ARG002 - likewise
-        """Within it, each commit fails with a `StoreError` when it has done all but the last of its writes."""
+        """Within it, what changes the state fails with a `StoreError` when it has written all else."""
         pytest.skip("the store's suite does not override failing()")
 
     @asynccontextmanager
@@ -275,16 +287,41 @@ class StoreSuite:
                 assert (new.cursor, await new.unseen(["1", "2"])) == ("c1", {"2"})
 
     async def test_a_commit_that_fails_has_written_nothing(self) -> None:
-        """Neither cursor nor records, neither for this session nor after a restart; the next commit works."""
+        """None of it, neither for this session nor after a restart; the next commit works."""
         async with self._store() as store:
             async with self._claimed(store) as session:
-                await session.commit(cursor="c1", records=[Record("1")])
+                await session.commit(cursor="c1", records=[Record("1"), Record("4", RecordState.DEAD)])
+                await session.commit(cursor=None, records=[], dead_letters=[_letter("4")], state={"s": "1"})
+                before = await self._all_of(session, "1", "2", "3", "4")
                 with self.failing(store), pytest.raises(StoreError):
-                    await session.commit(cursor="c2", records=[Record("2"), Record("3")])
-                assert (session.cursor, await session.unseen(["1", "2", "3"])) == ("c1", {"2", "3"})
+                    await session.commit(
+                        cursor="c2",
+                        records=[Record("2"), Record("3", fingerprint=3), Record("4")],
+                        dead_letters=[_letter("2")],
+                        state={"s": "2"},
+                    )
+                assert await self._all_of(session, "1", "2", "3", "4") == before
                 await session.commit(cursor=None, records=[Record("3")])
             async with self._claimed(await self.reopen(store)) as session:
                 assert (session.cursor, await session.unseen(["1", "2", "3"])) == ("c1", {"2"})
+                assert (session.dead, dict(session.state)) == (1, {"s": "1"})
+
+    async def test_a_reset_that_fails_has_changed_nothing(self) -> None:
+        """Also for this session."""
+        async with self._store() as store:
+            async with self._claimed(store) as session:
+                await session.commit(cursor="c1", records=[Record("1")])
+                before = await self._all_of(session, "1")
+                with self.failing(store), pytest.raises(StoreError):
+                    await session.reset("c0", forget=True, state={"s": "1"})
+                assert await self._all_of(session, "1") == before
+            async with self._claimed(await self.reopen(store)) as session:
+                assert await self._all_of(session, "1") == before
+
+    async def _all_of(self, session: Session, *keys: str) -> tuple[object, ...]:
+        letters = [await session.dead_letter(key) for key in keys]
+        known = await session.unseen(keys), await session.fingerprints(keys)
+        return session.cursor, [*session.history], dict(session.state), session.dead, session.size, known, letters
 
     async def test_a_page_may_be_huge(self) -> None:
         """Ten thousand keys at once."""
@@ -325,3 +362,256 @@ class StoreSuite:
             for text in _STRINGS:
                 async with self._claimed(store, text, feed=text) as session:
                     assert session.cursor == text
+
+    async def test_the_size_counts_the_records(self) -> None:
+        """Within a commit the last record of a key counts, and only that."""
+        async with self._store() as store:
+            async with self._claimed(store) as session:
+                assert session.size == 0
+                await session.commit(cursor=None, records=[Record("1"), Record("2"), Record("1")])
+                assert session.size == len({"1", "2"})
+            async with self._claimed(await self.reopen(store)) as session:
+                assert session.size == len({"1", "2"})
+
+    async def test_a_fingerprint_comes_back(self) -> None:
+        """Any number of 63 bits, for those keys that have one."""
+        keys = ["0", "1", "2", "3", "4"]
+        records = [Record("0", fingerprint=0), Record("1", fingerprint=(1 << 63) - 1), Record("2")]
+        async with self._store() as store:
+            async with self._claimed(store) as session:
+                assert dict(await session.fingerprints([])) == {}
+                await session.commit(cursor=None, records=[*records, Record("3", RecordState.DEAD, 3)])
+                assert dict(await session.fingerprints(keys)) == {"0": 0, "1": (1 << 63) - 1, "3": 3}
+            async with self._claimed(await self.reopen(store)) as session:
+                assert dict(await session.fingerprints(keys)) == {"0": 0, "1": (1 << 63) - 1, "3": 3}
+
+    async def test_the_newest_fingerprint_counts(self) -> None:
+        """Within a commit, and over many records in between."""
+        between = [Record(f"{number:036}", fingerprint=number) for number in range(_MANY)]
+        async with self._store() as store, self._claimed(store) as session:
+            await session.commit(cursor=None, records=[Record("1", fingerprint=1), Record("1", fingerprint=2)])
+            assert dict(await session.fingerprints(["1"])) == {"1": 2}
+            await session.commit(cursor=None, records=between)
+            await session.commit(cursor=None, records=[Record("1", fingerprint=3)])
+            assert dict(await session.fingerprints(["1", between[7].key])) == {"1": 3, between[7].key: 7}
+            await session.commit(cursor=None, records=[Record("1", fingerprint=4)])
+            assert dict(await session.fingerprints(["1"])) == {"1": 4}
+
+    async def test_a_dead_letter_comes_back_as_it_was(self) -> None:
+        """Every part of it, also those that are no text of a kind."""
+        full = DeadLetter(
+            key="k",
+            id="i\0\ud83d",
+            raw=bytes(range(256)),
+            error="e\0\ud83d",
+            traceback="t\n\0\ud83d",
+            attempts=7,
+            first_failed=1e9 + 0.25,
+            last_failed=1e9 + 0.5,
+            marked=True,
+        )
+        plain = DeadLetter(key="p", id="", raw=b"", error="")
+        async with self._store() as store:
+            async with self._claimed(store) as session:
+                assert (session.dead, await session.dead_letter("k")) == (0, None)
+                await session.commit(
+                    cursor=None, records=[Record("k", RecordState.DEAD)], dead_letters=[full, plain]
+                )
+                assert session.dead == len([full, plain])
+                assert await session.dead_letter("k") == full
+            async with self._claimed(await self.reopen(store)) as session:
+                assert session.dead == len([full, plain])
+                assert [await session.dead_letter(key) for key in "kp"] == [full, plain]
+                assert list(await session.dead_letters()) == [full, plain]
+
+    async def test_a_dead_letter_may_be_large(self) -> None:
+        """As large as the largest entry of a feed; few are handed out together then, but one at least."""
+        letters = [_letter(str(number)) for number in range(4)]
+        huge = DeadLetter(key="huge", id="huge", raw=bytes(20 << 20), error="")
+        large = [DeadLetter(key=one.key, id=one.id, raw=bytes(_LARGE), error="") for one in letters]
+        async with self._store() as store, self._claimed(store) as session:
+            await session.commit(cursor=None, records=[], dead_letters=[*large, huge])
+            first = await session.dead_letters()
+            assert [letter.key for letter in first] == ["0", "1"]
+            then = await session.dead_letters(after=first[-1])
+            assert [letter.key for letter in then] == ["2", "3"]
+            assert list(await session.dead_letters(after=then[-1])) == [huge]
+            assert list(await session.dead_letters(after=huge)) == []
+
+    async def test_dead_letters_are_read_in_the_order_of_their_keys(self) -> None:
+        """By code points, a hundred at a time, whatever their keys are."""
+        letters = [_letter(key) for key in {*_STRINGS, *map(str, range(250))}]
+        async with self._store() as store, self._claimed(store) as session:
+            await session.commit(cursor=None, records=[], dead_letters=letters)
+            read: list[DeadLetter] = []
+            while some := await session.dead_letters(after=read[-1] if read else None):
+                assert len(some) == min(100, len(letters) - len(read))
+                read.extend(some)
+            assert read == sorted(letters, key=lambda letter: letter.key)
+            assert session.dead == len(letters)
+
+    async def test_marked_dead_letters_are_found_among_others(self) -> None:
+        """A letter replaces the one of its key, marked or not."""
+        async with self._store() as store, self._claimed(store) as session:
+            await session.commit(cursor=None, records=[], dead_letters=[_letter(key) for key in "abcd"])
+            assert list(await session.dead_letters(marked=True)) == []
+            marked = [_letter(key, marked=True) for key in "db"]
+            await session.commit(cursor=None, records=[], dead_letters=marked)
+            assert session.dead == len("abcd")
+            assert list(await session.dead_letters(marked=True)) == marked[::-1]
+            assert list(await session.dead_letters(after=_letter("b"), marked=True)) == marked[:1]
+            await session.commit(cursor=None, records=[], dead_letters=[_letter("b")])
+            assert list(await session.dead_letters(marked=True)) == marked[:1]
+
+    async def test_a_record_that_is_not_dead_takes_the_dead_letter_away(self) -> None:
+        """Processed after all, or skipped; and nobody else's."""
+        keys = [*_STRINGS, "dead", "other"]
+        async with self._store() as store, self._claimed(store) as session, self._claimed(store, "b") as other:
+            for one in (session, other):
+                await one.commit(cursor=None, records=[], dead_letters=[_letter(key) for key in keys])
+            await session.commit(
+                cursor=None,
+                records=[Record("dead", RecordState.DEAD), *(Record(key) for key in _STRINGS[::2])],
+            )
+            await session.commit(cursor=None, records=[Record(key, RecordState.SKIPPED) for key in _STRINGS[1::2]])
+            assert [letter.key for letter in await session.dead_letters()] == ["dead", "other"]
+            assert session.dead == len(["dead", "other"])
+            assert (other.dead, await other.dead_letter("1")) == (len(keys), _letter("1"))
+
+    async def test_a_dead_letter_is_added_with_the_record_of_its_key(self) -> None:
+        """What the commit adds stays, also if the same commit settles the one that was there."""
+        async with self._store() as store, self._claimed(store) as session:
+            await session.commit(cursor=None, records=[Record("1")], dead_letters=[_letter("1")])
+            assert await session.dead_letter("1") == _letter("1")
+            await session.commit(cursor=None, records=[Record("1")], dead_letters=[_letter("1", attempts=2)])
+            assert (session.dead, await session.dead_letter("1")) == (1, _letter("1", attempts=2))
+            last = [Record("1", RecordState.DEAD), Record("1")]
+            await session.commit(cursor=None, records=last)
+            assert session.dead == 0
+
+    async def test_the_state_is_a_few_texts(self) -> None:
+        """Changed name by name, together with all else; any strings."""
+        texts = {text: text for text in _STRINGS}
+        async with self._store() as store:
+            async with self._claimed(store) as session:
+                assert dict(session.state) == {}
+                await session.commit(cursor="c", records=[Record("1")], state={**texts, "a": "b"})
+                assert dict(session.state) == {**texts, "a": "b"}
+                await session.commit(cursor=None, records=[])
+                await session.commit(cursor=None, records=[], state={"": None, "none": None, "new": "1"})
+                await session.commit(cursor=None, records=[], state={"new": "2"})
+            left = {**texts, "a": "b", "new": "2"}
+            del left[""]
+            again = await self.reopen(store)
+            async with self._claimed(again) as session, self._claimed(again, "other") as other:
+                assert dict(session.state) == left
+                assert dict(other.state) == {}
+
+    async def test_the_state_that_was_read_does_not_change(self) -> None:
+        """Who looks at it while something is committed sees one state."""
+        async with self._store() as store, self._claimed(store) as session:
+            await session.commit(cursor=None, records=[], state={"a": "1"})
+            before = session.state
+            await session.commit(cursor=None, records=[], state={"a": "2"})
+            assert (dict(before), dict(session.state)) == ({"a": "1"}, {"a": "2"})
+
+    async def test_the_history_begins_where_the_name_does(self) -> None:
+        """And ends with the saved cursor."""
+        async with self._store() as store:
+            async with self._claimed(store) as session:
+                assert [cursor for cursor, _ in session.history] == [None]
+                await session.commit(cursor=None, records=[Record("1")])
+                assert [cursor for cursor, _ in session.history] == [None]
+                await session.commit(cursor="c1", records=[])
+                assert [cursor for cursor, _ in session.history] == [None, "c1"]
+                history = [*session.history]
+            async with self._claimed(await self.reopen(store)) as session:
+                assert [*session.history] == history
+
+    async def test_a_cursor_is_as_old_as_its_page(self) -> None:
+        """Whoever reads again what lies behind it has to know when it was read, not when it was saved."""
+        async with self._store() as store:
+            async with self._claimed(store) as session:
+                await session.commit(cursor="c1", records=[], read_at=1_000.5)
+                assert session.history[-1] == ("c1", 1_000.5)
+            async with self._claimed(await self.reopen(store)) as session:
+                assert session.history[-1] == ("c1", 1_000.5)
+
+    async def test_the_history_has_a_cursor_of_a_second(self) -> None:
+        """However many are saved in it; saving the saved one again is no news."""
+        async with self._store() as store, self._claimed(store) as session:
+            for number in range(200):
+                await session.commit(cursor=str(number), records=[])
+            history = [*session.history]
+            await session.commit(cursor="199", records=[])
+            assert [*session.history] == history
+            *before, saved = history
+            assert saved.cursor == "199"
+            times = [at for _, at in before]
+            assert all(later - earlier >= 1 for earlier, later in pairwise(times))
+            assert times[-1] <= saved.at
+
+    async def test_a_reset_goes_on_from_another_place(self) -> None:
+        """The history begins anew; records, dead letters and the rest of the state stay."""
+        async with self._store() as store:
+            async with self._claimed(store) as session:
+                await session.commit(
+                    cursor="c1",
+                    records=[Record("1", fingerprint=1)],
+                    dead_letters=[_letter("2")],
+                    state={"a": "1", "b": "1"},
+                )
+                for cursor in ("c0", None):
+                    await session.reset(cursor, forget=False, state={"a": cursor})
+                    assert session.cursor == cursor
+                    assert [cursor for cursor, _ in session.history] == [cursor]
+                assert await session.unseen(["1", "2"]) == {"2"}
+                await session.commit(cursor="c2", records=[])
+                assert [cursor for cursor, _ in session.history] == [None, "c2"]
+            async with self._claimed(await self.reopen(store)) as session:
+                assert [cursor for cursor, _ in session.history] == [None, "c2"]
+                assert (await session.unseen(["1"]), session.dead, session.size) == (set(), 1, 1)
+                assert dict(session.state) == {"b": "1"}
+
+    async def test_a_reset_may_begin_a_new_dedupe_epoch(self) -> None:
+        """What was recorded counts no more, and what is recorded then does."""
+        keys = [f"{number:036}" for number in range(_MANY)]
+        async with self._store() as store:
+            async with self._claimed(store) as session:
+                await session.commit(
+                    cursor="c1", records=[Record(key, fingerprint=1) for key in keys], dead_letters=[_letter("2")]
+                )
+                await session.reset(None, forget=True)
+                assert (session.cursor, session.size, session.dead) == (None, 0, 1)
+                assert await session.unseen(keys) == set(keys)
+                assert dict(await session.fingerprints(keys)) == {}
+                await session.commit(cursor="c1", records=[Record(keys[5])])
+                assert await self._seen(session, keys) == {keys[5]}
+            async with self._claimed(await self.reopen(store)) as session:
+                assert await self._seen(session, keys) == {keys[5]}
+                assert (session.size, dict(await session.fingerprints(keys))) == (1, {})
+
+    async def test_a_session_that_lost_its_name_resets_and_reads_nothing(self) -> None:
+        """As for commits."""
+        async with self._store() as store:
+            session = await store.claim("a", feed=_FEED)
+            await session.commit(cursor="c1", records=[], dead_letters=[_letter("1")])
+            await session.release()
+            with pytest.raises(StoreError):
+                await session.reset(None, forget=True)
+            for reading in (session.fingerprints(["1"]), session.dead_letters(), session.dead_letter("1")):
+                with pytest.raises(StoreError):
+                    await reading
+            async with self._claimed(store) as new:
+                assert (new.cursor, new.dead) == ("c1", 1)
+
+    async def test_an_owner_that_was_replaced_resets_nothing(self) -> None:
+        """G10: its token is checked here too."""
+        async with self._store() as store:
+            async with self._claimed(store) as old:
+                await old.commit(cursor="c1", records=[Record("1")], state={"a": "1"})
+                await self.steal(store, "a")
+                with pytest.raises(OwnershipLost):
+                    await old.reset(None, forget=True, state={"a": None})
+            async with self._claimed(await self.reopen(store)) as new:
+                assert (new.cursor, await new.unseen(["1"]), dict(new.state)) == ("c1", set(), {"a": "1"})

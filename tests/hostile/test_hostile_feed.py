@@ -111,7 +111,7 @@ def case(name, attack, error, *, limit=SMALL, kind="FeedError", **options):
 JUNK = random.Random(0).randbytes(100_000)  # noqa: S311
 HASTE = {"timeout": 0.3}
 ROOM = {"max_body": 128 * MIB}
-UNREADABLE = {"kind": "MessageFailed"}
+UNREADABLE = {"kind": "ProcessError"}
 DEEP = b'{"data":' + b'{"a":' * 1000 + b"1" + b"}" * 1000 + b"}"
 CLOSE = b"Connection: close\r\n\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -13,7 +13,7 @@ import anyio
 import pytest
 from measured import EVIL, LONG, LONGEST_LINE, MIB
 
-from push_to_poll_client import Record, SQLiteStore
+from push_to_poll_client import DeadLetter, Record, SQLiteStore
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,8 @@ def fingerprint(path):
 async def _make(path, records):
     session = await SQLiteStore(path).claim("c", feed="f")
     await session.commit(cursor="saved", records=[Record(f"k{n}") for n in range(records)])
-    await session.commit(cursor="saved", records=[Record("a")])
+    letter = DeadLetter(key="dead", id="dead", raw=b"raw", error="broken")
+    await session.commit(cursor="saved", records=[Record("a")], dead_letters=[letter], state={"s": "1"})
     await session.release()
 
 
@@ -217,27 +218,28 @@ def test_another_applications_database(refused, path):
 
 
 def test_a_newer_schema(refused, store):
-    change(store, "PRAGMA user_version = 99")
+    change(store, "UPDATE push_to_poll_schema SET version = 99")
     assert "newer" in refused(store)
 
 
 def test_a_negative_schema(refused, store):
-    change(store, "PRAGMA user_version = -1")
+    change(store, "UPDATE push_to_poll_schema SET version = -1")
     assert "damaged" in refused(store)
 
 
 # A store whose schema or rows somebody else wrote
 
 
+TRIGGER = "CREATE TRIGGER e AFTER UPDATE ON push_to_poll_consumer BEGIN"
 ENDLESS = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT "
 
 
 @pytest.mark.parametrize(
     "statements",
     [
-        ["DROP TABLE record"],
-        ["DROP TABLE consumer"],
-        ['ALTER TABLE consumer RENAME COLUMN cursor TO "\x1b[31m\n"'],
+        ["DROP TABLE push_to_poll_record"],
+        ["DROP TABLE push_to_poll_consumer"],
+        ['ALTER TABLE push_to_poll_consumer RENAME COLUMN cursor TO "\x1b[31m\n"'],
     ],
 )
 def test_a_schema_that_is_not_ours_is_an_error(opened, store, statements):
@@ -249,14 +251,16 @@ def test_a_schema_that_is_not_ours_is_an_error(opened, store, statements):
 @pytest.mark.parametrize(
     "statements",
     [
-        ["DROP TABLE consumer", f"CREATE VIEW consumer AS {ENDLESS} n AS id, 'c' AS name, 'f' AS feed FROM r"],
         [
-            "DROP TABLE record",
-            f"CREATE VIEW record AS {ENDLESS} 1 AS consumer, n AS position, n AS key, 0 AS at FROM r",
+            "DROP TABLE push_to_poll_consumer",
+            f"CREATE VIEW push_to_poll_consumer AS {ENDLESS} n AS id, 'c' AS name, 'f' AS feed FROM r",
         ],
-        ["CREATE TRIGGER e AFTER UPDATE ON consumer BEGIN SELECT raise(ABORT, '\x1b[31m\nall is lost'); END"],
-        ["CREATE TRIGGER e AFTER UPDATE ON consumer BEGIN UPDATE consumer SET cursor = 'evil' || token; END"],
-        ["CREATE VIRTUAL TABLE evil USING fts5(x)"],
+        [
+            "DROP TABLE push_to_poll_record",
+            f"CREATE VIEW push_to_poll_record AS {ENDLESS} 1 AS consumer, 1 AS segment, n AS key FROM r",
+        ],
+        [f"{TRIGGER} SELECT raise(ABORT, '\x1b[31m\nall is lost'); END"],
+        [f"{TRIGGER} UPDATE push_to_poll_consumer SET cursor = 'evil' || token; END"],  # noqa: S608
     ],
 )
 def test_a_schema_that_would_run_is_refused(refused, store, statements):
@@ -264,28 +268,51 @@ def test_a_schema_that_would_run_is_refused(refused, store, statements):
     refused(store)
 
 
+def test_a_virtual_table_beside_ours_is_read_past(opened, status, store):
+    change(store, "CREATE VIRTUAL TABLE evil USING fts5(x)")
+    assert opened(store)[0] == "StoreError"
+    assert status(store) == 0
+
+
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        ("cursor", b"\xff\xfe\x00"),
-        ("cursor", b"x" * (10 * MIB)),
-        ("cursor", EVIL),
-        ("cursor", 5),
-        ("cursor", 1.5),
-        ("token", EVIL),
-        ("token", b"x"),
-        ("token", 2**63 - 1),
-        ("token", 1.5),
-        ("last", EVIL),
-        ("size", EVIL),
-        ("behind", b"x" * MIB),
-        ("feed", EVIL * 10_000),
-        ("feed", b"\xff" * MIB),
-        ("feed", 5),
+        ("consumer.cursor", b"\xff\xfe\x00"),
+        ("consumer.cursor", b"x" * (10 * MIB)),
+        ("consumer.cursor", EVIL),
+        ("consumer.cursor", 5),
+        ("consumer.cursor", 1.5),
+        ("consumer.at", EVIL),
+        ("consumer.token", EVIL),
+        ("consumer.token", b"x"),
+        ("consumer.token", 2**63 - 1),
+        ("consumer.token", 1.5),
+        ("consumer.first", EVIL),
+        ("consumer.first", 2**62 - 1),
+        ("consumer.behind", b"x" * MIB),
+        ("consumer.feed", EVIL * 10_000),
+        ("consumer.feed", b"\xff" * MIB),
+        ("consumer.feed", 5),
+        ("segment.number", 2**62 - 1),
+        ("segment.size", EVIL),
+        ("segment.size", 2**62 - 1),
+        ("segment.low", b"\xff" * MIB),
+        ("segment.high", b""),
+        ("segment.last_at", EVIL),
+        ("record.key", b"\xff" * MIB),
+        ("record.state", EVIL),
+        ("dead_letter.raw", EVIL * 10_000),
+        ("dead_letter.error", b"\xff" * MIB),
+        ("dead_letter.known_as", b"x"),
+        ("history.number", 2**63 - 1),
+        ("history.at", EVIL),
+        ("state.value", b"\xff" * MIB),
     ],
 )
 def test_a_value_of_another_kind_is_one_clear_error(opened, status, store, column, value):
-    change(store, f"UPDATE consumer SET {column} = ?", values=[value])  # noqa: S608
+    table, column = column.split(".")
+    one = "WHERE key = 'k1'" if table == "record" else ""
+    change(store, f"UPDATE push_to_poll_{table} SET {column} = ? {one}", values=[value])  # noqa: S608
     kind, *_ = opened(store)
     assert kind in {"used", "StoreError", "StoreMismatch"}
     assert status(store) in {0, 5}

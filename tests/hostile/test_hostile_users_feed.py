@@ -108,5 +108,5 @@ def check_lines(caplog, consumer):
 
 def saved(path):
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as file:
-        cursor = file.execute("SELECT cursor FROM consumer").fetchone()[0]
+        cursor = file.execute("SELECT cursor FROM push_to_poll_consumer").fetchone()[0]
     return cursor.decode("utf-8", "surrogatepass") if isinstance(cursor, bytes) else cursor

@@ -100,7 +100,10 @@ async def _use(path):
     session = await SQLiteStore(path).claim("c", feed="f")
     try:
         cursor, unseen = session.cursor, sorted(await session.unseen(["a", "b"]))
-        await session.commit(cursor="new", records=[Record("b")])
+        await session.fingerprints(["a", "b"])
+        letters = await session.dead_letters()
+        await session.dead_letter("dead")
+        await session.commit(cursor="new", records=[Record("b")], dead_letters=letters[:1], state={"s": "2"})
         return cursor and cursor[:50], unseen
     finally:
         await session.release()
@@ -312,7 +315,7 @@ def _memory(name):
 def saved_cursor(state):
     """As another program reads it."""
     with contextlib.closing(sqlite3.connect(f"file:{state}?mode=ro", uri=True)) as file:
-        return file.execute("SELECT cursor FROM consumer").fetchone()[0]
+        return file.execute("SELECT cursor FROM push_to_poll_consumer").fetchone()[0]
 
 
 def _in_a_loop(victim):

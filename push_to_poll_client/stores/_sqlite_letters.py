@@ -1,0 +1,164 @@
+"""Which dead letters does one consumer name have in the file?"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from push_to_poll_client._types import DeadLetter
+from push_to_poll_client.stores._letters import some_of
+from push_to_poll_client.stores._sqlite_file import named_damage
+from push_to_poll_client.stores._sqlite_text import as_json, restored, stored, stored_keys
+
+__all__ = ["Known", "Letters", "read_letters"]
+
+_COLUMNS = "key, marked, id, attempts, first_failed, last_failed, error, traceback, raw"
+
+_SELECT = f"SELECT {_COLUMNS} FROM push_to_poll_dead_letter WHERE consumer = ?"  # noqa: S608
+
+_ADD = f"""
+    INSERT INTO push_to_poll_dead_letter(consumer, known_as, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT DO UPDATE SET marked = excluded.marked, id = excluded.id, attempts = excluded.attempts,
+        first_failed = excluded.first_failed, last_failed = excluded.last_failed, error = excluded.error,
+        traceback = excluded.traceback, raw = excluded.raw
+"""  # noqa: S608
+_REMOVE = """
+    DELETE FROM push_to_poll_dead_letter
+    WHERE consumer = ? AND known_as IN (SELECT value FROM json_each(?))
+"""
+_COUNT = "SELECT count(*) FROM push_to_poll_dead_letter WHERE consumer = ?"
+_KEYS = "SELECT known_as FROM push_to_poll_dead_letter WHERE consumer = ? LIMIT ?"
+
+_MOST_KEYS = 10_000
+"""Keys that are kept in memory. With more dead letters, each commit asks the file whether it settles one."""
+
+
+class Known(NamedTuple):
+    """What is known without asking the file.
+
+    Attributes:
+        total: How many there are.
+        keys: Of which keys, as they stand in the file; `None`: too many.
+    """
+
+    total: int
+    keys: frozenset[str] | None
+
+
+class Letters:
+    """The dead letters of one name. Every method asks the file, in a worker thread, and changes nothing else.
+
+    Args:
+        connection: To the file.
+        path: For errors.
+        consumer: Its number in the file.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, path: str, consumer: int) -> None:
+        self._connection = connection
+        self._path = path
+        self._consumer = consumer
+
+    def known(self) -> Known:
+        """Ask what there is."""
+        (total,) = self._connection.execute(_COUNT, (self._consumer,)).fetchone()
+        if total > _MOST_KEYS:
+            return Known(total, None)
+        keys = self._connection.execute(_KEYS, (self._consumer, _MOST_KEYS))
+        return Known(total, frozenset(key for (key,) in keys))
+
+    def write(self, known: Known, settled: Sequence[str], letters: Sequence[DeadLetter]) -> Known:
+        """Take away those that are settled, and add these.
+
+        Args:
+            known: What there is.
+            settled: Keys as they stand in the file.
+            letters: What to add; one whose key has one already replaces it.
+
+        Returns:
+            What there is then.
+        """
+        if not letters and not known.total:
+            return known
+        gone: Iterable[str] = settled if known.keys is None else known.keys.intersection(settled)
+        if not gone and not letters:
+            return known
+        self._connection.execute(_REMOVE, (self._consumer, as_json(list(gone))))
+        self._connection.executemany(_ADD, self._rows(letters))
+        return self.known()
+
+    def some(self, after: DeadLetter | None, *, marked: bool) -> list[DeadLetter]:
+        """See `Session.dead_letters`."""
+        return read_letters(
+            self._connection, self._path, self._consumer, after=None if after is None else after.key, marked=marked
+        )
+
+    def of(self, key: str) -> DeadLetter | None:
+        """See `Session.dead_letter`."""
+        row = self._connection.execute(f"{_SELECT} AND key = ?", (self._consumer, _as_bytes(key))).fetchone()
+        return None if row is None else _letter(self._path, row)
+
+    def _rows(self, letters: Sequence[DeadLetter]) -> Iterator[tuple[Any, ...]]:
+        known_as = stored_keys([letter.key for letter in letters])
+        for letter, key in zip(letters, known_as, strict=True):
+            yield (
+                self._consumer,
+                key,
+                _as_bytes(letter.key),
+                letter.marked,
+                stored(letter.id),
+                letter.attempts,
+                letter.first_failed,
+                letter.last_failed,
+                stored(letter.error),
+                stored(letter.traceback),
+                letter.raw,
+            )
+
+
+def read_letters(
+    connection: sqlite3.Connection, path: str, consumer: int, *, after: str | None = None, marked: bool = False
+) -> list[DeadLetter]:
+    """Read some dead letters in the order of their keys, no more of them than may be in memory together.
+
+    Args:
+        connection: To the file.
+        path: For errors.
+        consumer: The number of the name in the file.
+        after: The key after which to begin; `None`: at the first.
+        marked: Those alone that are marked.
+
+    Raises:
+        StoreError: The file holds what this library does not write.
+        sqlite3.Error: It cannot be read.
+    """
+    query = f"{_SELECT} AND key > ? {'AND marked' if marked else ''} ORDER BY key"
+    values = (consumer, b"" if after is None else _as_bytes(after))
+    if after is None:
+        query = query.replace(" > ", " >= ", 1)
+    return some_of(_letter(path, row) for row in connection.execute(query, values))
+
+
+def _letter(path: str, row: Sequence[Any]) -> DeadLetter:
+    key, marked, id_, attempts, first_failed, last_failed, error, traceback, raw = row
+    with named_damage(path):
+        return msgspec.convert(
+            {
+                "key": restored(key),
+                "id": restored(id_),
+                "raw": raw,
+                "error": restored(error),
+                "traceback": restored(traceback),
+                "attempts": attempts,
+                "first_failed": first_failed,
+                "last_failed": last_failed,
+                "marked": bool(marked),
+            },
+            DeadLetter,
+        )
+
+
+def _as_bytes(key: str) -> bytes:
+    """In this form SQLite orders keys as Python does, by code points, and any key has it."""
+    return key.encode("utf-8", "surrogatepass")

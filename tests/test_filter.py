@@ -1,0 +1,105 @@
+"""The filter never says of a key that was added that it was not, and is as small and as right as it says."""
+
+import random
+
+from push_to_poll_client.stores import _filter
+from push_to_poll_client.stores._filter import Filters
+
+DICE = random.Random(1)  # noqa: S311
+
+SEGMENT = 8_000
+
+
+def some_keys(number):
+    return [f"{DICE.getrandbits(128):032x}" for _ in range(number)]
+
+
+def bytes_of(filters):
+    return sum(8 * one.words for one in filters._generations)
+
+
+def suspected_in(filters, keys):
+    """For each of the keys the segments in which it may be."""
+    found = {key: set() for key in keys}
+    for suspects in filters.suspects(keys):
+        for key in suspects.keys:
+            found[key].update(suspects.segments)
+    return found
+
+
+def test_nothing_was_added_yet():
+    filters = Filters(there=0, most=None)
+    assert filters.suspects(["a", ""]) == []
+    filters.drop(7)
+    assert filters.suspects([]) == []
+
+
+def test_what_was_added_is_suspected_where_it_is():
+    """Over several generations, which begin with a segment, and get keys of the same one again and again."""
+    filters, added = Filters(there=0, most=None), {}
+    for segment in range(30):
+        for _ in range(4):
+            for key in (keys := some_keys(SEGMENT // 4)):
+                added[key] = segment
+            filters.add(segment, keys)
+    assert len(filters._generations) == 3
+    sample = DICE.sample(sorted(added), 2000)
+    found = suspected_in(filters, sample)
+    assert all(added[key] in found[key] for key in sample)
+    segments = [segment for one in filters._generations for segment in one.segments]
+    assert segments == list(range(30))
+
+
+def test_the_newest_segments_are_named_first():
+    filters = Filters(there=0, most=None)
+    for segment in range(20):
+        filters.add(segment, [*some_keys(SEGMENT), "everywhere"])
+    named = [segment for suspects in filters.suspects(["everywhere"]) for segment in suspects.segments]
+    assert named == list(range(20))[::-1]
+
+
+def test_few_others_are_suspected():
+    """One in two thousand when a generation is full; the bound leaves room for chance."""
+    filters = Filters(there=0, most=None)
+    for segment in range(9):
+        filters.add(segment, some_keys(SEGMENT))
+    assert len(filters._generations) == 1
+    others = some_keys(50_000)
+    assert len([key for key, segments in suspected_in(filters, others).items() if segments]) < len(others) / 500
+
+
+def test_it_takes_four_bytes_for_a_record_that_is_there_when_it_is_built():
+    filters = Filters(there=400_000, most=None)
+    for segment in range(50):
+        filters.add(segment, some_keys(SEGMENT))
+    assert bytes_of(filters) < 4 * 400_000 + 4 * SEGMENT
+    assert len(filters._generations) == 2
+
+
+def test_it_is_no_larger_than_what_is_there_although_more_may_come():
+    filters = Filters(there=10, most=1_000_000_000)
+    filters.add(1, some_keys(10))
+    assert bytes_of(filters) == 4 * _filter._SMALLEST
+
+
+def test_it_stays_small_while_records_come_and_go():
+    """As long as they are limited; what is gone is not suspected for ever."""
+    most = 200_000
+    filters, sizes, first = Filters(there=0, most=most), [], some_keys(SEGMENT)
+    filters.add(0, first)
+    for segment in range(1, 125):
+        filters.add(segment, some_keys(SEGMENT))
+        filters.drop(segment - most // SEGMENT)
+        sizes.append(bytes_of(filters))
+    assert max(sizes) <= 8 * most
+    assert sum(sizes) / len(sizes) < 6.5 * most
+    assert sum(map(len, suspected_in(filters, first).values())) < len(first) * most // SEGMENT // 100
+
+
+def test_without_a_limit_the_generations_grow():
+    """A hundred times more records are no more than seven generations more."""
+    filters = Filters(there=0, most=None)
+    for segment in range(100):
+        filters.add(segment, some_keys(SEGMENT))
+    assert len(filters._generations) == 5
+    assert bytes_of(filters) <= 8 * 100 * SEGMENT

@@ -1,0 +1,268 @@
+"""Records lie in segments: little is asked of the file for a page, and what goes is not looked for."""
+
+import random
+
+import anyio
+import pytest
+
+from push_to_poll_client import Record
+from push_to_poll_client.stores import SQLiteStore, _filter, _sqlite_search
+from push_to_poll_client.stores._sqlite_search import Search
+
+pytestmark = pytest.mark.anyio
+
+DICE = random.Random(1)  # noqa: S311
+
+PAGE = 100
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param  # worker threads take real time
+
+
+@pytest.fixture
+async def claim(tmp_path, anyio_backend):
+    """Claim a name of a store with segments of 200 records and these limits; released after the test."""
+    sessions = []
+
+    async def claim(**limits):
+        while sessions:
+            await sessions.pop().release()
+        store = SQLiteStore(tmp_path / "store.db", **{"max_records": 1600, **limits})
+        sessions.append(await store.claim("a", feed="f"))
+        return sessions[-1]
+
+    yield claim
+    for session in sessions:
+        await session.release()
+
+
+def some_keys(number=PAGE):
+    return [f"{DICE.getrandbits(128):032x}" for _ in range(number)]
+
+
+async def record(session, keys):
+    for start in range(0, len(keys), PAGE):
+        page = keys[start : start + PAGE]
+        await session.commit(cursor="c", records=[Record(key, fingerprint=int(key[:8], 16)) for key in page])
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """For each question how often a key is looked for in a segment."""
+    asked, ask = [], Search._ask
+
+    def counted(self, query, segments, keys):
+        asked.append(len(segments) * len(keys))
+        return ask(self, query, segments, keys)
+
+    monkeypatch.setattr(Search, "_ask", counted)
+    return asked
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The segments whose keys were read for the filter."""
+    read, add = [], _filter.Filters.add
+
+    def noted(self, segment, keys):
+        read.append((segment, len(keys)))
+        add(self, segment, keys)
+
+    monkeypatch.setattr(_filter.Filters, "add", noted)
+    return read
+
+
+async def test_ids_that_are_counted_up_need_no_filter(claim, asked, read):
+    session = await claim()
+    keys = [f"{number:08x}" for number in range(3000)]
+    await record(session, keys)
+    for start in range(1500, 2900, 70):
+        assert await session.unseen(keys[start : start + 100]) == set()
+    assert max(asked) <= 2 * 100
+    assert not read
+
+
+async def test_random_keys_that_are_new_are_hardly_looked_for(claim, asked, read):
+    session = await claim()
+    keys = some_keys(1600)
+    await record(session, keys)
+    for _ in range(20):
+        page = some_keys()
+        assert await session.unseen(page) == set(page)
+    assert sum(asked) < 200
+    assert [number for _, number in read] == [200] * 8
+
+
+async def test_the_filter_knows_what_is_recorded_after_it_was_built(claim, read):
+    session = await claim()
+    await record(session, some_keys(1600))
+    assert len(await session.unseen(some_keys())) == PAGE
+    keys = some_keys(1500)
+    await record(session, keys)
+    assert await session.unseen(keys) == set()
+    assert len(read) == 8 + 15
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_replay_is_found_where_it_lies(claim, asked, again):
+    """Each page is one or two segments' worth of questions, but for the place of the first."""
+    session = await claim()
+    keys = some_keys(1600)
+    await record(session, keys)
+    if again:
+        session = await claim()
+    for start in range(0, 1600, PAGE):
+        assert await session.unseen([*keys[start : start + PAGE], "new"]) == {"new"}
+    assert sum(asked) < 1600 * 3
+
+
+async def test_duplicates_from_everywhere_are_all_found(claim, asked):
+    session = await claim()
+    keys = some_keys(1600)
+    await record(session, keys)
+    DICE.shuffle(keys)
+    page = [*keys[:200], *some_keys()]
+    assert await session.unseen(page) == set(page[200:])
+    assert sum(asked) < (8 + 2 * _sqlite_search._TRIES) * 210
+
+
+async def test_fingerprints_of_random_keys_are_the_newest(claim, monkeypatch):
+    """A key may be in several generations."""
+    monkeypatch.setattr(_filter, "_SMALLEST", 400)
+    session = await claim()
+    keys = some_keys(1600)
+    await record(session, keys)
+    assert len(await session.unseen(some_keys())) == PAGE
+    assert len(session._claimed.records.search._filters._generations) > 1
+    await session.commit(cursor="c", records=[Record(keys[5], fingerprint=7), Record(keys[6])])
+    found = await session.fingerprints([*keys, "new"])
+    assert found == {**{key: int(key[:8], 16) for key in keys if key != keys[6]}, keys[5]: 7}
+
+
+async def test_what_went_is_new(claim):
+    session = await claim()
+    keys = some_keys(1600)
+    await record(session, keys)
+    assert await session.unseen(keys) == set()
+    later = some_keys(800)
+    await record(session, later)
+    assert await session.unseen([*keys, *later]) == set(keys[:800])
+
+
+async def test_what_goes_takes_its_filter_with_it(claim, monkeypatch):
+    monkeypatch.setattr(_filter, "_SMALLEST", 400)
+    session = await claim()
+    await record(session, some_keys(1600))
+    await session.unseen(some_keys())
+    for _ in range(5):
+        await record(session, some_keys(1600))
+        generations = session._claimed.records.search._filters._generations
+        assert sum(len(one.segments) for one in generations) == 8
+        assert len(generations) <= 4
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.mark.parametrize("random_keys", [False, True])
+async def test_what_is_too_old_is_new_at_once_and_goes_with_the_next_commits(claim, asked, random_keys):
+    clock = Clock()
+    session = await claim(retention=60, clock=clock)
+    keys = some_keys(1600) if random_keys else [f"{number:08x}" for number in range(1600)]
+    await record(session, keys)
+    assert await session.unseen([keys[0], keys[-1]]) == set()
+    clock.now += 100
+    await record(session, ["f" * 32])
+    assert session.size == 1
+    assert await session.unseen([*keys, "f" * 32]) == set(keys)
+    assert await check_sweeps(session) == [6, 4, 2, 0]
+
+
+async def check_sweeps(session):
+    """How many segments that are forgotten are left in the file, with each commit that begins none."""
+    left = []
+    for _ in range(4):
+        if left:
+            await session.commit(cursor="c", records=[Record("g")])
+        rows = session._file.connection.execute("SELECT count(*) FROM push_to_poll_segment").fetchone()[0]
+        left.append(rows - len(session._claimed.records._segments.live))
+    records = session._file.connection.execute("SELECT count(*) FROM push_to_poll_record").fetchone()[0]
+    assert records == session.size
+    return left
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_dedupe_epoch_that_is_over_goes_a_segment_or_two_with_each_commit(claim, asked, restart):
+    session = await claim()
+    keys = [f"{number:08x}" for number in range(1600)]
+    await record(session, keys)
+    await session.reset(None, forget=True)
+    if restart:
+        session = await claim()
+    assert session.size == 0
+    assert await session.unseen(keys) == set(keys)
+    assert not asked
+    await record(session, keys[:100])
+    assert await session.unseen(keys) == set(keys[100:])
+    if restart:
+        session = await claim()
+        assert await session.unseen(keys) == set(keys[100:])
+    assert await check_sweeps(session) == [6, 4, 2, 0]
+    assert await session.unseen([*keys, "g"]) == set(keys[100:])
+
+
+async def test_no_segment_gets_the_number_of_one_that_is_forgotten(claim):
+    """Although none is left of those: its records would be forgotten with the next restart."""
+    session = await claim()
+    keys = [f"{number:08x}" for number in range(400)]
+    await record(session, keys)
+    await session.reset(None, forget=True)
+    for _ in range(2):
+        await session.commit(cursor="c", records=[])
+    assert await check_sweeps(session) == [0, 0, 0, 0]
+    await session.reset(None, forget=True)
+    await session.commit(cursor="c", records=[])
+    session = await claim()
+    await record(session, keys)
+    session = await claim()
+    assert await session.unseen(keys) == set()
+
+
+async def test_a_new_dedupe_epoch_needs_a_new_filter(claim, read):
+    session = await claim()
+    keys = some_keys(1600)
+    await record(session, keys)
+    assert await session.unseen(keys[:5]) == set()
+    await session.reset(None, forget=True)
+    assert await session.unseen(keys) == set(keys)
+    again = some_keys(1600)
+    await record(session, again)
+    read.clear()
+    assert await session.unseen([*keys, *again]) == set(keys)
+    assert len(read) == 8
+
+
+async def test_building_the_filter_can_be_cancelled(claim, monkeypatch):
+    """Ten million records take seconds, and a stop does not wait for them."""
+    session = await claim()
+    keys = some_keys(1600)
+    await record(session, keys)
+    add, numbers = _filter.Filters.add, []
+
+    def cancelling(self, segment, keys):
+        numbers.append(segment)
+        anyio.from_thread.run_sync(scope.cancel)
+        add(self, segment, keys)
+
+    with monkeypatch.context() as slow, anyio.CancelScope() as scope:
+        slow.setattr(_filter.Filters, "add", cancelling)
+        await session.unseen(keys)
+    assert scope.cancelled_caught
+    assert len(numbers) == 1
+    assert await session.unseen([*keys, "new"]) == {"new"}
