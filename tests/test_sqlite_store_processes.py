@@ -1,8 +1,10 @@
 """The file between processes: one owner, and nothing that was committed is lost when it is killed."""
 
+import contextlib
 import os
 import pathlib
 import signal
+import sqlite3
 import subprocess
 import sys
 
@@ -34,6 +36,24 @@ async def main():
         await session.commit(cursor=str(page), records=records)
         print(page, flush=True)
         page += 1
+
+anyio.run(main)
+"""
+
+MOVE_FOR_EVER = """
+async def main():
+    store = SQLiteStore(sys.argv[1], transactional=True)
+    session = await store.claim("a", feed="f")
+    number = int(session.cursor or 0)
+    while True:
+        for number in range(number + 1, number + 4):
+            async with session.effects([Record(str(number))]):
+                execute = store.connection.execute
+                execute("UPDATE account SET cents = cents - 1 WHERE name = 'a'")
+                execute("INSERT INTO transfer VALUES (?)", (number,))
+                execute("UPDATE account SET cents = cents + 1 WHERE name = 'b'")
+        await session.commit(cursor=str(number), records=[Record(str(n)) for n in range(number - 2, number + 1)])
+        print(number, flush=True)
 
 anyio.run(main)
 """
@@ -97,6 +117,29 @@ def test_a_killed_owner_leaves_a_contiguous_prefix(path, size, pages):
     keys = [f"{page}-{number}" for page in range(int(cursor) + 2) for number in range(size)]
     _, recorded = anyio.run(progress, path, keys)
     assert recorded == set(keys[:-size])
+
+
+def test_a_killed_handlers_effects_are_there_with_its_record_or_not_at_all(path):
+    """Killed ten times in the midst of it, each transfer is made exactly once, and none of it by half (G8)."""
+    ask(path, "CREATE TABLE account(name, cents)", "CREATE TABLE transfer(number PRIMARY KEY)")
+    ask(path, "INSERT INTO account VALUES ('a', 0), ('b', 0)")
+    for lines in range(10):
+        with child(MOVE_FOR_EVER, path) as owner:
+            reported = [owner.stdout.readline() for _ in range(1 + lines % 3)][-1]
+            owner.kill()
+            reported = (reported + owner.stdout.read()).split()[-1]
+        made = [number for (number,) in ask(path, "SELECT number FROM transfer ORDER BY number")]
+        assert made == list(range(1, len(made) + 1))
+        assert len(made) >= int(reported)
+        assert ask(path, "SELECT cents FROM account ORDER BY name") == [(-len(made),), (len(made),)]
+        cursor, recorded = anyio.run(progress, path, [str(number) for number in range(len(made) + 5)])
+        assert int(cursor) == len(made)
+        assert recorded == {str(number) for number in made}
+
+
+def ask(path, *statements):
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        return [connection.execute(statement).fetchall() for statement in statements][-1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

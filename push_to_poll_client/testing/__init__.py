@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from push_to_poll_client.testing._feed_suite import FeedSuite
     from push_to_poll_client.testing._server import ReferenceServer, serve_in_thread
     from push_to_poll_client.testing._store_suite import StoreSuite
+    from push_to_poll_client.testing._transactional_suite import TransactionalStoreSuite
 
 __all__ = [
     "Answer",
@@ -31,6 +32,7 @@ __all__ = [
     "ReferenceServer",
     "Stats",
     "StoreSuite",
+    "TransactionalStoreSuite",
     "VirtualTimeLoop",
     "serve_in_thread",
     "virtual_time",
@@ -40,6 +42,7 @@ _LATER = {
     "FeedSuite": "_feed_suite",
     "ReferenceServer": "_server",
     "StoreSuite": "_store_suite",
+    "TransactionalStoreSuite": "_transactional_suite",
     "serve_in_thread": "_server",
 }
 

@@ -1,0 +1,218 @@
+"""How do a handler's writes come to be committed with the records of its messages? By one open transaction.
+
+    BEGIN   SAVEPOINT, handler, RELEASE   SAVEPOINT, handler, RELEASE   …   records, cursor, COMMIT
+            └──────── a block ─────────┘  └──────── a block ─────────┘
+
+The first block since the last commit begins it. Each is a savepoint in it, so that a handler which fails takes
+back what it wrote and nothing else. The next commit writes the records in the same transaction and ends it.
+Whatever else ends it undoes all since the last commit, and says so: half of it is never there.
+
+Beginning and committing wait, for others and for the disk, and so are done in a worker thread. Savepoints wait for
+nothing, and are made where the handler runs: a hop would take longer than all the rest of a message.
+"""
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
+
+from push_to_poll_client._exceptions import StoreError
+from push_to_poll_client._text import one_line
+from push_to_poll_client._types import Record
+from push_to_poll_client.stores._sqlite_connection import GuardedConnection, as_stores
+from push_to_poll_client.stores._sqlite_file import named_errors
+from push_to_poll_client.stores._sqlite_guard import SAVEPOINT, Guard, Place
+from push_to_poll_client.stores._turns import Turns
+
+__all__ = ["Transaction", "roll_back"]
+
+_BEGIN = as_stores(f"SAVEPOINT {SAVEPOINT}")
+_END = as_stores(f"RELEASE {SAVEPOINT}")
+_TAKE_BACK = as_stores(f"ROLLBACK TO {SAVEPOINT}")
+
+_UNDONE = "what handlers wrote since the last commit is undone, and none of its messages is processed"
+
+
+class Transaction:
+    """The transactions of one session, one after the other.
+
+    Args:
+        connection: Shared with other sessions.
+        turns: Whoever has a transaction open has the turn, among all that share the connection.
+        mutex: Held by whoever executes statements of the store.
+
+    Attributes:
+        guard: The connection's.
+        is_open: Whether there is one now. Changes within the mutex.
+        records: What was given with its blocks, of the blocks that ended well.
+    """
+
+    def __init__(self, connection: GuardedConnection, turns: Turns, mutex: threading.Lock) -> None:
+        self.guard: Guard = connection.guard
+        self.is_open = False
+        self.records: list[Record] = []
+        self._blocks = 0  # that ended well
+        self._connection = connection
+        self._cursor = sqlite3.Cursor(connection)  # for what each message pays for
+        self._turns = turns
+        self._mutex = mutex
+
+    # In a worker thread
+
+    @contextlib.contextmanager
+    def access(self) -> Iterator[None]:
+        """Within it, the connection is the session's, in its turn. A transaction that is open then keeps the turn.
+
+        Raises:
+            BaseException: Cancelled while it waited.
+        """
+        self._take()
+        try:
+            with self.guard.store_works():
+                if not self.is_open:
+                    roll_back(self._connection)  # what a session left that was dropped
+                yield
+        finally:
+            is_over = not self.is_open
+            self._mutex.release()
+            if is_over:
+                self._turns.give_back()
+
+    def _take(self) -> None:
+        while True:
+            has_turn = self.is_open
+            if not has_turn:
+                self._turns.take(self)
+            self._mutex.acquire()
+            if self.is_open or not has_turn:
+                return
+            self._mutex.release()  # it ended while this thread waited for the mutex
+
+    def begin(self) -> None:
+        """Begin a block, and the transaction if none is open. Within `access()`.
+
+        Raises:
+            StoreError: Neither has begun.
+        """
+        if not self.is_open:
+            with named_errors(self.guard.path):
+                self._connection.execute("BEGIN IMMEDIATE")
+            self.is_open = True
+        self.savepoint()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Commit what is written within it, together with the effects of the blocks before. Within `access()`.
+
+        Raises:
+            StoreError: Nothing was written, and the effects are undone.
+        """
+        blocks = self._blocks
+        try:
+            with named_errors(self.guard.path):
+                self._begin_to_write()
+                yield
+                self._connection.execute("COMMIT")
+        except BaseException as error:
+            self.undo()
+            if isinstance(error, StoreError) and blocks:
+                raise type(error)(f"{error}; {_UNDONE}") from error
+            raise
+        self._forget()
+
+    def _begin_to_write(self) -> None:
+        if not self.is_open:
+            self._connection.execute("BEGIN IMMEDIATE")
+        elif not self._connection.in_transaction:
+            self._raise_gone()
+
+    # Anywhere, within the mutex
+
+    def undo(self) -> None:
+        """Roll back what is open, if something is."""
+        self._forget()
+        roll_back(self._connection)
+
+    def abandon(self) -> None:
+        """Undo it, and give its turn back, if one is open. In a worker thread: another one may be at work."""
+        with self._mutex:
+            if not self.is_open:
+                return
+            with self.guard.store_works():
+                self.undo()
+        self._turns.give_back()
+
+    def _forget(self) -> None:
+        self.is_open, self._blocks = False, 0
+        self.records.clear()
+
+    def savepoint(self) -> None:
+        """Begin a block.
+
+        Raises:
+            StoreError: The transaction could not go on: all since the last commit is undone.
+        """
+        self._or_undo(_BEGIN)
+
+    def end_block(self, place: Place, records: Sequence[Record], *, keep: bool) -> None:
+        """Keep what was written within a block, or take it back.
+
+        Raises:
+            StoreError: The transaction was gone, or could not go on: all since the last commit is undone.
+        """
+        place.let_go()
+        if not self.is_open or not self._connection.in_transaction:
+            self._raise_gone()
+        if not keep and not self._blocks:  # nothing may be open while the caller waits
+            self.undo()
+            return
+        if keep:
+            self._or_undo(_END)
+            self._blocks += 1
+            self.records += records
+        else:
+            self._or_undo(_TAKE_BACK, _END)
+
+    def _or_undo(self, *statements: str) -> None:
+        try:
+            for statement in statements:
+                self._cursor.execute(statement)
+        except sqlite3.Error as error:
+            self.undo()
+            raise StoreError(f"{self.guard.path} cannot be used: {one_line(str(error))}; {_UNDONE}") from error
+
+    def _raise_gone(self) -> NoReturn:
+        self._forget()
+        raise StoreError(
+            f"{self.guard.path}: SQLite has rolled the transaction back, as ON CONFLICT ROLLBACK, RAISE(ROLLBACK) "
+            f"and a full disk make it do, or the session was released; {_UNDONE}"
+        )
+
+    def here(self, work: Callable[[], None]) -> bool:
+        """Do it in this thread, without waiting.
+
+        Returns:
+            Whether it was done: not when no transaction is open, or another thread is at work.
+        """
+        if not self.is_open or not self._mutex.acquire(blocking=False):
+            return False
+        self.guard.worker = threading.get_ident()
+        was_open = self.is_open
+        try:
+            if was_open:
+                work()
+        finally:
+            self.guard.worker = None
+            is_over = was_open and not self.is_open
+            self._mutex.release()
+            if is_over:
+                self._turns.give_back()
+        return was_open
+
+
+def roll_back(connection: GuardedConnection) -> None:
+    """Roll back what is open, if something is: SQLite may have done it by itself. By the store."""
+    with contextlib.suppress(sqlite3.Error):  # then nothing can be begun or committed any more either
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")

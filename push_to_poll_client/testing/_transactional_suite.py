@@ -1,0 +1,282 @@
+"""What a store must do besides that is the application's database too (G8), be it a file or a server."""
+# ruff: noqa: S101 - a suite asserts; pytest explains asserts of the module that a test class comes from
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from push_to_poll_client._exceptions import OwnershipLost, StoreError
+from push_to_poll_client._protocols import Store, is_transactional
+from push_to_poll_client._types import Record, RecordState
+from push_to_poll_client.testing._store_suite import StoreSuite
+
+__all__ = ["TransactionalStoreSuite"]
+
+
+class _HandlerFailed(Exception):
+    """What a handler raises here."""
+
+
+class TransactionalStoreSuite(StoreSuite):
+    """The `StoreSuite` for stores that are transactional, with more tests: effects and records, both or neither.
+
+    Besides what that one asks for, write `write` and `written`.
+
+        class TestMyStore(TransactionalStoreSuite):
+            async def make_store(self):
+                return MyStore(..., transactional=True)
+
+            async def write(self, store, text):
+                await store.connection.execute("INSERT INTO note VALUES (?)", text)
+    """
+
+    async def write(self, store: Store, text: str) -> None:
+        """What a handler does: keep a text in a table of the application, through the store's `connection`."""
+        raise NotImplementedError
+
+    async def written(self, store: Store) -> Sequence[str]:
+        """Read the texts that are committed, in the order of their writing, as another program does."""
+        raise NotImplementedError
+
+    async def _handle(self, store: Store, session: Any, *texts: str) -> None:
+        """Process messages whose keys are these texts."""
+        async with session.effects([Record(text) for text in texts]):
+            for text in texts:
+                await self.write(store, text)
+
+    async def _fail(self, store: Store, session: Any, *texts: str) -> None:
+        """Process them, and then not."""
+        async with session.effects([Record(text) for text in texts]):
+            for text in texts:
+                await self.write(store, text)
+            raise _HandlerFailed
+
+    @asynccontextmanager
+    async def _transactional(self) -> AsyncIterator[tuple[Any, Any]]:
+        async with self._store() as store:
+            if not getattr(store, "transactional", False):
+                pytest.skip("the store is not transactional")
+            async with self._claimed(store) as session:
+                assert is_transactional(session)
+                yield store, session
+
+    async def _both_or_neither(self, store: Any, *texts: str) -> set[str]:
+        """Those of the texts that are written, which have to be those that are recorded."""
+        async with self._claimed(await self.reopen(store)) as session:
+            written, seen = await self.written(store), await self._seen(session, texts)
+        assert sorted(written) == sorted(seen)
+        return seen
+
+    async def test_effects_are_durable_with_the_commit(self) -> None:
+        """At the latest; and their records with them."""
+        async with self._transactional() as (store, session):
+            await self._handle(store, session, "1")
+            await self._handle(store, session, "2", "3")
+            await session.commit(cursor="c1", records=[Record("1"), Record("2"), Record("3")])
+            assert await self.written(store) == ["1", "2", "3"]
+            assert session.cursor == "c1"
+            await session.release()
+            assert await self._both_or_neither(store, "1", "2", "3", "4") == {"1", "2", "3"}
+
+    async def test_effects_are_not_durable_without_their_records(self) -> None:
+        """Whoever goes between the handler and the commit has done both or neither."""
+        async with self._transactional() as (store, session):
+            await self._handle(store, session, "1")
+            await session.commit(cursor=None, records=[Record("1")])
+            await self._handle(store, session, "2")
+            await session.release()
+            assert "1" in await self._both_or_neither(store, "1", "2")
+
+    async def test_records_of_effects_need_not_be_given_again(self) -> None:
+        """A commit for something else, as of a dead letter, commits them too, and so their records."""
+        async with self._transactional() as (store, session):
+            await self._handle(store, session, "1")
+            await self._handle(store, session, "2")
+            await session.commit(cursor=None, records=[Record("2", RecordState.SKIPPED), Record("other")])
+            assert await self._seen(session, ["1", "2", "3", "other"]) == {"1", "2", "other"}
+            assert await self.written(store) == ["1", "2"]
+
+    async def test_a_commit_does_not_cut_a_message_in_two(self) -> None:
+        """One from another task, as of a dead letter, waits for the message in hand or leaves it alone."""
+        async with self._transactional() as (store, session):
+            async with anyio.create_task_group() as tasks:
+                begun = anyio.Event()
+                tasks.start_soon(self._commit_after, begun, session)
+                async with session.effects([Record("1")]):
+                    await self.write(store, "1")
+                    begun.set()
+                    await anyio.wait_all_tasks_blocked()
+                    await self.write(store, "2")
+            await session.commit(cursor=None, records=[Record("1")])
+            assert await self.written(store) == ["1", "2"]
+            assert await self._seen(session, ["1", "other"]) == {"1", "other"}
+
+    async def _commit_after(self, begun: anyio.Event, session: Any) -> None:
+        await begun.wait()
+        await session.commit(cursor="c1", records=[Record("other")])
+
+    async def test_a_handler_that_raises_takes_back_its_own(self) -> None:
+        """What it wrote, and nothing else; its message is not processed."""
+        async with self._transactional() as (store, session):
+            await self._handle(store, session, "1")
+            with pytest.raises(_HandlerFailed):
+                await self._fail(store, session, "2", "3")
+            await self._handle(store, session, "4")
+            await session.commit(cursor=None, records=[Record("1"), Record("4")])
+            await session.release()
+            assert await self._both_or_neither(store, "1", "2", "3", "4") == {"1", "4"}
+
+    async def test_a_handler_that_raises_at_first_leaves_nothing_open(self) -> None:
+        """It may be tried again for hours, and others write meanwhile."""
+        async with self._transactional() as (store, session), self._claimed(store, "b") as other:
+            with pytest.raises(_HandlerFailed):
+                await self._fail(store, session, "1")
+            await self._handle(store, other, "2")
+            await other.commit(cursor=None, records=[Record("2")])
+            await self._handle(store, session, "1")
+            await session.commit(cursor=None, records=[Record("1")])
+            assert await self.written(store) == ["2", "1"]
+
+    async def test_a_cancelled_handler_takes_back_its_own(self) -> None:
+        """It is one that did not finish."""
+        async with self._transactional() as (store, session):
+            with anyio.CancelScope() as scope:
+                async with session.effects([Record("1")]):
+                    await self.write(store, "1")
+                    scope.cancel()
+                    await anyio.sleep_forever()
+            await session.commit(cursor="c1", records=[])
+            await session.release()
+            assert await self._both_or_neither(store, "1") == set()
+
+    async def test_a_commit_that_fails_leaves_both_or_neither(self) -> None:
+        """And the next messages are processed as if nothing had been."""
+        async with self._transactional() as (store, session):
+            await self._handle(store, session, "1")
+            with self.failing(store), pytest.raises(StoreError):
+                await session.commit(cursor="c1", records=[Record("1")], state={"a": "b"})
+            assert session.cursor is None
+            await self._handle(store, session, "2")
+            await session.commit(cursor="c2", records=[Record("2")])
+            await session.release()
+            assert "2" in await self._both_or_neither(store, "1", "2")
+
+    async def test_an_owner_that_was_replaced_has_no_effects(self) -> None:
+        """The token is looked at in the transaction of the effects (G10)."""
+        async with self._transactional() as (store, session):
+            await self.steal(store, "a")
+            with pytest.raises(OwnershipLost):
+                await self._handle_and_commit(store, session, "1")
+            await session.release()
+            assert await self._both_or_neither(store, "1") == set()
+
+    async def _handle_and_commit(self, store: Any, session: Any, text: str) -> None:
+        await self._handle(store, session, text)
+        await session.commit(cursor=None, records=[Record(text)])
+
+    async def test_a_released_session_has_no_effects(self) -> None:
+        """It is not the owner any more, also while the store has another one."""
+        async with self._transactional() as (store, session):
+            async with self._claimed(store, "b"):
+                await session.release()
+                with pytest.raises(StoreError):
+                    await self._handle(store, session, "1")
+            assert await self._both_or_neither(store, "1") == set()
+
+    async def test_a_reset_loses_no_effects(self) -> None:
+        """Nor does it separate them from their records."""
+        async with self._transactional() as (store, session):
+            await self._handle(store, session, "1")
+            await session.reset("c1", forget=False)
+            assert session.cursor == "c1"
+            await session.release()
+            assert await self._both_or_neither(store, "1", "2") == {"1"}
+
+    async def test_the_session_reads_while_its_effects_are_not_committed(self) -> None:
+        """Of the next page, say."""
+        async with self._transactional() as (store, session):
+            await session.commit(cursor=None, records=[Record("1"), Record("9")])
+            await self._handle(store, session, "2")
+            assert await session.unseen(["1", "5", "9"]) == {"5"}
+            assert await session.dead_letters() == []
+            await session.commit(cursor=None, records=[Record("2")])
+
+    async def test_the_connection_is_for_handlers_alone(self) -> None:
+        """Elsewhere it says what to do instead."""
+        async with self._transactional() as (store, session):
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match="while a message is processed"):
+                    store.connection  # noqa: B018 - a property
+                await self._handle(store, session, "1")
+            async with anyio.create_task_group() as tasks:
+                begun = anyio.Event()
+                tasks.start_soon(self._refused, store, begun)
+                await anyio.wait_all_tasks_blocked()
+                async with session.effects([]):
+                    begun.set()
+                    await anyio.wait_all_tasks_blocked()
+
+    async def _refused(self, store: Any, begun: anyio.Event) -> None:
+        """Another task, while a message is processed."""
+        await begun.wait()
+        with pytest.raises(RuntimeError, match="while a message is processed"):
+            store.connection  # noqa: B018 - a property
+
+    async def test_a_handler_has_the_connection_in_its_threads_and_tasks(self) -> None:
+        """As a plain function does, which runs in a thread."""
+        async with self._transactional() as (store, session):
+            async with session.effects([Record("1")]):
+                assert await to_thread.run_sync(lambda: (store.connection,)) == (store.connection,)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self.write, store, "1")
+            await session.commit(cursor=None, records=[Record("1")])
+            assert await self.written(store) == ["1"]
+
+    async def test_sessions_of_a_store_do_not_mix(self) -> None:
+        """Whether they take their transactions in turn or not: each commits its own."""
+        async with self._transactional() as (store, session), self._claimed(store, "b") as other:
+            async with anyio.create_task_group() as tasks:
+                for one, name in ((session, "a"), (other, "b")):
+                    tasks.start_soon(self._handle_many, store, one, name)
+            for one, name in ((session, "a"), (other, "b")):
+                keys = [f"{name}{number}" for number in range(10)]
+                assert await self._seen(one, keys) == set(keys[1:])
+            written = await self.written(store)
+            assert sorted(written) == sorted(f"{name}{number}" for name in "ab" for number in range(1, 10))
+
+    async def _handle_many(self, store: Any, session: Any, name: str) -> None:
+        with pytest.raises(_HandlerFailed):
+            await self._fail(store, session, f"{name}0")
+        for number in range(1, 10):
+            await self._handle(store, session, f"{name}{number}")
+            await anyio.lowlevel.checkpoint()
+            if not number % 3:
+                records = [Record(f"{name}{done}") for done in range(number - 2, number + 1)]
+                await session.commit(cursor=str(number), records=records)
+
+    async def test_a_handler_cannot_wait_for_what_waits_for_it(self) -> None:
+        """It is told at once, where transactions are taken in turn: for the store, and for its own session."""
+        async with self._transactional() as (store, session), self._claimed(store, "b") as other:
+            if store.concurrent_transactions:
+                pytest.skip("transactions of the store do not wait for each other")
+            async with session.effects([Record("1")]):
+                await self.write(store, "1")
+                for wait in (
+                    partial(other.commit, cursor="c1", records=[]),
+                    partial(other.reset, "c1", forget=False),
+                    partial(other.dead_letters),
+                    partial(self._handle, store, other, "2"),
+                    partial(self._handle, store, session, "2"),
+                    partial(session.commit, cursor="c1", records=[]),
+                    partial(session.reset, "c1", forget=False),
+                    partial(store.claim, "c", feed="f"),
+                ):
+                    with pytest.raises(RuntimeError, match="cannot wait"):
+                        await wait()
+            await session.commit(cursor=None, records=[Record("1")])
+            assert await self.written(store) == ["1"]

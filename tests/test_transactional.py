@@ -1,0 +1,310 @@
+"""What a handler writes into the store's own database is there exactly once, whatever happens (G8)."""
+
+import contextlib
+import sqlite3
+
+import anyio
+import anyio.lowlevel
+import pytest
+from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
+
+from push_to_poll_client import (
+    Consumer,
+    DeadLetterMessage,
+    ProcessError,
+    SQLiteStore,
+    StoreError,
+    UndecodableMessage,
+)
+from push_to_poll_client.testing import FakeFeed
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param  # worker threads take real time
+
+
+TWICE = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(0.001))
+TABLE = "CREATE TABLE done(id TEXT)"  # without a key, so that what is done twice is there twice
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "application.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute(TABLE)
+    connection.close()
+    return path
+
+
+def done(path):
+    connection = sqlite3.connect(path)
+    rows = [name for (name,) in connection.execute("SELECT id FROM done ORDER BY rowid")]
+    connection.close()
+    return rows
+
+
+class Writes(Consumer):
+    """Writes each message down, and then fails for those of `failing`, which may say how often."""
+
+    def __init__(self, feed, path, *, failing=(), error=None, **settings):
+        self.store = SQLiteStore(path, transactional=True)
+        super().__init__(feed, store=self.store, **settings)
+        self.failing = dict.fromkeys(failing, 10**9) if not isinstance(failing, dict) else failing
+        self.error = error or ValueError("no")
+
+    async def process(self, message):
+        self.write(message)
+        await anyio.lowlevel.checkpoint()
+        self.fail(message)
+
+    def write(self, message):
+        self.store.connection.execute("INSERT INTO done VALUES (?)", (message.id,))
+
+    def fail(self, message):
+        if self.failing.get(message.id, 0) > 0:
+            self.failing[message.id] -= 1
+            raise self.error
+
+
+class WritesInAThread(Writes):
+    def process(self, message):
+        self.write(message)
+        self.fail(message)
+
+
+class WritesBatches(Writes):
+    process = Consumer.process
+
+    async def process_batch(self, messages):
+        for message in messages:
+            self.write(message)
+        await anyio.lowlevel.checkpoint()
+        for message in messages:
+            self.fail(message)
+
+
+KINDS = [Writes, WritesInAThread, WritesBatches]
+
+
+def feed_of(count, **settings):
+    feed = FakeFeed(**settings)
+    feed.publish(count)
+    return feed
+
+
+def ids(count, *, but=()):
+    return [str(n) for n in range(1, count + 1) if str(n) not in but]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("flush_interval", [0.0, 0.05, 1000.0])
+async def test_g8_effects_and_records_are_committed_together(kind, flush_interval, path):
+    feed = feed_of(25, page_size=10)
+    consumer = kind(feed, path, flush_interval=flush_interval, batch_size=4)
+    result = await consumer.poll_now()
+    assert (result.messages, result.caught_up) == (25, True)
+    assert done(path) == ids(25)
+    assert (await kind(feed, path).poll_now()).messages == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_g8_a_failure_undoes_one_message(kind, path):
+    feed = feed_of(9)
+    consumer = kind(feed, path, failing=["3", "7"], on_failure="dead_letter", retry=TWICE, batch_size=4)
+    async with consumer:
+        result = await consumer.poll_now()
+        assert [letter.id for letter in await consumer.dead_letters.list()] == ["3", "7"]
+        assert result.messages == 9
+        assert done(path) == ids(9, but={"3", "7"})
+        consumer.failing.clear()
+        retried = await consumer.dead_letters.retry()
+        assert (retried.processed, retried.failed) == (2, 0)
+        assert consumer.status().dead_letters == 0
+    assert sorted(done(path)) == ids(9)
+    assert (await kind(feed, path).poll_now()).messages == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_g8_what_is_tried_again_leaves_nothing_of_the_attempts_before(kind, path):
+    consumer = kind(feed_of(5), path, failing={"2": 1, "4": 1}, retry=TWICE, batch_size=2)
+    await consumer.poll_now()
+    assert done(path) == ids(5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_g8_before_a_wait_the_prefix_is_committed_and_nothing_is_open(kind, path):
+    feed = feed_of(5)
+    retry = AsyncRetrying(wait=wait_fixed(1000))
+    consumer = kind(feed, path, failing=["3"], retry=retry, flush_interval=1000.0, batch_size=10)
+    async with consumer:
+        result = await consumer.poll_now()
+        assert (result.messages, result.caught_up) == (2, False)
+        assert done(path) == ids(2)
+        with sqlite3.connect(path, timeout=0) as other:  # nobody holds it
+            other.execute("INSERT INTO done VALUES ('other')")
+        other.close()
+
+
+async def test_g8_while_a_policy_or_a_strategy_waits_nothing_is_open(path):
+    seen = []
+
+    def look():
+        with contextlib.closing(sqlite3.connect(path, timeout=0)) as other, other:
+            other.execute("BEGIN IMMEDIATE")
+        seen.append(done(path))
+
+    async def policy(message, error):
+        look()
+        await anyio.lowlevel.checkpoint()
+        return "skip"
+
+    async def never(state):
+        look()
+        return False
+
+    for retry in (None, AsyncRetrying(retry=never)):
+        consumer = Writes(
+            feed_of(4), path, failing=["3"], retry=retry, on_failure=policy, flush_interval=1000.0, name=str(retry)
+        )
+        await consumer.poll_now()
+    assert seen == [ids(2), [*ids(4, but={"3"}), *ids(2)], [*ids(4, but={"3"}), *ids(2)]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_g8_a_stop_by_policy_leaves_the_prefix_alone(kind, path):
+    consumer = kind(feed_of(5), path, failing=["4"], retry=None, batch_size=3)
+    with pytest.raises(ProcessError):
+        await consumer.run()
+    assert done(path) == ids(3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_g8_a_commit_that_fails_takes_effects_and_records_back(kind, path, monkeypatch):
+    """They are done again by the next poll, of the same session or another one."""
+    feed = feed_of(12, page_size=5)
+    consumer = kind(feed, path, batch_size=2)
+    async with consumer:
+        session = consumer._parts.session
+        commit, calls = session.commit, []
+
+        async def fails_once(**what):
+            calls.append(what)
+            if len(calls) == 2:
+                what = {**what, "state": {"x": object()}}  # SQLite cannot keep it
+            await commit(**what)
+
+        monkeypatch.setattr(session, "commit", fails_once)
+        with pytest.raises(Exception, match=r".") as caught:
+            await consumer.poll_now()
+        assert not isinstance(caught.value, ProcessError)
+        assert done(path) == ids(5)
+        while not (await consumer.poll_now()).caught_up:
+            pass
+    assert done(path) == ids(12)
+
+
+async def test_g8_a_handler_that_loses_the_transaction_stops_the_consumer_and_loses_nothing(path):
+    class Loses(Writes):
+        async def process(self, message):
+            self.write(message)
+            if message.id in self.failing:
+                execute = self.store.connection.execute
+                execute("CREATE TABLE IF NOT EXISTS once(id UNIQUE)")
+                for _ in range(2):
+                    execute("INSERT OR ROLLBACK INTO once VALUES (1)")
+
+    feed = feed_of(5)
+    with pytest.raises(StoreError, match="rolled the transaction back"):
+        await Loses(feed, path, failing=["3"], flush_interval=1000.0, on_failure="skip").run()
+    assert done(path) == []
+    await Writes(feed, path).poll_now()
+    assert done(path) == ids(5)
+
+
+async def test_g8_a_verdict_undoes_the_message_too(path):
+    consumer = Writes(feed_of(3), path, failing=["2"], error=DeadLetterMessage("not ours"))
+    await consumer.poll_now()
+    assert done(path) == ["1", "3"]
+
+
+async def test_g8_a_cancelled_handler_leaves_nothing_of_itself(path):
+    class Hangs(Writes):
+        async def process(self, message):
+            self.write(message)
+            if message.id == "3":
+                self.hangs.set()
+                await anyio.sleep_forever()
+
+    feed = feed_of(5)
+    consumer = Hangs(feed, path, shutdown_timeout=0.0)
+    consumer.hangs = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await consumer.hangs.wait()
+        consumer.stop()
+    assert done(path) == ids(2)
+    await Writes(feed, path).poll_now()
+    assert done(path) == ids(5)
+
+
+async def test_g8_consumers_of_one_store_take_their_transactions_in_turn(path):
+    store = SQLiteStore(path, transactional=True)
+
+    class Shares(Consumer):
+        async def process(self, message):
+            store.connection.execute("INSERT INTO done VALUES (?)", (f"{self.name}-{message.id}",))
+            await anyio.sleep(0.001)
+
+    consumers = [Shares(feed_of(20, page_size=7), store=store, name=name) for name in "abc"]
+    async with anyio.create_task_group() as tasks:
+        for consumer in consumers:
+            tasks.start_soon(consumer.poll_now)
+    for name in "abc":
+        assert [row for row in done(path) if row[0] == name] == [f"{name}-{n}" for n in ids(20)]
+
+
+async def test_g8_polling_another_consumer_of_the_store_inside_process_is_refused(path):
+    store = SQLiteStore(path, transactional=True)
+
+    async def nests(message):
+        await other.poll_now()
+
+    async def writes(message):
+        pass
+
+    other = Consumer(feed_of(1), store=store, name="other", process=writes)
+    consumer = Consumer(feed_of(1), store=store, process=nests, retry=None)
+    with pytest.raises(ProcessError, match="RuntimeError"):
+        await consumer.poll_now()
+
+
+def test_several_transactions_at_a_time_are_refused_on_sqlite(path):
+    with pytest.raises(ValueError, match="concurrency=2 on a transactional SQLiteStore, which"):
+        Writes(FakeFeed(), path, concurrency=2, key=lambda message: message.id)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_with_a_fingerprint_what_comes_back_changed_fails_and_writes_nothing(kind, path):
+    def fingerprint(message):
+        return message.raw if message.id != "2" else 1 / 0
+
+    feed = FakeFeed()
+    for name, data in (("1", "a"), ("2", "b"), ("3", "c"), ("1", "a"), ("3", "other")):
+        feed.publish(name, data=data)
+    feed.publish("4", error=UndecodableMessage("no JSON"))
+    consumer = kind(feed, path, fingerprint=fingerprint, on_failure="skip", batch_size=2)
+    result = await consumer.poll_now()
+    assert (result.messages, result.duplicates) == (5, 1)
+    assert done(path) == ["1", "3"]
+
+
+async def test_replayed_messages_write_together_too(path):
+    feed = feed_of(3)
+    consumer = Writes(feed, path)
+    async with consumer:
+        await consumer.poll_now()
+        await consumer.replay("inception", feed.after(2))
+    assert done(path) == ["1", "2", "3", "1", "2"]
