@@ -16,13 +16,16 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-__all__ = ["Beside", "EventLoop", "failure_of", "in_own_task"]
+__all__ = ["Beside", "EventLoop", "TimeOfDay", "failure_of", "in_own_task"]
 
 T = TypeVar("T")
 
 TURNS = 3
 """Of the event loop: what is started begins in the first, and httpx takes a lock in two more before it sends. On
 trio it is chance who comes first in a turn, and it may take one more."""
+
+
+wall_clock = time.time
 
 
 class EventLoop:
@@ -74,6 +77,26 @@ def _call_soon(loop: asyncio.AbstractEventLoop, thread: int, function: Callable[
 def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     """The clock itself where asyncio says which it is: read for each message, half of it is the way there."""
     return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
+
+
+class TimeOfDay:
+    """Seconds since the epoch, by the event loop's clock, which does not jump.
+
+    Args:
+        clock: The event loop's.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._epoch = wall_clock() - clock()
+
+    def now(self) -> float:
+        """That of now."""
+        return self._epoch + self._clock()
+
+    def of(self, moment: float) -> float:
+        """That of a moment on the event loop's clock."""
+        return self._epoch + moment
 
 
 class Beside:

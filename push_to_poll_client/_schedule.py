@@ -8,7 +8,8 @@ Wishes, each with the time from which it holds; the earliest one is the decision
 
     START         no poll has ended yet: at once
     RETRY         the last poll failed: when its backoff is over
-    CONTINUATION  the last poll stopped at `max_poll_time` with pages left: at once
+    CONTINUATION  the last poll stopped at `max_poll_time` with pages left: at once; or at a message that failed:
+                  when it may be tried again
     WAKE          somebody said "poll soon": `wake_delay` after the first wake, to gather more
     REPOLL        a push promised something and its poll found nothing: the push beat the data
     TIMER         quiet for the fallback interval
@@ -21,6 +22,7 @@ Limits, of which the latest one counts, whatever the wish:
                   and takes none, once for each poll that stopped with pages left.
     not-before    what the server asked for (Retry-After and its like)
     backoff       after a failed poll, doubling
+    resumption    after a poll that stopped at a message which has to wait, until that may be tried again
 
 A wake is a debt (G1). When a poll starts, the debts it finds become *covered*: the flag is cleared before the
 fetch, so a wake that arrives during the poll is a new debt and cannot be erased by an answer that is older than
@@ -141,6 +143,7 @@ _TIMES = (
     "_started",
     "_covered",
     "_retry_at",
+    "_resume_at",
     "_well_since",
     "_repoll_at",
 )
@@ -187,6 +190,7 @@ class Schedule:
         self._ended: float | None = None
         self._shortening = 1.0
         self._unfinished = False
+        self._resume_at = -math.inf
         self._free_start = False  # earned by a poll that stopped at `max_poll_time`, for the one that goes on
 
         self._owed: float | None = None  # since when
@@ -238,6 +242,10 @@ class Schedule:
         """Poll once, now, whatever was before."""
         self._ended = None
 
+    def resume_now(self) -> None:
+        """The message that has to wait is not waited for: polls go on from another place."""
+        self._resume_at = -math.inf
+
     def shift(self, by: float) -> None:
         """Go on by another clock, which shows so many seconds more."""
         for name in _TIMES:
@@ -273,7 +281,15 @@ class Schedule:
         self._owed, self._owed_to_push, self._pushed_meanwhile = None, False, False
         self._repoll_at = math.inf
 
-    def poll_ended(self, now: float, outcome: Outcome, *, found: int = 0, jitter: float = 0.0) -> None:
+    def poll_ended(
+        self,
+        now: float,
+        outcome: Outcome,
+        *,
+        found: int = 0,
+        jitter: float = 0.0,
+        resume_at: float | None = None,
+    ) -> None:
         """The poll that was started has ended.
 
         Args:
@@ -282,6 +298,8 @@ class Schedule:
                 caller was cancelled.
             found: New messages that it settled; repeated ones do not count.
             jitter: Drawn from [0, 1), for the backoff or the fallback interval.
+            resume_at: With `MORE`: when the message may be tried again at which it stopped; `None`: it was another
+                reason.
         """
         self._running = False
         if outcome is Outcome.ABANDONED:
@@ -293,6 +311,7 @@ class Schedule:
             self._fail(now, outcome, jitter)
         else:
             self._unfinished = self._free_start = outcome is Outcome.MORE
+            self._resume_at = -math.inf if resume_at is None else resume_at
             self._succeed(now)
             self._learn(now, found, jitter)
 
@@ -316,7 +335,7 @@ class Schedule:
     def earliest(self) -> float:
         """When a poll may start at the earliest, whatever wishes it."""
         token = -math.inf if self._free_start else self._full_at - self._slack
-        return max(token, self._not_before, self._retry_at if self._failing else -math.inf)
+        return max(token, self._not_before, self._resume_at, self._retry_at if self._failing else -math.inf)
 
     @property
     def server_not_before(self) -> float:
@@ -353,7 +372,7 @@ class Schedule:
             (self._running, Mode.POLLING),
             (self.paused, Mode.PAUSED),
             (self._not_before > now, Mode.THROTTLED),
-            (self._failing, Mode.BACKOFF),
+            (self._failing or self._resume_at > now, Mode.BACKOFF),
             (self._owed is not None, Mode.OWED),
         )
         return next((mode for holds, mode in states if holds), Mode.IDLE)

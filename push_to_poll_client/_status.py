@@ -8,7 +8,7 @@ from push_to_poll_client._schedule import Mode, WakeResult
 from push_to_poll_client._text import describe
 from push_to_poll_client._types import Cursor
 
-__all__ = ["Counters", "ListenerStatus", "PollResult", "Status", "Tally"]
+__all__ = ["Counters", "FailingMessage", "ListenerStatus", "PollResult", "Resynced", "Status", "Tally"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +19,50 @@ class PollResult:
         messages: New messages that it settled.
         duplicates: Messages that it passed over because they were settled before.
         pages: Pages that it fetched.
-        caught_up: It reached the end of the feed. False: it stopped at `max_poll_time` or was told to stop.
+        caught_up: It reached the end of the feed. False: it stopped at `max_poll_time`, was told to stop, or a
+            message that failed has to wait.
+        postponed: Seconds after which that message may be tried again; `None`: none has to wait.
     """
 
     messages: int
     duplicates: int
     pages: int
     caught_up: bool
+    postponed: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resynced:
+    """A consumer went on from another place of its feed than the saved cursor.
+
+    Attributes:
+        why: In a sentence.
+        cursor: Where it went on; `None` is the inception.
+        forget: With a new dedupe epoch: what comes again is processed again.
+        at: When, in seconds since the epoch.
+    """
+
+    why: str
+    cursor: Cursor | None
+    forget: bool
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True)
+class FailingMessage:
+    """A message that failed and waits to be tried again.
+
+    Attributes:
+        id: What the feed calls it.
+        attempts: How often it was tried.
+        error: The last one.
+        again: When it is tried again.
+    """
+
+    id: str
+    attempts: int
+    error: str
+    again: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +95,9 @@ class Counters:
         messages: New messages settled and recorded.
         duplicates: Messages passed over because they were settled before.
         retries: Attempts to process a message after its first.
+        skipped: Messages that failed and were skipped.
+        late: Messages found by reading an overlap again: they became visible after later ones.
+        resyncs: How often it went on from another place of the feed than the saved cursor.
         wakes: Wakes, whoever they came from.
         coalesced: Wakes that joined one that was owed already.
         dropped: Wakes that their own hint made needless.
@@ -70,6 +110,9 @@ class Counters:
     messages: int = 0
     duplicates: int = 0
     retries: int = 0
+    skipped: int = 0
+    late: int = 0
+    resyncs: int = 0
     wakes: int = 0
     coalesced: int = 0
     dropped: int = 0
@@ -92,7 +135,10 @@ class Status:
         last_caught_up: When a poll that reached the end of the feed started last; `None`: none did.
         last_error: Why the last failed poll failed; `None`: none did.
         lossy: A push channel that claims to be up seems to lose pushes.
-        dead_letters: Messages given up on; always 0 while there is no policy but to stop.
+        dead_letters: Messages given up on and kept; 0 too while the name is not claimed.
+        records: Dedupe records; likewise.
+        failing: Messages that failed and wait to be tried again.
+        last_resync: When it went on from another place of the feed last, and why; `None`: it did not.
         counters: Counted since the consumer was made.
     """
 
@@ -108,6 +154,9 @@ class Status:
     last_error: str | None = None
     lossy: bool = False
     dead_letters: int = 0
+    records: int = 0
+    failing: tuple[FailingMessage, ...] = ()
+    last_resync: Resynced | None = None
     counters: Counters = field(default_factory=Counters)
 
     @property
@@ -129,6 +178,8 @@ class Tally:
         self.last_progress: float | None = None
         self.last_caught_up: float | None = None
         self.last_error: str | None = None
+        self.last_resync: Resynced | None = None
+        self.failing: dict[str, FailingMessage] = {}
 
     def counters(self, *, missed_pushes: int) -> Counters:
         """The counts as a snapshot."""
@@ -145,6 +196,15 @@ class Tally:
         if messages:
             self.counts["messages"] += messages
             self.last_progress = time.time()
+
+    def fails(self, key: str, id: str, attempts: int, error: str, delay: float) -> None:
+        """The message with this dedupe key failed, and is tried again in so many seconds."""
+        self.failing[key] = FailingMessage(id, attempts, error, time.time() + delay)
+
+    def resynced(self, event: Resynced) -> None:
+        """The consumer goes on from another place of the feed."""
+        self.counts["resyncs"] += 1
+        self.last_resync = event
 
     def poll_ended(self, answer: PollResult | Exception, *, began: float) -> None:
         """A poll that began at this time of day has ended."""

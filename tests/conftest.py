@@ -19,6 +19,12 @@ def anyio_backend(request):
 
 
 @pytest.fixture
+def virtual_day(monkeypatch):
+    """Times of day go with virtual time, over restarts too: the library asks for them in the event loop."""
+    monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + anyio.current_time())
+
+
+@pytest.fixture
 async def running():
     """Runs consumers in the background until the test ends."""
     async with anyio.create_task_group() as tasks:

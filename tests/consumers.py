@@ -35,3 +35,9 @@ class Log(Consumer):
 def times(feed):
     """When each fetch of a fake feed began."""
     return [asked.at for asked in feed.requests]
+
+
+async def polls_on(consumer):
+    """Polls by hand as long as nothing stops it, waiting for what has to wait."""
+    while True:
+        await consumer.poll_now(timeout=None)

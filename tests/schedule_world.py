@@ -39,6 +39,7 @@ class World:
     failed: Outcome | None = None
     failed_at: float = -math.inf
     last: Outcome | None = None
+    resume_at: float = -math.inf
     running: bool = False
     up: bool = True
 
@@ -98,6 +99,7 @@ class World:
     def _start(self, cause):
         assert not self.running, "G2: two polls at a time"
         assert self.now >= self.not_before - EPS, "G3: earlier than the server asked for"
+        assert self.now >= self.resume_at - EPS, "G9: earlier than the message may be tried again"
         self.schedule.poll_started(self.now, cause)
         self.running, self.covered, self.debts = True, self.debts, []
         if self.last is not Outcome.MORE:  # what goes on where a poll stopped is work, not a new poll
@@ -110,13 +112,14 @@ class World:
             window = self.starts[last] - began
             assert last - first + 1 <= self.burst + self.rate * window + EPS, "G3: rate"
 
-    def end(self, outcome, *, found=0, retry_after=None):
+    def end(self, outcome, *, found=0, retry_after=None, resume_in=None):
         if retry_after is not None:
             self.schedule.not_before(self.now, retry_after, jitter=self.jitter)
             asked = min(retry_after, MAX_NOT_BEFORE)
             self.not_before = max(self.not_before, self.now + asked)
             self.not_before_at_the_latest = max(self.not_before_at_the_latest, self.now + 1.1 * asked)
-        self.schedule.poll_ended(self.now, outcome, found=found, jitter=self.jitter)
+        resume_at = None if resume_in is None else self.now + resume_in
+        self.schedule.poll_ended(self.now, outcome, found=found, jitter=self.jitter, resume_at=resume_at)
         self.running, self.last = False, outcome
         if outcome is Outcome.ABANDONED:
             self.debts = self.covered + self.debts
@@ -125,7 +128,12 @@ class World:
             self.failed, self.failed_at, self.ended = outcome, self.now, self.now
         else:
             self.failed, self.ended = None, self.now
+            self.resume_at = -math.inf if resume_at is None else resume_at
         self.covered = []
+
+    def resume_now(self):
+        self.schedule.resume_now()
+        self.resume_at = -math.inf
 
     def begin(self):
         self.schedule.begin()
@@ -138,6 +146,7 @@ class World:
         self.not_before_at_the_latest += by
         self.ended = None if self.ended is None else self.ended + by
         self.failed_at += by
+        self.resume_at += by
         self.starts = [at + by for at in self.starts]
         self.debts = [at + by for at in self.debts]
 
@@ -156,6 +165,8 @@ class World:
             assert decision.at <= self._latest(self.debts[0] + self.wake_delay) + EPS, "G1: a wake-up was lost"
         if self.ended is None:
             assert decision.at <= self._latest(self.now) + EPS, "the first poll is at once"
+        elif self.last is Outcome.MORE and self.failed is None:
+            assert decision.at <= self._latest(self.now) + EPS, "what has more to do goes on at once"
         elif self.fallback is not None:
             assert decision.at <= self._latest(self.ended + self._interval()) + EPS, "G4: fallback"
 
@@ -164,7 +175,8 @@ class World:
 
     def _latest(self, wished):
         """No limit but these may make a poll later than it was wished."""
-        return max(wished, self.not_before_at_the_latest, self._backoff_until(), self._token_at())
+        limits = self.not_before_at_the_latest, self._backoff_until(), self.resume_at, self._token_at()
+        return max(wished, *limits)
 
     def _backoff_until(self):
         limits = {None: 0.0, Outcome.FAILED: MAX_BACKOFF, Outcome.REFUSED: SLOW_BACKOFF}

@@ -6,18 +6,18 @@ import gc
 
 import anyio
 import pytest
-from consumers import Log
+from consumers import Log, polls_on
 
 from push_to_poll_client import (
     ChainRestart,
     FeedError,
     MemoryStore,
     Message,
-    MessageFailed,
     Page,
-    _consumer,
-    _progress,
+    ProcessError,
+    _assembly,
 )
+from push_to_poll_client._processing import progress
 from push_to_poll_client.testing import FakeFeed
 
 pytestmark = pytest.mark.anyio
@@ -37,7 +37,7 @@ class Slow(MemoryStore):
         session = await super().claim(name, feed=feed)
         commit = session.commit
 
-        async def slowly(*, cursor, records):
+        async def slowly(*, cursor, records, **others):
             self.running += 1
             self.most_running = max(self.running, self.most_running)
             try:
@@ -45,7 +45,7 @@ class Slow(MemoryStore):
                 if self.broken:
                     self.broken -= 1
                     raise OSError("the disk is full")
-                await commit(cursor=cursor, records=records)
+                await commit(cursor=cursor, records=records, **others)
             finally:
                 self.running -= 1
             self.saved.append((cursor, [record.key for record in records]))
@@ -195,6 +195,20 @@ async def test_progress_that_cannot_be_committed_beside_fails_the_poll_that_made
         assert log.processed == ids(range(1, 11))
 
 
+async def test_what_could_not_be_committed_once_is_a_duplicate_all_the_same():
+    class FailsOnce(Slow):
+        async def claim(self, name, *, feed):
+            session = await super().claim(name, feed=feed)
+            self.broken = 1
+            return session
+
+    first, second = ["x", *range(1, 10)], list(range(10, 20))
+    feed, store = pages(first, second, ["x", *range(20, 30)], list(range(30, 40))), FailsOnce(takes=0.5)
+    async with Log(feed, store=store, takes=0.06, flush_interval=100.0) as log:
+        await log.poll_now()
+    assert log.processed.count("x") == 1
+
+
 async def test_a_message_that_fails_for_good_leaves_all_before_it_committed():
     feed, store = feed_of(20), Slow()
 
@@ -205,7 +219,7 @@ async def test_a_message_that_fails_for_good_leaves_all_before_it_committed():
                 raise ValueError
 
     async with Failing(feed, store=store, flush_interval=100.0, retry=None) as log:
-        with pytest.raises(MessageFailed):
+        with pytest.raises(ProcessError):
             await log.poll_now()
         assert (log.status().cursor, store.keys) == (feed.after(4), ids(range(1, 5)))
 
@@ -240,8 +254,8 @@ async def test_a_message_waits_for_its_next_attempt_with_all_before_it_committed
             await super().process(message)
 
     async with Failing(feed, store=store, flush_interval=100.0) as log:
-        with pytest.raises(MessageFailed):
-            await log.poll_now()
+        with pytest.raises(ProcessError):
+            await polls_on(log)
         assert log.status().cursor == feed.after(14)
     assert committed == [0, 14, 14, 14, 14]
 
@@ -361,16 +375,16 @@ async def test_when_the_task_that_commits_is_cancelled_before_it_began_the_poll_
 
 async def test_the_keys_of_a_replay_are_bounded_too(monkeypatch):
     """G11: of pages that bring nothing new, nothing is pending but their keys."""
-    monkeypatch.setattr(_progress, "MAX_PENDING", 25)
+    monkeypatch.setattr(progress, "MAX_PENDING", 25)
     feed, store = pages(range(10), *[range(n, n + 10) for n in range(0, 200, 10)]), Slow(takes=0.0)
     most = []
 
-    class Watched(_progress.Progress):
+    class Watched(progress.Progress):
         async def unsettled(self, keys):
             most.append(len(self._pending_keys) + len(self._moving_keys))
             return set(keys[:1]) & await super().unsettled(keys)
 
-    monkeypatch.setattr(_consumer, "Progress", Watched)
+    monkeypatch.setattr(_assembly, "Progress", Watched)
     async with Log(feed, store=store, flush_interval=1e6, max_poll_time=1e6) as log:
         store.takes = 100.0
         await log.poll_now()
@@ -378,7 +392,7 @@ async def test_the_keys_of_a_replay_are_bounded_too(monkeypatch):
 
 
 async def test_the_next_page_waits_when_too_much_is_pending(monkeypatch):
-    monkeypatch.setattr(_progress, "MAX_PENDING", 25)
+    monkeypatch.setattr(progress, "MAX_PENDING", 25)
     feed, store = feed_of(100), Slow(takes=100.0)
     pending = []
 

@@ -475,3 +475,87 @@ def test_the_mode_names_the_state():
     assert schedule.mode(0.0) is Mode.PAUSED
     schedule.standby = True
     assert schedule.mode(0.0) is Mode.STANDBY
+
+
+# A message that has to wait
+
+
+def waiting(**changes):
+    """A schedule whose poll has stopped at time 0 at a message that may be tried again at 100."""
+    schedule = make(**changes)
+    schedule.poll_started(0.0, Cause.START)
+    schedule.poll_ended(0.0, Outcome.MORE, found=1, resume_at=100.0)
+    return schedule
+
+
+def test_a_poll_that_stopped_at_a_message_goes_on_when_that_may_be_tried_again():
+    schedule = waiting()
+    assert schedule.next_poll(1.0) == Decision(100.0, Cause.CONTINUATION)
+    assert (schedule.earliest, schedule.mode(1.0), schedule.mode(100.0)) == (100.0, Mode.BACKOFF, Mode.IDLE)
+
+
+def test_while_a_message_waits_neither_push_nor_timer_nor_hand_polls():
+    schedule = waiting(fallback_interval=10.0)
+    schedule.wake(2.0, push=True)
+    assert schedule.next_poll(50.0, can_wait=True) == Decision(100.0, Cause.CONTINUATION)
+    assert schedule.mode(50.0) is Mode.BACKOFF
+    assert schedule.owes, "the wake is paid by the poll that goes on"
+    schedule.poll_started(100.0, Cause.CONTINUATION)
+    assert not schedule.owes
+
+
+def test_a_poll_that_goes_on_at_a_message_takes_no_token():
+    schedule = waiting(rate=0.001, burst=1)
+    assert schedule.next_poll(100.0).at == 100.0
+    poll(schedule, 100.0)
+    assert schedule.next_poll(100.0).at == pytest.approx(1_000)
+
+
+def test_the_server_may_ask_for_more_than_a_message():
+    schedule = waiting()
+    schedule.not_before(0.0, 500.0, jitter=0.0)
+    assert schedule.next_poll(1.0) == Decision(500.0, Cause.CONTINUATION)
+    assert schedule.mode(1.0) is Mode.THROTTLED
+
+
+def test_a_poll_that_goes_on_and_fails_has_its_backoff():
+    schedule = waiting()
+    poll(schedule, 100.0, outcome=Outcome.FAILED)
+    assert schedule.next_poll(100.0) == Decision(100.0 + FIRST_BACKOFF / 2, Cause.RETRY)
+
+
+def test_after_the_message_all_is_as_ever():
+    schedule = waiting()
+    poll(schedule, 100.0, found=1)
+    assert schedule.next_poll(101.0) == Decision(160.0, Cause.TIMER)
+    assert schedule.earliest < 100.0
+
+
+def test_one_message_after_the_other_may_have_to_wait():
+    schedule = waiting()
+    schedule.poll_started(100.0, Cause.CONTINUATION)
+    schedule.poll_ended(100.0, Outcome.MORE, resume_at=130.0)
+    assert schedule.next_poll(101.0).at == 130.0
+    schedule.poll_started(130.0, Cause.CONTINUATION)
+    schedule.poll_ended(130.0, Outcome.MORE)
+    assert schedule.next_poll(130.0).at <= 130.0, "another reason, and no wait"
+
+
+def test_a_run_that_begins_waits_for_the_message_too():
+    schedule = waiting()
+    schedule.begin()
+    assert schedule.next_poll(1.0) == Decision(100.0, Cause.START)
+
+
+def test_in_another_event_loop_the_wait_is_as_long():
+    schedule = waiting()
+    schedule.shift(1_000.0)
+    assert schedule.next_poll(1_001.0).at == 1_100.0
+
+
+def test_from_another_place_of_the_feed_no_message_is_waited_for():
+    schedule = waiting()
+    schedule.resume_now()
+    schedule.wake(1.0)
+    assert schedule.next_poll(1.0).at <= 1.0
+    assert schedule.mode(1.0) is Mode.OWED

@@ -19,6 +19,8 @@ def moves(world):
     yield World.tick
     yield lambda w: w.set_channel(not w.up)
     yield lambda w: setattr(w.schedule, "paused", not w.schedule.paused)
+    if world.resume_at > world.now:
+        yield World.resume_now
     if world.running:
         yield from ENDS
     elif world.due():
@@ -31,6 +33,7 @@ ENDS = (
     lambda w: w.end(Outcome.CAUGHT_UP, found=0),
     lambda w: w.end(Outcome.CAUGHT_UP, found=1),
     lambda w: w.end(Outcome.MORE, found=1),
+    lambda w: w.end(Outcome.MORE, found=1, resume_in=2.0),
     lambda w: w.end(Outcome.FAILED),
     lambda w: w.end(Outcome.FAILED, retry_after=3.0),
     lambda w: w.end(Outcome.ABANDONED),

@@ -53,11 +53,17 @@ class ScheduleMachine(RuleBasedStateMachine):
         outcome=st.sampled_from(list(Outcome)),
         found=st.integers(0, 2),
         retry_after=st.one_of(st.none(), st.floats(0.0, 1e9)),
+        resume_in=st.one_of(st.none(), st.floats(0.0, 1e5)),
         jitter=fraction,
     )
-    def end(self, outcome, found, retry_after, jitter):
+    def end(self, outcome, found, retry_after, resume_in, jitter):
         self.world.jitter = jitter
-        self.world.end(outcome, found=found, retry_after=retry_after)
+        resume_in = resume_in if outcome is Outcome.MORE else None
+        self.world.end(outcome, found=found, retry_after=retry_after, resume_in=resume_in)
+
+    @rule()
+    def resume_now(self):
+        self.world.resume_now()
 
     @precondition(lambda self: not self.world.running)
     @rule(by=st.floats(-1e4, 1e4))

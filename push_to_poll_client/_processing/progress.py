@@ -4,13 +4,18 @@ There is one commit at a time. What is settled while it is under way is the next
 commit): the faster the messages come and the slower the disk is, the more of them share a commit.
 """
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import TypedDict
 
 import anyio
 from anyio.abc import TaskGroup
 
+from push_to_poll_client._event_loop import TimeOfDay
+from push_to_poll_client._processing.attempts import Attempts
+from push_to_poll_client._protocols import Session, is_transactional
 from push_to_poll_client._status import Tally
-from push_to_poll_client._types import Clock, Cursor, Record, Session
+from push_to_poll_client._types import Clock, Cursor, DeadLetter, Record
 
 __all__ = ["Progress"]
 
@@ -30,12 +35,23 @@ class Progress:
     Attributes:
         pending: The records of what is settled and not on its way yet, in order; always the same list.
         cursor: Safe to save with them; `None` leaves the saved one.
+        read_at: When the page arrived that it is of, on the event loop's clock.
+        dead_letters: Of those that died.
+        time_of_day: Of the event loop.
+        attempts: Of messages that fail.
         due: When all has to be committed that is settled by now, also what is on its way (G7).
+
+    Raises:
+        StoreError: The session keeps what this library does not write.
     """
 
     def __init__(self, session: Session, tally: Tally, *, flush_interval: float, clock: Clock) -> None:
         self.pending: list[Record] = []
         self.cursor: Cursor | None = None
+        self.read_at = clock()
+        self.dead_letters: list[DeadLetter] = []
+        self.time_of_day = TimeOfDay(clock)
+        self.attempts = Attempts(session.state, self.time_of_day)
         self.due = 0.0
         self._session = session
         self._tally = tally
@@ -45,11 +61,18 @@ class Progress:
         self._pending_keys = set[str]()
         self._moving_keys = set[str]()
         self._committing: anyio.Event | None = None
+        self._lock = anyio.Lock(fast_acquire=True)
+        self._transactional = is_transactional(session)
 
     @property
     def saved(self) -> Cursor | None:
         """The saved cursor; `None` is the inception."""
         return self._session.cursor
+
+    @property
+    def dead(self) -> int:
+        """How many dead letters there are, committed or not."""
+        return self._session.dead + len(self.dead_letters)
 
     @property
     def settled(self) -> int:
@@ -71,6 +94,20 @@ class Progress:
                 unseen = unseen - settled
         return unseen
 
+    async def fingerprints(self, keys: list[str]) -> Mapping[str, int]:
+        """The fingerprints of those of the keys that were settled with one.
+
+        Raises:
+            StoreError: As for `unsettled`.
+        """
+        await self.flush()
+        return await self._session.fingerprints(keys)
+
+    def reached(self, cursor: Cursor | None, read_at: float) -> None:
+        """All before this cursor is settled; `None`: nothing new is."""
+        if cursor is not None:
+            self.cursor, self.read_at = cursor, read_at
+
     async def flush(self) -> None:
         """Commit all of it now.
 
@@ -81,6 +118,11 @@ class Progress:
             await self._committing.wait()
         await self._commit()
         self.due = self._clock() + self._flush_interval
+
+    def undone(self) -> None:
+        """What was settled since the last commit is not, after all (G8)."""
+        self.pending.clear()
+        self.cursor, self.dead_letters, self._pending_keys = None, [], set()
 
     async def finish(self) -> None:
         """Flush, when nothing runs beside any more: all that was started there has ended, however it did.
@@ -94,6 +136,8 @@ class Progress:
     async def commit_beside(self, tasks: TaskGroup, keys: list[str]) -> None:
         """Commit while the caller goes on with the next page. What fails is tried again by the next flush.
 
+        A transactional session has one transaction: there the caller waits.
+
         Args:
             tasks: Where.
             keys: Of the page that is settled.
@@ -102,7 +146,7 @@ class Progress:
             StoreError: As for `flush`, which it comes to when too much is pending.
         """
         self._pending_keys.update(keys)
-        if len(self._pending_keys) > MAX_PENDING:
+        if self._transactional or len(self._pending_keys) > MAX_PENDING:
             await self.flush()
         elif self._committing is None:
             self._committing = anyio.Event()
@@ -119,28 +163,63 @@ class Progress:
 
     @property
     def _is_left(self) -> bool:
-        return bool(self.pending) or self.cursor not in {None, self.saved}
+        unsaved = self.cursor not in {None, self.saved}
+        return bool(self.pending or self.dead_letters) or unsaved or self.attempts.changed
 
     async def _commit(self) -> None:
-        """Commit what is there now. More may come meanwhile."""
-        if not self._is_left:
-            self.cursor, self._pending_keys = None, set()
-            return
+        """Commit what is there now. More may come meanwhile. A cancellation waits for it."""
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                if self._is_left:
+                    await self._commit_what_is_left()
+                else:
+                    self.cursor, self._pending_keys = None, set()
+
+    async def _commit_what_is_left(self) -> None:
         began = self._clock()
-        records = self.pending.copy()
-        self.pending.clear()
-        self._taken += len(records)
-        cursor, self.cursor = self.cursor, None
-        self._moving_keys, self._pending_keys = self._pending_keys, set()
+        taken = self._take()
         try:
-            with anyio.CancelScope(shield=True):
-                await self._session.commit(cursor=None if cursor == self.saved else cursor, records=records)
+            await self._session.commit(**taken)
         except BaseException:
-            self.pending[:0] = records
-            self._taken -= len(records)
-            self.cursor = cursor if self.cursor is None else self.cursor
+            self._put_back(taken)
             raise
         finally:
             self._moving_keys = set()
         self.due = began + self._flush_interval
-        self._tally.committed(len(records))
+        self._tally.committed(len(taken["records"]))
+
+    def _take(self) -> "_Uncommitted":
+        taken = _Uncommitted(
+            cursor=None if self.cursor == self.saved else self.cursor,
+            records=self.pending.copy(),
+            dead_letters=self.dead_letters,
+            state=self.attempts.change(),
+            read_at=self.time_of_day.of(self.read_at),
+        )
+        self._taken += len(self.pending)
+        self.pending.clear()
+        self.cursor, self.dead_letters = None, []
+        self._moving_keys, self._pending_keys = self._pending_keys, set()
+        return taken
+
+    def _put_back(self, taken: "_Uncommitted") -> None:
+        """For the next flush; but what a store has undone is to be processed again, not to be recorded (G8)."""
+        if taken["state"]:
+            self.attempts.changed = True
+        if self._transactional:
+            return
+        self.pending[:0] = taken["records"]
+        self.dead_letters[:0] = taken["dead_letters"]
+        self._taken -= len(taken["records"])
+        self.cursor = taken["cursor"] if self.cursor is None else self.cursor
+        self._pending_keys |= self._moving_keys
+
+
+class _Uncommitted(TypedDict):
+    """What one commit is to save."""
+
+    cursor: Cursor | None
+    records: Sequence[Record]
+    dead_letters: Sequence[DeadLetter]
+    state: Mapping[str, str | None]
+    read_at: float

@@ -1,0 +1,74 @@
+"""What the user wrote as `process` or `process_batch`, made into one kind of function."""
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+
+from push_to_poll_client._event_loop import in_own_task
+from push_to_poll_client._types import Message
+
+__all__ = ["BatchHandler", "Handler", "Process", "ProcessBatch", "as_handler", "one_by_one"]
+
+Work = TypeVar("Work", Message, Sequence[Message])
+
+Process: TypeAlias = Callable[[Message], Awaitable[None] | None]
+ProcessBatch: TypeAlias = Callable[[Sequence[Message]], Awaitable[None] | None]
+
+Handler: TypeAlias = Callable[[Message], Awaitable[None]]
+BatchHandler: TypeAlias = Callable[[Sequence[Message]], Awaitable[None]]
+
+
+def as_handler(
+    process: Callable[[Work], Awaitable[None] | None], *, threads: int
+) -> Callable[[Work], Awaitable[None]]:
+    """A coroutine function as it is; a plain function in a worker thread, so that it does not stop the event loop.
+
+    A thread cannot be interrupted: a cancellation waits until the function returns, since a message must not be
+    in two hands at once.
+
+    Args:
+        process: The user's function.
+        threads: How many calls there may be at a time. Several are not held to the 40 threads that a program
+            shares by default: who asks for them wants them, and others should not wait for them.
+
+    Raises:
+        TypeError: It cannot be called, or is a generator function, which calling does not run.
+    """
+    if not callable(process) or _is(process, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
+        raise TypeError(f"process must be a function of a message, and no generator, not {process!r}")
+    if _is(process, inspect.iscoroutinefunction):
+        return process  # type: ignore[return-value]  # that is what was just asked
+
+    limiters = RunVar[CapacityLimiter | None](f"threads of {process!r}", None)
+
+    async def in_thread(work: Work) -> None:
+        if threads > 1 and limiters.get() is None:
+            limiters.set(CapacityLimiter(threads))
+        # In a tuple, since trio takes a thread that returns a coroutine for a mistake.
+        call = functools.partial(anyio.to_thread.run_sync, lambda: (process(work),), limiter=limiters.get())
+        (result,) = await in_own_task(call)
+        if inspect.isawaitable(result):
+            await result
+
+    return in_thread
+
+
+def one_by_one(batch: BatchHandler) -> Handler:
+    """A handler of batches, for a message that stands alone."""
+
+    async def process(message: Message) -> None:
+        await batch([message])
+
+    return process
+
+
+def _is(function: Any, *kinds: Callable[[Any], bool]) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    called = getattr(function, "__call__", None)  # noqa: B004  # not whether it can be called, but what is
+    return any(kind(function) or kind(called) for kind in kinds)

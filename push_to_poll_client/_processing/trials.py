@@ -1,0 +1,288 @@
+"""ONE: a message goes in, and how it was settled comes out. Tries, waits, and does what was decided (G9).
+
+Nothing is open while a message waits to be tried again: what was done before it is committed first. A wait of more
+than a second ends the poll, which goes on at that message when its time has come.
+"""
+
+import logging
+import traceback
+from typing import Final
+
+import anyio
+import msgspec
+
+from push_to_poll_client._event_loop import failure_of
+from push_to_poll_client._exceptions import ProcessError
+from push_to_poll_client._processing.attempts import Attempt
+from push_to_poll_client._processing.failures import Decision, Failures, Fate
+from push_to_poll_client._processing.handler import Handler
+from push_to_poll_client._processing.hooks import Hooks
+from push_to_poll_client._processing.progress import Progress
+from push_to_poll_client._processing.transactions import TransactionFailed
+from push_to_poll_client._status import Tally
+from push_to_poll_client._text import describe, quoted
+from push_to_poll_client._types import Clock, DeadLetter, Message, RecordState
+
+__all__ = ["Postponed", "Stop", "Trials", "dead_letter", "failure_of_message"]
+
+logger = logging.getLogger("push_to_poll_client")
+
+MAX_WAIT_IN_POLL: Final = 1.0
+"""Seconds. A longer wait, or several that come to more, ends the poll, so that neither loop, lease, shutdown nor
+status wait with it, nor what waits for a poll to end."""
+
+MAX_DEAD_LETTERS: Final = 10_000
+"""Dead letters of a name. With more it is not the messages that are broken; the consumer stops."""
+
+MAX_TRACEBACK: Final = 16_384
+"""Characters of a traceback that a dead letter keeps: the end, where the error is."""
+
+
+class Postponed(Exception):  # no error: a message waits, and with it what comes after it
+    """A message is to be tried again later than this poll waits.
+
+    Args:
+        until: When, on the event loop's clock.
+    """
+
+    def __init__(self, until: float) -> None:
+        super().__init__(until)
+        self.until = until
+
+
+class Stop:
+    """Whether somebody asked to begin no further message.
+
+    Attributes:
+        asked: Set from any thread.
+        heard: Set in the event loop, somewhat later; what waits for nothing but time ends with it.
+    """
+
+    __slots__ = ("asked", "heard")
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.heard = anyio.Event()
+
+
+class Trials:
+    """Settles messages one by one.
+
+    Args:
+        handler: Processes one message.
+        progress: Keeps attempts and dead letters, and is committed before a wait.
+        failures: Decides.
+        tally: Told of what happens.
+        hooks: Told of what fails.
+        clock: The event loop's.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        progress: Progress,
+        failures: Failures,
+        tally: Tally,
+        *,
+        hooks: Hooks,
+        clock: Clock,
+    ) -> None:
+        self._handler = handler
+        self._progress = progress
+        self._failures = failures
+        self._tally = tally
+        self._hooks = hooks
+        self._clock = clock
+
+    async def settle(
+        self, key: str, message: Message, stop: Stop, *, error: Exception | None = None
+    ) -> RecordState:
+        """Try the message until it is settled.
+
+        Args:
+            key: Its dedupe key.
+            message: What to process.
+            stop: Ends a wait.
+            error: Why it does not come to the handler; `None`: it does, unless it cannot be read.
+
+        Raises:
+            Postponed: It has to wait.
+            ProcessError: It failed for good, and the policy is to stop.
+            StoreError: What was done before could not be committed.
+        """
+        attempts = self._progress.attempts
+        if attempts.knows(key):
+            if left := attempts.left(key):
+                await self._wait(left, stop, since=self._clock())
+            self._tally.counts["retries"] += 1
+        failure = error or message.error or await self.attempt(message)
+        if failure is not None:
+            return await self.failed(key, message, failure, stop)
+        return self._settled(key, message, RecordState.PROCESSED)
+
+    async def once_more(self, message: Message, *, attempt: int) -> Exception | None:
+        """Try a dead letter; why it is still one, if it is.
+
+        Args:
+            message: Made of it.
+            attempt: The number of this one.
+
+        Raises:
+            BaseException: As for `failed`.
+        """
+        failure = message.error or await self.attempt(message)
+        if failure is None:
+            self._hooks.message_settled(message, RecordState.PROCESSED)
+            return None
+        error = failure_of_message(message, failure)
+        self._hooks.message_failed(message, error, attempt, Fate.DEAD_LETTER)
+        return error
+
+    async def attempt(self, message: Message) -> BaseException | None:
+        """Process it once; why that failed, if it did."""
+        try:
+            await self._handler(message)
+        except BaseException as error:  # noqa: BLE001  # what it means is decided elsewhere
+            return error
+        return None
+
+    async def failed(self, key: str, message: Message, error: BaseException, stop: Stop) -> RecordState:
+        """Go on with a message that failed, until it is settled.
+
+        Raises:
+            BaseException: The failure is none of the message: a cancellation, `SystemExit` and the like.
+            Postponed: As for `settle`.
+            ProcessError: As for `settle`.
+            StoreError: As for `settle`.
+        """
+        failure: BaseException | None = error
+        state, since = RecordState.PROCESSED, self._clock()
+        while failure is not None:
+            decision = await self._decide(key, message, failure_of_message(message, failure))
+            if decision.fate is not Fate.AGAIN:
+                state = SETTLED_AS[decision.fate]
+                break
+            await self._wait(decision.delay, stop, since=since)
+            self._tally.counts["retries"] += 1
+            failure = await self.attempt(message)
+        return self._settled(key, message, state)
+
+    def _settled(self, key: str, message: Message, state: RecordState) -> RecordState:
+        self._forget(key)
+        self._hooks.message_settled(message, state)
+        return state
+
+    def _forget(self, key: str) -> None:
+        """It is no failing message any more. One that stops the consumer neither: the next run tries anew."""
+        self._tally.failing.pop(key, None)
+        self._progress.attempts.settled(key)
+
+    async def _decide(self, key: str, message: Message, error: Exception) -> Decision:
+        """Decide, and do all of it but the waiting."""
+        attempts = self._progress.attempts
+        attempt = attempts.failed(key)
+        try:
+            flush = self._progress.flush
+            decision = await self._failures.decide(message, error, attempt, attempts.now, flush)
+        except Exception as broken:  # noqa: BLE001  # whatever the user's function raises
+            raise _stopped(key, message, f"{describe(error)}; its policy failed: {describe(broken)}") from error
+        self._hooks.message_failed(message, error, attempt.count, decision.fate)
+        if decision.fate is Fate.STOP:
+            self._forget(key)
+            raise _stopped(key, message, describe(error)) from error
+        if decision.fate is Fate.DEAD_LETTER:
+            self._keep(key, message, error, attempt)
+        self._report(key, message, error, attempt, decision)
+        return decision
+
+    def _keep(self, key: str, message: Message, error: Exception, attempt: Attempt) -> None:
+        progress = self._progress
+        if progress.dead >= MAX_DEAD_LETTERS:
+            raise _stopped(key, message, f"there are {progress.dead} dead letters already: {describe(error)}")
+        try:
+            letter = dead_letter(key, message.id, message.raw, error, progress.attempts.now)
+        except Exception as broken:  # noqa: BLE001  # likewise
+            raise _stopped(key, message, f"{describe(error)}; it cannot be kept: {describe(broken)}") from error
+        tried = 0 if message.error is not None else attempt.count
+        progress.dead_letters.append(msgspec.structs.replace(letter, attempts=tried, first_failed=attempt.first))
+
+    def _report(self, key: str, message: Message, error: Exception, attempt: Attempt, decision: Decision) -> None:
+        name, count, why = quoted(message.id), attempt.count, describe(error)
+        if decision.fate is Fate.AGAIN:
+            self._progress.attempts.wait(key, decision.delay)
+            self._tally.fails(key, message.id, count, why, decision.delay)
+            logger.warning(
+                "message %s failed at attempt %d, again in %.1f s: %s", name, count, decision.delay, why
+            )
+        elif decision.fate is Fate.SKIP:
+            self._tally.counts["skipped"] += 1
+            logger.warning("message %s failed at attempt %d and is skipped: %s", name, count, why)
+        else:
+            logger.warning("message %s failed at attempt %d and is a dead letter now: %s", name, count, why)
+
+    async def _wait(self, seconds: float, stop: Stop, *, since: float) -> None:
+        until = self._clock() + seconds
+        await self._progress.flush()
+        if until > since + MAX_WAIT_IN_POLL:
+            raise Postponed(until)
+        with anyio.CancelScope(deadline=until):
+            await stop.heard.wait()
+            raise Postponed(until)
+
+
+SETTLED_AS: Final = {Fate.DEAD_LETTER: RecordState.DEAD, Fate.SKIP: RecordState.SKIPPED}
+
+
+def failure_of_message(message: Message, error: BaseException) -> Exception:
+    """What failed, when a handler raised.
+
+    Raises:
+        BaseException: It is no failure of the message: its task was cancelled, or it leaves by `SystemExit`.
+    """
+    if isinstance(error, TransactionFailed):
+        raise error.__cause__ or error
+    if isinstance(error, anyio.get_cancelled_exc_class()):
+        error = _failure_behind(message, error)
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:  # of a task group around one task
+        error = error.exceptions[0]
+    if not isinstance(error, Exception):  # SystemExit and the like are somebody's way to leave
+        raise error
+    return error
+
+
+def _failure_behind(message: Message, cancelled: BaseException) -> Exception:
+    try:
+        return failure_of(cancelled, "the handler")
+    except BaseException:
+        logger.info("cancelled while message %s was in hand: it will be done again", quoted(message.id))
+        raise
+
+
+def dead_letter(key: str, id: str, raw: bytes, error: Exception, now: float) -> DeadLetter:
+    """A message that failed now, for the first time, for good.
+
+    Args:
+        key: Its dedupe key.
+        id: What the feed calls it.
+        raw: The entry as it came.
+        error: Why it failed.
+        now: Seconds since the epoch.
+    """
+    return DeadLetter(
+        key=key,
+        id=id,
+        raw=raw,
+        error=describe(error),
+        traceback="".join(traceback.format_exception(error))[-MAX_TRACEBACK:],
+        first_failed=now,
+        last_failed=now,
+    )
+
+
+def _stopped(key: str, message: Message, why: str) -> ProcessError:
+    return ProcessError(
+        f"message {quoted(message.id)} failed and stops the consumer: {why}. "
+        "It and all after it are not settled; mend the handler or the message, and run again.",
+        id=message.id,
+        key=key,
+    )

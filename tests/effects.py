@@ -1,0 +1,106 @@
+"""Blocks of effects on a database of plain sqlite3, with nothing of a store around them."""
+
+import contextlib
+import sqlite3
+import threading
+
+import anyio
+
+from push_to_poll_client.stores._sqlite_block import Block, in_thread
+from push_to_poll_client.stores._sqlite_connection import GuardedConnection
+from push_to_poll_client.stores._sqlite_effects import Transaction
+from push_to_poll_client.stores._sqlite_guard import Guard
+from push_to_poll_client.stores._turns import Turns
+
+SCHEMA = """
+    CREATE TABLE account(name TEXT PRIMARY KEY, amount INTEGER NOT NULL CHECK (amount >= 0));
+    CREATE TABLE note(id INTEGER PRIMARY KEY, text, data BLOB);
+    CREATE TABLE push_to_poll_record(id INTEGER PRIMARY KEY, key UNIQUE, data BLOB);
+    CREATE INDEX push_to_poll_index ON push_to_poll_record(data);
+    INSERT INTO push_to_poll_record(key, data) VALUES ('old', x'00');
+    INSERT INTO note(text, data) VALUES ('first', x'00');
+"""
+
+
+def make(path):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(SCHEMA)
+
+
+def look(path, query):
+    """What another program sees: what is committed."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return [row[0] for row in connection.execute(query)]
+
+
+class Planned(Exception):
+    """What a handler raises."""
+
+
+class Database:
+    """A connection that sessions share."""
+
+    def __init__(self, path):
+        self.path = path
+        make(path)
+        self.connection = GuardedConnection(str(path), Guard(str(path)), timeout=0)
+        self.turns = Turns()
+        self.mutex = threading.Lock()
+
+    def session(self):
+        return Session(self)
+
+    def close(self):
+        with self.connection.guard.store_works():
+            self.connection.close()
+
+    def notes(self):
+        return look(self.path, "SELECT text FROM note ORDER BY id")[1:]
+
+
+class Session:
+    """What a session does with its transaction."""
+
+    def __init__(self, database):
+        self.database = database
+        self.connection = database.connection
+        self.transaction = Transaction(database.connection, database.turns, database.mutex)
+        self.gate = anyio.Lock(fast_acquire=True)
+        self.limiter = anyio.CapacityLimiter(1)
+        self.check = lambda: None
+
+    def effects(self, *records):
+        return Block(self.transaction, records, gate=self.gate, limiter=self.limiter, check=self.check)
+
+    async def note(self, *texts):
+        """A handler that writes."""
+        async with self.effects(*texts):
+            for text in texts:
+                self.connection.execute("INSERT INTO note(text) VALUES (?)", (text,))
+
+    async def fail(self, *statements, keep=None):
+        """A handler that writes and then fails."""
+        async with self.effects("failed"):
+            for statement in statements:
+                cursor = self.connection.execute(statement)
+                if keep is not None:
+                    keep.append(cursor)
+            raise Planned
+
+    async def commit(self, *keys, before=lambda: None):
+        def work():
+            before()
+            with self.transaction.access(), self.transaction.writing():
+                for key in keys:
+                    self.connection.execute("INSERT INTO push_to_poll_record(key) VALUES (?)", (key,))
+
+        async with self.gate:
+            await in_thread(work, limiter=self.limiter, shield=True)
+
+    async def ask(self, query):
+        def work():
+            with self.transaction.access():
+                return self.connection.execute(query).fetchall()
+
+        return await in_thread(work, limiter=self.limiter)
