@@ -1,0 +1,110 @@
+"""What a consumer tells of its life: a few typed calls, for telemetry and for tests. No framework.
+
+They are told, and decide nothing: what one raises is logged and changes nothing.
+"""
+
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from push_to_poll_client._processing.failures import Fate
+from push_to_poll_client._status import PollResult, Resynced
+from push_to_poll_client._text import describe
+from push_to_poll_client._types import Message, RecordState
+
+__all__ = ["Hooks", "SafeHooks", "announced", "check_hooks"]
+
+Work = TypeVar("Work", Message, Sequence[Message])
+
+logger = logging.getLogger("push_to_poll_client")
+
+
+class Hooks:
+    """Override what you want to hear of. Called in the event loop, so they must be short, and never block."""
+
+    def message_started(self, message: Message) -> None:
+        """The handler is about to get a message; for each further attempt, and part of a batch, again.
+
+        What is cancelled then comes again, and nothing more is said of it until it does.
+        """
+
+    def message_settled(self, message: Message, state: RecordState) -> None:
+        """It is processed, dead or skipped; that is committed soon after."""
+
+    def message_failed(self, message: Message, error: Exception, attempt: int, fate: Fate) -> None:
+        """The `attempt`th attempt failed, and this becomes of the message."""
+
+    def resynced(self, event: Resynced) -> None:
+        """The consumer goes on from another place of the feed than the saved cursor."""
+
+    def caught_up(self, result: PollResult) -> None:
+        """A poll reached the end of the feed."""
+
+
+NAMES: Final = [name for name in vars(Hooks) if not name.startswith("_")]
+
+
+class SafeHooks(Hooks):
+    """Calls those of the user, and survives what they raise.
+
+    Args:
+        hooks: The user's.
+    """
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+
+    def message_started(self, message: Message) -> None:
+        """Tell it."""
+        self._tell("message_started", message)
+
+    def message_settled(self, message: Message, state: RecordState) -> None:
+        """Tell it."""
+        self._tell("message_settled", message, state)
+
+    def message_failed(self, message: Message, error: Exception, attempt: int, fate: Fate) -> None:
+        """Tell it."""
+        self._tell("message_failed", message, error, attempt, fate)
+
+    def resynced(self, event: Resynced) -> None:
+        """Tell it."""
+        self._tell("resynced", event)
+
+    def caught_up(self, result: PollResult) -> None:
+        """Tell it."""
+        self._tell("caught_up", result)
+
+    def _tell(self, name: str, *what: Any) -> None:
+        try:
+            getattr(self._hooks, name)(*what)
+        except Exception as error:  # noqa: BLE001  # whatever the user's hook raises
+            logger.warning("hook %s failed: %s", name, describe(error))
+
+
+def check_hooks(hooks: object) -> None:
+    """Check what the user gave as hooks.
+
+    Raises:
+        TypeError: They are none, or one of them is a coroutine function, which nobody would await.
+    """
+    if hooks is None:
+        return
+    if not isinstance(hooks, Hooks):
+        raise TypeError(f"hooks must be a Hooks or None, not {hooks!r}")
+    for name in NAMES:
+        if inspect.iscoroutinefunction(getattr(hooks, name)):
+            raise TypeError(f"hooks are called and not awaited: {type(hooks).__name__}.{name} must be a plain def")
+
+
+def announced(
+    handler: Callable[[Work], Awaitable[None]], hooks: Hooks, messages: Callable[[Work], Sequence[Message]]
+) -> Callable[[Work], Awaitable[None]]:
+    """The handler, so that the hooks hear of each message that it is about to get."""
+
+    async def process(work: Work) -> None:
+        for message in messages(work):
+            hooks.message_started(message)
+        await handler(work)
+
+    return process

@@ -1,0 +1,233 @@
+"""HOW MANY AT ONCE: settles what is in hand, by several tasks, in batches, or both.
+
+A batch that fails is split in halves until the message that fails stands alone; what becomes of that one is as for
+any other.
+"""
+
+from collections.abc import Hashable, Sequence
+from itertools import groupby
+
+import anyio
+from anyio.abc import TaskGroup
+
+from push_to_poll_client._exceptions import RetryMessage, StopConsumer
+from push_to_poll_client._processing.attempts import MAX_FAILING
+from push_to_poll_client._processing.handler import BatchHandler
+from push_to_poll_client._processing.hooks import Hooks
+from push_to_poll_client._processing.progress import Progress
+from push_to_poll_client._processing.trials import Postponed, Stop, Trials, failure_of_message
+from push_to_poll_client._processing.work import Item, Work
+from push_to_poll_client._types import Clock, Record, RecordState
+
+__all__ = ["Workers"]
+
+WHOLE = (RetryMessage, StopConsumer)
+"""What is meant for all of a batch: to split it would ask again what has been answered."""
+
+
+class Workers:
+    """Settles what is in hand.
+
+    Args:
+        trials: Settles a message that stands alone.
+        progress: Commits what is settled.
+        batch: Processes several messages; `None`: each stands alone.
+        concurrency: How many may be under way.
+        batch_size: Messages of a batch, at most.
+        hooks: Told of what is settled.
+        clock: The event loop's.
+    """
+
+    def __init__(
+        self,
+        trials: Trials,
+        progress: Progress,
+        batch: BatchHandler | None,
+        *,
+        concurrency: int,
+        batch_size: int,
+        hooks: Hooks,
+        clock: Clock,
+    ) -> None:
+        self._trials = trials
+        self._progress = progress
+        self._batch = batch
+        self._concurrency = concurrency
+        self._batch_size = 1 if batch is None else batch_size
+        self._hooks = hooks
+        self._clock = clock
+
+    async def settle(self, work: Work, stop: Stop, *, fill: bool) -> None:
+        """Settle it.
+
+        Args:
+            work: What is in hand.
+            stop: Looked at before anything is begun.
+            fill: Leave what does not fill a batch.
+
+        Raises:
+            Postponed: A message has to wait. All that need not wait for it is settled.
+            ProcessError: A message failed for good. What was under way beside it is settled, or failed too.
+            StoreError: Progress could not be committed; likewise.
+        """
+        least = self._batch_size if fill else 1
+        shift = _Shift(self, work, stop, least=least, most=self._batch_size, concurrency=self._concurrency)
+        await shift.run()
+
+    async def settle_together(self, items: Sequence[Item], work: Work, stop: Stop) -> None:
+        """Settle what was taken together.
+
+        Raises:
+            Postponed: Some of it has to wait. All is settled that need not wait with it.
+            ProcessError: As for `settle`.
+            StoreError: As for `settle`.
+        """
+        if self._batch is None:
+            await self._settle_alone(items[0], work, stop)
+        else:
+            await self._settle_parts(self._parts(items), work, stop)
+
+    def _parts(self, items: Sequence[Item]) -> list[Sequence[Item]]:
+        """What may go to the handler together, in the feed's order."""
+        parts: list[Sequence[Item]] = []
+        for alone, some in groupby(items, key=self._stands_alone):
+            run = list(some)
+            parts.extend([[item] for item in run] if alone else [run])
+        return parts
+
+    def _stands_alone(self, item: Item) -> bool:
+        odd = item.error is not None or item.message.error is not None
+        return odd or self._progress.attempts.knows(item.key)
+
+    async def _settle_parts(self, parts: list[Sequence[Item]], work: Work, stop: Stop) -> None:
+        error: Postponed | None = None
+        waiting = set[Hashable]()  # the lanes of what has to wait
+        parts.reverse()
+        while parts and not stop.asked:
+            part = [item for item in parts.pop() if item.lane not in waiting]
+            try:
+                left = await self._settle_part(part, work, stop)
+            except Postponed as postponed:
+                error = postponed if error is None else min(error, postponed, key=_until)
+                waiting.update(item.lane for item in part)
+            else:
+                parts.extend(reversed(left))
+        if error is not None:
+            raise error
+
+    async def _settle_part(self, part: Sequence[Item], work: Work, stop: Stop) -> Sequence[Sequence[Item]]:
+        """Settle it, or some of it; what is left, in parts."""
+        if not part:
+            return ()
+        first, *others = part
+        if not others:
+            await self._settle_alone(first, work, stop)
+        elif (error := await self._attempt(part)) is None:
+            for item in part:
+                self._hooks.message_settled(item.message, RecordState.PROCESSED)
+            await self._settled(part, RecordState.PROCESSED, work)
+        elif isinstance(error, WHOLE):
+            await self._settled([first], await self._trials.failed(first.key, first.message, error, stop), work)
+            return (others,)
+        else:
+            half = len(part) // 2
+            return part[:half], part[half:]
+        return ()
+
+    async def _settle_alone(self, item: Item, work: Work, stop: Stop) -> None:
+        state = await self._trials.settle(item.key, item.message, stop, error=item.error)
+        await self._settled((item,), state, work)
+
+    async def _attempt(self, items: Sequence[Item]) -> Exception | None:
+        assert self._batch is not None  # else each stands alone  # noqa: S101
+        try:
+            await self._batch([item.message for item in items])
+        except BaseException as error:  # noqa: BLE001  # what it means is decided there
+            return failure_of_message(items[0].message, error)
+        return None
+
+    async def _settled(self, items: Sequence[Item], state: RecordState, work: Work) -> None:
+        for item in items:
+            self._progress.pending.append(Record(item.key, state, item.fingerprint))
+            work.settled(item)
+        self._progress.reached(work.cursor, work.read_at)
+        if self._clock() >= self._progress.due:
+            await self._progress.flush()
+
+
+class _Shift:
+    """One round of work, which ends when nothing more may be begun and all that was has ended.
+
+    Args:
+        workers: Settle what is taken.
+        work: What is in hand.
+        stop: Looked at before anything is begun.
+        least: Begin nothing when less than that is left.
+        most: How much is taken together, at most.
+        concurrency: How often, at a time.
+    """
+
+    def __init__(
+        self, workers: Workers, work: Work, stop: Stop, *, least: int, most: int, concurrency: int
+    ) -> None:
+        self._workers = workers
+        self._work = work
+        self._stop = stop
+        self._least = least
+        self._most = most
+        self._free = min(concurrency, work.left)
+        self._open = 0  # what was begun and is not settled: it is under way, or waits
+        self._error: BaseException | None = None
+
+    async def run(self) -> None:
+        if self._free <= 1:  # a message alone, as after most pushes, need not wait for a task to begin
+            await self._take_turns(self._next(), None)
+        else:
+            async with anyio.create_task_group() as tasks:
+                self._begin(tasks)
+        if self._error is not None:
+            raise self._error
+
+    def _begin(self, tasks: TaskGroup) -> None:
+        """Begin as much as may be."""
+        while self._free and (items := self._next()):
+            self._free -= 1
+            tasks.start_soon(self._take_turns, items, tasks)
+
+    async def _take_turns(self, items: Sequence[Item], tasks: TaskGroup | None) -> None:
+        """Go on with what comes next; others begin what else there is room for now."""
+        while items:
+            await self._settle(items)
+            items = self._next()
+            if tasks is not None:
+                self._begin(tasks)
+        self._free += 1
+
+    def _next(self) -> Sequence[Item]:
+        """Nothing, also when so much waits that the attempts of more could not be kept."""
+        over = self._stop.asked or not (self._error is None or isinstance(self._error, Postponed))
+        most = min(self._most, MAX_FAILING - self._open)
+        items = () if over or most < 1 or self._work.left < self._least else self._work.take(most)
+        self._open += len(items)
+        return items
+
+    async def _settle(self, items: Sequence[Item]) -> None:
+        try:
+            await self._workers.settle_together(items, self._work, self._stop)
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:  # noqa: BLE001  # raised when all that is under way has ended
+            self._error = error if self._error is None else max(self._error, error, key=_gravity)
+        self._open -= sum(item.settled for item in items)
+        self._work.free(items)
+
+
+def _until(postponed: Postponed) -> float:
+    return postponed.until
+
+
+def _gravity(error: BaseException) -> tuple[int, float]:
+    """What is raised of several: somebody's way to leave before failures, and of waits the one that ends first."""
+    if isinstance(error, Postponed):
+        return 0, -error.until
+    return (1 if isinstance(error, Exception) else 2), 0.0
