@@ -12,8 +12,9 @@ from push_to_poll_client import (
     HTTPFeed,
     MemoryStore,
     Message,
-    MessageFailed,
     Page,
+    ProcessError,
+    Push,
     Throttled,
 )
 from push_to_poll_client.testing import FakeFeed
@@ -117,7 +118,7 @@ async def test_what_the_server_asks_for_holds_although_the_poll_ends_first(ends)
     feed = feed_of(20, page_size=10)
     feed.answer(None, FeedError("not now", retry_after=1000.0))
     async with Failing(feed, takes=1.0, max_poll_time=5.0, retry=None) as log:
-        with contextlib.suppress(MessageFailed):
+        with contextlib.suppress(ProcessError):
             await log.poll_now()
         assert len(feed.requests) == 2
         with pytest.raises(Throttled):
@@ -175,7 +176,7 @@ async def test_a_page_that_asks_for_patience_is_settled_and_nothing_is_fetched_a
     assert len(feed.requests) == 2
 
 
-@pytest.mark.parametrize(("error", "raised"), [(ValueError("no"), MessageFailed), (SystemExit(3), SystemExit)])
+@pytest.mark.parametrize(("error", "raised"), [(ValueError("no"), ProcessError), (SystemExit(3), SystemExit)])
 async def test_what_a_handler_raises_ends_the_fetch_and_is_raised_bare(error, raised):
     class Failing(Log):
         async def process(self, message):
@@ -269,8 +270,9 @@ async def test_the_last_page_is_fetched_by_the_poll_that_calls_it_the_last():
 
 async def test_nothing_is_fetched_ahead_of_a_feed_that_stands_still():
     feed = FakeFeed(read_ahead=True)
-    feed.answer(*[Page([Message("1")], cursor="here", next="here")] * 3)
-    async with Log(feed, takes=1.0) as log:
+    messages = [Message(str(number)) for number in range(20)]
+    feed.answer(*[Page(messages, cursor="here", next="here")] * 4)
+    async with Log(feed, takes=1.0, prefetch=3) as log:
         await log.poll_now()
     assert cursors(feed) == [None, "here"]
 
@@ -289,6 +291,136 @@ async def test_progress_that_cannot_be_committed_ends_the_fetch():
     async with Log(feed, store=Broken(), takes=1.0) as log:
         with anyio.fail_after(100), pytest.raises(OSError, match="disk is full"):
             await log.poll_now()
+
+
+# Several pages
+
+
+class Counts(Log):
+    """How many pages were asked for when each message was processed, counted from its own."""
+
+    def __init__(self, feed, **settings):
+        super().__init__(feed, **{"takes": 1.0, "max_poll_time": 1e6, **settings})
+        self.ahead = []
+        self.feed = feed
+
+    async def process(self, message):
+        await super().process(message)
+        self.ahead.append(len(self.feed.requests) - 1 - (int(message.id) - 1) // 10)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+async def test_so_many_pages_are_in_hand_and_never_more(prefetch):
+    feed = feed_of(100, page_size=10, latency=0.1)
+    async with Counts(feed, prefetch=prefetch) as log:
+        result = await log.poll_now()
+    assert max(log.ahead) == prefetch
+    assert log.processed == ids(range(1, 101))
+    assert (result.pages, len(feed.requests), result.caught_up) == (10, 10, True)
+    assert cursors(feed) == [None, *(feed.after(10 * n) for n in range(1, 10))]
+
+
+async def test_a_slow_feed_is_asked_for_one_page_at_a_time():
+    feed = feed_of(60, page_size=10, latency=2.0)
+    async with Log(feed, takes=0.1, prefetch=3) as log:
+        began = anyio.current_time()
+        await log.poll_now()
+    assert [at - began for at in times(feed)] == pytest.approx([0, 2, 4, 6, 8, 10])
+
+
+async def test_a_feed_that_must_not_be_asked_ahead_is_not_whatever_is_said():
+    feed = feed_of(60, page_size=10, read_ahead=False)
+    async with Counts(feed, prefetch=3) as log:
+        await log.poll_now()
+    assert max(log.ahead) == 0
+
+
+@pytest.mark.parametrize(
+    ("third", "asked"),
+    [
+        (FeedError("not now"), 3),
+        (ChainRestart("the pages changed"), 3),
+        (Page([Message("x")] * 20, cursor="c", next="c", retry_after=1e4), 3),
+        (Page([Message("x")] * 20, cursor="c"), 3),
+        (Page([Message("x")] * 9, cursor="c", next="d"), 3),
+        (None, 4),
+    ],
+    ids=["a failure", "a restart", "a wish to be left alone", "an end", "a short page", "nothing"],
+)
+async def test_nothing_is_fetched_beyond(third, asked):
+    feed = feed_of(100, page_size=10)
+    feed.answer(None, None, third)
+    async with Counts(feed, prefetch=3) as log:
+        with anyio.move_on_after(9.5):
+            await log.poll_now()
+    assert len(feed.requests) == asked
+
+
+async def test_nothing_is_fetched_ahead_when_the_poll_is_to_end():
+    feed = feed_of(100, page_size=10, latency=2.0)
+    async with Counts(feed, prefetch=3, max_poll_time=5.0) as log:
+        await log.poll_now()
+    assert len(feed.requests) == 3, "at 0, 2 and 4 seconds"
+
+
+async def test_pages_in_hand_are_kept_for_the_next_poll_which_reads_ahead_of_them():
+    feed = feed_of(80, page_size=10, latency=0.1)
+    async with Counts(feed, prefetch=3, max_poll_time=5.0) as log:
+        asked = []
+        while not (await log.poll_now()).caught_up:
+            asked.append(len(feed.requests))
+    assert log.processed == ids(range(1, 81))
+    assert asked[:4] == [4, 5, 6, 7], "one page for each that was processed"
+    assert len(feed.requests) == 8 + 3, "and the last one again by each poll, since it may not be the last by then"
+
+
+async def test_what_a_poll_was_started_for_holds_for_what_it_reads_ahead_of_pages_of_the_one_before():
+    """G1: a cache might not have what a push says is there."""
+    feed = feed_of(80, page_size=10, latency=0.1)
+    log = Counts(feed, prefetch=3, max_poll_time=5.0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(log.run)
+        await log.until(3)
+        log.wake(Push(topics=("orders",)))
+        await log.until(15)
+        tasks.cancel_scope.cancel()
+    asked = [(one.request.fresh, one.request.hint) for one in feed.requests]
+    assert asked == [(False, None)] * 4 + [(True, Push(topics=("orders",)))]
+
+
+@pytest.mark.parametrize("how", ["rewind", "cancel"])
+async def test_pages_in_hand_are_dropped_by(how):
+    feed = feed_of(80, page_size=10, latency=0.1)
+    async with Counts(feed, prefetch=3, max_poll_time=5.0) as log:
+        if how == "rewind":
+            await log.poll_now()
+            await log.rewind("inception")
+        else:
+            with anyio.move_on_after(5.5):
+                await log.poll_now()
+        before = len(feed.requests)
+        log.takes = 0.0
+        await log.poll_now()
+    assert before == 4
+    assert cursors(feed)[4] == (None if how == "rewind" else feed.after(5))
+    assert log.processed == ids(range(1, 81))
+
+
+async def test_what_the_server_asks_for_with_a_page_that_is_dropped_holds():
+    """G3: also when it is not the next page."""
+    feed = feed_of(80, page_size=10)
+    feed.answer(None, None, Page([Message("x")] * 20, cursor="c", next="c", retry_after=1_000.0))
+    async with Counts(feed, prefetch=3) as log:
+        with anyio.move_on_after(5.5):
+            await log.poll_now()
+        with pytest.raises(Throttled):
+            await log.poll_now(timeout=900)
+
+
+@pytest.mark.parametrize(("prefetch", "error"), [(-1, ValueError), (True, TypeError), (1.5, TypeError)])
+def test_a_number_of_pages_of_no_meaning_is_refused_at_construction(prefetch, error):
+    with pytest.raises(error, match="prefetch must be"):
+        Log(FakeFeed(), prefetch=prefetch)
 
 
 def test_the_http_feed_reads_ahead():

@@ -1,0 +1,241 @@
+"""One poll: fetch and settle pages until caught up, or for `max_poll_time`."""
+
+from dataclasses import replace
+
+from push_to_poll_client._event_loop import Beside
+from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError
+from push_to_poll_client._polling.behind import Behind
+from push_to_poll_client._polling.fetches import Fetches
+from push_to_poll_client._polling.position import Position
+from push_to_poll_client._polling.read_ahead import ReadAhead
+from push_to_poll_client._polling.walk import Walk
+from push_to_poll_client._processing.letters import Letters
+from push_to_poll_client._processing.overlap import Overlap
+from push_to_poll_client._processing.processor import Processor
+from push_to_poll_client._processing.progress import Progress
+from push_to_poll_client._processing.trials import Stop
+from push_to_poll_client._schedule import Schedule
+from push_to_poll_client._status import PollResult, Tally
+from push_to_poll_client._types import Clock, Cursor, FetchRequest, Page, Push
+
+__all__ = ["Poller"]
+
+
+class Poller:
+    """Walks the feed from where the last poll stopped.
+
+    Args:
+        fetches: Asks the feed.
+        processor: Settles the pages.
+        progress: Commits what is settled, and knows the saved cursor.
+        position: Knows where a name begins, and where it goes on when its cursor is good no more.
+        behind: Knows where a walk with an overlap starts.
+        letters: Have some to be tried first.
+        schedule: Knows what the server asks for, which holds for further pages too.
+        tally: Told of each page.
+        max_poll_time: Seconds after which a poll ends at the next page boundary.
+        prefetch: Pages in hand that are fetched before their turn, at most.
+        clock: The event loop's.
+
+    Attributes:
+        max_wait: Seconds for which the feed can hold an answer; 0: it cannot.
+    """
+
+    def __init__(  # noqa: PLR0917  # each is of another type
+        self,
+        fetches: Fetches,
+        processor: Processor,
+        progress: Progress,
+        position: Position,
+        behind: Behind,
+        letters: Letters,
+        schedule: Schedule,
+        tally: Tally,
+        *,
+        max_poll_time: float,
+        prefetch: int,
+        clock: Clock,
+    ) -> None:
+        self.max_wait: float = fetches.max_wait
+        self._fetches = fetches
+        self._processor = processor
+        self._progress = progress
+        self._position = position
+        self._behind = behind
+        self._letters = letters
+        self._max_poll_time = max_poll_time
+        self._schedule = schedule
+        self._tally = tally
+        self._clock = clock
+        self._next: tuple[Cursor | None, Overlap | None] | None = None
+        self._until = 0.0
+        most = prefetch if fetches.read_ahead else 0
+        self._ahead = ReadAhead(fetches, most, lambda: not self._must_stop)
+
+    def give_way(self) -> None:
+        """Cancel a waiting fetch, if there is one. Its answer, even if on its way, is fetched again."""
+        self._fetches.give_way()
+
+    def forget(self) -> None:
+        """The next poll starts at the saved cursor."""
+        self._next = None
+        self._ahead.drop(kept=False)
+
+    async def poll(
+        self,
+        *,
+        wait: float = 0.0,
+        hint: Push | None = None,
+        fresh: bool = False,
+        stop: Stop | None = None,
+    ) -> PollResult | None:
+        """Fetch and settle pages.
+
+        Args:
+            wait: Seconds for which the server may hold the first answer.
+            hint: The push that caused this poll.
+            fresh: Go past caches.
+            stop: As for `Processor.settle`.
+
+        Returns:
+            What was done; `None`: the waiting fetch gave way.
+
+        Raises:
+            FeedError: A fetch failed. The next poll starts at the saved cursor.
+            ProcessError: A message failed for good.
+            StoreError: The store could not be read or written.
+        """
+        await self._begin(stop)
+        self._until = self._clock() + wait + self._max_poll_time
+        start, overlap = self._next or self._start()
+        self._next = None
+        walk = Walk(self._progress, self._tally.counts, overlap, stop, wait)
+        request = FetchRequest(start, walk.first_wait, hint, fresh)
+        try:
+            async with Beside() as beside:
+                caught_up = await self._pages(walk, request, beside)
+        finally:
+            self._ahead.drop(kept=self._next is not None)
+            await self._finish()
+        if caught_up is None:
+            return None
+        await self._position.begun()
+        if walk.overlap is not None and (walk.ends_early or (caught_up and walk.overlap.whole)):
+            await self._behind.walked(walk.overlap)
+        return walk.result(caught_up=caught_up, postponed=self._postponed)
+
+    async def _begin(self, stop: Stop | None) -> None:
+        self._processor.begin()
+        await self._progress.flush()  # what the last poll could not
+        await self._position.begin()
+        await self._processor.in_hand(self._letters.begin, stop)
+
+    def _start(self) -> tuple[Cursor | None, Overlap | None]:
+        walk = self._behind.walk()
+        return self._progress.saved if walk is None else walk.start, walk
+
+    @property
+    def postponed(self) -> float | None:
+        """Until when a message has to wait, on the event loop's clock; `None`: none has to."""
+        return self._processor.postponed
+
+    @property
+    def _postponed(self) -> float | None:
+        return None if self.postponed is None else max(self.postponed - self._clock(), 0.0)
+
+    async def _finish(self) -> None:
+        try:
+            await self._progress.finish()
+        except BaseException:
+            self.forget()
+            raise
+
+    async def _pages(self, walk: Walk, request: FetchRequest, beside: Beside) -> bool | None:
+        """From page to page; whether that led to the end of the feed. `None`: the waiting fetch gave way."""
+        while True:
+            if not await self._in_time(walk):
+                return False
+            try:
+                page = await self._fetch(walk, request)
+            except (ChainRestart, CursorExpired) as error:
+                request = replace(request, cursor=await self._begin_again(walk, error), wait=0.0)
+                if self._must_stop:
+                    return False
+                continue
+            if page is None:
+                return None
+            complete = await self._settle(walk, request, page, beside)
+            following = self._following(walk, request, page) if complete else None
+            if following is None:
+                return complete and await self._settle_held(walk)
+            request = following
+            if self._must_stop:
+                if await self._settle_held(walk):
+                    await self._go_on_later(walk, request.cursor)
+                return False
+
+    def _following(self, walk: Walk, request: FetchRequest, page: Page) -> FetchRequest | None:
+        """What to ask next; `None`: nothing more, this is the end."""
+        if page.next is not None:
+            end = walk.stands_still(request.cursor, page.next)
+            return None if end else replace(request, cursor=page.next, wait=0.0)
+        wait = 0.0 if self._must_stop else walk.wait_at_end()
+        return replace(request, cursor=self._progress.saved, wait=wait) if wait else None
+
+    async def _go_on_later(self, walk: Walk, position: Cursor | None) -> None:
+        """The next poll goes on with this walk, as a rule. `max_poll_time` is over, or the server wants quiet."""
+        overlap = walk.overlap
+        if overlap is not None and self._behind.may_begin_anew(overlap, after=self._max_poll_time):
+            walk.ends_early = True
+        elif overlap is not None and overlap.jumps:
+            overlap.jump()
+            self._next = self._progress.saved, overlap
+            self._ahead.drop(kept=False)
+        else:
+            await self._ahead.keep()
+            self._next = position, overlap
+
+    async def _fetch(self, walk: Walk, request: FetchRequest) -> Page | None:
+        ahead = self._ahead.pop()
+        page = await (self._fetches.fetch(request) if ahead is None else ahead.take())
+        walk.read_at = self._clock() if ahead is None else ahead.arrived_at
+        return page
+
+    async def _settle(self, walk: Walk, request: FetchRequest, page: Page, beside: Beside) -> bool:
+        self._tally.counts["pages"] += 1
+        await self._ahead.begin(request, page, beside)
+        return await self._processor.settle(
+            page,
+            read_at=walk.read_at,
+            stop=walk.stop,
+            beside=beside.tasks if self._ahead else None,
+            overlap=walk.overlap,
+        )
+
+    async def _in_time(self, walk: Walk) -> bool:
+        """Settle what waits for the next page to fill a batch, if that does not come in time."""
+        until = self._processor.held_until
+        return until is None or await self._ahead.comes_by(until) or await self._settle_held(walk)
+
+    async def _settle_held(self, walk: Walk) -> bool:
+        return self._processor.held_until is None or await self._processor.settle_held(walk.stop)
+
+    async def _begin_again(self, walk: Walk, error: FeedError) -> Cursor | None:
+        """Where to go on, when the feed cannot go on where it was asked to."""
+        await self._progress.flush()
+        if isinstance(error, ChainRestart):
+            walk.restart()
+            return walk.start
+        assert isinstance(error, CursorExpired)  # noqa: S101
+        if walk.overlap is not None and not walk.overlap.passed:
+            self._position.overlap_expired(walk.overlap.start)
+        else:
+            walk.resync(error)
+            await self._position.expired(error)
+        walk.begin_anew()
+        return walk.start
+
+    @property
+    def _must_stop(self) -> bool:
+        now = self._clock()
+        return now >= self._until or self._schedule.server_not_before > now

@@ -1,0 +1,268 @@
+"""One poll at a time, whoever asks for it (G2): `run()`, `poll_now()`, or a wake.
+
+Whoever holds the lock leads a poll. Polls are numbered as they start, so that whoever waited for the lock can tell
+whether a poll that started after its call has ended meanwhile: that one is its answer, and otherwise it leads the
+next. A leader that is cancelled leaves no answer, and the next in the queue leads in its place.
+"""
+
+import math
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import anyio
+
+from push_to_poll_client._event_loop import failure_of
+from push_to_poll_client._exceptions import FeedRefused, Throttled
+from push_to_poll_client._polling.poller import Poller
+from push_to_poll_client._processing.hooks import Hooks
+from push_to_poll_client._processing.processor import Processor
+from push_to_poll_client._processing.trials import Stop
+from push_to_poll_client._protocols import Session
+from push_to_poll_client._schedule import Cause, Outcome, Schedule
+from push_to_poll_client._status import PollResult, Tally
+from push_to_poll_client._types import Clock, Push
+
+__all__ = ["Polls"]
+
+FRESH = {Cause.WAKE, Cause.REPOLL, Cause.MANUAL}
+"""Somebody says that there is something new; a cache might say otherwise."""
+
+MAX_TOPICS = 64
+"""Topics that a hint gathers from pushes before it speaks of all: a flood of pushes must not grow it."""
+
+_inside: ContextVar[tuple["_Poll", ...]] = ContextVar("push_to_poll_client_inside", default=())
+"""The polls that the current task is part of: a handler's task, and whatever it starts."""
+
+
+class Polls:
+    """The polls of one session.
+
+    Args:
+        schedule: Decides when.
+        session: Knows the saved cursor.
+        processor: Has the message in hand.
+        poller: Does it.
+        tally: Told of each wake and each poll.
+        hooks: Told of polls that reached the end of the feed.
+        overlaps: Polls start behind the saved cursor, so that no hint says that there is nothing new.
+        clock: The event loop's.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        session: Session,
+        processor: Processor,
+        poller: Poller,
+        *,
+        tally: Tally,
+        hooks: Hooks,
+        overlaps: bool,
+        clock: Clock,
+    ) -> None:
+        self.session = session
+        self._schedule = schedule
+        self._processor = processor
+        self._poller = poller
+        self._tally = tally
+        self._hooks = hooks
+        self._overlaps = overlaps
+        self._clock = clock
+        self._lock = anyio.Lock(fast_acquire=True)
+        self._started = self._answered = 0
+        self._answer: PollResult | Exception = PollResult(0, 0, 0, caught_up=False)
+        self._hint: Push | None = None
+        self._changed = anyio.Event()
+        self._current: _Poll | None = None
+
+    # Wakes
+
+    def wake(self, push: Push | None) -> None:
+        """Somebody says "poll soon"; in the event loop."""
+        hinted = push is not None and push.cursor is not None and push.cursor == self.session.cursor
+        known = hinted and not self._overlaps
+        result = self._schedule.wake(self._clock(), push=push is not None, known=known)
+        self._tally.wake(result)
+        if push is not None and not known:
+            self._hint = _merged(self._hint, push)
+        self._poller.give_way()
+        self.look_again()
+
+    def begin(self) -> None:
+        """`run()` begins: poll once, now."""
+        self._schedule.begin()
+
+    def begin_again(self) -> None:
+        """Polls go on from another place: soon, whatever message was waited for."""
+        self._schedule.resume_now()
+        self.wake(None)
+
+    def give_way(self) -> None:
+        """Cancel a waiting fetch."""
+        self._poller.give_way()
+
+    def look_again(self) -> None:
+        """Something changed that the schedule may decide differently for."""
+        self._changed.set()
+
+    # Polls
+
+    async def poll_now(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109  # not that of the poll
+        """Lead a poll, or be answered by one that starts from here on. See `Consumer.poll_now`."""
+        since, until = self._started, math.inf if timeout is None else self._clock() + timeout
+        self._refuse_to_wait_beyond(until)
+        self._poller.give_way()
+        async with self._lock:
+            if self._answered <= since:
+                self._refuse_to_wait_beyond(until)
+                await anyio.sleep_until(self._schedule.earliest)
+                await self._lead(Cause.MANUAL)
+            if isinstance(self._answer, Exception):
+                raise self._answer
+            return self._answer
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """No poll runs meanwhile, and what is done within is part of none: it cannot wait for one."""
+        self._poller.give_way()
+        async with self._lock:
+            work = self._current = _Poll(self._started, 0.0, None, fresh=False, stop=None, before=0)
+            inside = _inside.set((*(outer for outer in _inside.get() if outer.running), work))
+            try:
+                yield
+            finally:
+                _inside.reset(inside)
+                self._current, work.running = None, False
+                self.look_again()
+
+    async def poll_when_due(self, stop: Stop) -> None:
+        """Wait until the schedule decides for a poll, or something changes; if a poll is due, lead it.
+
+        Args:
+            stop: As for `Processor.settle`.
+
+        Raises:
+            Exception: Why the poll failed.
+        """
+        self._changed = anyio.Event()
+        async with self._lock:
+            decision = self._schedule.next_poll(self._clock(), can_wait=self._can_wait)
+            if decision.at <= self._clock():
+                answer = await self._lead(decision.cause, stop)
+                if isinstance(answer, Exception):
+                    raise answer
+                return
+        with anyio.CancelScope(deadline=decision.at):
+            await self._changed.wait()
+
+    def finish_until(self, deadline: float) -> None:
+        """Give the message in hand until then, if `poll_when_due` leads; other leaders see to themselves."""
+        if self._current is not None and self._current.stop is not None:
+            self._processor.hand.deadline = deadline
+
+    @property
+    def delay(self) -> float:
+        """Seconds until the next poll, if nothing happens."""
+        return max(0.0, self._schedule.next_poll(self._clock()).at - self._clock())
+
+    @property
+    def inside(self) -> bool:
+        """Whether the caller is part of the poll that runs: it cannot wait for another one."""
+        return self._current is not None and self._current in _inside.get()
+
+    # How
+
+    @property
+    def _can_wait(self) -> bool:
+        """Whether a fetch may be held: the feed can, and nobody waits for the lock to poll now."""
+        return self._poller.max_wait > 0 and not self._lock.statistics().tasks_waiting
+
+    async def _lead(self, cause: Cause, stop: Stop | None = None) -> PollResult | Exception | None:
+        """The only code that polls.
+
+        Returns:
+            What was done, or why it failed; `None`: it gave way.
+        """
+        poll = self._current = self._start(cause, stop)
+        answer: PollResult | Exception | None = None
+        inside = _inside.set((*(outer for outer in _inside.get() if outer.running), poll))
+        try:
+            answer = await self._poller.poll(wait=poll.wait, hint=poll.hint, fresh=poll.fresh, stop=stop)
+        except Exception as error:  # noqa: BLE001  # the answer of everybody who waits for it
+            answer = error
+        except anyio.get_cancelled_exc_class() as cancelled:
+            answer = failure_of(cancelled, "a poll")
+        finally:
+            _inside.reset(inside)
+            self._end(poll, answer)
+        return answer
+
+    def _start(self, cause: Cause, stop: Stop | None) -> "_Poll":
+        wait = min(self._poller.max_wait, self._schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
+        fresh = cause in FRESH or self._schedule.owes
+        self._schedule.poll_started(self._clock(), cause, wait=wait)
+        self._started += 1
+        hint, self._hint = self._hint, None
+        return _Poll(self._started, wait, hint, fresh, stop, self._tally.counts["messages"])
+
+    def _end(self, poll: "_Poll", answer: PollResult | Exception | None) -> None:
+        self._current, poll.running = None, False
+        found = self._tally.counts["messages"] - poll.before
+        self._schedule.poll_ended(
+            self._clock(),
+            _outcome(answer),
+            found=found,
+            jitter=random.random(),  # noqa: S311  # not for secrets
+            resume_at=self._poller.postponed,
+        )
+        if not isinstance(answer, PollResult):
+            self._hint = _merged(poll.hint, self._hint)
+        if answer is not None:
+            self._answered, self._answer = poll.number, answer
+            self._tally.poll_ended(answer, began=poll.began)
+            if isinstance(answer, PollResult) and answer.caught_up:
+                self._hooks.caught_up(answer)
+        self.look_again()
+
+    def _refuse_to_wait_beyond(self, until: float) -> None:
+        if (earliest := self._schedule.earliest) > until:
+            raise Throttled(
+                f"a poll may not start for {earliest - self._clock():.1f} s "
+                f"({self._schedule.mode(self._clock())}), which is beyond the timeout; call again then, or let "
+                "run() wait",
+                until=earliest,
+            )
+
+
+@dataclass(slots=True, eq=False)
+class _Poll:
+    """A poll, while it runs and after."""
+
+    number: int
+    wait: float
+    hint: Push | None
+    fresh: bool
+    stop: Stop | None
+    before: int
+    began: float = field(default_factory=time.time)
+    running: bool = True
+
+
+def _merged(old: Push | None, new: Push | None) -> Push | None:
+    """What both say: the newer cursor, and the topics of both; one that names no topics speaks of all."""
+    if old is None or new is None:
+        return old or new
+    topics = tuple(dict.fromkeys((*old.topics, *new.topics))) if old.topics and new.topics else ()
+    return Push(new.cursor or old.cursor, topics if len(topics) <= MAX_TOPICS else ())
+
+
+def _outcome(answer: PollResult | Exception | None) -> Outcome:
+    if answer is None:
+        return Outcome.ABANDONED
+    if isinstance(answer, Exception):
+        return Outcome.REFUSED if isinstance(answer, FeedRefused) else Outcome.FAILED
+    return Outcome.CAUGHT_UP if answer.caught_up else Outcome.MORE
