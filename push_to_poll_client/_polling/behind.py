@@ -1,0 +1,146 @@
+"""HOW FAR BACK: the saved cursor behind which nothing will appear any more, where a walk with an overlap starts.
+
+Why nothing is lost
+-------------------
+A message takes its place when it is drawn, in that order, and is visible `overlap` seconds later at the most.
+
+    (1)  A cursor is of a page that arrived at a time `at`. What is drawn later stands behind that cursor.
+    (2)  A walk began at `looked`, and read each page after that. A message that it passed without seeing it was
+         not visible then, so it was drawn later than `looked - overlap`.
+
+So a message that was passed unseen stands behind every cursor with `at <= looked - overlap`: the newest of these
+is where the next walk starts. By induction all before it is settled: the walk before has started there or further
+back. Of a page it is thus the arrival that counts, since it may have been asked for much earlier (long polling),
+and of a walk the beginning, since its first pages were read long before its last (slow handlers).
+
+`looked` is when the newest walk began that came from there to the feed's end, or at least past the cursor that was
+saved when it began, and whose messages are committed. It is kept in the session's state. One that is older than it
+might be only makes the next walk longer. After a quiet time the saved cursor itself is old enough, and walks start
+there.
+
+It holds as long as the times of day do. A clock that is set back makes walks longer; one that is set forward
+between two runs takes the jump off the overlap. By what a cache or a replica is behind `overlap` has to be longer.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from push_to_poll_client._event_loop import TimeOfDay
+from push_to_poll_client._processing.overlap import Overlap
+from push_to_poll_client._protocols import Session
+from push_to_poll_client._status import Tally
+from push_to_poll_client._types import Clock, Cursor, SavedCursor
+
+__all__ = ["Behind"]
+
+logger = logging.getLogger("push_to_poll_client")
+
+LOOKED: Final = "looked"
+"""What `looked` is called in a session's state: seconds since the epoch."""
+
+FULL: Final = 257
+"""Cursors of a history that has lost its oldest: 256, and the saved one."""
+
+
+class Behind:
+    """Where walks of one session start.
+
+    Args:
+        session: Keeps the cursors that were saved.
+        tally: Told of late arrivals.
+        seconds: By which a walk starts behind the saved cursor.
+        cursors: Saved cursors by which it does.
+        clock: The event loop's.
+        time_of_day: Likewise.
+    """
+
+    def __init__(
+        self, session: Session, tally: Tally, *, seconds: float, cursors: int, clock: Clock, time_of_day: TimeOfDay
+    ) -> None:
+        self._session = session
+        self._tally = tally
+        self._seconds = seconds
+        self._cursors = cursors
+        self._clock = clock
+        self._time_of_day = time_of_day
+        self._looked = float(session.state.get(LOOKED, "-inf"))
+        self._bad: SavedCursor | None = None
+        self._counted = set[str]()
+        self._warned = False
+
+    def first_state(self) -> Mapping[str, str | None]:
+        """What is to be kept before the first walk, as a session's state; empty when all is."""
+        known = LOOKED in self._session.state
+        if not self._seconds:
+            return {LOOKED: None} if known else {}  # it would be long ago when an overlap is set again
+        if known:
+            return {}
+        self._looked = min(self._session.history[-1].at, self._time_of_day.now())
+        return {LOOKED: repr(self._looked)}
+
+    def walk(self) -> Overlap | None:
+        """One that begins now; `None`: it simply starts at the saved cursor."""
+        if not self._seconds and not self._cursors:
+            return None
+        saved = self._session.history[-1].cursor
+        return Overlap(self._tally, self._counted, start=self._start(), saved=saved, clock=self._clock)
+
+    def may_begin_anew(self, walk: Overlap, *, after: float) -> bool:
+        """Whether a walk that finds no end has gone far enough to be ended: what it has passed is looked at again.
+
+        Args:
+            walk: It.
+            after: Seconds that it may take at least.
+        """
+        beyond = -1.0 if walk.passed_at is None else self._clock() - walk.passed_at
+        return beyond >= max(after, self._seconds)
+
+    async def walked(self, walk: Overlap) -> None:
+        """One has ended that has left nothing out, and all that it brought is committed.
+
+        Raises:
+            StoreError: That could not be kept. It only makes the next walk longer.
+        """
+        before, self._looked = self._start(), self._time_of_day.of(walk.began)
+        self._counted.clear()
+        if self._seconds and self._start() != before:
+            await self._session.commit(cursor=None, records=[], state={LOOKED: repr(self._looked)})
+
+    def expired(self, start: Cursor | None) -> Cursor | None:
+        """The feed does not know where a walk was to start: the saved cursor, where this one starts instead.
+
+        The next one tries a newer one, half the way to the saved one: eight walks find what is still known.
+        """
+        history = self._session.history
+        number = next((number for number, saved in enumerate(history) if saved.cursor == start), 0)
+        self._bad = history[(number + len(history) - 1) // 2]
+        return history[-1].cursor
+
+    def _start(self) -> Cursor | None:
+        """Clamped to the oldest that is kept."""
+        history = self._session.history
+        if self._bad in history:
+            history = history[history.index(self._bad) + 1 :]
+        by_number = max(len(history) - 1 - self._cursors, 0)
+        return history[min(by_number, self._by_time(history))].cursor
+
+    def _by_time(self, history: Sequence[SavedCursor]) -> int:
+        newest = len(history) - 1
+        if not self._seconds:
+            return newest
+        latest = self._looked - self._seconds
+        number = next((number for number in range(newest, -1, -1) if history[number].at <= latest), None)
+        if number is None and len(history) >= FULL and history[0].cursor is not None:
+            self._warn(history[0])
+        return number or 0
+
+    def _warn(self, oldest: SavedCursor) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "overlap=%g s reaches further back than the oldest cursor that is kept, which is %.0f s old: what "
+                "becomes visible later than that is not found",
+                self._seconds,
+                self._time_of_day.now() - oldest.at,
+            )
