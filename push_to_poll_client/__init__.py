@@ -3,9 +3,13 @@
 A push says when to ask, the poll says what, each message is processed once. Each layer knows only those above it:
 
     _types, _exceptions, _text, _http  what the parts speak of, and manners that they share
-    _schedule, _processor, _progress   when, once, and from then on
+    _protocols                         what they are for each other
+    _schedule                          when
+    _processing/                       once: what becomes of messages
+    _polling/                          what next: polls, one at a time, from page to page
     feeds/, listeners/, stores/        what, who said so, where was I; they know nothing of each other
-    _poller, _polls, _channel, _run    one poll, one at a time, one channel, one run
+    _channel, _run                     one channel, one run
+    _assembly, _opening                how the parts of a session are put together, and from when to when
     _consumer                          the only place where the parts meet
     cli/, testing/                     for the shell, and for tests
 """
@@ -13,35 +17,50 @@ A push says when to ask, the poll says what, each message is processed once. Eac
 from push_to_poll_client._consumer import Consumer
 from push_to_poll_client._exceptions import (
     ChainRestart,
+    ContentChanged,
     CursorExpired,
+    DeadLetterMessage,
     FeedError,
     FeedGone,
     FeedRefused,
     ListenerError,
-    MessageFailed,
+    MessageVerdict,
     OwnershipLost,
+    ProcessError,
     PushToPollError,
+    RetryMessage,
+    SkipMessage,
+    StopConsumer,
     StoreBusy,
     StoreError,
     StoreMismatch,
     Throttled,
     UndecodableMessage,
 )
+from push_to_poll_client._polling.position import Resync
+from push_to_poll_client._processing.dead_letters import DeadLetters, Retried
+from push_to_poll_client._processing.failures import Fate
+from push_to_poll_client._processing.hooks import Hooks
+from push_to_poll_client._protocols import Channel, Feed, Listener, Session, Store, TransactionalSession
 from push_to_poll_client._schedule import Mode
-from push_to_poll_client._status import Counters, ListenerStatus, PollResult, Status
+from push_to_poll_client._status import (
+    Counters,
+    FailingMessage,
+    ListenerStatus,
+    PollResult,
+    Resynced,
+    Status,
+)
 from push_to_poll_client._types import (
-    Channel,
     Cursor,
-    Feed,
+    DeadLetter,
     FetchRequest,
-    Listener,
     Message,
     Page,
     Push,
     Record,
     RecordState,
-    Session,
-    Store,
+    SavedCursor,
     UnreadableMessage,
 )
 from push_to_poll_client.feeds import CloudEvent, HTTPFeed
@@ -53,39 +72,55 @@ __all__ = [
     "Channel",
     "CloudEvent",
     "Consumer",
+    "ContentChanged",
     "Counters",
     "Cursor",
     "CursorExpired",
+    "DeadLetter",
+    "DeadLetterMessage",
+    "DeadLetters",
+    "FailingMessage",
+    "Fate",
     "Feed",
     "FeedError",
     "FeedGone",
     "FeedRefused",
     "FetchRequest",
     "HTTPFeed",
+    "Hooks",
     "Listener",
     "ListenerError",
     "ListenerStatus",
     "MemoryStore",
     "Message",
-    "MessageFailed",
+    "MessageVerdict",
     "Mode",
     "OwnershipLost",
     "Page",
     "PollResult",
+    "ProcessError",
     "Push",
     "PushToPollError",
     "Record",
     "RecordState",
+    "Resync",
+    "Resynced",
+    "Retried",
+    "RetryMessage",
     "SQLiteStore",
     "SSEListener",
+    "SavedCursor",
     "ServerSentEvent",
     "Session",
+    "SkipMessage",
     "Status",
+    "StopConsumer",
     "Store",
     "StoreBusy",
     "StoreError",
     "StoreMismatch",
     "Throttled",
+    "TransactionalSession",
     "UndecodableMessage",
     "UnreadableMessage",
     "Verdict",

@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from push_to_poll_client._protocols import Listener
 from push_to_poll_client._status import ListenerStatus
 from push_to_poll_client._text import describe
-from push_to_poll_client._types import Listener, Push
+from push_to_poll_client._types import Push
 
 __all__ = ["ListenerChannel"]
 

@@ -1,28 +1,35 @@
 """The only place where the parts meet: process, poll_now, wake, run, stop, status."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
 from itertools import chain, count
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
-import anyio
 from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential, wait_random
 
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._assembly import Parts, assemble
 from push_to_poll_client._channel import ListenerChannel
-from push_to_poll_client._event_loop import EventLoop, in_own_task
-from push_to_poll_client._handler import Process, as_handler
+from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._inbox import Inbox
-from push_to_poll_client._poller import Poller
-from push_to_poll_client._polls import Polls
-from push_to_poll_client._processor import Processor
-from push_to_poll_client._progress import Progress
+from push_to_poll_client._opening import Opening
+from push_to_poll_client._polling.fetches import check_latest
+from push_to_poll_client._polling.position import INCEPTION, LATEST, OnCursorExpired, check_cursor
+from push_to_poll_client._processing.dead_letters import DeadLetters
+from push_to_poll_client._processing.failures import OnFailure
+from push_to_poll_client._processing.handler import BatchHandler, Handler, Process, as_handler, one_by_one
+from push_to_poll_client._processing.hooks import Hooks
+from push_to_poll_client._processing.intake import DedupeKey, Fingerprint, Key
+from push_to_poll_client._processing.letters import Letters
+from push_to_poll_client._processing.options import Processing
+from push_to_poll_client._protocols import Feed, Listener, Session, Store
 from push_to_poll_client._run import Run
 from push_to_poll_client._schedule import Mode
 from push_to_poll_client._settings import Settings
 from push_to_poll_client._status import PollResult, Status, Tally
-from push_to_poll_client._text import describe
-from push_to_poll_client._types import Feed, Listener, Message, Push, Session, Store
+from push_to_poll_client._types import Cursor, Message, Push
 
 __all__ = ["Consumer"]
 
@@ -34,10 +41,6 @@ RETRY: Final = AsyncRetrying(
     stop=stop_after_attempt(5), wait=wait_exponential(multiplier=0.5, max=30) + wait_random(0, 0.5)
 )
 """Five attempts in 8 to 10 seconds: outlives a restart of what the handler calls, and is not yet an outage."""
-
-
-CLOSE_TIMEOUT = 10.0
-"""Seconds that a store or a feed gets to be closed: one that hangs must not hold whoever stops the consumer."""
 
 
 class Consumer:
@@ -68,7 +71,36 @@ class Consumer:
             before the next begins.
         shutdown_timeout: Seconds that the message in hand gets to finish when `run()` is cancelled or stopped.
         retry: When to try a failed message again, and when to give up: tenacity's `stop`, `wait` and `retry`
-            strategies in an `AsyncRetrying`. `None`: give up at once.
+            strategies in an `AsyncRetrying`; nothing else of it is used. `None`: give up at once. A wait of more
+            than a second, or several that come to more, ends the poll, which goes on at that message when its time
+            has come.
+        on_failure: What becomes of a message that failed for good: "stop" the consumer before it, keep it as a
+            "dead_letter" (see `dead_letters`) or "skip" it, and go on; or a function of message and exception that
+            returns one of the three, `async` or not.
+        batch_size: Messages that `process_batch` gets at most.
+        batch_wait: Seconds for which the first message of a batch may wait for the next page to fill it, where
+            that is not there yet; 0: not at all. Only a feed with `read_ahead` is asked for a page before the one
+            before it is processed.
+        concurrency: Messages, or batches, that are processed at a time. More than 1 needs `key`. Plain functions
+            are in as many threads.
+        key: With `concurrency`: messages for which this function returns the same are processed in the feed's
+            order, one after the other (or in one batch); others at the same time, also while one waits to be tried
+            again. Not asked of an unreadable message; one for which it raises fails, likewise with the next two.
+        dedupe_key: What "already processed" is asked of, a function of a message; `None`: `message.key`.
+        fingerprint: What must not change under a dedupe key, a function of a message that returns bytes (as
+            `lambda message: message.raw`): a message that comes back with other bytes fails, with
+            `ContentChanged`. `None`: it is a duplicate.
+        prefetch: Pages that a feed with `read_ahead` is asked for while one is processed; 0: none.
+        start: Where a new name begins: "inception", "latest" (a feed with `latest`), or a cursor. A name that has
+            begun goes on from its saved cursor.
+        on_cursor_expired: What to do when the feed no longer knows the cursor: "stop", or go on as a `Resync`
+            says, or as a function of the `CursorExpired` does (`None`: stop). Each resync is in status and log.
+        overlap: Seconds by which polls start behind the saved cursor, for feeds on which messages become visible
+            later than others that stand after them: as long as the longest transaction that writes the feed.
+            Dedupe drops what is known.
+        overlap_cursors: The same in saved cursors, a second apart or more, for feeds whose delay is not known. The
+            store's retention has to reach as far back.
+        hooks: Told of the consumer's life.
 
     Raises:
         TypeError: There is no `process`, or an argument is of the wrong kind.
@@ -92,9 +124,39 @@ class Consumer:
         flush_interval: float = 0.05,
         shutdown_timeout: float = 10.0,
         retry: AsyncRetrying | None = RETRY,
+        on_failure: OnFailure = "stop",
+        batch_size: int = 100,
+        batch_wait: float = 0.0,
+        concurrency: int = 1,
+        key: Key | None = None,
+        dedupe_key: DedupeKey | None = None,
+        fingerprint: Fingerprint | None = None,
+        prefetch: int = 1,
+        start: Cursor = "inception",
+        on_cursor_expired: OnCursorExpired = "stop",
+        overlap: float = 0.0,
+        overlap_cursors: int = 0,
+        hooks: Hooks | None = None,
     ) -> None:
-        if process is None and type(self).process is Consumer.process:
-            raise TypeError("override Consumer.process in a subclass, or pass process=")
+        handler, batch = self._handlers(process, concurrency)
+        self._processing = Processing(
+            handler=handler,
+            batch=batch,
+            retry=retry,
+            on_failure=on_failure,
+            batch_size=batch_size,
+            batch_wait=batch_wait,
+            concurrency=concurrency,
+            key=key,
+            dedupe_key=dedupe_key,
+            fingerprint=fingerprint,
+            prefetch=prefetch,
+            start=start,
+            on_cursor_expired=on_cursor_expired,
+            overlap=overlap,
+            overlap_cursors=overlap_cursors,
+            hooks=hooks,
+        )
         self._settings = Settings(
             fallback_interval=fallback_interval,
             degraded_interval=degraded_interval,
@@ -108,12 +170,11 @@ class Consumer:
         self._settings.check_listeners(len(listeners))
         self._feed = _having("fetch", feed)
         self._store = _having("claim", store)
-        self._retry = _retrying(retry)
+        self._processing.check_parts(feed, store)
         self._feed_name = str(getattr(feed, "identity", type(feed).__qualname__))
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, not {name!r}")
         self.name: str = self._feed_name if name is None else name
-        self._handler = as_handler(self.process if process is None else process)
         self._channels: list[ListenerChannel] = []
         for listener in listeners:
             self._channels.append(self._channel(_having("listen", listener)))
@@ -121,10 +182,15 @@ class Consumer:
         self._schedule = self._settings.schedule()
         self._tally = Tally()
         self._inbox = Inbox()
-        self._loop: EventLoop | None = None
-        self._gate = anyio.Lock()
-        self._polls: Polls | None = None
-        self._users = 0
+        self._opening = Opening(
+            self.name,
+            feed=feed,
+            feed_name=self._feed_name,
+            store=store,
+            schedule=self._schedule,
+            inbox=self._inbox,
+            assemble=self._assemble,
+        )
         self._run: Run | None = None
 
     # What the user writes
@@ -137,6 +203,20 @@ class Consumer:
         """
         raise NotImplementedError
 
+    def process_batch(self, messages: Sequence[Message]) -> Awaitable[None] | None:
+        """Process up to `batch_size` messages at once. Override it in place of `process`, `async` or not.
+
+        When it raises, the batch is split in halves until the message that fails stands alone; that one is tried
+        again as `retry` says, and what becomes of it then `on_failure`. So what it did before it raised may be
+        done again for the others: they are processed at least once. With a transactional store all that a failed
+        call wrote is undone, and each message that does not fail is processed exactly once. `RetryMessage` and
+        `StopConsumer` are meant for the whole batch, which is not split.
+
+        `RetryMessage` and `StopConsumer` are for the whole batch; to skip or keep one message of it, raise
+        `SkipMessage` or `DeadLetterMessage` when it stands alone.
+        """
+        raise NotImplementedError
+
     # What the user calls
 
     async def run(self) -> None:
@@ -145,7 +225,7 @@ class Consumer:
         Both let the message in hand finish (within `shutdown_timeout`), commit progress, and close the listeners.
 
         Raises:
-            MessageFailed: A message failed for good; the cursor stands before it.
+            ProcessError: A message failed for good, and the policy is to stop; the cursor stands before it.
             CursorExpired: The feed no longer knows the cursor.
             FeedGone: The feed is gone for good.
             ListenerError: A push channel is broken for good.
@@ -157,14 +237,14 @@ class Consumer:
         self._run = Run(self._channels, shutdown_timeout=self._settings.shutdown_timeout)
         try:
             async with self:
-                await self._run.until_stopped(self._opened)
+                await self._run.until_stopped(self._opened.polls)
         finally:
             self._run = None
 
     def stop(self) -> None:
         """Make `run()` return, from any thread. Does nothing when it does not run."""
-        if (run := self._run) is not None and self._loop is not None:
-            run.stop(self._loop)
+        if (run := self._run) is not None and (loop := self._opening.loop) is not None:
+            run.stop(loop)
 
     def wake(self, push: Push | None = None) -> None:
         """Poll soon, from any thread. Never blocks; without `run()` it is kept for it.
@@ -177,8 +257,8 @@ class Consumer:
     def pause(self) -> None:
         """Poll no more but by `poll_now()`; in the event loop. Wakes are kept, listeners stay."""
         self._schedule.paused = True
-        if self._polls is not None:
-            self._polls.give_way()
+        if self._parts is not None:
+            self._parts.polls.give_way()
 
     def resume(self) -> None:
         """Undo `pause()`; in the event loop."""
@@ -198,103 +278,151 @@ class Consumer:
         Raises:
             Throttled: A poll may not start within `timeout`.
             FeedError: The poll failed, for everybody who waited for it.
-            MessageFailed: A message failed for good; the cursor stands before it.
+            ProcessError: A message failed for good; the cursor stands before it.
             StoreError: The store failed, or the name has another owner.
             RuntimeError: Called while processing a message of this consumer: use `wake()` there.
         """
-        if self._polls is not None and self._polls.inside:
-            raise RuntimeError(f"{self.name}: poll_now() inside process would wait for itself; use wake()")
+        self._refuse_inside("poll_now()", "; use wake()")
         async with self:
-            return await self._opened.poll_now(timeout)
+            return await self._opened.polls.poll_now(timeout)
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The messages given up on: list, get, retry, drop and export them, also while the consumer runs."""
+        return DeadLetters(self._letters, self)
+
+    async def rewind(self, to: Cursor | None = None, *, ago: float | None = None, forget: bool = False) -> None:
+        """Go on from another place of the feed, with the next poll, which is soon if the consumer runs.
+
+        Waits for the poll that runs. What comes again is a duplicate and not processed, unless `forget` says so,
+        or its record is older than the retention; to process it again all the same, `replay`.
+
+        Args:
+            to: "inception", "latest" (a feed with `latest`), or any cursor of the feed.
+            ago: In place of `to`: the newest cursor that was saved so many seconds ago, or before.
+            forget: Begin a new dedupe epoch: for a feed that was reset and may use ids again. Dead letters stay,
+                until a message with the key of one is processed.
+
+        Raises:
+            TypeError: Neither `to` nor `ago`, or both.
+            ValueError: No cursor is kept that is so old; the feed has no `latest`.
+            FeedError: The feed's end is not to be had.
+            StoreError: The store failed, or somebody else has the name.
+            RuntimeError: Called while processing a message of this consumer.
+        """
+        if (to is None) == (ago is None):
+            raise TypeError("rewind() takes a place or ago=, one of the two")
+        check_cursor("to", to, optional=True)
+        check_number("ago", ago, optional=True)
+        if to == LATEST:
+            check_latest(self._feed)
+        async with self._alone("rewind()") as parts:
+            await parts.rewind(to, ago=ago, forget=forget)
+
+    async def replay(self, start: Cursor, end: Cursor | None = None) -> PollResult:
+        """Give a range of the feed to the handler again, whatever was processed of it.
+
+        Waits for the poll that runs, and none runs meanwhile. Messages are processed one after the other, failing
+        ones as ever. The saved cursor stays where it is.
+
+        Args:
+            start: Where to begin: "inception", or a cursor, whose message is not in the range.
+            end: The cursor of the last message, or page, of the range; `None`: to the end of the feed.
+
+        Returns:
+            What was done. `caught_up`: the end of the feed was reached, and `end` not seen.
+
+        Raises:
+            FeedError: A fetch failed. What was before it is replayed; likewise with the following.
+            ProcessError: A message failed for good.
+            StoreError: The store failed, or somebody else has the name.
+            RuntimeError: Called while processing a message of this consumer.
+        """
+        check_cursor("start", start)
+        check_cursor("end", end, optional=True)
+        async with self._alone("replay()") as parts:
+            return await parts.replay.run(None if start == INCEPTION else start, end)
 
     def status(self) -> Status:
         """A snapshot, from any thread."""
-        polls, schedule, tally = self._polls, self._schedule, self._tally
+        loop, parts, schedule, tally = self._opening.loop, self._parts, self._schedule, self._tally
+        session = parts.session if parts else None
         return Status(
             name=self.name,
             feed=self._feed_name,
-            mode=schedule.mode(self._loop.time()) if self._loop and polls else Mode.STOPPED,
-            cursor=polls.session.cursor if polls else None,
-            token=polls.session.token if polls else None,
+            mode=schedule.mode(loop.time()) if loop and parts else Mode.STOPPED,
+            cursor=session.cursor if session else None,
+            token=session.token if session else None,
             listeners=tuple(channel.status for channel in self._channels),
             last_poll=tally.last_poll,
             last_progress=tally.last_progress,
             last_caught_up=tally.last_caught_up,
             last_error=tally.last_error,
             lossy=schedule.lossy,
+            dead_letters=session.dead if session else 0,
+            records=session.size if session else 0,
+            failing=tuple(tally.failing.values()),
+            last_resync=tally.last_resync,
             counters=tally.counters(missed_pushes=schedule.missed_pushes),
         )
+
+    # What was said
+
+    def _handlers(self, process: Process | None, threads: int) -> tuple[Handler, BatchHandler | None]:
+        cls = type(self)
+        own = cls.process is not Consumer.process
+        if cls.process_batch is not Consumer.process_batch:
+            if own or process is not None:
+                raise TypeError("override process or process_batch, or pass process=, one of them")
+            batch = as_handler(self.process_batch, threads=threads)
+            return one_by_one(batch), batch
+        if process is None and not own:
+            raise TypeError("override process or process_batch of Consumer in a subclass, or pass process=")
+        return as_handler(self.process if process is None else process, threads=threads), None
 
     # Open and closed
 
     async def __aenter__(self) -> Self:
         """Claim the name and keep it, and the feed's connections, until the last one leaves."""
-        loop = self._enter(EventLoop())
-        try:
-            async with self._gate:
-                if self._polls is None:
-                    self._polls = self._open(await self._store.claim(self.name, feed=self._feed_name), loop)
-                    self._inbox.open(loop, self._polls.wake)
-        except BaseException:
-            await in_own_task(self._leave)
-            raise
+        await self._opening.enter()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give back what `__aenter__` took."""
-        await in_own_task(self._leave)
+        await self._opening.leave()
 
-    def _enter(self, loop: EventLoop) -> EventLoop:
-        """Each event loop has a clock of its own: a schedule goes on by that of the loop it is used in."""
-        if self._loop != loop:
-            if self._users:
-                raise RuntimeError(f"{self.name}: in use in another event loop")
-            if self._loop is not None:
-                self._schedule.shift(loop.time() - self._loop.time())
-            self._loop, self._gate = loop, anyio.Lock()
-        self._users += 1
-        return loop
-
-    async def _leave(self) -> None:
-        self._users -= 1
-        async with self._gate:
-            if not self._users and self._polls is not None:
-                self._inbox.close()
-                polls, self._polls = self._polls, None
-                await self._close(polls.session.release)
-                await self._close(getattr(self._feed, "aclose", None))
-
-    async def _close(self, closing: Callable[[], Awaitable[None]] | None) -> None:
-        """What cannot be closed is logged: it takes nothing back of what was done."""
-        if closing is None:
-            return
-        try:
-            with anyio.fail_after(CLOSE_TIMEOUT):
-                await closing()
-        except Exception as error:  # noqa: BLE001  # whatever a store or a feed raises
-            logger.warning("%s: could not be closed: %s", self.name, describe(error))
-
-    def _open(self, session: Session, loop: EventLoop) -> Polls:
-        schedule = self._schedule
-        progress = Progress(session, self._tally, flush_interval=self._settings.flush_interval, clock=loop.time)
-        processor = Processor(progress, self._handler, self._tally, retry=self._retry, clock=loop.time)
-        poller = Poller(
-            self._feed,
-            processor,
-            progress,
-            schedule,
-            self._tally,
-            max_poll_time=self._settings.max_poll_time,
-            clock=loop.time,
+    def _assemble(self, session: Session, loop: EventLoop) -> Parts:
+        return assemble(
+            self._feed, session, self._schedule, self._tally, self._settings, self._processing, loop.time
         )
-        return Polls(schedule, session, processor, poller, tally=self._tally, clock=loop.time)
 
     @property
-    def _opened(self) -> Polls:
-        assert self._polls is not None  # inside `async with self`  # noqa: S101
-        return self._polls
+    def _parts(self) -> Parts | None:
+        return self._opening.parts
+
+    @property
+    def _opened(self) -> Parts:
+        parts = self._opening.parts
+        assert parts is not None  # inside `async with self`  # noqa: S101
+        return parts
+
+    @asynccontextmanager
+    async def _alone(self, what: str) -> AsyncIterator[Parts]:
+        """The parts, opened, while no poll runs."""
+        self._refuse_inside(what)
+        async with self, self._opened.polls.alone():
+            yield self._opened
+
+    @asynccontextmanager
+    async def _letters(self) -> AsyncIterator[Letters]:
+        async with self._alone("dead_letters") as parts:
+            yield parts.letters
+
+    def _refuse_inside(self, what: str, instead: str = "") -> None:
+        if self._parts is not None and self._parts.polls.inside:
+            raise RuntimeError(f"{self.name}: {what} inside process would wait for itself{instead}")
 
     # Channels
 
@@ -308,17 +436,11 @@ class Consumer:
         self._look_again()
 
     def _look_again(self) -> None:
-        if self._polls is not None:
-            self._polls.look_again()
+        if self._parts is not None:
+            self._parts.polls.look_again()
 
 
 def _having(method: str, part: Part) -> Part:
     if isinstance(part, type) or not callable(getattr(part, method, None)):
         raise TypeError(f"{part!r} is no object with a method {method}()")
     return part
-
-
-def _retrying(retry: Any) -> AsyncRetrying | None:
-    if retry is not None and not isinstance(retry, AsyncRetrying):
-        raise TypeError(f"retry must be a tenacity.AsyncRetrying or None, not {retry!r}")
-    return retry

@@ -1,6 +1,7 @@
 """One call of `run()`: polls when due, listens, and ends in an orderly way."""
 
 import logging
+import math
 from collections.abc import Sequence
 
 import anyio
@@ -8,8 +9,8 @@ import anyio
 from push_to_poll_client._channel import ListenerChannel
 from push_to_poll_client._event_loop import EventLoop, failure_of
 from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, ListenerError, PushToPollError
-from push_to_poll_client._polls import Polls
-from push_to_poll_client._processor import Stop
+from push_to_poll_client._polling.polls import Polls
+from push_to_poll_client._processing.trials import Stop
 from push_to_poll_client._text import describe
 
 __all__ = ["Run"]
@@ -52,6 +53,7 @@ class Run:
                 await self._stopped.wait()
             finally:
                 self._stop.asked = True
+                self._stop.heard.set()
                 polls.finish_until(anyio.current_time() + self._shutdown_timeout)
             tasks.cancel_scope.cancel()
         if self._fatal is not None:
@@ -62,6 +64,8 @@ class Run:
             while not self._stop.asked:
                 await self._poll_once(polls)
         except anyio.get_cancelled_exc_class():
+            if anyio.current_effective_deadline() > -math.inf:  # not by who runs this: it would end without a word
+                self._break(RuntimeError("the task that polls was cancelled, perhaps by a handler"))
             raise
         except BaseException as error:  # noqa: BLE001  # raised by until_stopped, without a group around it
             self._break(error)

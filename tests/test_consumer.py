@@ -22,10 +22,10 @@ from push_to_poll_client import (
     ListenerError,
     MemoryStore,
     Message,
-    MessageFailed,
     Mode,
     Page,
     PollResult,
+    ProcessError,
     Push,
     StoreBusy,
     StoreMismatch,
@@ -51,13 +51,17 @@ def consumer_of(feed, process=nothing, **settings):
 
 
 def test_without_process_there_is_no_consumer():
-    with pytest.raises(TypeError, match=r"override Consumer\.process in a subclass, or pass process="):
+    with pytest.raises(
+        TypeError, match=r"override process or process_batch of Consumer in a subclass, or pass process="
+    ):
         Consumer(FakeFeed(), store=MemoryStore())
 
 
 async def test_process_of_the_base_is_not_implemented():
     with pytest.raises(NotImplementedError):
         consumer_of(FakeFeed()).process(Message("1"))
+    with pytest.raises(NotImplementedError):
+        consumer_of(FakeFeed()).process_batch([Message("1")])
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,7 @@ async def test_data_that_cannot_be_decoded_is_not_the_handlers_fault():
 
     feed = FakeFeed()
     feed.publish(Torn("t"))
-    with pytest.raises(MessageFailed, match="'t' failed"):
+    with pytest.raises(ProcessError, match="'t' failed"):
         await consumer_of(feed, process).poll_now()
     assert attempts == ["t"], "not tried again"
 
@@ -207,7 +211,12 @@ def failing(times):
 async def test_a_message_that_succeeds_in_the_end_is_settled(caplog):
     feed = FakeFeed()
     feed.publish(2)
-    result = await consumer_of(feed, failing(3)).poll_now()
+    consumer = consumer_of(feed, failing(3))
+    result = await consumer.poll_now()
+    assert (result.messages, result.caught_up) == (0, False), "the second failure waits longer than a poll does"
+    assert 1 < result.postponed <= 1.5
+    while not (result := await consumer.poll_now()).caught_up:
+        pass
     assert result == PollResult(messages=2, duplicates=0, pages=1, caught_up=True)
     assert [record.levelno for record in caplog.records if "attempt" in record.getMessage()] == [
         logging.WARNING
@@ -219,8 +228,8 @@ async def test_tenacity_strategies_are_taken_as_they_are():
     feed.publish(1)
     retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(7))
     began = anyio.current_time()
-    with pytest.raises(MessageFailed):
-        await consumer_of(feed, failing(99), retry=retry).poll_now()
+    with pytest.raises(ProcessError):
+        await consumer_of(feed, failing(99), retry=retry).run()
     assert anyio.current_time() - began == pytest.approx(14)
 
 
@@ -229,7 +238,7 @@ async def test_errors_that_the_strategy_excludes_are_not_tried_again():
     feed.publish(1)
     retry = AsyncRetrying(stop=stop_after_attempt(3), retry=retry_if_not_exception_type(ValueError))
     consumer = consumer_of(feed, failing(99), retry=retry)
-    with pytest.raises(MessageFailed):
+    with pytest.raises(ProcessError):
         await consumer.poll_now()
     assert consumer.status().counters.retries == 0
 
@@ -238,27 +247,27 @@ async def test_without_retry_the_first_failure_is_the_last():
     feed = FakeFeed()
     feed.publish(1)
     began = anyio.current_time()
-    with pytest.raises(MessageFailed):
+    with pytest.raises(ProcessError):
         await consumer_of(feed, failing(1), retry=None).poll_now()
     assert anyio.current_time() == began
 
 
 async def test_before_a_backoff_the_finished_prefix_is_committed():
+    class FailsAtC(Log):
+        async def process(self, message):
+            if message.id == "c":
+                raise ValueError
+            await super().process(message)
+
     feed, store = FakeFeed(), MemoryStore()
     feed.publish("a", "b", "c")
-    consumer = Log(feed, store=store, flush_interval=1000, retry=AsyncRetrying(wait=wait_fixed(1000)))
-    process = consumer._handler
-
-    async def fail_at_c(message):
-        if message.id == "c":
-            raise ValueError
-        await process(message)
-
-    consumer._handler = fail_at_c
-    async with consumer, anyio.create_task_group() as tasks:
+    async with (
+        FailsAtC(feed, store=store, flush_interval=1000, retry=AsyncRetrying(wait=wait_fixed(0.9))) as consumer,
+        anyio.create_task_group() as tasks,
+    ):
         tasks.start_soon(consumer.poll_now)
-        await anyio.sleep(500)
-        assert await consumer._polls.session.unseen(["a", "b", "c"]) == {"c"}
+        await anyio.sleep(0.5)
+        assert await consumer._parts.session.unseen(["a", "b", "c"]) == {"c"}
         assert consumer.status().cursor == feed.after(2)
         tasks.cancel_scope.cancel()
 
@@ -272,7 +281,7 @@ async def test_a_handler_that_awaits_what_somebody_else_cancelled_has_failed():
 
     feed = FakeFeed()
     feed.publish(1)
-    with pytest.raises(MessageFailed, match="awaited something that was cancelled"):
+    with pytest.raises(ProcessError, match="awaited something that was cancelled"):
         await consumer_of(feed, process, retry=None).poll_now()
 
 
@@ -290,7 +299,7 @@ async def test_a_later_attempt_that_awaits_what_somebody_else_cancelled_has_fail
 
     feed = FakeFeed()
     feed.publish(1)
-    with pytest.raises(MessageFailed, match="awaited something that was cancelled"):
+    with pytest.raises(ProcessError, match="awaited something that was cancelled"):
         await consumer_of(feed, process, retry=AsyncRetrying(stop=stop_after_attempt(3))).poll_now()
     assert len(attempts) == 3
 

@@ -1,11 +1,13 @@
 """Where a loop written by hand goes wrong: cancellations that were not meant, leftovers of others, odd pages."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from consumers import Log, times
@@ -18,9 +20,9 @@ from push_to_poll_client import (
     ListenerError,
     MemoryStore,
     Message,
-    MessageFailed,
     Mode,
     Page,
+    ProcessError,
     Push,
     StoreError,
     Throttled,
@@ -66,7 +68,7 @@ async def test_a_fetch_that_awaits_what_somebody_else_cancelled_is_a_failed_poll
 @on_asyncio
 async def test_a_store_that_awaits_what_somebody_else_cancelled_stops_run_and_says_so(monkeypatch):
     async with Log(FakeFeed()) as consumer:
-        monkeypatch.setattr(consumer._polls.session, "unseen", lambda keys: cancelled_by_somebody_else())
+        monkeypatch.setattr(consumer._parts.session, "unseen", lambda keys: cancelled_by_somebody_else())
         with pytest.raises(RuntimeError, match="a poll awaited something that was cancelled"):
             await consumer.run()
 
@@ -269,7 +271,7 @@ async def test_no_strategy_makes_a_success_of_a_failure():
     feed = FakeFeed()
     feed.publish(1)
     retry = AsyncRetrying(stop=stop_after_attempt(2), retry_error_callback=lambda state: None)
-    with pytest.raises(MessageFailed):
+    with pytest.raises(ProcessError):
         await Consumer(feed, store=MemoryStore(), process=failing, retry=retry).poll_now()
 
 
@@ -297,7 +299,7 @@ async def test_data_that_turns_out_undecodable_at_a_later_attempt_is_not_tried_a
 
     feed = FakeFeed()
     feed.publish(1)
-    with pytest.raises(MessageFailed, match="torn"):
+    with pytest.raises(ProcessError, match="torn"):
         await Consumer(feed, store=MemoryStore(), process=process).poll_now()
     assert len(attempts) == 2
 
@@ -313,9 +315,27 @@ async def test_a_store_that_fails_before_a_backoff_is_not_the_messages_fault(mon
     feed = FakeFeed()
     feed.publish(2)
     async with Consumer(feed, store=MemoryStore(), process=process) as consumer:
-        monkeypatch.setattr(consumer._polls.session, "commit", full)
+        monkeypatch.setattr(consumer._parts.session, "commit", full)
         with pytest.raises(StoreError, match="disk full"):
             await consumer.poll_now()
+
+
+@on_asyncio
+async def test_a_run_that_is_cancelled_by_nobody_who_runs_it_says_so():
+    """As by a timeout that cancels its task and does not take that back, when a later await is cancelled."""
+
+    async def process(message):
+        if message.id == "1":
+            asyncio.current_task().cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await anyio.lowlevel.checkpoint()
+        else:
+            await cancelled_by_somebody_else()
+
+    feed = FakeFeed()
+    feed.publish(2)
+    with pytest.raises(RuntimeError, match="the task that polls was cancelled, perhaps by a handler"):
+        await Consumer(feed, store=MemoryStore(), process=process, retry=None).run()
 
 
 # Stopping and closing
@@ -540,7 +560,7 @@ async def test_hints_that_wait_are_merged_and_bounded():
         consumer = Log(feed)
         async with consumer:
             for push in pushes:
-                consumer._polls.wake(push)
+                consumer._parts.polls.wake(push)
             await consumer.poll_now()
         assert feed.requests[-1].request.hint == hint
 

@@ -19,8 +19,8 @@ from push_to_poll_client import (
     FeedGone,
     FeedRefused,
     FetchRequest,
-    MessageFailed,
     Mode,
+    ProcessError,
     SQLiteStore,
 )
 from push_to_poll_client.testing import FeedSuite
@@ -150,7 +150,7 @@ async def test_each_message_is_processed_once_across_a_failure_in_the_middle_of_
         ) as consumer:
             return await consumer.poll_now()
 
-    with pytest.raises(MessageFailed):
+    with pytest.raises(ProcessError):
         await poll()
     assert processed == numbers(3)
     fails.clear()

@@ -7,7 +7,7 @@ import traceback
 import anyio
 import httpx
 import pytest
-from consumers import Log, times
+from consumers import Log, polls_on, times
 
 from push_to_poll_client import (
     Consumer,
@@ -15,10 +15,10 @@ from push_to_poll_client import (
     HTTPFeed,
     MemoryStore,
     Message,
-    MessageFailed,
     Mode,
     OwnershipLost,
     Page,
+    ProcessError,
     Push,
     StoreBusy,
     UndecodableMessage,
@@ -270,7 +270,7 @@ async def test_g5_a_failing_store_leaves_the_cursor_behind(monkeypatch):
     feed.publish(3)
     consumer = Log(feed)
     async with consumer:
-        session = consumer._polls.session
+        session = consumer._parts.session
         commit = session.commit
         broken = OSError("disk full")
 
@@ -340,11 +340,11 @@ async def test_g7_a_crash_at_any_message_redoes_the_flush_interval_at_most(takes
 
     consumer = Watched(feed, takes=takes, flush_interval=flush)
     async with consumer:
-        session = consumer._polls.session
+        session = consumer._parts.session
         commit = session.commit
 
-        async def watched(*, cursor, records):
-            await commit(cursor=cursor, records=records)
+        async def watched(*, cursor, records, **others):
+            await commit(cursor=cursor, records=records, **others)
             recorded.extend(records)
 
         monkeypatch.setattr(session, "commit", watched)
@@ -360,7 +360,7 @@ async def test_g7_fast_handlers_get_a_commit_a_page_and_slow_ones_one_a_message(
         feed.publish(30)
         consumer = Log(feed, takes=takes, max_poll_time=100)
         async with consumer:
-            session = consumer._polls.session
+            session = consumer._parts.session
             commit = session.commit
 
             async def watched(commit=commit, takes=takes, **progress):
@@ -388,16 +388,16 @@ async def test_g9_a_failing_message_is_retried_and_then_stops_the_consumer_by_na
     store = MemoryStore()
     consumer = Consumer(feed, store=store, process=process)
     began = anyio.current_time()
-    with pytest.raises(MessageFailed, match="'bad'") as caught:
+    with pytest.raises(ProcessError, match="'bad'") as caught:
         await consumer.run()
     assert caught.value.id == "bad"
     assert isinstance(caught.value.__cause__, ValueError)
     assert 7 <= anyio.current_time() - began <= 11, "five attempts with backoff"
     assert processed == ["good"]
     assert consumer.status().counters.retries == 4
-    assert consumer.status().last_error.startswith("MessageFailed: message 'bad'")
-    with pytest.raises(MessageFailed, match="'bad'"):
-        await consumer.poll_now(timeout=None)
+    assert consumer.status().last_error.startswith("ProcessError: message 'bad'")
+    with pytest.raises(ProcessError, match="'bad'"):
+        await polls_on(consumer)
     assert processed == ["good"], "what was done before it is recorded"
 
 
@@ -406,7 +406,7 @@ async def test_g9_an_unreadable_message_fails_without_reaching_the_handler():
     feed.publish("good")
     feed.publish("torn", error=UndecodableMessage("torn"))
     consumer = Log(feed)
-    with pytest.raises(MessageFailed, match="torn"):
+    with pytest.raises(ProcessError, match="torn"):
         await consumer.poll_now()
     assert consumer.processed == ["good"]
 
@@ -428,7 +428,7 @@ async def test_g10_a_stale_owner_stops_at_its_next_write(running):
     stale = Log(feed, store=store)
     async with stale:
         await stale.poll_now()
-        await stale._polls.session.release()  # as if its lease had run out
+        await stale._parts.session.release()  # as if its lease had run out
         fresh = Log(feed, store=store)
         async with fresh:
             feed.publish(1)

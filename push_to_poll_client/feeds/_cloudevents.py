@@ -219,6 +219,11 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
         _keep(self, "_data", data)
         return data
 
+    @property
+    def raw(self) -> bytes:
+        """The event as it came."""
+        return bytes(self._batch.bytes_of(self))
+
     def _undecodable(self, what: str, error: Exception) -> UndecodableMessage:
         return UndecodableMessage(f"the {what} of event {quoted(self.id)} cannot be read: {quoted(error)}")
 
@@ -350,7 +355,7 @@ def _unreadable(event: bytes, why: str) -> UnreadableMessage:
     # The error is made, not caught: a caught one would keep the whole page alive by its traceback.
     digest = f"unreadable:{hashlib.sha256(event).hexdigest()[:32]}"
     name = _id_of(event)
-    return UnreadableMessage(name or digest, UndecodableMessage(why), key=digest, cursor=name)
+    return UnreadableMessage(name or digest, UndecodableMessage(why), key=digest, cursor=name, raw=event)
 
 
 def _id_of(event: bytes) -> str | None:

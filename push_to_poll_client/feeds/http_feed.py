@@ -9,9 +9,9 @@ from anyio import to_thread
 
 from push_to_poll_client import _http
 from push_to_poll_client._arguments import check_number
-from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._exceptions import FeedError, UndecodableMessage
 from push_to_poll_client._text import quoted
-from push_to_poll_client._types import Cursor, FetchRequest, Message, Page
+from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, UnreadableMessage
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
 from push_to_poll_client.feeds._credentials import Auth
 from push_to_poll_client.feeds._origin import Answer, Origin
@@ -107,6 +107,13 @@ class HTTPFeed:
         # A server that answers with the very event it was asked to go on after has no more.
         following = None if last == request.cursor else last
         return Page(messages, cursor=last, next=following, retry_after=answer.retry_after)
+
+    def restore(self, letter: DeadLetter, /) -> Message:
+        """The event of a dead letter: a `CloudEvent`, or an `UnreadableMessage` if it still is one."""
+        try:
+            return CloudEvent.from_json(letter.raw)
+        except UndecodableMessage as error:
+            return UnreadableMessage(letter.id, error, key=letter.key, raw=letter.raw)
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""

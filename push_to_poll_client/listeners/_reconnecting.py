@@ -17,7 +17,8 @@ import anyio
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import ListenerError, PushToPollError
 from push_to_poll_client._http import without_secrets
-from push_to_poll_client._types import Channel, Push
+from push_to_poll_client._protocols import Channel
+from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource
 from push_to_poll_client.listeners._failure import Failure, only
 from push_to_poll_client.listeners._reconnect import Reconnect, Verdict, lifetime

@@ -183,6 +183,12 @@ class FakeFeed:
         while len(self.requests) < times:
             await self._asked.wait()
 
+    async def latest(self) -> Cursor | None:
+        """The cursor behind all that is visible; `None`: nothing is."""
+        await anyio.sleep(self.latency)
+        visible = list(self._entries.visible(0, len(self._entries), fetch=len(self.requests) + 1))
+        return self.after(visible[-1] + 1) if visible else None
+
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Answer, or misbehave as ordered."""
         self.requests.append(Asked(anyio.current_time(), request))

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import anyio
 import pytest
 
-from push_to_poll_client._types import Cursor, Feed, FetchRequest, Message, Page, Push
+from push_to_poll_client._protocols import Feed
+from push_to_poll_client._types import Cursor, FetchRequest, Message, Page, Push
 
 __all__ = ["FeedSuite"]
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from operator import methodcaller
 
-from push_to_poll_client._types import Channel, Push
+from push_to_poll_client._protocols import Channel
+from push_to_poll_client._types import Push
 from push_to_poll_client.testing._bell import Bell
 
 __all__ = ["ManualListener"]

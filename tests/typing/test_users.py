@@ -1,17 +1,27 @@
 """What a user writes, read by mypy alone: it must pass `--strict` without a cast or an ignore."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
+from typing import Literal
 
 from push_to_poll_client import (
     Channel,
     Consumer,
+    CursorExpired,
+    DeadLetter,
+    DeadLetterMessage,
+    Fate,
     FetchRequest,
+    Hooks,
     HTTPFeed,
     MemoryStore,
     Message,
     Page,
     PollResult,
     Push,
+    RecordState,
+    Resync,
+    Retried,
+    RetryMessage,
     ServerSentEvent,
     SQLiteStore,
     SSEListener,
@@ -50,6 +60,46 @@ class Plain(Consumer):
         print(message.id, message.data)
 
 
+class Batches(Consumer):
+    async def process_batch(self, messages: Sequence[Message]) -> None:
+        if not messages[0].data:
+            raise RetryMessage("busy", after=30)
+
+
+class PlainBatches(Consumer):
+    def process_batch(self, messages: Sequence[Message]) -> None:
+        if not messages[0].data:
+            raise DeadLetterMessage("empty")
+
+
+class Counts(Hooks):
+    def message_failed(self, message: Message, error: Exception, attempt: int, fate: Fate) -> None:
+        print(message.id, error, attempt, fate)
+
+    def message_settled(self, message: Message, state: RecordState) -> None:
+        print(message.id, state)
+
+
+class RestoringFeed(OwnFeed):
+    async def latest(self) -> str | None:
+        return "1"
+
+    def restore(self, letter: DeadLetter, /) -> Message:
+        return Message(letter.id, letter.raw, key=letter.key)
+
+
+def policy(message: Message, error: Exception) -> Literal["skip", "dead_letter"]:
+    return "skip" if isinstance(error, KeyError) else "dead_letter"
+
+
+async def slow_policy(message: Message, error: Exception) -> Literal["stop", "skip"]:
+    return "stop" if message.data else "skip"
+
+
+def where(error: CursorExpired) -> Resync | None:
+    return Resync(error.start, forget=True) if error.start else None
+
+
 def hint(message: str | bytes) -> Push | None:
     return Push(cursor=str(message)) if message else None
 
@@ -76,6 +126,41 @@ def plain_function(message: Message) -> None:
 
 def awaitable(message: Message) -> Awaitable[None]:
     return function(message)
+
+
+async def give_up_and_go_back() -> Retried:
+    Batches(OwnFeed(), store=MemoryStore(), on_failure=slow_policy, batch_size=10, batch_wait=1.0)
+    consumer = PlainBatches(
+        RestoringFeed(),
+        store=SQLiteStore("orders.db"),
+        on_failure=policy,
+        concurrency=4,
+        key=lambda message: message.data["customer"],
+        dedupe_key=lambda message: message.id,
+        fingerprint=lambda message: message.raw,
+        start="latest",
+        on_cursor_expired=where,
+        overlap=30.0,
+        hooks=Counts(),
+    )
+    async with consumer:
+        await consumer.rewind("inception", forget=True)
+        await consumer.rewind(ago=3600)
+        await consumer.replay("inception", "7")
+        async for line in consumer.dead_letters.export():
+            print(line.decode())
+        for letter in await consumer.dead_letters.list():
+            await consumer.dead_letters.drop(letter.key)
+        return await consumer.dead_letters.retry()
+
+
+async def transactional() -> None:
+    store = SQLiteStore("bank.db", transactional=True)
+
+    async def move(message: Message) -> None:
+        store.connection.execute("UPDATE account SET cents = cents + ?", (message.data["cents"],))
+
+    await Consumer(OwnFeed(), store=store, process=move, on_cursor_expired=Resync("inception", forget=False)).run()
 
 
 async def use() -> tuple[PollResult, Status]:
