@@ -1,12 +1,15 @@
 """The command line, typed as a user would: lines on stdout, sentences on stderr, exit codes."""
 
+import errno
 import functools
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import anyio
@@ -17,16 +20,21 @@ from command_line import COMMAND, TIMEOUT, on, said, typed
 
 from push_to_poll_client import (
     CloudEvent,
+    FetchRequest,
+    HTTPFeed,
     ListenerError,
     Message,
     PushToPollError,
+    SQLiteStore,
     SSEListener,
+    StopConsumer,
     StoreBusy,
     Throttled,
     WebSocketListener,
 )
 from push_to_poll_client.cli import _lines, _push, _signals, _tail, main
 from push_to_poll_client.cli._exit import Exit, exit_of
+from push_to_poll_client.stores._sqlite_reader import read_dead_letters
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
 
 
@@ -101,6 +109,16 @@ def test_a_feed_longer_than_one_poll_is_read_to_its_end(server, tail, monkeypatc
             "--token-env: no environment variable has that name",
         ),
         (["http://127.0.0.1:1/feed", "--state", ""], "path must name a file"),
+        (
+            ["http://127.0.0.1:1/feed", "--once", "--on-failure", "x"],
+            "--on-failure must be stop, dead-letter, skip, one of",
+        ),
+        (
+            ["http://127.0.0.1:1/feed", "--once", "--on-failure", "dead-letter"],
+            "--on-failure dead-letter needs --state",
+        ),
+        (["http://127.0.0.1:1/feed", "--once", "--start", ""], "--start must be a cursor of the feed"),
+        (["http://127.0.0.1:1/feed", "--once", "--start", "latest"], "HTTPFeed has no latest()"),
     ],
 )
 def test_wrong_arguments_are_one_sentence_and_exit_code_2(arguments, says, capsys):
@@ -137,7 +155,110 @@ def test_an_event_that_cannot_be_read_is_exit_code_4_and_named(server, tail):
     server.publish(1)
     code, _, err = tail(server.url, "--once")
     assert code == Exit.MESSAGE
-    assert "MessageFailed" in err
+    assert "ProcessError" in err
+
+
+def test_what_cannot_be_read_may_be_skipped(server, tail):
+    server.faults.undecodable_next = 1
+    server.publish(2)
+    code, lines, err = tail(server.url, "--once", "--on-failure", "skip")
+    assert (code, len(lines)) == (Exit.DONE, 4)
+    assert "failed at attempt 1 and is skipped: UndecodableMessage" in err
+
+
+def test_what_cannot_be_read_may_be_kept_as_a_dead_letter(server, tail, tmp_path):
+    state = str(tmp_path / "state.db")
+    server.faults.undecodable_next = 1
+    server.publish(2)
+    code, lines, err = tail(server.url, "--once", "--on-failure", "dead-letter", "--state", state)
+    assert (code, len(lines)) == (Exit.DONE, 4)
+    assert "failed at attempt 1 and is a dead letter now: UndecodableMessage" in err
+    (letter,) = read_dead_letters(state, server.url)
+    assert letter.attempts == 0
+    assert tail(server.url, "--once", "--state", state)[:2] == (Exit.DONE, [])
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "dead-letter"])
+def test_output_that_cannot_be_written_is_no_failure_of_a_message(server, policy, tmp_path):
+    state = str(tmp_path / "state.db")
+    command = [*COMMAND, "tail", server.url, "--once", "--on-failure", policy, "--state", state]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT, check=False
+        )
+    assert done.returncode == Exit.MESSAGE
+    assert "standard output cannot be written: No space left on device" in done.stderr
+    assert len(said(done.stderr)) == 1
+    again = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    assert len(again.stdout.splitlines()) == 3
+
+
+def test_output_that_cannot_be_written_says_so_in_this_process_too(monkeypatch):
+    class Full:
+        """Standard output on a full disk."""
+
+        buffer = property(lambda self: self)
+
+        def isatty(self):
+            return False
+
+        def write(self, line):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(StopConsumer, match="standard output cannot be written: No space left on device"):
+        _lines.write_line(Message("1"))
+
+
+def test_it_begins_where_it_is_told_to_and_then_goes_on_where_it_was(server, tail, tmp_path):
+    state = str(tmp_path / "state.db")
+    first, second, third = (line["id"] for line in tail(server.url, "--once")[1])
+    _, lines, _ = tail(server.url, "--once", "--state", state, "--start", first)
+    assert [line["id"] for line in lines] == [second, third]
+    assert tail(server.url, "--once", "--state", state, "--start", "inception")[1] == []
+    assert len(tail(server.url, "--once", "--start", "inception")[1]) == 3
+
+
+def failing(state, name, delay):
+    """What a consumer leaves that was stopped while the first message waited to be tried again."""
+
+    async def fail():
+        session = await SQLiteStore(state).claim(name, feed=name)
+        (key,) = (message.key for message in await first_messages(name))
+        attempts = msgspec.json.encode({key: [1, time.time(), time.time() + delay, delay]}).decode()
+        await session.commit(cursor=None, records=[], state={"attempts": attempts})
+        await session.release()
+
+    anyio.run(fail)
+
+
+async def first_messages(url):
+    feed = HTTPFeed(url)
+    try:
+        return (await feed.fetch(FetchRequest())).messages[:1]
+    finally:
+        await feed.aclose()
+
+
+def test_once_waits_until_a_message_may_be_tried_again(server, tail, tmp_path):
+    state = str(tmp_path / "state.db")
+    failing(state, server.url, 1.5)
+    began = time.monotonic()
+    code, lines, err = tail(server.url, "--once", "--state", state)
+    assert (code, len(lines), err) == (Exit.DONE, 3, "")
+    assert time.monotonic() - began > 1
+
+
+def test_once_does_not_wait_for_a_message_for_longer_than_a_minute(server, tail, tmp_path):
+    state = str(tmp_path / "state.db")
+    failing(state, server.url, 200)
+    code, lines, err = tail(server.url, "--once", "--state", state)
+    assert (code, lines) == (Exit.FEED, [])
+    assert re.fullmatch(
+        r"push-to-poll: Throttled: a message that failed may be tried again in (199|200) s, and those after it "
+        r"wait too; run this again then\n",
+        err,
+    )
 
 
 @pytest.mark.parametrize("content", [b"not a database at all" * 100, b"SQLite format 3\0" + b"\xff" * 4000])

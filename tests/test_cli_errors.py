@@ -63,6 +63,27 @@ USAGE = [
     ["status", "--state", "file", CANARY],
     ["status", "--state", "file", f"--json={CANARY}"],
     ["status", "--state", "file", "--json", FEED],
+    ["dead-letters"],
+    ["dead-letters", CANARY],
+    ["dead-letters", "--name", CANARY],
+    ["dead-letters", "--state", "file", CANARY],
+    ["dead-letters", "--state", "file", "list", CANARY],
+    ["dead-letters", "--state", "file", "list", f"--json={CANARY}"],
+    ["dead-letters", "--state", "file", "show"],
+    ["dead-letters", "--state", "file", "show", CANARY, CANARY],
+    ["dead-letters", "--state", "file", "retry"],
+    ["dead-letters", "--state", "file", "retry", "--all", CANARY],
+    ["dead-letters", "--state", "file", "drop"],
+    ["dead-letters", "--state", "file", "drop", "--all"],
+    ["dead-letters", "--state", "file", "export", CANARY],
+    ["rewind"],
+    ["rewind", "--state", "file"],
+    ["rewind", "--state", "file", CANARY],
+    ["rewind", "--state", "file", "--to"],
+    ["rewind", "--state", "file", "--list", "--to", CANARY],
+    ["rewind", "--state", "file", "--list", "--forget"],
+    *(["rewind", "--state", "file", "--ago", number] for number in NUMBERS),
+    *(["rewind", "--state", "file", "--to", cursor] for cursor in ["", BYTES, LONG, "latest"]),
     ["demo", CANARY],
     ["demo", "--token", CANARY],
     ["demo", f"--token={CANARY}"],
@@ -98,12 +119,28 @@ USAGE = [
         for command in ["", "''", "'", "\\", ACTS, f"./{BYTES}", LONG[:100_000], ".", "/"]
     ),
     ["tail", FEED, "--exec", f"./missing {CANARY}"],
+    *(
+        ["tail", FEED, "--once", "--on-failure", policy]
+        for policy in ["", "dead_letter", CANARY, ACTS, BYTES, LONG]
+    ),
+    ["tail", FEED, "--once", "--on-failure", "dead-letter"],
+    *(["tail", FEED, "--once", "--start", cursor] for cursor in ["", BYTES, LONG, "latest"]),
 ]
 
 FAILS = [
     *((["tail", FEED, "--once", "--state", file], code) for file, code in FILES.items()),
     *((["status", "--state", file], Exit.STATE) for file in FILES),
     *((["status", "--json", "--state", file], Exit.STATE) for file in FILES),
+    *(
+        (["dead-letters", "--state", file, *action], Exit.STATE)
+        for file in FILES
+        for action in (["list"], ["show", CANARY], ["retry", CANARY], ["drop", ACTS, BYTES, LONG], ["export"])
+    ),
+    *(
+        (["rewind", "--state", file, *where], Exit.STATE)
+        for file in FILES
+        for where in (["--list"], ["--to", ACTS])
+    ),
     (["tail", FEED, "--once"], Exit.FEED),
     (["tail", FEED, "--once", "--exec", "true"], Exit.FEED),
     (["tail", f"http://user:{CANARY}@127.0.0.1:1/{'x' * 60_000}", "--once"], Exit.FEED),
@@ -179,10 +216,18 @@ def test_an_option_that_was_mistyped_is_named(typo, capsys):
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ([], ["--help", "--version", "tail", "status", "demo"]),
+        ([], ["--help", "--version", "tail", "status", "dead-letters", "rewind", "demo"]),
         (["tail"], ["URL", "--push", "--state", "--once", "--interval", "--wait", "--token-env", "--verbose"]),
         (["tail"], ["--exec CMD", "--exec-timeout", "--exec-attempts"]),
+        (["tail"], ["--on-failure WHAT", "stop", "dead-letter", "skip", "--start CURSOR"]),
         (["status"], ["--state FILE", "--json"]),
+        (["dead-letters"], ["--state FILE", "--name NAME", "list", "show", "retry", "drop", "export"]),
+        (["dead-letters", "--state", "FILE", "list"], ["--json"]),
+        (["dead-letters", "--state", "FILE", "show"], ["KEY", "--json"]),
+        (["dead-letters", "--state", "FILE", "retry"], ["KEY", "--all"]),
+        (["dead-letters", "--state", "FILE", "drop"], ["KEY"]),
+        (["dead-letters", "--state", "FILE", "export"], ["raw_base64"]),
+        (["rewind"], ["--state FILE", "--name NAME", "--to CURSOR", "--ago S", "--list", "--forget"]),
         (["demo"], ["--backlog N", "--live N"]),
     ],
 )

@@ -284,8 +284,22 @@ def test_a_command_that_can_no_longer_be_started_fails_the_message(server, tail,
     program.chmod(0o700)
     code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec", "./program")
     assert code == Exit.MESSAGE
-    assert "CommandFailed: './program' could not be started: Exec format error" in err
+    assert "CommandNotStarted: './program' could not be started: Exec format error" in err
     assert len(said(err)) == 1
+
+
+@pytest.mark.parametrize("policy", ["skip", "dead-letter"])
+def test_a_command_that_cannot_be_started_is_no_reason_to_go_past_a_message(server, tail, tmp_path, policy):
+    server.publish(1)
+    program = tmp_path / "program"
+    program.write_text("neither a script nor a binary")
+    program.chmod(0o700)
+    options = ["--state", "state.db", "--exec-attempts=1", "--exec", "./program", "--on-failure", policy]
+    assert tail(server.url, "--once", *options)[0] == Exit.MESSAGE
+    program.write_text("#!/bin/sh\nexit 1")
+    code, _, err = tail(server.url, "--once", *options)
+    assert code == Exit.DONE
+    assert "failed at attempt 1 and is " in err
 
 
 def test_the_token_is_not_the_commands_business(server, tail, python, monkeypatch):

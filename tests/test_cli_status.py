@@ -9,7 +9,7 @@ import command_line
 import pytest
 from command_line import TIMEOUT, said, typed
 
-from push_to_poll_client._types import Record
+from push_to_poll_client._types import DeadLetter, Record
 from push_to_poll_client.cli import _status
 from push_to_poll_client.cli._exit import Exit
 from push_to_poll_client.stores import SQLiteStore
@@ -25,7 +25,10 @@ def state(tmp_path, monkeypatch):
         store = SQLiteStore(path, clock=lambda: 1e9)
         fresh = await store.claim("fresh\x1b[2J", feed="https://shop.example/orders")
         busy = await store.claim("busy", feed="feed")
-        await busy.commit(cursor="c1", records=[Record(str(number)) for number in range(2000)])
+        letter = DeadLetter(key="0", id="0", raw=b"raw", error="broken")
+        records = [Record(str(number)) for number in range(2000)]
+        state = {"attempts": '{"1":[1,0.0],"2":[3,0.0,5.0,1.0]}'}
+        await busy.commit(cursor="c1", records=records, dead_letters=[letter], state=state)
         await busy.release()
         await fresh.release()
 
@@ -46,6 +49,8 @@ name      'busy'
 feed      'feed'
 cursor    'c1'
 records   2,000
+dead      1
+failing   2
 progress  3,601.0 s ago, at 2001-09-09 01:46:40 UTC
 token     1
 
@@ -53,6 +58,8 @@ name      'fresh\\x1b[2J'
 feed      'https://shop.example/orders'
 cursor    the beginning
 records   0
+dead      0
+failing   0
 progress  none yet
 token     1
 """,
@@ -64,12 +71,23 @@ def test_programs_get_one_json_object(state, capsys):
     assert typed("status", "--json", "--state", str(state)) == Exit.DONE
     out = capsys.readouterr().out
     assert out.count("\n") == 1
-    busy = {"name": "busy", "feed": "feed", "cursor": "c1", "records": 2000, "token": 1, "age": 3601.0}
+    busy = {
+        "name": "busy",
+        "feed": "feed",
+        "cursor": "c1",
+        "records": 2000,
+        "dead_letters": 1,
+        "failing": 2,
+        "token": 1,
+        "age": 3601.0,
+    }
     fresh = {
         "name": "fresh\x1b[2J",
         "feed": "https://shop.example/orders",
         "cursor": None,
         "records": 0,
+        "dead_letters": 0,
+        "failing": 0,
         "token": 1,
     }
     assert json.loads(out) == {

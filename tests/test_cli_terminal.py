@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from push_to_poll_client import Message
 from push_to_poll_client.cli import _main
 from push_to_poll_client.cli._lines import write_line
-from push_to_poll_client.cli._terminal import harmless
+from push_to_poll_client.cli._terminal import harmless, meant, moment, typeable
 
 EVIL = "\x1b[31m\r\nERROR all is lost\x00\x7f\x9b\u202e\u2066\u200b\U000e0001"
 
@@ -36,6 +37,32 @@ def test_a_line_means_the_same_afterwards(text):
     line = json.dumps({text: text}, ensure_ascii=False)
     assert harmless(line).isprintable()
     assert json.loads(harmless(line)) == {text: text}
+
+
+@given(st.text())
+def test_what_is_shown_can_be_typed(text):
+    (typed,) = shlex.split(typeable(text))
+    assert typed == harmless(text)
+    if "\\" not in text:
+        assert meant(typed) == text
+
+
+@given(st.characters(categories=["Cs"]))
+def test_half_a_character_can_be_typed_too(half):
+    assert meant(harmless(half)) == half
+
+
+def test_a_long_text_is_looked_at_in_pieces():
+    long = "x\n" * 100_000 + "é" * 100_000
+    assert harmless(long) == r"x\n" * 100_000 + "é" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(1e9, "2001-09-09 01:46:40"), (1e300, "1e+300"), (-1e300, "-1e+300"), (float("inf"), "inf"), (1e15, "1e+15")],
+)
+def test_whatever_time_is_kept_is_shown(seconds, shown):
+    assert moment(seconds) == shown
 
 
 class Stdout(io.TextIOWrapper):

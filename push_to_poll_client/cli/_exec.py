@@ -25,7 +25,7 @@ from push_to_poll_client._arguments import check_number
 from push_to_poll_client._text import quoted
 from push_to_poll_client.cli._lines import line_of
 
-__all__ = ["Command", "CommandFailed"]
+__all__ = ["Command", "CommandFailed", "CommandNotStarted"]
 
 TERM_GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL: with the ten that a stop leaves the message in hand, below the thirty of
@@ -36,6 +36,10 @@ _LOOK = 0.02  # seconds between looks at whether anything of an ended command is
 
 class CommandFailed(Exception):
     """The command says that the message was not processed, or could not say anything."""
+
+
+class CommandNotStarted(CommandFailed):
+    """It could not even be started, whatever the message."""
 
 
 class Command:
@@ -68,7 +72,8 @@ class Command:
         A cancellation waits for the run in hand; `finish_until()` says how long.
 
         Raises:
-            CommandFailed: Any other exit code, a signal, too long, or it could not be started.
+            CommandFailed: Any other exit code, a signal, too long.
+            CommandNotStarted: It could not be started.
             UndecodableMessage: The data of the message cannot be read.
         """
         await checkpoint_if_cancelled()
@@ -114,7 +119,7 @@ class Command:
                     start_new_session=True,
                 )
         except OSError as error:
-            raise CommandFailed(f"{quoted(self._argv[0])} could not be started: {error.strerror}") from error
+            raise CommandNotStarted(f"{quoted(self._argv[0])} could not be started: {error.strerror}") from error
 
     def _failure(self, process: Process, *, overran: bool) -> str:
         code = process.returncode

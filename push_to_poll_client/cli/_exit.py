@@ -5,13 +5,13 @@ import enum
 from push_to_poll_client._exceptions import (
     FeedError,
     ListenerError,
-    MessageFailed,
+    ProcessError,
     PushToPollError,
     StoreError,
     Throttled,
 )
 
-__all__ = ["EXIT_CODES", "Exit", "UsageError", "exit_of"]
+__all__ = ["EXIT_CODES", "Exit", "OutputError", "UsageError", "exit_of"]
 
 
 class Exit(enum.IntEnum):
@@ -33,7 +33,7 @@ exit codes:
   0    done: with --once the end of the feed, or whoever read the output went away
   1    a bug; of the demo also: a message was lost, or processed twice without excuse
   2    the arguments are wrong, or need something that is not installed
-  3    the feed failed (with --once), is gone, or no longer knows the cursor
+  3    the feed failed (with --once), is gone, or no longer knows the cursor; or --once must wait too long
   4    a message could not be read or written out, or its command failed; the state stands before it
   5    the state file cannot be used, or another process uses it
   6    a push channel is broken for good
@@ -47,12 +47,17 @@ class UsageError(Exception):
     """An argument has no meaning."""
 
 
+class OutputError(PushToPollError):
+    """Standard output cannot be written."""
+
+
 def exit_of(error: PushToPollError) -> Exit:
     """The exit code for an error that ended the command."""
     kinds = (
         (FeedError, Exit.FEED),
         (Throttled, Exit.FEED),
-        (MessageFailed, Exit.MESSAGE),
+        (ProcessError, Exit.MESSAGE),
+        (OutputError, Exit.MESSAGE),
         (StoreError, Exit.STATE),
     )
     for kind, code in kinds:

@@ -2,14 +2,16 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
-from push_to_poll_client import CloudEvent, Message
+from push_to_poll_client import CloudEvent, Message, StopConsumer
+from push_to_poll_client.cli._exit import OutputError
 from push_to_poll_client.cli._terminal import harmless
 
-__all__ = ["ReaderGone", "close_stdout", "line_of", "write_line"]
+__all__ = ["ReaderGone", "close_stdout", "line_of", "print_lines", "write_line"]
 
 
 class ReaderGone(BaseException):
@@ -28,13 +30,38 @@ def line_of(message: Message) -> bytes:
 def write_line(message: Message) -> None:
     """Write the line and see it leave, before the message is recorded as processed.
 
-    A terminal gets it with nothing in it that it would obey, everybody else as it is; it means the same.
-
     Raises:
         ReaderGone: Standard output is a pipe that nobody reads.
+        StopConsumer: It cannot be written to: no failure of the message, so no policy for those may go past it.
         UndecodableMessage: The data of the message cannot be read.
     """
     line = line_of(message)
+    try:
+        _write(line)
+    except OutputError as error:
+        raise StopConsumer(str(error)) from error
+
+
+def print_lines(lines: Iterable[bytes]) -> None:
+    """Write lines without their ends, of JSON or harmless, until nobody reads them any more.
+
+    Raises:
+        OutputError: Standard output cannot be written.
+    """
+    try:
+        for line in lines:
+            _write(line + b"\n")
+    except ReaderGone:
+        close_stdout()
+
+
+def close_stdout() -> None:
+    """Keep the interpreter from flushing at exit what nobody will read."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _write(line: bytes) -> None:
+    """A terminal gets it with nothing in it that it would obey, everybody else as it is; it means the same."""
     if sys.stdout.isatty():
         line = harmless(line[:-1].decode()).encode() + b"\n"
     try:
@@ -42,11 +69,10 @@ def write_line(message: Message) -> None:
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         raise ReaderGone from None
-
-
-def close_stdout() -> None:
-    """Keep the interpreter from flushing at exit what nobody will read."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        raise OutputError(
+            f"standard output cannot be written: {error.strerror}; what was written out ends there"
+        ) from error
 
 
 def _members(message: Message) -> dict[str, Any]:

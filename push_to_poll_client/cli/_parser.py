@@ -56,17 +56,17 @@ class Commands:
         parser: Of which they are.
     """
 
-    def __init__(self, parser: Parser) -> None:
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._parsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
     def add(
-        self, name: str, run: Callable[[argparse.Namespace], int], *, help: str, description: str
+        self, name: str, run: Callable[[argparse.Namespace], int] | None, *, help: str, description: str
     ) -> argparse.ArgumentParser:
         """Add a command.
 
         Args:
             name: What is typed.
-            run: Called with what was typed after it; returns the exit code.
+            run: Called with what was typed after it; returns the exit code. `None`: its own commands are.
             help: One line of the list of commands.
             description: The head of the command's own help.
         """

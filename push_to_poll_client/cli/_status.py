@@ -5,22 +5,23 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 from push_to_poll_client._text import quoted
 from push_to_poll_client.cli._exit import Exit
 from push_to_poll_client.cli._lines import close_stdout
 from push_to_poll_client.cli._parser import Commands
+from push_to_poll_client.cli._terminal import moment
 from push_to_poll_client.stores._sqlite_reader import Progress, StoreFile, read_store
 
 __all__ = ["add_to"]
 
 JSON = """\
 print one JSON object: file, bytes, owner (process id; null: nobody that can be seen), consumers: a list of objects
-with name, feed, cursor (null: the beginning), records (of messages that are settled), token (larger for each
-start), last_progress (when the newest record was made, in seconds since the epoch; null: there is none) and age
-(seconds since then). Members may be added, none will change"""
+with name, feed, cursor (null: the beginning), records (of messages that are settled), dead_letters (how many),
+failing (how many messages failed and are to be tried again), token (larger for each start), last_progress (when
+the newest record was made, in seconds since the epoch; null: there is none) and age (seconds since then). Members
+may be added, none will change"""
 
 
 def add_to(commands: Commands) -> None:
@@ -70,6 +71,8 @@ def _lines(store: StoreFile, now: float) -> Iterator[str]:
         yield _line("feed", quoted(progress.feed))
         yield _line("cursor", "the beginning" if progress.cursor is None else quoted(progress.cursor))
         yield _line("records", f"{progress.records:,}")
+        yield _line("dead", f"{progress.dead_letters:,}")
+        yield _line("failing", f"{progress.failing:,}")
         yield _line("progress", _when(progress, now))
         yield _line("token", str(progress.token))
 
@@ -81,8 +84,7 @@ def _line(name: str, value: str) -> str:
 def _when(progress: Progress, now: float) -> str:
     if progress.last_progress is None:
         return "none yet"
-    at = datetime.fromtimestamp(progress.last_progress, UTC)
-    return f"{_age(progress, now):,.1f} s ago, at {at:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{_age(progress, now):,.1f} s ago, at {moment(progress.last_progress)} UTC"
 
 
 def _age(progress: Progress, now: float) -> float | None:

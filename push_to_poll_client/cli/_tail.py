@@ -4,17 +4,20 @@ import argparse
 import functools
 import os
 from collections.abc import Callable
+from typing import Final
 
 import anyio
 from tenacity import AsyncRetrying, stop_after_attempt
 
-from push_to_poll_client import Consumer, HTTPFeed, MemoryStore, SQLiteStore
+from push_to_poll_client import Consumer, HTTPFeed, MemoryStore, Message, PollResult, SQLiteStore, Throttled
 from push_to_poll_client._consumer import RETRY
-from push_to_poll_client.cli._exec import Command
+from push_to_poll_client._processing.failures import FailurePolicy, OnFailure
+from push_to_poll_client.cli._exec import Command, CommandNotStarted
 from push_to_poll_client.cli._exit import Exit, UsageError
 from push_to_poll_client.cli._lines import ReaderGone, close_stdout, write_line
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._push import listener_for
+from push_to_poll_client.cli._rewind import check_cursor
 from push_to_poll_client.cli._signals import SHUTDOWN_TIMEOUT, until_signalled
 
 __all__ = ["add_to"]
@@ -33,6 +36,10 @@ EXEC_ATTEMPTS = 5
 """Those of the library's default, with its delays: they outlive a restart of what the command calls."""
 
 
+POLICIES: Final[dict[str, FailurePolicy]] = {"stop": "stop", "dead-letter": "dead_letter", "skip": "skip"}
+"""What is typed for what becomes of a message."""
+
+
 def add_to(commands: Commands) -> None:
     """Add the command to the parser's commands."""
     parser = commands.add(
@@ -45,6 +52,7 @@ def add_to(commands: Commands) -> None:
     )
     _add_feed(parser.add_argument)
     _add_exec(parser.add_argument)
+    _add_policy(parser.add_argument)
     parser.add_argument("-v", "--verbose", action="count", help="log what is done; twice: in detail")
 
 
@@ -108,6 +116,22 @@ def _add_exec(add: Callable[..., object]) -> None:
     )
 
 
+def _add_policy(add: Callable[..., object]) -> None:
+    add(
+        "--on-failure",
+        metavar="WHAT",
+        default="stop",
+        help="what becomes of a message that failed for good: stop before it (the default), keep it as a "
+        "dead-letter in the file of --state (see push-to-poll dead-letters), or skip it with a line in the log",
+    )
+    add(
+        "--start",
+        metavar="CURSOR",
+        default="inception",
+        help="where to begin when there is no state yet: after this cursor (default: inception, the beginning)",
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     """Follow the feed until its end (`--once`), a signal, or an error.
 
@@ -132,6 +156,7 @@ def run(options: argparse.Namespace) -> int:
 def _consumer(options: argparse.Namespace, command: Command | None) -> Consumer:
     if options.once and options.push:
         raise ValueError("--once does not wait for pushes, leave out --push")
+    check_cursor("--start", options.start)
     token = _token(options.token_env)
     return Consumer(
         HTTPFeed(options.url, auth=token, max_wait=options.wait),
@@ -142,6 +167,8 @@ def _consumer(options: argparse.Namespace, command: Command | None) -> Consumer:
         degraded_interval=min(DEGRADED, options.interval),
         shutdown_timeout=SHUTDOWN_TIMEOUT,
         retry=_retry(options),
+        on_failure=_on_failure(options),
+        start=options.start,
     )
 
 
@@ -164,6 +191,20 @@ def _retry(options: argparse.Namespace) -> AsyncRetrying | None:
     return RETRY.copy(stop=stop_after_attempt(attempts))
 
 
+def _on_failure(options: argparse.Namespace) -> OnFailure:
+    """A command that cannot be started is no failure of a message: each would be skipped, or a dead letter."""
+    policy = POLICIES.get(options.on_failure)
+    if policy is None:
+        raise ValueError(f"--on-failure must be {', '.join(POLICIES)}, one of them")
+    if policy == "dead_letter" and options.state is None:
+        raise ValueError("--on-failure dead-letter needs --state, the file in which dead letters are kept")
+
+    def decide(_: Message, error: Exception) -> FailurePolicy:
+        return "stop" if isinstance(error, CommandNotStarted) else policy
+
+    return decide
+
+
 def _token(name: str | None) -> str | None:
     if name is None:
         return None
@@ -174,5 +215,15 @@ def _token(name: str | None) -> str | None:
 
 async def _drain(consumer: Consumer) -> None:
     async with consumer:
-        while not (await consumer.poll_now(timeout=PATIENCE)).caught_up:
-            pass
+        while not (result := await consumer.poll_now(timeout=PATIENCE)).caught_up:
+            _refuse_to_wait(result)
+
+
+def _refuse_to_wait(result: PollResult) -> None:
+    """Until a message may be tried again: `poll_now()` waits for that, but not beyond its timeout."""
+    if result.postponed is not None and result.postponed > PATIENCE:
+        raise Throttled(
+            f"a message that failed may be tried again in {result.postponed:.0f} s, and those after it wait too; "
+            "run this again then",
+            until=anyio.current_time() + result.postponed,
+        )

@@ -1,0 +1,166 @@
+"""`push-to-poll dead-letters`: what was given up on, and what is to become of it?
+
+Looking at it disturbs nobody. What is changed is changed while no process owns the file.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from push_to_poll_client._processing.letters import as_json
+from push_to_poll_client._protocols import Session
+from push_to_poll_client._types import DeadLetter, Record, RecordState
+from push_to_poll_client.cli._exit import Exit, UsageError
+from push_to_poll_client.cli._letters import sheet, table
+from push_to_poll_client.cli._lines import print_lines
+from push_to_poll_client.cli._names import add_state_to, changed, named
+from push_to_poll_client.cli._parser import Commands
+from push_to_poll_client.cli._terminal import meant
+from push_to_poll_client.stores._sqlite_reader import read_dead_letter, read_dead_letters
+
+__all__ = ["add_to"]
+
+JSON = """\
+print JSON, an object on a line for each: key, id, error, attempts, first_failed and
+last_failed (in seconds since the epoch), marked (the next run tries it again). Members may be added, none will
+change"""
+
+KEY = "as list shows it; after -- if it begins with -"
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add(
+        "dead-letters",
+        None,
+        help="show the messages that were given up on, try them again, or drop them",
+        description="Show the messages that were given up on, at any time; have the next run try them again, or "
+        "drop them, while no consumer uses the file.",
+    )
+    add_state_to(parser)
+    actions = Commands(parser)
+    listing = _add(actions, "list", _list, "show all of them, a line for each")
+    listing.add_argument("--json", action="store_true", help=JSON)
+    show = _add(actions, "show", _show, "show one with its traceback and the entry of the feed")
+    show.add_argument("keys", metavar="KEY", nargs=1, help=KEY)
+    show.add_argument("--json", action="store_true", help="print it as export does")
+    retry = _add(
+        actions, "retry", _retry, "mark some, or all: the next run tries them again, once, before all else"
+    )
+    retry.add_argument("keys", metavar="KEY", nargs="*", help=KEY)
+    retry.add_argument("--all", action="store_true", help="all of them")
+    drop = _add(actions, "drop", _drop, "take some away for good: their messages count as skipped")
+    drop.add_argument("keys", metavar="KEY", nargs="+", help=KEY)
+    _add(
+        actions,
+        "export",
+        _export,
+        "print all of them whole, an object of JSON on a line for each: the members of list --json, traceback, "
+        "and raw, the entry of the feed (raw_base64, if it is no text)",
+    )
+
+
+def _add(
+    actions: Commands, name: str, run: Callable[[argparse.Namespace], int], help: str
+) -> argparse.ArgumentParser:
+    parser = actions.add(name, run, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    parser.add_argument("--name", metavar="NAME", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def _list(options: argparse.Namespace) -> int:
+    letters = read_dead_letters(options.state, named(options).name)
+    print_lines(map(_summary, letters) if options.json else (line.encode() for line in table(letters)))
+    return Exit.DONE
+
+
+def _show(options: argparse.Namespace) -> int:
+    name, (typed,) = named(options).name, options.keys
+    letter = read_dead_letter(options.state, name, typed) or read_dead_letter(options.state, name, meant(typed))
+    if letter is None:
+        raise _no_letter(1)
+    print_lines([as_json(letter)] if options.json else (line.encode() for line in sheet(letter)))
+    return Exit.DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    print_lines(map(as_json, read_dead_letters(options.state, named(options).name)))
+    return Exit.DONE
+
+
+def _retry(options: argparse.Namespace) -> int:
+    if options.all == bool(options.keys):
+        raise UsageError("retry takes keys, or --all")
+
+    async def mark(session: Session) -> int:
+        return await _mark_all(session) if options.all else await _mark(session, options.keys)
+
+    count = changed(named(options), options.state, mark, instead="dead_letters.retry()")
+    _say(count, "marked; the next run tries {} again")
+    return Exit.DONE
+
+
+def _drop(options: argparse.Namespace) -> int:
+    async def drop(session: Session) -> int:
+        keys = await _found(session, options.keys)
+        await session.commit(cursor=None, records=[Record(key, RecordState.SKIPPED) for key in keys])
+        return len(keys)
+
+    count = changed(named(options), options.state, drop, instead="dead_letters.drop()")
+    _say(count, "gone, and will not be tried again")
+    return Exit.DONE
+
+
+async def _mark_all(session: Session) -> int:
+    """Some at a time: an entry may have megabytes."""
+    last: DeadLetter | None = None
+    while letters := await session.dead_letters(after=last):
+        await session.commit(cursor=None, records=[], dead_letters=list(map(_marked, letters)))
+        last = letters[-1]
+    return session.dead
+
+
+async def _mark(session: Session, typed: Sequence[str]) -> int:
+    keys = await _found(session, typed)
+    for key in keys:
+        letter = await session.dead_letter(key)
+        assert letter is not None  # nobody else changes it  # noqa: S101
+        await session.commit(cursor=None, records=[], dead_letters=[_marked(letter)])
+    return len(keys)
+
+
+async def _found(session: Session, typed: Sequence[str]) -> Sequence[str]:
+    """The keys of dead letters that are meant: those that are there as they were typed, or as they are shown.
+
+    Raises:
+        UsageError: One is neither.
+    """
+    found: dict[str, None] = {}
+    for number, one in enumerate(typed, 1):
+        keys = [key for key in (one, meant(one)) if await session.dead_letter(key) is not None]
+        if not keys:
+            raise _no_letter(number)
+        found[keys[0]] = None
+    return list(found)
+
+
+def _marked(letter: DeadLetter) -> DeadLetter:
+    return msgspec.structs.replace(letter, marked=True)
+
+
+def _no_letter(number: int) -> UsageError:
+    return UsageError(
+        f"no dead letter has key number {number} of those given; nothing was changed, and list shows all"
+    )
+
+
+def _say(count: int, what: str) -> None:
+    are, them = ("letter is", "it") if count == 1 else ("letters are", "them")
+    print_lines([f"{count} dead {are} {what.format(them)}".encode()])
+
+
+def _summary(letter: DeadLetter) -> bytes:
+    members = msgspec.json.decode(as_json(msgspec.structs.replace(letter, raw=b"", traceback="")))
+    del members["raw"], members["traceback"]
+    return msgspec.json.encode(members)

@@ -1,0 +1,134 @@
+"""`push-to-poll rewind`: from where in the feed does a consumer go on? Changed while no process owns the file."""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._polling.position import INCEPTION, LATEST, STARTED
+from push_to_poll_client._processing.attempts import NAME as ATTEMPTS
+from push_to_poll_client._protocols import Session
+from push_to_poll_client._types import MAX_CURSOR, Cursor, SavedCursor
+from push_to_poll_client.cli._exit import Exit, UsageError
+from push_to_poll_client.cli._lines import print_lines
+from push_to_poll_client.cli._names import add_state_to, changed, named
+from push_to_poll_client.cli._parser import Commands
+from push_to_poll_client.cli._terminal import harmless, moment, typeable
+from push_to_poll_client.stores._sqlite_reader import read_cursors
+
+__all__ = ["add_to", "check_cursor"]
+
+AGAIN = {
+    False: "what comes again and was processed is not processed again, as long as its record is kept",
+    True: "all that comes again is processed again",
+}
+"""What `--forget` decides."""
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add(
+        "rewind",
+        run,
+        help="go on from another place of the feed",
+        description="Have the next run go on from another place of the feed, while no consumer uses the file; or "
+        "list the places that were saved, at any time.",
+    )
+    add_state_to(parser)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--to", metavar="CURSOR", help="inception, the beginning of the feed, or a cursor, as --list shows it"
+    )
+    where.add_argument(
+        "--ago", metavar="S", type=float, help="the newest cursor that was saved so many seconds ago, or before"
+    )
+    where.add_argument(
+        "--list", action="store_true", help="change nothing; list the saved cursors, the present one last"
+    )
+    parser.add_argument(
+        "--forget",
+        action="store_true",
+        help="forget what was processed: all that comes again is processed again; for a feed that was reset",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """List them, or go there.
+
+    Raises:
+        StoreError: The file cannot be used.
+        UsageError: An argument has no meaning.
+    """
+    try:
+        _check(options)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    progress = named(options)
+    if options.list:
+        print_lines(_table(read_cursors(options.state, progress.name)))
+        return Exit.DONE
+
+    async def rewind(session: Session) -> tuple[Cursor | None, Cursor | None]:
+        before, there = session.cursor, _place(options, session.history)
+        await session.reset(there, forget=options.forget, state={**STARTED, ATTEMPTS: None})
+        return before, there
+
+    before, there = changed(progress, options.state, rewind, instead="rewind()")
+    print_lines(
+        f"{name:<8}{value}".encode()
+        for name, value in (("before", _shown(before)), ("now", _shown(there)), ("then", AGAIN[options.forget]))
+    )
+    return Exit.DONE
+
+
+def check_cursor(option: str, typed: str) -> None:
+    """Check that a feed can be asked for it.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if not typed or len(typed) > MAX_CURSOR:
+        raise ValueError(f"{option} must be a cursor of the feed, of 1 to {MAX_CURSOR:,} characters")
+    try:
+        typed.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{option} must be a cursor of the feed: these bytes are no text") from None
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.list and options.forget:
+        raise ValueError("--list changes nothing, leave out --forget")
+    if options.ago is not None:
+        check_number("--ago", options.ago)
+    if options.to == LATEST:
+        raise ValueError(
+            "--to latest: where the feed ends only the feed can tell; call rewind('latest') of the consumer, or "
+            "name a cursor"
+        )
+    if options.to is not None:
+        check_cursor("--to", options.to)
+
+
+def _place(options: argparse.Namespace, history: Sequence[SavedCursor]) -> Cursor | None:
+    """Where to go on."""
+    if options.to is None:
+        return _saved_before(time.time() - options.ago, history)
+    shown: dict[str, Cursor] = {harmless(saved.cursor): saved.cursor for saved in history if saved.cursor}
+    return None if options.to == INCEPTION else shown.get(options.to, options.to)
+
+
+def _saved_before(latest: float, history: Sequence[SavedCursor]) -> Cursor | None:
+    old = [saved.cursor for saved in history if saved.at <= latest]
+    if not old:
+        raise UsageError(f"--ago: no cursor is kept that is so old; the oldest is of {moment(history[0].at)} UTC")
+    return old[-1]
+
+
+def _table(saved: Sequence[SavedCursor]) -> Iterator[bytes]:
+    yield f"{'saved (UTC)':<19}  cursor".encode()
+    for one in saved:
+        yield f"{moment(one.at):<19}  {_shown(one.cursor)}".encode()
+
+
+def _shown(cursor: Cursor | None) -> str:
+    return INCEPTION if cursor is None else typeable(cursor)
