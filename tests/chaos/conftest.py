@@ -1,6 +1,7 @@
 """Under fire: what is here, and the figures that are shown at the end.
 
 test_kill.py            SIGKILL at random moments: nothing lost, little done again (G5, G6, G7)
+test_money.py           SIGKILL while money is moved between accounts: each transfer once (G8), or G7
 test_pause.py           SIGSTOP, SIGCONT: current again soon, no burst of polls
 test_server_restart.py  a server that is killed under load and comes back
 test_network.py         a proxy that cuts, delays, swallows, refuses, half-closes and trickles
@@ -8,6 +9,7 @@ test_random_walk.py     all of it, in an order that the seed decides
 test_no_orphans.py      no process outlives the tests
 
 chaos_consumer.py       the consumer, a process that writes down what it handles
+chaos_bank.py           the consumers that move money, a process for each life; bank_lives.py: all of them
 chaos_server.py         the reference server, which writes down what it is asked
 journals.py             how that is written and read
 verdicts.py             whether the guarantees held, judged by the journals alone; test_verdicts.py: they can fail
@@ -16,8 +18,11 @@ chaos_form.py           short or long, and the seed
 ../tcp_proxy.py         the proxy
 """
 
+from functools import partial
+
 import chaos_form
 import pytest
+from bank_lives import Banker, LivesOfABank
 from processes import Load
 
 _figures = pytest.StashKey[list[str]]()
@@ -66,3 +71,17 @@ def started(tmp_path):
     yield start
     for thing in reversed(things):
         thing.close()
+
+
+@pytest.fixture(scope="session")
+def banker(tmp_path_factory):
+    """One for all, as it takes a while to import what each life needs."""
+    banker = Banker(tmp_path_factory.mktemp("banker"))
+    yield banker
+    banker.close()
+
+
+@pytest.fixture
+def bank(tmp_path, banker):
+    """Opens a bank in the test's directory."""
+    return partial(LivesOfABank, tmp_path, banker)

@@ -82,8 +82,9 @@ class ConsumerJournal:
     def _enters(self, life, name, at):
         self.handled.append(Handled(life, name, float(at)))
 
-    def _leaves(self, _, name, at):
-        self.handled[-1].left = float(at)
+    def _leaves(self, life, name, at):
+        entered = (line for line in reversed(self.handled) if (line.life, line.id) == (life, name))
+        next(entered).left = float(at)
         self.ids.add(name)
 
 

@@ -29,9 +29,19 @@ class Child:
             stderr=log,
         )
 
+    def write(self, line):
+        """Say a line to it."""
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
+
     def line(self):
         """The next line that it says; empty when it ended instead."""
         return self._process.stdout.readline()
+
+    @property
+    def output(self):
+        """Where it says its lines."""
+        return self._process.stdout
 
     def signal(self, number):
         self._process.send_signal(number)

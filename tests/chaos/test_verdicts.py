@@ -8,6 +8,7 @@ from verdicts import (
     beyond_g2,
     beyond_g3,
     beyond_g7,
+    beyond_g7_together,
     beyond_reconnect_policy,
     disordered,
     impatient,
@@ -115,17 +116,36 @@ def test_connections_keep_their_distance():
     assert beyond_reconnect_policy([Dialled("c", at, "/push") for at in (0, 0, 31, 31)]) == []
 
 
+def test_g7_of_several_in_hand_counts_what_had_ended_before_the_last_of_them():
+    overlapping = [Handled(1, name, 0.0, 0.01 * place) for place, name in enumerate("abcdefgh", 1)]
+    handled = [*overlapping, *life(2, *"abcdefgh")]
+    assert beyond_g7_together(handled, killed={1}, flush_interval=0.0501, concurrency=2) == []
+    assert len(beyond_g7_together(handled, killed={1}, flush_interval=0.0499, concurrency=2)) == 1
+    assert len(beyond_g7_together(handled, killed=set(), flush_interval=0.0501, concurrency=2)) == 1
+    unfinished = [Handled(1, "x", 0.0), *life(2, "x")]
+    assert beyond_g7_together(unfinished, killed={1}, flush_interval=0.0, concurrency=2) == []
+
+
+def test_journals_tell_which_of_several_in_hand_has_ended(tmp_path):
+    journal, read = Journal(tmp_path / "journal"), ConsumerJournal(tmp_path / "journal")
+    for words in (("enters", 1, "a", 1.0), ("enters", 1, "b", 2.0), ("leaves", 1, "a", 3.0)):
+        journal.write(*words)
+    journal.close()
+    assert read.read().handled == [Handled(1, "a", 1.0, 3.0), Handled(1, "b", 2.0, math.inf)]
+    assert read.ids == {"a"}
+
+
 def test_journals_are_read_as_they_grow(tmp_path):
     journal, read = Journal(tmp_path / "journal"), ConsumerJournal(tmp_path / "journal")
     assert read.read().handled == []
     journal.write("begins", 1)
     journal.write("enters", 1, "a", 2.5)
     with (tmp_path / "journal").open("a") as file:
-        file.write("leaves 1 half")
+        file.write("leaves 1 ")
     assert read.read().handled == [Handled(1, "a", 2.5, math.inf)]
     assert (read.ids, read.begun) == (set(), {1})
     with (tmp_path / "journal").open("a") as file:
-        file.write(" 3.5\n")
+        file.write("a 3.5\n")
     assert read.read().handled == [Handled(1, "a", 2.5, 3.5)]
     journal.close()
 

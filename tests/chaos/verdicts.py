@@ -70,6 +70,30 @@ def beyond_g7(handled, *, killed, flush_interval):
     return wrong
 
 
+def beyond_g7_together(handled, *, killed, flush_interval, concurrency):
+    """As `beyond_g7`, for a consumer that has several messages in hand.
+
+    A kill costs what the killed life ended since its last commit. All of it but those in hand when the commit was
+    due ended within `flush_interval`.
+
+    Args:
+        handled: All lines.
+        killed: The lives that were killed.
+        flush_interval: That of the consumer, in seconds.
+        concurrency: How many messages may be in hand.
+    """
+    last_life = {line.id: line.life for line in handled}
+    wrong = []
+    for life, lines in by_life(handled).items():
+        again = sorted(line.left for line in lines if last_life[line.id] > life and line.left < math.inf)
+        if again and life not in killed:
+            wrong.append(f"life {life} was not killed, and {len(again)} of its messages were done again")
+        took = again[-1 - concurrency] - again[0] if len(again) > concurrency else 0.0
+        if took > flush_interval:
+            wrong.append(f"life {life}: {len(again)} done again, which took {took:.4f} s > {flush_interval}")
+    return wrong
+
+
 def poll_starts(asked):
     """The requests of one client that began a poll: all but those for a further page.
 

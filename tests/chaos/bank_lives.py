@@ -1,0 +1,82 @@
+"""The lives of a bank: one consumer in a process after the other, on one database, each killed or not."""
+
+import json
+import os
+import select
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from chaos_bank import open_bank
+from journals import ConsumerJournal, elapse
+from processes import PATIENCE, Child
+
+
+class Banker:
+    """The process that forks a process for each life of each bank."""
+
+    def __init__(self, directory):
+        self._log = (directory / "bank.log").open("ab")
+        self._child = Child("chaos_bank.py", log=self._log)
+
+    def write(self, line):
+        self._child.write(line)
+
+    def line(self):
+        ready, _, _ = select.select([self._child.output], [], [], PATIENCE)
+        assert ready, f"it says nothing: {self.last_words}"
+        return self._child.line()
+
+    @property
+    def last_words(self):
+        return Path(self._log.name).read_text()[-2000:]
+
+    def close(self):
+        self._child.end()
+        self._log.close()
+
+
+class LivesOfABank:
+    """One consumer over all its lives, on one database.
+
+    Attributes:
+        killed: The lives that were killed.
+        life: The number of the present one, from 1.
+    """
+
+    def __init__(self, directory, banker, **settings):
+        self.killed = set()
+        self.life = 0
+        self.database = directory / "bank.db"
+        self.journal = ConsumerJournal(directory / "journal")
+        self._settings = {**settings, "database": str(self.database), "journal": str(directory / "journal")}
+        self._banker = banker
+        if "Elsewhere" not in settings["handler"]:
+            open_bank(self.database)
+
+    def live(self, backend, *, until=None, crash=None):
+        """Live for so many seconds, or to the end, or until it kills itself. Whether it came to its end.
+
+        Args:
+            backend: The event loop's.
+            until: Seconds; `None`: it is not killed from outside.
+            crash: The step at which it kills itself, and the message; `None`: it does not.
+        """
+        self.life += 1
+        settings = {"life": {**self._settings, "life": self.life, "crash_at": crash}, "backend": backend}
+        self._banker.write(json.dumps(settings))
+        process = int(self._banker.line())
+        if until is not None:
+            elapse(until)
+            os.kill(process, signal.SIGKILL)
+        self._banker.write("wait for it")
+        code = int(self._banker.line())
+        assert code in {0, -signal.SIGKILL}, self._banker.last_words
+        if code:
+            self.killed.add(self.life)
+        return not code
+
+    def query(self, sql):
+        with closing(sqlite3.connect(self.database)) as connection:
+            return connection.execute(sql).fetchall()

@@ -1,0 +1,92 @@
+"""Money is moved between the accounts of a store's own database by a consumer that is killed all the time (G8).
+
+The sums are right and each transfer is done exactly once. The same consumer with effects that are elsewhere loses
+nothing, and repeats what a kill excuses (G7).
+"""
+
+import pytest
+from chaos_bank import ACCOUNTS, DEPOSIT, transfer
+from chaos_form import form
+from verdicts import beyond_g7, beyond_g7_together, lost, redone
+
+from push_to_poll_client.stores._sqlite_reader import read_store
+
+FLUSH_INTERVAL = 0.02
+
+KILLS = form(12, 100)
+
+LONGEST_LIFE = 0.12
+"""Seconds until a life is killed, at most: some are killed before they begin, and some in the midst of pages."""
+
+
+def kill_again_and_again(bank, chance):
+    """Until it was killed often enough, or has done all; then let it do the rest."""
+    while len(bank.killed) < KILLS:
+        if bank.live(chance.choice(["asyncio", "trio"]), until=chance.uniform(0, LONGEST_LIFE)):
+            break
+    assert bank.live("asyncio")
+
+
+def balances(count):
+    """What everybody has when each transfer was done once."""
+    owned = dict.fromkeys(range(ACCOUNTS), DEPOSIT)
+    for number in range(1, count + 1):
+        payer, payee, amount = transfer(number)
+        owned[payer] -= amount
+        owned[payee] += amount
+    return owned
+
+
+def world(handler, takes, *, by_message, count):
+    place = "messages" if by_message else "pages"
+    settings = {"handler": handler, "takes": takes, "by_message": by_message, "count": count}
+    return pytest.param(settings, id=f"{handler}, {takes} s, cursors on {place}")
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        world("Coroutine", 0.0, by_message=True, count=form(10_000, 100_000)),
+        world("Coroutine", 0.002, by_message=False, count=form(300, 3_000)),
+        world("Function", 0.0, by_message=True, count=form(2_000, 20_000)),
+        world("Batch", 0.001, by_message=True, count=form(5_000, 50_000)),
+        world("Batch", 0.001, by_message=False, count=form(5_000, 50_000)),
+    ],
+)
+def test_each_transfer_is_done_exactly_once(bank, chance, figures, world):
+    consumer = {"flush_interval": FLUSH_INTERVAL, "batch_size": 20, "rate": None}
+    bank, count = bank(**world, consumer=consumer), world["count"]
+    kill_again_and_again(bank, chance)
+    done = [number for (number,) in bank.query("SELECT number FROM transfer ORDER BY rowid")]
+    again = sum(redone(bank.journal.read().handled).values())
+    figures(
+        f"{len(bank.killed)} killed; {count} transfers, {len(done)} done; {again} were begun and undone before"
+    )
+    assert done == list(range(1, count + 1))
+    assert dict(bank.query("SELECT number, balance FROM account")) == balances(count)
+    assert read_store(bank.database).progress[0].cursor == str(count)
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_without_a_transaction_nothing_is_lost_and_little_is_done_again(bank, chance, figures, concurrency):
+    count = form(2_000, 20_000) * concurrency
+    bank = bank(
+        handler="Elsewhere",
+        takes=0.001,
+        count=count,
+        by_message=True,
+        consumer={"flush_interval": FLUSH_INTERVAL, "concurrency": concurrency, "rate": None},
+    )
+    kill_again_and_again(bank, chance)
+    handled = bank.journal.read().handled
+    ids = [str(number) for number in range(1, count + 1)]
+    again = redone(handled)
+    figures(
+        f"{len(bank.killed)} killed; {count} published, {len(lost(ids, handled))} lost, "
+        f"{sum(again.values())} done again, at most {max(again.values())} after one kill"
+    )
+    assert lost(ids, handled) == []
+    excused = {"killed": bank.killed, "flush_interval": FLUSH_INTERVAL}
+    assert beyond_g7_together(handled, concurrency=concurrency, **excused) == []
+    if concurrency == 1:
+        assert beyond_g7(handled, **excused) == []
