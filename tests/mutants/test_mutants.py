@@ -1,0 +1,32 @@
+"""Each bug can still be planted, and has tests that are to see it; that they do is shown by `make mutants`."""
+
+from collections import Counter
+
+import pytest
+from mutants import MUTANTS
+from plant import ROOT, Copy, planted
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.guarantee} {mutant.name}")
+def test_it_can_be_planted(mutant):
+    text = (ROOT / "push_to_poll_client" / mutant.file).read_text()
+    compile(planted(mutant, text), mutant.file, "exec")
+    assert all((ROOT / test).is_file() for test in mutant.tests if test.startswith("tests/"))
+
+
+def test_each_guarantee_has_two():
+    count = Counter(mutant.guarantee for mutant in MUTANTS)
+    assert count.keys() == {f"G{number}" for number in range(1, 13)}
+    assert min(count.values()) >= 2
+
+
+def test_one_that_is_planted_is_seen_and_taken_out_again(tmp_path):
+    copy = Copy(tmp_path)
+    mutant = next(one for one in MUTANTS if one.name == "takes no token")
+    assert copy.see(mutant)
+    assert copy.passes(mutant.tests)
+
+
+def test_what_cannot_be_planted_is_said():
+    with pytest.raises(SystemExit, match="has 0 times, not once, what G1"):
+        planted(MUTANTS[0], "")
