@@ -12,12 +12,15 @@ from dataclasses import fields
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from command_line import TIMEOUT, typed
 
 import push_to_poll_client
 from push_to_poll_client import (
+    Consumer,
     Counters,
+    DeadLetter,
     HTTPFeed,
     ListenerStatus,
     Mode,
@@ -26,15 +29,17 @@ from push_to_poll_client import (
     Status,
     WebSocketListener,
     _inbox,
-    _progress,
     _text,
     _types,
     testing,
 )
 from push_to_poll_client import _exceptions as exceptions
+from push_to_poll_client._processing import attempts, progress, trials
+from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._exit import Exit
 from push_to_poll_client.feeds import _cloudevents, _origin
 from push_to_poll_client.listeners import sse, websocket
+from push_to_poll_client.stores import _history
 from push_to_poll_client.testing import serve_in_thread
 
 ROOT = Path(__file__).parent.parent
@@ -129,7 +134,12 @@ def test_the_limits_are_these():
         f"{default(SSEListener, 'max_size') >> 10} KiB",
         f"{_inbox.CAPACITY}",
         f"{_text.MAX_TEXT} characters",
-        f"{_progress.MAX_PENDING:,}",
+        f"{progress.MAX_PENDING:,}",
+        f"{default(Consumer, 'prefetch')}",
+        f"{trials.MAX_DEAD_LETTERS:,}",
+        f"{trials.MAX_TRACEBACK:,} characters",
+        f"{attempts.MAX_FAILING:,}",
+        f"{_history.MOST}",
         f"{default(SQLiteStore, 'max_records'):,} for {default(SQLiteStore, 'retention') / 86_400:g} days",
     }
     assert {row[1] for row in table(GUARANTEES, "what | limit")} == stated
@@ -209,8 +219,43 @@ def test_what_is_said_of_a_channel_is_said():
 def test_every_error_that_stops_a_consumer_is_explained():
     rows = {spans(row[0])[0] for row in table(OPERATIONS, "error | meaning")}
     kinds = {name: getattr(exceptions, name) for name in exceptions.__all__}
-    passing = {"PushToPollError", "FeedError", "FeedRefused", "ChainRestart", "Throttled", "UndecodableMessage"}
-    assert rows == kinds.keys() - passing
+    passing = {"PushToPollError", "FeedError", "FeedRefused", "ChainRestart", "Throttled"}
+    of_a_message = {"UndecodableMessage", "ContentChanged"}
+    assert rows == kinds.keys() - passing - of_a_message - said_by_handlers()
+
+
+def said_by_handlers():
+    verdict = exceptions.MessageVerdict
+    return {verdict.__name__, *(kind.__name__ for kind in verdict.__subclasses__())}
+
+
+def test_what_a_handler_may_say_is_explained():
+    assert said_by_handlers() - {"MessageVerdict"} <= {
+        name.partition("(")[0] for name in spans(section(OPERATIONS, "A message fails"))
+    }
+
+
+def test_every_policy_is_explained():
+    rows = table(OPERATIONS, "`on_failure`")
+    assert {json.loads(row[0].strip("`")): row[1].strip("`") for row in rows} == {
+        policy: typed for typed, policy in _tail.POLICIES.items()
+    }
+
+
+def test_dead_letters_have_these_members(tmp_path, capsys):
+    state, letter = str(tmp_path / "orders.db"), DeadLetter(key="1", id="1", raw=b"\xff", error="e")
+
+    async def bury():
+        session = await SQLiteStore(state).claim("orders", feed="feed")
+        texts = msgspec.structs.replace(letter, key="2", raw=b"text")
+        await session.commit(cursor=None, records=[], dead_letters=[letter, texts])
+        await session.release()
+
+    anyio.run(bury)
+    assert typed("dead-letters", "--state", state, "export") == Exit.DONE
+    shown = {name for line in capsys.readouterr().out.splitlines() for name in json.loads(line)}
+    members = [name for row in table(OPERATIONS, "of a dead letter") for name in spans(row[0])]
+    assert sorted(members) == sorted(shown)
 
 
 # What an operator sees
@@ -326,7 +371,10 @@ def test_make_targets_exist(page):
 
 @every_page
 def test_options_of_the_command_exist(page, capsys):
-    helps = [typed(command, "--help") or capsys.readouterr().out for command in ("tail", "status", "demo")]
+    commands = [[one] for one in ("tail", "status", "dead-letters", "rewind", "demo")]
+    actions = ("list", "show", "retry", "drop", "export")
+    commands += [["dead-letters", "--state", "FILE", action] for action in actions]
+    helps = [typed(*command, "--help") or capsys.readouterr().out for command in commands]
     for option in re.findall(r"(?<=[` ])--[a-z][a-z-]+", page.read_text()):
         assert any(option in text for text in helps), option
 

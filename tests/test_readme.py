@@ -1,8 +1,11 @@
 """What README shows is run as it stands; only the addresses are those of a server that exists."""
 
+import dataclasses
 import itertools
 import re
 import shlex
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -48,23 +51,47 @@ def stops_after(run, count):
     """`Consumer.run`, which stops when it has processed so many messages."""
 
     async def run_and_stop(self):
-        process, numbers = self._handler, itertools.count(1)
+        process, numbers = self._processing.handler, itertools.count(1)
 
         async def counted(message):
             await process(message)
             if next(numbers) == count:
                 self.stop()
 
-        self._handler = counted
+        self._processing = dataclasses.replace(self._processing, handler=counted)
         with anyio.fail_after(30):
             await run(self)
 
     return run_and_stop
 
 
+def test_the_money_moves_exactly_once(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with closing(sqlite3.connect("bank.db")) as connection, connection:
+        connection.execute("CREATE TABLE account(name TEXT PRIMARY KEY, cents INTEGER CHECK(cents >= 0))")
+        connection.executemany("INSERT INTO account VALUES (?, ?)", [("a", 100), ("b", 0)])
+    space = {}
+
+    async def poll():
+        bank = space["bank"]
+        bank._processing = dataclasses.replace(bank._processing, retry=None)  # which takes real time
+        await bank.poll_now()
+        return await bank.dead_letters.list()
+
+    with serve_in_thread() as server:
+        server.publish([{"from": "a", "to": "b", "cents": cents} for cents in (30, 500, 20)])
+        server.publish([{"from": "a", "to": "nobody", "cents": 1}])
+        block = blocks("python")[1].replace("https://bank.example/transfers", server.url)
+        exec(compile(block, "README.md", "exec"), space)  # noqa: S102  # it is ours
+        letters = anyio.run(poll)
+    with closing(sqlite3.connect("bank.db")) as connection:
+        assert dict(connection.execute("SELECT name, cents FROM account")) == {"a": 50, "b": 50}
+    assert [letter.error.split(":")[0] for letter in letters] == ["IntegrityError", "DeadLetterMessage"]
+
+
 def test_the_feed_of_ones_own_runs():
     space = {}
-    exec(compile(blocks("python")[1], "README.md", "exec"), space)  # noqa: S102  # it is ours
+    exec(compile(blocks("python")[2], "README.md", "exec"), space)  # noqa: S102  # it is ours
     tickets = [{"id": "1"}, {"id": "2"}]
 
     def answer(request):
@@ -89,11 +116,13 @@ def test_the_feed_of_ones_own_runs():
 def test_the_commands_run(server, capfd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     lines = at("\n".join(blocks("console")), server).replace(f"--push {server.push_url}", "--once").splitlines()
-    tail, status = [shlex.split(line)[1:] for line in lines if line.startswith("push-to-poll ")]
+    tail, status, *others = [shlex.split(line)[1:] for line in lines if line.startswith("push-to-poll ")]
     assert main(tail) == 0
     assert len(capfd.readouterr().out.splitlines()) == 3
     assert main(status) == 0
     assert "records   3" in capfd.readouterr().out
+    assert [main(other) for other in others] == [0, 0]
+    assert capfd.readouterr().out.startswith("no dead letters\nsaved (UTC)          cursor\n")
 
 
 def test_the_options_table_names_every_option_of_a_consumer():
