@@ -411,3 +411,19 @@ class TestRolledBack:
             for use in (connection.execute, cursor.execute):
                 with pytest.raises(StoreError, match="rolled the transaction back"):
                     use("INSERT INTO note(text) VALUES ('b')")
+
+
+def test_who_leaves_late_takes_nobodys_place(tmp_path):
+    """As a handler whose session was released while it ran, and another session's began."""
+
+    def overlap():
+        guard = _sqlite_guard.Guard(str(tmp_path / "store.db"))
+        late, next_one = _sqlite_guard.Place(guard), _sqlite_guard.Place(guard)
+        late.enter()
+        next_one.enter()
+        late.leave()
+        assert guard.place is next_one
+        next_one.leave()
+        assert guard.place is None
+
+    contextvars.copy_context().run(overlap)

@@ -102,9 +102,7 @@ class Place:
     def enter(self) -> None:
         """The current task, and what it starts from now on, is there."""
         outer = self._before = _current.get()
-        while (
-            outer is not None and outer.guard.place is not outer
-        ):  # it was left: a task that outlived its handler
+        while outer is not None and outer.guard.place is not outer:  # left: this task outlived its handler
             outer = outer.outer
         self.outer = outer
         _current.set(self)
