@@ -545,6 +545,13 @@ class TestFiles:
         async with refused(path, rf"is damaged: .*{shown}.*; put back a copy, or move it away to begin anew"):
             pass
 
+    async def test_a_schema_in_bytes_that_are_no_text_is_damaged(self, path):
+        await filled(path)
+        words = b"CREATE TABLE push_to_poll_record"
+        path.write_bytes(path.read_bytes().replace(words, words.replace(b"TABLE", b"T\x9d\x9d\x9dE"), 1))
+        async with refused(path, "is damaged: SQLite says why in bytes that are no text; put back a copy"):
+            pass
+
     async def test_an_application_keeps_its_numbers_and_its_tables_in_a_store(self, path):
         await filled(path)
         with other_program(path) as connection:

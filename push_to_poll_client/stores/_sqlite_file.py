@@ -126,6 +126,8 @@ def named_errors(path: str) -> Iterator[None]:
         advice = _ADVICE.get(code, "look at the disk and at what else uses the file")
         # SQLite's words may be somebody else's: it quotes a schema that it cannot read.
         raise StoreError(f"{path} cannot be used: {one_line(str(error))}; {advice}") from error
+    except UnicodeDecodeError as error:  # of a schema that it quotes
+        raise StoreError(damaged(path, "SQLite says why in bytes that are no text")) from error
 
 
 @contextlib.contextmanager

@@ -212,6 +212,16 @@ def test_a_store_with_a_damaged_page_never_tells_a_cursor_that_was_not_saved(ope
             Path(f"{store}{side}").unlink(missing_ok=True)
 
 
+def test_a_schema_in_bytes_that_are_no_text_is_damage(opened, store):
+    """SQLite quotes it, and Python cannot read what it says."""
+    words = b"CREATE TABLE push_to_poll_record"
+    harmed = store.read_bytes().replace(words, words.replace(b"TABLE", b"T\x9d\x9d\x9dE"), 1)
+    assert harmed != store.read_bytes()
+    store.write_bytes(harmed)
+    kind, text = opened(store)
+    assert (kind, "damaged" in text, "no text" in text) == ("StoreError", True, True)
+
+
 def test_another_applications_database(refused, path):
     change(path, "CREATE TABLE consumer(x)")
     assert "another application" in refused(path)
