@@ -185,7 +185,7 @@ async def test_g8_a_stop_by_policy_leaves_the_prefix_alone(kind, path):
 async def test_g8_a_commit_that_fails_takes_effects_and_records_back(kind, path, monkeypatch):
     """They are done again by the next poll, of the same session or another one."""
     feed = feed_of(12, page_size=5)
-    consumer = kind(feed, path, batch_size=2)
+    consumer = kind(feed, path, batch_size=2, flush_interval=1000.0)
     async with consumer:
         session = consumer._parts.session
         commit, calls = session.commit, []
