@@ -10,7 +10,7 @@ from typing import Final, Self, TypeVar
 from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential, wait_random
 
 from push_to_poll_client._arguments import check_number
-from push_to_poll_client._assembly import Parts, assemble
+from push_to_poll_client._assembly import Parts
 from push_to_poll_client._channel import ListenerChannel
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._inbox import Inbox
@@ -394,9 +394,7 @@ class Consumer:
         await self._opening.leave()
 
     def _assemble(self, session: Session, loop: EventLoop) -> Parts:
-        return assemble(
-            self._feed, session, self._schedule, self._tally, self._settings, self._processing, loop.time
-        )
+        return Parts(self._feed, session, self._schedule, self._tally, self._settings, self._processing, loop.time)
 
     @property
     def _parts(self) -> Parts | None:

@@ -68,8 +68,7 @@ class Segments:
         live: Those that there are, in order.
         size: How many records they have. One that was replaced in a later segment counts twice.
         behind: The segments before this number may go: the last commit that saved a cursor, and all since, wrote
-        to
-            later ones.
+            to later ones.
         following: The number of the next one, if that begins now.
     """
 
