@@ -71,9 +71,7 @@ class Opening:
         try:
             async with self._gate:
                 if self.parts is None:
-                    session = await self._store.claim(self._name, feed=self._feed_name)
-                    self.parts = self._assemble(session, loop)
-                    self._inbox.open(loop, self.parts.polls.wake)
+                    await self._open(loop)
         except BaseException:
             await self.leave()
             raise
@@ -81,6 +79,16 @@ class Opening:
     async def leave(self) -> None:
         """Close it, if nobody else uses it."""
         await in_own_task(self._leave)
+
+    async def _open(self, loop: EventLoop) -> None:
+        session = await self._store.claim(self._name, feed=self._feed_name)
+        try:
+            parts = self._assemble(session, loop)
+            self._inbox.open(loop, parts.polls.wake)
+        except BaseException:  # what the session keeps cannot be read: the name is not to stay claimed for that
+            await self._close(session.release)
+            raise
+        self.parts = parts
 
     def _use(self, loop: EventLoop) -> EventLoop:
         """Each event loop has a clock of its own: a schedule goes on by that of the loop it is used in."""

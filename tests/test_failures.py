@@ -18,6 +18,7 @@ from push_to_poll_client import (
     RetryMessage,
     SkipMessage,
     StopConsumer,
+    StoreError,
     UndecodableMessage,
 )
 from push_to_poll_client.testing import FakeFeed
@@ -407,8 +408,11 @@ async def test_attempts_that_cannot_be_read_are_a_damaged_store():
     session = await store.claim("fake-feed", feed="fake-feed")
     await session.commit(cursor=None, records=[], state={"attempts": "{"})
     await session.release()
-    with pytest.raises(Exception, match="attempts of failing messages cannot be read"):
+    with pytest.raises(StoreError, match="attempts of failing messages cannot be read") as caught:
         await Log(FakeFeed(), store=store).poll_now()
+    session = await store.claim("fake-feed", feed="fake-feed")
+    assert caught.value, "which still refers to the session that could not be read, and must not hold its name"
+    await session.release()
 
 
 async def test_excluded_errors_go_straight_to_the_policy():
