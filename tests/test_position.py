@@ -393,6 +393,24 @@ async def test_what_failed_before_a_rewind_begins_to_count_anew(virtual_day):
     assert consumer.attempts == ["bad", "bad"]
 
 
+async def test_a_rewind_forgets_what_failed_in_the_same_write(monkeypatch):
+    """Else a crash between two would leave a wait for a message that may never come again."""
+
+    class Fails(Log):
+        async def process(self, message):
+            raise ValueError("no")
+
+    feed = feed_of(3)
+    async with Fails(feed, retry=TWICE) as consumer:
+        await consumer.poll_now()
+        session = consumer._parts.session
+        assert "attempts" in session.state
+        monkeypatch.setattr(session, "commit", None)  # there is no other write
+        await consumer.rewind(feed.after(2))
+        assert "attempts" not in session.state
+        assert consumer.status().failing == ()
+
+
 async def test_a_chain_that_restarts_after_a_rewind_is_not_taken_for_a_message_that_waits():
     """What the last poll waited for is forgotten even if this one settles nothing."""
     feed = feed_of("bad", "b")

@@ -2,21 +2,22 @@
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from push_to_poll_client._exceptions import CursorExpired
 from push_to_poll_client._polling.behind import Behind
 from push_to_poll_client._polling.fetches import Fetches
+from push_to_poll_client._processing.attempts import NAME as ATTEMPTS
 from push_to_poll_client._processing.hooks import Hooks
 from push_to_poll_client._processing.progress import Progress
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._status import Resynced, Tally
 from push_to_poll_client._text import describe, quoted
-from push_to_poll_client._types import Cursor
+from push_to_poll_client._types import Cursor, SavedCursor
 
-__all__ = ["OnCursorExpired", "Position", "Resync", "check_cursor"]
+__all__ = ["ELSEWHERE", "OnCursorExpired", "Position", "Resync", "check_cursor", "saved_before"]
 
 logger = logging.getLogger("push_to_poll_client")
 
@@ -24,6 +25,14 @@ INCEPTION, LATEST = "inception", "latest"
 
 STARTED = {"started": "yes"}
 """What a session's state says of a name that was told where to begin: it is not told again."""
+
+ELSEWHERE: Mapping[str, str | None] = {**STARTED, ATTEMPTS: None}
+"""What becomes of it when a name goes on elsewhere: what failed is not waited for, it may never come again."""
+
+
+def saved_before(history: Sequence[SavedCursor], latest: float) -> SavedCursor | None:
+    """The newest cursor that was saved at this time of day or before; `None`: none that is kept was."""
+    return next((saved for saved in reversed(history) if saved.at <= latest), None)
 
 
 def check_cursor(name: str, value: object, *, optional: bool = False) -> None:
@@ -200,19 +209,17 @@ class Position:
     def _saved_before(self, ago: float | None) -> Cursor | None:
         assert ago is not None  # where there is no place  # noqa: S101
         now, history = self._progress.time_of_day.now(), self._session.history
-        old = [saved.cursor for saved in history if saved.at <= now - ago]
-        if not old:
+        saved = saved_before(history, now - ago)
+        if saved is None:
             raise ValueError(
                 f"no cursor is kept that was saved {ago} s ago; the oldest is {now - history[0].at:.0f} s old"
             )
-        return old[-1]
+        return saved.cursor
 
     async def _move(self, cursor: Cursor | None, *, forget: bool) -> None:
-        """Messages that fail are not waited for any more: they may never come again, or be others by then."""
-        await self._session.reset(cursor, forget=forget, state=STARTED)
-        self._progress.attempts.clear()
+        await self._session.reset(cursor, forget=forget, state=ELSEWHERE)
+        self._progress.attempts.forget()
         self._tally.failing.clear()
-        await self._progress.flush()
 
     # Overlap
 

@@ -91,10 +91,10 @@ class Attempts:
         if self._attempts.pop(key, None) is not None:
             self.changed = True
 
-    def clear(self) -> None:
-        """Whatever comes is tried anew."""
-        self.changed |= bool(self._attempts)
+    def forget(self) -> None:
+        """The session has forgotten them: whatever comes is tried anew."""
         self._attempts.clear()
+        self.changed = False
 
     def left(self, key: str) -> float:
         """Seconds until it may be tried; 0: now."""

@@ -5,8 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from push_to_poll_client._arguments import check_number
-from push_to_poll_client._polling.position import INCEPTION, LATEST, STARTED
-from push_to_poll_client._processing.attempts import NAME as ATTEMPTS
+from push_to_poll_client._polling.position import ELSEWHERE, INCEPTION, LATEST, saved_before
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._types import MAX_CURSOR, Cursor, SavedCursor
 from push_to_poll_client.cli._exit import Exit, UsageError
@@ -70,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
     async def rewind(session: Session) -> tuple[Cursor | None, Cursor | None]:
         before, there = session.cursor, _place(options, session.history)
-        await session.reset(there, forget=options.forget, state={**STARTED, ATTEMPTS: None})
+        await session.reset(there, forget=options.forget, state=ELSEWHERE)
         return before, there
 
     before, there = changed(progress, options.state, rewind, instead="rewind()")
@@ -112,16 +111,16 @@ def _check(options: argparse.Namespace) -> None:
 def _place(options: argparse.Namespace, history: Sequence[SavedCursor]) -> Cursor | None:
     """Where to go on."""
     if options.to is None:
-        return _saved_before(time.time() - options.ago, history)
+        return _saved_so_long(options.ago, history)
     shown: dict[str, Cursor] = {harmless(saved.cursor): saved.cursor for saved in history if saved.cursor}
     return None if options.to == INCEPTION else shown.get(options.to, options.to)
 
 
-def _saved_before(latest: float, history: Sequence[SavedCursor]) -> Cursor | None:
-    old = [saved.cursor for saved in history if saved.at <= latest]
-    if not old:
+def _saved_so_long(ago: float, history: Sequence[SavedCursor]) -> Cursor | None:
+    saved = saved_before(history, time.time() - ago)
+    if saved is None:
         raise UsageError(f"--ago: no cursor is kept that is so old; the oldest is of {moment(history[0].at)} UTC")
-    return old[-1]
+    return saved.cursor
 
 
 def _table(saved: Sequence[SavedCursor]) -> Iterator[bytes]:
