@@ -12,12 +12,11 @@ from anyio.lowlevel import RunVar
 from push_to_poll_client._event_loop import in_own_task
 from push_to_poll_client._types import Message
 
-__all__ = ["BatchHandler", "Handler", "Process", "ProcessBatch", "as_handler", "one_by_one"]
+__all__ = ["BatchHandler", "Handler", "Process", "as_handler", "one_by_one"]
 
 Work = TypeVar("Work", Message, Sequence[Message])
 
 Process: TypeAlias = Callable[[Message], Awaitable[None] | None]
-ProcessBatch: TypeAlias = Callable[[Sequence[Message]], Awaitable[None] | None]
 
 Handler: TypeAlias = Callable[[Message], Awaitable[None]]
 BatchHandler: TypeAlias = Callable[[Sequence[Message]], Awaitable[None]]
