@@ -13,8 +13,8 @@ from push_to_poll_client._exceptions import FeedError, UndecodableMessage
 from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, UnreadableMessage
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
-from push_to_poll_client.feeds._credentials import Auth
-from push_to_poll_client.feeds._origin import Answer, Origin
+from push_to_poll_client.feeds._manners.credentials import Auth
+from push_to_poll_client.feeds._manners.origin import Answer, Origin
 
 __all__ = ["CloudEvent", "HTTPFeed"]
 
@@ -101,7 +101,8 @@ class HTTPFeed:
                 answer now (408, 425, 429, 5xx, 403 with rate-limit headers), or its answer is no batch.
         """
         wait = min(request.wait, self.max_wait or 0.0)
-        answer = await self._origin.get(_query(request.cursor, wait), headers=_headers(request), wait=wait)
+        url = self._origin.address(_query(request.cursor, wait))
+        answer = self._origin.accepted(await self._origin.ask(url, headers=_headers(request), wait=wait))
         messages = [] if answer.status in _NO_NEWS else await self._messages(answer)
         last = next((message.cursor for message in reversed(messages) if message.cursor is not None), None)
         # A server that answers with the very event it was asked to go on after has no more.

@@ -311,7 +311,7 @@ MUTANTS = [
     of(
         "G12",
         "follows a redirect to another origin",
-        "feeds/_origin.py",
+        "feeds/_manners/origin.py",
         "        if _origin(target) != _origin(self._url):\n",
         "        if False:\n",
     ),

@@ -20,32 +20,46 @@ from push_to_poll_client._http import asked_to_wait, without_secrets
 from push_to_poll_client._http_client import closed_if_failed, http_url, module_of, open_client
 from push_to_poll_client._refusal import refusal
 from push_to_poll_client._text import quoted
-from push_to_poll_client.feeds._arguments import header_fields, size
-from push_to_poll_client.feeds._body import ACCEPT_ENCODING, read_body
-from push_to_poll_client.feeds._credentials import Auth, Credentials
+from push_to_poll_client.feeds._manners.arguments import header_fields, size
+from push_to_poll_client.feeds._manners.body import ACCEPT_ENCODING, read_body
+from push_to_poll_client.feeds._manners.credentials import Auth, Credentials
 
 __all__ = ["Answer", "Origin"]
 
 MAX_REDIRECTS = 5
 """In a row. A slash, a new path and a login round trip are three."""
 
-_READ = frozenset({200, 203, 204, 304})
+READ = frozenset({200, 203, 204, 304})
+"""What is an answer; the others are refusals."""
 
 
 class Answer(NamedTuple):
     """What the server said.
 
     Attributes:
-        status: 200, 203, 204 or 304 when a caller gets to see it.
+        status: Of any kind.
         headers: By names in whatever case.
         body: Unpacked.
         retry_after: Seconds that the server asks to be left alone; `None` when it did not.
+        url: What answered, after redirects: what links in the answer are relative to. It may hold secrets.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     retry_after: float | None
+    url: str
+
+
+class Call(NamedTuple):
+    """One request; as `Origin.ask`."""
+
+    url: str
+    method: str
+    headers: Mapping[str, str]
+    content: bytes | None
+    wait: float
+    errors: int
 
 
 class Origin:
@@ -90,27 +104,51 @@ class Origin:
         self._own: httpx.AsyncClient | None = None
         self._errors = httpx if client is None else module_of(client)
 
-    async def get(self, query: Mapping[str, str], *, headers: Mapping[str, str], wait: float = 0.0) -> Answer:
-        """Ask, and judge the answer by its status.
+    def address(self, query: Mapping[str, str]) -> str:
+        """The feed's URL with this added to its query, which stays as it is: it may be signed."""
+        joint = "&" if self._url.query else "?"
+        return f"{self._text}{joint if query else ''}{urlencode(query, quote_via=quote)}"
+
+    async def ask(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        method: str = "GET",
+        content: bytes | None = None,
+        wait: float = 0.0,
+        errors: int = 0,
+    ) -> Answer:
+        """Ask, and return what the server said, whatever that is.
 
         Args:
-            query: Added to the query of the URL.
+            url: What `address` made, or a link that the server gave: absolute.
             headers: By lower-case names; added to the feed's own, which win.
+            method: Of the request.
+            content: The request's body; `None`: it has none.
             wait: Seconds for which the server may hold its answer; added to all timeouts.
+            errors: Bytes that are read of the body of an answer that is none (4xx, 5xx); 0: it is not looked at.
+
+        Raises:
+            FeedError: There is no answer: a redirect elsewhere, a body too large or too slow, no connection.
+        """
+        merged = {"accept-encoding": ACCEPT_ENCODING, **headers, **self._headers}
+        call = Call(url, method, merged, content, wait, errors)
+        try:
+            with anyio.fail_after(self._timeout + wait):
+                return await self._get(call)
+        except (self._errors.HTTPError, self._errors.InvalidURL, httpx.InvalidURL, OSError) as error:
+            raise await self._failed(error, wait) from self._cause(error)
+
+    def accepted(self, answer: Answer) -> Answer:
+        """The answer, if it is one by its status.
 
         Raises:
             FeedRefused: 4xx, and asking again will not help until somebody acts.
             FeedGone: 410.
-            FeedError: All else that is no answer: another status, a redirect elsewhere, a body too large or too
-                slow, no connection.
+            FeedError: Another status than 200, 203, 204 and 304.
         """
-        merged = {"accept-encoding": ACCEPT_ENCODING, **headers, **self._headers}
-        try:
-            with anyio.fail_after(self._timeout + wait):
-                answer = await self._get(self._asking(query), merged, wait)
-        except (self._errors.HTTPError, self._errors.InvalidURL, httpx.InvalidURL, OSError) as error:
-            raise await self._failed(error, wait) from self._cause(error)
-        if answer.status in _READ:
+        if answer.status in READ:
             return answer
         raise refusal(answer.status, answer.retry_after, self.where)
 
@@ -120,38 +158,40 @@ class Origin:
         if own is not None:
             await own.aclose()
 
-    def _asking(self, query: Mapping[str, str]) -> str:
-        # Appended: what the user's query says may be signed, and httpx would write it anew.
-        joint = "&" if self._url.query else "?"
-        return f"{self._text}{joint if query else ''}{urlencode(query, quote_via=quote)}"
-
-    async def _get(self, url: str, headers: dict[str, str], wait: float) -> Answer:
-        answer = await self._follow(url, headers, wait)
+    async def _get(self, call: Call) -> Answer:
+        answer = await self._follow(call)
         if answer.status == HTTPStatus.UNAUTHORIZED and self._credentials.forget():
-            answer = await self._follow(url, headers, wait)
+            answer = await self._follow(call)
         return answer
 
-    async def _follow(self, url: str, headers: dict[str, str], wait: float) -> Answer:
+    async def _follow(self, call: Call) -> Answer:
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self._send(url, headers, wait)
+            response = await self._send(call)
             try:
                 if response.next_request is None:
-                    return await self._answer(response)
-                url = self._redirected(str(response.next_request.url))
+                    return await self._answer(response, call)
+                call = call._replace(url=self._redirected(str(response.next_request.url)))
             finally:
                 await _close(response)
         raise FeedError(f"{self.where} redirects more than {MAX_REDIRECTS} times; ask its publisher for its URL")
 
-    async def _send(self, url: str, headers: dict[str, str], wait: float) -> Any:
-        client = self._client()
+    async def _send(self, call: Call) -> Any:
+        client, headers = self._client(), call.headers
         authorization = await self._credentials.authorization()
         if authorization is not None:
             headers = {**headers, "authorization": authorization}
         limits = client.timeout
-        read = None if limits.read is None else limits.read + wait
+        read = None if limits.read is None else limits.read + call.wait
         timeout = (limits.connect, read, limits.write, limits.pool)
-        async with closed_if_failed(url) as extensions:
-            request = client.build_request("GET", url, headers=headers, timeout=timeout, extensions=extensions)
+        async with closed_if_failed(call.url) as extensions:
+            request = client.build_request(
+                call.method,
+                call.url,
+                headers=headers,
+                content=call.content,
+                timeout=timeout,
+                extensions=extensions,
+            )
             return await client.send(request, stream=True, follow_redirects=False, **self._credentials.options)
 
     def _client(self) -> Any:
@@ -162,11 +202,12 @@ class Origin:
             self._own = open_client(httpx.Timeout(self._timeout, pool=self._timeout / 2))
         return self._own
 
-    async def _answer(self, response: Any) -> Answer:
+    async def _answer(self, response: Any, call: Call) -> Answer:
         status = response.status_code
         retry_after = asked_to_wait(status, response.headers, time.time())
-        body = await read_body(response, self._max_body, self.where) if status in _READ else b""
-        return Answer(status, response.headers, body, retry_after)
+        limit = self._max_body if status in READ else call.errors
+        body = await read_body(response, limit, self.where) if limit else b""
+        return Answer(status, response.headers, body, retry_after, call.url)
 
     def _redirected(self, url: str) -> str:
         target = httpx.URL(url).copy_with(userinfo=b"", fragment=None)
