@@ -15,7 +15,7 @@ import httpx
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._text import quoted
-from push_to_poll_client.feeds._manners.origin import Answer
+from push_to_poll_client.feeds._manners.answer import Answer
 
 __all__ = ["MAX_LINKS", "link"]
 
