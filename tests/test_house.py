@@ -12,13 +12,13 @@ from push_to_poll_client import feeds, listeners, stores, testing
 PACKAGE = Path(push_to_poll_client.__file__).parent
 
 HOUSE = """
-    _arguments _text _exceptions _types _protocols _http _direct_client _http_client _refusal _event_loop
+    _arguments _text _exceptions _types _circle _protocols _http _direct_client _http_client _refusal _event_loop
     _schedule _status _settings _inbox _channel
     _processing.handler _processing.attempts _processing.failures _processing.hooks
     _processing.progress _processing.transactions _processing.trials
     _processing.work _processing.intake _processing.overlap _processing.workers _processing.processor
     _processing.letters _processing.dead_letters
-    _polling.circle _polling.fetches _polling.read_ahead _polling.behind _polling.position _polling.replay
+    _polling.fetches _polling.read_ahead _polling.behind _polling.position _polling.replay
     _polling.walk _polling.poller _polling.polls
     _processing.options _run _assembly _opening _consumer
 """.split()  # noqa: SIM905  # read by people
@@ -27,6 +27,7 @@ HOUSE = """
 NOUNS = {
     "_arguments",
     "_text",
+    "_circle",
     "_exceptions",
     "_types",
     "_protocols",

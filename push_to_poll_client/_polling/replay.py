@@ -5,8 +5,8 @@ from itertools import repeat
 
 import anyio
 
+from push_to_poll_client._circle import Circle
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._polling.circle import Circle
 from push_to_poll_client._polling.fetches import Fetches
 from push_to_poll_client._processing.intake import Intake
 from push_to_poll_client._processing.progress import Progress

@@ -2,8 +2,8 @@
 
 from collections import Counter
 
+from push_to_poll_client._circle import Circle
 from push_to_poll_client._exceptions import CursorExpired, FeedError
-from push_to_poll_client._polling.circle import Circle
 from push_to_poll_client._processing.overlap import Overlap
 from push_to_poll_client._processing.progress import Progress
 from push_to_poll_client._processing.trials import Stop
