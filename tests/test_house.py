@@ -18,7 +18,8 @@ HOUSE = """
     _processing.progress _processing.transactions _processing.trials
     _processing.work _processing.intake _processing.overlap _processing.workers _processing.processor
     _processing.letters _processing.dead_letters
-    _polling.fetches _polling.read_ahead _polling.behind _polling.position _polling.replay
+    _polling.fetches _polling.read_ahead _polling.behind _polling.position
+    _polling.gaps _polling.replay
     _polling.walk _polling.poller _polling.polls
     _processing.options _run _assembly _opening _consumer
 """.split()  # noqa: SIM905  # read by people
@@ -94,7 +95,7 @@ PUBLIC = set(
     Message UnreadableMessage Page FetchRequest Push Cursor Record RecordState DeadLetter SavedCursor
     Feed Listener Channel Store Session TransactionalSession
     PollResult Status ListenerStatus Counters Mode FailingMessage Hooks Fate DeadLetters Retried Resync Resynced
-    PushToPollError FeedError FeedRefused ChainRestart CursorExpired FeedGone Throttled ProcessError
+    Gap PushToPollError FeedError FeedRefused ChainRestart CursorExpired FeedGone Throttled ProcessError
     MessageVerdict RetryMessage DeadLetterMessage SkipMessage StopConsumer UndecodableMessage ContentChanged
     ListenerError StoreError StoreBusy StoreMismatch OwnershipLost
     """.split()  # noqa: SIM905  # read by people
