@@ -46,6 +46,7 @@ from push_to_poll_client._schedule import Mode
 from push_to_poll_client._status import (
     Counters,
     FailingMessage,
+    Gap,
     ListenerStatus,
     PollResult,
     Resynced,
@@ -86,6 +87,7 @@ __all__ = [
     "FeedGone",
     "FeedRefused",
     "FetchRequest",
+    "Gap",
     "HTTPFeed",
     "Hooks",
     "Listener",
