@@ -9,6 +9,7 @@ import pytest
 from push_to_poll_client import FeedError
 from push_to_poll_client._http_client import closed_if_failed, http_url, unwinding
 from push_to_poll_client.feeds._manners.body import read_body
+from push_to_poll_client.feeds._manners.patience import Patience
 
 pytestmark = pytest.mark.anyio
 
@@ -80,6 +81,7 @@ async def test_a_body_that_is_too_large_is_unwound_too():
 
     class Response:
         is_stream_consumed = False
+        status_code = 200
         headers: ClassVar = {}
 
         async def aiter_raw(self):
@@ -94,7 +96,7 @@ async def test_a_body_that_is_too_large_is_unwound_too():
                 ended.append("inner")
 
     with pytest.raises(FeedError, match="more than 1 bytes"):
-        await read_body(Response(), 1, "the feed")
+        await read_body(Response(), 1, "the feed", Patience(30, 0))
     assert ended == ["inner"]
 
 

@@ -1,9 +1,12 @@
 """How a server is asked: conditions, links and redirects to other origins, by `Origin` itself. Without sockets."""
 
+import gzip
+
+import anyio
 import httpx
 import pytest
 import respx
-from test_http_feed import SECRET, URL, Server
+from test_http_feed import SECRET, URL, Chunks, Server
 
 from push_to_poll_client._exceptions import FeedError, FeedRefused
 from push_to_poll_client.feeds._manners.origin import Origin
@@ -12,6 +15,12 @@ from push_to_poll_client.feeds._manners.validators import Validators
 pytestmark = pytest.mark.anyio
 
 CDN = "https://cdn.example"
+
+
+class Broken(httpx.AsyncByteStream):
+    async def __aiter__(self):
+        yield b"wh"
+        raise httpx.ReadError("reset")
 
 
 @pytest.fixture
@@ -76,6 +85,42 @@ class TestConditions:
         assert "if-none-match" not in server.last.headers
         assert (answer.known, answer.validators, answer.redirected) == (None, None, True)
         assert answer.url == "https://shop.example/v2"
+
+
+class TestWhatAServerSaysToAnError:
+    @pytest.mark.parametrize(
+        ("sent", "said"),
+        [
+            ({"content": b"why"}, b"why"),
+            ({"stream": Chunks(gzip.compress(b"why")), "headers": {"content-encoding": "gzip"}}, b"why"),
+            ({"content": b"w" * 101}, b""),
+            ({"stream": Chunks(b"w" * 60, b"w" * 60)}, b""),
+            ({"stream": Chunks(b"why"), "headers": {"content-encoding": "br"}}, b""),
+            ({"stream": Chunks(b"why"), "headers": {"content-encoding": "gzip"}}, b""),
+            ({"stream": Chunks(b"why", pause=6)}, b""),
+            ({"stream": Broken()}, b""),
+        ],
+    )
+    async def test_is_looked_at_and_fails_nothing(self, serve, sent, said):
+        headers = {"retry-after": "7", **sent.get("headers", {})}
+        serve(httpx.Response(429, **{**sent, "headers": headers}))
+        answer = await ask(origin(), errors=100)
+        assert (answer.status, answer.body, answer.retry_after) == (429, said, 7)
+
+    async def test_is_not_looked_at_unasked(self, serve):
+        serve(httpx.Response(429, content=b"why"))
+        assert (await ask(origin())).body == b""
+
+    async def test_does_not_take_the_time_of_the_second_try(self, serve):
+        """The token ran out, the answer that says so has a body, and a new token takes its time."""
+        serve(httpx.Response(401, content=b"no"), httpx.Response(200, content=b"[]"))
+        waits = [0, 12]
+
+        async def token():
+            await anyio.sleep(waits.pop(0))
+            return "a"
+
+        assert (await ask(origin(auth=token), errors=100)).body == b"[]"
 
 
 class TestLinks:

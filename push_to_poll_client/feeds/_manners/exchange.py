@@ -98,15 +98,10 @@ class Exchange:
             request = _request(client, call, headers, extensions)
             return await client.send(request, stream=True, follow_redirects=False, **options)
 
-    async def failed(self, error: Exception, wait: float) -> FeedError:
+    async def failed(self, error: Exception) -> FeedError:
         """The error to raise, from `cause(error)`."""
         if isinstance(error, self._module.PoolTimeout):
             await self.aclose()  # httpcore #1093: after unlucky cancellations a pool hands out nothing any more
-        if isinstance(error, TimeoutError):
-            return FeedError(
-                f"{self._where} did not send a whole answer within {self._timeout + wait:g} seconds; "
-                "raise timeout= if it needs longer"
-            )
         secret = isinstance(error, self._module.LocalProtocolError)
         text = "" if secret else f" {quoted(self._hidden.masked(str(error)), 200)}"
         return FeedError(f"{self._where} could not be read: {type(error).__name__}{text}; it is asked again later")

@@ -7,6 +7,7 @@ taken for the feed. A feed that moved is named in the error; it is one edit to f
 
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +29,7 @@ from push_to_poll_client.feeds._manners.credentials import Auth, Credentials
 from push_to_poll_client.feeds._manners.exchange import Call, Exchange, close
 from push_to_poll_client.feeds._manners.hidden import Hidden
 from push_to_poll_client.feeds._manners.moves import Moves
+from push_to_poll_client.feeds._manners.patience import FLOOR, STILL, Patience
 from push_to_poll_client.feeds._manners.places import Places
 from push_to_poll_client.feeds._manners.validators import Validators, conditions
 
@@ -35,6 +37,9 @@ __all__ = ["Answer", "Origin"]
 
 MAX_REDIRECTS = 5
 """In a row. A slash, a new path and a login round trip are three."""
+
+MOST_FOR_AN_ERROR = 5.0
+"""Seconds for the body of an answer that is none: it may explain the status, and is not worth a timeout."""
 
 _FOR_GOOD = frozenset({HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.PERMANENT_REDIRECT})
 
@@ -126,7 +131,8 @@ class Origin:
             method: Of the request.
             content: The request's body; `None`: it has none.
             wait: Seconds for which the server may hold its answer; added to all timeouts.
-            errors: Bytes that are read of the body of an answer that is none (4xx, 5xx); 0: it is not looked at.
+            errors: Bytes that the body of an answer that is none (4xx, 5xx) may have; 0: it is not looked at. One
+                that is larger, or cannot be read, is left out.
 
         Raises:
             FeedError: There is no answer: the URL or a redirect is of another origin that is not trusted, a body
@@ -136,11 +142,14 @@ class Origin:
         try:
             url, at_home = self._places.allowed(self._moves.now(url), leads="links", posted=content is not None)
             call = Call(url, at_home, method, headers, known, content, wait, errors)
-            with anyio.fail_after(self._timeout + wait):
-                return await self._get(call)
+            patience = Patience(self._timeout, wait)
+            with patience.scope:
+                return await self._get(call, patience)
         except self._exchange.errors as error:
             self._moves.forget()
-            raise await self._exchange.failed(error, wait) from self._exchange.cause(error)
+            raise await self._exchange.failed(error) from self._exchange.cause(error)
+        self._moves.forget()
+        raise self._too_slow(patience, wait)
 
     def accepted(self, answer: Answer) -> Answer:
         """The answer, if it is one by its status.
@@ -164,21 +173,33 @@ class Origin:
         """Give back connections. The next `ask` opens them again, in whatever event loop that is."""
         await self._exchange.aclose()
 
-    async def _get(self, call: Call) -> Answer:
-        answer = await self._follow(call)
+    def _too_slow(self, patience: Patience, wait: float) -> FeedError:
+        if patience.stood_still:
+            return FeedError(
+                f"{self.where} sent less than {FLOOR} bytes of its body in {STILL:g} seconds; it is asked "
+                "again later"
+            )
+        return FeedError(
+            f"{self.where} did not send a whole answer within {self._timeout + wait:g} seconds; "
+            "raise timeout= if it needs longer"
+        )
+
+    async def _get(self, call: Call, patience: Patience) -> Answer:
+        answer = await self._follow(call, patience)
         refused = answer.status == HTTPStatus.UNAUTHORIZED and self._places.is_home(answer.url)
         if refused and self._credentials.forget():
-            answer = await self._follow(call)
+            patience.ask_again()
+            answer = await self._follow(call, patience)
         if answer.status not in READ:
             self._moves.forget()
         return answer
 
-    async def _follow(self, call: Call) -> Answer:
+    async def _follow(self, call: Call, patience: Patience) -> Answer:
         for _ in range(MAX_REDIRECTS + 1):
             response = await self._exchange.send(call)
             try:
                 if response.next_request is None:
-                    return await self._answer(response, call)
+                    return await self._answer(response, call, patience)
                 call = self._redirected(response, call)
             finally:
                 await close(response)
@@ -192,13 +213,21 @@ class Origin:
             self._moves.learn(call.url, url)
         return following._replace(url=url, at_home=at_home)
 
-    async def _answer(self, response: Any, call: Call) -> Answer:
+    async def _answer(self, response: Any, call: Call, patience: Patience) -> Answer:
         status = response.status_code
         retry_after = asked_to_wait(status, response.headers, time.time())
-        limit = self._max_body if status in READ else call.errors
         where = self.where if call.at_home else self._places.shown(call.url)
-        body = await read_body(response, limit, where) if limit else b""
+        if status in READ:
+            body = await read_body(response, self._max_body, where, patience)
+        else:
+            body = await self._error_body(response, call, patience) if call.errors else b""
         return Answer(status, response.headers, body, retry_after, call.url, call.known, call.redirected, where)
+
+    async def _error_body(self, response: Any, call: Call, patience: Patience) -> bytes:
+        """What the server says to an error; empty if that cannot be had: the error is there all the same."""
+        with anyio.move_on_after(MOST_FOR_AN_ERROR), suppress(FeedError, *self._exchange.errors):
+            return await read_body(response, call.errors, "", patience)
+        return b""
 
 
 def _one_of(url: httpx.URL, auth: Auth | None, headers: Mapping[str, str]) -> Auth | None:
