@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from importlib import metadata
 from typing import Any, cast
 from urllib.request import getproxies
 
@@ -15,7 +16,16 @@ import httpx
 
 from push_to_poll_client._http import shared_tls_context, without_secrets
 
-__all__ = ["CLOSE_TIMEOUT", "closed_if_failed", "http_url", "module_of", "open_client", "unwind", "unwinding"]
+__all__ = [
+    "CLOSE_TIMEOUT",
+    "closed_if_failed",
+    "http_url",
+    "module_of",
+    "open_client",
+    "unwind",
+    "unwinding",
+    "user_agent",
+]
 
 KEEP_ALIVE = 90.0
 """Seconds: longer than the default fallback interval, so that an idle consumer does not pay a handshake a poll."""
@@ -45,6 +55,20 @@ def http_url(url: str) -> httpx.URL:
     return parsed
 
 
+@functools.cache
+def user_agent(beneath: str = f"python-httpx/{httpx.__version__}") -> str:
+    """Who asks, for the server's log (RFC 9110 §10.1.5): this library, and what it sends by.
+
+    Args:
+        beneath: How that calls itself.
+    """
+    try:
+        version = metadata.version("push-to-poll-client")
+    except metadata.PackageNotFoundError:  # run from its sources
+        version = "0"
+    return f"push-to-poll-client/{version} {beneath}"
+
+
 def open_client(
     timeout: httpx.Timeout,
     *,
@@ -62,6 +86,7 @@ def open_client(
     limits = httpx.Limits(max_connections=10, max_keepalive_connections=2, keepalive_expiry=KEEP_ALIVE)
     settings: dict[str, Any] = {
         "timeout": timeout,
+        "headers": {"user-agent": user_agent()},
         "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept, they would grow without bound
         "event_hooks": {"request": [functools.partial(_hide, shown)], "response": [_show, _drop_challenge]},
     }

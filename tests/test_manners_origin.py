@@ -1,6 +1,7 @@
 """How a server is asked: conditions, links and redirects to other origins, by `Origin` itself. Without sockets."""
 
 import gzip
+from importlib import metadata
 
 import anyio
 import httpx
@@ -9,6 +10,8 @@ import respx
 from test_http_feed import SECRET, URL, Chunks, Server
 
 from push_to_poll_client._exceptions import FeedError, FeedRefused
+from push_to_poll_client._http_client import user_agent
+from push_to_poll_client.feeds._manners.holding import prefer_wait
 from push_to_poll_client.feeds._manners.origin import Origin
 from push_to_poll_client.feeds._manners.validators import Validators
 
@@ -85,6 +88,75 @@ class TestConditions:
         assert "if-none-match" not in server.last.headers
         assert (answer.known, answer.validators, answer.redirected) == (None, None, True)
         assert answer.url == "https://shop.example/v2"
+
+
+class TestWhoAsks:
+    OURS = f"push-to-poll-client/{metadata.version('push-to-poll-client')} python-httpx/{httpx.__version__}"
+
+    async def test_is_this_library_and_what_it_sends_by(self, serve):
+        server = serve(httpx.Response(200))
+        await ask(origin())
+        await ask(origin(trusted=[CDN]), f"{CDN}/p")
+        async with httpx.AsyncClient() as client:
+            await ask(origin(client=client))
+        assert [request.headers["user-agent"] for request in server.requests] == [self.OURS] * 3
+
+    async def test_is_who_the_user_says(self, serve):
+        server = serve(httpx.Response(200))
+        await ask(origin(headers={"User-Agent": "mine/1"}))
+        async with httpx.AsyncClient(headers={"User-Agent": "mine/1"}) as client:
+            await ask(origin(client=client))
+        assert [request.headers["user-agent"] for request in server.requests] == ["mine/1"] * 2
+
+    async def test_is_nobody_where_the_users_client_wants_it_so(self, serve):
+        server = serve(httpx.Response(200))
+        async with httpx.AsyncClient() as client:
+            del client.headers["user-agent"]
+            await ask(origin(client=client))
+        assert "user-agent" not in server.last.headers
+
+    def test_has_no_version_when_it_is_run_from_its_sources(self, monkeypatch):
+        def missing(name):
+            raise metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(metadata, "version", missing)
+        assert user_agent("x/1") == "push-to-poll-client/0 x/1"
+
+
+class TestAPool:
+    async def test_that_is_dead_is_given_up_with_its_client(self, serve):
+        """Httpcore #1093."""
+        serve(httpx.PoolTimeout("dead"), httpx.Response(200))
+        asked = origin()
+        with pytest.raises(FeedError, match="PoolTimeout 'dead'; it is asked again later"):
+            await asked.ask(URL, headers={})
+        assert asked._exchange._own is None
+        assert (await ask(asked)).status == 200
+
+    @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError])
+    async def test_is_kept_whatever_else_fails(self, serve, error):
+        """It keeps nothing of a connection that failed: a new client would only pay another handshake."""
+        serve(*[error("no")] * 5, httpx.Response(200))
+        asked = origin()
+        clients = set()
+        for _ in range(5):
+            with pytest.raises(FeedError):
+                await asked.ask(URL, headers={})
+            clients.add(id(asked._exchange._own))
+        assert (await ask(asked)).status == 200
+        assert len(clients) == 1
+
+    async def test_of_the_users_client_is_the_users(self, serve):
+        serve(httpx.PoolTimeout("dead"))
+        async with httpx.AsyncClient() as client:
+            text = await refused(origin(client=client))
+            assert "the pool of the client given by client= hands out no connection (PoolTimeout)" in text
+            assert not client.is_closed
+
+
+@pytest.mark.parametrize(("wait", "header"), [(0, {}), (0.2, {"prefer": "wait=1"}), (29.6, {"prefer": "wait=30"})])
+def test_a_server_is_asked_to_hold_its_answer(wait, header):
+    assert prefer_wait(wait) == header
 
 
 class TestWhatAServerSaysToAnError:
@@ -192,7 +264,7 @@ class TestTrustedOrigins:
         assert f"{URL}, which led to {CDN}/p, answered 401 Unauthorized" in text
         (request,) = server.requests
         assert str(request.url) == f"{CDN}/p"
-        assert set(request.headers) == {"host", "accept-encoding"}
+        assert set(request.headers) == {"host", "accept-encoding", "user-agent"}
         assert request.extensions["timeout"] == {"connect": 5, "read": 5, "write": 5, "pool": 5}
 
     async def test_do_not_cost_a_new_token(self, serve):

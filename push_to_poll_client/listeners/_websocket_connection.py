@@ -12,9 +12,11 @@ from typing import Any, Protocol
 import anyio
 from websockets.exceptions import InvalidURI
 from websockets.frames import CloseCode
+from websockets.http11 import USER_AGENT
 from websockets.uri import WebSocketURI, parse_uri
 
 from push_to_poll_client._http import shared_tls_context
+from push_to_poll_client._http_client import user_agent
 
 __all__ = ["CLOSE_TIMEOUT", "Connection", "open_connection", "parsed"]
 
@@ -89,6 +91,7 @@ async def open_connection(
     async with _client(_backend())(
         url,
         additional_headers=headers,
+        user_agent_header=user_agent(USER_AGENT),
         subprotocols=subprotocols or None,
         compression=None,
         ssl=(tls or shared_tls_context()) if parsed(url).secure else None,

@@ -1,5 +1,6 @@
 """One request and its answer: by which client, with which headers, and what it means that there is no answer."""
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import anyio
 import httpx
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._http_client import closed_if_failed, module_of, open_client
+from push_to_poll_client._http_client import closed_if_failed, module_of, open_client, user_agent
 from push_to_poll_client._text import quoted
 from push_to_poll_client.feeds._manners.body import ACCEPT_ENCODING
 from push_to_poll_client.feeds._manners.credentials import Credentials
@@ -17,6 +18,7 @@ from push_to_poll_client.feeds._manners.validators import Validators, conditions
 
 __all__ = ["Call", "Exchange", "close"]
 
+_DEFAULT_AGENT = re.compile(r"python-httpx[0-9]*/[0-9.]+")
 _ABOUT_A_BODY = ("content-type", "content-encoding", "content-language", "content-location")
 
 
@@ -80,13 +82,14 @@ class Exchange:
         self._given = client
         self._own: httpx.AsyncClient | None = None
         self._module = module = httpx if client is None else module_of(client)
+        self._agent = _agent(client)
         # A server can have httpx decode a name that cannot be: a UnicodeError, which it does not make its own.
         self.errors = (module.HTTPError, module.InvalidURL, httpx.InvalidURL, OSError, UnicodeError)
 
     async def send(self, call: Call) -> Any:
         """The answer, its body not read yet; it has to be closed."""
         client = self._client()
-        headers = {"accept-encoding": ACCEPT_ENCODING, **call.headers, **conditions(call.known)}
+        headers = {"accept-encoding": ACCEPT_ENCODING, **self._agent, **call.headers, **conditions(call.known)}
         options: dict[str, Any] = {"auth": None}
         if call.at_home:
             headers, options = headers | self._headers, self._credentials.options
@@ -102,6 +105,11 @@ class Exchange:
         """The error to raise, from `cause(error)`."""
         if isinstance(error, self._module.PoolTimeout):
             await self.aclose()  # httpcore #1093: after unlucky cancellations a pool hands out nothing any more
+            if self._given is not None:
+                return FeedError(
+                    f"{self._where} was not asked: the pool of the client given by client= hands out no "
+                    "connection (PoolTimeout); share it among fewer, or open a new one"
+                )
         secret = isinstance(error, self._module.LocalProtocolError)
         text = "" if secret else f" {quoted(self._hidden.masked(str(error)), 200)}"
         return FeedError(f"{self._where} could not be read: {type(error).__name__}{text}; it is asked again later")
@@ -139,7 +147,14 @@ def _request(client: Any, call: Call, headers: Mapping[str, str], extensions: Ma
     if call.at_home:
         return request
     # A client adds headers, cookies and a query of its own, and which of them are secrets nobody knows.
+    headers = {"user-agent": user_agent(), **headers}
     return type(request)(call.method, call.url, headers=headers, content=call.content, extensions=extensions)
+
+
+def _agent(client: Any) -> dict[str, str]:
+    """What is added to the name of a client that has none of its own. Our own client knows its name."""
+    name = getattr(client, "headers", {}).get("user-agent", "")
+    return {"user-agent": user_agent(name)} if _DEFAULT_AGENT.fullmatch(name) else {}
 
 
 def _timeout(limits: Any, wait: float) -> dict[str, float | None]:
