@@ -6,7 +6,7 @@ taken for the feed. A feed that moved is named in the error; it is one edit to f
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
@@ -20,9 +20,10 @@ from push_to_poll_client._http import asked_to_wait, without_secrets
 from push_to_poll_client._http_client import closed_if_failed, http_url, module_of, open_client
 from push_to_poll_client._refusal import refusal
 from push_to_poll_client._text import quoted
-from push_to_poll_client.feeds._manners.arguments import header_fields, size
+from push_to_poll_client.feeds._manners.arguments import header_fields, origins, place_of, size
 from push_to_poll_client.feeds._manners.body import ACCEPT_ENCODING, read_body
 from push_to_poll_client.feeds._manners.credentials import Auth, Credentials
+from push_to_poll_client.feeds._manners.validators import Validators, conditions, validators_of
 
 __all__ = ["Answer", "Origin"]
 
@@ -42,6 +43,8 @@ class Answer(NamedTuple):
         body: Unpacked.
         retry_after: Seconds that the server asks to be left alone; `None` when it did not.
         url: What answered, after redirects: what links in the answer are relative to. It may hold secrets.
+        known: By what it was asked for news alone; `None`: for all there is.
+        redirected: Whether another URL answered than was asked.
     """
 
     status: int
@@ -49,17 +52,37 @@ class Answer(NamedTuple):
     body: bytes
     retry_after: float | None
     url: str
+    known: Validators | None = None
+    redirected: bool = False
+
+    @property
+    def validators(self) -> Validators | None:
+        """By what to ask for news alone the next time, once all that came is settled; `None`: for all again.
+
+        They belong to the URL that was asked: an answer by way of a redirect has none.
+        """
+        if self.redirected:
+            return None
+        return validators_of(self.headers, self.known if self.status == HTTPStatus.NOT_MODIFIED else None)
 
 
 class Call(NamedTuple):
-    """One request; as `Origin.ask`."""
+    """One request; as `Origin.ask`.
+
+    Attributes:
+        at_home: Whether it goes to the feed's own origin, and credentials with it.
+        redirected: Whether a redirect led here.
+    """
 
     url: str
+    at_home: bool
     method: str
     headers: Mapping[str, str]
+    known: Validators | None
     content: bytes | None
     wait: float
     errors: int
+    redirected: bool = False
 
 
 class Origin:
@@ -72,6 +95,8 @@ class Origin:
         timeout: Seconds for one whole answer, redirects and a new token included.
         max_body: Bytes that an answer may have, on the wire and unpacked.
         client: An `httpx.AsyncClient` or one of its shape, which stays the caller's; `None` opens one.
+        trusted: Other origins to which links and redirects may lead, as "https://cdn.example". They are asked
+            without credentials, without `headers` and without what the client sends by itself.
 
     Attributes:
         where: The URL without secrets.
@@ -90,11 +115,15 @@ class Origin:
         timeout: float,
         max_body: int,
         client: Any,
+        trusted: Collection[str] = (),
     ) -> None:
         self.where = without_secrets(url)
         parsed = http_url(url)
         self._url = parsed.copy_with(userinfo=b"", fragment=None)
         self._text = str(self._url.copy_with(query=self._url.query or None))
+        self._home = place_of(self._url)
+        self._start = str(self._url.copy_with(raw_path=b"/"))
+        self._trusted = origins(trusted)
         self._headers = dict(header_fields(headers or {}))
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
@@ -114,6 +143,7 @@ class Origin:
         url: str,
         *,
         headers: Mapping[str, str],
+        known: Validators | None = None,
         method: str = "GET",
         content: bytes | None = None,
         wait: float = 0.0,
@@ -122,22 +152,27 @@ class Origin:
         """Ask, and return what the server said, whatever that is.
 
         Args:
-            url: What `address` made, or a link that the server gave: absolute.
+            url: What `address` made, or a link that the server gave: absolute. A user and password in it, and a
+                fragment, are left out.
             headers: By lower-case names; added to the feed's own, which win.
+            known: `Answer.validators` of the answer whose messages are settled; with it 304 is an answer. It is
+                looked at for GET alone.
             method: Of the request.
             content: The request's body; `None`: it has none.
             wait: Seconds for which the server may hold its answer; added to all timeouts.
             errors: Bytes that are read of the body of an answer that is none (4xx, 5xx); 0: it is not looked at.
 
         Raises:
-            FeedError: There is no answer: a redirect elsewhere, a body too large or too slow, no connection.
+            FeedError: There is no answer: the URL or a redirect is of another origin that is not trusted, a body
+                too large or too slow, no connection.
         """
-        merged = {"accept-encoding": ACCEPT_ENCODING, **headers, **self._headers}
-        call = Call(url, method, merged, content, wait, errors)
+        known = known if method == "GET" and conditions(known) else None
         try:
+            url, at_home = self._allowed(url, content, "links")
+            call = Call(url, at_home, method, headers, known, content, wait, errors)
             with anyio.fail_after(self._timeout + wait):
                 return await self._get(call)
-        except (self._errors.HTTPError, self._errors.InvalidURL, httpx.InvalidURL, OSError) as error:
+        except (self._errors.HTTPError, self._errors.InvalidURL, httpx.InvalidURL, OSError, UnicodeError) as error:
             raise await self._failed(error, wait) from self._cause(error)
 
     def accepted(self, answer: Answer) -> Answer:
@@ -146,11 +181,17 @@ class Origin:
         Raises:
             FeedRefused: 4xx, and asking again will not help until somebody acts.
             FeedGone: 410.
-            FeedError: Another status than 200, 203, 204 and 304.
+            FeedError: Another status than 200, 203, 204 and 304, or 304 when all was asked for.
         """
-        if answer.status in READ:
-            return answer
-        raise refusal(answer.status, answer.retry_after, self.where)
+        if answer.status not in READ:
+            raise refusal(answer.status, answer.retry_after, self._where(answer.url))
+        if answer.status == HTTPStatus.NOT_MODIFIED and answer.known is None:
+            raise FeedError(
+                f"{self._where(answer.url)} answered 304 Not Modified, but was asked for all there is; "
+                "a cache on the way is broken",
+                retry_after=answer.retry_after,
+            )
+        return answer
 
     async def aclose(self) -> None:
         """Give back connections. The next `get` opens them again, in whatever event loop that is."""
@@ -160,7 +201,7 @@ class Origin:
 
     async def _get(self, call: Call) -> Answer:
         answer = await self._follow(call)
-        if answer.status == HTTPStatus.UNAUTHORIZED and self._credentials.forget():
+        if answer.status == HTTPStatus.UNAUTHORIZED and self._is_home(answer.url) and self._credentials.forget():
             answer = await self._follow(call)
         return answer
 
@@ -170,29 +211,25 @@ class Origin:
             try:
                 if response.next_request is None:
                     return await self._answer(response, call)
-                call = call._replace(url=self._redirected(str(response.next_request.url)))
+                url, at_home = self._allowed(str(response.next_request.url), call.content, "redirects")
+                call = call._replace(url=url, at_home=at_home, known=None, redirected=True)
             finally:
                 await _close(response)
         raise FeedError(f"{self.where} redirects more than {MAX_REDIRECTS} times; ask its publisher for its URL")
 
     async def _send(self, call: Call) -> Any:
-        client, headers = self._client(), call.headers
-        authorization = await self._credentials.authorization()
-        if authorization is not None:
-            headers = {**headers, "authorization": authorization}
-        limits = client.timeout
-        read = None if limits.read is None else limits.read + call.wait
-        timeout = (limits.connect, read, limits.write, limits.pool)
+        client = self._client()
+        headers = {"accept-encoding": ACCEPT_ENCODING, **call.headers, **conditions(call.known)}
+        options: dict[str, Any] = {"auth": None}
+        if call.at_home:
+            headers, options = headers | self._headers, self._credentials.options
+            authorization = await self._credentials.authorization()
+            if authorization is not None:
+                headers["authorization"] = authorization
         async with closed_if_failed(call.url) as extensions:
-            request = client.build_request(
-                call.method,
-                call.url,
-                headers=headers,
-                content=call.content,
-                timeout=timeout,
-                extensions=extensions,
-            )
-            return await client.send(request, stream=True, follow_redirects=False, **self._credentials.options)
+            extensions["timeout"] = _timeout(client.timeout, call.wait)
+            request = _request(client, call, headers, extensions)
+            return await client.send(request, stream=True, follow_redirects=False, **options)
 
     def _client(self) -> Any:
         if self._given is not None:
@@ -206,18 +243,38 @@ class Origin:
         status = response.status_code
         retry_after = asked_to_wait(status, response.headers, time.time())
         limit = self._max_body if status in READ else call.errors
-        body = await read_body(response, limit, self.where) if limit else b""
-        return Answer(status, response.headers, body, retry_after, call.url)
+        body = await read_body(response, limit, self._where(call.url)) if limit else b""
+        return Answer(status, response.headers, body, retry_after, call.url, call.known, call.redirected)
 
-    def _redirected(self, url: str) -> str:
-        target = httpx.URL(url).copy_with(userinfo=b"", fragment=None)
-        if _origin(target) != _origin(self._url):
-            there = without_secrets(target.copy_with(raw_path=b"/"))
+    def _allowed(self, url: str, content: bytes | None, leads: str) -> tuple[str, bool]:
+        """The URL, without what must not be asked by, and whether it is of the feed's own origin."""
+        if url.startswith(self._start) and "#" not in url:  # what `address` made: looked at in no time
+            return url, True
+        try:
+            target = httpx.URL(url).copy_with(userinfo=b"", fragment=None)
+        except httpx.InvalidURL:  # whose text may quote a piece of a secret
+            raise FeedError(f"{self.where} {leads} to what is no URL; ask its publisher") from None
+        at_home = place_of(target) == self._home
+        if not at_home:
+            self._check_trusted(target, content, leads)
+        return str(target), at_home
+
+    def _check_trusted(self, target: httpx.URL, content: bytes | None, leads: str) -> None:
+        there = without_secrets(f"{target.scheme}://{target.netloc.decode('ascii')}/")
+        if place_of(target) not in self._trusted:
             raise FeedError(
-                f"{self.where} redirects to another origin, {there}, which credentials must not follow; "
-                "if the feed has moved there, give its new URL"
+                f"{self.where} {leads} to another origin, {there}, which credentials must not follow; if the feed "
+                "has moved there, give its new URL, or have it asked without them: trusted="
             )
-        return str(target)
+        if content is not None:
+            raise FeedError(f"{self.where} {leads} to another origin, {there}, which must not get what is posted")
+
+    def _is_home(self, url: str) -> bool:
+        return url.startswith(self._start) or place_of(httpx.URL(url)) == self._home
+
+    def _where(self, url: str) -> str:
+        """Who said it, for errors: the feed, or another origin that it led to."""
+        return self.where if self._is_home(url) else f"{self.where}, which led to {without_secrets(url)},"
 
     def _one_of(self, url: httpx.URL, auth: Auth | None) -> Auth | None:
         """The credentials, which can be given in three places."""
@@ -250,5 +307,16 @@ async def _close(response: Any) -> None:
             await response.aclose()
 
 
-def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
-    return url.scheme, url.host, url.port  # httpx: None for the scheme's own port
+def _request(client: Any, call: Call, headers: Mapping[str, str], extensions: Mapping[str, Any]) -> Any:
+    request = client.build_request(
+        call.method, call.url, headers=headers, content=call.content, extensions=extensions
+    )
+    if call.at_home:
+        return request
+    # A client adds headers, cookies and a query of its own, and which of them are secrets nobody knows.
+    return type(request)(call.method, call.url, headers=headers, content=call.content, extensions=extensions)
+
+
+def _timeout(limits: Any, wait: float) -> dict[str, float | None]:
+    read = None if limits.read is None else limits.read + wait
+    return {"connect": limits.connect, "read": read, "write": limits.write, "pool": limits.pool}
