@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urljoin
 
 import anyio
 import httpx
@@ -82,10 +82,19 @@ class Origin:
         self._credentials = Credentials(_one_of(parsed, auth, fields), self.where)
         self._exchange = Exchange(self.where, self._credentials, fields, timeout, client)
 
-    def address(self, query: Mapping[str, str]) -> str:
-        """The feed's URL with this added to its query, which stays as it is: it may be signed."""
-        joint = "&" if self._url.query else "?"
-        return f"{self._text}{joint if query else ''}{urlencode(query, quote_via=quote)}"
+    def address(self, query: Mapping[str, str], url: str | None = None) -> str:
+        """A URL with this added to its query, which stays as it is: it may be signed.
+
+        Args:
+            query: What is added.
+            url: Relative to the feed's; `None` is the feed's own.
+
+        Raises:
+            ValueError: It is no URL.
+        """
+        text = self._text if url is None else urljoin(self._text, url)
+        joint = "&" if "?" in text else "?"
+        return f"{text}{joint if query else ''}{urlencode(query, quote_via=quote)}"
 
     async def ask(
         self,
