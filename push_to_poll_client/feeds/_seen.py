@@ -2,7 +2,7 @@
 
 import re
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
@@ -13,29 +13,34 @@ from push_to_poll_client._exceptions import CursorExpired
 from push_to_poll_client._types import Cursor
 from push_to_poll_client.feeds._manners.validators import Validators
 
-__all__ = ["Seen", "digest"]
+__all__ = ["Digests", "Seen", "digest"]
 
 KEPT = 256
-"""Digests that are kept at least, of what was newest: if each of these messages is gone from the feed before the
-next poll, messages may have gone with them."""
+"""Digests of what is no longer at the top. If each of these messages is gone from the feed before the next poll,
+messages may have gone with them; one that comes back, since another was deleted, is not handed out again."""
 
 MOST_KEPT = 4_000
-"""Digests, of a document that has more messages: those beyond are left to the dedupe store each time."""
+"""Digests of a document that has more messages: those beyond are left to the dedupe store each time. With all the
+others they take 54,000 characters of the 65,536 that a cursor may have."""
 
 _LENGTH = 12
 _DIGESTS = re.compile(rf"(?:[A-Za-z0-9_-]{{{_LENGTH}}})*+")
 
+Digests = dict[str, None]
+"""What `digest` makes, in an order."""
 
-def digest(key: str) -> str:
-    """Twelve characters for a dedupe key. One of 10⁹ messages is taken for one of 4,000 once in 10⁹ feeds."""
-    return urlsafe_b64encode(blake2b(key.encode(errors="surrogatepass"), digest_size=9).digest()).decode()
+
+def digest(text: str) -> str:
+    """Twelve characters for a key or an address. One of 10⁹ is taken for one of 4,000 in one of 10⁹ feeds."""
+    return urlsafe_b64encode(blake2b(text.encode(errors="surrogatepass"), digest_size=9).digest()).decode()
 
 
 class _Written(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     seen: str
+    read: str = ""
     etag: str | None = None
     modified: str | None = None
-    more: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +48,16 @@ class Seen:
     """The cursor's content.
 
     Attributes:
-        digests: Of the messages that were seen, the newest first.
-        validators: Of the document that they were seen in; `None`: it had none.
-        more: What else the feed wants to remember.
+        messages: Digests of the messages that were seen, the newest first.
+        archives: Digests of the addresses of documents that were read and do not change any more, the newest first.
+        validators: Of the newest document; `None`: it had none.
+        note: What else the feed wants to remember of it.
     """
 
-    digests: dict[str, None] = field(default_factory=dict)
+    messages: Digests = field(default_factory=dict)
+    archives: Digests = field(default_factory=dict)
     validators: Validators | None = None
-    more: str = ""
+    note: str = ""
 
     @classmethod
     def read(cls, cursor: Cursor | None, where: str) -> "Seen":
@@ -65,30 +72,48 @@ class Seen:
             written = msgspec.json.decode(cursor, type=_Written)
         except (ValueError, RecursionError):
             written = _Written("?")
-        if not _DIGESTS.fullmatch(written.seen):
+        if not _DIGESTS.fullmatch(written.seen) or not _DIGESTS.fullmatch(written.read):
             raise CursorExpired(f"the cursor is none of {where}: another kind of feed wrote it")
-        ends = range(0, len(written.seen), _LENGTH)
-        digests = dict.fromkeys(written.seen[at : at + _LENGTH] for at in ends)
         validators = Validators(written.etag, written.modified)
-        return cls(digests, validators if any(validators) else None, written.more)
+        known = validators if any(validators) else None
+        return cls(_split(written.seen), _split(written.read), known, written.note)
 
     def cursor(self) -> Cursor:
         """What `read` reads."""
         etag, modified = self.validators or (None, None)
-        return msgspec.json.encode(_Written("".join(self.digests), etag, modified, self.more)).decode()
+        written = _Written("".join(self.messages), "".join(self.archives), etag, modified, self.note)
+        return msgspec.json.encode(written).decode()
 
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and digest(key) in self.digests
+    def has(self, key: str) -> bool:
+        """Whether the message with this dedupe key was seen."""
+        return digest(key) in self.messages
 
-    def then(self, keys: Iterable[str], *, newest: int, validators: Validators | None, more: str = "") -> "Seen":
-        """What was seen when these were, too.
+    def has_read(self, address: str) -> bool:
+        """Whether the archive at this address was read."""
+        return digest(address) in self.archives
+
+    def then(self, top: Iterable[str], others: Iterable[str], archives: Iterable[str]) -> "Seen":
+        """What was seen when these were, too; nothing is known of the newest document yet.
 
         Args:
-            keys: Dedupe keys, the newest first.
-            newest: How many of them the newest document has.
-            validators: Of the newest document.
-            more: As the attribute.
+            top: Dedupe keys of the newest document, the newest first.
+            others: Those of older ones.
+            archives: Addresses that were read, the newest first.
         """
-        digests = dict.fromkeys((*map(digest, keys), *self.digests))
-        most = min(max(newest, KEPT), MOST_KEPT)
-        return Seen(dict.fromkeys(islice(digests, most)), validators, more)
+        at_top = dict.fromkeys(islice(map(digest, top), MOST_KEPT))
+        messages = _kept(self.messages, at_top, map(digest, others))
+        return Seen(messages, _kept(self.archives, {}, map(digest, archives)))
+
+
+def _kept(before: Digests, first: Collection[str], others: Iterable[str]) -> Digests:
+    """All of `first`, and some of the rest.
+
+    What was there before keeps its order: a document that is only shuffled makes no other cursor.
+    """
+    new = [one for one in dict.fromkeys((*first, *others)) if one not in before]
+    rest = set(islice((one for one in (*new, *before) if one not in first), KEPT))
+    return dict.fromkeys(one for one in (*new, *before) if one in first or one in rest)
+
+
+def _split(digests: str) -> Digests:
+    return dict.fromkeys(digests[at : at + _LENGTH] for at in range(0, len(digests), _LENGTH))

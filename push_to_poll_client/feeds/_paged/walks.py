@@ -3,10 +3,10 @@
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._types import Cursor, FetchRequest, Page
 from push_to_poll_client.feeds._manners.tail import Tail
-from push_to_poll_client.feeds._manners.validators import Validators
 from push_to_poll_client.feeds._paged.asker import Asker, Read
 from push_to_poll_client.feeds._paged.orders import Latest, NewestFirst, OldestFirst, Place
 from push_to_poll_client.feeds._paged.reply import text_of
+from push_to_poll_client.feeds._seen import Seen
 from push_to_poll_client.feeds._walk_back import Leaf, WalkBack
 
 __all__ = ["Backward", "Forward"]
@@ -88,9 +88,9 @@ class Backward:
     def forget(self) -> None:
         """When the event loop may end. What is known does not depend on it."""
 
-    async def _look(self, page: str | None, request: FetchRequest, known: Validators | None) -> Leaf:
+    async def _look(self, page: str | None, request: FetchRequest, known: Seen) -> Leaf:
         ready = self._asker.request(lambda asking: self._pages.put(asking, page), request)
-        read = await self._asker.read(ready, Place(None), known=known)
+        read = await self._asker.read(ready, Place(None), known=known.validators)
         if read.nothing:
             return Leaf(retry_after=read.retry_after, unchanged=True)
         return Leaf(
