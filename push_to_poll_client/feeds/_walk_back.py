@@ -111,14 +111,11 @@ class WalkBack:
         walk = self._walks.get(start) or _Walk(Seen.read(start, self._where), self._most)
         if walk.page is not None:  # it was handed out, and not settled
             return walk.page
-        try:
-            leaf = await self._look(walk.at, request, walk.known if walk.begins else walk.known_below)
-            if leaf.unchanged:
-                return Page(retry_after=leaf.retry_after)
-            walk.take(leaf, self._where)
-        except (CursorExpired, FeedGone, FeedRefused):  # the address is good no more
-            self._walks.pop(start, None)
-            raise
+        leaf = await self._look_at(walk, request, start)
+        if leaf.unchanged:
+            return Page(retry_after=leaf.retry_after)
+        self._walks.pop(start, None)
+        walk.take(leaf, self._where)
         return self._hand_out(start, walk, leaf) if walk.ended else self._go_on(start, walk, leaf)
 
     async def latest(self) -> Cursor | None:
@@ -131,12 +128,18 @@ class WalkBack:
         walk.take(await self._look(None, FetchRequest(fresh=True), walk.known), self._where)
         return walk.seen().cursor()
 
+    async def _look_at(self, walk: "_Walk", request: FetchRequest, start: Cursor | None) -> Leaf:
+        try:
+            return await self._look(walk.at, request, walk.known if walk.begins else walk.known_below)
+        except (CursorExpired, FeedGone, FeedRefused):  # the address is good no more
+            self._walks.pop(start, None)
+            raise
+
     def _go_on(self, start: Cursor | None, walk: "_Walk", leaf: Leaf) -> Page:
         self._keep(start, walk)
         return Page(next=f"{start or ''} {next(self._steps)}", retry_after=leaf.retry_after)
 
     def _hand_out(self, start: Cursor | None, walk: "_Walk", leaf: Leaf) -> Page:
-        self._walks.pop(start, None)
         seen = walk.seen()
         page = Page(walk.news(self._order), seen.cursor(), gap=walk.gap)
         if page.cursor == start:
@@ -149,7 +152,6 @@ class WalkBack:
         return replace(page, retry_after=leaf.retry_after)
 
     def _keep(self, start: Cursor | None, walk: "_Walk") -> None:
-        self._walks.pop(start, None)
         self._walks[start] = walk
         if len(self._walks) > MOST_WALKS:
             del self._walks[next(iter(self._walks))]
