@@ -175,26 +175,26 @@ class TestMoves:
 
 class TestWhatIsRemembered:
     async def test_of_whoever_moved_back_is_nothing(self):
-        moves = Moves()
+        moves = Moves(str)
         moves.learn("a", "b")
         moves.learn("b", "a")
         assert (moves.now("a"), moves.now("b")) == ("a", "a")
 
     async def test_leads_on_a_few_steps(self):
-        moves = Moves()
+        moves = Moves(str)
         for number in range(MAX_STEPS + 2):
             moves.learn(f"{number}?x", f"{number + 1}?x")
         assert moves.now("0?y") == f"{MAX_STEPS}?y"
         assert moves.now("3?y") == f"{MAX_STEPS + 2}?y"
 
     async def test_leads_nowhere_in_a_circle(self):
-        moves = Moves()
+        moves = Moves(str)
         for old, new in ("ab", "bc", "ca"):
             moves.learn(old, new)
         assert moves.now("a") in "abc"
 
     async def test_is_bounded(self):
-        moves = Moves()
+        moves = Moves(str)
         for number in range(MAX_MOVES + 1):
             moves.learn(f"{number}", f"new{number}")
             moves.learn(f"{number}?x", f"new{number}")
@@ -202,6 +202,6 @@ class TestWhatIsRemembered:
         assert [moves.now("1"), moves.now("1?x")] == ["new1", "new1"]
 
     async def test_a_url_that_moved_to_itself_has_not(self):
-        moves = Moves()
+        moves = Moves(str)
         moves.learn("a", "a")
         assert moves.now("a") == "a"

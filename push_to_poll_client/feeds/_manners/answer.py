@@ -23,6 +23,7 @@ class Answer(NamedTuple):
         url: What answered, after redirects: what links in the answer are relative to. It may hold secrets.
         known: By what it was asked for news alone; `None`: for all there is.
         redirected: Whether another URL answered than was asked.
+        where: Who said it, for errors, without secrets: the feed, or another origin that it led to.
     """
 
     status: int
@@ -32,6 +33,7 @@ class Answer(NamedTuple):
     url: str
     known: Validators | None = None
     redirected: bool = False
+    where: str = ""
 
     @property
     def validators(self) -> Validators | None:

@@ -12,6 +12,7 @@ from push_to_poll_client._http_client import closed_if_failed, module_of, open_c
 from push_to_poll_client._text import quoted
 from push_to_poll_client.feeds._manners.body import ACCEPT_ENCODING
 from push_to_poll_client.feeds._manners.credentials import Credentials
+from push_to_poll_client.feeds._manners.hidden import Hidden
 from push_to_poll_client.feeds._manners.validators import Validators, conditions
 
 __all__ = ["Call", "Exchange", "close"]
@@ -50,7 +51,7 @@ class Exchange:
     """Sends calls, by a client of its own or by one that was given.
 
     Args:
-        where: The URL without secrets, for errors.
+        hidden: What is not shown, and what is instead.
         credentials: Who to be, at home.
         headers: Sent with every request at home.
         timeout: Seconds for one whole answer.
@@ -64,9 +65,15 @@ class Exchange:
     """
 
     def __init__(
-        self, where: str, credentials: Credentials, headers: Mapping[str, str], timeout: float, client: Any
+        self,
+        hidden: Hidden,
+        credentials: Credentials,
+        headers: Mapping[str, str],
+        timeout: float,
+        client: Any,
     ) -> None:
-        self._where = where
+        self._where = hidden.where
+        self._hidden = hidden
         self._credentials = credentials
         self._headers = dict(headers)
         self._timeout = timeout
@@ -100,7 +107,8 @@ class Exchange:
                 f"{self._where} did not send a whole answer within {self._timeout + wait:g} seconds; "
                 "raise timeout= if it needs longer"
             )
-        text = "" if isinstance(error, self._module.LocalProtocolError) else f" {quoted(error, 200)}"
+        secret = isinstance(error, self._module.LocalProtocolError)
+        text = "" if secret else f" {quoted(self._hidden.masked(str(error)), 200)}"
         return FeedError(f"{self._where} could not be read: {type(error).__name__}{text}; it is asked again later")
 
     def cause(self, error: Exception) -> Exception | None:
@@ -118,7 +126,7 @@ class Exchange:
             return self._given
         if self._own is None:
             # The pool's timeout is seen before the deadline of the whole answer.
-            self._own = open_client(httpx.Timeout(self._timeout, pool=self._timeout / 2))
+            self._own = open_client(httpx.Timeout(self._timeout, pool=self._timeout / 2), shown=self._hidden.shown)
         return self._own
 
 

@@ -5,10 +5,9 @@ Not on disk: a redirect by mistake is then over with the process, and the WARNIN
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 
 import anyio
-
-from push_to_poll_client._http import without_secrets
 
 __all__ = ["MAX_MOVES", "Moves"]
 
@@ -26,9 +25,14 @@ _logger = logging.getLogger("push_to_poll_client")
 
 
 class Moves:
-    """Knows the new URL for an old one. All in an event loop, by whose clock it forgets."""
+    """Knows the new URL for an old one. All in an event loop, by whose clock it forgets.
 
-    def __init__(self) -> None:
+    Args:
+        shown: What stands in the log for a URL.
+    """
+
+    def __init__(self, shown: Callable[[object], str]) -> None:
+        self._shown = shown
         self._paths: OrderedDict[str, str] = OrderedDict()
         self._urls: OrderedDict[str, str] = OrderedDict()
         self._since = 0.0
@@ -62,10 +66,10 @@ class Moves:
             _remember(self._paths, old_path, new_path)
         else:
             _remember(self._urls, old, new)
-        there = without_secrets(new)
+        there = self._shown(new)
         if there != self._told:
             self._told = there
-            _logger.warning("%s has moved for good: configure its new URL, %s", without_secrets(old), there)
+            _logger.warning("%s has moved for good: configure its new URL, %s", self._shown(old), there)
 
     def forget(self) -> None:
         """Begin at the old URLs again: something is wrong with the new ones, and it may be the move."""

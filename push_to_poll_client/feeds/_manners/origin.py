@@ -8,6 +8,7 @@ taken for the feed. A feed that moved is named in the error; it is one edit to f
 import time
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, urlencode, urljoin
 
@@ -16,7 +17,7 @@ import httpx
 
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._http import asked_to_wait, without_secrets
+from push_to_poll_client._http import asked_to_wait
 from push_to_poll_client._http_client import http_url
 from push_to_poll_client._refusal import refusal
 from push_to_poll_client.feeds._manners.answer import READ, Answer
@@ -25,6 +26,7 @@ from push_to_poll_client.feeds._manners.body import read_body
 from push_to_poll_client.feeds._manners.cache_control import may_be_kept
 from push_to_poll_client.feeds._manners.credentials import Auth, Credentials
 from push_to_poll_client.feeds._manners.exchange import Call, Exchange, close
+from push_to_poll_client.feeds._manners.hidden import Hidden
 from push_to_poll_client.feeds._manners.moves import Moves
 from push_to_poll_client.feeds._manners.places import Places
 from push_to_poll_client.feeds._manners.validators import Validators, conditions
@@ -49,9 +51,11 @@ class Origin:
         client: An `httpx.AsyncClient` or one of its shape, which stays the caller's; `None` opens one.
         trusted: Other origins to which links and redirects may lead, as "https://cdn.example". They are asked
             without credentials, without `headers` and without what the client sends by itself.
+        secrets: For the fields of a URL that has some, `{name}` in its path or query.
 
     Attributes:
         where: The URL without secrets.
+        identity: What the feed is, without secrets.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -68,19 +72,23 @@ class Origin:
         max_body: int,
         client: Any,
         trusted: Collection[str] = (),
+        secrets: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.where = without_secrets(url)
-        parsed = http_url(url)
+        http_url(url)  # which says what is wrong with it, fields and all
+        hidden = Hidden(url, secrets)
+        parsed = httpx.URL(hidden.url)
+        self.identity = hidden.identity
         self._url = parsed.copy_with(userinfo=b"", fragment=None)
         self._text = str(self._url.copy_with(query=self._url.query or None))
-        self._places = Places(self._url, self.where, trusted)
-        self._moves = Moves()
+        self._places = Places(self._url, hidden, trusted)
+        self.where = hidden.where
+        self._moves = Moves(hidden.shown)
         fields = header_fields(headers or {})
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
         self._max_body = size("max_body", max_body)
         self._credentials = Credentials(_one_of(parsed, auth, fields), self.where)
-        self._exchange = Exchange(self.where, self._credentials, fields, timeout, client)
+        self._exchange = Exchange(hidden, self._credentials, fields, timeout, client)
 
     def address(self, query: Mapping[str, str], url: str | None = None) -> str:
         """A URL with this added to its query, which stays as it is: it may be signed.
@@ -143,10 +151,10 @@ class Origin:
             FeedError: Another status than 200, 203, 204 and 304, or 304 when all was asked for.
         """
         if answer.status not in READ:
-            raise refusal(answer.status, answer.retry_after, self._places.shown(answer.url))
+            raise refusal(answer.status, answer.retry_after, answer.where)
         if answer.status == HTTPStatus.NOT_MODIFIED and answer.known is None:
             raise FeedError(
-                f"{self._places.shown(answer.url)} answered 304 Not Modified, but was asked for all there is; "
+                f"{answer.where} answered 304 Not Modified, but was asked for all there is; "
                 "a cache on the way is broken",
                 retry_after=answer.retry_after,
             )
@@ -190,7 +198,7 @@ class Origin:
         limit = self._max_body if status in READ else call.errors
         where = self.where if call.at_home else self._places.shown(call.url)
         body = await read_body(response, limit, where) if limit else b""
-        return Answer(status, response.headers, body, retry_after, call.url, call.known, call.redirected)
+        return Answer(status, response.headers, body, retry_after, call.url, call.known, call.redirected, where)
 
 
 def _one_of(url: httpx.URL, auth: Auth | None, headers: Mapping[str, str]) -> Auth | None:

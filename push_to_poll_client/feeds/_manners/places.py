@@ -5,8 +5,8 @@ from collections.abc import Collection
 import httpx
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._http import without_secrets
 from push_to_poll_client.feeds._manners.arguments import origins, place_of
+from push_to_poll_client.feeds._manners.hidden import Hidden
 
 __all__ = ["Places"]
 
@@ -16,16 +16,20 @@ class Places:
 
     Args:
         url: The feed's, without user and password.
-        where: It without secrets, for errors.
+        hidden: What of it is not shown.
         trusted: Others that it may lead to.
+
+    Attributes:
+        where: The feed's URL without secrets, for errors.
 
     Raises:
         TypeError: `trusted` is of the wrong type.
         ValueError: One of them is no origin.
     """
 
-    def __init__(self, url: httpx.URL, where: str, trusted: Collection[str]) -> None:
-        self._where = where
+    def __init__(self, url: httpx.URL, hidden: Hidden, trusted: Collection[str]) -> None:
+        self.where = hidden.where
+        self._hidden = hidden
         self._home = place_of(url)
         self._start = str(url.copy_with(raw_path=b"/"))
         self._trusted = origins(trusted)
@@ -50,7 +54,7 @@ class Places:
         try:
             target = httpx.URL(url).copy_with(userinfo=b"", fragment=None)
         except httpx.InvalidURL:  # whose text may quote a piece of a secret
-            raise FeedError(f"{self._where} {leads} to what is no URL; ask its publisher") from None
+            raise FeedError(f"{self.where} {leads} to what is no URL; ask its publisher") from None
         at_home = place_of(target) == self._home
         if not at_home:
             self._check(target, leads, posted=posted)
@@ -62,14 +66,14 @@ class Places:
 
     def shown(self, url: str) -> str:
         """Who said something, for errors: the feed, or another origin that it led to."""
-        return self._where if self.is_home(url) else f"{self._where}, which led to {without_secrets(url)},"
+        return self.where if self.is_home(url) else f"{self.where}, which led to {self._hidden.shown(url)},"
 
     def _check(self, target: httpx.URL, leads: str, *, posted: bool) -> None:
-        there = without_secrets(f"{target.scheme}://{target.netloc.decode('ascii')}/")
+        there = self._hidden.shown(f"{target.scheme}://{target.netloc.decode('ascii')}/")
         if place_of(target) not in self._trusted:
             raise FeedError(
-                f"{self._where} {leads} to another origin, {there}, which credentials must not follow; if the "
+                f"{self.where} {leads} to another origin, {there}, which credentials must not follow; if the "
                 "feed has moved there, give its new URL, or have it asked without them: trusted="
             )
         if posted:
-            raise FeedError(f"{self._where} {leads} to another origin, {there}, which must not get what is posted")
+            raise FeedError(f"{self.where} {leads} to another origin, {there}, which must not get what is posted")
