@@ -126,7 +126,7 @@ def couchdb(vendor, options):
     )
 
 
-# @declares(Telegram)  # when URLs may hold secrets
+@declares(Telegram)
 def telegram(vendor, options):
     return PagedFeed(
         f"{vendor.origin}/bot{{token}}/getUpdates",

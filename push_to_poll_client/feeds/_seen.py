@@ -31,7 +31,7 @@ Digests = dict[str, None]
 
 
 def digest(text: str) -> str:
-    """Twelve characters for a key or an address: one of 10⁹ passes for one of 4,000 in one of 10⁹ feeds."""
+    """Twelve characters for a key or an address: one of 10⁹ passes for one of 4,000 in 10⁻⁹ of feeds."""
     return urlsafe_b64encode(blake2b(text.encode(errors="surrogatepass"), digest_size=9).digest()).decode()
 
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from push_to_poll_client._http import identity as http_identity
 from push_to_poll_client._types import DeadLetter, FetchRequest, Message, Page
 from push_to_poll_client.feeds._manners.credentials import Auth
 from push_to_poll_client.feeds._manners.origin import Origin
@@ -92,7 +91,7 @@ class PagedFeed:
     """A feed that is declared.
 
     Args:
-        url: Where the feed is, with the query that every page needs.
+        url: Where the feed is, with the query that every page needs; `{name}` in it stands for one of `secrets`.
         entries: Which messages a page has, and what they are called.
         pages: How one page leads to the next: `OldestFirst(…)` or `NewestFirst(…)`.
         outcomes: What answers mean beyond that: `expired(…)`, `restart(…)`, `not_ready(…)`, `throttled(…)`,
@@ -112,6 +111,7 @@ class PagedFeed:
         timeout: As for `HTTPFeed`.
         max_body: As for `HTTPFeed`.
         client: As for `HTTPFeed`.
+        secrets: What stands in the URL and is shown nowhere.
         trusted: Other origins that links may lead to; no credentials go there.
 
     Attributes:
@@ -144,6 +144,7 @@ class PagedFeed:
         timeout: float = 30.0,
         max_body: int = 16 * 1024 * 1024,
         client: Any = None,
+        secrets: Mapping[str, str] | None = None,
         trusted: Sequence[str] = (),
     ) -> None:
         _check_kinds(entries=(entries, Entries), pages=(pages, OldestFirst | NewestFirst))
@@ -158,6 +159,7 @@ class PagedFeed:
             timeout=timeout,
             max_body=max_body,
             client=client,
+            secrets=secrets or {},
             trusted=trusted,
         )
         asker = Asker(
@@ -175,7 +177,7 @@ class PagedFeed:
         self._entries = entries
         self.max_wait: float | None = None if hold is None else hold.longest
         self.read_ahead: bool = read_ahead
-        self.identity: str = http_identity(url) if identity is None else identity
+        self.identity: str = self._origin.identity if identity is None else identity
         self._walk: Forward | Backward
         if isinstance(pages, NewestFirst):
             self._walk = backward = Backward(asker, pages, self._origin.where)
