@@ -46,6 +46,7 @@ from push_to_poll_client._schedule import Mode
 from push_to_poll_client._status import (
     Counters,
     FailingMessage,
+    Gap,
     ListenerStatus,
     PollResult,
     Resynced,
@@ -63,7 +64,7 @@ from push_to_poll_client._types import (
     SavedCursor,
     UnreadableMessage,
 )
-from push_to_poll_client.feeds import CloudEvent, HTTPFeed
+from push_to_poll_client.feeds import CloudEvent, HTTPFeed, PagedFeed
 from push_to_poll_client.listeners import ServerSentEvent, SSEListener, Verdict, WebSocketListener
 from push_to_poll_client.stores import MemoryStore, SQLiteStore
 
@@ -86,6 +87,7 @@ __all__ = [
     "FeedGone",
     "FeedRefused",
     "FetchRequest",
+    "Gap",
     "HTTPFeed",
     "Hooks",
     "Listener",
@@ -97,6 +99,7 @@ __all__ = [
     "Mode",
     "OwnershipLost",
     "Page",
+    "PagedFeed",
     "PollResult",
     "ProcessError",
     "Push",

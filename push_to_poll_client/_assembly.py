@@ -4,6 +4,7 @@ from functools import cached_property
 
 from push_to_poll_client._polling.behind import Behind
 from push_to_poll_client._polling.fetches import Fetches
+from push_to_poll_client._polling.gaps import Gaps
 from push_to_poll_client._polling.poller import Poller
 from push_to_poll_client._polling.polls import Polls
 from push_to_poll_client._polling.position import Position
@@ -167,6 +168,7 @@ class Parts:
             self.position,
             self._behind,
             self.letters,
+            self._gaps,
             self._schedule,
             self._tally,
             max_poll_time=self._settings.max_poll_time,
@@ -191,7 +193,11 @@ class Parts:
     @cached_property
     def replay(self) -> Replay:
         """Gives a range of the feed to the handler again."""
-        return Replay(self._fetches, self._intake, self._trials, self.progress)
+        return Replay(self._fetches, self._intake, self._trials, self.progress, self._gaps)
+
+    @cached_property
+    def _gaps(self) -> Gaps:
+        return Gaps(self.session, self.progress, self._tally, self._hooks)
 
     @cached_property
     def _behind(self) -> Behind:

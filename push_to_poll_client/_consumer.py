@@ -220,9 +220,9 @@ class Consumer:
     # What the user calls
 
     async def run(self) -> None:
-        """Consume until cancelled or `stop()`.
+        """Consume until cancelled, `stop()`, or the end of a feed that says that it has ended (`Page.closed`).
 
-        Both let the message in hand finish (within `shutdown_timeout`), commit progress, and close the listeners.
+        All let the message in hand finish (within `shutdown_timeout`), commit progress, and close the listeners.
 
         Raises:
             ProcessError: A message failed for good, and the policy is to stop; the cursor stands before it.
@@ -363,6 +363,7 @@ class Consumer:
             records=session.size if session else 0,
             failing=tuple(tally.failing.values()),
             last_resync=tally.last_resync,
+            last_gap=tally.last_gap,
             counters=tally.counters(missed_pushes=schedule.missed_pushes),
         )
 

@@ -17,6 +17,7 @@ from push_to_poll_client._types import MAX_NOT_BEFORE
 
 __all__ = [
     "asked_to_wait",
+    "http_date",
     "identity",
     "is_header_name",
     "is_header_value",
@@ -105,7 +106,7 @@ def asked_to_wait(status: int, headers: Mapping[str, str], wall_clock: float) ->
     if _ASKING.isdisjoint(map(str.lower, headers)):
         return None
     waits = [_number(headers, "backoff"), _number(headers, "x-poll-interval")]
-    now = _date(headers, "date")
+    now = http_date(headers, "date")
     now = wall_clock if now is None else now  # the server's clock, since its dates are by it
     retry_after = _retry_after(headers, now)
     if retry_after is not None:
@@ -113,6 +114,23 @@ def asked_to_wait(status: int, headers: Mapping[str, str], wall_clock: float) ->
     elif _header(headers, "age") is None:  # a cache's copy: the quota is somebody else's
         waits += [*_rate_limit(headers), *_rate_limit_reset(status, headers, now)]
     return max((min(wait, MAX_NOT_BEFORE) for wait in waits if wait is not None), default=None)
+
+
+def http_date(headers: Mapping[str, str], name: str) -> float | None:
+    """What a header says in any of the three forms of an HTTP date (RFC 9110 §5.6.7).
+
+    Returns:
+        Seconds since the epoch; `None`: the header is not there, or is no date.
+    """
+    value = _header(headers, name)
+    if not value or not value[0].isalpha():  # each form begins with a weekday; the parser takes much more
+        return None
+    try:
+        date = parsedate_to_datetime(value)
+        # The asctime form has no zone and means UTC; Python would take it for local time.
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, LookupError, ArithmeticError):
+        return None
 
 
 def _parts(url: str) -> tuple[str, str]:
@@ -144,22 +162,9 @@ def _number(headers: Mapping[str, str], name: str) -> float | None:
     return float(value) if value is not None and _NUMBER.fullmatch(value) else None
 
 
-def _date(headers: Mapping[str, str], name: str) -> float | None:
-    """Seconds since the epoch, from any of the three forms of an HTTP date (RFC 9110 §5.6.7)."""
-    value = _header(headers, name)
-    if not value or not value[0].isalpha():  # each form begins with a weekday; the parser takes much more
-        return None
-    try:
-        date = parsedate_to_datetime(value)
-        # The asctime form has no zone and means UTC; Python would take it for local time.
-        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, TypeError, LookupError, ArithmeticError):
-        return None
-
-
 def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
     delay = _number(headers, "retry-after")
-    date = _date(headers, "retry-after")
+    date = http_date(headers, "retry-after")
     return delay if date is None else max(0.0, date - now)
 
 

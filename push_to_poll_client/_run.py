@@ -42,7 +42,7 @@ class Run:
         """Poll and listen.
 
         Raises:
-            PushToPollError: What stopped it, if it was not `stop()`.
+            PushToPollError: What stopped it, if it was neither `stop()` nor the end of a closed feed.
         """
         polls.begin()
         async with anyio.create_task_group() as tasks:
@@ -63,6 +63,8 @@ class Run:
         try:
             while not self._stop.asked:
                 await self._poll_once(polls)
+                if polls.closed:
+                    self._feed_ended()
         except anyio.get_cancelled_exc_class():
             if anyio.current_effective_deadline() > -math.inf:  # not by who runs this: it would end without a word
                 self._break(RuntimeError("the task that polls was cancelled, perhaps by a handler"))
@@ -78,6 +80,11 @@ class Run:
         except FeedError as error:
             logger.warning("poll failed, next in %.1f s: %s", polls.delay, describe(error))
             logger.debug("it failed here", exc_info=error)
+
+    def _feed_ended(self) -> None:
+        logger.info("the feed has ended and all of it is settled: run() returns")
+        self._stop.asked = True
+        self._stopped.set()
 
     async def _listen(self, channel: ListenerChannel) -> None:
         channel.started()

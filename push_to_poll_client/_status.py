@@ -8,7 +8,7 @@ from push_to_poll_client._schedule import Mode, WakeResult
 from push_to_poll_client._text import describe
 from push_to_poll_client._types import Cursor
 
-__all__ = ["Counters", "FailingMessage", "ListenerStatus", "PollResult", "Resynced", "Status", "Tally"]
+__all__ = ["Counters", "FailingMessage", "Gap", "ListenerStatus", "PollResult", "Resynced", "Status", "Tally"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class PollResult:
         caught_up: It reached the end of the feed. False: it stopped at `max_poll_time`, was told to stop, or a
             message that failed has to wait.
         postponed: Seconds after which that message may be tried again; `None`: none has to wait.
+        closed: It caught up with a feed that has ended: nothing will ever follow.
     """
 
     messages: int
@@ -29,6 +30,7 @@ class PollResult:
     pages: int
     caught_up: bool
     postponed: float | None = None
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,19 @@ class Resynced:
     why: str
     cursor: Cursor | None
     forget: bool
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Messages may be missing that the feed can no longer give; the consumer goes on behind them.
+
+    Attributes:
+        what: In the feed's words, on one line of 500 characters at most.
+        at: When that was seen, in seconds since the epoch.
+    """
+
+    what: str
     at: float = field(default_factory=time.time)
 
 
@@ -98,6 +113,7 @@ class Counters:
         skipped: Messages that failed and were skipped.
         late: Messages found by reading an overlap again: they became visible after later ones.
         resyncs: How often it went on from another place of the feed than the saved cursor.
+        gaps: How often the feed said that messages may be missing.
         wakes: Wakes, whoever they came from.
         coalesced: Wakes that joined one that was owed already.
         dropped: Wakes that their own hint made needless.
@@ -113,6 +129,7 @@ class Counters:
     skipped: int = 0
     late: int = 0
     resyncs: int = 0
+    gaps: int = 0
     wakes: int = 0
     coalesced: int = 0
     dropped: int = 0
@@ -139,6 +156,7 @@ class Status:
         records: Dedupe records; likewise.
         failing: Messages that failed and wait to be tried again.
         last_resync: When it went on from another place of the feed last, and why; `None`: it did not.
+        last_gap: When the feed said last that messages may be missing, and which; `None`: it did not.
         counters: Counted since the consumer was made.
     """
 
@@ -157,6 +175,7 @@ class Status:
     records: int = 0
     failing: tuple[FailingMessage, ...] = ()
     last_resync: Resynced | None = None
+    last_gap: Gap | None = None
     counters: Counters = field(default_factory=Counters)
 
     @property
@@ -179,6 +198,7 @@ class Tally:
         self.last_caught_up: float | None = None
         self.last_error: str | None = None
         self.last_resync: Resynced | None = None
+        self.last_gap: Gap | None = None
         self.failing: dict[str, FailingMessage] = {}
 
     def counters(self, *, missed_pushes: int) -> Counters:
@@ -205,6 +225,11 @@ class Tally:
         """The consumer goes on from another place of the feed."""
         self.counts["resyncs"] += 1
         self.last_resync = event
+
+    def gap(self, gap: Gap) -> None:
+        """The feed said that messages may be missing."""
+        self.counts["gaps"] += 1
+        self.last_gap = gap
 
     def poll_ended(self, answer: PollResult | Exception, *, began: float) -> None:
         """A poll that began at this time of day has ended."""

@@ -197,12 +197,18 @@ class Page:
         next: Where to fetch the following page at once; `None` when this was the last: caught up.
         retry_after: Seconds that the server asks to be left alone, counted from now, also after a success
             (`Backoff`, `X-Poll-Interval`); `None` when it did not ask.
+        closed: The feed has ended: nothing will ever follow this page, which has no `next`. When all of it is
+            settled, `Consumer.run()` returns.
+        gap: What may be missing before the messages of this page, in words, when the feed can no longer give it
+            (the message that was read last is listed no more, Matrix' `limited`); empty when nothing is.
     """
 
     messages: Sequence[Message] = ()
     cursor: Cursor | None = None
     next: Cursor | None = None
     retry_after: float | None = None
+    closed: bool = False
+    gap: str = ""
 
 
 class RecordState(enum.StrEnum):

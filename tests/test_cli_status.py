@@ -27,7 +27,10 @@ def state(tmp_path, monkeypatch):
         busy = await store.claim("busy", feed="feed")
         letter = DeadLetter(key="0", id="0", raw=b"raw", error="broken")
         records = [Record(str(number)) for number in range(2000)]
-        state = {"attempts": '{"1":[1,0.0],"2":[3,0.0,5.0,1.0]}'}
+        state = {
+            "attempts": '{"1":[1,0.0],"2":[3,0.0,5.0,1.0]}',
+            "gap": '{"what":"the \\u001b of 7","at":1000000001.0}',
+        }
         await busy.commit(cursor="c1", records=records, dead_letters=[letter], state=state)
         await busy.release()
         await fresh.release()
@@ -51,6 +54,7 @@ cursor    'c1'
 records   2,000
 dead      1
 failing   2
+gap       'the \\x1b of 7', at 2001-09-09 01:46:41 UTC
 progress  3,601.0 s ago, at 2001-09-09 01:46:40 UTC
 token     1
 
@@ -60,6 +64,7 @@ cursor    the beginning
 records   0
 dead      0
 failing   0
+gap       none
 progress  none yet
 token     1
 """,
@@ -78,6 +83,8 @@ def test_programs_get_one_json_object(state, capsys):
         "records": 2000,
         "dead_letters": 1,
         "failing": 2,
+        "gap": "the \x1b of 7",
+        "gap_at": 1e9 + 1,
         "token": 1,
         "age": 3601.0,
     }
@@ -88,6 +95,8 @@ def test_programs_get_one_json_object(state, capsys):
         "records": 0,
         "dead_letters": 0,
         "failing": 0,
+        "gap": None,
+        "gap_at": None,
         "token": 1,
     }
     assert json.loads(out) == {

@@ -37,7 +37,8 @@ from push_to_poll_client import _exceptions as exceptions
 from push_to_poll_client._processing import attempts, progress, trials
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._exit import Exit
-from push_to_poll_client.feeds import _cloudevents, _origin
+from push_to_poll_client.feeds import _cloudevents
+from push_to_poll_client.feeds._manners import origin
 from push_to_poll_client.listeners import sse, websocket
 from push_to_poll_client.stores import _history
 from push_to_poll_client.testing import serve_in_thread
@@ -129,7 +130,7 @@ def test_the_limits_are_these():
         f"{_cloudevents.MAX_ID:,} characters",
         f"{_types.MAX_CURSOR:,} characters",
         f"{default(HTTPFeed, 'timeout'):g} s",
-        f"{_origin.MAX_REDIRECTS}",
+        f"{origin.MAX_REDIRECTS}",
         f"{default(WebSocketListener, 'max_size') >> 10} KiB",
         f"{default(SSEListener, 'max_size') >> 10} KiB",
         f"{_inbox.CAPACITY}",

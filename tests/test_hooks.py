@@ -42,6 +42,9 @@ class Diary(Hooks):
     def resynced(self, event):
         self.pages.append(("resynced", event.cursor))
 
+    def gap(self, event):
+        self.pages.append(("gap", event.what))
+
     def caught_up(self, result):
         self.pages.append(("caught up", result.messages))
 

@@ -12,13 +12,14 @@ from push_to_poll_client import feeds, listeners, stores, testing
 PACKAGE = Path(push_to_poll_client.__file__).parent
 
 HOUSE = """
-    _arguments _text _exceptions _types _protocols _http _direct_client _http_client _refusal _event_loop
+    _arguments _text _exceptions _types _circle _protocols _http _direct_client _http_client _refusal _event_loop
     _schedule _status _settings _inbox _channel
     _processing.handler _processing.attempts _processing.failures _processing.hooks
     _processing.progress _processing.transactions _processing.trials
     _processing.work _processing.intake _processing.overlap _processing.workers _processing.processor
     _processing.letters _processing.dead_letters
-    _polling.circle _polling.fetches _polling.read_ahead _polling.behind _polling.position _polling.replay
+    _polling.fetches _polling.read_ahead _polling.behind _polling.position
+    _polling.gaps _polling.replay
     _polling.walk _polling.poller _polling.polls
     _processing.options _run _assembly _opening _consumer
 """.split()  # noqa: SIM905  # read by people
@@ -27,6 +28,7 @@ HOUSE = """
 NOUNS = {
     "_arguments",
     "_text",
+    "_circle",
     "_exceptions",
     "_types",
     "_protocols",
@@ -89,11 +91,12 @@ def test_the_plan_names_every_room():
 
 PUBLIC = set(
     """
-    Consumer HTTPFeed CloudEvent SQLiteStore MemoryStore WebSocketListener SSEListener ServerSentEvent Verdict
+    Consumer CloudEvent HTTPFeed PagedFeed SQLiteStore MemoryStore
+    WebSocketListener SSEListener ServerSentEvent Verdict
     Message UnreadableMessage Page FetchRequest Push Cursor Record RecordState DeadLetter SavedCursor
     Feed Listener Channel Store Session TransactionalSession
     PollResult Status ListenerStatus Counters Mode FailingMessage Hooks Fate DeadLetters Retried Resync Resynced
-    PushToPollError FeedError FeedRefused ChainRestart CursorExpired FeedGone Throttled ProcessError
+    Gap PushToPollError FeedError FeedRefused ChainRestart CursorExpired FeedGone Throttled ProcessError
     MessageVerdict RetryMessage DeadLetterMessage SkipMessage StopConsumer UndecodableMessage ContentChanged
     ListenerError StoreError StoreBusy StoreMismatch OwnershipLost
     """.split()  # noqa: SIM905  # read by people

@@ -8,7 +8,7 @@ import pytest
 
 from push_to_poll_client import FeedError
 from push_to_poll_client._http_client import closed_if_failed, http_url, unwinding
-from push_to_poll_client.feeds._body import read_body
+from push_to_poll_client.feeds._manners.body import read_body
 
 pytestmark = pytest.mark.anyio
 

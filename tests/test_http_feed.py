@@ -18,7 +18,7 @@ import respx
 from push_to_poll_client import _types, feeds
 from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
 from push_to_poll_client._http_client import open_client
-from push_to_poll_client._types import MAX_NOT_BEFORE, FetchRequest
+from push_to_poll_client._types import MAX_NOT_BEFORE, FetchRequest, Page
 from push_to_poll_client.feeds import CloudEvent, HTTPFeed, http_feed
 
 pytestmark = pytest.mark.anyio
@@ -157,7 +157,7 @@ class TestWhatAnAnswerMeans:
         assert [message.cursor for message in page.messages] == ["1", "2"]
         assert (page.cursor, page.next, page.retry_after) == ("2", "2", None)
 
-    @pytest.mark.parametrize("answer", [batch(), httpx.Response(204), httpx.Response(304)])
+    @pytest.mark.parametrize("answer", [batch(), httpx.Response(204)])
     async def test_nothing_is_the_end(self, serve, answer):
         serve(answer)
         assert await fetch(HTTPFeed(URL), "7") == _types.Page([])
@@ -242,7 +242,7 @@ class TestWhatAnAnswerMeans:
         await refused(HTTPFeed(URL), FeedGone)
 
     async def test_a_server_may_ask_to_be_left_alone_after_a_success(self, serve):
-        serve(batch("1", headers={"backoff": "30"}), httpx.Response(304, headers={"x-poll-interval": "60"}))
+        serve(batch("1", headers={"backoff": "30"}), batch(headers={"x-poll-interval": "60"}))
         feed = HTTPFeed(URL)
         assert (await feed.fetch(FetchRequest())).retry_after == 30
         assert (await fetch(feed)).retry_after == 60
@@ -251,6 +251,66 @@ class TestWhatAnAnswerMeans:
         headers = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": str(round(time.time()) + 1000)}
         serve(batch("1", headers=headers))
         assert 990 < (await fetch(HTTPFeed(URL))).retry_after <= 1001 < MAX_NOT_BEFORE
+
+
+class TestTheEnd:
+    """What is asked at the end of the feed, where most polls are."""
+
+    async def test_is_asked_for_by_what_it_was_known_by(self, serve):
+        server = serve(
+            batch(headers={"etag": '"e"', "x-poll-interval": "5"}),
+            httpx.Response(304, headers={"x-poll-interval": "60"}),
+            batch("18", headers={"etag": '"f"'}),
+            batch(),
+        )
+        feed = HTTPFeed(URL)
+        assert await feed.fetch(FetchRequest("17")) == Page([], retry_after=5)
+        assert await feed.fetch(FetchRequest("17")) == Page([], retry_after=60)
+        assert ids(await feed.fetch(FetchRequest("17"))) == ["18"]
+        await feed.fetch(FetchRequest("18"))
+        await fetch(feed, "17")
+        asked = [request.headers.get("if-none-match") for request in server.requests]
+        assert asked == [None, '"e"', '"e"', None, None]
+
+    async def test_is_never_what_brought_something(self, serve):
+        """A crash before it is processed, and 304 would be all that is ever said of it."""
+        server = serve(batch("18", headers={"etag": '"e"', "cache-control": "max-age=60"}))
+        feed = HTTPFeed(URL)
+        for _ in range(3):
+            assert ids(await feed.fetch(FetchRequest("17"))) == ["18"]
+        await feed.aclose()
+        assert not any("if-none-match" in request.headers for request in server.requests)
+
+    async def test_is_not_asked_for_while_caches_need_not(self, serve):
+        server = serve(batch(headers={"cache-control": "max-age=60", "age": "20"}), batch("18"))
+        feed = HTTPFeed(URL)
+        await feed.fetch(FetchRequest("17"))
+        await anyio.sleep(39)
+        assert await feed.fetch(FetchRequest("17")) == Page()
+        assert len(server.requests) == 1
+        await anyio.sleep(2)
+        assert ids(await fetch(feed, "17")) == ["18"]
+
+    @pytest.mark.parametrize("more", [{"fresh": True}, {"wait": 5}])
+    async def test_is_asked_for_by_who_knows_better_and_by_who_can_wait(self, serve, more):
+        serve(batch(headers={"cache-control": "max-age=60"}), batch("18"))
+        feed = HTTPFeed(URL, max_wait=60)
+        await feed.fetch(FetchRequest("17", wait=more.get("wait", 0)))
+        assert ids(await fetch(feed, "17", **more)) == ["18"]
+
+    async def test_is_forgotten_with_a_close(self, serve):
+        server = serve(batch(headers={"cache-control": "max-age=60", "etag": '"e"'}))
+        feed = HTTPFeed(URL)
+        await fetch(feed, "17")
+        await fetch(feed, "17")
+        assert "if-none-match" not in server.last.headers
+        assert len(server.requests) == 2
+
+    async def test_is_not_what_a_broken_cache_says(self, serve):
+        serve(httpx.Response(304, headers={"retry-after": "7"}))
+        error = await refused(HTTPFeed(URL))
+        assert str(error).startswith(f"{URL} answered 304 Not Modified, but was asked for all there is")
+        assert error.retry_after == 7
 
 
 class TestRedirects:
@@ -296,6 +356,13 @@ class TestRedirects:
     async def test_must_lead_to_a_url(self, serve, location):
         serve(httpx.Response(302, headers={"location": location}))
         assert "could not be read: " in str(await refused(HTTPFeed(URL)))
+
+    async def test_to_a_name_that_cannot_be_decoded_fail(self, serve):
+        """Idna's error is a UnicodeError, which httpx lets through."""
+        serve(httpx.Response(302, headers={"location": "http://xn--zz/"}))
+        assert "could not be read: IDNAError" in str(await refused(HTTPFeed(URL)))
+        async with httpx.AsyncClient() as client:
+            assert "could not be read: IDNAError" in str(await refused(HTTPFeed(URL, client=client)))
 
     async def test_may_leave_out_the_host(self, serve):
         """As browsers and httpx read it."""
@@ -496,7 +563,7 @@ class TestTheClient:
         feed = HTTPFeed(URL)
         with pytest.raises(FeedError, match="PoolTimeout"):
             await feed.fetch(FetchRequest())
-        assert feed._origin._own is None
+        assert feed._origin._exchange._own is None
         assert ids(await fetch(feed)) == ["1"]
 
     async def test_is_kept_after_other_errors(self, serve):
@@ -504,7 +571,7 @@ class TestTheClient:
         feed = HTTPFeed(URL)
         with pytest.raises(FeedError, match="ReadError 'reset'"):
             await feed.fetch(FetchRequest())
-        assert feed._origin._own is not None
+        assert feed._origin._exchange._own is not None
         await feed.aclose()
 
     @pytest.mark.parametrize(
@@ -631,8 +698,10 @@ class TestTheBody:
         assert ids(await fetch(HTTPFeed(URL))) == ["1"]
 
     async def test_may_be_missing_with_304_although_it_would_be_packed(self, serve):
-        serve(httpx.Response(304, headers={"content-encoding": "gzip"}))
-        assert ids(await fetch(HTTPFeed(URL))) == []
+        serve(batch(headers={"etag": '"e"'}), httpx.Response(304, headers={"content-encoding": "gzip"}))
+        feed = HTTPFeed(URL)
+        await feed.fetch(FetchRequest())
+        assert ids(await fetch(feed)) == []
 
     @pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, gzip"])
     async def test_may_not_be_packed_otherwise(self, serve, encoding):

@@ -170,3 +170,7 @@ def _check(page: object, name: str) -> None:
         raise FeedError(f"{name} returned a Page with a cursor or next of more than {MAX_CURSOR} characters")
     if page.retry_after is not None and not _is_seconds(page.retry_after):
         raise FeedError(f"{name} returned a Page whose retry_after is no number of seconds")
+    if not isinstance(page.closed, bool) or not isinstance(page.gap, str):
+        raise FeedError(f"{name} returned a Page whose closed is no bool, or whose gap is no str")
+    if page.closed and page.next is not None:
+        raise FeedError(f"{name} returned a Page that is closed and has a next")

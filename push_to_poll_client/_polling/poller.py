@@ -6,6 +6,7 @@ from push_to_poll_client._event_loop import Beside
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError
 from push_to_poll_client._polling.behind import Behind
 from push_to_poll_client._polling.fetches import Fetches
+from push_to_poll_client._polling.gaps import Gaps
 from push_to_poll_client._polling.position import Position
 from push_to_poll_client._polling.read_ahead import ReadAhead
 from push_to_poll_client._polling.walk import Walk
@@ -31,6 +32,7 @@ class Poller:
         position: Knows where a name begins, and where it goes on when its cursor is good no more.
         behind: Knows where a walk with an overlap starts.
         letters: Have some to be tried first.
+        gaps: Told what is missing before a page.
         schedule: Knows what the server asks for, which holds for further pages too.
         tally: Told of each page.
         max_poll_time: Seconds after which a poll ends at the next page boundary.
@@ -49,6 +51,7 @@ class Poller:
         position: Position,
         behind: Behind,
         letters: Letters,
+        gaps: Gaps,
         schedule: Schedule,
         tally: Tally,
         *,
@@ -63,6 +66,7 @@ class Poller:
         self._position = position
         self._behind = behind
         self._letters = letters
+        self._gaps = gaps
         self._max_poll_time = max_poll_time
         self._schedule = schedule
         self._tally = tally
@@ -179,7 +183,7 @@ class Poller:
         if page.next is not None:
             end = walk.stands_still(request.cursor, page.next)
             return None if end else replace(request, cursor=page.next, wait=0.0)
-        wait = 0.0 if self._must_stop else walk.wait_at_end()
+        wait = 0.0 if page.closed or self._must_stop else walk.wait_at_end()
         return replace(request, cursor=self._progress.saved, wait=wait) if wait else None
 
     async def _go_on_later(self, walk: Walk, position: Cursor | None) -> None:
@@ -203,6 +207,8 @@ class Poller:
 
     async def _settle(self, walk: Walk, request: FetchRequest, page: Page, beside: Beside) -> bool:
         self._tally.counts["pages"] += 1
+        walk.closed = page.closed
+        await self._gaps.before(request.cursor, page.gap)
         await self._ahead.begin(request, page, beside)
         return await self._processor.settle(
             page,

@@ -50,6 +50,10 @@ class Polls:
         hooks: Told of polls that reached the end of the feed.
         overlaps: Polls start behind the saved cursor, so that no hint says that there is nothing new.
         clock: The event loop's.
+
+    Attributes:
+        session: As given.
+        closed: The last poll reached the end of a feed that has ended, and settled all of it.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Polls:
         clock: Clock,
     ) -> None:
         self.session = session
+        self.closed = False
         self._schedule = schedule
         self._processor = processor
         self._poller = poller
@@ -94,6 +99,7 @@ class Polls:
 
     def begin(self) -> None:
         """`run()` begins: poll once, now."""
+        self.closed = False
         self._schedule.begin()
 
     def begin_again(self) -> None:
@@ -211,6 +217,7 @@ class Polls:
 
     def _end(self, poll: "_Poll", answer: PollResult | Exception | None) -> None:
         self._current, poll.running = None, False
+        self.closed = isinstance(answer, PollResult) and answer.closed
         found = self._tally.counts["messages"] - poll.before
         self._schedule.poll_ended(
             self._clock(),

@@ -5,9 +5,10 @@ from itertools import repeat
 
 import anyio
 
+from push_to_poll_client._circle import Circle
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._polling.circle import Circle
 from push_to_poll_client._polling.fetches import Fetches
+from push_to_poll_client._polling.gaps import Gaps
 from push_to_poll_client._processing.intake import Intake
 from push_to_poll_client._processing.progress import Progress
 from push_to_poll_client._processing.trials import Postponed, Stop, Trials
@@ -26,13 +27,15 @@ class Replay:
         intake: Knows what messages are known by.
         trials: Settles the messages, one after the other.
         progress: Commits the records.
+        gaps: Told what is missing before a page.
     """
 
-    def __init__(self, fetches: Fetches, intake: Intake, trials: Trials, progress: Progress) -> None:
+    def __init__(self, fetches: Fetches, intake: Intake, trials: Trials, progress: Progress, gaps: Gaps) -> None:
         self._fetches = fetches
         self._intake = intake
         self._trials = trials
         self._progress = progress
+        self._gaps = gaps
 
     async def run(self, start: Cursor | None, end: Cursor | None) -> PollResult:
         """Replay what comes after `start`, up to the message or page of which `end` is the cursor.
@@ -57,7 +60,7 @@ class Replay:
             await self._settle(some)
             messages, pages = messages + len(some), pages + 1
             if not ends and page.next in {None, position}:
-                return PollResult(messages, 0, pages, caught_up=True)
+                return PollResult(messages, 0, pages, caught_up=True, closed=page.closed)
             position = page.next
             if position is not None and not ends and circle.closes_at(position):
                 raise FeedError("the pages of the feed lead in a circle; the replay ends there")
@@ -67,6 +70,7 @@ class Replay:
         await self._fetches.allowed()
         page = await self._fetches.fetch(FetchRequest(position))
         assert page is not None  # it was not to wait  # noqa: S101
+        await self._gaps.before(position, page.gap)
         return page
 
     async def _settle(self, messages: Sequence[Message]) -> None:

@@ -2,8 +2,8 @@
 
 from collections import Counter
 
+from push_to_poll_client._circle import Circle
 from push_to_poll_client._exceptions import CursorExpired, FeedError
-from push_to_poll_client._polling.circle import Circle
 from push_to_poll_client._processing.overlap import Overlap
 from push_to_poll_client._processing.progress import Progress
 from push_to_poll_client._processing.trials import Stop
@@ -25,6 +25,7 @@ class Walk:
         read_at: When the page in hand arrived.
         first_wait: Seconds for which the server may hold its first answer.
         ends_early: The walk has found no end, and is to be ended all the same.
+        closed: The page in hand is the last that there will ever be.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Walk:
         self.overlap = overlap
         self.stop = stop
         self.read_at = 0.0
-        self.ends_early = False
+        self.ends_early = self.closed = False
         behind = overlap is not None and not overlap.passed
         self.first_wait, self._wait = (0.0, wait) if behind else (wait, 0.0)
         self._progress = progress
@@ -81,4 +82,5 @@ class Walk:
 
     def result(self, *, caught_up: bool, postponed: float | None) -> PollResult:
         done = {name: self._counts[name] - self._before[name] for name in ("messages", "duplicates", "pages")}
-        return PollResult(**done, caught_up=caught_up, postponed=postponed)
+        closed = caught_up and self.closed
+        return PollResult(**done, caught_up=caught_up, postponed=postponed, closed=closed)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from push_to_poll_client._processing.failures import Fate
-from push_to_poll_client._status import PollResult, Resynced
+from push_to_poll_client._status import Gap, PollResult, Resynced
 from push_to_poll_client._text import describe
 from push_to_poll_client._types import Message, RecordState
 
@@ -37,6 +37,9 @@ class Hooks:
 
     def resynced(self, event: Resynced) -> None:
         """The consumer goes on from another place of the feed than the saved cursor."""
+
+    def gap(self, event: Gap) -> None:
+        """Messages may be missing that the feed can no longer give."""
 
     def caught_up(self, result: PollResult) -> None:
         """A poll reached the end of the feed."""
@@ -70,6 +73,10 @@ class SafeHooks(Hooks):
     def resynced(self, event: Resynced) -> None:
         """Tell it."""
         self._tell("resynced", event)
+
+    def gap(self, event: Gap) -> None:
+        """Tell it."""
+        self._tell("gap", event)
 
     def caught_up(self, result: PollResult) -> None:
         """Tell it."""

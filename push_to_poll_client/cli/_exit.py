@@ -30,7 +30,7 @@ class Exit(enum.IntEnum):
 
 EXIT_CODES = """\
 exit codes:
-  0    done: with --once the end of the feed, or whoever read the output went away
+  0    done: with --once the end of the feed, or it has ended for good, or whoever read the output went away
   1    a bug; of the demo also: a message was lost, or processed twice without excuse
   2    the arguments are wrong, or need something that is not installed
   3    the feed failed (with --once), is gone, or no longer knows the cursor; or --once must wait too long

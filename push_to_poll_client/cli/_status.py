@@ -19,7 +19,8 @@ __all__ = ["add_to"]
 JSON = """\
 print one JSON object: file, bytes, owner (process id; null: nobody that can be seen), consumers: a list of objects
 with name, feed, cursor (null: the beginning), records (of messages that are settled), dead_letters (how many),
-failing (how many messages failed and are to be tried again), token (larger for each start), last_progress (when
+failing (how many messages failed and are to be tried again), gap (what the feed said last that it can no longer
+give; null: nothing), gap_at (when, in seconds since the epoch), token (larger for each start), last_progress (when
 the newest record was made, in seconds since the epoch; null: there is none) and age (seconds since then). Members
 may be added, none will change"""
 
@@ -73,6 +74,7 @@ def _lines(store: StoreFile, now: float) -> Iterator[str]:
         yield _line("records", f"{progress.records:,}")
         yield _line("dead", f"{progress.dead_letters:,}")
         yield _line("failing", f"{progress.failing:,}")
+        yield _line("gap", _gap(progress))
         yield _line("progress", _when(progress, now))
         yield _line("token", str(progress.token))
 
@@ -85,6 +87,12 @@ def _when(progress: Progress, now: float) -> str:
     if progress.last_progress is None:
         return "none yet"
     return f"{_age(progress, now):,.1f} s ago, at {moment(progress.last_progress)} UTC"
+
+
+def _gap(progress: Progress) -> str:
+    if progress.gap is None or progress.gap_at is None:
+        return "none"
+    return f"{quoted(progress.gap, 500)}, at {moment(progress.gap_at)} UTC"
 
 
 def _age(progress: Progress, now: float) -> float | None:

@@ -1,7 +1,7 @@
 """A feed by the HTTP Feeds specification (http-feeds.org): batches of CloudEvents behind one URL."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -13,8 +13,9 @@ from push_to_poll_client._exceptions import FeedError, UndecodableMessage
 from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, UnreadableMessage
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
-from push_to_poll_client.feeds._credentials import Auth
-from push_to_poll_client.feeds._origin import Answer, Origin
+from push_to_poll_client.feeds._manners.credentials import Auth
+from push_to_poll_client.feeds._manners.origin import Answer, Origin
+from push_to_poll_client.feeds._manners.tail import Tail
 
 __all__ = ["CloudEvent", "HTTPFeed"]
 
@@ -39,6 +40,10 @@ class HTTPFeed:
     empty batch is the end. Events of unknown types are messages like any other. An event that cannot be read is
     an `UnreadableMessage`, and the others of its batch are not kept waiting by it.
 
+    The end of the feed is asked for by what it was known by, as long as the feed is open (ETag, Last-Modified);
+    and not at all while the server has said that caches need not ask (max-age, for an hour at most), unless a
+    push came.
+
     Redirects are followed on the feed's own origin; one to another origin fails and names it. The feed's own
     client keeps no cookies, takes proxies and certificates from the environment as httpx does, and keeps queries
     out of httpx's log; with `client=` all this is as that client does it.
@@ -57,6 +62,8 @@ class HTTPFeed:
             some 300,000. A page may have an event for each 160 of them, 104,857 by default.
         client: An `httpx.AsyncClient`, or one of its shape, to send by; its timeouts hold, a wait comes on top.
             It stays yours: it is not closed. `None` opens one when needed.
+        trusted: Other origins that redirects may lead to, as "https://cdn.example". They are asked without
+            credentials, `headers` and what a client sends by itself.
 
     Attributes:
         read_ahead: True: the next page is fetched while one is processed. Fetching acknowledges nothing.
@@ -80,10 +87,20 @@ class HTTPFeed:
         timeout: float = 30.0,
         max_body: int = 16 * 1024 * 1024,
         client: Any = None,
+        trusted: Collection[str] = (),
     ) -> None:
         check_number("max_wait", max_wait, above_zero=True, optional=True)
         self.max_wait: float | None = max_wait
-        self._origin = Origin(url, auth=auth, headers=headers, timeout=timeout, max_body=max_body, client=client)
+        self._origin = Origin(
+            url,
+            auth=auth,
+            headers=headers,
+            timeout=timeout,
+            max_body=max_body,
+            client=client,
+            trusted=trusted,
+        )
+        self._tail = Tail()
         if taken := _OURS & httpx.URL(url).params.keys():
             raise ValueError(
                 f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll"
@@ -101,8 +118,13 @@ class HTTPFeed:
                 answer now (408, 425, 429, 5xx, 403 with rate-limit headers), or its answer is no batch.
         """
         wait = min(request.wait, self.max_wait or 0.0)
-        answer = await self._origin.get(_query(request.cursor, wait), headers=_headers(request), wait=wait)
-        messages = [] if answer.status in _NO_NEWS else await self._messages(answer)
+        url = self._origin.address(_query(request.cursor, wait))
+        if self._tail.is_fresh(url) and not (request.fresh or wait):
+            return Page()
+        known = self._tail.known(url)
+        answer = await self._origin.ask(url, headers=_headers(request), wait=wait, known=known)
+        messages = await self._messages(self._origin.accepted(answer))
+        self._tail.note(url, answer, empty=not messages)
         last = next((message.cursor for message in reversed(messages) if message.cursor is not None), None)
         # A server that answers with the very event it was asked to go on after has no more.
         following = None if last == request.cursor else last
@@ -117,12 +139,15 @@ class HTTPFeed:
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
+        self._tail.forget()
         await self._origin.aclose()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._origin.where!r})"
 
     async def _messages(self, answer: Answer) -> Sequence[Message]:
+        if answer.status in _NO_NEWS:
+            return []
         _check_type(answer, self._origin.where)
         read = functools.partial(read_batch, answer.body, self._origin.where, most=self._most)
         if len(answer.body) <= _LARGE_BODY:

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeAlias, TypeVar
 
 import msgspec
 
@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 
 _YEAR_10000 = 253_402_300_800
 
+_Moment: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=_YEAR_10000)]
+
 _QUERY = """
     SELECT name, feed, cursor, token,
         (
@@ -36,6 +38,14 @@ _QUERY = """
             SELECT count(*) FROM push_to_poll_state AS kept, json_each(kept.value)
             WHERE kept.consumer = known.id AND kept.name = 'attempts'
         ) AS failing,
+        (
+            SELECT json_extract(value, '$.what') FROM push_to_poll_state
+            WHERE consumer = known.id AND name = 'gap'
+        ) AS gap,
+        (
+            SELECT json_extract(value, '$.at') FROM push_to_poll_state
+            WHERE consumer = known.id AND name = 'gap'
+        ) AS gap_at,
         (
             SELECT last_at FROM push_to_poll_segment
             WHERE consumer = known.id AND number >= known.first ORDER BY number DESC LIMIT 1
@@ -57,6 +67,8 @@ class Progress:
         dead_letters: How many dead letters it has.
         failing: How many messages failed and are to be tried again.
         token: The fencing token of the last claim.
+        gap: What the feed said last that it can no longer give; `None`: it said no such thing.
+        gap_at: When that was seen, in seconds since the epoch; likewise.
         last_progress: When the newest dedupe record was made, in seconds since the epoch; `None`: there is none.
     """
 
@@ -67,7 +79,9 @@ class Progress:
     dead_letters: int
     failing: int
     token: int
-    last_progress: Annotated[float, msgspec.Meta(ge=0, lt=_YEAR_10000)] | None
+    gap: str | None
+    gap_at: _Moment | None
+    last_progress: _Moment | None
 
 
 @dataclass(frozen=True, slots=True)

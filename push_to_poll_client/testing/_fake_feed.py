@@ -99,6 +99,7 @@ class FakeFeed:
         self._walking: Cursor | None = None
         self._era = 0
         self._expired: CursorExpired | None = None
+        self._ended = False
         self._published = Bell()
         self._asked = Bell()
 
@@ -127,6 +128,11 @@ class FakeFeed:
         ids = self._entries.add(what or (1,), data, error, lag=lag, hidden_until=hidden_until)
         self._published.ring()
         return ids
+
+    def end(self) -> None:
+        """Nothing is published any more: the last page is closed (`Page.closed`). A held answer comes at once."""
+        self._ended = True
+        self._published.ring()
 
     def after(self, count: int) -> Cursor:
         """The cursor behind the first `count` messages, visible or not."""
@@ -219,7 +225,7 @@ class FakeFeed:
         ends = anyio.current_time() + wait
         while True:
             page = self._page(request)
-            if page.messages or anyio.current_time() >= ends:
+            if page.messages or page.closed or anyio.current_time() >= ends:
                 return page
             with anyio.CancelScope(deadline=min(ends, self._entries.next_visible())):
                 await self._published.wait()
@@ -236,7 +242,12 @@ class FakeFeed:
             cursor=self._page_cursor(end, more=more),
             next=self._next(end) if more else None,
             retry_after=self.retry_after,
+            closed=self._ended and not more and self._all_visible(fetch),
         )
+
+    def _all_visible(self, fetch: int) -> bool:
+        everything = len(self._entries)
+        return sum(1 for _ in self._entries.visible(0, everything, fetch=fetch)) == everything
 
     def _message(self, place: int) -> Message:
         return self._entries.message(place, self.after(place + 1) if self.cursors == "message" else None)

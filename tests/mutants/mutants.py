@@ -311,8 +311,8 @@ MUTANTS = [
     of(
         "G12",
         "follows a redirect to another origin",
-        "feeds/_origin.py",
-        "        if _origin(target) != _origin(self._url):\n",
+        "feeds/_manners/places.py",
+        "        if place_of(target) not in self._trusted:\n",
         "        if False:\n",
     ),
     of(

@@ -1,0 +1,86 @@
+"""Where an answer links to: its `Link` fields (RFC 8288).
+
+The standard library has no parser for them. That of httpx (`response.links`) cannot be used: it splits at each
+`, <` and `;`, also within quotes and brackets, so that a title or a URL invents links; it gives up on a parameter
+with a second `=`, and loses the `rel` behind it; `rel="next last"` is one name to it, and `REL` and `Next` are
+others than `rel` and `next`; of two `rel` the last counts; a link of another context (`anchor`) passes for one of
+this answer; and targets stay relative.
+"""
+
+import re
+from itertools import islice
+
+import httpx
+
+from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._http import without_secrets
+from push_to_poll_client._text import quoted
+from push_to_poll_client.feeds._manners.answer import Answer
+
+__all__ = ["MAX_LINKS", "link"]
+
+MAX_LINKS = 100
+"""Links of an answer that are looked at. An API has five, a page on the web some dozens."""
+
+# RFC 8288 §3 and appendix B.2, possessive and hence linear. A string that does not end ends with the field.
+_STRING = r'"(?:[^"\\]++|\\.)*+"?+'
+_PARAMETER = rf"[ \t]*+;[ \t]*+([^\s=;,]*+)[ \t]*+(?:=[ \t]*+({_STRING}|[^;,\"]*+))?+"
+_LINK = re.compile(rf"[ \t]*+(?:<([^<>]*+)>((?:{_PARAMETER})*+))?+(?:[^,\"]++|{_STRING})*+,?+", re.DOTALL)
+_PARAMETERS = re.compile(_PARAMETER, re.DOTALL)
+_QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
+
+
+def link(answer: Answer, relation: str) -> str | None:
+    """Where the first link of this relation leads.
+
+    Args:
+        answer: Of a server.
+        relation: Its type: "next", or a URL for one that is nobody's standard. Case says nothing.
+
+    Returns:
+        The target, absolute: resolved against what answered. It may be of another origin, which `Origin.ask`
+        looks at, and hold secrets. `None`: there is no such link.
+
+    Raises:
+        FeedError: There is one, and it leads to no URL: taken for none, it would look like the end of the feed.
+    """
+    field = answer.headers.get("link")
+    target = None if field is None else _target(field, relation.lower(), answer.url)
+    if target is None:
+        return None
+    url = _resolved(target, answer.url)
+    if url is None:
+        raise FeedError(f"{without_secrets(answer.url)} links to its {quoted(relation)} by what is no URL")
+    return url
+
+
+def _target(field: str, relation: str, base: str) -> str | None:
+    for found in islice(_LINK.finditer(field), MAX_LINKS):
+        parameters = _first_of_each(found[2] or "")
+        if relation in parameters.get("rel", "").lower().split() and _is_about(base, parameters.get("anchor")):
+            return found[1]
+    return None
+
+
+def _is_about(base: str, anchor: str | None) -> bool:
+    """Whether the link's context is what answered (RFC 8288 §3.2)."""
+    return anchor is None or _resolved(anchor, base) == _resolved("", base)
+
+
+def _first_of_each(parameters: str) -> dict[str, str]:
+    """By names in lower case. RFC 8288 §3.3: a second `rel` is ignored."""
+    given: dict[str, str] = {}
+    for name, value in _PARAMETERS.findall(parameters):
+        given.setdefault(name.lower(), _unquoted(value))
+    return given
+
+
+def _unquoted(value: str) -> str:
+    return _QUOTED_PAIR.sub(r"\1", value[1:].removesuffix('"')) if value.startswith('"') else value.strip(" \t")
+
+
+def _resolved(target: str, base: str) -> str | None:
+    try:
+        return str(httpx.URL(base).join(target.strip()))
+    except (httpx.InvalidURL, ValueError):  # and ValueError is what urljoin has to say
+        return None

@@ -1,0 +1,90 @@
+"""What a server knows an answer by: its `ETag` and `Last-Modified`, by which it is asked for news alone (304)."""
+
+import re
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from push_to_poll_client._http import http_date, is_header_value
+from push_to_poll_client.feeds._manners.cache_control import directives
+
+__all__ = ["MAX_VALIDATOR", "Validators", "conditions", "validators_of"]
+
+MAX_VALIDATOR = 1024
+"""Characters of a validator that is kept: it may be saved with each cursor. ETags have 20 to 100."""
+
+# RFC 9110 §8.8.3, and what some servers write without the quotes. Never "*", which would stand for any answer.
+_ETAG = re.compile(r'(?:W/)?"[!#-~]*"|(?!\*)[!#-+\--~]+')
+
+_SAME_CLOCK = 1.0
+_OTHER_CLOCK = 60.0
+
+
+class Validators(NamedTuple):
+    """What a server knows an answer by. Plain text, fit to be saved with a cursor.
+
+    An answer is known by them only when all that it brought is settled: committed earlier, 304 would be the
+    answer to what was lost. They belong to the URL that was asked, and to no other.
+
+    Attributes:
+        etag: As it came: quotes and `W/` are part of it. `None`: the server gave none.
+        last_modified: As it came. `None`: the server gave none, or something may have changed in that very
+            second after the answer was made.
+    """
+
+    etag: str | None = None
+    last_modified: str | None = None
+
+
+def validators_of(headers: Mapping[str, str], confirmed: Validators | None = None) -> Validators | None:
+    """Those of an answer.
+
+    Args:
+        headers: Its.
+        confirmed: What a 304 says still holds: what it does not bring anew stays (RFC 9111 §4.3.4).
+
+    Returns:
+        `None`: it has none, or is not to be kept (`no-store`).
+    """
+    if "no-store" in directives(headers):
+        return None
+    etag, last_modified = _etag(headers), _last_modified(headers)
+    if confirmed is not None:
+        etag, last_modified = etag or confirmed.etag, last_modified or confirmed.last_modified
+    return None if etag is None and last_modified is None else Validators(etag, last_modified)
+
+
+def conditions(known: Validators | None) -> dict[str, str]:
+    """The headers that ask for anything but what is known (RFC 9110 §13.1).
+
+    The ETag alone, where there is one: it tells what a date cannot, two changes in a second. What no header may
+    have is left out, since to ask without a condition is never wrong.
+    """
+    if known is None:
+        return {}
+    if known.etag is not None and _fits(known.etag) and _ETAG.fullmatch(known.etag):
+        return {"if-none-match": known.etag}
+    if known.last_modified is not None and _fits(known.last_modified):
+        return {"if-modified-since": known.last_modified}
+    return {}
+
+
+def _fits(value: str) -> bool:
+    return len(value) <= MAX_VALIDATOR and is_header_value(value) is not None
+
+
+def _etag(headers: Mapping[str, str]) -> str | None:
+    etag = headers.get("etag", "").strip(" \t")
+    return etag if len(etag) <= MAX_VALIDATOR and _ETAG.fullmatch(etag) else None
+
+
+def _last_modified(headers: Mapping[str, str]) -> str | None:
+    """RFC 9110 §8.8.2.2: a date is good for a condition when the answer was made at least a second later."""
+    modified = http_date(headers, "last-modified")
+    if modified is None:
+        return None
+    answered = http_date(headers, "date")
+    settled = modified + _SAME_CLOCK if answered is not None else modified + _OTHER_CLOCK
+    if (time.time() if answered is None else answered) < settled:
+        return None
+    return headers["last-modified"].strip(" \t")

@@ -1,0 +1,241 @@
+"""What an answer is known by, and how long it stays fresh: ETag, Last-Modified, Cache-Control, Age."""
+
+import time
+
+import anyio
+import httpx
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from push_to_poll_client.feeds._manners import cache_control, validators
+from push_to_poll_client.feeds._manners.cache_control import MAX_FRESH, directives, fresh_for
+from push_to_poll_client.feeds._manners.origin import Answer
+from push_to_poll_client.feeds._manners.tail import MAX_URLS, Tail
+from push_to_poll_client.feeds._manners.validators import MAX_VALIDATOR, Validators, conditions, validators_of
+
+URL = "https://shop.example/orders"
+MODIFIED = "Tue, 14 Nov 2023 22:13:20 GMT"
+LATER = "Tue, 14 Nov 2023 22:13:21 GMT"
+
+
+def answer(status=200, known=None, *, redirected=False, **headers):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(status, httpx.Headers(named), b"", None, URL, known, redirected)
+
+
+class TestValidators:
+    @pytest.mark.parametrize(
+        ("etag", "kept"),
+        [
+            ('"abc"', '"abc"'),
+            ('W/"abc"', 'W/"abc"'),
+            ('""', '""'),
+            ('"a,b\\"', '"a,b\\"'),
+            (' "abc" ', '"abc"'),
+            ("abc-0", "abc-0"),  # no ETag, but what some servers write and understand
+            ("*", None),  # would stand for whatever there is: 304 for ever
+            ('"a", "b"', None),  # two of them
+            ('"a b"', None),
+            ('w/"a"', None),
+            ('"é"', None),
+            ("", None),
+            (f'"{"a" * (MAX_VALIDATOR - 2)}"', f'"{"a" * (MAX_VALIDATOR - 2)}"'),
+            (f'"{"a" * (MAX_VALIDATOR - 1)}"', None),
+        ],
+    )
+    def test_an_etag_is_kept_as_it_is(self, etag, kept):
+        known = validators_of({"etag": etag})
+        assert (known and known.etag) == kept
+
+    @pytest.mark.parametrize(
+        ("headers", "kept"),
+        [
+            ({"last-modified": MODIFIED, "date": LATER}, MODIFIED),
+            ({"last-modified": f" {MODIFIED}", "date": LATER}, MODIFIED),
+            ({"last-modified": "Tue Nov 14 22:13:20 2023", "date": LATER}, "Tue Nov 14 22:13:20 2023"),
+            ({"last-modified": MODIFIED, "date": MODIFIED}, None),  # what came in that second, after the answer?
+            ({"last-modified": LATER, "date": MODIFIED}, None),
+            ({"last-modified": MODIFIED}, MODIFIED),  # long ago, whoever's clock is right
+            ({"last-modified": "yesterday", "date": LATER}, None),
+            ({"last-modified": "0", "date": LATER}, None),
+            ({"date": LATER}, None),
+        ],
+    )
+    def test_a_date_is_kept_when_nothing_more_can_have_happened_in_its_second(self, headers, kept):
+        known = validators_of(headers)
+        assert (known and known.last_modified) == kept
+
+    @pytest.mark.parametrize(("ago", "is_kept"), [(59, False), (61, True)])
+    def test_by_our_own_clock_it_is_kept_a_minute_later(self, monkeypatch, ago, is_kept):
+        monkeypatch.setattr(validators.time, "time", lambda: 1_700_000_000 + ago)
+        assert (validators_of({"last-modified": MODIFIED}) is not None) == is_kept
+
+    def test_none_of_what_is_not_to_be_kept(self):
+        assert validators_of({"etag": '"a"', "cache-control": "private, No-Store"}) is None
+        assert validators_of({"etag": '"a"', "cache-control": "no-cache"}) == Validators('"a"')
+
+    def test_can_be_saved_with_a_cursor(self):
+        known = Validators('W/"a"', MODIFIED)
+        assert Validators(*msgspec.json.decode(msgspec.json.encode(known))) == known
+
+
+class TestConditions:
+    def test_the_etag_wins(self):
+        assert conditions(Validators('"a"', MODIFIED)) == {"if-none-match": '"a"'}
+        assert conditions(Validators(last_modified=MODIFIED)) == {"if-modified-since": MODIFIED}
+
+    @pytest.mark.parametrize(
+        "known",
+        [
+            None,
+            Validators(),
+            Validators("*"),
+            Validators("a\r\nx: y"),
+            Validators("é"),
+            Validators('"' + "a" * 5000 + '"'),
+            Validators(last_modified="a\nb"),
+            Validators(last_modified="a" * 5000),
+        ],
+    )
+    def test_what_no_header_may_have_is_left_out(self, known):
+        """A saved cursor may have been edited."""
+        assert conditions(known) == {}
+
+    def test_a_date_stands_in_for_an_etag_that_cannot_be_sent(self):
+        assert conditions(Validators("é", MODIFIED)) == {"if-modified-since": MODIFIED}
+
+
+class TestOfAnAnswer:
+    def test_with_304_the_old_ones_hold_on_and_new_ones_take_over(self):
+        known = Validators('"a"', MODIFIED)
+        assert answer(304, known).validators == known
+        assert answer(304, known, etag='"b"').validators == Validators('"b"', MODIFIED)
+        assert answer(304, known, last_modified=LATER).validators == Validators('"a"', LATER)
+        assert answer(304, known, cache_control="no-store").validators is None
+
+    def test_a_whole_answer_has_its_own_alone(self):
+        known = Validators('"a"', MODIFIED)
+        assert answer(200, known).validators is None
+        assert answer(200, known, etag='"b"').validators == Validators('"b"')
+
+    def test_by_way_of_a_redirect_there_are_none(self):
+        """They would be asked of a URL that they do not belong to."""
+        assert answer(redirected=True, etag='"a"').validators is None
+
+
+class TestCacheControl:
+    @pytest.mark.parametrize(
+        ("field", "given"),
+        [
+            ("", {}),
+            ("no-cache", {"no-cache": ""}),
+            ("Max-Age=60, PRIVATE", {"max-age": "60", "private": ""}),
+            ('max-age="60" , private="a, b",x', {"max-age": "60", "private": "a, b", "x": ""}),
+            ("max-age = 60", {"max-age": "60"}),
+            ("max-age=60, max-age=60", {"max-age": "60"}),
+            ("max-age=60, max-age=30, max-age=60", {"max-age": ""}),
+            ("max-age=60, max-age=30", {"max-age": ""}),
+            (",, ;x, a b, no-store", {"no-store": ""}),
+            ('x="no-store, y', {}),
+            ("max-age=", {}),
+        ],
+    )
+    def test_directives_are_read(self, field, given):
+        assert directives({"cache-control": field}) == given
+
+    @pytest.mark.parametrize(
+        ("headers", "seconds"),
+        [
+            ({}, 0),
+            ({"cache-control": "max-age=60"}, 60),
+            ({"cache-control": "private, max-age=60, must-revalidate"}, 60),
+            ({"cache-control": 'max-age="60"'}, 60),
+            ({"cache-control": "max-age=60", "age": "50"}, 10),
+            ({"cache-control": "max-age=60", "age": "70"}, 0),
+            ({"cache-control": "max-age=60", "age": "soon"}, 0),
+            ({"cache-control": "max-age=60", "age": "5, 7"}, 0),
+            ({"cache-control": "max-age=31536000"}, MAX_FRESH),
+            ({"cache-control": "max-age=" + "9" * 5000}, MAX_FRESH),
+            ({"cache-control": "max-age=0, must-revalidate"}, 0),
+            ({"cache-control": "max-age=60, no-cache"}, 0),
+            ({"cache-control": 'max-age=60, no-cache="set-cookie"'}, 0),
+            ({"cache-control": "max-age=60, no-store"}, 0),
+            ({"cache-control": "max-age=60, max-age=90"}, 0),
+            ({"cache-control": "max-age=-60"}, 0),
+            ({"cache-control": "max-age=1.5"}, 0),
+            ({"cache-control": "s-maxage=60"}, 0),  # for others than us
+            ({"cache-control": "max-age=60", "age": "9" * 5000}, 0),
+            ({"expires": "Fri, 31 Dec 2100 23:59:59 GMT"}, 0),
+        ],
+    )
+    def test_an_answer_stays_fresh(self, headers, seconds):
+        assert fresh_for(headers) == seconds
+
+    @given(st.text() | st.text('max-age=0123 ,"\\', max_size=60), st.text(max_size=5))
+    def test_whatever_a_server_writes_the_time_is_bounded(self, field, age):
+        assert 0 <= fresh_for({"cache-control": field, "age": age}) <= MAX_FRESH
+        assert 0 <= fresh_for({"cache-control": f"max-age=5,{field}"}) <= MAX_FRESH
+
+
+class TestTail:
+    pytestmark = pytest.mark.anyio
+
+    async def test_remembers_what_brought_nothing(self):
+        tail = Tail()
+        assert tail.known(URL) is None
+        assert not tail.is_fresh(URL)
+        tail.note(URL, answer(etag='"a"', cache_control="max-age=60"), empty=True)
+        assert tail.known(URL) == Validators('"a"')
+        assert tail.is_fresh(URL)
+        assert tail.known(f"{URL}?page=2") is None
+        await anyio.sleep(61)
+        assert not tail.is_fresh(URL)
+        assert tail.known(URL) == Validators('"a"')
+
+    async def test_what_brought_something_is_known_by_nothing(self):
+        tail = Tail()
+        tail.note(URL, answer(etag='"a"', cache_control="max-age=60"), empty=True)
+        tail.note(URL, answer(etag='"b"', cache_control="max-age=60"), empty=False)
+        assert tail.known(URL) is None
+        assert not tail.is_fresh(URL)
+
+    async def test_a_304_may_end_what_it_is_known_by(self):
+        tail = Tail()
+        tail.note(URL, answer(etag='"a"'), empty=True)
+        tail.note(URL, answer(304, tail.known(URL), cache_control="no-store"), empty=True)
+        assert tail.known(URL) is None
+
+    async def test_is_bounded_and_keeps_what_was_asked_last(self):
+        tail = Tail()
+        for number in range(MAX_URLS + 1):
+            tail.note(URL, answer(etag='"a"'), empty=True)
+            tail.note(f"{URL}?{number}", answer(etag='"a"'), empty=True)
+        assert tail.known(URL) is not None
+        assert tail.known(f"{URL}?1") is None
+        assert tail.known(f"{URL}?2") is not None
+
+    async def test_keeps_nothing_of_what_says_nothing(self):
+        tail = Tail()
+        tail.note(URL, answer(), empty=True)
+        assert not tail._ends
+
+    async def test_is_not_fresh_by_the_clock_of_an_event_loop_that_has_ended(self, monkeypatch):
+        """Trio begins each one somewhere else."""
+        tail = Tail()
+        tail.note(URL, answer(cache_control="max-age=60"), empty=True)
+        earlier = anyio.current_time() - 1000
+        monkeypatch.setattr(anyio, "current_time", lambda: earlier)
+        assert not tail.is_fresh(URL)
+
+    async def test_forgets(self):
+        tail = Tail()
+        tail.note(URL, answer(etag='"a"'), empty=True)
+        tail.forget()
+        assert tail.known(URL) is None
+
+
+def test_the_caps_mean_what_they_say():
+    assert cache_control.MAX_FRESH == 3600
+    assert time.gmtime(validators.http_date({"date": MODIFIED}, "date")).tm_min == 13

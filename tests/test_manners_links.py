@@ -1,0 +1,127 @@
+"""Where an answer links to, by RFC 8288: what httpx and others read otherwise, and what no server should write."""
+
+import re
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client.feeds._manners import links
+from push_to_poll_client.feeds._manners.links import MAX_LINKS, link
+from push_to_poll_client.feeds._manners.origin import Answer
+
+BASE = "https://h.example/a/b?c=d"
+
+
+def answer(*fields):
+    return Answer(200, httpx.Headers([("Link", field) for field in fields]), b"", None, BASE)
+
+
+@pytest.mark.parametrize(
+    ("field", "target"),
+    [
+        ("<https://h.example/p?page=2>; rel=next", "https://h.example/p?page=2"),
+        ('<https://h.example/p?page=2>; rel="next", <https://h.example/p?page=9>; rel="last"', "/p?page=2"),
+        ('<https://h.example/p?page=9>; rel="last",<https://h.example/p?page=2>;rel="next"', "/p?page=2"),
+        # Relative ones, against what answered.
+        ("<c>; rel=next", "https://h.example/a/c"),
+        ("</c>; rel=next", "https://h.example/c"),
+        ("<?after=5>; rel=next", "https://h.example/a/b?after=5"),
+        ("<>; rel=next", BASE),
+        ("<//cdn.example/p>; rel=next", "https://cdn.example/p"),
+        # What separates links and parameters stands in brackets and strings too.
+        ("</c?ids=1,2;x>; rel=next", "https://h.example/c?ids=1,2;x"),
+        ('</c>; title="a, <x>; rel=last"; rel=next', "https://h.example/c"),
+        ('</x>; title="a, </y>; rel=next"; rel=prev', None),
+        (r'</c>; title="a \"; rel=last; \" b"; rel=next', "https://h.example/c"),
+        ('</c>; title="x=y"; rel=next', "https://h.example/c"),
+        ("</c>; title*=UTF-8''%e2%82; rel=next", "https://h.example/c"),
+        # Names of relations and parameters.
+        ('</c>; rel="prev  next"', "https://h.example/c"),
+        ("</c>; REL=Next", "https://h.example/c"),
+        (r'</c>; rel="ne\xt"', "https://h.example/c"),
+        ("</c> ; rel = next ", "https://h.example/c"),
+        ("</c>;;;rel=next;", "https://h.example/c"),
+        ("</c>; rel=nextish, </d>; rel=xnext, </e>; rel=next-archive", None),
+        ("</c>; rel=prev; rel=next", None),  # the first counts
+        ("</c>; rel; rel=next", None),
+        ("</c>; rev=next", None),
+        ("</c>", None),
+        # Another context than this answer.
+        ("</c>; rel=next; anchor=/other, </d>; rel=next", "https://h.example/d"),
+        ('</c>; rel=next; anchor="#part"', None),
+        ("</c>; rel=next; anchor=http://[", None),
+        ('</c>; rel=next; anchor=""', "https://h.example/c"),
+        (f"</c>; rel=next; anchor={BASE}", "https://h.example/c"),
+        # Garbage around it.
+        ("x, ,,<, ;=;, </c>; rel=next", "https://h.example/c"),
+        ("<x>rel=next, </c>; rel=next", "https://h.example/c"),
+        ('<x> "a, <y>; rel=next"; rel=next, </c>; rel=next', "https://h.example/c"),
+        ('</c>; rel="next', "https://h.example/c"),
+        ('</c>; rel="next\\', "https://h.example/c"),
+        ("</c; rel=next", None),
+        ("rel=next", None),
+        ("", None),
+    ],
+)
+def test_the_next_page_is_where_the_link_leads(field, target):
+    expected = f"https://h.example{target}" if target and target.startswith("/p") else target
+    assert link(answer(field), "next") == expected
+
+
+def test_several_fields_are_one():
+    assert link(answer("</c>; rel=prev", "</d>; rel=next"), "next") == "https://h.example/d"
+
+
+def test_an_answer_may_have_none():
+    assert link(answer(), "next") is None
+
+
+def test_a_relation_may_be_a_url():
+    named = answer('</c>; rel="https://api.example/Rels/hub next"')
+    assert link(named, "HTTPS://api.example/rels/hub") == "https://h.example/c"
+
+
+@pytest.mark.parametrize("target", ["https://h.example:port/s3cr3t", "//[::s3cr3t", "http://xn--ü/s3cr3t"])
+def test_one_that_leads_to_no_url_is_no_end(target):
+    with pytest.raises(FeedError, match="links to its 'next' by what is no URL") as failed:
+        link(Answer(200, {"link": f"<{target}>; rel=next"}, b"", None, BASE), "next")
+    assert "s3cr3t" not in str(failed.value)
+    assert failed.value.__cause__ is None
+
+
+def test_not_any_number_is_looked_at():
+    many = "</c>; rel=prev," * MAX_LINKS
+    assert link(answer(many[len("</c>; rel=prev,") :] + "</d>; rel=next"), "next") == "https://h.example/d"
+    assert link(answer(many + "</d>; rel=next"), "next") is None
+
+
+PIECES = ['"', "\\", "<", ">", ";", ",", "=", "rel", "next", " ", "a", "[", "//"]
+
+
+@given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join))
+def test_whatever_a_server_writes_the_answer_is_a_url_or_none(field):
+    try:
+        target = link(Answer(200, {"link": f"<c>; rel=next; {field}"}, b"", None, BASE), "next")
+        link(Answer(200, {"link": field}, b"", None, BASE), "next")
+    except FeedError:
+        return
+    assert target is None or httpx.URL(target).is_absolute_url
+
+
+def repetitions(parsed):
+    for operation, arguments in parsed:
+        if "REPEAT" in str(operation):
+            yield str(operation)
+        for part in arguments if isinstance(arguments, tuple | list) else ():
+            for inner in part if isinstance(part, list) else [part]:
+                if isinstance(inner, re._parser.SubPattern):
+                    yield from repetitions(inner)
+
+
+@pytest.mark.parametrize("pattern", [links._LINK, links._PARAMETERS])
+def test_nothing_is_read_twice(pattern):
+    """A repetition that gives nothing back takes linear time, whatever the field."""
+    assert set(repetitions(re._parser.parse(pattern.pattern, pattern.flags))) == {"POSSESSIVE_REPEAT"}

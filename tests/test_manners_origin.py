@@ -1,0 +1,215 @@
+"""How a server is asked: conditions, links and redirects to other origins, by `Origin` itself. Without sockets."""
+
+import httpx
+import pytest
+import respx
+from test_http_feed import SECRET, URL, Server
+
+from push_to_poll_client._exceptions import FeedError, FeedRefused
+from push_to_poll_client.feeds._manners.origin import Origin
+from push_to_poll_client.feeds._manners.validators import Validators
+
+pytestmark = pytest.mark.anyio
+
+CDN = "https://cdn.example"
+
+
+@pytest.fixture
+def serve():
+    """Answers every request of every client, whatever its host."""
+    with respx.mock(assert_all_called=False) as router:
+
+        def start(*answers):
+            server = Server(*answers)
+            router.route().mock(side_effect=server)
+            return server
+
+        yield start
+
+
+def origin(url=URL, **given):
+    arguments = {"auth": None, "headers": None, "timeout": 30.0, "max_body": 10_000, "client": None}
+    return Origin(url, **{**arguments, **given})
+
+
+async def ask(asked, url=URL, **given):
+    """One answer of an origin that is closed afterwards."""
+    try:
+        return await asked.ask(url, **{"headers": {}, **given})
+    finally:
+        await asked.aclose()
+
+
+async def refused(asked, url=URL, kind=FeedError, **given):
+    with pytest.raises(kind) as failed:
+        asked.accepted(await ask(asked, url, **given))
+    assert type(failed.value) is kind
+    assert SECRET not in str(failed.value)
+    return str(failed.value)
+
+
+class TestConditions:
+    async def test_are_sent_and_304_is_an_answer(self, serve):
+        server = serve(httpx.Response(304))
+        asked = origin()
+        answer = asked.accepted(await ask(asked, known=Validators('"a"')))
+        assert server.last.headers["if-none-match"] == '"a"'
+        assert answer.known == answer.validators == Validators('"a"')
+
+    @pytest.mark.parametrize("known", [None, Validators(), Validators("*")])
+    async def test_without_any_304_is_none(self, serve, known):
+        serve(httpx.Response(304))
+        assert f"{URL} answered 304 Not Modified, but" in await refused(origin(), known=known)
+
+    async def test_are_for_get_alone(self, serve):
+        """With POST they would be a condition for doing it (RFC 9110 §13.1.2)."""
+        server = serve(httpx.Response(304))
+        await refused(origin(), known=Validators('"a"'), method="POST", content=b"{}")
+        assert "if-none-match" not in server.last.headers
+
+    async def test_do_not_follow_a_redirect(self, serve):
+        """Another resource may well have the same date, or version 1 for an ETag."""
+        moved = httpx.Response(302, headers={"location": "/v2"})
+        server = serve(moved, httpx.Response(200, headers={"etag": '"a"'}))
+        answer = await ask(origin(), known=Validators('"a"'))
+        assert server.requests[0].headers["if-none-match"] == '"a"'
+        assert "if-none-match" not in server.last.headers
+        assert (answer.known, answer.validators, answer.redirected) == (None, None, True)
+        assert answer.url == "https://shop.example/v2"
+
+
+class TestLinks:
+    async def test_at_home_are_asked_with_credentials(self, serve):
+        server = serve(httpx.Response(200))
+        for url in ("https://shop.example/x?page=2#frag", "HTTPS://SHOP.example:443/x?page=2"):
+            answer = await ask(origin(auth=SECRET), url)
+            assert (str(server.last.url), answer.url) == ("https://shop.example/x?page=2",) * 2
+            assert server.last.headers["authorization"] == f"Bearer {SECRET}"
+
+    @pytest.mark.parametrize("url", ["https://shop.example", "https://shop.example?a=b"])
+    async def test_at_home_may_have_no_path(self, serve, url):
+        server = serve(httpx.Response(200))
+        asked = origin(url, auth=SECRET)
+        await ask(asked, asked.address({}))
+        assert server.last.headers["authorization"] == f"Bearer {SECRET}"
+
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            (f"https://evil.example/{SECRET}?key={SECRET}", "https://evil.example/"),
+            ("http://shop.example/orders", "http://shop.example/"),
+            ("https://shop.example:8443/orders", "https://shop.example:8443/"),
+            ("https://shop.example.evil.example/", "https://shop.example.evil.example/"),
+            (f"https://{SECRET}:{SECRET}@evil.example/", "https://evil.example/"),
+            ("http://xn--zz/", "http://xn--zz/"),
+            ("//evil.example/", "(not a URL)"),
+            ("/orders", "(not a URL)"),
+            ("file:///etc/passwd", "(not a URL)"),
+            ("javascript:alert(1)", "(not a URL)"),
+        ],
+    )
+    async def test_elsewhere_are_not_asked(self, serve, url, shown):
+        server = serve(httpx.Response(200))
+        text = await refused(origin(auth=SECRET, trusted=[CDN]), url)
+        assert f"{URL} links to another origin, {shown}, which" in text
+        assert server.requests == []
+
+    @pytest.mark.parametrize("url", [f"https://h:{SECRET}/", f"https://xn--ü/{SECRET}", "https://shop.evil\n/"])
+    async def test_must_be_urls(self, serve, url):
+        serve(httpx.Response(200))
+        assert f"{URL} links to what is no URL" in await refused(origin(), url)
+
+
+class TestTrustedOrigins:
+    @pytest.mark.parametrize(
+        "url", [f"{CDN}/p", "https://CDN.example:443/p", f"https://{SECRET}:pw@cdn.example/p"]
+    )
+    async def test_are_asked_without_credentials(self, serve, url):
+        server = serve(httpx.Response(200))
+        asked = origin(auth=SECRET, headers={"X-Key": SECRET, "accept": "a/b"}, trusted=[CDN])
+        answer = await ask(asked, url, headers={"accept": "c/d"})
+        assert (str(server.last.url), answer.url) == (f"{CDN}/p",) * 2
+        assert SECRET not in str(server.last.headers.raw)
+        assert server.last.headers["accept"] == "c/d"
+        assert server.last.headers["accept-encoding"] == "gzip"
+
+    @pytest.mark.parametrize("auth", [None, httpx.BasicAuth("me", SECRET), httpx.DigestAuth("me", SECRET)])
+    async def test_get_nothing_that_a_client_sends_by_itself(self, auth):
+        server = Server(httpx.Response(401, headers={"www-authenticate": 'Digest realm="r", nonce="n"'}))
+        async with httpx.AsyncClient(
+            transport=httpx.MockTransport(server),
+            auth=("me", SECRET),
+            headers={"X-Key": SECRET},
+            cookies={"session": SECRET},
+            params={"key": SECRET},
+        ) as client:
+            text = await refused(origin(client=client, auth=auth, trusted=[CDN]), f"{CDN}/p", FeedRefused)
+        assert f"{URL}, which led to {CDN}/p, answered 401 Unauthorized" in text
+        (request,) = server.requests
+        assert str(request.url) == f"{CDN}/p"
+        assert set(request.headers) == {"host", "accept-encoding"}
+        assert request.extensions["timeout"] == {"connect": 5, "read": 5, "write": 5, "pool": 5}
+
+    async def test_do_not_cost_a_new_token(self, serve):
+        serve(httpx.Response(401))
+        asked = []
+
+        async def token():
+            asked.append(1)
+            return "a"
+
+        await refused(origin(auth=token, trusted=[CDN]), f"{CDN}/p", FeedRefused)
+        assert asked == []
+
+    async def test_may_be_redirected_to_and_lead_back_home(self, serve):
+        server = serve(
+            httpx.Response(302, headers={"location": f"{CDN}/p"}),
+            httpx.Response(302, headers={"location": URL}),
+            httpx.Response(200),
+        )
+        answer = await ask(origin(auth=SECRET, trusted=[CDN]))
+        assert [request.headers.get("authorization") for request in server.requests] == [
+            f"Bearer {SECRET}",
+            None,
+            f"Bearer {SECRET}",
+        ]
+        assert answer.url == URL
+
+    async def test_lead_to_no_other(self, serve):
+        server = serve(httpx.Response(302, headers={"location": "https://evil.example/"}))
+        assert "redirects to another origin, https://evil" in await refused(origin(trusted=[CDN]), f"{CDN}/p")
+        assert len(server.requests) == 1
+
+    async def test_do_not_get_what_is_posted(self, serve):
+        """Some vendors want their secret in the body."""
+        server = serve(httpx.Response(307, headers={"location": f"{CDN}/p"}))
+        posted = {"method": "POST", "content": SECRET.encode()}
+        text = await refused(origin(trusted=[CDN]), **posted)
+        assert f"{CDN}/, which must not get what is posted" in text
+        await refused(origin(trusted=[CDN]), f"{CDN}/p", **posted)
+        assert len(server.requests) == 1
+
+    @pytest.mark.parametrize(
+        ("trusted", "error", "text"),
+        [
+            (CDN, TypeError, "trusted is a str; give a list"),
+            (5, TypeError, "trusted is a int"),
+            ([5], TypeError, "trusted has a int in it"),
+            ([f"{CDN}/p"], ValueError, f"trusted has {CDN}/p in it; give origins, as https://cdn.example"),
+            ([f"{CDN}?a={SECRET}"], ValueError, "give origins"),
+            ([f"{CDN}#a"], ValueError, "give origins"),
+            ([f"https://me:{SECRET}@cdn.example"], ValueError, "give origins"),
+            (["cdn.example"], ValueError, "give origins"),
+            (["ftp://cdn.example"], ValueError, "give origins"),
+            (["https://cdn.example:port"], ValueError, "give origins"),
+            (["*"], ValueError, "give origins"),
+        ],
+    )
+    def test_are_named_as_origins(self, trusted, error, text):
+        with pytest.raises(error) as wrong:
+            origin(trusted=trusted)
+        assert text in str(wrong.value)
+        assert SECRET not in str(wrong.value)
+
+    def test_may_end_in_a_slash(self):
+        assert origin(trusted={f"{CDN}/"})._places._trusted == origin(trusted=(CDN,))._places._trusted
