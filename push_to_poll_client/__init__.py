@@ -64,7 +64,7 @@ from push_to_poll_client._types import (
     SavedCursor,
     UnreadableMessage,
 )
-from push_to_poll_client.feeds import CloudEvent, DurableStreamFeed, HTTPFeed
+from push_to_poll_client.feeds import CloudEvent, DurableStreamFeed, HTTPFeed, PagedFeed
 from push_to_poll_client.listeners import ServerSentEvent, SSEListener, Verdict, WebSocketListener
 from push_to_poll_client.stores import MemoryStore, SQLiteStore
 
@@ -100,6 +100,7 @@ __all__ = [
     "Mode",
     "OwnershipLost",
     "Page",
+    "PagedFeed",
     "PollResult",
     "ProcessError",
     "Push",

@@ -47,8 +47,15 @@ _STRING = r'"(?:[^"\\]|\\.)*+"'
 _PARAMETER = rf"; *([a-z*][a-z0-9_.*-]*+)(?:=({_STRING}|[^\s;,\"]++))?"
 _MEMBER = re.compile(rf"[ \t]*(?:{_STRING}|[A-Za-z*][^\s;,\"]*+)(?P<parameters>(?:{_PARAMETER})*+)[ \t]*(?:,|$)")
 
-_ASKING = {"backoff", "ratelimit", "ratelimit-reset", "retry-after", "x-poll-interval", "x-ratelimit-reset"}
+# The same as an earlier draft had it, a dictionary: limit=100, remaining=0, reset=30
+_OLD_MEMBER = re.compile(r"(?:^|,)[ \t]*+(remaining|reset)=([0-9]++)")
+
+_VENDORS = ("x-ratelimit", "x-rate-limit", "ratelimit")
+_ASKING = {"backoff", "ratelimit", "retry-after", "x-poll-interval"} | {f"{name}-reset" for name in _VENDORS}
 """The headers by which a server asks to be left alone; each way has one of them."""
+
+SECOND_LIMIT = 60.0
+"""Seconds that GitHub wants at least, when a second limit is exceeded and nothing says for how long."""
 
 
 def without_secrets(url: object) -> str:
@@ -91,9 +98,14 @@ def asked_to_wait(status: int, headers: Mapping[str, str], wall_clock: float) ->
     """How long the server asks to be left alone.
 
     Read are `Retry-After` (RFC 9110 §10.2.3), `Backoff` (Mozilla), `X-Poll-Interval` (GitHub), `RateLimit`
-    (draft-ietf-httpapi-ratelimit-headers) and `RateLimit-Remaining` and `-Reset` with and without `X-`. They may
-    come with any status, also with success. `Retry-After` wins over rate limits, as the draft demands; of what
-    remains the largest counts. What is malformed is ignored.
+    (draft-ietf-httpapi-ratelimit-headers, also as its version 7 had it) and the vendors' `RateLimit-Remaining` and
+    `-Reset`, with `X-RateLimit-` and `X-Rate-Limit-` too. They may come with any status, also with success.
+    `Retry-After` wins over rate limits, as the draft demands; of what remains the largest counts. Ignored is what
+    is malformed, and `RateLimit-Policy`, which says how much and not when.
+
+    429 that tells of a quota which is not used up speaks of another one, and means a minute: GitHub's second
+    limit. The same with 403 cannot be told from a refusal, which is left alone for five. 429 without a word says
+    no time; whoever asks then waits a second, and longer each time.
 
     Args:
         status: The answer's status.
@@ -171,6 +183,9 @@ def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
 def _rate_limit(headers: Mapping[str, str]) -> list[float]:
     """Of each policy without quota left (`r=0`) the seconds until there is more (`t`)."""
     value = _header(headers, "ratelimit") or ""
+    old = dict(_OLD_MEMBER.findall(value))
+    if old.keys() >= {"remaining", "reset"}:
+        return [] if old["remaining"].strip("0") else [float(old["reset"])]
     at, waits = 0, list[float]()
     while at < len(value):
         member = _MEMBER.match(value, at)
@@ -185,10 +200,12 @@ def _rate_limit(headers: Mapping[str, str]) -> list[float]:
 
 def _rate_limit_reset(status: int, headers: Mapping[str, str], now: float) -> Iterator[float]:
     """The vendors' headers, whose reset is a date with some and a delay with others."""
-    for prefix in ("x-ratelimit", "ratelimit"):
-        remaining = _number(headers, f"{prefix}-remaining")
-        reset = _number(headers, f"{prefix}-reset")
-        used_up = status == httpx.codes.TOO_MANY_REQUESTS if remaining is None else remaining == 0
-        if reset is not None and used_up:
+    refused = status == httpx.codes.TOO_MANY_REQUESTS
+    for name in _VENDORS:
+        remaining = _number(headers, f"{name}-remaining")
+        reset = _number(headers, f"{name}-reset")
+        if remaining and refused:
+            yield SECOND_LIMIT
+        elif reset is not None and (refused or remaining == 0):
             date = reset / 1000 if reset > _MILLISECONDS else reset
             yield max(0.0, date - now) if reset > _EPOCH else reset

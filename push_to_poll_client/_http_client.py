@@ -1,8 +1,9 @@
 """What feeds and listeners send by: a client of their own, quiet and bounded, or one that they were given."""
 
+import functools
 import ssl
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -44,19 +45,25 @@ def http_url(url: str) -> httpx.URL:
     return parsed
 
 
-def open_client(timeout: httpx.Timeout, *, tls: ssl.SSLContext | None = None) -> httpx.AsyncClient:
+def open_client(
+    timeout: httpx.Timeout,
+    *,
+    tls: ssl.SSLContext | None = None,
+    shown: Callable[[object], str] = without_secrets,
+) -> httpx.AsyncClient:
     """Open a client that logs no secret and keeps no cookie. A proxy is taken from the environment.
 
     Args:
         timeout: For requests that name none of their own.
         tls: Whom to trust; `None`: the certificates that the machine trusts.
+        shown: What stands in the log for a URL.
     """
     tls = tls or shared_tls_context()
     limits = httpx.Limits(max_connections=10, max_keepalive_connections=2, keepalive_expiry=KEEP_ALIVE)
     settings: dict[str, Any] = {
         "timeout": timeout,
         "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept, they would grow without bound
-        "event_hooks": {"request": [_hide], "response": [_show, _drop_challenge]},
+        "event_hooks": {"request": [functools.partial(_hide, shown)], "response": [_show, _drop_challenge]},
     }
     if getproxies().keys() - {"no"}:
         return httpx.AsyncClient(verify=tls, limits=limits, **settings)
@@ -66,13 +73,17 @@ def open_client(timeout: httpx.Timeout, *, tls: ssl.SSLContext | None = None) ->
 
 
 class _HiddenURL(httpx.URL):
+    def __init__(self, url: httpx.URL, shown: Callable[[object], str]) -> None:
+        super().__init__(url)
+        self._shown = shown
+
     def __str__(self) -> str:
-        return without_secrets(super().__str__())
+        return self._shown(super().__str__())
 
 
-async def _hide(request: httpx.Request) -> None:
+async def _hide(shown: Callable[[object], str], request: httpx.Request) -> None:
     """Httpx logs the URL of each request at level INFO, with its query."""
-    request.url = _HiddenURL(request.url)
+    request.url = _HiddenURL(request.url, shown)
 
 
 async def _show(response: httpx.Response) -> None:

@@ -154,7 +154,14 @@ def test_a_date_without_a_zone_is_in_utc_wherever_the_machine_is(monkeypatch):
         ({"ratelimit": '"default";t=30'}, None),
         ({"ratelimit": '"default";r=0;t=soon'}, None),
         ({"ratelimit": '"default";r=0;t=30, {'}, None),  # malformed in one place, ignored as a whole
-        ({"ratelimit": "limit=100, remaining=0, reset=30"}, None),  # an old draft
+        ({"ratelimit": "limit=100, remaining=0, reset=30"}, 30),  # an old draft
+        ({"ratelimit": "limit=100,remaining=00 , reset=30;w=60"}, 30),
+        ({"ratelimit": "limit=100, remaining=9, reset=30"}, None),
+        ({"ratelimit": "remaining=0"}, None),
+        ({"ratelimit": "reset=30"}, None),
+        ({"ratelimit": "remaining=0, reset=soon"}, None),
+        ({"ratelimit-policy": '"burst";q=100;w=60,"daily";q=1000;w=86400'}, None),  # how much, and not when
+        ({"ratelimit-policy": '"burst";q=100;w=60', "ratelimit": '"burst";r=0;t=5'}, 5),
         ({"ratelimit": '"default";r=0;t=30', "retry-after": "5"}, 5),
         ({"ratelimit": '"default";r=0;t=30', "retry-after": "garbage"}, 30),
         ({"ratelimit": '"default";r=0;t=30', "age": "7"}, None),  # a cache's copy of somebody else's quota
@@ -164,6 +171,10 @@ def test_a_date_without_a_zone_is_in_utc_wherever_the_machine_is(monkeypatch):
         ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1600000000"}, 0),
         ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "17"}, 17),
         ({"ratelimit-remaining": "0", "ratelimit-reset": "17"}, 17),
+        ({"x-rate-limit-remaining": "0", "x-rate-limit-reset": "1700000060"}, 60),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000060.5"}, 60.5),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "-17"}, None),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000060", "retry-after": "5"}, 5),
         ({"x-ratelimit-remaining": "1", "x-ratelimit-reset": "17"}, None),
         ({"x-ratelimit-remaining": "none", "x-ratelimit-reset": "17"}, None),
         ({"x-ratelimit-remaining": "0"}, None),
@@ -176,6 +187,49 @@ def test_a_server_says_that_the_quota_is_used_up(headers, seconds):
 def test_429_alone_says_that_nothing_remains():
     assert asked_to_wait(429, {"x-ratelimit-reset": "17"}, NOW) == 17
     assert asked_to_wait(200, {"x-ratelimit-reset": "17"}, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        # The first limit, by either status.
+        (403, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000090"}, 90),
+        (429, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700000090"}, 90),
+        # The second one, of which the quota says nothing.
+        (403, {"x-ratelimit-remaining": "4999", "x-ratelimit-reset": "1700000090", "retry-after": "30"}, 30),
+        (429, {"x-ratelimit-remaining": "4999", "x-ratelimit-reset": "1700000090", "retry-after": "30"}, 30),
+        (429, {"x-ratelimit-remaining": "4999", "x-ratelimit-reset": "1700000090"}, 60),
+        # A refusal looks the same, and is left alone for longer than a minute.
+        (403, {"x-ratelimit-remaining": "4999", "x-ratelimit-reset": "1700000090"}, None),
+        (429, {}, None),
+    ],
+)
+def test_github_has_two_limits(status, headers, seconds):
+    assert asked_to_wait(status, headers, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("stated", "seconds"),
+    [
+        ("Tue, 14 Nov 2023 22:14:20 -0000", 60),
+        ("Tue, 14 Nov 2023 23:14:20 +0100", 60),
+        ("Tue, 14 Nov 0001 22:14:20 GMT", 0),
+        ("Wed, 31 Dec 1969 23:59:59 GMT", 0),
+        ("Tue Nov  7 22:14:20 2023", 0),  # asctime pads with a space
+        ("14 Nov 2023 22:14:20 GMT", None),
+        ("2023-11-14T22:14:20Z", None),
+        ("1m30s", None),
+        ("90 seconds", None),
+        ("-90", None),
+        ("+90", None),
+        ("0.5", 0.5),
+        ("5, 5", None),
+        ("infinity", None),
+        ("nan", None),
+    ],
+)
+def test_retry_after_is_a_number_or_a_date_and_else_nothing(stated, seconds):
+    assert asked_to_wait(503, {"retry-after": stated}, NOW) == seconds
 
 
 def test_a_reset_is_told_by_the_clock_of_the_server():
@@ -201,6 +255,7 @@ def test_a_header_that_is_there_twice_is_not_believed():
 NAMES = [
     *("retry-after", "backoff", "x-poll-interval", "date", "age", "ratelimit"),
     *("x-ratelimit-remaining", "x-ratelimit-reset", "ratelimit-remaining", "ratelimit-reset"),
+    *("x-rate-limit-remaining", "x-rate-limit-reset", "ratelimit-policy"),
 ]
 VALUES = (
     st.text()

@@ -563,7 +563,7 @@ class TestTheClient:
         feed = HTTPFeed(URL)
         with pytest.raises(FeedError, match="PoolTimeout"):
             await feed.fetch(FetchRequest())
-        assert feed._origin._own is None
+        assert feed._origin._exchange._own is None
         assert ids(await fetch(feed)) == ["1"]
 
     async def test_is_kept_after_other_errors(self, serve):
@@ -571,7 +571,7 @@ class TestTheClient:
         feed = HTTPFeed(URL)
         with pytest.raises(FeedError, match="ReadError 'reset'"):
             await feed.fetch(FetchRequest())
-        assert feed._origin._own is not None
+        assert feed._origin._exchange._own is not None
         await feed.aclose()
 
     @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ async def test_a_bad_server_is_a_failed_fetch_and_the_next_one_succeeds(script, 
         with pytest.raises(FeedError) as failed, anyio.fail_after(PATIENCE):
             await feed.fetch(FetchRequest())
         assert text in str(failed.value)
-        feed._origin._timeout = feed._origin._own.timeout = PATIENCE
+        feed._origin._timeout = feed._origin._exchange._own.timeout = PATIENCE
         assert len((await fetch(feed)).messages) == 1
 
 

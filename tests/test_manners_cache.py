@@ -76,6 +76,13 @@ class TestValidators:
         assert validators_of({"etag": '"a"', "cache-control": "private, No-Store"}) is None
         assert validators_of({"etag": '"a"', "cache-control": "no-cache"}) == Validators('"a"')
 
+    def test_of_two_texts_are_those_that_a_header_may_have(self):
+        assert Validators.of('"a"', MODIFIED) == ('"a"', MODIFIED)
+        assert Validators.of("a\nb", MODIFIED) == (None, MODIFIED)
+        assert Validators.of('"a"', "é") == ('"a"', None)
+        assert Validators.of(None, None) is None
+        assert Validators.of("*", "a" * 5000) is None
+
     def test_can_be_saved_with_a_cursor(self):
         known = Validators('W/"a"', MODIFIED)
         assert Validators(*msgspec.json.decode(msgspec.json.encode(known))) == known

@@ -16,7 +16,7 @@ BASE = "https://h.example/a/b?c=d"
 
 
 def answer(*fields):
-    return Answer(200, httpx.Headers([("Link", field) for field in fields]), b"", None, BASE)
+    return Answer(200, httpx.Headers([("Link", field) for field in fields]), b"", None, BASE, where="h.example")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_relation_may_be_a_url():
 @pytest.mark.parametrize("target", ["https://h.example:port/s3cr3t", "//[::s3cr3t", "http://xn--ü/s3cr3t"])
 def test_one_that_leads_to_no_url_is_no_end(target):
     with pytest.raises(FeedError, match="links to its 'next' by what is no URL") as failed:
-        link(Answer(200, {"link": f"<{target}>; rel=next"}, b"", None, BASE), "next")
+        link(Answer(200, {"link": f"<{target}>; rel=next"}, b"", None, BASE, where="h.example"), "next")
     assert "s3cr3t" not in str(failed.value)
     assert failed.value.__cause__ is None
 
@@ -104,8 +104,8 @@ PIECES = ['"', "\\", "<", ">", ";", ",", "=", "rel", "next", " ", "a", "[", "//"
 @given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join))
 def test_whatever_a_server_writes_the_answer_is_a_url_or_none(field):
     try:
-        target = link(Answer(200, {"link": f"<c>; rel=next; {field}"}, b"", None, BASE), "next")
-        link(Answer(200, {"link": field}, b"", None, BASE), "next")
+        target = link(Answer(200, {"link": f"<c>; rel=next; {field}"}, b"", None, BASE, where="h.example"), "next")
+        link(Answer(200, {"link": field}, b"", None, BASE, where="h.example"), "next")
     except FeedError:
         return
     assert target is None or httpx.URL(target).is_absolute_url

@@ -212,4 +212,4 @@ class TestTrustedOrigins:
         assert SECRET not in str(wrong.value)
 
     def test_may_end_in_a_slash(self):
-        assert origin(trusted={f"{CDN}/"})._trusted == origin(trusted=(CDN,))._trusted
+        assert origin(trusted={f"{CDN}/"})._places._trusted == origin(trusted=(CDN,))._places._trusted

@@ -2,5 +2,6 @@
 
 from push_to_poll_client.feeds.durable_streams import DurableStreamFeed
 from push_to_poll_client.feeds.http_feed import CloudEvent, HTTPFeed
+from push_to_poll_client.feeds.paged import PagedFeed
 
-__all__ = ["CloudEvent", "DurableStreamFeed", "HTTPFeed"]
+__all__ = ["CloudEvent", "DurableStreamFeed", "HTTPFeed", "PagedFeed"]

@@ -7,7 +7,6 @@ from typing import Any
 import httpx
 from anyio import to_thread
 
-from push_to_poll_client import _http
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import FeedError, UndecodableMessage
 from push_to_poll_client._text import quoted
@@ -106,7 +105,7 @@ class HTTPFeed:
                 f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll"
             )
         self._most = max(max_body // _SMALL_EVENT, _SMALL_PAGE)
-        self.identity: str = _http.identity(url)
+        self.identity: str = self._origin.identity
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Ask for the events after `request.cursor`.

@@ -335,7 +335,7 @@ MUTANTS = [
     of(
         "G12",
         "follows a redirect to another origin",
-        "feeds/_manners/origin.py",
+        "feeds/_manners/places.py",
         "        if place_of(target) not in self._trusted:\n",
         "        if False:\n",
     ),

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-__all__ = ["MAX_FRESH", "directives", "fresh_for"]
+__all__ = ["MAX_FRESH", "directives", "fresh_for", "may_be_kept"]
 
 MAX_FRESH = 3600.0
 """Seconds for which an answer is taken for fresh at most. A web server's default for static files may say a year
@@ -47,3 +47,9 @@ def fresh_for(headers: Mapping[str, str]) -> float:
     if not (_SECONDS.fullmatch(max_age) and _SECONDS.fullmatch(age)) or not told.keys().isdisjoint(_ASK_AGAIN):
         return 0.0
     return max(0.0, min(float(max_age) - float(age), MAX_FRESH))
+
+
+def may_be_kept(headers: Mapping[str, str]) -> bool:
+    """Whether what may be remembered by its status (RFC 9110 §15.1) may be after what caches are told."""
+    told = directives(headers)
+    return told.keys().isdisjoint(_ASK_AGAIN) and told.get("max-age") != "0"

@@ -13,9 +13,8 @@ from itertools import islice
 import httpx
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._http import without_secrets
 from push_to_poll_client._text import quoted
-from push_to_poll_client.feeds._manners.origin import Answer
+from push_to_poll_client.feeds._manners.answer import Answer
 
 __all__ = ["MAX_LINKS", "link"]
 
@@ -50,7 +49,7 @@ def link(answer: Answer, relation: str) -> str | None:
         return None
     url = _resolved(target, answer.url)
     if url is None:
-        raise FeedError(f"{without_secrets(answer.url)} links to its {quoted(relation)} by what is no URL")
+        raise FeedError(f"{answer.where} links to its {quoted(relation)} by what is no URL")
     return url
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import anyio
 
+from push_to_poll_client.feeds._manners.answer import Answer
 from push_to_poll_client.feeds._manners.cache_control import fresh_for
-from push_to_poll_client.feeds._manners.origin import Answer
 from push_to_poll_client.feeds._manners.validators import Validators
 
 __all__ = ["MAX_URLS", "Tail"]

@@ -35,6 +35,13 @@ class Validators(NamedTuple):
     etag: str | None = None
     last_modified: str | None = None
 
+    @classmethod
+    def of(cls, etag: str | None, last_modified: str | None) -> "Validators | None":
+        """Those of the two that a header may have; `None`: neither."""
+        etag = etag if etag is not None and _fits(etag) and _ETAG.fullmatch(etag) else None
+        last_modified = last_modified if last_modified is not None and _fits(last_modified) else None
+        return None if etag is None and last_modified is None else cls(etag, last_modified)
+
 
 def validators_of(headers: Mapping[str, str], confirmed: Validators | None = None) -> Validators | None:
     """Those of an answer.
@@ -48,10 +55,10 @@ def validators_of(headers: Mapping[str, str], confirmed: Validators | None = Non
     """
     if "no-store" in directives(headers):
         return None
-    etag, last_modified = _etag(headers), _last_modified(headers)
-    if confirmed is not None:
-        etag, last_modified = etag or confirmed.etag, last_modified or confirmed.last_modified
-    return None if etag is None and last_modified is None else Validators(etag, last_modified)
+    given = Validators.of(headers.get("etag", "").strip(" \t"), _last_modified(headers))
+    if given is None or confirmed is None:
+        return given or confirmed
+    return Validators(given.etag or confirmed.etag, given.last_modified or confirmed.last_modified)
 
 
 def conditions(known: Validators | None) -> dict[str, str]:
@@ -60,22 +67,16 @@ def conditions(known: Validators | None) -> dict[str, str]:
     The ETag alone, where there is one: it tells what a date cannot, two changes in a second. What no header may
     have is left out, since to ask without a condition is never wrong.
     """
-    if known is None:
+    fit = None if known is None else Validators.of(*known)
+    if fit is None:
         return {}
-    if known.etag is not None and _fits(known.etag) and _ETAG.fullmatch(known.etag):
-        return {"if-none-match": known.etag}
-    if known.last_modified is not None and _fits(known.last_modified):
-        return {"if-modified-since": known.last_modified}
-    return {}
+    if fit.etag is not None:
+        return {"if-none-match": fit.etag}
+    return {"if-modified-since": fit.last_modified or ""}
 
 
 def _fits(value: str) -> bool:
     return len(value) <= MAX_VALIDATOR and is_header_value(value) is not None
-
-
-def _etag(headers: Mapping[str, str]) -> str | None:
-    etag = headers.get("etag", "").strip(" \t")
-    return etag if len(etag) <= MAX_VALIDATOR and _ETAG.fullmatch(etag) else None
 
 
 def _last_modified(headers: Mapping[str, str]) -> str | None:

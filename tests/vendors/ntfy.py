@@ -1,0 +1,68 @@
+"""ntfy: GET /topic/json?poll=1&since=. Lines of JSON; an id that is not known reads everything again.
+
+Without `poll=1` it is a stream, with `open` and `keepalive` among the messages; here it ends after those that are
+there. Scheduled messages appear late, with the id that they had before.
+"""
+
+import json
+
+import httpx
+from vendors.vendor import Vendor, name, when
+
+
+class Ntfy(Vendor):
+    origin = "https://ntfy.vendor.example"
+    path = "/orders/json"
+    forgotten = 0
+    """How many messages have fallen out of the cache, which keeps them for 12 hours."""
+
+    def __init__(self, *args, **kwargs):
+        self.scheduled = []
+        super().__init__(*args, **kwargs)
+
+    def entry(self, number):
+        return self._event("message", number, message=f"message {number}", expires=when(number) + 43_200)
+
+    def schedule(self):
+        """One that has its id now and appears when it is delivered."""
+        number = len(self.entries) + len(self.scheduled) + 1
+        self.scheduled.append(self._event("message", 1000 + number, message=f"message {number}"))
+
+    def deliver(self):
+        self.entries += self.scheduled
+        self.scheduled = []
+
+    def unauthorized(self):
+        return error(401, 40101, "unauthorized")
+
+    def throttled(self):
+        return error(429, 42901, "limit reached: too many requests, please be nice")
+
+    def answer(self, request):
+        asked = request.url.params
+        poll = asked.get("poll") == "1" or request.headers.get("x-poll") == "1"
+        shown = self._since(asked.get("since", "all" if poll else "none"))
+        if shown is None:
+            return error(400, 40008, "invalid request: since parameter invalid")
+        if not poll:
+            shown = [self._event("open", 8001), *shown, self._event("keepalive", 8002)]
+        lines = "".join(json.dumps(one) + "\n" for one in shown)
+        return httpx.Response(200, text=lines, headers={"content-type": "application/x-ndjson; charset=utf-8"})
+
+    def _since(self, since):
+        kept = self.entries[self.forgotten :]
+        if since in {"all", "none", "latest"}:
+            return {"all": kept, "none": [], "latest": kept[-1:]}[since]
+        if since.isdecimal() and len(since) < 12:
+            return [event for event in kept if event["time"] >= int(since)]
+        if len(since) != len(name(0)):
+            return None
+        places = [place for place, event in enumerate(kept, 1) if event["id"] == since]
+        return kept[places[0] :] if places else kept
+
+    def _event(self, event, number, **more):
+        return {"id": name(number), "time": when(number), "event": event, "topic": "orders", **more}
+
+
+def error(status, code, text):
+    return httpx.Response(status, json={"code": code, "http": status, "error": text})
