@@ -112,7 +112,13 @@ class TestPagesOfTwo(FeedSuite):
 
     async def make_feed(self, count):
         self.stream = self.server.stream(*range(count))
+        return await self.reopen(None)
+
+    async def reopen(self, feed):
         return DurableStreamFeed(self.stream.url)
+
+    async def break_next(self, feed):
+        self.server.fail(self.stream, status=500)
 
     async def publish(self, feed, count):
         for number in range(count):
@@ -128,32 +134,6 @@ class TestAsItIsServed(TestPagesOfTwo):
     @pytest.fixture(autouse=True)
     def given(self, server):
         self.server = server
-
-
-class TestChunks(TestPagesOfTwo):
-    @pytest.fixture(autouse=True)
-    def given(self, slow_reader_server):
-        self.server = slow_reader_server
-
-    async def make_feed(self, count):
-        self.stream = self.server.stream(*[b"\x00\xff"] * count, content_type="application/octet-stream")
-        return DurableStreamFeed(self.stream.url, messages="bytes")
-
-    async def publish(self, feed, count):
-        for _ in range(count):
-            self.stream.append(b"\x00\xff")
-
-
-class TestLines(TestPagesOfTwo):
-    """Their ends are where answers end nowhere."""
-
-    async def make_feed(self, count):
-        self.stream = self.server.stream(*[b"a li", b"ne\n"] * count, content_type="text/plain")
-        return DurableStreamFeed(self.stream.url, messages="lines")
-
-    async def publish(self, feed, count):
-        for _ in range(count):
-            self.stream.append(b"another\n")
 
 
 async def test_messages_carry_what_was_appended_one_by_one_or_many_at_once(server, feed_of):

@@ -9,6 +9,7 @@ import anyio
 import httpx
 import pytest
 from consumers import Log
+from durable_streams_memory import HOLD, MemoryStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,12 +21,14 @@ from push_to_poll_client import (
     FeedGone,
     FeedRefused,
     FetchRequest,
+    Resync,
     ServerSentEvent,
     UndecodableMessage,
 )
 from push_to_poll_client.feeds._durable.framing import FRAMINGS, Begin, Given
 from push_to_poll_client.feeds._durable.place import Place
 from push_to_poll_client.feeds._durable.said import Said
+from push_to_poll_client.testing import FeedSuite
 
 pytestmark = pytest.mark.anyio
 
@@ -540,6 +543,116 @@ def test_a_dead_letter_comes_back_as_it_was(messages, raw, data):
     letter = DeadLetter(key="k", id="7", raw=raw, error="e")
     message = DurableStreamFeed("https://shop.example/orders", messages=messages).restore(letter)
     assert (message.id, message.key, message.raw, message.data) == ("7", "k", raw, data)
+
+
+# What every feed does
+
+
+class TestJSON(FeedSuite):
+    secrets = ("t0k3n",)
+    longest_fetch = 5.0
+    kind, piece, messages = "application/json", [b"1"], "json"
+    page_size = 2
+
+    async def make_feed(self, count):
+        self.stream = MemoryStream(self.kind, token="t0k3n", page_size=self.page_size)
+        self.stream.append(*self.piece * count)
+        self.settings = {
+            "messages": self.messages,
+            "auth": "t0k3n",
+            "timeout": 4.0,
+            "client": self.stream.client(),
+        }
+        return await self.reopen(None)
+
+    async def reopen(self, feed):
+        return DurableStreamFeed("https://shop.example/orders", **self.settings)
+
+    async def publish(self, feed, count):
+        self.stream.append(*self.piece * count)
+
+    async def break_next(self, feed):
+        self.stream.fail_next()
+
+    async def hang(self, feed):
+        self.stream.hang_next()
+
+
+class TestLines(TestJSON):
+    """Their ends are where answers end nowhere."""
+
+    kind, piece, messages = "text/plain", [b"a l", b"in", b"e\n"], "lines"
+
+
+class TestNDJSON(TestJSON):
+    kind, piece, messages = "application/ndjson", [b"[1,", b"2]\n"], "ndjson"
+
+
+class TestBytes(TestJSON):
+    kind, piece, messages, page_size = "application/octet-stream", [b"\0\xff"], "bytes", 1
+
+
+# Consumers
+
+
+async def test_messages_that_were_dropped_are_missed_by_name_and_the_rest_is_read(running):
+    """Retention (§4): what comes after the gap has names of its own, so dedupe takes none of it for known."""
+    stream = MemoryStream()
+    stream.append(b"0", b"1", b"2")
+    feed = DurableStreamFeed("https://shop.example/orders", client=stream.client(), max_wait=None)
+    consumer = Log(feed, on_cursor_expired=lambda error: Resync(error.start, forget=False))
+    assert (await consumer.poll_now()).messages == 3
+    stream.append(b"3", b"4", b"5", b"6")
+    stream.drop(5)
+    assert (await consumer.poll_now()).messages == 2
+    assert consumer.processed == ["0", "1", "2", "1:0", "1:1"]
+    assert "no longer has what comes at offset 'o000003'" in consumer.status().last_resync.why
+    stream.append(b"7")
+    stream.close()
+    with anyio.fail_after(100):
+        await consumer.run()
+    assert consumer.processed[-1] == "1:2"
+
+
+async def test_a_stream_that_is_not_there_yet_is_waited_for():
+    stream = MemoryStream()
+    stream.status = 404
+    consumer = Log(DurableStreamFeed("https://shop.example/orders", client=stream.client()))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await anyio.sleep(3600)
+        assert 12 <= len(stream.requests) <= 30  # slowly
+        stream.status = None
+        stream.append(b"0")
+        await consumer.until(1)
+        consumer.stop()
+
+
+async def test_one_long_poll_follows_the_other_and_brings_what_comes_at_once():
+    stream = MemoryStream()
+    consumer = Log(DurableStreamFeed("https://shop.example/orders", client=stream.client()))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await anyio.sleep(3600)
+        assert 3600 / HOLD <= len(stream.requests) <= 3600 / HOLD + 5
+        before = anyio.current_time()
+        stream.append(b"0")
+        await consumer.until(1)
+        assert anyio.current_time() == before
+        stream.close()
+    assert anyio.current_time() == before
+
+
+async def test_pages_that_were_read_ahead_come_in_their_order_and_once():
+    stream = MemoryStream(page_size=20)
+    stream.append(*[b"{}"] * 200)
+    stream.close()
+    feed = DurableStreamFeed("https://shop.example/orders", client=stream.client())
+    consumer = Log(feed, takes=1.0, prefetch=3, max_poll_time=1000.0)
+    with anyio.fail_after(1000):
+        await consumer.run()
+    assert consumer.processed == [str(number) for number in range(200)]
+    assert len(stream.requests) == 10
 
 
 # However a stream is cut

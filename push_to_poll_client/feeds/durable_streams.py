@@ -179,6 +179,7 @@ class DurableStreamFeed:
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
         self._tail.forget()
+        self._begun = None
         await self._origin.aclose()
 
     def __repr__(self) -> str:
