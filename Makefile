@@ -27,6 +27,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/feeds.py
 
 chaos: $(READY)
 	CHAOS_FORM=long $(BIN)/python -m pytest tests/chaos tests/hostile tests/test_processing_properties.py

@@ -64,7 +64,7 @@ from push_to_poll_client._types import (
     SavedCursor,
     UnreadableMessage,
 )
-from push_to_poll_client.feeds import CloudEvent, HTTPFeed
+from push_to_poll_client.feeds import CloudEvent, DurableStreamFeed, HTTPFeed, PagedFeed
 from push_to_poll_client.listeners import ServerSentEvent, SSEListener, Verdict, WebSocketListener
 from push_to_poll_client.stores import MemoryStore, SQLiteStore
 
@@ -80,6 +80,7 @@ __all__ = [
     "DeadLetter",
     "DeadLetterMessage",
     "DeadLetters",
+    "DurableStreamFeed",
     "FailingMessage",
     "Fate",
     "Feed",
@@ -99,6 +100,7 @@ __all__ = [
     "Mode",
     "OwnershipLost",
     "Page",
+    "PagedFeed",
     "PollResult",
     "ProcessError",
     "Push",

@@ -69,7 +69,7 @@ class Server:
         self._process.stdout.close()
 
     def stream(self, *entries, content_type="application/json"):
-        """A new stream, with these entries in it."""
+        """A new stream, with these entries in it: JSON values, or bytes of another type."""
         stream = Stream(self._client, f"{self.url}/stream-{next(_names)}", content_type)
         stream.create()
         for entry in entries:
@@ -80,6 +80,11 @@ class Server:
         """Let the next read of the stream fail: `status`, `retryAfter`, `dropConnection`, `truncateBodyBytes`."""
         fault = {"method": "GET", "path": stream.path, **fault}
         self._client.post(f"{self.url}/_test/inject-error", json=fault).raise_for_status()
+
+    def end_event_streams(self):
+        """End those that are open."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
 
     def wait_until_held(self, stream):
         """Return when a long poll on the stream is held that was not waited for before."""
@@ -111,8 +116,9 @@ class Stream:
         self._send("PUT", headers=self._headers)
 
     def append(self, *entries):
-        """Append JSON values by one request."""
-        self._send("POST", content=json.dumps(entries), headers=self._headers)
+        """Append JSON values, or bytes, by one request."""
+        is_json = self._headers["Content-Type"] == "application/json"
+        self._send("POST", content=json.dumps(entries) if is_json else b"".join(entries), headers=self._headers)
 
     def end(self):
         """Close it: there will be no more."""
@@ -123,7 +129,9 @@ class Stream:
 
     def fork(self):
         """Another stream that begins with what is in this one, which then cannot be deleted whole."""
-        self._client.put(f"{self.url}-fork", headers={"Stream-Forked-From": self.path}).raise_for_status()
+        fork = Stream(self._client, f"{self.url}-fork", self._headers["Content-Type"])
+        self._client.put(fork.url, headers={"Stream-Forked-From": self.path}).raise_for_status()
+        return fork
 
     def _send(self, method, **content):
         self._client.request(method, self.url, **content).raise_for_status()

@@ -20,3 +20,15 @@ def test_the_benchmarks_run_and_print_a_ratio_for_each_row():
     patterns = [r"catch-up of 2,000 messages, .* [0-9.]+ x as fast"] * 2
     patterns += [r"latency of 10 events, .* [0-9.]+ x as long", r"10 pairs of events .* later than 50 ms: \d+"]
     assert [bool(re.fullmatch(*both)) for both in zip(patterns, rows, strict=True)] == [True] * 4
+
+
+def test_the_benchmark_of_feeds_runs_and_prints_a_ratio_for_each():
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "feeds.py", "--pages", "2"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    for row in done.stdout.splitlines():
+        assert re.fullmatch(r"a page of 1,000 by \w+: by hand .* ms, ours .* ms, [0-9.]+ x as fast", row)

@@ -91,7 +91,8 @@ def test_the_plan_names_every_room():
 
 PUBLIC = set(
     """
-    Consumer HTTPFeed CloudEvent SQLiteStore MemoryStore WebSocketListener SSEListener ServerSentEvent Verdict
+    Consumer CloudEvent HTTPFeed PagedFeed DurableStreamFeed SQLiteStore MemoryStore
+    WebSocketListener SSEListener ServerSentEvent Verdict
     Message UnreadableMessage Page FetchRequest Push Cursor Record RecordState DeadLetter SavedCursor
     Feed Listener Channel Store Session TransactionalSession
     PollResult Status ListenerStatus Counters Mode FailingMessage Hooks Fate DeadLetters Retried Resync Resynced

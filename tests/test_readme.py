@@ -11,6 +11,9 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+import respx
+from test_paged_vendors import walk
+from vendors.github import GitHub
 
 from push_to_poll_client import Consumer
 from push_to_poll_client.cli import main
@@ -89,9 +92,28 @@ def test_the_money_moves_exactly_once(monkeypatch, tmp_path):
     assert [letter.error.split(":")[0] for letter in letters] == ["IntegrityError", "DeadLetterMessage"]
 
 
-def test_the_feed_of_ones_own_runs():
+def test_the_declared_feed_runs():
     space = {}
     exec(compile(blocks("python")[2], "README.md", "exec"), space)  # noqa: S102  # it is ours
+    feed, github = space["events"], GitHub(5)
+    github.origin, github.path = "https://api.github.com", "/repos/python/cpython/events"
+    github.authorization = None
+
+    async def read():
+        try:
+            return await walk(feed, None)
+        finally:
+            await feed.aclose()
+
+    with respx.mock() as router:
+        router.route(host="api.github.com").mock(side_effect=github.handle)
+        messages, _ = anyio.run(read)
+    assert [message.id for message in messages] == [event["id"] for event in github.entries]
+
+
+def test_the_feed_of_ones_own_runs():
+    space = {}
+    exec(compile(blocks("python")[3], "README.md", "exec"), space)  # noqa: S102  # it is ours
     tickets = [{"id": "1"}, {"id": "2"}]
 
     def answer(request):

@@ -1,88 +1,88 @@
 """What every feed must do, so that what holds with a fake holds with the real thing."""
 # ruff: noqa: S101, PLR2004 - a suite asserts, and the figures of an example are the example
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import NamedTuple
+import logging
+import math
+import traceback
+from collections.abc import Sequence
+from typing import Any
 
 import anyio
 import pytest
 
+from push_to_poll_client._exceptions import FeedError, PushToPollError, UndecodableMessage
+from push_to_poll_client._processing.letters import restored
 from push_to_poll_client._protocols import Feed
-from push_to_poll_client._types import Cursor, FetchRequest, Message, Page, Push
+from push_to_poll_client._types import MAX_CURSOR, DeadLetter, FetchRequest, Message, Page, Push
+from push_to_poll_client.testing._feed_hooks import FeedHooks
+from push_to_poll_client.testing._feed_walk import Steps, Walk, walk
 
 __all__ = ["FeedSuite"]
-
-_LONG = 30.0
-"""Seconds after which a test gives up; what it waits for takes milliseconds."""
 
 _WAIT = 10.0
 """Seconds for which a feed is asked to hold an answer, if it can for so long."""
 
+_LONGEST_NAME = 4096
+"""Characters of an id or a key: each is kept as long as its dedupe record."""
 
-class _Walk(NamedTuple):
-    """From a cursor to the end."""
+_GARBAGE = {
+    "empty": "",
+    "spaces": "  ",
+    "a word": "garbage",
+    "a number": "-1",
+    "a large number": "9" * 400,
+    "a NUL": "a\0b",
+    "a line": "a\r\nx: b",
+    "a URL": "https://elsewhere.invalid/?a=b#c",
+    "no URL": "http://[",
+    "markup": "<a href='&'>",
+    "JSON": '{"a": [1, null]}',
+    "deep JSON": "[" * 5000,
+    "base64": "eyJhIjogMX0=",
+    "enormous": "x" * MAX_CURSOR,
+}
+"""What a user may give as a cursor, and what an older version of a feed may have saved."""
 
-    pages: Sequence[Page]
+_BROKEN = {"nothing": b"", "no text": b"\xff\xfe\0", "cut": b'{"id": "1', "another": b'"x"', "null": b"null"}
+"""What a dead letter may hold that another version kept."""
 
-    @property
-    def messages(self) -> list[Message]:
-        return [message for page in self.pages for message in page.messages]
-
-    @property
-    def ids(self) -> list[str]:
-        return [message.id for message in self.messages]
-
-    @property
-    def cursors(self) -> list[tuple[Cursor, int]]:
-        """Each cursor that may be saved, and how many messages are settled then."""
-        found: list[tuple[Cursor, int]] = []
-        settled = 0
-        for page in self.pages:
-            for message in page.messages:
-                settled += 1
-                found += [(message.cursor, settled)] if message.cursor is not None else []
-            found += [(page.cursor, settled)] if page.cursor is not None else []
-        return found
-
-
-async def _walk(feed: Feed, cursor: Cursor | None = None) -> _Walk:
-    pages = [await feed.fetch(FetchRequest(cursor))]
-    while pages[-1].next is not None:
-        pages.append(await feed.fetch(FetchRequest(pages[-1].next)))
-    return _Walk(pages)
+_JSON = (str, int, float, bool, bytes, list, dict, type(None))
+"""Data of which it can be told whether it is the same."""
 
 
-class FeedSuite:
+class FeedSuite(FeedHooks):
     """Derive a test class from it, write `make_feed` and `publish`, and pytest does the rest.
 
     The tests run on each backend of your `anyio_backend` fixture.
 
         class TestMyFeed(FeedSuite):
+            secrets = ("t0k3n",)
+
             async def make_feed(self, count):
-                ...
+                self.server = ...
+                return MyFeed(self.server.url, token="t0k3n")
             async def publish(self, feed, count):
                 ...
+
+    What else you tell it is tested too, and skipped, with its reason, as long as you do not:
+
+    - `secrets`: what the feed was given and nobody may see, in an error, a log, its name or its messages.
+    - `acknowledges = True`: to fetch from a cursor takes away what stands before it, as with Telegram or a queue.
+    - `reopen(feed)`: another feed of the same server, as after a restart: a saved cursor means the same to it.
+    - `break_next(feed)`: the next fetch fails; nothing is lost by it.
+    - `hang(feed)`: the server stops in the middle of its next answer; the fetch ends within `longest_fetch`
+      seconds all the same, 30 if you do not say: give the feed a short timeout.
+    - `change(feed)`: an entry changes that is there: what comes is a new message.
+    - `publish_late(feed)`: a message appears before some that are there: it is found.
+    - `held(feed)`: returns when the server holds an answer; for a feed with `max_wait` in another thread.
+    - `close(feed)`: what is to be done when a test is over, besides `aclose()`.
+
+    Of the feed itself `latest`, `max_wait`, `read_ahead`, `identity` and `restore` are tested if it has them.
     """
 
     pytestmark: pytest.MarkDecorator = pytest.mark.anyio
 
-    async def make_feed(self, count: int) -> Feed:
-        """Make a feed with `count` messages in it; best on pages of less than three."""
-        raise NotImplementedError
-
-    async def publish(self, feed: Feed, count: int) -> None:
-        """Let `count` more messages appear."""
-        raise NotImplementedError
-
-    async def held(self, feed: Feed) -> None:  # noqa: ARG002 - for those who override it
-        """Return when the server holds an answer. As it is, for feeds that live in the same event loop."""
-        await anyio.wait_all_tasks_blocked()
-
-    async def close(self, feed: Feed) -> None:
-        """Close the feed when a test is over. As it is, by `aclose()` if it has one."""
-        if hasattr(feed, "aclose"):
-            await feed.aclose()
+    # What is there, and where it goes on
 
     async def test_an_empty_feed_is_at_its_end(self) -> None:
         """Nothing, and nowhere to go on."""
@@ -92,33 +92,55 @@ class FeedSuite:
 
     async def test_the_inception_reads_everything_each_time_in_the_same_order(self) -> None:
         """Ids and dedupe keys name messages: none is there twice, and they stay."""
+        self._reads_twice()
         async with self._opened(7) as feed:
-            first, second = await _walk(feed), await _walk(feed)
+            first, second = await walk(feed), await walk(feed)
         assert len(set(first.ids)) == len({message.key for message in first.messages}) == len(first.ids) == 7
-        assert second.ids == first.ids
+        assert _keys(second) == _keys(first)
 
     async def test_what_is_published_comes_after_what_was_there(self) -> None:
         """A feed grows at its end."""
+        self._reads_twice()
         async with self._opened(3) as feed:
-            before = await _walk(feed)
+            before = await walk(feed)
             await self.publish(feed, 2)
-            after = await _walk(feed)
+            after = await walk(feed)
         assert after.ids[:3] == before.ids
         assert len(after.ids) == 5
 
+    async def test_a_walk_ends(self) -> None:
+        """The last page has no `next`, also when there is nothing new."""
+        async with self._opened(7) as feed:
+            found = await walk(feed)
+            since = await walk(feed, found.cursors[-1][0])
+        assert (len(found.ids), since.ids) == (7, [])
+
     async def test_every_cursor_that_may_be_saved_reads_exactly_the_rest(self) -> None:
         """Whether it stands on a message or on a page."""
+        self._reads_twice()
         async with self._opened(7) as feed:
-            walk = await _walk(feed)
-            rests = [(await _walk(feed, cursor)).ids for cursor, _ in walk.cursors]
+            found = await walk(feed)
+            rests = [(await walk(feed, cursor)).ids for cursor, _ in found.cursors]
         assert rests
-        assert rests == [walk.ids[settled:] for _, settled in walk.cursors]
+        assert rests == [found.ids[settled:] for _, settled in found.cursors]
+
+    async def test_a_saved_cursor_means_the_same_after_a_restart(self) -> None:
+        """All that a feed has to know is in its cursors. Needs `reopen`."""
+        self._reads_twice()
+        async with self._opened(5) as feed:
+            found = await walk(feed)
+            rests = []
+            for cursor, _ in found.cursors:
+                reopened = await self.reopen(feed)
+                rests.append((await walk(reopened, cursor)).ids)
+                await self.close(reopened)
+        assert rests == [found.ids[settled:] for _, settled in found.cursors]
 
     async def test_a_walk_that_found_something_ends_with_a_cursor_behind_it(self) -> None:
         """Else the same messages would come for ever."""
         async with self._opened(5) as feed:
-            walk = await _walk(feed)
-        assert walk.cursors[-1][1] == 5
+            found = await walk(feed)
+        assert found.cursors[-1][1] == 5
 
     async def test_at_the_end_the_cursor_stays(self) -> None:
         """An empty page has no cursor, or the one it was asked with."""
@@ -131,15 +153,148 @@ class FeedSuite:
         """And nothing else."""
         async with self._caught_up() as (feed, cursor):
             await self.publish(feed, 2)
-            everything, since = await _walk(feed), await _walk(feed, cursor)
+            everything, since = await walk(feed), await walk(feed, cursor)
         assert since.ids == everything.ids[-2:]
+        assert len(since.ids) == 2
+
+    async def test_nothing_old_comes_after_the_latest_cursor(self) -> None:
+        """For feeds that have `latest`."""
+        async with self._opened(3) as feed:
+            cursor = await _latest(feed)
+            quiet = await walk(feed, cursor)
+            await self.publish(feed, 2)
+            since = await walk(feed, cursor)
+            again = await walk(feed, await _latest(feed))
+        assert (quiet.ids, len(since.ids), again.ids) == ([], 2, [])
+
+    async def test_what_comes_first_comes_after_the_latest_cursor_of_an_empty_feed(self) -> None:
+        """For feeds that have `latest`."""
+        async with self._opened(0) as feed:
+            cursor = await _latest(feed)
+            await self.publish(feed, 2)
+            since = await walk(feed, cursor)
+        assert len(since.ids) == 2
+
+    async def test_an_entry_that_changes_is_a_new_message(self) -> None:
+        """Its id names the version. Needs `change`."""
+        async with self._caught_up() as (feed, cursor):
+            before = await self._known(feed)
+            await self.change(feed)
+            since = await walk(feed, cursor)
+        assert len(since.messages) == 1
+        assert not {(message.id, message.key) for message in since.messages} & before
+
+    async def test_a_message_that_appears_before_others_is_found(self) -> None:
+        """From the cursor behind them, if not alone then with those that are known. Needs `publish_late`."""
+        self._reads_twice()
+        async with self._caught_up() as (feed, cursor):
+            before = await self._known(feed)
+            await self.publish_late(feed)
+            late = await self._known(feed) - before
+            since = await walk(feed, cursor)
+        assert len(late) == 1
+        assert late <= {(message.id, message.key) for message in since.messages}
+
+    async def _known(self, feed: Feed) -> set[tuple[str, str]]:
+        return {(message.id, message.key) for message in (await walk(feed)).messages}
+
+    # What may not disturb it
+
+    async def test_a_page_that_is_asked_for_again_is_there_again(self) -> None:
+        """To be fetched is not to be settled: a feed must not take the one for the other."""
+        async with self._opened(7) as feed:
+            async for at, page in Steps(feed):
+                again = await feed.fetch(FetchRequest(at))
+                assert [message.id for message in again.messages] == [message.id for message in page.messages]
+                assert (again.cursor, again.next) == (page.cursor, page.next)
 
     async def test_a_push_and_a_way_past_caches_change_nothing(self) -> None:
         """`hint` and `fresh` may make an answer newer, never another."""
+        self._reads_twice()
         async with self._opened(2) as feed:
-            walk = await _walk(feed)
-            hinted = await feed.fetch(FetchRequest(hint=Push(walk.cursors[-1][0]), fresh=True))
-        assert [message.id for message in hinted.messages] == [message.id for message in walk.pages[0].messages]
+            found = await walk(feed)
+            hinted = await feed.fetch(FetchRequest(hint=Push(found.cursors[-1][0]), fresh=True))
+            topical = await feed.fetch(FetchRequest(hint=Push("elsewhere", ("a topic",)), fresh=True))
+        ids = [message.id for message in found.pages[0].messages]
+        assert [message.id for message in hinted.messages] == ids
+        assert [message.id for message in topical.messages] == ids
+
+    async def test_two_walks_do_not_disturb_each_other(self) -> None:
+        """Two consumers may have one feed."""
+        self._reads_twice()
+        async with self._opened(7) as feed:
+            found = await walk(feed)
+            middle, settled = found.cursors[len(found.cursors) // 2]
+            one, other = Steps(feed), Steps(feed, middle)
+            first, second = [await anext(one)], [await anext(other)]
+            first += [step async for step in one]
+            second += [step async for step in other]
+        assert (Walk(first).ids, Walk(second).ids) == (found.ids, found.ids[settled:])
+
+    async def test_two_walks_at_once_do_not_disturb_each_other(self) -> None:
+        """Nor do their requests."""
+        self._reads_twice()
+        walks = dict[int, Walk]()
+
+        async def follow(cursor: str | None, settled: int) -> None:
+            walks[settled] = await walk(feed, cursor)
+
+        async with self._opened(7) as feed:
+            found = await walk(feed)
+            middle, settled = found.cursors[len(found.cursors) // 2]
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(follow, None, 0)
+                tasks.start_soon(follow, middle, settled)
+        assert (walks[0].ids, walks[settled].ids) == (found.ids, found.ids[settled:])
+
+    async def test_a_page_ahead_is_the_same_page(self) -> None:
+        """Fetched while the one before it is in hand, which stays readable. For feeds that have `read_ahead`."""
+        async with self._opened(7) as feed:
+            if not getattr(feed, "read_ahead", False):
+                pytest.skip("the feed has no read_ahead: the next fetch starts after the commit")
+            at_once = [(step.at, _read(step.page.messages)) async for step in Steps(feed)]
+            pages = list[Page]()
+
+            async def ask(at: str | None) -> None:
+                pages.append(await feed.fetch(FetchRequest(at)))
+
+            for at, _ in at_once:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(ask, at)
+                    tasks.start_soon(feed.fetch, FetchRequest(at_once[-1][0]))
+        assert [_read(page.messages) for page in pages] == [read for _, read in at_once]
+
+    async def test_a_cancelled_fetch_leaves_the_feed_usable(self) -> None:
+        """As a stop does with it."""
+        async with self._opened(3) as feed:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await feed.fetch(FetchRequest())
+            found = await walk(feed)
+        assert scope.cancelled_caught
+        assert len(found.ids) == 3
+
+    async def test_a_closed_feed_opens_again(self) -> None:
+        """A consumer that ran may run again, and one that never ran may be closed."""
+        async with self._opened(3) as feed:
+            await self.close(feed)
+            before = await walk(feed)
+            await self.close(feed)
+            await self.close(feed)
+            self._reads_twice()
+            after = await walk(feed)
+        assert after.ids == before.ids
+        assert len(after.ids) == 3
+
+    # Long polling
+
+    async def test_a_wait_with_news_is_answered_at_once(self) -> None:
+        """Long polling, for feeds that have `max_wait`."""
+        async with self._opened(2) as feed:
+            _can_wait(feed)
+            with anyio.fail_after(_WAIT / 2):
+                page = await feed.fetch(FetchRequest(wait=_WAIT))
+        assert page.messages
 
     async def test_a_held_answer_comes_with_the_publication(self) -> None:
         """Long polling, for feeds that have `max_wait`."""
@@ -148,60 +303,214 @@ class FeedSuite:
         async def fetch() -> None:
             pages.append(await feed.fetch(FetchRequest(cursor, wait=_WAIT)))
 
-        async with self._caught_up(can_wait=True) as (feed, cursor), anyio.create_task_group() as tasks:
-            tasks.start_soon(fetch)
-            await self.held(feed)
-            assert pages == []
-            await self.publish(feed, 1)
+        async with self._caught_up() as (feed, cursor):
+            _can_wait(feed)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(fetch)
+                await self.held(feed)
+                assert pages == []
+                await self.publish(feed, 1)
         assert len(pages[0].messages) == 1
 
     async def test_a_held_answer_comes_empty_when_the_wait_ends(self) -> None:
         """Long polling, for feeds that have `max_wait`."""
-        async with self._caught_up(can_wait=True) as (feed, cursor):
+        async with self._caught_up() as (feed, cursor):
+            _can_wait(feed)
             page = await feed.fetch(FetchRequest(cursor, wait=0.05))
         assert (list(page.messages), page.next) == ([], None)
 
     async def test_a_held_fetch_that_is_cancelled_leaves_the_feed_usable(self) -> None:
         """As every wake does with it."""
-        async with self._caught_up(can_wait=True) as (feed, cursor):
+        async with self._caught_up() as (feed, cursor):
+            _can_wait(feed)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(feed.fetch, FetchRequest(cursor, wait=_WAIT))
                 await self.held(feed)
                 tasks.cancel_scope.cancel()
             await self.publish(feed, 1)
-            since = await _walk(feed, cursor)
+            since = await walk(feed, cursor)
         assert len(since.ids) == 1
 
-    async def test_a_cancelled_fetch_leaves_the_feed_usable(self) -> None:
-        """As a stop does with it."""
-        async with self._opened(3) as feed:
-            with anyio.CancelScope() as scope:
-                scope.cancel()
+    # What goes wrong
+
+    async def test_a_fetch_that_fails_loses_nothing(self) -> None:
+        """It raises `FeedError`, and the same cursor gives the same messages afterwards. Needs `break_next`."""
+        async with self._opened(5) as feed:
+            at, ids = None, list[str]()
+            while True:
+                await self.break_next(feed)
+                with pytest.raises(FeedError) as failed:
+                    await feed.fetch(FetchRequest(at))
+                _check_seconds(failed.value.retry_after)
+                page = await feed.fetch(FetchRequest(at))
+                ids += [message.id for message in page.messages]
+                if (at := page.next) is None:
+                    break
+            self._reads_twice()
+            found = await walk(feed)
+        assert ids == found.ids
+        assert len(ids) == 5
+
+    async def test_a_fetch_ends_although_the_server_hangs(self) -> None:
+        """A fetch that hangs is a poll that hangs. Needs `hang`."""
+        with anyio.fail_after(self.longest_fetch + 10):
+            feed = await self.make_feed(3)
+            await self.hang(feed)
+            began = anyio.current_time()
+            with pytest.raises(FeedError):
                 await feed.fetch(FetchRequest())
-            walk = await _walk(feed)
-        assert scope.cancelled_caught
-        assert len(walk.ids) == 3
-
-    async def test_a_closed_feed_opens_again(self) -> None:
-        """A consumer that ran may run again."""
-        async with self._opened(3) as feed:
-            before = await _walk(feed)
+            took = anyio.current_time() - began
+            found = await walk(feed)
             await self.close(feed)
-            after = await _walk(feed)
-        assert after.ids == before.ids
+        assert took <= self.longest_fetch
+        assert len(found.ids) == 3
 
-    @asynccontextmanager
-    async def _opened(self, count: int) -> AsyncIterator[Feed]:
-        with anyio.fail_after(_LONG):
-            feed = await self.make_feed(count)
+    @pytest.mark.parametrize("cursor", _GARBAGE)
+    async def test_a_cursor_that_is_garbage_is_answered_or_refused(self, cursor: str) -> None:
+        """By a page, or a `FeedError`, `CursorExpired` among them; and the feed goes on."""
+        async with self._opened(3) as feed:
             try:
-                yield feed
-            finally:
-                await self.close(feed)
+                page = await feed.fetch(FetchRequest(_GARBAGE[cursor]))
+            except FeedError as error:
+                _check_seconds(error.retry_after)
+            else:
+                _check_page(page)
+            self._reads_twice()
+            found = await walk(feed)
+        assert len(found.ids) == 3
 
-    @asynccontextmanager
-    async def _caught_up(self, *, can_wait: bool = False) -> AsyncIterator[tuple[Feed, Cursor]]:
-        async with self._opened(2) as feed:
-            if can_wait and not getattr(feed, "max_wait", None):
-                pytest.skip("the feed has no max_wait: it cannot hold an answer")
-            yield feed, (await _walk(feed)).cursors[-1][0]
+    async def test_secrets_stay_where_they_are(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Not in errors, logs, messages, nor in what the feed is called. Needs `secrets`."""
+        if not self.secrets:
+            pytest.skip("the feed's suite names no secrets")
+        caplog.set_level(logging.INFO)
+        async with self._opened(3) as feed:
+            said = [repr(feed), str(feed), getattr(feed, "identity", "")]
+            said += [await _said(feed, cursor) for cursor in (None, *_GARBAGE.values())]
+            if type(self).break_next is not FeedHooks.break_next:
+                await self.break_next(feed)
+                said.append(await _said(feed))
+        text = "\n".join([*said, caplog.text])
+        assert not [secret for secret in self.secrets if secret in text]
+
+    # What its parts are
+
+    async def test_what_it_says_of_itself_is_of_use(self) -> None:
+        """`identity` is a text that stays, `max_wait` seconds or `None`, `read_ahead` a bool."""
+        async with self._opened(1) as feed:
+            before = getattr(feed, "identity", "-")
+            await walk(feed)
+            assert isinstance(before, str)
+            assert before
+            assert getattr(feed, "identity", "-") == before
+            assert isinstance(getattr(feed, "read_ahead", False), bool)
+            _check_seconds(getattr(feed, "max_wait", None))
+
+    async def test_pages_are_as_a_consumer_needs_them(self) -> None:
+        """Cursors that a store can keep, seconds that are a number."""
+        async with self._opened(5) as feed:
+            async for _, page in Steps(feed):
+                _check_page(page)
+
+    async def test_messages_are_what_they_are_remembered_by(self) -> None:
+        """Ids and keys are texts that a store can keep, and stay as they are."""
+        async with self._opened(3) as feed:
+            messages = (await walk(feed)).messages
+        assert messages
+        for message in messages:
+            for name in ("id", "key"):
+                _check_text(getattr(message, name), _LONGEST_NAME)
+                with pytest.raises(AttributeError):
+                    setattr(message, name, "another")
+            assert len({message, message}) == 1
+            assert message.id in repr(message)
+
+    async def test_a_dead_letter_is_the_message_again(self) -> None:
+        """By `raw` and `restore`, also in a process that never fetched it."""
+        async with self._opened(3) as feed:
+            messages = (await walk(feed)).messages
+        async with self._opened(0) as other:
+            for message in messages:
+                again = _restore(other, message.id, message.key, message.raw)
+                assert (again.id, again.key, again.raw) == (message.id, message.key, message.raw)
+                assert (again.error is None) == (message.error is None)
+                assert _data(again) == _data(message)
+
+    @pytest.mark.parametrize("raw", _BROKEN)
+    async def test_a_dead_letter_that_cannot_be_read_says_so(self, raw: str) -> None:
+        """By an unreadable message, or an error of this library's or a `ValueError`."""
+        async with self._opened(0) as feed:
+            try:
+                message = _restore(feed, "an id", "a key", _BROKEN[raw])
+            except (PushToPollError, ValueError):
+                return
+        assert isinstance(message, Message)
+        if message.error is not None:
+            assert (message.id, message.key, message.raw) == ("an id", "a key", _BROKEN[raw])
+
+
+def _keys(found: Walk) -> list[tuple[str, str]]:
+    return [(message.id, message.key) for message in found.messages]
+
+
+def _can_wait(feed: Feed) -> None:
+    if not getattr(feed, "max_wait", None):
+        pytest.skip("the feed has no max_wait: it cannot hold an answer")
+
+
+async def _latest(feed: Any) -> str | None:
+    if not hasattr(feed, "latest"):
+        pytest.skip("the feed has no latest(): nothing can start at its end")
+    cursor: str | None = await feed.latest()
+    _check_text(cursor, MAX_CURSOR, optional=True)
+    return cursor
+
+
+async def _said(feed: Feed, cursor: str | None = None) -> str:
+    """What one fetch lets be seen."""
+    try:
+        page = await feed.fetch(FetchRequest(cursor))
+    except FeedError as error:
+        return "".join(traceback.format_exception(error))
+    return f"{page} {page.messages}"
+
+
+def _restore(feed: Feed, id: str, key: str, raw: bytes) -> Message:
+    restore: Any = getattr(feed, "restore", restored)
+    message: Message = restore(DeadLetter(key=key, id=id, raw=raw, error="broken"))
+    return message
+
+
+def _read(messages: Sequence[Message]) -> list[tuple[str, object]]:
+    return [(message.id, _data(message)) for message in messages]
+
+
+def _data(message: Message) -> object:
+    """The data, if it can be compared."""
+    try:
+        data = message.data
+    except UndecodableMessage as error:
+        return type(error)
+    return data if isinstance(data, _JSON) else type(data)
+
+
+def _check_page(page: object) -> None:
+    assert isinstance(page, Page)
+    assert isinstance(page.messages, Sequence)
+    _check_seconds(page.retry_after)
+    for cursor in (page.cursor, page.next, *(message.cursor for message in page.messages)):
+        _check_text(cursor, MAX_CURSOR, optional=True)
+
+
+def _check_seconds(value: object) -> None:
+    assert value is None or (isinstance(value, int | float) and math.isfinite(value) and value >= 0), value
+
+
+def _check_text(value: object, longest: int, *, optional: bool = False) -> None:
+    """A text that every store can keep."""
+    if optional and value is None:
+        return
+    assert isinstance(value, str)
+    assert value.encode(), "it is empty"
+    assert len(value) <= longest
+    assert "\0" not in value

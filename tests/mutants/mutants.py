@@ -124,6 +124,14 @@ MUTANTS = [
         "tests/test_concurrency.py",
     ),
     of(
+        "G5",
+        "ends with a feed that has ended though a message waits",
+        "_polling/walk.py",
+        "closed = caught_up and self.closed",
+        "closed = self.closed",
+        "tests/test_the_end.py",
+    ),
+    of(
         "G6",
         "records nothing",
         "_processing/progress.py",
@@ -148,6 +156,14 @@ MUTANTS = [
         GUARANTEES,
         "-k",
         "g5 or g7 or g9",
+    ),
+    of(
+        "G6",
+        "names what comes after the reset of a stream like what came before",
+        "feeds/_durable/place.py",
+        "return Place(since=",
+        "return Place() or Place(since=",
+        "tests/test_durable_streams_answers.py",
     ),
     of(
         "G7",
@@ -268,6 +284,14 @@ MUTANTS = [
         "        latest = self._looked - self._seconds\n",
         "        latest = self._looked\n",
         "tests/test_overlap.py",
+    ),
+    of(
+        "G9",
+        "goes past a gap without a word",
+        "_polling/poller.py",
+        "        await self._gaps.before(request.cursor, page.gap)\n",
+        "",
+        "tests/test_gaps.py",
     ),
     of(
         "G10",

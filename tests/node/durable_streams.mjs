@@ -1,5 +1,6 @@
 // The server of the package @durable-streams/server, as its authors have it. Prints its URL, then the path of each
-// long poll that it holds. Ends with its standard input, so that none outlives a test run that was killed.
+// long poll that it holds. A line on its standard input ends the event streams that are open, as servers do every
+// minute (§5.8). Ends with its standard input, so that none outlives a test run that was killed.
 //
 // Its one argument is JSON: the options of DurableStreamTestServer, and `pageSize`. The package sends all that there
 // is as one answer, however long; the protocol lets a server send it in pieces (§5.6), and `pageSize` makes it so.
@@ -23,5 +24,6 @@ store.waitForMessages = (path, ...rest) => {
   return held
 }
 
-process.stdin.resume().on("end", () => process.exit())
+process.stdin.on("end", () => process.exit())
+process.stdin.on("data", () => server.activeSSEResponses.forEach((answer) => answer.end()))
 console.log(await server.start())

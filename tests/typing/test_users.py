@@ -9,6 +9,7 @@ from push_to_poll_client import (
     CursorExpired,
     DeadLetter,
     DeadLetterMessage,
+    DurableStreamFeed,
     Fate,
     FetchRequest,
     Hooks,
@@ -168,6 +169,9 @@ async def use() -> tuple[PollResult, Status]:
     Consumer(OwnFeed(), store=MemoryStore(), process=plain_function)
     Consumer(OwnFeed(), store=MemoryStore(), process=awaitable)
     Consumer(OwnFeed(), store=MemoryStore(), process=function)
+    stream = DurableStreamFeed("https://shop.example/orders", messages="lines", max_wait=None)
+    listener = SSEListener(stream.push_url, hint=stream.hint, token=token)
+    Consumer(stream, store=MemoryStore(), process=function, listeners=[listener], start="latest")
     async with Async(
         HTTPFeed("https://shop.example/orders", auth=("key", "secret")),
         store=SQLiteStore("orders.db"),

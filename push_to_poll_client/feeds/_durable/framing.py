@@ -1,0 +1,237 @@
+"""From bytes to messages: what the body of an answer holds, by how the stream is to be cut.
+
+Pure, and linear in the size of a body. However many messages an answer has, only so many are made of it at a time;
+the cursor behind the last one says how many to pass over in the same answer.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+
+from push_to_poll_client._exceptions import FeedError, UndecodableMessage
+from push_to_poll_client._text import quoted
+from push_to_poll_client._types import Cursor, Message
+from push_to_poll_client.feeds._durable.place import Place
+from push_to_poll_client.feeds._durable.said import Said, shorter
+from push_to_poll_client.feeds._json_split import split
+
+__all__ = ["FRAMINGS", "Begin", "Entry", "Given", "Read"]
+
+_Decode: TypeAlias = Callable[[bytes], Any]
+
+# What decoding raises: msgspec's own, of invalid UTF-8 (both ValueError), of a value nested too deep.
+_UNDECODABLE = (ValueError, RecursionError)
+
+_decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_json = msgspec.json.Decoder().decode
+
+_SPACE = b" \t\r\n"
+
+_USUAL_COMMAS = 10
+"""In and after a message. An answer with fewer is counted by the decoder, at 72 bytes for each message."""
+
+
+class Entry(Message):
+    """A message of a stream. Its data is read when it is asked for first, and then kept.
+
+    Args:
+        id: Its number.
+        raw: Its bytes.
+        decode: What makes its data of them.
+        key: The dedupe key; `None` takes the id.
+        cursor: As for any message.
+    """
+
+    __slots__ = ("_decode", "_raw")
+
+    def __init__(
+        self,
+        id: str,
+        raw: bytes | msgspec.Raw,
+        decode: _Decode,
+        *,
+        key: str | None = None,
+        cursor: Cursor | None = None,
+    ) -> None:
+        super().__init__(id, key=key, cursor=cursor)
+        self._raw = raw
+        self._decode: _Decode | None = decode
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes of the message, as they stand in the stream."""
+        return bytes(self._raw)
+
+    @property
+    def data(self) -> Any:
+        """What the message says.
+
+        Raises:
+            UndecodableMessage: It cannot be read. Let it pass through the handler.
+        """
+        if self._decode is not None:
+            try:
+                self._data = self._decode(self.raw)
+            except _UNDECODABLE as error:
+                raise UndecodableMessage(f"message {quoted(self.id)} cannot be read: {quoted(error)}") from error
+            self._decode = None
+        return self._data
+
+
+class Begin(NamedTuple):
+    """Where an answer begins.
+
+    Attributes:
+        place: What was asked for.
+        rest: What comes before it, of a message whose end was not there.
+        saved: The place before `rest`; `None`: there is none.
+    """
+
+    place: Place
+    rest: bytes = b""
+    saved: Place | None = None
+
+
+class Given(NamedTuple):
+    """An answer that is to be read.
+
+    Attributes:
+        body: Its.
+        begin: Where it begins.
+        said: What it says beside.
+        where: The URL without secrets, for errors.
+    """
+
+    body: bytes
+    begin: Begin
+    said: Said
+    where: str
+
+    def place_behind(self, length: int) -> Place:
+        """The place behind it, if it has so many messages, or bytes.
+
+        Raises:
+            FeedError: It brings something and leads nowhere.
+            CursorExpired: It has less than was read of it.
+        """
+        place = self.begin.place
+        if length and self.said.offset == place.offset:
+            raise FeedError(
+                f"{self.where} sent messages, and the offset {quoted(place.offset)} that it was asked for"
+            )
+        left = max(place.settled - length, 0)
+        if left and self.said.ends:
+            raise shorter(place, self.where)
+        return Place(self.said.offset, place.since, place.number + length, left)
+
+
+class Read(NamedTuple):
+    """What an answer holds.
+
+    Attributes:
+        messages: Whole ones, in their order.
+        end: The place behind the last one.
+        begun: Where the next answer begins, if this one ends in the middle of a message.
+        cut: The answer has more, which is to be asked for again, from `end` on.
+    """
+
+    messages: Sequence[Message]
+    end: Place
+    begun: Begin | None = None
+    cut: bool = False
+
+
+class Framing(NamedTuple):
+    """How a stream is cut into messages.
+
+    Attributes:
+        read: What an answer holds, of which so many messages may be made.
+        decode: What makes the data of a message of its bytes.
+        is_json: Whether the stream has to be one of JSON.
+    """
+
+    read: Callable[[Given, int], Read]
+    decode: _Decode
+    is_json: bool = False
+
+
+# JSON streams
+
+
+def _read_elements(given: Given, most: int) -> Read:
+    """A message for each element of an array (§9.1.5)."""
+    body, place = given.body, given.begin.place
+    try:
+        passed, elements = _elements(body, place.settled, most + 1)
+    except ValueError as error:
+        raise FeedError(f"{given.where} sent no JSON array: {error} ({len(body)} bytes)") from error
+    messages = [
+        Entry(place.name(index), element, _decode_json, cursor=place._replace(settled=index + 1).cursor)
+        for index, element in enumerate(elements[:most], place.settled)
+    ]
+    if len(elements) > most:
+        return Read(messages, place._replace(settled=place.settled + most), cut=True)
+    return Read(messages, given.place_behind(passed + len(elements)))
+
+
+def _elements(body: bytes, first: int, most: int) -> tuple[int, Sequence[bytes | msgspec.Raw]]:
+    """How many were passed over, up to `first`, and the next ones; each takes a hundred bytes and more."""
+    if not body:
+        return 0, []
+    if body.count(b",") < _USUAL_COMMAS * most:
+        with suppress(*_UNDECODABLE):  # one bad element fails them all
+            elements = _decode_elements(body)
+            return min(first, len(elements)), elements[first : first + most]
+    one_by_one = split(body, b"[]")
+    return sum(1 for _ in islice(one_by_one, first)), list(islice(one_by_one, most))
+
+
+# Byte streams
+
+
+def _read_chunk(given: Given, most: int) -> Read:  # noqa: ARG001  # there is one
+    """One message, as large as the server makes its answers."""
+    place, end = given.begin.place, given.place_behind(len(given.body))
+    chunk = given.body[place.settled :]
+    name = f"{place.name(place.settled)}-{place.number + len(given.body)}"
+    return Read([Entry(name, chunk, bytes, cursor=end.cursor)] if chunk else [], end)
+
+
+# Lines
+
+
+def _read_lines(given: Given, most: int, *, decode: _Decode, blank: bool) -> Read:
+    """A message for each line that has ended; the last one of a closed stream need not."""
+    (place, begun, saved), length = given.begin, len(given.body)
+    *lines, rest = (begun + given.body[place.settled :]).split(b"\n", most)
+    cut, at = len(lines) == most, place.settled - len(begun)
+    if given.said.closed and rest and not cut:
+        lines, rest = [*lines, rest], b""
+    messages = list[Message]()
+    for line in lines:
+        name, at = place.name(at), min(at + len(line) + 1, length)
+        if blank or line.strip(_SPACE):
+            cursor = place._replace(settled=at).cursor
+            messages.append(Entry(name, line.removesuffix(b"\r"), decode, cursor=cursor))
+    behind = place._replace(settled=at) if lines else saved or place
+    if cut:
+        return Read(messages, behind, cut=True)
+    after = given.place_behind(length)
+    return Read(messages, behind, Begin(after, rest, behind)) if rest else Read(messages, after)
+
+
+def _lines(decode: _Decode, *, blank: bool) -> Framing:
+    return Framing(partial(_read_lines, decode=decode, blank=blank), decode)
+
+
+FRAMINGS: Final = {
+    "json": Framing(_read_elements, _decode_json, is_json=True),
+    "ndjson": _lines(_decode_json, blank=False),
+    "lines": _lines(bytes.decode, blank=True),
+    "bytes": Framing(_read_chunk, bytes),
+}
+"""By what a user calls them."""

@@ -1,0 +1,201 @@
+"""HOW ONE PAGE LEADS TO THE NEXT: oldest first, or newest first."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+import msgspec
+
+from push_to_poll_client._types import Cursor
+from push_to_poll_client.feeds._paged.readers import Condition, EachReader, Reader, reader
+from push_to_poll_client.feeds._paged.reply import Reply, Unfit, outline, text_of
+from push_to_poll_client.feeds._paged.senders import Asking, Sender
+
+__all__ = ["AtEnd", "Latest", "NewestFirst", "OldestFirst", "Place", "at_end"]
+
+_PAGE: Final = "page "
+
+
+class Place(NamedTuple):
+    """Where a page is: what a cursor or a `Page.next` stands for.
+
+    Attributes:
+        start: The cursor that its chain of pages began with; `None` is the inception.
+        page: What leads to it within the chain; `None`: it is the first.
+    """
+
+    start: Cursor | None
+    page: str | None = None
+
+    @classmethod
+    def of(cls, position: Cursor | None) -> "Place":
+        """What a position says that `position` made, or a cursor of the server."""
+        if position is None or not position.startswith(_PAGE):
+            return cls(position)
+        try:
+            return msgspec.json.decode(position.removeprefix(_PAGE), type=cls)
+        except (ValueError, RecursionError):
+            return cls(position)
+
+    @property
+    def position(self) -> Cursor | None:
+        """The position; that of the first page is the cursor itself."""
+        return self.start if self.page is None else f"{_PAGE}{msgspec.json.encode(self).decode()}"
+
+
+class AtEnd:
+    """A cursor that may be saved only when the chain of pages is read to its end.
+
+    Args:
+        read: Reads it.
+    """
+
+    def __init__(self, read: Reader) -> None:
+        self.read = read
+
+
+def at_end(cursor: Condition) -> AtEnd:
+    """For a cursor that every page shows, and that may be saved only when its chain is read to the end."""
+    return AtEnd(reader(cursor))
+
+
+class OldestFirst:
+    """Pages that go forward: a cursor stands for all that came before it.
+
+    Args:
+        cursor: Reads the cursor that may be saved when the page is settled. `from_each(…)` gives each message one;
+            `at_end(…)` is for one that may be saved only at the end of a chain of pages.
+        send: Where the cursor goes when it is asked what comes after it.
+        next: Reads what leads to the next page of a chain, where that is not the cursor itself.
+        send_next: Where that goes. The cursor that the chain began with is sent too, unless this is in its place.
+            `None`: as `send`.
+        more: Whether there is a next page. `None`: when there is a `next`; without one, when this page is not
+            empty.
+        each: Reads the cursor of an entry, where it is not `cursor` that does.
+
+    Raises:
+        TypeError: An argument is of another kind.
+    """
+
+    def __init__(
+        self,
+        *,
+        cursor: Condition | AtEnd,
+        send: Sender,
+        next: Condition | None = None,
+        send_next: Sender | None = None,
+        more: Condition | None = None,
+        each: EachReader | None = None,
+    ) -> None:
+        self._at_end = isinstance(cursor, AtEnd)
+        self._cursor = cursor.read if isinstance(cursor, AtEnd) else reader(cursor)
+        self._send, self._send_next = _sender("send", send), _sender("send_next", send_next or send)
+        self._next = None if next is None else reader(next)
+        self._more = None if more is None else reader(more)
+        self.each = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else each
+        self.senders: list[Sender] = [self._send, self._send_next]
+
+    def put(self, asking: Asking, place: Place) -> Asking:
+        """The request for a page."""
+        asking = self._send.put(asking, place.start)
+        return asking if place.page is None else self._send_next.put(asking, place.page)
+
+    def cursor(self, reply: Reply) -> Cursor | None:
+        """The cursor that a page shows, whether it may be saved yet or not."""
+        return text_of(self._cursor(reply))
+
+    def leads_to(self, reply: Reply, place: Place) -> tuple[Cursor | None, Cursor | None]:
+        """The cursor that may be saved when the page is settled, and the position of the next page.
+
+        Raises:
+            Unfit: The page shows neither where it should.
+        """
+        cursor, following = self.cursor(reply), self._following(reply)
+        if following is None and cursor is None and reply.entries:
+            raise Unfit(f"there is no cursor: {self._cursor} reads nothing in {outline(reply.content)}")
+        if following is None:
+            return cursor, None
+        if self._at_end or self._next is not None:
+            return None if self._at_end else cursor, Place(place.start, following).position
+        return cursor, following
+
+    def _following(self, reply: Reply) -> str | None:
+        """What leads to the next page; `None`: there is none."""
+        read = self._next or self._cursor
+        if not (self._more(reply) if self._more else self._next or reply.entries):
+            return None
+        following = text_of(read(reply))
+        if following is None and (self._more or not self._next):
+            raise Unfit(f"there is no way on: {read} reads nothing in {outline(reply.content)}")
+        return following
+
+
+class NewestFirst:
+    """Pages that go back: the newest messages come first. They are walked back to what was seen, and reversed.
+
+    Args:
+        next: Reads what leads to the next page, which is older.
+        send: Where that goes.
+        more: Whether there is an older page. `None`: when there is a `next` and the page is not empty.
+
+    Raises:
+        TypeError: An argument is of another kind.
+    """
+
+    each: Final = None
+
+    def __init__(self, *, next: Condition, send: Sender, more: Condition | None = None) -> None:
+        self._next = reader(next)
+        self._send = _sender("send", send)
+        self._more = None if more is None else reader(more)
+        self.senders: list[Sender] = [self._send]
+
+    def put(self, asking: Asking, page: str | None) -> Asking:
+        """The request for a page; `None` is the newest."""
+        return self._send.put(asking, page)
+
+    def older(self, reply: Reply) -> str | None:
+        """What leads to the next page; `None`: there is none.
+
+        Raises:
+            Unfit: There is one, and nothing leads to it.
+        """
+        if not (self._more(reply) if self._more else reply.entries):
+            return None
+        older = text_of(self._next(reply))
+        if older is None and self._more:
+            raise Unfit(f"there is no way on: {self._next} reads nothing in {outline(reply.content)}")
+        return older
+
+
+class Latest:
+    """How the server is asked for the cursor of the feed's end.
+
+    Args:
+        query: Added to the query of the feed's URL, as `{"since": "now"}`.
+        at: Another URL to ask; `None`: the feed's own.
+        cursor: Reads the cursor; `None`: it stands where it does on every page.
+    """
+
+    def __init__(
+        self,
+        query: Mapping[str, str] | None = None,
+        *,
+        at: str | None = None,
+        cursor: Condition | None = None,
+    ) -> None:
+        self._query = dict(query or {})
+        self._at = at
+        self.cursor = None if cursor is None else reader(cursor)
+
+    def put(self, asking: Asking) -> Asking:
+        """The request for it."""
+        return replace(asking, url=self._at, query={**asking.query, **self._query})
+
+
+def _sender(name: str, sender: object) -> Sender:
+    if not isinstance(sender, Sender):
+        raise TypeError(
+            f"{name} is a {type(sender).__name__}; give to_query(…), to_header(…), to_body(…) or as_url()"
+        )
+    return sender

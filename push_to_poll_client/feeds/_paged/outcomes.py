@@ -1,0 +1,187 @@
+"""WHAT an answer MEANS beyond its messages: the outcomes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone
+from push_to_poll_client.feeds._paged.readers import Condition, Reader, reader
+from push_to_poll_client.feeds._paged.reply import Reply, text_of
+
+__all__ = [
+    "Meaning",
+    "Outcome",
+    "closed",
+    "expired",
+    "gap",
+    "gone",
+    "not_ready",
+    "pause",
+    "restart",
+    "throttled",
+]
+
+
+@dataclass(slots=True)
+class Meaning:
+    """What an answer was found to mean.
+
+    Attributes:
+        error: Why it is no page; `None`: it is one.
+        empty: It is a page on which nothing is to be looked at.
+        closed: As `Page.closed`.
+        gap: As `Page.gap`.
+        retry_after: As `Page.retry_after`.
+    """
+
+    error: FeedError | None = None
+    empty: bool = False
+    closed: bool = False
+    gap: str = ""
+    retry_after: float | None = None
+
+
+Apply: TypeAlias = Callable[[Reply, Meaning, str], None]
+
+
+class Outcome:
+    """One of the things that an answer can mean.
+
+    Args:
+        when: Whether it does.
+        apply: Says so. It is given the answer, what was found so far, and the URL without secrets.
+        text: What it is called.
+    """
+
+    def __init__(self, when: Condition, apply: Apply, text: str) -> None:
+        self._when = reader(when)
+        self._apply = apply
+        self._text = text
+
+    def look(self, reply: Reply, meaning: Meaning, where: str) -> None:
+        """Look at an answer."""
+        if self._when(reply):
+            self._apply(reply, meaning, where)
+
+    def __repr__(self) -> str:
+        return f"{self._text}({self._when})"
+
+
+def meaning(outcomes: Sequence[Outcome], reply: Reply, where: str) -> Meaning:
+    """What an answer means; of several errors the first counts."""
+    found = Meaning()
+    for outcome in outcomes:
+        outcome.look(reply, found, where)
+    return found
+
+
+def expired(when: Condition, *, start: Reader | None = None) -> Outcome:
+    """The feed no longer knows the cursor: `CursorExpired`.
+
+    Args:
+        when: Whether that is so: `status(410)`, `from_body("error", "code").equals("syncStateNotFound")`.
+        start: Reads the cursor that the feed offers to start from; `None`: it offers none.
+    """
+
+    def apply(reply: Reply, found: Meaning, where: str) -> None:
+        offered = None if start is None else text_of(start(reply))
+        _fail(found, CursorExpired(f"{where} no longer knows the cursor (status {reply.status})", start=offered))
+
+    return Outcome(when, apply, "expired")
+
+
+def restart(when: Condition) -> Outcome:
+    """The pages changed under the walk: `ChainRestart`, from the saved cursor again, at once."""
+
+    def apply(reply: Reply, found: Meaning, where: str) -> None:
+        _fail(found, ChainRestart(f"{where} says that its pages changed (status {reply.status})"))
+
+    return Outcome(when, apply, "restart")
+
+
+def throttled(when: Condition, *, after: Reader | float | None = None) -> Outcome:
+    """The server wants to be left alone. Where it says so by headers that are known, this is not needed.
+
+    Args:
+        when: Whether it does.
+        after: Seconds, or reads them; `None`: as the headers say, else the consumer's backoff.
+    """
+
+    def apply(reply: Reply, found: Meaning, where: str) -> None:
+        text = f"{where} asks to be left alone (status {reply.status}); it is asked again later"
+        _fail(found, FeedError(text, retry_after=_seconds(after, reply)))
+
+    return Outcome(when, apply, "throttled")
+
+
+def gone(when: Condition) -> Outcome:
+    """The feed is gone for good: `FeedGone`."""
+
+    def apply(reply: Reply, found: Meaning, where: str) -> None:
+        _fail(found, FeedGone(f"{where} says that it is gone for good (status {reply.status})"))
+
+    return Outcome(when, apply, "gone")
+
+
+def not_ready(when: Condition, *, after: Reader | float | None = None) -> Outcome:
+    """The server has not prepared anything yet: nothing of the answer is looked at, and no cursor saved.
+
+    Args:
+        when: Whether that is so.
+        after: Seconds until it is worth asking again, or reads them; `None`: as ever.
+    """
+
+    def apply(reply: Reply, found: Meaning, _where: str) -> None:
+        found.empty = True
+        found.retry_after = _later(found.retry_after, _seconds(after, reply))
+
+    return Outcome(when, apply, "not_ready")
+
+
+def pause(after: Reader) -> Outcome:
+    """The server asks to be left alone after a success, in its body or a header of its own; read in seconds."""
+
+    def apply(reply: Reply, found: Meaning, _where: str) -> None:
+        found.retry_after = _later(found.retry_after, _seconds(after, reply))
+
+    return Outcome(lambda _: True, apply, "pause")
+
+
+def closed(when: Condition) -> Outcome:
+    """The feed has ended: when this page is settled, nothing will ever follow."""
+
+    def apply(_reply: Reply, found: Meaning, _where: str) -> None:
+        found.closed = True
+
+    return Outcome(when, apply, "closed")
+
+
+def gap(when: Condition, what: str = "the server says that it left messages out") -> Outcome:
+    """Messages may be missing before those of this page, which the feed can no longer give.
+
+    Args:
+        when: Whether that is so.
+        what: What is said of it in log and status.
+    """
+
+    def apply(_reply: Reply, found: Meaning, _where: str) -> None:
+        found.gap = what
+
+    return Outcome(when, apply, "gap")
+
+
+def _fail(found: Meaning, error: FeedError) -> None:
+    found.error = found.error or error
+
+
+def _seconds(after: Any, reply: Reply) -> float | None:
+    value = after(reply) if isinstance(after, Reader) else after
+    try:
+        seconds = None if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return seconds if seconds is not None and seconds >= 0 else None
+
+
+def _later(one: float | None, other: float | None) -> float | None:
+    return max((wait for wait in (one, other) if wait is not None), default=None)

@@ -1,0 +1,102 @@
+"""From a request to a page: forward, or from the newest back."""
+
+from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._types import Cursor, FetchRequest, Page
+from push_to_poll_client.feeds._manners.tail import Tail
+from push_to_poll_client.feeds._paged.asker import Asker, Read
+from push_to_poll_client.feeds._paged.orders import Latest, NewestFirst, OldestFirst, Place
+from push_to_poll_client.feeds._paged.reply import text_of
+from push_to_poll_client.feeds._seen import Seen
+from push_to_poll_client.feeds._walk_back import Leaf, WalkBack
+
+__all__ = ["Backward", "Forward"]
+
+
+class Forward:
+    """Pages that go forward.
+
+    Args:
+        asker: Asks for them.
+        pages: How one leads to the next.
+    """
+
+    def __init__(self, asker: Asker, pages: OldestFirst) -> None:
+        self._asker = asker
+        self._pages = pages
+        self._tail = Tail()
+
+    async def fetch(self, request: FetchRequest) -> Page:
+        """As `Feed.fetch`."""
+        place = Place.of(request.cursor)
+        ready = self._asker.request(lambda asking: self._pages.put(asking, place), request)
+        if ready.method == "GET" and self._tail.is_fresh(ready.url) and not (request.fresh or ready.wait):
+            return Page()
+        read = await self._asker.read(ready, place, known=self._tail.known(ready.url))
+        page = self._page(read, place)
+        self._tail.note(ready.url, read.answer, empty=_brings_nothing(page, place))
+        return page
+
+    async def latest(self, latest: Latest) -> Cursor | None:
+        """As `Feed.latest`."""
+        ready = self._asker.request(latest.put, FetchRequest(fresh=True))
+        read = await self._asker.read(ready, Place(None), entries=False)
+        cursor = self._asker.interpreted(latest.cursor or self._pages.cursor, read.reply)
+        if (text := text_of(cursor)) is None:
+            raise FeedError("the answer has no cursor of the feed's end; correct latest=")
+        return text
+
+    def forget(self) -> None:
+        """When the event loop may end."""
+        self._tail.forget()
+
+    def _page(self, read: Read, place: Place) -> Page:
+        closed, gap = read.meaning.closed, read.meaning.gap
+        if read.nothing:
+            return Page(retry_after=read.retry_after, closed=closed, gap=gap)
+        cursor, following = self._asker.interpreted(self._pages.leads_to, read.reply, place)
+        following = None if closed else following
+        return Page(read.messages, cursor, following, read.retry_after, closed=closed, gap=gap)
+
+
+def _brings_nothing(page: Page, place: Place) -> bool:
+    """Nothing to settle, to save or to go on to: what a 304 may stand for."""
+    return not (page.messages or page.next or page.closed or page.gap) and page.cursor in {None, place.start}
+
+
+class Backward:
+    """Pages that go back.
+
+    Args:
+        asker: Asks for them.
+        pages: How one leads to the next.
+        where: The URL without secrets, for errors.
+    """
+
+    def __init__(self, asker: Asker, pages: NewestFirst, where: str) -> None:
+        self._asker = asker
+        self._pages = pages
+        self._walk = WalkBack(self._look, where)
+
+    async def fetch(self, request: FetchRequest) -> Page:
+        """As `Feed.fetch`."""
+        return await self._walk.fetch(request)
+
+    async def latest(self) -> Cursor | None:
+        """As `Feed.latest`."""
+        return await self._walk.latest()
+
+    def forget(self) -> None:
+        """When the event loop may end. What is known does not depend on it."""
+
+    async def _look(self, page: str | None, request: FetchRequest, known: Seen) -> Leaf:
+        ready = self._asker.request(lambda asking: self._pages.put(asking, page), request)
+        read = await self._asker.read(ready, Place(None), known=known.validators)
+        if read.nothing:
+            return Leaf(retry_after=read.retry_after, unchanged=True)
+        return Leaf(
+            read.messages,
+            self._asker.interpreted(self._pages.older, read.reply),
+            size=len(read.reply.content),
+            validators=read.answer.validators,
+            retry_after=read.retry_after,
+        )

@@ -1,0 +1,286 @@
+"""A feed by the Durable Streams Protocol: the messages of an append-only stream behind one URL.
+
+Paragraphs are those of PROTOCOL.md in github.com/durable-streams/durable-streams. Where a reader stands is
+`_durable/place.py`'s, what headers mean `_durable/said.py`'s, what bodies hold `_durable/framing.py`'s.
+"""
+
+import functools
+from collections.abc import Collection, Mapping
+from http import HTTPStatus
+from typing import Any, Literal, Protocol, TypeAlias
+
+import anyio
+import httpx
+from anyio import to_thread
+
+from push_to_poll_client import _http
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedRefused
+from push_to_poll_client._text import quoted
+from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, Push
+from push_to_poll_client.feeds._durable.framing import FRAMINGS, Begin, Entry, Given, Read
+from push_to_poll_client.feeds._durable.place import BEGINNING, NOW, Place
+from push_to_poll_client.feeds._durable.said import Said, echo_of
+from push_to_poll_client.feeds._manners.credentials import Auth
+from push_to_poll_client.feeds._manners.origin import Answer, Origin
+from push_to_poll_client.feeds._manners.tail import Tail
+
+__all__ = ["DurableStreamFeed"]
+
+StreamMessages: TypeAlias = Literal["json", "ndjson", "lines", "bytes"]
+
+_NO_HEAD = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
+_OURS = frozenset({"cursor", "live", "offset"})
+
+_SMALL_MESSAGE = 160
+"""Bytes that the messages of an answer have on average, at least: in memory each takes some 600 more."""
+
+_SMALL_PAGE = 10_000
+"""Messages that a page may have however small they are."""
+
+_LARGE_BODY = 1024 * 1024
+"""Bytes. What is larger is read in a thread: a hostile answer can take ten seconds to see through."""
+
+
+class StreamEvent(Protocol):
+    """What `DurableStreamFeed.hint` looks at: a `ServerSentEvent`."""
+
+    @property
+    def event(self) -> str:
+        """Its type."""
+
+    @property
+    def data(self) -> str:
+        """Its data."""
+
+
+class DurableStreamFeed:
+    """A stream by the Durable Streams Protocol, read to its end and on.
+
+    The messages of a stream have no ids, but they keep their places (§4): a message's id is its number, counted
+    from the beginning of the stream. For lines and bytes the number is that of their first byte. Where counting
+    began elsewhere the id says so: after `start="latest"`, and after the stream was reset.
+
+    A closed stream (§4.1) ends the consumer when all of it is settled. A stream that is not there, deleted or has
+    expired (404) is asked for again, slowly. One that no longer has what comes at the saved offset (410), or that
+    was deleted and made anew so that it is shorter than what was read, is a `CursorExpired`, which offers its
+    beginning as `start`; one that is deleted and only kept for its forks (410) is a `FeedGone`.
+
+    As a rule long polling brings what is appended. As wakes, server-sent events do too:
+
+        SSEListener(feed.push_url, hint=feed.hint)
+
+    Redirects, credentials and clients are as for `HTTPFeed`.
+
+    Args:
+        url: Where the stream is, with the query that it may need. A user and password in it are sent as Basic
+            credentials and shown nowhere.
+        messages: How it is cut: "json" is a stream of `application/json`, whose messages have borders of their
+            own; "ndjson" has one JSON value a line, "lines" one `str` a line, of which the last one waits for
+            its end; "bytes" makes one message of each answer, however the server cuts them, and its id is the
+            range of its bytes.
+        auth: As for `HTTPFeed`.
+        headers: Sent with every request, before the feed's own.
+        max_wait: Seconds for which an answer is waited for when there is nothing new (long polling). The server
+            cannot be asked for a time (§5.7); most hold for 30 s. `None`: no long polling.
+        timeout: Seconds for one whole answer, from connecting to the last byte; a wait comes on top.
+        max_body: Bytes that an answer may have, on the wire and unpacked, and that a line may have.
+        client: An `httpx.AsyncClient`, or one of its shape, to send by; its timeouts hold, a wait comes on top.
+            It stays yours: it is not closed. `None` opens one when needed.
+        trusted: Other origins to which redirects may lead; they are asked without credentials and `headers`.
+
+    Attributes:
+        read_ahead: True: the next page is fetched while one is processed. Fetching acknowledges nothing.
+        max_wait: As given.
+        identity: What the feed is, without secrets: the URL, and how it is cut.
+        push_url: The stream as server-sent events from its end on, for an `SSEListener`; without the credentials
+            that the URL may have.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument has no meaning; the text says which and why.
+    """
+
+    read_ahead: bool = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        messages: StreamMessages = "json",
+        auth: Auth | None = None,
+        headers: Mapping[str, str] | None = None,
+        max_wait: float | None = 35.0,
+        timeout: float = 30.0,
+        max_body: int = 16 * 1024 * 1024,
+        client: Any = None,
+        trusted: Collection[str] = (),
+    ) -> None:
+        if messages not in FRAMINGS:
+            raise ValueError(f"messages must be {', '.join(map(repr, FRAMINGS))}, not {messages!r}")
+        check_number("max_wait", max_wait, above_zero=True, optional=True)
+        self.max_wait: float | None = max_wait
+        self._origin = Origin(
+            url,
+            auth=auth,
+            headers=headers,
+            timeout=timeout,
+            max_body=max_body,
+            client=client,
+            trusted=trusted,
+        )
+        if taken := _OURS & httpx.URL(url).params.keys():
+            raise ValueError(
+                f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll"
+            )
+        self._framing = FRAMINGS[messages]
+        self._most = max(max_body // _SMALL_MESSAGE, _SMALL_PAGE)
+        self._max_body = max_body
+        self._tail = Tail()
+        self._echo: dict[str, str] = {}
+        self._begun: Begin | None = None
+        self.identity: str = _http.identity(url) + ("" if self._framing.is_json else f" as {messages}")
+        self.push_url: str = self._origin.address({"live": "sse", "offset": NOW})
+
+    async def fetch(self, request: FetchRequest, /) -> Page:
+        """Read what comes after `request.cursor`; if that is nothing, hold on for `request.wait` seconds.
+
+        Raises:
+            CursorExpired: The stream no longer has what comes there, or is shorter; or the cursor is none.
+            FeedRefused: The server refuses this client, or the stream is not there, or is no JSON.
+            FeedGone: It is deleted, and kept for its forks alone.
+            FeedError: It could not be asked, cannot answer now, or its answer is that of no stream.
+        """
+        wait = min(request.wait, self.max_wait or 0.0)
+        if wait > 0:
+            with anyio.move_on_after(wait):  # the server may hold for longer, or be gone
+                return await self._page(request, wait)
+        return await self._page(request, 0.0)
+
+    async def latest(self) -> Cursor:
+        """The end of the stream, from which only what is new follows (§8).
+
+        Raises:
+            FeedError: As for `fetch`.
+        """
+        answer = await self._origin.ask(self._origin.address({"offset": NOW}), headers={})
+        self._accept(answer)
+        return Place.counted_from(Said.of(answer.headers, self._origin.where).offset).cursor
+
+    def restore(self, letter: DeadLetter, /) -> Message:
+        """The message of a dead letter."""
+        return Entry(letter.id, letter.raw, self._framing.decode, key=letter.key)
+
+    @staticmethod
+    def hint(event: StreamEvent, /) -> Push | None:
+        """What an event of `push_url` says: a push, unless it is one that only keeps the connection (§5.8)."""
+        return Push() if event.event != "control" or '"streamClosed"' in event.data else None
+
+    async def aclose(self) -> None:
+        """Give back connections; a later `fetch` opens them again, in another event loop too."""
+        self._tail.forget()
+        self._begun = None
+        await self._origin.aclose()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._origin.where!r})"
+
+    # A page
+
+    def _begin(self, cursor: Cursor | None) -> Begin:
+        """Where to begin: behind what is still in hand of a message whose end was not there."""
+        begun = self._begun
+        if begun is not None and begun.saved is not None and begun.saved.cursor == cursor:
+            return begun
+        return Begin(Place.of(cursor))
+
+    async def _page(self, request: FetchRequest, wait: float) -> Page:
+        """Whole messages. One that goes on in the next answer is read on, as far as it is there or waited for."""
+        begin = self._begin(request.cursor)
+        while True:
+            url = self._url(begin.place, wait)
+            answer = await self._answer(url, begin.place, wait, fresh=request.fresh)
+            if answer.status == HTTPStatus.NOT_MODIFIED:
+                return Page(retry_after=answer.retry_after)
+            said = Said.of(answer.headers, self._origin.where)
+            said.check_follows(begin.place, self._origin.where)
+            read = await self._read(answer, begin, said)
+            self._begun = read.begun
+            self._tail.note(url, answer, empty=not wait and _is_end(read, said))
+            moved, more = said.offset != begin.place.offset, wait > 0 or not said.ends
+            if read.begun is None or read.messages or not (moved and more):
+                return _page_of(read, said, answer)
+            begin = read.begun
+
+    async def _read(self, answer: Answer, begin: Begin, said: Said) -> Read:
+        self._check_type(answer)
+        given = Given(answer.body, begin, said, self._origin.where)
+        read = functools.partial(self._framing.read, given, self._most)
+        large = len(given.body) + len(begin.rest) > _LARGE_BODY
+        found = await to_thread.run_sync(read, abandon_on_cancel=True) if large else read()
+        if found.begun is not None and len(found.begun.rest) > self._max_body:
+            raise FeedError(f"{given.where} has a line of more than {self._max_body} bytes; raise max_body=")
+        return found
+
+    def _check_type(self, answer: Answer) -> None:
+        """Whether the stream is of the kind that it is to be cut as; it is of one kind for ever (§5.1)."""
+        stated = answer.headers.get("content-type", "")
+        media_type = stated.partition(";")[0].strip().lower()
+        if media_type and media_type.endswith(("/json", "+json")) != self._framing.is_json:
+            right = "messages='lines' or 'bytes'" if self._framing.is_json else "messages='json'"
+            raise FeedRefused(
+                f"{self._origin.where} is a stream of {quoted(stated)}; check its URL, or give {right}"
+            )
+
+    def _url(self, place: Place, wait: float) -> str:
+        """By the names in their order, for caches (§10.1)."""
+        live = {**self._echo, "live": "long-poll"} if wait > 0 else {}
+        return self._origin.address({**live, "offset": place.offset})
+
+    async def _answer(self, url: str, place: Place, wait: float, *, fresh: bool) -> Answer:
+        headers = {"cache-control": "no-cache"} if fresh else {}
+        known = None if wait > 0 else self._tail.known(url)
+        answer = await self._origin.ask(url, headers=headers, known=known, wait=wait)
+        if answer.status == HTTPStatus.GONE and place.offset != BEGINNING:
+            await self._refuse_expired(place)
+        self._accept(answer)
+        if (echo := echo_of(answer.headers)) is not None:
+            self._echo = {"cursor": echo}
+        return answer
+
+    def _accept(self, answer: Answer) -> None:
+        if answer.status == HTTPStatus.NOT_FOUND:
+            raise FeedRefused(
+                f"{self._origin.where} answered 404 Not Found: there is no stream yet, or it was deleted or has "
+                "expired; check the URL",
+                retry_after=answer.retry_after,
+            )
+        self._origin.accepted(answer)
+
+    async def _refuse_expired(self, place: Place) -> None:
+        """410 has two meanings (§5.6); a request for the stream's metadata tells which (§5.5)."""
+        head = await self._origin.ask(self._origin.address({}), headers={}, method="HEAD")
+        if head.status not in _NO_HEAD:
+            self._accept(head)
+        raise CursorExpired(
+            f"{self._origin.where} no longer has what comes at offset {quoted(place.offset)}: messages are "
+            "missing, and those that it has are counted anew; go on from the start that this error offers, or "
+            "from the inception and forget",
+            start=place.anew.cursor,
+        )
+
+
+def _is_end(read: Read, said: Said) -> bool:
+    """Whether an answer brought nothing, and may be known for that; closed, it is not to hide it (§10.1)."""
+    return said.up_to_date and not (read.messages or read.cut or said.closed)
+
+
+def _page_of(read: Read, said: Said, answer: Answer) -> Page:
+    cursor, ended = read.end.cursor, said.ends and not read.cut
+    return Page(
+        read.messages,
+        cursor=cursor,
+        next=None if ended else cursor,
+        retry_after=answer.retry_after,
+        closed=said.closed and ended,
+    )

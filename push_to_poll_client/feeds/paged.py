@@ -1,0 +1,219 @@
+"""Any vendor's list of events, declared: where the messages are, what they are called, how pages lead on.
+
+    feed = PagedFeed(
+        "https://api.github.com/repos/python/cpython/events?per_page=100",
+        entries=Entries(id="id", type="type", time="created_at"),
+        pages=NewestFirst(next=from_link("next"), send=as_url()),
+    )
+
+`docs/feeds.md` declares many more.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from push_to_poll_client._types import DeadLetter, FetchRequest, Message, Page
+from push_to_poll_client.feeds._manners.credentials import Auth
+from push_to_poll_client.feeds._manners.origin import Origin
+from push_to_poll_client.feeds._paged.asker import Asker
+from push_to_poll_client.feeds._paged.entries import CONTENTS, Entries
+from push_to_poll_client.feeds._paged.entry import Entry
+from push_to_poll_client.feeds._paged.lists import LINES
+from push_to_poll_client.feeds._paged.orders import Latest, NewestFirst, OldestFirst, at_end
+from push_to_poll_client.feeds._paged.outcomes import (
+    Outcome,
+    closed,
+    expired,
+    gap,
+    gone,
+    not_ready,
+    pause,
+    restart,
+    throttled,
+)
+from push_to_poll_client.feeds._paged.readers import (
+    Condition,
+    Reader,
+    from_body,
+    from_each,
+    from_first,
+    from_header,
+    from_last,
+    from_link,
+    full_page,
+    status,
+)
+from push_to_poll_client.feeds._paged.reply import Reply
+from push_to_poll_client.feeds._paged.senders import LongPoll, Sender, as_url, to_body, to_header, to_query
+from push_to_poll_client.feeds._paged.walks import Backward, Forward
+
+__all__ = [
+    "CONTENTS",
+    "LINES",
+    "Condition",
+    "Entries",
+    "Entry",
+    "Latest",
+    "LongPoll",
+    "NewestFirst",
+    "OldestFirst",
+    "Outcome",
+    "PagedFeed",
+    "Reader",
+    "Reply",
+    "Sender",
+    "as_url",
+    "at_end",
+    "closed",
+    "expired",
+    "from_body",
+    "from_each",
+    "from_first",
+    "from_header",
+    "from_last",
+    "from_link",
+    "full_page",
+    "gap",
+    "gone",
+    "not_ready",
+    "pause",
+    "restart",
+    "status",
+    "throttled",
+    "to_body",
+    "to_header",
+    "to_query",
+]
+
+
+class PagedFeed:
+    """A feed that is declared.
+
+    Args:
+        url: Where the feed is, with the query that every page needs; `{name}` in it stands for one of `secrets`.
+        entries: Which messages a page has, and what they are called.
+        pages: How one page leads to the next: `OldestFirst(…)` or `NewestFirst(…)`.
+        outcomes: What answers mean beyond that: `expired(…)`, `restart(…)`, `not_ready(…)`, `throttled(…)`,
+            `pause(…)`, `gone(…)`, `closed(…)`, `gap(…)`.
+        hold: How the server is asked to hold its answer until there is something new; `None`: it cannot.
+        latest: How it is asked for the cursor of the feed's end; `None`: it cannot, so that no consumer can start
+            there. Needless with `NewestFirst`.
+        hint: Where the newest cursor that a push spoke of goes; `None`: nowhere.
+        json: What the body of every request says, as JSON: each is a POST.
+        form: The same as a form.
+        method: Of every request, where that is another.
+        read_ahead: Whether a page may be fetched before the one before it is committed. Not with a feed for which
+            fetching acknowledges.
+        identity: What the feed is, without secrets, where its URL does not tell: a store keeps a name to it.
+        auth: As for `HTTPFeed`.
+        headers: As for `HTTPFeed`.
+        timeout: As for `HTTPFeed`.
+        max_body: As for `HTTPFeed`.
+        client: As for `HTTPFeed`.
+        secrets: What stands in the URL and is shown nowhere.
+        trusted: Other origins that links may lead to; no credentials go there.
+
+    Attributes:
+        read_ahead: As given.
+        max_wait: Seconds for which the server can hold its answer; `None`: it cannot.
+        identity: As given, or the URL without secrets.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument has no meaning; the text says which and why.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        entries: Entries,
+        pages: OldestFirst | NewestFirst,
+        outcomes: Sequence[Outcome] = (),
+        hold: LongPoll | None = None,
+        latest: Latest | None = None,
+        hint: Sender | None = None,
+        json: Mapping[str, Any] | None = None,
+        form: Mapping[str, str] | None = None,
+        method: str | None = None,
+        read_ahead: bool = False,
+        identity: str | None = None,
+        auth: Auth | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+        max_body: int = 16 * 1024 * 1024,
+        client: Any = None,
+        secrets: Mapping[str, str] | None = None,
+        trusted: Sequence[str] = (),
+    ) -> None:
+        _check_kinds(entries=(entries, Entries), pages=(pages, OldestFirst | NewestFirst))
+        _check_kinds(**{f"outcomes[{n}]": (outcome, Outcome) for n, outcome in enumerate(outcomes)})
+        _check_kinds(hold=(hold, LongPoll | None), latest=(latest, Latest | None), hint=(hint, Sender | None))
+        if json is not None and form is not None:
+            raise ValueError("both json= and form= are given; a request has one body")
+        self._origin = Origin(
+            url,
+            auth=auth,
+            headers=headers,
+            timeout=timeout,
+            max_body=max_body,
+            client=client,
+            secrets=secrets or {},
+            trusted=trusted,
+        )
+        asker = Asker(
+            self._origin,
+            entries,
+            pages,
+            outcomes,
+            hold=hold,
+            hint=hint,
+            body=form if json is None else json,
+            as_form=form is not None,
+            method=method,
+            max_body=max_body,
+        )
+        self._entries = entries
+        self.max_wait: float | None = None if hold is None else hold.longest
+        self.read_ahead: bool = read_ahead
+        self.identity: str = self._origin.identity if identity is None else identity
+        self._walk: Forward | Backward
+        if isinstance(pages, NewestFirst):
+            self._walk = backward = Backward(asker, pages, self._origin.where)
+            self.latest = backward.latest
+        else:
+            self._walk = forward = Forward(asker, pages)
+            if latest is not None:
+                self.latest = partial(forward.latest, latest)
+
+    async def fetch(self, request: FetchRequest, /) -> Page:
+        """Ask for what comes after `request.cursor`.
+
+        Raises:
+            CursorExpired: The server says so, as declared.
+            ChainRestart: Likewise.
+            FeedGone: Likewise, or by 410.
+            FeedRefused: The server refuses this client.
+            FeedError: It could not be asked, or does not answer as it was declared to; the text says what was
+                declared and what was seen.
+        """
+        return await self._walk.fetch(request)
+
+    def restore(self, letter: DeadLetter, /) -> Message:
+        """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one."""
+        return self._entries.restore(letter)
+
+    async def aclose(self) -> None:
+        """Give back connections; a later `fetch` opens them again, in another event loop too."""
+        self._walk.forget()
+        await self._origin.aclose()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._origin.where!r})"
+
+
+def _check_kinds(**arguments: tuple[object, Any]) -> None:
+    for name, (value, kind) in arguments.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is a {type(value).__name__}, which is no {kind}")

@@ -1,0 +1,242 @@
+"""Feeds of the simulated vendors, declared as `docs/feeds.md` declares those of the real ones."""
+
+from vendors.calendar import Calendar
+from vendors.couchdb import CouchDB
+from vendors.drive import Drive
+from vendors.dropbox import Dropbox
+from vendors.github import GitHub
+from vendors.gmail import Gmail
+from vendors.graph import Graph
+from vendors.ntfy import Ntfy
+from vendors.okta import Okta
+from vendors.plaid import Plaid
+from vendors.remote_settings import RemoteSettings
+from vendors.stripe import Stripe
+from vendors.telegram import Telegram
+from vendors.zendesk import Zendesk
+
+from push_to_poll_client.feeds.paged import (
+    CONTENTS,
+    LINES,
+    Entries,
+    Latest,
+    LongPoll,
+    NewestFirst,
+    OldestFirst,
+    PagedFeed,
+    as_url,
+    at_end,
+    expired,
+    from_body,
+    from_each,
+    from_header,
+    from_last,
+    from_link,
+    not_ready,
+    restart,
+    status,
+    throttled,
+    to_body,
+    to_query,
+)
+
+DECLARED = {}
+"""A function for each vendor: it is given a server in memory, and what else the feed is to be given."""
+
+
+def declares(vendor):
+    def keep(function):
+        DECLARED[vendor] = function
+        return function
+
+    return keep
+
+
+def feed_of(vendor, **options):
+    """The feed of a server in memory."""
+    options = {"client": vendor.client(), "headers": vendor.headers} | options
+    return DECLARED[type(vendor)](vendor, options)
+
+
+@declares(Stripe)
+def stripe(vendor, options):
+    return PagedFeed(
+        vendor.url,
+        entries=Entries("data", type="type", time="created"),
+        pages=NewestFirst(next=from_last("id"), send=to_query("starting_after"), more=from_body("has_more")),
+        **options,
+    )
+
+
+@declares(GitHub)
+def github(vendor, options):
+    return PagedFeed(
+        vendor.url,
+        entries=Entries(type="type", time="created_at"),
+        pages=NewestFirst(next=from_link("next"), send=as_url()),
+        **options,
+    )
+
+
+@declares(Graph)
+def graph(vendor, options):
+    return PagedFeed(
+        vendor.url,
+        entries=Entries("value", version=CONTENTS, deleted="@removed"),
+        pages=OldestFirst(cursor=from_body("@odata.deltaLink"), next=from_body("@odata.nextLink"), send=as_url()),
+        outcomes=[
+            expired(status(410), start=from_header("location")),
+            expired(from_body("error", "code").equals("syncStateNotFound")),
+        ],
+        latest=Latest({"$deltatoken": "latest"}),
+        **options,
+    )
+
+
+@declares(Plaid)
+def plaid(vendor, options):
+    return PagedFeed(
+        vendor.url,
+        json=vendor.body,
+        entries=Entries(
+            "added", "modified", "removed", id="transaction_id", version=CONTENTS, deletions="removed"
+        ),
+        pages=OldestFirst(
+            cursor=at_end(from_body("next_cursor")), send=to_body("cursor"), more=from_body("has_more")
+        ),
+        outcomes=[
+            restart(from_body("error_code").equals("TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION")),
+            not_ready(from_body("next_cursor").equals("")),
+        ],
+        **options,
+    )
+
+
+@declares(CouchDB)
+def couchdb(vendor, options):
+    return PagedFeed(
+        vendor.url,
+        entries=Entries("results", version=("changes", 0, "rev"), deleted="deleted"),
+        pages=OldestFirst(
+            cursor=from_body("last_seq"), each=from_each("seq"), send=to_query("since"), more=from_body("pending")
+        ),
+        hold=LongPoll(to_query("timeout"), longest=60, per_second=1000, also={"feed": "longpoll"}),
+        latest=Latest({"since": "now", "limit": "1"}),
+        **options,
+    )
+
+
+@declares(Telegram)
+def telegram(vendor, options):
+    return PagedFeed(
+        f"{vendor.origin}/bot{{token}}/getUpdates",
+        secrets={"token": vendor.token},
+        entries=Entries("result", id="update_id"),
+        pages=OldestFirst(cursor=from_each("update_id").then(lambda last: last + 1), send=to_query("offset")),
+        outcomes=[throttled(status(429), after=from_body("parameters", "retry_after"))],
+        hold=LongPoll(to_query("timeout"), longest=50),
+        **options,
+    )
+
+
+@declares(Dropbox)
+def dropbox(vendor, options):
+    cursor = to_body("cursor", at=f"{vendor.url}/continue", alone=True)
+    return PagedFeed(
+        vendor.url,
+        json={"path": ""},
+        entries=Entries("entries", id="path_lower", version=CONTENTS, type=".tag"),
+        pages=OldestFirst(cursor=from_body("cursor"), send=cursor, more=from_body("has_more")),
+        outcomes=[expired(from_body("error", ".tag").equals("reset"))],
+        latest=Latest(at=f"{vendor.url}/get_latest_cursor"),
+        **options,
+    )
+
+
+@declares(Calendar)
+def calendar(vendor, options):
+    return PagedFeed(
+        vendor.url,
+        entries=Entries("items", version="etag", deleted=lambda event: event["status"] == "cancelled"),
+        pages=OldestFirst(
+            cursor=from_body("nextSyncToken"),
+            send=to_query("syncToken"),
+            next=from_body("nextPageToken"),
+            send_next=to_query("pageToken"),
+        ),
+        outcomes=[expired(status(410))],
+        **options,
+    )
+
+
+@declares(Drive)
+def drive(vendor, options):
+    return PagedFeed(
+        vendor.url,
+        entries=Entries("changes", id="fileId", version=CONTENTS, deleted="removed"),
+        pages=OldestFirst(
+            cursor=lambda reply: reply.at("newStartPageToken") or reply.at("nextPageToken"),
+            send=to_query("pageToken"),
+            more=from_body("nextPageToken"),
+        ),
+        latest=Latest(at=f"{vendor.url}/startPageToken", cursor=from_body("startPageToken")),
+        **options,
+    )
+
+
+@declares(Gmail)
+def gmail(vendor, options):
+    return PagedFeed(
+        vendor.url,
+        entries=Entries("history", optional=True),
+        pages=OldestFirst(
+            cursor=at_end(from_body("historyId")),
+            send=to_query("startHistoryId"),
+            next=from_body("nextPageToken"),
+            send_next=to_query("pageToken"),
+        ),
+        outcomes=[expired(status(404))],
+        latest=Latest(at="profile", cursor=from_body("historyId")),
+        **options,
+    )
+
+
+@declares(Ntfy)
+def ntfy(vendor, options):
+    return PagedFeed(
+        f"{vendor.url}?poll=1",
+        entries=Entries(LINES, time="time", only=lambda event: event["event"] == "message"),
+        pages=OldestFirst(cursor=from_each("id"), send=to_query("since")),
+        **options,
+    )
+
+
+@declares(RemoteSettings)
+def remote_settings(vendor, options):
+    return PagedFeed(
+        vendor.url,
+        entries=Entries("changes", version="last_modified", deleted="deleted", newest_first=True),
+        pages=OldestFirst(cursor=from_body("timestamp"), send=to_query("_since")),
+        hint=to_query("_expected", otherwise="0"),
+        **options,
+    )
+
+
+@declares(Okta)
+def okta(vendor, options):
+    return PagedFeed(
+        vendor.url,
+        entries=Entries(id="uuid", type="eventType", time="published"),
+        pages=OldestFirst(cursor=from_link("next"), send=as_url()),
+        **options,
+    )
+
+
+@declares(Zendesk)
+def zendesk(vendor, options):
+    return PagedFeed(
+        f"{vendor.url}?start_time=0",
+        entries=Entries("tickets", version="updated_at", deleted=lambda ticket: ticket["status"] == "deleted"),
+        pages=OldestFirst(cursor=from_body("after_url"), send=as_url(), more=~from_body("end_of_stream")),
+        **options,
+    )
