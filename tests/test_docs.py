@@ -38,7 +38,7 @@ from push_to_poll_client._processing import attempts, progress, trials
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._exit import Exit
 from push_to_poll_client.feeds import _cloudevents
-from push_to_poll_client.feeds._manners import origin
+from push_to_poll_client.feeds._manners import cache_control, links, moves, origin, patience
 from push_to_poll_client.listeners import sse, websocket
 from push_to_poll_client.stores import _history
 from push_to_poll_client.testing import serve_in_thread
@@ -131,6 +131,10 @@ def test_the_limits_are_these():
         f"{_types.MAX_CURSOR:,} characters",
         f"{default(HTTPFeed, 'timeout'):g} s",
         f"{origin.MAX_REDIRECTS}",
+        f"{moves.MAX_MOVES}, for an hour",
+        f"{links.MAX_LINKS}",
+        f"{cache_control.MAX_FRESH / 3600:g} hour",
+        f"{patience.FLOOR:,} bytes in each {patience.STILL:g} s, once a wait that was asked for is over",
         f"{default(WebSocketListener, 'max_size') >> 10} KiB",
         f"{default(SSEListener, 'max_size') >> 10} KiB",
         f"{_inbox.CAPACITY}",
