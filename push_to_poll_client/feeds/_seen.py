@@ -49,7 +49,7 @@ class Seen:
 
     Attributes:
         messages: Digests of the messages that were seen, the newest first.
-        archives: Digests of the addresses of documents that were read and do not change any more, the newest first.
+        archives: Digests of the addresses of documents that were read and do not change, the newest first.
         validators: Of the newest document; `None`: it had none.
         note: What else the feed wants to remember of it.
     """

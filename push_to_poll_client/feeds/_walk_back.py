@@ -61,6 +61,8 @@ class Leaf(NamedTuple):
         retry_after: Seconds that the server asks to be left alone.
         unchanged: It is what the validators stand for (304).
         missing: Why the document is not to be had any more, in words; "": it is there.
+        whole: The document is the entire feed, as it is now: what is not in it any more is gone, and no gap.
+        fresh_for: Seconds for which the newest document, asked for again, would be the same.
     """
 
     messages: Sequence[Message] = ()
@@ -72,6 +74,8 @@ class Leaf(NamedTuple):
     retry_after: float | None = None
     unchanged: bool = False
     missing: str = ""
+    whole: bool = False
+    fresh_for: float = 0.0
 
 
 Look: TypeAlias = Callable[[str | None, FetchRequest, Seen], Awaitable[Leaf]]
