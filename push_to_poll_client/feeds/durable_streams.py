@@ -31,6 +31,7 @@ StreamMessages: TypeAlias = Literal["json", "ndjson", "lines", "bytes"]
 
 _NO_HEAD = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
 _OURS = frozenset({"cursor", "live", "offset"})
+_JSON = "application/json"
 
 _SMALL_MESSAGE = 160
 """Bytes that the messages of an answer have on average, at least: in memory each takes some 600 more."""
@@ -214,6 +215,7 @@ class DurableStreamFeed:
 
     async def _read(self, answer: Answer, begin: Begin, said: Said) -> Read:
         self._check_type(answer)
+        self._check_body(answer, begin.place, said)
         given = Given(answer.body, begin, said, self._origin.where)
         read = functools.partial(self._framing.read, given, self._most)
         large = len(given.body) + len(begin.rest) > _LARGE_BODY
@@ -223,13 +225,31 @@ class DurableStreamFeed:
         return found
 
     def _check_type(self, answer: Answer) -> None:
-        """Whether the stream is of the kind that it is to be cut as; it is of one kind for ever (§5.1)."""
+        """Whether the stream is of the kind that it is to be cut as; it is of one kind for ever (§5.1).
+
+        By the exact type: `application/geo+json` is bytes to a server (§9).
+        """
         stated = answer.headers.get("content-type", "")
         media_type = stated.partition(";")[0].strip().lower()
-        if media_type and media_type.endswith(("/json", "+json")) != self._framing.is_json:
+        if media_type and (media_type == _JSON) != self._framing.is_json:
             right = "messages='lines' or 'bytes'" if self._framing.is_json else "messages='json'"
             raise FeedRefused(
                 f"{self._origin.where} is a stream of {quoted(stated)}; check its URL, or give {right}"
+            )
+
+    def _check_body(self, answer: Answer, place: Place, said: Said) -> None:
+        """Whether there is a body if there is something to read, else it was lost on the way.
+
+        An empty stream leads from its beginning to its end. Of JSON it is `[]` all the same (§9.1.5), but for an
+        answer that was held (§5.7).
+        """
+        if answer.body or said.offset == place.offset:
+            return
+        is_empty = place.offset == BEGINNING and said.ends
+        if not is_empty or (self._framing.is_json and answer.status != HTTPStatus.NO_CONTENT):
+            raise FeedError(
+                f"{self._origin.where} sent an empty body, and an offset behind {quoted(place.offset)}: what "
+                "stands between them was lost on the way; it is asked again later"
             )
 
     def _url(self, place: Place, wait: float) -> str:

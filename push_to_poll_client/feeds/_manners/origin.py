@@ -130,7 +130,8 @@ class Origin:
                 looked at for GET alone.
             method: Of the request.
             content: The request's body; `None`: it has none.
-            wait: Seconds for which the server may hold its answer; added to all timeouts.
+            wait: Seconds for which the server may hold its answer, as `Prefer` tells it (RFC 7240); added to all
+                timeouts.
             errors: Bytes that the body of an answer that is none (4xx, 5xx) may have; 0: it is not looked at. One
                 that is larger, or cannot be read, is left out.
 
