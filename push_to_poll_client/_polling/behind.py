@@ -157,6 +157,6 @@ def _looked(state: Mapping[str, str]) -> float:
         return float(state.get(LOOKED, "-inf"))
     except ValueError as error:
         raise StoreError(
-            f"when the overlap was looked at cannot be read from the store: {quoted(error)}; it is damaged, or was "
-            "written by another version"
+            f"when the overlap was looked at cannot be read from the store: {quoted(error)}; it is damaged, or "
+            "was written by another version"
         ) from error

@@ -26,16 +26,18 @@ from push_to_poll_client.stores._owner_seen import _locked_by
 from push_to_poll_client.stores._retention import Retention
 from push_to_poll_client.stores._sqlite_file import named_errors
 from push_to_poll_client.stores._sqlite_letters import read_letters
+from push_to_poll_client.stores._sqlite_name import ClaimedName
 from push_to_poll_client.stores._sqlite_place import Places
 from push_to_poll_client.stores._sqlite_reader import _progress_of_all
 from push_to_poll_client.stores._sqlite_records import Records
-from push_to_poll_client.stores._sqlite_schema import STEPS
+from push_to_poll_client.stores._sqlite_schema import STEPS, version_of
 from push_to_poll_client.stores._sqlite_text import stored, stored_keys
 from push_to_poll_client.stores._sqlite_text import restored as text_restored
 
 __all__ = ["ROWS"]
 
 CELLS = {
+    "push_to_poll_schema": ("?",),
     "push_to_poll_consumer(id, name, feed, token, cursor, at, first, behind)": ("1", "?", "?", "?", "?", "?", "?", "?"),
     "push_to_poll_segment": ("1", "?", "?", "?", "?", "?", "?"),
     "push_to_poll_dead_letter": ("1", "?", "?", "?", "?", "?", "?", "?", "?", "?", "?"),
@@ -48,7 +50,9 @@ _file = sqlite3.connect(":memory:", isolation_level=None)
 for _step in STEPS:
     for _statement in _step:
         _file.execute(_statement)
+_file.execute("CREATE TABLE push_to_poll_schema(version)")
 _file.row_factory = sqlite3.Row
+_opened = SimpleNamespace(connection=_file, path="the file", transaction=lambda: named_errors("the file"))
 
 
 def read_file(data):
@@ -56,12 +60,24 @@ def read_file(data):
     values = [_cell(line) for line in data.split(b"\n")]
     with contextlib.suppress(sqlite3.IntegrityError):  # SQLite does not take it
         _fill(values)
-    with named_errors("the file"):
-        _progress_of_all("the file", _file)
-        read_letters(_file, "the file", 1)
-        place = Places(_file, "the file", 1, 1).read(SavedCursor(None, 0.0))
-        assert all(isinstance(value, str) for pair in place.state.items() for value in pair)
-        Records(_file, "the file", 1, Retention(1e6, 100), first=1, behind=1).are_new(["k"])
+    for read in READERS:
+        with contextlib.suppress(StoreError), named_errors("the file"):
+            read()
+
+
+def read_place():
+    place = Places(_file, "the file", 1, 1).read(SavedCursor(None, 0.0))
+    assert all(isinstance(value, str) for pair in place.state.items() for value in pair)
+
+
+READERS = (
+    lambda: version_of(_file, "the file"),
+    lambda: _progress_of_all("the file", _file),
+    lambda: read_letters(_file, "the file", 1),
+    lambda: Records(_file, "the file", 1, Retention(1e6, 100), first=1, behind=1).are_new(["k"]),
+    lambda: ClaimedName(_opened, "name", "feed", retention=Retention(1e6, 100), clock=lambda: 1.0),
+    read_place,
+)
 
 
 def _cell(line):
@@ -175,17 +191,16 @@ def read_locks(data):
 ROWS = (
     Fuzzed(
         name="state files",
-        rooms=("stores._sqlite_letters", "stores._sqlite_place", "stores._sqlite_reader", "stores._sqlite_records", "stores._sqlite_file"),
+        rooms=("stores._sqlite_schema", "stores._sqlite_name", "stores._sqlite_letters", "stores._sqlite_place", "stores._sqlite_reader", "stores._sqlite_records", "stores._sqlite_file"),
         read=read_file,
-        errors=(StoreError,),
         examples=(
-            b"tname\ntfeed\ni1\ntcursor\nf5.5\ni1\ni1\ni1\ni2\nf1\nf2\nta\ntb\nbkey\ntkey\ni0\ntid\ni3\nf1\nf2\nterr\nt\nbraw\ntc\nf1\nt{\"what\":\"w\",\"at\":1.5,\"place\":\"p\"}",
-            b"tname\ntfeed\ni1\nn\nf5.5\ni1\ni1\ni1\ni2\nf1\nf2\nta\ntb\nb\xff\ntkey",
-            b"bn\xff\nb\xed\xa0\x80\ni1\ni9",
+            b"i1\ntname\ntfeed\ni1\ntcursor\nf5.5\ni1\ni1\ni1\ni2\nf1\nf2\nta\ntb\nbkey\ntkey\ni0\ntid\ni3\nf1\nf2\nterr\nt\nbraw\ntc\nf1\nt{\"what\":\"w\",\"at\":1.5,\"place\":\"p\"}",
+            b"i1\ntname\ntfeed\ni1\nn\nf5.5\ni1\ni1\ni1\ni2\nf1\nf2\nta\ntb\nb\xff\ntkey",
+            b"i1\nbn\xff\nb\xed\xa0\x80\ni1\ni9",
         ),
         tokens=(b"\nt", b"\nb", b"\ni", b"\nf", b"\nn", b"9", b"-", b"inf", b"nan", b"\xff", b"\xed\xa0\x80", b"\0", b'{"what":', b'"at":'),
         frame=(b"t", b""),
-        found=(b"bn\ni\xff\nb\xed\xa0\x80\ni1\xff\nb\xed\xa0\x80\ni1\n\x0e9",),
+        found=(b"i1\nbn\ni\xff\nb\xed\xa0\x80\ni1\xff\nb\xed\xa0\x80\ni1\n\x0e9",),
     ),
     Fuzzed(
         name="attempts",
