@@ -130,7 +130,8 @@ class Origin:
                 looked at for GET alone.
             method: Of the request.
             content: The request's body; `None`: it has none.
-            wait: Seconds for which the server may hold its answer; added to all timeouts.
+            wait: Seconds for which the server may hold its answer, as `Prefer` tells it (RFC 7240); added to all
+                timeouts.
             errors: Bytes that the body of an answer that is none (4xx, 5xx) may have; 0: it is not looked at. One
                 that is larger, or cannot be read, is left out.
 
@@ -150,6 +151,18 @@ class Origin:
             raise await self._exchange.failed(error) from self._exchange.cause(error)
         self._moves.forget()
         raise self._too_slow(patience, wait)
+
+    def led_to(self, url: str, *, posted: bool) -> str:
+        """What to ask at a URL that an answer leads to: it, without user, password and fragment.
+
+        Args:
+            url: Absolute.
+            posted: Whether a body will be sent there.
+
+        Raises:
+            FeedError: It is of an origin that is not trusted, or not with a body.
+        """
+        return self._places.allowed(url, leads="links", posted=posted)[0]
 
     def accepted(self, answer: Answer) -> Answer:
         """The answer, if it is one by its status.
