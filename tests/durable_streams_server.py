@@ -29,7 +29,7 @@ class Server:
     """The server, once started. Ends with its standard input, hence also with this process.
 
     Args:
-        options: Those of DurableStreamTestServer, and `pageSize`; see node/durable_streams.mjs.
+        options: Those of DurableStreamTestServer, and those of node/durable_streams.mjs.
     """
 
     def __init__(self, **options):
@@ -37,8 +37,9 @@ class Server:
         self._held = queue.Queue()
         self._client = httpx.Client(trust_env=False)
 
-    def start(self):
-        """Start, again on the same port and with the same data if it has a `dataDir`."""
+    def start(self, **options):
+        """Start, again on the same port and with the same data if it has a `dataDir`, with these options too."""
+        self._options |= options
         self._process = subprocess.Popen(
             [_node(), HOME / "durable_streams.mjs", json.dumps(self._options)],
             stdin=subprocess.PIPE,
@@ -68,10 +69,10 @@ class Server:
         self._reader.join(PATIENCE)
         self._process.stdout.close()
 
-    def stream(self, *entries, content_type="application/json"):
-        """A new stream, with these entries in it: JSON values, or bytes of another type."""
+    def stream(self, *entries, content_type="application/json", **headers):
+        """A new stream, with these entries in it: JSON values, or bytes of another type; `Stream_TTL="0"`."""
         stream = Stream(self._client, f"{self.url}/stream-{next(_names)}", content_type)
-        stream.create()
+        stream.create(**headers)
         for entry in entries:
             stream.append(entry)
         return stream
@@ -112,8 +113,9 @@ class Stream:
     def path(self):
         return httpx.URL(self.url).path
 
-    def create(self):
-        self._send("PUT", headers=self._headers)
+    def create(self, **headers):
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._send("PUT", headers=self._headers | named)
 
     def append(self, *entries):
         """Append JSON values, or bytes, by one request."""
@@ -127,10 +129,14 @@ class Stream:
     def delete(self):
         self._send("DELETE")
 
-    def fork(self):
-        """Another stream that begins with what is in this one, which then cannot be deleted whole."""
+    def fork(self, **headers):
+        """Another stream that begins with what is in this one, which then cannot be deleted whole.
+
+        Args:
+            headers: Up to where: `Stream_Fork_Offset`, and from there `Stream_Fork_Sub_Offset` messages or bytes.
+        """
         fork = Stream(self._client, f"{self.url}-fork", self._headers["Content-Type"])
-        self._client.put(fork.url, headers={"Stream-Forked-From": self.path}).raise_for_status()
+        fork.create(Stream_Forked_From=self.path, **headers)
         return fork
 
     def _send(self, method, **content):

@@ -694,7 +694,7 @@ class TestTheBody:
         assert ids(await fetch(HTTPFeed(URL))) == ["1"]
 
     @pytest.mark.parametrize("pieces", [1, 1000])
-    @pytest.mark.parametrize("behind", [gzip.compress(b"[]"), b"x"])
+    @pytest.mark.parametrize("behind", [gzip.compress(b"[]"), b"x"], ids=["more of it", "no gzip"])
     async def test_has_nothing_behind_its_end(self, serve, behind, pieces):
         """A second file would belong to it, and be lost."""
         sent = gzip.compress(self.PAGE) + behind
@@ -740,7 +740,7 @@ class TestTheBody:
         assert "ends in the middle" in str(await refused(HTTPFeed(URL)))
 
     @abandons
-    @pytest.mark.parametrize("damaged", [b"[]", gzip.compress(b"[]")[:-8] + b"\0" * 8])
+    @pytest.mark.parametrize("damaged", [b"[]", gzip.compress(b"[]")[:-8] + b"\0" * 8], ids=["no gzip", "no sum"])
     async def test_is_not_damaged_unnoticed(self, serve, damaged):
         serve(body(damaged, encoding="gzip"))
         assert "no gzip" in str(await refused(HTTPFeed(URL)))
