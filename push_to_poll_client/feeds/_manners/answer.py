@@ -24,6 +24,7 @@ class Answer(NamedTuple):
         known: By what it was asked for news alone; `None`: for all there is.
         redirected: Whether another URL answered than was asked.
         where: Who said it, for errors, without secrets: the feed, or another origin that it led to.
+        within_poll: As `retry_after`, before a further page of the same poll.
     """
 
     status: int
@@ -34,6 +35,7 @@ class Answer(NamedTuple):
     known: Validators | None = None
     redirected: bool = False
     where: str = ""
+    within_poll: float | None = None
 
     @property
     def validators(self) -> Validators | None:
