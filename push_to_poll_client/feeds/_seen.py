@@ -11,6 +11,7 @@ import msgspec
 
 from push_to_poll_client._exceptions import CursorExpired
 from push_to_poll_client._types import MAX_CURSOR, Cursor
+from push_to_poll_client.feeds._json_split import UNDECODABLE
 from push_to_poll_client.feeds._manners.validators import Validators
 
 __all__ = ["Digests", "Seen", "digest"]
@@ -71,7 +72,7 @@ class Seen:
             return cls()
         try:
             written = msgspec.json.decode(cursor, type=_Written)
-        except (ValueError, RecursionError):
+        except UNDECODABLE:
             written = _Written("?")
         if not _DIGESTS.fullmatch(written.seen) or not _DIGESTS.fullmatch(written.read):
             raise CursorExpired(f"the cursor is none of {where}: another kind of feed wrote it")

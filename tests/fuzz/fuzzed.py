@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Fuzzed", "around", "nested"]
+__all__ = ["Fuzzed", "around", "nested", "text_of"]
 
 Sized = Callable[[int], bytes]
 """Makes a hostile input of so many repetitions."""
@@ -59,3 +59,8 @@ def around(before: bytes, repeated: bytes, behind: bytes = b"") -> Sized:
 def nested(opening: bytes, closing: bytes, before: bytes = b"", behind: bytes = b"") -> Sized:
     """Something in itself."""
     return lambda n: before + opening * n + closing * n + behind
+
+
+def text_of(data: bytes) -> str:
+    """Any bytes as a text; bytes that are no UTF-8 become halves of surrogate pairs, which UTF-8 has no word for."""
+    return data.decode("utf-8", "surrogateescape")

@@ -1,7 +1,10 @@
 """All parsers of the package that read what others wrote, by their names."""
 
+import rows_feeds
 import rows_http
+import rows_listeners
+import rows_paged
 
 __all__ = ["PARSERS"]
 
-PARSERS = {row.name: row for rows in (rows_http,) for row in rows.ROWS}
+PARSERS = {row.name: row for rows in (rows_http, rows_feeds, rows_paged, rows_listeners) for row in rows.ROWS}

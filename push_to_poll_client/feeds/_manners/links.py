@@ -16,7 +16,7 @@ from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._text import quoted
 from push_to_poll_client.feeds._manners.answer import Answer
 
-__all__ = ["MAX_LINKS", "link"]
+__all__ = ["MAX_LINKS", "link", "resolved"]
 
 MAX_LINKS = 100
 """Links of an answer that are looked at. An API has five, a page on the web some dozens."""
@@ -47,7 +47,7 @@ def link(answer: Answer, relation: str) -> str | None:
     target = None if field is None else _target(field, relation.lower(), answer.url)
     if target is None:
         return None
-    url = _resolved(target, answer.url)
+    url = resolved(target, answer.url)
     if url is None:
         raise FeedError(f"{answer.where} links to its {quoted(relation)} by what is no URL")
     return url
@@ -63,7 +63,7 @@ def _target(field: str, relation: str, base: str) -> str | None:
 
 def _is_about(base: str, anchor: str | None) -> bool:
     """Whether the link's context is what answered (RFC 8288 §3.2)."""
-    return anchor is None or _resolved(anchor, base) == _resolved("", base)
+    return anchor is None or resolved(anchor, base) == resolved("", base)
 
 
 def _first_of_each(parameters: str) -> dict[str, str]:
@@ -78,7 +78,8 @@ def _unquoted(value: str) -> str:
     return _QUOTED_PAIR.sub(r"\1", value[1:].removesuffix('"')) if value.startswith('"') else value.strip(" \t")
 
 
-def _resolved(target: str, base: str) -> str | None:
+def resolved(target: str, base: str) -> str | None:
+    """A link as an absolute URL; `None`: it makes none."""
     try:
         return str(httpx.URL(base).join(target.strip()))
     except (httpx.InvalidURL, ValueError):  # and ValueError is what urljoin has to say

@@ -152,6 +152,18 @@ class Origin:
         self._moves.forget()
         raise self._too_slow(patience, wait)
 
+    def led_to(self, url: str, *, posted: bool) -> str:
+        """What to ask at a URL that an answer leads to: it, without user, password and fragment.
+
+        Args:
+            url: Absolute.
+            posted: Whether a body will be sent there.
+
+        Raises:
+            FeedError: It is of an origin that is not trusted, or not with a body.
+        """
+        return self._places.allowed(url, leads="links", posted=posted)[0]
+
     def accepted(self, answer: Answer) -> Answer:
         """The answer, if it is one by its status.
 

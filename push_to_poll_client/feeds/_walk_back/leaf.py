@@ -20,7 +20,8 @@ class Leaf(NamedTuple):
             else has, whatever messages of the document are known.
         size: Bytes of the document.
         validators: By which it is known.
-        note: What the feed wants to remember of the newest document, some 8,000 characters at most.
+        note: What the feed wants to remember of the newest document. Of a cursor that would be too long with it,
+            digests are left out.
         retry_after: Seconds that the server asks to be left alone, before another document, too.
         unchanged: It is what the validators stand for (304).
         missing: What of the feed is not to be had any more, in words; "": nothing.

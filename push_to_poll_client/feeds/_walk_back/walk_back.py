@@ -1,7 +1,7 @@
 """From a request to a page."""
 
+import re
 from dataclasses import replace
-from itertools import count
 
 import anyio
 
@@ -14,6 +14,8 @@ from push_to_poll_client.feeds._walk_back.way import Way, longer
 from push_to_poll_client.feeds._walk_back.ways import Ways
 
 __all__ = ["WalkBack"]
+
+_POSITION = re.compile("(.*) ([0-9]{1,9})", re.DOTALL)
 
 MOST_MESSAGES = 10_000
 """Held at once: some 20 MB of usual events, and 100 documents of 100."""
@@ -36,7 +38,6 @@ class WalkBack:
         self._most = most
         self._ways = Ways()
         self._fresh = Fresh()
-        self._steps = count(1)
 
     async def fetch(self, request: FetchRequest) -> Page:
         """As `Feed.fetch`.
@@ -48,24 +49,12 @@ class WalkBack:
         """
         if request.cursor in self._fresh and not (request.fresh or request.wait):
             return Page()
-        start = _start(request.cursor)
+        start, step = _read(request.cursor)
         way = self._way(start)
-        if way.page is not None:  # it was handed out, and not settled
-            return way.page
-        way.go_on(anyio.current_time())
-        turn = way.turn
-        leaf = await self._look_at(way, request, start)
-        if way.turn != turn or way.ended:  # somebody else has taken this document
-            return self._lead_on(start, leaf.retry_after)
-        self._fresh.note(start, leaf.fresh_for if leaf.unchanged else 0.0)
-        self._ways.drop(start, way)
-        if leaf.unchanged:
-            return _unchanged(leaf)
-        way.take(leaf, self._where, anyio.current_time())
-        if way.ended:
-            return self._hand_out(start, way, leaf)
-        self._ways.keep(start, way)
-        return self._lead_on(start, leaf.retry_after)
+        if way.page is not None or step < way.turn:  # it was asked for before
+            return way.page or _lead_on(start, way.turn)
+        way.go_on(step, anyio.current_time())
+        return await self._go_on(way, request, start)
 
     async def latest(self) -> Cursor | None:
         """As `Feed.latest`.
@@ -89,6 +78,21 @@ class WalkBack:
         self._ways.settled(start)
         return self._ways.get(start) or Way(Seen.read(start, self._where), self._most)
 
+    async def _go_on(self, way: Way, request: FetchRequest, start: Cursor | None) -> Page:
+        turn = way.turn
+        leaf = await self._look_at(way, request, start)
+        if way.turn != turn or way.ended:  # somebody else has taken this document
+            return _lead_on(start, way.turn, leaf.retry_after)
+        self._fresh.note(start, leaf.fresh_for if leaf.unchanged else 0.0)
+        self._ways.drop(start, way)
+        if leaf.unchanged:
+            return _unchanged(leaf)
+        way.take(leaf, self._where, anyio.current_time())
+        if way.ended:
+            return self._hand_out(start, way, leaf)
+        self._ways.keep(start, way)
+        return _lead_on(start, way.turn, leaf.retry_after)
+
     async def _look_at(self, way: Way, request: FetchRequest, start: Cursor | None) -> Leaf:
         try:
             return await self._look(way.at, request, way.known_here)
@@ -106,9 +110,6 @@ class WalkBack:
                 self._ways.drop(start, way)
             raise
 
-    def _lead_on(self, start: Cursor | None, retry_after: float | None) -> Page:
-        return Page(next=f"{start or ''} {next(self._steps)}", retry_after=retry_after)
-
     def _hand_out(self, start: Cursor | None, way: Way, leaf: Leaf) -> Page:
         """What a walk found at its end. Before a poll is over, the server is not yet left alone between polls."""
         seen = way.seen()
@@ -119,8 +120,9 @@ class WalkBack:
             return replace(self._handed_out(start, way, page), retry_after=wait)
         page = replace(page, cursor=None, retry_after=wait)
         if way.later is not None:
+            way.later.turn = way.turn + 1
             self._ways.keep(start, way.later)
-            return replace(page, next=self._lead_on(start, None).next)
+            return replace(page, next=_position(start, way.later.turn))
         self._fresh.note(start, 0.0 if page.messages or way.again else leaf.fresh_for)
         return replace(page, closed=way.closed)
 
@@ -138,7 +140,15 @@ def _unchanged(leaf: Leaf) -> Page:
     return Page(retry_after=wait, closed=leaf.closed, gap=leaf.missing)
 
 
-def _start(position: Cursor | None) -> Cursor | None:
-    """The cursor that a walk began with, which stands before the number of its step."""
-    start, space, step = (position or "").rpartition(" ")
-    return (start or None) if space and step.isdecimal() else position
+def _lead_on(start: Cursor | None, step: int, retry_after: float | None = None) -> Page:
+    return Page(next=_position(start, step), retry_after=retry_after)
+
+
+def _position(start: Cursor | None, step: int) -> Cursor:
+    return f"{start or ''} {step}"
+
+
+def _read(position: Cursor | None) -> tuple[Cursor | None, int]:
+    """The cursor that a walk began with, and the number of its step; a cursor is where it begins."""
+    found = _POSITION.fullmatch(position or "")
+    return (found[1] or None, int(found[2])) if found else (position, 0)

@@ -112,7 +112,7 @@ class Way:
     Attributes:
         known: As given.
         above: As given, and those that were fetched and are not held.
-        turn: Another number whenever another document is to be fetched.
+        turn: A larger number whenever another document is to be fetched.
         ended: The last document was the last one to be looked at.
         page: What it handed out; `None`: it has not, or nothing that is worth being kept.
         later: What is to be walked when that is settled; `None`: nothing.
@@ -141,7 +141,7 @@ class Way:
         self._again: _Document | None = None
         self._sure = False
         self._since = 0.0
-        self._messages = self._size = self._failures = 0
+        self._messages = self._size = self._documents = self._failures = 0
         self._met = False
         self._missing = ""
         self._circle = Circle()
@@ -158,14 +158,16 @@ class Way:
         """What was seen, with what the newest document is known by if that is to be fetched next."""
         return self.known if self._next == TOP else replace(self.known, validators=None)
 
-    def go_on(self, now: float) -> None:
+    def go_on(self, turn: int, now: float) -> None:
         """The next document is to be fetched.
 
         After a while that is the last one again, once: it leads on from what is held, wherever that stands now.
 
         Args:
+            turn: By which it is asked for. It may be one of a walk that was lost: what follows has another.
             now: On the event loop's clock.
         """
+        self.turn = max(self.turn, turn)
         stale = not self._since <= now <= self._since + STALE
         if stale and self._last is not None and not self._sure and not self._next.archive:
             self._again, self._next, self._circle = self._last, self._last.address, Circle()
@@ -186,6 +188,7 @@ class Way:
         document = _Document.of(self._next, leaf, self.known.messages)
         self._find_again(document, where)
         self._last, self._since = document, now
+        self._documents += 1
         self._missing = self._missing or leaf.missing
         self.interval = longer(self.interval, leaf.poll_interval)
         self.ended = self._is_last(document) or leaf.older is None or leaf.whole
@@ -230,17 +233,17 @@ class Way:
             self.above = self.above[::2]
 
     def _step_to(self, older: Address, where: str) -> None:
-        self.turn += 1
-        if older.at in {None, self.at} or self._circle.closes_at(older.at) or self.turn >= MOST_DOCUMENTS:
-            raise FeedError(f"{where} leads from document to document {self.turn} times without an end")
+        if older.at in {None, self.at} or self._circle.closes_at(older.at) or self._documents >= MOST_DOCUMENTS:
+            raise FeedError(f"{where} leads from document to document {self._documents} times without an end")
         self._next = older
+        self.turn += 1
 
     # At its end
 
     @property
     def again(self) -> bool:
         """Whether the newest document was not fetched, or may have changed since."""
-        return self._start != TOP or self.turn > 0
+        return self._start != TOP or self._documents > 1
 
     @property
     def closed(self) -> bool:
