@@ -168,8 +168,8 @@ class Way:
             now: On the event loop's clock.
         """
         self.turn = max(self.turn, turn)
-        stale = not self._since <= now <= self._since + STALE
-        if stale and self._last is not None and not self._sure and not self._next.archive:
+        stands = self._since <= now <= self._since + STALE or self._sure or self._next.archive
+        if self._last is not None and self._again is None and not stands:
             self._again, self._next, self._circle = self._last, self._last.address, Circle()
             self.turn += 1
 
