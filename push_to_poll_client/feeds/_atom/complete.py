@@ -1,8 +1,8 @@
 """WHAT IS GONE: a complete feed (RFC 5005 §2) has all there is, so what it had before and has no more was deleted.
 
-What it had is written into the cursor, exactly or not at all: an entry is reported as deleted only if it was there.
-One that comes back as it was is a new message, which dedupe must not take for the old one: its name says how often
-it was gone. That, too, is remembered, as long as there is room.
+What it had is written into the cursor, all of it or nothing: only what was there is reported as deleted. An entry
+that comes back as it was is a new message, which dedupe must not take for the old one: its name says how often it
+was gone. That, too, is remembered, as long as there is room.
 """
 
 import zlib
@@ -84,7 +84,9 @@ def noted(memory: Memory, messages: int) -> str:
     return note
 
 
-def compared(before: Memory, entries: Sequence[Found], messages: Sequence[Message]) -> tuple[list[AtomEntry], Memory]:
+def compared(
+    before: Memory, entries: Sequence[Found], messages: Sequence[Message]
+) -> tuple[list[AtomEntry], Memory]:
     """What is gone, and what is to be remembered.
 
     Args:

@@ -121,7 +121,9 @@ class Parts:
             person = Parts(child)
             uri = person.said("uri")
             base = self._base_of(child)
-            yield AtomPerson(person.said("name") or "", resolved(base, uri) if uri else "", person.said("email") or "")
+            yield AtomPerson(
+                person.said("name") or "", resolved(base, uri) if uri else "", person.said("email") or ""
+            )
 
     def categories(self) -> Iterator[AtomCategory]:
         """Those that have a term."""

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._text import quoted
 from push_to_poll_client.feeds._atom.encoding import as_utf8
 from push_to_poll_client.feeds._atom.source import Scope, Source, resolved, start_tag
@@ -94,27 +93,25 @@ class Document(NamedTuple):
     size: int
 
 
-def read_document(body: bytes, content_type: str, url: str, where: str, *, most: int) -> Document:
+def read_document(body: bytes, content_type: str, url: str, *, most: int) -> Document:
     """Read a document of a feed.
 
     Args:
         body: As it came.
         content_type: The header; "" when there is none.
         url: What relative references are relative to, where the document says nothing; without secrets.
-        where: The URL without secrets, for errors.
         most: Entries that it may have.
 
     Raises:
-        FeedError: It is no feed of Atom 1.0, is no well-formed XML, or has too much of something.
+        ValueError: It is no feed of Atom 1.0, is no well-formed XML, or has too much of something. The text goes
+            on after "a document that".
     """
-    if not body.strip():
-        raise FeedError(f"{where} sent nothing where a document should be")
     try:
         document = as_utf8(body, content_type)
         reader = _Reader(document, url, most)
         reader.run()
     except ValueError as error:
-        raise FeedError(f"{where} sent a document that {_PAGE if _is_page(body) else error}") from None
+        raise ValueError(_PAGE if _is_page(body) else str(error)) from None
     return Document(reader.entries, reader.links, reader.complete, reader.archive, len(document))
 
 

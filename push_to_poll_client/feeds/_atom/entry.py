@@ -13,11 +13,9 @@ from push_to_poll_client.feeds._atom.instants import Instant
 from push_to_poll_client.feeds._atom.source import Source
 from push_to_poll_client.feeds._atom.tree import outline, parse
 from push_to_poll_client.feeds._atom.xml import ATOM, TOMBSTONES, local
+from push_to_poll_client.feeds._reading import MAX_ID
 
-__all__ = ["MAX_ID", "AtomEntry", "entry_of", "restored"]
-
-MAX_ID = 1024
-"""Characters of an id. Real ones have some dozens, and each is kept as long as its record."""
+__all__ = ["AtomEntry", "entry_of", "restored"]
 
 _ENTRY = f"{{{ATOM}entry"
 _DELETED = f"{{{TOMBSTONES}deleted-entry"
@@ -56,8 +54,8 @@ class AtomEntry(Message):
         again: int = 0,
         names: tuple[str, str] | None = None,
     ) -> None:
-        id, key = names or _names(entry_id, instant.text, again, deleted=deleted)
-        super().__init__(id, key=key)
+        name, key = names or _names(entry_id, instant.text, again, deleted=deleted)
+        super().__init__(name, key=key)
         self._source = source
         self._entry_id = entry_id
         self._instant = instant
@@ -221,7 +219,7 @@ def _read(entry: bytes, names: tuple[str, str] | None = None) -> AtomEntry:
 
 def _names(entry_id: str, instant: str, again: int, *, deleted: bool) -> tuple[str, str]:
     """Id and dedupe key. The length of an id tells where it ends."""
-    id, key = f"{entry_id}@{instant}", f"{len(entry_id)}:{entry_id}:{instant}"
+    name, key = f"{entry_id}@{instant}", f"{len(entry_id)}:{entry_id}:{instant}"
     if deleted:
-        id, key = f"{id} deleted", f"deleted:{key}"
-    return (f"{id} ({again})", f"{key}:{again}") if again else (id, key)
+        name, key = f"{name} deleted", f"deleted:{key}"
+    return (f"{name} ({again})", f"{key}:{again}") if again else (name, key)

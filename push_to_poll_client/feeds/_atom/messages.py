@@ -2,19 +2,19 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._types import Message, UnreadableMessage
 from push_to_poll_client.feeds._atom.document import Found
-from push_to_poll_client.feeds._atom.entry import MAX_ID, AtomEntry, entry_of
+from push_to_poll_client.feeds._atom.entry import AtomEntry, entry_of
 from push_to_poll_client.feeds._atom.tree import outline, parse
+from push_to_poll_client.feeds._reading import MAX_ID, MAX_UNREADABLE
 
 __all__ = ["UnreadableEntry", "messages_of", "order"]
 
-MAX_UNREADABLE = 10_000
-"""Unreadable entries in one document: each costs a kilobyte."""
-
 _NEWEST = "9999"
+_NEVER: Mapping[str, int] = MappingProxyType({})
 
 
 class UnreadableEntry(UnreadableMessage):
@@ -41,7 +41,7 @@ def order(message: Message) -> str:
     return message.order if isinstance(message, AtomEntry | UnreadableEntry) else ""
 
 
-def messages_of(entries: Sequence[Found], again: Mapping[str, int]) -> list[AtomEntry | UnreadableEntry]:
+def messages_of(entries: Sequence[Found], again: Mapping[str, int] = _NEVER) -> list[Message]:
     """The messages of a document, the newest first; of the same instant those that stand first.
 
     Args:
@@ -54,17 +54,17 @@ def messages_of(entries: Sequence[Found], again: Mapping[str, int]) -> list[Atom
     return sorted(_read(entries, again), key=order, reverse=True)
 
 
-def _read(entries: Sequence[Found], again: Mapping[str, int]) -> Iterator[AtomEntry | UnreadableEntry]:
+def _read(entries: Sequence[Found], again: Mapping[str, int]) -> Iterator[Message]:
     beside, unreadable = _NEWEST, 0
     for found in entries:
         try:
-            message: AtomEntry | UnreadableEntry = entry_of(found, again=again.get(found.name, 0))
+            message: Message = entry_of(found, again=0 if found.deleted else again.get(found.name, 0))
         except ValueError as error:
             unreadable += 1
             if unreadable > MAX_UNREADABLE:
                 raise ValueError(f"has more than {MAX_UNREADABLE} unreadable entries") from None
             message = UnreadableEntry(found, f"{error}; there is {_outlined(found)}", beside)
-        beside = message.order
+        beside = order(message)
         yield message
 
 

@@ -1,4 +1,4 @@
-"""An entry as it stands in its document, and as a document of its own: what it inherits is written into its tag."""
+"""An entry as it stands in its document, and as one of its own, into whose tag is written what it inherits."""
 
 import re
 from html import unescape
@@ -34,7 +34,9 @@ class Scope(NamedTuple):
         declared = {f"xmlns:{prefix}" if prefix else "xmlns": uri for prefix, uri in self.namespaces}
         inherited = {"xml:base": self.base, "xml:lang": self.language}
         given = declared | {name: value for name, value in inherited.items() if value}
-        return {name: quoteattr(value, {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"}) for name, value in given.items()}
+        return {
+            name: quoteattr(value, {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"}) for name, value in given.items()
+        }
 
 
 class Source(NamedTuple):

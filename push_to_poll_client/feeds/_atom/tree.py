@@ -41,7 +41,7 @@ def outline(root: Element) -> str:
 
 class _Builder:
     def __init__(self) -> None:
-        self.tree: TreeBuilder[Element] = TreeBuilder()
+        self.tree = TreeBuilder()
         self._depth = self._elements = 0
 
     def start(self, name: str, attributes: Mapping[str, str]) -> None:
