@@ -15,7 +15,7 @@ import atheris
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
-with atheris.instrument_imports(include=["push_to_poll_client"]):
+with atheris.instrument_imports(include=["push_to_poll_client", "httpx._urlparse", "email._parseaddr"]):
     from parsers import PARSERS
 
 LONGEST = 2048

@@ -4,7 +4,8 @@ import rows_feeds
 import rows_http
 import rows_listeners
 import rows_paged
+import rows_state
 
 __all__ = ["PARSERS"]
 
-PARSERS = {row.name: row for rows in (rows_http, rows_feeds, rows_paged, rows_listeners) for row in rows.ROWS}
+PARSERS = {row.name: row for rows in (rows_http, rows_feeds, rows_paged, rows_listeners, rows_state) for row in rows.ROWS}

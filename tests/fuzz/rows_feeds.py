@@ -272,7 +272,7 @@ ROWS = (
             b'{"seen":""}',
             b" 12",
         ),
-        tokens=(b'"seen"', b'"read"', b'"etag"', b'"modified"', b'"note"', b"abcdefghijkl", b"-", b"_", *JSON_TOKENS),
+        tokens=(b'"seen"', b'"read"', b'"etag"', b'"modified"', b'"note"', b"abcdefghijkl", b"_", *JSON_TOKENS),
         frame=(b'{"seen":"', b'"}'),
         hostile={"nested": nested(b"[", b"]", b'{"seen":', b"}"), "spaces": around(b'{"seen":""}', b" ", b"1")},
     ),

@@ -163,7 +163,7 @@ ROWS = (
     ),
     Fuzzed(
         name="websocket frames",
-        rooms=("listeners._websocket_failures", "listeners._failure"),
+        rooms=("listeners._websocket_failures",),
         read=read_frames,
         examples=(
             b'\x81\x0f{"cursor": "1"}',

@@ -184,7 +184,7 @@ class Entries:
 
     def _names(self, part: Part, entries: Sequence[Any], start: Cursor | None) -> tuple[list[str], list[str]]:
         """Ids and dedupe keys."""
-        names = _all_there(texts(self._id.of_all(entries)), f"it has no id at {self._id}")
+        names = _all_there(texts(self._id.of_all(entries)), f"an entry has no id at {self._id}")
         versions = self._versions(part, entries, start)
         if versions is None and not part.group:
             ids = keys = names
@@ -215,7 +215,7 @@ class Entries:
             return versions  # type: ignore[return-value]  # as was looked at
         known = zip(versions, _digests(entries, start, part.group), self._deletes(part, entries), strict=False)
         versions = [digest if version is None and gone else version for version, digest, gone in known]
-        return _all_there(versions, f"it has no version at {self._version}")
+        return _all_there(versions, f"an entry has no version at {self._version}")
 
     def _types(self, part: Part, entries: Sequence[Any]) -> Iterable[str]:
         if self._type is None:
@@ -232,9 +232,7 @@ class Entries:
         unreadable = [] if self._proved else [message for message in messages if message.error]
         if unreadable and len(unreadable) == len(messages):
             first = unreadable[0]
-            raise Unfit(
-                f"no entry of the first page can be read: {first.error}; the first is {outline(first.raw)}"
-            )
+            raise Unfit(f"no entry of the first page can be read; of {outline(first.raw)}: {first.error}")
         self._proved = self._proved or bool(messages)
 
 
@@ -266,7 +264,7 @@ def _all_there(column: list[str | None], otherwise: str) -> list[str]:
 def _check_names(ids: Sequence[str], keys: Sequence[str]) -> None:
     longest = max(map(len, (*ids, *keys)), default=0)
     if longest > MAX_ID or "\0" in "".join((*ids, *keys)):
-        raise UndecodableMessage(f"its id or key is longer than {MAX_ID} characters, or has a NUL in it")
+        raise UndecodableMessage(f"an entry's id or key is longer than {MAX_ID} characters, or has a NUL in it")
 
 
 def _digests(entries: Sequence[Any], start: Cursor | None, group: str) -> list[str]:
@@ -290,5 +288,5 @@ def _unreadable(part: Part, place: int, error: Exception, each: Field | None) ->
 
 
 def _unreadable_by(error: Exception) -> UndecodableMessage:
-    why = str(error) if isinstance(error, UndecodableMessage) else describe(error)
-    return UndecodableMessage(f"an entry cannot be read: {why}; its publisher has to correct it")
+    why = error if isinstance(error, UndecodableMessage) else f"an entry cannot be read: {describe(error)}"
+    return UndecodableMessage(f"{why}; correct the declaration, or ask its publisher")

@@ -191,7 +191,7 @@ def _decoded(raw: _Raw) -> Any:
     try:
         return _decoder.decode(raw)
     except _UNDECODABLE as error:
-        return UndecodableMessage(f"it is no JSON: {describe(error)}")
+        return UndecodableMessage(f"an entry is no JSON: {describe(error)}")
 
 
 def _check_number(number: int, most: int) -> None:
