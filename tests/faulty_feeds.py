@@ -75,7 +75,9 @@ class Declared(Subject):
         return feed_of(self.server, client=client, headers=self.headers, **options)
 
     def entry_of(self, message):
-        return {key: value for key, value in message.data.items() if key != "seq" or type(self.server) is not CouchDB}
+        return {
+            key: value for key, value in message.data.items() if key != "seq" or type(self.server) is not CouchDB
+        }
 
     def said(self):
         entries = self.server.entries

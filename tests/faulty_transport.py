@@ -473,8 +473,14 @@ for status in (301, 302, 303, 307, 308):
     redirects(f"{status} to another origin", status, there)
 redirects("redirects to itself", 302, lambda exchange: exchange.request.url.raw_path)
 redirects("redirects for good to itself", 308, lambda exchange: exchange.request.url.raw_path)
-redirects("redirects to itself by plain HTTP", 301, lambda exchange: str(exchange.request.url.copy_with(scheme="http")).encode())
-redirects("redirects to another port", 307, lambda exchange: str(exchange.request.url.copy_with(port=8443)).encode())
+redirects(
+    "redirects to itself by plain HTTP",
+    301,
+    lambda exchange: str(exchange.request.url.copy_with(scheme="http")).encode(),
+)
+redirects(
+    "redirects to another port", 307, lambda exchange: str(exchange.request.url.copy_with(port=8443)).encode()
+)
 redirects("redirects to a user", 302, b"https://me:you@elsewhere.example/")
 redirects("redirects to no URL", 302, b"https://[")
 redirects("redirects to no host", 302, b"https:///feed")
@@ -555,7 +561,13 @@ def header(name, *fields):
 
 header("asks for a day of quiet", ("retry-after", "86400"))
 header("asks for ages of quiet", ("retry-after", "9" * 400))
-header("asks for nonsense", ("retry-after", "²"), ("backoff", "nan"), ("x-poll-interval", "-1"), ("ratelimit", '"a";r=0;t='))
+header(
+    "asks for nonsense",
+    ("retry-after", "²"),
+    ("backoff", "nan"),
+    ("x-poll-interval", "-1"),
+    ("ratelimit", '"a";r=0;t='),
+)
 header("may be kept for ever", ("cache-control", "max-age=99999999999999999999"))
 header("a long etag", ("etag", '"' + "x" * 70_000 + '"'))
 header("an etag that is none", ("etag", b'"\xff"'))

@@ -17,7 +17,13 @@ from push_to_poll_client._types import DeadLetter, FetchRequest, Message, Page
 from push_to_poll_client.feeds._manners.credentials import Auth
 from push_to_poll_client.feeds._manners.origin import Origin
 from push_to_poll_client.feeds._paged.asker import Asker
-from push_to_poll_client.feeds._paged.declaration import check_body, check_method, check_parts, check_senders
+from push_to_poll_client.feeds._paged.declaration import (
+    check_body,
+    check_method,
+    check_parts,
+    check_senders,
+    check_words,
+)
 from push_to_poll_client.feeds._paged.entries import CONTENTS, Entries
 from push_to_poll_client.feeds._paged.entry import Entry
 from push_to_poll_client.feeds._paged.lists import LINES
@@ -149,6 +155,7 @@ class PagedFeed:
         trusted: Sequence[str] = (),
     ) -> None:
         check_parts(entries=entries, pages=pages, outcomes=outcomes, hold=hold, latest=latest, hint=hint)
+        check_words(read_ahead=read_ahead, identity=identity)
         body = check_body(json, form)
         self._origin = Origin(
             url,

@@ -90,11 +90,12 @@ ENTRIES = {
 def read_entries(data, where):
     entries = ENTRIES[where]()
     reply = Reply(answer_of(b"200\n\n" + data))
-    for message in entries.read(reply, each=from_each("c").of, start="s", most=200):
+    parts = entries.find(reply, 200)
+    for message in entries.read(parts, each=from_each("c").of, start="s"):
         look_at(message)
         assert len(message.key) <= 1100
         restored_from(entries, message)
-    assert len(reply.entries) <= 200
+    assert len(reply.entries) <= reply.size <= 200
 
 
 OUTCOMES = (
@@ -243,7 +244,7 @@ ROWS = (
     *(
         Fuzzed(
             name=f"entries of {where}",
-            rooms=("feeds._paged.entries", "feeds._paged.lists", "feeds._paged.entry", "feeds._paged.readers"),
+            rooms=("feeds._paged.entries", "feeds._paged.lists", "feeds._paged.entry", "feeds._paged.fields"),
             read=partial(read_entries, where=where),
             errors=(Unfit,),
             examples=(
@@ -252,6 +253,7 @@ ROWS = (
                 b'{"a": [{"id": "1"}], "b": [{"id": "1"}, {"id": "2", "x": 1e5}]}',
                 b'{"id": "1", "a": 1}\n\n{"id": "2", "a": 0}\n{"id": "3"',
                 b'{"a": [{"id": "1"}, {]}]}',
+                b'{"id": "1", "a": 1, "v": 2}\n{"id": "2", "a": 0}\n\n{"id": "3", "a": [1], "v": "x"}\r\n',
             ),
             tokens=(b'"id"', b'"v"', b'"k"', b'"a"', b'"b"', b'"c"', b'{"id":"1"},', b'{"id":"1"}\n', *JSON_TOKENS),
             frame=(b'{"a":[', b"]}"),
@@ -319,5 +321,6 @@ ROWS = (
         examples=(b"12", b"https://graph.vendor.example/d", b'page [null,"x"]', b'{"seen":""}', b"/relative", b"a\x7fb"),
         tokens=(b"page ", b"https://", b"//", b"[", b"]", b":", b"?", b"#", b"%", b" ", b"\n", b"\xc3\xbc", b"\xff", b"@", b'{"seen":""}'),
         frame=(b"https://", b""),
+        found=(b"http://[", b"\xff", b'page [null,"//[::1"]'),
     ),
 )  # fmt: skip

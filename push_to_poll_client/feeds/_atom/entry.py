@@ -188,7 +188,7 @@ def entry_of(found: Found, *, again: int = 0, names: tuple[str, str] | None = No
     try:
         instant = Instant.read(found.when)
     except ValueError as error:
-        raise ValueError(f"has an {when} that is no date: {error}") from None
+        raise ValueError(f"cannot be dated by its {when}: {error}") from None
     return AtomEntry(found.source, found.name, instant, deleted=found.deleted, again=again, names=names)
 
 

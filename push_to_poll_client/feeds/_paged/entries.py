@@ -26,8 +26,9 @@ MAX_UNREADABLE = 10_000
 
 CONTENTS: Final = Word("CONTENTS")
 """For a feed of states that names no versions: what the entry says, and from which cursor it was read. What comes
-later is another message, also when it says again what it said before; what comes again because pages are fetched
-again, one of which failed, is not."""
+later is another message, also when it says again what it said before, and so an old page that the server serves once
+more at a later cursor is processed once more; what comes again because pages are fetched again, one of which failed,
+is not. With `NewestFirst`, which has no such cursor: what the entry says alone."""
 
 _UNREADABLE = "unreadable:"
 
