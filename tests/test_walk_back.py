@@ -1,8 +1,13 @@
 """Feeds that show what is newest first are handed out oldest first, and nothing of them is lost on the way."""
 
+from dataclasses import replace
+
 import anyio
+import httpx
 import pytest
 from consumers import Log
+from declared import feed_of
+from vendors.github import GitHub
 from walking import WHERE, Archived, Following, Numbered, Reader, reader
 
 from push_to_poll_client import (
@@ -13,7 +18,22 @@ from push_to_poll_client import (
     FeedRefused,
     FetchRequest,
 )
+from push_to_poll_client._types import MAX_CURSOR
+from push_to_poll_client.feeds._manners.validators import Validators
+from push_to_poll_client.feeds._seen import KEPT, MOST_KEPT, Seen, digest
 from push_to_poll_client.feeds._walk_back import Leaf, WalkBack, way, ways
+from push_to_poll_client.feeds.paged import (
+    Entries,
+    NewestFirst,
+    PagedFeed,
+    as_url,
+    closed,
+    from_header,
+    from_link,
+    gap,
+    not_ready,
+    pause,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -797,3 +817,197 @@ async def test_pages_that_shift_under_the_walk_repeat_and_hide_nothing():
             documents.publish(1)
     await one.poll()
     assert list(dict.fromkeys(one.settled)) == names(1, 20)
+
+
+# The cursor
+
+
+def seen_of(count, *, note="", validators=None, archives=0):
+    keys = [digest(str(number)) for number in range(count)]
+    seen = Seen().then(keys, map(digest, map(str, range(count, count + 5000))), map(str, range(archives)))
+    return replace(seen, note=note, validators=validators)
+
+
+@pytest.mark.parametrize("count", [0, 1, 100, MOST_KEPT, 20_000])
+def test_a_cursor_is_read_as_it_was_written_and_is_short_enough(count):
+    longest = Validators("\\" * 1024, '"' * 1024)
+    seen = seen_of(count, note="\n" * 3000, validators=longest, archives=1000)
+    assert len(seen.messages) == min(count, MOST_KEPT) + KEPT
+    assert len(seen.archives) == KEPT
+    assert len(seen.cursor()) <= MAX_CURSOR
+    assert Seen.read(seen.cursor(), WHERE) == seen
+    assert list(Seen.read(seen.cursor(), WHERE).messages) == list(seen.messages)
+
+
+@pytest.mark.parametrize("length", [15_000, 40_000, MAX_CURSOR - 5_000])
+def test_a_long_note_leaves_out_the_oldest_digests(length):
+    seen = seen_of(MOST_KEPT, note="n" * length)
+    read = Seen.read(seen.cursor(), WHERE)
+    assert MAX_CURSOR - 20 <= len(seen.cursor()) <= MAX_CURSOR
+    assert read.note == seen.note
+    assert list(read.messages) == list(seen.messages)[: len(read.messages)]
+
+
+def test_a_note_beyond_all_is_for_the_poll_to_refuse():
+    assert len(seen_of(10, note="n" * MAX_CURSOR).cursor()) > MAX_CURSOR
+
+
+def test_a_document_that_is_shuffled_makes_no_other_cursor():
+    keys = [digest(str(number)) for number in range(400)]
+    seen = Seen().then(keys, [], [])
+    assert seen.then(keys[::-1], [], []).cursor() == seen.cursor()
+    assert seen.then(keys[100:], [], []).cursor() == seen.cursor()
+    assert seen.then(keys[300:], [], []).cursor() != seen.cursor()
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "",
+        " ",
+        "x 5",
+        "null",
+        "[]",
+        "{}",
+        "[" * 10_000,
+        '{"seen": 1}',
+        '{"seen":"x"}',
+        '{"seen":"","read":"====AAAAAAAA"}',
+        '{"seen":"AAAAAAAAAAA="}',
+        '{"seen":"","other":1}',
+        '{"seen":"","etag":7}',
+        '{"seen":"\\ud800"}',
+        "\ud800",
+        "9" * 400,
+        'page {"start":"1"}',
+    ],
+)
+async def test_what_is_no_cursor_is_one_that_expired(cursor):
+    documents = Numbered(3)
+    with pytest.raises(CursorExpired, match=r"none of https://h\.example/feed"):
+        await reader(documents, cursor).poll()
+    assert documents.asked == []
+
+
+@pytest.mark.parametrize("etag", ["*", "a\r\nb: c", "é" * 9])
+async def test_what_a_stranger_writes_into_a_cursor_is_sent_to_nobody(etag):
+    def answer(request):
+        assert "if-none-match" not in request.headers
+        return httpx.Response(200, json=[{"id": "1"}])
+
+    page = await paged(answer).fetch(FetchRequest(Seen(validators=Validators(etag)).cursor()))
+    assert len(page.messages) == 1
+
+
+# Declared feeds
+
+
+def paged(answer, **options):
+    return PagedFeed(
+        "https://h.example/feed",
+        entries=Entries(),
+        pages=NewestFirst(next=from_link("next"), send=as_url()),
+        client=httpx.AsyncClient(transport=httpx.MockTransport(answer)),
+        **options,
+    )
+
+
+def pages(*answers):
+    """Each leads to the next by its place; it is a list of ids, or a whole answer. `asked` has the places."""
+
+    def answer(request):
+        place = int(request.url.params.get("page", 0))
+        asked.append(place)
+        if not isinstance(answers[place], list):
+            return answers[place]
+        link = {"link": f"<?page={place + 1}>; rel=next"} if place + 1 < len(answers) else {}
+        return httpx.Response(200, json=[{"id": name} for name in answers[place]], headers=link)
+
+    asked = []
+    answer.asked = asked
+    return answer
+
+
+async def test_github_s_interval_does_not_hold_within_a_walk():
+    vendor = GitHub(6)
+    one = Reader(feed_of(vendor))
+    await one.poll()
+    assert [page.retry_after for page in one.pages] == [None, None, 60, 60]
+
+
+async def test_a_wish_to_be_left_alone_holds_within_a_walk():
+    headers = {"link": "<?page=2>; rel=next", "retry-after": "7", "x-poll-interval": "60"}
+    one = Reader(paged(pages(["3"], httpx.Response(200, json=[{"id": "2"}], headers=headers), ["1"])))
+    await one.poll()
+    assert [page.retry_after for page in one.pages] == [None, 7, 60, None]
+
+
+async def test_a_declared_pause_holds_within_a_walk():
+    one = Reader(paged(pages(["3"], ["2"], ["1"]), outcomes=[pause(lambda reply: 8.0)]))
+    await one.poll()
+    assert [page.retry_after for page in one.pages] == [8.0] * 4
+
+
+async def test_a_declared_end_and_a_declared_gap_are_those_of_the_page():
+    outcomes = [closed(lambda reply: reply.entries), gap(lambda reply: reply.entries, "the rest")]
+    one = Reader(paged(pages(["3"], ["2"]), outcomes=outcomes))
+    await one.poll()
+    assert [page.closed for page in one.pages] == [False, False, True]
+    assert set(one.gaps) == {"the rest"}
+
+
+@pytest.mark.parametrize("place", [0, 1])
+async def test_what_is_not_ready_is_asked_again(place):
+    answers = [["3"], ["2"], ["1"]]
+    answers[place] = httpx.Response(200, json=[], headers={"x-not-ready": "yes", "retry-after": "9"})
+    answer = pages(*answers)
+    one = Reader(paged(answer, outcomes=[not_ready(from_header("x-not-ready"))]))
+    if place:
+        with pytest.raises(FeedError, match="not ready in the middle") as error:
+            await one.poll()
+        assert error.value.retry_after == 9
+    else:
+        assert await one.poll() == []
+        assert one.pages[0].retry_after == 9
+    assert one.saved is None
+
+
+async def test_the_end_of_a_declared_feed_that_is_not_ready_is_not_known():
+    answer = pages(httpx.Response(200, json=[], headers={"x-not-ready": "yes"}))
+    with pytest.raises(FeedError, match="does not show yet"):
+        await paged(answer, outcomes=[not_ready(from_header("x-not-ready"))]).latest()
+
+
+async def test_no_content_is_an_empty_feed_or_nothing_new_or_no_older_page():
+    one = Reader(paged(pages(["2"], httpx.Response(204))))
+    assert await one.poll() == ["2"]
+    one.walk = paged(pages(httpx.Response(204)))
+    cursor = one.saved
+    assert await one.poll() == []
+    assert one.saved == cursor
+    latest = await one.walk.latest()
+    assert await Reader(paged(pages(["2"])), latest).poll() == ["2"]
+
+
+async def test_an_answer_that_is_fresh_is_not_asked_again_until_the_feed_is_closed():
+    answer = pages(httpx.Response(200, json=[{"id": "1"}], headers={"cache-control": "max-age=100"}))
+    feed = paged(answer)
+    one = Reader(feed)
+    for _ in range(4):
+        await one.poll()
+    assert len(answer.asked) == 2
+    await feed.aclose()
+    await one.poll()
+    assert len(answer.asked) == 3
+
+
+async def test_a_page_that_leads_to_a_stranger_is_a_failed_poll_that_begins_again():
+    link = {"link": "<https://evil.example/>; rel=next"}
+    answers = [["4"], httpx.Response(200, json=[{"id": "3"}], headers=link)]
+    answer = pages(*answers)
+    one = Reader(paged(answer))
+    for _ in range(2 * way.MOST_TRIES):
+        with pytest.raises(FeedError, match=r"evil\.example"):
+            await one.poll()
+    assert answer.asked.count(0) >= 2
+    assert one.saved is None
