@@ -1,6 +1,7 @@
 """A declared feed as a whole: what is asked, what the answers mean, what is refused. In virtual time."""
 
 import json
+import logging
 import re
 import threading
 from urllib.parse import parse_qs
@@ -9,6 +10,7 @@ import anyio
 import httpx
 import msgspec
 import pytest
+import respx
 from consumers import Log
 
 from push_to_poll_client import (
@@ -230,6 +232,21 @@ async def test_a_hint_that_cannot_be_sent_disturbs_nothing(sender):
     assert "0" in {server.query.get("seen"), server.last.headers.get("x-seen")}
 
 
+async def test_a_hint_that_the_server_refuses_is_left_out():
+    feed, server = feed_on(says({}, 400), says(page("1", cursor="c", more=0)), hint=to_query("seen"))
+    assert ids(await feed.fetch(FetchRequest(hint=Push("elsewhere")))) == ["1"]
+    assert [dict(request.url.params) for request in server.requests] == [{"seen": "elsewhere"}, {}]
+    for options, request, asked in [
+        ({"hint": to_query("seen")}, FetchRequest(), 1),
+        ({}, FetchRequest(hint=Push("elsewhere")), 1),
+        ({"hint": to_query("seen")}, FetchRequest(hint=Push("elsewhere")), 2),
+    ]:
+        feed, server = feed_on(says({}, 400), **options)
+        with pytest.raises(FeedRefused):
+            await feed.fetch(request)
+        assert len(server.requests) == asked
+
+
 @pytest.mark.parametrize(
     ("options", "cursor"),
     [
@@ -262,6 +279,17 @@ async def test_a_secret_in_the_url_is_sent_and_shown_nowhere():
     assert SECRET in str(server.last.url)
     assert SECRET not in f"{feed!r} {feed.identity} {failed.value}"
     assert "bot{token}" in repr(feed)
+
+
+async def test_a_secret_in_the_url_is_not_in_the_log(caplog):
+    caplog.set_level(logging.DEBUG)
+    with respx.mock() as router:
+        router.route().mock(return_value=says(page("1", cursor="c", more=0)))
+        feed, _ = feed_on(client=None, url="https://api.vendor.example/bot{token}/u", secrets={"token": SECRET})
+        await feed.fetch(FetchRequest())
+        await feed.aclose()
+    assert "api.vendor.example" in caplog.text
+    assert SECRET not in caplog.text
 
 
 # Long polling

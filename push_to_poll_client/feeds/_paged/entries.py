@@ -21,9 +21,9 @@ __all__ = ["CONTENTS", "Entries"]
 
 CONTENTS: Final = Word("CONTENTS")
 """For a feed of states that names no versions: what the entry says, and from which cursor it was read. What comes
-later is another message, also when it says again what it said before, and so an old page that the server serves once
-more at a later cursor is processed once more; what comes again because pages are fetched again, one of which failed,
-is not. With `NewestFirst`, which has no such cursor: what the entry says alone."""
+later is another message, also when it says again what it said before, and so is an old page that the server serves
+once more at a later cursor. What comes again because pages are fetched again, one of which failed, is not. With
+`NewestFirst`, which has no such cursor: what the entry says alone."""
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -180,15 +180,12 @@ class Entries:
         """Ids and dedupe keys."""
         names = _all_there(texts(self._id.of_all(entries)), f"an entry has no id at {self._id}")
         versions = self._versions(part, entries, start)
-        if versions is None and not part.group:
-            ids = keys = names
-        elif versions is None:
-            ids, keys = names, [f"{len(name)}:{name}:{part.group}" for name in names]
-        else:
-            named = list(zip(names, versions, strict=True))
-            group = f":{part.group}" if part.group else ""
-            ids = [f"{name}@{version}" for name, version in named]
-            keys = [f"{len(name)}:{name}{group}:{version}" for name, version in named]
+        ids = keys = names
+        if versions is not None:
+            ids = [f"{name}@{version}" for name, version in zip(names, versions, strict=True)]
+        if versions is not None or part.group:
+            group = f":{part.group}:" if part.group else ":"
+            keys = [f"{len(name)}{group}{whole}" for name, whole in zip(names, ids, strict=True)]
         if self._key is not None:
             given = texts(self._key.of_all(entries))
             keys = [own or key for own, key in zip(given, keys, strict=True)]
@@ -256,8 +253,8 @@ def _all_there(column: list[str | None], otherwise: str) -> list[str]:
 
 
 def _check_names(ids: Sequence[str], keys: Sequence[str]) -> None:
-    longest = max(map(len, (*ids, *keys)), default=0)
-    if longest > MAX_ID or "\0" in "".join((*ids, *keys)):
+    names = ids if keys is ids else (*ids, *keys)
+    if max(map(len, names), default=0) > MAX_ID or "\0" in "".join(names):
         raise UndecodableMessage(f"an entry's id or key is longer than {MAX_ID} characters, or has a NUL in it")
 
 

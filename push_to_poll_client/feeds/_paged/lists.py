@@ -36,6 +36,9 @@ Where: TypeAlias = Path | Word | Callable[[Any], Any]
 
 _Raw: TypeAlias = bytes | msgspec.Raw
 
+_SMALL_PAGE = 20
+"""Bytes for each entry that a page may have: one with fewer is read without being counted first."""
+
 _decoder = msgspec.json.Decoder()
 _decode_list = msgspec.json.Decoder(list).decode
 
@@ -136,8 +139,7 @@ class Lists:
 
     def _part(self, name: str, reply: Reply, place: Any, most: int) -> Part:
         if place is LINES:
-            _check_number(reply.content.count(b"\n"), most)
-            return _of_lines(reply.content, name)
+            return _of_lines(reply.content, most, name)
         if callable(place):
             return _of_array(msgspec.json.encode(place(reply.body)), f"by {_name(place)}", most, name)
         raw = reply.raw_at(*place)
@@ -153,14 +155,15 @@ class Lists:
 
 def _of_array(text: bytes, where: str, most: int, group: str) -> Part:
     try:
-        if text.count(b",") >= most:  # else it cannot have as many
+        if len(text) > _SMALL_PAGE * most and text.count(b",") >= most:  # else it cannot have as many
             _check_number(sum(1 for _ in islice(split(text, b"[]"), most + 1)), most)
         return Part(text, _decode_list, elements, group)
     except ValueError:
         raise Unfit(f"there is no list {where}, but {outline(text)}") from None
 
 
-def _of_lines(text: bytes, group: str) -> Part:
+def _of_lines(text: bytes, most: int, group: str) -> Part:
+    _check_number(text.count(b"\n"), most)
     part = Part(text, _decode_lines, _lines, group)
     if part.broken and isinstance(part.entries[-1], UndecodableMessage) and not text.endswith(b"\n"):
         raise Unfit(f"the body is no lines of JSON, or ends in the middle of one: {outline(text)}")
