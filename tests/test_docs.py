@@ -37,7 +37,7 @@ from push_to_poll_client import _exceptions as exceptions
 from push_to_poll_client._processing import attempts, progress, trials
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._exit import Exit
-from push_to_poll_client.feeds import _cloudevents
+from push_to_poll_client.feeds import _cloudevents, paged
 from push_to_poll_client.feeds._manners import cache_control, links, moves, origin, patience
 from push_to_poll_client.listeners import sse, websocket
 from push_to_poll_client.stores import _history
@@ -386,7 +386,7 @@ def test_options_of_the_command_exist(page, capsys):
 
 @every_page
 def test_names_of_the_package_exist(page):
-    known = {*push_to_poll_client.__all__, *testing.__all__}
+    known = {*push_to_poll_client.__all__, *testing.__all__, *paged.__all__}
     for name in re.findall(r"`([A-Z][a-z]+[A-Z]\w+|[A-Z]{2,}[A-Z][a-z]\w+)(?:\(|`)", page.read_text()):
         assert name in known, name
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -9,7 +10,8 @@ import httpx
 import pytest
 from anyio.to_thread import run_sync
 from consumers import Log
-from durable_streams_server import PATIENCE, serving
+from durable_streams_server import serving
+from served import PATIENCE
 
 from push_to_poll_client import (
     Consumer,
@@ -389,6 +391,37 @@ async def test_a_stream_of_another_kind_is_refused(server, feed_of, content_type
         await fetch(feed_of(stream, messages=messages))
 
 
+async def test_only_one_type_has_messages_of_its_own(server, feed_of):
+    """What is JSON by its suffix is bytes to the server (§9)."""
+    stream = server.stream(b'{"a": 1}\n', b'{"a": 2}\n', content_type="application/geo+json")
+    assert (await walk(feed_of(stream, messages="ndjson")))[0] == [("0", {"a": 1}), ("9", {"a": 2})]
+    with pytest.raises(FeedRefused, match="is a stream of 'application/geo\\+json'; check its URL, or give"):
+        await fetch(feed_of(stream))
+
+
+async def test_a_long_answer_is_packed_and_read(server, feed_of):
+    encodings = []
+
+    async def note(response):
+        encodings.append(response.headers.get("content-encoding"))
+
+    stream = server.stream("é" * 10_000)
+    async with httpx.AsyncClient(event_hooks={"response": [note]}, trust_env=False) as client:
+        seen, _ = await walk(feed_of(stream, client=client))
+    assert (seen, encodings) == ([("0", "é" * 10_000)], ["gzip"])
+
+
+@pytest.mark.parametrize("expiry", [{"Stream_TTL": "3600"}, {"Stream_Expires_At": "2999-01-01T00:00:00Z"}])
+async def test_a_stream_that_has_expired_is_refused(feed_of, tmp_path, expiry):
+    with serving(dataDir=str(tmp_path)) as server:
+        consumer = reading(feed_of(server.stream(0, **expiry)))
+        assert (await consumer.poll_now()).messages == 1
+        await run_sync(server.kill)
+        await run_sync(partial(server.start, clockAhead=1e14))  # milliseconds: 3,000 years
+        with pytest.raises(FeedRefused, match=r"answered 404 Not Found: .* or has expired"):
+            await consumer.poll_now()
+
+
 async def test_a_closed_stream_is_read_to_its_end_and_then_ends_the_consumer(server, feed_of):
     stream = server.stream(0, 1)
     stream.end()
@@ -412,6 +445,24 @@ async def test_a_stream_that_is_closed_while_an_answer_is_held_ends_the_consumer
             await consumer.run()
 
 
+async def test_a_new_name_at_the_end_of_a_closed_stream_has_nothing_to_do(server, feed_of):
+    stream = server.stream(0)
+    stream.end()
+    consumer = reading(feed_of(stream), start="latest")
+    with anyio.fail_after(9):
+        await consumer.run()
+    assert consumer.processed == []
+
+
+async def test_a_stream_that_was_made_closed_ends_the_consumer(server, feed_of):
+    for content_type, messages in (("application/json", "json"), ("text/plain", "lines")):
+        stream = server.stream(content_type=content_type, Stream_Closed="true")
+        consumer = reading(feed_of(stream, messages=messages))
+        with anyio.fail_after(9):
+            await consumer.run()
+        assert consumer.processed == []
+
+
 @pytest.mark.parametrize(
     ("fault", "text", "retry_after"),
     [
@@ -419,6 +470,7 @@ async def test_a_stream_that_is_closed_while_an_answer_is_held_ends_the_consumer
         ({"status": 429, "retryAfter": 7}, "429 Too Many Requests", 7),
         ({"dropConnection": True}, "RemoteProtocolError", None),
         ({"truncateBodyBytes": 3}, "no JSON array: it does not stand in", None),
+        ({"truncateBodyBytes": 0}, "sent an empty body, and an offset behind '-1'", None),
     ],
 )
 async def test_what_passes_is_a_failed_poll_and_the_cursor_stays(server, feed_of, fault, text, retry_after):
@@ -447,6 +499,37 @@ async def test_a_fork_reads_what_was_there_and_what_comes_with_the_same_numbers(
     assert (await walk(feed_of(fork), first.cursor))[0] == seen[1:]  # offsets are the same (§8)
     fork.end()
     assert (await fetch(feed_of(fork), page.cursor)).closed
+
+
+async def test_a_fork_outlives_its_source_and_hears_nothing_of_it(server, feed_of, running):
+    stream = server.stream(0, 1)
+    fork = stream.fork()
+    consumer = running(reading(feed_of(fork)))
+    await run_sync(server.wait_until_held, fork)
+    stream.append("not on the fork")
+    stream.delete()
+    fork.append("on the fork")
+    await consumer.until(3)
+    assert consumer.processed == numbers(3)
+    assert consumer.status().counters.polls <= 3
+    fork.delete()
+    with pytest.raises(FeedRefused, match="404 Not Found"):  # nothing keeps the source any more
+        await fetch(feed_of(stream))
+
+
+async def test_a_fork_of_a_fork_from_the_middle_of_an_append(server, feed_of):
+    """Where the source has no offset the fork has one, and the numbers go on (§4.2)."""
+    stream = server.stream(0)
+    offset = (await fetch(feed_of(stream))).cursor.partition("/")[0]
+    stream.append(1, 2, 3)
+    fork = stream.fork(Stream_Fork_Offset=offset, Stream_Fork_Sub_Offset="2")
+    fork.append("a")
+    second = fork.fork()
+    second.append("b")
+    assert [data for _, data in (await walk(feed_of(stream)))[0]] == [0, 1, 2, 3]
+    seen, _ = await walk(feed_of(second))
+    assert seen == [("0", 0), ("1", 1), ("2", 2), ("3", "a"), ("4", "b")]
+    assert (await walk(feed_of(second), f"{offset}/1/1"))[0] == seen[2:]
 
 
 async def test_a_new_name_may_begin_at_the_end(server, feed_of):

@@ -175,6 +175,53 @@ async def test_an_offset_may_begin_with_anything(feed_of):
     assert (await feed.fetch(FetchRequest())).cursor == "!1/1"
 
 
+@pytest.mark.parametrize(
+    ("messages", "cursor", "empty"),
+    [
+        ("json", "5/3", answer(b"", "9")),
+        ("json", "5/3", end(b"", "9", status=204)),
+        ("json", None, end(b"", "9")),
+        ("json", None, answer(b"", "9", status=204)),
+        ("lines", "5/3", end(b"", "9", kind=TEXT)),
+        ("bytes", "5/3", answer(b"", "9", kind=TEXT)),
+        ("bytes", None, answer(b"", "9", kind=TEXT)),
+    ],
+)
+async def test_a_body_that_was_lost_on_the_way_is_not_passed_over(feed_of, messages, cursor, empty):
+    feed, _ = feed_of(empty, messages=messages)
+    with pytest.raises(FeedError, match=r"sent an empty body, and an offset behind '(5|-1)'") as failed:
+        await feed.fetch(FetchRequest(cursor))
+    assert type(failed.value) is FeedError
+
+
+@pytest.mark.parametrize(
+    ("messages", "cursor", "empty"),
+    [
+        ("json", "9/3", answer(b"", "9")),
+        ("json", "9/3", end(b"", "9")),
+        ("json", "9/3", answer(b"", "9", status=204)),
+        ("json", None, end(b"[]", "9")),
+        ("json", None, end(b"", "9", status=204)),
+        ("bytes", None, end(b"", "9", kind=TEXT)),
+        ("lines", None, answer(b"", "9", kind=TEXT, stream_closed="true")),
+        ("lines", "9/3", answer(b"", "9", kind=TEXT)),
+    ],
+)
+async def test_nothing_new_needs_no_body(feed_of, messages, cursor, empty):
+    feed, server = feed_of(empty, messages=messages)
+    page = await feed.fetch(FetchRequest(cursor))
+    assert (list(page.messages), page.cursor, len(server.asked)) == ([], cursor or "9/0", 1)
+    assert page.next in {None, cursor}  # which ends the poll
+
+
+@pytest.mark.parametrize("offset", ["a+b", "a%2Fb", "a#b", "a;b", "!~'\"<>"])
+async def test_an_offset_reaches_the_server_as_it_was_given(feed_of, offset):
+    feed, server = feed_of(answer(b"[1]", offset), end(b"[]", offset))
+    page = await feed.fetch(FetchRequest())
+    assert (await feed.fetch(FetchRequest(page.next))).next is None
+    assert httpx.QueryParams(server.asked[1].removeprefix("GET "))["offset"] == offset
+
+
 # What is known
 
 
@@ -202,6 +249,14 @@ async def test_held_answers_leave_what_is_known(feed_of):
     page = await feed.fetch(FetchRequest("9/1"))
     assert (list(page.messages), page.cursor, page.next, page.closed) == ([], None, None, False)
     assert server.known == [None] * 21 + ['"here"']
+
+
+async def test_the_end_of_a_stream_is_never_taken_for_fresh(feed_of):
+    """The protocol has servers say so of all they send (§10.1), and the end may be a minute old in a second."""
+    feed, server = feed_of(*[end(b"[]", "9", cache_control="public, max-age=60")] * 2)
+    for _ in range(2):
+        await feed.fetch(FetchRequest("9/1"))
+    assert len(server.asked) == 2
 
 
 async def test_a_feed_that_was_closed_knows_nothing(feed_of):

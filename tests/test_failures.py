@@ -403,12 +403,25 @@ async def test_the_attempts_of_ever_new_messages_are_bounded(monkeypatch):
     assert len(kept) < 10_000
 
 
-async def test_attempts_that_cannot_be_read_are_a_damaged_store():
+DEEP = "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ({"attempts": "{"}, "attempts of failing messages cannot be read"),
+        ({"attempts": "\udcff"}, "attempts of failing messages cannot be read"),
+        ({"attempts": f'{{"a": [1, 2.0, 3.0, 4.0, {DEEP}]}}'}, "attempts of failing messages cannot be read"),
+        ({"looked": "soon"}, "when the overlap was looked at cannot be read"),
+    ],
+    ids=["cut", "half a surrogate pair", "deep", "no number"],
+)
+async def test_what_a_session_kept_and_cannot_be_read_is_a_damaged_store(kept, said):
     store = MemoryStore()
     session = await store.claim("fake-feed", feed="fake-feed")
-    await session.commit(cursor=None, records=[], state={"attempts": "{"})
+    await session.commit(cursor=None, records=[], state=kept)
     await session.release()
-    with pytest.raises(StoreError, match="attempts of failing messages cannot be read") as caught:
+    with pytest.raises(StoreError, match=said) as caught:
         await Log(FakeFeed(), store=store).poll_now()
     session = await store.claim("fake-feed", feed="fake-feed")
     assert caught.value, "which still refers to the session that could not be read, and must not hold its name"

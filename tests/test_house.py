@@ -91,7 +91,7 @@ def test_the_plan_names_every_room():
 
 PUBLIC = set(
     """
-    Consumer CloudEvent HTTPFeed PagedFeed DurableStreamFeed SQLiteStore MemoryStore
+    Consumer CloudEvent HTTPFeed PagedFeed DurableStreamFeed AtomFeed AtomEntry SQLiteStore MemoryStore
     WebSocketListener SSEListener ServerSentEvent Verdict
     Message UnreadableMessage Page FetchRequest Push Cursor Record RecordState DeadLetter SavedCursor
     Feed Listener Channel Store Session TransactionalSession

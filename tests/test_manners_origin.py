@@ -11,7 +11,6 @@ from test_http_feed import SECRET, URL, Chunks, Server
 
 from push_to_poll_client._exceptions import FeedError, FeedRefused
 from push_to_poll_client._http_client import user_agent
-from push_to_poll_client.feeds._manners.holding import prefer_wait
 from push_to_poll_client.feeds._manners.origin import Origin
 from push_to_poll_client.feeds._manners.validators import Validators
 
@@ -154,9 +153,17 @@ class TestAPool:
             assert not client.is_closed
 
 
-@pytest.mark.parametrize(("wait", "header"), [(0, {}), (0.2, {"prefer": "wait=1"}), (29.6, {"prefer": "wait=30"})])
-def test_a_server_is_asked_to_hold_its_answer(wait, header):
-    assert prefer_wait(wait) == header
+@pytest.mark.parametrize(("wait", "said"), [(0, None), (0.2, "wait=1"), (29.6, "wait=30")])
+async def test_a_server_is_asked_to_hold_its_answer(serve, wait, said):
+    server = serve(httpx.Response(200))
+    await ask(origin(), wait=wait)
+    assert server.requests[0].headers.get("prefer") == said
+
+
+async def test_what_a_feed_prefers_itself_is_not_overridden(serve):
+    server = serve(httpx.Response(200))
+    await ask(origin(), wait=30, headers={"prefer": "respond-async, wait=9"})
+    assert server.requests[0].headers.get_list("prefer") == ["respond-async, wait=9"]
 
 
 class TestWhatAServerSaysToAnError:

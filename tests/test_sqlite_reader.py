@@ -372,6 +372,12 @@ def test_an_owner_at_full_speed_is_seen_and_not_disturbed(path):
     assert len(set(cursors)) > 10
 
 
+def test_a_version_that_is_none_is_shown(path):
+    foreign(path, "CREATE TABLE push_to_poll_schema AS SELECT 'x' AS version")
+    with pytest.raises(StoreError, match=r"what stands for the version of its schema is .*\('x',\)"):
+        read_store(path)
+
+
 def test_owners_that_start_and_stop_are_not_disturbed(path):
     with child(START_AND_STOP_FOR_EVER, path, 3) as owner:
         owner.stdout.readline()

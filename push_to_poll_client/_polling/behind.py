@@ -27,9 +27,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from push_to_poll_client._event_loop import TimeOfDay
+from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._processing.overlap import Overlap
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._status import Tally
+from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Clock, Cursor, SavedCursor
 
 __all__ = ["Behind"]
@@ -53,6 +55,9 @@ class Behind:
         cursors: Saved cursors by which it does.
         clock: The event loop's.
         time_of_day: Likewise.
+
+    Raises:
+        StoreError: The session kept what this library does not write.
     """
 
     def __init__(
@@ -64,7 +69,7 @@ class Behind:
         self._cursors = cursors
         self._clock = clock
         self._time_of_day = time_of_day
-        self._looked = float(session.state.get(LOOKED, "-inf"))
+        self._looked = _looked(session.state)
         self._bad: SavedCursor | None = None
         self._counted = set[str]()
         self._warned = False
@@ -144,3 +149,14 @@ class Behind:
                 self._seconds,
                 self._time_of_day.now() - oldest.at,
             )
+
+
+def _looked(state: Mapping[str, str]) -> float:
+    """When the overlap was looked at last, in seconds since the epoch; -inf: never."""
+    try:
+        return float(state.get(LOOKED, "-inf"))
+    except ValueError as error:
+        raise StoreError(
+            f"when the overlap was looked at cannot be read from the store: {quoted(error)}; it is damaged, or "
+            "was written by another version"
+        ) from error

@@ -58,7 +58,7 @@ class Attempts:
     def __init__(self, state: Mapping[str, str], time_of_day: TimeOfDay) -> None:
         try:
             self._attempts = _decode(state.get(NAME, "{}"))
-        except msgspec.MsgspecError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"the attempts of failing messages cannot be read from the store: {error}; it is damaged, or was "
                 "written by another version"

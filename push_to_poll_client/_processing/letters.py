@@ -126,7 +126,8 @@ def restored(letter: DeadLetter) -> Message:
     """The message of a dead letter, for a feed that does not say how.
 
     Raises:
-        msgspec.DecodeError: Its bytes are no JSON.
+        ValueError: Its bytes are no JSON.
+        RecursionError: Something in it is nested too deep.
     """
     return Message(letter.id, msgspec.json.decode(letter.raw), key=letter.key)
 

@@ -19,22 +19,17 @@ import msgspec
 
 from push_to_poll_client._exceptions import FeedError, UndecodableMessage
 from push_to_poll_client._text import quoted
-from push_to_poll_client._types import Cursor, Message, UnreadableMessage
-from push_to_poll_client.feeds._json_split import split
+from push_to_poll_client._types import Cursor, Message
+from push_to_poll_client.feeds._json_split import UNDECODABLE, split
+from push_to_poll_client.feeds._reading import MAX_ID, MAX_UNREADABLE, unreadable
 
 __all__ = ["CloudEvent", "read_batch"]
-
-MAX_ID = 1024
-"""Characters of an id or a source. Real ones have some dozens, and each is kept as long as the dedupe record."""
 
 MAX_SOURCES = 1024
 """Sources of which is kept what stands in keys for them."""
 
 _LONGEST_SOURCE = 16
 """Characters of a source that stand in a key as they are."""
-
-MAX_UNREADABLE = 10_000
-"""Unreadable events in one page: each costs a kilobyte, a byte of the page is enough to make one."""
 
 _SMALL_PAGE = 20
 """Bytes for each event that a page may have: one with fewer is read without being counted first."""
@@ -47,9 +42,6 @@ _ESCAPE = b"\\"  # JSON has no other way to spell a NUL (RFC 8259 §7)
 _ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]++|\\.)*+")', re.DOTALL)
 
 _Bytes: TypeAlias = bytes | msgspec.Raw
-
-# What decoding raises: msgspec's own, of invalid UTF-8 (both ValueError), of a value nested too deep.
-_UNDECODABLE = (ValueError, RecursionError)
 
 _decode = msgspec.json.Decoder().decode
 _decode_attributes = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -129,7 +121,7 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
         with _batch_of([event]):
             try:
                 read = _decode_event(event)
-            except _UNDECODABLE as error:
+            except UNDECODABLE as error:
                 raise UndecodableMessage(f"an event cannot be read: {quoted(error)}") from error
         if _has_nul([read]):
             raise UndecodableMessage(f"an event cannot be read: its id {quoted(read.id)} or its source has a NUL")
@@ -194,7 +186,7 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
         try:
             members = _decode_attributes(self._batch.bytes_of(self))
             attributes = {name: _decode(members[name]) for name in members.keys() - {"data", "data_base64"}}
-        except _UNDECODABLE as error:
+        except UNDECODABLE as error:
             raise self._undecodable("attributes", error) from error
         return {name: value for name, value in attributes.items() if value is not None}
 
@@ -214,7 +206,7 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
             data = _decode(data) if data else None
             if data is None and self._data_base64:
                 data = _decode_base64(self._data_base64)
-        except _UNDECODABLE as error:
+        except UNDECODABLE as error:
             raise self._undecodable("data", error) from error
         _keep(self, "_data", data)
         return data
@@ -285,7 +277,7 @@ def read_batch(page: bytes, where: str, *, most: int) -> Sequence[Message]:
 def _number_of_events(page: bytes, where: str, most: int) -> int:
     """Up to `most` and one more: in memory each takes a hundred bytes and more, even one of two bytes."""
     if page.count(b",") < _USUAL_COMMAS * most:
-        with suppress(*_UNDECODABLE):
+        with suppress(*UNDECODABLE):
             return len(_decode_batch(page))
     return sum(1 for _ in islice(_split(page, where), most + 1))
 
@@ -300,7 +292,7 @@ def _check_number(number: int, most: int, where: str) -> None:
 
 def _read_at_once(page: bytes) -> Sequence[CloudEvent] | None:
     """All events of a page in which each can be read; `None`: of another one."""
-    with _batch_of(page), suppress(*_UNDECODABLE):  # one bad event fails them all
+    with _batch_of(page), suppress(*UNDECODABLE):  # one bad event fails them all
         events = _decode_events(page)
         return None if _ESCAPE in page and _has_nul(events) else events
     return None
@@ -322,23 +314,25 @@ def _has_nul(events: Sequence[CloudEvent]) -> bool:
 
 
 def _read_one_by_one(page: bytes, where: str) -> Iterator[Message]:
-    unreadable = 0
+    broken = 0
     for event in _events(page, where):
         try:
             yield CloudEvent.from_json(event)
         except UndecodableMessage as error:
-            unreadable += 1
-            if unreadable > MAX_UNREADABLE:
+            broken += 1
+            if broken > MAX_UNREADABLE:
                 raise FeedError(
                     f"{where} sent a page with more than {MAX_UNREADABLE} unreadable events"
                 ) from error
-            yield _unreadable(bytes(event), f"{where}: {error}; its publisher has to correct it")
+            raw, why = bytes(event), f"{where}: {error}; its publisher has to correct it"
+            name = _id_of(raw)
+            yield unreadable(raw, why, name=name, cursor=name)
 
 
 def _events(page: bytes, where: str) -> Sequence[_Bytes]:
     try:
         return _decode_batch(page)
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return list(_split(page, where))
 
 
@@ -351,13 +345,6 @@ def _split(page: bytes, where: str) -> Iterator[bytes]:
         raise FeedError(f"{where} sent no JSON array of events: {error} ({len(page)} bytes{start})") from error
 
 
-def _unreadable(event: bytes, why: str) -> UnreadableMessage:
-    # The error is made, not caught: a caught one would keep the whole page alive by its traceback.
-    digest = f"unreadable:{hashlib.sha256(event).hexdigest()[:32]}"
-    name = _id_of(event)
-    return UnreadableMessage(name or digest, UndecodableMessage(why), key=digest, cursor=name, raw=event)
-
-
 def _id_of(event: bytes) -> str | None:
     """The id of an event that cannot be read, if that much of it can."""
     name = None
@@ -365,7 +352,7 @@ def _id_of(event: bytes) -> str | None:
         for member in split(event, b"{}"):
             if found := _ID.fullmatch(member):
                 name = _decode_string(found[1])
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return None
     return name if name and _can_be_kept(name) else None
 

@@ -4,16 +4,12 @@ Paragraphs are those of PROTOCOL.md in github.com/durable-streams/durable-stream
 `_durable/place.py`'s, what headers mean `_durable/said.py`'s, what bodies hold `_durable/framing.py`'s.
 """
 
-import functools
 from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any, Literal, Protocol, TypeAlias
 
 import anyio
-import httpx
-from anyio import to_thread
 
-from push_to_poll_client import _http
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedRefused
 from push_to_poll_client._text import quoted
@@ -21,9 +17,12 @@ from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message
 from push_to_poll_client.feeds._durable.framing import FRAMINGS, Begin, Entry, Given, Read
 from push_to_poll_client.feeds._durable.place import BEGINNING, NOW, Place
 from push_to_poll_client.feeds._durable.said import Said, echo_of
+from push_to_poll_client.feeds._manners.arguments import check_free
+from push_to_poll_client.feeds._manners.cache_control import past_caches
 from push_to_poll_client.feeds._manners.credentials import Auth
 from push_to_poll_client.feeds._manners.origin import Answer, Origin
 from push_to_poll_client.feeds._manners.tail import Tail
+from push_to_poll_client.feeds._reading import most_messages, read_aside
 
 __all__ = ["DurableStreamFeed"]
 
@@ -31,15 +30,7 @@ StreamMessages: TypeAlias = Literal["json", "ndjson", "lines", "bytes"]
 
 _NO_HEAD = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
 _OURS = frozenset({"cursor", "live", "offset"})
-
-_SMALL_MESSAGE = 160
-"""Bytes that the messages of an answer have on average, at least: in memory each takes some 600 more."""
-
-_SMALL_PAGE = 10_000
-"""Messages that a page may have however small they are."""
-
-_LARGE_BODY = 1024 * 1024
-"""Bytes. What is larger is read in a thread: a hostile answer can take ten seconds to see through."""
+_JSON = "application/json"
 
 
 class StreamEvent(Protocol):
@@ -129,17 +120,14 @@ class DurableStreamFeed:
             client=client,
             trusted=trusted,
         )
-        if taken := _OURS & httpx.URL(url).params.keys():
-            raise ValueError(
-                f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll"
-            )
+        check_free(url, _OURS)
         self._framing = FRAMINGS[messages]
-        self._most = max(max_body // _SMALL_MESSAGE, _SMALL_PAGE)
+        self._most = most_messages(max_body)
         self._max_body = max_body
         self._tail = Tail()
         self._echo: dict[str, str] = {}
         self._begun: Begin | None = None
-        self.identity: str = _http.identity(url) + ("" if self._framing.is_json else f" as {messages}")
+        self.identity: str = self._origin.identity + ("" if self._framing.is_json else f" as {messages}")
         self.push_url: str = self._origin.address({"live": "sse", "offset": NOW})
 
     async def fetch(self, request: FetchRequest, /) -> Page:
@@ -214,22 +202,37 @@ class DurableStreamFeed:
 
     async def _read(self, answer: Answer, begin: Begin, said: Said) -> Read:
         self._check_type(answer)
+        self._check_body(answer, begin.place, said)
         given = Given(answer.body, begin, said, self._origin.where)
-        read = functools.partial(self._framing.read, given, self._most)
-        large = len(given.body) + len(begin.rest) > _LARGE_BODY
-        found = await to_thread.run_sync(read, abandon_on_cancel=True) if large else read()
+        size = len(given.body) + len(begin.rest)
+        found = await read_aside(size, self._framing.read, given, self._most)
         if found.begun is not None and len(found.begun.rest) > self._max_body:
             raise FeedError(f"{given.where} has a line of more than {self._max_body} bytes; raise max_body=")
         return found
 
     def _check_type(self, answer: Answer) -> None:
-        """Whether the stream is of the kind that it is to be cut as; it is of one kind for ever (§5.1)."""
-        stated = answer.headers.get("content-type", "")
-        media_type = stated.partition(";")[0].strip().lower()
-        if media_type and media_type.endswith(("/json", "+json")) != self._framing.is_json:
+        """Whether the stream is of the kind that it is to be cut as; it is of one kind for ever (§5.1).
+
+        By the exact type: `application/geo+json` is bytes to a server (§9).
+        """
+        if answer.media_type and (answer.media_type == _JSON) != self._framing.is_json:
+            stated = quoted(answer.headers["content-type"])
             right = "messages='lines' or 'bytes'" if self._framing.is_json else "messages='json'"
-            raise FeedRefused(
-                f"{self._origin.where} is a stream of {quoted(stated)}; check its URL, or give {right}"
+            raise FeedRefused(f"{self._origin.where} is a stream of {stated}; check its URL, or give {right}")
+
+    def _check_body(self, answer: Answer, place: Place, said: Said) -> None:
+        """Whether there is a body if there is something to read, else it was lost on the way.
+
+        An empty stream leads from its beginning to its end. Of JSON it is `[]` all the same (§9.1.5), but for an
+        answer that was held (§5.7).
+        """
+        if answer.body or said.offset == place.offset:
+            return
+        is_empty = place.offset == BEGINNING and said.ends
+        if not is_empty or (self._framing.is_json and answer.status != HTTPStatus.NO_CONTENT):
+            raise FeedError(
+                f"{self._origin.where} sent an empty body, and an offset behind {quoted(place.offset)}: what "
+                "stands between them was lost on the way; it is asked again later"
             )
 
     def _url(self, place: Place, wait: float) -> str:
@@ -238,9 +241,8 @@ class DurableStreamFeed:
         return self._origin.address({**live, "offset": place.offset})
 
     async def _answer(self, url: str, place: Place, wait: float, *, fresh: bool) -> Answer:
-        headers = {"cache-control": "no-cache"} if fresh else {}
         known = None if wait > 0 else self._tail.known(url)
-        answer = await self._origin.ask(url, headers=headers, known=known, wait=wait)
+        answer = await self._origin.ask(url, headers=past_caches(fresh=fresh), known=known, wait=wait)
         if answer.status == HTTPStatus.GONE and place.offset != BEGINNING:
             await self._refuse_expired(place)
         self._accept(answer)

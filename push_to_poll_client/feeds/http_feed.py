@@ -1,35 +1,24 @@
 """A feed by the HTTP Feeds specification (http-feeds.org): batches of CloudEvents behind one URL."""
 
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import httpx
-from anyio import to_thread
-
 from push_to_poll_client._arguments import check_number
-from push_to_poll_client._exceptions import FeedError, UndecodableMessage
-from push_to_poll_client._text import quoted
+from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, UnreadableMessage
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
+from push_to_poll_client.feeds._manners.arguments import check_free
+from push_to_poll_client.feeds._manners.cache_control import past_caches
 from push_to_poll_client.feeds._manners.credentials import Auth
 from push_to_poll_client.feeds._manners.origin import Answer, Origin
 from push_to_poll_client.feeds._manners.tail import Tail
+from push_to_poll_client.feeds._reading import most_messages, read_aside
 
 __all__ = ["CloudEvent", "HTTPFeed"]
 
 _ACCEPT = "application/cloudevents-batch+json, application/json;q=0.9"
 _NO_NEWS = frozenset({204, 304})
 _OURS = frozenset({"lastEventId", "timeout"})
-
-_SMALL_EVENT = 160
-"""Bytes that the events of a page have on average, at least: in memory each takes some 600 more."""
-
-_SMALL_PAGE = 10_000
-"""Events that a page may have however small they are; it is the largest page that is common among feeds."""
-
-_LARGE_BODY = 1024 * 1024
-"""Bytes. What is larger is read in a thread: a hostile page can take ten seconds to see through."""
 
 
 class HTTPFeed:
@@ -100,11 +89,8 @@ class HTTPFeed:
             trusted=trusted,
         )
         self._tail = Tail()
-        if taken := _OURS & httpx.URL(url).params.keys():
-            raise ValueError(
-                f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll"
-            )
-        self._most = max(max_body // _SMALL_EVENT, _SMALL_PAGE)
+        check_free(url, _OURS)
+        self._most = most_messages(max_body)
         self.identity: str = self._origin.identity
 
     async def fetch(self, request: FetchRequest, /) -> Page:
@@ -147,22 +133,9 @@ class HTTPFeed:
     async def _messages(self, answer: Answer) -> Sequence[Message]:
         if answer.status in _NO_NEWS:
             return []
-        _check_type(answer, self._origin.where)
-        read = functools.partial(read_batch, answer.body, self._origin.where, most=self._most)
-        if len(answer.body) <= _LARGE_BODY:
-            return read()
-        return await to_thread.run_sync(read, abandon_on_cancel=True)
-
-
-def _check_type(answer: Answer, where: str) -> None:
-    """It has to call itself JSON or nothing at all, as some servers do."""
-    stated = answer.headers.get("content-type", "")
-    media_type = stated.partition(";")[0].strip().lower()
-    if media_type and not media_type.endswith(("/json", "+json")):
-        raise FeedError(
-            f"{where} sent {quoted(stated)}, not application/cloudevents-batch+json; "
-            "check that the URL is that of a feed and no login page stands before it"
-        )
+        if answer.media_type and not answer.media_type.endswith(("/json", "+json")):
+            raise answer.wrong_type("not application/cloudevents-batch+json")
+        return await read_aside(len(answer.body), read_batch, answer.body, self._origin.where, most=self._most)
 
 
 def _query(cursor: Cursor | None, wait: float) -> dict[str, str]:
@@ -174,4 +147,4 @@ def _query(cursor: Cursor | None, wait: float) -> dict[str, str]:
 
 def _headers(request: FetchRequest) -> dict[str, str]:
     # A full batch may be cached for a year, and a cache may hold the end of the feed for a while.
-    return {"accept": _ACCEPT, **({"cache-control": "no-cache"} if request.fresh else {})}
+    return {"accept": _ACCEPT, **past_caches(fresh=request.fresh)}

@@ -17,6 +17,13 @@ from push_to_poll_client._types import DeadLetter, FetchRequest, Message, Page
 from push_to_poll_client.feeds._manners.credentials import Auth
 from push_to_poll_client.feeds._manners.origin import Origin
 from push_to_poll_client.feeds._paged.asker import Asker
+from push_to_poll_client.feeds._paged.declaration import (
+    check_body,
+    check_method,
+    check_parts,
+    check_senders,
+    check_words,
+)
 from push_to_poll_client.feeds._paged.entries import CONTENTS, Entries
 from push_to_poll_client.feeds._paged.entry import Entry
 from push_to_poll_client.feeds._paged.lists import LINES
@@ -147,11 +154,9 @@ class PagedFeed:
         secrets: Mapping[str, str] | None = None,
         trusted: Sequence[str] = (),
     ) -> None:
-        _check_kinds(entries=(entries, Entries), pages=(pages, OldestFirst | NewestFirst))
-        _check_kinds(**{f"outcomes[{n}]": (outcome, Outcome) for n, outcome in enumerate(outcomes)})
-        _check_kinds(hold=(hold, LongPoll | None), latest=(latest, Latest | None), hint=(hint, Sender | None))
-        if json is not None and form is not None:
-            raise ValueError("both json= and form= are given; a request has one body")
+        check_parts(entries=entries, pages=pages, outcomes=outcomes, hold=hold, latest=latest, hint=hint)
+        check_words(read_ahead=read_ahead, identity=identity)
+        body = check_body(json, form)
         self._origin = Origin(
             url,
             auth=auth,
@@ -162,6 +167,7 @@ class PagedFeed:
             secrets=secrets or {},
             trusted=trusted,
         )
+        check_senders(url, pages, hold, latest, hint, json=json is not None, form=form is not None)
         asker = Asker(
             self._origin,
             entries,
@@ -169,9 +175,9 @@ class PagedFeed:
             outcomes,
             hold=hold,
             hint=hint,
-            body=form if json is None else json,
+            body=body,
             as_form=form is not None,
-            method=method,
+            method=check_method(method),
             max_body=max_body,
         )
         self._entries = entries
@@ -211,9 +217,3 @@ class PagedFeed:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._origin.where!r})"
-
-
-def _check_kinds(**arguments: tuple[object, Any]) -> None:
-    for name, (value, kind) in arguments.items():
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} is a {type(value).__name__}, which is no {kind}")

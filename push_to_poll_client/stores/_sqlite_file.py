@@ -135,7 +135,7 @@ def named_damage(path: str) -> Iterator[None]:
     """Turn what a value leads to that this library does not write into a `StoreError` that says what to do."""
     try:
         yield
-    except (TypeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+    except (TypeError, UnicodeError, msgspec.ValidationError) as error:
         raise StoreError(damaged(path, "it holds what this library does not write")) from error
 
 

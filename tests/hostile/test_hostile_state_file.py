@@ -293,6 +293,7 @@ def test_a_virtual_table_beside_ours_is_read_past(opened, status, store):
         ("consumer.cursor", 5),
         ("consumer.cursor", 1.5),
         ("consumer.at", EVIL),
+        ("consumer.at", "\ud800".encode(errors="surrogatepass")),
         ("consumer.token", EVIL),
         ("consumer.token", b"x"),
         ("consumer.token", 2**63 - 1),

@@ -17,14 +17,11 @@ from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, Message
 from push_to_poll_client.feeds._durable.place import Place
 from push_to_poll_client.feeds._durable.said import Said, shorter
-from push_to_poll_client.feeds._json_split import split
+from push_to_poll_client.feeds._json_split import UNDECODABLE, split
 
 __all__ = ["FRAMINGS", "Begin", "Entry", "Given", "Read"]
 
 _Decode: TypeAlias = Callable[[bytes], Any]
-
-# What decoding raises: msgspec's own, of invalid UTF-8 (both ValueError), of a value nested too deep.
-_UNDECODABLE = (ValueError, RecursionError)
 
 _decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_json = msgspec.json.Decoder().decode
@@ -76,7 +73,7 @@ class Entry(Message):
         if self._decode is not None:
             try:
                 self._data = self._decode(self.raw)
-            except _UNDECODABLE as error:
+            except UNDECODABLE as error:
                 raise UndecodableMessage(f"message {quoted(self.id)} cannot be read: {quoted(error)}") from error
             self._decode = None
         return self._data
@@ -183,7 +180,7 @@ def _elements(body: bytes, first: int, most: int) -> tuple[int, Sequence[bytes |
     if not body:
         return 0, []
     if body.count(b",") < _USUAL_COMMAS * most:
-        with suppress(*_UNDECODABLE):  # one bad element fails them all
+        with suppress(*UNDECODABLE):  # one bad element fails them all
             elements = _decode_elements(body)
             return min(first, len(elements)), elements[first : first + most]
     one_by_one = split(body, b"[]")

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
+from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._text import quoted
 from push_to_poll_client.feeds._manners.validators import Validators, validators_of
 
 __all__ = ["READ", "Answer"]
@@ -24,6 +26,7 @@ class Answer(NamedTuple):
         known: By what it was asked for news alone; `None`: for all there is.
         redirected: Whether another URL answered than was asked.
         where: Who said it, for errors, without secrets: the feed, or another origin that it led to.
+        within_poll: As `retry_after`, before a further page of the same poll.
     """
 
     status: int
@@ -34,6 +37,20 @@ class Answer(NamedTuple):
     known: Validators | None = None
     redirected: bool = False
     where: str = ""
+    within_poll: float | None = None
+
+    @property
+    def media_type(self) -> str:
+        """What it calls itself, in lower case and without parameters; "" when it does not."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    def wrong_type(self, right: str) -> FeedError:
+        """The error for what calls itself something else than this feed can read: `right` says what that is."""
+        stated = quoted(self.headers.get("content-type", ""))
+        return FeedError(
+            f"{self.where} sent {stated}, {right}; check that the URL is that of a feed and no login page stands "
+            "before it"
+        )
 
     @property
     def validators(self) -> Validators | None:

@@ -9,7 +9,7 @@ from push_to_poll_client._http import is_header_name, is_header_value, without_s
 from push_to_poll_client._http_client import http_url
 from push_to_poll_client._text import quoted
 
-__all__ = ["Place", "header_fields", "origins", "place_of", "size"]
+__all__ = ["Place", "check_free", "header_fields", "origins", "place_of", "size"]
 
 Place: TypeAlias = tuple[bytes, bytes, int | None]
 """An origin (RFC 9110 §4.3.1): scheme, host and port, `None` for the scheme's own."""
@@ -44,6 +44,16 @@ def size(name: str, value: int) -> int:
     if value < 1:
         raise ValueError(f"{name} is {value}; give at least 1 byte")
     return value
+
+
+def check_free(url: str, ours: frozenset[str]) -> None:
+    """Whether the query leaves to the feed the names that are its own.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if taken := ours & httpx.URL(url).params.keys():
+        raise ValueError(f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll")
 
 
 def header_fields(headers: Mapping[str, str]) -> httpx.Headers:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-__all__ = ["MAX_FRESH", "directives", "fresh_for", "may_be_kept"]
+__all__ = ["MAX_FRESH", "directives", "fresh_for", "may_be_kept", "past_caches"]
 
 MAX_FRESH = 3600.0
 """Seconds for which an answer is taken for fresh at most. A web server's default for static files may say a year
@@ -47,6 +47,15 @@ def fresh_for(headers: Mapping[str, str]) -> float:
     if not (_SECONDS.fullmatch(max_age) and _SECONDS.fullmatch(age)) or not told.keys().isdisjoint(_ASK_AGAIN):
         return 0.0
     return max(0.0, min(float(max_age) - float(age), MAX_FRESH))
+
+
+def past_caches(*, fresh: bool) -> dict[str, str]:
+    """The header with which caches ask the server themselves (RFC 9111 §5.2.1.4).
+
+    Args:
+        fresh: As `FetchRequest.fresh`: whether an answer that is kept may be too old.
+    """
+    return {"cache-control": "no-cache"} if fresh else {}
 
 
 def may_be_kept(headers: Mapping[str, str]) -> bool:

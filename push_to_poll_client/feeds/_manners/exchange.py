@@ -14,6 +14,7 @@ from push_to_poll_client._text import quoted
 from push_to_poll_client.feeds._manners.body import ACCEPT_ENCODING
 from push_to_poll_client.feeds._manners.credentials import Credentials
 from push_to_poll_client.feeds._manners.hidden import Hidden
+from push_to_poll_client.feeds._manners.holding import prefer_wait
 from push_to_poll_client.feeds._manners.validators import Validators, conditions
 
 __all__ = ["Call", "Exchange", "close"]
@@ -89,7 +90,8 @@ class Exchange:
     async def send(self, call: Call) -> Any:
         """The answer, its body not read yet; it has to be closed."""
         client = self._client()
-        headers = {"accept-encoding": ACCEPT_ENCODING, **self._agent, **call.headers, **conditions(call.known)}
+        always = {"accept-encoding": ACCEPT_ENCODING, **self._agent, **prefer_wait(call.wait)}
+        headers = {**always, **call.headers, **conditions(call.known)}
         options: dict[str, Any] = {"auth": None}
         if call.at_home:
             headers, options = headers | self._headers, self._credentials.options

@@ -1,4 +1,4 @@
-"""How a server is asked to hold its answer until there is something new, where no parameter of its own says it."""
+"""How any server is asked to hold its answer until there is something new, beside what it calls that itself."""
 
 __all__ = ["prefer_wait"]
 

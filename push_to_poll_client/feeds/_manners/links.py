@@ -8,6 +8,7 @@ this answer; and targets stay relative.
 """
 
 import re
+from collections.abc import Mapping
 from itertools import islice
 
 import httpx
@@ -16,7 +17,7 @@ from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._text import quoted
 from push_to_poll_client.feeds._manners.answer import Answer
 
-__all__ = ["MAX_LINKS", "link"]
+__all__ = ["MAX_LINKS", "link", "resolved"]
 
 MAX_LINKS = 100
 """Links of an answer that are looked at. An API has five, a page on the web some dozens."""
@@ -41,29 +42,38 @@ def link(answer: Answer, relation: str) -> str | None:
         looks at, and hold secrets. `None`: there is no such link.
 
     Raises:
-        FeedError: There is one, and it leads to no URL: taken for none, it would look like the end of the feed.
+        FeedError: There is one, and it leads to no URL; or there are too many others before it. Taken for none,
+            it would look like the end of the feed.
     """
-    field = answer.headers.get("link")
-    target = None if field is None else _target(field, relation.lower(), answer.url)
+    target = _target(answer, relation.lower())
     if target is None:
         return None
-    url = _resolved(target, answer.url)
+    url = resolved(target, answer.url)
     if url is None:
         raise FeedError(f"{answer.where} links to its {quoted(relation)} by what is no URL")
     return url
 
 
-def _target(field: str, relation: str, base: str) -> str | None:
-    for found in islice(_LINK.finditer(field), MAX_LINKS):
-        parameters = _first_of_each(found[2] or "")
-        if relation in parameters.get("rel", "").lower().split() and _is_about(base, parameters.get("anchor")):
+def _target(answer: Answer, relation: str) -> str | None:
+    links = _LINK.finditer(answer.headers.get("link", ""))
+    for found in islice(links, MAX_LINKS):
+        if _is(relation, _first_of_each(found[2] or ""), answer.url):
             return found[1]
+    if any(found[0] for found in links):
+        raise FeedError(
+            f"{answer.where} has more than {MAX_LINKS} links, and none of the first is what was sought"
+        )
     return None
+
+
+def _is(relation: str, parameters: Mapping[str, str], base: str) -> bool:
+    related = relation in parameters.get("rel", "").lower().split()
+    return related and _is_about(base, parameters.get("anchor"))
 
 
 def _is_about(base: str, anchor: str | None) -> bool:
     """Whether the link's context is what answered (RFC 8288 §3.2)."""
-    return anchor is None or _resolved(anchor, base) == _resolved("", base)
+    return anchor is None or resolved(anchor, base) == resolved("", base)
 
 
 def _first_of_each(parameters: str) -> dict[str, str]:
@@ -78,7 +88,8 @@ def _unquoted(value: str) -> str:
     return _QUOTED_PAIR.sub(r"\1", value[1:].removesuffix('"')) if value.startswith('"') else value.strip(" \t")
 
 
-def _resolved(target: str, base: str) -> str | None:
+def resolved(target: str, base: str) -> str | None:
+    """A link as an absolute URL; `None`: it makes none."""
     try:
         return str(httpx.URL(base).join(target.strip()))
     except (httpx.InvalidURL, ValueError):  # and ValueError is what urljoin has to say

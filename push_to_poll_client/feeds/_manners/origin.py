@@ -130,7 +130,8 @@ class Origin:
                 looked at for GET alone.
             method: Of the request.
             content: The request's body; `None`: it has none.
-            wait: Seconds for which the server may hold its answer; added to all timeouts.
+            wait: Seconds for which the server may hold its answer, as `Prefer` tells it (RFC 7240); added to all
+                timeouts.
             errors: Bytes that the body of an answer that is none (4xx, 5xx) may have; 0: it is not looked at. One
                 that is larger, or cannot be read, is left out.
 
@@ -150,6 +151,18 @@ class Origin:
             raise await self._exchange.failed(error) from self._exchange.cause(error)
         self._moves.forget()
         raise self._too_slow(patience, wait)
+
+    def led_to(self, url: str, *, posted: bool) -> str:
+        """What to ask at a URL that an answer leads to: it, without user, password and fragment.
+
+        Args:
+            url: Absolute.
+            posted: Whether a body will be sent there.
+
+        Raises:
+            FeedError: It is of an origin that is not trusted, or not with a body.
+        """
+        return self._places.allowed(url, leads="links", posted=posted)[0]
 
     def accepted(self, answer: Answer) -> Answer:
         """The answer, if it is one by its status.
@@ -215,13 +228,23 @@ class Origin:
 
     async def _answer(self, response: Any, call: Call, patience: Patience) -> Answer:
         status = response.status_code
-        retry_after = asked_to_wait(status, response.headers, time.time())
+        headers, now = response.headers, time.time()
         where = self.where if call.at_home else self._places.shown(call.url)
         if status in READ:
             body = await read_body(response, self._max_body, where, patience)
         else:
             body = await self._error_body(response, call, patience) if call.errors else b""
-        return Answer(status, response.headers, body, retry_after, call.url, call.known, call.redirected, where)
+        return Answer(
+            status,
+            headers,
+            body,
+            asked_to_wait(status, headers, now),
+            call.url,
+            call.known,
+            call.redirected,
+            where,
+            asked_to_wait(status, headers, now, within_poll=True),
+        )
 
     async def _error_body(self, response: Any, call: Call, patience: Patience) -> bytes:
         """What the server says to an error; empty if that cannot be had: the error is there all the same."""

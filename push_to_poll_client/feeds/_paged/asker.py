@@ -1,19 +1,22 @@
 """One request of a declared feed, and what its answer is found to be."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlencode
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, NamedTuple, TypeVar
+from urllib.parse import unquote_plus, urlencode
 
 import msgspec
 from anyio import to_thread
 
 from push_to_poll_client._exceptions import CursorExpired, FeedError
 from push_to_poll_client._text import describe, quoted
-from push_to_poll_client._types import FetchRequest, Message
+from push_to_poll_client._types import Cursor, FetchRequest, Message
+from push_to_poll_client.feeds._manners.answer import READ
 from push_to_poll_client.feeds._manners.origin import Answer, Origin
 from push_to_poll_client.feeds._manners.validators import Validators
 from push_to_poll_client.feeds._paged.entries import Entries
+from push_to_poll_client.feeds._paged.lists import Part
 from push_to_poll_client.feeds._paged.orders import NewestFirst, OldestFirst, Place
 from push_to_poll_client.feeds._paged.outcomes import Meaning, Outcome, meaning
 from push_to_poll_client.feeds._paged.reply import Reply, Unfit
@@ -36,6 +39,7 @@ _LARGE_BODY = 1024 * 1024
 """Bytes. What is larger is read in a thread: a hostile page can take ten seconds to see through."""
 
 _NO_PAGE = frozenset({204, 304})
+_PAGE = READ - _NO_PAGE
 
 _FOR_PEOPLE = ("html", "xml", "image/", "multipart/")
 
@@ -43,31 +47,36 @@ T = TypeVar("T")
 
 
 class Request(NamedTuple):
-    """A request that is put together."""
+    """A request that is put together.
+
+    Attributes:
+        key: What its answer may be remembered by; `None`: none of it is to be.
+    """
 
     url: str
     method: str
     headers: Mapping[str, str]
     content: bytes | None
     wait: float
+    key: str | None
 
 
-class Read(NamedTuple):
+class Read(NamedTuple, Generic[T]):
     """An answer that was read.
 
     Attributes:
         answer: As it came.
-        reply: The same, as the parts of the declaration see it.
         meaning: What it was found to mean.
         messages: Of the page.
-        nothing: There is nothing to look at: 204 and 304, or the server is not ready.
+        leads: What was asked to be read of it besides; `None` if there is nothing.
+        nothing: There is nothing to look at: 204 and 304, or the server is not ready, or at its end.
     """
 
     answer: Answer
-    reply: Reply
     meaning: Meaning
-    messages: Sequence[Message]
-    nothing: bool
+    messages: Sequence[Message] = ()
+    leads: T | None = None
+    nothing: bool = False
 
     @property
     def retry_after(self) -> float | None:
@@ -90,9 +99,6 @@ class Asker:
         as_form: As a form, and not as JSON.
         method: Of every request; `None`: POST with a body, else GET.
         max_body: Bytes that an answer may have.
-
-    Attributes:
-        asking: What every request says.
     """
 
     def __init__(
@@ -109,9 +115,10 @@ class Asker:
         method: str | None,
         max_body: int,
     ) -> None:
-        self.asking = Asking(body=body)
+        self._asking = Asking(body=body)
         self._origin = origin
         self._entries = entries
+        self._pages = pages
         self._each = None if pages.each is None else pages.each.of
         self._outcomes = outcomes
         self._hold = hold
@@ -119,6 +126,7 @@ class Asker:
         self._as_form = as_form
         self._method = method
         self._most = max(max_body // _SMALL_ENTRY, _SMALL_PAGE)
+        self._allowed = functools.partial(origin.led_to, posted=body is not None)
 
     def request(self, put: Callable[[Asking], Asking], request: FetchRequest) -> Request:
         """Put a request together.
@@ -130,60 +138,101 @@ class Asker:
         Raises:
             CursorExpired: The cursor cannot be sent: this feed never gave it.
         """
+        wait = 0.0 if self._hold is None else min(request.wait, self._hold.longest)
         try:
-            asking = put(self.asking)
+            asking = self._put_besides(put(self._asking), request, wait)
+            url, content = self._url(asking), self._content(asking)
         except ValueError as error:
             raise CursorExpired(f"the cursor is none of {self._origin.where}: {describe(error)}") from error
-        wait = 0.0 if self._hold is None else min(request.wait, self._hold.longest)
-        if self._hold is not None and wait > 0:
-            asking = self._hold.put(asking, wait)
-        if self._hint is not None:
-            asking = self._hint.put(asking, request.hint.cursor if request.hint else None)
-        content = self._content(asking)
         method = self._method or ("GET" if content is None else "POST")
-        url = self._origin.address(asking.query, asking.url)
-        return Request(url, method, self._headers(asking, request, content), content, wait)
+        key = f"{url} {sorted(asking.headers.items())}" if method == "GET" and content is None else None
+        return Request(url, method, self._headers(asking, request, content), content, wait, key)
 
     async def read(
-        self, request: Request, place: Place, *, known: Validators | None = None, entries: bool = True
-    ) -> Read:
+        self,
+        request: Request,
+        place: Place,
+        leads: Callable[[Reply], T],
+        *,
+        known: Validators | None = None,
+        entries: bool = True,
+    ) -> Read[T]:
         """Ask for a page.
 
         Args:
             request: As `request` put it together.
             place: Where the page is.
+            leads: What is to be read of it besides its messages.
             known: By what it is known already.
             entries: Whether they are read.
 
         Raises:
             FeedError: There is no page to be had; a subclass says why.
         """
-        answer = await self._origin.ask(**request._asdict(), known=known, errors=MAX_ERROR)
-        reply = Reply(answer)
-        found = self.interpreted(meaning, self._outcomes, reply, self._origin.where)
-        if found.error is not None:
-            found.error.retry_after = found.error.retry_after or answer.retry_after
-            raise found.error
-        nothing = self._origin.accepted(answer).status in _NO_PAGE or found.empty
-        messages = await self._messages(reply, place) if entries and not nothing else []
-        return Read(answer, reply, found, messages, nothing)
+        url, method, headers, content, wait, _ = request
+        answer = await self._origin.ask(
+            url, method=method, headers=headers, content=content, wait=wait, known=known, errors=MAX_ERROR
+        )
+        read = functools.partial(self._read, answer, place, leads, entries=entries)
+        if len(answer.body) <= _LARGE_BODY:
+            return read()
+        return await to_thread.run_sync(read, abandon_on_cancel=True)
 
-    def interpreted(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
-        """What a part of the declaration makes of an answer.
+    def _read(self, answer: Answer, place: Place, leads: Callable[[Reply], T], *, entries: bool) -> Read[T]:
+        reply = Reply(answer, self._allowed)
+        with _as_declared(reply):
+            parts = self._found(reply) if entries and answer.status in _PAGE else []
+            found = self._meaning(reply, answer)
+            if self._is_nothing(answer, found):
+                return Read(answer, found, nothing=True)
+            if isinstance(parts, Exception):
+                raise parts
+            messages = self._entries.read(parts, each=self._each, start=place.start)
+            return Read(answer, found, messages, leads(reply))
 
-        Raises:
-            FeedError: The answer does not fit the declaration.
-        """
-        where = self._origin.where
+    def _found(self, reply: Reply) -> list[Part] | Exception:
+        """The lists, or why there are none: what the answer means may be more to the point."""
         try:
-            return function(*args, **options)
-        except FeedError:
-            raise
-        except Unfit as error:
-            raise FeedError(f"{where} does not answer as it was declared to: {error}") from error
-        except Exception as error:
-            text = f"{where} answered what a function of its declaration cannot read: {describe(error)}"
-            raise FeedError(text) from error
+            _check_type(reply)
+            return self._entries.find(reply, self._most)
+        except Exception as error:  # noqa: BLE001  # raised later
+            return error
+
+    def _meaning(self, reply: Reply, answer: Answer) -> Meaning:
+        found = meaning(self._outcomes, reply, reply.where)
+        if found.error is None:
+            return found
+        found.error.retry_after = found.error.retry_after or answer.retry_after
+        if isinstance(found.error, CursorExpired):
+            found.error.start = self._offered(found.error.start, reply)
+        raise found.error
+
+    def _offered(self, start: Cursor | None, reply: Reply) -> Cursor | None:
+        """What the server offers to start from, if that is a cursor."""
+        try:
+            return self._pages.kept(start, reply)
+        except (FeedError, Unfit):
+            return None
+
+    def _is_nothing(self, answer: Answer, found: Meaning) -> bool:
+        if found.empty or (found.closed and answer.status not in READ):
+            return True
+        return self._origin.accepted(answer).status in _NO_PAGE
+
+    def _put_besides(self, asking: Asking, request: FetchRequest, wait: float) -> Asking:
+        """The request with all in it that does not say which page is asked for."""
+        if self._hold is not None and wait > 0:
+            asking = self._hold.put(asking, wait)
+        if self._hint is None:
+            return asking
+        try:
+            return self._hint.put(asking, request.hint.cursor if request.hint else None)
+        except ValueError:  # whoever may push can write anything
+            return self._hint.put(asking, None)
+
+    def _url(self, asking: Asking) -> str:
+        url = None if asking.url is None else _without(asking.url, asking.query.keys())
+        return self._origin.address(asking.query, url)
 
     def _headers(self, asking: Asking, request: FetchRequest, content: bytes | None) -> Mapping[str, str]:
         headers = {"accept": _ACCEPT, **asking.headers}
@@ -198,21 +247,35 @@ class Asker:
             return None
         return urlencode(asking.body).encode() if self._as_form else msgspec.json.encode(asking.body)
 
-    async def _messages(self, reply: Reply, place: Place) -> Sequence[Message]:
-        _check_type(reply, self._origin.where)
-        read = functools.partial(
-            self.interpreted, self._entries.read, reply, each=self._each, start=place.start, most=self._most
-        )
-        if len(reply.content) <= _LARGE_BODY:
-            return read()
-        return await to_thread.run_sync(read, abandon_on_cancel=True)
+
+@contextmanager
+def _as_declared(reply: Reply) -> Iterator[None]:
+    """What the parts of a declaration raise over an answer is a failed poll."""
+    try:
+        yield
+    except FeedError:
+        raise
+    except Unfit as error:
+        raise FeedError(f"{reply.where} does not answer as it was declared to: {error}") from error
+    except Exception as error:
+        raise FeedError(
+            f"{reply.where} answered what a function of its declaration cannot read: {describe(error)}, "
+            f"in {reply.outline()}"
+        ) from error
 
 
-def _check_type(reply: Reply, where: str) -> None:
+def _without(url: str, names: Collection[str]) -> str:
+    """A URL that a server wrote, without these parameters: it may have what it was asked with in it."""
+    path, mark, query = url.partition("?")
+    kept = [field for field in query.split("&") if unquote_plus(field.partition("=")[0]) not in names]
+    return f"{path}{mark if kept else ''}{'&'.join(kept)}"
+
+
+def _check_type(reply: Reply) -> None:
     """JSON goes by many names; what is for people by none of them."""
     stated = reply.headers.get("content-type", "")
     if any(kind in stated.lower() for kind in _FOR_PEOPLE):
         raise FeedError(
-            f"{where} sent {quoted(stated)}, no JSON; check that the URL is that of a feed and no login page "
-            "stands before it"
+            f"{reply.where} sent {quoted(stated)}, no JSON; check that the URL is that of a feed and no login "
+            "page stands before it"
         )

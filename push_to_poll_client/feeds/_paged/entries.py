@@ -1,8 +1,10 @@
 """WHICH MESSAGES a page has, and what each is called."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import repeat
+from typing import Any, Final
 
 import msgspec
 
@@ -10,8 +12,9 @@ from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._text import describe
 from push_to_poll_client._types import Cursor, DeadLetter, Message, UnreadableMessage
 from push_to_poll_client.feeds._paged.entry import Entry
-from push_to_poll_client.feeds._paged.lists import Found, Lists, Where, Word
-from push_to_poll_client.feeds._paged.reply import Path, Reply, Unfit, get, members, outline, text_of
+from push_to_poll_client.feeds._paged.fields import Field, FieldOf, texts
+from push_to_poll_client.feeds._paged.lists import Lists, Part, Where, Word
+from push_to_poll_client.feeds._paged.reply import Reply, Unfit, outline, text_of
 
 __all__ = ["CONTENTS", "Entries"]
 
@@ -23,11 +26,13 @@ MAX_UNREADABLE = 10_000
 
 CONTENTS: Final = Word("CONTENTS")
 """For a feed of states that names no versions: what the entry says, and from which cursor it was read. What comes
-later is another message, also when it says again what it said before; what comes again because pages are fetched
-again, one of which failed, is not."""
+later is another message, also when it says again what it said before, and so an old page that the server serves once
+more at a later cursor is processed once more; what comes again because pages are fetched again, one of which failed,
+is not. With `NewestFirst`, which has no such cursor: what the entry says alone."""
 
-Field: TypeAlias = Path | Callable[[Any], Any]
-"""Where something stands in an entry, or a function of the entry."""
+_UNREADABLE = "unreadable:"
+
+_encode = msgspec.json.Encoder(order="sorted").encode
 
 
 class Entries:
@@ -40,7 +45,8 @@ class Entries:
         optional: The server leaves out a list that is empty. Else its absence is taken for a mistake.
         id: What the entry is called.
         version: What tells the versions of an entry apart, for feeds of states: a sequence number, a time of
-            change, an etag, or `CONTENTS`. `None`: the id is that of an event, which never changes.
+            change, an etag, or `CONTENTS`. `None`: the id is that of an event, which never changes. An entry
+            without it cannot be read, unless it says that something is gone: then it is as with `CONTENTS`.
         key: The dedupe key; `None`: made of id and version.
         type: What happened; `None`: with several lists, the name of the list.
         time: When it happened.
@@ -58,12 +64,12 @@ class Entries:
         self,
         *where: Where,
         optional: bool = False,
-        id: Field = "id",
-        version: Field | Word | None = None,
-        key: Field | None = None,
-        type: Field | None = None,
-        time: Field | None = None,
-        deleted: Field | None = None,
+        id: FieldOf = "id",
+        version: FieldOf | Word | None = None,
+        key: FieldOf | None = None,
+        type: FieldOf | None = None,
+        time: FieldOf | None = None,
+        deleted: FieldOf | None = None,
         deletions: str | None = None,
         newest_first: bool = False,
         only: Callable[[Any], Any] | None = None,
@@ -71,125 +77,217 @@ class Entries:
         self._lists = Lists(where, optional=optional)
         if deletions is not None and deletions not in self._lists.names:
             raise ValueError(f"deletions is {deletions!r}, which is the name of none of several lists")
+        if only is not None and not callable(only):
+            raise TypeError(f"only is {only!r}; give a function of an entry")
+        if isinstance(version, Word) and version is not CONTENTS:
+            raise TypeError(f"version is {version!r}; give a path, a function of an entry, or CONTENTS")
         self._deletions = deletions
-        self._id_at, self._id = id, _field(id)
+        self._id = Field(id)
         self._by_contents = version is CONTENTS
-        self._version = _nothing if version is None or isinstance(version, Word) else _field(version)
-        self._key, self._type, self._time, self._deleted = (
-            _nothing if part is None else _field(part) for part in (key, type, time, deleted)
-        )
+        self._version = None if isinstance(version, Word) else _field(version)
+        self._key, self._type, self._time, self._deleted = map(_field, (key, type, time, deleted))
         self._newest_first = newest_first
         self._only = only
         self._proved = False
 
-    def read(
-        self, reply: Reply, *, each: Callable[[Any], Any] | None, start: Cursor | None, most: int
-    ) -> list[Message]:
-        """Read a page, in its order, and set the `entries` of the reply.
-
-        Args:
-            reply: The page.
-            each: Reads the cursor of an entry; `None`: entries have none.
-            start: The cursor that the chain of pages began with.
-            most: Entries that a page may have.
+    def find(self, reply: Reply, most: int) -> list[Part]:
+        """The lists of a page, in its order; sets the `entries` of the reply.
 
         Raises:
-            Unfit: There is no list where one should be, it is too long, or nothing in it can be read.
+            Unfit: There is no list where one should be, or there are more than `most` entries.
         """
-        found = self._lists.find(reply, most)
+        parts = self._lists.find(reply, most)
         if self._newest_first:
-            found.reverse()
-        values = [_decoded(entry.raw) for entry in found]
-        reply.entries = [value for value in values if not isinstance(value, UndecodableMessage)]
-        read = (self._message(entry, value, each, start) for entry, value in zip(found, values, strict=True))
-        messages = [message for message in read if message is not None]
-        self._check(messages, found)
+            parts.reverse()
+            for part in parts:
+                part.reverse()
+        reply.size = sum(len(part.entries) for part in parts)
+        reply.entries = [entry for part in parts for entry in _readable(part)]
+        return parts
+
+    def read(self, parts: Sequence[Part], *, each: Field | None, start: Cursor | None) -> list[Message]:
+        """The messages of a page.
+
+        Args:
+            parts: What `find` found.
+            each: Reads the cursor of an entry; `None`: entries have none.
+            start: The cursor that the chain of pages began with.
+
+        Raises:
+            Unfit: No entry of the first page can be read, or too many of another one.
+        """
+        messages = [message for part in parts for message in self._of_part(part, each, start)]
+        self._check(messages)
         return messages
 
     def restore(self, letter: DeadLetter) -> Message:
         """The message of a dead letter; an `UnreadableMessage` if it still is one."""
-        groups = {*self._lists.names} & members(letter.raw).keys()
-        entry = Found("", letter.raw)
-        for group in groups if len(self._lists.names) > 1 else ():
-            entry = Found(group, members(letter.raw)[group])
-        value = _decoded(entry.raw)
-        if isinstance(value, UndecodableMessage):
-            return UnreadableMessage(letter.id, value, key=letter.key, raw=letter.raw)
-        return self._entry(entry, value, letter.id, letter.key, None)
-
-    def _message(
-        self, entry: Found, value: Any, each: Callable[[Any], Any] | None, start: Cursor | None
-    ) -> Message | None:
-        """A message of an entry; `None`: it is passed over."""
-        cursor = None
+        part = self._lists.restored(letter.raw)
         try:
-            if isinstance(value, UndecodableMessage):
-                raise value  # noqa: TRY301  # one way for all that is wrong with an entry
-            cursor = None if each is None else text_of(each(value))
-            if self._only is not None and not self._only(value):
-                return None
-            return self._entry(entry, value, *self._names(entry, value, start), cursor)
+            name = self._name_of(part) if letter.key.startswith(_UNREADABLE) else letter.id
+            return self._made(part, [0], [name], [letter.key], None)[0]
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
-            return _unreadable(entry, describe(error), cursor)
+            return UnreadableMessage(letter.id, _unreadable_by(error), key=letter.key, raw=letter.raw)
 
-    def _entry(self, entry: Found, value: Any, id: str, key: str, cursor: Cursor | None) -> Entry:
-        return Entry(
-            id,
-            value,
-            key=key,
-            raw=entry.raw,
-            group=entry.group,
-            type=text_of(self._type(value)) or entry.group,
-            time=self._time(value),
-            deleted=bool(self._deleted(value)) or entry.group == self._deletions,
-            cursor=cursor,
+    def _of_part(self, part: Part, each: Field | None, start: Cursor | None) -> Sequence[Message]:
+        """All at once, and one by one when something is wrong with one of them."""
+        try:
+            return self._messages(part, range(len(part.entries)), each, start)
+        except Exception:  # noqa: BLE001  # functions of the user read what others wrote
+            return self._one_by_one(part, each, start)
+
+    def _one_by_one(self, part: Part, each: Field | None, start: Cursor | None) -> Sequence[Message]:
+        messages, unreadable = list[Message](), 0
+        for place in range(len(part.entries)):
+            try:
+                messages += self._messages(part, [place], each, start)
+            except Exception as error:  # noqa: BLE001  # as above
+                messages.append(_unreadable(part, place, error, each))
+                unreadable += 1
+            if unreadable > MAX_UNREADABLE:
+                raise Unfit(f"a page has more than {MAX_UNREADABLE} unreadable entries")
+        return messages
+
+    def _messages(
+        self, part: Part, places: Sequence[int], each: Field | None, start: Cursor | None
+    ) -> Sequence[Message]:
+        """Of the entries at these places, if all of them can be read; without those that are passed over."""
+        entries = _entries(part, places)
+        if self._only is not None:
+            places = [place for place, entry in zip(places, entries, strict=True) if self._only(entry)]
+            entries = [part.entries[place] for place in places]
+        ids, keys = self._names(part, entries, start)
+        return self._made(part, places, ids, keys, None if each is None else texts(each.of_all(entries)))
+
+    def _made(
+        self,
+        part: Part,
+        places: Sequence[int],
+        ids: Sequence[str],
+        keys: Sequence[str],
+        cursors: Sequence[Cursor | None] | None,
+    ) -> list[Message]:
+        entries = _entries(part, places)
+        return list(
+            map(
+                Entry,
+                ids,
+                entries,
+                keys,
+                repeat(None) if cursors is None else cursors,
+                self._types(part, entries),
+                repeat(None) if self._time is None else self._time.of_all(entries),
+                self._deletes(part, entries),
+                repeat(part),
+                places,
+            )
         )
 
-    def _names(self, entry: Found, value: Any, start: Cursor | None) -> tuple[str, str]:
-        """Id and dedupe key."""
-        name = text_of(self._id(value))
-        if name is None:
-            raise UndecodableMessage(f"it has no id at {self._id_at!r}")
-        version = _digest(entry, value, start) if self._by_contents else text_of(self._version(value)) or ""
-        whole = f"{name}@{version}" if version else name
-        parts = [part for part in (entry.group, version) if part]
-        key = text_of(self._key(value)) or (":".join((str(len(name)), name, *parts)) if parts else name)
-        if max(len(whole), len(key)) > MAX_ID or "\0" in whole + key:
-            raise UndecodableMessage(f"its id or key is longer than {MAX_ID} characters, or has a NUL in it")
-        return whole, key
+    def _names(self, part: Part, entries: Sequence[Any], start: Cursor | None) -> tuple[list[str], list[str]]:
+        """Ids and dedupe keys."""
+        names = _all_there(texts(self._id.of_all(entries)), f"an entry has no id at {self._id}")
+        versions = self._versions(part, entries, start)
+        if versions is None and not part.group:
+            ids = keys = names
+        elif versions is None:
+            ids, keys = names, [f"{len(name)}:{name}:{part.group}" for name in names]
+        else:
+            named = list(zip(names, versions, strict=True))
+            group = f":{part.group}" if part.group else ""
+            ids = [f"{name}@{version}" for name, version in named]
+            keys = [f"{len(name)}:{name}{group}:{version}" for name, version in named]
+        if self._key is not None:
+            given = texts(self._key.of_all(entries))
+            keys = [own or key for own, key in zip(given, keys, strict=True)]
+        _check_names(ids, keys)
+        return ids, keys
 
-    def _check(self, messages: Sequence[Message], found: Sequence[Found]) -> None:
-        unreadable = sum(message.error is not None for message in messages)
-        if unreadable > MAX_UNREADABLE:
-            raise Unfit(f"a page has more than {MAX_UNREADABLE} unreadable entries")
-        if not self._proved and unreadable == len(messages) > 0:
-            why = next(message.error for message in messages)
-            raise Unfit(f"no entry of the first page can be read: {why}; the first is {outline(found[0].raw)}")
+    def _name_of(self, part: Part) -> str:
+        return self._names(part, _entries(part, [0]), None)[0][0]
+
+    def _versions(self, part: Part, entries: Sequence[Any], start: Cursor | None) -> list[str] | None:
+        """`None`: they have none."""
+        if self._by_contents:
+            return _digests(entries, start, part.group)
+        if self._version is None:
+            return None
+        versions = texts(self._version.of_all(entries))
+        if None not in versions:
+            return versions  # type: ignore[return-value]  # as was looked at
+        known = zip(versions, _digests(entries, start, part.group), self._deletes(part, entries), strict=False)
+        versions = [digest if version is None and gone else version for version, digest, gone in known]
+        return _all_there(versions, f"an entry has no version at {self._version}")
+
+    def _types(self, part: Part, entries: Sequence[Any]) -> Iterable[str]:
+        if self._type is None:
+            return repeat(part.group)
+        return [what or part.group for what in texts(self._type.of_all(entries))]
+
+    def _deletes(self, part: Part, entries: Sequence[Any]) -> Iterable[bool]:
+        if part.group and part.group == self._deletions:
+            return repeat(True)  # noqa: FBT003  # each of them
+        return repeat(False) if self._deleted is None else map(bool, self._deleted.of_all(entries))  # noqa: FBT003
+
+    def _check(self, messages: Sequence[Message]) -> None:
+        """A page in which nothing can be read is one that was declared wrongly, as long as none was read."""
+        unreadable = [] if self._proved else [message for message in messages if message.error]
+        if unreadable and len(unreadable) == len(messages):
+            first = unreadable[0]
+            raise Unfit(f"no entry of the first page can be read; of {outline(first.raw)}: {first.error}")
         self._proved = self._proved or bool(messages)
 
 
-def _field(where: Field) -> Callable[[Any], Any]:
-    return where if callable(where) else get(where)
+def _field(where: FieldOf | None) -> Field | None:
+    return None if where is None else Field(where)
 
 
-def _nothing(_value: Any) -> None:
-    """Reads what was not declared."""
+def _readable(part: Part) -> list[Any]:
+    if not part.broken:
+        return part.entries
+    return [entry for entry in part.entries if not isinstance(entry, UndecodableMessage)]
 
 
-def _decoded(raw: bytes | msgspec.Raw) -> Any:
-    try:
-        return msgspec.json.decode(raw)
-    except (ValueError, RecursionError) as error:
-        return UndecodableMessage(f"it is no JSON: {describe(error)}")
+def _entries(part: Part, places: Sequence[int]) -> Sequence[Any]:
+    """Raises what stands in place of one that cannot be decoded."""
+    entries = part.entries if len(places) == len(part.entries) else [part.entries[place] for place in places]
+    for entry in entries if part.broken else ():
+        if isinstance(entry, UndecodableMessage):
+            raise entry
+    return entries
 
 
-def _digest(entry: Found, value: Any, start: Cursor | None) -> str:
-    said = msgspec.json.encode((start, entry.group, value), order="sorted")
-    return hashlib.blake2b(said, digest_size=12).hexdigest()
+def _all_there(column: list[str | None], otherwise: str) -> list[str]:
+    if None in column:
+        raise UndecodableMessage(otherwise)
+    return column  # type: ignore[return-value]  # as was looked at
 
 
-def _unreadable(entry: Found, why: str, cursor: Cursor | None) -> UnreadableMessage:
-    raw = bytes(entry.raw)
-    digest = f"unreadable:{hashlib.sha256(raw).hexdigest()[:32]}"
-    error = UndecodableMessage(f"an entry cannot be read: {why}; its publisher has to correct it")
-    return UnreadableMessage(digest, error, key=digest, cursor=cursor, raw=raw)
+def _check_names(ids: Sequence[str], keys: Sequence[str]) -> None:
+    longest = max(map(len, (*ids, *keys)), default=0)
+    if longest > MAX_ID or "\0" in "".join((*ids, *keys)):
+        raise UndecodableMessage(f"an entry's id or key is longer than {MAX_ID} characters, or has a NUL in it")
+
+
+def _digests(entries: Sequence[Any], start: Cursor | None, group: str) -> list[str]:
+    """What each says, and from where it was read."""
+    before = hashlib.blake2b(_encode((start, group)), digest_size=12)
+    digests = list[str]()
+    for entry in entries:
+        digest = before.copy()
+        digest.update(_encode(entry))
+        digests.append(digest.hexdigest())
+    return digests
+
+
+def _unreadable(part: Part, place: int, error: Exception, each: Field | None) -> UnreadableMessage:
+    raw, entry, cursor = part.raw(place), part.entries[place], None
+    if each is not None and not isinstance(entry, UndecodableMessage):
+        with suppress(Exception):
+            cursor = text_of(each(entry))
+    name = f"{_UNREADABLE}{hashlib.sha256(raw).hexdigest()[:32]}"
+    return UnreadableMessage(name, _unreadable_by(error), key=name, cursor=cursor, raw=raw)
+
+
+def _unreadable_by(error: Exception) -> UndecodableMessage:
+    why = error if isinstance(error, UndecodableMessage) else f"an entry cannot be read: {describe(error)}"
+    return UndecodableMessage(f"{why}; correct the declaration, or ask its publisher")

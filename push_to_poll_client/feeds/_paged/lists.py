@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._text import describe
 from push_to_poll_client.feeds._json_split import split
-from push_to_poll_client.feeds._paged.reply import Path, Reply, Unfit, elements, outline, path_of
+from push_to_poll_client.feeds._paged.reply import Path, Reply, Unfit, elements, members, outline, path_of
 
-__all__ = ["LINES", "Found", "Lists", "Where", "Word"]
+__all__ = ["LINES", "Lists", "Part", "Where", "Word"]
 
 
 class Word:
@@ -32,12 +34,65 @@ LINES: Final = Word("LINES")
 Where: TypeAlias = Path | Word | Callable[[Any], Any]
 """A path, `LINES`, or a function that is given the whole body and returns the list."""
 
+_Raw: TypeAlias = bytes | msgspec.Raw
 
-class Found(NamedTuple):
-    """An entry before it is read, and the name of its list if there are several; else ""."""
+_decoder = msgspec.json.Decoder()
+_decode_list = msgspec.json.Decoder(list).decode
+_UNDECODABLE = (ValueError, RecursionError)
 
-    group: str
-    raw: bytes | msgspec.Raw
+
+class Part:
+    """One list of a page.
+
+    Its entries are decoded at once. Where in the text each of them stands is found out when somebody asks: for a
+    dead letter, or since one of them is broken.
+
+    Args:
+        text: The list.
+        decode: All entries of a text.
+        cut: Where in it each entry stands.
+        group: The name of the list on a page with several; else "".
+
+    Attributes:
+        entries: Decoded; in place of one that cannot be, the error.
+        group: As given.
+        broken: Whether one of them is an error.
+
+    Raises:
+        ValueError: The text is no list.
+    """
+
+    def __init__(
+        self,
+        text: _Raw,
+        decode: Callable[[_Raw], list[Any]],
+        cut: Callable[[_Raw], Sequence[_Raw]],
+        group: str = "",
+    ) -> None:
+        self._text = text
+        self._cut = cut
+        self._raws: Sequence[_Raw] | None = None
+        self._reversed = False
+        self.group = group
+        try:
+            self.entries, self.broken = decode(text), False
+        except _UNDECODABLE:
+            self.entries, self.broken = list(map(_decoded, self._all_raws())), True
+
+    def reverse(self) -> None:
+        """Turn the order of the entries round."""
+        self.entries.reverse()
+        self._reversed = not self._reversed
+
+    def raw(self, place: int) -> bytes:
+        """An entry as it came; of several lists in an object, under the name of its list."""
+        raw = bytes(self._all_raws()[-1 - place if self._reversed else place])
+        return b"{%b:%b}" % (msgspec.json.encode(self.group), raw) if self.group else raw
+
+    def _all_raws(self) -> Sequence[_Raw]:
+        if self._raws is None:
+            self._raws = self._cut(self._text)
+        return self._raws
 
 
 class Lists:
@@ -56,49 +111,87 @@ class Lists:
     """
 
     def __init__(self, where: Sequence[Where], *, optional: bool) -> None:
-        self.names: list[str] = [_name(place) for place in where] if len(where) > 1 else [""]
-        if len({*self.names}) < len(self.names):
-            raise ValueError(f"two lists have one name: {', '.join(self.names)}")
+        self.names: list[str] = _names(where)
         self._places = [place if callable(place) or isinstance(place, Word) else path_of(place) for place in where]
         self._places = self._places or [()]
         self._optional = optional
 
-    def find(self, reply: Reply, most: int) -> list[Found]:
-        """The entries of a page.
+    def find(self, reply: Reply, most: int) -> list[Part]:
+        """The lists of a page, in the order of their declaration.
 
         Raises:
-            Unfit: A list is not there or is none, or there are more than `most` entries.
+            Unfit: One is not there or is none, or there are more than `most` entries in all.
         """
-        found: list[Found] = []
-        for name, place in zip(self.names, self._places, strict=True):
-            found += [Found(name, raw) for raw in self._list(reply, place, most)]
-        _check_number(len(found), most)
-        return found
+        places = zip(self.names, self._places, strict=True)
+        parts = [self._part(name, reply, place, most) for name, place in places]
+        _check_number(sum(len(part.entries) for part in parts), most)
+        return parts
 
-    def _list(self, reply: Reply, place: Any, most: int) -> Sequence[bytes | msgspec.Raw]:
+    def restored(self, raw: bytes) -> Part:
+        """A list of one entry, by what `Part.raw` gave."""
+        named = members(raw) if len(self.names) > 1 else {}
+        group, text = next(iter(named.items())) if len(named) == 1 else ("", raw)
+        return (
+            Part(text, _decode_alone, _alone, group) if group in self.names else Part(raw, _decode_alone, _alone)
+        )
+
+    def _part(self, name: str, reply: Reply, place: Any, most: int) -> Part:
         if place is LINES:
             _check_number(reply.content.count(b"\n"), most)
-            return [line for line in reply.content.split(b"\n") if line.strip()]
+            return _of_lines(reply.content, name)
         if callable(place):
-            return [msgspec.json.encode(value) for value in place(reply.body)]
+            return _of_array(msgspec.json.encode(place(reply.body)), f"by {_name(place)}", most, name)
         raw = reply.raw_at(*place)
         if raw is None or bytes(raw) == b"null":
-            return self._missing(reply, place)
-        return _elements(bytes(raw), place, most)
+            return self._missing(reply, place, name)
+        return _of_array(bytes(raw), _at(place), most, name)
 
-    def _missing(self, reply: Reply, place: tuple[str | int, ...]) -> Sequence[bytes]:
+    def _missing(self, reply: Reply, place: tuple[str | int, ...], name: str) -> Part:
         if self._optional and outline(reply.content).startswith("{"):
-            return []
-        raise Unfit(f"there is no list {_at(place)}, but {outline(reply.content)}")
+            return _of_array(b"[]", "", 0, name)
+        raise Unfit(f"there is no list {_at(place)}, but {reply.outline(*place)}")
 
 
-def _elements(raw: bytes, place: tuple[str | int, ...], most: int) -> Sequence[bytes | msgspec.Raw]:
+def _of_array(text: bytes, where: str, most: int, group: str) -> Part:
     try:
-        if raw.count(b",") >= most:  # else it cannot have as many
-            _check_number(sum(1 for _ in islice(split(raw, b"[]"), most + 1)), most)
-        return elements(raw)
+        if text.count(b",") >= most:  # else it cannot have as many
+            _check_number(sum(1 for _ in islice(split(text, b"[]"), most + 1)), most)
+        return Part(text, _decode_list, elements, group)
     except ValueError:
-        raise Unfit(f"there is no list {_at(place)}, but {outline(raw)}") from None
+        raise Unfit(f"there is no list {where}, but {outline(text)}") from None
+
+
+def _of_lines(text: bytes, group: str) -> Part:
+    part = Part(text, _decode_lines, _lines, group)
+    if part.broken and isinstance(part.entries[-1], UndecodableMessage) and not text.endswith(b"\n"):
+        raise Unfit(f"the body is no lines of JSON, or ends in the middle of one: {outline(text)}")
+    return part
+
+
+def _decode_lines(text: _Raw) -> list[Any]:
+    values, lines = _decoder.decode_lines(text), _lines(text)
+    if len(values) != len(lines):
+        raise ValueError("a line has more than one value")
+    return values
+
+
+def _lines(text: _Raw) -> list[bytes]:
+    return [line for line in bytes(text).split(b"\n") if line.strip()]
+
+
+def _decode_alone(text: _Raw) -> list[Any]:
+    return [_decoder.decode(text)]
+
+
+def _alone(text: _Raw) -> list[_Raw]:
+    return [text]
+
+
+def _decoded(raw: _Raw) -> Any:
+    try:
+        return _decoder.decode(raw)
+    except _UNDECODABLE as error:
+        return UndecodableMessage(f"an entry is no JSON: {describe(error)}")
 
 
 def _check_number(number: int, most: int) -> None:
@@ -112,7 +205,16 @@ def _at(place: tuple[str | int, ...]) -> str:
     return f"at {' / '.join(map(repr, place))}" if place else "of entries"
 
 
-def _name(place: Where) -> str:
+def _names(where: Sequence[Where]) -> list[str]:
+    """The last of a list's path, or all of it where lists would have one name."""
+    for name in (lambda path: path[-1:], lambda path: path):
+        names = [_name(place, name) for place in where] if len(where) > 1 else [""]
+        if len({*names}) == len(names):
+            return names
+    raise ValueError(f"two lists have one name: {', '.join(names)}")
+
+
+def _name(place: Where, part: Callable[[tuple[str | int, ...]], tuple[str | int, ...]] = lambda path: path) -> str:
     if isinstance(place, Word) or callable(place):
         return getattr(place, "__name__", repr(place))
-    return str(path_of(place)[-1])
+    return ".".join(map(str, part(path_of(place))))

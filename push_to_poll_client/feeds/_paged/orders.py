@@ -7,9 +7,15 @@ from typing import Final, NamedTuple
 import msgspec
 
 from push_to_poll_client._types import Cursor
-from push_to_poll_client.feeds._paged.readers import Condition, EachReader, Reader, reader
-from push_to_poll_client.feeds._paged.reply import Reply, Unfit, outline, text_of
-from push_to_poll_client.feeds._paged.senders import Asking, Sender
+from push_to_poll_client.feeds._paged.readers import Condition, EachReader, EntryReader, Reader, reader
+from push_to_poll_client.feeds._paged.reply import Reply, Unfit, text_of
+from push_to_poll_client.feeds._paged.senders import (
+    Asking,
+    Sender,
+    sender_given,
+    text_given,
+    texts_given,
+)
 
 __all__ = ["AtEnd", "Latest", "NewestFirst", "OldestFirst", "Place", "at_end"]
 
@@ -75,6 +81,7 @@ class OldestFirst:
 
     Raises:
         TypeError: An argument is of another kind.
+        ValueError: Two of them contradict each other.
     """
 
     def __init__(
@@ -87,12 +94,15 @@ class OldestFirst:
         more: Condition | None = None,
         each: EachReader | None = None,
     ) -> None:
+        _check(cursor, next, send_next, each)
         self._at_end = isinstance(cursor, AtEnd)
         self._cursor = cursor.read if isinstance(cursor, AtEnd) else reader(cursor)
-        self._send, self._send_next = _sender("send", send), _sender("send_next", send_next or send)
+        self._send, self._send_next = sender_given("send", send), sender_given("send_next", send_next or send)
         self._next = None if next is None else reader(next)
         self._more = None if more is None else reader(more)
         self.each = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else each
+        if self.each is not None and self._send.goes == "url":
+            raise ValueError("as_url() has no meaning with a cursor that is read from_each(…) entry")
         self.senders: list[Sender] = [self._send, self._send_next]
 
     def put(self, asking: Asking, place: Place) -> Asking:
@@ -100,9 +110,25 @@ class OldestFirst:
         asking = self._send.put(asking, place.start)
         return asking if place.page is None else self._send_next.put(asking, place.page)
 
-    def cursor(self, reply: Reply) -> Cursor | None:
-        """The cursor that a page shows, whether it may be saved yet or not."""
-        return text_of(self._cursor(reply))
+    def kept(self, cursor: Cursor | None, reply: Reply) -> Cursor | None:
+        """What may be saved of a cursor that an answer shows; as `Sender.kept`."""
+        return None if cursor is None else self._send.kept(cursor, reply)
+
+    def ends(self, latest: "Latest") -> Reader:
+        """What reads the cursor of the feed's end."""
+        return latest.cursor or self._cursor
+
+    def end(self, reply: Reply, latest: "Latest") -> Cursor | None:
+        """The cursor of the feed's end; `None`: it is empty.
+
+        Raises:
+            Unfit: The answer does not show it.
+        """
+        read = self.ends(latest)
+        cursor = self.kept(text_of(read(reply)), reply)
+        if cursor is None and not (isinstance(read, EntryReader) and not reply.size):
+            raise Unfit(f"there is no cursor of the feed's end: {_nothing_read(read, reply)}; correct latest=")
+        return cursor
 
     def leads_to(self, reply: Reply, place: Place) -> tuple[Cursor | None, Cursor | None]:
         """The cursor that may be saved when the page is settled, and the position of the next page.
@@ -110,9 +136,9 @@ class OldestFirst:
         Raises:
             Unfit: The page shows neither where it should.
         """
-        cursor, following = self.cursor(reply), self._following(reply)
-        if following is None and cursor is None and reply.entries:
-            raise Unfit(f"there is no cursor: {self._cursor} reads nothing in {outline(reply.content)}")
+        cursor, following = self.kept(text_of(self._cursor(reply)), reply), self._following(reply)
+        if following is None and cursor is None and (reply.entries or (self._at_end and place.page)):
+            raise Unfit(f"there is no cursor: {_nothing_read(self._cursor, reply)}")
         if following is None:
             return cursor, None
         if self._at_end or self._next is not None:
@@ -122,12 +148,29 @@ class OldestFirst:
     def _following(self, reply: Reply) -> str | None:
         """What leads to the next page; `None`: there is none."""
         read = self._next or self._cursor
-        if not (self._more(reply) if self._more else self._next or reply.entries):
+        if not (self._more(reply) if self._more else self._next or reply.size):
             return None
         following = text_of(read(reply))
-        if following is None and (self._more or not self._next):
-            raise Unfit(f"there is no way on: {read} reads nothing in {outline(reply.content)}")
-        return following
+        if following is not None:
+            return self._send_next.kept(following, reply)
+        if self._more or (reply.entries and not self._next):
+            raise Unfit(f"there is no way on: {_nothing_read(read, reply)}")
+        return None
+
+
+def _check(cursor: object, next: object, send_next: object, each: object) -> None:
+    if each is not None and not isinstance(each, EachReader):
+        raise TypeError(f"each is a {type(each).__name__}; give from_each(…)")
+    if each is not None and isinstance(cursor, AtEnd | EachReader):
+        raise ValueError("each has no meaning with a cursor that is at_end(…), or is read from_each(…) itself")
+    if send_next is not None and next is None and not isinstance(cursor, AtEnd):
+        raise ValueError(
+            "send_next has no meaning without next: where the cursor leads on, it goes where send says"
+        )
+
+
+def _nothing_read(read: Reader, reply: Reply) -> str:
+    return f"{read} reads nothing in {read.seen(reply)}"
 
 
 class NewestFirst:
@@ -146,7 +189,7 @@ class NewestFirst:
 
     def __init__(self, *, next: Condition, send: Sender, more: Condition | None = None) -> None:
         self._next = reader(next)
-        self._send = _sender("send", send)
+        self._send = sender_given("send", send)
         self._more = None if more is None else reader(more)
         self.senders: list[Sender] = [self._send]
 
@@ -154,18 +197,23 @@ class NewestFirst:
         """The request for a page; `None` is the newest."""
         return self._send.put(asking, page)
 
+    def kept(self, _cursor: Cursor | None, _reply: Reply) -> None:
+        """What may be saved of a cursor that an answer shows: nothing, since the walk makes its own."""
+
     def older(self, reply: Reply) -> str | None:
         """What leads to the next page; `None`: there is none.
 
         Raises:
             Unfit: There is one, and nothing leads to it.
         """
-        if not (self._more(reply) if self._more else reply.entries):
+        if not (self._more(reply) if self._more else reply.size):
             return None
         older = text_of(self._next(reply))
-        if older is None and self._more:
-            raise Unfit(f"there is no way on: {self._next} reads nothing in {outline(reply.content)}")
-        return older
+        if older is not None:
+            return self._send.kept(older, reply)
+        if self._more:
+            raise Unfit(f"there is no way on: {_nothing_read(self._next, reply)}")
+        return None
 
 
 class Latest:
@@ -175,6 +223,12 @@ class Latest:
         query: Added to the query of the feed's URL, as `{"since": "now"}`.
         at: Another URL to ask; `None`: the feed's own.
         cursor: Reads the cursor; `None`: it stands where it does on every page.
+
+    Attributes:
+        adds: The parameters that are added to the query of the feed's own URL.
+
+    Raises:
+        TypeError: One of them is of another kind.
     """
 
     def __init__(
@@ -184,18 +238,11 @@ class Latest:
         at: str | None = None,
         cursor: Condition | None = None,
     ) -> None:
-        self._query = dict(query or {})
-        self._at = at
+        self._query = dict(texts_given("query", query or {}))
+        self._at = None if at is None else text_given("at", at)
+        self.adds: frozenset[str] = frozenset(self._query if at is None else ())
         self.cursor = None if cursor is None else reader(cursor)
 
     def put(self, asking: Asking) -> Asking:
         """The request for it."""
         return replace(asking, url=self._at, query={**asking.query, **self._query})
-
-
-def _sender(name: str, sender: object) -> Sender:
-    if not isinstance(sender, Sender):
-        raise TypeError(
-            f"{name} is a {type(sender).__name__}; give to_query(…), to_header(…), to_body(…) or as_url()"
-        )
-    return sender

@@ -1,11 +1,13 @@
 """WHAT an answer MEANS beyond its messages: the outcomes."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone
-from push_to_poll_client.feeds._paged.readers import Condition, Reader, reader
+from push_to_poll_client.feeds._paged.readers import Condition, reader
 from push_to_poll_client.feeds._paged.reply import Reply, text_of
 
 __all__ = [
@@ -75,17 +77,18 @@ def meaning(outcomes: Sequence[Outcome], reply: Reply, where: str) -> Meaning:
     return found
 
 
-def expired(when: Condition, *, start: Reader | None = None) -> Outcome:
+def expired(when: Condition, *, start: Condition | None = None) -> Outcome:
     """The feed no longer knows the cursor: `CursorExpired`.
 
     Args:
         when: Whether that is so: `status(410)`, `from_body("error", "code").equals("syncStateNotFound")`.
         start: Reads the cursor that the feed offers to start from; `None`: it offers none.
     """
+    offered = _nothing if start is None else reader(start)
 
     def apply(reply: Reply, found: Meaning, where: str) -> None:
-        offered = None if start is None else text_of(start(reply))
-        _fail(found, CursorExpired(f"{where} no longer knows the cursor (status {reply.status})", start=offered))
+        text = f"{where} no longer knows the cursor (status {reply.status})"
+        _fail(found, CursorExpired(text, start=text_of(offered(reply))))
 
     return Outcome(when, apply, "expired")
 
@@ -99,17 +102,18 @@ def restart(when: Condition) -> Outcome:
     return Outcome(when, apply, "restart")
 
 
-def throttled(when: Condition, *, after: Reader | float | None = None) -> Outcome:
+def throttled(when: Condition, *, after: Condition | float | None = None) -> Outcome:
     """The server wants to be left alone. Where it says so by headers that are known, this is not needed.
 
     Args:
         when: Whether it does.
         after: Seconds, or reads them; `None`: as the headers say, else the consumer's backoff.
     """
+    seconds = _seconds(after)
 
     def apply(reply: Reply, found: Meaning, where: str) -> None:
         text = f"{where} asks to be left alone (status {reply.status}); it is asked again later"
-        _fail(found, FeedError(text, retry_after=_seconds(after, reply)))
+        _fail(found, FeedError(text, retry_after=seconds(reply)))
 
     return Outcome(when, apply, "throttled")
 
@@ -123,32 +127,34 @@ def gone(when: Condition) -> Outcome:
     return Outcome(when, apply, "gone")
 
 
-def not_ready(when: Condition, *, after: Reader | float | None = None) -> Outcome:
+def not_ready(when: Condition, *, after: Condition | float | None = None) -> Outcome:
     """The server has not prepared anything yet: nothing of the answer is looked at, and no cursor saved.
 
     Args:
-        when: Whether that is so.
+        when: Whether that is so, whatever the status.
         after: Seconds until it is worth asking again, or reads them; `None`: as ever.
     """
+    seconds = _seconds(after)
 
     def apply(reply: Reply, found: Meaning, _where: str) -> None:
         found.empty = True
-        found.retry_after = _later(found.retry_after, _seconds(after, reply))
+        found.retry_after = _later(found.retry_after, seconds(reply))
 
     return Outcome(when, apply, "not_ready")
 
 
-def pause(after: Reader) -> Outcome:
+def pause(after: Condition) -> Outcome:
     """The server asks to be left alone after a success, in its body or a header of its own; read in seconds."""
+    seconds = _seconds(reader(after))
 
     def apply(reply: Reply, found: Meaning, _where: str) -> None:
-        found.retry_after = _later(found.retry_after, _seconds(after, reply))
+        found.retry_after = _later(found.retry_after, seconds(reply))
 
     return Outcome(lambda _: True, apply, "pause")
 
 
 def closed(when: Condition) -> Outcome:
-    """The feed has ended: when this page is settled, nothing will ever follow."""
+    """The feed has ended: when this page is settled, nothing will ever follow. The status may be an error's."""
 
     def apply(_reply: Reply, found: Meaning, _where: str) -> None:
         found.closed = True
@@ -162,7 +168,12 @@ def gap(when: Condition, what: str = "the server says that it left messages out"
     Args:
         when: Whether that is so.
         what: What is said of it in log and status.
+
+    Raises:
+        TypeError: It says nothing.
     """
+    if not isinstance(what, str) or not what:
+        raise TypeError(f"what is {what!r}; give a str that says what may be missing")
 
     def apply(_reply: Reply, found: Meaning, _where: str) -> None:
         found.gap = what
@@ -174,13 +185,25 @@ def _fail(found: Meaning, error: FeedError) -> None:
     found.error = found.error or error
 
 
-def _seconds(after: Any, reply: Reply) -> float | None:
-    value = after(reply) if isinstance(after, Reader) else after
+def _nothing(_reply: Reply) -> None:
+    """Reads what was not declared."""
+
+
+def _seconds(after: Condition | float | None) -> Callable[[Reply], float | None]:
+    """Reads seconds; `None`: the answer does not say, or no such number."""
+    if callable(after):
+        read = reader(after)
+        return lambda reply: _number(read(reply))
+    check_number("after", after, optional=True)
+    return lambda _reply: after
+
+
+def _number(value: Any) -> float | None:
     try:
-        seconds = None if value is None or isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+        number = math.nan if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
-    return seconds if seconds is not None and seconds >= 0 else None
+    return number if math.isfinite(number) and number >= 0 else None
 
 
 def _later(one: float | None, other: float | None) -> float | None:

@@ -3,10 +3,16 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from push_to_poll_client.feeds._paged.reply import Path, Reply, get, path_of
+import msgspec
+
+from push_to_poll_client._http import is_header_name
+from push_to_poll_client._text import quoted
+from push_to_poll_client.feeds._paged.fields import Field
+from push_to_poll_client.feeds._paged.reply import Path, Reply, outline, path_of
 
 __all__ = [
     "Condition",
+    "EachReader",
     "EntryReader",
     "Reader",
     "from_body",
@@ -20,6 +26,19 @@ __all__ = [
     "status",
 ]
 
+_Seen: TypeAlias = Callable[[Reply], str]
+
+_MOST_HEADERS = 20
+
+
+def _whole_body(reply: Reply) -> str:
+    return reply.outline()
+
+
+def _headers(reply: Reply) -> str:
+    names = sorted({quoted(name, 40) for name in reply.headers})
+    return f"the headers {', '.join(names[:_MOST_HEADERS])}"
+
 
 class Reader:
     """Reads one thing in an answer.
@@ -28,13 +47,15 @@ class Reader:
     `|`, `&` and `~`.
 
     Args:
-        read: Reads it; `None`: it is not there. Must not raise.
+        read: Reads it; `None`: it is not there.
         text: What it is called in errors.
+        seen: What stands where it looks, for errors, without what is said there.
     """
 
-    def __init__(self, read: Callable[[Reply], Any], text: str) -> None:
+    def __init__(self, read: Callable[[Reply], Any], text: str, seen: _Seen = _whole_body) -> None:
         self._read = read
         self._text = text
+        self.seen = seen
 
     def __call__(self, reply: Reply) -> Any:
         """What stands there; `None`: nothing does."""
@@ -42,10 +63,16 @@ class Reader:
 
     def then(self, function: Callable[[Any], Any]) -> "Reader":
         """What a function makes of it. It is not asked for what is not there."""
-        return Reader(_applied(function, self), f"{self}.then({_name(function)})")
+        return Reader(_applied(function, self), f"{self}.then({_name(function)})", self.seen)
 
     def equals(self, *values: Any) -> "Reader":
-        """Whether it is one of these."""
+        """Whether it is one of these.
+
+        Raises:
+            ValueError: There are none.
+        """
+        if not values:
+            raise ValueError(f"{self}.equals() is given no value, and so never holds")
         return Reader(lambda reply: self(reply) in values, f"{self}.equals({', '.join(map(repr, values))})")
 
     def __invert__(self) -> "Reader":
@@ -67,26 +94,31 @@ class EntryReader(Reader):
     """Reads one thing in an entry of the page.
 
     Args:
-        read: Reads it; `None`: it is not there.
+        of: Reads it; `None`: it is not there.
         place: Of the entry: 0 is the first, -1 the last in which there is something.
         text: What it is called in errors.
 
     Attributes:
-        of: As `read`.
+        of: As given.
     """
 
-    def __init__(self, read: Callable[[Any], Any], place: int, text: str) -> None:
-        self.of = read
+    def __init__(self, of: Field, place: int, text: str) -> None:
+        self.of = of
         self._place = place
-        super().__init__(self._in_page, text)
+        super().__init__(self._in_page, text, self._shown)
 
     def then(self, function: Callable[[Any], Any]) -> "EntryReader":
         """What a function makes of it. It is not asked for what is not there."""
-        return type(self)(_applied(function, self.of), self._place, f"{self}.then({_name(function)})")
+        return type(self)(Field(_applied(function, self.of)), self._place, f"{self}.then({_name(function)})")
 
     def _in_page(self, reply: Reply) -> Any:
         entries = reply.entries if self._place == 0 else reversed(reply.entries)
         return next((value for entry in entries if (value := self.of(entry)) is not None), None)
+
+    def _shown(self, reply: Reply) -> str:
+        if not reply.entries:
+            return "a page on which no entry can be read"
+        return f"an entry {outline(msgspec.json.encode(reply.entries[self._place]))}"
 
 
 class EachReader(EntryReader):
@@ -113,42 +145,62 @@ def reader(what: Condition) -> Reader:
 def from_body(*path: str | int) -> Reader:
     """What stands in a JSON body: `from_body("paging", "next")`."""
     steps = path_of(path)
-    return Reader(lambda reply: reply.at(*steps), f"from_body({_arguments(path)})")
+    return Reader(
+        lambda reply: reply.at(*steps), f"from_body({_arguments(path)})", lambda reply: reply.outline(*steps)
+    )
 
 
 def from_header(name: str) -> Reader:
-    """The value of a header."""
-    return Reader(lambda reply: reply.headers.get(name), f"from_header({name!r})")
+    """The value of a header.
+
+    Raises:
+        ValueError: No header has such a name.
+    """
+    if not isinstance(name, str) or not is_header_name(name):
+        raise ValueError(f"{name!r} is no name of a header")
+    return Reader(lambda reply: reply.headers.get(name), f"from_header({name!r})", _headers)
 
 
 def from_link(rel: str = "next") -> Reader:
     """The target of a `Link` header (RFC 8288), a whole URL."""
-    return Reader(lambda reply: reply.link(rel), f"from_link({rel!r})")
+    return Reader(lambda reply: reply.link(rel), f"from_link({rel!r})", _headers)
 
 
 def from_first(*path: str | int) -> EntryReader:
     """What stands in the first entry of the page."""
-    return EntryReader(get(path), 0, f"from_first({_arguments(path)})")
+    return EntryReader(Field(_only(path)), 0, f"from_first({_arguments(path)})")
 
 
 def from_last(*path: str | int) -> EntryReader:
     """What stands in the last entry of the page."""
-    return EntryReader(get(path), -1, f"from_last({_arguments(path)})")
+    return EntryReader(Field(_only(path)), -1, f"from_last({_arguments(path)})")
 
 
 def from_each(*path: str | int) -> EachReader:
     """What stands in every entry: each message has a cursor of its own. Of the page it is that of the last."""
-    return EachReader(get(path), -1, f"from_each({_arguments(path)})")
+    return EachReader(Field(_only(path)), -1, f"from_each({_arguments(path)})")
 
 
 def status(*codes: int) -> Reader:
-    """Whether the HTTP status is one of these."""
+    """Whether the HTTP status is one of these.
+
+    Raises:
+        ValueError: There are none, or one is no status.
+    """
+    if not codes or not all(isinstance(code, int) and 100 <= code < 600 for code in codes):  # noqa: PLR2004
+        raise ValueError(f"status() is given {codes!r}; give what HTTP has: status(410)")
     return Reader(lambda reply: reply.status in codes, f"status({', '.join(map(str, codes))})")
 
 
 def full_page(size: int) -> Reader:
-    """Whether the page has so many entries: as many as one can have."""
-    return Reader(lambda reply: len(reply.entries) >= size, f"full_page({size})")
+    """Whether the page has so many entries, as many as one can have. Those that cannot be read count.
+
+    Raises:
+        ValueError: The size is no number, or less than 1.
+    """
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"full_page() is given {size!r}; give the number of entries that a page can have")
+    return Reader(lambda reply: reply.size >= size, f"full_page({size})")
 
 
 def _applied(function: Callable[[Any], Any], read: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -161,6 +213,12 @@ def _applied(function: Callable[[Any], Any], read: Callable[[Any], Any]) -> Call
 
 def _name(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
+
+
+def _only(path: Path) -> Path:
+    """A path of one step as that step."""
+    steps = path_of(path)
+    return steps[0] if len(steps) == 1 else steps
 
 
 def _arguments(path: Path) -> str:

@@ -9,10 +9,10 @@ import msgspec
 
 from push_to_poll_client._text import quoted
 from push_to_poll_client.feeds._json_split import split
-from push_to_poll_client.feeds._manners.links import link
+from push_to_poll_client.feeds._manners.links import link, resolved
 from push_to_poll_client.feeds._manners.origin import Answer
 
-__all__ = ["Path", "Reply", "Unfit", "elements", "get", "members", "outline", "path_of", "text_of"]
+__all__ = ["Path", "Reply", "Unfit", "elements", "members", "outline", "path_of", "text_of"]
 
 Path: TypeAlias = str | int | tuple[str | int, ...]
 """The name of a member or the place of an element, or several, each in the one before it."""
@@ -37,20 +37,30 @@ class Unfit(Exception):
 class Reply:
     """One answer.
 
+    Args:
+        answer: As it came.
+        allowed: What to ask at a URL that the answer leads to; raises for one that is not to be asked.
+
     Attributes:
+        where: Who answered, for errors, without secrets.
         status: The HTTP status.
         headers: By names in whatever case.
         url: What answered, after redirects.
-        entries: The entries of the page, decoded, as far as they can be; empty until they are read.
+        entries: The entries of the page, decoded, as far as they can be.
+        size: How many entries the page has, those counted that cannot be read.
+        content: The body as it came, but for a mark of its encoding.
     """
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, allowed: Callable[[str], str] = str) -> None:
+        self.where: str = answer.where
         self.status: int = answer.status
         self.headers: Mapping[str, str] = answer.headers
         self.url: str = answer.url
         self.entries: Sequence[Any] = ()
+        self.size: int = 0
         self.content: bytes = answer.body.removeprefix(_BOM)
         self._answer = answer
+        self._allowed = allowed
         self._members: dict[tuple[str | int, ...], Mapping[str, _Raw]] = {}
 
     @property
@@ -75,9 +85,28 @@ class Reply:
             self._members[place] = members(self.raw_at(*before))
         return self._members[place].get(last)
 
+    def outline(self, *path: str | int) -> str:
+        """What stands where a path leads, as far as it does: for errors, without what is said there."""
+        for length in range(len(path) - 1, 0, -1):
+            if (raw := self.raw_at(*path[:length])) is not None:
+                return f"{outline(raw)} at {' / '.join(map(repr, path[:length]))}"
+        return outline(self.content)
+
     def link(self, rel: str) -> str | None:
         """The target of a `Link` header (RFC 8288), absolute; `None`: there is none."""
         return link(self._answer, rel)
+
+    def leads_to(self, text: str) -> str:
+        """The URL that a text in this answer leads to, absolute, without user, password and fragment.
+
+        Raises:
+            FeedError: It is of an origin that is not trusted.
+            Unfit: It is no URL.
+        """
+        url = resolved(text, self.url)
+        if url is None:
+            raise Unfit("what leads on is no URL")
+        return self._allowed(url)
 
 
 def path_of(path: Path) -> tuple[str | int, ...]:
@@ -93,23 +122,6 @@ def path_of(path: Path) -> tuple[str | int, ...]:
     if not steps or "" in steps:
         raise ValueError(f"a path has no empty names, and is not empty itself: {path!r}")
     return steps
-
-
-def get(path: Path) -> Callable[[Any], Any]:
-    """A function that reads a place of a decoded value; `None`: nothing stands there."""
-    steps = path_of(path)
-    if len(steps) == 1 and isinstance(name := steps[0], str):
-        return lambda value: value.get(name) if isinstance(value, dict) else None
-
-    def read(value: Any) -> Any:
-        for step in steps:
-            try:
-                value = value[step]
-            except (LookupError, TypeError):
-                return None
-        return value
-
-    return read
 
 
 def text_of(value: Any) -> str | None:

@@ -2,14 +2,28 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from push_to_poll_client._arguments import check_number
 from push_to_poll_client._http import is_header_name, is_header_value
-from push_to_poll_client.feeds._paged.reply import path_of
+from push_to_poll_client.feeds._paged.reply import Reply, path_of
 
-__all__ = ["Asking", "LongPoll", "Sender", "as_url", "to_body", "to_header", "to_query"]
+__all__ = [
+    "Asking",
+    "LongPoll",
+    "Sender",
+    "as_url",
+    "sender_given",
+    "text_given",
+    "texts_given",
+    "to_body",
+    "to_header",
+    "to_query",
+]
+
+Goes: TypeAlias = Literal["query", "header", "body", "url"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +49,16 @@ class Sender:
     Args:
         put: Makes of a request another one, in which it is.
         text: What it is called in errors.
-        name: Of the query parameter, if it goes there.
+        goes: Where it goes.
+        name: Of the query parameter, header or member of the body that it becomes, at the feed's own URL.
         otherwise: What is sent when there is nothing to be sent; `None`: nothing.
+
+    Attributes:
+        goes: As given.
+        name: As given.
+
+    Raises:
+        TypeError: `otherwise` is no text.
     """
 
     def __init__(
@@ -44,18 +66,36 @@ class Sender:
         put: Callable[[Asking, str], Asking],
         text: str,
         *,
+        goes: Goes,
         name: str | None = None,
         otherwise: str | None = None,
     ) -> None:
         self._put = put
         self._text = text
+        self.goes: Goes = goes
         self.name = name
-        self._otherwise = otherwise
+        self._otherwise = None if otherwise is None else text_given("otherwise", otherwise)
 
     def put(self, asking: Asking, value: str | None) -> Asking:
-        """The request with the value in it."""
+        """The request with the value in it.
+
+        Raises:
+            ValueError: The value cannot stand there.
+        """
         value = self._otherwise if value is None else value
-        return asking if value is None else self._put(asking, value)
+        if value is None:
+            return asking
+        value.encode()  # which a lone surrogate fails
+        return self._put(asking, value)
+
+    def kept(self, value: str, reply: Reply) -> str:
+        """What is kept in a cursor, of what an answer leads on by.
+
+        Raises:
+            FeedError: It is a URL that is not to be asked.
+            Unfit: It should be a URL, and is none.
+        """
+        return reply.leads_to(value) if self.goes == "url" else value
 
     def __repr__(self) -> str:
         return self._text
@@ -67,19 +107,25 @@ def to_query(name: str, form: str = "{}", *, at: str | None = None, otherwise: s
     Args:
         name: Of the parameter.
         form: What its value looks like: "{}" stands for what is sent.
-        at: Another URL to ask then; `None`: the feed's own.
+        at: Another URL to ask then, which may be relative to the feed's own; `None`: that.
         otherwise: What is sent when there is nothing to be sent, as at the inception; `None`: no such parameter.
+
+    Raises:
+        TypeError: One of them is no `str`, or empty.
+        ValueError: The form has no "{}".
     """
-    text = _text("name", name)
+    text = text_given("name", name)
+    _check(form, at)
 
     def put(asking: Asking, value: str) -> Asking:
         return replace(asking, url=at or asking.url, query={**asking.query, text: _filled(form, value)})
 
-    return Sender(put, f"to_query({name!r})", name=name, otherwise=otherwise)
+    at_home = None if at else name
+    return Sender(put, f"to_query({name!r})", goes="query", name=at_home, otherwise=otherwise)
 
 
 def to_header(name: str, form: str = "{}", *, otherwise: str | None = None) -> Sender:
-    """In a header. What no header can hold is a failed poll.
+    """In a header. A cursor that no header can hold is a failed poll.
 
     Args:
         name: Of the header.
@@ -87,15 +133,17 @@ def to_header(name: str, form: str = "{}", *, otherwise: str | None = None) -> S
         otherwise: As for `to_query`.
 
     Raises:
-        ValueError: No header has such a name.
+        TypeError: As for `to_query`.
+        ValueError: No header has such a name, or the form has no "{}".
     """
-    if not is_header_name(_text("name", name)):
+    if not is_header_name(text_given("name", name)):
         raise ValueError(f"{name!r} is no name of a header")
+    _check(form)
 
     def put(asking: Asking, value: str) -> Asking:
         return replace(asking, headers={**asking.headers, name.lower(): _in_header(_filled(form, value), name)})
 
-    return Sender(put, f"to_header({name!r})", otherwise=otherwise)
+    return Sender(put, f"to_header({name!r})", goes="header", name=name, otherwise=otherwise)
 
 
 def to_body(
@@ -109,24 +157,35 @@ def to_body(
 
     Args:
         path: The names that lead to it.
-        as_json: It is sent as the number, array or object that it was; else as a text.
+        as_json: It is sent as the number, array or object that it was, if it was one; else as a text.
         at: As for `to_query`.
         alone: The body says nothing else then.
         otherwise: As for `to_query`.
+
+    Raises:
+        TypeError: A name is no `str`, or another argument is of the wrong type.
+        ValueError: There is no name.
     """
-    names = [_text("path", name) for name in path_of(path)]
+    names = [text_given("path", name) for name in path_of(path)]
+    _check(at=at)
 
     def put(asking: Asking, value: str) -> Asking:
-        sent = msgspec.json.decode(value) if as_json else value
-        body = _with({} if alone else asking.body or {}, names, sent)
+        body = _with({} if alone else asking.body or {}, names, _as_it_was(value) if as_json else value)
         return replace(asking, url=at or asking.url, body=body)
 
-    return Sender(put, f"to_body({', '.join(map(repr, path))})", otherwise=otherwise)
+    text = f"to_body({', '.join(map(repr, names))})"
+    return Sender(put, text, goes="body", name=names[0] if len(names) == 1 else None, otherwise=otherwise)
 
 
 def as_url() -> Sender:
-    """It is the whole URL to ask, with all that the query has to say."""
-    return Sender(lambda asking, value: replace(asking, url=value, query={}), "as_url()")
+    """It is the whole URL to ask, with all that the query has to say; relative to what answered, if it is."""
+
+    def put(asking: Asking, value: str) -> Asking:
+        if not value.startswith(("https://", "http://")):
+            raise ValueError("it is no URL")
+        return replace(asking, url=value, query={})
+
+    return Sender(put, "as_url()", goes="url")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,17 +197,70 @@ class LongPoll:
         longest: Seconds for which the server holds an answer at most.
         per_second: What a second is to the server: 1, or 1000 for milliseconds.
         also: Query parameters that go with it.
+
+    Raises:
+        TypeError: One of them is of another kind.
+        ValueError: A number is not above 0, or infinite.
     """
 
     sender: Sender
     longest: float
-    per_second: int = 1
+    per_second: float = 1
     also: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sender_given("sender", self.sender)
+        check_number("longest", self.longest, above_zero=True)
+        check_number("per_second", self.per_second, above_zero=True)
+        texts_given("also", self.also)
 
     def put(self, asking: Asking, wait: float) -> Asking:
         """The request that may be held for so many seconds."""
         held = self.sender.put(asking, str(max(1, round(wait * self.per_second))))
         return replace(held, query={**held.query, **self.also})
+
+
+def sender_given(name: str, sender: object) -> Sender:
+    """An argument that has to be a sender.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(sender, Sender):
+        raise TypeError(
+            f"{name} is a {type(sender).__name__}; give to_query(…), to_header(…), to_body(…) or as_url()"
+        )
+    return sender
+
+
+def text_given(name: str, value: object) -> str:
+    """An argument that has to be a text.
+
+    Raises:
+        TypeError: It is none, or says nothing.
+    """
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{name} is {value!r}; give a str that says something")
+    return value
+
+
+def texts_given(name: str, values: object) -> Mapping[str, str]:
+    """An argument that has to be a mapping of texts.
+
+    Raises:
+        TypeError: It is none.
+    """
+    texts = isinstance(values, Mapping) and all(isinstance(text, str) for text in (*values, *values.values()))
+    if not isinstance(values, Mapping) or not texts:
+        raise TypeError(f"{name} is no mapping of str to str")
+    return values
+
+
+def _check(form: object = "{}", at: object = None) -> None:
+    if "{}" not in text_given("form", form):
+        raise ValueError(f'form is {form!r}, which has no "{{}}" for what is sent')
+    if at is not None:
+        text_given("at", at)
 
 
 def _with(body: Mapping[str, Any], names: list[str], value: Any) -> dict[str, Any]:
@@ -157,14 +269,15 @@ def _with(body: Mapping[str, Any], names: list[str], value: Any) -> dict[str, An
     return {**body, name: _with(inner if isinstance(inner, Mapping) else {}, within, value) if within else value}
 
 
+def _as_it_was(value: str) -> Any:
+    try:
+        return msgspec.json.decode(value)
+    except (ValueError, RecursionError):
+        return value
+
+
 def _filled(form: str, value: str) -> str:
     return form.replace("{}", value)
-
-
-def _text(what: str, value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"{what} is {value!r}; give a str that says something")
-    return value
 
 
 def _in_header(value: str, name: str) -> str:

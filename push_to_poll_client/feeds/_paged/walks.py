@@ -1,15 +1,23 @@
 """From a request to a page: forward, or from the newest back."""
 
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._types import Cursor, FetchRequest, Page
+from push_to_poll_client.feeds._manners.cache_control import fresh_for
 from push_to_poll_client.feeds._manners.tail import Tail
-from push_to_poll_client.feeds._paged.asker import Asker, Read
+from push_to_poll_client.feeds._manners.validators import Validators
+from push_to_poll_client.feeds._paged.asker import Asker, Read, Request
 from push_to_poll_client.feeds._paged.orders import Latest, NewestFirst, OldestFirst, Place
-from push_to_poll_client.feeds._paged.reply import text_of
+from push_to_poll_client.feeds._paged.readers import EntryReader
 from push_to_poll_client.feeds._seen import Seen
-from push_to_poll_client.feeds._walk_back import Leaf, WalkBack
+from push_to_poll_client.feeds._walk_back import Leaf, WalkBack, longer
 
 __all__ = ["Backward", "Forward"]
+
+
+_Read: TypeAlias = Read[tuple[Cursor | None, Cursor | None]]
 
 
 class Forward:
@@ -29,31 +37,36 @@ class Forward:
         """As `Feed.fetch`."""
         place = Place.of(request.cursor)
         ready = self._asker.request(lambda asking: self._pages.put(asking, place), request)
-        if ready.method == "GET" and self._tail.is_fresh(ready.url) and not (request.fresh or ready.wait):
+        if ready.key is None:
+            return self._page(await self._read(ready, place))
+        if self._tail.is_fresh(ready.key) and not (request.fresh or ready.wait):
             return Page()
-        read = await self._asker.read(ready, place, known=self._tail.known(ready.url))
-        page = self._page(read, place)
-        self._tail.note(ready.url, read.answer, empty=_brings_nothing(page, place))
+        read = await self._read(ready, place, self._tail.known(ready.key))
+        page = self._page(read)
+        self._tail.note(ready.key, read.answer, empty=_brings_nothing(page, place))
         return page
 
     async def latest(self, latest: Latest) -> Cursor | None:
         """As `Feed.latest`."""
         ready = self._asker.request(latest.put, FetchRequest(fresh=True))
-        read = await self._asker.read(ready, Place(None), entries=False)
-        cursor = self._asker.interpreted(latest.cursor or self._pages.cursor, read.reply)
-        if (text := text_of(cursor)) is None:
-            raise FeedError("the answer has no cursor of the feed's end; correct latest=")
-        return text
+        by_entry = isinstance(self._pages.ends(latest), EntryReader)
+        read = await self._asker.read(
+            ready, Place(None), lambda reply: self._pages.end(reply, latest), entries=by_entry
+        )
+        if read.nothing:
+            raise FeedError(f"{read.answer.where} has no cursor of the feed's end yet; it is asked again later")
+        return read.leads
 
     def forget(self) -> None:
         """When the event loop may end."""
         self._tail.forget()
 
-    def _page(self, read: Read, place: Place) -> Page:
+    async def _read(self, ready: Request, place: Place, known: Validators | None = None) -> _Read:
+        return await self._asker.read(ready, place, lambda reply: self._pages.leads_to(reply, place), known=known)
+
+    def _page(self, read: _Read) -> Page:
         closed, gap = read.meaning.closed, read.meaning.gap
-        if read.nothing:
-            return Page(retry_after=read.retry_after, closed=closed, gap=gap)
-        cursor, following = self._asker.interpreted(self._pages.leads_to, read.reply, place)
+        cursor, following = read.leads or (None, None)
         following = None if closed else following
         return Page(read.messages, cursor, following, read.retry_after, closed=closed, gap=gap)
 
@@ -75,6 +88,7 @@ class Backward:
     def __init__(self, asker: Asker, pages: NewestFirst, where: str) -> None:
         self._asker = asker
         self._pages = pages
+        self._where = where
         self._walk = WalkBack(self._look, where)
 
     async def fetch(self, request: FetchRequest) -> Page:
@@ -86,17 +100,30 @@ class Backward:
         return await self._walk.latest()
 
     def forget(self) -> None:
-        """When the event loop may end. What is known does not depend on it."""
+        """When the event loop may end."""
+        self._walk.forget()
 
     async def _look(self, page: str | None, request: FetchRequest, known: Seen) -> Leaf:
         ready = self._asker.request(lambda asking: self._pages.put(asking, page), request)
-        read = await self._asker.read(ready, Place(None), known=known.validators)
-        if read.nothing:
-            return Leaf(retry_after=read.retry_after, unchanged=True)
+        read = await self._asker.read(ready, Place(None), self._pages.older, known=known.validators)
+        if read.meaning.empty and page is not None:
+            raise FeedError(f"{self._where} is not ready in the middle of its pages", retry_after=read.retry_after)
         return Leaf(
             read.messages,
-            self._asker.interpreted(self._pages.older, read.reply),
-            size=len(read.reply.content),
+            read.leads,
+            size=len(read.answer.body),
             validators=read.answer.validators,
-            retry_after=read.retry_after,
+            retry_after=longer(read.answer.within_poll, read.meaning.retry_after),
+            unchanged=page is None and _is_unchanged(read, known),
+            missing=read.meaning.gap,
+            fresh_for=0.0 if read.meaning.empty else fresh_for(read.answer.headers),
+            poll_interval=read.answer.retry_after,
+            closed=read.meaning.closed,
         )
+
+
+def _is_unchanged(read: Read[Any], known: Seen) -> bool:
+    """Whether the newest document brings nothing to look at; with nothing known, no content is an empty feed."""
+    status = read.answer.status
+    nothing_new = status == HTTPStatus.NO_CONTENT and bool(known.messages)
+    return read.meaning.empty or status == HTTPStatus.NOT_MODIFIED or nothing_new

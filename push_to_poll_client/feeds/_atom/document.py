@@ -1,0 +1,260 @@
+"""WHAT A DOCUMENT HAS: its entries, as bytes with what tells them apart, and where it leads on.
+
+One pass, which reads of an entry its id and its date alone: of a feed that is polled nearly everything is known.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from push_to_poll_client._text import quoted
+from push_to_poll_client.feeds._atom.encoding import as_utf8
+from push_to_poll_client.feeds._atom.source import Scope, Source, resolved, start_tag
+from push_to_poll_client.feeds._atom.xml import (
+    ATOM,
+    HISTORY,
+    TOMBSTONES,
+    XML,
+    NoXML,
+    local,
+    new_parser,
+    run,
+)
+
+__all__ = ["Document", "Found", "read_document"]
+
+MAX_SCOPE = 65_536
+"""Characters of the namespaces that a feed declares at its root. Most declare five, of 40 each."""
+
+MOST_DEPTH = 1_000
+"""Elements within each other. Far fewer make an entry fail, alone; for each expat takes a hundred bytes."""
+
+_RELATIONS = frozenset({"next", "prev-archive", "current"})
+_REGISTERED = "http://www.iana.org/assignments/relation/"
+
+_PAGE = "is a page for people; check that the URL is that of a feed and no login page stands before it"
+_is_page = re.compile(rb"\s*+(?:<\?xml[^>]{,200}+>\s*+)?<(?:!doctype\s+)?html\b", re.IGNORECASE).match
+
+_OTHERS = {
+    "rss": "is RSS, which does not say what has changed; ask its publisher for Atom",
+    "http://www.w3.org/1999/02/22-rdf-syntax-ns#}RDF": "is RSS 1.0; ask its publisher for Atom",
+    "http://purl.org/atom/ns#}feed": "is Atom 0.3, a draft of 2003; ask its publisher for Atom 1.0",
+    f"{ATOM}entry": "is a single entry; give the URL of the feed",
+    "feed": "has 'feed' for its root, but not in the namespace of Atom",
+    "html": _PAGE,
+    "http://www.w3.org/1999/xhtml}html": _PAGE,
+}
+"""What else a root may be."""
+
+_PARTS = (f"{ATOM}id", f"{ATOM}updated")
+_DELETED = ("ref", "when")
+"""What tells entries apart: elements, and of what was deleted attributes."""
+
+_MESSAGES = frozenset({f"{ATOM}entry", f"{TOMBSTONES}deleted-entry"})
+
+_IN_FEED, _IN_ENTRY = 2, 3
+"""How deep what stands in them is."""
+
+_SHOWN = 40
+"""Characters of what is no XML that are shown."""
+
+
+class Found(NamedTuple):
+    """An entry, or what says that one was deleted (RFC 6721), before it is read.
+
+    Attributes:
+        source: Where it stands.
+        name: Its `atom:id`, or its `ref`; "": it has none.
+        when: Its `atom:updated`, or its `when`, as written; "": it has none.
+        deleted: It says that an entry was deleted.
+    """
+
+    source: Source
+    name: str
+    when: str
+    deleted: bool
+
+
+class Document(NamedTuple):
+    """A document of a feed.
+
+    Attributes:
+        entries: In its order, which says nothing (RFC 4287 §4.1.1).
+        links: By the relations of RFC 5005 that lead on; absolute, or as written where that is no URL.
+        complete: It is the entire feed (RFC 5005 §2).
+        archive: It is an archive (RFC 5005 §4).
+        size: Bytes.
+    """
+
+    entries: list[Found]
+    links: Mapping[str, str]
+    complete: bool
+    archive: bool
+    size: int
+
+
+def read_document(body: bytes, content_type: str, url: str, *, most: int) -> Document:
+    """Read a document of a feed.
+
+    Args:
+        body: As it came.
+        content_type: The header; "" when there is none.
+        url: What relative references are relative to, where the document says nothing; without secrets.
+        most: Entries that it may have.
+
+    Raises:
+        ValueError: It is no feed of Atom 1.0, is no well-formed XML, or has too much of something. The text goes
+            on after "a document that".
+    """
+    try:
+        document = as_utf8(body, content_type)
+        reader = _Reader(document, url, most)
+        reader.run()
+    except ValueError as error:
+        raise ValueError(_PAGE if _is_page(body) else str(error)) from None
+    return Document(reader.entries, reader.links, reader.complete, reader.archive, len(document))
+
+
+class _Reader:
+    """Sees elements begin and end.
+
+    Args:
+        document: In UTF-8.
+        url: As for `read_document`.
+        most: Likewise.
+
+    Attributes:
+        entries: As of a `Document`.
+        links: Likewise.
+        complete: Likewise.
+        archive: Likewise.
+    """
+
+    def __init__(self, document: bytes, url: str, most: int) -> None:
+        self.entries: list[Found] = []
+        self.links: dict[str, str] = {}
+        self.complete = self.archive = False
+        self._document = document
+        self._most = most
+        self._scope = Scope(base=url)
+        self._namespaces: dict[str, str] = {}
+        self._depth = 0
+        self._entry: _Entry | None = None
+        self._parser = new_parser()
+        self._parser.StartNamespaceDeclHandler = self._declare
+        self._parser.StartElementHandler = self._start
+        self._parser.EndElementHandler = self._end
+
+    def run(self) -> None:
+        """Read it.
+
+        Raises:
+            ValueError: It is not to be read; the text says why, and where.
+        """
+        try:
+            run(self._parser, self._document)
+        except NoXML as error:
+            raise ValueError(f"{error}{self._place()}") from None
+
+    def _place(self) -> str:
+        """Where a fault was found, as far as it can be said without saying what stands there."""
+        if not self._depth:
+            begins = self._document[:_SHOWN].decode(errors="replace")
+            return f" ({len(self._document)} bytes that begin with {quoted(begins)})"
+        return f", in entry {len(self.entries) + 1}" if self._entry else f", after {len(self.entries)} entries"
+
+    def _declare(self, prefix: str | None, uri: str | None) -> None:
+        self._namespaces[prefix or ""] = uri or ""
+
+    def _start(self, name: str, attributes: dict[str, str]) -> None:
+        self._depth += 1
+        if self._depth > _IN_ENTRY:
+            if self._depth > MOST_DEPTH:
+                raise NoXML(f"has more than {MOST_DEPTH} elements within each other")
+        elif self._depth == _IN_ENTRY:
+            if self._entry is not None:
+                self._parser.CharacterDataHandler = self._entry.collector(name)
+        elif self._depth == _IN_FEED:
+            self._child(name, attributes)
+        else:
+            self._begin(name, attributes)
+
+    def _end(self, _name: str) -> None:
+        if self._depth == _IN_ENTRY:
+            self._parser.CharacterDataHandler = None
+        elif self._depth == _IN_FEED and self._entry is not None:
+            self._add(self._entry)
+            self._entry = None
+        self._depth -= 1
+
+    def _begin(self, name: str, attributes: dict[str, str]) -> None:
+        if name != f"{ATOM}feed":
+            raise ValueError(_OTHERS.get(name) or f"has {local(name)} for its root, and is no feed of Atom")
+        if sum(map(len, [*self._namespaces, *self._namespaces.values()])) > MAX_SCOPE:
+            raise ValueError(f"declares namespaces of more than {MAX_SCOPE} characters")
+        self._parser.StartNamespaceDeclHandler = None
+        base = resolved(self._scope.base, attributes.get(f"{XML}base", ""))
+        self._scope = Scope(tuple(self._namespaces.items()), base, attributes.get(f"{XML}lang", ""))
+
+    def _child(self, name: str, attributes: dict[str, str]) -> None:
+        if name in _MESSAGES:
+            if len(self.entries) >= self._most:
+                raise ValueError(f"has more than {self._most} entries; raise max_body= if that is right")
+            self._entry = _Entry(self._parser.CurrentByteIndex, name, attributes)
+        elif name == f"{ATOM}link":
+            self._link(attributes)
+        elif name.startswith(HISTORY):
+            self.complete = self.complete or name == f"{HISTORY}complete"
+            self.archive = self.archive or name == f"{HISTORY}archive"
+
+    def _link(self, attributes: dict[str, str]) -> None:
+        relation = attributes.get("rel", "").strip().removeprefix(_REGISTERED).lower()
+        if relation in _RELATIONS and "href" in attributes:
+            base = resolved(self._scope.base, attributes.get(f"{XML}base", ""))
+            self.links.setdefault(relation, resolved(base, attributes["href"]))
+
+    def _add(self, entry: "_Entry") -> None:
+        markup = self._document[entry.start : self._end_of(entry.start)]
+        self.entries.append(entry.found(Source(markup, self._scope)))
+
+    def _end_of(self, start: int) -> int:
+        """Behind the tag that ends now: a tag of its own, or for an empty element the one that it began with."""
+        at = self._parser.CurrentByteIndex
+        if start_tag(self._document, start).endswith(b"/>"):
+            return at
+        return self._document.index(b">", at) + 1
+
+
+class _Entry:
+    """What is known of an entry so far.
+
+    Args:
+        start: Its first byte.
+        name: Of the element.
+        attributes: Its.
+
+    Attributes:
+        start: As given.
+    """
+
+    def __init__(self, start: int, name: str, attributes: Mapping[str, str]) -> None:
+        self.start = start
+        self._deleted = name == f"{TOMBSTONES}deleted-entry"
+        self._said: dict[str, list[str]] = {}
+        if self._deleted:
+            self._said = {part: [attributes.get(part, "")] for part in _DELETED}
+
+    def collector(self, name: str) -> Callable[[str], None] | None:
+        """What is to be given the text of a child; `None`: nobody wants it."""
+        if self._deleted or name not in _PARTS or name in self._said:
+            return None
+        self._said[name] = []
+        return self._said[name].append
+
+    def found(self, source: Source) -> Found:
+        """When it has ended."""
+        name, when = _DELETED if self._deleted else _PARTS
+        return Found(source, self._text(name), self._text(when), self._deleted)
+
+    def _text(self, part: str) -> str:
+        return "".join(self._said.get(part, ())).strip()

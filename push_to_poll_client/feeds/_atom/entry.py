@@ -1,0 +1,225 @@
+"""One entry as a message: by its id and its date at once, all else when somebody asks."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from xml.etree.ElementTree import Element
+
+from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._text import quoted
+from push_to_poll_client._types import DeadLetter, Message, UnreadableMessage
+from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText, Parts
+from push_to_poll_client.feeds._atom.document import Found
+from push_to_poll_client.feeds._atom.instants import Instant
+from push_to_poll_client.feeds._atom.source import Source
+from push_to_poll_client.feeds._atom.tree import outline, parse
+from push_to_poll_client.feeds._atom.xml import ATOM, TOMBSTONES, local
+from push_to_poll_client.feeds._reading import MAX_ID
+
+__all__ = ["AtomEntry", "entry_of", "restored"]
+
+_ENTRY = f"{{{ATOM}entry"
+_DELETED = f"{{{TOMBSTONES}deleted-entry"
+
+
+class AtomEntry(Message):
+    """A message of an `AtomFeed`: one version of an entry, or that the entry was deleted.
+
+    A version is named by its `atom:id` and the instant of its `atom:updated`, however that is spelled. What its
+    publisher changed without calling it significant (RFC 4287 §4.2.15) is the same version.
+
+    Nothing else is read before somebody asks; then the entry becomes a tree, which is kept. Each property but
+    `entry_id`, `updated`, `deleted` and `raw` raises `UndecodableMessage` for an entry that is too deep or has too
+    many elements. Let it pass through the handler.
+
+    To make one, as for tests of a handler, use `AtomEntry.from_xml`.
+
+    Args:
+        source: Where it stands.
+        entry_id: What it is a version of.
+        instant: When it changed.
+        deleted: It says that the entry was deleted.
+        again: How often the entry was gone before, and came back as it was.
+        names: Id and dedupe key; `None`: made of all that.
+    """
+
+    __slots__ = ("_deleted", "_element", "_entry_id", "_instant", "_source")
+
+    def __init__(
+        self,
+        source: Source,
+        entry_id: str,
+        instant: Instant,
+        *,
+        deleted: bool,
+        again: int = 0,
+        names: tuple[str, str] | None = None,
+    ) -> None:
+        name, key = names or _names(entry_id, instant.text, again, deleted=deleted)
+        super().__init__(name, key=key)
+        self._source = source
+        self._entry_id = entry_id
+        self._instant = instant
+        self._deleted = deleted
+        self._element: Element | None = None
+
+    @staticmethod
+    def from_xml(entry: bytes) -> "AtomEntry":
+        """Read an `atom:entry` or an `at:deleted-entry` that is a document of its own, in UTF-8.
+
+        Raises:
+            UndecodableMessage: It is none, or its id or its date is missing or cannot be read.
+        """
+        try:
+            return _read(entry)
+        except ValueError as error:
+            raise UndecodableMessage(f"an entry cannot be read: it {error}") from error
+
+    @property
+    def entry_id(self) -> str:
+        """What all versions of the entry have in common: its `atom:id`; of a deletion the `ref`."""
+        return self._entry_id
+
+    @property
+    def updated(self) -> datetime:
+        """When the entry changed, in the zone that it was written in, or UTC.
+
+        Of a deletion, when that was; of an entry that a complete feed has no more, when it changed last.
+        """
+        return self._instant.time
+
+    @property
+    def order(self) -> str:
+        """What sorts messages from the oldest to the newest."""
+        return self._instant.order
+
+    @property
+    def deleted(self) -> bool:
+        """Whether the entry is gone: by an `at:deleted-entry` (RFC 6721), or because a complete feed lost it."""
+        return self._deleted
+
+    @property
+    def published(self) -> datetime | None:
+        """When the entry was there first; `None`: it does not say.
+
+        Raises:
+            UndecodableMessage: It says so by what is no date.
+        """
+        said = self._parts.said("published")
+        try:
+            return None if said is None else Instant.read(said).time
+        except ValueError as error:
+            raise UndecodableMessage(f"when entry {quoted(self.id)} was published: {error}") from None
+
+    @property
+    def title(self) -> AtomText | None:
+        """What it is called; `None`: nothing."""
+        return self._parts.text("title")
+
+    @property
+    def summary(self) -> AtomText | None:
+        """What it is about; of a deletion, its comment. `None`: it has none."""
+        return self._parts.text("comment", TOMBSTONES) if self._deleted else self._parts.text("summary")
+
+    @property
+    def content(self) -> AtomText | None:
+        """What it says, or where that is; `None`: neither."""
+        return self._parts.text("content")
+
+    @property
+    def links(self) -> Sequence[AtomLink]:
+        """Where it leads."""
+        return list(self._parts.links())
+
+    def link(self, rel: str = "alternate") -> str | None:
+        """Where its first link of a relation leads, absolute; `None`: there is none."""
+        return next((link.href for link in self._parts.links() if link.rel.lower() == rel.lower()), None)
+
+    @property
+    def authors(self) -> Sequence[AtomPerson]:
+        """Its own, else those of the feed that it was taken from, as its `atom:source` says."""
+        return list(self._parts.persons("author"))
+
+    @property
+    def categories(self) -> Sequence[AtomCategory]:
+        """What it belongs to."""
+        return list(self._parts.categories())
+
+    @property
+    def base(self) -> str:
+        """What its references are relative to, unless an element within says something else; "": nothing."""
+        return self._parts.base
+
+    @property
+    def data(self) -> Element:
+        """All of it, also what has no property here, as an element of `xml.etree`."""
+        if self._element is None:
+            try:
+                self._element = parse(self.raw)
+            except ValueError as error:
+                raise UndecodableMessage(f"entry {quoted(self.id)} cannot be read: it {error}") from None
+        return self._element
+
+    @property
+    def raw(self) -> bytes:
+        """The entry as a document of its own, in UTF-8: what it inherited stands in its tag."""
+        return self._source.alone
+
+    @property
+    def _parts(self) -> Parts:
+        return Parts(self.data)
+
+
+def entry_of(found: Found, *, again: int = 0, names: tuple[str, str] | None = None) -> AtomEntry:
+    """The message of an entry.
+
+    Args:
+        found: In its document.
+        again: As for `AtomEntry`.
+        names: Likewise.
+
+    Raises:
+        ValueError: Its id or its date is missing or cannot be read; the text goes on after "it".
+    """
+    name, when = ("ref", "when") if found.deleted else ("id", "updated")
+    if not found.name or not found.when:
+        raise ValueError(f"has no {when if found.name else name}")
+    if len(found.name) > MAX_ID:
+        raise ValueError(f"has an {name} of more than {MAX_ID} characters")
+    try:
+        instant = Instant.read(found.when)
+    except ValueError as error:
+        raise ValueError(f"cannot be dated by its {when}: {error}") from None
+    return AtomEntry(found.source, found.name, instant, deleted=found.deleted, again=again, names=names)
+
+
+def restored(letter: DeadLetter) -> Message:
+    """The message of a dead letter; an `UnreadableMessage` if it still is one."""
+    try:
+        return _read(letter.raw, (letter.id, letter.key))
+    except ValueError as error:
+        why = UndecodableMessage(f"an entry cannot be read: it {error}")
+        return UnreadableMessage(letter.id, why, key=letter.key, raw=letter.raw)
+
+
+def _read(entry: bytes, names: tuple[str, str] | None = None) -> AtomEntry:
+    """An entry that is a document of its own."""
+    root = parse(entry)
+    if root.tag not in {_ENTRY, _DELETED}:
+        raise ValueError(f"is no entry of Atom: its root is {local(root.tag)}")
+    deleted = root.tag == _DELETED
+    said = (root.get("ref"), root.get("when")) if deleted else map(Parts(root).said, ("id", "updated"))
+    name, when = ((text or "").strip() for text in said)
+    try:
+        message = entry_of(Found(Source(entry), name, when, deleted), names=names)
+    except ValueError as error:
+        raise ValueError(f"{error}; there is {outline(root)}") from None
+    message._element = root  # noqa: SLF001
+    return message
+
+
+def _names(entry_id: str, instant: str, again: int, *, deleted: bool) -> tuple[str, str]:
+    """Id and dedupe key. The length of an id tells where it ends."""
+    name, key = f"{entry_id}@{instant}", f"{len(entry_id)}:{entry_id}:{instant}"
+    if deleted:
+        name, key = f"{name} deleted", f"deleted:{key}"
+    return (f"{name} ({again})", f"{key}:{again}") if again else (name, key)

@@ -1,0 +1,143 @@
+"""A feed in Atom: its documents from the newest back to what was seen, its entries oldest first.
+
+RFC 4287 says what an entry is, RFC 5005 how documents lead to older ones, RFC 6721 how an entry is deleted. How to
+walk is `_walk_back`'s, how to read `_atom`'s.
+"""
+
+from collections.abc import Collection, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
+from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText
+from push_to_poll_client.feeds._atom.entry import AtomEntry, restored
+from push_to_poll_client.feeds._atom.leaf import leaf_of
+from push_to_poll_client.feeds._atom.messages import order
+from push_to_poll_client.feeds._manners.cache_control import fresh_for, past_caches
+from push_to_poll_client.feeds._manners.credentials import Auth
+from push_to_poll_client.feeds._manners.origin import Answer, Origin
+from push_to_poll_client.feeds._reading import most_messages, read_aside
+from push_to_poll_client.feeds._seen import Seen
+from push_to_poll_client.feeds._walk_back import Leaf, WalkBack
+
+__all__ = ["AtomCategory", "AtomEntry", "AtomFeed", "AtomLink", "AtomPerson", "AtomText"]
+
+_ACCEPT = "application/atom+xml, application/xml;q=0.9, text/xml;q=0.8, */*;q=0.1"
+_MISSING = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
+
+
+class AtomFeed:
+    """A feed in Atom (RFC 4287), with or without pages or archives (RFC 5005).
+
+    Its messages are `AtomEntry` objects. Each version of an entry is one, named by its id and the instant of its
+    `updated`; an entry that was deleted is one more, whose `deleted` is true (RFC 6721). Of several versions each
+    comes, the newest last. An entry that cannot be read is an `UnreadableMessage`, and the others are not kept
+    waiting by it. A document that cannot be read is a failed poll: XML has no way to go past a fault.
+
+    The cursor says what the newest document had. From there the feed is walked back, along `prev-archive` or
+    `next`, to what was seen, and handed out by `updated`, the oldest first. At most some 10,000 entries are held;
+    of a longer backlog the newer documents are fetched twice.
+
+    - A plain feed has its newest entries and no more. When none of those that were seen is there any more, some
+      may have come and gone, and the page says so as its gap.
+    - A paged feed (§3) may shift while it is walked.
+    - An archived feed (§4) is walked back to an archive that was read. One that is missing (404, 410) is a gap.
+    - A complete feed (§2) has all there is: an entry that it no longer has is handed out as deleted, and as a new
+      message if it comes back. For this the cursor has to name all of its entries, for which there is room for
+      some 1,000; of a larger one, what disappears is not reported.
+
+    Redirects, credentials and clients are as for `HTTPFeed`; links to other origins are refused like redirects.
+
+    Args:
+        url: Where the newest document is. A user and password in it are sent as Basic credentials and shown
+            nowhere.
+        auth: As for `HTTPFeed`.
+        headers: Likewise.
+        timeout: Seconds for one whole document, from connecting to the last byte.
+        max_body: Bytes that a document may have, on the wire and unpacked. It may have an entry for each 160 of
+            them, 104,857 by default.
+        client: As for `HTTPFeed`.
+        trusted: Other origins to which links and redirects may lead; they are asked without credentials and
+            `headers`.
+        identity: What the feed is, without secrets, where its URL does not tell: a store keeps a name to it.
+
+    Attributes:
+        identity: As given, or the URL without secrets.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument has no meaning; the text says which and why.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        auth: Auth | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+        max_body: int = 16 * 1024 * 1024,
+        client: Any = None,
+        trusted: Collection[str] = (),
+        identity: str | None = None,
+    ) -> None:
+        self._origin = Origin(
+            url,
+            auth=auth,
+            headers=headers,
+            timeout=timeout,
+            max_body=max_body,
+            client=client,
+            trusted=trusted,
+        )
+        self._walk = WalkBack(self._look, self._origin.where, order=order)
+        self._most = most_messages(max_body)
+        self.identity: str = self._origin.identity if identity is None else identity
+
+    async def fetch(self, request: FetchRequest, /) -> Page:
+        """Fetch the next document on the way back from the newest one to what `request.cursor` has seen.
+
+        Raises:
+            CursorExpired: The cursor is none of this feed.
+            FeedRefused: The server refuses this client, or the URL is that of an archive.
+            FeedGone: The feed is gone for good (410).
+            FeedError: It could not be asked, cannot answer now, or what it sent is no document of Atom.
+        """
+        return await self._walk.fetch(request)
+
+    async def latest(self) -> Cursor | None:
+        """The cursor from which only what is new follows.
+
+        Raises:
+            FeedError: As for `fetch`.
+        """
+        return await self._walk.latest()
+
+    def restore(self, letter: DeadLetter, /) -> Message:
+        """The message of a dead letter: an `AtomEntry`, or an `UnreadableMessage` if it still is one."""
+        return restored(letter)
+
+    async def aclose(self) -> None:
+        """Give back connections; a later `fetch` opens them again, in another event loop too."""
+        await self._origin.aclose()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._origin.where!r})"
+
+    async def _look(self, address: str | None, request: FetchRequest, known: Seen) -> Leaf:
+        headers = {"accept": _ACCEPT, **past_caches(fresh=request.fresh)}
+        url = self._origin.address({}) if address is None else address
+        answer = await self._origin.ask(url, headers=headers, known=known.validators)
+        if address is not None and answer.status in _MISSING:
+            return Leaf(missing=_missing(answer), retry_after=answer.retry_after)
+        if self._origin.accepted(answer).status == HTTPStatus.NOT_MODIFIED:
+            return Leaf(unchanged=True, retry_after=answer.retry_after, fresh_for=fresh_for(answer.headers))
+        return await read_aside(
+            len(answer.body), leaf_of, answer, known.note, newest=address is None, most=self._most
+        )
+
+
+def _missing(answer: Answer) -> str:
+    return (
+        f"a document that {answer.where} led to is not there any more ({answer.status}), nor what comes before it"
+    )

@@ -1,0 +1,164 @@
+"""Every feed of this library, each with a server in memory, so that what holds of one can be asked of all."""
+
+import json
+from base64 import b64encode
+
+import httpx
+from declared import DECLARED, feed_of
+from durable_streams_memory import MemoryStream
+from test_paged_vendors import inception
+from vendors.couchdb import CouchDB
+from vendors.okta import Okta
+from vendors.plaid import Plaid
+from vendors.vendor import SECRET, Vendor, name
+
+from push_to_poll_client import DurableStreamFeed, HTTPFeed
+
+SECRETS = (SECRET, *(b64encode(b"x" * n + SECRET.encode()).decode()[4:-4] for n in range(3)))
+"""What gives it away: as it is, and as Basic encodes it."""
+
+SUBJECTS = {}
+"""By names."""
+
+
+class Subject:
+    """A feed and its server.
+
+    Attributes:
+        server: Has `origin`, `headers`, `entries`, `publish` and `handle`.
+        start: Where a consumer begins.
+        repeats: Some of its messages are named by the cursor that they were read from, so that what comes again
+            from another one is another message.
+        takes: To fetch from a cursor takes away what stands before it.
+    """
+
+    start = "inception"
+    repeats = False
+    takes = False
+
+    def make(self, client, **options):
+        """The feed."""
+        raise NotImplementedError
+
+    def place(self, message):
+        """Which entry it is, from 1."""
+        return 1 + self.said().index(canonical(self.entry_of(message)))
+
+    def said(self):
+        """What the entries say."""
+        return [canonical(entry) for entry in self.server.entries]
+
+    def entry_of(self, message):
+        return message.data
+
+    @property
+    def headers(self):
+        return self.server.headers | {"x-key": SECRET}
+
+
+def canonical(entry):
+    return json.dumps(entry, sort_keys=True)
+
+
+class Declared(Subject):
+    """A vendor's."""
+
+    def __init__(self, kind, count):
+        self.server = kind(count)
+        self.start = inception(self.server) or "inception"
+        self.repeats = kind.__name__ in {"Dropbox", "Drive", "Graph", "Plaid"}
+        self.takes = kind.__name__ == "Telegram"
+        if kind is Okta:
+            self.server.left = 100_000
+
+    def make(self, client, **options):
+        return feed_of(self.server, client=client, headers=self.headers, **options)
+
+    def entry_of(self, message):
+        return {
+            key: value for key, value in message.data.items() if key != "seq" or type(self.server) is not CouchDB
+        }
+
+    def said(self):
+        entries = self.server.entries
+        return [canonical(entry[1] if type(self.server) is Plaid else entry) for entry in entries]
+
+
+class Batches(Vendor):
+    """HTTP Feeds (http-feeds.org), with long polling and an `ETag`."""
+
+    origin = "https://shop.example"
+    path = "/orders"
+
+    def entry(self, number):
+        event = {"specversion": "1.0", "id": name(number), "source": "/orders", "type": "order", "subject": None}
+        return event | {"data": {"number": number}}
+
+    def hold(self, request):
+        return float(request.url.params.get("timeout", 0)) / 1000
+
+    def has_news(self, request):
+        return bool(self._after(request))
+
+    def answer(self, request):
+        shown = self._after(request)[: self.page_size]
+        etag = f'"{len(shown)}-{shown[-1]["id"] if shown else ""}"'
+        if request.headers.get("if-none-match") == etag:
+            return httpx.Response(304, headers={"etag": etag})
+        kind = "application/cloudevents-batch+json"
+        return httpx.Response(200, json=shown, headers={"content-type": kind, "etag": etag})
+
+    def _after(self, request):
+        last = request.url.params.get("lastEventId")
+        places = [place for place, event in enumerate(self.entries, 1) if event["id"] == last]
+        return self.entries[places[0] if places else 0 :]
+
+
+class OfHTTPFeed(Subject):
+    def __init__(self, count):
+        self.server = Batches(count)
+
+    def make(self, client, **options):
+        given = {"max_wait": 20.0, "client": client, "headers": self.headers} | options
+        return HTTPFeed(self.server.url, **given)
+
+    def said(self):
+        return [canonical(entry["id"]) for entry in self.server.entries]
+
+    def entry_of(self, message):
+        return message.id
+
+
+class Stream(MemoryStream):
+    """A stream of numbers."""
+
+    origin = "https://streams.example"
+    headers = {"authorization": f"Bearer {SECRET}"}  # noqa: RUF012
+
+    def __init__(self, count):
+        super().__init__(token=SECRET)
+        self.publish(count)
+
+    @property
+    def entries(self):
+        return [json.loads(piece) for piece in self.pieces]
+
+    def publish(self, count=1):
+        before = len(self.pieces)
+        self.append(*(b"%d" % number for number in range(before + 1, before + count + 1)))
+
+    async def handle(self, request):
+        return await self._answer(request)
+
+
+class OfAStream(Subject):
+    def __init__(self, count):
+        self.server = Stream(count)
+
+    def make(self, client, **options):
+        given = {"client": client, "headers": self.headers} | options
+        return DurableStreamFeed(f"{self.server.origin}/orders", **given)
+
+
+SUBJECTS |= {kind.__name__: (lambda count, kind=kind: Declared(kind, count)) for kind in DECLARED}
+SUBJECTS |= {"HTTPFeed": OfHTTPFeed, "DurableStreamFeed": OfAStream}

@@ -1,0 +1,74 @@
+"""Fuzzes one parser, guided by the branches that it takes: `python tests/fuzz/atheris_run.py NAME`.
+
+libFuzzer makes the inputs, from the examples and tokens of the parser's row, and atheris tells it which branches of
+the library they took. The first fault ends the run with exit code 77, and is in the directory for artifacts: put
+it among the row's `found`.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import atheris
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
+
+with atheris.instrument_imports(include=["push_to_poll_client", "httpx._urlparse", "email._parseaddr"]):
+    from parsers import PARSERS
+
+LONGEST = 2048
+"""Bytes of an input."""
+
+SLOWEST = 10
+"""Seconds that one input may take: a thousand times what is usual."""
+
+MOST_MEMORY = 1024
+"""MiB of the whole process."""
+
+
+def main():
+    options = _options()
+    logging.disable()
+    parser = PARSERS[options.name]
+    corpus = Path(options.directory, "corpus")
+    corpus.mkdir(parents=True, exist_ok=True)
+    for number, example in enumerate((*parser.examples, *parser.found)):
+        (corpus / f"example-{number}").write_bytes(example)
+    dictionary = Path(options.directory, "tokens")
+    dictionary.write_text("".join(f'"{_escaped(token)}"\n' for token in parser.tokens))
+    atheris.Setup(
+        [
+            sys.argv[0],
+            f"-seed={options.seed}",
+            f"-max_total_time={options.seconds}",
+            f"-max_len={LONGEST}",
+            f"-timeout={SLOWEST}",
+            f"-rss_limit_mb={MOST_MEMORY}",
+            f"-dict={dictionary}",
+            f"-artifact_prefix={options.directory}/fault-",
+            "-print_final_stats=1",
+            "-verbosity=1",
+            str(corpus),
+        ],
+        parser,
+    )
+    atheris.Fuzz()
+
+
+def _options():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=list(PARSERS), metavar="NAME", help="of the parser")
+    parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1, help="with the same one the same inputs come")
+    parser.add_argument("--directory", required=True, help="for what was found, and what is tried first")
+    return parser.parse_args()
+
+
+def _escaped(token):
+    return "".join(f"\\x{byte:02x}" for byte in token)
+
+
+if __name__ == "__main__":
+    main()

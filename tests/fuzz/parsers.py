@@ -1,0 +1,11 @@
+"""All parsers of the package that read what others wrote, by their names."""
+
+import rows_feeds
+import rows_http
+import rows_listeners
+import rows_paged
+import rows_state
+
+__all__ = ["PARSERS"]
+
+PARSERS = {row.name: row for rows in (rows_http, rows_feeds, rows_paged, rows_listeners, rows_state) for row in rows.ROWS}

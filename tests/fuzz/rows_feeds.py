@@ -1,0 +1,352 @@
+"""Bodies and cursors of the feeds: CloudEvents, JSON in parts, Durable Streams, what was seen, and whole feeds."""
+
+import json
+from functools import partial
+
+from answers import SEPARATOR, URL, direct_client, fields, look_at, walk, written
+from fuzzed import Fuzzed, around, nested, text_of
+
+from push_to_poll_client import (
+    CloudEvent,
+    CursorExpired,
+    DeadLetter,
+    DurableStreamFeed,
+    FeedError,
+    HTTPFeed,
+    ServerSentEvent,
+    UndecodableMessage,
+    UnreadableMessage,
+)
+from push_to_poll_client.feeds._cloudevents import read_batch
+from push_to_poll_client.feeds._durable.framing import FRAMINGS, Begin, Given
+from push_to_poll_client.feeds._durable.place import Place, is_offset
+from push_to_poll_client.feeds._durable.said import Said, echo_of
+from push_to_poll_client.feeds._json_split import split
+from push_to_poll_client.feeds._seen import Seen
+from push_to_poll_client.feeds._walk_back import _start
+
+__all__ = ["JSON_HOSTILE", "JSON_TOKENS", "ROWS", "reference", "restored_from"]
+
+NOTHING = object()
+DEEPEST = 100
+"""Levels up to which every parser of JSON goes."""
+
+JSON_TOKENS = (
+    b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\", b" ", b"\n", b"0", b"1e9", b"-", b"null", b"true", b'""', b"[]",
+    b"{}", b'"a":', b'\\"', b"\\u0000", b"\\ud800", b"\\ud83d\\ude00", b"\xff", b"\xef\xbb\xbf", b"\0",
+)  # fmt: skip
+
+JSON_HOSTILE = {
+    "arrays in arrays": nested(b"[", b"]"),
+    "arrays in an array": nested(b"[", b"]", b"[", b"]"),
+    "objects in objects": nested(b'{"a":', b"}", b"[", b"]"),
+    "an array that does not end": around(b"[", b"["),
+    "objects that do not end": around(b"[", b'{"a":'),
+    "quotes": around(b"[", b'"', b"]"),
+    "escapes": around(b'["', b"\\", b'"]'),
+    "commas": around(b"[", b",", b"]"),
+    "closed too often": around(b"[", b"]"),
+    "broken ones": around(b"[", b"{,},", b"{}]"),
+    "empty ones": around(b"[", b"{},", b"{}]"),
+    "a broken one at the end": around(b"[", b"{},", b"{]"),
+    "spaces": around(b"[", b" ", b"]"),
+    "one long string": around(b'["', b"x", b'"]'),
+}
+
+
+def reference(text):
+    """What the JSON of the standard library makes of it; `NOTHING`: it is none to every parser."""
+    try:
+        value = json.loads(text.removeprefix(b"\xef\xbb\xbf").decode(), parse_constant=_refused, parse_float=_finite)
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return NOTHING
+    return NOTHING if text.count(b"[") + text.count(b"{") > DEEPEST else value
+
+
+def _refused(name):
+    raise ValueError(name)
+
+
+def _finite(text):
+    value = float(text)
+    if value in {float("inf"), float("-inf")}:
+        raise ValueError(text)
+    return value
+
+
+def read_split(data, brackets):
+    parts = list(split(data, brackets))
+    value = reference(data)
+    if brackets == b"[]" and isinstance(value, list):
+        assert [json.loads(part) for part in parts] == value
+    if brackets == b"{}" and isinstance(value, dict):
+        assert json.loads(b"{" + b",".join(parts) + b"}") == value
+    for part in parts:
+        assert part
+        assert part.strip(b" \t\r\n") == part
+
+
+def read_events(data):
+    value = reference(data)
+    try:
+        messages = read_batch(data, "the feed", most=200)
+    except FeedError:
+        assert not isinstance(value, list) or len(value) > 200
+        raise
+    assert len(messages) <= 200
+    if isinstance(value, list):
+        assert len(messages) == len(value)
+    for number, message in enumerate(messages):
+        look_at(message)
+        if isinstance(message, CloudEvent):
+            look_at_event(message, value[number] if isinstance(value, list) else None)
+
+
+def look_at_event(event, value):
+    assert "\0" not in event.key
+    assert event.source == event.source.strip("\0")
+    _ = event.type, event.subject, event.time, event.method, event.deleted
+    try:
+        attributes = event.attributes
+    except UndecodableMessage:
+        attributes = None
+    if isinstance(value, dict) and attributes is not None and len(event.raw) < 4000:
+        assert event.id == value["id"]
+        assert attributes.get("id") == event.id
+
+
+def read_event(data):
+    event = CloudEvent.from_json(data)
+    look_at(event)
+    assert CloudEvent.from_json(event.raw).key == event.key
+
+
+def read_seen(data):
+    text = text_of(data)
+    start = _start(text)
+    assert start is None or text.startswith(start)
+    seen = Seen.read(start, "the feed")
+    assert Seen.read(seen.cursor(), "the feed") == seen
+
+
+def read_place(data):
+    place = Place.of(text_of(data))
+    assert Place.of(place.cursor) == place
+    assert Place.of(place.anew.cursor) == place.anew
+    assert place.name(1) != place.name(2)
+
+
+def read_said(data):
+    headers = dict((name.decode().lower(), value.decode("latin-1")) for name, value in fields(data))
+    echo = echo_of(headers)
+    assert echo is None or echo.isascii()
+    said = Said.of(headers, "the stream")
+    assert is_offset(said.offset)
+    said.check_follows(Place("5"), "the stream")
+
+
+def read_framing(data, name):
+    """In pages of any size the same messages come, by the same names."""
+    framing, said = FRAMINGS[name], Said("9", up_to_date=True, closed=True)
+    whole = framing.read(Given(data, Begin(Place("1")), said, "the stream"), 10_000)
+    assert not whole.cut
+    for message in whole.messages:
+        look_at(message)
+    if name == "json" and isinstance(value := reference(data), list):
+        assert [message.data for message in whole.messages] == value
+    if name == "bytes":
+        assert b"".join(message.raw for message in whole.messages) == data
+    if name == "lines":
+        lines = data.removesuffix(b"\n").split(b"\n") if data else []
+        assert [message.raw for message in whole.messages] == [line.removesuffix(b"\r") for line in lines]
+    if len(whole.messages) <= 50 and name != "bytes":
+        assert [_named(message) for message in _in_parts(framing, data, said)] == [*map(_named, whole.messages)]
+
+
+def _in_parts(framing, data, said):
+    place, messages = Place("1"), []
+    while True:
+        read = framing.read(Given(data, Begin(Place.of(place.cursor)), said, "the stream"), 3)
+        messages += read.messages
+        if not read.cut:
+            return messages
+        assert read.messages or read.end.settled > place.settled
+        place = read.end
+
+
+def _named(message):
+    return message.id, message.key, message.raw
+
+
+def restored_from(feed, message):
+    """What the feed makes of the message's dead letter is the same message."""
+    letter = DeadLetter(key=message.key, id=message.id, raw=message.raw, error="failed")
+    again = feed.restore(letter)
+    assert (again.id, again.key, again.raw) == (message.id, message.key, message.raw)
+    assert isinstance(again, UnreadableMessage) or not isinstance(message, UnreadableMessage)
+
+
+def read_http_feed(data):
+    feed = HTTPFeed(URL, client=direct_client(data), max_body=4096)
+    for message in walk(feed):
+        restored_from(feed, message)
+
+
+def read_stream(data, messages):
+    cursor, separator, rest = data.partition(SEPARATOR)
+    feed = DurableStreamFeed(URL, messages=messages, client=direct_client(rest), max_body=4096)
+    for message in walk(feed, text_of(cursor) if separator and cursor else None):
+        restored_from(feed, message)
+
+
+def read_hint(data):
+    event, _, text = text_of(data).partition("\n")
+    DurableStreamFeed.hint(ServerSentEvent(event, text, ""))
+
+
+EVENTS = (
+    b'[{"specversion": "1.0", "id": "1", "source": "s", "type": "t", "data": {"a": [1, 2.5, "\\u00fc"]}}]',
+    b'\xef\xbb\xbf [{"id": "1"}, {"id": 7, "source": "s"}, {"id": "3", "data_base64": "aGVsbG8="}, {]}]',
+    b'[{"id": "a\\u0000"}, {"id": "", "x": 1}, {"id": "1", "data": [[[}, {"id": "1", "method": "DELETE"}]',
+    b'[{"id": "1", "source": "https://a.source.example/that/is/long", "subject": null, "ext": 1, "time": "t"}]',
+    b"[]",
+)
+
+STREAM = b"200\nstream-next-offset: 9\nstream-up-to-date: true\ncontent-type: application/json\n\n"
+
+ROWS = (
+    Fuzzed(
+        name="split arrays",
+        rooms=("feeds._json_split",),
+        read=partial(read_split, brackets=b"[]"),
+        errors=(ValueError,),
+        examples=(b'[1, "a,]", {"b": [2]}, [] ]', b"[]", b'["\\"", nonsense, {]'),
+        tokens=JSON_TOKENS,
+        frame=(b"[", b"]"),
+        hostile=JSON_HOSTILE,
+    ),
+    Fuzzed(
+        name="split objects",
+        rooms=("feeds._json_split",),
+        read=partial(read_split, brackets=b"{}"),
+        errors=(ValueError,),
+        examples=(b'{"a": 1, "b,}": {"c": "}"}}', b" {} "),
+        tokens=JSON_TOKENS,
+        frame=(b"{", b"}"),
+        hostile={"members": around(b"{", b'"a": 1,', b'"b": 2}'), "objects": nested(b'{"a":', b"}")},
+    ),
+    Fuzzed(
+        name="cloudevents",
+        rooms=("feeds._cloudevents", "feeds._json_split"),
+        read=read_events,
+        errors=(FeedError,),
+        examples=EVENTS,
+        tokens=(b'"id"', b'"source"', b'"data"', b'"data_base64"', b'{"id":"1"},', b'"push_to_poll_client batch"', *JSON_TOKENS),
+        frame=(b'[{"id":"1","data":', b"}]"),
+        hostile={
+            "events": around(b"[", b'{"id":"1"},', b'{"id":"2"}]'),
+            "events and a broken one": around(b"[", b'{"id":"1"},', b"{]"),
+            "ids in a broken one": around(b"[{", b'"id":"1",', b'"x":}]'),
+            "attributes": around(b'[{"id":"1",', b'"a":1,', b'"b":2}]'),
+            **JSON_HOSTILE,
+        },
+    ),
+    Fuzzed(
+        name="a cloudevent",
+        rooms=("feeds._cloudevents",),
+        read=read_event,
+        errors=(UndecodableMessage,),
+        examples=(b'{"id": "1", "source": "s", "data": null}', b'{"id": "1", "data_base64": "aGk="}'),
+        tokens=(b'"id"', b'"source"', b'"data"', b'"data_base64"', *JSON_TOKENS),
+        frame=(b'{"id":"1","data":', b"}"),
+        hostile={"nested": nested(b"[", b"]", b'{"id":"1","data":', b"}")},
+    ),
+    Fuzzed(
+        name="what was seen",
+        rooms=("feeds._seen", "feeds._walk_back"),
+        read=read_seen,
+        errors=(CursorExpired,),
+        examples=(
+            b'{"seen":"abcdefghijklABCDEFGHIJKL","read":"mnopqrstuvwx","etag":"\\"1\\"","note":"n"} 7',
+            b'{"seen":""}',
+            b" 12",
+        ),
+        tokens=(b'"seen"', b'"read"', b'"etag"', b'"modified"', b'"note"', b"abcdefghijkl", b"_", *JSON_TOKENS),
+        frame=(b'{"seen":"', b'"}'),
+        hostile={"nested": nested(b"[", b"]", b'{"seen":', b"}"), "spaces": around(b'{"seen":""}', b" ", b"1")},
+    ),
+    Fuzzed(
+        name="places in a stream",
+        rooms=("feeds._durable.place",),
+        read=read_place,
+        errors=(CursorExpired,),
+        examples=(b"0_42/17", b"0_42/17/3", b"0_42/0_40+2", b"0_42/1:2", b"0_42", b"-1/0", b"-1"),
+        tokens=(b"/", b"+", b":", b"0", b"9", b"_", b"-1", b"now", b"a", b"?", b"&", b"\xc3\xbc"),
+        frame=(b"0_42/", b"/3"),
+        hostile={"digits": around(b"1/", b"9"), "slashes": around(b"1", b"/1"), "counts": around(b"1/", b"1+", b"2")},
+    ),
+    Fuzzed(
+        name="what a stream says",
+        rooms=("feeds._durable.said",),
+        read=read_said,
+        errors=(FeedError,),
+        examples=(
+            b"stream-next-offset: 9\nstream-up-to-date: True\nstream-cursor: 123",
+            b"stream-next-offset: 4\nstream-closed: true",
+        ),
+        tokens=(b"stream-next-offset: ", b"stream-up-to-date: ", b"stream-closed: ", b"stream-cursor: ", b"true", b"-1", b"now", b"\n", b",", b"\xff"),
+        frame=(b"stream-next-offset: ", b""),
+    ),
+    *(
+        Fuzzed(
+            name=f"a stream of {name}",
+            rooms=("feeds._durable.framing",),
+            read=partial(read_framing, name=name),
+            errors=(FeedError,),
+            examples=(*EVENTS, b'{"a": 1}\n\n{"b": 2}\r\nhalf', b"\xff\n\0", b"1\n2\n3\n4\n5", b""),
+            tokens=JSON_TOKENS,
+            frame=(b"[", b"]"),
+            hostile={"lines": around(b"", b"1\n"), "blank lines": around(b"", b"\r\n"), **JSON_HOSTILE},
+        )
+        for name in FRAMINGS
+    ),
+    Fuzzed(
+        name="http feeds",
+        rooms=("feeds.http_feed", "feeds._cloudevents", "feeds._manners.origin"),
+        read=read_http_feed,
+        examples=(
+            written(b"200\ncontent-type: application/cloudevents-batch+json\n\n" + EVENTS[0], b"200\n\n[]"),
+            written(b"200\n\n" + EVENTS[1], b"204\n"),
+            b"200\ncontent-type: text/html\n\n<html>",
+            b"429\nretry-after: 3\n",
+        ),
+        tokens=(b"200\n", b"304\n", b"content-type: ", b"application/json", b"\n\n", b"\n=====\n", b'"id"', b'"1"', *JSON_TOKENS),
+        frame=(b"200\n\n[", b"]"),
+    ),
+    *(
+        Fuzzed(
+            name=f"stream feeds of {name}",
+            rooms=("feeds.durable_streams", "feeds._durable.framing", "feeds._durable.said", "feeds._durable.place"),
+            read=partial(read_stream, messages=name),
+            examples=(
+                written(b"1/2", STREAM + b"[1, 2]"),
+                written(b"", STREAM.replace(b"/json", b"/x-ndjson") + b"1\n2"),
+                written(b"", STREAM.replace(b"stream-up-to-date: true\ncontent-type: application/json\n", b"") + b"1\nx"),
+                written(b"-1", b"200\nstream-next-offset: 9\nstream-closed: true\n\n1\n2\n", STREAM),
+                written(b"9/0", b"410\n", b"200\n"),
+                written(b"", b"404\n"),
+            ),
+            tokens=(b"200\n", b"410\n", b"stream-next-offset: ", b"stream-closed: true\n", b"stream-up-to-date: true\n", b"content-type: ", b"text/plain", b"\n=====\n", b"\n\n", *JSON_TOKENS),
+            frame=(b"\n=====\n200\nstream-next-offset: 9\n\n", b""),
+        )
+        for name in FRAMINGS
+    ),
+    Fuzzed(
+        name="hints of a stream",
+        rooms=("feeds.durable_streams",),
+        read=read_hint,
+        examples=(b'control\n{"streamNextOffset": "1", "streamClosed": true}', b"data\n[]"),
+        tokens=(b"control\n", b'"streamClosed"', b"data\n", b"\xff"),
+    ),
+)  # fmt: skip

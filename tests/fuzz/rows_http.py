@@ -1,0 +1,415 @@
+"""HTTP manners: header fields, bodies, URLs and statuses, as a server writes them."""
+
+import gzip
+import zlib
+from email.utils import formatdate
+
+import httpx
+from answers import URL, answer_of, direct_client, fields, in_loop, response_of, written
+from fuzzed import Fuzzed, around, text_of
+
+from push_to_poll_client import FeedError
+from push_to_poll_client import _http as http
+from push_to_poll_client._http import asked_to_wait, http_date, identity, without_secrets
+from push_to_poll_client._refusal import refusal, refusal_behind
+from push_to_poll_client._text import describe, one_line, quoted
+from push_to_poll_client._types import MAX_NOT_BEFORE
+from push_to_poll_client.feeds._manners.body import read_body
+from push_to_poll_client.feeds._manners.cache_control import MAX_FRESH, directives, fresh_for, may_be_kept
+from push_to_poll_client.feeds._manners.hidden import Hidden
+from push_to_poll_client.feeds._manners.links import link
+from push_to_poll_client.feeds._manners.moves import MAX_MOVES, Moves
+from push_to_poll_client.feeds._manners.origin import Origin
+from push_to_poll_client.feeds._manners.patience import Patience
+from push_to_poll_client.feeds._manners.places import Places
+from push_to_poll_client.feeds._manners.tail import Tail
+from push_to_poll_client.feeds._manners.validators import Validators, conditions, validators_of
+
+__all__ = ["ROWS"]
+
+NOW = 1_700_000_000.0
+SECRET = "s3cr%t/ü"
+HEADER_TOKENS = (b",", b";", b"=", b'"', b"\\", b" ", b"\t", b"a", b"0", b"\n", b":", b"\xff", b'"a",', b'\\"')
+
+
+def headers_of(data):
+    return httpx.Headers(fields(data))
+
+
+def read_links(data):
+    answer = answer_of(b"200\n" + data)
+    for relation in ("next", "https://rel.example/Other"):
+        target = link(answer, relation)
+        assert target is None or httpx.URL(target).is_absolute_url or httpx.URL(target).scheme
+
+
+def read_validators(data):
+    headers = headers_of(data)
+    known = validators_of(headers, Validators('"before"', None))
+    if known is not None:
+        assert Validators.of(*known) == known
+        for value in conditions(known).values():
+            httpx.Headers({"x": value}).raw  # noqa: B018  # it can be sent
+            assert http.is_header_value(value)
+    validators_of(headers)
+
+
+def read_cache_control(data):
+    headers = headers_of(data)
+    assert 0.0 <= fresh_for(headers) <= MAX_FRESH
+    assert isinstance(may_be_kept(headers), bool)
+    told = directives(headers)
+    assert all(name == name.lower() and name.isascii() for name in told)
+    again = ", ".join(f'{name}="{value}"' if value else name for name, value in told.items())
+    assert directives({"cache-control": again}) == told
+
+
+def read_waits(data):
+    headers = headers_of(data)
+    for status in (200, 403, 429):
+        wait = asked_to_wait(status, headers, NOW)
+        assert wait is None or 0.0 <= wait <= MAX_NOT_BEFORE
+
+
+def read_date(data):
+    text = data.decode("latin-1")
+    seconds = http_date({"date": text}, "date")
+    if seconds is not None and 0 <= seconds < 2e11:
+        assert http_date({"date": formatdate(seconds, usegmt=True)}, "date") == int(seconds)
+
+
+def read_url(data):
+    for text in (data.decode("latin-1"), text_of(data)):
+        shown = without_secrets(text)
+        assert len(shown) <= 300
+        assert shown.isprintable()
+        assert without_secrets(f"https://user:{SECRET}@host.example/{text}").find(SECRET) < 0
+        assert identity(text).isprintable()
+
+
+def read_text(data):
+    text = text_of(data)
+    for shown in (quoted(text), describe(ValueError(text)), one_line(text)):
+        assert shown.isprintable()
+        assert len(shown) <= 1300
+
+
+def read_refusal(data):
+    response = response_of(data)
+    error = httpx.HTTPStatusError("", request=httpx.Request("GET", URL), response=response)
+    response.request = error.request
+    for found in (refusal_behind(error), refusal(response.status_code, None, "the feed")):
+        assert isinstance(found, FeedError)
+        assert str(found).isprintable()
+
+
+def read_packed(data):
+    encoding, _, body = data.partition(b"\n")
+    answer = response_of(b"200\ncontent-encoding: " + encoding + b"\n\n" + body)
+    unpacked = in_loop(lambda: _body(answer, 4096))
+    assert len(unpacked) <= 4096
+    if encoding == b"gzip" and body:
+        assert zlib.decompressobj(31).decompress(body) == unpacked
+
+
+async def _body(answer, limit):
+    patience = Patience(30, 0)
+    return await read_body(answer, limit, "the feed", patience)
+
+
+_hidden = Hidden("https://api.example/bot{token}/updates?x={other}", {"token": SECRET, "other": "aaab"})
+
+
+def read_hidden(data):
+    text = text_of(data)
+    masked = _hidden.masked(text)
+    assert SECRET not in masked
+    assert "aaab" not in masked
+    assert _hidden.shown(text).isprintable()
+    if "aaab" not in text and SECRET not in text and "%" not in text:
+        assert masked == text
+
+
+_places = Places(httpx.URL(URL), Hidden(URL, {}), ["https://cdn.example"])
+
+
+def read_place(data):
+    text = data.decode("utf-8", "replace")
+    for posted in (False, True):
+        url, at_home = _places.allowed(text, leads="links", posted=posted)
+        assert _places.is_home(url) == at_home
+        assert _places.shown(url).isprintable()
+        if at_home:  # it may be no URL all the same, which the client refuses
+            assert url.startswith("https://api.vendor.example/")
+        else:
+            assert httpx.URL(url).host == "cdn.example"
+        assert _places.allowed(url, leads="links", posted=posted) == (url, at_home)
+
+
+def read_moves(data):
+    async def learn():
+        moves = Moves(without_secrets)
+        urls = text_of(data).split("\n")
+        for old, new in zip(urls[::2], urls[1::2], strict=False):
+            moves.learn(old, new)
+            assert isinstance(moves.now(old), str)
+        assert len(moves._paths) <= MAX_MOVES
+        assert len(moves._urls) <= MAX_MOVES
+
+    in_loop(learn)
+
+
+def read_exchange(data):
+    """Any answer to a request, redirects and errors among them."""
+    origin = Origin(
+        URL, auth="t0ken", headers={"x-key": "k"}, timeout=30, max_body=4096, client=direct_client(data),
+        trusted=["https://cdn.example"],
+    )  # fmt: skip
+
+    async def ask():
+        tail = Tail()
+        for method, content in (("GET", None), ("POST", b"{}")):
+            answer = await origin.ask(URL, headers={}, method=method, content=content, errors=1024)
+            assert len(answer.body) <= 4096
+            assert isinstance(origin.accepted(answer).validators, Validators | None)
+            tail.note(URL, answer, empty=True)
+            assert isinstance(tail.is_fresh(URL), bool)
+
+    in_loop(ask)
+
+
+ROWS = (
+    Fuzzed(
+        name="links",
+        rooms=("feeds._manners.links",),
+        read=read_links,
+        errors=(FeedError,),
+        examples=(
+            b"link: <https://api.vendor.example/events?page=2>; rel=\"next\", </e?p=9>; rel=last",
+            b'link: <?a,b>; title="a, <b>; rel=next \\" c"; REL="prev Next"; rel=x; anchor="#y"',
+            b"link: <//[::1>; rel=next",
+            b"link: <../e>;rel*=x;rel=\"https://rel.example/other\"",
+        ),
+        tokens=(b"<", b">", b"<>", b"<a>;", b"rel=", b"rel=next", b"anchor=", b"next", b"..", b"/../", b"[", *HEADER_TOKENS),
+        frame=(b"link: ", b""),
+        hostile={
+            "links": around(b"link: ", b"<a>; rel=prev, "),
+            "parameters": around(b"link: <a>", b'; a="b"', b"; rel=next"),
+            "escapes": around(b'link: <a>; title="', b"\\"),
+            "spaces in a target": around(b"link: <", b" ", b"a>; rel=next"),
+            "steps up": around(b"link: <", b"../", b"a>; rel=next"),
+            "relations": around(b'link: <a>; rel="', b"x ", b'next"'),
+            "fields": around(b"", b"link: <a>; rel=x\n"),
+        },
+    ),
+    Fuzzed(
+        name="validators",
+        rooms=("feeds._manners.validators",),
+        read=read_validators,
+        examples=(
+            b'etag: W/"abc"\nlast-modified: Tue, 14 Nov 2023 22:13:20 GMT\ndate: Tue, 14 Nov 2023 22:13:21 GMT',
+            b"etag: abc\ncache-control: no-store",
+            b"last-modified: Tuesday, 14-Nov-23 22:13:20 GMT",
+        ),
+        tokens=(b"etag: ", b"last-modified: ", b"date: ", b"W/", b"GMT", b"*", b"Tue, ", *HEADER_TOKENS),
+        frame=(b"etag: ", b""),
+        hostile={
+            "quotes": around(b'etag: "', b'"'),
+            "a date": around(b"last-modified: Tue, ", b"14 ", b"Nov 2023"),
+            "a zone": around(b"last-modified: Tue, 14 Nov 2023 22:13:20 +", b"9"),
+        },
+    ),
+    Fuzzed(
+        name="cache-control",
+        rooms=("feeds._manners.cache_control",),
+        read=read_cache_control,
+        examples=(
+            b"cache-control: public, max-age=60, stale-if-error=\"6\"\nage: 3",
+            b'cache-control: no-cache="a, b", max-age="1\\0"',
+        ),
+        tokens=(b"max-age=", b"no-cache", b"no-store", b"age: ", *HEADER_TOKENS),
+        frame=(b"cache-control: ", b""),
+        hostile={
+            "strings": around(b"cache-control: ", b'a="b", '),
+            "escapes": around(b'cache-control: a="', b"\\"),
+            "digits": around(b"cache-control: max-age=", b"9"),
+            "age": around(b"cache-control: max-age=1\nage: ", b"9"),
+        },
+    ),
+    Fuzzed(
+        name="waits",
+        rooms=("_http",),
+        read=read_waits,
+        examples=(
+            b"retry-after: 120\ndate: Tue, 14 Nov 2023 22:13:20 GMT",
+            b"retry-after: Tue Nov 14 22:13:20 2023\nx-poll-interval: 60\nbackoff: 1.5",
+            b'ratelimit: "default";r=0;t=30, "other";r=5\nratelimit-policy: "default";q=100',
+            b"ratelimit: limit=100, remaining=0, reset=30",
+            b"x-ratelimit-remaining: 0\nx-ratelimit-reset: 1700000060\nage: 0",
+        ),
+        tokens=(b"retry-after: ", b"ratelimit: ", b"r=0", b"t=9", b"remaining=0", b"reset=", b"Tue, ", b"GMT", b"-", b".", *HEADER_TOKENS),
+        frame=(b"ratelimit: ", b""),
+        hostile={
+            "policies": around(b"ratelimit: ", b'"a";r=0;t=1, '),
+            "parameters": around(b"ratelimit: a", b";b"),
+            "strings": around(b"ratelimit: ", b'"a" '),
+            "spaces": around(b"ratelimit: a;", b" ", b"r=0"),
+            "an old one": around(b"ratelimit: ", b"reset=1, "),
+            "digits": around(b"retry-after: ", b"9"),
+            "days": around(b"retry-after: Tue, ", b"14 "),
+            "commas": around(b"retry-after: Tue", b","),
+            "dashes": around(b"retry-after: Tue, 14", b"-"),
+            "colons": around(b"retry-after: Tue, 14 Nov 2023 ", b"1:"),
+            "zone": around(b"retry-after: Tue, 14 Nov 2023 22:13:20 +", b"9"),
+        },
+    ),
+    Fuzzed(
+        name="dates",
+        rooms=("_http",),
+        read=read_date,
+        examples=(
+            b"Tue, 14 Nov 2023 22:13:20 GMT",
+            b"Tuesday, 14-Nov-23 22:13:20 GMT",
+            b"Tue Nov 14 22:13:20 2023",
+        ),
+        tokens=(b"Tue", b", ", b" ", b"-", b":", b"14", b"Nov", b"GMT", b"+", b"0", b"9", b".", b"(", b"EST"),
+        hostile={"digits": around(b"Tue, 14 Nov ", b"9", b" 22:13:20 GMT")},
+    ),
+    Fuzzed(
+        name="urls that are shown",
+        rooms=("_http",),
+        read=read_url,
+        examples=(
+            b"https://user:secret@api.example:8443/v1/events?key=secret&flag#frag",
+            b"http://[::1]:80/",
+            b"//a\\b@c/%00\x1b[31m",
+        ),
+        tokens=(b"http", b":", b"/", b"//", b"?", b"#", b"@", b"&", b";", b"=", b"[", b"]", b"\\", b"%", b" ", b"a", b"\xff"),
+        frame=(b"https://h", b""),
+        hostile={
+            "a query": around(b"https://h/?", b"a=b&"),
+            "user and password": around(b"https://", b"a@", b"h/"),
+            "a scheme": around(b"", b"a"),
+            "ports": around(b"https://h", b":1"),
+        },
+    ),
+    Fuzzed(
+        name="texts that are shown",
+        rooms=("_text",),
+        read=read_text,
+        examples=(b"all is well", b"\x1b[31m\r\nERROR \xe2\x80\xae"),
+        tokens=(b"\x1b", b"\r\n", b"'", b'"', b"\\", b"\xe2\x80\xae", b"\xff", b"a"),
+    ),
+    Fuzzed(
+        name="refusals",
+        rooms=("_refusal", "_http"),
+        read=read_refusal,
+        examples=(b"429\nretry-after: 3", b"403\nx-ratelimit-remaining: 0\nx-ratelimit-reset: 60", b"410", b"404", b"503"),
+        tokens=(b"429\n", b"retry-after: ", b"x-ratelimit-reset: ", b"9", b"\n", b":"),
+        frame=(b"429\n", b""),
+    ),
+    Fuzzed(
+        name="bodies",
+        rooms=("feeds._manners.body", "feeds._manners.patience"),
+        read=read_packed,
+        errors=(FeedError,),
+        examples=(
+            b"gzip\n" + gzip.compress(b"hello " * 10, mtime=0),
+            b"gzip\n" + gzip.compress(b"hello", mtime=0) + b"\0\0",
+            b"gzip\n" + gzip.compress(b"\0" * 9000, mtime=0),
+            b"deflate\n" + zlib.compress(b"hello"),
+            b"deflate\n" + zlib.compress(b"hello")[2:-4],
+            b"identity\nplain",
+            b"br\n?",
+        ),
+        tokens=(b"gzip\n", b"deflate\n", b"\n", b"\x1f\x8b\x08", b"\0", b"\x78\x9c", b"\xff\xff", b"\x03\0"),
+        frame=(b"gzip\n\x1f\x8b\x08\0\0\0\0\0\0\x03", b""),
+        hostile={
+            "zeros": lambda n: b"gzip\n" + gzip.compress(b"\0" * n),
+            "padding": lambda n: b"gzip\n" + gzip.compress(b"a", mtime=0) + b"\0" * n,
+            "empty blocks": around(b"deflate\n", b"\0\0\0\xff\xff"),
+            "an encoding": around(b"", b"gzip, ", b"\nx"),
+        },
+    ),
+    Fuzzed(
+        name="hidden secrets",
+        rooms=("feeds._manners.hidden",),
+        read=read_hidden,
+        examples=(
+            f"https://api.example/bot{SECRET}/updates?x=aaab".encode(),
+            b"see https://api.example/bots3cr%25t%2F%C3%bC/x",
+        ),
+        tokens=(b"s3cr", b"%", b"%25", b"%2f", b"t/", b"\xc3\xbc", b"%C3%BC", b"a", b"aaa", b"aaab", b"%61"),
+        hostile={"nearly": around(b"", SECRET.encode()[:-2])},
+    ),
+    Fuzzed(
+        name="places",
+        rooms=("feeds._manners.places", "feeds._manners.arguments"),
+        read=read_place,
+        errors=(FeedError,),
+        examples=(
+            URL.encode(),
+            b"https://user:pw@api.vendor.example:443/events#x",
+            b"https://cdn.example/x?y",
+            b"https://evil.example/",
+            "https://ü.example/".encode(),
+            b"http://[::1]:80/",
+            b"//api.vendor.example/",
+        ),
+        tokens=(b"https://", b"api.vendor.example", b"/", b"?", b"#", b"@", b":", b"[", b"]", b"%", b"xn--", b".", "ü".encode(), b"9", b"\t"),
+        frame=(b"https://cdn.example/", b""),
+        hostile={
+            "labels": around(b"https://", b"a.", b"/"),
+            "a label": around(b"https://", "ü".encode(), b"/"),
+            "digits": around(b"https://1", b".1", b"/"),
+            "ports": around(b"https://h:", b"9", b"/"),
+            "groups": around(b"https://[", b"1:", b"]/"),
+            "percents": around(b"https://api.vendor.example/#", b"%"),
+        },
+    ),
+    Fuzzed(
+        name="moves",
+        rooms=("feeds._manners.moves",),
+        read=read_moves,
+        examples=(
+            b"https://a.example/1?x\nhttps://a.example/2?x",
+            b"https://a.example/1\nhttps://a.example/2?y\nhttps://a.example/2?y\nhttps://a.example/1",
+        ),
+        tokens=(b"https://a.example/", b"?", b"\n", b"1", b"2", b"x"),
+        hostile={"there and back": around(b"", b"a\nb\nb\na\n"), "a way": lambda n: b"\n".join(b"%d" % i for i in range(n))},
+    ),
+    Fuzzed(
+        name="exchanges",
+        rooms=(
+            "feeds._manners.origin",
+            "feeds._manners.exchange",
+            "feeds._manners.answer",
+            "feeds._manners.tail",
+            "feeds._manners.moves",
+            "feeds._manners.places",
+            "_direct_client",
+        ),
+        read=read_exchange,
+        errors=(FeedError,),
+        examples=(
+            written(b'200\netag: "1"\ncache-control: max-age=5\n\n[]', b"200\n\n{}"),
+            written(b"301\nlocation: /moved", b"200\n\n[]"),
+            written(b"302\nlocation: https://evil.example/"),
+            written(b"307\nlocation: //cdn.example/x", b"200\ncontent-encoding: gzip\n\nx"),
+            written(b"308\nlocation: https:/events", b"304\n"),
+            written(b"401\nwww-authenticate: Bearer", b"503\nretry-after: 5\n\nsorry"),
+            written(b"429\nretry-after: Tue, 14 Nov 2023 22:13:20 GMT"),
+        ),
+        tokens=(b"200\n", b"301\n", b"307\n", b"303\n", b"401\n", b"304\n", b"429\n", b"location: ", b"https://", b"//", b"[", b"]", b":", b"@", b"?", b"#", b"%", b"xn--", b"\n\n", b"\n=====\n", b"content-encoding: gzip\n", b"\xff", b" "),
+        frame=(b"301\nlocation: ", b""),
+        hostile={
+            "steps up": around(b"301\nlocation: ", b"../"),
+            "slashes": around(b"301\nlocation: ", b"/"),
+            "redirects": around(b"", b"302\nlocation: x\n=====\n"),
+            "a label": around(b"301\nlocation: https://", "ü".encode(), b"/"),
+            "fields": around(b"200\n", b"x: y\n", b"\n\n"),
+            "a body": around(b"200\n\n", b"x"),
+        },
+    ),
+)  # fmt: skip
+

@@ -1,0 +1,212 @@
+"""Push channels: event streams, websocket frames, and what a server answers to the attempt to open one."""
+
+import logging
+import re
+
+import h11
+import httpx
+from answers import response_of
+from fuzzed import Fuzzed, around, text_of
+from websockets.client import ClientProtocol
+from websockets.exceptions import ConnectionClosed
+from websockets.protocol import CONNECTING, OPEN
+from websockets.uri import parse_uri
+
+from push_to_poll_client import PushToPollError, Verdict
+from push_to_poll_client.listeners._reconnecting import LeftAlone
+from push_to_poll_client.listeners._sse_connection import NoEventStream, _check, _fields
+from push_to_poll_client.listeners._sse_failures import failure_of as sse_failure_of
+from push_to_poll_client.listeners._sse_parser import MAX_RETRY, EventParser, EventTooLarge, ServerSentEvent
+from push_to_poll_client.listeners._websocket_failures import NoCommonSubprotocol
+from push_to_poll_client.listeners._websocket_failures import failure_of as websocket_failure_of
+from push_to_poll_client.listeners.sse import _can_be_sent
+
+__all__ = ["ROWS"]
+
+URI = parse_uri("ws://push.example/")
+LARGEST = 4096
+_quiet = logging.getLogger("fuzzed websockets")
+_quiet.addHandler(logging.NullHandler())
+_quiet.propagate = False
+
+
+def read_stream(data):
+    """Whatever the pieces, the same events; and those of a slower reader."""
+    whole = EventParser(max_size=LARGEST)
+    events = whole.feed(data)
+    assert whole.retry is None or 0 <= whole.retry <= MAX_RETRY
+    assert events == _slowly(data)
+    for size in (1, 3):
+        pieces = EventParser(max_size=LARGEST)
+        assert [event for at in range(0, len(data), size) for event in pieces.feed(data[at : at + size])] == events
+        assert (pieces.last_event_id, pieces.retry) == (whole.last_event_id, whole.retry)
+    if _can_be_sent(whole.last_event_id):
+        headers = [(b"host", b"h"), *_fields({}, whole.last_event_id)]
+        h11.Request(method="GET", target="/", headers=headers)
+
+
+def _slowly(data):
+    """WHATWG HTML §9.2.6, sentence by sentence."""
+    lines = re.split("\r\n|\r|\n", data.decode("utf-8", "replace").removeprefix("\ufeff"))[:-1]
+    events, text, kind, last = [], [], "", ""
+    for line in lines:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            events += [ServerSentEvent(kind or "message", "\n".join(text), last)] if text else []
+            text, kind = [], ""
+        elif name == "data":
+            text.append(value)
+        elif name == "event":
+            kind = value
+        elif name == "id" and "\0" not in value:
+            last = value
+    return events
+
+
+def read_answer(data):
+    """What is answered to the attempt to open an event stream."""
+    response = response_of(data)
+    response.request = httpx.Request("GET", "https://push.example/")
+    try:
+        _check(response)
+    except LeftAlone:
+        return
+    except (NoEventStream, httpx.HTTPStatusError) as error:
+        _look_at(sse_failure_of(error))
+
+
+def read_frames(data):
+    """What comes on an open websocket."""
+    connection = ClientProtocol(URI, state=OPEN, max_size=LARGEST, logger=_quiet)
+    connection.receive_data(data)
+    connection.receive_eof()
+    error = connection.close_exc
+    assert isinstance(error, ConnectionClosed)
+    _look_at(websocket_failure_of(error))
+
+
+def read_handshake(data):
+    """What comes in answer to the attempt to open one."""
+    connection = ClientProtocol(URI, state=CONNECTING, max_size=LARGEST, logger=_quiet)
+    connection.key = "dGhlIHNhbXBsZSBub25jZQ=="
+    connection.receive_data(data)
+    connection.receive_eof()
+    error = connection.handshake_exc
+    if error is not None:
+        _look_at(websocket_failure_of(error))
+
+
+def read_failure(data):
+    """Errors whose text somebody else wrote."""
+    text = text_of(data)
+    errors = (
+        OSError(text),
+        httpx.RemoteProtocolError(text),
+        httpx.LocalProtocolError(text),
+        EventTooLarge(text.encode("ascii", "replace").decode()),
+        NoCommonSubprotocol(text),
+        UnicodeDecodeError("utf-8", data or b"x", 0, 1, "x"),
+    )
+    for error in errors:
+        for failure in (sse_failure_of(error), websocket_failure_of(error)):
+            if not isinstance(error, PushToPollError):
+                _look_at(failure)
+
+
+def _look_at(failure):
+    assert isinstance(failure.verdict, Verdict)
+    assert failure.sentence.isprintable()
+    assert len(failure.sentence) < 1000
+    assert failure.retry_after is None or failure.retry_after >= 0
+
+
+SWITCHED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+)
+
+ROWS = (
+    Fuzzed(
+        name="event streams",
+        rooms=("listeners._sse_parser", "listeners.sse", "listeners._sse_connection"),
+        read=read_stream,
+        errors=(EventTooLarge,),
+        examples=(
+            b": hello\n\nid: 1\ndata: a\ndata:b\n\nevent: add\rdata\r\rid\r\nretry: 3000\r\n\r\ndata: cut",
+            b"\xef\xbb\xbfdata: \xc3\xbc\n\n",
+            b"id: a\0b\ndata: x\n\nretry: -1\nretry: 99999999999999999999999999\n\n",
+        ),
+        tokens=(b"data: ", b"data", b"id: ", b"event: ", b"retry: ", b":", b" ", b"\n", b"\r", b"\r\n", b"\n\n", b"\0", b"\xff", b"\xef\xbb\xbf", b"9", b"\xe2\x80\xa8"),
+        frame=(b"data: ", b"\n\n"),
+        hostile={
+            "events": around(b"", b"data: x\n\n"),
+            "lines of an event": around(b"", b"data\n", b"\n"),
+            "digits": around(b"retry: ", b"9", b"\n\n"),
+            "ids": around(b"", b"id: 1\n\n"),
+        },
+    ),
+    Fuzzed(
+        name="answers to event streams",
+        rooms=("listeners._sse_connection", "listeners._sse_failures", "listeners._failure", "listeners._reconnect"),
+        read=read_answer,
+        examples=(
+            b"200\ncontent-type: text/event-stream;charset=utf-8",
+            b"200\ncontent-type: text/html",
+            b"200\ncontent-type: text/event-stream\ncontent-encoding: gzip",
+            b"204\n",
+            b"503\nretry-after: 7",
+            b"302\nlocation: /",
+        ),
+        tokens=(b"200\n", b"204\n", b"401\n", b"429\n", b"content-type: ", b"text/event-stream", b"retry-after: ", b";", b"\xff", b"\n"),
+        frame=(b"200\ncontent-type: ", b""),
+    ),
+    Fuzzed(
+        name="websocket frames",
+        rooms=("listeners._websocket_failures",),
+        read=read_frames,
+        examples=(
+            b'\x81\x0f{"cursor": "1"}',
+            b"\x89\x01x\x81\x02ok\x88\x07\x03\xf0nobye",
+            b"\x88\x02\x0f\xa0",
+            b"\x01\x03abc\x00\x03def\x80\x01g",
+            b"\x82\x7e\x01\x00" + b"b" * 256,
+            b"\x88\x09\x03\xe8\x1b[31m\r\n",
+            b"\x88\x00",
+            b"\x81\x01\xff",
+        ),
+        tokens=(b"\x81", b"\x88\x02\x03\xe8", b"\x89\x00", b"\x8a\x00", b"\x00\x00", b"\x01\x00", b"\x7e", b"\x7f", b"\xff", b"\x80", b"\x1b"),
+        hostile={
+            "pings": around(b"", b"\x89\x01x"),
+            "messages": around(b"", b"\x81\x01x"),
+            "fragments": around(b"\x01\x00", b"\x00\x01x"),
+        },
+    ),
+    Fuzzed(
+        name="websocket handshakes",
+        rooms=("listeners._websocket_failures", "listeners._reconnect"),
+        read=read_handshake,
+        examples=(
+            SWITCHED,
+            SWITCHED.replace(b"xOo=", b"xOo!"),
+            SWITCHED.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Protocol: a, b\r\n\r\n"),
+            b"HTTP/1.1 503 Busy\r\nRetry-After: 9\r\nContent-Length: 2\r\n\r\nno",
+            b"HTTP/1.1 302 Found\r\nLocation: ws://elsewhere.example/\r\n\r\n",
+            b"HTTP/1.1 429 Slow down\r\nRetry-After: 1\r\nRetry-After: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"",
+        ),
+        tokens=(b"HTTP/1.1 ", b"101", b"429", b"\r\n", b": ", b"Retry-After: ", b"Upgrade: ", b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"9", b",", b'"', b"\xff", b"\0"),
+        frame=(b"HTTP/1.1 429 x\r\n", b"\r\n\r\n"),
+        hostile={
+            "a field": around(b"HTTP/1.1 429 x\r\nRetry-After: ", b"9", b"\r\n\r\n"),
+            "upgrades": around(b"HTTP/1.1 101 x\r\nUpgrade: ", b"a, ", b"\r\nConnection: Upgrade\r\n\r\n"),
+        },
+    ),
+    Fuzzed(
+        name="errors of channels",
+        rooms=("listeners._failure", "listeners._sse_failures", "listeners._websocket_failures"),
+        read=read_failure,
+        examples=(b"connection refused", b"\x1b[31m\r\n", b"\xff"),
+        tokens=(b"\x1b", b"\r\n", b"\xff", b"'", b"\\", b"\xe2\x80\xae"),
+    ),
+)  # fmt: skip

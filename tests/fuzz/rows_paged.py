@@ -1,0 +1,326 @@
+"""Declared feeds: their parts, and those of all the vendors that the tests know."""
+
+import re
+from functools import partial
+
+from answers import answer_of, check_error, direct_client, look_at, walk, written
+from declared import DECLARED
+from fuzzed import Fuzzed, around, nested
+from fuzzed import text_of as anything
+from rows_feeds import JSON_HOSTILE, JSON_TOKENS, NOTHING, reference, restored_from
+
+from push_to_poll_client.feeds._paged.orders import Place
+from push_to_poll_client.feeds._paged.outcomes import meaning
+from push_to_poll_client.feeds._paged.reply import Reply, Unfit, elements, members, outline, text_of
+from push_to_poll_client.feeds._paged.senders import Asking
+from push_to_poll_client.feeds.paged import (
+    CONTENTS,
+    LINES,
+    Entries,
+    NewestFirst,
+    OldestFirst,
+    as_url,
+    at_end,
+    closed,
+    expired,
+    from_body,
+    from_each,
+    from_first,
+    from_header,
+    from_last,
+    from_link,
+    full_page,
+    gap,
+    gone,
+    not_ready,
+    pause,
+    restart,
+    status,
+    throttled,
+    to_body,
+    to_header,
+    to_query,
+)
+
+__all__ = ["ROWS"]
+
+PATHS = ((), ("a",), ("a", "b"), ("a", 0), (0,), (-1, "a"), ("a", "b", 1, "c"))
+
+
+def read_reply(data):
+    """A part of the body is the same by itself as within the whole."""
+    reply = Reply(answer_of(b"200\n\n" + data))
+    value = reference(data)
+    for path in PATHS:
+        found = reply.at(*path)
+        if value is not NOTHING:
+            assert found == _at(value, path), path
+        raw = reply.raw_at(*path)
+        if raw is not None:
+            assert outline(raw).isprintable()
+            assert len(outline(raw)) < 1000
+        text = text_of(found)
+        assert text is None or text
+    if value is not NOTHING:
+        assert reply.body == value
+    _ = members(data), reply.link("next")
+    try:
+        assert all(elements(data))
+    except ValueError:
+        assert not isinstance(value, list)
+
+
+def _at(value, path):
+    for step in path:
+        try:
+            value = value[step] if isinstance(value, dict if isinstance(step, str) else list) else None
+        except LookupError:
+            return None
+    return value
+
+
+ENTRIES = {
+    "a list": lambda: Entries(type="type", time=("a", 0), deleted="gone"),
+    "a list in an object": lambda: Entries(("a", "b"), id=("id", 0), version="v", key="k"),
+    "several lists": lambda: Entries("a", "b", version=CONTENTS, deletions="b", optional=True, newest_first=True),
+    "lines": lambda: Entries(LINES, version="v", only=lambda entry: entry["a"]),
+}
+
+
+def read_entries(data, where):
+    entries = ENTRIES[where]()
+    reply = Reply(answer_of(b"200\n\n" + data))
+    parts = entries.find(reply, 200)
+    for message in entries.read(parts, each=from_each("c").of, start="s"):
+        look_at(message)
+        assert len(message.key) <= 1100
+        restored_from(entries, message)
+    assert len(reply.entries) <= reply.size <= 200
+
+
+OUTCOMES = (
+    expired(status(410), start=from_body("start") | from_header("location")),
+    restart(from_body("error", "code").equals("restart", 7)),
+    throttled(status(429) & ~from_body("a"), after=from_body("after")),
+    gone(from_header("gone")),
+    not_ready(from_body("ready").equals(False), after=from_header("after")),
+    pause(from_body("pause")),
+    pause(from_header("pause")),
+    closed(from_body("closed")),
+    gap(from_body("limited")),
+)
+
+
+def read_outcomes(data):
+    reply = Reply(answer_of(data))
+    found = meaning(OUTCOMES, reply, "the feed")
+    assert found.retry_after is None or found.retry_after >= 0
+    if found.error is not None:
+        check_error(found.error)
+
+
+PAGES = (
+    OldestFirst(cursor=from_last("id"), send=to_query("after")),
+    OldestFirst(cursor=from_body("cursor"), send=as_url(), next=from_link("next")),
+    OldestFirst(cursor=at_end(from_body("cursor")), send=to_body("a", "b", as_json=True), more=from_body("more")),
+    OldestFirst(cursor=from_first("id"), send=to_header("Last-Seen"), more=full_page(2), each=from_each("id")),
+)
+BACK = (
+    NewestFirst(next=from_link(), send=as_url()),
+    NewestFirst(next=from_body("next"), send=to_query("before"), more=from_body("more")),
+)
+
+
+def read_orders(data):
+    """A declared part either leads somewhere, or says why not."""
+    reply = Reply(answer_of(data))
+    reply.entries = [reply.at("entries", 0), reply.at("entries", 1)]
+    for pages in PAGES:
+        for place in (Place(None), Place("s", "p")):
+            _tried(partial(_lead, pages, place), reply)
+    for pages in BACK:
+        _tried(pages.older, reply)
+
+
+def _tried(function, reply):
+    try:
+        function(reply)
+    except Unfit as error:
+        assert len(str(error)) < 2000
+
+
+def _lead(pages, place, reply):
+    cursor, following = pages.leads_to(reply, place)
+    for position in (cursor, following):
+        assert position is None or position
+        if position is not None and following is not None:
+            assert Place.of(Place(place.start, position).position) == Place(place.start, position)
+
+
+def read_position(data):
+    """What a state file has for a cursor can be put into a request, or is refused."""
+    position = anything(data)
+    place = Place.of(position)
+    assert Place.of(place.position) == place or place.page is None
+    for pages in PAGES:
+        try:
+            asking = pages.put(Asking(body={"a": {"c": 1}}), place)
+        except ValueError:
+            continue
+        assert all(isinstance(value, str) for value in asking.query.values())
+
+
+class _Nobody:
+    """A vendor of whom only the addresses are asked."""
+
+    def __init__(self, kind):
+        self.origin = kind.origin
+        self.url = f"{kind.origin}{kind.path}"
+        self.token = "t0ken"
+        self.body = {"client_id": "c", "access_token": "s"}
+
+
+def read_vendor(data, kind):
+    feed = DECLARED[kind](_Nobody(kind), {"client": direct_client(data), "max_body": 4096})
+    for message in walk(feed):
+        restored_from(feed, message)
+
+
+def read_cursor(data):
+    """Any feed, asked to go on from what it never gave."""
+    for kind, declare in DECLARED.items():
+        client = direct_client(b"204\n")
+        walk(declare(_Nobody(kind), {"client": client}), anything(data) or None)
+
+
+ENTRY = b'{"id": "e1", "seq": 1, "type": "t", "created": 1, "uuid": "u", "update_id": 7, "status": "x", "etag": "w"}'
+BY_VENDOR = {
+    "stripe": (b'200\n\n{"data": [' + ENTRY + b'], "has_more": true}', b'200\n\n{"data": [], "has_more": false}'),
+    "github": (b'200\nlink: <https://api.vendor.example/2>; rel="next"\netag: "1"\n\n[' + ENTRY + b"]", b"200\n\n[]"),
+    "graph": (
+        b'200\n\n{"value": [{"id": "1", "@removed": {}}], "@odata.nextLink": "https://graph.vendor.example/2"}',
+        b'200\n\n{"value": [], "@odata.deltaLink": "https://graph.vendor.example/d"}',
+    ),
+    "plaid": (
+        b'200\n\n{"added": [{"transaction_id": "t"}], "modified": [], "removed": [], "next_cursor": "c", "has_more": true}',
+        b'400\n\n{"error_code": "TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION"}',
+    ),
+    "couchdb": (b'200\n\n{"results": [{"seq": "1-a", "id": "d", "changes": [{"rev": "1"}]}], "last_seq": "1-a", "pending": 0}',),
+    "telegram": (b'200\n\n{"ok": true, "result": [' + ENTRY + b"]}", b'429\n\n{"parameters": {"retry_after": 3}}'),
+    "dropbox": (b'200\n\n{"entries": [{".tag": "file", "path_lower": "/a"}], "cursor": "c", "has_more": false}',),
+    "calendar": (b'200\n\n{"items": [' + ENTRY + b'], "nextPageToken": "p"}', b'200\n\n{"items": [], "nextSyncToken": "s"}'),
+    "drive": (b'200\n\n{"changes": [{"fileId": "f", "removed": true}], "newStartPageToken": "n"}',),
+    "gmail": (b'200\n\n{"history": [{"id": "1"}], "historyId": "9", "nextPageToken": "p"}', b'200\n\n{"historyId": "9"}'),
+    "ntfy": (b'200\n\n{"id": "a", "event": "message", "time": 1}\n{"id": "b", "event": "open"}\n',),
+    "remote_settings": (b'200\n\n{"changes": [{"id": "a", "last_modified": 2}], "timestamp": 2}',),
+    "okta": (b'200\nlink: <https://x.okta.vendor.example/?after=1>; rel="next"\n\n[' + ENTRY + b"]", b"200\n\n[]"),
+    "zendesk": (b'200\n\n{"tickets": [' + ENTRY + b'], "after_url": "/x", "end_of_stream": true}',),
+}
+
+
+
+def _words(answers):
+    return re.findall(r'"[^" ]+"', b"".join(answers).decode())
+
+
+ANSWER_TOKENS = (b"200\n", b"410\n", b"429\n", b"304\n", b"link: ", b"location: ", b"retry-after: ", b"\n\n", b"\n=====\n", *JSON_TOKENS)
+
+ROWS = (
+    Fuzzed(
+        name="replies",
+        rooms=("feeds._paged.reply", "feeds._json_split"),
+        read=read_reply,
+        examples=(
+            b'{"a": {"b": [1, {"c": "x"}]}}',
+            b'{"a": {"b": [1, {"c": nonsense}], "x": "y"}}',
+            b'[{"a": 1}, {"a": [[}, 3]',
+            b'{"a": [true, 1.5, 99999999999999999999999999, "\\ud83d\\ude00"], "a": []}',
+            b'{"a" : [}',
+        ),
+        tokens=(b'"a"', b'"b"', b'"c"', *JSON_TOKENS),
+        frame=(b'{"a":', b"}"),
+        hostile={"members": around(b"{", b'"a": {,', b"}}"), "in places": nested(b'{"a":{"b":', b"}}"), **JSON_HOSTILE},
+    ),
+    *(
+        Fuzzed(
+            name=f"entries of {where}",
+            rooms=("feeds._paged.entries", "feeds._paged.lists", "feeds._paged.entry", "feeds._paged.fields"),
+            read=partial(read_entries, where=where),
+            errors=(Unfit,),
+            examples=(
+                b'[{"id": "1", "type": "t", "a": [1], "c": 5}, {"id": 2, "gone": true}, {"id": 1.5}]',
+                b'{"a": {"b": [{"id": ["x"], "v": {"w": 1}, "k": true}, {"id": ["y"], "k": "z"}]}}',
+                b'{"a": [{"id": "1"}], "b": [{"id": "1"}, {"id": "2", "x": 1e5}]}',
+                b'{"id": "1", "a": 1}\n\n{"id": "2", "a": 0}\n{"id": "3"',
+                b'{"a": [{"id": "1"}, {]}]}',
+                b'{"id": "1", "a": 1, "v": 2}\n{"id": "2", "a": 0}\n\n{"id": "3", "a": [1], "v": "x"}\r\n',
+            ),
+            tokens=(b'"id"', b'"v"', b'"k"', b'"a"', b'"b"', b'"c"', b'{"id":"1"},', b'{"id":"1"}\n', *JSON_TOKENS),
+            frame=(b'{"a":[', b"]}"),
+            hostile={
+                "lines": around(b"", b'{"id":"1","a":1}\n'),
+                "entries": around(b"[", b'{"id":"1"},', b'{"id":"2"}]'),
+                "entries, one broken": around(b"[", b'{"id":"1"},', b"{]"),
+                "entries in a list": around(b'{"a":[', b'{"id":"1"},', b"{]}"),
+                **JSON_HOSTILE,
+            },
+        )
+        for where in ENTRIES
+    ),
+    Fuzzed(
+        name="outcomes",
+        rooms=("feeds._paged.outcomes", "feeds._paged.readers", "feeds._paged.reply"),
+        read=read_outcomes,
+        examples=(
+            b'410\nlocation: https://api.vendor.example/start\n\n{"start": ""}',
+            b'429\n\n{"after": 5}',
+            b'200\npause: 1.5\n\n{"pause": "60", "closed": true, "limited": 1, "error": {"code": "restart"}}',
+            b'200\nafter: 9\ngone: 1\n\n{"ready": false}',
+        ),
+        tokens=(b'"after"', b'"pause"', b'"start"', b'"ready"', b'"closed"', b'"error"', b'"code"', b"pause: ", b"after: ", b"nan", b"inf", b"_", *ANSWER_TOKENS),
+        frame=(b'429\n\n{"after":', b"}"),
+        hostile={"digits": around(b'429\n\n{"after":1', b"0", b"}"), "a header": around(b"200\npause: ", b"9", b"\n\n")},
+        found=(b'200\n\n{"pause": 1' + b"0" * 400 + b"}",),
+    ),
+    Fuzzed(
+        name="orders",
+        rooms=("feeds._paged.orders", "feeds._paged.readers"),
+        read=read_orders,
+        examples=(
+            b'200\nlink: </2>; rel=next\n\n{"entries": [{"id": 1}, {"id": "2"}], "cursor": {"x": 1}, "more": true, "next": "n"}',
+            b'200\n\n{"entries": [null, 1], "more": 1}',
+            b'200\n\n{"cursor": "page 1", "entries": [{"id": [1.5]}]}',
+        ),
+        tokens=(b'"entries"', b'"id"', b'"cursor"', b'"more"', b'"next"', b"page ", *ANSWER_TOKENS),
+        frame=(b'200\n\n{"entries":[', b"]}"),
+    ),
+    Fuzzed(
+        name="positions",
+        rooms=("feeds._paged.orders", "feeds._paged.senders"),
+        read=read_position,
+        examples=(b'page ["start","next"]', b'page [null,"https://a.example/"]', b"page x", b"12", b'{"a": 1}'),
+        tokens=(b"page ", *JSON_TOKENS),
+        frame=(b'page ["', b'","x"]'),
+        hostile={"nested": nested(b"[", b"]", b"page "), "a third": around(b'page ["a","b"', b",1", b"]")},
+    ),
+    *(
+        Fuzzed(
+            name=f"the feed of {kind.__name__}",
+            rooms=("feeds.paged", "feeds._paged.asker", "feeds._paged.walks", "feeds._paged.orders", "feeds._paged.senders"),
+            read=partial(read_vendor, kind=kind),
+            examples=(written(*BY_VENDOR[declare.__name__]), b"410\n", b"200\ncontent-type: text/html\n\n<html>"),
+            tokens=(*{word.encode() for word in _words(BY_VENDOR[declare.__name__])}, *ANSWER_TOKENS),
+            frame=(b"200\n\n[", b"]"),
+        )
+        for kind, declare in DECLARED.items()
+    ),
+    Fuzzed(
+        name="foreign cursors",
+        rooms=("feeds.paged", "feeds._paged.senders", "feeds._walk_back"),
+        read=read_cursor,
+        examples=(b"12", b"https://graph.vendor.example/d", b'page [null,"x"]', b'{"seen":""}', b"/relative", b"a\x7fb"),
+        tokens=(b"page ", b"https://", b"//", b"[", b"]", b":", b"?", b"#", b"%", b" ", b"\n", b"\xc3\xbc", b"\xff", b"@", b'{"seen":""}'),
+        frame=(b"https://", b""),
+        found=(b"http://[", b"\xff", b'page [null,"//[::1"]'),
+    ),
+)  # fmt: skip

@@ -1,0 +1,284 @@
+"""What stands in a state file, dead letters, and what is typed at the command line."""
+
+import contextlib
+import io
+import json
+import re
+import sqlite3
+from types import SimpleNamespace
+
+from fuzzed import Fuzzed, around, nested, text_of
+from rows_feeds import JSON_TOKENS
+
+from push_to_poll_client import DeadLetter, StoreError
+from push_to_poll_client._event_loop import TimeOfDay
+from push_to_poll_client._polling.behind import Behind
+from push_to_poll_client._processing.attempts import Attempts
+from push_to_poll_client._processing.letters import as_json, restored
+from push_to_poll_client._types import SavedCursor
+from push_to_poll_client.cli import _dead_letters, _rewind, _status, _tail
+from push_to_poll_client.cli._exec import _argv
+from push_to_poll_client.cli._parser import Commands, Parser
+from push_to_poll_client.cli._push import listener_for, same_server
+from push_to_poll_client.cli._rewind import check_cursor
+from push_to_poll_client.cli._terminal import harmless, meant, moment, typeable
+from push_to_poll_client.stores._owner_seen import _locked_by
+from push_to_poll_client.stores._retention import Retention
+from push_to_poll_client.stores._sqlite_file import named_errors
+from push_to_poll_client.stores._sqlite_letters import read_letters
+from push_to_poll_client.stores._sqlite_name import ClaimedName
+from push_to_poll_client.stores._sqlite_place import Places
+from push_to_poll_client.stores._sqlite_reader import _progress_of_all
+from push_to_poll_client.stores._sqlite_records import Records
+from push_to_poll_client.stores._sqlite_schema import STEPS, version_of
+from push_to_poll_client.stores._sqlite_text import stored, stored_keys
+from push_to_poll_client.stores._sqlite_text import restored as text_restored
+
+__all__ = ["ROWS"]
+
+CELLS = {
+    "push_to_poll_schema": ("?",),
+    "push_to_poll_consumer(id, name, feed, token, cursor, at, first, behind)": ("1", "?", "?", "?", "?", "?", "?", "?"),
+    "push_to_poll_segment": ("1", "?", "?", "?", "?", "?", "?"),
+    "push_to_poll_dead_letter": ("1", "?", "?", "?", "?", "?", "?", "?", "?", "?", "?"),
+    "push_to_poll_history": ("1", "1", "1", "?", "?"),
+    "push_to_poll_state(consumer, name, value)": ("1", "'gap'", "?"),
+}
+"""A row of each table; the values come from the input, in this order."""
+
+_file = sqlite3.connect(":memory:", isolation_level=None)
+for _step in STEPS:
+    for _statement in _step:
+        _file.execute(_statement)
+_file.execute("CREATE TABLE push_to_poll_schema(version)")
+_file.row_factory = sqlite3.Row
+_opened = SimpleNamespace(connection=_file, path="the file", transaction=lambda: named_errors("the file"))
+
+
+def read_file(data):
+    """A store in which somebody else has written."""
+    values = [_cell(line) for line in data.split(b"\n")]
+    with contextlib.suppress(sqlite3.IntegrityError):  # SQLite does not take it
+        _fill(values)
+    for read in READERS:
+        with contextlib.suppress(StoreError), named_errors("the file"):
+            read()
+
+
+def read_place():
+    place = Places(_file, "the file", 1, 1).read(SavedCursor(None, 0.0))
+    assert all(isinstance(value, str) for pair in place.state.items() for value in pair)
+
+
+READERS = (
+    lambda: version_of(_file, "the file"),
+    lambda: _progress_of_all("the file", _file),
+    lambda: read_letters(_file, "the file", 1),
+    lambda: Records(_file, "the file", 1, Retention(1e6, 100), first=1, behind=1).are_new(["k"]),
+    lambda: ClaimedName(_opened, "name", "feed", retention=Retention(1e6, 100), clock=lambda: 1.0),
+    read_place,
+)
+
+
+def _cell(line):
+    """A value of any of SQLite's types, as the first byte says."""
+    kind, rest = line[:1], line[1:]
+    with contextlib.suppress(ValueError, OverflowError):
+        match kind:
+            case b"i":
+                return max(-(1 << 63), min(int(rest), (1 << 63) - 1))
+            case b"f":
+                return float(rest)
+            case b"b":
+                return rest
+            case b"n":
+                return None
+    return rest.decode("latin-1")
+
+
+def _fill(values):
+    for table, cells in CELLS.items():
+        _file.execute(f"DELETE FROM {table.partition('(')[0]}")  # noqa: S608
+    for table, cells in CELLS.items():
+        given = [values.pop(0) if values else 0 for _ in range(cells.count("?"))]
+        _file.execute(f"INSERT INTO {table} VALUES ({', '.join(cells)})", given)  # noqa: S608
+
+
+def read_attempts(data):
+    attempts = Attempts({"attempts": _kept(data)}, TimeOfDay(lambda: 0.0))
+    change = attempts.failed("a") and attempts.change()
+    assert len(Attempts(change, TimeOfDay(lambda: 0.0))) == len(attempts)
+    assert attempts.left("a") >= 0
+
+
+def read_looked(data):
+    saved = [SavedCursor(f"{n}", float(n)) for n in range(9)]
+    session = SimpleNamespace(state={"looked": _kept(data)}, history=saved)
+    behind = Behind(session, None, seconds=2.0, cursors=1, clock=lambda: 9.0, time_of_day=TimeOfDay(lambda: 9.0))
+    assert behind.walk() is not None
+
+
+def _kept(data):
+    """A text as it comes back from a file."""
+    try:
+        return text_restored(data)
+    except UnicodeDecodeError:
+        return text_of(data)
+
+
+def read_text(data):
+    """Whatever is stored comes back."""
+    text = text_of(data)
+    assert text_restored(stored(text)) == text
+    keys = stored_keys([text, f"{text}x"])
+    assert len(set(keys)) == 2
+    for key in keys:
+        key.encode()
+        assert "\0" not in key
+
+
+def read_letter(data):
+    letter = DeadLetter(key=text_of(data), id="1", raw=data, error=text_of(data), traceback=text_of(data))
+    written = json.loads(as_json(letter))
+    assert written["raw"].encode() == data if "raw" in written else written["raw_base64"]
+    message = restored(letter)
+    assert message.id == "1"
+
+
+def read_shown(data):
+    text = text_of(data)
+    shown = harmless(text)
+    assert shown.isprintable()
+    if "\\" not in text and not re.search("[\ud800-\udfff]", text):
+        assert meant(shown) == text
+    assert isinstance(meant(text), str)
+    assert typeable(text).isprintable()
+    if text.isdecimal() and len(text) < 300:
+        assert moment(float(text))
+
+
+def read_push(data):
+    push, _, feed = text_of(data).partition(" ")
+    same_server(push, feed)
+    assert listener_for(push, feed=feed, token="t").name.isprintable()
+
+
+def read_command(data):
+    check_cursor("--to", text_of(data))
+    assert _argv(text_of(data))
+
+
+_typed = Parser(prog="push-to-poll", description="as the command itself makes it")
+_commands = Commands(_typed)
+for _command in (_tail, _status, _dead_letters, _rewind):
+    _command.add_to(_commands)
+
+
+def read_arguments(data):
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            _typed.parse_args(text_of(data).split("\n"))
+        finally:
+            assert all(line.isprintable() for line in said.getvalue().splitlines())
+
+
+def read_locks(data):
+    place = SimpleNamespace(st_dev=2049, st_ino=42)
+    holder = _locked_by(text_of(data), place, 7)
+    assert holder is None or holder >= 0
+
+
+ROWS = (
+    Fuzzed(
+        name="state files",
+        rooms=("stores._sqlite_schema", "stores._sqlite_name", "stores._sqlite_letters", "stores._sqlite_place", "stores._sqlite_reader", "stores._sqlite_records", "stores._sqlite_file"),
+        read=read_file,
+        examples=(
+            b"i1\ntname\ntfeed\ni1\ntcursor\nf5.5\ni1\ni1\ni1\ni2\nf1\nf2\nta\ntb\nbkey\ntkey\ni0\ntid\ni3\nf1\nf2\nterr\nt\nbraw\ntc\nf1\nt{\"what\":\"w\",\"at\":1.5,\"place\":\"p\"}",
+            b"i1\ntname\ntfeed\ni1\nn\nf5.5\ni1\ni1\ni1\ni2\nf1\nf2\nta\ntb\nb\xff\ntkey",
+            b"i1\nbn\xff\nb\xed\xa0\x80\ni1\ni9",
+        ),
+        tokens=(b"\nt", b"\nb", b"\ni", b"\nf", b"\nn", b"9", b"-", b"inf", b"nan", b"\xff", b"\xed\xa0\x80", b"\0", b'{"what":', b'"at":'),
+        frame=(b"t", b""),
+        found=(b"i1\nbn\ni\xff\nb\xed\xa0\x80\ni1\xff\nb\xed\xa0\x80\ni1\n\x0e9",),
+    ),
+    Fuzzed(
+        name="attempts",
+        rooms=("_processing.attempts",),
+        read=read_attempts,
+        errors=(StoreError,),
+        examples=(b'{"a":[1,2.5,3.0,0.5],"b":[2,1.0]}', b"{}"),
+        tokens=(b'"a"', b"[1,1.0]", b'"b":[1,1.0],', *JSON_TOKENS),
+        frame=(b'{"a":[1,1.0],', b"}"),
+        hostile={"attempts": around(b"{", b'"a":[1,1.0],', b'"b":[1,1.0]}'), "more of them": nested(b"[", b"]", b'{"a":[1,1.0,1.0,1.0,', b"]}")},
+        found=(b"\xff{}", b'{"a":[1,1.0,1.0,1.0,' + b"[" * 5000 + b"]" * 5000 + b"]}",),
+    ),
+    Fuzzed(
+        name="when the overlap was looked at",
+        rooms=("_polling.behind",),
+        read=read_looked,
+        errors=(StoreError,),
+        examples=(b"5.5", b"-inf", b"1e9"),
+        tokens=(b"nan", b"inf", b"-", b"e", b"9", b".", b"_", b" ", b"\xff"),
+        found=(b"", b"\xff",),
+    ),
+    Fuzzed(
+        name="texts in a file",
+        rooms=("stores._sqlite_text",),
+        read=read_text,
+        examples=(b"key", b"\xff\x7f", b"a\0b", b"k" * 201),
+        tokens=(b"\0", b"\x7f", b"\xff", b"\xed\xa0\x80", b"a", b"\xf0\x9f\x98\x80"),
+    ),
+    Fuzzed(
+        name="dead letters",
+        rooms=("_processing.letters",),
+        read=read_letter,
+        errors=(ValueError, RecursionError),
+        examples=(b'{"a": 1}', b"\xff", b'"\\ud83d\\ude00"'),
+        tokens=JSON_TOKENS,
+        hostile={"nested": nested(b"[", b"]")},
+        found=(b'{"\x80"1}1}', b"[" * 5000 + b"]" * 5000,),
+    ),
+    Fuzzed(
+        name="texts on a terminal",
+        rooms=("cli._terminal",),
+        read=read_shown,
+        examples=(b"key\x1b[31m", b"\\u001b\\ud83d\\ude00\\n", b"\xff\xe2\x80\xae", b"99999999999999999999"),
+        tokens=(b"\\u001b", b"\\ud83d", b"\\", b"\x1b", b"\n", b"'", b"\xff", b"\xf0\x9f\x98\x80", b"\xe2\x80\xae"),
+    ),
+    Fuzzed(
+        name="addresses of push channels",
+        rooms=("cli._push", "listeners._reconnecting", "listeners.sse", "listeners._websocket_connection"),
+        read=read_push,
+        errors=(ValueError,),
+        examples=(b"wss://a.example/push https://a.example/feed", b"https://user:pw@h/x?y=z http://h", b"ws://[::1]:9 http://[::1]:9"),
+        tokens=(b"ws://", b"wss://", b"https://", b"http://", b" ", b":", b"@", b"/", b"?", b"[", b"]", b"%", b"#", b"\xff", b"\xc3\xbc", b"9"),
+        frame=(b"ws://h", b" http://h"),
+    ),
+    Fuzzed(
+        name="commands and cursors",
+        rooms=("cli._exec", "cli._rewind"),
+        read=read_command,
+        errors=(ValueError,),
+        examples=(b"cat 'a b' \"c\\\"d\"", b"cat", b"no-such-command x"),
+        tokens=(b"cat ", b"'", b'"', b"\\", b" ", b"#", b"\0", b"\xff", b"\n", b"/"),
+        frame=(b"cat ", b""),
+    ),
+    Fuzzed(
+        name="arguments",
+        rooms=("cli._parser",),
+        read=read_arguments,
+        errors=(SystemExit,),
+        examples=(b"tail\nhttps://h/\n--state\nf\n--once", b"status\n--state\nf\n--json", b"nothing", b"--help", b"tail\n--timeout\n\x1b[31m"),
+        tokens=(b"tail\n", b"status\n", b"rewind\n", b"dead-letters\n", b"--state\n", b"--ago\n", b"--", b"-", b"=", b"\n", b"\x1b", b"\xff", b"9"),
+        frame=(b"tail\n", b""),
+    ),
+    Fuzzed(
+        name="locks",
+        rooms=("stores._owner_seen",),
+        read=read_locks,
+        examples=(b"1: FLOCK  ADVISORY  WRITE 7 08:01:42 0 EOF\n2: POSIX ADVISORY READ 8 08:01:43 0 EOF\n",),
+        tokens=(b"1: FLOCK  ADVISORY  WRITE ", b"7 ", b"08:01:42 ", b"\n", b" ", b":", b"9"),
+        frame=(b"1: FLOCK ", b""),
+    ),
+)  # fmt: skip

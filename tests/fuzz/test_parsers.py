@@ -1,0 +1,103 @@
+"""Whatever others write: only errors that are declared, and what must be true of what was read.
+
+In every row of the table: any bytes, its words in any order, and its examples, mutated.
+"""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from parsers import PARSERS
+
+EXAMPLES = 3_000 if os.environ.get("CHAOS_FORM") == "long" else 25
+"""Of each kind, for each parser."""
+
+MOST_MUTATIONS = 6
+
+parsers = pytest.mark.parametrize("parser", PARSERS.values(), ids=PARSERS)
+
+
+def fuzzed(strategy):
+    """A test of every parser by what this strategy makes for it."""
+
+    def decorate(test):
+        @parsers
+        @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+        @given(data=st.data())
+        def run(parser, data):
+            test(parser, data.draw(strategy(parser)))
+
+        run.__name__, run.__doc__ = test.__name__, test.__doc__
+        return run
+
+    return decorate
+
+
+@st.composite
+def mutated(draw, parser):
+    """An example with pieces cut out, copied, put in from another one or from the words, and bits turned."""
+    text = draw(st.sampled_from((*parser.examples, *parser.found)))
+    for _ in range(draw(st.integers(1, MOST_MUTATIONS))):
+        text = draw(st.sampled_from(MUTATIONS))(draw, text, parser)
+    return text
+
+
+def cut(draw, text, _parser):
+    start, stop = piece(draw, text)
+    return text[:start] + text[stop:]
+
+
+def duplicated(draw, text, _parser):
+    start, stop = piece(draw, text)
+    return text[:stop] + text[start:stop] * draw(st.integers(1, 9)) + text[stop:]
+
+
+def spliced(draw, text, parser):
+    other = draw(st.sampled_from(parser.examples))
+    start, stop = piece(draw, other)
+    at, _ = piece(draw, text)
+    return text[:at] + other[start:stop] + text[at:]
+
+
+def with_a_word(draw, text, parser):
+    start, stop = piece(draw, text)
+    return text[:start] + draw(st.sampled_from(parser.tokens)) + text[draw(st.sampled_from((start, stop))) :]
+
+
+def flipped(draw, text, _parser):
+    if not text:
+        return b"\xff"
+    at = draw(st.integers(0, len(text) - 1))
+    return text[:at] + bytes([text[at] ^ 1 << draw(st.integers(0, 7))]) + text[at + 1 :]
+
+
+def piece(draw, text):
+    start, stop = sorted((draw(st.integers(0, len(text))), draw(st.integers(0, len(text)))))
+    return start, stop
+
+
+MUTATIONS = (cut, duplicated, spliced, with_a_word, flipped)
+
+
+@parsers
+def test_examples_and_what_was_found_before(parser):
+    for text in (*parser.examples, *parser.found):
+        parser(text)
+
+
+@fuzzed(lambda _: st.binary(max_size=200))
+def test_any_bytes(parser, text):
+    parser(text)
+
+
+@fuzzed(lambda parser: st.lists(st.sampled_from(parser.tokens), max_size=30).map(b"".join))
+def test_its_words_in_any_order(parser, text):
+    before, behind = parser.frame
+    parser(text)
+    parser(before + text + behind)
+
+
+@fuzzed(mutated)
+def test_its_examples_mutated(parser, text):
+    parser(text)

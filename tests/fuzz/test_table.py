@@ -1,0 +1,122 @@
+"""The table of parsers is whole, and says the truth about them.
+
+Whole: each module of the package in which something is taken apart is in the rooms of a row, or is named below
+with the reason why it is nobody else's text. Who writes a parser is told here to add a row.
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from parsers import PARSERS
+
+import push_to_poll_client
+
+PACKAGE = Path(push_to_poll_client.__file__).parent
+
+TAKES_APART = {
+    *("ParserCreate", "convert", "decode", "findall", "finditer", "float", "fromisoformat", "fromstring", "fullmatch"),
+    *("int", "iterparse", "join_url", "loads", "match", "parse_qs", "parse_uri", "parsedate_to_datetime", "partition"),
+    *("rpartition", "search", "split", "splitlines", "strptime", "unpack", "urljoin", "urlsplit", "URL", "Decoder"),
+    *("decompressobj", "b64decode", "rsplit", "from_bytes", "parse", "XML", "Parse"),
+}
+"""Functions and methods that read a text, by their names."""
+
+OUR_OWN = {
+    "_http_client": "addresses that the user gave, and the name of a module",
+    "_polling.gaps": "JSON that it has just made",
+    "_processing.intake": "digests that it has just made",
+    "_types": "JSON that it has just made",
+    "cli._dead_letters": "what `as_json` has just made, which `dead letters` reads",
+    "cli._letters": "lines of a dead letter, which are shown and not read",
+    "cli._lines": "a line that it has just made",
+    "cli._main": "the exit code of a command",
+    "cli.demo": "lines of its own processes",
+    "feeds._paged.declaration": "what the user declared",
+    "feeds._manners.credentials": "Base64 that it has just made",
+    "stores._owner_lock": "the process that another one says it is, which is shown if it is a number",
+    "stores._sqlite_guard": "a list of words for SQLite",
+    "testing": "what a test wrote",
+}
+"""Modules, or packages of them, that take apart what nobody else wrote, and what that is."""
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def what_it_takes_apart_with(path):
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    names = {getattr(call, "attr", getattr(call, "id", "")) for call in calls}
+    bound = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
+    return (names | {node.attr for node in bound}) & TAKES_APART
+
+
+def excused(room):
+    return [name for name in OUR_OWN if room == name or room.startswith(f"{name}.")]
+
+
+ROOMS = {room for row in PARSERS.values() for room in row.rooms}
+
+
+@pytest.mark.parametrize(("room", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
+def test_each_module_that_takes_something_apart_is_fuzzed(room, path):
+    found = what_it_takes_apart_with(path)
+    assert room in ROOMS or excused(room) or not found, f"add a row to tests/fuzz for {room}, with its {found}"
+
+
+def test_nothing_is_excused_for_nothing():
+    for name, why in OUR_OWN.items():
+        assert why
+        assert name not in ROOMS, "it has a row"
+        assert any(what_it_takes_apart_with(path) for room, path in modules() if name in excused(room)), name
+
+
+# What a row says
+
+
+@pytest.fixture(params=PARSERS.values(), ids=PARSERS)
+def parser(request):
+    return request.param
+
+
+def test_its_examples_go_through_all_its_rooms(parser):
+    files = {str(path): room for room, path in modules()}
+    entered = set()
+
+    def note(frame, event, _argument):
+        if event == "call":
+            entered.add(files.get(frame.f_code.co_filename))
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        for example in parser.examples:
+            parser(example)
+    finally:
+        sys.setprofile(before)
+    assert set(parser.rooms) <= entered
+
+
+def test_an_example_is_read_without_an_error(parser):
+    assert any(is_read(parser, example) for example in parser.examples)
+
+
+def is_read(parser, example):
+    try:
+        parser.read(example)
+    except parser.errors:
+        return parser.errors == (SystemExit,)  # the end of `--help`
+    return True
+
+
+def test_what_it_declares_says_something(parser):
+    assert not {Exception, BaseException} & {*parser.errors}
+
+
+def test_its_words_and_examples_are_there_once(parser):
+    for given in (parser.tokens, (*parser.examples, *parser.found)):
+        assert len({*given}) == len(given)
