@@ -94,7 +94,9 @@ def shared_tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def asked_to_wait(status: int, headers: Mapping[str, str], wall_clock: float) -> float | None:
+def asked_to_wait(
+    status: int, headers: Mapping[str, str], wall_clock: float, *, within_poll: bool = False
+) -> float | None:
     """How long the server asks to be left alone.
 
     Read are `Retry-After` (RFC 9110 §10.2.3), `Backoff` (Mozilla), `X-Poll-Interval` (GitHub), `RateLimit`
@@ -111,13 +113,14 @@ def asked_to_wait(status: int, headers: Mapping[str, str], wall_clock: float) ->
         status: The answer's status.
         headers: Its headers, by lower-case names or in a mapping that ignores case.
         wall_clock: Now, in seconds since the epoch, for dates in an answer that has no `Date` of its own.
+        within_poll: Before a further page of the same poll: `X-Poll-Interval` is from one poll to the next.
 
     Returns:
         Seconds from now, 0 for a date that has passed, at most `MAX_NOT_BEFORE`; `None`: the server did not ask.
     """
     if _ASKING.isdisjoint(map(str.lower, headers)):
         return None
-    waits = [_number(headers, "backoff"), _number(headers, "x-poll-interval")]
+    waits = [_number(headers, "backoff"), None if within_poll else _number(headers, "x-poll-interval")]
     now = http_date(headers, "date")
     now = wall_clock if now is None else now  # the server's clock, since its dates are by it
     retry_after = _retry_after(headers, now)

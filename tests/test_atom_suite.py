@@ -59,10 +59,6 @@ class TestPaged(FeedSuite):
     async def publish_late(self, feed):
         self.vendor.publish_late()
 
-    @pytest.mark.xfail(reason="a walk that is asked for again goes on by a document", strict=False)
-    async def test_a_page_that_is_asked_for_again_is_there_again(self):
-        await super().test_a_page_that_is_asked_for_again_is_there_again()
-
 
 class TestArchived(TestPaged):
     form = "archived"

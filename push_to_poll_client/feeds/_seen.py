@@ -1,16 +1,17 @@
 """What was seen at the top of a feed that shows what is newest first, as a cursor."""
 
 import re
-from base64 import urlsafe_b64encode
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
 
 import msgspec
 
 from push_to_poll_client._exceptions import CursorExpired
-from push_to_poll_client._types import Cursor
+from push_to_poll_client._types import MAX_CURSOR, Cursor
+from push_to_poll_client.feeds._json_split import UNDECODABLE
 from push_to_poll_client.feeds._manners.validators import Validators
 
 __all__ = ["Digests", "Seen", "digest"]
@@ -23,16 +24,17 @@ MOST_KEPT = 4_000
 """Digests of a document that has more messages: those beyond are left to the dedupe store each time. With all the
 others they take 54,000 characters of the 65,536 that a cursor may have."""
 
+_SIZE = 9
 _LENGTH = 12
 _DIGESTS = re.compile(rf"(?:[A-Za-z0-9_-]{{{_LENGTH}}})*+")
 
-Digests = dict[str, None]
+Digests = dict[bytes, None]
 """What `digest` makes, in an order."""
 
 
-def digest(text: str) -> str:
-    """Twelve characters for a key or an address: one of 10⁹ passes for one of 4,000 in 10⁻⁹ of feeds."""
-    return urlsafe_b64encode(blake2b(text.encode(errors="surrogatepass"), digest_size=9).digest()).decode()
+def digest(text: str) -> bytes:
+    """Nine bytes for a key or an address: one of 10⁹ passes for one of 4,000 in 10⁻⁹ of feeds."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_SIZE).digest()
 
 
 class _Written(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -70,7 +72,7 @@ class Seen:
             return cls()
         try:
             written = msgspec.json.decode(cursor, type=_Written)
-        except (ValueError, RecursionError):
+        except UNDECODABLE:
             written = _Written("?")
         if not _DIGESTS.fullmatch(written.seen) or not _DIGESTS.fullmatch(written.read):
             raise CursorExpired(f"the cursor is none of {where}: another kind of feed wrote it")
@@ -79,33 +81,33 @@ class Seen:
         return cls(_split(written.seen), _split(written.read), known, written.note)
 
     def cursor(self) -> Cursor:
-        """What `read` reads."""
+        """What `read` reads. If it were longer than a cursor may be, the oldest digests are left out."""
         etag, modified = self.validators or (None, None)
-        written = _Written("".join(self.messages), "".join(self.archives), etag, modified, self.note)
-        return msgspec.json.encode(written).decode()
-
-    def has(self, key: str) -> bool:
-        """Whether the message with this dedupe key was seen."""
-        return digest(key) in self.messages
+        written = _Written(_joined(self.messages), _joined(self.archives), etag, modified, self.note)
+        text = msgspec.json.encode(written).decode()
+        beyond = len(text) - MAX_CURSOR
+        if beyond <= 0 or not self.messages:
+            return text
+        fit = max(len(self.messages) + -beyond // _LENGTH, 0)
+        return replace(self, messages=dict.fromkeys(islice(self.messages, fit))).cursor()
 
     def has_read(self, address: str) -> bool:
         """Whether the archive at this address was read."""
         return digest(address) in self.archives
 
-    def then(self, top: Iterable[str], others: Iterable[str], archives: Iterable[str]) -> "Seen":
+    def then(self, top: Sequence[bytes], others: Iterable[bytes], archives: Iterable[str]) -> "Seen":
         """What was seen when these were, too; nothing is known of the newest document yet.
 
         Args:
-            top: Dedupe keys of the newest document, the newest first.
+            top: Digests of the dedupe keys of the newest document, the newest first.
             others: Those of older ones.
             archives: Addresses that were read, the newest first.
         """
-        at_top = dict.fromkeys(islice(map(digest, top), MOST_KEPT))
-        messages = _kept(self.messages, at_top, map(digest, others))
+        messages = _kept(self.messages, dict.fromkeys(top[:MOST_KEPT]), others)
         return Seen(messages, _kept(self.archives, {}, map(digest, archives)))
 
 
-def _kept(before: Digests, first: Collection[str], others: Iterable[str]) -> Digests:
+def _kept(before: Digests, first: Collection[bytes], others: Iterable[bytes]) -> Digests:
     """All of `first`, and some of the rest.
 
     What was there before keeps its order: a document that is only shuffled makes no other cursor.
@@ -115,5 +117,10 @@ def _kept(before: Digests, first: Collection[str], others: Iterable[str]) -> Dig
     return dict.fromkeys(one for one in (*new, *before) if one in first or one in rest)
 
 
-def _split(digests: str) -> Digests:
-    return dict.fromkeys(digests[at : at + _LENGTH] for at in range(0, len(digests), _LENGTH))
+def _joined(digests: Digests) -> str:
+    return urlsafe_b64encode(b"".join(digests)).decode()
+
+
+def _split(text: str) -> Digests:
+    digests = urlsafe_b64decode(text)
+    return dict.fromkeys(digests[at : at + _SIZE] for at in range(0, len(digests), _SIZE))

@@ -26,6 +26,7 @@ class Answer(NamedTuple):
         known: By what it was asked for news alone; `None`: for all there is.
         redirected: Whether another URL answered than was asked.
         where: Who said it, for errors, without secrets: the feed, or another origin that it led to.
+        within_poll: As `retry_after`, before a further page of the same poll.
     """
 
     status: int
@@ -36,6 +37,7 @@ class Answer(NamedTuple):
     known: Validators | None = None
     redirected: bool = False
     where: str = ""
+    within_poll: float | None = None
 
     @property
     def media_type(self) -> str:

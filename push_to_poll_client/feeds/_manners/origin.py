@@ -228,13 +228,23 @@ class Origin:
 
     async def _answer(self, response: Any, call: Call, patience: Patience) -> Answer:
         status = response.status_code
-        retry_after = asked_to_wait(status, response.headers, time.time())
+        headers, now = response.headers, time.time()
         where = self.where if call.at_home else self._places.shown(call.url)
         if status in READ:
             body = await read_body(response, self._max_body, where, patience)
         else:
             body = await self._error_body(response, call, patience) if call.errors else b""
-        return Answer(status, response.headers, body, retry_after, call.url, call.known, call.redirected, where)
+        return Answer(
+            status,
+            headers,
+            body,
+            asked_to_wait(status, headers, now),
+            call.url,
+            call.known,
+            call.redirected,
+            where,
+            asked_to_wait(status, headers, now, within_poll=True),
+        )
 
     async def _error_body(self, response: Any, call: Call, patience: Patience) -> bytes:
         """What the server says to an error; empty if that cannot be had: the error is there all the same."""

@@ -1,16 +1,18 @@
 """From a request to a page: forward, or from the newest back."""
 
-from typing import TypeAlias
+from http import HTTPStatus
+from typing import Any, TypeAlias
 
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._types import Cursor, FetchRequest, Page
+from push_to_poll_client.feeds._manners.cache_control import fresh_for
 from push_to_poll_client.feeds._manners.tail import Tail
 from push_to_poll_client.feeds._manners.validators import Validators
 from push_to_poll_client.feeds._paged.asker import Asker, Read, Request
 from push_to_poll_client.feeds._paged.orders import Latest, NewestFirst, OldestFirst, Place
 from push_to_poll_client.feeds._paged.readers import EntryReader
 from push_to_poll_client.feeds._seen import Seen
-from push_to_poll_client.feeds._walk_back import Leaf, WalkBack
+from push_to_poll_client.feeds._walk_back import Leaf, WalkBack, longer
 
 __all__ = ["Backward", "Forward"]
 
@@ -86,6 +88,7 @@ class Backward:
     def __init__(self, asker: Asker, pages: NewestFirst, where: str) -> None:
         self._asker = asker
         self._pages = pages
+        self._where = where
         self._walk = WalkBack(self._look, where)
 
     async def fetch(self, request: FetchRequest) -> Page:
@@ -97,17 +100,30 @@ class Backward:
         return await self._walk.latest()
 
     def forget(self) -> None:
-        """When the event loop may end. What is known does not depend on it."""
+        """When the event loop may end."""
+        self._walk.forget()
 
     async def _look(self, page: str | None, request: FetchRequest, known: Seen) -> Leaf:
         ready = self._asker.request(lambda asking: self._pages.put(asking, page), request)
         read = await self._asker.read(ready, Place(None), self._pages.older, known=known.validators)
-        if read.nothing:
-            return Leaf(retry_after=read.retry_after, unchanged=True)
+        if read.meaning.empty and page is not None:
+            raise FeedError(f"{self._where} is not ready in the middle of its pages", retry_after=read.retry_after)
         return Leaf(
             read.messages,
             read.leads,
             size=len(read.answer.body),
             validators=read.answer.validators,
-            retry_after=read.retry_after,
+            retry_after=longer(read.answer.within_poll, read.meaning.retry_after),
+            unchanged=page is None and _is_unchanged(read, known),
+            missing=read.meaning.gap,
+            fresh_for=0.0 if read.meaning.empty else fresh_for(read.answer.headers),
+            poll_interval=read.answer.retry_after,
+            closed=read.meaning.closed,
         )
+
+
+def _is_unchanged(read: Read[Any], known: Seen) -> bool:
+    """Whether the newest document brings nothing to look at; with nothing known, no content is an empty feed."""
+    status = read.answer.status
+    nothing_new = status == HTTPStatus.NO_CONTENT and bool(known.messages)
+    return read.meaning.empty or status == HTTPStatus.NOT_MODIFIED or nothing_new

@@ -1,0 +1,154 @@
+"""From a request to a page."""
+
+import re
+from dataclasses import replace
+
+import anyio
+
+from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone, FeedRefused
+from push_to_poll_client._types import Cursor, FetchRequest, Page
+from push_to_poll_client.feeds._seen import Seen
+from push_to_poll_client.feeds._walk_back.fresh import Fresh
+from push_to_poll_client.feeds._walk_back.leaf import Leaf, Look, Order
+from push_to_poll_client.feeds._walk_back.way import Way, longer
+from push_to_poll_client.feeds._walk_back.ways import Ways
+
+__all__ = ["WalkBack"]
+
+_POSITION = re.compile("(.*) ([0-9]{1,9})", re.DOTALL)
+
+MOST_MESSAGES = 10_000
+"""Held at once: some 20 MB of usual events, and 100 documents of 100."""
+
+
+class WalkBack:
+    """Walks one feed.
+
+    Args:
+        look: Fetches a document.
+        where: The feed's URL without secrets, for errors.
+        order: A sort key for messages of several documents; `None`: they are in order.
+        most: Messages that are held at once, unless two documents have more.
+    """
+
+    def __init__(self, look: Look, where: str, *, order: Order | None = None, most: int = MOST_MESSAGES) -> None:
+        self._look = look
+        self._where = where
+        self._order = order
+        self._most = most
+        self._ways = Ways()
+        self._fresh = Fresh()
+
+    async def fetch(self, request: FetchRequest) -> Page:
+        """As `Feed.fetch`.
+
+        Raises:
+            CursorExpired: The cursor was not made here.
+            ChainRestart: What a walk led to is not there any more.
+            FeedError: The document could not be had, or the walk does not end.
+        """
+        if request.cursor in self._fresh and not (request.fresh or request.wait):
+            return Page()
+        start, step = _read(request.cursor)
+        way = self._way(start)
+        if way.page is not None or step < way.turn:  # it was asked for before
+            return way.page or _lead_on(start, way.turn)
+        way.go_on(step, anyio.current_time())
+        return await self._go_on(way, request, start)
+
+    async def latest(self) -> Cursor | None:
+        """As `Feed.latest`.
+
+        Raises:
+            FeedError: The newest document could not be had.
+        """
+        way = Way(Seen(), self._most)
+        leaf = await self._look(None, FetchRequest(fresh=True), way.known)
+        if leaf.unchanged:
+            raise FeedError(f"{self._where} does not show yet what is newest")
+        way.take(leaf, self._where, anyio.current_time())
+        return way.seen().cursor()
+
+    def forget(self) -> None:
+        """When the event loop may end. What is known does not depend on it."""
+        self._fresh.forget()
+
+    def _way(self, start: Cursor | None) -> Way:
+        """The walk that began there, or one that begins."""
+        self._ways.settled(start)
+        return self._ways.get(start) or Way(Seen.read(start, self._where), self._most)
+
+    async def _go_on(self, way: Way, request: FetchRequest, start: Cursor | None) -> Page:
+        turn = way.turn
+        leaf = await self._look_at(way, request, start)
+        if way.turn != turn or way.ended:  # somebody else has taken this document
+            return _lead_on(start, way.turn, leaf.retry_after)
+        self._fresh.note(start, leaf.fresh_for if leaf.unchanged else 0.0)
+        self._ways.drop(start, way)
+        if leaf.unchanged:
+            return _unchanged(leaf)
+        way.take(leaf, self._where, anyio.current_time())
+        if way.ended:
+            return self._hand_out(start, way, leaf)
+        self._ways.keep(start, way)
+        return _lead_on(start, way.turn, leaf.retry_after)
+
+    async def _look_at(self, way: Way, request: FetchRequest, start: Cursor | None) -> Leaf:
+        try:
+            return await self._look(way.at, request, way.known_here)
+        except (ChainRestart, FeedRefused):
+            self._ways.drop(start, way)
+            raise
+        except (CursorExpired, FeedGone) as error:
+            self._ways.drop(start, way)
+            if way.at is None:
+                raise
+            text = f"a walk through {self._where} begins again, since what it led to is gone: {error}"
+            raise ChainRestart(text, retry_after=error.retry_after) from error
+        except Exception:
+            if way.failed():
+                self._ways.drop(start, way)
+            raise
+
+    def _hand_out(self, start: Cursor | None, way: Way, leaf: Leaf) -> Page:
+        """What a walk found at its end. Before a poll is over, the server is not yet left alone between polls."""
+        seen = way.seen()
+        page = Page(way.news(self._order), seen.cursor(), gap=way.gap)
+        way.later = way.further(seen)
+        wait = leaf.retry_after if way.later else longer(leaf.retry_after, way.interval)
+        if page.cursor != start:
+            return replace(self._handed_out(start, way, page), retry_after=wait)
+        page = replace(page, cursor=None, retry_after=wait)
+        if way.later is not None:
+            way.later.turn = way.turn + 1
+            self._ways.keep(start, way.later)
+            return replace(page, next=_position(start, way.later.turn))
+        self._fresh.note(start, 0.0 if page.messages or way.again else leaf.fresh_for)
+        return replace(page, closed=way.closed)
+
+    def _handed_out(self, start: Cursor | None, way: Way, page: Page) -> Page:
+        """A page, which is kept until it is settled if it costs more than a request to make it again."""
+        if not way.again:
+            return replace(page, closed=way.closed)
+        way.page = replace(page, next=page.cursor)
+        self._ways.keep(start, way)
+        return way.page
+
+
+def _unchanged(leaf: Leaf) -> Page:
+    wait = longer(leaf.retry_after, leaf.poll_interval)
+    return Page(retry_after=wait, closed=leaf.closed, gap=leaf.missing)
+
+
+def _lead_on(start: Cursor | None, step: int, retry_after: float | None = None) -> Page:
+    return Page(next=_position(start, step), retry_after=retry_after)
+
+
+def _position(start: Cursor | None, step: int) -> Cursor:
+    return f"{start or ''} {step}"
+
+
+def _read(position: Cursor | None) -> tuple[Cursor | None, int]:
+    """The cursor that a walk began with, and the number of its step; a cursor is where it begins."""
+    found = _POSITION.fullmatch(position or "")
+    return (found[1] or None, int(found[2])) if found else (position, 0)

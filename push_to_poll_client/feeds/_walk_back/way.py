@@ -1,0 +1,286 @@
+"""The way from a document down to what was seen."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import NamedTuple
+
+from push_to_poll_client._circle import Circle
+from push_to_poll_client._exceptions import ChainRestart, FeedError
+from push_to_poll_client._types import Message, Page
+from push_to_poll_client.feeds._seen import Digests, Seen, digest
+from push_to_poll_client.feeds._walk_back.leaf import Leaf, Order
+
+__all__ = ["Way", "longer"]
+
+MOST_BYTES = 64 * 1024 * 1024
+"""Of documents whose messages are held, however few these are."""
+
+FEWEST = 2
+"""Documents that are held, however large: the one that was seen last and the one after it, or a walk of large ones
+would stand still."""
+
+MOST_ADDRESSES = 1_000
+"""Kept of newer documents. Of a longer way each second one is forgotten, which costs requests and nothing else."""
+
+MOST_DOCUMENTS = 100_000
+"""In one walk: ten million messages in documents of 100. A feed that goes on beyond it has no end."""
+
+MOST_TRIES = 3
+"""For one document. A walk that still does not have it begins again at the top: addresses may have changed."""
+
+STALE = 30.0
+"""Seconds for which a walk may stand still, as between two polls, until it looks again at the document before."""
+
+GONE = "none of the messages that were seen last is in the feed any more; some may have come and gone since"
+
+
+class Address(NamedTuple):
+    """Where a document is.
+
+    Attributes:
+        at: The address; `None`: it is the newest document.
+        archive: It does not change.
+    """
+
+    at: str | None = None
+    archive: bool = False
+
+
+TOP = Address()
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """One that was fetched, and of which only what is news is held.
+
+    Attributes:
+        address: Where it is.
+        leaf: What else it says.
+        digests: Of the dedupe keys of its messages, the newest first.
+        news: What was not seen of these, and the messages.
+    """
+
+    address: Address
+    leaf: Leaf
+    digests: Sequence[bytes]
+    news: Sequence[tuple[bytes, Message]]
+
+    @classmethod
+    def of(cls, address: Address, leaf: Leaf, known: Digests) -> "_Document":
+        """What is held of a leaf."""
+        digests = [digest(message.key) for message in leaf.messages]
+        pairs = zip(digests, leaf.messages, strict=True)
+        news = [pair for pair in pairs if pair[0] not in known]
+        return cls(address, leaf._replace(messages=()), digests, news)
+
+    @property
+    def size(self) -> int:
+        """Bytes that its news may take: messages may be views of the whole document."""
+        return self.leaf.size if self.news else 0
+
+    @property
+    def read(self) -> Iterator[str]:
+        """Archives that are read when it is, the newest first."""
+        if self.address.archive and self.address.at is not None:
+            yield self.address.at
+        if self.leaf.stable and self.leaf.older is not None:
+            yield self.leaf.older
+
+    def meets(self, known: Digests) -> bool:
+        """Whether what was seen begins here.
+
+        What is pinned to the top of the newest document is known all the time, and may stand there above a backlog
+        that is longer than the document. So only what is known in its lower half counts.
+        """
+        if len(self.news) == len(self.digests):
+            return False
+        looked_at = self.digests[len(self.digests) // 2 :] if self.address == TOP else self.digests
+        return any(one in known for one in looked_at)
+
+
+class Way:
+    """One walk.
+
+    Args:
+        known: What was seen.
+        most: Messages that are held at once.
+        start: Where it begins.
+        above: Where documents are that are left for later, the newest first.
+        interval: As the attribute.
+
+    Attributes:
+        known: As given.
+        above: As given, and those that were fetched and are not held.
+        turn: A larger number whenever another document is to be fetched.
+        ended: The last document was the last one to be looked at.
+        page: What it handed out; `None`: it has not, or nothing that is worth being kept.
+        later: What is to be walked when that is settled; `None`: nothing.
+        interval: Seconds that the server wants until the next poll; `None`: it did not say.
+    """
+
+    def __init__(
+        self,
+        known: Seen,
+        most: int,
+        start: Address = TOP,
+        above: Sequence[Address] = (),
+        interval: float | None = None,
+    ) -> None:
+        self.known = known
+        self.above = list(above)
+        self.turn = 0
+        self.ended = False
+        self.page: Page | None = None
+        self.later: Way | None = None
+        self.interval = interval
+        self._most = most
+        self._start = self._next = start
+        self._held: list[_Document] = []
+        self._last: _Document | None = None
+        self._again: _Document | None = None
+        self._sure = False
+        self._since = 0.0
+        self._messages = self._size = self._documents = self._failures = 0
+        self._met = False
+        self._missing = ""
+        self._circle = Circle()
+
+    # Down
+
+    @property
+    def at(self) -> str | None:
+        """The address of the document that is to be fetched next; `None`: of the newest one."""
+        return self._next.at
+
+    @property
+    def known_here(self) -> Seen:
+        """What was seen, with what the newest document is known by if that is to be fetched next."""
+        return self.known if self._next == TOP else replace(self.known, validators=None)
+
+    def go_on(self, turn: int, now: float) -> None:
+        """The next document is to be fetched.
+
+        After a while that is the last one again, once: it leads on from what is held, wherever that stands now.
+
+        Args:
+            turn: By which it is asked for. It may be one of a walk that was lost: what follows has another.
+            now: On the event loop's clock.
+        """
+        self.turn = max(self.turn, turn)
+        stands = self._since <= now <= self._since + STALE or self._sure or self._next.archive
+        if self._last is not None and self._again is None and not stands:
+            self._again, self._next, self._circle = self._last, self._last.address, Circle()
+            self.turn += 1
+
+    def take(self, leaf: Leaf, where: str, now: float) -> None:
+        """The next document is there.
+
+        Args:
+            leaf: It.
+            where: The feed's URL without secrets, for errors.
+            now: On the event loop's clock.
+
+        Raises:
+            ChainRestart: It was to be another one: pages have shifted by more than a page.
+            FeedError: The feed leads in a circle, or has no end.
+        """
+        document = _Document.of(self._next, leaf, self.known.messages)
+        self._find_again(document, where)
+        self._last, self._since = document, now
+        self._documents += 1
+        self._missing = self._missing or leaf.missing
+        self.interval = longer(self.interval, leaf.poll_interval)
+        self.ended = self._is_last(document) or leaf.older is None or leaf.whole
+        self._hold(document)
+        if not self.ended:
+            self._step_to(Address(leaf.older, archive=leaf.stable), where)
+
+    def failed(self) -> bool:
+        """A document could not be had. Whether to give up, and begin again at the top."""
+        self._failures += 1
+        return self._failures >= MOST_TRIES
+
+    def _find_again(self, document: _Document, where: str) -> None:
+        """See that a document that is fetched again is what it was, as far as anything of it is still there."""
+        again, self._again, self._sure = self._again, None, self._again is not None
+        if again is None:
+            self._failures = 0
+        elif document.address == TOP:
+            self._held, self._messages, self._size = [], 0, 0
+        elif again.digests and set(again.digests).isdisjoint(document.digests):
+            raise ChainRestart(f"{where} shows other messages where a walk was interrupted; it begins again")
+
+    def _is_last(self, document: _Document) -> bool:
+        """Whether all that is older was seen."""
+        leaf, met = document.leaf, document.meets(self.known.messages)
+        read = leaf.stable and leaf.older is not None and self.known.has_read(leaf.older)
+        self._met = self._met or met or read or leaf.whole
+        return read if leaf.stable and leaf.older is not None else met
+
+    def _hold(self, document: _Document) -> None:
+        self._held.append(document)
+        self._messages, self._size = self._messages + len(document.news), self._size + document.size
+        while len(self._held) > FEWEST and (self._messages > self._most or self._size > MOST_BYTES):
+            self._drop()
+
+    def _drop(self) -> None:
+        """The newest document in hand: its messages wait for those that are older."""
+        document = self._held.pop(0)
+        self._messages, self._size = self._messages - len(document.news), self._size - document.size
+        self.above.append(document.address)
+        if len(self.above) > MOST_ADDRESSES:
+            self.above = self.above[::2]
+
+    def _step_to(self, older: Address, where: str) -> None:
+        if older.at in {None, self.at} or self._circle.closes_at(older.at) or self._documents >= MOST_DOCUMENTS:
+            raise FeedError(f"{where} leads from document to document {self._documents} times without an end")
+        self._next = older
+        self.turn += 1
+
+    # At its end
+
+    @property
+    def again(self) -> bool:
+        """Whether the newest document was not fetched, or may have changed since."""
+        return self._start != TOP or self._documents > 1
+
+    @property
+    def closed(self) -> bool:
+        """Whether the newest document said that it is the last."""
+        return not self.above and self._held[0].leaf.closed
+
+    @property
+    def gap(self) -> str:
+        """What may be missing, in words."""
+        gone = self.known.messages and not self._met and self._messages
+        return self._missing or (GONE if gone else "")
+
+    def news(self, order: Order | None = None) -> list[Message]:
+        """What was not seen, the oldest first."""
+        found = (pair for document in reversed(self._held) for pair in reversed(document.news))
+        news = list(dict(found).values())
+        if order is not None and len(self._held) > 1:
+            news.sort(key=order)
+        return news
+
+    def seen(self) -> Seen:
+        """What was seen, once all that is handed out is settled."""
+        top, *others = self._held
+        older = chain.from_iterable(document.digests for document in others)
+        archives = chain.from_iterable(document.read for document in self._held)
+        seen = self.known.then(top.digests, older, archives)
+        if self.above:
+            return seen
+        return replace(seen, validators=None if top.leaf.closed else top.leaf.validators, note=top.leaf.note)
+
+    def further(self, seen: Seen) -> "Way | None":
+        """What to walk when all that is handed out is settled; `None`: nothing is left."""
+        if not self.above:
+            return None
+        return Way(seen, self._most, self.above[-1], self.above[:-1], self.interval)
+
+
+def longer(one: float | None, other: float | None) -> float | None:
+    """Of two waits; `None` is none."""
+    return max((wait for wait in (one, other) if wait is not None), default=None)
