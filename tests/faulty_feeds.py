@@ -174,6 +174,7 @@ class OfAStream(Subject):
 class OfAtom(Subject):
     def __init__(self, form, count):
         self.server = Atom(count, form=form)
+        self.repeats = form == "complete"  # what is gone from it and comes back is new
 
     def make(self, client, **options):
         return AtomFeed(self.server.url, client=client, headers=self.headers, **options)

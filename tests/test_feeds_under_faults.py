@@ -15,6 +15,7 @@ import tracemalloc
 import zlib
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 from faulty_feeds import SECRETS, SUBJECTS
@@ -301,12 +302,19 @@ def takes(subject, fault, when):
 
 @pytest.mark.parametrize("fault", ["cut in the middle", "status 410", "gzip bomb", "pages in a circle"])
 @pytest.mark.parametrize("subject", ["HTTPFeed", "DurableStreamFeed", "AtomFeed, archived", "Stripe", "Plaid"])
-async def test_all_is_well_again_with_a_store_on_disk(subject, fault, tmp_path):
+async def test_all_is_well_again_with_a_store_on_disk(subject, fault, tmp_path, monkeypatch):
+    monkeypatch.setattr("anyio.to_thread.run_sync", at_once)
     store = SQLiteStore(tmp_path / "state.db")
     cell = Cell(subject, store=store)
     await cell.live(FAULTS[fault], "now and then")
     cell.check_messages()
     cell.check_rate()
+
+
+async def at_once(function, *args, **_):
+    """In place of a thread, of whose work a virtual clock knows nothing."""
+    await anyio.lowlevel.checkpoint()
+    return function(*args)
 
 
 # Elsewhere, where the feed may be led to
@@ -321,9 +329,9 @@ async def test_a_trusted_mirror_is_read_and_told_no_secret(subject, fault, said)
     cell.check_messages()
     await cell.check_cursors()
     cell.check_secrets(said())
-    read = not cell.subject.posts and subject != "Telegram"
-    assert bool(cell.transport.elsewhere) == read
-    assert not cell.spied.errors or not read
+    may_be_led = subject != "Telegram" and not (cell.subject.posts and fault[:3] in {"307", "308"})
+    assert bool(cell.transport.elsewhere) == may_be_led
+    assert bool(cell.spied.errors) == (subject == "Telegram" or cell.subject.posts)
 
 
 # Bombs
