@@ -8,7 +8,7 @@ import msgspec
 
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._text import describe
-from push_to_poll_client.feeds._json_split import split
+from push_to_poll_client.feeds._json_split import UNDECODABLE, split
 from push_to_poll_client.feeds._paged.reply import Path, Reply, Unfit, elements, members, outline, path_of
 
 __all__ = ["LINES", "Lists", "Part", "Where", "Word"]
@@ -41,7 +41,6 @@ _SMALL_PAGE = 20
 
 _decoder = msgspec.json.Decoder()
 _decode_list = msgspec.json.Decoder(list).decode
-_UNDECODABLE = (ValueError, RecursionError)
 
 
 class Part:
@@ -79,7 +78,7 @@ class Part:
         self.group = group
         try:
             self.entries, self.broken = decode(text), False
-        except _UNDECODABLE:
+        except UNDECODABLE:
             self.entries, self.broken = list(map(_decoded, self._all_raws())), True
 
     def reverse(self) -> None:
@@ -193,7 +192,7 @@ def _alone(text: _Raw) -> list[_Raw]:
 def _decoded(raw: _Raw) -> Any:
     try:
         return _decoder.decode(raw)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         return UndecodableMessage(f"an entry is no JSON: {describe(error)}")
 
 
