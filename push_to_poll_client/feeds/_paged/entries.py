@@ -68,7 +68,7 @@ class Entries:
         only: Callable[[Any], Any] | None = None,
     ) -> None:
         self._lists = Lists(where, optional=optional)
-        if deletions is not None and deletions not in self._lists.names:
+        if deletions is not None and (not deletions or deletions not in self._lists.names):
             raise ValueError(f"deletions is {deletions!r}, which is the name of none of several lists")
         if only is not None and not callable(only):
             raise TypeError(f"only is {only!r}; give a function of an entry")
@@ -214,7 +214,7 @@ class Entries:
         return [what or part.group for what in texts(self._type.of_all(entries))]
 
     def _deletes(self, part: Part, entries: Sequence[Any]) -> Iterable[bool]:
-        if part.group and part.group == self._deletions:
+        if part.group == self._deletions:
             return repeat(True)  # noqa: FBT003  # each of them
         return repeat(False) if self._deleted is None else map(bool, self._deleted.of_all(entries))  # noqa: FBT003
 
