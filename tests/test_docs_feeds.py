@@ -102,7 +102,8 @@ def serve():
 
 
 def test_every_vendor_is_declared():
-    assert DECLARED.keys() == VENDORS.keys()
+    """Kinto is the one that can be had: see `test_real_kinto.py`."""
+    assert DECLARED.keys() == VENDORS.keys() | {"kinto"}
 
 
 @pytest.mark.parametrize("name", ["stripe", "events", "graph", "plaid", "couchdb", "telegram"])

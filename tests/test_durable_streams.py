@@ -10,7 +10,8 @@ import httpx
 import pytest
 from anyio.to_thread import run_sync
 from consumers import Log
-from durable_streams_server import PATIENCE, serving
+from durable_streams_server import serving
+from served import PATIENCE
 
 from push_to_poll_client import (
     Consumer,

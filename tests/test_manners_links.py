@@ -92,10 +92,12 @@ def test_one_that_leads_to_no_url_is_no_end(target):
     assert failed.value.__cause__ is None
 
 
-def test_not_any_number_is_looked_at():
+def test_not_any_number_is_looked_at_and_that_is_no_end_either():
     many = "</c>; rel=prev," * MAX_LINKS
     assert link(answer(many[len("</c>; rel=prev,") :] + "</d>; rel=next"), "next") == "https://h.example/d"
-    assert link(answer(many + "</d>; rel=next"), "next") is None
+    assert link(answer(many), "next") is None
+    with pytest.raises(FeedError, match=r"^h\.example has more than 100 links, and none of the first is"):
+        link(answer(many + "</d>; rel=next"), "next")
 
 
 PIECES = ['"', "\\", "<", ">", ";", ",", "=", "rel", "next", " ", "a", "[", "//"]

@@ -13,7 +13,6 @@ __all__ = ["UNDECODABLE", "split"]
 UNDECODABLE: Final = (ValueError, RecursionError)
 """What decoding raises: msgspec's own, of invalid UTF-8 (both `ValueError`), of a value nested too deep."""
 
-
 # A string that is not closed reaches to the end, so that no byte is looked at twice. Hence possessive, too.
 _STRING = rb'"(?:[^"\\]++|\\.)*+"?'
 _AT_TOP = re.compile(_STRING + rb"|[\[{]|[\]}]|,", re.DOTALL)

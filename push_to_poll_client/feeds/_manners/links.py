@@ -8,6 +8,7 @@ this answer; and targets stay relative.
 """
 
 import re
+from collections.abc import Mapping
 from itertools import islice
 
 import httpx
@@ -41,10 +42,10 @@ def link(answer: Answer, relation: str) -> str | None:
         looks at, and hold secrets. `None`: there is no such link.
 
     Raises:
-        FeedError: There is one, and it leads to no URL: taken for none, it would look like the end of the feed.
+        FeedError: There is one, and it leads to no URL; or there are too many others before it. Taken for none,
+            it would look like the end of the feed.
     """
-    field = answer.headers.get("link")
-    target = None if field is None else _target(field, relation.lower(), answer.url)
+    target = _target(answer, relation.lower())
     if target is None:
         return None
     url = resolved(target, answer.url)
@@ -53,12 +54,21 @@ def link(answer: Answer, relation: str) -> str | None:
     return url
 
 
-def _target(field: str, relation: str, base: str) -> str | None:
-    for found in islice(_LINK.finditer(field), MAX_LINKS):
-        parameters = _first_of_each(found[2] or "")
-        if relation in parameters.get("rel", "").lower().split() and _is_about(base, parameters.get("anchor")):
+def _target(answer: Answer, relation: str) -> str | None:
+    links = _LINK.finditer(answer.headers.get("link", ""))
+    for found in islice(links, MAX_LINKS):
+        if _is(relation, _first_of_each(found[2] or ""), answer.url):
             return found[1]
+    if any(found[0] for found in links):
+        raise FeedError(
+            f"{answer.where} has more than {MAX_LINKS} links, and none of the first is what was sought"
+        )
     return None
+
+
+def _is(relation: str, parameters: Mapping[str, str], base: str) -> bool:
+    related = relation in parameters.get("rel", "").lower().split()
+    return related and _is_about(base, parameters.get("anchor"))
 
 
 def _is_about(base: str, anchor: str | None) -> bool:

@@ -11,9 +11,9 @@ from push_to_poll_client._text import describe
 from push_to_poll_client.feeds._paged.entries import Entries
 from push_to_poll_client.feeds._paged.orders import Latest, NewestFirst, OldestFirst
 from push_to_poll_client.feeds._paged.outcomes import Outcome
-from push_to_poll_client.feeds._paged.senders import LongPoll, Sender, texts_given
+from push_to_poll_client.feeds._paged.senders import LongPoll, Sender, text_given, texts_given
 
-__all__ = ["check_body", "check_method", "check_parts", "check_senders"]
+__all__ = ["check_body", "check_method", "check_parts", "check_senders", "check_words"]
 
 
 def check_parts(
@@ -35,6 +35,17 @@ def check_parts(
     _check_kind("hint", hint, Sender | None, "to_query(…), to_header(…) or to_body(…)")
     if isinstance(pages, NewestFirst) and latest is not None:
         raise ValueError("latest has no meaning with NewestFirst, whose first page is the feed's end")
+
+
+def check_words(*, read_ahead: object, identity: object) -> None:
+    """Whether what is said of the feed is what it should be.
+
+    Raises:
+        TypeError: It is of another kind, or says nothing.
+    """
+    _check_kind("read_ahead", read_ahead, bool, "True or False")
+    if identity is not None:
+        text_given("identity", identity)
 
 
 def check_body(json: object, form: object) -> Mapping[str, Any] | None:

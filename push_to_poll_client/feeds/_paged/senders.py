@@ -8,6 +8,7 @@ import msgspec
 
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._http import is_header_name, is_header_value
+from push_to_poll_client.feeds._json_split import UNDECODABLE
 from push_to_poll_client.feeds._paged.reply import Reply, path_of
 
 __all__ = [
@@ -272,7 +273,7 @@ def _with(body: Mapping[str, Any], names: list[str], value: Any) -> dict[str, An
 def _as_it_was(value: str) -> Any:
     try:
         return msgspec.json.decode(value)
-    except (ValueError, RecursionError):
+    except UNDECODABLE:
         return value
 
 

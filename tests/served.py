@@ -1,0 +1,53 @@
+"""A server that nobody here wrote, in a process of its own: started, killed, started again, never left behind."""
+
+import queue
+import subprocess
+import threading
+
+PATIENCE = 30.0
+"""Seconds after which a broken test fails instead of hanging; what it waits for takes milliseconds."""
+
+
+class Process:
+    """A process that prints its URL first, and ends with its standard input, hence also with this process.
+
+    Args:
+        heard: Called with each line that comes later, in a thread.
+    """
+
+    def __init__(self, heard=lambda line: None):
+        self._heard = heard
+
+    def start(self, *command):
+        """Start, and return the URL."""
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        urls = queue.Queue()
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout, urls))
+        self._reader.start()
+        url = urls.get(timeout=PATIENCE)
+        assert url is not None, "the server did not start; what it said is above"
+        return url
+
+    def tell(self, line):
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def kill(self):
+        """As a crash does it."""
+        self._process.kill()
+        self.end()
+
+    def end(self):
+        """End, and wait for the end."""
+        self._process.stdin.close()
+        self._process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        self._process.stdout.close()
+
+    def _read(self, lines, urls):
+        for line in lines:
+            if line.startswith("http"):
+                urls.put(line.strip())
+            else:
+                self._heard(line)
+        urls.put(None)
