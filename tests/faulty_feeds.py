@@ -2,17 +2,20 @@
 
 import json
 from base64 import b64encode
+from functools import partial
 
 import httpx
 from declared import DECLARED, feed_of
 from durable_streams_memory import MemoryStream
 from test_paged_vendors import inception
+from vendors.atom import FORMS, Atom
 from vendors.couchdb import CouchDB
 from vendors.okta import Okta
 from vendors.plaid import Plaid
+from vendors.telegram import Telegram
 from vendors.vendor import SECRET, Vendor, name
 
-from push_to_poll_client import DurableStreamFeed, HTTPFeed
+from push_to_poll_client import AtomFeed, DurableStreamFeed, HTTPFeed
 
 SECRETS = (SECRET, *(b64encode(b"x" * n + SECRET.encode()).decode()[4:-4] for n in range(3)))
 """What gives it away: as it is, and as Basic encodes it."""
@@ -29,12 +32,12 @@ class Subject:
         start: Where a consumer begins.
         repeats: Some of its messages are named by the cursor that they were read from, so that what comes again
             from another one is another message.
-        takes: To fetch from a cursor takes away what stands before it.
+        posts: It asks by POST.
     """
 
     start = "inception"
     repeats = False
-    takes = False
+    posts = False
 
     def make(self, client, **options):
         """The feed."""
@@ -50,6 +53,9 @@ class Subject:
 
     def entry_of(self, message):
         return message.data
+
+    def rest(self, cursor):
+        """Which entries follow a cursor, where that cannot be found out by asking; `None`: it can."""
 
     @property
     def headers(self):
@@ -67,7 +73,7 @@ class Declared(Subject):
         self.server = kind(count)
         self.start = inception(self.server) or "inception"
         self.repeats = kind.__name__ in {"Dropbox", "Drive", "Graph", "Plaid"}
-        self.takes = kind.__name__ == "Telegram"
+        self.posts = kind.__name__ in {"Dropbox", "Plaid"}
         if kind is Okta:
             self.server.left = 100_000
 
@@ -78,6 +84,11 @@ class Declared(Subject):
         return {
             key: value for key, value in message.data.items() if key != "seq" or type(self.server) is not CouchDB
         }
+
+    def rest(self, cursor):
+        if type(self.server) is not Telegram:
+            return None
+        return [number for number, update in enumerate(self.server.entries, 1) if update["update_id"] >= int(cursor)]
 
     def said(self):
         entries = self.server.entries
@@ -160,5 +171,21 @@ class OfAStream(Subject):
         return DurableStreamFeed(f"{self.server.origin}/orders", **given)
 
 
-SUBJECTS |= {kind.__name__: (lambda count, kind=kind: Declared(kind, count)) for kind in DECLARED}
+class OfAtom(Subject):
+    def __init__(self, form, count):
+        self.server = Atom(count, form=form)
+        self.repeats = form == "complete"  # what is gone from it and comes back is new
+
+    def make(self, client, **options):
+        return AtomFeed(self.server.url, client=client, headers=self.headers, **options)
+
+    def said(self):
+        return [canonical(entry["id"]) for entry in self.server.entries]
+
+    def entry_of(self, message):
+        return message.entry_id
+
+
+SUBJECTS |= {kind.__name__: partial(Declared, kind) for kind in DECLARED}
 SUBJECTS |= {"HTTPFeed": OfHTTPFeed, "DurableStreamFeed": OfAStream}
+SUBJECTS |= {f"AtomFeed, {form}": partial(OfAtom, form) for form in FORMS}

@@ -47,7 +47,7 @@ class Places:
             credentials may go there.
 
         Raises:
-            FeedError: It is no URL, or is of an origin that is not trusted, or not with a body.
+            FeedError: It is no URL, or is of an origin that is not trusted, or not with a body or a secret.
         """
         if url.startswith(self._start) and "#" not in url:  # as a rule, and that costs nothing
             return url, True
@@ -77,3 +77,7 @@ class Places:
             )
         if posted:
             raise FeedError(f"{self.where} {leads} to another origin, {there}, which must not get what is posted")
+        if self._hidden.masked(str(target)) != str(target):
+            raise FeedError(
+                f"{self.where} {leads} to another origin, {there}, by a URL that holds a secret which is not its"
+            )
