@@ -23,7 +23,7 @@ from push_to_poll_client.feeds._durable.place import Place, is_offset
 from push_to_poll_client.feeds._durable.said import Said, echo_of
 from push_to_poll_client.feeds._json_split import split
 from push_to_poll_client.feeds._seen import Seen
-from push_to_poll_client.feeds._walk_back import _start
+from push_to_poll_client.feeds._walk_back.walk_back import _position, _read
 
 __all__ = ["JSON_HOSTILE", "JSON_TOKENS", "ROWS", "reference", "restored_from"]
 
@@ -124,8 +124,9 @@ def read_event(data):
 
 def read_seen(data):
     text = text_of(data)
-    start = _start(text)
+    start, step = _read(text)
     assert start is None or text.startswith(start)
+    assert _read(_position(start, step)) == (start, step)
     seen = Seen.read(start, "the feed")
     assert Seen.read(seen.cursor(), "the feed") == seen
 
@@ -264,7 +265,7 @@ ROWS = (
     ),
     Fuzzed(
         name="what was seen",
-        rooms=("feeds._seen", "feeds._walk_back"),
+        rooms=("feeds._seen", "feeds._walk_back.walk_back"),
         read=read_seen,
         errors=(CursorExpired,),
         examples=(

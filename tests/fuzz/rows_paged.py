@@ -320,7 +320,7 @@ ROWS = (
     ),
     Fuzzed(
         name="foreign cursors",
-        rooms=("feeds.paged", "feeds._paged.senders", "feeds._walk_back"),
+        rooms=("feeds.paged", "feeds._paged.senders", "feeds._walk_back.walk_back"),
         read=read_cursor,
         examples=(b"12", b"https://graph.vendor.example/d", b'page [null,"x"]', b'{"seen":""}', b"/relative", b"a\x7fb"),
         tokens=(b"page ", b"https://", b"//", b"[", b"]", b":", b"?", b"#", b"%", b" ", b"\n", b"\xc3\xbc", b"\xff", b"@", b'{"seen":""}'),
