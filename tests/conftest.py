@@ -1,6 +1,9 @@
 """Every async test runs on asyncio and on trio, in virtual time unless its module says otherwise."""
 
+import gc
 import logging
+import os
+import random
 
 import anyio
 import pytest
@@ -11,6 +14,33 @@ from push_to_poll_client.testing._virtual_time import virtual_time
 # A machine that is busy elsewhere is no failure, and the same examples everywhere are no flakiness.
 settings.register_profile("ours", deadline=None, derandomize=True)
 settings.load_profile("ours")
+
+os.environ["CHAOS_SEED"] = os.environ.get("CHAOS_SEED") or str(random.SystemRandom().randrange(10**9))
+
+
+def pytest_report_header():
+    return f"chaos: CHAOS_SEED={os.environ['CHAOS_SEED']} CHAOS_FORM={os.environ.get('CHAOS_FORM', 'short')}"
+
+
+def pytest_collection_finish():
+    """Ten thousand tests and their modules stay to the end: no collection of garbage has to look at them again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests under fire measured, wherever they ran."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    figures = [
+        f"{report.nodeid.rpartition('::')[2]}: {text}"
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, text in report.user_properties
+        if name == "figures"
+    ]
+    if figures:
+        terminalreporter.section(f"under fire, CHAOS_SEED={os.environ['CHAOS_SEED']}")
+        terminalreporter.write("\n".join([*figures, ""]))
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -18,12 +18,15 @@ from command_line import TIMEOUT, typed
 
 import push_to_poll_client
 from push_to_poll_client import (
+    AtomFeed,
     Consumer,
     Counters,
     DeadLetter,
+    DurableStreamFeed,
     HTTPFeed,
     ListenerStatus,
     Mode,
+    PagedFeed,
     SQLiteStore,
     SSEListener,
     Status,
@@ -37,8 +40,21 @@ from push_to_poll_client import _exceptions as exceptions
 from push_to_poll_client._processing import attempts, progress, trials
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._exit import Exit
-from push_to_poll_client.feeds import _cloudevents, paged
-from push_to_poll_client.feeds._manners import cache_control, links, moves, origin, patience
+from push_to_poll_client.feeds import _reading, _seen, paged
+from push_to_poll_client.feeds._atom import document, instants, tree, xml
+from push_to_poll_client.feeds._durable import place, said
+from push_to_poll_client.feeds._manners import (
+    cache_control,
+    hidden,
+    links,
+    moves,
+    origin,
+    patience,
+    tail,
+    validators,
+)
+from push_to_poll_client.feeds._paged import asker
+from push_to_poll_client.feeds._walk_back import walk_back, way, ways
 from push_to_poll_client.listeners import sse, websocket
 from push_to_poll_client.stores import _history
 from push_to_poll_client.testing import serve_in_thread
@@ -123,18 +139,33 @@ def test_the_limits_are_these():
         return inspect.signature(thing).parameters[name].default
 
     body = default(HTTPFeed, "max_body")
-    stated = {
+    stated = [
         f"{body >> 20} MiB",
         f"{HTTPFeed('https://shop.example')._most:,}",
-        f"{_cloudevents.MAX_UNREADABLE:,}",
-        f"{_cloudevents.MAX_ID:,} characters",
+        f"{_reading.MAX_UNREADABLE:,}",
+        f"{_reading.MAX_ID:,} characters",
         f"{_types.MAX_CURSOR:,} characters",
         f"{default(HTTPFeed, 'timeout'):g} s",
+        f"{asker.MAX_ERROR >> 10} KiB, in {origin.MOST_FOR_AN_ERROR:g} s",
+        f"{patience.FLOOR:,} bytes in each {patience.STILL:g} s, once a wait that was asked for is over",
         f"{origin.MAX_REDIRECTS}",
         f"{moves.MAX_MOVES}, for an hour",
         f"{links.MAX_LINKS}",
+        f"{validators.MAX_VALIDATOR:,} characters",
         f"{cache_control.MAX_FRESH / 3600:g} hour",
-        f"{patience.FLOOR:,} bytes in each {patience.STILL:g} s, once a wait that was asked for is over",
+        f"{tail.MAX_URLS}",
+        f"{hidden.MAX_SECRET:,} characters",
+        f"{walk_back.MOST_MESSAGES:,}, or {way.MOST_BYTES >> 20} MiB of documents",
+        f"{way.MOST_DOCUMENTS:,} and {way.MOST_ADDRESSES:,}",
+        f"{ways.MOST_WALKS}",
+        f"{way.MOST_TRIES}",
+        f"{_seen.MOST_KEPT:,} and {_seen.KEPT}",
+        f"{place.MAX_OFFSET:,} characters",
+        f"{said.MAX_ECHO} characters",
+        f"{tree.MAX_ELEMENTS:,} and {xml.MAX_DEPTH}",
+        f"{document.MOST_DEPTH:,}",
+        f"{xml.MAX_TAG >> 10:,} KiB",
+        f"{document.MAX_SCOPE:,} and {instants.MAX_DATE} characters",
         f"{default(WebSocketListener, 'max_size') >> 10} KiB",
         f"{default(SSEListener, 'max_size') >> 10} KiB",
         f"{_inbox.CAPACITY}",
@@ -146,8 +177,17 @@ def test_the_limits_are_these():
         f"{attempts.MAX_FAILING:,}",
         f"{_history.MOST}",
         f"{default(SQLiteStore, 'max_records'):,} for {default(SQLiteStore, 'retention') / 86_400:g} days",
-    }
-    assert {row[1] for row in table(GUARANTEES, "what | limit")} == stated
+    ]
+    assert [row[1] for row in table(GUARANTEES, "what | limit")] == stated
+
+
+@pytest.mark.parametrize("feed", [PagedFeed, AtomFeed, DurableStreamFeed])
+def test_the_limits_of_the_other_feeds_are_those_of_one(feed):
+    """What they are all given is the same by default, but for how long they wait for what is new."""
+    own, one = inspect.signature(feed).parameters, inspect.signature(HTTPFeed).parameters
+    shared = own.keys() & one.keys() - {"max_wait"}
+    assert {"timeout", "max_body", "auth", "headers", "client", "trusted"} <= shared
+    assert {name: own[name].default for name in shared} == {name: one[name].default for name in shared}
 
 
 # Log lines and errors
@@ -386,7 +426,8 @@ def test_options_of_the_command_exist(page, capsys):
 
 @every_page
 def test_names_of_the_package_exist(page):
-    known = {*push_to_poll_client.__all__, *testing.__all__, *paged.__all__}
+    headers = {"RateLimit"}
+    known = {*push_to_poll_client.__all__, *testing.__all__, *paged.__all__, *headers}
     for name in re.findall(r"`([A-Z][a-z]+[A-Z]\w+|[A-Z]{2,}[A-Z][a-z]\w+)(?:\(|`)", page.read_text()):
         assert name in known, name
 

@@ -1,6 +1,7 @@
 """A declared feed as a whole: what is asked, what the answers mean, what is refused. In virtual time."""
 
 import json
+import logging
 import re
 import threading
 from urllib.parse import parse_qs
@@ -9,6 +10,7 @@ import anyio
 import httpx
 import msgspec
 import pytest
+import respx
 from consumers import Log
 
 from push_to_poll_client import (
@@ -23,7 +25,7 @@ from push_to_poll_client import (
     UnreadableMessage,
 )
 from push_to_poll_client._types import DeadLetter
-from push_to_poll_client.feeds._paged import asker
+from push_to_poll_client.feeds import _reading
 from push_to_poll_client.feeds.paged import (
     LINES,
     Entries,
@@ -230,6 +232,21 @@ async def test_a_hint_that_cannot_be_sent_disturbs_nothing(sender):
     assert "0" in {server.query.get("seen"), server.last.headers.get("x-seen")}
 
 
+async def test_a_hint_that_the_server_refuses_is_left_out():
+    feed, server = feed_on(says({}, 400), says(page("1", cursor="c", more=0)), hint=to_query("seen"))
+    assert ids(await feed.fetch(FetchRequest(hint=Push("elsewhere")))) == ["1"]
+    assert [dict(request.url.params) for request in server.requests] == [{"seen": "elsewhere"}, {}]
+    for options, request, asked in [
+        ({"hint": to_query("seen")}, FetchRequest(), 1),
+        ({}, FetchRequest(hint=Push("elsewhere")), 1),
+        ({"hint": to_query("seen")}, FetchRequest(hint=Push("elsewhere")), 2),
+    ]:
+        feed, server = feed_on(says({}, 400), **options)
+        with pytest.raises(FeedRefused):
+            await feed.fetch(request)
+        assert len(server.requests) == asked
+
+
 @pytest.mark.parametrize(
     ("options", "cursor"),
     [
@@ -262,6 +279,17 @@ async def test_a_secret_in_the_url_is_sent_and_shown_nowhere():
     assert SECRET in str(server.last.url)
     assert SECRET not in f"{feed!r} {feed.identity} {failed.value}"
     assert "bot{token}" in repr(feed)
+
+
+async def test_a_secret_in_the_url_is_not_in_the_log(caplog):
+    caplog.set_level(logging.DEBUG)
+    with respx.mock() as router:
+        router.route().mock(return_value=says(page("1", cursor="c", more=0)))
+        feed, _ = feed_on(client=None, url="https://api.vendor.example/bot{token}/u", secrets={"token": SECRET})
+        await feed.fetch(FetchRequest())
+        await feed.aclose()
+    assert "api.vendor.example" in caplog.text
+    assert SECRET not in caplog.text
 
 
 # Long polling
@@ -792,7 +820,7 @@ async def test_a_304_that_was_not_asked_for_is_a_broken_cache():
 
 
 async def test_a_large_answer_is_read_in_a_thread(monkeypatch):
-    monkeypatch.setattr(asker, "_LARGE_BODY", 10)
+    monkeypatch.setattr(_reading, "_LARGE_BODY", 10)
     threads = []
 
     def noting(said):
@@ -811,7 +839,7 @@ async def test_a_large_answer_is_read_in_a_thread(monkeypatch):
 
 
 async def test_an_error_in_a_thread_is_the_same(monkeypatch):
-    monkeypatch.setattr(asker, "_LARGE_BODY", 10)
+    monkeypatch.setattr(_reading, "_LARGE_BODY", 10)
     assert "there is no list at 'data'" in str(await refused(says({"items": [1, 2, 3]})))
 
 
@@ -893,6 +921,21 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
             {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", "b")), "form": {}},
             ValueError,
             "to_body('a', 'b') leads into the members of a form, which have none",
+        ),
+        (
+            {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 1)), "json": {"a": [1]}},
+            ValueError,
+            "to_body('a', 1) leads to no place in json=; a list has to have that place",
+        ),
+        (
+            {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 0)), "json": {"a": 1}},
+            ValueError,
+            "to_body('a', 0) leads to no place",
+        ),
+        (
+            {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 0, alone=True)), "json": {"a": [1]}},
+            ValueError,
+            "to_body('a', 0) leads to no place",
         ),
         ({"hint": to_body("seen")}, ValueError, "to_body('seen') has no body to go to"),
         ({"hint": as_url()}, ValueError, "as_url() leads to pages; neither hint nor hold can be sent by it"),

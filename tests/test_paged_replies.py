@@ -195,6 +195,6 @@ def test_a_field_says_what_it_is():
     assert [repr(Field(where)) for where in ("id", ("a", 0), named)] == ["'id'", "('a', 0)", "named"]
 
 
-@pytest.mark.parametrize("column", [["a", "b"], ["a", 1, None], ["", "b"], []])
+@pytest.mark.parametrize("column", [["a", "b"], [1, 2], [1, True], ["a", 1, None], ["", "b"], []])
 def test_a_column_of_texts(column):
     assert texts(column) == [text_of(value) for value in column]

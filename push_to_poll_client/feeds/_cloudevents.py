@@ -19,9 +19,9 @@ import msgspec
 
 from push_to_poll_client._exceptions import FeedError, UndecodableMessage
 from push_to_poll_client._text import quoted
-from push_to_poll_client._types import Cursor, Message
+from push_to_poll_client._types import Cursor, Message, UnreadableMessage
 from push_to_poll_client.feeds._json_split import UNDECODABLE, split
-from push_to_poll_client.feeds._reading import MAX_ID, MAX_UNREADABLE, unreadable
+from push_to_poll_client.feeds._reading import MAX_ID, MAX_UNREADABLE, unreadable_key
 
 __all__ = ["CloudEvent", "read_batch"]
 
@@ -314,19 +314,17 @@ def _has_nul(events: Sequence[CloudEvent]) -> bool:
 
 
 def _read_one_by_one(page: bytes, where: str) -> Iterator[Message]:
-    broken = 0
+    unreadable = 0
     for event in _events(page, where):
         try:
             yield CloudEvent.from_json(event)
         except UndecodableMessage as error:
-            broken += 1
-            if broken > MAX_UNREADABLE:
+            unreadable += 1
+            if unreadable > MAX_UNREADABLE:
                 raise FeedError(
                     f"{where} sent a page with more than {MAX_UNREADABLE} unreadable events"
                 ) from error
-            raw, why = bytes(event), f"{where}: {error}; its publisher has to correct it"
-            name = _id_of(raw)
-            yield unreadable(raw, why, name=name, cursor=name)
+            yield _unreadable(bytes(event), f"{where}: {error}; its publisher has to correct it")
 
 
 def _events(page: bytes, where: str) -> Sequence[_Bytes]:
@@ -343,6 +341,12 @@ def _split(page: bytes, where: str) -> Iterator[bytes]:
         # What stands in an array are messages, which stay out of logs.
         start = "" if page.startswith(b"[") else f" that begins with {quoted(page[:40].decode(errors='replace'))}"
         raise FeedError(f"{where} sent no JSON array of events: {error} ({len(page)} bytes{start})") from error
+
+
+def _unreadable(event: bytes, why: str) -> UnreadableMessage:
+    # The error is made, not caught: a caught one would keep the whole page alive by its traceback.
+    key, name = unreadable_key(event), _id_of(event)
+    return UnreadableMessage(name or key, UndecodableMessage(why), key=key, cursor=name, raw=event)
 
 
 def _id_of(event: bytes) -> str | None:

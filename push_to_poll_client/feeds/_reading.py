@@ -1,4 +1,4 @@
-"""HOW MUCH is made of one answer, of whatever feed; in which thread; and what a broken entry becomes."""
+"""HOW MUCH is made of one answer, of whatever feed; in which thread; and what a broken entry is called."""
 
 import hashlib
 from collections.abc import Callable
@@ -7,16 +7,16 @@ from typing import ParamSpec, TypeVar
 
 from anyio import to_thread
 
-from push_to_poll_client._exceptions import UndecodableMessage
-from push_to_poll_client._types import Cursor, UnreadableMessage
-
-__all__ = ["MAX_ID", "MAX_UNREADABLE", "most_messages", "read_aside", "unreadable"]
+__all__ = ["MAX_ID", "MAX_UNREADABLE", "UNREADABLE", "most_messages", "read_aside", "unreadable_key"]
 
 MAX_ID = 1024
 """Characters of an id, and of what else stands in a key. Real ones have some dozens; a store keeps each twice."""
 
 MAX_UNREADABLE = 10_000
 """Unreadable entries on one page: each costs a kilobyte, a byte of the page is enough to make one."""
+
+UNREADABLE = "unreadable:"
+"""What the dedupe keys of entries begin with that cannot be read."""
 
 _SMALL_MESSAGE = 160
 """Bytes that the messages of a page have on average, at least: in memory each takes some 600 more."""
@@ -50,16 +50,10 @@ async def read_aside(size: int, read: Callable[P, T], *args: P.args, **options: 
     return await to_thread.run_sync(partial(read, *args, **options), abandon_on_cancel=True)
 
 
-def unreadable(
-    raw: bytes, why: str, *, name: str | None = None, cursor: Cursor | None = None
-) -> UnreadableMessage:
-    """The message of an entry that cannot be read. Its dedupe key is a digest: corrected, it is another message.
+def unreadable_key(raw: bytes) -> str:
+    """The dedupe key of an entry that cannot be read: corrected it is another message.
 
     Args:
         raw: The entry as it came.
-        why: What is wrong with it. Text, since an exception that was caught keeps the whole page alive.
-        name: Its id, if that much of it could be read.
-        cursor: Safe to save when it and all before it are settled; `None`: there is none.
     """
-    digest = f"unreadable:{hashlib.sha256(raw).hexdigest()[:32]}"
-    return UnreadableMessage(name or digest, UndecodableMessage(why), key=digest, cursor=cursor, raw=raw)
+    return f"{UNREADABLE}{hashlib.sha256(raw).hexdigest()[:32]}"

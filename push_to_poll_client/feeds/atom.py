@@ -119,6 +119,7 @@ class AtomFeed:
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
+        self._walk.forget()
         await self._origin.aclose()
 
     def __repr__(self) -> str:
@@ -129,9 +130,9 @@ class AtomFeed:
         url = self._origin.address({}) if address is None else address
         answer = await self._origin.ask(url, headers=headers, known=known.validators)
         if address is not None and answer.status in _MISSING:
-            return Leaf(missing=_missing(answer), retry_after=answer.retry_after)
+            return Leaf(missing=_missing(answer), poll_interval=answer.retry_after)
         if self._origin.accepted(answer).status == HTTPStatus.NOT_MODIFIED:
-            return Leaf(unchanged=True, retry_after=answer.retry_after, fresh_for=fresh_for(answer.headers))
+            return Leaf(unchanged=True, poll_interval=answer.retry_after, fresh_for=fresh_for(answer.headers))
         return await read_aside(
             len(answer.body), leaf_of, answer, known.note, newest=address is None, most=self._most
         )
@@ -139,5 +140,5 @@ class AtomFeed:
 
 def _missing(answer: Answer) -> str:
     return (
-        f"a document that {answer.where} led to is not there any more ({answer.status}), nor what comes before it"
+        f"a document that {answer.where} led to is not there any more ({answer.status}), nor is what came before"
     )

@@ -10,9 +10,11 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from push_to_poll_client._exceptions import FeedRefused
 from push_to_poll_client._types import DeadLetter, FetchRequest, Message, Page
 from push_to_poll_client.feeds._manners.credentials import Auth
 from push_to_poll_client.feeds._manners.origin import Origin
@@ -106,7 +108,8 @@ class PagedFeed:
         hold: How the server is asked to hold its answer until there is something new; `None`: it cannot.
         latest: How it is asked for the cursor of the feed's end; `None`: it cannot, so that no consumer can start
             there. Needless with `NewestFirst`.
-        hint: Where the newest cursor that a push spoke of goes; `None`: nowhere.
+        hint: Where the newest cursor that a push spoke of goes; `None`: nowhere. A server that refuses the request
+            is asked again without it.
         json: What the body of every request says, as JSON: each is a POST.
         form: The same as a form.
         method: Of every request, where that is another.
@@ -167,7 +170,7 @@ class PagedFeed:
             secrets=secrets or {},
             trusted=trusted,
         )
-        check_senders(url, pages, hold, latest, hint, json=json is not None, form=form is not None)
+        check_senders(url, pages, hold, latest, hint, body=body, form=form is not None)
         asker = Asker(
             self._origin,
             entries,
@@ -181,6 +184,7 @@ class PagedFeed:
             max_body=max_body,
         )
         self._entries = entries
+        self._hint = hint
         self.max_wait: float | None = None if hold is None else hold.longest
         self.read_ahead: bool = read_ahead
         self.identity: str = self._origin.identity if identity is None else identity
@@ -204,7 +208,12 @@ class PagedFeed:
             FeedError: It could not be asked, or does not answer as it was declared to; the text says what was
                 declared and what was seen.
         """
-        return await self._walk.fetch(request)
+        try:
+            return await self._walk.fetch(request)
+        except FeedRefused:
+            if self._hint is None or request.hint is None:
+                raise
+        return await self._walk.fetch(replace(request, hint=None))  # whoever may push can write anything
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one."""

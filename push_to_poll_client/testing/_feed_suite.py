@@ -153,9 +153,10 @@ class FeedSuite(FeedHooks):
         """And nothing else."""
         async with self._caught_up() as (feed, cursor):
             await self.publish(feed, 2)
-            everything, since = await walk(feed), await walk(feed, cursor)
-        assert since.ids == everything.ids[-2:]
+            everything = None if self.acknowledges else (await walk(feed)).ids[-2:]
+            since = await walk(feed, cursor)
         assert len(since.ids) == 2
+        assert self.acknowledges or since.ids == everything
 
     async def test_nothing_old_comes_after_the_latest_cursor(self) -> None:
         """For feeds that have `latest`."""

@@ -25,31 +25,19 @@ import pytest
 from bank_lives import Banker, LivesOfABank
 from processes import Load
 
-_figures = pytest.StashKey[list[str]]()
-
 
 def pytest_collection_modifyitems(items):
+    """One at a time, as each has several processes of its own and tells them when they have to be ready."""
     for item in items:
         if item.path.parent.name == "chaos":
             item.add_marker("chaos")
-
-
-def pytest_report_header():
-    return f"chaos: CHAOS_SEED={chaos_form.SEED} CHAOS_FORM={chaos_form.form('short', 'long')}"
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    if _figures in config.stash:  # also of a test that failed before it had any
-        terminalreporter.section(f"under fire, CHAOS_SEED={chaos_form.SEED}")
-        for figure in config.stash[_figures]:
-            terminalreporter.write_line(figure)
+            item.add_marker(pytest.mark.xdist_group("chaos"))
 
 
 @pytest.fixture
-def figures(request):
+def figures(record_property):
     """Call it with what to show at the end."""
-    shown = request.config.stash.setdefault(_figures, [])
-    return lambda text: shown.append(f"{request.node.name}: {text}")
+    return partial(record_property, "figures")
 
 
 @pytest.fixture

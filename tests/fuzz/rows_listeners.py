@@ -117,7 +117,7 @@ def read_failure(data):
 def _look_at(failure):
     assert isinstance(failure.verdict, Verdict)
     assert failure.sentence.isprintable()
-    assert len(failure.sentence) < 1000
+    assert len(failure.sentence) < 2500
     assert failure.retry_after is None or failure.retry_after >= 0
 
 

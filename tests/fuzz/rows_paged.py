@@ -9,6 +9,11 @@ from fuzzed import Fuzzed, around, nested
 from fuzzed import text_of as anything
 from rows_feeds import JSON_HOSTILE, JSON_TOKENS, NOTHING, reference, restored_from
 
+from vendors.couchdb import CouchDB
+from vendors.github import GitHub
+from vendors.graph import Graph
+from vendors.plaid import Plaid
+
 from push_to_poll_client.feeds._paged.orders import Place
 from push_to_poll_client.feeds._paged.outcomes import meaning
 from push_to_poll_client.feeds._paged.reply import Reply, Unfit, elements, members, outline, text_of
@@ -187,10 +192,9 @@ def read_vendor(data, kind):
 
 
 def read_cursor(data):
-    """Any feed, asked to go on from what it never gave."""
-    for kind, declare in DECLARED.items():
-        client = direct_client(b"204\n")
-        walk(declare(_Nobody(kind), {"client": client}), anything(data) or None)
+    """A feed of each kind, asked to go on from what it never gave."""
+    for kind in (Graph, Plaid, CouchDB, GitHub):
+        walk(DECLARED[kind](_Nobody(kind), {"client": direct_client(b"204\n")}), anything(data) or None)
 
 
 ENTRY = b'{"id": "e1", "seq": 1, "type": "t", "created": 1, "uuid": "u", "update_id": 7, "status": "x", "etag": "w"}'

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parsers import PARSERS
 
-EXAMPLES = 3_000 if os.environ.get("CHAOS_FORM") == "long" else 25
+EXAMPLES = 3_000 if os.environ.get("CHAOS_FORM") == "long" else 15
 """Of each kind, for each parser."""
 
 MOST_MUTATIONS = 6

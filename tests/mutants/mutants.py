@@ -147,6 +147,14 @@ MUTANTS = [
         "tests/test_progress.py",
     ),
     of(
+        "G5",
+        "goes past what stood in a body that was lost on the way",
+        "feeds/durable_streams.py",
+        "        self._check_body(answer, begin.place, said)\n",
+        "",
+        "tests/test_durable_streams_answers.py",
+    ),
+    of(
         "G6",
         "marks before processing",
         "_processing/processor.py",

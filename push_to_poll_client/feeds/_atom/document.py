@@ -55,9 +55,6 @@ _MESSAGES = frozenset({f"{ATOM}entry", f"{TOMBSTONES}deleted-entry"})
 _IN_FEED, _IN_ENTRY = 2, 3
 """How deep what stands in them is."""
 
-_SHOWN = 40
-"""Characters of what is no XML that are shown."""
-
 
 class Found(NamedTuple):
     """An entry, or what says that one was deleted (RFC 6721), before it is read.
@@ -159,8 +156,8 @@ class _Reader:
     def _place(self) -> str:
         """Where a fault was found, as far as it can be said without saying what stands there."""
         if not self._depth:
-            begins = self._document[:_SHOWN].decode(errors="replace")
-            return f" ({len(self._document)} bytes that begin with {quoted(begins)})"
+            first = self._document.lstrip()[:1].decode("latin-1")
+            return f" ({len(self._document)} bytes that begin with {quoted(first)})"
         return f", in entry {len(self.entries) + 1}" if self._entry else f", after {len(self.entries)} entries"
 
     def _declare(self, prefix: str | None, uri: str | None) -> None:

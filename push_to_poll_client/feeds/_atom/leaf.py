@@ -48,7 +48,8 @@ def leaf_of(answer: Answer, note: str, *, newest: bool, most: int) -> Leaf:
         size=document.size,
         validators=answer.validators,
         note=note,
-        retry_after=answer.retry_after,
+        retry_after=answer.within_poll,
+        poll_interval=answer.retry_after,
         whole=document.complete,
         fresh_for=fresh_for(answer.headers),
     )

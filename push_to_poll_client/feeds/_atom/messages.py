@@ -1,6 +1,5 @@
 """The messages of a document, the newest first. An entry that cannot be read fails alone."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -9,7 +8,7 @@ from push_to_poll_client._types import Message, UnreadableMessage
 from push_to_poll_client.feeds._atom.document import Found
 from push_to_poll_client.feeds._atom.entry import AtomEntry, entry_of
 from push_to_poll_client.feeds._atom.tree import outline, parse
-from push_to_poll_client.feeds._reading import MAX_ID, MAX_UNREADABLE
+from push_to_poll_client.feeds._reading import MAX_ID, MAX_UNREADABLE, unreadable_key
 
 __all__ = ["UnreadableEntry", "messages_of", "order"]
 
@@ -29,7 +28,7 @@ class UnreadableEntry(UnreadableMessage):
     __slots__ = ("order",)
 
     def __init__(self, found: Found, why: str, order: str) -> None:
-        key = f"unreadable:{hashlib.sha256(found.source.markup).hexdigest()[:32]}"
+        key = unreadable_key(found.source.markup)
         name = found.name if 0 < len(found.name) <= MAX_ID else key
         error = UndecodableMessage(f"an entry cannot be read: it {why}; its publisher has to correct it")
         super().__init__(name, error, key=key, raw=found.source.alone)

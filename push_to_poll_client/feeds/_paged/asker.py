@@ -7,12 +7,12 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import unquote_plus, urlencode
 
 import msgspec
-from anyio import to_thread
 
 from push_to_poll_client._exceptions import CursorExpired, FeedError
-from push_to_poll_client._text import describe, quoted
+from push_to_poll_client._text import describe
 from push_to_poll_client._types import Cursor, FetchRequest, Message
 from push_to_poll_client.feeds._manners.answer import READ
+from push_to_poll_client.feeds._manners.cache_control import past_caches
 from push_to_poll_client.feeds._manners.origin import Answer, Origin
 from push_to_poll_client.feeds._manners.validators import Validators
 from push_to_poll_client.feeds._paged.entries import Entries
@@ -21,6 +21,7 @@ from push_to_poll_client.feeds._paged.orders import NewestFirst, OldestFirst, Pl
 from push_to_poll_client.feeds._paged.outcomes import Meaning, Outcome, meaning
 from push_to_poll_client.feeds._paged.reply import Reply, Unfit
 from push_to_poll_client.feeds._paged.senders import Asking, LongPoll, Sender
+from push_to_poll_client.feeds._reading import most_messages, read_aside
 
 __all__ = ["Asker", "Read", "Request"]
 
@@ -28,15 +29,6 @@ MAX_ERROR = 64 * 1024
 """Bytes that are read of an answer by which the server refuses: it may say there that the cursor expired."""
 
 _ACCEPT = "application/json, application/x-ndjson;q=0.9, */*;q=0.1"
-
-_SMALL_ENTRY = 160
-"""Bytes that the entries of a page have on average, at least: in memory each takes some 600 more."""
-
-_SMALL_PAGE = 10_000
-"""Entries that a page may have however small they are."""
-
-_LARGE_BODY = 1024 * 1024
-"""Bytes. What is larger is read in a thread: a hostile page can take ten seconds to see through."""
 
 _NO_PAGE = frozenset({204, 304})
 _PAGE = READ - _NO_PAGE
@@ -125,7 +117,7 @@ class Asker:
         self._hint = hint
         self._as_form = as_form
         self._method = method
-        self._most = max(max_body // _SMALL_ENTRY, _SMALL_PAGE)
+        self._most = most_messages(max_body)
         self._allowed = functools.partial(origin.led_to, posted=body is not None)
 
     def request(self, put: Callable[[Asking], Asking], request: FetchRequest) -> Request:
@@ -173,15 +165,12 @@ class Asker:
         answer = await self._origin.ask(
             url, method=method, headers=headers, content=content, wait=wait, known=known, errors=MAX_ERROR
         )
-        read = functools.partial(self._read, answer, place, leads, entries=entries)
-        if len(answer.body) <= _LARGE_BODY:
-            return read()
-        return await to_thread.run_sync(read, abandon_on_cancel=True)
+        return await read_aside(len(answer.body), self._read, answer, place, leads, entries=entries)
 
     def _read(self, answer: Answer, place: Place, leads: Callable[[Reply], T], *, entries: bool) -> Read[T]:
         reply = Reply(answer, self._allowed)
         with _as_declared(reply):
-            parts = self._found(reply) if entries and answer.status in _PAGE else []
+            parts = self._found(reply, answer) if entries and answer.status in _PAGE else []
             found = self._meaning(reply, answer)
             if self._is_nothing(answer, found):
                 return Read(answer, found, nothing=True)
@@ -190,10 +179,10 @@ class Asker:
             messages = self._entries.read(parts, each=self._each, start=place.start)
             return Read(answer, found, messages, leads(reply))
 
-    def _found(self, reply: Reply) -> list[Part] | Exception:
+    def _found(self, reply: Reply, answer: Answer) -> list[Part] | Exception:
         """The lists, or why there are none: what the answer means may be more to the point."""
         try:
-            _check_type(reply)
+            _check_type(answer)
             return self._entries.find(reply, self._most)
         except Exception as error:  # noqa: BLE001  # raised later
             return error
@@ -235,9 +224,7 @@ class Asker:
         return self._origin.address(asking.query, url)
 
     def _headers(self, asking: Asking, request: FetchRequest, content: bytes | None) -> Mapping[str, str]:
-        headers = {"accept": _ACCEPT, **asking.headers}
-        if request.fresh:
-            headers["cache-control"] = "no-cache"
+        headers = {"accept": _ACCEPT, **asking.headers, **past_caches(fresh=request.fresh)}
         if content is not None:
             headers["content-type"] = "application/x-www-form-urlencoded" if self._as_form else "application/json"
         return headers
@@ -271,11 +258,7 @@ def _without(url: str, names: Collection[str]) -> str:
     return f"{path}{mark if kept else ''}{'&'.join(kept)}"
 
 
-def _check_type(reply: Reply) -> None:
+def _check_type(answer: Answer) -> None:
     """JSON goes by many names; what is for people by none of them."""
-    stated = reply.headers.get("content-type", "")
-    if any(kind in stated.lower() for kind in _FOR_PEOPLE):
-        raise FeedError(
-            f"{reply.where} sent {quoted(stated)}, no JSON; check that the URL is that of a feed and no login "
-            "page stands before it"
-        )
+    if any(kind in answer.media_type for kind in _FOR_PEOPLE):
+        raise answer.wrong_type("no JSON")

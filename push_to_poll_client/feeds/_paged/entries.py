@@ -15,22 +15,15 @@ from push_to_poll_client.feeds._paged.entry import Entry
 from push_to_poll_client.feeds._paged.fields import Field, FieldOf, texts
 from push_to_poll_client.feeds._paged.lists import Lists, Part, Where, Word
 from push_to_poll_client.feeds._paged.reply import Reply, Unfit, outline, text_of
+from push_to_poll_client.feeds._reading import MAX_ID, MAX_UNREADABLE, UNREADABLE, unreadable_key
 
 __all__ = ["CONTENTS", "Entries"]
 
-MAX_ID = 1024
-"""Characters of an id with its version. Real ones have some dozens, and each is kept as long as its record."""
-
-MAX_UNREADABLE = 10_000
-"""Unreadable entries on one page: each costs a kilobyte."""
-
 CONTENTS: Final = Word("CONTENTS")
 """For a feed of states that names no versions: what the entry says, and from which cursor it was read. What comes
-later is another message, also when it says again what it said before, and so an old page that the server serves once
-more at a later cursor is processed once more; what comes again because pages are fetched again, one of which failed,
-is not. With `NewestFirst`, which has no such cursor: what the entry says alone."""
-
-_UNREADABLE = "unreadable:"
+later is another message, also when it says again what it said before, and so is an old page that the server serves
+once more at a later cursor. What comes again because pages are fetched again, one of which failed, is not. With
+`NewestFirst`, which has no such cursor: what the entry says alone."""
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -124,7 +117,7 @@ class Entries:
         """The message of a dead letter; an `UnreadableMessage` if it still is one."""
         part = self._lists.restored(letter.raw)
         try:
-            name = self._name_of(part) if letter.key.startswith(_UNREADABLE) else letter.id
+            name = self._name_of(part) if letter.key.startswith(UNREADABLE) else letter.id
             return self._made(part, [0], [name], [letter.key], None)[0]
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
             return UnreadableMessage(letter.id, _unreadable_by(error), key=letter.key, raw=letter.raw)
@@ -187,15 +180,12 @@ class Entries:
         """Ids and dedupe keys."""
         names = _all_there(texts(self._id.of_all(entries)), f"an entry has no id at {self._id}")
         versions = self._versions(part, entries, start)
-        if versions is None and not part.group:
-            ids = keys = names
-        elif versions is None:
-            ids, keys = names, [f"{len(name)}:{name}:{part.group}" for name in names]
-        else:
-            named = list(zip(names, versions, strict=True))
-            group = f":{part.group}" if part.group else ""
-            ids = [f"{name}@{version}" for name, version in named]
-            keys = [f"{len(name)}:{name}{group}:{version}" for name, version in named]
+        ids = keys = names
+        if versions is not None:
+            ids = [f"{name}@{version}" for name, version in zip(names, versions, strict=True)]
+        if versions is not None or part.group:
+            group = f":{part.group}:" if part.group else ":"
+            keys = [f"{len(name)}{group}{whole}" for name, whole in zip(names, ids, strict=True)]
         if self._key is not None:
             given = texts(self._key.of_all(entries))
             keys = [own or key for own, key in zip(given, keys, strict=True)]
@@ -263,8 +253,8 @@ def _all_there(column: list[str | None], otherwise: str) -> list[str]:
 
 
 def _check_names(ids: Sequence[str], keys: Sequence[str]) -> None:
-    longest = max(map(len, (*ids, *keys)), default=0)
-    if longest > MAX_ID or "\0" in "".join((*ids, *keys)):
+    names = ids if keys is ids else (*ids, *keys)
+    if max(map(len, names), default=0) > MAX_ID or "\0" in "".join(names):
         raise UndecodableMessage(f"an entry's id or key is longer than {MAX_ID} characters, or has a NUL in it")
 
 
@@ -284,7 +274,7 @@ def _unreadable(part: Part, place: int, error: Exception, each: Field | None) ->
     if each is not None and not isinstance(entry, UndecodableMessage):
         with suppress(Exception):
             cursor = text_of(each(entry))
-    name = f"{_UNREADABLE}{hashlib.sha256(raw).hexdigest()[:32]}"
+    name = unreadable_key(raw)
     return UnreadableMessage(name, _unreadable_by(error), key=name, cursor=cursor, raw=raw)
 
 

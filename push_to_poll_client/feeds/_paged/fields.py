@@ -1,7 +1,8 @@
 """WHAT STANDS IN AN ENTRY: one field of it, or that of all entries of a page at once."""
 
 from collections.abc import Callable, Sequence
-from operator import methodcaller
+from contextlib import suppress
+from operator import itemgetter, methodcaller
 from typing import Any, TypeAlias
 
 from push_to_poll_client.feeds._paged.reply import Path, path_of, text_of
@@ -26,7 +27,9 @@ class Field:
     def __init__(self, where: FieldOf) -> None:
         self._where = where
         self._one: Callable[[Any], Any] = where if callable(where) else _by_path(path_of(where))
-        self._of_object = methodcaller("get", where) if isinstance(where, str) else self._one
+        self._quick: tuple[Callable[[Any], Any], ...] = ()
+        if isinstance(where, str):
+            self._quick = itemgetter(where), methodcaller("get", where)
 
     def __call__(self, entry: Any) -> Any:
         """What stands in one entry."""
@@ -34,10 +37,10 @@ class Field:
 
     def of_all(self, entries: Sequence[Any]) -> list[Any]:
         """What stands in each. A page is read by columns, since a call for each of its cells would take longer."""
-        try:
-            return list(map(self._of_object, entries))
-        except AttributeError:  # one of them is no object
-            return list(map(self._one, entries))
+        for read in self._quick:  # the first if it is in each, the second if each is an object
+            with suppress(LookupError, TypeError, AttributeError):
+                return list(map(read, entries))
+        return list(map(self._one, entries))
 
     def __repr__(self) -> str:
         return getattr(self._where, "__name__", repr(self._where))
@@ -45,8 +48,10 @@ class Field:
 
 def texts(column: list[Any]) -> list[str | None]:
     """`text_of` each."""
-    as_they_are = set(map(type, column)) == {str} and "" not in column
-    return column if as_they_are else list(map(text_of, column))
+    kinds = set(map(type, column))
+    if kinds == {str} and "" not in column:
+        return column
+    return list(map(str if kinds == {int} else text_of, column))
 
 
 def _by_path(steps: tuple[str | int, ...]) -> Callable[[Any], Any]:

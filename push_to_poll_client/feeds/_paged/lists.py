@@ -8,7 +8,7 @@ import msgspec
 
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._text import describe
-from push_to_poll_client.feeds._json_split import split
+from push_to_poll_client.feeds._json_split import UNDECODABLE, split
 from push_to_poll_client.feeds._paged.reply import Path, Reply, Unfit, elements, members, outline, path_of
 
 __all__ = ["LINES", "Lists", "Part", "Where", "Word"]
@@ -36,9 +36,11 @@ Where: TypeAlias = Path | Word | Callable[[Any], Any]
 
 _Raw: TypeAlias = bytes | msgspec.Raw
 
+_SMALL_PAGE = 20
+"""Bytes for each entry that a page may have: one with fewer is read without being counted first."""
+
 _decoder = msgspec.json.Decoder()
 _decode_list = msgspec.json.Decoder(list).decode
-_UNDECODABLE = (ValueError, RecursionError)
 
 
 class Part:
@@ -76,7 +78,7 @@ class Part:
         self.group = group
         try:
             self.entries, self.broken = decode(text), False
-        except _UNDECODABLE:
+        except UNDECODABLE:
             self.entries, self.broken = list(map(_decoded, self._all_raws())), True
 
     def reverse(self) -> None:
@@ -137,8 +139,7 @@ class Lists:
 
     def _part(self, name: str, reply: Reply, place: Any, most: int) -> Part:
         if place is LINES:
-            _check_number(reply.content.count(b"\n"), most)
-            return _of_lines(reply.content, name)
+            return _of_lines(reply.content, most, name)
         if callable(place):
             return _of_array(msgspec.json.encode(place(reply.body)), f"by {_name(place)}", most, name)
         raw = reply.raw_at(*place)
@@ -154,14 +155,15 @@ class Lists:
 
 def _of_array(text: bytes, where: str, most: int, group: str) -> Part:
     try:
-        if text.count(b",") >= most:  # else it cannot have as many
+        if len(text) > _SMALL_PAGE * most and text.count(b",") >= most:  # else it cannot have as many
             _check_number(sum(1 for _ in islice(split(text, b"[]"), most + 1)), most)
         return Part(text, _decode_list, elements, group)
     except ValueError:
         raise Unfit(f"there is no list {where}, but {outline(text)}") from None
 
 
-def _of_lines(text: bytes, group: str) -> Part:
+def _of_lines(text: bytes, most: int, group: str) -> Part:
+    _check_number(text.count(b"\n"), most)
     part = Part(text, _decode_lines, _lines, group)
     if part.broken and isinstance(part.entries[-1], UndecodableMessage) and not text.endswith(b"\n"):
         raise Unfit(f"the body is no lines of JSON, or ends in the middle of one: {outline(text)}")
@@ -190,7 +192,7 @@ def _alone(text: _Raw) -> list[_Raw]:
 def _decoded(raw: _Raw) -> Any:
     try:
         return _decoder.decode(raw)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         return UndecodableMessage(f"an entry is no JSON: {describe(error)}")
 
 

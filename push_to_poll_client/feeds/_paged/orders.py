@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from push_to_poll_client._types import Cursor
+from push_to_poll_client.feeds._json_split import UNDECODABLE
 from push_to_poll_client.feeds._paged.readers import Condition, EachReader, EntryReader, Reader, reader
 from push_to_poll_client.feeds._paged.reply import Reply, Unfit, text_of
 from push_to_poll_client.feeds._paged.senders import (
@@ -40,7 +41,7 @@ class Place(NamedTuple):
             return cls(position)
         try:
             return msgspec.json.decode(position.removeprefix(_PAGE), type=cls)
-        except (ValueError, RecursionError):
+        except UNDECODABLE:
             return cls(position)
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from push_to_poll_client._text import quoted
-from push_to_poll_client.feeds._json_split import split
+from push_to_poll_client.feeds._json_split import UNDECODABLE, split
 from push_to_poll_client.feeds._manners.links import link, resolved
 from push_to_poll_client.feeds._manners.origin import Answer
 
@@ -18,7 +18,6 @@ Path: TypeAlias = str | int | tuple[str | int, ...]
 """The name of a member or the place of an element, or several, each in the one before it."""
 
 _BOM = b"\xef\xbb\xbf"
-_UNDECODABLE = (ValueError, RecursionError)
 _MEMBER = re.compile(rb'("(?:[^"\\]++|\\.)*+")\s*+:\s*+(.*)', re.DOTALL)
 _MOST_SHOWN = 12
 
@@ -141,7 +140,7 @@ def elements(raw: _Raw) -> Sequence[_Raw]:
     """
     try:
         return _decode_elements(raw)
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return list(split(bytes(raw), b"[]"))
 
 
@@ -159,7 +158,7 @@ def outline(raw: _Raw) -> str:
 def _kind(raw: _Raw) -> str:
     try:
         value = _decode(raw)
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return "no JSON"
     match value:
         case dict():
@@ -173,7 +172,7 @@ def _kind(raw: _Raw) -> str:
 def _value(raw: _Raw) -> Any:
     try:
         return _decode(raw)
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return None
 
 
@@ -183,14 +182,14 @@ def members(raw: _Raw | None) -> Mapping[str, _Raw]:
         return {}
     try:
         return _decode_members(raw)
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return _members_one_by_one(bytes(raw))
 
 
 def _members_one_by_one(raw: bytes) -> Mapping[str, _Raw]:
     try:
         parts = [_member(part) for part in split(raw, b"{}")]
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return {}
     return dict(parts)
 

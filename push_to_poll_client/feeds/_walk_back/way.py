@@ -275,10 +275,11 @@ class Way:
         return replace(seen, validators=None if top.leaf.closed else top.leaf.validators, note=top.leaf.note)
 
     def further(self, seen: Seen) -> "Way | None":
-        """What to walk when all that is handed out is settled; `None`: nothing is left."""
+        """What to walk when all that is handed out is settled, as much as is held; `None`: nothing is left."""
         if not self.above:
             return None
-        return Way(seen, self._most, self.above[-1], self.above[:-1], self.interval)
+        start = max(len(self.above) - max(len(self._held) - 1, 1), 0)
+        return Way(seen, self._most, self.above[start], self.above[:start], self.interval)
 
 
 def longer(one: float | None, other: float | None) -> float | None:

@@ -1,0 +1,116 @@
+"""Hostile input costs no more than its length: twice the input, at most about twice the work.
+
+Work is counted in steps and bytes (`work.py`), so a machine that is busy changes nothing. A parser may change its way
+at some size (deep JSON is split by other means), which is a step and no slope: then it is looked at again beyond.
+"""
+
+import logging
+import os
+import random
+import zlib
+
+import pytest
+from parsers import PARSERS
+from work import counting_calls, work_of
+
+from push_to_poll_client.feeds import _json_split
+
+LONG = os.environ.get("CHAOS_FORM") == "long"
+
+SIZES = (1000, 4000) if LONG else (250, 1000)
+"""Repetitions of what is repeated, at first and where a step was seen."""
+
+TWICE = 2.2
+
+WORDS = None if LONG else 1
+"""How many of the parser's words are repeated; `None`: all."""
+
+
+def families():
+    for parser in PARSERS.values():
+        chosen = [repr(token)[1:] for token in parser.tokens]
+        if WORDS is not None:
+            chance = random.Random(zlib.crc32(parser.name.encode()))  # noqa: S311
+            chosen = chance.sample(chosen, WORDS)
+        for name, sized in parser.families().items():
+            if name in parser.hostile or name in chosen:
+                yield pytest.param(parser, sized, id=f"{parser.name}: {name}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _counting():
+    logging.disable()  # what is logged by one run and not by the next is no work of a parser
+    with counting_calls():
+        yield
+    logging.disable(logging.NOTSET)
+
+
+def growth(parser, sized, size):
+    """How much more is done for twice as much."""
+    once, twice = (work_of(lambda text=sized(n): parser(text)) for n in (size, 2 * size))
+    return twice / once
+
+
+@pytest.mark.parametrize(("parser", "sized"), list(families()))
+def test_twice_the_input_is_about_twice_the_work(parser, sized):
+    found = []
+    for size in SIZES:
+        found.append(growth(parser, sized, size))
+        if found[-1] <= TWICE:
+            return
+    pytest.fail(f"for twice the input {' and '.join(f'{one:.1f}' for one in found)} times the work")
+
+
+# The count itself
+
+
+def looks_from_the_beginning(text):
+    return [text.find(b"x") for _ in range(len(text))]
+
+
+def takes_bytes_off_the_front(text):
+    while text:
+        text = text[1:]
+
+
+def compares_all_with_all(text):
+    return sum(one == other for one in text for other in text)
+
+
+def grows_by_copies(text):
+    whole = b""
+    for at in range(len(text)):
+        whole += text[at : at + 1]
+
+
+def splits_what_it_has_again(text):
+    whole = bytearray()
+    for at in range(len(text)):
+        whole += text[at : at + 1]
+        whole.split(b"\n")
+
+
+def parses_again_and_again(text):
+    for at in range(len(text)):
+        _json_split._AT_TOP.search(text, at)
+
+
+def is_linear(text):
+    return [one for one in text.split(b",") if one.strip()]
+
+
+BAD = [
+    looks_from_the_beginning,
+    takes_bytes_off_the_front,
+    compares_all_with_all,
+    grows_by_copies,
+    splits_what_it_has_again,
+    parses_again_and_again,
+]
+
+
+@pytest.mark.parametrize("function", BAD, ids=lambda function: function.__name__)
+def test_a_slow_function_is_seen(function, monkeypatch):
+    monkeypatch.setitem(function.__globals__, "__name__", "push_to_poll_client.planted")
+    assert growth(function, lambda n: b"0" * n, SIZES[0]) > 2 * TWICE - 1
+    assert growth(is_linear, lambda n: b"0," * n, SIZES[0]) <= TWICE

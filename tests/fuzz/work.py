@@ -1,0 +1,148 @@
+"""How much work a function does, in steps and bytes, the same on every machine.
+
+What is counted:
+- each line of Python that is executed in the package, and in what it has others' texts read by;
+- for each method of a text or of bytes that is called (`split`, `strip`, `decode`, …) the length of that text;
+- for each pattern that the package has compiled, what the call looked through: from where it was to begin to where
+  the match ends, or to the end of the text if there is none (that a pattern itself takes no more than a fixed number
+  of steps for each character is `test_patterns.py`'s);
+- for each decoder of the package the length of what it is given;
+- for each text and each list that a function keeps in a variable its length, once: a copy that is made again and
+  again is what most often makes a parser quadratic.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["counting_calls", "work_of"]
+
+PACKAGE = "push_to_poll_client"
+READERS = (PACKAGE, "email", "html", "httpx", "ipaddress", "json", "shlex", "urllib", "websockets", "xml")
+_TEXTS = (str, bytes, bytearray)
+_SIZED = (*_TEXTS, list, tuple, dict)
+_LOOKS_AT_NOTHING = frozenset({"append", "clear", "endswith", "startswith", "format", "__len__", "__getitem__"})
+
+_Pattern = type(re.compile(""))
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.work = 0
+        self.kept: dict[int, Any] = {}
+
+    def call(self, frame: Any, _event: str, _argument: Any) -> Any:
+        self.work += 1
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(PACKAGE):
+            return self.line
+        return self.step if module.startswith(READERS) else None
+
+    def step(self, _frame: Any, _event: str, _argument: Any) -> Any:
+        self.work += 1
+        return self.step
+
+    def line(self, frame: Any, _event: str, _argument: Any) -> Any:
+        self.work += 1
+        for value in frame.f_locals.values():
+            if isinstance(value, _SIZED) and id(value) not in self.kept:
+                self.kept[id(value)] = value  # so that its id is not another's
+                self.work += len(value)
+        return self.line
+
+    def profile(self, _frame: Any, event: str, function: Any) -> None:
+        if event == "c_call":
+            text = getattr(function, "__self__", None)
+            if isinstance(text, _TEXTS) and function.__name__ not in _LOOKS_AT_NOTHING:
+                self.work += len(text)
+
+
+_counter = _Counter()
+
+
+def work_of(function: Callable[[], Any]) -> int:
+    """What the function takes."""
+    global _counter  # noqa: PLW0603  # what stands in for patterns counts into it
+    _counter = counter = _Counter()
+    tracing, profiling = sys.gettrace(), sys.getprofile()
+    sys.setprofile(counter.profile)
+    sys.settrace(counter.call)
+    try:
+        function()
+    finally:
+        sys.settrace(tracing)
+        sys.setprofile(profiling)
+    return counter.work
+
+
+class _Counted:
+    """Stands in for a pattern."""
+
+    def __init__(self, pattern: Any) -> None:
+        self._pattern = pattern
+        self.pattern, self.flags = pattern.pattern, pattern.flags
+
+    def match(self, text: Any, at: int = 0) -> Any:
+        return self._looked(text, at, self._pattern.match(text, at))
+
+    def fullmatch(self, text: Any) -> Any:
+        return self._looked(text, 0, self._pattern.fullmatch(text))
+
+    def search(self, text: Any, at: int = 0) -> Any:
+        return self._looked(text, at, self._pattern.search(text, at))
+
+    def findall(self, text: Any) -> Any:
+        _counter.work += len(text)
+        return self._pattern.findall(text)
+
+    def finditer(self, text: Any, at: int = 0) -> Any:
+        for found in self._pattern.finditer(text, at):
+            yield self._looked(text, found.start(), found)
+
+    def sub(self, by: Any, text: Any) -> Any:
+        _counter.work += len(text)
+        return self._pattern.sub(by, text)
+
+    @staticmethod
+    def _looked(text: Any, at: int, found: Any) -> Any:
+        _counter.work += (len(text) if found is None else found.end()) - at
+        return found
+
+
+def _counted_call(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands in for a decoder."""
+
+    def call(text: Any, *more: Any) -> Any:
+        _counter.work += len(bytes(text) if not isinstance(text, str) else text)
+        return function(text, *more)
+
+    return call
+
+
+def _stand_in(value: Any) -> Any:
+    """`None`: none is needed."""
+    if isinstance(value, _Pattern):
+        return _Counted(value)
+    bound = getattr(value, "__self__", None)
+    if isinstance(bound, _Pattern):
+        return getattr(_Counted(bound), value.__name__)
+    if type(bound).__name__ == "Decoder":
+        return _counted_call(value)
+    return None
+
+
+@contextmanager
+def counting_calls() -> Iterator[None]:
+    """Within it, patterns and decoders of the package count what they look through."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(PACKAGE)]
+    found = [(module, name, value) for module in modules for name, value in vars(module).items()]
+    replaced = [(module, name, value, other) for module, name, value in found if (other := _stand_in(value))]
+    for module, name, _, other in replaced:
+        setattr(module, name, other)
+    try:
+        yield
+    finally:
+        for module, name, value, _ in replaced:
+            setattr(module, name, value)
