@@ -2,13 +2,18 @@
 
 from vendors.calendar import Calendar
 from vendors.couchdb import CouchDB
+from vendors.discord import Discord
 from vendors.drive import Drive
 from vendors.dropbox import Dropbox
 from vendors.github import GitHub
 from vendors.gmail import Gmail
 from vendors.graph import Graph
+from vendors.hubspot import BODY, HubSpot
+from vendors.matrix import Matrix
+from vendors.nextcloud import Nextcloud
 from vendors.ntfy import Ntfy
 from vendors.okta import Okta
+from vendors.pagerduty import PagerDuty
 from vendors.plaid import Plaid
 from vendors.remote_settings import RemoteSettings
 from vendors.stripe import Stripe
@@ -32,6 +37,7 @@ from push_to_poll_client.feeds.paged import (
     from_header,
     from_last,
     from_link,
+    gap,
     not_ready,
     restart,
     status,
@@ -238,5 +244,83 @@ def zendesk(vendor, options):
         f"{vendor.url}?start_time=0",
         entries=Entries("tickets", version="updated_at", deleted=lambda ticket: ticket["status"] == "deleted"),
         pages=OldestFirst(cursor=from_body("after_url"), send=as_url(), more=~from_body("end_of_stream")),
+        **options,
+    )
+
+
+def timelines(body):
+    """Those of the rooms of a Matrix server."""
+    return [room["timeline"] for room in body.get("rooms", {}).get("join", {}).values()]
+
+
+@declares(Matrix)
+def matrix(vendor, options):
+    return PagedFeed(
+        f"{vendor.url}?set_presence=offline",
+        entries=Entries(
+            lambda body: [event for timeline in timelines(body) for event in timeline["events"]],
+            id="event_id",
+            type="type",
+            time="origin_server_ts",
+        ),
+        pages=OldestFirst(cursor=from_body("next_batch"), send=to_query("since")),
+        outcomes=[
+            gap(lambda reply: any(timeline["limited"] for timeline in timelines(reply.body))),
+            throttled(status(429), after=from_body("retry_after_ms").then(lambda ms: ms / 1000)),
+        ],
+        hold=LongPoll(to_query("timeout"), longest=30, per_second=1000),
+        latest=Latest({"filter": '{"room": {"timeline": {"limit": 0}}}'}),
+        **options,
+    )
+
+
+@declares(Discord)
+def discord(vendor, options):
+    return PagedFeed(
+        f"{vendor.url}?limit=100",
+        entries=Entries(newest_first=True, time="timestamp"),
+        pages=OldestFirst(cursor=from_each("id"), send=to_query("after", otherwise="0")),
+        latest=Latest(cursor=from_last("id")),
+        **options,
+    )
+
+
+@declares(Nextcloud)
+def nextcloud(vendor, options):
+    return PagedFeed(
+        f"{vendor.url}?format=json&sort=asc&limit=200",
+        entries=Entries(("ocs", "data"), id="activity_id", type="type", time="datetime"),
+        pages=OldestFirst(cursor=from_header("x-activity-last-given"), send=to_query("since", otherwise="0")),
+        outcomes=[not_ready(status(304))],
+        **options | {"headers": options["headers"] | {"OCS-APIRequest": "true"}},
+    )
+
+
+@declares(PagerDuty)
+def pagerduty(vendor, options):
+    return PagedFeed(
+        f"{vendor.url}?limit=100",
+        entries=Entries("log_entries", type="type", time="created_at"),
+        pages=NewestFirst(
+            next=lambda reply: reply.at("offset") + reply.at("limit"),
+            send=to_query("offset"),
+            more=from_body("more"),
+        ),
+        **options,
+    )
+
+
+@declares(HubSpot)
+def hubspot(vendor, options):
+    return PagedFeed(
+        vendor.url,
+        json=BODY,
+        entries=Entries("results", version="updatedAt"),
+        pages=OldestFirst(
+            cursor=from_last("updatedAt"),
+            send=to_body("filterGroups", 0, "filters", 0, "value"),
+            next=from_body("paging", "next", "after"),
+            send_next=to_body("after"),
+        ),
         **options,
     )

@@ -12,12 +12,14 @@ from test_paged_vendors import inception, walk
 from vendors.atom import Atom
 from vendors.calendar import Calendar
 from vendors.couchdb import CouchDB
+from vendors.discord import Discord
 from vendors.drive import Drive
 from vendors.dropbox import Dropbox
 from vendors.github import GitHub
 from vendors.gmail import Gmail
 from vendors.graph import Graph
 from vendors.jmap import JMAP
+from vendors.matrix import Matrix
 from vendors.ntfy import Ntfy
 from vendors.okta import Okta
 from vendors.plaid import Plaid
@@ -54,6 +56,8 @@ VENDORS = {
     "remote_settings": RemoteSettings,
     "okta": Okta,
     "zendesk": Zendesk,
+    "discord": Discord,
+    "matrix": Matrix,
 }
 
 CREDENTIALS = {
@@ -67,6 +71,8 @@ CREDENTIALS = {
     "DROPBOX_TOKEN": f"sl.{SECRET}",
     "OKTA_TOKEN": SECRET,
     "ZENDESK_TOKEN": SECRET,
+    "DISCORD_TOKEN": SECRET,
+    "MATRIX_TOKEN": f"syt_{SECRET}",
 }
 
 

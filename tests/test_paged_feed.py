@@ -922,6 +922,21 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
             ValueError,
             "to_body('a', 'b') leads into the members of a form, which have none",
         ),
+        (
+            {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 1)), "json": {"a": [1]}},
+            ValueError,
+            "to_body('a', 1) leads to no place in json=; a list has to have that place",
+        ),
+        (
+            {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 0)), "json": {"a": 1}},
+            ValueError,
+            "to_body('a', 0) leads to no place",
+        ),
+        (
+            {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 0, alone=True)), "json": {"a": [1]}},
+            ValueError,
+            "to_body('a', 0) leads to no place",
+        ),
         ({"hint": to_body("seen")}, ValueError, "to_body('seen') has no body to go to"),
         ({"hint": as_url()}, ValueError, "as_url() leads to pages; neither hint nor hold can be sent by it"),
         ({"hold": LongPoll(as_url(), 9)}, ValueError, "as_url() leads to pages"),

@@ -4,6 +4,7 @@ import pytest
 from declared import DECLARED, feed_of
 from vendors.drive import Drive
 from vendors.gmail import Gmail
+from vendors.hubspot import HubSpot
 
 from push_to_poll_client import FetchRequest
 
@@ -15,6 +16,10 @@ INCEPTIONS = {Drive: lambda vendor: vendor.inception, Gmail: lambda vendor: str(
 
 def inception(vendor):
     return INCEPTIONS.get(type(vendor), lambda _: None)(vendor)
+
+
+AGAIN = {HubSpot: 2}
+"""Entries that come again from where a feed was read to its end, as those of one time do."""
 
 
 async def walk(feed, cursor):
@@ -37,4 +42,5 @@ async def test_a_declared_feed_is_read_and_then_what_is_new(kind):
     vendor.publish(3)
     after, _ = await walk(feed, cursors[-1])
     assert len({message.key for message in (*before, *after)}) == 8
-    assert (len(before), len(after)) == (5, 3)
+    assert len(before) == 5
+    assert len(after) - 3 == AGAIN.get(kind, 0)

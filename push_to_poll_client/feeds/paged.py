@@ -170,7 +170,7 @@ class PagedFeed:
             secrets=secrets or {},
             trusted=trusted,
         )
-        check_senders(url, pages, hold, latest, hint, json=json is not None, form=form is not None)
+        check_senders(url, pages, hold, latest, hint, body=body, form=form is not None)
         asker = Asker(
             self._origin,
             entries,

@@ -11,7 +11,7 @@ from push_to_poll_client._text import describe
 from push_to_poll_client.feeds._paged.entries import Entries
 from push_to_poll_client.feeds._paged.orders import Latest, NewestFirst, OldestFirst
 from push_to_poll_client.feeds._paged.outcomes import Outcome
-from push_to_poll_client.feeds._paged.senders import LongPoll, Sender, text_given, texts_given
+from push_to_poll_client.feeds._paged.senders import Asking, LongPoll, Sender, text_given, texts_given
 
 __all__ = ["check_body", "check_method", "check_parts", "check_senders", "check_words"]
 
@@ -88,7 +88,7 @@ def check_senders(
     latest: Latest | None,
     hint: Sender | None,
     *,
-    json: bool,
+    body: Mapping[str, Any] | None,
     form: bool,
 ) -> None:
     """Whether all that is sent has a place to go to, which is not taken.
@@ -101,14 +101,23 @@ def check_senders(
         if sender.goes == "url":
             raise ValueError("as_url() leads to pages; neither hint nor hold can be sent by it")
     for sender in (*pages.senders, *besides):
-        if sender.goes == "body" and not json and not form:
-            raise ValueError(f"{sender} has no body to go to; give json={{}}, or form={{}}")
-        if sender.goes == "body" and form and sender.name is None:
-            raise ValueError(f"{sender} leads into the members of a form, which have none")
+        if sender.goes == "body":
+            _check_place(sender, body, form=form)
     given = {*httpx.URL(url).params.keys()}
     for name, who in _parameters([*pages.senders, *besides], hold, latest):
         if name in given:
             raise ValueError(f"url has {name!r} in its query, where {who} puts it; leave it out")
+
+
+def _check_place(sender: Sender, body: Mapping[str, Any] | None, *, form: bool) -> None:
+    if body is None:
+        raise ValueError(f"{sender} has no body to go to; give json={{}}, or form={{}}")
+    if form and sender.name is None:
+        raise ValueError(f"{sender} leads into the members of a form, which have none")
+    try:
+        sender.put(Asking(body=body), "a cursor")
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{sender} leads to no place in json=; a list has to have that place") from error
 
 
 def _parameters(

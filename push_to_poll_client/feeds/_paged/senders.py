@@ -148,7 +148,7 @@ def to_header(name: str, form: str = "{}", *, otherwise: str | None = None) -> S
 
 
 def to_body(
-    *path: str,
+    *path: str | int,
     as_json: bool = False,
     at: str | None = None,
     alone: bool = False,
@@ -157,25 +157,26 @@ def to_body(
     """In the body, JSON or form.
 
     Args:
-        path: The names that lead to it.
+        path: The names that lead to it; a number is a place in a list that the body has.
         as_json: It is sent as the number, array or object that it was, if it was one; else as a text.
         at: As for `to_query`.
         alone: The body says nothing else then.
         otherwise: As for `to_query`.
 
     Raises:
-        TypeError: A name is no `str`, or another argument is of the wrong type.
-        ValueError: There is no name.
+        TypeError: An argument is of the wrong type.
+        ValueError: There is no path.
     """
-    names = [text_given("path", name) for name in path_of(path)]
+    steps = path_of(path)
     _check(at=at)
 
     def put(asking: Asking, value: str) -> Asking:
-        body = _with({} if alone else asking.body or {}, names, _as_it_was(value) if as_json else value)
+        body = _with({} if alone else asking.body or {}, steps, _as_it_was(value) if as_json else value)
         return replace(asking, url=at or asking.url, body=body)
 
-    text = f"to_body({', '.join(map(repr, names))})"
-    return Sender(put, text, goes="body", name=names[0] if len(names) == 1 else None, otherwise=otherwise)
+    text = f"to_body({', '.join(map(repr, steps))})"
+    name = steps[0] if len(steps) == 1 and isinstance(steps[0], str) else None
+    return Sender(put, text, goes="body", name=name, otherwise=otherwise)
 
 
 def as_url() -> Sender:
@@ -264,10 +265,18 @@ def _check(form: object = "{}", at: object = None) -> None:
         text_given("at", at)
 
 
-def _with(body: Mapping[str, Any], names: list[str], value: Any) -> dict[str, Any]:
-    name, *within = names
-    inner = body.get(name)
-    return {**body, name: _with(inner if isinstance(inner, Mapping) else {}, within, value) if within else value}
+def _with(body: Any, steps: tuple[str | int, ...], value: Any) -> Any:
+    """The body with a value at the end of a path. Names are made on the way, places in lists have to be there."""
+    step, *within = steps
+    changed: Any
+    if isinstance(step, int):
+        changed = list(body)
+        inner = changed[step]
+    else:
+        changed = dict(body) if isinstance(body, Mapping) else {}
+        inner = changed.get(step)
+    changed[step] = _with(inner, tuple(within), value) if within else value
+    return changed
 
 
 def _as_it_was(value: str) -> Any:

@@ -1,0 +1,42 @@
+"""HubSpot: POST …/search. A search for what was modified since, page by page; the time stands deep in the body.
+
+Several objects have one time of change, so what is asked for has to begin with those that were seen.
+"""
+
+import json
+
+import httpx
+from vendors.vendor import SECRET, Vendor, iso, name
+
+BODY = {
+    "filterGroups": [{"filters": [{"propertyName": "lastmodifieddate", "operator": "GTE", "value": "0"}]}],
+    "sorts": [{"propertyName": "lastmodifieddate", "direction": "ASCENDING"}],
+    "limit": 100,
+}
+"""What a client has to say; the value is a time, or 0."""
+
+
+class HubSpot(Vendor):
+    origin = "https://api.hubspot.example"
+    path = "/crm/v3/objects/contacts/search"
+    authorization = f"Bearer pat-{SECRET}"
+
+    def entry(self, number):
+        return {"id": name(number), "properties": {"email": "…"}, "updatedAt": iso(number), "archived": False}
+
+    def change(self, place):
+        """Let a contact change: it is found at its new time, and at its old one no more."""
+        changed = self.entries.pop(place)
+        self.entries.append(changed | {"updatedAt": iso(len(self.entries) + 2)})
+
+    def answer(self, request):
+        asked = json.loads(request.content)
+        [condition] = asked["filterGroups"][0]["filters"]
+        after = int(asked.get("after", 0))
+        if request.method != "POST" or {**condition, "value": "0"} != BODY["filterGroups"][0]["filters"][0]:
+            return httpx.Response(400, json={"category": "VALIDATION_ERROR"})
+        found = [contact for contact in self.entries if contact["updatedAt"] >= condition["value"]]
+        end = after + min(asked["limit"], self.page_size)
+        body = {"total": len(found), "results": found[after:end]}
+        paging = {"paging": {"next": {"after": str(end)}}} if end < len(found) else {}
+        return httpx.Response(200, json=body | paging)
