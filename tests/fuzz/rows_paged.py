@@ -3,8 +3,9 @@
 import re
 from functools import partial
 
+import httpx
 from answers import answer_of, check_error, direct_client, look_at, walk, written
-from declared import DECLARED
+from declared import DECLARED, feed_of
 from fuzzed import Fuzzed, around, nested, words
 from fuzzed import text_of as anything
 from rows_feeds import JSON_HOSTILE, JSON_TOKENS, NOTHING, reference, restored_from
@@ -12,6 +13,7 @@ from vendors.couchdb import CouchDB
 from vendors.github import GitHub
 from vendors.graph import Graph
 from vendors.plaid import Plaid
+from vendors.vendor import Wire
 
 from push_to_poll_client.feeds._paged.orders import Place
 from push_to_poll_client.feeds._paged.outcomes import meaning
@@ -174,18 +176,13 @@ def read_position(data):
         assert all(isinstance(value, str) for value in asking.query.values())
 
 
-class _Nobody:
-    """A vendor of whom only the addresses are asked."""
-
-    def __init__(self, kind):
-        self.origin = kind.origin
-        self.url = f"{kind.origin}{kind.path}"
-        self.token = "t0ken"
-        self.body = {"client_id": "c", "access_token": "s"}
+def feed_by(vendor, answers):
+    """The feed of a vendor, which gets these answers."""
+    return feed_of(vendor, client=direct_client(answers), headers={}, max_body=4096)
 
 
-def read_vendor(data, kind):
-    feed = DECLARED[kind](_Nobody(kind), {"client": direct_client(data), "max_body": 4096})
+def read_vendor(data, vendor):
+    feed = feed_by(vendor, data)
     for message in walk(feed):
         restored_from(feed, message)
 
@@ -193,55 +190,29 @@ def read_vendor(data, kind):
 def read_cursor(data):
     """A feed of each kind, asked to go on from what it never gave."""
     for kind in (Graph, Plaid, CouchDB, GitHub):
-        walk(DECLARED[kind](_Nobody(kind), {"client": direct_client(b"204\n")}), anything(data) or None)
+        walk(feed_by(VENDORS[kind], b"204\n"), anything(data) or None)
 
 
-ENTRY = (
-    b'{"id": "e1", "seq": 1, "type": "t", "created": 1, "uuid": "u", "update_id": 7, "status": "x", "etag": "w"}'
-)
-BY_VENDOR = {
-    "stripe": (b'200\n\n{"data": [' + ENTRY + b'], "has_more": true}', b'200\n\n{"data": [], "has_more": false}'),
-    "github": (
-        b'200\nlink: <https://api.vendor.example/2>; rel="next"\netag: "1"\n\n[' + ENTRY + b"]",
-        b"200\n\n[]",
-    ),
-    "graph": (
-        b'200\n\n{"value": [{"id": "1", "@removed": {}}], "@odata.nextLink": "https://graph.vendor.example/2"}',
-        b'200\n\n{"value": [], "@odata.deltaLink": "https://graph.vendor.example/d"}',
-    ),
-    "plaid": (
-        (
-            b'200\n\n{"added": [{"transaction_id": "t"}], "modified": [], "removed": [], '
-            b'"next_cursor": "c", "has_more": true}'
-        ),
-        b'400\n\n{"error_code": "TRANSACTIONS_SYNC_MUTATION_DURING_PAGINATION"}',
-    ),
-    "couchdb": (
-        (
-            b'200\n\n{"results": [{"seq": "1-a", "id": "d", "changes": [{"rev": "1"}]}], '
-            b'"last_seq": "1-a", "pending": 0}'
-        ),
-    ),
-    "telegram": (b'200\n\n{"ok": true, "result": [' + ENTRY + b"]}", b'429\n\n{"parameters": {"retry_after": 3}}'),
-    "dropbox": (b'200\n\n{"entries": [{".tag": "file", "path_lower": "/a"}], "cursor": "c", "has_more": false}',),
-    "calendar": (
-        b'200\n\n{"items": [' + ENTRY + b'], "nextPageToken": "p"}',
-        b'200\n\n{"items": [], "nextSyncToken": "s"}',
-    ),
-    "drive": (b'200\n\n{"changes": [{"fileId": "f", "removed": true}], "newStartPageToken": "n"}',),
-    "gmail": (
-        b'200\n\n{"history": [{"id": "1"}], "historyId": "9", "nextPageToken": "p"}',
-        b'200\n\n{"historyId": "9"}',
-    ),
-    "ntfy": (b'200\n\n{"id": "a", "event": "message", "time": 1}\n{"id": "b", "event": "open"}\n',),
-    "remote_settings": (b'200\n\n{"changes": [{"id": "a", "last_modified": 2}], "timestamp": 2}',),
-    "okta": (b'200\nlink: <https://x.okta.vendor.example/?after=1>; rel="next"\n\n[' + ENTRY + b"]", b"200\n\n[]"),
-    "zendesk": (b'200\n\n{"tickets": [' + ENTRY + b'], "after_url": "/x", "end_of_stream": true}',),
-}
+VENDORS = {kind: kind(5) for kind in DECLARED}
 
 
-def _words(answers):
-    return re.findall(r'"[^" ]+"', b"".join(answers).decode())
+def walked(vendor):
+    """What a vendor answers to whoever reads all that it has."""
+    answers = []
+
+    async def handle(request):
+        response = await vendor.handle(request)
+        head = b"".join(b"%b: %b\n" % field for field in response.headers.raw)
+        answers.append(b"%d\n%b\n%b" % (response.status_code, head, response.content))
+        return response
+
+    walk(feed_of(vendor, client=httpx.AsyncClient(transport=Wire(handle))))
+    return written(*answers)
+
+
+def named_in(answers):
+    """The names of members."""
+    return tuple(sorted({*re.findall(rb'"[^" ]{1,30}":', answers)}))
 
 
 ANSWER_TOKENS = (
@@ -362,12 +333,13 @@ ROWS = (
                 "feeds._paged.orders",
                 "feeds._paged.senders",
             ),
-            read=partial(read_vendor, kind=kind),
-            examples=(written(*BY_VENDOR[declare.__name__]), b"410\n", b"200\ncontent-type: text/html\n\n<html>"),
-            tokens=(*{word.encode() for word in _words(BY_VENDOR[declare.__name__])}, *ANSWER_TOKENS),
+            read=partial(read_vendor, vendor=vendor),
+            examples=(answers, b"410\n", b"200\ncontent-type: text/html\n\n<html>"),
+            tokens=(*named_in(answers), *ANSWER_TOKENS),
             frame=(b"200\n\n[", b"]"),
         )
-        for kind, declare in DECLARED.items()
+        for kind, vendor in VENDORS.items()
+        for answers in [walked(vendor)]
     ),
     Fuzzed(
         name="foreign cursors",

@@ -24,8 +24,8 @@ from push_to_poll_client.feeds._atom.xml import (
 __all__ = ["Document", "Found", "read_document"]
 
 MAX_SCOPE = 8_192
-"""Characters of what entries inherit from the root of a feed: namespaces, base and language. Each entry that is read
-has them once more. Most feeds declare five namespaces, of 40 characters each."""
+"""Characters of what entries inherit from the root of a feed: namespaces, base and language. Each entry that is
+read has them once more. Most feeds declare five namespaces, of 40 characters each."""
 
 MOST_DEPTH = 1_000
 """Elements within each other. Far fewer make an entry fail, alone; for each expat takes a hundred bytes."""

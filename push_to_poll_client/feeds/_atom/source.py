@@ -9,8 +9,8 @@ from xml.sax.saxutils import quoteattr
 __all__ = ["MAX_URL", "Scope", "Source", "resolved", "start_tag"]
 
 MAX_URL = 8_192
-"""Characters of a reference and of what it is relative to: each link and each entry would copy that once more. It is
-what most servers take."""
+"""Characters of a reference and of what it is relative to: each link would copy that once more. It is what most
+servers take."""
 
 # What was parsed is well-formed, and need not be looked at closely.
 _START_TAG = re.compile(rb"""<(?:[^>"']++|"[^"]*+"|'[^']*+')*+>""")
