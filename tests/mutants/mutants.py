@@ -220,8 +220,7 @@ MUTANTS = [
         "feeds/_paged/entries.py",
         "_encode((start, group))",
         "_encode(group)",
-        "tests/test_paged_feed.py",
-        "tests/test_paged_parts.py",
+        "tests/test_paged_entries.py",
     ),
     of(
         "G7",
