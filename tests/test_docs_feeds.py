@@ -9,6 +9,7 @@ import httpx
 import pytest
 import respx
 from test_paged_vendors import inception, walk
+from vendors.atom import Atom
 from vendors.calendar import Calendar
 from vendors.couchdb import CouchDB
 from vendors.discord import Discord
@@ -174,3 +175,22 @@ async def test_a_feed_of_ones_own_says_that_its_cursor_expired(own):
     vendor.oldest = 3
     with pytest.raises(CursorExpired, match="cannotCalculateChanges"):
         await feed.fetch(FetchRequest("1"))
+
+
+async def test_the_example_of_atom_prints_what_is_new_and_what_is_gone(serve, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    block = next(block for block in BLOCKS if "AtomFeed(" in block)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 15
+    vendor = serve(Atom(2), "https://github.com/python/cpython/releases.atom")
+    vendor.authorization = None
+    names = {}
+    exec(block, names)  # noqa: S102  # it is ours
+    async with names["releases"] as releases:
+        await releases.poll_now()
+        vendor.delete()
+        await releases.poll_now()
+    assert capsys.readouterr().out.splitlines() == [
+        "2023-11-14 22:13:20+00:00 Order 1 https://github.com/orders/1",
+        "2023-11-14 22:13:21+00:00 Order 2 https://github.com/orders/2",
+        f"gone: {vendor.entries[-1]['id']}",
+    ]

@@ -38,13 +38,13 @@ class Atom(Vendor):
         self.written = 0
         super().__init__(count, **options)
 
-    def entry(self, number):
+    def entry(self, _number=0):
         self.written += 1
-        return {"id": f"urn:order:{name(number)}", "updated": iso(self.written), "number": self.written}
+        return {"id": f"urn:order:{name(self.written)}", "updated": iso(self.written), "number": self.written}
 
     def change(self, place=0):
         """A new version of an entry."""
-        self.written += 1
+        self.written += 2
         entry = self.entries[place]
         if self.form != "archived":
             self.entries.remove(entry)
@@ -52,11 +52,11 @@ class Atom(Vendor):
 
     def publish_late(self):
         """An entry that becomes visible below the newest one."""
-        self.entries.insert(len(self.entries) - 1, self.entry(90_000 + self.written))
+        self.entries.insert(len(self.entries) - 1, self.entry())
 
     def delete(self, place=0):
         """An entry is deleted."""
-        self.written += 1
+        self.written += 2
         entry = self.entries[place]
         if self.form != "archived":
             self.entries.remove(entry)
