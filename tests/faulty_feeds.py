@@ -43,15 +43,22 @@ class Subject:
         """The feed."""
         raise NotImplementedError
 
+    def __init__(self, server):
+        self.server = server
+        self._places = {}
+
     def place(self, message):
         """Which entry it is, from 1."""
-        return 1 + self.said().index(canonical(self.entry_of(message)))
+        for entry in self.server.entries[len(self._places) :]:
+            self._places[canonical(self.what(entry))] = len(self._places) + 1
+        return self._places[canonical(self.entry_of(message))]
 
-    def said(self):
-        """What the entries say."""
-        return [canonical(entry) for entry in self.server.entries]
+    def what(self, entry):
+        """What the server says of an entry."""
+        return entry
 
     def entry_of(self, message):
+        """The same, as a message says it."""
         return message.data
 
     def rest(self, cursor):
@@ -70,7 +77,7 @@ class Declared(Subject):
     """A vendor's."""
 
     def __init__(self, kind, count):
-        self.server = kind(count)
+        super().__init__(kind(count))
         self.start = inception(self.server) or "inception"
         self.repeats = kind.__name__ in {"Dropbox", "Drive", "Graph", "Plaid"}
         self.posts = kind.__name__ in {"Dropbox", "Plaid"}
@@ -90,9 +97,8 @@ class Declared(Subject):
             return None
         return [number for number, update in enumerate(self.server.entries, 1) if update["update_id"] >= int(cursor)]
 
-    def said(self):
-        entries = self.server.entries
-        return [canonical(entry[1] if type(self.server) is Plaid else entry) for entry in entries]
+    def what(self, entry):
+        return entry[1] if type(self.server) is Plaid else entry
 
 
 class Batches(Vendor):
@@ -127,14 +133,14 @@ class Batches(Vendor):
 
 class OfHTTPFeed(Subject):
     def __init__(self, count):
-        self.server = Batches(count)
+        super().__init__(Batches(count))
 
     def make(self, client, **options):
         given = {"max_wait": 20.0, "client": client, "headers": self.headers} | options
         return HTTPFeed(self.server.url, **given)
 
-    def said(self):
-        return [canonical(entry["id"]) for entry in self.server.entries]
+    def what(self, entry):
+        return entry["id"]
 
     def entry_of(self, message):
         return message.id
@@ -164,7 +170,7 @@ class Stream(MemoryStream):
 
 class OfAStream(Subject):
     def __init__(self, count):
-        self.server = Stream(count)
+        super().__init__(Stream(count))
 
     def make(self, client, **options):
         given = {"client": client, "headers": self.headers} | options
@@ -173,14 +179,14 @@ class OfAStream(Subject):
 
 class OfAtom(Subject):
     def __init__(self, form, count):
-        self.server = Atom(count, form=form)
+        super().__init__(Atom(count, form=form))
         self.repeats = form == "complete"  # what is gone from it and comes back is new
 
     def make(self, client, **options):
         return AtomFeed(self.server.url, client=client, headers=self.headers, **options)
 
-    def said(self):
-        return [canonical(entry["id"]) for entry in self.server.entries]
+    def what(self, entry):
+        return entry["id"]
 
     def entry_of(self, message):
         return message.entry_id
