@@ -1,12 +1,12 @@
-"""Every feed × everything that can go wrong with a server: G5, G11 and G12 hold, and then all is well again.
+"""Every feed under everything that can go wrong with a server: G5, G11 and G12 hold, and then all is well again.
 
 A consumer runs for three minutes of virtual time while a fault lasts, and messages are published in it. What stops
 it (410, an expired cursor, a message that cannot be read) is met as by an operator, who starts it again a minute
 later. Then the fault is over.
 
-All of all takes minutes, and is what `make chaos` does. As a rule each fault hits each feed on one of the two event loops and at one of four
-times, which change from feed to feed; at two of them, if issue 5 names it; and those which no feed sees, since what
-all feeds share deals with them, hit each third feed.
+All of all takes minutes, and is what `make chaos` does. As a rule each fault hits each feed on one of the two event
+loops and at one of four times, which change from feed to feed; at two of them, if issue 5 names it; and those which
+no feed sees, since what all feeds share deals with them, hit each third feed.
 """
 
 import logging
