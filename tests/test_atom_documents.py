@@ -9,6 +9,7 @@ from push_to_poll_client.feeds._atom.document import MAX_SCOPE, MOST_DEPTH, read
 from push_to_poll_client.feeds._atom.encoding import as_utf8
 from push_to_poll_client.feeds._atom.instants import Instant
 from push_to_poll_client.feeds._atom.messages import MAX_UNREADABLE, messages_of
+from push_to_poll_client.feeds._atom.source import MAX_URL, resolved
 from push_to_poll_client.feeds._atom.xml import MAX_TAG
 
 ATOM = "http://www.w3.org/2005/Atom"
@@ -222,9 +223,16 @@ def test_texts_have_none(text):
     assert names(read(document([], marks=f"<entry><content>{text}</content><id>urn:1</id></entry>"))) == ["urn:1"]
 
 
-def test_namespaces_have_an_end():
-    root = f'<feed xmlns="{ATOM}" xmlns:x="urn:{"x" * MAX_SCOPE}">'
-    assert f"declares namespaces of more than {MAX_SCOPE} characters" in refused(document([], root=root))
+@pytest.mark.parametrize("attribute", ["xmlns:x", "xml:base", "xml:lang"])
+def test_what_entries_inherit_has_an_end(attribute):
+    root = f'<feed xmlns="{ATOM}" {attribute}="urn:{"x" * MAX_SCOPE}">'
+    said = f"declares namespaces, a base and a language of more than {MAX_SCOPE} characters"
+    assert said in refused(document([], root=root))
+
+
+def test_a_reference_that_is_too_long_stays_as_it_was_written():
+    assert resolved("https://a.example/b", "c" * MAX_URL) == "c" * MAX_URL
+    assert resolved("https://a.example/" + "b" * MAX_URL, "c") == "c"
 
 
 def test_unreadable_entries_have_an_end():

@@ -307,6 +307,17 @@ async def test_what_went_into_an_archive_unseen_is_found_there():
     assert "/a/2" not in site.paths
 
 
+async def test_an_archive_is_read_also_when_all_around_it_is_known():
+    """Who has read it has read all before it, and nobody else has."""
+    site = archived()
+    _, cursor, _ = await walk(site.feed())
+    site.documents[TOP] = feed(entry("e", 5), entry("d", 4), links={"prev-archive": "/a/3"})
+    site.documents["/a/3"] = feed(
+        entry("late", 4), entry("d", 4), links={"prev-archive": "/a/2"}, marks="<fh:archive/>"
+    )
+    assert ids((await walk(site.feed(), cursor))[0]) == ["late"]
+
+
 @pytest.mark.parametrize("status", [404, 410])
 async def test_an_archive_that_is_missing_is_a_gap_and_nobody_waits_for_it(status):
     site = archived()
@@ -346,7 +357,8 @@ async def test_an_archive_is_no_feed_to_begin_with():
 # All there is (RFC 5005 §2)
 
 ALL = "<fh:complete/>"
-BOMB = b"[" + b" " * 2 * MOST_UNPACKED + b"]"
+ROWS = b'[["a",["2024-01-01T00:00:00",0,false]]'
+BOMB = ROWS + b" " * MOST_UNPACKED + b"]"
 
 
 async def changes(*documents):
@@ -487,6 +499,7 @@ async def test_what_is_gone_for_long_makes_room():
 )
 def test_a_note_of_somebody_else_says_nothing(note):
     assert recalled(note if isinstance(note, str) else note.decode()) == {}
+    assert recalled(b64encode(zlib.compress(ROWS + b"]")).decode()).keys() == {"a"}
 
 
 # What fails

@@ -1,5 +1,6 @@
 """Feeds that show what is newest first are handed out oldest first, and nothing of them is lost on the way."""
 
+from collections import Counter
 from dataclasses import replace
 
 import anyio
@@ -19,6 +20,7 @@ from push_to_poll_client import (
     FetchRequest,
 )
 from push_to_poll_client._types import MAX_CURSOR
+from push_to_poll_client.feeds import _seen
 from push_to_poll_client.feeds._manners.validators import Validators
 from push_to_poll_client.feeds._seen import KEPT, MOST_KEPT, Seen, digest
 from push_to_poll_client.feeds._walk_back import Leaf, WalkBack, way, ways
@@ -91,6 +93,12 @@ async def test_an_order_holds_across_documents():
     documents.entries.sort(key=lambda name: (int(name) % 3, name))
     one = reader(documents, order=lambda message: message.id)
     assert await one.poll() == names(1, 9)
+
+
+async def test_within_a_document_its_own_order_holds():
+    documents = Following(0)
+    documents.entries = ["1", "3", "2"]
+    assert await reader(documents, order=lambda message: message.id).poll() == ["2", "3", "1"]
 
 
 async def test_from_the_end_only_what_comes_next_follows():
@@ -307,10 +315,10 @@ async def test_a_fetch_that_is_cancelled_in_flight_costs_nothing(kind, steps):
     one = reader(documents)
     for _ in range(steps):
         await one.step()
-    documents.held = anyio.Event()
+    documents.latency = 2.0
     with anyio.move_on_after(1):
         await one.step()
-    documents.held = None
+    documents.latency = 0.0
     await one.poll()
     assert one.settled == names(1, 9)
 
@@ -399,7 +407,7 @@ async def test_what_is_deleted_meanwhile_hides_nothing(steps, deleted, begins_ag
     one = await stood_still(documents, steps)
     del documents.entries[:deleted]
     if begins_again:
-        one.position = one.saved
+        one.begin()
     while await one.step():
         pass
     assert set(one.settled) >= set(names(1, 12 - deleted))
@@ -432,6 +440,7 @@ async def test_the_newest_document_takes_its_own_place():
     documents.publish(5)
     assert await one.poll() == names(1, 14)
     assert documents.asked == [None, "2", "3", "4", "5", None]
+    assert one.pages[-1].cursor is None
 
 
 async def test_an_empty_document_is_found_again():
@@ -465,16 +474,17 @@ async def test_two_that_go_on_after_that_look_again_together(seconds):
     documents = Numbered(9)
     one = await stood_still(documents, 2, seconds=seconds)
     other = Reader(one.walk)
-    other.position = one.position
-    for each in (one, other) * 9:
-        documents.held = anyio.Event()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(each.step)
-            tasks.start_soon((other if each is one else one).step)
-            await anyio.sleep(1)
-            documents.held.set()
+    other.position, documents.latency = one.position, 1.0
+    async with anyio.create_task_group() as tasks:
+        for each in (one, other):
+            tasks.start_soon(to_the_end, each)
     for each in (one, other):
         assert list(dict.fromkeys(each.settled)) == names(1, 9)
+
+
+async def to_the_end(one):
+    while await one.step():
+        pass
 
 
 @KINDS
@@ -514,6 +524,7 @@ async def test_archives_are_read_once_though_few_are_held_and_lives_are_short(mo
             pass
         saved, settled = one.saved, settled + one.settled
     assert settled == names(1, 40)
+    assert restarts or max(Counter(documents.asked[:-40]).values()) <= 2
 
 
 async def test_what_is_known_of_an_archive_does_not_make_it_read():
@@ -524,6 +535,9 @@ async def test_what_is_known_of_an_archive_does_not_make_it_read():
     documents.publish(1)
     documents.archives[0] = ["late", *documents.archives[0]]
     assert await one.poll() == ["late", "004"]
+    documents.archives, documents.entries = [["from before"]], ["005", "004", "003"]
+    one = reader(documents, one.saved.replace('"read"', '"note"'))
+    assert await one.poll() == ["from before", "005"]
 
 
 async def test_archives_that_were_there_before_the_end_are_read_by_nobody():
@@ -569,7 +583,12 @@ async def test_of_a_long_way_each_second_address_is_forgotten(monkeypatch):
     monkeypatch.setattr(way, "MOST_ADDRESSES", 10)
     documents = Following(120)
     one = reader(documents, most=6)
-    assert await one.poll() == names(1, 120)
+    while await one.step() and not one.settled:
+        pass
+    above = one.walk._ways.get(None).above
+    assert (len(above), above[0].at) == (8, None)
+    await one.poll()
+    assert one.settled == names(1, 120)
 
 
 async def test_an_address_of_what_was_left_that_is_gone_begins_again():
@@ -590,6 +609,17 @@ async def test_of_large_documents_two_are_held():
     one = Reader(walk)
     await one.poll()
     assert max(len(page.messages) for page in one.pages) == 20
+
+
+async def test_a_document_without_news_takes_none(monkeypatch):
+    documents = Following(3, size=3)
+    one = reader(documents)
+    await one.poll()
+    documents.publish(6)
+    documents.says = {"size": 100}
+    monkeypatch.setattr(way, "MOST_BYTES", 200)
+    await one.poll()
+    assert [len(page.messages) for page in one.pages if page.messages] == [3, 6]
 
 
 async def test_so_many_bytes_are_held(monkeypatch):
@@ -649,6 +679,29 @@ async def test_what_brought_something_that_failed_is_asked_again():
     documents.publish(1)
     request = FetchRequest(one.saved, fresh=True)
     assert len((await one.walk.fetch(request)).messages) == 1
+    assert await one.poll() == ["003"]
+
+
+async def test_what_a_cursor_has_no_room_for_is_no_nothing(monkeypatch):
+    monkeypatch.setattr(_seen, "MOST_KEPT", 2)
+    monkeypatch.setattr(_seen, "KEPT", 0)
+
+    async def look(address, request, known):
+        return documents.document(address)._replace(fresh_for=100.0)
+
+    documents = Numbered(3)
+    one = Reader(WalkBack(look, WHERE))
+    assert [await one.poll() for _ in range(3)] == [names(1, 3), ["001"], ["001"]]
+
+
+async def test_the_clock_of_another_event_loop_says_nothing(monkeypatch):
+    documents = Numbered(2, fresh_for=100)
+    one = reader(documents)
+    await one.poll()
+    await one.poll()
+    documents.publish(1)
+    now = anyio.current_time()
+    monkeypatch.setattr("push_to_poll_client.feeds._walk_back.fresh.anyio.current_time", lambda: now - 1)
     assert await one.poll() == ["003"]
 
 
@@ -733,6 +786,7 @@ async def test_what_a_feed_says_is_missing_is_a_gap():
 
 
 async def test_a_feed_that_has_ended_says_so_at_the_end_of_each_walk():
+    assert (await WalkBack(Numbered(2, closed=True).look, WHERE).fetch(FetchRequest())).closed
     documents = Numbered(7)
     one = reader(documents)
     await one.poll()
@@ -985,6 +1039,9 @@ async def test_no_content_is_an_empty_feed_or_nothing_new_or_no_older_page():
     cursor = one.saved
     assert await one.poll() == []
     assert one.saved == cursor
+    one.walk = paged(pages(["4"], ["3"], httpx.Response(204)))
+    assert await one.poll() == ["3", "4"]
+    one.walk = paged(pages(httpx.Response(204)))
     latest = await one.walk.latest()
     assert await Reader(paged(pages(["2"])), latest).poll() == ["2"]
 

@@ -1,7 +1,6 @@
 """Documents that show what is newest first, in memory, and whoever walks through them."""
 
 import anyio
-import anyio.lowlevel
 
 from push_to_poll_client import FeedRefused, FetchRequest, Message
 from push_to_poll_client.feeds._manners.validators import Validators
@@ -26,7 +25,7 @@ class Documents:
         self.asked = []
         self.errors = {}
         self.published = 0
-        self.held = None
+        self.latency = 0.0
         self.publish(count)
 
     def publish(self, count=1):
@@ -44,17 +43,15 @@ class Documents:
         return [*self.pinned, *(name for name in self.entries if name not in self.pinned)]
 
     async def look(self, address, request, known):
+        assert address is None or known.validators is None
         self.asked.append(address)
-        if self.held is not None:
-            await self.held.wait()
-        await anyio.lowlevel.checkpoint()
+        await anyio.sleep(self.latency)
         if self.errors.get(address):
             raise self.errors[address].pop(0)
-        leaf = self.document(address)
-        validators = Validators(etag=f'"{hash(leaf)}"') if address is None else None
-        if validators and validators == known.validators:
-            return Leaf(unchanged=True, **self.says)
-        return leaf._replace(validators=validators, **self.says)
+        validators = Validators(etag=f'"{hash(tuple(self.shown))}"')  # that of the feed, as some servers have it
+        if validators == known.validators:
+            return Leaf(unchanged=True, **self.says | {"closed": False})
+        return self.document(address)._replace(validators=validators, **self.says)
 
     def leaf(self, names, older, **more):
         return Leaf(tuple(Named(name) for name in names), older, **more)
@@ -117,8 +114,12 @@ class Reader:
 
     def __init__(self, walk, cursor=None):
         self.walk, self.saved = walk, cursor
-        self.position = cursor
+        self.begin()
         self.settled, self.gaps, self.pages = [], [], []
+
+    def begin(self):
+        """Another poll, at the saved cursor."""
+        self.position, self.passed = self.saved, set()
 
     async def step(self, **options):
         """One page; whether there are more."""
@@ -127,12 +128,18 @@ class Reader:
         self.settled += [message.id for message in page.messages]
         self.gaps += [page.gap] if page.gap else []
         self.saved = page.cursor or self.saved
-        self.position = self.saved if page.next is None else page.next
-        return page.next is not None
+        assert page.next not in self.passed  # or the poll would take it for a circle
+        self.passed.add(page.next)
+        if page.next is None:
+            self.begin()
+            return False
+        self.position = page.next
+        return True
 
     async def poll(self, **options):
         """To the end; what it brought."""
-        before, self.position = len(self.settled), self.saved
+        before = len(self.settled)
+        self.begin()
         for _ in range(1000):
             if not await self.step(**options):
                 return self.settled[before:]

@@ -171,7 +171,9 @@ def version_of(connection: sqlite3.Connection, path: str, *, shared: bool = Fals
 def _written_version(connection: sqlite3.Connection, path: str) -> int:
     rows = connection.execute(f"SELECT version FROM {_VERSION_TABLE} LIMIT 2").fetchall()  # noqa: S608
     if len(rows) != 1 or not isinstance(version := rows[0][0], int) or version < 1:
-        raise StoreError(damaged(path, f"what stands for the version of its schema is {quoted([*map(tuple, rows)])}"))
+        raise StoreError(
+            damaged(path, f"what stands for the version of its schema is {quoted([*map(tuple, rows)])}")
+        )
     if version > len(STEPS):
         raise StoreError(
             f"{path} was written by a newer push_to_poll_client: its schema has version {version}, this one knows "

@@ -25,7 +25,7 @@ from push_to_poll_client._http import shared_tls_context
 from push_to_poll_client.feeds._manners.answer import Answer
 from push_to_poll_client.testing._virtual_time import VirtualTimeLoop
 
-__all__ = ["answer_of", "direct_client", "fields", "in_loop", "look_at", "walk", "written"]
+__all__ = ["answer_of", "assert_readable", "direct_client", "fields", "in_loop", "look_at", "walk", "written"]
 
 SEPARATOR = b"\n=====\n"
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -87,7 +87,7 @@ class _Wire(httpx.AsyncBaseTransport):
     def __init__(self) -> None:
         self.answers: Iterator[bytes] = iter(())
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:  # noqa: ARG002
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         return response_of(next(self.answers, b"503\n"))
 
 
@@ -114,7 +114,7 @@ def walk(feed: Any, cursor: str | None = None) -> list[Message]:
         position = cursor
         for _ in range(MOST_PAGES):
             page = await feed.fetch(FetchRequest(position, fresh=True))
-            assert page.retry_after is None or 0 <= page.retry_after
+            assert page.retry_after is None or page.retry_after >= 0
             assert isinstance(page.gap, str)
             assert not (page.closed and page.next is not None)
             messages.extend(page.messages)
@@ -148,9 +148,12 @@ def look_at(message: Message) -> None:
     assert message.cursor is None or isinstance(message.cursor, str)
     assert isinstance(message.raw, bytes)
     assert repr(message).isprintable()
+    assert_readable(message, "data")
+
+
+def assert_readable(thing: Any, part: str) -> None:
+    """It is there, or it says why it cannot be read, as may be shown to anybody."""
     try:
-        _ = message.data
+        getattr(thing, part)
     except UndecodableMessage as error:
-        assert str(error).isprintable()
-
-
+        assert str(error).isprintable()  # noqa: PT017  # it need not be raised

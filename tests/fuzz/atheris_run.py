@@ -1,8 +1,8 @@
 """Fuzzes one parser, guided by the branches that it takes: `python tests/fuzz/atheris_run.py NAME`.
 
-libFuzzer makes the inputs, from the examples and tokens of the parser's row, and atheris tells it which branches of
-the library they took. The first fault ends the run with exit code 77, and is in the directory for artifacts: put
-it among the row's `found`.
+libFuzzer makes the inputs, from the examples and tokens of the parser's row, and atheris tells it which branches
+of the library they took. The first fault ends the run with exit code 77, and is in the directory for artifacts:
+put it among the row's `found`.
 """
 
 import argparse

@@ -4,7 +4,7 @@ import json
 from functools import partial
 
 from answers import SEPARATOR, URL, direct_client, fields, look_at, walk, written
-from fuzzed import Fuzzed, around, nested, text_of
+from fuzzed import Fuzzed, around, nested, text_of, words
 
 from push_to_poll_client import (
     CloudEvent,
@@ -23,7 +23,7 @@ from push_to_poll_client.feeds._durable.place import Place, is_offset
 from push_to_poll_client.feeds._durable.said import Said, echo_of
 from push_to_poll_client.feeds._json_split import split
 from push_to_poll_client.feeds._seen import Seen
-from push_to_poll_client.feeds._walk_back import _start
+from push_to_poll_client.feeds._walk_back.walk_back import _position, _read
 
 __all__ = ["JSON_HOSTILE", "JSON_TOKENS", "ROWS", "reference", "restored_from"]
 
@@ -31,10 +31,10 @@ NOTHING = object()
 DEEPEST = 100
 """Levels up to which every parser of JSON goes."""
 
-JSON_TOKENS = (
-    b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\", b" ", b"\n", b"0", b"1e9", b"-", b"null", b"true", b'""', b"[]",
-    b"{}", b'"a":', b'\\"', b"\\u0000", b"\\ud800", b"\\ud83d\\ude00", b"\xff", b"\xef\xbb\xbf", b"\0",
-)  # fmt: skip
+JSON_TOKENS = words(
+    r'[ ] { } , : " \\ \x20 \n 0 1e9 - null true "" [] {} "a": \\" \\u0000 \\ud800 '
+    r"\\ud83d\\ude00 \xff \xef\xbb\xbf \x00 "
+)
 
 JSON_HOSTILE = {
     "arrays in arrays": nested(b"[", b"]"),
@@ -57,7 +57,9 @@ JSON_HOSTILE = {
 def reference(text):
     """What the JSON of the standard library makes of it; `NOTHING`: it is none to every parser."""
     try:
-        value = json.loads(text.removeprefix(b"\xef\xbb\xbf").decode(), parse_constant=_refused, parse_float=_finite)
+        value = json.loads(
+            text.removeprefix(b"\xef\xbb\xbf").decode(), parse_constant=_refused, parse_float=_finite
+        )
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return NOTHING
@@ -123,9 +125,8 @@ def read_event(data):
 
 
 def read_seen(data):
-    text = text_of(data)
-    start = _start(text)
-    assert start is None or text.startswith(start)
+    start, step = _read(text_of(data))
+    assert _read(_position(start, step)) == (start or None, step)
     seen = Seen.read(start, "the feed")
     assert Seen.read(seen.cursor(), "the feed") == seen
 
@@ -138,7 +139,7 @@ def read_place(data):
 
 
 def read_said(data):
-    headers = dict((name.decode().lower(), value.decode("latin-1")) for name, value in fields(data))
+    headers = {name.decode().lower(): value.decode("latin-1") for name, value in fields(data)}
     echo = echo_of(headers)
     assert echo is None or echo.isascii()
     said = Said.of(headers, "the stream")
@@ -242,7 +243,10 @@ ROWS = (
         read=read_events,
         errors=(FeedError,),
         examples=EVENTS,
-        tokens=(b'"id"', b'"source"', b'"data"', b'"data_base64"', b'{"id":"1"},', b'"push_to_poll_client batch"', *JSON_TOKENS),
+        tokens=(
+            *words(r'"id" "source" "data" "data_base64" {"id":"1"}, "push_to_poll_client\x20batch"'),
+            *JSON_TOKENS,
+        ),
         frame=(b'[{"id":"1","data":', b"}]"),
         hostile={
             "events": around(b"[", b'{"id":"1"},', b'{"id":"2"}]'),
@@ -258,13 +262,16 @@ ROWS = (
         read=read_event,
         errors=(UndecodableMessage,),
         examples=(b'{"id": "1", "source": "s", "data": null}', b'{"id": "1", "data_base64": "aGk="}'),
-        tokens=(b'"id"', b'"source"', b'"data"', b'"data_base64"', *JSON_TOKENS),
+        tokens=(
+            *words(r'"id" "source" "data" "data_base64"'),
+            *JSON_TOKENS,
+        ),
         frame=(b'{"id":"1","data":', b"}"),
         hostile={"nested": nested(b"[", b"]", b'{"id":"1","data":', b"}")},
     ),
     Fuzzed(
         name="what was seen",
-        rooms=("feeds._seen", "feeds._walk_back"),
+        rooms=("feeds._seen", "feeds._walk_back.walk_back"),
         read=read_seen,
         errors=(CursorExpired,),
         examples=(
@@ -272,7 +279,10 @@ ROWS = (
             b'{"seen":""}',
             b" 12",
         ),
-        tokens=(b'"seen"', b'"read"', b'"etag"', b'"modified"', b'"note"', b"abcdefghijkl", b"_", *JSON_TOKENS),
+        tokens=(
+            *words(r'"seen" "read" "etag" "modified" "note" abcdefghijkl _'),
+            *JSON_TOKENS,
+        ),
         frame=(b'{"seen":"', b'"}'),
         hostile={"nested": nested(b"[", b"]", b'{"seen":', b"}"), "spaces": around(b'{"seen":""}', b" ", b"1")},
     ),
@@ -282,9 +292,13 @@ ROWS = (
         read=read_place,
         errors=(CursorExpired,),
         examples=(b"0_42/17", b"0_42/17/3", b"0_42/0_40+2", b"0_42/1:2", b"0_42", b"-1/0", b"-1"),
-        tokens=(b"/", b"+", b":", b"0", b"9", b"_", b"-1", b"now", b"a", b"?", b"&", b"\xc3\xbc"),
+        tokens=words(r"/ + : 0 9 _ -1 now a ? & \xc3\xbc"),
         frame=(b"0_42/", b"/3"),
-        hostile={"digits": around(b"1/", b"9"), "slashes": around(b"1", b"/1"), "counts": around(b"1/", b"1+", b"2")},
+        hostile={
+            "digits": around(b"1/", b"9"),
+            "slashes": around(b"1", b"/1"),
+            "counts": around(b"1/", b"1+", b"2"),
+        },
     ),
     Fuzzed(
         name="what a stream says",
@@ -295,7 +309,10 @@ ROWS = (
             b"stream-next-offset: 9\nstream-up-to-date: True\nstream-cursor: 123",
             b"stream-next-offset: 4\nstream-closed: true",
         ),
-        tokens=(b"stream-next-offset: ", b"stream-up-to-date: ", b"stream-closed: ", b"stream-cursor: ", b"true", b"-1", b"now", b"\n", b",", b"\xff"),
+        tokens=words(
+            r"stream-next-offset:\x20 stream-up-to-date:\x20 stream-closed:\x20 stream-cursor:\x20 "
+            r"true -1 now \n , \xff "
+        ),
         frame=(b"stream-next-offset: ", b""),
     ),
     *(
@@ -321,23 +338,40 @@ ROWS = (
             b"200\ncontent-type: text/html\n\n<html>",
             b"429\nretry-after: 3\n",
         ),
-        tokens=(b"200\n", b"304\n", b"content-type: ", b"application/json", b"\n\n", b"\n=====\n", b'"id"', b'"1"', *JSON_TOKENS),
+        tokens=(
+            *words(r'200\n 304\n content-type:\x20 application/json \n\n \n=====\n "id" "1"'),
+            *JSON_TOKENS,
+        ),
         frame=(b"200\n\n[", b"]"),
     ),
     *(
         Fuzzed(
             name=f"stream feeds of {name}",
-            rooms=("feeds.durable_streams", "feeds._durable.framing", "feeds._durable.said", "feeds._durable.place"),
+            rooms=(
+                "feeds.durable_streams",
+                "feeds._durable.framing",
+                "feeds._durable.said",
+                "feeds._durable.place",
+            ),
             read=partial(read_stream, messages=name),
             examples=(
                 written(b"1/2", STREAM + b"[1, 2]"),
                 written(b"", STREAM.replace(b"/json", b"/x-ndjson") + b"1\n2"),
-                written(b"", STREAM.replace(b"stream-up-to-date: true\ncontent-type: application/json\n", b"") + b"1\nx"),
+                written(
+                    b"",
+                    STREAM.replace(b"stream-up-to-date: true\ncontent-type: application/json\n", b"") + b"1\nx",
+                ),
                 written(b"-1", b"200\nstream-next-offset: 9\nstream-closed: true\n\n1\n2\n", STREAM),
                 written(b"9/0", b"410\n", b"200\n"),
                 written(b"", b"404\n"),
             ),
-            tokens=(b"200\n", b"410\n", b"stream-next-offset: ", b"stream-closed: true\n", b"stream-up-to-date: true\n", b"content-type: ", b"text/plain", b"\n=====\n", b"\n\n", *JSON_TOKENS),
+            tokens=(
+                *words(
+                    r"200\n 410\n stream-next-offset:\x20 stream-closed:\x20true\n "
+                    r"stream-up-to-date:\x20true\n content-type:\x20 text/plain \n=====\n \n\n "
+                ),
+                *JSON_TOKENS,
+            ),
             frame=(b"\n=====\n200\nstream-next-offset: 9\n\n", b""),
         )
         for name in FRAMINGS
@@ -347,6 +381,6 @@ ROWS = (
         rooms=("feeds.durable_streams",),
         read=read_hint,
         examples=(b'control\n{"streamNextOffset": "1", "streamClosed": true}', b"data\n[]"),
-        tokens=(b"control\n", b'"streamClosed"', b"data\n", b"\xff"),
+        tokens=words(r'control\n "streamClosed" data\n \xff'),
     ),
-)  # fmt: skip
+)

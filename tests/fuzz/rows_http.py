@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 import httpx
 from answers import URL, answer_of, direct_client, fields, in_loop, response_of, written
-from fuzzed import Fuzzed, around, text_of
+from fuzzed import Fuzzed, around, text_of, words
 
 from push_to_poll_client import FeedError
 from push_to_poll_client import _http as http
@@ -29,7 +29,7 @@ __all__ = ["ROWS"]
 
 NOW = 1_700_000_000.0
 SECRET = "s3cr%t/ü"
-HEADER_TOKENS = (b",", b";", b"=", b'"', b"\\", b" ", b"\t", b"a", b"0", b"\n", b":", b"\xff", b'"a",', b'\\"')
+HEADER_TOKENS = words(r', ; = " \\ \x20 \t a 0 \n : \xff "a", \\"')
 
 
 def headers_of(data):
@@ -162,9 +162,14 @@ def read_moves(data):
 def read_exchange(data):
     """Any answer to a request, redirects and errors among them."""
     origin = Origin(
-        URL, auth="t0ken", headers={"x-key": "k"}, timeout=30, max_body=4096, client=direct_client(data),
+        URL,
+        auth="t0ken",
+        headers={"x-key": "k"},
+        timeout=30,
+        max_body=4096,
+        client=direct_client(data),
         trusted=["https://cdn.example"],
-    )  # fmt: skip
+    )
 
     async def ask():
         tail = Tail()
@@ -185,12 +190,15 @@ ROWS = (
         read=read_links,
         errors=(FeedError,),
         examples=(
-            b"link: <https://api.vendor.example/events?page=2>; rel=\"next\", </e?p=9>; rel=last",
+            b'link: <https://api.vendor.example/events?page=2>; rel="next", </e?p=9>; rel=last',
             b'link: <?a,b>; title="a, <b>; rel=next \\" c"; REL="prev Next"; rel=x; anchor="#y"',
             b"link: <//[::1>; rel=next",
-            b"link: <../e>;rel*=x;rel=\"https://rel.example/other\"",
+            b'link: <../e>;rel*=x;rel="https://rel.example/other"',
         ),
-        tokens=(b"<", b">", b"<>", b"<a>;", b"rel=", b"rel=next", b"anchor=", b"next", b"..", b"/../", b"[", *HEADER_TOKENS),
+        tokens=(
+            *words(r"< > <> <a>; rel= rel=next anchor= next .. /../ ["),
+            *HEADER_TOKENS,
+        ),
         frame=(b"link: ", b""),
         hostile={
             "links": around(b"link: ", b"<a>; rel=prev, "),
@@ -211,7 +219,10 @@ ROWS = (
             b"etag: abc\ncache-control: no-store",
             b"last-modified: Tuesday, 14-Nov-23 22:13:20 GMT",
         ),
-        tokens=(b"etag: ", b"last-modified: ", b"date: ", b"W/", b"GMT", b"*", b"Tue, ", *HEADER_TOKENS),
+        tokens=(
+            *words(r"etag:\x20 last-modified:\x20 date:\x20 W/ GMT * Tue,\x20"),
+            *HEADER_TOKENS,
+        ),
         frame=(b"etag: ", b""),
         hostile={
             "quotes": around(b'etag: "', b'"'),
@@ -224,10 +235,13 @@ ROWS = (
         rooms=("feeds._manners.cache_control",),
         read=read_cache_control,
         examples=(
-            b"cache-control: public, max-age=60, stale-if-error=\"6\"\nage: 3",
+            b'cache-control: public, max-age=60, stale-if-error="6"\nage: 3',
             b'cache-control: no-cache="a, b", max-age="1\\0"',
         ),
-        tokens=(b"max-age=", b"no-cache", b"no-store", b"age: ", *HEADER_TOKENS),
+        tokens=(
+            *words(r"max-age= no-cache no-store age:\x20"),
+            *HEADER_TOKENS,
+        ),
         frame=(b"cache-control: ", b""),
         hostile={
             "strings": around(b"cache-control: ", b'a="b", '),
@@ -247,7 +261,10 @@ ROWS = (
             b"ratelimit: limit=100, remaining=0, reset=30",
             b"x-ratelimit-remaining: 0\nx-ratelimit-reset: 1700000060\nage: 0",
         ),
-        tokens=(b"retry-after: ", b"ratelimit: ", b"r=0", b"t=9", b"remaining=0", b"reset=", b"Tue, ", b"GMT", b"-", b".", *HEADER_TOKENS),
+        tokens=(
+            *words(r"retry-after:\x20 ratelimit:\x20 r=0 t=9 remaining=0 reset= Tue,\x20 GMT - ."),
+            *HEADER_TOKENS,
+        ),
         frame=(b"ratelimit: ", b""),
         hostile={
             "policies": around(b"ratelimit: ", b'"a";r=0;t=1, '),
@@ -272,7 +289,7 @@ ROWS = (
             b"Tuesday, 14-Nov-23 22:13:20 GMT",
             b"Tue Nov 14 22:13:20 2023",
         ),
-        tokens=(b"Tue", b", ", b" ", b"-", b":", b"14", b"Nov", b"GMT", b"+", b"0", b"9", b".", b"(", b"EST"),
+        tokens=words(r"Tue ,\x20 \x20 - : 14 Nov GMT + 0 9 . ( EST"),
         hostile={"digits": around(b"Tue, 14 Nov ", b"9", b" 22:13:20 GMT")},
     ),
     Fuzzed(
@@ -284,7 +301,7 @@ ROWS = (
             b"http://[::1]:80/",
             b"//a\\b@c/%00\x1b[31m",
         ),
-        tokens=(b"http", b":", b"/", b"//", b"?", b"#", b"@", b"&", b";", b"=", b"[", b"]", b"\\", b"%", b" ", b"a", b"\xff"),
+        tokens=words(r"http : / // ? # @ & ; = [ ] \\ % \x20 a \xff"),
         frame=(b"https://h", b""),
         hostile={
             "a query": around(b"https://h/?", b"a=b&"),
@@ -298,14 +315,20 @@ ROWS = (
         rooms=("_text",),
         read=read_text,
         examples=(b"all is well", b"\x1b[31m\r\nERROR \xe2\x80\xae"),
-        tokens=(b"\x1b", b"\r\n", b"'", b'"', b"\\", b"\xe2\x80\xae", b"\xff", b"a"),
+        tokens=words(r"""\x1b \r\n ' " \\ \xe2\x80\xae \xff a """),
     ),
     Fuzzed(
         name="refusals",
         rooms=("_refusal", "_http"),
         read=read_refusal,
-        examples=(b"429\nretry-after: 3", b"403\nx-ratelimit-remaining: 0\nx-ratelimit-reset: 60", b"410", b"404", b"503"),
-        tokens=(b"429\n", b"retry-after: ", b"x-ratelimit-reset: ", b"9", b"\n", b":"),
+        examples=(
+            b"429\nretry-after: 3",
+            b"403\nx-ratelimit-remaining: 0\nx-ratelimit-reset: 60",
+            b"410",
+            b"404",
+            b"503",
+        ),
+        tokens=words(r"429\n retry-after:\x20 x-ratelimit-reset:\x20 9 \n :"),
         frame=(b"429\n", b""),
     ),
     Fuzzed(
@@ -322,7 +345,7 @@ ROWS = (
             b"identity\nplain",
             b"br\n?",
         ),
-        tokens=(b"gzip\n", b"deflate\n", b"\n", b"\x1f\x8b\x08", b"\0", b"\x78\x9c", b"\xff\xff", b"\x03\0"),
+        tokens=words(r"gzip\n deflate\n \n \x1f\x8b\x08 \x00 x\x9c \xff\xff \x03\x00"),
         frame=(b"gzip\n\x1f\x8b\x08\0\0\0\0\0\0\x03", b""),
         hostile={
             "zeros": lambda n: b"gzip\n" + gzip.compress(b"\0" * n),
@@ -339,7 +362,7 @@ ROWS = (
             f"https://api.example/bot{SECRET}/updates?x=aaab".encode(),
             b"see https://api.example/bots3cr%25t%2F%C3%bC/x",
         ),
-        tokens=(b"s3cr", b"%", b"%25", b"%2f", b"t/", b"\xc3\xbc", b"%C3%BC", b"a", b"aaa", b"aaab", b"%61"),
+        tokens=words(r"s3cr % %25 %2f t/ \xc3\xbc %C3%BC a aaa aaab %61"),
         hostile={"nearly": around(b"", SECRET.encode()[:-2])},
     ),
     Fuzzed(
@@ -356,7 +379,7 @@ ROWS = (
             b"http://[::1]:80/",
             b"//api.vendor.example/",
         ),
-        tokens=(b"https://", b"api.vendor.example", b"/", b"?", b"#", b"@", b":", b"[", b"]", b"%", b"xn--", b".", "ü".encode(), b"9", b"\t"),
+        tokens=words(r"https:// api.vendor.example / ? # @ : [ ] % xn-- . \xc3\xbc 9 \t"),
         frame=(b"https://cdn.example/", b""),
         hostile={
             "labels": around(b"https://", b"a.", b"/"),
@@ -375,8 +398,11 @@ ROWS = (
             b"https://a.example/1?x\nhttps://a.example/2?x",
             b"https://a.example/1\nhttps://a.example/2?y\nhttps://a.example/2?y\nhttps://a.example/1",
         ),
-        tokens=(b"https://a.example/", b"?", b"\n", b"1", b"2", b"x"),
-        hostile={"there and back": around(b"", b"a\nb\nb\na\n"), "a way": lambda n: b"\n".join(b"%d" % i for i in range(n))},
+        tokens=words(r"https://a.example/ ? \n 1 2 x"),
+        hostile={
+            "there and back": around(b"", b"a\nb\nb\na\n"),
+            "a way": lambda n: b"\n".join(b"%d" % i for i in range(n)),
+        },
     ),
     Fuzzed(
         name="exchanges",
@@ -400,7 +426,10 @@ ROWS = (
             written(b"401\nwww-authenticate: Bearer", b"503\nretry-after: 5\n\nsorry"),
             written(b"429\nretry-after: Tue, 14 Nov 2023 22:13:20 GMT"),
         ),
-        tokens=(b"200\n", b"301\n", b"307\n", b"303\n", b"401\n", b"304\n", b"429\n", b"location: ", b"https://", b"//", b"[", b"]", b":", b"@", b"?", b"#", b"%", b"xn--", b"\n\n", b"\n=====\n", b"content-encoding: gzip\n", b"\xff", b" "),
+        tokens=words(
+            r"200\n 301\n 307\n 303\n 401\n 304\n 429\n location:\x20 https:// // [ ] : @ ? # % xn-- "
+            r"\n\n \n=====\n content-encoding:\x20gzip\n \xff \x20 "
+        ),
         frame=(b"301\nlocation: ", b""),
         hostile={
             "steps up": around(b"301\nlocation: ", b"../"),
@@ -411,5 +440,4 @@ ROWS = (
             "a body": around(b"200\n\n", b"x"),
         },
     ),
-)  # fmt: skip
-
+)

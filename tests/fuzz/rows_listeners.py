@@ -6,7 +6,7 @@ import re
 import h11
 import httpx
 from answers import response_of
-from fuzzed import Fuzzed, around, text_of
+from fuzzed import Fuzzed, around, text_of, words
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import CONNECTING, OPEN
@@ -137,7 +137,10 @@ ROWS = (
             b"\xef\xbb\xbfdata: \xc3\xbc\n\n",
             b"id: a\0b\ndata: x\n\nretry: -1\nretry: 99999999999999999999999999\n\n",
         ),
-        tokens=(b"data: ", b"data", b"id: ", b"event: ", b"retry: ", b":", b" ", b"\n", b"\r", b"\r\n", b"\n\n", b"\0", b"\xff", b"\xef\xbb\xbf", b"9", b"\xe2\x80\xa8"),
+        tokens=words(
+            r"data:\x20 data id:\x20 event:\x20 retry:\x20 : \x20 \n \r \r\n \n\n \x00 \xff "
+            r"\xef\xbb\xbf 9 \xe2\x80\xa8 "
+        ),
         frame=(b"data: ", b"\n\n"),
         hostile={
             "events": around(b"", b"data: x\n\n"),
@@ -148,7 +151,12 @@ ROWS = (
     ),
     Fuzzed(
         name="answers to event streams",
-        rooms=("listeners._sse_connection", "listeners._sse_failures", "listeners._failure", "listeners._reconnect"),
+        rooms=(
+            "listeners._sse_connection",
+            "listeners._sse_failures",
+            "listeners._failure",
+            "listeners._reconnect",
+        ),
         read=read_answer,
         examples=(
             b"200\ncontent-type: text/event-stream;charset=utf-8",
@@ -158,7 +166,7 @@ ROWS = (
             b"503\nretry-after: 7",
             b"302\nlocation: /",
         ),
-        tokens=(b"200\n", b"204\n", b"401\n", b"429\n", b"content-type: ", b"text/event-stream", b"retry-after: ", b";", b"\xff", b"\n"),
+        tokens=words(r"200\n 204\n 401\n 429\n content-type:\x20 text/event-stream retry-after:\x20 ; \xff \n"),
         frame=(b"200\ncontent-type: ", b""),
     ),
     Fuzzed(
@@ -175,7 +183,7 @@ ROWS = (
             b"\x88\x00",
             b"\x81\x01\xff",
         ),
-        tokens=(b"\x81", b"\x88\x02\x03\xe8", b"\x89\x00", b"\x8a\x00", b"\x00\x00", b"\x01\x00", b"\x7e", b"\x7f", b"\xff", b"\x80", b"\x1b"),
+        tokens=words(r"\x81 \x88\x02\x03\xe8 \x89\x00 \x8a\x00 \x00\x00 \x01\x00 ~ \x7f \xff \x80 \x1b"),
         hostile={
             "pings": around(b"", b"\x89\x01x"),
             "messages": around(b"", b"\x81\x01x"),
@@ -192,10 +200,16 @@ ROWS = (
             SWITCHED.replace(b"\r\n\r\n", b"\r\nSec-WebSocket-Protocol: a, b\r\n\r\n"),
             b"HTTP/1.1 503 Busy\r\nRetry-After: 9\r\nContent-Length: 2\r\n\r\nno",
             b"HTTP/1.1 302 Found\r\nLocation: ws://elsewhere.example/\r\n\r\n",
-            b"HTTP/1.1 429 Slow down\r\nRetry-After: 1\r\nRetry-After: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            (
+                b"HTTP/1.1 429 Slow down\r\nRetry-After: 1\r\nRetry-After: 2\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            ),
             b"",
         ),
-        tokens=(b"HTTP/1.1 ", b"101", b"429", b"\r\n", b": ", b"Retry-After: ", b"Upgrade: ", b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"9", b",", b'"', b"\xff", b"\0"),
+        tokens=words(
+            r"HTTP/1.1\x20 101 429 \r\n :\x20 Retry-After:\x20 Upgrade:\x20 Content-Length:\x20 "
+            r'Transfer-Encoding:\x20chunked\r\n 9 , " \xff \x00 '
+        ),
         frame=(b"HTTP/1.1 429 x\r\n", b"\r\n\r\n"),
         hostile={
             "a field": around(b"HTTP/1.1 429 x\r\nRetry-After: ", b"9", b"\r\n\r\n"),
@@ -207,6 +221,6 @@ ROWS = (
         rooms=("listeners._failure", "listeners._sse_failures", "listeners._websocket_failures"),
         read=read_failure,
         examples=(b"connection refused", b"\x1b[31m\r\n", b"\xff"),
-        tokens=(b"\x1b", b"\r\n", b"\xff", b"'", b"\\", b"\xe2\x80\xae"),
+        tokens=words(r"\x1b \r\n \xff ' \\ \xe2\x80\xae"),
     ),
-)  # fmt: skip
+)

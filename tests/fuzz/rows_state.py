@@ -7,7 +7,7 @@ import re
 import sqlite3
 from types import SimpleNamespace
 
-from fuzzed import Fuzzed, around, nested, text_of
+from fuzzed import Fuzzed, around, nested, text_of, words
 from rows_feeds import JSON_TOKENS
 
 from push_to_poll_client import DeadLetter, StoreError
@@ -31,14 +31,23 @@ from push_to_poll_client.stores._sqlite_place import Places
 from push_to_poll_client.stores._sqlite_reader import _progress_of_all
 from push_to_poll_client.stores._sqlite_records import Records
 from push_to_poll_client.stores._sqlite_schema import STEPS, version_of
-from push_to_poll_client.stores._sqlite_text import stored, stored_keys
 from push_to_poll_client.stores._sqlite_text import restored as text_restored
+from push_to_poll_client.stores._sqlite_text import stored, stored_keys
 
 __all__ = ["ROWS"]
 
 CELLS = {
     "push_to_poll_schema": ("?",),
-    "push_to_poll_consumer(id, name, feed, token, cursor, at, first, behind)": ("1", "?", "?", "?", "?", "?", "?", "?"),
+    "push_to_poll_consumer(id, name, feed, token, cursor, at, first, behind)": (
+        "1",
+        "?",
+        "?",
+        "?",
+        "?",
+        "?",
+        "?",
+        "?",
+    ),
     "push_to_poll_segment": ("1", "?", "?", "?", "?", "?", "?"),
     "push_to_poll_dead_letter": ("1", "?", "?", "?", "?", "?", "?", "?", "?", "?", "?"),
     "push_to_poll_history": ("1", "1", "1", "?", "?"),
@@ -97,7 +106,7 @@ def _cell(line):
 
 
 def _fill(values):
-    for table, cells in CELLS.items():
+    for table in CELLS:
         _file.execute(f"DELETE FROM {table.partition('(')[0]}")  # noqa: S608
     for table, cells in CELLS.items():
         given = [values.pop(0) if values else 0 for _ in range(cells.count("?"))]
@@ -191,14 +200,22 @@ def read_locks(data):
 ROWS = (
     Fuzzed(
         name="state files",
-        rooms=("stores._sqlite_schema", "stores._sqlite_name", "stores._sqlite_letters", "stores._sqlite_place", "stores._sqlite_reader", "stores._sqlite_records", "stores._sqlite_file"),
+        rooms=(
+            "stores._sqlite_schema",
+            "stores._sqlite_name",
+            "stores._sqlite_letters",
+            "stores._sqlite_place",
+            "stores._sqlite_reader",
+            "stores._sqlite_records",
+            "stores._sqlite_file",
+        ),
         read=read_file,
         examples=(
-            b"i1\ntname\ntfeed\ni1\ntcursor\nf5.5\ni1\ni1\ni1\ni2\nf1\nf2\nta\ntb\nbkey\ntkey\ni0\ntid\ni3\nf1\nf2\nterr\nt\nbraw\ntc\nf1\nt{\"what\":\"w\",\"at\":1.5,\"place\":\"p\"}",
+            b'i1\ntname\ntfeed\ni1\ntcursor\nf5.5\ni1\ni1\ni1\ni2\nf1\nf2\nta\ntb\nbkey\ntkey\ni0\ntid\ni3\nf1\nf2\nterr\nt\nbraw\ntc\nf1\nt{"what":"w","at":1.5,"place":"p"}',
             b"i1\ntname\ntfeed\ni1\nn\nf5.5\ni1\ni1\ni1\ni2\nf1\nf2\nta\ntb\nb\xff\ntkey",
             b"i1\nbn\xff\nb\xed\xa0\x80\ni1\ni9",
         ),
-        tokens=(b"\nt", b"\nb", b"\ni", b"\nf", b"\nn", b"9", b"-", b"inf", b"nan", b"\xff", b"\xed\xa0\x80", b"\0", b'{"what":', b'"at":'),
+        tokens=words(r'\nt \nb \ni \nf \nn 9 - inf nan \xff \xed\xa0\x80 \x00 {"what": "at":'),
         frame=(b"t", b""),
         found=(b"i1\nbn\ni\xff\nb\xed\xa0\x80\ni1\xff\nb\xed\xa0\x80\ni1\n\x0e9",),
     ),
@@ -208,10 +225,16 @@ ROWS = (
         read=read_attempts,
         errors=(StoreError,),
         examples=(b'{"a":[1,2.5,3.0,0.5],"b":[2,1.0]}', b"{}"),
-        tokens=(b'"a"', b"[1,1.0]", b'"b":[1,1.0],', *JSON_TOKENS),
+        tokens=(
+            *words(r'"a" [1,1.0] "b":[1,1.0],'),
+            *JSON_TOKENS,
+        ),
         frame=(b'{"a":[1,1.0],', b"}"),
-        hostile={"attempts": around(b"{", b'"a":[1,1.0],', b'"b":[1,1.0]}'), "more of them": nested(b"[", b"]", b'{"a":[1,1.0,1.0,1.0,', b"]}")},
-        found=(b"\xff{}", b'{"a":[1,1.0,1.0,1.0,' + b"[" * 5000 + b"]" * 5000 + b"]}",),
+        hostile={
+            "attempts": around(b"{", b'"a":[1,1.0],', b'"b":[1,1.0]}'),
+            "more of them": nested(b"[", b"]", b'{"a":[1,1.0,1.0,1.0,', b"]}"),
+        },
+        found=(b"\xff{}", b'{"a":[1,1.0,1.0,1.0,' + b"[" * 5000 + b"]" * 5000 + b"]}"),
     ),
     Fuzzed(
         name="when the overlap was looked at",
@@ -219,15 +242,15 @@ ROWS = (
         read=read_looked,
         errors=(StoreError,),
         examples=(b"5.5", b"-inf", b"1e9"),
-        tokens=(b"nan", b"inf", b"-", b"e", b"9", b".", b"_", b" ", b"\xff"),
-        found=(b"", b"\xff",),
+        tokens=words(r"nan inf - e 9 . _ \x20 \xff"),
+        found=(b"", b"\xff"),
     ),
     Fuzzed(
         name="texts in a file",
         rooms=("stores._sqlite_text",),
         read=read_text,
         examples=(b"key", b"\xff\x7f", b"a\0b", b"k" * 201),
-        tokens=(b"\0", b"\x7f", b"\xff", b"\xed\xa0\x80", b"a", b"\xf0\x9f\x98\x80"),
+        tokens=words(r"\x00 \x7f \xff \xed\xa0\x80 a \xf0\x9f\x98\x80"),
     ),
     Fuzzed(
         name="dead letters",
@@ -237,22 +260,26 @@ ROWS = (
         examples=(b'{"a": 1}', b"\xff", b'"\\ud83d\\ude00"'),
         tokens=JSON_TOKENS,
         hostile={"nested": nested(b"[", b"]")},
-        found=(b'{"\x80"1}1}', b"[" * 5000 + b"]" * 5000,),
+        found=(b'{"\x80"1}1}', b"[" * 5000 + b"]" * 5000),
     ),
     Fuzzed(
         name="texts on a terminal",
         rooms=("cli._terminal",),
         read=read_shown,
         examples=(b"key\x1b[31m", b"\\u001b\\ud83d\\ude00\\n", b"\xff\xe2\x80\xae", b"99999999999999999999"),
-        tokens=(b"\\u001b", b"\\ud83d", b"\\", b"\x1b", b"\n", b"'", b"\xff", b"\xf0\x9f\x98\x80", b"\xe2\x80\xae"),
+        tokens=words(r"\\u001b \\ud83d \\ \x1b \n ' \xff \xf0\x9f\x98\x80 \xe2\x80\xae"),
     ),
     Fuzzed(
         name="addresses of push channels",
         rooms=("cli._push", "listeners._reconnecting", "listeners.sse", "listeners._websocket_connection"),
         read=read_push,
         errors=(ValueError,),
-        examples=(b"wss://a.example/push https://a.example/feed", b"https://user:pw@h/x?y=z http://h", b"ws://[::1]:9 http://[::1]:9"),
-        tokens=(b"ws://", b"wss://", b"https://", b"http://", b" ", b":", b"@", b"/", b"?", b"[", b"]", b"%", b"#", b"\xff", b"\xc3\xbc", b"9"),
+        examples=(
+            b"wss://a.example/push https://a.example/feed",
+            b"https://user:pw@h/x?y=z http://h",
+            b"ws://[::1]:9 http://[::1]:9",
+        ),
+        tokens=words(r"ws:// wss:// https:// http:// \x20 : @ / ? [ ] % # \xff \xc3\xbc 9"),
         frame=(b"ws://h", b" http://h"),
     ),
     Fuzzed(
@@ -260,8 +287,8 @@ ROWS = (
         rooms=("cli._exec", "cli._rewind"),
         read=read_command,
         errors=(ValueError,),
-        examples=(b"cat 'a b' \"c\\\"d\"", b"cat", b"no-such-command x"),
-        tokens=(b"cat ", b"'", b'"', b"\\", b" ", b"#", b"\0", b"\xff", b"\n", b"/"),
+        examples=(b'cat \'a b\' "c\\"d"', b"cat", b"no-such-command x"),
+        tokens=words(r"""cat\x20 ' " \\ \x20 # \x00 \xff \n / """),
         frame=(b"cat ", b""),
     ),
     Fuzzed(
@@ -269,8 +296,14 @@ ROWS = (
         rooms=("cli._parser",),
         read=read_arguments,
         errors=(SystemExit,),
-        examples=(b"tail\nhttps://h/\n--state\nf\n--once", b"status\n--state\nf\n--json", b"nothing", b"--help", b"tail\n--timeout\n\x1b[31m"),
-        tokens=(b"tail\n", b"status\n", b"rewind\n", b"dead-letters\n", b"--state\n", b"--ago\n", b"--", b"-", b"=", b"\n", b"\x1b", b"\xff", b"9"),
+        examples=(
+            b"tail\nhttps://h/\n--state\nf\n--once",
+            b"status\n--state\nf\n--json",
+            b"nothing",
+            b"--help",
+            b"tail\n--timeout\n\x1b[31m",
+        ),
+        tokens=words(r"tail\n status\n rewind\n dead-letters\n --state\n --ago\n -- - = \n \x1b \xff 9"),
         frame=(b"tail\n", b""),
     ),
     Fuzzed(
@@ -278,7 +311,7 @@ ROWS = (
         rooms=("stores._owner_seen",),
         read=read_locks,
         examples=(b"1: FLOCK  ADVISORY  WRITE 7 08:01:42 0 EOF\n2: POSIX ADVISORY READ 8 08:01:43 0 EOF\n",),
-        tokens=(b"1: FLOCK  ADVISORY  WRITE ", b"7 ", b"08:01:42 ", b"\n", b" ", b":", b"9"),
+        tokens=words(r"1:\x20FLOCK\x20\x20ADVISORY\x20\x20WRITE\x20 7\x20 08:01:42\x20 \n \x20 : 9"),
         frame=(b"1: FLOCK ", b""),
     ),
-)  # fmt: skip
+)

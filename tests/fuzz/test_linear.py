@@ -1,13 +1,14 @@
 """Hostile input costs no more than its length: twice the input, at most about twice the work.
 
-Work is counted in steps and bytes (`work.py`), so a machine that is busy changes nothing. A parser may change its way
-at some size (deep JSON is split by other means), which is a step and no slope: then it is looked at again beyond.
+Work is counted in steps and bytes (`work.py`), so a machine that is busy changes nothing. A parser may change its
+way at some size (deep JSON is split by other means), which is a step and no slope: it is looked at again beyond.
 """
 
 import logging
 import os
 import random
 import zlib
+from functools import partial
 
 import pytest
 from parsers import PARSERS
@@ -47,7 +48,7 @@ def _counting():
 
 def growth(parser, sized, size):
     """How much more is done for twice as much."""
-    once, twice = (work_of(lambda text=sized(n): parser(text)) for n in (size, 2 * size))
+    once, twice = (work_of(partial(parser, sized(number))) for number in (size, 2 * size))
     return twice / once
 
 

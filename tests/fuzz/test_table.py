@@ -16,9 +16,40 @@ import push_to_poll_client
 PACKAGE = Path(push_to_poll_client.__file__).parent
 
 TAKES_APART = {
-    *("ParserCreate", "convert", "decode", "findall", "finditer", "float", "fromisoformat", "fromstring", "fullmatch"),
-    *("int", "iterparse", "join_url", "loads", "match", "parse_qs", "parse_uri", "parsedate_to_datetime", "partition"),
-    *("rpartition", "search", "split", "splitlines", "strptime", "unpack", "urljoin", "urlsplit", "URL", "Decoder"),
+    *(
+        "ParserCreate",
+        "convert",
+        "decode",
+        "findall",
+        "finditer",
+        "float",
+        "fromisoformat",
+        "fromstring",
+        "fullmatch",
+    ),
+    *(
+        "int",
+        "iterparse",
+        "join_url",
+        "loads",
+        "match",
+        "parse_qs",
+        "parse_uri",
+        "parsedate_to_datetime",
+        "partition",
+    ),
+    *(
+        "rpartition",
+        "search",
+        "split",
+        "splitlines",
+        "strptime",
+        "unpack",
+        "urljoin",
+        "urlsplit",
+        "URL",
+        "Decoder",
+    ),
     *("decompressobj", "b64decode", "rsplit", "from_bytes", "parse", "XML", "Parse"),
 }
 """Functions and methods that read a text, by their names."""
@@ -62,7 +93,9 @@ def excused(room):
 ROOMS = {room for row in PARSERS.values() for room in row.rooms}
 
 
-@pytest.mark.parametrize(("room", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("room", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_each_module_that_takes_something_apart_is_fuzzed(room, path):
     found = what_it_takes_apart_with(path)
     assert room in ROOMS or excused(room) or not found, f"add a row to tests/fuzz for {room}, with its {found}"

@@ -3,9 +3,9 @@
 What is counted:
 - each line of Python that is executed in the package, and in what it has others' texts read by;
 - for each method of a text or of bytes that is called (`split`, `strip`, `decode`, …) the length of that text;
-- for each pattern that the package has compiled, what the call looked through: from where it was to begin to where
-  the match ends, or to the end of the text if there is none (that a pattern itself takes no more than a fixed number
-  of steps for each character is `test_patterns.py`'s);
+- for each pattern that the package has compiled, what the call looked through: from where it was to begin to
+  where the match ends, or to the end of the text if there is none (that a pattern itself takes a fixed number of
+  steps for each character is `test_patterns.py`'s);
 - for each decoder of the package the length of what it is given;
 - for each text and each list that a function keeps in a variable its length, once: a copy that is made again and
   again is what most often makes a parser quadratic.

@@ -23,8 +23,9 @@ from push_to_poll_client.feeds._atom.xml import (
 
 __all__ = ["Document", "Found", "read_document"]
 
-MAX_SCOPE = 65_536
-"""Characters of the namespaces that a feed declares at its root. Most declare five, of 40 each."""
+MAX_SCOPE = 8_192
+"""Characters of what entries inherit from the root of a feed: namespaces, base and language. Each entry that is
+read has them once more. Most feeds declare five namespaces, of 40 characters each."""
 
 MOST_DEPTH = 1_000
 """Elements within each other. Far fewer make an entry fail, alone; for each expat takes a hundred bytes."""
@@ -187,11 +188,11 @@ class _Reader:
     def _begin(self, name: str, attributes: dict[str, str]) -> None:
         if name != f"{ATOM}feed":
             raise ValueError(_OTHERS.get(name) or f"has {local(name)} for its root, and is no feed of Atom")
-        if sum(map(len, [*self._namespaces, *self._namespaces.values()])) > MAX_SCOPE:
-            raise ValueError(f"declares namespaces of more than {MAX_SCOPE} characters")
         self._parser.StartNamespaceDeclHandler = None
         base = resolved(self._scope.base, attributes.get(f"{XML}base", ""))
         self._scope = Scope(tuple(self._namespaces.items()), base, attributes.get(f"{XML}lang", ""))
+        if self._scope.size > MAX_SCOPE:
+            raise ValueError(f"declares namespaces, a base and a language of more than {MAX_SCOPE} characters")
 
     def _child(self, name: str, attributes: dict[str, str]) -> None:
         if name in _MESSAGES:
@@ -206,9 +207,9 @@ class _Reader:
 
     def _link(self, attributes: dict[str, str]) -> None:
         relation = attributes.get("rel", "").strip().removeprefix(_REGISTERED).lower()
-        if relation in _RELATIONS and "href" in attributes:
+        if relation in _RELATIONS and relation not in self.links and "href" in attributes:
             base = resolved(self._scope.base, attributes.get(f"{XML}base", ""))
-            self.links.setdefault(relation, resolved(base, attributes["href"]))
+            self.links[relation] = resolved(base, attributes["href"])
 
     def _add(self, entry: "_Entry") -> None:
         markup = self._document[entry.start : self._end_of(entry.start)]

@@ -6,13 +6,17 @@ from typing import NamedTuple
 from urllib.parse import urljoin
 from xml.sax.saxutils import quoteattr
 
-__all__ = ["Scope", "Source", "resolved", "start_tag"]
+__all__ = ["MAX_URL", "Scope", "Source", "resolved", "start_tag"]
+
+MAX_URL = 8_192
+"""Characters of a reference and of what it is relative to: each link would copy that once more. It is what most
+servers take."""
 
 # What was parsed is well-formed, and need not be looked at closely.
 _START_TAG = re.compile(rb"""<(?:[^>"']++|"[^"]*+"|'[^']*+')*+>""")
 
 _NAME = re.compile(r"<[^\s/>]++")
-_ATTRIBUTE = re.compile(r"""\s++([^\s=]++)\s*+=\s*+("[^"]*+"|'[^']*+')""")
+_ATTRIBUTE = re.compile(r"""(?<!\s)\s++([^\s=]++)\s*+=\s*+("[^"]*+"|'[^']*+')""")
 
 
 class Scope(NamedTuple):
@@ -27,6 +31,11 @@ class Scope(NamedTuple):
     namespaces: tuple[tuple[str, str], ...] = ()
     base: str = ""
     language: str = ""
+
+    @property
+    def size(self) -> int:
+        """Characters of all that."""
+        return sum(len(prefix) + len(uri) for prefix, uri in self.namespaces) + len(self.base) + len(self.language)
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -71,7 +80,9 @@ def start_tag(document: bytes, start: int = 0) -> bytes:
 
 
 def resolved(base: str, reference: str) -> str:
-    """A reference, absolute (RFC 3986 §5.2); one that is none, as it was written."""
+    """A reference, absolute (RFC 3986 §5.2); one that is none, or is too long, as it was written."""
+    if len(base) + len(reference) > MAX_URL:
+        return reference
     try:
         return urljoin(base, reference.strip())
     except ValueError:

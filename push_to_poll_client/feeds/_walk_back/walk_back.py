@@ -81,10 +81,9 @@ class WalkBack:
     async def _go_on(self, way: Way, request: FetchRequest, start: Cursor | None) -> Page:
         turn = way.turn
         leaf = await self._look_at(way, request, start)
-        if way.turn != turn or way.ended:  # somebody else has taken this document
+        if way.turn != turn:  # somebody else has taken this document
             return _lead_on(start, way.turn, leaf.retry_after)
         self._fresh.note(start, leaf.fresh_for if leaf.unchanged else 0.0)
-        self._ways.drop(start, way)
         if leaf.unchanged:
             return _unchanged(leaf)
         way.take(leaf, self._where, anyio.current_time())
@@ -97,17 +96,17 @@ class WalkBack:
         try:
             return await self._look(way.at, request, way.known_here)
         except (ChainRestart, FeedRefused):
-            self._ways.drop(start, way)
+            self._ways.drop(start)
             raise
         except (CursorExpired, FeedGone) as error:
-            self._ways.drop(start, way)
+            self._ways.drop(start)
             if way.at is None:
                 raise
             text = f"a walk through {self._where} begins again, since what it led to is gone: {error}"
             raise ChainRestart(text, retry_after=error.retry_after) from error
         except Exception:
             if way.failed():
-                self._ways.drop(start, way)
+                self._ways.drop(start)
             raise
 
     def _hand_out(self, start: Cursor | None, way: Way, leaf: Leaf) -> Page:

@@ -107,33 +107,25 @@ class Way:
         most: Messages that are held at once.
         start: Where it begins.
         above: Where documents are that are left for later, the newest first.
-        interval: As the attribute.
 
     Attributes:
         known: As given.
         above: As given, and those that were fetched and are not held.
-        turn: A larger number whenever another document is to be fetched.
+        turn: A larger number with each document, and whenever another one is to be fetched.
         ended: The last document was the last one to be looked at.
         page: What it handed out; `None`: it has not, or nothing that is worth being kept.
         later: What is to be walked when that is settled; `None`: nothing.
         interval: Seconds that the server wants until the next poll; `None`: it did not say.
     """
 
-    def __init__(
-        self,
-        known: Seen,
-        most: int,
-        start: Address = TOP,
-        above: Sequence[Address] = (),
-        interval: float | None = None,
-    ) -> None:
+    def __init__(self, known: Seen, most: int, start: Address = TOP, above: Sequence[Address] = ()) -> None:
         self.known = known
         self.above = list(above)
         self.turn = 0
         self.ended = False
         self.page: Page | None = None
         self.later: Way | None = None
-        self.interval = interval
+        self.interval: float | None = None
         self._most = most
         self._start = self._next = start
         self._held: list[_Document] = []
@@ -189,6 +181,7 @@ class Way:
         self._find_again(document, where)
         self._last, self._since = document, now
         self._documents += 1
+        self.turn += 1
         self._missing = self._missing or leaf.missing
         self.interval = longer(self.interval, leaf.poll_interval)
         self.ended = self._is_last(document) or leaf.older is None or leaf.whole
@@ -236,7 +229,6 @@ class Way:
         if older.at in {None, self.at} or self._circle.closes_at(older.at) or self._documents >= MOST_DOCUMENTS:
             raise FeedError(f"{where} leads from document to document {self._documents} times without an end")
         self._next = older
-        self.turn += 1
 
     # At its end
 
@@ -247,8 +239,8 @@ class Way:
 
     @property
     def closed(self) -> bool:
-        """Whether the newest document said that it is the last."""
-        return not self.above and self._held[0].leaf.closed
+        """Whether the newest document, which is held, said that it is the last."""
+        return self._held[0].leaf.closed
 
     @property
     def gap(self) -> str:
@@ -279,7 +271,7 @@ class Way:
         if not self.above:
             return None
         start = max(len(self.above) - max(len(self._held) - 1, 1), 0)
-        return Way(seen, self._most, self.above[start], self.above[:start], self.interval)
+        return Way(seen, self._most, self.above[start], self.above[:start])
 
 
 def longer(one: float | None, other: float | None) -> float | None:

@@ -27,14 +27,12 @@ class Ways:
     def keep(self, start: Cursor | None, way: Way) -> None:
         """Keep it, in place of another one that began there."""
         self._ways[start] = way
-        self._ways.move_to_end(start)
         if len(self._ways) > MOST_WALKS:
             self._ways.popitem(last=False)
 
-    def drop(self, start: Cursor | None, way: Way) -> None:
-        """Forget it, if it is still the one that is kept."""
-        if self._ways.get(start) is way:
-            del self._ways[start]
+    def drop(self, start: Cursor | None) -> None:
+        """Forget the walk that began there."""
+        self._ways.pop(start, None)
 
     def settled(self, cursor: Cursor | None) -> None:
         """A cursor comes back: what led to it need not be handed out again, and what it leads to begins there."""

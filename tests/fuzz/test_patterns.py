@@ -1,0 +1,210 @@
+"""No pattern goes back and forth: on any text it takes at most a fixed number of steps for each character.
+
+Looked at are all patterns of the package, in the ways in which they are called, on texts that repeat what the
+pattern is made of.
+"""
+
+import ast
+import importlib
+import itertools
+import os
+import random
+import re
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from backtracking import Steps, TooManySteps, alphabet
+from hypothesis import given
+from hypothesis import strategies as st
+
+import push_to_poll_client
+
+LONG = os.environ.get("CHAOS_FORM") == "long"
+PACKAGE = Path(push_to_poll_client.__file__).parent
+WAYS = {"match", "fullmatch", "search", "findall", "finditer", "split", "sub"}
+
+SIZE = 60
+"""Repetitions, and twice as many: a square is four times as much then, and what is worse far more."""
+
+TWICE = 2.3
+
+MOST_STEPS = 50_000
+"""On 120 repetitions, after which nobody looks on."""
+
+FEW = 8
+"""Steps for each character that need no second look."""
+
+MOST_TEXTS = 30_000 if LONG else 120
+"""For each pattern in each of its ways."""
+
+MADE_ANEW = {"feeds._manners.hidden": "a pattern of what the user gave; `hidden secrets` has an example"}
+"""Modules that make patterns while they run."""
+
+
+KNOWN_TO_MATCH = {
+    "_manners.links _PARAMETERS": "of what `_LINK` has matched: each match begins where the last one ends",
+    "_atom.source _START_TAG": "of a well-formed document, from where a tag begins",
+}
+"""Patterns that go back and forth on texts that they are never given."""
+
+
+def modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = [part for part in path.relative_to(PACKAGE).with_suffix("").parts if part != "__init__"]
+        yield ".".join(parts), path
+
+
+def called(room, path):
+    """The patterns of a module: what each is called, and the ways in which it is used."""
+    if "re." not in (source := path.read_text()):
+        return
+    tree, module = ast.parse(source), importlib.import_module(f"push_to_poll_client.{room}")
+    for name, value in vars(module).items():
+        bound = getattr(value, "__self__", None)
+        if isinstance(bound, re.Pattern) and f"{name} = " in source:
+            yield name, bound, value.__name__
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"re.{way}" for way in WAYS}:
+            yield ast.unparse(node.args[0]), re.compile(_constant(node.args[0], module)), node.func.attr
+        elif isinstance(node, ast.Attribute) and node.attr in WAYS:
+            names = [one.id for one in ast.walk(node.value) if isinstance(one, ast.Name)]
+            for name in names:
+                if isinstance(value := getattr(module, name, None), re.Pattern):
+                    yield name, value, node.attr
+
+
+def _constant(node, module):
+    return node.value if isinstance(node, ast.Constant) else getattr(module, node.id)
+
+
+def patterns():
+    found = {}
+    for room, path in modules():
+        for name, pattern, way in called(room, path):
+            what = f"{room.removeprefix('feeds.')} {name}"
+            if what not in KNOWN_TO_MATCH:
+                found.setdefault((pattern, way), pytest.param(pattern, way, id=f"{what} {way}"))
+    return list(found.values())
+
+
+PATTERNS = patterns()
+
+
+def is_linear(pattern, way):
+    """The first text on which it is not; `None`: there is none."""
+    return next((text for text in texts(pattern) if not _linear_on(pattern, way, text)), None)
+
+
+def texts(pattern):
+    """A beginning, something that is repeated, and an end at which it may fail."""
+    letters = [chr(code) for code in alphabet(pattern)[:9]] + ["a", "\0"]
+    pumps = [
+        "".join(pump) for length in (1, 2, 3) for pump in itertools.product(dict.fromkeys(letters), repeat=length)
+    ]
+    edges = ["", *letters]
+    every = itertools.product(edges, pumps, edges)
+    total = len(edges) ** 2 * len(pumps)
+    if total <= MOST_TEXTS:
+        yield from every
+        return
+    chance = random.Random(repr(pattern.pattern))  # noqa: S311
+    for pump in pumps[: len(letters) + len(letters) ** 2][: MOST_TEXTS // 3]:
+        yield "", pump, "\0"
+        yield chance.choice(edges), pump, ""
+    for _ in range(MOST_TEXTS // 3):
+        yield chance.choice(edges), chance.choice(pumps), chance.choice(edges)
+
+
+def _linear_on(pattern, way, text):
+    once = _steps(pattern, way, text, SIZE)
+    return once <= FEW * SIZE * len(text[1]) or once * TWICE >= _steps(pattern, way, text, 2 * SIZE) < MOST_STEPS
+
+
+def _steps(pattern, way, text, size):
+    before, pump, behind = text
+    whole = before + pump * size + behind
+    steps = Steps(pattern, MOST_STEPS)
+    with suppress(TooManySteps):
+        _called(steps, way, whole.encode("latin-1") if isinstance(pattern.pattern, bytes) else whole)
+    return steps.count
+
+
+def _called(steps, way, text):
+    if way in {"match", "fullmatch"}:
+        return steps.match(text, whole=way == "fullmatch")
+    return steps.search(text) if way == "search" else steps.all(text)
+
+
+@pytest.fixture(autouse=True)
+def _deep():
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    yield
+    sys.setrecursionlimit(limit)
+
+
+@pytest.mark.parametrize(("pattern", "way"), PATTERNS)
+def test_it_takes_a_fixed_number_of_steps_for_each_character(pattern, way):
+    text = is_linear(pattern, way)
+    assert text is None, (
+        f"{_steps(pattern, way, text, SIZE)} steps on {text[0]!r} + {SIZE} * {text[1]!r} + {text[2]!r}"
+    )
+
+
+def test_all_patterns_are_looked_at():
+    for room, path in modules():
+        compiled = [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "re.compile"
+        ]
+        found = {pattern.pattern for _, pattern, _ in called(room, path)}
+        if room not in MADE_ANEW:
+            assert len({ast.unparse(node.args[0]) for node in compiled}) <= len(found), (
+                f"{room} compiles more patterns"
+            )
+
+
+# The count itself
+
+
+@pytest.mark.parametrize(
+    ("pattern", "way"),
+    [
+        (r"(a+)+$", "match"),
+        (r"(?:a|a)*b", "match"),
+        (r"a*a*b", "match"),
+        (r"(?:a|aa)+$", "match"),
+        (r'"(?:[^"\\]|\\.)*"', "search"),
+        (r"\s*,", "search"),
+        (r"[a-z]+=", "findall"),
+        (r"(?:[^,]*,?)*x", "fullmatch"),
+        (r"(.*)a(.*)a(.*)a!", "match"),
+    ],
+)
+def test_a_pattern_that_goes_back_and_forth_is_seen(pattern, way):
+    assert is_linear(re.compile(pattern), way)
+
+
+@pytest.mark.parametrize("pattern", [r"(?:a++)++$", r"(?>a|aa)*+b", r"[a-z]+=", r"a{1,3}b?"])
+def test_one_that_does_not_is_not_blamed(pattern):
+    assert not is_linear(re.compile(pattern), "match")
+
+
+@pytest.mark.parametrize(("pattern", "way"), PATTERNS)
+@given(data=st.data())
+def test_it_is_what_re_does(pattern, way, data):
+    letters = [chr(code) for code in alphabet(pattern)[:20]] + ["a", "Z", "0", " ", "\n", "\0", "\xe9"]
+    text = data.draw(st.lists(st.sampled_from(letters), max_size=12).map("".join))
+    text = text.encode("latin-1", "replace") if isinstance(pattern.pattern, bytes) else text
+    steps = Steps(pattern)
+    if way in {"match", "fullmatch"}:
+        found = getattr(pattern, way)(text)
+        assert steps.match(text, whole=way == "fullmatch") == (found and found.end())
+    elif way == "search":
+        found = pattern.search(text)
+        assert steps.search(text) == (found and found.span())
+    else:
+        assert steps.all(text) == [found.span() for found in pattern.finditer(text)]
