@@ -338,7 +338,7 @@ class FeedSuite(FeedHooks):
     # What goes wrong
 
     async def test_a_fetch_that_fails_loses_nothing(self) -> None:
-        """It raises `FeedError`, or what httpx does, and its cursor gives the same afterwards. Needs `break_next`."""
+        """It raises `FeedError`, or what httpx does; its cursor gives the same afterwards. Needs `break_next`."""
         async with self._opened(5) as feed:
             at, ids = None, list[str]()
             while True:
