@@ -139,7 +139,7 @@ class OldestFirst:
         """
         cursor, following = self.kept(text_of(self._cursor(reply)), reply), self._following(reply)
         if following is None and cursor is None and (reply.entries or (self._at_end and place.page)):
-            raise Unfit(f"there is no cursor: {_nothing_read(self._cursor, reply)}")
+            raise Unfit(f"there is no cursor: {_nothing_read(self._cursor, reply)}; correct cursor=")
         if following is None:
             return cursor, None
         if self._at_end or self._next is not None:
@@ -155,8 +155,13 @@ class OldestFirst:
         if following is not None:
             return self._send_next.kept(following, reply)
         if self._more or (reply.entries and not self._next):
-            raise Unfit(f"there is no way on: {_nothing_read(read, reply)}")
+            raise Unfit(f"there is no way on: {_nothing_read(read, reply)}; {self._remedy}")
         return None
+
+    @property
+    def _remedy(self) -> str:
+        leads = "next" if self._next else "cursor"
+        return f"correct {leads}= " + ("or more=" if self._more else "or say by more= when another page follows")
 
 
 def _check(cursor: object, next: object, send_next: object, each: object) -> None:
@@ -213,7 +218,7 @@ class NewestFirst:
         if older is not None:
             return self._send.kept(older, reply)
         if self._more:
-            raise Unfit(f"there is no way on: {_nothing_read(self._next, reply)}")
+            raise Unfit(f"there is no way on: {_nothing_read(self._next, reply)}; correct next= or more=")
         return None
 
 
