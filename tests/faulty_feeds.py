@@ -10,6 +10,7 @@ from durable_streams_memory import MemoryStream
 from test_paged_vendors import inception
 from vendors.atom import FORMS, Atom
 from vendors.couchdb import CouchDB
+from vendors.matrix import Matrix
 from vendors.okta import Okta
 from vendors.plaid import Plaid
 from vendors.telegram import Telegram
@@ -32,11 +33,13 @@ class Subject:
         start: Where a consumer begins.
         repeats: Some of its messages are named by the cursor that they were read from, so that what comes again
             from another one is another message.
+        in_order: Messages come in the order of their publication.
         posts: It asks by POST.
     """
 
     start = "inception"
     repeats = False
+    in_order = True
     posts = False
 
     def make(self, client, **options):
@@ -80,7 +83,8 @@ class Declared(Subject):
         super().__init__(kind(count))
         self.start = inception(self.server) or "inception"
         self.repeats = kind.__name__ in {"Dropbox", "Drive", "Graph", "Plaid"}
-        self.posts = kind.__name__ in {"Dropbox", "Plaid"}
+        self.posts = kind.__name__ in {"Dropbox", "HubSpot", "Plaid"}
+        self.in_order = kind is not Matrix  # one room after the other
         if kind is Okta:
             self.server.left = 100_000
 
@@ -95,10 +99,12 @@ class Declared(Subject):
     def rest(self, cursor):
         if type(self.server) is not Telegram:
             return None
-        return [number for number, update in enumerate(self.server.entries, 1) if update["update_id"] >= int(cursor)]
+        return [
+            number for number, update in enumerate(self.server.entries, 1) if update["update_id"] >= int(cursor)
+        ]
 
     def what(self, entry):
-        return entry[1] if type(self.server) is Plaid else entry
+        return entry[1] if type(self.server) in {Matrix, Plaid} else entry
 
 
 class Batches(Vendor):

@@ -30,6 +30,9 @@ MOST = 3000
 ELSEWHERE = "https://elsewhere.example"
 """An origin to which nothing secret may go. What it answers is what the server would, as a mirror does."""
 
+MAINTENANCE = "/maintenance"
+"""A page for people, which is there only as long as it has to be."""
+
 LONG_AGO = "Sun, 06 Nov 1994 08:49:37 GMT"
 
 
@@ -156,12 +159,20 @@ class FaultyTransport(httpx.AsyncBaseTransport):
     async def right(self, request):
         if self.asked[-1].origin != origin_of(self.server.origin):
             request = self._as_mirrored(request)
-        response = await self.server.handle(request)
+        response = await self._handled(request)
         await response.aread()
         kept = [(name, value) for name, value in response.headers.raw if name.lower() != b"content-length"]
         answer = Right(response.status_code, kept, response.content)
         self.answers.append(answer)
         return answer
+
+    async def _handled(self, request):
+        if request.url.path == MAINTENANCE:
+            return httpx.Response(404)
+        try:
+            return await self.server.handle(request)
+        except ValueError:  # it looks for a body that is not there
+            return httpx.Response(400)
 
     def body(self, parts, *, error=None, pause=0.0):
         return Body(self, parts, error=error, pause=pause)
@@ -181,7 +192,8 @@ class FaultyTransport(httpx.AsyncBaseTransport):
     def _as_mirrored(self, request):
         """A mirror has its own way to the server."""
         url = self.server.origin + request.url.raw_path.decode()
-        headers = dict(request.headers) | self.server.headers | {"host": urlsplit(self.server.origin).netloc}
+        own = self.server.headers | {"ocs-apirequest": "true", "host": urlsplit(self.server.origin).netloc}
+        headers = dict(request.headers) | own
         return httpx.Request(request.method, url, headers=headers, content=request.content)
 
 
@@ -227,11 +239,15 @@ def pieces(content):
 FAULTS: dict[str, Fault] = {}
 """By a name that says what is wrong."""
 
+SHARED = set()
+"""Those that are dealt with by what all feeds share, before a feed sees anything of them."""
 
-def fault(name):
+
+def fault(name, *, shared=False):
     def keep(function):
         assert name not in FAULTS
         FAULTS[name] = function
+        SHARED.update({name} if shared else ())
         return function
 
     return keep
@@ -241,7 +257,7 @@ def fault(name):
 
 
 def fails(name, error):
-    @fault(name)
+    @fault(name, shared=True)
     async def failed(exchange):
         raise error
 
@@ -254,12 +270,12 @@ fails("hangs up", httpx.RemoteProtocolError("Server disconnected without sending
 fails("no HTTP", httpx.RemoteProtocolError("illegal status line: bytearray(b'SSH-2.0-OpenSSH_9.9')"))
 
 
-@fault("no headers")
+@fault("no headers", shared=True)
 async def no_headers(exchange):
     await anyio.sleep_forever()
 
 
-@fault("slow headers")
+@fault("slow headers", shared=True)
 async def slow_headers(exchange):
     """In less than the time that an answer may take."""
     await anyio.sleep(12)
@@ -276,10 +292,10 @@ async def done_and_reset(exchange):
 # Bodies that do not come as announced
 
 
-def body(name, make):
+def body(name, make, *, shared=True):
     """A body made of the right one: `make` is given the content, and returns headers, parts and how it ends."""
 
-    @fault(name)
+    @fault(name, shared=shared)
     async def made(exchange):
         right = await exchange.answer()
         if not right.is_page:
@@ -304,8 +320,8 @@ OF_A_LENGTH = {"error": httpx.RemoteProtocolError(f"{INCOMPLETE} (received 9 byt
 
 body("cut in the middle", lambda right: (length(len(right)), [half(right)], OF_A_LENGTH))
 body("half a chunked body", lambda right: (CHUNKED, [half(right)], IN_CHUNKS))
-body("cut without a word", lambda right: ([], [half(right)], {}))
-body("a length that is too small", lambda right: (length(len(right) // 2), [half(right)], {}))
+body("cut without a word", lambda right: ([], [half(right)], {}), shared=False)
+body("a length that is too small", lambda right: (length(len(right) // 2), [half(right)], {}), shared=False)
 body("a length that is too large", lambda right: (length(len(right) + 1000), [right], OF_A_LENGTH))
 body("a length of terabytes", lambda right: (length(10**15), [right], OF_A_LENGTH))
 body("stalls", lambda right: (length(len(right)), [half(right)], {"error": FOREVER}))
@@ -413,7 +429,7 @@ content("two pages in one", lambda right: right + right)
 
 
 def answers(name, status, headers=(), content=b""):
-    @fault(name)
+    @fault(name, shared=status >= 500)
     async def answered(exchange):
         return Right(status, [(key.encode(), value.encode()) for key, value in headers], content)
 
@@ -465,7 +481,7 @@ async def one_etag(exchange):
 
 
 def redirects(name, status, to):
-    @fault(name)
+    @fault(name, shared=True)
     async def redirected(exchange):
         there = to(exchange) if callable(to) else to
         return Right(status, [(b"location", there)], b"")
@@ -498,9 +514,9 @@ redirects("redirects nowhere", 302, b"")
 
 @fault("moves for good to a page for people")
 async def moves_to_maintenance(exchange):
-    if exchange.request.url.path == "/maintenance":
+    if exchange.request.url.path == MAINTENANCE:
         return Right(200, [(b"content-type", b"text/html")], b"<h1>We are back soon</h1>")
-    return Right(308, [(b"location", b"/maintenance")], b"")
+    return Right(308, [(b"location", MAINTENANCE.encode())], b"")
 
 
 # Pages

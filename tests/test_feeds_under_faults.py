@@ -1,14 +1,16 @@
-"""Every feed × everything that can go wrong with a server: G5, G11 and G12 hold, and then all is well again.
+"""Every feed under everything that can go wrong with a server: G5, G11 and G12 hold, and then all is well again.
 
 A consumer runs for three minutes of virtual time while a fault lasts, and messages are published in it. What stops
 it (410, an expired cursor, a message that cannot be read) is met as by an operator, who starts it again a minute
 later. Then the fault is over.
 
-Each fault hits each feed, on one of the two event loops and at one of four times, or at two of them for the faults
-that come often; which ones changes from feed to feed. All of all would take seven times as long.
+All of all takes minutes, and is what `make chaos` does. As a rule each fault hits each feed on one of the two event
+loops and at one of four times, which change from feed to feed; at two of them, if issue 5 names it; and those which
+no feed sees, since what all feeds share deals with them, hit each third feed.
 """
 
 import logging
+import os
 import random
 import traceback
 import tracemalloc
@@ -19,7 +21,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 from faulty_feeds import SECRETS, SUBJECTS
-from faulty_transport import ELSEWHERE, FAULTS, PIECE, FaultyTransport
+from faulty_transport import ELSEWHERE, FAULTS, PIECE, SHARED, FaultyTransport
 from lanes import Ledger
 from vendors.vendor import SECRET
 
@@ -105,17 +107,31 @@ HARMLESS = {
 
 TAKES_IT = {
     "Gmail": {"deeply nested objects", "200 with an error in it"},  # it leaves out a list that is empty
+    "Matrix": {"an empty object", "200 with an error in it"},  # it leaves out rooms without news
+    "Nextcloud": {"304 to whoever asked for all"},  # it says so at its end
     "Ntfy": {"nothing", "spaces", "two pages in one"},  # its lines are entries
     "AtomFeed": {"the wrong type", "UTF-16"},  # XML speaks for itself
 }
+
+
+BROKEN = {
+    ("PagerDuty", "204", "in the middle"): "what an older page does not have is taken for nothing new",
+    ("AtomFeed, archived", "status 410", "in the middle"): "an archive that is gone for a minute is lost for good",
+}
+"""Cells that fail for a reason, and are to be mended."""
+
+
+LONG = os.environ.get("CHAOS_FORM") == "long"
 
 
 def cells():
     for number, subject in enumerate(SUBJECTS):
         for place, fault in enumerate(FAULTS):
             for at, when in enumerate(WHEN):
-                if (number + place - at) % (2 if fault in OFTEN else 4) == 0:
-                    yield pytest.param(subject, fault, when, id=f"{subject}-{fault}-{when}")
+                if LONG or (number + place - at) % (2 if fault in OFTEN else 12 if fault in SHARED else 4) == 0:
+                    broken = BROKEN.get((subject, fault, when))
+                    marks = [pytest.mark.xfail(reason=broken, strict=True)] if broken else []
+                    yield pytest.param(subject, fault, when, id=f"{subject}-{fault}-{when}", marks=marks)
 
 
 class Reading(Consumer):
@@ -214,6 +230,7 @@ class Cell:
         """Each once, in order."""
         places = self.consumer.places
         places = list(dict.fromkeys(places)) if self.subject.repeats else places
+        places = places if self.subject.in_order else sorted(places)
         why = self.consumer.status().last_error, self.consumer.stopped
         assert places == list(range(1, len(self.server.entries) + 1)), why
 
@@ -223,7 +240,7 @@ class Cell:
         saved = dict[str, set[int]]()
         for cursor, records in self.store.commits:
             recorded |= {self.consumer.place_of[key] for key, _ in records}
-            assert recorded == set(range(1, len(recorded) + 1))
+            assert not self.subject.in_order or recorded == set(range(1, len(recorded) + 1))
             saved |= {cursor: recorded.copy()} if cursor is not None else {}
         assert saved.keys() <= self.spied.cursors | {self.subject.start}
         some = list(saved)

@@ -36,7 +36,7 @@ MOST_STEPS = 50_000
 FEW = 8
 """Steps for each character that need no second look."""
 
-MOST_TEXTS = 30_000 if LONG else 120
+MOST_TEXTS = 5_000 if LONG else 120
 """For each pattern in each of its ways."""
 
 MADE_ANEW = {"feeds._manners.hidden": "a pattern of what the user gave; `hidden secrets` has an example"}
