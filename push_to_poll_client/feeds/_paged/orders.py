@@ -183,7 +183,8 @@ class NewestFirst:
     """Pages that go back: the newest messages come first. They are walked back to what was seen, and reversed.
 
     Args:
-        next: Reads what leads to the next page, which is older.
+        next: Reads what leads to the next page, which is older. Without `more`, reading nothing is the end: a name
+            that is wrong makes a feed of one page.
         send: Where that goes.
         more: Whether there is an older page. `None`: when there is a `next` and the page is not empty.
 
