@@ -8,7 +8,7 @@ import msgspec
 
 from push_to_poll_client._types import Cursor
 from push_to_poll_client.feeds._json_split import UNDECODABLE
-from push_to_poll_client.feeds._paged.readers import Condition, EachReader, EntryReader, Reader, reader
+from push_to_poll_client.feeds._paged.readers import Condition, EachReader, EntryReader, Guess, Reader, reader
 from push_to_poll_client.feeds._paged.reply import Reply, Unfit, text_of
 from push_to_poll_client.feeds._paged.senders import (
     Asking,
@@ -183,9 +183,13 @@ class NewestFirst:
     """Pages that go back: the newest messages come first. They are walked back to what was seen, and reversed.
 
     Args:
-        next: Reads what leads to the next page, which is older.
+        next: Reads what leads to the next page, which is older. Without `more`, reading nothing is the end: a name
+            that is wrong makes a feed of one page.
         send: Where that goes.
         more: Whether there is an older page. `None`: when there is a `next` and the page is not empty.
+
+    Attributes:
+        promises: Whether the server itself says that there is an older page, so that one is there.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -197,6 +201,7 @@ class NewestFirst:
         self._next = reader(next)
         self._send = sender_given("send", send)
         self._more = None if more is None else reader(more)
+        self.promises: bool = self._more is not None and not isinstance(self._more, Guess)
         self.senders: list[Sender] = [self._send]
 
     def put(self, asking: Asking, page: str | None) -> Asking:
