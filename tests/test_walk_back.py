@@ -250,6 +250,14 @@ async def test_a_document_that_leads_to_itself_is_a_failed_poll():
         await Reader(WalkBack(look, WHERE)).poll()
 
 
+async def test_an_address_that_is_too_long_to_be_kept_is_a_failed_poll():
+    async def look(address, request, known):
+        return Leaf(older="a" * (MAX_CURSOR + 1))
+
+    with pytest.raises(FeedError, match="more than 65536 characters"):
+        await Reader(WalkBack(look, WHERE)).poll()
+
+
 async def test_a_feed_without_an_end_is_a_failed_poll(monkeypatch):
     monkeypatch.setattr(way, "MOST_DOCUMENTS", 50)
 
