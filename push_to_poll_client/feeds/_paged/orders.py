@@ -190,6 +190,7 @@ class NewestFirst:
 
     Attributes:
         promises: Whether the server itself says that there is an older page, so that one is there.
+        supposes: Whether nothing says that there is none but a `next` that reads nothing.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -202,6 +203,7 @@ class NewestFirst:
         self._send = sender_given("send", send)
         self._more = None if more is None else reader(more)
         self.promises: bool = self._more is not None and not isinstance(self._more, Guess)
+        self.supposes: bool = self._more is None
         self.senders: list[Sender] = [self._send]
 
     def put(self, asking: Asking, page: str | None) -> Asking:
