@@ -4,7 +4,7 @@ A consumer runs for three minutes of virtual time while a fault lasts, and messa
 it (410, an expired cursor, a message that cannot be read) is met as by an operator, who starts it again a minute
 later. Then the fault is over.
 
-All of all takes minutes, and is what `make chaos` does. As a rule each fault hits each feed on one of the two event
+All of all takes minutes, and is what `make chaos` does. As a rule each fault hits each feed on one of two event
 loops and at one of four times, which change from feed to feed; at two of them, if issue 5 names it. Those which no
 feed sees, since what all feeds share deals with them, hit each third feed.
 """
@@ -109,7 +109,13 @@ TAKES_IT = {
     "Gmail": {"deeply nested objects", "200 with an error in it"},  # it leaves out a list that is empty
     "Matrix": {"an empty object", "200 with an error in it"},  # it leaves out rooms without news
     "Nextcloud": {"304 to whoever asked for all"},  # it says so at its end
-    "Ntfy": {"nothing", "spaces", "two pages in one"},  # its lines are entries
+    "Ntfy": {  # its lines are entries
+        "nothing",
+        "spaces",
+        "two pages in one",
+        "cut without a word",
+        "a length that is too small",
+    },
     "AtomFeed": {"the wrong type", "UTF-16"},  # XML speaks for itself
 }
 
