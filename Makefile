@@ -31,7 +31,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/feeds.py
 
 chaos: $(READY)
-	CHAOS_FORM=long $(BIN)/python -m pytest tests/chaos tests/hostile tests/test_processing_properties.py \
+	CHAOS_FORM=long $(BIN)/python -m pytest tests/chaos tests/hostile tests/fuzz tests/test_processing_properties.py \
 		tests/test_feeds_under_faults.py
 
 mutants: $(READY)

@@ -4,6 +4,7 @@ import inspect
 import re
 
 import anyio
+import httpx
 import pytest
 from anyio.to_thread import run_sync
 
@@ -108,6 +109,49 @@ class TestAFeedWithFetchAlone(FeedSuite):
 
     async def publish(self, feed, count):
         self.fake.publish(count)
+
+
+class Tickets:
+    """A feed of one's own as README shows one: what httpx raises is what it raises."""
+
+    def __init__(self, client):
+        self.client = client
+
+    async def fetch(self, request):
+        answer = await self.client.get("/tickets", params={"after": request.cursor or ""})
+        answer.raise_for_status()
+        tickets = [Message(ticket["id"], ticket) for ticket in answer.json()]
+        end = tickets[-1].id if tickets else None
+        return Page(tickets, cursor=end, next=end)
+
+
+class TestAFeedOfOnesOwn(FeedSuite):
+    """On a transport which answers before anybody can cancel, as tests of applications have it."""
+
+    async def make_feed(self, count):
+        self.ids, self.next_answer = [], None
+        await self.publish(None, count)
+        transport = httpx.MockTransport(self.answer)
+        return Tickets(httpx.AsyncClient(transport=transport, base_url="https://shop.example"))
+
+    def answer(self, request):
+        other, self.next_answer = self.next_answer, None
+        if other is not None:
+            return other(request)
+        following = [number for number in self.ids if number > request.url.params["after"]]
+        return httpx.Response(200, json=[{"id": number} for number in following[:2]])
+
+    async def publish(self, feed, count):
+        self.ids += [f"{number:05d}" for number in range(len(self.ids), len(self.ids) + count)]
+
+    async def break_next(self, feed):
+        self.next_answer = lambda request: httpx.Response(500)
+
+    async def hang(self, feed):
+        def too_slow(request):
+            raise httpx.ReadTimeout("too slow", request=request)
+
+        self.next_answer = too_slow
 
 
 class Queue(FakeFeed):

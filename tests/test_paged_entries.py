@@ -9,6 +9,7 @@ from push_to_poll_client import UnreadableMessage
 from push_to_poll_client._types import DeadLetter
 from push_to_poll_client.feeds._json_split import split
 from push_to_poll_client.feeds._paged import entries as entries_module
+from push_to_poll_client.feeds._paged import lists
 from push_to_poll_client.feeds._paged.fields import Field
 from push_to_poll_client.feeds._paged.reply import Unfit
 from push_to_poll_client.feeds.paged import (
@@ -108,6 +109,13 @@ def test_a_page_has_so_many_entries_at_most(where, body):
         read(Entries(*where), body, most=3)
 
 
+def test_a_page_of_too_many_entries_is_not_decoded(monkeypatch):
+    """In memory each takes some hundred bytes, of which two made it."""
+    monkeypatch.setattr(lists, "_decode_list", None)
+    with pytest.raises(Unfit, match="a page has more than 3 entries"):
+        read(Entries(), [{"id": "a" * 60}] * 4, most=3)
+
+
 def test_commas_within_entries_are_no_entries():
     assert len(read(Entries(), [{"id": "a", "b": [1, 2, 3, 4]}] * 3, most=3)) == 3
 
@@ -159,6 +167,7 @@ def test_a_function_or_a_word_among_lists_is_named_by_itself():
             ValueError,
             "deletions is 'removed', which is the name of none",
         ),
+        (lambda: Entries("removed", deletions=""), ValueError, "name of none of several lists"),
         (lambda: Entries("removed", deletions="removed"), ValueError, "name of none of several lists"),
         (lambda: Entries(only="id"), TypeError, "only is 'id'; give a function"),
     ],
@@ -371,6 +380,13 @@ def test_a_first_page_on_which_nothing_can_be_read_was_declared_wrongly(body, te
     assert text in str(unfit.value)
 
 
+def test_a_page_without_entries_proves_nothing():
+    entries = Entries()
+    assert read(entries, []) == []
+    with pytest.raises(Unfit, match="no entry of the first page can be read"):
+        read(entries, [{"uuid": "a"}])
+
+
 def test_a_later_page_on_which_nothing_can_be_read_is_its_publishers_mistake():
     entries = Entries()
     assert read(entries, []) == []
@@ -416,6 +432,11 @@ def test_a_dead_letter_that_can_be_read_by_now_has_its_id_and_the_key_of_the_let
     [_, message] = read(Entries(), [{"id": "a"}, {"uuid": "b"}])
     again = Entries(id="uuid").restore(letter(message))
     assert (again.id, again.key, again.error) == ("b", message.key, None)
+
+
+def test_a_dead_letter_of_a_single_list_is_not_taken_for_one_of_several():
+    message = Entries("added", "gone").restore(DeadLetter(key="k", id="i", raw=b'{"added": 1, "id": 2}', error=""))
+    assert (message.data, message.type) == ({"added": 1, "id": 2}, "")
 
 
 def test_a_dead_letter_that_a_function_cannot_read_says_so():

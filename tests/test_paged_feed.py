@@ -779,6 +779,26 @@ async def test_an_end_is_asked_for_news_alone():
     assert found == Page(())
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [page(cursor="d", more=0), page("1", cursor="c", more=0), page(cursor="c", more=1), page(cursor="c", gap=1)],
+    ids=["the cursor moves", "a message", "more", "a gap"],
+)
+async def test_what_is_to_be_settled_is_asked_for_again(answer):
+    """What is lost before it is committed must not be answered by 304."""
+    feed, server = feed_on(says(answer, etag='"1"'), outcomes=[gap(from_body("gap"))])
+    for _ in range(2):
+        await feed.fetch(FetchRequest("c"))
+    assert "if-none-match" not in server.last.headers
+
+
+async def test_an_end_is_known_whatever_the_case_of_the_method():
+    feed, server = feed_on(says(page(cursor="c"), etag='"1"'), method="get")
+    for _ in range(2):
+        await feed.fetch(FetchRequest("c"))
+    assert server.last.headers["if-none-match"] == '"1"'
+
+
 async def test_an_end_that_is_fresh_is_not_asked_for_unless_somebody_wants_it():
     feed, server = feed_on(
         says(page(cursor="c"), cache_control="max-age=60"), hold=LongPoll(to_query("t"), longest=9)

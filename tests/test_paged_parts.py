@@ -462,7 +462,22 @@ def test_what_a_page_leads_to(options, body, page, leads):
 def test_a_page_that_leads_nowhere_shows_what_there_is(options, body, page, text):
     with pytest.raises(Unfit) as unfit:
         forward(**options).leads_to(reply(body, **page), Place("s"))
-    assert str(unfit.value) == text
+    seen, _, remedy = str(unfit.value).rpartition("; ")
+    assert seen == text
+    assert remedy.startswith("correct ")
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({}, "correct cursor= or say by more= when another page follows"),
+        ({"more": status(200)}, "correct cursor= or more="),
+        ({"more": status(200), "next": from_body("next")}, "correct next= or more="),
+    ],
+)
+def test_a_page_that_leads_nowhere_says_what_to_correct(options, remedy):
+    with pytest.raises(Unfit, match=f"reads nothing in .*empty string}}; {remedy}$"):
+        forward(**options).leads_to(reply({"cursor": "", "next": ""}, **FULL), Place("s"))
 
 
 def test_a_chain_that_ends_without_its_cursor_does_not_fit():

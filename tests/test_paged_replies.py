@@ -121,6 +121,7 @@ def test_a_cursor_or_an_id_is_a_text(value, text):
         ([1, 2, 3], "array of 3"),
         ({}, "object"),
         ("secret", "string"),
+        ({"next": ""}, "{'next': empty string}"),
         (b"<html>secret", "no JSON"),
         (b"", "no JSON"),
         (b'{"a": secret, "b": 1}', "{'a': no JSON, 'b': number}"),

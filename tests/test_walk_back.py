@@ -32,6 +32,7 @@ from push_to_poll_client.feeds.paged import (
     closed,
     from_header,
     from_link,
+    full_page,
     gap,
     not_ready,
     pause,
@@ -956,11 +957,11 @@ async def test_what_a_stranger_writes_into_a_cursor_is_sent_to_nobody(etag):
 # Declared feeds
 
 
-def paged(answer, **options):
+def paged(answer, *, more=None, **options):
     return PagedFeed(
         "https://h.example/feed",
         entries=Entries(),
-        pages=NewestFirst(next=from_link("next"), send=as_url()),
+        pages=NewestFirst(next=from_link("next"), send=as_url(), more=more),
         client=httpx.AsyncClient(transport=httpx.MockTransport(answer)),
         **options,
     )
@@ -1044,6 +1045,18 @@ async def test_no_content_is_an_empty_feed_or_nothing_new_or_no_older_page():
     one.walk = paged(pages(httpx.Response(204)))
     latest = await one.walk.latest()
     assert await Reader(paged(pages(["2"])), latest).poll() == ["2"]
+
+
+async def test_no_content_is_no_end_where_the_server_has_said_that_there_is_more():
+    one = Reader(paged(pages(["3"], ["2"], httpx.Response(204)), more=from_header("link")))
+    with pytest.raises(FeedError, match="no content where the page before says that there is more"):
+        await one.poll()
+    assert one.saved is None
+
+
+async def test_no_content_is_the_end_where_a_full_page_has_let_expect_more():
+    one = Reader(paged(pages(["3"], ["2"], httpx.Response(204)), more=full_page(1)))
+    assert await one.poll() == ["2", "3"]
 
 
 async def test_an_answer_that_is_fresh_is_not_asked_again_until_the_feed_is_closed():

@@ -48,10 +48,21 @@ class Documents:
         await anyio.sleep(self.latency)
         if self.errors.get(address):
             raise self.errors[address].pop(0)
-        validators = Validators(etag=f'"{hash(tuple(self.shown))}"')  # that of the feed, as some servers have it
+        return self.answer(address, known)
+
+    def answer(self, address, known):
+        """As a server that knows each document by what the feed is known by."""
+        validators = Validators(etag=f'"{hash(tuple(self.shown))}"')
         if validators == known.validators:
             return Leaf(unchanged=True, **self.says | {"closed": False})
         return self.document(address)._replace(validators=validators, **self.says)
+
+    def drop(self, count):
+        """So many of the oldest are kept no longer."""
+        kept = [name for name in self.entries if name not in self.pinned]
+        dropped = kept[-count:]
+        self.entries = [name for name in self.entries if name not in dropped]
+        return dropped
 
     def leaf(self, names, older, **more):
         return Leaf(tuple(Named(name) for name in names), older, **more)
@@ -104,9 +115,19 @@ class Archived(Documents):
 
     def document(self, address):
         number = len(self.archives) if address is None else int(address.removeprefix("archive "))
+        if address is not None and self.archives[number] is None:
+            return Leaf(missing=f"{address} is not there any more")
         names = self.shown if address is None else self.archives[number]
         there = number > 0 and self.archives[number - 1] is not None
         return self.leaf(names, f"archive {number - 1}" if there else None, stable=there)
+
+    def drop(self, count):
+        """The oldest archives."""
+        there = [number for number, names in enumerate(self.archives) if names is not None][: count // self.size]
+        dropped = [name for number in there for name in self.archives[number]]
+        for number in there:
+            self.archives[number] = None
+        return dropped
 
 
 class Reader:

@@ -6,17 +6,25 @@ put it among the row's `found`.
 """
 
 import argparse
+import gc
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import FunctionType
 
 import atheris
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
-with atheris.instrument_imports(include=["push_to_poll_client", "httpx._urlparse", "email._parseaddr"]):
-    from parsers import PARSERS
+from parsers import PARSERS  # noqa: E402  # they stand there
+from planted import PLANTED  # noqa: E402
+
+FUZZED = {**PARSERS, PLANTED.name: PLANTED}
+
+BENEATH = ("email._parseaddr", "httpx._urlparse")
+"""Modules of others that read for the package."""
 
 LONGEST = 2048
 """Bytes of an input."""
@@ -31,7 +39,8 @@ MOST_MEMORY = 1024
 def main():
     options = _options()
     logging.disable()
-    parser = PARSERS[options.name]
+    parser = FUZZED[options.name]
+    _watch({*BENEATH, "planted", *(f"push_to_poll_client.{room}" for room in parser.rooms)})
     corpus = Path(options.directory, "corpus")
     corpus.mkdir(parents=True, exist_ok=True)
     for number, example in enumerate((*parser.examples, *parser.found)):
@@ -57,9 +66,17 @@ def main():
     atheris.Fuzz()
 
 
+def _watch(modules):
+    """Have it told which branches are taken in these."""
+    for thing in gc.get_objects():
+        if isinstance(thing, FunctionType) and thing.__module__ in modules:
+            with suppress(TypeError, ValueError):  # a few cannot be
+                atheris.instrument_func(thing)
+
+
 def _options():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=list(PARSERS), metavar="NAME", help="of the parser")
+    parser.add_argument("name", choices=list(FUZZED), metavar="NAME", help="of the parser")
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1, help="with the same one the same inputs come")
     parser.add_argument("--directory", required=True, help="for what was found, and what is tried first")

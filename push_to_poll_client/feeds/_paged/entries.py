@@ -68,7 +68,7 @@ class Entries:
         only: Callable[[Any], Any] | None = None,
     ) -> None:
         self._lists = Lists(where, optional=optional)
-        if deletions is not None and deletions not in self._lists.names:
+        if deletions is not None and (not deletions or deletions not in self._lists.names):
             raise ValueError(f"deletions is {deletions!r}, which is the name of none of several lists")
         if only is not None and not callable(only):
             raise TypeError(f"only is {only!r}; give a function of an entry")
@@ -109,8 +109,10 @@ class Entries:
         Raises:
             Unfit: No entry of the first page can be read, or too many of another one.
         """
-        messages = [message for part in parts for message in self._of_part(part, each, start)]
-        self._check(messages)
+        messages, unreadable = list[Message](), list[Message]()
+        for part in parts:
+            messages += self._found(part, range(len(part.entries)), each, start, unreadable)
+        self._check(messages, unreadable)
         return messages
 
     def restore(self, letter: DeadLetter) -> Message:
@@ -122,24 +124,20 @@ class Entries:
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
             return UnreadableMessage(letter.id, _unreadable_by(error), key=letter.key, raw=letter.raw)
 
-    def _of_part(self, part: Part, each: Field | None, start: Cursor | None) -> Sequence[Message]:
-        """All at once, and one by one when something is wrong with one of them."""
+    def _found(
+        self, part: Part, places: range, each: Field | None, start: Cursor | None, unreadable: list[Message]
+    ) -> Sequence[Message]:
+        """All at once; when something is wrong with one of them each half alone, down to that one."""
         try:
-            return self._messages(part, range(len(part.entries)), each, start)
-        except Exception:  # noqa: BLE001  # functions of the user read what others wrote
-            return self._one_by_one(part, each, start)
-
-    def _one_by_one(self, part: Part, each: Field | None, start: Cursor | None) -> Sequence[Message]:
-        messages, unreadable = list[Message](), 0
-        for place in range(len(part.entries)):
-            try:
-                messages += self._messages(part, [place], each, start)
-            except Exception as error:  # noqa: BLE001  # as above
-                messages.append(_unreadable(part, place, error, each))
-                unreadable += 1
-            if unreadable > MAX_UNREADABLE:
-                raise Unfit(f"a page has more than {MAX_UNREADABLE} unreadable entries")
-        return messages
+            return self._messages(part, places, each, start)
+        except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
+            if len(places) == 1:
+                unreadable.append(_unreadable(part, places[0], error, each))
+                return unreadable[-1:]
+        _check_number(unreadable)
+        middle = len(places) // 2
+        halves = [self._found(part, half, each, start, unreadable) for half in (places[:middle], places[middle:])]
+        return [message for half in halves for message in half]
 
     def _messages(
         self, part: Part, places: Sequence[int], each: Field | None, start: Cursor | None
@@ -214,14 +212,14 @@ class Entries:
         return [what or part.group for what in texts(self._type.of_all(entries))]
 
     def _deletes(self, part: Part, entries: Sequence[Any]) -> Iterable[bool]:
-        if part.group and part.group == self._deletions:
+        if part.group == self._deletions:
             return repeat(True)  # noqa: FBT003  # each of them
         return repeat(False) if self._deleted is None else map(bool, self._deleted.of_all(entries))  # noqa: FBT003
 
-    def _check(self, messages: Sequence[Message]) -> None:
+    def _check(self, messages: Sequence[Message], unreadable: Sequence[Message]) -> None:
         """A page in which nothing can be read is one that was declared wrongly, as long as none was read."""
-        unreadable = [] if self._proved else [message for message in messages if message.error]
-        if unreadable and len(unreadable) == len(messages):
+        _check_number(unreadable)
+        if unreadable and len(unreadable) == len(messages) and not self._proved:
             first = unreadable[0]
             raise Unfit(f"no entry of the first page can be read; of {outline(first.raw)}: {first.error}")
         self._proved = self._proved or bool(messages)
@@ -256,6 +254,11 @@ def _check_names(ids: Sequence[str], keys: Sequence[str]) -> None:
     names = ids if keys is ids else (*ids, *keys)
     if max(map(len, names), default=0) > MAX_ID or "\0" in "".join(names):
         raise UndecodableMessage(f"an entry's id or key is longer than {MAX_ID} characters, or has a NUL in it")
+
+
+def _check_number(unreadable: Sequence[Message]) -> None:
+    if len(unreadable) > MAX_UNREADABLE:
+        raise Unfit(f"a page has more than {MAX_UNREADABLE} unreadable entries")
 
 
 def _digests(entries: Sequence[Any], start: Cursor | None, group: str) -> list[str]:

@@ -8,7 +8,7 @@ import msgspec
 
 from push_to_poll_client._types import Cursor
 from push_to_poll_client.feeds._json_split import UNDECODABLE
-from push_to_poll_client.feeds._paged.readers import Condition, EachReader, EntryReader, Reader, reader
+from push_to_poll_client.feeds._paged.readers import Condition, EachReader, EntryReader, Guess, Reader, reader
 from push_to_poll_client.feeds._paged.reply import Reply, Unfit, text_of
 from push_to_poll_client.feeds._paged.senders import (
     Asking,
@@ -139,7 +139,7 @@ class OldestFirst:
         """
         cursor, following = self.kept(text_of(self._cursor(reply)), reply), self._following(reply)
         if following is None and cursor is None and (reply.entries or (self._at_end and place.page)):
-            raise Unfit(f"there is no cursor: {_nothing_read(self._cursor, reply)}")
+            raise Unfit(f"there is no cursor: {_nothing_read(self._cursor, reply)}; correct cursor=")
         if following is None:
             return cursor, None
         if self._at_end or self._next is not None:
@@ -155,8 +155,13 @@ class OldestFirst:
         if following is not None:
             return self._send_next.kept(following, reply)
         if self._more or (reply.entries and not self._next):
-            raise Unfit(f"there is no way on: {_nothing_read(read, reply)}")
+            raise Unfit(f"there is no way on: {_nothing_read(read, reply)}; {self._remedy}")
         return None
+
+    @property
+    def _remedy(self) -> str:
+        leads = "next" if self._next else "cursor"
+        return f"correct {leads}= " + ("or more=" if self._more else "or say by more= when another page follows")
 
 
 def _check(cursor: object, next: object, send_next: object, each: object) -> None:
@@ -178,9 +183,13 @@ class NewestFirst:
     """Pages that go back: the newest messages come first. They are walked back to what was seen, and reversed.
 
     Args:
-        next: Reads what leads to the next page, which is older.
+        next: Reads what leads to the next page, which is older. Without `more`, reading nothing is the end: a name
+            that is wrong makes a feed of one page.
         send: Where that goes.
         more: Whether there is an older page. `None`: when there is a `next` and the page is not empty.
+
+    Attributes:
+        promises: Whether the server itself says that there is an older page, so that one is there.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -192,6 +201,7 @@ class NewestFirst:
         self._next = reader(next)
         self._send = sender_given("send", send)
         self._more = None if more is None else reader(more)
+        self.promises: bool = self._more is not None and not isinstance(self._more, Guess)
         self.senders: list[Sender] = [self._send]
 
     def put(self, asking: Asking, page: str | None) -> Asking:
@@ -213,7 +223,7 @@ class NewestFirst:
         if older is not None:
             return self._send.kept(older, reply)
         if self._more:
-            raise Unfit(f"there is no way on: {_nothing_read(self._next, reply)}")
+            raise Unfit(f"there is no way on: {_nothing_read(self._next, reply)}; correct next= or more=")
         return None
 
 

@@ -165,6 +165,8 @@ def _kind(raw: _Raw) -> str:
             return "object"
         case list():
             return f"array of {len(value)}"
+        case "":
+            return "empty string"
         case _:
             return {str: "string", bool: "boolean", type(None): "null"}.get(type(value), "number")
 

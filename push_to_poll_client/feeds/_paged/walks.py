@@ -106,8 +106,8 @@ class Backward:
     async def _look(self, page: str | None, request: FetchRequest, known: Seen) -> Leaf:
         ready = self._asker.request(lambda asking: self._pages.put(asking, page), request)
         read = await self._asker.read(ready, Place(None), self._pages.older, known=known.validators)
-        if read.meaning.empty and page is not None:
-            raise FeedError(f"{self._where} is not ready in the middle of its pages", retry_after=read.retry_after)
+        if page is not None:
+            self._check_is_there(read)
         return Leaf(
             read.messages,
             read.leads,
@@ -120,6 +120,16 @@ class Backward:
             poll_interval=read.answer.retry_after,
             closed=read.meaning.closed,
         )
+
+    def _check_is_there(self, read: Read[Any]) -> None:
+        """An older page that is missing is no end of the walk, or what stands there would never be seen."""
+        if read.meaning.empty:
+            raise FeedError(f"{self._where} is not ready in the middle of its pages", retry_after=read.retry_after)
+        if read.answer.status == HTTPStatus.NO_CONTENT and self._pages.promises:
+            raise FeedError(
+                f"{self._where} has no content where the page before says that there is more; it is asked again",
+                retry_after=read.retry_after,
+            )
 
 
 def _is_unchanged(read: Read[Any], known: Seen) -> bool:

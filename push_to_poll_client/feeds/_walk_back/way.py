@@ -227,7 +227,10 @@ class Way:
 
     def _step_to(self, older: Address, where: str) -> None:
         if older.at in {None, self.at} or self._circle.closes_at(older.at) or self._documents >= MOST_DOCUMENTS:
-            raise FeedError(f"{where} leads from document to document {self._documents} times without an end")
+            raise FeedError(
+                f"{where} leads from document to document {self._documents} times without an end: its links go in"
+                " a circle, or it does not heed what asks for the next one"
+            )
         self._next = older
 
     # At its end

@@ -1,0 +1,68 @@
+"""Coverage-guided fuzzing of every parser, each in a process of its own (`atheris_run.py`).
+
+`make test` shows in a second or two for a few that it works, and that it finds what only a guided one finds; `make
+chaos` does it in earnest. CHAOS_SEED repeats the inputs of a run. What is found goes into the `found` of the row.
+"""
+
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from parsers import PARSERS
+
+LONG = os.environ.get("CHAOS_FORM") == "long"
+SEED = int(os.environ["CHAOS_SEED"]) % (1 << 31)
+
+SECONDS = 6 if LONG else 1
+"""For each parser; some ten minutes for all of them."""
+
+SHOWN = ("links", "event streams", "documents of atom")
+"""Those of the short form."""
+
+FAULT = 77
+"""What libFuzzer exits with when there is one."""
+
+THERE = importlib.util.find_spec("atheris") is not None
+FOR_THIS = sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 14)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not FOR_THIS, reason="atheris is for Linux on x86-64, and Python before 3.14"),
+    pytest.mark.skipif(
+        not THERE and "CI" not in os.environ, reason="atheris is not installed: .ci/requirements.txt has it"
+    ),
+]
+
+
+def run(name, directory, *, seconds, seed=SEED):
+    command = [sys.executable, Path(__file__).with_name("atheris_run.py"), name]
+    options = ["--seconds", str(seconds), "--seed", str(seed), "--directory", directory]
+    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=seconds + 120, check=False)
+
+
+def what_was_found(ran, directory):
+    """The input, and where it failed, in some lines."""
+    found = [(path.name, path.read_bytes()) for path in directory.glob("fault-*")]
+    said = ran.stdout + ran.stderr
+    return "\n".join([*map(repr, found), *said[max(said.find("=== Uncaught"), 0) :].splitlines()[:60]])
+
+
+@pytest.mark.parametrize("name", PARSERS if LONG else SHOWN)
+def test_only_declared_errors(name, tmp_path, record_property):
+    ran = run(name, tmp_path, seconds=SECONDS)
+    assert ran.returncode == 0, what_was_found(ran, tmp_path)
+    runs, branches = re.search(r"#(\d+)\s+DONE\s+cov: (\d+)", ran.stderr).groups()
+    record_property("figures", f"{int(runs):,} inputs, {branches} branches")
+    assert int(runs) > 10
+
+
+def test_a_fault_is_found(tmp_path):
+    ran = run("planted", tmp_path, seconds=30, seed=1)
+    assert ran.returncode == FAULT
+    assert "an error that is not declared" in what_was_found(ran, tmp_path)
+    assert r"\x17\x99L\xe3" in what_was_found(ran, tmp_path)
