@@ -125,6 +125,7 @@ LIES = {"an earlier page again", "each page twice", "pages in a circle"}
 archive, which does not change, nobody asks again: what another document was given for is missed."""
 
 BROKEN = {
+    ("GitHub", "204", "in the middle"): "what an older page does not have is taken for nothing new",
     ("PagerDuty", "204", "in the middle"): "what an older page does not have is taken for nothing new",
     ("AtomFeed, archived", "status 410", "in the middle"): "an archive that is gone for a minute is lost for good",
 }
