@@ -34,14 +34,12 @@ class Subject:
         repeats: Some of its messages are named by the cursor that they were read from, so that what comes again
             from another one is another message.
         in_order: Messages come in the order of their publication.
-        believes: What was read once is never looked at again.
         posts: It asks by POST.
     """
 
     start = "inception"
     repeats = False
     in_order = True
-    believes = False
     posts = False
 
     def make(self, client, **options):
@@ -188,7 +186,6 @@ class OfAStream(Subject):
 class OfAtom(Subject):
     def __init__(self, form, count):
         super().__init__(Atom(count, form=form))
-        self.believes = form == "archived"
         self.repeats = form == "complete"  # what is gone from it and comes back is new
 
     def make(self, client, **options):
