@@ -101,7 +101,8 @@ class OldestFirst:
         self._send, self._send_next = sender_given("send", send), sender_given("send_next", send_next or send)
         self._next = None if next is None else reader(next)
         self._more = None if more is None else reader(more)
-        self.each = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else each
+        own = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else None
+        self.each: EachReader | None = own or each
         if self.each is not None and self._send.goes == "url":
             raise ValueError("as_url() has no meaning with a cursor that is read from_each(…) entry")
         self.senders: list[Sender] = [self._send, self._send_next]
@@ -265,7 +266,7 @@ class Latest:
         self._query = dict(texts_given("query", query or {}))
         self._at = None if at is None else text_given("at", at)
         self.adds: frozenset[str] = frozenset(self._query if at is None else ())
-        self.cursor = None if cursor is None else reader(cursor)
+        self.cursor: Reader | None = None if cursor is None else reader(cursor)
 
     def put(self, asking: Asking) -> Asking:
         """The request for it."""
