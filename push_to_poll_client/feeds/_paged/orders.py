@@ -101,7 +101,8 @@ class OldestFirst:
         self._send, self._send_next = sender_given("send", send), sender_given("send_next", send_next or send)
         self._next = None if next is None else reader(next)
         self._more = None if more is None else reader(more)
-        self.each = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else each
+        own = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else None
+        self.each: EachReader | None = own or each
         if self.each is not None and self._send.goes == "url":
             raise ValueError("as_url() has no meaning with a cursor that is read from_each(…) entry")
         self.senders: list[Sender] = [self._send, self._send_next]
@@ -138,13 +139,24 @@ class OldestFirst:
             Unfit: The page shows neither where it should.
         """
         cursor, following = self.kept(text_of(self._cursor(reply)), reply), self._following(reply)
-        if following is None and cursor is None and (reply.entries or (self._at_end and place.page)):
-            raise Unfit(f"there is no cursor: {_nothing_read(self._cursor, reply)}; correct cursor=")
         if following is None:
+            self._check_end(cursor, reply, place)
             return cursor, None
         if self._at_end or self._next is not None:
             return None if self._at_end else cursor, Place(place.start, following).position
         return cursor, following
+
+    def _check_end(self, cursor: Cursor | None, reply: Reply, place: Place) -> None:
+        """Whether the page at the end of a chain has the cursor that it should have."""
+        if cursor is not None:
+            return
+        if reply.entries or (self._at_end and place.page):
+            raise Unfit(f"there is no cursor: {_nothing_read(self._cursor, reply)}; correct cursor=")
+        if self._cursor.left_out(reply) and not (reply.listed or reply.ends):
+            raise Unfit(
+                f"there is neither a list nor a cursor: {_nothing_read(self._cursor, reply)}; "
+                "if that says that there is nothing new, tell it by not_ready(…)"
+            )
 
     def _following(self, reply: Reply) -> str | None:
         """What leads to the next page; `None`: there is none."""
@@ -254,7 +266,7 @@ class Latest:
         self._query = dict(texts_given("query", query or {}))
         self._at = None if at is None else text_given("at", at)
         self.adds: frozenset[str] = frozenset(self._query if at is None else ())
-        self.cursor = None if cursor is None else reader(cursor)
+        self.cursor: Reader | None = None if cursor is None else reader(cursor)
 
     def put(self, asking: Asking) -> Asking:
         """The request for it."""
