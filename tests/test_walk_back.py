@@ -603,6 +603,11 @@ async def test_of_a_long_way_each_second_address_is_forgotten(monkeypatch):
     assert len(documents.asked) < 4 * 200
 
 
+def test_however_many_walks_a_way_up_takes_its_addresses_are_bounded():
+    above = [way.Address(str(number)) for number in range(2 * way.MOST_ADDRESSES)]
+    assert way.Way(Seen(), 1, way.TOP, above).above == above[::2]
+
+
 async def test_an_address_of_what_was_left_that_is_gone_begins_again():
     documents = Following(30)
     one = reader(documents, most=1)

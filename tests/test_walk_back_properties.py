@@ -114,7 +114,7 @@ class WalkBackMachine(RuleBasedStateMachine):
             try:
                 flight.send(None)
             except StopIteration as landed:
-                self.people[0] = Person(landed.value, self.documents.shown)
+                self.people[0] = Person(landed.value, self.documents.there)
 
     def teardown(self):
         if hasattr(self, "patches"):
@@ -210,7 +210,7 @@ class WalkBackMachine(RuleBasedStateMachine):
         before = len(person.settled)
         person.begin()
         self.polls(person)
-        assert person.settled >= set(self.documents.shown)
+        assert person.settled >= self.documents.there
         assert not person.owed or len(person.settled) == before
         self.documents.asked.clear()
         person.begin()

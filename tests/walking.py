@@ -42,6 +42,11 @@ class Documents:
         """The newest first."""
         return [*self.pinned, *(name for name in self.entries if name not in self.pinned)]
 
+    @property
+    def there(self):
+        """All that is to be seen."""
+        return set(self.shown)
+
     async def look(self, address, request, known):
         assert address is None or known.validators is None
         self.asked.append(address)
@@ -112,6 +117,10 @@ class Archived(Documents):
             self.archives.append(self.entries[-self.size :])
             del self.entries[-self.size :]
         return names
+
+    @property
+    def there(self):
+        return super().there.union(*filter(None, self.archives))
 
     def document(self, address):
         number = len(self.archives) if address is None else int(address.removeprefix("archive "))
