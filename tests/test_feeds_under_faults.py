@@ -106,8 +106,6 @@ HARMLESS = {
 """These need not fail a poll. Every other one has to, or to stop the consumer, but for:"""
 
 TAKES_IT = {
-    "Gmail": {"deeply nested objects", "200 with an error in it"},  # it leaves out a list that is empty
-    "Matrix": {"an empty object", "200 with an error in it"},  # it leaves out rooms without news
     "Nextcloud": {"304 to whoever asked for all"},  # it says so at its end
     "Ntfy": {  # its lines are entries
         "nothing",

@@ -82,6 +82,7 @@ def test_a_list_may_be_left_out_of_an_object():
     entries = Entries("history", optional=True)
     assert read(entries, {"historyId": "7"}) == []
     assert read(entries, {"history": None}) == []
+    assert read(entries, {}) == []
     with pytest.raises(Unfit):
         read(entries, b"<html>")
     with pytest.raises(Unfit):

@@ -708,6 +708,54 @@ async def test_what_a_function_of_the_declaration_cannot_read(options):
     )
 
 
+MADE = Entries(lambda body: body.get("data", []))
+LEFT_OUT = Entries("data", optional=True)
+
+
+@pytest.mark.parametrize("entries", [LEFT_OUT, MADE, Entries("data", "more data", optional=True)])
+@pytest.mark.parametrize("body", [{}, {"error": "internal"}])
+@pytest.mark.parametrize(
+    ("cursor", "seen"),
+    [
+        (from_body("cursor"), "from_body('cursor') reads nothing in "),
+        (at_end(from_body("cursor")), "from_body('cursor') reads nothing in "),
+        (from_header("x-cursor").then(str.strip), "from_header('x-cursor').then(strip) reads nothing in "),
+        (
+            from_body("cursor") | from_header("x-cursor"),
+            "(from_body('cursor') | from_header('x-cursor')) reads nothing in ",
+        ),
+    ],
+)
+async def test_an_answer_with_neither_a_list_nor_a_cursor_is_no_end(entries, body, cursor, seen):
+    error = await refused(says(body), entries=entries, pages=OldestFirst(cursor=cursor, send=to_query("c")))
+    text = str(error).partition(" declared to: ")[2]
+    assert text.startswith(f"there is neither a list nor a cursor: {seen}")
+    assert text.endswith("; if that says that there is nothing new, tell it by not_ready(…)")
+
+
+@pytest.mark.parametrize(
+    ("entries", "body", "options"),
+    [
+        (LEFT_OUT, {"data": []}, {}),
+        (LEFT_OUT, {"data": None}, {}),
+        (MADE, {"cursor": None}, {}),
+        (LEFT_OUT, {"cursor": ""}, {}),
+        (LEFT_OUT, {}, {"pages": OldestFirst(cursor=from_each("id"), send=to_query("c"))}),
+        (LEFT_OUT, {}, {"pages": OldestFirst(cursor=from_link("next"), send=as_url())}),
+        (
+            LEFT_OUT,
+            {},
+            {"pages": OldestFirst(cursor=from_body("cursor") | from_last("id"), send=to_query("c"))},
+        ),
+        (LEFT_OUT, {}, {"outcomes": [not_ready(lambda said: said.body == {})]}),
+        (LEFT_OUT, {"closed": True}, {"outcomes": [closed(from_body("closed"))]}),
+    ],
+)
+async def test_an_empty_page_without_a_cursor_may_be_the_end(entries, body, options):
+    found, _ = await fetched(says(body), entries=entries, **options)
+    assert (list(found.messages), found.cursor, found.next) == ([], None, None)
+
+
 @pytest.mark.parametrize("media_type", ["text/html; charset=utf-8", "application/xhtml+xml", "IMAGE/png"])
 async def test_what_is_for_people_is_named(media_type):
     answer = httpx.Response(200, content=b"[]", headers={"content-type": media_type})

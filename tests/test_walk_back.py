@@ -9,6 +9,7 @@ import pytest
 from consumers import Log
 from declared import feed_of
 from vendors.github import GitHub
+from vendors.stripe import Stripe
 from walking import WHERE, Archived, Following, Numbered, Reader, reader
 
 from push_to_poll_client import (
@@ -247,6 +248,14 @@ async def test_a_document_that_leads_to_itself_is_a_failed_poll():
         return Leaf(older="a")
 
     with pytest.raises(FeedError, match="without an end"):
+        await Reader(WalkBack(look, WHERE)).poll()
+
+
+async def test_an_address_that_is_too_long_to_be_kept_is_a_failed_poll():
+    async def look(address, request, known):
+        return Leaf(older="a" * (MAX_CURSOR + 1))
+
+    with pytest.raises(FeedError, match="more than 65536 characters"):
         await Reader(WalkBack(look, WHERE)).poll()
 
 
@@ -1069,6 +1078,24 @@ async def test_an_answer_that_is_fresh_is_not_asked_again_until_the_feed_is_clos
     await feed.aclose()
     await one.poll()
     assert len(answer.asked) == 3
+
+
+async def test_a_first_page_that_leads_nowhere_is_worth_a_line(caplog):
+    caplog.set_level("INFO", "push_to_poll_client")
+    for answer in (pages([]), pages(["2"], ["1"])):
+        await Reader(paged(answer)).poll()
+    assert caplog.messages == []
+    one = Reader(paged(pages(["2", "1"])))
+    for _ in range(2):
+        await one.poll()
+    [line] = caplog.messages
+    assert line.startswith("the newest page of https://h.example/feed has 2 entries and leads to no older one")
+
+
+async def test_unless_the_server_says_so(caplog):
+    caplog.set_level("INFO", "push_to_poll_client")
+    await Reader(feed_of(Stripe(1))).poll()
+    assert caplog.messages == []
 
 
 async def test_a_page_that_leads_to_a_stranger_is_a_failed_poll_that_begins_again():

@@ -172,6 +172,7 @@ class Asker:
         with _as_declared(reply):
             parts = self._found(reply, answer) if entries and answer.status in _PAGE else []
             found = self._meaning(reply, answer)
+            reply.ends = found.closed
             if self._is_nothing(answer, found):
                 return Read(answer, found, nothing=True)
             if isinstance(parts, Exception):

@@ -84,7 +84,7 @@ class Entries:
         self._proved = False
 
     def find(self, reply: Reply, most: int) -> list[Part]:
-        """The lists of a page, in its order; sets the `entries` of the reply.
+        """The lists of a page, in its order; tells the reply of them.
 
         Raises:
             Unfit: There is no list where one should be, or there are more than `most` entries.
@@ -96,6 +96,7 @@ class Entries:
                 part.reverse()
         reply.size = sum(len(part.entries) for part in parts)
         reply.entries = [entry for part in parts for entry in _readable(part)]
+        reply.listed = any(part.listed for part in parts)
         return parts
 
     def read(self, parts: Sequence[Part], *, each: Field | None, start: Cursor | None) -> list[Message]:

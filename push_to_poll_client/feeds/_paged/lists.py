@@ -59,6 +59,8 @@ class Part:
         entries: Decoded; in place of one that cannot be, the error.
         group: As given.
         broken: Whether one of them is an error.
+        listed: It stands on the page, be it as `null`. Of one that a function made this is known when there is
+            something in it.
 
     Raises:
         ValueError: The text is no list.
@@ -76,6 +78,7 @@ class Part:
         self._raws: Sequence[_Raw] | None = None
         self._reversed = False
         self.group = group
+        self.listed = True
         try:
             self.entries, self.broken = decode(text), False
         except UNDECODABLE:
@@ -141,15 +144,19 @@ class Lists:
         if place is LINES:
             return _of_lines(reply.content, most, name)
         if callable(place):
-            return _of_array(msgspec.json.encode(place(reply.body)), f"by {_name(place)}", most, name)
+            made = _of_array(msgspec.json.encode(place(reply.body)), f"by {_name(place)}", most, name)
+            made.listed = bool(made.entries)
+            return made
         raw = reply.raw_at(*place)
         if raw is None or bytes(raw) == b"null":
-            return self._missing(reply, place, name)
+            return self._missing(reply, place, name, listed=raw is not None)
         return _of_array(bytes(raw), _at(place), most, name)
 
-    def _missing(self, reply: Reply, place: tuple[str | int, ...], name: str) -> Part:
-        if self._optional and outline(reply.content).startswith("{"):
-            return _of_array(b"[]", "", 0, name)
+    def _missing(self, reply: Reply, place: tuple[str | int, ...], name: str, *, listed: bool) -> Part:
+        if self._optional and outline(reply.content).startswith(("{", "object")):
+            empty = _of_array(b"[]", "", 0, name)
+            empty.listed = listed
+            return empty
         raise Unfit(f"there is no list {_at(place)}, but {reply.outline(*place)}")
 
 

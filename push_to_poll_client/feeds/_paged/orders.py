@@ -138,13 +138,24 @@ class OldestFirst:
             Unfit: The page shows neither where it should.
         """
         cursor, following = self.kept(text_of(self._cursor(reply)), reply), self._following(reply)
-        if following is None and cursor is None and (reply.entries or (self._at_end and place.page)):
-            raise Unfit(f"there is no cursor: {_nothing_read(self._cursor, reply)}; correct cursor=")
         if following is None:
+            self._check_end(cursor, reply, place)
             return cursor, None
         if self._at_end or self._next is not None:
             return None if self._at_end else cursor, Place(place.start, following).position
         return cursor, following
+
+    def _check_end(self, cursor: Cursor | None, reply: Reply, place: Place) -> None:
+        """Whether the page at the end of a chain has the cursor that it should have."""
+        if cursor is not None:
+            return
+        if reply.entries or (self._at_end and place.page):
+            raise Unfit(f"there is no cursor: {_nothing_read(self._cursor, reply)}; correct cursor=")
+        if self._cursor.left_out(reply) and not (reply.listed or reply.ends):
+            raise Unfit(
+                f"there is neither a list nor a cursor: {_nothing_read(self._cursor, reply)}; "
+                "if that says that there is nothing new, tell it by not_ready(…)"
+            )
 
     def _following(self, reply: Reply) -> str | None:
         """What leads to the next page; `None`: there is none."""
@@ -190,6 +201,7 @@ class NewestFirst:
 
     Attributes:
         promises: Whether the server itself says that there is an older page, so that one is there.
+        supposes: Whether nothing says that there is none but a `next` that reads nothing.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -202,6 +214,7 @@ class NewestFirst:
         self._send = sender_given("send", send)
         self._more = None if more is None else reader(more)
         self.promises: bool = self._more is not None and not isinstance(self._more, Guess)
+        self.supposes: bool = self._more is None
         self.senders: list[Sender] = [self._send]
 
     def put(self, asking: Asking, page: str | None) -> Asking:

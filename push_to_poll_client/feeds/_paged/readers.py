@@ -28,12 +28,17 @@ __all__ = [
 ]
 
 _Seen: TypeAlias = Callable[[Reply], str]
+_Left: TypeAlias = Callable[[Reply], bool]
 
 _MOST_HEADERS = 20
 
 
 def _whole_body(reply: Reply) -> str:
     return reply.outline()
+
+
+def _unknown(_: Reply) -> bool:
+    return False
 
 
 def _headers(reply: Reply) -> str:
@@ -51,12 +56,21 @@ class Reader:
         read: Reads it; `None`: it is not there.
         text: What it is called in errors.
         seen: What stands where it looks, for errors, without what is said there.
+        left_out: Whether an answer leaves it out that has it on every page, be it as `null`. Of what is only on
+            some pages that is never known.
     """
 
-    def __init__(self, read: Callable[[Reply], Any], text: str, seen: _Seen = _whole_body) -> None:
+    def __init__(
+        self,
+        read: Callable[[Reply], Any],
+        text: str,
+        seen: _Seen = _whole_body,
+        left_out: _Left = _unknown,
+    ) -> None:
         self._read = read
         self._text = text
         self.seen = seen
+        self.left_out = left_out
 
     def __call__(self, reply: Reply) -> Any:
         """What stands there; `None`: nothing does."""
@@ -64,7 +78,8 @@ class Reader:
 
     def then(self, function: Callable[[Any], Any]) -> "Reader":
         """What a function makes of it. It is not asked for what is not there."""
-        return Reader(_applied(function, self), f"{self}.then({_name(function)})", self.seen)
+        text = f"{self}.then({_name(function)})"
+        return Reader(_applied(function, self), text, self.seen, self.left_out)
 
     def equals(self, *values: Any) -> "Reader":
         """Whether it is one of these.
@@ -85,7 +100,11 @@ class Reader:
 
     def __or__(self, other: "Condition") -> "Reader":
         either = reader(other)
-        return Reader(lambda reply: self(reply) or either(reply), f"({self} | {either})")
+        return Reader(
+            lambda reply: self(reply) or either(reply),
+            f"({self} | {either})",
+            left_out=lambda reply: self.left_out(reply) and either.left_out(reply),
+        )
 
     def __repr__(self) -> str:
         return self._text
@@ -147,7 +166,10 @@ def from_body(*path: str | int) -> Reader:
     """What stands in a JSON body: `from_body("paging", "next")`."""
     steps = path_of(path)
     return Reader(
-        lambda reply: reply.at(*steps), f"from_body({_arguments(path)})", lambda reply: reply.outline(*steps)
+        lambda reply: reply.at(*steps),
+        f"from_body({_arguments(path)})",
+        lambda reply: reply.outline(*steps),
+        lambda reply: reply.raw_at(*steps) is None,
     )
 
 
@@ -159,7 +181,12 @@ def from_header(name: str) -> Reader:
     """
     if not isinstance(name, str) or not is_header_name(name):
         raise ValueError(f"{name!r} is no name of a header")
-    return Reader(lambda reply: reply.headers.get(name), f"from_header({name!r})", _headers)
+    return Reader(
+        lambda reply: reply.headers.get(name),
+        f"from_header({name!r})",
+        _headers,
+        lambda reply: name not in reply.headers,
+    )
 
 
 def from_link(rel: str = "next") -> Reader:

@@ -47,6 +47,8 @@ class Reply:
         url: What answered, after redirects.
         entries: The entries of the page, decoded, as far as they can be.
         size: How many entries the page has, those counted that cannot be read.
+        listed: There is a list on the page, be it as `null`; of one that a function made, something in it.
+        ends: It says that nothing will ever follow.
         content: The body as it came, but for a mark of its encoding.
     """
 
@@ -57,6 +59,8 @@ class Reply:
         self.url: str = answer.url
         self.entries: Sequence[Any] = ()
         self.size: int = 0
+        self.listed: bool = True
+        self.ends: bool = False
         self.content: bytes = answer.body.removeprefix(_BOM)
         self._answer = answer
         self._allowed = allowed

@@ -1,5 +1,6 @@
 """From a request to a page: forward, or from the newest back."""
 
+import logging
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
@@ -15,6 +16,8 @@ from push_to_poll_client.feeds._seen import Seen
 from push_to_poll_client.feeds._walk_back import Leaf, WalkBack, longer
 
 __all__ = ["Backward", "Forward"]
+
+logger = logging.getLogger("push_to_poll_client")
 
 
 _Read: TypeAlias = Read[tuple[Cursor | None, Cursor | None]]
@@ -108,6 +111,12 @@ class Backward:
         read = await self._asker.read(ready, Place(None), self._pages.older, known=known.validators)
         if page is not None:
             self._check_is_there(read)
+        elif not known.messages and read.messages and read.leads is None and self._pages.supposes:
+            logger.info(
+                "the newest page of %s has %d entries and leads to no older one; if there are more, correct next=",
+                self._where,
+                len(read.messages),
+            )
         return Leaf(
             read.messages,
             read.leads,
