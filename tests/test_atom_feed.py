@@ -318,16 +318,48 @@ async def test_an_archive_is_read_also_when_all_around_it_is_known():
     assert ids((await walk(site.feed(), cursor))[0]) == ["late"]
 
 
-@pytest.mark.parametrize("status", [404, 410])
-async def test_an_archive_that_is_missing_is_a_gap_and_nobody_waits_for_it(status):
+async def test_an_archive_that_is_gone_is_a_gap_and_nobody_waits_for_it():
     site = archived()
-    site.documents["/a/1"] = httpx.Response(status)
+    site.documents["/a/1"] = httpx.Response(410)
     messages, cursor, (gap,) = await walk(site.feed())
     assert ids(messages) == ["c", "d", "e"]
-    assert gap == (f"a document that {WHERE} led to is not there any more ({status}), nor is what came before")
+    assert gap == (f"a document that {WHERE} led to is not there any more (410), nor is what came before")
     site.documents[TOP] = feed(entry("f", 6), links={"prev-archive": "/a/2"})
     messages, _, gaps = await walk(site.feed(), cursor)
     assert (ids(messages), gaps) == (["f"], [])
+
+
+async def not_found(atom, *, times, wait=60):
+    for _ in range(times):
+        with pytest.raises(FeedError, match=r"led to a document that is not found \(404\)") as error:
+            await walk(atom)
+        assert error.value.retry_after == wait
+
+
+async def test_an_archive_that_is_not_found_for_three_minutes_is_gone():
+    site = archived()
+    first, site.documents["/a/1"] = site.documents["/a/1"], httpx.Response(404)
+    atom = site.feed()
+    await not_found(atom, times=2)
+    messages, _, (gap,) = await walk(atom)
+    assert ids(messages) == ["c", "d", "e"]
+    assert "is not there any more (404)" in gap
+    await not_found(atom, times=2)
+    site.documents["/a/1"] = first
+    assert ids((await walk(atom))[0]) == ["a", "b", "c", "d", "e"]
+    site.documents["/a/1"] = httpx.Response(404, headers={"retry-after": "90"})
+    await not_found(atom, times=2, wait=90)
+
+
+async def test_of_so_many_documents_it_is_known_that_they_were_not_found(monkeypatch):
+    monkeypatch.setattr("push_to_poll_client.feeds._atom.absent.MOST_ADDRESSES", 1)
+    site, other = archived(), archived()
+    site.documents["/a/1"] = other.documents["/a/2"] = httpx.Response(404)
+    one, two = site.feed(), other.feed()
+    two._absent = one._absent
+    await not_found(one, times=2)
+    await not_found(two, times=1)
+    await not_found(one, times=2)
 
 
 async def test_an_archive_that_is_not_to_be_had_now_is_waited_for():

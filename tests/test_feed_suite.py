@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import replace
 
 import anyio
 import httpx
@@ -173,6 +174,39 @@ class TestAFeedThatAcknowledges(TestAFeedWithFetchAlone):
         self.fake = Queue()
         self.fake.publish(count)
         return self.fake
+
+
+class Overlapping(FakeFeed):
+    """What it was asked with a saved cursor begins with the message before it, as those of one time do."""
+
+    async def fetch(self, request):
+        saved = request.cursor is not None and request.cursor.startswith("from ")
+        self.overlap = int(saved)
+        page = await super().fetch(replace(request, cursor=request.cursor.removeprefix("from ")) if saved else request)
+        messages = [Message(message.id, cursor=f"from {message.cursor}") for message in page.messages]
+        return replace(page, messages=messages, cursor=page.cursor and f"from {page.cursor}")
+
+
+class TestAFeedThatRepeats(TestFakeFeed):
+    repeats = True
+
+    async def make_feed(self, count):
+        feed = Overlapping(page_size=2)
+        feed.publish(count)
+        return feed
+
+    async def reopen(self, feed):
+        return await self.make_feed(len(feed._entries))
+
+
+@pytest.mark.parametrize("ids", [["3"], ["0", "3", "4"], ["5", "3", "4"], ["2", "3"], ["3", "4", "1"], []])
+def test_what_a_feed_repeats_is_known_and_stands_first(ids):
+    class Repeating(FeedSuite):
+        repeats = True
+
+    assert not Repeating()._follows(ids, ["3", "4"], ["1", "2"])
+    assert Repeating()._follows(["1", "2", "3", "4"], ["3", "4"], ["1", "2"])
+    assert not FeedSuite()._follows(["2", "3", "4"], ["3", "4"], ["1", "2"])
 
 
 class Unreadable(FakeFeed):

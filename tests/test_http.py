@@ -132,6 +132,18 @@ def test_a_server_asks_to_be_left_alone(headers, seconds):
     assert asked_to_wait(503, headers, NOW) == seconds
 
 
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"x-poll-interval": "60"}, None),
+        ({"x-poll-interval": "60", "retry-after": "5", "backoff": "30"}, 30),
+        ({"x-poll-interval": "60", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "7"}, 7),
+    ],
+)
+def test_an_interval_of_polls_says_nothing_within_one(headers, seconds):
+    assert asked_to_wait(200, headers, NOW, within_poll=True) == seconds
+
+
 def test_a_date_without_a_zone_is_in_utc_wherever_the_machine_is(monkeypatch):
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")  # 14 hours ahead
     time.tzset()

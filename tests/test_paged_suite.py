@@ -113,10 +113,6 @@ class TestTelegram(OfEvents, TestCouchDB):
 class TestStripe(OfEvents, TestCouchDB):
     kind = Stripe
 
-    @pytest.mark.xfail(reason="a walk that is asked for again goes on by a page", strict=False)
-    async def test_a_page_that_is_asked_for_again_is_there_again(self):
-        await super().test_a_page_that_is_asked_for_again_is_there_again()
-
 
 class TestGitHub(TestStripe):
     kind = GitHub

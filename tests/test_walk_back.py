@@ -9,6 +9,7 @@ import pytest
 from consumers import Log
 from declared import feed_of
 from vendors.github import GitHub
+from vendors.stripe import Stripe
 from walking import WHERE, Archived, Following, Numbered, Reader, reader
 
 from push_to_poll_client import (
@@ -32,6 +33,7 @@ from push_to_poll_client.feeds.paged import (
     closed,
     from_header,
     from_link,
+    full_page,
     gap,
     not_ready,
     pause,
@@ -246,6 +248,14 @@ async def test_a_document_that_leads_to_itself_is_a_failed_poll():
         return Leaf(older="a")
 
     with pytest.raises(FeedError, match="without an end"):
+        await Reader(WalkBack(look, WHERE)).poll()
+
+
+async def test_an_address_that_is_too_long_to_be_kept_is_a_failed_poll():
+    async def look(address, request, known):
+        return Leaf(older="a" * (MAX_CURSOR + 1))
+
+    with pytest.raises(FeedError, match="more than 65536 characters"):
         await Reader(WalkBack(look, WHERE)).poll()
 
 
@@ -956,11 +966,11 @@ async def test_what_a_stranger_writes_into_a_cursor_is_sent_to_nobody(etag):
 # Declared feeds
 
 
-def paged(answer, **options):
+def paged(answer, *, more=None, **options):
     return PagedFeed(
         "https://h.example/feed",
         entries=Entries(),
-        pages=NewestFirst(next=from_link("next"), send=as_url()),
+        pages=NewestFirst(next=from_link("next"), send=as_url(), more=more),
         client=httpx.AsyncClient(transport=httpx.MockTransport(answer)),
         **options,
     )
@@ -1046,6 +1056,18 @@ async def test_no_content_is_an_empty_feed_or_nothing_new_or_no_older_page():
     assert await Reader(paged(pages(["2"])), latest).poll() == ["2"]
 
 
+async def test_no_content_is_no_end_where_the_server_has_said_that_there_is_more():
+    one = Reader(paged(pages(["3"], ["2"], httpx.Response(204)), more=from_header("link")))
+    with pytest.raises(FeedError, match="no content where the page before says that there is more"):
+        await one.poll()
+    assert one.saved is None
+
+
+async def test_no_content_is_the_end_where_a_full_page_has_let_expect_more():
+    one = Reader(paged(pages(["3"], ["2"], httpx.Response(204)), more=full_page(1)))
+    assert await one.poll() == ["2", "3"]
+
+
 async def test_an_answer_that_is_fresh_is_not_asked_again_until_the_feed_is_closed():
     answer = pages(httpx.Response(200, json=[{"id": "1"}], headers={"cache-control": "max-age=100"}))
     feed = paged(answer)
@@ -1056,6 +1078,24 @@ async def test_an_answer_that_is_fresh_is_not_asked_again_until_the_feed_is_clos
     await feed.aclose()
     await one.poll()
     assert len(answer.asked) == 3
+
+
+async def test_a_first_page_that_leads_nowhere_is_worth_a_line(caplog):
+    caplog.set_level("INFO", "push_to_poll_client")
+    for answer in (pages([]), pages(["2"], ["1"])):
+        await Reader(paged(answer)).poll()
+    assert caplog.messages == []
+    one = Reader(paged(pages(["2", "1"])))
+    for _ in range(2):
+        await one.poll()
+    [line] = caplog.messages
+    assert line.startswith("the newest page of https://h.example/feed has 2 entries and leads to no older one")
+
+
+async def test_unless_the_server_says_so(caplog):
+    caplog.set_level("INFO", "push_to_poll_client")
+    await Reader(feed_of(Stripe(1))).poll()
+    assert caplog.messages == []
 
 
 async def test_a_page_that_leads_to_a_stranger_is_a_failed_poll_that_begins_again():

@@ -2,10 +2,10 @@
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 
 import msgspec
 
@@ -107,14 +107,17 @@ class Seen:
         return Seen(messages, _kept(self.archives, {}, map(digest, archives)))
 
 
-def _kept(before: Digests, first: Collection[bytes], others: Iterable[bytes]) -> Digests:
+def _kept(before: Digests, first: Digests, others: Iterable[bytes]) -> Digests:
     """All of `first`, and some of the rest.
 
     What was there before keeps its order: a document that is only shuffled makes no other cursor.
     """
-    new = [one for one in dict.fromkeys((*first, *others)) if one not in before]
-    rest = set(islice((one for one in (*new, *before) if one not in first), KEPT))
-    return dict.fromkeys(one for one in (*new, *before) if one in first or one in rest)
+    new = {one: None for one in chain(first, others) if one not in before}
+    if not new and len(before) <= len(first) + KEPT:
+        return before
+    together = new | before
+    rest = set(islice((one for one in together if one not in first), KEPT))
+    return {one: None for one in together if one in first or one in rest}
 
 
 def _joined(digests: Digests) -> str:

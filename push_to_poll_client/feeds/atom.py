@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
+from push_to_poll_client.feeds._atom.absent import Absent
 from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText
 from push_to_poll_client.feeds._atom.entry import AtomEntry, restored
 from push_to_poll_client.feeds._atom.leaf import leaf_of
@@ -23,7 +24,6 @@ from push_to_poll_client.feeds._walk_back import Leaf, WalkBack
 __all__ = ["AtomCategory", "AtomEntry", "AtomFeed", "AtomLink", "AtomPerson", "AtomText"]
 
 _ACCEPT = "application/atom+xml, application/xml;q=0.9, text/xml;q=0.8, */*;q=0.1"
-_MISSING = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 
 
 class AtomFeed:
@@ -41,7 +41,8 @@ class AtomFeed:
     - A plain feed has its newest entries and no more. When none of those that were seen is there any more, some
       may have come and gone, and the page says so as its gap.
     - A paged feed (§3) may shift while it is walked.
-    - An archived feed (§4) is walked back to an archive that was read. One that is missing (404, 410) is a gap.
+    - An archived feed (§4) is walked back to an archive that was read. One that is gone (410),
+      or is not found (404) for three minutes, is a gap.
     - A complete feed (§2) has all there is: an entry that it no longer has is handed out as deleted, and as a new
       message if it comes back. For this the cursor has to name all of its entries, for which there is room for
       some 1,000; of a larger one, what disappears is not reported.
@@ -91,6 +92,7 @@ class AtomFeed:
             trusted=trusted,
         )
         self._walk = WalkBack(self._look, self._origin.where, order=order)
+        self._absent = Absent()
         self._most = most_messages(max_body)
         self.identity: str = self._origin.identity if identity is None else identity
 
@@ -129,7 +131,7 @@ class AtomFeed:
         headers = {"accept": _ACCEPT, **past_caches(fresh=request.fresh)}
         url = self._origin.address({}) if address is None else address
         answer = await self._origin.ask(url, headers=headers, known=known.validators)
-        if address is not None and answer.status in _MISSING:
+        if address is not None and self._absent.is_gone(address, answer):
             return Leaf(missing=_missing(answer), poll_interval=answer.retry_after)
         if self._origin.accepted(answer).status == HTTPStatus.NOT_MODIFIED:
             return Leaf(unchanged=True, poll_interval=answer.retry_after, fresh_for=fresh_for(answer.headers))

@@ -1,6 +1,6 @@
 """What a feed's suite has to be told of the feed and of the server behind it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -22,11 +22,13 @@ class FeedHooks:
     Attributes:
         secrets: What the feed was given that nobody may see.
         acknowledges: To fetch from a cursor takes away what stands before it, so nothing is read twice.
+        repeats: What a cursor leads to may begin with some of what stands before it.
         longest_fetch: Seconds within which each fetch ends, also when the server hangs.
     """
 
     secrets: tuple[str, ...] = ()
     acknowledges: bool = False
+    repeats: bool = False
     longest_fetch: float = _LONG
 
     async def make_feed(self, count: int) -> Feed:
@@ -79,6 +81,11 @@ class FeedHooks:
     async def _caught_up(self) -> AsyncIterator[tuple[Feed, Cursor]]:
         async with self._opened(2) as feed:
             yield feed, (await walk(feed)).cursors[-1][0]
+
+    def _follows(self, ids: Sequence[str], expected: Sequence[str], known: Collection[str]) -> bool:
+        """Whether these are the messages expected, behind some that are known if the feed repeats."""
+        before = max(len(ids) - len(expected), 0)
+        return ids[before:] == expected and (not before or (self.repeats and {*ids[:before]} <= {*known}))
 
     def _reads_twice(self) -> None:
         if self.acknowledges:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from backtracking import Steps, TooManySteps, alphabet
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import push_to_poll_client
@@ -194,6 +194,7 @@ def test_one_that_does_not_is_not_blamed(pattern):
 
 
 @pytest.mark.parametrize(("pattern", "way"), PATTERNS)
+@settings(max_examples=1_000 if LONG else 25)
 @given(data=st.data())
 def test_it_is_what_re_does(pattern, way, data):
     letters = [chr(code) for code in alphabet(pattern)[:20]] + ["a", "Z", "0", " ", "\n", "\0", "\xe9"]

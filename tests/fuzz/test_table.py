@@ -5,6 +5,7 @@ with the reason why it is nobody else's text. Who writes a parser is told here t
 """
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -79,11 +80,11 @@ def modules():
         yield ".".join(part for part in parts if part != "__init__"), path
 
 
+@functools.cache
 def what_it_takes_apart_with(path):
-    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    names = {getattr(call, "attr", getattr(call, "id", "")) for call in calls}
-    bound = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
-    return (names | {node.attr for node in bound}) & TAKES_APART
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    called = {getattr(node.func, "id", "") for node in nodes if isinstance(node, ast.Call)}
+    return (called | {node.attr for node in nodes if isinstance(node, ast.Attribute)}) & TAKES_APART
 
 
 def excused(room):

@@ -234,17 +234,10 @@ class Origin:
             body = await read_body(response, self._max_body, where, patience)
         else:
             body = await self._error_body(response, call, patience) if call.errors else b""
-        return Answer(
-            status,
-            headers,
-            body,
-            asked_to_wait(status, headers, now),
-            call.url,
-            call.known,
-            call.redirected,
-            where,
-            asked_to_wait(status, headers, now, within_poll=True),
-        )
+        wait = within_poll = asked_to_wait(status, headers, now)
+        if wait is not None:
+            within_poll = asked_to_wait(status, headers, now, within_poll=True)
+        return Answer(status, headers, body, wait, call.url, call.known, call.redirected, where, within_poll)
 
     async def _error_body(self, response: Any, call: Call, patience: Patience) -> bytes:
         """What the server says to an error; empty if that cannot be had: the error is there all the same."""

@@ -8,7 +8,7 @@ import msgspec
 
 from push_to_poll_client._types import Cursor
 from push_to_poll_client.feeds._json_split import UNDECODABLE
-from push_to_poll_client.feeds._paged.readers import Condition, EachReader, EntryReader, Reader, reader
+from push_to_poll_client.feeds._paged.readers import Condition, EachReader, EntryReader, Guess, Reader, reader
 from push_to_poll_client.feeds._paged.reply import Reply, Unfit, text_of
 from push_to_poll_client.feeds._paged.senders import (
     Asking,
@@ -101,7 +101,8 @@ class OldestFirst:
         self._send, self._send_next = sender_given("send", send), sender_given("send_next", send_next or send)
         self._next = None if next is None else reader(next)
         self._more = None if more is None else reader(more)
-        self.each = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else each
+        own = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else None
+        self.each: EachReader | None = own or each
         if self.each is not None and self._send.goes == "url":
             raise ValueError("as_url() has no meaning with a cursor that is read from_each(…) entry")
         self.senders: list[Sender] = [self._send, self._send_next]
@@ -200,9 +201,14 @@ class NewestFirst:
     """Pages that go back: the newest messages come first. They are walked back to what was seen, and reversed.
 
     Args:
-        next: Reads what leads to the next page, which is older.
+        next: Reads what leads to the next page, which is older. Without `more`, reading nothing is the end: a name
+            that is wrong makes a feed of one page.
         send: Where that goes.
         more: Whether there is an older page. `None`: when there is a `next` and the page is not empty.
+
+    Attributes:
+        promises: Whether the server itself says that there is an older page, so that one is there.
+        supposes: Whether nothing says that there is none but a `next` that reads nothing.
 
     Raises:
         TypeError: An argument is of another kind.
@@ -214,6 +220,8 @@ class NewestFirst:
         self._next = reader(next)
         self._send = sender_given("send", send)
         self._more = None if more is None else reader(more)
+        self.promises: bool = self._more is not None and not isinstance(self._more, Guess)
+        self.supposes: bool = self._more is None
         self.senders: list[Sender] = [self._send]
 
     def put(self, asking: Asking, page: str | None) -> Asking:
@@ -264,7 +272,7 @@ class Latest:
         self._query = dict(texts_given("query", query or {}))
         self._at = None if at is None else text_given("at", at)
         self.adds: frozenset[str] = frozenset(self._query if at is None else ())
-        self.cursor = None if cursor is None else reader(cursor)
+        self.cursor: Reader | None = None if cursor is None else reader(cursor)
 
     def put(self, asking: Asking) -> Asking:
         """The request for it."""

@@ -14,6 +14,7 @@ __all__ = [
     "Condition",
     "EachReader",
     "EntryReader",
+    "Guess",
     "Reader",
     "from_body",
     "from_each",
@@ -219,6 +220,10 @@ def status(*codes: int) -> Reader:
     return Reader(lambda reply: reply.status in codes, f"status({', '.join(map(str, codes))})")
 
 
+class Guess(Reader):
+    """A condition that the server did not state: what it lets expect may turn out not to be there."""
+
+
 def full_page(size: int) -> Reader:
     """Whether the page has so many entries, as many as one can have. Those that cannot be read count.
 
@@ -227,7 +232,7 @@ def full_page(size: int) -> Reader:
     """
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"full_page() is given {size!r}; give the number of entries that a page can have")
-    return Reader(lambda reply: reply.size >= size, f"full_page({size})")
+    return Guess(lambda reply: reply.size >= size, f"full_page({size})")
 
 
 def _applied(function: Callable[[Any], Any], read: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -1,5 +1,6 @@
 """From a request to a page: forward, or from the newest back."""
 
+import logging
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
@@ -15,6 +16,8 @@ from push_to_poll_client.feeds._seen import Seen
 from push_to_poll_client.feeds._walk_back import Leaf, WalkBack, longer
 
 __all__ = ["Backward", "Forward"]
+
+logger = logging.getLogger("push_to_poll_client")
 
 
 _Read: TypeAlias = Read[tuple[Cursor | None, Cursor | None]]
@@ -106,8 +109,14 @@ class Backward:
     async def _look(self, page: str | None, request: FetchRequest, known: Seen) -> Leaf:
         ready = self._asker.request(lambda asking: self._pages.put(asking, page), request)
         read = await self._asker.read(ready, Place(None), self._pages.older, known=known.validators)
-        if read.meaning.empty and page is not None:
-            raise FeedError(f"{self._where} is not ready in the middle of its pages", retry_after=read.retry_after)
+        if page is not None:
+            self._check_is_there(read)
+        elif not known.messages and read.messages and read.leads is None and self._pages.supposes:
+            logger.info(
+                "the newest page of %s has %d entries and leads to no older one; if there are more, correct next=",
+                self._where,
+                len(read.messages),
+            )
         return Leaf(
             read.messages,
             read.leads,
@@ -120,6 +129,16 @@ class Backward:
             poll_interval=read.answer.retry_after,
             closed=read.meaning.closed,
         )
+
+    def _check_is_there(self, read: Read[Any]) -> None:
+        """An older page that is missing is no end of the walk, or what stands there would never be seen."""
+        if read.meaning.empty:
+            raise FeedError(f"{self._where} is not ready in the middle of its pages", retry_after=read.retry_after)
+        if read.answer.status == HTTPStatus.NO_CONTENT and self._pages.promises:
+            raise FeedError(
+                f"{self._where} has no content where the page before says that there is more; it is asked again",
+                retry_after=read.retry_after,
+            )
 
 
 def _is_unchanged(read: Read[Any], known: Seen) -> bool:

@@ -84,6 +84,7 @@ class WalkBack:
         if way.turn != turn:  # somebody else has taken this document
             return _lead_on(start, way.turn, leaf.retry_after)
         self._fresh.note(start, leaf.fresh_for if leaf.unchanged else 0.0)
+        self._ways.drop(start)
         if leaf.unchanged:
             return _unchanged(leaf)
         way.take(leaf, self._where, anyio.current_time())

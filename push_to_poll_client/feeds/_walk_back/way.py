@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from push_to_poll_client._circle import Circle
 from push_to_poll_client._exceptions import ChainRestart, FeedError
-from push_to_poll_client._types import Message, Page
+from push_to_poll_client._types import MAX_CURSOR, Message, Page
 from push_to_poll_client.feeds._seen import Digests, Seen, digest
 from push_to_poll_client.feeds._walk_back.leaf import Leaf, Order
 
@@ -175,7 +175,7 @@ class Way:
 
         Raises:
             ChainRestart: It was to be another one: pages have shifted by more than a page.
-            FeedError: The feed leads in a circle, or has no end.
+            FeedError: The feed leads in a circle, or has no end, or what it leads to is too long to be kept.
         """
         document = _Document.of(self._next, leaf, self.known.messages)
         self._find_again(document, where)
@@ -231,6 +231,8 @@ class Way:
                 f"{where} leads from document to document {self._documents} times without an end: its links go in"
                 " a circle, or it does not heed what asks for the next one"
             )
+        if len(older.at) > MAX_CURSOR:
+            raise FeedError(f"{where} leads to a document by more than {MAX_CURSOR} characters")
         self._next = older
 
     # At its end
