@@ -219,7 +219,10 @@ class PagedFeed:
         return await self._walk.fetch(replace(request, hint=None))  # whoever may push can write anything
 
     def restore(self, letter: DeadLetter, /) -> Message:
-        """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one."""
+        """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one.
+
+        One that `only` passes over is unreadable, too: it is to be dropped.
+        """
         return self._entries.restore(letter)
 
     async def aclose(self) -> None:

@@ -77,7 +77,7 @@ class OldestFirst:
         send_next: Where that goes. The cursor that the chain began with is sent too, unless this is in its place.
             `None`: as `send`.
         more: Whether there is a next page. `None`: when there is a `next`; without one, when this page is not
-            empty.
+            empty and its cursor another one than it was asked for by.
         each: Reads the cursor of an entry, where it is not `cursor` that does.
 
     Raises:
@@ -141,6 +141,7 @@ class OldestFirst:
         cursor, following = self.kept(text_of(self._cursor(reply)), reply), self._following(reply)
         if following is None:
             self._check_end(cursor, reply, place)
+        if following is None or (self._guesses and following == place.start):
             return cursor, None
         if self._at_end or self._next is not None:
             return None if self._at_end else cursor, Place(place.start, following).position
@@ -169,6 +170,11 @@ class OldestFirst:
         if self._more or (reply.entries and not self._next):
             raise Unfit(f"there is no way on: {_nothing_read(read, reply)}; {self._remedy}")
         return None
+
+    @property
+    def _guesses(self) -> bool:
+        """Whether nobody says that there is more, so that a page may as well have what it was asked after."""
+        return self._more is None and self._next is None and not self._at_end
 
     @property
     def _remedy(self) -> str:
