@@ -132,14 +132,6 @@ BELIEVED = {
 """Where a server says something of a page that nobody can doubt: what stands there is missed."""
 
 
-AGAIN = "what an older document asked for is asked for once more at the end of the walk"
-
-BROKEN = {
-    ("AtomFeed, archived", "asks for a day of quiet", "in the middle"): AGAIN,
-    ("AtomFeed, archived", "asks for ages of quiet", "now and then"): AGAIN,
-}
-"""Cells that fail for a reason, and are to be mended."""
-
 LONG = os.environ.get("CHAOS_FORM") == "long"
 
 
@@ -148,9 +140,7 @@ def cells():
         for place, fault in enumerate(FAULTS):
             for at, when in enumerate(WHEN):
                 if LONG or (number + place - at) % (2 if fault in OFTEN else 12 if fault in SHARED else 4) == 0:
-                    why = BROKEN.get((subject, fault, when))
-                    marks = [pytest.mark.xfail(reason=why, strict=True)] if why else []
-                    yield pytest.param(subject, fault, when, id=f"{subject}-{fault}-{when}", marks=marks)
+                    yield pytest.param(subject, fault, when, id=f"{subject}-{fault}-{when}")
 
 
 class Reading(Consumer):

@@ -831,6 +831,17 @@ async def test_the_interval_of_polls_counts_once_in_a_walk_and_at_its_end(kind, 
     assert {*waits[:-2], *handed[:-1]} == {None}
 
 
+async def test_what_was_waited_for_on_the_way_is_not_waited_for_again():
+    documents = Numbered(9, poll_interval=60)
+    one = reader(documents)
+    for seconds in (20, 15, 0):
+        await one.step()
+        documents.says = {}
+        await anyio.sleep(seconds)
+    assert [page.retry_after for page in one.pages] == [None, None, 25]
+    assert len(one.settled) == 9
+
+
 async def test_what_a_server_asks_at_once_counts_at_once():
     documents = Numbered(7, retry_after=5, poll_interval=60)
     one = reader(documents)

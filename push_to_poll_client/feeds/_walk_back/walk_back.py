@@ -115,7 +115,7 @@ class WalkBack:
         seen = way.seen()
         page = Page(way.news(self._order), seen.cursor(), gap=way.gap)
         way.later = way.further(seen)
-        wait = leaf.retry_after if way.later else longer(leaf.retry_after, way.interval)
+        wait = leaf.retry_after if way.later else longer(leaf.retry_after, way.quiet(anyio.current_time()))
         if page.cursor != start:
             return replace(self._handed_out(start, way, page), retry_after=wait)
         page = replace(page, cursor=None, retry_after=wait)

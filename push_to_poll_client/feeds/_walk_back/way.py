@@ -118,7 +118,6 @@ class Way:
         ended: The last document was the last one to be looked at.
         page: What it handed out; `None`: it has not, or nothing that is worth being kept.
         later: What is to be walked when that is settled; `None`: nothing.
-        interval: Seconds that the server wants until the next poll; `None`: it did not say.
     """
 
     def __init__(self, known: Seen, most: int, start: Address = TOP, above: Sequence[Address] = ()) -> None:
@@ -128,7 +127,7 @@ class Way:
         self.ended = False
         self.page: Page | None = None
         self.later: Way | None = None
-        self.interval: float | None = None
+        self._quiet_until = 0.0
         self._most = most
         self._start = self._next = start
         self._held: list[_Document] = []
@@ -187,7 +186,7 @@ class Way:
         self._documents += 1
         self.turn += 1
         self._missing = self._missing or leaf.missing
-        self.interval = longer(self.interval, leaf.poll_interval)
+        self._quiet_until = max(self._quiet_until, now + (leaf.poll_interval or 0.0))
         self.ended = self._is_last(document) or leaf.older is None or leaf.whole
         self._hold(document)
         if not self.ended:
@@ -248,6 +247,14 @@ class Way:
     def again(self) -> bool:
         """Whether the newest document was not fetched, or may have changed since."""
         return self._start != TOP or self._documents > 1
+
+    def quiet(self, now: float) -> float | None:
+        """Seconds until the server wants the next poll, of those that any document asked for; `None`: it may come.
+
+        Args:
+            now: On the event loop's clock.
+        """
+        return self._quiet_until - now if self._quiet_until > now else None
 
     @property
     def closed(self) -> bool:
