@@ -842,6 +842,18 @@ async def test_what_was_waited_for_on_the_way_is_not_waited_for_again():
     assert len(one.settled) == 9
 
 
+async def test_by_a_clock_that_is_another_nobody_waits_for_longer_than_was_asked(monkeypatch):
+    documents = Numbered(6, poll_interval=60)
+    one = reader(documents)
+    await one.step()
+    earlier = anyio.current_time() - 1000
+    monkeypatch.setattr(anyio, "current_time", lambda: earlier)
+    documents.says = {}
+    await one.step()
+    await one.step()
+    assert [page.retry_after for page in one.pages] == [None, None, 60]
+
+
 async def test_what_a_server_asks_at_once_counts_at_once():
     documents = Numbered(7, retry_after=5, poll_interval=60)
     one = reader(documents)

@@ -127,7 +127,7 @@ class Way:
         self.ended = False
         self.page: Page | None = None
         self.later: Way | None = None
-        self._quiet_until = 0.0
+        self._interval = self._quiet_until = 0.0
         self._most = most
         self._start = self._next = start
         self._held: list[_Document] = []
@@ -186,6 +186,7 @@ class Way:
         self._documents += 1
         self.turn += 1
         self._missing = self._missing or leaf.missing
+        self._interval = max(self._interval, leaf.poll_interval or 0.0)
         self._quiet_until = max(self._quiet_until, now + (leaf.poll_interval or 0.0))
         self.ended = self._is_last(document) or leaf.older is None or leaf.whole
         self._hold(document)
@@ -254,7 +255,8 @@ class Way:
         Args:
             now: On the event loop's clock.
         """
-        return self._quiet_until - now if self._quiet_until > now else None
+        seconds = min(self._quiet_until - now, self._interval)  # the clock may be that of another event loop
+        return seconds if seconds > 0 else None
 
     @property
     def closed(self) -> bool:
