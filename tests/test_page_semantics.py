@@ -238,6 +238,51 @@ async def test_the_same_page_with_the_same_cursor_ends_the_poll():
     assert len(vendor.requests) == 2
 
 
+def standing(caplog):
+    """The cursors at which a feed was said to stand still."""
+    text = "the feed says that there is more, and gives nothing new at cursor "
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert all(line.startswith(text) for line in lines)
+    return [line.removeprefix(text).partition(",")[0] for line in lines]
+
+
+async def test_a_feed_that_stands_still_says_so_once_for_each_cursor(caplog):
+    vendor = Scripted(page("c", "1", "2"))
+    async with Log(vendor.feed()) as consumer:
+        for cursor in "ccdd":
+            vendor.pages = [page(cursor, "1", "2")]
+            assert (await consumer.poll_now()).caught_up
+    assert standing(caplog) == ["'c'", "'d'"]
+
+
+async def test_an_empty_page_that_leads_to_itself_is_a_feed_that_stands_still(caplog):
+    vendor = Scripted(page("c", "1"), page("c"))
+    await Log(vendor.feed()).poll_now()
+    assert standing(caplog) == ["'c'"]
+
+
+async def test_a_feed_that_brings_news_at_one_cursor_does_not_stand_still(caplog):
+    vendor = Scripted(page("c", "1"), page("c", "2"), page("c", "3"), page("d", more=False))
+    consumer = Log(vendor.feed())
+    await consumer.poll_now()
+    assert consumer.processed == ["1", "2", "3"]
+    assert standing(caplog) == []
+
+
+@pytest.mark.parametrize("cursor", [from_each("at"), from_body("at")])
+async def test_a_server_that_answers_with_what_it_was_asked_after_has_no_more(cursor, caplog):
+    """As those do that are asked for all since a time, that time included."""
+    vendor = Scripted({"events": [{"id": "1", "at": 7}, {"id": "2", "at": 7}], "at": 7})
+    options = {"client": vendor.client(), "headers": vendor.headers}
+    pages = OldestFirst(cursor=cursor, send=to_query("since"))
+    feed = PagedFeed(vendor.url, entries=Entries("events"), pages=pages, **options)
+    consumer = Log(feed)
+    assert (await consumer.poll_now()).caught_up
+    assert consumer.processed == ["1", "2"]
+    assert len(vendor.requests) == 2
+    assert standing(caplog) == []
+
+
 async def test_pages_that_go_round_end_the_poll():
     vendor = Scripted(*[page(cursor, "1", "2") for cursor in "abc" * 20])
     consumer = Log(vendor.feed())

@@ -447,6 +447,21 @@ def test_a_dead_letter_that_a_function_cannot_read_says_so():
 
 
 @pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ({}, "an entry cannot be read: KeyError: 'kind'; correct the declaration, or ask its publisher"),
+        ({"kind": "open"}, "only= passes this entry over; drop its dead letter, or correct the declaration"),
+        ({"kind": "message"}, "None"),
+    ],
+)
+def test_a_dead_letter_is_a_message_only_if_it_is_selected(kind, error):
+    entries = Entries(only=lambda entry: entry["kind"] == "message")
+    [_, message] = read(Entries(), [{"id": "a"}, {"id": "b", **kind}])
+    again = entries.restore(letter(message))
+    assert (again.id, again.key, again.raw, str(again.error)) == ("b", message.key, message.raw, error)
+
+
+@pytest.mark.parametrize(
     "raw", [b"", b"{}", b"[]", b'{"added": {}}', b'{"other": {"id": 1}}', b'{"added": \xff}', b"\xff"]
 )
 def test_a_dead_letter_of_whatever_it_is_raises_nothing(raw):

@@ -396,6 +396,8 @@ FULL = {"entries": [{"id": "1"}, {"id": "2"}]}
     [
         ({}, {"cursor": "c"}, FULL, ("c", "c")),
         ({}, {"cursor": "c"}, {}, ("c", None)),
+        ({}, {"cursor": "s"}, FULL, ("s", None)),
+        ({"more": from_body("more")}, {"cursor": "s", "more": True}, FULL, ("s", "s")),
         ({}, {}, {}, (None, None)),
         ({}, {"cursor": "c"}, {"size": 3}, ("c", "c")),
         ({"cursor": from_each("id")}, {}, FULL, ("2", "2")),

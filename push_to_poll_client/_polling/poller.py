@@ -1,5 +1,6 @@
 """One poll: fetch and settle pages until caught up, or for `max_poll_time`."""
 
+import logging
 from dataclasses import replace
 
 from push_to_poll_client._event_loop import Beside
@@ -17,9 +18,12 @@ from push_to_poll_client._processing.progress import Progress
 from push_to_poll_client._processing.trials import Stop
 from push_to_poll_client._schedule import Schedule
 from push_to_poll_client._status import PollResult, Tally
+from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Clock, Cursor, FetchRequest, Page, Push
 
 __all__ = ["Poller"]
+
+logger = logging.getLogger("push_to_poll_client")
 
 
 class Poller:
@@ -72,6 +76,7 @@ class Poller:
         self._tally = tally
         self._clock = clock
         self._next: tuple[Cursor | None, Overlap | None] | None = None
+        self._stuck_at: Cursor | None = None
         self._until = 0.0
         most = prefetch if fetches.read_ahead else 0
         self._ahead = ReadAhead(fetches, most, lambda: not self._must_stop)
@@ -181,10 +186,23 @@ class Poller:
     def _following(self, walk: Walk, request: FetchRequest, page: Page) -> FetchRequest | None:
         """What to ask next; `None`: nothing more, this is the end."""
         if page.next is not None:
-            end = walk.stands_still(request.cursor, page.next)
-            return None if end else replace(request, cursor=page.next, wait=0.0)
+            if not walk.stands_still(request.cursor, page.next):
+                return replace(request, cursor=page.next, wait=0.0)
+            if page.next == request.cursor:
+                self._warn(page.next)
+            return None
         wait = 0.0 if page.closed or self._must_stop else walk.wait_at_end()
         return replace(request, cursor=self._progress.saved, wait=wait) if wait else None
+
+    def _warn(self, position: Cursor) -> None:
+        """The feed stands still. Once for each place: the polls that follow find it there again (G9)."""
+        if position != self._stuck_at:
+            self._stuck_at = position
+            logger.warning(
+                "the feed says that there is more, and gives nothing new at cursor %s, which leads to itself: "
+                "what comes after it is not read",
+                quoted(position),
+            )
 
     async def _go_on_later(self, walk: Walk, position: Cursor | None) -> None:
         """The next poll goes on with this walk, as a rule. `max_poll_time` is over, or the server wants quiet."""

@@ -9,13 +9,13 @@
 `docs/feeds.md` declares many more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from push_to_poll_client._exceptions import FeedRefused
-from push_to_poll_client._types import DeadLetter, FetchRequest, Message, Page
+from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
 from push_to_poll_client.feeds._manners.credentials import Auth
 from push_to_poll_client.feeds._manners.origin import Origin
 from push_to_poll_client.feeds._paged.asker import Asker
@@ -128,11 +128,14 @@ class PagedFeed:
         read_ahead: As given.
         max_wait: Seconds for which the server can hold its answer; `None`: it cannot.
         identity: As given, or the URL without secrets.
+        latest: As `Feed.latest`. It is not there when pages go forward and no `latest` is declared.
 
     Raises:
         TypeError: An argument is of the wrong type.
         ValueError: An argument has no meaning; the text says which and why.
     """
+
+    latest: Callable[[], Awaitable[Cursor | None]]
 
     def __init__(
         self,
@@ -216,7 +219,10 @@ class PagedFeed:
         return await self._walk.fetch(replace(request, hint=None))  # whoever may push can write anything
 
     def restore(self, letter: DeadLetter, /) -> Message:
-        """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one."""
+        """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one.
+
+        One that `only` passes over is unreadable, too: it is to be dropped.
+        """
         return self._entries.restore(letter)
 
     async def aclose(self) -> None:

@@ -25,6 +25,8 @@ later is another message, also when it says again what it said before, and so is
 once more at a later cursor. What comes again because pages are fetched again, one of which failed, is not. With
 `NewestFirst`, which has no such cursor: what the entry says alone."""
 
+_PASSED_OVER: Final = "only= passes this entry over; drop its dead letter, or correct the declaration"
+
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -117,9 +119,13 @@ class Entries:
         return messages
 
     def restore(self, letter: DeadLetter) -> Message:
-        """The message of a dead letter; an `UnreadableMessage` if it still is one."""
+        """The message of a dead letter; an `UnreadableMessage` if it still is one, or is to be passed over."""
         part = self._lists.restored(letter.raw)
         try:
+            if self._only is not None and not self._only(_entries(part, [0])[0]):
+                return UnreadableMessage(
+                    letter.id, UndecodableMessage(_PASSED_OVER), key=letter.key, raw=letter.raw
+                )
             name = self._name_of(part) if letter.key.startswith(UNREADABLE) else letter.id
             return self._made(part, [0], [name], [letter.key], None)[0]
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote

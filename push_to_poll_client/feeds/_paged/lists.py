@@ -79,8 +79,10 @@ class Part:
         self._reversed = False
         self.group = group
         self.listed = True
+        self.entries: list[Any]
+        self.broken: bool = False
         try:
-            self.entries, self.broken = decode(text), False
+            self.entries = decode(text)
         except UNDECODABLE:
             self.entries, self.broken = list(map(_decoded, self._all_raws())), True
 

@@ -77,7 +77,7 @@ class OldestFirst:
         send_next: Where that goes. The cursor that the chain began with is sent too, unless this is in its place.
             `None`: as `send`.
         more: Whether there is a next page. `None`: when there is a `next`; without one, when this page is not
-            empty.
+            empty and its cursor another one than it was asked for by.
         each: Reads the cursor of an entry, where it is not `cursor` that does.
 
     Raises:
@@ -101,7 +101,8 @@ class OldestFirst:
         self._send, self._send_next = sender_given("send", send), sender_given("send_next", send_next or send)
         self._next = None if next is None else reader(next)
         self._more = None if more is None else reader(more)
-        self.each = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else each
+        own = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else None
+        self.each: EachReader | None = own or each
         if self.each is not None and self._send.goes == "url":
             raise ValueError("as_url() has no meaning with a cursor that is read from_each(…) entry")
         self.senders: list[Sender] = [self._send, self._send_next]
@@ -140,6 +141,7 @@ class OldestFirst:
         cursor, following = self.kept(text_of(self._cursor(reply)), reply), self._following(reply)
         if following is None:
             self._check_end(cursor, reply, place)
+        if following is None or (self._guesses and following == place.start):
             return cursor, None
         if self._at_end or self._next is not None:
             return None if self._at_end else cursor, Place(place.start, following).position
@@ -168,6 +170,11 @@ class OldestFirst:
         if self._more or (reply.entries and not self._next):
             raise Unfit(f"there is no way on: {_nothing_read(read, reply)}; {self._remedy}")
         return None
+
+    @property
+    def _guesses(self) -> bool:
+        """Whether nobody says that there is more, so that a page may as well have what it was asked after."""
+        return self._more is None and self._next is None and not self._at_end
 
     @property
     def _remedy(self) -> str:
@@ -265,7 +272,7 @@ class Latest:
         self._query = dict(texts_given("query", query or {}))
         self._at = None if at is None else text_given("at", at)
         self.adds: frozenset[str] = frozenset(self._query if at is None else ())
-        self.cursor = None if cursor is None else reader(cursor)
+        self.cursor: Reader | None = None if cursor is None else reader(cursor)
 
     def put(self, asking: Asking) -> Asking:
         """The request for it."""
