@@ -182,7 +182,9 @@ class Overlapping(FakeFeed):
     async def fetch(self, request):
         saved = request.cursor is not None and request.cursor.startswith("from ")
         self.overlap = int(saved)
-        page = await super().fetch(replace(request, cursor=request.cursor.removeprefix("from ")) if saved else request)
+        page = await super().fetch(
+            replace(request, cursor=request.cursor.removeprefix("from ")) if saved else request
+        )
         messages = [Message(message.id, cursor=f"from {message.cursor}") for message in page.messages]
         return replace(page, messages=messages, cursor=page.cursor and f"from {page.cursor}")
 

@@ -17,7 +17,7 @@ import websockets
 from anyio.to_thread import run_sync
 from websockets.sync.client import connect
 
-from push_to_poll_client import testing
+from push_to_poll_client import FeedError, FetchRequest, HTTPFeed, testing
 from push_to_poll_client.testing import Faults, ReferenceApp, ReferenceServer, Stats, serve_in_thread, server
 
 BATCH = "application/cloudevents-batch+json"
@@ -221,6 +221,53 @@ def test_a_body_stalls_until_the_client_gives_up(served, client):
     with pytest.raises(httpx.ReadTimeout):
         client.get("/feed", timeout=0.1)
     assert len(ids(client.get("/feed"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("how", "seen"),
+    [
+        ("type", "sent 'text/html', not application/cloudevents-batch"),
+        ("encoding", "sent Content-Encoding 'br', but was asked for gzip"),
+        ("truncated", "sent a gzip body that ends in the middle"),
+        ("bomb", "sent a body of more than 10000 bytes"),
+        ("garbage", "no JSON array"),
+    ],
+)
+@pytest.mark.anyio
+async def test_pages_are_spoiled_and_the_feed_says_how(served, how, seen):
+    served.publish(2)
+    served.faults.set(spoil_next=1, spoil_as=how)
+    feed = HTTPFeed(served.url, max_body=10_000)
+    with pytest.raises(FeedError, match=seen):
+        await feed.fetch(FetchRequest())
+    assert len((await feed.fetch(FetchRequest())).messages) == 2
+    await feed.aclose()
+
+
+def test_a_page_comes_twice(served, client):
+    served.publish(4)
+    first = ids(client.get("/feed"))
+    served.faults.repeat_next = 1
+    assert ids(client.get("/feed", params=after(SECOND))) == first
+    assert ids(client.get("/feed", params=after(SECOND))) == [THIRD, f"{4:012d}"]
+
+
+def test_a_feed_grows_as_fast_as_it_is_read(served, client):
+    served.faults.grow_next = 2
+    assert ids(client.get("/feed")) == [FIRST, SECOND]
+    assert ids(client.get("/feed", params=after(SECOND))) == [THIRD, f"{4:012d}"]
+    assert ids(client.get("/feed", params=after(f"{4:012d}"))) == []
+    assert served.stats.published == 4
+    assert served.pushes == []
+
+
+@pytest.mark.anyio
+async def test_304_may_come_without_being_asked(served):
+    served.faults.set(fail_next=1, fail_status=304)
+    feed = HTTPFeed(served.url)
+    with pytest.raises(FeedError, match="304 Not Modified, but was asked for all"):
+        await feed.fetch(FetchRequest())
+    await feed.aclose()
 
 
 def test_fetches_are_redirected(served, client):

@@ -591,14 +591,16 @@ async def test_a_further_walk_that_finds_nothing_new_goes_on_to_what_is_newer():
 
 async def test_of_a_long_way_each_second_address_is_forgotten(monkeypatch):
     monkeypatch.setattr(way, "MOST_ADDRESSES", 10)
-    documents = Following(120)
-    one = reader(documents, most=6)
+    documents = Following(600)
+    one = reader(documents, most=30)
     while await one.step() and not one.settled:
         pass
     above = one.walk._ways.get(None).above
-    assert (len(above), above[0].at) == (8, None)
+    assert len(above) <= 10
+    assert above[0].at is None
     await one.poll()
-    assert one.settled == names(1, 120)
+    assert one.settled == names(1, 600)
+    assert len(documents.asked) < 4 * 200
 
 
 async def test_an_address_of_what_was_left_that_is_gone_begins_again():

@@ -221,7 +221,7 @@ class WalkBackMachine(RuleBasedStateMachine):
     def polls(self, person):
         """To the end, whatever has to begin again."""
         pages, passed = [], set()
-        for _ in range(200):
+        for _ in range(1000):
             page = self.fetched(person, partial(person.take_off, self.walk, fresh=not passed), None)
             if page is None and person.flight is not None:
                 page = self.fetched(person, person.land, None)
@@ -267,7 +267,7 @@ class WalkBackMachine(RuleBasedStateMachine):
     def memory_is_bounded(self):
         if hasattr(self, "walk"):
             assert len(self.ways) <= 8
-            assert all(each._messages <= self.bound and len(each.above) <= 4 for each in self.ways)
+            assert all(each._messages <= self.bound and len(each.above) <= 2 * 4 for each in self.ways)
 
 
 WalkBackMachine.TestCase.settings = settings(

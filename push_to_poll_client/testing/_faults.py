@@ -5,6 +5,8 @@ from typing import get_type_hints
 
 import msgspec
 
+from push_to_poll_client.testing._spoiled import Spoiled
+
 __all__ = ["Faults"]
 
 
@@ -19,7 +21,7 @@ class Faults:
         authorization: The value of the `Authorization` header that feed and push channels want, else they answer
             401; `None` wants none.
         fail_next: How many of the next fetches are answered with `fail_status`.
-        fail_status: The status of such an answer.
+        fail_status: The status of such an answer; 304 is one, too.
         retry_after: `Retry-After` of such an answer, and of one with `refuse_status`: seconds, or any text (a
             date, nonsense); `None` sends none.
         redirect_next: How many of the next fetches are answered with 307.
@@ -28,6 +30,12 @@ class Faults:
         cut_next: How many of the next bodies end in the middle: the length is announced, half is sent, and the
             connection closed.
         stall_next: How many of the next bodies stop in the middle, until the client or the server gives up.
+        spoil_next: How many of the next pages are spoiled as `spoil_as` says.
+        spoil_as: "type": a login page in HTML; "encoding": one that nobody asked for; "truncated": half of a gzip
+            body, whose length is right; "bomb": 64 MiB of zeros in 65,000 bytes of gzip; "garbage": no JSON.
+        repeat_next: How many of the next pages are the page before, whatever is asked.
+        grow_next: Before how many of the next pages a page of events is published, without a push: a feed that
+            grows as fast as it is read has no end.
         undecodable_next: How many of the next published events are JSON but no CloudEvents. They stay that way.
         drop_fraction: Which part of the pushes is dropped, evenly: 0.2 drops each fifth.
         drop_next: How many of the next pushes are dropped.
@@ -48,6 +56,10 @@ class Faults:
     latency: float = 0.0
     cut_next: int = 0
     stall_next: int = 0
+    spoil_next: int = 0
+    spoil_as: Spoiled = "garbage"
+    repeat_next: int = 0
+    grow_next: int = 0
     undecodable_next: int = 0
     drop_fraction: float = 0.0
     drop_next: int = 0

@@ -21,6 +21,7 @@ from push_to_poll_client.testing._asgi import (
 from push_to_poll_client.testing._bell import Bell
 from push_to_poll_client.testing._event_log import EventLog
 from push_to_poll_client.testing._faults import Faults
+from push_to_poll_client.testing._spoiled import BATCH, spoiled
 from push_to_poll_client.testing._stats import Stats
 
 __all__ = ["FeedEndpoint"]
@@ -28,7 +29,7 @@ __all__ = ["FeedEndpoint"]
 LONGEST_HOLD = 60.0
 """Seconds for which a long poll is held at most: an idle client makes one request a minute."""
 
-_BATCH = (b"content-type", b"application/cloudevents-batch+json")
+_BATCH = (b"content-type", BATCH)
 
 
 class FeedEndpoint:
@@ -48,6 +49,7 @@ class FeedEndpoint:
         self._stats = stats
         self._bell = Bell()
         self._shut = False
+        self._before = b"[]"
 
     def published(self) -> None:
         """Answer the long polls that are held."""
@@ -69,7 +71,8 @@ class FeedEndpoint:
         if refusal is not None:
             await self._finish(send, *refusal)
             return
-        body = await self._frozen(scope, receive)
+        body = self._before if self._faults.takes("repeat_next") else await self._frozen(scope, receive)
+        self._before = body
         await anyio.sleep(self._faults.latency)
         await self._deliver(scope, receive, send, body)
 
@@ -85,6 +88,8 @@ class FeedEndpoint:
 
     async def _frozen(self, scope: Scope, receive: Receive) -> bytes:
         """The answer's body, as it is before any latency."""
+        if self._faults.takes("grow_next"):
+            self._grow()
         query = parse_qs(scope["query_string"].decode("latin-1"))
         after = query.get("lastEventId", [None])[0]
         events = self._log.page(after, self.page_size)
@@ -93,6 +98,11 @@ class FeedEndpoint:
             events = self._log.page(after, self.page_size)
         self._stats.count(empty=not events)
         return b"[" + b",".join(events) + b"]"
+
+    def _grow(self) -> None:
+        for _ in range(self.page_size):
+            self._log.append()
+        self._stats.count(published=self.page_size)
 
     async def _hold(self, after: str | None, wait: float, receive: Receive) -> None:
         """Return when there is something after the id, the wait ends, the client goes or the server ends."""
@@ -113,6 +123,9 @@ class FeedEndpoint:
         elif self._faults.takes("stall_next"):
             await self._send_half(send, body)
             await while_there(receive, lambda: self._until(lambda: False))
+        elif self._faults.takes("spoil_next"):
+            await self._finish(send, 200, *spoiled(self._faults.spoil_as, body))
+            return
         else:
             await self._finish(send, 200, [_BATCH], body)
             return

@@ -15,6 +15,9 @@ from collections import Counter
 PATIENCE = 3
 """Seconds after which a server gives up on a client that neither reads nor hangs up."""
 
+IDLE = 60
+"""Seconds after which a server that is well hangs up on a client that asks nothing; busy machines take less."""
+
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
@@ -56,13 +59,14 @@ class Server(socketserver.ThreadingTCPServer):
 
 class _Conversation(socketserver.BaseRequestHandler):
     def handle(self):
-        self.request.settimeout(PATIENCE)
+        self.request.settimeout(IDLE)
         while head := self._head():
             self.server.heads.append(head)
             path, _, query = head.split(b" ", 2)[1].decode().partition("?")
             attack, case, *hops = path.strip("/").split("/")
             number = self.server.asked((attack, case))
             if attack in self.server.attacks and (hops or number == Server.ATTACKED):
+                self.request.settimeout(PATIENCE)
                 self.server.attacks[attack](self.request.sendall)
                 return
             self._be_well(query, new=number > Server.ATTACKED or case in self.server.news)

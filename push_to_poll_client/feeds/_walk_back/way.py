@@ -21,7 +21,8 @@ FEWEST = 2
 would stand still."""
 
 MOST_ADDRESSES = 1_000
-"""Kept of newer documents. Of a longer way each second one is forgotten, which costs requests and nothing else."""
+"""Kept of the newer documents of one walk, and once more of those before it. Of a longer way each second one is
+kept, or each fourth: the next walk up begins further up, and some documents are fetched once more."""
 
 MOST_DOCUMENTS = 100_000
 """In one walk: ten million messages in documents of 100. A feed that goes on beyond it has no end."""
@@ -41,10 +42,12 @@ class Address(NamedTuple):
     Attributes:
         at: The address; `None`: it is the newest document.
         archive: It does not change.
+        depth: How many documents stood above it.
     """
 
     at: str | None = None
     archive: bool = False
+    depth: int = 0
 
 
 TOP = Address()
@@ -120,7 +123,7 @@ class Way:
 
     def __init__(self, known: Seen, most: int, start: Address = TOP, above: Sequence[Address] = ()) -> None:
         self.known = known
-        self.above = list(above)
+        self.above = list(above if len(above) <= MOST_ADDRESSES else above[::2])
         self.turn = 0
         self.ended = False
         self.page: Page | None = None
@@ -136,6 +139,7 @@ class Way:
         self._messages = self._size = self._documents = self._failures = 0
         self._met = False
         self._missing = ""
+        self._given, self._dropped, self._stride = len(self.above), 0, 1
         self._circle = Circle()
 
     # Down
@@ -187,7 +191,7 @@ class Way:
         self.ended = self._is_last(document) or leaf.older is None or leaf.whole
         self._hold(document)
         if not self.ended:
-            self._step_to(Address(leaf.older, archive=leaf.stable), where)
+            self._step_to(Address(leaf.older, leaf.stable, self._next.depth + 1), where)
 
     def failed(self) -> bool:
         """A document could not be had. Whether to give up, and begin again at the top."""
@@ -221,9 +225,12 @@ class Way:
         """The newest document in hand: its messages wait for those that are older."""
         document = self._held.pop(0)
         self._messages, self._size = self._messages - len(document.news), self._size - document.size
-        self.above.append(document.address)
-        if len(self.above) > MOST_ADDRESSES:
-            self.above = self.above[::2]
+        if self._dropped % self._stride == 0:
+            self.above.append(document.address)
+        self._dropped += 1
+        if len(self.above) - self._given > MOST_ADDRESSES:
+            self.above[self._given :] = self.above[self._given :: 2]
+            self._stride *= 2
 
     def _step_to(self, older: Address, where: str) -> None:
         if older.at in {None, self.at} or self._circle.closes_at(older.at) or self._documents >= MOST_DOCUMENTS:
@@ -275,7 +282,9 @@ class Way:
         """What to walk when all that is handed out is settled, as much as is held; `None`: nothing is left."""
         if not self.above:
             return None
-        start = max(len(self.above) - max(len(self._held) - 1, 1), 0)
+        highest = self._held[0].address.depth - len(self._held) + 1
+        last = len(self.above) - 1
+        start = next((n for n, address in enumerate(self.above) if address.depth >= highest), last)
         return Way(seen, self._most, self.above[start], self.above[:start])
 
 
