@@ -177,7 +177,8 @@ class FetchRequest:
         wait: Seconds for which the server may hold its answer when it has nothing new; 0 means answer now.
             Above 0 only for a feed that has `max_wait`.
         hint: What the pushes since the last poll said, or `None`. It may tell a feed what to look at first, never
-            what to leave out: wakes without a hint are answered by the same poll.
+            what to leave out: wakes without a hint are answered by the same poll. After a failed poll the next one
+            has it too, unless the feed refused: whoever may push can write anything into it.
         fresh: Go past caches: a push or the user said that there is something new.
     """
 

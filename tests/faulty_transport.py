@@ -333,8 +333,9 @@ body("empty chunks", lambda right: (CHUNKED, [b""] * 1000, {"pause": 1.0}))
 
 
 def forever(part, first=b""):
+    """As long as anybody should read it, and a little longer, so that who reads on is found out."""
     yield first
-    while True:
+    for _ in range(500):
         yield part
 
 

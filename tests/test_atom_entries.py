@@ -6,7 +6,7 @@ import pytest
 from vendors.atom import ROOT, document
 
 from push_to_poll_client import AtomEntry, AtomFeed, DeadLetter, Message, UndecodableMessage, UnreadableMessage
-from push_to_poll_client.feeds._atom.document import read_document
+from push_to_poll_client.feeds._atom.document import MAX_AUTHORS, read_document
 from push_to_poll_client.feeds._atom.messages import messages_of
 from push_to_poll_client.feeds._atom.tree import MAX_ELEMENTS
 from push_to_poll_client.feeds._atom.xml import MAX_DEPTH
@@ -182,6 +182,66 @@ def test_authors_are_its_own_else_those_of_its_source():
         AtomPerson("", f"{BASE}b/c"),
     ]
     assert entry(source).authors == [AtomPerson("S")]
+
+
+def person(name, inner="", tag="author"):
+    return f"<{tag}><name>{name}</name>{inner}</{tag.split()[0]}>"
+
+
+@pytest.mark.parametrize("marks", ["{author}{entry}", "{entry}{author}"])
+def test_an_entry_without_authors_has_those_of_its_feed_wherever_they_stand(marks):
+    author = person("F", "<uri>f</uri>") + person("G", "<email>g@b.example</email>", tag="author xml:base='b/'")
+    text = marks.format(author=author, entry=f"<entry xml:base='elsewhere/'>{NAMES}<title>T</title></entry>")
+    (message,) = messages(text)
+    assert message.authors == [AtomPerson("F", f"{BASE}f"), AtomPerson("G", "", "g@b.example")]
+    assert restored(message).authors == AtomEntry.from_xml(message.raw).authors == message.authors
+    assert (restored(message).raw, restored(message).title) == (
+        message.raw,
+        AtomText("T", base=f"{BASE}elsewhere/"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("inner", "authors"),
+    [
+        (person("E"), ["E"]),
+        (f"<source>{person('S')}</source>", ["S"]),
+        ("<source><title>S</title></source>", ["F"]),
+        (f"<content type='application/xml'>{person('C')}</content>", ["F"]),
+        (f"<source><x>{person('X')}</x></source>", ["F"]),
+        ("<x:author xmlns:x='urn:x'/>", ["F"]),
+        (person("K", tag="contributor"), ["F"]),
+    ],
+)
+def test_an_entry_has_the_authors_that_are_next_to_it(inner, authors):
+    (message,) = messages(f"{person('F')}<entry>{NAMES}{inner}</entry>")
+    assert [author.name for author in message.authors] == authors
+    assert [author.name for author in restored(message).authors] == authors
+
+
+def test_authors_of_a_feed_mean_what_they_meant_there():
+    """Whatever the entry calls its prefixes."""
+    root = f'<a:feed xmlns:a="{ATOM}" xml:base="{BASE}">'
+    author = "<a:author><a:name>F</a:name><a:uri>f</a:uri></a:author>"
+    entry = f'<entry xmlns="{ATOM}" xmlns:a="urn:a">{NAMES}</entry>'
+    found = read_document(f"{root}{author}{entry}</a:feed>".encode(), "", URL, most=1).entries
+    assert messages_of(found)[0].authors == [AtomPerson("F", f"{BASE}f")]
+
+
+def test_authors_that_do_not_fit_are_left_out():
+    author = person("x" * (MAX_AUTHORS // 2))
+    (message,) = messages(f"{author}{author}{person('F')}<entry>{NAMES}</entry>")
+    assert [len(author.name) for author in message.authors] == [MAX_AUTHORS // 2, 1]
+    assert len(message.raw) < MAX_AUTHORS + 1_000
+
+
+def test_what_was_deleted_and_what_is_empty_inherit_no_authors():
+    deleted, unreadable = messages(
+        f'{person("F")}<entry/><at:deleted-entry ref="urn:1" when="2024-01-01T11:00:00Z"></at:deleted-entry>'
+    )[::-1]
+    assert deleted.authors == []
+    assert b"author" not in deleted.raw
+    assert b"author" not in unreadable.raw
 
 
 def test_categories_have_a_term():

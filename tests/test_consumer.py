@@ -590,6 +590,34 @@ async def test_a_hint_outlives_a_failed_poll(running):
     assert [asked.request.hint for asked in feed.requests] == [None, Push(cursor="hint"), Push(cursor="hint")]
 
 
+async def test_a_hint_with_which_a_feed_refused_is_dropped_and_its_wake_is_not(running):
+    """Whoever may push can write anything into it: each later poll would be refused as well."""
+    feed = FakeFeed(latency=1.0)
+    consumer = running(Log(feed))
+    await feed.asked(1)
+    await anyio.sleep(5)
+    feed.fail(FeedRefused("400 Bad Request"))
+    consumer.wake(Push(cursor="forged"))
+    await feed.asked(2)
+    assert feed.requests[1].request.hint == Push(cursor="forged")
+    consumer.wake(Push(topics=("orders",)))
+    await feed.asked(3)
+    asked = feed.requests[2].request
+    assert (asked.hint, asked.fresh) == (Push(topics=("orders",)), True)
+
+
+async def test_a_wake_whose_hint_was_refused_is_answered_all_the_same(running):
+    feed = FakeFeed()
+    consumer = running(Log(feed, fallback_interval=None))
+    await feed.asked(1)
+    await anyio.sleep(1)
+    feed.fail(FeedRefused("400 Bad Request"))
+    consumer.wake(Push(cursor="forged"))
+    await feed.asked(3)
+    asked = feed.requests[2].request
+    assert (asked.hint, asked.fresh) == (None, True)
+
+
 async def test_what_arrives_during_a_poll_that_fails_joins_its_hint(running):
     feed = FakeFeed(latency=1.0)
     consumer = running(Log(feed))

@@ -652,3 +652,50 @@ async def test_the_suite_catches(test, lie, caplog):
 
 def test_the_suite_has_no_test_that_nobody_fails():
     assert {test for test, _ in LIES} == {name for name in dir(FeedSuite) if name.startswith("test_")}
+
+
+class MintsItsLinks(FakeFeed):
+    """Its `next` is another one each time, and leads to the same page."""
+
+    minted = 0
+
+    async def fetch(self, request):
+        cursor = request.cursor and request.cursor.partition("#")[0]
+        page = await super().fetch(replace(request, cursor=cursor))
+        self.minted += 1
+        return replace(page, next=page.next and f"{page.next}#{self.minted}")
+
+
+class MintsLinksElsewhere(MintsItsLinks):
+    async def fetch(self, request):
+        page = await super().fetch(request)
+        return page if self.minted % 2 or page.next is None else replace(page, next="after 6")
+
+
+class EndsTheSecondTime(MintsItsLinks):
+    async def fetch(self, request):
+        page = await super().fetch(request)
+        return page if self.minted % 2 else replace(page, next=None)
+
+
+class Minted(Suite):
+    kind = MintsItsLinks
+
+    async def make_feed(self, count):
+        feed = self.kind(page_size=2)
+        feed.publish(count)
+        return feed
+
+
+@pytest.mark.anyio
+async def test_a_next_may_be_another_one_each_time_that_leads_to_the_same():
+    await Minted().test_a_page_that_is_asked_for_again_is_there_again()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [MintsLinksElsewhere, EndsTheSecondTime])
+async def test_a_next_that_leads_elsewhere_is_caught(kind):
+    suite = Minted()
+    suite.kind = kind
+    with pytest.raises(AssertionError):
+        await suite.test_a_page_that_is_asked_for_again_is_there_again()

@@ -77,18 +77,35 @@ class TestKinto(FeedSuite):
     def given(self, server):
         self.server = server
 
-    async def make_feed(self, count):
-        self.collection = self.server.collection(count)
+    def feed(self):
         return declared(self.collection)
 
+    async def make_feed(self, count):
+        self.collection = self.server.collection(count)
+        return self.feed()
+
     async def reopen(self, feed):
-        return declared(self.collection)
+        return self.feed()
 
     async def publish(self, feed, count):
         self.collection.add(count)
 
     async def change(self, feed):
         self.collection.put("order-1", state="paid")
+
+
+LINKS = paged.OldestFirst(
+    cursor=paged.at_end(paged.from_header("etag")),
+    send=paged.to_query("_since"),
+    next=paged.from_header("next-page"),
+    send_next=paged.as_url(),
+)
+"""The links in its header lead on as well. Each is another one each time that it is asked for."""
+
+
+class TestKintoByLinks(TestKinto):
+    def feed(self):
+        return declared(self.collection, pages=LINKS)
 
 
 async def test_a_consumer_catches_up_page_by_page_and_then_reads_what_is_new(server, feed_of):
@@ -134,16 +151,9 @@ async def test_records_that_change_while_they_are_listed_are_not_missed(server, 
     assert names(consumer) == ["order-1", "order-2", "order-5", "order-6", "order-1", "order-3", "order-4"]
 
 
-async def test_the_links_in_its_header_lead_on_as_well(server, feed_of):
-    """Each is another one each time that it is asked for."""
-    pages = paged.OldestFirst(
-        cursor=paged.at_end(paged.from_header("etag")),
-        send=paged.to_query("_since"),
-        next=paged.from_header("next-page"),
-        send_next=paged.as_url(),
-    )
+async def test_links_lead_a_consumer_on_as_well(server, feed_of):
     collection = server.collection(5)
-    consumer = reading(feed_of(collection, pages=pages))
+    consumer = reading(feed_of(collection, pages=LINKS))
     assert (await consumer.poll_now()).pages == 3
     collection.add(1)
     await consumer.poll_now()

@@ -226,7 +226,7 @@ class Polls:
             jitter=random.random(),  # noqa: S311  # not for secrets
             resume_at=self._poller.postponed,
         )
-        if not isinstance(answer, PollResult):
+        if not isinstance(answer, PollResult | FeedRefused):  # with which it may be the hint that was refused
             self._hint = _merged(poll.hint, self._hint)
         if answer is not None:
             self._answered, self._answer = poll.number, answer

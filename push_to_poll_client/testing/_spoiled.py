@@ -27,7 +27,7 @@ def spoiled(how: Spoiled, body: bytes) -> tuple[list[Header], bytes]:
             return _encoded(b"gzip"), packed[: len(packed) // 2]
         case "bomb":
             return _encoded(b"gzip"), _bomb()
-        case "garbage":
+        case _:
             return [(b"content-type", BATCH)], bytes(range(256))
 
 

@@ -114,7 +114,10 @@ class Parts:
                 yield AtomLink(resolved(self._base_of(child), href), relation, *about)
 
     def persons(self, name: str) -> Iterator[AtomPerson]:
-        """Authors or contributors: the entry's, else those of the feed that it was taken from (§4.2.1)."""
+        """Authors or contributors: the entry's, else those of the feed that it was taken from (§4.2.1).
+
+        Those of its own feed are the entry's by now.
+        """
         entry = self._entry
         found = entry.findall(f"{{{ATOM}{name}") or entry.findall(f"{{{ATOM}source/{{{ATOM}{name}")
         for child in found:

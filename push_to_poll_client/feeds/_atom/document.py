@@ -27,6 +27,10 @@ MAX_SCOPE = 8_192
 """Characters of what entries inherit from the root of a feed: namespaces, base and language. Each entry that is
 read has them once more. Most feeds declare five namespaces, of 40 characters each."""
 
+MAX_AUTHORS = 16_384
+"""Bytes of a feed's authors that its entries inherit: each that is read, and has none, has them once more. Those
+that do not fit are left out; there is room for some fifty."""
+
 MOST_DEPTH = 1_000
 """Elements within each other. Far fewer make an entry fail, alone; for each expat takes a hundred bytes."""
 
@@ -53,7 +57,9 @@ _DELETED = ("ref", "when")
 
 _MESSAGES = frozenset({f"{ATOM}entry", f"{TOMBSTONES}deleted-entry"})
 
-_IN_FEED, _IN_ENTRY = 2, 3
+_AUTHOR, _SOURCE = f"{ATOM}author", f"{ATOM}source"
+
+_IN_FEED, _IN_ENTRY, _IN_SOURCE = 2, 3, 4
 """How deep what stands in them is."""
 
 
@@ -138,6 +144,9 @@ class _Reader:
         self._namespaces: dict[str, str] = {}
         self._depth = 0
         self._entry: _Entry | None = None
+        self._heirs: list[int] = []
+        self._author: int | None = None
+        self._authors: list[bytes] = []
         self._parser = new_parser()
         self._parser.StartNamespaceDeclHandler = self._declare
         self._parser.StartElementHandler = self._start
@@ -153,6 +162,7 @@ class _Reader:
             run(self._parser, self._document)
         except NoXML as error:
             raise ValueError(f"{error}{self._place()}") from None
+        self._inherit()
 
     def _place(self) -> str:
         """Where a fault was found, as far as it can be said without saying what stands there."""
@@ -169,6 +179,8 @@ class _Reader:
         if self._depth > _IN_ENTRY:
             if self._depth > MOST_DEPTH:
                 raise NoXML(f"has more than {MOST_DEPTH} elements within each other")
+            if self._depth == _IN_SOURCE and self._entry is not None:
+                self._entry.grandchild(name)
         elif self._depth == _IN_ENTRY:
             if self._entry is not None:
                 self._parser.CharacterDataHandler = self._entry.collector(name)
@@ -180,10 +192,16 @@ class _Reader:
     def _end(self, _name: str) -> None:
         if self._depth == _IN_ENTRY:
             self._parser.CharacterDataHandler = None
-        elif self._depth == _IN_FEED and self._entry is not None:
-            self._add(self._entry)
-            self._entry = None
+        elif self._depth == _IN_FEED:
+            self._end_child()
         self._depth -= 1
+
+    def _end_child(self) -> None:
+        if self._entry is not None:
+            self._add(self._entry)
+        elif self._author is not None:
+            self._authors.append(self._from(self._author))
+        self._entry = self._author = None
 
     def _begin(self, name: str, attributes: dict[str, str]) -> None:
         if name != f"{ATOM}feed":
@@ -201,6 +219,8 @@ class _Reader:
             self._entry = _Entry(self._parser.CurrentByteIndex, name, attributes)
         elif name == f"{ATOM}link":
             self._link(attributes)
+        elif name == _AUTHOR:
+            self._author = self._parser.CurrentByteIndex
         elif name.startswith(HISTORY):
             self.complete = self.complete or name == f"{HISTORY}complete"
             self.archive = self.archive or name == f"{HISTORY}archive"
@@ -212,8 +232,24 @@ class _Reader:
             self.links[relation] = resolved(base, attributes["href"])
 
     def _add(self, entry: "_Entry") -> None:
-        markup = self._document[entry.start : self._end_of(entry.start)]
-        self.entries.append(entry.found(Source(markup, self._scope)))
+        if not entry.authored:
+            self._heirs.append(len(self.entries))
+        self.entries.append(entry.found(Source(self._from(entry.start), self._scope)))
+
+    def _inherit(self) -> None:
+        """Give the authors of the feed, wherever in it they stand, to the entries that have none."""
+        authors = b""
+        for markup in self._authors:
+            alone = Source(markup, self._scope).alone
+            authors += alone if len(authors) + len(alone) <= MAX_AUTHORS else b""
+        scope = self._scope._replace(authors=authors)
+        for place in self._heirs if authors else ():
+            found = self.entries[place]
+            self.entries[place] = found._replace(source=found.source._replace(scope=scope))
+
+    def _from(self, start: int) -> bytes:
+        """What ends now, from its first byte."""
+        return self._document[start : self._end_of(start)]
 
     def _end_of(self, start: int) -> int:
         """Behind the tag that ends now: a tag of its own, or for an empty element the one that it began with."""
@@ -233,21 +269,29 @@ class _Entry:
 
     Attributes:
         start: As given.
+        authored: It has authors, or an `atom:source` that has, or was deleted: it inherits none.
     """
 
     def __init__(self, start: int, name: str, attributes: Mapping[str, str]) -> None:
         self.start = start
-        self._deleted = name == f"{TOMBSTONES}deleted-entry"
+        self._child = ""
+        self.authored = self._deleted = name == f"{TOMBSTONES}deleted-entry"
         self._said: dict[str, list[str]] = {}
         if self._deleted:
             self._said = {part: [attributes.get(part, "")] for part in _DELETED}
 
     def collector(self, name: str) -> Callable[[str], None] | None:
-        """What is to be given the text of a child; `None`: nobody wants it."""
+        """What is to be given the text of a child, which begins; `None`: nobody wants it."""
+        self._child = name
+        self.authored = self.authored or name == _AUTHOR
         if self._deleted or name not in _PARTS or name in self._said:
             return None
         self._said[name] = []
         return self._said[name].append
+
+    def grandchild(self, name: str) -> None:
+        """An element begins in a child."""
+        self.authored = self.authored or (self._child == _SOURCE and name == _AUTHOR)
 
     def found(self, source: Source) -> Found:
         """When it has ended."""

@@ -136,7 +136,7 @@ class AtomEntry(Message):
 
     @property
     def authors(self) -> Sequence[AtomPerson]:
-        """Its own, else those of the feed that it was taken from, as its `atom:source` says."""
+        """Its own, else those of the feed that it was taken from, as its `atom:source` says, else its feed's."""
         return list(self._parts.persons("author"))
 
     @property
@@ -161,7 +161,10 @@ class AtomEntry(Message):
 
     @property
     def raw(self) -> bytes:
-        """The entry as a document of its own, in UTF-8: what it inherited stands in its tag."""
+        """The entry as a document of its own, in UTF-8, in which all stands that it inherited.
+
+        That is what the root of its feed declares, in its tag, and the feed's authors if it has none (§4.2.1).
+        """
         return self._source.alone
 
     @property

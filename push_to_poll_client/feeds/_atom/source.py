@@ -1,4 +1,4 @@
-"""An entry as it stands in its document, and as one of its own, into whose tag is written what it inherits."""
+"""An entry as it stands in its document, and as one of its own, into which is written what it inherits."""
 
 import re
 from html import unescape
@@ -20,26 +20,28 @@ _ATTRIBUTE = re.compile(r"""(?<!\s)\s++([^\s=]++)\s*+=\s*+("[^"]*+"|'[^']*+')"""
 
 
 class Scope(NamedTuple):
-    """What the entries of a document inherit from its root.
+    """What an entry inherits from the root of its document.
 
     Attributes:
         namespaces: By their prefixes; "" is the default one.
         base: What relative references are relative to, absolute.
         language: Its `xml:lang`; "": it says nothing.
+        authors: Each as a document of its own (RFC 4287 §4.2.1).
     """
 
     namespaces: tuple[tuple[str, str], ...] = ()
     base: str = ""
     language: str = ""
+    authors: bytes = b""
 
     @property
     def size(self) -> int:
-        """Characters of all that."""
+        """Characters of all that, without the authors."""
         return sum(len(prefix) + len(uri) for prefix, uri in self.namespaces) + len(self.base) + len(self.language)
 
     @property
     def attributes(self) -> dict[str, str]:
-        """The same, as attributes of an element, each quoted."""
+        """The same, likewise, as attributes of an element, each quoted."""
         declared = {f"xmlns:{prefix}" if prefix else "xmlns": uri for prefix, uri in self.namespaces}
         inherited = {"xml:base": self.base, "xml:lang": self.language}
         given = declared | {name: value for name, value in inherited.items() if value}
@@ -70,8 +72,8 @@ class Source(NamedTuple):
         if "xml:base" in own:
             own["xml:base"] = quoteattr(resolved(self.scope.base, unescape(own["xml:base"][1:-1])))
         attributes = "".join(f" {name}={value}" for name, value in (self.scope.attributes | own).items())
-        end = "/>" if text.endswith("/>") else ">"
-        return f"{_NAME.findall(text)[0]}{attributes}{end}".encode() + self.markup[len(tag) :]
+        end, authors = ("/>", b"") if text.endswith("/>") else (">", self.scope.authors)
+        return f"{_NAME.findall(text)[0]}{attributes}{end}".encode() + authors + self.markup[len(tag) :]
 
 
 def start_tag(document: bytes, start: int = 0) -> bytes:

@@ -220,7 +220,8 @@ class NewestFirst:
         self._next = reader(next)
         self._send = sender_given("send", send)
         self._more = None if more is None else reader(more)
-        self.promises: bool = self._more is not None and not isinstance(self._more, Guess)
+        says = next if self._more is None else self._more
+        self.promises: bool = isinstance(says, Reader) and not isinstance(says, Guess | EntryReader)
         self.supposes: bool = self._more is None
         self.senders: list[Sender] = [self._send]
 
