@@ -63,11 +63,10 @@ class Documents:
         return self.document(address)._replace(validators=validators, **self.says)
 
     def drop(self, count):
-        """So many of the oldest are kept no longer."""
-        kept = [name for name in self.entries if name not in self.pinned]
-        dropped = kept[-count:]
-        self.entries = [name for name in self.entries if name not in dropped]
-        return dropped
+        """So many of the oldest are kept no longer, or no longer than they are pinned."""
+        dropped = self.entries[-count:]
+        del self.entries[-count:]
+        return [name for name in dropped if name not in self.pinned]
 
     def leaf(self, names, older, **more):
         return Leaf(tuple(Named(name) for name in names), older, **more)
