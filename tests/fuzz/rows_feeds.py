@@ -58,12 +58,20 @@ def reference(text):
     """What the JSON of the standard library makes of it; `NOTHING`: it is none to every parser."""
     try:
         value = json.loads(
-            text.removeprefix(b"\xef\xbb\xbf").decode(), parse_constant=_refused, parse_float=_finite
+            text.removeprefix(b"\xef\xbb\xbf").decode(),
+            parse_constant=_refused,
+            parse_float=_finite,
+            object_pairs_hook=_members,
         )
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return NOTHING
     return NOTHING if text.count(b"[") + text.count(b"{") > DEEPEST else value
+
+
+def _members(pairs):
+    json.dumps(pairs, ensure_ascii=False).encode()  # also of those that another one replaces
+    return dict(pairs)
 
 
 def _refused(name):

@@ -12,7 +12,7 @@ from parsers import PARSERS
 
 LONG = os.environ.get("CHAOS_FORM") == "long"
 
-EXAMPLES = 300 if LONG else 10
+EXAMPLES = 100 if LONG else 10
 """Of each kind, for each parser."""
 
 MOST_MUTATIONS = 6

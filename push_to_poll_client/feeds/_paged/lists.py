@@ -39,6 +39,8 @@ _Raw: TypeAlias = bytes | msgspec.Raw
 _SMALL_PAGE = 20
 """Bytes for each entry that a page may have: one with fewer is read without being counted first."""
 
+_SPACE = b" \t\r"
+
 _decoder = msgspec.json.Decoder()
 _decode_list = msgspec.json.Decoder(list).decode
 
@@ -187,7 +189,7 @@ def _decode_lines(text: _Raw) -> list[Any]:
 
 
 def _lines(text: _Raw) -> list[bytes]:
-    return [line for line in bytes(text).split(b"\n") if line.strip()]
+    return [line for line in bytes(text).split(b"\n") if line.strip(_SPACE)]
 
 
 def _decode_alone(text: _Raw) -> list[Any]:
