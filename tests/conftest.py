@@ -35,6 +35,15 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Nobody reads the log of a test that passed; kept to the end, those of all take gigabytes."""
+    report = yield
+    if report.passed:
+        report.sections = [(name, text) for name, text in report.sections if "log" not in name]
+    return report
+
+
 def pytest_terminal_summary(terminalreporter):
     """What tests under fire measured, wherever they ran."""
     reports = [report for reports in terminalreporter.stats.values() for report in reports]

@@ -37,7 +37,7 @@ from push_to_poll_client import (
 from push_to_poll_client.testing import virtual_time
 from push_to_poll_client.testing._feed_walk import walk
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.no_cover]  # lines are counted where it is quick
 
 LASTS = 180.0
 """Seconds."""
