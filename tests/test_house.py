@@ -116,6 +116,11 @@ def test_every_public_name_is_there_and_documented(module):
         assert not isinstance(thing, type) or thing.__doc__, f"{name} has no docstring"
 
 
+def test_what_is_loaded_when_it_is_asked_for_is_not_everything():
+    with pytest.raises(AttributeError, match=r"'push_to_poll_client\.testing' has no attribute 'Nothing'"):
+        testing.Nothing  # noqa: B018  # it is asked for
+
+
 def test_every_dependency_beyond_the_design_is_explained():
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
     names = {requirement.split(">")[0] for requirement in project["dependencies"]}
