@@ -58,7 +58,7 @@ def modules():
 
 def called(room, path):
     """The patterns of a module: what each is called, and the ways in which it is used."""
-    if "re." not in (source := path.read_text()):
+    if "import re\n" not in (source := path.read_text()):
         return
     tree, module = ast.parse(source), importlib.import_module(f"push_to_poll_client.{room}")
     for name, value in vars(module).items():
