@@ -303,6 +303,19 @@ async def test_a_page_is_there_until_its_cursor_comes_back():
     assert (page.messages, len(documents.asked)) == ((), asked + 2)
 
 
+async def test_a_page_that_failed_is_made_again_when_the_feed_was_closed():
+    """Its publisher may have mended it meanwhile."""
+    documents = Numbered(9)
+    one = reader(documents)
+    for position in (None, " 1", " 2"):
+        page = await one.walk.fetch(FetchRequest(position))
+    assert len(page.messages) == 9
+    asked = len(documents.asked)
+    one.walk.forget()
+    assert (await one.walk.fetch(FetchRequest(None))).messages == ()
+    assert len(documents.asked) == asked + 1
+
+
 @KINDS
 @pytest.mark.parametrize("steps", range(1, 6))
 async def test_a_step_of_a_walk_that_is_lost_begins_again_and_counts_on(kind, steps):

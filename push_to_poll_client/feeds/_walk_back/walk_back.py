@@ -70,8 +70,9 @@ class WalkBack:
         return way.seen().cursor()
 
     def forget(self) -> None:
-        """When the event loop may end. What is known does not depend on it."""
+        """When the event loop may end. A page that failed is made again then: its publisher may have mended it."""
         self._fresh.forget()
+        self._ways.forget()
 
     def _way(self, start: Cursor | None) -> Way:
         """The walk that began there, or one that begins."""

@@ -41,3 +41,7 @@ class Ways:
                 del self._ways[start]
                 if way.later is not None:
                     self.keep(cursor, way.later)
+
+    def forget(self) -> None:
+        """Each begins again."""
+        self._ways.clear()
