@@ -127,7 +127,6 @@ LIES = {"an earlier page again", "each page twice", "pages in a circle"}
 BELIEVED = {
     "AtomFeed, archived": {*LIES, *GAPS},  # an archive does not change, and may be gone
     "AtomFeed, paged": GAPS,  # likewise an older page
-    "Discord": {"redirects to no host"},  # to its own, says httpx; who does not say `after` is shown the newest
 }
 """Where a server says something of a page that nobody can doubt: what stands there is missed."""
 

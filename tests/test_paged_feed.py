@@ -464,6 +464,29 @@ async def test_a_link_header_leads_on_from_what_answered_after_redirects():
     assert len(server.requests) == 2
 
 
+@pytest.mark.parametrize("status", [301, 302, 307])
+async def test_a_redirect_may_not_drop_what_is_always_said(status):
+    """Nor when it was remembered: without `since` this server means the newest messages."""
+    pages = OldestFirst(**FORWARD | {"send": to_query("since", otherwise="0")})
+    moved = httpx.Response(status, headers={"location": "/v2/events"})
+    feed, server = feed_on(moved, says(page("9", cursor="9")), pages=pages)
+    for asked in (2, 3):
+        with pytest.raises(FeedError, match="redirects to a URL without 'since', which says what comes next"):
+            await feed.fetch(FetchRequest("1"))
+        server.answers[:0] = [moved] if status != 301 else []
+        assert len(server.requests) >= asked
+
+
+@pytest.mark.parametrize(
+    ("otherwise", "location"), [(None, "/v2/events"), ("0", "/v2/events?since=1"), ("0", "?a=b&since=1")]
+)
+async def test_a_redirect_that_keeps_it_is_followed_and_so_is_one_where_it_may_be_missing(otherwise, location):
+    pages = OldestFirst(**FORWARD | {"send": to_query("since", otherwise=otherwise)})
+    moved = httpx.Response(302, headers={"location": location})
+    found, _ = await fetched(moved, says(page("2", cursor="2")), cursor="1", pages=pages)
+    assert (found.messages[0].id, found.cursor) == ("2", "2")
+
+
 # The end
 
 

@@ -158,6 +158,14 @@ MUTANTS = [
     ),
     of(
         "G5",
+        "follows a redirect that loses the cursor to the newest messages",
+        "feeds/_paged/asker.py",
+        "        self._check_redirect(url, answer)\n",
+        "",
+        "tests/test_paged_feed.py",
+    ),
+    of(
+        "G5",
         "hands out the newest first",
         "feeds/_walk_back/way.py",
         "for document in reversed(self._held) for pair in reversed(document.news)",

@@ -165,7 +165,17 @@ class Asker:
         answer = await self._origin.ask(
             url, method=method, headers=headers, content=content, wait=wait, known=known, errors=MAX_ERROR
         )
+        self._check_redirect(url, answer)
         return await read_aside(len(answer.body), self._read, answer, place, leads, entries=entries)
+
+    def _check_redirect(self, asked: str, answer: Answer) -> None:
+        """Where no cursor at all stands for the newest messages, those before them would never be seen."""
+        for sender in self._pages.senders:
+            if sender.is_lost(asked, answer.url):
+                raise FeedError(
+                    f"{answer.where} redirects to a URL without {sender.name!r}, which says what comes next; ask "
+                    "its publisher for its URL"
+                )
 
     def _read(self, answer: Answer, place: Place, leads: Callable[[Reply], T], *, entries: bool) -> Read[T]:
         reply = Reply(answer, self._allowed)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
+import httpx
 import msgspec
 
 from push_to_poll_client._arguments import check_number
@@ -98,6 +99,17 @@ class Sender:
         """
         return reply.leads_to(value) if self.goes == "url" else value
 
+    def is_lost(self, asked: str, answered: str) -> bool:
+        """Whether a redirect dropped what is always said, without which a server means something else.
+
+        Args:
+            asked: The URL that was asked.
+            answered: The one that answered.
+        """
+        if self._otherwise is None or self.goes != "query" or self.name is None:
+            return False
+        return self.name in httpx.URL(asked).params and self.name not in httpx.URL(answered).params
+
     def __repr__(self) -> str:
         return self._text
 
@@ -110,6 +122,7 @@ def to_query(name: str, form: str = "{}", *, at: str | None = None, otherwise: s
         form: What its value looks like: "{}" stands for what is sent.
         at: Another URL to ask then, which may be relative to the feed's own; `None`: that.
         otherwise: What is sent when there is nothing to be sent, as at the inception; `None`: no such parameter.
+            With it, an answer by way of a redirect that dropped the parameter is a failed poll.
 
     Raises:
         TypeError: One of them is no `str`, or empty.
