@@ -1,5 +1,6 @@
 """How are the parts of one session put together?"""
 
+from collections.abc import Callable
 from functools import cached_property
 
 from push_to_poll_client._polling.behind import Behind
@@ -24,7 +25,7 @@ from push_to_poll_client._protocols import Feed, Session, is_transactional
 from push_to_poll_client._schedule import Schedule
 from push_to_poll_client._settings import Settings
 from push_to_poll_client._status import Tally
-from push_to_poll_client._types import Clock, Cursor
+from push_to_poll_client._types import Clock, Cursor, Push
 
 __all__ = ["Parts"]
 
@@ -39,6 +40,7 @@ class Parts:
         tally: Counts, likewise.
         settings: The numbers that the user gave.
         processing: What he said of messages and positions.
+        worth_a_poll: Whether the hint of a push is.
         clock: The event loop's.
 
     Attributes:
@@ -53,6 +55,7 @@ class Parts:
         tally: Tally,
         settings: Settings,
         processing: Processing,
+        worth_a_poll: Callable[[Push], bool],
         clock: Clock,
     ) -> None:
         self.session = session
@@ -61,6 +64,7 @@ class Parts:
         self._tally = tally
         self._settings = settings
         self._processing = processing
+        self._worth_a_poll = worth_a_poll
         self._clock = clock
 
     async def rewind(self, to: Cursor | None, *, ago: float | None, forget: bool) -> None:
@@ -69,6 +73,15 @@ class Parts:
         await self.position.rewind(to, ago=ago, forget=forget)
         self.poller.forget()
         self.polls.begin_again()
+
+    async def save_state(self, name: str, text: str | None) -> None:
+        """Keep a text in the session's state; `None` takes it away. While no poll runs.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        await self.progress.flush()
+        await self.session.commit(cursor=None, records=[], state={name: text})
 
     # Processing
 
@@ -155,6 +168,7 @@ class Parts:
             tally=self._tally,
             hooks=self._hooks,
             overlaps=self._processing.overlaps,
+            worth_a_poll=self._worth_a_poll,
             clock=self._clock,
         )
 

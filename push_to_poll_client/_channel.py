@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from push_to_poll_client._protocols import Listener
@@ -15,6 +15,9 @@ __all__ = ["ListenerChannel"]
 
 logger = logging.getLogger("push_to_poll_client")
 
+MAX_STATE = 16_384
+"""Characters that a listener may keep: a subscription is a few hundred."""
+
 
 class ListenerChannel:
     """The channel of one listener of a consumer. Its methods belong to the event loop, `wake` to any thread.
@@ -24,6 +27,8 @@ class ListenerChannel:
         name: What it is called in status and log; no two channels of a consumer share it.
         wake: Wakes the consumer.
         changed: Told whenever the channel comes up or goes down.
+        saved: What the store has under a name; `None`: nothing.
+        save: Keeps a text there, between two polls; `None` takes it away.
     """
 
     def __init__(
@@ -33,6 +38,8 @@ class ListenerChannel:
         *,
         wake: Callable[[Push | None], None],
         changed: Callable[["ListenerChannel"], None],
+        saved: Callable[[str], str | None],
+        save: Callable[[str, str | None], Awaitable[None]],
     ) -> None:
         self.listener = listener
         self.name = name
@@ -42,6 +49,8 @@ class ListenerChannel:
         self._counting = threading.Lock()
         self._wake = wake
         self._changed = changed
+        self._saved = saved
+        self._save = save
 
     @property
     def status(self) -> ListenerStatus:
@@ -64,6 +73,34 @@ class ListenerChannel:
             self._pushes += 1
         self._wake(Push() if push is None else push)
 
+    def poll(self) -> None:
+        """Poll, though no push arrived."""
+        self._wake(None)
+
+    def registered(self, until: float | None, /) -> None:
+        """The server pushes until then, in seconds since the epoch; `None`: it does not."""
+        self._status = replace(self._status, registered_until=until)
+
+    @property
+    def state(self) -> str | None:
+        """What the listener saved."""
+        return self._saved(self._key)
+
+    async def save(self, state: str | None, /) -> None:
+        """Keep what the listener has to know after a restart.
+
+        Raises:
+            StoreError: It could not be kept.
+            ValueError: It is too long.
+        """
+        if state is not None and len(state) > MAX_STATE:
+            raise ValueError(f"{self.name}: {len(state)} characters of state, of {MAX_STATE} at most")
+        await self._save(self._key, state)
+
+    @property
+    def _key(self) -> str:
+        return f"listener:{self.name}"
+
     def started(self) -> None:
         """The listener was started; nothing is connected yet."""
         self._running = True
@@ -73,7 +110,7 @@ class ListenerChannel:
         """The listener does not run: whatever it says from here on, the channel is down."""
         self._running = False
         self._set(up=False)
-        self._status = replace(self._status, since=None)
+        self._status = replace(self._status, since=None, registered_until=None)
 
     def _set(self, *, up: bool, error: BaseException | None = None) -> None:
         old = self._status

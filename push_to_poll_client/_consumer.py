@@ -29,6 +29,7 @@ from push_to_poll_client._run import Run
 from push_to_poll_client._schedule import Mode
 from push_to_poll_client._settings import Settings
 from push_to_poll_client._status import PollResult, Status, Tally
+from push_to_poll_client._text import describe
 from push_to_poll_client._types import Cursor, Message, Push
 
 __all__ = ["Consumer"]
@@ -217,6 +218,20 @@ class Consumer:
         """
         raise NotImplementedError
 
+    def should_poll(self, hint: Push, status: Status) -> bool:
+        """Whether the hint of a push is worth a poll; as it is, unless it names the saved cursor.
+
+        Override it, with a plain quick `def`, to leave out pushes that are of no interest here. A push that is
+        not worth it is dropped when no poll runs and none is due (G1): it is one wake less, and nothing more. Not
+        asked for pushes that say nothing, nor with an `overlap`. When it raises, that is logged and the push
+        counts.
+
+        Args:
+            hint: What the push said. Whoever may push can write anything into it.
+            status: As it is now; `cursor` is the saved one.
+        """
+        return hint.cursor is None or hint.cursor != status.cursor
+
     # What the user calls
 
     async def run(self) -> None:
@@ -395,7 +410,16 @@ class Consumer:
         await self._opening.leave()
 
     def _assemble(self, session: Session, loop: EventLoop) -> Parts:
-        return Parts(self._feed, session, self._schedule, self._tally, self._settings, self._processing, loop.time)
+        return Parts(
+            self._feed,
+            session,
+            self._schedule,
+            self._tally,
+            self._settings,
+            self._processing,
+            self._worth_a_poll,
+            loop.time,
+        )
 
     @property
     def _parts(self) -> Parts | None:
@@ -428,7 +452,28 @@ class Consumer:
     def _channel(self, listener: Listener) -> ListenerChannel:
         name, taken = str(getattr(listener, "name", type(listener).__name__)), {one.name for one in self._channels}
         name = next(free for free in chain([name], (f"{name} #{n}" for n in count(2))) if free not in taken)
-        return ListenerChannel(listener, name, wake=self.wake, changed=self._channel_changed)
+        return ListenerChannel(
+            listener,
+            name,
+            wake=self.wake,
+            changed=self._channel_changed,
+            saved=self._saved_state,
+            save=self._save_state,
+        )
+
+    def _saved_state(self, key: str) -> str | None:
+        return self._opened.session.state.get(key)
+
+    async def _save_state(self, key: str, text: str | None) -> None:
+        async with self._alone("save()") as parts:
+            await parts.save_state(key, text)
+
+    def _worth_a_poll(self, hint: Push) -> bool:
+        try:
+            return self.should_poll(hint, self.status())
+        except Exception as error:  # noqa: BLE001  # of a user's override; no push is lost by it
+            logger.warning("%s: should_poll failed, the push counts: %s", self.name, describe(error))
+            return True
 
     def _channel_changed(self, channel: ListenerChannel) -> None:
         self._schedule.set_channel(channel.name, up=channel.status.up)

@@ -16,6 +16,7 @@
     ├── UndecodableMessage         an entry or its data cannot be read: fails without a retry
     ├── ContentChanged             an id came back with other content: fails without a retry
     ├── ListenerError              a push channel is broken for good: stops the consumer
+    ├── SubscriptionGone           the server has dropped a subscription: it is created anew
     └── StoreError                 the store cannot be read or written: stops the consumer
         ├── StoreBusy              somebody else owns the name
         ├── StoreMismatch          the name belongs to another feed
@@ -45,6 +46,7 @@ __all__ = [
     "StoreBusy",
     "StoreError",
     "StoreMismatch",
+    "SubscriptionGone",
     "Throttled",
     "UndecodableMessage",
 ]
@@ -178,6 +180,10 @@ class UndecodableMessage(PushToPollError):
 
 class ListenerError(PushToPollError):
     """A push channel is broken for good: trying again cannot help."""
+
+
+class SubscriptionGone(PushToPollError):
+    """The server knows a subscription no more, or does not want it as it is. What renews one raises it."""
 
 
 class StoreError(PushToPollError):

@@ -79,6 +79,34 @@ class Channel(Protocol):
         """A push arrived: poll soon. `None` is one that said nothing. Never blocks; from any thread."""
         ...
 
+    def poll(self) -> None:
+        """Poll soon, though no push arrived: one may have been lost."""
+        ...
+
+    def registered(self, until: float | None, /) -> None:
+        """The server was asked to push, and does until then, in seconds since the epoch.
+
+        `math.inf`: until it is asked to stop; `None`: it was not, or does no longer.
+        """
+        ...
+
+    @property
+    def state(self) -> str | None:
+        """What this listener saved last, in this run or an earlier one; `None`: nothing."""
+        ...
+
+    async def save(self, state: str | None, /) -> None:
+        """Keep a short text in the consumer's store, under the listener's name; between two polls.
+
+        Args:
+            state: Replaces what was saved before; `None` takes it away. 16,384 characters at most.
+
+        Raises:
+            StoreError: It could not be kept.
+            ValueError: It is too long.
+        """
+        ...
+
 
 class Listener(Protocol):
     """Turns one push channel into wakes.

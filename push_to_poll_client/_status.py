@@ -90,6 +90,8 @@ class ListenerStatus:
         since: When that began; `None`: the listener does not run.
         last_error: Why it was down last, cleared by nothing; `None`: it never was.
         pushes: Pushes that arrived by it.
+        registered_until: Until when the server pushes, in seconds since the epoch; `math.inf`: until it is asked
+            to stop; `None`: it was not asked to, or there is no need to.
     """
 
     name: str
@@ -97,6 +99,7 @@ class ListenerStatus:
     since: float | None = None
     last_error: str | None = None
     pushes: int = 0
+    registered_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,10 +162,12 @@ class Push:
         cursor: The newest cursor that the server spoke of, a hint: a push whose cursor is the saved one may be
             dropped, and a feed may use it as a floor. Never saved as progress. `None` when the push had none.
         topics: What changed, a hint for the feed. Empty when the push did not say.
+        count: How many messages the server says there are; `None` when it did not. Nothing here believes it.
     """
 
     cursor: Cursor | None = None
     topics: tuple[str, ...] = ()
+    count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

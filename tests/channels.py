@@ -21,6 +21,7 @@ class TimedChannel:
         self.began = anyio.current_time()
         self.events = []
         self.errors = []
+        self.state = self.registered_until = None
 
     def up(self):
         self._note("up")
@@ -31,6 +32,15 @@ class TimedChannel:
 
     def wake(self, push=None, /):
         self._note(push)
+
+    def poll(self):
+        self._note("poll")
+
+    def registered(self, until, /):
+        self.registered_until = until
+
+    async def save(self, state, /):
+        self.state = state
 
     def _note(self, event):
         self.events.append((round(anyio.current_time() - self.began, 3), event))
@@ -45,7 +55,7 @@ class Channel:
 
     def __init__(self):
         self.events = []
-        self.error = None
+        self.error = self.state = self.registered_until = None
         self._changed = anyio.Event()
 
     def up(self):
@@ -57,6 +67,15 @@ class Channel:
 
     def wake(self, push=None, /):
         self._note(push)
+
+    def poll(self):
+        self._note("poll")
+
+    def registered(self, until, /):
+        self.registered_until = until
+
+    async def save(self, state, /):
+        self.state = state
 
     def _note(self, event):
         self.events.append(event)

@@ -14,7 +14,8 @@ from channels import TimedChannel
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import ServerSentEvent, SSEListener, Verdict
-from push_to_poll_client.listeners._sse_connection import NoEventStream, ProxyUnusable, SocksUnusable, StreamEnded
+from push_to_poll_client.listeners._sending import ProxyUnusable, SocksUnusable
+from push_to_poll_client.listeners._sse_connection import NoEventStream, StreamEnded
 from push_to_poll_client.listeners._sse_failures import failure_of
 from push_to_poll_client.listeners._sse_parser import EventTooLarge
 

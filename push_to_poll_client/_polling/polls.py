@@ -8,7 +8,7 @@ next. A leader that is cancelled leaves no answer, and the next in the queue lea
 import math
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -49,6 +49,7 @@ class Polls:
         tally: Told of each wake and each poll.
         hooks: Told of polls that reached the end of the feed.
         overlaps: Polls start behind the saved cursor, so that no hint says that there is nothing new.
+        worth_a_poll: Whether the hint of a push is.
         clock: The event loop's.
 
     Attributes:
@@ -66,6 +67,7 @@ class Polls:
         tally: Tally,
         hooks: Hooks,
         overlaps: bool,
+        worth_a_poll: Callable[[Push], bool],
         clock: Clock,
     ) -> None:
         self.session = session
@@ -76,6 +78,7 @@ class Polls:
         self._tally = tally
         self._hooks = hooks
         self._overlaps = overlaps
+        self._worth_a_poll = worth_a_poll
         self._clock = clock
         self._lock = anyio.Lock(fast_acquire=True)
         self._started = self._answered = 0
@@ -88,8 +91,7 @@ class Polls:
 
     def wake(self, push: Push | None) -> None:
         """Somebody says "poll soon"; in the event loop."""
-        hinted = push is not None and push.cursor is not None and push.cursor == self.session.cursor
-        known = hinted and not self._overlaps
+        known = push not in {None, Push()} and not self._overlaps and not self._worth_a_poll(push)
         result = self._schedule.wake(self._clock(), push=push is not None, known=known)
         self._tally.wake(result)
         if push is not None and not known:
@@ -264,7 +266,8 @@ def _merged(old: Push | None, new: Push | None) -> Push | None:
     if old is None or new is None:
         return old or new
     topics = tuple(dict.fromkeys((*old.topics, *new.topics))) if old.topics and new.topics else ()
-    return Push(new.cursor or old.cursor, topics if len(topics) <= MAX_TOPICS else ())
+    count = old.count if new.count is None else new.count
+    return Push(new.cursor or old.cursor, topics if len(topics) <= MAX_TOPICS else (), count)
 
 
 def _outcome(answer: PollResult | Exception | None) -> Outcome:

@@ -10,12 +10,13 @@ import anyio
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http_client import CLOSE_TIMEOUT, closed_if_failed, open_client, unwinding
+from push_to_poll_client._http_client import closed_if_failed, unwinding
 from push_to_poll_client._text import quoted
 from push_to_poll_client.listeners._reconnecting import LeftAlone
+from push_to_poll_client.listeners._sending import closing, open_sender
 from push_to_poll_client.listeners._sse_parser import EventParser, ServerSentEvent
 
-__all__ = ["EventStream", "NoEventStream", "ProxyUnusable", "SocksUnusable", "StreamEnded", "open_stream"]
+__all__ = ["EventStream", "NoEventStream", "StreamEnded", "open_stream"]
 
 MEDIA_TYPE = "text/event-stream"
 
@@ -34,14 +35,6 @@ class NoEventStream(PushToPollError):
 
 class StreamEnded(PushToPollError):
     """The server ended the stream in an orderly way."""
-
-
-class ProxyUnusable(PushToPollError):
-    """The environment names a proxy that cannot be one."""
-
-
-class SocksUnusable(PushToPollError):
-    """The environment names a SOCKS proxy, for which a library is missing."""
 
 
 class EventStream:
@@ -99,43 +92,12 @@ async def open_stream(
         LeftAlone: The server asks not to connect again.
         Exception: Whatever ended the attempt or the stream. `_sse_failures.py` knows what it means.
     """
-    async with _sender(client, tls) as sender:
+    async with open_sender(client, tls) as sender:
         response = await _answer(sender, url, _fields(headers, last_event_id), open_timeout)
-        async with _closing(response):
+        async with closing(response):
             _check(response)
             async with unwinding(response.aiter_bytes()) as chunks:
                 yield EventStream(chunks, EventParser(max_size=max_size, last_event_id=last_event_id))
-
-
-@contextlib.asynccontextmanager
-async def _sender(client: Any, tls: ssl.SSLContext | None) -> AsyncIterator[Any]:
-    if client is not None:
-        yield client
-        return
-    async with _closing(_own_client(tls)) as own:
-        yield own
-
-
-def _own_client(tls: ssl.SSLContext | None) -> httpx.AsyncClient:
-    """A client for one stream: no pool can be left in an ill state, and a changed environment counts."""
-    try:
-        return open_client(httpx.Timeout(None), tls=tls)
-    except ImportError:
-        raise SocksUnusable(
-            "the environment names a SOCKS proxy, for which httpx needs socksio: pip install 'httpx[socks]'"
-        ) from None
-    except (ValueError, httpx.InvalidURL):  # whose text quotes the address, and with it perhaps a password
-        raise ProxyUnusable("the address of the proxy in the environment is not valid; correct it") from None
-
-
-@contextlib.asynccontextmanager
-async def _closing(thing: Any) -> AsyncIterator[Any]:
-    try:
-        yield thing
-    finally:
-        # Shielded: a close that is cancelled leaves its socket to the garbage collector.
-        with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
-            await thing.aclose()
 
 
 def _fields(headers: Mapping[str, str], last_event_id: str) -> list[tuple[bytes, bytes]]:

@@ -1,66 +1,21 @@
-"""WHAT a failed event stream means: a verdict for the next one, and a sentence for log and status.
+"""WHAT a failed event stream means: a verdict for the next one, and a sentence for log and status."""
 
-A browser gives up for good on every answer that is no stream (WHATWG HTML §9.2.3). A program that runs for months
-must not: 429 and 503 pass, and a 404 is mended by the next deployment. The verdicts stand in the table below and
-in `STATUS_VERDICTS`.
-"""
-
-import ssl
-import time
-from http import HTTPStatus
-
-import httpx
-
-from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http import asked_to_wait
-from push_to_poll_client.listeners._credentials import CredentialsFailed
-from push_to_poll_client.listeners._failure import REDIRECTS_STAY_HOME, Failure, by_type, causes, told
-from push_to_poll_client.listeners._reconnect import Verdict, verdict_of_status
-from push_to_poll_client.listeners._sse_connection import NoEventStream, ProxyUnusable, SocksUnusable
+from push_to_poll_client.listeners._failure import Failure
+from push_to_poll_client.listeners._http_failures import http_failure_of, refusal
+from push_to_poll_client.listeners._reconnect import Verdict
+from push_to_poll_client.listeners._sse_connection import NoEventStream
 from push_to_poll_client.listeners._sse_parser import EventTooLarge
 
 __all__ = ["failure_of", "refusal"]
 
 ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
-    (CredentialsFailed, Verdict.RETRY),  # whatever the provider's own reason was
-    (ssl.SSLCertVerificationError, Verdict.SLOW_RETRY),  # somebody must mend the certificate, or is listening in
     (NoEventStream, Verdict.SLOW_RETRY),  # a login page, a compressing proxy
     (EventTooLarge, Verdict.SLOW_RETRY),  # the next one will be as large
-    (ProxyUnusable, Verdict.SLOW_RETRY),
-    (httpx.LocalProtocolError, Verdict.SLOW_RETRY),  # what was to be sent cannot be sent
-    (SocksUnusable, Verdict.GIVE_UP),  # a library is missing
-    (Exception, Verdict.RETRY),  # the network, the stream's end, silence, garbage, and what is unknown
 )
-"""What ends a stream, or an attempt at one, other than a status."""
-
-SPEAKING = (OSError, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
-"""Errors whose text holds nothing that was entrusted to us. (`LocalProtocolError` quotes a header.)"""
+"""What ends a stream, or an attempt at one, beside what HTTP knows. The stream's end and silence pass."""
 
 
 def failure_of(error: Exception) -> Failure:
     """What a failure means, and how it is told."""
-    response = refusal(error)
-    status = None if response is None else response.status_code
-    return Failure(
-        by_type(causes(error, hidden=True), ERROR_VERDICTS) if status is None else verdict_of_status(status),
-        _sentence(error) if status is None else _what_it_answered(status),
-        retry_after=None if response is None else asked_to_wait(status or 0, response.headers, time.time()),
-        unauthorized=status == HTTPStatus.UNAUTHORIZED,
-        hid_a_push=isinstance(error, EventTooLarge),
-        # A cause is printed with its text, and these quote what may hold a secret.
-        cause=None if isinstance(error, httpx.LocalProtocolError) else error,
-    )
-
-
-def refusal(error: Exception) -> httpx.Response | None:
-    """The answer that was no stream; `None`: something else failed."""
-    return error.response if isinstance(error, httpx.HTTPStatusError) else None
-
-
-def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, PushToPollError) else told(causes(error, hidden=True), SPEAKING)
-
-
-def _what_it_answered(status: int) -> str:
-    what = f"the server answered HTTP {status} instead of an event stream"
-    return f"{what}; {REDIRECTS_STAY_HOME}" if httpx.codes.is_redirect(status) else what
+    failure = http_failure_of(error, wanted="an event stream", verdicts=ERROR_VERDICTS)
+    return failure._replace(hid_a_push=isinstance(error, EventTooLarge))

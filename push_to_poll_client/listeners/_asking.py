@@ -1,0 +1,207 @@
+"""HOW A CHANNEL ASKS over HTTP: one request, its whole answer, bounded in time and size.
+
+Redirects are not followed: httpx would take every header but one to another origin (G12).
+"""
+
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any, NamedTuple, Self
+
+import anyio
+import httpx
+import msgspec
+
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._http import without_secrets
+from push_to_poll_client._http_client import closed_if_failed, http_url, module_of, unwinding, user_agent
+from push_to_poll_client._text import quoted
+from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource
+from push_to_poll_client.listeners._reconnect import Verdict
+from push_to_poll_client.listeners._sending import closing, open_sender
+
+__all__ = ["ANSWER_VERDICTS", "Answer", "Asker", "UnusableAnswer"]
+
+
+class UnusableAnswer(PushToPollError):
+    """The server answered, but not what it should have."""
+
+
+ANSWER_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = ((UnusableAnswer, Verdict.SLOW_RETRY),)
+"""For `http_failure_of`: the next answer will be like it."""
+
+
+class Answer(NamedTuple):
+    """A whole answer.
+
+    Attributes:
+        status: Of HTTP, any.
+        headers: By any case.
+        body: Its bytes, not packed.
+        url: What was asked, without secrets.
+        response: As `httpx.HTTPStatusError` wants it.
+    """
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    url: str
+    response: Any
+
+    def expect(self, *statuses: int) -> Self:
+        """Itself, if it has one of these statuses; none given: any success.
+
+        Raises:
+            httpx.HTTPStatusError: It has another.
+        """
+        if self.status in statuses or (not statuses and httpx.codes.is_success(self.status)):
+            return self
+        raise httpx.HTTPStatusError(f"HTTP {self.status}", request=self.response.request, response=self.response)
+
+    def json(self) -> Any:
+        """The body, read as JSON.
+
+        Raises:
+            UnusableAnswer: It is none.
+        """
+        try:
+            return msgspec.json.decode(self.body)
+        except (ValueError, RecursionError):
+            raise UnusableAnswer(f"{self.url} answered something that is no JSON") from None
+
+
+class Asker:
+    """Asks one server, to which the credentials belong; others are asked without them.
+
+    Args:
+        url: An address of the server; a user and password in it are sent as Basic credentials.
+        headers: Sent to it: a mapping, or a function that returns one.
+        token: Sent to it as `Authorization: Bearer`, or a function that returns it.
+        client: An `httpx.AsyncClient` or one of its shape, which stays the caller's; `None`: opens one for each
+            block of `opened()`, or for each request.
+        tls: Whom to trust; `None`: the certificates that the machine trusts.
+        timeout: Seconds for a whole answer, and again for headers and token to be given.
+        max_body: Bytes that an answer may have.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: The URL is no http address, or an argument has no meaning.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: HeaderSource | None = None,
+        token: TokenSource | None = None,
+        client: Any = None,
+        tls: ssl.SSLContext | None = None,
+        timeout: float = 30.0,
+        max_body: int = 1024 * 1024,
+    ) -> None:
+        parsed = http_url(url)
+        if parsed.userinfo and token is not None:
+            raise ValueError("give either a token or a user and password in the URL: both make an Authorization")
+        if client is not None and tls is not None:
+            raise ValueError("give either a client or tls: whom a client trusts was said when it was made")
+        if client is not None:
+            module_of(client)
+        check_number("timeout", timeout, above_zero=True)
+        check_number("max_body", max_body, above_zero=True)
+        self.url: str = str(parsed.copy_with(userinfo=b"", fragment=None))
+        self._home = _origin(parsed)
+        self._basic = httpx.BasicAuth(parsed.username, parsed.password) if parsed.userinfo else None
+        self._credentials = Credentials(headers, token)
+        self._client = client
+        self._sender: Any = None
+        self._tls = tls
+        self._timeout = timeout
+        self._max_body = max_body
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Keep connections between the requests within the block."""
+        async with open_sender(self._client, self._tls) as sender:
+            self._sender = sender
+            try:
+                yield
+            finally:
+                self._sender = None
+
+    async def ask(
+        self,
+        method: str = "GET",
+        url: str | None = None,
+        *,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        wait: float = 0.0,
+    ) -> Answer:
+        """Send one request.
+
+        Args:
+            method: Of HTTP.
+            url: Absolute; `None`: that of the server. Credentials go to its origin alone (G12).
+            content: The body.
+            headers: Sent too, before those of the server's own.
+            wait: Seconds for which the server may hold its answer, on top of the timeout.
+
+        Raises:
+            UnusableAnswer: The answer is too large.
+            CredentialsFailed: Who to be could not be learnt.
+            Exception: No answer came; `http_failure_of` knows what that means.
+        """
+        url, fields = url or self.url, httpx.Headers({"accept-encoding": "identity", **(headers or {})})
+        at_home, auth = _origin(http_url(url)) == self._home, dict[str, Any](auth=None)
+        if at_home:
+            auth = await self._identify(fields)
+        with anyio.move_on_after(self._timeout + wait):
+            async with self._kept_or_new() as sender, closed_if_failed(url) as extensions:
+                request = sender.build_request(
+                    method, url, headers=fields, content=content, timeout=None, extensions=extensions
+                )
+                if not at_home:  # a client adds headers and cookies, and which of them are secrets nobody knows
+                    request = type(request)(
+                        method,
+                        url,
+                        headers={"user-agent": user_agent(), **fields},
+                        content=content,
+                        extensions=request.extensions,
+                    )
+                response = await sender.send(request, stream=True, follow_redirects=False, **auth)
+                async with closing(response):
+                    return await self._whole(response, without_secrets(url))
+        raise TimeoutError(f"no whole answer within {self._timeout + wait:g} s")
+
+    def _kept_or_new(self) -> AbstractAsyncContextManager[Any]:
+        return open_sender(self._client, self._tls) if self._sender is None else nullcontext(self._sender)
+
+    async def _identify(self, fields: httpx.Headers) -> dict[str, Any]:
+        """Add the headers, and say who to be: what was given here comes in place of what a client is by itself."""
+        fields.update(await self._credentials.ask(within=self._timeout))
+        if "authorization" in fields:
+            return {"auth": None}
+        return {} if self._basic is None else {"auth": self._basic}
+
+    async def _whole(self, response: Any, where: str) -> Answer:
+        body = await self._body(response, where)
+        return Answer(response.status_code, response.headers, body, where, response)
+
+    async def _body(self, response: Any, where: str) -> bytes:
+        encoding = response.headers.get("content-encoding", "identity")
+        if encoding.strip().lower() not in {"", "identity"}:  # unpacked, 64 KiB from the socket can be 64 MiB
+            raise UnusableAnswer(f"{where} sent Content-Encoding {quoted(encoding)}, but was asked for identity")
+        parts, size = list[bytes](), 0
+        async with unwinding(response.aiter_bytes()) as chunks:
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > self._max_body:
+                    raise UnusableAnswer(f"{where} answered more than {self._max_body} bytes")
+                parts.append(chunk)
+        return b"".join(parts)
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    port = url.port or {"http": 80, "https": 443}.get(url.scheme)
+    return url.scheme, url.host, port

@@ -1,0 +1,79 @@
+"""WHAT MAKES A SERVER PUSH: a subscription, and how one is described to whoever keeps it alive."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Protocol
+
+import msgspec
+
+__all__ = ["Registration", "Subscription"]
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the server was asked for. Kept in the consumer's store as JSON, and never shown.
+
+    Attributes:
+        id: What it is called, by the server or by us.
+        expires_at: When the server ends it by itself, in seconds since the epoch, as its answer said; `None`:
+            never.
+        renew_at: When to renew it, likewise; `None`: early enough before it expires, and never if it does not.
+        details: What else is needed to renew and stop it, and to tell its pushes from others.
+    """
+
+    id: str
+    expires_at: float | None = None
+    renew_at: float | None = None
+    details: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+
+class Subscription(Protocol):
+    """What a server has to be told so that it pushes. The vendor's part; when to do what is the keeper's.
+
+    A subscription may also have, and the keeper and the webhook look for them with `getattr`:
+
+    - `def adopt(self, registrations: Sequence[Registration]) -> None`: told of those whose pushes are welcome,
+      whenever that changes: the planned one, those in force, and two while one replaces the other.
+    - `verify`, `handshake`, `hint`: as of a `WebhookListener`, which takes those that it was not given from here.
+    - `answer: WebhookAnswer`: what an authentic push is answered, if not an empty 200.
+
+    Attributes:
+        name: By what status and log call it, without secrets.
+    """
+
+    name: str
+
+    def plan(self) -> Registration:
+        """What is chosen here before the server is asked: an id, a secret, a callback. Asks nobody.
+
+        It is saved before `create` is called, so that a crash leaves no subscription behind that nobody knows.
+        """
+        ...
+
+    async def create(self, planned: Registration, /) -> Registration:
+        """Ask the server to push, and return when it will: a verification that it asks for has been passed.
+
+        The same plan may be given again, after a failure or a restart: the server may have it already.
+
+        Raises:
+            ListenerError: It refuses for good.
+            Exception: It failed; what it means is read from it as for listeners, and it is tried again.
+        """
+        ...
+
+    async def renew(self, registration: Registration, /) -> Registration | None:
+        """Make it last longer, and return what it is from then on; `None`: it has to be replaced by another.
+
+        Then another is planned and created while this one goes on, which is stopped thereafter.
+
+        Raises:
+            SubscriptionGone: The server does not have it any more.
+            ListenerError: It refuses for good.
+            Exception: As for `create`; what there is goes on until it expires.
+        """
+        ...
+
+    async def stop(self, registration: Registration, /) -> None:
+        """Ask the server to push no more. What it raises is logged: a subscription that is left ends by itself."""
+        ...
