@@ -5,9 +5,7 @@ import ssl
 
 import anyio
 import httpx
-import httpx2
 import pytest
-from channels import HOST, Raw, is_closed
 from scripted import END, RESET, Script, client_of
 
 from push_to_poll_client.listeners import Verdict
@@ -258,32 +256,6 @@ async def test_within_a_block_the_requests_share_one(own):
     assert own[0].closed
     await asking.ask()
     assert len(own) == 2
-
-
-async def test_a_client_of_another_kind_serves_too():
-    def treat(accepted, number):
-        asked.append(accepted.recv(65536))
-        accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
-
-    asked = []
-    with Raw(treat) as raw:
-        async with httpx2.AsyncClient(headers={"X-Mine": CANARY}) as client:
-            asking = Asker(f"http://me:{CANARY}@{HOST}:{raw.port}/", client=client)
-            assert (await asking.ask()).json() == {}
-            elsewhere = Asker(ELSEWHERE, client=client, token=CANARY)
-            assert (await elsewhere.ask(url=f"http://{HOST}:{raw.port}/")).json() == {}
-    assert b"\r\nAuthorization: Basic bWU6YzRuNHJ5\r\n" in asked[0]
-    assert CANARY.encode() not in asked[1]
-
-
-async def test_the_socket_of_a_request_that_ends_early_is_closed():
-    def treat(accepted, number):
-        accepted.recv(65536)
-        accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 500)
-
-    with Raw(treat) as raw:
-        await refused(Asker(f"http://{HOST}:{raw.port}/?key={CANARY}", max_body=100), UnusableAnswer)
-        assert is_closed(raw.accepted[0])
 
 
 # What cannot be
