@@ -65,10 +65,10 @@ class ConnectionListener(LivingListener):
 
         ConnectionListener(orders, name="mqtt orders")
 
-    However it ends, by an exception (whose text log and status show) or by returning, it is called again, with the
-    delays of all listeners: after 0-1 s and then ever more slowly (at most 5 times in the first 10 seconds, once in
-    30-60 s later), until a connection has lived for 30 s. Dead connections it finds itself: most clients have a
-    keep-alive to switch on. A client that connects again by itself is told not to.
+    However it ends, by an exception (whose text log and status show) or by returning, it is called again, with
+    the delays of all listeners: after 0-1 s and then ever more slowly (at most 5 times in the first 10 seconds,
+    once in 30-60 s later), until a connection has lived for 30 s. Dead connections it finds itself: most clients
+    have a keep-alive to switch on. A client that connects again by itself is told not to.
 
     Args:
         connect: The function. It is cancelled to end it.
