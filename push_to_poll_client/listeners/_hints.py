@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 from push_to_poll_client._types import Push
 
@@ -54,4 +54,4 @@ class Hints(Generic[_MessageT, _SaidT]):
         if said is not None and not isinstance(said, self._kinds):
             kinds = ", ".join(kind.__name__ for kind in self._kinds)
             raise TypeError(f"a hint is one of {kinds}, or None, not {type(said).__name__}")
-        return cast("_SaidT | None", said)
+        return said

@@ -1,8 +1,8 @@
 """WHETHER PUSHES ARE WANTED: the questions that servers ask before they push, and their answers.
 
-An echo says nothing of who asks or who answers, so it is given to anybody: what it shows is that somebody here knows
-the vendor. What is echoed is short, and printable, and said to be text. WebSub's question is its subscription's,
-which knows what was asked for. Others are a function each:
+An echo proves nothing, so it is given to anybody: all it shows is that somebody here knows the vendor. What is
+echoed is short, and printable, and said to be text. WebSub's question is its subscription's, which knows what was
+asked for. Others are a function each:
 
     def okta(request):
         asked = request.headers.get("x-okta-verification-challenge")
@@ -43,9 +43,9 @@ def graph_validation() -> Handshake:
 def cloudevents_origins(origins: Collection[str], *, rate: int | None = None) -> Handshake:
     """Answers senders of CloudEvents, which ask by `OPTIONS` with `WebHook-Request-Origin`.
 
-    Source: HTTP 1.1 Web Hooks for Event Delivery 1.0.2, §4. Whom it does not expect it leaves to the webhook, which
-    answers 405 as if there were no such question. A `WebHook-Request-Callback` is not called: anybody could have
-    any address called by it.
+    Source: HTTP 1.1 Web Hooks for Event Delivery 1.0.2, §4. Who is not expected gets no answer from it,
+    but the webhook's 405, as if there were no such question. A `WebHook-Request-Callback` is not called: anybody
+    could have any address called by it.
 
     Args:
         origins: Those that are expected, as they call themselves, as "eventemitter.example.com".

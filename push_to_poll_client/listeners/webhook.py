@@ -1,14 +1,13 @@
 """WHO SAID SO, by webhook: the server sends a request, which is verified, wakes whom it is for, and is answered.
 
-Whoever knows the address can send anything. What that costs is bounded before it is looked at, and what it gains is
-an answer that says nothing, or with the server's own secret a poll within the rate.
+Whoever knows the address can send anything. What that costs is bounded before it is looked at, and all it gains is
+an answer that says nothing; with the server's own secret, a poll within the rate.
 
 What becomes of a request, step by step, is `_webhook/receiver.py`'s; who listens `_webhook/audience.py`'s.
 """
 
 import importlib
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -84,8 +83,8 @@ class WebhookListener:
     each consumer polls when it starts.
 
     A request that is not authentic is answered 401 whatever is wrong with it, one beyond the limits 413, 408, 429
-    or 503. While requests are refused by rate, pushes may be among them: the channel is down then, and the consumer
-    polls at its degraded interval until 30 s after the last.
+    or 503. While requests are refused by rate, pushes may be among them: the channel is down then, and the
+    consumer polls at its degraded interval until 30 s after the last.
 
     Args:
         verify: Says whether a request is authentic; of several one suffices. `anybody()` if all are. `None`: the
@@ -94,9 +93,9 @@ class WebhookListener:
         handshake: Answers a server's question whether its pushes are wanted, as `dropbox_challenge()`; or several
             such. Asked before the body is read, with an empty one, and again with that of an authentic request.
             With a subscription only while that is being created or renewed.
-        hint: Makes a push of an authentic request, a word about the subscription (`Control`), or `None` of one that
-            is no push, such as a ping. One that raises is logged, and the request counts as a plain push. `None`:
-            the subscription's, or every request is a push.
+        hint: Makes a push of an authentic request, a word about the subscription (`Control`), or `None` of one
+            that is no push, such as a ping. One that raises is logged, and the request counts as a plain push.
+            `None`: the subscription's, or every request is a push.
         to: Says for whom a push is, of those that `named()` made: a function that returns their names, or the path
             in the JSON of the body at which they stand, as "list_folder.accounts". `None`, and what names nobody:
             all. Names that nobody has are counted, and answered like others.
@@ -107,8 +106,9 @@ class WebhookListener:
             the subscription expires, and a consumer that is started again goes on with it.
         max_body: Bytes of the largest body. Pushes are a few KiB, GitHub's 25 MiB at most.
         body_timeout: Seconds in which a body has to be whole.
-        rate: Requests a second whose body is looked at, in the long run; 100 of a MiB take a core a tenth of its
-            time to hash. As many questions are looked at beside them. `None`: no limit.
+        rate: Requests a second whose body is looked at, in the long run; 100 of a MiB take a core
+            a tenth to a quarter of its time to hash. As many questions are looked at beside them. `None`: no
+            limit.
         burst: The same at once.
 
     Attributes:
@@ -181,9 +181,7 @@ class WebhookListener:
             answer=check_answer(_given(answer, of_subscription, "answer") or ACCEPTED),
             max_body=max_body,
             body_timeout=body_timeout,
-            clock=lambda: self._clock(),
         )
-        self._clock: Callable[[], float] = time.monotonic
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"

@@ -1,4 +1,4 @@
-"""WHAT IS ANSWERED when it is not what was hoped for: constants, so that no answer tells one reason from another."""
+"""WHAT IS ANSWERED to what goes no further: constants, so that no answer tells one reason from another."""
 
 import math
 from collections.abc import Mapping

@@ -31,7 +31,7 @@ def request_of(scope: Scope) -> WebhookRequest:
 
 
 def _path_below(root: str, path: str) -> str:
-    """ASGI 3 has the whole path in `path`, what an application is mounted at in front; older servers cut it off."""
+    """ASGI 3 has the whole in `path`, with what the application is mounted at in front; older servers cut it."""
     root = root.rstrip("/")
     if path == root or path.startswith(f"{root}/"):
         path = path[len(root) :]

@@ -19,10 +19,10 @@ interval, 10 s by default, so that a push that was refused costs that much laten
 
 
 class Listening:
-    """One consumer that listens, and the channel that it hears by. Made in its event loop, to which all belongs but
-    what says otherwise.
+    """One consumer that listens, and the channel that it hears by.
 
-    The channel is up while the server pushes, as far as anybody knows, and no flood hides pushes.
+    Made in the consumer's event loop, to which all of it belongs but what says otherwise. The channel is up while
+    the server pushes, as far as anybody knows, and no flood hides pushes.
 
     Args:
         channel: Of the consumer.

@@ -10,7 +10,7 @@ from push_to_poll_client.listeners._webhook.answers import BUSY, Refusal, too_ma
 __all__ = ["MAX_BODIES", "Slots", "TokenBucket"]
 
 MAX_BODIES = 64
-"""Bodies in hand at a time. With the default `max_body` they take 64 MiB at most, whoever sends them how slowly."""
+"""Bodies in hand at a time. With the default `max_body` they take 64 MiB, however slowly they are sent."""
 
 
 class TokenBucket:

@@ -14,7 +14,7 @@
 Nothing is processed here. A refusal by rate or room may have met a push, and is reported to those who listen.
 """
 
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, replace
 
 from push_to_poll_client.listeners._webhook.answers import NOT_ALLOWED, Refusal
@@ -30,6 +30,9 @@ from push_to_poll_client.listeners._webhook.request import Verified, WebhookAnsw
 from push_to_poll_client.listeners._webhook.verifying import Verifiers
 
 __all__ = ["Receiver"]
+
+monotonic = time.monotonic
+"""One clock for all event loops in which requests arrive, whose own need not agree."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,6 @@ class Receiver:
         answer: To an authentic request.
         max_body: Bytes.
         body_timeout: Seconds for a body.
-        clock: Seconds, never going back, the same in all threads.
     """
 
     questions: Questions
@@ -62,7 +64,6 @@ class Receiver:
     answer: WebhookAnswer
     max_body: int
     body_timeout: float
-    clock: Callable[[], float]
 
     async def answer_to(self, request: WebhookRequest, receive: Receive) -> WebhookAnswer | None:
         """What is answered; `None`: nobody is there any more.
@@ -85,7 +86,7 @@ class Receiver:
 
     async def _answer_to(self, request: WebhookRequest, receive: Receive) -> WebhookAnswer:
         check_length(request.headers, self.max_body)
-        answer = await self.questions.answer_to_stranger(request, self.clock())
+        answer = await self.questions.answer_to_stranger(request, monotonic())
         if answer is not None:
             self.tally.count("handshakes")
             return answer
@@ -97,7 +98,7 @@ class Receiver:
     async def _verified(self, request: WebhookRequest, receive: Receive) -> tuple[WebhookRequest, Verified]:
         verifiers = self.verifiers.that_may_pass(request)
         with self.slots.one():
-            self.bucket.pass_one(self.clock())
+            self.bucket.pass_one(monotonic())
             body = await read_body(receive, most=self.max_body, within=self.body_timeout)
             request = replace(request, body=body)
             return request, await self.verifiers.verified(request, verifiers)

@@ -15,8 +15,8 @@ from push_to_poll_client.listeners._webhook.request import Verified
 __all__ = ["MAX_REPLAYS", "Replays"]
 
 MAX_REPLAYS = 10_000
-"""Texts that are kept, at 16 bytes each: some 2 MiB. At one push a second, with two texts each, they reach back for
-an hour and a half; a tolerance is five minutes as a rule."""
+"""Texts that are kept, at 16 bytes each: some 2 MiB. At one push a second, with two texts each, they reach back
+for an hour and a half; a tolerance is five minutes as a rule."""
 
 
 class Replays:

@@ -57,7 +57,7 @@ class Verifiers:
             return False
 
 
-def _checked(said: Verified | bool | None) -> Verified | bool | None:
+def _checked(said: Verified | bool | None) -> Verified | bool | None:  # noqa: FBT001  # it is what was said
     """What is merely true may be a mistake, such as a function that makes a verifier in place of a verifier."""
     if said is None or isinstance(said, Verified | bool):
         return said
