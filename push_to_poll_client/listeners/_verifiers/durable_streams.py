@@ -1,14 +1,15 @@
-"""WHETHER A DURABLE STREAMS SERVER SIGNED: `Webhook-Signature`, by one of the keys that it publishes (§7.1, §6.5)."""
+"""WHETHER A DURABLE STREAMS SERVER SIGNED: `Webhook-Signature`, by a key that it publishes (PROTOCOL.md §7.1)."""
 
 import re
 import ssl
+from base64 import urlsafe_b64decode
 from typing import Any
 
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client.listeners._asking import Asker
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._verifiers.ed25519 import public_key, verify
-from push_to_poll_client.listeners._verifiers.jwks import TIMEOUT, KeySet, unpadded
+from push_to_poll_client.listeners._verifiers.jwks import TIMEOUT, KeySet
 from push_to_poll_client.listeners._webhook.request import Verified, WebhookRequest
 
 __all__ = ["DurableStreamsSignature"]
@@ -17,8 +18,6 @@ HEADER = "webhook-signature"
 
 MAX_SET = 65_536
 """Bytes of a set of keys; one key has 200."""
-
-SIGNATURE_SIZE = 64
 
 _ANY_KEY = bytes.fromhex("58" + "66" * 31)
 """The base point (RFC 8032 §5.1), to see at construction whether keys can be made at all."""
@@ -71,7 +70,7 @@ class DurableStreamsSignature:
         )
 
     def may_pass(self, request: WebhookRequest) -> bool:
-        """Whether it has a signature of the right form, of a time that is not over; asked before the body is read."""
+        """Whether it has a signature of the right form and of our time; asked before the body is read."""
         return self._read(request) is not None
 
     async def __call__(self, request: WebhookRequest, /) -> Verified | bool:
@@ -82,8 +81,8 @@ class DurableStreamsSignature:
         read = self._read(request)
         if read is None:
             return False
-        stated, kid, signature = read
-        key = await self._keys.key(kid)
+        stated, kid, text = read
+        key, signature = await self._keys.key(kid), urlsafe_b64decode(text + "==")
         if key is None or not verify(key, signature, f"{stated}.".encode() + request.body):
             return False
         return Verified(once=(signature,), until=int(stated) + self._tolerance)
@@ -99,10 +98,9 @@ class DurableStreamsSignature:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._keys.name!r})"
 
-    def _read(self, request: WebhookRequest) -> tuple[str, str, bytes] | None:
-        """The time as it was signed, the name of the key, the signature; `None`: it cannot be authentic."""
+    def _read(self, request: WebhookRequest) -> tuple[str, str, str] | None:
+        """Time, name of the key and signature, as they are written; `None`: it cannot be authentic."""
         found = _signed(request.headers.get(HEADER, ""))
         if found is None or abs(request.received_at - int(found[1])) > self._tolerance:
             return None
-        signature = unpadded(found[3], SIGNATURE_SIZE)
-        return None if signature is None else (found[1], found[2], signature)
+        return found[1], found[2], found[3]

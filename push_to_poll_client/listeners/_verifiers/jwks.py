@@ -4,11 +4,11 @@ Anybody may name a key that nobody has. So whatever arrives, the set is asked fo
 request at a time: who would need it meanwhile is told what is known.
 """
 
-import base64
 import logging
 import re
 import threading
 import time
+from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
@@ -20,7 +20,7 @@ from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker
 from push_to_poll_client.listeners._http_failures import http_failure_of
 from push_to_poll_client.listeners._verifiers.ed25519 import PublicKey, public_key
 
-__all__ = ["AGAIN_AFTER", "MAX_KEYS", "KeySet", "unpadded"]
+__all__ = ["AGAIN_AFTER", "MAX_KEYS", "TIMEOUT", "KeySet"]
 
 AGAIN_AFTER = 60.0
 """Seconds between two requests for the set, whatever arrives: who invents keys costs the server one a minute."""
@@ -43,12 +43,10 @@ MAX_NAME = 256
 TIMEOUT = 5.0
 """Seconds for the set to come, for which a request to the webhook is held up at most."""
 
-_KEY_SIZE = 32
-
 _log = logging.getLogger(__name__)
 
 _max_age = re.compile(r"(?:^|[ \t,])max-age=\"?([0-9]{1,9})(?![0-9])", re.IGNORECASE).search
-_base64url = re.compile(r"[A-Za-z0-9_-]*+").fullmatch
+_x = re.compile(r"[A-Za-z0-9_-]{43}").fullmatch  # 32 bytes in base64url without padding (RFC 7515 §2)
 
 
 class _Key(msgspec.Struct):
@@ -125,21 +123,14 @@ class KeySet:
             _log.info("%s: %s; %d keys are known", self.name, why, len(self._keys))
 
 
-def unpadded(text: str, size: int) -> bytes | None:
-    """The bytes that base64url without padding means (RFC 7515 §2); `None`: it means none, or not so many."""
-    if len(text) != -(-size * 4 // 3) or not _base64url(text):
-        return None
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-
-
 def _keys_of(answer: Answer) -> Iterator[tuple[str, PublicKey]]:
     """Those that can be used. One that cannot, a future one for instance, does not spoil the others."""
     found = 0
     for raw in _decoded(answer):
         with suppress(ValueError, RecursionError):
             key = msgspec.json.decode(raw, type=_Key)
-            if found < MAX_KEYS and _is_ours(key) and (x := unpadded(key.x, _KEY_SIZE)) is not None:
-                yield key.kid, public_key(x)
+            if found < MAX_KEYS and _is_ours(key):
+                yield key.kid, public_key(urlsafe_b64decode(key.x + "="))
                 found += 1
 
 
@@ -153,7 +144,7 @@ def _decoded(answer: Answer) -> list[msgspec.Raw]:
 def _is_ours(key: _Key) -> bool:
     """Whether it verifies Ed25519 (RFC 8037 §2); "Ed25519" is what RFC 9864 calls the algorithm."""
     is_ed25519 = key.kty == "OKP" and key.crv == "Ed25519" and key.alg in {"EdDSA", "Ed25519"}
-    return is_ed25519 and key.use == "sig" and len(key.kid) <= MAX_NAME
+    return is_ed25519 and key.use == "sig" and len(key.kid) <= MAX_NAME and _x(key.x) is not None
 
 
 def _fresh_for(headers: Mapping[str, str]) -> float:
