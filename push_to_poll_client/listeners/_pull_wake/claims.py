@@ -1,10 +1,12 @@
-"""HOW A WAKE IS TAKEN, so that the server writes the next one (PROTOCOL.md §7.2): a claim, and what gives it back."""
+"""HOW A WAKE IS TAKEN, and given back so that the server writes the next one (PROTOCOL.md §7.2)."""
 
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
+import httpx
 import msgspec
 
 from push_to_poll_client.listeners._asking import Asker, UnusableAnswer
@@ -58,7 +60,8 @@ class Claimer:
 
     Args:
         root: Where the streams are, with the user and password that it may have.
-        url: Of an action of the subscription.
+        stream: The address of the wake stream.
+        url: Makes the address of an action of the subscription.
         worker: What we are called.
         headers: As of a listener.
         token: Likewise.
@@ -73,8 +76,9 @@ class Claimer:
     def __init__(
         self,
         root: str,
-        url: Callable[[str], str],
         *,
+        stream: str,
+        url: Callable[[str], str],
         worker: str,
         headers: HeaderSource | None,
         token: TokenSource | None,
@@ -83,6 +87,7 @@ class Claimer:
         timeout: float,
     ) -> None:
         self.claim: Claim | None = None
+        self._stream = stream
         self._url = url
         self._worker = msgspec.json.encode({"worker": worker})
         self._asker = Asker(
@@ -92,6 +97,22 @@ class Claimer:
         self._holder = Asker(
             url(""), headers=headers, token=self._claim_token, tls=tls, client=client, timeout=timeout
         )
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Keep connections between the requests within the block."""
+        async with self._asker.opened(), self._holder.opened():
+            yield
+
+    async def make_stream(self) -> None:
+        """Make the wake stream if it is not there: the server does not (§7.2).
+
+        Whether it was made, or may be, or is there, is seen when it is followed.
+
+        Raises:
+            Exception: No answer came.
+        """
+        await self._asker.ask("PUT", self._stream, headers=JSON)
 
     async def take(self) -> bool:
         """Claim the wake that is there, if there is one.
@@ -133,7 +154,7 @@ class Claimer:
         answer = await self._holder.ask("POST", self._url(action), content=msgspec.json.encode(what), headers=JSON)
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status == HTTPStatus.TOO_MANY_REQUESTS:
             answer.expect()
-        return HTTPStatus(answer.status).is_success
+        return httpx.codes.is_success(answer.status)
 
     def _claim_token(self) -> str:
         return "" if self.claim is None else self.claim.token

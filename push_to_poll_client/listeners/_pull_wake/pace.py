@@ -1,4 +1,4 @@
-"""HOW OFTEN may something be done that others cause? A few times at once, then evenly. Pure: time is an argument."""
+"""HOW OFTEN may something be done that others cause? A few times at once, then evenly."""
 
 __all__ = ["Pace"]
 

@@ -138,5 +138,3 @@ class _Stream(msgspec.Struct):
 class _Wake(msgspec.Struct):
     subscription_id: str
     streams: list[_Stream] = []
-
-

@@ -1,8 +1,8 @@
 """WHAT A DURABLE STREAMS SERVER IS ASKED FOR, of whatever kind (PROTOCOL.md §6 and §7 of its authors).
 
-Its subscription is a cursor of its own in some streams. When one of them is longer than that, it wakes us once, and
-not again before we said how far we are, or said nothing for as long as the lease. We say "as far as you told us" at
-once: our own cursor is in our store, and what came meanwhile makes the server wake us again.
+Its subscription is a cursor of its own in some streams. When one of them is longer than that, it wakes us once,
+and not again before we said how far we are, or said nothing for as long as the lease. We say "as far as you told
+us" at once: our own cursor is in our store, and what came meanwhile makes the server wake us again.
 
 A subscription has no end, and a server that lost it does not say so. So it is confirmed now and then, by the same
 request that made it. Its id is made from what it asks for: the same program has the same subscription after a
@@ -24,7 +24,15 @@ from push_to_poll_client._http_client import http_url
 from push_to_poll_client.listeners._asking import Answer, Asker
 from push_to_poll_client.listeners._subscriptions.nouns import Registration
 
-__all__ = ["CONFIRM_EVERY", "JSON", "DurableStreamsSubscription", "code_of", "path_in_stream_root", "root_of", "topics_of"]
+__all__ = [
+    "CONFIRM_EVERY",
+    "JSON",
+    "DurableStreamsSubscription",
+    "code_of",
+    "path_in_stream_root",
+    "root_of",
+    "topics_of",
+]
 
 CONFIRM_EVERY = 60.0
 """Seconds between two confirmations: so long a server that lost the subscription pushes nothing, and consumers
@@ -188,7 +196,7 @@ def _streams_of(streams: Iterable[str], pattern: str | None) -> dict[str, object
     paths = sorted({path_in_stream_root("streams", path) for path in streams})
     if not paths and pattern is None:
         raise ValueError("give streams= or pattern=: of what is the server to tell?")
-    named = {"streams": paths} if paths else {}
+    named: dict[str, object] = {"streams": paths} if paths else {}
     return named if pattern is None else {**named, "pattern": path_in_stream_root("pattern", pattern)}
 
 
