@@ -12,7 +12,8 @@ from push_to_poll_client import feeds, listeners, stores, testing
 PACKAGE = Path(push_to_poll_client.__file__).parent
 
 HOUSE = """
-    _arguments _text _exceptions _types _circle _protocols _http _direct_client _http_client _refusal _event_loop
+    _arguments _text _exceptions _types _circle _protocols _links _http _direct_client _http_client _refusal
+    _event_loop
     _schedule _status _settings _inbox _channel
     _processing.handler _processing.attempts _processing.failures _processing.hooks
     _processing.progress _processing.transactions _processing.trials
@@ -34,6 +35,7 @@ NOUNS = {
     "_protocols",
     "_http",
     "_http_client",
+    "_links",
     "_refusal",
     "_event_loop",
 }
