@@ -10,7 +10,6 @@ import anyio.to_thread
 
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client.listeners._subscriptions.nouns import Registration
-from push_to_poll_client.listeners._webhook.request import Handshake, Hint, Verifier
 
 __all__ = ["CustomSubscription"]
 
@@ -39,9 +38,6 @@ class CustomSubscription:
             stopped thereafter.
         stop: Asks the server to push no more. `None`: it cannot be asked, and what is left ends by itself.
         name: By what status and log call it, without secrets.
-        verify: Says whether a push is authentic, for a webhook that was not told otherwise.
-        handshake: Answers the server's question whether its pushes are wanted, likewise.
-        hint: Makes a push of a request, or says that it speaks of the subscription itself, likewise.
 
     Attributes:
         registrations: Those whose pushes are welcome: the planned one, the one in force, those on their way out.
@@ -57,19 +53,12 @@ class CustomSubscription:
         stop: Stop | None = None,
         *,
         name: str,
-        verify: Verifier | Callable[[Any], bool] | None = None,
-        handshake: Handshake | None = None,
-        hint: Hint | None = None,
     ) -> None:
-        functions = {"renew": renew, "stop": stop, "verify": verify, "handshake": handshake, "hint": hint}
-        for what, function in {"create": create, **functions}.items():
+        for what, function in {"create": create, "renew": renew, "stop": stop}.items():
             if not callable(function) and (function is not None or what == "create"):
                 raise TypeError(f"{what} is a {type(function).__name__}; give a function")
         self.name: str = name
         self.registrations: Sequence[Registration] = ()
-        self.verify = verify
-        self.handshake = handshake
-        self.hint = hint
         self._create = create
         self._renew = renew
         self._stop = stop

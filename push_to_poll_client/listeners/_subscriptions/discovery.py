@@ -5,6 +5,7 @@ in its head: in the body might be what its users wrote.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from html.parser import HTMLParser
 from itertools import islice
 from typing import Any, NamedTuple
@@ -132,10 +133,8 @@ def _stop(*_: object) -> None:
 
 def _in_page(document: bytes) -> list[_Link]:
     head = _Head()
-    try:
+    with suppress(_Enough, AssertionError):  # and AssertionError is what the parser has to say of some garbage
         head.feed(document[:MAX_HEAD].decode("utf-8", "replace"))
-    except (_Enough, AssertionError):  # and AssertionError is what the parser has to say of some garbage
-        pass
     return head.links
 
 

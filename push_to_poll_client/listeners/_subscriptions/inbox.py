@@ -104,7 +104,7 @@ class Inbox:
         with self._lock:
             known = {one.id: one for one in registrations}
             self._ended.extend(self._known.keys() - known.keys())
-            self._asked = {id: asked for id, asked in self._asked.items() if id in known}
+            self._asked = {one: asked for one, asked in self._asked.items() if one in known}
             self._known = MappingProxyType(known)
 
     def known(self, id: str) -> Registration | None:
@@ -117,14 +117,14 @@ class Inbox:
         A push for a subscription that has ended is answered 410, which ends it at the hub too (WebSub §7); not so
         for one that is not known, for it may be another process's, or this one may be about to learn of it.
         """
-        id = id_of(request)
+        callback = id_of(request)
         if request.method != "GET":
-            return _GONE if id in self._ended and id not in self._known else None
+            return _GONE if callback in self._ended and callback not in self._known else None
         mode, topic = request.parameter("hub.mode"), request.parameter("hub.topic")
         if mode is None:
             return None
         with self._lock:
-            asked, known = self._asked.get(id), self._known.get(id)
+            asked, known = self._asked.get(callback), self._known.get(callback)
         if mode == DENIED:
             return self._deny(request, topic, asked, known)
         return self._verify(request, mode, topic, asked, known)

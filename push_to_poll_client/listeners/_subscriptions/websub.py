@@ -26,8 +26,8 @@ from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._subscriptions.discovery import Topic, topic_of
 from push_to_poll_client.listeners._subscriptions.inbox import SUBSCRIBE, UNSUBSCRIBE, Asked, Inbox, id_of
 from push_to_poll_client.listeners._subscriptions.nouns import Registration, SubscriptionRefused
-from push_to_poll_client.listeners._subscriptions.signature import is_signed
-from push_to_poll_client.listeners._webhook.request import Control, WebhookAnswer, WebhookRequest
+from push_to_poll_client.listeners._verifiers.vendors import websub
+from push_to_poll_client.listeners._webhook.request import Control, Verified, WebhookAnswer, WebhookRequest
 
 __all__ = ["WebSub"]
 
@@ -43,7 +43,7 @@ MAX_TOPIC = 4 * 1024 * 1024
 """Bytes of a topic; its hub is named at its beginning, but it is read whole."""
 
 VERIFY_TIMEOUT = 60.0
-"""Seconds for a hub to ask back. One that does so later is answered all the same, and the next attempt finds it."""
+"""Seconds for a hub to ask back. One that does so later is answered too, and the next attempt finds that."""
 
 UNVERIFY_TIMEOUT = 10.0
 """Seconds for a hub to ask back whether an end is wanted. At the end of a consumer there are 5."""
@@ -178,16 +178,16 @@ class WebSub:
     # What the webhook asks for
 
     def handshake(self, request: WebhookRequest) -> WebhookAnswer | None:
-        """Answer a hub that asks back or denies; 410 for a push of a subscription that has ended. In any thread."""
+        """Answer a hub that asks back or denies; 410 to a push of a subscription that has ended. In any thread."""
         return self._inbox.question(request)
 
-    def verify(self, request: WebhookRequest) -> bool:
-        """Whether a push came by the callback of a subscription, and is signed by its secret. In any thread."""
+    def verify(self, request: WebhookRequest) -> Verified | None:
+        """What is known of a push by the callback of a subscription, signed by its secret. In any thread."""
         known = self._inbox.known(id_of(request))
-        if known is None or request.method != "POST":
-            return False
+        if known is None:
+            return None
         secret = known.details.get("secret")
-        return secret is None or is_signed(request, secret)
+        return Verified() if secret is None else websub(secret)(request)
 
     # How that is done
 
@@ -237,9 +237,9 @@ class WebSub:
         _, answer = await self._followed("POST", hub, _MOVED_HUB, form)
         if asked.verified:
             return  # whatever it answers
-        if httpx.codes.is_client_error(answer.status) and asked.mode == UNSUBSCRIBE:
-            if answer.status not in _PASSING:
-                raise SubscriptionGone(f"the hub answered HTTP {answer.status}")
+        unknown = httpx.codes.is_client_error(answer.status) and answer.status not in _PASSING
+        if unknown and asked.mode == UNSUBSCRIBE:
+            raise SubscriptionGone(f"the hub answered HTTP {answer.status}")
         if httpx.codes.is_error(answer.status):
             why = quoted(answer.body[:MAX_SECRET].decode("utf-8", "replace"))
             _log.info("%s: the hub answered HTTP %d: %s", self.name, answer.status, why)
