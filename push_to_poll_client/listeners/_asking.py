@@ -17,7 +17,7 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._http_client import closed_if_failed, http_url, module_of, unwinding, user_agent
 from push_to_poll_client._text import quoted
-from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource
+from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource, basic
 from push_to_poll_client.listeners._reconnect import Verdict
 from push_to_poll_client.listeners._sending import closing, open_sender
 
@@ -48,6 +48,9 @@ class Answer(NamedTuple):
     body: bytes
     url: str
     response: Any
+
+    def __repr__(self) -> str:  # headers and body may hold a secret
+        return f"Answer({self.status}, {len(self.body)} bytes, url={self.url!r})"
 
     def expect(self, *statuses: int) -> Self:
         """Itself, if it has one of these statuses; none given: any success.
@@ -111,7 +114,7 @@ class Asker:
         check_number("max_body", max_body, above_zero=True)
         self.url: str = str(parsed.copy_with(userinfo=b"", fragment=None))
         self._home = _origin(parsed)
-        self._basic = httpx.BasicAuth(parsed.username, parsed.password) if parsed.userinfo else None
+        self._basic = basic(parsed.username, parsed.password) if parsed.userinfo else {}
         self._credentials = Credentials(headers, token)
         self._client = client
         self._sender: Any = None
@@ -152,14 +155,17 @@ class Asker:
             CredentialsFailed: Who to be could not be learnt.
             Exception: No answer came; `http_failure_of` knows what that means.
         """
-        url, fields = url or self.url, httpx.Headers({"accept-encoding": "identity", **(headers or {})})
-        at_home, auth = _origin(http_url(url)) == self._home, dict[str, Any](auth=None)
+        target, fields = (
+            http_url(url or self.url),
+            httpx.Headers({"accept-encoding": "identity", **(headers or {})}),
+        )
+        url, at_home, auth = str(target), _origin(target) == self._home, dict[str, Any](auth=None)
         if at_home:
             auth = await self._identify(fields)
         with anyio.move_on_after(self._timeout + wait):
             async with self._kept_or_new() as sender, closed_if_failed(url) as extensions:
                 request = sender.build_request(
-                    method, url, headers=fields, content=content, timeout=None, extensions=extensions
+                    method, url, headers=fields.raw, content=content, timeout=None, extensions=extensions
                 )
                 if not at_home:  # a client adds headers and cookies, and which of them are secrets nobody knows
                     request = type(request)(
@@ -179,10 +185,9 @@ class Asker:
 
     async def _identify(self, fields: httpx.Headers) -> dict[str, Any]:
         """Add the headers, and say who to be: what was given here comes in place of what a client is by itself."""
+        fields.update(self._basic)
         fields.update(await self._credentials.ask(within=self._timeout))
-        if "authorization" in fields:
-            return {"auth": None}
-        return {} if self._basic is None else {"auth": self._basic}
+        return {"auth": None} if "authorization" in fields else {}
 
     async def _whole(self, response: Any, where: str) -> Answer:
         body = await self._body(response, where)

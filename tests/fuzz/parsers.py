@@ -1,5 +1,6 @@
 """All parsers of the package that read what others wrote, by their names."""
 
+import rows_asking
 import rows_atom
 import rows_feeds
 import rows_http
@@ -11,6 +12,6 @@ __all__ = ["PARSERS"]
 
 PARSERS = {
     row.name: row
-    for rows in (rows_http, rows_atom, rows_feeds, rows_paged, rows_listeners, rows_state)
+    for rows in (rows_http, rows_atom, rows_feeds, rows_paged, rows_listeners, rows_asking, rows_state)
     for row in rows.ROWS
 }
