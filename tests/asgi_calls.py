@@ -7,6 +7,7 @@ import json
 from typing import NamedTuple
 
 import anyio
+import anyio.lowlevel
 
 from push_to_poll_client.listeners.webhook import Verified
 
@@ -55,7 +56,7 @@ async def asked(app, scope, *parts):
             if isinstance(event, dict):
                 return event
             await anyio.sleep(event)
-        await anyio.sleep_forever()
+        return await anyio.sleep_forever()
 
     async def send(event):
         sent.append(event)
@@ -106,8 +107,8 @@ class Signatures:
         self.asked += 1
         if not hmac.compare_digest(signature_of(request.body), request.headers["x-signature"]):
             return None
-        id = request.headers.get("x-id")
-        return Verified(once=() if id is None else (id.encode(),), until=self.until)
+        delivery = request.headers.get("x-id")
+        return Verified(once=() if delivery is None else (delivery.encode(),), until=self.until)
 
 
 def naming(*names, **more):
@@ -122,6 +123,7 @@ async def listened(*listeners, channel):
     async with anyio.create_task_group() as tasks:
         for listener, one in zip(listeners, channels, strict=True):
             tasks.start_soon(listener.listen, one)
-        await anyio.wait_all_tasks_blocked()
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
         yield channels[0] if len(channels) == 1 else channels
         tasks.cancel_scope.cancel()
