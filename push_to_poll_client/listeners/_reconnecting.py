@@ -14,6 +14,7 @@ from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource
 from push_to_poll_client.listeners._failure import only
+from push_to_poll_client.listeners._hints import Hints
 from push_to_poll_client.listeners._living import LivingListener
 from push_to_poll_client.listeners._reconnect import Reconnect, Verdict, lifetime
 
@@ -55,8 +56,7 @@ class ReconnectingListener(LivingListener, Generic[_MessageT]):
         check_number("open_timeout", open_timeout, above_zero=True)
         super().__init__(without_secrets(url), classify=classify, log=log)
         self._credentials = Credentials(headers, token)
-        self._hint = hint
-        self._hint_failed = False
+        self._hints = Hints(hint, kinds=(Push,), log=log)
         self._max_age = max_age
         self._max_silence = max_silence
         self._open_timeout = open_timeout
@@ -104,25 +104,6 @@ class ReconnectingListener(LivingListener, Generic[_MessageT]):
         raise TimeoutError(f"no message for {self._max_silence:g} s")
 
     def _pass_on(self, message: _MessageT, channel: Channel) -> None:
-        push = self._push_of(message)
+        push = self._hints.of(message, self.name)
         if push is not None:
             channel.wake(push)
-
-    def _push_of(self, message: _MessageT) -> Push | None:
-        if self._hint is None:
-            return Push()
-        try:
-            return _checked_push(self._hint(message))
-        except Exception as error:  # noqa: BLE001 - a hint may be wrong in any way; the push must not be lost by it
-            level = logging.DEBUG if self._hint_failed else logging.WARNING
-            self._hint_failed = True
-            self._log.log(
-                level, "%s: hint failed with %s, taken for a plain push", self.name, type(error).__name__
-            )
-            return Push()
-
-
-def _checked_push(push: object) -> Push | None:
-    if push is not None and not isinstance(push, Push):
-        raise TypeError(f"a hint is a Push or None, not {type(push).__name__}")
-    return push

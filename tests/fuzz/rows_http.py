@@ -185,7 +185,7 @@ def read_exchange(data):
 ROWS = (
     Fuzzed(
         name="links",
-        rooms=("feeds._manners.links",),
+        rooms=("_links", "feeds._manners.links"),
         read=read_links,
         errors=(FeedError,),
         examples=(

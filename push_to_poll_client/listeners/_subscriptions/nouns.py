@@ -1,14 +1,17 @@
 """WHAT MAKES A SERVER PUSH: a subscription, and how one is described to whoever keeps it alive."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Protocol
 
 import msgspec
 
-__all__ = ["Registration", "Subscription"]
+from push_to_poll_client._exceptions import PushToPollError
 
-_NOTHING: Mapping[str, str] = MappingProxyType({})
+__all__ = ["Registration", "Subscription", "SubscriptionRefused"]
+
+
+class SubscriptionRefused(PushToPollError):
+    """The server says no, and will until somebody acts: it is asked again every few minutes."""
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,6 +38,8 @@ class Subscription(Protocol):
 
     - `def adopt(self, registrations: Sequence[Registration]) -> None`: told of those whose pushes are welcome,
       whenever that changes: the planned one, those in force, and two while one replaces the other.
+    - `def bind(self, control: Callable[[Control], None]) -> None`: given, before anything else, how to tell the
+      keeper what the server said of the subscription itself where that comes as no push; from any thread.
     - `verify`, `handshake`, `hint`: as of a `WebhookListener`, which takes those that it was not given from here.
     - `answer: WebhookAnswer`: what an authentic push is answered, if not an empty 200.
 
@@ -57,6 +62,7 @@ class Subscription(Protocol):
         The same plan may be given again, after a failure or a restart: the server may have it already.
 
         Raises:
+            SubscriptionGone: This plan is used up. It is stopped once another one was planned and created.
             ListenerError: It refuses for good.
             Exception: It failed; what it means is read from it as for listeners, and it is tried again.
         """

@@ -1,0 +1,1 @@
+"""The rooms behind `pull_wake.py`."""

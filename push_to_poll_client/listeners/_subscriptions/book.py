@@ -1,0 +1,119 @@
+"""WHAT IS REGISTERED, and what was planned: the text by which a restart knows both. Pure.
+
+Each step is written down before it is taken, and its outcome after that. So whatever a crash cuts off is taken
+again: what may have been created is created again from the same plan, what may not have been stopped is stopped.
+"""
+
+import math
+from typing import Literal
+
+import msgspec
+
+from push_to_poll_client._exceptions import ListenerError
+from push_to_poll_client._text import quoted
+from push_to_poll_client.listeners._subscriptions.nouns import Registration
+
+__all__ = ["Book", "checked"]
+
+MAX_LEAVING = 4
+"""Subscriptions that are still to be stopped; of more, the oldest are left to end by themselves."""
+
+
+class Book(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """All subscriptions that there may be.
+
+    Attributes:
+        planned: Being created.
+        current: In force.
+        renew_at: When to renew that, in seconds since the epoch; `None`: never.
+        leaving: To be stopped, the oldest first.
+    """
+
+    planned: Registration | None = None
+    current: Registration | None = None
+    renew_at: float | None = None
+    leaving: tuple[Registration, ...] = ()
+
+    @staticmethod
+    def read(text: str) -> "Book":
+        """The book that a text is.
+
+        Raises:
+            ValueError: It is none, or one of another version of this library.
+        """
+        try:
+            return msgspec.json.decode(text, type=_Written).book
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+
+    def written(self) -> str | None:
+        """As a text; `None`: there is nothing to be known."""
+        if self == Book():
+            return None
+        return msgspec.json.encode(_Written(version=1, book=self)).decode()
+
+    @property
+    def known(self) -> tuple[Registration, ...]:
+        """Those whose pushes are welcome, the newest first."""
+        return tuple(one for one in (self.planned, self.current, *reversed(self.leaving)) if one is not None)
+
+    def plan(self, planned: Registration) -> "Book":
+        """One is going to be created."""
+        return msgspec.structs.replace(self, planned=planned)
+
+    def created(self, registration: Registration, renew_at: float) -> "Book":
+        """What was planned is in force; what was before is to be stopped, unless it has the same id.
+
+        For then it is the same to the server, and stopping it would stop this.
+        """
+        leaving = tuple(one for one in self._leaving(self.current) if one.id != registration.id)
+        return Book(current=registration, renew_at=_finite(renew_at), leaving=leaving)
+
+    def renewed(self, registration: Registration, renew_at: float) -> "Book":
+        """What was in force still is."""
+        return msgspec.structs.replace(self, current=registration, renew_at=_finite(renew_at))
+
+    def lost(self) -> "Book":
+        """What was in force is so no more, as the server says. It is stopped all the same, for it may be wrong."""
+        return Book(planned=self.planned, leaving=self._leaving(self.current))
+
+    def spoiled(self) -> "Book":
+        """What was planned cannot be created."""
+        return msgspec.structs.replace(self, planned=None, leaving=self._leaving(self.planned))
+
+    def ending(self) -> "Book":
+        """All are to be stopped."""
+        return Book(leaving=self._leaving(self.current, self.planned))
+
+    def left(self, registration: Registration) -> "Book":
+        """One was stopped."""
+        return msgspec.structs.replace(self, leaving=tuple(one for one in self.leaving if one != registration))
+
+    def _leaving(self, *more: Registration | None) -> tuple[Registration, ...]:
+        return (*self.leaving, *(one for one in more if one is not None))[-MAX_LEAVING:]
+
+
+class _Written(msgspec.Struct, frozen=True, kw_only=True):
+    version: Literal[1]
+    book: Book
+
+
+def checked(answer: object) -> Registration:
+    """What a subscription returned.
+
+    Raises:
+        ListenerError: It is no `Registration`, or one with something else in it than it should have.
+    """
+    if not isinstance(answer, Registration):
+        raise ListenerError(f"it returned a {type(answer).__name__}; return a Registration")
+    try:
+        registration = msgspec.convert(msgspec.to_builtins(answer), Registration)
+    except (ValueError, TypeError) as error:
+        raise ListenerError(f"it returned a Registration that cannot be kept: {quoted(error)}") from None
+    if not all(moment is None or math.isfinite(moment) for moment in (answer.expires_at, answer.renew_at)):
+        raise ListenerError("it returned a Registration with an infinite time; None stands for never")
+    return registration
+
+
+def _finite(moment: float) -> float | None:
+    return moment if math.isfinite(moment) else None

@@ -1,0 +1,228 @@
+"""WHAT A DURABLE STREAMS SERVER IS ASKED FOR, of whatever kind (PROTOCOL.md §6 and §7 of its authors).
+
+Its subscription is a cursor of its own in some streams. When one of them is longer than that, it wakes us once,
+and not again before we said how far we are, or said nothing for as long as the lease. We say "as far as you told
+us" at once: our own cursor is in our store, and what came meanwhile makes the server wake us again.
+
+A subscription has no end, and a server that lost it does not say so. So it is confirmed now and then, by the same
+request that made it. Its id is made from what it asks for: the same program has the same subscription after a
+restart, with or without a store, and a changed one gets another and takes back the old one.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from urllib.parse import quote
+
+import msgspec
+
+from push_to_poll_client import _event_loop
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._exceptions import ListenerError, SubscriptionGone
+from push_to_poll_client._http import without_secrets
+from push_to_poll_client._http_client import http_url
+from push_to_poll_client.listeners._asking import Answer, Asker
+from push_to_poll_client.listeners._subscriptions.nouns import Registration
+
+__all__ = [
+    "CONFIRM_EVERY",
+    "JSON",
+    "DurableStreamsSubscription",
+    "code_of",
+    "path_in_stream_root",
+    "root_of",
+    "topics_of",
+]
+
+CONFIRM_EVERY = 60.0
+"""Seconds between two confirmations: so long a server that lost the subscription pushes nothing, and consumers
+find what is new by their fallback interval. A fleet of 1,000 sends 17 requests a second."""
+
+MIN_LEASE, MAX_LEASE = 1.0, 600.0
+"""Seconds that a server takes for a lease (§6.2)."""
+
+MAX_TOPICS = 64
+"""Streams that are named in a push; one that speaks of more speaks of all."""
+
+JSON = {"content-type": "application/json"}
+
+
+class DurableStreamsSubscription:
+    """A subscription of any kind; a `Subscription`, as the keeper wants it.
+
+    Args:
+        root: Where the streams are, `{stream-url}` of the protocol.
+        asked: What is particular to the kind: `type`, and where to push.
+        streams: Paths below the root.
+        pattern: Of paths: `*` is one step of a path, `**` any number.
+        id: What the id begins with; `None`: "push-to-poll".
+        lease: Seconds.
+        confirm_every: Seconds.
+        asker: Asks the server.
+
+    Attributes:
+        name: By what status and log call it.
+        id: What the server calls it.
+        registrations: Those whose pushes are welcome; `None`: nobody said.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument has no meaning.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        asked: Mapping[str, object],
+        *,
+        streams: Iterable[str],
+        pattern: str | None,
+        id: str | None,
+        lease: float,
+        confirm_every: float,
+        asker: Asker,
+    ) -> None:
+        check_number("confirm_every", confirm_every, above_zero=True)
+        given = {**asked, **_streams_of(streams, pattern), "lease_ttl_ms": _milliseconds(lease)}
+        self._asked = msgspec.json.encode(given, order="sorted")
+        self._all = f"{root}/__ds/subscriptions"
+        self._asker = asker
+        self._confirm_every = confirm_every
+        self.id: str = f"{_checked_id(id)}-{hashlib.sha256(self._asked).hexdigest()[:16]}"
+        # Without what depends on the arguments: under its name the old one is found that is to be taken back.
+        self.name: str = without_secrets(f"{self._all}/{quote(_checked_id(id), safe='')}")
+        self.registrations: Sequence[Registration] | None = None
+
+    def plan(self) -> Registration:
+        """The id."""
+        return Registration(id=self.id)
+
+    async def create(self, planned: Registration, /) -> Registration:
+        """Ask for it. One that is there already, as it is asked for, is as good (§6.2).
+
+        Raises:
+            ListenerError: The server says that what is asked for has no meaning, or that it may not push there.
+            Exception: It failed.
+        """
+        await self._put(planned)
+        return self._confirmed(planned)
+
+    async def renew(self, registration: Registration, /) -> Registration | None:
+        """Confirm it; `None`: the program asks for something else by now.
+
+        Raises:
+            SubscriptionGone: The server had lost it: what it should have told meanwhile is to be found.
+            ListenerError: As for `create`.
+            Exception: It failed.
+        """
+        if registration.id != self.id:
+            return None
+        if (await self._put(registration)).status == HTTPStatus.CREATED:
+            raise SubscriptionGone(f"{self.name}: the server had lost the subscription")
+        return self._confirmed(registration)
+
+    async def stop(self, registration: Registration, /) -> None:
+        """Take it back (§6.3), unless it has been made anew: what replaces one that was lost has the same id."""
+        if any(one.id == registration.id and one != registration for one in self.registrations or ()):
+            return
+        answer = await self._asker.ask("DELETE", self.url(registration.id))
+        answer.expect(HTTPStatus.OK, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+
+    def adopt(self, registrations: Sequence[Registration]) -> None:
+        """Those whose pushes are welcome."""
+        self.registrations = registrations
+
+    def url(self, id: str, action: str = "") -> str:
+        """Where a subscription is on the server."""
+        return f"{self._all}/{quote(id, safe='')}{action}"
+
+    async def _put(self, planned: Registration) -> Answer:
+        answer = await self._asker.ask("PUT", self.url(planned.id), content=self._asked, headers=JSON)
+        if answer.status == HTTPStatus.BAD_REQUEST and (code := code_of(answer)) in _REFUSALS:
+            raise ListenerError(f"{self.name}: the server answered {code}: {_REFUSALS[code]}")
+        return answer.expect(HTTPStatus.OK, HTTPStatus.CREATED)
+
+    def _confirmed(self, registration: Registration) -> Registration:
+        return Registration(id=registration.id, renew_at=_event_loop.wall_clock() + self._confirm_every)
+
+
+_REFUSALS = {
+    "WEBHOOK_URL_REJECTED": "it does not push to this callback, which has to be https:// on a public host; "
+    "give a callback= that the server may reach",
+    "INVALID_REQUEST": "it does not take such a subscription; check streams=, pattern= and lease=, and whether "
+    "it is set up for webhooks at all",
+}
+"""What a server says of our arguments, and means for good. Its own text may quote them, and with them a secret."""
+
+
+class _Said(msgspec.Struct):
+    code: str = ""
+
+
+class _Error(msgspec.Struct):
+    error: _Said
+
+
+def code_of(answer: Answer) -> str:
+    """By what the server calls an error (§7.1); "": it does not say."""
+    try:
+        return msgspec.json.decode(answer.body, type=_Error).error.code
+    except (ValueError, RecursionError):
+        return ""
+
+
+def topics_of(paths: Iterable[str]) -> tuple[str, ...]:
+    """Each once; none, which means all, if they are too many."""
+    topics = tuple(dict.fromkeys(paths))
+    return topics if len(topics) <= MAX_TOPICS else ()
+
+
+def root_of(url: str) -> str:
+    """Where the streams are, without user and password, and without a slash at its end.
+
+    Raises:
+        TypeError: It is no `str`.
+        ValueError: It is no http address, or has a query, which could not stand behind what is added to it.
+    """
+    parsed = http_url(url)
+    if parsed.query or parsed.fragment:
+        raise ValueError(
+            f"{without_secrets(url)} has a query or fragment: give the address below which streams are"
+        )
+    return str(parsed.copy_with(userinfo=b"")).rstrip("/")
+
+
+def _streams_of(streams: Iterable[str], pattern: str | None) -> dict[str, object]:
+    if isinstance(streams, str):
+        raise TypeError("streams are several paths, as ['orders']; not a str")
+    paths = sorted({path_in_stream_root("streams", path) for path in streams})
+    if not paths and pattern is None:
+        raise ValueError("give streams= or pattern=: of what is the server to tell?")
+    named: dict[str, object] = {"streams": paths} if paths else {}
+    return named if pattern is None else {**named, "pattern": path_in_stream_root("pattern", pattern)}
+
+
+def path_in_stream_root(name: str, path: object) -> str:
+    """As servers have it: without slashes at its ends."""
+    if not isinstance(path, str):
+        raise TypeError(f"{name}: a path is a str, not {type(path).__name__}")
+    if not path.strip("/"):
+        raise ValueError(f"{name}: a path is empty")
+    return path.strip("/")
+
+
+def _milliseconds(lease: float) -> int:
+    check_number("lease", lease, above_zero=True)
+    if not MIN_LEASE <= lease <= MAX_LEASE:
+        raise ValueError(f"lease must be from {MIN_LEASE:g} to {MAX_LEASE:g} seconds, not {lease!r}")
+    return round(lease * 1000)
+
+
+def _checked_id(id: object) -> str:
+    if id is None:
+        return "push-to-poll"
+    if not isinstance(id, str):
+        raise TypeError(f"id must be a str or None, not {type(id).__name__}")
+    if not id:
+        raise ValueError("id is empty")
+    return id

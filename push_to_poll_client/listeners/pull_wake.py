@@ -1,0 +1,175 @@
+"""WHO SAID SO, by pull-wake of Durable Streams (PROTOCOL.md §7.2): the server writes its wakes into a stream.
+
+For consumers that no webhook can reach. What keeps the subscription alive is `_subscriptions/`'s, what a wake
+means and why none is lost `_pull_wake/wake_stream.py`'s.
+"""
+
+import logging
+import secrets
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import quote
+
+import anyio
+
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._http import without_secrets
+from push_to_poll_client._http_client import http_url
+from push_to_poll_client._protocols import Channel
+from push_to_poll_client.listeners._asking import Asker
+from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
+from push_to_poll_client.listeners._failure import only
+from push_to_poll_client.listeners._pull_wake.claims import Claimer
+from push_to_poll_client.listeners._pull_wake.halves import halves_of
+from push_to_poll_client.listeners._pull_wake.wake_stream import WakeStream
+from push_to_poll_client.listeners._reconnect import Verdict
+from push_to_poll_client.listeners._subscriptions.keeper import Keeper
+from push_to_poll_client.listeners._subscriptions.stream_subscription import (
+    CONFIRM_EVERY,
+    DurableStreamsSubscription,
+    path_in_stream_root,
+    root_of,
+)
+from push_to_poll_client.listeners._webhook.request import Control
+
+__all__ = ["PullWakeListener"]
+
+_log = logging.getLogger(__name__)
+
+
+class PullWakeListener:
+    """Wakes when a Durable Streams server writes that one of some streams is longer, and on every connect.
+
+        PullWakeListener("https://streams.example/v1/stream", streams=["orders"], wake_stream="wake/orders")
+
+    It asks for the subscription, makes the wake stream if it is not there, and follows it as server-sent events,
+    connecting again as `SSEListener` does. Each wake is claimed and given back at once, so that the server writes
+    the next; ten of them may follow each other closely, then five a second.
+
+    Who asks for the same, as the replicas of a service do, has the same subscription, and each of them is woken,
+    whoever has the claim. Do not claim the wakes of its id by another program: one that says "done" for more than
+    it claimed takes from us the wakes for what lies between.
+
+    Args:
+        root: Where the streams are: the address of a stream without the path that `streams` names it by. A user
+            and password in it are sent as Basic credentials, but for giving claims back, which is done by the
+            token of each claim.
+        wake_stream: Path below the root of the stream that the server is to write its wakes into. Several
+            subscriptions may share it.
+        streams: Paths of streams below the root.
+        pattern: Paths of streams, those to come included: in `orders/*` the star is one step of a path, two
+            stars are any number of steps. One of `streams` and `pattern` has to be given.
+        id: What the subscription's id begins with, for whoever looks at them on the server; the rest is made from
+            what is asked for. `None`: "push-to-poll".
+        worker: What this listener is called when it claims. `None`: a name of its own.
+        lease: Seconds, 1 to 600, after which the server takes a claim from a worker that died with it, and writes
+            a wake for what came meanwhile.
+        confirm_every: Seconds after which the subscription is confirmed, since the server may have lost it. One
+            that was lost is noticed on a connect too.
+        stop_at_exit: Whether to take the subscription back when the consumer ends: not if there are replicas.
+        headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one.
+            `None`: none.
+        token: Sent as `Authorization: Bearer`: a string, or a function as for `headers`.
+        classify: As for `SSEListener`.
+        tls: Whom to trust for `https://`. `None`: the certificates that the machine trusts.
+        max_age: As for `SSEListener`.
+        max_silence: As for `SSEListener`. Servers of Durable Streams say something, or end the stream, within a
+            minute (§5.8).
+        open_timeout: Seconds for the headers and token to be given, again until the stream is open, and again for
+            each claim.
+        client: An `httpx.AsyncClient`, or one of its shape, to send by. It stays yours: it is not closed, and the
+            stream keeps one connection of its pool.
+
+    Attributes:
+        name: The address of the wake stream, without secrets.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument has no meaning; the text says which and why.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        wake_stream: str,
+        streams: Iterable[str] = (),
+        pattern: str | None = None,
+        id: str | None = None,
+        worker: str | None = None,
+        lease: float = 10.0,
+        confirm_every: float = CONFIRM_EVERY,
+        stop_at_exit: bool = False,
+        headers: HeaderSource | None = None,
+        token: TokenSource | None = None,
+        classify: Callable[[Exception], Verdict | None] | None = None,
+        tls: ssl.SSLContext | None = None,
+        max_age: float | None = 600.0,
+        max_silence: float | None = 90.0,
+        open_timeout: float = 10.0,
+        client: Any = None,
+    ) -> None:
+        check_number("open_timeout", open_timeout, above_zero=True)
+        how = {"headers": headers, "token": token, "tls": tls, "client": client}
+        path = path_in_stream_root("wake_stream", wake_stream)
+        below = f"/{quote(path)}"
+        self.name: str = without_secrets(f"{root_of(root)}{below}")
+        self._subscription = DurableStreamsSubscription(
+            root_of(root),
+            {"type": "pull-wake", "wake_stream": path},
+            streams=streams,
+            pattern=pattern,
+            id=id,
+            lease=lease,
+            confirm_every=confirm_every,
+            asker=Asker(root, **how),
+        )
+        self._keeper = Keeper(self._subscription, stop_at_exit=stop_at_exit, log=_log)
+        self._wakes = WakeStream(
+            _with_path(root, below, query="live=sse&offset=now"),
+            claimer=Claimer(
+                root,
+                stream=f"{root_of(root)}{below}",
+                url=lambda action: self._subscription.url(self._subscription.id, action),
+                worker=worker or f"push-to-poll-{secrets.token_hex(8)}",
+                timeout=open_timeout,
+                **how,
+            ),
+            subscription_id=self._subscription.id,
+            lost=self._notice_loss,
+            classify=classify,
+            max_age=max_age,
+            max_silence=max_silence,
+            open_timeout=open_timeout,
+            **how,
+        )
+
+    async def listen(self, channel: Channel, /) -> None:
+        """Run until cancelled, connect again alone, keep the subscription, report to `channel`.
+
+        Raises:
+            ListenerError: The server does not take the subscription, or the wake stream is broken for good.
+        """
+        subscription, stream = halves_of(channel)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._keeper.keep, subscription)
+                await self._wakes.listen(stream)
+                tasks.cancel_scope.cancel()
+        except ExceptionGroup as group:
+            raise only(group) from None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    def _notice_loss(self) -> None:
+        """A claim found no subscription. If one is being made, it is no loss."""
+        if any(one.renew_at is not None for one in self._subscription.registrations or ()):
+            self._keeper.control(Control.RECREATE)
+
+
+def _with_path(root: str, below: str, *, query: str) -> str:
+    """With the user and password that the root may have."""
+    parsed = http_url(root)
+    return str(parsed.copy_with(path=parsed.path.rstrip("/") + below, query=query.encode()))
