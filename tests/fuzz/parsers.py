@@ -6,11 +6,12 @@ import rows_http
 import rows_listeners
 import rows_paged
 import rows_state
+import rows_verifiers
 
 __all__ = ["PARSERS"]
 
 PARSERS = {
     row.name: row
-    for rows in (rows_http, rows_atom, rows_feeds, rows_paged, rows_listeners, rows_state)
+    for rows in (rows_http, rows_atom, rows_feeds, rows_paged, rows_listeners, rows_state, rows_verifiers)
     for row in rows.ROWS
 }
