@@ -47,8 +47,8 @@ async def hub():
         tasks.cancel_scope.cancel()
 
 
-def websub(hub, topic=TOPIC, callback=CALLBACK, **options):
-    return WebSub(topic, callback, client=hub.client(), **options)
+def websub(servers, topic=TOPIC, callback=CALLBACK, **options):
+    return WebSub(topic, callback, client=servers.client(), **options)
 
 
 @contextlib.asynccontextmanager
@@ -243,7 +243,6 @@ async def test_a_hub_may_send_to_another_hub(hub, status):
     [
         (HUB, "more than 3 redirects"),
         ("ftp://hub.example/", "redirects to no http address"),
-        ("http://[", "redirects to no http address"),
         (None, "redirects to no http address"),
     ],
 )
@@ -325,11 +324,12 @@ async def test_the_question_may_be_asked_again_after_a_restart(hub):
     async with subscribed(hub) as channel:
         pass
     async with subscribed(hub, channel=channel):
-        topic, callback, secret, _ = only(hub)
-        await hub._verify("subscribe", topic, callback, {"hub.secret": secret})
+        topic, callback, _, _ = only(hub)
+        await hub._verify("subscribe", topic, callback, {"hub.lease_seconds": "10"})
         await hub._verify("subscribe", "https://other.example/", callback, {})
         await hub._verify("unsubscribe", topic, callback, {})
         assert hub.verified == [200, 200, 404, 404]
+        assert (await hub.call(callback, {"hub.mode": "subscribe", "hub.challenge": "c"})).status == 404
 
 
 async def test_the_question_may_never_come(hub):
@@ -338,8 +338,8 @@ async def test_the_question_may_never_come(hub):
         assert channel.said("up", "down") == ["down"]
         assert "did not ask back within 60 s" in str(channel.error)
         hub.verifies = "after"
-        await anyio.sleep(5)
-        assert channel.said("up", "down") == ["down", "up"]
+        await anyio.sleep(60)
+        assert channel.said("up", "down") == ["down", "down", "up"]
         callbacks = {form["hub.callback"] for form in hub.forms}
         assert len(callbacks) == 1  # the same is asked for again
 

@@ -7,6 +7,7 @@ import rows_http
 import rows_listeners
 import rows_paged
 import rows_state
+import rows_subscriptions
 import rows_webhook
 
 __all__ = ["PARSERS"]
