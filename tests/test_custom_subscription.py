@@ -61,7 +61,7 @@ async def test_objects_and_functions_that_return_coroutines_will_do():
     async def renew(registration):
         return registration
 
-    subscription = CustomSubscription(Create(), lambda registration: renew(registration), name="vendor")
+    subscription = CustomSubscription(Create(), lambda registration: renew(registration) or None, name="vendor")
     assert await subscription.create(ONE) == ONE
     assert await subscription.renew(ONE) == ONE
 
@@ -89,10 +89,10 @@ async def test_without_the_others_it_is_replaced_and_left():
 @pytest.mark.parametrize("answer", [None, {}, "1"])
 async def test_what_is_no_registration_ends_it(answer):
     subscription = CustomSubscription(lambda planned: answer, lambda registration: answer, name="vendor")
-    with pytest.raises(ListenerError, match="create returned a .*; return a Registration"):
+    with pytest.raises(ListenerError, match=r"create returned a .*; return a Registration"):
         await subscription.create(ONE)
     if answer is not None:
-        with pytest.raises(ListenerError, match="renew returned a .*; return a Registration, or None"):
+        with pytest.raises(ListenerError, match=r"renew returned a .*; return a Registration, or None"):
             await subscription.renew(ONE)
 
 

@@ -26,7 +26,7 @@ def found(*fields, body=b"", kind="application/atom+xml"):
         ([f"<http://hub.example/>; rel=hub, <{HUB}>; rel=hub"], (URL, HUB)),
         (["<http://a.example/>; rel=hub, <http://b.example/>; rel=hub"], (URL, "http://a.example/")),
         # What cannot be asked is passed over.
-        ([f"<mailto:hub@hub.example>; rel=hub, <https://[>; rel=hub, <{HUB}>; rel=hub"], (URL, HUB)),
+        ([f"<mailto:hub@hub.example>; rel=hub, <https://h:port/>; rel=hub, <{HUB}>; rel=hub"], (URL, HUB)),
         ([f"<{HUB}>; rel=hub, <tag:x>; rel=self"], (URL, HUB)),
         ([f"<{HUB}>; rel=hub, " + "<x>; rel=y, " * MAX_LINKS], (URL, HUB)),
     ],

@@ -22,6 +22,7 @@ PARSERS = {
         rows_listeners,
         rows_asking,
         rows_state,
+        rows_subscriptions,
         rows_webhook,
     )
     for row in rows.ROWS

@@ -105,8 +105,8 @@ ROWS = (
         read=read_book,
         errors=(ValueError,),
         examples=(
-            b'{"version":1,"book":{"planned":{"id":"1","details":{"a":"b"}},"current":{"id":"2","expires_at":1e9},'
-            b'"renew_at":5.5,"leaving":[{"id":"3"}]}}',
+            b'{"version":1,"book":{"planned":{"id":"1","details":{"a":"b"}},"current":{"id":"2","expires_at":1e9}}}',
+            b'{"version":1,"book":{"renew_at":5.5,"leaving":[{"id":"3"}]}}',
             b'{"version":1,"book":{}}',
         ),
         tokens=words(r'{ } [ ] " : , 1 null "version":1 "book": "leaving": \\u d800 1e999 \xff'),
