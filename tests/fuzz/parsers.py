@@ -8,6 +8,7 @@ import rows_listeners
 import rows_paged
 import rows_state
 import rows_subscriptions
+import rows_verifiers
 import rows_webhook
 
 __all__ = ["PARSERS"]
@@ -23,6 +24,7 @@ PARSERS = {
         rows_asking,
         rows_state,
         rows_subscriptions,
+        rows_verifiers,
         rows_webhook,
     )
     for row in rows.ROWS
