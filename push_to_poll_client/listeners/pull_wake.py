@@ -21,6 +21,7 @@ from push_to_poll_client.listeners._asking import Asker
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._failure import only
 from push_to_poll_client.listeners._pull_wake.claims import Claimer
+from push_to_poll_client.listeners._pull_wake.halves import halves_of
 from push_to_poll_client.listeners._pull_wake.wake_stream import WakeStream
 from push_to_poll_client.listeners._reconnect import Verdict
 from push_to_poll_client.listeners._subscriptions.keeper import Keeper
@@ -150,10 +151,11 @@ class PullWakeListener:
         Raises:
             ListenerError: The server does not take the subscription, or the wake stream is broken for good.
         """
+        subscription, stream = halves_of(channel)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._keeper.keep, channel)
-                await self._wakes.listen(channel)
+                tasks.start_soon(self._keeper.keep, subscription)
+                await self._wakes.listen(stream)
                 tasks.cancel_scope.cancel()
         except ExceptionGroup as group:
             raise only(group) from None

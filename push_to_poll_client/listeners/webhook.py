@@ -6,15 +6,15 @@ an answer that says nothing; with the server's own secret, a poll within the rat
 What becomes of a request, step by step, is `_webhook/receiver.py`'s; who listens `_webhook/audience.py`'s.
 """
 
-import importlib
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._event_loop import Beside
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._protocols import Channel, Listener
+from push_to_poll_client.listeners._subscriptions.keeper import Keeper
 from push_to_poll_client.listeners._subscriptions.nouns import Subscription
 from push_to_poll_client.listeners._webhook.answers import ACCEPTED, check_answer
 from push_to_poll_client.listeners._webhook.asgi import (
@@ -51,23 +51,6 @@ __all__ = ["Control", "Verified", "WebhookAnswer", "WebhookCounters", "WebhookLi
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-
-class _Keeper(Protocol):
-    """Keeps a subscription alive."""
-
-    @property
-    def expecting(self) -> bool:
-        """A subscription is being created or renewed."""
-        ...
-
-    async def keep(self, channel: Channel) -> None:
-        """Run until cancelled."""
-        ...
-
-    def control(self, control: Control) -> None:
-        """The server said this of it. From any thread."""
-        ...
 
 
 class WebhookListener:
@@ -146,7 +129,9 @@ class WebhookListener:
         if not verifiers:
             raise TypeError("give verify: who may wake; anybody() if everybody may")
         self.name: str = name
-        self._keeper = None if of_subscription is None else _keeper_of(of_subscription, stop_at_exit=stop_at_exit)
+        self._keeper: Keeper | None = None
+        if of_subscription is not None:
+            self._keeper = Keeper(of_subscription, stop_at_exit=stop_at_exit, log=_log)
         self._kept = False
         self._tally = Tally()
         self._audience = Audience(subscribed=self._keeper is not None)
@@ -252,7 +237,7 @@ class WebhookListener:
         with self._audience.joined(listening, name):
             await listening.watch(self._limit)
 
-    async def _keep(self, keeper: _Keeper, keeping: Keeping) -> None:
+    async def _keep(self, keeper: Keeper, keeping: Keeping) -> None:
         with self._audience.joined(keeping, None):
             async with Beside() as beside:
                 await beside.start(lambda: keeping.watch(self._limit))
@@ -278,12 +263,6 @@ class _Named:
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled."""
         await self._listen(channel)
-
-
-def _keeper_of(subscription: Subscription, *, stop_at_exit: bool) -> _Keeper:
-    keeper = importlib.import_module("push_to_poll_client.listeners._subscriptions.keeper")
-    made: _Keeper = keeper.Keeper(subscription, stop_at_exit=stop_at_exit, log=_log)
-    return made
 
 
 def _given(given: _T | None, subscription: Subscription | None, name: str) -> _T | None:

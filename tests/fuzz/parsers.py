@@ -7,11 +7,21 @@ import rows_http
 import rows_listeners
 import rows_paged
 import rows_state
+import rows_webhook
 
 __all__ = ["PARSERS"]
 
 PARSERS = {
     row.name: row
-    for rows in (rows_http, rows_atom, rows_feeds, rows_paged, rows_listeners, rows_asking, rows_state)
+    for rows in (
+        rows_http,
+        rows_atom,
+        rows_feeds,
+        rows_paged,
+        rows_listeners,
+        rows_asking,
+        rows_state,
+        rows_webhook,
+    )
     for row in rows.ROWS
 }

@@ -212,7 +212,7 @@ class Keeper:
         self._renewal.registered(current.expires_at, due, now, just_now=False)
         if self._renewal.is_over(now):
             return
-        self._log.info("%s: registered in an earlier run, to be renewed in %.0f s", self.name, due - now.wall)
+        self._log.info("%s: registered in an earlier run, to be renewed %s", self.name, _in(due - now.wall))
         self._is_up(current, now)
 
     def _is_registered(self, current: Registration, due: float) -> None:
@@ -222,7 +222,7 @@ class Keeper:
         if self._ended:
             self._log.warning("%s: registered until a time in the past; is this machine's clock right?", self.name)
         else:
-            self._log.info("%s: registered, to be renewed in %.0f s", self.name, due - now.wall)
+            self._log.info("%s: registered, to be renewed %s", self.name, _in(due - now.wall))
         self._is_up(current, now)
 
     def _is_up(self, current: Registration, now: Now) -> None:
@@ -343,3 +343,7 @@ class Keeper:
 
     def _now(self) -> Now:
         return Now(_event_loop.wall_clock(), anyio.current_time())
+
+
+def _in(seconds: float) -> str:
+    return "never" if math.isinf(seconds) else f"in {seconds:.0f} s"

@@ -17,7 +17,8 @@ STOP_TIMEOUT = 30.0
 """Seconds for the subscription to stop one."""
 
 MAX_ATTEMPTS = 10
-"""After which one that does not end by itself is left: some 4 minutes when the server is down, 50 when it refuses."""
+"""After which one that does not end by itself is left: after some 4 minutes if the server is
+down, and 50 if it refuses."""
 
 
 class Leaving:

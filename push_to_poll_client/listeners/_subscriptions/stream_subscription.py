@@ -122,7 +122,9 @@ class DurableStreamsSubscription:
         return self._confirmed(registration)
 
     async def stop(self, registration: Registration, /) -> None:
-        """Take it back (§6.3)."""
+        """Take it back (§6.3), unless it has been made anew: what replaces one that was lost has the same id."""
+        if any(one.id == registration.id and one != registration for one in self.registrations or ()):
+            return
         answer = await self._asker.ask("DELETE", self.url(registration.id))
         answer.expect(HTTPStatus.OK, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 

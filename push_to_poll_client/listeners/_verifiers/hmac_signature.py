@@ -52,8 +52,8 @@ class HMACSignature:
         timestamp_unit: Seconds that one of it stands for: 0.001 where it is in milliseconds.
         tolerance: Seconds that the timestamp may lie before the receiver's clock, or after it.
         once: Templates of what a repetition of a request has too, and no other has: each alone makes a
-            repetition, and one whose header is missing says nothing. `{signed}` is what was signed. `None`: that,
-            if there is a timestamp in it; else nothing, since two pushes may have the same body.
+            repetition, and one whose header is missing or empty says nothing. `{signed}` is what was signed.
+            `None`: that, if there is a timestamp in it; else nothing, since two pushes may have the same body.
 
     Raises:
         TypeError: An argument is of no such type.
