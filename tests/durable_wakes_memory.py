@@ -11,8 +11,6 @@ import httpx
 from channels import TimedChannel
 
 ROOT = "https://streams.example/v1/stream"
-TICK = 0.5
-"""Seconds after which a lease is looked at."""
 
 
 class Subscription:
@@ -46,7 +44,7 @@ class Wakes(httpx.AsyncBaseTransport):
         self.wakes = None  # there is no wake stream yet
         self.tail = 0
         self.open = 0
-        self._changed = anyio.Event()
+        self._changed = self._leased = anyio.Event()
         self.ends = 0
 
     # What happens on the server
@@ -68,8 +66,14 @@ class Wakes(httpx.AsyncBaseTransport):
         self._stir()
 
     async def leases(self):
+        """Ends them in time."""
         while True:
-            await anyio.sleep(TICK)
+            ends = [one.ends for one in self.subscriptions.values() if one.ends is not None]
+            if not ends:
+                self._leased = anyio.Event()
+                await self._leased.wait()
+                continue
+            await anyio.sleep_until(min(ends))
             for id, one in self.subscriptions.items():
                 if one.ends is not None and anyio.current_time() >= one.ends:
                     self._over(id, one)
@@ -145,6 +149,7 @@ class Wakes(httpx.AsyncBaseTransport):
         if one.wake_id is None:
             self._wake_if_pending(request.url.path.split("/")[-2], one)
         one.holder = json.loads(request.content)["worker"]
+        self._leased.set()
         one.ends = anyio.current_time() + one.asked["lease_ttl_ms"] / 1000
         stream = {"path": "orders", "acked_offset": f"{one.acked:08}", "tail_offset": f"{self.tail:08}"}
         return httpx.Response(
@@ -188,23 +193,20 @@ class Events(httpx.AsyncByteStream):
     def __init__(self, server):
         self._server = server
         self._at, self._ends = len(server.wakes), server.ends
-        server.open += 1
-
     async def __aiter__(self):
+        self._server.open += 1
         yield b'event: control\ndata: {"streamNextOffset":"0"}\n\n'
-        while True:
+        while self._ends == self._server.ends:
             changed = self._server._changed
             while self._at < len(self._server.wakes):
                 self._at += 1
                 self._server._point("event")
                 yield f"event: data\ndata: {self._server.wakes[self._at - 1]}\n\n".encode()
-            if changed is self._server._changed:
+            if self._ends == self._server.ends:
                 await changed.wait()
-            if self._ends != self._server.ends:
-                return
 
     async def aclose(self):
-        self._server.open -= 1
+        self._server.open = max(0, self._server.open - 1)
 
 
 class LoggedChannel(TimedChannel):

@@ -6,8 +6,7 @@ from collections import deque
 import anyio
 from msgspec.structs import replace
 
-from push_to_poll_client import SubscriptionGone
-from push_to_poll_client import _event_loop
+from push_to_poll_client import SubscriptionGone, _event_loop
 from push_to_poll_client.listeners.subscriptions import Registration
 
 
@@ -47,9 +46,8 @@ class Server:
 
     def sweep(self):
         now = _event_loop.wall_clock()
-        for id in [id for id, until in self.live.items() if until <= now]:
-            self._note(self.live[id], len(self.live) - 1)
-            del self.live[id]
+        for one in [one for one, until in self.live.items() if until <= now]:
+            self._note(self.live.pop(one), len(self.live))
 
     def _note(self, at, count):
         self.history.append((at, count))
@@ -87,7 +85,7 @@ class Vendor:
     def __init__(self, server, crash=None, *, renews=True, expires=True):
         self.server = server
         self.crash = crash or Crash()
-        self.renews = renews
+        self.renews = self.renewable = renews
         self.expires = expires
         self.adopted = []
         self.plans = 0
@@ -100,8 +98,8 @@ class Vendor:
 
     def plan(self):
         self.plans += 1
-        id = f"{id_of_life(self)}-{self.plans}"
-        return Registration(id=id, details={"plan": id})
+        name = f"{id(self):x}-{self.plans}"
+        return Registration(id=name, details={"plan": name})
 
     async def _ask(self, what):
         self.server.asked.append((round(anyio.current_time(), 3), what))
@@ -137,10 +135,6 @@ class Vendor:
         await self._ask("stop")
         self.server.drop(registration.details["plan"])
         await self.crash.step()
-
-
-def id_of_life(vendor):
-    return f"{id(vendor):x}"
 
 
 class Channel:

@@ -27,7 +27,7 @@ def listener_of(server, *, root=ROOT, fraction=0.5, **options):
     return listener
 
 
-async def run(server, *listeners, seconds=100.0, then=None):
+async def run(server, *listeners, seconds=60.0, then=None):
     """Let listeners run for so many seconds, in the middle of which something may happen."""
     channels = [LoggedChannel(server, f"wake {number}") for number, _ in enumerate(listeners)]
     with anyio.move_on_after(seconds):
@@ -55,7 +55,7 @@ def asked(server, step):
 async def test_a_wake_is_claimed_passed_on_and_given_back():
     server = Wakes()
     channel = await run(server, listener_of(server, worker="w"), then=server.append)
-    assert channel.events[-1] == (50.0, Push(topics=("orders",)))
+    assert channel.events[-1] == (30.0, Push(topics=("orders",)))
     assert [request.url.path.rpartition("/")[2] for request in server.requests[-2:]] == ["claim", "ack"]
     (*_, claim), (ack,) = asked(server, "/claim"), asked(server, "/ack")
     assert json.loads(claim.content) == {"worker": "w"}
@@ -70,7 +70,11 @@ async def test_a_wake_is_claimed_passed_on_and_given_back():
 # No order of events loses a message. A point is where something can happen: before and after each request, when an
 # event is on its way, when the consumer was woken.
 
-POINTS = 16
+POINTS = 24
+"""Of the first connect and two wakes; what comes after that is like it."""
+
+CONNECTED = 8
+"""Points before anything is claimed."""
 
 
 def appending(places):
@@ -85,16 +89,15 @@ def appending(places):
 
 
 async def test_no_place_of_up_to_three_messages_leaves_one_unannounced():
-    places = [place for count in (1, 2, 3) for place in itertools.combinations(range(POINTS), count)]
-    for place in places:
+    few = [place for count in (1, 2) for place in itertools.combinations(range(POINTS), count)]
+    for place in [*few, *itertools.combinations(range(CONNECTED, POINTS), 3)]:
         server = appending(place)
         await run(server, listener_of(server), then=server.append)
-        assert len(server.points) > POINTS
         assert is_announced(server.log), (place, server.points, server.log)
 
 
 async def test_nor_with_two_workers():
-    for place in [place for count in (1, 2) for place in itertools.combinations(range(2 * POINTS), count)]:
+    for place in [*itertools.combinations(range(2 * CONNECTED, POINTS + CONNECTED), 2), *zip(range(2 * POINTS))]:
         server = appending(place)
         await run(server, listener_of(server), listener_of(server), then=server.append)
         assert is_announced(server.log, "wake 0"), (place, server.points, server.log)
@@ -119,7 +122,7 @@ async def test_nor_when_a_request_or_its_answer_is_lost(workers):
 
 
 async def test_nor_when_streams_end_and_are_opened_again():
-    for ended, appended in itertools.product(range(POINTS), range(2 * POINTS)):
+    for ended, appended in itertools.product(range(POINTS), range(POINTS)):
 
         def at(number, name, ended=ended, appended=appended):
             if number == appended:
@@ -133,7 +136,7 @@ async def test_nor_when_streams_end_and_are_opened_again():
 
 
 async def test_nor_when_the_server_forgets_the_subscription():
-    for forgotten, appended in itertools.product(range(POINTS), range(2 * POINTS)):
+    for forgotten, appended in itertools.product(range(POINTS), range(POINTS)):
 
         def at(number, name, forgotten=forgotten, appended=appended):
             if number == forgotten:

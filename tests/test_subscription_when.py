@@ -97,7 +97,7 @@ def test_without_any_there_is_one_to_create():
 
 # What is known
 
-ONE, TWO, THREE = (until(NOW, id=id) for id in "123")
+ONE, TWO, THREE = (until(NOW, id=name) for name in "123")
 
 
 def test_what_is_written_is_read_again():

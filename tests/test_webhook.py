@@ -28,6 +28,7 @@ from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners._webhook.audience import QUIET
 from push_to_poll_client.listeners._webhook.faults import MAX_ASKING
 from push_to_poll_client.listeners._webhook.limits import MAX_BODIES
+from push_to_poll_client.listeners._webhook.replays import Replays
 from push_to_poll_client.listeners.webhook import (
     Control,
     Verified,
@@ -488,6 +489,48 @@ async def test_it_is_forgotten_when_it_would_be_refused_anyway(virtual_day):
             await anyio.sleep(wait)
             await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))
     assert [at for at, event in channel.events if event == Push()] == [0, 301]
+
+
+async def test_a_repetition_that_would_pass_for_longer_is_known_for_longer(virtual_day):
+    verify = Signatures(until=1e9 + 300)
+    hooks = WebhookListener(verify)
+    headers = signed(b"x", **{"X-Id": "1"})
+    async with hearing(hooks) as channel:
+        await posted(hooks, b"x", headers=headers)
+        await anyio.sleep(299)
+        verify.until += 299
+        await posted(hooks, b"x", headers=headers)
+        verify.until -= 1
+        await posted(hooks, b"x", headers=headers)
+        await anyio.sleep(299.5)
+        await posted(hooks, b"x", headers=headers)
+        await anyio.sleep(1)
+        await posted(hooks, b"x", headers=headers)
+    assert [at for at, event in channel.events if event == Push()] == [0, 599.5]
+
+
+async def test_so_many_are_kept_and_the_oldest_goes_first():
+    replays = Replays(3)
+    for text in (b"a", b"b", b"a", b"c", b"d"):
+        replays.remember(Verified((text,), 10.0), None)
+    assert len(replays) == 3
+    assert [replays.knows(Verified((text,)), None, 9.0) for text in (b"a", b"b", b"c", b"d")] == [1, 0, 1, 1]
+
+
+async def test_a_body_sent_again_by_many_ids_pushes_none_out():
+    replays = Replays(3)
+    replays.remember(Verified((b"body", b"0")), None)
+    assert all(replays.knows(Verified((b"body", b"%d" % number)), None, 0.0) for number in range(9))
+    assert len(replays) == 2
+
+
+async def test_an_equal_body_for_another_is_no_repetition(verify):
+    hooks = WebhookListener(verify, to=lambda request: [request.path.strip("/")])
+    async with hearing(hooks.named("alice"), hooks.named("bob")) as (alice, bob):
+        for path in ("/alice", "/bob", "/alice"):
+            await posted(hooks, b"x", path=path, headers=signed(b"x", **{"X-Id": "1"}))
+    assert (len(alice.pushes), len(bob.pushes)) == (1, 1)
+    assert counted(hooks, woken=2, replayed=1)
 
 
 async def test_each_text_alone_makes_a_repetition():

@@ -137,7 +137,6 @@ class PullWakeListener:
                 **how,
             ),
             subscription_id=self._subscription.id,
-            lost=self._notice_loss,
             classify=classify,
             max_age=max_age,
             max_silence=max_silence,
@@ -155,7 +154,7 @@ class PullWakeListener:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._keeper.keep, subscription)
-                await self._wakes.listen(stream)
+                await self._wakes.follow(stream, subscription=subscription, lost=self._notice_loss)
                 tasks.cancel_scope.cancel()
         except ExceptionGroup as group:
             raise only(group) from None
@@ -164,9 +163,7 @@ class PullWakeListener:
         return f"{type(self).__name__}({self.name!r})"
 
     def _notice_loss(self) -> None:
-        """A claim found no subscription. If one is being made, it is no loss."""
-        if any(one.renew_at is not None for one in self._subscription.registrations or ()):
-            self._keeper.control(Control.RECREATE)
+        self._keeper.control(Control.RECREATE)
 
 
 def _with_path(root: str, below: str, *, query: str) -> str:

@@ -7,6 +7,7 @@ import rows_http
 import rows_listeners
 import rows_paged
 import rows_state
+import rows_verifiers
 import rows_webhook
 
 __all__ = ["PARSERS"]
@@ -21,6 +22,7 @@ PARSERS = {
         rows_listeners,
         rows_asking,
         rows_state,
+        rows_verifiers,
         rows_webhook,
     )
     for row in rows.ROWS

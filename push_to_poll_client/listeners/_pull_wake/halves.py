@@ -1,5 +1,7 @@
 """WHEN a channel of two halves is up: when both are. Each half reports as if it were the whole."""
 
+import anyio
+
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 
@@ -17,15 +19,27 @@ class Half:
     def __init__(self, whole: Channel, are_up: "set[Half]") -> None:
         self._whole = whole
         self._are_up = are_up
+        self._event = anyio.Event()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether this one is."""
+        return self._event.is_set()
+
+    async def until_up(self) -> None:
+        """Wait until this one is, if it is not."""
+        await self._event.wait()
 
     def up(self) -> None:
         """This one is; with the other one too, the whole is."""
+        self._event.set()
         self._are_up.add(self)
         if len(self._are_up) == 2:  # noqa: PLR2004 - halves
             self._whole.up()
 
     def down(self, error: BaseException | None = None) -> None:
         """So the whole is not."""
+        self._event = anyio.Event() if self._event.is_set() else self._event
         self._are_up.discard(self)
         self._whole.down(error)
 

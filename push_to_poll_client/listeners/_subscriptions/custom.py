@@ -41,6 +41,7 @@ class CustomSubscription:
 
     Attributes:
         registrations: Those whose pushes are welcome: the planned one, the one in force, those on their way out.
+        renewable: Whether there is a `renew`: then a restart begins with it.
 
     Raises:
         TypeError: One of them is no function.
@@ -59,6 +60,7 @@ class CustomSubscription:
                 raise TypeError(f"{what} is a {type(function).__name__}; give a function")
         self.name: str = name
         self.registrations: Sequence[Registration] = ()
+        self.renewable: bool = renew is not None
         self._create = create
         self._renew = renew
         self._stop = stop

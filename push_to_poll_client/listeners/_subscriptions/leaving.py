@@ -39,9 +39,10 @@ class Leaving:
         self._not_before = -math.inf
         self._attempts = 0
 
-    def wait(self, now: Now) -> float:
-        """Seconds until the next attempt."""
-        return max(self._not_before - now.steady, 0.0)
+    def wait(self, one: Registration, now: Now) -> float:
+        """Seconds until the next attempt, or until there is no more to stop."""
+        ends = math.inf if one.expires_at is None else one.expires_at - now.wall
+        return max(min(self._not_before - now.steady, ends), 0.0)
 
     async def stop(self, one: Registration, now: Now, fraction: float) -> bool:
         """Ask the server to push no more.

@@ -1,8 +1,9 @@
 """WHETHER SOMEBODY WHO KNOWS THE SECRET SENT IT: an HMAC (RFC 2104), laid out as a vendor does, by declaration.
 
 By the standard library. Those of vendors raise what no caller expects on malformed input (`standardwebhooks` 1.1:
-`ValueError`, `binascii.Error`, `UnicodeDecodeError`), read bodies as text though bytes were signed, and ask a
-clock of their own; `stripe` 16.1 takes timestamps from any future. They are the oracles of the tests instead.
+`ValueError`, `binascii.Error`, `UnicodeDecodeError`; `stripe` 16.1: `TypeError`), read bodies as text though bytes
+were signed, and ask a clock of their own; Stripe's takes timestamps from any future. They are the oracles of the
+tests instead.
 """
 
 import binascii

@@ -1,14 +1,13 @@
 """WHAT an authentic request says, and for whom: it becomes wakes, or a word to whoever keeps the subscription."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any
 
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._hints import Hints
 from push_to_poll_client.listeners._paths import path_of, texts_at
-from push_to_poll_client.listeners._webhook.audience import Audience
+from push_to_poll_client.listeners._webhook.audience import Audience, Listening
 from push_to_poll_client.listeners._webhook.counters import Tally
 from push_to_poll_client.listeners._webhook.faults import Faults
 from push_to_poll_client.listeners._webhook.request import Control, Hint, To, WebhookRequest
@@ -53,39 +52,8 @@ class Meaning:
         self._tally = tally
         self._faults = faults
 
-    def act_on(self, request: WebhookRequest) -> bool:
-        """Do what it says. Returns whether anybody heard it."""
-        said = self._hints.of(request, self._name)
-        if said is None:
-            self._tally.count("ignored")
-            return False
-        if isinstance(said, Control):
-            self._tally.count("controls")
-            return self._obey(said, request)
-        return self._pass_on(said, request)
-
-    def _obey(self, control: Control, request: WebhookRequest) -> bool:
-        if self._control is not None and control is not Control.MISSED:
-            self._control(control)
-            return True
-        listening = self._listening(request)
-        for one in listening:
-            one.poll()
-        return bool(listening)
-
-    def _pass_on(self, push: Push, request: WebhookRequest) -> bool:
-        listening = self._listening(request)
-        for one in listening:
-            one.wake(push)
-        self._tally.count("woken" if listening else "unheard")
-        return bool(listening)
-
-    def _listening(self, request: WebhookRequest) -> list[Any]:
-        listening, unknown = self._audience.of(self._names(request))
-        self._tally.count("unknown_names", unknown)
-        return listening
-
-    def _names(self, request: WebhookRequest) -> Iterable[str] | None:
+    def names_in(self, request: WebhookRequest) -> Sequence[str] | None:
+        """For whom it is; `None`: all."""
         if self._to is None:
             return None
         try:
@@ -93,6 +61,46 @@ class Meaning:
         except Exception as error:  # noqa: BLE001  # it is the user's, and a stranger's text may have got it there
             self._faults.tell("to (its push is taken to be for all)", error)
             return None
+
+    def act_on(self, request: WebhookRequest, names: Sequence[str] | None) -> bool:
+        """Do what it says.
+
+        Args:
+            request: Authentic, and no repetition.
+            names: For whom it is.
+
+        Returns:
+            Whether anybody heard it.
+        """
+        said = self._hints.of(request, self._name)
+        if said is None:
+            self._tally.count("ignored")
+            return False
+        if isinstance(said, Control):
+            self._tally.count("controls")
+            return self._obey(said, names)
+        return self._pass_on(said, names)
+
+    def _obey(self, control: Control, names: Sequence[str] | None) -> bool:
+        if self._control is not None and control is not Control.MISSED:
+            self._control(control)
+            return True
+        listening = self._listening(names)
+        for one in listening:
+            one.poll()
+        return bool(listening)
+
+    def _pass_on(self, push: Push, names: Sequence[str] | None) -> bool:
+        listening = self._listening(names)
+        for one in listening:
+            one.wake(push)
+        self._tally.count("woken" if listening else "unheard")
+        return bool(listening)
+
+    def _listening(self, names: Sequence[str] | None) -> Sequence[Listening]:
+        listening, unknown = self._audience.of(names)
+        self._tally.count("unknown_names", unknown)
+        return listening
 
 
 def _checked(names: Iterable[str] | None) -> list[str] | None:

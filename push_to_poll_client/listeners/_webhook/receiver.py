@@ -108,8 +108,9 @@ class Receiver:
         if answer is not None:
             self.tally.count("handshakes")
             return answer
-        if self.replays.knows(verified, request.received_at):
+        names = self.meaning.names_in(request)
+        if self.replays.knows(verified, names, request.received_at):
             self.tally.count("replayed")
-        elif self.meaning.act_on(request):
-            self.replays.remember(verified)
+        elif self.meaning.act_on(request, names):
+            self.replays.remember(verified, names)
         return self.answer
