@@ -193,6 +193,7 @@ class Events(httpx.AsyncByteStream):
     def __init__(self, server):
         self._server = server
         self._at, self._ends = len(server.wakes), server.ends
+
     async def __aiter__(self):
         self._server.open += 1
         yield b'event: control\ndata: {"streamNextOffset":"0"}\n\n'
