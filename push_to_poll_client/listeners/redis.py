@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisListener"]
 
+OF_RESP3 = ("maint_notifications_", "orig_")
+"""Settings by which a server of redis-py's makers announces that it moves; the older protocol has no words for it."""
+
 SUBSCRIBED = frozenset({"subscribe", "psubscribe"})
 PUBLISHED = frozenset({"message", "pmessage"})
 
@@ -106,7 +109,7 @@ class RedisListener(ReconnectingListener[Notification]):
             open_timeout=open_timeout,
             log=_log,
         )
-        where = without_secrets(url) if isinstance(url, str) and "://" in url else "redis"
+        where = without_secrets(url) if isinstance(url, str) and not url.startswith("unix:") else "redis"
         self.name = one_line(f"{where} {','.join(self._channels + self._patterns)}")
         self._quiet = max_silence
         self._max_size = max_size
@@ -139,6 +142,7 @@ class RedisListener(ReconnectingListener[Notification]):
     async def _subscribe(self, pool: Any) -> Any:
         from redis.asyncio.client import PubSub
 
+        logging.getLogger("push_response")  # or redis-py makes one that writes to the terminal
         pubsub = PubSub(pool)
         if self._channels:
             await pubsub.subscribe(*self._channels)
@@ -192,7 +196,8 @@ def _pool_of(url: Any) -> Callable[[float], Any]:
     like = _read(url, ConnectionPool) if isinstance(url, str) else getattr(url, "connection_pool", None)
     if not isinstance(like, ConnectionPool):
         raise TypeError(f"url is a str or a redis.asyncio.Redis, not {type(url).__name__}")
-    kind, settings = like.connection_class, dict(like.connection_kwargs)
+    kind = like.connection_class
+    settings = {name: value for name, value in like.connection_kwargs.items() if not name.startswith(OF_RESP3)}
 
     def pool(timeout: float) -> Any:
         ours: dict[str, Any] = {
