@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["RedisListener"]
 
 OF_RESP3 = ("maint_notifications_", "orig_")
-"""Settings by which a server of redis-py's makers announces that it moves; the older protocol has no words for it."""
+"""Settings by which a server of redis-py's makers announces that it moves. The older protocol has no such word."""
 
 SUBSCRIBED = frozenset({"subscribe", "psubscribe"})
 PUBLISHED = frozenset({"message", "pmessage"})
@@ -155,9 +155,7 @@ class RedisListener(ReconnectingListener[Notification]):
         return pubsub
 
     async def _read(self, connection: Any) -> Sequence[Notification]:
-        message = await connection.get_message(timeout=self._quiet)
-        if message is None:
-            message = await self._ping(connection)
+        message = await connection.get_message(timeout=self._quiet) or await self._ping(connection)
         return (_notification(message),) if _is(message, PUBLISHED) else ()
 
     async def _ping(self, pubsub: Any) -> Any:
