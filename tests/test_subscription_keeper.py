@@ -12,7 +12,6 @@ import pytest
 from subscription_server import Channel, Server, Vendor
 
 from push_to_poll_client import ListenerError, StoreError, SubscriptionGone
-from push_to_poll_client.listeners._subscriptions import keeper as keeper_module
 from push_to_poll_client.listeners._subscriptions.keeper import EXIT_TIMEOUT, Keeper
 from push_to_poll_client.listeners._subscriptions.nouns import SubscriptionRefused
 from push_to_poll_client.listeners._webhook.request import Control
@@ -329,7 +328,7 @@ async def test_a_plan_that_is_used_up_makes_room_for_another():
     assert len(server.live) == 1
 
 
-async def test_what_hangs_is_not_the_end_of_it(monkeypatch):
+async def test_what_hangs_is_not_the_end_of_it():
     server = Server(latency=1000)
     await keep(Vendor(server), 700)
     assert len(asked(server, "create")) == 3
@@ -609,10 +608,6 @@ async def test_what_ends_it_otherwise_is_raised_after_it_was_stopped():
     with pytest.raises(ListenerError, match="never again"):
         await keeper_of(Vendor(server), stop_at_exit=True).keep(Channel())
     assert server.live == {}
-
-
-def test_the_limits_are_what_they_say():
-    assert keeper_module.CALL_TIMEOUT == 300
 
 
 async def test_a_stale_renewal_time_of_the_registration_before_is_no_loop():

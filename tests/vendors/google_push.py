@@ -1,4 +1,4 @@
-"""Google's channels: an id that is the client's, a `sync` that may come first, no renewal, and a stop that takes two.
+"""Google's channels: an id of the client's, a `sync` that may come first, no renewal, a stop that takes two ids.
 
 `POST .../watch` with an id that was used answers 400 `channelIdNotUnique`; `expiration` is a text, in
 milliseconds; `channels/stop` takes the channel's id and the `resourceId`, which belongs to the resource. A message

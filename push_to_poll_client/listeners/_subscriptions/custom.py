@@ -124,8 +124,9 @@ class _BySecrets:
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Whether it has the headers that an authentic one has."""
-        may_pass = getattr(self._verifier, "may_pass", None)
-        return may_pass is None or bool(may_pass(request))
+        verifier = self._verifier
+        may_pass = getattr(verifier, "may_pass", None)
+        return verifier is not _nobody if may_pass is None else bool(may_pass(request))
 
     def __call__(self, request: WebhookRequest, /) -> Any:
         return self._verifier(request)
