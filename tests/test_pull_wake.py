@@ -206,7 +206,13 @@ async def test_a_claim_that_cannot_be_given_back_is_given_back_on_the_next_conne
     channel = await run(server, listener_of(server, lease=600.0), seconds=200.0, then=server.append)
     assert channel.events[:3] == [(0.0, "up"), (100.0, Push(topics=("orders",))), (100.0, "down")]
     assert channel.events[3][1] == "up"
-    assert [request.url.path.rpartition("/")[2] for request in server.requests[-5:]] == ["ack", "x", "x", "ack", "claim"]
+    assert [request.url.path.rpartition("/")[2] for request in server.requests[-5:]] == [
+        "ack",
+        "x",
+        "x",
+        "ack",
+        "claim",
+    ]
 
 
 OURS = "an id that is replaced"
@@ -281,7 +287,12 @@ async def test_wakes_that_follow_each_other_closely_are_claimed_no_faster():
 async def test_a_push_names_the_streams_that_have_something_new_if_they_are_few():
     server = Wakes()
     stream = {"tail_offset": "1", "has_pending": True}
-    claim = {"wake_id": "w", "generation": 1, "token": "t", "streams": [stream | {"path": f"{i}"} for i in range(65)]}
+    claim = {
+        "wake_id": "w",
+        "generation": 1,
+        "token": "t",
+        "streams": [stream | {"path": f"{i}"} for i in range(65)],
+    }
     server.answers["claim"] = [None, httpx.Response(200, json=claim)]
     server.answers["ack"] = httpx.Response(200)
     channel = await run(server, listener_of(server), then=server.append)
