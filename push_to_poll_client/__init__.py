@@ -34,6 +34,7 @@ from push_to_poll_client._exceptions import (
     StoreBusy,
     StoreError,
     StoreMismatch,
+    SubscriptionGone,
     Throttled,
     UndecodableMessage,
 )
@@ -65,7 +66,21 @@ from push_to_poll_client._types import (
     UnreadableMessage,
 )
 from push_to_poll_client.feeds import AtomEntry, AtomFeed, CloudEvent, DurableStreamFeed, HTTPFeed, PagedFeed
-from push_to_poll_client.listeners import ServerSentEvent, SSEListener, Verdict, WebSocketListener
+from push_to_poll_client.listeners import (
+    Connection,
+    ConnectionListener,
+    JSONHint,
+    LongPollListener,
+    PullWakeListener,
+    ServerSentEvent,
+    SSEListener,
+    Verdict,
+    WebhookAnswer,
+    WebhookCounters,
+    WebhookListener,
+    WebhookRequest,
+    WebSocketListener,
+)
 from push_to_poll_client.stores import MemoryStore, SQLiteStore
 
 __all__ = [
@@ -74,6 +89,8 @@ __all__ = [
     "ChainRestart",
     "Channel",
     "CloudEvent",
+    "Connection",
+    "ConnectionListener",
     "Consumer",
     "ContentChanged",
     "Counters",
@@ -93,9 +110,11 @@ __all__ = [
     "Gap",
     "HTTPFeed",
     "Hooks",
+    "JSONHint",
     "Listener",
     "ListenerError",
     "ListenerStatus",
+    "LongPollListener",
     "MemoryStore",
     "Message",
     "MessageVerdict",
@@ -105,6 +124,7 @@ __all__ = [
     "PagedFeed",
     "PollResult",
     "ProcessError",
+    "PullWakeListener",
     "Push",
     "PushToPollError",
     "Record",
@@ -125,10 +145,15 @@ __all__ = [
     "StoreBusy",
     "StoreError",
     "StoreMismatch",
+    "SubscriptionGone",
     "Throttled",
     "TransactionalSession",
     "UndecodableMessage",
     "UnreadableMessage",
     "Verdict",
     "WebSocketListener",
+    "WebhookAnswer",
+    "WebhookCounters",
+    "WebhookListener",
+    "WebhookRequest",
 ]

@@ -1,5 +1,6 @@
 """The only place where the parts meet: process, poll_now, wake, run, stop, status."""
 
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
@@ -386,6 +387,8 @@ class Consumer:
 
     def _handlers(self, process: Process | None, threads: int) -> tuple[Handler, BatchHandler | None]:
         cls = type(self)
+        if inspect.iscoroutinefunction(cls.should_poll):
+            raise TypeError("should_poll is a plain def: a push is not kept waiting")
         own = cls.process is not Consumer.process
         if cls.process_batch is not Consumer.process_batch:
             if own or process is not None:

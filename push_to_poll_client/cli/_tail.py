@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import os
 from collections.abc import Callable
 from typing import Final
 
@@ -19,6 +18,7 @@ from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._push import listener_for
 from push_to_poll_client.cli._rewind import check_cursor
 from push_to_poll_client.cli._signals import SHUTDOWN_TIMEOUT, until_signalled
+from push_to_poll_client.cli._webhook import Webhook, add_webhook, environment_variable, webhook_of
 
 __all__ = ["add_to"]
 
@@ -47,10 +47,11 @@ def add_to(commands: Commands) -> None:
         run,
         help="follow a feed: one JSON line per message, or one run of a command",
         description="Follow a feed by the HTTP Feeds specification: one JSON line per message on standard output, "
-        "or with --exec on the standard input of a command; everything else on standard error. Without --push it "
-        "is a plain poller.",
+        "or with --exec on the standard input of a command; everything else on standard error. Without --push "
+        "and --webhook it is a plain poller.",
     )
     _add_feed(parser.add_argument)
+    add_webhook(parser.add_argument)
     _add_exec(parser.add_argument)
     _add_policy(parser.add_argument)
     parser.add_argument("-v", "--verbose", action="count", help="log what is done; twice: in detail")
@@ -98,7 +99,7 @@ def _add_exec(add: Callable[..., object]) -> None:
         metavar="CMD",
         help="instead of printing a message, run this with the line on its standard input: exit code 0 means "
         "processed, anything else failed. It is split into words as by a shell, but no shell sees it; it has "
-        "the environment but for the variable of --token-env. What it leaves running when it ends is left alone",
+        "the environment but for the variables with secrets. What it leaves running when it ends is left alone",
     )
     add(
         "--exec-timeout",
@@ -141,27 +142,31 @@ def run(options: argparse.Namespace) -> int:
     """
     try:
         command = _command(options)
-        consumer = _consumer(options, command)
+        webhook = webhook_of(options)
+        consumer = _consumer(options, command, webhook)
     except (TypeError, ValueError) as error:  # of the library's own constructors
         raise UsageError(str(error)) from error
     code = Exit.DONE
     try:
         follow = functools.partial(_drain, consumer) if options.once else consumer.run
+        if webhook is not None:
+            follow = functools.partial(webhook.serve, consumer.run)
         code = anyio.run(until_signalled, follow, command)
     except* ReaderGone:
         close_stdout()
     return code
 
 
-def _consumer(options: argparse.Namespace, command: Command | None) -> Consumer:
-    if options.once and options.push:
-        raise ValueError("--once does not wait for pushes, leave out --push")
+def _consumer(options: argparse.Namespace, command: Command | None, webhook: Webhook | None) -> Consumer:
+    if options.once and (options.push or webhook is not None):
+        raise ValueError("--once does not wait for pushes, leave out --push and --webhook")
     check_cursor("--start", options.start)
     token = _token(options.token_env)
+    listeners = [listener_for(url, feed=options.url, token=token) for url in options.push]
     return Consumer(
         HTTPFeed(options.url, auth=token, max_wait=options.wait),
         store=SQLiteStore(options.state) if options.state is not None else MemoryStore(),
-        listeners=[listener_for(url, feed=options.url, token=token) for url in options.push],
+        listeners=listeners if webhook is None else [*listeners, webhook.listener],
         process=command or write_line,
         fallback_interval=options.interval,
         degraded_interval=min(DEGRADED, options.interval),
@@ -178,7 +183,8 @@ def _command(options: argparse.Namespace) -> Command | None:
             raise ValueError("--exec-timeout and --exec-attempts say how to run the command of --exec, add it")
         return None
     timeout = EXEC_TIMEOUT if options.exec_timeout is None else options.exec_timeout
-    return Command(options.exec, timeout=timeout, secret=options.token_env)
+    secrets = {name for name in (options.token_env, options.webhook_secret_env) if name is not None}
+    return Command(options.exec, timeout=timeout, secrets=secrets)
 
 
 def _retry(options: argparse.Namespace) -> AsyncRetrying | None:
@@ -206,11 +212,7 @@ def _on_failure(options: argparse.Namespace) -> OnFailure:
 
 
 def _token(name: str | None) -> str | None:
-    if name is None:
-        return None
-    if not (token := os.environ.get(name)):
-        raise ValueError("--token-env: no environment variable has that name; give its name, not the token")
-    return token
+    return None if name is None else environment_variable("--token-env", name, "token")
 
 
 async def _drain(consumer: Consumer) -> None:

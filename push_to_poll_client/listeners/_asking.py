@@ -4,7 +4,7 @@ Redirects are not followed: httpx would take every header but one to another ori
 """
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, NamedTuple, Self
 
@@ -17,7 +17,7 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._http_client import closed_if_failed, http_url, module_of, unwinding, user_agent
 from push_to_poll_client._text import quoted
-from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource
+from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource, basic
 from push_to_poll_client.listeners._reconnect import Verdict
 from push_to_poll_client.listeners._sending import closing, open_sender
 
@@ -48,6 +48,9 @@ class Answer(NamedTuple):
     body: bytes
     url: str
     response: Any
+
+    def __repr__(self) -> str:  # headers and body may hold a secret
+        return f"Answer({self.status}, {len(self.body)} bytes, url={self.url!r})"
 
     def expect(self, *statuses: int) -> Self:
         """Itself, if it has one of these statuses; none given: any success.
@@ -111,7 +114,7 @@ class Asker:
         check_number("max_body", max_body, above_zero=True)
         self.url: str = str(parsed.copy_with(userinfo=b"", fragment=None))
         self._home = _origin(parsed)
-        self._basic = httpx.BasicAuth(parsed.username, parsed.password) if parsed.userinfo else None
+        self._basic = basic(parsed.username, parsed.password) if parsed.userinfo else {}
         self._credentials = Credentials(headers, token)
         self._client = client
         self._sender: Any = None
@@ -137,6 +140,8 @@ class Asker:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         wait: float = 0.0,
+        trickles: bool = False,
+        sent: Callable[[], None] | None = None,
     ) -> Answer:
         """Send one request.
 
@@ -146,20 +151,36 @@ class Asker:
             content: The body.
             headers: Sent too, before those of the server's own.
             wait: Seconds for which the server may hold its answer, on top of the timeout.
+            trickles: Whether each piece of the answer begins that time anew, for a server that sends white space
+                to say that it lives.
+            sent: Called when the request is on its way, by clients that tell it, as those of httpx.
 
         Raises:
             UnusableAnswer: The answer is too large.
             CredentialsFailed: Who to be could not be learnt.
             Exception: No answer came; `http_failure_of` knows what that means.
         """
-        url, fields = url or self.url, httpx.Headers({"accept-encoding": "identity", **(headers or {})})
-        at_home, auth = _origin(http_url(url)) == self._home, dict[str, Any](auth=None)
+        target, fields = (
+            http_url(url or self.url),
+            httpx.Headers({"accept-encoding": "identity", **(headers or {})}),
+        )
+        url, at_home, auth = str(target), _origin(target) == self._home, dict[str, Any](auth=None)
         if at_home:
             auth = await self._identify(fields)
-        with anyio.move_on_after(self._timeout + wait):
+        with anyio.move_on_after(self._timeout + wait) as scope:
             async with self._kept_or_new() as sender, closed_if_failed(url) as extensions:
                 request = sender.build_request(
-                    method, url, headers=fields, content=content, timeout=None, extensions=extensions
+                    method,
+                    url,
+                    headers=fields.raw,
+                    content=content,
+                    timeout=(
+                        self._timeout,
+                        None,
+                        None,
+                        None,
+                    ),  # to connect: a dead network is found without `wait`
+                    extensions=extensions if sent is None else _telling(sent, extensions),
                 )
                 if not at_home:  # a client adds headers and cookies, and which of them are secrets nobody knows
                     request = type(request)(
@@ -171,7 +192,8 @@ class Asker:
                     )
                 response = await sender.send(request, stream=True, follow_redirects=False, **auth)
                 async with closing(response):
-                    return await self._whole(response, without_secrets(url))
+                    body = await self._body(response, without_secrets(url), scope if trickles else None, wait)
+                    return Answer(response.status_code, response.headers, body, without_secrets(url), response)
         raise TimeoutError(f"no whole answer within {self._timeout + wait:g} s")
 
     def _kept_or_new(self) -> AbstractAsyncContextManager[Any]:
@@ -179,27 +201,36 @@ class Asker:
 
     async def _identify(self, fields: httpx.Headers) -> dict[str, Any]:
         """Add the headers, and say who to be: what was given here comes in place of what a client is by itself."""
+        fields.update(self._basic)
         fields.update(await self._credentials.ask(within=self._timeout))
-        if "authorization" in fields:
-            return {"auth": None}
-        return {} if self._basic is None else {"auth": self._basic}
+        return {"auth": None} if "authorization" in fields else {}
 
-    async def _whole(self, response: Any, where: str) -> Answer:
-        body = await self._body(response, where)
-        return Answer(response.status_code, response.headers, body, where, response)
-
-    async def _body(self, response: Any, where: str) -> bytes:
+    async def _body(self, response: Any, where: str, scope: anyio.CancelScope | None, wait: float) -> bytes:
         encoding = response.headers.get("content-encoding", "identity")
         if encoding.strip().lower() not in {"", "identity"}:  # unpacked, 64 KiB from the socket can be 64 MiB
             raise UnusableAnswer(f"{where} sent Content-Encoding {quoted(encoding)}, but was asked for identity")
         parts, size = list[bytes](), 0
         async with unwinding(response.aiter_bytes()) as chunks:
             async for chunk in chunks:
+                if scope is not None:
+                    scope.deadline = anyio.current_time() + self._timeout + wait
                 size += len(chunk)
                 if size > self._max_body:
                     raise UnusableAnswer(f"{where} answered more than {self._max_body} bytes")
                 parts.append(chunk)
         return b"".join(parts)
+
+
+def _telling(sent: Callable[[], None], extensions: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The extensions of a request (httpcore's "trace") that say when all of it was sent."""
+
+    async def trace(event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith("send_request_body.complete"):
+            sent()
+        if "trace" in extensions:
+            await extensions["trace"](event, info)
+
+    return {**extensions, "trace": trace}
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

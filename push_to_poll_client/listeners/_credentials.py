@@ -4,6 +4,7 @@ What is learnt here goes into the handshake and nowhere else (G12): no error, lo
 """
 
 import inspect
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ import anyio
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http import is_header_name, is_header_value
 
-__all__ = ["Credentials", "CredentialsFailed", "HeaderSource", "TokenSource"]
+__all__ = ["Credentials", "CredentialsFailed", "HeaderSource", "TokenSource", "basic"]
 
 HeaderSource: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]
 """Headers, or who is asked for them at each connect."""
@@ -68,6 +69,11 @@ class Credentials:
             return _join(headers, token)
         except (TypeError, ValueError) as error:
             raise CredentialsFailed(f"the provider gave what cannot be used: {error}") from None
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    """The header for user and password (RFC 7617 §2.1: UTF-8)."""
+    return {"Authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
 async def _given(source: Any) -> Any:

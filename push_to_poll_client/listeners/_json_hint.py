@@ -76,8 +76,7 @@ def _value_of(message: Any) -> Any:
 
 
 def _number(text: str) -> int | None:
-    try:
-        number = int(text)
-    except ValueError:
+    if not (text.isascii() and text.isdigit()):  # int() takes digits of every script, and underscores between them
         return None
-    return number if 0 <= number < MAX_COUNT else None
+    number = int(text)
+    return number if number < MAX_COUNT else None

@@ -116,6 +116,11 @@ class Reconnect:
         self._connected_at: float | None = None
         self._renewed = False
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the channel opened and has not ended yet."""
+        return self._connected_at is not None
+
     def connected(self, now: float) -> None:
         """The channel opened. The streak goes on all the same, until the connection has lived.
 

@@ -1,13 +1,7 @@
-"""THE LIFE OF A CHANNEL, the same for all kinds: connect, pass pushes on, see why it ended, wait, connect again.
-
-Nothing that arrives is data, so nothing that is lost is missed for good: every connect wakes, for what was pushed
-before it is gone. A kind of channel says how to connect, how to read on, and what a failure means; when to connect
-again is `_reconnect.py`'s.
-"""
+"""ONE CONNECTION AFTER THE OTHER: connect with headers and token, and pass on as a push what can be read."""
 
 import abc
 import logging
-import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeVar
@@ -15,25 +9,22 @@ from typing import Any, Generic, TypeVar
 import anyio
 
 from push_to_poll_client._arguments import check_number
-from push_to_poll_client._exceptions import ListenerError, PushToPollError
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource
-from push_to_poll_client.listeners._failure import Failure, only
+from push_to_poll_client.listeners._failure import only
+from push_to_poll_client.listeners._hints import Hints
+from push_to_poll_client.listeners._living import LivingListener
 from push_to_poll_client.listeners._reconnect import Reconnect, Verdict, lifetime
 
-__all__ = ["LeftAlone", "ReconnectingListener"]
+__all__ = ["ReconnectingListener"]
 
 _MessageT = TypeVar("_MessageT")
 
 
-class LeftAlone(PushToPollError):
-    """The server asks not to connect again. Raised by `_connect`."""
-
-
-class ReconnectingListener(abc.ABC, Generic[_MessageT]):
-    """What the listeners have in common that hold a connection.
+class ReconnectingListener(LivingListener, Generic[_MessageT]):
+    """What the listeners have in common that read one message after the other.
 
     Args:
         url: Where to connect.
@@ -63,19 +54,12 @@ class ReconnectingListener(abc.ABC, Generic[_MessageT]):
         for name, limit in {"max_age": max_age, "max_silence": max_silence}.items():
             check_number(name, limit, above_zero=True, optional=True)
         check_number("open_timeout", open_timeout, above_zero=True)
-        self.name: str = without_secrets(url)
+        super().__init__(without_secrets(url), classify=classify, log=log)
         self._credentials = Credentials(headers, token)
-        self._hint = hint
-        self._hint_failed = False
-        self._classify = classify
+        self._hints = Hints(hint, kinds=(Push,), log=log)
         self._max_age = max_age
         self._max_silence = max_silence
         self._open_timeout = open_timeout
-        self._log = log
-        self._fraction: Callable[[], float] = random.random
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r})"
 
     @abc.abstractmethod
     def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Any]:
@@ -85,28 +69,9 @@ class ReconnectingListener(abc.ABC, Generic[_MessageT]):
     async def _read(self, connection: Any) -> Sequence[_MessageT]:
         """Wait for something to arrive. Empty: no message, but a sign of life."""
 
-    @abc.abstractmethod
-    def _failure(self, error: Exception) -> Failure:
-        """What an error means."""
-
-    async def listen(self, channel: Channel, /) -> None:
-        """Run until cancelled, connect again alone, report to `channel`.
-
-        Returns when the server asks to be left alone, where the channel has a way to ask that.
-
-        Raises:
-            ListenerError: Trying again cannot help: the server said "for good", or `classify` did.
-        """
-        reconnect = Reconnect()
-        while True:
-            error = await self._one_connection(channel, reconnect)
-            reconnect.ended(anyio.current_time())
-            if isinstance(error, LeftAlone):
-                self._log.info("%s: %s", self.name, error)
-                channel.down(error)
-                return
-            if error is not None:
-                await anyio.sleep(self._delay_after(error, channel, reconnect))
+    @property
+    def _renewable(self) -> bool:
+        return self._credentials.renewable
 
     async def _one_connection(self, channel: Channel, reconnect: Reconnect) -> Exception | None:
         """Connect and pass pushes on. Returns why the connection is over, `None` if it only reached its age."""
@@ -139,63 +104,6 @@ class ReconnectingListener(abc.ABC, Generic[_MessageT]):
         raise TimeoutError(f"no message for {self._max_silence:g} s")
 
     def _pass_on(self, message: _MessageT, channel: Channel) -> None:
-        push = self._push_of(message)
+        push = self._hints.of(message, self.name)
         if push is not None:
             channel.wake(push)
-
-    def _push_of(self, message: _MessageT) -> Push | None:
-        if self._hint is None:
-            return Push()
-        try:
-            return _checked_push(self._hint(message))
-        except Exception as error:  # noqa: BLE001 - a hint may be wrong in any way; the push must not be lost by it
-            level = logging.DEBUG if self._hint_failed else logging.WARNING
-            self._hint_failed = True
-            self._log.log(
-                level, "%s: hint failed with %s, taken for a plain push", self.name, type(error).__name__
-            )
-            return Push()
-
-    def _delay_after(self, error: Exception, channel: Channel, reconnect: Reconnect) -> float:
-        """Report the failure, and say how many seconds to wait after it."""
-        failure = self._failure(error)
-        if failure.hid_a_push:
-            channel.wake(Push())
-        verdict = self._judge(error, failure, reconnect)
-        delay = reconnect.delay(verdict, fraction=self._fraction(), retry_after=failure.retry_after)
-        what = f"{self.name}: {failure.sentence}"
-        if delay is None:
-            self._log.error("%s; giving up", what)
-            broken = ListenerError(f"{what}; trying again cannot help: correct or remove it")
-            raise _told(broken, failure, channel)
-        self._log.info("%s; connecting again in %.1f s", what, delay)
-        _told(PushToPollError(what), failure, channel)
-        return delay
-
-    def _judge(self, error: Exception, failure: Failure, reconnect: Reconnect) -> Verdict:
-        verdict = self._users_verdict(error) or failure.verdict
-        refused = verdict is Verdict.SLOW_RETRY and failure.unauthorized
-        if refused and self._credentials.renewable and reconnect.renew():
-            return Verdict.RETRY
-        return verdict
-
-    def _users_verdict(self, error: Exception) -> Verdict | None:
-        if self._classify is None:
-            return None
-        try:
-            return self._classify(error)
-        except Exception as failure:  # noqa: BLE001 - a wrong opinion must not end the listener
-            self._log.warning("%s: classify failed with %s", self.name, type(failure).__name__)
-            return None
-
-
-def _told(error: PushToPollError, failure: Failure, channel: Channel) -> PushToPollError:
-    error.__cause__ = failure.cause
-    channel.down(error)
-    return error
-
-
-def _checked_push(push: object) -> Push | None:
-    if push is not None and not isinstance(push, Push):
-        raise TypeError(f"a hint is a Push or None, not {type(push).__name__}")
-    return push

@@ -11,7 +11,6 @@ close `_sse_connection.py`'s, what the bytes say `_sse_parser.py`'s.
 import functools
 import logging
 import ssl
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._http_client import http_url, module_of
 from push_to_poll_client._types import Push
-from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
+from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource, basic
 from push_to_poll_client.listeners._failure import Failure
 from push_to_poll_client.listeners._reconnect import Verdict
 from push_to_poll_client.listeners._reconnecting import ReconnectingListener
@@ -129,7 +128,7 @@ class SSEListener(ReconnectingListener[ServerSentEvent]):
             open_timeout=open_timeout,
             max_size=max_size,
         )
-        self._basic = _basic(parsed.username, parsed.password) if parsed.userinfo else {}
+        self._basic = basic(parsed.username, parsed.password) if parsed.userinfo else {}
         self._resumes = last_event_id
         self._last_event_id = ""
         self._retry = 0.0
@@ -152,11 +151,6 @@ class SSEListener(ReconnectingListener[ServerSentEvent]):
         if refusal(error) is not None:
             self._last_event_id = ""  # it may be what was refused
         return failure._replace(retry_after=max(failure.retry_after or 0.0, self._retry))
-
-
-def _basic(user: str, password: str) -> dict[str, str]:
-    """The header for user and password (RFC 7617 §2.1: UTF-8)."""
-    return {"Authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
 def _can_be_sent(id: str) -> bool:

@@ -13,7 +13,7 @@ from websockets.protocol import CONNECTING, OPEN
 from websockets.uri import parse_uri
 
 from push_to_poll_client import PushToPollError, Verdict
-from push_to_poll_client.listeners._reconnecting import LeftAlone
+from push_to_poll_client.listeners._living import LeftAlone
 from push_to_poll_client.listeners._sse_connection import NoEventStream, _check, _fields
 from push_to_poll_client.listeners._sse_failures import failure_of as sse_failure_of
 from push_to_poll_client.listeners._sse_parser import MAX_RETRY, EventParser, EventTooLarge, ServerSentEvent

@@ -67,6 +67,7 @@ OUR_OWN = {
     "cli.demo": "lines of its own processes",
     "feeds._paged.declaration": "what the user declared",
     "feeds._manners.credentials": "Base64 that it has just made",
+    "listeners._credentials": "Base64 that it has just made",
     "stores._owner_lock": "the process that another one says it is, which is shown if it is a number",
     "stores._sqlite_guard": "a list of words for SQLite",
     "testing": "what a test wrote",

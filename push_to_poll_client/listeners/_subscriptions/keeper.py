@@ -125,7 +125,7 @@ class Keeper:
         now, current = self._now(), self._book.current
         self._look(now)
         wait = self._renewal.wait(now)
-        leave = self._leaving.wait(now) if self._may_leave else math.inf
+        leave = self._leaving.wait(self._book.leaving[0], now) if self._may_leave else math.inf
         if min(wait, leave) > 0:
             await self._sleep(min(wait, leave, LOOK), heard)
         elif wait > 0:
@@ -185,7 +185,7 @@ class Keeper:
         if (current := self._book.current) is not None:
             due = math.inf if self._book.renew_at is None else self._book.renew_at
             self._go_on_with(current, due)
-        if self._book.planned is not None:
+        if self._book.planned is not None or getattr(self._subscription, "renewable", False):
             self._renewal.ask()
 
     async def _save(self, book: Book) -> None:
@@ -212,7 +212,7 @@ class Keeper:
         self._renewal.registered(current.expires_at, due, now, just_now=False)
         if self._renewal.is_over(now):
             return
-        self._log.info("%s: registered in an earlier run, to be renewed in %.0f s", self.name, due - now.wall)
+        self._log.info("%s: registered in an earlier run", self.name)
         self._is_up(current, now)
 
     def _is_registered(self, current: Registration, due: float) -> None:
@@ -222,7 +222,7 @@ class Keeper:
         if self._ended:
             self._log.warning("%s: registered until a time in the past; is this machine's clock right?", self.name)
         else:
-            self._log.info("%s: registered, to be renewed in %.0f s", self.name, due - now.wall)
+            self._log.info("%s: registered, to be renewed %s", self.name, _in(due - now.wall))
         self._is_up(current, now)
 
     def _is_up(self, current: Registration, now: Now) -> None:
@@ -343,3 +343,7 @@ class Keeper:
 
     def _now(self) -> Now:
         return Now(_event_loop.wall_clock(), anyio.current_time())
+
+
+def _in(seconds: float) -> str:
+    return "never" if math.isinf(seconds) else f"in {seconds:.0f} s"

@@ -1,0 +1,135 @@
+"""A CHANNEL OF ONE'S OWN: whoever can write down one connection has a listener that connects again.
+
+What a connection is, only its library knows; what becomes of a channel when one ends is the same for all.
+"""
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+import anyio
+
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._protocols import Channel
+from push_to_poll_client._text import quoted
+from push_to_poll_client._types import Push
+from push_to_poll_client.listeners._failure import MAX_TEXT, Failure, only
+from push_to_poll_client.listeners._living import LivingListener
+from push_to_poll_client.listeners._reconnect import Reconnect, Verdict, lifetime
+
+__all__ = ["Connection", "ConnectionListener"]
+
+_log = logging.getLogger(__name__)
+
+
+class ConnectionEnded(PushToPollError):
+    """The function returned."""
+
+
+class Connection:
+    """What the function of a `ConnectionListener` reports to, for as long as one connection lasts.
+
+    Args:
+        up: The channel is connected.
+        wake: A push arrived.
+    """
+
+    def __init__(self, *, up: Callable[[], None], wake: Callable[[Push], None]) -> None:
+        self._up = up
+        self._wake = wake
+
+    def up(self) -> None:
+        """It is subscribed, and hears what is pushed from here on. The consumer polls: what was before is gone."""
+        self._up()
+
+    def wake(self, push: Push | None = None, /) -> None:
+        """A push arrived. Never blocks; from any thread."""
+        self._wake(Push() if push is None else push)
+
+
+Connect: TypeAlias = Callable[[Connection], Awaitable[None]]
+"""The life of one connection: open it, say `up()`, say `wake()` for each push, and close it in the end."""
+
+
+class ConnectionListener(LivingListener):
+    """Makes a listener of a function that is one connection.
+
+        async def orders(connection):
+            async with aiomqtt.Client("broker.example") as client:
+                await client.subscribe("orders/#")
+                connection.up()
+                async for message in client.messages:
+                    connection.wake()
+
+        ConnectionListener(orders, name="mqtt orders")
+
+    However it ends, by an exception (whose text log and status show) or by returning, it is called again, with
+    the delays of all listeners: after 0-1 s and then ever more slowly (at most 5 times in the first 10 seconds,
+    once in 30-60 s later), until a connection has lived for 30 s. Dead connections it finds itself: most clients
+    have a keep-alive to switch on. A client that connects again by itself is told not to.
+
+    Args:
+        connect: The function. It is cancelled to end it.
+        name: By what status and log call it; without secrets.
+        classify: What an error means; returns a verdict, or `None` to try again.
+        max_age: Seconds after which a connection is renewed although nothing is wrong with it, drawn from half of
+            this to all of it; with 600, a fleet of 1,000 makes 2.2 connections a second. `None`: never.
+        open_timeout: Seconds in which it has to say `up()`.
+
+    Raises:
+        TypeError: `connect` cannot be called, or the name is no `str`.
+        ValueError: A limit is not above 0.
+    """
+
+    def __init__(
+        self,
+        connect: Connect,
+        *,
+        name: str,
+        classify: Callable[[Exception], Verdict | None] | None = None,
+        max_age: float | None = 600.0,
+        open_timeout: float = 10.0,
+    ) -> None:
+        if not callable(connect):
+            raise TypeError(f"connect is an async function of a Connection, not {connect!r}")
+        if not isinstance(name, str):
+            raise TypeError(f"name is a str, not {type(name).__name__}")
+        check_number("max_age", max_age, above_zero=True, optional=True)
+        check_number("open_timeout", open_timeout, above_zero=True)
+        super().__init__(name, classify=classify, log=_log)
+        self._live = connect
+        self._max_age = max_age
+        self._open_timeout = open_timeout
+
+    async def _one_connection(self, channel: Channel, reconnect: Reconnect) -> Exception | None:
+        connection = Connection(up=lambda: self._opened(channel, reconnect, scope), wake=channel.wake)
+        scope = anyio.CancelScope(deadline=anyio.current_time() + self._open_timeout)
+        try:
+            with scope:
+                await self._live(connection)
+                return ConnectionEnded("the connection ended")
+        except Exception as error:  # noqa: BLE001 - whatever it is, a listener goes on; the verdict tells how
+            return only(error).with_traceback(None)
+        if reconnect.is_connected:
+            self._log.debug("%s: renewing the connection at its age", self.name)
+            return None
+        return TimeoutError(f"not up within {self._open_timeout:g} s")
+
+    def _opened(self, channel: Channel, reconnect: Reconnect, scope: anyio.CancelScope) -> None:
+        """The deadline is that of its age from here on."""
+        now = anyio.current_time()
+        scope.deadline = math.inf if self._max_age is None else now + lifetime(self._max_age, self._fraction())
+        reconnect.connected(now)
+        self._log.info("%s: connected", self.name)
+        channel.up()
+
+    def _failure(self, error: Exception) -> Failure:
+        text = quoted(error, MAX_TEXT) if str(error) else ""
+        sentence = (
+            str(error) if isinstance(error, ConnectionEnded) else f"failed with {type(error).__name__} {text}"
+        )
+        return Failure(
+            Verdict.RETRY, sentence.strip(), retry_after=None, unauthorized=False, hid_a_push=False, cause=error
+        )

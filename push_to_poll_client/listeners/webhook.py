@@ -1,0 +1,281 @@
+"""WHO SAID SO, by webhook: the server sends a request, which is verified, wakes whom it is for, and is answered.
+
+Whoever knows the address can send anything. What that costs is bounded before it is looked at, and all it gains is
+an answer that says nothing; with the server's own secret, a poll within the rate.
+
+What becomes of a request, step by step, is `_webhook/receiver.py`'s; who listens `_webhook/audience.py`'s.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._event_loop import Beside
+from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._protocols import Channel, Listener
+from push_to_poll_client.listeners._subscriptions.keeper import Keeper
+from push_to_poll_client.listeners._subscriptions.nouns import Subscription
+from push_to_poll_client.listeners._webhook.answers import ACCEPTED, check_answer
+from push_to_poll_client.listeners._webhook.asgi import (
+    Receive,
+    Scope,
+    Send,
+    live,
+    refuse_websocket,
+    request_of,
+    send_answer,
+)
+from push_to_poll_client.listeners._webhook.audience import Audience, Keeping, Listening
+from push_to_poll_client.listeners._webhook.counters import Tally, WebhookCounters
+from push_to_poll_client.listeners._webhook.faults import Faults
+from push_to_poll_client.listeners._webhook.limits import Slots, TokenBucket
+from push_to_poll_client.listeners._webhook.meaning import Meaning, names_at
+from push_to_poll_client.listeners._webhook.questions import Questions
+from push_to_poll_client.listeners._webhook.receiver import Receiver
+from push_to_poll_client.listeners._webhook.replays import Replays
+from push_to_poll_client.listeners._webhook.request import (
+    Control,
+    Handshake,
+    Hint,
+    To,
+    Verified,
+    Verifier,
+    WebhookAnswer,
+    WebhookRequest,
+)
+from push_to_poll_client.listeners._webhook.verifying import Verifiers
+
+__all__ = ["Control", "Verified", "WebhookAnswer", "WebhookCounters", "WebhookListener", "WebhookRequest"]
+
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class WebhookListener:
+    """Wakes on every authentic request. An ASGI application and a listener, both at once.
+
+        hooks = WebhookListener(github(secret))
+        consumer = Consumer(feed, store=store, listeners=[hooks])
+        app.mount("/hooks", hooks)
+
+    As an application it is mounted in FastAPI, Starlette, Litestar or Django, or served by itself, at any path. It
+    may run in another thread or event loop than the consumers, on asyncio or trio. It answers as soon as a request
+    is verified: nothing is processed within it. A push that comes while no consumer runs is answered too, since
+    each consumer polls when it starts.
+
+    A request that is not authentic is answered 401 whatever is wrong with it, one beyond the limits 413, 408, 429
+    or 503. While requests are refused by rate, pushes may be among them: the channel is down then, and the
+    consumer polls at its degraded interval until 30 s after the last.
+
+    Args:
+        verify: Says whether a request is authentic; of several one suffices. `anybody()` if all are. `None`: the
+            subscription's.
+        name: By which status and log call it.
+        handshake: Answers a server's question whether its pushes are wanted, as `dropbox_challenge()`; or several
+            such. Asked before the body is read, with an empty one, and again with that of an authentic request.
+            With a subscription only while that is being created or renewed.
+        hint: Makes a push of an authentic request, a word about the subscription (`Control`), or `None` of one
+            that is no push, such as a ping. One that raises is logged, and the request counts as a plain push.
+            `None`: the subscription's, or every request is a push.
+        to: Says for whom a push is, of those that `named()` made: a function that returns their names, or the path
+            in the JSON of the body at which they stand, as "list_folder.accounts". `None`, and what names nobody:
+            all. Names that nobody has are counted, and answered like others.
+        answer: To an authentic request. `None`: the subscription's, or an empty 200.
+        register_with_server: What makes the server push. The consumer that has this very object as its listener
+            keeps it alive, and its state in its store.
+        stop_at_exit: Whether the server is asked to push no more when that consumer stops; else pushes come until
+            the subscription expires, and a consumer that is started again goes on with it.
+        max_body: Bytes of the largest body. Pushes are a few KiB, GitHub's 25 MiB at most.
+        body_timeout: Seconds in which a body has to be whole.
+        rate: Requests a second whose body is looked at, in the long run; 100 of a MiB take a core
+            a tenth to a quarter of its time to hash. As many questions are looked at beside them. `None`: no
+            limit.
+        burst: The same at once.
+
+    Attributes:
+        name: As given.
+
+    Raises:
+        TypeError: An argument is of the wrong type, or nothing verifies.
+        ValueError: A limit has no meaning, or the answer cannot be sent.
+    """
+
+    def __init__(
+        self,
+        verify: Verifier | Sequence[Verifier] | None = None,
+        *,
+        name: str = "webhook",
+        handshake: Handshake | Sequence[Handshake] = (),
+        hint: Hint | None = None,
+        to: To | str | None = None,
+        answer: WebhookAnswer | None = None,
+        register_with_server: Subscription | None = None,
+        stop_at_exit: bool = False,
+        max_body: int = 1024 * 1024,
+        body_timeout: float = 10.0,
+        rate: float | None = 100.0,
+        burst: int = 200,
+    ) -> None:
+        check_number("max_body", max_body, above_zero=True)
+        check_number("body_timeout", body_timeout, above_zero=True)
+        check_number("rate", rate, above_zero=True, optional=True)
+        check_number("burst", burst, above_zero=True)
+        if not isinstance(name, str):
+            raise TypeError(f"name is a str, not {type(name).__name__}")
+        of_subscription = register_with_server
+        verifiers = _callables("verify", _given(verify, of_subscription, "verify"))
+        if not verifiers:
+            raise TypeError("give verify: who may wake; anybody() if everybody may")
+        self.name: str = name
+        self._keeper: Keeper | None = None
+        if of_subscription is not None:
+            self._keeper = Keeper(of_subscription, stop_at_exit=stop_at_exit, log=_log)
+        self._kept = False
+        self._tally = Tally()
+        self._audience = Audience(subscribed=self._keeper is not None)
+        self._limit = PushToPollError(
+            f"{name}: requests are refused, since more come than are looked at; pushes may be among them"
+        )
+        faults = Faults(name, _log)
+        self._receiver = Receiver(
+            questions=Questions(
+                _callables("handshake", getattr(of_subscription, "handshake", None)),
+                _callables("handshake", handshake),
+                expecting=self._expecting,
+                bucket=TokenBucket(rate, burst),
+                faults=faults,
+            ),
+            verifiers=Verifiers(verifiers, faults),
+            meaning=Meaning(
+                name,
+                hint=_callable("hint", _given(hint, of_subscription, "hint")),
+                to=names_at(to) if isinstance(to, str) else _callable("to", to),
+                control=None if self._keeper is None else self._keeper.control,
+                audience=self._audience,
+                tally=self._tally,
+                faults=faults,
+                log=_log,
+            ),
+            audience=self._audience,
+            bucket=TokenBucket(rate, burst),
+            slots=Slots(),
+            replays=Replays(),
+            tally=self._tally,
+            answer=check_answer(_given(answer, of_subscription, "answer") or ACCEPTED),
+            max_body=max_body,
+            body_timeout=body_timeout,
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take a request, as an ASGI application does.
+
+        Args:
+            scope: Of ASGI 3: "http", "websocket" (which is refused) or "lifespan".
+            receive: Likewise.
+            send: Likewise.
+
+        Raises:
+            ValueError: It is of another kind.
+        """
+        if scope["type"] == "http":
+            answer = await self._receiver.answer_to(request_of(scope), receive)
+            if answer is not None:
+                await send_answer(send, answer, scope)
+        elif scope["type"] == "websocket":
+            await refuse_websocket(receive, send)
+        elif scope["type"] == "lifespan":
+            await live(receive, send)
+        else:
+            raise ValueError(f"{self.name} takes HTTP requests, not ASGI's {scope['type']!r}")
+
+    async def listen(self, channel: Channel, /) -> None:
+        """Wake `channel` on every authentic push, whomever it is for, until cancelled.
+
+        With a subscription this keeps it alive.
+
+        Raises:
+            ListenerError: The server refuses the subscription for good.
+            RuntimeError: Another consumer keeps the subscription.
+        """
+        if self._keeper is None:
+            await self._hear(channel, None)
+            return
+        if self._kept:
+            raise RuntimeError(f"{self.name}: one consumer keeps the subscription, others listen to named(...)")
+        self._kept = True
+        try:
+            await self._keep(self._keeper, Keeping(channel, self._audience))
+        finally:
+            self._kept = False
+
+    def named(self, name: str) -> Listener:
+        """A listener for pushes that name this one, and for those that are for all.
+
+        It shares all else with this one. Give each consumer its own; this one itself hears all pushes.
+
+        Args:
+            name: As `to` says it.
+
+        Raises:
+            TypeError: It is no `str`.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"a name is a str, not {type(name).__name__}")
+        return _Named(f"{self.name} {name}", lambda channel: self._hear(channel, name))
+
+    def counters(self) -> WebhookCounters:
+        """What has been seen so far, from any thread."""
+        return self._tally.counters()
+
+    async def _hear(self, channel: Channel, name: str | None) -> None:
+        listening = Listening(channel)
+        with self._audience.joined(listening, name):
+            await listening.watch(self._limit)
+
+    async def _keep(self, keeper: Keeper, keeping: Keeping) -> None:
+        with self._audience.joined(keeping, None):
+            async with Beside() as beside:
+                await beside.start(lambda: keeping.watch(self._limit))
+                try:
+                    await keeper.keep(keeping)
+                finally:
+                    self._audience.pushed(keeping, None, up=False)
+
+    def _expecting(self) -> bool:
+        return self._keeper is None or self._keeper.expecting
+
+
+class _Named:
+    """One of several consumers of a webhook."""
+
+    def __init__(self, name: str, listen: Callable[[Channel], Any]) -> None:
+        self.name: str = name
+        self._listen = listen
+
+    def __repr__(self) -> str:
+        return f"WebhookListener.named({self.name!r})"
+
+    async def listen(self, channel: Channel, /) -> None:
+        """Run until cancelled."""
+        await self._listen(channel)
+
+
+def _given(given: _T | None, subscription: Subscription | None, name: str) -> _T | None:
+    """What was given, or else what the subscription has of that name."""
+    return getattr(subscription, name, None) if given is None else given
+
+
+def _callables(name: str, given: Any) -> tuple[Any, ...]:
+    several = tuple(given) if isinstance(given, Sequence) else (given,)
+    return tuple(_callable(name, one) for one in several if one is not None)
+
+
+def _callable(name: str, given: Any) -> Any:
+    if given is not None and not callable(given):
+        raise TypeError(f"{name} is a function, not {type(given).__name__}")
+    return given

@@ -1,0 +1,144 @@
+"""What is answered to a channel that asks, and what a push says in JSON."""
+
+import httpx
+from answers import in_loop, response_of
+from fuzzed import Fuzzed, around, nested, text_of, words
+
+from push_to_poll_client import Push
+from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners._http_failures import http_failure_of
+from push_to_poll_client.listeners._json_hint import JSONHint
+from push_to_poll_client.listeners._long_poll_answers import Reader
+from push_to_poll_client.listeners._long_poll_answers import text_of as text_of_json
+
+__all__ = ["ROWS"]
+
+LARGEST = 4096
+URL = httpx.URL("https://api.vendor.example/changes?since=now")
+
+
+class _Wire(httpx.AsyncBaseTransport):
+    """Sends nothing anywhere."""
+
+    def __init__(self) -> None:
+        self.answer = b""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return response_of(self.answer)
+
+
+_wire = _Wire()
+_client = httpx.AsyncClient(transport=_wire, trust_env=False)
+_asker = Asker("https://api.vendor.example/ask", client=_client, max_body=LARGEST)
+
+
+def read_answer(data):
+    """An answer, as far as a channel reads it."""
+    _wire.answer = data
+    try:
+        answer = in_loop(_asker.ask)
+        assert len(answer.body) <= LARGEST
+        answer.expect().json()
+    except (UnusableAnswer, httpx.HTTPStatusError) as error:
+        failure = http_failure_of(error, wanted="news", verdicts=ANSWER_VERDICTS)
+        assert failure.sentence.isprintable()
+        assert len(failure.sentence) < 500
+        assert failure.retry_after is None or 0 <= failure.retry_after <= 86_400
+
+
+HINT = JSONHint(cursor="c", topics="t.n", count="n", only={"k": "w"})
+
+
+def read_push(data):
+    """A push is one, whatever it holds, or it is none."""
+    push = HINT(data)
+    if push is not None:
+        assert isinstance(push, Push)
+        assert push.cursor is None or 0 < len(push.cursor) <= 1024
+        assert len(push.topics) <= 64
+        assert push.count is None or 0 <= push.count < 2**63
+    HINT(text_of(data))
+
+
+READERS = (
+    Reader(None, None, None),
+    Reader("news.changes", {"since": "at.id", "all": "at"}, "backoff"),
+)
+
+
+def read_long_poll(data):
+    """What the answer to a long poll says, and what the next one is then."""
+    for reader in READERS:
+        try:
+            said = reader.read(Answer(200, httpx.Headers(), data, "https://api.vendor.example/", None))
+        except UnusableAnswer as error:
+            assert str(error).isprintable()  # noqa: PT017  # it need not be raised
+            continue
+        assert said.retry_after is None or said.retry_after >= 0
+        query = {name: text_of_json(value) for name, value in said.position.items()}
+        assert all(len(value) <= 8192 for value in query.values())
+        str(URL.copy_merge_params(query)).encode("ascii")
+
+
+ROWS = (
+    Fuzzed(
+        name="answers to a channel",
+        rooms=("listeners._asking", "listeners._http_failures"),
+        read=read_answer,
+        examples=(
+            b'200\ncontent-type: application/json\n\n{"changes": true}',
+            b"200\ncontent-encoding: gzip\n\n\x1f\x8b",
+            b"200\n\n" + b"9" * (LARGEST + 1),
+            b"204\n",
+            b"429\nretry-after: 7",
+            b"302\nlocation: /",
+        ),
+        tokens=words(r'200\n 429\n content-encoding:\x20 retry-after:\x20 gzip { } [ ] " \\u0000 \xff \n 9 1e9'),
+        frame=(b"200\n\n", b""),
+        hostile={
+            "nested": nested(b"[", b"]", before=b"200\n\n"),
+            "a field": around(b"429\nretry-after: ", b"9"),
+        },
+    ),
+    Fuzzed(
+        name="answers to long polls",
+        rooms=("listeners._long_poll_answers", "listeners._paths"),
+        read=read_long_poll,
+        examples=(
+            b'{"news": {"changes": true}, "at": [{"id": 4}, {"id": [5, "x"]}], "backoff": 60}',
+            b'\n\n{"at": {"id": "3-g1AAA+/="}, "backoff": 0.5}',
+            b"[]",
+            b"not in JSON",
+            b'{"at": "' + b"x" * 8193 + b'"}',
+        ),
+        tokens=words(
+            r'{ } [ ] " : , "news": "changes": "at": "id": "backoff": \\ud83d \xff 9 -1 1e999 true null \n'
+        ),
+        frame=(b'{"at":[', b"]}"),
+        hostile={
+            "nested": nested(b"[", b"]", before=b'{"at":', behind=b"}"),
+            "lists in objects": nested(b'[{"id":', b"}]", before=b'{"at":', behind=b"}"),
+            "a list": around(b'{"at":[', b"[],", b"{}]}"),
+            "digits": around(b'{"backoff":', b"9", b"}"),
+        },
+    ),
+    Fuzzed(
+        name="pushes of JSON",
+        rooms=("listeners._json_hint", "listeners._paths"),
+        read=read_push,
+        examples=(
+            b'{"k": "w", "c": "7", "t": [{"n": "a"}, {"n": ["b", 3]}], "n": 5}',
+            b'{"k": "hello"}',
+            b'{"k": ["w"], "n": "\xd9\xa3", "c": {"c": 1}}',
+            b"[]",
+        ),
+        tokens=words(r'{ } [ ] " : , "k":"w" "c": "t": "n": \\ud83d \xff 9 -1 1e999 true null'),
+        frame=(b'{"k":"w","t":[', b"]}"),
+        hostile={
+            "nested": nested(b"[", b"]"),
+            "nested topics": nested(b'{"n":', b"}", before=b'{"k":"w","t":', behind=b"}"),
+            "topics": around(b'{"k":"w","t":[', b'{"n":"a"},', b"{}]}"),
+            "digits": around(b'{"k":"w","n":', b"9", b"}"),
+        },
+    ),
+)

@@ -1,0 +1,50 @@
+"""One request of a channel on real sockets: by a client of another library, and what is closed."""
+
+import httpx2
+import pytest
+from channels import HOST, Raw, is_closed
+
+from push_to_poll_client.listeners._asking import Asker, UnusableAnswer
+
+pytestmark = pytest.mark.anyio
+
+CANARY = "c4n4ry"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch):
+    for name in ("https", "http", "all"):
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+
+
+async def test_a_client_of_another_kind_serves_too():
+    def treat(accepted, number):
+        asked.append(accepted.recv(65536))
+        accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+    asked = []
+    with Raw(treat) as raw:
+        async with httpx2.AsyncClient(headers={"X-Mine": CANARY}) as client:
+            asking = Asker(f"http://me:{CANARY}@{HOST}:{raw.port}/", client=client)
+            assert (await asking.ask()).json() == {}
+            elsewhere = Asker("https://notify.example/", client=client, token=CANARY)
+            assert (await elsewhere.ask(url=f"http://{HOST}:{raw.port}/")).json() == {}
+    assert b"\r\nAuthorization: Basic bWU6YzRuNHJ5\r\n" in asked[0]
+    assert CANARY.encode() not in asked[1]
+
+
+async def test_the_socket_of_a_request_that_ends_early_is_closed():
+    def treat(accepted, number):
+        accepted.recv(65536)
+        accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 500)
+
+    with Raw(treat) as raw:
+        with pytest.raises(UnusableAnswer, match="more than 100 bytes"):
+            await Asker(f"http://{HOST}:{raw.port}/", max_body=100).ask()
+        assert is_closed(raw.accepted[0])

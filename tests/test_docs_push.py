@@ -1,0 +1,130 @@
+"""What `docs/push.md` says of channels is true: its programs run as they stand there, against real servers."""
+
+import gc
+import re
+from pathlib import Path
+
+import aiomqtt
+import anyio
+import nats
+import pytest
+from brokers import MQTT, NATS
+from channels import listening
+
+from push_to_poll_client import Consumer, MemoryStore, Push
+from push_to_poll_client.listeners.webhook import WebhookRequest
+from push_to_poll_client.testing import FakeFeed
+
+pytestmark = pytest.mark.anyio
+
+PAGE = (Path(__file__).parent.parent / "docs" / "push.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+PATIENCE = 20.0
+"""Seconds that no test needs."""
+
+
+@pytest.fixture(params=["asyncio"])
+def anyio_backend(request):
+    """Both clients, of NATS and of MQTT, are asyncio's."""
+    return request.param
+
+
+def block_with(text, there, here):
+    """What the block of the page defines in which the text stands, with the server of the test in it."""
+    (block,) = (block for block in BLOCKS if text in block)
+    names = {}
+    exec(block.replace(there, here), names)  # noqa: S102  # it is ours
+    return names
+
+
+def placeholders():
+    """What the page takes from its reader's program."""
+    feed, store = FakeFeed(), MemoryStore()
+    return {
+        "ask_for_token": lambda: "token",
+        "files": Consumer(feed, store=store, process=print),
+        "API_KEY": "key",
+        "SECRET": "s3cret",
+        "WHSEC": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "OLD_WHSEC": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+        "Consumer": Consumer,
+        "feed": feed,
+        "store": store,
+        "process": print,
+        "listeners": (),
+    }
+
+
+@pytest.fixture(scope="module")
+def program():
+    """All of the page's blocks, one after the other."""
+    names = placeholders()
+    for block in BLOCKS:
+        exec(block, names)  # noqa: S102  # it is ours
+    return names
+
+
+def test_every_block_of_the_page_runs(program):
+    assert len(BLOCKS) >= 15
+    assert {"hooks", "verifiers", "couchdb", "dropbox", "syncthing", "signed_by_plaid", "gmail"} <= program.keys()
+
+
+def test_the_verifiers_of_the_page_refuse_what_nobody_signed(program):
+    for verify in program["verifiers"].values():
+        assert not verify(WebhookRequest(body=b'{"value": [{"clientState": "other"}]}'))
+
+
+async def mqtt_publish(broker):
+    async with aiomqtt.Client("127.0.0.1", broker.port) as client:
+        await client.publish("orders/7", b"", qos=1)
+
+
+async def nats_publish(broker):
+    client = await nats.connect(f"nats://127.0.0.1:{broker.port}")
+    await client.publish("orders.7", b"")
+    await client.close()
+
+
+CASES = {
+    "mqtt": (MQTT, 'name="mqtt orders"', '"broker.example"', '"127.0.0.1", {port}', mqtt_publish, "orders/7"),
+    "nats": (
+        NATS,
+        'name="nats orders"',
+        "nats://nats.example",
+        "nats://127.0.0.1:{port}",
+        nats_publish,
+        "orders.7",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_unclosed():
+    """What the garbage collector has to close makes a ResourceWarning, and that an error: here, not elsewhere."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(params=list(CASES))
+def case(request):
+    server, *rest = CASES[request.param]
+    broker = server()
+    broker.start()
+    yield broker, *rest
+    broker.close()
+
+
+async def test_a_listener_of_ones_own_wakes_and_outlives_the_death_of_its_broker(case):
+    broker, text, there, here, publish, topic = case
+    listener = block_with(text, there, here.format(port=broker.port))["listener"]
+    listener._fraction = lambda: 0.0
+    with anyio.fail_after(PATIENCE):
+        async with listening(listener) as channel:
+            await channel.saw("up")
+            await publish(broker)
+            await channel.saw("up", Push(topics=(topic,)))
+            broker.kill()
+            await channel.saw("up", Push(topics=(topic,)), "down")
+            broker.start()
+            await channel.sees("up", after="down")
