@@ -296,6 +296,8 @@ async def test_a_client_that_has_gone_before_its_answer_is_no_error(hooks):
         ("/hooks", "/hooks/a", "/a"),
         ("/hooks", "/hooks", "/"),
         ("/hooks", "/hooks/", "/"),
+        ("/hooks", "/hooks/a/", "/a"),
+        ("", "//", "/"),
         ("/hooks", "/a", "/a"),
         ("/hooks", "/hooksa", "/hooksa"),
         ("/hooks/", "/hooks/a", "/a"),
