@@ -44,14 +44,25 @@ class Server:
         """As a crash does it."""
         self._process.kill()
 
+    def suspend(self):
+        self._process.suspend()
+
+    def resume(self):
+        self._process.resume()
+
     def close(self):
         """End, and wait for the end."""
         self._process.end()
         self._client.close()
 
+    @property
+    def root(self):
+        """Below which streams are that subscriptions know; others may be anywhere."""
+        return f"{self.url}/v1/stream"
+
     def stream(self, *entries, content_type="application/json", **headers):
         """A new stream, with these entries in it: JSON values, or bytes of another type; `Stream_TTL="0"`."""
-        stream = Stream(self._client, f"{self.url}/stream-{next(_names)}", content_type)
+        stream = Stream(self._client, f"{self.root}/stream-{next(_names)}", content_type)
         stream.create(**headers)
         for entry in entries:
             stream.append(entry)
@@ -87,6 +98,11 @@ class Stream:
     @property
     def path(self):
         return httpx.URL(self.url).path
+
+    @property
+    def name(self):
+        """As subscriptions call it."""
+        return self.path.removeprefix("/v1/stream/")
 
     def create(self, **headers):
         named = {name.replace("_", "-"): value for name, value in headers.items()}

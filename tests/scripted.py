@@ -61,6 +61,9 @@ class Script(httpx.AsyncBaseTransport):
         self.requests.append(request)
         self.bodies.append(await request.aread())
         self.asked_at.append(anyio.current_time())
+        if "trace" in request.extensions:
+            for part in ("headers", "body"):
+                await request.extensions["trace"](f"http11.send_request_{part}.complete", {})
         step = self._steps[min(len(self.requests), len(self._steps)) - 1]
         return await self._answer(step, request)
 

@@ -129,6 +129,20 @@ async def test_the_server_may_hold_its_answer_for_longer():
     assert await refused(asking, TimeoutError, wait=20) == "no whole answer within 30 s"
 
 
+@pytest.mark.parametrize("url", [HOME, "http://api.example/"])
+async def test_a_request_that_is_on_its_way_is_told_once(url):
+    told = []
+    asking, _ = asker(200, url=url)
+    await asking.ask(sent=lambda: told.append("sent"))
+    assert told == ["sent"]
+
+
+async def test_pieces_may_begin_the_time_anew():
+    asking, _ = asker([*[9, b"x"] * 5, END], timeout=5)
+    assert (await asking.ask(wait=5, trickles=True)).body == b"xxxxx"
+    assert await refused(asking, TimeoutError, wait=5) == "no whole answer within 10 s"
+
+
 async def test_a_redirect_is_not_followed():
     asking, script = asker((307, {"Location": "https://elsewhere.example/"}, [END]))
     assert (await asking.ask()).status == 307

@@ -11,7 +11,9 @@ import pytest
 from brokers import MQTT, NATS
 from channels import listening
 
-from push_to_poll_client import Push
+from push_to_poll_client import Consumer, MemoryStore, Push
+from push_to_poll_client.listeners.webhook import WebhookRequest
+from push_to_poll_client.testing import FakeFeed
 
 pytestmark = pytest.mark.anyio
 
@@ -34,6 +36,43 @@ def block_with(text, there, here):
     names = {}
     exec(block.replace(there, here), names)  # noqa: S102  # it is ours
     return names
+
+
+def placeholders():
+    """What the page takes from its reader's program."""
+    feed, store = FakeFeed(), MemoryStore()
+    return {
+        "ask_for_token": lambda: "token",
+        "files": Consumer(feed, store=store, process=print),
+        "API_KEY": "key",
+        "SECRET": "s3cret",
+        "WHSEC": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "OLD_WHSEC": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+        "Consumer": Consumer,
+        "feed": feed,
+        "store": store,
+        "process": print,
+        "listeners": (),
+    }
+
+
+@pytest.fixture(scope="module")
+def program():
+    """All of the page's blocks, one after the other."""
+    names = placeholders()
+    for block in BLOCKS:
+        exec(block, names)  # noqa: S102  # it is ours
+    return names
+
+
+def test_every_block_of_the_page_runs(program):
+    assert len(BLOCKS) >= 15
+    assert {"hooks", "verifiers", "couchdb", "dropbox", "syncthing", "signed_by_plaid", "gmail"} <= program.keys()
+
+
+def test_the_verifiers_of_the_page_refuse_what_nobody_signed(program):
+    for verify in program["verifiers"].values():
+        assert not verify(WebhookRequest(body=b'{"value": [{"clientState": "other"}]}'))
 
 
 async def mqtt_publish(broker):

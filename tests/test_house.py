@@ -94,7 +94,8 @@ def test_the_plan_names_every_room():
 PUBLIC = set(
     """
     Consumer CloudEvent HTTPFeed PagedFeed DurableStreamFeed AtomFeed AtomEntry SQLiteStore MemoryStore
-    WebSocketListener SSEListener ServerSentEvent ConnectionListener Connection JSONHint Verdict
+    WebSocketListener SSEListener ServerSentEvent ConnectionListener Connection LongPollListener PullWakeListener
+    WebhookListener WebhookRequest WebhookAnswer WebhookCounters JSONHint Verdict
     Message UnreadableMessage Page FetchRequest Push Cursor Record RecordState DeadLetter SavedCursor
     Feed Listener Channel Store Session TransactionalSession
     PollResult Status ListenerStatus Counters Mode FailingMessage Hooks Fate DeadLetters Retried Resync Resynced

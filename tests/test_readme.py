@@ -15,9 +15,9 @@ import respx
 from test_paged_vendors import walk
 from vendors.github import GitHub
 
-from push_to_poll_client import Consumer
+from push_to_poll_client import Consumer, MemoryStore
 from push_to_poll_client.cli import main
-from push_to_poll_client.testing import serve_in_thread
+from push_to_poll_client.testing import FakeFeed, serve_in_thread
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,6 +31,12 @@ def blocks(language):
 def server():
     with serve_in_thread(backlog=3) as server:
         yield server
+
+
+def block_with(text):
+    """The one in which it stands."""
+    (block,) = (block for block in blocks("python") if text in block)
+    return block
 
 
 def at(text, server):
@@ -84,7 +90,7 @@ def test_the_money_moves_exactly_once(monkeypatch, tmp_path):
     with serve_in_thread() as server:
         server.publish([{"from": "a", "to": "b", "cents": cents} for cents in (30, 500, 20)])
         server.publish([{"from": "a", "to": "nobody", "cents": 1}])
-        block = blocks("python")[1].replace("https://bank.example/transfers", server.url)
+        block = block_with("transfer(message)").replace("https://bank.example/transfers", server.url)
         exec(compile(block, "README.md", "exec"), space)  # noqa: S102  # it is ours
         letters = anyio.run(poll)
     with closing(sqlite3.connect("bank.db")) as connection:
@@ -94,7 +100,7 @@ def test_the_money_moves_exactly_once(monkeypatch, tmp_path):
 
 def test_the_declared_feed_runs():
     space = {}
-    exec(compile(blocks("python")[2], "README.md", "exec"), space)  # noqa: S102  # it is ours
+    exec(compile(block_with("events = PagedFeed("), "README.md", "exec"), space)  # noqa: S102  # it is ours
     feed, github = space["events"], GitHub(5)
     github.origin, github.path = "https://api.github.com", "/repos/python/cpython/events"
     github.authorization = None
@@ -111,9 +117,17 @@ def test_the_declared_feed_runs():
     assert [message.id for message in messages] == [event["id"] for event in github.entries]
 
 
+def test_the_webhook_is_a_listener_and_an_application():
+    space = {}
+    exec(compile(block_with("WebhookListener("), "README.md", "exec"), space)  # noqa: S102  # it is ours
+    assert Consumer(FakeFeed(), store=MemoryStore(), process=print, listeners=[space["hooks"]])
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(space["hooks"]), base_url="https://me.example")
+    assert anyio.run(client.post, "/hooks").status_code == httpx.codes.UNAUTHORIZED
+
+
 def test_the_feed_of_ones_own_runs():
     space = {}
-    exec(compile(blocks("python")[3], "README.md", "exec"), space)  # noqa: S102  # it is ours
+    exec(compile(block_with("class Tickets:"), "README.md", "exec"), space)  # noqa: S102  # it is ours
     tickets = [{"id": "1"}, {"id": "2"}]
 
     def answer(request):
@@ -137,10 +151,15 @@ def test_the_feed_of_ones_own_runs():
 
 def test_the_commands_run(server, capfd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    lines = at("\n".join(blocks("console")), server).replace(f"--push {server.push_url}", "--once").splitlines()
-    tail, status, *others = [shlex.split(line)[1:] for line in lines if line.startswith("push-to-poll ")]
+    lines = at("\n".join(blocks("console")), server).replace(f"--push {server.push_url}", "--once")
+    webhook = "--webhook 127.0.0.1:8080 --webhook-secret-env SECRET"
+    assert webhook in lines
+    lines = lines.replace(webhook, "--once").splitlines()
+    tail, again, status, *others = [shlex.split(line)[1:] for line in lines if line.startswith("push-to-poll ")]
     assert main(tail) == 0
     assert len(capfd.readouterr().out.splitlines()) == 3
+    assert main(again) == 0
+    assert len(capfd.readouterr().out.splitlines()) == 3  # it has no state
     assert main(status) == 0
     assert "records   3" in capfd.readouterr().out
     assert [main(other) for other in others] == [0, 0]

@@ -1,18 +1,31 @@
-"""Who said so: one file for each kind of push channel."""
+"""Who said so: one file for each kind of push channel.
+
+What webhooks are made of is in `verifiers`, `handshakes` and `subscriptions`; those that ride on a database's server
+are in `postgres` and `redis`.
+"""
 
 from push_to_poll_client.listeners._json_hint import JSONHint
 from push_to_poll_client.listeners._reconnect import Verdict
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners.connection import Connection, ConnectionListener
+from push_to_poll_client.listeners.long_poll import LongPollListener
+from push_to_poll_client.listeners.pull_wake import PullWakeListener
 from push_to_poll_client.listeners.sse import SSEListener
+from push_to_poll_client.listeners.webhook import WebhookAnswer, WebhookCounters, WebhookListener, WebhookRequest
 from push_to_poll_client.listeners.websocket import WebSocketListener
 
 __all__ = [
     "Connection",
     "ConnectionListener",
     "JSONHint",
+    "LongPollListener",
+    "PullWakeListener",
     "SSEListener",
     "ServerSentEvent",
     "Verdict",
     "WebSocketListener",
+    "WebhookAnswer",
+    "WebhookCounters",
+    "WebhookListener",
+    "WebhookRequest",
 ]

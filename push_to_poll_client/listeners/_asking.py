@@ -4,7 +4,7 @@ Redirects are not followed: httpx would take every header but one to another ori
 """
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, NamedTuple, Self
 
@@ -140,6 +140,8 @@ class Asker:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         wait: float = 0.0,
+        trickles: bool = False,
+        sent: Callable[[], None] | None = None,
     ) -> Answer:
         """Send one request.
 
@@ -149,6 +151,9 @@ class Asker:
             content: The body.
             headers: Sent too, before those of the server's own.
             wait: Seconds for which the server may hold its answer, on top of the timeout.
+            trickles: Whether each piece of the answer begins that time anew, for a server that sends white space
+                to say that it lives.
+            sent: Called when the request is on its way, by clients that tell it, as those of httpx.
 
         Raises:
             UnusableAnswer: The answer is too large.
@@ -162,10 +167,20 @@ class Asker:
         url, at_home, auth = str(target), _origin(target) == self._home, dict[str, Any](auth=None)
         if at_home:
             auth = await self._identify(fields)
-        with anyio.move_on_after(self._timeout + wait):
+        with anyio.move_on_after(self._timeout + wait) as scope:
             async with self._kept_or_new() as sender, closed_if_failed(url) as extensions:
                 request = sender.build_request(
-                    method, url, headers=fields.raw, content=content, timeout=None, extensions=extensions
+                    method,
+                    url,
+                    headers=fields.raw,
+                    content=content,
+                    timeout=(
+                        self._timeout,
+                        None,
+                        None,
+                        None,
+                    ),  # to connect: a dead network is found without `wait`
+                    extensions=extensions if sent is None else _telling(sent, extensions),
                 )
                 if not at_home:  # a client adds headers and cookies, and which of them are secrets nobody knows
                     request = type(request)(
@@ -177,7 +192,8 @@ class Asker:
                     )
                 response = await sender.send(request, stream=True, follow_redirects=False, **auth)
                 async with closing(response):
-                    return await self._whole(response, without_secrets(url))
+                    body = await self._body(response, without_secrets(url), scope if trickles else None, wait)
+                    return Answer(response.status_code, response.headers, body, without_secrets(url), response)
         raise TimeoutError(f"no whole answer within {self._timeout + wait:g} s")
 
     def _kept_or_new(self) -> AbstractAsyncContextManager[Any]:
@@ -189,22 +205,32 @@ class Asker:
         fields.update(await self._credentials.ask(within=self._timeout))
         return {"auth": None} if "authorization" in fields else {}
 
-    async def _whole(self, response: Any, where: str) -> Answer:
-        body = await self._body(response, where)
-        return Answer(response.status_code, response.headers, body, where, response)
-
-    async def _body(self, response: Any, where: str) -> bytes:
+    async def _body(self, response: Any, where: str, scope: anyio.CancelScope | None, wait: float) -> bytes:
         encoding = response.headers.get("content-encoding", "identity")
         if encoding.strip().lower() not in {"", "identity"}:  # unpacked, 64 KiB from the socket can be 64 MiB
             raise UnusableAnswer(f"{where} sent Content-Encoding {quoted(encoding)}, but was asked for identity")
         parts, size = list[bytes](), 0
         async with unwinding(response.aiter_bytes()) as chunks:
             async for chunk in chunks:
+                if scope is not None:
+                    scope.deadline = anyio.current_time() + self._timeout + wait
                 size += len(chunk)
                 if size > self._max_body:
                     raise UnusableAnswer(f"{where} answered more than {self._max_body} bytes")
                 parts.append(chunk)
         return b"".join(parts)
+
+
+def _telling(sent: Callable[[], None], extensions: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The extensions of a request (httpcore's "trace") that say when all of it was sent."""
+
+    async def trace(event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith("send_request_body.complete"):
+            sent()
+        if "trace" in extensions:
+            await extensions["trace"](event, info)
+
+    return {**extensions, "trace": trace}
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

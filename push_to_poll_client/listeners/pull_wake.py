@@ -9,24 +9,24 @@ import secrets
 import ssl
 from collections.abc import Callable, Iterable
 from typing import Any
-from urllib.parse import quote
 
 import anyio
 
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._http import without_secrets
-from push_to_poll_client._http_client import http_url
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client.listeners._asking import Asker
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._failure import only
 from push_to_poll_client.listeners._pull_wake.claims import Claimer
+from push_to_poll_client.listeners._pull_wake.halves import halves_of
 from push_to_poll_client.listeners._pull_wake.wake_stream import WakeStream
 from push_to_poll_client.listeners._reconnect import Verdict
 from push_to_poll_client.listeners._subscriptions.keeper import Keeper
 from push_to_poll_client.listeners._subscriptions.stream_subscription import (
     CONFIRM_EVERY,
     DurableStreamsSubscription,
+    below,
     path_in_stream_root,
     root_of,
 )
@@ -112,8 +112,7 @@ class PullWakeListener:
         check_number("open_timeout", open_timeout, above_zero=True)
         how = {"headers": headers, "token": token, "tls": tls, "client": client}
         path = path_in_stream_root("wake_stream", wake_stream)
-        below = f"/{quote(path)}"
-        self.name: str = without_secrets(f"{root_of(root)}{below}")
+        self.name: str = without_secrets(below(root_of(root), path))
         self._subscription = DurableStreamsSubscription(
             root_of(root),
             {"type": "pull-wake", "wake_stream": path},
@@ -126,23 +125,23 @@ class PullWakeListener:
         )
         self._keeper = Keeper(self._subscription, stop_at_exit=stop_at_exit, log=_log)
         self._wakes = WakeStream(
-            _with_path(root, below, query="live=sse&offset=now"),
+            below(root, path, "live=sse&offset=now"),
             claimer=Claimer(
                 root,
-                stream=f"{root_of(root)}{below}",
+                stream=below(root_of(root), path),
                 url=lambda action: self._subscription.url(self._subscription.id, action),
                 worker=worker or f"push-to-poll-{secrets.token_hex(8)}",
                 timeout=open_timeout,
                 **how,
             ),
             subscription_id=self._subscription.id,
-            lost=self._notice_loss,
             classify=classify,
             max_age=max_age,
             max_silence=max_silence,
             open_timeout=open_timeout,
             **how,
         )
+        self._wakes.name = self.name
 
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled, connect again alone, keep the subscription, report to `channel`.
@@ -150,10 +149,11 @@ class PullWakeListener:
         Raises:
             ListenerError: The server does not take the subscription, or the wake stream is broken for good.
         """
+        subscription, stream = halves_of(channel)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._keeper.keep, channel)
-                await self._wakes.listen(channel)
+                tasks.start_soon(self._keeper.keep, subscription)
+                await self._wakes.follow(stream, subscription=subscription, lost=self._notice_loss)
                 tasks.cancel_scope.cancel()
         except ExceptionGroup as group:
             raise only(group) from None
@@ -162,12 +162,4 @@ class PullWakeListener:
         return f"{type(self).__name__}({self.name!r})"
 
     def _notice_loss(self) -> None:
-        """A claim found no subscription. If one is being made, it is no loss."""
-        if any(one.renew_at is not None for one in self._subscription.registrations or ()):
-            self._keeper.control(Control.RECREATE)
-
-
-def _with_path(root: str, below: str, *, query: str) -> str:
-    """With the user and password that the root may have."""
-    parsed = http_url(root)
-    return str(parsed.copy_with(path=parsed.path.rstrip("/") + below, query=query.encode()))
+        self._keeper.control(Control.RECREATE)

@@ -5,13 +5,16 @@ from answers import in_loop, response_of
 from fuzzed import Fuzzed, around, nested, text_of, words
 
 from push_to_poll_client import Push
-from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Asker, UnusableAnswer
+from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
 from push_to_poll_client.listeners._http_failures import http_failure_of
 from push_to_poll_client.listeners._json_hint import JSONHint
+from push_to_poll_client.listeners._long_poll_answers import Reader
+from push_to_poll_client.listeners._long_poll_answers import text_of as text_of_json
 
 __all__ = ["ROWS"]
 
 LARGEST = 4096
+URL = httpx.URL("https://api.vendor.example/changes?since=now")
 
 
 class _Wire(httpx.AsyncBaseTransport):
@@ -57,6 +60,26 @@ def read_push(data):
     HINT(text_of(data))
 
 
+READERS = (
+    Reader(None, None, None),
+    Reader("news.changes", {"since": "at.id", "all": "at"}, "backoff"),
+)
+
+
+def read_long_poll(data):
+    """What the answer to a long poll says, and what the next one is then."""
+    for reader in READERS:
+        try:
+            said = reader.read(Answer(200, httpx.Headers(), data, "https://api.vendor.example/", None))
+        except UnusableAnswer as error:
+            assert str(error).isprintable()  # noqa: PT017  # it need not be raised
+            continue
+        assert said.retry_after is None or said.retry_after >= 0
+        query = {name: text_of_json(value) for name, value in said.position.items()}
+        assert all(len(value) <= 8192 for value in query.values())
+        str(URL.copy_merge_params(query)).encode("ascii")
+
+
 ROWS = (
     Fuzzed(
         name="answers to a channel",
@@ -75,6 +98,28 @@ ROWS = (
         hostile={
             "nested": nested(b"[", b"]", before=b"200\n\n"),
             "a field": around(b"429\nretry-after: ", b"9"),
+        },
+    ),
+    Fuzzed(
+        name="answers to long polls",
+        rooms=("listeners._long_poll_answers",),
+        read=read_long_poll,
+        examples=(
+            b'{"news": {"changes": true}, "at": [{"id": 4}, {"id": [5, "x"]}], "backoff": 60}',
+            b'\n\n{"at": {"id": "3-g1AAA+/="}, "backoff": 0.5}',
+            b"[]",
+            b"not in JSON",
+            b'{"at": "' + b"x" * 8193 + b'"}',
+        ),
+        tokens=words(
+            r'{ } [ ] " : , "news": "changes": "at": "id": "backoff": \\ud83d \xff 9 -1 1e999 true null \n'
+        ),
+        frame=(b'{"at":[', b"]}"),
+        hostile={
+            "nested": nested(b"[", b"]", before=b'{"at":', behind=b"}"),
+            "lists in objects": nested(b'[{"id":', b"}]", before=b'{"at":', behind=b"}"),
+            "a list": around(b'{"at":[', b"[],", b"{}]}"),
+            "digits": around(b'{"backoff":', b"9", b"}"),
         },
     ),
     Fuzzed(

@@ -62,8 +62,12 @@ class Book(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(self, planned=planned)
 
     def created(self, registration: Registration, renew_at: float) -> "Book":
-        """What was planned is in force; what was before is to be stopped."""
-        return Book(current=registration, renew_at=_finite(renew_at), leaving=self._leaving(self.current))
+        """What was planned is in force; what was before is to be stopped, unless it has the same id.
+
+        For then it is the same to the server, and stopping it would stop this.
+        """
+        leaving = tuple(one for one in self._leaving(self.current) if one.id != registration.id)
+        return Book(current=registration, renew_at=_finite(renew_at), leaving=leaving)
 
     def renewed(self, registration: Registration, renew_at: float) -> "Book":
         """What was in force still is."""

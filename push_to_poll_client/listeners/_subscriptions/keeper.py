@@ -50,7 +50,8 @@ class Keeper:
 
     Args:
         subscription: What the server has to be told.
-        stop_at_exit: Whether to ask the server to push no more when `keep` ends.
+        stop_at_exit: Whether to ask the server to push no more when `keep` ends, for five seconds at most; what is
+            not stopped by then is stopped by the next run, once it has another.
         log: Where what happens is told.
     """
 
@@ -63,7 +64,7 @@ class Keeper:
         self._loop: EventLoop | None = None
         self._heard: anyio.Event | None = None
         self._controls: set[Control] = set()
-        self._book = Book()
+        self._book = self._saved = Book()
         self._asking = False
         self._begin()
         if (bind := getattr(subscription, "bind", None)) is not None:
@@ -114,8 +115,8 @@ class Keeper:
                 await self._go_on()
         finally:
             self._loop = self._heard = None
-            if self._stop_at_exit:
-                await in_own_task(self._stop_all)
+            if self._stop_at_exit or self._book != self._saved:
+                await in_own_task(self._end)
 
     # What to do next
 
@@ -125,7 +126,7 @@ class Keeper:
         now, current = self._now(), self._book.current
         self._look(now)
         wait = self._renewal.wait(now)
-        leave = self._leaving.wait(now) if self._may_leave else math.inf
+        leave = self._leaving.wait(self._book.leaving[0], now) if self._may_leave else math.inf
         if min(wait, leave) > 0:
             await self._sleep(min(wait, leave, LOOK), heard)
         elif wait > 0:
@@ -181,11 +182,12 @@ class Keeper:
         except ValueError:
             self._log.warning("%s: what was saved of it cannot be read; subscribing anew", self.name)
             self._book = Book()
+        self._saved = self._book
         self._adopt()
         if (current := self._book.current) is not None:
             due = math.inf if self._book.renew_at is None else self._book.renew_at
             self._go_on_with(current, due)
-        if self._book.planned is not None:
+        if self._book.planned is not None or getattr(self._subscription, "renewable", False):
             self._renewal.ask()
 
     async def _save(self, book: Book) -> None:
@@ -201,6 +203,7 @@ class Keeper:
             await self._channel.save(book.written())
         except ValueError as error:
             raise ListenerError(f"{self.name}: what is to be kept of it is too long: {error}") from None
+        self._saved = book
 
     def _adopt(self) -> None:
         if (adopt := getattr(self._subscription, "adopt", None)) is not None:
@@ -212,7 +215,7 @@ class Keeper:
         self._renewal.registered(current.expires_at, due, now, just_now=False)
         if self._renewal.is_over(now):
             return
-        self._log.info("%s: registered in an earlier run, to be renewed in %.0f s", self.name, due - now.wall)
+        self._log.info("%s: registered in an earlier run", self.name)
         self._is_up(current, now)
 
     def _is_registered(self, current: Registration, due: float) -> None:
@@ -222,7 +225,7 @@ class Keeper:
         if self._ended:
             self._log.warning("%s: registered until a time in the past; is this machine's clock right?", self.name)
         else:
-            self._log.info("%s: registered, to be renewed in %.0f s", self.name, due - now.wall)
+            self._log.info("%s: registered, to be renewed %s", self.name, _in(due - now.wall))
         self._is_up(current, now)
 
     def _is_up(self, current: Registration, now: Now) -> None:
@@ -322,14 +325,15 @@ class Keeper:
         if over:
             await self._save(self._book.left(one))
 
-    async def _stop_all(self) -> None:
+    async def _end(self) -> None:
+        """Stop all, or save what was answered as the end came. A crash may come instead; so it is not for long."""
         with anyio.move_on_after(EXIT_TIMEOUT):
             try:
-                await self._stop_each()
-            except Exception as error:  # noqa: BLE001 - the end is no time to fail; the next run stops what is left
-                self._log.warning("%s: could not be stopped: %s", self.name, describe(error))
+                await (self._stop_each() if self._stop_at_exit else self._save(self._book))
+            except Exception as error:  # noqa: BLE001 - the end is no time to fail; the next run does what is left
+                self._log.warning("%s: failed at the end: %s", self.name, describe(error))
             return
-        self._log.warning("%s: not stopped within %g s; the next run does it", self.name, EXIT_TIMEOUT)
+        self._log.warning("%s: not ended within %g s; the next run goes on", self.name, EXIT_TIMEOUT)
 
     async def _stop_each(self) -> None:
         await self._save(self._book.ending())
@@ -343,3 +347,7 @@ class Keeper:
 
     def _now(self) -> Now:
         return Now(_event_loop.wall_clock(), anyio.current_time())
+
+
+def _in(seconds: float) -> str:
+    return "never" if math.isinf(seconds) else f"in {seconds:.0f} s"

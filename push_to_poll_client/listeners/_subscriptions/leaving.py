@@ -17,7 +17,8 @@ STOP_TIMEOUT = 30.0
 """Seconds for the subscription to stop one."""
 
 MAX_ATTEMPTS = 10
-"""After which one that does not end by itself is left: some 4 minutes when the server is down, 50 when it refuses."""
+"""After which one that does not end by itself is left: after some 4 minutes if the server is
+down, and 50 if it refuses."""
 
 
 class Leaving:
@@ -38,9 +39,10 @@ class Leaving:
         self._not_before = -math.inf
         self._attempts = 0
 
-    def wait(self, now: Now) -> float:
-        """Seconds until the next attempt."""
-        return max(self._not_before - now.steady, 0.0)
+    def wait(self, one: Registration, now: Now) -> float:
+        """Seconds until the next attempt, or until there is no more to stop."""
+        ends = math.inf if one.expires_at is None else one.expires_at - now.wall
+        return max(min(self._not_before - now.steady, ends), 0.0)
 
     async def stop(self, one: Registration, now: Now, fraction: float) -> bool:
         """Ask the server to push no more.

@@ -28,6 +28,7 @@ __all__ = [
     "CONFIRM_EVERY",
     "JSON",
     "DurableStreamsSubscription",
+    "below",
     "code_of",
     "path_in_stream_root",
     "root_of",
@@ -122,7 +123,9 @@ class DurableStreamsSubscription:
         return self._confirmed(registration)
 
     async def stop(self, registration: Registration, /) -> None:
-        """Take it back (§6.3)."""
+        """Take it back (§6.3), unless it has been made anew: what replaces one that was lost has the same id."""
+        if any(one.id == registration.id and one != registration for one in self.registrations or ()):
+            return
         answer = await self._asker.ask("DELETE", self.url(registration.id))
         answer.expect(HTTPStatus.OK, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
@@ -188,6 +191,13 @@ def root_of(url: str) -> str:
             f"{without_secrets(url)} has a query or fragment: give the address below which streams are"
         )
     return str(parsed.copy_with(userinfo=b"")).rstrip("/")
+
+
+def below(root: str, path: str, query: str | None = None) -> str:
+    """The address of what is below the root, with the user and password that the root may have."""
+    parsed = http_url(root)
+    whole = f"{parsed.path.rstrip('/')}/{path}"
+    return str(parsed.copy_with(path=whole, query=None if query is None else query.encode()))
 
 
 def _streams_of(streams: Iterable[str], pattern: str | None) -> dict[str, object]:

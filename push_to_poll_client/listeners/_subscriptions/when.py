@@ -21,8 +21,8 @@ SHORTEST = 15.0
 Subscriptions that last less than 20 seconds have gaps, which polls bridge."""
 
 CLOCKS_DIFFER = 60.0
-"""Seconds until a registration is renewed that had ended when it came: a request a minute, since the server's clock
-and this machine's do not agree, and it may be in force all the same."""
+"""Seconds until a registration is renewed that had ended when it came: a request a minute, since the clocks of
+server and client do not agree, and it may be in force all the same."""
 
 UNKNOWN = 3600.0
 """Seconds until a registration is renewed that named a time in the past for that, and no end."""

@@ -85,7 +85,7 @@ class DurableStreamsSignature:
         key, signature = await self._keys.key(kid), urlsafe_b64decode(text + "==")
         if key is None or not verify(key, signature, f"{stated}.".encode() + request.body):
             return False
-        return Verified(once=(signature,), until=int(stated) + self._tolerance)
+        return Verified(once=(signature,), until=int(stated) + self._tolerance + 1.0)  # at which it is refused
 
     async def refresh(self) -> None:
         """Ask for the keys now, so that the first push need not wait for them.

@@ -1,7 +1,6 @@
 """WHETHER A REQUEST IS NEW: the second that its sender signed, by the receiver's clock."""
 
 import re
-from collections.abc import Callable
 
 __all__ = ["TOLERANCE", "Freshness"]
 
@@ -9,7 +8,7 @@ TOLERANCE = 300.0
 """Seconds: what Stripe, Slack, Svix and the libraries of Standard Webhooks have. What is repeated later is refused
 by its timestamp, so this is for how long repetitions have to be remembered."""
 
-_read_number: Callable[[str], re.Match[str] | None] = re.compile(r"[1-9][0-9]{0,15}").fullmatch
+_read_number = re.compile(r"[1-9][0-9]{0,15}").fullmatch
 """`int()` takes signs, spaces, underscores and digits of every script too, and `float()` "nan"."""
 
 

@@ -1,8 +1,9 @@
 """WHETHER SOMEBODY WHO KNOWS THE SECRET SENT IT: an HMAC (RFC 2104), laid out as a vendor does, by declaration.
 
 By the standard library. Those of vendors raise what no caller expects on malformed input (`standardwebhooks` 1.1:
-`ValueError`, `binascii.Error`, `UnicodeDecodeError`), read bodies as text though bytes were signed, and ask a
-clock of their own; `stripe` 16.1 takes timestamps from any future. They are the oracles of the tests instead.
+`ValueError`, `binascii.Error`, `UnicodeDecodeError`; `stripe` 16.1: `TypeError`), read bodies as text though bytes
+were signed, and ask a clock of their own; Stripe's takes timestamps from any future. They are the oracles of the
+tests instead.
 """
 
 import binascii
@@ -52,8 +53,8 @@ class HMACSignature:
         timestamp_unit: Seconds that one of it stands for: 0.001 where it is in milliseconds.
         tolerance: Seconds that the timestamp may lie before the receiver's clock, or after it.
         once: Templates of what a repetition of a request has too, and no other has: each alone makes a
-            repetition, and one whose header is missing says nothing. `{signed}` is what was signed. `None`: that,
-            if there is a timestamp in it; else nothing, since two pushes may have the same body.
+            repetition, and one whose header is missing or empty says nothing. `{signed}` is what was signed.
+            `None`: that, if there is a timestamp in it; else nothing, since two pushes may have the same body.
 
     Raises:
         TypeError: An argument is of no such type.

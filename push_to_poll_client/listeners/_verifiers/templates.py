@@ -60,7 +60,7 @@ class Template:
             header_name(name)
 
     def fill(self, request: WebhookRequest, known: Mapping[str, bytes]) -> bytes | None:
-        """The bytes for a request; `None`: it has no such header."""
+        """The bytes for a request; `None`: it has no such header, or an empty one."""
         filled = [self._bytes_of(piece, request, known) for piece in self._pieces]
         found = [piece for piece in filled if piece is not None]
         return b"".join(found) if len(found) == len(filled) else None
@@ -70,8 +70,8 @@ class Template:
             return piece
         if piece in self._known:
             return known.get(piece)
-        value = request.headers.get(piece)
-        return None if value is None else header_bytes(value)
+        # An empty id would make all requests without one repetitions of each other.
+        return header_bytes(request.headers.get(piece, "")) or None
 
 
 def _pieces(text: str) -> list[str | bytes]:

@@ -1,0 +1,325 @@
+"""WHAT MAKES A WEBSUB HUB PUSH (W3C Recommendation of 2018-01-23): it is asked, asks back, and pushes for a while.
+
+Whom to ask is `discovery.py`'s, what it asks back `inbox.py`'s, when to ask again the keeper's.
+"""
+
+import ipaddress
+import logging
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from secrets import token_urlsafe
+from typing import Any
+from urllib.parse import urlencode
+
+import anyio
+import httpx
+
+from push_to_poll_client import _event_loop
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._exceptions import SubscriptionGone
+from push_to_poll_client._http import without_secrets
+from push_to_poll_client._http_client import http_url
+from push_to_poll_client._links import resolved
+from push_to_poll_client._text import quoted
+from push_to_poll_client.listeners._asking import Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
+from push_to_poll_client.listeners._subscriptions.discovery import Topic, topic_of
+from push_to_poll_client.listeners._subscriptions.inbox import SUBSCRIBE, UNSUBSCRIBE, Asked, Inbox, id_of
+from push_to_poll_client.listeners._subscriptions.nouns import Registration, SubscriptionRefused
+from push_to_poll_client.listeners._verifiers.vendors import websub
+from push_to_poll_client.listeners._webhook.request import Control, Verified, WebhookAnswer, WebhookRequest
+
+__all__ = ["WebSub"]
+
+_log = logging.getLogger("push_to_poll_client.listeners.subscriptions")
+
+MAX_SECRET = 199
+"""Bytes (WebSub §5.1: "less than 200")."""
+
+MAX_MOVES = 3
+"""Redirects, of a topic or of a hub, that are followed."""
+
+MAX_TOPIC = 4 * 1024 * 1024
+"""Bytes of a topic; its hub is named at its beginning, but it is read whole."""
+
+VERIFY_TIMEOUT = 60.0
+"""Seconds for a hub to ask back. One that does so later is answered too, and the next attempt finds that."""
+
+UNVERIFY_TIMEOUT = 10.0
+"""Seconds for a hub to ask back whether an end is wanted. At the end of a consumer there are 5."""
+
+_MOVED = frozenset({301, 302, 303, 307, 308})
+_MOVED_HUB = frozenset({307, 308})
+_PASSING = frozenset({401, 403, 407, 408, 425, 429})
+
+
+class WebSub:
+    """Asks a hub to push when a topic changes. What it pushes is the topic's content, which is not read: it wakes.
+
+    The hub is found by the topic itself, anew at each subscription, so that a topic may move to another one. Each
+    subscription has a callback of its own, which nobody can guess, and a secret of its own; before its lease ends
+    it is replaced by another, as the Recommendation wants (§5.1.1), and while both are in force a change may be
+    pushed twice. The hub's answer says nothing yet: it counts from when the hub has asked back at the callback,
+    which may be before it answers, and so does the lease.
+
+    Credentials go to the topic's origin alone; a hub elsewhere gets none, nor does a topic or a hub that the first
+    one redirects to (three times at most). The secret goes to a hub by https, or on this machine, and to no other.
+
+    Args:
+        topic: The address of what changes. A user and password in it are sent to it as Basic credentials.
+        callback: Where the hub reaches the webhook, to which a slash and an id are added. Without https whoever
+            listens learns the id.
+        hub: Whom to ask, for a topic that does not name one, or whose word is not to be taken. The topic is then
+            called what it is called here, and not asked for. `None`: the topic names it.
+        secret: By which the hub signs, less than 200 bytes, for all subscriptions; a hub that cannot be given it
+            is not asked. `None`: one is made for each subscription; a hub by http does without, and then only the
+            callback tells its pushes from others.
+        lease: Seconds for which pushes are asked for (§8.2: "10 days is a good default"). How long they come is
+            the hub's to say; where it does not, which it must, this counts.
+        headers: Sent to the topic: a mapping, or a function that returns one.
+        token: Sent to it as `Authorization: Bearer`, or a function that returns it.
+        client: An `httpx.AsyncClient` or one of its shape, which stays yours. `None` opens one for each request.
+        tls: Whom to trust; `None`: the certificates that the machine trusts.
+        timeout: Seconds for each answer of topic and hub.
+
+    Attributes:
+        name: "WebSub" and the topic without secrets.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An address is no http address, the callback has a fragment, the secret is empty or too long, or
+            a number is not above 0.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        callback: str,
+        *,
+        hub: str | None = None,
+        secret: str | None = None,
+        lease: float = 864_000.0,
+        headers: HeaderSource | None = None,
+        token: TokenSource | None = None,
+        client: Any = None,
+        tls: ssl.SSLContext | None = None,
+        timeout: float = 30.0,
+    ) -> None:
+        check_number("lease", lease, above_zero=True)
+        self._callback = _checked_callback(callback)
+        self._hub = None if hub is None else str(http_url(hub))
+        self._secret = _checked_secret(secret)
+        self._lease = lease
+        self._asker = Asker(
+            topic, headers=headers, token=token, client=client, tls=tls, timeout=timeout, max_body=MAX_TOPIC
+        )
+        self.name: str = f"WebSub {without_secrets(topic)}"
+        self._inbox = Inbox(self._denied)
+        self._control: Callable[[Control], None] = _ignore
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    # What the keeper asks for
+
+    def bind(self, control: Callable[[Control], None]) -> None:
+        """Know whom to tell that a hub has ended a subscription."""
+        self._control = control
+
+    def adopt(self, registrations: Sequence[Registration]) -> None:
+        """Know whose pushes are welcome; what is not among them any more has ended."""
+        self._inbox.adopt(registrations)
+
+    def plan(self) -> Registration:
+        """A callback that nobody can guess, and the secret."""
+        return Registration(id=token_urlsafe(24), details={"secret": self._secret or token_urlsafe(32)})
+
+    async def create(self, planned: Registration, /) -> Registration:
+        """Find the hub, ask it, and wait until it has asked back.
+
+        Raises:
+            SubscriptionRefused: It denied it.
+            TimeoutError: It did not ask back.
+            UnusableAnswer: There is no hub, or none that may have the secret.
+            Exception: The topic or the hub gave no answer, or another one.
+        """
+        topic, hub = await self._found()
+        asked = self._inbox.ask(planned.id, SUBSCRIBE, topic)
+        if not self._is_verified(asked):
+            asked.verified = False
+            await self._ask_hub(hub, planned, asked)
+            with anyio.move_on_after(VERIFY_TIMEOUT):
+                await asked.answered()
+        if asked.denied is not None:
+            raise SubscriptionRefused(f"the hub {without_secrets(hub)} denied the subscription: {asked.denied}")
+        if not asked.verified:
+            raise TimeoutError(f"the hub did not ask back within {VERIFY_TIMEOUT:g} s")
+        return self._registration(planned, asked)
+
+    async def renew(self, registration: Registration, /) -> Registration | None:  # noqa: ARG002 - all alike
+        """It is to be replaced: callbacks change when subscriptions are renewed (§5.1.1)."""
+        return None
+
+    async def stop(self, registration: Registration, /) -> None:
+        """Ask the hub for an end, and wait until it has asked back.
+
+        Raises:
+            SubscriptionGone: It does not know of it.
+            TimeoutError: It did not ask back.
+            Exception: As for `create`.
+        """
+        topic, hub = await self._whereabouts(registration)
+        asked = self._inbox.ask(registration.id, UNSUBSCRIBE, topic)
+        if not asked.verified:
+            await self._ask_hub(hub, registration, asked)
+            with anyio.fail_after(UNVERIFY_TIMEOUT):
+                await asked.answered()
+
+    # What the webhook asks for
+
+    def handshake(self, request: WebhookRequest) -> WebhookAnswer | None:
+        """Answer a hub that asks back or denies; 410 to a push of a subscription that has ended. In any thread."""
+        return self._inbox.question(request)
+
+    def verify(self, request: WebhookRequest) -> Verified | None:
+        """What is known of a push by the callback of a subscription, signed by its secret. In any thread."""
+        known = self._inbox.known(id_of(request))
+        if known is None:
+            return None
+        secret = known.details.get("secret")
+        return Verified() if secret is None else websub(secret)(request)
+
+    # How that is done
+
+    def _denied(self, reason: str) -> None:
+        _log.warning("%s: the hub has ended the subscription: %s", self.name, reason)
+        self._control(Control.RECREATE)
+
+    def _is_verified(self, asked: Asked) -> bool:
+        """By an earlier attempt, whose answer came late or not at all."""
+        ends = asked.expires_at
+        return asked.verified and (ends is None or ends > _event_loop.wall_clock())
+
+    def _registration(self, planned: Registration, asked: Asked) -> Registration:
+        ends = asked.expires_at
+        details = {"topic": asked.topic, "hub": asked.hub or ""}
+        if asked.signed:
+            details["secret"] = planned.details["secret"]
+        return Registration(
+            id=planned.id,
+            expires_at=_event_loop.wall_clock() + self._lease if ends is None else ends,
+            details=details,
+        )
+
+    async def _whereabouts(self, registration: Registration) -> Topic:
+        """Where it was asked for, as far as that is known."""
+        details, asked = registration.details, self._inbox.asked(registration.id)
+        if details.get("hub"):
+            return Topic(details["topic"], details["hub"])
+        if asked is not None and asked.hub is not None:
+            return Topic(asked.topic, asked.hub)
+        return await self._found()
+
+    async def _found(self) -> Topic:
+        if self._hub is not None:
+            return Topic(self._asker.url, self._hub)
+        url, answer = await self._followed("GET", self._asker.url, _MOVED)
+        answer.expect()
+        return topic_of(answer.headers, answer.body, url)
+
+    async def _ask_hub(self, hub: str, registration: Registration, asked: Asked) -> None:
+        asked.hub = hub
+
+        def form(hub: str) -> bytes:
+            asked.hub, asked.signed = hub, _is_private(hub)
+            return self._form(registration, asked)
+
+        _, answer = await self._followed("POST", hub, _MOVED_HUB, form)
+        if asked.verified:
+            return  # whatever it answers
+        unknown = httpx.codes.is_client_error(answer.status) and answer.status not in _PASSING
+        if unknown and asked.mode == UNSUBSCRIBE:
+            raise SubscriptionGone(f"the hub answered HTTP {answer.status}")
+        if httpx.codes.is_error(answer.status):
+            why = quoted(answer.body[:MAX_SECRET].decode("utf-8", "replace"))
+            _log.info("%s: the hub answered HTTP %d: %s", self.name, answer.status, why)
+        answer.expect()
+
+    def _form(self, registration: Registration, asked: Asked) -> bytes:
+        fields = {
+            "hub.callback": self._callback_of(registration.id),
+            "hub.mode": asked.mode,
+            "hub.topic": asked.topic,
+        }
+        if asked.mode == SUBSCRIBE:
+            fields["hub.lease_seconds"] = str(max(int(self._lease), 1))
+            fields |= self._secret_for(registration, asked)
+        return urlencode(fields).encode()
+
+    def _secret_for(self, registration: Registration, asked: Asked) -> Mapping[str, str]:
+        if asked.signed:
+            return {"hub.secret": registration.details["secret"]}
+        if self._secret is not None:
+            raise UnusableAnswer(
+                f"the hub {without_secrets(asked.hub)} has no https, so it is not given the secret; leave out "
+                "secret= to do without"
+            )
+        _log.warning(
+            "%s: the hub has no https, so it is given no secret, and anybody who learns the callback can wake",
+            self.name,
+        )
+        return {}
+
+    def _callback_of(self, id: str) -> str:
+        path, mark, query = self._callback.partition("?")
+        return f"{path.rstrip('/')}/{id}{mark}{query}"
+
+    async def _followed(
+        self, method: str, url: str, moved: frozenset[int], form: Callable[[str], bytes] | None = None
+    ) -> tuple[str, Answer]:
+        """Ask, and where that redirects ask there; with credentials at the topic's origin alone (G12)."""
+        for _ in range(MAX_MOVES + 1):
+            content = None if form is None else form(url)
+            kind = {} if form is None else {"content-type": "application/x-www-form-urlencoded"}
+            answer = await self._asker.ask(method, url, content=content, headers=kind)
+            if answer.status not in moved:
+                return url, answer
+            url = _target(answer, url)
+        raise UnusableAnswer(f"{without_secrets(url)}: more than {MAX_MOVES} redirects")
+
+
+def _target(answer: Answer, url: str) -> str:
+    target = resolved(answer.headers.get("location", ""), url)
+    if target is None or not answer.headers.get("location") or httpx.URL(target).scheme not in {"http", "https"}:
+        raise UnusableAnswer(f"{answer.url} redirects to no http address")
+    return target
+
+
+def _is_private(hub: str) -> bool:
+    """Whether nobody listens on the way there."""
+    url = httpx.URL(hub)
+    if url.scheme == "https" or url.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(url.host).is_loopback
+    except ValueError:
+        return False
+
+
+def _checked_callback(callback: str) -> str:
+    parsed = http_url(callback)
+    if parsed.fragment:
+        raise ValueError("the callback has a fragment, which no hub would send")
+    return str(parsed)
+
+
+def _checked_secret(secret: str | None) -> str | None:
+    if secret is not None and not isinstance(secret, str):
+        raise TypeError(f"secret is a {type(secret).__name__}; give a str")
+    if secret is not None and not 0 < len(secret.encode()) <= MAX_SECRET:
+        raise ValueError(f"the secret has {len(secret.encode())} bytes; give 1 to {MAX_SECRET}")
+    return secret
+
+
+def _ignore(_: Control) -> None:
+    """Nobody keeps it."""

@@ -1,0 +1,366 @@
+"""WHO SAID SO, by long polls: the server holds its answer until there is news, and each such answer is a push.
+
+A long poll has no moment of being connected. The channel is up when an answer brought news, or when a request has
+been held for a second, which says that the server waits; not when it answers at once that there is nothing.
+
+The life of the channel is `_reconnecting.py`'s, what a failure means `_http_failures.py`'s, how to ask
+`_asking.py`'s, what an answer says `_long_poll_answers.py`'s, when to ask again `_long_poll_pace.py`'s.
+"""
+
+import functools
+import inspect
+import logging
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http import HTTPStatus
+from typing import Any, TypeAlias
+
+import anyio
+import httpx
+import msgspec
+
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._http import asked_to_wait
+from push_to_poll_client._http_client import http_url
+from push_to_poll_client._protocols import Channel
+from push_to_poll_client._types import Push
+from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
+from push_to_poll_client.listeners._failure import Failure, only
+from push_to_poll_client.listeners._http_failures import http_failure_of, refusal
+from push_to_poll_client.listeners._long_poll_answers import NO_NEWS, News, Next, Reader, Said, text_of
+from push_to_poll_client.listeners._long_poll_pace import Pace
+from push_to_poll_client.listeners._reconnect import Reconnect, Verdict
+from push_to_poll_client.listeners._reconnecting import ReconnectingListener
+
+__all__ = ["LongPollListener"]
+
+_log = logging.getLogger(__name__)
+
+HELD = 1.0
+"""Seconds after which a request that was sent and not answered is one that the server holds."""
+
+DEAF = 5.0
+"""Seconds: a channel that does not ask for longer is down."""
+
+SILENCES = 2
+"""Requests in a row that nobody answered, after which the connection counts as failed. One may be a server that
+closes late, or a machine that slept."""
+
+NOT_YET = 1.0
+"""Seconds after which `ask` is called again that had nothing to ask with."""
+
+UNCHANGED = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds between the calls of `ask` after news, until it gives something else: the server would say the same."""
+
+IMPATIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT})
+"""What a proxy answers that does not let a server hold its answer for as long."""
+
+REFUSES_A_POSITION = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT})
+"""What is answered to a cursor that is no good (Dropbox: 409 `reset`); the consumer's poll will see what is so."""
+
+Question: TypeAlias = Mapping[str, Any]
+QuestionSource: TypeAlias = Question | Callable[[], Question | Awaitable[Question]]
+
+
+class AskFailed(PushToPollError):
+    """The user's function did not say what to ask. What it raised is named by its class alone."""
+
+
+class _Connection:
+    """What a channel has while it asks.
+
+    Args:
+        asker: Asks.
+
+    Attributes:
+        channel: Who is told.
+        opened: Tells it that the channel is up, and wakes.
+        is_up: Whether it was told, and nothing happened since that a wake could have been lost by.
+        silences: Requests in a row that nobody answered.
+    """
+
+    channel: Channel
+    opened: Callable[[], None]
+
+    def __init__(self, asker: Asker) -> None:
+        self.asker = asker
+        self.is_up = False
+        self.silences = 0
+
+    def up(self) -> None:
+        """There is an answer, or the server waits."""
+        if not self.is_up:
+            self.is_up = True
+            self.opened()
+
+
+class LongPollListener(ReconnectingListener[Answer]):
+    """Wakes on every answer with news to a request that the server holds until there is any.
+
+        LongPollListener("https://api.example/orders/changes?wait=60")
+
+        LongPollListener(  # CouchDB
+            "https://db.example/orders/_changes?feed=longpoll&since=now&timeout=60000",
+            news="results", next={"since": "last_seq"},
+        )
+        LongPollListener(  # Syncthing
+            "http://127.0.0.1:8384/rest/events?limit=1&timeout=60",
+            headers={"X-API-Key": key}, next={"since": "id"},
+        )
+        LongPollListener(  # Dropbox, which wants no credentials here
+            "https://notify.dropboxapi.com/2/files/list_folder/longpoll", method="POST",
+            ask=lambda: {"cursor": files.status().cursor, "timeout": 30},
+            news="changes", retry_after="backoff", wait=120,
+        )
+
+    A 200 is news, unless its JSON is `null`, `false`, `[]` or `{}`; 204 and 304 are none. A path is names with
+    dots between them; a list along the way stands for its last item that has what follows.
+
+    There is no busy loop. Ten answers with news may follow each other as fast as they come, and one a second in
+    the long run; answers without that come at once cost pauses that double, to one request in 60 s. What the
+    server asks for is obeyed: `Retry-After` and its like with any status, and what `retry_after` points to. A
+    request that nobody answers in `wait` and `open_timeout` is no news, the second in a row a failure.
+
+    After a failure it asks again by itself as all listeners do, and without the position that `next` had kept: it
+    may be what was refused. 400 and 409 also wake, since it may be the cursor that is no good. Redirects are not
+    followed: credentials stay with the origin they were given for.
+
+    A server that is told no position (`ask`, `next`) forgets what happens between two requests. After a pause the
+    channel therefore comes up anew and wakes; what falls between an answer and the request right after it is found
+    by the fallback.
+
+    Args:
+        url: An `http://` or `https://` address. User and password in it are sent as `Authorization: Basic`.
+        method: `GET` or `POST`.
+        ask: What each request says: a mapping of JSON values, or a function (async, or plain and quick) that
+            returns one and is called for each request. A value that is `None` says that there is nothing to ask
+            with yet: it is called again every second. After news it is also called again until it gives something
+            else, for 3 s at most. A GET has it in its query, in place of what the URL has by the same names, and a
+            POST as a JSON object in its body.
+        next: What to say beside it in the next request: names, and the paths in the answer's JSON where their
+            values stand; or a function that makes such a mapping of the answer. What is not there stays as it was.
+        news: The path in the answer's JSON where something stands if there is news (not `null`, `false`, 0, "" or
+            empty); or a function of the answer.
+        retry_after: The path in the answer's JSON where stands for how many seconds to leave the server alone.
+        wait: Seconds for which the server may hold an answer, with the jitter that it adds; above what it is
+            asked to. White space that it sends meanwhile begins the time anew.
+        headers: Sent with each request: a mapping, or a function (async, or plain and quick) that returns one and
+            is asked at each connect. `None`: none.
+        token: Sent as `Authorization: Bearer`: a string, or a function as for `headers`. When the server says 401
+            the functions are asked once more soon, then the slow retries begin.
+        hint: Makes a push of the answer (its `status`, `headers`, `body` and `json()`): a `Push`, or `None` for
+            one that is no push after all. One that raises is logged, and the answer counts as a plain push.
+        classify: Asked first what a failure means (an `httpx.HTTPStatusError`, any other error of the client, an
+            `OSError`, …); returns a verdict, or `None` for the default.
+        tls: Whom to trust for `https://`. `None`: the certificates that the machine trusts.
+        max_age: Seconds after which connection and credentials are renewed although nothing is wrong with them,
+            drawn from half of this to all of it. `None`: never.
+        open_timeout: Seconds for the headers and token to be given, again to connect, and again for an answer
+            beyond `wait`.
+        max_size: Bytes of the largest answer. A larger one counts as a push; it is retried slowly.
+        client: An `httpx.AsyncClient`, or one of its shape, to send by, with whatever it sends by itself. It stays
+            yours: it is not closed. `None` opens one for each connection.
+
+    Attributes:
+        name: The address without user, password and the values of its query, by which log and status call the
+            listener.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: The URL is no http address, a limit is not above 0, a path has no meaning, or there are two
+            credentials.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        ask: QuestionSource | None = None,
+        next: Next | None = None,
+        news: News | None = None,
+        retry_after: str | None = None,
+        wait: float = 60.0,
+        headers: HeaderSource | None = None,
+        token: TokenSource | None = None,
+        hint: Callable[[Answer], Push | None] | None = None,
+        classify: Callable[[Exception], Verdict | None] | None = None,
+        tls: ssl.SSLContext | None = None,
+        max_age: float | None = 600.0,
+        open_timeout: float = 10.0,
+        max_size: int = 1024 * 1024,
+        client: Any = None,
+    ) -> None:
+        if method not in {"GET", "POST"}:
+            raise ValueError(f"method is GET or POST, not {method!r}")
+        check_number("wait", wait, above_zero=True)
+        check_number("max_size", max_size, above_zero=True)
+        super().__init__(
+            url,
+            headers=headers,
+            token=token,
+            hint=hint,
+            classify=classify,
+            max_age=max_age,
+            max_silence=None,  # each request has its own end
+            open_timeout=open_timeout,
+            log=_log,
+        )
+        self._asker_of = functools.partial(
+            Asker, url, client=client, tls=tls, timeout=open_timeout, max_body=max_size
+        )
+        self._asker_of(token=token)  # what is wrong with the arguments is said here
+        self._url = http_url(url).copy_with(userinfo=b"", fragment=None)
+        self._method = method
+        self._ask = ask if ask is None or callable(ask) else _checked(ask)
+        self._reader = Reader(news, next, retry_after)
+        self._wait = wait
+        self._remembers = callable(ask) or next is not None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pace = Pace(self._wait)
+        self._position: Question = {}
+        self._answered: Question | None = None
+
+    async def listen(self, channel: Channel, /) -> None:
+        """Run until cancelled, ask again alone, report to `channel`.
+
+        Raises:
+            ListenerError: Trying again cannot help: the server said "for good" (410), or `classify` did.
+        """
+        self._begin()  # the clock may be another one
+        await super().listen(channel)
+
+    def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[_Connection]:
+        return self._asking(headers)
+
+    @asynccontextmanager
+    async def _asking(self, headers: Mapping[str, str]) -> AsyncIterator[_Connection]:
+        asker = self._asker_of(headers=headers)
+        async with asker.opened():
+            yield _Connection(asker)
+
+    def _opened(self, connection: _Connection, channel: Channel, reconnect: Reconnect) -> None:
+        connection.channel = channel
+        connection.opened = functools.partial(super()._opened, connection, channel, reconnect)
+
+    async def _read(self, connection: _Connection) -> Sequence[Answer]:
+        await self._pause(connection)
+        question = await self._question()
+        asked_at = anyio.current_time()
+        answer = await self._answer(connection, question)
+        said = NO_NEWS if answer is None else self._reader.read(answer)
+        held = anyio.current_time() - asked_at
+        if said.news or not self._pace.is_early(held):
+            connection.up()
+        self._go_on(said, answer, held)
+        self._answered = question if said.news else None
+        return () if answer is None or not said.news else (answer,)
+
+    def _go_on(self, said: Said, answer: Answer | None, held: float) -> None:
+        asked = None if answer is None else asked_to_wait(answer.status, answer.headers, time.time())
+        self._position = {**self._position, **said.position}
+        self._pace.answered(
+            anyio.current_time(),
+            held=held,
+            news=said.news,
+            retry_after=max(asked or 0.0, said.retry_after or 0.0),
+            fraction=self._fraction(),
+        )
+
+    async def _pause(self, connection: _Connection) -> None:
+        pause = self._pace.pause(anyio.current_time())
+        if pause > DEAF:
+            why = "the server asked for that, or does not wait for news"
+            connection.channel.down(PushToPollError(f"{self.name}: asked again in {pause:.1f} s, for {why}"))
+        if pause > DEAF or (pause and not self._remembers):
+            connection.is_up = False
+        await anyio.sleep(pause)
+
+    async def _question(self) -> Question:
+        unchanged = iter(UNCHANGED if callable(self._ask) else ())
+        while True:
+            question = await self._asked()
+            if None in question.values():
+                await anyio.sleep(NOT_YET)
+            elif question == self._answered and (pause := next(unchanged, None)):
+                await anyio.sleep(pause)
+            else:
+                return question
+
+    async def _asked(self) -> Question:
+        if self._ask is None or not callable(self._ask):
+            return {**(self._ask or {}), **self._position}
+        try:
+            with anyio.fail_after(self._open_timeout):
+                asked = self._ask()
+                return {**_checked(await asked if inspect.isawaitable(asked) else asked), **self._position}
+        except Exception as error:  # noqa: BLE001 - whatever it is; its text may hold a secret
+            raise AskFailed(f"ask failed with {type(error).__name__}") from None
+
+    async def _answer(self, connection: _Connection, question: Question) -> Answer | None:
+        """The answer; `None`: the time for it is over."""
+        try:
+            answer = await self._held(connection, question)
+            answer = answer if answer.status == HTTPStatus.NOT_MODIFIED else answer.expect()
+        except (TimeoutError, httpx.HTTPStatusError) as error:
+            connection.silences += 1
+            if not (connection.is_up and connection.silences < SILENCES and _is_silence(error)):
+                raise
+            return None
+        connection.silences = 0
+        return answer
+
+    async def _held(self, connection: _Connection, question: Question) -> Answer:
+        if connection.is_up:
+            return await self._send(connection, question)
+        sent = anyio.Event()
+
+        async def watch() -> None:
+            await sent.wait()
+            await anyio.sleep(HELD)
+            connection.up()
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(watch)
+                answer = await self._send(connection, question, sent.set)
+                tasks.cancel_scope.cancel()
+        except ExceptionGroup as group:
+            raise only(group) from None
+        return answer
+
+    async def _send(
+        self, connection: _Connection, question: Question, sent: Callable[[], None] | None = None
+    ) -> Answer:
+        ask = functools.partial(connection.asker.ask, self._method, wait=self._wait, trickles=True, sent=sent)
+        if self._method == "GET":
+            query = {name: text_of(value) for name, value in question.items()}
+            return await ask(str(self._url.copy_merge_params(query) if query else self._url))
+        content = msgspec.json.encode(question)
+        return await ask(content=content, headers={"Content-Type": "application/json"})
+
+    def _failure(self, error: Exception) -> Failure:
+        failure = http_failure_of(error, wanted="an answer to a long poll", verdicts=ANSWER_VERDICTS)
+        response = refusal(error)
+        refused = self._remembers and response is not None and response.status_code in REFUSES_A_POSITION
+        self._position, self._answered = {}, None
+        return failure._replace(hid_a_push=refused or isinstance(error, UnusableAnswer))
+
+
+def _is_silence(error: Exception) -> bool:
+    response = refusal(error)
+    return response is None or response.status_code in IMPATIENT
+
+
+def _checked(question: object) -> Question:
+    if not isinstance(question, Mapping) or not all(isinstance(name, str) for name in question):
+        what = "a mapping of names to JSON values, or a function that returns one"
+        raise TypeError(f"ask is {what}, not {type(question).__name__}")
+    msgspec.json.encode(question)
+    return question

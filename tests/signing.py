@@ -1,0 +1,25 @@
+"""Requests as servers sign them, by the standard library alone."""
+
+import base64
+import hashlib
+import hmac
+
+from push_to_poll_client.listeners._webhook.request import WebhookRequest
+
+__all__ = ["NOW", "b64_mac", "hex_mac", "request"]
+
+NOW = 1_700_000_000
+
+
+def request(body=b"", *, at=NOW, **headers):
+    """A request; `X_Hub_Signature_256="…"` is a header of it."""
+    named = {name.replace("_", "-").lower(): value for name, value in headers.items()}
+    return WebhookRequest(headers=named, body=body, received_at=at)
+
+
+def hex_mac(secret, signed, method="sha256"):
+    return hmac.new(secret, signed, getattr(hashlib, method)).hexdigest()
+
+
+def b64_mac(secret, signed):
+    return base64.b64encode(hmac.new(secret, signed, hashlib.sha256).digest()).decode()

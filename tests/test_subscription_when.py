@@ -1,0 +1,175 @@
+"""When a subscription is renewed, and what is known of it over a restart. Pure."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from push_to_poll_client import ListenerError
+from push_to_poll_client.listeners._subscriptions.book import MAX_LEAVING, Book, checked
+from push_to_poll_client.listeners._subscriptions.when import (
+    CLOCKS_DIFFER,
+    SHORTEST,
+    UNKNOWN,
+    Now,
+    Renewal,
+    renewal_of,
+)
+from push_to_poll_client.listeners.subscriptions import Registration
+
+NOW = 1e9
+
+
+def until(expires_at=None, renew_at=None, id="1"):
+    return Registration(id=id, expires_at=expires_at, renew_at=renew_at)
+
+
+@pytest.mark.parametrize(
+    ("registration", "fraction", "due"),
+    [
+        (until(NOW + 100), 0.0, NOW + 50),
+        (until(NOW + 100), 1.0, NOW + 75),
+        (until(NOW + 100 * 365 * 86400), 0.0, NOW + 50 * 365 * 86400),
+        (until(), 0.5, math.inf),
+        (until(renew_at=NOW + 7), 0.5, NOW + 7),
+        (until(NOW + 100, renew_at=NOW + 7), 0.5, NOW + 7),
+        # Later than is good for it.
+        (until(NOW + 100, renew_at=NOW + 99), 0.5, NOW + 75),
+        (until(NOW - 100, renew_at=NOW + 99), 0.5, NOW),
+        # Taken over from the registration before.
+        (until(NOW + 100, renew_at=NOW), 0.0, NOW + 50),
+        (until(renew_at=NOW - 1), 0.0, NOW + UNKNOWN),
+        # It has ended already.
+        (until(NOW - 100), 0.5, NOW),
+    ],
+)
+def test_it_is_renewed_between_half_and_three_quarters_of_its_lifetime(registration, fraction, due):
+    assert renewal_of(registration, NOW, fraction) == due
+
+
+moments = st.none() | st.floats(-1e12, 1e12)
+
+
+@given(moments, moments, st.floats(0, 1, exclude_max=True))
+def test_it_is_due_before_it_ends_and_not_before_now(expires_at, renew_at, fraction):
+    due = renewal_of(until(expires_at, renew_at), NOW, fraction)
+    assert due >= NOW
+    if expires_at is not None and expires_at > NOW:
+        assert due <= expires_at
+
+
+def test_it_is_due_by_whichever_clock_comes_first():
+    renewal = Renewal()
+    renewal.registered(NOW + 100, NOW + 50, Now(NOW, 7.0), just_now=False)
+    assert renewal.wait(Now(NOW + 10, 17.0)) == 40
+    assert renewal.wait(Now(NOW + 60, 17.0)) == 0  # the machine slept, and one of its clocks with it
+    assert renewal.wait(Now(NOW - 86400, 56.0)) == 1  # the clock was set back
+    assert renewal.wait(Now(NOW - 86400, 57.0)) == 0
+
+
+def test_what_was_just_registered_is_left_alone_for_a_while():
+    renewal = Renewal()
+    renewal.registered(NOW + 2, NOW + 1, Now(NOW, 0.0), just_now=True)
+    renewal.ask()
+    assert renewal.wait(Now(NOW, 0.0)) == SHORTEST
+    assert renewal.wait(Now(NOW, SHORTEST)) == 0
+
+
+def test_what_has_ended_when_it_comes_is_renewed_once_a_minute():
+    renewal = Renewal()
+    renewal.registered(NOW - 1, NOW, Now(NOW, 0.0), just_now=True)
+    assert renewal.is_over(Now(NOW, 0.0))
+    assert renewal.wait(Now(NOW, 0.0)) == CLOCKS_DIFFER
+
+
+def test_without_any_there_is_one_to_create():
+    renewal = Renewal()
+    assert renewal.wait(Now(NOW, 0.0)) == 0
+    assert not renewal.is_over(Now(NOW, 0.0))
+    renewal.registered(None, math.inf, Now(NOW, 0.0), just_now=True)
+    assert renewal.wait(Now(NOW, 99.0)) == math.inf
+    renewal.lost()
+    renewal.failed(5, Now(NOW, 99.0))
+    assert renewal.wait(Now(NOW, 99.0)) == 5
+
+
+# What is known
+
+ONE, TWO, THREE = (until(NOW, id=name) for name in "123")
+
+
+def test_what_is_written_is_read_again():
+    secret = Registration(id="2", details={"secret": "s"})
+    book = Book(planned=secret, current=ONE, renew_at=NOW, leaving=(TWO, THREE))
+    assert Book.read(book.written()) == book
+    assert Book().written() is None
+    assert book.known == (secret, ONE, THREE, TWO)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "null",
+        '{"version":2,"book":{}}',
+        '{"version":1,"book":{"current":{}}}',
+        '{"version":1,"book":{"current":{"id":"1","expires_at":"soon"}}}',
+        "[" * 100_000,
+        '{"version":1,"book":{},"x":' + "[" * 5_000 + "]" * 5_000 + "}",
+    ],
+)
+def test_what_is_no_book_is_not_read(text):
+    with pytest.raises(ValueError):
+        Book.read(text)
+
+
+def test_one_takes_the_place_of_another():
+    book = Book(current=ONE).plan(TWO).created(TWO, NOW)
+    assert book == Book(current=TWO, renew_at=NOW, leaving=(ONE,))
+    assert book.left(ONE) == Book(current=TWO, renew_at=NOW)
+    assert book.renewed(THREE, math.inf) == Book(current=THREE, leaving=(ONE,))
+
+
+def test_one_that_keeps_its_id_is_not_stopped_in_place_of_itself():
+    again = replace(ONE, expires_at=NOW + 1)
+    assert Book(current=ONE).lost().plan(ONE).created(again, NOW) == Book(current=again, renew_at=NOW)
+
+
+def test_what_is_lost_or_spoiled_is_stopped_all_the_same():
+    assert Book(current=ONE, renew_at=NOW).lost() == Book(leaving=(ONE,))
+    assert Book(current=ONE, planned=TWO).lost() == Book(planned=TWO, leaving=(ONE,))
+    assert Book(current=ONE, planned=TWO).spoiled() == Book(current=ONE, leaving=(TWO,))
+    assert Book(current=ONE, planned=TWO, leaving=(THREE,)).ending() == Book(leaving=(THREE, ONE, TWO))
+
+
+def test_not_any_number_is_remembered():
+    book = Book()
+    for number in range(10):
+        book = book.plan(until(id=f"{number}")).spoiled()
+    assert [one.id for one in book.leaving] == ["6", "7", "8", "9"]
+    assert len(book.leaving) == MAX_LEAVING
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (None, "returned a NoneType; return a Registration"),
+        ({"id": "1"}, "returned a dict; return a Registration"),
+        (Registration(id="1", expires_at="1700000000000"), "cannot be kept: .*expires_at"),
+        (Registration(id=1), "cannot be kept: .*id"),
+        (Registration(id="1", details={"n": 1}), "cannot be kept: .*details"),
+        (Registration(id="1", details={"n": object()}), "cannot be kept"),
+        (Registration(id="1", expires_at=math.inf), "None stands for never"),
+        (Registration(id="1", renew_at=math.nan), "None stands for never"),
+    ],
+)
+def test_what_a_subscription_returns_is_looked_at(answer, why):
+    with pytest.raises(ListenerError, match=why):
+        checked(answer)
+
+
+def test_a_registration_is_what_it_was():
+    assert checked(replace(ONE, details={"a": "b"})) == replace(ONE, details={"a": "b"})
