@@ -29,7 +29,7 @@ from push_to_poll_client.testing import FakeFeed
 
 pytestmark = pytest.mark.anyio
 
-REQUESTS = 100_000 if LONG else 5_000
+REQUESTS = 100_000 if LONG else 3_000
 
 MAX_BODY = 4096
 
