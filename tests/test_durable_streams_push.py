@@ -219,7 +219,9 @@ async def test_a_server_without_webhooks_stops_the_consumer():
 
 async def test_a_callback_that_the_server_does_not_push_to_stops_the_consumer(server):
     stream = server.stream(0)
-    subscription = DurableStreamsWebhook(server.root, callback="http://10.0.0.1/?key=c4n4ry", streams=[stream.name])
+    subscription = DurableStreamsWebhook(
+        server.root, callback="http://10.0.0.1/?key=c4n4ry", streams=[stream.name]
+    )
     with pytest.raises(ListenerError, match="WEBHOOK_URL_REJECTED: it does not push to this callback"):
         await run_to_the_end(stream, WebhookListener(register_with_server=subscription))
 
