@@ -579,9 +579,13 @@ def test_the_counters_are_told(served, client):
         "streams_accepted": 0,
         "streams_refused": 0,
         "streams_open": 0,
+        "long_polls": 0,
+        "long_polls_held": 0,
+        "webhooks": {},
+        "webhooks_given_up": 0,
     }
     (push,) = client.get("/pushes").json()
-    assert push == {"cursor": FIRST, "at": served.pushes[0].at, "dropped": False, "sent": 0}
+    assert push == {"cursor": FIRST, "at": served.pushes[0].at, "dropped": False, "sent": 0, "times": 1}
 
 
 def test_waiting_for_what_does_not_happen_says_what_did():
@@ -737,6 +741,7 @@ def test_the_command_announces_itself_in_one_line(monkeypatch, capsys):
     assert places["pid"] == os.getpid()
     assert places["push_url"].startswith("ws://127.0.0.1:")
     assert places["sse_url"] == f"{places['base_url']}/events"
+    assert places["changes_url"] == f"{places['base_url']}/changes"
 
 
 @pytest.mark.usefixtures("_keeps_sigterm")

@@ -296,6 +296,8 @@ async def test_a_client_that_has_gone_before_its_answer_is_no_error(hooks):
         ("/hooks", "/hooks/a", "/a"),
         ("/hooks", "/hooks", "/"),
         ("/hooks", "/hooks/", "/"),
+        ("/hooks", "/hooks/a/", "/a"),
+        ("", "//", "/"),
         ("/hooks", "/a", "/a"),
         ("/hooks", "/hooksa", "/hooksa"),
         ("/hooks/", "/hooks/a", "/a"),
@@ -558,8 +560,9 @@ async def test_a_push_wakes_those_whom_it_names(verify):
         await posted(hooks, naming("bob", "alice", "bob"))
         await posted(hooks, naming())
         await posted(hooks, b"no JSON")
-    assert [len(channel.pushes) for channel in (a, b, everything)] == [4, 3, 4]
-    assert counted(hooks, woken=4)
+        await posted(hooks, b"[" * 10_000)
+    assert [len(channel.pushes) for channel in (a, b, everything)] == [5, 4, 5]
+    assert counted(hooks, woken=5)
 
 
 async def test_unknown_names_are_counted_and_answered_like_others(verify):

@@ -1,6 +1,6 @@
 """The few ASGI manners that the reference server needs."""
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from contextlib import suppress
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ __all__ = [
     "Send",
     "body_of",
     "header",
+    "live",
     "respond",
     "respond_to_websocket",
     "retry_after",
@@ -43,6 +44,18 @@ async def body_of(receive: Receive) -> bytes:
         parts.append(message.get("body", b""))
         more = message.get("more_body", False)
     return b"".join(parts)
+
+
+async def live(receive: Receive, send: Send, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run `work` from when a server says that it begins to when it says that it ends (ASGI's lifespan)."""
+    await receive()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        tasks.cancel_scope.cancel()
+    await anyio.lowlevel.checkpoint()  # as below
+    await send({"type": "lifespan.shutdown.complete"})
 
 
 async def until_gone(receive: Receive) -> None:

@@ -52,6 +52,11 @@ class EventLog:
         self._events.append(msgspec.json.encode(event))
         return place
 
+    @property
+    def newest(self) -> str:
+        """The id of the newest event; "" when there is none."""
+        return f"{len(self._events):0{_DIGITS}d}" if self._events else ""
+
     def page(self, after: str | None, size: int) -> list[bytes]:
         """At most `size` encoded events after the id; from the first when there is no event of this id."""
         start = self._place(after)

@@ -19,7 +19,7 @@ class Faults:
 
     Attributes:
         authorization: The value of the `Authorization` header that feed and push channels want, else they answer
-            401; `None` wants none.
+            401; `None` wants none. Webhooks are signed instead.
         fail_next: How many of the next fetches are answered with `fail_status`.
         fail_status: The status of such an answer; 304 is one, too.
         retry_after: `Retry-After` of such an answer, and of one with `refuse_status`: seconds, or any text (a
@@ -39,10 +39,17 @@ class Faults:
         undecodable_next: How many of the next published events are JSON but no CloudEvents. They stay that way.
         drop_fraction: Which part of the pushes is dropped, evenly: 0.2 drops each fifth.
         drop_next: How many of the next pushes are dropped.
+        push_latency: Seconds from a publication to its push, on every channel.
+        push_twice_next: How many of the next pushes come twice on each connection.
+        forge_next: How many of the next requests of webhooks are signed by somebody else.
+        early_next: How many of the next long polls on `/changes` are answered at once, as if nothing were new.
+        backoff: Seconds for which the answers of `/changes` ask to be left alone; `None`: they do not.
         refuse_status: The status with which the push channels refuse to open; `None` does not refuse.
         accept_and_close: The code with which a websocket is closed as soon as it was accepted; an event stream
-            ends as soon. `None` leaves both open.
-        half_open: Connections of the push channels stay open and say nothing: no push, no keep-alive.
+            ends as soon, and a long poll on `/changes` is answered as if nothing were new. `None` leaves them
+            open.
+        half_open: Connections of the push channels stay open and say nothing: no push, no keep-alive, no answer.
+            No webhook is sent.
             `serve_in_thread` ignores whatever a websocket's client sends, pings and close frames included. Under
             another ASGI server pongs are still sent, since no application sees a ping.
     """
@@ -63,6 +70,11 @@ class Faults:
     undecodable_next: int = 0
     drop_fraction: float = 0.0
     drop_next: int = 0
+    push_latency: float = 0.0
+    push_twice_next: int = 0
+    forge_next: int = 0
+    early_next: int = 0
+    backoff: float | None = None
     refuse_status: int | None = None
     accept_and_close: int | None = None
     half_open: bool = False

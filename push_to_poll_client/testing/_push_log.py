@@ -1,6 +1,9 @@
 """The pushes of the reference server: what is owed to each connection, whatever kind of channel it is."""
 
+import sys
 import time
+
+import anyio
 
 from push_to_poll_client.testing._asgi import Header, Scope, header, retry_after
 from push_to_poll_client.testing._bell import Bell
@@ -37,6 +40,7 @@ class PushLog:
     def push(self, cursor: str) -> None:
         """Tell every connection that `cursor` is the newest."""
         record = PushRecord(cursor, time.monotonic(), dropped=self._faults.drops_push())
+        record.times += self._faults.takes("push_twice_next")
         self._stats.count(pushes_dropped=record.dropped)
         self.pushes.append(record)
         self.bell.ring()
@@ -59,8 +63,13 @@ class PushLog:
         if record.dropped or self._faults.half_open:
             return False
         record.sent += 1
-        self._stats.count(pushes_sent=1)
+        self._stats.count(pushes_sent=record.times)
         return True
+
+    async def until_due(self, record: PushRecord) -> None:
+        """Wait for as long as pushes are late."""
+        if self._faults.push_latency:
+            await anyio.sleep(record.at + self._faults.push_latency - time.monotonic())
 
 
 class Subscription:
@@ -68,12 +77,14 @@ class Subscription:
 
     Args:
         log: The log.
+        closes: Whether it ends when all connections are closed.
     """
 
-    def __init__(self, log: PushLog) -> None:
+    def __init__(self, log: PushLog, *, closes: bool = True) -> None:
         self._log = log
         self._pushed = len(log.pushes)
-        self._closed = len(log.closings)
+        self._closed = len(log.closings) if closes else sys.maxsize
+        self._again: list[PushRecord] = []
 
     @property
     def code(self) -> int | None:
@@ -83,11 +94,15 @@ class Subscription:
     async def next(self) -> PushRecord | None:
         """Wait for the next push to send; `None`: close instead."""
         while self.code is None:
+            if self._again:
+                return self._again.pop()
             if self._pushed == len(self._log.pushes):
                 await self._log.bell.wait()
                 continue
             record = self._log.pushes[self._pushed]
+            await self._log.until_due(record)
             self._pushed += 1
             if self._log.sends(record):
+                self._again = [record] * (record.times - 1)
                 return record
         return None

@@ -3,12 +3,17 @@
     GET  /feed      HTTP Feeds (http-feeds.org) with `lastEventId` and long polling by `timeout` in milliseconds
     WS   /push      after each publication one text message, {"cursor": id of the newest event}: a hint, no data
     GET  /events    the same texts as server-sent events, each with the id as its id
+    GET  /changes   a long poll with `after`, the id of an event, and `wait` in seconds: {"changes": true,
+                    "cursor": the newest id} once that is another, else {"changes": false, "cursor": `after`}
+    POST /webhooks  JSON: {"url": ..., "secret": ...}: the same texts are sent there, signed as Standard Webhooks
+                    are, and tried again; null for the secret ends that; answers the list of all addresses
     POST /publish   JSON: a number of events, or a list with the data of each; answers the list of their ids
     POST /faults    JSON: an object of `Faults`' names; `close_websockets` is a code to close them with now
     GET  /stats     what the server counted
     GET  /pushes    for each publication whether its push was dropped, and how many connections it was sent to
 
-Messages live in memory for as long as the application does, also while no server runs it.
+Messages live in memory for as long as the application does, also while no server runs it. Webhooks are sent by a
+server that says when it begins and when it ends (ASGI's lifespan).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +21,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from push_to_poll_client.testing._asgi import Receive, Scope, Send, body_of, respond
+from push_to_poll_client.testing._asgi import Receive, Scope, Send, body_of, live, respond
+from push_to_poll_client.testing._changes_endpoint import ChangesEndpoint
 from push_to_poll_client.testing._event_endpoint import EventEndpoint
 from push_to_poll_client.testing._event_log import ORDER, EventLog
 from push_to_poll_client.testing._faults import Faults
@@ -24,10 +30,16 @@ from push_to_poll_client.testing._feed_endpoint import FeedEndpoint
 from push_to_poll_client.testing._push_endpoint import PushEndpoint
 from push_to_poll_client.testing._push_log import PushLog
 from push_to_poll_client.testing._stats import PushRecord, Stats
+from push_to_poll_client.testing._webhook_sender import WebhookSender
 
 __all__ = ["ReferenceApp"]
 
 _Answer: TypeAlias = Callable[[bytes], object]
+
+
+class _Webhook(msgspec.Struct):
+    url: str
+    secret: str | None
 
 
 class ReferenceApp:
@@ -38,13 +50,21 @@ class ReferenceApp:
         backlog: Events that are there from the beginning.
         keep_alive: Seconds without a push after which an event stream gets a comment, 15 as WHATWG HTML §9.2.7
             proposes; `None`: it gets none.
+        webhook_retries: Seconds before each further attempt to deliver a push by webhook.
 
     Attributes:
         faults: The switches.
         stats: The counters.
     """
 
-    def __init__(self, *, page_size: int = 1000, backlog: int = 0, keep_alive: float | None = 15.0) -> None:
+    def __init__(
+        self,
+        *,
+        page_size: int = 1000,
+        backlog: int = 0,
+        keep_alive: float | None = 15.0,
+        webhook_retries: Sequence[float] = (0.1, 1.0, 5.0),
+    ) -> None:
         self.faults: Faults = Faults()
         self.stats: Stats = Stats()
         self._log = EventLog()
@@ -52,6 +72,8 @@ class ReferenceApp:
         self._pushes = PushLog(self.faults, self.stats)
         self._push = PushEndpoint(self._pushes, self.faults, self.stats)
         self._events = EventEndpoint(self._pushes, self.faults, self.stats, keep_alive=keep_alive)
+        self._changes = ChangesEndpoint(self._log, self._pushes, self.faults, self.stats)
+        self._webhooks = WebhookSender(self._pushes, self.faults, self.stats, retries=webhook_retries)
         self._append([ORDER] * backlog)
 
     @property
@@ -76,8 +98,24 @@ class ReferenceApp:
         self.stats.count(published=len(ids))
         return ids
 
+    def send_webhooks(self, url: str, secret: str | None) -> list[str]:
+        """Send each push from now on there too, as a signed webhook.
+
+        Args:
+            url: Where to.
+            secret: What to sign with, "whsec_" and Base64; takes the place of an earlier one. `None`: send no
+                more.
+
+        Returns:
+            Where pushes are sent to now.
+
+        Raises:
+            ValueError: It is no address, or no secret.
+        """
+        return self._webhooks.register(url, secret)
+
     def close_websockets(self, code: int = 1012) -> None:
-        """Close all websockets that are open now, with this code, and end all event streams."""
+        """Close all websockets that are open now, with this code; end all event streams, answer all long polls."""
         self._pushes.close_all(code)
 
     def open(self) -> None:
@@ -89,15 +127,20 @@ class ReferenceApp:
         """The server is about to end: what is held or stalled ends now."""
         self._feed.shut()
         self._events.shut()
+        self._changes.shut()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request or one websocket."""
-        if scope["type"] == "websocket":
+        """Serve one request or one websocket, or send webhooks for as long as a server runs."""
+        if scope["type"] == "lifespan":
+            await live(receive, send, self._webhooks.run)
+        elif scope["type"] == "websocket":
             await self._push(scope, receive, send)
         elif (scope["method"], scope["path"]) == ("GET", "/feed"):
             await self._feed(scope, receive, send)
         elif (scope["method"], scope["path"]) == ("GET", "/events"):
             await self._events(scope, receive, send)
+        elif (scope["method"], scope["path"]) == ("GET", "/changes"):
+            await self._changes(scope, receive, send)
         else:
             await self._control(scope, receive, send)
 
@@ -112,11 +155,16 @@ class ReferenceApp:
     def _answer(self, scope: Scope) -> _Answer | None:
         answers: dict[tuple[str, str], _Answer] = {
             ("POST", "/publish"): lambda body: self.publish(msgspec.json.decode(body, type=int | list[Any])),
+            ("POST", "/webhooks"): self._register,
             ("POST", "/faults"): self._set_faults,
             ("GET", "/stats"): lambda _: self.stats.as_dict(),
             ("GET", "/pushes"): lambda _: self.pushes,
         }
         return answers.get((scope["method"], scope["path"]))
+
+    def _register(self, body: bytes) -> list[str]:
+        webhook = msgspec.json.decode(body, type=_Webhook)
+        return self.send_webhooks(webhook.url, webhook.secret)
 
     def _set_faults(self, body: bytes) -> dict[str, Any]:
         changes = msgspec.json.decode(body, type=dict[str, Any])

@@ -128,6 +128,11 @@ class ReferenceServer:
         """The push of each publication, oldest first."""
         return self.app.pushes
 
+    @property
+    def changes_url(self) -> str:
+        """The push channel as a long poll."""
+        return f"{self.base_url}/changes"
+
     def publish(self, what: int | list[Any] = 1) -> list[str]:
         """Publish this many events, or one with each data of the list; then push once. Also while stopped.
 
@@ -136,8 +141,24 @@ class ReferenceServer:
         """
         return self._call(lambda: self.app.publish(what))
 
+    def send_webhooks(self, url: str, secret: str | None) -> list[str]:
+        """Send each push from now on there too, as a signed webhook.
+
+        Args:
+            url: Where to.
+            secret: What to sign with, "whsec_" and Base64; takes the place of an earlier one. `None`: send no
+                more.
+
+        Returns:
+            Where pushes are sent to now.
+
+        Raises:
+            ValueError: It is no address, or no secret.
+        """
+        return self._call(lambda: self.app.send_webhooks(url, secret))
+
     def close_websockets(self, code: int = 1012) -> None:
-        """Close all websockets that are open now, with this code, and end all event streams."""
+        """Close all websockets that are open now, with this code; end all event streams, answer all long polls."""
         self._call(lambda: self.app.close_websockets(code))
 
     def start(self) -> None:
@@ -219,7 +240,7 @@ def _config(app: ReferenceApp) -> uvicorn.Config:
         ws=_WebSocket,
         ws_ping_interval=None,  # the server must not notice a half-open connection either
         ws_per_message_deflate=False,
-        lifespan="off",
+        lifespan="auto",  # an application of the user's own may not know of it
         log_config=None,
         access_log=False,
         proxy_headers=False,

@@ -15,13 +15,15 @@ class PushRecord:
         cursor: The id of the newest event then.
         at: When, in seconds on the clock of `time.monotonic()`.
         dropped: Whether a fault dropped it.
-        sent: How many connections it was sent to.
+        sent: How many connections it was sent to, those of long polls and receivers of webhooks included.
+        times: How often on each.
     """
 
     cursor: str
     at: float
     dropped: bool
     sent: int = 0
+    times: int = 1
 
 
 @dataclass(slots=True)
@@ -35,7 +37,8 @@ class Stats:
         statuses: Answers of the feed by status.
         empty: Answers of the feed without an event. Each poll that catches up ends with one.
         held: Long polls that are held now.
-        pushes_sent: Pushes sent to websockets and event streams, all connections together.
+        pushes_sent: Pushes sent to websockets, event streams and long polls, and begun to be sent by webhook, all
+            connections together.
         pushes_dropped: Publications whose push was dropped.
         websockets_accepted: Websockets accepted.
         websockets_refused: Websockets refused.
@@ -43,6 +46,10 @@ class Stats:
         streams_accepted: Event streams begun.
         streams_refused: Event streams refused.
         streams_open: Event streams that are open now.
+        long_polls: Requests for `/changes`.
+        long_polls_held: Those that are held now.
+        webhooks: Requests of webhooks that are over, by the status of their answer; 0: there was none.
+        webhooks_given_up: Pushes by webhook that no attempt delivered.
     """
 
     published: int = 0
@@ -59,6 +66,10 @@ class Stats:
     streams_accepted: int = 0
     streams_refused: int = 0
     streams_open: int = 0
+    long_polls: int = 0
+    long_polls_held: int = 0
+    webhooks: dict[int, int] = field(default_factory=dict)
+    webhooks_given_up: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
 
     def as_dict(self) -> dict[str, object]:
@@ -81,6 +92,12 @@ class Stats:
         """Count an answer of the feed."""
         with self._changed:
             self.statuses[status] = self.statuses.get(status, 0) + 1
+            self._changed.notify_all()
+
+    def count_webhook(self, status: int) -> None:
+        """Count an answer to a webhook."""
+        with self._changed:
+            self.webhooks[status] = self.webhooks.get(status, 0) + 1
             self._changed.notify_all()
 
     def wait_for(self, happened: Callable[["Stats"], object], *, timeout: float = 10.0) -> None:

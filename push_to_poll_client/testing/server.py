@@ -1,8 +1,8 @@
 """The reference server as a process of its own: `python -m push_to_poll_client.testing.server`.
 
 When it accepts connections it prints one line on stdout, JSON with the members `url` (the feed), `push_url` (the
-websocket), `sse_url` (the event stream), `base_url` (for `/publish`, `/faults`, `/stats`, `/pushes`) and `pid`. It
-ends at Ctrl-C and SIGTERM.
+websocket), `sse_url` (the event stream), `changes_url` (the long poll), `base_url` (for `/webhooks`, `/publish`,
+`/faults`, `/stats`, `/pushes`) and `pid`. It ends at Ctrl-C and SIGTERM.
 """
 
 import argparse
@@ -57,6 +57,7 @@ def _announce(server: ReferenceServer) -> None:
         "url": server.url,
         "push_url": server.push_url,
         "sse_url": server.sse_url,
+        "changes_url": server.changes_url,
         "base_url": server.base_url,
         "pid": os.getpid(),
     }

@@ -15,9 +15,6 @@ import time
 
 PR_SET_PDEATHSIG = 1
 
-DEAD = 0.6
-"""Seconds in which a listener finds that its connection is dead."""
-
 
 def end_with_parent():
     """A parent that dies closes our standard input. Linux kills us too, also while we are stopped by SIGSTOP."""
@@ -29,18 +26,13 @@ def end_with_parent():
 end_with_parent()
 
 import anyio  # noqa: E402  # what takes time comes after what must not wait
+from chaos_listeners import listener  # noqa: E402
 from journals import Journal  # noqa: E402
+from watched import WatchedListener  # noqa: E402
 
-from push_to_poll_client import (  # noqa: E402
-    Consumer,
-    HTTPFeed,
-    Push,
-    SQLiteStore,
-    SSEListener,
-    WebSocketListener,
-    _schedule,
-)
-from push_to_poll_client.listeners import _reconnect  # noqa: E402
+from push_to_poll_client import Consumer, HTTPFeed, SQLiteStore, _schedule  # noqa: E402
+from push_to_poll_client.listeners import _reconnect, long_poll  # noqa: E402
+from push_to_poll_client.listeners._subscriptions import keeper, when  # noqa: E402
 
 
 class Orders(Consumer):
@@ -57,21 +49,14 @@ class Orders(Consumer):
         self._journal.write("leaves", self._life, message.id, time.monotonic())
 
 
-def hint(text):
-    return Push(cursor=json.loads(text)["cursor"])
-
-
-def listener(kind, url, headers):
-    if kind == "websocket":
-        return WebSocketListener(url, headers=headers, hint=hint, ping_interval=DEAD / 2, ping_timeout=DEAD / 2)
-    return SSEListener(url, headers=headers, hint=lambda event: hint(event.data), max_silence=DEAD)
-
-
 def hasten(haste):
     """Shorten what follows on failures, as the settings shorten what goes on when all is well."""
     for module, names in (
         (_schedule, ("FIRST_BACKOFF", "MAX_BACKOFF")),
         (_reconnect, ("FIRST_DELAY", "BASE_DELAY", "MAX_DELAY", "LIVED")),
+        (long_poll, ("HELD", "DEAF")),
+        (when, ("SHORTEST",)),
+        (keeper, ("AWAY", "LOOK")),
     ):
         for name in names:
             setattr(module, name, getattr(module, name) / haste)
@@ -83,7 +68,13 @@ async def main(*, url, push, headers, database, journal, life, takes, answer_wit
     orders = Orders(
         HTTPFeed(url, headers=headers, timeout=answer_within),
         store=SQLiteStore(database),
-        listeners=[listener(kind, at, headers) for kind, at in push],
+        listeners=[
+            WatchedListener(
+                listener(kind, settings, headers),
+                lambda what: journal.write("channel", life, what, time.monotonic()),
+            )
+            for kind, settings in push
+        ],
         journal=journal,
         life=life,
         takes=takes,

@@ -56,10 +56,19 @@ class Handled:
     left: float = math.inf
 
 
+class Said(NamedTuple):
+    """A listener told its channel "up", "down" or "pushed", in the process of this number."""
+
+    life: int
+    what: str
+    at: float
+
+
 class ConsumerJournal:
     """What a consumer wrote, over all its lives.
 
     Attributes:
+        said: What its listeners told their channels.
         handled: Each time that the handler was entered.
         ids: Of the messages that it was done with.
         begun: The lives that came as far as `run()`.
@@ -67,6 +76,7 @@ class ConsumerJournal:
 
     def __init__(self, path):
         self._lines = Lines(path)
+        self.said = []
         self.handled = []
         self.ids = set()
         self.begun = set()
@@ -75,6 +85,9 @@ class ConsumerJournal:
         for kind, life, *rest in self._lines.new():
             getattr(self, f"_{kind}")(int(life), *rest)
         return self
+
+    def _channel(self, life, what, at):
+        self.said.append(Said(life, what, float(at)))
 
     def _begins(self, life):
         self.begun.add(life)

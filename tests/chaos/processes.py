@@ -84,6 +84,7 @@ class ServerProcess:
         self._log = (directory / "server.log").open("ab")
         self._publishing = threading.Lock()
         self._port = 0
+        self._webhooks = {}
         self.start()
 
     def start(self):
@@ -95,6 +96,16 @@ class ServerProcess:
             self.base_url = json.loads(self._child.line())["base_url"]
             self._port = httpx.URL(self.base_url).port
             self._http = httpx.Client(base_url=self.base_url)
+            for url, secret in self._webhooks.items():
+                self._register(url, secret)
+
+    def send_webhooks(self, url, secret):
+        """Push there too, in this life and in those to come."""
+        self._webhooks[url] = secret
+        self._register(url, secret)
+
+    def _register(self, url, secret):
+        self._http.post("/webhooks", json={"url": url, "secret": secret}).raise_for_status()
 
     @property
     def url(self):
@@ -189,7 +200,7 @@ class ConsumerProcess:
         directory: For the state, the journal and the log.
         name: Tells consumers of one test apart.
         url: Of the feed.
-        push: Kind and address of each push channel.
+        push: Kind and settings of each push channel, see `chaos_listeners.py`.
         takes: Seconds that the handler takes for a message.
         answer_within: Seconds for one answer of the feed.
         haste: How many times shorter the delays after failures are than they are for others.

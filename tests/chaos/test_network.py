@@ -15,6 +15,7 @@ from consumers import Log
 from journals import Dialled, ServerJournal
 from tcp_proxy import TCPProxy
 from verdicts import beyond_g2, beyond_g3, beyond_reconnect_policy, longest_quiet
+from watched import WatchedListener
 
 from push_to_poll_client import FeedError, HTTPFeed, SSEListener, WebSocketListener
 from push_to_poll_client.listeners import _sse_connection, _websocket_connection
@@ -92,32 +93,21 @@ class WatchedFeed(HTTPFeed):
         return page
 
 
-class WatchedListener:
-    """Stands between a listener and its channel, and writes down what the listener says."""
+class CountedListener(WatchedListener):
+    """Knows whether it is up, and how often it was down."""
 
     def __init__(self, listener, bell):
-        self.listener, self.bell = listener, bell
+        super().__init__(listener, self._hear)
+        self.bell = bell
         self.is_up = False
         self.downs = 0
         listener._fraction = lambda: 0.0  # the shortest delays of the policy
 
-    async def listen(self, channel):
-        self.channel = channel
-        await self.listener.listen(self)
-
-    def up(self):
-        self.is_up = True
-        self.channel.up()
-        self.bell.ring()
-
-    def down(self, error=None):
-        self.is_up = False
-        self.downs += 1
-        self.channel.down(error)
-        self.bell.ring()
-
-    def wake(self, push=None, /):
-        self.channel.wake(push)
+    def _hear(self, what):
+        if what != "pushed":
+            self.is_up = what == "up"
+            self.downs += what == "down"
+            self.bell.ring()
 
 
 def listener(kind, port):
@@ -137,7 +127,7 @@ class World:
         self.bell = Bell()
         url = f"http://127.0.0.1:{feed.port}/feed"
         self.watched = WatchedFeed(url, self.bell, timeout=TIMEOUT, headers={"x-client": "c"})
-        self.channel = WatchedListener(listener(kind, push.port), self.bell)
+        self.channel = CountedListener(listener(kind, push.port), self.bell)
         self.consumer = Log(
             self.watched,
             listeners=[self.channel],

@@ -40,10 +40,9 @@ def proxy(server):
 def consumers(started, server, proxy):
     """Of each kind of push channel, one whose connection outlives the pause and one whose connection does not."""
     consumers = []
-    for kind, path in (("websocket", "push"), ("sse", "events")):
+    for kind in ("websocket", "sse"):
         for port, fate in ((server.port, "living"), (proxy.port, "dead")):
-            scheme = "ws" if kind == "websocket" else "http"
-            push = [(kind, f"{scheme}://127.0.0.1:{port}/{path}")]
+            push = [(kind, {"port": port})]
             limits = {"fallback_interval": FALLBACK, "degraded_interval": 1.0, "rate": RATE, "burst": BURST}
             name = f"{kind}-{fate}"
             consumers.append(started(ConsumerProcess, name=name, url=server.url, push=push, **limits))

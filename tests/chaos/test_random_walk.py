@@ -57,10 +57,7 @@ class Walk:
     def __init__(self, started, chance, feed, push, server):
         self.chance, self.feed, self.push, self.server = chance, feed, push, server
         self.load = started(Load, server, seed=chance.random(), rate=200)
-        channels = [
-            ("websocket", f"ws://127.0.0.1:{push.port}/push"),
-            ("sse", f"http://127.0.0.1:{push.port}/events"),
-        ]
+        channels = [("websocket", {"port": push.port}), ("sse", {"port": push.port})]
         self.consumer = started(
             ConsumerProcess,
             url=f"http://127.0.0.1:{feed.port}/feed",

@@ -23,10 +23,16 @@ def server(started):
 def consumers(started, server):
     """One on each event loop, one with each kind of push channel."""
     limits = {"fallback_interval": 2.0, "degraded_interval": DEGRADED, "rate": RATE, "burst": BURST}
-    channels = {"websocket": server.base_url.replace("http", "ws") + "/push", "sse": f"{server.base_url}/events"}
     consumers = [
-        started(ConsumerProcess, name=kind, url=server.url, push=[(kind, url)], takes=0.0005, **limits)
-        for kind, url in channels.items()
+        started(
+            ConsumerProcess,
+            name=kind,
+            url=server.url,
+            push=[(kind, {"port": server.port})],
+            takes=0.0005,
+            **limits,
+        )
+        for kind in ("websocket", "sse")
     ]
     for consumer, backend in zip(consumers, ["asyncio", "trio"], strict=True):
         consumer.start(backend)

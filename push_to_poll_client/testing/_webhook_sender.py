@@ -1,0 +1,143 @@
+"""POST /webhooks of the reference server: pushes by webhook, signed, tried again, and what goes wrong with them.
+
+They are signed as Standard Webhooks 1.0.0 says. A push has the same id in each attempt, and at each receiver.
+"""
+
+import binascii
+import hmac
+import time
+from collections.abc import Sequence
+
+import anyio
+import httpx
+import msgspec
+
+from push_to_poll_client._http_client import http_url
+from push_to_poll_client.testing._bell import Bell
+from push_to_poll_client.testing._faults import Faults
+from push_to_poll_client.testing._push_log import PushLog, Subscription
+from push_to_poll_client.testing._stats import PushRecord, Stats
+
+__all__ = ["WebhookSender"]
+
+TIMEOUT = 5.0
+"""Seconds for a receiver to answer, after which a push is tried again."""
+
+FORGED = b"a key that the receiver does not have"
+
+
+class _Receiver:
+    """Where pushes are sent to.
+
+    Args:
+        url: Its address.
+        key: What they are signed with.
+        subscription: What it is owed.
+    """
+
+    def __init__(self, url: str, key: bytes, subscription: Subscription) -> None:
+        self.url = url
+        self.key = key
+        self.subscription = subscription
+
+
+class WebhookSender:
+    """Sends what is pushed from when a receiver was registered on, while a server runs.
+
+    What was not delivered when the server ends is given up, as in a crash.
+
+    Args:
+        log: The pushes.
+        faults: The switches.
+        stats: The counters.
+        retries: Seconds before each further attempt.
+    """
+
+    def __init__(self, log: PushLog, faults: Faults, stats: Stats, *, retries: Sequence[float]) -> None:
+        self._log = log
+        self._faults = faults
+        self._stats = stats
+        self._retries = retries
+        self._receivers: dict[str, _Receiver] = {}
+        self._bell = Bell()
+
+    def register(self, url: str, secret: str | None) -> list[str]:
+        """Send what is pushed from now on there too.
+
+        Args:
+            url: Where to.
+            secret: What to sign with, "whsec_" and Base64; takes the place of an earlier one. `None`: send no
+                more.
+
+        Returns:
+            Where pushes are sent to now.
+
+        Raises:
+            ValueError: It is no address, or no secret.
+        """
+        if secret is None:
+            self._receivers.pop(url, None)
+        else:
+            self._receivers[url] = _Receiver(str(http_url(url)), _key_of(secret), self._subscription())
+        self._bell.ring()
+        return list(self._receivers)
+
+    def _subscription(self) -> Subscription:
+        return Subscription(self._log, closes=False)
+
+    async def run(self) -> None:
+        """Send, until cancelled."""
+        self._bell = Bell()
+        for receiver in self._receivers.values():
+            receiver.subscription = self._subscription()
+        async with (
+            httpx.AsyncClient(trust_env=False, timeout=TIMEOUT) as client,
+            anyio.create_task_group() as tasks,
+        ):
+            served: dict[_Receiver, anyio.CancelScope] = {}
+            while True:
+                for receiver in served.keys() - {*self._receivers.values()}:
+                    served.pop(receiver).cancel()
+                for receiver in {*self._receivers.values()} - served.keys():
+                    served[receiver] = anyio.CancelScope()
+                    tasks.start_soon(self._serve, client, receiver, served[receiver])
+                await self._bell.wait()
+
+    async def _serve(self, client: httpx.AsyncClient, receiver: _Receiver, scope: anyio.CancelScope) -> None:
+        """One that is tried again holds up none of those after it."""
+        with scope:
+            async with anyio.create_task_group() as tasks:
+                while (record := await receiver.subscription.next()) is not None:
+                    tasks.start_soon(self._deliver, client, receiver, record)
+
+    async def _deliver(self, client: httpx.AsyncClient, receiver: _Receiver, record: PushRecord) -> None:
+        for delay in (0.0, *self._retries):
+            await anyio.sleep(delay)
+            status = await self._send(client, receiver, record)
+            self._stats.count_webhook(status)
+            if httpx.codes.is_success(status):
+                return
+        self._stats.count(webhooks_given_up=1)
+
+    async def _send(self, client: httpx.AsyncClient, receiver: _Receiver, record: PushRecord) -> int:
+        """Returns the status of the answer; 0: there was none."""
+        key = FORGED if self._faults.takes("forge_next") else receiver.key
+        body = msgspec.json.encode({"cursor": record.cursor})
+        headers = {"content-type": "application/json", **_signed(f"push_{record.cursor}", body, key)}
+        try:
+            return (await client.post(receiver.url, content=body, headers=headers)).status_code
+        except httpx.HTTPError:
+            return 0
+
+
+def _signed(id: str, body: bytes, key: bytes) -> dict[str, str]:
+    now = str(int(time.time()))
+    mac = hmac.digest(key, f"{id}.{now}.".encode() + body, "sha256")
+    signature = binascii.b2a_base64(mac, newline=False).decode()
+    return {"webhook-id": id, "webhook-timestamp": now, "webhook-signature": f"v1,{signature}"}
+
+
+def _key_of(secret: str) -> bytes:
+    if not (key := binascii.a2b_base64(secret.removeprefix("whsec_"), strict_mode=True)):
+        raise ValueError("the secret is empty")
+    return key

@@ -1,0 +1,126 @@
+"""A listener of each kind, which finds within seconds what others find within a minute.
+
+Each kind takes what is its own of `port`, where who pushes is to be reached; of `served`, where a webhook is served;
+and of `callback`, where that is to be reached.
+"""
+
+import json
+import socket
+import threading
+
+import anyio
+
+from push_to_poll_client import ConnectionListener, Push, SSEListener, WebSocketListener
+
+DEAD = 0.6
+"""Seconds in which a listener finds that its connection is dead."""
+
+HOST = "127.0.0.1"
+SECRET = "whsec_c2VjcmV0IG9mIGEgdGVzdA=="
+STREAM = "orders"
+
+
+def hint(text):
+    return Push(cursor=json.loads(text)["cursor"])
+
+
+def websocket(*, port, headers):
+    pings = {"ping_interval": DEAD / 2, "ping_timeout": DEAD / 2}
+    return WebSocketListener(f"ws://{HOST}:{port}/push", headers=headers, hint=hint, **pings)
+
+
+def sse(*, port, headers):
+    url = f"http://{HOST}:{port}/events"
+    return SSEListener(url, headers=headers, hint=lambda event: hint(event.data), max_silence=DEAD)
+
+
+def long_poll(*, port, headers):
+    from push_to_poll_client.listeners.long_poll import LongPollListener
+
+    return LongPollListener(
+        f"http://{HOST}:{port}/changes?wait={DEAD / 2}",
+        next={"after": "cursor"},
+        news="changes",
+        retry_after="backoff",
+        wait=DEAD / 2,
+        open_timeout=DEAD / 2,
+        headers=headers,
+        hint=lambda answer: hint(answer.body),
+    )
+
+
+def webhook(*, served):
+    from push_to_poll_client.listeners.verifiers import standard_webhooks
+    from push_to_poll_client.listeners.webhook import WebhookListener
+
+    return _served(served, WebhookListener(standard_webhooks(SECRET), hint=lambda request: hint(request.body)))
+
+
+def durable_webhook(*, port, served, callback):
+    from push_to_poll_client.listeners._subscriptions.durable_streams import DurableStreamsWebhook
+    from push_to_poll_client.listeners.webhook import WebhookListener
+
+    subscription = DurableStreamsWebhook(
+        f"http://{HOST}:{port}",
+        callback=f"http://{HOST}:{callback}/",
+        streams=[STREAM],
+        lease=1.0,
+        confirm_every=DEAD,
+    )
+    return _served(served, WebhookListener(register_with_server=subscription))
+
+
+def pull_wake(*, port):
+    from push_to_poll_client.listeners.pull_wake import PullWakeListener
+
+    return PullWakeListener(
+        f"http://{HOST}:{port}",
+        wake_stream="wakes",
+        streams=[STREAM],
+        lease=1.0,
+        confirm_every=DEAD,
+        max_silence=DEAD,
+        open_timeout=DEAD,
+    )
+
+
+def nats(*, port):
+    """As `docs/push.md` has it."""
+    import nats
+
+    async def orders(connection):
+        client = await nats.connect(
+            f"nats://{HOST}:{port}", allow_reconnect=False, ping_interval=DEAD / 2, max_outstanding_pings=1
+        )
+        try:
+            subscription = await client.subscribe(STREAM)
+            await client.flush()
+            connection.up()
+            async for _ in subscription.messages:
+                connection.wake()
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(0.2):
+                await client.close()
+
+    return ConnectionListener(orders, name="nats orders", open_timeout=DEAD)
+
+
+LISTENERS = {
+    kind.__name__: kind for kind in (websocket, sse, long_poll, webhook, durable_webhook, pull_wake, nats)
+}
+
+
+def listener(kind, settings, headers):
+    """One of this kind; `headers` say who asks, where a server is asked that writes it down."""
+    asks_reference = {"headers": headers} if kind in {"websocket", "sse", "long_poll"} else {}
+    return LISTENERS[kind](**settings, **asks_reference)
+
+
+def _served(port, app):
+    """Serve it in a thread of its own: its event loop is not the consumer's. What comes meanwhile waits."""
+    import uvicorn
+
+    listening = socket.create_server((HOST, port))
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+    threading.Thread(target=uvicorn.Server(config).run, args=([listening],), daemon=True).start()
+    return app
