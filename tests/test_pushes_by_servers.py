@@ -3,6 +3,7 @@
 The fallback of an hour must not help.
 """
 
+import contextlib
 import functools
 import gc
 import itertools
@@ -81,15 +82,16 @@ class Holding:
         threading.Thread(target=self._serve, args=(accepted,), daemon=True).start()
 
     def _serve(self, accepted):
-        while asked := accepted.recv(65536):
-            since = int(asked.partition(b"since=")[2].partition(b" ")[0] or b"0")
-            with self._changed:
-                self._changed.wait_for(lambda since=since: self._newest > since or self._closed)
-                body = b'{"newest": %d}' % self._newest
-            try:
+        with contextlib.suppress(OSError):
+            while asked := accepted.recv(65536):
+                since = int(asked.partition(b"since=")[2].partition(b" ")[0] or b"0")
+                body = b'{"newest": %d}' % self._after(since)
                 accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-            except OSError:
-                return
+
+    def _after(self, since):
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest > since or self._closed)
+            return self._newest
 
 
 @pytest.fixture
