@@ -1,5 +1,9 @@
 """One request of a channel on real sockets: by a client of another library, and what is closed."""
 
+import gc
+
+import anyio
+import httpx
 import httpx2
 import pytest
 from channels import HOST, Raw, is_closed
@@ -48,3 +52,31 @@ async def test_the_socket_of_a_request_that_ends_early_is_closed():
         with pytest.raises(UnusableAnswer, match="more than 100 bytes"):
             await Asker(f"http://{HOST}:{raw.port}/", max_body=100).ask()
         assert is_closed(raw.accepted[0])
+
+
+@pytest.mark.parametrize("module", [httpx, httpx2])
+async def test_a_request_that_is_cancelled_while_it_is_sent_leaves_nothing_to_the_garbage_collector(module):
+    """A generator that is left in the middle is a warning on trio."""
+    with Raw(lambda accepted, number: None) as raw:
+        async with module.AsyncClient() as client:
+            with anyio.move_on_after(0.2):
+                await Asker(f"http://{HOST}:{raw.port}/", client=client).ask("POST", content=bytes(1 << 25))
+        assert raw.accepted
+    gc.collect()
+
+
+@pytest.mark.parametrize("module", [httpx, httpx2])
+async def test_a_body_is_sent_whole(module):
+    def treat(accepted, number):
+        asked.append(b"")
+        while not asked[0].endswith(b"\r\n\r\nbody"):
+            asked[0] += accepted.recv(65536)
+        accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    asked = []
+    with Raw(treat) as raw:
+        async with module.AsyncClient() as client:
+            assert (
+                await Asker(f"http://{HOST}:{raw.port}/", client=client).ask("POST", content=b"body")
+            ).status == 200
+    assert b"\r\ncontent-length: 4\r\n" in asked[0].lower()

@@ -117,9 +117,9 @@ async def test_what_is_appended_is_processed_at_once(server, pushed_by):
     stream = server.stream()
     with pushed_by(server, stream) as listener:
         async with consuming(stream, listener) as consumer:
-            await append_one_by_one(consumer, stream, 20)
+            await append_one_by_one(consumer, stream, 8)
             (channel,) = consumer.status().listeners
-            assert channel.pushes == 20
+            assert channel.pushes == 8
 
 
 async def test_what_is_appended_while_pushes_are_on_their_way_is_processed(server, pushed_by):

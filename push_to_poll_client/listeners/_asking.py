@@ -190,6 +190,8 @@ class Asker:
                         content=content,
                         extensions=request.extensions,
                     )
+                if content:
+                    request.stream = _at_once(request.stream, content)
                 response = await sender.send(request, stream=True, follow_redirects=False, **auth)
                 async with closing(response):
                     body = await self._body(response, without_secrets(url), scope if trickles else None, wait)
@@ -219,6 +221,35 @@ class Asker:
                     raise UnusableAnswer(f"{where} answered more than {self._max_body} bytes")
                 parts.append(chunk)
         return b"".join(parts)
+
+
+class _Pieces:
+    """An iterator that is no generator."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = iter(pieces)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for piece in self._pieces:
+            return piece
+        raise StopAsyncIteration
+
+
+def _at_once(stream: Any, content: bytes) -> Any:
+    """A body that may be left in the middle.
+
+    httpx's own is a generator: a request that is cancelled while it is being sent drops it, the garbage collector
+    gets it, and on trio that is a warning.
+
+    Args:
+        stream: The body as the client has it, in whose kind it wants it.
+        content: The same.
+    """
+    kind = type("AtOnce", (type(stream),), {"__aiter__": lambda _self: _Pieces(content)})
+    return kind(content)
 
 
 def _telling(sent: Callable[[], None], extensions: Mapping[str, Any]) -> Mapping[str, Any]:
