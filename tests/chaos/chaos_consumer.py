@@ -54,7 +54,7 @@ def hasten(haste):
     for module, names in (
         (_schedule, ("FIRST_BACKOFF", "MAX_BACKOFF")),
         (_reconnect, ("FIRST_DELAY", "BASE_DELAY", "MAX_DELAY", "LIVED")),
-        (long_poll, ("HELD", "DEAF")),
+        (long_poll, ("HELD",)),
         (when, ("SHORTEST",)),
         (keeper, ("AWAY", "LOOK")),
     ):

@@ -1,7 +1,7 @@
 """A listener of each kind, which finds within seconds what others find within a minute.
 
-Each kind takes what is its own of `port`, where who pushes is to be reached; of `served`, where a webhook is served;
-and of `callback`, where that is to be reached.
+Each kind takes what it needs of `port`, where who pushes is to be reached; `served`, where a webhook is served;
+and `callback`, where that is to be reached.
 """
 
 import json
@@ -17,7 +17,8 @@ DEAD = 0.6
 
 HOST = "127.0.0.1"
 SECRET = "whsec_c2VjcmV0IG9mIGEgdGVzdA=="
-STREAM = "orders"
+ROOT, STREAM = "/v1/stream", "orders"
+"""Where a server of Durable Streams has its streams, and the one of which it is to tell."""
 
 
 def hint(text):
@@ -61,7 +62,7 @@ def durable_webhook(*, port, served, callback):
     from push_to_poll_client.listeners.webhook import WebhookListener
 
     subscription = DurableStreamsWebhook(
-        f"http://{HOST}:{port}",
+        f"http://{HOST}:{port}{ROOT}",
         callback=f"http://{HOST}:{callback}/",
         streams=[STREAM],
         lease=1.0,
@@ -74,7 +75,7 @@ def pull_wake(*, port):
     from push_to_poll_client.listeners.pull_wake import PullWakeListener
 
     return PullWakeListener(
-        f"http://{HOST}:{port}",
+        f"http://{HOST}:{port}{ROOT}",
         wake_stream="wakes",
         streams=[STREAM],
         lease=1.0,

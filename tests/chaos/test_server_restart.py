@@ -25,7 +25,12 @@ def consumers(started, server):
     limits = {"fallback_interval": 2.0, "degraded_interval": DEGRADED, "rate": RATE, "burst": BURST}
     consumers = [
         started(
-            ConsumerProcess, name=kind, url=server.url, push=[(kind, {"port": server.port})], takes=0.0005, **limits
+            ConsumerProcess,
+            name=kind,
+            url=server.url,
+            push=[(kind, {"port": server.port})],
+            takes=0.0005,
+            **limits,
         )
         for kind in ("websocket", "sse")
     ]
