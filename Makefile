@@ -33,6 +33,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/feeds.py
+	$(BIN)/python benchmarks/push.py
 
 chaos: $(READY)
 	CHAOS_FORM=long $(BIN)/python -m pytest tests/chaos tests/hostile tests/fuzz tests/test_processing_properties.py \

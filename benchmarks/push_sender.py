@@ -1,7 +1,7 @@
 """The server's side of a push channel, in a process of its own: sends at a pace, and says when it sent what.
 
-`push_sender.py KIND ADDRESS PUSHES PACE`. It says where clients connect, is told on its standard input where to send
-to (which matters to webhooks alone), sends, and says the times. The n-th push says `{"cursor": "n"}`.
+`push_sender.py KIND ADDRESS PUSHES PACE`. It says where clients connect, is told on its standard input where to
+send to (which matters to webhooks alone), sends, and says the times. The n-th push says `{"cursor": "n"}`.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class Streams:
         self._news.set()
         self._news = asyncio.Event()
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
         """Serve one request."""
         if scope["path"] == "/events":
             await self._events(send)
@@ -99,7 +99,7 @@ async def served(app: Any) -> AsyncIterator[str]:
         uvicorn.Config(app, log_config=None, log_level="critical", lifespan="off", timeout_graceful_shutdown=0)
     )
     running = asyncio.create_task(server.serve([listening]))
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110  # it says so in no other way
         await asyncio.sleep(0.001)
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     server.should_exit = True

@@ -13,10 +13,9 @@ from push_sender import SECRET, served
 from websockets.asyncio.client import connect
 
 from push_to_poll_client import JSONHint, Listener, SSEListener, WebSocketListener
-
-# from push_to_poll_client.listeners.long_poll import LongPollListener
-# from push_to_poll_client.listeners.postgres import PostgresListener
-# from push_to_poll_client.listeners.redis import RedisListener
+from push_to_poll_client.listeners.long_poll import LongPollListener
+from push_to_poll_client.listeners.postgres import PostgresListener
+from push_to_poll_client.listeners.redis import RedisListener
 from push_to_poll_client.listeners.verifiers import github
 from push_to_poll_client.listeners.webhook import WebhookListener
 
@@ -40,7 +39,7 @@ class Channel(NamedTuple):
         bare: The protocol's own client.
         ours: This library.
         pace: Seconds between two pushes.
-        pushes: How many of each side, as a share of what was asked for.
+        share: Of the pushes that are asked for, so many are sent: a slower pace takes no longer.
     """
 
     sender: str

@@ -193,15 +193,16 @@ class Events(httpx.AsyncByteStream):
     def __init__(self, server):
         self._server = server
         self._at, self._ends = len(server.wakes), server.ends
+
     async def __aiter__(self):
         self._server.open += 1
         yield b'event: control\ndata: {"streamNextOffset":"0"}\n\n'
         while self._ends == self._server.ends:
             changed = self._server._changed
-            while self._at < len(self._server.wakes):
-                self._at += 1
+            while wakes := self._server.wakes[self._at :]:  # all at once, as a socket has them
+                self._at += len(wakes)
                 self._server._point("event")
-                yield f"event: data\ndata: {self._server.wakes[self._at - 1]}\n\n".encode()
+                yield "".join(f"event: data\ndata: {wake}\n\n" for wake in wakes).encode()
             if self._ends == self._server.ends:
                 await changed.wait()
 

@@ -32,3 +32,19 @@ def test_the_benchmark_of_feeds_runs_and_prints_a_ratio_for_each():
     )
     for row in done.stdout.splitlines():
         assert re.fullmatch(r"a page of 1,000 by [\w ,]+: by hand .* ms, ours .* ms, [0-9.]+ x as fast", row)
+
+
+def test_the_benchmark_of_channels_runs_and_prints_a_ratio_for_each():
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "push.py", "--pushes", "20"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    rows = done.stdout.splitlines()
+    assert len(rows) == 6
+    for row in rows:
+        assert re.fullmatch(
+            r"\d+ pushes by [\w -]+: received by .* ms, in the handler .* ms, [0-9.]+ x as long", row
+        )

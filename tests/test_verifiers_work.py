@@ -11,6 +11,7 @@ from signing import NOW, b64_mac, hex_mac, request
 
 from push_to_poll_client.listeners._verifiers import ed25519
 from push_to_poll_client.listeners.verifiers import (
+    HMACSignature,
     WebhookRequest,
     basic,
     bearer,
@@ -132,6 +133,21 @@ def test_where_in_a_list_the_right_one_stands_cannot_be_told_either(work):
         found.append(dict(work))
     assert all(one == found[0] for one in found)
     assert (found[0]["hmac"], found[0]["compare"]) == (2, 8)
+
+
+def test_by_which_of_two_algorithms_it_fits_cannot_be_told_from_the_work(work):
+    verify = HMACSignature(
+        KEYS, header="x", separator=" ", prefix="{algorithm}=", algorithm=("sha1", "sha512"), once=()
+    )
+    macs = {method: hex_mac(KEYS[0], BODY, method) for method in ("sha1", "sha512")}
+    found = []
+    for right in macs:
+        listed = [f"{method}={mac if method == right else '0' * len(mac)}" for method, mac in macs.items()]
+        work.clear()
+        assert verify(request(BODY, x=" ".join(listed)))
+        found.append(dict(work))
+    assert found[0] == found[1]
+    assert (found[0]["hmac"], found[0]["compare"]) == (4, 4)
 
 
 def test_a_public_key_is_tried_once_for_each_signature_wherever_it_is_wrong(work):

@@ -143,6 +143,7 @@ class PullWakeListener:
             open_timeout=open_timeout,
             **how,
         )
+        self._wakes.name = self.name
 
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled, connect again alone, keep the subscription, report to `channel`.

@@ -7,6 +7,7 @@ import rows_http
 import rows_listeners
 import rows_paged
 import rows_state
+import rows_subscriptions
 import rows_verifiers
 import rows_webhook
 
@@ -22,6 +23,7 @@ PARSERS = {
         rows_listeners,
         rows_asking,
         rows_state,
+        rows_subscriptions,
         rows_verifiers,
         rows_webhook,
     )

@@ -145,7 +145,7 @@ class WakeStream(SSEListener):
             return []  # whatever it is: a claim shows what there is
         wakes = found if isinstance(found, list) else [found]
         ours = [wake for wake in wakes if (wake.type, wake.subscription_id) == ("wake", self._subscription_id)]
-        return [wake.stream for wake in ours] if ours else None
+        return [wake.stream for wake in ours if wake.stream] if ours else None
 
 
 class _Wake(msgspec.Struct):

@@ -87,7 +87,7 @@ def _until_too_many(found: Iterator[str]) -> Iterator[str]:
 
 
 def _usable(found: Iterable[str], url: str) -> list[str]:
-    links = (resolved(target, url) for target in found)
+    links = (resolved(target, url) for target in found if target.strip())
     return [link for link in links if link is not None and _is_http(link)]
 
 

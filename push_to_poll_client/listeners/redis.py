@@ -1,0 +1,215 @@
+"""WHO SAID SO, by Redis or Valkey: each message published on a channel to which one subscribes is a push.
+
+The server forgets whoever is not connected, so every connect wakes. An open connection on which nothing is published
+says nothing, also when its other end is gone: after each silence the server is pinged.
+
+The life of the channel is `_reconnecting.py`'s, what a failure means `_redis_failures.py`'s.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from push_to_poll_client._arguments import check_number
+from push_to_poll_client._http import without_secrets
+from push_to_poll_client._http_client import CLOSE_TIMEOUT
+from push_to_poll_client._protocols import Channel
+from push_to_poll_client._text import one_line
+from push_to_poll_client._types import Push
+from push_to_poll_client.listeners._failure import Failure
+from push_to_poll_client.listeners._notification import Notification, names_of, refuse_trio
+from push_to_poll_client.listeners._reconnect import Verdict
+from push_to_poll_client.listeners._reconnecting import ReconnectingListener
+from push_to_poll_client.listeners._redis_failures import failure_of
+
+if TYPE_CHECKING:
+    import redis.asyncio
+
+__all__ = ["RedisListener"]
+
+SUBSCRIBED = frozenset({"subscribe", "psubscribe"})
+PUBLISHED = frozenset({"message", "pmessage"})
+
+_log = logging.getLogger(__name__)
+
+
+class RedisListener(ReconnectingListener[Notification]):
+    """Wakes on every message published on its channels, and on every connect.
+
+        RedisListener("rediss://me:secret@cache.example:6379", "orders")
+
+    whose writers say `PUBLISH orders …`. Valkey is as good. It takes a connection of its own.
+
+    Connects again by itself, after 0-1 s and then ever more slowly (at most 5 connections in the first 10 seconds,
+    one in 30-60 s later), not as redis-py would; after 5 to 7.5 minutes when the server refuses (wrong password,
+    not permitted).
+
+    Runs on asyncio alone, since redis-py does. Needs `pip install 'push-to-poll-client[redis]'`.
+
+    Args:
+        url: As redis-py reads it (`redis://`, `rediss://`, `unix://`); or a `redis.asyncio.Redis`, which says how to
+            connect (a `credential_provider` of it is asked at each connect), stays yours and is not used otherwise.
+        channels: The channel, or several.
+        patterns: A pattern of channels as PSUBSCRIBE has them ("orders.*"), or several.
+        hint: Makes a push of a `Notification` (its `channel`, and its `data`, which is `bytes`): a `Push`, or `None`
+            for one that is no push. One that raises is logged, and the message counts as a plain push. `None`: every
+            message is a push.
+        classify: Asked first what a failure means (a `redis.RedisError`, an `OSError`, …); returns a verdict, or
+            `None` for the default.
+        max_age: Seconds after which the connection is renewed although nothing is wrong with it, drawn from half
+            of this to all of it. `None`: never.
+        max_silence: Seconds without a message after which the server is pinged. `None`: it never is.
+        open_timeout: Seconds for connecting and subscribing, and again for the answer to a ping.
+        max_size: Bytes of the largest message that is shown to `hint`; a larger one is a plain push. redis-py reads
+            messages whole: how large they are is limited by the server (32 MB by its default of
+            `client-output-buffer-limit`).
+
+    Attributes:
+        name: The address without user, password and the values of its query, and the channels.
+
+    Raises:
+        ImportError: redis-py is not installed.
+        TypeError: An argument is of the wrong type.
+        ValueError: The URL cannot be read, there is no channel, or a limit is not above 0.
+    """
+
+    def __init__(
+        self,
+        url: "str | redis.asyncio.Redis",
+        channels: str | Sequence[str] = (),
+        *,
+        patterns: str | Sequence[str] = (),
+        hint: Callable[[Notification], Push | None] | None = None,
+        classify: Callable[[Exception], Verdict | None] | None = None,
+        max_age: float | None = 600.0,
+        max_silence: float | None = 60.0,
+        open_timeout: float = 10.0,
+        max_size: int = 65_536,
+    ) -> None:
+        self._channels, self._patterns = names_of("channels", channels), names_of("patterns", patterns)
+        if not self._channels + self._patterns:
+            raise ValueError("there is neither a channel nor a pattern; name one")
+        check_number("max_silence", max_silence, above_zero=True, optional=True)
+        check_number("max_size", max_size, above_zero=True)
+        self._pool = _pool_of(url)
+        super().__init__(
+            "",
+            headers=None,
+            token=None,
+            hint=hint,
+            classify=classify,
+            max_age=max_age,
+            max_silence=None,  # the server is pinged instead
+            open_timeout=open_timeout,
+            log=_log,
+        )
+        where = without_secrets(url) if isinstance(url, str) and "://" in url else "redis"
+        self.name = one_line(f"{where} {','.join(self._channels + self._patterns)}")
+        self._quiet = max_silence
+        self._max_size = max_size
+
+    async def listen(self, channel: Channel, /) -> None:
+        """Run until cancelled, connect again alone, report to `channel`.
+
+        Raises:
+            ListenerError: Trying again cannot help: `classify` says so, or this is not asyncio.
+        """
+        refuse_trio(self.name, "redis-py")
+        await super().listen(channel)
+
+    def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Any]:  # noqa: ARG002 - of HTTP
+        return self._subscribed()
+
+    @asynccontextmanager
+    async def _subscribed(self) -> AsyncIterator[Any]:
+        pool = self._pool(self._open_timeout)
+        try:
+            with anyio.move_on_after(self._open_timeout) as opening:
+                pubsub = await self._subscribe(pool)
+            if opening.cancelled_caught:
+                raise TimeoutError(f"not subscribed within {self._open_timeout:g} s")
+            yield pubsub
+        finally:
+            with anyio.move_on_after(CLOSE_TIMEOUT, shield=True), suppress(Exception):
+                await pool.disconnect()
+
+    async def _subscribe(self, pool: Any) -> Any:
+        from redis.asyncio.client import PubSub
+
+        pubsub = PubSub(pool)
+        if self._channels:
+            await pubsub.subscribe(*self._channels)
+        if self._patterns:
+            await pubsub.psubscribe(*self._patterns)
+        missing = len(self._channels) + len(self._patterns)
+        while missing:
+            message = await pubsub.get_message(timeout=None)
+            missing -= _is(message, SUBSCRIBED)
+        return pubsub
+
+    async def _read(self, connection: Any) -> Sequence[Notification]:
+        message = await connection.get_message(timeout=self._quiet)
+        if message is None:
+            message = await self._ping(connection)
+        return (_notification(message),) if _is(message, PUBLISHED) else ()
+
+    async def _ping(self, pubsub: Any) -> Any:
+        with anyio.move_on_after(self._open_timeout):
+            await pubsub.ping()
+            return await pubsub.get_message(timeout=None)
+        raise TimeoutError(f"no message for {self._quiet:g} s, and no answer to a ping for {self._open_timeout:g}")
+
+    def _push_of(self, message: Notification) -> Push | None:
+        return Push() if len(message.data) > self._max_size else super()._push_of(message)
+
+    def _failure(self, error: Exception) -> Failure:
+        return failure_of(error)
+
+
+def _is(message: Any, kinds: frozenset[str]) -> bool:
+    return isinstance(message, dict) and message.get("type") in kinds
+
+
+def _notification(message: Mapping[str, Any]) -> Notification:
+    channel, data = message["channel"], message["data"]
+    return Notification(channel.decode("utf-8", "replace"), data)
+
+
+def _pool_of(url: Any) -> Callable[[float], Any]:
+    """Makes pools like one that connects there, without the client's own ideas of when to try again."""
+    try:
+        from redis.asyncio import ConnectionPool
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+    except ImportError:
+        raise ImportError("RedisListener needs redis-py: pip install 'push-to-poll-client[redis]'") from None
+    like = _read(url, ConnectionPool) if isinstance(url, str) else getattr(url, "connection_pool", None)
+    if not isinstance(like, ConnectionPool):
+        raise TypeError(f"url is a str or a redis.asyncio.Redis, not {type(url).__name__}")
+    kind, settings = like.connection_class, dict(like.connection_kwargs)
+
+    def pool(timeout: float) -> Any:
+        ours = {
+            "retry": Retry(NoBackoff(), 0, supported_errors=()),  # which knows no error that it would try again
+            "retry_on_error": [],
+            "retry_on_timeout": False,
+            "protocol": 2,
+            "decode_responses": False,
+            "health_check_interval": 0,
+            "socket_timeout": None,
+            "socket_connect_timeout": timeout,
+            **({} if "path" in settings else {"socket_keepalive": True}),
+        }
+        return ConnectionPool(connection_class=kind, **{**settings, **ours})
+
+    return pool
+
+
+def _read(url: str, pool: Any) -> Any:
+    try:
+        return pool.from_url(url)
+    except Exception:  # noqa: BLE001 - whose text may quote it
+        raise ValueError(f"url is {without_secrets(url)}, which redis-py cannot read") from None

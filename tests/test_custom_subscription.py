@@ -1,0 +1,114 @@
+"""A subscription of three functions."""
+
+import threading
+
+import anyio
+import pytest
+
+from push_to_poll_client import ListenerError
+from push_to_poll_client.listeners.subscriptions import CustomSubscription, Registration
+from push_to_poll_client.testing import virtual_time
+
+pytestmark = pytest.mark.anyio
+
+ONE = Registration(id="1", details={"secret": "s"})
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    """Plain functions run in threads, which virtual time takes for idleness."""
+    return virtual_time(request.param, autojump_threshold=0.05)
+
+
+async def test_async_functions_are_awaited():
+    async def create(planned):
+        return planned
+
+    async def renew(registration):
+        return None
+
+    async def stop(registration):
+        stopped.append(registration)
+
+    stopped = []
+    subscription = CustomSubscription(create, renew, stop, name="vendor")
+    assert await subscription.create(ONE) == ONE
+    assert await subscription.renew(ONE) is None
+    assert await subscription.stop(ONE) is None
+    assert stopped == [ONE]
+
+
+async def test_plain_ones_run_in_a_thread():
+    threads = []
+
+    def note(registration):
+        threads.append(threading.current_thread())
+        return registration
+
+    subscription = CustomSubscription(note, note, note, name="vendor")
+    assert await subscription.create(ONE) == ONE
+    assert await subscription.renew(ONE) == ONE
+    await subscription.stop(ONE)
+    assert threading.current_thread() not in threads
+    assert len(threads) == 3
+
+
+async def test_objects_and_functions_that_return_coroutines_will_do():
+    class Create:
+        async def __call__(self, planned):
+            return planned
+
+    async def renew(registration):
+        return registration
+
+    subscription = CustomSubscription(Create(), lambda registration: renew(registration) or None, name="vendor")
+    assert await subscription.create(ONE) == ONE
+    assert await subscription.renew(ONE) == ONE
+
+
+async def test_a_plain_one_that_hangs_is_left_to_itself():
+    go_on = threading.Event()
+
+    def hang(planned):
+        go_on.wait(9)
+        return planned
+
+    with anyio.move_on_after(0.2) as scope:
+        await CustomSubscription(hang, name="vendor").create(ONE)
+    go_on.set()
+    assert scope.cancelled_caught
+
+
+async def test_without_the_others_it_is_replaced_and_left():
+    subscription = CustomSubscription(lambda planned: planned, name="vendor")
+    assert await subscription.renew(ONE) is None
+    assert await subscription.stop(ONE) is None
+    assert not subscription.renewable
+
+
+@pytest.mark.parametrize("answer", [None, {}, "1"])
+async def test_what_is_no_registration_ends_it(answer):
+    subscription = CustomSubscription(lambda planned: answer, lambda registration: answer, name="vendor")
+    with pytest.raises(ListenerError, match=r"create returned a .*; return a Registration"):
+        await subscription.create(ONE)
+    if answer is not None:
+        with pytest.raises(ListenerError, match=r"renew returned a .*; return a Registration, or None"):
+            await subscription.renew(ONE)
+
+
+def test_each_plan_has_an_id_and_a_secret_of_its_own():
+    subscription = CustomSubscription(lambda planned: planned, name="vendor")
+    one, two = subscription.plan(), subscription.plan()
+    assert len({one.id, two.id}) == len({one.details["secret"], two.details["secret"]}) == 2
+    assert len(one.id) == 36
+    assert len(one.details["secret"]) == 43
+    assert subscription.secrets == ()
+    subscription.adopt([one, two, Registration(id="3")])
+    assert subscription.secrets == (one.details["secret"], two.details["secret"])
+    assert repr(subscription) == "CustomSubscription(name='vendor')"
+
+
+@pytest.mark.parametrize("functions", [(None,), ("create",), (print, "renew"), (print, None, 1)])
+def test_what_is_no_function_is_refused(functions):
+    with pytest.raises(TypeError, match="give a function"):
+        CustomSubscription(*functions, name="vendor")

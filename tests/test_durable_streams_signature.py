@@ -1,0 +1,341 @@
+"""Who signed a webhook of Durable Streams, and how often his keys are asked for."""
+
+import base64
+import logging
+import sys
+
+import anyio
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from push_to_poll_client.listeners._verifiers.durable_streams import DurableStreamsSignature
+from push_to_poll_client.listeners._verifiers.jwks import AGAIN_AFTER, MAX_KEYS
+from push_to_poll_client.listeners._webhook.request import Verified, WebhookRequest
+
+pytestmark = pytest.mark.anyio
+
+CANARY = "c4n4ry"
+URL = "https://streams.example/v1/stream/__ds/jwks.json"
+NOW = 1_700_000_000
+BODY = b'{"subscription_id":"s"}'
+
+
+def base64url(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+class Key:
+    """A private key, and how it is published."""
+
+    def __init__(self, kid, changed=()):
+        self._private = Ed25519PrivateKey.from_private_bytes(kid.encode().ljust(32)[:32])
+        self.kid = kid
+        public = base64url(self._private.public_key().public_bytes_raw())
+        self.jwk = {"kty": "OKP", "crv": "Ed25519", "kid": kid, "use": "sig", "alg": "EdDSA", "x": public}
+        self.jwk.update(changed)
+
+    def sign(self, body=BODY, at=NOW):
+        return base64url(self._private.sign(f"{at}.".encode() + body))
+
+    def request(self, body=BODY, at=NOW, received_at=NOW):
+        return said(f"t={at},kid={self.kid},ed25519={self.sign(body, at)}", body, received_at)
+
+
+def said(header, body=BODY, received_at=NOW):
+    return WebhookRequest(headers={"webhook-signature": header}, body=body, received_at=received_at)
+
+
+class Keys:
+    """A server's keys, and a clock that a test sets. An answer may be an error, a response, or take its time."""
+
+    def __init__(self, *keys, cache="public, max-age=300"):
+        self.keys = keys
+        self.headers = {"cache-control": cache}
+        self.failing = None
+        self.takes = 0.0
+        self.requests = []
+        self.now = 1000.0
+
+    async def __call__(self, request):
+        self.requests.append(request)
+        await anyio.sleep(self.takes)
+        if isinstance(self.failing, Exception):
+            raise self.failing
+        return self.failing or httpx.Response(
+            200, json={"keys": [getattr(key, "jwk", key) for key in self.keys]}, headers=self.headers
+        )
+
+    def verifier(self, **options):
+        client = httpx.AsyncClient(transport=httpx.MockTransport(self))
+        verifier = DurableStreamsSignature(URL, client=client, **options)
+        verifier._keys._clock = lambda: self.now
+        return verifier
+
+
+# What is authentic
+
+
+async def test_what_the_server_signed_is_and_a_repetition_has_the_same_signature():
+    keys = Keys(key := Key("ds_1"))
+    verify = keys.verifier()
+    request = key.request()
+    assert verify.may_pass(request)
+    signature = base64.urlsafe_b64decode(key.sign() + "==")
+    assert await verify(request) == Verified(once=(signature,), until=NOW + 301.0)
+    assert await verify(key.request(at=NOW + 1)) != await verify(request)
+
+
+async def test_what_was_changed_is_not():
+    keys = Keys(key := Key("ds_1"), other := Key("ds_2"))
+    verify = keys.verifier()
+    signature = key.sign()
+    for header, body in [
+        (f"t={NOW},kid=ds_1,ed25519={signature}", BODY + b" "),
+        (f"t={NOW + 1},kid=ds_1,ed25519={signature}", BODY),
+        (f"t=0{NOW},kid=ds_1,ed25519={signature}", BODY),
+        (f"t={NOW},kid=ds_2,ed25519={signature}", BODY),
+        (f"t={NOW},kid=ds_3,ed25519={signature}", BODY),
+        (f"t={NOW},kid=ds_1,ed25519={other.sign()}", BODY),
+        (f"t={NOW},kid=ds_1,ed25519={'A' * 86}", BODY),
+    ]:
+        assert verify.may_pass(said(header, body))
+        assert await verify(said(header, body)) is False
+
+
+@pytest.mark.parametrize(("age", "is_authentic"), [(300, True), (301, False), (-300, True), (-301, False)])
+async def test_what_is_too_old_or_too_new_is_not(age, is_authentic):
+    keys = Keys(key := Key("ds_1"))
+    verify = keys.verifier()
+    request = key.request(at=NOW - age)
+    assert bool(await verify(request)) is verify.may_pass(request) is is_authentic
+    assert len(keys.requests) == is_authentic
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "x",
+        "t=1,kid=,ed25519=" + "A" * 86,
+        "t=1,kid=ds_1",
+        "t=,kid=ds_1,ed25519=" + "A" * 86,
+        "t=-5,kid=ds_1,ed25519=" + "A" * 86,
+        "t=1e9,kid=ds_1,ed25519=" + "A" * 86,
+        f"t={'9' * 5000},kid=ds_1,ed25519={'A' * 86}",
+        f"t=١٢٣,kid=ds_1,ed25519={'A' * 86}",
+        f"t={NOW},kid=ds_1,ed25519=" + "A" * 85,
+        f"t={NOW},kid=ds_1,ed25519=" + "A" * 86 + "==",
+        f"t={NOW},kid=ds_1,ed25519=" + "A" * 85 + "+",
+        f"t={NOW},kid=ds_1,ed25519=" + "A" * 86 + "\n",
+        f"t={NOW},kid=d s,ed25519=" + "A" * 86,
+        f"t={NOW},kid={'k' * 257},ed25519=" + "A" * 86,
+        f"kid=ds_1,t={NOW},ed25519=" + "A" * 86,
+        f"t={NOW},kid=ds_1,ed25519={'A' * 86}, t={NOW},kid=ds_1,ed25519={'A' * 86}",
+    ],
+)
+async def test_what_has_no_such_header_is_not_and_asks_for_nothing(header):
+    verify = (keys := Keys(Key("ds_1"))).verifier()
+    assert await verify(said(header)) is verify.may_pass(said(header)) is False
+    assert await verify(WebhookRequest()) is False
+    assert not keys.requests
+
+
+# Which keys
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"kty": "EC"},
+        {"crv": "Ed448"},
+        {"use": "enc"},
+        {"alg": "ES256"},
+        {"x": "AAAA"},
+        {"x": "A" * 43},  # a key of small order, by which anything is signed
+        {"x": "+" * 43},
+        {"x": 7},
+        {"kid": "ds_1" + "x" * 300},
+        {"kid": None},
+    ],
+)
+async def test_a_key_that_cannot_be_used_spoils_no_other(changed):
+    keys = Keys(Key("ds_1", changed), 7, {}, good := Key("ds_2"))
+    verify = keys.verifier()
+    assert await verify(Key("ds_1").request()) is False
+    assert await verify(good.request())
+    assert list(verify._keys._keys) == ["ds_2"]
+
+
+async def test_a_key_need_not_say_what_it_is_for():
+    key = Key("ds_1", {"alg": "Ed25519"})
+    del key.jwk["use"]
+    assert await Keys(key).verifier()(key.request())
+
+
+async def test_so_many_keys_are_kept_and_no_more():
+    keys = Keys(*(Key(f"ds_{number}") for number in range(MAX_KEYS + 5)))
+    verify = keys.verifier()
+    assert await verify(keys.keys[MAX_KEYS - 1].request())
+    assert not await verify(keys.keys[MAX_KEYS].request())
+    assert len(verify._keys._keys) == MAX_KEYS
+
+
+# How often they are asked for
+
+
+async def test_keys_are_asked_for_once_and_again_when_they_are_old():
+    keys = Keys(key := Key("ds_1"), cache="max-age=600")
+    verify = keys.verifier()
+    for now, requests in [(0, 1), (599, 1), (600, 2), (1199, 2), (1200, 3)]:
+        keys.now = 1000.0 + now
+        assert await verify(key.request())
+        assert len(keys.requests) == requests
+
+
+@pytest.mark.parametrize(
+    ("cache", "fresh"),
+    [
+        ("max-age=0", 60),
+        ("no-store", 300),
+        ("", 300),
+        ("max-age=x", 300),
+        ("s-maxage=7", 300),
+        ("Public, Max-Age=600", 600),
+        ('max-age="600"', 600),
+        ("max-age=999999999", 86_400),
+        ("max-age=" + "9" * 5000, 300),
+    ],
+)
+async def test_how_old_they_may_be_is_said_by_the_server_within_bounds(cache, fresh):
+    keys = Keys(key := Key("ds_1"), cache=cache)
+    verify = keys.verifier()
+    for now, requests in [(0, 1), (fresh - 1, 1), (fresh, 2)]:
+        keys.now = 1000.0 + now
+        assert await verify(key.request())
+        assert len(keys.requests) == requests
+
+
+async def test_a_new_key_is_asked_for_but_invented_ones_cost_one_request_a_minute():
+    keys = Keys(old := Key("ds_1"), cache="max-age=86400")
+    verify = keys.verifier()
+    assert await verify(old.request())
+    keys.keys = (new := Key("ds_2"),)
+    for second in range(600):
+        keys.now = 1000.0 + second
+        for number in range(3):
+            assert not await verify(Key(f"invented {second} {number}".replace(" ", "_")).request())
+    assert len(keys.requests) == 10
+    assert await verify(new.request())
+    assert not await verify(old.request())
+
+
+async def test_a_key_that_was_withdrawn_is_refused_when_the_set_is_old():
+    keys = Keys(old := Key("ds_1"))
+    verify = keys.verifier()
+    assert await verify(old.request())
+    keys.keys, keys.now = (), keys.now + 300
+    assert not await verify(old.request())
+
+
+@pytest.mark.parametrize(
+    ("failing", "told"),
+    [
+        (httpx.ConnectError("refused"), "ConnectError: 'refused'"),
+        (httpx.Response(500), "the server answered HTTP 500 instead of a set of keys"),
+        (httpx.Response(302, headers={"location": "https://evil.example/"}), "redirects are not followed"),
+        (httpx.Response(200, content=b"[]"), "answered something that is no set of keys (RFC 7517 §5)"),
+        (httpx.Response(200, content=b"[" * 60_000), "no set of keys"),
+        (httpx.Response(200, content=b'{"keys":' + b"[" * 60_000), "no set of keys"),
+        (httpx.Response(200, content=b"x" * 70_000), "answered more than 65536 bytes"),
+    ],
+)
+async def test_keys_that_do_not_come_leave_those_that_were_known(failing, told, caplog):
+    caplog.set_level(logging.INFO)
+    keys = Keys(key := Key("ds_1"))
+    verify = keys.verifier()
+    assert await verify(key.request())
+    keys.failing = failing
+    for now in range(300, 600, 10):
+        keys.now = 1000.0 + now
+        assert await verify(key.request())
+    assert len(keys.requests) == 1 + 5
+    assert f"{URL}: " in caplog.text
+    assert told in caplog.text
+    assert "1 keys are known" in caplog.text
+
+
+async def test_who_is_slow_to_answer_holds_up_one_request_for_some_seconds_and_no_other():
+    keys = Keys(key := Key("ds_1"))
+    verify = keys.verifier()
+    assert await verify(key.request())
+    keys.now, keys.takes = keys.now + 300, 3600.0
+    answers, began = [], anyio.current_time()
+
+    async def ask():
+        answers.append((bool(await verify(key.request())), round(anyio.current_time() - began)))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(ask)
+    assert answers == [(True, 0)] * 4 + [(True, 5)]
+    assert len(keys.requests) == 2
+
+
+async def test_who_hangs_up_does_not_take_the_one_request_of_a_minute_from_others():
+    keys = Keys(key := Key("ds_1"))
+    keys.takes = 2.0
+    verify = keys.verifier()
+    with anyio.move_on_after(1):
+        await verify(Key("invented").request())
+    keys.takes = 3600.0
+    assert await verify(key.request())
+
+
+async def test_keys_may_be_asked_for_before_a_push_arrives():
+    keys = Keys(key := Key("ds_1"))
+    verify = keys.verifier()
+    await verify.refresh()
+    assert len(keys.requests) == 1
+    assert await verify(key.request())
+    keys.keys = (new := Key("ds_2"),)
+    assert await verify(new.request())  # what was asked for by ourselves does not count
+    assert len(keys.requests) == 2
+    keys.failing = httpx.Response(404)
+    with pytest.raises(httpx.HTTPStatusError):
+        await verify.refresh()
+
+
+def test_one_verifier_serves_one_event_loop_after_the_other(anyio_backend_name):
+    keys = Keys(key := Key("ds_1"))
+    verify = keys.verifier()
+    for _ in range(2):
+        assert anyio.run(verify, key.request(), backend=anyio_backend_name)
+        keys.now += AGAIN_AFTER * 10
+    assert len(keys.requests) == 2
+
+
+# What is told
+
+
+async def test_secrets_go_to_the_server_and_nowhere_else(caplog):
+    caplog.set_level(logging.DEBUG)
+    keys = Keys(key := Key("ds_1"))
+    verify = keys.verifier(token=CANARY, headers={"x-gate": CANARY})
+    assert await verify(key.request())
+    (request,) = keys.requests
+    assert (request.headers["authorization"], request.headers["x-gate"]) == (f"Bearer {CANARY}", CANARY)
+    assert repr(verify) == f"DurableStreamsSignature({URL!r})"
+    assert CANARY not in caplog.text
+
+
+@pytest.mark.parametrize(("url", "options"), [("ftp://x/", {}), (URL, {"tolerance": 0}), (URL, {"tolerance": -1})])
+def test_arguments_without_meaning(url, options):
+    with pytest.raises(ValueError):
+        DurableStreamsSignature(url, **options)
+
+
+def test_without_the_library_it_is_an_error_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.ed25519", None)
+    with pytest.raises(ImportError, match=r"pip install 'push-to-poll-client\[crypto\]'"):
+        DurableStreamsSignature(URL)

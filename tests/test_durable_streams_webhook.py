@@ -1,0 +1,245 @@
+"""What a Durable Streams server is asked for so that it sends webhooks, and what these say."""
+
+import json
+import logging
+
+import httpx
+import pytest
+
+from push_to_poll_client._exceptions import ListenerError, SubscriptionGone
+from push_to_poll_client._types import Push
+from push_to_poll_client.listeners._subscriptions.durable_streams import DurableStreamsWebhook
+from push_to_poll_client.listeners._subscriptions.nouns import Registration
+from push_to_poll_client.listeners._webhook.request import WebhookRequest
+
+pytestmark = pytest.mark.anyio
+
+CANARY = "c4n4ry"
+ROOT = "https://streams.example/v1/stream"
+CALLBACK = f"https://me.example/hook?key={CANARY}"
+
+
+class Server:
+    """Writes down what it is asked, and answers in turn; the last answer for ever."""
+
+    def __init__(self, *answers):
+        self._answers = list(answers) or [httpx.Response(201)]
+        self.requests = []
+
+    async def __call__(self, request):
+        self.requests.append(request)
+        if request.url.path.endswith("/jwks.json"):
+            return httpx.Response(200, json={"keys": []})
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+
+    @property
+    def asked(self):
+        return [(request.method, str(request.url).removeprefix(ROOT)) for request in self.requests]
+
+
+def subscription_of(server=None, *, root=ROOT, callback=CALLBACK, **options):
+    client = httpx.AsyncClient(transport=httpx.MockTransport(server or Server()))
+    options = {"streams": ["orders"], **options}
+    return DurableStreamsWebhook(root, callback=callback, client=client, **options)
+
+
+def refusal(code):
+    return httpx.Response(400, json={"error": {"code": code, "message": f"not {CALLBACK}"}})
+
+
+@pytest.fixture(autouse=True)
+def _now(monkeypatch):
+    monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1000.0)
+
+
+async def test_it_is_created_by_a_plan_and_its_keys_are_asked_for():
+    subscription = subscription_of(server := Server(), streams=["/b", "a/c/", "b"], pattern="/x/*", lease=2.5)
+    planned = subscription.plan()
+    assert planned == subscription.plan() == Registration(id=subscription.id)
+    assert await subscription.create(planned) == Registration(id=planned.id, renew_at=1060.0)
+    assert server.asked == [("PUT", f"/__ds/subscriptions/{planned.id}"), ("GET", "/__ds/jwks.json")]
+    assert json.loads(server.requests[0].content) == {
+        "type": "webhook",
+        "streams": ["a/c", "b"],
+        "pattern": "x/*",
+        "webhook": {"url": CALLBACK},
+        "lease_ttl_ms": 2500,
+    }
+    assert server.requests[0].headers["content-type"] == "application/json"
+
+
+async def test_keys_that_do_not_come_are_no_failure_of_the_subscription(caplog):
+    caplog.set_level(logging.INFO)
+
+    async def answer(request):
+        return httpx.Response(201 if request.method == "PUT" else 404)
+
+    subscription = subscription_of(answer)
+    assert await subscription.create(subscription.plan())
+    assert "the server answered HTTP 404 instead of a set of keys" in caplog.text
+
+
+async def test_it_is_confirmed_and_lost_when_the_server_made_it_anew():
+    subscription = subscription_of(Server(httpx.Response(200), httpx.Response(201)), confirm_every=5.0)
+    old = Registration(id=subscription.id, renew_at=990.0)
+    assert await subscription.renew(old) == Registration(id=old.id, renew_at=1005.0)
+    with pytest.raises(SubscriptionGone, match="had lost the subscription"):
+        await subscription.renew(old)
+
+
+async def test_one_that_asked_for_something_else_is_replaced_and_taken_back():
+    subscription = subscription_of(server := Server(httpx.Response(204)))
+    old = Registration(id=subscription_of(lease=20.0).id)
+    assert old.id != subscription.id
+    assert await subscription.renew(old) is None
+    await subscription.stop(old)
+    assert server.asked == [("DELETE", f"/__ds/subscriptions/{old.id}")]
+
+
+async def test_one_that_was_made_anew_under_the_same_id_is_not_taken_back():
+    subscription = subscription_of(server := Server(httpx.Response(204)))
+    lost = Registration(id=subscription.id, renew_at=1.0)
+    subscription.adopt([Registration(id=subscription.id, renew_at=2.0), lost])
+    await subscription.stop(lost)
+    assert not server.requests
+    subscription.adopt([lost])
+    await subscription.stop(lost)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [404, 410])
+async def test_one_that_is_gone_is_stopped(status):
+    subscription = subscription_of(Server(httpx.Response(status)))
+    await subscription.stop(subscription.plan())
+
+
+@pytest.mark.parametrize("status", [401, 409, 500])
+async def test_what_else_is_answered_is_a_failure(status):
+    subscription = subscription_of(Server(httpx.Response(status)))
+    for ask in (subscription.create, subscription.renew, subscription.stop):
+        with pytest.raises(httpx.HTTPStatusError):
+            await ask(subscription.plan())
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("WEBHOOK_URL_REJECTED", "it does not push to this callback, which has to be https://"),
+        ("INVALID_REQUEST", "check streams=, pattern= and lease=, and whether it is set up for webhooks"),
+    ],
+)
+async def test_arguments_that_the_server_refuses_are_an_error_for_good(code, text):
+    subscription = subscription_of(Server(refusal(code)))
+    for ask in (subscription.create, subscription.renew):
+        with pytest.raises(ListenerError, match=f"answered {code}: {text}") as caught:
+            await ask(subscription.plan())
+        assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "answer", [refusal("OTHER"), httpx.Response(400), httpx.Response(400, content=b'{"error":' + b"[" * 60_000)]
+)
+async def test_a_400_that_does_not_say_why_passes(answer):
+    subscription = subscription_of(Server(answer))
+    with pytest.raises(httpx.HTTPStatusError):
+        await subscription.create(subscription.plan())
+
+
+# What a subscription is called
+
+
+def test_who_asks_for_the_same_has_the_same_id():
+    same = subscription_of().id
+    assert same.startswith("push-to-poll-")
+    assert subscription_of(streams=["/orders/", "orders"], token="other", confirm_every=7.0).id == same
+    others = [{"streams": ["x"]}, {"pattern": "x"}, {"lease": 20}, {"callback": "https://me.example/"}]
+    assert len({same, *(subscription_of(**other).id for other in others)}) == 5
+
+
+def test_its_name_stays_when_what_it_asks_for_changes():
+    """The old one is found under it, which is to be taken back."""
+    name = f"{ROOT}/__ds/subscriptions/push-to-poll"
+    assert subscription_of().name == subscription_of(lease=20.0, root=f"{ROOT}/").name == name
+    ours = subscription_of(id="my orders/1")
+    assert ours.name == f"{ROOT}/__ds/subscriptions/my%20orders%2F1"
+    assert ours.id.startswith("my orders/1-")
+
+
+async def test_an_id_is_one_step_of_a_path():
+    subscription = subscription_of(server := Server(), id="my orders/1")
+    await subscription.create(subscription.plan())
+    assert server.requests[0].url.raw_path.startswith(b"/v1/stream/__ds/subscriptions/my%20orders%2F1-")
+
+
+# What a webhook says
+
+
+def webhook(*streams, id="s-1", **more):
+    body = {"subscription_id": id, "wake_id": "w", "generation": 1, "streams": list(streams), **more}
+    return WebhookRequest(body=json.dumps(body).encode())
+
+
+def stream(path, *, has_pending=True):
+    return {"path": path, "acked_offset": "0_1", "tail_offset": "0_2", "has_pending": has_pending}
+
+
+def test_a_webhook_names_the_streams_that_have_something_new_and_no_cursor():
+    hint = subscription_of().hint
+    assert hint(webhook(stream("a"), stream("b", has_pending=False), stream("c"))) == Push(topics=("a", "c"))
+    assert hint(webhook(stream("a"), stream("a"))) == Push(topics=("a",))
+    assert hint(webhook(*(stream(f"{number}") for number in range(65)))) == Push()
+    assert hint(webhook({"path": "a"}, callback_token=CANARY)) == Push(topics=("a",))
+    assert hint(WebhookRequest(body=b'{"subscription_id":"s"}')) == Push()
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'{"subscription_id":7}', b"[" * 60_000, b"\xff"])
+def test_a_webhook_that_cannot_be_read_is_a_push_all_the_same(body):
+    assert subscription_of().hint(WebhookRequest(body=body)) == Push()
+
+
+def test_a_webhook_of_another_subscription_is_none_once_it_is_known_which_are_ours():
+    subscription = subscription_of()
+    assert subscription.hint(webhook(id="other")) == Push()
+    subscription.adopt([Registration(id="s-1"), Registration(id="s-2")])
+    assert subscription.hint(webhook(id="s-1")) == subscription.hint(webhook(id="s-2")) == Push()
+    assert subscription.hint(webhook(id="other")) is None
+
+
+def test_the_answer_says_that_the_server_need_not_wait():
+    answer = DurableStreamsWebhook.answer
+    assert (answer.status, json.loads(answer.body), answer.content_type) == (200, {"done": True}, "application/json")
+
+
+# Secrets and arguments
+
+
+async def test_credentials_go_to_the_server_and_are_not_shown(caplog):
+    caplog.set_level(logging.DEBUG)
+    subscription = subscription_of(server := Server(), token=CANARY)
+    await subscription.create(subscription.plan())
+    assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {CANARY}"}
+    assert CANARY not in caplog.text + repr(subscription) + subscription.name + repr(subscription.verify)
+
+
+async def test_user_and_password_of_the_root_are_sent_for_the_keys_too():
+    subscription = subscription_of(server := Server(), root=f"https://user:{CANARY}@streams.example/v1/stream")
+    await subscription.create(subscription.plan())
+    assert [request.headers["authorization"][:6] for request in server.requests] == ["Basic ", "Basic "]
+    assert CANARY not in repr(subscription) + subscription.name + repr(subscription.verify)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"callback": "me.example"}, ValueError, "me.example"),
+        ({"callback": 7}, TypeError, "int"),
+        ({"pattern": ""}, ValueError, "pattern: a path is empty"),
+        ({"streams": [""]}, ValueError, "streams: a path is empty"),
+        ({"streams": [7]}, TypeError, "streams: a path is a str, not int"),
+        ({"tolerance": 0}, ValueError, "tolerance must be finite and above 0"),
+        ({"root": f"{ROOT}#x"}, ValueError, "has a query or fragment"),
+    ],
+)
+def test_arguments_without_meaning(options, error, text):
+    with pytest.raises(error, match=text):
+        subscription_of(**options)

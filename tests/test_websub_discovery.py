@@ -1,0 +1,100 @@
+"""Whom to ask for pushes of a topic: by headers, by a feed before its entries, by a page in its head."""
+
+import httpx
+import pytest
+
+from push_to_poll_client._links import MAX_LINKS
+from push_to_poll_client.listeners._asking import UnusableAnswer
+from push_to_poll_client.listeners._subscriptions.discovery import MAX_HEAD, topic_of
+
+URL = "https://blog.example/feed?key=c4n4ry"
+HUB, SELF = "https://hub.example/", "https://blog.example/feed.atom"
+
+
+def found(*fields, body=b"", kind="application/atom+xml"):
+    return topic_of(httpx.Headers([("link", field) for field in fields] + [("content-type", kind)]), body, URL)
+
+
+@pytest.mark.parametrize(
+    ("fields", "topic"),
+    [
+        ([f"<{HUB}>; rel=hub", f"<{SELF}>; rel=self"], (SELF, HUB)),
+        ([f'<{SELF}>; rel="self", <{HUB}>; rel="hub"'], (SELF, HUB)),
+        ([f'<{HUB}>; rel="HUB"'], (URL, HUB)),
+        (["</hub>; rel=hub, <feed.atom>; rel=self"], (SELF, "https://blog.example/hub")),
+        # Several: https first.
+        ([f"<http://hub.example/>; rel=hub, <{HUB}>; rel=hub"], (URL, HUB)),
+        (["<http://a.example/>; rel=hub, <http://b.example/>; rel=hub"], (URL, "http://a.example/")),
+        # What cannot be asked is passed over.
+        ([f"<mailto:hub@hub.example>; rel=hub, <https://h:port/>; rel=hub, <{HUB}>; rel=hub"], (URL, HUB)),
+        ([f"<{HUB}>; rel=hub, <tag:x>; rel=self"], (URL, HUB)),
+        ([f"<{HUB}>; rel=hub, " + "<x>; rel=y, " * MAX_LINKS], (URL, HUB)),
+    ],
+)
+def test_headers_say_it(fields, topic):
+    assert found(*fields) == topic
+
+
+ATOM = b'<feed xmlns="http://www.w3.org/2005/Atom">%s<entry/>%s</feed>'
+RSS = b'<rss xmlns:a="http://www.w3.org/2005/Atom"><channel>%s<item/>%s</channel></rss>'
+PAGE = b"<!doctype html><html><head>%s</head><body>%s</body></html>"
+LINKS = f'<link rel="hub" href="{HUB}"/><link rel="self" href="{SELF}"/>'.encode()
+A_LINKS = LINKS.replace(b"<link", b"<a:link")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/atom+xml", ATOM % (LINKS, b"")),
+        ("application/atom+xml; charset=utf-8", b'<?xml version="1.0"?>\n' + ATOM % (LINKS, b"")),
+        ("application/xml", ("\ufeff" + (ATOM % (LINKS, b"")).decode()).encode("utf-16-le")),
+        ("text/xml", ATOM % (LINKS, b"<broken")),
+        ("application/rss+xml", RSS % (A_LINKS, b"")),
+        ("text/html", PAGE % (LINKS, b"")),
+        ("application/xhtml+xml", PAGE % (LINKS, b"")),
+        (
+            "TEXT/HTML",
+            b"<LINK HREF=" + HUB.encode() + b" REL='nofollow Hub'><link rel=self href='" + SELF.encode() + b"'>",
+        ),
+        ("text/html", b"<link rel=hub rel=self href=%s><link rel=self href=%s>" % (HUB.encode(), SELF.encode())),
+    ],
+)
+def test_where_they_do_not_the_body_says_it(kind, body):
+    assert found(body=body, kind=kind) == (SELF, HUB)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/atom+xml", b""),
+        ("application/atom+xml", ATOM % (b"", LINKS)),
+        ("application/atom+xml", b"<!DOCTYPE feed>" + ATOM % (LINKS, b"")),
+        ("application/atom+xml", b"<!DOCTYPE feed [<!ENTITY h 'x'>]>" + ATOM % (LINKS, b"")),
+        ("application/atom+xml", b"<feed>" + LINKS + b"</feed>"),  # of no namespace
+        ("application/atom+xml", b'<?xml version="1.0" encoding="nonsense"?>' + ATOM % (LINKS, b"")),
+        ("application/rss+xml", RSS % (b"", A_LINKS)),
+        ("text/html", PAGE % (b"", LINKS)),
+        ("text/html", b"<body>" + LINKS),
+        ("text/html", b" " * MAX_HEAD + LINKS),
+        ("text/html", b"<link rel=x>" * MAX_LINKS + LINKS),
+        ("text/html", b"<link rel=hub><link rel><link>"),
+        ("text/html", b"<![if x]><![cdata["),
+        ("text/html", b"<!" + b"[" * 99),
+        ("application/atom+xml", ATOM % (b"<link/>" * MAX_LINKS + LINKS, b"")),
+        ("text/plain", LINKS),
+        ("", LINKS),
+    ],
+)
+def test_or_nobody_does(kind, body):
+    with pytest.raises(UnusableAnswer, match="names no hub") as failed:
+        found(body=body, kind=kind)
+    assert "c4n4ry" not in str(failed.value)
+
+
+def test_a_header_without_a_hub_leaves_it_to_the_body():
+    assert found("</x>; rel=self", body=ATOM % (LINKS, b"")) == (SELF, HUB)
+
+
+def test_of_a_large_feed_only_the_beginning_is_read():
+    entries = b"<entry/>" * 400_000
+    assert found(body=ATOM % (LINKS, entries)) == (SELF, HUB)

@@ -1,0 +1,58 @@
+"""A user's verifiers, as a type checker sees them."""
+
+from push_to_poll_client.listeners.verifiers import (
+    HMACSignature,
+    Verified,
+    Verifier,
+    WebhookRequest,
+    anybody,
+    basic,
+    bearer,
+    dropbox,
+    github,
+    shared_token,
+    standard_webhooks,
+    stripe,
+    svix,
+    token_in_body,
+    websub,
+)
+
+
+def by_hand(request: WebhookRequest) -> bool:
+    return request.headers.get("x-token") == "abc"
+
+
+async def by_asking(request: WebhookRequest) -> Verified | None:
+    return Verified(once=(request.body,)) if request.body else None
+
+
+class WithHeadersFirst:
+    def may_pass(self, request: WebhookRequest) -> bool:
+        return "x-token" in request.headers
+
+    def __call__(self, request: WebhookRequest, /) -> Verified | bool:
+        return self.may_pass(request)
+
+
+VERIFIERS: list[Verifier] = [
+    by_hand,
+    by_asking,
+    WithHeadersFirst(),
+    HMACSignature(["new", b"old"], header="x-signature", algorithm=("sha1", "sha256"), prefix="{algorithm}="),
+    github("s"),
+    stripe(("a", "b"), tolerance=60),
+    dropbox(b"s"),
+    websub("s"),
+    standard_webhooks("whsec_c2VjcmV0"),
+    svix(["whsec_c2VjcmV0"], tolerance=60),
+    shared_token("t", "X-Gitlab-Token"),
+    bearer("t"),
+    basic("u", "p"),
+    token_in_body(["t"], "value.clientState"),
+    anybody(),
+]
+
+
+def test_they_are_all_verifiers() -> None:
+    assert all(callable(verify) for verify in VERIFIERS)
