@@ -44,6 +44,12 @@ class Server:
         """As a crash does it."""
         self._process.kill()
 
+    def suspend(self):
+        self._process.suspend()
+
+    def resume(self):
+        self._process.resume()
+
     def close(self):
         """End, and wait for the end."""
         self._process.end()

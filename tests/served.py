@@ -1,6 +1,7 @@
 """A server that nobody here wrote, in a process of its own: started, killed, started again, never left behind."""
 
 import queue
+import signal
 import subprocess
 import threading
 
@@ -31,6 +32,13 @@ class Process:
     def tell(self, line):
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
+
+    def suspend(self):
+        """It does nothing until it is resumed, and its connections stay open."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self):
         """As a crash does it."""

@@ -20,7 +20,9 @@ class Crash:
 
     async def step(self):
         self.steps += 1
-        if self.steps >= self.at:
+        if self.steps > self.at:
+            raise ConnectionError("the process is gone")
+        if self.steps == self.at:
             self.scope.cancel()
             await anyio.sleep_forever()
         await anyio.lowlevel.checkpoint()

@@ -7,6 +7,8 @@ import pytest
 
 from push_to_poll_client import ListenerError
 from push_to_poll_client.listeners.subscriptions import CustomSubscription, Registration
+from push_to_poll_client.listeners.verifiers import shared_token, token_in_body
+from push_to_poll_client.listeners.webhook import WebhookRequest
 from push_to_poll_client.testing import virtual_time
 
 pytestmark = pytest.mark.anyio
@@ -112,3 +114,30 @@ def test_each_plan_has_an_id_and_a_secret_of_its_own():
 def test_what_is_no_function_is_refused(functions):
     with pytest.raises(TypeError, match="give a function"):
         CustomSubscription(*functions, name="vendor")
+
+
+def test_what_is_authentic_goes_by_the_secrets_that_there_are():
+    subscription = CustomSubscription(lambda planned: planned, name="vendor")
+    verify = subscription.verified_by(shared_token)
+    one, two = subscription.plan(), subscription.plan()
+
+    def passes(registration):
+        request = WebhookRequest(headers={"x-goog-channel-token": registration.details["secret"]})
+        assert verify(request) == verify.may_pass(request)
+        return verify(request)
+
+    assert not passes(one)
+    subscription.adopt([one])
+    assert passes(one)
+    assert not passes(two)
+    subscription.adopt([two, one])
+    assert passes(one)
+    assert passes(two)
+    subscription.adopt([])
+    assert not passes(one)
+
+
+def test_a_verifier_that_needs_the_body_may_pass():
+    subscription = CustomSubscription(lambda planned: planned, name="vendor")
+    subscription.adopt([subscription.plan()])
+    assert subscription.verified_by(token_in_body).may_pass(WebhookRequest())

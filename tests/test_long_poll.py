@@ -85,22 +85,22 @@ async def test_any_other_success_is_news(news):
     assert (await run(listener, script, 40)).pushes == [Push()]
 
 
-async def test_news_in_each_answer_wakes_every_five_seconds_at_last():
+async def test_news_in_each_answer_wakes_ten_times_and_then_every_second():
     listener, script = scripted(b"x")
-    channel = await run(listener, script, 600)
-    assert script.asked_at[:8] == [0, 0.25, 0.75, 1.75, 3.75, 7.75, 12.75, 17.75]
-    assert len(script.asked_at) < 130
-    assert "down" not in channel.events
+    channel = await run(listener, script, 9.5)
+    assert script.asked_at == [0] * 11 + list(range(1, 10))  # the first is no answer to anything
+    assert len(channel.pushes) == len(script.asked_at)
+    assert "down" not in [event for _, event in channel.events]
 
 
 async def test_after_a_pause_a_server_that_forgets_counts_as_connected_anew():
-    listener, script = scripted(b"x", (20, 204), NEVER)
-    assert (await run(listener, script, 30)).events == [(0, "up"), (0, Push()), (1.25, "up")]
+    listener, script = scripted((9, 204), 204, (20, 204), NEVER)
+    assert (await run(listener, script, 30)).events == [(1, "up"), (10.25, "up")]
 
 
 async def test_after_a_pause_a_server_that_is_told_where_to_go_on_does_not():
-    listener, script = scripted(b'{"at": 1}', (20, 204), NEVER, next={"since": "at"})
-    assert (await run(listener, script, 30)).events == [(0, "up"), (0, Push())]
+    listener, script = scripted((9, 204), 204, (20, 204), NEVER, next=lambda answer: {"since": "1"})
+    assert (await run(listener, script, 30)).events == [(1, "up")]
 
 
 async def test_a_hint_reads_the_answer():

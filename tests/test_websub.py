@@ -474,6 +474,18 @@ async def test_nobody_ends_what_is_of_another_topic(hub):
         assert (await hub.call(callback, {"hub.mode": "denied"})).status == 404
 
 
+async def test_a_denial_of_what_was_replaced_is_nothing(hub):
+    subscription = websub(hub)
+    heard = []
+    subscription.bind(heard.append)
+    old, new = (Registration(id=name, details={"topic": SELF}) for name in ("old", "new"))
+    subscription.adopt([subscription.plan(), new, old])
+    for name in ("old", "new"):
+        query = f"hub.mode=denied&hub.topic={SELF}"
+        assert subscription.handshake(WebhookRequest(method="GET", path=f"/{name}", query=query)).status == 200
+        assert len(heard) == (name == "new")
+
+
 async def test_a_denial_of_what_nobody_keeps_is_nothing(hub):
     subscription = websub(hub)
     known = Registration(id="1", details={"topic": SELF})
@@ -589,13 +601,13 @@ async def test_a_hub_that_does_not_ask_back_has_not_stopped(hub):
 async def test_a_question_that_comes_after_the_event_loop_is_gone_is_answered(hub):
     subscription = websub(hub)
     subscription.adopt([Registration(id="1")])
-    asked = subscription._inbox.ask("1", "subscribe", SELF)
+    waiting = subscription._inbox.ask("1", "subscribe", SELF)
 
     class Gone:
         def call(self, function):
             raise RuntimeError("the loop is closed")
 
-    asked._loop = Gone()
+    waiting._waiting = Gone(), anyio.Event()
     query = f"hub.mode=subscribe&hub.topic={SELF}&hub.challenge=c&hub.lease_seconds=70"
     assert subscription.handshake(WebhookRequest(method="GET", path="/1", query=query)).body == b"c"
 

@@ -14,6 +14,8 @@ from served import PATIENCE
 
 __all__ = ["ValkeyServer", "serving"]
 
+RIGHTS = ("on", ">right", "~*", "+@all")
+
 
 class ValkeyServer:
     """A server that keeps nothing. Anybody is let in; `locked` needs a password, and `mute` may not subscribe."""
@@ -32,7 +34,7 @@ class ValkeyServer:
     def start(self):
         """Start, again on the same port. It takes connections when this returns."""
         settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self._home]
-        users = ["--user", "locked on >right ~* &* +@all", "--user", "mute on >right ~* resetchannels +@all"]
+        users = ["--user", "locked", *RIGHTS, "&*", "--user", "mute", *RIGHTS, "resetchannels"]
         self._process = subprocess.Popen([self._program, *settings, *users], stdout=subprocess.PIPE, text=True)
         said = []
         for line in self._process.stdout:

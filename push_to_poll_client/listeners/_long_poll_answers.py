@@ -1,12 +1,12 @@
 """WHAT A LONG POLL SAYS: whether there is news, where to go on, and how long to leave the server alone."""
 
-import math
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
+from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client.listeners._asking import Answer, UnusableAnswer
 from push_to_poll_client.listeners._paths import path_of
 
@@ -108,7 +108,7 @@ def _checked(position: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _seconds(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and 0 <= value < math.inf else None
+    return float(min(value, MAX_NOT_BEFORE)) if isinstance(value, int | float) and value >= 0 else None
 
 
 def last_at(value: Any, steps: tuple[str, ...]) -> Any:

@@ -12,8 +12,8 @@ __all__ = ["failure_of"]
 
 PASSING_STATES = ("08", "40", "53", "55", "57", "58", "XX")
 """Classes of SQLSTATE that pass: connections, rollbacks, resources (53300: too many clients), objects in use,
-operator (57P01: shutdown, 57P03: starting), system, internal. Any other is retried slowly: 28 (who are you), 3D (no
-such database), 42 (not permitted), 25 (a standby takes no LISTEN), 0A (not supported), …"""
+operator (57P01: shutdown, 57P03: starting), system, internal. Any other is retried slowly: 28 (who are you), 3D
+(no such database), 42 (not permitted), 25 (a standby takes no LISTEN), 0A (not supported), …"""
 
 LASTING_SENTENCES = (
     "authentication failed",

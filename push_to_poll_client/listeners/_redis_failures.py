@@ -1,4 +1,4 @@
-"""WHAT a failed connection to Redis or Valkey means: a verdict for the next one, and a sentence for log and status."""
+"""WHAT a failed connection to Redis or Valkey means: a verdict for the next, and a sentence for status."""
 
 from push_to_poll_client.listeners._failure import Failure, by_type, causes, told
 from push_to_poll_client.listeners._reconnect import Verdict

@@ -120,10 +120,10 @@ class LongPollListener(ReconnectingListener[Answer]):
     A 200 is news, unless its JSON is `null`, `false`, `[]` or `{}`; 204 and 304 are none. A path is names with
     dots between them; a list along the way stands for its last item that has what follows.
 
-    There is no busy loop: answers that come at once, with news or without, cost pauses that double (to one request
-    in 5 s with news, one in 60 s without). What the server asks for is obeyed: `Retry-After` and its like with any
-    status, and what `retry_after` points to. A request that nobody answers in `wait` and `open_timeout` is no
-    news, the second in a row a failure.
+    There is no busy loop. Ten answers with news may follow each other as fast as they come, and one a second in
+    the long run; answers without that come at once cost pauses that double, to one request in 60 s. What the
+    server asks for is obeyed: `Retry-After` and its like with any status, and what `retry_after` points to. A
+    request that nobody answers in `wait` and `open_timeout` is no news, the second in a row a failure.
 
     After a failure it asks again by itself as all listeners do, and without the position that `next` had kept: it
     may be what was refused. 400 and 409 also wake, since it may be the cursor that is no good. Redirects are not
@@ -256,7 +256,7 @@ class LongPollListener(ReconnectingListener[Answer]):
         answer = await self._answer(connection, question)
         said = NO_NEWS if answer is None else self._reader.read(answer)
         held = anyio.current_time() - asked_at
-        if said.news or not self._pace.is_early(held, news=False):
+        if said.news or not self._pace.is_early(held):
             connection.up()
         self._go_on(said, answer, held)
         self._answered = question if said.news else None

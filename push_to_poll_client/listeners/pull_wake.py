@@ -9,13 +9,11 @@ import secrets
 import ssl
 from collections.abc import Callable, Iterable
 from typing import Any
-from urllib.parse import quote
 
 import anyio
 
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._http import without_secrets
-from push_to_poll_client._http_client import http_url
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client.listeners._asking import Asker
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
@@ -28,6 +26,7 @@ from push_to_poll_client.listeners._subscriptions.keeper import Keeper
 from push_to_poll_client.listeners._subscriptions.stream_subscription import (
     CONFIRM_EVERY,
     DurableStreamsSubscription,
+    below,
     path_in_stream_root,
     root_of,
 )
@@ -113,8 +112,7 @@ class PullWakeListener:
         check_number("open_timeout", open_timeout, above_zero=True)
         how = {"headers": headers, "token": token, "tls": tls, "client": client}
         path = path_in_stream_root("wake_stream", wake_stream)
-        below = f"/{quote(path)}"
-        self.name: str = without_secrets(f"{root_of(root)}{below}")
+        self.name: str = without_secrets(below(root_of(root), path))
         self._subscription = DurableStreamsSubscription(
             root_of(root),
             {"type": "pull-wake", "wake_stream": path},
@@ -127,10 +125,10 @@ class PullWakeListener:
         )
         self._keeper = Keeper(self._subscription, stop_at_exit=stop_at_exit, log=_log)
         self._wakes = WakeStream(
-            _with_path(root, below, query="live=sse&offset=now"),
+            below(root, path, "live=sse&offset=now"),
             claimer=Claimer(
                 root,
-                stream=f"{root_of(root)}{below}",
+                stream=below(root_of(root), path),
                 url=lambda action: self._subscription.url(self._subscription.id, action),
                 worker=worker or f"push-to-poll-{secrets.token_hex(8)}",
                 timeout=open_timeout,
@@ -165,9 +163,3 @@ class PullWakeListener:
 
     def _notice_loss(self) -> None:
         self._keeper.control(Control.RECREATE)
-
-
-def _with_path(root: str, below: str, *, query: str) -> str:
-    """With the user and password that the root may have."""
-    parsed = http_url(root)
-    return str(parsed.copy_with(path=parsed.path.rstrip("/") + below, query=query.encode()))

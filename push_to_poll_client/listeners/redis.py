@@ -1,7 +1,7 @@
 """WHO SAID SO, by Redis or Valkey: each message published on a channel to which one subscribes is a push.
 
-The server forgets whoever is not connected, so every connect wakes. An open connection on which nothing is published
-says nothing, also when its other end is gone: after each silence the server is pinged.
+The server forgets whoever is not connected, so every connect wakes. An open connection on which nothing is
+published says nothing, also when its other end is gone: after each silence the server is pinged.
 
 The life of the channel is `_reconnecting.py`'s, what a failure means `_redis_failures.py`'s.
 """
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisListener"]
 
+OF_RESP3 = ("maint_notifications_", "orig_")
+"""Settings by which a server of redis-py's makers announces that it moves. The older protocol has no such word."""
+
 SUBSCRIBED = frozenset({"subscribe", "psubscribe"})
 PUBLISHED = frozenset({"message", "pmessage"})
 
@@ -50,21 +53,21 @@ class RedisListener(ReconnectingListener[Notification]):
     Runs on asyncio alone, since redis-py does. Needs `pip install 'push-to-poll-client[redis]'`.
 
     Args:
-        url: As redis-py reads it (`redis://`, `rediss://`, `unix://`); or a `redis.asyncio.Redis`, which says how to
-            connect (a `credential_provider` of it is asked at each connect), stays yours and is not used otherwise.
+        url: As redis-py reads it (`redis://`, `rediss://`, `unix://`); or a `redis.asyncio.Redis`, which says how
+            to connect (a `credential_provider` of it is asked at each connect), stays yours and is not used else.
         channels: The channel, or several.
         patterns: A pattern of channels as PSUBSCRIBE has them ("orders.*"), or several.
-        hint: Makes a push of a `Notification` (its `channel`, and its `data`, which is `bytes`): a `Push`, or `None`
-            for one that is no push. One that raises is logged, and the message counts as a plain push. `None`: every
-            message is a push.
+        hint: Makes a push of a `Notification` (its `channel`, and its `data`, which is `bytes`): a `Push`, or
+            `None` for one that is no push. One that raises is logged, and the message counts as a plain push.
+            `None`: every message is a push.
         classify: Asked first what a failure means (a `redis.RedisError`, an `OSError`, …); returns a verdict, or
             `None` for the default.
         max_age: Seconds after which the connection is renewed although nothing is wrong with it, drawn from half
             of this to all of it. `None`: never.
         max_silence: Seconds without a message after which the server is pinged. `None`: it never is.
         open_timeout: Seconds for connecting and subscribing, and again for the answer to a ping.
-        max_size: Bytes of the largest message that is shown to `hint`; a larger one is a plain push. redis-py reads
-            messages whole: how large they are is limited by the server (32 MB by its default of
+        max_size: Bytes of the largest message that is shown to `hint`; a larger one is a plain push. redis-py
+            reads messages whole: how large they are is limited by the server (32 MB by its default of
             `client-output-buffer-limit`).
 
     Attributes:
@@ -106,7 +109,7 @@ class RedisListener(ReconnectingListener[Notification]):
             open_timeout=open_timeout,
             log=_log,
         )
-        where = without_secrets(url) if isinstance(url, str) and "://" in url else "redis"
+        where = without_secrets(url) if isinstance(url, str) and not url.startswith("unix:") else "redis"
         self.name = one_line(f"{where} {','.join(self._channels + self._patterns)}")
         self._quiet = max_silence
         self._max_size = max_size
@@ -139,6 +142,7 @@ class RedisListener(ReconnectingListener[Notification]):
     async def _subscribe(self, pool: Any) -> Any:
         from redis.asyncio.client import PubSub
 
+        logging.getLogger("push_response")  # or redis-py makes one that writes to the terminal
         pubsub = PubSub(pool)
         if self._channels:
             await pubsub.subscribe(*self._channels)
@@ -151,9 +155,7 @@ class RedisListener(ReconnectingListener[Notification]):
         return pubsub
 
     async def _read(self, connection: Any) -> Sequence[Notification]:
-        message = await connection.get_message(timeout=self._quiet)
-        if message is None:
-            message = await self._ping(connection)
+        message = await connection.get_message(timeout=self._quiet) or await self._ping(connection)
         return (_notification(message),) if _is(message, PUBLISHED) else ()
 
     async def _ping(self, pubsub: Any) -> Any:
@@ -162,8 +164,11 @@ class RedisListener(ReconnectingListener[Notification]):
             return await pubsub.get_message(timeout=None)
         raise TimeoutError(f"no message for {self._quiet:g} s, and no answer to a ping for {self._open_timeout:g}")
 
-    def _push_of(self, message: Notification) -> Push | None:
-        return Push() if len(message.data) > self._max_size else super()._push_of(message)
+    def _pass_on(self, message: Notification, channel: Channel) -> None:
+        if len(message.data) > self._max_size:
+            channel.wake(Push())
+        else:
+            super()._pass_on(message, channel)
 
     def _failure(self, error: Exception) -> Failure:
         return failure_of(error)
@@ -189,10 +194,11 @@ def _pool_of(url: Any) -> Callable[[float], Any]:
     like = _read(url, ConnectionPool) if isinstance(url, str) else getattr(url, "connection_pool", None)
     if not isinstance(like, ConnectionPool):
         raise TypeError(f"url is a str or a redis.asyncio.Redis, not {type(url).__name__}")
-    kind, settings = like.connection_class, dict(like.connection_kwargs)
+    kind = like.connection_class
+    settings = {name: value for name, value in like.connection_kwargs.items() if not name.startswith(OF_RESP3)}
 
     def pool(timeout: float) -> Any:
-        ours = {
+        ours: dict[str, Any] = {
             "retry": Retry(NoBackoff(), 0, supported_errors=()),  # which knows no error that it would try again
             "retry_on_error": [],
             "retry_on_timeout": False,

@@ -102,7 +102,7 @@ ROWS = (
     ),
     Fuzzed(
         name="answers to long polls",
-        rooms=("listeners._long_poll_answers", "listeners._paths"),
+        rooms=("listeners._long_poll_answers",),
         read=read_long_poll,
         examples=(
             b'{"news": {"changes": true}, "at": [{"id": 4}, {"id": [5, "x"]}], "backoff": 60}',

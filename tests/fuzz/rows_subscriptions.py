@@ -71,7 +71,7 @@ ROWS = (
             b"application/rss+xml\n\n<rss xmlns:a='http://www.w3.org/2005/Atom'><a:link rel='hub' href='http://h/'/><item/>",
         ),
         tokens=words(
-            r"<link rel=hub href=http://h/> <!DOCTYPE <![ --> <!-- <!-- </head> <body> < > / ' & &#x ]] \0 \xff"
+            r"<link rel=hub href=http://h/> <!DOCTYPE <![ --> <!-- </head> <body> < > / ' & &#x ]] \0 \xff"
         ),
         frame=(b"text/html\n\n", b"<link rel=hub href=http://h/>"),
         hostile={

@@ -30,10 +30,10 @@ from push_to_poll_client.listeners._failure import Failure
 from push_to_poll_client.listeners._http_failures import http_failure_of
 from push_to_poll_client.listeners._pull_wake.claims import Claimer
 from push_to_poll_client.listeners._pull_wake.halves import Half
-from push_to_poll_client.listeners._pull_wake.pace import Pace
 from push_to_poll_client.listeners._sse_connection import EventStream
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._subscriptions.stream_subscription import topics_of
+from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners.sse import SSEListener
 
 __all__ = ["WakeStream"]
@@ -60,12 +60,11 @@ class WakeStream(SSEListener):
         subscription_id: str,
         **settings: Any,
     ) -> None:
-        super().__init__(url, **settings)
+        super().__init__(url, hint=self._push_of, **settings)
         self._claimer = claimer
         self._subscription_id = subscription_id
-        self._pace = Pace(RATE, BURST)
-        self._pause = 0.0
-        self._is_claiming = self._has_heard = False
+        self._bucket = TokenBucket(RATE, BURST)
+        self._has_claimed = self._is_claiming = self._has_heard = False
         self._subscription: Half
         self._lost: Callable[[], None]
 
@@ -106,14 +105,15 @@ class WakeStream(SSEListener):
     async def _take(self) -> None:
         with self._claiming():
             is_known = await self._claimer.take()
-        self._pause = self._pace.spend(anyio.current_time())
+        self._has_claimed = True
         if not is_known and self._subscription.is_up:
             self._lost()
 
     async def _give_back(self) -> None:
         """Not sooner than another claim may be made, since the server writes the next wake at once."""
-        await anyio.sleep(self._pause)
-        self._pause = 0.0
+        while self._has_claimed and (wait := self._bucket.take(anyio.current_time())):  # noqa: ASYNC110 - for time
+            await anyio.sleep(wait)
+        self._has_claimed = False
         with self._claiming():
             await self._claimer.give_back()
 

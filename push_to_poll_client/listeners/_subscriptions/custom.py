@@ -10,6 +10,7 @@ import anyio.to_thread
 
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client.listeners._subscriptions.nouns import Registration
+from push_to_poll_client.listeners._webhook.request import Verifier, WebhookRequest
 
 __all__ = ["CustomSubscription"]
 
@@ -73,6 +74,16 @@ class CustomSubscription:
         """Those that an authentic push shows one of."""
         return tuple(one.details["secret"] for one in self.registrations if "secret" in one.details)
 
+    def verified_by(self, verifier_of: Callable[[Sequence[str]], Verifier]) -> Verifier:
+        """A verifier for the webhook, which goes by the secrets that there are at the time.
+
+            WebhookListener(channels.verified_by(shared_token), register_with_server=channels)
+
+        Args:
+            verifier_of: Makes a verifier of secrets, as `shared_token` and `token_in_body` do.
+        """
+        return _BySecrets(self, verifier_of)
+
     def adopt(self, registrations: Sequence[Registration]) -> None:
         """Know whose pushes are welcome."""
         self.registrations = tuple(registrations)
@@ -101,6 +112,38 @@ class CustomSubscription:
         """Call the user's function."""
         if self._stop is not None:
             await _called(self._stop, registration)
+
+
+class _BySecrets:
+    """Makes a verifier anew when the secrets have changed. In any thread: two may make the same."""
+
+    def __init__(self, of: CustomSubscription, verifier_of: Callable[[Sequence[str]], Verifier]) -> None:
+        self._of = of
+        self._verifier_of = verifier_of
+        self._made: tuple[tuple[str, ...], Verifier] = ((), _nobody)
+
+    def may_pass(self, request: WebhookRequest) -> bool:
+        """Whether it has the headers that an authentic one has."""
+        verifier = self._verifier
+        may_pass = getattr(verifier, "may_pass", None)
+        return verifier is not _nobody if may_pass is None else bool(may_pass(request))
+
+    def __call__(self, request: WebhookRequest, /) -> Any:
+        return self._verifier(request)
+
+    @property
+    def _verifier(self) -> Verifier:
+        secrets, verifier = self._made
+        if secrets != self._of.secrets:
+            secrets = self._of.secrets
+            verifier = self._verifier_of(secrets) if secrets else _nobody
+            self._made = secrets, verifier
+        return verifier
+
+
+def _nobody(_: WebhookRequest) -> bool:
+    """Nothing is registered, so nothing is authentic."""
+    return False
 
 
 async def _called(function: Callable[[Registration], Any], registration: Registration) -> Any:

@@ -16,6 +16,7 @@ from push_to_poll_client.listeners._subscriptions.nouns import Registration
 from push_to_poll_client.listeners._subscriptions.stream_subscription import (
     CONFIRM_EVERY,
     DurableStreamsSubscription,
+    below,
     root_of,
     topics_of,
 )
@@ -98,7 +99,7 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         # Not where an answer says that they are (§6.3): it would be asked with our credentials, and §6.5 demands
         # that they are here.
         self.verify = DurableStreamsSignature(
-            f"{where}/__ds/jwks.json",
+            below(root, "__ds/jwks.json"),
             tolerance=tolerance,
             headers=headers,
             token=token,

@@ -60,17 +60,21 @@ class Asked:
         self.verified = False
         self.expires_at: float | None = None
         self.denied: str | None = None
-        self._loop = EventLoop()
-        self._answered = anyio.Event()
+        self._waiting: tuple[EventLoop, anyio.Event] | None = None
 
     async def answered(self) -> None:
         """Wait until the hub has asked back, or denied it."""
-        await self._answered.wait()
+        event = anyio.Event()
+        self._waiting = EventLoop(), event
+        if not self.verified and self.denied is None:
+            await event.wait()
 
     def answer(self) -> None:
-        """It has; from any thread."""
-        with suppress(RuntimeError):  # nobody waits any more
-            self._loop.call(self._answered.set)
+        """It has; from any thread, after that was written down."""
+        if (waiting := self._waiting) is not None:
+            loop, event = waiting
+            with suppress(RuntimeError):  # nobody waits any more
+                loop.call(event.set)
 
 
 class Inbox:
@@ -84,6 +88,7 @@ class Inbox:
         self._denied = denied
         self._asked: dict[str, Asked] = {}
         self._known: Mapping[str, Registration] = MappingProxyType({})
+        self._current: str | None = None
         self._ended: deque[str] = deque(maxlen=MAX_ENDED)
         self._lock = threading.Lock()
 
@@ -100,12 +105,13 @@ class Inbox:
         return self._asked.get(id)
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
-        """Know these, and that others have ended."""
+        """Know these, the newest first, and that others have ended."""
         with self._lock:
             known = {one.id: one for one in registrations}
             self._ended.extend(self._known.keys() - known.keys())
             self._asked = {one: asked for one, asked in self._asked.items() if one in known}
             self._known = MappingProxyType(known)
+            self._current = next((one.id for one in registrations if "topic" in one.details), None)
 
     def known(self, id: str) -> Registration | None:
         """The subscription of that id, if its pushes are welcome."""
@@ -156,7 +162,8 @@ class Inbox:
     ) -> WebhookAnswer:
         reason = quoted(request.parameter("hub.reason") or "", MAX_REASON)
         if known is not None and topic is not None and topic == known.details.get("topic"):
-            self._denied(reason)
+            if known.id == self._current:  # and not one that it has taken the place of
+                self._denied(reason)
         elif asked is not None and topic == asked.topic and asked.mode == SUBSCRIBE:
             asked.verified, asked.denied = False, reason
             asked.answer()

@@ -50,7 +50,8 @@ class Keeper:
 
     Args:
         subscription: What the server has to be told.
-        stop_at_exit: Whether to ask the server to push no more when `keep` ends.
+        stop_at_exit: Whether to ask the server to push no more when `keep` ends, for five seconds at most; what is
+            not stopped by then is stopped by the next run, once it has another.
         log: Where what happens is told.
     """
 
@@ -63,7 +64,7 @@ class Keeper:
         self._loop: EventLoop | None = None
         self._heard: anyio.Event | None = None
         self._controls: set[Control] = set()
-        self._book = Book()
+        self._book = self._saved = Book()
         self._asking = False
         self._begin()
         if (bind := getattr(subscription, "bind", None)) is not None:
@@ -114,8 +115,8 @@ class Keeper:
                 await self._go_on()
         finally:
             self._loop = self._heard = None
-            if self._stop_at_exit:
-                await in_own_task(self._stop_all)
+            if self._stop_at_exit or self._book != self._saved:
+                await in_own_task(self._end)
 
     # What to do next
 
@@ -181,6 +182,7 @@ class Keeper:
         except ValueError:
             self._log.warning("%s: what was saved of it cannot be read; subscribing anew", self.name)
             self._book = Book()
+        self._saved = self._book
         self._adopt()
         if (current := self._book.current) is not None:
             due = math.inf if self._book.renew_at is None else self._book.renew_at
@@ -201,6 +203,7 @@ class Keeper:
             await self._channel.save(book.written())
         except ValueError as error:
             raise ListenerError(f"{self.name}: what is to be kept of it is too long: {error}") from None
+        self._saved = book
 
     def _adopt(self) -> None:
         if (adopt := getattr(self._subscription, "adopt", None)) is not None:
@@ -322,14 +325,15 @@ class Keeper:
         if over:
             await self._save(self._book.left(one))
 
-    async def _stop_all(self) -> None:
+    async def _end(self) -> None:
+        """Stop all, or save what was answered as the end came. A crash may come instead; so it is not for long."""
         with anyio.move_on_after(EXIT_TIMEOUT):
             try:
-                await self._stop_each()
-            except Exception as error:  # noqa: BLE001 - the end is no time to fail; the next run stops what is left
-                self._log.warning("%s: could not be stopped: %s", self.name, describe(error))
+                await (self._stop_each() if self._stop_at_exit else self._save(self._book))
+            except Exception as error:  # noqa: BLE001 - the end is no time to fail; the next run does what is left
+                self._log.warning("%s: failed at the end: %s", self.name, describe(error))
             return
-        self._log.warning("%s: not stopped within %g s; the next run does it", self.name, EXIT_TIMEOUT)
+        self._log.warning("%s: not ended within %g s; the next run goes on", self.name, EXIT_TIMEOUT)
 
     async def _stop_each(self) -> None:
         await self._save(self._book.ending())

@@ -28,6 +28,7 @@ __all__ = [
     "CONFIRM_EVERY",
     "JSON",
     "DurableStreamsSubscription",
+    "below",
     "code_of",
     "path_in_stream_root",
     "root_of",
@@ -194,6 +195,13 @@ def root_of(url: str) -> str:
             f"{without_secrets(url)} has a query or fragment: give the address below which streams are"
         )
     return str(parsed.copy_with(userinfo=b"")).rstrip("/")
+
+
+def below(root: str, path: str, query: str | None = None) -> str:
+    """The address of what is below the root, with the user and password that the root may have."""
+    parsed = http_url(root)
+    whole = f"{parsed.path.rstrip('/')}/{path}"
+    return str(parsed.copy_with(path=whole, query=None if query is None else query.encode()))
 
 
 def _streams_of(streams: Iterable[str], pattern: str | None) -> dict[str, object]:

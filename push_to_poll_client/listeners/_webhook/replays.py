@@ -37,8 +37,8 @@ class Replays:
     def knows(self, verified: Verified, names: Sequence[str] | None, now: float) -> bool:
         """Whether it came before. Then it is kept for as long as this copy of it would pass.
 
-        Of a repetition nothing is kept that was not there: whoever has one body that was signed may send it with as
-        many ids as he likes, where ids are not signed, and must not push out the others.
+        Of a repetition nothing is kept that was not there: whoever has one body that was signed may send it with
+        as many ids as he likes, where ids are not signed, and must not push out the others.
 
         Args:
             verified: What it has.
