@@ -31,7 +31,7 @@ from journals import Journal  # noqa: E402
 from watched import WatchedListener  # noqa: E402
 
 from push_to_poll_client import Consumer, HTTPFeed, SQLiteStore, _schedule  # noqa: E402
-from push_to_poll_client.listeners import _long_poll_pace, _reconnect, long_poll  # noqa: E402
+from push_to_poll_client.listeners import _reconnect, long_poll  # noqa: E402
 from push_to_poll_client.listeners._subscriptions import keeper, when  # noqa: E402
 
 
@@ -55,7 +55,6 @@ def hasten(haste):
         (_schedule, ("FIRST_BACKOFF", "MAX_BACKOFF")),
         (_reconnect, ("FIRST_DELAY", "BASE_DELAY", "MAX_DELAY", "LIVED")),
         (long_poll, ("HELD",)),
-        (_long_poll_pace, ("FIRST_PAUSE", "LONGEST_WITH_NEWS", "LONGEST_WITHOUT")),
         (when, ("SHORTEST",)),
         (keeper, ("AWAY", "LOOK")),
     ):

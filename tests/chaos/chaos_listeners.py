@@ -85,6 +85,27 @@ def pull_wake(*, port):
     )
 
 
+def websub(*, port, served, callback):
+    from push_to_poll_client.listeners.subscriptions import WebSub
+    from push_to_poll_client.listeners.webhook import WebhookListener
+
+    subscription = WebSub("https://orders.example/", f"http://{HOST}:{callback}/", hub=f"http://{HOST}:{port}/")
+    return _served(served, WebhookListener(register_with_server=subscription))
+
+
+def postgres(*, port):
+    from push_to_poll_client.listeners.postgres import PostgresListener
+
+    conninfo = f"postgresql://me@{HOST}:{port}/postgres"
+    return PostgresListener(conninfo, STREAM, max_silence=DEAD / 2, open_timeout=DEAD)
+
+
+def redis(*, port):
+    from push_to_poll_client.listeners.redis import RedisListener
+
+    return RedisListener(f"redis://{HOST}:{port}", STREAM, max_silence=DEAD / 2, open_timeout=DEAD)
+
+
 def nats(*, port):
     """As `docs/push.md` has it."""
     import nats
@@ -107,7 +128,8 @@ def nats(*, port):
 
 
 LISTENERS = {
-    kind.__name__: kind for kind in (websocket, sse, long_poll, webhook, durable_webhook, pull_wake, nats)
+    kind.__name__: kind
+    for kind in (websocket, sse, long_poll, webhook, durable_webhook, websub, pull_wake, nats, postgres, redis)
 }
 
 

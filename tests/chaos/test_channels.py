@@ -1,8 +1,8 @@
 """Each kind of push channel, while what it rests on breaks: servers, the network, the consumer itself.
 
 All kinds at once, each with a consumer of its own. A channel says only when to ask. Whatever becomes of it nothing
-is lost, nothing comes twice, all comes in order, within G2, G3 and G4, and the channel mends itself. Of websockets and
-server-sent events the same is tried at length in test_network.py, test_server_restart.py and test_pause.py.
+is lost, nothing comes twice, all comes in order, within G2, G3 and G4, and the channel mends itself. Of websockets
+and server-sent events the same is tried at length in test_network.py, test_server_restart.py and test_pause.py.
 """
 
 import time
