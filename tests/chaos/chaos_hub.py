@@ -1,7 +1,7 @@
 """A WebSub hub on a socket: takes subscriptions, asks back, and sends what is pushed, signed and tried again.
 
-It keeps its subscriptions while it is down, as hubs do: whoever subscribed would learn of their loss when the lease
-ends, and not before.
+It keeps its subscriptions while it is down, as hubs do: whoever subscribed would not learn of their loss before
+the lease ends.
 """
 
 import hashlib

@@ -31,8 +31,8 @@ SLACK = 2.0
 """Seconds for what takes a tenth of one, with a dozen processes on two cores."""
 
 MENDED = 10.0
-"""Seconds in which each channel is up again, and whoever pushes on it knows that: who forgot a subscription is asked
-for another when it is confirmed, which is every second and a half here."""
+"""Seconds in which each channel is up again, and pushed to. A subscription that a server forgot is confirmed, and so
+noticed, every second and a half here."""
 
 FOUND = 3 * DEAD + SLACK
 """Seconds in which a listener that can find that its connection is dead has found it: a long poll asks twice."""
@@ -130,7 +130,7 @@ KINDS = {
 class Lane:
     """A consumer with a channel of one kind, and the proxy on the way between it and who pushes."""
 
-    def __init__(self, name, kind, *, started, server, port, proxied, backend):
+    def __init__(self, name, kind, *, started, nursery, server, port, proxied, backend):
         self.name, self.kind, self.backend = name, kind, backend
         self.served = free_port() if kind.reached else None
         self.proxy = proxied(self.served or port)
@@ -146,6 +146,7 @@ class Lane:
             rate=RATE,
             burst=BURST,
             haste=HASTE,
+            nursery=nursery,
         )
         self.start()
 
@@ -176,7 +177,7 @@ class Lane:
 class Town:
     """The servers, and a lane for each kind."""
 
-    def __init__(self, started, directory, kinds):
+    def __init__(self, started, nursery, kinds):
         self._stack = contextlib.ExitStack()
         self.server = started(ServerProcess, page_size=100)
         self.companions = {}
@@ -188,6 +189,7 @@ class Town:
                 name,
                 kind,
                 started=started,
+                nursery=nursery,
                 server=self.server,
                 port=self.companions[kind.pushed_by].port if kind.pushed_by else self.server.port,
                 proxied=lambda port: self._stack.enter_context(TCPProxy(port)),

@@ -21,14 +21,8 @@ SOON = 8.0
 
 
 @pytest.fixture
-def kinds():
-    """Those under fire."""
-    return KINDS
-
-
-@pytest.fixture
-def town(started, tmp_path, kinds):
-    with Town(started, tmp_path, kinds) as town:
+def town(started, nursery):
+    with Town(started, nursery, KINDS) as town:
         town.begin()
         yield town
 
