@@ -1,17 +1,22 @@
 """What `docs/push.md` says of channels is true: its programs run as they stand there, against real servers."""
 
 import gc
+import hashlib
 import re
+import time
 from pathlib import Path
 
 import aiomqtt
 import anyio
+import httpx
+import jwt
 import nats
 import pytest
 from brokers import MQTT, NATS
 from channels import listening
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from push_to_poll_client import Consumer, MemoryStore, Push
+from push_to_poll_client import Consumer, MemoryStore, Push, WebhookListener
 from push_to_poll_client.listeners.webhook import WebhookRequest
 from push_to_poll_client.testing import FakeFeed
 
@@ -19,6 +24,8 @@ pytestmark = pytest.mark.anyio
 
 PAGE = (Path(__file__).parent.parent / "docs" / "push.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+PLAID = ec.generate_private_key(ec.SECP256R1())
 
 PATIENCE = 20.0
 """Seconds that no test needs."""
@@ -49,6 +56,7 @@ def placeholders():
         "WHSEC": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         "OLD_WHSEC": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
         "Consumer": Consumer,
+        "plaid_keys": {"k1": PLAID.public_key()},
         "feed": feed,
         "store": store,
         "process": print,
@@ -73,6 +81,30 @@ def test_every_block_of_the_page_runs(program):
 def test_the_verifiers_of_the_page_refuse_what_nobody_signed(program):
     for verify in program["verifiers"].values():
         assert not verify(WebhookRequest(body=b'{"value": [{"clientState": "other"}]}'))
+
+
+def jwt_of(body, *, at, kid="k1", key=PLAID):
+    claims = {"iat": at, "request_body_sha256": hashlib.sha256(body).hexdigest()}
+    return jwt.encode(claims, key, algorithm="ES256", headers={"kid": kid})
+
+
+async def test_the_jwt_of_the_page_is_verified(program):
+    now = int(time.time())
+    other = ec.generate_private_key(ec.SECP256R1())
+    cases = [
+        (jwt_of(b"{}", at=now), b"{}", 200),
+        (jwt_of(b"{}", at=now), b"{ }", 401),
+        (jwt_of(b"{}", at=now - 301), b"{}", 401),
+        (jwt_of(b"{}", at=now, kid="k2"), b"{}", 401),
+        (jwt_of(b"{}", at=now, key=other), b"{}", 401),
+        ("no jwt", b"{}", 401),
+        ("", b"{}", 401),
+    ]
+    app = httpx.ASGITransport(WebhookListener(program["signed_by_plaid"]))
+    async with httpx.AsyncClient(transport=app, base_url="https://me.example") as client:
+        for token, body, status in cases:
+            answer = await client.post("/hooks", content=body, headers={"plaid-verification": token})
+            assert answer.status_code == status, (token, body)
 
 
 async def mqtt_publish(broker):

@@ -8,6 +8,7 @@ import pytest
 
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
+from push_to_poll_client.listeners._asking import UnusableAnswer
 from push_to_poll_client.listeners._subscriptions.durable_streams import DurableStreamsWebhook
 from push_to_poll_client.listeners._subscriptions.nouns import Registration
 from push_to_poll_client.listeners._webhook.request import WebhookRequest
@@ -23,7 +24,7 @@ class Server:
     """Writes down what it is asked, and answers in turn; the last answer for ever."""
 
     def __init__(self, *answers):
-        self._answers = list(answers) or [httpx.Response(201)]
+        self._answers = list(answers) or [httpx.Response(201, json={})]
         self.requests = []
 
     async def __call__(self, request):
@@ -72,7 +73,7 @@ async def test_keys_that_do_not_come_are_no_failure_of_the_subscription(caplog):
     caplog.set_level(logging.INFO)
 
     async def answer(request):
-        return httpx.Response(201 if request.method == "PUT" else 404)
+        return httpx.Response(201, json={}) if request.method == "PUT" else httpx.Response(404)
 
     subscription = subscription_of(answer)
     assert await subscription.create(subscription.plan())
@@ -82,12 +83,24 @@ async def test_keys_that_do_not_come_are_no_failure_of_the_subscription(caplog):
 async def test_it_is_confirmed_by_what_makes_it_anew_if_the_server_had_lost_it(caplog):
     """Which then may have other keys."""
     caplog.set_level(logging.INFO)
-    subscription = subscription_of(server := Server(httpx.Response(200), httpx.Response(201)), confirm_every=5.0)
+    subscription = subscription_of(
+        server := Server(httpx.Response(200, json={}), httpx.Response(201, json={})), confirm_every=5.0
+    )
     old = Registration(id=subscription.id, renew_at=990.0)
     for methods, is_told in [(["PUT"], False), (["PUT", "PUT", "GET"], True)]:
         assert await subscription.renew(old) == Registration(id=old.id, renew_at=1005.0)
         assert [method for method, _ in server.asked] == methods
         assert ("the server had lost the subscription, and has it again" in caplog.text) is is_told
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]"])
+@pytest.mark.parametrize("status", [200, 201])
+async def test_what_is_answered_by_no_subscription_is_none(status, body):
+    """As below a root that is none, where the server makes a stream of that name."""
+    subscription = subscription_of(Server(httpx.Response(status, content=body)))
+    for ask in (subscription.create, subscription.renew):
+        with pytest.raises(UnusableAnswer, match="that is no"):
+            await ask(subscription.plan())
 
 
 async def test_one_that_asked_for_something_else_is_replaced_and_taken_back():

@@ -17,7 +17,7 @@ from push_to_poll_client.listeners._webhook import receiver
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
 
-PAGE = (Path(__file__).parent.parent / "docs" / "push_subscriptions.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "subscriptions.md").read_text()
 GRAPH, GOOGLE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

@@ -20,6 +20,8 @@ from asgi_calls import (
 )
 from channels import TimedChannel
 from consumers import Log
+from hypothesis import given
+from hypothesis import strategies as st
 
 from push_to_poll_client import Consumer, MemoryStore, Push, PushToPollError
 from push_to_poll_client._event_loop import EventLoop
@@ -27,7 +29,7 @@ from push_to_poll_client.listeners._json_hint import JSONHint
 from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners._webhook.audience import QUIET
 from push_to_poll_client.listeners._webhook.faults import MAX_ASKING
-from push_to_poll_client.listeners._webhook.limits import MAX_BODIES
+from push_to_poll_client.listeners._webhook.limits import MAX_BODIES, TokenBucket
 from push_to_poll_client.listeners._webhook.replays import Replays
 from push_to_poll_client.listeners.webhook import (
     Control,
@@ -296,6 +298,8 @@ async def test_a_client_that_has_gone_before_its_answer_is_no_error(hooks):
         ("/hooks", "/hooks/a", "/a"),
         ("/hooks", "/hooks", "/"),
         ("/hooks", "/hooks/", "/"),
+        ("/hooks", "/hooks/a/", "/a"),
+        ("", "//", "/"),
         ("/hooks", "/a", "/a"),
         ("/hooks", "/hooksa", "/hooksa"),
         ("/hooks/", "/hooks/a", "/a"),
@@ -402,6 +406,27 @@ async def test_when_to_come_back_is_said_in_whole_seconds(verify):
 async def test_without_a_rate_all_are_looked_at(verify):
     hooks = WebhookListener(verify, rate=None)
     assert {(await posted(hooks)).status for _ in range(1000)} == {200}
+
+
+@given(
+    rate=st.sampled_from([0.01, 0.3, 1, 3, 100]),
+    burst=st.integers(1, 10),
+    gaps=st.lists(st.sampled_from([0, 0.001, 0.01, 0.3, 1, 5, 100]), max_size=60),
+)
+def test_no_window_lets_more_pass_than_burst_and_rate(rate, burst, gaps):
+    bucket = TokenBucket(rate, burst)
+    now, passed = 0.0, []
+    for gap in gaps:
+        now += gap
+        wait = bucket.take(now)
+        if not wait:
+            passed.append(now)
+        else:
+            assert bucket.take(now + wait * 0.999) > 0
+            assert len(passed) >= burst
+    for first, began in enumerate(passed):
+        for last, ended in enumerate(passed[first:], first):
+            assert last - first + 1 <= burst + rate * (ended - began) + 1e-6
 
 
 async def test_a_flood_takes_the_channel_down_until_it_has_been_quiet(verify):
@@ -558,8 +583,9 @@ async def test_a_push_wakes_those_whom_it_names(verify):
         await posted(hooks, naming("bob", "alice", "bob"))
         await posted(hooks, naming())
         await posted(hooks, b"no JSON")
-    assert [len(channel.pushes) for channel in (a, b, everything)] == [4, 3, 4]
-    assert counted(hooks, woken=4)
+        await posted(hooks, b"[" * 10_000)
+    assert [len(channel.pushes) for channel in (a, b, everything)] == [5, 4, 5]
+    assert counted(hooks, woken=5)
 
 
 async def test_unknown_names_are_counted_and_answered_like_others(verify):

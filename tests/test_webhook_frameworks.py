@@ -99,8 +99,7 @@ async def test_mounted_in_a_framework_it_sees_the_path_below_and_the_bytes(mount
     body = naming("alice", text="é\r\n")
     answer = await ask("POST", "/hooks/a/b c", b"d=%C3%A9", signed(body), body)
     assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "0")
-    assert seen[0].path.removesuffix("/") == "/a/b c"  # Litestar ends all paths alike
-    assert (seen[0].parameter("d"), seen[0].body) == ("é", body)
+    assert (seen[0].path, seen[0].parameter("d"), seen[0].body) == ("/a/b c", "é", body)
     forged = await ask("POST", "/hooks/a", headers={"X-Signature": "forged"}, body=b"x")
     assert (forged.status, forged.body) == (401, b"")
     assert (await ask("POST", "/hooks/", headers=signed(b"x" * 1001))).status == 413

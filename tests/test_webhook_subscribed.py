@@ -10,6 +10,8 @@ from consumers import Log
 
 from push_to_poll_client import ListenerError, Push
 from push_to_poll_client.listeners import webhook
+from push_to_poll_client.listeners._subscriptions import keeper
+from push_to_poll_client.listeners._subscriptions.nouns import Registration
 from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners._webhook.audience import QUIET
 from push_to_poll_client.listeners.handshakes import dropbox_challenge
@@ -217,3 +219,52 @@ async def test_one_consumer_keeps_a_subscription():
     async with hearing(hooks):
         with pytest.raises(RuntimeError, match="webhook: one consumer keeps the subscription"):
             await hooks.listen(TimedChannel())
+
+
+class Vendor:
+    """A server that asks a question while it is subscribed to, and pushes from then on."""
+
+    name = "vendor"
+
+    def __init__(self):
+        self.answers = []
+        self.hooks = None
+
+    def plan(self):
+        return Registration(id="1")
+
+    async def create(self, planned):
+        self.answers.append(await asked(self.hooks, QUESTION))
+        return planned
+
+    async def renew(self, registration):
+        return registration
+
+    async def stop(self, registration):
+        self.answers.append("stopped")
+
+
+async def test_with_a_keeper_of_flesh_and_blood(running, monkeypatch, virtual_day):
+    """The question that comes before the server has answered is answered; none after it is."""
+    monkeypatch.setattr(webhook, "Keeper", keeper.Keeper)
+    vendor = Vendor()
+    hooks = vendor.hooks = WebhookListener(
+        Signatures(),
+        handshake=dropbox_challenge(),
+        hint=lambda request: Control.RECREATE if request.body == b"gone" else Push(),
+        register_with_server=vendor,
+    )
+    feed = FakeFeed()
+    consumer = running(Log(feed, listeners=[hooks], fallback_interval=86_400))
+    await anyio.sleep(60)
+    assert [answer.body for answer in vendor.answers] == [b"abc"]
+    assert consumer.status().listeners[0].up
+    assert (await asked(hooks, QUESTION)).status == 405
+    feed.publish("1")
+    await posted(hooks)
+    await anyio.sleep(1)
+    assert consumer.processed == ["1"]
+    await posted(hooks, b"gone")
+    await anyio.sleep(120)
+    assert len(vendor.answers) == 2
+    assert consumer.status().listeners[0].up

@@ -1,7 +1,7 @@
 """Who said so: one file for each kind of push channel.
 
-What webhooks are made of is in `verifiers`, `handshakes` and `subscriptions`; those that ride on a database's server
-are in `postgres` and `redis`.
+What webhooks are made of is in `verifiers`, `handshakes` and `subscriptions`; the channels of databases are in
+`postgres` and `redis`.
 """
 
 from push_to_poll_client.listeners._json_hint import JSONHint

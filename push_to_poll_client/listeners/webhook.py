@@ -204,14 +204,10 @@ class WebhookListener:
         """
         if self._keeper is None:
             await self._hear(channel, None)
-            return
-        if self._kept:
+        elif self._kept:
             raise RuntimeError(f"{self.name}: one consumer keeps the subscription, others listen to named(...)")
-        self._kept = True
-        try:
-            await self._keep(self._keeper, Keeping(channel, self._audience))
-        finally:
-            self._kept = False
+        else:
+            await self._keep(self._keeper, channel)
 
     def named(self, name: str) -> Listener:
         """A listener for pushes that name this one, and for those that are for all.
@@ -237,14 +233,16 @@ class WebhookListener:
         with self._audience.joined(listening, name):
             await listening.watch(self._limit)
 
-    async def _keep(self, keeper: Keeper, keeping: Keeping) -> None:
-        with self._audience.joined(keeping, None):
-            async with Beside() as beside:
-                await beside.start(lambda: keeping.watch(self._limit))
-                try:
+    async def _keep(self, keeper: Keeper, channel: Channel) -> None:
+        keeping, self._kept = Keeping(channel, self._audience), True
+        try:
+            with self._audience.joined(keeping, None):
+                async with Beside() as beside:
+                    await beside.start(lambda: keeping.watch(self._limit))
                     await keeper.keep(keeping)
-                finally:
-                    self._audience.pushed(keeping, None, up=False)
+        finally:
+            self._audience.pushed(keeping, None, up=False)
+            self._kept = False
 
     def _expecting(self) -> bool:
         return self._keeper is None or self._keeper.expecting

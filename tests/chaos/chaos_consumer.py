@@ -7,6 +7,7 @@ ends without being asked when its standard input does, and with its parent.
 import ctypes
 import functools
 import json
+import logging
 import os
 import signal
 import sys
@@ -16,14 +17,20 @@ import time
 PR_SET_PDEATHSIG = 1
 
 
-def end_with_parent():
-    """A parent that dies closes our standard input. Linux kills us too, also while we are stopped by SIGSTOP."""
+def end_with_parent_process():
+    """Linux kills us when it dies, also while we are stopped by SIGSTOP."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_with_parent():
+    """A parent that dies closes our standard input, too."""
+    end_with_parent_process()
     threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 
 
-end_with_parent()
+if __name__ == "__main__":
+    end_with_parent()
 
 import anyio  # noqa: E402  # what takes time comes after what must not wait
 from chaos_listeners import listener  # noqa: E402
@@ -54,7 +61,7 @@ def hasten(haste):
     for module, names in (
         (_schedule, ("FIRST_BACKOFF", "MAX_BACKOFF")),
         (_reconnect, ("FIRST_DELAY", "BASE_DELAY", "MAX_DELAY", "LIVED")),
-        (long_poll, ("HELD", "DEAF")),
+        (long_poll, ("HELD",)),
         (when, ("SHORTEST",)),
         (keeper, ("AWAY", "LOOK")),
     ):
@@ -93,10 +100,13 @@ async def stop_at_sigterm(orders):
             orders.stop()
 
 
-if __name__ == "__main__":
-    import logging
-
+def log():
+    """All that is worth it, to standard error."""
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    log()
     settings = json.loads(sys.argv[1])
     anyio.run(functools.partial(main, **settings), backend=sys.argv[2])

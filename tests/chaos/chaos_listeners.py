@@ -1,7 +1,7 @@
 """A listener of each kind, which finds within seconds what others find within a minute.
 
-Each kind takes what is its own of `port`, where who pushes is to be reached; of `served`, where a webhook is served;
-and of `callback`, where that is to be reached.
+Each kind takes what it needs of `port`, where who pushes is to be reached; `served`, where a webhook is served;
+and `callback`, where that is to be reached.
 """
 
 import json
@@ -17,7 +17,8 @@ DEAD = 0.6
 
 HOST = "127.0.0.1"
 SECRET = "whsec_c2VjcmV0IG9mIGEgdGVzdA=="
-STREAM = "orders"
+ROOT, STREAM = "/v1/stream", "orders"
+"""Where a server of Durable Streams has its streams, and the one of which it is to tell."""
 
 
 def hint(text):
@@ -61,7 +62,7 @@ def durable_webhook(*, port, served, callback):
     from push_to_poll_client.listeners.webhook import WebhookListener
 
     subscription = DurableStreamsWebhook(
-        f"http://{HOST}:{port}",
+        f"http://{HOST}:{port}{ROOT}",
         callback=f"http://{HOST}:{callback}/",
         streams=[STREAM],
         lease=1.0,
@@ -74,7 +75,7 @@ def pull_wake(*, port):
     from push_to_poll_client.listeners.pull_wake import PullWakeListener
 
     return PullWakeListener(
-        f"http://{HOST}:{port}",
+        f"http://{HOST}:{port}{ROOT}",
         wake_stream="wakes",
         streams=[STREAM],
         lease=1.0,
@@ -82,6 +83,27 @@ def pull_wake(*, port):
         max_silence=DEAD,
         open_timeout=DEAD,
     )
+
+
+def websub(*, port, served, callback):
+    from push_to_poll_client.listeners.subscriptions import WebSub
+    from push_to_poll_client.listeners.webhook import WebhookListener
+
+    subscription = WebSub("https://orders.example/", f"http://{HOST}:{callback}/", hub=f"http://{HOST}:{port}/")
+    return _served(served, WebhookListener(register_with_server=subscription))
+
+
+def postgres(*, port):
+    from push_to_poll_client.listeners.postgres import PostgresListener
+
+    conninfo = f"postgresql://me@{HOST}:{port}/postgres"
+    return PostgresListener(conninfo, STREAM, max_silence=DEAD / 2, open_timeout=DEAD)
+
+
+def redis(*, port):
+    from push_to_poll_client.listeners.redis import RedisListener
+
+    return RedisListener(f"redis://{HOST}:{port}", STREAM, max_silence=DEAD / 2, open_timeout=DEAD)
 
 
 def nats(*, port):
@@ -106,7 +128,8 @@ def nats(*, port):
 
 
 LISTENERS = {
-    kind.__name__: kind for kind in (websocket, sse, long_poll, webhook, durable_webhook, pull_wake, nats)
+    kind.__name__: kind
+    for kind in (websocket, sse, long_poll, webhook, durable_webhook, websub, pull_wake, nats, postgres, redis)
 }
 
 

@@ -39,12 +39,12 @@ class RecordingApp(ReferenceApp):
         self._requests = (f"{os.getpid()}-{number}" for number in itertools.count())
 
     async def __call__(self, scope, receive, send):
-        client = dict(scope["headers"]).get(CLIENT, b"-").decode()
-        if scope["path"] == "/feed":
+        client, path = dict(scope.get("headers", ())).get(CLIENT, b"-").decode(), scope.get("path")
+        if path == "/feed":
             await self._answer_feed(client, scope, receive, send)
             return
-        if scope["path"] in PUSH:
-            self._journal.write("dialled", client, time.monotonic(), scope["path"])
+        if path in PUSH:
+            self._journal.write("dialled", client, time.monotonic(), path)
         await super().__call__(scope, receive, send)
 
     async def _answer_feed(self, client, scope, receive, send):

@@ -5,10 +5,14 @@ test_money.py           SIGKILL while money is moved between accounts: each tran
 test_pause.py           SIGSTOP, SIGCONT: current again soon, no burst of polls
 test_server_restart.py  a server that is killed under load and comes back
 test_network.py         a proxy that cuts, delays, swallows, refuses, half-closes and trickles
+test_channels.py        each kind of push channel, and servers, network and consumers that fail
 test_random_walk.py     all of it, in an order that the seed decides
 test_no_orphans.py      no process outlives the tests
 
 chaos_consumer.py       the consumer, a process that writes down what it handles
+chaos_nursery.py        forks many of them
+chaos_listeners.py      a listener of each kind; watched.py: how a test hears what it says
+kinds.py                for each kind who pushes, on what way; chaos_hub.py: one of them
 chaos_bank.py           the consumers that move money, a process for each life; bank_lives.py: all of them
 chaos_server.py         the reference server, which writes down what it is asked
 journals.py             how that is written and read
@@ -23,7 +27,7 @@ from functools import partial
 import chaos_form
 import pytest
 from bank_lives import Banker, LivesOfABank
-from processes import Load
+from processes import Load, Nursery
 
 
 def pytest_collection_modifyitems(items):
@@ -59,6 +63,14 @@ def started(tmp_path):
     yield start
     for thing in reversed(things):
         thing.close()
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory):
+    """One for all, as it takes a while to import what each consumer needs."""
+    nursery = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield nursery
+    nursery.close()
 
 
 @pytest.fixture(scope="session")

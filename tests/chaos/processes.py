@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -67,6 +69,52 @@ class Child:
         finally:
             self._process.stdin.close()
             self._process.stdout.close()
+
+
+class Nursery:
+    """The process that forks consumers, for those who start many of them."""
+
+    def __init__(self, directory):
+        self._log = (directory / "nursery.log").open("ab")
+        self._child = Child("chaos_nursery.py", log=self._log)
+
+    def ask(self, order):
+        """Give it an order; what it answers."""
+        self._child.write(json.dumps(order))
+        answer = self._child.line()
+        assert answer, f"the nursery ended: {Path(self._log.name).read_text()[-2000:]}"
+        return int(answer)
+
+    def close(self):
+        self._child.end()
+        self._log.close()
+
+
+class Forked:
+    """One of its children, to be treated as a `Child`."""
+
+    def __init__(self, nursery, **order):
+        self._nursery = nursery
+        self.pid = nursery.ask(order)
+        self._watched = os.pidfd_open(self.pid)  # until it was waited for, nobody else can get its process id
+        self._code = None
+
+    def signal(self, number):
+        os.kill(self.pid, number)
+
+    @property
+    def alive(self):
+        return self._code is None and not select.select([self._watched], [], [], 0)[0]
+
+    def end(self, *, kill=True):
+        """As that of a `Child`."""
+        if self._code is None:
+            if kill:
+                self.signal(signal.SIGKILL)
+            assert select.select([self._watched], [], [], PATIENCE)[0], "it does not end"
+            self._code = self._nursery.ask(self.pid)
+            os.close(self._watched)
+        return self._code
 
 
 class ServerProcess:
@@ -204,6 +252,7 @@ class ConsumerProcess:
         takes: Seconds that the handler takes for a message.
         answer_within: Seconds for one answer of the feed.
         haste: How many times shorter the delays after failures are than they are for others.
+        nursery: Who forks it; `None`: nobody, it is a program of its own.
         consumer: Arguments for `Consumer`.
 
     Attributes:
@@ -212,8 +261,19 @@ class ConsumerProcess:
     """
 
     def __init__(
-        self, directory, *, name="consumer", url, push, takes=0.0, answer_within=10.0, haste=1.0, **consumer
+        self,
+        directory,
+        *,
+        name="consumer",
+        url,
+        push,
+        takes=0.0,
+        answer_within=10.0,
+        haste=1.0,
+        nursery=None,
+        **consumer,
     ):
+        self._nursery = nursery
         self.name = name
         self.life = 0
         self.killed = set()
@@ -239,7 +299,10 @@ class ConsumerProcess:
     def start(self, backend="asyncio"):
         self.life += 1
         settings = {**self._settings, "life": self.life, "headers": {"x-client": self.client}}
-        self._child = Child("chaos_consumer.py", json.dumps(settings), backend, log=self._log)
+        if self._nursery is None:
+            self._child = Child("chaos_consumer.py", json.dumps(settings), backend, log=self._log)
+        else:
+            self._child = Forked(self._nursery, settings=settings, backend=backend, log=self._log.name)
 
     def kill(self):
         """SIGKILL: it cannot say goodbye. One that ended before is no killed one."""

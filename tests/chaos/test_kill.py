@@ -24,7 +24,7 @@ class Arena:
         self.backlog = backlog
         self.server = started(ServerProcess, page_size=page_size)
         self.load = started(Load, self.server, seed=chance.random(), rate=load)
-        push = [("websocket", self.server.base_url.replace("http", "ws") + "/push")]
+        push = [("websocket", {"port": self.server.port})]
         self.consumer = started(
             ConsumerProcess,
             url=self.server.url,

@@ -11,13 +11,15 @@ from journals import until
 
 PARENT = """
 import pathlib, sys
-from processes import ConsumerProcess, ServerProcess
-server = ServerProcess(pathlib.Path(sys.argv[1]))
-consumer = ConsumerProcess(pathlib.Path(sys.argv[1]), url=server.url, push=[])
+from processes import ConsumerProcess, Nursery, ServerProcess
+directory = pathlib.Path(sys.argv[1])
+server = ServerProcess(directory)
+nursery = Nursery(directory) if sys.argv[2] == "forked and stopped" else None
+consumer = ConsumerProcess(directory, url=server.url, push=[], nursery=nursery)
 consumer.start()
 while not consumer.has_begun():
     pass
-if sys.argv[2] == "stopped":
+if "stopped" in sys.argv[2]:
     consumer.pause()
 print(server.pid, consumer.pid, flush=True)
 sys.stdin.read()
@@ -34,7 +36,7 @@ def is_over(process):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("state", ["running", "stopped"])
+@pytest.mark.parametrize("state", ["running", "stopped", "forked and stopped"])
 def test_children_end_with_a_parent_that_is_killed(tmp_path, state):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", PARENT, tmp_path, state]

@@ -1,6 +1,8 @@
 """What is answered to a channel that asks, and what a push says in JSON."""
 
 import httpx
+import psycopg
+import redis
 from answers import in_loop, response_of
 from fuzzed import Fuzzed, around, nested, text_of, words
 
@@ -10,6 +12,9 @@ from push_to_poll_client.listeners._http_failures import http_failure_of
 from push_to_poll_client.listeners._json_hint import JSONHint
 from push_to_poll_client.listeners._long_poll_answers import Reader
 from push_to_poll_client.listeners._long_poll_answers import text_of as text_of_json
+from push_to_poll_client.listeners._postgres_failures import failure_of as postgres_failure_of
+from push_to_poll_client.listeners._redis_failures import failure_of as redis_failure_of
+from push_to_poll_client.listeners.redis import _notification
 
 __all__ = ["ROWS"]
 
@@ -80,6 +85,24 @@ def read_long_poll(data):
         str(URL.copy_merge_params(query)).encode("ascii")
 
 
+def read_published(data):
+    """What PostgreSQL and Redis pass on, and what they say when they refuse."""
+    heard = _notification({"type": "message", "channel": data, "data": data})
+    assert isinstance(heard.channel, str)
+    HINT(heard)
+    text = text_of(data)
+    errors = (
+        (psycopg.OperationalError(text), postgres_failure_of),
+        (psycopg.errors.lookup("42501")(text), postgres_failure_of),
+        (redis.ConnectionError(text), redis_failure_of),
+        (redis.ResponseError(text), redis_failure_of),
+    )
+    for error, failure_of in errors:
+        failure = failure_of(error)
+        assert failure.sentence.isprintable()
+        assert len(failure.sentence) < 2500
+
+
 ROWS = (
     Fuzzed(
         name="answers to a channel",
@@ -121,6 +144,13 @@ ROWS = (
             "a list": around(b'{"at":[', b"[],", b"{}]}"),
             "digits": around(b'{"backoff":', b"9", b"}"),
         },
+    ),
+    Fuzzed(
+        name="what databases publish",
+        rooms=("listeners.redis", "listeners._redis_failures", "listeners._postgres_failures"),
+        read=read_published,
+        examples=(b'{"k": "w", "c": "7"}', b'FATAL:  database "x" does not exist\n', b"\xff\x1b[31m"),
+        tokens=words(r"FATAL:\x20 \x20 \x1b \r\n \xff ' \\ \xe2\x80\xae"),
     ),
     Fuzzed(
         name="pushes of JSON",

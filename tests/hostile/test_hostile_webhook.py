@@ -29,7 +29,7 @@ from push_to_poll_client.testing import FakeFeed
 
 pytestmark = pytest.mark.anyio
 
-REQUESTS = 100_000 if LONG else 5_000
+REQUESTS = 100_000 if LONG else 3_000
 
 MAX_BODY = 4096
 
@@ -149,7 +149,8 @@ async def test_of_so_many_lies_none_wakes_anybody(running, caplog):
     async def lie(times):
         for number in range(times):
             statuses.add(await sent(hooks, KINDS[number % len(KINDS)], dice))
-            await anyio.sleep(0.001)
+            if number % 50 == 0:
+                await anyio.sleep(0.05)
 
     await lie(1000)
     tracemalloc.start()
@@ -182,7 +183,8 @@ async def test_whoever_has_the_secret_gains_polls_within_the_rate_alone(running)
     for number in range(REQUESTS // 2):
         body = naming("alice", cursor=f"lie-{number}")
         assert await called(hooks, scope_of(headers=signature(body)), [body]) == 200
-        await anyio.sleep(0.002)
+        if number % 50 == 0:
+            await anyio.sleep(0.1)
     await anyio.sleep(10)
     took = anyio.current_time() - began
     assert len(feed.requests) - polls <= BURST + 4 + RATE * took

@@ -4,35 +4,8 @@ Each is a text of a file, which stands there once, and what is put in its place.
 writes this loop by hand (TRAPS of the design), or what a well-meant change could break.
 """
 
-from typing import NamedTuple
-
-GUARANTEES = "tests/test_guarantees.py"
-SCHEDULE = "tests/test_schedule.py"
-
-
-class Mutant(NamedTuple):
-    """A planted bug.
-
-    Attributes:
-        guarantee: What it breaks.
-        name: What it does wrong.
-        file: Where, in the package.
-        old: The text.
-        new: What stands there instead.
-        tests: Arguments for pytest: what has to go red.
-    """
-
-    guarantee: str
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
-
-def of(guarantee, name, file, old, new, *tests):
-    return Mutant(guarantee, name, file, old, new, tests or (GUARANTEES, "-k", f"{guarantee.lower()}_"))
-
+from mutant import GUARANTEES, SCHEDULE, of
+from mutants_of_push import PUSH
 
 MUTANTS = [
     of(
@@ -54,8 +27,8 @@ MUTANTS = [
         "G1",
         "lets a hint drop a wake although polls start behind the saved cursor",
         "_polling/polls.py",
-        "known = hinted and not self._overlaps",
-        "known = hinted",
+        " and not self._overlaps and not",
+        " and not",
         "tests/test_overlap.py",
     ),
     of(
@@ -464,4 +437,5 @@ MUTANTS = [
         "            pass\n",
         "tests/test_manners_hidden.py",
     ),
+    *PUSH,
 ]

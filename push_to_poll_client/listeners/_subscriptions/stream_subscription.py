@@ -22,7 +22,7 @@ from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._http_client import http_url
-from push_to_poll_client.listeners._asking import Answer, Asker
+from push_to_poll_client.listeners._asking import Answer, Asker, UnusableAnswer
 from push_to_poll_client.listeners._subscriptions.nouns import Registration
 
 __all__ = [
@@ -148,10 +148,14 @@ class DurableStreamsSubscription:
         """The server has it since just now."""
 
     async def _put(self, planned: Registration) -> Answer:
+        """Anywhere else than at its root such a server takes the request for a new stream, and says nothing."""
         answer = await self._asker.ask("PUT", self.url(planned.id), content=self._asked, headers=JSON)
         if answer.status == HTTPStatus.BAD_REQUEST and (code := code_of(answer)) in _REFUSALS:
             raise ListenerError(f"{self.name}: the server answered {code}: {_REFUSALS[code]}")
-        return answer.expect(HTTPStatus.OK, HTTPStatus.CREATED)
+        answer.expect(HTTPStatus.OK, HTTPStatus.CREATED)
+        if not isinstance(answer.json(), dict):
+            raise UnusableAnswer(f"{answer.url} answered something that is no subscription (§6.2)")
+        return answer
 
     def _confirmed(self, registration: Registration) -> Registration:
         return Registration(id=registration.id, renew_at=_event_loop.wall_clock() + self._confirm_every)

@@ -35,7 +35,7 @@ def _path_below(root: str, path: str) -> str:
     root = root.rstrip("/")
     if path == root or path.startswith(f"{root}/"):
         path = path[len(root) :]
-    return path or "/"
+    return path.rstrip("/") or "/"
 
 
 def _headers(fields: Any) -> dict[str, str]:

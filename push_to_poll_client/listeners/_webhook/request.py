@@ -34,7 +34,8 @@ class WebhookRequest:
 
     Attributes:
         method: In capitals.
-        path: Below where the application is mounted, percent-decoded, as the server has it.
+        path: Below where the application is mounted, percent-decoded, without a slash at its end, which some
+            frameworks add. "/" at least.
         query: As it came, without the question mark.
         headers: By names in lower case. The values of a header that came more than once are joined with ", "
             (RFC 9110 §5.3), so that no verifier takes the first for the whole.

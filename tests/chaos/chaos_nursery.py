@@ -1,0 +1,51 @@
+"""The process that forks consumers, as it takes a second to import what each of them needs.
+
+It reads lines from its standard input: a JSON object with the settings of a consumer, its event loop and its log,
+and it says the process id; or the id of one whose end is to be waited for, and it says the exit code. It ends with
+its standard input, and they with it.
+"""
+
+import functools
+import json
+import os
+import sys
+
+import anyio
+import chaos_consumer
+import nats  # noqa: F401  # else each imports it
+import psycopg  # noqa: F401  # likewise
+import redis.asyncio  # noqa: F401  # likewise
+import uvicorn  # noqa: F401  # likewise
+from anyio._backends import _asyncio, _trio  # noqa: F401  # likewise
+
+from push_to_poll_client.listeners import postgres, verifiers  # noqa: F401  # likewise
+from push_to_poll_client.listeners._subscriptions import durable_streams  # noqa: F401  # likewise
+
+
+def fork(settings, backend, log):
+    """The child does not come back."""
+    if child := os.fork():
+        return child
+    chaos_consumer.end_with_parent_process()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), 2)
+    try:
+        chaos_consumer.log()
+        anyio.run(functools.partial(chaos_consumer.main, **settings), backend=backend)
+    except BaseException:  # noqa: BLE001  # whatever it is: it is shown, and the parent sees the code
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+    os._exit(0)
+
+
+def main():
+    while line := sys.stdin.readline():
+        order = json.loads(line)
+        if isinstance(order, dict):
+            print(fork(**order), flush=True)  # noqa: T201  # to who started it
+        else:
+            print(os.waitstatus_to_exitcode(os.waitpid(order, 0)[1]), flush=True)  # noqa: T201  # likewise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Each kind of push channel, while what it rests on breaks: servers, the network, the consumer itself.
+
+All kinds at once, each with a consumer of its own. A channel says only when to ask. Whatever becomes of it nothing
+is lost, nothing comes twice, all comes in order, within G2, G3 and G4, and the channel mends itself. Of websockets
+and server-sent events the same is tried at length in test_network.py, test_server_restart.py and test_pause.py.
+"""
+
+import time
+
+import pytest
+from chaos_form import form
+from journals import elapse
+from kinds import DEGRADED, FALLBACK, FOUND, KINDS, SLACK, TIMEOUT, Town
+from processes import PATIENCE
+
+PAUSE = form(2.0, 60.0)
+"""Seconds for which a process is suspended."""
+
+SOON = 8.0
+"""Seconds in which all are current again after an outage: a backoff of a poll, and slack."""
+
+
+@pytest.fixture
+def town(started, nursery):
+    with Town(started, nursery, KINDS) as town:
+        town.begin()
+        yield town
+
+
+def test_whoever_is_killed_and_comes_back_costs_nobody_a_message(town, chance):
+    for _ in range(form(1, 10)):
+        town.kill_servers()
+        town.publish(3)
+        elapse(chance.uniform(0.0, 0.7))
+        town.start_servers()
+        town.until_current(SOON)
+        town.pushes_arrive()
+        for lane in town.lanes:
+            town.publish()
+            lane.consumer.kill()
+        town.publish(3)
+        for lane in town.lanes:
+            lane.start()
+        town.until_current(PATIENCE)
+        town.pushes_arrive()
+    town.end()
+    town.judge()
+
+
+def refuse(proxy):
+    proxy.refuse()
+    proxy.cut()
+
+
+FAULTS = {
+    "everything is swallowed": lambda proxy: proxy.blackhole(),
+    "what goes down is swallowed": lambda proxy: proxy.blackhole(up=False),
+    "what goes up is swallowed": lambda proxy: proxy.blackhole(down=False),
+    "connections are refused": refuse,
+}
+"""What a proxy may do. Up is to whom a connection is made: to who pushes, or for a webhook to us."""
+
+
+def test_what_a_network_swallows_is_found_by_polls_and_pushes_arrive_again(town):
+    for fault in list(FAULTS.values())[: form(2, 4)]:
+        broken = time.monotonic()
+        for lane in town.lanes:
+            fault(lane.proxy)
+        town.publish(3)
+        town.until_current(FALLBACK + TIMEOUT + SLACK)
+        finding = [lane for lane in town.lanes if lane.kind.finds]
+        for lane in finding:
+            lane.until_said("down", since=broken, within=FOUND)
+        for _ in range(form(1, 5)):
+            town.publish()
+            for lane in finding:
+                lane.consumer.until_current(town.server, DEGRADED + SLACK)
+            town.until_current(FALLBACK + TIMEOUT + SLACK)
+        for lane in town.lanes:
+            lane.proxy.heal()
+        town.pushes_arrive()
+    town.end()
+    town.judge()
+
+
+def test_who_is_suspended_is_current_soon_after_whatever_became_of_its_connection(town):
+    for dies in (False, True):
+        for lane in town.lanes:
+            lane.consumer.pause()
+            if dies:
+                lane.proxy.blackhole()
+        for _ in range(3):
+            town.publish()
+            elapse(PAUSE / 3)
+        for lane in town.lanes:
+            lane.proxy.heal()
+        resumed = time.monotonic()
+        for lane in town.lanes:
+            lane.consumer.resume()
+        town.until_current(SOON)
+        town.pushes_arrive()
+        town.judge(since=resumed)
+    town.end()

@@ -1,0 +1,153 @@
+"""Whole consumers that PostgreSQL, Valkey and a long poll push to, through a proxy that swallows everything.
+
+The fallback of an hour must not help.
+"""
+
+import contextlib
+import functools
+import gc
+import itertools
+import threading
+
+import anyio
+import postgres_server
+import pytest
+import valkey_server
+from anyio.to_thread import run_sync
+from channels import HOST, SOON, Raw
+from consumers import Log
+from tcp_proxy import TCPProxy
+
+from push_to_poll_client.listeners.long_poll import LongPollListener
+from push_to_poll_client.listeners.postgres import PostgresListener
+from push_to_poll_client.listeners.redis import RedisListener
+from push_to_poll_client.testing import FakeFeed
+
+pytestmark = pytest.mark.anyio
+
+QUICK = {"open_timeout": 0.5}
+HOUR = 3600.0
+
+
+@pytest.fixture
+def anyio_backend():
+    """Real time, and asyncio alone, as psycopg and redis-py."""
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch):
+    for name in ("https", "http", "all"):
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_unclosed():
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    with postgres_server.serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def valkey():
+    with valkey_server.serving() as server:
+        yield server
+
+
+class Holding:
+    """Answers each long poll with news when there is some; the newest is never more than one number."""
+
+    def __init__(self):
+        self._changed = threading.Condition()
+        self._newest = 0
+        self._closed = False
+
+    def push(self):
+        with self._changed:
+            self._newest += 1
+            self._changed.notify_all()
+
+    def close(self):
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def treat(self, accepted, number):
+        threading.Thread(target=self._serve, args=(accepted,), daemon=True).start()
+
+    def _serve(self, accepted):
+        with contextlib.suppress(OSError):
+            while asked := accepted.recv(65536):
+                since = int(asked.partition(b"since=")[2].partition(b" ")[0] or b"0")
+                body = b'{"newest": %d}' % self._after(since)
+                accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    def _after(self, since):
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest > since or self._closed)
+            return self._newest
+
+
+@pytest.fixture
+def holding():
+    holding = Holding()
+    with Raw(holding.treat) as raw:
+        yield holding, raw
+        holding.close()
+
+
+@pytest.fixture(params=["postgres", "valkey", "long poll"])
+def pushed(request):
+    """A listener behind a proxy, the proxy, and how to push."""
+    if request.param == "postgres":
+        server = request.getfixturevalue("postgres")
+        with TCPProxy(server.port) as proxy:
+            conninfo = server.conninfo.replace(str(server.port), str(proxy.port))
+            listener = PostgresListener(conninfo, "orders", max_silence=0.2, **QUICK)
+            yield listener, proxy, functools.partial(server.notify, "orders")
+    elif request.param == "valkey":
+        server = request.getfixturevalue("valkey")
+        with TCPProxy(server.port) as proxy:
+            listener = RedisListener(f"redis://{HOST}:{proxy.port}", "orders", max_silence=0.2, **QUICK)
+            yield listener, proxy, functools.partial(server.publish, "orders")
+    else:
+        holding, raw = request.getfixturevalue("holding")
+        with TCPProxy(raw.port) as proxy:
+            url = f"http://{HOST}:{proxy.port}/?since=0"
+            listener = LongPollListener(url, next={"since": "newest"}, wait=0.8, **QUICK)
+            yield listener, proxy, holding.push
+
+
+async def until(consumer, true):
+    with anyio.fail_after(SOON):
+        while not true(consumer.status().listeners[0]):
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_a_push_is_a_poll_and_a_swallowed_one_is_found_after_the_next_connect(pushed):
+    listener, proxy, push = pushed
+    listener._fraction = itertools.repeat(0.0).__next__
+    feed = FakeFeed()
+    consumer = Log(feed, listeners=[listener], fallback_interval=HOUR, degraded_interval=None, patience=SOON)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await until(consumer, lambda listener: listener.up)
+        await consumer.poll_now()
+        feed.publish(1)
+        await run_sync(push)
+        await consumer.until(1)
+
+        proxy.blackhole()
+        feed.publish(1)
+        await run_sync(push)
+        await until(consumer, lambda listener: not listener.up)
+        assert len(consumer.processed) == 1
+        proxy.heal()
+        await consumer.until(2)
+        tasks.cancel_scope.cancel()
