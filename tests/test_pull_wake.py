@@ -313,6 +313,8 @@ async def test_two_halves_are_up_when_both_are(caplog):
     assert [event for _, event in channel.events] == ["down", "up"]
     assert channel.registered_until == math.inf
     assert "HTTP 500 instead of a subscription" in str(channel.errors[0])
+    asked_for = [request.url.path.rpartition("/")[2] for request in server.requests]
+    assert asked_for == [listener._subscription.id, listener._subscription.id, "x", "x", "claim"]
 
 
 async def test_a_half_that_is_down_again_takes_the_whole_with_it():
