@@ -6,7 +6,7 @@ import logging
 import httpx
 import pytest
 
-from push_to_poll_client._exceptions import ListenerError, SubscriptionGone
+from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._asking import UnusableAnswer
 from push_to_poll_client.listeners._subscriptions.durable_streams import DurableStreamsWebhook
@@ -80,12 +80,17 @@ async def test_keys_that_do_not_come_are_no_failure_of_the_subscription(caplog):
     assert "the server answered HTTP 404 instead of a set of keys" in caplog.text
 
 
-async def test_it_is_confirmed_and_lost_when_the_server_made_it_anew():
-    subscription = subscription_of(Server(httpx.Response(200, json={}), httpx.Response(201, json={})), confirm_every=5.0)
+async def test_it_is_confirmed_by_what_makes_it_anew_if_the_server_had_lost_it(caplog):
+    """Which then may have other keys."""
+    caplog.set_level(logging.INFO)
+    subscription = subscription_of(
+        server := Server(httpx.Response(200, json={}), httpx.Response(201, json={})), confirm_every=5.0
+    )
     old = Registration(id=subscription.id, renew_at=990.0)
-    assert await subscription.renew(old) == Registration(id=old.id, renew_at=1005.0)
-    with pytest.raises(SubscriptionGone, match="had lost the subscription"):
-        await subscription.renew(old)
+    for methods, is_told in [(["PUT"], False), (["PUT", "PUT", "GET"], True)]:
+        assert await subscription.renew(old) == Registration(id=old.id, renew_at=1005.0)
+        assert [method for method, _ in server.asked] == methods
+        assert ("the server had lost the subscription, and has it again" in caplog.text) is is_told
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]"])

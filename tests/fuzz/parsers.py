@@ -2,6 +2,7 @@
 
 import rows_asking
 import rows_atom
+import rows_durable_streams
 import rows_feeds
 import rows_http
 import rows_listeners
@@ -22,6 +23,7 @@ PARSERS = {
         rows_paged,
         rows_listeners,
         rows_asking,
+        rows_durable_streams,
         rows_state,
         rows_subscriptions,
         rows_verifiers,

@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import msgspec
 
-from push_to_poll_client.listeners._asking import Asker, UnusableAnswer
+from push_to_poll_client.listeners._asking import Answer, Asker, UnusableAnswer
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._subscriptions.stream_subscription import JSON, topics_of
 
-__all__ = ["Claim", "Claimer"]
+__all__ = ["Claim", "Claimer", "claim_of"]
 
 MAX_CLAIM = 16 * 1024 * 1024
 """Bytes of the answer to a claim, which names all streams of the subscription: some 100,000 of them."""
@@ -53,6 +53,18 @@ class Claim(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Claim({self.wake_id!r}, {self.generation})"
+
+
+def claim_of(answer: Answer) -> Claim:
+    """What the server answers to a claim.
+
+    Raises:
+        UnusableAnswer: It is none.
+    """
+    try:
+        return msgspec.json.decode(answer.body, type=Claim)
+    except (ValueError, RecursionError):
+        raise UnusableAnswer(f"{answer.url} answered something that is no claim (§7.2)") from None
 
 
 class Claimer:
@@ -128,10 +140,7 @@ class Claimer:
         answer = await self._asker.ask("POST", self._url("/claim"), content=self._worker, headers=JSON)
         if answer.status in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
             return answer.status == HTTPStatus.CONFLICT
-        try:
-            self.claim = msgspec.json.decode(answer.expect().body, type=Claim)
-        except (ValueError, RecursionError):
-            raise UnusableAnswer(f"{answer.url} answered something that is no claim (§7.2)") from None
+        self.claim = claim_of(answer.expect())
         return True
 
     async def give_back(self) -> None:

@@ -12,7 +12,6 @@ from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Asker
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._http_failures import http_failure_of
-from push_to_poll_client.listeners._subscriptions.nouns import Registration
 from push_to_poll_client.listeners._subscriptions.stream_subscription import (
     CONFIRM_EVERY,
     DurableStreamsSubscription,
@@ -107,15 +106,13 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
             client=client,
         )
 
-    async def create(self, planned: Registration, /) -> Registration:
-        """As of any, and the keys are asked for: a server that was started anew may have others."""
-        registration = await super().create(planned)
+    async def _made_anew(self) -> None:
+        """A server that was started anew may have other keys than those that are known."""
         try:
             await self.verify.refresh()
-        except Exception as error:  # noqa: BLE001  # it is asked again when a push comes
+        except Exception as error:  # noqa: BLE001  # they are asked for again when a push comes
             why = http_failure_of(error, wanted="a set of keys", verdicts=ANSWER_VERDICTS).sentence
             _log.info("%s: %s", self.name, why)
-        return registration
 
     def hint(self, request: WebhookRequest, /) -> Push | None:
         """The streams that have something new. `None`: it is of another subscription of the same server.

@@ -10,6 +10,7 @@ restart, with or without a store, and a changed one gets another and takes back 
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from urllib.parse import quote
@@ -18,7 +19,7 @@ import msgspec
 
 from push_to_poll_client import _event_loop
 from push_to_poll_client._arguments import check_number
-from push_to_poll_client._exceptions import ListenerError, SubscriptionGone
+from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._http_client import http_url
 from push_to_poll_client.listeners._asking import Answer, Asker, UnusableAnswer
@@ -44,6 +45,8 @@ MIN_LEASE, MAX_LEASE = 1.0, 600.0
 
 MAX_TOPICS = 64
 """Streams that are named in a push; one that speaks of more speaks of all."""
+
+_log = logging.getLogger(__name__)
 
 JSON = {"content-type": "application/json"}
 
@@ -106,20 +109,24 @@ class DurableStreamsSubscription:
             Exception: It failed.
         """
         await self._put(planned)
+        await self._made_anew()
         return self._confirmed(planned)
 
     async def renew(self, registration: Registration, /) -> Registration | None:
         """Confirm it; `None`: the program asks for something else by now.
 
+        By the same request a server that had lost it has it again. What it did not tell meanwhile is found by the
+        poll that follows every confirmation.
+
         Raises:
-            SubscriptionGone: The server had lost it: what it should have told meanwhile is to be found.
             ListenerError: As for `create`.
             Exception: It failed.
         """
         if registration.id != self.id:
             return None
         if (await self._put(registration)).status == HTTPStatus.CREATED:
-            raise SubscriptionGone(f"{self.name}: the server had lost the subscription")
+            _log.info("%s: the server had lost the subscription, and has it again", self.name)
+            await self._made_anew()
         return self._confirmed(registration)
 
     async def stop(self, registration: Registration, /) -> None:
@@ -136,6 +143,9 @@ class DurableStreamsSubscription:
     def url(self, id: str, action: str = "") -> str:
         """Where a subscription is on the server."""
         return f"{self._all}/{quote(id, safe='')}{action}"
+
+    async def _made_anew(self) -> None:
+        """The server has it since just now."""
 
     async def _put(self, planned: Registration) -> Answer:
         """Anywhere else than at its root such a server takes the request for a new stream, and says nothing."""
