@@ -81,7 +81,8 @@ async def test_keys_that_do_not_come_are_no_failure_of_the_subscription(caplog):
 
 
 async def test_it_is_confirmed_and_lost_when_the_server_made_it_anew():
-    subscription = subscription_of(Server(httpx.Response(200, json={}), httpx.Response(201, json={})), confirm_every=5.0)
+    server = Server(httpx.Response(200, json={}), httpx.Response(201, json={}))
+    subscription = subscription_of(server, confirm_every=5.0)
     old = Registration(id=subscription.id, renew_at=990.0)
     assert await subscription.renew(old) == Registration(id=old.id, renew_at=1005.0)
     with pytest.raises(SubscriptionGone, match="had lost the subscription"):
