@@ -25,12 +25,15 @@ from push_to_poll_client import (
     DurableStreamFeed,
     HTTPFeed,
     ListenerStatus,
+    LongPollListener,
     Mode,
     PagedFeed,
     SQLiteStore,
     SSEListener,
     Status,
+    WebhookListener,
     WebSocketListener,
+    _channel,
     _inbox,
     _text,
     _types,
@@ -56,6 +59,8 @@ from push_to_poll_client.feeds._manners import (
 from push_to_poll_client.feeds._paged import asker
 from push_to_poll_client.feeds._walk_back import walk_back, way, ways
 from push_to_poll_client.listeners import (
+    _json_hint,
+    _paths,
     handshakes,
     postgres,
     redis,
@@ -64,6 +69,9 @@ from push_to_poll_client.listeners import (
     verifiers,
     websocket,
 )
+from push_to_poll_client.listeners._subscriptions import inbox, websub
+from push_to_poll_client.listeners._verifiers import durable_streams, jwks, layout, standard_webhooks
+from push_to_poll_client.listeners._webhook import limits, meaning, replays
 from push_to_poll_client.stores import _history
 from push_to_poll_client.testing import serve_in_thread
 
@@ -176,6 +184,19 @@ def test_the_limits_are_these():
         f"{document.MAX_SCOPE:,} and {instants.MAX_DATE} characters",
         f"{default(WebSocketListener, 'max_size') >> 10} KiB",
         f"{default(SSEListener, 'max_size') >> 10} KiB",
+        f"{default(WebhookListener, 'max_body') >> 10:,} KiB, in {default(WebhookListener, 'body_timeout'):g} s",
+        f"{limits.MAX_BODIES}",
+        f"{default(WebhookListener, 'rate'):g} a second, {default(WebhookListener, 'burst')} at once",
+        f"{replays.MAX_REPLAYS:,}",
+        f"{layout.MAX_ITEMS} and {standard_webhooks.MAX_ED25519}",
+        f"{meaning.MAX_NAMES:,}",
+        f"{handshakes.MAX_ECHO:,} characters, for a hub {inbox.MAX_CHALLENGE:,}",
+        f"{default(LongPollListener, 'max_size') >> 10:,} KiB",
+        f"{default(redis.RedisListener, 'max_size') >> 10} KiB",
+        f"{websub.MAX_TOPIC >> 20} MiB",
+        f"{jwks.MAX_KEYS} and {durable_streams.MAX_SET >> 10} KiB",
+        f"{_json_hint.MAX_TOPICS} and {_paths.MAX_TEXT:,}",
+        f"{_channel.MAX_STATE:,} characters",
         f"{_inbox.CAPACITY}",
         f"{_text.MAX_TEXT} characters",
         f"{progress.MAX_PENDING:,}",
