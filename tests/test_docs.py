@@ -25,12 +25,15 @@ from push_to_poll_client import (
     DurableStreamFeed,
     HTTPFeed,
     ListenerStatus,
+    LongPollListener,
     Mode,
     PagedFeed,
     SQLiteStore,
     SSEListener,
     Status,
+    WebhookListener,
     WebSocketListener,
+    _channel,
     _inbox,
     _text,
     _types,
@@ -55,7 +58,20 @@ from push_to_poll_client.feeds._manners import (
 )
 from push_to_poll_client.feeds._paged import asker
 from push_to_poll_client.feeds._walk_back import walk_back, way, ways
-from push_to_poll_client.listeners import sse, websocket
+from push_to_poll_client.listeners import (
+    _json_hint,
+    _paths,
+    handshakes,
+    postgres,
+    redis,
+    sse,
+    subscriptions,
+    verifiers,
+    websocket,
+)
+from push_to_poll_client.listeners._subscriptions import inbox, websub
+from push_to_poll_client.listeners._verifiers import durable_streams, jwks, layout, standard_webhooks
+from push_to_poll_client.listeners._webhook import limits, meaning, replays
 from push_to_poll_client.stores import _history
 from push_to_poll_client.testing import serve_in_thread
 
@@ -168,6 +184,19 @@ def test_the_limits_are_these():
         f"{document.MAX_SCOPE:,} and {instants.MAX_DATE} characters",
         f"{default(WebSocketListener, 'max_size') >> 10} KiB",
         f"{default(SSEListener, 'max_size') >> 10} KiB",
+        f"{default(WebhookListener, 'max_body') >> 10:,} KiB, in {default(WebhookListener, 'body_timeout'):g} s",
+        f"{limits.MAX_BODIES}",
+        f"{default(WebhookListener, 'rate'):g} a second, {default(WebhookListener, 'burst')} at once",
+        f"{replays.MAX_REPLAYS:,}",
+        f"{layout.MAX_ITEMS} and {standard_webhooks.MAX_ED25519}",
+        f"{meaning.MAX_NAMES:,}",
+        f"{handshakes.MAX_ECHO:,} characters, for a hub {inbox.MAX_CHALLENGE:,}",
+        f"{default(LongPollListener, 'max_size') >> 10:,} KiB",
+        f"{default(redis.RedisListener, 'max_size') >> 10} KiB",
+        f"{websub.MAX_TOPIC >> 20} MiB",
+        f"{jwks.MAX_KEYS} and {durable_streams.MAX_SET >> 10} KiB",
+        f"{_json_hint.MAX_TOPICS} and {_paths.MAX_TEXT:,}",
+        f"{_channel.MAX_STATE:,} characters",
         f"{_inbox.CAPACITY}",
         f"{_text.MAX_TEXT} characters",
         f"{progress.MAX_PENDING:,}",
@@ -250,7 +279,7 @@ def test_every_log_line_is_explained_with_its_level_and_no_other():
 def test_the_loggers_are_these():
     named = {name for name in spans(section(OPERATIONS, "Log lines")) if name.startswith("push_to_poll_client")}
     names = {ast.unparse(call.args[0]).strip("'") for call in calls() if call.func.attr == "getLogger"}
-    others = {"httpx"}  # whose log is read, not written
+    others = {"httpx", "push_response"}  # which are not written to
     assert names - {"__name__"} - others | {sse.__name__, websocket.__name__} == named
 
 
@@ -264,7 +293,7 @@ def test_what_is_said_of_a_channel_is_said():
 def test_every_error_that_stops_a_consumer_is_explained():
     rows = {spans(row[0])[0] for row in table(OPERATIONS, "error | meaning")}
     kinds = {name: getattr(exceptions, name) for name in exceptions.__all__}
-    passing = {"PushToPollError", "FeedError", "FeedRefused", "ChainRestart", "Throttled"}
+    passing = {"PushToPollError", "FeedError", "FeedRefused", "ChainRestart", "Throttled", "SubscriptionGone"}
     of_a_message = {"UndecodableMessage", "ContentChanged"}
     assert rows == kinds.keys() - passing - of_a_message - said_by_handlers()
 
@@ -424,10 +453,15 @@ def test_options_of_the_command_exist(page, capsys):
         assert any(option in text for text in helps), option
 
 
+PARTS = (testing, paged, verifiers, handshakes, subscriptions, postgres, redis)
+"""Modules that have public names of their own."""
+
+
 @every_page
 def test_names_of_the_package_exist(page):
     headers = {"RateLimit"}
-    known = {*push_to_poll_client.__all__, *testing.__all__, *paged.__all__, *headers}
+    parts = {name for module in PARTS for name in module.__all__}
+    known = {*push_to_poll_client.__all__, *parts, *headers}
     for name in re.findall(r"`([A-Z][a-z]+[A-Z]\w+|[A-Z]{2,}[A-Z][a-z]\w+)(?:\(|`)", page.read_text()):
         assert name in known, name
 

@@ -152,7 +152,7 @@ def test_the_feed_of_ones_own_runs():
 def test_the_commands_run(server, capfd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     lines = at("\n".join(blocks("console")), server).replace(f"--push {server.push_url}", "--once")
-    webhook = "--webhook 127.0.0.1:8080 --webhook-secret-env SECRET"
+    webhook = "--webhook 127.0.0.1:8080 --webhook-verify github \\\n    --webhook-secret-env SECRET"
     assert webhook in lines
     lines = lines.replace(webhook, "--once").splitlines()
     tail, again, status, *others = [shlex.split(line)[1:] for line in lines if line.startswith("push-to-poll ")]

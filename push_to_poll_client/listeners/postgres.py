@@ -115,7 +115,7 @@ class PostgresListener(ReconnectingListener[Notification]):
             open_timeout=open_timeout,
             log=_log,
         )
-        self.name = one_line(f"postgresql{where} {','.join(channels)}")
+        self.name: str = one_line(f"postgresql{where} {','.join(channels)}")
         self._channels = channels
         self._quiet = max_silence
 

@@ -110,7 +110,7 @@ class RedisListener(ReconnectingListener[Notification]):
             log=_log,
         )
         where = without_secrets(url) if isinstance(url, str) and not url.startswith("unix:") else "redis"
-        self.name = one_line(f"{where} {','.join(self._channels + self._patterns)}")
+        self.name: str = one_line(f"{where} {','.join(self._channels + self._patterns)}")
         self._quiet = max_silence
         self._max_size = max_size
 

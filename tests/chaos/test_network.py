@@ -18,7 +18,7 @@ from verdicts import beyond_g2, beyond_g3, beyond_reconnect_policy, longest_quie
 from watched import WatchedListener
 
 from push_to_poll_client import FeedError, HTTPFeed, SSEListener, WebSocketListener
-from push_to_poll_client.listeners import _sse_connection, _websocket_connection
+from push_to_poll_client.listeners import _sending, _websocket_connection
 from push_to_poll_client.testing import serve_in_thread
 
 pytestmark = pytest.mark.anyio
@@ -178,7 +178,7 @@ def world(tmp_path, monkeypatch, kind):
     for name in ("ws_proxy", "http_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(_websocket_connection, "CLOSE_TIMEOUT", 0.1)
-    monkeypatch.setattr(_sse_connection, "CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(_sending, "CLOSE_TIMEOUT", 0.1)
     app = RecordingApp(tmp_path / "server", page_size=100, keep_alive=DEAD / 4)
     with serve_in_thread(app) as server:
         port = int(server.base_url.rpartition(":")[2])

@@ -1,7 +1,8 @@
 """Webhooks: what anybody may send to an address, before and after it is found to be authentic."""
 
-from fuzzed import Fuzzed, around, nested, words
+from fuzzed import Fuzzed, around, nested, text_of, words
 
+from push_to_poll_client.cli._webhook import MAX_PORT, _address
 from push_to_poll_client.listeners._webhook.answers import Refusal
 from push_to_poll_client.listeners._webhook.asgi import request_of
 from push_to_poll_client.listeners._webhook.body import check_length
@@ -43,6 +44,14 @@ def read_request(data):
     assert not length.strip().isdigit() or int(length[:19]) <= 1024
 
 
+def read_address(data):
+    """What is typed for --webhook."""
+    host, port = _address(text_of(data))
+    assert host
+    assert not {*"[]@ "} & {*host}
+    assert 0 <= port <= MAX_PORT
+
+
 def read_names(data):
     """A body, and whom it names."""
     found = names(WebhookRequest(body=data))
@@ -51,6 +60,16 @@ def read_names(data):
 
 
 ROWS = (
+    Fuzzed(
+        name="addresses to listen at",
+        rooms=("cli._webhook",),
+        read=read_address,
+        errors=(ValueError,),
+        examples=(b"127.0.0.1:8080", b"[::1]:0", b"localhost:65535", b"x:65536", b"::1:80"),
+        tokens=words(r"127.0.0.1 : [ ] :: 8080 % @ 9 \x00 \xff \x20 \n"),
+        frame=(b"x", b":80"),
+        hostile={"digits": around(b"x:", b"9")},
+    ),
     Fuzzed(
         name="requests to webhooks",
         rooms=("listeners._webhook.asgi", "listeners._webhook.body", "listeners._webhook.request"),

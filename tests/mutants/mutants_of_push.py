@@ -4,6 +4,7 @@ from mutant import SCHEDULE, of
 
 VERIFIERS = "tests/test_verifiers.py"
 TOKENS = "tests/test_verifiers_tokens.py"
+WEBHOOK = "tests/test_webhook.py"
 CRASHES = "tests/test_subscription_crashes.py"
 
 PUSH = [
@@ -99,5 +100,87 @@ PUSH = [
         "tests/test_websub.py",
         "-k",
         "secret",
+    ),
+    of(
+        "G1",
+        "remembers a push that nobody heard, and takes its retry for a repetition",
+        "listeners/_webhook/receiver.py",
+        "elif self.meaning.act_on(request, names):",
+        "elif self.meaning.act_on(request, names) or True:",
+        WEBHOOK,
+        "-k",
+        "nobody_listens",
+    ),
+    of(
+        "G4",
+        "keeps it to itself that a flood hides pushes",
+        "listeners/_webhook/receiver.py",
+        "            if refusal.hides_pushes:",
+        "            if False:",
+        WEBHOOK,
+        "-k",
+        "bodies_are_in_hand or flood",
+    ),
+    of(
+        "G11",
+        "reads a piece of a body beyond the limit",
+        "listeners/_webhook/body.py",
+        "if len(body) + len(part) > most:",
+        "if len(body) > most:",
+        WEBHOOK,
+        "-k",
+        "read_up_to_the_limit",
+    ),
+    of(
+        "G11",
+        "answers a handshake that nobody expects",
+        "listeners/_webhook/questions.py",
+        "if self._expected and self._expecting() else",
+        "if self._expected else",
+        "tests/test_webhook_subscribed.py",
+        "-k",
+        "only_while_one_is_expected",
+    ),
+    of(
+        "G1",
+        "loses a push with whose hint something is wrong",
+        "listeners/_hints.py",
+        "            return Push()\n\n    def",
+        "            return None\n\n    def",
+        WEBHOOK,
+        "-k",
+        "hint_that_fails",
+    ),
+    of(
+        "G3",
+        "asks a server that does not hold its answers without end",
+        "listeners/_long_poll_pace.py",
+        "self._early_in_a_row += 1",
+        "self._early_in_a_row = 1",
+        "tests/test_long_poll.py",
+    ),
+    of(
+        "G12",
+        "takes credentials of a client along to another origin",
+        "listeners/_asking.py",
+        "if not at_home:  # a client",
+        "if False:  # a client",
+        "tests/test_asking.py",
+    ),
+    of(
+        "G1",
+        "lets redis-py connect again by itself, and tells nobody",
+        "listeners/redis.py",
+        "Retry(NoBackoff(), 0, supported_errors=())",
+        "Retry(NoBackoff(), 1)",
+        "tests/test_redis_listener.py",
+    ),
+    of(
+        "G1",
+        "takes a long poll that is answered at once for one that is up",
+        "listeners/long_poll.py",
+        "if said.news or not self._pace.is_early(held):",
+        "if held >= 0:",
+        "tests/test_long_poll.py",
     ),
 ]
