@@ -9,6 +9,7 @@ import time
 
 import pytest
 from chaos_form import form
+from chaos_hub import Hub
 from journals import elapse
 from kinds import DEGRADED, FALLBACK, FOUND, KINDS, SLACK, TIMEOUT, Town
 from processes import PATIENCE
@@ -43,6 +44,7 @@ def test_whoever_is_killed_and_comes_back_costs_nobody_a_message(town, chance):
             lane.start()
         town.until_current(PATIENCE)
         town.pushes_arrive()
+        assert town.companions[Hub].subscriptions == 1, "who comes back has the subscription that he had"
     town.end()
     town.judge()
 
