@@ -77,7 +77,6 @@ def test_what_a_network_swallows_is_found_by_polls_and_pushes_arrive_again(town)
             town.publish()
             for lane in finding:
                 lane.consumer.until_current(town.server, DEGRADED + SLACK)
-            town.until_current(FALLBACK + TIMEOUT + SLACK)
         for lane in town.lanes:
             lane.proxy.heal()
         town.pushes_arrive()
