@@ -194,6 +194,7 @@ class Consumer:
             assemble=self._assemble,
         )
         self._run: Run | None = None
+        self._should_poll_failed = False
 
     # What the user writes
 
@@ -224,8 +225,8 @@ class Consumer:
 
         Override it, with a plain quick `def`, to leave out pushes that are of no interest here. A push that is
         not worth it is dropped when no poll runs and none is due (G1): it is one wake less, and nothing more. Not
-        asked for pushes that say nothing, nor with an `overlap`. When it raises, that is logged and the push
-        counts.
+        asked for pushes that say nothing, nor with an `overlap`. When it raises, the push counts, and that is
+        logged, the first time as a warning.
 
         Args:
             hint: What the push said. Whoever may push can write anything into it.
@@ -475,7 +476,9 @@ class Consumer:
         try:
             return self.should_poll(hint, self.status())
         except Exception as error:  # noqa: BLE001  # of a user's override; no push is lost by it
-            logger.warning("%s: should_poll failed, the push counts: %s", self.name, describe(error))
+            level = logging.DEBUG if self._should_poll_failed else logging.WARNING  # whoever pushes may make it fail
+            self._should_poll_failed = True
+            logger.log(level, "%s: should_poll failed, the push counts: %s", self.name, describe(error))
             return True
 
     def _channel_changed(self, channel: ListenerChannel) -> None:

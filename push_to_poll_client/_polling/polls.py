@@ -91,7 +91,8 @@ class Polls:
 
     def wake(self, push: Push | None) -> None:
         """Somebody says "poll soon"; in the event loop."""
-        known = push not in {None, Push()} and not self._overlaps and not self._worth_a_poll(push)
+        hinted = push is not None and push != Push()
+        known = hinted and not self._overlaps and not self._worth_a_poll(push)
         result = self._schedule.wake(self._clock(), push=push is not None, known=known)
         self._tally.wake(result)
         if push is not None and not known:
