@@ -97,7 +97,7 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         )
         # Not where an answer says that they are (§6.3): it would be asked with our credentials, and §6.5 demands
         # that they are here.
-        self.verify = DurableStreamsSignature(
+        self.verify: DurableStreamsSignature = DurableStreamsSignature(
             below(root, "__ds/jwks.json"),
             tolerance=tolerance,
             headers=headers,
