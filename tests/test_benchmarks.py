@@ -43,7 +43,7 @@ def test_the_benchmark_of_channels_runs_and_prints_a_ratio_for_each():
         check=True,
     )
     rows = done.stdout.splitlines()
-    assert len(rows) == 6
+    assert len(rows) == 9
     for row in rows:
         assert re.fullmatch(
             r"\d+ pushes by [\w -]+: received by .* ms, in the handler .* ms, [0-9.]+ x as long", row
