@@ -36,7 +36,7 @@ def test_the_benchmark_of_feeds_runs_and_prints_a_ratio_for_each():
 
 def test_the_benchmark_of_channels_runs_and_prints_a_ratio_for_each():
     done = subprocess.run(
-        [sys.executable, BENCHMARKS / "push.py", "--pushes", "20"],
+        [sys.executable, BENCHMARKS / "push.py", "--pushes", "2"],
         capture_output=True,
         text=True,
         timeout=120,
