@@ -476,7 +476,8 @@ class Consumer:
         try:
             return self.should_poll(hint, self.status())
         except Exception as error:  # noqa: BLE001  # of a user's override; no push is lost by it
-            level = logging.DEBUG if self._should_poll_failed else logging.WARNING  # whoever pushes may make it fail
+            # Whoever may push can make it fail at will.
+            level = logging.DEBUG if self._should_poll_failed else logging.WARNING
             self._should_poll_failed = True
             logger.log(level, "%s: should_poll failed, the push counts: %s", self.name, describe(error))
             return True

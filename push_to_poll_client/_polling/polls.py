@@ -91,14 +91,17 @@ class Polls:
 
     def wake(self, push: Push | None) -> None:
         """Somebody says "poll soon"; in the event loop."""
-        hinted = push is not None and push != Push()
-        known = hinted and not self._overlaps and not self._worth_a_poll(push)
+        known = push is not None and self._is_known(push)
         result = self._schedule.wake(self._clock(), push=push is not None, known=known)
         self._tally.wake(result)
         if push is not None and not known:
             self._hint = _merged(self._hint, push)
         self._poller.give_way()
         self.look_again()
+
+    def _is_known(self, push: Push) -> bool:
+        """Whether it says of itself that it is not worth a poll."""
+        return push != Push() and not self._overlaps and not self._worth_a_poll(push)
 
     def begin(self) -> None:
         """`run()` begins: poll once, now."""

@@ -63,8 +63,8 @@ class WakeStream(SSEListener):
         super().__init__(url, hint=self._push_of, **settings)
         self._claimer = claimer
         self._subscription_id = subscription_id
-        self._bucket = TokenBucket(RATE, BURST)
         self._has_claimed = self._is_claiming = self._has_heard = False
+        self._bucket: TokenBucket
         self._subscription: Half
         self._lost: Callable[[], None]
 
@@ -77,6 +77,7 @@ class WakeStream(SSEListener):
             lost: Called when the server does not have it all the same.
         """
         self._subscription, self._lost = subscription, lost
+        self._bucket = TokenBucket(RATE, BURST)  # the clock may be another one than that of an earlier run
         await self.listen(channel)
 
     @contextlib.asynccontextmanager

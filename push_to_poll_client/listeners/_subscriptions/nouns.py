@@ -40,6 +40,8 @@ class Subscription(Protocol):
       whenever that changes: the planned one, those in force, and two while one replaces the other.
     - `def bind(self, control: Callable[[Control], None]) -> None`: given, before anything else, how to tell the
       keeper what the server said of the subscription itself where that comes as no push; from any thread.
+    - `identity: str`: what it asks for, without secrets. When that is another one, a restart does not go on with
+      what there is: it creates, and stops that. Without it: the name.
     - `renewable: bool`: `renew` as a rule needs no other in its place. Then a restart begins with it, since the
       server may have dropped, while nobody listened, what it was asked for.
     - `verify`, `handshake`, `hint`: as of a `WebhookListener`, which takes those that it was not given from here.

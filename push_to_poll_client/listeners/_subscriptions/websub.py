@@ -3,6 +3,7 @@
 Whom to ask is `discovery.py`'s, what it asks back `inbox.py`'s, when to ask again the keeper's.
 """
 
+import hashlib
 import ipaddress
 import logging
 import ssl
@@ -23,7 +24,7 @@ from push_to_poll_client._links import resolved
 from push_to_poll_client._text import quoted
 from push_to_poll_client.listeners._asking import Answer, Asker, UnusableAnswer
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
-from push_to_poll_client.listeners._subscriptions.discovery import Topic, topic_of
+from push_to_poll_client.listeners._subscriptions.discovery import MAX_LINK, Topic, is_usable, topic_of
 from push_to_poll_client.listeners._subscriptions.inbox import SUBSCRIBE, UNSUBSCRIBE, Asked, Inbox, id_of
 from push_to_poll_client.listeners._subscriptions.nouns import Registration, SubscriptionRefused
 from push_to_poll_client.listeners._verifiers.vendors import websub
@@ -84,6 +85,7 @@ class WebSub:
 
     Attributes:
         name: "WebSub" and the topic without secrets.
+        identity: What tells it from one of another topic, callback or hub: a restart with another subscribes anew.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -114,6 +116,8 @@ class WebSub:
             topic, headers=headers, token=token, client=client, tls=tls, timeout=timeout, max_body=MAX_TOPIC
         )
         self.name: str = f"WebSub {without_secrets(topic)}"
+        asked = "\n".join((self._asker.url, self._callback, self._hub or ""))
+        self.identity: str = f"WebSub {hashlib.sha256(asked.encode()).hexdigest()}"
         self._inbox = Inbox(self._denied)
         self._control: Callable[[Control], None] = _ignore
 
@@ -290,8 +294,8 @@ class WebSub:
 
 def _target(answer: Answer, url: str) -> str:
     target = resolved(answer.headers.get("location", ""), url)
-    if target is None or not answer.headers.get("location") or httpx.URL(target).scheme not in {"http", "https"}:
-        raise UnusableAnswer(f"{answer.url} redirects to no http address")
+    if target is None or not answer.headers.get("location") or not is_usable(target):
+        raise UnusableAnswer(f"{answer.url} redirects to no http address of {MAX_LINK} characters at most")
     return target
 
 
