@@ -30,6 +30,10 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     renew_at: float | None = None
     details: Mapping[str, str] = msgspec.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        # Ids may be what a callback is not to be guessed by, and details hold secrets.
+        return f"Registration({len(self.details)} details, expires_at={self.expires_at!r})"
+
 
 class Subscription(Protocol):
     """What a server has to be told so that it pushes. The vendor's part; when to do what is the keeper's.

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from secrets import token_urlsafe
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote_plus, urlencode
 
 import anyio
 import httpx
@@ -36,6 +36,9 @@ _log = logging.getLogger("push_to_poll_client.listeners.subscriptions")
 
 MAX_SECRET = 199
 """Bytes (WebSub §5.1: "less than 200")."""
+
+MAX_REASON = 200
+"""Characters of an answer that says why not, which are logged."""
 
 MAX_MOVES = 3
 """Redirects, of a topic or of a hub, that are followed."""
@@ -245,8 +248,8 @@ class WebSub:
         if unknown and asked.mode == UNSUBSCRIBE:
             raise SubscriptionGone(f"the hub answered HTTP {answer.status}")
         if httpx.codes.is_error(answer.status):
-            why = quoted(answer.body[:MAX_SECRET].decode("utf-8", "replace"))
-            _log.info("%s: the hub answered HTTP %d: %s", self.name, answer.status, why)
+            why = _without(answer.body.decode("utf-8", "replace"), registration)
+            _log.info("%s: the hub answered HTTP %d: %s", self.name, answer.status, quoted(why[:MAX_REASON]))
         answer.expect()
 
     def _form(self, registration: Registration, asked: Asked) -> bytes:
@@ -290,6 +293,13 @@ class WebSub:
                 return url, answer
             url = _target(answer, url)
         raise UnusableAnswer(f"{without_secrets(url)}: more than {MAX_MOVES} redirects")
+
+
+def _without(text: str, registration: Registration) -> str:
+    """What a hub says of a request, without what is secret in that: it may quote it."""
+    for secret in (registration.id, registration.details.get("secret", registration.id)):
+        text = text.replace(quote_plus(secret), "...").replace(secret, "...")
+    return text
 
 
 def _target(answer: Answer, url: str) -> str:
