@@ -439,3 +439,18 @@ def test_a_listener_serves_again_in_an_event_loop_whose_clock_shows_less(backend
         name, options = virtual_time(backend)
         channel = anyio.run(live, earlier, backend=name, backend_options=options)
         assert channel.events[-1] == (30.0, Push(topics=("orders",)))
+
+
+@pytest.mark.parametrize("token", ["t", "no\nheader"])
+async def test_a_claim_that_the_server_never_takes_back_is_left_to_its_lease(token):
+    """It must not keep the channel down for good."""
+
+    class Fails(Wakes):
+        def _ack(self, request):
+            return refuse(500) if json.loads(request.content)["wake_id"] == "w" else super()._ack(request)
+
+    server = Fails()
+    claim = {"wake_id": "w", "generation": 1, "token": token, "streams": []}
+    server.answers["claim"] = [httpx.Response(200, json=claim), *[None] * 99]
+    channel = await run(server, listener_of(server), seconds=600.0, then=server.append)
+    assert channel.events[-1] == (300.0, Push(topics=("orders",)))

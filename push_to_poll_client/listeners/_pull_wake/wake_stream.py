@@ -12,8 +12,8 @@ was asked: what came after that gets a wake of its own. So every worker of a sub
 whoever has the claim.
 
 On each connect the stream is opened first and then claimed: a wake before that is found by the claim, a later one
-is in the stream. A claim that could not be given back is given back then. One that a dead worker has ends with its
-lease, and the server writes a wake for what is new.
+is in the stream. A claim that could not be given back is given back then. One with which that fails again, or that
+a dead worker has, ends with its lease, and the server writes a wake for what is new.
 """
 
 import contextlib
@@ -87,7 +87,7 @@ class WakeStream(SSEListener):
         async with self._claimer.opened():
             await self._claimer.make_stream()
             async with super()._connect(headers) as stream:
-                await self._give_back()
+                await self._give_back_at_last()
                 await self._take()
                 yield stream
 
@@ -117,6 +117,14 @@ class WakeStream(SSEListener):
         self._has_claimed = False
         with self._claiming():
             await self._claimer.give_back()
+
+    async def _give_back_at_last(self) -> None:
+        """What could not be before. If it cannot be now, its lease ends it: else no connect would succeed."""
+        try:
+            await self._give_back()
+        except Exception:
+            self._claimer.claim = None
+            raise
 
     @contextlib.contextmanager
     def _claiming(self) -> Iterator[None]:

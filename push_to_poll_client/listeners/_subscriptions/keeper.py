@@ -200,14 +200,14 @@ class Keeper:
 
         Raises:
             StoreError: It could not be written.
-            ListenerError: It is too long.
+            ListenerError: It is too long, or a text in it is none.
         """
         self._book = book
         self._adopt()
         try:
             await self._channel.save(book.written(self._identity))
         except ValueError as error:
-            raise ListenerError(f"{self.name}: what is to be kept of it is too long: {error}") from None
+            raise ListenerError(f"{self.name}: what is to be kept of it cannot be: {error}") from None
         self._saved = book
 
     def _adopt(self) -> None:
