@@ -268,7 +268,12 @@ class Consumer:
 
         Args:
             push: What arrived on a push channel; `None`: somebody simply wishes a poll.
+
+        Raises:
+            TypeError: It is neither. It would fail in the event loop, and take others with it.
         """
+        if not isinstance(push, Push | None):
+            raise TypeError(f"a push is a Push or None, not {type(push).__name__}")
         self._inbox.put(push)
 
     def pause(self) -> None:
