@@ -268,7 +268,12 @@ class Consumer:
 
         Args:
             push: What arrived on a push channel; `None`: somebody simply wishes a poll.
+
+        Raises:
+            TypeError: It is neither. It would fail in the event loop, and take others with it.
         """
+        if not isinstance(push, Push | None):
+            raise TypeError(f"a push is a Push or None, not {type(push).__name__}")
         self._inbox.put(push)
 
     def pause(self) -> None:
@@ -476,9 +481,8 @@ class Consumer:
         try:
             return self.should_poll(hint, self.status())
         except Exception as error:  # noqa: BLE001  # of a user's override; no push is lost by it
-            level = (
-                logging.DEBUG if self._should_poll_failed else logging.WARNING
-            )  # whoever pushes may make it fail
+            # Whoever may push can make it fail at will.
+            level = logging.DEBUG if self._should_poll_failed else logging.WARNING
             self._should_poll_failed = True
             logger.log(level, "%s: should_poll failed, the push counts: %s", self.name, describe(error))
             return True

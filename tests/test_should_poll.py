@@ -156,6 +156,11 @@ async def test_g1_topics_in_a_list_lose_no_push(running, feed):
     assert feed.requests[before].request.hint == Push(topics=("orders",))
 
 
+def test_a_push_is_a_push():
+    with pytest.raises(TypeError, match="a push is a Push or None, not str"):
+        Log(FakeFeed()).wake("orders")
+
+
 @pytest.mark.parametrize(
     ("said", "names"),
     [

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class DurableStreamsWebhook(DurableStreamsSubscription):
-    """Webhooks of a Durable Streams server. For `WebhookListener(subscription=…)`.
+    """Webhooks of a Durable Streams server. For `WebhookListener(register_with_server=…)`.
 
         DurableStreamsWebhook(
             "https://streams.example/v1/stream", streams=["orders"], callback="https://me.example/hooks/orders"
