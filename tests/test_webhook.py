@@ -243,6 +243,20 @@ async def test_a_secret_that_is_not_the_senders_can_be_seen_in_the_log(caplog):
     ]
 
 
+async def test_that_a_constant_body_is_taken_for_a_repetition_can_be_seen_in_the_log(caplog):
+    caplog.set_level(logging.DEBUG, LOG)
+    hooks = WebhookListener(github("secret"))
+    signature = "sha256=" + hmac.new(b"secret", b"{}", hashlib.sha256).hexdigest()
+    async with hearing(hooks) as channel:
+        for delivery in "abc":
+            headers = {"x-hub-signature-256": signature, "x-github-delivery": delivery}
+            assert (await posted(hooks, b"{}", headers=headers)).status == 200
+    assert channel.events[1:] == [(0, Push())]
+    assert counted(hooks, woken=1, replayed=2)
+    told = "webhook: a request that came before came again, and wakes nobody"
+    assert [(record.levelname, record.message) for record in caplog.records] == [("INFO", told), ("DEBUG", told)]
+
+
 async def test_a_verifier_whose_look_at_headers_fails_says_no(verify, caplog):
     verify.may_pass = raises(KeyError("x"))
     assert (await posted(WebhookListener(verify))).status == 401

@@ -164,6 +164,7 @@ class WebhookListener:
             slots=Slots(),
             replays=Replays(),
             tally=self._tally,
+            faults=faults,
             answer=check_answer(_given(answer, of_subscription, "answer") or ACCEPTED),
             max_body=max_body,
             body_timeout=body_timeout,
