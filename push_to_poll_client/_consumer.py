@@ -169,6 +169,8 @@ class Consumer:
             flush_interval=flush_interval,
             shutdown_timeout=shutdown_timeout,
         )
+        if callable(getattr(listeners, "listen", None)):
+            raise TypeError(f"listeners are several: give [{listeners!r}]")
         self._settings.check_listeners(len(listeners))
         self._feed = _having("fetch", feed)
         self._store = _having("claim", store)

@@ -85,6 +85,7 @@ async def test_process_of_the_base_is_not_implemented():
         ({"retry": 3}, TypeError, "retry must be a tenacity.AsyncRetrying or None"),
         ({"store": MemoryStore}, TypeError, r"no object with a method claim\(\)"),
         ({"listeners": [object()]}, TypeError, r"no object with a method listen\(\)"),
+        ({"listeners": ManualListener()}, TypeError, r"listeners are several: give \["),
     ],
 )
 def test_wrong_arguments_are_found_at_construction(wrong, error, text):

@@ -25,7 +25,8 @@ LOG = logging.getLogger("push_to_poll_client.test")
 def status(code, **headers):
     request = httpx.Request("POST", "https://vendor.example/?key=c4n4ry")
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.HTTPStatusError("", request=request, response=httpx.Response(code, headers=headers))
+    text = f"Client error '{code}' for url '{request.url}'\nFor more information check: …"  # as httpx words it
+    return httpx.HTTPStatusError(text, request=request, response=httpx.Response(code, headers=headers))
 
 
 def keeper_of(vendor, *, fraction=0.0, **options):
@@ -308,7 +309,7 @@ async def test_a_renewal_that_fails_too_long_is_noticed_when_it_ends(caplog):
     assert caplog.messages.count("vendor: ended before it was renewed; nothing is pushed") == 1
 
 
-async def test_one_that_the_server_has_dropped_is_created_anew_with_a_poll():
+async def test_one_that_the_server_has_dropped_is_created_anew_with_a_poll(caplog):
     for gone in (SubscriptionGone("expired"), status(404), status(410)):
         server = Server(lifetime=100, latency=0)
         server.script["renew"].append(gone)
@@ -316,6 +317,9 @@ async def test_one_that_the_server_has_dropped_is_created_anew_with_a_poll():
         assert [what for _, what in server.asked] == ["create", "renew", "create", "stop"]
         assert channel.said("up", "down") == ["up", "down", "up"]
         assert len(server.live) == 1
+        assert "vendor: " in str(channel.error)
+        assert "c4n4ry" not in str(channel.error) + caplog.text  # httpx words it with the whole URL (G12)
+    assert "vendor: lost, creating another in 0.0 s: the server answered HTTP 410 instead of a s" in caplog.text
 
 
 async def test_a_plan_that_is_used_up_makes_room_for_another():

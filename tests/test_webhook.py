@@ -1,6 +1,8 @@
 """The webhook as an application that a server calls, in virtual time: who is refused how, whom a push wakes."""
 
 import functools
+import hashlib
+import hmac
 import json
 import logging
 
@@ -31,6 +33,7 @@ from push_to_poll_client.listeners._webhook.audience import QUIET
 from push_to_poll_client.listeners._webhook.faults import MAX_ASKING
 from push_to_poll_client.listeners._webhook.limits import MAX_BODIES, TokenBucket
 from push_to_poll_client.listeners._webhook.replays import Replays
+from push_to_poll_client.listeners.verifiers import github
 from push_to_poll_client.listeners.webhook import (
     Control,
     Verified,
@@ -221,9 +224,37 @@ async def test_a_verifier_that_fails_says_no_and_is_named_once(verify, caplog):
     hooks = WebhookListener(verify)
     for _ in range(3):
         assert (await posted(hooks)).status == 401
-    assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "DEBUG"]
-    assert "a verifier failed with" in caplog.text
+    failed = [record for record in caplog.records if "a verifier failed with" in record.message]
+    assert [record.levelname for record in failed] == ["WARNING", "DEBUG", "DEBUG"]
     assert "c4n4ry" not in caplog.text
+
+
+async def test_a_secret_that_is_not_the_senders_can_be_seen_in_the_log(caplog):
+    caplog.set_level(logging.DEBUG, LOG)
+    hooks = WebhookListener(github("the receiver's"))
+    signature = "sha256=" + hmac.new(b"the sender's", b"{}", hashlib.sha256).hexdigest()
+    for headers in ({}, {"x-hub-signature-256": signature}) * 2:
+        assert (await posted(hooks, b"{}", headers=headers)).status == 401
+    assert [(record.levelname, record.message.partition(";")[0]) for record in caplog.records] == [
+        ("INFO", "webhook: refused a request without a signature or token of the expected form and time"),
+        ("INFO", "webhook: refused a request whose signature or token is wrong"),
+        ("DEBUG", "webhook: refused a request without a signature or token of the expected form and time"),
+        ("DEBUG", "webhook: refused a request whose signature or token is wrong"),
+    ]
+
+
+async def test_that_a_constant_body_is_taken_for_a_repetition_can_be_seen_in_the_log(caplog):
+    caplog.set_level(logging.DEBUG, LOG)
+    hooks = WebhookListener(github("secret"))
+    signature = "sha256=" + hmac.new(b"secret", b"{}", hashlib.sha256).hexdigest()
+    async with hearing(hooks) as channel:
+        for delivery in "abc":
+            headers = {"x-hub-signature-256": signature, "x-github-delivery": delivery}
+            assert (await posted(hooks, b"{}", headers=headers)).status == 200
+    assert channel.events[1:] == [(0, Push())]
+    assert counted(hooks, woken=1, replayed=2)
+    told = "webhook: a request that came before came again, and wakes nobody"
+    assert [(record.levelname, record.message) for record in caplog.records] == [("INFO", told), ("DEBUG", told)]
 
 
 async def test_a_verifier_whose_look_at_headers_fails_says_no(verify, caplog):

@@ -34,7 +34,7 @@ from push_to_poll_client.listeners._webhook.request import Control
 
 __all__ = ["PullWakeListener"]
 
-_log = logging.getLogger(__name__)
+_log_of_subscriptions = logging.getLogger("push_to_poll_client.listeners.subscriptions")
 
 
 class PullWakeListener:
@@ -123,7 +123,7 @@ class PullWakeListener:
             confirm_every=confirm_every,
             asker=Asker(root, **how),
         )
-        self._keeper = Keeper(self._subscription, stop_at_exit=stop_at_exit, log=_log)
+        self._keeper = Keeper(self._subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions)
         self._wakes = WakeStream(
             below(root, path, "live=sse&offset=now"),
             claimer=Claimer(

@@ -49,6 +49,7 @@ from push_to_poll_client.listeners._webhook.verifying import Verifiers
 __all__ = ["Control", "Verified", "WebhookAnswer", "WebhookCounters", "WebhookListener", "WebhookRequest"]
 
 _log = logging.getLogger(__name__)
+_log_of_subscriptions = logging.getLogger("push_to_poll_client.listeners.subscriptions")
 
 _T = TypeVar("_T")
 
@@ -131,7 +132,7 @@ class WebhookListener:
         self.name: str = name
         self._keeper: Keeper | None = None
         if of_subscription is not None:
-            self._keeper = Keeper(of_subscription, stop_at_exit=stop_at_exit, log=_log)
+            self._keeper = Keeper(of_subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions)
         self._kept = False
         self._tally = Tally()
         self._audience = Audience(subscribed=self._keeper is not None)
@@ -163,6 +164,7 @@ class WebhookListener:
             slots=Slots(),
             replays=Replays(),
             tally=self._tally,
+            faults=faults,
             answer=check_answer(_given(answer, of_subscription, "answer") or ACCEPTED),
             max_body=max_body,
             body_timeout=body_timeout,

@@ -24,7 +24,7 @@ from push_to_poll_client.listeners._webhook.request import WebhookAnswer, Webhoo
 
 __all__ = ["DurableStreamsWebhook"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("push_to_poll_client.listeners.subscriptions")
 
 
 class DurableStreamsWebhook(DurableStreamsSubscription):

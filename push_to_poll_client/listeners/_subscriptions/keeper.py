@@ -263,7 +263,7 @@ class Keeper:
             renewed = None if answer is None else checked(answer)
         except Exception as error:  # noqa: BLE001 - likewise
             if is_gone(only(error)):
-                await self._lost(describe(only(error)))
+                await self._lost(failure_of(only(error)).sentence)
             else:
                 self._failed(error)
             return

@@ -46,7 +46,7 @@ MIN_LEASE, MAX_LEASE = 1.0, 600.0
 MAX_TOPICS = 64
 """Streams that are named in a push; one that speaks of more speaks of all."""
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("push_to_poll_client.listeners.subscriptions")
 
 JSON = {"content-type": "application/json"}
 

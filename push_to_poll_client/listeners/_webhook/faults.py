@@ -52,6 +52,15 @@ class Faults:
 
     def tell(self, what: str, error: Exception) -> None:
         """Log a failure."""
-        level = logging.DEBUG if what in self._told else logging.WARNING
+        self._log.log(
+            self._level(what, logging.WARNING), "%s: %s failed with %s", self._name, what, type(error).__name__
+        )
+
+    def note(self, what: str) -> None:
+        """Log what strangers cause as well as a wrong setting, which nobody would find without it."""
+        self._log.log(self._level(what, logging.INFO), "%s: %s", self._name, what)
+
+    def _level(self, what: str, first: int) -> int:
+        level = logging.DEBUG if what in self._told else first
         self._told.add(what)
-        self._log.log(level, "%s: %s failed with %s", self._name, what, type(error).__name__)
+        return level

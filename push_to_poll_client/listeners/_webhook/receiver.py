@@ -22,6 +22,7 @@ from push_to_poll_client.listeners._webhook.asgi import Receive
 from push_to_poll_client.listeners._webhook.audience import Audience
 from push_to_poll_client.listeners._webhook.body import ClientGone, check_length, read_body
 from push_to_poll_client.listeners._webhook.counters import Tally
+from push_to_poll_client.listeners._webhook.faults import Faults
 from push_to_poll_client.listeners._webhook.limits import Slots, TokenBucket
 from push_to_poll_client.listeners._webhook.meaning import Meaning
 from push_to_poll_client.listeners._webhook.questions import Questions
@@ -48,6 +49,7 @@ class Receiver:
         slots: How many at a time.
         replays: What came before.
         tally: Where it is counted.
+        faults: Where it is told.
         answer: To an authentic request.
         max_body: Bytes.
         body_timeout: Seconds for a body.
@@ -61,6 +63,7 @@ class Receiver:
     slots: Slots
     replays: Replays
     tally: Tally
+    faults: Faults
     answer: WebhookAnswer
     max_body: int
     body_timeout: float
@@ -111,6 +114,7 @@ class Receiver:
         names = self.meaning.names_in(request)
         if self.replays.knows(verified, names, request.received_at):
             self.tally.count("replayed")
+            self.faults.note("a request that came before came again, and wakes nobody")
         elif self.meaning.act_on(request, names):
             self.replays.remember(verified, names)
         return self.answer
