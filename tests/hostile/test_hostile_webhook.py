@@ -5,6 +5,7 @@ real consumer of a feed that counts its polls.
 """
 
 import functools
+import gc
 import hashlib
 import hmac
 import logging
@@ -249,6 +250,7 @@ def instructions(call):
         counts["c"] += event == "c_call"
 
     tracer, profiler = sys.gettrace(), sys.getprofile()
+    gc.disable()  # whose callbacks are instructions too
     sys.settrace(trace)
     sys.setprofile(profile)
     try:
@@ -256,6 +258,7 @@ def instructions(call):
     finally:
         sys.setprofile(profiler)
         sys.settrace(tracer)
+        gc.enable()
     return counts
 
 
