@@ -1,6 +1,4 @@
-"""WHAT is worth a line in the log, once, while anybody may be at the other end: a user's function that fails, and
-what looks like a wrong setting.
-"""
+"""WHAT is worth a line in the log, once, while anybody may be there: what fails, and what looks wrongly set."""
 
 import inspect
 import logging
@@ -63,7 +61,7 @@ class Faults:
         self._log.log(self._level(why, logging.INFO), "%s: refused a request %s", self._name, why)
 
     def repeated(self) -> None:
-        """Log that a request came before: a sender whose bodies are all the same wakes once, and is answered 200."""
+        """Log that a request came before: a sender whose bodies are all the same wakes once and gets 200."""
         level = self._level("replayed", logging.INFO)
         self._log.log(level, "%s: a request that came before came again, and wakes nobody", self._name)
 
