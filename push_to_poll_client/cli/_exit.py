@@ -36,7 +36,7 @@ exit codes:
   3    the feed failed (with --once), is gone, or no longer knows the cursor; or --once must wait too long
   4    a message could not be read or written out, or its command failed; the state stands before it
   5    the state file cannot be used, or another process uses it
-  6    a push channel is broken for good
+  6    a push channel is broken for good, or --webhook cannot be listened at
   130  interrupted (Ctrl-C); what was written out is recorded
   143  terminated; what was written out is recorded
 """

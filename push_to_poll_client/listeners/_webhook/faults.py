@@ -1,4 +1,4 @@
-"""WHAT a user's function is worth that fails while anybody may be at the other end: a line in the log, once."""
+"""WHAT is worth a line in the log, once, while anybody may be there: what fails, and what looks wrongly set."""
 
 import inspect
 import logging
@@ -56,9 +56,14 @@ class Faults:
             self._level(what, logging.WARNING), "%s: %s failed with %s", self._name, what, type(error).__name__
         )
 
-    def note(self, what: str) -> None:
-        """Log what strangers cause as well as a wrong setting, which nobody would find without it."""
-        self._log.log(self._level(what, logging.INFO), "%s: %s", self._name, what)
+    def refused(self, why: str) -> None:
+        """Log that a request was not authentic: a wrong secret would be found by nobody who sees no counters."""
+        self._log.log(self._level(why, logging.INFO), "%s: refused a request %s", self._name, why)
+
+    def repeated(self) -> None:
+        """Log that a request came before: a sender whose bodies are all the same wakes once and gets 200."""
+        level = self._level("replayed", logging.INFO)
+        self._log.log(level, "%s: a request that came before came again, and wakes nobody", self._name)
 
     def _level(self, what: str, first: int) -> int:
         level = logging.DEBUG if what in self._told else first

@@ -114,7 +114,7 @@ class Receiver:
         names = self.meaning.names_in(request)
         if self.replays.knows(verified, names, request.received_at):
             self.tally.count("replayed")
-            self.faults.note("a request that came before came again, and wakes nobody")
+            self.faults.repeated()
         elif self.meaning.act_on(request, names):
             self.replays.remember(verified, names)
         return self.answer

@@ -30,7 +30,7 @@ class Verifiers:
         """
         if verifiers := [verifier for verifier in self._verifiers if self._may_pass(verifier, request)]:
             return verifiers
-        self._faults.note("refused a request without a signature or token of the expected form and time")
+        self._faults.refused("without a signature or token of the expected form and time")
         raise Refusal(UNAUTHENTIC, "refused")
 
     async def verified(self, request: WebhookRequest, verifiers: Sequence[Verifier]) -> Verified:
@@ -47,7 +47,7 @@ class Verifiers:
             said = await self._faults.asked("a verifier", partial(verifier, request), check=_checked)
             if said:
                 return said if isinstance(said, Verified) else Verified()
-        self._faults.note("refused a request whose signature or token is wrong; is the secret its sender's?")
+        self._faults.refused("whose signature or token is wrong; is the secret its sender's?")
         raise Refusal(UNAUTHENTIC, "refused")
 
     def _may_pass(self, verifier: Verifier, request: WebhookRequest) -> bool:
