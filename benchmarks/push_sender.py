@@ -146,12 +146,42 @@ async def by_redis(address: str) -> AsyncIterator[tuple[str, Push]]:
     await client.aclose()
 
 
+@asynccontextmanager
+async def by_nats(address: str) -> AsyncIterator[tuple[str, Push]]:
+    """A message on a subject."""
+    import nats
+
+    client = await nats.connect(address)
+
+    async def push(_target: str, text: str) -> None:
+        await client.publish("orders", text.encode())
+        await client.flush()
+
+    yield address, push
+    await client.close()
+
+
+@asynccontextmanager
+async def by_append(address: str) -> AsyncIterator[tuple[str, Push]]:
+    """What is appended to the stream "orders" of a Durable Streams server, which then pushes."""
+    headers = {"content-type": "application/json"}
+    async with httpx.AsyncClient(headers=headers) as client:
+
+        async def push(_target: str, text: str) -> None:
+            (await client.post(f"{address}/orders", content=text)).raise_for_status()
+
+        (await client.put(f"{address}/orders")).raise_for_status()
+        yield address, push
+
+
 WAYS = {
     "websocket": by_websocket,
     "stream": by_stream,
     "webhook": by_webhook,
     "postgres": by_postgres,
     "redis": by_redis,
+    "nats": by_nats,
+    "append": by_append,
 }
 
 

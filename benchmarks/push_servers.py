@@ -7,6 +7,8 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
+import brokers
+import durable_streams_server
 import postgres_server  # found there
 import valkey_server
 
@@ -20,5 +22,13 @@ def address_of(sender: str) -> Iterator[str]:
     elif sender == "redis":
         with valkey_server.serving() as server:
             yield server.url
+    elif sender == "nats":
+        broker = brokers.NATS()
+        broker.start()
+        yield f"nats://127.0.0.1:{broker.port}"
+        broker.close()
+    elif sender == "append":
+        with durable_streams_server.serving(webhooks=True) as server:
+            yield f"{server.url}/v1/stream"
     else:
         yield ""

@@ -2,7 +2,9 @@
 
 import contextlib
 import hmac
+import itertools
 import json
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple, TypeAlias
@@ -12,10 +14,20 @@ import httpx
 from push_sender import SECRET, served
 from websockets.asyncio.client import connect
 
-from push_to_poll_client import JSONHint, Listener, SSEListener, WebSocketListener
+from push_to_poll_client import (
+    Connection,
+    ConnectionListener,
+    JSONHint,
+    Listener,
+    PullWakeListener,
+    Push,
+    SSEListener,
+    WebSocketListener,
+)
 from push_to_poll_client.listeners.long_poll import LongPollListener
 from push_to_poll_client.listeners.postgres import PostgresListener
 from push_to_poll_client.listeners.redis import RedisListener
+from push_to_poll_client.listeners.subscriptions import DurableStreamsWebhook
 from push_to_poll_client.listeners.verifiers import github
 from push_to_poll_client.listeners.webhook import WebhookListener
 
@@ -150,6 +162,146 @@ async def bare_redis(url: str, received: Received, connected: Callable[[], None]
             connected()
 
 
+async def bare_nats(url: str, received: Received, connected: Callable[[], None]) -> None:
+    """By nats-py."""
+    import nats
+
+    client = await nats.connect(url)
+    try:
+        subscription = await client.subscribe("orders")
+        await client.flush()
+        connected()
+        async for message in subscription.messages:
+            received(message.data)
+    finally:
+        with anyio.move_on_after(2, shield=True):
+            await client.close()
+
+
+def our_nats(url: str) -> Listener:
+    """The listener of `docs/push.md`, with a hint."""
+
+    async def orders(connection: Connection) -> None:
+        def received(text: str | bytes) -> None:
+            connection.wake(HINT(text))
+
+        await bare_nats(url, received, connection.up)
+
+    return ConnectionListener(orders, name="nats orders")
+
+
+class Counted:
+    """Pushes that say nothing: the first is 1."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+
+    def __call__(self, _push: object = None) -> Push:
+        """The next one."""
+        return Push(str(next(self._numbers)))
+
+    def text(self) -> str:
+        """The same as a text."""
+        return json.dumps({"cursor": self().cursor})
+
+
+async def subscribe(client: httpx.AsyncClient, root: str, **how: Any) -> str:
+    """Ask a Durable Streams server to push; where the subscription is."""
+    url = f"{root}/__ds/subscriptions/{uuid.uuid4()}"
+    (await client.put(url, json={"streams": ["orders"], **how})).raise_for_status()
+    return url
+
+
+async def bare_pull_wake(root: str, received: Received, connected: Callable[[], None]) -> None:
+    """By httpx: claim each wake, and give it back."""
+    pushes, wakes = Counted(), f"{root}/wakes-{uuid.uuid4()}"
+    async with httpx.AsyncClient(timeout=None) as client:  # noqa: S113
+        await client.put(wakes, headers={"content-type": "application/json"})
+        url = await subscribe(client, root, type="pull-wake", wake_stream=wakes.rpartition("/")[2])
+        async with client.stream("GET", wakes, params={"offset": "now", "live": "sse"}) as answer:
+            connected()
+            async for line in answer.aiter_lines():
+                if '"wake"' in line:
+                    claim = (await client.post(f"{url}/claim", json={"worker": "bare"})).json()
+                    received(pushes.text())
+                    await give_back(client, url, claim)
+
+
+async def give_back(client: httpx.AsyncClient, url: str, claim: dict[str, Any]) -> None:
+    """Say how far we are."""
+    acks = [{"stream": stream["path"], "offset": stream["tail_offset"]} for stream in claim["streams"]]
+    done = {"wake_id": claim["wake_id"], "generation": claim["generation"], "acks": acks, "done": True}
+    await client.post(f"{url}/ack", json=done, headers={"authorization": f"Bearer {claim['token']}"})
+
+
+@asynccontextmanager
+async def our_pull_wake(root: str) -> AsyncIterator[tuple[Listener, str]]:
+    """A wake on connect is none of the pushes."""
+    listener = PullWakeListener(root, streams=["orders"], wake_stream=f"wakes-{uuid.uuid4()}")
+    yield Numbered(listener), ""
+
+
+@asynccontextmanager
+async def bare_durable_webhook(root: str, received: Received) -> AsyncIterator[str]:
+    """An application that answers, and looks at nothing."""
+    pushes = Counted()
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        received(pushes.text())
+        body = b'{"done":true}'
+        head = [(b"content-length", b"13"), (b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": body})
+
+    async with served(app) as url, httpx.AsyncClient() as client:
+        subscription = await subscribe(client, root, type="webhook", webhook={"url": url})
+        yield url
+        await client.delete(subscription)
+
+
+@asynccontextmanager
+async def our_durable_webhook(root: str) -> AsyncIterator[tuple[Listener, str]]:
+    """Behind uvicorn, which is there before the server is asked."""
+    apps = list[WebhookListener]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await apps[0](scope, receive, send)
+
+    async with served(app) as url:
+        subscription = DurableStreamsWebhook(root, streams=["orders"], callback=url)
+        apps.append(WebhookListener(register_with_server=subscription, stop_at_exit=True, rate=None))
+        yield Numbered(apps[0]), url
+
+
+class Numbered:
+    """A listener whose pushes say nothing of a cursor: here they say which they are."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._number = Counted()
+
+    async def listen(self, channel: Any, /) -> None:
+        """Hear what it hears."""
+        inner = NumberedChannel(channel, self._number)
+        await self._listener.listen(inner)
+
+
+class NumberedChannel:
+    """Between a listener and its channel."""
+
+    def __init__(self, channel: Any, number: Counted) -> None:
+        self._channel = channel
+        self._number = number
+
+    def wake(self, push: Push | None = None, /) -> None:
+        """A push that names streams; others are those of a connect."""
+        self._channel.wake(self._number() if push is not None and push.topics else push)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+
 CHANNELS = {
     "websocket": Channel(
         "websocket", receiving(bare_websocket), connecting(lambda url: WebSocketListener(url, hint=HINT))
@@ -170,5 +322,10 @@ CHANNELS = {
     ),
     "Valkey": Channel(
         "redis", receiving(bare_redis), connecting(lambda url: RedisListener(url, "orders", hint=HINT))
+    ),
+    "NATS": Channel("nats", receiving(bare_nats), connecting(our_nats)),
+    "pull-wake": Channel("append", receiving(bare_pull_wake), our_pull_wake, pace=0.25, share=0.1),
+    "a Durable Streams webhook": Channel(
+        "append", bare_durable_webhook, our_durable_webhook, pace=0.25, share=0.1
     ),
 }

@@ -196,6 +196,7 @@ class Consumer:
             assemble=self._assemble,
         )
         self._run: Run | None = None
+        self._should_poll_failed = False
 
     # What the user writes
 
@@ -226,8 +227,8 @@ class Consumer:
 
         Override it, with a plain quick `def`, to leave out pushes that are of no interest here. A push that is
         not worth it is dropped when no poll runs and none is due (G1): it is one wake less, and nothing more. Not
-        asked for pushes that say nothing, nor with an `overlap`. When it raises, that is logged and the push
-        counts.
+        asked for pushes that say nothing, nor with an `overlap`. When it raises, the push counts, and that is
+        logged, the first time as a warning.
 
         Args:
             hint: What the push said. Whoever may push can write anything into it.
@@ -269,7 +270,12 @@ class Consumer:
 
         Args:
             push: What arrived on a push channel; `None`: somebody simply wishes a poll.
+
+        Raises:
+            TypeError: It is neither. It would fail in the event loop, and take others with it.
         """
+        if not isinstance(push, Push | None):
+            raise TypeError(f"a push is a Push or None, not {type(push).__name__}")
         self._inbox.put(push)
 
     def pause(self) -> None:
@@ -477,7 +483,10 @@ class Consumer:
         try:
             return self.should_poll(hint, self.status())
         except Exception as error:  # noqa: BLE001  # of a user's override; no push is lost by it
-            logger.warning("%s: should_poll failed, the push counts: %s", self.name, describe(error))
+            # Whoever may push can make it fail at will.
+            level = logging.DEBUG if self._should_poll_failed else logging.WARNING
+            self._should_poll_failed = True
+            logger.log(level, "%s: should_poll failed, the push counts: %s", self.name, describe(error))
             return True
 
     def _channel_changed(self, channel: ListenerChannel) -> None:

@@ -161,13 +161,27 @@ class Push:
     Attributes:
         cursor: The newest cursor that the server spoke of, a hint: a push whose cursor is the saved one may be
             dropped, and a feed may use it as a floor. Never saved as progress. `None` when the push had none.
-        topics: What changed, a hint for the feed. Empty when the push did not say.
+        topics: What changed, a hint for the feed. Empty when the push did not say. Of a list a tuple is made.
         count: How many messages the server says there are; `None` when it did not. Nothing here believes it.
+
+    Raises:
+        TypeError: Something else, as JSON that somebody wrote may hold: it would fail far from here, or not be
+            equal to any cursor.
     """
 
     cursor: Cursor | None = None
     topics: tuple[str, ...] = ()
     count: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.topics, list):
+            object.__setattr__(self, "topics", tuple(self.topics))
+        if not isinstance(self.cursor, str | None):
+            raise TypeError(f"cursor of a Push must be a str or None, not {type(self.cursor).__name__}")
+        if not isinstance(self.topics, tuple) or not all(isinstance(topic, str) for topic in self.topics):
+            raise TypeError("topics of a Push must be a tuple of str")
+        if not isinstance(self.count, int | None):
+            raise TypeError(f"count of a Push must be an int or None, not {type(self.count).__name__}")
 
 
 @dataclass(frozen=True, slots=True)

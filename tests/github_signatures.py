@@ -4,7 +4,7 @@ import json
 import queue
 from contextlib import contextmanager
 
-from durable_streams_server import HOME, _node
+from durable_streams_server import HOME, node
 from served import PATIENCE, Process
 
 __all__ = ["octokit"]
@@ -16,7 +16,7 @@ class Octokit:
     def __init__(self):
         self._answers = queue.Queue()
         self._process = Process(self._answers.put)
-        self._process.start(_node(), HOME / "github_signatures.mjs")
+        self._process.start(node(), HOME / "github_signatures.mjs")
 
     def sign(self, secret, payload):
         return self._ask("sign", secret, payload)

@@ -607,6 +607,28 @@ async def test_a_hint_with_which_a_feed_refused_is_dropped_and_its_wake_is_not(r
     assert (asked.hint, asked.fresh) == (Push(topics=("orders",)), True)
 
 
+async def test_a_hint_with_which_a_feed_fails_again_is_dropped_and_its_wake_is_not(running):
+    """A server that answers 500 to what it never saw would else be asked so for ever."""
+
+    class Brittle(FakeFeed):
+        async def fetch(self, request):
+            page = await super().fetch(request)
+            if request.hint is not None:
+                raise FeedError("500 Internal Server Error")
+            return page
+
+    feed = Brittle()
+    consumer = running(Log(feed))
+    await feed.asked(1)
+    await anyio.sleep(5)
+    feed.publish()
+    consumer.wake(Push(cursor="forged"))
+    await consumer.until(1)
+    hints = [asked.request.hint for asked in feed.requests[1:4]]
+    assert hints == [Push(cursor="forged"), Push(cursor="forged"), None]
+    assert feed.requests[3].request.fresh
+
+
 async def test_a_wake_whose_hint_was_refused_is_answered_all_the_same(running):
     feed = FakeFeed()
     consumer = running(Log(feed, fallback_interval=None))

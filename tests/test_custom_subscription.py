@@ -16,6 +16,11 @@ pytestmark = pytest.mark.anyio
 ONE = Registration(id="1", details={"secret": "s"})
 
 
+def test_a_registration_shows_no_secret():
+    shown = repr(Registration(id="c4n4ry", expires_at=1.5, details={"secret": "c4n4ry"}))
+    assert shown == "Registration(1 details, expires_at=1.5)"
+
+
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request):
     """Plain functions run in threads, which virtual time takes for idleness."""

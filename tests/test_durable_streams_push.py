@@ -213,7 +213,6 @@ async def test_a_webhook_that_nobody_answered_is_sent_again_after_the_lease(serv
             proxy.blackhole()
             await run_sync(stream.append, 2)
             await run_sync(proxy.wait_for, lambda counts: counts.swallowed)
-            assert len(consumer.processed) == 2
             proxy.heal()
             await consumer.until(3)
             await append_one_by_one(consumer, stream, 3)
@@ -279,9 +278,10 @@ async def test_a_worker_that_died_with_a_claim_is_waited_for_no_longer_than_the_
     async with consuming(stream, pull_wake_of(server, stream, lease=1.0)) as consumer:
         await append_one_by_one(consumer, stream, 1)
         claimer = dead._wakes._claimer
-        while claimer.claim is None:  # until it is the first
-            await run_sync(stream.append, 7)
-            await claimer.take()
+        with anyio.fail_after(PATIENCE):
+            while claimer.claim is None:  # until it is the first
+                await run_sync(stream.append, 7)
+                await claimer.take()
         done = len(consumer.processed)
         await run_sync(stream.append, 8)
         await consumer.until(done + 1)

@@ -10,7 +10,7 @@ from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._asking import UnusableAnswer
 from push_to_poll_client.listeners._subscriptions.durable_streams import DurableStreamsWebhook
-from push_to_poll_client.listeners._subscriptions.nouns import Registration
+from push_to_poll_client.listeners._subscriptions.nouns import Registration, SubscriptionRefused
 from push_to_poll_client.listeners._webhook.request import WebhookRequest
 
 pytestmark = pytest.mark.anyio
@@ -150,6 +150,16 @@ async def test_arguments_that_the_server_refuses_are_an_error_for_good(code, tex
         with pytest.raises(ListenerError, match=f"answered {code}: {text}") as caught:
             await ask(subscription.plan())
         assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", ["WEBHOOK_URL_REJECTED", "INVALID_REQUEST"])
+async def test_what_the_server_has_taken_before_is_refused_for_a_while(code):
+    """A server that came back without its settings does not end a consumer that polls."""
+    subscription = subscription_of(Server(httpx.Response(201, content=b"{}"), refusal(code)))
+    await subscription.create(subscription.plan())
+    for ask in (subscription.create, subscription.renew):
+        with pytest.raises(SubscriptionRefused, match=f"answered {code}"):
+            await ask(subscription.plan())
 
 
 @pytest.mark.parametrize(

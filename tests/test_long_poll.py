@@ -423,6 +423,18 @@ def test_a_function_may_give_no_position():
     assert Reader(None, lambda answer: None, None).read(answer(b"x")).position == {}
 
 
+async def test_one_consumer_has_a_listener():
+    """What one is told moves the position of both, and the other would not be told of it."""
+    listener, script = scripted(NEVER)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.listen, TimedChannel())
+        await anyio.sleep(1)
+        with pytest.raises(RuntimeError, match="another consumer listens by it"):
+            await listener.listen(TimedChannel())
+        tasks.cancel_scope.cancel()
+    assert (await run(listener, script, 60)).events == [(1, "up")]
+
+
 def test_an_unusable_answer_is_told_as_it_is():
     with pytest.raises(UnusableAnswer, match="no JSON"):
         Reader(lambda answer: answer.json(), None, None).read(answer(b"x"))

@@ -15,6 +15,7 @@ from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._pull_wake.claims import Claim
 from push_to_poll_client.listeners._pull_wake.halves import halves_of
 from push_to_poll_client.listeners.pull_wake import PullWakeListener
+from push_to_poll_client.testing._virtual_time import virtual_time
 
 pytestmark = pytest.mark.anyio
 
@@ -313,6 +314,8 @@ async def test_two_halves_are_up_when_both_are(caplog):
     assert [event for _, event in channel.events] == ["down", "up"]
     assert channel.registered_until == math.inf
     assert "HTTP 500 instead of a subscription" in str(channel.errors[0])
+    asked_for = [request.url.path.rpartition("/")[2] for request in server.requests]
+    assert asked_for == [listener._subscription.id, listener._subscription.id, "x", "x", "claim"]
 
 
 async def test_a_half_that_is_down_again_takes_the_whole_with_it():
@@ -407,3 +410,49 @@ def test_each_worker_has_a_name_of_its_own():
     first, second = listener_of(Wakes()), listener_of(Wakes())
     assert first._wakes._claimer._worker != second._wakes._claimer._worker
     assert first._subscription.id == second._subscription.id
+
+
+async def test_one_consumer_has_a_listener():
+    server = Wakes()
+    listener = listener_of(server)
+    with anyio.fail_after(60), pytest.raises(ExceptionGroup) as raised:
+        await run(server, listener, listener)
+    assert raised.group_contains(RuntimeError, match="another consumer keeps it")
+
+
+class Each(httpx.AsyncBaseTransport):
+    """The server of one event loop after the other."""
+
+    async def handle_async_request(self, request):
+        return await self.server.handle_async_request(request)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_listener_serves_again_in_an_event_loop_whose_clock_shows_less(backend):
+    """As trio's may, by days: each begins at random."""
+    listener = listener_of(each := Each())
+
+    async def live(earlier):
+        each.server = server = Wakes()
+        await anyio.sleep(earlier)
+        return await run(server, listener, then=server.append)
+
+    for earlier in (1e5, 0.0):
+        name, options = virtual_time(backend)
+        channel = anyio.run(live, earlier, backend=name, backend_options=options)
+        assert channel.events[-1] == (30.0, Push(topics=("orders",)))
+
+
+@pytest.mark.parametrize("token", ["t", "no\nheader"])
+async def test_a_claim_that_the_server_never_takes_back_is_left_to_its_lease(token):
+    """It must not keep the channel down for good."""
+
+    class Fails(Wakes):
+        def _ack(self, request):
+            return refuse(500) if json.loads(request.content)["wake_id"] == "w" else super()._ack(request)
+
+    server = Fails()
+    claim = {"wake_id": "w", "generation": 1, "token": token, "streams": []}
+    server.answers["claim"] = [httpx.Response(200, json=claim), *[None] * 99]
+    channel = await run(server, listener_of(server), seconds=600.0, then=server.append)
+    assert channel.events[-1] == (300.0, Push(topics=("orders",)))

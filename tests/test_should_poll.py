@@ -100,11 +100,13 @@ async def test_g1_one_that_raises_costs_a_poll_and_no_push(running, feed, caplog
 
     consumer = running(Wrong(feed))
     before = await quiet(consumer, feed)
-    consumer.wake(THEIRS)
-    await feed.asked(before + 1)
-    assert [record.levelno for record in caplog.records if "should_poll failed" in record.message] == [
-        logging.WARNING
-    ]
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+    for number in (1, 2):
+        consumer.wake(THEIRS)
+        await feed.asked(before + number)
+        await anyio.sleep(100)
+    levels = [record.levelno for record in caplog.records if "should_poll failed" in record.message]
+    assert levels == [logging.WARNING, logging.DEBUG], "whoever may push can make it fail at will"
 
 
 def test_one_that_is_async_is_refused():
@@ -143,3 +145,34 @@ async def test_it_is_asked_for_the_pushes_of_listeners_too(running, feed):
     listener.push(THEIRS)
     await anyio.sleep(1)
     assert consumer.asked == [(THEIRS, "after-1.0")]
+
+
+async def test_g1_topics_in_a_list_lose_no_push(running, feed):
+    """As a hint that reads JSON has them."""
+    consumer = running(Log(feed, fallback_interval=1000.0))
+    before = await quiet(consumer, feed)
+    consumer.wake(Push(topics=["orders"]))
+    await feed.asked(before + 1)
+    assert feed.requests[before].request.hint == Push(topics=("orders",))
+
+
+def test_a_push_is_a_push():
+    with pytest.raises(TypeError, match="a push is a Push or None, not str"):
+        Log(FakeFeed()).wake("orders")
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ({"cursor": 5}, "cursor"),
+        ({"cursor": {}}, "cursor"),
+        ({"topics": "orders"}, "topics"),
+        ({"topics": None}, "topics"),
+        ({"topics": [[]]}, "topics"),
+        ({"count": []}, "count"),
+    ],
+)
+def test_a_push_holds_nothing_else_that_json_may_hold(said, names):
+    """It would fail where nobody expects it, and take with it the pushes beside it."""
+    with pytest.raises(TypeError, match=f"{names} of a Push must be"):
+        Push(**said)

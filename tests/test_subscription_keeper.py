@@ -355,7 +355,7 @@ async def test_a_store_that_fails_ends_it():
 async def test_what_is_too_long_to_be_kept_ends_it():
     channel = Channel()
     channel.failing = ValueError("20000 characters of state, of 16384 at most")
-    with pytest.raises(ListenerError, match="too long: 20000 characters"):
+    with pytest.raises(ListenerError, match="cannot be: 20000 characters"):
         await keeper_of(Vendor(Server())).keep(channel)
 
 

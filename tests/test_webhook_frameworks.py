@@ -37,13 +37,13 @@ def in_litestar(hooks):
     ) -> None:
         await hooks(scope, receive, send)
 
-    return Litestar([mounted], openapi_config=None)
+    return Litestar([mounted], openapi_config=None, logging_config=None)  # which would set up the log of all tests
 
 
 def in_django(hooks):
     """As in a project's asgi.py: Django has no mounts of ASGI applications."""
     if not settings.configured:
-        settings.configure(ROOT_URLCONF=(), SECRET_KEY="x", ALLOWED_HOSTS=["*"], USE_TZ=True)
+        settings.configure(ROOT_URLCONF=(), SECRET_KEY="x", ALLOWED_HOSTS=["*"], USE_TZ=True, LOGGING_CONFIG=None)
     django = get_asgi_application()
 
     async def app(scope, receive, send):

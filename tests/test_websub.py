@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import threading
+from urllib.parse import quote_plus
 
 import anyio
 import anyio.to_thread
@@ -505,6 +506,23 @@ async def test_a_hub_that_refuses_is_asked_again(hub, status, seconds, caplog):
         await anyio.sleep(seconds)
         assert channel.said("down", "up") == ["down", "up"]
     assert rf"the hub answered HTTP {status}: 'why\nnot'" in caplog.text
+
+
+@pytest.mark.parametrize("secret", [None, "s&cr t/c4n4ry"])
+async def test_a_hub_that_quotes_the_request_brings_no_secret_into_the_log(hub, secret, caplog):
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+
+    class Quotes:
+        def pop(self, _):
+            form = hub.forms[-1]
+            said = [form["hub.secret"], quote_plus(form["hub.secret"]), form["hub.callback"]]
+            return httpx.Response(400, text="wrong: " + " ".join(said))
+
+    hub.answers = Quotes()
+    async with subscribed(hub, websub(hub, secret=secret), seconds=0.5):
+        pass
+    assert "the hub answered HTTP 400: 'wrong: ... ... https://me.example/hooks/blog/...'" in caplog.text
+    assert hub.forms[0]["hub.secret"] not in caplog.text
 
 
 async def test_a_hub_that_forgets_is_asked_again_before_the_lease_ends(hub):

@@ -1,9 +1,10 @@
 """WebSub as a consumer has it: state in its store, status, a poll for each registration and each push."""
 
 import anyio
+import httpx
 import pytest
 from consumers import Log
-from websub_hub import CALLBACK, TOPIC, Hub
+from websub_hub import CALLBACK, HUB, TOPIC, Hub
 
 from push_to_poll_client import MemoryStore
 from push_to_poll_client.listeners._webhook import receiver
@@ -62,6 +63,50 @@ async def test_a_restart_of_a_consumer_does_not_subscribe_twice(hub, store):
     assert status.counters.messages == 1
     assert len(hub.forms) == 1
     assert len(hub.subscriptions) == 1
+
+
+OTHER = "https://blog.example/other"
+
+
+@pytest.mark.parametrize(
+    "arguments", [(OTHER, CALLBACK, HUB), (TOPIC, f"{CALLBACK}/new", HUB), (TOPIC, CALLBACK, f"{HUB}new")]
+)
+async def test_a_restart_that_asks_for_something_else_subscribes_to_that_and_stops_what_was(hub, store, arguments):
+    """The old one may last ten days, in which nothing would be pushed for the new one."""
+    for topic, callback, where in (TOPIC, CALLBACK, HUB), arguments:
+        subscription = WebSub(topic, callback, hub=where, client=hub.client())
+        hub.app = WebhookListener(register_with_server=subscription)
+        await lived(Log(FakeFeed(), store=store, listeners=[hub.app], fallback_interval=3600))
+    assert [form["hub.mode"] for form in hub.forms] == ["subscribe", "subscribe", "unsubscribe"]
+    assert [form["hub.topic"] for form in hub.forms] == [TOPIC, arguments[0], TOPIC]
+    assert hub.forms[1]["hub.callback"].startswith(arguments[1])
+    assert (arguments[0], hub.forms[1]["hub.callback"]) in hub.subscriptions
+
+
+async def test_listeners_that_change_places_do_not_take_the_subscription_of_the_other(hub, store):
+    for topics in (TOPIC, OTHER), (OTHER, TOPIC):
+        apps = [
+            WebhookListener(register_with_server=WebSub(topic, CALLBACK, hub=HUB, client=hub.client()))
+            for topic in topics
+        ]
+
+        async def either(scope, receive, send, apps=apps):
+            path = scope["path"].rpartition("/")[2]
+            mine = [app for app in apps if app._keeper._subscription._inbox.asked(path)]
+            await (*mine, apps[0])[0](scope, receive, send)
+
+        hub.app = either
+        await lived(Log(FakeFeed(), store=store, listeners=apps, fallback_interval=3600))
+        assert [app._keeper._book.current.details["topic"] for app in apps] == list(topics)
+    assert sorted(topic for topic, _ in hub.subscriptions) == sorted([TOPIC, OTHER])
+
+
+async def test_what_a_topic_says_of_itself_is_never_too_long_to_be_kept(hub, store):
+    link = f"<{HUB}>; rel=hub, <https://blog.example/{'x' * 17_000}>; rel=self"
+    hub.topic = httpx.Response(200, headers=[("link", link)])
+    status = await lived(consumer_of(hub, FakeFeed(), store))
+    assert status.listeners[0].up
+    assert hub.forms[0]["hub.topic"] == TOPIC
 
 
 async def test_a_consumer_that_ends_may_end_its_subscription(hub, store):

@@ -91,13 +91,17 @@ class Polls:
 
     def wake(self, push: Push | None) -> None:
         """Somebody says "poll soon"; in the event loop."""
-        known = push not in {None, Push()} and not self._overlaps and not self._worth_a_poll(push)
+        known = push is not None and self._is_known(push)
         result = self._schedule.wake(self._clock(), push=push is not None, known=known)
         self._tally.wake(result)
         if push is not None and not known:
             self._hint = _merged(self._hint, push)
         self._poller.give_way()
         self.look_again()
+
+    def _is_known(self, push: Push) -> bool:
+        """Whether it says of itself that it is not worth a poll."""
+        return push != Push() and not self._overlaps and not self._worth_a_poll(push)
 
     def begin(self) -> None:
         """`run()` begins: poll once, now."""
@@ -215,7 +219,8 @@ class Polls:
         self._schedule.poll_started(self._clock(), cause, wait=wait)
         self._started += 1
         hint, self._hint = self._hint, None
-        return _Poll(self._started, wait, hint, fresh, stop, self._tally.counts["messages"])
+        again = cause is Cause.RETRY
+        return _Poll(self._started, wait, hint, fresh, stop, self._tally.counts["messages"], again=again)
 
     def _end(self, poll: "_Poll", answer: PollResult | Exception | None) -> None:
         self._current, poll.running = None, False
@@ -228,7 +233,8 @@ class Polls:
             jitter=random.random(),  # noqa: S311  # not for secrets
             resume_at=self._poller.postponed,
         )
-        if not isinstance(answer, PollResult | FeedRefused):  # with which it may be the hint that was refused
+        # Refused, or failed again: perhaps for the hint, in which whoever may push can write anything.
+        if answer is None or not (isinstance(answer, PollResult | FeedRefused) or poll.again):
             self._hint = _merged(poll.hint, self._hint)
         if answer is not None:
             self._answered, self._answer = poll.number, answer
@@ -257,6 +263,7 @@ class _Poll:
     fresh: bool
     stop: Stop | None
     before: int
+    again: bool = False
     began: float = field(default_factory=time.time)
     running: bool = True
 

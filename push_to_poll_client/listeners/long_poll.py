@@ -220,6 +220,7 @@ class LongPollListener(ReconnectingListener[Answer]):
         self._reader = Reader(news, next, retry_after)
         self._wait = wait
         self._remembers = callable(ask) or next is not None
+        self._listens = False
         self._begin()
 
     def _begin(self) -> None:
@@ -232,9 +233,16 @@ class LongPollListener(ReconnectingListener[Answer]):
 
         Raises:
             ListenerError: Trying again cannot help: the server said "for good" (410), or `classify` did.
+            RuntimeError: Another consumer has this very object: what it is told moves the position of both.
         """
-        self._begin()  # the clock may be another one
-        await super().listen(channel)
+        if self._listens:
+            raise RuntimeError(f"{self.name}: another consumer listens by it; give each a listener of its own")
+        self._listens = True
+        try:
+            self._begin()  # the clock may be another one
+            await super().listen(channel)
+        finally:
+            self._listens = False
 
     def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[_Connection]:
         return self._asking(headers)

@@ -148,6 +148,7 @@ class PullWakeListener:
 
         Raises:
             ListenerError: The server does not take the subscription, or the wake stream is broken for good.
+            RuntimeError: Another consumer has this very object.
         """
         subscription, stream = halves_of(channel)
         try:

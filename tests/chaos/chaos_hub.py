@@ -36,6 +36,11 @@ class Hub:
         self._http = httpx.Client(trust_env=False, timeout=BETWEEN)
         self._server = None
 
+    @property
+    def subscriptions(self):
+        """How many there are."""
+        return len(self._secrets)
+
     def start(self):
         hub = self
 

@@ -31,8 +31,8 @@ SLACK = 2.0
 """Seconds for what takes a tenth of one, with a dozen processes on two cores."""
 
 MENDED = 10.0
-"""Seconds in which each channel is up again, and pushed to. That a server forgot a subscription is noticed when it is
-confirmed, every second and a half here."""
+"""Seconds in which each channel is up again, and pushed to. That a server forgot a subscription is noticed when it
+is confirmed, every second and a half here."""
 
 FOUND = 3 * DEAD + SLACK
 """Seconds in which a listener that can find that its connection is dead has found it: a long poll asks twice."""

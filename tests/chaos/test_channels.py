@@ -9,6 +9,7 @@ import time
 
 import pytest
 from chaos_form import form
+from chaos_hub import Hub
 from journals import elapse
 from kinds import DEGRADED, FALLBACK, FOUND, KINDS, SLACK, TIMEOUT, Town
 from processes import PATIENCE
@@ -43,6 +44,7 @@ def test_whoever_is_killed_and_comes_back_costs_nobody_a_message(town, chance):
             lane.start()
         town.until_current(PATIENCE)
         town.pushes_arrive()
+        assert town.companions[Hub].subscriptions == 1, "who comes back has the subscription that he had"
     town.end()
     town.judge()
 
@@ -75,7 +77,6 @@ def test_what_a_network_swallows_is_found_by_polls_and_pushes_arrive_again(town)
             town.publish()
             for lane in finding:
                 lane.consumer.until_current(town.server, DEGRADED + SLACK)
-            town.until_current(FALLBACK + TIMEOUT + SLACK)
         for lane in town.lanes:
             lane.proxy.heal()
         town.pushes_arrive()

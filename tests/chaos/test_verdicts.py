@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from journals import Asked, ConsumerJournal, Dialled, Handled, Journal, ServerJournal, until
+from journals import Asked, ConsumerJournal, Dialled, Handled, Journal, Said, ServerJournal, until
 from verdicts import (
     beyond_g2,
     beyond_g3,
@@ -148,6 +148,14 @@ def test_journals_are_read_as_they_grow(tmp_path):
         file.write("a 3.5\n")
     assert read.read().handled == [Handled(1, "a", 2.5, 3.5)]
     journal.close()
+
+
+def test_what_listeners_said_is_read_life_by_life(tmp_path):
+    journal, read = Journal(tmp_path / "journal"), ConsumerJournal(tmp_path / "journal")
+    for words in (("channel", 1, "up", 1.0), ("channel", 2, "pushed", 2.5)):
+        journal.write(*words)
+    journal.close()
+    assert read.read().said == [Said(1, "up", 1.0), Said(2, "pushed", 2.5)]
 
 
 def test_the_servers_journal_pairs_request_and_answer(tmp_path):

@@ -12,8 +12,8 @@ was asked: what came after that gets a wake of its own. So every worker of a sub
 whoever has the claim.
 
 On each connect the stream is opened first and then claimed: a wake before that is found by the claim, a later one
-is in the stream. A claim that could not be given back is given back then. One that a dead worker has ends with its
-lease, and the server writes a wake for what is new.
+is in the stream. A claim that could not be given back is given back then. One with which that fails again, or that
+a dead worker has, ends with its lease, and the server writes a wake for what is new.
 """
 
 import contextlib
@@ -63,8 +63,8 @@ class WakeStream(SSEListener):
         super().__init__(url, hint=self._push_of, **settings)
         self._claimer = claimer
         self._subscription_id = subscription_id
-        self._bucket = TokenBucket(RATE, BURST)
         self._has_claimed = self._is_claiming = self._has_heard = False
+        self._bucket: TokenBucket
         self._subscription: Half
         self._lost: Callable[[], None]
 
@@ -77,6 +77,7 @@ class WakeStream(SSEListener):
             lost: Called when the server does not have it all the same.
         """
         self._subscription, self._lost = subscription, lost
+        self._bucket = TokenBucket(RATE, BURST)  # the clock may be another one than that of an earlier run
         await self.listen(channel)
 
     @contextlib.asynccontextmanager
@@ -86,7 +87,7 @@ class WakeStream(SSEListener):
         async with self._claimer.opened():
             await self._claimer.make_stream()
             async with super()._connect(headers) as stream:
-                await self._give_back()
+                await self._give_back_at_last()
                 await self._take()
                 yield stream
 
@@ -116,6 +117,14 @@ class WakeStream(SSEListener):
         self._has_claimed = False
         with self._claiming():
             await self._claimer.give_back()
+
+    async def _give_back_at_last(self) -> None:
+        """What could not be before. If it cannot be now, its lease ends it: else no connect would succeed."""
+        try:
+            await self._give_back()
+        except Exception:
+            self._claimer.claim = None
+            raise
 
     @contextlib.contextmanager
     def _claiming(self) -> Iterator[None]:

@@ -39,22 +39,32 @@ class Book(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     leaving: tuple[Registration, ...] = ()
 
     @staticmethod
-    def read(text: str) -> "Book":
+    def read(text: str, asked: str | None = None) -> "Book":
         """The book that a text is.
+
+        Args:
+            text: That.
+            asked: What is asked for now, as for `written`. Of what was asked for by another all is to be stopped:
+                the arguments were changed, or it is that of another listener, which had this one's place.
 
         Raises:
             ValueError: It is none, or one of another version of this library.
         """
         try:
-            return msgspec.json.decode(text, type=_Written).book
+            written = msgspec.json.decode(text, type=_Written)
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
+        return written.book if written.asked == asked else written.book.ending()
 
-    def written(self) -> str | None:
-        """As a text; `None`: there is nothing to be known."""
+    def written(self, asked: str | None = None) -> str | None:
+        """As a text; `None`: there is nothing to be known.
+
+        Args:
+            asked: What they were asked for by, a subscription's `identity`.
+        """
         if self == Book():
             return None
-        return msgspec.json.encode(_Written(version=1, book=self)).decode()
+        return msgspec.json.encode(_Written(version=1, book=self, asked=asked)).decode()
 
     @property
     def known(self) -> tuple[Registration, ...]:
@@ -100,6 +110,7 @@ class Book(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class _Written(msgspec.Struct, frozen=True, kw_only=True):
     version: Literal[1]
     book: Book
+    asked: str | None = None
 
 
 def checked(answer: object) -> Registration:

@@ -38,7 +38,8 @@ class CustomSubscription:
             `None` in place of a function: always. Then another is created while this one goes on, which is
             stopped thereafter.
         stop: Asks the server to push no more. `None`: it cannot be asked, and what is left ends by itself.
-        name: By what status and log call it, without secrets.
+        name: By what status and log call it, without secrets; and what it asks for is known by: a restart with
+            another name creates anew, and stops what there was.
 
     Attributes:
         registrations: Those whose pushes are welcome: the planned one, the one in force, those on their way out.

@@ -17,7 +17,11 @@ from push_to_poll_client._http import without_secrets
 from push_to_poll_client._links import MAX_LINKS, TooManyLinks, resolved, targets
 from push_to_poll_client.listeners._asking import UnusableAnswer
 
-__all__ = ["Topic", "topic_of"]
+__all__ = ["MAX_LINK", "Topic", "is_usable", "topic_of"]
+
+MAX_LINK = 1024
+"""Characters of an address; one with more counts as none. Those of six subscriptions have to fit into the 16,384
+that a listener may keep, whatever a topic says of itself."""
 
 MAX_HEAD = 64 * 1024
 """Bytes of a page in which its head is looked for."""
@@ -88,12 +92,13 @@ def _until_too_many(found: Iterator[str]) -> Iterator[str]:
 
 def _usable(found: Iterable[str], url: str) -> list[str]:
     links = (resolved(target, url) for target in found if target.strip())
-    return [link for link in links if link is not None and _is_http(link)]
+    return [link for link in links if link is not None and is_usable(link)]
 
 
-def _is_http(link: str) -> bool:
+def is_usable(link: str) -> bool:
+    """Whether it is an http address of no more than `MAX_LINK` characters."""
     parsed = httpx.URL(link)
-    return parsed.scheme in {"http", "https"} and bool(parsed.host)
+    return parsed.scheme in {"http", "https"} and bool(parsed.host) and len(link) <= MAX_LINK
 
 
 def _in_body(headers: httpx.Headers, body: bytes) -> Iterable[_Link]:

@@ -28,7 +28,7 @@ _log = logging.getLogger("push_to_poll_client.listeners.subscriptions")
 
 
 class DurableStreamsWebhook(DurableStreamsSubscription):
-    """Webhooks of a Durable Streams server. For `WebhookListener(subscription=…)`.
+    """Webhooks of a Durable Streams server. For `WebhookListener(register_with_server=…)`.
 
         DurableStreamsWebhook(
             "https://streams.example/v1/stream", streams=["orders"], callback="https://me.example/hooks/orders"
@@ -97,7 +97,7 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         )
         # Not where an answer says that they are (§6.3): it would be asked with our credentials, and §6.5 demands
         # that they are here.
-        self.verify = DurableStreamsSignature(
+        self.verify: DurableStreamsSignature = DurableStreamsSignature(
             below(root, "__ds/jwks.json"),
             tolerance=tolerance,
             headers=headers,

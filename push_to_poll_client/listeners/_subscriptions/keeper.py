@@ -46,7 +46,8 @@ meanwhile may be lost."""
 class Keeper:
     """Keeps one subscription alive, for as long as `keep` runs.
 
-    A restart goes on with what the channel's state says; it does not subscribe again.
+    A restart goes on with what the channel's state says; it does not subscribe again, unless it asks for something
+    else by now. Then it stops what was there, once it has the other.
 
     Args:
         subscription: What the server has to be told.
@@ -58,6 +59,7 @@ class Keeper:
     def __init__(self, subscription: Subscription, *, stop_at_exit: bool = False, log: logging.Logger) -> None:
         self._subscription = subscription
         self._stop_at_exit = stop_at_exit
+        self._identity = str(getattr(subscription, "identity", subscription.name))
         self._log = log
         self._fraction: Callable[[], float] = random.random
         self._channel: Channel
@@ -105,7 +107,10 @@ class Keeper:
         Raises:
             ListenerError: The server refuses for good.
             StoreError: What is registered could not be saved.
+            RuntimeError: It keeps it already, for another consumer.
         """
+        if self._loop is not None:
+            raise RuntimeError(f"{self.name}: another consumer keeps it; give each a listener of its own")
         self._channel = channel
         self._begin()
         self._loop = EventLoop()
@@ -178,7 +183,7 @@ class Keeper:
     async def _restore(self) -> None:
         text = self._channel.state
         try:
-            self._book = Book() if text is None else Book.read(text)
+            self._book = Book() if text is None else Book.read(text, self._identity)
         except ValueError:
             self._log.warning("%s: what was saved of it cannot be read; subscribing anew", self.name)
             self._book = Book()
@@ -195,14 +200,14 @@ class Keeper:
 
         Raises:
             StoreError: It could not be written.
-            ListenerError: It is too long.
+            ListenerError: It is too long, or a text in it is none.
         """
         self._book = book
         self._adopt()
         try:
-            await self._channel.save(book.written())
+            await self._channel.save(book.written(self._identity))
         except ValueError as error:
-            raise ListenerError(f"{self.name}: what is to be kept of it is too long: {error}") from None
+            raise ListenerError(f"{self.name}: what is to be kept of it cannot be: {error}") from None
         self._saved = book
 
     def _adopt(self) -> None:

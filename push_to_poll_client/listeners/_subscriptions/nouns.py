@@ -30,6 +30,10 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     renew_at: float | None = None
     details: Mapping[str, str] = msgspec.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        # Ids may be what a callback is not to be guessed by, and details hold secrets.
+        return f"Registration({len(self.details)} details, expires_at={self.expires_at!r})"
+
 
 class Subscription(Protocol):
     """What a server has to be told so that it pushes. The vendor's part; when to do what is the keeper's.
@@ -40,6 +44,8 @@ class Subscription(Protocol):
       whenever that changes: the planned one, those in force, and two while one replaces the other.
     - `def bind(self, control: Callable[[Control], None]) -> None`: given, before anything else, how to tell the
       keeper what the server said of the subscription itself where that comes as no push; from any thread.
+    - `identity: str`: what it asks for, without secrets. When that is another one, a restart does not go on with
+      what there is: it creates, and stops that. Without it: the name.
     - `renewable: bool`: `renew` as a rule needs no other in its place. Then a restart begins with it, since the
       server may have dropped, while nobody listened, what it was asked for.
     - `verify`, `handshake`, `hint`: as of a `WebhookListener`, which takes those that it was not given from here.

@@ -23,7 +23,7 @@ from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._http_client import http_url
 from push_to_poll_client.listeners._asking import Answer, Asker, UnusableAnswer
-from push_to_poll_client.listeners._subscriptions.nouns import Registration
+from push_to_poll_client.listeners._subscriptions.nouns import Registration, SubscriptionRefused
 
 __all__ = [
     "CONFIRM_EVERY",
@@ -96,6 +96,7 @@ class DurableStreamsSubscription:
         # Without what depends on the arguments: under its name the old one is found that is to be taken back.
         self.name: str = without_secrets(f"{self._all}/{quote(_checked_id(id), safe='')}")
         self.registrations: Sequence[Registration] | None = None
+        self._was_taken = False
 
     def plan(self) -> Registration:
         """The id."""
@@ -106,6 +107,7 @@ class DurableStreamsSubscription:
 
         Raises:
             ListenerError: The server says that what is asked for has no meaning, or that it may not push there.
+            SubscriptionRefused: Likewise, and it has taken it before.
             Exception: It failed.
         """
         await self._put(planned)
@@ -120,6 +122,7 @@ class DurableStreamsSubscription:
 
         Raises:
             ListenerError: As for `create`.
+            SubscriptionRefused: Likewise.
             Exception: It failed.
         """
         if registration.id != self.id:
@@ -151,10 +154,13 @@ class DurableStreamsSubscription:
         """Anywhere else than at its root such a server takes the request for a new stream, and says nothing."""
         answer = await self._asker.ask("PUT", self.url(planned.id), content=self._asked, headers=JSON)
         if answer.status == HTTPStatus.BAD_REQUEST and (code := code_of(answer)) in _REFUSALS:
-            raise ListenerError(f"{self.name}: the server answered {code}: {_REFUSALS[code]}")
+            # What was taken before is not wrong by itself: the server is not what it was, and may be so again.
+            kind = SubscriptionRefused if self._was_taken else ListenerError
+            raise kind(f"{self.name}: the server answered {code}: {_REFUSALS[code]}")
         answer.expect(HTTPStatus.OK, HTTPStatus.CREATED)
         if not isinstance(answer.json(), dict):
             raise UnusableAnswer(f"{answer.url} answered something that is no subscription (§6.2)")
+        self._was_taken = True
         return answer
 
     def _confirmed(self, registration: Registration) -> Registration:

@@ -3,13 +3,14 @@
 Whom to ask is `discovery.py`'s, what it asks back `inbox.py`'s, when to ask again the keeper's.
 """
 
+import hashlib
 import ipaddress
 import logging
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from secrets import token_urlsafe
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote_plus, urlencode
 
 import anyio
 import httpx
@@ -23,7 +24,7 @@ from push_to_poll_client._links import resolved
 from push_to_poll_client._text import quoted
 from push_to_poll_client.listeners._asking import Answer, Asker, UnusableAnswer
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
-from push_to_poll_client.listeners._subscriptions.discovery import Topic, topic_of
+from push_to_poll_client.listeners._subscriptions.discovery import MAX_LINK, Topic, is_usable, topic_of
 from push_to_poll_client.listeners._subscriptions.inbox import SUBSCRIBE, UNSUBSCRIBE, Asked, Inbox, id_of
 from push_to_poll_client.listeners._subscriptions.nouns import Registration, SubscriptionRefused
 from push_to_poll_client.listeners._verifiers.vendors import websub
@@ -35,6 +36,9 @@ _log = logging.getLogger("push_to_poll_client.listeners.subscriptions")
 
 MAX_SECRET = 199
 """Bytes (WebSub §5.1: "less than 200")."""
+
+MAX_REASON = 200
+"""Characters of an answer that says why not, which are logged."""
 
 MAX_MOVES = 3
 """Redirects, of a topic or of a hub, that are followed."""
@@ -84,6 +88,7 @@ class WebSub:
 
     Attributes:
         name: "WebSub" and the topic without secrets.
+        identity: What tells it from one of another topic, callback or hub: a restart with another subscribes anew.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -114,6 +119,8 @@ class WebSub:
             topic, headers=headers, token=token, client=client, tls=tls, timeout=timeout, max_body=MAX_TOPIC
         )
         self.name: str = f"WebSub {without_secrets(topic)}"
+        asked = "\n".join((self._asker.url, self._callback, self._hub or ""))
+        self.identity: str = f"WebSub {hashlib.sha256(asked.encode()).hexdigest()}"
         self._inbox = Inbox(self._denied)
         self._control: Callable[[Control], None] = _ignore
 
@@ -241,8 +248,8 @@ class WebSub:
         if unknown and asked.mode == UNSUBSCRIBE:
             raise SubscriptionGone(f"the hub answered HTTP {answer.status}")
         if httpx.codes.is_error(answer.status):
-            why = quoted(answer.body[:MAX_SECRET].decode("utf-8", "replace"))
-            _log.info("%s: the hub answered HTTP %d: %s", self.name, answer.status, why)
+            why = _without(answer.body.decode("utf-8", "replace"), registration)
+            _log.info("%s: the hub answered HTTP %d: %s", self.name, answer.status, quoted(why[:MAX_REASON]))
         answer.expect()
 
     def _form(self, registration: Registration, asked: Asked) -> bytes:
@@ -288,10 +295,17 @@ class WebSub:
         raise UnusableAnswer(f"{without_secrets(url)}: more than {MAX_MOVES} redirects")
 
 
+def _without(text: str, registration: Registration) -> str:
+    """What a hub says of a request, without what is secret in that: it may quote it."""
+    for secret in (registration.id, registration.details.get("secret", registration.id)):
+        text = text.replace(quote_plus(secret), "...").replace(secret, "...")
+    return text
+
+
 def _target(answer: Answer, url: str) -> str:
     target = resolved(answer.headers.get("location", ""), url)
-    if target is None or not answer.headers.get("location") or httpx.URL(target).scheme not in {"http", "https"}:
-        raise UnusableAnswer(f"{answer.url} redirects to no http address")
+    if target is None or not answer.headers.get("location") or not is_usable(target):
+        raise UnusableAnswer(f"{answer.url} redirects to no http address of {MAX_LINK} characters at most")
     return target
 
 

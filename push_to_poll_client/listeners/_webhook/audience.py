@@ -126,7 +126,6 @@ class Audience:
 
     def __init__(self, *, subscribed: bool) -> None:
         self._pushed = not subscribed
-        self._listening: dict[Listening, str | None] = {}
         self._by_name: dict[str | None, tuple[Listening, ...]] = {}
         self._lock = threading.Lock()
 
