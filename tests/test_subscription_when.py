@@ -159,6 +159,8 @@ def test_not_any_number_is_remembered():
         (None, "returned a NoneType; return a Registration"),
         ({"id": "1"}, "returned a dict; return a Registration"),
         (Registration(id="1", expires_at="1700000000000"), "cannot be kept: .*expires_at"),
+        (Registration(id="1", expires_at=1.7e12), "in milliseconds; give seconds"),  # Google says it so
+        (Registration(id="1", renew_at=1.7e12), "in milliseconds"),
         (Registration(id=1), "cannot be kept: .*id"),
         (Registration(id="1", details={"n": 1}), "cannot be kept: .*details"),
         (Registration(id="1", details={"n": object()}), "cannot be kept"),

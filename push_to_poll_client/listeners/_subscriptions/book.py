@@ -15,6 +15,10 @@ from push_to_poll_client.listeners._subscriptions.nouns import Registration
 
 __all__ = ["Book", "checked"]
 
+IN_MILLISECONDS = 1e11
+"""Seconds since the epoch until the year 5138, milliseconds until 1973. What was taken for seconds would never be
+renewed, and pushes would end without a word."""
+
 MAX_LEAVING = 4
 """Subscriptions that are still to be stopped; of more, the oldest are left to end by themselves."""
 
@@ -123,6 +127,8 @@ def checked(answer: object) -> Registration:
         raise ListenerError(f"it returned a Registration that cannot be kept: {quoted(error)}") from None
     if not all(moment is None or math.isfinite(moment) for moment in (answer.expires_at, answer.renew_at)):
         raise ListenerError("it returned a Registration with an infinite time; None stands for never")
+    if any(moment is not None and moment >= IN_MILLISECONDS for moment in (answer.expires_at, answer.renew_at)):
+        raise ListenerError("it returned a Registration with a time in milliseconds; give seconds since the epoch")
     return registration
 
 
