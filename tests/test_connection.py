@@ -130,6 +130,11 @@ async def test_the_user_may_say_what_an_error_means(caplog):
     assert "connecting again in 300.0 s" in caplog.text
 
 
+async def test_a_plain_function_is_a_mistake_that_no_time_mends():
+    with pytest.raises(ListenerError, match="mqtt orders: connect is no async function"):
+        await listener(lambda _connection: None).listen(TimedChannel())
+
+
 async def test_a_group_with_one_error_in_it_is_told_as_that_error():
     async def live(_connection):
         async with anyio.create_task_group() as tasks:

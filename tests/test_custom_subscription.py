@@ -1,11 +1,13 @@
 """A subscription of three functions."""
 
+import re
 import threading
 
 import anyio
 import pytest
 
 from push_to_poll_client import ListenerError
+from push_to_poll_client.listeners._subscriptions.failures import failure_of
 from push_to_poll_client.listeners.subscriptions import CustomSubscription, Registration
 from push_to_poll_client.listeners.verifiers import shared_token, token_in_body
 from push_to_poll_client.listeners.webhook import WebhookRequest
@@ -146,3 +148,15 @@ def test_a_verifier_that_needs_the_body_may_pass():
     subscription = CustomSubscription(lambda planned: planned, name="vendor")
     subscription.adopt([subscription.plan()])
     assert subscription.verified_by(token_in_body).may_pass(WebhookRequest())
+
+
+async def test_a_mistake_in_a_function_is_told_with_its_place_and_without_its_text():
+    async def create(planned):
+        return planned.details["c4n4ry"]
+
+    with pytest.raises(KeyError) as raised:
+        await CustomSubscription(create, name="vendor").create(ONE)
+    told = failure_of(raised.value)
+    assert re.fullmatch(r"failed with KeyError in create, line \d+ of test_custom_subscription\.py", told.sentence)
+    assert told.cause.__traceback__ is None
+    assert failure_of(KeyError("c4n4ry")).sentence == "failed with KeyError"

@@ -3,10 +3,11 @@
 What a connection is, only its library knows; what becomes of a channel when one ends is the same for all.
 """
 
+import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import anyio
 
@@ -26,6 +27,10 @@ _log = logging.getLogger(__name__)
 
 class ConnectionEnded(PushToPollError):
     """The function returned."""
+
+
+class NotAsync(PushToPollError):
+    """The function returned what cannot be awaited."""
 
 
 class Connection:
@@ -108,7 +113,7 @@ class ConnectionListener(LivingListener):
         scope = anyio.CancelScope(deadline=anyio.current_time() + self._open_timeout)
         try:
             with scope:
-                await self._live(connection)
+                await _awaitable(self._live(connection))
                 return ConnectionEnded("the connection ended")
         except Exception as error:  # noqa: BLE001 - whatever it is, a listener goes on; the verdict tells how
             return only(error).with_traceback(None)
@@ -127,9 +132,13 @@ class ConnectionListener(LivingListener):
 
     def _failure(self, error: Exception) -> Failure:
         text = quoted(error, MAX_TEXT) if str(error) else ""
-        sentence = (
-            str(error) if isinstance(error, ConnectionEnded) else f"failed with {type(error).__name__} {text}"
-        )
-        return Failure(
-            Verdict.RETRY, sentence.strip(), retry_after=None, unauthorized=False, hid_a_push=False, cause=error
-        )
+        ours = isinstance(error, ConnectionEnded | NotAsync)
+        sentence = str(error) if ours else f"failed with {type(error).__name__} {text}".strip()
+        verdict = Verdict.GIVE_UP if isinstance(error, NotAsync) else Verdict.RETRY
+        return Failure(verdict, sentence, retry_after=None, unauthorized=False, hid_a_push=False, cause=error)
+
+
+def _awaitable(life: Any) -> Awaitable[None]:
+    if not inspect.isawaitable(life):
+        raise NotAsync("connect is no async function, so there is no connection to wait for")
+    return life

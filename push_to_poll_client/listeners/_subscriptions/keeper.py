@@ -303,7 +303,7 @@ class Keeper:
         Raises:
             ListenerError: Trying again cannot help.
         """
-        failure, now = failure_of(only(error).with_traceback(None)), self._now()
+        failure, now = failure_of(only(error)), self._now()
         self._reconnect.ended(now.steady)
         delay = self._reconnect.delay(failure.verdict, fraction=self._fraction(), retry_after=failure.retry_after)
         what = f"{self.name}: {failure.sentence}"
