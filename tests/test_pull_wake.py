@@ -102,12 +102,14 @@ async def check(at, why, *, workers=1):
         assert is_announced(server.log, f"wake {worker}"), (why, server.points, server.log)
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 @pytest.mark.parametrize("count", [1, 2, 3])
 async def test_no_place_of_messages_leaves_one_unannounced(count):
     for place in places(count, within=range(CONNECTED if count == 3 else 0, POINTS)):
         await check(lambda server, number, name, place=place: number in place and server.append(), place)
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_nor_with_two_workers():
     for place in [*places(1, within=range(2 * POINTS)), *places(2, within=range(2 * CONNECTED, 2 * POINTS))]:
         await check(
@@ -115,6 +117,7 @@ async def test_nor_with_two_workers():
         )
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_nor_when_a_request_or_its_answer_is_lost(workers):
     """What is lost may be a claim that the server then has: its lease runs out."""
@@ -130,6 +133,7 @@ async def test_nor_when_a_request_or_its_answer_is_lost(workers):
         await check(happening, (lost, appended), workers=workers)
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 @pytest.mark.parametrize("what", ["end_streams", "forget"])
 async def test_nor_when_streams_end_or_the_server_forgets_the_subscription(what):
     def at(server, number, name, ended, appended):

@@ -137,6 +137,7 @@ def virtual_clock(monkeypatch):
     monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_of_so_many_lies_none_wakes_anybody(running, caplog):
     """A thousand a second, and the first of the replayed ones alone is a wake.
 
