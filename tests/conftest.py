@@ -12,7 +12,8 @@ from hypothesis import is_hypothesis_test, settings
 from push_to_poll_client.testing._virtual_time import virtual_time
 
 # A machine that is busy elsewhere is no failure, and the same examples everywhere are no flakiness.
-settings.register_profile("ours", deadline=None, derandomize=True)
+LONG = os.environ.get("CHAOS_FORM") == "long"
+settings.register_profile("ours", deadline=None, derandomize=True, max_examples=100 if LONG else 50)
 settings.load_profile("ours")
 
 os.environ["CHAOS_SEED"] = os.environ.get("CHAOS_SEED") or str(random.SystemRandom().randrange(10**9))

@@ -154,7 +154,7 @@ def stories(draw):
     )
 
 
-@settings(max_examples=1_500 if os.environ.get("CHAOS_FORM") == "long" else 60)
+@settings(max_examples=1_500 if os.environ.get("CHAOS_FORM") == "long" else 30)
 @given(stories())
 def test_with_an_overlap_as_long_as_the_longest_transaction_nothing_is_lost(story):
     done, cursors, _, _ = tell(story, LONGEST)

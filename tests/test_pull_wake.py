@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import math
+import os
 
 import anyio
 import httpx
@@ -93,6 +94,12 @@ def pairs():
     return [pair for pair in itertools.product(range(POINTS), repeat=2) if abs(pair[0] - pair[1]) <= NEAR]
 
 
+on_one_loop = pytest.mark.parametrize(
+    "anyio_backend", ["asyncio", "trio"] if os.environ.get("CHAOS_FORM") == "long" else ["asyncio"], indirect=True
+)
+"""In the short form, what tries many places; the quick ones are on both."""
+
+
 async def check(at, why, *, workers=1):
     """Run on a server where this happens at its points, and see that all is announced."""
     server = Wakes()
@@ -110,6 +117,7 @@ async def test_no_place_of_messages_leaves_one_unannounced(count):
 
 
 @pytest.mark.no_cover  # lines are counted where it is quick
+@on_one_loop
 async def test_nor_with_two_workers():
     for place in [*places(1, within=range(2 * POINTS)), *places(2, within=range(2 * CONNECTED, 2 * POINTS))]:
         await check(
@@ -118,6 +126,7 @@ async def test_nor_with_two_workers():
 
 
 @pytest.mark.no_cover  # lines are counted where it is quick
+@on_one_loop
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_nor_when_a_request_or_its_answer_is_lost(workers):
     """What is lost may be a claim that the server then has: its lease runs out."""
@@ -134,6 +143,7 @@ async def test_nor_when_a_request_or_its_answer_is_lost(workers):
 
 
 @pytest.mark.no_cover  # lines are counted where it is quick
+@on_one_loop
 @pytest.mark.parametrize("what", ["end_streams", "forget"])
 async def test_nor_when_streams_end_or_the_server_forgets_the_subscription(what):
     def at(server, number, name, ended, appended):

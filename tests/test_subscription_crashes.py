@@ -74,12 +74,14 @@ STORIES = {
 }
 
 stories = pytest.mark.parametrize("story", STORIES.values(), ids=STORIES)
+not_counted = pytest.mark.no_cover  # lines are counted where it is quick
 
 
 async def steps_of(story, seconds):
     return await Story(**story).live(seconds)
 
 
+@not_counted
 @stories
 async def test_a_crash_at_any_step_leaves_one(story):
     for step in range(1, await steps_of(story, 160) + 1):
@@ -90,6 +92,7 @@ async def test_a_crash_at_any_step_leaves_one(story):
         told.check(lives=2)
 
 
+@not_counted
 @stories
 async def test_a_crash_in_the_life_after_a_crash_leaves_one(story):
     for step in range(1, await steps_of(story, 90) + 1):

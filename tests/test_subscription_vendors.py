@@ -13,12 +13,19 @@ from vendors.google_push import LIFETIME, GooglePush
 from vendors.graph_push import LONGEST, GraphPush
 
 from push_to_poll_client import Push, _event_loop
+from push_to_poll_client.listeners._subscriptions import keeper
 from push_to_poll_client.listeners._webhook import receiver
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day", "few_looks")]
 
 PAGE = (Path(__file__).parent.parent / "docs" / "subscriptions.md").read_text()
 GRAPH, GOOGLE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+def few_looks(monkeypatch):
+    """Days of virtual time, of which not each minute has to be seen."""
+    monkeypatch.setattr(keeper, "LOOK", 3600.0)
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from signing import NOW, b64_mac, hex_mac, request
 from push_to_poll_client.listeners.verifiers import github, standard_webhooks, stripe, svix
 
 LONG = os.environ.get("CHAOS_FORM") == "long"
-MANY = settings(max_examples=5000 if LONG else 700)
+MANY = settings(max_examples=5000 if LONG else 200)
 """Thousands in all; seconds for each test."""
 
 

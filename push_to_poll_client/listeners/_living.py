@@ -41,6 +41,7 @@ class LivingListener(abc.ABC):
         self._classify = classify
         self._log = log
         self._fraction: Callable[[], float] = random.random
+        self._renewable = False  # whether asking for credentials again may bring others
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -52,11 +53,6 @@ class LivingListener(abc.ABC):
     @abc.abstractmethod
     def _failure(self, error: Exception) -> Failure:
         """What an error means."""
-
-    @property
-    def _renewable(self) -> bool:
-        """Whether asking for credentials again may bring others."""
-        return False
 
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled, connect again alone, report to `channel`.

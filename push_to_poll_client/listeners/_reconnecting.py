@@ -56,6 +56,7 @@ class ReconnectingListener(LivingListener, Generic[_MessageT]):
         check_number("open_timeout", open_timeout, above_zero=True)
         super().__init__(without_secrets(url), classify=classify, log=log)
         self._credentials = Credentials(headers, token)
+        self._renewable = self._credentials.renewable
         self._hints = Hints(hint, kinds=(Push,), log=log)
         self._max_age = max_age
         self._max_silence = max_silence
@@ -68,10 +69,6 @@ class ReconnectingListener(LivingListener, Generic[_MessageT]):
     @abc.abstractmethod
     async def _read(self, connection: Any) -> Sequence[_MessageT]:
         """Wait for something to arrive. Empty: no message, but a sign of life."""
-
-    @property
-    def _renewable(self) -> bool:
-        return self._credentials.renewable
 
     async def _one_connection(self, channel: Channel, reconnect: Reconnect) -> Exception | None:
         """Connect and pass pushes on. Returns why the connection is over, `None` if it only reached its age."""
