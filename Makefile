@@ -37,7 +37,7 @@ bench: $(READY)
 
 chaos: $(READY)
 	CHAOS_FORM=long $(BIN)/python -m pytest tests/chaos tests/hostile tests/fuzz tests/test_processing_properties.py \
-		tests/test_feeds_under_faults.py
+		tests/test_feeds_under_faults.py tests/test_overlap.py tests/test_pull_wake.py tests/test_verifiers_oracles.py
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants/plant.py
