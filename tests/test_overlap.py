@@ -4,7 +4,6 @@ In virtual time, as are times of day; a crash loses what was not committed.
 """
 
 import logging
-import os
 import random
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import anyio
 import pytest
 from consumers import Log, times
 from database_feed import DatabaseFeed, Row, rows_of
+from forms import form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
@@ -154,7 +154,7 @@ def stories(draw):
     )
 
 
-@settings(max_examples=1_500 if os.environ.get("CHAOS_FORM") == "long" else 30)
+@settings(max_examples=form(30, 1_500))
 @given(stories())
 def test_with_an_overlap_as_long_as_the_longest_transaction_nothing_is_lost(story):
     done, cursors, _, _ = tell(story, LONGEST)

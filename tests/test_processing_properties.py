@@ -3,11 +3,11 @@
 CHAOS_FORM=long tries many more.
 """
 
-import os
 from unittest import mock
 
 import anyio
 import pytest
+from forms import form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lives import Plan, play
@@ -16,7 +16,7 @@ from push_to_poll_client.testing._virtual_time import virtual_time
 
 ENDS = ["stop", "cancel", "crash"]
 
-EXAMPLES = 2_000 if os.environ.get("CHAOS_FORM") == "long" else 60
+EXAMPLES = form(60, 2_000)
 
 
 def virtual_day():

@@ -4,12 +4,12 @@ import functools
 import itertools
 import json
 import math
-import os
 
 import anyio
 import httpx
 import pytest
 from durable_wakes_memory import ROOT, LoggedChannel, Wakes
+from forms import form
 
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
@@ -94,9 +94,7 @@ def pairs():
     return [pair for pair in itertools.product(range(POINTS), repeat=2) if abs(pair[0] - pair[1]) <= NEAR]
 
 
-on_one_loop = pytest.mark.parametrize(
-    "anyio_backend", ["asyncio", "trio"] if os.environ.get("CHAOS_FORM") == "long" else ["asyncio"], indirect=True
-)
+on_one_loop = pytest.mark.parametrize("anyio_backend", form(["asyncio"], ["asyncio", "trio"]), indirect=True)
 """In the short form, what tries many places; the quick ones are on both."""
 
 

@@ -5,7 +5,6 @@ Where they differ it is on purpose, by one of the rows of `DIFFERENCES`, each wi
 
 import base64
 import binascii
-import os
 import re
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ import standardwebhooks.webhooks
 import stripe as stripe_library
 import stripe._webhook as stripe_webhook
 import svix as svix_library
+from forms import form
 from github_signatures import octokit
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,8 +24,7 @@ from signing import NOW, b64_mac, hex_mac, request
 
 from push_to_poll_client.listeners.verifiers import github, standard_webhooks, stripe, svix
 
-LONG = os.environ.get("CHAOS_FORM") == "long"
-MANY = settings(max_examples=5000 if LONG else 200)
+MANY = settings(max_examples=form(200, 5000))
 """Thousands in all; seconds for each test."""
 
 

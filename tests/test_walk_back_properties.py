@@ -3,12 +3,12 @@
 Fetches are held in the air at will, so that readers overtake each other. CHAOS_FORM=long tries many more.
 """
 
-import os
 import types
 from contextlib import ExitStack
 from functools import partial
 from unittest import mock
 
+from forms import form
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -21,7 +21,7 @@ from push_to_poll_client.feeds._walk_back import WalkBack, way
 
 FAILURES = (FeedError("weather"), FeedRefused("login"), FeedGone("gone"), ChainRestart("changed"), KeyError("bug"))
 
-EXAMPLES = 5_000 if os.environ.get("CHAOS_FORM") == "long" else 60
+EXAMPLES = form(60, 5_000)
 
 FEW = {(way, "MOST_ADDRESSES"): 4, (_seen, "KEPT"): 3}
 """Limits that so few messages reach."""

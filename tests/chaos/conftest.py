@@ -18,15 +18,15 @@ chaos_server.py         the reference server, which writes down what it is asked
 journals.py             how that is written and read
 verdicts.py             whether the guarantees held, judged by the journals alone; test_verdicts.py: they can fail
 processes.py            starts, kills and stops
-chaos_form.py           short or long, and the seed
+../forms.py             short or long, and the seed
 ../tcp_proxy.py         the proxy
 """
 
 from functools import partial
 
-import chaos_form
 import pytest
 from bank_lives import Banker, LivesOfABank
+from forms import chance as chance_of
 from processes import Load, Nursery
 
 
@@ -47,7 +47,7 @@ def figures(record_property):
 @pytest.fixture
 def chance(request):
     """The random numbers of this test, the same for the same seed."""
-    return chaos_form.chance(request.node.name)
+    return chance_of(request.node.name)
 
 
 @pytest.fixture

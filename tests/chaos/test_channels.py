@@ -8,8 +8,8 @@ and server-sent events the same is tried at length in test_network.py, test_serv
 import time
 
 import pytest
-from chaos_form import form
 from chaos_hub import Hub
+from forms import form
 from journals import elapse
 from kinds import DEGRADED, FALLBACK, FOUND, KINDS, SLACK, TIMEOUT, Town
 from processes import PATIENCE

@@ -7,7 +7,7 @@ What is counted is what the handler wrote down.
 import itertools
 
 import pytest
-from chaos_form import form
+from forms import form
 from journals import elapse, until
 from processes import PATIENCE, ConsumerProcess, Load, ServerProcess
 from verdicts import beyond_g3, beyond_g7, disordered, lost, redone

@@ -6,7 +6,7 @@ nothing, and repeats what a kill excuses (G7).
 
 import pytest
 from chaos_bank import ACCOUNTS, DEPOSIT, transfer
-from chaos_form import form
+from forms import form
 from verdicts import beyond_g7, beyond_g7_together, lost, redone
 
 from push_to_poll_client.stores._sqlite_reader import read_store

@@ -9,9 +9,9 @@ import time
 import anyio
 import anyio.to_thread
 import pytest
-from chaos_form import form
 from chaos_server import RecordingApp
 from consumers import Log
+from forms import form
 from journals import Dialled, ServerJournal
 from tcp_proxy import TCPProxy
 from verdicts import beyond_g2, beyond_g3, beyond_reconnect_policy, longest_quiet

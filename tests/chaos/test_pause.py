@@ -7,7 +7,7 @@ what was missed is no reason to ask more often than the rate allows.
 import time
 
 import pytest
-from chaos_form import form
+from forms import form
 from journals import elapse, until
 from processes import PATIENCE, ConsumerProcess, Load, ServerProcess
 from tcp_proxy import TCPProxy

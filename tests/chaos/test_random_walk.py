@@ -7,7 +7,7 @@ import time
 from collections import Counter
 
 import pytest
-from chaos_form import form
+from forms import form
 from journals import elapse, until
 from processes import PATIENCE, ConsumerProcess, Load, ServerProcess
 from tcp_proxy import TCPProxy

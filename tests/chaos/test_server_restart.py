@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from chaos_form import form
+from forms import form
 from journals import elapse, until
 from processes import PATIENCE, ConsumerProcess, Load, ServerProcess
 from verdicts import beyond_g3, beyond_g7, beyond_reconnect_policy, disordered, lost

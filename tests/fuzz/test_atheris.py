@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from forms import SEED, form
 from parsers import PARSERS
 
-LONG = os.environ.get("CHAOS_FORM") == "long"
-SEED = int(os.environ["CHAOS_SEED"]) % (1 << 31)
+LIBFUZZER_SEED = SEED % (1 << 31)
 
-SECONDS = 6 if LONG else 1
+SECONDS = form(1, 6)
 """For each parser; some ten minutes for all of them."""
 
 SHOWN = ("links", "event streams", "documents of atom")
@@ -39,7 +39,7 @@ pytestmark = [
 ]
 
 
-def run(name, directory, *, seconds, seed=SEED):
+def run(name, directory, *, seconds, seed=LIBFUZZER_SEED):
     command = [sys.executable, Path(__file__).with_name("atheris_run.py"), name]
     options = ["--seconds", str(seconds), "--seed", str(seed), "--directory", directory]
     return subprocess.run([*command, *options], capture_output=True, text=True, timeout=seconds + 120, check=False)
@@ -52,7 +52,7 @@ def what_was_found(ran, directory):
     return "\n".join([*map(repr, found), *said[max(said.find("=== Uncaught"), 0) :].splitlines()[:60]])
 
 
-@pytest.mark.parametrize("name", PARSERS if LONG else SHOWN)
+@pytest.mark.parametrize("name", form(SHOWN, PARSERS))
 def test_only_declared_errors(name, tmp_path, record_property):
     ran = run(name, tmp_path, seconds=SECONDS)
     assert ran.returncode == 0, what_was_found(ran, tmp_path)

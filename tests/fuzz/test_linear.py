@@ -5,25 +5,23 @@ way at some size (deep JSON is split by other means), which is a step and no slo
 """
 
 import logging
-import os
 import random
 import zlib
 from functools import partial
 
 import pytest
+from forms import form
 from parsers import PARSERS
 from work import counting_calls, work_of
 
 from push_to_poll_client.feeds import _json_split
 
-LONG = os.environ.get("CHAOS_FORM") == "long"
-
-SIZES = (1000, 4000) if LONG else (250, 1000)
+SIZES = form((250, 1000), (1000, 4000))
 """Repetitions of what is repeated, at first and where a step was seen."""
 
 TWICE = 2.2
 
-WORDS = None if LONG else 1
+WORDS = form(1, None)
 """How many of the parser's words are repeated; `None`: all."""
 
 

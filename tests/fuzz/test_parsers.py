@@ -3,16 +3,13 @@
 In every row of the table: any bytes, its words in any order, and its examples, mutated.
 """
 
-import os
-
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
+from forms import form
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parsers import PARSERS
 
-LONG = os.environ.get("CHAOS_FORM") == "long"
-
-EXAMPLES = 100 if LONG else 10
+EXAMPLES = form(10, 100)
 """Of each kind, for each parser."""
 
 MOST_MUTATIONS = 6
@@ -25,13 +22,13 @@ def fuzzed(strategy):
 
     def decorate(test):
         @parsers
-        @settings(max_examples=EXAMPLES, derandomize=not LONG, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
         @given(data=st.data())
         def run(parser, data):
             test(parser, data.draw(strategy(parser)))
 
         run.__name__, run.__doc__ = test.__name__, test.__doc__
-        return seed(int(os.environ["CHAOS_SEED"]))(run) if LONG else run
+        return run
 
     return decorate
 

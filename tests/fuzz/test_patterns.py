@@ -7,7 +7,6 @@ pattern is made of.
 import ast
 import importlib
 import itertools
-import os
 import random
 import re
 import sys
@@ -16,12 +15,12 @@ from pathlib import Path
 
 import pytest
 from backtracking import Steps, TooManySteps, alphabet
+from forms import form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import push_to_poll_client
 
-LONG = os.environ.get("CHAOS_FORM") == "long"
 PACKAGE = Path(push_to_poll_client.__file__).parent
 WAYS = {"match", "fullmatch", "search", "findall", "finditer", "split", "sub"}
 
@@ -36,7 +35,7 @@ MOST_STEPS = 50_000
 FEW = 8
 """Steps for each character that need no second look."""
 
-MOST_TEXTS = 1_500 if LONG else 120
+MOST_TEXTS = form(120, 1_500)
 """For each pattern in each of its ways."""
 
 MADE_ANEW = {"feeds._manners.hidden": "a pattern of what the user gave; `hidden secrets` has an example"}
@@ -194,7 +193,7 @@ def test_one_that_does_not_is_not_blamed(pattern):
 
 
 @pytest.mark.parametrize(("pattern", "way"), PATTERNS)
-@settings(max_examples=200 if LONG else 25)
+@settings(max_examples=form(25, 200))
 @given(data=st.data())
 def test_it_is_what_re_does(pattern, way, data):
     letters = [chr(code) for code in alphabet(pattern)[:20]] + ["a", "Z", "0", " ", "\n", "\0", "\xe9"]

@@ -10,7 +10,8 @@ import time
 
 import pytest
 from attackers import HEAD, Server
-from measured import EVIL, EVIL_BYTES, LONG, MIB, Case, attacks, check_feed, matrix, shown
+from forms import form
+from measured import EVIL, EVIL_BYTES, MIB, Case, attacks, check_feed, matrix, shown
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ of the events that a page may have."""
 ESCAPED = json.dumps(EVIL).encode()
 BIG = 16 * MIB
 
-SIZE = BIG if LONG else BIG // 4
+SIZE = form(BIG // 4, BIG)
 """Of a page of one kind of element. Decoded at once, a quarter of `{}` or `0` is already above the limit."""
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import anyio
 import pytest
-from measured import EVIL, LONG, LONGEST_LINE, MIB
+from forms import form
+from measured import EVIL, LONGEST_LINE, MIB
 
 from push_to_poll_client import DeadLetter, Record, SQLiteStore
 
@@ -186,7 +187,7 @@ def offsets(size):
     """Each page boundary, and offsets in between."""
     pages = range(PAGE_SIZE, size, PAGE_SIZE)
     chosen = [*pages, *random.Random(2).sample(range(1, size), 60)]  # noqa: S311
-    return chosen if LONG else chosen[:: len(chosen) // 12]
+    return form(chosen[:: len(chosen) // 12], chosen)
 
 
 def test_a_store_that_was_cut_off_is_refused_wherever_it_was_cut(opened, store):
@@ -201,7 +202,7 @@ def test_a_store_with_a_damaged_page_never_tells_a_cursor_that_was_not_saved(ope
     """Damage inside a page may go unseen. What may not happen is an odd exception, or a made-up cursor."""
     whole = store.read_bytes()
     dice = random.Random(3)  # noqa: S311
-    for _ in range(200 if LONG else 12):
+    for _ in range(form(12, 200)):
         at = dice.randrange(len(whole))
         harmed = bytearray(whole)
         harmed[at : at + 64] = dice.randbytes(min(64, len(whole) - at))

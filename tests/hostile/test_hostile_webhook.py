@@ -19,7 +19,8 @@ import anyio.lowlevel
 import pytest
 from asgi_calls import GONE, SECRET, asked, naming, parts_of, scope_of, signed
 from consumers import Log
-from measured import BURST, EVIL, LONG, MIB, RATE
+from forms import form
+from measured import BURST, EVIL, MIB, RATE
 
 from push_to_poll_client.listeners._json_hint import JSONHint
 from push_to_poll_client.listeners._webhook import receiver
@@ -31,7 +32,7 @@ from push_to_poll_client.testing import FakeFeed
 
 pytestmark = pytest.mark.anyio
 
-REQUESTS = 100_000 if LONG else 3_000
+REQUESTS = form(3_000, 100_000)
 
 MAX_BODY = 4096
 

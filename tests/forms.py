@@ -1,0 +1,25 @@
+"""The two forms of the tests: `make test` runs the short one, `make chaos` (CHAOS_FORM=long) the long one.
+
+Everything random is drawn from `SEED`. The short form has a fixed seed, so that two runs do the same; `make chaos`
+draws a new one each time. The first and the last lines of a run show it, and CHAOS_SEED=… repeats it. Processes
+and real sockets have a timing of their own, so not every failure comes back with its seed.
+"""
+
+import os
+import random
+
+LONG = os.environ.get("CHAOS_FORM", "short") == "long"
+
+# Written back to the environment: the workers of a run, and the processes that tests start, use the same seed.
+os.environ.setdefault("CHAOS_SEED", str(random.SystemRandom().randrange(10**9) if LONG else 14))
+SEED = int(os.environ["CHAOS_SEED"])
+
+
+def form(short, long):
+    """Return the value of the form that is run."""
+    return long if LONG else short
+
+
+def chance(name):
+    """Return random numbers that depend on a test's name and the seed only."""
+    return random.Random(f"{name} {SEED}")  # noqa: S311  # not for secrets
