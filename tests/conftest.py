@@ -3,12 +3,13 @@
 import gc
 import logging
 import random
+import zlib
 
 import anyio
 import hypothesis
 import pytest
 import trio
-from forms import SEED, form
+from forms import LONG, SEED, form
 from hypothesis import is_hypothesis_test, settings
 
 from push_to_poll_client.testing._virtual_time import virtual_time
@@ -23,11 +24,65 @@ def pytest_report_header():
     return f"CHAOS_SEED={SEED} CHAOS_FORM={form('short', 'long')}"
 
 
-def pytest_collection_modifyitems(items):
-    """Lines and branches are counted where a test names what it tries, not where examples come upon them."""
+ADAPTERS = (
+    "test_asking",
+    "test_atom",
+    "test_cloudevents",
+    "test_credentials",
+    "test_custom_subscription",
+    "test_declared",
+    "test_docs",
+    "test_durable_streams",
+    "test_feed_suite",
+    "test_handshakes",
+    "test_http_feed",
+    "test_long_poll",
+    "test_manners",
+    "test_paged",
+    "test_pull_wake",
+    "test_reference",
+    "test_sse",
+    "test_standard_webhooks",
+    "test_subscription",
+    "test_vendors",
+    "test_verifiers",
+    "test_walk_back",
+    "test_webhook",
+    "test_websub",
+)
+"""Beginnings of the names of modules that test feeds, listeners and servers."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest reads the marker that is added here
+def pytest_generate_tests(metafunc):
+    """Run a test of an adapter on one of the two event loops in the short form.
+
+    Core, stores and whatever opens sockets (`…_sockets.py`) run on both. Functions of a module alternate.
+    """
+    name = metafunc.definition.path.name
+    if LONG or not name.startswith(ADAPTERS) or name.endswith("_sockets.py"):
+        return
+    if "anyio_backend" not in metafunc.fixturenames or "anyio_backend" in parametrized(metafunc.definition):
+        return
+    backend = ("asyncio", "trio")[zlib.crc32(metafunc.definition.nodeid.encode()) % 2]
+    metafunc.definition.add_marker(pytest.mark.parametrize("anyio_backend", [backend], indirect=True))
+
+
+def parametrized(definition):
+    """Return the names of the arguments that a test is given by its own markers."""
+    names = [marker.args[0] for marker in definition.iter_markers("parametrize")]
+    return {part.strip() for name in names for part in (name.split(",") if isinstance(name, str) else name)}
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the long form in the short one; count lines only where a test says what it tries."""
     for item in items:
         if is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker("no_cover")
+    if not LONG:
+        chosen = [item for item in items if not item.get_closest_marker("long_form")]
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long_form")])
+        items[:] = chosen
 
 
 def pytest_collection_finish():
