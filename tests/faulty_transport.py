@@ -239,15 +239,11 @@ def pieces(content):
 FAULTS: dict[str, Fault] = {}
 """By a name that says what is wrong."""
 
-SHARED = set()
-"""Those that are dealt with by what all feeds share, before a feed sees anything of them."""
 
-
-def fault(name, *, shared=False):
+def fault(name):
     def keep(function):
         assert name not in FAULTS
         FAULTS[name] = function
-        SHARED.update({name} if shared else ())
         return function
 
     return keep
@@ -257,7 +253,7 @@ def fault(name, *, shared=False):
 
 
 def fails(name, error):
-    @fault(name, shared=True)
+    @fault(name)
     async def failed(exchange):
         raise error
 
@@ -270,12 +266,12 @@ fails("hangs up", httpx.RemoteProtocolError("Server disconnected without sending
 fails("no HTTP", httpx.RemoteProtocolError("illegal status line: bytearray(b'SSH-2.0-OpenSSH_9.9')"))
 
 
-@fault("no headers", shared=True)
+@fault("no headers")
 async def no_headers(exchange):
     await anyio.sleep_forever()
 
 
-@fault("slow headers", shared=True)
+@fault("slow headers")
 async def slow_headers(exchange):
     """In less than the time that an answer may take."""
     await anyio.sleep(12)
@@ -292,10 +288,10 @@ async def done_and_reset(exchange):
 # Bodies that do not come as announced
 
 
-def body(name, make, *, shared=True):
+def body(name, make):
     """A body made of the right one: `make` is given the content, and returns headers, parts and how it ends."""
 
-    @fault(name, shared=shared)
+    @fault(name)
     async def made(exchange):
         right = await exchange.answer()
         if not right.is_page:
@@ -320,8 +316,8 @@ OF_A_LENGTH = {"error": httpx.RemoteProtocolError(f"{INCOMPLETE} (received 9 byt
 
 body("cut in the middle", lambda right: (length(len(right)), [half(right)], OF_A_LENGTH))
 body("half a chunked body", lambda right: (CHUNKED, [half(right)], IN_CHUNKS))
-body("cut without a word", lambda right: ([], [half(right)], {}), shared=False)
-body("a length that is too small", lambda right: (length(len(right) // 2), [half(right)], {}), shared=False)
+body("cut without a word", lambda right: ([], [half(right)], {}))
+body("a length that is too small", lambda right: (length(len(right) // 2), [half(right)], {}))
 body("a length that is too large", lambda right: (length(len(right) + 1000), [right], OF_A_LENGTH))
 body("a length of terabytes", lambda right: (length(10**15), [right], OF_A_LENGTH))
 body("stalls", lambda right: (length(len(right)), [half(right)], {"error": FOREVER}))
@@ -430,7 +426,7 @@ content("two pages in one", lambda right: right + right)
 
 
 def answers(name, status, headers=(), content=b""):
-    @fault(name, shared=status >= 500)
+    @fault(name)
     async def answered(exchange):
         return Right(status, [(key.encode(), value.encode()) for key, value in headers], content)
 
@@ -482,7 +478,7 @@ async def one_etag(exchange):
 
 
 def redirects(name, status, to):
-    @fault(name, shared=True)
+    @fault(name)
     async def redirected(exchange):
         there = to(exchange) if callable(to) else to
         return Right(status, [(b"location", there)], b"")
