@@ -40,6 +40,7 @@ ADAPTERS = (
     "test_manners",
     "test_paged",
     "test_pull_wake",
+    "test_real_kinto",
     "test_reference",
     "test_sse",
     "test_standard_webhooks",

@@ -103,6 +103,7 @@ LINKS = paged.OldestFirst(
 """The links in its header lead on as well. Each is another one each time that it is asked for."""
 
 
+@pytest.mark.long_form
 class TestKintoByLinks(TestKinto):
     def feed(self):
         return declared(self.collection, pages=LINKS)

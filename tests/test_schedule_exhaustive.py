@@ -1,15 +1,16 @@
-"""Every interleaving of a small world, eight events deep, keeps G1-G4.
+"""Every interleaving of a small world, seven or eight events deep, keeps G1-G4.
 
 Interleavings that lead to the same state (times taken relative to now) are followed once. The world's own books
 are part of the state, so nothing that a check could see is merged away.
 """
 
 import pytest
+from forms import form
 from schedule_world import World
 
 from push_to_poll_client._schedule import Outcome
 
-DEPTH = 8
+DEPTH = form(7, 8)
 
 
 def moves(world):
@@ -89,4 +90,4 @@ def test_every_interleaving_of_a_small_world_keeps_g1_to_g4(wake_delay, can_wait
     root = World(wake_delay=wake_delay, can_wait=can_wait)
     root.check()
     transitions = explore(root)
-    assert transitions > 150_000
+    assert transitions > form(50_000, 150_000)

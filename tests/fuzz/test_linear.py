@@ -5,12 +5,10 @@ way at some size (deep JSON is split by other means), which is a step and no slo
 """
 
 import logging
-import random
-import zlib
 from functools import partial
 
 import pytest
-from forms import form
+from forms import LONG, chance, form
 from parsers import PARSERS
 from work import counting_calls, work_of
 
@@ -21,18 +19,13 @@ SIZES = form((250, 1000), (1000, 4000))
 
 TWICE = 2.2
 
-WORDS = form(1, None)
-"""How many of the parser's words are repeated; `None`: all."""
-
 
 def families():
+    """Return every hostile input that grows in the long form, and one for each parser in the short one."""
     for parser in PARSERS.values():
-        chosen = [repr(token)[1:] for token in parser.tokens]
-        if WORDS is not None:
-            chance = random.Random(zlib.crc32(parser.name.encode()))  # noqa: S311
-            chosen = chance.sample(chosen, WORDS)
+        one = chance(parser.name).choice([*(parser.hostile or parser.families())])
         for name, sized in parser.families().items():
-            if name in parser.hostile or name in chosen:
+            if LONG or name == one:
                 yield pytest.param(parser, sized, id=f"{parser.name}: {name}")
 
 
