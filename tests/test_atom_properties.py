@@ -8,6 +8,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 
 import anyio
 import pytest
+from forms import form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vendors.atom import FORMS, Atom, document
@@ -208,7 +209,7 @@ async def follow(vendor, deeds):
 
 @pytest.mark.parametrize("form", FORMS)
 @given(deeds=DEEDS)
-@settings(max_examples=60)
+@settings(max_examples=form(20, 60))
 def test_whatever_happens_a_consumer_ends_with_what_is_there(form, deeds):
     vendor = Atom(form=form, page_size=3)
     known, keys = anyio.run(follow, vendor, deeds)
@@ -253,10 +254,14 @@ def work(body):
     return calls
 
 
+SIZE = form(300, 1_000)
+"""Repetitions of what is repeated, at first."""
+
+
 @pytest.mark.parametrize("family", HOSTILE)
 def test_twice_the_bytes_are_twice_the_work(family):
     def body(n):
         return document([], marks="@").encode().replace(b"@", HOSTILE[family](n))
 
-    less, more = work(body(1_000)), work(body(2_000))
+    less, more = work(body(SIZE)), work(body(2 * SIZE))
     assert less - 100 <= more <= 2.1 * less + 100

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -34,6 +36,7 @@ def test_the_benchmark_of_feeds_runs_and_prints_a_ratio_for_each():
         assert re.fullmatch(r"a page of 1,000 by [\w ,]+: by hand .* ms, ours .* ms, [0-9.]+ x as fast", row)
 
 
+@pytest.mark.long_form  # the other two show that benchmarks run; this one starts nine servers
 def test_the_benchmark_of_channels_runs_and_prints_a_ratio_for_each():
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "push.py", "--pushes", "2"],

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parsers import PARSERS
 
-EXAMPLES = form(10, 100)
+EXAMPLES = form(5, 100)
 """Of each kind, for each parser."""
 
 MOST_MUTATIONS = 6

@@ -22,7 +22,7 @@ def test_each_guarantee_has_two():
 
 def test_one_that_is_planted_is_seen_and_taken_out_again(tmp_path):
     copy = Copy(tmp_path)
-    mutant = next(one for one in MUTANTS if one.name == "takes no token")
+    mutant = next(one for one in MUTANTS if one.name == "takes a failed poll for an answer")
     assert copy.see(mutant)
     assert copy.passes(mutant.tests)
 
