@@ -9,6 +9,7 @@ import httpx
 import msgspec
 import pytest
 from consumers import Log
+from forms import form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
@@ -646,7 +647,7 @@ class World:
         await consumer.replay("inception")
 
 
-@settings(max_examples=100)
+@settings(max_examples=form(30, 100))
 @given(STEPS)
 def test_whatever_happens_each_message_is_processed_or_dead_or_skipped_and_never_none(steps):
     async def main():

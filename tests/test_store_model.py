@@ -5,6 +5,7 @@ import tempfile
 
 import pytest
 from anyio.from_thread import start_blocking_portal
+from forms import form
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
@@ -165,4 +166,4 @@ def test_both_stores_answer_alike(backend, few, limits, monkeypatch):
     monkeypatch.setattr(_sqlite_search, "_FEW", few)
     monkeypatch.setattr(_filter, "_SMALLEST", 8)
     machine = type("StoresOn", (Stores,), {"backend": backend, "limits": limits})
-    run_state_machine_as_test(machine, settings=settings(max_examples=25, stateful_step_count=40))
+    run_state_machine_as_test(machine, settings=settings(max_examples=form(10, 25), stateful_step_count=40))
