@@ -15,6 +15,7 @@ from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._pull_wake.claims import Claim
 from push_to_poll_client.listeners._pull_wake.halves import halves_of
+from push_to_poll_client.listeners._webhook.request import Control
 from push_to_poll_client.listeners.pull_wake import PullWakeListener
 from push_to_poll_client.testing._virtual_time import virtual_time
 
@@ -354,6 +355,48 @@ async def test_a_subscription_that_has_no_meaning_to_the_server_is_an_error_by_i
     server.answers[listener._subscription.id] = refuse(400, "INVALID_REQUEST")
     with pytest.raises(ListenerError, match="answered INVALID_REQUEST: it does not take such a subscription"):
         await listener.listen(LoggedChannel(server))
+
+
+async def test_a_subscription_that_the_server_lost_is_made_again_when_a_claim_does_not_find_it():
+    """The claim after the reconnect is the first to notice; the next confirmation is eleven days away."""
+    server = Wakes()
+    listener = listener_of(server, max_age=None)
+
+    async def lose_and_append():
+        await anyio.sleep(30)
+        server.forget()
+        await anyio.sleep(10)
+        assert listener._subscription.id in server.subscriptions
+        server.append()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lose_and_append)
+        channel = await run(server, listener)
+    creations = [request for request in asked(server, listener._subscription.id) if request.method == "PUT"]
+    assert len(creations) == 2
+    assert channel.events[-1] == (40.0, Push(topics=("orders",)))
+
+
+async def test_a_lost_subscription_is_reported_once_while_the_server_refuses_another():
+    """Else each wake would ask for it again at once, without the keeper's delays."""
+    server = Wakes()
+    listener = listener_of(server)
+    reported, report = [], listener._keeper.control
+    listener._keeper.control = lambda control: (reported.append(control), report(control))
+
+    async def lose_and_write():
+        await anyio.sleep(30)
+        server.answers[listener._subscription.id] = httpx.Response(503)
+        server.subscriptions.clear()
+        for _ in range(2):
+            server.write({"type": "wake", "subscription_id": listener._subscription.id})
+            await anyio.sleep(5)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lose_and_write)
+        await run(server, listener)
+    assert len(asked(server, "/claim")) == 3
+    assert reported == [Control.RECREATE]
 
 
 async def test_it_is_taken_back_at_the_end_if_wanted():
