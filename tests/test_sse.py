@@ -113,6 +113,31 @@ async def test_a_connect_and_each_event_wake():
     assert channel.events == [(0, "up"), (0, Push()), (2, Push()), (2, Push())]
 
 
+async def test_a_stop_is_noticed_among_the_events_of_one_read():
+    listener, _ = scripted([EVENT * 10_000])
+    channel = TimedChannel()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.listen, channel)
+        while not channel.pushes:  # the other tasks' turns are what is looked at
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert len(channel.pushes) < 1_000
+
+
+async def test_other_tasks_run_while_a_large_read_is_parsed():
+    listener, _ = scripted([b"\n" * 200_000 + EVENT])
+    channel, turns = TimedChannel(), 0
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.listen, channel)
+        while "up" not in [event for _, event in channel.events]:
+            await anyio.lowlevel.checkpoint()
+        while not channel.pushes:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+        tasks.cancel_scope.cancel()
+    assert turns >= 24  # of 8,192 bytes each
+
+
 async def test_comments_blocks_without_data_and_a_cut_event_do_not():
     listener, script = scripted([b": ka\n\nid: 1\n\nevent: ping\n\nretry: 5\n\ndata: half\n", END], [])
     channel = await run(listener, script, 10)

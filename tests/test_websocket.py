@@ -7,6 +7,7 @@ import ssl
 import traceback
 
 import anyio
+import anyio.lowlevel
 import pytest
 from channels import TimedChannel
 from websockets.datastructures import Headers
@@ -124,6 +125,17 @@ async def test_a_connect_and_each_message_wake():
     listener = Scripted(["hello", 1, b"\x00", 2, "again"])
     channel = await run(listener, 10)
     assert channel.events == [(0, "up"), (0, Push()), (1, Push()), (3, Push())]
+
+
+async def test_a_stop_is_noticed_in_a_flood_of_messages_that_never_waits():
+    listener = Scripted(["x"] * 10_000)
+    channel = TimedChannel()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.listen, channel)
+        while not channel.pushes:  # the other tasks' turns are what is looked at
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert len(channel.pushes) < 1_000
 
 
 async def test_each_connect_is_up_and_each_failure_is_down_with_the_latest_error():

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._http import without_secrets
@@ -21,6 +22,10 @@ from push_to_poll_client.listeners._reconnect import Reconnect, Verdict, lifetim
 __all__ = ["ReconnectingListener"]
 
 _MessageT = TypeVar("_MessageT")
+
+MESSAGES_AT_ONCE = 100
+"""Messages passed on before other tasks run. A server can send 30,000 events in one read of 256 KiB; a stop, and
+the other consumers of the process, would wait for all of them."""
 
 
 class ReconnectingListener(LivingListener, Generic[_MessageT]):
@@ -90,10 +95,15 @@ class ReconnectingListener(LivingListener, Generic[_MessageT]):
 
     async def _receive(self, connection: Any, channel: Channel) -> None:
         age = None if self._max_age is None else lifetime(self._max_age, self._fraction())
+        passed_on = 0
         with anyio.move_on_after(age):
             while True:
+                # Counted over all reads: one that finds a message waiting need not let other tasks run either.
                 for message in await self._read_in_time(connection):
                     self._pass_on(message, channel)
+                    passed_on += 1
+                    if passed_on % MESSAGES_AT_ONCE == 0:
+                        await anyio.lowlevel.checkpoint()
 
     async def _read_in_time(self, connection: Any) -> Sequence[_MessageT]:
         with anyio.move_on_after(self._max_silence):

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
@@ -19,6 +20,9 @@ from push_to_poll_client.listeners._sse_parser import EventParser, ServerSentEve
 __all__ = ["EventStream", "NoEventStream", "StreamEnded", "open_stream"]
 
 MEDIA_TYPE = "text/event-stream"
+
+BYTES_AT_ONCE = 8192
+"""Bytes parsed before other tasks run. A read can bring 256 KiB; of empty lines these take 0.3 s, 8 KiB 9 ms."""
 
 ASKING = {
     "Accept": MEDIA_TYPE,
@@ -60,7 +64,11 @@ class EventStream:
             EventTooLarge: The stream cannot be read any further.
         """
         async for chunk in self._chunks:
-            return self.parser.feed(chunk)
+            events = self.parser.feed(chunk[:BYTES_AT_ONCE])
+            for start in range(BYTES_AT_ONCE, len(chunk), BYTES_AT_ONCE):
+                await anyio.lowlevel.checkpoint()
+                events += self.parser.feed(chunk[start : start + BYTES_AT_ONCE])
+            return events
         raise StreamEnded("the server ended the stream")
 
 
