@@ -7,7 +7,8 @@ from pathlib import Path
 
 import httpx
 from durable_streams_server import HOME, node
-from served import PATIENCE, Process
+from forms import GUARD
+from served import Process
 
 
 class MQTT:
@@ -42,7 +43,7 @@ class NATS:
 
     def kill(self):
         self._process.kill()
-        self._process.wait(PATIENCE)
+        self._process.wait(GUARD)
         self._process.stderr.close()
 
     close = kill

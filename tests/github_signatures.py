@@ -5,7 +5,8 @@ import queue
 from contextlib import contextmanager
 
 from durable_streams_server import HOME, node
-from served import PATIENCE, Process
+from forms import GUARD
+from served import Process
 
 __all__ = ["octokit"]
 
@@ -30,7 +31,7 @@ class Octokit:
 
     def _ask(self, *what):
         self._process.tell(json.dumps(what))
-        return json.loads(self._answers.get(timeout=PATIENCE))
+        return json.loads(self._answers.get(timeout=GUARD))
 
 
 @contextmanager

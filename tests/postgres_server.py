@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import psycopg
-from served import PATIENCE
+from forms import GUARD
 
 __all__ = ["PostgresServer", "free_port", "serving"]
 
@@ -83,7 +83,7 @@ class PostgresServer:
         for child in watched:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(child, signal.SIGKILL)
-            select.select([child], [], [], PATIENCE)
+            select.select([child], [], [], GUARD)
             os.close(child)
 
     @contextlib.contextmanager
@@ -126,7 +126,7 @@ class PostgresServer:
     def _end(self, how):
         process, self._process = self._process, None
         process.send_signal(how)
-        process.wait(PATIENCE)
+        process.wait(GUARD)
         process.stderr.close()
 
 

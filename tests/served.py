@@ -5,8 +5,9 @@ import signal
 import subprocess
 import threading
 
-PATIENCE = 30.0
-"""Seconds after which a broken test fails instead of hanging; what it waits for takes milliseconds."""
+from forms import GUARD
+
+PATIENCE = GUARD
 
 
 class Process:
@@ -25,7 +26,7 @@ class Process:
         urls = queue.Queue()
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout, urls))
         self._reader.start()
-        url = urls.get(timeout=PATIENCE)
+        url = urls.get(timeout=GUARD)
         assert url is not None, "the server did not start; what it said is above"
         return url
 
@@ -48,8 +49,8 @@ class Process:
     def end(self):
         """End, and wait for the end."""
         self._process.stdin.close()
-        self._process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
+        self._process.wait(GUARD)
+        self._reader.join(GUARD)
         self._process.stdout.close()
 
     def _read(self, lines, urls):

@@ -5,7 +5,7 @@ import threading
 from contextlib import contextmanager, nullcontext
 
 import uvicorn
-from served import PATIENCE
+from forms import GUARD
 
 HOST = "127.0.0.1"
 
@@ -23,5 +23,5 @@ def serving(app):
         yield f"http://{HOST}:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(PATIENCE)
+        thread.join(GUARD)
         listening.close()

@@ -18,6 +18,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from forms import GUARD
+
 TICK = 0.01
 """Seconds between the pieces of a throttled connection."""
 
@@ -132,7 +134,7 @@ class TCPProxy:
         """Send the clients a FIN, and pass on what they send all the same."""
         self._call(self._end_all_down)
 
-    def wait_for(self, happened, *, timeout=10.0):
+    def wait_for(self, happened, *, timeout=GUARD):
         """Block until something is so; `happened` looks at the counts.
 
         Raises:

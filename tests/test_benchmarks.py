@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forms import GUARD
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -15,7 +16,7 @@ def test_the_benchmarks_run_and_print_a_ratio_for_each_row():
         [sys.executable, BENCHMARKS / "run.py", "--messages", "2000", "--repetitions", "1", "--events", "10"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=GUARD,
         check=True,
     )
     rows = done.stdout.splitlines()
@@ -29,7 +30,7 @@ def test_the_benchmark_of_feeds_runs_and_prints_a_ratio_for_each():
         [sys.executable, BENCHMARKS / "feeds.py", "--pages", "2"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=GUARD,
         check=True,
     )
     for row in done.stdout.splitlines():
@@ -42,7 +43,7 @@ def test_the_benchmark_of_channels_runs_and_prints_a_ratio_for_each():
         [sys.executable, BENCHMARKS / "push.py", "--pushes", "2"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=2 * GUARD,
         check=True,
     )
     rows = done.stdout.splitlines()

@@ -5,15 +5,13 @@ import math
 import anyio
 import pytest
 from consumers import Log
+from forms import GUARD
 
 from push_to_poll_client import SQLiteStore, StoreError
 from push_to_poll_client.testing import FakeFeed
 
 pytestmark = pytest.mark.anyio
 
-
-PATIENCE = 30.0
-"""Seconds that no test needs."""
 
 in_real_time = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 """A file is written in a thread, which virtual time takes for idleness: it would run away."""
@@ -80,7 +78,7 @@ async def test_g8_it_is_saved_between_two_polls_and_cuts_no_handler_in_two(tmp_p
         halves.append(keeps.channel.state)
 
     consumer = Log(feed, store=store, process=process, listeners=[keeps], retry=None)
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(GUARD):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(consumer.run)
             channel = await keeps.there()

@@ -11,7 +11,8 @@ import sys
 import anyio
 import command_line
 import pytest
-from command_line import COMMAND, TIMEOUT, on, said, typed
+from command_line import COMMAND, on, said, typed
+from forms import GUARD
 
 from push_to_poll_client import DeadLetter, Record, RecordState, SQLiteStore
 from push_to_poll_client.cli._exit import Exit
@@ -82,7 +83,7 @@ def owned(path):
         owner.stdout.readline()
         yield owner.pid
         owner.stdin.close()
-        assert owner.wait(TIMEOUT) == 0
+        assert owner.wait(GUARD) == 0
 
 
 def letters(capsys, *arguments):
@@ -236,7 +237,7 @@ def test_an_export_has_some_in_memory_at_a_time(state):
         "sys.exit(code or most() - begun > 150_000)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, state], stdout=subprocess.PIPE, timeout=TIMEOUT, check=False
+        [sys.executable, "-c", program, state], stdout=subprocess.PIPE, timeout=GUARD, check=False
     )
     assert done.returncode == 0
     assert len(done.stdout) > 12 * (15 << 20)
@@ -262,7 +263,7 @@ def test_a_reader_that_goes_away_is_no_error(state):
     with command_line.start("dead-letters", "--state", state, "export") as process:
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(timeout=TIMEOUT) == Exit.DONE
+        assert process.wait(timeout=GUARD) == Exit.DONE
         assert process.stderr.read() == ""
 
 
@@ -530,7 +531,7 @@ def test_what_was_given_up_on_is_processed_after_all(tmp_path, state):
 
         def run(*arguments):
             done = subprocess.run(
-                [*COMMAND, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False
+                [*COMMAND, *arguments], capture_output=True, text=True, timeout=GUARD, check=False
             )
             return done.returncode, done.stdout, "\n".join(said(done.stderr))
 

@@ -4,7 +4,8 @@ import os
 import subprocess
 
 import pytest
-from command_line import COMMAND, TIMEOUT, said, typed
+from command_line import COMMAND, said, typed
+from forms import GUARD
 
 from push_to_poll_client.cli._exit import EXIT_CODES, Exit
 
@@ -199,7 +200,7 @@ def test_bytes_that_are_no_text_are_one_sentence_too(arguments, code, locale):
     """As the system hands them over, and whatever the terminal can show."""
     environment = {**os.environ, "LC_ALL": locale, "PYTHONIOENCODING": "ascii" if locale == "C" else ""}
     done = subprocess.run(
-        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=GUARD, check=False
     )
     assert (done.returncode, done.stdout) == (code, "")
     check("".join(f"{line}\n" for line in said(done.stderr)))

@@ -14,7 +14,8 @@ from pathlib import Path
 import anyio
 import command_line
 import pytest
-from command_line import TIMEOUT, on, said
+from command_line import on, said
+from forms import GUARD
 
 from push_to_poll_client import Message
 from push_to_poll_client.cli import _exec, _signals, _tail
@@ -78,7 +79,7 @@ def fifos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def listen():
-        assert select.select([told], [], [], TIMEOUT)[0]
+        assert select.select([told], [], [], GUARD)[0]
         return os.read(told, 100).decode().split()
 
     yield listen
@@ -96,7 +97,7 @@ def wait_until_gone(*pids):
     for pid in map(int, pids):
         with contextlib.suppress(ProcessLookupError):
             descriptor = os.pidfd_open(pid)
-            assert select.select([descriptor], [], [], TIMEOUT)[0], f"{pid} runs on"
+            assert select.select([descriptor], [], [], GUARD)[0], f"{pid} runs on"
             os.close(descriptor)
 
 
@@ -188,7 +189,7 @@ def test_no_more_often_than_asked_for(server, tail, python, tmp_path):
 
 def test_a_command_that_hangs_fails_the_message(server, tail, python):
     server.publish(1)
-    program = python("time.sleep(60)")
+    program = python("time.sleep(3600)")
     code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec-timeout=0.1", "--exec", program)
     assert code == Exit.MESSAGE
     assert "did not end within 0.1 s and was ended" in err
@@ -196,7 +197,7 @@ def test_a_command_that_hangs_fails_the_message(server, tail, python):
 
 def test_one_that_ends_well_when_its_time_is_up_has_failed_too(server, tail, python):
     server.publish(1)
-    program = python("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)")
+    program = python("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(3600)")
     code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec-timeout=1", "--exec", program)
     assert code == Exit.MESSAGE
     assert "did not end within 1 s and was ended" in err
@@ -233,7 +234,7 @@ async def test_one_that_became_another_users_is_given_up(monkeypatch):
 
 async def overrun(program, fifos):
     """Runs it, and ends it as soon as it has told something; returns that."""
-    command = _exec.Command(program, timeout=TIMEOUT)
+    command = _exec.Command(program, timeout=GUARD)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(command, Message("1", None))
         told = await anyio.to_thread.run_sync(fifos)
@@ -250,7 +251,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if child := os.fork():
     told = f"{{os.getpid()}} {{child}}"
     {TELL}
-time.sleep(60)
+time.sleep(3600)
 """)
     pids = await overrun(program, fifos)
     assert len(pids) == 2
@@ -271,7 +272,7 @@ if not os.fork():
     signal.signal(signal.SIGTERM, end)
     told = "ready"
     {TELL}
-time.sleep(60)
+time.sleep(3600)
 """)
     assert await overrun(program, fifos) == ["ready"]
     assert (tmp_path / "ended").read_text() == "well"
@@ -361,10 +362,10 @@ def test_a_signal_lets_the_command_in_hand_finish(server, python, fifos, options
         fifos()
         process.send_signal(number)
         (where["cwd"] / "go").write_text("")
-        out, err = process.communicate(timeout=TIMEOUT)
+        out, err = process.communicate(timeout=GUARD)
     assert (process.returncode, out, said(err)) == (128 + number, f"{first}\n", [])
     with command_line.start("tail", server.url, "--once", "--state", "state.db", **where) as again:
-        out, _ = again.communicate(timeout=TIMEOUT)
+        out, _ = again.communicate(timeout=GUARD)
     assert [json.loads(line)["id"] for line in out.splitlines()] == [second]
 
 
@@ -377,7 +378,7 @@ def test_a_second_signal_kills_the_command_too(server, python, tmp_path, fifos):
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.05)
-        process.communicate(timeout=TIMEOUT)
+        process.communicate(timeout=GUARD)
     assert process.returncode == Exit.TERMINATED
     wait_until_gone(*pids)
 
@@ -386,7 +387,7 @@ def test_a_second_signal_kills_the_command_too(server, python, tmp_path, fifos):
 @pytest.mark.parametrize("options", [[], ["--once"]])
 def test_a_command_that_overruns_a_stop_is_ended_and_not_recorded(server, tail, python, fifos, options):
     server.publish(1)
-    program = python(f"told = os.getpid()\n{TELL}\nos.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep(60)")
+    program = python(f"told = os.getpid()\n{TELL}\nos.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep(3600)")
     code, lines, _ = tail(server.url, *options, "--state", "state.db", "--exec", program)
     assert (code, lines) == (Exit.TERMINATED, [])
     wait_until_gone(*fifos())
@@ -395,7 +396,7 @@ def test_a_command_that_overruns_a_stop_is_ended_and_not_recorded(server, tail, 
 
 @pytest.mark.anyio
 async def test_one_that_is_killed_has_failed(python, fifos):
-    command = _exec.Command(python(f"told = os.getpid()\n{TELL}\ntime.sleep(60)"), timeout=TIMEOUT)
+    command = _exec.Command(python(f"told = os.getpid()\n{TELL}\ntime.sleep(3600)"), timeout=GUARD)
 
     async def run():
         with pytest.raises(_exec.CommandFailed, match="was killed by SIGKILL"):

@@ -7,7 +7,8 @@ import sys
 import anyio
 import command_line
 import pytest
-from command_line import TIMEOUT, said, typed
+from command_line import said, typed
+from forms import GUARD
 
 from push_to_poll_client._types import DeadLetter, Record
 from push_to_poll_client.cli import _status
@@ -132,9 +133,9 @@ def test_a_consumer_that_runs_is_named_and_goes_on(tmp_path):
         for _ in range(3):
             tail.stdout.readline()
         with command_line.start("status", "--state", state, "--json") as status:
-            out, err = status.communicate(timeout=TIMEOUT)
+            out, err = status.communicate(timeout=GUARD)
         tail.terminate()
-        _, tail_err = tail.communicate(timeout=TIMEOUT)
+        _, tail_err = tail.communicate(timeout=GUARD)
     assert (json.loads(out)["owner"], err) == (tail.pid, "")
     assert (tail.returncode, said(tail_err)) == (Exit.TERMINATED, [])
 

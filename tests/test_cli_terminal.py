@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from command_line import TIMEOUT
+from forms import GUARD
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,7 +92,7 @@ write_line(Message("1", data=chr(0x9b) + chr(0x1f600) + chr(0xe0001)))
 
 def test_a_real_terminal_is_known_as_one():
     leader, follower = os.openpty()
-    subprocess.run([sys.executable, "-c", WRITES], stdout=follower, check=True, timeout=TIMEOUT)
+    subprocess.run([sys.executable, "-c", WRITES], stdout=follower, check=True, timeout=GUARD)
     os.close(follower)
     assert os.read(leader, 1000).decode() == '{"id":"1","data":"\\u009b😀\\udb40\\udc01"}\r\n'
     os.close(leader)

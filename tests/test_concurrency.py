@@ -8,6 +8,7 @@ import threading
 import anyio
 import pytest
 from consumers import Log, polls_on
+from forms import GUARD
 from lanes import Ledger, Many, check_prefix, feed_of, lane
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
@@ -464,7 +465,7 @@ async def test_plain_functions_are_in_as_many_threads_at_once(concurrency):
     together = threading.Barrier(concurrency)
 
     def process(message):
-        together.wait(timeout=20)
+        together.wait(timeout=GUARD)
 
     feed = feed_of(" ".join(f"k{n}x" for n in range(concurrency * 2)), page_size=1_000)
     consumer = Consumer(feed, store=MemoryStore(), process=process, concurrency=concurrency, key=lambda m: m.id)

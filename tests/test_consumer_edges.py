@@ -11,6 +11,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 from consumers import Log, times
+from forms import GUARD
 from tenacity import AsyncRetrying, retry_if_not_exception_type, stop_after_attempt
 
 from push_to_poll_client import (
@@ -117,16 +118,16 @@ async def test_a_plain_function_is_never_run_twice_at_a_time():
         in_hand.append(message.id)
         most.append(len(in_hand))
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(GUARD)
         in_hand.pop()
 
     feed = FakeFeed()
     feed.publish(1)
     consumer = Consumer(feed, store=MemoryStore(), process=process)
-    with anyio.fail_after(20):
+    with anyio.fail_after(GUARD):
         async with consumer:
             first = asyncio.ensure_future(consumer.poll_now())
-            await anyio.to_thread.run_sync(begun.wait, 20)
+            await anyio.to_thread.run_sync(begun.wait, GUARD)
             first.cancel()
             second = asyncio.ensure_future(consumer.poll_now())
             await anyio.wait_all_tasks_blocked()
@@ -348,7 +349,7 @@ async def test_a_signal_handler_may_stop_and_wake_an_idle_consumer():
     actions = iter([consumer.wake, consumer.stop])
     before = signal.signal(signal.SIGUSR1, lambda *_: next(actions)())
     try:
-        with anyio.fail_after(20):
+        with anyio.fail_after(GUARD):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(consumer.run)
                 for count in (1, 2):

@@ -18,6 +18,7 @@ import anyio
 import httpx
 import pytest
 from consumers import Log
+from forms import GUARD
 
 from push_to_poll_client import FeedError, HTTPFeed, PushToPollError, SSEListener, WebSocketListener
 from push_to_poll_client.cli import main
@@ -33,9 +34,6 @@ FORMS = (
     base64.b64encode(CANARY.encode()).decode()[:12],
 )
 """What gives it away: any part of it, also percent-encoded, and the beginnings of what Basic makes of it."""
-
-SOON = 9.0
-"""Seconds that no test needs."""
 
 PROXIES = [f"{scheme}_proxy" for scheme in ("http", "https", "ws", "wss", "socks", "all")]
 
@@ -75,7 +73,7 @@ class Server:
             except OSError:
                 return
             with accepted:
-                accepted.settimeout(SOON)
+                accepted.settimeout(GUARD)
                 try:
                     self.asked.append(accepted.recv(65536))
                     self.was_asked.set()
@@ -208,7 +206,7 @@ def servers(failure):
 async def test_of_a_feed(way, failure, logged):
     url, options = FEEDS[way]
     with servers(failure) as (server, _):
-        feed = HTTPFeed("http://" + url.format(host=f"127.0.0.1:{server.port}"), timeout=SOON, **options)
+        feed = HTTPFeed("http://" + url.format(host=f"127.0.0.1:{server.port}"), timeout=GUARD, **options)
         consumer = Log(feed)
         with pytest.raises(FeedError) as failed:
             await consumer.poll_now()
@@ -267,7 +265,7 @@ async def fall(listener, *, ended=None):
             ended = error
             watched.fell.set()
 
-    with anyio.fail_after(SOON):
+    with anyio.fail_after(GUARD):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run)
             await watched.fell.wait()
@@ -359,7 +357,7 @@ def test_a_token_for_the_feed_does_not_go_to_pushes_from_another_port(scheme, ta
         push = stack.enter_context(Server(status("403 Forbidden")))
 
         def gone():
-            assert push.was_asked.wait(SOON)
+            assert push.was_asked.wait(GUARD)
             return status("410 Gone")
 
         feed = stack.enter_context(Server(gone))

@@ -4,14 +4,15 @@ import re
 import threading
 
 import anyio
+import anyio.to_thread
 import pytest
+from forms import GUARD
 
 from push_to_poll_client import ListenerError
 from push_to_poll_client.listeners._subscriptions.failures import failure_of
 from push_to_poll_client.listeners.subscriptions import CustomSubscription, Registration
 from push_to_poll_client.listeners.verifiers import shared_token, token_in_body
 from push_to_poll_client.listeners.webhook import WebhookRequest
-from push_to_poll_client.testing import virtual_time
 
 pytestmark = pytest.mark.anyio
 
@@ -25,8 +26,8 @@ def test_a_registration_shows_no_secret():
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request):
-    """Plain functions run in threads, which virtual time takes for idleness."""
-    return virtual_time(request.param, autojump_threshold=0.05)
+    """In real time: plain functions run in threads, which virtual time takes for idleness."""
+    return request.param
 
 
 async def test_async_functions_are_awaited():
@@ -76,16 +77,21 @@ async def test_objects_and_functions_that_return_coroutines_will_do():
 
 
 async def test_a_plain_one_that_hangs_is_left_to_itself():
-    go_on = threading.Event()
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
     def hang(planned):
-        go_on.wait(9)
+        begun.set()
+        go_on.wait(GUARD)
+        ended.set()
         return planned
 
-    with anyio.move_on_after(0.2) as scope:
-        await CustomSubscription(hang, name="vendor").create(ONE)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(CustomSubscription(hang, name="vendor").create, ONE)
+        assert await anyio.to_thread.run_sync(begun.wait, GUARD)
+        tasks.cancel_scope.cancel()
+    assert not ended.is_set()
     go_on.set()
-    assert scope.cancelled_caught
+    assert ended.wait(GUARD)
 
 
 async def test_without_the_others_it_is_replaced_and_left():

@@ -15,7 +15,8 @@ from pathlib import Path
 import anyio
 import command_line
 import pytest
-from command_line import TIMEOUT, typed
+from command_line import typed
+from forms import GUARD
 
 from push_to_poll_client.cli import _demo
 from push_to_poll_client.cli._exit import Exit
@@ -211,10 +212,10 @@ def test_no_process_outlives_it(tmp_path, number):
         descriptors = [os.pidfd_open(child) for child in children(demo.pid)]
         assert len(descriptors) == 2
         demo.send_signal(number)
-        demo.communicate(timeout=TIMEOUT)
+        demo.communicate(timeout=GUARD)
     assert demo.returncode == (-number if number == signal.SIGKILL else 128 + number)
     for descriptor in descriptors:
-        assert select.select([descriptor], [], [], TIMEOUT)[0]
+        assert select.select([descriptor], [], [], GUARD)[0]
         os.close(descriptor)
 
 
@@ -242,7 +243,7 @@ def test_its_consumer_ends_when_nobody_holds_its_input(monkeypatch):
     monkeypatch.setattr(os, "kill", lambda *_: ended.set())
     _consumer.end_with_parent(reading)
     os.close(writing)
-    assert ended.wait(TIMEOUT)
+    assert ended.wait(GUARD)
     os.close(reading)
 
 

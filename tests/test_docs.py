@@ -14,7 +14,8 @@ from pathlib import Path
 import anyio
 import msgspec
 import pytest
-from command_line import TIMEOUT, typed
+from command_line import typed
+from forms import GUARD
 
 import push_to_poll_client
 from push_to_poll_client import (
@@ -412,7 +413,7 @@ def test_sigterm_is_a_stop_in_a_program_of_ones_own(tmp_path):
             try:
                 assert started.stdout.readline()
                 started.terminate()
-                assert started.wait(TIMEOUT) == 0
+                assert started.wait(GUARD) == 0
             finally:
                 started.kill()
     assert not (tmp_path / "orders.db-wal").exists()

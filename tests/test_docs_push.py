@@ -15,6 +15,7 @@ import pytest
 from brokers import MQTT, NATS
 from channels import listening
 from cryptography.hazmat.primitives.asymmetric import ec
+from forms import GUARD
 
 from push_to_poll_client import Consumer, MemoryStore, Push, WebhookListener
 from push_to_poll_client.listeners.webhook import WebhookRequest
@@ -26,9 +27,6 @@ PAGE = (Path(__file__).parent.parent / "docs" / "push.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 PLAID = ec.generate_private_key(ec.SECP256R1())
-
-PATIENCE = 20.0
-"""Seconds that no test needs."""
 
 
 @pytest.fixture(params=["asyncio"])
@@ -151,7 +149,7 @@ async def test_a_listener_of_ones_own_wakes_and_outlives_the_death_of_its_broker
     broker, text, there, here, publish, topic = case
     listener = block_with(text, there, here.format(port=broker.port))["listener"]
     listener._fraction = lambda: 0.0
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(GUARD):
         async with listening(listener) as channel:
             await channel.saw("up")
             await publish(broker)

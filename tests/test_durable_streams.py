@@ -11,7 +11,7 @@ import pytest
 from anyio.to_thread import run_sync
 from consumers import Log
 from durable_streams_server import serving
-from served import PATIENCE
+from forms import GUARD
 
 from push_to_poll_client import (
     Consumer,
@@ -35,7 +35,9 @@ pytestmark = pytest.mark.anyio
 EXAMPLE = Path(__file__).parents[1] / "examples" / "durable_streams.py"
 
 NEVER = 3600.0
-"""Seconds between polls by the timer: what comes before comes by long polling, or by a push."""
+HOLD = int(NEVER * 1000)
+"""Seconds between polls by the timer: what comes before comes by long polling, or by a push. So many, here in
+milliseconds, the server holds an answer: what must not wait for it would wait longer than the guard."""
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -45,20 +47,20 @@ def anyio_backend(request):
 
 @pytest.fixture(scope="module")
 def server():
-    with serving(longPollTimeout=20_000) as server:
+    with serving(longPollTimeout=HOLD) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def paged_server():
-    with serving(longPollTimeout=20_000, pageSize=2) as server:
+    with serving(longPollTimeout=HOLD, pageSize=2) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def slow_reader_server():
     """One appended piece in an answer."""
-    with serving(longPollTimeout=20_000, pageSize=1) as server:
+    with serving(longPollTimeout=HOLD, pageSize=1) as server:
         yield server
 
 
@@ -84,11 +86,11 @@ async def feed_of():
 
 
 def reading(feed, **settings):
-    return Log(feed, **{"fallback_interval": NEVER, "patience": PATIENCE, **settings})
+    return Log(feed, **{"fallback_interval": NEVER, "patience": GUARD, **settings})
 
 
 async def fetch(feed, cursor=None, **how):
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(GUARD):
         return await feed.fetch(FetchRequest(cursor, **how))
 
 
@@ -205,17 +207,17 @@ async def test_what_is_appended_reaches_the_handler_by_a_held_answer(server, fee
 
 async def test_a_wake_cancels_a_held_answer_and_is_answered_at_once(server, feed_of, running):
     stream = server.stream(0)
-    consumer = running(reading(feed_of(stream)))
+    consumer = running(reading(feed_of(stream, max_wait=NEVER)))
     for _ in range(3):
         await run_sync(server.wait_until_held, stream)
-        with anyio.fail_after(9):  # the server would hold for twenty
+        with anyio.fail_after(GUARD):
             await consumer.poll_now()
 
 
 async def test_a_held_answer_without_news_is_no_error_and_moves_nothing(impatient_server, feed_of):
     feed = feed_of(impatient_server.stream(0))
     cursor = (await fetch(feed)).cursor
-    page = await fetch(feed, cursor, wait=PATIENCE)
+    page = await fetch(feed, cursor, wait=GUARD)
     assert (list(page.messages), page.cursor, page.next) == ([], cursor, None)
 
 
@@ -223,7 +225,7 @@ async def test_a_server_that_holds_too_long_is_asked_again_without_waiting(serve
     stream = server.stream(0)
     feed = feed_of(stream)
     cursor = (await fetch(feed)).cursor
-    with anyio.fail_after(9):  # the server would hold for twenty
+    with anyio.fail_after(GUARD):
         page = await fetch(feed, cursor, wait=0.1)
     assert (list(page.messages), page.cursor, page.next) == ([], cursor, None)
 
@@ -244,7 +246,7 @@ async def test_answers_without_news_do_not_make_a_busy_loop(impatient_server, fe
             return page
 
     consumer = running(reading(Watched()))
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(GUARD):
         await answered.wait()
     await anyio.wait_all_tasks_blocked()
     assert consumer.status().mode is Mode.IDLE
@@ -264,18 +266,18 @@ async def test_what_is_asked(impatient_server):
         answered.append((response.status_code, *headers))
 
     hooks = {"request": [note_request], "response": [note_response]}
-    async with httpx.AsyncClient(timeout=10.0, event_hooks=hooks, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=GUARD, event_hooks=hooks, trust_env=False) as client:
         feed = DurableStreamFeed(impatient_server.stream(0).url, client=client)
         cursor = (await fetch(feed)).cursor
         for how in ({"wait": 9.0}, {"wait": 9.0}, {"fresh": True}, {}):
             assert (await fetch(feed, cursor, **how)).next is None
     offset, etag = cursor.partition("/")[0], answered[3][2]
     assert asked == [
-        ("offset=-1", None, None, 10.0),
-        (f"live=long-poll&offset={offset}", None, None, 19.0),
-        (f"cursor={answered[1][1]}&live=long-poll&offset={offset}", None, None, 19.0),
-        (f"offset={offset}", "no-cache", None, 10.0),
-        (f"offset={offset}", None, etag, 10.0),
+        ("offset=-1", None, None, GUARD),
+        (f"live=long-poll&offset={offset}", None, None, GUARD + 9.0),
+        (f"cursor={answered[1][1]}&live=long-poll&offset={offset}", None, None, GUARD + 9.0),
+        (f"offset={offset}", "no-cache", None, GUARD),
+        (f"offset={offset}", None, etag, GUARD),
     ]
     assert [status for status, *_ in answered] == [200, 204, 204, 200, 304]
 
@@ -296,7 +298,7 @@ async def test_a_304_hides_neither_news_nor_the_end(server, feed_of):
 
 
 async def test_a_consumer_survives_the_servers_death(feed_of, running, tmp_path):
-    with serving(dataDir=str(tmp_path), longPollTimeout=20_000) as server:
+    with serving(dataDir=str(tmp_path), longPollTimeout=HOLD) as server:
         stream = server.stream(0)
         consumer = running(reading(feed_of(stream)))
         await consumer.until(1)
@@ -325,7 +327,7 @@ async def test_a_server_that_forgot_the_stream_is_named_and_one_made_anew_stops_
         stream.append(0)
         with (
             pytest.raises(CursorExpired, match=r"ends before offset .* it was deleted and made anew"),
-            anyio.fail_after(9),
+            anyio.fail_after(GUARD),
         ):
             await consumer.run()
 
@@ -351,7 +353,7 @@ async def test_a_stream_that_is_deleted_while_an_answer_is_held_is_refused(serve
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(delete)
         with pytest.raises(FeedRefused, match="404 Not Found: there is no stream yet, or it was deleted"):
-            await fetch(feed, cursor, wait=PATIENCE)
+            await fetch(feed, cursor, wait=GUARD)
 
 
 async def test_a_deleted_stream_that_has_forks_is_gone(server, feed_of):
@@ -406,7 +408,7 @@ async def test_a_long_answer_is_packed_and_read(server, feed_of):
         encodings.append(response.headers.get("content-encoding"))
 
     stream = server.stream("é" * 10_000)
-    async with httpx.AsyncClient(event_hooks={"response": [note]}, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=GUARD, event_hooks={"response": [note]}, trust_env=False) as client:
         seen, _ = await walk(feed_of(stream, client=client))
     assert (seen, encodings) == ([("0", "é" * 10_000)], ["gzip"])
 
@@ -426,14 +428,14 @@ async def test_a_closed_stream_is_read_to_its_end_and_then_ends_the_consumer(ser
     stream = server.stream(0, 1)
     stream.end()
     consumer = reading(feed_of(stream))
-    with anyio.fail_after(9):
+    with anyio.fail_after(GUARD):
         await consumer.run()
     assert consumer.processed == numbers(2)
 
 
 async def test_a_stream_that_is_closed_while_an_answer_is_held_ends_the_consumer(server, feed_of):
     stream = server.stream(0)
-    consumer = reading(feed_of(stream))
+    consumer = reading(feed_of(stream, max_wait=NEVER))
 
     async def end():
         await run_sync(server.wait_until_held, stream)
@@ -441,7 +443,7 @@ async def test_a_stream_that_is_closed_while_an_answer_is_held_ends_the_consumer
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(end)
-        with anyio.fail_after(9):  # not twenty
+        with anyio.fail_after(GUARD):
             await consumer.run()
 
 
@@ -449,7 +451,7 @@ async def test_a_new_name_at_the_end_of_a_closed_stream_has_nothing_to_do(server
     stream = server.stream(0)
     stream.end()
     consumer = reading(feed_of(stream), start="latest")
-    with anyio.fail_after(9):
+    with anyio.fail_after(GUARD):
         await consumer.run()
     assert consumer.processed == []
 
@@ -458,7 +460,7 @@ async def test_a_stream_that_was_made_closed_ends_the_consumer(server, feed_of):
     for content_type, messages in (("application/json", "json"), ("text/plain", "lines")):
         stream = server.stream(content_type=content_type, Stream_Closed="true")
         consumer = reading(feed_of(stream, messages=messages))
-        with anyio.fail_after(9):
+        with anyio.fail_after(GUARD):
             await consumer.run()
         assert consumer.processed == []
 
@@ -620,7 +622,7 @@ async def test_a_line_that_had_begun_is_whole_after_a_restart(server, feed_of, t
         stream.append(piece)
     stream.end()
     feed = feed_of(stream, messages="lines")
-    with anyio.fail_after(9):
+    with anyio.fail_after(GUARD):
         await Consumer(feed, store=SQLiteStore(tmp_path / "state.db"), process=process).run()
     assert processed == [("0", "first"), ("6", "second"), ("13", ""), ("14", "last")]
 
@@ -679,7 +681,7 @@ async def test_a_stream_of_events_that_the_server_ends_is_opened_again(server, f
         return feed.hint(event)
 
     consumer = running(reading(feed, listeners=[SSEListener(feed.push_url, hint=hint)]))
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(GUARD):
         await opened[0].wait()
         server.end_event_streams()
         await opened[1].wait()
@@ -700,7 +702,7 @@ async def test_what_keeps_a_connection_is_no_push(impatient_server, feed_of, run
         return feed.hint(event)
 
     consumer = running(reading(feed, listeners=[SSEListener(feed.push_url, hint=hint)]))
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(GUARD):
         await enough.wait()
     assert set(events) == {"control"}
     assert consumer.status().listeners[0].pushes == 0
@@ -719,7 +721,7 @@ async def test_a_close_is_a_push(server, feed_of, running):
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(end)
-        with anyio.fail_after(9):
+        with anyio.fail_after(GUARD):
             await consumer.run()
     assert consumer.processed == ["0"]
 
@@ -729,7 +731,7 @@ async def test_a_close_is_a_push(server, feed_of, running):
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, EXAMPLE, *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE
+        [sys.executable, EXAMPLE, *arguments], capture_output=True, text=True, check=False, timeout=GUARD
     )
 
 

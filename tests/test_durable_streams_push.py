@@ -13,7 +13,7 @@ from anyio.to_thread import run_sync
 from channels import listening
 from consumers import Log
 from durable_streams_server import serving
-from served import PATIENCE
+from forms import GUARD
 from served_app import serving as serving_app
 from tcp_proxy import TCPProxy
 
@@ -67,7 +67,7 @@ class Noted:
         await self._listener.listen(channel)
 
     async def until_up(self):
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(GUARD):
             await self._up.wait()
 
 
@@ -76,7 +76,7 @@ async def consuming(stream, listener):
     """A consumer that runs until the end of the block, whose channel is up when it begins."""
     feed = DurableStreamFeed(stream.url, max_wait=None)
     noted = Noted(listener)
-    consumer = Log(feed, fallback_interval=NEVER, patience=PATIENCE, listeners=[noted])
+    consumer = Log(feed, fallback_interval=NEVER, patience=GUARD, listeners=[noted])
     consumer.until_up = noted.until_up
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
@@ -222,7 +222,10 @@ async def test_requests_that_the_server_did_not_sign_wake_nobody(server):
     stream = server.stream(0)
     with served_hooks() as (url, hooks):
         hooks.append(listener_for(url, server, stream))
-        async with consuming(stream, hooks[0]) as consumer, httpx.AsyncClient(trust_env=False) as client:
+        async with (
+            consuming(stream, hooks[0]) as consumer,
+            httpx.AsyncClient(timeout=GUARD, trust_env=False) as client,
+        ):
             await append_one_by_one(consumer, stream, 1)
             for header in ("", f"t=1,kid=x,ed25519={'A' * 86}", f"t={time.time():.0f},kid=x,ed25519={'A' * 86}"):
                 answer = await client.post(f"{url}/hook", content=b"{}", headers={"webhook-signature": header})
@@ -247,7 +250,7 @@ async def test_a_callback_that_the_server_does_not_push_to_stops_the_consumer(se
 
 
 async def run_to_the_end(stream, listener):
-    with anyio.fail_after(PATIENCE):
+    with anyio.fail_after(GUARD):
         await Log(DurableStreamFeed(stream.url), fallback_interval=NEVER, listeners=[listener]).run()
 
 
@@ -278,7 +281,7 @@ async def test_a_worker_that_died_with_a_claim_is_waited_for_no_longer_than_the_
     async with consuming(stream, pull_wake_of(server, stream, lease=1.0)) as consumer:
         await append_one_by_one(consumer, stream, 1)
         claimer = dead._wakes._claimer
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(GUARD):
             while claimer.claim is None:  # until it is the first
                 await run_sync(stream.append, 7)
                 await claimer.take()

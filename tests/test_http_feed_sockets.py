@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import anyio
 import anyio.to_thread
 import pytest
+from forms import GUARD
 
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._types import FetchRequest
@@ -15,7 +16,6 @@ from push_to_poll_client.feeds import HTTPFeed
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE = 10.0  # seconds after which a broken test fails instead of hanging
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
@@ -42,6 +42,10 @@ class Connection:
             head += received
         return head
 
+    def greeting(self):
+        """The beginning of what the client says."""
+        return self._socket.recv(65536)
+
     def send(self, data):
         self._socket.sendall(data)
 
@@ -59,7 +63,7 @@ def server(*scripts):
     """A server whose first connection follows the first script, and so on; yields its URL."""
     closing = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(PATIENCE)
+        listening.settimeout(GUARD)
 
         def serve():
             for script in scripts:
@@ -68,7 +72,7 @@ def server(*scripts):
                 except OSError:
                     return
                 with sock:
-                    sock.settimeout(PATIENCE)
+                    sock.settimeout(GUARD)
                     try:
                         script(Connection(sock, closing))
                     except OSError:  # the client hung up, which is what most tests want
@@ -81,7 +85,7 @@ def server(*scripts):
         finally:
             closing.set()
             listening.shutdown(socket.SHUT_RDWR)
-            thread.join(PATIENCE * 2)
+            thread.join(GUARD * 2)
             assert not thread.is_alive()
 
 
@@ -98,9 +102,13 @@ def answers(*bodies):
     return script
 
 
-def stalls(start=b""):
+def stalls(start=b"", asked=None):
+    """Say no more than this. `asked` is set when the request has arrived."""
+
     def script(connection):
         connection.request()
+        if asked is not None:
+            asked.set()
         connection.send(start)
         connection.hold()
 
@@ -136,10 +144,18 @@ def bombs(connection):
 
 async def fetch(feed, cursor=None):
     try:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(GUARD):
             return await feed.fetch(FetchRequest(cursor))
     finally:
         await feed.aclose()
+
+
+async def cancel_when(happened, feed, request):
+    """Cancel a fetch when something happened in another thread."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(feed.fetch, request)
+        assert await anyio.to_thread.run_sync(happened.wait, GUARD)
+        tasks.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(
@@ -165,11 +181,11 @@ async def fetch(feed, cursor=None):
 )
 async def test_a_bad_server_is_a_failed_fetch_and_the_next_one_succeeds(script, text):
     with server(script, answers(b'[{"id":"1"}]')) as url:
-        feed = HTTPFeed(url, timeout=0.3 if "0.3" in text else PATIENCE, max_body=1_000_000)
-        with pytest.raises(FeedError) as failed, anyio.fail_after(PATIENCE):
+        feed = HTTPFeed(url, timeout=0.3 if "0.3" in text else GUARD, max_body=1_000_000)
+        with pytest.raises(FeedError) as failed, anyio.fail_after(GUARD):
             await feed.fetch(FetchRequest())
         assert text in str(failed.value)
-        feed._origin._timeout = feed._origin._exchange._own.timeout = PATIENCE
+        feed._origin._timeout = feed._origin._exchange._own.timeout = GUARD
         assert len((await fetch(feed)).messages) == 1
 
 
@@ -190,27 +206,27 @@ async def test_polls_share_a_connection():
 
 async def test_a_connection_survives_a_cancelled_fetch():
     # A wake cancels a long poll many times an hour; the pool must not run dry by it.
-    silent = [stalls()] * 15
-    with server(*silent, answers(b"[]")) as url:
-        feed = HTTPFeed(url, max_wait=60)
-        for _ in silent:
-            with anyio.move_on_after(0.05):
-                await feed.fetch(FetchRequest(wait=60))
+    arrived = [threading.Event() for _ in range(15)]
+    with server(*(stalls(asked=asked) for asked in arrived), answers(b"[]")) as url:
+        feed = HTTPFeed(url, max_wait=2 * GUARD)
+        for asked in arrived:
+            await cancel_when(asked, feed, FetchRequest(wait=2 * GUARD))
         assert len((await fetch(feed)).messages) == 0
 
 
 async def test_a_fetch_that_is_cancelled_in_the_tls_handshake_leaves_no_socket_open():
-    left = threading.Event()
+    greeted, left = threading.Event(), threading.Event()
 
     def stall(connection):
+        connection.greeting()
+        greeted.set()
         connection.hold()
         left.set()
 
     with server(stall) as url:
-        feed = HTTPFeed(url.replace("http:", "https:"))
-        with anyio.move_on_after(0.1):
-            await feed.fetch(FetchRequest())
-        assert await anyio.to_thread.run_sync(left.wait, PATIENCE)
+        feed = HTTPFeed(url.replace("http:", "https:"), timeout=2 * GUARD)
+        await cancel_when(greeted, feed, FetchRequest())
+        assert await anyio.to_thread.run_sync(left.wait, GUARD)
         await feed.aclose()
 
 
@@ -226,7 +242,7 @@ async def test_an_idle_connection_that_the_server_closed_is_not_used_again():
     with server(once, answers(b"[]")) as url:
         feed = HTTPFeed(url)
         await feed.fetch(FetchRequest())
-        await anyio.to_thread.run_sync(closed.wait, PATIENCE)
+        assert await anyio.to_thread.run_sync(closed.wait, GUARD)
         await fetch(feed)
 
 

@@ -5,6 +5,7 @@ import threading
 import pytest
 from anyio.to_thread import run_sync
 from channels import HOST, Raw, is_closed, listening
+from forms import GUARD
 
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners.long_poll import LongPollListener
@@ -42,8 +43,8 @@ async def test_news_wakes_and_the_next_request_says_where_to_go_on_by_the_same_c
     with Raw(treat) as raw:
         async with listening(to(raw, next={"since": "at"})) as channel:
             await channel.saw("up", Push())
-            await run_sync(again.wait, 9)
-        assert is_closed(raw.accepted[0])
+            assert await run_sync(again.wait, GUARD)
+        assert is_closed(raw.first())
     assert asked[0].startswith(b"GET /changes?wait=60 HTTP/1.1\r\n")
     assert asked[1].startswith(b"GET /changes?wait=60&since=77 HTTP/1.1\r\n")
 

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from anyio.to_thread import run_sync
 from channels import HOST, Raw, TimedChannel, listening
+from forms import GUARD
 from postgres_server import serving
 
 from push_to_poll_client._exceptions import ListenerError
@@ -282,7 +283,7 @@ def at(server, channel="orders", conninfo=None, **options):
 
 
 async def nobody_listens(server):
-    with anyio.fail_after(9):
+    with anyio.fail_after(GUARD):
         while await run_sync(server.listeners):
             pass
 

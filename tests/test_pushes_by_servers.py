@@ -14,8 +14,9 @@ import postgres_server
 import pytest
 import valkey_server
 from anyio.to_thread import run_sync
-from channels import HOST, SOON, Raw
+from channels import HOST, Raw
 from consumers import Log
+from forms import GUARD
 from tcp_proxy import TCPProxy
 
 from push_to_poll_client.listeners.long_poll import LongPollListener
@@ -125,7 +126,7 @@ def pushed(request):
 
 
 async def until(consumer, true):
-    with anyio.fail_after(SOON):
+    with anyio.fail_after(GUARD):
         while not true(consumer.status().listeners[0]):
             await anyio.lowlevel.checkpoint()
 
@@ -134,7 +135,7 @@ async def test_a_push_is_a_poll_and_a_swallowed_one_is_found_after_the_next_conn
     listener, proxy, push = pushed
     listener._fraction = itertools.repeat(0.0).__next__
     feed = FakeFeed()
-    consumer = Log(feed, listeners=[listener], fallback_interval=HOUR, degraded_interval=None, patience=SOON)
+    consumer = Log(feed, listeners=[listener], fallback_interval=HOUR, degraded_interval=None, patience=GUARD)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
         await until(consumer, lambda listener: listener.up)

@@ -11,6 +11,7 @@ import redis
 import redis.asyncio
 from anyio.to_thread import run_sync
 from channels import HOST, Raw, TimedChannel, listening
+from forms import GUARD
 from redis import exceptions
 from valkey_server import serving
 
@@ -247,7 +248,7 @@ def at(server, channels="orders", url=None, **options):
 
 
 async def nobody_hears(server):
-    with anyio.fail_after(9):
+    with anyio.fail_after(GUARD):
         while await run_sync(server.publish, "orders"):
             pass
 

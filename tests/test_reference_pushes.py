@@ -10,6 +10,7 @@ import pytest
 import standardwebhooks
 from anyio.to_thread import run_sync
 from channels import Raw
+from forms import GUARD
 from websockets.sync.client import connect
 
 from push_to_poll_client import testing
@@ -81,9 +82,9 @@ def over(served, count):
 
 def test_each_publication_is_one_webhook_that_the_official_library_verifies(served):
     with Receiver() as hooks:
-        assert httpx.post(f"{served.base_url}/webhooks", json={"url": hooks.url, "secret": SECRET}).json() == [
-            hooks.url
-        ]
+        assert httpx.post(
+            f"{served.base_url}/webhooks", json={"url": hooks.url, "secret": SECRET}, timeout=GUARD
+        ).json() == [hooks.url]
         served.publish(2)
         over(served, 1)
         [(headers, body)] = hooks.requests
@@ -120,7 +121,7 @@ def test_all_receivers_hear_it_each_by_its_own_secret_until_told_no_more(served)
     ],
 )
 def test_what_cannot_be_sent_to_or_signed_with_is_refused(served, url, secret, seen):
-    refused = httpx.post(f"{served.base_url}/webhooks", json={"url": url, "secret": secret})
+    refused = httpx.post(f"{served.base_url}/webhooks", json={"url": url, "secret": secret}, timeout=GUARD)
     assert refused.status_code == 400
     assert seen.lower() in refused.text.lower()
 
@@ -156,7 +157,7 @@ def test_a_forged_webhook_is_one_that_the_official_library_refuses(served):
 
 def test_webhooks_are_dropped_and_come_twice_as_pushes_on_other_channels_do(served):
     served.faults.set(drop_next=1, push_twice_next=2)
-    with Receiver() as hooks, connect(served.push_url) as socket:
+    with Receiver() as hooks, connect(served.push_url, open_timeout=GUARD) as socket:
         served.stats.wait_for(lambda stats: stats.websockets_open)
         served.send_webhooks(hooks.url, SECRET)
         served.publish()
@@ -165,7 +166,7 @@ def test_webhooks_are_dropped_and_come_twice_as_pushes_on_other_channels_do(serv
         served.publish()
         over(served, 3)
         assert hooks.cursors == [SECOND, SECOND, THIRD]
-        assert [json.loads(socket.recv(5))["cursor"] for _ in range(3)] == [SECOND, SECOND, THIRD]
+        assert [json.loads(socket.recv(GUARD))["cursor"] for _ in range(3)] == [SECOND, SECOND, THIRD]
     assert [(push.sent, push.times) for push in served.pushes] == [(0, 2), (2, 2), (2, 1)]
     assert served.stats.pushes_sent == 6
 
@@ -175,7 +176,8 @@ def test_no_webhook_is_sent_while_channels_are_half_open(served):
         served.send_webhooks(hooks.url, SECRET)
         served.faults.half_open = True
         served.publish()
-        httpx.post(f"{served.base_url}/faults", json={"half_open": False})  # when the publication is over
+        # Answered when the publication is over.
+        httpx.post(f"{served.base_url}/faults", json={"half_open": False}, timeout=GUARD)
         served.close_websockets()
         served.publish()
         over(served, 1)
@@ -211,7 +213,7 @@ def held(served, **query):
 
 
 def changes(served, **query):
-    return httpx.get(served.changes_url, params=query, timeout=10).json()
+    return httpx.get(served.changes_url, params=query, timeout=GUARD).json()
 
 
 def test_a_long_poll_is_answered_at_once_when_there_is_something_new(served):
@@ -224,7 +226,7 @@ def test_a_long_poll_is_answered_by_the_next_publication(served):
     served.publish()
     with held(served, after=FIRST) as answer:
         served.publish()
-        assert answer.result(10) == {"changes": True, "cursor": SECOND}
+        assert answer.result(GUARD) == {"changes": True, "cursor": SECOND}
     assert (served.stats.long_polls, served.stats.long_polls_held, served.stats.pushes_sent) == (1, 0, 1)
 
 
@@ -233,7 +235,7 @@ def test_who_does_not_say_after_what_waits_for_the_next(served):
     assert changes(served, wait=0.01) == {"changes": False, "cursor": FIRST}
     with held(served) as answer:
         served.publish()
-        assert answer.result(10) == {"changes": True, "cursor": SECOND}
+        assert answer.result(GUARD) == {"changes": True, "cursor": SECOND}
 
 
 @pytest.mark.parametrize("wait", ["0", "0.02", "soon", "-1", "1.2.3"])
@@ -246,7 +248,7 @@ def test_a_dropped_push_answers_no_long_poll_before_its_time(served):
     with held(served, wait=0.3) as answer:
         began = time.monotonic()
         served.publish()
-        assert answer.result(10) == {"changes": True, "cursor": FIRST}
+        assert answer.result(GUARD) == {"changes": True, "cursor": FIRST}
     assert time.monotonic() - began > 0.1
 
 
@@ -260,7 +262,7 @@ def test_long_polls_are_answered_with_nothing_and_ask_to_be_left_alone(served):
 
 def test_long_polls_are_refused(served):
     served.faults.set(refuse_status=429, retry_after=7.0)
-    refused = httpx.get(served.changes_url)
+    refused = httpx.get(served.changes_url, timeout=GUARD)
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "7")
 
 
@@ -268,7 +270,7 @@ def test_a_half_open_long_poll_is_not_answered(served):
     served.faults.half_open = True
     served.publish()
     with pytest.raises(httpx.ReadTimeout):
-        httpx.get(served.changes_url, params={"after": "", "wait": 0}, timeout=0.2)
+        httpx.get(served.changes_url, params={"after": "", "wait": 0}, timeout=httpx.Timeout(GUARD, read=0.2))
     served.stats.wait_for(lambda stats: stats.long_polls_held == 0)
 
 
@@ -276,7 +278,7 @@ def test_long_polls_are_answered_when_all_connections_are_closed_and_when_the_se
     for end in (served.close_websockets, served.stop):
         with held(served) as answer:
             end()
-            assert answer.result(10) == {"changes": False, "cursor": ""}
+            assert answer.result(GUARD) == {"changes": False, "cursor": ""}
 
 
 # All of them

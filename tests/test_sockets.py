@@ -9,6 +9,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from consumers import Log
+from forms import GUARD
 
 from push_to_poll_client import HTTPFeed, SQLiteStore, SSEListener, WebSocketListener
 from push_to_poll_client.testing import serve_in_thread
@@ -45,7 +46,7 @@ def consumer_at(server, listener, tmp_path):
             HTTPFeed(server.url),
             store=SQLiteStore(tmp_path / "state.db"),
             listeners=[listener] if push else [],
-            patience=20,
+            patience=GUARD,
             **{"fallback_interval": 3600, "degraded_interval": 3600, **settings},
         )
 
@@ -163,7 +164,7 @@ def test_a_process_that_is_killed_loses_nothing(server, tmp_path):
             seen.append([json.loads(process.stdout.readline())["id"] for _ in range(lines)])
             process.kill()
             seen[-1] += [json.loads(line)["id"] for line in process.stdout if line.endswith(b"\n")]
-    last = subprocess.run([*command, "--once"], capture_output=True, timeout=30, check=True)
+    last = subprocess.run([*command, "--once"], capture_output=True, timeout=GUARD, check=True)
     seen.append([json.loads(line)["id"] for line in last.stdout.splitlines()])
     assert sorted(set().union(*seen)) == ids, "nothing is lost"
     for before, after in itertools.pairwise(seen):

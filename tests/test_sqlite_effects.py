@@ -9,6 +9,7 @@ import anyio
 import pytest
 from anyio import to_thread
 from effects import Database, Planned, look
+from forms import GUARD
 
 from push_to_poll_client import OwnershipLost, StoreError
 from push_to_poll_client.stores._sqlite_block import in_thread, undo
@@ -47,7 +48,7 @@ async def busy(database):
     def hold():
         with database.mutex:
             held.set()
-            assert go.wait(30)
+            assert go.wait(GUARD)
 
     async def let_go():
         go.set()

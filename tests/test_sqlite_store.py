@@ -14,6 +14,7 @@ import threading
 import anyio
 import anyio.to_thread
 import pytest
+from forms import GUARD
 
 from push_to_poll_client import OwnershipLost, StoreBusy, StoreError, StoreMismatch
 from push_to_poll_client._types import DeadLetter, Record, RecordState
@@ -223,7 +224,7 @@ class TestThreads:
         def clock():
             if not times:
                 begun.set()
-                assert go_on.wait(60)
+                assert go_on.wait(GUARD)
             return times.pop() if times else 0.0
 
         async def cancel_when_begun(scope):
@@ -246,7 +247,7 @@ class TestThreads:
         def clock():
             if not times:
                 begun.set()
-                assert go_on.wait(60)
+                assert go_on.wait(GUARD)
             return times.pop() if times else 0.0
 
         async with claimed(SQLiteStore(path, clock=clock)) as session:

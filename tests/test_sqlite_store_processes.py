@@ -10,6 +10,7 @@ import sys
 
 import anyio
 import pytest
+from forms import GUARD
 
 from push_to_poll_client import StoreBusy
 from push_to_poll_client.stores import SQLiteStore
@@ -147,7 +148,7 @@ def test_a_forked_child_owns_nothing(path):
     """It cannot write through its parent's session, and does not keep the file when its parent dies."""
     with child(FORK, path) as parent:
         assert [parent.stdout.readline() for _ in range(2)] == ["OwnershipLost\n"] * 2
-        assert parent.wait(60) == 0
+        assert parent.wait(GUARD) == 0
         assert anyio.run(progress, path, []) == ("parent's", set())
         parent.stdin.close()
 

@@ -8,14 +8,14 @@ import socket
 import ssl
 import struct
 import threading
-import time
 import tracemalloc
 
 import anyio
 import pytest
 import trustme
 from anyio.to_thread import run_sync
-from channels import HOST, SOON, Channel, Raw, is_closed, listening
+from channels import HOST, Channel, Raw, is_closed, listening
+from forms import GUARD
 
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
@@ -55,7 +55,7 @@ def server():
 
 
 def to(url, **options):
-    listener = SSEListener(url, **options)
+    listener = SSEListener(url, **{"open_timeout": 2 * GUARD, **options})
     listener._fraction = lambda: 0.0
     return listener
 
@@ -97,17 +97,14 @@ async def test_publications_wake_with_their_hints_and_a_stop_closes(server):
     assert server.stats.streams_accepted == 1
 
 
-async def test_a_push_is_there_in_milliseconds(server):
-    """Nothing buffers: no line waits for the next chunk, no chunk for more of them."""
-    took = []
-    async with listening(to(server.sse_url)) as channel:
+async def test_a_push_does_not_wait_for_the_next_one(server):
+    """Nothing buffers: no line waits for the next chunk, no chunk for more of them, and nothing for a timer."""
+    async with listening(to(server.sse_url, max_silence=None, max_age=None)) as channel:
         await channel.saw("up")
         await until(server, lambda stats: stats.streams_open == 1)
-        for count in range(1, 21):
+        for count in range(1, 4):
             await run_sync(server.publish)
             await channel.saw("up", *[Push()] * count)
-            took.append(time.monotonic() - server.pushes[-1].at)
-    assert sorted(took)[len(took) // 2] < 0.1
 
 
 async def test_a_restarted_server_is_found_again(server):
@@ -139,7 +136,7 @@ async def test_a_half_open_connection_is_found_by_silence(server):
 
 async def test_comments_keep_a_connection_alive():
     with serve_in_thread(keep_alive=0.02) as server:
-        async with listening(to(server.sse_url, max_silence=5.0, max_age=0.4)) as channel:
+        async with listening(to(server.sse_url, max_silence=GUARD, max_age=0.4)) as channel:
             await channel.saw("up", "up")
 
 
@@ -153,7 +150,7 @@ async def test_a_server_that_accepts_and_closes(server):
 async def test_after_204_it_returns(server):
     server.faults.refuse_status = 204
     channel = Channel()
-    with anyio.fail_after(SOON):
+    with anyio.fail_after(GUARD):
         await to(server.sse_url).listen(channel)
     assert channel.events == ["down"]
     assert server.stats.streams_refused == 1
@@ -190,7 +187,7 @@ async def test_a_refusal_tells_when_to_come_back(server, status, retry_after, de
 
 async def test_gone_raises(server):
     server.faults.refuse_status = 410
-    with anyio.fail_after(SOON), pytest.raises(ListenerError, match="HTTP 410"):
+    with anyio.fail_after(GUARD), pytest.raises(ListenerError, match="HTTP 410"):
         await to(server.sse_url).listen(Channel())
 
 
@@ -249,7 +246,7 @@ async def test_an_answer_that_stalls(start):
     with Raw(reads(start)) as server:
         async with listening(to(at(server), open_timeout=0.2)) as channel:
             await channel.saw("down", "down")
-        assert await run_sync(is_closed, server.accepted[0])
+        assert await run_sync(is_closed, server.first())
     assert "no answer within 0.2 s" in str(channel.error)
 
 
@@ -444,7 +441,7 @@ async def test_a_stop_before_the_answer_leaves_nothing_open(url):
     with Raw(lambda accepted, number: connected.set()) as server:
         async with listening(to(at(server).replace("http", url))):
             await run_sync(connected.wait)
-        assert await run_sync(is_closed, server.accepted[0])
+        assert await run_sync(is_closed, server.first())
 
 
 @pytest.mark.parametrize("start", [b"", EVENT, b"data: half"])
@@ -452,10 +449,10 @@ async def test_a_stop_while_reading_leaves_nothing_open(start):
     with Raw(reads(HEAD + b"\r\n" + start)) as server:
         async with listening(to(at(server))) as channel:
             await channel.saw("up")
-        assert await run_sync(is_closed, server.accepted[0])
+        assert await run_sync(is_closed, server.first())
 
 
-async def test_a_stop_in_a_flood_of_events_is_quick():
+async def test_few_events_are_passed_on_after_a_stop_in_a_flood_of_them():
     done = threading.Event()
 
     def treat(accepted, number):
@@ -468,4 +465,6 @@ async def test_a_stop_in_a_flood_of_events_is_quick():
     with Raw(treat) as server:
         async with listening(to(at(server))) as channel:
             await channel.saw("up", *[Push()] * 1000)
+            before = len(channel.events)
         done.set()
+    assert len(channel.events) < before + 1000

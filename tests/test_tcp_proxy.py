@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from forms import GUARD
 from tcp_proxy import TCPProxy
 
 
@@ -47,7 +48,7 @@ def dial(proxy):
     clients = []
 
     def dial(*, say=b"hello"):
-        client = socket.create_connection(("127.0.0.1", proxy.port), timeout=5)
+        client = socket.create_connection(("127.0.0.1", proxy.port), timeout=GUARD)
         clients.append(client)
         if say:
             client.sendall(say)
@@ -70,7 +71,7 @@ def silent(client):
     client.settimeout(0.05)
     with pytest.raises(TimeoutError):
         client.recv(1)
-    client.settimeout(5)
+    client.settimeout(GUARD)
     return True
 
 
@@ -79,7 +80,7 @@ def test_everything_passes_both_ways_and_so_does_the_end(dial, echo, proxy):
     proxy.wait_for(lambda counts: counts.passed == 600_000)
     client.shutdown(socket.SHUT_WR)
     assert client.recv(1) == b""
-    assert echo.over.acquire(timeout=5)
+    assert echo.over.acquire(timeout=GUARD)
     proxy.wait_for(lambda counts: not counts.open)
 
 
@@ -120,7 +121,7 @@ def test_a_blackhole_accepts_and_passes_closings_on(dial, echo, proxy):
     client.sendall(b"lost")
     proxy.wait_for(lambda counts: counts.swallowed == 4)
     client.close()
-    assert echo.over.acquire(timeout=5)
+    assert echo.over.acquire(timeout=GUARD)
     assert echo.heard == b""
 
 

@@ -10,6 +10,7 @@ import threading
 import anyio
 import pytest
 from anyio import to_thread
+from forms import GUARD
 
 from push_to_poll_client import Record, RecordState, SQLiteStore, StoreError
 from push_to_poll_client.stores._sqlite_reader import read_store
@@ -341,7 +342,7 @@ class TestSessions:
 
         def clock():
             begun.set()
-            assert go.wait(30)
+            assert go.wait(GUARD)
             return 1.0
 
         async with claimed(store) as session:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forms import GUARD
 
 from push_to_poll_client import SQLiteStore
 from push_to_poll_client.testing import FakeFeed
@@ -67,6 +68,6 @@ async def test_a_transfer_that_fails_moves_nothing_and_the_others_go_on(bank):
 
 
 def test_it_says_how_it_is_used():
-    usage = subprocess.run([sys.executable, PATH], capture_output=True, text=True, check=False, timeout=60)
+    usage = subprocess.run([sys.executable, PATH], capture_output=True, text=True, check=False, timeout=GUARD)
     assert usage.returncode == 1
     assert "python examples/transfers.py" in usage.stderr

@@ -13,8 +13,9 @@ import httpx
 import pytest
 import uvicorn
 from asgi_calls import Signatures, naming, signed
-from channels import HOST, SOON
+from channels import HOST
 from consumers import Log
+from forms import GUARD
 
 from push_to_poll_client.listeners.webhook import WebhookListener
 from push_to_poll_client.testing import FakeFeed
@@ -40,16 +41,16 @@ def served(app):
         yield listening.getsockname()
     finally:
         server.should_exit = True
-        thread.join(SOON)
+        thread.join(GUARD)
 
 
 def hooks_with(**arguments):
-    return WebhookListener(Signatures(), **({"max_body": 1000, "body_timeout": 0.2} | arguments))
+    return WebhookListener(Signatures(), **({"max_body": 1000, "body_timeout": GUARD} | arguments))
 
 
 async def until(condition):
     """What another thread brings about."""
-    with anyio.fail_after(SOON):
+    with anyio.fail_after(GUARD):
         while not condition():  # noqa: ASYNC110  # nothing tells when
             await anyio.sleep(0.01)
 
@@ -63,7 +64,7 @@ def request_of(body=b"", *, length=None, headers=None):
 
 def talk(address, *parts, end=b""):
     """Send these, and read until the server hangs up, or has said something."""
-    with socket.create_connection(address, timeout=SOON) as client:
+    with socket.create_connection(address, timeout=GUARD) as client:
         for part in parts:
             client.sendall(part)
         said = b""
@@ -80,11 +81,11 @@ async def test_a_request_in_one_thread_wakes_the_consumer_in_another():
     hooks = hooks_with(to="to.names")
     feeds = FakeFeed(), FakeFeed()
     alice, all_of_it = (
-        Log(feed, listeners=[listener], fallback_interval=600, patience=SOON)
+        Log(feed, listeners=[listener], fallback_interval=600, patience=GUARD)
         for feed, listener in zip(feeds, (hooks.named("alice"), hooks), strict=True)
     )
     with served(hooks) as (host, port):
-        async with anyio.create_task_group() as tasks, httpx.AsyncClient() as client:
+        async with anyio.create_task_group() as tasks, httpx.AsyncClient(timeout=GUARD) as client:
             for consumer in (alice, all_of_it):
                 tasks.start_soon(consumer.run)
             await until(lambda: all(consumer.status().last_poll for consumer in (alice, all_of_it)))
@@ -105,7 +106,7 @@ async def test_a_flood_in_one_thread_takes_the_channel_down_in_another():
     hooks = hooks_with(rate=0.001, burst=1)
     consumer = Log(FakeFeed(), listeners=[hooks], fallback_interval=600)
     with served(hooks) as (host, port):
-        async with anyio.create_task_group() as tasks, httpx.AsyncClient() as client:
+        async with anyio.create_task_group() as tasks, httpx.AsyncClient(timeout=GUARD) as client:
             tasks.start_soon(consumer.run)
             await until(lambda: consumer.status().listeners[0].up)
             statuses = [
@@ -144,7 +145,7 @@ async def test_a_body_said_to_be_too_large_ends_the_connection_unread():
 
 
 async def test_a_body_in_pieces_without_an_end_is_cut_at_the_limit():
-    hooks = hooks_with(body_timeout=SOON)
+    hooks = hooks_with()
     head = b"POST / HTTP/1.1\r\nHost: x\r\nX-Signature: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     with served(hooks) as address:
         said = await heard(address, head, b"64\r\n" + b"x" * 100 + b"\r\n", b"3E8\r\n" + b"x" * 1000 + b"\r\n")
@@ -152,7 +153,7 @@ async def test_a_body_in_pieces_without_an_end_is_cut_at_the_limit():
 
 
 async def test_a_slow_body_is_given_up():
-    hooks = hooks_with()
+    hooks = hooks_with(body_timeout=0.2)
     with served(hooks) as address:
         said = await heard(address, request_of(b"half", length=8))
     assert said.startswith(b"HTTP/1.1 408")
@@ -160,9 +161,9 @@ async def test_a_slow_body_is_given_up():
 
 
 async def test_a_truncated_request_is_forgotten():
-    hooks = hooks_with(body_timeout=SOON)
+    hooks = hooks_with()
     with served(hooks) as address:
-        with socket.create_connection(address, timeout=SOON) as client:
+        with socket.create_connection(address, timeout=GUARD) as client:
             client.sendall(request_of(b"half", length=8))
         await until(lambda: hooks.counters().gone)
         assert (await heard(address, request_of(b"x"), end=b"\r\n\r\n")).startswith(b"HTTP/1.1 200")

@@ -13,7 +13,8 @@ import threading
 import anyio
 import pytest
 import trustme
-from channels import HOST, SOON, Channel, Raw, is_closed, listening
+from channels import HOST, Channel, Raw, is_closed, listening
+from forms import GUARD
 from websockets.asyncio.server import serve
 from websockets.server import ServerProtocol
 
@@ -119,7 +120,7 @@ def shake_hands(accepted, **headers):
 
 
 def to(server, path="/push", **options):
-    listener = WebSocketListener(f"ws://{HOST}:{server.port}{path}", **options)
+    listener = WebSocketListener(f"ws://{HOST}:{server.port}{path}", **{"open_timeout": 2 * GUARD, **options})
     listener._fraction = lambda: 0.0
     return listener
 
@@ -240,12 +241,12 @@ async def test_on_401_a_fresh_token_is_asked_for():
 
 
 async def test_gone_raises():
-    with Refusing((410, {})) as server, anyio.fail_after(SOON), pytest.raises(ListenerError, match="HTTP 410"):
+    with Refusing((410, {})) as server, anyio.fail_after(GUARD), pytest.raises(ListenerError, match="HTTP 410"):
         await to(server).listen(Channel())
 
 
 async def test_no_common_subprotocol_raises():
-    with Server(quiet, select_subprotocol=lambda *_: None) as server, anyio.fail_after(SOON):
+    with Server(quiet, select_subprotocol=lambda *_: None) as server, anyio.fail_after(GUARD):
         listener = to(server, subprotocols=["push.v1"])
         with pytest.raises(ListenerError, match="subprotocol"):
             await listener.listen(Channel())
@@ -331,7 +332,7 @@ async def test_a_half_open_connection_is_found_by_ping_or_silence(ping_interval,
 
 async def test_answered_pings_keep_the_connection():
     with Server(quiet) as server:
-        async with listening(to(server, ping_interval=0.02, ping_timeout=5.0, max_age=0.4)) as channel:
+        async with listening(to(server, ping_interval=0.02, ping_timeout=GUARD, max_age=0.4)) as channel:
             await channel.saw("up", "up")
 
 
@@ -474,7 +475,7 @@ async def test_a_server_that_answers_no_goodbye_holds_up_a_stop_but_shortly():
     with Raw(lambda accepted, number: shake_hands(accepted)) as server:
         async with listening(to(server)) as channel:
             await channel.saw("up")
-        assert await anyio.to_thread.run_sync(is_closed, server.accepted[0])
+        assert await anyio.to_thread.run_sync(is_closed, server.first())
 
 
 async def test_a_server_that_reads_nothing_holds_up_a_stop_but_shortly():
@@ -497,7 +498,7 @@ async def test_a_server_that_reads_nothing_holds_up_a_stop_but_shortly():
             await channel.saw("up")
             is_up.set()
             await anyio.to_thread.run_sync(flooded.wait)
-        assert await anyio.to_thread.run_sync(is_closed, server.accepted[0])
+        assert await anyio.to_thread.run_sync(is_closed, server.first())
 
 
 async def test_debug_logs_of_a_real_handshake_hold_no_secret(caplog):

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 import redis
+from forms import GUARD
 from postgres_server import free_port
-from served import PATIENCE
 
 __all__ = ["ValkeyServer", "serving"]
 
@@ -74,7 +74,7 @@ class ValkeyServer:
     def _end(self, how):
         process, self._process = self._process, None
         process.send_signal(how)
-        process.wait(PATIENCE)
+        process.wait(GUARD)
         process.stdout.close()
 
 

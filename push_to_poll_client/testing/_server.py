@@ -28,7 +28,7 @@ __all__ = ["ReferenceServer", "serve_in_thread"]
 
 _T = TypeVar("_T")
 
-START_TIMEOUT = 10
+START_TIMEOUT = 60
 """Seconds after which a server that did not start is an error."""
 
 STOP_TIMEOUT = 5

@@ -100,12 +100,12 @@ class Stats:
             self.webhooks[status] = self.webhooks.get(status, 0) + 1
             self._changed.notify_all()
 
-    def wait_for(self, happened: Callable[["Stats"], object], *, timeout: float = 10.0) -> None:
+    def wait_for(self, happened: Callable[["Stats"], object], *, timeout: float = 60.0) -> None:
         """Block until something is so, in another thread than the server's; never wait for it with a sleep.
 
         Args:
             happened: Looks at the counters.
-            timeout: Seconds.
+            timeout: Seconds. The default is no more than a guard against a test that hangs.
 
         Raises:
             TimeoutError: It was not so in time.
