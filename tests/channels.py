@@ -87,6 +87,11 @@ class Channel:
         self._changed = self._changed or anyio.Event()
         await self._changed.wait()
 
+    async def until(self, true):
+        """Wait until something is so of the events; they go on a list."""
+        while not true(self.events):
+            await self._change()
+
     async def saw(self, *events):
         while self.events[: len(events)] != list(events):
             assert len(self.events) < len(events), self.events

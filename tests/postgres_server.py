@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 
 import psycopg
+import pytest
 from forms import GUARD
 
-__all__ = ["PostgresServer", "free_port", "serving"]
+__all__ = ["PostgresServer", "free_port", "shared_server"]
 
 NOBODY = 65_534
 """PostgreSQL refuses to run as root."""
@@ -71,6 +72,11 @@ class PostgresServer:
             if "ready to accept connections" in line:
                 return
         raise AssertionError(f"PostgreSQL did not start: {said}")
+
+    @property
+    def is_running(self):
+        """Whether it was started and not ended by a test."""
+        return self._process is not None
 
     def stop(self):
         """As an administrator does it: whoever is connected is told 57P01."""
@@ -130,12 +136,15 @@ class PostgresServer:
         process.stderr.close()
 
 
-@contextlib.contextmanager
-def serving():
-    """A server for the length of a `with`."""
-    server = PostgresServer()
-    try:
+_shared = pytest.StashKey["PostgresServer"]()
+
+
+def shared_server(config):
+    """Return the one server of this test run, started if a test left it stopped."""
+    server = config.stash.get(_shared, None)
+    if server is None:
+        server = config.stash[_shared] = PostgresServer()
+        config.add_cleanup(server.close)
+    if not server.is_running:
         server.start()
-        yield server
-    finally:
-        server.close()
+    return server

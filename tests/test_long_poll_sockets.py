@@ -28,7 +28,7 @@ def no_proxies(monkeypatch):
 
 
 def to(raw, **options):
-    return LongPollListener(f"http://{HOST}:{raw.port}/changes?wait=60", **options)
+    return LongPollListener(f"http://{HOST}:{raw.port}/changes?wait=60", **{"open_timeout": 2 * GUARD, **options})
 
 
 async def test_news_wakes_and_the_next_request_says_where_to_go_on_by_the_same_connection():

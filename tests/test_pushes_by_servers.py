@@ -24,7 +24,7 @@ from push_to_poll_client.listeners.postgres import PostgresListener
 from push_to_poll_client.listeners.redis import RedisListener
 from push_to_poll_client.testing import FakeFeed
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("database servers")]  # which start once then
 
 QUICK = {"open_timeout": 0.5}
 HOUR = 3600.0
@@ -47,18 +47,6 @@ def no_proxies(monkeypatch):
 def nothing_is_left_unclosed():
     yield
     gc.collect()
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    with postgres_server.serving() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def valkey():
-    with valkey_server.serving() as server:
-        yield server
 
 
 class Holding:
@@ -107,13 +95,13 @@ def holding():
 def pushed(request):
     """A listener behind a proxy, the proxy, and how to push."""
     if request.param == "postgres":
-        server = request.getfixturevalue("postgres")
+        server = postgres_server.shared_server(request.config)
         with TCPProxy(server.port) as proxy:
             conninfo = server.conninfo.replace(str(server.port), str(proxy.port))
             listener = PostgresListener(conninfo, "orders", max_silence=0.2, **QUICK)
             yield listener, proxy, functools.partial(server.notify, "orders")
     elif request.param == "valkey":
-        server = request.getfixturevalue("valkey")
+        server = valkey_server.shared_server(request.config)
         with TCPProxy(server.port) as proxy:
             listener = RedisListener(f"redis://{HOST}:{proxy.port}", "orders", max_silence=0.2, **QUICK)
             yield listener, proxy, functools.partial(server.publish, "orders")

@@ -88,8 +88,8 @@ async def test_g1_a_push_during_a_poll_is_answered_by_the_next_poll(server, cons
         await fetched(server, before + 2)  # the one that sees the end: its answer is frozen now
         server.publish(1)
         await consumer.until(round_ + 1)
-        first, end, following = server.stats.fetched_at[before : before + 3]
-        assert following - end < end - first + 1.0, "one fetch's time later, and room for a busy machine"
+        # The timer would come in an hour; one fetch found the end, and the next one what came after that.
+        assert server.stats.fetches >= before + 3
     assert len(consumer.processed) == 11
 
 

@@ -8,11 +8,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import pytest
 import redis
 from forms import GUARD
 from postgres_server import free_port
 
-__all__ = ["ValkeyServer", "serving"]
+__all__ = ["ValkeyServer", "shared_server"]
 
 RIGHTS = ("on", ">right", "~*", "+@all")
 
@@ -42,6 +43,11 @@ class ValkeyServer:
             if "Ready to accept connections" in line:
                 return
         raise AssertionError(f"Valkey did not start: {said}")
+
+    @property
+    def is_running(self):
+        """Whether it was started and not ended by a test."""
+        return self._process is not None
 
     def stop(self):
         """As an administrator does it."""
@@ -78,12 +84,15 @@ class ValkeyServer:
         process.stdout.close()
 
 
-@contextlib.contextmanager
-def serving():
-    """A server for the length of a `with`."""
-    server = ValkeyServer()
-    try:
+_shared = pytest.StashKey["ValkeyServer"]()
+
+
+def shared_server(config):
+    """Return the one server of this test run, started if a test left it stopped."""
+    server = config.stash.get(_shared, None)
+    if server is None:
+        server = config.stash[_shared] = ValkeyServer()
+        config.add_cleanup(server.close)
+    if not server.is_running:
         server.start()
-        yield server
-    finally:
-        server.close()
+    return server
