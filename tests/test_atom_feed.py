@@ -351,6 +351,49 @@ async def test_an_archive_that_is_not_found_for_three_minutes_is_gone():
     await not_found(atom, times=2, wait=90)
 
 
+@pytest.mark.parametrize("status", [302, 308])
+@pytest.mark.parametrize("answer", [404, 410])
+async def test_an_archive_is_not_gone_because_a_redirect_leads_nowhere(status, answer):
+    site = archived()
+    first = site.documents["/a/1"]
+    site.documents["/a/1"] = httpx.Response(status, headers={"location": "/maintenance"})
+    site.documents["/maintenance"] = httpx.Response(answer)
+    atom = site.feed()
+    for _ in range(5):
+        with pytest.raises(FeedError, match=f"was redirected to .*/maintenance, which answered {answer}"):
+            await walk(atom)
+    site.documents["/a/1"] = first
+    messages, _, gaps = await walk(atom)
+    assert (ids(messages), gaps) == (["a", "b", "c", "d", "e"], [])
+
+
+@pytest.mark.parametrize("content", ["<h1>We are back soon</h1>", "<html/>", ""])
+async def test_a_redirect_to_a_page_that_is_not_a_feed_is_not_remembered(content):
+    site = archived()
+    first = site.documents["/a/1"]
+    site.documents["/a/1"] = httpx.Response(308, headers={"location": "/maintenance"})
+    site.documents["/maintenance"] = httpx.Response(200, text=content)
+    atom = site.feed()
+    with pytest.raises(FeedError, match="sent "):
+        await walk(atom)
+    site.documents["/a/1"] = first
+    del site.documents["/maintenance"]
+    assert ids((await walk(atom))[0]) == ["a", "b", "c", "d", "e"]
+    assert site.paths.count("/maintenance") == 1
+
+
+async def test_an_archive_that_moved_is_remembered_once_it_was_read():
+    site = archived()
+    site.documents["/b/1"] = site.documents["/a/1"]
+    site.documents["/a/1"] = httpx.Response(308, headers={"location": "/b/1"})
+    for times in (1, 1):
+        atom = site.feed()
+        for _ in range(2):
+            assert ids((await walk(atom))[0]) == ["a", "b", "c", "d", "e"]
+        assert (site.paths.count("/a/1"), site.paths.count("/b/1")) == (times, 2)
+        site.requests.clear()
+
+
 async def test_of_so_many_documents_it_is_known_that_they_were_not_found(monkeypatch):
     monkeypatch.setattr("push_to_poll_client.feeds._atom.absent.MOST_ADDRESSES", 1)
     site, other = archived(), archived()

@@ -167,6 +167,7 @@ def test_the_limits_are_these():
         f"{patience.FLOOR:,} bytes in each {patience.STILL:g} s, once a wait that was asked for is over",
         f"{origin.MAX_REDIRECTS}",
         f"{moves.MAX_MOVES}, for an hour",
+        f"{moves.MAX_READ}",
         f"{links.MAX_LINKS}",
         f"{validators.MAX_VALIDATOR:,} characters",
         f"{cache_control.MAX_FRESH / 3600:g} hour",

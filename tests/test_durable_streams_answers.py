@@ -329,6 +329,31 @@ async def test_which_410_it_is_tells_the_stream_itself(feed_of, head, kind, text
     assert getattr(failed.value, "start", "-1/4:0") == "-1/4:0"
 
 
+MOVED = httpx.Response(308, headers={"location": "/maintenance"})
+
+
+@pytest.mark.parametrize("there", [answer(b"", status=410), answer(b"", status=404), answer(offset=None)])
+async def test_a_redirect_that_leads_nowhere_is_not_believed_and_not_remembered(feed_of, there):
+    feed, server = feed_of(MOVED, there, end(b"[1]", "6"), MOVED, there, end(b"[]", "6"))
+    with pytest.raises(FeedError) as failed:
+        await feed.fetch(FetchRequest("5/3:17"))
+    assert type(failed.value) is FeedError
+    assert len((await feed.fetch(FetchRequest("5/3:17"))).messages) == 1
+    with pytest.raises(FeedError):
+        await feed.latest()
+    await feed.latest()
+    assert server.asked == ["GET offset=5", "GET ", "GET offset=5", "GET offset=now", "GET ", "GET offset=now"]
+
+
+async def test_a_redirect_that_led_to_the_stream_is_remembered(feed_of):
+    moved = httpx.Response(308, headers={"location": "/v2?offset=now"})
+    feed, server = feed_of(moved, end(b"[]", "6"), end(b"[]", "6"), end(b"[]", "6"))
+    for _ in range(2):
+        await feed.latest()
+    await feed.fetch(FetchRequest("5/3:17"))
+    assert server.asked == ["GET offset=now"] * 3 + ["GET offset=5"]
+
+
 async def test_a_stream_that_is_gone_from_its_beginning_is_gone(feed_of):
     feed, server = feed_of(answer(b"", status=410))
     with pytest.raises(FeedGone):

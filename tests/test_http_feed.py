@@ -329,6 +329,25 @@ class TestRedirects:
         assert server.last.headers["authorization"] == f"Bearer {SECRET}"
 
     @pytest.mark.parametrize(
+        "answer", [httpx.Response(410), httpx.Response(200, headers={"content-type": "text/html"})]
+    )
+    async def test_for_good_are_not_remembered_when_no_batch_was_read_there(self, serve, answer):
+        server = serve(
+            httpx.Response(308, headers={"location": "/maintenance?lastEventId=17"}), answer, batch("18")
+        )
+        feed = HTTPFeed(URL)
+        assert type(await refused(feed, cursor="17")) is FeedError
+        assert ids(await fetch(feed, "17")) == ["18"]
+        assert server.last.url.path == "/orders"
+
+    async def test_for_good_are_remembered_when_a_batch_was_read_there(self, serve):
+        server = serve(httpx.Response(308, headers={"location": "/v2?lastEventId=17"}), batch("18"))
+        feed = HTTPFeed(URL)
+        for _ in range(2):
+            assert ids(await fetch(feed, "17")) == ["18"]
+        assert [request.url.path for request in server.requests] == ["/orders", "/v2", "/v2"]
+
+    @pytest.mark.parametrize(
         ("location", "shown"),
         [
             (f"https://login.example/{SECRET}?to={SECRET}", "https://login.example/"),

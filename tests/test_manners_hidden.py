@@ -66,7 +66,7 @@ async def test_is_in_no_log(serve, caplog):
     caplog.set_level(logging.DEBUG)
     server = serve(httpx.Response(308, headers={"location": f"/v2/bot{SENT}/updates"}), httpx.Response(200))
     asked = bot()
-    await ask(asked, asked.address({"offset": "5"}))
+    asked.note_read(await ask(asked, asked.address({"offset": "5"})))
     assert server.last.url.raw_path == f"/v2/bot{SENT}/updates".encode()
     assert "GET https://bots.example/bot{token}/updates?offset=…" in caplog.text
     assert "its new URL, https://bots.example/v2/bot{token}/updates" in caplog.text

@@ -1,6 +1,7 @@
 """Redirects: which method and body they keep, and which of them are remembered."""
 
 import logging
+from contextlib import suppress
 
 import anyio
 import httpx
@@ -8,8 +9,8 @@ import pytest
 from test_http_feed import SECRET, URL
 from test_manners_origin import CDN, ask, origin, refused, serve
 
-from push_to_poll_client._exceptions import FeedRefused
-from push_to_poll_client.feeds._manners.moves import MAX_AGE, MAX_MOVES, MAX_STEPS, Moves
+from push_to_poll_client._exceptions import FeedError, FeedRefused
+from push_to_poll_client.feeds._manners.moves import MAX_AGE, MAX_MOVES, MAX_READ, MAX_STEPS, Moves
 from push_to_poll_client.feeds._manners.validators import Validators
 
 pytestmark = pytest.mark.anyio
@@ -22,6 +23,13 @@ HOME = "https://shop.example"
 def moved(location, status=301, **headers):
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return httpx.Response(status, headers={"location": location, **named})
+
+
+async def read(asked, url=URL, **given):
+    """An answer from which a page of the feed was read."""
+    answer = await ask(asked, url, **given)
+    asked.note_read(answer)
+    return answer
 
 
 def urls(server):
@@ -73,22 +81,22 @@ class TestMoves:
     async def test_for_good_are_remembered(self, serve, status, second):
         server = serve(moved("/v2", status), httpx.Response(200))
         asked = origin()
-        assert (await asked.ask(URL, headers={})).url == f"{HOME}/v2"
-        assert (await ask(asked)).url == f"{HOME}{second}"
+        assert (await read(asked)).url == f"{HOME}/v2"
+        assert (await read(asked)).url == f"{HOME}{second}"
         assert urls(server) == ["/orders", "/v2", second]
 
     async def test_hold_for_every_query_when_the_query_was_kept(self, serve):
         server = serve(moved("/v2?a=1", 308), httpx.Response(200))
         asked = origin()
         for query in ("?a=1", "?a=2", "", "?"):
-            await ask(asked, f"{URL}{query}")
+            await read(asked, f"{URL}{query}")
         assert urls(server)[1:] == ["/v2?a=1", "/v2?a=2", "/v2", "/v2?"]
 
     async def test_hold_for_one_url_when_it_was_not(self, serve):
         server = serve(moved("/v2?b=1"), httpx.Response(200))
         asked = origin()
         for query in ("?a=1", "?a=2", "?a=1", ""):
-            await ask(asked, f"{URL}{query}")
+            await read(asked, f"{URL}{query}")
         assert urls(server) == ["/orders?a=1", "/v2?b=1", "/orders?a=2", "/v2?b=1", "/orders"]
 
     async def test_what_answers_at_the_new_place_is_known_by_what_it_says(self, serve):
@@ -99,17 +107,17 @@ class TestMoves:
             httpx.Response(304),
         )
         asked = origin()
-        assert (await asked.ask(URL, headers={})).validators is None
-        known = (await asked.ask(URL, headers={})).validators
+        assert (await read(asked)).validators is None
+        known = (await read(asked)).validators
         assert known == Validators('"a"')
-        assert (await ask(asked, known=known)).status == 304
+        assert (await read(asked, known=known)).status == 304
         assert server.last.headers["if-none-match"] == '"a"'
 
     async def test_to_a_trusted_origin_take_no_credentials_there(self, serve):
         server = serve(moved(f"{CDN}/p"), httpx.Response(200))
         asked = origin(auth=SECRET, trusted=[CDN])
         for _ in range(2):
-            await ask(asked)
+            await read(asked)
         assert urls(server) == ["/orders", f"{CDN}/p", f"{CDN}/p"]
         assert "authorization" not in server.last.headers
 
@@ -119,7 +127,7 @@ class TestMoves:
         )
         asked = origin()
         for _ in range(4):
-            await ask(asked, method="POST", content=b"{}")
+            await read(asked, method="POST", content=b"{}")
         assert urls(server) == ["/orders", "/v2", "/v2", "/v2", "/v3", "/v2"]
 
     @pytest.mark.parametrize("told", ["no-store", "no-cache", "max-age=0"])
@@ -127,26 +135,26 @@ class TestMoves:
         server = serve(moved("/v2", cache_control=told), httpx.Response(200))
         asked = origin()
         for _ in range(2):
-            await ask(asked)
+            await read(asked)
         assert urls(server)[2] == "/orders"
 
     @pytest.mark.parametrize("wrong", [httpx.Response(404), httpx.Response(503), httpx.ReadError("reset")])
     async def test_are_forgotten_when_something_is_wrong_there(self, serve, wrong):
         server = serve(moved("/v2"), httpx.Response(200), wrong, httpx.Response(200))
         asked = origin()
-        await ask(asked)
+        await read(asked)
         await refused(asked, kind=FeedRefused) if getattr(wrong, "status_code", 0) == 404 else await refused(asked)
-        await ask(asked)
+        await read(asked)
         assert urls(server) == ["/orders", "/v2", "/v2", "/orders"]
 
     async def test_are_looked_at_again_after_an_hour(self, serve):
         server = serve(moved("/maintenance"), httpx.Response(200))
         asked = origin()
-        await ask(asked)
+        await read(asked)
         await anyio.sleep(MAX_AGE - 1)
-        await ask(asked)
+        await read(asked)
         await anyio.sleep(2)
-        await ask(asked)
+        await read(asked)
         assert urls(server) == ["/orders", "/maintenance", "/maintenance", "/orders"]
 
     async def test_are_told_of_once_and_without_secrets(self, serve, caplog):
@@ -158,12 +166,51 @@ class TestMoves:
             httpx.Response(200),
         )
         asked = origin()
-        await ask(asked, f"{URL}?a={SECRET}")
-        await ask(asked, f"{URL}?a={SECRET}")
-        await ask(asked, f"{URL}?a={SECRET}")
+        await read(asked, f"{URL}?a={SECRET}")
+        await read(asked, f"{URL}?a={SECRET}")
+        await read(asked, f"{URL}?a={SECRET}")
         (told,) = caplog.records
         assert (told.name, told.levelno) == ("push_to_poll_client", logging.WARNING)
         assert told.getMessage() == f"{URL}?a=… has moved for good: configure its new URL, {HOME}/v2?key=…"
+
+    async def test_a_redirect_is_not_remembered_before_a_page_was_read_at_its_end(self, serve, caplog):
+        server = serve(moved("/maintenance", 308), httpx.Response(200), moved("/v2", 308), httpx.Response(200))
+        asked = origin()
+        await ask(asked)
+        await read(asked)
+        await read(asked)
+        assert urls(server) == ["/orders", "/maintenance", "/orders", "/v2", "/v2"]
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{URL} has moved for good: configure its new URL, {HOME}/v2"
+        ]
+
+    @pytest.mark.parametrize("answer", [404, 410, 500])
+    async def test_an_error_at_the_end_of_a_redirect_is_not_remembered(self, serve, answer):
+        server = serve(moved("/gone", 308), httpx.Response(answer), httpx.Response(200))
+        asked = origin()
+        with suppress(FeedError):
+            asked.note_read(await ask(asked))
+        await read(asked)
+        assert urls(server) == ["/orders", "/gone", "/orders"]
+
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    @pytest.mark.parametrize("answer", [404, 410])
+    async def test_not_found_at_the_end_of_a_redirect_says_nothing_about_the_feed(self, serve, status, answer):
+        serve(moved("/maintenance", status), httpx.Response(answer, headers={"retry-after": "7"}))
+        asked = origin()
+        with pytest.raises(FeedError) as error:
+            await ask(asked)
+        assert type(error.value) is FeedError
+        assert error.value.retry_after == 7
+        assert f"{URL} was redirected to {HOME}/maintenance, which answered {answer}" in str(error.value)
+
+    @pytest.mark.parametrize("status", [302, 308])
+    async def test_gone_is_believed_where_a_page_was_read_before(self, serve, status):
+        serve(moved("/v2", status), httpx.Response(200), moved("/v2", status), httpx.Response(410))
+        asked = origin()
+        await read(asked, f"{URL}?page=1")
+        asked._moves.forget()
+        assert (await ask(asked, f"{URL}?page=2")).status == 410
 
     async def test_in_a_circle_come_to_an_end(self, serve):
         back = {"/orders": "/v2", "/v2": "/orders"}
@@ -200,6 +247,13 @@ class TestWhatIsRemembered:
             moves.learn(f"{number}?x", f"new{number}")
         assert [moves.now("0"), moves.now("0?x")] == ["0", "0?x"]
         assert [moves.now("1"), moves.now("1?x")] == ["new1", "new1"]
+
+    async def test_the_paths_at_which_pages_were_read_are_bounded(self):
+        moves = Moves(str)
+        for number in range(MAX_READ + 1):
+            moves.read("0")
+            moves.read(f"{number}?x")
+        assert [moves.has_read(url) for url in ("0?y", "1", "2", f"{MAX_READ}")] == [True, False, True, True]
 
     async def test_a_url_that_moved_to_itself_has_not(self):
         moves = Moves(str)

@@ -466,15 +466,43 @@ async def test_a_link_header_leads_on_from_what_answered_after_redirects():
 
 @pytest.mark.parametrize("status", [301, 302, 307])
 async def test_a_redirect_may_not_drop_what_is_always_said(status):
-    """Nor when it was remembered: without `since` this server means the newest messages."""
+    """Without `since` this server means the newest messages. Nor is such a redirect remembered."""
     pages = OldestFirst(**FORWARD | {"send": to_query("since", otherwise="0")})
     moved = httpx.Response(status, headers={"location": "/v2/events"})
     feed, server = feed_on(moved, says(page("9", cursor="9")), pages=pages)
-    for asked in (2, 3):
+    for asked in (2, 4):
         with pytest.raises(FeedError, match="redirects to a URL without 'since', which says what comes next"):
             await feed.fetch(FetchRequest("1"))
-        server.answers[:0] = [moved] if status != 301 else []
-        assert len(server.requests) >= asked
+        server.answers[:0] = [moved]
+        assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize("outcome", [expired(status(410)), gone(status(410)), closed(status(410))])
+async def test_the_outcome_for_410_does_not_hold_at_the_end_of_a_redirect(outcome):
+    moved = httpx.Response(308, headers={"location": "/maintenance"})
+    feed, server = feed_on(moved, says({}, 410), says(page("1", cursor="1")), outcomes=[outcome])
+    with pytest.raises(FeedError, match=r"was redirected to https://api\.vendor\.example/maintenance") as error:
+        await feed.fetch(FetchRequest("1"))
+    assert type(error.value) is FeedError
+    assert [message.id for message in (await feed.fetch(FetchRequest("1"))).messages] == ["1"]
+    assert server.last.url.path == "/v1/events"
+
+
+async def test_a_redirect_to_a_page_that_cannot_be_read_is_not_remembered():
+    moved = httpx.Response(308, headers={"location": "/maintenance?since=1"})
+    feed, server = feed_on(moved, says({"back": "soon"}), says(page("1", cursor="1")))
+    with pytest.raises(FeedError, match="there is no list"):
+        await feed.fetch(FetchRequest("1"))
+    assert [message.id for message in (await feed.fetch(FetchRequest("1"))).messages] == ["1"]
+    assert server.last.url.path == "/v1/events"
+
+
+async def test_a_redirect_to_a_page_that_was_read_is_remembered():
+    moved = httpx.Response(308, headers={"location": "/v2/events?since=1"})
+    feed, server = feed_on(moved, says(page("1", cursor="1")))
+    for _ in range(2):
+        await feed.fetch(FetchRequest("1"))
+    assert [request.url.path for request in server.requests] == ["/v1/events", "/v2/events", "/v2/events"]
 
 
 @pytest.mark.parametrize(

@@ -135,9 +135,11 @@ class AtomFeed:
             return Leaf(missing=_missing(answer), poll_interval=answer.retry_after)
         if self._origin.accepted(answer).status == HTTPStatus.NOT_MODIFIED:
             return Leaf(unchanged=True, poll_interval=answer.retry_after, fresh_for=fresh_for(answer.headers))
-        return await read_aside(
+        leaf = await read_aside(
             len(answer.body), leaf_of, answer, known.note, newest=address is None, most=self._most
         )
+        self._origin.note_read(answer)
+        return leaf
 
 
 def _missing(answer: Answer) -> str:

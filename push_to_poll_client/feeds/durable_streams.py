@@ -153,7 +153,9 @@ class DurableStreamFeed:
         """
         answer = await self._origin.ask(self._origin.address({"offset": NOW}), headers={})
         self._accept(answer)
-        return Place.counted_from(Said.of(answer.headers, self._origin.where).offset).cursor
+        said = Said.of(answer.headers, self._origin.where)
+        self._origin.note_read(answer)
+        return Place.counted_from(said.offset).cursor
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter."""
@@ -193,6 +195,7 @@ class DurableStreamFeed:
             said = Said.of(answer.headers, self._origin.where)
             said.check_follows(begin.place, self._origin.where)
             read = await self._read(answer, begin, said)
+            self._origin.note_read(answer)
             self._begun = read.begun
             self._tail.note(url, answer, empty=not wait and _is_end(read, said))
             moved, more = said.offset != begin.place.offset, wait > 0 or not said.ends

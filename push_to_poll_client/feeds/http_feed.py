@@ -109,6 +109,7 @@ class HTTPFeed:
         known = self._tail.known(url)
         answer = await self._origin.ask(url, headers=_headers(request), wait=wait, known=known)
         messages = await self._messages(self._origin.accepted(answer))
+        self._origin.note_read(answer)
         self._tail.note(url, answer, empty=not messages)
         last = next((message.cursor for message in reversed(messages) if message.cursor is not None), None)
         # A server that answers with the very event it was asked to go on after has no more.

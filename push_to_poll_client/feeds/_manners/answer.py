@@ -27,6 +27,7 @@ class Answer(NamedTuple):
         redirected: Whether another URL answered than was asked.
         where: Who said it, for errors, without secrets: the feed, or another origin that it led to.
         within_poll: As `retry_after`, before a further page of the same poll.
+        moves: The permanent redirects that were followed to this answer, each as its old and its new URL.
     """
 
     status: int
@@ -38,6 +39,7 @@ class Answer(NamedTuple):
     redirected: bool = False
     where: str = ""
     within_poll: float | None = None
+    moves: tuple[tuple[str, str], ...] = ()
 
     @property
     def media_type(self) -> str:

@@ -29,6 +29,7 @@ class Call(NamedTuple):
     Attributes:
         at_home: Whether it goes to the feed's own origin, and credentials with it.
         redirected: Whether a redirect led here.
+        moves: The permanent ones among these redirects, each as its old and its new URL.
     """
 
     url: str
@@ -40,6 +41,7 @@ class Call(NamedTuple):
     wait: float
     errors: int
     redirected: bool = False
+    moves: tuple[tuple[str, str], ...] = ()
 
     def after(self, status: int) -> "Call":
         """What to ask where a redirect of this status leads (RFC 9110 §15.4)."""

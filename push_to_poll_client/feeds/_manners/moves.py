@@ -14,6 +14,9 @@ __all__ = ["MAX_MOVES", "Moves"]
 MAX_MOVES = 16
 """Of one feed. Its pages move together, by their path."""
 
+MAX_READ = 16
+"""Paths of one feed at which redirects ended and a page was read: one for each path that the feed has."""
+
 MAX_STEPS = 5
 """From where a feed was once to where it is now."""
 
@@ -35,6 +38,7 @@ class Moves:
         self._shown = shown
         self._paths: OrderedDict[str, str] = OrderedDict()
         self._urls: OrderedDict[str, str] = OrderedDict()
+        self._read: OrderedDict[str, None] = OrderedDict()
         self._since = 0.0
         self._told: str | None = None
 
@@ -71,10 +75,25 @@ class Moves:
             self._told = there
             _logger.warning("%s has moved for good: configure its new URL, %s", self._shown(old), there)
 
+    def read(self, url: str) -> None:
+        """Note that redirects led to a page of the feed at this URL, so that errors from there are believed."""
+        self._read[_path(url)] = None
+        self._read.move_to_end(_path(url))
+        if len(self._read) > MAX_READ:
+            self._read.popitem(last=False)
+
+    def has_read(self, url: str) -> bool:
+        """Return True if redirects led to a page of the feed at the path of this URL before."""
+        return _path(url) in self._read
+
     def forget(self) -> None:
         """Begin at the old URLs again: something is wrong with the new ones, and it may be the move."""
         self._paths.clear()
         self._urls.clear()
+
+
+def _path(url: str) -> str:
+    return url.partition("?")[0]
 
 
 def _remember(moves: OrderedDict[str, str], old: str, new: str) -> None:

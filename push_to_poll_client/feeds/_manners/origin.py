@@ -3,6 +3,9 @@
 Redirects are followed on the origin that the credentials were given for, and nowhere else (G12): what a login
 page, a mirror or an attacker elsewhere would get is the `Authorization` header, and what they would give is
 taken for the feed. A feed that moved is named in the error; it is one edit to follow it.
+
+A redirect proves nothing before a page of the feed was read at its end: it may lead to a maintenance page. Until
+then a permanent redirect is not remembered, and 404 or 410 at its end says nothing about the feed.
 """
 
 import time
@@ -40,6 +43,8 @@ MAX_REDIRECTS = 5
 
 MOST_FOR_AN_ERROR = 5.0
 """Seconds for the body of an answer that is none: it may explain the status, and is not worth a timeout."""
+
+_NOT_THERE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 
 _FOR_GOOD = frozenset({HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.PERMANENT_REDIRECT})
 
@@ -87,6 +92,7 @@ class Origin:
         self._text = str(self._url.copy_with(query=self._url.query or None))
         self._places = Places(self._url, hidden, trusted)
         self.where = hidden.where
+        self._hidden = hidden
         self._moves = Moves(hidden.shown)
         fields = header_fields(headers or {})
         check_number("timeout", timeout, above_zero=True)
@@ -137,7 +143,8 @@ class Origin:
 
         Raises:
             FeedError: There is no answer: the URL or a redirect is of another origin that is not trusted, a body
-                too large or too slow, no connection.
+                too large or too slow, no connection; or a redirect ended in 404 or 410, where no page of the feed
+                was read before.
         """
         known = known if method == "GET" and conditions(known) else None
         try:
@@ -182,6 +189,13 @@ class Origin:
             )
         return answer
 
+    def note_read(self, answer: Answer) -> None:
+        """Remember the redirects that led to this answer. Call it once a page of the feed was read from it."""
+        if answer.status in READ and answer.redirected:
+            self._moves.read(answer.url)
+            for old, new in answer.moves:
+                self._moves.learn(old, new)
+
     async def aclose(self) -> None:
         """Give back connections. The next `ask` opens them again, in whatever event loop that is."""
         await self._exchange.aclose()
@@ -205,6 +219,13 @@ class Origin:
             answer = await self._follow(call, patience)
         if answer.status not in READ:
             self._moves.forget()
+        if answer.redirected and answer.status in _NOT_THERE and not self._moves.has_read(answer.url):
+            there = self._hidden.shown(answer.url)
+            raise FeedError(
+                f"{self.where} was redirected to {there}, which answered {answer.status}; if the feed has "
+                "moved there, give its new URL; it is asked again later",
+                retry_after=answer.retry_after,
+            )
         return answer
 
     async def _follow(self, call: Call, patience: Patience) -> Answer:
@@ -223,7 +244,7 @@ class Origin:
         posted = following.content is not None
         url, at_home = self._places.allowed(str(response.next_request.url), leads="redirects", posted=posted)
         if response.status_code in _FOR_GOOD and following.method == call.method and may_be_kept(response.headers):
-            self._moves.learn(call.url, url)
+            following = following._replace(moves=(*call.moves, (call.url, url)))
         return following._replace(url=url, at_home=at_home)
 
     async def _answer(self, response: Any, call: Call, patience: Patience) -> Answer:
@@ -237,7 +258,18 @@ class Origin:
         wait = within_poll = asked_to_wait(status, headers, now)
         if wait is not None:
             within_poll = asked_to_wait(status, headers, now, within_poll=True)
-        return Answer(status, headers, body, wait, call.url, call.known, call.redirected, where, within_poll)
+        return Answer(
+            status,
+            headers,
+            body,
+            wait,
+            call.url,
+            call.known,
+            call.redirected,
+            where,
+            within_poll,
+            call.moves,
+        )
 
     async def _error_body(self, response: Any, call: Call, patience: Patience) -> bytes:
         """What the server says to an error; empty if that cannot be had: the error is there all the same."""

@@ -166,7 +166,9 @@ class Asker:
             url, method=method, headers=headers, content=content, wait=wait, known=known, errors=MAX_ERROR
         )
         self._check_redirect(url, answer)
-        return await read_aside(len(answer.body), self._read, answer, place, leads, entries=entries)
+        read = await read_aside(len(answer.body), self._read, answer, place, leads, entries=entries)
+        self._origin.note_read(answer)
+        return read
 
     def _check_redirect(self, asked: str, answer: Answer) -> None:
         """Where no cursor at all stands for the newest messages, those before them would never be seen."""
