@@ -12,6 +12,8 @@ import anyio
 import httpcore
 import httpx
 
+from push_to_poll_client._http_client import BAD_REDIRECT
+
 __all__ = ["DirectClient"]
 
 LARGEST = 256 * 1024
@@ -47,10 +49,10 @@ class DirectClient(httpx.AsyncClient):
 async def _set_next(response: httpx.Response) -> None:
     try:
         target = _target(response.request.url, response.headers["location"])
-    except httpx.InvalidURL:  # whose text may quote a piece of a secret
+    except (httpx.InvalidURL, UnicodeError):  # whose text may quote a piece of a secret
         with anyio.CancelScope(shield=True):
             await response.aclose()
-        raise httpx.RemoteProtocolError("a redirect to no URL") from None
+        raise httpx.RemoteProtocolError(BAD_REDIRECT) from None
     response.next_request = httpx.Request("GET", target)
 
 

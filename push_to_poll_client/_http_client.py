@@ -17,6 +17,7 @@ import httpx
 from push_to_poll_client._http import shared_tls_context, without_secrets
 
 __all__ = [
+    "BAD_REDIRECT",
     "CLOSE_TIMEOUT",
     "closed_if_failed",
     "http_url",
@@ -46,13 +47,18 @@ def http_url(url: str) -> httpx.URL:
         raise TypeError(f"url is a {type(url).__name__}; give a str")
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL:  # whose text may quote a piece of a password
+        host = parsed.host
+    except (httpx.InvalidURL, UnicodeError):  # whose text may quote a piece of a password
         raise ValueError(f"url is no URL: {without_secrets(url)}") from None
-    if parsed.scheme not in {"http", "https"} or not parsed.host:
+    if parsed.scheme not in {"http", "https"} or not host:
         raise ValueError(
             f"url is {without_secrets(url)}; give an absolute one that begins with http:// or https://"
         )
     return parsed
+
+
+BAD_REDIRECT = "a redirect to no URL"
+"""The text of the error that our own client raises for such an answer."""
 
 
 @functools.cache

@@ -143,6 +143,23 @@ async def test_pieces_may_begin_the_time_anew():
     assert await refused(asking, TimeoutError, wait=5) == "no whole answer within 10 s"
 
 
+BAD_LOCATIONS = [b"location: /", b"http://a:port/", b"http://xn--zz/", b"/" + b"x" * 70_000]
+
+
+@pytest.mark.parametrize("location", BAD_LOCATIONS)
+async def test_a_redirect_to_something_that_is_not_a_url_is_unusable(location):
+    """The client of httpx reads the `Location` of a redirect also when it is told not to follow it."""
+    asking, script = asker((307, {b"location": location}, [END]))
+    text = await refused(asking, UnusableAnswer)
+    assert text == "https://api.example/ask?key=…: the server answered a redirect to something that is not a URL"
+    assert script.open == 0
+
+
+async def test_another_breach_of_http_is_no_redirect():
+    asking, _ = asker(httpx.RemoteProtocolError("illegal status line"))
+    await refused(asking, httpx.RemoteProtocolError)
+
+
 async def test_a_redirect_is_not_followed():
     asking, script = asker((307, {"Location": "https://elsewhere.example/"}, [END]))
     assert (await asking.ask()).status == 307

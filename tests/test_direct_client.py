@@ -11,6 +11,7 @@ import pytest
 from push_to_poll_client import Consumer, FeedError, FetchRequest, HTTPFeed, SQLiteStore, _direct_client
 from push_to_poll_client._direct_client import DirectClient
 from push_to_poll_client._http_client import open_client
+from push_to_poll_client.listeners._asking import Asker, UnusableAnswer
 
 pytestmark = pytest.mark.anyio
 
@@ -179,15 +180,20 @@ async def test_a_request_is_sent_before_a_handler_that_never_waits_begins(monkey
 class Lost(Server):
     """Sends everybody to where nothing is."""
 
+    def __init__(self, location):
+        super().__init__()
+        self.location = location
+
     async def read(self, max_bytes, timeout=None):  # noqa: ASYNC109
-        return b"HTTP/1.1 302 Found\r\nLocation: http://feed.example:port/\r\nContent-Length: 0\r\n\r\n"
+        return b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % self.location
 
 
-async def test_a_redirect_to_no_url_costs_no_connection(monkeypatch):
+@pytest.mark.parametrize("location", [b"http://feed.example:port/", b"http://xn--zz/"])
+async def test_a_redirect_to_no_url_costs_no_connection(monkeypatch, location):
     opened = []
 
     async def connect(backend, host, port, **options):
-        opened.append(Lost())
+        opened.append(Lost(location))
         return opened[-1]
 
     monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
@@ -197,6 +203,15 @@ async def test_a_redirect_to_no_url_costs_no_connection(monkeypatch):
             await feed.fetch(FetchRequest())
     await feed.aclose()
     assert all(("aclose",) in socket.told for socket in opened)
+
+
+async def test_a_channel_with_its_own_client_says_what_is_wrong_with_a_redirect(monkeypatch):
+    async def connect(backend, host, port, **options):
+        return Lost(b"http://feed.example:port/")
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    with pytest.raises(UnusableAnswer, match="answered a redirect to something that is not a URL"):
+        await Asker(URL).ask()
 
 
 async def test_a_client_that_was_closed_sends_nothing():

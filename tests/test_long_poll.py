@@ -314,6 +314,15 @@ async def test_a_refusal_of_who_names_no_position_does_not_wake():
     assert (await run(listener, script, 10)).events == [(0, "down")]
 
 
+@pytest.mark.parametrize("location", ["location: /", f"http://{CANARY}:port/", "http://xn--zz/"])
+async def test_a_redirect_to_something_that_is_not_a_url_is_one_clear_failure(location):
+    listener, script = scripted((302, {"Location": location}, [END]), NEVER)
+    channel = await run(listener, script, 400)
+    assert script.asked_at == [0, 300]
+    assert "the server answered a redirect to something that is not a URL" in str(channel.errors[0])
+    assert CANARY not in str(channel.errors[0])
+
+
 @pytest.mark.parametrize(("step", "again"), [(429, 0), (503, 0), (404, 300), (302, 300), (RESET, 0)])
 async def test_failures_are_those_of_all_listeners(step, again):
     listener, script = scripted(step, NEVER)

@@ -520,6 +520,15 @@ def test_what_happened_is_told_in_a_sentence(error, said):
     assert failure_of(error).sentence == said
 
 
+@pytest.mark.parametrize("location", ["location: /", f"http://{CANARY}:port/", "http://xn--zz/"])
+async def test_a_redirect_to_something_that_is_not_a_url_is_one_clear_failure(location):
+    listener, script = scripted((307, {"Location": location}))
+    channel = await run(listener, script, 400)
+    assert script.connects == [0, 300]
+    assert "the server answered a redirect to something that is not a URL" in str(channel.errors[0])
+    assert CANARY not in str(channel.errors[0])
+
+
 async def test_gone_for_good_raises():
     listener, script = scripted([END], 410)
     channel = TimedChannel()

@@ -245,6 +245,8 @@ async def test_a_hub_may_send_to_another_hub(hub, status):
         (HUB, "more than 3 redirects"),
         ("ftp://hub.example/", "redirects to no http address"),
         (None, "redirects to no http address"),
+        ("https://xn--zz/", "answered a redirect to something that is not a URL"),
+        ("location: /", "answered a redirect to something that is not a URL"),
     ],
 )
 async def test_redirects_that_lead_nowhere_are_refused(hub, location, why):

@@ -28,6 +28,7 @@ def found(*fields, body=b"", kind="application/atom+xml"):
         # What cannot be asked is passed over.
         ([f"<mailto:hub@hub.example>; rel=hub, <https://h:port/>; rel=hub, <{HUB}>; rel=hub"], (URL, HUB)),
         ([f"<{HUB}>; rel=hub, <tag:x>; rel=self"], (URL, HUB)),
+        ([f"<https://xn--zz/>; rel=hub, <{HUB}>; rel=hub, <https://xn--zz/>; rel=self"], (URL, HUB)),
         ([f"<{HUB}>; rel=hub, " + "<x>; rel=y, " * MAX_LINKS], (URL, HUB)),
     ],
 )

@@ -49,6 +49,7 @@ def same_server(push: str, feed: str) -> bool:
 def _server(url: str) -> tuple[bool, str, int | None]:
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL:  # whose text may quote a piece of a password
+        host = parsed.host
+    except (httpx.InvalidURL, UnicodeError):  # whose text may quote a piece of a password
         raise ValueError("it is no URL") from None
-    return parsed.scheme in _SECURE, parsed.host, parsed.port
+    return parsed.scheme in _SECURE, host, parsed.port

@@ -19,7 +19,7 @@ from push_to_poll_client._http_client import closed_if_failed, http_url, module_
 from push_to_poll_client._text import quoted
 from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource, basic
 from push_to_poll_client.listeners._reconnect import Verdict
-from push_to_poll_client.listeners._sending import closing, open_sender
+from push_to_poll_client.listeners._sending import UnusableRedirect, closing, open_sender, send
 
 __all__ = ["ANSWER_VERDICTS", "Answer", "Asker", "UnusableAnswer"]
 
@@ -156,7 +156,7 @@ class Asker:
             sent: Called when the request is on its way, by clients that tell it, as those of httpx.
 
         Raises:
-            UnusableAnswer: The answer is too large.
+            UnusableAnswer: The answer is too large, or a redirect to something that is not a URL.
             CredentialsFailed: Who to be could not be learnt.
             Exception: No answer came; `http_failure_of` knows what that means.
         """
@@ -192,7 +192,10 @@ class Asker:
                     )
                 if content:
                     request.stream = _at_once(request.stream, content)
-                response = await sender.send(request, stream=True, follow_redirects=False, **auth)
+                try:
+                    response = await send(sender, request, **auth)
+                except UnusableRedirect as error:
+                    raise UnusableAnswer(f"{without_secrets(url)}: {error}") from None
                 async with closing(response):
                     body = await self._body(response, without_secrets(url), scope if trickles else None, wait)
                     return Answer(response.status_code, response.headers, body, without_secrets(url), response)

@@ -17,7 +17,7 @@ from push_to_poll_client._http import asked_to_wait
 from push_to_poll_client.listeners._credentials import CredentialsFailed
 from push_to_poll_client.listeners._failure import REDIRECTS_STAY_HOME, Failure, by_type, causes, told
 from push_to_poll_client.listeners._reconnect import Verdict, verdict_of_status
-from push_to_poll_client.listeners._sending import ProxyUnusable, SocksUnusable
+from push_to_poll_client.listeners._sending import ProxyUnusable, SocksUnusable, UnusableRedirect
 
 __all__ = ["http_failure_of", "refusal"]
 
@@ -25,6 +25,7 @@ ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
     (CredentialsFailed, Verdict.RETRY),  # whatever the provider's own reason was
     (ssl.SSLCertVerificationError, Verdict.SLOW_RETRY),  # somebody must mend the certificate, or is listening in
     (ProxyUnusable, Verdict.SLOW_RETRY),
+    (UnusableRedirect, Verdict.SLOW_RETRY),  # the next answer will be like it
     (httpx.LocalProtocolError, Verdict.SLOW_RETRY),  # what was to be sent cannot be sent
     (SocksUnusable, Verdict.GIVE_UP),  # a library is missing
     (Exception, Verdict.RETRY),  # the network, silence, garbage, and what is unknown

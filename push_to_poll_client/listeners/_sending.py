@@ -9,9 +9,9 @@ import anyio
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http_client import CLOSE_TIMEOUT, open_client
+from push_to_poll_client._http_client import BAD_REDIRECT, CLOSE_TIMEOUT, module_of, open_client
 
-__all__ = ["ProxyUnusable", "SocksUnusable", "closing", "open_sender"]
+__all__ = ["ProxyUnusable", "SocksUnusable", "UnusableRedirect", "closing", "open_sender", "send"]
 
 
 class ProxyUnusable(PushToPollError):
@@ -20,6 +20,10 @@ class ProxyUnusable(PushToPollError):
 
 class SocksUnusable(PushToPollError):
     """The environment names a SOCKS proxy, for which a library is missing."""
+
+
+class UnusableRedirect(PushToPollError):
+    """The server answered a redirect to something that is not a URL."""
 
 
 @contextlib.asynccontextmanager
@@ -50,6 +54,24 @@ async def closing(thing: Any) -> AsyncIterator[Any]:
         # Shielded: a close that is cancelled leaves its socket to the garbage collector.
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
             await thing.aclose()
+
+
+async def send(sender: Any, request: Any, **options: Any) -> Any:
+    """Send a request without following redirects; its answer is streamed.
+
+    Raises:
+        UnusableRedirect: httpx reads the `Location` of every redirect, also of one that is not followed.
+        Exception: There is no answer.
+    """
+    module = module_of(sender)
+    try:
+        return await sender.send(request, stream=True, follow_redirects=False, **options)
+    except (httpx.InvalidURL, module.InvalidURL, UnicodeError):  # whose text may quote a piece of a secret
+        pass
+    except module.RemoteProtocolError as error:
+        if not str(error).startswith((BAD_REDIRECT, "Invalid URL in location header")):
+            raise
+    raise UnusableRedirect("the server answered a redirect to something that is not a URL")
 
 
 def _own_client(tls: ssl.SSLContext | None) -> httpx.AsyncClient:

@@ -14,7 +14,7 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http_client import closed_if_failed, unwinding
 from push_to_poll_client._text import quoted
 from push_to_poll_client.listeners._living import LeftAlone
-from push_to_poll_client.listeners._sending import closing, open_sender
+from push_to_poll_client.listeners._sending import closing, open_sender, send
 from push_to_poll_client.listeners._sse_parser import EventParser, ServerSentEvent
 
 __all__ = ["EventStream", "NoEventStream", "StreamEnded", "open_stream"]
@@ -123,7 +123,7 @@ async def _answer(sender: Any, url: str, fields: Sequence[tuple[bytes, bytes]], 
     async with closed_if_failed(url) as extensions:
         request = sender.build_request("GET", url, headers=fields, timeout=None, extensions=extensions)
         with anyio.move_on_after(open_timeout):
-            return await sender.send(request, stream=True, follow_redirects=False, **ours)
+            return await send(sender, request, **ours)
         raise TimeoutError(f"no answer within {open_timeout:g} s")
 
 

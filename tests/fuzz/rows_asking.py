@@ -122,6 +122,7 @@ ROWS = (
             "nested": nested(b"[", b"]", before=b"200\n\n"),
             "a field": around(b"429\nretry-after: ", b"9"),
         },
+        found=(b"302\nlocation:location: /", b"302\nlocation: http://xn--zz/", b"302\nlocation: http://a:b/"),
     ),
     Fuzzed(
         name="answers to long polls",

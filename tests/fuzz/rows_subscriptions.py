@@ -83,6 +83,7 @@ ROWS = (
             "fields": around(b"text/plain\n", b"link: <a>; rel=hub\n"),
             "steps up": around(b"text/plain\nlink: <", b"../", b"a>; rel=hub"),
         },
+        found=(b"text/plain\nlink: <http://xn--zz/>; rel=hub\n\n",),
     ),
     Fuzzed(
         name="questions of hubs",

@@ -14,6 +14,7 @@ from xml.parsers import expat
 import httpx
 
 from push_to_poll_client._http import without_secrets
+from push_to_poll_client._http_client import http_url
 from push_to_poll_client._links import MAX_LINKS, TooManyLinks, resolved, targets
 from push_to_poll_client.listeners._asking import UnusableAnswer
 
@@ -97,8 +98,11 @@ def _usable(found: Iterable[str], url: str) -> list[str]:
 
 def is_usable(link: str) -> bool:
     """Whether it is an http address of no more than `MAX_LINK` characters."""
-    parsed = httpx.URL(link)
-    return parsed.scheme in {"http", "https"} and bool(parsed.host) and len(link) <= MAX_LINK
+    try:
+        http_url(link)
+    except ValueError:
+        return False
+    return len(link) <= MAX_LINK
 
 
 def _in_body(headers: httpx.Headers, body: bytes) -> Iterable[_Link]:
