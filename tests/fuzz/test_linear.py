@@ -6,6 +6,7 @@ way at some size (deep JSON is split by other means), which is a step and no slo
 
 import logging
 from functools import partial
+from html.parser import HTMLParser
 
 import pytest
 from forms import LONG, chance, form
@@ -87,6 +88,19 @@ def parses_again_and_again(text):
         _json_split._AT_TOP.search(text, at)
 
 
+class LooksForEachTagFromTheBeginning(HTMLParser):
+    def handle_data(self, _data):
+        self.rawdata.find("x")
+
+
+def reads_a_page_badly(text):
+    LooksForEachTagFromTheBeginning().feed("<" * len(text))
+
+
+def reads_a_page(text):
+    HTMLParser().feed("<" * len(text))
+
+
 def is_linear(text):
     return [one for one in text.split(b",") if one.strip()]
 
@@ -98,6 +112,7 @@ BAD = [
     grows_by_copies,
     splits_what_it_has_again,
     parses_again_and_again,
+    reads_a_page_badly,
 ]
 
 
@@ -106,3 +121,8 @@ def test_a_slow_function_is_seen(function, monkeypatch):
     monkeypatch.setitem(function.__globals__, "__name__", "push_to_poll_client.planted")
     assert growth(function, lambda n: b"0" * n, 250) > 2 * TWICE - 1
     assert growth(is_linear, lambda n: b"0," * n, 250) <= TWICE
+
+
+def test_reading_a_page_is_linear():
+    """The parser of the standard library looks for the next tag from where it stands."""
+    assert growth(reads_a_page, lambda n: b"0" * n, 250) <= TWICE

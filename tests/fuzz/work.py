@@ -3,6 +3,8 @@
 What is counted:
 - each line of Python that is executed in the package, and in what it has others' texts read by;
 - for each method of a text or of bytes that is called (`split`, `strip`, `decode`, …) the length of that text;
+- for each such method that `html.parser` calls on the page, what it looked through: from where it was to begin to
+  where it found something, or to where it was to end;
 - for each pattern that the package has compiled, what the call looked through: from where it was to begin to
   where the match ends, or to the end of the text if there is none (that a pattern itself takes a fixed number of
   steps for each character is `test_patterns.py`'s);
@@ -11,6 +13,7 @@ What is counted:
   again is what most often makes a parser quadratic.
 """
 
+import html.parser
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -55,6 +58,8 @@ class _Counter:
     def profile(self, _frame: Any, event: str, function: Any) -> None:
         if event == "c_call":
             text = getattr(function, "__self__", None)
+            if isinstance(text, _Page) and function.__name__ in _PAGE_COUNTS:
+                return
             if isinstance(text, _TEXTS) and function.__name__ not in _LOOKS_AT_NOTHING:
                 self.work += len(text)
 
@@ -75,6 +80,40 @@ def work_of(function: Callable[[], Any]) -> int:
         sys.settrace(tracing)
         sys.setprofile(profiling)
     return counter.work
+
+
+_PAGE_COUNTS = frozenset({"count", "find", "rfind", "rindex"})
+
+
+class _Page(str):
+    """The page that `html.parser` reads: it looks for the next tag from where it stands."""
+
+    __slots__ = ()
+
+    def count(self, part: str, start: int = 0, end: int = sys.maxsize) -> int:
+        _counter.work += min(end, len(self)) - start
+        return super().count(part, start, end)
+
+    def find(self, part: str, start: int = 0, end: int = sys.maxsize) -> int:
+        found = super().find(part, start, end)
+        _counter.work += (min(end, len(self)) if found < 0 else found + len(part)) - start
+        return found
+
+    def rfind(self, part: str, start: int = 0, end: int = sys.maxsize) -> int:
+        _counter.work += min(end, len(self)) - start
+        return super().rfind(part, start, end)
+
+    def rindex(self, part: str, start: int = 0, end: int = sys.maxsize) -> int:
+        _counter.work += min(end, len(self)) - start
+        return super().rindex(part, start, end)
+
+
+def _page(parser: Any) -> _Page:
+    return parser.__dict__["rawdata"]
+
+
+def _set_page(parser: Any, text: str) -> None:
+    parser.__dict__["rawdata"] = _Page(text)
 
 
 class _Counted:
@@ -141,8 +180,10 @@ def counting_calls() -> Iterator[None]:
     replaced = [(module, name, value, other) for module, name, value in found if (other := _stand_in(value))]
     for module, name, _, other in replaced:
         setattr(module, name, other)
+    html.parser.HTMLParser.rawdata = property(_page, _set_page)
     try:
         yield
     finally:
+        del html.parser.HTMLParser.rawdata
         for module, name, value, _ in replaced:
             setattr(module, name, value)
