@@ -10,7 +10,7 @@ from pathlib import Path
 
 from chaos_bank import open_bank
 from journals import ConsumerJournal, elapse
-from processes import PATIENCE, Child
+from processes import GUARD, Child
 
 
 class Banker:
@@ -23,9 +23,16 @@ class Banker:
     def write(self, line):
         self._child.write(line)
 
-    def line(self):
-        ready, _, _ = select.select([self._child.output], [], [], PATIENCE)
-        assert ready, f"it says nothing: {self.last_words}"
+    def line(self, journal=None):
+        """Its next line.
+
+        Args:
+            journal: The file that a life writes to: as long as it grows, there is something to wait for.
+        """
+        size = None
+        while not select.select([self._child.output], [], [], GUARD)[0]:
+            before, size = size, journal.stat().st_size if journal is not None and journal.exists() else None
+            assert size != before, f"it says nothing and does nothing: {self.last_words}"
         return self._child.line()
 
     @property
@@ -50,7 +57,8 @@ class LivesOfABank:
         self.life = 0
         self.database = directory / "bank.db"
         self.journal = ConsumerJournal(directory / "journal")
-        self._settings = {**settings, "database": str(self.database), "journal": str(directory / "journal")}
+        self._written = directory / "journal"
+        self._settings = {**settings, "database": str(self.database), "journal": str(self._written)}
         self._banker = banker
         if "Elsewhere" not in settings["handler"]:
             open_bank(self.database)
@@ -71,7 +79,7 @@ class LivesOfABank:
             elapse(until)
             os.kill(process, signal.SIGKILL)
         self._banker.write("wait for it")
-        code = int(self._banker.line())
+        code = int(self._banker.line(self._written))
         assert code in {0, -signal.SIGKILL}, self._banker.last_words
         if code:
             self.killed.add(self.life)

@@ -35,9 +35,9 @@ if __name__ == "__main__":
 import anyio  # noqa: E402  # what takes time comes after what must not wait
 from chaos_listeners import listener  # noqa: E402
 from journals import Journal  # noqa: E402
-from watched import WatchedListener  # noqa: E402
+from watched import WatchedFeed, WatchedListener  # noqa: E402
 
-from push_to_poll_client import Consumer, HTTPFeed, SQLiteStore, _schedule  # noqa: E402
+from push_to_poll_client import Consumer, SQLiteStore, _schedule  # noqa: E402
 from push_to_poll_client.listeners import _reconnect, long_poll  # noqa: E402
 from push_to_poll_client.listeners._subscriptions import keeper, when  # noqa: E402
 
@@ -69,33 +69,54 @@ def hasten(haste):
             setattr(module, name, getattr(module, name) / haste)
 
 
-async def main(*, url, push, headers, database, journal, life, takes, answer_within, haste, consumer):
+PATHS = {"websocket": "/push", "sse": "/events"}
+"""Where the reference server has the channels whose connections it writes down."""
+
+
+async def main(*, url, push, client, database, journal, life, takes, answer_within, haste, consumer):
     hasten(haste)
     journal = Journal(journal)
     orders = Orders(
-        HTTPFeed(url, headers=headers, timeout=answer_within),
+        WatchedFeed(
+            url,
+            client=client,
+            timeout=answer_within,
+            began=lambda fetch: journal.write("fetches", life, fetch.at, fetch.after or "-"),
+            over=lambda fetch: journal.write(
+                "fetched",
+                life,
+                fetch.at,
+                fetch.ended,
+                "failed" if fetch.failed else fetch.next or "-",
+                fetch.heard_at,
+                fetch.retry_after,
+            ),
+        ),
         store=SQLiteStore(database),
-        listeners=[
-            WatchedListener(
-                listener(kind, settings, headers),
-                lambda what: journal.write("channel", life, what, time.monotonic()),
-            )
-            for kind, settings in push
-        ],
+        listeners=[watched(journal, life, kind, listener(kind, settings, client)) for kind, settings in push],
         journal=journal,
         life=life,
         takes=takes,
         **consumer,
     )
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(stop_at_sigterm, orders)
+        await tasks.start(stop_at_sigterm, orders)
         journal.write("begins", life)
         await orders.run()
         tasks.cancel_scope.cancel()
 
 
-async def stop_at_sigterm(orders):
+def watched(journal, life, kind, listener):
+    return WatchedListener(
+        listener,
+        lambda what: journal.write("channel", life, what, time.monotonic()),
+        lambda: journal.write("dials", life, time.monotonic(), PATHS.get(kind, kind)),
+    )
+
+
+async def stop_at_sigterm(orders, *, task_status):
     with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        task_status.started()
         async for _ in signals:
             orders.stop()
 

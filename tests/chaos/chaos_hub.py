@@ -16,7 +16,10 @@ from chaos_listeners import HOST
 
 ATTEMPTS = 4
 BETWEEN = 0.3
-"""Seconds before each further attempt, and for each answer."""
+"""Seconds before each further attempt."""
+
+TIMEOUT = 2.0
+"""Seconds for each answer."""
 
 
 class Hub:
@@ -33,7 +36,7 @@ class Hub:
         self.port = 0
         self._secrets = {}
         self._threads = []
-        self._http = httpx.Client(trust_env=False, timeout=BETWEEN)
+        self._http = httpx.Client(trust_env=False, timeout=TIMEOUT)
         self._server = None
 
     @property

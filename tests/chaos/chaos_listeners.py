@@ -12,7 +12,7 @@ import anyio
 
 from push_to_poll_client import ConnectionListener, Push, SSEListener, WebSocketListener
 
-DEAD = 0.6
+DEAD = 1.0
 """Seconds in which a listener finds that its connection is dead."""
 
 HOST = "127.0.0.1"
@@ -133,9 +133,9 @@ LISTENERS = {
 }
 
 
-def listener(kind, settings, headers):
-    """One of this kind; `headers` say who asks, where a server is asked that writes it down."""
-    asks_reference = {"headers": headers} if kind in {"websocket", "sse", "long_poll"} else {}
+def listener(kind, settings, client):
+    """One of this kind; `client` says who asks, where a server is asked that writes it down."""
+    asks_reference = {"headers": {"x-client": client}} if kind in {"websocket", "sse", "long_poll"} else {}
     return LISTENERS[kind](**settings, **asks_reference)
 
 

@@ -4,14 +4,10 @@ As a program it serves until its standard input ends: `chaos_server.py JOURNAL P
 that was killed and is started with as many messages as were published has them again: an id is a place.
 """
 
-import itertools
 import json
-import os
 import sys
 import time
-from contextlib import suppress
 
-import msgspec
 from journals import Journal
 
 from push_to_poll_client.testing import ReferenceApp, serve_in_thread
@@ -26,58 +22,21 @@ KEEP_ALIVE = 0.2
 """Seconds of silence after which an event stream gets a comment."""
 
 
-class _Event(msgspec.Struct):
-    id: str
-
-
 class RecordingApp(ReferenceApp):
-    """Writes down who asks for what, and what he got."""
+    """Writes down who asks for what."""
 
     def __init__(self, journal, **settings):
         super().__init__(**settings)
         self._journal = Journal(journal)
-        self._requests = (f"{os.getpid()}-{number}" for number in itertools.count())
 
     async def __call__(self, scope, receive, send):
         client, path = dict(scope.get("headers", ())).get(CLIENT, b"-").decode(), scope.get("path")
         if path == "/feed":
-            await self._answer_feed(client, scope, receive, send)
-            return
+            after = scope["query_string"].decode().partition("lastEventId=")[2].partition("&")[0]
+            self._journal.write("asked", client, time.monotonic(), after or "-")
         if path in PUSH:
             self._journal.write("dialled", client, time.monotonic(), path)
         await super().__call__(scope, receive, send)
-
-    async def _answer_feed(self, client, scope, receive, send):
-        request, answer = next(self._requests), _Answer(send)
-        after = scope["query_string"].decode().partition("lastEventId=")[2].partition("&")[0]
-        self._journal.write("asked", request, client, time.monotonic(), after or "-")
-        try:
-            await super().__call__(scope, receive, answer.send)
-        finally:
-            self._journal.write(
-                "answered", request, time.monotonic(), answer.status, answer.last or "-", answer.retry_after
-            )
-
-
-class _Answer:
-    """Looks at what is sent."""
-
-    def __init__(self, send):
-        self._send = send
-        self._body = b""
-        self.status = 0
-        self.last = None
-        self.retry_after = 0.0
-
-    async def send(self, message):
-        await self._send(message)
-        self.status = message.get("status", self.status)
-        with suppress(ValueError, KeyError):
-            self.retry_after = float(dict(message["headers"])[b"retry-after"])
-        self._body += message.get("body", b"")
-        if message["type"] == "http.response.body" and not message.get("more_body") and self.status == 200:
-            events = msgspec.json.decode(self._body, type=list[_Event])
-            self.last = events[-1].id if events else None
 
 
 def main(journal, port, backlog, page_size):

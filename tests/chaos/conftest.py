@@ -9,9 +9,13 @@ test_channels.py        each kind of push channel, and servers, network and cons
 test_random_walk.py     all of it, in an order that the seed decides
 test_no_orphans.py      no process outlives the tests
 
+`make test` runs those that are not marked `long_form`: one with kills, one with money, some faults of the network,
+what a crash repeats, and that verdicts can fail. No verdict depends on how busy the machine is, so all of them may
+run beside other tests; what they wait for is given minutes (`processes.GUARD`).
+
 chaos_consumer.py       the consumer, a process that writes down what it handles
 chaos_nursery.py        forks many of them
-chaos_listeners.py      a listener of each kind; watched.py: how a test hears what it says
+chaos_listeners.py      a listener of each kind; watched.py: what a test hears of it and of the feed
 kinds.py                for each kind who pushes, on what way; chaos_hub.py: one of them
 chaos_bank.py           the consumers that move money, a process for each life; bank_lives.py: all of them
 chaos_server.py         the reference server, which writes down what it is asked
@@ -31,11 +35,9 @@ from processes import Load, Nursery
 
 
 def pytest_collection_modifyitems(items):
-    """One at a time, as each has several processes of its own and tells them when they have to be ready."""
     for item in items:
         if item.path.parent.name == "chaos":
             item.add_marker("chaos")
-            item.add_marker(pytest.mark.xdist_group("chaos"))
 
 
 @pytest.fixture

@@ -64,19 +64,51 @@ class Said(NamedTuple):
     at: float
 
 
+@dataclass
+class Fetch:
+    """One fetch, as the consumer saw it, on its own clock.
+
+    On a busy machine a server sees requests closer together than they were sent. These times do not change.
+
+    Attributes:
+        client: The name of the consumer and the number of its life, as the server knows it.
+        at: When the fetch began.
+        after: The cursor that it asked for; `None` is the beginning of the feed.
+        ended: When it ended; `inf` if it did not.
+        next: The cursor of the next page, if this page said that there is one.
+        failed: Whether it raised or was cancelled.
+        heard_at: When an error answer with `Retry-After` came.
+        retry_after: Seconds for which that answer asked to be left alone; 0 if there was none.
+    """
+
+    client: str
+    at: float
+    after: str | None
+    ended: float = math.inf
+    next: str | None = None
+    failed: bool = False
+    heard_at: float = 0.0
+    retry_after: float = 0.0
+
+
 class ConsumerJournal:
     """What a consumer wrote, over all its lives.
 
     Attributes:
         said: What its listeners told their channels.
+        fetches: Each fetch of its feed.
+        dialled: Each attempt of its listeners to connect, as it began.
         handled: Each time that the handler was entered.
         ids: Of the messages that it was done with.
         begun: The lives that came as far as `run()`.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, name="consumer"):
         self._lines = Lines(path)
+        self._name = name
         self.said = []
+        self.fetches = []
+        self.dialled = []
         self.handled = []
         self.ids = set()
         self.begun = set()
@@ -86,8 +118,23 @@ class ConsumerJournal:
             getattr(self, f"_{kind}")(int(life), *rest)
         return self
 
+    def _client(self, life):
+        return f"{self._name}-{life}"
+
     def _channel(self, life, what, at):
         self.said.append(Said(life, what, float(at)))
+
+    def _fetches(self, life, at, after):
+        self.fetches.append(Fetch(self._client(life), float(at), None if after == "-" else after))
+
+    def _fetched(self, life, began, ended, following, *heard):
+        fetch = next(fetch for fetch in reversed(self.fetches) if fetch.at == float(began))
+        fetch.ended, fetch.failed = float(ended), following == "failed"
+        fetch.next = None if following in {"-", "failed"} else following
+        fetch.heard_at, fetch.retry_after = map(float, heard)
+
+    def _dials(self, life, at, path):
+        self.dialled.append(Dialled(self._client(life), float(at), path))
 
     def _begins(self, life):
         self.begun.add(life)
@@ -103,21 +150,15 @@ class ConsumerJournal:
 
 @dataclass
 class Asked:
-    """One request to the feed, as the server saw it. `ended` is `inf` while it runs, or when the server died."""
+    """One request to the feed, as the server saw it."""
 
     client: str
     at: float
     after: str | None
-    ended: float = math.inf
-    status: int = 0
-    last: str | None = None
-    """The id of the last event, if the answer was sent whole and had one."""
-    retry_after: float = 0.0
-    """Seconds for which the server asked to be left alone; 0 also for what is no number."""
 
 
 class Dialled(NamedTuple):
-    """A client opened a push channel, or tried to."""
+    """A client opened a push channel, or tried to. `path` tells its channels apart."""
 
     client: str
     at: float
@@ -129,7 +170,6 @@ class ServerJournal:
 
     def __init__(self, path):
         self._lines = Lines(path)
-        self._open = {}
         self.asked = []
         self.dialled = []
 
@@ -138,25 +178,11 @@ class ServerJournal:
             getattr(self, f"_{kind}")(*rest)
         return self
 
-    def _asked(self, request, client, at, after):
-        self._end_those_before(request, float(at))
-        asked = Asked(client, float(at), None if after == "-" else after)
-        self.asked.append(asked)
-        self._open[request] = asked
-
-    def _answered(self, request, at, status, last, retry_after):
-        asked = self._open.pop(request)
-        asked.ended, asked.status, asked.last = float(at), int(status), None if last == "-" else last
-        asked.retry_after = float(retry_after)
+    def _asked(self, client, at, after):
+        self.asked.append(Asked(client, float(at), None if after == "-" else after))
 
     def _dialled(self, client, at, path):
         self.dialled.append(Dialled(client, float(at), path))
-
-    def _end_those_before(self, request, at):
-        """What a server had open that was killed is over at the latest when the next one is asked."""
-        process = request.partition("-")[0]
-        for other in [other for other in self._open if not other.startswith(f"{process}-")]:
-            self._open.pop(other).ended = at
 
 
 def elapse(seconds):

@@ -6,6 +6,7 @@ import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,8 +17,20 @@ from journals import ConsumerJournal, ServerJournal, until
 
 HERE = Path(__file__).parent
 
-PATIENCE = 30.0
-"""Seconds for what should take a tenth of one, on a machine that is busy elsewhere."""
+GUARD = 120.0
+"""Seconds after which something is taken never to happen. Not a limit on how long things may take: no verdict
+depends on how fast the machine is."""
+
+NEVER = 3600.0
+"""An interval in seconds that no test lives to see, for a timer that must not be what helps."""
+
+
+def reserved(port=0):
+    """Bind a port without listening, so that nobody else gets it while its server is down."""
+    reservation = socket.socket()
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the server itself may bind it too
+    reservation.bind(("127.0.0.1", port))
+    return reservation
 
 
 class Child:
@@ -65,7 +78,7 @@ class Child:
         if kill:
             self._process.kill()
         try:
-            return self._process.wait(PATIENCE)
+            return self._process.wait(GUARD)
         finally:
             self._process.stdin.close()
             self._process.stdout.close()
@@ -111,7 +124,7 @@ class Forked:
         if self._code is None:
             if kill:
                 self.signal(signal.SIGKILL)
-            assert select.select([self._watched], [], [], PATIENCE)[0], "it does not end"
+            assert select.select([self._watched], [], [], GUARD)[0], "it does not end"
             self._code = self._nursery.ask(self.pid)
             os.close(self._watched)
         return self._code
@@ -131,7 +144,8 @@ class ServerProcess:
         self._page_size = page_size
         self._log = (directory / "server.log").open("ab")
         self._publishing = threading.Lock()
-        self._port = 0
+        self._reservation = reserved()
+        self._port = self._reservation.getsockname()[1]
         self._webhooks = {}
         self.start()
 
@@ -142,8 +156,7 @@ class ServerProcess:
                 "chaos_server.py", path, self._port, self.published, self._page_size, log=self._log
             )
             self.base_url = json.loads(self._child.line())["base_url"]
-            self._port = httpx.URL(self.base_url).port
-            self._http = httpx.Client(base_url=self.base_url)
+            self._http = httpx.Client(base_url=self.base_url, timeout=GUARD)
             for url, secret in self._webhooks.items():
                 self._register(url, secret)
 
@@ -196,6 +209,7 @@ class ServerProcess:
 
     def close(self):
         self.kill()
+        self._reservation.close()
         self._log.close()
 
 
@@ -277,7 +291,7 @@ class ConsumerProcess:
         self.name = name
         self.life = 0
         self.killed = set()
-        self.journal = ConsumerJournal(directory / name)
+        self.journal = ConsumerJournal(directory / name, name)
         self._log = (directory / f"{name}.log").open("ab")
         self._settings = {
             "url": url,
@@ -298,7 +312,7 @@ class ConsumerProcess:
 
     def start(self, backend="asyncio"):
         self.life += 1
-        settings = {**self._settings, "life": self.life, "headers": {"x-client": self.client}}
+        settings = {**self._settings, "life": self.life, "client": self.client}
         if self._nursery is None:
             self._child = Child("chaos_consumer.py", json.dumps(settings), backend, log=self._log)
         else:
@@ -327,7 +341,7 @@ class ConsumerProcess:
         Raises:
             AssertionError: It could not.
         """
-        until(lambda: self.has_begun() or not self.alive, PATIENCE, f"{self.client} begins")
+        until(lambda: self.has_begun() or not self.alive, GUARD, f"{self.client} begins")
         self.terminate()
         if code := self._child.end(kill=False):
             raise AssertionError(f"{self.client} ended with {code}: {self.last_words}")
@@ -352,7 +366,7 @@ class ConsumerProcess:
         """Whether the present life came as far as `run()`."""
         return self.life in self.journal.read().begun
 
-    def until_current(self, server, timeout=PATIENCE):
+    def until_current(self, server, timeout=GUARD):
         """Return when everything that is published now was handled."""
         published = server.published
         until(lambda: len(self.journal.read().ids) >= published, timeout, f"{self.client} is current")

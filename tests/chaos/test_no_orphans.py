@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from journals import until
+from processes import GUARD
 
 PARENT = """
 import pathlib, sys
@@ -36,7 +37,9 @@ def is_over(process):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("state", ["running", "stopped", "forked and stopped"])
+@pytest.mark.parametrize(
+    "state", [pytest.param("running", marks=pytest.mark.long_form), "stopped", "forked and stopped"]
+)
 def test_children_end_with_a_parent_that_is_killed(tmp_path, state):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", PARENT, tmp_path, state]
@@ -44,4 +47,4 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path, state):
         children = parent.stdout.readline().split()
         parent.send_signal(signal.SIGKILL)
     assert len(children) == 2
-    until(lambda: all(is_over(int(child)) for child in children), 10, "both have ended")
+    until(lambda: all(is_over(int(child)) for child in children), GUARD, "both have ended")

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from journals import Asked, ConsumerJournal, Dialled, Handled, Journal, Said, ServerJournal, until
+from journals import Asked, ConsumerJournal, Dialled, Fetch, Handled, Journal, Said, ServerJournal, until
 from verdicts import (
     beyond_g2,
     beyond_g3,
@@ -12,10 +12,10 @@ from verdicts import (
     beyond_reconnect_policy,
     disordered,
     impatient,
-    longest_quiet,
     lost,
     poll_starts,
     redone,
+    unrecorded,
 )
 
 
@@ -25,9 +25,14 @@ def life(number, *ids, since=0.0, takes=0.01):
     return [Handled(number, name, at, at + takes) for name, at in zip(ids, entered, strict=True)]
 
 
-def asked(*requests, client="c"):
-    """Requests as `at, after, last`; each takes 0.1 s."""
-    return [Asked(client, at, after, at + 0.1, 200, last) for at, after, last in requests]
+def fetched(*fetches, client="c"):
+    """Fetches as `at, after, next`; each takes 0.1 s."""
+    return [Fetch(client, at, after, at + 0.1, following) for at, after, following in fetches]
+
+
+def polls(*times, client="c"):
+    """Polls of one fetch each, which takes no time."""
+    return [Fetch(client, at, "d", at) for at in times]
 
 
 def test_what_was_not_handled_is_lost_and_what_nobody_published_is_odd():
@@ -76,38 +81,61 @@ def test_g7_a_kill_does_not_excuse(handled, killed):
 
 
 def test_a_further_page_is_no_new_poll():
-    requests = asked((0, None, "b"), (1, "b", "d"), (2, "d", None), (3, "d", "e"), (4, "d", "e"), (5, "e", None))
-    assert [request.at for request in poll_starts(requests)] == [0, 3, 4]
+    fetches = fetched((0, None, "b"), (1, "b", "d"), (2, "d", None), (3, "d", "e"), (4, "d", "e"), (5, "e", None))
+    assert [poll.at for _, poll in poll_starts(fetches)] == [0, 3, 4]
+    assert [before and before.at for before, _ in poll_starts(fetches)] == [None, 2, 3]
 
 
 def test_g3_polls_have_tokens():
-    well = asked(*((at, "d", None) for at in (0, 0, 0, 1, 2, 3)))
-    assert beyond_g3(well, rate=1, burst=3, slack=0) == []
-    assert len(beyond_g3([*well, *asked((3.5, "d", None))], rate=1, burst=3, slack=0)) == 1
-    assert beyond_g3([*well, *asked((3.5, "d", None))], rate=1, burst=3, slack=0.6) == []
-    assert beyond_g3([*well, *asked((3, "d", None), client="other")], rate=1, burst=3, slack=0) == []
+    well = polls(0, 0, 0, 0, 1, 2, 3)  # the first one may have been decided for at any time before
+    assert beyond_g3(well, rate=1, burst=3) == []
+    assert len(beyond_g3([*well, *polls(3.5)], rate=1, burst=3)) == 1
+    assert beyond_g3([*well, *polls(4)], rate=1, burst=3) == []
+    assert beyond_g3([*well, *polls(3, client="other")], rate=1, burst=3) == []
+
+
+def test_g3_a_poll_may_have_been_decided_for_long_before_it_began_but_not_before_the_last_one_ended():
+    """As on a machine on which the consumer did not get to run in between."""
+    late = polls(0, 0, 0, 0, 1.9, 2, 3, 4)
+    assert beyond_g3(late, rate=1, burst=3) == []
+    assert len(beyond_g3([*late, *polls(4.9)], rate=1, burst=3)) == 1
+    slow = [Fetch("c", 0, "d", 1.9), *polls(1.9, 1.9, 1.9)]
+    assert beyond_g3(slow, rate=1, burst=3) == []
+    assert len(beyond_g3([*slow, *polls(1.9)], rate=1, burst=3)) == 1
+
+
+def test_g3_pages_take_no_tokens():
+    pages = fetched(*((at, str(at), str(at + 1)) for at in range(9)))
+    assert beyond_g3(pages, rate=0.001, burst=1) == []
 
 
 def test_g3_what_the_server_asked_for_is_kept():
     first, second, other = (
-        asked((0, None, None), (1, None, None)),
-        asked((2, None, None)),
-        asked((1.5, None, None), client="d"),
+        fetched((0, None, None)),
+        fetched((2, None, None)),
+        fetched((1.5, None, None), client="d"),
     )
-    first[1].retry_after = 1.0
+    first[0].heard_at, first[0].retry_after = 0.9, 1.2
     assert len(impatient([*first, *second, *other])) == 1
-    first[1].retry_after = 0.9
+    first[0].retry_after = 1.1
     assert impatient([*first, *second, *other]) == []
 
 
 def test_g2_polls_do_not_overlap():
-    assert beyond_g2(asked((0, None, "b"), (0.1, "b", None))) == []
-    assert len(beyond_g2(asked((0, None, "b"), (0.05, "b", None)))) == 1
+    assert beyond_g2(fetched((0, None, "b"), (0.1, "b", None))) == []
+    assert len(beyond_g2(fetched((0, None, "b"), (0.05, "b", None)))) == 1
+    assert len(beyond_g2([Fetch("c", 0, None), *polls(1)])) == 1
 
 
-def test_g4_the_longest_quiet_time():
-    assert longest_quiet(asked((1, None, None), (4, None, None), (9, None, None)), since=0, until=6) == 3
-    assert longest_quiet([], since=1, until=6) == 5
+def test_what_a_server_saw_has_to_be_written_down_by_who_sent_it():
+    seen, recorded = [Asked("c", 1.0, None), Asked("c", 2.0, None)], fetched((0, None, None), (1, None, None))
+    assert unrecorded(seen, recorded) == []
+    assert len(unrecorded([*seen, Asked("c", 3.0, None)], recorded)) == 1
+    assert len(unrecorded([*seen, Asked("d", 3.0, None)], recorded)) == 1
+    assert unrecorded([*seen, Asked("-", 3.0, None)], recorded) == [], "the test itself asks without a name"
+    push, events = Dialled("c", 1.0, "/push"), Dialled("c", 1.0, "/events")
+    assert unrecorded([push], [push, events]) == []
+    assert len(unrecorded([push, push], [push, events])) == 1
 
 
 def test_connections_keep_their_distance():
@@ -158,21 +186,36 @@ def test_what_listeners_said_is_read_life_by_life(tmp_path):
     assert read.read().said == [Said(1, "up", 1.0), Said(2, "pushed", 2.5)]
 
 
-def test_the_servers_journal_pairs_request_and_answer(tmp_path):
-    journal, read = Journal(tmp_path / "journal"), ServerJournal(tmp_path / "journal")
+def test_fetches_and_connections_are_read_life_by_life(tmp_path):
+    journal, read = Journal(tmp_path / "journal"), ConsumerJournal(tmp_path / "journal", "me")
     for words in (
-        ("asked", "7-1", "c", 1.0, "-"),
-        ("asked", "7-2", "d", 2.0, "b"),
-        ("dialled", "c", 3.0, "/push"),
+        ("fetches", 1, 1.0, "-"),
+        ("fetches", 2, 2.0, "b"),
+        ("fetched", 2, 2.0, 2.5, "c", 0.0, 0.0),
+        ("fetches", 2, 3.0, "c"),
+        ("dials", 2, 3.0, "/push"),
+        ("fetched", 2, 3.0, 3.5, "failed", 3.4, 7.0),
+        ("fetches", 2, 4.0, "c"),
+        ("fetched", 2, 4.0, 4.5, "-", 0.0, 0.0),
     ):
         journal.write(*words)
-    assert read.read().asked == [Asked("c", 1.0, None), Asked("d", 2.0, "b")]
-    journal.write("answered", "7-2", 2.5, 200, "c", 0.5)
-    assert read.read().asked[1] == Asked("d", 2.0, "b", 2.5, 200, "c", 0.5)
-    journal.write("asked", "8-1", "c", 9.0, "-")
-    assert read.read().asked[0].ended == 9.0, "its server died"
-    assert read.dialled == [Dialled("c", 3.0, "/push")]
     journal.close()
+    assert read.read().fetches == [
+        Fetch("me-1", 1.0, None),
+        Fetch("me-2", 2.0, "b", 2.5, "c"),
+        Fetch("me-2", 3.0, "c", 3.5, failed=True, heard_at=3.4, retry_after=7.0),
+        Fetch("me-2", 4.0, "c", 4.5),
+    ]
+    assert read.dialled == [Dialled("me-2", 3.0, "/push")]
+
+
+def test_the_servers_journal_has_requests_and_connections(tmp_path):
+    journal, read = Journal(tmp_path / "journal"), ServerJournal(tmp_path / "journal")
+    for words in (("asked", "c", 1.0, "-"), ("asked", "d", 2.0, "b"), ("dialled", "c", 3.0, "/push")):
+        journal.write(*words)
+    journal.close()
+    assert read.read().asked == [Asked("c", 1.0, None), Asked("d", 2.0, "b")]
+    assert read.dialled == [Dialled("c", 3.0, "/push")]
 
 
 def test_what_never_comes_is_named():

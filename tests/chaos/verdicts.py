@@ -1,16 +1,19 @@
-"""Whether the guarantees held, judged by what handler and server wrote down; never by the client's own counters.
+"""Whether the guarantees held, judged by what handler, feed, listeners and server wrote down; never by counters.
 
-Each verdict is a list of sentences, empty when all is well.
+Each verdict is a list of sentences, empty when all is well. None depends on how busy the machine is. Distances
+are measured between times that the consumer wrote down when it began to do something: a server that does not get
+to run sees requests later, and closer together. What the server saw is counted, so that nothing goes unrecorded.
+Upper limits on waits are not judged here; tests in virtual time do that.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import pairwise, takewhile
 
 from push_to_poll_client.listeners import _reconnect
 
-CLOCK = 0.02
-"""Seconds from when the client has an answer to when the server has written down that it was sent."""
+ROUNDING = 1e-6
+"""Seconds, or polls, by which sums of floating-point numbers may differ."""
 
 
 def by_life(handled):
@@ -94,16 +97,16 @@ def beyond_g7_together(handled, *, killed, flush_interval, concurrency):
     return wrong
 
 
-def poll_starts(asked):
-    """The requests of one client that began a poll: all but those for a further page.
+def poll_starts(fetches):
+    """Find the fetches of one client that began a poll, each with the fetch before it, or `None`.
 
-    A further page is asked for after the last event of the answer before, and such an answer never ends a poll.
+    A fetch for the page that the one before named goes on with its poll.
     """
-    before = [None, *asked]
+    before = [None, *fetches]
     return [
-        request
-        for earlier, request in zip(before, asked, strict=False)
-        if earlier is None or earlier.last is None or request.after != earlier.last
+        (earlier, fetch)
+        for earlier, fetch in zip(before, fetches, strict=False)
+        if earlier is None or earlier.next is None or fetch.after != earlier.next
     ]
 
 
@@ -115,66 +118,74 @@ def of_each_client(requests):
     return clients
 
 
-def beyond_g3(asked, *, rate, burst, slack):
-    """Polls that began though there was no token for them: in any window of T seconds ≤ burst + rate·T.
+def beyond_g3(fetches, *, rate, burst):
+    """Polls that began without a token: in any window of T seconds ≤ burst + rate·T.
+
+    A poll takes its token after the fetch before it has ended, and before its own first fetch begins. So polls
+    i to j took theirs at least within the time from the end of the fetch before i to the beginning of j, and if
+    that window has too many, no machine is busy enough to explain it.
 
     Args:
-        asked: All requests.
+        fetches: All fetches.
         rate: Polls a second.
         burst: Polls at once.
-        slack: Seconds that a request may have been on its way, so that windows look shorter to the server.
     """
     wrong = []
-    for client, requests in of_each_client(asked).items():
-        most = level = burst + rate * slack
-        since = 0.0
-        for poll in poll_starts(requests):
-            level = min(most, level + rate * (poll.at - since)) - 1
-            since = poll.at
-            if level < -1e-6:
-                wrong.append(f"client {client} polled {-level:.1f} times too often at {poll.at:.3f}")
+    for client, own in of_each_client(fetches).items():
+        most = -math.inf  # over all beginnings of a window that ends here
+        for number, (before, poll) in enumerate(poll_starts(own)):
+            if before is not None:
+                most = max(most, rate * min(before.ended, poll.at) - number)
+            excess = most + number + 1 - rate * poll.at - burst
+            if excess > ROUNDING:
+                wrong.append(f"client {client} polled {excess:.1f} times too often at {poll.at:.3f}")
     return wrong
 
 
-def impatient(asked):
-    """Requests of a client that came sooner than the server asked for (G3)."""
+def impatient(fetches):
+    """Fetches that began sooner than the answer before asked for (G3)."""
     return [
-        f"client {client} asked again after {second.at - first.ended:.3f} s, and not after {first.retry_after}"
-        for client, requests in of_each_client(asked).items()
-        for first, second in pairwise(requests)
-        if second.at - first.ended < first.retry_after - CLOCK
+        f"client {client} asked again after {second.at - first.heard_at:.3f} s, and not after {first.retry_after}"
+        for client, own in of_each_client(fetches).items()
+        for first, second in pairwise(own)
+        if first.retry_after and second.at - first.heard_at < first.retry_after - ROUNDING
     ]
 
 
-def beyond_g2(asked):
-    """Requests of one client that overlap, as the server saw them end."""
+def beyond_g2(fetches):
+    """Fetches of one client that overlap."""
     return [
         f"client {client} asked again after {second.at - first.at:.3f} s, before the answer"
-        for client, requests in of_each_client(asked).items()
-        for first, second in pairwise(requests)
+        for client, own in of_each_client(fetches).items()
+        for first, second in pairwise(own)
         if second.at < first.ended
     ]
 
 
-def longest_quiet(asked, *, since, until):
-    """The longest time without a request of one client between two moments, both of which count as one (G4).
+def unrecorded(seen, recorded):
+    """Requests or connections that the server saw and no consumer wrote down, so that nothing else judged them.
 
     Args:
-        asked: The requests of the client.
-        since: Seconds.
-        until: Seconds.
+        seen: What the server saw of clients that have a name.
+        recorded: What the consumers wrote down before they sent it.
     """
-    times = [since, *(request.at for request in asked if since < request.at < until), until]
-    return max(after - before for before, after in pairwise(times))
+    known = Counter(map(_channel_of, recorded))
+    return [
+        f"the server saw {count} of {name}, which wrote down {known[name]}"
+        for name, count in Counter(map(_channel_of, seen)).items()
+        if count > known[name] and name[0] != "-"
+    ]
+
+
+def _channel_of(request):
+    return request.client, getattr(request, "path", "feed")
 
 
 def beyond_reconnect_policy(dialled, *, haste=1.0):
     """Connections sooner than the policy's smallest delays, while none of them can have lived.
 
-    Attempts that no server saw make a streak longer than it looks, and the delays with it, never shorter.
-
     Args:
-        dialled: All connections.
+        dialled: All attempts to connect, by the clock of who connects.
         haste: How many times shorter the delays were made.
     """
     channels = defaultdict(list)
@@ -184,7 +195,7 @@ def beyond_reconnect_policy(dialled, *, haste=1.0):
         f"{client}: connection {number + 2} to {path} came {after - before:.3f} s after the one before"
         for (client, path), times in channels.items()
         for number, (before, after) in enumerate(_not_lived(times))
-        if after - before < least_delay(number)
+        if after - before < least_delay(number) - ROUNDING
     ]
 
 

@@ -1,4 +1,12 @@
-"""What stands between a listener and its channel, so that a test can tell what the listener said."""
+"""Stand between a consumer and its feed and listeners, so that a test knows what these did, and when."""
+
+from contextlib import suppress
+from time import monotonic
+
+import httpx
+from journals import Fetch
+
+from push_to_poll_client import HTTPFeed
 
 
 class WatchedListener:
@@ -7,11 +15,14 @@ class WatchedListener:
     Args:
         listener: Which.
         told: Called with "up", "down" or "pushed" when that was said; the last one from any thread.
+        dials: Called when a websocket or an event stream is about to connect.
     """
 
-    def __init__(self, listener, told):
+    def __init__(self, listener, told, dials=lambda: None):
         self.listener, self.told = listener, told
         self.name = listener.name
+        if connect := getattr(listener, "_connect", None):
+            listener._connect = lambda headers: (dials(), connect(headers))[1]
 
     async def listen(self, channel):
         self.channel = channel
@@ -41,3 +52,48 @@ class WatchedListener:
 
     async def save(self, state, /):
         await self.channel.save(state)
+
+
+class WatchedFeed(HTTPFeed):
+    """Tells when each fetch begins and ends, by the consumer's own clock.
+
+    Args:
+        url: Of the feed.
+        client: What the consumer calls itself before the server.
+        timeout: Seconds for one answer.
+        began: Called with each `Fetch` as it begins.
+        over: Called with it when it has ended.
+    """
+
+    def __init__(self, url, *, client, timeout, began, over):
+        super().__init__(url, timeout=timeout, headers={"x-client": client}, auth=_Witness(self._hear))
+        self._client, self._timeout, self._began, self._over = client, timeout, began, over
+
+    async def fetch(self, request):
+        fetch = self._fetch = Fetch(self._client, monotonic(), request.cursor, failed=True)
+        self._began(fetch)
+        try:
+            page = await super().fetch(request)
+            fetch.next, fetch.failed = page.next, False
+        finally:
+            fetch.ended = monotonic()
+            if fetch.ended - fetch.at > self._timeout:
+                fetch.retry_after = 0.0  # the feed may have given up just before it could read the answer
+            self._over(fetch)
+        return page
+
+    def _hear(self, response):
+        if response.is_error:
+            with suppress(KeyError, ValueError):
+                self._fetch.retry_after = float(response.headers["retry-after"])
+                self._fetch.heard_at = monotonic()
+
+
+class _Witness(httpx.Auth):
+    """Sees the head of each answer before the feed does. It sends no credentials."""
+
+    def __init__(self, hear):
+        self._hear = hear
+
+    def auth_flow(self, request):
+        self._hear((yield request))
