@@ -350,8 +350,15 @@ print(line["id"], flush=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--once"]])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [
+        ([], signal.SIGINT),
+        (["--once"], signal.SIGTERM),
+        pytest.param(["--once"], signal.SIGINT, marks=pytest.mark.long_form),
+        pytest.param([], signal.SIGTERM, marks=pytest.mark.long_form),
+    ],
+)
 def test_a_signal_lets_the_command_in_hand_finish(server, python, fifos, options, number):
     """It finishes, is recorded, and no other is begun."""
     first, second = server.publish(2)

@@ -16,7 +16,7 @@ import anyio
 import command_line
 import pytest
 from command_line import typed
-from forms import GUARD
+from forms import GUARD, form
 
 from push_to_poll_client.cli import _demo
 from push_to_poll_client.cli._exit import Exit
@@ -203,7 +203,7 @@ def children(pid):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="its children are looked up there")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", form([signal.SIGKILL], [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
 def test_no_process_outlives_it(tmp_path, number):
     """Not even when it has no time to end them."""
     with command_line.start(*SHORT, env={**os.environ, "TMPDIR": str(tmp_path)}) as demo:

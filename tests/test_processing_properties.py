@@ -16,7 +16,7 @@ from push_to_poll_client.testing._virtual_time import virtual_time
 
 ENDS = ["stop", "cancel", "crash"]
 
-EXAMPLES = form(60, 2_000)
+EXAMPLES = form(20, 2_000)
 
 
 def virtual_day():

@@ -19,6 +19,10 @@ from push_to_poll_client.testing import FeedSuite
 pytestmark = pytest.mark.anyio
 
 
+needs_a_server_of_its_own = pytest.mark.long_form
+"""Kinto takes a second to start; the same answers of simulated servers are read in the short form."""
+
+
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request):
     return request.param
@@ -161,6 +165,7 @@ async def test_links_lead_a_consumer_on_as_well(server, feed_of):
     assert names(consumer) == orders(1, 7)
 
 
+@needs_a_server_of_its_own
 async def test_what_caches_may_keep_is_asked_for_after_a_push_alone_and_costs_a_304():
     statuses = []
 
@@ -209,6 +214,7 @@ async def test_a_consumer_survives_the_servers_death(feed_of):
         assert names(consumer) == orders(1, 6)
 
 
+@needs_a_server_of_its_own
 async def test_a_server_that_asks_to_be_left_alone_is_heard(feed_of):
     with serving(backoff="100") as server:
         consumer = reading(feed_of(server.collection(1)))
@@ -217,6 +223,7 @@ async def test_a_server_that_asks_to_be_left_alone_is_heard(feed_of):
             await consumer.poll_now(timeout=0)
 
 
+@needs_a_server_of_its_own
 async def test_a_service_that_has_ended_stops_the_consumer(feed_of):
     with serving(eos="2020-01-01") as server:
 
