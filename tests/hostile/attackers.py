@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 
-PATIENCE = 3
+PATIENCE = 30
 """Seconds after which a server gives up on a client that neither reads nor hangs up."""
 
 IDLE = 60
@@ -136,7 +136,7 @@ def says(*parts, times=1, opens=lambda head: b"", ends=True, patience=PATIENCE):
     """An attack on a channel: open it, say this so many times, and hang up.
 
     Args:
-        parts: What to say.
+        parts: What to say: bytes, or a function that makes them.
         times: How often.
         opens: Makes the answer to the head.
         ends: Whether to hang up at once; else it waits for the client to say something, or to hang up.
@@ -148,7 +148,7 @@ def says(*parts, times=1, opens=lambda head: b"", ends=True, patience=PATIENCE):
         sock.sendall(opens(head))
         for _ in range(times):
             for part in parts:
-                sock.sendall(part)
+                sock.sendall(part() if callable(part) else part)
         if not ends:
             sock.recv(65536)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from forms import form
 
 MIB = 1 << 20
 
@@ -57,15 +56,26 @@ def attacks(cases):
     return by_path
 
 
-def matrix(cases):
-    """Parameters for a test of `backend` and `case`."""
+def matrix(cases, short):
+    """Parameters for a test of `backend` and `case`.
+
+    Args:
+        cases: All cases. The long form has each on both event loops.
+        short: Names of those that the short form has too, each on one event loop in turn.
+    """
+    assert set(short) <= {case.name for case in cases}
     backends = ("asyncio", "trio")
     return pytest.mark.parametrize(
         ("backend", "case"),
         [
-            pytest.param(backend, case, id=f"{case.path}-{backend}")
+            pytest.param(
+                backend,
+                case,
+                id=f"{case.path}-{backend}",
+                marks=() if case.name in short and turn == 0 else pytest.mark.long_form,
+            )
             for number, case in enumerate(cases)
-            for backend in form(backends[number % 2 :][:1], backends)
+            for turn, backend in enumerate((backends[number % 2], backends[1 - number % 2]))
         ],
     )
 

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 HUGE = "x" * 10 * MIB
 
 
-@pytest.fixture(params=["asyncio", "trio"])
+@pytest.fixture(params=["asyncio", pytest.param("trio", marks=pytest.mark.long_form)])
 def anyio_backend(request):
     """Real time, for a store in worker threads."""
     return request.param

@@ -29,6 +29,7 @@ from push_to_poll_client.listeners.handshakes import cloudevents_origins, dropbo
 from push_to_poll_client.listeners.verifiers import github
 from push_to_poll_client.listeners.webhook import Verified, WebhookListener
 from push_to_poll_client.testing import FakeFeed
+from push_to_poll_client.testing._virtual_time import virtual_time
 
 pytestmark = pytest.mark.anyio
 
@@ -131,6 +132,11 @@ def hooks_of(**arguments):
         max_body=MAX_BODY,
         **arguments,
     )
+
+
+@pytest.fixture(params=["asyncio", pytest.param("trio", marks=pytest.mark.long_form)])
+def anyio_backend(request):
+    return virtual_time(request.param)
 
 
 @pytest.fixture(autouse=True)

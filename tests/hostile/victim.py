@@ -30,8 +30,11 @@ from push_to_poll_client._http import shared_tls_context
 from push_to_poll_client.listeners import _reconnect, _websocket_connection
 from push_to_poll_client.stores import _sqlite_file
 
-PATIENCE = 20
-"""Seconds after which a case has failed: the child is ended by its alarm."""
+GUARD = 120
+"""Seconds after which a case is taken to hang: the child is ended by its alarm."""
+
+HTTP_TIMEOUT = 30.0
+"""Seconds for an answer of the feed, its default."""
 
 TICK = 0.005
 """Seconds between two looks at the clock, in the event loop. The longest gap is how long it was blocked."""
@@ -46,7 +49,7 @@ LONGEST = 2_000
 def main():
     for line in sys.stdin:
         if not (child := os.fork()):
-            signal.alarm(PATIENCE)
+            signal.alarm(GUARD)
             _answer(json.loads(line))
         _, status = os.waitpid(child, 0)
         if status:
@@ -117,24 +120,26 @@ def asked(backend, path):
     return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
 
 
-async def attacked(url, state, *, fails=False, **options):
+async def attacked(url, state, *, fails=False, answer_within=HTTP_TIMEOUT, **options):
     """Consume a good page, then meet a hostile answer, then find that all is well again.
 
     Args:
         url: The feed: has messages up to "3", is hostile once, and then has "4".
         state: The database file.
         fails: The handler fails, with the message's own text, while the attack lasts.
+        answer_within: Seconds for an answer while the attack lasts. A good one may take longer on a busy machine.
         options: Of `HTTPFeed`.
     """
     with Heard() as heard:
-        consumer = _consumer(url, state, **options)
+        feed = HTTPFeed(url, **options)
+        consumer = _consumer(feed, state)
         await consumer.poll_now()
-        consumer.fails = fails
+        consumer.fails, feed._origin._timeout = fails, answer_within
         async with anyio.create_task_group() as tasks:
             async with Watch(tasks) as watch:
                 tasks.start_soon(_run, consumer, heard)
                 await heard.failed.wait()
-            cursor, consumer.fails = saved_cursor(state), False
+            cursor, consumer.fails, feed._origin._timeout = saved_cursor(state), False, HTTP_TIMEOUT
             status = await _recovered(consumer, heard, tasks)
     return _report(consumer, status, heard, watch, cursor)
 
@@ -151,7 +156,7 @@ async def called(url, state, push, *, kind="WebSocketListener", **options):
     """
     with Heard() as heard:
         listener = getattr(listeners, kind)(push, hint=_cursor_of, **options)
-        consumer = _consumer(url, state, listeners=[listener])
+        consumer = _consumer(HTTPFeed(url), state, listeners=[listener])
         await consumer.poll_now()
         async with anyio.create_task_group() as tasks:
             async with Watch(tasks) as watch:
@@ -178,10 +183,8 @@ def _cursor_of(message):
     return Push(cursor=str(getattr(message, "data", message)))
 
 
-def _consumer(url, state, *, listeners=(), **options):
-    return Victim(
-        HTTPFeed(url, **options), store=SQLiteStore(state), listeners=listeners, retry=None, fallback_interval=3600
-    )
+def _consumer(feed, state, *, listeners=()):
+    return Victim(feed, store=SQLiteStore(state), listeners=listeners, retry=None, fallback_interval=3600)
 
 
 def _report(consumer, status, heard, watch, cursor):
