@@ -61,7 +61,7 @@ def posted(url, body=b"{}", key=SECRET):
 @contextlib.contextmanager
 def started(*arguments):
     with start("tail", *arguments) as process:
-        watchdog = threading.Timer(GUARD, process.kill)  # else a line that does not come would be waited for
+        watchdog = threading.Timer(2 * GUARD, process.kill)  # else a line that does not come would be waited for
         watchdog.start()
         try:
             yield process
