@@ -26,7 +26,9 @@ PACKAGE = "push_to_poll_client"
 READERS = (PACKAGE, "email", "html", "httpx", "ipaddress", "json", "shlex", "urllib", "websockets", "xml")
 _TEXTS = (str, bytes, bytearray)
 _SIZED = (*_TEXTS, list, tuple, dict)
-_LOOKS_AT_NOTHING = frozenset({"append", "clear", "endswith", "startswith", "format", "__len__", "__getitem__"})
+_LOOKS_AT_NOTHING = frozenset(
+    {"append", "clear", "endswith", "extend", "format", "startswith", "__len__", "__getitem__"}  # of what it has
+)
 
 _Pattern = type(re.compile(""))
 
