@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 
 from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._json import decode
 
 __all__ = [
     "MAX_CURSOR",
@@ -96,9 +97,10 @@ class Message(metaclass=ABCMeta):  # noqa: B024  # for classes that are one with
         """
         try:
             raw = msgspec.json.encode(self.data)
+            again = decode(raw)
         except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(f"the data of {self!r} is no JSON: {error}") from error
-        if msgspec.json.decode(raw) != self.data:
+        if again != self.data:
             raise TypeError(f"the data of {self!r} would not come back from JSON as it is")
         return raw
 

@@ -12,7 +12,7 @@ from push_to_poll_client import feeds, listeners, stores, testing
 PACKAGE = Path(push_to_poll_client.__file__).parent
 
 HOUSE = """
-    _arguments _text _exceptions _types _circle _protocols _links _http _direct_client _http_client _refusal
+    _arguments _text _json _exceptions _types _circle _protocols _links _http _direct_client _http_client _refusal
     _event_loop
     _schedule _status _settings _inbox _channel
     _processing.handler _processing.attempts _processing.failures _processing.hooks
@@ -29,6 +29,7 @@ HOUSE = """
 NOUNS = {
     "_arguments",
     "_text",
+    "_json",
     "_circle",
     "_exceptions",
     "_types",

@@ -11,6 +11,7 @@ import msgspec
 
 from push_to_poll_client._event_loop import TimeOfDay
 from push_to_poll_client._exceptions import StoreError
+from push_to_poll_client._json import Decoder
 
 __all__ = ["Attempt", "Attempts"]
 
@@ -38,7 +39,7 @@ class Attempt(msgspec.Struct, array_like=True, frozen=True):
     delay: float = 0.0
 
 
-_decode = msgspec.json.Decoder(dict[str, Attempt]).decode
+_decode = Decoder(dict[str, Attempt]).decode
 
 
 class Attempts:

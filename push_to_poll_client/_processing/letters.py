@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._json import decode
 from push_to_poll_client._processing.progress import Progress
 from push_to_poll_client._processing.trials import Stop, Trials, dead_letter
 from push_to_poll_client._protocols import Feed, Session
@@ -129,7 +130,7 @@ def restored(letter: DeadLetter) -> Message:
         ValueError: Its bytes are no JSON.
         RecursionError: Something in it is nested too deep.
     """
-    return Message(letter.id, msgspec.json.decode(letter.raw), key=letter.key)
+    return Message(letter.id, decode(letter.raw), key=letter.key)
 
 
 def as_json(letter: DeadLetter) -> bytes:

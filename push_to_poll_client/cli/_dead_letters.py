@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from push_to_poll_client._json import decode
 from push_to_poll_client._processing.letters import as_json
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._types import DeadLetter, Record, RecordState
@@ -161,6 +162,6 @@ def _say(count: int, what: str) -> None:
 
 
 def _summary(letter: DeadLetter) -> bytes:
-    members = msgspec.json.decode(as_json(msgspec.structs.replace(letter, raw=b"", traceback="")))
+    members = decode(as_json(msgspec.structs.replace(letter, raw=b"", traceback="")))
     del members["raw"], members["traceback"]
     return msgspec.json.encode(members)

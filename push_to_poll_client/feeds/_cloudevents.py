@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 import msgspec
 
 from push_to_poll_client._exceptions import FeedError, UndecodableMessage
+from push_to_poll_client._json import UNDECODABLE, check_depth, check_page_depth
 from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, Message, UnreadableMessage
-from push_to_poll_client.feeds._json_split import UNDECODABLE, split
+from push_to_poll_client.feeds._json_split import split
 from push_to_poll_client.feeds._reading import MAX_ID, MAX_UNREADABLE, unreadable_key
 
 __all__ = ["CloudEvent", "read_batch"]
@@ -43,6 +44,7 @@ _ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]++|\\.)*+")', re.DOTALL)
 
 _Bytes: TypeAlias = bytes | msgspec.Raw
 
+# What these read is of an event, or of a page, whose depth was looked at before.
 _decode = msgspec.json.Decoder().decode
 _decode_attributes = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_base64 = msgspec.json.Decoder(bytes | None).decode
@@ -120,6 +122,7 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
         """
         with _batch_of([event]):
             try:
+                check_depth(event)
                 read = _decode_event(event)
             except UNDECODABLE as error:
                 raise UndecodableMessage(f"an event cannot be read: {quoted(error)}") from error
@@ -293,6 +296,7 @@ def _check_number(number: int, most: int, where: str) -> None:
 def _read_at_once(page: bytes) -> Sequence[CloudEvent] | None:
     """All events of a page in which each can be read; `None`: of another one."""
     with _batch_of(page), suppress(*UNDECODABLE):  # one bad event fails them all
+        check_page_depth(page)
         events = _decode_events(page)
         return None if _ESCAPE in page and _has_nul(events) else events
     return None

@@ -6,12 +6,8 @@ strings, brackets and commas, without recursion and in time linear in the text, 
 
 import re
 from collections.abc import Iterator
-from typing import Final
 
-__all__ = ["UNDECODABLE", "split"]
-
-UNDECODABLE: Final = (ValueError, RecursionError)
-"""What decoding raises: msgspec's own, of invalid UTF-8 (both `ValueError`), of a value nested too deep."""
+__all__ = ["split"]
 
 # A string that is not closed reaches to the end, so that no byte is looked at twice. Hence possessive, too.
 _STRING = rb'"(?:[^"\\]++|\\.)*+"?'

@@ -10,8 +10,8 @@ from itertools import chain, islice
 import msgspec
 
 from push_to_poll_client._exceptions import CursorExpired
+from push_to_poll_client._json import UNDECODABLE, decode
 from push_to_poll_client._types import MAX_CURSOR, Cursor
-from push_to_poll_client.feeds._json_split import UNDECODABLE
 from push_to_poll_client.feeds._manners.validators import Validators
 
 __all__ = ["Digests", "Seen", "digest"]
@@ -71,7 +71,7 @@ class Seen:
         if cursor is None:
             return cls()
         try:
-            written = msgspec.json.decode(cursor, type=_Written)
+            written = decode(cursor, type=_Written)
         except UNDECODABLE:
             written = _Written("?")
         if not _DIGESTS.fullmatch(written.seen) or not _DIGESTS.fullmatch(written.read):

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
-
+from push_to_poll_client._json import decode
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._paths import path_of, texts_at
 
@@ -70,7 +69,7 @@ def _value_of(message: Any) -> Any:
     text = getattr(message, "body", None)
     text = getattr(message, "data", message) if text is None else text
     try:
-        return msgspec.json.decode(text)
+        return decode(text)
     except (ValueError, TypeError, RecursionError):
         return None
 

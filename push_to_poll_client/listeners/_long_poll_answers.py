@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
+from push_to_poll_client._json import decode
 from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client.listeners._asking import Answer, UnusableAnswer
 from push_to_poll_client.listeners._paths import path_of
@@ -74,7 +75,7 @@ class Reader:
 
 def _says_something(answer: Answer) -> bool:
     try:
-        return msgspec.json.decode(answer.body) not in (None, False, [], {})
+        return decode(answer.body) not in (None, False, [], {})
     except (ValueError, RecursionError):  # not in JSON
         return True
 

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from push_to_poll_client._json import decode
 from push_to_poll_client.testing._asgi import Receive, Scope, Send, body_of, live, respond
 from push_to_poll_client.testing._changes_endpoint import ChangesEndpoint
 from push_to_poll_client.testing._event_endpoint import EventEndpoint
@@ -154,7 +155,7 @@ class ReferenceApp:
 
     def _answer(self, scope: Scope) -> _Answer | None:
         answers: dict[tuple[str, str], _Answer] = {
-            ("POST", "/publish"): lambda body: self.publish(msgspec.json.decode(body, type=int | list[Any])),
+            ("POST", "/publish"): lambda body: self.publish(decode(body, type=int | list[Any])),
             ("POST", "/webhooks"): self._register,
             ("POST", "/faults"): self._set_faults,
             ("GET", "/stats"): lambda _: self.stats.as_dict(),
@@ -163,11 +164,11 @@ class ReferenceApp:
         return answers.get((scope["method"], scope["path"]))
 
     def _register(self, body: bytes) -> list[str]:
-        webhook = msgspec.json.decode(body, type=_Webhook)
+        webhook = decode(body, type=_Webhook)
         return self.send_webhooks(webhook.url, webhook.secret)
 
     def _set_faults(self, body: bytes) -> dict[str, Any]:
-        changes = msgspec.json.decode(body, type=dict[str, Any])
+        changes = decode(body, type=dict[str, Any])
         code = changes.pop("close_websockets", None)
         self.faults.set(**changes)
         if code is not None:

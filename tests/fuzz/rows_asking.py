@@ -1,12 +1,14 @@
 """What is answered to a channel that asks, and what a push says in JSON."""
 
 import httpx
+import msgspec
 import psycopg
 import redis
 from answers import in_loop, response_of
 from fuzzed import Fuzzed, around, nested, text_of, words
 
 from push_to_poll_client import Push
+from push_to_poll_client._json import MAX_DEPTH, Decoder, check_page_depth, decode
 from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
 from push_to_poll_client.listeners._http_failures import http_failure_of
 from push_to_poll_client.listeners._json_hint import JSONHint
@@ -65,6 +67,19 @@ def read_push(data):
     HINT(text_of(data))
 
 
+def depth_of(value):
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(depth_of, inner), default=0)
+
+
+def read_json(data):
+    """What is decoded is no deeper than the limit, and the limit refuses nothing else."""
+    check_page_depth(data)
+    value = decode(data)
+    assert depth_of(value) <= MAX_DEPTH
+    assert value == Decoder().decode(text_of(data)) == msgspec.json.decode(data)
+
+
 READERS = (
     Reader(None, None, None),
     Reader("news.changes", {"since": "at.id", "all": "at"}, "backoff"),
@@ -104,6 +119,28 @@ def read_published(data):
 
 
 ROWS = (
+    Fuzzed(
+        name="JSON of others",
+        rooms=("_json",),
+        read=read_json,
+        errors=(ValueError, RecursionError),
+        examples=(
+            b'{"a": [1, {"b": "]}"}], "c": "\\"[\\\\"}',
+            b'["' + b"[" * 2000 + b'", ' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"]",
+            b"[" * MAX_DEPTH + b"]" * MAX_DEPTH,
+            b"[" + b"{}," * 1000 + b"{}]",
+        ),
+        tokens=words(r'{ } [ ] " : , \\\" \\ [[[[ ]]]] "a": {}, null \xff'),
+        frame=(b"[" * 500, b"]" * 500),
+        hostile={
+            "nested": nested(b"[", b"]"),
+            "objects": nested(b'{"":', b"}", before=b'{"":0,"a":', behind=b"}"),
+            "strings": around(b'["', b"[", b'"]'),
+            "quotes": around(b"[", b'"[",', b"1]"),
+            "backslashes": around(b'["', b"\\\\", b'"]'),
+            "short ones": around(b"[", b"[],", b"{}]"),
+        },
+    ),
     Fuzzed(
         name="answers to a channel",
         rooms=("listeners._asking", "listeners._http_failures"),

@@ -13,6 +13,7 @@ from xml.sax.saxutils import quoteattr
 
 import msgspec
 
+from push_to_poll_client._json import Decoder
 from push_to_poll_client._types import MAX_CURSOR, Message
 from push_to_poll_client.feeds._atom.document import Found
 from push_to_poll_client.feeds._atom.entry import AtomEntry
@@ -49,7 +50,7 @@ class Kept(NamedTuple):
 Memory = Mapping[str, Kept]
 """By the ids of entries."""
 
-_decode_rows = msgspec.json.Decoder(list[tuple[str, Kept]]).decode
+_decode_rows = Decoder(list[tuple[str, Kept]]).decode
 
 
 def recalled(note: str) -> Memory:

@@ -13,18 +13,20 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from push_to_poll_client._exceptions import FeedError, UndecodableMessage
+from push_to_poll_client._json import SHORT, UNDECODABLE, Decoder
 from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, Message
 from push_to_poll_client.feeds._durable.place import Place
 from push_to_poll_client.feeds._durable.said import Said, shorter
-from push_to_poll_client.feeds._json_split import UNDECODABLE, split
+from push_to_poll_client.feeds._json_split import split
 
 __all__ = ["FRAMINGS", "Begin", "Entry", "Given", "Read"]
 
 _Decode: TypeAlias = Callable[[bytes], Any]
 
 _decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_decode_json = msgspec.json.Decoder().decode
+_decode_json = Decoder().decode
+_decode_short = msgspec.json.Decoder().decode
 
 _SPACE = b" \t\r\n"
 
@@ -166,8 +168,9 @@ def _read_elements(given: Given, most: int) -> Read:
         passed, elements = _elements(body, place.settled, most + 1)
     except ValueError as error:
         raise FeedError(f"{given.where} sent no JSON array: {error} ({len(body)} bytes)") from error
+    decode = _decoder_of(elements, _decode_json)
     messages = [
-        Entry(place.name(index), element, _decode_json, cursor=place._replace(settled=index + 1).cursor)
+        Entry(place.name(index), element, decode, cursor=place._replace(settled=index + 1).cursor)
         for index, element in enumerate(elements[:most], place.settled)
     ]
     if len(elements) > most:
@@ -185,6 +188,12 @@ def _elements(body: bytes, first: int, most: int) -> tuple[int, Sequence[bytes |
             return min(first, len(elements)), elements[first : first + most]
     one_by_one = split(body, b"[]")
     return sum(1 for _ in islice(one_by_one, first)), list(islice(one_by_one, most))
+
+
+def _decoder_of(messages: Sequence[bytes | msgspec.Raw], decode: _Decode) -> _Decode:
+    """The decoder for these messages: short ones cannot be too deep, and each look takes a while."""
+    is_short = decode is _decode_json and max(map(len, messages), default=0) <= SHORT
+    return _decode_short if is_short else decode
 
 
 # Byte streams
@@ -208,7 +217,7 @@ def _read_lines(given: Given, most: int, *, decode: _Decode, blank: bool) -> Rea
     cut, at = len(lines) == most, place.settled - len(begun)
     if given.said.closed and rest and not cut:
         lines, rest = [*lines, rest], b""
-    messages = list[Message]()
+    messages, decode = list[Message](), _decoder_of(lines, decode)
     for line in lines:
         name, at = place.name(at), min(at + len(line) + 1, length)
         if blank or line.strip(_SPACE):

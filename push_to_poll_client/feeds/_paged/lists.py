@@ -7,8 +7,9 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._json import SHORT, UNDECODABLE, check_depth, check_page_depth
 from push_to_poll_client._text import describe
-from push_to_poll_client.feeds._json_split import UNDECODABLE, split
+from push_to_poll_client.feeds._json_split import split
 from push_to_poll_client.feeds._paged.reply import Path, Reply, Unfit, elements, members, outline, path_of
 
 __all__ = ["LINES", "Lists", "Part", "Where", "Word"]
@@ -42,7 +43,7 @@ _SMALL_PAGE = 20
 _SPACE = b" \t\r"
 
 _decoder = msgspec.json.Decoder()
-_decode_list = msgspec.json.Decoder(list).decode
+_decode_elements = msgspec.json.Decoder(list).decode
 
 
 class Part:
@@ -181,8 +182,17 @@ def _of_lines(text: bytes, most: int, group: str) -> Part:
     return part
 
 
+def _decode_list(text: _Raw) -> list[Any]:
+    check_page_depth(bytes(text))
+    return _decode_elements(text)
+
+
 def _decode_lines(text: _Raw) -> list[Any]:
-    values, lines = _decoder.decode_lines(text), _lines(text)
+    lines = _lines(text)
+    if max(map(len, lines), default=0) > SHORT:
+        for line in lines:
+            check_depth(line)
+    values = _decoder.decode_lines(text)
     if len(values) != len(lines):
         raise ValueError("a line has more than one value")
     return values
@@ -193,6 +203,7 @@ def _lines(text: _Raw) -> list[bytes]:
 
 
 def _decode_alone(text: _Raw) -> list[Any]:
+    check_depth(text)
     return [_decoder.decode(text)]
 
 
@@ -202,6 +213,7 @@ def _alone(text: _Raw) -> list[_Raw]:
 
 def _decoded(raw: _Raw) -> Any:
     try:
+        check_depth(raw)
         return _decoder.decode(raw)
     except UNDECODABLE as error:
         return UndecodableMessage(f"an entry is no JSON: {describe(error)}")

@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from push_to_poll_client._json import UNDECODABLE, decode
 from push_to_poll_client._types import Cursor
-from push_to_poll_client.feeds._json_split import UNDECODABLE
 from push_to_poll_client.feeds._paged.readers import Condition, EachReader, EntryReader, Guess, Reader, reader
 from push_to_poll_client.feeds._paged.reply import Reply, Unfit, text_of
 from push_to_poll_client.feeds._paged.senders import (
@@ -40,7 +40,7 @@ class Place(NamedTuple):
         if position is None or not position.startswith(_PAGE):
             return cls(position)
         try:
-            return msgspec.json.decode(position.removeprefix(_PAGE), type=cls)
+            return decode(position.removeprefix(_PAGE), type=cls)
         except UNDECODABLE:
             return cls(position)
 

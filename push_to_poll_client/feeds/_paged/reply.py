@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from push_to_poll_client._json import UNDECODABLE, Decoder
 from push_to_poll_client._text import quoted
-from push_to_poll_client.feeds._json_split import UNDECODABLE, split
+from push_to_poll_client.feeds._json_split import split
 from push_to_poll_client.feeds._manners.links import link, resolved
 from push_to_poll_client.feeds._manners.origin import Answer
 
@@ -23,7 +24,9 @@ _MOST_SHOWN = 12
 
 _Raw: TypeAlias = bytes | msgspec.Raw
 
-_decode = msgspec.json.Decoder().decode
+_decode = Decoder().decode
+
+# These leave the values as they stand, and where they cannot, `split` finds the same.
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_name = msgspec.json.Decoder(str).decode

@@ -5,11 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import httpx
-import msgspec
 
 from push_to_poll_client._arguments import check_number
 from push_to_poll_client._http import is_header_name, is_header_value
-from push_to_poll_client.feeds._json_split import UNDECODABLE
+from push_to_poll_client._json import UNDECODABLE, decode
 from push_to_poll_client.feeds._paged.reply import Reply, path_of
 
 __all__ = [
@@ -294,7 +293,7 @@ def _with(body: Any, steps: tuple[str | int, ...], value: Any) -> Any:
 
 def _as_it_was(value: str) -> Any:
     try:
-        return msgspec.json.decode(value)
+        return decode(value)
     except UNDECODABLE:
         return value
 

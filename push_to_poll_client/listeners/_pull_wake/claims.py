@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from push_to_poll_client._json import decode
 from push_to_poll_client.listeners._asking import Answer, Asker, UnusableAnswer
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._subscriptions.stream_subscription import JSON, topics_of
@@ -62,7 +63,7 @@ def claim_of(answer: Answer) -> Claim:
         UnusableAnswer: It is none.
     """
     try:
-        return msgspec.json.decode(answer.body, type=Claim)
+        return decode(answer.body, type=Claim)
     except (ValueError, RecursionError):
         raise UnusableAnswer(f"{answer.url} answered something that is no claim (§7.2)") from None
 

@@ -23,6 +23,7 @@ from typing import Any
 import anyio
 import msgspec
 
+from push_to_poll_client._json import decode
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._asking import ANSWER_VERDICTS
@@ -149,7 +150,7 @@ class WakeStream(SSEListener):
         if event.event == "control":  # of the stream itself (§5.8)
             return None
         try:
-            found = msgspec.json.decode(event.data, type=list[_Wake] | _Wake)
+            found = decode(event.data, type=list[_Wake] | _Wake)
         except (ValueError, RecursionError):
             return []  # whatever it is: a claim shows what there is
         wakes = found if isinstance(found, list) else [found]

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from push_to_poll_client._exceptions import ListenerError
+from push_to_poll_client._json import decode
 from push_to_poll_client._text import quoted
 from push_to_poll_client.listeners._subscriptions.nouns import Registration
 
@@ -51,7 +52,7 @@ class Book(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             ValueError: It is none, or one of another version of this library.
         """
         try:
-            written = msgspec.json.decode(text, type=_Written)
+            written = decode(text, type=_Written)
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
         return written.book if written.asked == asked else written.book.ending()

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from push_to_poll_client._http_client import http_url
+from push_to_poll_client._json import decode
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Asker
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
@@ -120,7 +121,7 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         Their offsets are no cursors: one of `DurableStreamFeed` says also how many messages lie before it.
         """
         try:
-            wake = msgspec.json.decode(request.body, type=_Wake)
+            wake = decode(request.body, type=_Wake)
         except (ValueError, RecursionError):
             return Push()  # the server wrote it all the same
         if self.registrations is not None and wake.subscription_id not in {one.id for one in self.registrations}:

@@ -22,6 +22,7 @@ from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._http_client import http_url
+from push_to_poll_client._json import decode
 from push_to_poll_client.listeners._asking import Answer, Asker, UnusableAnswer
 from push_to_poll_client.listeners._subscriptions.nouns import Registration, SubscriptionRefused
 
@@ -187,7 +188,7 @@ class _Error(msgspec.Struct):
 def code_of(answer: Answer) -> str:
     """By what the server calls an error (§7.1); "": it does not say."""
     try:
-        return msgspec.json.decode(answer.body, type=_Error).error.code
+        return decode(answer.body, type=_Error).error.code
     except (ValueError, RecursionError):
         return ""
 

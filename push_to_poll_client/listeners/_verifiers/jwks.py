@@ -16,6 +16,7 @@ import anyio
 import msgspec
 
 from push_to_poll_client._http import without_secrets
+from push_to_poll_client._json import decode
 from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
 from push_to_poll_client.listeners._http_failures import http_failure_of
 from push_to_poll_client.listeners._verifiers.ed25519 import PublicKey, public_key
@@ -128,7 +129,7 @@ def _keys_of(answer: Answer) -> Iterator[tuple[str, PublicKey]]:
     found = 0
     for raw in _decoded(answer):
         with suppress(ValueError, RecursionError):
-            key = msgspec.json.decode(raw, type=_Key)
+            key = decode(raw, type=_Key)
             if found < MAX_KEYS and _is_ours(key):
                 yield key.kid, public_key(urlsafe_b64decode(key.x + "="))
                 found += 1
@@ -136,7 +137,7 @@ def _keys_of(answer: Answer) -> Iterator[tuple[str, PublicKey]]:
 
 def _decoded(answer: Answer) -> list[msgspec.Raw]:
     try:
-        return msgspec.json.decode(answer.body, type=_Set).keys
+        return decode(answer.body, type=_Set).keys
     except (ValueError, RecursionError):
         raise UnusableAnswer(f"{answer.url} answered something that is no set of keys (RFC 7517 §5)") from None
 

@@ -7,8 +7,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import parse_qsl
 
-import msgspec
-
+from push_to_poll_client._json import decode
 from push_to_poll_client._types import Push
 
 __all__ = [
@@ -66,7 +65,7 @@ class WebhookRequest:
             ValueError: It is none.
         """
         try:
-            return msgspec.json.decode(self.body)
+            return decode(self.body)
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
 
