@@ -12,7 +12,7 @@ import anyio
 import httpcore
 import httpx
 
-from push_to_poll_client._http_client import BAD_REDIRECT
+from push_to_poll_client._http import BAD_REDIRECT
 
 __all__ = ["DirectClient"]
 

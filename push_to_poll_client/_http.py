@@ -16,6 +16,7 @@ import httpx
 from push_to_poll_client._types import MAX_NOT_BEFORE
 
 __all__ = [
+    "BAD_REDIRECT",
     "asked_to_wait",
     "http_date",
     "identity",
@@ -24,6 +25,9 @@ __all__ = [
     "shared_tls_context",
     "without_secrets",
 ]
+
+BAD_REDIRECT = "a redirect to no URL"
+"""The text of the error that our own client raises for such an answer."""
 
 is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 """Whether it may name a header (RFC 9110 §5.6.2)."""

@@ -17,7 +17,6 @@ import httpx
 from push_to_poll_client._http import shared_tls_context, without_secrets
 
 __all__ = [
-    "BAD_REDIRECT",
     "CLOSE_TIMEOUT",
     "closed_if_failed",
     "http_url",
@@ -55,10 +54,6 @@ def http_url(url: str) -> httpx.URL:
             f"url is {without_secrets(url)}; give an absolute one that begins with http:// or https://"
         )
     return parsed
-
-
-BAD_REDIRECT = "a redirect to no URL"
-"""The text of the error that our own client raises for such an answer."""
 
 
 @functools.cache

@@ -59,13 +59,13 @@ def check_page_depth(page: bytes) -> None:
     Raises:
         RecursionError: A value is nested too deep.
     """
-    at, end, find = 0, len(page) - SHORT, page.rfind
+    at, end = 0, len(page) - SHORT
     while at < end:
-        found = find(b"},", at, at + SHORT)
+        found = page[at : at + SHORT].rfind(b"},")
         if found < 0:
             check_depth(page)
             return
-        at = found + 2
+        at += found + 2
 
 
 def _depth(data: bytes) -> int:
