@@ -16,7 +16,7 @@ from verdicts import beyond_g2, beyond_g3, beyond_g7, disordered, lost, unrecord
 
 pytestmark = pytest.mark.long_form
 
-PAUSE = form(2.0, 30.0)
+PAUSE = form(2.0, 60.0)
 """Seconds."""
 
 RATE, BURST = 2, 3
