@@ -756,7 +756,10 @@ def test_the_process_says_where_it_is_and_ends_with_its_standard_input():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_process_ends_at_a_signal(number):
     command = [sys.executable, "-m", "push_to_poll_client.testing.server"]
+    # One that is ignored here, as in what a shell runs in the background, would be ignored there too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    signal.signal(signal.SIGINT, before)
     process.stdout.readline()
     process.send_signal(number)
     assert process.communicate(timeout=GUARD) == (b"", b"")
