@@ -1,6 +1,7 @@
 """The consumer's public face: construction, process, poll_now, wake, run, stop, status."""
 
 import asyncio
+import dataclasses
 import functools
 import itertools
 import logging
@@ -55,6 +56,11 @@ def test_without_process_there_is_no_consumer():
         TypeError, match=r"override process or process_batch of Consumer in a subclass, or pass process="
     ):
         Consumer(FakeFeed(), store=MemoryStore())
+
+
+async def test_a_new_consumer_has_counted_nothing():
+    async with consumer_of(FakeFeed()) as consumer:
+        assert set(dataclasses.asdict(consumer.status().counters).values()) == {0}
 
 
 async def test_process_of_the_base_is_not_implemented():

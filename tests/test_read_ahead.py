@@ -57,6 +57,14 @@ async def test_the_next_page_is_fetched_while_one_is_processed():
     assert (result.messages, result.pages, result.caught_up) == (30, 3, True)
 
 
+async def test_a_page_fetched_ahead_is_not_waited_for():
+    """Only the last fetch of a quiet consumer may be held by the server."""
+    feed = feed_of(30, page_size=10, max_wait=1000.0)
+    async with Log(feed) as log:
+        await log.poll_now()
+    assert [asked.request.wait for asked in feed.requests] == [0.0, 0.0, 0.0]
+
+
 async def test_without_read_ahead_a_fetch_starts_after_the_commit():
     """Some feeds take a fetch for an acknowledgement."""
     feed = feed_of(30, page_size=10, latency=1.0, read_ahead=False)

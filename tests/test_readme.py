@@ -1,6 +1,7 @@
 """What README shows is run as it stands; only the addresses are those of a server that exists."""
 
 import dataclasses
+import inspect
 import itertools
 import re
 import shlex
@@ -167,12 +168,22 @@ def test_the_commands_run(server, capfd, monkeypatch, tmp_path):
 
 
 def test_the_options_table_names_every_option_of_a_consumer():
-    import inspect
-
     options = set(inspect.signature(Consumer).parameters) - {"feed"}
     table = README[README.index("## Options") : README.index("## Test your consumer")]
     named = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"\w+", row)}
     assert named == options
+
+
+def test_the_options_table_has_the_defaults_of_a_consumer():
+    defaults = {name: option.default for name, option in inspect.signature(Consumer).parameters.items()}
+    table = README[README.index("## Options") : README.index("## Test your consumer")]
+    numbers = {}
+    for names, cell in re.findall(r"^\| (`.*?) \| (.*?) \|", table, re.MULTILINE):
+        found = re.findall(r"(?<![\w.])\d+(?:\.\d+)?", cell)
+        numbers.update(zip(re.findall(r"\w+", names), map(float, found), strict=False))
+    numbers = {name: number for name, number in numbers.items() if isinstance(defaults[name], int | float)}
+    assert numbers == {name: defaults[name] for name in numbers}
+    assert numbers["shutdown_timeout"] == 10
 
 
 def test_every_guarantee_is_stated():
