@@ -20,8 +20,14 @@ BEGAN = time.monotonic()
 
 gc.disable()  # until all tests are collected, which takes a fifth less time so
 
-# No deadline: a busy machine is not a failure. No database: what an earlier run found does not change this one.
-settings.register_profile("ours", deadline=None, database=None, max_examples=form(50, 100))
+# No limits of time: a busy machine is not a failure. No database: what one run found does not change the next one.
+settings.register_profile(
+    "ours",
+    deadline=None,
+    database=None,
+    max_examples=form(50, 100),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 settings.load_profile("ours")
 hypothesis.core.global_force_seed = SEED
 
