@@ -30,6 +30,7 @@ from push_to_poll_client._json import (
     decode,
 )
 from push_to_poll_client.feeds._cloudevents import read_batch
+from push_to_poll_client.feeds._paged.lists import _decode_lines
 from push_to_poll_client.feeds.paged import LINES, Entries, OldestFirst, PagedFeed, from_last, to_query
 from push_to_poll_client.listeners._asking import Answer, UnusableAnswer
 
@@ -240,3 +241,8 @@ def test_all_others_decode_with_the_limit():
             }:
                 found.add(path.relative_to(root).as_posix())
     assert found == set(THEMSELVES)
+
+
+def test_a_long_line_that_is_not_deep_is_read():
+    text = b'"%b"\n[1]\n' % (b"x" * 2 * SHORT)
+    assert _decode_lines(text) == ["x" * 2 * SHORT, [1]]

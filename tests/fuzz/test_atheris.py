@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of every parser, each in a process of its own (`atheris_run.py`).
 
-`make test` shows for one parser that it works, and that it finds what only a guided one finds; `make chaos` does it for
+`make test` shows for one parser that it works, and that it finds what only a guided one finds. `make chaos` fuzzes
 all. CHAOS_SEED repeats the inputs of a run. What is found goes into the `found` of the row.
 """
 
