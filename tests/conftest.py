@@ -2,12 +2,13 @@
 
 import gc
 import logging
+import os
 import random
 import time
 import zlib
-from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import hypothesis
 import pytest
 import trio
@@ -18,7 +19,6 @@ from summary import summarise
 from push_to_poll_client.testing._virtual_time import virtual_time
 
 BEGAN = time.monotonic()
-TESTS = Path(__file__).parent
 
 gc.disable()  # until all tests are collected, which takes a fifth less time so
 
@@ -89,40 +89,22 @@ def parametrized(definition):
     return {part.strip() for name in names for part in (name.split(",") if isinstance(name, str) else name)}
 
 
-NOT_COUNTED = (
-    "chaos",
-    "docs",
-    "fuzz",
-    "hostile",
-    "mutants",
-    "test_atom_suite",
-    "test_credentials",
-    "test_declared_suite",
-    "test_docs",
-    "test_guarantees",
-    "test_overlap",
-    "test_page_semantics",
-    "test_real_kinto",
-)
-"""Beginnings of modules and folders whose tests enter what other tests were written for."""
-
-
-def is_counted(item):
-    """Say whether the lines that a test enters count as tested, which doubles what the test takes.
-
-    They count where a test says what it tries, and on one event loop: not where examples come upon them.
-    """
-    name = item.path.relative_to(TESTS).as_posix()
-    again = getattr(item, "callspec", None) is not None and item.callspec.params.get("anyio_backend") == "trio"
-    if again and not name.startswith(ADAPTERS) and not name.endswith("_sockets.py"):
-        return False
-    return not name.startswith(NOT_COUNTED) and not is_hypothesis_test(getattr(item, "obj", None))
+COUNT_ALL = os.environ.get("COUNT") == "all"
+"""Set by `make coverage`."""
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the long form in the short one, and choose the tests whose lines count."""
+    """Leave out the long form in the short one, and choose the tests whose lines count as tested.
+
+    To count doubles what a test takes. `make test` counts in the first case of each test function, `make coverage`
+    in all of them; neither does where examples are drawn, since lines count where a test says what it tries.
+    """
+    functions = set()
     for item in items:
-        if not is_counted(item):
+        function = item.nodeid.partition("[")[0]
+        again = function in functions and not COUNT_ALL
+        functions.add(function)
+        if again or is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker("no_cover")
     if not LONG:
         chosen = [item for item in items if not item.get_closest_marker("long_form")]
@@ -171,6 +153,20 @@ def anyio_backend(request):
 def virtual_day(monkeypatch):
     """Times of day go with virtual time, over restarts too: the library asks for them in the event loop."""
     monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + anyio.current_time())
+
+
+@pytest.fixture
+def inline_threads(monkeypatch):
+    """Run in the event loop what would go to a worker thread.
+
+    A virtual clock takes a running thread for idleness: it jumps on and on, as often as the machine lets it.
+    """
+
+    async def run_sync(function, *args, **_):
+        await anyio.lowlevel.checkpoint()
+        return function(*args)
+
+    monkeypatch.setattr("anyio.to_thread.run_sync", run_sync)
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ def times(feed):
 
 
 async def polls_on(consumer):
-    """Polls by hand as long as nothing stops it, waiting for what has to wait."""
+    """Poll by hand until something stops it, and sleep while a message has to wait. Needs `virtual_day`."""
     while True:
-        await consumer.poll_now(timeout=None)
+        result = await consumer.poll_now(timeout=None)
+        await anyio.sleep(result.postponed or 1.0)

@@ -15,7 +15,7 @@ from vendors.vendor import SECRET
 from push_to_poll_client import AtomFeed, SQLiteStore
 from push_to_poll_client.testing import FeedSuite
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("inline_threads")]
 
 in_each_form = pytest.mark.parametrize("form", FORMS)
 

@@ -370,7 +370,6 @@ def test_retry_takes_keys_or_all(state, capsys, arguments):
     assert letters(capsys, state, *arguments) == (Exit.USAGE, [], ["push-to-poll: retry takes keys, or --all"])
 
 
-@on_both
 @pytest.mark.parametrize(
     ("action", "instead"),
     [

@@ -163,6 +163,7 @@ async def test_inside_process_it_would_wait_for_itself(call):
 # Try again
 
 
+@pytest.mark.usefixtures("inline_threads")
 @pytest.mark.parametrize("make", [MemoryStore, lambda: None], ids=["memory", "file"])
 async def test_a_retry_turns_dead_into_processed(make, tmp_path):
     consumer = await dead("a", "b", store=make() or SQLiteStore(tmp_path / "x.db"))

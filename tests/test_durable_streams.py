@@ -746,6 +746,7 @@ def test_it_runs_from_a_shell(server, tmp_path):
     assert without.stdout == first.stdout
 
 
+@pytest.mark.long_form  # two more processes; the errors of the feed itself are tested above
 def test_from_a_shell_every_error_is_a_sentence(server):
     stream = server.stream(0)
     stream.fork()

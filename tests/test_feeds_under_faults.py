@@ -14,7 +14,6 @@ import tracemalloc
 import zlib
 
 import anyio
-import anyio.lowlevel
 import httpx
 import pytest
 from faulty_feeds import SECRETS, SUBJECTS
@@ -337,19 +336,13 @@ def takes(subject, fault, when):
 
 @pytest.mark.parametrize("fault", ["cut in the middle", "status 410", "gzip bomb", "pages in a circle"])
 @pytest.mark.parametrize("subject", ["HTTPFeed", "DurableStreamFeed", "AtomFeed, paged", "Stripe", "Plaid"])
-async def test_all_is_well_again_with_a_store_on_disk(subject, fault, tmp_path, monkeypatch):
-    monkeypatch.setattr("anyio.to_thread.run_sync", at_once)
+@pytest.mark.usefixtures("inline_threads")
+async def test_all_is_well_again_with_a_store_on_disk(subject, fault, tmp_path):
     store = SQLiteStore(tmp_path / "state.db")
     cell = Cell(subject, store=store)
     await cell.live(fault, "now and then")
     cell.check_messages()
     cell.check_rate()
-
-
-async def at_once(function, *args, **_):
-    """In place of a thread, of whose work a virtual clock knows nothing."""
-    await anyio.lowlevel.checkpoint()
-    return function(*args)
 
 
 # Elsewhere, where the feed may be led to

@@ -30,6 +30,7 @@ def lines(caplog):
     return [record.message for record in caplog.records if "missing" in record.message]
 
 
+@pytest.mark.usefixtures("inline_threads")
 async def test_g9_a_gap_is_logged_counted_kept_and_told(tmp_path, caplog):
     feed, heard, path = FakeFeed(), Heard(), tmp_path / "state.db"
     feed.answer(page("41"))
@@ -137,6 +138,7 @@ async def test_it_is_kept_with_what_was_settled_before_it():
     assert WHAT in session.state["gap"]
 
 
+@pytest.mark.usefixtures("inline_threads")
 async def test_its_text_is_short_and_acts_on_nothing(caplog, tmp_path):
     feed, path = FakeFeed(), tmp_path / "state.db"
     feed.answer(page("41", gap="\x1b[2J\n\ud800" + "x" * 1_000_000))

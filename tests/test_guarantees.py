@@ -375,7 +375,7 @@ async def test_g7_fast_handlers_get_a_commit_a_page_and_slow_ones_one_a_message(
 # G9 no silent skip, no silent block
 
 
-async def test_g9_a_failing_message_is_retried_and_then_stops_the_consumer_by_name():
+async def test_g9_a_failing_message_is_retried_and_then_stops_the_consumer_by_name(virtual_day):
     feed = FakeFeed()
     feed.publish("good", "bad", "after")
     processed = []

@@ -461,6 +461,7 @@ async def test_g3_a_rewind_to_the_end_waits_for_what_the_server_asked_for(monkey
     assert asked[0] - began >= 100
 
 
+@pytest.mark.usefixtures("inline_threads")
 async def test_rewind_in_a_file(tmp_path):
     feed, store = feed_of("a", "b"), SQLiteStore(tmp_path / "x.db")
     await Log(feed, store=store).poll_now()

@@ -195,6 +195,7 @@ async def test_a_new_name_may_begin_at_the_end(server, feed_of):
         assert names(consumer) == orders(size + 1, size + 2)
 
 
+@needs_a_server_of_its_own
 async def test_a_consumer_survives_the_servers_death(feed_of):
     """Its records die with it; those that it is given again are new."""
     with serving(paginate_by="2") as server:

@@ -4,6 +4,7 @@ import heapq
 from collections import defaultdict
 
 import pytest
+from forms import form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -222,7 +223,7 @@ class Model:
         return cursor
 
 
-@settings(max_examples=60)
+@settings(max_examples=form(20, 60))
 @given(PAGES, st.data())
 def test_any_pages_are_done_in_order_per_lane_and_the_cursor_covers_a_prefix(pages, data):
     work, model = Work(), Model()
