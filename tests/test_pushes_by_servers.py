@@ -24,7 +24,7 @@ from push_to_poll_client.listeners.postgres import PostgresListener
 from push_to_poll_client.listeners.redis import RedisListener
 from push_to_poll_client.testing import FakeFeed
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("database servers")]  # which start once then
+pytestmark = pytest.mark.anyio
 
 QUICK = {"open_timeout": 0.5}
 HOUR = 3600.0
