@@ -12,6 +12,7 @@ import anyio.lowlevel
 import hypothesis
 import pytest
 import trio
+from coverage import Coverage
 from forms import LONG, SEED, form
 from hypothesis import is_hypothesis_test, settings
 from summary import summarise
@@ -128,6 +129,8 @@ def pytest_collection_finish(session):
     gc.enable()
     if tracing(session.config):
         tracing(session.config).pause()
+    while left := Coverage.current():  # pytest-cov starts a second one in each worker, which would go on
+        left.stop()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
