@@ -103,18 +103,17 @@ tested where a test says what it tries.
 
 def pytest_collection_modifyitems(config, items):
     """Leave out the long form in the short one, and choose the tests whose lines count."""
-    functions = set()
-    for item in items:
-        function = getattr(item, "function", item)  # the same in each class that inherits it
-        if COUNT_ALL or function not in functions:
-            counted.add(item.nodeid)
-        functions.add(function)
-        if is_hypothesis_test(getattr(item, "obj", None)):
-            counted.discard(item.nodeid)
     if not LONG:
         chosen = [item for item in items if not item.get_closest_marker("long_form")]
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long_form")])
         items[:] = chosen
+    functions = set()
+    for item in items:
+        function = getattr(item, "function", item)  # the same in each class that inherits it
+        first = function not in functions
+        functions.add(function)
+        if (COUNT_ALL or first) and not is_hypothesis_test(getattr(item, "obj", None)):
+            counted.add(item.nodeid)
 
 
 def tracing(config):
@@ -129,8 +128,8 @@ def pytest_collection_finish(session):
     gc.enable()
     if tracing(session.config):
         tracing(session.config).pause()
-    while left := Coverage.current():  # pytest-cov starts a second one in each worker, which would go on
-        left.stop()
+        while left := Coverage.current():  # pytest-cov starts a second one in each worker, which would go on
+            left.stop()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
