@@ -60,7 +60,7 @@ def declares(vendor):
 
 def feed_of(vendor, **options):
     """The feed of a server in memory."""
-    options = {"client": vendor.client(), "headers": vendor.headers} | options
+    options = {"client": options.get("client") or vendor.client(), "headers": vendor.headers} | options
     return DECLARED[type(vendor)](vendor, options)
 
 
