@@ -3,12 +3,14 @@
 import codecs
 
 import pytest
+from forms import form
 from vendors.atom import document, written
 
+from push_to_poll_client.feeds._atom import messages
 from push_to_poll_client.feeds._atom.document import MAX_SCOPE, MOST_DEPTH, read_document
 from push_to_poll_client.feeds._atom.encoding import as_utf8
 from push_to_poll_client.feeds._atom.instants import Instant
-from push_to_poll_client.feeds._atom.messages import MAX_UNREADABLE, messages_of
+from push_to_poll_client.feeds._atom.messages import messages_of
 from push_to_poll_client.feeds._atom.source import MAX_URL, resolved
 from push_to_poll_client.feeds._atom.xml import MAX_TAG
 
@@ -235,11 +237,13 @@ def test_a_reference_that_is_too_long_stays_as_it_was_written():
     assert resolved("https://a.example/" + "b" * MAX_URL, "c") == "c"
 
 
-def test_unreadable_entries_have_an_end():
-    found = read(document([], marks="<entry/>" * (MAX_UNREADABLE + 1)), most=MAX_UNREADABLE * 2).entries
-    with pytest.raises(ValueError, match="has more than 10000 unreadable entries"):
+def test_unreadable_entries_have_an_end(monkeypatch):
+    most = form(300, messages.MAX_UNREADABLE)
+    monkeypatch.setattr(messages, "MAX_UNREADABLE", most)
+    found = read(document([], marks="<entry/>" * (most + 1)), most=most * 2).entries
+    with pytest.raises(ValueError, match=f"has more than {most} unreadable entries"):
         messages_of(found)
-    assert len(messages_of(found[1:])) == MAX_UNREADABLE
+    assert len(messages_of(found[1:])) == most
 
 
 # In which encoding (RFC 7303 §3)

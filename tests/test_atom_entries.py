@@ -3,12 +3,13 @@
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from forms import form
 from vendors.atom import ROOT, document
 
 from push_to_poll_client import AtomEntry, AtomFeed, DeadLetter, Message, UndecodableMessage, UnreadableMessage
+from push_to_poll_client.feeds._atom import tree
 from push_to_poll_client.feeds._atom.document import MAX_AUTHORS, read_document
 from push_to_poll_client.feeds._atom.messages import messages_of
-from push_to_poll_client.feeds._atom.tree import MAX_ELEMENTS
 from push_to_poll_client.feeds._atom.xml import MAX_DEPTH
 from push_to_poll_client.feeds.atom import AtomCategory, AtomLink, AtomPerson, AtomText
 
@@ -414,14 +415,18 @@ def test_an_entry_that_is_corrected_is_another_message():
     assert broken.key == moved.key
 
 
+ELEMENTS = form(2_000, tree.MAX_ELEMENTS)
+
+
 @pytest.mark.parametrize(
     ("inner", "why"),
     [
         ("<a>" * MAX_DEPTH + "</a>" * MAX_DEPTH, f"has more than {MAX_DEPTH} elements within each other"),
-        ("<a/>" * MAX_ELEMENTS, f"has more than {MAX_ELEMENTS} elements"),
+        ("<a/>" * ELEMENTS, f"has more than {ELEMENTS} elements"),
     ],
 )
-def test_an_entry_that_would_take_too_much_fails_when_it_is_read(inner, why):
+def test_an_entry_that_would_take_too_much_fails_when_it_is_read(inner, why, monkeypatch):
+    monkeypatch.setattr(tree, "MAX_ELEMENTS", ELEMENTS)
     message = entry(inner)
     assert message.entry_id == "urn:1"
     for read in (lambda: message.data, lambda: message.title, lambda: message.links, lambda: message.base):

@@ -254,7 +254,7 @@ def work(body):
     return calls
 
 
-SIZE = form(300, 1_000)
+SIZE = form(150, 1_000)
 """Repetitions of what is repeated, at first."""
 
 
