@@ -14,6 +14,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 import respx
+from forms import form
 
 from push_to_poll_client import _types, feeds
 from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
@@ -820,7 +821,7 @@ class TestTheBody:
     @pytest.mark.parametrize("status", [200, 401])
     @pytest.mark.parametrize("auth", [None, Provider("a"), httpx.DigestAuth("key", "secret")])
     async def test_that_is_a_bomb_takes_no_memory(self, serve, status, auth):
-        packed = bomb(64)
+        packed = bomb(form(16, 64))
         assert len(packed) < 100_000
         challenge = {"www-authenticate": 'Digest realm="shop", nonce="n", qop="auth"', "content-encoding": "gzip"}
         serve(*[httpx.Response(status, stream=Chunks(packed), headers=challenge) for _ in range(2)])
