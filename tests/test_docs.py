@@ -271,6 +271,7 @@ def documented(level, text):
             yield line
 
 
+@pytest.mark.no_cover  # it reads the package and runs none of it
 def test_every_log_line_is_explained_with_its_level_and_no_other():
     explained = set()
     for level, text in logged():

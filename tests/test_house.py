@@ -81,6 +81,7 @@ def imported_rooms(path):
                 yield room_of(parts[1:])
 
 
+@pytest.mark.no_cover  # it reads the package and runs none of it
 def test_imports_point_one_way():
     wrong = [
         f"{path.relative_to(PACKAGE)} ({room}) must not import {other}"

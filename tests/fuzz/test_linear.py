@@ -15,10 +15,13 @@ from work import counting_calls, work_of
 
 from push_to_poll_client.feeds import _json_split
 
-SIZES = form((250, 1000), (1000, 4000))
+SIZES = form((125, 1000), (1000, 4000))
 """Repetitions of what is repeated, at first and where a step was seen."""
 
 TWICE = 2.2
+
+SEEN = form(100, 250)
+"""Repetitions on which a slow function is seen: fewer than `SIZES`."""
 
 
 def families():
@@ -119,8 +122,8 @@ BAD = [
 @pytest.mark.parametrize("function", BAD, ids=lambda function: function.__name__)
 def test_a_slow_function_is_seen(function, monkeypatch):
     monkeypatch.setitem(function.__globals__, "__name__", "push_to_poll_client.planted")
-    assert growth(function, lambda n: b"0" * n, 250) > 2 * TWICE - 1
-    assert growth(is_linear, lambda n: b"0," * n, 250) <= TWICE
+    assert growth(function, lambda n: b"0" * n, SEEN) > 2 * TWICE - 1
+    assert growth(is_linear, lambda n: b"0," * n, SEEN) <= TWICE
 
 
 def test_reading_a_page_is_linear():
