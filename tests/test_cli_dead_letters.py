@@ -1,9 +1,9 @@
 """`push-to-poll dead-letters`: seen at any time, changed while nobody runs, and harmless whatever is in them."""
 
-import contextlib
 import errno
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -11,8 +11,8 @@ import sys
 import anyio
 import command_line
 import pytest
-from command_line import COMMAND, on, said, typed
-from forms import GUARD
+from command_line import on, said, typed
+from forms import GUARD, form
 
 from push_to_poll_client import DeadLetter, Record, RecordState, SQLiteStore
 from push_to_poll_client.cli._exit import Exit
@@ -65,9 +65,14 @@ def kept(path, name="orders"):
     return list(read_dead_letters(path, name))
 
 
-@contextlib.contextmanager
-def owned(path):
-    """A process that owns the file; its id."""
+@pytest.fixture(scope="module")
+def owned(tmp_path_factory):
+    """The path of a file with a dead letter, and the id of the process that owns it.
+
+    One process is enough: no test that looks at the file may change it.
+    """
+    path = str(tmp_path_factory.mktemp("owned") / "state.db")
+    keep(path, GOOD)
     program = (
         "import anyio, sys\nfrom push_to_poll_client import SQLiteStore\n"
         "async def own():\n    session = await SQLiteStore(sys.argv[1]).claim('orders', feed='feed')\n"
@@ -81,7 +86,7 @@ def owned(path):
     )
     with owner:
         owner.stdout.readline()
-        yield owner.pid
+        yield path, owner.pid
         owner.stdin.close()
         assert owner.wait(GUARD) == 0
 
@@ -227,20 +232,24 @@ def test_an_export_goes_on_until_the_end(state, capsys):
 
 @pytest.mark.slow
 def test_an_export_has_some_in_memory_at_a_time(state):
-    keep(state, *(DeadLetter(key=str(number), id="1", raw=b"x" * (15 << 20), error="") for number in range(12)))
+    size = form(4, 15) << 20
+    keep(state, *(DeadLetter(key=str(number), id="1", raw=b"x" * size, error="") for number in range(12)))
     program = (
         "import re, sys\nfrom pathlib import Path\nfrom push_to_poll_client.cli import main\n"
+        "from push_to_poll_client.stores import _letters\n"
         "def most():  # of this program; `ru_maxrss` begins with its parent's\n"
         "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1])\n"
+        "size = int(sys.argv[2])\n"
+        "_letters._BYTES = _letters._BYTES * size // (15 << 20)  # of smaller entries as many at a time\n"
         "begun = most()\n"
         "code = main(['dead-letters', '--state', sys.argv[1], 'export'])\n"
-        "sys.exit(code or most() - begun > 150_000)"
+        "sys.exit(code or most() - begun > 10 * size // 1024)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, state], stdout=subprocess.PIPE, timeout=GUARD, check=False
+        [sys.executable, "-c", program, state, str(size)], stdout=subprocess.PIPE, timeout=GUARD, check=False
     )
     assert done.returncode == 0
-    assert len(done.stdout) > 12 * (15 << 20)
+    assert len(done.stdout) > 12 * size
 
 
 def test_a_large_entry_is_shown_piece_by_piece(state, capsys):
@@ -250,12 +259,11 @@ def test_a_large_entry_is_shown_piece_by_piece(state, capsys):
     assert lines[-1] == r"é\u001b" * (1 << 17)
 
 
-def test_looking_disturbs_nobody(state, capsys):
-    keep(state, GOOD)
-    with owned(state):
-        for action in (["list"], ["show", GOOD.key], ["export"]):
-            assert letters(capsys, state, *action)[0] == Exit.DONE
-        assert typed("rewind", "--state", state, "--list") == Exit.DONE
+def test_looking_disturbs_nobody(owned, capsys):
+    state, _ = owned
+    for action in (["list"], ["show", GOOD.key], ["export"]):
+        assert letters(capsys, state, *action)[0] == Exit.DONE
+    assert typed("rewind", "--state", state, "--list") == Exit.DONE
 
 
 def test_a_reader_that_goes_away_is_no_error(state):
@@ -379,12 +387,12 @@ def test_retry_takes_keys_or_all(state, capsys, arguments):
         (["rewind", "--state", "{}", "--to", "inception"], "rewind()"),
     ],
 )
-def test_what_a_process_owns_is_not_changed(state, capsys, action, instead):
-    keep(state, GOOD)
+def test_what_a_process_owns_is_not_changed(owned, capsys, action, instead):
+    state, process = owned
     before = kept(state)
-    with owned(state) as process:
-        code = typed(*(word.format(state) for word in action))
-        out, err = capsys.readouterr()
+    assert [(letter.key, letter.marked) for letter in before] == [(GOOD.key, False)]
+    code = typed(*(word.format(state) for word in action))
+    out, err = capsys.readouterr()
     assert (code, out) == (Exit.STATE, "")
     assert said(err) == [
         (
@@ -395,11 +403,9 @@ def test_what_a_process_owns_is_not_changed(state, capsys, action, instead):
     assert kept(state) == before
 
 
-def test_an_owner_that_cannot_be_seen_is_another_process(state, capsys, monkeypatch):
-    keep(state, GOOD)
+def test_an_owner_that_cannot_be_seen_is_another_process(owned, capsys, monkeypatch):
     monkeypatch.setattr("push_to_poll_client.cli._names.owner_of", lambda _: None)
-    with owned(state):
-        assert "is in use by another process;" in letters(capsys, state, "retry", "--all")[2][0]
+    assert "is in use by another process;" in letters(capsys, owned[0], "retry", "--all")[2][0]
 
 
 def test_no_record_goes_that_the_consumer_keeps(state, capsys):
@@ -467,6 +473,14 @@ def test_a_file_without_a_consumer_is_one_sentence(state, capsys):
 # Files that are not what they should be
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A file to be copied, which costs less than a new one."""
+    path = str(tmp_path_factory.mktemp("good") / "state.db")
+    keep(path, GOOD)
+    return path
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -494,8 +508,8 @@ def test_a_file_without_a_consumer_is_one_sentence(state, capsys):
     ],
     ids=lambda action: " ".join(action[::2])[:20],
 )
-def test_a_damaged_file_is_one_sentence(state, capsys, damage, action):
-    keep(state, GOOD)
+def test_a_damaged_file_is_one_sentence(state, good, capsys, damage, action):
+    shutil.copy(good, state)
     with sqlite3.connect(state) as file:
         file.execute(damage)
     file.close()
@@ -508,8 +522,8 @@ def test_a_damaged_file_is_one_sentence(state, capsys, damage, action):
 
 @pytest.mark.parametrize("size", [1, 100, 4096, 5000, 20_000])
 @pytest.mark.parametrize("action", [["list"], ["export"], ["retry", "--all"]])
-def test_a_file_that_was_cut_off_is_one_sentence(state, capsys, size, action):
-    keep(state, GOOD)
+def test_a_file_that_was_cut_off_is_one_sentence(state, good, capsys, size, action):
+    shutil.copy(good, state)
     os.truncate(state, size)
     code, lines, err = letters(capsys, state, *action)
     assert (code, lines) == (Exit.STATE, [])
@@ -520,19 +534,17 @@ def test_a_file_that_was_cut_off_is_one_sentence(state, capsys, size, action):
 # From end to end
 
 
-@pytest.mark.slow
-def test_what_was_given_up_on_is_processed_after_all(tmp_path, state):
+def test_what_was_given_up_on_is_processed_after_all(tmp_path, state, capfd):
     program = tmp_path / "program.py"
     program.write_text("import sys, json\nsys.exit(json.load(sys.stdin)['id'].endswith('2'))")
     with serve_in_thread(backlog=3) as server:
         tail = ["tail", server.url, "--once", "--state", state, "--exec-attempts=1"]
-        tail += ["--exec", f"{sys.executable} {program}", "--on-failure", "dead-letter"]
+        tail += ["--exec", f"{sys.executable} -S -E {program}", "--on-failure", "dead-letter"]
 
         def run(*arguments):
-            done = subprocess.run(
-                [*COMMAND, *arguments], capture_output=True, text=True, timeout=GUARD, check=False
-            )
-            return done.returncode, done.stdout, "\n".join(said(done.stderr))
+            code = typed(*arguments)
+            out, err = capfd.readouterr()
+            return code, out, "\n".join(said(err))
 
         code, _, err = run(*tail)
         assert code == Exit.DONE
