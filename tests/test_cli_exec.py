@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import os
 import select
 import shlex
@@ -15,12 +14,15 @@ import anyio
 import command_line
 import pytest
 from command_line import on, said
-from forms import GUARD
+from forms import GUARD, form
 
 from push_to_poll_client import Message
 from push_to_poll_client.cli import _exec, _signals, _tail
 from push_to_poll_client.cli._exit import Exit
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
+
+MANY = form(500_000, 5_000_000)
+"""More bytes than a pipe holds."""
 
 HOSTILE = [
     "$(touch x)",
@@ -29,7 +31,7 @@ HOSTILE = [
     "' \" \\ \n \r\n \t \0 \x1b[2J",
     "naïve — 日本語 🦆",
     "--help",
-    "x" * 5_000_000,
+    "x" * MANY,
 ]
 
 TELL = 'open("told", "w").write(str(told))'
@@ -87,6 +89,18 @@ def fifos(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def _go_when_signalled(fifos, monkeypatch):
+    """Write to `go` as soon as the command is told how long it may take after a signal."""
+    finish_until = _exec.Command.finish_until
+
+    def go(command, deadline):
+        finish_until(command, deadline)
+        Path("go").write_text("signal seen")
+
+    monkeypatch.setattr(_exec.Command, "finish_until", go)
+
+
+@pytest.fixture
 def _impatient(monkeypatch):
     for module in (_signals, _tail):
         monkeypatch.setattr(module, "SHUTDOWN_TIMEOUT", 0.1)
@@ -116,7 +130,7 @@ print(json.dumps(json.loads(line)["data"]))
 
 
 def test_a_command_may_leave_its_input_unread(server, tail, python):
-    server.publish(["x" * 5_000_000, 1])
+    server.publish(["x" * MANY, 1])
     assert tail(server.url, "--once", "--exec", python("sys.stdin.close(); print(1)"))[:2] == (Exit.DONE, [1, 1])
 
 
@@ -340,16 +354,6 @@ def test_a_command_that_cannot_be_is_a_usage_error_at_once(tail, tmp_path, argum
     assert "\x1b" not in err
 
 
-SLOW = f"""
-line = json.load(sys.stdin)
-told = os.getpid()
-{TELL}
-open("go").read()
-print(line["id"], flush=True)
-"""
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "number"),
     [
@@ -359,21 +363,34 @@ print(line["id"], flush=True)
         pytest.param([], signal.SIGTERM, marks=pytest.mark.long_form),
     ],
 )
-def test_a_signal_lets_the_command_in_hand_finish(server, python, fifos, options, number):
+@pytest.mark.usefixtures("_go_when_signalled")
+def test_a_signal_lets_the_command_in_hand_finish(server, tail, python, options, number):
     """It finishes, is recorded, and no other is begun."""
     first, second = server.publish(2)
-    program = python(SLOW)
-    where = {"cwd": Path(shlex.split(program)[-1]).parent}
-    arguments = ["tail", server.url, *options, "--state", "state.db", "--exec", program]
-    with command_line.start(*arguments, **where) as process:
-        fifos()
-        process.send_signal(number)
-        (where["cwd"] / "go").write_text("")
-        out, err = process.communicate(timeout=GUARD)
-    assert (process.returncode, out, said(err)) == (128 + number, f"{first}\n", [])
-    with command_line.start("tail", server.url, "--once", "--state", "state.db", **where) as again:
-        out, _ = again.communicate(timeout=GUARD)
-    assert [json.loads(line)["id"] for line in out.splitlines()] == [second]
+    program = python(f"""
+import select
+line = json.load(sys.stdin)
+if line["id"] != {first!r}:
+    sys.exit("another was begun")
+go = os.open("go", os.O_RDWR)  # so that neither side waits for the other to open it
+os.kill({os.getpid()}, {int(number)})
+assert select.select([go], [], [], {GUARD})[0]
+print(json.dumps(line["id"]), flush=True)
+""")
+    options = [*options, "--state", "state.db", "--exec-attempts=1", "--exec", program]
+    code, lines, err = tail(server.url, *options)
+    assert (code, lines, said(err)) == (128 + number, [first], [])
+    again = tail(server.url, "--once", "--state", "state.db")[1]
+    assert [line["id"] for line in again] == [second]
+
+
+SLOW = f"""
+line = json.load(sys.stdin)
+told = os.getpid()
+{TELL}
+open("go").read()
+print(line["id"], flush=True)
+"""
 
 
 @pytest.mark.slow
