@@ -9,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -88,12 +89,12 @@ def test_a_line_is_the_event_as_it_came():
     assert _lines._members(Message("1", {"a": 1})) == {"id": "1", "data": {"a": 1}}
 
 
-def test_a_feed_longer_than_one_poll_is_read_to_its_end(server, tail, monkeypatch):
+def test_a_feed_longer_than_one_poll_is_read_to_its_end(tail, monkeypatch):
     consumer_of = _tail.Consumer
     monkeypatch.setattr(_tail, "Consumer", lambda *args, **rest: consumer_of(*args, max_poll_time=1e-9, **rest))
-    server.publish(2500)
-    code, lines, _ = tail(server.url, "--once")
-    assert (code, len(lines)) == (Exit.DONE, 2503)
+    with serve_in_thread(backlog=25, page_size=10) as server:
+        code, lines, _ = tail(server.url, "--once")
+    assert (code, len(lines)) == (Exit.DONE, 25)
 
 
 @pytest.mark.parametrize(
@@ -180,16 +181,17 @@ def test_what_cannot_be_read_may_be_kept_as_a_dead_letter(server, tail, tmp_path
 
 
 @pytest.mark.parametrize("policy", form(["dead-letter"], ["stop", "skip", "dead-letter"]))
-def test_output_that_cannot_be_written_is_no_failure_of_a_message(server, policy, tmp_path):
+def test_output_that_cannot_be_written_is_no_failure_of_a_message(server, policy, tmp_path, capfdbinary):
     state = str(tmp_path / "state.db")
-    command = [*COMMAND, "tail", server.url, "--once", "--on-failure", policy, "--state", state]
+    arguments = [server.url, "--once", "--on-failure", policy, "--state", state]
+    command = [*COMMAND, "tail", *arguments]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=GUARD, check=False)
     assert done.returncode == Exit.MESSAGE
     assert "standard output cannot be written: No space left on device" in done.stderr
     assert len(said(done.stderr)) == 1
-    again = subprocess.run(command, capture_output=True, text=True, timeout=GUARD, check=True)
-    assert len(again.stdout.splitlines()) == 3
+    code, lines, _ = command_line.tail(capfdbinary, *arguments)
+    assert (code, len(lines)) == (Exit.DONE, 3)
 
 
 def test_output_that_cannot_be_written_says_so_in_this_process_too(monkeypatch):
@@ -365,7 +367,7 @@ def test_every_error_has_its_exit_code():
     assert exit_of(PushToPollError("?")) is Exit.BUG
 
 
-@pytest.mark.parametrize("channel", ["push_url", "sse_url"])
+@pytest.mark.parametrize("channel", form(["push_url"], ["push_url", "sse_url"]))
 def test_pushes_are_followed_and_ctrl_c_ends_cleanly(server, tmp_path, channel):
     state = str(tmp_path / "state.db")
     with start(server.url, "--push", getattr(server, channel), "--state", state) as process:
@@ -378,30 +380,32 @@ def test_pushes_are_followed_and_ctrl_c_ends_cleanly(server, tmp_path, channel):
     assert (process.returncode, out, said(err)) == (Exit.INTERRUPTED, "", [])
 
 
-def test_sigterm_ends_cleanly_and_what_was_written_out_is_recorded(server, tmp_path):
+def test_sigterm_ends_cleanly_and_what_was_written_out_is_recorded(server, tmp_path, capfdbinary):
+    """Until then its state file is in use, which is one sentence."""
     state = str(tmp_path / "state.db")
     with start(server.url, "--state", state) as process:
         for _ in range(3):
             process.stdout.readline()
+        code, lines, err = command_line.tail(capfdbinary, server.url, "--once", "--state", state)
         process.terminate()
         process.communicate(timeout=GUARD)
+    assert (code, lines, len(said(err))) == (Exit.STATE, [], 1)
+    assert state in err
     assert process.returncode == Exit.TERMINATED
-    again = subprocess.run(
-        [*COMMAND, "tail", server.url, "--once", "--state", state],
-        capture_output=True,
-        timeout=GUARD,
-        check=True,
-    )
-    assert again.stdout == b""
+    assert command_line.tail(capfdbinary, server.url, "--once", "--state", state)[:2] == (Exit.DONE, [])
 
 
-def test_once_is_interrupted_too(server):
+def test_once_is_interrupted_too(server, tail):
     server.faults.stall_next = 1
-    with start(server.url, "--once") as process:
+
+    def interrupt():
         server.stats.wait_for(lambda stats: stats.fetches >= 1)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=GUARD)
-    assert process.returncode == Exit.INTERRUPTED
+        os.kill(os.getpid(), signal.SIGINT)
+
+    visitor = threading.Thread(target=interrupt)
+    visitor.start()
+    assert tail(server.url, "--once") == (Exit.INTERRUPTED, [], "")
+    visitor.join(GUARD)
 
 
 @pytest.mark.parametrize("with_command", [False, True])
@@ -485,30 +489,11 @@ def test_the_module_is_the_command(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("push_to_poll_client.cli", run_name="__main__")
     assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("push-to-poll ")
 
 
-def test_a_state_file_in_use_is_one_sentence(server, tmp_path):
-    state = str(tmp_path / "state.db")
-    with start(server.url, "--state", state) as process:
-        process.stdout.readline()
-        second = subprocess.run(
-            [*COMMAND, "tail", server.url, "--state", state],
-            capture_output=True,
-            text=True,
-            timeout=GUARD,
-            check=False,
-        )
-        process.terminate()
-        process.communicate(timeout=GUARD)
-    assert second.returncode == Exit.STATE
-    assert len(said(second.stderr)) == 1
-    assert state in second.stderr
-
-
-def test_the_installed_command_runs(server):
+def test_the_installed_command_runs():
     command = Path(sys.executable).with_name("push-to-poll")
-    version = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=GUARD, check=True)
-    assert version.stdout.startswith("push-to-poll ")
     help_ = subprocess.run([command, "tail", "--help"], capture_output=True, text=True, timeout=GUARD, check=True)
     for code in Exit:
         assert f"\n  {code.value} " in help_.stdout

@@ -124,7 +124,7 @@ def test_the_help_names_each_member(state, capsys):
 
 
 @pytest.mark.slow
-def test_a_consumer_that_runs_is_named_and_goes_on(tmp_path):
+def test_a_consumer_that_runs_is_named_and_goes_on(tmp_path, capsys):
     state = str(tmp_path / "state.db")
     with (
         serve_in_thread(backlog=3) as server,
@@ -132,8 +132,8 @@ def test_a_consumer_that_runs_is_named_and_goes_on(tmp_path):
     ):
         for _ in range(3):
             tail.stdout.readline()
-        with command_line.start("status", "--state", state, "--json") as status:
-            out, err = status.communicate(timeout=GUARD)
+        assert typed("status", "--state", state, "--json") == Exit.DONE
+        out, err = capsys.readouterr()
         tail.terminate()
         _, tail_err = tail.communicate(timeout=GUARD)
     assert (json.loads(out)["owner"], err) == (tail.pid, "")

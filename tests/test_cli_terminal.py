@@ -5,11 +5,9 @@ import json
 import logging
 import os
 import shlex
-import subprocess
 import sys
 
 import pytest
-from forms import GUARD
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,17 +81,11 @@ def test_a_terminal_gets_nothing_that_acts_and_a_pipe_the_line_as_it_is(terminal
     assert json.loads(line) == {"id": "größe", "data": {"x": EVIL}}
 
 
-WRITES = """
-from push_to_poll_client import Message
-from push_to_poll_client.cli._lines import write_line
-write_line(Message("1", data=chr(0x9b) + chr(0x1f600) + chr(0xe0001)))
-"""
-
-
-def test_a_real_terminal_is_known_as_one():
+def test_a_real_terminal_is_known_as_one(monkeypatch):
     leader, follower = os.openpty()
-    subprocess.run([sys.executable, "-c", WRITES], stdout=follower, check=True, timeout=GUARD)
-    os.close(follower)
+    with open(follower, "w", encoding="utf-8") as terminal:  # noqa: PTH123  # by its descriptor
+        monkeypatch.setattr(sys, "stdout", terminal)
+        write_line(Message("1", data="\x9b\U0001f600\U000e0001"))
     assert os.read(leader, 1000).decode() == '{"id":"1","data":"\\u009b😀\\udb40\\udc01"}\r\n'
     os.close(leader)
 

@@ -71,7 +71,11 @@ def started(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.TERMINATED)]
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, Exit.INTERRUPTED, marks=pytest.mark.long_form),  # what a `Visitor` sends
+        (signal.SIGTERM, Exit.TERMINATED),
+    ],
 )
 def test_a_signed_request_brings_the_next_line_and_a_signal_ends_it(server, number, code):
     arguments = [server.url, "--webhook", "127.0.0.1:0", *GITHUB, "-v", "--interval", "86400"]
