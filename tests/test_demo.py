@@ -3,6 +3,7 @@
 And it runs, in a short form, with nothing left behind however it ends.
 """
 
+import contextlib
 import logging
 import os
 import runpy
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import anyio
 import command_line
+import httpx
 import pytest
 from command_line import typed
 from forms import GUARD, form
@@ -115,6 +117,21 @@ def files(tmp_path, monkeypatch):
     return lambda: list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def _served_here(monkeypatch):
+    """Serve in a thread what a process of its own serves else: its start costs more than the test."""
+
+    class Server(_processes.Server):
+        def __init__(self, backlog):
+            with contextlib.ExitStack() as stack:
+                server = stack.enter_context(serve_in_thread(backlog=backlog))
+                self.places = {"url": server.url, "push_url": server.push_url}
+                self.http = stack.enter_context(httpx.Client(base_url=server.base_url, trust_env=False))
+                self.close = stack.pop_all().close
+
+    monkeypatch.setattr(_conductor, "Server", Server)
+
+
 @pytest.mark.slow
 def test_it_runs_and_loses_nothing(capsys, files):
     assert typed(*SHORT) == Exit.DONE
@@ -133,6 +150,7 @@ def test_it_runs_and_loses_nothing(capsys, files):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_served_here")
 @pytest.mark.parametrize(
     "program",
     [
@@ -185,6 +203,7 @@ def test_without_a_server_it_says_what_to_install(capsys, monkeypatch):
     )
 
 
+@pytest.mark.usefixtures("_served_here")
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.TERMINATED)]
 )
