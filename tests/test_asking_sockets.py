@@ -8,7 +8,7 @@ import httpx
 import httpx2
 import pytest
 from anyio.to_thread import run_sync
-from channels import HOST, Raw, is_closed
+from channels import HOST, Raw, freeze_what_is_there, is_closed
 from forms import GUARD
 
 from push_to_poll_client.listeners._asking import Asker, UnusableAnswer
@@ -21,6 +21,11 @@ CANARY = "c4n4ry"
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request):
     return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    freeze_what_is_there()
 
 
 @pytest.fixture(autouse=True)

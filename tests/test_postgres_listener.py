@@ -9,7 +9,7 @@ import anyio
 import psycopg
 import pytest
 from anyio.to_thread import run_sync
-from channels import HOST, Raw, TimedChannel, listening
+from channels import HOST, Raw, TimedChannel, freeze_what_is_there, listening
 from forms import GUARD
 from postgres_server import shared_server
 
@@ -262,6 +262,11 @@ def test_without_psycopg_it_says_what_to_install(monkeypatch):
 
 
 # On servers
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    freeze_what_is_there()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import redis
 import redis.asyncio
 from anyio.to_thread import run_sync
-from channels import HOST, Raw, TimedChannel, listening
+from channels import HOST, Raw, TimedChannel, freeze_what_is_there, listening
 from forms import GUARD
 from redis import exceptions
 from valkey_server import shared_server
@@ -227,6 +227,11 @@ def test_without_redis_it_says_what_to_install(monkeypatch):
 
 
 # On a server
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    freeze_what_is_there()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import anyio
 import pytest
 import trustme
 from anyio.to_thread import run_sync
-from channels import HOST, Channel, Raw, is_closed, listening
+from channels import HOST, Channel, Raw, freeze_what_is_there, is_closed, listening
 from forms import GUARD
 
 from push_to_poll_client._exceptions import ListenerError
@@ -39,6 +39,11 @@ def no_proxies(monkeypatch):
     for name in ("https", "http", "all"):
         monkeypatch.delenv(f"{name}_proxy", raising=False)
         monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    freeze_what_is_there()
 
 
 @pytest.fixture(autouse=True)

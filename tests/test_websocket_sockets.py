@@ -13,7 +13,7 @@ import threading
 import anyio
 import pytest
 import trustme
-from channels import HOST, Channel, Raw, is_closed, listening
+from channels import HOST, Channel, Raw, freeze_what_is_there, is_closed, listening
 from forms import GUARD
 from websockets.asyncio.server import serve
 from websockets.server import ServerProtocol
@@ -38,6 +38,11 @@ def no_proxies_and_short_goodbyes(monkeypatch):
         monkeypatch.delenv(f"{name}_proxy", raising=False)
         monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
     monkeypatch.setattr(_websocket_connection, "CLOSE_TIMEOUT", 0.2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    freeze_what_is_there()
 
 
 @pytest.fixture(autouse=True)
