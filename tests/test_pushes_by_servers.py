@@ -14,7 +14,7 @@ import postgres_server
 import pytest
 import valkey_server
 from anyio.to_thread import run_sync
-from channels import HOST, Raw
+from channels import HOST, Raw, freeze_what_is_there
 from consumers import Log
 from forms import GUARD
 from tcp_proxy import TCPProxy
@@ -41,6 +41,11 @@ def no_proxies(monkeypatch):
     for name in ("https", "http", "all"):
         monkeypatch.delenv(f"{name}_proxy", raising=False)
         monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    freeze_what_is_there()
 
 
 @pytest.fixture(autouse=True)
@@ -113,20 +118,43 @@ def pushed(request):
             yield listener, proxy, holding.push
 
 
-async def until(consumer, true):
+class Noted:
+    """A listener of which a test hears that it goes up or down."""
+
+    def __init__(self, listener):
+        self._listener = listener
+        self.changed = anyio.Event()
+
+    async def listen(self, channel):
+        up, down = channel.up, channel.down
+
+        def note_up():
+            up()
+            self.changed.set()
+
+        def note_down(error=None):
+            down(error)
+            self.changed.set()
+
+        channel.up, channel.down = note_up, note_down
+        await self._listener.listen(channel)
+
+
+async def until(consumer, noted, *, up):
     with anyio.fail_after(GUARD):
-        while not true(consumer.status().listeners[0]):
-            await anyio.lowlevel.checkpoint()
+        while consumer.status().listeners[0].up != up:
+            noted.changed = anyio.Event()
+            await noted.changed.wait()
 
 
 async def test_a_push_is_a_poll_and_a_swallowed_one_is_found_after_the_next_connect(pushed):
     listener, proxy, push = pushed
     listener._fraction = itertools.repeat(0.0).__next__
-    feed = FakeFeed()
-    consumer = Log(feed, listeners=[listener], fallback_interval=HOUR, degraded_interval=None, patience=GUARD)
+    feed, noted = FakeFeed(), Noted(listener)
+    consumer = Log(feed, listeners=[noted], fallback_interval=HOUR, degraded_interval=None, patience=GUARD)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
-        await until(consumer, lambda listener: listener.up)
+        await until(consumer, noted, up=True)
         await consumer.poll_now()
         feed.publish(1)
         await run_sync(push)
@@ -135,7 +163,7 @@ async def test_a_push_is_a_poll_and_a_swallowed_one_is_found_after_the_next_conn
         proxy.blackhole()
         feed.publish(1)
         await run_sync(push)
-        await until(consumer, lambda listener: not listener.up)
+        await until(consumer, noted, up=False)
         assert len(consumer.processed) == 1
         proxy.heal()
         await consumer.until(2)
