@@ -9,7 +9,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from consumers import Log
-from forms import GUARD
+from forms import GUARD, form
 
 from push_to_poll_client import HTTPFeed, SQLiteStore, SSEListener, WebSocketListener
 from push_to_poll_client.testing import serve_in_thread
@@ -66,11 +66,11 @@ async def fetched(server, count):
 
 @by_either_channel
 async def test_catches_up_from_nothing_and_stays_current_by_push_alone(server, consumer_at, running):
-    ids = server.publish(1000)
+    ids = server.publish(form(300, 1000))
     consumer = running(consumer_at())
-    await consumer.until(1000)
+    await consumer.until(len(ids))
     await connected(server)
-    for _ in range(20):
+    for _ in range(form(5, 20)):
         ids += server.publish(1)
         await consumer.until(len(ids))
     assert consumer.processed == ids
@@ -147,6 +147,7 @@ async def test_what_was_recorded_is_not_processed_again_by_the_next_process(serv
     assert set(first.processed).isdisjoint(second.processed)
 
 
+@pytest.mark.long_form  # chaos/test_kill.py kills a consumer at more moments and judges more
 def test_a_process_that_is_killed_loses_nothing(server, tmp_path):
     ids = server.publish(3000)
     command = [
