@@ -94,12 +94,13 @@ async def test_a_proxy_is_left_to_httpx(environment, direct, monkeypatch):
 class Socket(httpcore.AsyncNetworkStream):
     """Notes what it is told."""
 
-    def __init__(self):
+    def __init__(self, says=b"x"):
         self.told = []
+        self._says = says
 
     async def read(self, max_bytes, timeout=None):  # noqa: ASYNC109
         self.told.append(("read", max_bytes, timeout))
-        return b"x"
+        return self._says
 
     async def write(self, buffer, timeout=None):  # noqa: ASYNC109
         self.told.append(("write", buffer, timeout))
@@ -223,7 +224,7 @@ async def test_a_client_that_was_closed_sends_nothing():
 
 async def test_httpx_connects_by_it(monkeypatch):
     """The pool is httpx's own affair; if it has another name there, this is what tells."""
-    socket = Socket()
+    socket = Socket(b"x\r\n\r\n")  # not HTTP
 
     async def connect(backend, host, port, **options):
         return socket
