@@ -19,7 +19,7 @@ RATE, BURST = 20, 20
 class Arena:
     """A server under load, a consumer, and the random numbers that decide when it dies."""
 
-    def __init__(self, started, chance, *, takes, load, backlog, page_size):
+    def __init__(self, started, chance, nursery, *, takes, load, backlog, page_size):
         self.chance = chance
         self.backlog = backlog
         self.server = started(ServerProcess, page_size=page_size)
@@ -30,6 +30,7 @@ class Arena:
             url=self.server.url,
             push=push,
             takes=takes,
+            nursery=nursery,
             flush_interval=FLUSH_INTERVAL,
             fallback_interval=0.5,
             degraded_interval=0.5,
@@ -65,8 +66,8 @@ class Arena:
 
 
 def starting(arena):
-    """While the interpreter starts and imports."""
-    arena.wait(0.5)
+    """While the interpreter starts and imports; in the short form, while the process is forked."""
+    arena.wait(form(0.01, 0.5))
 
 
 def claiming(arena):
@@ -126,9 +127,9 @@ MOMENTS = [starting, claiming, catching_up, fetching, committing, live, stopping
         ),
     ],
 )
-def test_nothing_is_lost_and_little_is_done_again(started, chance, figures, world):
+def test_nothing_is_lost_and_little_is_done_again(started, chance, nursery, figures, world):
     kills = form(7, 100)
-    arena = Arena(started, chance, **world)
+    arena = Arena(started, chance, form(nursery, None), **world)  # in the long form each life starts a Python
     moments = itertools.cycle(chance.sample(MOMENTS, len(MOMENTS)))
     while len(arena.consumer.killed) < kills:  # one that ended before its moment was not killed
         arena.start()
