@@ -1,39 +1,60 @@
 """The benchmarks run, in their short form; what they measure is for `make bench` to say."""
 
+import contextlib
+import importlib
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from forms import GUARD
+from forms import GUARD, LONG, form
+
+from push_to_poll_client.testing import serve_in_thread
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-def test_the_benchmarks_run_and_print_a_ratio_for_each_row():
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / "run.py", "--messages", "2000", "--repetitions", "1", "--events", "10"],
-        capture_output=True,
-        text=True,
-        timeout=GUARD,
-        check=True,
+@pytest.fixture
+def typed(monkeypatch, capsys):
+    """Runs a benchmark in this process: the imports of another one would cost more than the benchmark."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+@contextlib.contextmanager
+def in_this_process():
+    """A reference server in place of one in a process of its own."""
+    with serve_in_thread() as server:
+        yield {"url": server.url, "push_url": server.push_url, "base_url": server.base_url}
+
+
+def test_the_benchmarks_run_and_print_a_ratio_for_each_row(typed, monkeypatch):
+    """The server of the first two rows is a process, as it is for users. In the long form all four are."""
+    sides = importlib.import_module("sides")
+    started = sides.reference_server
+    monkeypatch.setattr(
+        sides,
+        "reference_server",
+        lambda backlog=0: started(backlog) if backlog or LONG else in_this_process(),
     )
-    rows = done.stdout.splitlines()
+    rows = typed("run.py", "--messages", "2000", "--repetitions", "1", "--events", form("3", "10"))
     patterns = [r"catch-up of 2,000 messages, .* [0-9.]+ x as fast"] * 2
-    patterns += [r"latency of 10 events, .* [0-9.]+ x as long", r"10 pairs of events .* later than 50 ms: \d+"]
+    patterns += [r"latency of \d+ events, .* [0-9.]+ x as long", r"\d+ pairs of events .* later than 50 ms: \d+"]
     assert [bool(re.fullmatch(*both)) for both in zip(patterns, rows, strict=True)] == [True] * 4
 
 
-def test_the_benchmark_of_feeds_runs_and_prints_a_ratio_for_each():
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / "feeds.py", "--pages", "2"],
-        capture_output=True,
-        text=True,
-        timeout=GUARD,
-        check=True,
-    )
-    for row in done.stdout.splitlines():
+def test_the_benchmark_of_feeds_runs_and_prints_a_ratio_for_each(typed):
+    rows = typed("feeds.py", "--pages", form("1", "2"))
+    assert len(rows) == 7
+    for row in rows:
         assert re.fullmatch(r"a page of 1,000 by [\w ,]+: by hand .* ms, ours .* ms, [0-9.]+ x as fast", row)
 
 
