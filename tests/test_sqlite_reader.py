@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from forms import form
 
 from push_to_poll_client import StoreError
 from push_to_poll_client._types import DeadLetter, Record
@@ -58,16 +59,19 @@ async def main():
         await commit(session, page)
         await session.release()
         page += 1
-        if page in {1, 100}:
+        if page in {1, int(sys.argv[3])}:
             print(page, flush=True)
 
 anyio.run(main)
 """
 
+ENOUGH = form(30, 100)
+"""Owners that start and stop, and readings of their file."""
 
-def child(script, path, size):
+
+def child(script, path, *numbers):
     return subprocess.Popen(
-        [sys.executable, "-c", HEAD + script, str(path), str(size)],
+        [sys.executable, "-c", HEAD + script, path, *map(str, numbers)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -106,12 +110,20 @@ def closed(path):
     return path
 
 
-@pytest.fixture
-def killed(path):
-    """A file whose owner was killed, with its last commits in the WAL alone."""
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory):
+    """What an owner left that was killed, for all tests to copy."""
+    path = tmp_path_factory.mktemp("killed") / "store.db"
     with child(COMMIT_FOR_EVER, path, 3) as owner:
         owner.stdout.readline()
         owner.kill()
+    return path.parent
+
+
+@pytest.fixture
+def killed(path, killed_once):
+    """A file whose owner was killed, with its last commits in the WAL alone."""
+    shutil.copytree(killed_once, path.parent, dirs_exist_ok=True)
     return path
 
 
@@ -379,12 +391,12 @@ def test_a_version_that_is_none_is_shown(path):
 
 
 def test_owners_that_start_and_stop_are_not_disturbed(path):
-    with child(START_AND_STOP_FOR_EVER, path, 3) as owner:
+    with child(START_AND_STOP_FOR_EVER, path, 3, ENOUGH) as owner:
         owner.stdout.readline()
         cursors = []
-        while len(cursors) < 100 or cursors[-1] < 100:
+        while len(cursors) < ENOUGH or cursors[-1] < ENOUGH:
             cursors.append(check(read_store(path)))
-        assert owner.stdout.readline() == "100\n"
+        assert owner.stdout.readline() == f"{ENOUGH}\n"
         owner.kill()
         assert "Error" not in owner.stderr.read()
     assert cursors == sorted(cursors)
