@@ -1,5 +1,6 @@
 """Durable Streams from a server that nobody here wrote, on real sockets. Waits for events, never for time."""
 
+import runpy
 import subprocess
 import sys
 from functools import partial
@@ -735,15 +736,19 @@ def run(*arguments):
     )
 
 
-def test_it_runs_from_a_shell(server, tmp_path):
+def test_it_runs_from_a_shell(server, tmp_path, capsys):
+    """A second and a third time in this process, which does without a start of Python."""
     stream, state = server.stream({"n": 0}), str(tmp_path / "state.db")
     stream.append("é")
     stream.end()
-    first, again, without = run(stream.url, state), run(stream.url, state), run(stream.url)
+    first = run(stream.url, state)
     assert (first.stdout, first.returncode) == ('0 {"n": 0}\n1 "\\u00e9"\n', 0)
     assert "Error" not in first.stderr
-    assert (again.stdout, again.returncode) == ("", 0)
-    assert without.stdout == first.stdout
+    main = runpy.run_path(str(EXAMPLE))["main"]
+    anyio.run(main, stream.url, state)
+    assert not capsys.readouterr().out
+    anyio.run(main, stream.url)
+    assert capsys.readouterr().out == first.stdout
 
 
 @pytest.mark.long_form  # two more processes; the errors of the feed itself are tested above

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import websockets
 from anyio.to_thread import run_sync
-from forms import GUARD
+from forms import GUARD, form
 from websockets.sync.client import connect
 
 from push_to_poll_client import FeedError, FetchRequest, HTTPFeed, testing
@@ -753,7 +753,7 @@ def test_the_process_says_where_it_is_and_ends_with_its_standard_input():
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", form([signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]))
 def test_the_process_ends_at_a_signal(number):
     command = [sys.executable, "-m", "push_to_poll_client.testing.server"]
     # One that is ignored here, as in what a shell runs in the background, would be ignored there too.
