@@ -9,6 +9,7 @@ then.
 import contextlib
 import functools
 import gc
+import importlib
 import io
 import json
 import logging
@@ -23,10 +24,10 @@ import traceback
 from pathlib import Path
 
 import anyio
-import trio  # noqa: F401  # imported once, before the forks
 
 from push_to_poll_client import Consumer, HTTPFeed, Push, Record, SQLiteStore, _schedule, cli, listeners
 from push_to_poll_client._http import shared_tls_context
+from push_to_poll_client._http_client import user_agent
 from push_to_poll_client.listeners import _reconnect, _websocket_connection
 from push_to_poll_client.stores import _sqlite_file
 
@@ -328,8 +329,22 @@ def _in_a_loop(victim):
 BY = {"feed": _in_a_loop(attacked), "push": _in_a_loop(called), "store": opened, "status": asked}
 """What may be attacked."""
 
+IMPORTED_LATE = (
+    "anyio._backends._asyncio",
+    "anyio._backends._trio",
+    "h11",
+    "httpcore._async",
+    "push_to_poll_client._direct_client",
+    "websockets.asyncio.client",
+    "websockets.trio.client",
+)
+"""Modules that a consumer imports when it runs, on either event loop."""
+
 if __name__ == "__main__":
     # What every victim would make again, and what the garbage collector of each would look through.
+    for module in IMPORTED_LATE:
+        importlib.import_module(module)
+    user_agent()
     shared_tls_context()
     gc.collect()
     gc.freeze()
