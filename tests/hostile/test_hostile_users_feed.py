@@ -6,6 +6,7 @@ import sqlite3
 
 import pytest
 from consumers import Log
+from forms import form
 from measured import EVIL, LONGEST_LINE, MIB
 
 from push_to_poll_client import FeedError, Message, Page, PushToPollError, SQLiteStore
@@ -13,6 +14,9 @@ from push_to_poll_client import FeedError, Message, Page, PushToPollError, SQLit
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 HUGE = "x" * 10 * MIB
+
+LONG_EVIL = EVIL * form(MIB // 8, MIB)
+"""Longer than a MiB."""
 
 
 @pytest.fixture(params=["asyncio", pytest.param("trio", marks=pytest.mark.long_form)])
@@ -76,9 +80,9 @@ async def test_a_bad_page_is_a_failed_poll_and_the_cursor_stays(page, tmp_path, 
 @pytest.mark.parametrize(
     "message",
     [
-        pytest.param(Message(EVIL * MIB), id="id"),
-        pytest.param(Message("4", key=EVIL * MIB), id="key"),
-        pytest.param(Message("4", data=EVIL * MIB), id="data"),
+        pytest.param(Message(LONG_EVIL), id="id"),
+        pytest.param(Message("4", key=LONG_EVIL), id="key"),
+        pytest.param(Message("4", data=LONG_EVIL), id="data"),
         pytest.param(Message("\ud800", cursor="\ud800"), id="half a pair"),
     ],
 )
