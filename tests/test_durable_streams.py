@@ -414,15 +414,17 @@ async def test_a_long_answer_is_packed_and_read(server, feed_of):
     assert (seen, encodings) == ([("0", "é" * 10_000)], ["gzip"])
 
 
-@pytest.mark.parametrize("expiry", [{"Stream_TTL": "3600"}, {"Stream_Expires_At": "2999-01-01T00:00:00Z"}])
-async def test_a_stream_that_has_expired_is_refused(feed_of, tmp_path, expiry):
+async def test_a_stream_that_has_expired_is_refused(feed_of, tmp_path):
     with serving(dataDir=str(tmp_path)) as server:
-        consumer = reading(feed_of(server.stream(0, **expiry)))
-        assert (await consumer.poll_now()).messages == 1
+        expiries = [{"Stream_TTL": "3600"}, {"Stream_Expires_At": "2999-01-01T00:00:00Z"}]
+        consumers = [reading(feed_of(server.stream(0, **expiry))) for expiry in expiries]
+        for consumer in consumers:
+            assert (await consumer.poll_now()).messages == 1
         await run_sync(server.kill)
         await run_sync(partial(server.start, clockAhead=1e14))  # milliseconds: 3,000 years
-        with pytest.raises(FeedRefused, match=r"answered 404 Not Found: .* or has expired"):
-            await consumer.poll_now()
+        for consumer in consumers:
+            with pytest.raises(FeedRefused, match=r"answered 404 Not Found: .* or has expired"):
+                await consumer.poll_now()
 
 
 async def test_a_closed_stream_is_read_to_its_end_and_then_ends_the_consumer(server, feed_of):

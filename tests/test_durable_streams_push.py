@@ -188,19 +188,18 @@ async def test_a_server_that_was_killed_and_forgot_the_subscription_is_asked_aga
                 await append_one_by_one(consumer, stream, 3)
 
 
-async def test_a_server_that_was_suspended_pushes_when_it_goes_on(pushed_by):
-    with serving(webhooks=True) as server:
-        stream = server.stream(0)
-        with pushed_by(server, stream) as listener:
-            async with consuming(stream, listener) as consumer:
-                await append_one_by_one(consumer, stream, 1)
-                server.suspend()
-                async with anyio.create_task_group() as writers:
-                    for number in range(3):
-                        writers.start_soon(run_sync, stream.append, number)
-                    server.resume()
-                    await consumer.until(5)
-                await append_one_by_one(consumer, stream, 2)
+async def test_a_server_that_was_suspended_pushes_when_it_goes_on(server, pushed_by):
+    stream = server.stream(0)
+    with pushed_by(server, stream) as listener:
+        async with consuming(stream, listener) as consumer:
+            await append_one_by_one(consumer, stream, 1)
+            server.suspend()
+            async with anyio.create_task_group() as writers:
+                for number in range(3):
+                    writers.start_soon(run_sync, stream.append, number)
+                server.resume()
+                await consumer.until(5)
+            await append_one_by_one(consumer, stream, 2)
 
 
 async def test_a_webhook_that_nobody_answered_is_sent_again_after_the_lease(server):

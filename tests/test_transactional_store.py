@@ -10,7 +10,7 @@ import threading
 import anyio
 import pytest
 from anyio import to_thread
-from forms import GUARD
+from forms import GUARD, form
 
 from push_to_poll_client import Record, RecordState, SQLiteStore, StoreError
 from push_to_poll_client.stores._sqlite_reader import read_store
@@ -195,6 +195,7 @@ class TestConnection:
                 assert other.connection is not store.connection
             await others.commit(cursor="c1", records=[])  # waits for nobody
 
+    @pytest.mark.parametrize("anyio_backend", form(["trio"], ["asyncio", "trio"]))
     async def test_a_forked_child_has_none_and_leaves_the_parents_alone(self, store, path, anyio_backend):
         """Whatever it does, and also when it comes out of the handler."""
         script = [sys.executable, "-c", FORK, str(path), anyio_backend]
