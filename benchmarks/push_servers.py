@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
@@ -17,10 +17,12 @@ import valkey_server
 def address_of(sender: str) -> Iterator[str]:
     """Start the server that a kind of sender needs; its address, empty when it needs none."""
     if sender == "postgres":
-        with postgres_server.serving() as server:
+        with closing(postgres_server.PostgresServer()) as server:
+            server.start()
             yield server.conninfo
     elif sender == "redis":
-        with valkey_server.serving() as server:
+        with closing(valkey_server.ValkeyServer()) as server:
+            server.start()
             yield server.url
     elif sender == "nats":
         broker = brokers.NATS()
