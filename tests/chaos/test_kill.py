@@ -121,10 +121,12 @@ MOMENTS = [starting, claiming, catching_up, fetching, committing, live, stopping
 @pytest.mark.parametrize(
     "world",
     [
-        pytest.param({"takes": 0.0, "load": 500, "backlog": 3000, "page_size": 1000}, id="quick"),
         pytest.param(
-            {"takes": 0.005, "load": 20, "backlog": 30, "page_size": 100}, id="slow", marks=pytest.mark.long_form
+            {"takes": 0.0, "load": 500, "backlog": 3000, "page_size": 1000},
+            id="quick",
+            marks=pytest.mark.long_form,
         ),
+        pytest.param({"takes": 0.005, "load": 20, "backlog": 30, "page_size": 100}, id="slow"),
     ],
 )
 def test_nothing_is_lost_and_little_is_done_again(started, chance, nursery, figures, world):
