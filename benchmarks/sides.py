@@ -95,11 +95,15 @@ async def follow_by_hand(places: dict[str, str], latencies: Latencies) -> None:
     cursor: str | None = None
     async with httpx.AsyncClient() as client, connect(places["push_url"]) as socket:
         await client.get(places["url"])
-        async for _ in socket:
-            answer = await client.get(places["url"], params={"lastEventId": cursor} if cursor else {})
-            for event in json.loads(answer.content):
-                latencies.entered(event["data"])
-                cursor = event["id"]
+        try:
+            async for _ in socket:
+                answer = await client.get(places["url"], params={"lastEventId": cursor} if cursor else {})
+                for event in json.loads(answer.content):
+                    latencies.entered(event["data"])
+                    cursor = event["id"]
+        finally:
+            with anyio.CancelScope(shield=True):  # websockets leaves a socket open whose close is cancelled
+                await socket.close()
 
 
 async def follow_with_the_library(places: dict[str, str], latencies: Latencies) -> None:
