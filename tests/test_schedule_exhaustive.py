@@ -48,20 +48,22 @@ DURATIONS = {"_backoff", "_shortening", "_wait", "_spacing", "_slack", "_wake_de
 """Of the schedule; every other float is a time."""
 
 
-def relative(value, now):
-    if isinstance(value, float):
-        return value - now
-    if isinstance(value, list):
-        return tuple(relative(item, now) for item in value)
-    if isinstance(value, dict):
-        return tuple(sorted(value.items()))
-    return value
-
-
 def state(world):
-    books = (relative(value, world.now) for name, value in vars(world).items() if name not in SETTINGS)
-    fields = vars(world.schedule).items()
-    return (*books, *(value if name in DURATIONS else relative(value, world.now) for name, value in fields))
+    """Return all of it as one value, with times relative to now. Runs after each event, so it has to be fast."""
+    now, parts = world.now, []
+    for name, value in (*vars(world).items(), *vars(world.schedule).items()):
+        kind = type(value)
+        if name in SETTINGS:
+            continue
+        if kind is float:
+            parts.append(value if name in DURATIONS else value - now)
+        elif kind is list:
+            parts.append(tuple([at - now for at in value]))
+        elif kind is dict:
+            parts.append(tuple(sorted(value.items())))
+        else:
+            parts.append(value)
+    return tuple(parts)
 
 
 def explore(root):
