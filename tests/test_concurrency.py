@@ -7,7 +7,7 @@ import threading
 import anyio
 import pytest
 from consumers import Log
-from forms import GUARD
+from forms import GUARD, form
 from lanes import Ledger, Many, check_prefix, feed_of, lane
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
@@ -22,6 +22,7 @@ from push_to_poll_client import (
     StopConsumer,
     UndecodableMessage,
 )
+from push_to_poll_client._processing.attempts import MAX_FAILING
 from push_to_poll_client.testing import FakeFeed
 
 pytestmark = pytest.mark.anyio
@@ -314,18 +315,21 @@ async def test_what_is_given_up_on_holds_nothing_up(policy, error):
     check_prefix(store, names.split())
 
 
-async def test_more_may_fail_at_a_time_than_attempts_are_kept_of():
+async def test_more_may_fail_at_a_time_than_attempts_are_kept_of(monkeypatch):
+    monkeypatch.setattr("push_to_poll_client._processing.attempts.MAX_FAILING", 10)
+    assert MAX_FAILING == 10_000
     feed = FakeFeed(page_size=2_000)
-    feed.publish(*(f"k{n}x" for n in range(1_100)))
+    number = form(15, 1_100)
+    feed.publish(*(f"k{n}x" for n in range(number)))
 
     async def soon(state):
         await anyio.sleep(0.5)
         return 0.1
 
     retry = AsyncRetrying(stop=stop_after_attempt(2), wait=soon)
-    errors = {f"k{n}x": [ValueError()] for n in range(1_100)}
-    async with Many(feed, errors=errors, concurrency=1_100, retry=retry) as many:
-        assert (await many.poll_now()).messages == 1_100
+    errors = {f"k{n}x": [ValueError()] for n in range(number)}
+    async with Many(feed, errors=errors, concurrency=number, retry=retry) as many:
+        assert (await many.poll_now()).messages == number
 
 
 # Ends
