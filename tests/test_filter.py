@@ -11,7 +11,8 @@ SEGMENT = 8_000
 
 
 def some_keys(number):
-    return [f"{DICE.getrandbits(128):032x}" for _ in range(number)]
+    text = DICE.randbytes(16 * number).hex()
+    return [text[at : at + 32] for at in range(0, len(text), 32)]
 
 
 def bytes_of(filters):
