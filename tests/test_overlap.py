@@ -105,7 +105,7 @@ def tell(story, overlap):
 
     async def main():
         nonlocal late
-        for end in (*story.crashes, story.rows[-1].drawn + 1_000):
+        for end in (*story.crashes, story.rows[-1].drawn + form(300, 1_000)):
             consumer = Random(
                 feed, store=store, takes=story.slow, overlap=overlap, shutdown_timeout=0.001, **story.consumer
             )
@@ -227,14 +227,16 @@ async def test_while_the_server_holds_answers_the_overlap_is_looked_at_and_nothi
 
 async def test_a_feed_whose_pages_never_end_is_looked_at_again_all_the_same(running):
     """As an HTTP feed that is written faster than it is fetched: each page has a next one."""
-    rows = rows_of([0.1] * 4_000, [0.0, 0.0, 0.0, LONGEST] * 1_000)
+    end = form(190, 390)
+    number = 10 * end
+    rows = rows_of([0.1] * (number + 100), [0.0, 0.0, 0.0, LONGEST] * (number // 4 + 25))
     feed = DatabaseFeed(rows, page_size=100, ends_empty=True, before=0.3)
     consumer = running(Log(feed, overlap=LONGEST, max_poll_time=10))
-    await anyio.sleep(390)
+    await anyio.sleep(end)
     assert consumer.status().last_caught_up is None
-    missing = {n for n in range(1, 3_900) if str(n) not in consumer.processed}
-    assert not {n for n in missing if rows[n - 1].committed < 390 - 2 * (10 + LONGEST) - 5}
-    assert len(feed.asked) < 2 * 390 / 0.3
+    missing = set(range(1, number)) - {int(processed) for processed in consumer.processed}
+    assert not {n for n in missing if rows[n - 1].committed < end - 2 * (10 + LONGEST) - 5}
+    assert len(feed.asked) < 2 * end / 0.3
 
 
 async def test_a_look_from_before_a_restart_is_as_old_as_it_is():
@@ -685,9 +687,11 @@ async def test_an_overlap_that_is_set_later_starts_with_what_is_known(virtual_da
 
 async def test_an_overlap_beyond_what_is_kept_is_said_once(caplog, virtual_day):
     caplog.set_level(logging.WARNING)
-    feed = FakeFeed()
-    async with Log(feed, overlap=10_000, rate=None) as consumer:
-        await saving(consumer, feed, FULL + 5)
+    feed, store = FakeFeed(), MemoryStore()
+    async with Log(feed, store=store, rate=None) as consumer:
+        await saving(consumer, feed, FULL - 5)
+    async with Log(feed, store=store, overlap=10_000, rate=None) as consumer:
+        await saving(consumer, feed, 10)
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("overlap=10000 s reaches further back than the oldest cursor that is kept, which is 5")
 
