@@ -1,7 +1,10 @@
 """Blocks of effects on a database of plain sqlite3, with nothing of a store around them."""
 
 import contextlib
+import functools
+import pathlib
 import sqlite3
+import tempfile
 import threading
 
 import anyio
@@ -22,10 +25,19 @@ SCHEMA = """
 """
 
 
+@functools.cache
+def template():
+    """Return the bytes of a new database, which take longer to make than to write."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory, "template.db")
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(SCHEMA)
+        return path.read_bytes()
+
+
 def make(path):
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(SCHEMA)
+    pathlib.Path(path).write_bytes(template())
 
 
 def look(path, query):

@@ -16,6 +16,11 @@ from push_to_poll_client.stores import _sqlite_guard
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param  # in virtual time an event loop is busy while it waits for a worker thread
+
+
 @pytest.fixture
 def database(tmp_path):
     database = Database(tmp_path / "store.db")
