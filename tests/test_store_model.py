@@ -1,5 +1,6 @@
 """MemoryStore and SQLiteStore give the same answer to whatever is asked, and both that of a few lines of sets."""
 
+import itertools
 import pathlib
 import tempfile
 
@@ -47,13 +48,16 @@ class Stores(RuleBasedStateMachine):
         return SQLiteStore(path, synchronous="NORMAL", clock=lambda: self.now, **self.limits)
 
     def both(self, memory, sqlite):
-        answers = [self.answer(memory), self.answer(sqlite)]
+        answers = self.portal.call(self.answers, memory, sqlite)
         assert answers[0][0] == answers[1][0]
         return [value for _, value in answers]
 
-    def answer(self, call):
+    async def answers(self, memory, sqlite):
+        return [await self.answer(memory), await self.answer(sqlite)]
+
+    async def answer(self, call):
         try:
-            return None, self.portal.call(call)
+            return None, await call()
         except PushToPollError as error:
             return type(error), None
 
@@ -153,17 +157,31 @@ class Stores(RuleBasedStateMachine):
         self.directory.cleanup()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("few", [3, 0])
-@pytest.mark.parametrize(
-    "limits",
-    [{"retention": 10.0, "max_records": 4}, {"retention": None, "max_records": 40}, {"max_records": None}],
-    ids=["little", "more", "all"],
+LIMITS = {
+    "little": {"retention": 10.0, "max_records": 4},
+    "more": {"retention": None, "max_records": 40},
+    "all": {"max_records": None},
+}
+
+# The same examples are drawn for each case, so in the short form each setting is tried on one event loop.
+CASES = form(
+    [
+        ("little", 3, "trio"),
+        ("little", 0, "asyncio"),
+        ("more", 3, "asyncio"),
+        ("more", 0, "trio"),
+        ("all", 3, "trio"),
+        ("all", 0, "asyncio"),
+    ],
+    [*itertools.product(LIMITS, [3, 0], ["asyncio", "trio"])],
 )
-def test_both_stores_answer_alike(backend, few, limits, monkeypatch):
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limits", "few", "backend"), CASES)
+def test_both_stores_answer_alike(limits, few, backend, monkeypatch):
     """Also with a filter that is always used, and is so small that it suspects often and goes soon."""
     monkeypatch.setattr(_sqlite_search, "_FEW", few)
     monkeypatch.setattr(_filter, "_SMALLEST", 8)
-    machine = type("StoresOn", (Stores,), {"backend": backend, "limits": limits})
+    machine = type("StoresOn", (Stores,), {"backend": backend, "limits": LIMITS[limits]})
     run_state_machine_as_test(machine, settings=settings(max_examples=form(10, 25), stateful_step_count=40))
