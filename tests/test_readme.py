@@ -13,6 +13,7 @@ import anyio
 import httpx
 import pytest
 import respx
+from forms import GUARD
 from test_paged_vendors import walk
 from vendors.github import GitHub
 
@@ -69,7 +70,7 @@ def stops_after(run, count):
                 self.stop()
 
         self._processing = dataclasses.replace(self._processing, handler=counted)
-        with anyio.fail_after(30):
+        with anyio.fail_after(GUARD):
             await run(self)
 
     return run_and_stop
