@@ -273,8 +273,9 @@ time.sleep(3600)
 
 
 @pytest.mark.anyio
-async def test_what_a_command_started_may_end_in_its_own_way(python, fifos, tmp_path):
+async def test_what_a_command_started_may_end_in_its_own_way(python, fifos, tmp_path, monkeypatch):
     """SIGTERM reaches the whole group, and its last member is waited for."""
+    monkeypatch.setattr(_exec, "TERM_GRACE", GUARD)
     program = python(f"""
 def end(*_):
     time.sleep(0.3)
