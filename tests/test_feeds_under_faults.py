@@ -228,8 +228,8 @@ class Cell:
         self.requests = len(self.transport.asked) - requests
 
     async def recover(self):
-        """Within what G4 allows for, and a fallback interval more."""
-        with anyio.move_on_after(LASTS if self.believes else 1.2 * DAY):
+        """Within what G4 allows for, and a fallback interval more. A refused poll is repeated within 5 minutes."""
+        with anyio.move_on_after(600.0 if self.believes else 1.2 * DAY):
             await self.consumer.has_read(len(self.server.entries))
             await anyio.sleep(70)
 
@@ -275,11 +275,12 @@ class Cell:
         return {*known}
 
     def check_rate(self):
-        """No busy loop, and backoff (G3, G4)."""
-        waits = LASTS / (getattr(self.feed, "max_wait", None) or LASTS)
+        """No busy loop, and backoff (G3, G4). A server that holds answers is asked twice: at once, and held."""
+        held = getattr(self.feed, "max_wait", None)
+        turns, waits = (2, LASTS / held) if held else (1, 1)
         endless = len(self.server.entries) - PUBLISHED
         assert not self.transport.overrun
-        assert self.polls <= POLLS + 1.5 * waits + endless
+        assert self.polls <= turns * POLLS + 1.5 * waits + endless
         assert self.requests <= (self.polls + 1) * REQUESTS + endless
 
     def check_bounds(self, log):
