@@ -180,16 +180,30 @@ def test_what_cannot_be_read_may_be_kept_as_a_dead_letter(server, tail, tmp_path
     assert tail(server.url, "--once", "--state", state)[:2] == (Exit.DONE, [])
 
 
+def typed_on_a_full_disk(*arguments):
+    """Run it with the buffer that Python flushes once more at its end, which PYTHONUNBUFFERED takes away."""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=buffered,
+            text=True,
+            timeout=GUARD,
+            check=False,
+        )
+
+
 @pytest.mark.parametrize("policy", form(["dead-letter"], ["stop", "skip", "dead-letter"]))
 def test_output_that_cannot_be_written_is_no_failure_of_a_message(server, policy, tmp_path, capfdbinary):
     state = str(tmp_path / "state.db")
     arguments = [server.url, "--once", "--on-failure", policy, "--state", state]
-    command = [*COMMAND, "tail", *arguments]
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=GUARD, check=False)
-    assert done.returncode == Exit.MESSAGE
-    assert "standard output cannot be written: No space left on device" in done.stderr
-    assert len(said(done.stderr)) == 1
+    for command in ["tail", *arguments], ["status", "--state", state]:
+        done = typed_on_a_full_disk(*command)
+        assert done.returncode == Exit.MESSAGE
+        assert "standard output cannot be written: No space left on device" in done.stderr
+        assert len(said(done.stderr)) == 1
     code, lines, _ = command_line.tail(capfdbinary, *arguments)
     assert (code, len(lines)) == (Exit.DONE, 3)
 
@@ -206,9 +220,12 @@ def test_output_that_cannot_be_written_says_so_in_this_process_too(monkeypatch):
         def write(self, line):
             raise OSError(errno.ENOSPC, "No space left on device")
 
+    closed = []
+    monkeypatch.setattr(_lines, "close_stdout", lambda: closed.append(True))
     monkeypatch.setattr(sys, "stdout", Full())
     with pytest.raises(StopConsumer, match="standard output cannot be written: No space left on device"):
         _lines.write_line(Message("1"))
+    assert closed
 
 
 def test_it_begins_where_it_is_told_to_and_then_goes_on_where_it_was(server, tail, tmp_path):

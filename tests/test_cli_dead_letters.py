@@ -283,10 +283,12 @@ def test_a_reader_that_goes_away_is_no_error_in_this_process_either(state, monke
         assert os.fstat(file.fileno()).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116
 
 
-def test_a_full_disk_is_one_sentence(state, monkeypatch, capsys):
+def test_a_full_disk_is_one_sentence(state, monkeypatch, capsys, tmp_path):
     keep(state, GOOD)
-    monkeypatch.setattr(sys, "stdout", Broken(None, OSError(errno.ENOSPC, "No space left on device")))
-    assert typed("dead-letters", "--state", state, "export") == Exit.MESSAGE
+    with (tmp_path / "stdout").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", Broken(file, OSError(errno.ENOSPC, "No space left on device")))
+        assert typed("dead-letters", "--state", state, "export") == Exit.MESSAGE
+        assert os.fstat(file.fileno()).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116
     assert capsys.readouterr().err == (
         "push-to-poll: OutputError: standard output cannot be written: No space left on device; what was written "
         "out ends there\n"

@@ -154,7 +154,12 @@ def test_a_reader_that_goes_away_is_no_error(state, monkeypatch, tmp_path):
     class Gone:
         """Standard output, whose reader has gone."""
 
-        def write(self, text):
+        buffer = property(lambda self: self)
+
+        def isatty(self):
+            return False
+
+        def write(self, line):
             raise BrokenPipeError
 
         def fileno(self):

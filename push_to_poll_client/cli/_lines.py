@@ -56,7 +56,7 @@ def print_lines(lines: Iterable[bytes]) -> None:
 
 
 def close_stdout() -> None:
-    """Keep the interpreter from flushing at exit what nobody will read."""
+    """Keep the interpreter from flushing at exit what nobody will read or what cannot be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -70,6 +70,7 @@ def _write(line: bytes) -> None:
     except BrokenPipeError:
         raise ReaderGone from None
     except OSError as error:
+        close_stdout()
         raise OutputError(
             f"standard output cannot be written: {error.strerror}; what was written out ends there"
         ) from error

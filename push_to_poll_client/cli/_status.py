@@ -9,7 +9,7 @@ from typing import Any
 
 from push_to_poll_client._text import quoted
 from push_to_poll_client.cli._exit import Exit
-from push_to_poll_client.cli._lines import close_stdout
+from push_to_poll_client.cli._lines import print_lines
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._terminal import moment
 from push_to_poll_client.stores._sqlite_reader import Progress, StoreFile, read_store
@@ -43,13 +43,11 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         StoreError: The file cannot be read.
+        OutputError: Standard output cannot be written.
     """
     store, now = read_store(options.state), time.time()
-    text = json.dumps(_as_json(store, now)) if options.json else "\n".join(_lines(store, now))
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        close_stdout()
+    lines = [json.dumps(_as_json(store, now))] if options.json else _lines(store, now)
+    print_lines(line.encode() for line in lines)
     return Exit.DONE
 
 
