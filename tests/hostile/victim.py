@@ -115,10 +115,10 @@ async def _use(path):
 
 def asked(backend, path):
     """What `push-to-poll status` says of a state file."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli.main(["status", "--state", path])
-    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+    return {"code": code, "out": out.buffer.getvalue().decode(), "err": err.getvalue()}
 
 
 async def attacked(url, state, *, fails=False, answer_within=HTTP_TIMEOUT, **options):
