@@ -39,6 +39,28 @@ def tail(capture, *arguments):
     return code, [json.loads(line) for line in out.splitlines()], err.decode()
 
 
+class Broken:
+    """Standard output that cannot be written to; `file` is what has its descriptor."""
+
+    buffer = property(lambda self: self)
+
+    def __init__(self, file, error):
+        self._file = file
+        self._error = error
+
+    def isatty(self):
+        return False
+
+    def write(self, line):
+        raise self._error
+
+    def flush(self):
+        raise self._error
+
+    def fileno(self):
+        return self._file.fileno()
+
+
 def on(backend, monkeypatch):
     """Let it run on this backend.
 

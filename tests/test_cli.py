@@ -17,7 +17,7 @@ import anyio
 import command_line
 import msgspec
 import pytest
-from command_line import COMMAND, on, said, typed
+from command_line import COMMAND, Broken, on, said, typed
 from forms import GUARD, form
 
 from push_to_poll_client import (
@@ -209,23 +209,9 @@ def test_output_that_cannot_be_written_is_no_failure_of_a_message(server, policy
 
 
 def test_output_that_cannot_be_written_says_so_in_this_process_too(monkeypatch):
-    class Full:
-        """Standard output on a full disk."""
-
-        buffer = property(lambda self: self)
-
-        def isatty(self):
-            return False
-
-        def write(self, line):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    closed = []
-    monkeypatch.setattr(_lines, "close_stdout", lambda: closed.append(True))
-    monkeypatch.setattr(sys, "stdout", Full())
+    monkeypatch.setattr(sys, "stdout", Broken(None, OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(StopConsumer, match="standard output cannot be written: No space left on device"):
         _lines.write_line(Message("1"))
-    assert closed
 
 
 def test_it_begins_where_it_is_told_to_and_then_goes_on_where_it_was(server, tail, tmp_path):
@@ -480,22 +466,8 @@ def test_a_reader_that_goes_away_is_no_error(server):
 def test_a_reader_that_goes_away_is_no_error_in_this_process_either(
     server, backend, monkeypatch, tmp_path, options
 ):
-    class Gone:
-        """Standard output, whose reader has gone."""
-
-        buffer = property(lambda self: self)
-
-        def isatty(self):
-            return False
-
-        def write(self, line):
-            raise BrokenPipeError
-
-        def fileno(self):
-            return file.fileno()
-
     with (tmp_path / "stdout").open("w") as file:
-        monkeypatch.setattr(sys, "stdout", Gone())
+        monkeypatch.setattr(sys, "stdout", Broken(file, BrokenPipeError()))
         assert main(["tail", server.url, *options]) == Exit.DONE
         file.write("to the null device")
     assert (tmp_path / "stdout").read_text() == ""

@@ -11,7 +11,7 @@ import sys
 import anyio
 import command_line
 import pytest
-from command_line import on, said, typed
+from command_line import Broken, on, said, typed
 from forms import GUARD, form
 
 from push_to_poll_client import DeadLetter, Record, RecordState, SQLiteStore
@@ -293,25 +293,6 @@ def test_a_full_disk_is_one_sentence(state, monkeypatch, capsys, tmp_path):
         "push-to-poll: OutputError: standard output cannot be written: No space left on device; what was written "
         "out ends there\n"
     )
-
-
-class Broken:
-    """Standard output that cannot be written to."""
-
-    buffer = property(lambda self: self)
-
-    def __init__(self, file, error):
-        self.file = file
-        self.error = error
-
-    def isatty(self):
-        return False
-
-    def write(self, line):
-        raise self.error
-
-    def fileno(self):
-        return self.file.fileno()
 
 
 # Changing

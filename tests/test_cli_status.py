@@ -7,7 +7,7 @@ import sys
 import anyio
 import command_line
 import pytest
-from command_line import said, typed
+from command_line import Broken, said, typed
 from forms import GUARD
 
 from push_to_poll_client._types import DeadLetter, Record
@@ -151,21 +151,7 @@ def test_a_file_that_cannot_be_read_is_exit_code_5(tmp_path, capsys):
 
 
 def test_a_reader_that_goes_away_is_no_error(state, monkeypatch, tmp_path):
-    class Gone:
-        """Standard output, whose reader has gone."""
-
-        buffer = property(lambda self: self)
-
-        def isatty(self):
-            return False
-
-        def write(self, line):
-            raise BrokenPipeError
-
-        def fileno(self):
-            return file.fileno()
-
     with (tmp_path / "stdout").open("w") as file:
-        monkeypatch.setattr(sys, "stdout", Gone())
+        monkeypatch.setattr(sys, "stdout", Broken(file, BrokenPipeError()))
         assert typed("status", "--state", str(state)) == Exit.DONE
         assert os.fstat(file.fileno()).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116

@@ -1,5 +1,6 @@
 """What is a message as a line, and what becomes of the line on standard output?"""
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ from push_to_poll_client import CloudEvent, Message, StopConsumer
 from push_to_poll_client.cli._exit import OutputError
 from push_to_poll_client.cli._terminal import harmless
 
-__all__ = ["ReaderGone", "close_stdout", "line_of", "print_lines", "write_line"]
+__all__ = ["ReaderGone", "flush_stdout", "line_of", "print_lines", "write_line"]
 
 
 class ReaderGone(BaseException):
@@ -48,16 +49,21 @@ def print_lines(lines: Iterable[bytes]) -> None:
     Raises:
         OutputError: Standard output cannot be written.
     """
-    try:
+    with contextlib.suppress(ReaderGone):
         for line in lines:
             _write(line + b"\n")
-    except ReaderGone:
-        close_stdout()
 
 
-def close_stdout() -> None:
-    """Keep the interpreter from flushing at exit what nobody will read or what cannot be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def flush_stdout() -> None:
+    """Flush what a failed write left in the buffer, or discard it if it cannot be written.
+
+    Python would try once more at its end, and exit with 120. Call it when a command is over: after a failure, what
+    is written later is discarded too.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write(line: bytes) -> None:
@@ -70,7 +76,6 @@ def _write(line: bytes) -> None:
     except BrokenPipeError:
         raise ReaderGone from None
     except OSError as error:
-        close_stdout()
         raise OutputError(
             f"standard output cannot be written: {error.strerror}; what was written out ends there"
         ) from error

@@ -10,6 +10,7 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._text import describe, one_line
 from push_to_poll_client.cli import _dead_letters, _demo, _rewind, _status, _tail
 from push_to_poll_client.cli._exit import Exit, UsageError, exit_of
+from push_to_poll_client.cli._lines import flush_stdout
 from push_to_poll_client.cli._parser import Commands, Parser
 from push_to_poll_client.cli._terminal import HarmlessFormatter
 
@@ -36,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_to(commands)
     options = parser.parse_args(arguments)
     _log_to_stderr(options.verbose)
-    return _run(options)
+    try:
+        return _run(options)
+    finally:
+        flush_stdout()
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from push_to_poll_client._consumer import RETRY
 from push_to_poll_client._processing.failures import FailurePolicy, OnFailure
 from push_to_poll_client.cli._exec import Command, CommandNotStarted
 from push_to_poll_client.cli._exit import Exit, UsageError
-from push_to_poll_client.cli._lines import ReaderGone, close_stdout, write_line
+from push_to_poll_client.cli._lines import ReaderGone, write_line
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._push import listener_for
 from push_to_poll_client.cli._rewind import check_cursor
@@ -153,7 +153,7 @@ def run(options: argparse.Namespace) -> int:
             follow = functools.partial(webhook.serve, consumer.run)
         code = anyio.run(until_signalled, follow, command)
     except* ReaderGone:
-        close_stdout()
+        pass
     return code
 
 
