@@ -1,7 +1,6 @@
 """What listeners report to in tests, and servers of a few bytes to which they connect."""
 
 import contextlib
-import gc
 import socket
 import sys
 import threading
@@ -13,16 +12,6 @@ from forms import GUARD
 from push_to_poll_client._types import Push
 
 HOST = "127.0.0.1"
-
-
-def freeze_what_is_there():
-    """Let `gc.collect()` look only at objects that are made after this call.
-
-    It takes 0.1 s for everything that a worker holds, and a module calls it after each of its tests. What is
-    garbage already is collected first: it would never be afterwards.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 class TimedChannel:

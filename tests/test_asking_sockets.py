@@ -1,6 +1,5 @@
 """One request of a channel on real sockets: by a client of another library, and what is closed."""
 
-import gc
 import threading
 
 import anyio
@@ -8,12 +7,12 @@ import httpx
 import httpx2
 import pytest
 from anyio.to_thread import run_sync
-from channels import HOST, Raw, freeze_what_is_there, is_closed
+from channels import HOST, Raw, is_closed
 from forms import GUARD
 
 from push_to_poll_client.listeners._asking import Asker, UnusableAnswer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_unclosed")]
 
 CANARY = "c4n4ry"
 
@@ -21,11 +20,6 @@ CANARY = "c4n4ry"
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request):
     return request.param
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _frozen():
-    freeze_what_is_there()
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +71,6 @@ async def test_a_request_that_is_cancelled_while_it_is_sent_leaves_nothing_to_th
             tasks.start_soon(lambda: asker.ask("POST", content=bytes(1 << 25)))
             assert await run_sync(begun.wait, GUARD)
             tasks.cancel_scope.cancel()
-    gc.collect()
 
 
 @pytest.mark.parametrize("module", [httpx, httpx2])

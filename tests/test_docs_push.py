@@ -1,6 +1,5 @@
 """What `docs/push.md` says of channels is true: its programs run as they stand there, against real servers."""
 
-import gc
 import hashlib
 import re
 import time
@@ -21,7 +20,7 @@ from push_to_poll_client import Consumer, MemoryStore, Push, WebhookListener
 from push_to_poll_client.listeners.webhook import WebhookRequest
 from push_to_poll_client.testing import FakeFeed
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_unclosed")]
 
 PAGE = (Path(__file__).parent.parent / "docs" / "push.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -127,13 +126,6 @@ CASES = {
         "orders.7",
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_unclosed():
-    """What the garbage collector has to close makes a ResourceWarning, and that an error: here, not elsewhere."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture(params=list(CASES))

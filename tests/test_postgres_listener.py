@@ -9,7 +9,7 @@ import anyio
 import psycopg
 import pytest
 from anyio.to_thread import run_sync
-from channels import HOST, Raw, TimedChannel, freeze_what_is_there, listening
+from channels import HOST, Raw, TimedChannel, listening
 from forms import GUARD
 from postgres_server import shared_server
 
@@ -264,15 +264,9 @@ def test_without_psycopg_it_says_what_to_install(monkeypatch):
 # On servers
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _frozen():
-    freeze_what_is_there()
-
-
 @pytest.fixture
-def server(request):
-    yield shared_server(request.config)
-    gc.collect()  # what is left open makes a ResourceWarning, and that an error: here, not elsewhere
+def server(request, nothing_is_left_unclosed):
+    return shared_server(request.config)
 
 
 def at(server, channel="orders", conninfo=None, **options):

@@ -10,7 +10,7 @@ import pytest
 import redis
 import redis.asyncio
 from anyio.to_thread import run_sync
-from channels import HOST, Raw, TimedChannel, freeze_what_is_there, listening
+from channels import HOST, Raw, TimedChannel, listening
 from forms import GUARD
 from redis import exceptions
 from valkey_server import shared_server
@@ -229,15 +229,9 @@ def test_without_redis_it_says_what_to_install(monkeypatch):
 # On a server
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _frozen():
-    freeze_what_is_there()
-
-
 @pytest.fixture
-def server(request):
-    yield shared_server(request.config)
-    gc.collect()  # what is left open makes a ResourceWarning, and that an error: here, not elsewhere
+def server(request, nothing_is_left_unclosed):
+    return shared_server(request.config)
 
 
 def at(server, channels="orders", url=None, **options):

@@ -1,7 +1,6 @@
 """The listener for server-sent events on real sockets, against servers that misbehave. Waits for events alone."""
 
 import contextlib
-import gc
 import gzip
 import logging
 import socket
@@ -14,7 +13,7 @@ import anyio
 import pytest
 import trustme
 from anyio.to_thread import run_sync
-from channels import HOST, Channel, Raw, freeze_what_is_there, is_closed, listening
+from channels import HOST, Channel, Raw, is_closed, listening
 from forms import GUARD
 
 from push_to_poll_client._exceptions import ListenerError
@@ -22,7 +21,7 @@ from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import SSEListener
 from push_to_poll_client.testing import serve_in_thread
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_unclosed")]
 
 CANARY = "c4n4ry"
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -39,18 +38,6 @@ def no_proxies(monkeypatch):
     for name in ("https", "http", "all"):
         monkeypatch.delenv(f"{name}_proxy", raising=False)
         monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _frozen():
-    freeze_what_is_there()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_unclosed():
-    """What the garbage collector has to close makes a ResourceWarning, and that an error: here, not elsewhere."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

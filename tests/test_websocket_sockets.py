@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import queue
 import socket
@@ -13,7 +12,7 @@ import threading
 import anyio
 import pytest
 import trustme
-from channels import HOST, Channel, Raw, freeze_what_is_there, is_closed, listening
+from channels import HOST, Channel, Raw, is_closed, listening
 from forms import GUARD
 from websockets.asyncio.server import serve
 from websockets.server import ServerProtocol
@@ -22,7 +21,7 @@ from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import WebSocketListener, _websocket_connection
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_unclosed")]
 
 CANARY = "c4n4ry"
 
@@ -38,18 +37,6 @@ def no_proxies_and_short_goodbyes(monkeypatch):
         monkeypatch.delenv(f"{name}_proxy", raising=False)
         monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
     monkeypatch.setattr(_websocket_connection, "CLOSE_TIMEOUT", 0.2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _frozen():
-    freeze_what_is_there()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_unclosed():
-    """What the garbage collector has to close makes a ResourceWarning, and that an error: here, not elsewhere."""
-    yield
-    gc.collect()
 
 
 class Server:
