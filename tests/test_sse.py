@@ -137,7 +137,7 @@ async def test_other_tasks_run_while_a_large_read_is_parsed():
             await anyio.lowlevel.checkpoint()
             turns += 1
         tasks.cancel_scope.cancel()
-    assert turns >= size // 8192
+    assert turns >= size // 8192 - 1  # trio takes the tasks of a turn in any order
 
 
 async def test_comments_blocks_without_data_and_a_cut_event_do_not():
