@@ -155,6 +155,18 @@ async def test_a_redirect_to_something_that_is_not_a_url_is_unusable(location):
     assert script.open == 0
 
 
+@pytest.mark.parametrize("location", [b":https://[", b":https://[" + CANARY.encode() + b"]/"])
+async def test_a_redirect_that_httpx_cannot_join_is_unusable(location):
+    """It lets the ValueError of urllib or ipaddress through. A hook of the user's client may raise one, too."""
+    asking, script = asker((307, {b"location": location}, [END]))
+    text = await refused(asking, UnusableAnswer)
+    assert text == (
+        "https://api.example/ask?key=…: the client raised ValueError, as httpx does when a server answers a "
+        "redirect to something that is not a URL"
+    )
+    assert script.open == 0
+
+
 async def test_another_breach_of_http_is_no_redirect():
     asking, _ = asker(httpx.RemoteProtocolError("illegal status line"))
     await refused(asking, httpx.RemoteProtocolError)

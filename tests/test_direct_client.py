@@ -189,7 +189,7 @@ class Lost(Server):
         return b"HTTP/1.1 302 Found\r\nLocation: %s\r\nContent-Length: 0\r\n\r\n" % self.location
 
 
-@pytest.mark.parametrize("location", [b"http://feed.example:port/", b"http://xn--zz/"])
+@pytest.mark.parametrize("location", [b"http://feed.example:port/", b"http://xn--zz/", b":https://["])
 async def test_a_redirect_to_no_url_costs_no_connection(monkeypatch, location):
     opened = []
 

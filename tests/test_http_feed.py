@@ -372,10 +372,14 @@ class TestRedirects:
         await fetch(HTTPFeed(URL))
         assert "authorization" not in server.last.headers
 
-    @pytest.mark.parametrize("location", ["http:[", "https://shop.example:port/", "https://h\x7f/", "//[::"])
+    @pytest.mark.parametrize(
+        "location", ["http:[", "https://shop.example:port/", "https://h\x7f/", "//[::", ":https://["]
+    )
     async def test_must_lead_to_a_url(self, serve, location):
         serve(httpx.Response(302, headers={"location": location}))
         assert "could not be read: " in str(await refused(HTTPFeed(URL)))
+        async with httpx.AsyncClient() as client:
+            assert "could not be read: " in str(await refused(HTTPFeed(URL, client=client)))
 
     async def test_to_a_name_that_cannot_be_decoded_fail(self, serve):
         """Idna's error is a UnicodeError, which httpx lets through."""

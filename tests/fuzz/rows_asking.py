@@ -159,7 +159,12 @@ ROWS = (
             "nested": nested(b"[", b"]", before=b"200\n\n"),
             "a field": around(b"429\nretry-after: ", b"9"),
         },
-        found=(b"302\nlocation:location: /", b"302\nlocation: http://xn--zz/", b"302\nlocation: http://a:b/"),
+        found=(
+            b"302\nlocation:location: /",
+            b"302\nlocation: http://xn--zz/",
+            b"302\nlocation: http://a:b/",
+            b"302\nlocation: :https://[",
+        ),
     ),
     Fuzzed(
         name="answers to long polls",

@@ -439,5 +439,6 @@ ROWS = (
             "fields": around(b"200\n", b"x: y\n", b"\n\n"),
             "a body": around(b"200\n\n", b"x"),
         },
+        found=(b"301\nlocation: :https://[",),
     ),
 )

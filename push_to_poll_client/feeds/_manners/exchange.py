@@ -86,8 +86,9 @@ class Exchange:
         self._own: httpx.AsyncClient | None = None
         self._module = module = httpx if client is None else module_of(client)
         self._agent = _agent(client)
-        # A server can have httpx decode a name that cannot be: a UnicodeError, which it does not make its own.
-        self.errors = (module.HTTPError, module.InvalidURL, httpx.InvalidURL, OSError, UnicodeError)
+        # A redirect can have httpx raise what it does not make its own: a UnicodeError of idna for the name of a
+        # host, any ValueError of urllib, by which it joins URLs.
+        self.errors = (module.HTTPError, module.InvalidURL, httpx.InvalidURL, OSError, ValueError)
 
     async def send(self, call: Call) -> Any:
         """The answer, its body not read yet; it has to be closed."""
