@@ -192,7 +192,9 @@ async def follow(vendor, deeds):
     for deed in [*deeds, None]:
         if deed is not None:
             happens(vendor, *deed)
-            continue
+            # A page below the first is not read again, so a late entry has to be found before it moves there.
+            if vendor.form != "paged" or deed[0] != "late":
+                continue
         feed, at = AtomFeed(vendor.url, client=client, headers=vendor.headers), cursor
         while True:
             page = await feed.fetch(FetchRequest(at))

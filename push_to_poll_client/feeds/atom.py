@@ -40,7 +40,8 @@ class AtomFeed:
 
     - A plain feed has its newest entries and no more. When none of those that were seen is there any more, some
       may have come and gone, and the page says so as its gap.
-    - A paged feed (§3) may shift while it is walked.
+    - A paged feed (§3) may shift while it is walked. It is walked to the first page with an entry that was seen;
+      what appears late below that page is not found.
     - An archived feed (§4) is walked back to an archive that was read. One that is gone (410),
       or is not found (404) for three minutes, is a gap.
     - A complete feed (§2) has all there is: an entry that it no longer has is handed out as deleted, and as a new
