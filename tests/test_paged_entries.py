@@ -319,6 +319,13 @@ def test_a_line_that_cannot_be_read_fails_alone():
     assert messages[1].raw == b'{"id": "b"} {"id": "c"}'
 
 
+def test_an_entry_does_not_go_on_in_the_next_line():
+    """As many values as lines, but each dead letter would have kept the text of another entry."""
+    messages = read(Entries(LINES), b'{"id": "a"\n}{"id": "b"}\n{"id": "c"}\n')
+    assert [message.error is None for message in messages] == [False, False, True]
+    assert [message.raw for message in messages] == [b'{"id": "a"', b'}{"id": "b"}', b'{"id": "c"}']
+
+
 @pytest.mark.parametrize(
     "options",
     [

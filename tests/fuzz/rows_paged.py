@@ -271,7 +271,10 @@ ROWS = (
                 "entries in a list": around(b'{"a":[', b'{"id":"1"},', b"{]}"),
                 **JSON_HOSTILE,
             },
-            found=(b"\x0b",),
+            found=(
+                b"\x0b",
+                b'{"id": "1", "a": 1, "v": 2\n}{"id": "2", "a": 0}\n{"id": "3", "a": 1, "v": "x"}\n',
+            ),
         )
         for where in ENTRIES
     ),

@@ -192,10 +192,7 @@ def _decode_lines(text: _Raw) -> list[Any]:
     if max(map(len, lines), default=0) > SHORT:
         for line in lines:
             check_depth(line)
-    values = _decoder.decode_lines(text)
-    if len(values) != len(lines):
-        raise ValueError("a line has more than one value")
-    return values
+    return list(map(_decoder.decode, lines))  # decode_lines() lets a value go on in the next line
 
 
 def _lines(text: _Raw) -> list[bytes]:
