@@ -31,7 +31,7 @@ from push_to_poll_client.listeners._json_hint import JSONHint
 from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners._webhook.audience import QUIET
 from push_to_poll_client.listeners._webhook.faults import MAX_ASKING
-from push_to_poll_client.listeners._webhook.limits import MAX_BODIES, TokenBucket
+from push_to_poll_client.listeners._webhook.limits import MAX_BODIES, ROUNDING, TokenBucket
 from push_to_poll_client.listeners._webhook.replays import Replays
 from push_to_poll_client.listeners.verifiers import github
 from push_to_poll_client.listeners.webhook import (
@@ -439,6 +439,14 @@ async def test_without_a_rate_all_are_looked_at(verify):
     assert {(await posted(hooks)).status for _ in range(1000)} == {200}
 
 
+@pytest.mark.parametrize("now", [0.001, 1.0, 12345.6])
+@pytest.mark.parametrize("rate", [0.01, 0.3, 3, 100])
+def test_a_burst_passes_at_once_however_the_numbers_are_rounded(rate, now):
+    bucket = TokenBucket(rate, 10)
+    assert [bucket.take(now) for _ in range(10)] == [0.0] * 10
+    assert bucket.take(now) == pytest.approx(1 / rate)
+
+
 @given(
     rate=st.sampled_from([0.01, 0.3, 1, 3, 100]),
     burst=st.integers(1, 10),
@@ -453,11 +461,11 @@ def test_no_window_lets_more_pass_than_burst_and_rate(rate, burst, gaps):
         if not wait:
             passed.append(now)
         else:
-            assert bucket.take(now + wait * 0.999) > 0
+            assert bucket.take(now + wait - 2 * ROUNDING) > 0
             assert len(passed) >= burst
     for first, began in enumerate(passed):
         for last, ended in enumerate(passed[first:], first):
-            assert last - first + 1 <= burst + rate * (ended - began) + 1e-6
+            assert last - first + 1 <= burst + rate * (ended - began + 2 * ROUNDING)
 
 
 async def test_a_flood_takes_the_channel_down_until_it_has_been_quiet(verify):

@@ -7,10 +7,13 @@ from contextlib import contextmanager
 
 from push_to_poll_client.listeners._webhook.answers import BUSY, Refusal, too_many
 
-__all__ = ["MAX_BODIES", "Slots", "TokenBucket"]
+__all__ = ["MAX_BODIES", "ROUNDING", "Slots", "TokenBucket"]
 
 MAX_BODIES = 64
 """Bodies in hand at a time. With the default `max_body` they take 64 MiB, however slowly they are sent."""
+
+ROUNDING = 1e-6
+"""Seconds: a shorter wait is what is left when numbers that should cancel out are rounded. Nobody waits for it."""
 
 
 class TokenBucket:
@@ -40,7 +43,7 @@ class TokenBucket:
         """
         with self._lock:
             wait = self._full_at - self._slack - now
-            if wait > 0:
+            if wait > ROUNDING:
                 return wait
             self._full_at = max(self._full_at, now) + self._spacing
             return 0.0
