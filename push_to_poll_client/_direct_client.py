@@ -49,7 +49,7 @@ class DirectClient(httpx.AsyncClient):
 async def _set_next(response: httpx.Response) -> None:
     try:
         target = _target(response.request.url, response.headers["location"])
-    except (httpx.InvalidURL, ValueError):  # of idna, or of urllib, which joins; their text may quote a secret
+    except (httpx.InvalidURL, ValueError):  # as of idna and urllib; a text may quote a secret
         with anyio.CancelScope(shield=True):
             await response.aclose()
         raise httpx.RemoteProtocolError(BAD_REDIRECT) from None

@@ -178,6 +178,12 @@ async def test_a_redirect_is_not_followed():
     assert len(script.requests) == 1
 
 
+async def test_a_certificate_that_cannot_be_trusted_is_no_redirect():
+    """Its error is a ValueError, too, which a client of the user's may let through."""
+    asking, _ = asker(ssl.SSLCertVerificationError(1, "certificate has expired"))
+    await refused(asking, ssl.SSLCertVerificationError)
+
+
 async def test_what_the_network_does_is_passed_on():
     asking, _ = asker(RESET)
     assert await refused(asking, httpx.ReadError) == "Connection reset by peer"

@@ -69,6 +69,8 @@ async def send(sender: Any, request: Any, **options: Any) -> Any:
         return await sender.send(request, stream=True, follow_redirects=False, **options)
     except (httpx.InvalidURL, module.InvalidURL, UnicodeError):  # whose text may quote a piece of a secret
         pass
+    except OSError:  # a certificate that cannot be trusted is a ValueError, too
+        raise
     except ValueError as error:  # of urllib, by which httpx joins URLs; or of a hook of the user's client
         raise UnusableRedirect(
             f"the client raised {type(error).__name__}, as httpx does when a server answers a redirect to "

@@ -86,8 +86,8 @@ class Exchange:
         self._own: httpx.AsyncClient | None = None
         self._module = module = httpx if client is None else module_of(client)
         self._agent = _agent(client)
-        # A redirect can have httpx raise what it does not make its own: a UnicodeError of idna for the name of a
-        # host, any ValueError of urllib, by which it joins URLs.
+        # httpx reads the URL of each redirect, and lets errors of others through: a UnicodeError of idna for the
+        # name of a host, a ValueError of urllib for a URL that it cannot join.
         self.errors = (module.HTTPError, module.InvalidURL, httpx.InvalidURL, OSError, ValueError)
 
     async def send(self, call: Call) -> Any:
