@@ -15,6 +15,7 @@ A push says when to ask, the poll says what, each message is processed once. Eac
 """
 
 from push_to_poll_client._consumer import Consumer
+from push_to_poll_client._dead_letters import DeadLetters, Retried
 from push_to_poll_client._exceptions import (
     ChainRestart,
     ContentChanged,
@@ -38,10 +39,8 @@ from push_to_poll_client._exceptions import (
     Throttled,
     UndecodableMessage,
 )
-from push_to_poll_client._polling.position import Resync
-from push_to_poll_client._processing.dead_letters import DeadLetters, Retried
-from push_to_poll_client._processing.failures import Fate
-from push_to_poll_client._processing.hooks import Hooks
+from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._options import Resync
 from push_to_poll_client._protocols import Channel, Feed, Listener, Session, Store, TransactionalSession
 from push_to_poll_client._schedule import Mode
 from push_to_poll_client._status import (
@@ -56,6 +55,7 @@ from push_to_poll_client._status import (
 from push_to_poll_client._types import (
     Cursor,
     DeadLetter,
+    Fate,
     FetchRequest,
     Message,
     Page,

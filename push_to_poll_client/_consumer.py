@@ -10,28 +10,34 @@ from typing import Final, Self, TypeVar
 
 from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential, wait_random
 
-from push_to_poll_client._arguments import check_number
-from push_to_poll_client._assembly import Parts
-from push_to_poll_client._channel import ListenerChannel
+from push_to_poll_client._channels import ListenerChannel
+from push_to_poll_client._dead_letters import DeadLetters, Letters
 from push_to_poll_client._event_loop import EventLoop
-from push_to_poll_client._inbox import Inbox
-from push_to_poll_client._opening import Opening
-from push_to_poll_client._polling.fetches import check_latest
-from push_to_poll_client._polling.position import INCEPTION, LATEST, OnCursorExpired, check_cursor
-from push_to_poll_client._processing.dead_letters import DeadLetters
-from push_to_poll_client._processing.failures import OnFailure
-from push_to_poll_client._processing.handler import BatchHandler, Handler, Process, as_handler, one_by_one
-from push_to_poll_client._processing.hooks import Hooks
-from push_to_poll_client._processing.intake import DedupeKey, Fingerprint, Key
-from push_to_poll_client._processing.letters import Letters
-from push_to_poll_client._processing.options import Processing
+from push_to_poll_client._handlers import as_handler, one_by_one
+from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._lifecycle import Opening, Parts, Run
+from push_to_poll_client._options import (
+    INCEPTION,
+    LATEST,
+    BatchHandler,
+    DedupeKey,
+    Fingerprint,
+    Handler,
+    Key,
+    OnCursorExpired,
+    OnFailure,
+    Process,
+    Processing,
+    Settings,
+    check_cursor,
+    check_latest,
+)
 from push_to_poll_client._protocols import Feed, Listener, Session, Store
-from push_to_poll_client._run import Run
 from push_to_poll_client._schedule import Mode
-from push_to_poll_client._settings import Settings
 from push_to_poll_client._status import PollResult, Status, Tally
-from push_to_poll_client._text import describe
 from push_to_poll_client._types import Cursor, Message, Push
+from push_to_poll_client._validation import check_number, describe
+from push_to_poll_client._wakes import Inbox
 
 __all__ = ["Consumer"]
 

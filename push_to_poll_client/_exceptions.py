@@ -25,7 +25,7 @@
 Wrong arguments are `TypeError` and `ValueError`, at construction.
 """
 
-from push_to_poll_client._arguments import check_number
+from push_to_poll_client._validation import check_number
 
 __all__ = [
     "ChainRestart",

@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from push_to_poll_client._schedule import Mode, WakeResult
-from push_to_poll_client._text import describe
 from push_to_poll_client._types import Cursor
+from push_to_poll_client._validation import describe
 
 __all__ = ["Counters", "FailingMessage", "Gap", "ListenerStatus", "PollResult", "Resynced", "Status", "Tally"]
 

@@ -1,4 +1,4 @@
-"""What the parts speak of: the nouns.
+"""The types that all parts share: messages, pages, pushes, records, dead letters.
 
 Nothing here does anything. Feeds, listeners and stores know these nouns and not each other; the consumer
 alone knows all of them.
@@ -12,14 +12,18 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._exceptions import (
+    UndecodableMessage,
+)
 from push_to_poll_client._json import decode
 
 __all__ = [
     "MAX_CURSOR",
     "MAX_NOT_BEFORE",
+    "Circle",
     "Cursor",
     "DeadLetter",
+    "Fate",
     "FetchRequest",
     "Message",
     "Page",
@@ -29,6 +33,7 @@ __all__ = [
     "SavedCursor",
     "UnreadableMessage",
 ]
+
 
 Cursor: TypeAlias = str
 """An opaque string, handed back to the feed unchanged. Equality is the only comparison. Where a cursor may be
@@ -296,3 +301,29 @@ that a slip, or a `Retry-After` of a century, does not end a consumer (G3)."""
 
 Clock: TypeAlias = Callable[[], float]
 """Seconds since some start, never going back."""
+
+
+class Circle:
+    """Notices it, after three rounds at most."""
+
+    def __init__(self) -> None:
+        self._mark: Cursor | None = None
+        self._steps, self._limit = 0, 1
+
+    def closes_at(self, position: Cursor) -> bool:
+        """Whether the walk was at this position before."""
+        if position == self._mark:
+            return True
+        self._steps += 1
+        if self._steps == self._limit:
+            self._mark, self._steps, self._limit = position, 0, self._limit * 2
+        return False
+
+
+class Fate(enum.StrEnum):
+    """What becomes of a message."""
+
+    AGAIN = "again"
+    STOP = "stop"
+    DEAD_LETTER = "dead_letter"
+    SKIP = "skip"

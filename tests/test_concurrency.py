@@ -315,7 +315,7 @@ async def test_what_is_given_up_on_holds_nothing_up(policy, error):
 
 
 async def test_more_may_fail_at_a_time_than_attempts_are_kept_of(monkeypatch):
-    monkeypatch.setattr("push_to_poll_client._processing.attempts.MAX_FAILING", 10)
+    monkeypatch.setattr("push_to_poll_client._failure_policy.MAX_FAILING", 10)
     feed = FakeFeed(page_size=2_000)
     number = form(15, 1_100)
     feed.publish(*(f"k{n}x" for n in range(number)))

@@ -30,7 +30,7 @@ from push_to_poll_client import (
     Throttled,
     UndecodableMessage,
 )
-from push_to_poll_client._text import describe
+from push_to_poll_client._validation import describe
 from push_to_poll_client.testing import FakeFeed, ManualListener, virtual_time
 
 pytestmark = pytest.mark.anyio

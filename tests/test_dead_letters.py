@@ -31,7 +31,7 @@ from push_to_poll_client import (
     StoreBusy,
     StoreError,
 )
-from push_to_poll_client._processing.letters import as_json
+from push_to_poll_client._dead_letters import as_json
 from push_to_poll_client.testing import FakeFeed
 from push_to_poll_client.testing._virtual_time import virtual_time
 

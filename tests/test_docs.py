@@ -36,15 +36,17 @@ from push_to_poll_client import (
     Status,
     WebhookListener,
     WebSocketListener,
-    _channel,
-    _inbox,
+    _channels,
+    _failure_policy,
     _json,
-    _text,
+    _progress,
+    _retry,
     _types,
+    _validation,
+    _wakes,
     testing,
 )
 from push_to_poll_client import _exceptions as exceptions
-from push_to_poll_client._processing import attempts, progress, trials
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._exit import Exit
 from push_to_poll_client.feeds import _reading, _seen, paged
@@ -206,14 +208,14 @@ def test_the_limits_are_these():
         f"{websub.MAX_TOPIC >> 20} MiB",
         f"{jwks.MAX_KEYS} and {durable_streams.MAX_SET >> 10} KiB",
         f"{_json_hint.MAX_TOPICS} and {_paths.MAX_TEXT:,}",
-        f"{_channel.MAX_STATE:,} characters",
-        f"{_inbox.CAPACITY}",
-        f"{_text.MAX_TEXT} characters",
-        f"{progress.MAX_PENDING:,}",
+        f"{_channels.MAX_STATE:,} characters",
+        f"{_wakes.CAPACITY}",
+        f"{_validation.MAX_TEXT} characters",
+        f"{_progress.MAX_PENDING:,}",
         f"{default(Consumer, 'prefetch')}",
-        f"{trials.MAX_DEAD_LETTERS:,}",
-        f"{trials.MAX_TRACEBACK:,} characters",
-        f"{attempts.MAX_FAILING:,}",
+        f"{_retry.MAX_DEAD_LETTERS:,}",
+        f"{_retry.MAX_TRACEBACK:,} characters",
+        f"{_failure_policy.MAX_FAILING:,}",
         f"{_history.MOST}",
         f"{default(SQLiteStore, 'max_records'):,} for {default(SQLiteStore, 'retention') / 86_400:g} days",
     ]

@@ -287,7 +287,7 @@ async def test_data_that_json_has_no_word_for_is_not_lost_as_a_dead_letter():
 
 
 async def test_too_many_dead_letters_stop_the_consumer(monkeypatch):
-    monkeypatch.setattr("push_to_poll_client._processing.trials.MAX_DEAD_LETTERS", 2)
+    monkeypatch.setattr("push_to_poll_client._retry.MAX_DEAD_LETTERS", 2)
     feed = feed_of("1", "2", "3")
     consumer = Fails(feed, failing=["1", "2", "3"], retry=None, on_failure="dead_letter")
     with pytest.raises(ProcessError, match="'3' failed and stops the consumer: there are 2 dead letters already"):
@@ -375,8 +375,8 @@ async def test_a_verdict_is_heard_out_of_a_task_group():
 
 async def test_an_outage_with_more_failing_messages_than_are_kept_ends_by_the_policy(monkeypatch):
     """Else the attempts of the first were forgotten for those of the last, and so on without end."""
-    monkeypatch.setattr("push_to_poll_client._processing.attempts.MAX_FAILING", 20)
-    monkeypatch.setattr("push_to_poll_client._processing.workers.MAX_FAILING", 20)
+    monkeypatch.setattr("push_to_poll_client._failure_policy.MAX_FAILING", 20)
+    monkeypatch.setattr("push_to_poll_client._workers.MAX_FAILING", 20)
     names = [str(n) for n in range(100)]
     retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(5))
     settings = {"concurrency": 16, "key": lambda message: message.id, "on_failure": "skip", "retry": retry}
@@ -390,7 +390,7 @@ async def test_an_outage_with_more_failing_messages_than_are_kept_ends_by_the_po
 
 
 async def test_the_attempts_of_ever_new_messages_are_bounded(monkeypatch):
-    monkeypatch.setattr("push_to_poll_client._processing.attempts.MAX_FAILING", 100)
+    monkeypatch.setattr("push_to_poll_client._failure_policy.MAX_FAILING", 100)
     store, kept = MemoryStore(), None
     feed = FakeFeed()
     feed.answer(*(Page([Message(str(n))]) for n in range(120)))

@@ -11,36 +11,29 @@ from push_to_poll_client import feeds, listeners, stores, testing
 
 PACKAGE = Path(push_to_poll_client.__file__).parent
 
-HOUSE = """
-    _arguments _text _json _exceptions _types _circle _protocols _links _http _direct_client _http_client _refusal
-    _event_loop
-    _schedule _status _settings _inbox _channel
-    _processing.handler _processing.attempts _processing.failures _processing.hooks
-    _processing.progress _processing.transactions _processing.trials
-    _processing.work _processing.intake _processing.overlap _processing.workers _processing.processor
-    _processing.letters _processing.dead_letters
-    _polling.fetches _polling.read_ahead _polling.behind _polling.position
-    _polling.gaps _polling.replay
-    _polling.walk _polling.poller _polling.polls
-    _processing.options _run _assembly _opening _consumer
+LAYERS = """
+    _event_loop _validation _json _links _exceptions _types _protocols _http _direct_client _http_client _refusal
+    _schedule _wakes _work_queue
+    _status _channels _hooks _options _failure_policy _overlap
+    _progress _fetching _handlers _retry
+    _workers _dead_letters _processor
+    _position _poller _polls _lifecycle _consumer
 """.split()  # noqa: SIM905  # read by people
-"""The rooms of the core. Each may import those before it, and no adapter."""
+"""The modules of the core. Each may import those before it, and no adapter."""
 
-NOUNS = {
-    "_arguments",
-    "_text",
+SHARED = {
+    "_event_loop",
+    "_validation",
     "_json",
-    "_circle",
+    "_links",
     "_exceptions",
     "_types",
     "_protocols",
     "_http",
     "_http_client",
-    "_links",
     "_refusal",
-    "_event_loop",
 }
-"""What adapters may speak of too, which know nothing of each other."""
+"""What adapters may import too, which know nothing of each other."""
 
 ADAPTERS = ("feeds", "listeners", "stores")
 
@@ -50,20 +43,15 @@ FREE = {"cli", "testing"}
 
 def rooms():
     for path in sorted(PACKAGE.rglob("*.py")):
-        yield room_of(path.relative_to(PACKAGE).with_suffix("").parts), path
-
-
-def room_of(parts):
-    """`_processing` and `_polling` are floors, whose rooms are of the core; other packages are a room each."""
-    return ".".join(parts[:2]) if parts[0] in {"_processing", "_polling"} else parts[0]
+        yield path.relative_to(PACKAGE).with_suffix("").parts[0], path
 
 
 def may_import(room):
-    if room in HOUSE:
-        return set(HOUSE[: HOUSE.index(room)])
+    if room in LAYERS:
+        return set(LAYERS[: LAYERS.index(room)])
     if room in ADAPTERS:
-        return NOUNS | {room}
-    return {*HOUSE, *ADAPTERS}
+        return SHARED | {room}
+    return {*LAYERS, *ADAPTERS}
 
 
 def imported_rooms(path):
@@ -78,7 +66,7 @@ def imported_rooms(path):
         for name in names:
             parts = name.split(".")
             if parts[0] == "push_to_poll_client" and len(parts) > 1:
-                yield room_of(parts[1:])
+                yield parts[1]
 
 
 @pytest.mark.no_cover  # it reads the package and runs none of it
@@ -94,8 +82,8 @@ def test_imports_point_one_way():
 
 
 def test_the_plan_names_every_room():
-    found = {room for room, _ in rooms()} - {"__init__", "_processing.__init__", "_polling.__init__"}
-    assert found == {*HOUSE, *ADAPTERS, *FREE}
+    found = {room for room, _ in rooms()} - {"__init__"}
+    assert found == {*LAYERS, *ADAPTERS, *FREE}
 
 
 PUBLIC = set(

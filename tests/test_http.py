@@ -15,8 +15,8 @@ from push_to_poll_client._http import (
     shared_tls_context,
     without_secrets,
 )
-from push_to_poll_client._text import quoted
 from push_to_poll_client._types import MAX_NOT_BEFORE
+from push_to_poll_client._validation import quoted
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 SECRETS = st.text("0123456789abcdef", min_size=12, max_size=12)

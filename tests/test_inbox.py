@@ -10,7 +10,7 @@ import pytest
 
 from push_to_poll_client import Push
 from push_to_poll_client._event_loop import EventLoop, failure_of, in_own_task
-from push_to_poll_client._inbox import CAPACITY, Inbox
+from push_to_poll_client._wakes import CAPACITY, Inbox
 
 pytestmark = pytest.mark.anyio
 

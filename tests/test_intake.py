@@ -446,7 +446,7 @@ async def test_in_a_transaction_fingerprints_are_recorded_too_as_far_as_they_can
 
 
 def test_a_fingerprint_is_of_63_bits_of_a_digest():
-    from push_to_poll_client._processing.intake import _number
+    from push_to_poll_client._processor import _number
 
     assert _number(b"a") == int.from_bytes(hashlib.blake2b(b"a", digest_size=8).digest()) >> 1
     assert max(_number(bytes([n])) for n in range(256)) < 2**63

@@ -28,8 +28,7 @@ from push_to_poll_client import (
     Push,
     StoreError,
 )
-from push_to_poll_client._polling.behind import FULL, LOOKED
-from push_to_poll_client._processing.overlap import MAX_SEEN
+from push_to_poll_client._overlap import FULL, LOOKED, MAX_SEEN
 from push_to_poll_client.testing import FakeFeed
 from push_to_poll_client.testing._manual_listener import ManualListener
 from push_to_poll_client.testing._virtual_time import virtual_time
@@ -575,7 +574,7 @@ async def test_a_walk_that_starts_again_counts_as_one(virtual_day):
 
 
 async def test_the_keys_that_are_kept_to_count_are_bounded(monkeypatch):
-    monkeypatch.setattr("push_to_poll_client._processing.overlap.MAX_SEEN", 3)
+    monkeypatch.setattr("push_to_poll_client._overlap.MAX_SEEN", 3)
     assert MAX_SEEN == 50_000
     feed = FakeFeed(page_size=2, cursors="page")
     feed.publish(3)

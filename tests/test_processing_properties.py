@@ -96,8 +96,8 @@ CASES = form(
 
 @pytest.mark.parametrize(("concurrency", "given_as", "backend"), CASES)
 def test_whatever_happens(concurrency, given_as, backend, monkeypatch):
-    monkeypatch.setattr("push_to_poll_client._polling.read_ahead.AHEAD_FROM", 2)
-    monkeypatch.setattr("push_to_poll_client._processing.trials.logger.disabled", True)
+    monkeypatch.setattr("push_to_poll_client._fetching.AHEAD_FROM", 2)
+    monkeypatch.setattr("push_to_poll_client._retry.logger.disabled", True)
 
     @settings(max_examples=EXAMPLES)
     @given(plans(concurrency, batches=given_as == "batches"))

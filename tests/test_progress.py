@@ -15,9 +15,9 @@ from push_to_poll_client import (
     Message,
     Page,
     ProcessError,
-    _assembly,
+    _lifecycle,
+    _progress,
 )
-from push_to_poll_client._processing import progress
 from push_to_poll_client.testing import FakeFeed
 
 pytestmark = pytest.mark.anyio
@@ -375,16 +375,16 @@ async def test_when_the_task_that_commits_is_cancelled_before_it_began_the_poll_
 
 async def test_the_keys_of_a_replay_are_bounded_too(monkeypatch):
     """G11: of pages that bring nothing new, nothing is pending but their keys."""
-    monkeypatch.setattr(progress, "MAX_PENDING", 25)
+    monkeypatch.setattr(_progress, "MAX_PENDING", 25)
     feed, store = pages(range(10), *[range(n, n + 10) for n in range(0, 200, 10)]), Slow(takes=0.0)
     most = []
 
-    class Watched(progress.Progress):
+    class Watched(_progress.Progress):
         async def unsettled(self, keys):
             most.append(len(self._pending_keys) + len(self._moving_keys))
             return set(keys[:1]) & await super().unsettled(keys)
 
-    monkeypatch.setattr(_assembly, "Progress", Watched)
+    monkeypatch.setattr(_lifecycle, "Progress", Watched)
     async with Log(feed, store=store, flush_interval=1e6, max_poll_time=1e6) as log:
         store.takes = 100.0
         await log.poll_now()
@@ -392,7 +392,7 @@ async def test_the_keys_of_a_replay_are_bounded_too(monkeypatch):
 
 
 async def test_the_next_page_waits_when_too_much_is_pending(monkeypatch):
-    monkeypatch.setattr(progress, "MAX_PENDING", 25)
+    monkeypatch.setattr(_progress, "MAX_PENDING", 25)
     feed, store = feed_of(100), Slow(takes=100.0)
     pending = []
 

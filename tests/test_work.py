@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from push_to_poll_client import Message
-from push_to_poll_client._processing import work as module
-from push_to_poll_client._processing.work import Item, Work
+from push_to_poll_client import _work_queue as module
+from push_to_poll_client._work_queue import Item, Work
 
 
 def item(name, lane=None, *, settled=False, cursor=True, read_at=0.0, arrived=0.0):

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from push_to_poll_client._dead_letters import as_json
 from push_to_poll_client._json import decode
-from push_to_poll_client._processing.letters import as_json
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._types import DeadLetter, Record, RecordState
 from push_to_poll_client.cli._exit import Exit, UsageError

@@ -22,8 +22,7 @@ from anyio.abc import Process
 from anyio.lowlevel import checkpoint_if_cancelled
 
 from push_to_poll_client import Message
-from push_to_poll_client._arguments import check_number
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.cli._lines import line_of
 
 __all__ = ["Command", "CommandFailed", "CommandNotStarted"]

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-from push_to_poll_client._text import one_line
 from push_to_poll_client._types import DeadLetter
+from push_to_poll_client._validation import one_line
 from push_to_poll_client.cli._terminal import harmless, moment, typeable
 
 __all__ = ["sheet", "table"]

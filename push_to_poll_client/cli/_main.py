@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._text import describe, one_line
+from push_to_poll_client._validation import describe, one_line
 from push_to_poll_client.cli import _dead_letters, _demo, _rewind, _status, _tail
 from push_to_poll_client.cli._exit import Exit, UsageError, exit_of
 from push_to_poll_client.cli._lines import flush_stdout

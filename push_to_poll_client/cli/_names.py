@@ -9,7 +9,7 @@ import anyio
 
 from push_to_poll_client._exceptions import StoreBusy, StoreError
 from push_to_poll_client._protocols import Session
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.cli._exit import UsageError
 from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.stores._owner_seen import owner_of

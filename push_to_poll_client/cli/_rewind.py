@@ -4,10 +4,11 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 
-from push_to_poll_client._arguments import check_number
-from push_to_poll_client._polling.position import ELSEWHERE, INCEPTION, LATEST, saved_before
+from push_to_poll_client._options import INCEPTION, LATEST
+from push_to_poll_client._position import ELSEWHERE, saved_before
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._types import MAX_CURSOR, Cursor, SavedCursor
+from push_to_poll_client._validation import check_number
 from push_to_poll_client.cli._exit import Exit, UsageError
 from push_to_poll_client.cli._lines import print_lines
 from push_to_poll_client.cli._names import add_state_to, changed, named

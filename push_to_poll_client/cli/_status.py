@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.cli._exit import Exit
 from push_to_poll_client.cli._lines import print_lines
 from push_to_poll_client.cli._parser import Commands

@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying, stop_after_attempt
 
 from push_to_poll_client import Consumer, HTTPFeed, MemoryStore, Message, PollResult, SQLiteStore, Throttled
 from push_to_poll_client._consumer import RETRY
-from push_to_poll_client._processing.failures import FailurePolicy, OnFailure
+from push_to_poll_client._options import FailurePolicy, OnFailure
 from push_to_poll_client.cli._exec import Command, CommandNotStarted
 from push_to_poll_client.cli._exit import Exit, UsageError
 from push_to_poll_client.cli._lines import ReaderGone, write_line

@@ -19,8 +19,8 @@ import msgspec
 
 from push_to_poll_client._exceptions import FeedError, UndecodableMessage
 from push_to_poll_client._json import UNDECODABLE, check_depth, check_page_depth
-from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, Message, UnreadableMessage
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._json_split import split
 from push_to_poll_client.feeds._reading import MAX_ID, MAX_UNREADABLE, unreadable_key
 

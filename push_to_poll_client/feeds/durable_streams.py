@@ -10,10 +10,9 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import anyio
 
-from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedRefused
-from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, Push
+from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.feeds._durable.framing import FRAMINGS, Begin, Entry, Given, Read
 from push_to_poll_client.feeds._durable.place import BEGINNING, NOW, Place
 from push_to_poll_client.feeds._durable.said import Said, echo_of

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, UnreadableMessage
+from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
 from push_to_poll_client.feeds._manners.arguments import check_free
 from push_to_poll_client.feeds._manners.cache_control import past_caches

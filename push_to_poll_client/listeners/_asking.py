@@ -11,12 +11,11 @@ from typing import Any, NamedTuple, Self
 import anyio
 import httpx
 
-from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._http_client import closed_if_failed, http_url, module_of, unwinding, user_agent
 from push_to_poll_client._json import decode
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource, basic
 from push_to_poll_client.listeners._reconnect import Verdict
 from push_to_poll_client.listeners._sending import UnusableRedirect, closing, open_sender, send

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._reconnect import Verdict
 
 __all__ = ["MAX_TEXT", "REDIRECTS_STAY_HOME", "Failure", "by_type", "causes", "only", "told"]

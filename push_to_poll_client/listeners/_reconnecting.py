@@ -9,10 +9,10 @@ from typing import Any, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
-from push_to_poll_client._arguments import check_number
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
+from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource
 from push_to_poll_client.listeners._failure import only
 from push_to_poll_client.listeners._hints import Hints

@@ -12,7 +12,7 @@ import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http_client import closed_if_failed, unwinding
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._living import LeftAlone
 from push_to_poll_client.listeners._sending import closing, open_sender, send
 from push_to_poll_client.listeners._sse_parser import EventParser, ServerSentEvent

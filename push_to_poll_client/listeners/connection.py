@@ -11,11 +11,10 @@ from typing import Any, TypeAlias
 
 import anyio
 
-from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._protocols import Channel
-from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Push
+from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.listeners._failure import MAX_TEXT, Failure, only
 from push_to_poll_client.listeners._living import LivingListener
 from push_to_poll_client.listeners._reconnect import Reconnect, Verdict, lifetime

@@ -21,12 +21,12 @@ import anyio
 import httpx
 import msgspec
 
-from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http import asked_to_wait
 from push_to_poll_client._http_client import http_url
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
+from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._failure import Failure, only

@@ -12,9 +12,9 @@ from typing import Any
 
 import anyio
 
-from push_to_poll_client._arguments import check_number
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._protocols import Channel
+from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._asking import Asker
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._failure import only

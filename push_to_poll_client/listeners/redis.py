@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from push_to_poll_client._arguments import check_number
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._http_client import CLOSE_TIMEOUT
 from push_to_poll_client._protocols import Channel
-from push_to_poll_client._text import one_line
 from push_to_poll_client._types import Push
+from push_to_poll_client._validation import check_number, one_line
 from push_to_poll_client.listeners._failure import Failure
 from push_to_poll_client.listeners._notification import Notification, names_of, refuse_trio
 from push_to_poll_client.listeners._reconnect import Verdict

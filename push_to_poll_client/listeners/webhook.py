@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from push_to_poll_client._arguments import check_number
 from push_to_poll_client._event_loop import Beside
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._protocols import Channel, Listener
+from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._subscriptions.keeper import Keeper
 from push_to_poll_client.listeners._subscriptions.nouns import Subscription
 from push_to_poll_client.listeners._webhook.answers import ACCEPTED, check_answer

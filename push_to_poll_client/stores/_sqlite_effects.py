@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from push_to_poll_client._exceptions import StoreError
-from push_to_poll_client._text import one_line
 from push_to_poll_client._types import Record
+from push_to_poll_client._validation import one_line
 from push_to_poll_client.stores._sqlite_connection import GuardedConnection, as_stores
 from push_to_poll_client.stores._sqlite_file import named_errors
 from push_to_poll_client.stores._sqlite_guard import SAVEPOINT, Guard, Place

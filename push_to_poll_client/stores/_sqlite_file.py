@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from push_to_poll_client._exceptions import StoreError
-from push_to_poll_client._text import one_line
+from push_to_poll_client._validation import one_line
 from push_to_poll_client.stores._owner_lock import OwnerLock
 from push_to_poll_client.stores._sqlite_schema import Synchronous, damaged, prepare, warn_of_old_sqlite
 

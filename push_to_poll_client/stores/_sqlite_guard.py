@@ -16,7 +16,7 @@ from typing import Protocol
 from weakref import WeakSet
 
 from push_to_poll_client._exceptions import OwnershipLost
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 
 __all__ = ["OUTSIDE", "SAVEPOINT", "Guard", "Place"]
 

@@ -9,8 +9,8 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreMismatch
-from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, DeadLetter, SavedCursor
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.stores._retention import Retention
 from push_to_poll_client.stores._sqlite_file import OpenFile, named_damage, named_errors
 from push_to_poll_client.stores._sqlite_letters import Letters

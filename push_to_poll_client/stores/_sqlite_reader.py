@@ -10,8 +10,8 @@ from typing import Annotated, TypeAlias, TypeVar
 import msgspec
 
 from push_to_poll_client._exceptions import StoreError
-from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, DeadLetter, SavedCursor
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.stores._owner_seen import owner_of
 from push_to_poll_client.stores._sqlite_file import named_damage
 from push_to_poll_client.stores._sqlite_guest import read_as_guest

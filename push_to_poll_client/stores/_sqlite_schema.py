@@ -11,7 +11,7 @@ import sqlite3
 from typing import Literal
 
 from push_to_poll_client._exceptions import StoreError
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 
 __all__ = ["STEPS", "Synchronous", "damaged", "prepare", "version_of", "warn_of_old_sqlite"]
 

@@ -8,8 +8,8 @@ from weakref import WeakValueDictionary
 from anyio.lowlevel import checkpoint
 
 from push_to_poll_client._exceptions import OwnershipLost, StoreBusy, StoreMismatch
-from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor, DeadLetter, Record, SavedCursor
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.stores._memory_progress import MemoryProgress
 from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION, Retention
 

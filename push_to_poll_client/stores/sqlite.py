@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from anyio import CapacityLimiter
 
 from push_to_poll_client._exceptions import StoreBusy
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION, Retention
 from push_to_poll_client.stores._sqlite_block import in_thread
 from push_to_poll_client.stores._sqlite_file import OpenFile

@@ -11,8 +11,8 @@ import anyio
 import httpx
 import pytest
 
+from push_to_poll_client._dead_letters import restored
 from push_to_poll_client._exceptions import FeedError, PushToPollError, UndecodableMessage
-from push_to_poll_client._processing.letters import restored
 from push_to_poll_client._protocols import Feed
 from push_to_poll_client._types import MAX_CURSOR, DeadLetter, FetchRequest, Message, Page, Push
 from push_to_poll_client.testing._feed_hooks import FeedHooks

@@ -12,8 +12,8 @@ from push_to_poll_client import FeedError
 from push_to_poll_client import _http as http
 from push_to_poll_client._http import asked_to_wait, http_date, identity, without_secrets
 from push_to_poll_client._refusal import refusal, refusal_behind
-from push_to_poll_client._text import describe, one_line, quoted
 from push_to_poll_client._types import MAX_NOT_BEFORE
+from push_to_poll_client._validation import describe, one_line, quoted
 from push_to_poll_client.feeds._manners.body import read_body
 from push_to_poll_client.feeds._manners.cache_control import MAX_FRESH, directives, fresh_for, may_be_kept
 from push_to_poll_client.feeds._manners.hidden import Hidden
@@ -311,7 +311,7 @@ ROWS = (
     ),
     Fuzzed(
         name="texts that are shown",
-        rooms=("_text",),
+        rooms=("_validation",),
         read=read_text,
         examples=(b"all is well", b"\x1b[31m\r\nERROR \xe2\x80\xae"),
         tokens=words(r"""\x1b \r\n ' " \\ \xe2\x80\xae \xff a """),

@@ -11,10 +11,10 @@ from fuzzed import Fuzzed, around, nested, text_of, words
 from rows_feeds import JSON_TOKENS
 
 from push_to_poll_client import DeadLetter, StoreError
+from push_to_poll_client._dead_letters import as_json, restored
 from push_to_poll_client._event_loop import TimeOfDay
-from push_to_poll_client._polling.behind import Behind
-from push_to_poll_client._processing.attempts import Attempts
-from push_to_poll_client._processing.letters import as_json, restored
+from push_to_poll_client._failure_policy import Attempts
+from push_to_poll_client._overlap import Behind
 from push_to_poll_client._types import SavedCursor
 from push_to_poll_client.cli import _dead_letters, _rewind, _status, _tail
 from push_to_poll_client.cli._exec import _argv
@@ -221,7 +221,7 @@ ROWS = (
     ),
     Fuzzed(
         name="attempts",
-        rooms=("_processing.attempts",),
+        rooms=("_failure_policy",),
         read=read_attempts,
         errors=(StoreError,),
         examples=(b'{"a":[1,2.5,3.0,0.5],"b":[2,1.0]}', b"{}"),
@@ -238,7 +238,7 @@ ROWS = (
     ),
     Fuzzed(
         name="when the overlap was looked at",
-        rooms=("_polling.behind",),
+        rooms=("_overlap",),
         read=read_looked,
         errors=(StoreError,),
         examples=(b"5.5", b"-inf", b"1e9"),
@@ -254,7 +254,7 @@ ROWS = (
     ),
     Fuzzed(
         name="dead letters",
-        rooms=("_processing.letters",),
+        rooms=("_dead_letters",),
         read=read_letter,
         errors=(ValueError, RecursionError),
         examples=(b'{"a": 1}', b"\xff", b'"\\ud83d\\ude00"'),

@@ -57,8 +57,8 @@ TAKES_APART = {
 
 OUR_OWN = {
     "_http_client": "addresses that the user gave, and the name of a module",
-    "_polling.gaps": "JSON that it has just made",
-    "_processing.intake": "digests that it has just made",
+    "_fetching": "JSON that it has just made",
+    "_processor": "digests that it has just made",
     "_types": "JSON that it has just made",
     "cli._dead_letters": "what `as_json` has just made, which `dead letters` reads",
     "cli._letters": "lines of a dead letter, which are shown and not read",

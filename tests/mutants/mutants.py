@@ -26,7 +26,7 @@ MUTANTS = [
     of(
         "G1",
         "lets a hint drop a wake although polls start behind the saved cursor",
-        "_polling/polls.py",
+        "_polls.py",
         " and not self._overlaps and not",
         " and not",
         "tests/test_overlap.py",
@@ -34,14 +34,14 @@ MUTANTS = [
     of(
         "G2",
         "polls without the lock",
-        "_polling/polls.py",
+        "_polls.py",
         "        async with self._lock:\n            if self._answered <= since:",
         "        if True:\n            if self._answered <= since:",
     ),
     of(
         "G2",
         "answers a call by the poll that was under way",
-        "_polling/polls.py",
+        "_polls.py",
         "since, until = self._started,",
         "since, until = self._started - 1,",
     ),
@@ -55,7 +55,7 @@ MUTANTS = [
     of(
         "G3",
         "asks for a further page although the server asked to be left alone",
-        "_polling/poller.py",
+        "_poller.py",
         "        return now >= self._until or self._schedule.server_not_before > now\n",
         "        return now >= self._until\n",
     ),
@@ -76,14 +76,14 @@ MUTANTS = [
     of(
         "G5",
         "saves the page's cursor first",
-        "_processing/processor.py",
+        "_processor.py",
         "            self._progress.read_at = read_at\n",
         "            self._progress.reached(page.cursor, read_at)\n",
     ),
     of(
         "G5",
         "saves the message's cursor before the message is processed",
-        "_processing/processor.py",
+        "_processor.py",
         "            if stop.asked:\n                return False\n            if is_new:\n",
         "            progress.cursor = message.cursor\n            if stop.asked:\n"
         "                return False\n            if is_new:\n",
@@ -91,7 +91,7 @@ MUTANTS = [
     of(
         "G5",
         "lets completion order move the cursor",
-        "_processing/work.py",
+        "_work_queue.py",
         "        item.settled = True\n",
         "        item.settled = True\n        self.cursor = item.cursor or self.cursor\n",
         "tests/test_concurrency.py",
@@ -99,7 +99,7 @@ MUTANTS = [
     of(
         "G5",
         "ends with a feed that has ended though a message waits",
-        "_polling/walk.py",
+        "_poller.py",
         "closed = caught_up and self.closed",
         "closed = self.closed",
         "tests/test_the_end.py",
@@ -164,14 +164,14 @@ MUTANTS = [
     of(
         "G6",
         "records nothing",
-        "_processing/progress.py",
+        "_progress.py",
         "            records=self.pending.copy(),\n",
         "            records=[],\n",
     ),
     of(
         "G6",
         "forgets what is about to be recorded",
-        "_processing/progress.py",
+        "_progress.py",
         "                unseen = unseen - settled\n",
         "                pass\n",
         "tests/test_progress.py",
@@ -179,7 +179,7 @@ MUTANTS = [
     of(
         "G6",
         "marks before processing",
-        "_processing/processor.py",
+        "_processor.py",
         "                    try:\n                        await handler(message)\n",
         "                    try:\n                        record(Record(key))\n"
         "                        await progress.flush()\n                        await handler(message)\n",
@@ -206,14 +206,14 @@ MUTANTS = [
     of(
         "G7",
         "commits at the end of a page alone",
-        "_processing/processor.py",
+        "_processor.py",
         "            if clock() >= progress.due:\n                await progress.flush()\n        return True\n",
         "        return True\n",
     ),
     of(
         "G7",
         "counts the flush interval from the end of the commit",
-        "_processing/progress.py",
+        "_progress.py",
         "        self.due = began + self._flush_interval\n",
         "        self.due = self._clock() + self._flush_interval\n",
         "tests/test_progress.py",
@@ -221,7 +221,7 @@ MUTANTS = [
     of(
         "G7",
         "with several in hand, commits at the end of a page alone",
-        "_processing/workers.py",
+        "_workers.py",
         "        if self._clock() >= self._progress.due:\n            await self._progress.flush()\n",
         "        pass\n",
         "tests/test_concurrency.py",
@@ -237,7 +237,7 @@ MUTANTS = [
     of(
         "G8",
         "records what a failed commit has undone",
-        "_processing/progress.py",
+        "_progress.py",
         "        if self._transactional:\n            return\n",
         "",
         "tests/test_transactional.py",
@@ -254,7 +254,7 @@ MUTANTS = [
     of(
         "G8",
         "leaves the transaction open while a message waits",
-        "_processing/trials.py",
+        "_retry.py",
         "        until = self._clock() + seconds\n        await self._progress.flush()\n",
         "        until = self._clock() + seconds\n",
         "tests/test_transactional.py",
@@ -264,21 +264,21 @@ MUTANTS = [
     of(
         "G9",
         "skips what fails for good, without a word",
-        "_processing/trials.py",
+        "_retry.py",
         "        if decision.fate is Fate.STOP:\n",
         "        if False:\n",
     ),
     of(
         "G9",
         "gives an unreadable message to the handler",
-        "_processing/processor.py",
+        "_processor.py",
         "                if message.error is not None:\n",
         "                if False:\n",
     ),
     of(
         "G9",
         "lets the cursor pass a dead letter before it is kept",
-        "_processing/progress.py",
+        "_progress.py",
         "            dead_letters=self.dead_letters,\n",
         "            dead_letters=[],\n",
         "tests/test_failures.py",
@@ -286,7 +286,7 @@ MUTANTS = [
     of(
         "G9",
         "forgets the attempts with the process",
-        "_processing/attempts.py",
+        "_failure_policy.py",
         '            self._attempts = _decode(state.get(NAME, "{}"))\n',
         '            self._attempts = _decode("{}")\n',
         "tests/test_failures.py",
@@ -294,7 +294,7 @@ MUTANTS = [
     of(
         "G9",
         "holds up the poll for as long as a message waits",
-        "_processing/trials.py",
+        "_retry.py",
         "        if until > since + MAX_WAIT_IN_POLL:\n            raise Postponed(until)\n",
         "",
         "tests/test_failures.py",
@@ -302,7 +302,7 @@ MUTANTS = [
     of(
         "G9",
         "forgets the attempts of those that failed first, for those that fail last",
-        "_processing/workers.py",
+        "_workers.py",
         "        most = min(self._most, MAX_FAILING - self._open)\n",
         "        most = self._most\n",
         "tests/test_failures.py",
@@ -310,7 +310,7 @@ MUTANTS = [
     of(
         "G5",
         "lets what comes after a message overtake it while it waits",
-        "_processing/work.py",
+        "_work_queue.py",
         "        waiting = {item.lane for item in items if not item.settled}\n",
         "        waiting = set()\n",
         "tests/test_concurrency.py",
@@ -318,7 +318,7 @@ MUTANTS = [
     of(
         "G5",
         "starts at the saved cursor although messages appear late",
-        "_polling/behind.py",
+        "_overlap.py",
         "        latest = self._looked - self._seconds\n",
         "        latest = self._looked\n",
         "tests/test_overlap.py",
@@ -326,7 +326,7 @@ MUTANTS = [
     of(
         "G9",
         "goes past a gap without a word",
-        "_polling/poller.py",
+        "_poller.py",
         "        await self._gaps.before(request.cursor, page.gap)\n",
         "",
         "tests/test_gaps.py",
@@ -359,21 +359,21 @@ MUTANTS = [
     of(
         "G11",
         "keeps an error of any size",
-        "_text.py",
+        "_validation.py",
         "for char in text[:MAX_TEXT])",
         "for char in text)",
     ),
     of(
         "G11",
         "keeps each wake of a flood",
-        "_inbox.py",
+        "_wakes.py",
         "        if len(self._pushes) < CAPACITY:\n",
         "        if True:\n",
     ),
     of(
         "G11",
         "keeps any number of dead letters",
-        "_processing/trials.py",
+        "_retry.py",
         "        if progress.dead >= MAX_DEAD_LETTERS:\n",
         "        if False:\n",
         "tests/test_failures.py",

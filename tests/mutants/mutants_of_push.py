@@ -206,7 +206,7 @@ PUSH = [
     of(
         "G1",
         "sends a hint again and again with which the feed fails",
-        "_polling/polls.py",
+        "_polls.py",
         " or poll.again)",
         ")",
         "tests/test_consumer.py",

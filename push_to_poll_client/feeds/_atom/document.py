@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._atom.encoding import as_utf8
 from push_to_poll_client.feeds._atom.source import Scope, Source, resolved, start_tag
 from push_to_poll_client.feeds._atom.xml import (

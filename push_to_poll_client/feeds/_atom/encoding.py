@@ -3,7 +3,7 @@
 import codecs
 import re
 
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 
 __all__ = ["as_utf8"]
 

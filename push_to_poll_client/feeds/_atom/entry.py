@@ -5,8 +5,8 @@ from datetime import datetime
 from xml.etree.ElementTree import Element
 
 from push_to_poll_client._exceptions import UndecodableMessage
-from push_to_poll_client._text import quoted
 from push_to_poll_client._types import DeadLetter, Message, UnreadableMessage
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText, Parts
 from push_to_poll_client.feeds._atom.document import Found
 from push_to_poll_client.feeds._atom.instants import Instant

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import NamedTuple
 
 from push_to_poll_client._http import http_date
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 
 __all__ = ["Instant"]
 

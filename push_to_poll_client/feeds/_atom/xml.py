@@ -6,7 +6,7 @@ versions before 2.6 take quadratic time for a long one. So pieces are large, and
 
 from xml.parsers import expat
 
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 
 __all__ = ["ATOM", "HISTORY", "MAX_DEPTH", "TOMBSTONES", "XML", "NoXML", "local", "new_parser", "run"]
 

@@ -16,8 +16,8 @@ import re
 from typing import NamedTuple
 
 from push_to_poll_client._exceptions import CursorExpired
-from push_to_poll_client._text import quoted
 from push_to_poll_client._types import Cursor
+from push_to_poll_client._validation import quoted
 
 __all__ = ["BEGINNING", "NOW", "Place", "is_offset"]
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from push_to_poll_client._exceptions import CursorExpired, FeedError
 from push_to_poll_client._http import is_header_value
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._durable.place import BEGINNING, Place, is_offset
 
 __all__ = ["Said", "echo_of"]

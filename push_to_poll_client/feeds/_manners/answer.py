@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._manners.validators import Validators, validators_of
 
 __all__ = ["READ", "Answer"]

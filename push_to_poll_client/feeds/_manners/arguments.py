@@ -7,7 +7,7 @@ import httpx
 
 from push_to_poll_client._http import is_header_name, is_header_value, without_secrets
 from push_to_poll_client._http_client import http_url
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 
 __all__ = ["Place", "check_free", "header_fields", "origins", "place_of", "size"]
 

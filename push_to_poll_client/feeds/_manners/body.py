@@ -10,7 +10,7 @@ from typing import Any
 
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._http_client import unwind
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._manners.patience import Patience
 
 __all__ = ["ACCEPT_ENCODING", "read_body"]

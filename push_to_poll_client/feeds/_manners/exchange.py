@@ -10,7 +10,7 @@ import httpx
 
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._http_client import closed_if_failed, module_of, open_client, user_agent
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._manners.body import ACCEPT_ENCODING
 from push_to_poll_client.feeds._manners.credentials import Credentials
 from push_to_poll_client.feeds._manners.hidden import Hidden

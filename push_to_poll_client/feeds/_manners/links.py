@@ -2,7 +2,7 @@
 
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._links import MAX_LINKS, TooManyLinks, resolved, targets
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._manners.answer import Answer
 
 __all__ = ["MAX_LINKS", "link", "resolved"]

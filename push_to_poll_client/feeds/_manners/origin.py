@@ -19,11 +19,11 @@ from urllib.parse import quote, urlencode, urljoin
 import anyio
 import httpx
 
-from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._http import asked_to_wait
 from push_to_poll_client._http_client import http_url
 from push_to_poll_client._refusal import refusal
+from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._manners.answer import READ, Answer
 from push_to_poll_client.feeds._manners.arguments import header_fields, size
 from push_to_poll_client.feeds._manners.body import read_body

@@ -9,8 +9,8 @@ from urllib.parse import unquote_plus, urlencode
 import msgspec
 
 from push_to_poll_client._exceptions import CursorExpired, FeedError
-from push_to_poll_client._text import describe
 from push_to_poll_client._types import Cursor, FetchRequest, Message
+from push_to_poll_client._validation import describe
 from push_to_poll_client.feeds._manners.answer import READ
 from push_to_poll_client.feeds._manners.cache_control import past_caches
 from push_to_poll_client.feeds._manners.origin import Answer, Origin

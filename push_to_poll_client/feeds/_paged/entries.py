@@ -9,8 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from push_to_poll_client._exceptions import UndecodableMessage
-from push_to_poll_client._text import describe
 from push_to_poll_client._types import Cursor, DeadLetter, Message, UnreadableMessage
+from push_to_poll_client._validation import describe
 from push_to_poll_client.feeds._paged.entry import Entry
 from push_to_poll_client.feeds._paged.fields import Field, FieldOf, texts
 from push_to_poll_client.feeds._paged.lists import Lists, Part, Where, Word

@@ -8,7 +8,7 @@ import msgspec
 
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._json import SHORT, UNDECODABLE, check_depth, check_page_depth
-from push_to_poll_client._text import describe
+from push_to_poll_client._validation import describe
 from push_to_poll_client.feeds._json_split import split
 from push_to_poll_client.feeds._paged.reply import Path, Reply, Unfit, elements, members, outline, path_of
 

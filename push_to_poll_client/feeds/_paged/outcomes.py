@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone
+from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._paged.readers import Condition, reader
 from push_to_poll_client.feeds._paged.reply import Reply, text_of
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from push_to_poll_client._json import UNDECODABLE, Decoder
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._json_split import split
 from push_to_poll_client.feeds._manners.links import link, resolved
 from push_to_poll_client.feeds._manners.origin import Answer

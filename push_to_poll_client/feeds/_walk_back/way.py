@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import NamedTuple
 
-from push_to_poll_client._circle import Circle
 from push_to_poll_client._exceptions import ChainRestart, FeedError
-from push_to_poll_client._types import MAX_CURSOR, Message, Page
+from push_to_poll_client._types import MAX_CURSOR, Circle, Message, Page
 from push_to_poll_client.feeds._seen import Digests, Seen, digest
 from push_to_poll_client.feeds._walk_back.leaf import Leaf, Order
 

@@ -11,7 +11,7 @@ import msgspec
 
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._json import decode
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._subscriptions.nouns import Registration
 
 __all__ = ["Book", "checked"]

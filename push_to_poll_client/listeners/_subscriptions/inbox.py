@@ -13,7 +13,7 @@ from types import MappingProxyType
 import anyio
 
 from push_to_poll_client._event_loop import EventLoop
-from push_to_poll_client._text import quoted
+from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._subscriptions.nouns import Registration
 from push_to_poll_client.listeners._webhook.request import WebhookAnswer, WebhookRequest
 

@@ -17,7 +17,7 @@ from push_to_poll_client import _event_loop
 from push_to_poll_client._event_loop import EventLoop, in_own_task
 from push_to_poll_client._exceptions import ListenerError, PushToPollError, SubscriptionGone
 from push_to_poll_client._protocols import Channel
-from push_to_poll_client._text import describe
+from push_to_poll_client._validation import describe
 from push_to_poll_client.listeners._failure import only
 from push_to_poll_client.listeners._reconnect import Reconnect, Verdict
 from push_to_poll_client.listeners._subscriptions.book import Book, checked

@@ -18,11 +18,11 @@ from urllib.parse import quote
 import msgspec
 
 from push_to_poll_client import _event_loop
-from push_to_poll_client._arguments import check_number
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._http import without_secrets
 from push_to_poll_client._http_client import http_url
 from push_to_poll_client._json import decode
+from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._asking import Answer, Asker, UnusableAnswer
 from push_to_poll_client.listeners._subscriptions.nouns import Registration, SubscriptionRefused
 

@@ -5,7 +5,7 @@ import ssl
 from base64 import urlsafe_b64decode
 from typing import Any
 
-from push_to_poll_client._arguments import check_number
+from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._asking import Asker
 from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._verifiers.ed25519 import public_key, verify

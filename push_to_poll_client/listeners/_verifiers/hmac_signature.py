@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from push_to_poll_client._arguments import check_number
+from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._verifiers.comparing import any_equal
 from push_to_poll_client.listeners._verifiers.freshness import TOLERANCE, Freshness
 from push_to_poll_client.listeners._verifiers.keys import Secrets, keys_of

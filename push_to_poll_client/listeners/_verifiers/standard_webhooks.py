@@ -9,7 +9,7 @@ import hmac
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from push_to_poll_client._arguments import check_number
+from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._verifiers import ed25519
 from push_to_poll_client.listeners._verifiers.comparing import any_equal
 from push_to_poll_client.listeners._verifiers.freshness import TOLERANCE, Freshness

@@ -1,25 +1,29 @@
-"""What the user wrote as `process` or `process_batch`, made into one kind of function."""
+"""Call the user's `process` or `process_batch`, in a thread or a transaction if need be."""
 
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import anyio.to_thread
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 
 from push_to_poll_client._event_loop import in_own_task
-from push_to_poll_client._types import Message
+from push_to_poll_client._options import BatchHandler, Handler
+from push_to_poll_client._progress import Progress
+from push_to_poll_client._protocols import TransactionalSession
+from push_to_poll_client._types import Message, Record
 
-__all__ = ["BatchHandler", "Handler", "Process", "as_handler", "one_by_one"]
+__all__ = [
+    "TransactionFailed",
+    "as_handler",
+    "in_transaction",
+    "one_by_one",
+]
+
 
 Work = TypeVar("Work", Message, Sequence[Message])
-
-Process: TypeAlias = Callable[[Message], Awaitable[None] | None]
-
-Handler: TypeAlias = Callable[[Message], Awaitable[None]]
-BatchHandler: TypeAlias = Callable[[Sequence[Message]], Awaitable[None]]
 
 
 def as_handler(
@@ -71,3 +75,40 @@ def _is(function: Any, *kinds: Callable[[Any], bool]) -> bool:
         function = function.func
     called = getattr(function, "__call__", None)  # noqa: B004  # not whether it can be called, but what is
     return any(kind(function) or kind(called) for kind in kinds)
+
+
+class TransactionFailed(BaseException):
+    """The store failed around a handler, which is no failure of its message. The cause is how."""
+
+
+def in_transaction(
+    handler: Callable[[Work], Awaitable[None]],
+    session: TransactionalSession,
+    progress: Progress,
+    records: Callable[[Work], Sequence[Record]],
+) -> Callable[[Work], Awaitable[None]]:
+    """The handler, so that what it writes through the store's connection is committed with the records.
+
+    Args:
+        handler: Processes a message, or several.
+        session: Whose connection it writes through.
+        progress: Told when what it was to commit is undone.
+        records: Those of a message, or several.
+    """
+
+    async def process(work: Work) -> None:
+        failure: BaseException | None = None
+        try:
+            async with session.effects(records(work)):
+                try:
+                    await handler(work)
+                except BaseException as error:
+                    failure = error
+                    raise
+        except BaseException as error:
+            if error is failure:
+                raise
+            progress.undone()
+            raise TransactionFailed from error
+
+    return process

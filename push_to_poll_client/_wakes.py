@@ -1,4 +1,4 @@
-"""Wakes on their way to the event loop, from any thread, bounded and never lost."""
+"""Wakes on their way to the event loop: from any thread, bounded, never lost."""
 
 import threading
 from collections.abc import Callable
@@ -6,7 +6,10 @@ from collections.abc import Callable
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._types import Push
 
-__all__ = ["Inbox"]
+__all__ = [
+    "Inbox",
+]
+
 
 CAPACITY = 64
 """Pushes kept apart while the loop is busy or not running. Past that they are one push that nothing can drop."""

@@ -1,4 +1,4 @@
-"""What of a page is still to be done, in which order, and how far all before it is settled?
+"""What is left to do of a page, in which order, and up to where everything is settled.
 
 Decides, and does nothing. Messages with the same key come one after the other in the feed's order, those with
 different keys in any; the cursor stands before the first that is not settled, whoever finishes first (G5).
@@ -11,7 +11,10 @@ from heapq import heappop, heappush
 
 from push_to_poll_client._types import Cursor, Message
 
-__all__ = ["Item", "Work"]
+__all__ = [
+    "Item",
+    "Work",
+]
 
 
 @dataclass(slots=True, eq=False)

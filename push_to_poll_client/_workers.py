@@ -1,4 +1,4 @@
-"""HOW MANY AT ONCE: settles what is in hand, by several tasks, in batches, or both.
+"""Settle several messages at a time: in tasks, in batches, or both.
 
 A batch that fails is split in halves until the message that fails stands alone; what becomes of that one is as for
 any other.
@@ -11,15 +11,18 @@ import anyio
 from anyio.abc import TaskGroup
 
 from push_to_poll_client._exceptions import RetryMessage, StopConsumer
-from push_to_poll_client._processing.attempts import MAX_FAILING
-from push_to_poll_client._processing.handler import BatchHandler
-from push_to_poll_client._processing.hooks import Hooks
-from push_to_poll_client._processing.progress import Progress
-from push_to_poll_client._processing.trials import Postponed, Stop, Trials, failure_of_message
-from push_to_poll_client._processing.work import Item, Work
+from push_to_poll_client._failure_policy import MAX_FAILING
+from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._options import BatchHandler
+from push_to_poll_client._progress import Progress
+from push_to_poll_client._retry import Postponed, Stop, Trials, failure_of_message
 from push_to_poll_client._types import Clock, Record, RecordState
+from push_to_poll_client._work_queue import Item, Work
 
-__all__ = ["Workers"]
+__all__ = [
+    "Workers",
+]
+
 
 WHOLE = (RetryMessage, StopConsumer)
 """What is meant for all of a batch: to split it would ask again what has been answered."""

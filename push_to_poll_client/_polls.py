@@ -1,4 +1,4 @@
-"""One poll at a time, whoever asks for it (G2): `run()`, `poll_now()`, or a wake.
+"""Run one poll at a time, whoever asks for it: `run()`, `poll_now()` or a wake (G2).
 
 Whoever holds the lock leads a poll. Polls are numbered as they start, so that whoever waited for the lock can tell
 whether a poll that started after its call has ended meanwhile: that one is its answer, and otherwise it leads the
@@ -17,16 +17,19 @@ import anyio
 
 from push_to_poll_client._event_loop import failure_of
 from push_to_poll_client._exceptions import FeedRefused, Throttled
-from push_to_poll_client._polling.poller import Poller
-from push_to_poll_client._processing.hooks import Hooks
-from push_to_poll_client._processing.processor import Processor
-from push_to_poll_client._processing.trials import Stop
+from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._poller import Poller
+from push_to_poll_client._processor import Processor
 from push_to_poll_client._protocols import Session
+from push_to_poll_client._retry import Stop
 from push_to_poll_client._schedule import Cause, Outcome, Schedule
 from push_to_poll_client._status import PollResult, Tally
 from push_to_poll_client._types import Clock, Push
 
-__all__ = ["Polls"]
+__all__ = [
+    "Polls",
+]
+
 
 FRESH = {Cause.WAKE, Cause.REPOLL, Cause.MANUAL}
 """Somebody says that there is something new; a cache might say otherwise."""

@@ -1,4 +1,4 @@
-"""What is settled and not yet committed, and its way into the store.
+"""Collect what is settled, and commit it to the store in groups.
 
 There is one commit at a time. What is settled while it is under way is the next, as databases do it (group
 commit): the faster the messages come and the slower the disk is, the more of them share a commit.
@@ -12,12 +12,15 @@ import anyio
 from anyio.abc import TaskGroup
 
 from push_to_poll_client._event_loop import TimeOfDay
-from push_to_poll_client._processing.attempts import Attempts
+from push_to_poll_client._failure_policy import Attempts
 from push_to_poll_client._protocols import Session, is_transactional
 from push_to_poll_client._status import Tally
 from push_to_poll_client._types import Clock, Cursor, DeadLetter, Record
 
-__all__ = ["Progress"]
+__all__ = [
+    "Progress",
+]
+
 
 MAX_PENDING = 50_000
 """Keys of settled pages that wait for their commit. With more, the next page waits too (G11)."""

@@ -1,4 +1,4 @@
-"""What one listener reports to: the state of its channel, kept for the schedule and for the operator."""
+"""What one listener reports to: the state of its channel, for the schedule and for the status."""
 
 import logging
 import threading
@@ -8,10 +8,13 @@ from dataclasses import replace
 
 from push_to_poll_client._protocols import Listener
 from push_to_poll_client._status import ListenerStatus
-from push_to_poll_client._text import describe
 from push_to_poll_client._types import Push
+from push_to_poll_client._validation import describe
 
-__all__ = ["ListenerChannel"]
+__all__ = [
+    "ListenerChannel",
+]
+
 
 logger = logging.getLogger("push_to_poll_client")
 

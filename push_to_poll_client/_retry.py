@@ -1,4 +1,4 @@
-"""ONE: a message goes in, and how it was settled comes out. Tries, waits, and does what was decided (G9).
+"""Try one message until it is settled: call the handler, wait, and apply the failure policy (G9).
 
 Nothing is open while a message waits to be tried again: what was done before it is committed first. A wait of more
 than a second ends the poll, which goes on at that message when its time has come.
@@ -13,17 +13,23 @@ import msgspec
 
 from push_to_poll_client._event_loop import failure_of
 from push_to_poll_client._exceptions import ProcessError
-from push_to_poll_client._processing.attempts import Attempt
-from push_to_poll_client._processing.failures import Decision, Failures, Fate
-from push_to_poll_client._processing.handler import Handler
-from push_to_poll_client._processing.hooks import Hooks
-from push_to_poll_client._processing.progress import Progress
-from push_to_poll_client._processing.transactions import TransactionFailed
+from push_to_poll_client._failure_policy import Attempt, Decision, Failures
+from push_to_poll_client._handlers import TransactionFailed
+from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._options import Handler
+from push_to_poll_client._progress import Progress
 from push_to_poll_client._status import Tally
-from push_to_poll_client._text import describe, quoted
-from push_to_poll_client._types import Clock, DeadLetter, Message, RecordState
+from push_to_poll_client._types import Clock, DeadLetter, Fate, Message, RecordState
+from push_to_poll_client._validation import describe, quoted
 
-__all__ = ["Postponed", "Stop", "Trials", "dead_letter", "failure_of_message"]
+__all__ = [
+    "Postponed",
+    "Stop",
+    "Trials",
+    "dead_letter",
+    "failure_of_message",
+]
+
 
 logger = logging.getLogger("push_to_poll_client")
 

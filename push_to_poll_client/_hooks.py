@@ -1,4 +1,4 @@
-"""What a consumer tells of its life: a few typed calls, for telemetry and for tests. No framework.
+"""Hooks: typed calls that tell telemetry and tests what a consumer does.
 
 They are told, and decide nothing: what one raises is logged and changes nothing.
 """
@@ -8,12 +8,17 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from push_to_poll_client._processing.failures import Fate
 from push_to_poll_client._status import Gap, PollResult, Resynced
-from push_to_poll_client._text import describe
-from push_to_poll_client._types import Message, RecordState
+from push_to_poll_client._types import Fate, Message, RecordState
+from push_to_poll_client._validation import describe
 
-__all__ = ["Hooks", "SafeHooks", "announced", "check_hooks"]
+__all__ = [
+    "Hooks",
+    "SafeHooks",
+    "announced",
+    "check_hooks",
+]
+
 
 Work = TypeVar("Work", Message, Sequence[Message])
 

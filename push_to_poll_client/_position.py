@@ -1,27 +1,36 @@
-"""WHERE FROM: where a name begins, where its polls start, and where it goes on when its cursor is good no more."""
+"""Choose where polls start: at first, after a resync or a rewind, and in a replay."""
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from itertools import repeat
 
-from push_to_poll_client._exceptions import CursorExpired
-from push_to_poll_client._polling.behind import Behind
-from push_to_poll_client._polling.fetches import Fetches
-from push_to_poll_client._processing.attempts import NAME as ATTEMPTS
-from push_to_poll_client._processing.hooks import Hooks
-from push_to_poll_client._processing.progress import Progress
+import anyio
+
+from push_to_poll_client._exceptions import CursorExpired, FeedError
+from push_to_poll_client._failure_policy import NAME as ATTEMPTS
+from push_to_poll_client._fetching import Fetches, Gaps
+from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._options import INCEPTION, LATEST, Decide, OnCursorExpired, Resync
+from push_to_poll_client._overlap import Behind
+from push_to_poll_client._processor import Intake
+from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Session
-from push_to_poll_client._status import Resynced, Tally
-from push_to_poll_client._text import describe, quoted
-from push_to_poll_client._types import Cursor, SavedCursor
+from push_to_poll_client._retry import Postponed, Stop, Trials
+from push_to_poll_client._status import PollResult, Resynced, Tally
+from push_to_poll_client._types import Circle, Cursor, FetchRequest, Message, Page, Record, SavedCursor
+from push_to_poll_client._validation import describe, quoted
+from push_to_poll_client._work_queue import Item
 
-__all__ = ["ELSEWHERE", "OnCursorExpired", "Position", "Resync", "check_cursor", "saved_before"]
+__all__ = [
+    "ELSEWHERE",
+    "Position",
+    "Replay",
+    "saved_before",
+]
+
 
 logger = logging.getLogger("push_to_poll_client")
-
-INCEPTION, LATEST = "inception", "latest"
 
 STARTED = {"started": "yes"}
 """What a session's state says of a name that was told where to begin: it is not told again."""
@@ -33,49 +42,6 @@ ELSEWHERE: Mapping[str, str | None] = {**STARTED, ATTEMPTS: None}
 def saved_before(history: Sequence[SavedCursor], latest: float) -> SavedCursor | None:
     """The newest cursor that was saved at this time of day or before; `None`: none that is kept was."""
     return next((saved for saved in reversed(history) if saved.at <= latest), None)
-
-
-def check_cursor(name: str, value: object, *, optional: bool = False) -> None:
-    """Check an argument that is a place in the feed.
-
-    Args:
-        name: The argument's.
-        value: What was given.
-        optional: Whether it may be `None`.
-
-    Raises:
-        TypeError: It is of the wrong kind.
-    """
-    if not isinstance(value, str) and not (optional and value is None):
-        raise TypeError(f"{name} must be 'inception', 'latest' or a cursor, not {value!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class Resync:
-    """Where to go on, and whether what comes again is processed again.
-
-    Attributes:
-        to: A cursor, or "inception": the beginning of the feed, or "latest": its end.
-        forget: True for a feed that was reset, and may use ids again: a new dedupe epoch begins. False for one
-            that repeats what it has: dedupe drops what was processed.
-
-    Raises:
-        TypeError: One of them is of the wrong kind.
-    """
-
-    to: Cursor
-    forget: bool
-
-    def __post_init__(self) -> None:
-        check_cursor("to", self.to)
-        if not isinstance(self.forget, bool):
-            raise TypeError(f"forget must be True or False, not {self.forget!r}")
-
-
-Decide: TypeAlias = Callable[[CursorExpired], Resync | Awaitable[Resync | None] | None]
-
-OnCursorExpired: TypeAlias = Literal["stop"] | Resync | Decide
-"""What to do when the feed no longer knows the cursor; a function, `async` or not, returns `None` to stop."""
 
 
 class Position:
@@ -227,3 +193,86 @@ class Position:
         """The feed no longer knows where a walk was to start: it starts at the saved cursor."""
         cursor = self._behind.expired(start)
         self.resynced("the cursor that an overlap began with expired", cursor, forget=False)
+
+
+class Replay:
+    """Replays ranges of one session's feed. The cursor stays where it is; records are made anew.
+
+    Args:
+        fetches: Asks the feed.
+        intake: Knows what messages are known by.
+        trials: Settles the messages, one after the other.
+        progress: Commits the records.
+        gaps: Told what is missing before a page.
+    """
+
+    def __init__(self, fetches: Fetches, intake: Intake, trials: Trials, progress: Progress, gaps: Gaps) -> None:
+        self._fetches = fetches
+        self._intake = intake
+        self._trials = trials
+        self._progress = progress
+        self._gaps = gaps
+
+    async def run(self, start: Cursor | None, end: Cursor | None) -> PollResult:
+        """Replay what comes after `start`, up to the message or page of which `end` is the cursor.
+
+        Args:
+            start: Where to begin; `None` is the inception.
+            end: Where to end; `None`: at the end of the feed.
+
+        Returns:
+            What was done; `caught_up` says that the end of the feed was reached, and `end` not seen.
+
+        Raises:
+            FeedError: A fetch failed, or the feed goes in circles. What was replayed is recorded.
+            ProcessError: A message failed for good; likewise.
+            StoreError: The store failed.
+        """
+        messages, pages, position, circle = 0, 0, start, Circle()
+        ends = end is not None and end == start
+        while not ends:
+            page = await self._fetch(position)
+            some, ends = _up_to(page, end)
+            await self._settle(some)
+            messages, pages = messages + len(some), pages + 1
+            if not ends and page.next in {None, position}:
+                return PollResult(messages, 0, pages, caught_up=True, closed=page.closed)
+            position = page.next
+            if position is not None and not ends and circle.closes_at(position):
+                raise FeedError("the pages of the feed lead in a circle; the replay ends there")
+        return PollResult(messages, 0, pages, caught_up=False)
+
+    async def _fetch(self, position: Cursor | None) -> Page:
+        await self._fetches.allowed()
+        page = await self._fetches.fetch(FetchRequest(position))
+        assert page is not None  # it was not to wait  # noqa: S101
+        await self._gaps.before(position, page.gap)
+        return page
+
+    async def _settle(self, messages: Sequence[Message]) -> None:
+        (keys, odd), now = self._intake.known_as(messages), self._fetches.now()
+        new = repeat(True, len(keys))  # noqa: FBT003  # whatever was processed of it
+        items = await self._intake.items(messages, keys, new, odd, in_hand=(), read_at=now, arrived=now)
+        try:
+            for item in items:
+                await self._settle_one(item)
+        finally:  # what is settled is: the saved cursor is past it, so a dead letter would not come again
+            await self._progress.flush()
+
+    async def _settle_one(self, item: Item) -> None:
+        while True:
+            try:
+                state = await self._trials.settle(item.key, item.message, Stop(), error=item.error)
+            except Postponed as postponed:
+                await anyio.sleep_until(postponed.until)
+            else:
+                self._progress.pending.append(Record(item.key, state, item.fingerprint))
+                return
+
+
+def _up_to(page: Page, end: Cursor | None) -> tuple[Sequence[Message], bool]:
+    """The messages of the page up to the one with this cursor, and whether the range ends with them."""
+    for number, message in enumerate(page.messages):
+        if end is not None and message.cursor == end:
+            return page.messages[: number + 1], True
+    return page.messages, end is not None and end in {page.cursor, page.next}

@@ -1,0 +1,279 @@
+"""The options of a consumer: their types, and their checks at construction."""
+
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+from tenacity import AsyncRetrying
+
+from push_to_poll_client._exceptions import CursorExpired
+from push_to_poll_client._hooks import Hooks, check_hooks
+from push_to_poll_client._protocols import Feed, Store
+from push_to_poll_client._schedule import Schedule
+from push_to_poll_client._types import Cursor, Message
+from push_to_poll_client._validation import check_number
+
+__all__ = [
+    "BatchHandler",
+    "DedupeKey",
+    "FailurePolicy",
+    "Fingerprint",
+    "Handler",
+    "Key",
+    "OnCursorExpired",
+    "OnFailure",
+    "Process",
+    "Processing",
+    "Resync",
+    "Settings",
+    "check_cursor",
+    "check_failure_policy",
+    "check_latest",
+]
+
+
+INCEPTION, LATEST = "inception", "latest"
+
+
+def check_cursor(name: str, value: object, *, optional: bool = False) -> None:
+    """Check an argument that is a place in the feed.
+
+    Args:
+        name: The argument's.
+        value: What was given.
+        optional: Whether it may be `None`.
+
+    Raises:
+        TypeError: It is of the wrong kind.
+    """
+    if not isinstance(value, str) and not (optional and value is None):
+        raise TypeError(f"{name} must be 'inception', 'latest' or a cursor, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Resync:
+    """Where to go on, and whether what comes again is processed again.
+
+    Attributes:
+        to: A cursor, or "inception": the beginning of the feed, or "latest": its end.
+        forget: True for a feed that was reset, and may use ids again: a new dedupe epoch begins. False for one
+            that repeats what it has: dedupe drops what was processed.
+
+    Raises:
+        TypeError: One of them is of the wrong kind.
+    """
+
+    to: Cursor
+    forget: bool
+
+    def __post_init__(self) -> None:
+        check_cursor("to", self.to)
+        if not isinstance(self.forget, bool):
+            raise TypeError(f"forget must be True or False, not {self.forget!r}")
+
+
+Decide: TypeAlias = Callable[[CursorExpired], Resync | Awaitable[Resync | None] | None]
+
+OnCursorExpired: TypeAlias = Literal["stop"] | Resync | Decide
+"""What to do when the feed no longer knows the cursor; a function, `async` or not, returns `None` to stop."""
+
+
+FailurePolicy: TypeAlias = Literal["stop", "dead_letter", "skip"]
+"""What becomes of a message that failed for good."""
+
+OnFailure: TypeAlias = FailurePolicy | Callable[[Message, Exception], FailurePolicy | Awaitable[FailurePolicy]]
+"""One for all messages, or a function that says it for each and its exception."""
+
+
+def check_failure_policy(policy: object) -> FailurePolicy:
+    """Return the policy, unless it is none of the three.
+
+    Raises:
+        ValueError: It is not a policy.
+    """
+    if policy not in get_args(FailurePolicy):
+        raise ValueError(
+            f"on_failure must be or return one of {', '.join(map(repr, get_args(FailurePolicy)))}, not {policy!r}"
+        )
+    return cast("FailurePolicy", policy)
+
+
+DedupeKey: TypeAlias = Callable[[Message], str]
+Key: TypeAlias = Callable[[Message], Hashable]
+Fingerprint: TypeAlias = Callable[[Message], bytes]
+
+
+Process: TypeAlias = Callable[[Message], Awaitable[None] | None]
+
+Handler: TypeAlias = Callable[[Message], Awaitable[None]]
+BatchHandler: TypeAlias = Callable[[Sequence[Message]], Awaitable[None]]
+
+
+def check_latest(feed: Feed) -> None:
+    """Check that there is a way to the feed's end.
+
+    Raises:
+        ValueError: It has no `latest`.
+    """
+    if not callable(getattr(feed, "latest", None)):
+        text = f"{type(feed).__name__} has no latest(), so nothing can start at its end"
+        raise ValueError(text)  # noqa: TRY004  # what was said has no meaning with this feed
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The numbers of a consumer, checked one by one and against each other.
+
+    Raises:
+        TypeError: A number is no number.
+        ValueError: It is out of range, or two contradict each other.
+    """
+
+    fallback_interval: float | None
+    degraded_interval: float | None
+    rate: float | None
+    burst: int
+    wake_delay: float
+    max_poll_time: float
+    flush_interval: float
+    shutdown_timeout: float
+
+    def __post_init__(self) -> None:
+        for name in ("fallback_interval", "degraded_interval", "rate"):
+            check_number(name, getattr(self, name), above_zero=True, optional=True)
+        for name in ("wake_delay", "flush_interval", "shutdown_timeout"):
+            check_number(name, getattr(self, name))
+        check_number("max_poll_time", self.max_poll_time, above_zero=True)
+        if not isinstance(self.burst, int) or self.burst < 1:
+            raise ValueError(f"burst must be a whole number of polls, at least 1, not {self.burst!r}")
+        self._check_fallback()
+
+    def _check_fallback(self) -> None:
+        """The timer can only be as fast as the rate lets it, and must not be slower than a wake (G4)."""
+        for name in ("fallback_interval", "degraded_interval"):
+            interval = getattr(self, name)
+            if interval is None:
+                continue
+            if self.rate is not None and interval * self.rate < 1:
+                raise ValueError(f"{name}={interval} asks for more polls than rate={self.rate} a second allows")
+            if interval < self.wake_delay:
+                raise ValueError(f"{name}={interval} is shorter than wake_delay={self.wake_delay}")
+
+    def check_listeners(self, count: int) -> None:
+        """With listeners there must be a fallback: a push channel loses pushes without saying so (G4)."""
+        if count and self.fallback_interval is None:
+            raise ValueError(
+                "fallback_interval=None together with listeners would lose every message whose push is lost; "
+                "give the longest delay in seconds that is still acceptable"
+            )
+
+    def schedule(self) -> Schedule:
+        """A new schedule with these numbers."""
+        return Schedule(
+            fallback_interval=self.fallback_interval,
+            degraded_interval=self.degraded_interval,
+            rate=self.rate,
+            burst=self.burst,
+            wake_delay=self.wake_delay,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processing:
+    """The arguments of a consumer that are about messages and positions; see there.
+
+    Attributes:
+        handler: Processes one message.
+        batch: Processes several; `None`: there is but `handler`.
+
+    Raises:
+        TypeError: An argument is of the wrong kind.
+        ValueError: It has no meaning, or two contradict each other.
+    """
+
+    handler: Handler
+    batch: BatchHandler | None
+    retry: AsyncRetrying | None
+    on_failure: OnFailure
+    batch_size: int
+    batch_wait: float
+    concurrency: int
+    key: Key | None
+    dedupe_key: DedupeKey | None
+    fingerprint: Fingerprint | None
+    prefetch: int
+    start: Cursor
+    on_cursor_expired: OnCursorExpired
+    overlap: float
+    overlap_cursors: int
+    hooks: Hooks | None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "concurrency"):
+            _check_count(name, getattr(self, name), least=1)
+        for name in ("prefetch", "overlap_cursors"):
+            _check_count(name, getattr(self, name), least=0)
+        for name in ("batch_wait", "overlap"):
+            check_number(name, getattr(self, name))
+        for name in ("key", "dedupe_key", "fingerprint"):
+            _check_function(name, getattr(self, name))
+        if self.retry is not None and not isinstance(self.retry, AsyncRetrying):
+            raise TypeError(f"retry must be a tenacity.AsyncRetrying or None, not {self.retry!r}")
+        if not callable(self.on_failure):
+            check_failure_policy(self.on_failure)
+        check_hooks(self.hooks)
+        self._check_concurrency()
+        self._check_position()
+
+    def _check_concurrency(self) -> None:
+        if self.concurrency > 1 and self.key is None:
+            raise ValueError(
+                f"concurrency={self.concurrency} needs key=: what messages share that must keep their order, as "
+                "key=lambda message: message.subject; where no order matters, key=lambda message: message.id"
+            )
+
+    def _check_position(self) -> None:
+        check_cursor("start", self.start)
+        said = self.on_cursor_expired
+        if said != "stop" and not isinstance(said, Resync) and not callable(said):
+            raise TypeError(f"on_cursor_expired must be 'stop', a Resync or a function, not {said!r}")
+
+    def check_parts(self, feed: Feed, store: Store) -> None:
+        """Check it against the parts.
+
+        Raises:
+            ValueError: The feed has no end to start at, or the store cannot do several messages at a time.
+        """
+        says_latest = isinstance(self.on_cursor_expired, Resync) and self.on_cursor_expired.to == LATEST
+        if self.start == LATEST or says_latest:
+            check_latest(feed)
+        one_at_a_time = getattr(store, "transactional", False) and not getattr(
+            store, "concurrent_transactions", False
+        )
+        if self.concurrency > 1 and one_at_a_time:
+            raise ValueError(
+                f"concurrency={self.concurrency} on a transactional {type(store).__name__}, which has one "
+                "transaction at a time; use concurrency=1, or a store with several connections"
+            )
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether polls start behind the saved cursor."""
+        return bool(self.overlap or self.overlap_cursors)
+
+    @property
+    def plain(self) -> bool:
+        """Whether messages are simply done one after the other."""
+        return self.concurrency == 1 and not self.batch and not self.fingerprint and not self.hooks
+
+
+def _check_count(name: str, value: Any, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def _check_function(name: str, value: Callable[..., Any] | None) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a function of a message or None, not {value!r}")
