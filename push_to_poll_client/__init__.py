@@ -1,17 +1,19 @@
 """The push-to-poll consumer loop, done right, once.
 
-A push says when to ask, the poll says what, each message is processed once. Each layer knows only those above it:
+A push says when to ask, the poll says what, each message is processed once. Imports run one way, from the last of
+these lines to the first:
 
-    _types, _exceptions, _text, _http  what the parts speak of, and manners that they share
-    _protocols                         what they are for each other
-    _schedule                          when
-    _processing/                       once: what becomes of messages
-    _polling/                          what next: polls, one at a time, from page to page
-    feeds/, listeners/, stores/        what, who said so, where was I; they know nothing of each other
-    _channel, _run                     one channel, one run
-    _assembly, _opening                how the parts of a session are put together, and from when to when
-    _consumer                          the only place where the parts meet
-    cli/, testing/                     for the shell, and for tests
+    _types, _exceptions, _protocols, _json          what all parts share
+    _http/                                          HTTP, once, for feeds and listeners
+    _schedule, _wakes, _channels                    when to poll
+    _options, _status, _hooks                       what a user sets, sees and hears of
+    _work_queue, _failure_policy, _overlap          decisions about messages
+    _progress, _fetching, _handlers, _retry         one message: from the feed to the commit
+    _workers, _processor, _dead_letters             one page
+    _position, _poller, _polls                      one poll, and one at a time
+    _lifecycle, _consumer                           a session from its start to its end; where the parts meet
+    feeds/, listeners/, stores/                     adapters, which know nothing of each other or of the core
+    cli/, testing/                                  for the shell, and for tests
 """
 
 from push_to_poll_client._consumer import Consumer

@@ -21,10 +21,10 @@ import msgspec
 from push_to_poll_client._event_loop import Beside, failure_of
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._http.errors import refusal_behind
 from push_to_poll_client._options import check_latest
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Feed, Session
-from push_to_poll_client._refusal import refusal_behind
 from push_to_poll_client._schedule import Schedule
 from push_to_poll_client._status import Gap, Tally
 from push_to_poll_client._types import MAX_CURSOR, Clock, Cursor, FetchRequest, Message, Page

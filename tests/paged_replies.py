@@ -4,7 +4,7 @@ import json
 
 import httpx
 
-from push_to_poll_client.feeds._manners.answer import Answer
+from push_to_poll_client._http.response import Answer
 from push_to_poll_client.feeds._paged.reply import Reply
 
 URL = "https://api.vendor.example/v1/events?limit=2"

@@ -8,10 +8,10 @@ import httpx
 import pytest
 from scripted import END, RESET, Script, client_of
 
+from push_to_poll_client._http.credentials import CredentialsFailed
 from push_to_poll_client.listeners import Verdict
 from push_to_poll_client.listeners import _sending as sending
 from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
-from push_to_poll_client.listeners._credentials import CredentialsFailed
 from push_to_poll_client.listeners._http_failures import http_failure_of
 
 pytestmark = pytest.mark.anyio

@@ -8,9 +8,10 @@ import httpcore
 import httpx
 import pytest
 
-from push_to_poll_client import Consumer, FeedError, FetchRequest, HTTPFeed, SQLiteStore, _direct_client
-from push_to_poll_client._direct_client import DirectClient
-from push_to_poll_client._http_client import open_client
+from push_to_poll_client import Consumer, FeedError, FetchRequest, HTTPFeed, SQLiteStore
+from push_to_poll_client._http import direct_client
+from push_to_poll_client._http.direct_client import DirectClient
+from push_to_poll_client._http.transport import open_client
 from push_to_poll_client.listeners._asking import Asker, UnusableAnswer
 
 pytestmark = pytest.mark.anyio
@@ -125,7 +126,7 @@ async def test_a_socket_is_read_in_large_pieces_and_all_else_is_as_it_was(monkey
         return socket
 
     monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
-    plain = await _direct_client._Network().connect_tcp("feed.example", 443, timeout=1.0)
+    plain = await direct_client._Network().connect_tcp("feed.example", 443, timeout=1.0)
     tls = await plain.start_tls("context", server_hostname="feed.example", timeout=2.0)
     for stream in (plain, tls):
         assert await stream.read(65_536, timeout=3.0) == b"x"

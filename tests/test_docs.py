@@ -47,21 +47,13 @@ from push_to_poll_client import (
     testing,
 )
 from push_to_poll_client import _exceptions as exceptions
+from push_to_poll_client._http import caching, client, headers, origins, response
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._exit import Exit
 from push_to_poll_client.feeds import _reading, _seen, paged
 from push_to_poll_client.feeds._atom import document, instants, tree, xml
 from push_to_poll_client.feeds._durable import place, said
-from push_to_poll_client.feeds._manners import (
-    cache_control,
-    hidden,
-    links,
-    moves,
-    origin,
-    patience,
-    tail,
-    validators,
-)
+from push_to_poll_client.feeds._manners import tail
 from push_to_poll_client.feeds._paged import asker
 from push_to_poll_client.feeds._walk_back import walk_back, way, ways
 from push_to_poll_client.listeners import (
@@ -172,16 +164,16 @@ def test_the_limits_are_these():
         f"{_reading.MAX_ID:,} characters",
         f"{_types.MAX_CURSOR:,} characters",
         f"{default(HTTPFeed, 'timeout'):g} s",
-        f"{asker.MAX_ERROR >> 10} KiB, in {origin.MOST_FOR_AN_ERROR:g} s",
-        f"{patience.FLOOR:,} bytes in each {patience.STILL:g} s, once a wait that was asked for is over",
-        f"{origin.MAX_REDIRECTS}",
-        f"{moves.MAX_MOVES}, for an hour",
-        f"{moves.MAX_READ}",
-        f"{links.MAX_LINKS}",
-        f"{validators.MAX_VALIDATOR:,} characters",
-        f"{cache_control.MAX_FRESH / 3600:g} hour",
+        f"{asker.MAX_ERROR >> 10} KiB, in {client.MOST_FOR_AN_ERROR:g} s",
+        f"{response.FLOOR:,} bytes in each {response.STILL:g} s, once a wait that was asked for is over",
+        f"{client.MAX_REDIRECTS}",
+        f"{origins.MAX_MOVES}, for an hour",
+        f"{origins.MAX_READ}",
+        f"{headers.MAX_LINKS}",
+        f"{caching.MAX_VALIDATOR:,} characters",
+        f"{caching.MAX_FRESH / 3600:g} hour",
         f"{tail.MAX_URLS}",
-        f"{hidden.MAX_SECRET:,} characters",
+        f"{origins.MAX_SECRET:,} characters",
         f"{walk_back.MOST_MESSAGES:,}, or {way.MOST_BYTES >> 20} MiB of documents",
         f"{way.MOST_DOCUMENTS:,} and {way.MOST_ADDRESSES:,}",
         f"{ways.MOST_WALKS}",

@@ -12,7 +12,7 @@ from push_to_poll_client import feeds, listeners, stores, testing
 PACKAGE = Path(push_to_poll_client.__file__).parent
 
 LAYERS = """
-    _event_loop _validation _json _links _exceptions _types _protocols _http _direct_client _http_client _refusal
+    _event_loop _validation _json _exceptions _types _protocols _http
     _schedule _wakes _work_queue
     _status _channels _hooks _options _failure_policy _overlap
     _progress _fetching _handlers _retry
@@ -21,21 +21,13 @@ LAYERS = """
 """.split()  # noqa: SIM905  # read by people
 """The modules of the core. Each may import those before it, and no adapter."""
 
-SHARED = {
-    "_event_loop",
-    "_validation",
-    "_json",
-    "_links",
-    "_exceptions",
-    "_types",
-    "_protocols",
-    "_http",
-    "_http_client",
-    "_refusal",
-}
+SHARED = {"_event_loop", "_validation", "_json", "_exceptions", "_types", "_protocols", "_http"}
 """What adapters may import too, which know nothing of each other."""
 
 ADAPTERS = ("feeds", "listeners", "stores")
+
+PACKAGES = {"_http"}
+"""The layers of several modules."""
 
 FREE = {"cli", "testing"}
 """They may import anything, and nothing may import them."""
@@ -48,7 +40,7 @@ def rooms():
 
 def may_import(room):
     if room in LAYERS:
-        return set(LAYERS[: LAYERS.index(room)])
+        return {*LAYERS[: LAYERS.index(room)], *({room} & PACKAGES)}
     if room in ADAPTERS:
         return SHARED | {room}
     return {*LAYERS, *ADAPTERS}

@@ -9,12 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.datastructures import Headers
 
-from push_to_poll_client._http import (
-    asked_to_wait,
-    identity,
-    shared_tls_context,
-    without_secrets,
-)
+from push_to_poll_client._http.headers import asked_to_wait
+from push_to_poll_client._http.origins import identity, without_secrets
+from push_to_poll_client._http.transport import shared_tls_context
 from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client._validation import quoted
 

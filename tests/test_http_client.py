@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from push_to_poll_client import FeedError
-from push_to_poll_client._http_client import closed_if_failed, http_url, unwinding
-from push_to_poll_client.feeds._manners.body import read_body
-from push_to_poll_client.feeds._manners.patience import Patience
+from push_to_poll_client._http.origins import http_url
+from push_to_poll_client._http.response import Patience, read_body
+from push_to_poll_client._http.transport import closed_if_failed, unwinding
 
 pytestmark = pytest.mark.anyio
 

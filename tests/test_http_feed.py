@@ -18,7 +18,7 @@ from forms import form
 
 from push_to_poll_client import _types, feeds
 from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
-from push_to_poll_client._http_client import open_client
+from push_to_poll_client._http.transport import open_client
 from push_to_poll_client._types import MAX_NOT_BEFORE, FetchRequest, Page
 from push_to_poll_client.feeds import CloudEvent, HTTPFeed, http_feed
 

@@ -9,11 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from push_to_poll_client.feeds._manners import cache_control, validators
-from push_to_poll_client.feeds._manners.cache_control import MAX_FRESH, directives, fresh_for
-from push_to_poll_client.feeds._manners.origin import Answer
+from push_to_poll_client._http import caching
+from push_to_poll_client._http.caching import (
+    MAX_FRESH,
+    MAX_VALIDATOR,
+    Validators,
+    conditions,
+    directives,
+    fresh_for,
+    validators_of,
+)
+from push_to_poll_client._http.response import Answer
 from push_to_poll_client.feeds._manners.tail import MAX_URLS, Tail
-from push_to_poll_client.feeds._manners.validators import MAX_VALIDATOR, Validators, conditions, validators_of
 
 URL = "https://shop.example/orders"
 MODIFIED = "Tue, 14 Nov 2023 22:13:20 GMT"
@@ -69,7 +76,7 @@ class TestValidators:
 
     @pytest.mark.parametrize(("ago", "is_kept"), [(59, False), (61, True)])
     def test_by_our_own_clock_it_is_kept_a_minute_later(self, monkeypatch, ago, is_kept):
-        monkeypatch.setattr(validators.time, "time", lambda: 1_700_000_000 + ago)
+        monkeypatch.setattr(caching.time, "time", lambda: 1_700_000_000 + ago)
         assert (validators_of({"last-modified": MODIFIED}) is not None) == is_kept
 
     def test_none_of_what_is_not_to_be_kept(self):
@@ -244,5 +251,5 @@ class TestTail:
 
 
 def test_the_caps_mean_what_they_say():
-    assert cache_control.MAX_FRESH == 3600
-    assert time.gmtime(validators.http_date({"date": MODIFIED}, "date")).tm_min == 13
+    assert caching.MAX_FRESH == 3600
+    assert time.gmtime(caching.http_date({"date": MODIFIED}, "date")).tm_min == 13

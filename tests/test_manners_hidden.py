@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_manners_origin import CDN, ask, origin, refused, serve
 
-from push_to_poll_client import _http
 from push_to_poll_client._exceptions import FeedRefused
-from push_to_poll_client.feeds._manners.hidden import MAX_SECRET, Hidden
-from push_to_poll_client.feeds._manners.links import link
+from push_to_poll_client._http import origins
+from push_to_poll_client._http.origins import MAX_SECRET, Hidden
+from push_to_poll_client._http.response import link
 
 pytestmark = pytest.mark.anyio
 
@@ -101,7 +101,7 @@ def test_makes_the_feed_another_one():
     one, other = bot(), origin(TEMPLATE, secrets={"token": "5"})
     assert one.identity.startswith(f"{SHOWN}#")
     assert one.identity != other.identity
-    assert origin(TEMPLATE).identity == _http.identity(TEMPLATE)
+    assert origin(TEMPLATE).identity == origins.identity(TEMPLATE)
 
 
 def test_may_be_several_of_which_one_is_in_another():

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from push_to_poll_client import _links
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client.feeds._manners.links import MAX_LINKS, link
-from push_to_poll_client.feeds._manners.origin import Answer
+from push_to_poll_client._http import headers
+from push_to_poll_client._http.headers import MAX_LINKS
+from push_to_poll_client._http.response import Answer, link
 
 BASE = "https://h.example/a/b?c=d"
 
@@ -123,7 +123,7 @@ def repetitions(parsed):
                     yield from repetitions(inner)
 
 
-@pytest.mark.parametrize("pattern", [_links._LINK, _links._PARAMETERS])
+@pytest.mark.parametrize("pattern", [headers._LINK, headers._PARAMETERS])
 def test_nothing_is_read_twice(pattern):
     """A repetition that gives nothing back takes linear time, whatever the field."""
     assert set(repetitions(re._parser.parse(pattern.pattern, pattern.flags))) == {"POSSESSIVE_REPEAT"}

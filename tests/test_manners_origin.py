@@ -10,9 +10,9 @@ import respx
 from test_http_feed import SECRET, URL, Chunks, Server
 
 from push_to_poll_client._exceptions import FeedError, FeedRefused
-from push_to_poll_client._http_client import user_agent
-from push_to_poll_client.feeds._manners.origin import Origin
-from push_to_poll_client.feeds._manners.validators import Validators
+from push_to_poll_client._http.caching import Validators
+from push_to_poll_client._http.client import Origin
+from push_to_poll_client._http.transport import user_agent
 
 pytestmark = pytest.mark.anyio
 

@@ -10,8 +10,8 @@ from test_http_feed import SECRET, URL
 from test_manners_origin import CDN, ask, origin, refused, serve
 
 from push_to_poll_client._exceptions import FeedError, FeedRefused
-from push_to_poll_client.feeds._manners.moves import MAX_AGE, MAX_MOVES, MAX_READ, MAX_STEPS, Moves
-from push_to_poll_client.feeds._manners.validators import Validators
+from push_to_poll_client._http.caching import Validators
+from push_to_poll_client._http.origins import MAX_AGE, MAX_MOVES, MAX_READ, MAX_STEPS, Moves
 
 pytestmark = pytest.mark.anyio
 

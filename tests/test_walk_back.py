@@ -20,9 +20,9 @@ from push_to_poll_client import (
     FeedRefused,
     FetchRequest,
 )
+from push_to_poll_client._http.caching import Validators
 from push_to_poll_client._types import MAX_CURSOR
 from push_to_poll_client.feeds import _seen
-from push_to_poll_client.feeds._manners.validators import Validators
 from push_to_poll_client.feeds._seen import KEPT, MOST_KEPT, Seen, digest
 from push_to_poll_client.feeds._walk_back import Leaf, WalkBack, way, ways
 from push_to_poll_client.feeds.paged import (

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from push_to_poll_client._links import MAX_LINKS
+from push_to_poll_client._http.headers import MAX_LINKS
 from push_to_poll_client.listeners._asking import UnusableAnswer
 from push_to_poll_client.listeners._subscriptions.discovery import MAX_HEAD, topic_of
 

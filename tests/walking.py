@@ -3,7 +3,7 @@
 import anyio
 
 from push_to_poll_client import FeedRefused, FetchRequest, Message
-from push_to_poll_client.feeds._manners.validators import Validators
+from push_to_poll_client._http.caching import Validators
 from push_to_poll_client.feeds._walk_back import Leaf, WalkBack
 
 WHERE = "https://h.example/feed"

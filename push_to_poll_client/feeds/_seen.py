@@ -10,9 +10,9 @@ from itertools import chain, islice
 import msgspec
 
 from push_to_poll_client._exceptions import CursorExpired
+from push_to_poll_client._http.caching import Validators
 from push_to_poll_client._json import UNDECODABLE, decode
 from push_to_poll_client._types import MAX_CURSOR, Cursor
-from push_to_poll_client.feeds._manners.validators import Validators
 
 __all__ = ["Digests", "Seen", "digest"]
 

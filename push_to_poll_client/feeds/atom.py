@@ -8,15 +8,16 @@ from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any
 
+from push_to_poll_client._http.caching import fresh_for, past_caches
+from push_to_poll_client._http.client import Origin
+from push_to_poll_client._http.credentials import Auth
+from push_to_poll_client._http.response import Answer
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
 from push_to_poll_client.feeds._atom.absent import Absent
 from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText
 from push_to_poll_client.feeds._atom.entry import AtomEntry, restored
 from push_to_poll_client.feeds._atom.leaf import leaf_of
 from push_to_poll_client.feeds._atom.messages import order
-from push_to_poll_client.feeds._manners.cache_control import fresh_for, past_caches
-from push_to_poll_client.feeds._manners.credentials import Auth
-from push_to_poll_client.feeds._manners.origin import Answer, Origin
 from push_to_poll_client.feeds._reading import most_messages, read_aside
 from push_to_poll_client.feeds._seen import Seen
 from push_to_poll_client.feeds._walk_back import Leaf, WalkBack

@@ -11,15 +11,15 @@ from typing import Any, Literal, Protocol, TypeAlias
 import anyio
 
 from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedRefused
+from push_to_poll_client._http.caching import past_caches
+from push_to_poll_client._http.client import Origin, check_free
+from push_to_poll_client._http.credentials import Auth
+from push_to_poll_client._http.response import Answer
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, Push
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.feeds._durable.framing import FRAMINGS, Begin, Entry, Given, Read
 from push_to_poll_client.feeds._durable.place import BEGINNING, NOW, Place
 from push_to_poll_client.feeds._durable.said import Said, echo_of
-from push_to_poll_client.feeds._manners.arguments import check_free
-from push_to_poll_client.feeds._manners.cache_control import past_caches
-from push_to_poll_client.feeds._manners.credentials import Auth
-from push_to_poll_client.feeds._manners.origin import Answer, Origin
 from push_to_poll_client.feeds._manners.tail import Tail
 from push_to_poll_client.feeds._reading import most_messages, read_aside
 

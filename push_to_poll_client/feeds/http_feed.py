@@ -4,13 +4,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from push_to_poll_client._exceptions import UndecodableMessage
+from push_to_poll_client._http.caching import past_caches
+from push_to_poll_client._http.client import Origin, check_free
+from push_to_poll_client._http.credentials import Auth
+from push_to_poll_client._http.response import Answer
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, UnreadableMessage
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
-from push_to_poll_client.feeds._manners.arguments import check_free
-from push_to_poll_client.feeds._manners.cache_control import past_caches
-from push_to_poll_client.feeds._manners.credentials import Auth
-from push_to_poll_client.feeds._manners.origin import Answer, Origin
 from push_to_poll_client.feeds._manners.tail import Tail
 from push_to_poll_client.feeds._reading import most_messages, read_aside
 

@@ -15,9 +15,9 @@ from functools import partial
 from typing import Any
 
 from push_to_poll_client._exceptions import FeedRefused
+from push_to_poll_client._http.client import Origin
+from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
-from push_to_poll_client.feeds._manners.credentials import Auth
-from push_to_poll_client.feeds._manners.origin import Origin
 from push_to_poll_client.feeds._paged.asker import Asker
 from push_to_poll_client.feeds._paged.declaration import (
     check_body,

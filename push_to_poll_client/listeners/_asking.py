@@ -12,11 +12,12 @@ import anyio
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http import without_secrets
-from push_to_poll_client._http_client import closed_if_failed, http_url, module_of, unwinding, user_agent
+from push_to_poll_client._http.credentials import HeaderSource, ListenerCredentials, TokenSource, basic
+from push_to_poll_client._http.errors import module_of
+from push_to_poll_client._http.origins import http_url, without_secrets
+from push_to_poll_client._http.transport import closed_if_failed, unwinding, user_agent
 from push_to_poll_client._json import decode
 from push_to_poll_client._validation import check_number, quoted
-from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource, basic
 from push_to_poll_client.listeners._reconnect import Verdict
 from push_to_poll_client.listeners._sending import UnusableRedirect, closing, open_sender, send
 
@@ -114,7 +115,7 @@ class Asker:
         self.url: str = str(parsed.copy_with(userinfo=b"", fragment=None))
         self._home = _origin(parsed)
         self._basic = basic(parsed.username, parsed.password) if parsed.userinfo else {}
-        self._credentials = Credentials(headers, token)
+        self._credentials = ListenerCredentials(headers, token)
         self._client = client
         self._sender: Any = None
         self._tls = tls

@@ -13,8 +13,8 @@ from http import HTTPStatus
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http import asked_to_wait
-from push_to_poll_client.listeners._credentials import CredentialsFailed
+from push_to_poll_client._http.credentials import CredentialsFailed
+from push_to_poll_client._http.headers import asked_to_wait
 from push_to_poll_client.listeners._failure import REDIRECTS_STAY_HOME, Failure, by_type, causes, told
 from push_to_poll_client.listeners._reconnect import Verdict, verdict_of_status
 from push_to_poll_client.listeners._sending import ProxyUnusable, SocksUnusable, UnusableRedirect

@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 import anyio
 import anyio.lowlevel
 
-from push_to_poll_client._http import without_secrets
+from push_to_poll_client._http.credentials import HeaderSource, ListenerCredentials, TokenSource
+from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._credentials import Credentials, HeaderSource, TokenSource
 from push_to_poll_client.listeners._failure import only
 from push_to_poll_client.listeners._hints import Hints
 from push_to_poll_client.listeners._living import LivingListener
@@ -33,7 +33,7 @@ class ReconnectingListener(LivingListener, Generic[_MessageT]):
 
     Args:
         url: Where to connect.
-        headers: Sent at each connect; see `Credentials`.
+        headers: Sent at each connect; see `ListenerCredentials`.
         token: Likewise.
         hint: Makes a push of a message, or says that it is none; `None`: every message is a push.
         classify: Asked first what a failure means; `None`: nobody knows better.
@@ -60,7 +60,7 @@ class ReconnectingListener(LivingListener, Generic[_MessageT]):
             check_number(name, limit, above_zero=True, optional=True)
         check_number("open_timeout", open_timeout, above_zero=True)
         super().__init__(without_secrets(url), classify=classify, log=log)
-        self._credentials = Credentials(headers, token)
+        self._credentials = ListenerCredentials(headers, token)
         self._renewable = self._credentials.renewable
         self._hints = Hints(hint, kinds=(Push,), log=log)
         self._max_age = max_age

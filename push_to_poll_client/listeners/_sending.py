@@ -9,8 +9,8 @@ import anyio
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http import BAD_REDIRECT
-from push_to_poll_client._http_client import CLOSE_TIMEOUT, module_of, open_client
+from push_to_poll_client._http.errors import BAD_REDIRECT, module_of
+from push_to_poll_client._http.transport import CLOSE_TIMEOUT, open_client
 
 __all__ = ["ProxyUnusable", "SocksUnusable", "UnusableRedirect", "closing", "open_sender", "send"]
 

@@ -11,7 +11,7 @@ import anyio.lowlevel
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http_client import closed_if_failed, unwinding
+from push_to_poll_client._http.transport import closed_if_failed, unwinding
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._living import LeftAlone
 from push_to_poll_client.listeners._sending import closing, open_sender, send

@@ -15,8 +15,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import USER_AGENT
 from websockets.uri import WebSocketURI, parse_uri
 
-from push_to_poll_client._http import shared_tls_context
-from push_to_poll_client._http_client import user_agent
+from push_to_poll_client._http.transport import shared_tls_context, user_agent
 
 __all__ = ["CLOSE_TIMEOUT", "Connection", "open_connection", "parsed"]
 

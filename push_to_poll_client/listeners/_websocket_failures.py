@@ -20,9 +20,9 @@ from websockets.exceptions import (
 from websockets.frames import Close, CloseCode
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http import asked_to_wait
+from push_to_poll_client._http.credentials import CredentialsFailed
+from push_to_poll_client._http.headers import asked_to_wait
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.listeners._credentials import CredentialsFailed
 from push_to_poll_client.listeners._failure import MAX_TEXT, REDIRECTS_STAY_HOME, Failure, by_type, causes, told
 from push_to_poll_client.listeners._reconnect import Verdict, verdict_of_status
 

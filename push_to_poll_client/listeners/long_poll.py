@@ -22,13 +22,13 @@ import httpx
 import msgspec
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http import asked_to_wait
-from push_to_poll_client._http_client import http_url
+from push_to_poll_client._http.credentials import HeaderSource, TokenSource
+from push_to_poll_client._http.headers import asked_to_wait
+from push_to_poll_client._http.origins import http_url
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
-from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._failure import Failure, only
 from push_to_poll_client.listeners._http_failures import http_failure_of, refusal
 from push_to_poll_client.listeners._long_poll_answers import NO_NEWS, News, Next, Reader, Said, text_of

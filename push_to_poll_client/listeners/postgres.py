@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 
-from push_to_poll_client._http_client import CLOSE_TIMEOUT
+from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, one_line

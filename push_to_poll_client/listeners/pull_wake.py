@@ -12,11 +12,11 @@ from typing import Any
 
 import anyio
 
-from push_to_poll_client._http import without_secrets
+from push_to_poll_client._http.credentials import HeaderSource, TokenSource
+from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._asking import Asker
-from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._failure import only
 from push_to_poll_client.listeners._pull_wake.claims import Claimer
 from push_to_poll_client.listeners._pull_wake.halves import halves_of

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from push_to_poll_client._http import without_secrets
-from push_to_poll_client._http_client import CLOSE_TIMEOUT
+from push_to_poll_client._http.origins import without_secrets
+from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, one_line

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from push_to_poll_client._http_client import http_url, module_of
+from push_to_poll_client._http.credentials import HeaderSource, TokenSource, basic
+from push_to_poll_client._http.errors import module_of
+from push_to_poll_client._http.origins import http_url
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource, basic
 from push_to_poll_client.listeners._failure import Failure
 from push_to_poll_client.listeners._reconnect import Verdict
 from push_to_poll_client.listeners._reconnecting import ReconnectingListener

@@ -13,10 +13,10 @@ import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
+from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._failure import Failure
 from push_to_poll_client.listeners._reconnect import Reconnect, Verdict
 from push_to_poll_client.listeners._reconnecting import ReconnectingListener

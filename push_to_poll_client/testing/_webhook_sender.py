@@ -12,7 +12,7 @@ import anyio
 import httpx
 import msgspec
 
-from push_to_poll_client._http_client import http_url
+from push_to_poll_client._http.origins import http_url
 from push_to_poll_client.testing._bell import Bell
 from push_to_poll_client.testing._faults import Faults
 from push_to_poll_client.testing._push_log import PushLog, Subscription

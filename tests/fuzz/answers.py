@@ -20,9 +20,9 @@ from typing import Any
 import httpx
 
 from push_to_poll_client import FeedError, FetchRequest, Message, UndecodableMessage
-from push_to_poll_client._direct_client import DirectClient
-from push_to_poll_client._http import shared_tls_context
-from push_to_poll_client.feeds._manners.answer import Answer
+from push_to_poll_client._http.direct_client import DirectClient
+from push_to_poll_client._http.response import Answer
+from push_to_poll_client._http.transport import shared_tls_context
 from push_to_poll_client.testing._virtual_time import VirtualTimeLoop
 
 __all__ = ["answer_of", "assert_readable", "direct_client", "fields", "in_loop", "look_at", "walk", "written"]

@@ -301,7 +301,7 @@ ROWS = (
     ),
     Fuzzed(
         name="atom feeds",
-        rooms=("feeds.atom", "feeds._atom.leaf", "feeds._walk_back.walk_back", "feeds._manners.origin"),
+        rooms=("feeds.atom", "feeds._atom.leaf", "feeds._walk_back.walk_back", "_http.client"),
         read=read_feed,
         examples=(
             written(

@@ -340,7 +340,7 @@ ROWS = (
     ),
     Fuzzed(
         name="http feeds",
-        rooms=("feeds.http_feed", "feeds._cloudevents", "feeds._manners.origin"),
+        rooms=("feeds.http_feed", "feeds._cloudevents", "_http.client"),
         read=read_http_feed,
         examples=(
             written(b"200\ncontent-type: application/cloudevents-batch+json\n\n" + EVENTS[0], b"200\n\n[]"),

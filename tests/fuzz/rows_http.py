@@ -9,21 +9,24 @@ from answers import URL, answer_of, direct_client, fields, in_loop, response_of,
 from fuzzed import Fuzzed, around, text_of, words
 
 from push_to_poll_client import FeedError
-from push_to_poll_client import _http as http
-from push_to_poll_client._http import asked_to_wait, http_date, identity, without_secrets
-from push_to_poll_client._refusal import refusal, refusal_behind
+from push_to_poll_client._http import headers as http
+from push_to_poll_client._http.caching import (
+    MAX_FRESH,
+    Validators,
+    conditions,
+    directives,
+    fresh_for,
+    may_be_kept,
+    validators_of,
+)
+from push_to_poll_client._http.client import Origin
+from push_to_poll_client._http.errors import refusal, refusal_behind
+from push_to_poll_client._http.headers import asked_to_wait, http_date
+from push_to_poll_client._http.origins import MAX_MOVES, Hidden, Moves, Places, identity, without_secrets
+from push_to_poll_client._http.response import Patience, link, read_body
 from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client._validation import describe, one_line, quoted
-from push_to_poll_client.feeds._manners.body import read_body
-from push_to_poll_client.feeds._manners.cache_control import MAX_FRESH, directives, fresh_for, may_be_kept
-from push_to_poll_client.feeds._manners.hidden import Hidden
-from push_to_poll_client.feeds._manners.links import link
-from push_to_poll_client.feeds._manners.moves import MAX_MOVES, Moves
-from push_to_poll_client.feeds._manners.origin import Origin
-from push_to_poll_client.feeds._manners.patience import Patience
-from push_to_poll_client.feeds._manners.places import Places
 from push_to_poll_client.feeds._manners.tail import Tail
-from push_to_poll_client.feeds._manners.validators import Validators, conditions, validators_of
 
 __all__ = ["ROWS"]
 
@@ -185,7 +188,7 @@ def read_exchange(data):
 ROWS = (
     Fuzzed(
         name="links",
-        rooms=("_links", "feeds._manners.links"),
+        rooms=("_http.headers", "_http.response"),
         read=read_links,
         errors=(FeedError,),
         examples=(
@@ -211,7 +214,7 @@ ROWS = (
     ),
     Fuzzed(
         name="validators",
-        rooms=("feeds._manners.validators",),
+        rooms=("_http.caching",),
         read=read_validators,
         examples=(
             b'etag: W/"abc"\nlast-modified: Tue, 14 Nov 2023 22:13:20 GMT\ndate: Tue, 14 Nov 2023 22:13:21 GMT',
@@ -231,7 +234,7 @@ ROWS = (
     ),
     Fuzzed(
         name="cache-control",
-        rooms=("feeds._manners.cache_control",),
+        rooms=("_http.caching",),
         read=read_cache_control,
         examples=(
             b'cache-control: public, max-age=60, stale-if-error="6"\nage: 3',
@@ -251,7 +254,7 @@ ROWS = (
     ),
     Fuzzed(
         name="waits",
-        rooms=("_http",),
+        rooms=("_http.headers",),
         read=read_waits,
         examples=(
             b"retry-after: 120\ndate: Tue, 14 Nov 2023 22:13:20 GMT",
@@ -281,7 +284,7 @@ ROWS = (
     ),
     Fuzzed(
         name="dates",
-        rooms=("_http",),
+        rooms=("_http.headers",),
         read=read_date,
         examples=(
             b"Tue, 14 Nov 2023 22:13:20 GMT",
@@ -293,7 +296,7 @@ ROWS = (
     ),
     Fuzzed(
         name="urls that are shown",
-        rooms=("_http",),
+        rooms=("_http.origins",),
         read=read_url,
         examples=(
             b"https://user:secret@api.example:8443/v1/events?key=secret&flag#frag",
@@ -318,7 +321,7 @@ ROWS = (
     ),
     Fuzzed(
         name="refusals",
-        rooms=("_refusal", "_http"),
+        rooms=("_http.errors", "_http.headers"),
         read=read_refusal,
         examples=(
             b"429\nretry-after: 3",
@@ -332,7 +335,7 @@ ROWS = (
     ),
     Fuzzed(
         name="bodies",
-        rooms=("feeds._manners.body", "feeds._manners.patience"),
+        rooms=("_http.response",),
         read=read_packed,
         errors=(FeedError,),
         examples=(
@@ -355,7 +358,7 @@ ROWS = (
     ),
     Fuzzed(
         name="hidden secrets",
-        rooms=("feeds._manners.hidden",),
+        rooms=("_http.origins",),
         read=read_hidden,
         examples=(
             f"https://api.example/bot{SECRET}/updates?x=aaab".encode(),
@@ -366,7 +369,7 @@ ROWS = (
     ),
     Fuzzed(
         name="places",
-        rooms=("feeds._manners.places", "feeds._manners.arguments"),
+        rooms=("_http.origins",),
         read=read_place,
         errors=(FeedError,),
         examples=(
@@ -392,7 +395,7 @@ ROWS = (
     ),
     Fuzzed(
         name="moves",
-        rooms=("feeds._manners.moves",),
+        rooms=("_http.origins",),
         read=read_moves,
         examples=(
             b"https://a.example/1?x\nhttps://a.example/2?x",
@@ -406,15 +409,7 @@ ROWS = (
     ),
     Fuzzed(
         name="exchanges",
-        rooms=(
-            "feeds._manners.origin",
-            "feeds._manners.exchange",
-            "feeds._manners.answer",
-            "feeds._manners.tail",
-            "feeds._manners.moves",
-            "feeds._manners.places",
-            "_direct_client",
-        ),
+        rooms=("_http.client", "_http.response", "feeds._manners.tail", "_http.origins", "_http.direct_client"),
         read=read_exchange,
         errors=(FeedError,),
         examples=(

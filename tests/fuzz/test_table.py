@@ -56,7 +56,7 @@ TAKES_APART = {
 """Functions and methods that read a text, by their names."""
 
 OUR_OWN = {
-    "_http_client": "addresses that the user gave, and the name of a module",
+    "_http.transport": "addresses that the user gave, and the name of a module",
     "_fetching": "JSON that it has just made",
     "_processor": "digests that it has just made",
     "_types": "JSON that it has just made",
@@ -66,8 +66,7 @@ OUR_OWN = {
     "cli._main": "the exit code of a command",
     "cli.demo": "lines of its own processes",
     "feeds._paged.declaration": "what the user declared",
-    "feeds._manners.credentials": "Base64 that it has just made",
-    "listeners._credentials": "Base64 that it has just made",
+    "_http.credentials": "Base64 that it has just made",
     "stores._owner_lock": "the process that another one says it is, which is shown if it is a number",
     "stores._sqlite_guard": "a list of words for SQLite",
     "testing": "what a test wrote",

@@ -26,8 +26,7 @@ from pathlib import Path
 import anyio
 
 from push_to_poll_client import Consumer, HTTPFeed, Push, Record, SQLiteStore, _schedule, cli, listeners
-from push_to_poll_client._http import shared_tls_context
-from push_to_poll_client._http_client import user_agent
+from push_to_poll_client._http.transport import shared_tls_context, user_agent
 from push_to_poll_client.listeners import _reconnect, _websocket_connection
 from push_to_poll_client.stores import _sqlite_file
 
@@ -334,7 +333,7 @@ IMPORTED_LATE = (
     "anyio._backends._trio",
     "h11",
     "httpcore._async",
-    "push_to_poll_client._direct_client",
+    "push_to_poll_client._http.direct_client",
     "websockets.asyncio.client",
     "websockets.trio.client",
 )

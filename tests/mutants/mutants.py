@@ -381,7 +381,7 @@ MUTANTS = [
     of(
         "G11",
         "unpacks a bomb",
-        "feeds/_manners/body.py",
+        "_http/response.py",
         "part = unpack.some(chunk, limit + 1 - size)",
         "part = unpack.some(chunk, 0)",
         "tests/test_feeds_under_faults.py",
@@ -407,21 +407,21 @@ MUTANTS = [
     of(
         "G12",
         "follows a redirect to another origin",
-        "feeds/_manners/places.py",
+        "_http/origins.py",
         "        if place_of(target) not in self._trusted:\n",
         "        if False:\n",
     ),
     of(
         "G12",
         "shows the URL with its secrets",
-        "_http.py",
+        "_http/origins.py",
         "    shown, _ = _parts(str(url))\n",
         "    shown = str(url)\n",
     ),
     of(
         "G12",
         "takes credentials to an origin that is trusted",
-        "feeds/_manners/exchange.py",
+        "_http/client.py",
         "        if call.at_home:\n            headers, options",
         "        if True:\n            headers, options",
         "tests/test_manners_origin.py",
@@ -432,7 +432,7 @@ MUTANTS = [
     of(
         "G12",
         "shows a secret that stands in the path",
-        "feeds/_manners/hidden.py",
+        "_http/origins.py",
         "            text = form.sub(field, text)\n",
         "            pass\n",
         "tests/test_manners_hidden.py",

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from http import HTTPStatus
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client.feeds._manners.origin import Answer
+from push_to_poll_client._http.response import Answer
 
 __all__ = ["Absent"]
 

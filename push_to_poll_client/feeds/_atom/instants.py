@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime, timedelta, timezone
 from typing import NamedTuple
 
-from push_to_poll_client._http import http_date
+from push_to_poll_client._http.headers import http_date
 from push_to_poll_client._validation import quoted
 
 __all__ = ["Instant"]

@@ -3,13 +3,13 @@
 import httpx
 
 from push_to_poll_client._exceptions import FeedError, FeedRefused
-from push_to_poll_client._http import without_secrets
+from push_to_poll_client._http.caching import fresh_for
+from push_to_poll_client._http.origins import without_secrets
+from push_to_poll_client._http.response import Answer
 from push_to_poll_client._types import Message
 from push_to_poll_client.feeds._atom.complete import compared, noted, recalled
 from push_to_poll_client.feeds._atom.document import Document, read_document
 from push_to_poll_client.feeds._atom.messages import messages_of
-from push_to_poll_client.feeds._manners.cache_control import fresh_for
-from push_to_poll_client.feeds._manners.origin import Answer
 from push_to_poll_client.feeds._walk_back import Leaf
 
 __all__ = ["leaf_of"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from push_to_poll_client._exceptions import CursorExpired, FeedError
-from push_to_poll_client._http import is_header_value
+from push_to_poll_client._http.headers import is_header_value
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._durable.place import BEGINNING, Place, is_offset
 

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import anyio
 
-from push_to_poll_client.feeds._manners.answer import Answer
-from push_to_poll_client.feeds._manners.cache_control import fresh_for
-from push_to_poll_client.feeds._manners.validators import Validators
+from push_to_poll_client._http.caching import Validators, fresh_for
+from push_to_poll_client._http.response import Answer
 
 __all__ = ["MAX_URLS", "Tail"]
 

@@ -9,12 +9,11 @@ from urllib.parse import unquote_plus, urlencode
 import msgspec
 
 from push_to_poll_client._exceptions import CursorExpired, FeedError
+from push_to_poll_client._http.caching import Validators, past_caches
+from push_to_poll_client._http.client import Origin
+from push_to_poll_client._http.response import READ, Answer
 from push_to_poll_client._types import Cursor, FetchRequest, Message
 from push_to_poll_client._validation import describe
-from push_to_poll_client.feeds._manners.answer import READ
-from push_to_poll_client.feeds._manners.cache_control import past_caches
-from push_to_poll_client.feeds._manners.origin import Answer, Origin
-from push_to_poll_client.feeds._manners.validators import Validators
 from push_to_poll_client.feeds._paged.entries import Entries
 from push_to_poll_client.feeds._paged.lists import Part
 from push_to_poll_client.feeds._paged.orders import NewestFirst, OldestFirst, Place

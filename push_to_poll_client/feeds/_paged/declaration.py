@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from push_to_poll_client._http import is_header_name
+from push_to_poll_client._http.headers import is_header_name
 from push_to_poll_client._validation import describe
 from push_to_poll_client.feeds._paged.entries import Entries
 from push_to_poll_client.feeds._paged.orders import Latest, NewestFirst, OldestFirst

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from push_to_poll_client._http import is_header_name
+from push_to_poll_client._http.headers import is_header_name
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._paged.fields import Field
 from push_to_poll_client.feeds._paged.reply import Path, Reply, outline, path_of

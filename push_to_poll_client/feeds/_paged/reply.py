@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from push_to_poll_client._http.headers import resolved
+from push_to_poll_client._http.response import Answer, link
 from push_to_poll_client._json import UNDECODABLE, Decoder
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._json_split import split
-from push_to_poll_client.feeds._manners.links import link, resolved
-from push_to_poll_client.feeds._manners.origin import Answer
 
 __all__ = ["Path", "Reply", "Unfit", "elements", "members", "outline", "path_of", "text_of"]
 

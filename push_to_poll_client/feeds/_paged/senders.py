@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 
 import httpx
 
-from push_to_poll_client._http import is_header_name, is_header_value
+from push_to_poll_client._http.headers import is_header_name, is_header_value
 from push_to_poll_client._json import UNDECODABLE, decode
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._paged.reply import Reply, path_of

@@ -5,10 +5,9 @@ from http import HTTPStatus
 from typing import Any, TypeAlias
 
 from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._http.caching import Validators, fresh_for
 from push_to_poll_client._types import Cursor, FetchRequest, Page
-from push_to_poll_client.feeds._manners.cache_control import fresh_for
 from push_to_poll_client.feeds._manners.tail import Tail
-from push_to_poll_client.feeds._manners.validators import Validators
 from push_to_poll_client.feeds._paged.asker import Asker, Read, Request
 from push_to_poll_client.feeds._paged.orders import Latest, NewestFirst, OldestFirst, Place
 from push_to_poll_client.feeds._paged.readers import EntryReader

@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from push_to_poll_client._http.caching import Validators
 from push_to_poll_client._types import FetchRequest, Message
-from push_to_poll_client.feeds._manners.validators import Validators
 from push_to_poll_client.feeds._seen import Seen
 
 __all__ = ["Leaf", "Look", "Order"]

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import msgspec
 
+from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._json import decode
 from push_to_poll_client.listeners._asking import Answer, Asker, UnusableAnswer
-from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._subscriptions.stream_subscription import JSON, topics_of
 
 __all__ = ["Claim", "Claimer", "claim_of"]

@@ -13,9 +13,8 @@ from xml.parsers import expat
 
 import httpx
 
-from push_to_poll_client._http import without_secrets
-from push_to_poll_client._http_client import http_url
-from push_to_poll_client._links import MAX_LINKS, TooManyLinks, resolved, targets
+from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, resolved, targets
+from push_to_poll_client._http.origins import http_url, without_secrets
 from push_to_poll_client.listeners._asking import UnusableAnswer
 
 __all__ = ["MAX_LINK", "Topic", "is_usable", "topic_of"]

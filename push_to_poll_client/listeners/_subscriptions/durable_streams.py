@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from push_to_poll_client._http_client import http_url
+from push_to_poll_client._http.credentials import HeaderSource, TokenSource
+from push_to_poll_client._http.origins import http_url
 from push_to_poll_client._json import decode
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Asker
-from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._http_failures import http_failure_of
 from push_to_poll_client.listeners._subscriptions.stream_subscription import (
     CONFIRM_EVERY,

@@ -19,8 +19,7 @@ import msgspec
 
 from push_to_poll_client import _event_loop
 from push_to_poll_client._exceptions import ListenerError
-from push_to_poll_client._http import without_secrets
-from push_to_poll_client._http_client import http_url
+from push_to_poll_client._http.origins import http_url, without_secrets
 from push_to_poll_client._json import decode
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._asking import Answer, Asker, UnusableAnswer

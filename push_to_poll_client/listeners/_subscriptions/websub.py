@@ -17,12 +17,11 @@ import httpx
 
 from push_to_poll_client import _event_loop
 from push_to_poll_client._exceptions import SubscriptionGone
-from push_to_poll_client._http import without_secrets
-from push_to_poll_client._http_client import http_url
-from push_to_poll_client._links import resolved
+from push_to_poll_client._http.credentials import HeaderSource, TokenSource
+from push_to_poll_client._http.headers import resolved
+from push_to_poll_client._http.origins import http_url, without_secrets
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.listeners._asking import Answer, Asker, UnusableAnswer
-from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._subscriptions.discovery import MAX_LINK, Topic, is_usable, topic_of
 from push_to_poll_client.listeners._subscriptions.inbox import SUBSCRIBE, UNSUBSCRIBE, Asked, Inbox, id_of
 from push_to_poll_client.listeners._subscriptions.nouns import Registration, SubscriptionRefused

@@ -5,9 +5,9 @@ import ssl
 from base64 import urlsafe_b64decode
 from typing import Any
 
+from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._asking import Asker
-from push_to_poll_client.listeners._credentials import HeaderSource, TokenSource
 from push_to_poll_client.listeners._verifiers.ed25519 import public_key, verify
 from push_to_poll_client.listeners._verifiers.jwks import TIMEOUT, KeySet
 from push_to_poll_client.listeners._webhook.request import Verified, WebhookRequest

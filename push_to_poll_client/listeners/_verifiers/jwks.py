@@ -15,7 +15,7 @@ from contextlib import suppress
 import anyio
 import msgspec
 
-from push_to_poll_client._http import without_secrets
+from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._json import decode
 from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
 from push_to_poll_client.listeners._http_failures import http_failure_of

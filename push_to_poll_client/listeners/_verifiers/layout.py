@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from push_to_poll_client._http import is_header_name
+from push_to_poll_client._http.headers import is_header_name
 from push_to_poll_client.listeners._verifiers.templates import header_name
 from push_to_poll_client.listeners._webhook.request import WebhookRequest
 

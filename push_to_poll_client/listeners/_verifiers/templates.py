@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from string import Formatter
 
-from push_to_poll_client._http import is_header_name
+from push_to_poll_client._http.headers import is_header_name
 from push_to_poll_client.listeners._webhook.request import WebhookRequest
 
 __all__ = ["BODY", "SIGNED", "TIMESTAMP", "Template", "header_bytes", "header_name"]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
-from push_to_poll_client._http import is_header_name, is_header_value
+from push_to_poll_client._http.headers import is_header_name, is_header_value
 from push_to_poll_client.listeners._webhook.request import WebhookAnswer
 
 __all__ = [

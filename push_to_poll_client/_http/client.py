@@ -1,4 +1,4 @@
-"""How a feed asks its server: one client, every answer bounded in size and time, credentials stay home.
+"""The HTTP client of a feed: redirects, credentials, validators and limits for each request.
 
 Redirects are followed on the origin that the credentials were given for, and nowhere else (G12): what a login
 page, a mirror or an attacker elsewhere would get is the `Authorization` header, and what they would give is
@@ -8,35 +8,226 @@ A redirect proves nothing before a page of the feed was read at its end: it may 
 then a permanent redirect is not remembered, and 404 or 410 at its end says nothing about the feed.
 """
 
+import re
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode, urljoin
 
 import anyio
 import httpx
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._http import asked_to_wait
-from push_to_poll_client._http_client import http_url
-from push_to_poll_client._refusal import refusal
-from push_to_poll_client._validation import check_number
-from push_to_poll_client.feeds._manners.answer import READ, Answer
-from push_to_poll_client.feeds._manners.arguments import header_fields, size
-from push_to_poll_client.feeds._manners.body import read_body
-from push_to_poll_client.feeds._manners.cache_control import may_be_kept
-from push_to_poll_client.feeds._manners.credentials import Auth, Credentials
-from push_to_poll_client.feeds._manners.exchange import Call, Exchange, close
-from push_to_poll_client.feeds._manners.hidden import Hidden
-from push_to_poll_client.feeds._manners.moves import Moves
-from push_to_poll_client.feeds._manners.patience import FLOOR, STILL, Patience
-from push_to_poll_client.feeds._manners.places import Places
-from push_to_poll_client.feeds._manners.validators import Validators, conditions
+from push_to_poll_client._http.caching import Validators, conditions, may_be_kept
+from push_to_poll_client._http.credentials import Auth, FeedCredentials
+from push_to_poll_client._http.errors import module_of, refusal
+from push_to_poll_client._http.headers import asked_to_wait, is_header_name, is_header_value
+from push_to_poll_client._http.origins import Hidden, Moves, Places, http_url
+from push_to_poll_client._http.response import ACCEPT_ENCODING, FLOOR, READ, STILL, Answer, Patience, read_body
+from push_to_poll_client._http.transport import closed_if_failed, open_client, user_agent
+from push_to_poll_client._validation import check_number, quoted
 
-__all__ = ["Answer", "Origin"]
+__all__ = [
+    "Call",
+    "Exchange",
+    "Origin",
+    "check_free",
+    "close",
+    "header_fields",
+    "prefer_wait",
+    "size",
+]
+
+
+def size(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a {type(value).__name__}; give bytes as an int")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; give at least 1 byte")
+    return value
+
+
+def check_free(url: str, ours: frozenset[str]) -> None:
+    """Whether the query leaves to the feed the names that are its own.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if taken := ours & httpx.URL(url).params.keys():
+        raise ValueError(f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll")
+
+
+def header_fields(headers: Mapping[str, str]) -> httpx.Headers:
+    for name, value in headers.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise TypeError(f"headers have {quoted(name)}: a {type(value).__name__}; give str for both")
+        if not (is_header_name(name) and is_header_value(value)):
+            raise ValueError(f"the header {quoted(name)} has characters that no header may have")
+    return httpx.Headers(headers)
+
+
+def prefer_wait(wait: float) -> dict[str, str]:
+    """The header `Prefer: wait=…` (RFC 7240 §4.3), which a server may ignore.
+
+    Args:
+        wait: Seconds; 0: answer at once.
+
+    Returns:
+        Whole seconds, as the standard has them; no header for 0.
+    """
+    return {"prefer": f"wait={max(1, round(wait))}"} if wait > 0 else {}
+
+
+_DEFAULT_AGENT = re.compile(r"python-httpx[0-9]*/[0-9.]+")
+_ABOUT_A_BODY = ("content-type", "content-encoding", "content-language", "content-location")
+
+
+class Call(NamedTuple):
+    """One request; as `Origin.ask`.
+
+    Attributes:
+        at_home: Whether it goes to the feed's own origin, and credentials with it.
+        redirected: Whether a redirect led here.
+        moves: The permanent ones among these redirects, each as its old and its new URL.
+    """
+
+    url: str
+    at_home: bool
+    method: str
+    headers: Mapping[str, str]
+    known: Validators | None
+    content: bytes | None
+    wait: float
+    errors: int
+    redirected: bool = False
+    moves: tuple[tuple[str, str], ...] = ()
+
+    def after(self, status: int) -> "Call":
+        """What to ask where a redirect of this status leads (RFC 9110 §15.4)."""
+        moved = status in {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND} and self.method == "POST"
+        if not moved and (status != HTTPStatus.SEE_OTHER or self.method == "HEAD"):
+            return self._replace(known=None, redirected=True)
+        headers = {name: value for name, value in self.headers.items() if name not in _ABOUT_A_BODY}
+        return self._replace(method="GET", headers=headers, content=None, known=None, redirected=True)
+
+
+class Exchange:
+    """Sends calls, by a client of its own or by one that was given.
+
+    Args:
+        hidden: What is not shown, and what is instead.
+        credentials: Who to be, at home.
+        headers: Sent with every request at home.
+        timeout: Seconds for one whole answer.
+        client: An `httpx.AsyncClient` or one of its shape; `None` opens one.
+
+    Attributes:
+        errors: What `send`, and reading what it returned, may raise.
+
+    Raises:
+        TypeError: The client is none.
+    """
+
+    def __init__(
+        self,
+        hidden: Hidden,
+        credentials: FeedCredentials,
+        headers: Mapping[str, str],
+        timeout: float,
+        client: Any,
+    ) -> None:
+        self._where = hidden.where
+        self._hidden = hidden
+        self._credentials = credentials
+        self._headers = dict(headers)
+        self._timeout = timeout
+        self._given = client
+        self._own: httpx.AsyncClient | None = None
+        self._module = module = httpx if client is None else module_of(client)
+        self._agent = _agent(client)
+        # httpx reads the URL of each redirect, and lets errors of others through: a UnicodeError of idna for the
+        # name of a host, a ValueError of urllib for a URL that it cannot join.
+        self.errors = (module.HTTPError, module.InvalidURL, httpx.InvalidURL, OSError, ValueError)
+
+    async def send(self, call: Call) -> Any:
+        """The answer, its body not read yet; it has to be closed."""
+        client = self._client()
+        always = {"accept-encoding": ACCEPT_ENCODING, **self._agent, **prefer_wait(call.wait)}
+        headers = {**always, **call.headers, **conditions(call.known)}
+        options: dict[str, Any] = {"auth": None}
+        if call.at_home:
+            headers, options = headers | self._headers, self._credentials.options
+            authorization = await self._credentials.authorization()
+            if authorization is not None:
+                headers["authorization"] = authorization
+        async with closed_if_failed(call.url) as extensions:
+            extensions["timeout"] = _timeout(client.timeout, call.wait)
+            request = _request(client, call, headers, extensions)
+            return await client.send(request, stream=True, follow_redirects=False, **options)
+
+    async def failed(self, error: Exception) -> FeedError:
+        """The error to raise, from `cause(error)`."""
+        if isinstance(error, self._module.PoolTimeout):
+            await self.aclose()  # httpcore #1093: after unlucky cancellations a pool hands out nothing any more
+            if self._given is not None:
+                return FeedError(
+                    f"{self._where} was not asked: the pool of the client given by client= hands out no "
+                    "connection (PoolTimeout); share it among fewer, or open a new one"
+                )
+        secret = isinstance(error, self._module.LocalProtocolError)
+        text = "" if secret else f" {quoted(self._hidden.masked(str(error)), 200)}"
+        return FeedError(f"{self._where} could not be read: {type(error).__name__}{text}; it is asked again later")
+
+    def cause(self, error: Exception) -> Exception | None:
+        """The error as a traceback may show it: h11 shows the header that it refuses to send."""
+        return None if isinstance(error, self._module.LocalProtocolError) else error
+
+    async def aclose(self) -> None:
+        """Give back connections. The next `send` opens them again, in whatever event loop that is."""
+        own, self._own = self._own, None
+        if own is not None:
+            await own.aclose()
+
+    def _client(self) -> Any:
+        if self._given is not None:
+            return self._given
+        if self._own is None:
+            # The pool's timeout is seen before the deadline of the whole answer.
+            self._own = open_client(httpx.Timeout(self._timeout, pool=self._timeout / 2), shown=self._hidden.shown)
+        return self._own
+
+
+async def close(response: Any) -> None:
+    """Give back the connection of an answer."""
+    if not response.is_closed:
+        with anyio.CancelScope(shield=True):  # else the pool counts the connection as used, for ever
+            await response.aclose()
+
+
+def _request(client: Any, call: Call, headers: Mapping[str, str], extensions: Mapping[str, Any]) -> Any:
+    request = client.build_request(
+        call.method, call.url, headers=headers, content=call.content, extensions=extensions
+    )
+    if call.at_home:
+        return request
+    # A client adds headers, cookies and a query of its own, and which of them are secrets nobody knows.
+    headers = {"user-agent": user_agent(), **headers}
+    return type(request)(call.method, call.url, headers=headers, content=call.content, extensions=extensions)
+
+
+def _agent(client: Any) -> dict[str, str]:
+    """What is added to the name of a client that has none of its own. Our own client knows its name."""
+    name = getattr(client, "headers", {}).get("user-agent", "")
+    return {"user-agent": user_agent(name)} if _DEFAULT_AGENT.fullmatch(name) else {}
+
+
+def _timeout(limits: Any, wait: float) -> dict[str, float | None]:
+    read = None if limits.read is None else limits.read + wait
+    return {"connect": limits.connect, "read": read, "write": limits.write, "pool": limits.pool}
+
 
 MAX_REDIRECTS = 5
 """In a row. A slash, a new path and a login round trip are three."""
@@ -98,7 +289,7 @@ class Origin:
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
         self._max_body = size("max_body", max_body)
-        self._credentials = Credentials(_one_of(parsed, auth, fields), self.where)
+        self._credentials = FeedCredentials(_one_of(parsed, auth, fields), self.where)
         self._exchange = Exchange(hidden, self._credentials, fields, timeout, client)
 
     def address(self, query: Mapping[str, str], url: str | None = None) -> str:

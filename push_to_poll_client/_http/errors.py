@@ -1,13 +1,42 @@
-"""What an HTTP status means for asking again: one rule, also for a feed that a user wrote."""
+"""Map failed requests and HTTP error responses to the errors of this library."""
 
+import sys
 import time
 from http import HTTPStatus
 from typing import Any
 
-from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
-from push_to_poll_client._http import asked_to_wait, without_secrets
+import httpx
 
-__all__ = ["refusal", "refusal_behind"]
+from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
+from push_to_poll_client._http.headers import asked_to_wait
+from push_to_poll_client._http.origins import without_secrets
+
+__all__ = [
+    "BAD_REDIRECT",
+    "module_of",
+    "refusal",
+    "refusal_behind",
+]
+
+
+BAD_REDIRECT = "a redirect to no URL"
+"""The text of the error that our own client raises for such an answer."""
+
+
+def module_of(client: Any) -> Any:
+    """Where the errors of the client's kind are: httpx's and its successor's are unrelated classes.
+
+    Raises:
+        TypeError: It is no client.
+    """
+    if not all(hasattr(client, name) for name in ("aclose", "build_request", "send", "timeout")):
+        raise TypeError(f"client is a {type(client).__name__}; give an httpx.AsyncClient or one of its shape")
+    for kind in type(client).__mro__:
+        module = sys.modules.get(kind.__module__.partition(".")[0])
+        if hasattr(module, "LocalProtocolError") and hasattr(module, "PoolTimeout"):
+            return module
+    return httpx
+
 
 _PASSING = frozenset({408, 425, 429})
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}

@@ -1,4 +1,4 @@
-"""The way to a server that no proxy stands before: short, and read in pieces as large as they come.
+"""An HTTP client for servers without a proxy in between: few layers, large reads.
 
 httpx takes 64 KiB at a time from the socket, and each piece climbs through a dozen layers: a page of 1,000 events
 takes ten reads where two do. And each request passes cookies, redirects, hooks and a log, of no use to a feed.
@@ -12,9 +12,12 @@ import anyio
 import httpcore
 import httpx
 
-from push_to_poll_client._http import BAD_REDIRECT
+from push_to_poll_client._http.errors import BAD_REDIRECT
 
-__all__ = ["DirectClient"]
+__all__ = [
+    "DirectClient",
+]
+
 
 LARGEST = 256 * 1024
 """Bytes; asyncio takes no more at a time."""

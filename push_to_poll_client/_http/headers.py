@@ -1,33 +1,35 @@
-"""HTTP manners that feeds and listeners share: what may be shown of a URL, and when the server wants to be asked.
+"""Read headers: how long a server asks to wait, dates, and `Link` fields.
 
 Nothing here does I/O, and nothing here raises on what a server or a user wrote.
+
+The standard library has no parser for them. That of httpx (`response.links`) cannot be used: it splits at each
+`, <` and `;`, also within quotes and brackets, so that a title or a URL invents links; it gives up on a parameter
+with a second `=`, and loses the `rel` behind it; `rel="next last"` is one name to it, and `REL` and `Next` are
+others than `rel` and `next`; of two `rel` the last counts; a link of another context (`anchor`) passes for one of
+this answer; and targets stay relative.
 """
 
-import functools
-import hashlib
 import re
-import ssl
 from collections.abc import Iterator, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from itertools import islice
 
 import httpx
 
 from push_to_poll_client._types import MAX_NOT_BEFORE
 
 __all__ = [
-    "BAD_REDIRECT",
+    "MAX_LINKS",
+    "TooManyLinks",
     "asked_to_wait",
     "http_date",
-    "identity",
     "is_header_name",
     "is_header_value",
-    "shared_tls_context",
-    "without_secrets",
+    "resolved",
+    "targets",
 ]
 
-BAD_REDIRECT = "a redirect to no URL"
-"""The text of the error that our own client raises for such an answer."""
 
 is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 """Whether it may name a header (RFC 9110 §5.6.2)."""
@@ -35,15 +37,8 @@ is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 is_header_value = re.compile(r"[\t -~]*").fullmatch
 """Whether it can be sent as a header's value: h11 refuses others, and shows them in its error. A line break would
 let a value add headers of its own (RFC 9110 §5.5)."""
-
-_MAX_SHOWN = 300  # characters of a URL in a log line
 _EPOCH = 1e9  # a reset above this is a date (2001 and later), below it a delay (30 years and less)
 _MILLISECONDS = 1e11  # a date above this would be after the year 5000: it is in milliseconds
-
-# RFC 3986 appendix B, which splits every string there is.
-_URL = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?")
-# What is left of an authority without userinfo; anything else may hide a password and is not shown.
-_HOST = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[^\s:@\\\[\]]+)(?::[0-9]*)?")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")  # \d would take digits of every script
 
 # RFC 9651 §3.1: one member of a list, a string or token with parameters. Possessive, hence linear.
@@ -60,42 +55,6 @@ _ASKING = {"backoff", "ratelimit", "retry-after", "x-poll-interval"} | {f"{name}
 
 SECOND_LIMIT = 60.0
 """Seconds that GitHub wants at least, when a second limit is exceeded and nothing says for how long."""
-
-
-def without_secrets(url: object) -> str:
-    """A URL as it may stand in errors, logs, `repr` and status.
-
-    Args:
-        url: A `str`, or what `str()` makes a URL of. Garbage is welcome.
-
-    Returns:
-        Scheme, host, port and path, without userinfo and fragment; of the query the names, each value replaced
-        by "…". At most 300 characters, all printable.
-    """
-    shown, _ = _parts(str(url))
-    return shown if len(shown) <= _MAX_SHOWN else shown[: _MAX_SHOWN - 1] + "…"
-
-
-def identity(url: object) -> str:
-    """What tells one feed from another, without secrets.
-
-    Args:
-        url: As for `without_secrets`.
-
-    Returns:
-        The URL without secrets, and if it has a query a digest of it: two feeds that differ in their queries
-        differ here. A secret in the query becomes part of what the feed is, so it belongs in a header.
-    """
-    shown, query = _parts(str(url))
-    if not query:
-        return shown
-    return f"{shown}#{hashlib.sha256(query.encode(errors='surrogatepass')).hexdigest()[:8]}"
-
-
-@functools.cache
-def shared_tls_context() -> ssl.SSLContext:
-    """The one TLS context of the process: each would cost 840 KiB and tens of milliseconds."""
-    return httpx.create_ssl_context()
 
 
 def asked_to_wait(
@@ -152,22 +111,6 @@ def http_date(headers: Mapping[str, str], name: str) -> float | None:
         return None
 
 
-def _parts(url: str) -> tuple[str, str]:
-    """The URL as it may be shown, and its query."""
-    scheme, authority, path, query = _URL.findall(url)[0]
-    host = authority.rpartition("@")[2]
-    if not scheme or not _HOST.fullmatch(host):
-        return "(not a URL)", url
-    names = "&".join(_name(field) for field in re.split("[&;]", query))
-    shown = f"{scheme.lower()}://{host.lower()}{path}" + (f"?{names}" if query else "")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown), query
-
-
-def _name(field: str) -> str:
-    name, equals, _ = field.partition("=")
-    return f"{name}=…" if equals else "…"  # a field without "=" is as likely a key to something as a name
-
-
 def _header(headers: Mapping[str, str], name: str) -> str | None:
     try:
         value = headers.get(name)
@@ -216,3 +159,72 @@ def _rate_limit_reset(status: int, headers: Mapping[str, str], now: float) -> It
         elif reset is not None and (refused or remaining == 0):
             date = reset / 1000 if reset > _MILLISECONDS else reset
             yield max(0.0, date - now) if reset > _EPOCH else reset
+
+
+MAX_LINKS = 100
+"""Links of an answer that are looked at. An API has five, a page on the web some dozens."""
+
+# RFC 8288 §3 and appendix B.2, possessive and hence linear. A string that does not end ends with the field.
+_LINK_STRING = r'"(?:[^"\\]++|\\.)*+"?+'
+_LINK_PARAMETER = rf"[ \t]*+;[ \t]*+([^\s=;,]*+)[ \t]*+(?:=[ \t]*+({_LINK_STRING}|[^;,\"]*+))?+"
+_LINK = re.compile(
+    rf"[ \t]*+(?:<([^<>]*+)>((?:{_LINK_PARAMETER})*+))?+(?:[^,\"]++|{_LINK_STRING})*+,?+", re.DOTALL
+)
+_PARAMETERS = re.compile(_LINK_PARAMETER, re.DOTALL)
+_QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
+
+
+class TooManyLinks(ValueError):
+    """There are more than `MAX_LINKS`."""
+
+
+def targets(fields: str, relation: str, base: str) -> Iterator[str]:
+    """Where the links of a relation lead, the first one first.
+
+    Args:
+        fields: The values of all `Link` fields, with commas between them.
+        relation: Its type: "next", or a URL for one that is nobody's standard. Case says nothing.
+        base: What answered.
+
+    Yields:
+        What stands between the brackets: relative, absolute, or nothing that makes a URL (`resolved`).
+
+    Raises:
+        TooManyLinks: After the last target, since there may be another.
+    """
+    relation, links = relation.lower(), _LINK.finditer(fields)
+    for found in islice(links, MAX_LINKS):
+        if _is(relation, _first_of_each(found[2] or ""), base):
+            yield found[1]
+    if any(found[0] for found in links):
+        raise TooManyLinks(f"more than {MAX_LINKS} links")
+
+
+def _is(relation: str, parameters: Mapping[str, str], base: str) -> bool:
+    related = relation in parameters.get("rel", "").lower().split()
+    return related and _is_about(base, parameters.get("anchor"))
+
+
+def _is_about(base: str, anchor: str | None) -> bool:
+    """Whether the link's context is what answered (RFC 8288 §3.2)."""
+    return anchor is None or resolved(anchor, base) == resolved("", base)
+
+
+def _first_of_each(parameters: str) -> dict[str, str]:
+    """By names in lower case. RFC 8288 §3.3: a second `rel` is ignored."""
+    given: dict[str, str] = {}
+    for name, value in _PARAMETERS.findall(parameters):
+        given.setdefault(name.lower(), _unquoted(value))
+    return given
+
+
+def _unquoted(value: str) -> str:
+    return _QUOTED_PAIR.sub(r"\1", value[1:].removesuffix('"')) if value.startswith('"') else value.strip(" \t")
+
+
+def resolved(target: str, base: str) -> str | None:
+    """A link as an absolute URL; `None`: it makes none."""
+    try:
+        return str(httpx.URL(base).join(target.strip()))
+    except (httpx.InvalidURL, ValueError):  # and ValueError is what urljoin has to say
+        return None

@@ -1,8 +1,7 @@
-"""What feeds and listeners send by: a client of their own, quiet and bounded, or one that they were given."""
+"""Open the HTTP client that feeds and listeners send by, and close what a failed request leaves."""
 
 import functools
 import ssl
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from http import HTTPStatus
@@ -14,18 +13,24 @@ from urllib.request import getproxies
 import anyio
 import httpx
 
-from push_to_poll_client._http import shared_tls_context, without_secrets
+from push_to_poll_client._http.origins import without_secrets
 
 __all__ = [
     "CLOSE_TIMEOUT",
     "closed_if_failed",
-    "http_url",
-    "module_of",
     "open_client",
+    "shared_tls_context",
     "unwind",
     "unwinding",
     "user_agent",
 ]
+
+
+@functools.cache
+def shared_tls_context() -> ssl.SSLContext:
+    """The one TLS context of the process: each would cost 840 KiB and tens of milliseconds."""
+    return httpx.create_ssl_context()
+
 
 KEEP_ALIVE = 90.0
 """Seconds: longer than the default fallback interval, so that an idle consumer does not pay a handshake a poll."""
@@ -33,27 +38,6 @@ KEEP_ALIVE = 90.0
 
 CLOSE_TIMEOUT = 2.0
 """Seconds for giving back a connection. Nothing is said for goodbye, so only what is broken takes any time."""
-
-
-def http_url(url: str) -> httpx.URL:
-    """Take an address apart.
-
-    Raises:
-        TypeError: It is no `str`.
-        ValueError: It is no absolute http address. Its secrets are not in the text.
-    """
-    if not isinstance(url, str):
-        raise TypeError(f"url is a {type(url).__name__}; give a str")
-    try:
-        parsed = httpx.URL(url)
-        host = parsed.host
-    except (httpx.InvalidURL, UnicodeError):  # whose text may quote a piece of a password
-        raise ValueError(f"url is no URL: {without_secrets(url)}") from None
-    if parsed.scheme not in {"http", "https"} or not host:
-        raise ValueError(
-            f"url is {without_secrets(url)}; give an absolute one that begins with http:// or https://"
-        )
-    return parsed
 
 
 @functools.cache
@@ -93,7 +77,7 @@ def open_client(
     }
     if getproxies().keys() - {"no"}:
         return httpx.AsyncClient(verify=tls, limits=limits, **settings)
-    from push_to_poll_client._direct_client import DirectClient  # takes 80 ms, since it imports trio
+    from push_to_poll_client._http.direct_client import DirectClient  # takes 80 ms, since it imports trio
 
     return DirectClient(tls, limits, **settings)
 
@@ -179,18 +163,3 @@ async def unwind(chunks: AsyncIterator[bytes]) -> None:
         scope.cancel()
         async for _ in chunks:
             pass
-
-
-def module_of(client: Any) -> Any:
-    """Where the errors of the client's kind are: httpx's and its successor's are unrelated classes.
-
-    Raises:
-        TypeError: It is no client.
-    """
-    if not all(hasattr(client, name) for name in ("aclose", "build_request", "send", "timeout")):
-        raise TypeError(f"client is a {type(client).__name__}; give an httpx.AsyncClient or one of its shape")
-    for kind in type(client).__mro__:
-        module = sys.modules.get(kind.__module__.partition(".")[0])
-        if hasattr(module, "LocalProtocolError") and hasattr(module, "PoolTimeout"):
-            return module
-    return httpx

@@ -1,0 +1,1 @@
+"""HTTP, once, for feeds and listeners: requests, responses, credentials, origins and limits."""

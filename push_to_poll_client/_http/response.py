@@ -1,0 +1,298 @@
+"""Read an HTTP response, bounded in size and time.
+
+One cancel scope for both, whose deadline moves: a scope for each piece of a body would cost more than its reading.
+
+httpx unpacks whatever it read from the socket at once, and 64 KiB of gzip can hold 64 MiB. Here zlib is told
+each time how much it may give.
+"""
+
+import re
+import zlib
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import anyio
+
+from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._http.caching import Validators, validators_of
+from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, resolved, targets
+from push_to_poll_client._http.transport import unwind
+from push_to_poll_client._validation import quoted
+
+__all__ = [
+    "ACCEPT_ENCODING",
+    "FLOOR",
+    "READ",
+    "STILL",
+    "Answer",
+    "Patience",
+    "link",
+    "read_body",
+]
+
+
+STILL = 10.0
+"""Seconds in which `FLOOR` bytes of a body have to come. TCP sends a lost packet again within 3 of them."""
+
+FLOOR = 1024
+"""Bytes that have to come in `STILL` seconds: a tenth of what modems did. A drip of less is no transfer."""
+
+
+class Patience:
+    """The time for one answer. Made when it is asked for.
+
+    Args:
+        timeout: Seconds for the whole answer.
+        wait: Seconds for which the server may hold it, on top. So long its body may stand still, too: CouchDB
+            sends a newline now and then.
+
+    Attributes:
+        scope: What it all happens in.
+    """
+
+    def __init__(self, timeout: float, wait: float) -> None:
+        now = anyio.current_time()
+        self._held = now + wait
+        self._end = self._held + timeout
+        self._missing = 0
+        self.scope = anyio.CancelScope(deadline=self._end)
+
+    def begin(self) -> None:
+        """The headers are here."""
+        self._missing = FLOOR
+        self.scope.deadline = min(self._end, max(self._held, anyio.current_time()) + STILL)
+
+    def came(self, size: int) -> None:
+        """So many bytes of the body came."""
+        self._missing -= size
+        if self._missing <= 0:
+            self.begin()
+
+    def ask_again(self) -> None:
+        """Another answer is asked for in the same time."""
+        self.scope.deadline = self._end
+
+    @property
+    def stood_still(self) -> bool:
+        """Whether that was it, when the scope was cancelled."""
+        return self.scope.deadline < self._end
+
+
+ACCEPT_ENCODING = "gzip"
+"""What is asked for. It can unpack deflate too, of which servers have two kinds; httpx would ask for more."""
+
+_NO_BODY = frozenset({204, 304})
+_BEHIND = b"\0 \t\r\n"
+_SIZE = re.compile(r"[0-9]+")
+
+
+async def read_body(response: Any, limit: int, where: str, patience: Patience) -> bytes:
+    """Read a streamed `httpx.Response`, or one of another module, to its end.
+
+    Args:
+        response: Not read yet.
+        limit: Bytes, for the body on the wire and for the body unpacked. Not more than a read from the socket
+            beyond it is ever held.
+        where: The URL without secrets, for errors.
+        patience: Is told what comes.
+
+    Raises:
+        FeedError: It is larger, or is not what its `Content-Encoding` says, or that is unknown here.
+    """
+    if response.is_stream_consumed:  # by a transport that keeps answers, as caches and mocks do
+        _check(len(response.content), limit, where)
+        return bytes(response.content)
+    _check(_announced(response), limit, where)
+    unpack = _unpacker(response.headers.get("content-encoding", ""), where)
+    parts, size, wire = list[bytes](), 0, 0
+    chunks = response.aiter_raw()
+    patience.begin()
+    try:
+        async for chunk in chunks:
+            patience.came(len(chunk))
+            part = unpack.some(chunk, limit + 1 - size)
+            wire, size = wire + len(chunk), size + len(part)
+            _check(max(wire, size), limit, where)
+            parts.append(part)
+    except BaseException:
+        await unwind(chunks)
+        raise
+    if wire:
+        unpack.end()
+    return b"".join(parts)
+
+
+def _check(size: int, limit: int, where: str) -> None:
+    if size > limit:
+        raise FeedError(f"{where} sent a body of more than {limit} bytes; raise max_body= if that is right")
+
+
+class _Plain:
+    def some(self, chunk: bytes, most: int) -> bytes:  # noqa: ARG002
+        return chunk
+
+    def end(self) -> None:
+        pass
+
+
+class _Packed:
+    """Zlib, by any of its three wrappings."""
+
+    def __init__(self, name: str, wbits: int, where: str) -> None:
+        self._zlib = zlib.decompressobj(wbits=wbits)
+        self._name = name
+        self._where = where
+
+    def some(self, chunk: bytes, most: int) -> bytes:
+        if self._zlib.eof:
+            self._check_behind(chunk)
+            return b""
+        try:
+            part = self._zlib.decompress(chunk, most)
+        except zlib.error as error:
+            raise FeedError(f"{self._where} sent a body that is no {self._name}: {quoted(error)}") from error
+        self._check_behind(self._zlib.unused_data)
+        return part
+
+    def end(self) -> None:
+        if not self._zlib.eof:
+            raise FeedError(f"{self._where} sent a {self._name} body that ends in the middle")
+
+    def _check_behind(self, data: bytes) -> None:
+        """Padding is ignored, as browsers do. A second file, which gzip allows, would be lost."""
+        if data.strip(_BEHIND):
+            raise FeedError(
+                f"{self._where} sent a {self._name} body with something behind its end; "
+                'have it sent as it is: headers={"accept-encoding": "identity"}'
+            )
+
+
+class _Deflate:
+    """By the standard in zlib's wrapping (RFC 9110 §8.4.1.2), by many servers in none."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._head = b""
+        self._packed: _Packed | None = None
+
+    def some(self, chunk: bytes, most: int) -> bytes:
+        if self._packed is None:
+            self._head += chunk
+            if len(self._head) < 2:  # noqa: PLR2004  # bytes of zlib's head
+                return b""
+            chunk, self._packed = self._head, _Packed("deflate", _wbits(self._head), self._where)
+        return self._packed.some(chunk, most)
+
+    def end(self) -> None:
+        (self._packed or _Packed("deflate", zlib.MAX_WBITS, self._where)).end()
+
+
+def _wbits(head: bytes) -> int:
+    """RFC 1950 §2.2: a zlib head says 8, and is a multiple of 31."""
+    is_zlib = head[0] & 15 == 8 and (head[0] * 256 + head[1]) % 31 == 0  # noqa: PLR2004
+    return zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
+
+
+def _announced(response: Any) -> int:
+    """The bytes that are to come; 0: it does not say. 304 speaks of a body that it does not have."""
+    length = response.headers.get("content-length", "")
+    return int(length[:20]) if _SIZE.fullmatch(length) and response.status_code not in _NO_BODY else 0
+
+
+def _unpacker(encoding: str, where: str) -> _Plain | _Packed | _Deflate:
+    match encoding.strip().lower():
+        case "" | "identity":
+            return _Plain()
+        case "gzip" | "x-gzip":  # RFC 9110 §8.4.1.3: the same
+            return _Packed("gzip", zlib.MAX_WBITS | 16, where)
+        case "deflate":
+            return _Deflate(where)
+        case _:
+            raise FeedError(
+                f"{where} sent Content-Encoding {quoted(encoding)}, but was asked for {ACCEPT_ENCODING}"
+            )
+
+
+READ = frozenset({200, 203, 204, 304})
+"""What is an answer; the others are refusals."""
+
+
+class Answer(NamedTuple):
+    """What the server said.
+
+    Attributes:
+        status: Of any kind.
+        headers: By names in whatever case.
+        body: Unpacked.
+        retry_after: Seconds that the server asks to be left alone; `None` when it did not.
+        url: What answered, after redirects: what links in the answer are relative to. It may hold secrets.
+        known: By what it was asked for news alone; `None`: for all there is.
+        redirected: Whether another URL answered than was asked.
+        where: Who said it, for errors, without secrets: the feed, or another origin that it led to.
+        within_poll: As `retry_after`, before a further page of the same poll.
+        moves: The permanent redirects that were followed to this answer, each as its old and its new URL.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    retry_after: float | None
+    url: str
+    known: Validators | None = None
+    redirected: bool = False
+    where: str = ""
+    within_poll: float | None = None
+    moves: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def media_type(self) -> str:
+        """What it calls itself, in lower case and without parameters; "" when it does not."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    def wrong_type(self, right: str) -> FeedError:
+        """The error for what calls itself something else than this feed can read: `right` says what that is."""
+        stated = quoted(self.headers.get("content-type", ""))
+        return FeedError(
+            f"{self.where} sent {stated}, {right}; check that the URL is that of a feed and no login page stands "
+            "before it"
+        )
+
+    @property
+    def validators(self) -> Validators | None:
+        """By what to ask for news alone the next time, once all that came is settled; `None`: for all again.
+
+        They belong to the URL that was asked: an answer by way of a redirect has none.
+        """
+        if self.redirected:
+            return None
+        return validators_of(self.headers, self.known if self.status == HTTPStatus.NOT_MODIFIED else None)
+
+
+def link(answer: Answer, relation: str) -> str | None:
+    """Where the first link of this relation leads.
+
+    Args:
+        answer: Of a server.
+        relation: Its type: "next", or a URL for one that is nobody's standard. Case says nothing.
+
+    Returns:
+        The target, absolute: resolved against what answered. It may be of another origin, which `Origin.ask`
+        looks at, and hold secrets. `None`: there is no such link.
+
+    Raises:
+        FeedError: There is one, and it leads to no URL; or there are too many others before it. Taken for none,
+            it would look like the end of the feed.
+    """
+    try:
+        target = next(targets(answer.headers.get("link", ""), relation, answer.url), None)
+    except TooManyLinks:
+        raise FeedError(
+            f"{answer.where} has more than {MAX_LINKS} links, and none of the first is what was sought"
+        ) from None
+    if target is None:
+        return None
+    url = resolved(target, answer.url)
+    if url is None:
+        raise FeedError(f"{answer.where} links to its {quoted(relation)} by what is no URL")
+    return url
