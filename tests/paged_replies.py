@@ -5,7 +5,7 @@ import json
 import httpx
 
 from push_to_poll_client._http.response import Answer
-from push_to_poll_client.feeds._paged.reply import Reply
+from push_to_poll_client.feeds._paged.body import Reply
 
 URL = "https://api.vendor.example/v1/events?limit=2"
 

@@ -6,13 +6,18 @@ import pytest
 from forms import form
 from vendors.atom import document, written
 
-from push_to_poll_client.feeds._atom import messages
-from push_to_poll_client.feeds._atom.document import MAX_SCOPE, MOST_DEPTH, read_document
-from push_to_poll_client.feeds._atom.encoding import as_utf8
-from push_to_poll_client.feeds._atom.instants import Instant
-from push_to_poll_client.feeds._atom.messages import messages_of
-from push_to_poll_client.feeds._atom.source import MAX_URL, resolved
-from push_to_poll_client.feeds._atom.xml import MAX_TAG
+from push_to_poll_client.feeds._atom import entry as entry_module
+from push_to_poll_client.feeds._atom.constructs import Instant
+from push_to_poll_client.feeds._atom.entry import messages_of
+from push_to_poll_client.feeds._atom.parser import (
+    MAX_SCOPE,
+    MAX_TAG,
+    MAX_URL,
+    MOST_DEPTH,
+    as_utf8,
+    read_document,
+    resolved,
+)
 
 ATOM = "http://www.w3.org/2005/Atom"
 FH = "http://purl.org/syndication/history/1.0"
@@ -238,8 +243,8 @@ def test_a_reference_that_is_too_long_stays_as_it_was_written():
 
 
 def test_unreadable_entries_have_an_end(monkeypatch):
-    most = form(300, messages.MAX_UNREADABLE)
-    monkeypatch.setattr(messages, "MAX_UNREADABLE", most)
+    most = form(300, entry_module.MAX_UNREADABLE)
+    monkeypatch.setattr(entry_module, "MAX_UNREADABLE", most)
     found = read(document([], marks="<entry/>" * (most + 1)), most=most * 2).entries
     with pytest.raises(ValueError, match=f"has more than {most} unreadable entries"):
         messages_of(found)

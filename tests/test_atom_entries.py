@@ -7,10 +7,9 @@ from forms import form
 from vendors.atom import ROOT, document
 
 from push_to_poll_client import AtomEntry, AtomFeed, DeadLetter, Message, UndecodableMessage, UnreadableMessage
-from push_to_poll_client.feeds._atom import tree
-from push_to_poll_client.feeds._atom.document import MAX_AUTHORS, read_document
-from push_to_poll_client.feeds._atom.messages import messages_of
-from push_to_poll_client.feeds._atom.xml import MAX_DEPTH
+from push_to_poll_client.feeds._atom import entry as entry_module
+from push_to_poll_client.feeds._atom.entry import messages_of
+from push_to_poll_client.feeds._atom.parser import MAX_AUTHORS, MAX_DEPTH, read_document
 from push_to_poll_client.feeds.atom import AtomCategory, AtomLink, AtomPerson, AtomText
 
 ATOM = "http://www.w3.org/2005/Atom"
@@ -415,7 +414,7 @@ def test_an_entry_that_is_corrected_is_another_message():
     assert broken.key == moved.key
 
 
-ELEMENTS = form(2_000, tree.MAX_ELEMENTS)
+ELEMENTS = form(2_000, entry_module.MAX_ELEMENTS)
 
 
 @pytest.mark.parametrize(
@@ -426,7 +425,7 @@ ELEMENTS = form(2_000, tree.MAX_ELEMENTS)
     ],
 )
 def test_an_entry_that_would_take_too_much_fails_when_it_is_read(inner, why, monkeypatch):
-    monkeypatch.setattr(tree, "MAX_ELEMENTS", ELEMENTS)
+    monkeypatch.setattr(entry_module, "MAX_ELEMENTS", ELEMENTS)
     message = entry(inner)
     assert message.entry_id == "urn:1"
     for read in (lambda: message.data, lambda: message.title, lambda: message.links, lambda: message.base):

@@ -21,7 +21,7 @@ from push_to_poll_client import (
     FetchRequest,
     UnreadableMessage,
 )
-from push_to_poll_client.feeds._atom.complete import MOST_UNPACKED, recalled
+from push_to_poll_client.feeds._atom.complete_feed import MOST_UNPACKED, recalled
 
 pytestmark = pytest.mark.anyio
 
@@ -395,7 +395,7 @@ async def test_an_archive_that_moved_is_remembered_once_it_was_read():
 
 
 async def test_of_so_many_documents_it_is_known_that_they_were_not_found(monkeypatch):
-    monkeypatch.setattr("push_to_poll_client.feeds._atom.absent.MOST_ADDRESSES", 1)
+    monkeypatch.setattr("push_to_poll_client.feeds._atom.complete_feed.MOST_ADDRESSES", 1)
     site, other = archived(), archived()
     site.documents["/a/1"] = other.documents["/a/2"] = httpx.Response(404)
     one, two = site.feed(), other.feed()

@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 from vendors.atom import FORMS, Atom, document
 
 from push_to_poll_client import AtomEntry, AtomFeed, DeadLetter, FetchRequest, UndecodableMessage
-from push_to_poll_client.feeds._atom.document import read_document
-from push_to_poll_client.feeds._atom.encoding import as_utf8
-from push_to_poll_client.feeds._atom.instants import Instant
-from push_to_poll_client.feeds._atom.messages import messages_of
-from push_to_poll_client.feeds._atom.tree import parse
+from push_to_poll_client.feeds._atom.constructs import Instant
+from push_to_poll_client.feeds._atom.entry import messages_of, parse
+from push_to_poll_client.feeds._atom.parser import as_utf8, read_document
 
 ATOM = "{http://www.w3.org/2005/Atom}"
 URL = "https://shop.example/feed"

@@ -17,7 +17,7 @@ from push_to_poll_client import _types
 from push_to_poll_client._exceptions import FeedError, UndecodableMessage
 from push_to_poll_client.feeds import CloudEvent
 from push_to_poll_client.feeds import _cloudevents as cloudevents
-from push_to_poll_client.feeds._json_split import split
+from push_to_poll_client.feeds._decoding import split
 
 sys.path.append(str(Path(__file__).with_name("fuzz")))
 from work import counting_calls, work_of  # which stands there

@@ -50,12 +50,17 @@ from push_to_poll_client import _exceptions as exceptions
 from push_to_poll_client._http import caching, client, headers, origins, response
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._exit import Exit
-from push_to_poll_client.feeds import _reading, _seen, paged
-from push_to_poll_client.feeds._atom import document, instants, tree, xml
+from push_to_poll_client.feeds import (
+    _decoding,
+    _end_of_feed,
+    _newest_first,
+    _newest_first_cursor,
+    _newest_first_walk,
+    paged,
+)
+from push_to_poll_client.feeds._atom import constructs, entry, parser
 from push_to_poll_client.feeds._durable import place, said
-from push_to_poll_client.feeds._manners import tail
-from push_to_poll_client.feeds._paged import asker
-from push_to_poll_client.feeds._walk_back import walk_back, way, ways
+from push_to_poll_client.feeds._paged import request
 from push_to_poll_client.listeners import (
     _json_hint,
     _paths,
@@ -160,11 +165,11 @@ def test_the_limits_are_these():
     stated = [
         f"{body >> 20} MiB",
         f"{HTTPFeed('https://shop.example')._most:,}",
-        f"{_reading.MAX_UNREADABLE:,}",
-        f"{_reading.MAX_ID:,} characters",
+        f"{_decoding.MAX_UNREADABLE:,}",
+        f"{_decoding.MAX_ID:,} characters",
         f"{_types.MAX_CURSOR:,} characters",
         f"{default(HTTPFeed, 'timeout'):g} s",
-        f"{asker.MAX_ERROR >> 10} KiB, in {client.MOST_FOR_AN_ERROR:g} s",
+        f"{request.MAX_ERROR >> 10} KiB, in {client.MOST_FOR_AN_ERROR:g} s",
         f"{response.FLOOR:,} bytes in each {response.STILL:g} s, once a wait that was asked for is over",
         f"{client.MAX_REDIRECTS}",
         f"{origins.MAX_MOVES}, for an hour",
@@ -172,20 +177,20 @@ def test_the_limits_are_these():
         f"{headers.MAX_LINKS}",
         f"{caching.MAX_VALIDATOR:,} characters",
         f"{caching.MAX_FRESH / 3600:g} hour",
-        f"{tail.MAX_URLS}",
+        f"{_end_of_feed.MAX_URLS}",
         f"{origins.MAX_SECRET:,} characters",
-        f"{walk_back.MOST_MESSAGES:,}, or {way.MOST_BYTES >> 20} MiB of documents",
-        f"{way.MOST_DOCUMENTS:,} and {way.MOST_ADDRESSES:,}",
-        f"{ways.MOST_WALKS}",
-        f"{way.MOST_TRIES}",
-        f"{_seen.MOST_KEPT:,} and {_seen.KEPT}",
+        f"{_newest_first.MOST_MESSAGES:,}, or {_newest_first_walk.MOST_BYTES >> 20} MiB of documents",
+        f"{_newest_first_walk.MOST_DOCUMENTS:,} and {_newest_first_walk.MOST_ADDRESSES:,}",
+        f"{_newest_first_walk.MOST_WALKS}",
+        f"{_newest_first_walk.MOST_TRIES}",
+        f"{_newest_first_cursor.MOST_KEPT:,} and {_newest_first_cursor.KEPT}",
         f"{place.MAX_OFFSET:,} characters",
         f"{said.MAX_ECHO} characters",
-        f"{tree.MAX_ELEMENTS:,} and {xml.MAX_DEPTH}",
-        f"{document.MOST_DEPTH:,}",
+        f"{entry.MAX_ELEMENTS:,} and {parser.MAX_DEPTH}",
+        f"{parser.MOST_DEPTH:,}",
         f"{_json.MAX_DEPTH}",
-        f"{xml.MAX_TAG >> 10:,} KiB",
-        f"{document.MAX_SCOPE:,} and {instants.MAX_DATE} characters",
+        f"{parser.MAX_TAG >> 10:,} KiB",
+        f"{parser.MAX_SCOPE:,} and {constructs.MAX_DATE} characters",
         f"{default(WebSocketListener, 'max_size') >> 10} KiB",
         f"{default(SSEListener, 'max_size') >> 10} KiB",
         f"{default(WebhookListener, 'max_body') >> 10:,} KiB, in {default(WebhookListener, 'body_timeout'):g} s",

@@ -30,7 +30,7 @@ from push_to_poll_client._json import (
     decode,
 )
 from push_to_poll_client.feeds._cloudevents import read_batch
-from push_to_poll_client.feeds._paged.lists import _decode_lines
+from push_to_poll_client.feeds._paged.body import _decode_lines
 from push_to_poll_client.feeds.paged import LINES, Entries, OldestFirst, PagedFeed, from_last, to_query
 from push_to_poll_client.listeners._asking import Answer, UnusableAnswer
 
@@ -224,8 +224,7 @@ THEMSELVES = {
     "_json.py": "the limit",
     "feeds/_cloudevents.py": "after the depth of the page or the event was looked at",
     "feeds/_durable/framing.py": "of short texts, and where values are left as they stand",
-    "feeds/_paged/lists.py": "after the depth of the page or the entry was looked at",
-    "feeds/_paged/reply.py": "where values are left as they stand",
+    "feeds/_paged/body.py": "after the depth was looked at, or where values are left as they stand",
 }
 """The modules that decode by msgspec itself, and why they may."""
 

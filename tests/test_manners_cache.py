@@ -20,7 +20,7 @@ from push_to_poll_client._http.caching import (
     validators_of,
 )
 from push_to_poll_client._http.response import Answer
-from push_to_poll_client.feeds._manners.tail import MAX_URLS, Tail
+from push_to_poll_client.feeds._end_of_feed import MAX_URLS, Tail
 
 URL = "https://shop.example/orders"
 MODIFIED = "Tue, 14 Nov 2023 22:13:20 GMT"

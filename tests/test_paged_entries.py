@@ -7,11 +7,11 @@ from paged_replies import names, read, reply
 
 from push_to_poll_client import UnreadableMessage
 from push_to_poll_client._types import DeadLetter
-from push_to_poll_client.feeds._json_split import split
+from push_to_poll_client.feeds._decoding import split
+from push_to_poll_client.feeds._paged import body as body_module
 from push_to_poll_client.feeds._paged import entries as entries_module
-from push_to_poll_client.feeds._paged import lists
-from push_to_poll_client.feeds._paged.fields import Field
-from push_to_poll_client.feeds._paged.reply import Unfit
+from push_to_poll_client.feeds._paged.body import Unfit
+from push_to_poll_client.feeds._paged.readers import Field
 from push_to_poll_client.feeds.paged import (
     CONTENTS,
     LINES,
@@ -112,7 +112,7 @@ def test_a_page_has_so_many_entries_at_most(where, body):
 
 def test_a_page_of_too_many_entries_is_not_decoded(monkeypatch):
     """In memory each takes some hundred bytes, of which two made it."""
-    monkeypatch.setattr(lists, "_decode_list", None)
+    monkeypatch.setattr(body_module, "_decode_list", None)
     with pytest.raises(Unfit, match="a page has more than 3 entries"):
         read(Entries(), [{"id": "a" * 60}] * 4, most=3)
 

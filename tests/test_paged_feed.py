@@ -25,7 +25,7 @@ from push_to_poll_client import (
     UnreadableMessage,
 )
 from push_to_poll_client._types import DeadLetter
-from push_to_poll_client.feeds import _reading
+from push_to_poll_client.feeds import _decoding
 from push_to_poll_client.feeds.paged import (
     LINES,
     Entries,
@@ -939,7 +939,7 @@ async def test_a_304_that_was_not_asked_for_is_a_broken_cache():
 
 
 async def test_a_large_answer_is_read_in_a_thread(monkeypatch):
-    monkeypatch.setattr(_reading, "_LARGE_BODY", 10)
+    monkeypatch.setattr(_decoding, "_LARGE_BODY", 10)
     threads = []
 
     def noting(said):
@@ -958,7 +958,7 @@ async def test_a_large_answer_is_read_in_a_thread(monkeypatch):
 
 
 async def test_an_error_in_a_thread_is_the_same(monkeypatch):
-    monkeypatch.setattr(_reading, "_LARGE_BODY", 10)
+    monkeypatch.setattr(_decoding, "_LARGE_BODY", 10)
     assert "there is no list at 'data'" in str(await refused(says({"items": [1, 2, 3]})))
 
 

@@ -6,10 +6,10 @@ import pytest
 from paged_replies import BODY, reply
 
 from push_to_poll_client import ChainRestart, CursorExpired, FeedError, FeedGone
-from push_to_poll_client.feeds._paged.orders import Place
+from push_to_poll_client.feeds._paged.body import Unfit
 from push_to_poll_client.feeds._paged.outcomes import meaning
+from push_to_poll_client.feeds._paged.pagination import Place
 from push_to_poll_client.feeds._paged.readers import reader
-from push_to_poll_client.feeds._paged.reply import Unfit
 from push_to_poll_client.feeds._paged.senders import Asking
 from push_to_poll_client.feeds.paged import (
     Latest,
@@ -72,7 +72,7 @@ from push_to_poll_client.feeds.paged import (
         (from_body("no").then(str), None, "from_body('no').then(str)"),
         (from_each("id").then(lambda last: last + 1), 4, "from_each('id').then(<lambda>)"),
         (from_each("no").then(str), None, "from_each('no').then(str)"),
-        (reader(type).then(str), "<class 'push_to_poll_client.feeds._paged.reply.Reply'>", "type.then(str)"),
+        (reader(type).then(str), "<class 'push_to_poll_client.feeds._paged.body.Reply'>", "type.then(str)"),
     ],
 )
 def test_a_reader_reads_and_says_what_it_is(what, value, text):

@@ -3,8 +3,8 @@
 import pytest
 from paged_replies import BODY, reply
 
-from push_to_poll_client.feeds._paged.fields import Field, texts
-from push_to_poll_client.feeds._paged.reply import Unfit, elements, members, path_of, text_of
+from push_to_poll_client.feeds._paged.body import Unfit, elements, members, path_of, text_of
+from push_to_poll_client.feeds._paged.readers import Field, texts
 
 # Paths
 

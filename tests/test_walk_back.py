@@ -22,9 +22,10 @@ from push_to_poll_client import (
 )
 from push_to_poll_client._http.caching import Validators
 from push_to_poll_client._types import MAX_CURSOR
-from push_to_poll_client.feeds import _seen
-from push_to_poll_client.feeds._seen import KEPT, MOST_KEPT, Seen, digest
-from push_to_poll_client.feeds._walk_back import Leaf, WalkBack, way, ways
+from push_to_poll_client.feeds import _newest_first_cursor, _newest_first_walk
+from push_to_poll_client.feeds._newest_first import WalkBack
+from push_to_poll_client.feeds._newest_first_cursor import KEPT, MOST_KEPT, Seen, digest
+from push_to_poll_client.feeds._newest_first_walk import Leaf
 from push_to_poll_client.feeds.paged import (
     Entries,
     NewestFirst,
@@ -143,8 +144,8 @@ async def test_a_document_that_is_broken_leads_to_the_top_after_some_tries(kind)
     one = reader(documents)
     await one.step()
     at = one.walk._ways.get(None).at
-    documents.errors[at] = [FeedError("garbage") for _ in range(way.MOST_TRIES)]
-    for _ in range(way.MOST_TRIES):
+    documents.errors[at] = [FeedError("garbage") for _ in range(_newest_first_walk.MOST_TRIES)]
+    for _ in range(_newest_first_walk.MOST_TRIES):
         with pytest.raises(FeedError, match="garbage"):
             await one.poll()
     documents.asked.clear()
@@ -156,7 +157,7 @@ async def test_tries_are_counted_for_each_document():
     documents = Following(30)
     one = reader(documents)
     for name in documents.entries[2:-1:3]:
-        documents.errors[name] = [FeedError("weather") for _ in range(way.MOST_TRIES - 1)]
+        documents.errors[name] = [FeedError("weather") for _ in range(_newest_first_walk.MOST_TRIES - 1)]
     while one.saved is None:
         try:
             await one.poll()
@@ -169,8 +170,8 @@ async def test_tries_are_counted_for_each_document():
 async def test_a_bug_in_a_look_is_a_document_that_is_broken_too():
     documents = Numbered(9)
     one = reader(documents)
-    documents.errors["2"] = [KeyError("bug") for _ in range(way.MOST_TRIES)]
-    for _ in range(way.MOST_TRIES):
+    documents.errors["2"] = [KeyError("bug") for _ in range(_newest_first_walk.MOST_TRIES)]
+    for _ in range(_newest_first_walk.MOST_TRIES):
         with pytest.raises(KeyError):
             await one.poll()
     assert await one.poll() == names(1, 9)
@@ -260,7 +261,7 @@ async def test_an_address_that_is_too_long_to_be_kept_is_a_failed_poll():
 
 
 async def test_a_feed_without_an_end_is_a_failed_poll(monkeypatch):
-    monkeypatch.setattr(way, "MOST_DOCUMENTS", 50)
+    monkeypatch.setattr(_newest_first_walk, "MOST_DOCUMENTS", 50)
 
     async def look(address, request, known):
         return Leaf(older=f"{address}x")
@@ -390,11 +391,14 @@ async def test_with_other_cursors_they_share_nothing():
 async def test_more_walks_than_are_kept_begin_again_and_lose_nothing():
     documents = Numbered(9)
     walk = WalkBack(documents.look, WHERE)
-    readers = [Reader(walk, None if not n else await cursor_of(documents, n)) for n in range(ways.MOST_WALKS + 1)]
+    readers = [
+        Reader(walk, None if not n else await cursor_of(documents, n))
+        for n in range(_newest_first_walk.MOST_WALKS + 1)
+    ]
     documents.publish(9)
     for each in readers:
         await each.step()
-    assert len(walk._ways._ways) == ways.MOST_WALKS
+    assert len(walk._ways._ways) == _newest_first_walk.MOST_WALKS
     for number, each in enumerate(readers):
         while await each.step():
             pass
@@ -413,7 +417,7 @@ async def cursor_of(documents, number):
 # A walk that stood still
 
 
-async def stood_still(documents, steps, *, seconds=way.STALE + 1, **options):
+async def stood_still(documents, steps, *, seconds=_newest_first_walk.STALE + 1, **options):
     one = reader(documents, **options)
     for _ in range(steps):
         await one.step()
@@ -440,10 +444,10 @@ async def test_the_last_document_is_looked_at_again_once_and_not_after_a_short_t
     documents = Numbered(12)
     one = await stood_still(documents, 2)
     await one.step()
-    await anyio.sleep(way.STALE + 1)
+    await anyio.sleep(_newest_first_walk.STALE + 1)
     await one.step()
     assert documents.asked == ["2", "3"]
-    await anyio.sleep(way.STALE)
+    await anyio.sleep(_newest_first_walk.STALE)
     await one.step()
     assert documents.asked == ["2", "3", "4"]
 
@@ -492,7 +496,7 @@ async def test_a_clock_that_is_another_has_stood_still():
     assert documents.asked == [None, None, "2", "3", None]
 
 
-@pytest.mark.parametrize("seconds", [0, way.STALE + 1])
+@pytest.mark.parametrize("seconds", [0, _newest_first_walk.STALE + 1])
 async def test_two_that_go_on_after_that_look_again_together(seconds):
     documents = Numbered(9)
     one = await stood_still(documents, 2, seconds=seconds)
@@ -511,7 +515,7 @@ async def to_the_end(one):
 
 
 @KINDS
-@pytest.mark.parametrize("pause", [1, way.STALE + 1])
+@pytest.mark.parametrize("pause", [1, _newest_first_walk.STALE + 1])
 async def test_polls_that_each_have_one_request_get_to_the_end(kind, pause):
     """As where each answer asks to be left alone, and each poll begins at the saved cursor."""
     documents = kind(12, retry_after=pause)
@@ -603,7 +607,7 @@ async def test_a_further_walk_that_finds_nothing_new_goes_on_to_what_is_newer():
 
 
 async def test_of_a_long_way_each_second_address_is_forgotten(monkeypatch):
-    monkeypatch.setattr(way, "MOST_ADDRESSES", 10)
+    monkeypatch.setattr(_newest_first_walk, "MOST_ADDRESSES", 10)
     documents = Following(600)
     one = reader(documents, most=30)
     while await one.step() and not one.settled:
@@ -617,8 +621,8 @@ async def test_of_a_long_way_each_second_address_is_forgotten(monkeypatch):
 
 
 def test_however_many_walks_a_way_up_takes_its_addresses_are_bounded():
-    above = [way.Address(str(number)) for number in range(2 * way.MOST_ADDRESSES)]
-    assert way.Way(Seen(), 1, way.TOP, above).above == above[::2]
+    above = [_newest_first_walk.Address(str(number)) for number in range(2 * _newest_first_walk.MOST_ADDRESSES)]
+    assert _newest_first_walk.Way(Seen(), 1, _newest_first_walk.TOP, above).above == above[::2]
 
 
 async def test_an_address_of_what_was_left_that_is_gone_begins_again():
@@ -647,13 +651,13 @@ async def test_a_document_without_news_takes_none(monkeypatch):
     await one.poll()
     documents.publish(6)
     documents.says = {"size": 100}
-    monkeypatch.setattr(way, "MOST_BYTES", 200)
+    monkeypatch.setattr(_newest_first_walk, "MOST_BYTES", 200)
     await one.poll()
     assert [len(page.messages) for page in one.pages if page.messages] == [3, 6]
 
 
 async def test_so_many_bytes_are_held(monkeypatch):
-    monkeypatch.setattr(way, "MOST_BYTES", 500)
+    monkeypatch.setattr(_newest_first_walk, "MOST_BYTES", 500)
     documents = Numbered(30, size=3)
     documents.says = {"size": 100}
     one = reader(documents)
@@ -713,8 +717,8 @@ async def test_what_brought_something_that_failed_is_asked_again():
 
 
 async def test_what_a_cursor_has_no_room_for_is_no_nothing(monkeypatch):
-    monkeypatch.setattr(_seen, "MOST_KEPT", 2)
-    monkeypatch.setattr(_seen, "KEPT", 0)
+    monkeypatch.setattr(_newest_first_cursor, "MOST_KEPT", 2)
+    monkeypatch.setattr(_newest_first_cursor, "KEPT", 0)
 
     async def look(address, request, known):
         return documents.document(address)._replace(fresh_for=100.0)
@@ -731,7 +735,7 @@ async def test_the_clock_of_another_event_loop_says_nothing(monkeypatch):
     await one.poll()
     documents.publish(1)
     now = anyio.current_time()
-    monkeypatch.setattr("push_to_poll_client.feeds._walk_back.fresh.anyio.current_time", lambda: now - 1)
+    monkeypatch.setattr("push_to_poll_client.feeds._newest_first.anyio.current_time", lambda: now - 1)
     assert await one.poll() == ["003"]
 
 
@@ -1145,7 +1149,7 @@ async def test_a_page_that_leads_to_a_stranger_is_a_failed_poll_that_begins_agai
     answers = [["4"], httpx.Response(200, json=[{"id": "3"}], headers=link)]
     answer = pages(*answers)
     one = Reader(paged(answer))
-    for _ in range(2 * way.MOST_TRIES):
+    for _ in range(2 * _newest_first_walk.MOST_TRIES):
         with pytest.raises(FeedError, match=r"evil\.example"):
             await one.poll()
     assert answer.asked.count(0) >= 2

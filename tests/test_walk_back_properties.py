@@ -15,15 +15,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from walking import WHERE, Archived, Following, Numbered
 
 from push_to_poll_client import ChainRestart, FeedError, FeedGone, FeedRefused, FetchRequest
-from push_to_poll_client.feeds import _seen
-from push_to_poll_client.feeds._seen import Seen
-from push_to_poll_client.feeds._walk_back import WalkBack, way
+from push_to_poll_client.feeds import _newest_first_cursor, _newest_first_walk
+from push_to_poll_client.feeds._newest_first import WalkBack
+from push_to_poll_client.feeds._newest_first_cursor import Seen
 
 FAILURES = (FeedError("weather"), FeedRefused("login"), FeedGone("gone"), ChainRestart("changed"), KeyError("bug"))
 
 EXAMPLES = form(60, 5_000)
 
-FEW = {(way, "MOST_ADDRESSES"): 4, (_seen, "KEPT"): 3}
+FEW = {(_newest_first_walk, "MOST_ADDRESSES"): 4, (_newest_first_cursor, "KEPT"): 3}
 """Limits that so few messages reach."""
 
 
@@ -147,7 +147,7 @@ class WalkBackMachine(RuleBasedStateMachine):
         self.documents.pinned = [name for name in self.documents.pinned if name not in gone]
         for person in self.people:
             person.owed.difference_update(gone)
-        self.now += way.STALE + 1
+        self.now += _newest_first_walk.STALE + 1
 
     @rule(count=st.integers(1, 12))
     def drop(self, count):
@@ -164,7 +164,7 @@ class WalkBackMachine(RuleBasedStateMachine):
         self.documents.pinned = die.sample(entries, 1) if pinned and entries else []
         self.pinned_ever = True
 
-    @rule(seconds=st.sampled_from([1.0, way.STALE + 1, 100.0]))
+    @rule(seconds=st.sampled_from([1.0, _newest_first_walk.STALE + 1, 100.0]))
     def pause(self, seconds):
         self.now += seconds
 
@@ -249,7 +249,7 @@ class WalkBackMachine(RuleBasedStateMachine):
 
     @property
     def bound(self):
-        return max(self.most, way.FEWEST * (self.documents.size + 1))
+        return max(self.most, _newest_first_walk.FEWEST * (self.documents.size + 1))
 
     @property
     def all_idle(self):
@@ -261,7 +261,9 @@ class WalkBackMachine(RuleBasedStateMachine):
         if not isinstance(self.documents, Numbered):
             return True
         in_the_air = any(person.flight for person in self.people)
-        return not in_the_air and not any(way._sure for way in self.ways if way.page is None)
+        return not in_the_air and not any(
+            way._sure for way in self.ways if way.page is None
+        )
 
     @invariant()
     def memory_is_bounded(self):

@@ -4,7 +4,8 @@ import anyio
 
 from push_to_poll_client import FeedRefused, FetchRequest, Message
 from push_to_poll_client._http.caching import Validators
-from push_to_poll_client.feeds._walk_back import Leaf, WalkBack
+from push_to_poll_client.feeds._newest_first import WalkBack
+from push_to_poll_client.feeds._newest_first_walk import Leaf
 
 WHERE = "https://h.example/feed"
 

@@ -21,8 +21,7 @@ from push_to_poll_client._exceptions import FeedError, UndecodableMessage
 from push_to_poll_client._json import UNDECODABLE, check_depth, check_page_depth
 from push_to_poll_client._types import Cursor, Message, UnreadableMessage
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.feeds._json_split import split
-from push_to_poll_client.feeds._reading import MAX_ID, MAX_UNREADABLE, unreadable_key
+from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, split, unreadable_key
 
 __all__ = ["CloudEvent", "read_batch"]
 

@@ -13,14 +13,13 @@ from push_to_poll_client._http.client import Origin
 from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._http.response import Answer
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
-from push_to_poll_client.feeds._atom.absent import Absent
+from push_to_poll_client.feeds._atom.complete_feed import Absent, leaf_of
 from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText
-from push_to_poll_client.feeds._atom.entry import AtomEntry, restored
-from push_to_poll_client.feeds._atom.leaf import leaf_of
-from push_to_poll_client.feeds._atom.messages import order
-from push_to_poll_client.feeds._reading import most_messages, read_aside
-from push_to_poll_client.feeds._seen import Seen
-from push_to_poll_client.feeds._walk_back import Leaf, WalkBack
+from push_to_poll_client.feeds._atom.entry import AtomEntry, order, restored
+from push_to_poll_client.feeds._decoding import most_messages, read_aside
+from push_to_poll_client.feeds._newest_first import WalkBack
+from push_to_poll_client.feeds._newest_first_cursor import Seen
+from push_to_poll_client.feeds._newest_first_walk import Leaf
 
 __all__ = ["AtomCategory", "AtomEntry", "AtomFeed", "AtomLink", "AtomPerson", "AtomText"]
 

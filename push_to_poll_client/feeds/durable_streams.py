@@ -17,11 +17,11 @@ from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._http.response import Answer
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, Push
 from push_to_poll_client._validation import check_number, quoted
+from push_to_poll_client.feeds._decoding import most_messages, read_aside
 from push_to_poll_client.feeds._durable.framing import FRAMINGS, Begin, Entry, Given, Read
 from push_to_poll_client.feeds._durable.place import BEGINNING, NOW, Place
 from push_to_poll_client.feeds._durable.said import Said, echo_of
-from push_to_poll_client.feeds._manners.tail import Tail
-from push_to_poll_client.feeds._reading import most_messages, read_aside
+from push_to_poll_client.feeds._end_of_feed import Tail
 
 __all__ = ["DurableStreamFeed"]
 

@@ -11,8 +11,8 @@ from push_to_poll_client._http.response import Answer
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, UnreadableMessage
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
-from push_to_poll_client.feeds._manners.tail import Tail
-from push_to_poll_client.feeds._reading import most_messages, read_aside
+from push_to_poll_client.feeds._decoding import most_messages, read_aside
+from push_to_poll_client.feeds._end_of_feed import Tail
 
 __all__ = ["CloudEvent", "HTTPFeed"]
 

@@ -18,18 +18,8 @@ from push_to_poll_client._exceptions import FeedRefused
 from push_to_poll_client._http.client import Origin
 from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
-from push_to_poll_client.feeds._paged.asker import Asker
-from push_to_poll_client.feeds._paged.declaration import (
-    check_body,
-    check_method,
-    check_parts,
-    check_senders,
-    check_words,
-)
-from push_to_poll_client.feeds._paged.entries import CONTENTS, Entries
-from push_to_poll_client.feeds._paged.entry import Entry
-from push_to_poll_client.feeds._paged.lists import LINES
-from push_to_poll_client.feeds._paged.orders import Latest, NewestFirst, OldestFirst, at_end
+from push_to_poll_client.feeds._paged.body import LINES, Reply
+from push_to_poll_client.feeds._paged.entries import CONTENTS, Entries, Entry
 from push_to_poll_client.feeds._paged.outcomes import (
     Outcome,
     closed,
@@ -41,6 +31,7 @@ from push_to_poll_client.feeds._paged.outcomes import (
     restart,
     throttled,
 )
+from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst, at_end
 from push_to_poll_client.feeds._paged.readers import (
     Condition,
     Reader,
@@ -53,9 +44,15 @@ from push_to_poll_client.feeds._paged.readers import (
     full_page,
     status,
 )
-from push_to_poll_client.feeds._paged.reply import Reply
+from push_to_poll_client.feeds._paged.request import Asker, Backward, Forward
 from push_to_poll_client.feeds._paged.senders import LongPoll, Sender, as_url, to_body, to_header, to_query
-from push_to_poll_client.feeds._paged.walks import Backward, Forward
+from push_to_poll_client.feeds._paged.validation import (
+    check_body,
+    check_method,
+    check_parts,
+    check_senders,
+    check_words,
+)
 
 __all__ = [
     "CONTENTS",

@@ -12,10 +12,9 @@ from fuzzed import text_of as anything
 from rows_feeds import restored_from
 
 from push_to_poll_client import AtomFeed, FeedError, UndecodableMessage
-from push_to_poll_client.feeds._atom.complete import noted, recalled
-from push_to_poll_client.feeds._atom.encoding import as_utf8
-from push_to_poll_client.feeds._atom.instants import Instant
-from push_to_poll_client.feeds._atom.leaf import leaf_of
+from push_to_poll_client.feeds._atom.complete_feed import leaf_of, noted, recalled
+from push_to_poll_client.feeds._atom.constructs import Instant
+from push_to_poll_client.feeds._atom.parser import as_utf8
 from push_to_poll_client.feeds.atom import AtomEntry
 
 __all__ = ["ROWS"]
@@ -127,23 +126,7 @@ IN_ENTRY = FEED + b"<entry><id>1</id><updated>2023-11-14</updated>"
 ROWS = (
     Fuzzed(
         name="documents of atom",
-        rooms=tuple(
-            f"feeds._atom.{room}"
-            for room in (
-                "constructs",
-                "complete",
-                "document",
-                "encoding",
-                "entry",
-                "instants",
-                "leaf",
-                "markup",
-                "messages",
-                "source",
-                "tree",
-                "xml",
-            )
-        ),
+        rooms=tuple(f"feeds._atom.{room}" for room in ("parser", "constructs", "entry", "complete_feed")),
         read=read_document,
         errors=(FeedError,),
         examples=tuple(b"200\ncontent-type: application/atom+xml\n\n" + document for document in DOCUMENTS),
@@ -191,7 +174,7 @@ ROWS = (
     ),
     Fuzzed(
         name="entries of atom",
-        rooms=("feeds._atom.entry", "feeds._atom.tree", "feeds._atom.xml", "feeds._atom.constructs"),
+        rooms=("feeds._atom.entry", "feeds._atom.parser", "feeds._atom.constructs"),
         read=read_entry,
         errors=(UndecodableMessage,),
         examples=(
@@ -237,7 +220,7 @@ ROWS = (
     ),
     Fuzzed(
         name="dates of atom",
-        rooms=("feeds._atom.instants",),
+        rooms=("feeds._atom.constructs",),
         read=read_instant,
         errors=(ValueError,),
         examples=(
@@ -253,7 +236,7 @@ ROWS = (
     ),
     Fuzzed(
         name="encodings of atom",
-        rooms=("feeds._atom.encoding",),
+        rooms=("feeds._atom.parser",),
         read=read_encoding,
         errors=(ValueError,),
         examples=(
@@ -281,7 +264,7 @@ ROWS = (
     ),
     Fuzzed(
         name="notes of a complete feed",
-        rooms=("feeds._atom.complete",),
+        rooms=("feeds._atom.complete_feed",),
         read=read_note,
         examples=(
             noted(
@@ -301,7 +284,7 @@ ROWS = (
     ),
     Fuzzed(
         name="atom feeds",
-        rooms=("feeds.atom", "feeds._atom.leaf", "feeds._walk_back.walk_back", "_http.client"),
+        rooms=("feeds.atom", "feeds._atom.complete_feed", "feeds._newest_first", "_http.client"),
         read=read_feed,
         examples=(
             written(

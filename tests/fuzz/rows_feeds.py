@@ -18,12 +18,12 @@ from push_to_poll_client import (
     UnreadableMessage,
 )
 from push_to_poll_client.feeds._cloudevents import read_batch
+from push_to_poll_client.feeds._decoding import split
 from push_to_poll_client.feeds._durable.framing import FRAMINGS, Begin, Given
 from push_to_poll_client.feeds._durable.place import Place, is_offset
 from push_to_poll_client.feeds._durable.said import Said, echo_of
-from push_to_poll_client.feeds._json_split import split
-from push_to_poll_client.feeds._seen import Seen
-from push_to_poll_client.feeds._walk_back.walk_back import _position, _read
+from push_to_poll_client.feeds._newest_first import _position, _read
+from push_to_poll_client.feeds._newest_first_cursor import Seen
 
 __all__ = ["JSON_HOSTILE", "JSON_TOKENS", "ROWS", "reference", "restored_from"]
 
@@ -229,7 +229,7 @@ STREAM = b"200\nstream-next-offset: 9\nstream-up-to-date: true\ncontent-type: ap
 ROWS = (
     Fuzzed(
         name="split arrays",
-        rooms=("feeds._json_split",),
+        rooms=("feeds._decoding",),
         read=partial(read_split, brackets=b"[]"),
         errors=(ValueError,),
         examples=(b'[1, "a,]", {"b": [2]}, [] ]', b"[]", b'["\\"", nonsense, {]'),
@@ -239,7 +239,7 @@ ROWS = (
     ),
     Fuzzed(
         name="split objects",
-        rooms=("feeds._json_split",),
+        rooms=("feeds._decoding",),
         read=partial(read_split, brackets=b"{}"),
         errors=(ValueError,),
         examples=(b'{"a": 1, "b,}": {"c": "}"}}', b" {} "),
@@ -249,7 +249,7 @@ ROWS = (
     ),
     Fuzzed(
         name="cloudevents",
-        rooms=("feeds._cloudevents", "feeds._json_split"),
+        rooms=("feeds._cloudevents", "feeds._decoding"),
         read=read_events,
         errors=(FeedError,),
         examples=EVENTS,
@@ -281,7 +281,7 @@ ROWS = (
     ),
     Fuzzed(
         name="what was seen",
-        rooms=("feeds._seen", "feeds._walk_back.walk_back"),
+        rooms=("feeds._newest_first_cursor", "feeds._newest_first"),
         read=read_seen,
         errors=(CursorExpired,),
         examples=(

@@ -26,7 +26,7 @@ from push_to_poll_client._http.origins import MAX_MOVES, Hidden, Moves, Places, 
 from push_to_poll_client._http.response import Patience, link, read_body
 from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client._validation import describe, one_line, quoted
-from push_to_poll_client.feeds._manners.tail import Tail
+from push_to_poll_client.feeds._end_of_feed import Tail
 
 __all__ = ["ROWS"]
 
@@ -409,7 +409,7 @@ ROWS = (
     ),
     Fuzzed(
         name="exchanges",
-        rooms=("_http.client", "_http.response", "feeds._manners.tail", "_http.origins", "_http.direct_client"),
+        rooms=("_http.client", "_http.response", "feeds._end_of_feed", "_http.origins", "_http.direct_client"),
         read=read_exchange,
         errors=(FeedError,),
         examples=(

@@ -16,9 +16,9 @@ from vendors.plaid import Plaid
 from vendors.vendor import Wire
 
 from push_to_poll_client import FeedError
-from push_to_poll_client.feeds._paged.orders import Place
+from push_to_poll_client.feeds._paged.body import Reply, Unfit, elements, members, outline, text_of
 from push_to_poll_client.feeds._paged.outcomes import meaning
-from push_to_poll_client.feeds._paged.reply import Reply, Unfit, elements, members, outline, text_of
+from push_to_poll_client.feeds._paged.pagination import Place
 from push_to_poll_client.feeds._paged.senders import Asking
 from push_to_poll_client.feeds.paged import (
     CONTENTS,
@@ -224,7 +224,7 @@ ANSWER_TOKENS = (
 ROWS = (
     Fuzzed(
         name="replies",
-        rooms=("feeds._paged.reply", "feeds._json_split"),
+        rooms=("feeds._paged.body", "feeds._decoding"),
         read=read_reply,
         examples=(
             b'{"a": {"b": [1, {"c": "x"}]}}',
@@ -248,7 +248,7 @@ ROWS = (
     *(
         Fuzzed(
             name=f"entries of {where}",
-            rooms=("feeds._paged.entries", "feeds._paged.lists", "feeds._paged.entry", "feeds._paged.fields"),
+            rooms=("feeds._paged.entries", "feeds._paged.body", "feeds._paged.readers"),
             read=partial(read_entries, where=where),
             errors=(Unfit,),
             examples=(
@@ -280,7 +280,7 @@ ROWS = (
     ),
     Fuzzed(
         name="outcomes",
-        rooms=("feeds._paged.outcomes", "feeds._paged.readers", "feeds._paged.reply"),
+        rooms=("feeds._paged.outcomes", "feeds._paged.readers", "feeds._paged.body"),
         read=read_outcomes,
         examples=(
             b'410\nlocation: https://api.vendor.example/start\n\n{"start": ""}',
@@ -301,7 +301,7 @@ ROWS = (
     ),
     Fuzzed(
         name="orders",
-        rooms=("feeds._paged.orders", "feeds._paged.readers"),
+        rooms=("feeds._paged.pagination", "feeds._paged.readers"),
         read=read_orders,
         examples=(
             (
@@ -320,7 +320,7 @@ ROWS = (
     ),
     Fuzzed(
         name="positions",
-        rooms=("feeds._paged.orders", "feeds._paged.senders"),
+        rooms=("feeds._paged.pagination", "feeds._paged.senders"),
         read=read_position,
         examples=(b'page ["start","next"]', b'page [null,"https://a.example/"]', b"page x", b"12", b'{"a": 1}'),
         tokens=(
@@ -333,13 +333,7 @@ ROWS = (
     *(
         Fuzzed(
             name=f"the feed of {kind.__name__}",
-            rooms=(
-                "feeds.paged",
-                "feeds._paged.asker",
-                "feeds._paged.walks",
-                "feeds._paged.orders",
-                "feeds._paged.senders",
-            ),
+            rooms=("feeds.paged", "feeds._paged.request", "feeds._paged.pagination", "feeds._paged.senders"),
             read=partial(read_vendor, vendor=vendor),
             examples=(answers, b"410\n", b"200\ncontent-type: text/html\n\n<html>"),
             tokens=(*named_in(answers), *ANSWER_TOKENS),
@@ -350,7 +344,7 @@ ROWS = (
     ),
     Fuzzed(
         name="foreign cursors",
-        rooms=("feeds.paged", "feeds._paged.senders", "feeds._walk_back.walk_back"),
+        rooms=("feeds.paged", "feeds._paged.senders", "feeds._newest_first"),
         read=read_cursor,
         examples=(
             b"12",

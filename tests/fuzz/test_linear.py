@@ -13,7 +13,7 @@ from forms import LONG, chance, form
 from parsers import PARSERS
 from work import counting_calls, work_of
 
-from push_to_poll_client.feeds import _json_split
+from push_to_poll_client.feeds import _decoding
 
 SIZES = form((125, 1000), (1000, 4000))
 """Repetitions of what is repeated, at first and where a step was seen."""
@@ -88,7 +88,7 @@ def splits_what_it_has_again(text):
 
 def parses_again_and_again(text):
     for at in range(len(text)):
-        _json_split._AT_TOP.search(text, at)
+        _decoding._AT_TOP.search(text, at)
 
 
 class LooksForEachTagFromTheBeginning(HTMLParser):

@@ -44,7 +44,7 @@ MADE_ANEW = {"_http.origins": "a pattern of what the user gave; `hidden secrets`
 
 KNOWN_TO_MATCH = {
     "_http.headers _PARAMETERS": "of what `_LINK` has matched: each match begins where the last one ends",
-    "_atom.source _START_TAG": "of a well-formed document, from where a tag begins",
+    "_atom.parser _START_TAG": "of a well-formed document, from where a tag begins",
 }
 """Patterns that go back and forth on texts that they are never given."""
 

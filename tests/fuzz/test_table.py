@@ -65,7 +65,7 @@ OUR_OWN = {
     "cli._lines": "a line that it has just made",
     "cli._main": "the exit code of a command",
     "cli.demo": "lines of its own processes",
-    "feeds._paged.declaration": "what the user declared",
+    "feeds._paged.validation": "what the user declared",
     "_http.credentials": "Base64 that it has just made",
     "stores._owner_lock": "the process that another one says it is, which is shown if it is a number",
     "stores._sqlite_guard": "a list of words for SQLite",

@@ -115,7 +115,7 @@ MUTANTS = [
     of(
         "G5",
         "saves the cursor of a page in the middle of a chain",
-        "feeds/_paged/orders.py",
+        "feeds/_paged/pagination.py",
         "return None if self._at_end else cursor, Place",
         "return cursor, Place",
         "tests/test_page_semantics.py",
@@ -123,7 +123,7 @@ MUTANTS = [
     of(
         "G5",
         "knows an answer before what it brought is settled",
-        "feeds/_manners/tail.py",
+        "feeds/_end_of_feed.py",
         "        if not empty:\n            return\n",
         "",
         "tests/test_http_feed.py",
@@ -132,7 +132,7 @@ MUTANTS = [
     of(
         "G5",
         "follows a redirect that loses the cursor to the newest messages",
-        "feeds/_paged/asker.py",
+        "feeds/_paged/request.py",
         "        self._check_redirect(url, answer)\n",
         "",
         "tests/test_paged_feed.py",
@@ -140,7 +140,7 @@ MUTANTS = [
     of(
         "G5",
         "hands out the newest first",
-        "feeds/_walk_back/way.py",
+        "feeds/_newest_first_walk.py",
         "for document in reversed(self._held) for pair in reversed(document.news)",
         "for document in self._held for pair in document.news",
         "tests/test_walk_back.py",
@@ -148,7 +148,7 @@ MUTANTS = [
     of(
         "G5",
         "ends a walk at what is pinned to the top",
-        "feeds/_walk_back/way.py",
+        "feeds/_newest_first_walk.py",
         "self.digests[len(self.digests) // 2 :] if self.address == TOP else self.digests",
         "self.digests",
         "tests/test_walk_back.py",
@@ -156,7 +156,7 @@ MUTANTS = [
     of(
         "G5",
         "forgets what is newer than it could hold",
-        "feeds/_walk_back/way.py",
+        "feeds/_newest_first_walk.py",
         "        self.above.append(document.address)\n",
         "",
         "tests/test_walk_back.py",
@@ -334,7 +334,7 @@ MUTANTS = [
     of(
         "G9",
         "passes over an archive that is gone",
-        "feeds/_walk_back/way.py",
+        "feeds/_newest_first_walk.py",
         "        self._missing = self._missing or leaf.missing\n",
         "",
         "tests/test_walk_back.py",
@@ -391,7 +391,7 @@ MUTANTS = [
     of(
         "G11",
         "holds all of a backlog",
-        "feeds/_walk_back/way.py",
+        "feeds/_newest_first_walk.py",
         "        while len(self._held) > FEWEST and ",
         "        while False and ",
         "tests/test_walk_back.py",
@@ -399,7 +399,7 @@ MUTANTS = [
     of(
         "G11",
         "expands entities",
-        "feeds/_atom/xml.py",
+        "feeds/_atom/parser.py",
         "    parser.StartDoctypeDeclHandler = _refuse_doctype\n",
         "",
         "tests/test_atom_documents.py",

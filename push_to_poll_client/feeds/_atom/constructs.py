@@ -1,14 +1,143 @@
-"""The parts of an entry by RFC 4287 §3 and §4.2, made of elements. What they refer to is absolute."""
+"""The parts of an Atom entry: dates, texts, links, people and categories (RFC 4287 §3, §4.2)."""
 
+import re
 from collections.abc import Iterator
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta, timezone
 from typing import NamedTuple
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, tostring
+from xml.sax.saxutils import escape
 
-from push_to_poll_client.feeds._atom.markup import division, html_within, xml_within
-from push_to_poll_client.feeds._atom.source import resolved
-from push_to_poll_client.feeds._atom.xml import ATOM, XML
+from push_to_poll_client._http.headers import http_date
+from push_to_poll_client._validation import quoted
+from push_to_poll_client.feeds._atom.parser import ATOM, XML, resolved
 
-__all__ = ["AtomCategory", "AtomLink", "AtomPerson", "AtomText", "Parts"]
+__all__ = [
+    "AtomCategory",
+    "AtomLink",
+    "AtomPerson",
+    "AtomText",
+    "Instant",
+    "Parts",
+    "division",
+    "html_within",
+    "xml_within",
+]
+
+
+MAX_DATE = 64
+"""Characters. A date with nanoseconds and an offset has 35."""
+
+_DATE = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)"
+    r"(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?(?:[Zz]|([+-])([01]\d|2[0-3]):?([0-5]\d)?)?)?",
+    re.ASCII,
+)
+_LEAP = 60
+
+
+class Instant(NamedTuple):
+    """An instant, to the last digit that its feed wrote.
+
+    Attributes:
+        text: By RFC 3339 and in UTC, without trailing zeros: the same for all spellings of the instant.
+        time: The same, in the zone as written, to the microsecond; a leap second is the one before it.
+    """
+
+    text: str
+    time: datetime
+
+    @classmethod
+    def read(cls, text: str) -> "Instant":
+        """Read a date.
+
+        Beyond RFC 3339 there may be space around it; a time of day, seconds or a zone (UTC) may be missing, the
+        colon of the zone too; and the date may be one of mail (RFC 5322), as RSS has it.
+
+        Raises:
+            ValueError: It is none.
+        """
+        text = text.strip()
+        found = _DATE.fullmatch(text) if len(text) <= MAX_DATE else None
+        if found is not None:
+            return cls._of(found)
+        seconds = http_date({"date": text}, "date") if len(text) <= MAX_DATE else None
+        if seconds is None:
+            raise ValueError(f"{quoted(text, 40)} is no date by RFC 3339")
+        time = datetime.fromtimestamp(seconds, UTC)
+        return cls(_written(time, time.second, ""), time)
+
+    @classmethod
+    def _of(cls, found: re.Match[str]) -> "Instant":
+        year, month, day, hour, minute, second = (int(found[group] or 0) for group in range(1, 7))
+        if second > _LEAP:
+            raise ValueError(f"{quoted(found[0])} has no second of a minute")
+        fraction = (found[7] or "").rstrip("0")
+        clock = (hour, minute, min(second, _LEAP - 1), int(fraction[:6].ljust(6, "0")))
+        try:
+            time = datetime(year, month, day, *clock, tzinfo=_zone(found))
+        except ValueError as error:
+            raise ValueError(f"{quoted(found[0])} is no date: {error}") from None
+        return cls(_written(time, second, fraction), time)
+
+    @property
+    def order(self) -> str:
+        """What sorts as instants do."""
+        return self.text.removesuffix("Z")
+
+
+def _zone(found: re.Match[str]) -> timezone:
+    if not found[8]:
+        return UTC
+    offset = timedelta(hours=int(found[9]), minutes=int(found[10] or 0))
+    return timezone(-offset if found[8] == "-" else offset)
+
+
+def _written(time: datetime, second: int, fraction: str) -> str:
+    minute = _in_utc(time).isoformat(timespec="minutes")[:16]
+    return f"{minute}:{second:02}{'.' if fraction else ''}{fraction}Z"
+
+
+def _in_utc(time: datetime) -> datetime:
+    """At either end of the calendar, where a default of some languages is, as if it were in UTC."""
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        return time
+
+
+_XHTML = "{http://www.w3.org/1999/xhtml}"
+_OF_HTML = (_XHTML, "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1998/Math/MathML}")
+"""What a parser of HTML knows without being told: there are no namespaces in HTML."""
+
+
+def division(element: Element) -> Element:
+    """The `div` in which a text construct has its XHTML (RFC 4287 §3.1.1.3); without one, the construct."""
+    found = element.find(f"{_XHTML}div")
+    return element if found is None else found
+
+
+def html_within(element: Element) -> str:
+    """What stands in an element, as HTML."""
+    copy = deepcopy(element)
+    for one in copy.iter():
+        one.tag = _of_html(one.tag)
+    copy.tag, copy.tail = "div", None
+    copy.attrib.clear()
+    text = tostring(copy, encoding="unicode", method="html")
+    return text[text.index(">") + 1 : text.rindex("<")]
+
+
+def xml_within(element: Element) -> str:
+    """What stands in an element, each child with the namespaces that it needs."""
+    children = (tostring(child, encoding="unicode") for child in element)
+    return escape(element.text or "") + "".join(children)
+
+
+def _of_html(tag: str) -> str:
+    """HTML has its own names, in which every browser reads SVG and MathML, too."""
+    return tag.removeprefix(next((uri for uri in _OF_HTML if tag.startswith(uri)), ""))
+
 
 _BASE = f"{{{XML}base"
 _REGISTERED = "http://www.iana.org/assignments/relation/"

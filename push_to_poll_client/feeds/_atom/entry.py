@@ -1,21 +1,94 @@
-"""One entry as a message: by its id and its date at once, all else when somebody asks."""
+"""Atom entries as messages."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from xml.etree.ElementTree import Element
+from itertools import islice
+from types import MappingProxyType
+from xml.etree.ElementTree import Element, TreeBuilder
 
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._types import DeadLetter, Message, UnreadableMessage
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText, Parts
-from push_to_poll_client.feeds._atom.document import Found
-from push_to_poll_client.feeds._atom.instants import Instant
-from push_to_poll_client.feeds._atom.source import Source
-from push_to_poll_client.feeds._atom.tree import outline, parse
-from push_to_poll_client.feeds._atom.xml import ATOM, TOMBSTONES, local
-from push_to_poll_client.feeds._reading import MAX_ID
+from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText, Instant, Parts
+from push_to_poll_client.feeds._atom.parser import (
+    ATOM,
+    MAX_DEPTH,
+    TOMBSTONES,
+    Found,
+    NoXML,
+    Source,
+    local,
+    new_parser,
+    run,
+)
+from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, unreadable_key
 
-__all__ = ["AtomEntry", "entry_of", "restored"]
+__all__ = [
+    "MAX_ELEMENTS",
+    "AtomEntry",
+    "UnreadableEntry",
+    "entry_of",
+    "messages_of",
+    "order",
+    "outline",
+    "parse",
+    "restored",
+]
+
+
+MAX_ELEMENTS = 100_000
+"""Of an entry: some 30 MB in memory. A book has as many."""
+
+_MOST_SHOWN = 12
+
+
+def parse(raw: bytes) -> Element:
+    """The root of a document, without its comments and processing instructions. Names are `{uri}local`.
+
+    Raises:
+        ValueError: It is no well-formed XML, declares a doctype, is nested too deep or has too many elements.
+    """
+    builder, parser = _Builder(), new_parser()
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.tree.data
+    run(parser, raw)
+    return builder.tree.close()
+
+
+def outline(root: Element) -> str:
+    """The names of what stands in an element, without what is said there: that may be secret."""
+    names = Counter(child.tag for child in root)
+    shown = [
+        f"{local(name)} ({count})" if count > 1 else local(name)
+        for name, count in islice(names.items(), _MOST_SHOWN)
+    ]
+    return ", ".join([*shown, "..."] if len(names) > _MOST_SHOWN else shown) or "nothing"
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.tree = TreeBuilder()
+        self._depth = self._elements = 0
+
+    def start(self, name: str, attributes: Mapping[str, str]) -> None:
+        self._depth += 1
+        self._elements += 1
+        if self._depth > MAX_DEPTH:
+            raise NoXML(f"has more than {MAX_DEPTH} elements within each other")
+        if self._elements > MAX_ELEMENTS:
+            raise NoXML(f"has more than {MAX_ELEMENTS} elements")
+        self.tree.start(_clark(name), {_clark(key): value for key, value in attributes.items()})
+
+    def end(self, name: str) -> None:
+        self._depth -= 1
+        self.tree.end(_clark(name))
+
+
+def _clark(name: str) -> str:
+    return f"{{{name}" if "}" in name else name
+
 
 _ENTRY = f"{{{ATOM}entry"
 _DELETED = f"{{{TOMBSTONES}deleted-entry"
@@ -226,3 +299,65 @@ def _names(entry_id: str, instant: str, again: int, *, deleted: bool) -> tuple[s
     if deleted:
         name, key = f"{name} deleted", f"deleted:{key}"
     return (f"{name} ({again})", f"{key}:{again}") if again else (name, key)
+
+
+_NEWEST = "9999"
+_NEVER: Mapping[str, int] = MappingProxyType({})
+
+
+class UnreadableEntry(UnreadableMessage):
+    """An entry without an id or a date.
+
+    Args:
+        found: In its document.
+        why: It cannot be read.
+        order: Of an entry that stands beside it, since it has none of its own.
+    """
+
+    __slots__ = ("order",)
+
+    def __init__(self, found: Found, why: str, order: str) -> None:
+        key = unreadable_key(found.source.markup)
+        name = found.name if 0 < len(found.name) <= MAX_ID else key
+        error = UndecodableMessage(f"an entry cannot be read: it {why}; its publisher has to correct it")
+        super().__init__(name, error, key=key, raw=found.source.alone)
+        self.order = order
+
+
+def order(message: Message) -> str:
+    """What sorts the messages of this feed from the oldest to the newest."""
+    return message.order if isinstance(message, AtomEntry | UnreadableEntry) else ""
+
+
+def messages_of(entries: Sequence[Found], again: Mapping[str, int] = _NEVER) -> list[Message]:
+    """The messages of a document, the newest first; of the same instant those that stand first.
+
+    Args:
+        entries: As they stand.
+        again: How often entries were gone before, by their ids.
+
+    Raises:
+        ValueError: Too many cannot be read.
+    """
+    return sorted(_read_each(entries, again), key=order, reverse=True)
+
+
+def _read_each(entries: Sequence[Found], again: Mapping[str, int]) -> Iterator[Message]:
+    beside, unreadable = _NEWEST, 0
+    for found in entries:
+        try:
+            message: Message = entry_of(found, again=0 if found.deleted else again.get(found.name, 0))
+        except ValueError as error:
+            unreadable += 1
+            if unreadable > MAX_UNREADABLE:
+                raise ValueError(f"has more than {MAX_UNREADABLE} unreadable entries") from None
+            message = UnreadableEntry(found, f"{error}; there is {_outlined(found)}", beside)
+        beside = order(message)
+        yield message
+
+
+def _outlined(found: Found) -> str:
+    try:
+        return outline(parse(found.source.alone))
+    except ValueError:
+        return "too much"

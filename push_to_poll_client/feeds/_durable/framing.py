@@ -16,9 +16,9 @@ from push_to_poll_client._exceptions import FeedError, UndecodableMessage
 from push_to_poll_client._json import SHORT, UNDECODABLE, Decoder
 from push_to_poll_client._types import Cursor, Message
 from push_to_poll_client._validation import quoted
+from push_to_poll_client.feeds._decoding import split
 from push_to_poll_client.feeds._durable.place import Place
 from push_to_poll_client.feeds._durable.said import Said, shorter
-from push_to_poll_client.feeds._json_split import split
 
 __all__ = ["FRAMINGS", "Begin", "Entry", "Given", "Read"]
 

@@ -1,4 +1,4 @@
-"""WHICH MESSAGES a page has, and what each is called."""
+"""Make messages of the entries of a page."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -11,13 +11,78 @@ import msgspec
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._types import Cursor, DeadLetter, Message, UnreadableMessage
 from push_to_poll_client._validation import describe
-from push_to_poll_client.feeds._paged.entry import Entry
-from push_to_poll_client.feeds._paged.fields import Field, FieldOf, texts
-from push_to_poll_client.feeds._paged.lists import Lists, Part, Where, Word
-from push_to_poll_client.feeds._paged.reply import Reply, Unfit, outline, text_of
-from push_to_poll_client.feeds._reading import MAX_ID, MAX_UNREADABLE, UNREADABLE, unreadable_key
+from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, UNREADABLE, unreadable_key
+from push_to_poll_client.feeds._paged.body import Lists, Part, Reply, Unfit, Where, Word, outline, text_of
+from push_to_poll_client.feeds._paged.readers import Field, FieldOf, texts
 
-__all__ = ["CONTENTS", "Entries"]
+__all__ = [
+    "CONTENTS",
+    "Entries",
+    "Entry",
+]
+
+
+class Entry(Message):
+    """A message of a `PagedFeed`; its `data` is the entry, read as JSON.
+
+    It keeps the text of its page alive: do not collect entries, take from them what you need.
+
+    Args:
+        id: As for any message.
+        data: As for any message.
+        key: As for any message.
+        cursor: As for any message.
+        type: What happened, as declared; "" when the entry does not say.
+        time: When, as the feed wrote it; `None` when it did not.
+        deleted: The entry says that something is gone.
+        part: The list that it stands in; `None`: in none, as in a test of a handler.
+        place: Where in it.
+    """
+
+    __slots__ = ("_deleted", "_part", "_place", "_time", "_type")
+
+    def __init__(  # noqa: PLR0917  # a page is read by columns, and made of them in their order
+        self,
+        id: str,
+        data: Any = None,
+        key: str | None = None,
+        cursor: Cursor | None = None,
+        type: str = "",
+        time: Any = None,
+        deleted: bool = False,  # noqa: FBT001, FBT002  # likewise
+        part: Part | None = None,
+        place: int = 0,
+    ) -> None:
+        self._id = id
+        self._data = data
+        self._key = id if key is None else key
+        self._cursor = cursor
+        self._type = type
+        self._time = time
+        self._deleted = deleted
+        self._part = part
+        self._place = place
+
+    @property
+    def type(self) -> str:
+        """What happened, as declared; "" when the entry does not say."""
+        return self._type
+
+    @property
+    def time(self) -> Any:
+        """When it happened, as the feed wrote it; `None` when it did not. Says nothing about order."""
+        return self._time
+
+    @property
+    def deleted(self) -> bool:
+        """Whether the entry says that something is gone."""
+        return self._deleted
+
+    @property
+    def raw(self) -> bytes:
+        """The entry as it came; of a page with several lists in an object, under the name of its list."""
+        return super().raw if self._part is None else self._part.raw(self._place)
+
 
 CONTENTS: Final = Word("CONTENTS")
 """For a feed of states that names no versions: what the entry says, and from which cursor it was read. What comes

@@ -1,4 +1,4 @@
-"""WHAT an answer MEANS beyond its messages: the outcomes."""
+"""What an answer means besides its messages: expired, throttled, gone, a gap."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone
 from push_to_poll_client._validation import check_number
+from push_to_poll_client.feeds._paged.body import Reply, text_of
 from push_to_poll_client.feeds._paged.readers import Condition, reader
-from push_to_poll_client.feeds._paged.reply import Reply, text_of
 
 __all__ = [
     "Meaning",

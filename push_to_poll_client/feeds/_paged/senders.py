@@ -1,4 +1,4 @@
-"""WHERE something goes in a request: the senders."""
+"""Senders: where a cursor, a page size or a wait goes in a request."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ import httpx
 from push_to_poll_client._http.headers import is_header_name, is_header_value
 from push_to_poll_client._json import UNDECODABLE, decode
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.feeds._paged.reply import Reply, path_of
+from push_to_poll_client.feeds._paged.body import Reply, path_of
 
 __all__ = [
     "Asking",
@@ -23,6 +23,7 @@ __all__ = [
     "to_header",
     "to_query",
 ]
+
 
 Goes: TypeAlias = Literal["query", "header", "body", "url"]
 

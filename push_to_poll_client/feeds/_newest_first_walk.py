@@ -1,16 +1,69 @@
-"""The way from a document down to what was seen."""
+"""Walk back from the newest document of a feed to the entries that were seen before."""
 
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from push_to_poll_client._exceptions import ChainRestart, FeedError
-from push_to_poll_client._types import MAX_CURSOR, Circle, Message, Page
-from push_to_poll_client.feeds._seen import Digests, Seen, digest
-from push_to_poll_client.feeds._walk_back.leaf import Leaf, Order
+from push_to_poll_client._http.caching import Validators
+from push_to_poll_client._types import MAX_CURSOR, Circle, Cursor, FetchRequest, Message, Page
+from push_to_poll_client.feeds._newest_first_cursor import Digests, Seen, digest
 
-__all__ = ["Way", "longer"]
+__all__ = [
+    "Leaf",
+    "Look",
+    "Order",
+    "Way",
+    "Ways",
+    "longer",
+]
+
+
+class Leaf(NamedTuple):
+    """One document of the feed.
+
+    Attributes:
+        messages: The newest first.
+        older: Where the next older document is; `None`: there is none.
+        stable: `older` names an archive, which does not change: who has read it has read all before it, and nobody
+            else has, whatever messages of the document are known.
+        size: Bytes of the document.
+        validators: By which it is known.
+        note: What the feed wants to remember of the newest document. Of a cursor that would be too long with it,
+            digests are left out.
+        retry_after: Seconds that the server asks to be left alone, before another document, too.
+        unchanged: It is what the validators stand for (304).
+        missing: What of the feed is not to be had any more, in words; "": nothing.
+        whole: The document is the entire feed, as it is now: what is not in it any more is gone, and no gap.
+        fresh_for: Seconds for which the newest document, asked for again, would be the same.
+        poll_interval: Seconds that the server wants between two polls, however many documents they fetch.
+        closed: The newest document is the last there will ever be.
+    """
+
+    messages: Sequence[Message] = ()
+    older: str | None = None
+    stable: bool = False
+    size: int = 0
+    validators: Validators | None = None
+    note: str = ""
+    retry_after: float | None = None
+    unchanged: bool = False
+    missing: str = ""
+    whole: bool = False
+    fresh_for: float = 0.0
+    poll_interval: float | None = None
+    closed: bool = False
+
+
+Look: TypeAlias = Callable[[str | None, FetchRequest, Seen], Awaitable[Leaf]]
+"""Fetch the document at an address, which is `None` for the newest one. What was seen before has validators only
+where they are to be sent."""
+
+Order: TypeAlias = Callable[[Message], Any]
+"""A sort key."""
+
 
 MOST_BYTES = 64 * 1024 * 1024
 """Of documents whose messages are held, however few these are."""
@@ -299,3 +352,43 @@ class Way:
 def longer(one: float | None, other: float | None) -> float | None:
     """Of two waits; `None` is none."""
     return max((wait for wait in (one, other) if wait is not None), default=None)
+
+
+MOST_WALKS = 8
+"""Kept: one for each consumer of the feed. If more than these have a backlog, they begin again and again."""
+
+
+class Ways:
+    """Those of one feed, by the cursors that they began with."""
+
+    def __init__(self) -> None:
+        self._ways: OrderedDict[Cursor | None, Way] = OrderedDict()
+
+    def get(self, start: Cursor | None) -> Way | None:
+        """The walk that began there; `None`: none did, or it is lost."""
+        way = self._ways.get(start)
+        if way is not None:
+            self._ways.move_to_end(start)
+        return way
+
+    def keep(self, start: Cursor | None, way: Way) -> None:
+        """Keep it, in place of another one that began there."""
+        self._ways[start] = way
+        if len(self._ways) > MOST_WALKS:
+            self._ways.popitem(last=False)
+
+    def drop(self, start: Cursor | None) -> None:
+        """Forget the walk that began there."""
+        self._ways.pop(start, None)
+
+    def settled(self, cursor: Cursor | None) -> None:
+        """A cursor comes back: what led to it need not be handed out again, and what it leads to begins there."""
+        for start, way in list(self._ways.items()):
+            if way.page is not None and way.page.cursor == cursor:
+                del self._ways[start]
+                if way.later is not None:
+                    self.keep(cursor, way.later)
+
+    def forget(self) -> None:
+        """Each begins again."""
+        self._ways.clear()

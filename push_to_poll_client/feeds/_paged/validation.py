@@ -1,4 +1,4 @@
-"""DOES IT FIT TOGETHER? What no part of a declaration can see alone: found at construction."""
+"""Check at construction that the parts of a declaration fit together."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,11 +9,17 @@ import msgspec
 from push_to_poll_client._http.headers import is_header_name
 from push_to_poll_client._validation import describe
 from push_to_poll_client.feeds._paged.entries import Entries
-from push_to_poll_client.feeds._paged.orders import Latest, NewestFirst, OldestFirst
 from push_to_poll_client.feeds._paged.outcomes import Outcome
+from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst
 from push_to_poll_client.feeds._paged.senders import Asking, LongPoll, Sender, text_given, texts_given
 
-__all__ = ["check_body", "check_method", "check_parts", "check_senders", "check_words"]
+__all__ = [
+    "check_body",
+    "check_method",
+    "check_parts",
+    "check_senders",
+    "check_words",
+]
 
 
 def check_parts(

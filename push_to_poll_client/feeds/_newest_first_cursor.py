@@ -1,4 +1,4 @@
-"""What was seen at the top of a feed that shows what is newest first, as a cursor."""
+"""The cursor of a feed that shows the newest first: digests of the entries seen at its top."""
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -14,7 +14,12 @@ from push_to_poll_client._http.caching import Validators
 from push_to_poll_client._json import UNDECODABLE, decode
 from push_to_poll_client._types import MAX_CURSOR, Cursor
 
-__all__ = ["Digests", "Seen", "digest"]
+__all__ = [
+    "Digests",
+    "Seen",
+    "digest",
+]
+
 
 KEPT = 256
 """Digests of what is no longer at the top. If each of these messages is gone from the feed before the next poll,

@@ -1,4 +1,4 @@
-"""HOW ONE PAGE LEADS TO THE NEXT: oldest first, or newest first."""
+"""How one page leads to the next: oldest first, or newest first."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,8 +8,8 @@ import msgspec
 
 from push_to_poll_client._json import UNDECODABLE, decode
 from push_to_poll_client._types import Cursor
+from push_to_poll_client.feeds._paged.body import Reply, Unfit, text_of
 from push_to_poll_client.feeds._paged.readers import Condition, EachReader, EntryReader, Guess, Reader, reader
-from push_to_poll_client.feeds._paged.reply import Reply, Unfit, text_of
 from push_to_poll_client.feeds._paged.senders import (
     Asking,
     Sender,
@@ -18,7 +18,15 @@ from push_to_poll_client.feeds._paged.senders import (
     texts_given,
 )
 
-__all__ = ["AtEnd", "Latest", "NewestFirst", "OldestFirst", "Place", "at_end"]
+__all__ = [
+    "AtEnd",
+    "Latest",
+    "NewestFirst",
+    "OldestFirst",
+    "Place",
+    "at_end",
+]
+
 
 _PAGE: Final = "page "
 

@@ -1,27 +1,259 @@
-"""WHAT A DOCUMENT HAS: its entries, as bytes with what tells them apart, and where it leads on.
+"""Parse an Atom document into its entries, safely and in linear time.
+
+expat looks at a tag or a comment again with each piece of the document that it is given, from its beginning: its
+versions before 2.6 take quadratic time for a long one. So pieces are large, and what is longer is refused.
 
 One pass, which reads of an entry its id and its date alone: of a feed that is polled nearly everything is known.
 """
 
+import codecs
 import re
 from collections.abc import Callable, Mapping
+from html import unescape
 from typing import NamedTuple
+from urllib.parse import urljoin
+from xml.parsers import expat
+from xml.sax.saxutils import quoteattr
 
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.feeds._atom.encoding import as_utf8
-from push_to_poll_client.feeds._atom.source import Scope, Source, resolved, start_tag
-from push_to_poll_client.feeds._atom.xml import (
-    ATOM,
-    HISTORY,
-    TOMBSTONES,
-    XML,
-    NoXML,
-    local,
-    new_parser,
-    run,
+
+__all__ = [
+    "ATOM",
+    "HISTORY",
+    "MAX_DEPTH",
+    "MAX_URL",
+    "TOMBSTONES",
+    "XML",
+    "Document",
+    "Found",
+    "NoXML",
+    "Scope",
+    "Source",
+    "as_utf8",
+    "local",
+    "new_parser",
+    "read_document",
+    "resolved",
+    "run",
+    "start_tag",
+]
+
+
+MAX_DEPTH = 100
+"""Elements within each other, from the entry on. Articles have some 20."""
+
+MAX_TAG = 1024 * 1024
+"""Bytes of a tag, a comment or a processing instruction. It bounds its attributes, each of which takes 100."""
+
+_PIECE = 256 * 1024
+
+ATOM = "http://www.w3.org/2005/Atom}"
+HISTORY = "http://purl.org/syndication/history/1.0}"
+TOMBSTONES = "http://purl.org/atompub/tombstones/1.0}"
+XML = "http://www.w3.org/XML/1998/namespace}"
+"""What stands before a name of RFC 4287, RFC 5005, RFC 6721 and XML itself."""
+
+_ENDS_EARLY = frozenset(
+    expat.errors.codes[text]
+    for text in (
+        expat.errors.XML_ERROR_NO_ELEMENTS,
+        expat.errors.XML_ERROR_UNCLOSED_TOKEN,
+        expat.errors.XML_ERROR_UNCLOSED_CDATA_SECTION,
+        expat.errors.XML_ERROR_PARTIAL_CHAR,
+    )
 )
 
-__all__ = ["Document", "Found", "read_document"]
+
+class NoXML(ValueError):
+    """A document is not to be parsed; the text goes on after its name."""
+
+
+def new_parser() -> expat.XMLParserType:
+    """One for UTF-8 that refuses doctypes. Names are given as `uri}local`."""
+    parser = expat.ParserCreate("utf-8", "}")
+    parser.StartDoctypeDeclHandler = _refuse_doctype
+    parser.buffer_text = True
+    return parser
+
+
+def run(parser: expat.XMLParserType, document: bytes) -> None:
+    """Parse a document, in UTF-8.
+
+    Raises:
+        NoXML: It is no well-formed XML, declares a doctype, or has too long a tag.
+        ValueError: A handler said so.
+    """
+    try:
+        for start in range(0, len(document), _PIECE):
+            piece = document[start : start + _PIECE]
+            parser.Parse(piece, False)  # noqa: FBT003  # it takes no keywords
+            if start + len(piece) - parser.CurrentByteIndex > MAX_TAG:
+                raise NoXML(f"has a tag or a comment of more than {MAX_TAG} bytes")
+        parser.Parse(b"", True)  # noqa: FBT003
+    except expat.ExpatError as error:
+        what = "ends in the middle" if error.code in _ENDS_EARLY else expat.ErrorString(error.code)
+        raise NoXML(f"is no well-formed XML: {what} at line {error.lineno}, column {error.offset}") from None
+
+
+def local(name: str) -> str:
+    """A name without its namespace, fit to be shown."""
+    return quoted(name.rpartition("}")[2], 40)
+
+
+def _refuse_doctype(name: str, *_: object) -> None:
+    raise NoXML(f"declares a doctype {quoted(name, 40)}, which no feed needs and is refused: it can be an attack")
+
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before that of UTF-16, which it begins with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_UNMARKED = {b"<\0": "utf-16-le", b"\0<": "utf-16-be"}
+
+_IN_HTTP = re.compile(r';[ \t]*charset[ \t]*=[ \t]*"?([^\s";]+)', re.IGNORECASE)
+_IN_XML = re.compile(rb"""<\?xml[^>]{1,200}?\sencoding\s{0,20}=\s{0,20}["']([^"'>]*)""")
+_CODEC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,39}")
+
+_NOT_FOR_TEXT = frozenset({"idna", "mbcs", "oem", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"})
+"""What Python can decode and no server sends; some take quadratic time."""
+
+_SAME = frozenset({"utf-8", "ascii"})
+"""The latter is what servers say who were told nothing; what is none of it is looked at as UTF-8."""
+
+
+def as_utf8(body: bytes, content_type: str) -> bytes:
+    """A document in UTF-8, whatever it calls its encoding itself.
+
+    Args:
+        body: As it came.
+        content_type: The header; "" when there is none. Its `charset` wins over what the document says.
+
+    Raises:
+        ValueError: The encoding is unknown, or the document is not in it.
+    """
+    for mark, name in _MARKS:
+        if body.startswith(mark):
+            return _decoded(body[len(mark) :], name)
+    stated = _IN_HTTP.search(content_type)
+    if stated:
+        return _decoded(body, stated[1])
+    unmarked = _UNMARKED.get(body[:2])
+    declared = _IN_XML.match(body)
+    return _decoded(body, unmarked or (declared[1].decode("latin-1") if declared else "utf-8"))
+
+
+def _decoded(body: bytes, name: str) -> bytes:
+    codec = _codec(name)
+    if codec in _SAME:
+        return body
+    try:
+        return body.decode(codec).encode()
+    except LookupError:  # a codec for something else than text
+        raise _unknown(name) from None
+    except UnicodeError as error:
+        raise ValueError(f"is not in {quoted(name)}, in which it is said to be: {quoted(error)}") from None
+
+
+def _codec(name: str) -> str:
+    """What Python calls it."""
+    try:
+        codec = codecs.lookup(name).name if _CODEC_NAME.fullmatch(name) else ""
+    except LookupError:
+        codec = ""
+    if not codec or codec in _NOT_FOR_TEXT:
+        raise _unknown(name)
+    return codec
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(f"is in the encoding {quoted(name)}, which is unknown here; ask for UTF-8")
+
+
+MAX_URL = 8_192
+"""Characters of a reference and of what it is relative to: each link would copy that once more. It is what most
+servers take."""
+
+# What was parsed is well-formed, and need not be looked at closely.
+_START_TAG = re.compile(rb"""<(?:[^>"']++|"[^"]*+"|'[^']*+')*+>""")
+
+_NAME = re.compile(r"<[^\s/>]++")
+_ATTRIBUTE = re.compile(r"""(?<!\s)\s++([^\s=]++)\s*+=\s*+("[^"]*+"|'[^']*+')""")
+
+
+class Scope(NamedTuple):
+    """What an entry inherits from the root of its document.
+
+    Attributes:
+        namespaces: By their prefixes; "" is the default one.
+        base: What relative references are relative to, absolute.
+        language: Its `xml:lang`; "": it says nothing.
+        authors: Each as a document of its own (RFC 4287 §4.2.1).
+    """
+
+    namespaces: tuple[tuple[str, str], ...] = ()
+    base: str = ""
+    language: str = ""
+    authors: bytes = b""
+
+    @property
+    def size(self) -> int:
+        """Characters of all that, without the authors."""
+        return sum(len(prefix) + len(uri) for prefix, uri in self.namespaces) + len(self.base) + len(self.language)
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """The same, likewise, as attributes of an element, each quoted."""
+        declared = {f"xmlns:{prefix}" if prefix else "xmlns": uri for prefix, uri in self.namespaces}
+        inherited = {"xml:base": self.base, "xml:lang": self.language}
+        given = declared | {name: value for name, value in inherited.items() if value}
+        return {
+            name: quoteattr(value, {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"}) for name, value in given.items()
+        }
+
+
+class Source(NamedTuple):
+    """An element as it stands in its document, in UTF-8.
+
+    Attributes:
+        markup: From its first byte to its last.
+        scope: What it inherits; `None`: nothing, it is a document of its own.
+    """
+
+    markup: bytes
+    scope: Scope | None = None
+
+    @property
+    def alone(self) -> bytes:
+        """As a document of its own, which says the same."""
+        if self.scope is None:
+            return self.markup
+        tag = start_tag(self.markup)
+        text = tag.decode()
+        own = dict(_ATTRIBUTE.findall(text))
+        if "xml:base" in own:
+            own["xml:base"] = quoteattr(resolved(self.scope.base, unescape(own["xml:base"][1:-1])))
+        attributes = "".join(f" {name}={value}" for name, value in (self.scope.attributes | own).items())
+        end, authors = ("/>", b"") if text.endswith("/>") else (">", self.scope.authors)
+        return f"{_NAME.findall(text)[0]}{attributes}{end}".encode() + authors + self.markup[len(tag) :]
+
+
+def start_tag(document: bytes, start: int = 0) -> bytes:
+    """The start tag, or the tag of the empty element, at a place of a well-formed document."""
+    return next(_START_TAG.finditer(document, start))[0]
+
+
+def resolved(base: str, reference: str) -> str:
+    """A reference, absolute (RFC 3986 §5.2); one that is none, or is too long, as it was written."""
+    if len(base) + len(reference) > MAX_URL:
+        return reference
+    try:
+        return urljoin(base, reference.strip())
+    except ValueError:
+        return reference
+
 
 MAX_SCOPE = 8_192
 """Characters of what entries inherit from the root of a feed: namespaces, base and language. Each entry that is

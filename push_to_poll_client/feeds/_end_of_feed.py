@@ -1,4 +1,4 @@
-"""Where nothing new was: what the end of a feed was known by when it was last looked at, in memory.
+"""Remember the validators of a feed's end, so that asking again costs a 304.
 
 For feeds whose cursor is in the URL. An answer that brought messages is never remembered, so that a 304, or an
 answer that is taken for still fresh, can only stand for one that brought nothing: nothing can be lost by it.
@@ -12,7 +12,11 @@ import anyio
 from push_to_poll_client._http.caching import Validators, fresh_for
 from push_to_poll_client._http.response import Answer
 
-__all__ = ["MAX_URLS", "Tail"]
+__all__ = [
+    "MAX_URLS",
+    "Tail",
+]
+
 
 MAX_URLS = 16
 """Ends that are remembered: a feed has one, and one each for the waits it is asked with."""

@@ -1,19 +1,50 @@
-"""From a request to a page."""
+"""Read a feed that shows the newest entries first, and hand them out oldest first."""
 
 import re
+from collections import OrderedDict
 from dataclasses import replace
 
 import anyio
 
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone, FeedRefused
 from push_to_poll_client._types import Cursor, FetchRequest, Page
-from push_to_poll_client.feeds._seen import Seen
-from push_to_poll_client.feeds._walk_back.fresh import Fresh
-from push_to_poll_client.feeds._walk_back.leaf import Leaf, Look, Order
-from push_to_poll_client.feeds._walk_back.way import Way, longer
-from push_to_poll_client.feeds._walk_back.ways import Ways
+from push_to_poll_client.feeds._newest_first_cursor import Seen
+from push_to_poll_client.feeds._newest_first_walk import Leaf, Look, Order, Way, Ways, longer
 
-__all__ = ["WalkBack"]
+__all__ = [
+    "Fresh",
+    "WalkBack",
+]
+
+
+MAX_CURSORS = 16
+"""Remembered: one for each consumer of the feed."""
+
+
+class Fresh:
+    """Remembers it, by cursors that brought nothing (RFC 9111 §4.2). In an event loop."""
+
+    def __init__(self) -> None:
+        self._times: OrderedDict[Cursor | None, tuple[float, float]] = OrderedDict()
+
+    def __contains__(self, cursor: Cursor | None) -> bool:
+        """Whether asking what comes after this cursor could now only bring nothing again."""
+        since, until = self._times.get(cursor, (0.0, 0.0))
+        return since <= anyio.current_time() < until
+
+    def note(self, cursor: Cursor | None, seconds: float) -> None:
+        """It brought nothing, and would not for so long."""
+        self._times.pop(cursor, None)
+        if seconds > 0:
+            now = anyio.current_time()
+            self._times[cursor] = now, now + seconds
+            if len(self._times) > MAX_CURSORS:
+                self._times.popitem(last=False)
+
+    def forget(self) -> None:
+        """When the event loop may end by whose clock this is."""
+        self._times.clear()
+
 
 _POSITION = re.compile("(.*) ([0-9]{1,9})", re.DOTALL)
 

@@ -1,0 +1,241 @@
+"""Deletions in a complete feed (RFC 5005 §2), and documents that are missing.
+
+What it had is written into the cursor, all of it or nothing: only what was there is reported as deleted. An entry
+that comes back as it was is a new message, which dedupe must not take for the old one: its name says how often it
+was gone. That, too, is remembered, as long as there is room.
+"""
+
+import zlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import NamedTuple
+from xml.sax.saxutils import quoteattr
+
+import httpx
+import msgspec
+
+from push_to_poll_client._exceptions import FeedError, FeedRefused
+from push_to_poll_client._http.caching import fresh_for
+from push_to_poll_client._http.origins import without_secrets
+from push_to_poll_client._http.response import Answer
+from push_to_poll_client._json import Decoder
+from push_to_poll_client._types import MAX_CURSOR, Message
+from push_to_poll_client.feeds._atom.constructs import Instant
+from push_to_poll_client.feeds._atom.entry import AtomEntry, messages_of
+from push_to_poll_client.feeds._atom.parser import Document, Found, Source, read_document
+from push_to_poll_client.feeds._newest_first_cursor import KEPT, MOST_KEPT
+from push_to_poll_client.feeds._newest_first_walk import Leaf
+
+__all__ = [
+    "Absent",
+    "Kept",
+    "Memory",
+    "compared",
+    "leaf_of",
+    "noted",
+    "recalled",
+]
+
+
+MOST_TIMES = 3
+"""Not found (404) so often, a document is taken for gone: a deployment is over then."""
+
+WAIT = 60.0
+"""Seconds in between."""
+
+MOST_ADDRESSES = 16
+"""Remembered: one for each consumer of the feed."""
+
+
+class Absent:
+    """Documents of one feed that others led to."""
+
+    def __init__(self) -> None:
+        self._times: OrderedDict[str, int] = OrderedDict()
+
+    def is_gone(self, address: str, answer: Answer) -> bool:
+        """Whether there is no such document any more. 410 says so; of 404 nobody knows for how long it is true.
+
+        Raises:
+            FeedError: It is to be asked for again: what is taken for gone once is never asked for again.
+        """
+        times = self._times.pop(address, 0) + 1
+        if answer.status != HTTPStatus.NOT_FOUND or times >= MOST_TIMES:
+            return answer.status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
+        self._times[address] = times
+        if len(self._times) > MOST_ADDRESSES:
+            self._times.popitem(last=False)
+        wait = max(WAIT, answer.retry_after or 0.0)
+        raise FeedError(f"{answer.where} led to a document that is not found (404)", retry_after=wait)
+
+
+MOST_UNPACKED = 4 * 1024 * 1024
+"""Bytes that a note may become: ours are below a tenth of that."""
+
+_DIGEST = 12
+_BESIDE = 5_000
+"""Characters of a cursor for what is neither a digest nor the note."""
+
+_COMMENT = "It is no longer in its feed, which is complete."
+
+
+class Kept(NamedTuple):
+    """What is remembered of an entry.
+
+    Attributes:
+        order: Of its newest version.
+        again: How often it was gone.
+        gone: It is.
+    """
+
+    order: str
+    again: int = 0
+    gone: bool = False
+
+
+Memory = Mapping[str, Kept]
+"""By the ids of entries."""
+
+_decode_rows = Decoder(list[tuple[str, Kept]]).decode
+
+
+def recalled(note: str) -> Memory:
+    """What `noted` wrote; nothing if it is not that."""
+    try:
+        text = zlib.decompressobj().decompress(urlsafe_b64decode(note), MOST_UNPACKED)
+        memory = dict(_decode_rows(text))
+        for kept in memory.values():
+            Instant.read(kept.order)
+    except (ValueError, zlib.error, RecursionError):
+        return {}
+    return memory
+
+
+def noted(memory: Memory, messages: int) -> str:
+    """What can be written into a cursor: all that is there, and of what is gone as much as there is room for.
+
+    Args:
+        memory: What was gone last stands first.
+        messages: Of the document, whose digests are in the cursor too.
+
+    Returns:
+        "" if there is no room for all that is there.
+    """
+    room = MAX_CURSOR - _BESIDE - _DIGEST * (min(messages, MOST_KEPT) + 2 * KEPT)
+    here = sorted((name, kept) for name, kept in memory.items() if not kept.gone)
+    gone = [(name, kept) for name, kept in memory.items() if kept.gone]
+    while len(note := _packed([*here, *gone])) > room:
+        if not gone:
+            return ""
+        gone = gone[: len(gone) // 2]
+    return note
+
+
+def compared(
+    before: Memory, entries: Sequence[Found], messages: Sequence[Message]
+) -> tuple[list[AtomEntry], Memory]:
+    """What is gone, and what is to be remembered.
+
+    Args:
+        before: What was there.
+        entries: Of the document.
+        messages: Made of them, the newest first.
+    """
+    named = {found.name for found in entries}
+    if "" in named:  # it could be any of those that seem to be gone
+        return [], before
+    here = _here(before, messages)
+    lost = {name: kept for name, kept in before.items() if name not in here}
+    gone = {name: kept._replace(again=kept.again + 1, gone=True) for name, kept in lost.items() if not kept.gone}
+    deletions = [_deletion(name, before[name]) for name in gone if name not in named]
+    return deletions, here | gone | {name: kept for name, kept in lost.items() if kept.gone}
+
+
+def _here(before: Memory, messages: Sequence[Message]) -> dict[str, Kept]:
+    """Of an entry that cannot be read stays what was known."""
+    here: dict[str, Kept] = {}
+    for message in messages:
+        if not isinstance(message, AtomEntry):
+            here |= {message.id: before[message.id]} if message.id in before else {}
+        elif not message.deleted:
+            again = before[message.entry_id].again if message.entry_id in before else 0
+            here.setdefault(message.entry_id, Kept(message.order, again))
+    return here
+
+
+def _deletion(name: str, kept: Kept) -> AtomEntry:
+    markup = (
+        f'<deleted-entry xmlns="http://purl.org/atompub/tombstones/1.0" ref={quoteattr(name)} '
+        f'when="{kept.order}Z"><comment>{_COMMENT}</comment></deleted-entry>'
+    )
+    return AtomEntry(Source(markup.encode()), name, Instant.read(kept.order), deleted=True, again=kept.again)
+
+
+def _packed(rows: Sequence[tuple[str, Kept]]) -> str:
+    return urlsafe_b64encode(zlib.compress(msgspec.json.encode(rows))).decode()
+
+
+def leaf_of(answer: Answer, note: str, *, newest: bool, most: int) -> Leaf:
+    """Read a document.
+
+    Args:
+        answer: With it.
+        note: What was remembered of the newest document.
+        newest: It is that one.
+        most: Entries that it may have.
+
+    Raises:
+        FeedRefused: It is an archive, and should be the newest.
+        FeedError: It cannot be read.
+    """
+    if not answer.body.strip():
+        raise FeedError(f"{answer.where} sent nothing where a document should be ({answer.status})")
+    content_type = answer.headers.get("content-type", "")
+    try:
+        document = read_document(answer.body, content_type, _base(answer), most=most)
+        messages, note = (
+            _all_there_is(document, note) if document.complete else (messages_of(document.entries), "")
+        )
+    except ValueError as error:
+        raise FeedError(f"{answer.where} sent a document that {error}", retry_after=answer.retry_after) from None
+    if newest:
+        _check_is_newest(document, answer)
+    archive = None if document.complete else document.links.get("prev-archive")
+    return Leaf(
+        messages,
+        older=archive or (None if document.complete else document.links.get("next")),
+        stable=archive is not None,
+        size=document.size,
+        validators=answer.validators,
+        note=note,
+        retry_after=answer.within_poll,
+        poll_interval=answer.retry_after,
+        whole=document.complete,
+        fresh_for=fresh_for(answer.headers),
+    )
+
+
+def _all_there_is(document: Document, note: str) -> tuple[list[Message], str]:
+    """The messages of a complete feed, of what is gone the newest, and what is to be remembered of them."""
+    before = recalled(note)
+    again = {name: kept.again for name, kept in before.items()}
+    messages = messages_of(document.entries, again)
+    deletions, memory = compared(before, document.entries, messages)
+    return [*deletions, *messages], noted(memory, len(messages))
+
+
+def _base(answer: Answer) -> str:
+    """Without the query, in which a secret may be, and to which nothing is relative but "" and "?"."""
+    return str(httpx.URL(answer.url).copy_with(query=None, fragment=None))
+
+
+def _check_is_newest(document: Document, answer: Answer) -> None:
+    """An archive does not change (RFC 5005 §4): whoever begins there would never see anything new."""
+    current = document.links.get("current")
+    if document.archive and current is not None and current not in {answer.url, _base(answer)}:
+        raise FeedRefused(
+            f"{answer.where} is an archive of a feed, which does not change; give the URL of its newest document, "
+            f"{without_secrets(current)}"
+        )
