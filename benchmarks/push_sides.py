@@ -24,10 +24,10 @@ from push_to_poll_client import (
     SSEListener,
     WebSocketListener,
 )
+from push_to_poll_client.durable_streams import DurableStreamsWebhook
 from push_to_poll_client.listeners.long_poll import LongPollListener
 from push_to_poll_client.listeners.postgres import PostgresListener
 from push_to_poll_client.listeners.redis import RedisListener
-from push_to_poll_client.listeners.subscriptions import DurableStreamsWebhook
 from push_to_poll_client.listeners.verifiers import github
 from push_to_poll_client.listeners.webhook import WebhookListener
 

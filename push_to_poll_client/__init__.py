@@ -13,6 +13,7 @@ these lines to the first:
     _position, _poller, _polls                      one poll, and one at a time
     _lifecycle, _consumer                           a session from its start to its end; where the parts meet
     feeds/, listeners/, stores/                     adapters, which know nothing of each other or of the core
+    durable_streams/                                a family of its own, above feeds and listeners
     cli/, testing/                                  for the shell, and for tests
 """
 
@@ -67,13 +68,13 @@ from push_to_poll_client._types import (
     SavedCursor,
     UnreadableMessage,
 )
-from push_to_poll_client.feeds import AtomEntry, AtomFeed, CloudEvent, DurableStreamFeed, HTTPFeed, PagedFeed
+from push_to_poll_client.durable_streams import DurableStreamFeed, PullWakeListener
+from push_to_poll_client.feeds import AtomEntry, AtomFeed, CloudEvent, HTTPFeed, PagedFeed
 from push_to_poll_client.listeners import (
     Connection,
     ConnectionListener,
     JSONHint,
     LongPollListener,
-    PullWakeListener,
     ServerSentEvent,
     SSEListener,
     Verdict,

@@ -44,12 +44,14 @@ from push_to_poll_client import (
     _types,
     _validation,
     _wakes,
+    durable_streams,
     testing,
 )
 from push_to_poll_client import _exceptions as exceptions
 from push_to_poll_client._http import caching, client, headers, origins, response
 from push_to_poll_client.cli import _tail
 from push_to_poll_client.cli._exit import Exit
+from push_to_poll_client.durable_streams import _framing, _signature
 from push_to_poll_client.feeds import (
     _decoding,
     _end_of_feed,
@@ -59,7 +61,6 @@ from push_to_poll_client.feeds import (
     paged,
 )
 from push_to_poll_client.feeds._atom import constructs, entry, parser
-from push_to_poll_client.feeds._durable import place, said
 from push_to_poll_client.feeds._paged import request
 from push_to_poll_client.listeners import (
     _json_hint,
@@ -73,7 +74,7 @@ from push_to_poll_client.listeners import (
     websocket,
 )
 from push_to_poll_client.listeners._subscriptions import inbox, websub
-from push_to_poll_client.listeners._verifiers import durable_streams, jwks, layout, standard_webhooks
+from push_to_poll_client.listeners._verifiers import layout, standard_webhooks
 from push_to_poll_client.listeners._webhook import limits, meaning, replays
 from push_to_poll_client.stores import _history
 from push_to_poll_client.testing import serve_in_thread
@@ -184,8 +185,8 @@ def test_the_limits_are_these():
         f"{_newest_first_walk.MOST_WALKS}",
         f"{_newest_first_walk.MOST_TRIES}",
         f"{_newest_first_cursor.MOST_KEPT:,} and {_newest_first_cursor.KEPT}",
-        f"{place.MAX_OFFSET:,} characters",
-        f"{said.MAX_ECHO} characters",
+        f"{_framing.MAX_OFFSET:,} characters",
+        f"{_framing.MAX_ECHO} characters",
         f"{entry.MAX_ELEMENTS:,} and {parser.MAX_DEPTH}",
         f"{parser.MOST_DEPTH:,}",
         f"{_json.MAX_DEPTH}",
@@ -203,7 +204,7 @@ def test_the_limits_are_these():
         f"{default(LongPollListener, 'max_size') >> 10:,} KiB",
         f"{default(redis.RedisListener, 'max_size') >> 10} KiB",
         f"{websub.MAX_TOPIC >> 20} MiB",
-        f"{jwks.MAX_KEYS} and {durable_streams.MAX_SET >> 10} KiB",
+        f"{_signature.MAX_KEYS} and {_signature.MAX_SET >> 10} KiB",
         f"{_json_hint.MAX_TOPICS} and {_paths.MAX_TEXT:,}",
         f"{_channels.MAX_STATE:,} characters",
         f"{_wakes.CAPACITY}",
@@ -294,10 +295,10 @@ def test_the_loggers_are_these():
 
 
 def test_what_is_said_of_a_channel_is_said():
-    said = [text for node in package_nodes() if (text := template(node))]
+    texts = [text for node in package_nodes() if (text := template(node))]
     for cell, *_ in table(section(OPERATIONS, "Push channels"), "text"):
         (text,) = spans(cell)
-        assert any(re.sub(r"<[^<>]+>", HOLE, text) in one for one in said), f"{text!r} is not in the package"
+        assert any(re.sub(r"<[^<>]+>", HOLE, text) in one for one in texts), f"{text!r} is not in the package"
 
 
 def test_every_error_that_stops_a_consumer_is_explained():
@@ -470,7 +471,7 @@ def test_options_of_the_command_exist(page, helps):
         assert option in helps, option
 
 
-PARTS = (testing, paged, verifiers, handshakes, subscriptions, postgres, redis)
+PARTS = (testing, durable_streams, paged, verifiers, handshakes, subscriptions, postgres, redis)
 """Modules that have public names of their own."""
 
 

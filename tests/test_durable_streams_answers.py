@@ -25,9 +25,7 @@ from push_to_poll_client import (
     ServerSentEvent,
     UndecodableMessage,
 )
-from push_to_poll_client.feeds._durable.framing import FRAMINGS, Begin, Given
-from push_to_poll_client.feeds._durable.place import Place
-from push_to_poll_client.feeds._durable.said import Said
+from push_to_poll_client.durable_streams._framing import FRAMINGS, Begin, Given, Place, Said
 from push_to_poll_client.testing import FeedSuite
 
 pytestmark = pytest.mark.anyio

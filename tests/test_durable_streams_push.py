@@ -19,8 +19,8 @@ from tcp_proxy import TCPProxy
 
 from push_to_poll_client import DurableStreamFeed, ListenerError
 from push_to_poll_client._types import Push
-from push_to_poll_client.listeners._subscriptions.durable_streams import DurableStreamsWebhook
-from push_to_poll_client.listeners.pull_wake import PullWakeListener
+from push_to_poll_client.durable_streams import PullWakeListener
+from push_to_poll_client.durable_streams._subscription import DurableStreamsWebhook
 from push_to_poll_client.listeners.webhook import WebhookListener
 
 pytestmark = pytest.mark.anyio

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import push_to_poll_client
-from push_to_poll_client import feeds, listeners, stores, testing
+from push_to_poll_client import durable_streams, feeds, listeners, stores, testing
 
 PACKAGE = Path(push_to_poll_client.__file__).parent
 
@@ -26,6 +26,9 @@ SHARED = {"_event_loop", "_validation", "_json", "_exceptions", "_types", "_prot
 
 ADAPTERS = ("feeds", "listeners", "stores")
 
+ABOVE_ADAPTERS = {"durable_streams": {"feeds", "listeners"}}
+"""A family of its own: a feed, a listener and signatures."""
+
 PACKAGES = {"_http"}
 """The layers of several modules."""
 
@@ -43,7 +46,9 @@ def may_import(room):
         return {*LAYERS[: LAYERS.index(room)], *({room} & PACKAGES)}
     if room in ADAPTERS:
         return SHARED | {room}
-    return {*LAYERS, *ADAPTERS}
+    if room in ABOVE_ADAPTERS:
+        return SHARED | ABOVE_ADAPTERS[room] | {room}
+    return {*LAYERS, *ADAPTERS, *ABOVE_ADAPTERS}
 
 
 def imported_rooms(path):
@@ -75,7 +80,7 @@ def test_imports_point_one_way():
 
 def test_the_plan_names_every_room():
     found = {room for room, _ in rooms()} - {"__init__"}
-    assert found == {*LAYERS, *ADAPTERS, *FREE}
+    assert found == {*LAYERS, *ADAPTERS, *ABOVE_ADAPTERS, *FREE}
 
 
 PUBLIC = set(
@@ -97,7 +102,7 @@ def test_the_public_names_are_these_and_no_others():
     assert push_to_poll_client.__all__ == sorted(PUBLIC)
 
 
-@pytest.mark.parametrize("module", [push_to_poll_client, feeds, listeners, stores, testing])
+@pytest.mark.parametrize("module", [push_to_poll_client, durable_streams, feeds, listeners, stores, testing])
 def test_every_public_name_is_there_and_documented(module):
     assert module.__all__ == sorted(module.__all__)
     for name in module.__all__:

@@ -223,7 +223,7 @@ def test_data_too_deep_to_be_read_again_is_not_kept():
 THEMSELVES = {
     "_json.py": "the limit",
     "feeds/_cloudevents.py": "after the depth of the page or the event was looked at",
-    "feeds/_durable/framing.py": "of short texts, and where values are left as they stand",
+    "durable_streams/_framing.py": "of short texts, and where values are left as they stand",
     "feeds/_paged/body.py": "after the depth was looked at, or where values are left as they stand",
 }
 """The modules that decode by msgspec itself, and why they may."""

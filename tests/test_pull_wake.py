@@ -13,10 +13,9 @@ from forms import form
 
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
-from push_to_poll_client.listeners._pull_wake.claims import Claim
-from push_to_poll_client.listeners._pull_wake.halves import halves_of
+from push_to_poll_client.durable_streams import PullWakeListener
+from push_to_poll_client.durable_streams._wake_stream import Claim, halves_of
 from push_to_poll_client.listeners._webhook.request import Control
-from push_to_poll_client.listeners.pull_wake import PullWakeListener
 from push_to_poll_client.testing._virtual_time import virtual_time
 
 pytestmark = pytest.mark.anyio

@@ -1,8 +1,7 @@
 """What to ask: one file for each kind of feed."""
 
 from push_to_poll_client.feeds.atom import AtomEntry, AtomFeed
-from push_to_poll_client.feeds.durable_streams import DurableStreamFeed
 from push_to_poll_client.feeds.http_feed import CloudEvent, HTTPFeed
 from push_to_poll_client.feeds.paged import PagedFeed
 
-__all__ = ["AtomEntry", "AtomFeed", "CloudEvent", "DurableStreamFeed", "HTTPFeed", "PagedFeed"]
+__all__ = ["AtomEntry", "AtomFeed", "CloudEvent", "HTTPFeed", "PagedFeed"]

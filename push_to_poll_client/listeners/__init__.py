@@ -9,7 +9,6 @@ from push_to_poll_client.listeners._reconnect import Verdict
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners.connection import Connection, ConnectionListener
 from push_to_poll_client.listeners.long_poll import LongPollListener
-from push_to_poll_client.listeners.pull_wake import PullWakeListener
 from push_to_poll_client.listeners.sse import SSEListener
 from push_to_poll_client.listeners.webhook import WebhookAnswer, WebhookCounters, WebhookListener, WebhookRequest
 from push_to_poll_client.listeners.websocket import WebSocketListener
@@ -19,7 +18,6 @@ __all__ = [
     "ConnectionListener",
     "JSONHint",
     "LongPollListener",
-    "PullWakeListener",
     "SSEListener",
     "ServerSentEvent",
     "Verdict",

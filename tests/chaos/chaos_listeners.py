@@ -58,7 +58,7 @@ def webhook(*, served):
 
 
 def durable_webhook(*, port, served, callback):
-    from push_to_poll_client.listeners._subscriptions.durable_streams import DurableStreamsWebhook
+    from push_to_poll_client.durable_streams._subscription import DurableStreamsWebhook
     from push_to_poll_client.listeners.webhook import WebhookListener
 
     subscription = DurableStreamsWebhook(
@@ -72,7 +72,7 @@ def durable_webhook(*, port, served, callback):
 
 
 def pull_wake(*, port):
-    from push_to_poll_client.listeners.pull_wake import PullWakeListener
+    from push_to_poll_client.durable_streams import PullWakeListener
 
     return PullWakeListener(
         f"http://{HOST}:{port}{ROOT}",

@@ -18,8 +18,8 @@ import redis.asyncio  # noqa: F401  # likewise
 import uvicorn  # noqa: F401  # likewise
 from anyio._backends import _asyncio, _trio  # noqa: F401  # likewise
 
+from push_to_poll_client.durable_streams import _subscription  # noqa: F401  # likewise
 from push_to_poll_client.listeners import postgres, verifiers  # noqa: F401  # likewise
-from push_to_poll_client.listeners._subscriptions import durable_streams  # noqa: F401  # likewise
 
 
 def fork(settings, backend, log):

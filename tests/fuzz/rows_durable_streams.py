@@ -8,14 +8,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fuzzed import Fuzzed, around, nested, text_of, words
 from rows_verifiers import request_of
 
+from push_to_poll_client.durable_streams import PullWakeListener
+from push_to_poll_client.durable_streams._signature import MAX_FRESH, MAX_KEYS, MIN_FRESH, _fresh_for, _keys_of
+from push_to_poll_client.durable_streams._subscription import MAX_TOPICS, DurableStreamsWebhook, code_of
+from push_to_poll_client.durable_streams._wake_stream import claim_of
 from push_to_poll_client.listeners._asking import Answer, UnusableAnswer
-from push_to_poll_client.listeners._pull_wake.claims import claim_of
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
-from push_to_poll_client.listeners._subscriptions.durable_streams import DurableStreamsWebhook
-from push_to_poll_client.listeners._subscriptions.stream_subscription import MAX_TOPICS, code_of
-from push_to_poll_client.listeners._verifiers.jwks import MAX_FRESH, MAX_KEYS, MIN_FRESH, _fresh_for, _keys_of
 from push_to_poll_client.listeners._webhook.request import WebhookRequest
-from push_to_poll_client.listeners.pull_wake import PullWakeListener
 
 __all__ = ["ROWS"]
 
@@ -98,7 +97,7 @@ JSON_HOSTILE = {"lists": nested(b"[", b"]"), "objects": nested(b'{"a":', b"}")}
 ROWS = (
     Fuzzed(
         name="durable streams signatures",
-        rooms=("listeners._verifiers.durable_streams", "listeners._verifiers.jwks"),
+        rooms=("durable_streams._signature",),
         read=read_signed,
         examples=(
             HEADER + SIGNATURE.encode() + b"\n\n{}",
@@ -110,7 +109,7 @@ ROWS = (
     ),
     Fuzzed(
         name="durable streams keys",
-        rooms=("listeners._verifiers.jwks", "listeners._verifiers.ed25519"),
+        rooms=("durable_streams._signature", "listeners._verifiers.ed25519"),
         read=read_keys,
         errors=(UnusableAnswer,),
         examples=(
@@ -123,7 +122,7 @@ ROWS = (
     ),
     Fuzzed(
         name="durable streams webhooks",
-        rooms=("listeners._subscriptions.durable_streams", "listeners._subscriptions.stream_subscription"),
+        rooms=("durable_streams._subscription",),
         read=read_webhook,
         examples=(
             json.dumps(
@@ -137,7 +136,7 @@ ROWS = (
     ),
     Fuzzed(
         name="durable streams wakes",
-        rooms=("listeners._pull_wake.wake_stream",),
+        rooms=("durable_streams._wake_stream",),
         read=read_event,
         examples=(json.dumps([WAKE]).encode(), json.dumps(WAKE).encode(), b"[]", b"{}"),
         tokens=(*JSON_TOKENS, *words(f'"type" "wake" "subscription_id" "{OURS}" "stream"')),
@@ -146,7 +145,7 @@ ROWS = (
     ),
     Fuzzed(
         name="durable streams claims",
-        rooms=("listeners._pull_wake.claims",),
+        rooms=("durable_streams._wake_stream",),
         read=read_claim,
         errors=(UnusableAnswer,),
         examples=(

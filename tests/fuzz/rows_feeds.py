@@ -17,11 +17,9 @@ from push_to_poll_client import (
     UndecodableMessage,
     UnreadableMessage,
 )
+from push_to_poll_client.durable_streams._framing import FRAMINGS, Begin, Given, Place, Said, echo_of, is_offset
 from push_to_poll_client.feeds._cloudevents import read_batch
 from push_to_poll_client.feeds._decoding import split
-from push_to_poll_client.feeds._durable.framing import FRAMINGS, Begin, Given
-from push_to_poll_client.feeds._durable.place import Place, is_offset
-from push_to_poll_client.feeds._durable.said import Said, echo_of
 from push_to_poll_client.feeds._newest_first import _position, _read
 from push_to_poll_client.feeds._newest_first_cursor import Seen
 
@@ -298,7 +296,7 @@ ROWS = (
     ),
     Fuzzed(
         name="places in a stream",
-        rooms=("feeds._durable.place",),
+        rooms=("durable_streams._framing",),
         read=read_place,
         errors=(CursorExpired,),
         examples=(b"0_42/17", b"0_42/17/3", b"0_42/0_40+2", b"0_42/1:2", b"0_42", b"-1/0", b"-1"),
@@ -312,7 +310,7 @@ ROWS = (
     ),
     Fuzzed(
         name="what a stream says",
-        rooms=("feeds._durable.said",),
+        rooms=("durable_streams._framing",),
         read=read_said,
         errors=(FeedError,),
         examples=(
@@ -328,7 +326,7 @@ ROWS = (
     *(
         Fuzzed(
             name=f"a stream of {name}",
-            rooms=("feeds._durable.framing",),
+            rooms=("durable_streams._framing",),
             read=partial(read_framing, name=name),
             errors=(FeedError,),
             examples=(*EVENTS, b'{"a": 1}\n\n{"b": 2}\r\nhalf', b"\xff\n\0", b"1\n2\n3\n4\n5", b""),
@@ -357,12 +355,7 @@ ROWS = (
     *(
         Fuzzed(
             name=f"stream feeds of {name}",
-            rooms=(
-                "feeds.durable_streams",
-                "feeds._durable.framing",
-                "feeds._durable.said",
-                "feeds._durable.place",
-            ),
+            rooms=("durable_streams._feed", "durable_streams._framing"),
             read=partial(read_stream, messages=name),
             examples=(
                 written(b"1/2", STREAM + b"[1, 2]"),
@@ -388,7 +381,7 @@ ROWS = (
     ),
     Fuzzed(
         name="hints of a stream",
-        rooms=("feeds.durable_streams",),
+        rooms=("durable_streams._feed",),
         read=read_hint,
         examples=(b'control\n{"streamNextOffset": "1", "streamClosed": true}', b"data\n[]"),
         tokens=words(r'control\n "streamClosed" data\n \xff'),

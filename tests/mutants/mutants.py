@@ -107,7 +107,7 @@ MUTANTS = [
     of(
         "G5",
         "goes past what stood in a body that was lost on the way",
-        "feeds/durable_streams.py",
+        "durable_streams/_feed.py",
         "        self._check_body(answer, begin.place, said)\n",
         "",
         "tests/test_durable_streams_answers.py",
@@ -190,7 +190,7 @@ MUTANTS = [
     of(
         "G6",
         "names what comes after the reset of a stream like what came before",
-        "feeds/_durable/place.py",
+        "durable_streams/_framing.py",
         "return Place(since=",
         "return Place() or Place(since=",
         "tests/test_durable_streams_answers.py",

@@ -186,7 +186,7 @@ PUSH = [
     of(
         "G1",
         "wakes nobody when a claim of a wake fails",
-        "listeners/_pull_wake/wake_stream.py",
+        "durable_streams/_wake_stream.py",
         "hid_a_push=failure.hid_a_push or self._has_heard",
         "hid_a_push=failure.hid_a_push",
         "tests/test_pull_wake.py",
@@ -196,7 +196,7 @@ PUSH = [
     of(
         "G11",
         "fetches keys for each request that names an unknown one",
-        "listeners/_verifiers/jwks.py",
+        "durable_streams/_signature.py",
         "if now >= self._not_before:",
         "if True:",
         "tests/test_durable_streams_signature.py",
@@ -224,7 +224,7 @@ PUSH = [
     of(
         "G9",
         "stops the consumer when a server refuses for a while what it took before",
-        "listeners/_subscriptions/stream_subscription.py",
+        "durable_streams/_subscription.py",
         "SubscriptionRefused if self._was_taken else ListenerError",
         "ListenerError",
         "tests/test_durable_streams_webhook.py",

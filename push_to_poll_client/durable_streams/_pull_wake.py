@@ -1,4 +1,4 @@
-"""WHO SAID SO, by pull-wake of Durable Streams (PROTOCOL.md §7.2): the server writes its wakes into a stream.
+"""The pull-wake listener: the server writes its wakes into a stream (PROTOCOL.md §7.2).
 
 For consumers that no webhook can reach. What keeps the subscription alive is `_subscriptions/`'s, what a wake
 means and why none is lost `_pull_wake/wake_stream.py`'s.
@@ -16,23 +16,24 @@ from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._asking import Asker
-from push_to_poll_client.listeners._failure import only
-from push_to_poll_client.listeners._pull_wake.claims import Claimer
-from push_to_poll_client.listeners._pull_wake.halves import halves_of
-from push_to_poll_client.listeners._pull_wake.wake_stream import WakeStream
-from push_to_poll_client.listeners._reconnect import Verdict
-from push_to_poll_client.listeners._subscriptions.keeper import Keeper
-from push_to_poll_client.listeners._subscriptions.stream_subscription import (
+from push_to_poll_client.durable_streams._subscription import (
     CONFIRM_EVERY,
     DurableStreamsSubscription,
     below,
     path_in_stream_root,
     root_of,
 )
+from push_to_poll_client.durable_streams._wake_stream import Claimer, WakeStream, halves_of
+from push_to_poll_client.listeners._asking import Asker
+from push_to_poll_client.listeners._failure import only
+from push_to_poll_client.listeners._reconnect import Verdict
+from push_to_poll_client.listeners._subscriptions.keeper import Keeper
 from push_to_poll_client.listeners._webhook.request import Control
 
-__all__ = ["PullWakeListener"]
+__all__ = [
+    "PullWakeListener",
+]
+
 
 _log_of_subscriptions = logging.getLogger("push_to_poll_client.listeners.subscriptions")
 

@@ -1,10 +1,22 @@
-"""From bytes to messages: what the body of an answer holds, by how the stream is to be cut.
+"""Positions, headers and bodies of a Durable Stream.
+
+A stream names no messages, but bytes at an offset never change (§4), so a message is named by its number: how many
+come before it, from where counting began. That does not depend on where an answer happens to end. Offsets stand
+at the ends of answers alone, so a place between two of them is an offset and how many from there are settled.
+
+    cursor               the offset is asked for; the number is that of the first message there
+    0_42/17              17 from the beginning
+    0_42/17/3            the same, and three of what comes are settled
+    0_42/0_40+2          counted from the offset 0_40, where the reader began ("latest")
+    0_42/1:2             counted from the beginning, after the stream had lost what was known of it once
+    0_42                 as a user may give it: counted from there
 
 Pure, and linear in the size of a body. However many messages an answer has, only so many are made of it at a time;
 the cursor behind the last one says how many to pass over in the same answer.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -12,15 +24,174 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
-from push_to_poll_client._exceptions import FeedError, UndecodableMessage
+from push_to_poll_client._exceptions import CursorExpired, FeedError, UndecodableMessage
+from push_to_poll_client._http.headers import is_header_value
 from push_to_poll_client._json import SHORT, UNDECODABLE, Decoder
 from push_to_poll_client._types import Cursor, Message
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.feeds._decoding import split
-from push_to_poll_client.feeds._durable.place import Place
-from push_to_poll_client.feeds._durable.said import Said, shorter
 
-__all__ = ["FRAMINGS", "Begin", "Entry", "Given", "Read"]
+__all__ = [
+    "BEGINNING",
+    "FRAMINGS",
+    "NOW",
+    "Begin",
+    "Entry",
+    "Given",
+    "Place",
+    "Read",
+    "Said",
+    "echo_of",
+    "is_offset",
+]
+
+
+BEGINNING = "-1"
+NOW = "now"
+"""Reserved: no offsets that a server makes (§8)."""
+
+MAX_OFFSET = 1024
+"""Characters. The protocol asks servers for less than 256 (§8); each is part of a request's URL."""
+
+_is_offset = re.compile(rf"(?:(?![,&=?/])[!-~]){{1,{MAX_OFFSET}}}").fullmatch
+_place = re.compile(r"(?:([^/]+)/(?:([^/]*[+:])?([0-9]{1,18})(?:/([0-9]{1,18}))?)|([^/]+))").fullmatch
+_resets = re.compile(r"([0-9]{1,9}):").fullmatch
+
+
+def is_offset(text: str) -> bool:
+    """Whether a server may have made this offset (§8)."""
+    return text not in {BEGINNING, NOW} and _is_offset(text) is not None
+
+
+class Place(NamedTuple):
+    """Where a reader stands.
+
+    Attributes:
+        offset: What the server is asked for.
+        since: From where it was counted: "" from the beginning of the stream, else what stands before a number.
+        number: How many messages, or bytes, lie before the offset.
+        settled: How many of those that come at the offset are settled already.
+    """
+
+    offset: str = BEGINNING
+    since: str = ""
+    number: int = 0
+    settled: int = 0
+
+    @classmethod
+    def of(cls, cursor: Cursor | None) -> "Place":
+        """The place that a cursor means.
+
+        Raises:
+            CursorExpired: It means none.
+        """
+        if cursor is None:
+            return cls()
+        found = _place(cursor)
+        offset = (found[1] or found[5]) if found else ""
+        if not found or not (offset == BEGINNING or is_offset(offset)):
+            raise CursorExpired(
+                f"{quoted(cursor)} is no cursor of a Durable Stream; rewind to one that push-to-poll shows, or to "
+                "an offset of the stream"
+            )
+        if found[5]:
+            return cls() if offset == BEGINNING else cls.counted_from(offset)
+        return cls(offset, found[2] or "", int(found[3]), int(found[4] or 0))
+
+    @classmethod
+    def counted_from(cls, offset: str) -> "Place":
+        """A place of which nobody knows how many come before it."""
+        return cls(offset, f"{offset}+")
+
+    @property
+    def cursor(self) -> Cursor:
+        """As it is saved."""
+        return f"{self.offset}/{self.since}{self.number}" + (f"/{self.settled}" if self.settled else "")
+
+    @property
+    def anew(self) -> "Place":
+        """The beginning of a stream that no longer has what was counted: its numbers are others."""
+        known = _resets(self.since)
+        return Place(since=f"{int(known[1]) + 1 if known else 1}:")
+
+    def name(self, index: int) -> str:
+        """What the message is called that is so many behind the offset."""
+        return f"{self.since}{self.number + index}"
+
+
+MAX_ECHO = 256
+"""Characters of a `Stream-Cursor` that is sent back: a number of some ten digits (§10.1)."""
+
+
+class Said(NamedTuple):
+    """What an answer says beside its body.
+
+    Attributes:
+        offset: Where to go on (§5.6).
+        up_to_date: It reaches to the end of the stream, as that is now.
+        closed: And there will never be more (§4.1).
+    """
+
+    offset: str
+    up_to_date: bool
+    closed: bool
+
+    @property
+    def ends(self) -> bool:
+        """Whether there is nothing more to ask for now."""
+        return self.up_to_date or self.closed
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str], where: str) -> "Said":
+        """Read them.
+
+        Args:
+            headers: By names in whatever case.
+            where: The URL without secrets, for errors.
+
+        Raises:
+            FeedError: They are those of no stream.
+        """
+        offset = headers.get("stream-next-offset")
+        if offset is None:
+            raise FeedError(
+                f"{where} sent no Stream-Next-Offset; check that the URL is that of a Durable Stream and no login "
+                "page stands before it"
+            )
+        if not is_offset(offset):
+            raise FeedError(f"{where} sent {quoted(offset)} as its Stream-Next-Offset, which is no offset")
+        return cls(offset, _says(headers, "stream-up-to-date"), _says(headers, "stream-closed"))
+
+    def check_follows(self, place: Place, where: str) -> None:
+        """Offsets only grow (§8).
+
+        Raises:
+            CursorExpired: The stream is shorter than what was read of it.
+        """
+        if place.offset != BEGINNING and self.offset < place.offset:
+            raise shorter(place, where)
+
+
+def shorter(place: Place, where: str) -> CursorExpired:
+    """The stream has less than was read of it."""
+    return CursorExpired(
+        f"{where} ends before offset {quoted(place.offset)}, up to which it was read: it was deleted and made "
+        "anew, and its messages are counted anew; go on from the start that this error offers, or from the "
+        "inception and forget",
+        start=place.anew.cursor,
+    )
+
+
+def echo_of(headers: Mapping[str, str]) -> str | None:
+    """The `Stream-Cursor`, which keeps caches from repeating an answer; `None`: there is none that can be sent."""
+    echo = headers.get("stream-cursor", "")
+    return echo if 0 < len(echo) <= MAX_ECHO and is_header_value(echo) else None
+
+
+def _says(headers: Mapping[str, str], name: str) -> bool:
+    """Any other value than "true" counts as none (§4.1)."""
+    return headers.get(name, "").strip(" \t").lower() == "true"
+
 
 _Decode: TypeAlias = Callable[[bytes], Any]
 

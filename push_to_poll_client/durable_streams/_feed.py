@@ -1,4 +1,4 @@
-"""A feed by the Durable Streams Protocol: the messages of an append-only stream behind one URL.
+"""The feed of a Durable Stream: the messages of an append-only stream behind one URL.
 
 Paragraphs are those of PROTOCOL.md in github.com/durable-streams/durable-streams. Where a reader stands is
 `_durable/place.py`'s, what headers mean `_durable/said.py`'s, what bodies hold `_durable/framing.py`'s.
@@ -17,13 +17,25 @@ from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._http.response import Answer
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, Push
 from push_to_poll_client._validation import check_number, quoted
+from push_to_poll_client.durable_streams._framing import (
+    BEGINNING,
+    FRAMINGS,
+    NOW,
+    Begin,
+    Entry,
+    Given,
+    Place,
+    Read,
+    Said,
+    echo_of,
+)
 from push_to_poll_client.feeds._decoding import most_messages, read_aside
-from push_to_poll_client.feeds._durable.framing import FRAMINGS, Begin, Entry, Given, Read
-from push_to_poll_client.feeds._durable.place import BEGINNING, NOW, Place
-from push_to_poll_client.feeds._durable.said import Said, echo_of
 from push_to_poll_client.feeds._end_of_feed import Tail
 
-__all__ = ["DurableStreamFeed"]
+__all__ = [
+    "DurableStreamFeed",
+]
+
 
 StreamMessages: TypeAlias = Literal["json", "ndjson", "lines", "bytes"]
 
