@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 
-from push_to_poll_client.listeners._reconnect import Reconnect, Verdict
+from push_to_poll_client.listeners._backoff import Reconnect, Verdict
 
 CLIENTS = 1_000
 

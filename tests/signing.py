@@ -4,7 +4,7 @@ import base64
 import hashlib
 import hmac
 
-from push_to_poll_client.listeners._webhook.request import WebhookRequest
+from push_to_poll_client.listeners._webhook.types import WebhookRequest
 
 __all__ = ["NOW", "b64_mac", "hex_mac", "request"]
 

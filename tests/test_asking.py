@@ -10,9 +10,9 @@ from scripted import END, RESET, Script, client_of
 
 from push_to_poll_client._http.credentials import CredentialsFailed
 from push_to_poll_client.listeners import Verdict
-from push_to_poll_client.listeners import _sending as sending
-from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
-from push_to_poll_client.listeners._http_failures import http_failure_of
+from push_to_poll_client.listeners import _requests as sending
+from push_to_poll_client.listeners._failures import http_failure_of
+from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
 
 pytestmark = pytest.mark.anyio
 

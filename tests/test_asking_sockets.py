@@ -10,7 +10,7 @@ from anyio.to_thread import run_sync
 from channels import HOST, Raw, is_closed
 from forms import GUARD
 
-from push_to_poll_client.listeners._asking import Asker, UnusableAnswer
+from push_to_poll_client.listeners._requests import Asker, UnusableAnswer
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_unclosed")]
 

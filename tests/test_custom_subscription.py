@@ -9,8 +9,8 @@ import pytest
 from forms import GUARD
 
 from push_to_poll_client import ListenerError
-from push_to_poll_client.listeners._subscriptions.failures import failure_of
 from push_to_poll_client.listeners.subscriptions import CustomSubscription, Registration
+from push_to_poll_client.listeners.subscriptions._renewal import failure_of
 from push_to_poll_client.listeners.verifiers import shared_token, token_in_body
 from push_to_poll_client.listeners.webhook import WebhookRequest
 

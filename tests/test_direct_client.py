@@ -12,7 +12,7 @@ from push_to_poll_client import Consumer, FeedError, FetchRequest, HTTPFeed, SQL
 from push_to_poll_client._http import direct_client
 from push_to_poll_client._http.direct_client import DirectClient
 from push_to_poll_client._http.transport import open_client
-from push_to_poll_client.listeners._asking import Asker, UnusableAnswer
+from push_to_poll_client.listeners._requests import Asker, UnusableAnswer
 
 pytestmark = pytest.mark.anyio
 

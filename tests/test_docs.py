@@ -63,8 +63,7 @@ from push_to_poll_client.feeds import (
 from push_to_poll_client.feeds._atom import constructs, entry, parser
 from push_to_poll_client.feeds._paged import request
 from push_to_poll_client.listeners import (
-    _json_hint,
-    _paths,
+    _hints,
     handshakes,
     postgres,
     redis,
@@ -73,9 +72,10 @@ from push_to_poll_client.listeners import (
     verifiers,
     websocket,
 )
-from push_to_poll_client.listeners._subscriptions import inbox, websub
-from push_to_poll_client.listeners._verifiers import layout, standard_webhooks
-from push_to_poll_client.listeners._webhook import limits, meaning, replays
+from push_to_poll_client.listeners._webhook import limits, routing
+from push_to_poll_client.listeners._webhook import limits as limits_module
+from push_to_poll_client.listeners.subscriptions import _callbacks, _websub
+from push_to_poll_client.listeners.verifiers import _hmac, _standard_webhooks
 from push_to_poll_client.stores import _history
 from push_to_poll_client.testing import serve_in_thread
 
@@ -197,15 +197,15 @@ def test_the_limits_are_these():
         f"{default(WebhookListener, 'max_body') >> 10:,} KiB, in {default(WebhookListener, 'body_timeout'):g} s",
         f"{limits.MAX_BODIES}",
         f"{default(WebhookListener, 'rate'):g} a second, {default(WebhookListener, 'burst')} at once",
-        f"{replays.MAX_REPLAYS:,}",
-        f"{layout.MAX_ITEMS} and {standard_webhooks.MAX_ED25519}",
-        f"{meaning.MAX_NAMES:,}",
-        f"{handshakes.MAX_ECHO:,} characters, for a hub {inbox.MAX_CHALLENGE:,}",
+        f"{limits_module.MAX_REPLAYS:,}",
+        f"{_hmac.MAX_ITEMS} and {_standard_webhooks.MAX_ED25519}",
+        f"{routing.MAX_NAMES:,}",
+        f"{handshakes.MAX_ECHO:,} characters, for a hub {_callbacks.MAX_CHALLENGE:,}",
         f"{default(LongPollListener, 'max_size') >> 10:,} KiB",
         f"{default(redis.RedisListener, 'max_size') >> 10} KiB",
-        f"{websub.MAX_TOPIC >> 20} MiB",
+        f"{_websub.MAX_TOPIC >> 20} MiB",
         f"{_signature.MAX_KEYS} and {_signature.MAX_SET >> 10} KiB",
-        f"{_json_hint.MAX_TOPICS} and {_paths.MAX_TEXT:,}",
+        f"{_hints.MAX_TOPICS} and {_hints.MAX_TEXT:,}",
         f"{_channels.MAX_STATE:,} characters",
         f"{_wakes.CAPACITY}",
         f"{_validation.MAX_TEXT} characters",

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from push_to_poll_client.durable_streams._signature import AGAIN_AFTER, MAX_KEYS, DurableStreamsSignature
-from push_to_poll_client.listeners._webhook.request import Verified, WebhookRequest
+from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
 
 pytestmark = pytest.mark.anyio
 

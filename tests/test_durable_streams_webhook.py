@@ -9,9 +9,9 @@ import pytest
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.durable_streams._subscription import DurableStreamsWebhook
-from push_to_poll_client.listeners._asking import UnusableAnswer
-from push_to_poll_client.listeners._subscriptions.nouns import Registration, SubscriptionRefused
-from push_to_poll_client.listeners._webhook.request import WebhookRequest
+from push_to_poll_client.listeners._requests import UnusableAnswer
+from push_to_poll_client.listeners._webhook.types import WebhookRequest
+from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from push_to_poll_client.listeners._verifiers.ed25519 import public_key, verify
+from push_to_poll_client.listeners.verifiers._ed25519 import public_key, verify
 
 VECTORS = {
     "7.1 TEST 1": (

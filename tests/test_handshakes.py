@@ -7,7 +7,7 @@ import pytest
 from asgi_calls import Signatures, asked, posted, scope_of, signed
 
 from push_to_poll_client.listeners._webhook import receiver
-from push_to_poll_client.listeners._webhook.faults import MAX_ASKING
+from push_to_poll_client.listeners._webhook.counters import MAX_ASKING
 from push_to_poll_client.listeners.handshakes import cloudevents_origins, dropbox_challenge, graph_validation
 from push_to_poll_client.listeners.webhook import WebhookAnswer, WebhookListener, WebhookRequest
 

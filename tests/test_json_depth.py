@@ -32,7 +32,7 @@ from push_to_poll_client._json import (
 from push_to_poll_client.feeds._cloudevents import read_batch
 from push_to_poll_client.feeds._paged.body import _decode_lines
 from push_to_poll_client.feeds.paged import LINES, Entries, OldestFirst, PagedFeed, from_last, to_query
-from push_to_poll_client.listeners._asking import Answer, UnusableAnswer
+from push_to_poll_client.listeners._requests import Answer, UnusableAnswer
 
 pytestmark = pytest.mark.anyio
 

@@ -7,8 +7,7 @@ import pytest
 
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import ServerSentEvent
-from push_to_poll_client.listeners._json_hint import JSONHint
-from push_to_poll_client.listeners._paths import path_of, texts_at
+from push_to_poll_client.listeners._hints import JSONHint, path_of, texts_at
 
 READ = JSONHint(cursor="cursor", topics="changed", count="new")
 

@@ -13,9 +13,9 @@ from scripted import END, RESET, Script, client_of
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import Verdict
-from push_to_poll_client.listeners._asking import Answer, UnusableAnswer
-from push_to_poll_client.listeners._json_hint import JSONHint
+from push_to_poll_client.listeners._hints import JSONHint
 from push_to_poll_client.listeners._long_poll_answers import NO_NEWS, Reader, Said
+from push_to_poll_client.listeners._requests import Answer, UnusableAnswer
 from push_to_poll_client.listeners.long_poll import LongPollListener
 
 pytestmark = pytest.mark.anyio

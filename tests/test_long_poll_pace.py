@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from push_to_poll_client.listeners._long_poll_pace import Pace
+from push_to_poll_client.listeners._long_poll_answers import Pace
 
 
 def pauses(*answers, wait=60.0, fraction=0.0):

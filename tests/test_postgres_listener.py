@@ -16,9 +16,8 @@ from postgres_server import shared_server
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import JSONHint, Verdict
-from push_to_poll_client.listeners._notification import Notification
-from push_to_poll_client.listeners._postgres_failures import failure_of
-from push_to_poll_client.listeners.postgres import PostgresListener
+from push_to_poll_client.listeners._hints import Notification
+from push_to_poll_client.listeners.postgres import PostgresListener, failure_of
 from push_to_poll_client.testing import virtual_time
 
 pytestmark = pytest.mark.anyio

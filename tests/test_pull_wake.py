@@ -15,7 +15,7 @@ from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.durable_streams import PullWakeListener
 from push_to_poll_client.durable_streams._wake_stream import Claim, halves_of
-from push_to_poll_client.listeners._webhook.request import Control
+from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.testing._virtual_time import virtual_time
 
 pytestmark = pytest.mark.anyio

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from push_to_poll_client._types import MAX_NOT_BEFORE
-from push_to_poll_client.listeners._reconnect import (
+from push_to_poll_client.listeners._backoff import (
     LIVED,
     MAX_DELAY,
     SLOW_DELAY,

@@ -18,8 +18,7 @@ from valkey_server import shared_server
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import JSONHint, Verdict
-from push_to_poll_client.listeners._redis_failures import failure_of
-from push_to_poll_client.listeners.redis import RedisListener
+from push_to_poll_client.listeners.redis import RedisListener, failure_of
 from push_to_poll_client.testing import virtual_time
 
 pytestmark = pytest.mark.anyio

@@ -15,10 +15,9 @@ from forms import form
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import ServerSentEvent, SSEListener, Verdict
-from push_to_poll_client.listeners._sending import ProxyUnusable, SocksUnusable
-from push_to_poll_client.listeners._sse_connection import NoEventStream, StreamEnded
-from push_to_poll_client.listeners._sse_failures import failure_of
+from push_to_poll_client.listeners._requests import ProxyUnusable, SocksUnusable
 from push_to_poll_client.listeners._sse_parser import EventTooLarge
+from push_to_poll_client.listeners.sse import NoEventStream, StreamEnded, failure_of
 
 pytestmark = pytest.mark.anyio
 

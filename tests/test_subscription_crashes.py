@@ -10,7 +10,7 @@ import pytest
 from subscription_server import Channel, Crash, Server, Vendor
 from test_subscription_keeper import keeper_of
 
-from push_to_poll_client.listeners._webhook.request import Control
+from push_to_poll_client.listeners._webhook.types import Control
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
 

@@ -12,10 +12,10 @@ import pytest
 from subscription_server import Channel, Server, Vendor
 
 from push_to_poll_client import ListenerError, StoreError, SubscriptionGone
-from push_to_poll_client.listeners._subscriptions.keeper import EXIT_TIMEOUT, Keeper
-from push_to_poll_client.listeners._subscriptions.nouns import SubscriptionRefused
-from push_to_poll_client.listeners._webhook.request import Control
+from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.listeners.subscriptions import Registration
+from push_to_poll_client.listeners.subscriptions._manager import EXIT_TIMEOUT, Keeper
+from push_to_poll_client.listeners.subscriptions._types import SubscriptionRefused
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
 

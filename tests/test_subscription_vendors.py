@@ -13,8 +13,8 @@ from vendors.google_push import LIFETIME, GooglePush
 from vendors.graph_push import LONGEST, GraphPush
 
 from push_to_poll_client import Push, _event_loop
-from push_to_poll_client.listeners._subscriptions import keeper
 from push_to_poll_client.listeners._webhook import receiver
+from push_to_poll_client.listeners.subscriptions import _manager
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day", "few_looks")]
 
@@ -25,7 +25,7 @@ GRAPH, GOOGLE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 @pytest.fixture
 def few_looks(monkeypatch):
     """Days of virtual time, of which not each minute has to be seen."""
-    monkeypatch.setattr(keeper, "LOOK", 3600.0)
+    monkeypatch.setattr(_manager, "LOOK", 3600.0)
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from push_to_poll_client import ListenerError
-from push_to_poll_client.listeners._subscriptions.book import MAX_LEAVING, Book, checked
-from push_to_poll_client.listeners._subscriptions.when import (
+from push_to_poll_client.listeners.subscriptions import Registration
+from push_to_poll_client.listeners.subscriptions._renewal import (
     CLOCKS_DIFFER,
     SHORTEST,
     UNKNOWN,
@@ -17,7 +17,7 @@ from push_to_poll_client.listeners._subscriptions.when import (
     Renewal,
     renewal_of,
 )
-from push_to_poll_client.listeners.subscriptions import Registration
+from push_to_poll_client.listeners.subscriptions._state import MAX_LEAVING, Book, checked
 
 NOW = 1e9
 

@@ -9,7 +9,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from signing import NOW, request
 
-from push_to_poll_client.listeners._verifiers.body_token import MAX_ITEMS
 from push_to_poll_client.listeners.verifiers import (
     WebhookRequest,
     anybody,
@@ -18,6 +17,7 @@ from push_to_poll_client.listeners.verifiers import (
     shared_token,
     token_in_body,
 )
+from push_to_poll_client.listeners.verifiers._tokens import MAX_ITEMS
 
 # Headers
 

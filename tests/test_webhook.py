@@ -27,12 +27,11 @@ from hypothesis import strategies as st
 
 from push_to_poll_client import Consumer, MemoryStore, Push, PushToPollError
 from push_to_poll_client._event_loop import EventLoop
-from push_to_poll_client.listeners._json_hint import JSONHint
+from push_to_poll_client.listeners._hints import JSONHint
 from push_to_poll_client.listeners._webhook import receiver
-from push_to_poll_client.listeners._webhook.audience import QUIET
-from push_to_poll_client.listeners._webhook.faults import MAX_ASKING
-from push_to_poll_client.listeners._webhook.limits import MAX_BODIES, ROUNDING, TokenBucket
-from push_to_poll_client.listeners._webhook.replays import Replays
+from push_to_poll_client.listeners._webhook.counters import MAX_ASKING
+from push_to_poll_client.listeners._webhook.limits import MAX_BODIES, ROUNDING, Replays, TokenBucket
+from push_to_poll_client.listeners._webhook.routing import QUIET
 from push_to_poll_client.listeners.verifiers import github
 from push_to_poll_client.listeners.webhook import (
     Control,

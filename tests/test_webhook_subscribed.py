@@ -10,11 +10,11 @@ from consumers import Log
 
 from push_to_poll_client import ListenerError, Push
 from push_to_poll_client.listeners import webhook
-from push_to_poll_client.listeners._subscriptions import keeper
-from push_to_poll_client.listeners._subscriptions.nouns import Registration
 from push_to_poll_client.listeners._webhook import receiver
-from push_to_poll_client.listeners._webhook.audience import QUIET
+from push_to_poll_client.listeners._webhook.routing import QUIET
 from push_to_poll_client.listeners.handshakes import dropbox_challenge
+from push_to_poll_client.listeners.subscriptions import _manager
+from push_to_poll_client.listeners.subscriptions._types import Registration
 from push_to_poll_client.listeners.webhook import Control, WebhookAnswer, WebhookListener
 from push_to_poll_client.testing import FakeFeed
 
@@ -246,7 +246,7 @@ class Vendor:
 
 async def test_with_a_keeper_of_flesh_and_blood(running, monkeypatch, virtual_day):
     """The question that comes before the server has answered is answered; none after it is."""
-    monkeypatch.setattr(webhook, "Keeper", keeper.Keeper)
+    monkeypatch.setattr(webhook, "Keeper", _manager.Keeper)
     vendor = Vendor()
     hooks = vendor.hooks = WebhookListener(
         Signatures(),

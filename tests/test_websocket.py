@@ -30,7 +30,7 @@ from websockets.http11 import Response
 from push_to_poll_client._exceptions import ListenerError, PushToPollError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import Verdict, WebSocketListener
-from push_to_poll_client.listeners._websocket_failures import NoCommonSubprotocol, hid_a_push, sentence, verdict_of
+from push_to_poll_client.listeners.websocket import NoCommonSubprotocol, hid_a_push, sentence, verdict_of
 
 pytestmark = pytest.mark.anyio
 

@@ -19,7 +19,7 @@ from websockets.server import ServerProtocol
 
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
-from push_to_poll_client.listeners import WebSocketListener, _websocket_connection
+from push_to_poll_client.listeners import WebSocketListener, websocket
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_unclosed")]
 
@@ -36,7 +36,7 @@ def no_proxies_and_short_goodbyes(monkeypatch):
     for name in ("ws", "wss", "socks", "https", "http", "all"):
         monkeypatch.delenv(f"{name}_proxy", raising=False)
         monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
-    monkeypatch.setattr(_websocket_connection, "CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.2)
 
 
 class Server:

@@ -18,11 +18,11 @@ from subscription_server import Channel
 from websub_hub import CALLBACK, HUB, SELF, TOPIC, Hub
 
 from push_to_poll_client import Push, SubscriptionGone
-from push_to_poll_client.listeners._asking import UnusableAnswer
-from push_to_poll_client.listeners._subscriptions.inbox import MAX_CHALLENGE
+from push_to_poll_client.listeners._requests import UnusableAnswer
 from push_to_poll_client.listeners._webhook import receiver
-from push_to_poll_client.listeners._webhook.request import WebhookRequest
+from push_to_poll_client.listeners._webhook.types import WebhookRequest
 from push_to_poll_client.listeners.subscriptions import Registration, WebSub
+from push_to_poll_client.listeners.subscriptions._callbacks import MAX_CHALLENGE
 from push_to_poll_client.listeners.webhook import WebhookListener
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]

@@ -24,11 +24,11 @@ from push_to_poll_client.durable_streams._subscription import (
     root_of,
 )
 from push_to_poll_client.durable_streams._wake_stream import Claimer, WakeStream, halves_of
-from push_to_poll_client.listeners._asking import Asker
-from push_to_poll_client.listeners._failure import only
-from push_to_poll_client.listeners._reconnect import Verdict
-from push_to_poll_client.listeners._subscriptions.keeper import Keeper
-from push_to_poll_client.listeners._webhook.request import Control
+from push_to_poll_client.listeners._backoff import Verdict
+from push_to_poll_client.listeners._failures import only
+from push_to_poll_client.listeners._requests import Asker
+from push_to_poll_client.listeners._webhook.types import Control
+from push_to_poll_client.listeners.subscriptions._manager import Keeper
 
 __all__ = [
     "PullWakeListener",

@@ -21,10 +21,10 @@ from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._json import decode
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
-from push_to_poll_client.listeners._http_failures import http_failure_of
-from push_to_poll_client.listeners._verifiers.ed25519 import PublicKey, public_key, verify
-from push_to_poll_client.listeners._webhook.request import Verified, WebhookRequest
+from push_to_poll_client.listeners._failures import http_failure_of
+from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
+from push_to_poll_client.listeners.verifiers._ed25519 import PublicKey, public_key, verify
 
 __all__ = [
     "AGAIN_AFTER",

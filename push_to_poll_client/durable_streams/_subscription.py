@@ -27,10 +27,10 @@ from push_to_poll_client._json import decode
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.durable_streams._signature import DurableStreamsSignature
-from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
-from push_to_poll_client.listeners._http_failures import http_failure_of
-from push_to_poll_client.listeners._subscriptions.nouns import Registration, SubscriptionRefused
-from push_to_poll_client.listeners._webhook.request import WebhookAnswer, WebhookRequest
+from push_to_poll_client.listeners._failures import http_failure_of
+from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners._webhook.types import WebhookAnswer, WebhookRequest
+from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
 __all__ = [
     "CONFIRM_EVERY",

@@ -32,13 +32,11 @@ from push_to_poll_client._json import decode
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client.durable_streams._subscription import JSON, topics_of
-from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
-from push_to_poll_client.listeners._failure import Failure
-from push_to_poll_client.listeners._http_failures import http_failure_of
-from push_to_poll_client.listeners._sse_connection import EventStream
+from push_to_poll_client.listeners._failures import Failure, http_failure_of
+from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
-from push_to_poll_client.listeners.sse import SSEListener
+from push_to_poll_client.listeners.sse import EventStream, SSEListener
 
 __all__ = [
     "Claim",

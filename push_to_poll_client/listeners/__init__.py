@@ -4,8 +4,8 @@ What webhooks are made of is in `verifiers`, `handshakes` and `subscriptions`; t
 `postgres` and `redis`.
 """
 
-from push_to_poll_client.listeners._json_hint import JSONHint
-from push_to_poll_client.listeners._reconnect import Verdict
+from push_to_poll_client.listeners._backoff import Verdict
+from push_to_poll_client.listeners._hints import JSONHint
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners.connection import Connection, ConnectionListener
 from push_to_poll_client.listeners.long_poll import LongPollListener

@@ -1,12 +1,69 @@
-"""WHAT A PUSH SAYS: a user's hint is asked, and whatever it does no push is lost by it."""
+"""Read the hint of a push: by a user's function, or by declared paths in its JSON."""
 
 import logging
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Generic, NamedTuple, TypeVar
 
+from push_to_poll_client._json import decode
 from push_to_poll_client._types import Push
 
-__all__ = ["Hints"]
+__all__ = [
+    "Hints",
+    "JSONHint",
+    "Notification",
+    "path_of",
+    "texts_at",
+]
+
+
+MAX_TEXT = 1024
+"""Characters of a text that is taken from a push; ids, topics and names are shorter, cursors as a rule too."""
+
+
+def path_of(where: object) -> tuple[str, ...]:
+    """The steps of a path, as "changed.topics".
+
+    Raises:
+        TypeError: It is no `str`.
+        ValueError: A step of it is empty.
+    """
+    if not isinstance(where, str):
+        raise TypeError(f"a path is a str, not {type(where).__name__}")
+    steps = tuple(where.split("."))
+    if not all(steps):
+        raise ValueError(f"a path is names with dots between them, not {where!r}")
+    return steps
+
+
+def texts_at(value: Any, steps: tuple[str, ...], *, most: int) -> list[str]:
+    """The texts and whole numbers at a path; what leads nowhere, and what is anything else, is passed over.
+
+    Args:
+        value: Some JSON value. A list along the way stands for each of its items, but not one within a list.
+        steps: Of the path.
+        most: How many are taken.
+
+    Returns:
+        Each once, in order.
+    """
+    found: dict[str, None] = {}
+    for text in _texts(value, steps):
+        if len(found) >= most:
+            break
+        found[text] = None
+    return list(found)
+
+
+def _texts(value: Any, steps: tuple[str, ...]) -> Iterator[str]:
+    for item in value if isinstance(value, list) else [value]:
+        if steps and isinstance(item, dict):
+            yield from _texts(item.get(steps[0]), steps[1:])
+        elif not steps and isinstance(item, str | int) and not isinstance(item, bool):
+            text = str(item)
+            if 0 < len(text) <= MAX_TEXT:
+                yield text
+
 
 _MessageT = TypeVar("_MessageT")
 _SaidT = TypeVar("_SaidT")
@@ -55,3 +112,86 @@ class Hints(Generic[_MessageT, _SaidT]):
             kinds = ", ".join(kind.__name__ for kind in self._kinds)
             raise TypeError(f"a hint is one of {kinds}, or None, not {type(said).__name__}")
         return said
+
+
+MAX_TOPICS = 64
+"""Topics that are taken from a push; one with more speaks of all."""
+
+MAX_COUNT = 2**63
+"""A count above is no count."""
+
+
+class JSONHint:
+    """Makes pushes of JSON texts; for the `hint=` of any listener.
+
+        WebSocketListener(url, hint=JSONHint(cursor="cursor"))
+        WebhookListener(verify, hint=JSONHint(cursor="historyId", topics="emailAddress"))
+
+    A path is names with dots between them; a list along the way stands for each of its items, as in
+    "value.resource". What is no JSON, or has nothing there, is a push that says nothing. Numbers count as texts.
+
+    Args:
+        cursor: Where the newest cursor stands. It has to be in the form in which the feed has it.
+        topics: Where what changed stands, a text or a list of them.
+        count: Where the number of new messages stands.
+        only: Paths and what has to stand there: anything else is no push, as `{"type": "wake"}`.
+
+    Raises:
+        TypeError: A path is no `str`.
+        ValueError: A path has an empty step.
+    """
+
+    def __init__(
+        self,
+        *,
+        cursor: str | None = None,
+        topics: str | None = None,
+        count: str | None = None,
+        only: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self._cursor = None if cursor is None else path_of(cursor)
+        self._topics = None if topics is None else path_of(topics)
+        self._count = None if count is None else path_of(count)
+        self._only = tuple((path_of(path), text) for path, text in only.items())
+
+    def __call__(self, message: Any, /) -> Push | None:
+        """The push, of a text, of bytes, or of what has them as its `body` or `data`; `None`: it is none."""
+        value = _value_of(message)
+        if any(text not in texts_at(value, path, most=MAX_TOPICS) for path, text in self._only):
+            return None
+        cursors = [] if self._cursor is None else texts_at(value, self._cursor, most=2)
+        topics = [] if self._topics is None else texts_at(value, self._topics, most=MAX_TOPICS + 1)
+        counts = [] if self._count is None else texts_at(value, self._count, most=1)
+        return Push(
+            cursors[0] if len(cursors) == 1 else None,
+            tuple(topics) if len(topics) <= MAX_TOPICS else (),
+            _number(counts[0]) if counts else None,
+        )
+
+
+def _value_of(message: Any) -> Any:
+    text = getattr(message, "body", None)
+    text = getattr(message, "data", message) if text is None else text
+    try:
+        return decode(text)
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def _number(text: str) -> int | None:
+    if not (text.isascii() and text.isdigit()):  # int() takes digits of every script, and underscores between them
+        return None
+    number = int(text)
+    return number if number < MAX_COUNT else None
+
+
+class Notification(NamedTuple):
+    """What was published.
+
+    Attributes:
+        channel: Where.
+        data: What, `str` from PostgreSQL and `bytes` from Redis.
+    """
+
+    channel: str
+    data: str | bytes

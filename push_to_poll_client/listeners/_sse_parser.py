@@ -65,7 +65,7 @@ class EventParser:
     """
 
     def __init__(self, *, max_size: int | None, last_event_id: str = "") -> None:
-        self.last_event_id = last_event_id
+        self.last_event_id: str = last_event_id
         self.retry: float | None = None
         self._max_size = max_size
         self._line = bytearray()

@@ -15,9 +15,9 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, quoted
-from push_to_poll_client.listeners._failure import MAX_TEXT, Failure, only
-from push_to_poll_client.listeners._living import LivingListener
-from push_to_poll_client.listeners._reconnect import Reconnect, Verdict, lifetime
+from push_to_poll_client.listeners._backoff import Reconnect, Verdict, lifetime
+from push_to_poll_client.listeners._base import LivingListener
+from push_to_poll_client.listeners._failures import MAX_TEXT, Failure, only
 
 __all__ = ["Connection", "ConnectionListener"]
 

@@ -12,7 +12,7 @@ asked for. Others are a function each:
 from collections.abc import Collection
 
 from push_to_poll_client._http.headers import is_header_value
-from push_to_poll_client.listeners._webhook.request import Handshake, WebhookAnswer, WebhookRequest
+from push_to_poll_client.listeners._webhook.types import Handshake, WebhookAnswer, WebhookRequest
 
 __all__ = ["cloudevents_origins", "dropbox_challenge", "graph_validation"]
 

@@ -28,13 +28,11 @@ from push_to_poll_client._http.origins import http_url
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
-from push_to_poll_client.listeners._failure import Failure, only
-from push_to_poll_client.listeners._http_failures import http_failure_of, refusal
-from push_to_poll_client.listeners._long_poll_answers import NO_NEWS, News, Next, Reader, Said, text_of
-from push_to_poll_client.listeners._long_poll_pace import Pace
-from push_to_poll_client.listeners._reconnect import Reconnect, Verdict
-from push_to_poll_client.listeners._reconnecting import ReconnectingListener
+from push_to_poll_client.listeners._backoff import Reconnect, Verdict
+from push_to_poll_client.listeners._base import ReconnectingListener
+from push_to_poll_client.listeners._failures import Failure, http_failure_of, only, refusal
+from push_to_poll_client.listeners._long_poll_answers import NO_NEWS, News, Next, Pace, Reader, Said, text_of
+from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
 
 __all__ = ["LongPollListener"]
 

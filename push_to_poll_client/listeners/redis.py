@@ -1,4 +1,4 @@
-"""WHO SAID SO, by Redis or Valkey: each message published on a channel to which one subscribes is a push.
+"""The listener for Redis and Valkey: each message published on a channel is a push.
 
 The server forgets whoever is not connected, so every connect wakes. An open connection on which nothing is
 published says nothing, also when its other end is gone: after each silence the server is pinged.
@@ -18,16 +18,44 @@ from push_to_poll_client._http.transport import CLOSE_TIMEOUT
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, one_line
-from push_to_poll_client.listeners._failure import Failure
-from push_to_poll_client.listeners._notification import Notification, names_of, refuse_trio
-from push_to_poll_client.listeners._reconnect import Verdict
-from push_to_poll_client.listeners._reconnecting import ReconnectingListener
-from push_to_poll_client.listeners._redis_failures import failure_of
+from push_to_poll_client.listeners._backoff import Verdict
+from push_to_poll_client.listeners._base import ReconnectingListener, names_of, refuse_trio
+from push_to_poll_client.listeners._failures import Failure, by_type, causes, told
+from push_to_poll_client.listeners._hints import Notification
 
 if TYPE_CHECKING:
     import redis.asyncio
 
-__all__ = ["RedisListener"]
+
+__all__ = [
+    "RedisListener",
+    "failure_of",
+]
+
+
+def failure_of(error: Exception) -> Failure:
+    """What a failure means, and how it is told."""
+    from redis import exceptions
+
+    verdicts: tuple[tuple[type[Exception], Verdict], ...] = (
+        (exceptions.AuthenticationError, Verdict.SLOW_RETRY),  # a kind of ConnectionError, as the next two are
+        (exceptions.AuthorizationError, Verdict.SLOW_RETRY),
+        (exceptions.ConnectionError, Verdict.RETRY),  # too many clients too, and BusyLoadingError
+        (exceptions.ClusterDownError, Verdict.RETRY),  # a replica whose master is away
+        (exceptions.ResponseError, Verdict.SLOW_RETRY),  # not permitted, no such database, not a Redis
+        (exceptions.DataError, Verdict.SLOW_RETRY),
+        (Exception, Verdict.RETRY),  # the network, silence, garbage, and what is unknown
+    )
+    speaking = (OSError, TimeoutError, exceptions.RedisError)
+    return Failure(
+        by_type([error], verdicts),
+        told(causes(error), speaking),
+        retry_after=None,
+        unauthorized=False,
+        hid_a_push=False,
+        cause=error if isinstance(error, speaking) else None,
+    )
+
 
 OF_RESP3 = ("maint_notifications_", "orig_")
 """Settings by which a server of redis-py's makers announces that it moves. The older protocol has no such word."""

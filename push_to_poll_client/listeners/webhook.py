@@ -14,27 +14,23 @@ from push_to_poll_client._event_loop import Beside
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._protocols import Channel, Listener
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._subscriptions.keeper import Keeper
-from push_to_poll_client.listeners._subscriptions.nouns import Subscription
-from push_to_poll_client.listeners._webhook.answers import ACCEPTED, check_answer
-from push_to_poll_client.listeners._webhook.asgi import (
+from push_to_poll_client.listeners._webhook.counters import Faults, Tally, WebhookCounters
+from push_to_poll_client.listeners._webhook.limits import Replays, Slots, TokenBucket
+from push_to_poll_client.listeners._webhook.receiver import (
+    Questions,
     Receive,
+    Receiver,
     Scope,
     Send,
+    Verifiers,
     live,
     refuse_websocket,
     request_of,
     send_answer,
 )
-from push_to_poll_client.listeners._webhook.audience import Audience, Keeping, Listening
-from push_to_poll_client.listeners._webhook.counters import Tally, WebhookCounters
-from push_to_poll_client.listeners._webhook.faults import Faults
-from push_to_poll_client.listeners._webhook.limits import Slots, TokenBucket
-from push_to_poll_client.listeners._webhook.meaning import Meaning, names_at
-from push_to_poll_client.listeners._webhook.questions import Questions
-from push_to_poll_client.listeners._webhook.receiver import Receiver
-from push_to_poll_client.listeners._webhook.replays import Replays
-from push_to_poll_client.listeners._webhook.request import (
+from push_to_poll_client.listeners._webhook.routing import Audience, Keeping, Listening, Meaning, names_at
+from push_to_poll_client.listeners._webhook.types import (
+    ACCEPTED,
     Control,
     Handshake,
     Hint,
@@ -43,8 +39,10 @@ from push_to_poll_client.listeners._webhook.request import (
     Verifier,
     WebhookAnswer,
     WebhookRequest,
+    check_answer,
 )
-from push_to_poll_client.listeners._webhook.verifying import Verifiers
+from push_to_poll_client.listeners.subscriptions._manager import Keeper
+from push_to_poll_client.listeners.subscriptions._types import Subscription
 
 __all__ = ["Control", "Verified", "WebhookAnswer", "WebhookCounters", "WebhookListener", "WebhookRequest"]
 

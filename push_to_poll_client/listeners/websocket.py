@@ -1,4 +1,8 @@
-"""WHO SAID SO, by websocket (RFC 6455): each message on the connection is a push.
+"""The websocket listener (RFC 6455): each message on the connection is a push.
+
+The verdicts stand in the two tables below and in `STATUS_VERDICTS`. What the server wrote (close reasons, header
+values) is hostile text: it is escaped and cut before it reaches a sentence. What may hold a secret of ours (the
+address of a proxy, an error we do not know) is named by its type alone.
 
 The connection is suspected at all times. Protocol pings find the half-open one, `max_silence` the one whose proxy
 answers pings and swallows messages, and `max_age` whatever neither of them finds.
@@ -7,23 +11,335 @@ The life of the channel is `_reconnecting.py`'s, what a failure means `_websocke
 close `_websocket_connection.py`'s.
 """
 
+import asyncio
+import contextlib
 import functools
+import importlib
 import logging
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 
-from push_to_poll_client._http.credentials import HeaderSource, TokenSource
+import anyio
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidProxy,
+    InvalidProxyStatus,
+    InvalidStatus,
+    InvalidURI,
+    NegotiationError,
+    ProxyError,
+)
+from websockets.frames import Close, CloseCode
+from websockets.http11 import USER_AGENT
+from websockets.uri import WebSocketURI, parse_uri
+
+from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._http.credentials import CredentialsFailed, HeaderSource, TokenSource
+from push_to_poll_client._http.headers import asked_to_wait
+from push_to_poll_client._http.transport import shared_tls_context, user_agent
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
-from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._failure import Failure
-from push_to_poll_client.listeners._reconnect import Reconnect, Verdict
-from push_to_poll_client.listeners._reconnecting import ReconnectingListener
-from push_to_poll_client.listeners._websocket_connection import Connection, open_connection, parsed
-from push_to_poll_client.listeners._websocket_failures import NoCommonSubprotocol, failure_of
+from push_to_poll_client._validation import check_number, quoted
+from push_to_poll_client.listeners._backoff import Reconnect, Verdict, verdict_of_status
+from push_to_poll_client.listeners._base import ReconnectingListener
+from push_to_poll_client.listeners._failures import MAX_TEXT, REDIRECTS_STAY_HOME, Failure, by_type, causes, told
 
-__all__ = ["WebSocketListener"]
+__all__ = [
+    "CLOSE_TIMEOUT",
+    "Connection",
+    "NoCommonSubprotocol",
+    "WebSocketListener",
+    "failure_of",
+    "hid_a_push",
+    "open_connection",
+    "parsed",
+    "sentence",
+    "verdict_of",
+]
+
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds for a server to answer a close frame, then the connection is dropped. So much may a server that does not
+answer add to a planned reconnect or to a stop, twice if it does not even read."""
+
+MAX_QUEUE = 16
+"""Frames that wait to be read before TCP pushes back. With `max_size` it bounds what waits: 1 MiB."""
+
+_log = logging.getLogger("push_to_poll_client.listeners.websocket")
+
+
+class Connection(Protocol):
+    """What a listener asks of a connection."""
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The one that the server chose."""
+        ...
+
+    async def recv(self) -> str | bytes:
+        """Wait for the next message."""
+        ...
+
+
+def parsed(url: str) -> WebSocketURI:
+    """Take a websocket address apart.
+
+    Raises:
+        ValueError: It is none. Neither the URL nor the parser's words, which may quote a password, are in it.
+    """
+    try:
+        return parse_uri(url)
+    except InvalidURI as error:
+        why = error.msg
+    except ValueError:
+        why = "it cannot be parsed"
+    raise ValueError(f"url is no websocket address such as wss://host/path: {why}")
+
+
+@contextlib.asynccontextmanager
+async def open_connection(
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    tls: ssl.SSLContext | None,
+    subprotocols: Sequence[str],
+    open_timeout: float,
+    ping_interval: float | None,
+    ping_timeout: float | None,
+    max_size: int | None,
+) -> AsyncIterator[Connection]:
+    """Open a connection, and close it at the end of the block.
+
+    No compression: 50 KiB of buffers instead of 15 for pushes, which carry nothing. No redirects: the library
+    would take every header but three to another origin (G12). No iterator that reconnects: the delays are ours.
+
+    Args:
+        url: A websocket address.
+        headers: Sent with the handshake.
+        tls: Whom to trust for `wss://`; `None`: the certificates that the machine trusts.
+        subprotocols: Offered to the server; empty: none.
+        open_timeout: Seconds for connecting and the handshake.
+        ping_interval: Seconds between pings; `None`: no pings.
+        ping_timeout: Seconds to wait for the answer; `None`: for ever.
+        max_size: Bytes of the largest message; `None`: no limit.
+
+    Raises:
+        Exception: Whatever ended the attempt or the connection. `_websocket_failures.py` knows what it means.
+    """
+    async with _client(_backend())(
+        url,
+        additional_headers=headers,
+        user_agent_header=user_agent(USER_AGENT),
+        subprotocols=subprotocols or None,
+        compression=None,
+        ssl=(tls or shared_tls_context()) if parsed(url).secure else None,
+        open_timeout=open_timeout,
+        close_timeout=CLOSE_TIMEOUT,
+        ping_interval=ping_interval,
+        ping_timeout=ping_timeout,
+        max_size=max_size,
+        max_queue=MAX_QUEUE,
+        logger=_Discreet(_log),
+    ) as connection:
+        try:
+            yield connection
+        finally:
+            await _close(connection)
+
+
+class _Discreet(logging.LoggerAdapter[logging.Logger]):
+    """Keeps the library from logging frames and handshakes, with `Authorization`, which it does for DEBUG.
+
+    What it takes for an error (on trio a ping without an answer, with a traceback) is a passing failure, of which
+    the listener tells what it means.
+    """
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
+        return level > logging.DEBUG and super().isEnabledFor(level)
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        super().log(min(level, logging.INFO), msg, *args, **{**kwargs, "exc_info": None})
+
+
+class _StayHome:
+    """Makes a redirect the failure that it is, instead of an address to go to."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
+class _Impatient:
+    """Hangs up on a server that does not read, when what is written to it fills a buffer of 32 KiB.
+
+    A push channel is answered with pongs alone. On asyncio the library would keep those to a flood of pings
+    without end, and wait for room without a timeout even to close. On trio TCP holds the flood up.
+    """
+
+    transport: Any
+
+    def pause_writing(self) -> None:
+        self.transport.abort()
+
+
+def _backend() -> str:
+    return "asyncio" if anyio.get_cancelled_exc_class() is asyncio.CancelledError else "trio"
+
+
+@functools.cache
+def _client(backend: str) -> Any:
+    module = importlib.import_module(f"websockets.{backend}.client")
+    connect = type("connect", (_StayHome, module.connect), {})
+    connection = type("ClientConnection", (_Impatient, module.ClientConnection), {})
+    return functools.partial(connect, create_connection=connection)
+
+
+async def _close(connection: Any) -> None:
+    """Say goodbye, then see to it that nothing stays open.
+
+    Shielded, since a close that is cancelled would leave its socket to the garbage collector; with a timeout
+    beside the library's own, since a server that reads nothing holds up the sending of the close frame itself.
+    On trio a cancellation reaches the library's tasks as well: a stop there closes the socket without a goodbye.
+    """
+    with anyio.move_on_after(2 * CLOSE_TIMEOUT, shield=True):
+        await (connection.close if _backend() == "asyncio" else connection.aclose)(CloseCode.NORMAL_CLOSURE)
+    if _backend() == "asyncio":
+        connection.transport.abort()
+
+
+class NoCommonSubprotocol(NegotiationError):
+    """The server chose none of the subprotocols that were offered. What it answers unasked may be a proxy's."""
+
+
+CLOSE_VERDICTS = {
+    1002: Verdict.SLOW_RETRY,  # protocol error
+    1003: Verdict.SLOW_RETRY,  # unsupported data
+    1007: Verdict.SLOW_RETRY,  # invalid data: text that is not UTF-8
+    1008: Verdict.SLOW_RETRY,  # policy violation: often a token that ran out
+    1009: Verdict.SLOW_RETRY,  # message too big
+    1010: Verdict.SLOW_RETRY,  # an extension is missing
+    3000: Verdict.SLOW_RETRY,  # unauthorized
+    3003: Verdict.SLOW_RETRY,  # forbidden
+}
+"""Close codes (RFC 6455 §7.4 and the IANA registry) that no soon retry mends. All others are retried: 1000 and
+1001 (a server is replaced), 1005 and 1006 (an empty close frame, or none), 1011 to 1014 (the server's trouble),
+and what this library cannot know, 4000-4999 among it, whose meaning is the application's (`classify=`)."""
+
+ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
+    (CredentialsFailed, Verdict.RETRY),  # whatever the provider's own reason was
+    (ssl.SSLCertVerificationError, Verdict.SLOW_RETRY),  # somebody must mend the certificate, or is listening in
+    (EOFError, Verdict.RETRY),  # the connection broke off before the handshake's answer
+    (OSError, Verdict.RETRY),  # the network, a name not found, a timeout, silence
+    (NoCommonSubprotocol, Verdict.GIVE_UP),  # one of the two sides has to be changed
+    (ImportError, Verdict.GIVE_UP),  # a SOCKS proxy without python-socks
+    (ProxyError, Verdict.RETRY),  # the proxy is down or answers garbage
+    (InvalidProxy, Verdict.SLOW_RETRY),  # the proxy's address in the environment is none
+    (InvalidHandshake, Verdict.SLOW_RETRY),  # the answer opens no websocket
+    (Exception, Verdict.RETRY),  # unknown: the listener must not stop for good because of it
+)
+"""What else ends a connection, or an attempt at one. The first row that is found among the error and its causes
+counts: trio hides the reason of a failed TLS handshake in the cause."""
+
+UNAUTHORIZED_STATUS = 401
+UNAUTHORIZED_CLOSE_CODES = frozenset({1008, 3000})
+"""Refusals that fresh credentials may mend: so ends a connection whose token runs out while it lasts."""
+
+UNREADABLE_CLOSE_CODES = frozenset({1002, 1007, 1009})
+"""Codes with which this side closes when it cannot read what arrived."""
+
+REDIRECTS = range(300, 400)
+
+SPEAKING = (OSError, InvalidHandshake, ImportError)
+"""Errors whose text holds nothing that was entrusted to us. (`InvalidProxy` quotes the proxy's password.)"""
+
+
+def failure_of(error: Exception) -> Failure:
+    """What a failure means, and how it is told."""
+    return Failure(
+        verdict_of(error),
+        sentence(error),
+        retry_after=_retry_after(error),
+        unauthorized=_unauthorized(error),
+        hid_a_push=hid_a_push(error),
+        # A cause is printed with its traceback, and that of a proxy's address quotes the password in it.
+        cause=None if isinstance(error, InvalidProxy) else error,
+    )
+
+
+def verdict_of(error: Exception) -> Verdict:
+    """What a failure means, as far as this library can know."""
+    if isinstance(error, ConnectionClosed):
+        return CLOSE_VERDICTS.get(_close_code(error), Verdict.RETRY)
+    if isinstance(error, InvalidStatus):
+        return verdict_of_status(error.response.status_code)
+    if isinstance(error, InvalidProxyStatus):
+        return _verdict_of_proxy_status(error.response.status_code)
+    return by_type(causes(error), ERROR_VERDICTS)
+
+
+def _verdict_of_proxy_status(status: int) -> Verdict:
+    verdict = verdict_of_status(status)
+    # A proxy cannot know that a channel behind it is gone for good.
+    return Verdict.SLOW_RETRY if verdict is Verdict.GIVE_UP else verdict
+
+
+def _unauthorized(error: Exception) -> bool:
+    """Whether fresh credentials may mend it."""
+    if isinstance(error, ConnectionClosed):
+        return not _by_us(error) and _close_code(error) in UNAUTHORIZED_CLOSE_CODES
+    return isinstance(error, InvalidStatus) and error.response.status_code == UNAUTHORIZED_STATUS
+
+
+def _retry_after(error: Exception) -> float | None:
+    """Seconds that the server, or the proxy, asked to be left alone (RFC 9110 §10.2.3); `None`: it did not."""
+    if not isinstance(error, InvalidStatus | InvalidProxyStatus):
+        return None
+    return asked_to_wait(error.response.status_code, error.response.headers, time.time())
+
+
+def hid_a_push(error: Exception) -> bool:
+    """Whether this side closed because it could not read a message. It may have been a push all the same."""
+    return isinstance(error, ConnectionClosed) and _by_us(error) and _close_code(error) in UNREADABLE_CLOSE_CODES
+
+
+def sentence(error: Exception) -> str:
+    """What happened, on one line, without secrets and with nothing in it that a terminal would obey."""
+    if isinstance(error, ConnectionClosed):
+        return _how_it_closed(error)
+    if isinstance(error, InvalidStatus):
+        return _what_it_answered(error.response.status_code)
+    if isinstance(error, PushToPollError):
+        return str(error)
+    if isinstance(error, InvalidProxy):
+        return "the address of the proxy in the environment is not valid"
+    return told(causes(error), SPEAKING)
+
+
+def _how_it_closed(error: ConnectionClosed) -> str:
+    close = error.sent if _by_us(error) else error.rcvd
+    if close is None:
+        return "the connection was lost without a close frame"
+    who = "this side" if _by_us(error) else "the server"
+    what = f"{who} closed the connection with {Close(close.code, '')}"
+    return f"{what}: {quoted(close.reason, MAX_TEXT)}" if close.reason else what
+
+
+def _what_it_answered(status: int) -> str:
+    what = f"the server answered HTTP {status} instead of opening a websocket"
+    return f"{what}; {REDIRECTS_STAY_HOME}" if status in REDIRECTS else what
+
+
+def _by_us(error: ConnectionClosed) -> bool:
+    return error.sent is not None and not error.rcvd_then_sent
+
+
+def _close_code(error: ConnectionClosed) -> int:
+    close = error.sent if _by_us(error) else error.rcvd
+    return CloseCode.ABNORMAL_CLOSURE if close is None else close.code
+
 
 _log = logging.getLogger(__name__)
 

@@ -38,8 +38,8 @@ from journals import Journal  # noqa: E402
 from watched import WatchedFeed, WatchedListener  # noqa: E402
 
 from push_to_poll_client import Consumer, SQLiteStore, _schedule  # noqa: E402
-from push_to_poll_client.listeners import _reconnect, long_poll  # noqa: E402
-from push_to_poll_client.listeners._subscriptions import keeper, when  # noqa: E402
+from push_to_poll_client.listeners import _backoff, long_poll  # noqa: E402
+from push_to_poll_client.listeners.subscriptions import _manager, _renewal  # noqa: E402
 
 
 class Orders(Consumer):
@@ -60,10 +60,10 @@ def hasten(haste):
     """Shorten what follows on failures, as the settings shorten what goes on when all is well."""
     for module, names in (
         (_schedule, ("FIRST_BACKOFF", "MAX_BACKOFF")),
-        (_reconnect, ("FIRST_DELAY", "BASE_DELAY", "MAX_DELAY", "LIVED")),
+        (_backoff, ("FIRST_DELAY", "BASE_DELAY", "MAX_DELAY", "LIVED")),
         (long_poll, ("HELD",)),
-        (when, ("SHORTEST",)),
-        (keeper, ("AWAY", "LOOK")),
+        (_renewal, ("SHORTEST",)),
+        (_manager, ("AWAY", "LOOK")),
     ):
         for name in names:
             setattr(module, name, getattr(module, name) / haste)

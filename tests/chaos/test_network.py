@@ -19,7 +19,7 @@ from verdicts import beyond_g2, beyond_g3, beyond_reconnect_policy, unrecorded
 from watched import WatchedFeed, WatchedListener
 
 from push_to_poll_client import FeedError, SSEListener, WebSocketListener
-from push_to_poll_client.listeners import _sending, _websocket_connection
+from push_to_poll_client.listeners import _requests, websocket
 from push_to_poll_client.testing import serve_in_thread
 
 pytestmark = pytest.mark.anyio
@@ -187,8 +187,8 @@ class World:
 def world(tmp_path, monkeypatch, kind):
     for name in ("ws_proxy", "http_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(_websocket_connection, "CLOSE_TIMEOUT", 0.1)
-    monkeypatch.setattr(_sending, "CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(_requests, "CLOSE_TIMEOUT", 0.1)
     app = RecordingApp(tmp_path / "server", page_size=100, keep_alive=DEAD / 6)
     with serve_in_thread(app) as server:
         port = int(server.base_url.rpartition(":")[2])

@@ -10,7 +10,7 @@ import math
 from collections import Counter, defaultdict
 from itertools import pairwise, takewhile
 
-from push_to_poll_client.listeners import _reconnect
+from push_to_poll_client.listeners import _backoff
 
 ROUNDING = 1e-6
 """Seconds, or polls, by which sums of floating-point numbers may differ."""
@@ -201,11 +201,11 @@ def beyond_reconnect_policy(dialled, *, haste=1.0):
 
 def _not_lived(times):
     """The neighbours, up to the first connection that may have lived: it would begin a new streak."""
-    return takewhile(lambda pair: pair[1] - pair[0] < _reconnect.LIVED, pairwise(times))
+    return takewhile(lambda pair: pair[1] - pair[0] < _backoff.LIVED, pairwise(times))
 
 
 def least_delay(failures):
     """The smallest draw of the delay after one more failure than so many, in seconds."""
     if not failures:
         return 0.0
-    return min(_reconnect.BASE_DELAY * 2.0 ** (failures - 1), _reconnect.MAX_DELAY)
+    return min(_backoff.BASE_DELAY * 2.0 ** (failures - 1), _backoff.MAX_DELAY)

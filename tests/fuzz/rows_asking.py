@@ -9,14 +9,14 @@ from fuzzed import Fuzzed, around, nested, text_of, words
 
 from push_to_poll_client import Push
 from push_to_poll_client._json import MAX_DEPTH, Decoder, check_page_depth, decode
-from push_to_poll_client.listeners._asking import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
-from push_to_poll_client.listeners._http_failures import http_failure_of
-from push_to_poll_client.listeners._json_hint import JSONHint
+from push_to_poll_client.listeners._failures import http_failure_of
+from push_to_poll_client.listeners._hints import JSONHint
 from push_to_poll_client.listeners._long_poll_answers import Reader
 from push_to_poll_client.listeners._long_poll_answers import text_of as text_of_json
-from push_to_poll_client.listeners._postgres_failures import failure_of as postgres_failure_of
-from push_to_poll_client.listeners._redis_failures import failure_of as redis_failure_of
+from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners.postgres import failure_of as postgres_failure_of
 from push_to_poll_client.listeners.redis import _notification
+from push_to_poll_client.listeners.redis import failure_of as redis_failure_of
 
 __all__ = ["ROWS"]
 
@@ -143,7 +143,7 @@ ROWS = (
     ),
     Fuzzed(
         name="answers to a channel",
-        rooms=("listeners._asking", "listeners._http_failures"),
+        rooms=("listeners._requests", "listeners._failures"),
         read=read_answer,
         examples=(
             b'200\ncontent-type: application/json\n\n{"changes": true}',
@@ -190,14 +190,14 @@ ROWS = (
     ),
     Fuzzed(
         name="what databases publish",
-        rooms=("listeners.redis", "listeners._redis_failures", "listeners._postgres_failures"),
+        rooms=("listeners.redis", "listeners.postgres"),
         read=read_published,
         examples=(b'{"k": "w", "c": "7"}', b'FATAL:  database "x" does not exist\n', b"\xff\x1b[31m"),
         tokens=words(r"FATAL:\x20 \x20 \x1b \r\n \xff ' \\ \xe2\x80\xae"),
     ),
     Fuzzed(
         name="pushes of JSON",
-        rooms=("listeners._json_hint", "listeners._paths"),
+        rooms=("listeners._hints",),
         read=read_push,
         examples=(
             b'{"k": "w", "c": "7", "t": [{"n": "a"}, {"n": ["b", 3]}], "n": 5}',

@@ -12,9 +12,9 @@ from push_to_poll_client.durable_streams import PullWakeListener
 from push_to_poll_client.durable_streams._signature import MAX_FRESH, MAX_KEYS, MIN_FRESH, _fresh_for, _keys_of
 from push_to_poll_client.durable_streams._subscription import MAX_TOPICS, DurableStreamsWebhook, code_of
 from push_to_poll_client.durable_streams._wake_stream import claim_of
-from push_to_poll_client.listeners._asking import Answer, UnusableAnswer
+from push_to_poll_client.listeners._requests import Answer, UnusableAnswer
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
-from push_to_poll_client.listeners._webhook.request import WebhookRequest
+from push_to_poll_client.listeners._webhook.types import WebhookRequest
 
 __all__ = ["ROWS"]
 
@@ -109,7 +109,7 @@ ROWS = (
     ),
     Fuzzed(
         name="durable streams keys",
-        rooms=("durable_streams._signature", "listeners._verifiers.ed25519"),
+        rooms=("durable_streams._signature", "listeners.verifiers._ed25519"),
         read=read_keys,
         errors=(UnusableAnswer,),
         examples=(

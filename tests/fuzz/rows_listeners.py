@@ -13,13 +13,12 @@ from websockets.protocol import CONNECTING, OPEN
 from websockets.uri import parse_uri
 
 from push_to_poll_client import PushToPollError, Verdict
-from push_to_poll_client.listeners._living import LeftAlone
-from push_to_poll_client.listeners._sse_connection import NoEventStream, _check, _fields
-from push_to_poll_client.listeners._sse_failures import failure_of as sse_failure_of
+from push_to_poll_client.listeners._base import LeftAlone
 from push_to_poll_client.listeners._sse_parser import MAX_RETRY, EventParser, EventTooLarge, ServerSentEvent
-from push_to_poll_client.listeners._websocket_failures import NoCommonSubprotocol
-from push_to_poll_client.listeners._websocket_failures import failure_of as websocket_failure_of
-from push_to_poll_client.listeners.sse import _can_be_sent
+from push_to_poll_client.listeners.sse import NoEventStream, _can_be_sent, _check, _fields
+from push_to_poll_client.listeners.sse import failure_of as sse_failure_of
+from push_to_poll_client.listeners.websocket import NoCommonSubprotocol
+from push_to_poll_client.listeners.websocket import failure_of as websocket_failure_of
 
 __all__ = ["ROWS"]
 
@@ -129,7 +128,7 @@ SWITCHED = (
 ROWS = (
     Fuzzed(
         name="event streams",
-        rooms=("listeners._sse_parser", "listeners.sse", "listeners._sse_connection"),
+        rooms=("listeners._sse_parser", "listeners.sse"),
         read=read_stream,
         errors=(EventTooLarge,),
         examples=(
@@ -151,12 +150,7 @@ ROWS = (
     ),
     Fuzzed(
         name="answers to event streams",
-        rooms=(
-            "listeners._sse_connection",
-            "listeners._sse_failures",
-            "listeners._failure",
-            "listeners._reconnect",
-        ),
+        rooms=("listeners.sse", "listeners._failures", "listeners._backoff"),
         read=read_answer,
         examples=(
             b"200\ncontent-type: text/event-stream;charset=utf-8",
@@ -171,7 +165,7 @@ ROWS = (
     ),
     Fuzzed(
         name="websocket frames",
-        rooms=("listeners._websocket_failures",),
+        rooms=("listeners.websocket",),
         read=read_frames,
         examples=(
             b'\x81\x0f{"cursor": "1"}',
@@ -192,7 +186,7 @@ ROWS = (
     ),
     Fuzzed(
         name="websocket handshakes",
-        rooms=("listeners._websocket_failures", "listeners._reconnect"),
+        rooms=("listeners.websocket", "listeners._backoff"),
         read=read_handshake,
         examples=(
             SWITCHED,
@@ -218,7 +212,7 @@ ROWS = (
     ),
     Fuzzed(
         name="errors of channels",
-        rooms=("listeners._failure", "listeners._sse_failures", "listeners._websocket_failures"),
+        rooms=("listeners._failures", "listeners.sse", "listeners.websocket"),
         read=read_failure,
         examples=(b"connection refused", b"\x1b[31m\r\n", b"\xff"),
         tokens=words(r"\x1b \r\n \xff ' \\ \xe2\x80\xae"),

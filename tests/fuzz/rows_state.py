@@ -271,7 +271,7 @@ ROWS = (
     ),
     Fuzzed(
         name="addresses of push channels",
-        rooms=("cli._push", "listeners._reconnecting", "listeners.sse", "listeners._websocket_connection"),
+        rooms=("cli._push", "listeners._base", "listeners.sse", "listeners.websocket"),
         read=read_push,
         errors=(ValueError,),
         examples=(

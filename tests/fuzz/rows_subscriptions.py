@@ -4,11 +4,11 @@ import httpx
 from answers import fields
 from fuzzed import Fuzzed, around, nested, text_of, words
 
-from push_to_poll_client.listeners._asking import UnusableAnswer
-from push_to_poll_client.listeners._subscriptions.book import Book
-from push_to_poll_client.listeners._subscriptions.discovery import topic_of
-from push_to_poll_client.listeners._webhook.request import WebhookAnswer, WebhookRequest
+from push_to_poll_client.listeners._requests import UnusableAnswer
+from push_to_poll_client.listeners._webhook.types import WebhookAnswer, WebhookRequest
 from push_to_poll_client.listeners.subscriptions import Registration, WebSub
+from push_to_poll_client.listeners.subscriptions._state import Book
+from push_to_poll_client.listeners.subscriptions._websub import topic_of
 
 __all__ = ["ROWS"]
 
@@ -61,7 +61,7 @@ def read_book(data):
 ROWS = (
     Fuzzed(
         name="hubs of topics",
-        rooms=("listeners._subscriptions.discovery",),
+        rooms=("listeners.subscriptions._websub",),
         read=read_topic,
         errors=(UnusableAnswer,),
         examples=(
@@ -87,7 +87,7 @@ ROWS = (
     ),
     Fuzzed(
         name="questions of hubs",
-        rooms=("listeners._subscriptions.inbox", "listeners._subscriptions.websub"),
+        rooms=("listeners.subscriptions._callbacks", "listeners.subscriptions._websub"),
         read=read_question,
         examples=(
             b"/id?hub.mode=subscribe&hub.topic=t&hub.challenge=c&hub.lease_seconds=10",
@@ -102,7 +102,7 @@ ROWS = (
     ),
     Fuzzed(
         name="books of subscriptions",
-        rooms=("listeners._subscriptions.book",),
+        rooms=("listeners.subscriptions._state",),
         read=read_book,
         errors=(ValueError,),
         examples=(

@@ -3,11 +3,9 @@
 from fuzzed import Fuzzed, around, nested, text_of, words
 
 from push_to_poll_client.cli._webhook import MAX_PORT, _address
-from push_to_poll_client.listeners._webhook.answers import Refusal
-from push_to_poll_client.listeners._webhook.asgi import request_of
-from push_to_poll_client.listeners._webhook.body import check_length
-from push_to_poll_client.listeners._webhook.meaning import MAX_NAMES, names_at
-from push_to_poll_client.listeners._webhook.request import WebhookRequest
+from push_to_poll_client.listeners._webhook.receiver import check_length, request_of
+from push_to_poll_client.listeners._webhook.routing import MAX_NAMES, names_at
+from push_to_poll_client.listeners._webhook.types import Refusal, WebhookRequest
 from push_to_poll_client.listeners.handshakes import (
     MAX_ECHO,
     cloudevents_origins,
@@ -72,7 +70,7 @@ ROWS = (
     ),
     Fuzzed(
         name="requests to webhooks",
-        rooms=("listeners._webhook.asgi", "listeners._webhook.body", "listeners._webhook.request"),
+        rooms=("listeners._webhook.receiver", "listeners._webhook.types"),
         read=read_request,
         errors=(Refusal,),
         examples=(
@@ -90,7 +88,7 @@ ROWS = (
     ),
     Fuzzed(
         name="names in pushes",
-        rooms=("listeners._webhook.meaning", "listeners._webhook.request", "listeners._paths"),
+        rooms=("listeners._webhook.routing", "listeners._webhook.types", "listeners._hints"),
         read=read_names,
         examples=(b'{"a": {"b": ["alice", "bob", 7]}}', b'{"a": [{"b": "x"}, {"b": null}, {}]}', b"x", b"[[]]"),
         tokens=words(r'{ } [ ] " , : "a" "b" null true 1e9 -7 \x00 \xff \\ud800 {"a":{"b": {"a":[{"b":"x"}]}'),

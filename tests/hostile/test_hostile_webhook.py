@@ -22,9 +22,9 @@ from consumers import Log
 from forms import form
 from measured import BURST, EVIL, MIB, RATE
 
-from push_to_poll_client.listeners._json_hint import JSONHint
+from push_to_poll_client.listeners._hints import JSONHint
 from push_to_poll_client.listeners._webhook import receiver
-from push_to_poll_client.listeners._webhook.replays import MAX_REPLAYS
+from push_to_poll_client.listeners._webhook.limits import MAX_REPLAYS
 from push_to_poll_client.listeners.handshakes import cloudevents_origins, dropbox_challenge, graph_validation
 from push_to_poll_client.listeners.verifiers import github
 from push_to_poll_client.listeners.webhook import Verified, WebhookListener

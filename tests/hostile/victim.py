@@ -27,7 +27,7 @@ import anyio
 
 from push_to_poll_client import Consumer, HTTPFeed, Push, Record, SQLiteStore, _schedule, cli, listeners
 from push_to_poll_client._http.transport import shared_tls_context, user_agent
-from push_to_poll_client.listeners import _reconnect, _websocket_connection
+from push_to_poll_client.listeners import _backoff, websocket
 from push_to_poll_client.stores import _sqlite_file
 
 GUARD = 120
@@ -75,8 +75,8 @@ def _hurry():
     """Backoff and patience are tested elsewhere; here they only cost time."""
     _sqlite_file._BUSY_TIMEOUT = 0.2
     _schedule.FIRST_BACKOFF = _schedule.SLOW_BACKOFF = 0.01
-    _reconnect.FIRST_DELAY = _reconnect.BASE_DELAY = _reconnect.SLOW_DELAY = 0.01
-    _websocket_connection.CLOSE_TIMEOUT = 0.2
+    _backoff.FIRST_DELAY = _backoff.BASE_DELAY = _backoff.SLOW_DELAY = 0.01
+    websocket.CLOSE_TIMEOUT = 0.2
 
 
 def opened(backend, path, *, room=None):

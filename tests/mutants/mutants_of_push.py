@@ -20,7 +20,7 @@ PUSH = [
     of(
         "G11",
         "stops comparing at the first secret that fits, so that the time tells which",
-        "listeners/_verifiers/comparing.py",
+        "listeners/verifiers/_secrets.py",
         "    return sum(hmac.compare_digest(one, other) for one in given for other in wanted) > 0",
         "    return any(hmac.compare_digest(one, other) for one in given for other in wanted)",
         "tests/test_verifiers_work.py",
@@ -28,7 +28,7 @@ PUSH = [
     of(
         "G11",
         "takes signatures from any future",
-        "listeners/_verifiers/freshness.py",
+        "listeners/verifiers/_hmac.py",
         "if abs(now - signed_at) <= self._tolerance else None",
         "if now - signed_at <= self._tolerance else None",
         VERIFIERS,
@@ -36,7 +36,7 @@ PUSH = [
     of(
         "G11",
         "forgets a request a second before its copy is refused",
-        "listeners/_verifiers/freshness.py",
+        "listeners/verifiers/_hmac.py",
         "signed_at + self._tolerance + 1 if",
         "signed_at + self._tolerance if",
         VERIFIERS,
@@ -44,7 +44,7 @@ PUSH = [
     of(
         "G11",
         "believes a batch without any item",
-        "listeners/_verifiers/body_token.py",
+        "listeners/verifiers/_tokens.py",
         "for item in value if isinstance(value, list) and value else [value]:",
         "for item in value if isinstance(value, list) else [value]:",
         TOKENS,
@@ -52,7 +52,7 @@ PUSH = [
     of(
         "G11",
         "takes a delivery of GitHub with another id for another one",
-        "listeners/_verifiers/vendors.py",
+        "listeners/verifiers/_vendors.py",
         'once=["{body}", "{x-github-delivery}"]',
         'once=["{body}{x-github-delivery}"]',
         VERIFIERS,
@@ -60,7 +60,7 @@ PUSH = [
     of(
         "G10",
         "asks the server before it writes down what for, so that a crash subscribes twice",
-        "listeners/_subscriptions/keeper.py",
+        "listeners/subscriptions/_manager.py",
         "            await self._save(self._book.plan(planned))\n        try:",
         "            self._book = self._book.plan(planned)\n            self._adopt()\n        try:",
         CRASHES,
@@ -68,7 +68,7 @@ PUSH = [
     of(
         "G10",
         "forgets a subscription that it replaced and has not stopped",
-        "listeners/_subscriptions/book.py",
+        "listeners/subscriptions/_state.py",
         "leaving = tuple(one for one in self._leaving(self.current) if",
         "leaving = tuple(one for one in self.leaving if",
         CRASHES,
@@ -76,7 +76,7 @@ PUSH = [
     of(
         "G4",
         "renews by the time of day alone, which jumps",
-        "listeners/_subscriptions/when.py",
+        "listeners/subscriptions/_renewal.py",
         "due = min(self._due_wall - now.wall, self._due_steady - now.steady)",
         "due = self._due_wall - now.wall",
         "tests/test_subscription_when.py",
@@ -84,7 +84,7 @@ PUSH = [
     of(
         "G11",
         "confirms to a hub what was not asked for",
-        "listeners/_subscriptions/inbox.py",
+        "listeners/subscriptions/_callbacks.py",
         "        if (mode, topic) != (asked.mode, asked.topic):\n            return _NO\n",
         "",
         "tests/test_websub.py",
@@ -94,7 +94,7 @@ PUSH = [
     of(
         "G12",
         "gives a secret to a hub that anybody on the way can read",
-        "listeners/_subscriptions/websub.py",
+        "listeners/subscriptions/_websub.py",
         '    if url.scheme == "https" or url.host == "localhost":\n',
         "    if url.host:\n",
         "tests/test_websub.py",
@@ -124,7 +124,7 @@ PUSH = [
     of(
         "G11",
         "reads a piece of a body beyond the limit",
-        "listeners/_webhook/body.py",
+        "listeners/_webhook/receiver.py",
         "if len(body) + len(part) > most:",
         "if len(body) > most:",
         WEBHOOK,
@@ -134,7 +134,7 @@ PUSH = [
     of(
         "G11",
         "answers a handshake that nobody expects",
-        "listeners/_webhook/questions.py",
+        "listeners/_webhook/receiver.py",
         "if self._expected and self._expecting() else",
         "if self._expected else",
         "tests/test_webhook_subscribed.py",
@@ -154,7 +154,7 @@ PUSH = [
     of(
         "G3",
         "asks a server that does not hold its answers without end",
-        "listeners/_long_poll_pace.py",
+        "listeners/_long_poll_answers.py",
         "self._early_in_a_row += 1",
         "self._early_in_a_row = 1",
         "tests/test_long_poll.py",
@@ -162,7 +162,7 @@ PUSH = [
     of(
         "G12",
         "takes credentials of a client along to another origin",
-        "listeners/_asking.py",
+        "listeners/_requests.py",
         "if not at_home:  # a client",
         "if False:  # a client",
         "tests/test_asking.py",
@@ -216,7 +216,7 @@ PUSH = [
     of(
         "G10",
         "goes on with a subscription to something else than is asked for",
-        "listeners/_subscriptions/book.py",
+        "listeners/subscriptions/_state.py",
         "return written.book if written.asked == asked else written.book.ending()",
         "return written.book",
         "tests/test_websub_consumer.py",

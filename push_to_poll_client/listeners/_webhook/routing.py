@@ -1,0 +1,310 @@
+"""Which consumers an authentic request wakes, each in its own event loop."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+
+import anyio
+
+from push_to_poll_client._event_loop import EventLoop
+from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._protocols import Channel
+from push_to_poll_client._types import Push
+from push_to_poll_client.listeners._hints import Hints, path_of, texts_at
+from push_to_poll_client.listeners._webhook.counters import Faults, Tally
+from push_to_poll_client.listeners._webhook.types import Control, Hint, To, WebhookRequest
+
+__all__ = [
+    "MAX_NAMES",
+    "QUIET",
+    "Audience",
+    "Keeping",
+    "Listening",
+    "Meaning",
+    "names_at",
+]
+
+
+QUIET = 30.0
+"""Seconds without a refused request after which a flood is over. Until then the consumer polls at its degraded
+interval, 10 s by default, so that a push that was refused costs that much latency and no more."""
+
+
+class Listening:
+    """One consumer that listens, and the channel that it hears by.
+
+    Made in the consumer's event loop, to which all of it belongs but what says otherwise. The channel is up while
+    the server pushes, as far as anybody knows, and no flood hides pushes.
+
+    Args:
+        channel: Of the consumer.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self.wake = channel.wake
+        self.poll = channel.poll
+        self.registered = channel.registered
+        self.save = channel.save
+        self._channel = channel
+        self._loop = EventLoop()
+        self._pushed = False
+        self._flooded = False
+        self._rung = False
+        self._alarm = anyio.Event()
+
+    @property
+    def state(self) -> str | None:
+        """What was saved."""
+        return self._channel.state
+
+    def up(self) -> None:
+        """The server pushes."""
+        self._pushed = True
+        if self._flooded:
+            self._channel.poll()
+        else:
+            self._channel.up()
+
+    def down(self, error: BaseException | None = None) -> None:
+        """The server does not push."""
+        self._pushed = False
+        self._channel.down(error)
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call it in the event loop of this consumer, from any thread; not if that has ended."""
+        try:
+            self._loop.call(call)
+        except RuntimeError:
+            return
+
+    def ring(self) -> None:
+        """A request was refused that may have been a push. From any thread."""
+        if not self._rung:
+            self._rung = True
+            self.soon(self._sound)
+
+    async def watch(self, error: PushToPollError) -> None:
+        """Report floods, until cancelled.
+
+        Args:
+            error: What one means.
+        """
+        while True:
+            await self._alarm.wait()
+            self._flooded = True
+            self._channel.down(error)
+            while self._rung:
+                self._rung = False
+                self._alarm = anyio.Event()
+                await anyio.sleep(QUIET)
+            self._flooded = False
+            if self._pushed:
+                self._channel.up()
+
+    def _sound(self) -> None:
+        if self._rung:
+            self._alarm.set()
+
+
+class Keeping(Listening):
+    """That of the consumer which keeps the subscription: the others learn by it whether the server pushes.
+
+    Args:
+        channel: Of the consumer.
+        audience: The others, too.
+    """
+
+    def __init__(self, channel: Channel, audience: "Audience") -> None:
+        super().__init__(channel)
+        self._audience = audience
+
+    def up(self) -> None:
+        """The server pushes."""
+        super().up()
+        self._audience.pushed(self, None)
+
+    def down(self, error: BaseException | None = None) -> None:
+        """The server does not push."""
+        super().down(error)
+        self._audience.pushed(self, error, up=False)
+
+
+class Audience:
+    """All who listen; from any thread.
+
+    Args:
+        subscribed: Whether somebody keeps a subscription, without which the server does not push.
+    """
+
+    def __init__(self, *, subscribed: bool) -> None:
+        self._pushed = not subscribed
+        self._by_name: dict[str | None, tuple[Listening, ...]] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def joined(self, listening: Listening, name: str | None) -> Iterator[None]:
+        """Have it listen for the length of the block.
+
+        Args:
+            listening: Who; in its event loop.
+            name: For whom; `None`: for all.
+        """
+        with self._lock:
+            self._by_name[name] = (*self._by_name.get(name, ()), listening)
+            pushed = self._pushed
+        try:
+            if pushed:
+                listening.up()
+            yield
+        finally:
+            with self._lock:
+                left = tuple(one for one in self._by_name[name] if one is not listening)
+                self._by_name |= {name: left}
+                if not left:
+                    del self._by_name[name]
+
+    def of(self, names: Iterable[str] | None) -> tuple[list[Listening], int]:
+        """Those who listen for these names, and how many of the names nobody listens for; `None`: all."""
+        with self._lock:
+            if names is None:
+                return [one for several in self._by_name.values() for one in several], 0
+            found = [self._by_name.get(name, ()) for name in names]
+            everybody = self._by_name.get(None, ())
+        listening = [*everybody, *(one for several in found for one in several)]
+        return listening, sum(not several for several in found)
+
+    def ring(self) -> None:
+        """A request was refused that may have been a push."""
+        for listening in self.of(None)[0]:
+            listening.ring()
+
+    def pushed(self, keeping: Listening, error: BaseException | None, *, up: bool = True) -> None:
+        """The server pushes, or does not; all but the one that says so are told."""
+        with self._lock:
+            self._pushed = up
+        for listening in self.of(None)[0]:
+            if listening is not keeping:
+                listening.soon(listening.up if up else partial(listening.down, error))
+
+
+MAX_NAMES = 1_000
+"""Names that are taken from a push; one with more is for all."""
+
+
+class Meaning:
+    """Acts on authentic requests. Whatever the user's functions do, no push is lost by it.
+
+    Args:
+        name: The webhook's.
+        hint: Makes a push of a request; `None`: each is one.
+        to: Names those for whom it is; `None`: all.
+        control: Told what the server says of the subscription; `None`: nobody keeps one, and it means a poll.
+        audience: Who listens.
+        tally: Where it is counted.
+        faults: Where it is told when `to` fails.
+        log: Where it is told when `hint` fails.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        hint: Hint | None,
+        to: To | None,
+        control: Callable[[Control], None] | None,
+        audience: Audience,
+        tally: Tally,
+        faults: Faults,
+        log: logging.Logger,
+    ) -> None:
+        self._name = name
+        self._hints = Hints[WebhookRequest, Push | Control](hint, kinds=(Push, Control), log=log)
+        self._to = to
+        self._control = control
+        self._audience = audience
+        self._tally = tally
+        self._faults = faults
+
+    def names_in(self, request: WebhookRequest) -> Sequence[str] | None:
+        """For whom it is; `None`: all."""
+        if self._to is None:
+            return None
+        try:
+            return _checked(self._to(request))
+        except Exception as error:  # noqa: BLE001  # it is the user's, and a stranger's text may have got it there
+            self._faults.tell("to (its push is taken to be for all)", error)
+            return None
+
+    def act_on(self, request: WebhookRequest, names: Sequence[str] | None) -> bool:
+        """Do what it says.
+
+        Args:
+            request: Authentic, and no repetition.
+            names: For whom it is.
+
+        Returns:
+            Whether anybody heard it.
+        """
+        said = self._hints.of(request, self._name)
+        if said is None:
+            self._tally.count("ignored")
+            return False
+        if isinstance(said, Control):
+            self._tally.count("controls")
+            return self._obey(said, names)
+        return self._pass_on(said, names)
+
+    def _obey(self, control: Control, names: Sequence[str] | None) -> bool:
+        if self._control is not None and control is not Control.MISSED:
+            self._control(control)
+            return True
+        listening = self._listening(names)
+        for one in listening:
+            one.poll()
+        return bool(listening)
+
+    def _pass_on(self, push: Push, names: Sequence[str] | None) -> bool:
+        listening = self._listening(names)
+        for one in listening:
+            one.wake(push)
+        self._tally.count("woken" if listening else "unheard")
+        return bool(listening)
+
+    def _listening(self, names: Sequence[str] | None) -> Sequence[Listening]:
+        listening, unknown = self._audience.of(names)
+        self._tally.count("unknown_names", unknown)
+        return listening
+
+
+def _checked(names: Iterable[str] | None) -> list[str] | None:
+    """Each once; a `str` is one name."""
+    if names is None:
+        return None
+    first = [names] if isinstance(names, str) else list(islice(names, MAX_NAMES + 1))
+    if not all(isinstance(name, str) for name in first):
+        raise TypeError("names are texts")
+    return list(dict.fromkeys(first)) if len(first) <= MAX_NAMES else None
+
+
+def names_at(path: str) -> To:
+    """Reads names from the body. One that is no JSON, or has nothing there, is for all.
+
+    Args:
+        path: Where they stand, as "list_folder.accounts".
+
+    Raises:
+        ValueError: It is no path.
+    """
+    steps = path_of(path)
+
+    def names(request: WebhookRequest) -> list[str] | None:
+        try:
+            value = request.json()
+        except ValueError:
+            return None
+        return texts_at(value, steps, most=MAX_NAMES + 1) or None
+
+    return names

@@ -1,0 +1,236 @@
+"""Requests that arrive at a webhook, and the responses it gives."""
+
+import enum
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, Protocol, TypeAlias
+from urllib.parse import parse_qsl
+
+from push_to_poll_client._http.headers import is_header_name, is_header_value
+from push_to_poll_client._json import decode
+from push_to_poll_client._types import Push
+
+__all__ = [
+    "ACCEPTED",
+    "BUSY",
+    "NOT_ALLOWED",
+    "TOO_LARGE",
+    "TOO_SLOW",
+    "UNAUTHENTIC",
+    "Control",
+    "Handshake",
+    "Hint",
+    "Outcome",
+    "Refusal",
+    "To",
+    "Verified",
+    "Verifier",
+    "WebhookAnswer",
+    "WebhookRequest",
+    "check_answer",
+    "too_many",
+]
+
+
+MAX_PARAMETERS = 100
+"""Fields of a query that are looked at; handshakes have five."""
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookRequest:
+    """A request to a webhook, whole. Whoever sent it may have written anything into it.
+
+    Attributes:
+        method: In capitals.
+        path: Below where the application is mounted, percent-decoded, without a slash at its end, which some
+            frameworks add. "/" at least.
+        query: As it came, without the question mark.
+        headers: By names in lower case. The values of a header that came more than once are joined with ", "
+            (RFC 9110 §5.3), so that no verifier takes the first for the whole.
+        body: The bytes that came, which are what was signed.
+        received_at: When, in seconds since the epoch.
+    """
+
+    method: str = "POST"
+    path: str = "/"
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
+    body: bytes = field(default=b"", repr=False)
+    received_at: float = 0.0
+
+    def parameter(self, name: str) -> str | None:
+        """A field of the query, decoded; `None`: it is not there, or more than once, or there are too many."""
+        try:
+            fields = parse_qsl(self.query, keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+        except ValueError:
+            return None
+        values = [value for key, value in fields if key == name]
+        return values[0] if len(values) == 1 else None
+
+    def json(self) -> Any:
+        """The body, read as JSON.
+
+        Raises:
+            ValueError: It is none.
+        """
+        try:
+            return decode(self.body)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+
+    def __repr__(self) -> str:
+        # Query and headers may hold the secret that the receiver and the server share.
+        return f"WebhookRequest({self.method} {self.path!r}, {len(self.body)} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookAnswer:
+    """What is answered.
+
+    Attributes:
+        status: Of HTTP.
+        body: Sent as it is.
+        content_type: Of the body.
+        headers: Sent too; `Content-Length`, `Content-Type` and `X-Content-Type-Options` are added.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = "text/plain; charset=utf-8"
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_HEADERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A request that is authentic.
+
+    Attributes:
+        once: What a repetition of it has too, and another request has not: texts of which each alone makes it a
+            repetition. Empty: repetitions cannot be told from others.
+        until: When its repetition would be refused anyway, in seconds since the epoch; `None`: never.
+    """
+
+    once: tuple[bytes, ...] = ()
+    until: float | None = None
+
+
+class Control(enum.Enum):
+    """What a request says of the subscription itself. It is no push."""
+
+    RENEW = "renew"
+    """It is about to end, or asks to be confirmed: renew it now (Graph's `reauthorizationRequired`)."""
+
+    RECREATE = "recreate"
+    """The server has dropped it (Graph's `subscriptionRemoved`, WebSub's `denied`): create it anew."""
+
+    MISSED = "missed"
+    """Pushes were lost (Graph's `missed`): poll, though nothing is promised."""
+
+
+_Answered: TypeAlias = Verified | bool | None
+
+
+class Verifier(Protocol):
+    """Says whether a request is authentic. Any function of a request that returns a bool serves.
+
+    A verifier may have a method `may_pass(request: WebhookRequest) -> bool`, which is asked before the body is
+    read: False for a request without the headers that an authentic one has.
+    """
+
+    def __call__(self, request: WebhookRequest, /) -> _Answered | Awaitable[_Answered]:
+        """Whether it is: `Verified`, or True for one that has no more to say; False or `None` when it is not.
+
+        What it raises means that it is not, and is logged by its class.
+        """
+
+
+Handshake: TypeAlias = Callable[[WebhookRequest], WebhookAnswer | Awaitable[WebhookAnswer | None] | None]
+"""Answers a server's question whether its pushes are wanted; `None`: the request is no such question."""
+
+Hint: TypeAlias = Callable[[WebhookRequest], Push | Control | None]
+"""Makes a push of an authentic request; `None`: it is none (a ping, Google's `sync`)."""
+
+To: TypeAlias = Callable[[WebhookRequest], Iterable[str] | None]
+"""Names those for whom an authentic request is; `None`: all."""
+
+
+Outcome: TypeAlias = Literal["refused", "too_large", "too_slow", "limited", "busy", "unasked"]
+"""Why a request was refused: a field of `WebhookCounters`."""
+
+ACCEPTED = WebhookAnswer()
+"""An authentic request without a subscription that wants another answer."""
+
+UNAUTHENTIC = WebhookAnswer(401)
+"""Whatever is wrong with its signature: which it was would help whoever tries."""
+
+NOT_ALLOWED = WebhookAnswer(405, headers={"Allow": "POST"})
+"""Neither a push nor a question that is expected (RFC 9110 §15.5.6; CloudEvents webhooks §4.2)."""
+
+TOO_LARGE = WebhookAnswer(413, headers={"Connection": "close"})
+"""The rest of it is not read (RFC 9110 §15.5.14)."""
+
+TOO_SLOW = WebhookAnswer(408, headers={"Connection": "close"})
+"""Likewise (RFC 9110 §15.5.9)."""
+
+BUSY = WebhookAnswer(503, headers={"Retry-After": "1"})
+"""Bodies are in hand for a moment, unless somebody sends them slowly on purpose."""
+
+FIRST_FINAL, LAST = 200, 599
+NO_CONTENT = {204, 304}
+"""Statuses whose answers have no body (RFC 9110 §6.4.1)."""
+
+
+def too_many(wait: float) -> WebhookAnswer:
+    """The answer beyond the rate; CloudEvents webhooks §2.2 wants it to say when to come back.
+
+    Args:
+        wait: Seconds.
+    """
+    return WebhookAnswer(429, headers={"Retry-After": str(math.ceil(wait))})
+
+
+class Refusal(Exception):
+    """A request goes no further.
+
+    Args:
+        answer: To it.
+        outcome: As what it is counted.
+        hides_pushes: Whether an authentic one could have met the same.
+    """
+
+    def __init__(self, answer: WebhookAnswer, outcome: Outcome, *, hides_pushes: bool = False) -> None:
+        super().__init__(outcome)
+        self.answer = answer
+        self.outcome = outcome
+        self.hides_pushes = hides_pushes
+
+
+def check_answer(answer: Any) -> WebhookAnswer:
+    """An answer that somebody else made, if it can be sent.
+
+    Raises:
+        TypeError: It is none, or a part of it is of the wrong type.
+        ValueError: It cannot be sent as it is.
+    """
+    if not isinstance(answer, WebhookAnswer):
+        raise TypeError(f"it is a WebhookAnswer, not {type(answer).__name__}")
+    if not isinstance(answer.status, int) or not isinstance(answer.body, bytes):
+        raise TypeError("the status is an int and the body is bytes")
+    if not FIRST_FINAL <= answer.status <= LAST:
+        raise ValueError(f"the status is {FIRST_FINAL} to {LAST}, not {answer.status}")
+    if answer.body and answer.status in NO_CONTENT:
+        raise ValueError(f"an answer of status {answer.status} has no body")
+    _check_headers({**answer.headers, "Content-Type": answer.content_type})
+    return answer
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError("headers are a mapping of str to str")
+        if not is_header_name(name) or not is_header_value(value):
+            raise ValueError("a header has a character that may not stand in one")

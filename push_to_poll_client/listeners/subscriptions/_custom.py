@@ -1,0 +1,164 @@
+"""A subscription by three functions of the user's."""
+
+import inspect
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from secrets import token_urlsafe
+from typing import Any, TypeAlias
+
+import anyio.to_thread
+
+from push_to_poll_client._exceptions import ListenerError
+from push_to_poll_client.listeners._webhook.types import Verifier, WebhookRequest
+from push_to_poll_client.listeners.subscriptions._types import Registration
+
+__all__ = [
+    "CustomSubscription",
+]
+
+
+Create: TypeAlias = Callable[[Registration], Registration | Awaitable[Registration]]
+Renew: TypeAlias = Callable[[Registration], Registration | Awaitable[Registration | None] | None]
+Stop: TypeAlias = Callable[[Registration], object]
+
+
+class CustomSubscription:
+    """A subscription of three functions, async ones or plain ones, which run in a thread.
+
+    What they raise says what it means, as for `raise_for_status()` of httpx: 5xx, 408, 425 and 429 are tried again
+    soon and ever more slowly, `Retry-After` is obeyed, other 4xx are tried again after 5 to 7.5 minutes, and 410
+    ends the consumer. From `renew`, 404, 410 and `SubscriptionGone` mean that the server has dropped it: another
+    one is created. `ListenerError` ends the consumer, and any other error is taken for passing.
+
+    Args:
+        create: Asks the server to push, and returns the registration when it will. It is given what was planned: a
+            new UUID as `id`, and `details["secret"]`, 43 random characters for the server to show with each push.
+            It may be given the same plan again, after an error or a crash, when the server may have it already:
+            look for it there, or raise `SubscriptionGone` to have another one planned. Return the expiry that the
+            server answered, and in `details` all that the other two need; as a rule
+            `msgspec.structs.replace(planned, expires_at=…)`.
+        renew: Makes it last longer, and returns the registration from then on; `None`: it has to be replaced.
+            `None` in place of a function: always. Then another is created while this one goes on, which is
+            stopped thereafter.
+        stop: Asks the server to push no more. `None`: it cannot be asked, and what is left ends by itself.
+        name: By what status and log call it, without secrets; and what it asks for is known by: a restart with
+            another name creates anew, and stops what there was.
+
+    Attributes:
+        registrations: Those whose pushes are welcome: the planned one, the one in force, those on their way out.
+        renewable: Whether there is a `renew`: then a restart begins with it.
+
+    Raises:
+        TypeError: One of them is no function.
+    """
+
+    def __init__(
+        self,
+        create: Create,
+        renew: Renew | None = None,
+        stop: Stop | None = None,
+        *,
+        name: str,
+    ) -> None:
+        for what, function in {"create": create, "renew": renew, "stop": stop}.items():
+            if not callable(function) and (function is not None or what == "create"):
+                raise TypeError(f"{what} is a {type(function).__name__}; give a function")
+        self.name: str = name
+        self.registrations: Sequence[Registration] = ()
+        self.renewable: bool = renew is not None
+        self._create = create
+        self._renew = renew
+        self._stop = stop
+
+    def __repr__(self) -> str:
+        return f"CustomSubscription(name={self.name!r})"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Those that an authentic push shows one of."""
+        return tuple(one.details["secret"] for one in self.registrations if "secret" in one.details)
+
+    def verified_by(self, verifier_of: Callable[[Sequence[str]], Verifier]) -> Verifier:
+        """A verifier for the webhook, which goes by the secrets that there are at the time.
+
+            WebhookListener(channels.verified_by(shared_token), register_with_server=channels)
+
+        Args:
+            verifier_of: Makes a verifier of secrets, as `shared_token` and `token_in_body` do.
+        """
+        return _BySecrets(self, verifier_of)
+
+    def adopt(self, registrations: Sequence[Registration]) -> None:
+        """Know whose pushes are welcome."""
+        self.registrations = tuple(registrations)
+
+    def plan(self) -> Registration:
+        """A new UUID, and a new secret."""
+        return Registration(id=str(uuid.uuid4()), details={"secret": token_urlsafe(32)})
+
+    async def create(self, planned: Registration, /) -> Registration:
+        """Call the user's function."""
+        created = await _called(self._create, planned)
+        if not isinstance(created, Registration):
+            raise ListenerError(f"create returned a {type(created).__name__}; return a Registration")
+        return created
+
+    async def renew(self, registration: Registration, /) -> Registration | None:
+        """Call the user's function."""
+        if self._renew is None:
+            return None
+        renewed = await _called(self._renew, registration)
+        if not isinstance(renewed, Registration | None):
+            raise ListenerError(f"renew returned a {type(renewed).__name__}; return a Registration, or None")
+        return renewed
+
+    async def stop(self, registration: Registration, /) -> None:
+        """Call the user's function."""
+        if self._stop is not None:
+            await _called(self._stop, registration)
+
+
+class _BySecrets:
+    """Makes a verifier anew when the secrets have changed. In any thread: two may make the same."""
+
+    def __init__(self, of: CustomSubscription, verifier_of: Callable[[Sequence[str]], Verifier]) -> None:
+        self._of = of
+        self._verifier_of = verifier_of
+        self._made: tuple[tuple[str, ...], Verifier] = ((), _nobody)
+
+    def may_pass(self, request: WebhookRequest) -> bool:
+        """Whether it has the headers that an authentic one has."""
+        verifier = self._verifier
+        may_pass = getattr(verifier, "may_pass", None)
+        return verifier is not _nobody if may_pass is None else bool(may_pass(request))
+
+    def __call__(self, request: WebhookRequest, /) -> Any:
+        return self._verifier(request)
+
+    @property
+    def _verifier(self) -> Verifier:
+        secrets, verifier = self._made
+        if secrets != self._of.secrets:
+            secrets = self._of.secrets
+            verifier = self._verifier_of(secrets) if secrets else _nobody
+            self._made = secrets, verifier
+        return verifier
+
+
+def _nobody(_: WebhookRequest) -> bool:
+    """Nothing is registered, so nothing is authentic."""
+    return False
+
+
+async def _called(function: Callable[[Registration], Any], registration: Registration) -> Any:
+    """A plain function in a thread, so that it does not stop the event loop; left to itself when it hangs."""
+    if _is_async(function):
+        return await function(registration)
+    # In a tuple, since trio takes a thread that returns a coroutine for a mistake.
+    (result,) = await anyio.to_thread.run_sync(lambda: (function(registration),), abandon_on_cancel=True)
+    return await result if inspect.isawaitable(result) else result
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    called = getattr(function, "__call__", None)  # noqa: B004 - not whether it can be called, but what is
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)

@@ -1,0 +1,442 @@
+"""Keep a subscription alive: create it, renew it, replace it when it is lost, and end it.
+
+When is `when.py`'s, what is known over a restart `book.py`'s, how what is left is stopped `leaving.py`'s. What the
+server has to be told is the subscription's own.
+"""
+
+import logging
+import math
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import anyio
+
+from push_to_poll_client import _event_loop
+from push_to_poll_client._event_loop import EventLoop, in_own_task
+from push_to_poll_client._exceptions import ListenerError, PushToPollError, SubscriptionGone
+from push_to_poll_client._protocols import Channel
+from push_to_poll_client._validation import describe
+from push_to_poll_client.listeners._backoff import Reconnect, Verdict
+from push_to_poll_client.listeners._failures import only
+from push_to_poll_client.listeners._webhook.types import Control
+from push_to_poll_client.listeners.subscriptions._renewal import (
+    LOOK,
+    Now,
+    Renewal,
+    failure_of,
+    is_gone,
+    renewal_of,
+)
+from push_to_poll_client.listeners.subscriptions._state import Book, checked
+from push_to_poll_client.listeners.subscriptions._types import Registration, Subscription
+
+__all__ = [
+    "Keeper",
+    "Leaving",
+]
+
+
+STOP_TIMEOUT = 30.0
+"""Seconds for the subscription to stop one."""
+
+MAX_ATTEMPTS = 10
+"""After which one that does not end by itself is left: after some 4 minutes if the server is
+down, and 50 if it refuses."""
+
+
+class Leaving:
+    """Stops subscriptions, one after the other, each again until it is over.
+
+    Args:
+        subscription: What stops them.
+        log: Where it is told.
+    """
+
+    def __init__(self, subscription: Subscription, log: logging.Logger) -> None:
+        self._subscription = subscription
+        self._log = log
+        self._begin()
+
+    def _begin(self) -> None:
+        self._reconnect = Reconnect()
+        self._not_before = -math.inf
+        self._attempts = 0
+
+    def wait(self, one: Registration, now: Now) -> float:
+        """Seconds until the next attempt, or until there is no more to stop."""
+        ends = math.inf if one.expires_at is None else one.expires_at - now.wall
+        return max(min(self._not_before - now.steady, ends), 0.0)
+
+    async def stop(self, one: Registration, now: Now, fraction: float) -> bool:
+        """Ask the server to push no more.
+
+        Args:
+            one: Of what.
+            now: This moment.
+            fraction: A random number, 0 ≤ fraction < 1.
+
+        Returns:
+            Whether that is over and done: it was stopped, it ended, or nothing helps.
+        """
+        over = one.expires_at is not None and one.expires_at <= now.wall
+        over = over or await self._is_stopped(one, now, fraction)
+        if over:
+            self._begin()
+        return over
+
+    async def _is_stopped(self, one: Registration, now: Now, fraction: float) -> bool:
+        try:
+            with anyio.fail_after(STOP_TIMEOUT):
+                await self._subscription.stop(one)
+        except Exception as failed:  # noqa: BLE001 - what is left ends by itself, or is answered that it is gone
+            error = only(failed).with_traceback(None)
+            return is_gone(error) or self._is_given_up(error, one, now, fraction)
+        self._log.info("%s: stopped what was replaced", self._subscription.name)
+        return True
+
+    def _is_given_up(self, error: Exception, one: Registration, now: Now, fraction: float) -> bool:
+        failure = failure_of(error)
+        delay = self._reconnect.delay(failure.verdict, fraction=fraction, retry_after=failure.retry_after)
+        self._attempts += 1
+        endless = one.expires_at is None and self._attempts >= MAX_ATTEMPTS
+        if delay is None or endless:
+            self._log.warning(
+                "%s: could not be stopped, and is left: %s", self._subscription.name, failure.sentence
+            )
+            return True
+        self._log.info(
+            "%s: not stopped, trying again in %.1f s: %s", self._subscription.name, delay, failure.sentence
+        )
+        self._not_before = now.steady + delay
+        return False
+
+
+_T = TypeVar("_T")
+
+CALL_TIMEOUT = 300.0
+"""Seconds for the subscription to create or renew. What waits for a server ends by itself long before; what hangs
+must not be the end of pushes."""
+
+EXIT_TIMEOUT = 5.0
+"""Seconds to stop all subscriptions at the end: less than what services get to shut down."""
+
+AWAY = 30.0
+"""Seconds that a sleep may last too long. More, and the process was suspended or the clock set: what was pushed
+meanwhile may be lost."""
+
+
+class Keeper:
+    """Keeps one subscription alive, for as long as `keep` runs.
+
+    A restart goes on with what the channel's state says; it does not subscribe again, unless it asks for something
+    else by now. Then it stops what was there, once it has the other.
+
+    Args:
+        subscription: What the server has to be told.
+        stop_at_exit: Whether to ask the server to push no more when `keep` ends, for five seconds at most; what is
+            not stopped by then is stopped by the next run, once it has another.
+        log: Where what happens is told.
+    """
+
+    def __init__(self, subscription: Subscription, *, stop_at_exit: bool = False, log: logging.Logger) -> None:
+        self._subscription = subscription
+        self._stop_at_exit = stop_at_exit
+        self._identity = str(getattr(subscription, "identity", subscription.name))
+        self._log = log
+        self._fraction: Callable[[], float] = random.random
+        self._channel: Channel
+        self._loop: EventLoop | None = None
+        self._heard: anyio.Event | None = None
+        self._controls: set[Control] = set()
+        self._book = self._saved = Book()
+        self._asking = False
+        self._begin()
+        if (bind := getattr(subscription, "bind", None)) is not None:
+            bind(self.control)
+
+    def _begin(self) -> None:
+        self._renewal = Renewal()
+        self._reconnect = Reconnect()
+        self._leaving = Leaving(self._subscription, self._log)
+        self._ended = False
+
+    @property
+    def name(self) -> str:
+        """What the subscription is called."""
+        return self._subscription.name
+
+    @property
+    def expecting(self) -> bool:
+        """Whether something was asked of the server that it may want to verify; from any thread."""
+        return self._asking or self._book.planned is not None
+
+    def control(self, control: Control) -> None:
+        """The server spoke of the subscription itself. Never blocks; from any thread.
+
+        Args:
+            control: `RENEW`: renew it now, 15 seconds after it was registered at the earliest. `RECREATE`: the
+                server has dropped it, so create another, after a backoff. `MISSED`: poll. What comes while
+                `keep` does not run counts when it does.
+        """
+        self._controls.add(control)
+        if (loop := self._loop) is not None:
+            with suppress(RuntimeError):
+                loop.call(self._hear)
+
+    async def keep(self, channel: Channel) -> None:
+        """Run until cancelled: subscribe, and stay subscribed.
+
+        Raises:
+            ListenerError: The server refuses for good.
+            StoreError: What is registered could not be saved.
+            RuntimeError: It keeps it already, for another consumer.
+        """
+        if self._loop is not None:
+            raise RuntimeError(f"{self.name}: another consumer keeps it; give each a listener of its own")
+        self._channel = channel
+        self._begin()
+        self._loop = EventLoop()
+        try:
+            await self._restore()
+            while True:
+                await self._go_on()
+        finally:
+            self._loop = self._heard = None
+            if self._stop_at_exit or self._book != self._saved:
+                await in_own_task(self._end)
+
+    # What to do next
+
+    async def _go_on(self) -> None:
+        heard = self._heard = anyio.Event()
+        await self._heed()
+        now, current = self._now(), self._book.current
+        self._look(now)
+        wait = self._renewal.wait(now)
+        leave = self._leaving.wait(self._book.leaving[0], now) if self._may_leave else math.inf
+        if min(wait, leave) > 0:
+            await self._sleep(min(wait, leave, LOOK), heard)
+        elif wait > 0:
+            await self._leave()
+        elif current is None or self._book.planned is not None:
+            await self._create()
+        else:
+            await self._renew(current)
+
+    @property
+    def _may_leave(self) -> bool:
+        """Not before there is another in its place."""
+        return bool(self._book.leaving) and self._book.current is not None and self._book.planned is None
+
+    async def _heed(self) -> None:
+        controls = {self._controls.pop() for _ in range(len(self._controls))}
+        if Control.MISSED in controls:
+            self._channel.poll()
+        if self._book.current is None:
+            return
+        if Control.RECREATE in controls:
+            await self._lost("the server has dropped it")
+        elif Control.RENEW in controls:
+            self._renewal.ask()
+
+    def _hear(self) -> None:
+        if self._heard is not None:
+            self._heard.set()
+
+    async def _sleep(self, seconds: float, heard: anyio.Event) -> None:
+        began = self._now().wall
+        with anyio.move_on_after(seconds):
+            await heard.wait()
+        away = self._now().wall - began - seconds
+        if away > AWAY:
+            self._log.info("%s: this process was suspended, or its clock set, by %.0f s: polling", self.name, away)
+            self._channel.poll()
+
+    def _look(self, now: Now) -> None:
+        """Notice the end of what was not renewed in time."""
+        if self._book.current is not None and self._renewal.is_over(now) and not self._ended:
+            self._ended = True
+            self._log.warning("%s: ended before it was renewed; nothing is pushed", self.name)
+            self._channel.registered(None)
+            self._channel.down(PushToPollError(f"{self.name}: the subscription has ended"))
+
+    # What is known
+
+    async def _restore(self) -> None:
+        text = self._channel.state
+        try:
+            self._book = Book() if text is None else Book.read(text, self._identity)
+        except ValueError:
+            self._log.warning("%s: what was saved of it cannot be read; subscribing anew", self.name)
+            self._book = Book()
+        self._saved = self._book
+        self._adopt()
+        if (current := self._book.current) is not None:
+            due = math.inf if self._book.renew_at is None else self._book.renew_at
+            self._go_on_with(current, due)
+        if self._book.planned is not None or getattr(self._subscription, "renewable", False):
+            self._renewal.ask()
+
+    async def _save(self, book: Book) -> None:
+        """Write it down, before anything is done by it.
+
+        Raises:
+            StoreError: It could not be written.
+            ListenerError: It is too long, or a text in it is none.
+        """
+        self._book = book
+        self._adopt()
+        try:
+            await self._channel.save(book.written(self._identity))
+        except ValueError as error:
+            raise ListenerError(f"{self.name}: what is to be kept of it cannot be: {error}") from None
+        self._saved = book
+
+    def _adopt(self) -> None:
+        if (adopt := getattr(self._subscription, "adopt", None)) is not None:
+            adopt(self._book.known)
+
+    def _go_on_with(self, current: Registration, due: float) -> None:
+        """It was registered in an earlier run."""
+        now = self._now()
+        self._renewal.registered(current.expires_at, due, now, just_now=False)
+        if self._renewal.is_over(now):
+            return
+        self._log.info("%s: registered in an earlier run", self.name)
+        self._is_up(current, now)
+
+    def _is_registered(self, current: Registration, due: float) -> None:
+        now = self._now()
+        self._renewal.registered(current.expires_at, due, now, just_now=True)
+        self._ended = self._renewal.is_over(now)
+        if self._ended:
+            self._log.warning("%s: registered until a time in the past; is this machine's clock right?", self.name)
+        else:
+            self._log.info("%s: registered, to be renewed %s", self.name, _in(due - now.wall))
+        self._is_up(current, now)
+
+    def _is_up(self, current: Registration, now: Now) -> None:
+        self._reconnect.connected(now.steady)
+        self._channel.registered(math.inf if current.expires_at is None else current.expires_at)
+        self._channel.up()
+
+    # What is asked of the server
+
+    async def _create(self) -> None:
+        planned = self._book.planned
+        if planned is None:
+            planned = self._subscription.plan()
+            await self._save(self._book.plan(planned))
+        try:
+            registration = checked(await self._ask(self._subscription.create, planned))
+        except SubscriptionGone as error:
+            await self._save(self._book.spoiled())
+            self._failed(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the keeper goes on; the verdict tells how
+            self._failed(error)
+        else:
+            due = self._due(registration)
+            await self._save(self._book.created(registration, due))
+            self._is_registered(registration, due)
+
+    async def _renew(self, current: Registration) -> None:
+        try:
+            answer = await self._ask(self._subscription.renew, current)
+            renewed = None if answer is None else checked(answer)
+        except Exception as error:  # noqa: BLE001 - likewise
+            if is_gone(only(error)):
+                await self._lost(failure_of(only(error)).sentence)
+            else:
+                self._failed(error)
+            return
+        if renewed is None:
+            self._renewal.ask()
+            await self._save(self._book.plan(self._subscription.plan()))
+            return
+        due = self._due(renewed)
+        await self._save(self._book.renewed(renewed, due))
+        self._is_registered(renewed, due)
+
+    async def _ask(self, what: Callable[[Registration], Awaitable[_T]], registration: Registration) -> _T:
+        self._asking = True
+        try:
+            with anyio.fail_after(CALL_TIMEOUT):
+                return await what(registration)
+        finally:
+            self._asking = False
+
+    def _due(self, registration: Registration) -> float:
+        return renewal_of(registration, self._now().wall, self._fraction())
+
+    async def _lost(self, why: str) -> None:
+        await self._save(self._book.lost())
+        now = self._now()
+        self._reconnect.ended(now.steady)
+        delay = self._reconnect.delay(Verdict.RETRY, fraction=self._fraction()) or 0.0
+        self._log.info("%s: lost, creating another in %.1f s: %s", self.name, delay, why)
+        self._renewal.lost()
+        self._renewal.failed(delay, now)
+        self._channel.registered(None)
+        self._channel.down(PushToPollError(f"{self.name}: {why}"))
+
+    def _failed(self, error: Exception) -> None:
+        """Tell it, and wait; what is in force goes on.
+
+        Raises:
+            ListenerError: Trying again cannot help.
+        """
+        failure, now = failure_of(only(error)), self._now()
+        self._reconnect.ended(now.steady)
+        delay = self._reconnect.delay(failure.verdict, fraction=self._fraction(), retry_after=failure.retry_after)
+        what = f"{self.name}: {failure.sentence}"
+        told = PushToPollError(what) if delay is not None else ListenerError(f"{what}; trying again cannot help")
+        told.__cause__ = failure.cause
+        if self._book.current is None or self._renewal.is_over(now) or delay is None:
+            self._channel.down(told)
+        if delay is None:
+            self._log.error("%s; giving up", what)
+            raise told
+        level = logging.WARNING if failure.verdict is Verdict.SLOW_RETRY else logging.INFO
+        self._log.log(level, "%s; asking again in %.1f s", what, delay)
+        self._renewal.failed(delay, now)
+
+    # What is stopped
+
+    async def _leave(self) -> None:
+        one = self._book.leaving[0]
+        self._asking = True
+        try:
+            over = await self._leaving.stop(one, self._now(), self._fraction())
+        finally:
+            self._asking = False
+        if over:
+            await self._save(self._book.left(one))
+
+    async def _end(self) -> None:
+        """Stop all, or save what was answered as the end came. A crash may come instead; so it is not for long."""
+        with anyio.move_on_after(EXIT_TIMEOUT):
+            try:
+                await (self._stop_each() if self._stop_at_exit else self._save(self._book))
+            except Exception as error:  # noqa: BLE001 - the end is no time to fail; the next run does what is left
+                self._log.warning("%s: failed at the end: %s", self.name, describe(error))
+            return
+        self._log.warning("%s: not ended within %g s; the next run goes on", self.name, EXIT_TIMEOUT)
+
+    async def _stop_each(self) -> None:
+        await self._save(self._book.ending())
+        self._asking = True
+        try:
+            for one in self._book.leaving:
+                if await self._leaving.stop(one, self._now(), 0.0):
+                    await self._save(self._book.left(one))
+        finally:
+            self._asking = False
+
+    def _now(self) -> Now:
+        return Now(_event_loop.wall_clock(), anyio.current_time())
+
+
+def _in(seconds: float) -> str:
+    return "never" if math.isinf(seconds) else f"in {seconds:.0f} s"

@@ -1,0 +1,159 @@
+"""When to renew a subscription, and when to ask again after a failure.
+
+A server says until when it pushes, as a time of day, and the machine's time of day is the only one there is over a
+restart. But it jumps: when it is set, and when the machine wakes from sleep. So a renewal is due by whichever of
+two clocks comes first, the time of day and one that never jumps. To renew too early costs a request.
+"""
+
+import math
+import traceback
+from http import HTTPStatus
+from pathlib import Path
+from typing import NamedTuple
+
+from push_to_poll_client._exceptions import ListenerError, SubscriptionGone
+from push_to_poll_client.listeners._backoff import Verdict
+from push_to_poll_client.listeners._failures import Failure, http_failure_of, refusal
+from push_to_poll_client.listeners._requests import ANSWER_VERDICTS
+from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
+
+__all__ = [
+    "LOOK",
+    "SHORTEST",
+    "Now",
+    "Renewal",
+    "failure_of",
+    "is_gone",
+    "renewal_of",
+]
+
+
+EARLIEST, LATEST = 0.5, 0.75
+"""The shares of its lifetime after which a subscription is renewed, at random between: a fleet of 1,000 that
+subscribed at once, for 10 days, renews over 60 hours, and a quarter of the lifetime is left for what fails."""
+
+SHORTEST = 15.0
+"""Seconds between a registration and the next renewal, whatever is asked for: four requests a minute at worst.
+Subscriptions that last less than 20 seconds have gaps, which polls bridge."""
+
+CLOCKS_DIFFER = 60.0
+"""Seconds until a registration is renewed that had ended when it came: a request a minute, since the clocks of
+server and client do not agree, and it may be in force all the same."""
+
+UNKNOWN = 3600.0
+"""Seconds until a registration is renewed that named a time in the past for that, and no end."""
+
+LOOK = 60.0
+"""Seconds after which the time of day is looked at again: nothing sleeps for longer, since clocks jump and
+processes are suspended."""
+
+
+class Now(NamedTuple):
+    """One moment.
+
+    Attributes:
+        wall: The time of day, in seconds since the epoch.
+        steady: On a clock that never jumps, in seconds.
+    """
+
+    wall: float
+    steady: float
+
+
+def renewal_of(registration: Registration, now: float, fraction: float) -> float:
+    """When to renew what was registered just now.
+
+    Args:
+        registration: As the server answered. A time in the past for its renewal counts as none: it is that of the
+            registration before, taken over.
+        now: Seconds since the epoch.
+        fraction: A random number, 0 ≤ fraction < 1.
+
+    Returns:
+        Seconds since the epoch; infinite: never.
+    """
+    wanted, ends = registration.renew_at, registration.expires_at
+    if wanted is not None and wanted > now:
+        return wanted if ends is None else min(wanted, max(now + LATEST * (ends - now), now))
+    if ends is None:
+        return math.inf if wanted is None else now + UNKNOWN
+    return now + max(ends - now, 0.0) * (EARLIEST + (LATEST - EARLIEST) * fraction)
+
+
+class Renewal:
+    """When to do the next thing for a subscription: to create it while there is none, else to renew it."""
+
+    __slots__ = ("_due_steady", "_due_wall", "_ends", "_not_before")
+
+    def __init__(self) -> None:
+        self._due_wall = self._due_steady = self._not_before = -math.inf
+        self._ends: float | None = None
+
+    def registered(self, ends: float | None, due: float, now: Now, *, just_now: bool) -> None:
+        """It is in force.
+
+        Args:
+            ends: Until when, in seconds since the epoch; `None`: for ever.
+            due: When to renew it, likewise.
+            now: This moment.
+            just_now: Whether that was answered now, and not in an earlier run.
+        """
+        self._ends = ends
+        self._due_wall, self._due_steady = due, now.steady + (due - now.wall)
+        pause = CLOCKS_DIFFER if self.is_over(now) else SHORTEST
+        self._not_before = now.steady + pause if just_now else -math.inf
+
+    def lost(self) -> None:
+        """It is in force no more: another one is due."""
+        self._ends = None
+        self.ask()
+
+    def ask(self) -> None:
+        """It is due at once, or as soon as may be."""
+        self._due_wall = self._due_steady = -math.inf
+
+    def failed(self, delay: float, now: Now) -> None:
+        """What was tried failed; it is tried again after so many seconds."""
+        self._not_before = now.steady + delay
+
+    def wait(self, now: Now) -> float:
+        """Seconds until to act; 0: now; infinite: never."""
+        due = min(self._due_wall - now.wall, self._due_steady - now.steady)
+        return max(due, self._not_before - now.steady, 0.0)
+
+    def is_over(self, now: Now) -> bool:
+        """Whether what was in force has ended."""
+        return self._ends is not None and self._ends <= now.wall
+
+
+_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
+    (ListenerError, Verdict.GIVE_UP),
+    (SubscriptionRefused, Verdict.SLOW_RETRY),
+    *ANSWER_VERDICTS,
+)
+
+_GONE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
+
+
+def failure_of(error: Exception) -> Failure:
+    """What it means for the next attempt. `httpx.HTTPStatusError` is understood by its status.
+
+    What has no words of its own is told with its place: most likely a mistake in a function of the user's. The
+    error loses its traceback, which holds secrets, since status keeps it for long.
+    """
+    failure = http_failure_of(error, wanted="a subscription", verdicts=_VERDICTS)
+    wordless = failure.sentence == f"failed with {type(error).__name__}"
+    sentence = f"{failure.sentence}{_place_of(error)}" if wordless else failure.sentence
+    error.with_traceback(None)
+    return failure._replace(sentence=sentence)
+
+
+def _place_of(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" in {frames[-1].name}, line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
+
+
+def is_gone(error: Exception) -> bool:
+    """Whether the server says that it does not have what it was asked to renew or stop."""
+    response = refusal(error)
+    return isinstance(error, SubscriptionGone) or (response is not None and response.status_code in _GONE)

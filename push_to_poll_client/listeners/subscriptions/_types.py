@@ -1,0 +1,97 @@
+"""What a subscription is, and how a registration is described."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from push_to_poll_client._exceptions import PushToPollError
+
+__all__ = [
+    "Registration",
+    "Subscription",
+    "SubscriptionRefused",
+]
+
+
+class SubscriptionRefused(PushToPollError):
+    """The server says no, and will until somebody acts: it is asked again every few minutes."""
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the server was asked for. Kept in the consumer's store as JSON, and never shown.
+
+    Attributes:
+        id: What it is called, by the server or by us.
+        expires_at: When the server ends it by itself, in seconds since the epoch, as its answer said; `None`:
+            never.
+        renew_at: When to renew it, likewise; `None`: early enough before it expires, and never if it does not.
+        details: What else is needed to renew and stop it, and to tell its pushes from others.
+    """
+
+    id: str
+    expires_at: float | None = None
+    renew_at: float | None = None
+    details: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        # Ids may be what a callback is not to be guessed by, and details hold secrets.
+        return f"Registration({len(self.details)} details, expires_at={self.expires_at!r})"
+
+
+class Subscription(Protocol):
+    """What a server has to be told so that it pushes. The vendor's part; when to do what is the keeper's.
+
+    A subscription may also have, and the keeper and the webhook look for them with `getattr`:
+
+    - `def adopt(self, registrations: Sequence[Registration]) -> None`: told of those whose pushes are welcome,
+      whenever that changes: the planned one, those in force, and two while one replaces the other.
+    - `def bind(self, control: Callable[[Control], None]) -> None`: given, before anything else, how to tell the
+      keeper what the server said of the subscription itself where that comes as no push; from any thread.
+    - `identity: str`: what it asks for, without secrets. When that is another one, a restart does not go on with
+      what there is: it creates, and stops that. Without it: the name.
+    - `renewable: bool`: `renew` as a rule needs no other in its place. Then a restart begins with it, since the
+      server may have dropped, while nobody listened, what it was asked for.
+    - `verify`, `handshake`, `hint`: as of a `WebhookListener`, which takes those that it was not given from here.
+    - `answer: WebhookAnswer`: what an authentic push is answered, if not an empty 200.
+
+    Attributes:
+        name: By what status and log call it, without secrets.
+    """
+
+    name: str
+
+    def plan(self) -> Registration:
+        """What is chosen here before the server is asked: an id, a secret, a callback. Asks nobody.
+
+        It is saved before `create` is called, so that a crash leaves no subscription behind that nobody knows.
+        """
+        ...
+
+    async def create(self, planned: Registration, /) -> Registration:
+        """Ask the server to push, and return when it will: a verification that it asks for has been passed.
+
+        The same plan may be given again, after a failure or a restart: the server may have it already.
+
+        Raises:
+            SubscriptionGone: This plan is used up. It is stopped once another one was planned and created.
+            ListenerError: It refuses for good.
+            Exception: It failed; what it means is read from it as for listeners, and it is tried again.
+        """
+        ...
+
+    async def renew(self, registration: Registration, /) -> Registration | None:
+        """Make it last longer, and return what it is from then on; `None`: it has to be replaced by another.
+
+        Then another is planned and created while this one goes on, which is stopped thereafter.
+
+        Raises:
+            SubscriptionGone: The server does not have it any more.
+            ListenerError: It refuses for good.
+            Exception: As for `create`; what there is goes on until it expires.
+        """
+        ...
+
+    async def stop(self, registration: Registration, /) -> None:
+        """Ask the server to push no more. What it raises is logged: a subscription that is left ends by itself."""
+        ...

@@ -1,0 +1,494 @@
+"""A subscription at a WebSub hub (W3C Recommendation of 2018-01-23).
+
+By `Link` headers; where there is none, by the links of an Atom or RSS feed before its entries, or of an HTML page
+in its head: in the body might be what its users wrote.
+
+Whom to ask is `discovery.py`'s, what it asks back `inbox.py`'s, when to ask again the keeper's.
+"""
+
+import hashlib
+import ipaddress
+import logging
+import ssl
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from html.parser import HTMLParser
+from itertools import islice
+from secrets import token_urlsafe
+from typing import Any, NamedTuple
+from urllib.parse import quote_plus, urlencode
+from xml.parsers import expat
+
+import anyio
+import httpx
+
+from push_to_poll_client import _event_loop
+from push_to_poll_client._exceptions import SubscriptionGone
+from push_to_poll_client._http.credentials import HeaderSource, TokenSource
+from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, resolved, targets
+from push_to_poll_client._http.origins import http_url, without_secrets
+from push_to_poll_client._validation import check_number, quoted
+from push_to_poll_client.listeners._requests import Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners._webhook.types import Control, Verified, WebhookAnswer, WebhookRequest
+from push_to_poll_client.listeners.subscriptions._callbacks import SUBSCRIBE, UNSUBSCRIBE, Asked, Inbox, id_of
+from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
+from push_to_poll_client.listeners.verifiers._vendors import websub
+
+__all__ = [
+    "MAX_LINK",
+    "Topic",
+    "WebSub",
+    "is_usable",
+    "topic_of",
+]
+
+
+MAX_LINK = 1024
+"""Characters of an address; one with more counts as none. Those of six subscriptions have to fit into the 16,384
+that a listener may keep, whatever a topic says of itself."""
+
+MAX_HEAD = 64 * 1024
+"""Bytes of a page in which its head is looked for."""
+
+_PIECE = 64 * 1024
+
+_ATOM_LINK = "http://www.w3.org/2005/Atom}link"
+_ENTRIES = frozenset({"http://www.w3.org/2005/Atom}entry", "item", "http://purl.org/rss/1.0/}item"})
+
+
+class Topic(NamedTuple):
+    """Of what to ask whom.
+
+    Attributes:
+        url: What the hub calls the topic.
+        hub: Where to ask.
+    """
+
+    url: str
+    hub: str
+
+
+class _Link(NamedTuple):
+    relations: str
+    target: str
+
+
+def topic_of(headers: httpx.Headers, body: bytes, url: str) -> Topic:
+    """What a topic says of itself.
+
+    Args:
+        headers: Of its answer.
+        body: Likewise.
+        url: What answered.
+
+    Returns:
+        Its first hub with https, or its first one; and its `self`, or where there is none its URL.
+
+    Raises:
+        UnusableAnswer: It names no hub.
+    """
+    found = _in_headers(headers, url)
+    hubs = _usable(found["hub"], url)
+    if not hubs:
+        links = list(islice(_in_body(headers, body), MAX_LINKS))
+        found = {
+            relation: [one.target for one in links if relation in one.relations.lower().split()]
+            for relation in found
+        }
+        hubs = _usable(found["hub"], url)
+    if not hubs:
+        raise UnusableAnswer(f"{without_secrets(url)} names no hub (WebSub §4), so nobody can be asked to push")
+    hub = next((one for one in hubs if one.startswith("https:")), hubs[0])
+    return Topic(next(iter(_usable(found["self"], url)), url), hub)
+
+
+def _in_headers(headers: httpx.Headers, url: str) -> dict[str, list[str]]:
+    fields = headers.get("link", "")
+    return {relation: list(_until_too_many(targets(fields, relation, url))) for relation in ("hub", "self")}
+
+
+def _until_too_many(found: Iterator[str]) -> Iterator[str]:
+    try:
+        yield from found
+    except TooManyLinks:
+        return
+
+
+def _usable(found: Iterable[str], url: str) -> list[str]:
+    links = (resolved(target, url) for target in found if target.strip())
+    return [link for link in links if link is not None and is_usable(link)]
+
+
+def is_usable(link: str) -> bool:
+    """Whether it is an http address of no more than `MAX_LINK` characters."""
+    try:
+        http_url(link)
+    except ValueError:
+        return False
+    return len(link) <= MAX_LINK
+
+
+def _in_body(headers: httpx.Headers, body: bytes) -> Iterable[_Link]:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if "html" in kind:
+        return _in_page(body)
+    return _in_feed(body) if kind.endswith("xml") else ()
+
+
+def _in_feed(document: bytes) -> list[_Link]:
+    """Before the first entry, or before what is no XML: whoever gets so far has named his hub."""
+    parser, links = expat.ParserCreate(None, "}"), list[_Link]()
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        if name in _ENTRIES or len(links) >= MAX_LINKS:
+            raise _Enough
+        if name == _ATOM_LINK:
+            links.append(_Link(attributes.get("rel", ""), attributes.get("href", "")))
+
+    parser.StartElementHandler = start
+    parser.StartDoctypeDeclHandler = _stop
+    try:
+        for at in range(0, len(document), _PIECE):
+            parser.Parse(document[at : at + _PIECE], False)  # noqa: FBT003 - it takes no keywords
+    except (_Enough, expat.ExpatError, ValueError, LookupError):
+        pass
+    return links
+
+
+class _Enough(Exception):
+    """No more is read."""
+
+
+def _stop(*_: object) -> None:
+    raise _Enough
+
+
+def _in_page(document: bytes) -> list[_Link]:
+    head = _Head()
+    with suppress(_Enough, AssertionError):  # and AssertionError is what the parser has to say of some garbage
+        head.feed(document[:MAX_HEAD].decode("utf-8", "replace"))
+    return head.links
+
+
+class _Head(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[_Link] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag == "body" or len(self.links) >= MAX_LINKS:
+            raise _Enough
+        if tag == "link":
+            given = dict(reversed(attrs))  # of two the first counts
+            self.links.append(_Link(given.get("rel") or "", given.get("href") or ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "head":
+            raise _Enough
+
+
+_log = logging.getLogger("push_to_poll_client.listeners.subscriptions")
+
+MAX_SECRET = 199
+"""Bytes (WebSub §5.1: "less than 200")."""
+
+MAX_REASON = 200
+"""Characters of an answer that says why not, which are logged."""
+
+MAX_MOVES = 3
+"""Redirects, of a topic or of a hub, that are followed."""
+
+MAX_TOPIC = 4 * 1024 * 1024
+"""Bytes of a topic; its hub is named at its beginning, but it is read whole."""
+
+VERIFY_TIMEOUT = 60.0
+"""Seconds for a hub to ask back. One that does so later is answered too, and the next attempt finds that."""
+
+UNVERIFY_TIMEOUT = 10.0
+"""Seconds for a hub to ask back whether an end is wanted. At the end of a consumer there are 5."""
+
+_MOVED = frozenset({301, 302, 303, 307, 308})
+_MOVED_HUB = frozenset({307, 308})
+_PASSING = frozenset({401, 403, 407, 408, 425, 429})
+
+
+class WebSub:
+    """Asks a hub to push when a topic changes. What it pushes is the topic's content, which is not read: it wakes.
+
+    The hub is found by the topic itself, anew at each subscription, so that a topic may move to another one. Each
+    subscription has a callback of its own, which nobody can guess, and a secret of its own; before its lease ends
+    it is replaced by another, as the Recommendation wants (§5.1.1), and while both are in force a change may be
+    pushed twice. The hub's answer says nothing yet: it counts from when the hub has asked back at the callback,
+    which may be before it answers, and so does the lease.
+
+    Credentials go to the topic's origin alone; a hub elsewhere gets none, nor does a topic or a hub that the first
+    one redirects to (three times at most). The secret goes to a hub by https, or on this machine, and to no other.
+
+    Args:
+        topic: The address of what changes. A user and password in it are sent to it as Basic credentials.
+        callback: Where the hub reaches the webhook, to which a slash and an id are added. Without https whoever
+            listens learns the id.
+        hub: Whom to ask, for a topic that does not name one, or whose word is not to be taken. The topic is then
+            called what it is called here, and not asked for. `None`: the topic names it.
+        secret: By which the hub signs, less than 200 bytes, for all subscriptions; a hub that cannot be given it
+            is not asked. `None`: one is made for each subscription; a hub by http does without, and then only the
+            callback tells its pushes from others.
+        lease: Seconds for which pushes are asked for (§8.2: "10 days is a good default"). How long they come is
+            the hub's to say; where it does not, which it must, this counts.
+        headers: Sent to the topic: a mapping, or a function that returns one.
+        token: Sent to it as `Authorization: Bearer`, or a function that returns it.
+        client: An `httpx.AsyncClient` or one of its shape, which stays yours. `None` opens one for each request.
+        tls: Whom to trust; `None`: the certificates that the machine trusts.
+        timeout: Seconds for each answer of topic and hub.
+
+    Attributes:
+        name: "WebSub" and the topic without secrets.
+        identity: What tells it from one of another topic, callback or hub: a restart with another subscribes anew.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: An address is no http address, the callback has a fragment, the secret is empty or too long, or
+            a number is not above 0.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        callback: str,
+        *,
+        hub: str | None = None,
+        secret: str | None = None,
+        lease: float = 864_000.0,
+        headers: HeaderSource | None = None,
+        token: TokenSource | None = None,
+        client: Any = None,
+        tls: ssl.SSLContext | None = None,
+        timeout: float = 30.0,
+    ) -> None:
+        check_number("lease", lease, above_zero=True)
+        self._callback = _checked_callback(callback)
+        self._hub = None if hub is None else str(http_url(hub))
+        self._secret = _checked_secret(secret)
+        self._lease = lease
+        self._asker = Asker(
+            topic, headers=headers, token=token, client=client, tls=tls, timeout=timeout, max_body=MAX_TOPIC
+        )
+        self.name: str = f"WebSub {without_secrets(topic)}"
+        asked = "\n".join((self._asker.url, self._callback, self._hub or ""))
+        self.identity: str = f"WebSub {hashlib.sha256(asked.encode()).hexdigest()}"
+        self._inbox = Inbox(self._denied)
+        self._control: Callable[[Control], None] = _ignore
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    # What the keeper asks for
+
+    def bind(self, control: Callable[[Control], None]) -> None:
+        """Know whom to tell that a hub has ended a subscription."""
+        self._control = control
+
+    def adopt(self, registrations: Sequence[Registration]) -> None:
+        """Know whose pushes are welcome; what is not among them any more has ended."""
+        self._inbox.adopt(registrations)
+
+    def plan(self) -> Registration:
+        """A callback that nobody can guess, and the secret."""
+        return Registration(id=token_urlsafe(24), details={"secret": self._secret or token_urlsafe(32)})
+
+    async def create(self, planned: Registration, /) -> Registration:
+        """Find the hub, ask it, and wait until it has asked back.
+
+        Raises:
+            SubscriptionRefused: It denied it.
+            TimeoutError: It did not ask back.
+            UnusableAnswer: There is no hub, or none that may have the secret.
+            Exception: The topic or the hub gave no answer, or another one.
+        """
+        topic, hub = await self._found()
+        asked = self._inbox.ask(planned.id, SUBSCRIBE, topic)
+        if not self._is_verified(asked):
+            asked.verified = False
+            await self._ask_hub(hub, planned, asked)
+            with anyio.move_on_after(VERIFY_TIMEOUT):
+                await asked.answered()
+        if asked.denied is not None:
+            raise SubscriptionRefused(f"the hub {without_secrets(hub)} denied the subscription: {asked.denied}")
+        if not asked.verified:
+            raise TimeoutError(f"the hub did not ask back within {VERIFY_TIMEOUT:g} s")
+        return self._registration(planned, asked)
+
+    async def renew(self, registration: Registration, /) -> Registration | None:  # noqa: ARG002 - all alike
+        """It is to be replaced: callbacks change when subscriptions are renewed (§5.1.1)."""
+        return None
+
+    async def stop(self, registration: Registration, /) -> None:
+        """Ask the hub for an end, and wait until it has asked back.
+
+        Raises:
+            SubscriptionGone: It does not know of it.
+            TimeoutError: It did not ask back.
+            Exception: As for `create`.
+        """
+        topic, hub = await self._whereabouts(registration)
+        asked = self._inbox.ask(registration.id, UNSUBSCRIBE, topic)
+        if not asked.verified:
+            await self._ask_hub(hub, registration, asked)
+            with anyio.fail_after(UNVERIFY_TIMEOUT):
+                await asked.answered()
+
+    # What the webhook asks for
+
+    def handshake(self, request: WebhookRequest) -> WebhookAnswer | None:
+        """Answer a hub that asks back or denies; 410 to a push of a subscription that has ended. In any thread."""
+        return self._inbox.question(request)
+
+    def verify(self, request: WebhookRequest) -> Verified | None:
+        """What is known of a push by the callback of a subscription, signed by its secret. In any thread."""
+        known = self._inbox.known(id_of(request))
+        if known is None:
+            return None
+        secret = known.details.get("secret")
+        return Verified() if secret is None else websub(secret)(request)
+
+    # How that is done
+
+    def _denied(self, reason: str) -> None:
+        _log.warning("%s: the hub has ended the subscription: %s", self.name, reason)
+        self._control(Control.RECREATE)
+
+    def _is_verified(self, asked: Asked) -> bool:
+        """By an earlier attempt, whose answer came late or not at all."""
+        ends = asked.expires_at
+        return asked.verified and (ends is None or ends > _event_loop.wall_clock())
+
+    def _registration(self, planned: Registration, asked: Asked) -> Registration:
+        ends = asked.expires_at
+        details = {"topic": asked.topic, "hub": asked.hub or ""}
+        if asked.signed:
+            details["secret"] = planned.details["secret"]
+        return Registration(
+            id=planned.id,
+            expires_at=_event_loop.wall_clock() + self._lease if ends is None else ends,
+            details=details,
+        )
+
+    async def _whereabouts(self, registration: Registration) -> Topic:
+        """Where it was asked for, as far as that is known."""
+        details, asked = registration.details, self._inbox.asked(registration.id)
+        if details.get("hub"):
+            return Topic(details["topic"], details["hub"])
+        if asked is not None and asked.hub is not None:
+            return Topic(asked.topic, asked.hub)
+        return await self._found()
+
+    async def _found(self) -> Topic:
+        if self._hub is not None:
+            return Topic(self._asker.url, self._hub)
+        url, answer = await self._followed("GET", self._asker.url, _MOVED)
+        answer.expect()
+        return topic_of(answer.headers, answer.body, url)
+
+    async def _ask_hub(self, hub: str, registration: Registration, asked: Asked) -> None:
+        asked.hub = hub
+
+        def form(hub: str) -> bytes:
+            asked.hub, asked.signed = hub, _is_private(hub)
+            return self._form(registration, asked)
+
+        _, answer = await self._followed("POST", hub, _MOVED_HUB, form)
+        if asked.verified:
+            return  # whatever it answers
+        unknown = httpx.codes.is_client_error(answer.status) and answer.status not in _PASSING
+        if unknown and asked.mode == UNSUBSCRIBE:
+            raise SubscriptionGone(f"the hub answered HTTP {answer.status}")
+        if httpx.codes.is_error(answer.status):
+            why = _without(answer.body.decode("utf-8", "replace"), registration)
+            _log.info("%s: the hub answered HTTP %d: %s", self.name, answer.status, quoted(why[:MAX_REASON]))
+        answer.expect()
+
+    def _form(self, registration: Registration, asked: Asked) -> bytes:
+        fields = {
+            "hub.callback": self._callback_of(registration.id),
+            "hub.mode": asked.mode,
+            "hub.topic": asked.topic,
+        }
+        if asked.mode == SUBSCRIBE:
+            fields["hub.lease_seconds"] = str(max(int(self._lease), 1))
+            fields |= self._secret_for(registration, asked)
+        return urlencode(fields).encode()
+
+    def _secret_for(self, registration: Registration, asked: Asked) -> Mapping[str, str]:
+        if asked.signed:
+            return {"hub.secret": registration.details["secret"]}
+        if self._secret is not None:
+            raise UnusableAnswer(
+                f"the hub {without_secrets(asked.hub)} has no https, so it is not given the secret; leave out "
+                "secret= to do without"
+            )
+        _log.warning(
+            "%s: the hub has no https, so it is given no secret, and anybody who learns the callback can wake",
+            self.name,
+        )
+        return {}
+
+    def _callback_of(self, id: str) -> str:
+        path, mark, query = self._callback.partition("?")
+        return f"{path.rstrip('/')}/{id}{mark}{query}"
+
+    async def _followed(
+        self, method: str, url: str, moved: frozenset[int], form: Callable[[str], bytes] | None = None
+    ) -> tuple[str, Answer]:
+        """Ask, and where that redirects ask there; with credentials at the topic's origin alone (G12)."""
+        for _ in range(MAX_MOVES + 1):
+            content = None if form is None else form(url)
+            kind = {} if form is None else {"content-type": "application/x-www-form-urlencoded"}
+            answer = await self._asker.ask(method, url, content=content, headers=kind)
+            if answer.status not in moved:
+                return url, answer
+            url = _target(answer, url)
+        raise UnusableAnswer(f"{without_secrets(url)}: more than {MAX_MOVES} redirects")
+
+
+def _without(text: str, registration: Registration) -> str:
+    """What a hub says of a request, without what is secret in that: it may quote it."""
+    for secret in (registration.id, registration.details.get("secret", registration.id)):
+        text = text.replace(quote_plus(secret), "...").replace(secret, "...")
+    return text
+
+
+def _target(answer: Answer, url: str) -> str:
+    target = resolved(answer.headers.get("location", ""), url)
+    if target is None or not answer.headers.get("location") or not is_usable(target):
+        raise UnusableAnswer(f"{answer.url} redirects to no http address of {MAX_LINK} characters at most")
+    return target
+
+
+def _is_private(hub: str) -> bool:
+    """Whether nobody listens on the way there."""
+    url = httpx.URL(hub)
+    if url.scheme == "https" or url.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(url.host).is_loopback
+    except ValueError:
+        return False
+
+
+def _checked_callback(callback: str) -> str:
+    parsed = http_url(callback)
+    if parsed.fragment:
+        raise ValueError("the callback has a fragment, which no hub would send")
+    return str(parsed)
+
+
+def _checked_secret(secret: str | None) -> str | None:
+    if secret is not None and not isinstance(secret, str):
+        raise TypeError(f"secret is a {type(secret).__name__}; give a str")
+    if secret is not None and not 0 < len(secret.encode()) <= MAX_SECRET:
+        raise ValueError(f"the secret has {len(secret.encode())} bytes; give 1 to {MAX_SECRET}")
+    return secret
+
+
+def _ignore(_: Control) -> None:
+    """Nobody keeps it."""

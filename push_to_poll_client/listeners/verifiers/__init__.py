@@ -1,0 +1,25 @@
+"""Who may wake: verifiers for `WebhookListener`. Any function of a request that returns a bool is one too."""
+
+from push_to_poll_client.listeners._webhook.types import Verified, Verifier, WebhookRequest
+from push_to_poll_client.listeners.verifiers._hmac import HMACSignature
+from push_to_poll_client.listeners.verifiers._standard_webhooks import standard_webhooks, svix
+from push_to_poll_client.listeners.verifiers._tokens import anybody, basic, bearer, shared_token, token_in_body
+from push_to_poll_client.listeners.verifiers._vendors import dropbox, github, stripe, websub
+
+__all__ = [
+    "HMACSignature",
+    "Verified",
+    "Verifier",
+    "WebhookRequest",
+    "anybody",
+    "basic",
+    "bearer",
+    "dropbox",
+    "github",
+    "shared_token",
+    "standard_webhooks",
+    "stripe",
+    "svix",
+    "token_in_body",
+    "websub",
+]

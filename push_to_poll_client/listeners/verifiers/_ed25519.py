@@ -1,0 +1,57 @@
+"""Verify Ed25519 signatures (RFC 8032) by `cryptography`, of the extra `crypto`."""
+
+from importlib import import_module
+from typing import Any, TypeAlias
+
+__all__ = [
+    "PublicKey",
+    "public_key",
+    "verify",
+]
+
+
+KEY_SIZE = 32
+"""Bytes of a public key (RFC 8032 §5.1.5)."""
+
+PublicKey: TypeAlias = Any
+"""`cryptography`'s `Ed25519PublicKey`."""
+
+_PRIME = 2**255 - 19
+
+_ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+"""One y of the points of order 8; the other is its negative."""
+
+_WEAK = frozenset({0, 1, _PRIME - 1, _PRIME, _PRIME + 1, _ORDER_8, _PRIME - _ORDER_8})
+"""The y of all points of small order, in all spellings. With such a key there are signatures that fit one message
+in eight or all of them, and nobody needs a private key to write them; OpenSSL takes them."""
+
+
+def public_key(raw: bytes) -> PublicKey:
+    """A public key, of its 32 bytes.
+
+    Raises:
+        ImportError: `cryptography` is not installed.
+        ValueError: They are no key of which there is a private one.
+    """
+    try:
+        ed25519 = import_module("cryptography.hazmat.primitives.asymmetric.ed25519")
+    except ImportError as error:
+        raise ImportError(
+            "Ed25519 signatures need cryptography: pip install 'push-to-poll-client[crypto]'"
+        ) from error
+    if len(raw) != KEY_SIZE:
+        raise ValueError(f"an Ed25519 public key has {KEY_SIZE} bytes, not {len(raw)}")
+    if int.from_bytes(raw, "little") % 2**255 in _WEAK:
+        raise ValueError("the Ed25519 public key is one that signs for everybody, such as 32 zeros")
+    return ed25519.Ed25519PublicKey.from_public_bytes(bytes(raw))
+
+
+def verify(key: PublicKey, signature: bytes, message: bytes) -> bool:
+    """Whether a signature of any length fits; takes as long for each that has 64 bytes. Never raises."""
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        key.verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True

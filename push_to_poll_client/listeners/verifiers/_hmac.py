@@ -1,0 +1,398 @@
+"""Verify an HMAC signature (RFC 2104), laid out as a vendor declares it.
+
+By the standard library. Those of vendors raise what no caller expects on malformed input (`standardwebhooks` 1.1:
+`ValueError`, `binascii.Error`, `UnicodeDecodeError`; `stripe` 16.1: `TypeError`), read bodies as text though bytes
+were signed, and ask a clock of their own; Stripe's takes timestamps from any future. They are the oracles of the
+tests instead.
+"""
+
+import binascii
+import hashlib
+import hmac
+import math
+import re
+from collections.abc import Mapping, Sequence
+from string import Formatter
+from typing import Literal, NamedTuple, TypeAlias
+
+from push_to_poll_client._http.headers import is_header_name
+from push_to_poll_client._validation import check_number
+from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
+from push_to_poll_client.listeners.verifiers._secrets import Secrets, any_equal, keys_of
+
+__all__ = [
+    "BODY",
+    "SIGNED",
+    "TIMESTAMP",
+    "TOLERANCE",
+    "Algorithm",
+    "Freshness",
+    "HMACSignature",
+    "Layout",
+    "Stated",
+    "Template",
+    "header_bytes",
+    "header_name",
+    "items_of",
+    "once_texts",
+]
+
+
+TOLERANCE = 300.0
+"""Seconds: what Stripe, Slack, Svix and the libraries of Standard Webhooks have. What is repeated later is refused
+by its timestamp, so this is for how long repetitions have to be remembered."""
+
+_read_number = re.compile(r"[1-9][0-9]{0,15}").fullmatch
+"""`int()` takes signs, spaces, underscores and digits of every script too, and `float()` "nan"."""
+
+
+class Freshness:
+    """Refuses what is too old, and what comes from the future: it could be repeated for longer than is remembered.
+
+    Args:
+        tolerance: Seconds that a timestamp may lie before the receiver's clock, or after it.
+        unit: Seconds that one of it stands for.
+    """
+
+    def __init__(self, tolerance: float, unit: float) -> None:
+        self._tolerance = tolerance
+        self._unit = unit
+
+    def until(self, timestamp: str, now: float) -> float | None:
+        """When this timestamp will be refused, in seconds since the epoch; `None`: it is refused now.
+
+        Args:
+            timestamp: As somebody wrote it: digits and nothing else, no zero before them, at most 16.
+            now: In seconds since the epoch.
+        """
+        if not _read_number(timestamp):
+            return None
+        signed_at = int(timestamp) * self._unit
+        # It still passes at the very end of the tolerance. One second later it does not.
+        return signed_at + self._tolerance + 1 if abs(now - signed_at) <= self._tolerance else None
+
+
+BODY = "body"
+TIMESTAMP = "timestamp"
+SIGNED = "signed"
+
+
+def header_bytes(value: str) -> bytes | None:
+    """A header's value as it came (RFC 9110 §5.5: ISO-8859-1); `None`: it came from nowhere."""
+    try:
+        return value.encode("latin-1")
+    except UnicodeEncodeError:
+        return None
+
+
+def header_name(name: object) -> str:
+    """A name that the user gave, in lower case, as requests have it.
+
+    Raises:
+        TypeError: It is no `str`.
+        ValueError: It is no name of a header.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a header is a str, not {type(name).__name__}")
+    if not is_header_name(name):
+        raise ValueError(f"{name!r} is no name of a header (RFC 9110 §5.1)")
+    return name.lower()
+
+
+class Template:
+    """A text such as "v0:{timestamp}:{body}"; what is in braces and has no meaning here is a header's name.
+
+    Args:
+        text: A `{` that is meant is written as `{{`.
+        known: The names that are no headers.
+
+    Attributes:
+        names: All that stand in it, in lower case.
+
+    Raises:
+        TypeError: It is no `str`.
+        ValueError: A brace is left open, or there is something else than a name in it.
+    """
+
+    def __init__(self, text: str, *, known: frozenset[str]) -> None:
+        if not isinstance(text, str):
+            raise TypeError(f"a template is a str, not {type(text).__name__}")
+        self._pieces = tuple(_pieces(text))
+        self._known = known
+        self.names = frozenset(piece for piece in self._pieces if isinstance(piece, str))
+        for name in self.names - known:
+            header_name(name)
+
+    def fill(self, request: WebhookRequest, known: Mapping[str, bytes]) -> bytes | None:
+        """The bytes for a request; `None`: it has no such header, or an empty one."""
+        filled = [self._bytes_of(piece, request, known) for piece in self._pieces]
+        found = [piece for piece in filled if piece is not None]
+        return b"".join(found) if len(found) == len(filled) else None
+
+    def _bytes_of(self, piece: str | bytes, request: WebhookRequest, known: Mapping[str, bytes]) -> bytes | None:
+        if isinstance(piece, bytes):
+            return piece
+        if piece in self._known:
+            return known.get(piece)
+        # An empty id would make all requests without one repetitions of each other.
+        return header_bytes(request.headers.get(piece, "")) or None
+
+
+def _pieces(text: str) -> list[str | bytes]:
+    """Names as `str`, what stands between them as bytes; no empty ones, so that a body alone is not copied."""
+    pieces: list[str | bytes] = []
+    for between, name, form, conversion in Formatter().parse(text):
+        if between:
+            pieces.append(between.encode())
+        if form or conversion:
+            raise ValueError(f"in braces stands a name and nothing else, in {text!r}")
+        if name is not None:
+            pieces.append(name.lower())
+    return pieces
+
+
+Algorithm: TypeAlias = Literal["sha1", "sha256", "sha384", "sha512"]
+"""What an HMAC is made with. What SHA-1 is broken for is not needed by one (RFC 6194 §3.3)."""
+
+ALGORITHMS = ("sha1", "sha256", "sha384", "sha512")
+
+MAX_ITEMS = 16
+"""Items of a list of signatures, of which servers write two or three while they change a secret. One with more is
+refused: each costs a comparison for each secret."""
+
+
+class Stated(NamedTuple):
+    """What is stated.
+
+    Attributes:
+        signatures: An algorithm and the bytes of a signature, in its encoding; at least one.
+        timestamp: What stands where a timestamp should; empty: nothing, or two of them.
+    """
+
+    signatures: tuple[tuple[str, bytes], ...]
+    timestamp: str
+
+
+def items_of(value: str | None, separator: str | None) -> list[str]:
+    """The items of a header; none, if it is not there or has too many.
+
+    Args:
+        value: Of the header.
+        separator: What stands between the items; `None`: it is one.
+    """
+    if value is None:
+        return []
+    items = [value] if separator is None else value.split(separator, MAX_ITEMS)
+    return items if len(items) <= MAX_ITEMS else []
+
+
+class Layout:
+    """A header with signatures, as it was declared. The arguments are those of `HMACSignature`."""
+
+    def __init__(
+        self,
+        *,
+        header: str,
+        prefix: str,
+        separator: str | None,
+        algorithm: Algorithm | Sequence[Algorithm],
+        any_case: bool,
+        timestamp: str | None,
+    ) -> None:
+        self.header = header_name(header)
+        self._prefixes = _prefixes(prefix, (algorithm,) if isinstance(algorithm, str) else tuple(algorithm))
+        self._separator = _checked_separator(separator)
+        self._any_case = any_case
+        self._timestamp_header: str | None = None
+        self._timestamp_prefix: str | None = None
+        if isinstance(timestamp, str) and timestamp and separator and not is_header_name(timestamp):
+            self._timestamp_prefix = timestamp
+        elif timestamp is not None:
+            self._timestamp_header = header_name(timestamp)
+
+    def read(self, request: WebhookRequest) -> Stated | None:
+        """What a request states; `None`: no signature."""
+        items = items_of(request.headers.get(self.header), self._separator)
+        signatures = tuple(found for item in items if (found := self._signature(item)))
+        return Stated(signatures, self._timestamp(request, items)) if signatures else None
+
+    def _signature(self, item: str) -> tuple[str, bytes] | None:
+        for prefix, algorithm in self._prefixes:
+            if item.startswith(prefix):
+                text = item.removeprefix(prefix)
+                # What is not ASCII becomes a character that no signature has.
+                return algorithm, (text.lower() if self._any_case else text).encode("ascii", "replace")
+        return None
+
+    def _timestamp(self, request: WebhookRequest, items: Sequence[str]) -> str:
+        if self._timestamp_header is not None:
+            return request.headers.get(self._timestamp_header, "")
+        if self._timestamp_prefix is None:
+            return ""
+        prefix = self._timestamp_prefix
+        found = [item.removeprefix(prefix) for item in items if item.startswith(prefix)]
+        return found[0] if len(found) == 1 else ""
+
+
+def _prefixes(prefix: str, algorithms: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a str, not {type(prefix).__name__}")
+    for algorithm in algorithms:
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm is one of {', '.join(ALGORITHMS)}, not {algorithm!r}")
+    if not algorithms or (len(algorithms) > 1 and "{algorithm}" not in prefix):
+        raise ValueError("where the server states its algorithm, {algorithm} stands in the prefix")
+    return tuple((prefix.replace("{algorithm}", algorithm), algorithm) for algorithm in algorithms)
+
+
+def _checked_separator(separator: str | None) -> str | None:
+    if not isinstance(separator, str | None):
+        raise TypeError(f"separator must be a str or None, not {type(separator).__name__}")
+    if separator == "":
+        raise ValueError("separator is empty; None is for a header that is no list")
+    return separator
+
+
+class HMACSignature:
+    """Verifies an HMAC over the body, and over what the server signs with it. Most vendors are one line of it.
+
+        HMACSignature(secret, header="X-Shopify-Hmac-SHA256", encoding="base64")
+        HMACSignature(secret, header="X-Slack-Signature", prefix="v0=",
+                      signed="v0:{timestamp}:{body}", timestamp="X-Slack-Request-Timestamp")
+        HMACSignature(secret, header="Stripe-Signature", separator=",", prefix="v1=",
+                      signed="{timestamp}.{body}", timestamp="t=")
+
+    A template is a text with names in braces: `{body}`, `{timestamp}`, and of any header, as `{webhook-id}`.
+
+    A malformed request is refused and never raises. How much is compared does not depend on where a signature is
+    wrong. A header that came twice is verified as one, joined, which as a rule is wrong.
+
+    Args:
+        secrets: The secret, used as it is (a `str` in UTF-8), or several while they are exchanged.
+        header: Where the signature stands.
+        prefix: What stands before it. `{algorithm}` in it: the server states which of `algorithm` it took.
+        separator: The header is a list of which each item with the prefix is a signature, and the items stand
+            between these; `None`: it is one signature.
+        algorithm: The hash, or those that the server may state.
+        encoding: Of the signature: "hex", in either case, or "base64", padded.
+        signed: A template of what is signed; `None`: "{timestamp}.{body}" if there is a timestamp, else "{body}".
+        timestamp: Where the second stands at which it was signed: the name of a header, or what an item of the
+            list begins with, as "t="; `None`: nothing says when it was sent, and who has seen one request can
+            send it again at any time.
+        timestamp_unit: Seconds that one of it stands for: 0.001 where it is in milliseconds.
+        tolerance: Seconds that the timestamp may lie before the receiver's clock, or after it.
+        once: Templates of what a repetition of a request has too, and no other has: each alone makes a
+            repetition, and one whose header is missing or empty says nothing. `{signed}` is what was signed.
+            `None`: that, if there is a timestamp in it; else nothing, since two pushes may have the same body.
+
+    Raises:
+        TypeError: An argument is of no such type.
+        ValueError: A secret is empty, or something cannot be as declared.
+    """
+
+    def __init__(
+        self,
+        secrets: Secrets,
+        *,
+        header: str,
+        prefix: str = "",
+        separator: str | None = None,
+        algorithm: Algorithm | Sequence[Algorithm] = "sha256",
+        encoding: Literal["hex", "base64"] = "hex",
+        signed: str | None = None,
+        timestamp: str | None = None,
+        timestamp_unit: float = 1,
+        tolerance: float = TOLERANCE,
+        once: Sequence[str] | None = None,
+    ) -> None:
+        check_number("timestamp_unit", timestamp_unit, above_zero=True)
+        check_number("tolerance", tolerance, above_zero=True)
+        if encoding not in ("hex", "base64"):
+            raise ValueError(f"encoding is hex or base64, not {encoding!r}")
+        self._keys = keys_of(secrets)
+        self._encoding = encoding
+        self._layout = Layout(
+            header=header,
+            prefix=prefix,
+            separator=separator,
+            algorithm=algorithm,
+            any_case=encoding == "hex",
+            timestamp=timestamp,
+        )
+        timed = timestamp is not None
+        self._signed = _signed_template(signed, timed=timed)
+        self._freshness = Freshness(tolerance, timestamp_unit) if timed else None
+        self._once = _once_templates(once, timed=timed)
+
+    def may_pass(self, request: WebhookRequest) -> bool:
+        """Whether the headers alone are those of an authentic request: signed, and of now."""
+        stated = self._layout.read(request)
+        return stated is not None and self._until(stated, request) is not None
+
+    def __call__(self, request: WebhookRequest, /) -> Verified | None:
+        """What there is to say of an authentic request; `None`: it is not authentic."""
+        stated = self._layout.read(request)
+        until = None if stated is None else self._until(stated, request)
+        if stated is None or until is None:
+            return None
+        known = {BODY: request.body, TIMESTAMP: stated.timestamp.encode()}
+        signed = self._signed.fill(request, known)
+        if signed is None or not self._fits(signed, stated):
+            return None
+        once = once_texts(self._once, request, {**known, SIGNED: signed})
+        return Verified(once, until if math.isfinite(until) else None)
+
+    def __repr__(self) -> str:
+        return f"HMACSignature(header={self._layout.header!r}, {len(self._keys)} secrets)"
+
+    def _until(self, stated: Stated, request: WebhookRequest) -> float | None:
+        """When it will be refused for its age; `None`: it is now."""
+        if self._freshness is None:
+            return math.inf
+        return self._freshness.until(stated.timestamp, request.received_at)
+
+    def _fits(self, signed: bytes, stated: Stated) -> bool:
+        given = {
+            algorithm: [one for its, one in stated.signatures if its == algorithm]
+            for algorithm, _ in stated.signatures
+        }
+        fitting = (any_equal(given[algorithm], self._expected(signed, algorithm)) for algorithm in given)
+        # `any` would stop at the first.
+        return sum(fitting) > 0
+
+    def _expected(self, signed: bytes, algorithm: str) -> list[bytes]:
+        return [self._encoded(hmac.digest(key, signed, algorithm)) for key in self._keys]
+
+    def _encoded(self, mac: bytes) -> bytes:
+        return binascii.hexlify(mac) if self._encoding == "hex" else binascii.b2a_base64(mac, newline=False)
+
+
+def once_texts(
+    templates: Sequence[Template], request: WebhookRequest, known: Mapping[str, bytes]
+) -> tuple[bytes, ...]:
+    """What each template makes of a request, as digests: bounded, and two templates never make the same."""
+    filled = [(number, template.fill(request, known)) for number, template in enumerate(templates)]
+    return tuple(_digest(number, text) for number, text in filled if text is not None)
+
+
+def _digest(number: int, text: bytes) -> bytes:
+    digest = hashlib.sha256(b"%d " % number)
+    digest.update(text)
+    return digest.digest()
+
+
+def _signed_template(signed: str | None, *, timed: bool) -> Template:
+    default = "{timestamp}.{body}" if timed else "{body}"
+    template = Template(default if signed is None else signed, known=frozenset({BODY, TIMESTAMP}))
+    if BODY not in template.names:
+        raise ValueError("signed must have {body} in it: else anybody could write the body")
+    if (TIMESTAMP in template.names) != timed:
+        raise ValueError("signed must have {timestamp} in it if there is one: one that is not signed says nothing")
+    return template
+
+
+def _once_templates(once: Sequence[str] | None, *, timed: bool) -> tuple[Template, ...]:
+    if isinstance(once, str):
+        raise TypeError("once must be a sequence of templates, not one")
+    given = (("{signed}",) if timed else ()) if once is None else once
+    return tuple(Template(text, known=frozenset({BODY, TIMESTAMP, SIGNED})) for text in given)

@@ -1,0 +1,179 @@
+"""Verify signatures by Standard Webhooks 1.0.0, and by Svix.
+
+By the standard library and `cryptography`; why not by `standardwebhooks` is told in `hmac_signature.py`. Svix's
+Python library is that one too, and neither knows Ed25519.
+"""
+
+import binascii
+import hmac
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from push_to_poll_client._validation import check_number
+from push_to_poll_client.listeners._webhook.types import Verified, Verifier, WebhookRequest
+from push_to_poll_client.listeners.verifiers import _ed25519
+from push_to_poll_client.listeners.verifiers._hmac import (
+    BODY,
+    SIGNED,
+    TOLERANCE,
+    Freshness,
+    Template,
+    items_of,
+    once_texts,
+)
+from push_to_poll_client.listeners.verifiers._secrets import Secrets, any_equal, texts_of
+
+__all__ = [
+    "standard_webhooks",
+    "svix",
+]
+
+
+MAX_ED25519 = 4
+"""Ed25519 signatures of a request that are looked at, each by each key: one costs a hundred times an HMAC. While a
+key is replaced there are two."""
+
+
+def standard_webhooks(secrets: Secrets, *, tolerance: float = TOLERANCE) -> Verifier:
+    """Standard Webhooks 1.0.0: the headers `webhook-id`, `webhook-timestamp`, `webhook-signature`.
+
+    A repetition has the same `webhook-id`. A retry has it too, but is signed anew by a later second. One that
+    comes while the id is remembered is needless, since what it repeats has been a wake already; one that comes
+    later, as retries do for days, is a wake again. An exact copy is then refused for its age.
+
+    Args:
+        secrets: Keys as the sender shows them: "whsec_" with the Base64 of a shared one (the prefix may be
+            missing), or "whpk_" with that of an Ed25519 public key, which needs the extra `crypto`; `bytes` are
+            a shared key itself. Several while they are exchanged; kinds may be mixed.
+        tolerance: Seconds that a timestamp may lie before the receiver's clock, or after it.
+
+    Raises:
+        ImportError: There is a public key, and `cryptography` is not installed.
+        TypeError: A secret is neither `str` nor `bytes`, or the tolerance is no number.
+        ValueError: A secret is empty, no Base64, no key, or the private one; or the tolerance is not above 0.
+    """
+    return _StandardWebhooks(secrets, ("webhook",), tolerance)
+
+
+def svix(secrets: Secrets, *, tolerance: float = TOLERANCE) -> Verifier:
+    """Svix: as `standard_webhooks`, by the headers `svix-id`, `svix-timestamp`, `svix-signature`.
+
+    A sender may have Svix call them `webhook-…`, which are read where there is no `svix-signature`.
+
+    Args:
+        secrets: As for `standard_webhooks`.
+        tolerance: Seconds that a timestamp may lie before the receiver's clock, or after it.
+
+    Raises:
+        ImportError: There is a public key, and `cryptography` is not installed.
+        TypeError: A secret is neither `str` nor `bytes`, or the tolerance is no number.
+        ValueError: A secret is empty, no Base64, no key, or the private one; or the tolerance is not above 0.
+    """
+    return _StandardWebhooks(secrets, ("svix", "webhook"), tolerance)
+
+
+class _Names(NamedTuple):
+    """The headers of one sender, and what is made of them."""
+
+    timestamp: str
+    signature: str
+    signed: Template
+    once: tuple[Template, ...]
+
+
+class _StandardWebhooks:
+    def __init__(self, secrets: Secrets, senders: Sequence[str], tolerance: float) -> None:
+        check_number("tolerance", tolerance, above_zero=True)
+        given = texts_of(secrets)
+        public = [secret for secret in given if isinstance(secret, str) and secret.startswith("whpk_")]
+        self._public = tuple(_ed25519.public_key(_decoded(secret, "whpk_")) for secret in public)
+        self._shared = tuple(_shared_key(secret) for secret in given if secret not in public)
+        self._senders = tuple(_names(sender) for sender in senders)
+        self._freshness = Freshness(tolerance, 1)
+
+    def may_pass(self, request: WebhookRequest) -> bool:
+        """Whether the headers alone are those of an authentic request."""
+        names = self._names(request)
+        return self._until(names, request) is not None and bool(_signatures(names, request))
+
+    def __call__(self, request: WebhookRequest, /) -> Verified | None:
+        names = self._names(request)
+        until = self._until(names, request)
+        signatures = _signatures(names, request)
+        if until is None or not signatures:
+            return None
+        signed = names.signed.fill(request, {BODY: request.body})
+        if signed is None or not self._fits(signed, signatures):
+            return None
+        return Verified(once_texts(names.once, request, {SIGNED: signed}), until)
+
+    def __repr__(self) -> str:
+        shared, public = len(self._shared), len(self._public)
+        return f"StandardWebhooks({self._senders[0].signature!r}, {shared} secrets, {public} public keys)"
+
+    def _names(self, request: WebhookRequest) -> _Names:
+        return next((names for names in self._senders if names.signature in request.headers), self._senders[-1])
+
+    def _until(self, names: _Names, request: WebhookRequest) -> float | None:
+        return self._freshness.until(request.headers.get(names.timestamp, ""), request.received_at)
+
+    def _fits(self, signed: bytes, signatures: Sequence[tuple[str, bytes]]) -> bool:
+        by_secret = self._fits_a_secret(signed, [given for kind, given in signatures if kind == "v1"])
+        by_key = self._fits_a_key(signed, [given for kind, given in signatures if kind == "v1a"])
+        return by_secret or by_key
+
+    def _fits_a_secret(self, signed: bytes, given: Sequence[bytes]) -> bool:
+        if not given:
+            return False
+        macs = [hmac.digest(key, signed, "sha256") for key in self._shared]
+        return any_equal(given, [binascii.b2a_base64(mac, newline=False) for mac in macs])
+
+    def _fits_a_key(self, signed: bytes, given: Sequence[bytes]) -> bool:
+        if len(given) > MAX_ED25519:
+            return False
+        signatures = [_base64(one) for one in given]
+        fitting = (_ed25519.verify(key, one, signed) for one in signatures for key in self._public)
+        # `any` would stop at the first.
+        return sum(fitting) > 0
+
+
+def _names(sender: str) -> _Names:
+    # An id and a timestamp are told from what is signed by the first dots in it (specification, "Signature
+    # scheme"). If an id may have one, the same signature fits another id: so what was signed is remembered too.
+    signed = Template(f"{{{sender}-id}}.{{{sender}-timestamp}}.{{body}}", known=frozenset({BODY}))
+    once = [Template(text, known=frozenset({SIGNED})) for text in (f"{{{sender}-id}}", "{signed}")]
+    return _Names(f"{sender}-timestamp", f"{sender}-signature", signed, tuple(once))
+
+
+def _signatures(names: _Names, request: WebhookRequest) -> list[tuple[str, bytes]]:
+    items = items_of(request.headers.get(names.signature), " ")
+    parted = [item.partition(",") for item in items]
+    # What is not ASCII becomes a character that no signature has.
+    return [(kind, text.encode("ascii", "replace")) for kind, _, text in parted if kind in ("v1", "v1a")]
+
+
+def _base64(text: bytes) -> bytes:
+    """What it spells, strictly; empty, which no signature is, if it spells nothing."""
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except binascii.Error:
+        return b""
+
+
+def _shared_key(secret: str | bytes) -> bytes:
+    if isinstance(secret, bytes):
+        return secret
+    if secret.startswith("whsk_"):
+        raise ValueError('a secret is a private key, which is the sender\'s alone; give the public one, "whpk_…"')
+    return _decoded(secret, "whsec_")
+
+
+def _decoded(secret: str, prefix: str) -> bytes:
+    text = secret.removeprefix(prefix)
+    try:
+        key = binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f'a secret is no Base64, with or without "{prefix}" before it') from None
+    if not key:
+        raise ValueError("a secret is empty: everybody knows it")
+    return key

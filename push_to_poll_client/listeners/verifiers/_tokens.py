@@ -1,0 +1,171 @@
+"""Verify a token or a password in a header, or a token in the body.
+
+It proves less than a signature: whoever has seen one request has the token, and can write requests.
+"""
+
+import binascii
+from collections.abc import Iterator
+from typing import Any
+
+from push_to_poll_client.listeners._hints import path_of
+from push_to_poll_client.listeners._webhook.types import Verifier, WebhookRequest
+from push_to_poll_client.listeners.verifiers._hmac import header_bytes, header_name
+from push_to_poll_client.listeners.verifiers._secrets import AnyOf, Secrets, keys_of
+
+__all__ = [
+    "anybody",
+    "basic",
+    "bearer",
+    "shared_token",
+    "token_in_body",
+]
+
+
+def shared_token(tokens: Secrets, header: str = "X-Goog-Channel-Token") -> Verifier:
+    """A header has to be a token that the server was given: Google's `X-Goog-Channel-Token`, for one.
+
+    Telegram's is `X-Telegram-Bot-Api-Secret-Token`, GitLab's `X-Gitlab-Token`. The token is compared in constant
+    time, whole. A repetition cannot be told from a push, as whoever could repeat one knows the token.
+
+    Args:
+        tokens: The token, or several.
+        header: Where it stands.
+
+    Raises:
+        TypeError: A token is neither `str` nor `bytes`, or the header is no `str`.
+        ValueError: A token is empty, or the header has no name of one.
+    """
+    return _HeaderToken(header_name(header), "", keys_of(tokens))
+
+
+def bearer(tokens: Secrets) -> Verifier:
+    """`Authorization: Bearer` has to be a token (RFC 6750 §2.1).
+
+    Args:
+        tokens: The token, or several.
+
+    Raises:
+        TypeError: A token is neither `str` nor `bytes`.
+        ValueError: A token is empty.
+    """
+    return _HeaderToken("authorization", "bearer", keys_of(tokens))
+
+
+def basic(user: str, password: Secrets) -> Verifier:
+    """`Authorization: Basic` has to be a user and a password, in UTF-8 (RFC 7617 §2.1).
+
+    Args:
+        user: Without a colon, which would end it.
+        password: Theirs, or several of which each serves.
+
+    Raises:
+        TypeError: The user is no `str`, or a password is neither `str` nor `bytes`.
+        ValueError: A password is empty, or the user has a colon in it.
+    """
+    if not isinstance(user, str):
+        raise TypeError(f"user is a str, not {type(user).__name__}")
+    if ":" in user:
+        raise ValueError("user has a colon in it, which would end it (RFC 7617 §2)")
+    pairs = [user.encode() + b":" + key for key in keys_of(password)]
+    return _HeaderToken(
+        "authorization", "basic", tuple(binascii.b2a_base64(pair, newline=False) for pair in pairs)
+    )
+
+
+def anybody() -> Verifier:
+    """Whoever sends a request is believed. For networks in which nobody else can, and for trying things out.
+
+    Everybody who knows the address can then wake the consumer, as often as the rate limit allows, and write what
+    the hint says. Nobody can thereby make it process or lose a message, or poll more often than that limit.
+    """
+    return _Anybody()
+
+
+class _HeaderToken:
+    """A header whose whole value, or what stands in it after a scheme (RFC 9110 §11.4), is a token."""
+
+    def __init__(self, header: str, scheme: str, tokens: tuple[bytes, ...]) -> None:
+        self._header = header
+        self._scheme = scheme
+        self._tokens = AnyOf(tokens)
+
+    def may_pass(self, request: WebhookRequest) -> bool:
+        """Whether it is authentic, of which the headers alone tell."""
+        return self(request)
+
+    def __call__(self, request: WebhookRequest, /) -> bool:
+        value = request.headers.get(self._header)
+        given = None if value is None else header_bytes(self._without_scheme(value))
+        return given is not None and given in self._tokens
+
+    def __repr__(self) -> str:
+        return f"<{self._scheme or 'token'} in {self._header!r}, {len(self._tokens)} secrets>"
+
+    def _without_scheme(self, value: str) -> str:
+        if not self._scheme:
+            return value
+        scheme, _, given = value.partition(" ")
+        # Another scheme leaves nothing, which no token is.
+        return given.lstrip(" ") if scheme.lower() == self._scheme else ""
+
+
+class _Anybody:
+    def __call__(self, _request: WebhookRequest, /) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return "anybody()"
+
+
+MAX_ITEMS = 1000
+"""Items of a batch that are looked at: about a millisecond. One with more is refused."""
+
+
+def token_in_body(tokens: Secrets, path: str = "value.clientState") -> Verifier:
+    """Every item of the JSON in the body has to have a token: Microsoft Graph's `clientState`, for one.
+
+    A batch may hold items of several subscriptions; each of their tokens is given. One item without a token, or
+    with another, and nothing of the batch is believed. Graph's lifecycle notifications have it too. A repetition
+    cannot be told from a push, as whoever could repeat one knows the token.
+
+    Args:
+        tokens: The token, or several.
+        path: Where it stands: names with dots between them; a list along the way stands for each of its items.
+
+    Raises:
+        TypeError: A token is neither `str` nor `bytes`, or the path is no `str`.
+        ValueError: A token is empty, or a step of the path.
+    """
+    return _BodyToken(keys_of(tokens), path_of(path))
+
+
+class _BodyToken:
+    def __init__(self, tokens: tuple[bytes, ...], steps: tuple[str, ...]) -> None:
+        self._tokens = AnyOf(tokens)
+        self._steps = steps
+
+    def __call__(self, request: WebhookRequest, /) -> bool:
+        try:
+            value = request.json()
+        except ValueError:
+            return False
+        found = [leaf for leaf, _ in zip(_leaves(value, self._steps), range(MAX_ITEMS + 1), strict=False)]
+        # `all` would stop at the first.
+        return sum(self._is_token(leaf) for leaf in found) == len(found) <= MAX_ITEMS
+
+    def __repr__(self) -> str:
+        return f"<token at {'.'.join(self._steps)!r} in the body, {len(self._tokens)} secrets>"
+
+    def _is_token(self, value: object) -> bool:
+        return isinstance(value, str) and value.encode("utf-8", "surrogatepass") in self._tokens
+
+
+def _leaves(value: Any, steps: tuple[str, ...]) -> Iterator[Any]:
+    """What stands at a path in each item along it, at least one; what is no text where it leads nowhere."""
+    for item in value if isinstance(value, list) and value else [value]:
+        if not steps:
+            yield item
+        elif isinstance(item, dict):
+            yield from _leaves(item.get(steps[0]), steps[1:])
+        else:
+            yield None
