@@ -19,7 +19,7 @@ from pathlib import Path
 import anyio
 
 from push_to_poll_client import Record, SQLiteStore
-from push_to_poll_client.stores._sqlite_session import SQLiteSession
+from push_to_poll_client.stores._sqlite.session import SQLiteSession
 
 PAGE = 1_000
 

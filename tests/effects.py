@@ -9,11 +9,9 @@ import threading
 
 import anyio
 
-from push_to_poll_client.stores._sqlite_block import Block, in_thread
-from push_to_poll_client.stores._sqlite_connection import GuardedConnection
-from push_to_poll_client.stores._sqlite_effects import Transaction
-from push_to_poll_client.stores._sqlite_guard import Guard
-from push_to_poll_client.stores._turns import Turns
+from push_to_poll_client.stores._fair_lock import Turns
+from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection
+from push_to_poll_client.stores._sqlite.transaction import Block, Transaction, in_thread
 
 SCHEMA = """
     CREATE TABLE account(name TEXT PRIMARY KEY, amount INTEGER NOT NULL CHECK (amount >= 0));

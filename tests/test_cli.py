@@ -36,7 +36,7 @@ from push_to_poll_client import (
 )
 from push_to_poll_client.cli import _lines, _push, _signals, _tail, main
 from push_to_poll_client.cli._exit import Exit, exit_of
-from push_to_poll_client.stores._sqlite_reader import read_dead_letters
+from push_to_poll_client.stores._sqlite.reader import read_dead_letters
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
 
 

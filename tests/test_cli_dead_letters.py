@@ -16,7 +16,7 @@ from forms import GUARD, form
 
 from push_to_poll_client import DeadLetter, Record, RecordState, SQLiteStore
 from push_to_poll_client.cli._exit import Exit
-from push_to_poll_client.stores._sqlite_reader import read_dead_letters
+from push_to_poll_client.stores._sqlite.reader import read_dead_letters
 from push_to_poll_client.testing import serve_in_thread
 
 EVIL = "\x1b[2J\r\nERROR \x9b\u202e"
@@ -236,11 +236,11 @@ def test_an_export_has_some_in_memory_at_a_time(state):
     keep(state, *(DeadLetter(key=str(number), id="1", raw=b"x" * size, error="") for number in range(12)))
     program = (
         "import re, sys\nfrom pathlib import Path\nfrom push_to_poll_client.cli import main\n"
-        "from push_to_poll_client.stores import _letters\n"
+        "from push_to_poll_client.stores import _retention\n"
         "def most():  # of this program; `ru_maxrss` begins with its parent's\n"
         "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1])\n"
         "size = int(sys.argv[2])\n"
-        "_letters._BYTES = _letters._BYTES * size // (15 << 20)  # of smaller entries as many at a time\n"
+        "_retention._BYTES = _retention._BYTES * size // (15 << 20)  # of smaller entries as many at a time\n"
         "begun = most()\n"
         "code = main(['dead-letters', '--state', sys.argv[1], 'export'])\n"
         "sys.exit(code or most() - begun > 10 * size // 1024)"

@@ -76,7 +76,7 @@ from push_to_poll_client.listeners._webhook import limits, routing
 from push_to_poll_client.listeners._webhook import limits as limits_module
 from push_to_poll_client.listeners.subscriptions import _callbacks, _websub
 from push_to_poll_client.listeners.verifiers import _hmac, _standard_webhooks
-from push_to_poll_client.stores import _history
+from push_to_poll_client.stores import _retention
 from push_to_poll_client.testing import serve_in_thread
 
 ROOT = Path(__file__).parent.parent
@@ -214,7 +214,7 @@ def test_the_limits_are_these():
         f"{_retry.MAX_DEAD_LETTERS:,}",
         f"{_retry.MAX_TRACEBACK:,} characters",
         f"{_failure_policy.MAX_FAILING:,}",
-        f"{_history.MOST}",
+        f"{_retention.MOST}",
         f"{default(SQLiteStore, 'max_records'):,} for {default(SQLiteStore, 'retention') / 86_400:g} days",
     ]
     assert [row[1] for row in table(GUARANTEES, "what | limit")] == stated

@@ -2,8 +2,8 @@
 
 import random
 
-from push_to_poll_client.stores import _filter
-from push_to_poll_client.stores._filter import Filters
+from push_to_poll_client.stores import _bloom
+from push_to_poll_client.stores._bloom import Filters
 
 DICE = random.Random(1)  # noqa: S311
 
@@ -80,7 +80,7 @@ def test_it_takes_four_bytes_for_a_record_that_is_there_when_it_is_built():
 def test_it_is_no_larger_than_what_is_there_although_more_may_come():
     filters = Filters(there=10, most=1_000_000_000)
     filters.add(1, some_keys(10))
-    assert bytes_of(filters) == 4 * _filter._SMALLEST
+    assert bytes_of(filters) == 4 * _bloom._SMALLEST
 
 
 def test_it_stays_small_while_records_come_and_go():

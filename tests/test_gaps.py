@@ -6,7 +6,7 @@ from consumers import Log, polls_on
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
 from push_to_poll_client import Consumer, Gap, Hooks, MemoryStore, Message, Page, SQLiteStore
-from push_to_poll_client.stores._sqlite_reader import read_store
+from push_to_poll_client.stores._sqlite.reader import read_store
 from push_to_poll_client.testing import FakeFeed
 
 pytestmark = pytest.mark.anyio

@@ -12,8 +12,8 @@ from effects import Database, Planned, look
 from forms import GUARD
 
 from push_to_poll_client import OwnershipLost, StoreError
-from push_to_poll_client.stores._sqlite_block import in_thread, undo
-from push_to_poll_client.stores._turns import Turns
+from push_to_poll_client.stores._fair_lock import Turns
+from push_to_poll_client.stores._sqlite.transaction import in_thread, undo
 
 pytestmark = pytest.mark.anyio
 
@@ -285,7 +285,7 @@ class TestFailures:
         monkeypatch.setattr(
             session.transaction, "_cursor", sqlite3.connect(":memory:", isolation_level=None).cursor()
         )
-        monkeypatch.setattr("push_to_poll_client.stores._sqlite_effects._BEGIN", "SAVEPOINT")
+        monkeypatch.setattr("push_to_poll_client.stores._sqlite.transaction._BEGIN", "SAVEPOINT")
         with pytest.raises(StoreError, match="what handlers wrote since the last commit is undone"):
             await session.note("b")
         session.transaction._cursor.connection.close()
@@ -554,7 +554,7 @@ class TestTurns:
             turns.give_back()
             raise Planned
 
-        monkeypatch.setattr("push_to_poll_client.stores._turns.from_thread.check_cancelled", cancelled)
+        monkeypatch.setattr("push_to_poll_client.stores._fair_lock.from_thread.check_cancelled", cancelled)
         with pytest.raises(Planned):
             turns.take(self)
         turns.take(self)

@@ -11,7 +11,7 @@ from anyio import to_thread
 from effects import Database, Planned
 
 from push_to_poll_client import OwnershipLost, StoreError
-from push_to_poll_client.stores import _sqlite_guard
+from push_to_poll_client.stores._sqlite import connection as connection_module
 
 pytestmark = pytest.mark.anyio
 
@@ -377,7 +377,7 @@ class TestWhere:
         """What it would do there, done here."""
         async with session.effects():
             block = session.connection.guard.place
-            _sqlite_guard._leave_to_parent()
+            connection_module._leave_to_parent()
             with pytest.raises(RuntimeError, match="only while a message is processed"):
                 session.connection.execute("SELECT 1")
             with monkeypatch.context() as child:
@@ -422,8 +422,8 @@ def test_who_leaves_late_takes_nobodys_place(tmp_path):
     """As a handler whose session was released while it ran, and another session's began."""
 
     def overlap():
-        guard = _sqlite_guard.Guard(str(tmp_path / "store.db"))
-        late, next_one = _sqlite_guard.Place(guard), _sqlite_guard.Place(guard)
+        guard = connection_module.Guard(str(tmp_path / "store.db"))
+        late, next_one = connection_module.Place(guard), connection_module.Place(guard)
         late.enter()
         next_one.enter()
         late.leave()

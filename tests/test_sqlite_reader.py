@@ -14,15 +14,11 @@ from forms import form
 
 from push_to_poll_client import StoreError
 from push_to_poll_client._types import DeadLetter, Record
-from push_to_poll_client.stores import SQLiteStore, _owner_seen, _sqlite_guest, _sqlite_letters
-from push_to_poll_client.stores._owner_lock import OwnerLock
-from push_to_poll_client.stores._owner_seen import owner_of
-from push_to_poll_client.stores._sqlite_reader import (
-    read_cursors,
-    read_dead_letter,
-    read_dead_letters,
-    read_store,
-)
+from push_to_poll_client.stores import SQLiteStore
+from push_to_poll_client.stores._sqlite import dead_letters, reader
+from push_to_poll_client.stores._sqlite import file as file_module
+from push_to_poll_client.stores._sqlite.file import OwnerLock, owner_of
+from push_to_poll_client.stores._sqlite.reader import read_cursors, read_dead_letter, read_dead_letters, read_store
 
 # Whatever goes wrong, a child ends after a minute, and reading from it with it.
 HEAD = """
@@ -239,8 +235,8 @@ def test_dead_letters_are_read_in_the_order_of_their_keys(path):
 
 def test_few_dead_letters_are_in_memory_at_a_time(path, monkeypatch):
     anyio.run(bury, path, [str(number) for number in range(250)])
-    sizes, read = [], _sqlite_letters.some_of
-    monkeypatch.setattr(_sqlite_letters, "some_of", lambda letters: sizes.append(read(letters)) or sizes[-1])
+    sizes, read = [], dead_letters.some_of
+    monkeypatch.setattr(dead_letters, "some_of", lambda letters: sizes.append(read(letters)) or sizes[-1])
     letters = read_dead_letters(path, "a")
     next(letters)
     assert [len(some) for some in sizes] == [100]
@@ -506,13 +502,13 @@ def test_who_may_not_read_is_told_in_this_process_too(closed, monkeypatch):
 
 @pytest.fixture
 def _impatient(monkeypatch):
-    monkeypatch.setattr(_sqlite_guest, "_PAUSE", 0)
+    monkeypatch.setattr(reader, "_PAUSE", 0)
 
 
 @pytest.mark.usefixtures("_impatient")
 def test_a_file_that_changes_while_it_is_read_is_read_again(closed, monkeypatch):
     """What was read in between may be anything, an error too."""
-    read, answers = _sqlite_guest._read, [StoreError("torn"), (), None]
+    read, answers = reader._read, [StoreError("torn"), (), None]
 
     def torn(path, look, ask):
         answer = answers.pop(0)
@@ -524,14 +520,14 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(closed, monkeypatch)
             raise answer
         return answer
 
-    monkeypatch.setattr(_sqlite_guest, "_read", torn)
+    monkeypatch.setattr(reader, "_read", torn)
     assert len(read_store(closed).progress) == 3
 
 
 @pytest.mark.usefixtures("_impatient")
 def test_an_owner_that_just_starts_is_waited_for(closed, monkeypatch):
     """Its shared memory is there and not yet ready, which nothing but SQLite's answer shows."""
-    read, answers = _sqlite_guest._read, [sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN]
+    read, answers = reader._read, [sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN]
 
     def starting(path, look, ask):
         if answers:
@@ -540,19 +536,19 @@ def test_an_owner_that_just_starts_is_waited_for(closed, monkeypatch):
             raise StoreError("not ready") from cause
         return read(path, look, ask)
 
-    monkeypatch.setattr(_sqlite_guest, "_read", starting)
+    monkeypatch.setattr(reader, "_read", starting)
     assert len(read_store(closed).progress) == 3
 
 
 @pytest.mark.usefixtures("_impatient")
 def test_a_file_that_changes_for_ever_is_read_at_last_as_it_is(closed, monkeypatch):
-    look, times = _sqlite_guest._look, []
+    look, times = reader._look, []
 
     def changed(path):
         times.append(None)
         return {**look(path), "": (1, 2, len(times))}
 
-    monkeypatch.setattr(_sqlite_guest, "_look", changed)
+    monkeypatch.setattr(reader, "_look", changed)
     assert len(read_store(closed).progress) == 3
 
 
@@ -561,7 +557,7 @@ def test_a_copy_for_which_there_is_no_room_is_one_sentence(killed, monkeypatch):
         raise OSError(28, "No space left on device")
 
     (killed.parent / "store.db-shm").unlink()
-    monkeypatch.setattr(_sqlite_guest.shutil, "copyfile", full)
+    monkeypatch.setattr(reader.shutil, "copyfile", full)
     with pytest.raises(StoreError, match="cannot be copied to be read: No space left on device"):
         read_store(killed)
 
@@ -582,13 +578,13 @@ def test_who_gave_it_back_is_no_owner(tmp_path, monkeypatch):
     path = str(tmp_path / "owned")
     OwnerLock(path).release()
     assert owner_of(path) is None
-    monkeypatch.setattr(_owner_seen, "_LOCKS", tmp_path / "missing")
+    monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "missing")
     assert owner_of(path) is None
 
 
 def test_a_file_system_that_tells_another_device(owned, tmp_path, monkeypatch):
     inode = Path(f"{owned}.lock").stat().st_ino
-    monkeypatch.setattr(_owner_seen, "_LOCKS", tmp_path / "locks")
+    monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "locks")
     for line, owner in [
         (f"1: FLOCK  ADVISORY  WRITE {os.getpid()} fe:ff:{inode} 0 EOF", os.getpid()),
         (f"1: FLOCK  ADVISORY  WRITE {os.getpid() + 1} fe:ff:{inode} 0 EOF", None),
@@ -607,12 +603,12 @@ def test_where_locks_are_not_listed_the_written_process_is_asked_for(owned, tmp_
         if error is not None:
             raise error
 
-    monkeypatch.setattr(_owner_seen, "_LOCKS", tmp_path / "missing")
+    monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "missing")
     monkeypatch.setattr(os, "kill", kill)
     assert owner_of(owned) == (os.getpid() if runs else None)
 
 
 def test_a_lock_file_with_anything_in_it_says_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(_owner_seen, "_LOCKS", tmp_path / "missing")
+    monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "missing")
     (tmp_path / "owned.lock").write_bytes(b"\xff\x1b[2J")
     assert owner_of(str(tmp_path / "owned")) is None

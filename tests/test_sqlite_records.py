@@ -6,8 +6,9 @@ import anyio
 import pytest
 
 from push_to_poll_client import Record
-from push_to_poll_client.stores import SQLiteStore, _filter, _sqlite_search
-from push_to_poll_client.stores._sqlite_search import Search
+from push_to_poll_client.stores import SQLiteStore, _bloom
+from push_to_poll_client.stores._sqlite import records as records_module
+from push_to_poll_client.stores._sqlite.records import Search
 
 pytestmark = pytest.mark.anyio
 
@@ -64,13 +65,13 @@ def asked(monkeypatch):
 @pytest.fixture
 def read(monkeypatch):
     """The segments whose keys were read for the filter."""
-    read, add = [], _filter.Filters.add
+    read, add = [], _bloom.Filters.add
 
     def noted(self, segment, keys):
         read.append((segment, len(keys)))
         add(self, segment, keys)
 
-    monkeypatch.setattr(_filter.Filters, "add", noted)
+    monkeypatch.setattr(_bloom.Filters, "add", noted)
     return read
 
 
@@ -125,12 +126,12 @@ async def test_duplicates_from_everywhere_are_all_found(claim, asked):
     DICE.shuffle(keys)
     page = [*keys[:200], *some_keys()]
     assert await session.unseen(page) == set(page[200:])
-    assert sum(asked) < (8 + 2 * _sqlite_search._TRIES) * 210
+    assert sum(asked) < (8 + 2 * records_module._TRIES) * 210
 
 
 async def test_fingerprints_of_random_keys_are_the_newest(claim, monkeypatch):
     """A key may be in several generations."""
-    monkeypatch.setattr(_filter, "_SMALLEST", 400)
+    monkeypatch.setattr(_bloom, "_SMALLEST", 400)
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)
@@ -152,7 +153,7 @@ async def test_what_went_is_new(claim):
 
 
 async def test_what_goes_takes_its_filter_with_it(claim, monkeypatch):
-    monkeypatch.setattr(_filter, "_SMALLEST", 400)
+    monkeypatch.setattr(_bloom, "_SMALLEST", 400)
     session = await claim()
     await record(session, some_keys(1600))
     await session.unseen(some_keys())
@@ -253,7 +254,7 @@ async def test_building_the_filter_can_be_cancelled(claim, monkeypatch):
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)
-    add, numbers = _filter.Filters.add, []
+    add, numbers = _bloom.Filters.add, []
 
     def cancelling(self, segment, keys):
         numbers.append(segment)
@@ -261,7 +262,7 @@ async def test_building_the_filter_can_be_cancelled(claim, monkeypatch):
         add(self, segment, keys)
 
     with monkeypatch.context() as slow, anyio.CancelScope() as scope:
-        slow.setattr(_filter.Filters, "add", cancelling)
+        slow.setattr(_bloom.Filters, "add", cancelling)
         await session.unseen(keys)
     assert scope.cancelled_caught
     assert len(numbers) == 1

@@ -19,7 +19,9 @@ from forms import GUARD
 
 from push_to_poll_client import OwnershipLost, StoreBusy, StoreError, StoreMismatch
 from push_to_poll_client._types import DeadLetter, Record, RecordState
-from push_to_poll_client.stores import SQLiteStore, _owner_lock, _sqlite_file, _sqlite_letters, _sqlite_schema
+from push_to_poll_client.stores import SQLiteStore
+from push_to_poll_client.stores._sqlite import dead_letters, schema
+from push_to_poll_client.stores._sqlite import file as file_module
 from push_to_poll_client.testing._store_suite import StoreSuite
 
 pytestmark = pytest.mark.anyio
@@ -173,21 +175,21 @@ class TestOwnership:
         def no_locks(descriptor):
             raise OSError(errno.ENOLCK, "No locks available")
 
-        monkeypatch.setattr(_owner_lock, "_lock", no_locks)
+        monkeypatch.setattr(file_module, "_lock", no_locks)
         with pytest.raises(StoreError, match=r"store\.db.*No locks available.*local disk"):
             await SQLiteStore(path).claim("a", feed=FEED)
         assert not path.exists()
 
     async def test_a_forked_child_closes_the_lock_without_unlocking_it(self, path):
         """What the child runs, run here; another descriptor stands for the parent's."""
-        lock = _owner_lock.OwnerLock(str(path))
+        lock = file_module.OwnerLock(str(path))
         parents = os.dup(lock._descriptor)
-        _owner_lock._leave_to_parent()
+        file_module._leave_to_parent()
         lock.release()
         with pytest.raises(StoreBusy):
-            _owner_lock.OwnerLock(str(path))
+            file_module.OwnerLock(str(path))
         os.close(parents)
-        _owner_lock.OwnerLock(str(path)).release()
+        file_module.OwnerLock(str(path)).release()
 
     async def test_a_session_of_the_parent_is_no_session_of_the_child(self, path, monkeypatch):
         async with claimed(SQLiteStore(path)) as session:
@@ -433,7 +435,7 @@ class TestFiles:
         """UTF-16 orders them otherwise. This library makes no such file, but a tool that copies one may."""
         with other_program(path) as connection:
             connection.execute("PRAGMA encoding = 'UTF-16'")
-            _sqlite_schema.prepare(connection, str(path), synchronous="FULL")
+            schema.prepare(connection, str(path), synchronous="FULL")
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor="c1", records=records("\uffff", "\U0001f600"))
         async with claimed(SQLiteStore(path)) as session:
@@ -454,7 +456,7 @@ class TestFiles:
             assert session.dead == 0
 
     async def test_a_file_with_too_many_dead_letters_to_know_is_asked_for_them(self, path, monkeypatch):
-        monkeypatch.setattr(_sqlite_letters, "_MOST_KEYS", 2)
+        monkeypatch.setattr(dead_letters, "_MOST_KEYS", 2)
         async with claimed(SQLiteStore(path)) as session:
             for keys, left in (("abc", 3), ("", 3), ("xb", 2), ("yy", 2), ("ac", 0)):
                 letters = [letter(key) for key in keys] if left == 3 else []
@@ -500,7 +502,7 @@ class TestFiles:
         def refuse(*args, **options):
             raise PermissionError
 
-        monkeypatch.setattr(_sqlite_file.Path, "open", refuse)
+        monkeypatch.setattr(file_module.Path, "open", refuse)
         async with claimed(SQLiteStore(path)) as session:
             assert session.size > 0
 
@@ -575,7 +577,7 @@ class TestFiles:
                 "CREATE TRIGGER t AFTER INSERT ON consumer BEGIN DELETE FROM consumer; END"
             )
             for _ in range(2):
-                _sqlite_schema.prepare(connection, str(path), synchronous="FULL", shared=True)
+                schema.prepare(connection, str(path), synchronous="FULL", shared=True)
             assert connection.execute("PRAGMA user_version").fetchone() == (99,)
             assert connection.execute("SELECT * FROM v").fetchall() == []
         async with refused(path, "has a view, a trigger"):
@@ -596,7 +598,7 @@ class TestFiles:
         with other_program(path) as connection:
             connection.executescript(statement)
             with pytest.raises(StoreError, match="has a view, a trigger or a virtual table"):
-                _sqlite_schema.prepare(connection, str(path), synchronous="FULL", shared=True)
+                schema.prepare(connection, str(path), synchronous="FULL", shared=True)
 
     @pytest.mark.parametrize(
         "statement",
@@ -799,7 +801,7 @@ class TestMigration:
 
     async def test_an_older_store_is_brought_up_to_date(self, path, monkeypatch):
         await filled(path)
-        monkeypatch.setattr(_sqlite_schema, "STEPS", (*_sqlite_schema.STEPS, self.STEP))
+        monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, self.STEP))
         for _ in range(2):
             async with claimed(SQLiteStore(path)) as session:
                 assert (session.cursor, session.size) == ("c1", 200)
@@ -808,7 +810,7 @@ class TestMigration:
             assert connection.execute("SELECT version FROM push_to_poll_schema").fetchall() == [(2,)]
 
     async def test_a_new_store_takes_all_steps(self, path, monkeypatch):
-        monkeypatch.setattr(_sqlite_schema, "STEPS", (*_sqlite_schema.STEPS, self.STEP))
+        monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, self.STEP))
         await filled(path)
         with other_program(path) as connection:
             assert connection.execute("SELECT note FROM push_to_poll_consumer").fetchone() == (None,)
@@ -816,7 +818,7 @@ class TestMigration:
     async def test_a_step_that_fails_leaves_the_file_as_it_was(self, path, monkeypatch):
         await filled(path)
         with monkeypatch.context() as newer:
-            newer.setattr(_sqlite_schema, "STEPS", (*_sqlite_schema.STEPS, (*self.STEP, "planted")))
+            newer.setattr(schema, "STEPS", (*schema.STEPS, (*self.STEP, "planted")))
             async with refused(path, 'near "planted": syntax error'):
                 pass
         async with claimed(SQLiteStore(path)) as session:
@@ -826,9 +828,9 @@ class TestMigration:
 class TestWarning:
     @pytest.fixture(autouse=True)
     def _each_time(self):
-        _sqlite_schema.warn_of_old_sqlite.cache_clear()
+        schema.warn_of_old_sqlite.cache_clear()
         yield
-        _sqlite_schema.warn_of_old_sqlite.cache_clear()
+        schema.warn_of_old_sqlite.cache_clear()
 
     @pytest.mark.parametrize("version", [(3, 44, 5), (3, 45, 0), (3, 46, 1), (3, 50, 6), (3, 51, 0), (3, 51, 2)])
     async def test_an_old_sqlite_is_told_once_in_a_process(self, tmp_path, monkeypatch, caplog, version):

@@ -13,7 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multip
 
 from push_to_poll_client import PushToPollError
 from push_to_poll_client._types import DeadLetter, Record, RecordState
-from push_to_poll_client.stores import MemoryStore, SQLiteStore, _filter, _sqlite_search
+from push_to_poll_client.stores import MemoryStore, SQLiteStore, _bloom
+from push_to_poll_client.stores._sqlite import records as records_module
 
 KEYS = st.sampled_from([*"abcdefghij", "", "a\0", "\ud800", "é", "x" * 201, "x" * 202])
 NAMES = st.sampled_from(["n", "N"])
@@ -181,7 +182,7 @@ CASES = form(
 @pytest.mark.parametrize(("limits", "few", "backend"), CASES)
 def test_both_stores_answer_alike(limits, few, backend, monkeypatch):
     """Also with a filter that is always used, and is so small that it suspects often and goes soon."""
-    monkeypatch.setattr(_sqlite_search, "_FEW", few)
-    monkeypatch.setattr(_filter, "_SMALLEST", 8)
+    monkeypatch.setattr(records_module, "_FEW", few)
+    monkeypatch.setattr(_bloom, "_SMALLEST", 8)
     machine = type("StoresOn", (Stores,), {"backend": backend, "limits": LIMITS[limits]})
     run_state_machine_as_test(machine, settings=settings(max_examples=form(10, 25), stateful_step_count=40))

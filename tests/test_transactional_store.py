@@ -13,7 +13,7 @@ from anyio import to_thread
 from forms import GUARD, form
 
 from push_to_poll_client import Record, RecordState, SQLiteStore, StoreError
-from push_to_poll_client.stores._sqlite_reader import read_store
+from push_to_poll_client.stores._sqlite.reader import read_store
 from push_to_poll_client.testing import TransactionalStoreSuite
 
 pytestmark = pytest.mark.anyio

@@ -261,9 +261,7 @@ class WalkBackMachine(RuleBasedStateMachine):
         if not isinstance(self.documents, Numbered):
             return True
         in_the_air = any(person.flight for person in self.people)
-        return not in_the_air and not any(
-            way._sure for way in self.ways if way.page is None
-        )
+        return not in_the_air and not any(way._sure for way in self.ways if way.page is None)
 
     @invariant()
     def memory_is_bounded(self):

@@ -18,7 +18,7 @@ from push_to_poll_client.cli._lines import print_lines
 from push_to_poll_client.cli._names import add_state_to, changed, named
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._terminal import meant
-from push_to_poll_client.stores._sqlite_reader import read_dead_letter, read_dead_letters
+from push_to_poll_client.stores._sqlite.reader import read_dead_letter, read_dead_letters
 
 __all__ = ["add_to"]
 

@@ -12,8 +12,8 @@ from push_to_poll_client._protocols import Session
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.cli._exit import UsageError
 from push_to_poll_client.stores import SQLiteStore
-from push_to_poll_client.stores._owner_seen import owner_of
-from push_to_poll_client.stores._sqlite_reader import Progress, StoreFile, read_store
+from push_to_poll_client.stores._sqlite.file import owner_of
+from push_to_poll_client.stores._sqlite.reader import Progress, StoreFile, read_store
 
 __all__ = ["add_state_to", "changed", "named"]
 

@@ -14,7 +14,7 @@ from push_to_poll_client.cli._lines import print_lines
 from push_to_poll_client.cli._names import add_state_to, changed, named
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._terminal import harmless, moment, typeable
-from push_to_poll_client.stores._sqlite_reader import read_cursors
+from push_to_poll_client.stores._sqlite.reader import read_cursors
 
 __all__ = ["add_to", "check_cursor"]
 

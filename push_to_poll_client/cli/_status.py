@@ -12,7 +12,7 @@ from push_to_poll_client.cli._exit import Exit
 from push_to_poll_client.cli._lines import print_lines
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._terminal import moment
-from push_to_poll_client.stores._sqlite_reader import Progress, StoreFile, read_store
+from push_to_poll_client.stores._sqlite.reader import Progress, StoreFile, read_store
 
 __all__ = ["add_to"]
 

@@ -13,14 +13,14 @@ from anyio import CapacityLimiter
 
 from push_to_poll_client._exceptions import StoreBusy
 from push_to_poll_client._validation import quoted
+from push_to_poll_client.stores._fair_lock import Turns
 from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION, Retention
-from push_to_poll_client.stores._sqlite_block import in_thread
-from push_to_poll_client.stores._sqlite_file import OpenFile
-from push_to_poll_client.stores._sqlite_guard import OUTSIDE
-from push_to_poll_client.stores._sqlite_schema import Synchronous
-from push_to_poll_client.stores._sqlite_session import SQLiteSession
-from push_to_poll_client.stores._sqlite_shared import SharedFile, TransactionalSQLiteSession
-from push_to_poll_client.stores._turns import Turns
+from push_to_poll_client.stores._sqlite.connection import OUTSIDE
+from push_to_poll_client.stores._sqlite.file import OpenFile
+from push_to_poll_client.stores._sqlite.schema import Synchronous
+from push_to_poll_client.stores._sqlite.session import SQLiteSession
+from push_to_poll_client.stores._sqlite.shared import SharedFile, TransactionalSQLiteSession
+from push_to_poll_client.stores._sqlite.transaction import in_thread
 
 __all__ = ["SQLiteStore"]
 

@@ -9,7 +9,7 @@ from chaos_bank import ACCOUNTS, DEPOSIT, transfer
 from forms import form
 from verdicts import beyond_g7, beyond_g7_together, lost, redone
 
-from push_to_poll_client.stores._sqlite_reader import read_store
+from push_to_poll_client.stores._sqlite.reader import read_store
 
 FLUSH_INTERVAL = 0.02
 

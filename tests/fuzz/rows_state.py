@@ -22,17 +22,15 @@ from push_to_poll_client.cli._parser import Commands, Parser
 from push_to_poll_client.cli._push import listener_for, same_server
 from push_to_poll_client.cli._rewind import check_cursor
 from push_to_poll_client.cli._terminal import harmless, meant, moment, typeable
-from push_to_poll_client.stores._owner_seen import _locked_by
 from push_to_poll_client.stores._retention import Retention
-from push_to_poll_client.stores._sqlite_file import named_errors
-from push_to_poll_client.stores._sqlite_letters import read_letters
-from push_to_poll_client.stores._sqlite_name import ClaimedName
-from push_to_poll_client.stores._sqlite_place import Places
-from push_to_poll_client.stores._sqlite_reader import _progress_of_all
-from push_to_poll_client.stores._sqlite_records import Records
-from push_to_poll_client.stores._sqlite_schema import STEPS, version_of
-from push_to_poll_client.stores._sqlite_text import restored as text_restored
-from push_to_poll_client.stores._sqlite_text import stored, stored_keys
+from push_to_poll_client.stores._sqlite.cursors import Places
+from push_to_poll_client.stores._sqlite.dead_letters import read_letters
+from push_to_poll_client.stores._sqlite.file import _locked_by, named_errors
+from push_to_poll_client.stores._sqlite.reader import _progress_of_all
+from push_to_poll_client.stores._sqlite.records import Records
+from push_to_poll_client.stores._sqlite.schema import STEPS, stored, stored_keys, version_of
+from push_to_poll_client.stores._sqlite.schema import restored as text_restored
+from push_to_poll_client.stores._sqlite.session import ClaimedName
 
 __all__ = ["ROWS"]
 
@@ -201,13 +199,13 @@ ROWS = (
     Fuzzed(
         name="state files",
         rooms=(
-            "stores._sqlite_schema",
-            "stores._sqlite_name",
-            "stores._sqlite_letters",
-            "stores._sqlite_place",
-            "stores._sqlite_reader",
-            "stores._sqlite_records",
-            "stores._sqlite_file",
+            "stores._sqlite.schema",
+            "stores._sqlite.session",
+            "stores._sqlite.dead_letters",
+            "stores._sqlite.cursors",
+            "stores._sqlite.reader",
+            "stores._sqlite.records",
+            "stores._sqlite.file",
         ),
         read=read_file,
         examples=(
@@ -247,7 +245,7 @@ ROWS = (
     ),
     Fuzzed(
         name="texts in a file",
-        rooms=("stores._sqlite_text",),
+        rooms=("stores._sqlite.schema",),
         read=read_text,
         examples=(b"key", b"\xff\x7f", b"a\0b", b"k" * 201),
         tokens=words(r"\x00 \x7f \xff \xed\xa0\x80 a \xf0\x9f\x98\x80"),
@@ -308,7 +306,7 @@ ROWS = (
     ),
     Fuzzed(
         name="locks",
-        rooms=("stores._owner_seen",),
+        rooms=("stores._sqlite.file",),
         read=read_locks,
         examples=(b"1: FLOCK  ADVISORY  WRITE 7 08:01:42 0 EOF\n2: POSIX ADVISORY READ 8 08:01:43 0 EOF\n",),
         tokens=words(r"1:\x20FLOCK\x20\x20ADVISORY\x20\x20WRITE\x20 7\x20 08:01:42\x20 \n \x20 : 9"),

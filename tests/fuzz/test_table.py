@@ -67,8 +67,7 @@ OUR_OWN = {
     "cli.demo": "lines of its own processes",
     "feeds._paged.validation": "what the user declared",
     "_http.credentials": "Base64 that it has just made",
-    "stores._owner_lock": "the process that another one says it is, which is shown if it is a number",
-    "stores._sqlite_guard": "a list of words for SQLite",
+    "stores._sqlite.connection": "a list of words for SQLite",
     "testing": "what a test wrote",
 }
 """Modules, or packages of them, that take apart what nobody else wrote, and what that is."""

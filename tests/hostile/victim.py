@@ -28,7 +28,7 @@ import anyio
 from push_to_poll_client import Consumer, HTTPFeed, Push, Record, SQLiteStore, _schedule, cli, listeners
 from push_to_poll_client._http.transport import shared_tls_context, user_agent
 from push_to_poll_client.listeners import _backoff, websocket
-from push_to_poll_client.stores import _sqlite_file
+from push_to_poll_client.stores._sqlite import file as file_module
 
 GUARD = 120
 """Seconds after which a case is taken to hang: the child is ended by its alarm."""
@@ -73,7 +73,7 @@ def _write(report):
 
 def _hurry():
     """Backoff and patience are tested elsewhere; here they only cost time."""
-    _sqlite_file._BUSY_TIMEOUT = 0.2
+    file_module._BUSY_TIMEOUT = 0.2
     _schedule.FIRST_BACKOFF = _schedule.SLOW_BACKOFF = 0.01
     _backoff.FIRST_DELAY = _backoff.BASE_DELAY = _backoff.SLOW_DELAY = 0.01
     websocket.CLOSE_TIMEOUT = 0.2

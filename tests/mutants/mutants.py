@@ -229,7 +229,7 @@ MUTANTS = [
     of(
         "G8",
         "drops the savepoint: what failed is committed with the rest",
-        "stores/_sqlite_effects.py",
+        "stores/_sqlite/transaction.py",
         "            self._or_undo(_TAKE_BACK, _END)\n",
         "            self._or_undo(_END)\n",
         "tests/test_transactional.py",
@@ -245,7 +245,7 @@ MUTANTS = [
     of(
         "G8",
         "commits effects and records one after the other",
-        "stores/_sqlite_effects.py",
+        "stores/_sqlite/transaction.py",
         "            self._or_undo(_END)\n            self._blocks += 1\n",
         "            self._or_undo(_END)\n            self._connection.execute('COMMIT; -- effects')\n"
         "            self._connection.execute('BEGIN IMMEDIATE')\n            self._blocks += 1\n",
@@ -342,7 +342,7 @@ MUTANTS = [
     of(
         "G10",
         "writes without looking at the token",
-        "stores/_sqlite_place.py",
+        "stores/_sqlite/cursors.py",
         "WHERE id = ? AND token = ?\n",
         "WHERE id = ? AND ? IS NOT NULL\n",
         "tests/test_sqlite_store.py",

@@ -1,4 +1,4 @@
-"""Which dead letters does one consumer name have in the file?"""
+"""The dead letters of one consumer name in the file."""
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,11 +7,16 @@ from typing import Any, NamedTuple
 import msgspec
 
 from push_to_poll_client._types import DeadLetter
-from push_to_poll_client.stores._letters import some_of
-from push_to_poll_client.stores._sqlite_file import named_damage
-from push_to_poll_client.stores._sqlite_text import as_json, restored, stored, stored_keys
+from push_to_poll_client.stores._retention import some_of
+from push_to_poll_client.stores._sqlite.file import named_damage
+from push_to_poll_client.stores._sqlite.schema import as_json, restored, stored, stored_keys
 
-__all__ = ["Known", "Letters", "read_letters"]
+__all__ = [
+    "Known",
+    "Letters",
+    "read_letters",
+]
+
 
 _COLUMNS = "key, marked, id, attempts, first_failed, last_failed, error, traceback, raw"
 

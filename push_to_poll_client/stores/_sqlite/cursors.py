@@ -1,4 +1,4 @@
-"""Where does one consumer name stand, and where did it stand before? Cursor, history and state in the file."""
+"""The cursor, the cursors saved before it, and the state of one consumer name in the file."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -8,11 +8,16 @@ from typing import NamedTuple
 import msgspec
 
 from push_to_poll_client._types import SavedCursor
-from push_to_poll_client.stores._history import MOST, with_saved
-from push_to_poll_client.stores._sqlite_file import named_damage
-from push_to_poll_client.stores._sqlite_text import restored, stored
+from push_to_poll_client.stores._retention import MOST, with_saved
+from push_to_poll_client.stores._sqlite.file import named_damage
+from push_to_poll_client.stores._sqlite.schema import restored, stored
 
-__all__ = ["Place", "Places", "read_history"]
+__all__ = [
+    "Place",
+    "Places",
+    "read_history",
+]
+
 
 _HISTORY = """
     SELECT cursor, at FROM push_to_poll_history WHERE consumer = ? ORDER BY number

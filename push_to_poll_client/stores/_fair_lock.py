@@ -1,4 +1,4 @@
-"""Who is next? Threads that want the same thing have it one after the other, in the order in which they asked.
+"""A lock between threads that is given in the order in which it was asked for.
 
 A lock of `threading` does not do: it is had by whoever comes by when it is let go, most often by the one that just
 let it go, waiting for it cannot be cancelled, and nobody has it ever again when its holder was dropped.
@@ -13,7 +13,10 @@ from weakref import ref
 
 from anyio import from_thread
 
-__all__ = ["Turns"]
+__all__ = [
+    "Turns",
+]
+
 
 _LOOK = 0.05
 """Seconds after which a waiting thread looks whether its task was cancelled: 20 times a second costs nothing."""

@@ -1,4 +1,4 @@
-"""How does a store share its database with the application? One connection, two users, each in its turn."""
+"""Share the database with the application: one connection, used in turns."""
 
 import contextlib
 import sqlite3
@@ -9,16 +9,18 @@ from typing import Any, TypeVar, TypeVarTuple
 import anyio
 
 from push_to_poll_client._types import Cursor, DeadLetter, Record
-from push_to_poll_client.stores._sqlite_block import Block, in_thread, undo
-from push_to_poll_client.stores._sqlite_connection import GuardedConnection
-from push_to_poll_client.stores._sqlite_effects import Transaction, roll_back
-from push_to_poll_client.stores._sqlite_file import OpenFile
-from push_to_poll_client.stores._sqlite_guard import Guard
-from push_to_poll_client.stores._sqlite_schema import Synchronous, prepare
-from push_to_poll_client.stores._sqlite_session import NOTHING, SQLiteSession
-from push_to_poll_client.stores._turns import Turns
+from push_to_poll_client.stores._fair_lock import Turns
+from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection
+from push_to_poll_client.stores._sqlite.file import OpenFile
+from push_to_poll_client.stores._sqlite.schema import Synchronous, prepare
+from push_to_poll_client.stores._sqlite.session import NOTHING, SQLiteSession
+from push_to_poll_client.stores._sqlite.transaction import Block, Transaction, in_thread, roll_back, undo
 
-__all__ = ["SharedFile", "TransactionalSQLiteSession"]
+__all__ = [
+    "SharedFile",
+    "TransactionalSQLiteSession",
+]
+
 
 _Ts = TypeVarTuple("_Ts")
 _T = TypeVar("_T")

@@ -1,4 +1,4 @@
-"""Which keys have no record for certain, with no question to the file? For keys in no order, as random ids are.
+"""A Bloom filter over dedupe keys: which of them certainly have no record.
 
 A blocked Bloom filter (Putze, Sanders, Singler: Cache-, Hash- and Space-Efficient Bloom Filters, 2007): a key sets
 some bits of one word, and a key whose bits are not all set was never added. One key in two thousand is suspected
@@ -13,7 +13,11 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import repeat
 
-__all__ = ["Filters", "Suspects"]
+__all__ = [
+    "Filters",
+    "Suspects",
+]
+
 
 _KEYS_PER_WORD = 2
 """32 bits for a key."""

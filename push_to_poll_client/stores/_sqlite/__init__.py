@@ -1,0 +1,1 @@
+"""The parts of `SQLiteStore`: one file, one owner, one writing connection."""
