@@ -34,8 +34,8 @@ from push_to_poll_client import (
     Throttled,
     WebSocketListener,
 )
-from push_to_poll_client.cli import _lines, _push, _signals, _tail, main
-from push_to_poll_client.cli._exit import Exit, exit_of
+from push_to_poll_client.cli import _output, _tail, main
+from push_to_poll_client.cli._output import Exit, exit_of
 from push_to_poll_client.stores._sqlite.reader import read_dead_letters
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
 
@@ -83,10 +83,10 @@ def test_a_line_is_the_event_as_it_came():
         {"id": "1", "source": "s", "method": "DELETE"},
     ):
         assert (
-            json.loads(msgspec.json.encode(_lines._members(CloudEvent.from_json(json.dumps(event).encode()))))
+            json.loads(msgspec.json.encode(_output._members(CloudEvent.from_json(json.dumps(event).encode()))))
             == event
         )
-    assert _lines._members(Message("1", {"a": 1})) == {"id": "1", "data": {"a": 1}}
+    assert _output._members(Message("1", {"a": 1})) == {"id": "1", "data": {"a": 1}}
 
 
 def test_a_feed_longer_than_one_poll_is_read_to_its_end(tail, monkeypatch):
@@ -211,7 +211,7 @@ def test_output_that_cannot_be_written_is_no_failure_of_a_message(server, policy
 def test_output_that_cannot_be_written_says_so_in_this_process_too(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Broken(None, OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(StopConsumer, match="standard output cannot be written: No space left on device"):
-        _lines.write_line(Message("1"))
+        _output.write_line(Message("1"))
 
 
 def test_it_begins_where_it_is_told_to_and_then_goes_on_where_it_was(server, tail, tmp_path):
@@ -284,12 +284,12 @@ def test_the_token_goes_to_the_feed_and_is_printed_nowhere(server, tail, monkeyp
 
 
 def test_the_token_goes_to_pushes_of_the_same_server_alone():
-    assert _push.same_server("wss://shop.example/push", "https://shop.example/feed")
-    assert _push.same_server("https://SHOP.example:443/push", "https://shop.example/feed")
-    assert _push.same_server("ws://shop.example:8080/push", "http://shop.example:8080/feed")
-    assert not _push.same_server("wss://push.example/", "https://shop.example/feed")
-    assert not _push.same_server("ws://shop.example:81/", "http://shop.example/feed")
-    assert not _push.same_server("ws://shop.example:443/", "https://shop.example/feed")
+    assert _tail.same_server("wss://shop.example/push", "https://shop.example/feed")
+    assert _tail.same_server("https://SHOP.example:443/push", "https://shop.example/feed")
+    assert _tail.same_server("ws://shop.example:8080/push", "http://shop.example:8080/feed")
+    assert not _tail.same_server("wss://push.example/", "https://shop.example/feed")
+    assert not _tail.same_server("ws://shop.example:81/", "http://shop.example/feed")
+    assert not _tail.same_server("ws://shop.example:443/", "https://shop.example/feed")
 
 
 @pytest.mark.parametrize(
@@ -308,8 +308,8 @@ def test_the_scheme_says_which_listener_it_is(push, kind, token, monkeypatch):
         made.append((url, token))
         return kind(url, token=token)
 
-    monkeypatch.setitem(_push._KINDS, push.partition(":")[0].lower(), make)
-    assert isinstance(_push.listener_for(push, feed="https://shop.example/feed", token="t"), kind)
+    monkeypatch.setitem(_tail._KINDS, push.partition(":")[0].lower(), make)
+    assert isinstance(_tail.listener_for(push, feed="https://shop.example/feed", token="t"), kind)
     assert made == [(push, token)]
 
 
@@ -318,7 +318,7 @@ def test_the_scheme_says_which_listener_it_is(push, kind, token, monkeypatch):
 )
 def test_a_push_channel_that_is_none_is_not_shown(url):
     with pytest.raises(ValueError, match="--push") as caught:
-        _push.listener_for(url, feed="https://shop.example/feed", token="t")
+        _tail.listener_for(url, feed="https://shop.example/feed", token="t")
     assert "pass-word" not in str(caught.value)
 
 
@@ -439,7 +439,7 @@ def test_a_second_signal_ends_at_once_what_cannot_be_interrupted(backend, monkey
                 await exited.wait()
 
     monkeypatch.setattr(os, "_exit", exit_at_once)
-    anyio.run(_signals.until_signalled, write_that_nobody_reads, Command() if with_command else None)
+    anyio.run(_tail.until_signalled, write_that_nobody_reads, Command() if with_command else None)
     assert codes == [Exit.TERMINATED]
     assert told[:2] == (["finish", "kill"] if with_command else [])
 

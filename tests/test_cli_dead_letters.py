@@ -15,7 +15,7 @@ from command_line import Broken, on, said, typed
 from forms import GUARD, form
 
 from push_to_poll_client import DeadLetter, Record, RecordState, SQLiteStore
-from push_to_poll_client.cli._exit import Exit
+from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.stores._sqlite.reader import read_dead_letters
 from push_to_poll_client.testing import serve_in_thread
 
@@ -387,7 +387,7 @@ def test_what_a_process_owns_is_not_changed(owned, capsys, action, instead):
 
 
 def test_an_owner_that_cannot_be_seen_is_another_process(owned, capsys, monkeypatch):
-    monkeypatch.setattr("push_to_poll_client.cli._names.owner_of", lambda _: None)
+    monkeypatch.setattr("push_to_poll_client.cli._state_file.owner_of", lambda _: None)
     assert "is in use by another process;" in letters(capsys, owned[0], "retry", "--all")[2][0]
 
 

@@ -8,7 +8,7 @@ import pytest
 from command_line import said, typed
 from forms import GUARD, form
 
-from push_to_poll_client.cli._exit import EXIT_CODES, Exit
+from push_to_poll_client.cli._output import EXIT_CODES, Exit
 
 CANARY = "canary-secret"
 FEED = f"http://user:{CANARY}@127.0.0.1:1/feed?key={CANARY}"

@@ -17,8 +17,8 @@ from command_line import on, said
 from forms import GUARD, form
 
 from push_to_poll_client import Message
-from push_to_poll_client.cli import _exec, _signals, _tail
-from push_to_poll_client.cli._exit import Exit
+from push_to_poll_client.cli import _exec, _tail
+from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
 
 MANY = form(500_000, 5_000_000)
@@ -102,8 +102,7 @@ def _go_when_signalled(fifos, monkeypatch):
 
 @pytest.fixture
 def _impatient(monkeypatch):
-    for module in (_signals, _tail):
-        monkeypatch.setattr(module, "SHUTDOWN_TIMEOUT", 0.1)
+    monkeypatch.setattr(_tail, "SHUTDOWN_TIMEOUT", 0.1)
 
 
 def wait_until_gone(*pids):

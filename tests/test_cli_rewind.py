@@ -9,7 +9,7 @@ from command_line import on, said, typed
 
 from push_to_poll_client import Record, SQLiteStore
 from push_to_poll_client.cli import _rewind
-from push_to_poll_client.cli._exit import Exit
+from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.testing import serve_in_thread
 
 EVIL = "b\x1b[2J\n c"

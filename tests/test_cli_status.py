@@ -12,7 +12,7 @@ from forms import GUARD
 
 from push_to_poll_client._types import DeadLetter, Record
 from push_to_poll_client.cli import _status
-from push_to_poll_client.cli._exit import Exit
+from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.testing import serve_in_thread
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from push_to_poll_client import Message
 from push_to_poll_client.cli import _main
-from push_to_poll_client.cli._lines import write_line
-from push_to_poll_client.cli._terminal import harmless, meant, moment, typeable
+from push_to_poll_client.cli._output import harmless, meant, moment, typeable, write_line
 
 EVIL = "\x1b[31m\r\nERROR all is lost\x00\x7f\x9b\u202e\u2066\u200b\U000e0001"
 

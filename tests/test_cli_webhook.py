@@ -18,8 +18,8 @@ import pytest
 from command_line import said, start, typed
 from forms import GUARD
 
-from push_to_poll_client.cli import _serve
-from push_to_poll_client.cli._exit import Exit
+from push_to_poll_client.cli import _webhook
+from push_to_poll_client.cli._output import Exit
 from push_to_poll_client.listeners.verifiers import anybody
 from push_to_poll_client.listeners.webhook import WebhookListener
 from push_to_poll_client.testing import serve_in_thread
@@ -172,7 +172,7 @@ def test_each_way_to_verify_is_served(server, capsys, monkeypatch, how, answer):
 
 
 def test_whoever_asks_nothing_is_hung_up_on(server, monkeypatch):
-    monkeypatch.setattr(_serve, "IDLE", 0.1)
+    monkeypatch.setattr(_webhook, "IDLE", 0.1)
 
     def visit(visitor):
         for part in (b"", b"POST / HTTP/1.1\r\nX-Slow: "):
@@ -198,7 +198,7 @@ def test_garbage_is_answered_and_writes_no_line(server, capsys):
 
 
 def test_a_date_goes_with_the_time(server, monkeypatch):
-    monkeypatch.setattr(_serve, "DATE", 0.01)
+    monkeypatch.setattr(_webhook, "DATE", 0.01)
 
     def visit(visitor):
         assert "date" in httpx.post(visitor.url, timeout=GUARD).headers
@@ -229,7 +229,7 @@ async def test_what_is_served_ends_with_what_it_is_served_for(anyio_backend):
         async with httpx.AsyncClient(timeout=GUARD) as client:
             answers.append(await client.get(f"http://127.0.0.1:{listening.getsockname()[1]}/"))
 
-    await _serve.serve_beside(WebhookListener(anybody()), listening, follow)
+    await _webhook.serve_beside(WebhookListener(anybody()), listening, follow)
     assert answers[0].status_code == 405
     assert listening.fileno() == -1
 

@@ -20,9 +20,9 @@ import pytest
 from command_line import typed
 from forms import GUARD, form
 
-from push_to_poll_client.cli import _demo
-from push_to_poll_client.cli._exit import Exit
-from push_to_poll_client.cli.demo import _conductor, _consumer, _processes, _screen
+from push_to_poll_client.cli import demo as demo_module
+from push_to_poll_client.cli._output import Exit
+from push_to_poll_client.cli.demo import _conductor, _consumer, _processes
 from push_to_poll_client.cli.demo import _figures as figures
 from push_to_poll_client.testing import serve_in_thread
 
@@ -113,7 +113,7 @@ def anyio_backend(request):
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """Where the demo keeps its files; a list of them."""
-    monkeypatch.setattr(_demo.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(demo_module.tempfile, "tempdir", str(tmp_path))
     return lambda: list(tmp_path.iterdir())
 
 
@@ -196,7 +196,7 @@ def test_wrong_arguments_are_one_sentence(capsys, arguments, says):
 
 
 def test_without_a_server_it_says_what_to_install(capsys, monkeypatch):
-    monkeypatch.setattr(_demo, "find_spec", lambda _: None)
+    monkeypatch.setattr(demo_module, "find_spec", lambda _: None)
     assert typed("demo") == Exit.USAGE
     assert capsys.readouterr().err == (
         "push-to-poll: the demo needs a server: pip install 'push-to-poll-client[serve]'\n"
@@ -209,7 +209,7 @@ def test_without_a_server_it_says_what_to_install(capsys, monkeypatch):
 )
 def test_a_signal_ends_it_and_removes_its_files(files, monkeypatch, number, code):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(_demo.Demo, "run", lambda _: os.kill(os.getpid(), number))
+    monkeypatch.setattr(demo_module.Demo, "run", lambda _: os.kill(os.getpid(), number))
     assert typed(*SHORT) == code
     assert files() == []
     assert signal.getsignal(signal.SIGTERM) == before
@@ -302,7 +302,7 @@ def test_a_503_is_over_when_a_later_fetch_went_well(tmp_path):
 
 def test_a_terminal_has_one_line_that_moves(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    screen = _screen.Screen()
+    screen = _conductor.Screen()
     screen.show("1")
     screen.show("2")
     screen.say("stays")
@@ -310,7 +310,7 @@ def test_a_terminal_has_one_line_that_moves(capsys, monkeypatch):
 
 
 def test_elsewhere_it_is_a_line_now_and_then(capsys):
-    screen = _screen.Screen()
+    screen = _conductor.Screen()
     screen.show("1")
     screen.show("2")
     screen.say("stays")

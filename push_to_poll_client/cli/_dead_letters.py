@@ -1,10 +1,10 @@
-"""`push-to-poll dead-letters`: what was given up on, and what is to become of it?
+"""`push-to-poll dead-letters`: list, show, export, retry and drop dead letters.
 
 Looking at it disturbs nobody. What is changed is changed while no process owns the file.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -12,15 +12,70 @@ from push_to_poll_client._dead_letters import as_json
 from push_to_poll_client._json import decode
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._types import DeadLetter, Record, RecordState
-from push_to_poll_client.cli._exit import Exit, UsageError
-from push_to_poll_client.cli._letters import sheet, table
-from push_to_poll_client.cli._lines import print_lines
-from push_to_poll_client.cli._names import add_state_to, changed, named
+from push_to_poll_client._validation import one_line
+from push_to_poll_client.cli._output import Exit, UsageError, harmless, meant, moment, print_lines, typeable
 from push_to_poll_client.cli._parser import Commands
-from push_to_poll_client.cli._terminal import meant
+from push_to_poll_client.cli._state_file import add_state_to, changed, named
 from push_to_poll_client.stores._sqlite.reader import read_dead_letter, read_dead_letters
 
-__all__ = ["add_to"]
+__all__ = [
+    "add_to",
+    "sheet",
+    "table",
+]
+
+
+_LONGEST_KEY = 1_000
+"""Characters of a key in the table: a longer one is hardly typed by anybody."""
+
+
+def table(letters: Iterable[DeadLetter]) -> Iterator[str]:
+    """A line for each; each is let go before the next is read."""
+    none = True
+    for letter in letters:
+        if none:
+            yield _row("last failed (UTC)", "attempts", "marked", "key", "error")
+        none = False
+        marked = "yes" if letter.marked else ""
+        yield _row(
+            moment(letter.last_failed), str(letter.attempts), marked, _key(letter.key), one_line(letter.error)
+        )
+    if none:
+        yield "no dead letters"
+
+
+def sheet(letter: DeadLetter) -> Iterator[str]:
+    """All of one: its fields, the traceback, and the entry as it came."""
+    yield from _fields(letter)
+    if letter.traceback:
+        yield ""
+        yield from (f"  {harmless(line)}" for line in letter.traceback.rstrip("\n").split("\n"))
+    yield ""
+    yield from map(harmless, letter.raw.decode("utf-8", "backslashreplace").split("\n"))
+
+
+def _fields(letter: DeadLetter) -> Iterator[str]:
+    fields = {
+        "key": typeable(letter.key),
+        "id": typeable(letter.id),
+        "error": harmless(letter.error),
+        "attempts": str(letter.attempts),
+        "first failed": f"{moment(letter.first_failed)} UTC",
+        "last failed": f"{moment(letter.last_failed)} UTC",
+        "marked": "yes, the next run tries it again" if letter.marked else "no",
+        "entry": f"{len(letter.raw):,} bytes",
+    }
+    for name, value in fields.items():
+        yield f"{name:<14}{value}"
+
+
+def _row(last: str, attempts: str, marked: str, key: str, error: str) -> str:
+    return f"{last:<19}  {attempts:>8}  {marked:<6}  {key:<40}  {error}"
+
+
+def _key(key: str) -> str:
+    return typeable(key) if len(key) <= _LONGEST_KEY else f"{typeable(key[:_LONGEST_KEY])}..."
+
 
 JSON = """\
 print JSON, an object on a line for each: key, id, error, attempts, first_failed and

@@ -23,7 +23,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from push_to_poll_client import Message
 from push_to_poll_client._validation import check_number, quoted
-from push_to_poll_client.cli._lines import line_of
+from push_to_poll_client.cli._output import line_of
 
 __all__ = ["Command", "CommandFailed", "CommandNotStarted"]
 

@@ -8,11 +8,9 @@ from importlib.metadata import version
 
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._validation import describe, one_line
-from push_to_poll_client.cli import _dead_letters, _demo, _rewind, _status, _tail
-from push_to_poll_client.cli._exit import Exit, UsageError, exit_of
-from push_to_poll_client.cli._lines import flush_stdout
+from push_to_poll_client.cli import _dead_letters, _rewind, _status, _tail, demo
+from push_to_poll_client.cli._output import Exit, HarmlessFormatter, UsageError, exit_of, flush_stdout
 from push_to_poll_client.cli._parser import Commands, Parser
-from push_to_poll_client.cli._terminal import HarmlessFormatter
 
 __all__ = ["main"]
 
@@ -33,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('push-to-poll-client')}")
     commands = Commands(parser)
-    for command in (_tail, _status, _dead_letters, _rewind, _demo):
+    for command in (_tail, _status, _dead_letters, _rewind, demo):
         command.add_to(commands)
     options = parser.parse_args(arguments)
     _log_to_stderr(options.verbose)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from push_to_poll_client._validation import one_line
-from push_to_poll_client.cli._exit import EXIT_CODES, Exit
+from push_to_poll_client.cli._output import EXIT_CODES, Exit
 
 __all__ = ["Commands", "Parser"]
 

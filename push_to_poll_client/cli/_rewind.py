@@ -9,11 +9,9 @@ from push_to_poll_client._position import ELSEWHERE, saved_before
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._types import MAX_CURSOR, Cursor, SavedCursor
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.cli._exit import Exit, UsageError
-from push_to_poll_client.cli._lines import print_lines
-from push_to_poll_client.cli._names import add_state_to, changed, named
+from push_to_poll_client.cli._output import Exit, UsageError, harmless, moment, print_lines, typeable
 from push_to_poll_client.cli._parser import Commands
-from push_to_poll_client.cli._terminal import harmless, moment, typeable
+from push_to_poll_client.cli._state_file import add_state_to, changed, named
 from push_to_poll_client.stores._sqlite.reader import read_cursors
 
 __all__ = ["add_to", "check_cursor"]

@@ -8,10 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.cli._exit import Exit
-from push_to_poll_client.cli._lines import print_lines
+from push_to_poll_client.cli._output import Exit, moment, print_lines
 from push_to_poll_client.cli._parser import Commands
-from push_to_poll_client.cli._terminal import moment
 from push_to_poll_client.stores._sqlite.reader import Progress, StoreFile, read_store
 
 __all__ = ["add_to"]

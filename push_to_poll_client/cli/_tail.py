@@ -1,26 +1,144 @@
-"""`push-to-poll tail`: follow a feed, one JSON line per message on standard output, or one run of a command."""
+"""`push-to-poll tail`: follow a feed, one JSON line or one run of a command for each message."""
 
 import argparse
 import functools
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
+import httpx
+from anyio.abc import TaskStatus
 from tenacity import AsyncRetrying, stop_after_attempt
 
-from push_to_poll_client import Consumer, HTTPFeed, MemoryStore, Message, PollResult, SQLiteStore, Throttled
+from push_to_poll_client import (
+    Consumer,
+    HTTPFeed,
+    Listener,
+    MemoryStore,
+    Message,
+    PollResult,
+    SQLiteStore,
+    SSEListener,
+    Throttled,
+    WebSocketListener,
+)
 from push_to_poll_client._consumer import RETRY
 from push_to_poll_client._options import FailurePolicy, OnFailure
 from push_to_poll_client.cli._exec import Command, CommandNotStarted
-from push_to_poll_client.cli._exit import Exit, UsageError
-from push_to_poll_client.cli._lines import ReaderGone, write_line
+from push_to_poll_client.cli._output import Exit, ReaderGone, UsageError, write_line
 from push_to_poll_client.cli._parser import Commands
-from push_to_poll_client.cli._push import listener_for
 from push_to_poll_client.cli._rewind import check_cursor
-from push_to_poll_client.cli._signals import SHUTDOWN_TIMEOUT, until_signalled
 from push_to_poll_client.cli._webhook import Webhook, add_webhook, environment_variable, webhook_of
 
-__all__ = ["add_to"]
+__all__ = [
+    "SHUTDOWN_TIMEOUT",
+    "add_to",
+    "listener_for",
+    "same_server",
+    "until_signalled",
+]
+
+
+_KINDS: dict[str, Callable[..., Listener]] = {
+    "ws": WebSocketListener,
+    "wss": WebSocketListener,
+    "http": SSEListener,
+    "https": SSEListener,
+}
+_SECURE = {"https", "wss"}
+
+
+def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
+    """The listener for a push channel.
+
+    Args:
+        push: Its URL; the scheme says which kind it is.
+        feed: The URL of the feed.
+        token: The feed's, which goes to the same server alone (G12); `None`: there is none.
+
+    Raises:
+        ValueError: The URL is none of a push channel. Nothing of it is in the text.
+    """
+    kind = _KINDS.get(push.partition(":")[0].lower())
+    if kind is None:
+        raise ValueError("--push must be a websocket (ws://, wss://) or server-sent events (http://, https://)")
+    try:
+        return kind(push, token=token if token is not None and same_server(push, feed) else None)
+    except ValueError as error:
+        raise ValueError(f"--push: {error}") from error
+
+
+def same_server(push: str, feed: str) -> bool:
+    """Whether two URLs name the same host and port, and both or neither are encrypted.
+
+    Raises:
+        ValueError: One of them is no URL.
+    """
+    return _server(push) == _server(feed)
+
+
+def _server(url: str) -> tuple[bool, str, int | None]:
+    try:
+        parsed = httpx.URL(url)
+        host = parsed.host
+    except (httpx.InvalidURL, UnicodeError):  # whose text may quote a piece of a password
+        raise ValueError("it is no URL") from None
+    return parsed.scheme in _SECURE, host, parsed.port
+
+
+SHUTDOWN_TIMEOUT = 10.0
+"""Seconds that the message in hand gets to finish after the first signal: the library's default."""
+
+
+async def until_signalled(follow: Callable[[], Awaitable[None]], command: Command | None = None) -> Exit:
+    """Run `follow` until it ends or SIGINT or SIGTERM cancels it.
+
+    Args:
+        follow: What is run.
+        command: Gets `SHUTDOWN_TIMEOUT` for the message in hand, and is killed by a second signal.
+
+    Returns:
+        `Exit.DONE`, or which signal it was.
+
+    Raises:
+        Exception: What `follow` raised, without a group around it.
+    """
+    code = Exit.DONE
+    error: Exception | None = None
+
+    async def watch(body: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
+        nonlocal code
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for number in signals:
+                if code is not Exit.DONE:
+                    _leave(code, command)
+                code = Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
+                if command is not None:
+                    command.finish_until(anyio.current_time() + SHUTDOWN_TIMEOUT)
+                body.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as body:
+            await tasks.start(watch, body)
+            try:
+                await follow()
+            except Exception as caught:  # noqa: BLE001  # raised below, without a group around it
+                error = caught
+        tasks.cancel_scope.cancel()
+    if error is not None:
+        raise error
+    return code
+
+
+def _leave(code: Exit, command: Command | None) -> None:
+    """Asked twice: output that nobody reads must not hold us, nor a command that does not end."""
+    if command is not None:
+        command.kill()
+    os._exit(code)
+
 
 DEGRADED = 10.0
 """Seconds between polls while a push channel is down, unless `--interval` is shorter: the library's default."""

@@ -18,10 +18,10 @@ from push_to_poll_client._overlap import Behind
 from push_to_poll_client._types import SavedCursor
 from push_to_poll_client.cli import _dead_letters, _rewind, _status, _tail
 from push_to_poll_client.cli._exec import _argv
+from push_to_poll_client.cli._output import harmless, meant, moment, typeable
 from push_to_poll_client.cli._parser import Commands, Parser
-from push_to_poll_client.cli._push import listener_for, same_server
 from push_to_poll_client.cli._rewind import check_cursor
-from push_to_poll_client.cli._terminal import harmless, meant, moment, typeable
+from push_to_poll_client.cli._tail import listener_for, same_server
 from push_to_poll_client.stores._retention import Retention
 from push_to_poll_client.stores._sqlite.cursors import Places
 from push_to_poll_client.stores._sqlite.dead_letters import read_letters
@@ -262,14 +262,14 @@ ROWS = (
     ),
     Fuzzed(
         name="texts on a terminal",
-        rooms=("cli._terminal",),
+        rooms=("cli._output",),
         read=read_shown,
         examples=(b"key\x1b[31m", b"\\u001b\\ud83d\\ude00\\n", b"\xff\xe2\x80\xae", b"99999999999999999999"),
         tokens=words(r"\\u001b \\ud83d \\ \x1b \n ' \xff \xf0\x9f\x98\x80 \xe2\x80\xae"),
     ),
     Fuzzed(
         name="addresses of push channels",
-        rooms=("cli._push", "listeners._base", "listeners.sse", "listeners.websocket"),
+        rooms=("cli._tail", "listeners._base", "listeners.sse", "listeners.websocket"),
         read=read_push,
         errors=(ValueError,),
         examples=(

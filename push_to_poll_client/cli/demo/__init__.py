@@ -1,5 +1,87 @@
-"""What `push-to-poll demo` shows: a consumer that is treated badly, and a count of what it wrote down."""
+"""`push-to-poll demo`: a consumer that is interrupted in many ways, and a count of what it lost."""
 
+import argparse
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from push_to_poll_client.cli._output import Exit, UsageError
+from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli.demo._conductor import Demo
 
-__all__ = ["Demo"]
+__all__ = [
+    "add_to",
+]
+
+
+LEAST_LIVE = 10
+"""Fewer leave no room for four faults."""
+
+
+def add_to(commands: Commands) -> None:
+    """Add the command to the parser's commands."""
+    parser = commands.add(
+        "demo",
+        run,
+        help="see it work: a server, a consumer, and everything that goes wrong between them",
+        description="Start a server with a backlog and a consumer that catches up. Then live messages follow "
+        "while the server drops a fifth of the pushes, cuts the connection twice and answers one 503, and the "
+        "consumer is killed and started again. What the consumer wrote down is counted. It takes half a minute, "
+        "and needs the extra `serve`.",
+    )
+    parser.add_argument(
+        "--backlog", metavar="N", type=int, default=20_000, help="messages to catch up with (default: 20000)"
+    )
+    parser.add_argument(
+        "--live", metavar="N", type=int, default=200, help="messages that are published then (default: 200)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it.
+
+    Raises:
+        UsageError: A number is too small, or what it needs is not installed.
+    """
+    if options.backlog < 0 or options.live < LEAST_LIVE:
+        raise UsageError(f"--backlog must be at least 0 and --live at least {LEAST_LIVE}")
+    if find_spec("uvicorn") is None:
+        raise UsageError("the demo needs a server: pip install 'push-to-poll-client[serve]'")
+    directory = Path(tempfile.mkdtemp(prefix="push-to-poll-demo-"))
+    code = _conducted(directory, options)
+    if code is Exit.BUG:
+        print(f"FAILED; what the consumer logged and the handler wrote is in {directory}")
+    else:
+        shutil.rmtree(directory)
+    return code
+
+
+def _conducted(directory: Path, options: argparse.Namespace) -> Exit:
+    try:
+        with _sigterm_raises(), Demo(directory, backlog=options.backlog, live=options.live) as demo:
+            return Exit.DONE if demo.run() else Exit.BUG
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except _Terminated:
+        return Exit.TERMINATED
+
+
+class _Terminated(BaseException):
+    """SIGTERM came, as `KeyboardInterrupt` is that SIGINT came."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def terminated(*_: object) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

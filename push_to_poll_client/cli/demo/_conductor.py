@@ -1,4 +1,4 @@
-"""A consumer catches up, stays current by push, and is treated badly; then everything is counted.
+"""Run the demo: a consumer catches up, is interrupted in many ways, and everything is counted.
 
 Three processes: this one conducts, the reference server serves a feed and pushes, and `_consumer.py` consumes with
 SQLite. The server drops a fifth of the pushes, cuts the connection twice and answers one 503; the consumer is
@@ -6,17 +6,61 @@ killed once and started again.
 """
 
 import contextlib
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from push_to_poll_client.cli.demo._consumer import FLUSH_INTERVAL
-from push_to_poll_client.cli.demo._figures import Fault, HandlerFile, beyond_g7, latencies, processed_twice
+from push_to_poll_client.cli.demo._figures import (
+    Fault,
+    HandlerFile,
+    beyond_g7,
+    latencies,
+    percentile,
+    processed_twice,
+)
 from push_to_poll_client.cli.demo._processes import PATIENCE, ConsumerProcess, Server
-from push_to_poll_client.cli.demo._screen import Screen, print_figure, print_latency
 
-__all__ = ["Demo"]
+__all__ = [
+    "Demo",
+    "Screen",
+    "print_figure",
+    "print_latency",
+]
+
+
+class Screen:
+    """One line that moves on a terminal; elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        self._moves = sys.stdout.isatty()
+        self._shown_at = 0.0
+
+    def show(self, text: str) -> None:
+        """Show how far it is."""
+        if self._moves:
+            print(f"\r\x1b[K{text}", end="", flush=True)
+        elif time.monotonic() - self._shown_at > 2:
+            self._shown_at = time.monotonic()
+            print(text, flush=True)
+
+    def say(self, text: str) -> None:
+        """Say something that stays."""
+        print(f"\r\x1b[K{text}" if self._moves else text, flush=True)
+
+
+def print_figure(name: str, value: int, remark: str = "") -> None:
+    """One line of the summary."""
+    print(f"{name:<20}{value:>7,}   {remark}".rstrip())
+
+
+def print_latency(name: str, values: Sequence[float], remark: str) -> None:
+    """One line of the summary; none when there is nothing to tell. The values are sorted."""
+    if values:
+        p50, p99 = (percentile(values, percent) * 1000 for percent in (50, 99))
+        print(f"{name:<20}{len(values):>7,}   p50 {p50:.1f} ms, p99 {p99:.1f} ms; {remark}")
 
 
 class Demo:

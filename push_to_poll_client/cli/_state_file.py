@@ -1,4 +1,4 @@
-"""Which consumer of a state file is meant, and how is it changed? Only while no process owns the file."""
+"""Find the consumer that is meant in a state file, and change it while no process owns the file."""
 
 import argparse
 from collections.abc import Awaitable, Callable
@@ -10,12 +10,17 @@ import anyio
 from push_to_poll_client._exceptions import StoreBusy, StoreError
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.cli._exit import UsageError
+from push_to_poll_client.cli._output import UsageError
 from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.stores._sqlite.file import owner_of
 from push_to_poll_client.stores._sqlite.reader import Progress, StoreFile, read_store
 
-__all__ = ["add_state_to", "changed", "named"]
+__all__ = [
+    "add_state_to",
+    "changed",
+    "named",
+]
+
 
 _T = TypeVar("_T")
 
