@@ -34,7 +34,7 @@ from vendors.vendor import SECRET
 from vendors.zendesk import Zendesk
 
 from push_to_poll_client.testing import FeedSuite
-from push_to_poll_client.testing._feed_walk import walk
+from push_to_poll_client.testing._feed_suite import walk
 
 
 class Stalls(httpx.AsyncByteStream):

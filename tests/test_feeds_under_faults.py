@@ -32,7 +32,7 @@ from push_to_poll_client import (
     SQLiteStore,
 )
 from push_to_poll_client.testing import virtual_time
-from push_to_poll_client.testing._feed_walk import walk
+from push_to_poll_client.testing._feed_suite import walk
 
 pytestmark = [pytest.mark.anyio, pytest.mark.no_cover]  # lines are counted where it is quick
 

@@ -19,15 +19,7 @@ from forms import GUARD, form
 from websockets.sync.client import connect
 
 from push_to_poll_client import FeedError, FetchRequest, HTTPFeed, testing
-from push_to_poll_client.testing import (
-    Faults,
-    ReferenceApp,
-    ReferenceServer,
-    Stats,
-    _server,
-    serve_in_thread,
-    server,
-)
+from push_to_poll_client.testing import Faults, ReferenceApp, ReferenceServer, Stats, serve_in_thread, server
 
 BATCH = "application/cloudevents-batch+json"
 FIRST, SECOND, THIRD = (f"{n:012d}" for n in (1, 2, 3))
@@ -41,7 +33,7 @@ def anyio_backend(request):
 @pytest.fixture(autouse=True)
 def no_time_to_go_on(monkeypatch):
     """What a stop does not end goes on for longer than the guard."""
-    monkeypatch.setattr(_server, "STOP_TIMEOUT", 2 * GUARD)
+    monkeypatch.setattr(server, "STOP_TIMEOUT", 2 * GUARD)
 
 
 @pytest.fixture

@@ -8,17 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from push_to_poll_client.testing._fake_feed import Answer, Asked, FakeFeed
-from push_to_poll_client.testing._faults import Faults
 from push_to_poll_client.testing._manual_listener import ManualListener
-from push_to_poll_client.testing._reference_app import ReferenceApp
-from push_to_poll_client.testing._stats import PushRecord, Stats
+from push_to_poll_client.testing._reference.app import ReferenceApp
+from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
 from push_to_poll_client.testing._virtual_time import VirtualTimeLoop, virtual_time
 
 if TYPE_CHECKING:
     from push_to_poll_client.testing._feed_suite import FeedSuite
-    from push_to_poll_client.testing._server import ReferenceServer, serve_in_thread
     from push_to_poll_client.testing._store_suite import StoreSuite
     from push_to_poll_client.testing._transactional_suite import TransactionalStoreSuite
+    from push_to_poll_client.testing.server import ReferenceServer, serve_in_thread
 
 __all__ = [
     "Answer",
@@ -40,10 +39,10 @@ __all__ = [
 
 _LATER = {
     "FeedSuite": "_feed_suite",
-    "ReferenceServer": "_server",
+    "ReferenceServer": "server",
     "StoreSuite": "_store_suite",
     "TransactionalStoreSuite": "_transactional_suite",
-    "serve_in_thread": "_server",
+    "serve_in_thread": "server",
 }
 
 

@@ -1,23 +1,101 @@
-"""A feed in memory that misbehaves on command, and only then.
+"""A feed in memory that fails on command.
+
+A message keeps the place at which it was published, also while it is not visible yet. One that becomes visible
+late, behind a later one that was read, is therefore skipped by who goes on from there, as in a database whose
+transactions commit in another order than they take their ids.
 
 An answer is frozen *before* the simulated latency. A server reads its database and then the answer travels; what
 is published meanwhile is not in it. A fake that looks after the latency hides every lost wake-up.
 """
 
+import math
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import anyio
 
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, UndecodableMessage
-from push_to_poll_client._types import Cursor, FetchRequest, Message, Page
-from push_to_poll_client.testing._bell import Bell
-from push_to_poll_client.testing._fake_entries import Entries
+from push_to_poll_client._types import Cursor, FetchRequest, Message, Page, UnreadableMessage
+from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = ["Answer", "Asked", "FakeFeed"]
+__all__ = [
+    "Answer",
+    "Asked",
+    "Entries",
+    "FakeFeed",
+]
+
+
+@dataclass(slots=True)
+class _Entry:
+    what: str | Message
+    data: Any
+    error: UndecodableMessage | None
+    visible_at: float
+    hidden_until: int
+
+    def message(self, cursor: Cursor | None = None) -> Message:
+        if isinstance(self.what, Message):
+            return self.what
+        if self.error is not None:
+            return UnreadableMessage(self.what, self.error, cursor=cursor)
+        return Message(self.what, self.data, cursor=cursor)
+
+
+class Entries:
+    """Messages in the order of their publication, each visible from its own moment on."""
+
+    def __init__(self) -> None:
+        self._entries: list[_Entry] = []
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(
+        self,
+        what: Iterable[int | str | Message],
+        data: Any,
+        error: UndecodableMessage | None,
+        *,
+        lag: float,
+        hidden_until: int,
+    ) -> list[str]:
+        """Append; visible after `lag` seconds to fetches whose number is above `hidden_until`."""
+        visible_at = anyio.current_time() + lag if lag else -math.inf
+        first = len(self)
+        for one in self._names(what):
+            self._entries.append(_Entry(one, data, error, visible_at, hidden_until))
+        return [entry.message().id for entry in self._entries[first:]]
+
+    def _names(self, what: Iterable[int | str | Message]) -> Iterator[str | Message]:
+        for one in what:
+            if isinstance(one, int):
+                for _ in range(one):
+                    yield str(len(self) + 1)
+            else:
+                yield one
+
+    def visible(self, start: int, end: int, *, fetch: int) -> Iterator[int]:
+        """The places from `start` to before `end` that the fetch of this number sees now."""
+        now = anyio.current_time()
+        for place in range(start, end):
+            entry = self._entries[place]
+            if entry.visible_at <= now and entry.hidden_until < fetch:
+                yield place
+
+    def next_visible(self) -> float:
+        """When the next one becomes visible; infinity when none will."""
+        now = anyio.current_time()
+        return min((entry.visible_at for entry in self._entries if entry.visible_at > now), default=math.inf)
+
+    def message(self, place: int, cursor: Cursor | None) -> Message:
+        """The message at this place, with this cursor unless it was published with its own."""
+        return self._entries[place].message(cursor)
+
 
 Answer: TypeAlias = Page | BaseException | None
 """What a fetch meets: a page, an error that it raises, or `None`, what it would have met anyway."""

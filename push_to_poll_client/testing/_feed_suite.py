@@ -1,11 +1,13 @@
-"""What every feed must do, so that what holds with a fake holds with the real thing."""
+"""A suite that every feed must pass."""
+
 # ruff: noqa: S101, PLR2004 - a suite asserts, and the figures of an example are the example
 
 import logging
 import math
 import traceback
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
 
 import anyio
 import httpx
@@ -14,11 +16,180 @@ import pytest
 from push_to_poll_client._dead_letters import restored
 from push_to_poll_client._exceptions import FeedError, PushToPollError, UndecodableMessage
 from push_to_poll_client._protocols import Feed
-from push_to_poll_client._types import MAX_CURSOR, DeadLetter, FetchRequest, Message, Page, Push
-from push_to_poll_client.testing._feed_hooks import FeedHooks
-from push_to_poll_client.testing._feed_walk import Steps, Walk, walk
+from push_to_poll_client._types import MAX_CURSOR, Cursor, DeadLetter, FetchRequest, Message, Page, Push
 
-__all__ = ["FeedSuite"]
+__all__ = [
+    "MOST_PAGES",
+    "FeedHooks",
+    "FeedSuite",
+    "Step",
+    "Steps",
+    "Walk",
+    "walk",
+]
+
+
+MOST_PAGES = 200
+"""Of a feed with a handful of messages: one that has more never ends."""
+
+
+class Step(NamedTuple):
+    """One page.
+
+    Attributes:
+        at: Where it was asked for.
+        page: What came.
+    """
+
+    at: Cursor | None
+    page: Page
+
+
+class Walk(NamedTuple):
+    """From a cursor to the end.
+
+    Attributes:
+        steps: The pages, in the order in which they were fetched.
+    """
+
+    steps: Sequence[Step]
+
+    @property
+    def pages(self) -> Sequence[Page]:
+        """As they came."""
+        return [step.page for step in self.steps]
+
+    @property
+    def messages(self) -> list[Message]:
+        """Of all pages."""
+        return [message for page in self.pages for message in page.messages]
+
+    @property
+    def ids(self) -> list[str]:
+        """Of all messages."""
+        return [message.id for message in self.messages]
+
+    @property
+    def cursors(self) -> list[tuple[Cursor, int]]:
+        """Each cursor that may be saved, and how many messages are settled then."""
+        found: list[tuple[Cursor, int]] = []
+        settled = 0
+        for page in self.pages:
+            for message in page.messages:
+                settled += 1
+                found += [(message.cursor, settled)] if message.cursor is not None else []
+            found += [(page.cursor, settled)] if page.cursor is not None else []
+        return found
+
+
+class Steps:
+    """Page after page, until there is no next one. No generator: nothing is left open by who stops half way."""
+
+    def __init__(self, feed: Feed, cursor: Cursor | None = None) -> None:
+        self._feed = feed
+        self._first = self._at = cursor
+        self._number = 0
+
+    def __aiter__(self) -> "Steps":
+        return self
+
+    async def __anext__(self) -> Step:
+        if self._number and self._at is None:
+            raise StopAsyncIteration
+        self._number += 1
+        if self._number > MOST_PAGES:
+            raise AssertionError(
+                f"the walk from {self._first!r} found no end on {MOST_PAGES} pages; the last next is {self._at!r}"
+            )
+        at, page = self._at, await self._feed.fetch(FetchRequest(self._at))
+        self._at = page.next
+        return Step(at, page)
+
+
+async def walk(feed: Feed, cursor: Cursor | None = None) -> Walk:
+    """All of it."""
+    return Walk([step async for step in Steps(feed, cursor)])
+
+
+_LONG = 30.0
+"""Seconds after which a test gives up; what it waits for takes milliseconds."""
+
+
+class FeedHooks:
+    """To be overridden; `FeedSuite` says how.
+
+    Attributes:
+        secrets: What the feed was given that nobody may see.
+        acknowledges: To fetch from a cursor takes away what stands before it, so nothing is read twice.
+        repeats: What a cursor leads to may begin with some of what stands before it.
+        longest_fetch: Seconds within which each fetch ends, also when the server hangs.
+    """
+
+    secrets: tuple[str, ...] = ()
+    acknowledges: bool = False
+    repeats: bool = False
+    longest_fetch: float = _LONG
+
+    async def make_feed(self, count: int) -> Feed:
+        """Make a feed with `count` messages in it; best on pages of less than three."""
+        raise NotImplementedError
+
+    async def publish(self, feed: Feed, count: int) -> None:
+        """Let `count` more messages appear."""
+        raise NotImplementedError
+
+    async def held(self, feed: Feed) -> None:  # noqa: ARG002 - for those who override it
+        """Return when the server holds an answer. As it is, for feeds that live in the same event loop."""
+        await anyio.wait_all_tasks_blocked()
+
+    async def close(self, feed: Feed) -> None:
+        """Close the feed when a test is over. As it is, by `aclose()` if it has one."""
+        if hasattr(feed, "aclose"):
+            await feed.aclose()
+
+    async def reopen(self, feed: Feed) -> Feed:  # noqa: ARG002 - likewise
+        """Make another feed of the same server, as after a restart. It is not closed by the suite."""
+        pytest.skip("the feed's suite does not override reopen()")
+
+    async def break_next(self, feed: Feed) -> None:  # noqa: ARG002 - likewise
+        """Let the next fetch fail, as by an answer with status 500 or one that is cut."""
+        pytest.skip("the feed's suite does not override break_next()")
+
+    async def hang(self, feed: Feed) -> None:  # noqa: ARG002 - likewise
+        """Let the server stop in the middle of its next answer."""
+        pytest.skip("the feed's suite does not override hang()")
+
+    async def change(self, feed: Feed) -> None:  # noqa: ARG002 - likewise
+        """Let the entry of one message change that is there: a new version of it, and so a new message."""
+        pytest.skip("the feed's suite does not override change()")
+
+    async def publish_late(self, feed: Feed) -> None:  # noqa: ARG002 - likewise
+        """Let one message appear before some that are there already."""
+        pytest.skip("the feed's suite does not override publish_late()")
+
+    @asynccontextmanager
+    async def _opened(self, count: int) -> AsyncIterator[Feed]:
+        with anyio.fail_after(_LONG):
+            feed = await self.make_feed(count)
+            try:
+                yield feed
+            finally:
+                await self.close(feed)
+
+    @asynccontextmanager
+    async def _caught_up(self) -> AsyncIterator[tuple[Feed, Cursor]]:
+        async with self._opened(2) as feed:
+            yield feed, (await walk(feed)).cursors[-1][0]
+
+    def _follows(self, ids: Sequence[str], expected: Sequence[str], known: Collection[str]) -> bool:
+        """Whether these are the messages expected, behind some that are known if the feed repeats."""
+        before = max(len(ids) - len(expected), 0)
+        return ids[before:] == expected and (not before or (self.repeats and {*ids[:before]} <= {*known}))
+
+    def _reads_twice(self) -> None:
+        if self.acknowledges:
+            pytest.skip("the feed acknowledges by being fetched: nothing is read twice")
+
 
 _WAIT = 10.0
 """Seconds for which a feed is asked to hold an answer, if it can for so long."""

@@ -5,7 +5,7 @@ from operator import methodcaller
 
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
-from push_to_poll_client.testing._bell import Bell
+from push_to_poll_client.testing._virtual_time import Bell
 
 __all__ = ["ManualListener"]
 

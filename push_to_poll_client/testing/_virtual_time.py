@@ -1,4 +1,4 @@
-"""Virtual time: tests that wait for an hour and take a millisecond, on asyncio as on trio.
+"""Virtual time for tests, on asyncio and on trio, and a bell for what a test waits for.
 
 Trio brings `MockClock`. For asyncio the event loop below does the same: whenever nothing is ready to run, its
 clock jumps to the next timer.
@@ -8,7 +8,32 @@ import asyncio
 import selectors
 from typing import Any, Literal
 
-__all__ = ["VirtualTimeLoop", "virtual_time"]
+import anyio
+
+__all__ = [
+    "Bell",
+    "VirtualTimeLoop",
+    "virtual_time",
+]
+
+
+class Bell:
+    """Wakes all who wait, each time it rings. Who waits for a state looks at it, waits, and looks again."""
+
+    def __init__(self) -> None:
+        self._event: anyio.Event | None = None
+
+    def ring(self) -> None:
+        """Wake all who wait now. From inside the event loop, or before it runs."""
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+    async def wait(self) -> None:
+        """Return when it rings the next time."""
+        if self._event is None:
+            self._event = anyio.Event()
+        await self._event.wait()
 
 
 class _JumpingSelector(selectors.DefaultSelector):

@@ -1,4 +1,6 @@
-"""The reference server as a process of its own: `python -m push_to_poll_client.testing.server`.
+"""The reference server on a real socket: in a thread, or as `python -m push_to_poll_client.testing.server`.
+
+This is the one place that needs uvicorn.
 
 When it accepts connections it prints one line on stdout, JSON with the members `url` (the feed), `push_url` (the
 websocket), `sse_url` (the event stream), `changes_url` (the long poll), `base_url` (for `/webhooks`, `/publish`,
@@ -6,17 +8,265 @@ websocket), `sse_url` (the event stream), `changes_url` (the long poll), `base_u
 """
 
 import argparse
+import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar, cast
 
-from push_to_poll_client.testing._server import ReferenceServer, serve_in_thread
+import anyio
 
-__all__ = ["main"]
+from push_to_poll_client.testing._reference.app import ReferenceApp
+from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
+
+__all__ = [
+    "ReferenceServer",
+    "main",
+    "serve_in_thread",
+]
+
+
+try:
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+except ImportError as _missing:  # pragma: no cover - the tests have it
+    raise ImportError("The reference server needs uvicorn: pip install 'push-to-poll-client[serve]'") from _missing
+
+_T = TypeVar("_T")
+
+START_TIMEOUT = 60
+"""Seconds after which a server that did not start is an error."""
+
+STOP_TIMEOUT = 5
+"""Seconds for which requests may go on when the server stops; what is held or stalled is ended at once."""
+
+
+class _Http(H11Protocol):
+    """Lets the application hang up in the middle of an answer, which ASGI has no word for."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "hang_up": transport.close}
+
+
+class _WebSocket(WebSocketsSansIOProtocol):
+    """Goes deaf while `half_open` is set: no application is asked about pings."""
+
+    def data_received(self, data: bytes) -> None:
+        app = cast("ReferenceApp", self.config.app)
+        if not (self.handshake_complete and app.faults.half_open):
+            super().data_received(data)
+
+
+class _Uvicorn(uvicorn.Server):
+    """Says in which event loop it runs, and stops without waiting for its next tick."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._loop: Future[asyncio.AbstractEventLoop] = Future()
+        self._stop = asyncio.Event()
+
+    def run_in_loop(self, call: Callable[[], None]) -> None:
+        """Run in the server's event loop, from any thread; waits until the server has started."""
+        self._loop.result(START_TIMEOUT).call_soon_threadsafe(call)
+
+    def stop(self) -> None:
+        """End; called in the server's event loop."""
+        self.should_exit = True
+        self._stop.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._loop.set_result(asyncio.get_running_loop())
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # each second a new Date header
+            with anyio.move_on_after(1):
+                await self._stop.wait()
+
+
+class ReferenceServer:
+    """A `ReferenceApp` on 127.0.0.1. Its methods may be called from any thread.
+
+    Args:
+        app: What to serve; `None` makes a new one.
+        port: Where; 0 takes a free one, which `restart()` keeps.
+    """
+
+    def __init__(self, app: ReferenceApp | None = None, *, port: int = 0) -> None:
+        self.app: ReferenceApp = ReferenceApp() if app is None else app
+        self._port = port
+        self._uvicorn: _Uvicorn | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def base_url(self) -> str:
+        """Where the server is, without a slash at the end."""
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def url(self) -> str:
+        """The feed."""
+        return f"{self.base_url}/feed"
+
+    @property
+    def push_url(self) -> str:
+        """The push channel as a websocket."""
+        return f"ws://127.0.0.1:{self._port}/push"
+
+    @property
+    def sse_url(self) -> str:
+        """The push channel as server-sent events."""
+        return f"{self.base_url}/events"
+
+    @property
+    def faults(self) -> Faults:
+        """The switches; set them whenever you like."""
+        return self.app.faults
+
+    @property
+    def stats(self) -> Stats:
+        """The counters, as they are now."""
+        return self.app.stats
+
+    @property
+    def pushes(self) -> Sequence[PushRecord]:
+        """The push of each publication, oldest first."""
+        return self.app.pushes
+
+    @property
+    def changes_url(self) -> str:
+        """The push channel as a long poll."""
+        return f"{self.base_url}/changes"
+
+    def publish(self, what: int | list[Any] = 1) -> list[str]:
+        """Publish this many events, or one with each data of the list; then push once. Also while stopped.
+
+        Returns:
+            Their ids.
+        """
+        return self._call(lambda: self.app.publish(what))
+
+    def send_webhooks(self, url: str, secret: str | None) -> list[str]:
+        """Send each push from now on there too, as a signed webhook.
+
+        Args:
+            url: Where to.
+            secret: What to sign with, "whsec_" and Base64; takes the place of an earlier one. `None`: send no
+                more.
+
+        Returns:
+            Where pushes are sent to now.
+
+        Raises:
+            ValueError: It is no address, or no secret.
+        """
+        return self._call(lambda: self.app.send_webhooks(url, secret))
+
+    def close_websockets(self, code: int = 1012) -> None:
+        """Close all websockets that are open now, with this code; end all event streams, answer all long polls."""
+        self._call(lambda: self.app.close_websockets(code))
+
+    def start(self) -> None:
+        """Serve on 127.0.0.1, in a thread. Connections are accepted as soon as it returns.
+
+        Raises:
+            OSError: The port is taken.
+        """
+        listening = _listen(self._port)
+        self._port = listening.getsockname()[1]
+        self.app.open()
+        self._uvicorn = _Uvicorn(_config(self.app))
+        self._thread = threading.Thread(target=self._uvicorn.run, args=([listening],), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop serving: websockets are closed with 1012, what is held, stalled or a stream ends. Twice is once."""
+        server, self._uvicorn = self._uvicorn, None
+        if server is not None and self._thread is not None:
+            server.run_in_loop(self.app.shut)
+            server.run_in_loop(server.stop)
+            self._thread.join()
+
+    def restart(self) -> None:
+        """Stop and serve again on the same port, with the same messages."""
+        self.stop()
+        self.start()
+
+    def _call(self, what: Callable[[], _T]) -> _T:
+        """Run in the event loop of the server; here when there is none."""
+        if self._uvicorn is None:
+            return what()
+        result: Future[_T] = Future()
+        self._uvicorn.run_in_loop(lambda: _fulfil(result, what))
+        return result.result()
+
+
+@contextmanager
+def serve_in_thread(app: ReferenceApp | None = None, *, port: int = 0, **kwargs: Any) -> Iterator[ReferenceServer]:
+    """Run the reference server in a thread.
+
+        with serve_in_thread(backlog=100, page_size=10) as server:
+            feed = HTTPFeed(server.url)
+
+    Args:
+        app: What to serve; `None` makes a `ReferenceApp` of the other arguments.
+        port: Where; 0 takes a free one.
+        kwargs: For `ReferenceApp`.
+
+    Yields:
+        The server, which accepts connections.
+    """
+    server = ReferenceServer(ReferenceApp(**kwargs) if app is None else app, port=port)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _listen(port: int) -> socket.socket:
+    # With its protocol named: asyncio sends without delay (TCP_NODELAY) only on sockets that do. Nagle's algorithm
+    # against a client's delayed acknowledgement costs each small answer 40 ms.
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", port))
+        listening.listen()
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def _config(app: ReferenceApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_Http,
+        ws=_WebSocket,
+        ws_ping_interval=None,  # the server must not notice a half-open connection either
+        ws_per_message_deflate=False,
+        lifespan="auto",  # an application of the user's own may not know of it
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=STOP_TIMEOUT,
+    )
+
+
+def _fulfil(result: Future[_T], what: Callable[[], _T]) -> None:
+    try:
+        result.set_result(what())
+    except BaseException as error:  # noqa: BLE001 - it is the caller's, in another thread
+        result.set_exception(error)
+
 
 wait_for_ever: Callable[[], object] = threading.Event().wait
 

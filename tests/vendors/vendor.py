@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import anyio
 import httpx
 
-from push_to_poll_client.testing._bell import Bell
+from push_to_poll_client.testing._virtual_time import Bell
 
 SECRET = "s3cr3t-c4n4ry"
 BEGAN = 1_700_000_000

@@ -1,4 +1,4 @@
-"""The few ASGI manners that the reference server needs."""
+"""The parts of ASGI that the reference server needs."""
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from contextlib import suppress
@@ -22,6 +22,7 @@ __all__ = [
     "until_gone",
     "while_there",
 ]
+
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]

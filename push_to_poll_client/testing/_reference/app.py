@@ -1,6 +1,6 @@
-"""The reference server as an ASGI application: an HTTP feed, its push channels, and ways to make them fail.
+"""The reference server as an ASGI application: a feed, its push channels, and ways to make them fail.
 
-    GET  /feed      HTTP Feeds (http-feeds.org) with `lastEventId` and long polling by `timeout` in milliseconds
+GET  /feed      HTTP Feeds (http-feeds.org) with `lastEventId` and long polling by `timeout` in milliseconds
     WS   /push      after each publication one text message, {"cursor": id of the newest event}: a hint, no data
     GET  /events    the same texts as server-sent events, each with the id as its id
     GET  /changes   a long poll with `after`, the id of an event, and `wait` in seconds: {"changes": true,
@@ -22,18 +22,16 @@ from typing import Any, TypeAlias
 import msgspec
 
 from push_to_poll_client._json import decode
-from push_to_poll_client.testing._asgi import Receive, Scope, Send, body_of, live, respond
-from push_to_poll_client.testing._changes_endpoint import ChangesEndpoint
-from push_to_poll_client.testing._event_endpoint import EventEndpoint
-from push_to_poll_client.testing._event_log import ORDER, EventLog
-from push_to_poll_client.testing._faults import Faults
-from push_to_poll_client.testing._feed_endpoint import FeedEndpoint
-from push_to_poll_client.testing._push_endpoint import PushEndpoint
-from push_to_poll_client.testing._push_log import PushLog
-from push_to_poll_client.testing._stats import PushRecord, Stats
-from push_to_poll_client.testing._webhook_sender import WebhookSender
+from push_to_poll_client.testing._reference.asgi import Receive, Scope, Send, body_of, live, respond
+from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
+from push_to_poll_client.testing._reference.feed import ORDER, EventLog, FeedEndpoint
+from push_to_poll_client.testing._reference.pushes import ChangesEndpoint, EventEndpoint, PushEndpoint, PushLog
+from push_to_poll_client.testing._reference.webhooks import WebhookSender
 
-__all__ = ["ReferenceApp"]
+__all__ = [
+    "ReferenceApp",
+]
+
 
 _Answer: TypeAlias = Callable[[bytes], object]
 

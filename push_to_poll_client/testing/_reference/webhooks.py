@@ -1,4 +1,4 @@
-"""POST /webhooks of the reference server: pushes by webhook, signed, tried again, and what goes wrong with them.
+"""The webhooks of the reference server: signed, sent again, and forged on command.
 
 They are signed as Standard Webhooks 1.0.0 says. A push has the same id in each attempt, and at each receiver.
 """
@@ -13,12 +13,14 @@ import httpx
 import msgspec
 
 from push_to_poll_client._http.origins import http_url
-from push_to_poll_client.testing._bell import Bell
-from push_to_poll_client.testing._faults import Faults
-from push_to_poll_client.testing._push_log import PushLog, Subscription
-from push_to_poll_client.testing._stats import PushRecord, Stats
+from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
+from push_to_poll_client.testing._reference.pushes import PushLog, Subscription
+from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = ["WebhookSender"]
+__all__ = [
+    "WebhookSender",
+]
+
 
 TIMEOUT = 5.0
 """Seconds for a receiver to answer, after which a push is tried again."""

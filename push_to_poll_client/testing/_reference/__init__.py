@@ -1,0 +1,1 @@
+"""The reference server: a feed, its push channels, and faults on command."""

@@ -1,0 +1,315 @@
+"""The push channels of the reference server: websocket, server-sent events and long polls."""
+
+import sys
+import time
+from urllib.parse import parse_qs
+
+import anyio
+import msgspec
+
+from push_to_poll_client.testing._reference.asgi import (
+    Header,
+    Receive,
+    Scope,
+    Send,
+    header,
+    respond,
+    respond_to_websocket,
+    retry_after,
+    start,
+    while_there,
+)
+from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
+from push_to_poll_client.testing._reference.feed import EventLog
+from push_to_poll_client.testing._virtual_time import Bell
+
+__all__ = [
+    "ChangesEndpoint",
+    "EventEndpoint",
+    "PushEndpoint",
+    "PushLog",
+    "Subscription",
+]
+
+
+class PushLog:
+    """All pushes so far, and what goes wrong with them on every channel.
+
+    Args:
+        faults: The switches.
+        stats: The counters.
+
+    Attributes:
+        pushes: The push of each publication, oldest first.
+        closings: The code of each time that all connections were to be closed.
+        bell: Rings when there is something new in either.
+    """
+
+    def __init__(self, faults: Faults, stats: Stats) -> None:
+        self.pushes: list[PushRecord] = []
+        self.closings: list[int] = []
+        self.bell = Bell()
+        self._faults = faults
+        self._stats = stats
+
+    def open(self) -> None:
+        """A server begins, in another event loop than the one before: what that one left waiting is nobody's."""
+        self.bell = Bell()
+
+    def push(self, cursor: str) -> None:
+        """Tell every connection that `cursor` is the newest."""
+        record = PushRecord(cursor, time.monotonic(), dropped=self._faults.drops_push())
+        record.times += self._faults.takes("push_twice_next")
+        self._stats.count(pushes_dropped=record.dropped)
+        self.pushes.append(record)
+        self.bell.ring()
+
+    def close_all(self, code: int) -> None:
+        """Close all connections with this code."""
+        self.closings.append(code)
+        self.bell.ring()
+
+    def refusal(self, scope: Scope) -> tuple[int, list[Header]] | None:
+        """The status and headers with which a connection is refused; `None`: it is not."""
+        wanted = self._faults.authorization
+        if wanted is not None and header(scope, b"authorization") != wanted:
+            return 401, []
+        status = self._faults.refuse_status
+        return None if status is None else (status, retry_after(self._faults.retry_after))
+
+    def sends(self, record: PushRecord) -> bool:
+        """Whether this push goes out on one more connection; counts it."""
+        if record.dropped or self._faults.half_open:
+            return False
+        record.sent += 1
+        self._stats.count(pushes_sent=record.times)
+        return True
+
+    async def until_due(self, record: PushRecord) -> None:
+        """Wait for as long as pushes are late."""
+        if self._faults.push_latency:
+            await anyio.sleep(record.at + self._faults.push_latency - time.monotonic())
+
+
+class Subscription:
+    """One connection's place in the log: it hears what comes after it was made.
+
+    Args:
+        log: The log.
+        closes: Whether it ends when all connections are closed.
+    """
+
+    def __init__(self, log: PushLog, *, closes: bool = True) -> None:
+        self._log = log
+        self._pushed = len(log.pushes)
+        self._closed = len(log.closings) if closes else sys.maxsize
+        self._again: list[PushRecord] = []
+
+    @property
+    def code(self) -> int | None:
+        """The code with which to close; `None`: stay open."""
+        return next(iter(self._log.closings[self._closed :]), None)
+
+    async def next(self) -> PushRecord | None:
+        """Wait for the next push to send; `None`: close instead."""
+        while self.code is None:
+            if self._again:
+                return self._again.pop()
+            if self._pushed == len(self._log.pushes):
+                await self._log.bell.wait()
+                continue
+            record = self._log.pushes[self._pushed]
+            await self._log.until_due(record)
+            self._pushed += 1
+            if self._log.sends(record):
+                self._again = [record] * (record.times - 1)
+                return record
+        return None
+
+
+WAIT = "30"
+"""Seconds for which an answer is held if nobody says for how long, Dropbox's default."""
+
+LONGEST_WAIT = 480.0
+"""Seconds for which an answer is held at most, Dropbox's limit."""
+
+
+class ChangesEndpoint:
+    """The push channel as a long poll. Who does not say after which event waits for the next one.
+
+    Args:
+        events: What is in the feed.
+        log: The pushes.
+        faults: The switches.
+        stats: The counters.
+    """
+
+    def __init__(self, events: EventLog, log: PushLog, faults: Faults, stats: Stats) -> None:
+        self._events = events
+        self._log = log
+        self._faults = faults
+        self._stats = stats
+        self._holds: set[anyio.CancelScope] = set()
+
+    def shut(self) -> None:
+        """Answer what is held, for a server that ends."""
+        for hold in self._holds:
+            hold.cancel()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        self._stats.count(long_polls=1)
+        refusal = self._log.refusal(scope)
+        if refusal is not None:
+            status, headers = refusal
+            await respond(send, status, b"", headers)
+            return
+        query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        after = query.get("after", [self._events.newest])[0]
+        early = self._faults.accept_and_close is not None or self._faults.takes("early_next")
+        if not early and (self._faults.half_open or not self._is_news(after)):
+            await self._hold(receive, _seconds(query.get("wait", [WAIT])[0]))
+        await self._answer(send, after, news=not early and self._is_news(after))
+
+    def _is_news(self, after: str) -> bool:
+        return bool(self._events.page(after, 1))
+
+    async def _hold(self, receive: Receive, wait: float) -> None:
+        """Return at a push, when the wait ends, the client goes or the server ends."""
+        hold, subscription = anyio.CancelScope(), Subscription(self._log)
+        self._holds.add(hold)
+        self._stats.count(long_polls_held=1)
+        try:
+            with hold:
+                await while_there(receive, lambda: self._until_push(subscription, wait))
+        finally:
+            self._holds.remove(hold)
+            self._stats.count(long_polls_held=-1)
+
+    async def _until_push(self, subscription: Subscription, wait: float) -> None:
+        with anyio.move_on_after(wait):
+            await subscription.next()
+        if self._faults.half_open:
+            await anyio.sleep_forever()
+
+    async def _answer(self, send: Send, after: str, *, news: bool) -> None:
+        said: dict[str, object] = {"changes": news, "cursor": self._events.newest if news else after}
+        if self._faults.backoff is not None:
+            said["backoff"] = self._faults.backoff
+        await respond(send, 200, msgspec.json.encode(said), [(b"content-type", b"application/json")])
+
+
+def _seconds(wait: str) -> float:
+    """What is no number asks for nothing."""
+    return min(float(wait), LONGEST_WAIT) if wait.replace(".", "", 1).isdecimal() else 0.0
+
+
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+class EventEndpoint:
+    """The push channel as an event stream. Nobody is told again what came before: `Last-Event-ID` is not read.
+
+    Args:
+        log: The pushes.
+        faults: The switches.
+        stats: The counters.
+        keep_alive: Seconds without a push after which a comment is sent; `None` sends none.
+    """
+
+    def __init__(self, log: PushLog, faults: Faults, stats: Stats, *, keep_alive: float | None) -> None:
+        self._log = log
+        self._faults = faults
+        self._stats = stats
+        self._keep_alive = keep_alive
+        self._streams: set[anyio.CancelScope] = set()
+
+    def shut(self) -> None:
+        """End all streams, for a server that ends: it would wait for them."""
+        for stream in self._streams:
+            stream.cancel()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one stream."""
+        refusal = self._log.refusal(scope)
+        if refusal is not None:
+            self._stats.count(streams_refused=1)
+            status, headers = refusal
+            await respond(send, status, b"", headers)
+            return
+        subscription = Subscription(self._log)
+        await start(send, 200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")])
+        self._stats.count(streams_accepted=1)
+        if self._faults.accept_and_close is None:
+            await self._serve(receive, send, subscription)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _serve(self, receive: Receive, send: Send, subscription: Subscription) -> None:
+        self._stats.count(streams_open=1)
+        stream = anyio.CancelScope()
+        self._streams.add(stream)
+        try:
+            with stream:
+                await while_there(receive, lambda: self._tell(send, subscription))
+        finally:
+            self._streams.remove(stream)
+            self._stats.count(streams_open=-1)
+
+    async def _tell(self, send: Send, subscription: Subscription) -> None:
+        while True:
+            text = KEEP_ALIVE
+            with anyio.move_on_after(self._keep_alive):
+                record = await subscription.next()
+                if record is None:
+                    return
+                text = _written(record)
+            if not self._faults.half_open:
+                await send({"type": "http.response.body", "body": text, "more_body": True})
+
+
+def _written(record: PushRecord) -> bytes:
+    return b"id: %b\ndata: %b\n\n" % (record.cursor.encode(), msgspec.json.encode({"cursor": record.cursor}))
+
+
+class PushEndpoint:
+    """The push channel as a websocket.
+
+    Args:
+        log: The pushes.
+        faults: The switches.
+        stats: The counters.
+    """
+
+    def __init__(self, log: PushLog, faults: Faults, stats: Stats) -> None:
+        self._log = log
+        self._faults = faults
+        self._stats = stats
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        await receive()
+        refusal = self._log.refusal(scope)
+        if refusal is not None:
+            self._stats.count(websockets_refused=1)
+            await respond_to_websocket(send, *refusal)
+            return
+        subscription = Subscription(self._log)
+        await send({"type": "websocket.accept"})
+        self._stats.count(websockets_accepted=1)
+        if self._faults.accept_and_close is not None:
+            await send({"type": "websocket.close", "code": self._faults.accept_and_close})
+            return
+        await self._serve(receive, send, subscription)
+
+    async def _serve(self, receive: Receive, send: Send, subscription: Subscription) -> None:
+        self._stats.count(websockets_open=1)
+        try:
+            await while_there(receive, lambda: _tell(send, subscription))
+        finally:
+            self._stats.count(websockets_open=-1)
+
+
+async def _tell(send: Send, subscription: Subscription) -> None:
+    while (record := await subscription.next()) is not None:
+        await send({"type": "websocket.send", "text": msgspec.json.encode({"cursor": record.cursor}).decode()})
+    await send({"type": "websocket.close", "code": subscription.code})
