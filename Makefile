@@ -44,7 +44,7 @@ chaos: servers
 	CHAOS_FORM=long $(PYTEST)
 
 mutants: $(READY)
-	$(BIN)/python tests/mutants/plant.py
+	$(BIN)/python -m tests.mutants.plant
 
 $(READY): .ci/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -5,12 +5,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
+sys.path.append(str(Path(__file__).parent.parent))
 
-import brokers
-import durable_streams_server
-import postgres_server  # found there
-import valkey_server
+from tests.support import brokers, durable_streams_server, postgres_server, valkey_server  # found there
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import random
+import re
 import time
 import zlib
 from pathlib import Path
@@ -14,11 +15,11 @@ import hypothesis
 import pytest
 import trio
 from coverage import Coverage
-from forms import LONG, SEED, form
 from hypothesis import is_hypothesis_test, settings
-from summary import summarise
 
 from push_to_poll_client.testing._virtual_time import virtual_time
+from tests.support.forms import LONG, SEED, form
+from tests.support.summary import summarise
 
 BEGAN = time.monotonic()
 
@@ -45,44 +46,27 @@ def pytest_report_header():
     return f"CHAOS_SEED={SEED} CHAOS_FORM={form('short', 'long')}"
 
 
-ADAPTERS = (
-    "test_asking",
-    "test_atom",
-    "test_cloudevents",
-    "test_credentials",
-    "test_custom_subscription",
-    "test_declared",
-    "test_docs",
-    "test_durable_streams",
-    "test_feed_suite",
-    "test_handshakes",
-    "test_http_feed",
-    "test_long_poll",
-    "test_manners",
-    "test_paged",
-    "test_pull_wake",
-    "test_real_kinto",
-    "test_reference",
-    "test_sse",
-    "test_standard_webhooks",
-    "test_subscription",
-    "test_vendors",
-    "test_verifiers",
-    "test_walk_back",
-    "test_webhook",
-    "test_websub",
+ADAPTERS = {"docs", "durable_streams", "feeds", "interop", "listeners", "web"}
+"""Folders of tests of feeds, listeners and servers."""
+
+ON_BOTH_LOOPS = re.compile(
+    r"test_(\w+_sockets|connection|direct_client|httpx2|postgres|redis|transport|websocket)\.py"
 )
-"""Beginnings of the names of modules that test feeds, listeners and servers."""
+"""Files in these folders whose tests depend on the event loop, as those that open sockets do."""
+
+REFERENCE = re.compile(r"test_(feed_suite|reference_\w+)\.py")
+"""Files of `testing` that test a feed and a server."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest reads the marker that is added here
 def pytest_generate_tests(metafunc):
     """Run a test of an adapter on one of the two event loops in the short form.
 
-    Core, stores and whatever opens sockets (`…_sockets.py`) run on both. Functions of a module alternate.
+    All others run on both. Functions of a module alternate.
     """
-    name = metafunc.definition.path.name
-    if LONG or not name.startswith(ADAPTERS) or name.endswith("_sockets.py"):
+    path = metafunc.definition.path
+    of_an_adapter = path.parent.name in ADAPTERS or REFERENCE.fullmatch(path.name)
+    if LONG or not of_an_adapter or ON_BOTH_LOOPS.fullmatch(path.name):
         return
     if "anyio_backend" not in metafunc.fixturenames or "anyio_backend" in parametrized(metafunc.definition):
         return

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from forms import GUARD, LONG, form
 
 from push_to_poll_client.testing import serve_in_thread
+from tests.support.forms import GUARD, LONG, form
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

@@ -8,9 +8,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from chaos_bank import open_bank
-from journals import ConsumerJournal, elapse
-from processes import GUARD, Child
+from tests.chaos.chaos_bank import open_bank
+from tests.chaos.journals import ConsumerJournal, elapse
+from tests.chaos.processes import GUARD, Child
 
 
 class Banker:
@@ -18,7 +18,7 @@ class Banker:
 
     def __init__(self, directory):
         self._log = (directory / "bank.log").open("ab")
-        self._child = Child("chaos_bank.py", log=self._log)
+        self._child = Child("chaos_bank", log=self._log)
 
     def write(self, line):
         self._child.write(line)

@@ -17,9 +17,9 @@ from contextlib import closing
 
 import anyio
 from anyio._backends import _asyncio, _trio  # noqa: F401  # else each life imports them
-from journals import Journal
 
 from push_to_poll_client import Consumer, Message, Page, SQLiteStore
+from tests.chaos.journals import Journal
 
 PR_SET_PDEATHSIG = 1
 

@@ -33,13 +33,13 @@ if __name__ == "__main__":
     end_with_parent()
 
 import anyio  # noqa: E402  # what takes time comes after what must not wait
-from chaos_listeners import listener  # noqa: E402
-from journals import Journal  # noqa: E402
-from watched import WatchedFeed, WatchedListener  # noqa: E402
 
 from push_to_poll_client import Consumer, SQLiteStore, _schedule  # noqa: E402
 from push_to_poll_client.listeners import _backoff, long_poll  # noqa: E402
 from push_to_poll_client.listeners.subscriptions import _manager, _renewal  # noqa: E402
+from tests.chaos.chaos_listeners import listener  # noqa: E402
+from tests.chaos.journals import Journal  # noqa: E402
+from tests.chaos.watched import WatchedFeed, WatchedListener  # noqa: E402
 
 
 class Orders(Consumer):

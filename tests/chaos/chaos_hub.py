@@ -12,7 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, urlencode
 
 import httpx
-from chaos_listeners import HOST
+
+from tests.chaos.chaos_listeners import HOST
 
 ATTEMPTS = 4
 BETWEEN = 0.3

@@ -11,7 +11,6 @@ import os
 import sys
 
 import anyio
-import chaos_consumer
 import nats  # noqa: F401  # else each imports it
 import psycopg  # noqa: F401  # likewise
 import redis.asyncio  # noqa: F401  # likewise
@@ -20,6 +19,7 @@ from anyio._backends import _asyncio, _trio  # noqa: F401  # likewise
 
 from push_to_poll_client.durable_streams import _subscription  # noqa: F401  # likewise
 from push_to_poll_client.listeners import postgres, verifiers  # noqa: F401  # likewise
+from tests.chaos import chaos_consumer
 
 
 def fork(settings, backend, log):

@@ -8,9 +8,8 @@ import json
 import sys
 import time
 
-from journals import Journal
-
 from push_to_poll_client.testing import ReferenceApp, serve_in_thread
+from tests.chaos.journals import Journal
 
 CLIENT = b"x-client"
 """The header by which a consumer says who asks: its life."""

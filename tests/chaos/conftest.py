@@ -29,9 +29,10 @@ processes.py            starts, kills and stops
 from functools import partial
 
 import pytest
-from bank_lives import Banker, LivesOfABank
-from forms import chance as chance_of
-from processes import Load, Nursery
+
+from tests.chaos.bank_lives import Banker, LivesOfABank
+from tests.chaos.processes import Load, Nursery
+from tests.support.forms import chance as chance_of
 
 
 def pytest_collection_modifyitems(items):

@@ -10,16 +10,17 @@ import time
 from dataclasses import dataclass
 
 import httpx
-from brokers import NATS
-from chaos_hub import Hub
-from chaos_listeners import DEAD, HOST, ROOT, SECRET, STREAM
-from durable_streams_server import Server, Stream
-from journals import elapse, until
-from postgres_server import PostgresServer
-from processes import GUARD, NEVER, ConsumerProcess, ServerProcess, reserved
-from tcp_proxy import TCPProxy
-from valkey_server import ValkeyServer
-from verdicts import beyond_g2, beyond_g3, beyond_g7, disordered, lost, poll_starts, unrecorded
+
+from tests.chaos.chaos_hub import Hub
+from tests.chaos.chaos_listeners import DEAD, HOST, ROOT, SECRET, STREAM
+from tests.chaos.journals import elapse, until
+from tests.chaos.processes import GUARD, NEVER, ConsumerProcess, ServerProcess, reserved
+from tests.chaos.verdicts import beyond_g2, beyond_g3, beyond_g7, disordered, lost, poll_starts, unrecorded
+from tests.support.brokers import NATS
+from tests.support.durable_streams_server import Server, Stream
+from tests.support.postgres_server import PostgresServer
+from tests.support.tcp_proxy import TCPProxy
+from tests.support.valkey_server import ValkeyServer
 
 RATE, BURST = 10, 5
 DEGRADED = 1.0

@@ -13,9 +13,10 @@ import threading
 from pathlib import Path
 
 import httpx
-from journals import ConsumerJournal, ServerJournal, until
 
-HERE = Path(__file__).parent
+from tests.chaos.journals import ConsumerJournal, ServerJournal, until
+
+ROOT = Path(__file__).parents[2]
 
 GUARD = 120.0
 """Seconds after which something is taken never to happen. Not a limit on how long things may take: no verdict
@@ -38,7 +39,8 @@ class Child:
 
     def __init__(self, program, *arguments, log):
         self._process = subprocess.Popen(
-            [sys.executable, HERE / program, *map(str, arguments)],
+            [sys.executable, "-m", f"tests.chaos.{program}", *map(str, arguments)],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -89,7 +91,7 @@ class Nursery:
 
     def __init__(self, directory):
         self._log = (directory / "nursery.log").open("ab")
-        self._child = Child("chaos_nursery.py", log=self._log)
+        self._child = Child("chaos_nursery", log=self._log)
 
     def ask(self, order):
         """Give it an order; what it answers."""
@@ -152,9 +154,7 @@ class ServerProcess:
     def start(self):
         with self._publishing:
             path = self._directory / "server"
-            self._child = Child(
-                "chaos_server.py", path, self._port, self.published, self._page_size, log=self._log
-            )
+            self._child = Child("chaos_server", path, self._port, self.published, self._page_size, log=self._log)
             self.base_url = json.loads(self._child.line())["base_url"]
             self._http = httpx.Client(base_url=self.base_url, timeout=GUARD)
             for url, secret in self._webhooks.items():
@@ -314,7 +314,7 @@ class ConsumerProcess:
         self.life += 1
         settings = {**self._settings, "life": self.life, "client": self.client}
         if self._nursery is None:
-            self._child = Child("chaos_consumer.py", json.dumps(settings), backend, log=self._log)
+            self._child = Child("chaos_consumer", json.dumps(settings), backend, log=self._log)
         else:
             self._child = Forked(self._nursery, settings=settings, backend=backend, log=self._log.name)
 

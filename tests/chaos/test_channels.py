@@ -11,10 +11,11 @@ The others have a fallback of some seconds.
 import time
 
 import pytest
-from chaos_hub import Hub
-from forms import form
-from journals import elapse
-from kinds import KINDS, Town
+
+from tests.chaos.chaos_hub import Hub
+from tests.chaos.journals import elapse
+from tests.chaos.kinds import KINDS, Town
+from tests.support.forms import form
 
 pytestmark = pytest.mark.long_form
 

@@ -9,10 +9,10 @@ import math
 from pathlib import Path
 
 import pytest
-from chaos_bank import ACCOUNTS
 
 from push_to_poll_client import Consumer, MemoryStore, SQLiteStore
 from push_to_poll_client.testing import FakeFeed
+from tests.chaos.chaos_bank import ACCOUNTS
 
 GUARANTEES = Path(__file__).parents[2] / "docs" / "guarantees.md"
 

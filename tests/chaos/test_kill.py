@@ -7,10 +7,11 @@ What is counted is what the handler wrote down.
 import itertools
 
 import pytest
-from forms import form
-from journals import elapse, until
-from processes import GUARD, ConsumerProcess, Load, ServerProcess
-from verdicts import beyond_g2, beyond_g3, beyond_g7, disordered, lost, redone, unrecorded
+
+from tests.chaos.journals import elapse, until
+from tests.chaos.processes import GUARD, ConsumerProcess, Load, ServerProcess
+from tests.chaos.verdicts import beyond_g2, beyond_g3, beyond_g7, disordered, lost, redone, unrecorded
+from tests.support.forms import form
 
 FLUSH_INTERVAL = 0.05
 RATE, BURST = 20, 20

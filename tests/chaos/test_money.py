@@ -5,11 +5,11 @@ nothing, and repeats what a kill excuses (G7).
 """
 
 import pytest
-from chaos_bank import ACCOUNTS, DEPOSIT, transfer
-from forms import form
-from verdicts import beyond_g7, beyond_g7_together, lost, redone
 
 from push_to_poll_client.stores._sqlite.reader import read_store
+from tests.chaos.chaos_bank import ACCOUNTS, DEPOSIT, transfer
+from tests.chaos.verdicts import beyond_g7, beyond_g7_together, lost, redone
+from tests.support.forms import form
 
 FLUSH_INTERVAL = 0.02
 

@@ -10,17 +10,17 @@ from time import monotonic
 import anyio
 import anyio.to_thread
 import pytest
-from chaos_server import RecordingApp
-from consumers import Log
-from journals import Dialled, ServerJournal
-from processes import GUARD, NEVER
-from tcp_proxy import TCPProxy
-from verdicts import beyond_g2, beyond_g3, beyond_reconnect_policy, unrecorded
-from watched import WatchedFeed, WatchedListener
 
 from push_to_poll_client import FeedError, SSEListener, WebSocketListener
 from push_to_poll_client.listeners import _requests, websocket
 from push_to_poll_client.testing import serve_in_thread
+from tests.chaos.chaos_server import RecordingApp
+from tests.chaos.journals import Dialled, ServerJournal
+from tests.chaos.processes import GUARD, NEVER
+from tests.chaos.verdicts import beyond_g2, beyond_g3, beyond_reconnect_policy, unrecorded
+from tests.chaos.watched import WatchedFeed, WatchedListener
+from tests.support.consumers import Log
+from tests.support.tcp_proxy import TCPProxy
 
 pytestmark = pytest.mark.anyio
 

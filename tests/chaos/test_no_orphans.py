@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from journals import until
-from processes import GUARD
+
+from tests.chaos.journals import until
+from tests.chaos.processes import GUARD
 
 PARENT = """
 import pathlib, sys
-from processes import ConsumerProcess, Nursery, ServerProcess
+from tests.chaos.processes import ConsumerProcess, Nursery, ServerProcess
 directory = pathlib.Path(sys.argv[1])
 server = ServerProcess(directory)
 nursery = Nursery(directory) if sys.argv[2] == "forked and stopped" else None

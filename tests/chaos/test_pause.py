@@ -8,11 +8,12 @@ often than the rate allows. One without a channel has nothing but its timer.
 import time
 
 import pytest
-from forms import form
-from journals import elapse, until
-from processes import GUARD, NEVER, ConsumerProcess, Load, ServerProcess
-from tcp_proxy import TCPProxy
-from verdicts import beyond_g2, beyond_g3, beyond_g7, disordered, lost, unrecorded
+
+from tests.chaos.journals import elapse, until
+from tests.chaos.processes import GUARD, NEVER, ConsumerProcess, Load, ServerProcess
+from tests.chaos.verdicts import beyond_g2, beyond_g3, beyond_g7, disordered, lost, unrecorded
+from tests.support.forms import form
+from tests.support.tcp_proxy import TCPProxy
 
 pytestmark = pytest.mark.long_form
 

@@ -6,11 +6,10 @@ At the end everything is mended, and what handler and server wrote down is judge
 from collections import Counter
 
 import pytest
-from forms import form
-from journals import elapse, until
-from processes import GUARD, ConsumerProcess, Load, ServerProcess
-from tcp_proxy import TCPProxy
-from verdicts import (
+
+from tests.chaos.journals import elapse, until
+from tests.chaos.processes import GUARD, ConsumerProcess, Load, ServerProcess
+from tests.chaos.verdicts import (
     beyond_g2,
     beyond_g3,
     beyond_g7,
@@ -23,6 +22,8 @@ from verdicts import (
     redone,
     unrecorded,
 )
+from tests.support.forms import form
+from tests.support.tcp_proxy import TCPProxy
 
 pytestmark = pytest.mark.long_form
 

@@ -3,10 +3,19 @@
 import time
 
 import pytest
-from forms import form
-from journals import elapse, until
-from processes import GUARD, NEVER, ConsumerProcess, Load, ServerProcess
-from verdicts import beyond_g2, beyond_g3, beyond_g7, beyond_reconnect_policy, disordered, lost, unrecorded
+
+from tests.chaos.journals import elapse, until
+from tests.chaos.processes import GUARD, NEVER, ConsumerProcess, Load, ServerProcess
+from tests.chaos.verdicts import (
+    beyond_g2,
+    beyond_g3,
+    beyond_g7,
+    beyond_reconnect_policy,
+    disordered,
+    lost,
+    unrecorded,
+)
+from tests.support.forms import form
 
 pytestmark = pytest.mark.long_form
 

@@ -3,8 +3,19 @@
 import math
 
 import pytest
-from journals import Asked, ConsumerJournal, Dialled, Fetch, Handled, Journal, Said, ServerJournal, until
-from verdicts import (
+
+from tests.chaos.journals import (
+    Asked,
+    ConsumerJournal,
+    Dialled,
+    Fetch,
+    Handled,
+    Journal,
+    Said,
+    ServerJournal,
+    until,
+)
+from tests.chaos.verdicts import (
     beyond_g2,
     beyond_g3,
     beyond_g7,

@@ -4,9 +4,9 @@ from contextlib import suppress
 from time import monotonic
 
 import httpx
-from journals import Fetch
 
 from push_to_poll_client import HTTPFeed
+from tests.chaos.journals import Fetch
 
 
 class WatchedListener:

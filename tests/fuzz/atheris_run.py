@@ -1,4 +1,4 @@
-"""Fuzzes one parser, guided by the branches that it takes: `python tests/fuzz/atheris_run.py NAME`.
+"""Fuzzes one parser, guided by the branches that it takes: `python -m tests.fuzz.atheris_run NAME`.
 
 libFuzzer makes the inputs, from the examples and tokens of the parser's row, and atheris tells it which branches
 of the library they took. The first fault ends the run with exit code 77, and is in the directory for artifacts:
@@ -34,11 +34,8 @@ if __name__ == "__main__":
 
 import atheris  # noqa: E402  # likewise
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
-
-from parsers import PARSERS  # noqa: E402  # they stand there
-from planted import PLANTED  # noqa: E402
+from tests.fuzz.parsers import PARSERS  # noqa: E402  # they stand there
+from tests.fuzz.planted import PLANTED, read  # noqa: E402
 
 FUZZED = {**PARSERS, PLANTED.name: PLANTED}
 
@@ -59,7 +56,7 @@ def main():
     options = _options()
     logging.disable()
     parser = FUZZED[options.name]
-    _watch({*BENEATH, "planted", *(f"push_to_poll_client.{room}" for room in parser.rooms)})
+    _watch({*BENEATH, read.__module__, *(f"push_to_poll_client.{room}" for room in parser.rooms)})
     corpus = Path(options.directory, "corpus")
     corpus.mkdir(parents=True, exist_ok=True)
     for number, example in enumerate((*parser.examples, *parser.found)):

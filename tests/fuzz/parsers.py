@@ -1,16 +1,18 @@
 """All parsers of the package that read what others wrote, by their names."""
 
-import rows_asking
-import rows_atom
-import rows_durable_streams
-import rows_feeds
-import rows_http
-import rows_listeners
-import rows_paged
-import rows_state
-import rows_subscriptions
-import rows_verifiers
-import rows_webhook
+from tests.fuzz import (
+    rows_asking,
+    rows_atom,
+    rows_durable_streams,
+    rows_feeds,
+    rows_http,
+    rows_listeners,
+    rows_paged,
+    rows_state,
+    rows_subscriptions,
+    rows_verifiers,
+    rows_webhook,
+)
 
 __all__ = ["PARSERS"]
 

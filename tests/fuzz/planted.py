@@ -1,6 +1,6 @@
 """A parser with a fault, which only who is guided finds soon: one in four billion inputs of four bytes has it."""
 
-from fuzzed import Fuzzed
+from tests.fuzz.fuzzed import Fuzzed
 
 __all__ = ["PLANTED"]
 

@@ -4,8 +4,6 @@ import httpx
 import msgspec
 import psycopg
 import redis
-from answers import in_loop, response_of
-from fuzzed import Fuzzed, around, nested, text_of, words
 
 from push_to_poll_client import Push
 from push_to_poll_client._json import MAX_DEPTH, Decoder, check_page_depth, decode
@@ -17,6 +15,8 @@ from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Ask
 from push_to_poll_client.listeners.postgres import failure_of as postgres_failure_of
 from push_to_poll_client.listeners.redis import _notification
 from push_to_poll_client.listeners.redis import failure_of as redis_failure_of
+from tests.fuzz.answers import in_loop, response_of
+from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
 
 __all__ = ["ROWS"]
 

@@ -6,16 +6,15 @@ from base64 import urlsafe_b64encode
 from datetime import datetime
 from xml.etree import ElementTree as ET
 
-from answers import URL, answer_of, assert_readable, direct_client, look_at, walk, written
-from fuzzed import Fuzzed, around, nested, words
-from fuzzed import text_of as anything
-from rows_feeds import restored_from
-
 from push_to_poll_client import AtomFeed, FeedError, UndecodableMessage
 from push_to_poll_client.feeds._atom.complete_feed import leaf_of, noted, recalled
 from push_to_poll_client.feeds._atom.constructs import Instant
 from push_to_poll_client.feeds._atom.parser import as_utf8
 from push_to_poll_client.feeds.atom import AtomEntry
+from tests.fuzz.answers import URL, answer_of, assert_readable, direct_client, look_at, walk, written
+from tests.fuzz.fuzzed import Fuzzed, around, nested, words
+from tests.fuzz.fuzzed import text_of as anything
+from tests.fuzz.rows_feeds import restored_from
 
 __all__ = ["ROWS"]
 

@@ -5,8 +5,6 @@ import json
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fuzzed import Fuzzed, around, nested, text_of, words
-from rows_verifiers import request_of
 
 from push_to_poll_client.durable_streams import PullWakeListener
 from push_to_poll_client.durable_streams._signature import MAX_FRESH, MAX_KEYS, MIN_FRESH, _fresh_for, _keys_of
@@ -15,6 +13,8 @@ from push_to_poll_client.durable_streams._wake_stream import claim_of
 from push_to_poll_client.listeners._requests import Answer, UnusableAnswer
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._webhook.types import WebhookRequest
+from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
+from tests.fuzz.rows_verifiers import request_of
 
 __all__ = ["ROWS"]
 

@@ -3,9 +3,6 @@
 import json
 from functools import partial
 
-from answers import SEPARATOR, URL, direct_client, fields, look_at, walk, written
-from fuzzed import Fuzzed, around, nested, text_of, words
-
 from push_to_poll_client import (
     CloudEvent,
     CursorExpired,
@@ -22,6 +19,8 @@ from push_to_poll_client.feeds._cloudevents import read_batch
 from push_to_poll_client.feeds._decoding import split
 from push_to_poll_client.feeds._newest_first import _position, _read
 from push_to_poll_client.feeds._newest_first_cursor import Seen
+from tests.fuzz.answers import SEPARATOR, URL, direct_client, fields, look_at, walk, written
+from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
 
 __all__ = ["JSON_HOSTILE", "JSON_TOKENS", "ROWS", "reference", "restored_from"]
 

@@ -5,8 +5,6 @@ import zlib
 from email.utils import formatdate
 
 import httpx
-from answers import URL, answer_of, direct_client, fields, in_loop, response_of, written
-from fuzzed import Fuzzed, around, text_of, words
 
 from push_to_poll_client import FeedError
 from push_to_poll_client._http import headers as http
@@ -27,6 +25,8 @@ from push_to_poll_client._http.response import Patience, link, read_body
 from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client._validation import describe, one_line, quoted
 from push_to_poll_client.feeds._end_of_feed import Tail
+from tests.fuzz.answers import URL, answer_of, direct_client, fields, in_loop, response_of, written
+from tests.fuzz.fuzzed import Fuzzed, around, text_of, words
 
 __all__ = ["ROWS"]
 

@@ -5,8 +5,6 @@ import re
 
 import h11
 import httpx
-from answers import response_of
-from fuzzed import Fuzzed, around, text_of, words
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import CONNECTING, OPEN
@@ -19,6 +17,8 @@ from push_to_poll_client.listeners.sse import NoEventStream, _can_be_sent, _chec
 from push_to_poll_client.listeners.sse import failure_of as sse_failure_of
 from push_to_poll_client.listeners.websocket import NoCommonSubprotocol
 from push_to_poll_client.listeners.websocket import failure_of as websocket_failure_of
+from tests.fuzz.answers import response_of
+from tests.fuzz.fuzzed import Fuzzed, around, text_of, words
 
 __all__ = ["ROWS"]
 

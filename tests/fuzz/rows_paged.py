@@ -4,16 +4,6 @@ import re
 from functools import partial
 
 import httpx
-from answers import answer_of, check_error, direct_client, look_at, walk, written
-from declared import DECLARED, feed_of
-from fuzzed import Fuzzed, around, nested, words
-from fuzzed import text_of as anything
-from rows_feeds import JSON_HOSTILE, JSON_TOKENS, NOTHING, reference, restored_from
-from vendors.couchdb import CouchDB
-from vendors.github import GitHub
-from vendors.graph import Graph
-from vendors.plaid import Plaid
-from vendors.vendor import Wire
 
 from push_to_poll_client import FeedError
 from push_to_poll_client.feeds._paged.body import Reply, Unfit, elements, members, outline, text_of
@@ -48,6 +38,16 @@ from push_to_poll_client.feeds.paged import (
     to_header,
     to_query,
 )
+from tests.fuzz.answers import answer_of, check_error, direct_client, look_at, walk, written
+from tests.fuzz.fuzzed import Fuzzed, around, nested, words
+from tests.fuzz.fuzzed import text_of as anything
+from tests.fuzz.rows_feeds import JSON_HOSTILE, JSON_TOKENS, NOTHING, reference, restored_from
+from tests.support.declared import DECLARED, feed_of
+from tests.vendors.couchdb import CouchDB
+from tests.vendors.github import GitHub
+from tests.vendors.graph import Graph
+from tests.vendors.plaid import Plaid
+from tests.vendors.vendor import Wire
 
 __all__ = ["ROWS"]
 

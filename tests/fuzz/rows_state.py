@@ -7,9 +7,6 @@ import re
 import sqlite3
 from types import SimpleNamespace
 
-from fuzzed import Fuzzed, around, nested, text_of, words
-from rows_feeds import JSON_TOKENS
-
 from push_to_poll_client import DeadLetter, StoreError
 from push_to_poll_client._dead_letters import as_json, restored
 from push_to_poll_client._event_loop import TimeOfDay
@@ -31,6 +28,8 @@ from push_to_poll_client.stores._sqlite.records import Records
 from push_to_poll_client.stores._sqlite.schema import STEPS, stored, stored_keys, version_of
 from push_to_poll_client.stores._sqlite.schema import restored as text_restored
 from push_to_poll_client.stores._sqlite.session import ClaimedName
+from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
+from tests.fuzz.rows_feeds import JSON_TOKENS
 
 __all__ = ["ROWS"]
 

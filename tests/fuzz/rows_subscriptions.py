@@ -1,14 +1,14 @@
 """Subscriptions: what a topic says of its hub, what a hub asks back, and what was saved of one."""
 
 import httpx
-from answers import fields
-from fuzzed import Fuzzed, around, nested, text_of, words
 
 from push_to_poll_client.listeners._requests import UnusableAnswer
 from push_to_poll_client.listeners._webhook.types import WebhookAnswer, WebhookRequest
 from push_to_poll_client.listeners.subscriptions import Registration, WebSub
 from push_to_poll_client.listeners.subscriptions._state import Book
 from push_to_poll_client.listeners.subscriptions._websub import topic_of
+from tests.fuzz.answers import fields
+from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
 
 __all__ = ["ROWS"]
 

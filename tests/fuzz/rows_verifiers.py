@@ -6,7 +6,6 @@ import hmac
 import json
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fuzzed import Fuzzed, around, nested, words
 
 from push_to_poll_client.listeners._webhook.types import WebhookRequest
 from push_to_poll_client.listeners.verifiers import (
@@ -22,6 +21,7 @@ from push_to_poll_client.listeners.verifiers import (
     token_in_body,
     websub,
 )
+from tests.fuzz.fuzzed import Fuzzed, around, nested, words
 
 __all__ = ["ROWS"]
 

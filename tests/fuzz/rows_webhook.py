@@ -1,7 +1,5 @@
 """Webhooks: what anybody may send to an address, before and after it is found to be authentic."""
 
-from fuzzed import Fuzzed, around, nested, text_of, words
-
 from push_to_poll_client.cli._webhook import MAX_PORT, _address
 from push_to_poll_client.listeners._webhook.receiver import check_length, request_of
 from push_to_poll_client.listeners._webhook.routing import MAX_NAMES, names_at
@@ -12,6 +10,7 @@ from push_to_poll_client.listeners.handshakes import (
     dropbox_challenge,
     graph_validation,
 )
+from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
 
 __all__ = ["ROWS"]
 

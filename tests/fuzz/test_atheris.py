@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from forms import SEED
-from parsers import PARSERS
+
+from tests.fuzz.parsers import PARSERS
+from tests.support.forms import SEED
 
 LIBFUZZER_SEED = SEED % (1 << 31)
 
@@ -27,6 +28,7 @@ GUARD = 600
 FAULT = 77
 """What libFuzzer exits with when there is one."""
 
+ROOT = Path(__file__).parents[2]
 THERE = importlib.util.find_spec("atheris") is not None
 FOR_THIS = sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 14)
 
@@ -40,11 +42,11 @@ pytestmark = [
 
 
 def run(name, directory, *, runs, seed=LIBFUZZER_SEED):
-    command = [sys.executable, Path(__file__).with_name("atheris_run.py"), name]
+    command = [sys.executable, "-m", "tests.fuzz.atheris_run", name]
     options = ["--runs", str(runs), "--seed", str(seed), "--directory", directory]
     environment = {**os.environ, "PYTHONHASHSEED": "0"}  # what stands in a set is fuzzed in the same order
     return subprocess.run(
-        [*command, *options], capture_output=True, text=True, timeout=GUARD, check=False, env=environment
+        [*command, *options], capture_output=True, text=True, timeout=GUARD, check=False, env=environment, cwd=ROOT
     )
 
 

@@ -9,11 +9,11 @@ from functools import partial
 from html.parser import HTMLParser
 
 import pytest
-from forms import LONG, chance, form
-from parsers import PARSERS
-from work import counting_calls, work_of
 
 from push_to_poll_client.feeds import _decoding
+from tests.fuzz.parsers import PARSERS
+from tests.fuzz.work import counting_calls, work_of
+from tests.support.forms import LONG, chance, form
 
 SIZES = form((125, 1000), (1000, 4000))
 """Repetitions of what is repeated, at first and where a step was seen."""

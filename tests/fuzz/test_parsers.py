@@ -4,10 +4,11 @@ In every row of the table: any bytes, its words in any order, and its examples, 
 """
 
 import pytest
-from forms import form
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from parsers import PARSERS
+
+from tests.fuzz.parsers import PARSERS
+from tests.support.forms import form
 
 EXAMPLES = form(5, 100)
 """Of each kind, for each parser."""

@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from backtracking import Steps, TooManySteps, alphabet
-from forms import form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import push_to_poll_client
+from tests.fuzz.backtracking import Steps, TooManySteps, alphabet
+from tests.support.forms import form
 
 PACKAGE = Path(push_to_poll_client.__file__).parent
 WAYS = {"match", "fullmatch", "search", "findall", "finditer", "split", "sub"}

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from parsers import PARSERS
 
 import push_to_poll_client
+from tests.fuzz.parsers import PARSERS
 
 PACKAGE = Path(push_to_poll_client.__file__).parent
 

@@ -4,8 +4,8 @@ import pytest
 
 pytest.register_assert_rewrite("measured")  # before it is imported: a failing check shows what it compared
 
-from attackers import Server  # noqa: E402
-from measured import Victims  # noqa: E402
+from tests.hostile.attackers import Server  # noqa: E402
+from tests.hostile.measured import Victims  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -85,7 +85,8 @@ class Victims:
 
     def __enter__(self):
         self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("victim.py")],
+            [sys.executable, "-m", "tests.hostile.victim"],
+            cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -9,9 +9,10 @@ import random
 import time
 
 import pytest
-from attackers import HEAD, Server
-from forms import form
-from measured import EVIL, EVIL_BYTES, MIB, Case, attacks, check_feed, matrix, shown
+
+from tests.hostile.attackers import HEAD, Server
+from tests.hostile.measured import EVIL, EVIL_BYTES, MIB, Case, attacks, check_feed, matrix, shown
+from tests.support.forms import form
 
 pytestmark = pytest.mark.slow
 

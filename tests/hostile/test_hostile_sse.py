@@ -3,9 +3,10 @@
 import zlib
 
 import pytest
-from attackers import ChannelServer, says, trickles
-from forms import form
-from measured import EVIL_BYTES, MIB, Case, attacks, check_channel, matrix, shown
+
+from tests.hostile.attackers import ChannelServer, says, trickles
+from tests.hostile.measured import EVIL_BYTES, MIB, Case, attacks, check_channel, matrix, shown
+from tests.support.forms import form
 
 pytestmark = pytest.mark.slow
 

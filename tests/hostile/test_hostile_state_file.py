@@ -11,10 +11,10 @@ from pathlib import Path
 
 import anyio
 import pytest
-from forms import form
-from measured import EVIL, LONGEST_LINE, MIB
 
 from push_to_poll_client import DeadLetter, Record, SQLiteStore
+from tests.hostile.measured import EVIL, LONGEST_LINE, MIB
+from tests.support.forms import form
 
 pytestmark = pytest.mark.slow
 

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from attackers import HEAD, Server
-from measured import EVIL, EVIL_BYTES, LONGEST_LINE
+
+from tests.hostile.attackers import HEAD, Server
+from tests.hostile.measured import EVIL, EVIL_BYTES, LONGEST_LINE
 
 pytestmark = pytest.mark.slow
 

@@ -5,11 +5,11 @@ import logging
 import sqlite3
 
 import pytest
-from consumers import Log
-from forms import form
-from measured import EVIL, LONGEST_LINE, MIB
 
 from push_to_poll_client import FeedError, Message, Page, PushToPollError, SQLiteStore
+from tests.hostile.measured import EVIL, LONGEST_LINE, MIB
+from tests.support.consumers import Log
+from tests.support.forms import form
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 

@@ -17,10 +17,6 @@ import tracemalloc
 import anyio
 import anyio.lowlevel
 import pytest
-from asgi_calls import GONE, SECRET, asked, naming, parts_of, scope_of, signed
-from consumers import Log
-from forms import form
-from measured import BURST, EVIL, MIB, RATE
 
 from push_to_poll_client.listeners._hints import JSONHint
 from push_to_poll_client.listeners._webhook import receiver
@@ -30,6 +26,10 @@ from push_to_poll_client.listeners.verifiers import github
 from push_to_poll_client.listeners.webhook import Verified, WebhookListener
 from push_to_poll_client.testing import FakeFeed
 from push_to_poll_client.testing._virtual_time import virtual_time
+from tests.hostile.measured import BURST, EVIL, MIB, RATE
+from tests.support.asgi_calls import GONE, SECRET, asked, naming, parts_of, scope_of, signed
+from tests.support.consumers import Log
+from tests.support.forms import form
 
 pytestmark = pytest.mark.anyio
 

@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-GUARANTEES = "tests/test_guarantees.py"
-SCHEDULE = "tests/test_schedule.py"
+GUARANTEES = "tests/guarantees/test_guarantees.py"
+SCHEDULE = "tests/core/test_schedule.py"
 
 
 class Mutant(NamedTuple):

@@ -4,8 +4,8 @@ Each is a text of a file, which stands there once, and what is put in its place.
 writes this loop by hand (TRAPS of the design), or what a well-meant change could break.
 """
 
-from mutant import GUARANTEES, SCHEDULE, of
-from mutants_of_push import PUSH
+from tests.mutants.mutant import GUARANTEES, SCHEDULE, of
+from tests.mutants.mutants_of_push import PUSH
 
 MUTANTS = [
     of(
@@ -29,7 +29,7 @@ MUTANTS = [
         "_polls.py",
         " and not self._overlaps and not",
         " and not",
-        "tests/test_overlap.py",
+        "tests/core/test_overlap.py",
     ),
     of(
         "G2",
@@ -94,7 +94,7 @@ MUTANTS = [
         "_work_queue.py",
         "        item.settled = True\n",
         "        item.settled = True\n        self.cursor = item.cursor or self.cursor\n",
-        "tests/test_concurrency.py",
+        "tests/core/test_concurrency.py",
     ),
     of(
         "G5",
@@ -102,7 +102,7 @@ MUTANTS = [
         "_poller.py",
         "closed = caught_up and self.closed",
         "closed = self.closed",
-        "tests/test_the_end.py",
+        "tests/core/test_end_of_feed.py",
     ),
     of(
         "G5",
@@ -110,7 +110,7 @@ MUTANTS = [
         "durable_streams/_feed.py",
         "        self._check_body(answer, begin.place, said)\n",
         "",
-        "tests/test_durable_streams_answers.py",
+        "tests/durable_streams/test_answers.py",
     ),
     of(
         "G5",
@@ -118,7 +118,7 @@ MUTANTS = [
         "feeds/_paged/pagination.py",
         "return None if self._at_end else cursor, Place",
         "return cursor, Place",
-        "tests/test_page_semantics.py",
+        "tests/core/test_pages.py",
     ),
     of(
         "G5",
@@ -126,8 +126,8 @@ MUTANTS = [
         "feeds/_end_of_feed.py",
         "        if not empty:\n            return\n",
         "",
-        "tests/test_http_feed.py",
-        "tests/test_manners_cache.py",
+        "tests/feeds/test_http_feed.py",
+        "tests/web/test_caching.py",
     ),
     of(
         "G5",
@@ -135,7 +135,7 @@ MUTANTS = [
         "feeds/_paged/request.py",
         "        self._check_redirect(url, answer)\n",
         "",
-        "tests/test_paged_feed.py",
+        "tests/feeds/test_paged_feed.py",
     ),
     of(
         "G5",
@@ -143,7 +143,7 @@ MUTANTS = [
         "feeds/_newest_first_walk.py",
         "for document in reversed(self._held) for pair in reversed(document.news)",
         "for document in self._held for pair in document.news",
-        "tests/test_walk_back.py",
+        "tests/feeds/test_newest_first.py",
     ),
     of(
         "G5",
@@ -151,7 +151,7 @@ MUTANTS = [
         "feeds/_newest_first_walk.py",
         "self.digests[len(self.digests) // 2 :] if self.address == TOP else self.digests",
         "self.digests",
-        "tests/test_walk_back.py",
+        "tests/feeds/test_newest_first.py",
     ),
     of(
         "G5",
@@ -159,7 +159,7 @@ MUTANTS = [
         "feeds/_newest_first_walk.py",
         "        self.above.append(document.address)\n",
         "",
-        "tests/test_walk_back.py",
+        "tests/feeds/test_newest_first.py",
     ),
     of(
         "G6",
@@ -174,7 +174,7 @@ MUTANTS = [
         "_progress.py",
         "                unseen = unseen - settled\n",
         "                pass\n",
-        "tests/test_progress.py",
+        "tests/core/test_progress.py",
     ),
     of(
         "G6",
@@ -193,7 +193,7 @@ MUTANTS = [
         "durable_streams/_framing.py",
         "return Place(since=",
         "return Place() or Place(since=",
-        "tests/test_durable_streams_answers.py",
+        "tests/durable_streams/test_answers.py",
     ),
     of(
         "G6",
@@ -201,7 +201,7 @@ MUTANTS = [
         "feeds/_paged/entries.py",
         "_encode((start, group))",
         "_encode(group)",
-        "tests/test_paged_entries.py",
+        "tests/feeds/test_paged_entries.py",
     ),
     of(
         "G7",
@@ -216,7 +216,7 @@ MUTANTS = [
         "_progress.py",
         "        self.due = began + self._flush_interval\n",
         "        self.due = self._clock() + self._flush_interval\n",
-        "tests/test_progress.py",
+        "tests/core/test_progress.py",
     ),
     of(
         "G7",
@@ -224,7 +224,7 @@ MUTANTS = [
         "_workers.py",
         "        if self._clock() >= self._progress.due:\n            await self._progress.flush()\n",
         "        pass\n",
-        "tests/test_concurrency.py",
+        "tests/core/test_concurrency.py",
     ),
     of(
         "G8",
@@ -232,7 +232,7 @@ MUTANTS = [
         "stores/_sqlite/transaction.py",
         "            self._or_undo(_TAKE_BACK, _END)\n",
         "            self._or_undo(_END)\n",
-        "tests/test_transactional.py",
+        "tests/stores/test_transactional.py",
     ),
     of(
         "G8",
@@ -240,7 +240,7 @@ MUTANTS = [
         "_progress.py",
         "        if self._transactional:\n            return\n",
         "",
-        "tests/test_transactional.py",
+        "tests/stores/test_transactional.py",
     ),
     of(
         "G8",
@@ -249,7 +249,7 @@ MUTANTS = [
         "            self._or_undo(_END)\n            self._blocks += 1\n",
         "            self._or_undo(_END)\n            self._connection.execute('COMMIT; -- effects')\n"
         "            self._connection.execute('BEGIN IMMEDIATE')\n            self._blocks += 1\n",
-        "tests/test_transactional.py",
+        "tests/stores/test_transactional.py",
     ),
     of(
         "G8",
@@ -257,9 +257,9 @@ MUTANTS = [
         "_retry.py",
         "        until = self._clock() + seconds\n        await self._progress.flush()\n",
         "        until = self._clock() + seconds\n",
-        "tests/test_transactional.py",
-        "tests/test_failures.py",
-        "tests/test_progress.py",
+        "tests/stores/test_transactional.py",
+        "tests/core/test_failure_policy.py",
+        "tests/core/test_progress.py",
     ),
     of(
         "G9",
@@ -281,7 +281,7 @@ MUTANTS = [
         "_progress.py",
         "            dead_letters=self.dead_letters,\n",
         "            dead_letters=[],\n",
-        "tests/test_failures.py",
+        "tests/core/test_failure_policy.py",
     ),
     of(
         "G9",
@@ -289,7 +289,7 @@ MUTANTS = [
         "_failure_policy.py",
         '            self._attempts = _decode(state.get(NAME, "{}"))\n',
         '            self._attempts = _decode("{}")\n',
-        "tests/test_failures.py",
+        "tests/core/test_failure_policy.py",
     ),
     of(
         "G9",
@@ -297,7 +297,7 @@ MUTANTS = [
         "_retry.py",
         "        if until > since + MAX_WAIT_IN_POLL:\n            raise Postponed(until)\n",
         "",
-        "tests/test_failures.py",
+        "tests/core/test_failure_policy.py",
     ),
     of(
         "G9",
@@ -305,7 +305,7 @@ MUTANTS = [
         "_workers.py",
         "        most = min(self._most, MAX_FAILING - self._open)\n",
         "        most = self._most\n",
-        "tests/test_failures.py",
+        "tests/core/test_failure_policy.py",
     ),
     of(
         "G5",
@@ -313,7 +313,7 @@ MUTANTS = [
         "_work_queue.py",
         "        waiting = {item.lane for item in items if not item.settled}\n",
         "        waiting = set()\n",
-        "tests/test_concurrency.py",
+        "tests/core/test_concurrency.py",
     ),
     of(
         "G5",
@@ -321,7 +321,7 @@ MUTANTS = [
         "_overlap.py",
         "        latest = self._looked - self._seconds\n",
         "        latest = self._looked\n",
-        "tests/test_overlap.py",
+        "tests/core/test_overlap.py",
     ),
     of(
         "G9",
@@ -329,7 +329,7 @@ MUTANTS = [
         "_poller.py",
         "        await self._gaps.before(request.cursor, page.gap)\n",
         "",
-        "tests/test_gaps.py",
+        "tests/core/test_gaps.py",
     ),
     of(
         "G9",
@@ -337,7 +337,7 @@ MUTANTS = [
         "feeds/_newest_first_walk.py",
         "        self._missing = self._missing or leaf.missing\n",
         "",
-        "tests/test_walk_back.py",
+        "tests/feeds/test_newest_first.py",
     ),
     of(
         "G10",
@@ -345,7 +345,7 @@ MUTANTS = [
         "stores/_sqlite/cursors.py",
         "WHERE id = ? AND token = ?\n",
         "WHERE id = ? AND ? IS NOT NULL\n",
-        "tests/test_sqlite_store.py",
+        "tests/stores/test_sqlite.py",
         "-k",
         "replaced",
     ),
@@ -376,7 +376,7 @@ MUTANTS = [
         "_retry.py",
         "        if progress.dead >= MAX_DEAD_LETTERS:\n",
         "        if False:\n",
-        "tests/test_failures.py",
+        "tests/core/test_failure_policy.py",
     ),
     of(
         "G11",
@@ -384,7 +384,7 @@ MUTANTS = [
         "_http/response.py",
         "part = unpack.some(chunk, limit + 1 - size)",
         "part = unpack.some(chunk, 0)",
-        "tests/test_feeds_under_faults.py",
+        "tests/feeds/test_feeds_under_faults.py",
         "-k",
         "too_large",
     ),
@@ -394,7 +394,7 @@ MUTANTS = [
         "feeds/_newest_first_walk.py",
         "        while len(self._held) > FEWEST and ",
         "        while False and ",
-        "tests/test_walk_back.py",
+        "tests/feeds/test_newest_first.py",
     ),
     of(
         "G11",
@@ -402,7 +402,7 @@ MUTANTS = [
         "feeds/_atom/parser.py",
         "    parser.StartDoctypeDeclHandler = _refuse_doctype\n",
         "",
-        "tests/test_atom_documents.py",
+        "tests/feeds/test_atom_documents.py",
     ),
     of(
         "G12",
@@ -424,8 +424,8 @@ MUTANTS = [
         "_http/client.py",
         "        if call.at_home:\n            headers, options",
         "        if True:\n            headers, options",
-        "tests/test_manners_origin.py",
-        "tests/test_feeds_under_faults.py",
+        "tests/web/test_client.py",
+        "tests/feeds/test_feeds_under_faults.py",
         "-k",
         "trusted",
     ),
@@ -435,7 +435,7 @@ MUTANTS = [
         "_http/origins.py",
         "            text = form.sub(field, text)\n",
         "            pass\n",
-        "tests/test_manners_hidden.py",
+        "tests/web/test_url_secrets.py",
     ),
     *PUSH,
 ]

@@ -1,11 +1,11 @@
 """Bugs of push channels: what lets an attacker in, loses a subscription, or makes a loop of a channel."""
 
-from mutant import SCHEDULE, of
+from tests.mutants.mutant import SCHEDULE, of
 
-VERIFIERS = "tests/test_verifiers.py"
-TOKENS = "tests/test_verifiers_tokens.py"
-WEBHOOK = "tests/test_webhook.py"
-CRASHES = "tests/test_subscription_crashes.py"
+VERIFIERS = "tests/listeners/test_verifiers_hmac.py"
+TOKENS = "tests/listeners/test_verifiers_tokens.py"
+WEBHOOK = "tests/listeners/test_webhook.py"
+CRASHES = "tests/listeners/test_subscription_crashes.py"
 
 PUSH = [
     of(
@@ -14,7 +14,7 @@ PUSH = [
         "_schedule.py",
         "        if known and not self._running and self._owed is None:\n",
         "        if known:\n",
-        "tests/test_should_poll.py",
+        "tests/core/test_hints.py",
         SCHEDULE,
     ),
     of(
@@ -23,7 +23,7 @@ PUSH = [
         "listeners/verifiers/_secrets.py",
         "    return sum(hmac.compare_digest(one, other) for one in given for other in wanted) > 0",
         "    return any(hmac.compare_digest(one, other) for one in given for other in wanted)",
-        "tests/test_verifiers_work.py",
+        "tests/listeners/test_verifiers_cost.py",
     ),
     of(
         "G11",
@@ -79,7 +79,7 @@ PUSH = [
         "listeners/subscriptions/_renewal.py",
         "due = min(self._due_wall - now.wall, self._due_steady - now.steady)",
         "due = self._due_wall - now.wall",
-        "tests/test_subscription_when.py",
+        "tests/listeners/test_subscription_renewal.py",
     ),
     of(
         "G11",
@@ -87,7 +87,7 @@ PUSH = [
         "listeners/subscriptions/_callbacks.py",
         "        if (mode, topic) != (asked.mode, asked.topic):\n            return _NO\n",
         "",
-        "tests/test_websub.py",
+        "tests/listeners/test_websub.py",
         "-k",
         "not_asked_for",
     ),
@@ -97,7 +97,7 @@ PUSH = [
         "listeners/subscriptions/_websub.py",
         '    if url.scheme == "https" or url.host == "localhost":\n',
         "    if url.host:\n",
-        "tests/test_websub.py",
+        "tests/listeners/test_websub.py",
         "-k",
         "secret",
     ),
@@ -137,7 +137,7 @@ PUSH = [
         "listeners/_webhook/receiver.py",
         "if self._expected and self._expecting() else",
         "if self._expected else",
-        "tests/test_webhook_subscribed.py",
+        "tests/listeners/test_webhook_subscribed.py",
         "-k",
         "only_while_one_is_expected",
     ),
@@ -157,7 +157,7 @@ PUSH = [
         "listeners/_long_poll_answers.py",
         "self._early_in_a_row += 1",
         "self._early_in_a_row = 1",
-        "tests/test_long_poll.py",
+        "tests/listeners/test_long_poll.py",
     ),
     of(
         "G12",
@@ -165,7 +165,7 @@ PUSH = [
         "listeners/_requests.py",
         "if not at_home:  # a client",
         "if False:  # a client",
-        "tests/test_asking.py",
+        "tests/listeners/test_requests.py",
     ),
     of(
         "G1",
@@ -173,7 +173,7 @@ PUSH = [
         "listeners/redis.py",
         "Retry(NoBackoff(), 0, supported_errors=())",
         "Retry(NoBackoff(), 1)",
-        "tests/test_redis_listener.py",
+        "tests/listeners/test_redis.py",
     ),
     of(
         "G1",
@@ -181,7 +181,7 @@ PUSH = [
         "listeners/long_poll.py",
         "if said.news or not self._pace.is_early(held):",
         "if held >= 0:",
-        "tests/test_long_poll.py",
+        "tests/listeners/test_long_poll.py",
     ),
     of(
         "G1",
@@ -189,7 +189,7 @@ PUSH = [
         "durable_streams/_wake_stream.py",
         "hid_a_push=failure.hid_a_push or self._has_heard",
         "hid_a_push=failure.hid_a_push",
-        "tests/test_pull_wake.py",
+        "tests/durable_streams/test_pull_wake.py",
         "-k",
         "claim_that_fails",
     ),
@@ -199,7 +199,7 @@ PUSH = [
         "durable_streams/_signature.py",
         "if now >= self._not_before:",
         "if True:",
-        "tests/test_durable_streams_signature.py",
+        "tests/durable_streams/test_signature.py",
         "-k",
         "invented",
     ),
@@ -209,7 +209,7 @@ PUSH = [
         "_polls.py",
         " or poll.again)",
         ")",
-        "tests/test_consumer.py",
+        "tests/core/test_consumer.py",
         "-k",
         "hint",
     ),
@@ -219,7 +219,7 @@ PUSH = [
         "listeners/subscriptions/_state.py",
         "return written.book if written.asked == asked else written.book.ending()",
         "return written.book",
-        "tests/test_websub_consumer.py",
+        "tests/listeners/test_websub_consumer.py",
     ),
     of(
         "G9",
@@ -227,6 +227,6 @@ PUSH = [
         "durable_streams/_subscription.py",
         "SubscriptionRefused if self._was_taken else ListenerError",
         "ListenerError",
-        "tests/test_durable_streams_webhook.py",
+        "tests/durable_streams/test_webhook.py",
     ),
 ]

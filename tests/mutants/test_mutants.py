@@ -3,8 +3,9 @@
 from collections import Counter
 
 import pytest
-from mutants import MUTANTS
-from plant import ROOT, Copy, planted
+
+from tests.mutants.mutants import MUTANTS
+from tests.mutants.plant import ROOT, Copy, planted
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.guarantee} {mutant.name}")

@@ -9,7 +9,8 @@ import hashlib
 from xml.sax.saxutils import escape
 
 import httpx
-from vendors.vendor import Vendor, iso, name, number_of
+
+from tests.vendors.vendor import Vendor, iso, name, number_of
 
 FORMS = ("paged", "archived", "complete")
 

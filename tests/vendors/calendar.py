@@ -5,7 +5,8 @@ cannot go with a `syncToken`; 410 means a full sync.
 """
 
 import httpx
-from vendors.vendor import Vendor, iso, name, number_of, read_token, token
+
+from tests.vendors.vendor import Vendor, iso, name, number_of, read_token, token
 
 FILTERS = {"iCalUID", "orderBy", "privateExtendedProperty", "q", "timeMin", "timeMax", "updatedMin"}
 

@@ -9,7 +9,8 @@ import json
 from base64 import b64encode
 
 import httpx
-from vendors.vendor import SECRET, Vendor, name, number_of, read_token, token
+
+from tests.vendors.vendor import SECRET, Vendor, name, number_of, read_token, token
 
 
 class CouchDB(Vendor):

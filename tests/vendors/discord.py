@@ -4,7 +4,8 @@ Without `after` the newest messages are shown, so who begins at the beginning as
 """
 
 import httpx
-from vendors.vendor import SECRET, Vendor, iso, number_of
+
+from tests.vendors.vendor import SECRET, Vendor, iso, number_of
 
 
 class Discord(Vendor):

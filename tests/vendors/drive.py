@@ -5,8 +5,9 @@ no id of its own.
 """
 
 import httpx
-from vendors.calendar import error
-from vendors.vendor import Vendor, iso, name, number_of, read_token, token
+
+from tests.vendors.calendar import error
+from tests.vendors.vendor import Vendor, iso, name, number_of, read_token, token
 
 
 class Drive(Vendor):

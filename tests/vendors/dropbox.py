@@ -7,7 +7,8 @@ must not get the credentials.
 import json
 
 import httpx
-from vendors.vendor import SECRET, Vendor, iso, name, read_token, token
+
+from tests.vendors.vendor import SECRET, Vendor, iso, name, read_token, token
 
 LONGEST = 480
 

@@ -8,7 +8,8 @@ import hashlib
 import json
 
 import httpx
-from vendors.vendor import BEGAN, Vendor, iso, number_of
+
+from tests.vendors.vendor import BEGAN, Vendor, iso, number_of
 
 MOST = 300
 

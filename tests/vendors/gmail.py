@@ -5,8 +5,9 @@ that is too old is 404.
 """
 
 import httpx
-from vendors.calendar import error
-from vendors.vendor import Vendor, name, number_of, read_token, token
+
+from tests.vendors.calendar import error
+from tests.vendors.vendor import Vendor, name, number_of, read_token, token
 
 
 class Gmail(Vendor):

@@ -9,10 +9,10 @@ import json
 from collections import deque
 
 import httpx
-from asgi_calls import asked, scope_of
-from vendors.vendor import SECRET, Wire
 
 from push_to_poll_client import _event_loop
+from tests.support.asgi_calls import asked, scope_of
+from tests.vendors.vendor import SECRET, Wire
 
 LIFETIME = 604_800
 RESOURCE = "o3hgv1538sdjfh"

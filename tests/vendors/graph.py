@@ -5,7 +5,8 @@ was asked, to be used as they are. A reset is 410 with `Location`, or 40x with `
 """
 
 import httpx
-from vendors.vendor import SECRET, Vendor, iso, name, read_token, token
+
+from tests.vendors.vendor import SECRET, Vendor, iso, name, read_token, token
 
 
 class Graph(Vendor):

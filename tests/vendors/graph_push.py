@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 import anyio
 import httpx
-from asgi_calls import asked, scope_of
-from vendors.vendor import SECRET, Wire
 
 from push_to_poll_client import _event_loop
+from tests.support.asgi_calls import asked, scope_of
+from tests.vendors.vendor import SECRET, Wire
 
 ORIGIN = "https://graph.microsoft.com/v1.0/subscriptions"
 HOOK = "https://me.example/hooks/graph"

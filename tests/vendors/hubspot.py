@@ -6,7 +6,8 @@ Several objects have one time of change, so what is asked for has to begin with 
 import json
 
 import httpx
-from vendors.vendor import SECRET, Vendor, iso, name
+
+from tests.vendors.vendor import SECRET, Vendor, iso, name
 
 BODY = {
     "filterGroups": [{"filters": [{"propertyName": "lastmodifieddate", "operator": "GTE", "value": "0"}]}],

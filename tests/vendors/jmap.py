@@ -3,7 +3,8 @@
 import json
 
 import httpx
-from vendors.vendor import Vendor, iso, name
+
+from tests.vendors.vendor import Vendor, iso, name
 
 
 class JMAP(Vendor):

@@ -7,7 +7,8 @@ answer has a `next_batch`, also one without events.
 import json
 
 import httpx
-from vendors.vendor import SECRET, Vendor, name, number_of, read_token, token, when
+
+from tests.vendors.vendor import SECRET, Vendor, name, number_of, read_token, token, when
 
 
 class Matrix(Vendor):

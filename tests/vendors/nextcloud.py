@@ -3,7 +3,8 @@
 from base64 import b64encode
 
 import httpx
-from vendors.vendor import SECRET, Vendor, iso, number_of
+
+from tests.vendors.vendor import SECRET, Vendor, iso, number_of
 
 
 class Nextcloud(Vendor):

@@ -7,7 +7,8 @@ there. Scheduled messages appear late, with the id that they had before.
 import json
 
 import httpx
-from vendors.vendor import Vendor, name, when
+
+from tests.vendors.vendor import Vendor, name, when
 
 
 class Ntfy(Vendor):

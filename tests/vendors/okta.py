@@ -4,7 +4,8 @@ It is always there, also on an empty page: it is asked again until it brings som
 """
 
 import httpx
-from vendors.vendor import SECRET, Vendor, iso, name, number_of, read_token, token, when
+
+from tests.vendors.vendor import SECRET, Vendor, iso, name, number_of, read_token, token, when
 
 
 class Okta(Vendor):

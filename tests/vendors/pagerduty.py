@@ -1,7 +1,8 @@
 """PagerDuty: GET /log_entries. Newest first, pages are counted: `offset`, `limit`, `more` if there are others."""
 
 import httpx
-from vendors.vendor import SECRET, Vendor, iso, name, number_of
+
+from tests.vendors.vendor import SECRET, Vendor, iso, name, number_of
 
 MOST = 10_000
 

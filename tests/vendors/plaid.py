@@ -7,7 +7,8 @@ chain begins again at the cursor of its first page. `next_cursor` is empty as lo
 import json
 
 import httpx
-from vendors.vendor import SECRET, Vendor, iso, name, read_token, token
+
+from tests.vendors.vendor import SECRET, Vendor, iso, name, read_token, token
 
 
 class Plaid(Vendor):

@@ -5,7 +5,8 @@
 """
 
 import httpx
-from vendors.vendor import Vendor, name, number_of, when
+
+from tests.vendors.vendor import Vendor, name, number_of, when
 
 
 class RemoteSettings(Vendor):

@@ -1,7 +1,8 @@
 """Stripe: GET /v1/events. Newest first; `starting_after` goes on to older ones, `ending_before` to newer ones."""
 
 import httpx
-from vendors.vendor import SECRET, Vendor, name, number_of, when
+
+from tests.vendors.vendor import SECRET, Vendor, name, number_of, when
 
 
 class Stripe(Vendor):

@@ -9,7 +9,8 @@ from itertools import takewhile
 from urllib.parse import parse_qs
 
 import httpx
-from vendors.vendor import SECRET, Vendor, number_of, when
+
+from tests.vendors.vendor import SECRET, Vendor, number_of, when
 
 
 class Telegram(Vendor):

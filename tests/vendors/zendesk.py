@@ -6,7 +6,8 @@
 from base64 import b64encode
 
 import httpx
-from vendors.vendor import BEGAN, SECRET, Vendor, iso, number_of, read_token, token, when
+
+from tests.vendors.vendor import BEGAN, SECRET, Vendor, iso, number_of, read_token, token, when
 
 
 class Zendesk(Vendor):

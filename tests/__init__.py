@@ -1,0 +1,1 @@
+"""The tests of push_to_poll_client; the folders mirror the package."""

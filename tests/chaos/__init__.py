@@ -1,0 +1,1 @@
+"""Processes that are killed and networks that fail: nothing is lost."""

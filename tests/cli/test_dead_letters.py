@@ -1,0 +1,540 @@
+"""`push-to-poll dead-letters`: seen at any time, changed while nobody runs, and harmless whatever is in them."""
+
+import errno
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+
+import anyio
+import pytest
+
+from push_to_poll_client import DeadLetter, Record, RecordState, SQLiteStore
+from push_to_poll_client.cli._output import Exit
+from push_to_poll_client.stores._sqlite.reader import read_dead_letters
+from push_to_poll_client.testing import serve_in_thread
+from tests.support import command_line
+from tests.support.command_line import Broken, on, said, typed
+from tests.support.forms import GUARD, form
+
+EVIL = "\x1b[2J\r\nERROR \x9b\u202e"
+TRACEBACK = f"Traceback (most recent call last):\n  here\nValueError: {EVIL}\n"
+GOOD = DeadLetter(
+    key="12:https://shop42",
+    id="42",
+    raw=b'{"id":"42"}',
+    error="ValueError: no such account",
+    traceback=TRACEBACK,
+    attempts=5,
+    first_failed=1e9,
+    last_failed=1e9 + 20,
+)
+BAD = DeadLetter(key=f"{EVIL}ö", id=EVIL, raw=b"\xff\n\x00", error=EVIL * 100, attempts=0, last_failed=1e300)
+HALF = DeadLetter(key="\ud800", id="\ud800", raw=b"", error="\ud800", marked=True)
+
+
+@pytest.fixture(autouse=True)
+def _backend(request, monkeypatch):
+    on(getattr(request, "param", "trio"), monkeypatch)
+
+
+on_both = pytest.mark.parametrize("_backend", ["asyncio", "trio"], indirect=True)
+
+
+@pytest.fixture
+def state(tmp_path):
+    return str(tmp_path / "state.db")
+
+
+def keep(path, *letters, name="orders", **store):
+    """Puts dead letters into the file."""
+
+    async def commit():
+        session = await SQLiteStore(path, **store).claim(name, feed="feed")
+        dead = [Record(letter.key, RecordState.DEAD) for letter in letters]
+        await session.commit(cursor="c", records=dead, dead_letters=letters)
+        await session.release()
+
+    anyio.run(commit)
+
+
+def kept(path, name="orders"):
+    """The dead letters that are in the file then."""
+    return list(read_dead_letters(path, name))
+
+
+@pytest.fixture(scope="module")
+def owned(tmp_path_factory):
+    """The path of a file with a dead letter, and the id of the process that owns it.
+
+    One process is enough: no test that looks at the file may change it.
+    """
+    path = str(tmp_path_factory.mktemp("owned") / "state.db")
+    keep(path, GOOD)
+    program = (
+        "import anyio, sys\nfrom push_to_poll_client import SQLiteStore\n"
+        "async def own():\n    session = await SQLiteStore(sys.argv[1]).claim('orders', feed='feed')\n"
+        "    print('.', flush=True)\n    sys.stdin.read()\n    await session.release()\nanyio.run(own)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    with owner:
+        owner.stdout.readline()
+        yield path, owner.pid
+        owner.stdin.close()
+        assert owner.wait(GUARD) == 0
+
+
+def letters(capsys, *arguments):
+    """Exit code, lines on stdout, and what was said on stderr."""
+    code = typed("dead-letters", "--state", *arguments)
+    out, err = capsys.readouterr()
+    return code, out.splitlines(), said(err)
+
+
+# Looking
+
+
+def test_the_list_is_a_table_for_people(state, capsys):
+    keep(state, GOOD, BAD, HALF)
+    code, lines, err = letters(capsys, state, "list")
+    error = (EVIL * 100)[:500].translate(dict.fromkeys(map(ord, "\x1b\r\n\x9b\u202e"), "\ufffd"))
+    assert lines == [
+        "last failed (UTC)    attempts  marked  key                                       error",
+        rf"1e+300                      0          '\u001b[2J\r\nERROR \u009b\u202eö'        {error}",
+        f"2001-09-09 01:47:00         5          {GOOD.key:<40}  ValueError: no such account",
+        r"1970-01-01 00:00:00         1  yes     '\ud800'                                  " + "\ufffd",
+    ]
+    assert (code, err) == (Exit.DONE, [])
+
+
+def test_the_list_is_json_for_programs(state, capsys):
+    keep(state, GOOD, BAD)
+    code, lines, _ = letters(capsys, state, "list", "--json")
+    assert code == Exit.DONE
+    assert [json.loads(line) for line in lines] == [
+        {
+            "key": BAD.key,
+            "id": EVIL,
+            "error": EVIL * 100,
+            "attempts": 0,
+            "first_failed": 0,
+            "last_failed": 1e300,
+            "marked": False,
+        },
+        {
+            "key": "12:https://shop42",
+            "id": "42",
+            "error": "ValueError: no such account",
+            "attempts": 5,
+            "first_failed": 1e9,
+            "last_failed": 1e9 + 20,
+            "marked": False,
+        },
+    ]
+
+
+def test_the_help_names_each_member(state, capsys):
+    keep(state, GOOD)
+    _, (line,), _ = letters(capsys, state, "list", "--json")
+    typed("dead-letters", "--state", state, "list", "--help")
+    help_ = capsys.readouterr().out
+    for name in json.loads(line):
+        assert name in help_
+
+
+def test_of_none_there_is_nothing_to_show(state, capsys):
+    keep(state)
+    assert letters(capsys, state, "list") == (Exit.DONE, ["no dead letters"], [])
+    assert letters(capsys, state, "list", "--json") == (Exit.DONE, [], [])
+    assert letters(capsys, state, "export") == (Exit.DONE, [], [])
+
+
+def test_a_long_key_is_short_in_the_table_and_whole_in_json(state, capsys):
+    keep(state, DeadLetter(key="k" * 100_000, id="1", raw=b"", error=""))
+    _, (_, line), _ = letters(capsys, state, "list")
+    assert f"{'k' * 1000}...  " in line
+    assert len(line) < 1100
+    _, (line,), _ = letters(capsys, state, "list", "--json")
+    assert json.loads(line)["key"] == "k" * 100_000
+
+
+def test_one_is_shown_with_all_that_is_kept_of_it(state, capsys):
+    keep(state, GOOD, BAD, HALF)
+    assert letters(capsys, state, "show", GOOD.key) == (
+        Exit.DONE,
+        [
+            "key           12:https://shop42",
+            "id            42",
+            "error         ValueError: no such account",
+            "attempts      5",
+            "first failed  2001-09-09 01:46:40 UTC",
+            "last failed   2001-09-09 01:47:00 UTC",
+            "marked        no",
+            "entry         11 bytes",
+            "",
+            "  Traceback (most recent call last):",
+            "    here",
+            r"  ValueError: \u001b[2J\r",
+            r"  ERROR \u009b\u202e",
+            "",
+            '{"id":"42"}',
+        ],
+        [],
+    )
+
+
+@pytest.mark.parametrize("key", [BAD.key, r"\u001b[2J\r\nERROR \u009b\u202eö"])
+def test_a_key_may_be_typed_as_it_is_shown(state, capsys, key):
+    keep(state, BAD, HALF)
+    code, lines, _ = letters(capsys, state, "show", key)
+    assert code == Exit.DONE
+    assert lines[1] == r"id            '\u001b[2J\r\nERROR \u009b\u202e'"
+    assert lines[-2:] == [r"\xff", r"\u0000"]
+    assert "".join(lines).isprintable()
+
+
+def test_half_a_character_is_shown_and_typed_too(state, capsys):
+    keep(state, HALF)
+    code, lines, _ = letters(capsys, state, "show", r"\ud800")
+    assert code == Exit.DONE
+    assert lines[6] == "marked        yes, the next run tries it again"
+
+
+@pytest.mark.parametrize("option", [("export",), ("show", GOOD.key, "--json")])
+def test_programs_get_all_of_it(state, capsys, option):
+    keep(state, GOOD)
+    _, (line,), _ = letters(capsys, state, *option)
+    assert json.loads(line) == {
+        "key": "12:https://shop42",
+        "id": "42",
+        "raw": '{"id":"42"}',
+        "error": "ValueError: no such account",
+        "traceback": TRACEBACK,
+        "attempts": 5,
+        "first_failed": 1e9,
+        "last_failed": 1e9 + 20,
+        "marked": False,
+    }
+
+
+def test_an_export_goes_on_until_the_end(state, capsys):
+    keep(state, *(DeadLetter(key=f"{number:04}", id="1", raw=b"", error="") for number in range(250)))
+    _, lines, _ = letters(capsys, state, "export")
+    assert [json.loads(line)["key"] for line in lines] == [f"{number:04}" for number in range(250)]
+
+
+@pytest.mark.slow
+def test_an_export_has_some_in_memory_at_a_time(state):
+    size = form(4, 15) << 20
+    keep(state, *(DeadLetter(key=str(number), id="1", raw=b"x" * size, error="") for number in range(12)))
+    program = (
+        "import re, sys\nfrom pathlib import Path\nfrom push_to_poll_client.cli import main\n"
+        "from push_to_poll_client.stores import _retention\n"
+        "def most():  # of this program; `ru_maxrss` begins with its parent's\n"
+        "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1])\n"
+        "size = int(sys.argv[2])\n"
+        "_retention._BYTES = _retention._BYTES * size // (15 << 20)  # of smaller entries as many at a time\n"
+        "begun = most()\n"
+        "code = main(['dead-letters', '--state', sys.argv[1], 'export'])\n"
+        "sys.exit(code or most() - begun > 10 * size // 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, state, str(size)], stdout=subprocess.PIPE, timeout=GUARD, check=False
+    )
+    assert done.returncode == 0
+    assert len(done.stdout) > 12 * size
+
+
+def test_a_large_entry_is_shown_piece_by_piece(state, capsys):
+    raw = ("é\x1b" * (1 << 17)).encode()
+    keep(state, DeadLetter(key="1", id="1", raw=raw, error=""))
+    _, lines, _ = letters(capsys, state, "show", "1")
+    assert lines[-1] == r"é\u001b" * (1 << 17)
+
+
+def test_looking_disturbs_nobody(owned, capsys):
+    state, _ = owned
+    for action in (["list"], ["show", GOOD.key], ["export"]):
+        assert letters(capsys, state, *action)[0] == Exit.DONE
+    assert typed("rewind", "--state", state, "--list") == Exit.DONE
+
+
+def test_a_reader_that_goes_away_is_no_error(state):
+    keep(state, *(DeadLetter(key=str(number), id="1", raw=b"x" * 100_000, error="") for number in range(50)))
+    with command_line.start("dead-letters", "--state", state, "export") as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=GUARD) == Exit.DONE
+        assert process.stderr.read() == ""
+
+
+def test_a_reader_that_goes_away_is_no_error_in_this_process_either(state, monkeypatch, tmp_path):
+    keep(state, GOOD)
+    with (tmp_path / "stdout").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", Broken(file, BrokenPipeError()))
+        assert typed("dead-letters", "--state", state, "list") == Exit.DONE
+        assert os.fstat(file.fileno()).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116
+
+
+def test_a_full_disk_is_one_sentence(state, monkeypatch, capsys, tmp_path):
+    keep(state, GOOD)
+    with (tmp_path / "stdout").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", Broken(file, OSError(errno.ENOSPC, "No space left on device")))
+        assert typed("dead-letters", "--state", state, "export") == Exit.MESSAGE
+        assert os.fstat(file.fileno()).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116
+    assert capsys.readouterr().err == (
+        "push-to-poll: OutputError: standard output cannot be written: No space left on device; what was written "
+        "out ends there\n"
+    )
+
+
+# Changing
+
+
+@on_both
+def test_those_that_are_to_be_tried_again_are_marked(state, capsys):
+    keep(state, GOOD, BAD, HALF)
+    assert letters(capsys, state, "retry", GOOD.key, GOOD.key) == (
+        Exit.DONE,
+        ["1 dead letter is marked; the next run tries it again"],
+        [],
+    )
+    assert [letter.marked for letter in kept(state)] == [False, True, True]
+    assert kept(state)[1].raw == GOOD.raw
+
+
+@on_both
+def test_all_of_them_are_marked(state, capsys):
+    keep(state, *(DeadLetter(key=f"{number:04}", id="1", raw=b"x", error="e") for number in range(250)))
+    assert letters(capsys, state, "retry", "--all")[:2] == (
+        Exit.DONE,
+        ["250 dead letters are marked; the next run tries them again"],
+    )
+    assert all(letter.marked for letter in kept(state))
+    keep(state, name="none")
+    assert letters(capsys, state, "retry", "--all", "--name", "none")[1] == [
+        "0 dead letters are marked; the next run tries them again"
+    ]
+
+
+@on_both
+def test_those_that_are_dropped_count_as_skipped(state, capsys):
+    keep(state, GOOD, BAD, HALF)
+    assert letters(capsys, state, "drop", GOOD.key, r"\ud800") == (
+        Exit.DONE,
+        ["2 dead letters are gone, and will not be tried again"],
+        [],
+    )
+    assert [letter.key for letter in kept(state)] == [BAD.key]
+    with sqlite3.connect(state) as file:
+        states = file.execute("SELECT state FROM push_to_poll_record WHERE key = ?", (GOOD.key,)).fetchall()
+    file.close()
+    assert ("skipped",) in states
+
+
+@pytest.mark.parametrize("action", ["retry", "drop"])
+def test_when_there_is_none_of_a_key_nothing_is_changed(state, capsys, action):
+    keep(state, GOOD, HALF)
+    before = kept(state)
+    code, lines, err = letters(capsys, state, action, GOOD.key, "canary")
+    assert (code, lines) == (Exit.USAGE, [])
+    assert err == [
+        "push-to-poll: no dead letter has key number 2 of those given; nothing was changed, and list shows all"
+    ]
+    assert kept(state) == before
+
+
+def test_what_is_not_there_cannot_be_shown(state, capsys):
+    keep(state)
+    assert letters(capsys, state, "show", "canary")[:2] == (Exit.USAGE, [])
+
+
+@pytest.mark.parametrize("arguments", [["retry"], ["retry", "--all", "key"]])
+def test_retry_takes_keys_or_all(state, capsys, arguments):
+    assert letters(capsys, state, *arguments) == (Exit.USAGE, [], ["push-to-poll: retry takes keys, or --all"])
+
+
+@pytest.mark.parametrize(
+    ("action", "instead"),
+    [
+        (["dead-letters", "--state", "{}", "retry", GOOD.key], "dead_letters.retry()"),
+        (["dead-letters", "--state", "{}", "retry", "--all"], "dead_letters.retry()"),
+        (["dead-letters", "--state", "{}", "drop", GOOD.key], "dead_letters.drop()"),
+        (["rewind", "--state", "{}", "--to", "inception"], "rewind()"),
+    ],
+)
+def test_what_a_process_owns_is_not_changed(owned, capsys, action, instead):
+    state, process = owned
+    before = kept(state)
+    assert [(letter.key, letter.marked) for letter in before] == [(GOOD.key, False)]
+    code = typed(*(word.format(state) for word in action))
+    out, err = capsys.readouterr()
+    assert (code, out) == (Exit.STATE, "")
+    assert said(err) == [
+        (
+            f"push-to-poll: StoreBusy: {os.path.realpath(state)} is in use by process {process}; "
+            f"stop it first, or let it call {instead} of its consumer"
+        )
+    ]
+    assert kept(state) == before
+
+
+def test_an_owner_that_cannot_be_seen_is_another_process(owned, capsys, monkeypatch):
+    monkeypatch.setattr("push_to_poll_client.cli._state_file.owner_of", lambda _: None)
+    assert "is in use by another process;" in letters(capsys, owned[0], "retry", "--all")[2][0]
+
+
+def test_no_record_goes_that_the_consumer_keeps(state, capsys):
+    """The consumer's own retention is not known here, so nothing is too old and nothing too much."""
+
+    async def commit():
+        store = SQLiteStore(state, retention=None, max_records=None, clock=lambda: 1e9)
+        session = await store.claim("orders", feed="feed")
+        for number in range(5):
+            await session.commit(cursor=str(number), records=[Record(f"{number}-{one}") for one in range(3000)])
+        await session.commit(cursor="c", records=[Record(GOOD.key, RecordState.DEAD)], dead_letters=[GOOD])
+        await session.release()
+
+    anyio.run(commit)
+    assert letters(capsys, state, "retry", "--all")[0] == Exit.DONE
+    assert letters(capsys, state, "drop", GOOD.key)[0] == Exit.DONE
+    typed("status", "--state", state, "--json")
+    assert json.loads(capsys.readouterr().out)["consumers"][0]["records"] >= 15_001
+
+
+@on_both
+def test_the_file_may_be_an_applications_too(state, capsys):
+    with sqlite3.connect(state) as file:
+        file.execute("CREATE TABLE account(balance)")
+        file.execute("CREATE VIEW rich AS SELECT * FROM account WHERE balance > 9")
+    file.close()
+    keep(state, GOOD, transactional=True)
+    assert letters(capsys, state, "list")[0] == Exit.DONE
+    assert letters(capsys, state, "drop", GOOD.key)[0] == Exit.DONE
+    assert typed("rewind", "--state", state, "--to", "inception") == Exit.DONE
+
+
+# Which consumer
+
+
+def test_of_several_names_one_has_to_be_named(state, capsys):
+    for number in range(7):
+        keep(state, DeadLetter(key=f"k{number}", id="1", raw=b"", error=""), name=f"{number}{EVIL}")
+    code, lines, (sentence,) = letters(capsys, state, "list")
+    assert (code, lines) == (Exit.USAGE, [])
+    assert sentence.startswith(r"push-to-poll: --name is missing; the file has '0\x1b[2J\r\nERROR \x9b\u202e', '1")
+    assert sentence.endswith("and 2 more")
+    for place in (["--name", f"3{EVIL}", "list"], ["list", "--name", r"3\x1b[2J\r\nERROR \x9b\u202e"]):
+        _, (_, line), _ = letters(capsys, state, *place)
+        assert " k3 " in line
+
+
+def test_a_name_that_is_not_there_is_not_repeated(state, capsys):
+    keep(state)
+    assert letters(capsys, state, "list", "--name", "canary") == (
+        Exit.USAGE,
+        [],
+        ["push-to-poll: --name is none of them; the file has 'orders'"],
+    )
+
+
+def test_a_file_without_a_consumer_is_one_sentence(state, capsys):
+    SQLiteStore(state)
+    open(state, "w").close()  # noqa: PTH123
+    code, lines, (sentence,) = letters(capsys, state, "list")
+    assert (code, lines) == (Exit.STATE, [])
+    assert sentence.endswith(" has no consumer's state yet; run one that keeps its state there")
+
+
+# Files that are not what they should be
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A file to be copied, which costs less than a new one."""
+    path = str(tmp_path_factory.mktemp("good") / "state.db")
+    keep(path, GOOD)
+    return path
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE push_to_poll_dead_letter SET error = 5",
+        "UPDATE push_to_poll_dead_letter SET attempts = 'x'",
+        "UPDATE push_to_poll_dead_letter SET id = x'ff'",
+        "UPDATE push_to_poll_dead_letter SET raw = 'text'",
+        "UPDATE push_to_poll_dead_letter SET key = x'ff' || key",
+        "DROP TABLE push_to_poll_dead_letter",
+        "UPDATE push_to_poll_consumer SET cursor = 5",
+        "UPDATE push_to_poll_schema SET version = 99",
+        "CREATE TRIGGER t AFTER UPDATE ON push_to_poll_consumer BEGIN SELECT 1; END",
+    ],
+)
+@pytest.mark.parametrize(
+    "action",
+    [
+        ["dead-letters", "--state", "{}", "list"],
+        ["dead-letters", "--state", "{}", "show", "12:https://shop42"],
+        ["dead-letters", "--state", "{}", "export"],
+        ["dead-letters", "--state", "{}", "retry", "--all"],
+        ["dead-letters", "--state", "{}", "drop", "12:https://shop42"],
+        ["rewind", "--state", "{}", "--list"],
+        ["rewind", "--state", "{}", "--to", "inception"],
+    ],
+    ids=lambda action: " ".join(action[::2])[:20],
+)
+def test_a_damaged_file_is_one_sentence(state, good, capsys, damage, action):
+    shutil.copy(good, state)
+    with sqlite3.connect(state) as file:
+        file.execute(damage)
+    file.close()
+    code = typed(*(word.format(state) for word in action))
+    err = said(capsys.readouterr().err)
+    assert code in {Exit.DONE, Exit.STATE, Exit.USAGE}  # the damage need not be in the way
+    assert len(err) == (code != Exit.DONE)
+    assert all(line.isprintable() and "bug" not in line for line in err)
+
+
+@pytest.mark.parametrize("size", [1, 100, 4096, 5000, 20_000])
+@pytest.mark.parametrize("action", [["list"], ["export"], ["retry", "--all"]])
+def test_a_file_that_was_cut_off_is_one_sentence(state, good, capsys, size, action):
+    shutil.copy(good, state)
+    os.truncate(state, size)
+    code, lines, err = letters(capsys, state, *action)
+    assert (code, lines) == (Exit.STATE, [])
+    assert len(err) == 1
+    assert "bug" not in err[0]
+
+
+# From end to end
+
+
+def test_what_was_given_up_on_is_processed_after_all(tmp_path, state, capfd):
+    program = tmp_path / "program.py"
+    program.write_text("import sys, json\nsys.exit(json.load(sys.stdin)['id'].endswith('2'))")
+    with serve_in_thread(backlog=3) as server:
+        tail = ["tail", server.url, "--once", "--state", state, "--exec-attempts=1"]
+        tail += ["--exec", f"{sys.executable} -S -E {program}", "--on-failure", "dead-letter"]
+
+        def run(*arguments):
+            code = typed(*arguments)
+            out, err = capfd.readouterr()
+            return code, out, "\n".join(said(err))
+
+        code, _, err = run(*tail)
+        assert code == Exit.DONE
+        assert "is a dead letter now: CommandFailed" in err
+        (line,) = run("dead-letters", "--state", state, "list", "--json")[1].splitlines()
+        assert json.loads(line)["id"].endswith("2")
+        assert run("dead-letters", "--state", state, "retry", json.loads(line)["key"])[0] == Exit.DONE
+        program.write_text("print('done')")
+        assert run(*tail) == (Exit.DONE, "done\n", "")
+        assert run("dead-letters", "--state", state, "list")[1] == "no dead letters\n"

@@ -1,0 +1,444 @@
+"""`tail --exec`: a command for each message, whatever the message holds and whatever the command does."""
+
+import contextlib
+import functools
+import os
+import select
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from push_to_poll_client import Message
+from push_to_poll_client.cli import _exec, _tail
+from push_to_poll_client.cli._output import Exit
+from push_to_poll_client.testing import FakeFeed, serve_in_thread
+from tests.support import command_line
+from tests.support.command_line import on, said
+from tests.support.forms import GUARD, form
+
+MANY = form(500_000, 5_000_000)
+"""More bytes than a pipe holds."""
+
+HOSTILE = [
+    "$(touch x)",
+    "`touch x`",
+    "; touch x #",
+    "' \" \\ \n \r\n \t \0 \x1b[2J",
+    "naïve — 日本語 🦆",
+    "--help",
+    "x" * MANY,
+]
+
+TELL = 'open("told", "w").write(str(told))'
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param
+
+
+@pytest.fixture
+def server():
+    with serve_in_thread() as server:
+        yield server
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def backend(request, monkeypatch):
+    on(request.param, monkeypatch)
+
+
+@pytest.fixture
+def tail(capfdbinary, backend, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return functools.partial(command_line.tail, capfdbinary)
+
+
+@pytest.fixture
+def python(tmp_path):
+    """Makes a program; returns what to type after `--exec`."""
+
+    def program(text, name="program.py"):
+        path = tmp_path / name
+        path.write_text(f"import json, os, signal, subprocess, sys, time\n{text}\n")
+        return shlex.join([sys.executable, "-S", "-E", str(path)])
+
+    return program
+
+
+@pytest.fixture
+def fifos(tmp_path, monkeypatch):
+    """`told` is what a program tells the test, `go` what the test tells the program."""
+    os.mkfifo(tmp_path / "told")
+    os.mkfifo(tmp_path / "go")
+    told = os.open(tmp_path / "told", os.O_RDWR)  # so that neither side waits for the other to open it
+
+    monkeypatch.chdir(tmp_path)
+
+    def listen():
+        assert select.select([told], [], [], GUARD)[0]
+        return os.read(told, 100).decode().split()
+
+    yield listen
+    os.close(told)
+
+
+@pytest.fixture
+def _go_when_signalled(fifos, monkeypatch):
+    """Write to `go` as soon as the command is told how long it may take after a signal."""
+    finish_until = _exec.Command.finish_until
+
+    def go(command, deadline):
+        finish_until(command, deadline)
+        Path("go").write_text("signal seen")
+
+    monkeypatch.setattr(_exec.Command, "finish_until", go)
+
+
+@pytest.fixture
+def _impatient(monkeypatch):
+    monkeypatch.setattr(_tail, "SHUTDOWN_TIMEOUT", 0.1)
+
+
+def wait_until_gone(*pids):
+    """A killed process that is not ours to wait for takes a moment."""
+    for pid in map(int, pids):
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(pid)
+            assert select.select([descriptor], [], [], GUARD)[0], f"{pid} runs on"
+            os.close(descriptor)
+
+
+def test_the_line_is_on_standard_input_and_nowhere_else(server, tail, python, tmp_path):
+    server.publish(HOSTILE)
+    seen = python("""
+line = sys.stdin.buffer.read()
+assert sys.argv[1:] == ["a b", "$HOME", "*"], sys.argv
+assert line.endswith(b"}\\n") and line.count(b"\\n") == 1
+assert not any("touch x" in value for value in os.environ.values())
+print(json.dumps(json.loads(line)["data"]))
+""")
+    code, lines, err = tail(server.url, "--once", "--exec", f"{seen} 'a b' '$HOME' '*'")
+    assert (code, lines, err) == (Exit.DONE, HOSTILE, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["program.py"]
+
+
+def test_a_command_may_leave_its_input_unread(server, tail, python):
+    server.publish(["x" * MANY, 1])
+    assert tail(server.url, "--once", "--exec", python("sys.stdin.close(); print(1)"))[:2] == (Exit.DONE, [1, 1])
+
+
+def test_what_was_processed_is_recorded_and_what_failed_is_done_again(server, tail, python, tmp_path):
+    server.publish([1, 2, 3])
+    state = str(tmp_path / "state.db")
+    code, lines, err = tail(
+        server.url,
+        "--once",
+        "--state",
+        state,
+        "--exec-attempts=1",
+        "--exec",
+        python("data = json.load(sys.stdin)['data']; print(data); sys.exit(3 if data == 2 else 0)"),
+    )
+    assert (code, lines) == (Exit.MESSAGE, [1, 2])
+    assert len(said(err)) == 1
+    assert f"CommandFailed: {sys.executable!r} exited with 3. It and all after it are not settled" in err
+    print_data = python("print(json.load(sys.stdin)['data'])")
+    assert tail(server.url, "--once", "--state", state, "--exec", print_data)[:2] == (Exit.DONE, [2, 3])
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [
+        ("sys.exit(3)", "exited with 3"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was killed by SIGKILL"),
+        ("os.kill(os.getpid(), signal.SIGRTMIN + 1)", f"was killed by signal {signal.SIGRTMIN + 1}"),
+    ],
+)
+def test_anything_but_0_is_a_failure_that_names_the_message(server, tail, python, program, says):
+    (name,) = server.publish(1)
+    code, lines, err = tail(server.url, "--once", "--exec-attempts", "1", "--exec", python(program))
+    assert (code, lines) == (Exit.MESSAGE, [])
+    assert f"message {name!r} failed and stops the consumer" in err
+    assert says in err
+    assert len(said(err)) == 1
+
+
+def test_control_characters_in_an_id_are_quoted(tail, python, monkeypatch):
+    feed = FakeFeed()
+    feed.publish("\x1b[2J\r\nforged")
+    monkeypatch.setattr(_tail, "HTTPFeed", lambda *_, **__: feed)
+    code, _, err = tail("http://127.0.0.1:1/feed", "--once", "--exec-attempts=1", "--exec", python("sys.exit(1)"))
+    assert code == Exit.MESSAGE
+    assert r"'\x1b[2J\r\nforged' failed" in err
+    assert len(err.splitlines()) == 1
+    assert "\x1b" not in err
+
+
+def test_a_command_that_fails_is_run_again(server, tail, python, tmp_path):
+    server.publish(1)
+    program = python("""
+with open("runs", "a") as file:
+    file.write("x")
+sys.exit(os.stat("runs").st_size < 2)
+""")
+    code, _, err = tail(server.url, "--once", "--exec", program)
+    assert code == Exit.DONE
+    assert (tmp_path / "runs").read_text() == "xx"
+    assert "failed at attempt 1, again in" in err
+
+
+def test_no_more_often_than_asked_for(server, tail, python, tmp_path):
+    server.publish(1)
+    program = python('open("runs", "a").write("x"); sys.exit(1)')
+    assert tail(server.url, "--once", "--exec-attempts", "2", "--exec", program)[0] == Exit.MESSAGE
+    assert (tmp_path / "runs").read_text() == "xx"
+
+
+def test_a_command_that_hangs_fails_the_message(server, tail, python):
+    server.publish(1)
+    program = python("time.sleep(3600)")
+    code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec-timeout=0.1", "--exec", program)
+    assert code == Exit.MESSAGE
+    assert "did not end within 0.1 s and was ended" in err
+
+
+def test_one_that_ends_well_when_its_time_is_up_has_failed_too(server, tail, python):
+    server.publish(1)
+    program = python("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(3600)")
+    code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec-timeout=1", "--exec", program)
+    assert code == Exit.MESSAGE
+    assert "did not end within 1 s and was ended" in err
+
+
+@pytest.mark.anyio
+async def test_one_that_became_another_users_is_given_up(monkeypatch):
+    """As by sudo: it may not be ended, and must not hold everybody else."""
+
+    class Process:
+        """Of somebody else."""
+
+        pid, returncode = 4711, None
+
+        async def wait(self):
+            await anyio.sleep_forever()
+
+    async def open_process(*_, **__):
+        return Process()
+
+    def kill(pid, number):
+        assert pid == Process.pid
+        signals.append(number)
+        raise PermissionError
+
+    signals = []
+    monkeypatch.setattr(_exec, "TERM_GRACE", 0.05)
+    monkeypatch.setattr(anyio, "open_process", open_process)
+    monkeypatch.setattr(os, "killpg", kill)
+    with pytest.raises(_exec.CommandFailed, match=r"did not end within 0\.1 s, and cannot be ended"):
+        await _exec.Command("true", timeout=0.1)(Message("1", None))
+    assert signals == [signal.SIGTERM, signal.SIGKILL]
+
+
+async def overrun(program, fifos):
+    """Runs it, and ends it as soon as it has told something; returns that."""
+    command = _exec.Command(program, timeout=GUARD)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(command, Message("1", None))
+        told = await anyio.to_thread.run_sync(fifos)
+        command.finish_until(anyio.current_time())
+        tasks.cancel_scope.cancel()
+    return told
+
+
+@pytest.mark.anyio
+async def test_a_command_that_ignores_sigterm_is_killed_with_all_it_started(python, fifos, monkeypatch):
+    monkeypatch.setattr(_exec, "TERM_GRACE", 0.1)
+    program = python(f"""
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if child := os.fork():
+    told = f"{{os.getpid()}} {{child}}"
+    {TELL}
+time.sleep(3600)
+""")
+    pids = await overrun(program, fifos)
+    assert len(pids) == 2
+    wait_until_gone(*pids)
+
+
+@pytest.mark.anyio
+async def test_what_a_command_started_may_end_in_its_own_way(python, fifos, tmp_path, monkeypatch):
+    """SIGTERM reaches the whole group, and its last member is waited for."""
+    monkeypatch.setattr(_exec, "TERM_GRACE", GUARD)
+    program = python(f"""
+def end(*_):
+    time.sleep(0.3)
+    with open("ended", "w") as file:
+        file.write("well")
+    os._exit(0)
+
+if not os.fork():
+    signal.signal(signal.SIGTERM, end)
+    told = "ready"
+    {TELL}
+time.sleep(3600)
+""")
+    assert await overrun(program, fifos) == ["ready"]
+    assert (tmp_path / "ended").read_text() == "well"
+
+
+def test_a_command_that_can_no_longer_be_started_fails_the_message(server, tail, tmp_path):
+    server.publish(1)
+    program = tmp_path / "program"
+    program.write_text("neither a script nor a binary")
+    program.chmod(0o700)
+    code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec", "./program")
+    assert code == Exit.MESSAGE
+    assert "CommandNotStarted: './program' could not be started: Exec format error" in err
+    assert len(said(err)) == 1
+
+
+@pytest.mark.parametrize("policy", ["skip", "dead-letter"])
+def test_a_command_that_cannot_be_started_is_no_reason_to_go_past_a_message(server, tail, tmp_path, policy):
+    server.publish(1)
+    program = tmp_path / "program"
+    program.write_text("neither a script nor a binary")
+    program.chmod(0o700)
+    options = ["--state", "state.db", "--exec-attempts=1", "--exec", "./program", "--on-failure", policy]
+    assert tail(server.url, "--once", *options)[0] == Exit.MESSAGE
+    program.write_text("#!/bin/sh\nexit 1")
+    code, _, err = tail(server.url, "--once", *options)
+    assert code == Exit.DONE
+    assert "failed at attempt 1 and is " in err
+
+
+def test_the_token_is_not_the_commands_business(server, tail, python, monkeypatch):
+    server.faults.authorization = "Bearer canary-secret"
+    monkeypatch.setenv("FEED_TOKEN", "canary-secret")
+    monkeypatch.setenv("OTHER", "is kept")
+    server.publish(1)
+    program = python('print(json.dumps([os.environ.get("FEED_TOKEN"), os.environ["OTHER"]]))')
+    code, lines, _ = tail(server.url, "--once", "--token-env", "FEED_TOKEN", "--exec", program)
+    assert (code, lines) == (Exit.DONE, [[None, "is kept"]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--exec", ""], "--exec is empty; name a command"),
+        (["--exec", "   "], "--exec is empty; name a command"),
+        (["--exec", "''"], "--exec: '' was not found; name a program on the PATH, or its path"),
+        (["--exec", "echo 'a"], "--exec cannot be split into words: No closing quotation; mend its quotes"),
+        (["--exec", "no-such-command -x"], "--exec: 'no-such-command' was not found"),
+        (["--exec", "./no\x1b[2J"], "was not found"),
+        (["--exec", "./plain"], "--exec: './plain' is not executable"),
+        (["--exec", "."], "--exec: '.' is not executable"),
+        (["--exec", "true", "--exec-timeout", "0"], "--exec-timeout must be finite and above 0, not 0"),
+        (["--exec", "true", "--exec-timeout", "nan"], "--exec-timeout must be finite and above 0, not nan"),
+        (["--exec", "true", "--exec-attempts", "0"], "--exec-attempts must be at least 1, not 0"),
+        (["--exec-timeout", "1"], "--exec-timeout and --exec-attempts say how to run the command of --exec"),
+        (["--exec-attempts", "1"], "--exec-timeout and --exec-attempts say how to run the command of --exec"),
+    ],
+)
+def test_a_command_that_cannot_be_is_a_usage_error_at_once(tail, tmp_path, arguments, says):
+    (tmp_path / "plain").write_text("")
+    code, _, err = tail("http://127.0.0.1:1/feed", *arguments)
+    assert code == Exit.USAGE
+    assert says in err
+    assert len(err.splitlines()) == 1
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [
+        ([], signal.SIGINT),
+        (["--once"], signal.SIGTERM),
+        pytest.param(["--once"], signal.SIGINT, marks=pytest.mark.long_form),
+        pytest.param([], signal.SIGTERM, marks=pytest.mark.long_form),
+    ],
+)
+@pytest.mark.usefixtures("_go_when_signalled")
+def test_a_signal_lets_the_command_in_hand_finish(server, tail, python, options, number):
+    """It finishes, is recorded, and no other is begun."""
+    first, second = server.publish(2)
+    program = python(f"""
+import select
+line = json.load(sys.stdin)
+if line["id"] != {first!r}:
+    sys.exit("another was begun")
+go = os.open("go", os.O_RDWR)  # so that neither side waits for the other to open it
+os.kill({os.getpid()}, {int(number)})
+assert select.select([go], [], [], {GUARD})[0]
+print(json.dumps(line["id"]), flush=True)
+""")
+    options = [*options, "--state", "state.db", "--exec-attempts=1", "--exec", program]
+    code, lines, err = tail(server.url, *options)
+    assert (code, lines, said(err)) == (128 + number, [first], [])
+    again = tail(server.url, "--once", "--state", "state.db")[1]
+    assert [line["id"] for line in again] == [second]
+
+
+SLOW = f"""
+line = json.load(sys.stdin)
+told = os.getpid()
+{TELL}
+open("go").read()
+print(line["id"], flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_second_signal_kills_the_command_too(server, python, tmp_path, fifos):
+    server.publish(1)
+    with command_line.start("tail", server.url, "--exec", python(SLOW), cwd=tmp_path) as process:
+        pids = fifos()
+        while process.poll() is None:  # whether the first was seen already cannot be known from here
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+        process.communicate(timeout=GUARD)
+    assert process.returncode == Exit.TERMINATED
+    wait_until_gone(*pids)
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("options", [[], ["--once"]])
+def test_a_command_that_overruns_a_stop_is_ended_and_not_recorded(server, tail, python, fifos, options):
+    server.publish(1)
+    program = python(f"told = os.getpid()\n{TELL}\nos.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep(3600)")
+    code, lines, _ = tail(server.url, *options, "--state", "state.db", "--exec", program)
+    assert (code, lines) == (Exit.TERMINATED, [])
+    wait_until_gone(*fifos())
+    assert len(tail(server.url, "--once", "--state", "state.db")[1]) == 1
+
+
+@pytest.mark.anyio
+async def test_one_that_is_killed_has_failed(python, fifos):
+    command = _exec.Command(python(f"told = os.getpid()\n{TELL}\ntime.sleep(3600)"), timeout=GUARD)
+
+    async def run():
+        with pytest.raises(_exec.CommandFailed, match="was killed by SIGKILL"):
+            await command(Message("1", None))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        pids = await anyio.to_thread.run_sync(fifos)
+        command.kill()
+    wait_until_gone(*pids)
+
+
+@pytest.mark.anyio
+async def test_nothing_is_begun_after_a_stop(python):
+    command = _exec.Command(python("pass"), timeout=1)
+    command.finish_until(anyio.current_time() + 1)
+    command.kill()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await command(None)
+    assert scope.cancelled_caught

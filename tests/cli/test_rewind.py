@@ -1,0 +1,145 @@
+"""`push-to-poll rewind`: where a consumer goes on, said by its operator."""
+
+import functools
+
+import anyio
+import pytest
+
+from push_to_poll_client import Record, SQLiteStore
+from push_to_poll_client.cli import _rewind
+from push_to_poll_client.cli._output import Exit
+from push_to_poll_client.testing import serve_in_thread
+from tests.support import command_line
+from tests.support.command_line import on, said, typed
+
+EVIL = "b\x1b[2J\n c"
+
+
+@pytest.fixture(autouse=True)
+def _backend(request, monkeypatch):
+    on(getattr(request, "param", "trio"), monkeypatch)
+
+
+on_both = pytest.mark.parametrize("_backend", ["asyncio", "trio"], indirect=True)
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    """A file with cursors that were saved at 1e9, 1e9 + 100 and 1e9 + 200; a hundred seconds later."""
+    path = str(tmp_path / "state.db")
+
+    async def commit():
+        store = SQLiteStore(path, clock=lambda: 1e9 - 100)
+        session = await store.claim("orders", feed="feed")
+        for number, cursor in enumerate(["a", EVIL, "d"]):
+            await session.commit(cursor=cursor, records=[Record(cursor)], read_at=1e9 + 100 * number)
+        await session.release()
+
+    anyio.run(commit)
+    monkeypatch.setattr(_rewind.time, "time", lambda: 1e9 + 300)
+    return path
+
+
+def place(path):
+    """Where the consumer stands, and which of its messages it knows."""
+
+    async def read():
+        session = await SQLiteStore(path, retention=None).claim("orders", feed="feed")
+        unseen = await session.unseen(["a", EVIL, "d"])
+        await session.release()
+        return session.cursor, {"a", EVIL, "d"} - unseen, session.state
+
+    return anyio.run(read)
+
+
+def rewind(capsys, *arguments):
+    code = typed("rewind", "--state", *arguments)
+    out, err = capsys.readouterr()
+    return code, out, said(err)
+
+
+KEPT = "then    what comes again and was processed is not processed again, as long as its record is kept\n"
+FORGOTTEN = "then    all that comes again is processed again\n"
+
+
+def test_the_saved_cursors_are_listed(state, capsys):
+    assert rewind(capsys, state, "--list") == (
+        Exit.DONE,
+        r"""saved (UTC)          cursor
+2001-09-09 01:45:00  inception
+2001-09-09 01:46:40  a
+2001-09-09 01:48:20  'b\u001b[2J\n c'
+2001-09-09 01:50:00  d
+""",
+        [],
+    )
+    assert place(state)[0] == "d"
+
+
+@on_both
+@pytest.mark.parametrize(
+    ("arguments", "cursor", "now"),
+    [
+        (["--to", "inception"], None, "inception"),
+        (["--to", "a"], "a", "a"),
+        (["--to", "anywhere else"], "anywhere else", "'anywhere else'"),
+        (["--to", r"b\u001b[2J\n c"], EVIL, r"'b\u001b[2J\n c'"),
+        (["--to", EVIL], EVIL, r"'b\u001b[2J\n c'"),
+        (["--to", "größe"], "größe", "'größe'"),
+        (["--ago", "0"], "d", "d"),
+        (["--ago", "100"], "d", "d"),
+        (["--ago", "100.5"], EVIL, r"'b\u001b[2J\n c'"),
+        (["--ago", "300"], "a", "a"),
+        (["--ago", "400"], None, "inception"),
+    ],
+)
+def test_it_goes_on_from_there(state, capsys, arguments, cursor, now):
+    assert rewind(capsys, state, *arguments) == (Exit.DONE, f"before  d\nnow     {now}\n{KEPT}", [])
+    assert place(state) == (cursor, {"a", EVIL, "d"}, {"started": "yes"})
+
+
+def test_what_was_processed_can_be_forgotten(state, capsys):
+    assert rewind(capsys, state, "--name", "orders", "--to", "a", "--forget") == (
+        Exit.DONE,
+        f"before  d\nnow     a\n{FORGOTTEN}",
+        [],
+    )
+    assert place(state)[:2] == ("a", set())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "one of the arguments --to --ago --list is required"),
+        (["--to", "a", "--ago", "1"], "not allowed with argument"),
+        (["--list", "--forget"], "--list changes nothing, leave out --forget"),
+        (["--to", "latest"], "--to latest: where the feed ends only the feed can tell"),
+        (["--to", ""], "--to must be a cursor of the feed, of 1 to 65,536 characters"),
+        (["--to", "x" * 65_537], "--to must be a cursor of the feed, of 1 to 65,536 characters"),
+        (["--to", "\udcff"], "--to must be a cursor of the feed: these bytes are no text"),
+        (["--ago", "-1"], "--ago must be finite and at least 0"),
+        (["--ago", "nan"], "--ago must be finite and at least 0"),
+        (["--ago", "soon"], "argument --ago: invalid float value;"),
+        (["--ago", "400.5"], "--ago: no cursor is kept that is so old; the oldest is of 2001-09-09 01:45:00 UTC"),
+    ],
+)
+def test_what_has_no_meaning_is_one_sentence_and_changes_nothing(state, capsys, arguments, says):
+    before = place(state)
+    code, out, err = rewind(capsys, state, *arguments)
+    assert (code, out) == (Exit.USAGE, "")
+    assert len(err) == 1
+    assert says in err[0]
+    assert place(state) == before
+
+
+def test_the_next_run_goes_on_there(tmp_path, capfdbinary):
+    state = str(tmp_path / "state.db")
+    with serve_in_thread(backlog=3) as server:
+        tail = functools.partial(command_line.tail, capfdbinary, server.url, "--once", "--state", state)
+        _, first, _ = tail()
+        assert typed("rewind", "--state", state, "--to", first[0]["id"]) == Exit.DONE
+        capfdbinary.readouterr()
+        assert tail()[1] == []  # all of it was processed
+        assert typed("rewind", "--state", state, "--to", first[0]["id"], "--forget") == Exit.DONE
+        capfdbinary.readouterr()
+        assert tail()[1] == first[1:]

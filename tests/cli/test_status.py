@@ -1,0 +1,157 @@
+"""`push-to-poll status`: for people and for programs, and never a nuisance to the consumer."""
+
+import json
+import os
+import sys
+
+import anyio
+import pytest
+
+from push_to_poll_client._types import DeadLetter, Record
+from push_to_poll_client.cli import _status
+from push_to_poll_client.cli._output import Exit
+from push_to_poll_client.stores import SQLiteStore
+from push_to_poll_client.testing import serve_in_thread
+from tests.support import command_line
+from tests.support.command_line import Broken, said, typed
+from tests.support.forms import GUARD
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    """A file that is owned by this process; an hour and a second later."""
+    path = tmp_path / "state.db"
+
+    async def own():
+        store = SQLiteStore(path, clock=lambda: 1e9)
+        fresh = await store.claim("fresh\x1b[2J", feed="https://shop.example/orders")
+        busy = await store.claim("busy", feed="feed")
+        letter = DeadLetter(key="0", id="0", raw=b"raw", error="broken")
+        records = [Record(str(number)) for number in range(2000)]
+        state = {
+            "attempts": '{"1":[1,0.0],"2":[3,0.0,5.0,1.0]}',
+            "gap": '{"what":"the \\u001b of 7","at":1000000001.0}',
+        }
+        await busy.commit(cursor="c1", records=records, dead_letters=[letter], state=state)
+        await busy.release()
+        await fresh.release()
+
+    anyio.run(own)
+    monkeypatch.setattr(_status.time, "time", lambda: 1e9 + 3601)
+    return path
+
+
+def test_people_get_a_table(state, capsys):
+    assert typed("status", "--state", str(state)) == Exit.DONE
+    assert capsys.readouterr() == (
+        f"""\
+file      {str(state)!r}
+size      {state.stat().st_size:,} bytes
+owner     nobody
+
+name      'busy'
+feed      'feed'
+cursor    'c1'
+records   2,000
+dead      1
+failing   2
+gap       'the \\x1b of 7', at 2001-09-09 01:46:41 UTC
+progress  3,601.0 s ago, at 2001-09-09 01:46:40 UTC
+token     1
+
+name      'fresh\\x1b[2J'
+feed      'https://shop.example/orders'
+cursor    the beginning
+records   0
+dead      0
+failing   0
+gap       none
+progress  none yet
+token     1
+""",
+        "",
+    )
+
+
+def test_programs_get_one_json_object(state, capsys):
+    assert typed("status", "--json", "--state", str(state)) == Exit.DONE
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    busy = {
+        "name": "busy",
+        "feed": "feed",
+        "cursor": "c1",
+        "records": 2000,
+        "dead_letters": 1,
+        "failing": 2,
+        "gap": "the \x1b of 7",
+        "gap_at": 1e9 + 1,
+        "token": 1,
+        "age": 3601.0,
+    }
+    fresh = {
+        "name": "fresh\x1b[2J",
+        "feed": "https://shop.example/orders",
+        "cursor": None,
+        "records": 0,
+        "dead_letters": 0,
+        "failing": 0,
+        "gap": None,
+        "gap_at": None,
+        "token": 1,
+    }
+    assert json.loads(out) == {
+        "file": str(state),
+        "bytes": state.stat().st_size,
+        "owner": None,
+        "consumers": [{**busy, "last_progress": 1e9}, {**fresh, "last_progress": None, "age": None}],
+    }
+
+
+def test_a_clock_that_is_behind_makes_no_negative_age(state, capsys, monkeypatch):
+    monkeypatch.setattr(_status.time, "time", lambda: 0)
+    typed("status", "--state", str(state))
+    assert "0.0 s ago" in capsys.readouterr().out
+
+
+def test_the_help_names_each_member(state, capsys):
+    typed("status", "--json", "--state", str(state))
+    status = json.loads(capsys.readouterr().out)
+    typed("status", "--help")
+    help_ = capsys.readouterr().out
+    for name in {*status, *status["consumers"][0]}:
+        assert name in help_
+
+
+@pytest.mark.slow
+def test_a_consumer_that_runs_is_named_and_goes_on(tmp_path, capsys):
+    state = str(tmp_path / "state.db")
+    with (
+        serve_in_thread(backlog=3) as server,
+        command_line.start("tail", server.url, "--state", state) as tail,
+    ):
+        for _ in range(3):
+            tail.stdout.readline()
+        assert typed("status", "--state", state, "--json") == Exit.DONE
+        out, err = capsys.readouterr()
+        tail.terminate()
+        _, tail_err = tail.communicate(timeout=GUARD)
+    assert (json.loads(out)["owner"], err) == (tail.pid, "")
+    assert (tail.returncode, said(tail_err)) == (Exit.TERMINATED, [])
+
+
+def test_a_file_that_cannot_be_read_is_exit_code_5(tmp_path, capsys):
+    path = tmp_path / "missing"
+    assert typed("status", "--state", str(path)) == Exit.STATE
+    assert capsys.readouterr() == (
+        "",
+        f"push-to-poll: StoreError: {path} is not there; name the file that a consumer keeps its state in\n",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_is_no_error(state, monkeypatch, tmp_path):
+    with (tmp_path / "stdout").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", Broken(file, BrokenPipeError()))
+        assert typed("status", "--state", str(state)) == Exit.DONE
+        assert os.fstat(file.fileno()).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116

@@ -1,0 +1,339 @@
+"""`push-to-poll tail --webhook`: pushes come to this process, on a real socket, and it ends in an orderly way."""
+
+import contextlib
+import functools
+import hashlib
+import hmac
+import importlib.util
+import json
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+from push_to_poll_client.cli import _webhook
+from push_to_poll_client.cli._output import Exit
+from push_to_poll_client.listeners.verifiers import anybody
+from push_to_poll_client.listeners.webhook import WebhookListener
+from push_to_poll_client.testing import serve_in_thread
+from tests.support.command_line import said, start, typed
+from tests.support.forms import GUARD
+
+SECRET = "canary-secret"
+FIRST, SECOND = "000000000001", "000000000002"
+FEED = "http://127.0.0.1:1/feed"
+LISTENING = re.compile(r"webhook: listening at (http://\S+)")
+GITHUB = ["--webhook-verify", "github", "--webhook-secret-env", "WEBHOOK_SECRET"]
+
+
+@pytest.fixture(autouse=True)
+def secret(monkeypatch):
+    monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
+
+
+@pytest.fixture
+def server():
+    with serve_in_thread(backlog=1) as server:
+        yield server
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def signed(body, key=SECRET):
+    return {"X-Hub-Signature-256": "sha256=" + hmac.new(key.encode(), body, hashlib.sha256).hexdigest()}
+
+
+def posted(url, body=b"{}", key=SECRET):
+    return httpx.post(url, content=body, headers=signed(body, key), timeout=GUARD)
+
+
+# In a process of its own
+
+
+@contextlib.contextmanager
+def started(*arguments):
+    with start("tail", *arguments) as process:
+        watchdog = threading.Timer(2 * GUARD, process.kill)  # else a line that does not come would be waited for
+        watchdog.start()
+        try:
+            yield process
+        finally:
+            watchdog.cancel()
+            process.kill()  # what has ended by itself is none the worse for it
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, Exit.INTERRUPTED, marks=pytest.mark.long_form),  # what a `Visitor` sends
+        (signal.SIGTERM, Exit.TERMINATED),
+    ],
+)
+def test_a_signed_request_brings_the_next_line_and_a_signal_ends_it(server, number, code):
+    arguments = [server.url, "--webhook", "127.0.0.1:0", *GITHUB, "-v", "--interval", "86400"]
+    with started(*arguments) as process:
+        url = next(match[1] for line in process.stderr if (match := LISTENING.search(line)))
+        assert json.loads(process.stdout.readline())["id"] == FIRST
+        server.publish(1)
+        assert posted(url, key="wrong").status_code == 401
+        answer = posted(url)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert "server" not in answer.headers
+        assert json.loads(process.stdout.readline())["id"] == SECOND
+        process.send_signal(number)
+        assert process.wait(GUARD) == code
+        rest = process.stderr.read()
+    assert "Traceback" not in rest
+    assert SECRET not in rest
+
+
+# In this process, whose lines are counted
+
+
+class Visitor(threading.Thread):
+    """Does something when the webhook listens, and then ends the command as Ctrl-C does."""
+
+    def __init__(self, port, visit):
+        super().__init__()
+        self.url = f"http://127.0.0.1:{port}/"
+        self._address = "127.0.0.1", port
+        self._visit = visit
+        self.error = None
+
+    def run(self):
+        try:
+            self._connected().close()
+            self._visit(self)
+        except BaseException as error:  # noqa: BLE001  # raised in the test
+            self.error = error
+        finally:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    def _connected(self):
+        until = time.monotonic() + GUARD
+        while True:
+            try:
+                return socket.create_connection(self._address, timeout=GUARD)
+            except ConnectionRefusedError:
+                assert time.monotonic() < until
+
+    def connected(self):
+        return self._connected()
+
+
+def wait_until(true):
+    """Wait for what another thread brings about and nobody tells."""
+    until = time.monotonic() + GUARD
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def visited(visit, feed, *options):
+    """The exit code of a command that is visited."""
+    port = free_port()
+    visitor = Visitor(port, visit)
+    visitor.start()
+    code = typed("tail", feed, "--webhook", f"127.0.0.1:{port}", *options)
+    visitor.join(GUARD)
+    if visitor.error is not None:
+        raise visitor.error
+    return code
+
+
+@pytest.mark.parametrize(
+    ("how", "answer"),
+    [("github", 401), ("standard-webhooks", 401), ("stripe", 401), ("dropbox", 401), ("none", 200)],
+)
+def test_each_way_to_verify_is_served(server, capsys, monkeypatch, how, answer):
+    monkeypatch.setenv("WEBHOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    secret = [] if how == "none" else ["--webhook-secret-env", "WEBHOOK_SECRET"]
+
+    def visit(visitor):
+        assert httpx.post(visitor.url, timeout=GUARD).status_code == answer
+        challenge = httpx.get(visitor.url, params={"challenge": "abc"}, timeout=GUARD)
+        assert (challenge.status_code == 200) == (how == "dropbox")
+        wait_until(sys.stdout.getvalue)  # the first poll may take longer than all this
+
+    code = visited(visit, server.url, "--webhook-verify", how, *secret)
+    assert code == Exit.INTERRUPTED
+    out, err = capsys.readouterr()
+    assert json.loads(out)["id"] == FIRST
+    assert said(err) == []
+
+
+def test_whoever_asks_nothing_is_hung_up_on(server, monkeypatch):
+    monkeypatch.setattr(_webhook, "IDLE", 0.1)
+
+    def visit(visitor):
+        for part in (b"", b"POST / HTTP/1.1\r\nX-Slow: "):
+            with visitor.connected() as idle:
+                idle.sendall(part)
+                assert idle.recv(100) == b""
+        with visitor.connected() as asking:
+            asking.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+            assert asking.recv(10_000).startswith(b"HTTP/1.1 401")
+            assert asking.recv(100) == b""
+
+    assert visited(visit, server.url, *GITHUB) == Exit.INTERRUPTED
+
+
+def test_garbage_is_answered_and_writes_no_line(server, capsys):
+    def visit(visitor):
+        with visitor.connected() as rude:
+            rude.sendall(b"\x16\x03\x01 garbage\r\n\r\n")
+            assert rude.recv(10_000).startswith(b"HTTP/1.1 400")
+
+    assert visited(visit, server.url, *GITHUB) == Exit.INTERRUPTED
+    assert said(capsys.readouterr().err) == []
+
+
+def test_a_date_goes_with_the_time(server, monkeypatch):
+    monkeypatch.setattr(_webhook, "DATE", 0.01)
+
+    def visit(visitor):
+        assert "date" in httpx.post(visitor.url, timeout=GUARD).headers
+
+    assert visited(visit, server.url, *GITHUB) == Exit.INTERRUPTED
+
+
+def test_what_ends_the_consumer_ends_the_webhook_too(server, capsys):
+    server.faults.set(fail_next=1, fail_status=410)
+    code = typed("tail", server.url, "--webhook", "127.0.0.1:0", *GITHUB)
+    assert code == Exit.FEED
+    assert len(said(capsys.readouterr().err)) >= 1
+
+
+def test_it_says_where_it_listens(server, capsys):
+    assert visited(lambda visitor: None, server.url, *GITHUB, "-v") == Exit.INTERRUPTED
+    assert "webhook: listening at http://127.0.0.1:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_is_served_ends_with_what_it_is_served_for(anyio_backend):
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    answers = []
+
+    async def follow():
+        async with httpx.AsyncClient(timeout=GUARD) as client:
+            answers.append(await client.get(f"http://127.0.0.1:{listening.getsockname()[1]}/"))
+
+    await _webhook.serve_beside(WebhookListener(anybody()), listening, follow)
+    assert answers[0].status_code == 405
+    assert listening.fileno() == -1
+
+
+# What cannot be
+
+
+def test_a_port_in_use_is_one_sentence(server, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code = typed("tail", server.url, "--webhook", f"127.0.0.1:{taken.getsockname()[1]}", *GITHUB)
+    assert code == Exit.PUSH
+    (line,) = said(capsys.readouterr().err)
+    assert line.endswith("--webhook: cannot listen there: Address already in use; choose another HOST:PORT")
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [("canary-secret.invalid", "Name or service|Temporary failure|No address"), ("x" * 70, "no name")],
+)
+def test_a_host_that_is_none_is_one_sentence_without_its_name(capsys, host, why):
+    assert typed("tail", FEED, "--webhook", f"{host}:80", *GITHUB) == Exit.PUSH
+    (line,) = said(capsys.readouterr().err)
+    assert re.search(why, line)
+    assert host not in line
+
+
+def test_an_address_of_version_6_is_said_as_one(server, capsys):
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+    server.faults.set(fail_next=1, fail_status=410)
+    assert typed("tail", server.url, "--webhook", "[::1]:0", *GITHUB, "-v") == Exit.FEED
+    assert "webhook: listening at http://[::1]:" in capsys.readouterr().err
+
+
+usage = functools.partial(pytest.mark.parametrize, ("options", "says"))
+
+
+@usage(
+    [
+        (["--webhook-verify", "github"], "are about --webhook, add it"),
+        (["--webhook-secret-env", "WEBHOOK_SECRET"], "are about --webhook, add it"),
+        (
+            ["--webhook", "127.0.0.1:0"],
+            "--webhook needs --webhook-verify: github, standard-webhooks, stripe, dropbox",
+        ),
+        (["--webhook", "127.0.0.1:0", "--webhook-verify", SECRET], "--webhook needs --webhook-verify: github"),
+        (["--webhook", "127.0.0.1:0", "--webhook-verify", ""], "--webhook needs --webhook-verify: github"),
+        (["--webhook", "127.0.0.1:0", "--webhook-verify", "github"], "needs --webhook-secret-env"),
+        (
+            ["--webhook", "127.0.0.1:0", "--webhook-verify", "github", "--webhook-secret-env", SECRET],
+            "--webhook-secret-env: no environment variable has that name; give its name, not the secret",
+        ),
+        (
+            ["--webhook", "127.0.0.1:0", "--webhook-verify", "none", "--webhook-secret-env", "WEBHOOK_SECRET"],
+            "--webhook-verify none needs no secret",
+        ),
+        (["--webhook", "127.0.0.1:0", *GITHUB, "--once"], "--once does not wait for pushes"),
+        (
+            ["--webhook", "127.0.0.1:0", "--webhook-verify", "standard-webhooks", *GITHUB[2:]],
+            "",
+        ),
+        *(
+            (["--webhook", address, *GITHUB], "--webhook must be HOST:PORT")
+            for address in (
+                *("", "8080", ":8080", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536", "::1:80"),
+                *(
+                    f"http://u:{SECRET}@x:80",
+                    "x:-1",
+                    "x y:80",
+                    "x:80/",
+                    "x:٣",
+                    "\x1b[2J:80",
+                    "\udcff@:80",
+                    "[x:80",
+                ),
+            )
+        ),
+    ]
+)
+def test_what_has_no_meaning_is_one_sentence_and_exit_code_2(capsys, options, says):
+    assert typed("tail", FEED, *options) == Exit.USAGE
+    (line,) = said(capsys.readouterr().err)
+    assert says in line
+    assert SECRET not in line
+    assert line.isprintable()
+
+
+def test_without_its_extra_it_says_what_to_install(capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "push_to_poll_client.cli._webhook.find_spec", lambda name: None if name == "uvicorn" else find(name)
+    )
+    assert typed("tail", FEED, "--webhook", "127.0.0.1:0", *GITHUB) == Exit.USAGE
+    assert "pip install 'push-to-poll-client[serve]'" in capsys.readouterr().err
+
+
+def test_a_command_does_not_see_the_secret(server, tmp_path):
+    seen = tmp_path / "seen"
+    command = f"sh -c 'env > {seen}.new; mv {seen}.new {seen}'"
+    code = visited(lambda _: wait_until(seen.exists), server.url, *GITHUB, "--exec", command)
+    assert code == Exit.INTERRUPTED
+    assert SECRET not in seen.read_text()

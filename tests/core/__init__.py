@@ -1,0 +1,1 @@
+"""Tests of the core: schedule, polls, processing, progress."""

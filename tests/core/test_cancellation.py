@@ -1,0 +1,594 @@
+"""Where a loop written by hand goes wrong: cancellations that were not meant, leftovers of others, odd pages."""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import signal
+import threading
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import pytest
+from tenacity import AsyncRetrying, retry_if_not_exception_type, stop_after_attempt
+
+from push_to_poll_client import (
+    ChainRestart,
+    Consumer,
+    FeedError,
+    ListenerError,
+    MemoryStore,
+    Message,
+    Mode,
+    Page,
+    ProcessError,
+    Push,
+    StoreError,
+    Throttled,
+    UndecodableMessage,
+)
+from push_to_poll_client._validation import describe
+from push_to_poll_client.testing import FakeFeed, ManualListener, virtual_time
+from tests.support.consumers import Log, times
+from tests.support.forms import GUARD, form
+
+pytestmark = pytest.mark.anyio
+
+on_asyncio = pytest.mark.parametrize("anyio_backend", [virtual_time("asyncio")], ids=["asyncio"])
+in_real_time = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+
+
+async def cancelled_by_somebody_else():
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    await future
+
+
+async def nothing(message):
+    pass
+
+
+# Who was cancelled
+
+
+@on_asyncio
+async def test_a_fetch_that_awaits_what_somebody_else_cancelled_is_a_failed_poll(running):
+    class Feed(FakeFeed):
+        async def fetch(self, request):
+            page = await super().fetch(request)
+            if len(self.requests) == 2:
+                await cancelled_by_somebody_else()
+            return page
+
+    feed = Feed()
+    consumer = running(Log(feed))
+    await feed.asked(4)
+    assert "awaited something that was cancelled" in consumer.status().last_error
+
+
+@on_asyncio
+async def test_a_store_that_awaits_what_somebody_else_cancelled_stops_run_and_says_so(monkeypatch):
+    async with Log(FakeFeed()) as consumer:
+        monkeypatch.setattr(consumer._parts.session, "unseen", lambda keys: cancelled_by_somebody_else())
+        with pytest.raises(RuntimeError, match="a poll awaited something that was cancelled"):
+            await consumer.run()
+
+
+@on_asyncio
+async def test_a_listener_that_awaits_what_somebody_else_cancelled_stops_run_and_says_so():
+    class Broken:
+        async def listen(self, channel):
+            await cancelled_by_somebody_else()
+
+    with pytest.raises(ListenerError, match="awaited something that was cancelled"):
+        await Log(FakeFeed(), listeners=[Broken()]).run()
+
+
+async def test_a_handler_may_leave_as_it_likes_and_no_group_is_around_it():
+    feed = FakeFeed()
+    feed.publish(1)
+
+    async def leave(message):
+        raise SystemExit(3)
+
+    for way in ("run", "poll_now"):
+        with pytest.raises(SystemExit) as left:
+            await getattr(Consumer(feed, store=MemoryStore(), process=leave), way)()
+        assert left.value.code == 3
+
+
+@on_asyncio
+async def test_asyncios_own_cancellation_leaves_no_name_owned():
+    store = MemoryStore()
+    for ticks in range(40):
+        task = asyncio.ensure_future(Log(FakeFeed(), store=store).poll_now())
+        for _ in range(ticks):
+            await anyio.lowlevel.checkpoint()
+        task.cancel()
+        await asyncio.wait([task])
+        await Log(FakeFeed(), store=store).poll_now()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_plain_function_is_never_run_twice_at_a_time():
+    begun, go_on = threading.Event(), threading.Event()
+    in_hand, most = [], []
+
+    def process(message):
+        in_hand.append(message.id)
+        most.append(len(in_hand))
+        begun.set()
+        assert go_on.wait(GUARD)
+        in_hand.pop()
+
+    feed = FakeFeed()
+    feed.publish(1)
+    consumer = Consumer(feed, store=MemoryStore(), process=process)
+    with anyio.fail_after(GUARD):
+        async with consumer:
+            first = asyncio.ensure_future(consumer.poll_now())
+            await anyio.to_thread.run_sync(begun.wait, GUARD)
+            first.cancel()
+            second = asyncio.ensure_future(consumer.poll_now())
+            await anyio.wait_all_tasks_blocked()
+            go_on.set()
+            await asyncio.wait([first, second])
+    assert max(most) == 1
+
+
+# What one poll leaves for the next
+
+
+async def test_run_goes_on_at_once_where_a_manual_poll_stopped(running):
+    feed = FakeFeed(page_size=1)
+    consumer = running(Log(feed, takes=1.0, max_poll_time=2, fallback_interval=None))
+    await feed.asked(1)
+    await anyio.sleep(1)
+    feed.publish(8)
+    began = anyio.current_time()
+    assert not (await consumer.poll_now()).caught_up
+    await consumer.until(8)
+    assert anyio.current_time() - began == pytest.approx(8)
+
+
+async def test_run_tries_again_soon_what_a_manual_poll_failed_at(running):
+    feed = FakeFeed()
+    consumer = running(Log(feed))
+    await feed.asked(1)
+    await anyio.sleep(1)
+    feed.fail(FeedError("down"))
+    with pytest.raises(FeedError):
+        await consumer.poll_now()
+    await feed.asked(3)
+    assert times(feed)[2] - times(feed)[1] <= 1
+
+
+async def test_run_polls_at_once_each_time(running):
+    feed = FakeFeed()
+    consumer = Log(feed, fallback_interval=3600)
+    for count in (1, 2):
+        began = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consumer.run)
+            await feed.asked(count)
+            assert anyio.current_time() == began
+            consumer.stop()
+
+
+async def test_a_cancelled_continuation_counts_as_a_poll():
+    feed = FakeFeed(page_size=1)
+    feed.publish(1000)
+    async with Log(feed, takes=1.0, max_poll_time=1, rate=1.0, burst=2) as consumer:
+        await consumer.poll_now()
+        feed.latency = 1.0
+        began = anyio.current_time()
+        while anyio.current_time() < began + 20:
+            with anyio.move_on_after(0.05):
+                await consumer.poll_now()
+    assert len(feed.requests) <= 3 + 2 + 1.0 * 20
+
+
+def test_the_rate_holds_in_one_event_loop_after_another():
+    feed = FakeFeed()
+    consumer = Log(feed, rate=0.1, burst=2)
+    for backend in ("asyncio", "trio"):
+        anyio.run(consumer.poll_now, backend=backend)
+    with pytest.raises(Throttled):
+        anyio.run(lambda: consumer.poll_now(timeout=1.0))
+
+
+async def test_what_a_restarting_chain_asks_for_is_heeded(running):
+    feed = FakeFeed(page_size=1, cursors="chain")
+    feed.publish(2)
+    feed.answer(None, ChainRestart("changed", retry_after=30))
+    consumer = running(Log(feed))
+    await consumer.until(2)
+    assert times(feed)[2] - times(feed)[1] >= 30
+
+
+# Long polling
+
+
+async def test_no_joiner_waits_behind_a_held_fetch(running):
+    feed = FakeFeed(max_wait=60, latency=0.5)
+    consumer = running(Log(feed, rate=None))
+    await feed.asked(2)
+    took = []
+
+    async def ask(delay):
+        await anyio.sleep(delay)
+        began = anyio.current_time()
+        await consumer.poll_now()
+        took.append(anyio.current_time() - began)
+
+    async with anyio.create_task_group() as tasks:
+        for delay in (10, 10, 10.4, 10.6, 11):
+            tasks.start_soon(ask, delay)
+    assert max(took) <= 4 * feed.latency
+
+
+async def test_a_wake_with_a_delay_is_not_answered_by_a_held_fetch(running):
+    feed = FakeFeed(max_wait=60)
+    consumer = running(Log(feed, wake_delay=5.0))
+    await feed.asked(2)
+    await anyio.sleep(10)
+    consumer.wake(Push(cursor="hint"))
+    await feed.asked(3)
+    assert times(feed)[2] - times(feed)[1] == pytest.approx(15)
+    assert (feed.requests[2].request.wait, feed.requests[2].request.hint) == (0, Push(cursor="hint"))
+
+
+async def test_a_pause_cancels_a_held_fetch(running):
+    feed = FakeFeed(max_wait=60)
+    consumer = running(Log(feed))
+    await feed.asked(2)
+    await anyio.sleep(1)
+    consumer.pause()
+    feed.publish(1)
+    await anyio.sleep(100)
+    assert consumer.processed == []
+    assert consumer.status().mode is Mode.PAUSED
+
+
+async def test_a_wake_whose_poll_failed_is_fresh_when_it_is_tried_again(running):
+    feed = FakeFeed()
+    consumer = running(Log(feed))
+    await feed.asked(1)
+    await anyio.sleep(1)
+    feed.fail(FeedError("down"))
+    consumer.wake()
+    await feed.asked(3)
+    assert [asked.request.fresh for asked in feed.requests] == [False, True, True]
+
+
+# Retry
+
+
+async def failing(message):
+    raise ValueError("no")
+
+
+async def test_no_strategy_makes_a_success_of_a_failure():
+    feed = FakeFeed()
+    feed.publish(1)
+    retry = AsyncRetrying(stop=stop_after_attempt(2), retry_error_callback=lambda state: None)
+    with pytest.raises(ProcessError):
+        await Consumer(feed, store=MemoryStore(), process=failing, retry=retry).poll_now()
+
+
+async def test_no_strategy_tries_again_what_is_no_exception():
+    attempts = []
+
+    async def process(message):
+        attempts.append(message.id)
+        raise ValueError if len(attempts) == 1 else SystemExit(4)
+
+    feed = FakeFeed()
+    feed.publish(1)
+    retry = AsyncRetrying(stop=stop_after_attempt(9), retry=retry_if_not_exception_type(KeyError))
+    with pytest.raises(SystemExit):
+        await Consumer(feed, store=MemoryStore(), process=process, retry=retry).poll_now()
+    assert len(attempts) == 2
+
+
+async def test_data_that_turns_out_undecodable_at_a_later_attempt_is_not_tried_again():
+    attempts = []
+
+    async def process(message):
+        attempts.append(message.id)
+        raise ValueError if len(attempts) == 1 else UndecodableMessage("torn")
+
+    feed = FakeFeed()
+    feed.publish(1)
+    with pytest.raises(ProcessError, match="torn"):
+        await Consumer(feed, store=MemoryStore(), process=process).poll_now()
+    assert len(attempts) == 2
+
+
+async def test_a_store_that_fails_before_a_backoff_is_not_the_messages_fault(monkeypatch):
+    async def process(message):
+        if message.id == "2":
+            raise ValueError("no")
+
+    async def full(**_):
+        raise StoreError("disk full")
+
+    feed = FakeFeed()
+    feed.publish(2)
+    async with Consumer(feed, store=MemoryStore(), process=process) as consumer:
+        monkeypatch.setattr(consumer._parts.session, "commit", full)
+        with pytest.raises(StoreError, match="disk full"):
+            await consumer.poll_now()
+
+
+@on_asyncio
+async def test_a_run_that_is_cancelled_by_nobody_who_runs_it_says_so():
+    """As by a timeout that cancels its task and does not take that back, when a later await is cancelled."""
+
+    async def process(message):
+        if message.id == "1":
+            asyncio.current_task().cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await anyio.lowlevel.checkpoint()
+        else:
+            await cancelled_by_somebody_else()
+
+    feed = FakeFeed()
+    feed.publish(2)
+    with pytest.raises(RuntimeError, match="the task that polls was cancelled, perhaps by a handler"):
+        await Consumer(feed, store=MemoryStore(), process=process, retry=None).run()
+
+
+# Stopping and closing
+
+
+@in_real_time
+async def test_a_signal_handler_may_stop_and_wake_an_idle_consumer():
+    feed = FakeFeed()
+    consumer = Log(feed, fallback_interval=3600)
+    actions = iter([consumer.wake, consumer.stop])
+    before = signal.signal(signal.SIGUSR1, lambda *_: next(actions)())
+    try:
+        with anyio.fail_after(GUARD):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(consumer.run)
+                for count in (1, 2):
+                    await feed.asked(count)
+                    await anyio.to_thread.run_sync(os.kill, os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+async def test_a_listener_that_fails_while_it_is_stopped_fails_nothing():
+    class Untidy:
+        async def listen(self, channel):
+            try:
+                await anyio.sleep_forever()
+            finally:
+                raise OSError("already closed")
+
+    feed = FakeFeed()
+    consumer = Log(feed, listeners=[Untidy()])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await feed.asked(1)
+        consumer.stop()
+
+
+async def test_what_cannot_be_closed_takes_nothing_back(caplog):
+    class Feed(FakeFeed):
+        async def aclose(self):
+            raise OSError("already closed")
+
+    class Hanging(FakeFeed):
+        async def aclose(self):
+            await anyio.sleep_forever()
+
+    for feed in (Feed(), Hanging()):
+        feed.publish(1)
+        assert (await Log(feed).poll_now()).messages == 1
+    assert "could not be closed: OSError: already closed" in caplog.text
+    assert "could not be closed: TimeoutError" in caplog.text
+
+
+async def test_without_time_to_shut_down_the_name_is_given_back_all_the_same():
+    class Slow(MemoryStore):
+        async def claim(self, name, *, feed):
+            session = await super().claim(name, feed=feed)
+            release = session.release
+
+            async def slow_release():
+                await anyio.sleep(1)
+                await release()
+
+            session.release = slow_release
+            return session
+
+    store = Slow()
+    for _ in range(2):
+        await Log(FakeFeed(), store=store, shutdown_timeout=0).poll_now()
+
+
+@pytest.mark.parametrize("retry_after", ["30", float("nan"), float("-inf")])
+async def test_an_error_that_asks_for_nonsense_is_a_failed_poll_like_any_other(retry_after, running):
+    feed = FakeFeed()
+    feed.fail(FeedError("odd", retry_after=retry_after))
+    running(Log(feed))
+    await feed.asked(2)
+    assert times(feed)[1] <= 1
+
+
+async def test_a_claim_that_is_cancelled_leaves_the_consumer_usable():
+    class Slow(MemoryStore):
+        async def claim(self, name, *, feed):
+            await anyio.sleep(10)
+            return await super().claim(name, feed=feed)
+
+    consumer = Log(FakeFeed(), store=Slow())
+    with anyio.move_on_after(5):
+        await consumer.poll_now()
+    assert (await consumer.poll_now()).caught_up
+
+
+async def test_another_event_loop_is_refused_while_the_first_one_claims():
+    class Slow(MemoryStore):
+        async def claim(self, name, *, feed):
+            with pytest.raises(RuntimeError, match="in use in another event loop"):
+                await anyio.to_thread.run_sync(anyio.run, consumer.poll_now)
+            return await super().claim(name, feed=feed)
+
+    consumer = Log(FakeFeed(), store=Slow(), fallback_interval=None)
+    await consumer.poll_now()
+
+
+# Odd pages, odd arguments, odd errors
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        None,
+        Page(None),
+        Page([{"id": "1"}]),
+        Page(iter([Message("1")])),
+        Page(cursor=7),
+        Page(next=b"7"),
+        Page(retry_after="30"),
+        Page(retry_after=float("nan")),
+    ],
+)
+async def test_a_page_that_cannot_be_used_is_a_failed_poll(page, running):
+    class Feed:
+        async def fetch(self, request):
+            return page
+
+    with pytest.raises(FeedError, match=r"Feed.fetch\(\) returned"):
+        await Log(Feed()).poll_now()
+
+
+async def test_an_empty_string_is_a_cursor_like_any_other():
+    asked = []
+
+    class Feed:
+        async def fetch(self, request):
+            asked.append(request.cursor)
+            return Page([Message(str(len(asked)))], next="" if request.cursor is None else None)
+
+    async with Log(Feed(), takes=2, max_poll_time=1) as consumer:
+        await consumer.poll_now()
+        await consumer.poll_now()
+    assert asked == [None, ""]
+
+
+async def generator(message):
+    yield
+
+
+@pytest.mark.parametrize("process", ["no function", generator, lambda message: (yield)])
+def test_what_calling_does_not_run_is_no_process(process):
+    with pytest.raises(TypeError, match="process must be a function of a message, and no generator"):
+        Consumer(FakeFeed(), store=MemoryStore(), process=process)
+
+
+def test_a_name_is_a_string():
+    with pytest.raises(TypeError, match="name must be a str or None, not 5"):
+        Consumer(FakeFeed(), store=MemoryStore(), process=nothing, name=5)
+
+
+def test_no_two_channels_share_a_name():
+    names = [ManualListener(name=name) for name in ("p", "p #2", "p", "p")]
+    consumer = Log(FakeFeed(), listeners=names)
+    assert [one.name for one in consumer.status().listeners] == ["p", "p #2", "p #3", "p #4"]
+
+
+async def test_an_error_whose_text_is_broken_is_described_all_the_same():
+    class Broken(Exception):
+        def __str__(self):
+            raise ZeroDivisionError
+
+    assert describe(Broken()) == "Broken, whose text cannot be read"
+    feed = FakeFeed()
+    feed.fail(Broken())
+    with pytest.raises(FeedError):
+        await Log(feed).poll_now()
+
+
+async def test_a_channel_whose_listener_has_ended_stays_down(running):
+    channels = []
+
+    class Late:
+        async def listen(self, channel):
+            channels.append(channel)
+
+    feed = FakeFeed()
+    consumer = running(Log(feed, listeners=[Late()]))
+    await feed.asked(1)
+    await anyio.sleep(1)
+    channels[0].up()
+    assert not consumer.status().listeners[0].up
+
+
+class Interrupted(int):
+    """A number that lets other threads go on while it is added to, which Python does too rarely by itself."""
+
+    def __add__(self, other):
+        pathlib.Path().stat()
+        return Interrupted(int(self) + other)
+
+
+async def test_pushes_from_threads_are_all_counted(running):
+    channels, number = [], form(1_000, 10_000)
+
+    class Threaded:
+        async def listen(self, channel):
+            channels.append(channel)
+            await anyio.sleep_forever()
+
+    def flood():
+        for _ in range(number):
+            channels[0].wake()
+
+    consumer = running(Log(FakeFeed(), listeners=[Threaded()]))
+    await anyio.wait_all_tasks_blocked()
+    channels[0]._pushes = Interrupted()
+    threads = [threading.Thread(target=flood) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert consumer.status().listeners[0].pushes == 4 * number
+
+
+async def test_hints_that_wait_are_merged_and_bounded():
+    feed = FakeFeed()
+    for pushes, hint in (
+        ([Push("1", ("orders",)), Push("2", ("users",))], Push("2", ("orders", "users"))),
+        ([Push("1", ("orders",)), Push(None, ("orders",))], Push("1", ("orders",))),
+        ([Push("1", ("orders",)), Push()], Push("1")),
+        ([Push(None, (str(n),)) for n in range(1000)], Push()),
+    ):
+        consumer = Log(feed)
+        async with consumer:
+            for push in pushes:
+                consumer._parts.polls.wake(push)
+            await consumer.poll_now()
+        assert feed.requests[-1].request.hint == hint
+
+
+async def test_a_task_that_a_handler_leaves_behind_may_poll_later():
+    async def later():
+        await anyio.sleep(0.5)
+        await consumer.poll_now()
+
+    async def process(message):
+        tasks.start_soon(later)
+
+    feed = FakeFeed()
+    consumer = Consumer(feed, store=MemoryStore(), process=process)
+    async with anyio.create_task_group() as tasks:
+        for count in range(1, 21):
+            feed.publish(1)
+            await consumer.poll_now()
+            await feed.asked(2 * count)
+    assert consumer.status().counters.messages == 20

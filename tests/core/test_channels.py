@@ -1,0 +1,140 @@
+"""What a listener keeps in the consumer's store, for the time after a restart."""
+
+import math
+
+import anyio
+import pytest
+
+from push_to_poll_client import SQLiteStore, StoreError
+from push_to_poll_client.testing import FakeFeed
+from tests.support.consumers import Log
+from tests.support.forms import GUARD
+
+pytestmark = pytest.mark.anyio
+
+
+in_real_time = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+"""A file is written in a thread, which virtual time takes for idleness: it would run away."""
+
+
+class Keeps:
+    """Hands its channel to the test."""
+
+    def __init__(self, name="keeps"):
+        self.name = name
+        self.channel = None
+        self._listens = anyio.Event()
+
+    async def listen(self, channel):
+        self.channel = channel
+        self._listens.set()
+        await anyio.sleep_forever()
+
+    async def there(self):
+        await self._listens.wait()
+        return self.channel
+
+
+@in_real_time
+async def test_a_listener_finds_after_a_restart_what_it_saved(tmp_path):
+    for saved in None, "first", "second":
+        keeps = Keeps()
+        consumer = Log(FakeFeed(), store=SQLiteStore(tmp_path / "s.db"), listeners=[keeps])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consumer.run)
+            channel = await keeps.there()
+            assert channel.state == saved
+            await channel.save({None: "first", "first": "second", "second": None}[saved])
+            tasks.cancel_scope.cancel()
+        await anyio.lowlevel.checkpoint()
+    keeps = Keeps()
+    consumer = Log(FakeFeed(), store=SQLiteStore(tmp_path / "s.db"), listeners=[keeps])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        assert (await keeps.there()).state is None
+        tasks.cancel_scope.cancel()
+
+
+async def test_each_listener_has_its_own(running):
+    one, two = Keeps(), Keeps()  # of one name, so that the second is called keeps #2
+    running(Log(FakeFeed(), listeners=[one, two]))
+    await (await one.there()).save("1")
+    await (await two.there()).save("2")
+    assert (one.channel.state, two.channel.state) == ("1", "2")
+
+
+@in_real_time
+async def test_g8_it_is_saved_between_two_polls_and_cuts_no_handler_in_two(tmp_path):
+    feed, keeps = FakeFeed(), Keeps()
+    feed.publish("1")
+    store = SQLiteStore(tmp_path / "s.db", transactional=True)
+    inside, saved, halves = anyio.Event(), anyio.Event(), []
+
+    async def process(_message):
+        store.connection.execute("CREATE TABLE half (n)")
+        inside.set()
+        with anyio.move_on_after(0.3):  # what must not come has so long
+            await saved.wait()
+        halves.append(keeps.channel.state)
+
+    consumer = Log(feed, store=store, process=process, listeners=[keeps], retry=None)
+    with anyio.fail_after(GUARD):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consumer.run)
+            channel = await keeps.there()
+            await inside.wait()
+            await channel.save("saved")
+            saved.set()
+            tasks.cancel_scope.cancel()
+    assert halves == [None]
+
+
+async def test_it_is_a_short_text(running):
+    keeps = Keeps()
+    running(Log(FakeFeed(), listeners=[keeps]))
+    channel = await keeps.there()
+    await channel.save("x" * 16_384)
+    with pytest.raises(ValueError, match="keeps: 16385 characters of state, of 16384 at most"):
+        await channel.save("x" * 16_385)
+    assert channel.state == "x" * 16_384
+
+
+async def test_a_store_that_fails_says_so_to_the_listener(running, monkeypatch):
+    keeps = Keeps()
+    consumer = running(Log(FakeFeed(), listeners=[keeps]))
+    channel = await keeps.there()
+    session = consumer._opened.session
+    whole = session.commit
+
+    async def commit(**what):
+        if "listener:keeps" in what.get("state", ()):
+            raise StoreError("full")
+        await whole(**what)
+
+    monkeypatch.setattr(session, "commit", commit)
+    with pytest.raises(StoreError, match="full"):
+        await channel.save("x")
+    assert channel.state is None
+
+
+async def test_status_shows_until_when_the_server_pushes(running):
+    keeps = Keeps()
+    consumer = running(Log(FakeFeed(), listeners=[keeps]))
+    channel = await keeps.there()
+    for until in 1000.0, math.inf, None:
+        channel.registered(until)
+        assert consumer.status().listeners[0].registered_until == until
+
+
+async def test_a_poll_that_no_push_asked_for_is_no_push(running):
+    keeps, feed = Keeps(), FakeFeed()
+    consumer = running(Log(feed, listeners=[keeps]))
+    channel = await keeps.there()
+    await feed.asked(1)
+    await anyio.sleep(1)
+    before = len(feed.requests)
+    channel.poll()
+    await feed.asked(before + 1)
+    await anyio.sleep(5)
+    assert len(feed.requests) == before + 1  # a push that promised something would be asked for again
+    assert consumer.status().listeners[0].pushes == 0

@@ -1,0 +1,680 @@
+"""What was given up on: listed, tried again, dropped and exported, on a running consumer and a stopped one."""
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+
+import anyio
+import httpx
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
+
+from push_to_poll_client import (
+    CloudEvent,
+    DeadLetter,
+    Fate,
+    Hooks,
+    HTTPFeed,
+    MemoryStore,
+    Message,
+    ProcessError,
+    Record,
+    RecordState,
+    Retried,
+    SkipMessage,
+    SQLiteStore,
+    StoreBusy,
+    StoreError,
+)
+from push_to_poll_client._dead_letters import as_json
+from push_to_poll_client.testing import FakeFeed
+from push_to_poll_client.testing._virtual_time import virtual_time
+from tests.support.consumers import Log
+from tests.support.forms import form
+
+pytestmark = pytest.mark.anyio
+
+
+class Fails(Log):
+    """Fails for the messages of `failing`."""
+
+    def __init__(self, feed, *, failing=(), retry=None, on_failure="dead_letter", **settings):
+        super().__init__(feed, retry=retry, on_failure=on_failure, **settings)
+        self.failing = set(failing)
+        self.attempts = []
+        self.data = []
+
+    async def process(self, message):
+        self.attempts.append(message.id)
+        if message.id in self.failing:
+            raise ValueError(f"no such customer: {message.id}")
+        await super().process(message)
+        self.data.append(message.data)
+
+
+async def dead(*names, store=None, **settings):
+    """A stopped consumer on a feed whose messages all died."""
+    feed = FakeFeed()
+    feed.publish(*names, data={"n": 1})
+    consumer = Fails(feed, failing=names, store=store or MemoryStore(), **settings)
+    await consumer.poll_now()
+    consumer.attempts.clear()
+    return consumer
+
+
+async def state_of(store, key):
+    session = await store.claim("fake-feed", feed="fake-feed")
+    unseen = await session.unseen([key])
+    letter = await session.dead_letter(key)
+    await session.release()
+    return None if unseen else (RecordState.DEAD if letter else "settled")
+
+
+async def mark(consumer, *keys):
+    """As the command line does while no process owns the store."""
+    session = await consumer._store.claim("fake-feed", feed="fake-feed")
+    letters = [await session.dead_letter(key) for key in keys]
+    marked = [msgspec.structs.replace(letter, marked=True) for letter in letters]
+    await session.commit(cursor=None, records=[], dead_letters=marked)
+    await session.release()
+
+
+# Look
+
+
+async def test_dead_letters_of_a_stopped_consumer():
+    consumer = await dead("b", "a")
+    assert [letter.key for letter in await consumer.dead_letters.list()] == ["a", "b"]
+    letter = await consumer.dead_letters.get("a")
+    assert (letter.id, letter.raw, letter.error) == ("a", b'{"n":1}', "ValueError: no such customer: a")
+    assert not consumer.status().owner, "each call gives the name back"
+
+
+async def test_dead_letters_of_a_running_consumer(running):
+    feed = FakeFeed()
+    consumer = running(Fails(feed, failing=["bad"], takes=3.0))
+    feed.publish("bad", "next")
+    await feed.asked(1)
+    await anyio.sleep(1)
+    assert [letter.key for letter in await consumer.dead_letters.list()] == ["bad"]
+    assert anyio.current_time() == 3.0, "it waits for the poll that runs"
+    consumer.failing.clear()
+    assert await consumer.dead_letters.retry("bad") == Retried(processed=1, failed=0)
+    assert consumer.processed == ["next", "bad"]
+    assert consumer.status().dead_letters == 0
+    assert consumer.status().owner
+
+
+async def test_a_key_without_a_dead_letter_is_said_so():
+    consumer = await dead("a")
+    letters = consumer.dead_letters
+    for call in (letters.get, letters.retry, letters.drop):
+        with pytest.raises(LookupError, match="there is no dead letter with the key 'b'"):
+            await call("b")
+
+
+async def test_many_dead_letters_come_in_pages_and_are_exported_all():
+    names = [f"{n:03}" for n in range(250)]
+    consumer = await dead(*names)
+    first = await consumer.dead_letters.list()
+    assert [letter.key for letter in first] == names[:100]
+    assert [letter.key for letter in await consumer.dead_letters.list(after=first[-1])] == names[100:200]
+    assert [json.loads(line)["key"] async for line in consumer.dead_letters.export()] == names
+    consumer.failing.clear()
+    assert await consumer.dead_letters.retry() == Retried(250, 0)
+    assert consumer.processed == names
+
+
+@pytest.mark.parametrize("call", ["list", "get", "retry", "drop", "export"])
+async def test_while_another_owner_has_the_name_it_is_refused(call):
+    consumer = await dead("a")
+    async with consumer:
+        letters = Fails(consumer._feed, store=consumer._store).dead_letters
+        with pytest.raises(StoreBusy):
+            await use(letters, call)
+
+
+async def use(letters, call):
+    if call == "export":
+        return [line async for line in letters.export()]
+    return await getattr(letters, call)(*(["a"] if call in {"get", "drop"} else []))
+
+
+@pytest.mark.parametrize("call", ["list", "get", "retry", "drop", "export"])
+async def test_inside_process_it_would_wait_for_itself(call):
+    consumer = await dead("a")
+
+    class Nested(Fails):
+        async def process(self, message):
+            with pytest.raises(RuntimeError, match="dead_letters inside process would wait for itself"):
+                await use(self.dead_letters, call)
+            await super().process(message)
+
+    nested = Nested(consumer._feed, store=consumer._store)
+    consumer._feed.publish("new")
+    await nested.poll_now()
+    assert nested.processed == ["new"]
+    assert await nested.dead_letters.retry("a") == Retried(1, 0), "also while a dead letter is tried again"
+
+
+# Try again
+
+
+@pytest.mark.usefixtures("inline_threads")
+@pytest.mark.parametrize("make", [MemoryStore, lambda: None], ids=["memory", "file"])
+async def test_a_retry_turns_dead_into_processed(make, tmp_path):
+    consumer = await dead("a", "b", store=make() or SQLiteStore(tmp_path / "x.db"))
+    assert await state_of(consumer._store, "a") is RecordState.DEAD
+    consumer.failing.clear()
+    assert await consumer.dead_letters.retry("a") == Retried(processed=1, failed=0)
+    assert (consumer.processed, consumer.data) == (["a"], [{"n": 1}])
+    assert await state_of(consumer._store, "a") == "settled"
+    assert [letter.key for letter in await consumer.dead_letters.list()] == ["b"]
+    consumer._feed.publish("a", "b")
+    result = await consumer.poll_now()
+    assert (result.messages, result.duplicates) == (0, 2), "it is not processed again when the feed repeats it"
+    assert consumer.attempts == ["a"]
+
+
+async def test_a_retry_that_fails_says_why_now_and_when_it_failed_first(virtual_day):
+    consumer = await dead("a", retry=AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(0.5)))
+    before = await consumer.dead_letters.get("a")
+    assert before.attempts == 3
+    await anyio.sleep(100)
+    consumer.failing = {"a"}
+    consumer.attempts.clear()
+    assert await consumer.dead_letters.retry("a") == Retried(processed=0, failed=1)
+    assert consumer.attempts == ["a"], "once, whatever retry= says"
+    after = await consumer.dead_letters.get("a")
+    assert after.attempts == 4
+    assert after.first_failed == before.first_failed
+    assert after.last_failed == pytest.approx(before.last_failed + 100)
+    assert "no such customer" in after.traceback
+    assert await state_of(consumer._store, "a") is RecordState.DEAD
+
+
+async def test_a_retry_of_all_goes_past_those_that_fail_and_those_that_are_gone():
+    consumer = await dead("a", "b", "c")
+    consumer.failing = {"b"}
+    process = consumer.process
+
+    async def drops_c(message):
+        if message.id == "a":
+            consumer._parts.progress.pending.append(Record("c"))
+        await process(message)
+
+    consumer._processing = replace(consumer._processing, handler=drops_c)
+    assert await consumer.dead_letters.retry() == Retried(processed=1, failed=1)
+    assert [letter.key for letter in await consumer.dead_letters.list()] == ["b"]
+
+
+async def test_a_retry_of_all_claims_the_name_once(monkeypatch):
+    consumer, claims = await dead(*map(str, range(20))), []
+    claim = consumer._store.claim
+
+    async def watched(*args, **kwargs):
+        claims.append(args)
+        return await claim(*args, **kwargs)
+
+    monkeypatch.setattr(consumer._store, "claim", watched)
+    await consumer.dead_letters.retry()
+    await consumer.dead_letters.drop(*map(str, range(20)))
+    assert len(claims) == 2
+
+
+async def test_a_retry_lets_polls_in_between(running):
+    """Each dead letter alone waits for the poll, and polls for it."""
+    consumer = await dead("a", "b", "c")
+    consumer.failing.clear()
+    running(consumer)
+    await anyio.sleep(1)
+    consumer.takes = 10.0
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.dead_letters.retry)
+        await anyio.sleep(1)
+        consumer._feed.publish("new")
+        consumer.wake()
+    assert consumer.processed.index("new") < 3
+
+
+async def test_a_verdict_of_the_handler_is_a_failure_of_the_retry():
+    consumer = await dead("a")
+
+    async def process(message):
+        raise SkipMessage("not ours")
+
+    consumer._processing = replace(consumer._processing, handler=process)
+    assert await consumer.dead_letters.retry("a") == Retried(0, 1)
+    assert (await consumer.dead_letters.get("a")).error == "SkipMessage: not ours"
+
+
+async def test_a_retry_that_is_cancelled_changes_nothing():
+    consumer = await dead("a")
+    consumer.failing.clear()
+    consumer.takes = 10.0
+    with anyio.move_on_after(1):
+        await consumer.dead_letters.retry("a")
+    assert consumer.processed == []
+    assert (await consumer.dead_letters.get("a")).attempts == 1
+
+
+async def test_a_retry_whose_commit_fails_leaves_the_dead_letter(monkeypatch):
+    async def refuse(**_):
+        raise StoreError("disk full")
+
+    consumer = await dead("a")
+    consumer.failing.clear()
+    async with consumer:
+        with monkeypatch.context() as patch:
+            patch.setattr(consumer._parts.session, "commit", refuse)
+            with pytest.raises(StoreError):
+                await consumer.dead_letters.retry("a")
+        assert (await consumer.dead_letters.get("a")).attempts == 1
+        await consumer.poll_now()
+        assert consumer.status().dead_letters == 0, "the next poll has committed what was done"
+    assert consumer.attempts == ["a"]
+
+
+# Drop
+
+
+async def test_a_dropped_letters_message_is_skipped_when_it_comes_again():
+    consumer = await dead("a", "b")
+    assert await consumer.dead_letters.drop("a", "b") == 2
+    assert await consumer.dead_letters.list() == []
+    records = consumer._store._progress["fake-feed"].records.values()
+    assert {record.state for _, record in records} == {RecordState.SKIPPED}
+    consumer.failing.clear()
+    consumer._feed.publish("a", "b", "c")
+    await consumer.poll_now()
+    assert consumer.attempts == ["c"]
+
+
+async def test_drop_takes_keys():
+    consumer = await dead("a")
+    with pytest.raises(TypeError, match="drop"):
+        await consumer.dead_letters.drop()
+    assert len(await consumer.dead_letters.list()) == 1
+
+
+# Marked
+
+
+async def test_marked_ones_are_tried_once_at_the_beginning_of_the_next_run(running):
+    consumer = await dead("a", "b", "c")
+    consumer.failing = {"b"}
+    await mark(consumer, "a", "b")
+    consumer._feed.publish("new")
+    running(consumer)
+    await consumer.until(2)
+    await anyio.sleep(200)
+    assert consumer.attempts == ["a", "b", "new"], "before what is new"
+    assert [(one.key, one.marked, one.attempts) for one in await consumer.dead_letters.list()] == [
+        ("b", False, 2),
+        ("c", False, 1),
+    ]
+
+
+async def test_marked_ones_are_tried_by_poll_now_too_and_by_nothing_else():
+    consumer = await dead("a")
+    consumer.failing.clear()
+    await mark(consumer, "a")
+    assert (await consumer.dead_letters.get("a")).marked
+    assert consumer.attempts == []
+    assert (await consumer.poll_now()).messages == 0, "it is nothing that the feed brought"
+    assert consumer.processed == ["a"]
+
+
+async def test_a_store_that_fails_leaves_the_rest_for_the_next_poll(monkeypatch):
+    consumer = await dead("a", "b")
+    await mark(consumer, "a", "b")
+    failing = [StoreError("disk full")]
+    async with consumer:
+        commit = consumer._parts.session.commit
+
+        async def once(**what):
+            if consumer.attempts == ["a"] and failing:
+                raise failing.pop()
+            await commit(**what)
+
+        monkeypatch.setattr(consumer._parts.session, "commit", once)
+        with pytest.raises(StoreError):
+            await consumer.poll_now()
+        await consumer.poll_now(timeout=None)
+        assert consumer.attempts == ["a", "b"]
+        assert [one.marked for one in await consumer.dead_letters.list()] == [False, False]
+
+
+@pytest.mark.parametrize("how", ["stop", "cancel"])
+async def test_the_marked_one_in_hand_finishes_and_the_others_wait(how):
+    consumer = await dead("a", "b", "c")
+    consumer.failing.clear()
+    consumer.takes = 5.0
+    await mark(consumer, "a", "b", "c")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await anyio.sleep(7)
+        consumer.stop() if how == "stop" else tasks.cancel_scope.cancel()
+    assert consumer.processed == ["a", "b"]
+    assert [(one.key, one.marked) for one in await consumer.dead_letters.list()] == [("c", True)]
+
+
+async def test_a_marked_one_that_overruns_the_shutdown_timeout_is_cancelled():
+    consumer = await dead("a", shutdown_timeout=2)
+    consumer.failing.clear()
+    consumer.takes = 50.0
+    await mark(consumer, "a")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await anyio.sleep(7)
+        consumer.stop()
+    assert anyio.current_time() == 9
+    assert consumer.processed == []
+    assert [one.marked for one in await consumer.dead_letters.list()] == [True]
+
+
+# What comes back of a letter
+
+
+def event(**fields):
+    return {"specversion": "1.0", "id": "1", "source": "/s", "type": "t", "time": "2026-01-01T00:00:00Z", **fields}
+
+
+def http_feed(body):
+    answers = [httpx.Response(200, content=body, headers={"content-type": "application/cloudevents-batch+json"})]
+
+    def answer(request):
+        return answers.pop() if answers else httpx.Response(200, json=[])
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    return HTTPFeed("https://shop.example/orders", client=client)
+
+
+async def test_an_http_feeds_dead_letters_come_back_as_events():
+    body = json.dumps([event(data={"n": [1, None]}, subject="s", custom="x")]).encode()
+    consumer = Fails(http_feed(body), failing=["1"])
+    seen = []
+    async with consumer:
+        await consumer.poll_now()
+        (letter,) = await consumer.dead_letters.list()
+        assert json.loads(letter.raw) == event(data={"n": [1, None]}, subject="s", custom="x")
+        consumer.failing.clear()
+        process = consumer.process
+
+        async def watched(message):
+            seen.append(message)
+            await process(message)
+
+        consumer._parts.letters._trials._handler = watched
+        assert await consumer.dead_letters.retry(letter.key) == Retried(1, 0)
+    (again,) = seen
+    assert isinstance(again, CloudEvent)
+    assert (again.id, again.key, again.subject, again.data) == ("1", letter.key, "s", {"n": [1, None]})
+
+
+async def test_an_http_feeds_unreadable_entry_stays_one_with_its_bytes():
+    entry = b'{"specversion": "1.0", "id": 7, "odd": "\xc3\xa9"}'
+    async with Fails(http_feed(b"[" + entry + b"]")) as consumer:
+        await consumer.poll_now()
+        (letter,) = await consumer.dead_letters.list()
+        assert (letter.raw, letter.attempts) == (entry, 0)
+        assert await consumer.dead_letters.retry(letter.key) == Retried(0, 1)
+        (again,) = await consumer.dead_letters.list()
+        assert (again.raw, again.attempts, again.key) == (entry, 0, letter.key)
+        assert again.error.startswith("UndecodableMessage: ")
+        assert consumer.attempts == []
+
+
+async def test_without_restore_a_letter_is_read_as_json():
+    class Odd(Message):
+        __slots__ = ()
+
+        @property
+        def raw(self):
+            return b"\xff"
+
+    feed = FakeFeed()
+    feed.publish("json", data=[1, {"a": "\ud800".encode("utf-8", "replace").decode()}])
+    feed.publish(Odd("odd"))
+    async with Fails(feed, failing=["json", "odd"]) as consumer:
+        await consumer.poll_now()
+        consumer.failing.clear()
+        assert await consumer.dead_letters.retry() == Retried(1, 1)
+        assert consumer.data == [[1, {"a": "?"}]]
+        (letter,) = await consumer.dead_letters.list()
+        assert letter.error.startswith("UndecodableMessage: dead letter 'odd' cannot be restored: DecodeError: ")
+        assert "DecodeError" in letter.traceback
+        assert (letter.raw, letter.attempts) == (b"\xff", 1)
+
+
+@pytest.mark.parametrize("restore", [lambda letter: 1 / 0, lambda letter: None], ids=["raises", "nothing"])
+async def test_a_feed_that_cannot_restore_loses_nothing(restore):
+    consumer = await dead("a")
+    consumer._feed.restore = restore
+    assert await consumer.dead_letters.retry("a") == Retried(0, 1)
+    letter = await consumer.dead_letters.get("a")
+    assert "dead letter 'a' cannot be restored: " in letter.error
+    assert letter.raw == b'{"n":1}'
+
+
+async def test_a_letter_is_known_by_its_dedupe_key():
+    feed = FakeFeed()
+    feed.publish("1", "2", data="order-7")
+    async with Fails(feed, failing=["1"], dedupe_key=lambda message: message.data) as consumer:
+        await consumer.poll_now()
+        assert consumer.attempts == ["1"], "the other one is the same order"
+        assert (await consumer.dead_letters.get("order-7")).id == "1"
+        consumer.failing.clear()
+        await consumer.dead_letters.retry("order-7")
+        assert consumer.processed == ["1"]
+
+
+# Export
+
+
+def letter_of(**fields):
+    return DeadLetter(**{"key": "k", "id": "i", "raw": b"{}", "error": "e", **fields})
+
+
+@pytest.mark.parametrize(
+    ("raw", "field", "value"),
+    [
+        (b'{"a": 1}', "raw", '{"a": 1}'),
+        ("é\n\x00".encode(), "raw", "é\n\x00"),
+        (b"\xff\xfe", "raw_base64", "//4="),
+        (b"\xed\xa0\x80", "raw_base64", "7aCA"),
+        (b"", "raw", ""),
+    ],
+)
+def test_a_letter_in_json_has_its_bytes(raw, field, value):
+    line = as_json(letter_of(raw=raw))
+    assert b"\n" not in line
+    fields = json.loads(line)
+    assert fields[field] == value
+    assert ("raw" in fields) != ("raw_base64" in fields)
+
+
+def test_a_letter_in_json_is_utf8_whatever_its_texts_are():
+    fields = json.loads(
+        as_json(letter_of(key="\ud800", id="a\udfffb", error="\n", traceback="é", attempts=3)).decode()
+    )
+    assert (fields["key"], fields["id"], fields["error"], fields["traceback"]) == (
+        r"\ud800",
+        r"a\udfffb",
+        "\n",
+        "é",
+    )
+    assert (fields["attempts"], fields["marked"]) == (3, False)
+
+
+@given(st.binary(), st.text(st.characters(codec=None)))
+def test_any_letter_is_one_line_of_json(raw, text):
+    line = as_json(letter_of(raw=raw, key=text, error=text))
+    assert b"\n" not in line
+    assert json.loads(line.decode())["error"] == text.encode("utf-8", "backslashreplace").decode()
+
+
+async def test_an_export_need_not_be_read_to_its_end():
+    consumer = await dead("a", "b")
+    async for line in consumer.dead_letters.export():
+        assert json.loads(line)["key"] == "a"
+        break
+    assert await use(consumer.dead_letters, "export") == [
+        as_json(one) for one in await consumer.dead_letters.list()
+    ]
+
+
+# Nothing is lost
+
+
+async def test_g9_a_crash_between_dead_letter_and_commit_loses_nothing(monkeypatch):
+    feed, store = FakeFeed(), MemoryStore()
+    feed.publish("a", "bad", "c")
+
+    async def refuse(**_):
+        raise StoreError("crashed")
+
+    first = Fails(feed, failing=["bad"], store=store, flush_interval=1_000)
+    with suppress(StoreError):
+        async with first:
+            monkeypatch.setattr(first._parts.session, "commit", refuse)
+            await first.poll_now()
+    assert first.processed == ["a", "c"]
+    second = Fails(feed, failing=["bad"], store=store)
+    await second.poll_now()
+    assert second.attempts == ["a", "bad", "c"], "all of it is done again"
+    assert [letter.key for letter in await second.dead_letters.list()] == ["bad"]
+
+
+class Fates(Hooks):
+    """Writes down what was decided."""
+
+    def __init__(self):
+        self.failed = []
+
+    def message_failed(self, message, error, attempt, fate):
+        if fate is not Fate.AGAIN:
+            self.failed.append((message.id, fate))
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("publish"), st.integers(1, 4)),
+        st.tuples(st.just("poll")),
+        st.tuples(st.just("crash"), st.integers(1, 3)),
+        st.tuples(st.just("heal"), st.integers(1, 12)),
+        st.tuples(st.just("break"), st.integers(1, 12)),
+        st.tuples(st.just("retry")),
+        st.tuples(st.just("mark")),
+        st.tuples(st.just("drop")),
+        st.tuples(st.just("repeat"), st.integers(1, 12)),
+        st.tuples(st.just("replay")),
+    ),
+    min_size=3,
+    max_size=20,
+)
+
+
+class World:
+    """A consumer that is made again and again on one store, and the books of what became of each message."""
+
+    def __init__(self):
+        self.feed, self.store = FakeFeed(page_size=3), MemoryStore()
+        self.broken, self.published, self.dropped = set(), set(), set()
+        self.done = {}
+        self.crash_at = None
+
+    def consumer(self):
+        consumer = Fails(self.feed, store=self.store, on_failure=self.policy, flush_interval=0)
+        consumer.failing = self.broken
+        return consumer
+
+    def policy(self, message, error):
+        return ["dead_letter", "skip", "stop"][int(message.id) % 3]
+
+    async def do(self, what, number=0):
+        consumer = self.consumer()
+        with suppress(StoreError, ProcessError):
+            async with consumer:
+                await getattr(self, f"_{what}")(consumer, number)
+        for name in consumer.processed:
+            self.done[name] = self.done.get(name, 0) + 1
+
+    async def _publish(self, consumer, number):
+        self.published.update(self.feed.publish(number))
+
+    async def _repeat(self, consumer, number):
+        if str(number) in self.published:
+            self.feed.publish(str(number))
+
+    async def _poll(self, consumer, number):
+        await consumer.poll_now(timeout=None)
+
+    async def _crash(self, consumer, number):
+        commit, left = consumer._parts.session.commit, [number]
+
+        async def fails(**what):
+            left[0] -= 1
+            if left[0] <= 0:
+                raise StoreError("crashed")
+            await commit(**what)
+
+        consumer._parts.session.commit = fails
+        await consumer.poll_now(timeout=None)
+
+    async def _heal(self, consumer, number):
+        self.broken.discard(str(number))
+
+    async def _break(self, consumer, number):
+        self.broken.add(str(number))
+
+    async def _retry(self, consumer, number):
+        await consumer.dead_letters.retry()
+
+    async def _mark(self, consumer, number):
+        session = consumer._parts.session
+        letters = [msgspec.structs.replace(one, marked=True) for one in await session.dead_letters()]
+        await session.commit(cursor=None, records=[], dead_letters=letters)
+
+    async def _drop(self, consumer, number):
+        for letter in (await consumer.dead_letters.list())[:1]:
+            await consumer.dead_letters.drop(letter.key)
+            self.dropped.add(letter.key)
+
+    async def _replay(self, consumer, number):
+        await consumer.replay("inception")
+
+
+@settings(max_examples=form(30, 100))
+@given(STEPS)
+def test_whatever_happens_each_message_is_processed_or_dead_or_skipped_and_never_none(steps):
+    async def main():
+        world = World()
+        for step in (*steps, ("poll",)):
+            await world.do(*step)
+            await check(world)
+        world.broken.clear()
+        await world.do("poll")
+        await check(world, settled=True)
+
+    backend, options = virtual_time("asyncio")
+    anyio.run(main, backend=backend, backend_options=options)
+
+
+async def check(world, *, settled=False):
+    session = await world.store.claim("fake-feed", feed="fake-feed")
+    letters = {letter.key for letter in await session.dead_letters()}
+    unseen = await session.unseen(sorted(world.published))
+    states = {key: record.state for key, (_, record) in world.store._progress["fake-feed"].records.items()}
+    passed = 0 if session.cursor is None else int(session.cursor.split("-")[1].split(".")[0])
+    await session.release()
+    dead = {key for key, state in states.items() if state is RecordState.DEAD}
+    assert letters == dead, "a dead letter for each record that says so, and no other"
+    assert not letters & unseen
+    processed = {key for key, state in states.items() if state is RecordState.PROCESSED}
+    assert processed <= set(world.done), "what is recorded as processed was"
+    assert {str(n + 1) for n in range(passed)} & world.published <= set(states), "none is passed over"
+    assert not settled or not unseen

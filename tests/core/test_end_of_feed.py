@@ -1,0 +1,241 @@
+"""A feed that says that it has ended: the consumer ends with it, and not before all of it is settled."""
+
+import logging
+
+import anyio
+import pytest
+from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
+
+from push_to_poll_client import Consumer, FeedError, FetchRequest, MemoryStore, Message, Mode, Page, StoreError
+from push_to_poll_client.cli import _tail
+from push_to_poll_client.testing import FakeFeed
+from push_to_poll_client.testing._manual_listener import ManualListener
+from tests.support.command_line import tail
+from tests.support.consumers import Log, times
+
+LINE = "the feed has ended and all of it is settled: run() returns"
+
+in_a_loop = pytest.mark.anyio
+
+
+def ended(*names, **settings):
+    feed = FakeFeed(**settings)
+    if names:
+        feed.publish(*names)
+    feed.end()
+    return feed
+
+
+class Stops:
+    """Fails once for the messages of `failing`."""
+
+    def __init__(self, *failing):
+        self.failing = list(failing)
+        self.done = []
+
+    async def __call__(self, message):
+        if message.id in self.failing:
+            self.failing.remove(message.id)
+            raise ValueError(message.id)
+        self.done.append(message.id)
+
+
+async def returns(consumer):
+    with anyio.fail_after(10_000):
+        await consumer.run()
+
+
+@in_a_loop
+@pytest.mark.parametrize("cursors", ["message", "page", "chain"])
+@pytest.mark.parametrize("read_ahead", [False, True])
+async def test_g5_a_feed_that_has_ended_ends_the_consumer_when_all_is_settled_and_committed(
+    cursors, read_ahead, caplog
+):
+    caplog.set_level(logging.INFO, "push_to_poll_client")
+    feed = ended(45, cursors=cursors, read_ahead=read_ahead, page_size=20, latency=0.1)
+    store = MemoryStore()
+    consumer = Log(feed, store=store, takes=0.01, prefetch=3)
+    await returns(consumer)
+    assert consumer.processed == [str(number) for number in range(1, 46)]
+    assert [record.message for record in caplog.records if record.levelno >= logging.INFO][-1] == LINE
+    session = await store.claim(consumer.name, feed=feed.identity)
+    assert (session.cursor, session.size) == (feed.newest, 45)
+    assert consumer.status().mode is Mode.STOPPED
+    assert len(feed.requests) == 3
+
+
+@in_a_loop
+async def test_a_consumer_that_starts_again_ends_at_once():
+    feed = ended("a")
+    consumer = Log(feed)
+    for polls in (1, 2, 3):
+        await returns(consumer)
+        assert (len(feed.requests), consumer.processed) == (polls, ["a"])
+    assert anyio.current_time() - times(feed)[0] < 1
+
+
+@in_a_loop
+async def test_an_empty_feed_may_have_ended():
+    consumer = Log(ended())
+    await returns(consumer)
+    assert consumer.processed == []
+
+
+@in_a_loop
+async def test_listeners_end_with_it():
+    listener, feed = ManualListener(), FakeFeed()
+    consumer = Log(feed, listeners=[listener])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await listener.connected()
+        feed.publish("a")
+        feed.end()
+        listener.push()
+    assert consumer.processed == ["a"]
+    assert consumer.status().listeners[0].since is None
+
+
+@in_a_loop
+async def test_a_long_poll_is_answered_by_the_end():
+    feed = FakeFeed(max_wait=60)
+    feed.publish("a")
+    consumer = Log(feed)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await feed.asked(2)
+        began = anyio.current_time()
+        feed.end()
+    assert anyio.current_time() == began
+    assert len(feed.requests) == 2
+
+
+@in_a_loop
+async def test_an_end_that_is_found_before_a_long_poll_is_not_waited_at():
+    feed, end = FakeFeed(max_wait=60), Page([Message("1")], cursor="after-1.0", closed=True)
+    feed.publish()
+    feed.answer(None, lambda _: feed.end() or end)
+    await returns(Log(feed, overlap=100))
+    assert [asked.request for asked in feed.requests] == [FetchRequest()] * 2
+
+
+@in_a_loop
+async def test_a_message_that_has_to_wait_keeps_it_running():
+    feed, stops = ended("a", "b", "c"), Stops("b")
+    retry = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(600))
+    consumer = Consumer(feed, store=MemoryStore(), process=stops, retry=retry)
+    began = anyio.current_time()
+    await returns(consumer)
+    assert stops.done == ["a", "b", "c"]
+    assert 600 <= anyio.current_time() - began < 700
+
+
+@in_a_loop
+async def test_a_commit_that_fails_is_no_end():
+    class Full(MemoryStore):
+        async def claim(self, name, *, feed):
+            session = await super().claim(name, feed=feed)
+
+            async def commit(**_):
+                raise StoreError("full")
+
+            session.commit = commit
+            return session
+
+    with pytest.raises(StoreError, match="full"):
+        await returns(Log(ended("a"), store=Full()))
+
+
+@in_a_loop
+async def test_what_becomes_visible_late_comes_before_the_end():
+    feed = FakeFeed()
+    feed.publish("a", lag=100)
+    feed.publish("b", lag_fetches=3)
+    feed.end()
+    consumer = Log(feed, overlap=1000)
+    await returns(consumer)
+    assert sorted(consumer.processed) == ["a", "b"]
+
+
+@in_a_loop
+async def test_a_batch_that_waits_for_more_is_settled_first():
+    feed, batches = ended(25, page_size=10, read_ahead=True), []
+
+    class Batches(Consumer):
+        async def process_batch(self, messages):
+            batches.append(len(messages))
+
+    await returns(Batches(feed, store=MemoryStore(), batch_size=100, batch_wait=5.0))
+    assert sum(batches) == 25
+
+
+@in_a_loop
+async def test_poll_now_says_so_and_a_failure_is_no_end():
+    feed = ended("a")
+    consumer = Log(feed)
+    assert (await consumer.poll_now()).closed
+    feed.fail(FeedError("down"))
+    with pytest.raises(FeedError):
+        await consumer.poll_now()
+    assert (await consumer.poll_now()).closed
+    assert (await consumer.replay("inception")).closed
+
+
+@in_a_loop
+async def test_poll_now_of_somebody_else_ends_a_paused_run():
+    feed = FakeFeed()
+    consumer = Log(feed)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await feed.asked(1)
+        consumer.pause()
+        feed.end()
+        assert (await consumer.poll_now()).closed
+
+
+@in_a_loop
+async def test_an_end_that_was_seen_before_does_not_end_a_run_that_finds_more():
+    feed = FakeFeed()
+    feed.answer(Page([Message("a", cursor="1")], closed=True))  # a server that takes it back
+    consumer = Log(feed)
+    async with consumer, anyio.create_task_group() as tasks:
+        assert (await consumer.poll_now()).closed
+        tasks.start_soon(consumer.run)
+        await feed.asked(2)
+        await anyio.sleep(100)
+        assert consumer.status().mode is Mode.IDLE
+        consumer.stop()
+
+
+@in_a_loop
+async def test_an_end_that_was_seen_before_does_not_end_a_run_that_may_not_poll_yet():
+    feed = FakeFeed()
+    feed.answer(Page([Message("a", cursor="after-0.0")], closed=True))
+    consumer = Log(feed)
+    async with consumer, anyio.create_task_group() as tasks:
+        assert (await consumer.poll_now()).closed
+        consumer.pause()
+        tasks.start_soon(consumer.run)
+        await anyio.sleep(1)
+        feed.publish("b")
+        consumer.resume()
+        await consumer.until(2)
+        consumer.stop()
+
+
+@in_a_loop
+async def test_a_rewind_goes_on_from_there_and_ends_again():
+    feed = ended("a", "b")
+    consumer = Log(feed)
+    async with consumer:
+        await returns(consumer)
+        await consumer.rewind("inception", forget=True)
+        await returns(consumer)
+    assert consumer.processed == ["a", "b"] * 2
+
+
+@pytest.mark.parametrize("options", [[], ["--once"]])
+def test_tail_ends_with_code_0(options, monkeypatch, capfdbinary, tmp_path):
+    feed = ended()
+    feed.answer(Page([], closed=True))
+    monkeypatch.setattr(_tail, "HTTPFeed", lambda *_, **__: feed)
+    assert tail(capfdbinary, "https://shop.example/orders", *options)[:2] == (0, [])

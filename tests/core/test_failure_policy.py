@@ -1,0 +1,435 @@
+"""What becomes of a message that fails: tried again, and then what the user said (G9)."""
+
+from itertools import pairwise
+
+import anyio
+import pytest
+from tenacity import AsyncRetrying, retry_if_not_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
+
+from push_to_poll_client import (
+    Consumer,
+    DeadLetterMessage,
+    MemoryStore,
+    Message,
+    Mode,
+    Page,
+    ProcessError,
+    RetryMessage,
+    SkipMessage,
+    StopConsumer,
+    StoreError,
+    UndecodableMessage,
+)
+from push_to_poll_client.testing import FakeFeed
+from tests.support.consumers import Log, polls_on
+
+pytestmark = pytest.mark.anyio
+
+TWICE = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(0.5))
+
+
+class Fails(Log):
+    """Fails for the messages of `failing`, which may say how often, with `error`."""
+
+    def __init__(self, feed, *, failing, error=None, **settings):
+        super().__init__(feed, **settings)
+        self.failing = dict.fromkeys(failing, 10**9) if not isinstance(failing, dict) else failing
+        self.error = error or ValueError("no such customer")
+        self.attempts = []
+
+    async def process(self, message):
+        self.attempts.append((message.id, anyio.current_time()))
+        if self.failing.get(message.id, 0) > 0:
+            self.failing[message.id] -= 1
+            raise self.error
+        await super().process(message)
+
+    def attempts_of(self, name):
+        return [at for one, at in self.attempts if one == name]
+
+
+def feed_of(*names, **settings):
+    feed = FakeFeed(**settings)
+    feed.publish(*names)
+    return feed
+
+
+# Trying again
+
+
+async def test_a_long_wait_ends_the_poll_and_the_next_one_goes_on_at_that_message(running):
+    feed = feed_of("a", "bad", "c")
+    retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(120))
+    consumer = running(Fails(feed, failing={"bad": 2}, retry=retry))
+    await consumer.until(1)
+    await anyio.sleep(1)
+    status = consumer.status()
+    assert status.mode is Mode.BACKOFF
+    assert [(one.id, one.attempts) for one in status.failing] == [("bad", 1)]
+    assert status.failing[0].error == "ValueError: no such customer"
+    assert status.cursor == feed.after(1)
+    await consumer.until(3)
+    first, second, third = consumer.attempts_of("bad")
+    assert (second - first, third - second) == (pytest.approx(120), pytest.approx(120))
+    assert consumer.processed == ["a", "bad", "c"]
+    assert consumer.status().failing == ()
+    assert consumer.status().counters.retries == 2
+
+
+async def test_while_a_message_waits_no_push_and_no_user_polls(running):
+    feed = feed_of("bad")
+    consumer = running(Fails(feed, failing={"bad": 1}, retry=AsyncRetrying(wait=wait_fixed(600))))
+    await feed.asked(1)
+    await anyio.sleep(1)
+    for _ in range(100):
+        consumer.wake()
+        await anyio.sleep(1)
+    assert len(feed.requests) == 1
+    await consumer.until(1)
+    assert consumer.attempts_of("bad")[1] - consumer.attempts_of("bad")[0] == pytest.approx(600)
+
+
+async def test_a_message_that_waits_holds_no_stop_up(running):
+    feed = feed_of("bad")
+    for wait in (0.9, 3600):
+        consumer = Fails(feed, failing=["bad"], retry=AsyncRetrying(wait=wait_fixed(wait)), shutdown_timeout=50)
+        began = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consumer.run)
+            await anyio.sleep(0.3)
+            consumer.stop()
+        assert anyio.current_time() - began == pytest.approx(0.3)
+
+
+async def test_attempts_and_waits_outlive_a_restart(virtual_day):
+    feed, store = feed_of("bad"), MemoryStore()
+    retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(100))
+    first = Fails(feed, failing=["bad"], store=store, retry=retry)
+    assert (await first.poll_now()).postponed == pytest.approx(100)
+    second = Fails(feed, failing=["bad"], store=store, retry=retry)
+    result = await second.poll_now()
+    assert second.attempts == [], "the wait of the first run is not over"
+    assert 95 < result.postponed <= 100
+    await second.poll_now(timeout=None)
+    third = Fails(feed, failing=["bad"], store=store, retry=retry)
+    with pytest.raises(ProcessError):
+        await polls_on(third)
+    assert len(first.attempts) + len(second.attempts) + len(third.attempts) == 3
+
+
+async def test_after_a_stop_a_message_has_all_its_attempts_again():
+    feed, store = feed_of("bad"), MemoryStore()
+    for _ in range(2):
+        consumer = Fails(feed, failing=["bad"], store=store, retry=TWICE)
+        with pytest.raises(ProcessError):
+            await consumer.poll_now()
+        assert len(consumer.attempts) == 2
+
+
+async def test_a_strategy_may_count_seconds_from_the_first_failure(running):
+    feed = feed_of("bad", "next")
+    retry = AsyncRetrying(stop=stop_after_delay(1000), wait=wait_fixed(300))
+    consumer = running(Fails(feed, failing=["bad"], retry=retry, on_failure="skip"))
+    await consumer.until(1)
+    times = consumer.attempts_of("bad")
+    assert [round(at - times[0]) for at in times] == [0, 300, 600, 900, 1200]
+
+
+async def test_strategies_may_be_coroutines():
+    async def never(state):
+        return False
+
+    async def soon(state):
+        return 0.25
+
+    async def after_two(state):
+        return state.attempt_number >= 2
+
+    feed = feed_of("bad")
+    consumer = Fails(feed, failing=["bad"], retry=AsyncRetrying(stop=after_two, wait=soon))
+    with pytest.raises(ProcessError):
+        await consumer.poll_now()
+    assert len(consumer.attempts) == 2
+    consumer = Fails(feed, failing=["bad"], retry=AsyncRetrying(retry=never))
+    with pytest.raises(ProcessError):
+        await consumer.poll_now()
+    assert len(consumer.attempts) == 1
+
+
+@pytest.mark.parametrize("wait", [lambda _: float("nan"), lambda _: -1, lambda _: "soon", lambda _: 1 / 0])
+async def test_a_strategy_that_cannot_be_used_stops_and_says_so(wait):
+    feed = feed_of("a", "bad")
+    consumer = Fails(feed, failing=["bad"], retry=AsyncRetrying(wait=wait))
+    with pytest.raises(ProcessError, match="no such customer; its policy failed: ") as caught:
+        await consumer.poll_now()
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert consumer.processed == ["a"]
+
+
+# What then
+
+
+async def test_g9_skip_goes_past_the_message_and_counts_it(caplog):
+    feed, store = feed_of("a", "bad", "c"), MemoryStore()
+    consumer = Fails(feed, failing=["bad"], store=store, retry=TWICE, on_failure="skip")
+    result = await consumer.poll_now()
+    assert (result.messages, result.caught_up) == (3, True)
+    assert consumer.processed == ["a", "c"]
+    assert consumer.status().counters.skipped == 1
+    assert "message 'bad' failed at attempt 2 and is skipped: ValueError: no such customer" in caplog.text
+    assert await store_has(store, "bad")
+
+
+async def store_has(store, key):
+    session = await store.claim("fake-feed", feed="fake-feed")
+    seen = await session.unseen([key]) == set()
+    await session.release()
+    return seen
+
+
+async def test_g9_a_dead_letter_is_durable_before_the_cursor_passes_it(monkeypatch):
+    commits = []
+    feed = feed_of("a", "bad", "c")
+    consumer = Fails(feed, failing=["bad"], retry=TWICE, on_failure="dead_letter", flush_interval=0)
+    async with consumer:
+        session = consumer._parts.session
+        commit = session.commit
+
+        async def watched(**what):
+            commits.append((what["cursor"], [letter.key for letter in what["dead_letters"]]))
+            await commit(**what)
+
+        monkeypatch.setattr(session, "commit", watched)
+        await consumer.poll_now()
+        assert (feed.after(2), ["bad"]) in commits
+        (letter,) = await consumer.dead_letters.list()
+    assert consumer.processed == ["a", "c"]
+    assert (letter.key, letter.id, letter.raw, letter.attempts) == ("bad", "bad", b"null", 2)
+    assert letter.error == "ValueError: no such customer"
+    assert "in process\n" in letter.traceback
+    assert letter.last_failed - letter.first_failed == pytest.approx(0.5)
+
+
+async def test_on_failure_may_decide_for_each_message_and_exception():
+    feed = feed_of("skip", "keep", "good", "stop", "after")
+
+    async def decide(message, error):
+        assert isinstance(error, ValueError)
+        return {"skip": "skip", "keep": "dead_letter", "stop": "stop"}[message.id]
+
+    consumer = Fails(feed, failing=["skip", "keep", "stop"], retry=None, on_failure=decide)
+    async with consumer:
+        with pytest.raises(ProcessError, match="'stop'"):
+            await consumer.poll_now()
+        assert [letter.id for letter in await consumer.dead_letters.list()] == ["keep"]
+        assert consumer.status().dead_letters == 1
+    assert consumer.processed == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("on_failure", "why"),
+    [
+        (lambda message, error: "forget", "must be or return one of 'stop', 'dead_letter', 'skip', not 'forget'"),
+        (lambda message, error: 1 / 0, "ZeroDivisionError"),
+    ],
+)
+async def test_a_policy_that_fails_stops_the_consumer_with_both_errors(on_failure, why):
+    consumer = Fails(feed_of("bad"), failing=["bad"], retry=None, on_failure=on_failure)
+    with pytest.raises(ProcessError, match="no such customer; its policy failed") as caught:
+        await consumer.poll_now()
+    assert why in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ({"on_failure": "forget"}, ValueError),
+        ({"on_failure": None}, ValueError),
+        ({"retry": 3}, TypeError),
+    ],
+)
+def test_a_policy_of_no_meaning_is_refused_at_construction(setting, error):
+    with pytest.raises(error, match=next(iter(setting))):
+        Log(FakeFeed(), **setting)
+
+
+async def test_an_unreadable_message_takes_the_same_road_without_being_tried():
+    feed = FakeFeed()
+    feed.publish("a")
+    feed.publish("garbage", error=UndecodableMessage("no JSON"))
+    feed.publish("c")
+    for policy, settled in (("skip", 3), ("dead_letter", 3)):
+        consumer = Fails(feed, failing=[], on_failure=policy)
+        async with consumer:
+            assert (await consumer.poll_now()).messages == settled
+            letters = await consumer.dead_letters.list()
+        assert consumer.processed == ["a", "c"]
+        assert [one for one, _ in consumer.attempts] == ["a", "c"]
+        assert [letter.error for letter in letters] == ["UndecodableMessage: no JSON"] * (policy == "dead_letter")
+
+
+async def test_data_that_json_cannot_carry_is_not_lost_as_a_dead_letter():
+    """It could not be tried again, so the consumer stops."""
+    feed = FakeFeed()
+    feed.publish("bad", data=(1, 2))
+    consumer = Fails(feed, failing=["bad"], retry=None, on_failure="dead_letter")
+    with pytest.raises(ProcessError, match=r"it cannot be kept: TypeError: the data of .* would not come back"):
+        await consumer.poll_now()
+    assert consumer.status().dead_letters == 0
+
+
+async def test_data_that_json_has_no_word_for_is_not_lost_as_a_dead_letter():
+    feed = FakeFeed()
+    feed.publish("bad", data=object())
+    consumer = Fails(feed, failing=["bad"], retry=None, on_failure="dead_letter")
+    with pytest.raises(ProcessError, match=r"it cannot be kept: TypeError: the data of .* is no JSON"):
+        await consumer.poll_now()
+
+
+async def test_too_many_dead_letters_stop_the_consumer(monkeypatch):
+    monkeypatch.setattr("push_to_poll_client._retry.MAX_DEAD_LETTERS", 2)
+    feed = feed_of("1", "2", "3")
+    consumer = Fails(feed, failing=["1", "2", "3"], retry=None, on_failure="dead_letter")
+    with pytest.raises(ProcessError, match="'3' failed and stops the consumer: there are 2 dead letters already"):
+        await consumer.poll_now()
+
+
+async def test_what_a_dead_letter_keeps_of_an_endless_error_is_bounded():
+    def deep(n):
+        if not n:
+            raise ValueError("x" * 1_000_000)
+        deep(n - 1)
+
+    async def process(message):
+        deep(200)
+
+    consumer = Consumer(feed_of("bad"), store=MemoryStore(), process=process, retry=None, on_failure="dead_letter")
+    async with consumer:
+        await consumer.poll_now()
+        (letter,) = await consumer.dead_letters.list()
+    assert len(letter.error) <= 600
+    assert len(letter.traceback) == 16_384
+
+
+# What a handler says itself
+
+
+async def test_a_handler_may_ask_to_be_tried_later_however_often(running):
+    consumer = running(
+        Fails(feed_of("busy"), failing={"busy": 20}, error=RetryMessage("429", after=90), retry=TWICE)
+    )
+    await consumer.until(1)
+    times = consumer.attempts_of("busy")
+    assert [round(after - before) for before, after in pairwise(times)] == [90] * 20
+
+
+async def test_a_handler_may_say_at_once_what_becomes_of_its_message():
+    class Says(Log):
+        async def process(self, message):
+            if message.data:
+                raise message.data("it said so") from KeyError("why")
+            await super().process(message)
+
+    feed = FakeFeed()
+    feed.publish("1", data=SkipMessage)
+    feed.publish("2")
+    feed.publish("3", data=StopConsumer)
+    consumer = Says(feed)
+    async with consumer:
+        with pytest.raises(ProcessError, match="'3' failed and stops the consumer: StopConsumer: it said so"):
+            await consumer.poll_now()
+        assert (consumer.processed, consumer.status().counters.skipped) == (["2"], 1)
+        assert consumer.status().counters.retries == 0
+
+
+async def test_a_handler_may_make_a_dead_letter_at_once():
+    consumer = Fails(feed_of("bad"), failing=["bad"], error=DeadLetterMessage("not ours"))
+    async with consumer:
+        await consumer.poll_now()
+        (letter,) = await consumer.dead_letters.list()
+    assert (letter.error, letter.attempts) == ("DeadLetterMessage: not ours", 1)
+
+
+@pytest.mark.parametrize(("after", "error"), [("soon", TypeError), (-1, ValueError), (float("nan"), ValueError)])
+def test_later_has_to_be_a_time(after, error):
+    with pytest.raises(error, match="after must be"):
+        RetryMessage(after=after)
+
+
+async def test_a_verdict_is_heard_out_of_a_task_group():
+    class Groups(Log):
+        async def process(self, message):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.skip)
+
+        async def skip(self):
+            raise SkipMessage("not ours")
+
+    consumer = Groups(feed_of("a", "b"))
+    await consumer.poll_now()
+    assert consumer.status().counters.skipped == 2
+
+
+# Bounds
+
+
+async def test_an_outage_with_more_failing_messages_than_are_kept_ends_by_the_policy(monkeypatch):
+    """Else the attempts of the first were forgotten for those of the last, and so on without end."""
+    monkeypatch.setattr("push_to_poll_client._failure_policy.MAX_FAILING", 20)
+    monkeypatch.setattr("push_to_poll_client._workers.MAX_FAILING", 20)
+    names = [str(n) for n in range(100)]
+    retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(5))
+    settings = {"concurrency": 16, "key": lambda message: message.id, "on_failure": "skip", "retry": retry}
+    consumer = Fails(feed_of(*names), failing=names, **settings)
+    async with consumer:
+        with anyio.fail_after(1000):
+            while not (await consumer.poll_now(timeout=None)).caught_up:
+                pass
+    assert consumer.status().counters.skipped == 100
+    assert len(consumer.attempts) == 300
+
+
+async def test_the_attempts_of_ever_new_messages_are_bounded(monkeypatch):
+    monkeypatch.setattr("push_to_poll_client._failure_policy.MAX_FAILING", 100)
+    store, kept = MemoryStore(), None
+    feed = FakeFeed()
+    feed.answer(*(Page([Message(str(n))]) for n in range(120)))
+    consumer = Fails(feed, failing=map(str, range(120)), store=store, retry=AsyncRetrying(wait=wait_fixed(2)))
+    async with consumer:
+        for _ in range(120):
+            await consumer.poll_now(timeout=None)
+        kept = consumer._parts.session.state["attempts"]
+        assert len(consumer._parts.progress.attempts) == 100
+    assert len(kept) < 10_000
+
+
+DEEP = "[" * 5000 + "]" * 5000
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ({"attempts": "{"}, "attempts of failing messages cannot be read"),
+        ({"attempts": "\udcff"}, "attempts of failing messages cannot be read"),
+        ({"attempts": f'{{"a": [1, 2.0, 3.0, 4.0, {DEEP}]}}'}, "attempts of failing messages cannot be read"),
+        ({"looked": "soon"}, "when the overlap was looked at cannot be read"),
+    ],
+    ids=["cut", "half a surrogate pair", "deep", "no number"],
+)
+async def test_what_a_session_kept_and_cannot_be_read_is_a_damaged_store(kept, said):
+    store = MemoryStore()
+    session = await store.claim("fake-feed", feed="fake-feed")
+    await session.commit(cursor=None, records=[], state=kept)
+    await session.release()
+    with pytest.raises(StoreError, match=said) as caught:
+        await Log(FakeFeed(), store=store).poll_now()
+    session = await store.claim("fake-feed", feed="fake-feed")
+    assert caught.value, "which still refers to the session that could not be read, and must not hold its name"
+    await session.release()
+
+
+async def test_excluded_errors_go_straight_to_the_policy():
+    retry = AsyncRetrying(stop=stop_after_attempt(3), retry=retry_if_not_exception_type(ValueError))
+    consumer = Fails(feed_of("bad", "good"), failing=["bad"], retry=retry, on_failure="skip")
+    await consumer.poll_now()
+    assert (consumer.processed, consumer.status().counters.retries) == (["good"], 0)

@@ -1,0 +1,178 @@
+"""What a push says of its own worth: its hint may drop its own wake, when all is quiet, and nothing else (G1)."""
+
+import logging
+
+import anyio
+import pytest
+
+from push_to_poll_client import FeedError, MemoryStore, Push
+from push_to_poll_client.testing import FakeFeed, ManualListener
+from tests.support.consumers import Log
+
+pytestmark = pytest.mark.anyio
+
+OURS, THEIRS = Push(topics=("ours",)), Push(topics=("theirs",))
+
+
+class Picky(Log):
+    """Is interested in topic "ours" alone, and writes down what it is asked."""
+
+    def __init__(self, feed, **settings):
+        super().__init__(feed, fallback_interval=1000.0, **settings)
+        self.asked = []
+
+    def should_poll(self, hint, status):
+        self.asked.append((hint, status.cursor))
+        return "ours" in hint.topics
+
+
+@pytest.fixture
+async def feed():
+    feed = FakeFeed()
+    feed.publish("1")
+    return feed
+
+
+async def quiet(consumer, feed):
+    await consumer.until(1)
+    await anyio.sleep(100)
+    return len(feed.requests)
+
+
+async def test_a_push_that_is_of_no_interest_is_dropped_and_counted(running, feed):
+    consumer = running(Picky(feed))
+    before = await quiet(consumer, feed)
+    consumer.wake(THEIRS)
+    await anyio.sleep(100)
+    assert len(feed.requests) == before
+    assert consumer.asked == [(THEIRS, "after-1.0")]
+    assert consumer.status().counters.dropped == 1
+
+
+async def test_a_push_that_is_of_interest_polls_and_its_hint_goes_to_the_feed(running, feed):
+    consumer = running(Picky(feed))
+    before = await quiet(consumer, feed)
+    consumer.wake(OURS)
+    await feed.asked(before + 1)
+    assert feed.requests[before].request.hint == OURS
+
+
+@pytest.mark.parametrize("push", [None, Push()])
+async def test_a_push_that_says_nothing_is_not_asked_about(running, feed, push):
+    consumer = running(Picky(feed))
+    before = await quiet(consumer, feed)
+    consumer.wake(push)
+    await feed.asked(before + 1)
+    assert not consumer.asked
+
+
+async def test_g1_a_push_of_no_interest_takes_no_other_wake_with_it(running, feed):
+    consumer = running(Picky(feed, wake_delay=5.0))
+    before = await quiet(consumer, feed)
+    consumer.wake()
+    consumer.wake(THEIRS)
+    await feed.asked(before + 1)
+    assert consumer.status().counters.dropped == 0
+
+
+async def test_g1_a_push_of_no_interest_during_a_poll_is_kept(running, feed):
+    feed.latency = 10.0
+    consumer = running(Picky(feed))
+    before = await quiet(consumer, feed)
+    consumer.wake()
+    await feed.asked(before + 1)
+    consumer.wake(THEIRS)
+    await feed.asked(before + 2)
+
+
+async def test_g1_with_an_overlap_nobody_is_asked(running, feed):
+    consumer = running(Picky(feed, overlap=10.0))
+    before = await quiet(consumer, feed)
+    consumer.wake(THEIRS)
+    await feed.asked(before + 1)
+    assert not consumer.asked
+
+
+async def test_g1_one_that_raises_costs_a_poll_and_no_push(running, feed, caplog):
+    class Wrong(Picky):
+        def should_poll(self, hint, status):
+            raise KeyError(hint.topics)
+
+    consumer = running(Wrong(feed))
+    before = await quiet(consumer, feed)
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+    for number in (1, 2):
+        consumer.wake(THEIRS)
+        await feed.asked(before + number)
+        await anyio.sleep(100)
+    levels = [record.levelno for record in caplog.records if "should_poll failed" in record.message]
+    assert levels == [logging.WARNING, logging.DEBUG], "whoever may push can make it fail at will"
+
+
+def test_one_that_is_async_is_refused():
+    class Slow(Log):
+        async def should_poll(self, hint, status):
+            return True
+
+    with pytest.raises(TypeError, match="should_poll is a plain def"):
+        Slow(FakeFeed())
+
+
+async def test_as_it_is_a_push_is_worth_a_poll_unless_it_names_the_saved_cursor(running, feed):
+    consumer = running(Log(feed, fallback_interval=1000.0))
+    before = await quiet(consumer, feed)
+    consumer.wake(Push("after-1.0", ("orders",), 5))
+    await anyio.sleep(100)
+    assert len(feed.requests) == before
+    consumer.wake(Push(count=0))  # is no reason to wait: what a server counts nobody knows
+    await feed.asked(before + 1)
+
+
+async def test_what_pushes_say_together_is_what_the_last_said_of_the_cursor_and_the_count(running, feed):
+    feed.fail(FeedError("down"))
+    consumer = Log(feed, fallback_interval=1000.0)
+    for push in Push("5", ("orders",), 5), Push(None, ("users",), 7), Push("6", ("orders",)):
+        consumer.wake(push)
+    running(consumer)
+    await consumer.until(1)
+    assert feed.requests[0].request.hint == Push("6", ("orders", "users"), 7)
+
+
+async def test_it_is_asked_for_the_pushes_of_listeners_too(running, feed):
+    listener = ManualListener()
+    consumer = running(Picky(feed, store=MemoryStore(), listeners=[listener]))
+    await quiet(consumer, feed)
+    listener.push(THEIRS)
+    await anyio.sleep(1)
+    assert consumer.asked == [(THEIRS, "after-1.0")]
+
+
+async def test_g1_topics_in_a_list_lose_no_push(running, feed):
+    """As a hint that reads JSON has them."""
+    consumer = running(Log(feed, fallback_interval=1000.0))
+    before = await quiet(consumer, feed)
+    consumer.wake(Push(topics=["orders"]))
+    await feed.asked(before + 1)
+    assert feed.requests[before].request.hint == Push(topics=("orders",))
+
+
+def test_a_push_is_a_push():
+    with pytest.raises(TypeError, match="a push is a Push or None, not str"):
+        Log(FakeFeed()).wake("orders")
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ({"cursor": 5}, "cursor"),
+        ({"cursor": {}}, "cursor"),
+        ({"topics": "orders"}, "topics"),
+        ({"topics": None}, "topics"),
+        ({"topics": [[]]}, "topics"),
+        ({"count": []}, "count"),
+    ],
+)
+def test_a_push_holds_nothing_else_that_json_may_hold(said, names):
+    """It would fail where nobody expects it, and take with it the pushes beside it."""
+    with pytest.raises(TypeError, match=f"{names} of a Push must be"):
+        Push(**said)

@@ -1,0 +1,280 @@
+"""What a consumer tells of its life: each hook when it should be called, in order, once, and with no say in it."""
+
+from unittest import mock
+
+import anyio
+import pytest
+from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
+
+from push_to_poll_client import (
+    Consumer,
+    Hooks,
+    MemoryStore,
+    PollResult,
+    ProcessError,
+    RetryMessage,
+    SkipMessage,
+    UndecodableMessage,
+)
+from push_to_poll_client.testing import FakeFeed
+from tests.support.lanes import Ledger, feed_of, lane
+
+pytestmark = pytest.mark.anyio
+
+TWICE = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(0.5))
+
+
+class Diary(Hooks):
+    """Writes down what it is told."""
+
+    def __init__(self):
+        self.pages = []
+
+    def message_started(self, message):
+        self.pages.append(("started", message.id))
+
+    def message_settled(self, message, state):
+        self.pages.append(("settled", message.id, str(state)))
+
+    def message_failed(self, message, error, attempt, fate):
+        self.pages.append(("failed", message.id, str(error), attempt, str(fate)))
+
+    def resynced(self, event):
+        self.pages.append(("resynced", event.cursor))
+
+    def gap(self, event):
+        self.pages.append(("gap", event.what))
+
+    def caught_up(self, result):
+        self.pages.append(("caught up", result.messages))
+
+    def of(self, name):
+        return [page for page in self.pages if page[1] == name]
+
+
+class Told(Consumer):
+    """Fails for the messages of `errors`, as often as there are errors for them."""
+
+    def __init__(self, feed, *, errors=None, store=None, hooks=None, **settings):
+        self.diary = Diary() if hooks is None else hooks
+        super().__init__(feed, store=store or MemoryStore(), hooks=self.diary, **settings)
+        self.errors = {name: list(some) for name, some in (errors or {}).items()}
+
+    async def process(self, message):
+        await anyio.sleep(1.0)
+        if self.errors.get(message.id):
+            raise self.errors[message.id].pop(0)
+
+
+class ToldOfBatches(Told):
+    process = Consumer.process
+
+    async def process_batch(self, messages):
+        for message in messages:
+            if self.errors.get(message.id):
+                raise self.errors[message.id][0]
+
+
+async def test_each_message_is_started_and_settled_once_and_then_all_is_caught_up():
+    told = Told(feed_of("a b", page_size=1))
+    await told.poll_now()
+    assert told.diary.pages == [
+        ("started", "a"),
+        ("settled", "a", "processed"),
+        ("started", "b"),
+        ("settled", "b", "processed"),
+        ("caught up", 2),
+    ]
+    await told.poll_now()
+    assert told.diary.pages[5:] == [("caught up", 0)]
+
+
+async def test_duplicates_are_not_spoken_of():
+    feed = feed_of("a b a", overlap=2, page_size=1)
+    told = Told(feed)
+    assert (await told.poll_now()).duplicates == 4
+    assert len(told.diary.of("a")) == len(told.diary.of("b")) == 2
+
+
+async def test_a_failing_message_is_started_again_for_each_attempt_and_says_what_becomes_of_it():
+    told = Told(feed_of("a"), errors={"a": [ValueError("one"), ValueError("two")]}, retry=TWICE, on_failure="skip")
+    await told.poll_now()
+    assert told.diary.of("a") == [
+        ("started", "a"),
+        ("failed", "a", "one", 1, "again"),
+        ("started", "a"),
+        ("failed", "a", "two", 2, "skip"),
+        ("settled", "a", "skipped"),
+    ]
+
+
+async def test_a_message_that_waits_is_settled_in_a_later_poll():
+    told = Told(feed_of("a"), errors={"a": [RetryMessage("429", after=60)]})
+    async with told:
+        await told.poll_now()
+        assert told.diary.pages == [("started", "a"), ("failed", "a", "429", 1, "again")]
+        await told.poll_now(timeout=None)
+    assert told.diary.pages[2:] == [("started", "a"), ("settled", "a", "processed"), ("caught up", 1)]
+
+
+async def test_a_message_that_stops_is_not_settled():
+    told = Told(feed_of("a b"), errors={"a": [ValueError("no such customer")]}, retry=None)
+    with pytest.raises(ProcessError):
+        await told.poll_now()
+    assert told.diary.pages == [("started", "a"), ("failed", "a", "no such customer", 1, "stop")]
+
+
+async def test_an_unreadable_message_fails_without_being_started():
+    feed = FakeFeed()
+    feed.publish("torn", error=UndecodableMessage("no JSON"))
+    told = Told(feed, on_failure="dead_letter")
+    await told.poll_now()
+    assert told.diary.of("torn") == [("failed", "torn", "no JSON", 1, "dead_letter"), ("settled", "torn", "dead")]
+
+
+async def test_a_message_is_settled_before_it_is_committed():
+    store, told_by = Ledger(), []
+
+    class Looks(Diary):
+        def message_settled(self, message, state):
+            told_by.append((message.id, list(store.recorded)))
+
+    await Told(feed_of("a b"), store=store, hooks=Looks(), flush_interval=0).poll_now()
+    assert told_by == [("a", []), ("b", ["a"])]
+
+
+@pytest.mark.parametrize("concurrency", [2, 4])
+async def test_with_several_at_a_time_each_is_told_of_once(concurrency):
+    errors = {"a1": [SkipMessage("not ours")], "b1": [ValueError("busy")]}
+    told = Told(feed_of("a1 b1 a2 b2 c1 d1"), errors=errors, retry=TWICE, concurrency=concurrency, key=lane)
+    await told.poll_now()
+    diary = told.diary
+    assert diary.of("a1") == [
+        ("started", "a1"),
+        ("failed", "a1", "not ours", 1, "skip"),
+        ("settled", "a1", "skipped"),
+    ]
+    assert diary.of("b1") == [
+        ("started", "b1"),
+        ("failed", "b1", "busy", 1, "again"),
+        ("started", "b1"),
+        ("settled", "b1", "processed"),
+    ]
+    for name in ("a2", "b2", "c1", "d1"):
+        assert diary.of(name) == [("started", name), ("settled", name, "processed")]
+    assert diary.pages[-1] == ("caught up", 6)
+
+
+async def test_of_a_batch_each_message_is_told_of_and_again_for_each_part_of_it():
+    told = ToldOfBatches(feed_of("a b c d"), errors={"c": [ValueError("poison")]}, retry=None, on_failure="skip")
+    await told.poll_now()
+    assert told.diary.of("a") == [("started", "a"), ("started", "a"), ("settled", "a", "processed")]
+    assert told.diary.of("c") == [("started", "c")] * 3 + [
+        ("failed", "c", "poison", 1, "skip"),
+        ("settled", "c", "skipped"),
+    ]
+    settled = [name for what, name, *_ in told.diary.pages if what == "settled"]
+    assert settled == ["a", "b", "c", "d"]
+
+
+async def test_a_batch_that_has_to_be_tried_later_is_told_of_its_first():
+    told = ToldOfBatches(feed_of("a b"), errors={"b": [RetryMessage("429", after=60)]})
+    await told.poll_now()
+    assert told.diary.pages == [("started", "a"), ("started", "b"), ("failed", "a", "429", 1, "again")]
+
+
+async def test_a_resync_is_told_of():
+    feed = feed_of("a b")
+    told = Told(feed)
+    async with told:
+        await told.poll_now()
+        await told.rewind(feed.after(1), forget=True)
+        await told.poll_now()
+    assert told.diary.pages[5:] == [
+        ("resynced", feed.after(1)),
+        ("started", "b"),
+        ("settled", "b", "processed"),
+        ("caught up", 1),
+    ]
+
+
+async def test_dead_letters_that_are_tried_again_are_told_of():
+    errors = {"a": [ValueError("one"), ValueError("two")]}
+    told = Told(feed_of("a"), errors=errors, retry=None, on_failure="dead_letter")
+    async with told:
+        await told.poll_now()
+        del told.diary.pages[:]
+        await told.dead_letters.retry("a")
+        await told.dead_letters.retry("a")
+    assert told.diary.pages == [
+        ("started", "a"),
+        ("failed", "a", "two", 2, "dead_letter"),
+        ("started", "a"),
+        ("settled", "a", "processed"),
+    ]
+
+
+async def test_what_is_replayed_is_told_of():
+    told = Told(feed_of("a"))
+    async with told:
+        await told.poll_now()
+        del told.diary.pages[:]
+        await told.replay("inception")
+    assert told.diary.pages == [("started", "a"), ("settled", "a", "processed")]
+
+
+async def test_a_poll_that_finds_no_end_is_not_caught_up():
+    told = Told(feed_of("a b c", page_size=1), max_poll_time=1.5)
+    async with told:
+        await told.poll_now()
+        assert ("caught up", 2) not in told.diary.pages
+        await told.poll_now()
+    assert [page for page in told.diary.pages if page[0] == "caught up"] == [("caught up", 1)]
+
+
+@pytest.mark.parametrize("kind", [Told, ToldOfBatches])
+async def test_hooks_that_fail_are_logged_and_change_nothing(kind, caplog):
+    class Broken(Hooks):
+        def __getattribute__(self, name):
+            if name in {"message_started", "message_settled", "message_failed", "resynced", "caught_up"}:
+                return mock.Mock(side_effect=KeyError(name), spec=["__call__"])  # which has no name of its own
+            return super().__getattribute__(name)
+
+    feed, store = feed_of("a b"), Ledger()
+    told = kind(feed, store=store, hooks=Broken(), errors={"a": [ValueError("x")]}, retry=None, on_failure="skip")
+    async with told:
+        assert (await told.poll_now()).messages == 2
+        await told.rewind("inception")
+        await told.poll_now()
+    assert store.states == {"a": "skipped", "b": "processed"}
+    for name in ("message_started", "message_settled", "message_failed", "resynced", "caught_up"):
+        assert f"hook {name} failed: KeyError: '{name}'" in caplog.text
+
+
+async def test_who_leaves_by_a_hook_leaves():
+    class Leaves(Hooks):
+        def message_started(self, message):
+            raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        await Told(feed_of("a"), hooks=Leaves()).poll_now()
+
+
+async def test_hooks_of_which_none_is_overridden_say_nothing():
+    told = Told(feed_of("a"), hooks=Hooks())
+    assert await told.poll_now() == PollResult(1, 0, 1, caught_up=True)
+
+
+@pytest.mark.parametrize("hooks", [object(), Diary, "hooks", print])
+def test_what_are_no_hooks_is_refused_at_construction(hooks):
+    with pytest.raises(TypeError, match="hooks must be a Hooks or None, not "):
+        Told(FakeFeed(), hooks=hooks)
+
+
+def test_a_hook_that_nobody_would_await_is_refused_at_construction():
+    class Awaits(Hooks):
+        async def caught_up(self, result):
+            pass
+
+    with pytest.raises(TypeError, match=r"not awaited: Awaits\.caught_up must be a plain def"):
+        Told(FakeFeed(), hooks=Awaits())

@@ -1,0 +1,702 @@
+"""Messages that become visible late: without an overlap they are lost for ever, with one they are not.
+
+In virtual time, as are times of day; a crash loses what was not committed.
+"""
+
+import logging
+import random
+from contextlib import suppress
+from dataclasses import dataclass
+
+import anyio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
+
+from push_to_poll_client import (
+    ChainRestart,
+    CursorExpired,
+    FeedError,
+    Hooks,
+    MemoryStore,
+    Message,
+    Page,
+    Push,
+    StoreError,
+)
+from push_to_poll_client._overlap import FULL, LOOKED, MAX_SEEN
+from push_to_poll_client.testing import FakeFeed
+from push_to_poll_client.testing._manual_listener import ManualListener
+from push_to_poll_client.testing._virtual_time import virtual_time
+from tests.support.consumers import Log, times
+from tests.support.database_feed import DatabaseFeed, Row, rows_of
+from tests.support.forms import form
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
+
+LONGEST = 5.0
+"""Seconds of the longest transaction."""
+
+
+# Any table, any handler, any crash
+
+
+@dataclass(frozen=True)
+class Story:
+    """How a table is written, served and consumed."""
+
+    rows: tuple
+    feed: dict
+    consumer: dict
+    slow: float = 0.0
+    crashes: tuple = ()
+    backend: str = "asyncio"
+
+
+class Random(Log):
+    """Takes any time up to `takes`."""
+
+    def __init__(self, feed, *, takes, **settings):
+        super().__init__(feed, takes=0.0, **settings)
+        self.slow, self.random = takes, random.Random(0)  # noqa: S311  # not for secrets
+
+    async def process(self, message):
+        await anyio.sleep(self.slow * self.random.random())
+        await super().process(message)
+
+
+async def refuse(**_):
+    raise StoreError("crashed")
+
+
+async def run_until_crash(consumer, end, cursors):
+    async def run():
+        with suppress(StoreError):
+            await consumer.run()
+
+    async with anyio.create_task_group() as tasks:
+        await consumer.__aenter__()
+        watch(consumer, cursors)
+        tasks.start_soon(run)
+        await anyio.sleep_until(end)
+        consumer._parts.session.commit = refuse
+        tasks.cancel_scope.cancel()
+    await consumer.__aexit__(None, None, None)
+
+
+def watch(consumer, cursors):
+    """Write down the cursors that it saves."""
+    commit = consumer._parts.session.commit
+
+    async def watched(**what):
+        await commit(**what)
+        if what["cursor"] is not None:
+            cursors.append(what["cursor"])
+
+    consumer._parts.session.commit = watched
+
+
+def tell(story, overlap):
+    """What was processed, how often which cursor was saved, and how often the feed was asked."""
+    feed, store = DatabaseFeed(list(story.rows), **story.feed), MemoryStore()
+    done, cursors, late = [], [], 0
+
+    async def main():
+        nonlocal late
+        for end in (*story.crashes, story.rows[-1].drawn + form(300, 1_000)):
+            consumer = Random(
+                feed, store=store, takes=story.slow, overlap=overlap, shutdown_timeout=0.001, **story.consumer
+            )
+            await run_until_crash(consumer, end, cursors)
+            done.extend(consumer.processed)
+            late += consumer.status().counters.late
+
+    backend, options = virtual_time(story.backend)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + anyio.current_time())
+        anyio.run(main, backend=backend, backend_options=options)
+    return done, [int(cursor) for cursor in cursors], late, len(feed.asked)
+
+
+GAPS = [0.0, 0.1, 0.5, 2.0, 10.0]
+LENGTHS = [0.0, 0.1, 1.0, LONGEST]
+
+
+@st.composite
+def stories(draw):
+    size = draw(st.integers(1, 50))
+    some = st.lists(st.sampled_from(GAPS), min_size=size, max_size=size)
+    rows = rows_of(draw(some), draw(st.lists(st.sampled_from(LENGTHS), min_size=size, max_size=size)))
+    crashes = draw(st.lists(st.floats(0.1, max(rows[-1].drawn, 0.2)), max_size=4).map(sorted))
+    return Story(
+        tuple(rows),
+        {
+            "page_size": draw(st.sampled_from([1, 3, 10])),
+            "cursors": draw(st.sampled_from(["message", "page"])),
+            "ends_empty": draw(st.booleans()),
+            "max_wait": draw(st.sampled_from([None, 20.0])),
+            "before": draw(st.sampled_from([0.0, 0.3])),
+            "after": draw(st.sampled_from([0.0, 0.3])),
+            "read_ahead": draw(st.booleans()),
+        },
+        {
+            "fallback_interval": draw(st.sampled_from([1.0, 7.0, 30.0])),
+            "degraded_interval": None,
+            "rate": None,
+            "max_poll_time": draw(st.sampled_from([1.0, 5.0, 30.0])),
+            "flush_interval": draw(st.sampled_from([0.0, 0.05, 10.0])),
+        },
+        draw(st.sampled_from([0.0, 0.05, 1.0, 3.0])),
+        tuple(crashes),
+        draw(st.sampled_from(["asyncio", "trio"])),
+    )
+
+
+@settings(max_examples=form(10, 1_500))
+@given(stories())
+def test_with_an_overlap_as_long_as_the_longest_transaction_nothing_is_lost(story):
+    done, cursors, _, _ = tell(story, LONGEST)
+    assert set(done) == {str(n + 1) for n in range(len(story.rows))}
+    assert cursors == sorted(cursors), "the saved cursor never goes back"
+    if not story.crashes:
+        assert len(done) == len(set(done)), "nothing is processed twice"
+
+
+ROWS = form(60, 150)
+
+
+def seeded(seed, **feed):
+    rng = random.Random(seed)  # noqa: S311  # not for secrets
+    rows = rows_of(rng.choices(GAPS, k=ROWS), rng.choices(LENGTHS, k=ROWS))
+    crashes = tuple(sorted(rng.uniform(1, rows[-1].drawn) for _ in range(3)))
+    consumer = {"fallback_interval": 7.0, "degraded_interval": None, "rate": None, "max_poll_time": 5.0}
+    return Story(tuple(rows), {"before": 0.1, "after": 0.1, **feed}, consumer, rng.choice([0.0, 1.0]), crashes)
+
+
+@pytest.mark.parametrize("feed", [{}, {"cursors": "page"}, {"max_wait": 20.0}, {"ends_empty": True}], ids=str)
+def test_without_an_overlap_messages_are_lost_for_ever_and_with_one_none(feed):
+    lost = [0, 0]
+    for seed in range(form(2, 8)):
+        story = seeded(seed, **feed)
+        for which, overlap in enumerate([0.0, LONGEST]):
+            done, cursors, late, _ = tell(story, overlap)
+            lost[which] += len(story.rows) - len(set(done))
+            assert cursors == sorted(cursors)
+            assert bool(late) == bool(overlap)
+    assert lost[0] > form(10, 100)
+    assert lost[1] == 0
+
+
+# The stories that a simpler reckoning would lose
+
+
+async def all_of(consumer, feed, seconds):
+    with anyio.move_on_after(seconds):
+        await consumer.run()
+    return sorted(map(int, consumer.processed)) == [n + 1 for n in range(len(feed.rows))]
+
+
+async def test_a_page_that_takes_longer_than_the_overlap_does_not_count_as_a_look_at_what_is_before_it():
+    """Row 2 appears while page 1 is processed. When page 2 is asked for, page 1 is older than the overlap."""
+    rows = [Row(0.0, 0.0), Row(0.0, 3.0), Row(0.0, 0.0), Row(0.1, 0.1), Row(9.0, 9.0), Row(9.0, 9.0)]
+    feed = DatabaseFeed(rows, page_size=3)
+    assert await all_of(Log(feed, takes=5.0, overlap=LONGEST), feed, 300)
+
+
+async def test_a_page_that_was_held_is_as_old_as_its_arrival(running):
+    """Row 1 is drawn shortly before the server answers what it was asked long ago, and is visible long after."""
+    rows = [Row(14.9, 19.8), Row(15.0, 15.0), Row(15.5, 15.5)]
+    feed = DatabaseFeed(rows, max_wait=30.0)
+    assert await all_of(Log(feed, overlap=LONGEST), feed, 300)
+
+
+async def test_while_the_server_holds_answers_the_overlap_is_looked_at_and_nothing_is_late(running):
+    rows = [Row(float(n), float(n)) for n in range(5)]
+    rows += [Row(100.0, 104.0), Row(100.5, 100.5), Row(200.0, 200.0)]
+    feed = DatabaseFeed(rows, max_wait=60.0)
+    consumer = running(Log(feed, overlap=LONGEST, fallback_interval=60))
+    await consumer.until(len(rows))
+    at = dict(zip(consumer.processed, consumer.at, strict=True))
+    assert (at["5"], at["7"], at["8"]) == (4.0, 100.5, 200.0), "each was there when it was to be"
+    assert at["6"] <= 104.0 + 60.0
+    assert consumer.status().counters.late == 1
+    assert len(feed.asked) < 60
+
+
+async def test_a_feed_whose_pages_never_end_is_looked_at_again_all_the_same(running):
+    """As an HTTP feed that is written faster than it is fetched: each page has a next one."""
+    end = form(190, 390)
+    number = 10 * end
+    rows = rows_of([0.1] * (number + 100), [0.0, 0.0, 0.0, LONGEST] * (number // 4 + 25))
+    feed = DatabaseFeed(rows, page_size=100, ends_empty=True, before=0.3)
+    consumer = running(Log(feed, overlap=LONGEST, max_poll_time=10))
+    await anyio.sleep(end)
+    assert consumer.status().last_caught_up is None
+    missing = set(range(1, number)) - {int(processed) for processed in consumer.processed}
+    assert not {n for n in missing if rows[n - 1].committed < end - 2 * (10 + LONGEST) - 5}
+    assert len(feed.asked) < 2 * end / 0.3
+
+
+async def test_a_look_from_before_a_restart_is_as_old_as_it_is():
+    """As above, with a restart between the slow page and the next poll."""
+    rows = [Row(0.0, 3.0), Row(0.0, 0.0), Row(0.0, 0.0), Row(0.0, 0.0), Row(0.1, 0.1), Row(0.1, 0.1)]
+    feed, store = DatabaseFeed(rows, page_size=3), MemoryStore()
+    await anyio.sleep(1)
+    first = Log(feed, store=store, takes=5.0, overlap=LONGEST)
+    await first.poll_now()
+    assert first.processed == ["2", "3", "4", "5", "6"]
+    second = Log(feed, store=store, overlap=LONGEST)
+    await second.poll_now()
+    assert second.processed == ["1"]
+
+
+async def test_an_overlap_that_takes_longer_than_a_poll_is_walked_to_its_end(running):
+    feed = FakeFeed(page_size=1, latency=1.0)
+    feed.publish(20)
+    consumer = running(Log(feed, overlap=1_000, max_poll_time=5))
+    await consumer.until(20)
+    published = anyio.current_time()
+    feed.publish("new")
+    consumer.wake()
+    await consumer.until(21)
+    assert anyio.current_time() - published < 50
+
+
+async def test_where_pages_end_elsewhere_a_long_walk_goes_on_at_the_saved_cursor(running):
+    """On a feed with cursors on pages alone, so that a backlog does not stay without a saved cursor."""
+    rows = [Row(0.0, 0.0), Row(0.0, 4.5), Row(0.0, 0.0), Row(0.0, 0.0), Row(0.0, 0.0)] + [Row(3.0, 3.0)] * 100
+    feed, cursors = DatabaseFeed(rows, page_size=3, cursors="page"), []
+    consumer = Log(feed, takes=1.0, overlap=LONGEST, max_poll_time=5, fallback_interval=2, degraded_interval=None)
+    async with consumer:
+        watch(consumer, cursors)
+        running(consumer)
+        await anyio.sleep(50)
+        assert len(cursors) > 10, "it moves while the backlog is worked off"
+        await consumer.until(len(rows))
+        await anyio.sleep(60)
+    assert sorted(map(int, consumer.processed)) == list(range(1, len(rows) + 1))
+    assert [int(cursor) for cursor in cursors] == sorted(map(int, cursors))
+    assert consumer.status().counters.late == 1
+
+
+async def test_a_walk_that_went_on_at_the_saved_cursor_has_not_looked_at_all(running):
+    """Whole pages appear late; the walk stops on one of them, for it is slow."""
+    rows = [Row(0.0, 0.0)] * 3 + [Row(0.0, 4.0)] * 9 + [Row(0.0, 0.0)] * 2
+    feed = DatabaseFeed(rows, page_size=3, cursors="page")
+    settings = {"overlap": LONGEST, "max_poll_time": 5, "fallback_interval": 10, "degraded_interval": None}
+    consumer = running(Log(feed, **settings))
+    await consumer.until(5)
+    consumer.takes = 2.0
+    await consumer.until(len(rows))
+    assert anyio.current_time() < 100
+
+
+async def test_a_late_message_in_a_walk_that_fails_moves_nothing(virtual_day):
+    """It stands before the saved cursor. Else the walk after the crash would begin behind what it has not seen."""
+    feed = FakeFeed(page_size=1)
+    feed.publish("1")
+    feed.publish("2", lag=3)
+    feed.publish("3")
+    feed.publish("4", lag=4)
+    feed.publish("5")
+    store = MemoryStore()
+    await Log(feed, store=store, overlap=LONGEST).poll_now()
+    await anyio.sleep(4)
+    feed.answer(None, None, FeedError("down"))
+    consumer = Log(feed, store=store, overlap=LONGEST)
+    async with consumer:
+        with pytest.raises(FeedError):
+            await consumer.poll_now()
+        assert consumer.processed == ["2"]
+        assert consumer.status().cursor == feed.after(5)
+        assert consumer.status().counters.late == 0, "what it is before was not seen yet"
+    last = Log(feed, store=store, overlap=LONGEST)
+    await last.poll_now()
+    assert last.processed == ["4"]
+
+
+async def test_the_place_of_a_walk_outlives_restarts(virtual_day):
+    """Each poll has a session of its own, as with a cron job."""
+    feed, store = FakeFeed(), MemoryStore()
+    asked_from = []
+    for n in range(40):
+        feed.publish(f"late-{n}", lag=4)
+        feed.publish(f"{n}")
+        consumer = Log(feed, store=store, overlap=LONGEST)
+        asked = len(feed.requests)
+        await consumer.poll_now()
+        asked_from.append((n, feed.requests[asked].request.cursor))
+        await anyio.sleep(2)
+    assert int(asked_from[-1][1][6:].split(".")[0]) >= 2 * 40 - 12, "no further back than it must"
+    await anyio.sleep(10)
+    last = Log(feed, store=store, overlap=LONGEST)
+    result = await last.poll_now()
+    assert result.messages + consumer.status().counters.messages >= 2
+    seen = await claimed(store)
+    assert await seen.unseen([f"late-{n}" for n in range(40)]) == set()
+    await seen.release()
+
+
+async def claimed(store):
+    return await store.claim("fake-feed", feed="fake-feed")
+
+
+async def test_when_all_that_could_come_late_has_come_polls_start_at_the_saved_cursor(running):
+    feed = FakeFeed()
+    feed.publish(3)
+    running(Log(feed, overlap=LONGEST, fallback_interval=2, degraded_interval=None))
+    await anyio.sleep(1)
+    feed.publish(3)
+    await anyio.sleep(30)
+    from_where = [asked.request.cursor for asked in feed.requests]
+    assert from_where[0] is None
+    assert from_where[1] is None, "it was not long ago"
+    assert from_where[-1] == feed.after(6)
+    assert from_where.index(feed.after(6)) <= 6
+
+
+# Whose cursors vanish
+
+
+async def test_the_saved_cursor_moves_where_its_message_has_vanished_and_the_last_page_says_nothing():
+    """As on a compacted feed, where a newer version of an entry takes the place of the one that was read last."""
+    consumer = Log(FakeFeed(), overlap=LONGEST)
+    feed = consumer._feed
+    one, two, three = (Message(name, cursor=name) for name in ("a", "b", "c"))
+    async with consumer:
+        feed.answer(Page([one, two], next="b"), Page())
+        await consumer.poll_now()
+        feed.answer(Page([one, three], next="c"), Page())
+        await consumer.poll_now()
+        assert consumer.processed == ["a", "b", "c"]
+        assert consumer.status().cursor == "c"
+        assert consumer.status().counters.late == 0
+
+
+# By number
+
+
+async def test_overlap_in_saved_cursors_starts_so_many_back(virtual_day):
+    feed = FakeFeed()
+    async with Log(feed, overlap_cursors=2) as consumer:
+        for _ in range(5):
+            feed.publish(1)
+            await consumer.poll_now()
+            await anyio.sleep(2)
+        assert LOOKED not in consumer._parts.session.state
+    starts = [asked.request.cursor for asked in feed.requests]
+    assert starts == [None, None, None, feed.after(1), feed.after(2)], "clamped to the oldest"
+
+
+async def test_overlap_in_saved_cursors_finds_what_appears_so_late():
+    feed = FakeFeed()
+    feed.publish("1")
+    consumer = Log(feed, overlap_cursors=2)
+    async with consumer:
+        await consumer.poll_now()
+        feed.publish("late", lag_fetches=2)
+        for name in ("2", "3", "4"):
+            feed.publish(name)
+            await consumer.poll_now()
+            await anyio.sleep(2)
+    assert consumer.processed == ["1", "2", "3", "late", "4"]
+    assert consumer.status().counters.late == 1
+
+
+async def test_the_further_of_both_overlaps_counts(running):
+    feed = FakeFeed()
+    consumer = running(Log(feed, overlap=LONGEST, overlap_cursors=1, fallback_interval=10, degraded_interval=None))
+    for _ in range(3):
+        await anyio.sleep(100)
+        feed.publish(1)
+    await anyio.sleep(100)
+    assert feed.requests[-1].request.cursor == feed.after(2), "by time it would be the saved one"
+    assert consumer.processed == ["1", "2", "3"]
+
+
+# Expired
+
+
+class Heard(Hooks):
+    def __init__(self):
+        self.events = []
+
+    def resynced(self, event):
+        self.events.append(event)
+
+
+def expired(cursors):
+    return lambda request: CursorExpired("too old") if request.cursor in cursors else None
+
+
+async def saving(consumer, feed, count):
+    for _ in range(count):
+        feed.publish(1)
+        await consumer.poll_now()
+        await anyio.sleep(2)
+
+
+async def test_an_overlap_whose_first_cursor_expired_starts_from_the_saved_one_and_says_so(caplog):
+    feed, heard = FakeFeed(), Heard()
+    consumer = Log(feed, overlap_cursors=100, hooks=heard)
+    async with consumer:
+        await saving(consumer, feed, 8)
+        feed.answer(expired({None}))
+        feed.publish("new")
+        asked = len(feed.requests)
+        await consumer.poll_now()
+        assert [one.request.cursor for one in feed.requests[asked:]] == [None, feed.after(8)]
+        assert consumer.processed[-1] == "new"
+        status = consumer.status()
+        assert (status.counters.resyncs, status.counters.failed_polls) == (1, 0)
+        assert status.last_resync == heard.events[0]
+        assert status.last_resync.cursor == feed.after(8)
+        assert status.last_resync.why == "the cursor that an overlap began with expired"
+        assert "goes on from cursor 'after-8.0', and what was processed is not processed again" in caplog.text
+        for _ in range(3):
+            await consumer.poll_now()
+        assert feed.requests[-1].request.cursor == feed.after(5), "half the way, and not what is known to be gone"
+    assert len(heard.events) == 1
+
+
+async def test_of_expired_cursors_few_are_tried():
+    feed = FakeFeed()
+    consumer = Log(feed, overlap_cursors=100, rate=None)
+    async with consumer:
+        await saving(consumer, feed, 60)
+        gone = {None, *(feed.after(n) for n in range(1, 55))}
+        for _ in range(20):
+            feed.answer(expired(gone))
+            await consumer.poll_now()
+            feed.recover()
+        assert 3 <= consumer.status().counters.resyncs <= 7
+        assert feed.requests[-1].request.cursor not in gone
+        assert feed.requests[-1].request.cursor != feed.after(60)
+
+
+async def test_a_later_page_of_an_overlap_may_expire_too():
+    feed = FakeFeed(page_size=1)
+    consumer = Log(feed, overlap_cursors=100)
+    async with consumer:
+        await saving(consumer, feed, 4)
+        feed.answer(None, CursorExpired("too old"))
+        feed.publish("new")
+        await consumer.poll_now()
+        assert consumer.processed == ["1", "2", "3", "4", "new"]
+        assert consumer.status().counters.resyncs == 1
+
+
+async def test_an_overlap_that_has_passed_the_saved_cursor_expires_as_any_walk(running):
+    feed = FakeFeed(page_size=1)
+    consumer = Log(feed, overlap_cursors=100)
+    async with consumer:
+        await saving(consumer, feed, 2)
+        feed.publish("new", "newer")
+        feed.answer(None, None, None, CursorExpired("too old"))
+        with pytest.raises(CursorExpired):
+            await consumer.poll_now()
+
+
+async def test_a_start_that_is_not_remembered_any_more_may_expire_too(virtual_day):
+    """A walk takes many polls, and the history goes on meanwhile."""
+    feed = FakeFeed(page_size=1)
+    feed.publish(5)
+    consumer = Log(feed, overlap_cursors=100)
+    async with consumer:
+        await saving(consumer, feed, 1)
+        await consumer._parts.session.reset("after-1.0", forget=False)
+        consumer._parts.poller._position.overlap_expired("nowhere")
+        assert consumer.status().last_resync.cursor == "after-1.0"
+
+
+# Counted
+
+
+async def test_late_arrivals_are_counted_exactly(running):
+    feed = FakeFeed(page_size=4)
+    consumer = running(Log(feed, overlap=LONGEST, fallback_interval=3, degraded_interval=None))
+    for _ in range(10):
+        feed.publish(2)
+        feed.publish(3, lag=3.5)
+        feed.publish(1)
+        await anyio.sleep(7)
+    await consumer.until(60)
+    assert consumer.status().counters.late == 30
+    assert consumer.status().counters.resyncs == 0
+
+
+async def test_a_late_arrival_that_fails_is_counted_once(running):
+    class Fails(Log):
+        async def process(self, message):
+            if message.id == "late" and anyio.current_time() < 50:
+                raise ValueError(message.id)
+            await super().process(message)
+
+    feed = FakeFeed()
+    feed.publish("late", lag=3)
+    feed.publish("1")
+    retry = AsyncRetrying(stop=stop_after_attempt(100), wait=wait_fixed(4))
+    consumer = running(Fails(feed, overlap=LONGEST, fallback_interval=3, degraded_interval=None, retry=retry))
+    await consumer.until(2)
+    await anyio.sleep(20)
+    assert consumer.status().counters.late == 1
+    assert consumer.status().counters.retries > 5
+
+
+@pytest.mark.parametrize("cursors", ["message", "page", "chain"])
+async def test_what_a_feed_repeats_is_not_late(running, cursors):
+    feed = FakeFeed(page_size=3, overlap=2, cursors=cursors)
+    feed.publish(10)
+    consumer = running(Log(feed, overlap=LONGEST, fallback_interval=3, degraded_interval=None))
+    for _ in range(10):
+        await anyio.sleep(2)
+        feed.publish(7)
+    await consumer.until(80)
+    await anyio.sleep(20)
+    assert consumer.status().counters.late == 0
+    assert len(consumer.processed) == 80
+
+
+async def test_a_walk_that_starts_again_counts_as_one(virtual_day):
+    feed = FakeFeed(page_size=2, cursors="chain")
+    feed.publish("late", lag=3)
+    feed.publish("1", "2", "3")
+    async with Log(feed, overlap=LONGEST) as consumer:
+        await consumer.poll_now()
+        await anyio.sleep(3)
+        feed.publish("4", "5", "6", "7")
+        feed.answer(None, None, None, ChainRestart("changed"))
+        await consumer.poll_now()
+        assert consumer.processed == ["1", "2", "3", "late", "4", "5", "6", "7"]
+        assert consumer.status().counters.late == 1
+        assert consumer.status().cursor == feed.after(8)
+
+
+async def test_the_keys_that_are_kept_to_count_are_bounded(monkeypatch):
+    monkeypatch.setattr("push_to_poll_client._overlap.MAX_SEEN", 3)
+    assert MAX_SEEN == 50_000
+    feed = FakeFeed(page_size=2, cursors="page")
+    feed.publish(3)
+    async with Log(feed, overlap=LONGEST) as consumer:
+        await consumer.poll_now()
+        feed.publish(20)
+        await consumer.poll_now()
+        assert len(consumer.processed) == 23
+        assert consumer.status().counters.late == 0
+
+
+# What an overlap repeats is nothing new
+
+
+async def test_what_an_overlap_repeats_is_no_answer_to_a_push(running):
+    """A push that beat its data is polled for again, though the poll found messages: those of the overlap."""
+    feed, listener = FakeFeed(), ManualListener()
+    feed.publish(3)
+    consumer = running(Log(feed, listeners=[listener], overlap=LONGEST))
+    await consumer.until(3)
+    await listener.connected()
+    await anyio.sleep(0.5)
+    asked = len(feed.requests)
+    feed.publish("late", lag=0.7)
+    listener.push()
+    pushed = anyio.current_time()
+    await consumer.until(4)
+    assert feed.requests[asked].request.cursor is None
+    assert anyio.current_time() - pushed < 2
+
+
+async def test_what_an_overlap_repeats_is_no_evidence_of_lost_pushes(running):
+    feed, listener = FakeFeed(), ManualListener()
+    consumer = running(Log(feed, listeners=[listener], overlap=50, fallback_interval=10, degraded_interval=5))
+    await listener.connected()
+    feed.publish(3)
+    listener.push()
+    await anyio.sleep(45)
+    assert consumer.status().counters.duplicates >= 9
+    assert consumer.status().counters.missed_pushes == 0
+    assert not consumer.status().lossy
+
+
+async def test_g1_with_an_overlap_no_hint_drops_a_wake(running):
+    for setting in ({"overlap": LONGEST}, {"overlap_cursors": 1}):
+        feed = FakeFeed()
+        feed.publish(1)
+        consumer = running(Log(feed, **setting))
+        await consumer.until(1)
+        await anyio.sleep(50)
+        asked = len(feed.requests)
+        consumer.wake(Push(cursor=feed.after(1)))
+        await anyio.sleep(1)
+        assert len(feed.requests) > asked
+        assert consumer.status().counters.dropped == 0
+
+
+async def test_an_overlap_does_not_keep_a_poll_from_being_caught_up(virtual_day):
+    feed = FakeFeed(page_size=2)
+    feed.publish(7)
+    async with Log(feed, overlap=LONGEST) as consumer:
+        await consumer.poll_now()
+        result = await consumer.poll_now()
+        assert (result.messages, result.duplicates, result.caught_up) == (0, 7, True)
+
+
+async def test_a_wake_ends_the_waiting_at_the_end_of_an_overlap(running):
+    feed = FakeFeed(max_wait=1000)
+    feed.publish(1)
+    consumer = running(Log(feed, overlap=LONGEST, fallback_interval=1000))
+    await consumer.until(1)
+    await anyio.sleep(2)
+    assert feed.requests[-1].request.wait == 1000
+    consumer.wake()
+    await anyio.sleep(0.1)
+    assert [asked.request.wait for asked in feed.requests[-3:]] == [0, 0, 1000]
+
+
+async def test_a_server_that_wants_quiet_is_not_asked_to_hold_an_answer(running):
+    ends, hooks = [], Hooks()
+    hooks.caught_up = ends.append
+    feed = FakeFeed(max_wait=1000, retry_after=30)
+    feed.publish(1)
+    consumer = running(Log(feed, overlap=200, fallback_interval=100, hooks=hooks))
+    await anyio.sleep(110)
+    assert consumer.processed == ["1"]
+    between = [after - before for before, after in zip(times(feed), times(feed)[1:], strict=False)]
+    assert min(between) >= 30
+    assert len(ends) == consumer.status().counters.polls
+
+
+# Kept
+
+
+async def test_an_overlap_that_is_set_later_starts_with_what_is_known(virtual_day):
+    feed, store = FakeFeed(), MemoryStore()
+    async with Log(feed, store=store) as consumer:
+        await saving(consumer, feed, 10)
+        assert LOOKED not in consumer._parts.session.state
+    asked = len(feed.requests)
+    async with Log(feed, store=store, overlap=LONGEST) as consumer:
+        await consumer.poll_now()
+        assert feed.requests[asked].request.cursor == feed.after(7)
+        assert LOOKED in consumer._parts.session.state
+    async with Log(feed, store=store) as consumer:
+        await consumer.poll_now()
+        assert LOOKED not in consumer._parts.session.state, "it would be long ago when an overlap is set again"
+
+
+async def test_an_overlap_beyond_what_is_kept_is_said_once(caplog, virtual_day):
+    caplog.set_level(logging.WARNING)
+    feed, store = FakeFeed(), MemoryStore()
+    async with Log(feed, store=store, rate=None) as consumer:
+        await saving(consumer, feed, FULL - 5)
+    async with Log(feed, store=store, overlap=10_000, rate=None) as consumer:
+        await saving(consumer, feed, 10)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("overlap=10000 s reaches further back than the oldest cursor that is kept, which is 5")
+
+
+async def test_a_new_name_with_an_overlap_longer_than_it_lives_says_nothing(caplog, virtual_day):
+    feed = FakeFeed()
+    async with Log(feed, overlap=10_000) as consumer:
+        await saving(consumer, feed, 5)
+    assert caplog.records == []

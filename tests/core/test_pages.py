@@ -1,0 +1,320 @@
+"""What a feed may say, in its hardest forms, through a whole consumer: nothing lost, nothing twice, no loop.
+
+The cases are those of real vendors (DESIGN.md §5), on servers that follow their protocols. In virtual time.
+"""
+
+from collections import Counter
+from dataclasses import replace
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+
+from push_to_poll_client import CursorExpired, Resync
+from push_to_poll_client.feeds.paged import (
+    LINES,
+    Entries,
+    OldestFirst,
+    PagedFeed,
+    from_body,
+    from_each,
+    to_query,
+)
+from tests.feeds.test_paged_vendors import inception
+from tests.support.consumers import Log
+from tests.support.declared import DECLARED, feed_of
+from tests.support.forms import form
+from tests.support.lanes import Ledger
+from tests.vendors.graph import Graph
+from tests.vendors.ntfy import Ntfy
+from tests.vendors.plaid import Plaid
+from tests.vendors.remote_settings import RemoteSettings
+from tests.vendors.telegram import Telegram
+from tests.vendors.vendor import Vendor, token
+
+pytestmark = pytest.mark.anyio
+
+
+class From:
+    """A feed whose server has to be told where it begins."""
+
+    def __init__(self, vendor, **options):
+        self.vendor, self.feed = vendor, feed_of(vendor, **options)
+
+    async def fetch(self, request):
+        start = inception(self.vendor) if request.cursor is None else request.cursor
+        return await self.feed.fetch(replace(request, cursor=start))
+
+
+async def to_the_end(consumer):
+    while not (result := await consumer.poll_now(timeout=None)).caught_up:
+        pass
+    return result
+
+
+class Mortal(Log):
+    """Dies in the middle of a message: `ledger` then is what its process leaves."""
+
+    def __init__(self, feed, ledger, *, dies_at=None, **settings):
+        super().__init__(feed, store=ledger, flush_interval=0.0, **settings)
+        self.ledger, self.dies_at = ledger, dies_at
+        self.life = anyio.CancelScope()
+
+    async def process(self, message):
+        if len(self.processed) == self.dies_at:
+            self.ledger, self.dies_at = self.ledger.as_of_now(), None
+            self.life.cancel()
+            await anyio.lowlevel.checkpoint()
+        await super().process(message)
+
+    async def live(self):
+        """As long as it lives, else to the end of the feed; what it processed, and what it leaves."""
+        with self.life:
+            await to_the_end(self)
+        return self.processed, self.ledger
+
+
+@pytest.mark.parametrize("dies_at", form([1, 4], range(6)))
+@pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.__name__)
+async def test_a_death_at_any_message_of_any_feed_loses_nothing_and_does_nothing_twice(kind, dies_at):
+    vendor = kind(6)
+    first, ledger = await Mortal(From(vendor), Ledger(), dies_at=dies_at).live()
+    vendor.publish(3)
+    second, _ = await Mortal(From(vendor), ledger).live()
+    assert len(first) == dies_at
+    assert len(first) + len(second) == len({*first, *second}) == 9
+
+
+@pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.__name__)
+async def test_a_feed_that_is_read_to_its_end_is_read_on_from_there(kind):
+    vendor, ledger = kind(5), Ledger()
+    async with Log(From(vendor), store=ledger) as consumer:
+        await to_the_end(consumer)
+        asked = len(vendor.requests)
+        vendor.publish()
+        await to_the_end(consumer)
+    assert len(consumer.processed) == len(set(consumer.processed)) == 6
+    assert len(vendor.requests) - asked <= 3
+
+
+# The cursor stands at the end of a chain alone, and the chain begins again
+
+
+@pytest.mark.parametrize("mutations", [1, 2, 3])
+async def test_a_chain_that_changes_begins_again_at_its_first_cursor(mutations):
+    vendor, ledger = Plaid(5), Ledger()
+    consumer = Log(feed_of(vendor), store=ledger)
+    vendor.mutate_next = mutations
+    await to_the_end(consumer)
+    cursors = [httpx.Response(200, content=request.content).json().get("cursor") for request in vendor.requests]
+    assert len(consumer.processed) == len(set(consumer.processed)) == 5
+    assert cursors.count(None) == 1 + mutations
+    assert [cursor for cursor, _ in ledger.commits if cursor] == [token(at=5, of=None)]
+
+
+async def test_a_cursor_in_the_middle_of_a_chain_is_not_saved():
+    vendor, ledger = Plaid(5), Ledger()
+    await Mortal(feed_of(vendor), ledger, dies_at=4).live()
+    assert {cursor for cursor, _ in ledger.commits} == {None}
+
+
+# A cursor that expired, with and without a new start
+
+
+@pytest.mark.parametrize(
+    "policy", [lambda error: Resync(error.start, forget=True), Resync("inception", forget=True)]
+)
+async def test_a_cursor_that_expired_goes_on_where_the_server_or_the_user_says(policy):
+    vendor = Graph(3)
+    async with Log(feed_of(vendor), on_cursor_expired=policy) as consumer:
+        await to_the_end(consumer)
+        vendor.expire()
+        vendor.publish()
+        await to_the_end(consumer)
+    assert [message.split("@")[0] for message in consumer.processed[3:]] == [
+        entry["id"] for entry in vendor.entries
+    ]
+
+
+async def test_a_cursor_that_expired_stops_whoever_said_nothing_else():
+    vendor = Graph(3)
+    async with Log(feed_of(vendor)) as consumer:
+        await to_the_end(consumer)
+        vendor.expire(status=400, code="syncStateNotFound", location=False)
+        with pytest.raises(CursorExpired) as expired:
+            await consumer.poll_now()
+    assert expired.value.start is None
+
+
+# A silent replay of everything
+
+
+async def replayed(vendor, forget, *, new):
+    async with Log(feed_of(vendor)) as consumer:
+        await to_the_end(consumer)
+        forget()
+        vendor.publish()
+        result = await to_the_end(consumer)
+    assert len(consumer.processed) == len(set(consumer.processed)) == 5 + new
+    return result
+
+
+async def test_a_replay_by_an_id_that_is_not_known_any_more_is_dropped():
+    vendor = Ntfy(5)
+
+    def forget():
+        vendor.entries[-1] = vendor.entry(50)
+
+    result = await replayed(vendor, forget, new=2)
+    assert result.duplicates == 4
+
+
+async def test_a_replay_by_a_redirect_without_the_cursor_is_dropped():
+    vendor = RemoteSettings(5)
+
+    def forget():
+        vendor.oldest = vendor.timestamp + 1
+
+    result = await replayed(vendor, forget, new=1)
+    assert result.duplicates >= 5
+
+
+# Cursors that move, stay, or go back
+
+
+async def test_a_cursor_moves_without_a_message():
+    """An entry that is none of interest is gone past all the same."""
+    vendor = Ntfy(4)
+    entries = Entries(LINES, only=lambda event: False)
+    feed = PagedFeed(
+        f"{vendor.url}?poll=1",
+        entries=entries,
+        pages=OldestFirst(cursor=from_each("id"), send=to_query("since")),
+        client=vendor.client(),
+        headers=vendor.headers,
+    )
+    ledger = Ledger()
+    consumer = Log(feed, store=ledger)
+    await to_the_end(consumer)
+    assert ledger.commits[-1][0] == vendor.entries[-1]["id"]
+    assert consumer.processed == []
+
+
+async def test_an_empty_page_need_not_be_the_end():
+    vendor = Graph(5)
+    vendor.empty_pages = 2
+    consumer = Log(feed_of(vendor))
+    result = await to_the_end(consumer)
+    assert len(consumer.processed) == 5
+    assert result.pages > 5
+
+
+class Scripted(Vendor):
+    """Answers what it is told to, whatever it is asked."""
+
+    def __init__(self, *pages):
+        super().__init__()
+        self.pages = pages
+
+    def answer(self, request):
+        page = self.pages[min(len(self.requests), len(self.pages)) - 1]
+        return httpx.Response(200, json=page)
+
+    def feed(self):
+        pages = OldestFirst(cursor=from_body("cursor"), send=to_query("since"), more=from_body("more"))
+        options = {"client": self.client(), "headers": self.headers}
+        return PagedFeed(self.url, entries=Entries("events"), pages=pages, **options)
+
+
+def page(cursor, *ids, more=True):
+    return {"events": [{"id": name} for name in ids], "cursor": cursor, "more": more}
+
+
+async def test_the_same_page_with_the_same_cursor_ends_the_poll():
+    vendor = Scripted(page("c", "1", "2"))
+    consumer = Log(vendor.feed())
+    result = await consumer.poll_now()
+    assert (consumer.processed, result.caught_up) == (["1", "2"], True)
+    assert len(vendor.requests) == 2
+
+
+def standing(caplog):
+    """The cursors at which a feed was said to stand still."""
+    text = "the feed says that there is more, and gives nothing new at cursor "
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert all(line.startswith(text) for line in lines)
+    return [line.removeprefix(text).partition(",")[0] for line in lines]
+
+
+async def test_a_feed_that_stands_still_says_so_once_for_each_cursor(caplog):
+    vendor = Scripted(page("c", "1", "2"))
+    async with Log(vendor.feed()) as consumer:
+        for cursor in "ccdd":
+            vendor.pages = [page(cursor, "1", "2")]
+            assert (await consumer.poll_now()).caught_up
+    assert standing(caplog) == ["'c'", "'d'"]
+
+
+async def test_an_empty_page_that_leads_to_itself_is_a_feed_that_stands_still(caplog):
+    vendor = Scripted(page("c", "1"), page("c"))
+    await Log(vendor.feed()).poll_now()
+    assert standing(caplog) == ["'c'"]
+
+
+async def test_a_feed_that_brings_news_at_one_cursor_does_not_stand_still(caplog):
+    vendor = Scripted(page("c", "1"), page("c", "2"), page("c", "3"), page("d", more=False))
+    consumer = Log(vendor.feed())
+    await consumer.poll_now()
+    assert consumer.processed == ["1", "2", "3"]
+    assert standing(caplog) == []
+
+
+@pytest.mark.parametrize("cursor", [from_each("at"), from_body("at")])
+async def test_a_server_that_answers_with_what_it_was_asked_after_has_no_more(cursor, caplog):
+    """As those do that are asked for all since a time, that time included."""
+    vendor = Scripted({"events": [{"id": "1", "at": 7}, {"id": "2", "at": 7}], "at": 7})
+    options = {"client": vendor.client(), "headers": vendor.headers}
+    pages = OldestFirst(cursor=cursor, send=to_query("since"))
+    feed = PagedFeed(vendor.url, entries=Entries("events"), pages=pages, **options)
+    consumer = Log(feed)
+    assert (await consumer.poll_now()).caught_up
+    assert consumer.processed == ["1", "2"]
+    assert len(vendor.requests) == 2
+    assert standing(caplog) == []
+
+
+async def test_pages_that_go_round_end_the_poll():
+    vendor = Scripted(*[page(cursor, "1", "2") for cursor in "abc" * 20])
+    consumer = Log(vendor.feed())
+    await consumer.poll_now()
+    assert consumer.processed == ["1", "2"]
+    assert len(vendor.requests) < 12
+
+
+async def test_a_cursor_that_goes_back_is_the_servers_and_costs_no_message():
+    vendor = Scripted(
+        page("3", "1", "2", "3"), page("2", "2", "3", "4"), page("5", "3", "4", "5"), page("5", more=False)
+    )
+    ledger = Ledger()
+    consumer = Log(vendor.feed(), store=ledger)
+    await to_the_end(consumer)
+    assert Counter(consumer.processed) == Counter("12345")
+    assert [cursor for cursor, _ in ledger.commits if cursor] == ["3", "2", "5"]
+
+
+# Fetching acknowledges
+
+
+async def test_nothing_is_acknowledged_by_fetching_that_is_not_committed():
+    vendor, ledger = Telegram(7), Ledger()
+    deleted = []
+
+    class Watched(Log):
+        async def process(self, message):
+            deleted.append((vendor.deleted, len(ledger.recorded)))
+
+    await to_the_end(Watched(feed_of(vendor), store=ledger))
+    assert len(deleted) == 7
+    assert all(gone <= committed for gone, committed in deleted)
+    assert vendor.deleted == 7

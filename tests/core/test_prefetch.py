@@ -1,0 +1,435 @@
+"""A feed with `read_ahead` is asked for the next page while one is processed: sooner, and all else as without."""
+
+import contextlib
+
+import anyio
+import pytest
+
+from push_to_poll_client import (
+    ChainRestart,
+    FeedError,
+    HTTPFeed,
+    MemoryStore,
+    Message,
+    Page,
+    ProcessError,
+    Push,
+    Throttled,
+)
+from push_to_poll_client.testing import FakeFeed
+from tests.support.consumers import Log, times
+
+pytestmark = pytest.mark.anyio
+
+
+def feed_of(messages, *, read_ahead=True, **settings):
+    feed = FakeFeed(read_ahead=read_ahead, **settings)
+    feed.publish(messages)
+    return feed
+
+
+def hanging(feed):
+    """Let the fetch of the second page hang."""
+
+    def hang(request):
+        feed.latency = 1e9
+
+    feed.answer(None, hang)
+    return feed
+
+
+def ids(numbers):
+    return [str(number) for number in numbers]
+
+
+def cursors(feed):
+    return [asked.request.cursor for asked in feed.requests]
+
+
+async def test_the_next_page_is_fetched_while_one_is_processed():
+    feed = feed_of(30, page_size=10, latency=1.0)
+    async with Log(feed, takes=0.1) as log:
+        began = anyio.current_time()
+        result = await log.poll_now()
+        # Three pages of a second's fetching and a second's processing, of which two and two are at the same time.
+        assert anyio.current_time() - began == pytest.approx(4.0)
+    assert log.processed == ids(range(1, 31))
+    assert (result.messages, result.pages, result.caught_up) == (30, 3, True)
+
+
+async def test_a_page_fetched_ahead_is_not_waited_for():
+    """Only the last fetch of a quiet consumer may be held by the server."""
+    feed = feed_of(30, page_size=10, max_wait=1000.0)
+    async with Log(feed) as log:
+        await log.poll_now()
+    assert [asked.request.wait for asked in feed.requests] == [0.0, 0.0, 0.0]
+
+
+async def test_without_read_ahead_a_fetch_starts_after_the_commit():
+    """Some feeds take a fetch for an acknowledgement."""
+    feed = feed_of(30, page_size=10, latency=1.0, read_ahead=False)
+    async with Log(feed, takes=0.1) as log:
+        began = anyio.current_time()
+        await log.poll_now()
+        assert anyio.current_time() - began == pytest.approx(6.0)
+
+
+async def test_one_page_and_no_more_is_fetched_ahead():
+    feed = feed_of(50, page_size=10)
+    seen = []
+
+    class Slow(Log):
+        async def process(self, message):
+            await super().process(message)
+            seen.append(len(feed.requests) - (int(message.id) - 1) // 10)
+
+    async with Slow(feed, takes=1.0, max_poll_time=1000) as log:
+        await log.poll_now()
+    assert max(seen) == 2
+    assert len(feed.requests) == 5
+
+
+async def test_what_cannot_be_fetched_ahead_fails_when_its_turn_has_come():
+    feed = feed_of(20, page_size=10)
+    feed.answer(None, FeedError("not now"))
+    async with Log(feed, takes=0.1) as log:
+        with pytest.raises(FeedError, match="not now"):
+            await log.poll_now()
+        assert log.processed == ids(range(1, 11))
+        assert log.status().cursor == feed.after(10)
+        await log.poll_now(timeout=None)
+        assert log.processed == ids(range(1, 21))
+
+
+async def test_what_the_server_asks_for_counts_from_its_answer_and_when_its_turn_has_come():
+    feed = feed_of(20, page_size=10)
+    feed.answer(None, FeedError("not now", retry_after=100.0))
+    async with Log(feed, takes=1.0) as log:
+        began = anyio.current_time()
+        with pytest.raises(FeedError, match="not now"):
+            await log.poll_now()
+        assert log.processed == ids(range(1, 11))
+        await log.poll_now(timeout=None)
+    assert 100 <= times(feed)[2] - began <= 121  # asked at 0, and jitter is drawn upwards
+
+
+@pytest.mark.parametrize("ends", ["by its time", "by a failing message"])
+async def test_what_the_server_asks_for_holds_although_the_poll_ends_first(ends):
+    """G3: nothing is made of the answer but that."""
+
+    class Failing(Log):
+        async def process(self, message):
+            await super().process(message)
+            if ends == "by a failing message" and message.id == "5":
+                raise ValueError
+
+    feed = feed_of(20, page_size=10)
+    feed.answer(None, FeedError("not now", retry_after=1000.0))
+    async with Failing(feed, takes=1.0, max_poll_time=5.0, retry=None) as log:
+        with contextlib.suppress(ProcessError):
+            await log.poll_now()
+        assert len(feed.requests) == 2
+        with pytest.raises(Throttled):
+            await log.poll_now(timeout=900)
+
+
+async def test_what_the_server_asks_for_holds_although_the_poll_is_cancelled_when_its_turn_has_come():
+    """G3."""
+
+    class Last(Log):
+        async def process(self, message):
+            await super().process(message)
+            if message.id == "10":
+                scope.cancel()
+
+    feed = feed_of(20, page_size=10)
+    feed.answer(None, FeedError("not now", retry_after=1000.0))
+    async with Last(feed, takes=1.0) as log:
+        with anyio.CancelScope() as scope, contextlib.suppress(FeedError):
+            await log.poll_now()
+        assert len(feed.requests) == 2
+        with pytest.raises(Throttled):
+            await log.poll_now(timeout=900)
+
+
+async def test_what_the_server_asks_for_holds_although_a_wake_comes_with_it():
+    """G3: the answer to a waiting fetch that gives way in the same moment."""
+
+    class Busy:
+        max_wait = 30.0
+        requests = 0
+
+        async def fetch(self, request):
+            self.requests += 1
+            if not request.wait:
+                return Page([], cursor="c1")
+            await anyio.sleep(1.0)
+            log.wake()
+            raise FeedError("429", retry_after=3600.0)
+
+    feed = Busy()
+    log = Log(feed)
+    with anyio.move_on_after(1000):
+        await log.run()
+    assert feed.requests == 2
+
+
+async def test_a_page_that_asks_for_patience_is_settled_and_nothing_is_fetched_ahead_of_it():
+    feed = feed_of(20, page_size=10, retry_after=50.0)
+    async with Log(feed, takes=1.0) as log:
+        result = await log.poll_now()
+        assert (log.processed, result.caught_up) == (ids(range(1, 11)), False)
+        await log.poll_now(timeout=None)
+    assert log.processed == ids(range(1, 21))
+    assert len(feed.requests) == 2
+
+
+@pytest.mark.parametrize(("error", "raised"), [(ValueError("no"), ProcessError), (SystemExit(3), SystemExit)])
+async def test_what_a_handler_raises_ends_the_fetch_and_is_raised_bare(error, raised):
+    class Failing(Log):
+        async def process(self, message):
+            await super().process(message)
+            if message.id == "5":
+                raise error
+
+    feed = hanging(feed_of(20, page_size=10))
+    async with Failing(feed, takes=1.0, retry=None) as log:
+        with anyio.fail_after(100), pytest.raises(raised):
+            await log.poll_now()
+        assert log.status().cursor == feed.after(4)
+    assert cursors(feed) == [None, feed.after(10)]
+
+
+async def test_what_a_feed_raises_to_leave_is_raised_bare_when_its_turn_has_come():
+    feed = feed_of(20, page_size=10)
+    feed.answer(None, SystemExit(3))
+    async with Log(feed, takes=1.0) as log:
+        with pytest.raises(SystemExit):
+            await log.poll_now()
+        assert log.status().cursor == feed.after(10)
+
+
+async def test_a_chain_that_must_restart_does_so_when_its_turn_has_come():
+    feed = feed_of(30, page_size=10)
+    feed.answer(None, None, ChainRestart("the pages changed"))
+    async with Log(feed, takes=0.1) as log:
+        result = await log.poll_now()
+    assert log.processed == ids(range(1, 31))
+    assert result.caught_up
+    assert cursors(feed) == [None, feed.after(10), feed.after(20), feed.after(20)]
+
+
+async def test_a_stop_ends_the_fetch():
+    feed = hanging(feed_of(20, page_size=10))
+    log = Log(feed, takes=1.0)
+    with anyio.fail_after(100):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(log.run)
+            await log.until(3)
+            log.stop()
+    assert log.processed in (ids(range(1, 4)), ids(range(1, 5)))
+    assert cursors(feed) == [None, feed.after(10)]
+
+
+async def test_a_poll_that_is_cancelled_while_it_waits_for_a_page_to_keep_begins_anew():
+    feed = hanging(feed_of(20, page_size=10))
+    async with Log(feed, takes=1.0, max_poll_time=5.0) as log:
+        with anyio.move_on_after(50) as scope:
+            await log.poll_now()
+        assert scope.cancelled_caught
+        feed.latency = 0.0
+        await log.poll_now()
+    assert log.processed == ids(range(1, 21))
+    assert cursors(feed)[2] == feed.after(10)
+
+
+@pytest.mark.parametrize("settled", [3, 10], ids=["while a message is in hand", "while only the fetch is left"])
+async def test_a_cancellation_ends_the_fetch_and_leaves_what_is_settled(settled):
+    feed = hanging(feed_of(20, page_size=10))
+    async with Log(feed, takes=1.0) as log:
+        with anyio.move_on_after(settled + 0.5) as scope:
+            await log.poll_now()
+        assert scope.cancelled_caught
+        feed.latency = 0.0
+        await log.poll_now()
+    assert log.processed == ids(range(1, 21))
+
+
+async def test_a_poll_that_ends_between_pages_keeps_what_it_fetched():
+    """A handler that takes longer for a page than a poll may take would else fetch each page twice."""
+    feed = feed_of(50, page_size=10)
+    async with Log(feed, takes=1.0, max_poll_time=5.0) as log:
+        while not (await log.poll_now()).caught_up:
+            pass
+    assert log.processed == ids(range(1, 51))
+    assert len(feed.requests) == 6  # the last page once more: it was fetched before the poll that ended with it
+
+
+async def test_the_last_page_is_fetched_by_the_poll_that_calls_it_the_last():
+    """G1: what was published after it was fetched ahead, and before a poll began, is found by that poll."""
+    feed = feed_of(20, page_size=10)
+    async with Log(feed, takes=1.0, max_poll_time=5.0) as log:
+        assert not (await log.poll_now()).caught_up
+        feed.publish("news")
+        while not (await log.poll_now()).caught_up:
+            pass
+    assert log.processed[-1] == "news"
+
+
+async def test_nothing_is_fetched_ahead_of_a_feed_that_stands_still():
+    feed = FakeFeed(read_ahead=True)
+    messages = [Message(str(number)) for number in range(20)]
+    feed.answer(*[Page(messages, cursor="here", next="here")] * 4)
+    async with Log(feed, takes=1.0, prefetch=3) as log:
+        await log.poll_now()
+    assert cursors(feed) == [None, "here"]
+
+
+async def test_progress_that_cannot_be_committed_ends_the_fetch():
+    class Broken(MemoryStore):
+        async def claim(self, name, *, feed):
+            session = await super().claim(name, feed=feed)
+            session.commit = refuse
+            return session
+
+    async def refuse(**progress):
+        raise OSError("the disk is full")
+
+    feed = hanging(feed_of(20, page_size=10))
+    async with Log(feed, store=Broken(), takes=1.0) as log:
+        with anyio.fail_after(100), pytest.raises(OSError, match="disk is full"):
+            await log.poll_now()
+
+
+# Several pages
+
+
+class Counts(Log):
+    """How many pages were asked for when each message was processed, counted from its own."""
+
+    def __init__(self, feed, **settings):
+        super().__init__(feed, **{"takes": 1.0, "max_poll_time": 1e6, **settings})
+        self.ahead = []
+        self.feed = feed
+
+    async def process(self, message):
+        await super().process(message)
+        self.ahead.append(len(self.feed.requests) - 1 - (int(message.id) - 1) // 10)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+async def test_so_many_pages_are_in_hand_and_never_more(prefetch):
+    feed = feed_of(100, page_size=10, latency=0.1)
+    async with Counts(feed, prefetch=prefetch) as log:
+        result = await log.poll_now()
+    assert max(log.ahead) == prefetch
+    assert log.processed == ids(range(1, 101))
+    assert (result.pages, len(feed.requests), result.caught_up) == (10, 10, True)
+    assert cursors(feed) == [None, *(feed.after(10 * n) for n in range(1, 10))]
+
+
+async def test_a_slow_feed_is_asked_for_one_page_at_a_time():
+    feed = feed_of(60, page_size=10, latency=2.0)
+    async with Log(feed, takes=0.1, prefetch=3) as log:
+        began = anyio.current_time()
+        await log.poll_now()
+    assert [at - began for at in times(feed)] == pytest.approx([0, 2, 4, 6, 8, 10])
+
+
+async def test_a_feed_that_must_not_be_asked_ahead_is_not_whatever_is_said():
+    feed = feed_of(60, page_size=10, read_ahead=False)
+    async with Counts(feed, prefetch=3) as log:
+        await log.poll_now()
+    assert max(log.ahead) == 0
+
+
+@pytest.mark.parametrize(
+    ("third", "asked"),
+    [
+        (FeedError("not now"), 3),
+        (ChainRestart("the pages changed"), 3),
+        (Page([Message("x")] * 20, cursor="c", next="c", retry_after=1e4), 3),
+        (Page([Message("x")] * 20, cursor="c"), 3),
+        (Page([Message("x")] * 9, cursor="c", next="d"), 3),
+        (None, 4),
+    ],
+    ids=["a failure", "a restart", "a wish to be left alone", "an end", "a short page", "nothing"],
+)
+async def test_nothing_is_fetched_beyond(third, asked):
+    feed = feed_of(100, page_size=10)
+    feed.answer(None, None, third)
+    async with Counts(feed, prefetch=3) as log:
+        with anyio.move_on_after(9.5):
+            await log.poll_now()
+    assert len(feed.requests) == asked
+
+
+async def test_nothing_is_fetched_ahead_when_the_poll_is_to_end():
+    feed = feed_of(100, page_size=10, latency=2.0)
+    async with Counts(feed, prefetch=3, max_poll_time=5.0) as log:
+        await log.poll_now()
+    assert len(feed.requests) == 3, "at 0, 2 and 4 seconds"
+
+
+async def test_pages_in_hand_are_kept_for_the_next_poll_which_reads_ahead_of_them():
+    feed = feed_of(80, page_size=10, latency=0.1)
+    async with Counts(feed, prefetch=3, max_poll_time=5.0) as log:
+        asked = []
+        while not (await log.poll_now()).caught_up:
+            asked.append(len(feed.requests))
+    assert log.processed == ids(range(1, 81))
+    assert asked[:4] == [4, 5, 6, 7], "one page for each that was processed"
+    assert len(feed.requests) == 8 + 3, "and the last one again by each poll, since it may not be the last by then"
+
+
+async def test_what_a_poll_was_started_for_holds_for_what_it_reads_ahead_of_pages_of_the_one_before():
+    """G1: a cache might not have what a push says is there."""
+    feed = feed_of(80, page_size=10, latency=0.1)
+    log = Counts(feed, prefetch=3, max_poll_time=5.0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(log.run)
+        await log.until(3)
+        log.wake(Push(topics=("orders",)))
+        await log.until(15)
+        tasks.cancel_scope.cancel()
+    asked = [(one.request.fresh, one.request.hint) for one in feed.requests]
+    assert asked == [(False, None)] * 4 + [(True, Push(topics=("orders",)))]
+
+
+@pytest.mark.parametrize("how", ["rewind", "cancel"])
+async def test_pages_in_hand_are_dropped_by(how):
+    feed = feed_of(80, page_size=10, latency=0.1)
+    async with Counts(feed, prefetch=3, max_poll_time=5.0) as log:
+        if how == "rewind":
+            await log.poll_now()
+            await log.rewind("inception")
+        else:
+            with anyio.move_on_after(5.5):
+                await log.poll_now()
+        before = len(feed.requests)
+        log.takes = 0.0
+        await log.poll_now()
+    assert before == 4
+    assert cursors(feed)[4] == (None if how == "rewind" else feed.after(5))
+    assert log.processed == ids(range(1, 81))
+
+
+async def test_what_the_server_asks_for_with_a_page_that_is_dropped_holds():
+    """G3: also when it is not the next page."""
+    feed = feed_of(80, page_size=10)
+    feed.answer(None, None, Page([Message("x")] * 20, cursor="c", next="c", retry_after=1_000.0))
+    async with Counts(feed, prefetch=3) as log:
+        with anyio.move_on_after(5.5):
+            await log.poll_now()
+        with pytest.raises(Throttled):
+            await log.poll_now(timeout=900)
+
+
+@pytest.mark.parametrize(("prefetch", "error"), [(-1, ValueError), (True, TypeError), (1.5, TypeError)])
+def test_a_number_of_pages_of_no_meaning_is_refused_at_construction(prefetch, error):
+    with pytest.raises(error, match="prefetch must be"):
+        Log(FakeFeed(), prefetch=prefetch)
+
+
+def test_the_http_feed_reads_ahead():
+    assert HTTPFeed("https://shop.example/orders").read_ahead

@@ -1,0 +1,434 @@
+"""One commit at a time, beside the pages that follow: sooner, and all else as if each page waited for its own."""
+
+import asyncio
+import contextlib
+import gc
+
+import anyio
+import pytest
+
+from push_to_poll_client import (
+    ChainRestart,
+    FeedError,
+    MemoryStore,
+    Message,
+    Page,
+    ProcessError,
+    _lifecycle,
+    _progress,
+)
+from push_to_poll_client.testing import FakeFeed
+from tests.support.consumers import Log, polls_on
+
+pytestmark = pytest.mark.anyio
+
+
+class Slow(MemoryStore):
+    """Takes `takes` seconds for a commit, and writes down what each saved and how many ran at once."""
+
+    def __init__(self, takes=1.0):
+        super().__init__()
+        self.takes = takes
+        self.saved = []
+        self.running = self.most_running = 0
+        self.broken = 0
+
+    async def claim(self, name, *, feed):
+        session = await super().claim(name, feed=feed)
+        commit = session.commit
+
+        async def slowly(*, cursor, records, **others):
+            self.running += 1
+            self.most_running = max(self.running, self.most_running)
+            try:
+                await anyio.sleep(self.takes)
+                if self.broken:
+                    self.broken -= 1
+                    raise OSError("the disk is full")
+                await commit(cursor=cursor, records=records, **others)
+            finally:
+                self.running -= 1
+            self.saved.append((cursor, [record.key for record in records]))
+
+        session.commit = slowly
+        return session
+
+    @property
+    def keys(self):
+        return [key for _, keys in self.saved for key in keys]
+
+
+def feed_of(messages, **settings):
+    feed = FakeFeed(**{"read_ahead": True, "page_size": 10, **settings})
+    feed.publish(messages)
+    return feed
+
+
+def pages(*names_of_each):
+    """A feed of these pages, each read ahead."""
+    feed = FakeFeed(read_ahead=True)
+    last = len(names_of_each)
+    feed.answer(
+        *(
+            Page([Message(str(name)) for name in names], cursor=f"c{n}", next=None if n == last else f"c{n}")
+            for n, names in enumerate(names_of_each, 1)
+        )
+    )
+    return feed
+
+
+def ids(numbers):
+    return [str(number) for number in numbers]
+
+
+async def test_pages_that_follow_at_once_share_commits_one_at_a_time():
+    feed, store = feed_of(100, latency=0.3), Slow()
+    async with Log(feed, store=store, flush_interval=10.0) as log:
+        began = anyio.current_time()
+        result = await log.poll_now()
+        assert anyio.current_time() - began < 6.0  # ten pages, of which each takes a second to commit
+        assert (result.messages, result.pages, result.caught_up) == (100, 10, True)
+        assert log.status().cursor == feed.after(100)
+    assert log.processed == store.keys == ids(range(1, 101))
+    assert store.most_running == 1
+    assert 2 < len(store.saved) < 6
+    assert [cursor for cursor, _ in store.saved] == [feed.after(int(keys[-1])) for _, keys in store.saved]
+
+
+async def test_a_poll_ends_when_all_is_committed():
+    feed, store = feed_of(20), Slow(takes=5.0)
+    async with Log(feed, store=store, flush_interval=10.0) as log:
+        await log.poll_now()
+        assert store.keys == ids(range(1, 21))
+        assert log.status().counters.messages == 20
+
+
+@pytest.mark.parametrize(("takes", "commit"), [(0.001, 0.03), (0.001, 0.2), (0.02, 0.03), (0.2, 0.01)])
+async def test_what_is_uncommitted_took_the_flush_interval_at_most(takes, commit):
+    """G7, whatever the store takes for a commit."""
+    feed, store = feed_of(200), Slow(commit)
+    uncommitted = []
+
+    class Watched(Log):
+        async def process(self, message):
+            await super().process(message)
+            uncommitted.append(len(self.processed) - len(store.keys))
+
+    async with Watched(feed, store=store, takes=takes, flush_interval=0.05, max_poll_time=1000) as log:
+        await log.poll_now()
+    assert log.processed == store.keys == ids(range(1, 201))
+    assert max(uncommitted) <= 0.05 / takes + 1.01
+
+
+async def test_a_message_that_is_about_to_be_recorded_is_a_duplicate():
+    """G6: whether its commit is under way or not begun."""
+    first, second, third = range(10), range(10, 20), range(20, 30)
+    feed, store = pages(first, second, third, [*first, *second, *third, 30]), Slow(takes=0.5)
+    async with Log(feed, store=store, flush_interval=10.0) as log:
+        result = await log.poll_now()
+    assert log.processed == store.keys == ids(range(31))
+    assert (result.messages, result.duplicates) == (31, 30)
+
+
+async def test_a_message_whose_commit_overtakes_the_answer_about_it_is_a_duplicate():
+    """G6: a store may answer from what was before a commit, and later than that commit."""
+
+    class Late(Slow):
+        async def claim(self, name, *, feed):
+            session = await super().claim(name, feed=feed)
+            unseen = session.unseen
+
+            async def late(keys):
+                answer = await unseen(keys)
+                await anyio.sleep(0.8)
+                return answer
+
+            session.unseen = late
+            return session
+
+    feed = pages(range(10), range(10, 20), range(20))
+    async with Log(feed, store=Late(takes=0.5), flush_interval=10.0) as log:
+        await log.poll_now()
+    assert log.processed == ids(range(20))
+
+
+async def test_progress_that_cannot_be_committed_beside_ends_the_poll_and_is_kept():
+    feed, store = feed_of(40, latency=0.3), Slow(takes=0.5)
+    async with Log(feed, store=store, flush_interval=10.0) as log:
+        store.broken = 3  # beside, before the next page, and at the end
+        with pytest.raises(OSError, match="disk is full"):
+            await log.poll_now()
+        assert 10 < len(log.processed) < 40
+        assert (store.keys, log.status().counters.messages) == ([], 0)
+        result = await log.poll_now(timeout=None)
+        assert (result.caught_up, result.duplicates) == (True, 0)
+    assert log.processed == store.keys == ids(range(1, 41))
+
+
+async def test_progress_that_could_not_be_committed_once_is_committed_before_the_next_page():
+    feed, store = feed_of(40, latency=0.3), Slow(takes=0.5)
+    async with Log(feed, store=store, flush_interval=10.0) as log:
+        store.broken = 1
+        result = await log.poll_now()
+    assert (result.messages, result.caught_up) == (40, True)
+    assert log.processed == store.keys == ids(range(1, 41))
+
+
+async def test_progress_that_cannot_be_committed_at_the_end_is_kept_too():
+    feed, store = feed_of(15), Slow(takes=0.5)
+    async with Log(feed, store=store, flush_interval=10.0) as log:
+        store.broken = 3
+        with pytest.raises(OSError, match="disk is full"):
+            await log.poll_now()
+        feed.publish("news")
+        await log.poll_now(timeout=None)
+    assert log.processed == store.keys == [*ids(range(1, 16)), "news"]
+
+
+async def test_progress_that_cannot_be_committed_beside_fails_the_poll_that_made_it():
+    """Also when nothing of the poll comes after it."""
+    feed, store = feed_of(30), Slow(takes=5.0)
+    async with Log(feed, store=store, takes=0.1, flush_interval=100.0, max_poll_time=0.5) as log:
+        store.broken = 2
+        with pytest.raises(OSError, match="disk is full"):
+            await log.poll_now()
+        assert log.processed == ids(range(1, 11))
+
+
+async def test_what_could_not_be_committed_once_is_a_duplicate_all_the_same():
+    class FailsOnce(Slow):
+        async def claim(self, name, *, feed):
+            session = await super().claim(name, feed=feed)
+            self.broken = 1
+            return session
+
+    first, second = ["x", *range(1, 10)], list(range(10, 20))
+    feed, store = pages(first, second, ["x", *range(20, 30)], list(range(30, 40))), FailsOnce(takes=0.5)
+    async with Log(feed, store=store, takes=0.06, flush_interval=100.0) as log:
+        await log.poll_now()
+    assert log.processed.count("x") == 1
+
+
+async def test_a_message_that_fails_for_good_leaves_all_before_it_committed():
+    feed, store = feed_of(20), Slow()
+
+    class Failing(Log):
+        async def process(self, message):
+            await super().process(message)
+            if message.id == "5":
+                raise ValueError
+
+    async with Failing(feed, store=store, flush_interval=100.0, retry=None) as log:
+        with pytest.raises(ProcessError):
+            await log.poll_now()
+        assert (log.status().cursor, store.keys) == (feed.after(4), ids(range(1, 5)))
+
+
+async def test_a_fetch_that_fails_leaves_all_before_it_committed():
+    feed, store = feed_of(30), Slow()
+    feed.answer(None, None, FeedError("not now"))
+    async with Log(feed, store=store, flush_interval=10.0) as log:
+        with pytest.raises(FeedError, match="not now"):
+            await log.poll_now()
+        assert (log.status().cursor, store.keys) == (feed.after(20), ids(range(1, 21)))
+
+
+async def test_a_chain_that_must_restart_does_so_after_all_that_is_settled():
+    feed, store = feed_of(30), Slow()
+    feed.answer(None, None, ChainRestart("the pages changed"))
+    async with Log(feed, store=store, flush_interval=10.0) as log:
+        result = await log.poll_now()
+    assert log.processed == store.keys == ids(range(1, 31))
+    assert result.duplicates == 0
+
+
+async def test_a_message_waits_for_its_next_attempt_with_all_before_it_committed():
+    feed, store = feed_of(20), Slow(takes=5.0)
+    committed = []
+
+    class Failing(Log):
+        async def process(self, message):
+            if message.id == "15":
+                committed.append(len(store.keys))
+                raise ValueError
+            await super().process(message)
+
+    async with Failing(feed, store=store, flush_interval=100.0) as log:
+        with pytest.raises(ProcessError):
+            await polls_on(log)
+        assert log.status().cursor == feed.after(14)
+    assert committed == [0, 14, 14, 14, 14]
+
+
+async def test_a_cancelled_poll_lets_the_commit_beside_end():
+    feed, store = feed_of(20), Slow(takes=1.0)
+    async with Log(feed, store=store, takes=0.1, flush_interval=100.0) as log:
+        with anyio.move_on_after(1.25):
+            await log.poll_now()
+        assert store.keys == ids(range(1, 13))
+        assert log.status().cursor == feed.after(12)
+        await log.poll_now()
+    assert log.processed == store.keys == ids(range(1, 21))
+
+
+def hangs_after_its_first_page():
+    """A feed whose second fetch never ends."""
+    feed = feed_of(40)
+
+    def hang(request):
+        feed.latency = 1e9
+
+    feed.answer(None, hang)
+    return feed
+
+
+@pytest.mark.parametrize(("broken", "recorded"), [(1, 10), (2, 0)])
+async def test_a_stop_waits_for_the_commit_beside_and_raises_why_there_is_none(broken, recorded):
+    feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
+    store.broken = broken
+    log = Log(feed, store=store, flush_interval=10.0)
+
+    async def run():
+        try:
+            await log.run()
+        except OSError:
+            raised.append("the disk is full")
+
+    raised = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        await log.until(10)
+        await anyio.sleep(0.7)
+        log.stop()
+    assert len(store.keys) == recorded
+    assert bool(raised) == (not recorded)
+
+
+async def test_a_message_that_overruns_a_stop_takes_nothing_with_it():
+    feed, store, begun = feed_of(40), Slow(takes=1.0), anyio.Event()
+
+    class Hanging(Log):
+        async def process(self, message):
+            if message.id == "15":
+                begun.set()
+                await anyio.sleep_forever()
+            await super().process(message)
+
+    log = Hanging(feed, store=store, flush_interval=10.0, shutdown_timeout=0.2)
+    store.broken = 1
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(log.run)
+        await begun.wait()
+        log.stop()
+    assert log.processed == store.keys == ids(range(1, 15))
+
+
+async def test_what_a_cancelled_poll_could_not_commit_fails_no_other():
+    feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
+    async with Log(feed, store=store, flush_interval=10.0) as log:
+        store.broken = 1
+        with anyio.move_on_after(0.7):
+            await log.poll_now()
+        feed.latency = 0.0
+        result = await log.poll_now()
+    assert (result.messages, result.duplicates) == (30, 0)
+    assert log.processed == store.keys == ids(range(1, 41))
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@pytest.mark.parametrize("after", [0.0, 0.2, 0.7])
+async def test_when_asyncio_cancels_every_task_all_that_is_done_is_recorded(after):
+    """As `asyncio.run` does at its end, also to the task that commits."""
+    feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
+    log, others = Log(feed, store=store, flush_interval=10.0), asyncio.all_tasks()
+    running = asyncio.ensure_future(log.run())
+    await log.until(10)
+    await anyio.sleep(after)
+    for task in asyncio.all_tasks() - others:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert log.processed == store.keys == ids(range(1, 11))
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # so anyio says that it had not begun
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_when_the_task_that_commits_is_cancelled_before_it_began_the_poll_commits_itself():
+    class Last(Log):
+        async def process(self, message):
+            self.processed.append(message.id)
+            if message.id == "10":
+                asyncio.get_running_loop().call_soon(cancel)
+
+    def cancel():
+        for task in asyncio.all_tasks() - others - {running}:
+            task.cancel()
+
+    feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
+    log, others = Last(feed, store=store, flush_interval=10.0), asyncio.all_tasks()
+    running = asyncio.ensure_future(log.poll_now())
+    with contextlib.suppress(RuntimeError):  # of the fetch, which was cancelled with it
+        await asyncio.wait_for(running, 5)
+    assert log.processed == store.keys == ids(range(1, 11))
+    gc.collect()
+
+
+async def test_the_keys_of_a_replay_are_bounded_too(monkeypatch):
+    """G11: of pages that bring nothing new, nothing is pending but their keys."""
+    monkeypatch.setattr(_progress, "MAX_PENDING", 25)
+    feed, store = pages(range(10), *[range(n, n + 10) for n in range(0, 200, 10)]), Slow(takes=0.0)
+    most = []
+
+    class Watched(_progress.Progress):
+        async def unsettled(self, keys):
+            most.append(len(self._pending_keys) + len(self._moving_keys))
+            return set(keys[:1]) & await super().unsettled(keys)
+
+    monkeypatch.setattr(_lifecycle, "Progress", Watched)
+    async with Log(feed, store=store, flush_interval=1e6, max_poll_time=1e6) as log:
+        store.takes = 100.0
+        await log.poll_now()
+    assert 25 < max(most) <= 25 + 20
+
+
+async def test_the_next_page_waits_when_too_much_is_pending(monkeypatch):
+    monkeypatch.setattr(_progress, "MAX_PENDING", 25)
+    feed, store = feed_of(100), Slow(takes=100.0)
+    pending = []
+
+    class Watched(Log):
+        async def process(self, message):
+            await super().process(message)
+            pending.append(len(self.processed) - len(store.keys))
+
+    async with Watched(feed, store=store, flush_interval=1e6, max_poll_time=1e6) as log:
+        await log.poll_now()
+    assert log.processed == store.keys == ids(range(1, 101))
+    assert 30 < max(pending) <= 40  # ten under way, and three pages that wait for them
+
+
+async def test_a_feed_that_stands_still_is_asked_again_as_long_as_it_brings_news():
+    """Whether or not that is committed yet."""
+    feed, store = FakeFeed(read_ahead=True), Slow()
+    pages_of_ids = [ids(range(n, n + 10)) for n in (0, 10, 20)]
+    feed.answer(
+        *(Page([Message(name) for name in names], cursor="here", next="here") for names in pages_of_ids),
+        Page([Message("20")], cursor="here", next="here"),
+    )
+    async with Log(feed, store=store, flush_interval=100.0) as log:
+        result = await log.poll_now()
+    assert (result.messages, result.duplicates) == (30, 1)
+
+
+async def test_a_page_without_messages_saves_its_cursor_beside():
+    feed = FakeFeed(read_ahead=True)
+    feed.answer(
+        Page([Message(str(n)) for n in range(10)], cursor="c1", next="c1"),
+        Page([Message(str(n)) for n in range(10)], cursor="c2", next="c2"),
+        Page([], cursor="c3"),
+    )
+    store = Slow(takes=0.1)
+    async with Log(feed, store=store) as log:
+        await log.poll_now()
+        assert log.status().cursor == "c3"
+    assert store.keys == ids(range(10))

@@ -1,0 +1,95 @@
+"""Every interleaving of a small world, seven or eight events deep, keeps G1-G4.
+
+Interleavings that lead to the same state (times taken relative to now) are followed once. The world's own books
+are part of the state, so nothing that a check could see is merged away.
+"""
+
+import pytest
+
+from push_to_poll_client._schedule import Outcome
+from tests.support.forms import form
+from tests.support.schedule_world import World
+
+DEPTH = form(7, 8)
+
+
+def moves(world):
+    """The events that can happen next, each as a function of a world."""
+    yield lambda w: w.wake(push=True)
+    yield lambda w: w.wake(push=True, known=True)
+    yield World.tick
+    yield lambda w: w.set_channel(not w.up)
+    yield lambda w: setattr(w.schedule, "paused", not w.schedule.paused)
+    if world.resume_at > world.now:
+        yield World.resume_now
+    if world.running:
+        yield from ENDS
+    elif world.due():
+        yield World.start
+    if world.may_start_by_hand():
+        yield World.start_by_hand
+
+
+ENDS = (
+    lambda w: w.end(Outcome.CAUGHT_UP, found=0),
+    lambda w: w.end(Outcome.CAUGHT_UP, found=1),
+    lambda w: w.end(Outcome.MORE, found=1),
+    lambda w: w.end(Outcome.MORE, found=1, resume_in=2.0),
+    lambda w: w.end(Outcome.FAILED),
+    lambda w: w.end(Outcome.FAILED, retry_after=3.0),
+    lambda w: w.end(Outcome.ABANDONED),
+)
+
+
+SETTINGS = {"fallback", "degraded", "rate", "burst", "wake_delay", "jitter", "can_wait", "schedule"}
+"""Of the world; the same all the way."""
+
+DURATIONS = {"_backoff", "_shortening", "_wait", "_spacing", "_slack", "_wake_delay", "_fallback", "_degraded"}
+"""Of the schedule; every other float is a time."""
+
+
+def state(world):
+    """Return all of it as one value, with times relative to now. Runs after each event, so it has to be fast."""
+    now, parts = world.now, []
+    for name, value in (*vars(world).items(), *vars(world.schedule).items()):
+        kind = type(value)
+        if name in SETTINGS:
+            continue
+        if kind is float:
+            parts.append(value if name in DURATIONS else value - now)
+        elif kind is list:
+            parts.append(tuple([at - now for at in value]))
+        elif kind is dict:
+            parts.append(tuple(sorted(value.items())))
+        else:
+            parts.append(value)
+    return tuple(parts)
+
+
+def explore(root):
+    frontier = [root]
+    seen = {state(root)}
+    transitions = 0
+    for _ in range(DEPTH):
+        following = []
+        for world in frontier:
+            for move in moves(world):
+                after = world.fork()
+                move(after)
+                transitions += 1
+                if (reached := state(after)) not in seen:
+                    after.check()
+                    seen.add(reached)
+                    following.append(after)
+        frontier = following
+    return transitions
+
+
+@pytest.mark.slow
+@pytest.mark.no_cover  # lines are counted where it is quick
+@pytest.mark.parametrize(("wake_delay", "can_wait"), [(0.0, False), (1.0, True)])
+def test_every_interleaving_of_a_small_world_keeps_g1_to_g4(wake_delay, can_wait):
+    root = World(wake_delay=wake_delay, can_wait=can_wait)
+    root.check()
+    transitions = explore(root)
+    assert transitions > form(50_000, 150_000)

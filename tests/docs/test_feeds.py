@@ -1,0 +1,196 @@
+"""The declarations of `docs/feeds.md`, as they stand there, each on a server that follows its protocol."""
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import respx
+
+import push_to_poll_client
+from push_to_poll_client import CursorExpired, FeedError, FetchRequest
+from push_to_poll_client.feeds import paged
+from tests.feeds.test_paged_vendors import inception, walk
+from tests.vendors.atom import Atom
+from tests.vendors.calendar import Calendar
+from tests.vendors.couchdb import CouchDB
+from tests.vendors.discord import Discord
+from tests.vendors.drive import Drive
+from tests.vendors.dropbox import Dropbox
+from tests.vendors.github import GitHub
+from tests.vendors.gmail import Gmail
+from tests.vendors.graph import Graph
+from tests.vendors.jmap import JMAP
+from tests.vendors.matrix import Matrix
+from tests.vendors.ntfy import Ntfy
+from tests.vendors.okta import Okta
+from tests.vendors.plaid import Plaid
+from tests.vendors.remote_settings import RemoteSettings
+from tests.vendors.stripe import Stripe
+from tests.vendors.telegram import Telegram
+from tests.vendors.vendor import SECRET, Wire
+from tests.vendors.zendesk import Zendesk
+
+pytestmark = pytest.mark.anyio
+
+PAGE = (Path(__file__).parents[2] / "docs" / "feeds.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+DECLARED = {
+    found[1]: block for block in BLOCKS if (found := re.search(r"^(\w+) = PagedFeed\(", block, re.MULTILINE))
+}
+
+VENDORS = {
+    "events": GitHub,
+    "stripe": Stripe,
+    "graph": Graph,
+    "plaid": Plaid,
+    "couchdb": CouchDB,
+    "telegram": Telegram,
+    "dropbox": Dropbox,
+    "calendar": Calendar,
+    "drive": Drive,
+    "gmail": Gmail,
+    "ntfy": Ntfy,
+    "remote_settings": RemoteSettings,
+    "okta": Okta,
+    "zendesk": Zendesk,
+    "discord": Discord,
+    "matrix": Matrix,
+}
+
+CREDENTIALS = {
+    "GITHUB_TOKEN": SECRET,
+    "STRIPE_KEY": f"sk_test_{SECRET}",
+    "CLIENT_ID": "client",
+    "SECRET": SECRET,
+    "ACCESS_TOKEN": f"access-{SECRET}",
+    "PASSWORD": SECRET,
+    "BOT_TOKEN": Telegram.token,
+    "DROPBOX_TOKEN": f"sl.{SECRET}",
+    "OKTA_TOKEN": SECRET,
+    "ZENDESK_TOKEN": SECRET,
+    "DISCORD_TOKEN": SECRET,
+    "MATRIX_TOKEN": f"syt_{SECRET}",
+}
+
+
+async def graph_token():
+    return f"eyJ.{SECRET}"
+
+
+async def google_token():
+    return SECRET
+
+
+def declared(name):
+    """The feed that a block of the page declares, and where it is."""
+    names = {part: getattr(paged, part) for part in paged.__all__}
+    names |= CREDENTIALS | {"graph_token": graph_token, "google_token": google_token}
+    exec(DECLARED[name], names)  # noqa: S102  # it is ours
+    return names[name], re.search(r'"(https://[^"]*)"', DECLARED[name])[1]
+
+
+@pytest.fixture
+def serve():
+    """A vendor's server at the real address, as far as this process can see."""
+    with respx.mock(assert_all_called=False) as router:
+
+        def start(vendor, url):
+            parts = urlsplit(url)
+            vendor.origin = f"{parts.scheme}://{parts.netloc}"
+            vendor.path = parts.path.format(token=Telegram.token)
+            router.route(host=parts.hostname).mock(side_effect=vendor.handle)
+            return vendor
+
+        yield start
+
+
+def test_every_vendor_is_declared():
+    """Kinto is the one that can be had: see `test_real_kinto.py`."""
+    assert DECLARED.keys() == VENDORS.keys() | {"kinto"}
+
+
+@pytest.mark.parametrize("name", ["stripe", "events", "graph", "plaid", "couchdb", "telegram"])
+def test_a_declaration_takes_fifteen_lines_or_fewer(name):
+    lines = [line for line in DECLARED[name].splitlines() if line.strip() and not line.startswith("from ")]
+    assert len(lines) <= 15
+
+
+@pytest.mark.parametrize("name", VENDORS)
+async def test_a_declaration_reads_its_vendor_and_then_what_is_new(name, serve):
+    feed, url = declared(name)
+    vendor = serve(VENDORS[name](5), url)
+    if name == "ntfy":  # which is public
+        vendor.authorization = None
+    before, cursors = await walk(feed, inception(vendor))
+    vendor.publish(3)
+    after, _ = await walk(feed, cursors[-1])
+    await feed.aclose()
+    assert len({message.key for message in (*before, *after)}) == 8
+    assert (len(before), len(after)) == (5, 3)
+
+
+@pytest.mark.parametrize("name", sorted(VENDORS.keys() - {"ntfy", "remote_settings"}))
+async def test_a_declaration_shows_no_secret(name, serve):
+    feed, url = declared(name)
+    vendor = serve(VENDORS[name](1), url)
+    vendor.authorization = "another one"
+    vendor.body = {"client_id": "x", "secret": "y", "access_token": "z"}
+    vendor.path = "/elsewhere"
+    with pytest.raises(FeedError) as refused:
+        await walk(feed, inception(vendor))
+    await feed.aclose()
+    assert SECRET not in f"{refused.value} {feed!r} {feed.identity}"
+
+
+@pytest.fixture
+def own():
+    """The class of the page that is nobody's declaration, on its server."""
+    vendor = JMAP(5)
+    block = next(block for block in BLOCKS if "class JMAPFeed" in block)
+    names = {name: getattr(push_to_poll_client, name) for name in push_to_poll_client.__all__}
+    names |= {"httpx": httpx, "Any": Any}
+    exec(block, names)  # noqa: S102  # it is ours
+    client = httpx.AsyncClient(transport=Wire(vendor.handle), base_url=vendor.origin, headers=vendor.headers)
+    return vendor, names["JMAPFeed"](client, "a1")
+
+
+async def test_a_feed_of_ones_own_reads_what_is_new(own):
+    vendor, feed = own
+    before, cursors = await walk(feed, None)
+    vendor.publish(3)
+    vendor.change(0)
+    vendor.change(1, "destroyed")
+    after, _ = await walk(feed, cursors[-1])
+    assert before == []
+    assert [message.data["id"] for message in after[:3]] == [entry["id"] for _, entry in vendor.entries[5:8]]
+    assert after[-1].data == {"id": vendor.entries[1][1]["id"], "destroyed": True}
+    assert len({message.key for message in after}) == 5
+
+
+async def test_a_feed_of_ones_own_says_that_its_cursor_expired(own):
+    vendor, feed = own
+    vendor.oldest = 3
+    with pytest.raises(CursorExpired, match="cannotCalculateChanges"):
+        await feed.fetch(FetchRequest("1"))
+
+
+async def test_the_example_of_atom_prints_what_is_new_and_what_is_gone(serve, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    block = next(block for block in BLOCKS if "AtomFeed(" in block)
+    assert len([line for line in block.splitlines() if line.strip()]) <= 15
+    vendor = serve(Atom(2), "https://github.com/python/cpython/releases.atom")
+    vendor.authorization = None
+    names = {}
+    exec(block, names)  # noqa: S102  # it is ours
+    async with names["releases"] as releases:
+        await releases.poll_now()
+        vendor.delete()
+        await releases.poll_now()
+    assert capsys.readouterr().out.splitlines() == [
+        "2023-11-14 22:13:20+00:00 Order 1 https://github.com/orders/1",
+        "2023-11-14 22:13:21+00:00 Order 2 https://github.com/orders/2",
+        f"gone: {vendor.entries[-1]['id']}",
+    ]

@@ -1,0 +1,492 @@
+"""What docs/ and README say of the code is true: names, log lines, exit codes, figures, links, programs."""
+
+import ast
+import contextlib
+import functools
+import inspect
+import io
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+import push_to_poll_client
+from push_to_poll_client import (
+    AtomFeed,
+    Consumer,
+    Counters,
+    DeadLetter,
+    DurableStreamFeed,
+    HTTPFeed,
+    ListenerStatus,
+    LongPollListener,
+    Mode,
+    PagedFeed,
+    SQLiteStore,
+    SSEListener,
+    Status,
+    WebhookListener,
+    WebSocketListener,
+    _channels,
+    _failure_policy,
+    _json,
+    _progress,
+    _retry,
+    _types,
+    _validation,
+    _wakes,
+    durable_streams,
+    testing,
+)
+from push_to_poll_client import _exceptions as exceptions
+from push_to_poll_client._http import caching, client, headers, origins, response
+from push_to_poll_client.cli import _tail
+from push_to_poll_client.cli._output import Exit
+from push_to_poll_client.durable_streams import _framing, _signature
+from push_to_poll_client.feeds import (
+    _decoding,
+    _end_of_feed,
+    _newest_first,
+    _newest_first_cursor,
+    _newest_first_walk,
+    paged,
+)
+from push_to_poll_client.feeds._atom import constructs, entry, parser
+from push_to_poll_client.feeds._paged import request
+from push_to_poll_client.listeners import (
+    _hints,
+    handshakes,
+    postgres,
+    redis,
+    sse,
+    subscriptions,
+    verifiers,
+    websocket,
+)
+from push_to_poll_client.listeners._webhook import limits, routing
+from push_to_poll_client.listeners._webhook import limits as limits_module
+from push_to_poll_client.listeners.subscriptions import _callbacks, _websub
+from push_to_poll_client.listeners.verifiers import _hmac, _standard_webhooks
+from push_to_poll_client.stores import _retention
+from push_to_poll_client.testing import serve_in_thread
+from tests.support.command_line import typed
+from tests.support.forms import GUARD
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "push_to_poll_client"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, GUARANTEES, OPERATIONS = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/guarantees.md", "docs/operations.md")
+)
+
+HOLE = "\0"
+"""Where a log line or an error has what differs from time to time; `<name>` in the docs."""
+
+LEVELS = {"info", "warning", "error", "exception", "critical", "log"}
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def section(text, title):
+    """What stands under a heading, up to the next one of its level."""
+    level = re.search(rf"^(#+) {re.escape(title)}", text, re.MULTILINE)
+    assert level, f"there is no section {title!r}"
+    return re.split(rf"^#{{1,{len(level[1])}}} ", text[level.end() :], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def table(text, head):
+    """The cells of each row of the table whose head begins so."""
+    rows = text.split(f"\n| {head} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def spans(text):
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+# Tests that are named as evidence
+
+
+def evidence(text):
+    """Files and the tests that are named in them. An item may link several files that have the same test."""
+    for item in re.findall(r"^- ((?:.|\n  )*)", text, re.MULTILINE):
+        for path in re.findall(r"\]\(([^)]+)\)", item):
+            for name in spans(item):
+                yield (ROOT / "docs" / path).resolve(), name
+
+
+@functools.cache
+def functions(path):
+    """Name and decorators of each function and method of a file."""
+    top = ast.parse(path.read_text()).body
+    nodes = [*top, *(node for kind in top if isinstance(kind, ast.ClassDef) for node in kind.body)]
+    return {
+        node.name: [ast.unparse(decorator) for decorator in node.decorator_list]
+        for node in nodes
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+@pytest.mark.parametrize("number", range(1, 13))
+def test_every_guarantee_is_explained_and_shown_by_tests_that_pass(number):
+    text = section(GUARANTEES, f"G{number}: ")
+    named = list(evidence(text))
+    assert named or "*Not yet.*" in text
+    for path, name in named:
+        decorators = functions(path).get(name)
+        assert decorators is not None, f"{path.name} has no {name}"
+        assert not any(".xfail(" in decorator for decorator in decorators), f"{name} is expected to fail"
+
+
+def test_no_test_is_named_but_as_evidence():
+    named = {name for _, name in evidence(GUARANTEES)}
+    assert set(re.findall(r"\btest_\w+(?!\w*\.py)\b", re.sub(r"\[.*?\]\(.*?\)", "", GUARANTEES))) == named
+
+
+def test_guarantees_are_called_as_in_readme_and_as_unfinished():
+    in_readme = re.findall(r"^\| (G\d+) \| (.*?) \| (.*) \|$", README, re.MULTILINE)
+    explained = re.findall(r"^## (G\d+): (.*)$", GUARANTEES, re.MULTILINE)
+    assert explained == [(number, name) for number, name, _ in in_readme]
+    unfinished = {number for number, _, text in in_readme if "*Not yet" in text}
+    assert unfinished == {number for number, _ in explained if "*Not yet" in section(GUARANTEES, f"{number}: ")}
+
+
+def test_the_limits_are_these():
+    def default(thing, name):
+        return inspect.signature(thing).parameters[name].default
+
+    body = default(HTTPFeed, "max_body")
+    stated = [
+        f"{body >> 20} MiB",
+        f"{HTTPFeed('https://shop.example')._most:,}",
+        f"{_decoding.MAX_UNREADABLE:,}",
+        f"{_decoding.MAX_ID:,} characters",
+        f"{_types.MAX_CURSOR:,} characters",
+        f"{default(HTTPFeed, 'timeout'):g} s",
+        f"{request.MAX_ERROR >> 10} KiB, in {client.MOST_FOR_AN_ERROR:g} s",
+        f"{response.FLOOR:,} bytes in each {response.STILL:g} s, once a wait that was asked for is over",
+        f"{client.MAX_REDIRECTS}",
+        f"{origins.MAX_MOVES}, for an hour",
+        f"{origins.MAX_READ}",
+        f"{headers.MAX_LINKS}",
+        f"{caching.MAX_VALIDATOR:,} characters",
+        f"{caching.MAX_FRESH / 3600:g} hour",
+        f"{_end_of_feed.MAX_URLS}",
+        f"{origins.MAX_SECRET:,} characters",
+        f"{_newest_first.MOST_MESSAGES:,}, or {_newest_first_walk.MOST_BYTES >> 20} MiB of documents",
+        f"{_newest_first_walk.MOST_DOCUMENTS:,} and {_newest_first_walk.MOST_ADDRESSES:,}",
+        f"{_newest_first_walk.MOST_WALKS}",
+        f"{_newest_first_walk.MOST_TRIES}",
+        f"{_newest_first_cursor.MOST_KEPT:,} and {_newest_first_cursor.KEPT}",
+        f"{_framing.MAX_OFFSET:,} characters",
+        f"{_framing.MAX_ECHO} characters",
+        f"{entry.MAX_ELEMENTS:,} and {parser.MAX_DEPTH}",
+        f"{parser.MOST_DEPTH:,}",
+        f"{_json.MAX_DEPTH}",
+        f"{parser.MAX_TAG >> 10:,} KiB",
+        f"{parser.MAX_SCOPE:,} and {constructs.MAX_DATE} characters",
+        f"{default(WebSocketListener, 'max_size') >> 10} KiB",
+        f"{default(SSEListener, 'max_size') >> 10} KiB",
+        f"{default(WebhookListener, 'max_body') >> 10:,} KiB, in {default(WebhookListener, 'body_timeout'):g} s",
+        f"{limits.MAX_BODIES}",
+        f"{default(WebhookListener, 'rate'):g} a second, {default(WebhookListener, 'burst')} at once",
+        f"{limits_module.MAX_REPLAYS:,}",
+        f"{_hmac.MAX_ITEMS} and {_standard_webhooks.MAX_ED25519}",
+        f"{routing.MAX_NAMES:,}",
+        f"{handshakes.MAX_ECHO:,} characters, for a hub {_callbacks.MAX_CHALLENGE:,}",
+        f"{default(LongPollListener, 'max_size') >> 10:,} KiB",
+        f"{default(redis.RedisListener, 'max_size') >> 10} KiB",
+        f"{_websub.MAX_TOPIC >> 20} MiB",
+        f"{_signature.MAX_KEYS} and {_signature.MAX_SET >> 10} KiB",
+        f"{_hints.MAX_TOPICS} and {_hints.MAX_TEXT:,}",
+        f"{_channels.MAX_STATE:,} characters",
+        f"{_wakes.CAPACITY}",
+        f"{_validation.MAX_TEXT} characters",
+        f"{_progress.MAX_PENDING:,}",
+        f"{default(Consumer, 'prefetch')}",
+        f"{_retry.MAX_DEAD_LETTERS:,}",
+        f"{_retry.MAX_TRACEBACK:,} characters",
+        f"{_failure_policy.MAX_FAILING:,}",
+        f"{_retention.MOST}",
+        f"{default(SQLiteStore, 'max_records'):,} for {default(SQLiteStore, 'retention') / 86_400:g} days",
+    ]
+    assert [row[1] for row in table(GUARANTEES, "what | limit")] == stated
+
+
+@pytest.mark.parametrize("feed", [PagedFeed, AtomFeed, DurableStreamFeed])
+def test_the_limits_of_the_other_feeds_are_those_of_one(feed):
+    """What they are all given is the same by default, but for how long they wait for what is new."""
+    own, one = inspect.signature(feed).parameters, inspect.signature(HTTPFeed).parameters
+    shared = own.keys() & one.keys() - {"max_wait"}
+    assert {"timeout", "max_body", "auth", "headers", "client", "trusted"} <= shared
+    assert {name: own[name].default for name in shared} == {name: one[name].default for name in shared}
+
+
+# Log lines and errors
+
+
+def template(node):
+    """The text of a string, with holes; `None`: it is none."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.sub(r"%[-.\d]*[sdfgr]", HOLE, node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(HOLE if isinstance(part, ast.FormattedValue) else part.value for part in node.values)
+    return None
+
+
+@functools.cache
+def package_nodes():
+    return [node for path in sorted(PACKAGE.rglob("*.py")) for node in ast.walk(ast.parse(path.read_text()))]
+
+
+def calls():
+    return [
+        node for node in package_nodes() if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+
+
+def is_log(call):
+    return call.func.attr in LEVELS and re.search(r"\b_?log(ger)?$", ast.unparse(call.func.value))
+
+
+def logged():
+    """Level and text of each line that the package logs above DEBUG; `LOG`: its level differs."""
+    for call in filter(is_log, calls()):
+        text = template(call.args[call.func.attr == "log"])
+        assert text is not None, f"{ast.unparse(call)}: a log line begins with its text"
+        yield call.func.attr.upper(), text
+
+
+def as_documented(text):
+    """`<name>` is a hole, and so is `<name>: <name>`, which a single hole may stand for."""
+    return re.sub(rf"{HOLE}(: {HOLE})+", HOLE, re.sub(r"<[^<>]+>", HOLE, text))
+
+
+def documented(level, text):
+    for row_level, line, *_ in table(OPERATIONS, "level | line"):
+        shown = as_documented(line.strip("`"))
+        same = text.startswith(shown.removesuffix("…")) if shown.endswith("…") else as_documented(text) == shown
+        if same and level in {row_level, "LOG"}:
+            yield line
+
+
+@pytest.mark.no_cover  # it reads the package and runs none of it
+def test_every_log_line_is_explained_with_its_level_and_no_other():
+    explained = set()
+    for level, text in logged():
+        lines = list(documented(level, text))
+        assert lines, f"{level} {text!r} is not explained"
+        explained.update(lines)
+    assert explained == {line for _, line, *_ in table(OPERATIONS, "level | line")}
+
+
+def test_the_loggers_are_these():
+    named = {name for name in spans(section(OPERATIONS, "Log lines")) if name.startswith("push_to_poll_client")}
+    names = {ast.unparse(call.args[0]).strip("'") for call in calls() if call.func.attr == "getLogger"}
+    others = {"httpx", "push_response"}  # which are not written to
+    assert names - {"__name__"} - others | {sse.__name__, websocket.__name__} == named
+
+
+def test_what_is_said_of_a_channel_is_said():
+    texts = [text for node in package_nodes() if (text := template(node))]
+    for cell, *_ in table(section(OPERATIONS, "Push channels"), "text"):
+        (text,) = spans(cell)
+        assert any(re.sub(r"<[^<>]+>", HOLE, text) in one for one in texts), f"{text!r} is not in the package"
+
+
+def test_every_error_that_stops_a_consumer_is_explained():
+    rows = {spans(row[0])[0] for row in table(OPERATIONS, "error | meaning")}
+    kinds = {name: getattr(exceptions, name) for name in exceptions.__all__}
+    passing = {"PushToPollError", "FeedError", "FeedRefused", "ChainRestart", "Throttled", "SubscriptionGone"}
+    of_a_message = {"UndecodableMessage", "ContentChanged"}
+    assert rows == kinds.keys() - passing - of_a_message - said_by_handlers()
+
+
+def said_by_handlers():
+    verdict = exceptions.MessageVerdict
+    return {verdict.__name__, *(kind.__name__ for kind in verdict.__subclasses__())}
+
+
+def test_what_a_handler_may_say_is_explained():
+    assert said_by_handlers() - {"MessageVerdict"} <= {
+        name.partition("(")[0] for name in spans(section(OPERATIONS, "A message fails"))
+    }
+
+
+def test_every_policy_is_explained():
+    rows = table(OPERATIONS, "`on_failure`")
+    assert {json.loads(row[0].strip("`")): row[1].strip("`") for row in rows} == {
+        policy: typed for typed, policy in _tail.POLICIES.items()
+    }
+
+
+def test_dead_letters_have_these_members(tmp_path, capsys):
+    state, letter = str(tmp_path / "orders.db"), DeadLetter(key="1", id="1", raw=b"\xff", error="e")
+
+    async def bury():
+        session = await SQLiteStore(state).claim("orders", feed="feed")
+        texts = msgspec.structs.replace(letter, key="2", raw=b"text")
+        await session.commit(cursor=None, records=[], dead_letters=[letter, texts])
+        await session.release()
+
+    anyio.run(bury)
+    assert typed("dead-letters", "--state", state, "export") == Exit.DONE
+    shown = {name for line in capsys.readouterr().out.splitlines() for name in json.loads(line)}
+    members = [name for row in table(OPERATIONS, "of a dead letter") for name in spans(row[0])]
+    assert sorted(members) == sorted(shown)
+
+
+# What an operator sees
+
+
+def test_every_mode_is_explained():
+    assert [row[0].strip("`") for row in table(OPERATIONS, "mode | meaning")] == [mode.value for mode in Mode]
+
+
+def test_what_to_watch_is_there():
+    there = {field.name for kind in (Status, ListenerStatus) for field in fields(kind)}
+    there |= {f"counters.{field.name}" for field in fields(Counters)} | {"lag(now)"}
+    rows = table(OPERATIONS, "of `status()`")
+    assert {name for row in rows for name in spans(row[0])} <= there
+
+
+def test_every_exit_code_is_explained():
+    assert [int(row[0]) for row in table(OPERATIONS, "exit code")] == [code.value for code in Exit]
+
+
+@pytest.fixture
+def state(tmp_path):
+    """The file of a consumer that is at rest."""
+
+    async def settle():
+        session = await SQLiteStore(tmp_path / "orders.db").claim("orders", feed="feed")
+        await session.commit(cursor="c", records=[push_to_poll_client.Record("1")])
+        await session.release()
+
+    anyio.run(settle)
+    return tmp_path / "orders.db"
+
+
+def test_status_has_these_members(state, capsys):
+    assert typed("status", "--state", str(state), "--json") == Exit.DONE
+    shown = json.loads(capsys.readouterr().out)
+    members = [row[0].strip("`") for row in table(OPERATIONS, "member")]
+    assert sorted(members) == sorted([*shown, *shown["consumers"][0]])
+
+
+def test_status_has_these_lines(state, capsys):
+    assert typed("status", "--state", str(state)) == Exit.DONE
+    shown = [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()]
+    (example,) = re.findall(r"^```text\n(.*?)^```$", OPERATIONS, re.MULTILINE | re.DOTALL)
+    assert [line.split(" ")[0] for line in example.splitlines()] == shown
+
+
+# What is to be run
+
+
+def python(text):
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def test_a_backup_is_one_while_the_file_is_in_use(state, monkeypatch, capsys):
+    monkeypatch.chdir(state.parent)
+
+    async def back_up():
+        session = await SQLiteStore(state).claim("orders", feed="feed")
+        await session.commit(cursor="newest", records=[])
+        run = functools.partial(subprocess.run, [sys.executable, "-c", python(OPERATIONS)[1]], check=True)
+        await anyio.to_thread.run_sync(run)
+        await session.release()
+
+    anyio.run(back_up)
+    assert typed("status", "--state", "orders-copy.db", "--json") == Exit.DONE
+    assert json.loads(capsys.readouterr().out)["consumers"][0]["cursor"] == "newest"
+
+
+@pytest.mark.slow
+def test_sigterm_is_a_stop_in_a_program_of_ones_own(tmp_path):
+    program = python(README)[0].replace("anyio.run(orders.run)\n", "") + python(OPERATIONS)[0]
+    with serve_in_thread(backlog=1) as server:
+        program = program.replace("wss://shop.example/orders/push", server.push_url)
+        program = program.replace("https://shop.example/orders", server.url)
+        started = subprocess.Popen(
+            [sys.executable, "-u", "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        )
+        with started:
+            try:
+                assert started.stdout.readline()
+                started.terminate()
+                assert started.wait(GUARD) == 0
+            finally:
+                started.kill()
+    assert not (tmp_path / "orders.db-wal").exists()
+
+
+# Names and links
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    text = page.read_text()
+    for path, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", text):
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target.read_text()), anchor
+
+
+def anchors(text):
+    """As GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@every_page
+def test_make_targets_exist(page):
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:^|`)make ([a-z]+)(?:`|$)", page.read_text(), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.fixture(scope="module")
+def helps():
+    """The help of each command."""
+    commands = [[one] for one in ("tail", "status", "dead-letters", "rewind", "demo")]
+    actions = ("list", "show", "retry", "drop", "export")
+    commands += [["dead-letters", "--state", "FILE", action] for action in actions]
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert [typed(*command, "--help") for command in commands] == [Exit.DONE] * len(commands)
+    return shown.getvalue()
+
+
+@every_page
+def test_options_of_the_command_exist(page, helps):
+    for option in re.findall(r"(?<=[` ])--[a-z][a-z-]+", page.read_text()):
+        assert option in helps, option
+
+
+PARTS = (testing, durable_streams, paged, verifiers, handshakes, subscriptions, postgres, redis)
+"""Modules that have public names of their own."""
+
+
+@every_page
+def test_names_of_the_package_exist(page):
+    headers = {"RateLimit"}
+    parts = {name for module in PARTS for name in module.__all__}
+    known = {*push_to_poll_client.__all__, *parts, *headers}
+    for name in re.findall(r"`([A-Z][a-z]+[A-Z]\w+|[A-Z]{2,}[A-Z][a-z]\w+)(?:\(|`)", page.read_text()):
+        assert name in known, name
+
+
+def test_who_gets_the_source_gets_what_is_linked():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    included = set(build["targets"]["sdist"]["include"])
+    for page in PAGES:
+        path = page.relative_to(ROOT)
+        assert {str(path), path.parts[0]} & included, path

@@ -1,0 +1,385 @@
+"""What a document in Atom may look like, and what is no such document. Errors say what was seen, and no secret."""
+
+import codecs
+
+import pytest
+
+from push_to_poll_client.feeds._atom import entry as entry_module
+from push_to_poll_client.feeds._atom.constructs import Instant
+from push_to_poll_client.feeds._atom.entry import messages_of
+from push_to_poll_client.feeds._atom.parser import (
+    MAX_SCOPE,
+    MAX_TAG,
+    MAX_URL,
+    MOST_DEPTH,
+    as_utf8,
+    read_document,
+    resolved,
+)
+from tests.support.forms import form
+from tests.vendors.atom import document, written
+
+ATOM = "http://www.w3.org/2005/Atom"
+FH = "http://purl.org/syndication/history/1.0"
+ENTRY = {"id": "urn:1", "updated": "2024-01-01T00:00:00Z", "number": 1}
+SECRET = "s3cr3t-c4n4ry"
+
+
+def read(text, content_type="", *, url="https://shop.example/orders", most=100):
+    body = text if isinstance(text, bytes) else text.encode()
+    return read_document(body, content_type, url, most=most)
+
+
+def refused(text, content_type="", **options):
+    with pytest.raises(ValueError) as error:
+        read(text, content_type, **options)
+    return str(error.value)
+
+
+def names(read):
+    return [found.name for found in read.entries]
+
+
+# Where it leads, and what it is
+
+
+def test_a_feed_has_entries_in_its_order():
+    two = [ENTRY, ENTRY | {"id": "urn:2"}]
+    read_ = read(document(two))
+    assert names(read_) == ["urn:1", "urn:2"]
+    assert [found.source.markup.decode() for found in read_.entries] == [written(entry) for entry in two]
+
+
+def test_a_feed_without_entries_has_none():
+    assert read(document([])).entries == []
+
+
+@pytest.mark.parametrize(
+    ("base", "href", "target"),
+    [
+        ("", "two", "https://shop.example/two"),
+        ("", "/two?a=b", "https://shop.example/two?a=b"),
+        ("", "?page=2", "https://shop.example/orders?page=2"),
+        ("", "https://cdn.example/two", "https://cdn.example/two"),
+        ("/archive/", "two", "https://shop.example/archive/two"),
+        ("https://cdn.example/a/b", " two ", "https://cdn.example/a/two"),
+        ("", "http://[", "http://["),
+    ],
+)
+def test_links_that_lead_on_are_absolute(base, href, target):
+    root = f'<feed xmlns="{ATOM}" xml:base="{base}">'
+    assert read(document([], {"next": href}, root=root)).links == {"next": target}
+
+
+def test_a_link_may_have_a_base_of_its_own():
+    link = '<link rel="prev-archive" xml:base="/archive/" href="1"/>'
+    assert read(document([], marks=link)).links == {"prev-archive": "https://shop.example/archive/1"}
+
+
+@pytest.mark.parametrize("rel", ["next", " NEXT", "http://www.iana.org/assignments/relation/next"])
+def test_a_relation_may_be_spelled_in_many_ways(rel):
+    assert read(document([], {rel: "two"})).links == {"next": "https://shop.example/orders/two"}
+
+
+def test_of_two_links_the_first_counts_and_others_lead_nowhere():
+    links = '<link rel="next" href="2"/><link rel="next" href="3"/><link href="4"/><link rel="next"/>'
+    other = '<x:link xmlns:x="urn:x" rel="current" href="5"/>'
+    assert read(document([], marks=links + other)).links == {"next": "https://shop.example/orders/2"}
+
+
+@pytest.mark.parametrize("mark", ["complete", "archive"])
+def test_what_a_document_is_stands_in_a_mark(mark):
+    marked, plain = read(document([], marks=f"<fh:{mark}/>")), read(document([]))
+    assert (marked.complete, marked.archive) == (mark == "complete", mark == "archive")
+    assert (plain.complete, plain.archive) == (False, False)
+
+
+@pytest.mark.parametrize("mark", ["<fh:other/>", "<complete/>", "<entry><fh:complete/></entry>"])
+def test_another_mark_says_nothing(mark):
+    found = read(document([], marks=mark))
+    assert (found.complete, found.archive) == (False, False)
+
+
+def test_an_entry_may_stand_in_a_tag_of_its_own():
+    found = read(document([], marks='<entry a=">/>"/><entry a="/>"></entry ><entry/>')).entries
+    assert [one.source.markup for one in found] == [b'<entry a=">/>"/>', b'<entry a="/>"></entry >', b"<entry/>"]
+
+
+def test_ids_and_dates_are_those_of_the_entry_and_the_first_ones():
+    inner = f"<source><id>urn:other</id></source><id> urn:<!-- a -->1\n</id><id>urn:2</id>{written(ENTRY)}"
+    found = read(document([], marks=f"<entry>{inner}<updated>2024</updated></entry>")).entries
+    assert (found[0].name, found[0].when) == ("urn:1", "2024")
+
+
+def test_an_id_may_be_escaped_in_any_way():
+    found = read(document([], marks="<entry><id>a&amp;<![CDATA[b&]]>&#x63;<b>d</b></id></entry>"))
+    assert names(found) == ["a&b&cd"]
+
+
+def test_what_was_deleted_says_so_by_attributes():
+    found = read(document([], marks='<at:deleted-entry ref=" urn:1" when="2024"><id>x</id></at:deleted-entry>'))
+    assert [(one.name, one.when, one.deleted) for one in found.entries] == [("urn:1", "2024", True)]
+
+
+def test_prefixes_are_whatever_they_are():
+    text = f'<a:feed xmlns:a="{ATOM}" xmlns:b="{FH}"><b:archive/><a:entry><a:id>urn:1</a:id></a:entry></a:feed>'
+    assert (names(read(text)), read(text).archive) == (["urn:1"], True)
+
+
+def test_what_stands_beside_entries_is_none():
+    author = "<author><name>A</name><id>urn:2</id></author>"
+    text = f"<?xml version='1.0'?>\n<!-- a --><?b c?>{document([ENTRY], marks=author)}\n<!-- d -->\n"
+    assert names(read(text)) == ["urn:1"]
+
+
+# What is no feed
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("<rss version='2.0'><channel/></rss>", "is RSS, which does not say"),
+        ('<r:RDF xmlns:r="http://www.w3.org/1999/02/22-rdf-syntax-ns#"/>', "is RSS 1.0"),
+        ('<feed xmlns="http://purl.org/atom/ns#"/>', "is Atom 0.3"),
+        (f'<entry xmlns="{ATOM}"/>', "is a single entry"),
+        ("<feed/>", "not in the namespace of Atom"),
+        ("<html><body>", "is a page for people"),
+        ("\n<!DOCTYPE html><html>", "is a page for people"),
+        ("<!doctype html><html>", "is a page for people"),
+        ('<?xml version="1.0"?><!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0//EN" "x">', "is a page for people"),
+        ('<!--x--><html xmlns="http://www.w3.org/1999/xhtml">', "is a page for people"),
+        ('<opml version="2.0"/>', "has 'opml' for its root"),
+        ('<x:a\u00fc xmlns:x="urn:x"/>', "has 'a\\xfc' for its root"),
+        (
+            '{"error": "none"}',
+            "(invalid token) at line 1, column 0 (17 bytes that begin with '{')",
+        ),
+        ("no feed", "(7 bytes that begin with 'n')"),
+        ("\0\0\0", "is no well-formed XML"),
+    ],
+)
+def test_what_is_no_feed_is_called_by_its_name(text, why):
+    assert why in refused(text)
+
+
+@pytest.mark.parametrize("cut", [1, 20, 200, 250, 300, 410])
+def test_a_document_that_is_cut_ends_in_the_middle(cut):
+    whole = document([ENTRY, ENTRY])
+    assert cut < len(whole)
+    assert "is no well-formed XML: ends in the middle at line 1" in refused(whole[:cut])
+
+
+@pytest.mark.parametrize(
+    ("broken", "what"),
+    [
+        ("<entry><id>a</id>&nbsp;", "undefined entity"),
+        ("<entry><id>a</title>", "mismatched tag"),
+        ("<entry><id>a</id></entry><a", "not well-formed (invalid token)"),
+        ("<x:y/>", "unbound prefix"),
+        ("<a b='' b=''/>", "duplicate attribute"),
+        ("\1", "not well-formed (invalid token)"),
+    ],
+)
+def test_a_fault_is_said_with_its_place_and_without_what_stands_there(broken, what):
+    text = refused(document([ENTRY]).replace("</feed>", f"\n{broken} {SECRET}</feed>"))
+    place = "in entry 2" if broken.startswith("<entry") and "</entry>" not in broken else "after "
+    assert text.startswith(f"is no well-formed XML: {what} at line 2, column ")
+    assert f", {place}" in text
+    assert SECRET not in text
+
+
+def test_a_document_does_not_go_on_behind_its_end():
+    assert "junk after document element" in refused(document([]) + "<feed/>")
+
+
+# What would be an attack
+
+LAUGHS = '<!DOCTYPE feed [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;&a;&a;">]>'
+OUTSIDE = '<!DOCTYPE feed [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
+
+
+@pytest.mark.parametrize("doctype", [LAUGHS, OUTSIDE, "<!DOCTYPE feed>", '<!DOCTYPE feed SYSTEM "https://x/">'])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-be", "utf-32", "latin-1", "utf-8-sig"])
+def test_a_doctype_is_refused_in_any_encoding(doctype, encoding):
+    declared = "" if encoding.startswith("utf") else f'<?xml version="1.0" encoding="{encoding}"?>'
+    text = (declared + doctype + document([]).replace("Orders", "&a;")).encode(encoding)
+    assert "declares a doctype 'feed', which no feed needs" in refused(text)
+
+
+def test_elements_within_each_other_have_an_end():
+    deep = "<a>" * MOST_DEPTH + "</a>" * MOST_DEPTH
+    text = refused(document([], marks=f"<entry>{deep}</entry>"))
+    assert f"has more than {MOST_DEPTH} elements within each other, in entry 1" in text
+    assert names(read(document([], marks=f"<entry>{deep[12:-16]}<id>urn:1</id></entry>"))) == ["urn:1"]
+
+
+def test_entries_have_an_end():
+    assert "has more than 3 entries; raise max_body=" in refused(document([ENTRY] * 4), most=3)
+    assert len(read(document([ENTRY] * 3), most=3).entries) == 3
+
+
+def test_tags_have_an_end():
+    enough = f'<entry a="{"x" * (MAX_TAG // 2)}"/>'
+    assert len(read(document([], marks=enough)).entries) == 1
+    for tag in (f'<a b="{"x" * 2 * MAX_TAG}"/>', f"<!--{'x' * 2 * MAX_TAG}-->", f"<{'x' * 2 * MAX_TAG}/>"):
+        assert f"has a tag or a comment of more than {MAX_TAG} bytes" in refused(document([], marks=tag))
+
+
+@pytest.mark.parametrize("text", ["x" * 4 * MAX_TAG, f"<![CDATA[{'x' * 4 * MAX_TAG}]]>", "\n" * 4 * MAX_TAG])
+def test_texts_have_none(text):
+    assert names(read(document([], marks=f"<entry><content>{text}</content><id>urn:1</id></entry>"))) == ["urn:1"]
+
+
+@pytest.mark.parametrize("attribute", ["xmlns:x", "xml:base", "xml:lang"])
+def test_what_entries_inherit_has_an_end(attribute):
+    root = f'<feed xmlns="{ATOM}" {attribute}="urn:{"x" * MAX_SCOPE}">'
+    said = f"declares namespaces, a base and a language of more than {MAX_SCOPE} characters"
+    assert said in refused(document([], root=root))
+
+
+def test_a_reference_that_is_too_long_stays_as_it_was_written():
+    assert resolved("https://a.example/b", "c" * MAX_URL) == "c" * MAX_URL
+    assert resolved("https://a.example/" + "b" * MAX_URL, "c") == "c"
+
+
+def test_unreadable_entries_have_an_end(monkeypatch):
+    most = form(300, entry_module.MAX_UNREADABLE)
+    monkeypatch.setattr(entry_module, "MAX_UNREADABLE", most)
+    found = read(document([], marks="<entry/>" * (most + 1)), most=most * 2).entries
+    with pytest.raises(ValueError, match=f"has more than {most} unreadable entries"):
+        messages_of(found)
+    assert len(messages_of(found[1:])) == most
+
+
+# In which encoding (RFC 7303 §3)
+
+UMLAUT = document([ENTRY | {"id": "urn:\u00fc"}])
+
+
+def declared(name):
+    return f'<?xml version="1.0" encoding="{name}"?>{UMLAUT}'
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (UMLAUT.encode(), ""),
+        (UMLAUT.encode(), "application/atom+xml"),
+        (UMLAUT.encode(), "text/xml; charset=us-ascii"),
+        (UMLAUT.encode(), 'application/atom+xml; type=feed; Charset = "UTF-8"'),
+        (declared("ISO-8859-1").encode("latin-1"), ""),
+        (declared("windows-1252").encode("cp1252"), "text/xml"),
+        (f"<?xml version='1.0'  encoding = 'koi8-r' ?>{UMLAUT}".replace("\u00fc", "&#xfc;").encode("koi8-r"), ""),
+        # HTTP wins over the document,
+        (declared("utf-8").encode("latin-1"), "application/xml;charset=iso-8859-1"),
+        (declared("latin-1").encode(), "application/xml; charset=utf-8"),
+        (declared("utf-8").encode("utf-16-le"), "application/xml; charset=utf-16-le"),
+        # and the mark over both,
+        (codecs.BOM_UTF8 + declared("latin-1").encode(), "text/xml; charset=latin-1"),
+        (codecs.BOM_UTF16_LE + declared("utf-8").encode("utf-16-le"), "text/xml; charset=utf-8"),
+        (codecs.BOM_UTF16_BE + declared("utf-16").encode("utf-16-be"), ""),
+        (codecs.BOM_UTF32_LE + UMLAUT.encode("utf-32-le"), ""),
+        (codecs.BOM_UTF32_BE + UMLAUT.encode("utf-32-be"), ""),
+        # without which two of them are plain to see.
+        (declared("utf-16").encode("utf-16-le"), ""),
+        (UMLAUT.encode("utf-16-be"), ""),
+        (declared("Shift_JIS").replace("\u00fc", "&#252;").encode("shift_jis"), ""),
+    ],
+)
+def test_the_encoding_is_found(body, content_type):
+    found = read(body, content_type)
+    assert names(found) == ["urn:\u00fc"]
+    assert found.entries[0].source.markup.startswith(b"<entry><id>urn:")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["klingon", "rot13", "zip", "base64", "idna", "punycode", "unicode_escape", "undefined", "x" * 99, "a b", ""],
+)
+def test_an_encoding_that_is_none_is_named(name):
+    assert f"is in the encoding {name[:99]!r}, which is unknown here" in refused(declared(name))
+
+
+@pytest.mark.parametrize("name", ["klingon", "\u00fc", "zlib_codec", "../x", "__init__", "aliases"])
+def test_an_encoding_that_http_made_up_is_named(name):
+    assert "which is unknown here" in refused(UMLAUT, f"text/xml; charset={name}")
+
+
+@pytest.mark.parametrize(("body", "name"), [(b"<feed>\xff", "euc-jp"), (b"<feed", "utf-16")])
+def test_a_document_that_is_not_in_its_encoding_says_so(body, name):
+    assert f"is not in {name!r}, in which it is said to be" in refused(body, f"text/xml; charset={name}")
+
+
+def test_bytes_that_are_no_utf_8_are_a_fault():
+    assert "not well-formed (invalid token)" in refused(UMLAUT.encode("latin-1"))
+
+
+def test_a_document_in_utf_8_is_not_copied():
+    body = UMLAUT.encode()
+    assert as_utf8(body, "") is body
+
+
+# When (RFC 4287 §3.3, RFC 3339)
+
+
+@pytest.mark.parametrize(
+    ("text", "instant", "time"),
+    [
+        ("2024-02-29T12:30:45Z", "2024-02-29T12:30:45Z", "2024-02-29T12:30:45+00:00"),
+        ("2024-02-29t12:30:45z", "2024-02-29T12:30:45Z", "2024-02-29T12:30:45+00:00"),
+        (" 2024-02-29 12:30:45+00:00\n", "2024-02-29T12:30:45Z", "2024-02-29T12:30:45+00:00"),
+        ("2024-02-29T13:30:45+01:00", "2024-02-29T12:30:45Z", "2024-02-29T13:30:45+01:00"),
+        ("2024-02-29T07:00:45-0530", "2024-02-29T12:30:45Z", "2024-02-29T07:00:45-05:30"),
+        ("2024-02-29T14:30:45+02", "2024-02-29T12:30:45Z", "2024-02-29T14:30:45+02:00"),
+        ("2024-02-29T12:30:45", "2024-02-29T12:30:45Z", "2024-02-29T12:30:45+00:00"),
+        ("2024-02-29T12:30Z", "2024-02-29T12:30:00Z", "2024-02-29T12:30:00+00:00"),
+        ("2024-02-29", "2024-02-29T00:00:00Z", "2024-02-29T00:00:00+00:00"),
+        ("2024-02-29T12:30:45.500Z", "2024-02-29T12:30:45.5Z", "2024-02-29T12:30:45.500000+00:00"),
+        ("2024-02-29T12:30:45,000Z", "2024-02-29T12:30:45Z", "2024-02-29T12:30:45+00:00"),
+        ("2024-02-29T12:30:45.1234567890Z", "2024-02-29T12:30:45.123456789Z", "2024-02-29T12:30:45.123456+00:00"),
+        ("2016-12-31T23:59:60Z", "2016-12-31T23:59:60Z", "2016-12-31T23:59:59+00:00"),
+        ("2017-01-01T00:59:60+01:00", "2016-12-31T23:59:60Z", "2017-01-01T00:59:59+01:00"),
+        ("0001-01-01T00:00:00+01:00", "0001-01-01T00:00:00Z", "0001-01-01T00:00:00+01:00"),
+        ("9999-12-31T23:59:59-01:00", "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-01:00"),
+        ("Thu, 29 Feb 2024 13:30:45 +0100", "2024-02-29T12:30:45Z", "2024-02-29T12:30:45+00:00"),
+        ("Thu, 29 Feb 2024 12:30:45 GMT", "2024-02-29T12:30:45Z", "2024-02-29T12:30:45+00:00"),
+    ],
+)
+def test_an_instant_has_one_text_however_it_is_spelled(text, instant, time):
+    read_ = Instant.read(text)
+    assert (read_.text, read_.time.isoformat()) == (instant, time)
+    assert Instant.read(read_.text).text == read_.text
+    assert Instant.read(read_.order).text == read_.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "yesterday",
+        "2024",
+        "2024-13-01T00:00:00Z",
+        "2023-02-29T00:00:00Z",
+        "2024-01-01T24:00:00Z",
+        "2024-01-01T00:60:00Z",
+        "2024-01-01T00:00:61Z",
+        "2024-01-01T00:00:00+24:00",
+        "2024-01-01T00:00:00+00:60",
+        "2024-01-01T00:00:00Zulu",
+        "0000-01-01T00:00:00Z",
+        "\u0662\u0660\u0662\u0664-01-01T00:00:00Z",
+        "1704067200",
+        "2024-01-01T00:00:00." + "1" * 99 + "Z",
+        "Thu, 32 Feb 2024 12:30:45 GMT",
+    ],
+)
+def test_what_is_no_date_is_none(text):
+    with pytest.raises(ValueError) as error:
+        Instant.read(text)
+    assert len(str(error.value)) < 120
+
+
+def test_instants_sort_by_their_order():
+    texts = ["2023-12-31T23:59:59.9Z", "2024-01-01T00:00:00Z", "2024-01-01T00:00:00.05Z", "2024-01-01T00:00:00.5Z"]
+    orders = [Instant.read(text).order for text in (*texts, "2024-01-01T00:00:00.51Z", "2024-01-01T00:00:01Z")]
+    assert orders == sorted(set(orders))

@@ -1,0 +1,650 @@
+"""How a feed in Atom is walked: pages, archives, one document; what fails, and what is gone. In virtual time."""
+
+import uuid
+import zlib
+from base64 import b64encode
+
+import anyio
+import httpx
+import pytest
+
+from push_to_poll_client import (
+    AtomFeed,
+    CursorExpired,
+    DeadLetter,
+    FeedError,
+    FeedGone,
+    FeedRefused,
+    FetchRequest,
+    UnreadableMessage,
+)
+from push_to_poll_client.feeds._atom.complete_feed import MOST_UNPACKED, recalled
+from tests.support.consumers import Log
+from tests.vendors.atom import document
+from tests.vendors.vendor import SECRET
+
+pytestmark = pytest.mark.anyio
+
+URL = f"https://user:{SECRET}@shop.example/feed?key={SECRET}"
+WHERE = "https://shop.example/feed?key=…"
+TYPE = {"content-type": "application/atom+xml"}
+
+
+def entry(name, day=1, title=""):
+    return f"<entry><id>{name}</id><updated>2024-01-{day:02}T00:00:00Z</updated><title>{title}</title></entry>"
+
+
+def feed(*entries, links=None, marks=""):
+    return httpx.Response(200, text=document([], links, marks + "".join(entries)), headers=TYPE)
+
+
+class Site:
+    """Documents by their paths with queries; what is no answer is called for one."""
+
+    def __init__(self, documents):
+        self.documents = documents
+        self.requests = []
+
+    async def __call__(self, request):
+        self.requests.append(request)
+        found = self.documents.get(request.url.raw_path.decode(), httpx.Response(404))
+        return (
+            await found(request)
+            if callable(found)
+            else httpx.Response(found.status_code, headers=found.headers, content=found.content)
+        )
+
+    @property
+    def paths(self):
+        return [request.url.raw_path.decode() for request in self.requests]
+
+    def feed(self, url=URL, **options):
+        return AtomFeed(url, client=httpx.AsyncClient(transport=httpx.MockTransport(self)), **options)
+
+
+TOP = f"/feed?key={SECRET}"
+
+
+async def walk(feed, cursor=None):
+    """The messages from a cursor to the end, the last cursor, and what is missing."""
+    messages, gaps = [], []
+    at = cursor
+    while True:
+        page = await feed.fetch(FetchRequest(at))
+        messages += page.messages
+        gaps += [page.gap] if page.gap else []
+        cursor = page.cursor or cursor
+        at = page.next
+        if at is None:
+            return messages, cursor, gaps
+
+
+def ids(messages):
+    return [message.entry_id for message in messages]
+
+
+async def refused(feed, kind=FeedError, cursor=None):
+    with pytest.raises(kind) as error:
+        await walk(feed, cursor)
+    assert type(error.value) is kind
+    assert SECRET not in str(error.value)
+    return str(error.value)
+
+
+# What it is
+
+
+def test_it_says_what_it_is_without_secrets():
+    feed = AtomFeed(URL)
+    assert repr(feed) == f"AtomFeed({WHERE!r})"
+    assert SECRET not in feed.identity
+    assert feed.identity.startswith(f"{WHERE}#")
+    assert AtomFeed(URL, identity="orders").identity == "orders"
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"timeout": 0}, ValueError),
+        ({"max_body": "1"}, TypeError),
+        ({"trusted": "x"}, TypeError),
+        ({"auth": 3}, TypeError),
+    ],
+)
+def test_an_argument_without_a_meaning_is_refused(options, error):
+    with pytest.raises(error):
+        AtomFeed("https://shop.example/feed", **options)
+
+
+async def test_it_asks_as_a_reader_of_atom_does():
+    site = Site({TOP: feed()})
+    await walk(site.feed(headers={"x-key": "1"}))
+    sent = site.requests[0].headers
+    assert sent["accept"].startswith("application/atom+xml, ")
+    assert sent["authorization"] == f"Basic {b64encode(f'user:{SECRET}'.encode()).decode()}"
+    assert sent["x-key"] == "1"
+    assert "cache-control" not in sent
+    await site.feed().fetch(FetchRequest(fresh=True))
+    assert site.requests[1].headers["cache-control"] == "no-cache"
+
+
+# One document
+
+
+async def test_entries_are_handed_out_oldest_first_and_then_what_is_new():
+    site = Site({TOP: feed(entry("c", 3), entry("a", 1), entry("b", 2))})
+    atom = site.feed()
+    before, cursor, _ = await walk(atom)
+    site.documents[TOP] = feed(entry("a", 4), entry("d", 4), entry("c", 3), entry("b", 2))
+    after, cursor, gaps = await walk(atom, cursor)
+    assert (ids(before), ids(after), gaps) == (["a", "b", "c"], ["d", "a"], [])
+    assert ids((await walk(atom, cursor))[0]) == []
+
+
+async def test_each_version_of_an_entry_comes_the_newest_last():
+    site = Site({TOP: feed(entry("a", 2, "new"), entry("b", 1), entry("a", 1, "old"), entry("a", 1, "old"))})
+    messages, _, _ = await walk(site.feed())
+    assert [(message.entry_id, message.title.text) for message in messages] == [
+        ("a", "old"),
+        ("b", ""),
+        ("a", "new"),
+    ]
+
+
+async def test_when_nothing_that_was_seen_is_there_any_more_some_may_be_missing():
+    site = Site({TOP: feed(entry("a", 1), entry("b", 1))})
+    _, cursor, _ = await walk(site.feed())
+    site.documents[TOP] = feed(entry("y", 9), entry("x", 9))
+    messages, _, (gap,) = await walk(site.feed(), cursor)
+    assert ids(messages) == ["x", "y"]
+    assert "none of the messages that were seen last" in gap
+
+
+async def test_an_entry_that_cannot_be_read_keeps_nobody_waiting():
+    site = Site({TOP: feed(entry("c", 3), "<entry><id>b</id></entry>", entry("a", 1))})
+    messages, cursor, _ = await walk(site.feed())
+    assert [message.id[0] for message in messages] == ["a", "b", "c"]
+    assert [isinstance(message, UnreadableMessage) for message in messages] == [False, True, False]
+    assert (await walk(site.feed(), cursor))[0] == []
+
+
+async def test_what_is_known_is_asked_for_by_what_it_is_known_by():
+    async def answer(request):
+        if request.headers.get("if-none-match") == '"1"':
+            return httpx.Response(304, headers={"retry-after": "7"})
+        return httpx.Response(
+            200, text=document([], marks=entry("a")), headers={"etag": '"1"', "x-poll-interval": "9"}
+        )
+
+    site = Site({TOP: answer})
+    atom = site.feed()
+    page = await atom.fetch(FetchRequest())
+    assert page.retry_after == 9
+    assert await atom.fetch(FetchRequest(page.cursor)) == await site.feed().fetch(FetchRequest(page.cursor))
+    again = await atom.fetch(FetchRequest(page.cursor))
+    assert (list(again.messages), again.cursor, again.next, again.retry_after) == ([], None, None, 7)
+    assert ids((await atom.fetch(FetchRequest())).messages) == ["a"]
+
+
+async def test_it_starts_at_the_end():
+    site = Site({TOP: feed(entry("b", 2), entry("a", 1), links={"next": "two"})})
+    atom = site.feed()
+    cursor = await atom.latest()
+    assert site.paths == [TOP]
+    site.documents[TOP] = feed(entry("c", 3), entry("b", 2), entry("a", 1))
+    assert ids((await walk(atom, cursor))[0]) == ["c"]
+
+
+@pytest.mark.parametrize("size", [2_000, 200_000])
+async def test_a_large_document_is_read_aside(size):
+    """In a worker thread, beyond a megabyte."""
+    site = Site({TOP: feed(entry("a", 1), f"<subtitle>{'x' * size * 8}</subtitle>")})
+    assert ids((await walk(site.feed()))[0]) == ["a"]
+
+
+async def test_secrets_of_the_url_are_not_in_messages():
+    site = Site({TOP: feed(entry("a"), "<entry/>")})
+    messages, cursor, _ = await walk(site.feed())
+    assert len(messages) == 2
+    assert SECRET not in f"{[message.raw for message in messages]} {messages} {cursor}"
+
+
+# Pages (RFC 5005 §3)
+
+
+async def test_pages_are_walked_back_to_what_was_seen():
+    site = Site(
+        {
+            TOP: feed(entry("e", 5), entry("d", 4), links={"next": "/2"}),
+            "/2": feed(entry("c", 3), links={"next": "/3", "previous": "/feed"}),
+            "/3": feed(entry("b", 2), entry("a", 1)),
+        }
+    )
+    atom = site.feed()
+    messages, cursor, _ = await walk(atom)
+    assert ids(messages) == ["a", "b", "c", "d", "e"]
+    site.documents[TOP] = feed(entry("g", 7), entry("f", 6), links={"next": "/2"})
+    site.documents["/2"] = feed(entry("e", 5), entry("d", 4), links={"next": "/3"})
+    site.requests.clear()
+    messages, _, gaps = await walk(atom, cursor)
+    assert (ids(messages), gaps) == (["f", "g"], [])
+    assert "/3" not in site.paths
+
+
+async def test_entries_of_several_pages_are_sorted():
+    site = Site(
+        {TOP: feed(entry("a", 1), entry("d", 4), links={"next": "/2"}), "/2": feed(entry("c", 3), entry("b", 2))}
+    )
+    assert ids((await walk(site.feed()))[0]) == ["a", "b", "c", "d"]
+
+
+async def test_a_circle_of_pages_is_an_error():
+    site = Site({TOP: feed(entry("b", 2), links={"next": "/2"}), "/2": feed(entry("a", 1), links={"next": "/2"})})
+    assert "leads from document to document" in await refused(site.feed())
+
+
+@pytest.mark.parametrize(
+    ("href", "why"),
+    [
+        ("https://other.example/2", "links to another origin, https://other.example/, which credentials must not"),
+        ("http://shop.example/2", "links to another origin, http://shop.example/"),
+        ("https://shop.example:port/", "links to what is no URL"),
+    ],
+)
+@pytest.mark.parametrize("rel", ["next", "prev-archive"])
+async def test_a_link_to_another_origin_is_not_followed(href, why, rel):
+    site = Site({TOP: feed(entry("a"), links={rel: href})})
+    assert why in await refused(site.feed())
+    assert site.paths == [TOP]
+
+
+async def test_a_trusted_origin_is_asked_without_credentials():
+    site = Site(
+        {TOP: feed(entry("b", 2), links={"prev-archive": "https://cdn.example/1"}), "/1": feed(entry("a", 1))}
+    )
+    messages, _, _ = await walk(site.feed(trusted=["https://cdn.example"], headers={"x-key": SECRET}))
+    assert ids(messages) == ["a", "b"]
+    assert "authorization" not in site.requests[1].headers
+    assert "x-key" not in site.requests[1].headers
+
+
+# Archives (RFC 5005 §4)
+
+
+def archived():
+    return Site(
+        {
+            TOP: feed(entry("e", 5), links={"prev-archive": "/a/2", "next": "/2"}),
+            "/a/2": feed(
+                entry("d", 4), entry("c", 3), links={"prev-archive": "/a/1", "current": URL}, marks="<fh:archive/>"
+            ),
+            "/a/1": feed(entry("b", 2), entry("a", 1), links={"next-archive": "/a/2"}, marks="<fh:archive/>"),
+        }
+    )
+
+
+async def test_archives_are_read_once():
+    site = archived()
+    atom = site.feed()
+    messages, cursor, gaps = await walk(atom)
+    assert (ids(messages), gaps) == (["a", "b", "c", "d", "e"], [])
+    site.requests.clear()
+    site.documents[TOP] = feed(entry("f", 6), entry("e", 5), links={"prev-archive": "/a/2"})
+    messages, cursor, _ = await walk(atom, cursor)
+    assert (ids(messages), {*site.paths}) == (["f"], {TOP})
+
+
+async def test_what_went_into_an_archive_unseen_is_found_there():
+    site = archived()
+    _, cursor, _ = await walk(site.feed())
+    site.documents[TOP] = feed(entry("h", 8), links={"prev-archive": "/a/3"})
+    site.documents["/a/3"] = feed(
+        entry("g", 7), entry("f", 6), entry("e", 5), links={"prev-archive": "/a/2"}, marks="<fh:archive/>"
+    )
+    site.requests.clear()
+    messages, _, gaps = await walk(site.feed(), cursor)
+    assert (ids(messages), gaps) == (["f", "g", "h"], [])
+    assert "/a/2" not in site.paths
+
+
+async def test_an_archive_is_read_also_when_all_around_it_is_known():
+    """Who has read it has read all before it, and nobody else has."""
+    site = archived()
+    _, cursor, _ = await walk(site.feed())
+    site.documents[TOP] = feed(entry("e", 5), entry("d", 4), links={"prev-archive": "/a/3"})
+    site.documents["/a/3"] = feed(
+        entry("late", 4), entry("d", 4), links={"prev-archive": "/a/2"}, marks="<fh:archive/>"
+    )
+    assert ids((await walk(site.feed(), cursor))[0]) == ["late"]
+
+
+async def test_an_archive_that_is_gone_is_a_gap_and_nobody_waits_for_it():
+    site = archived()
+    site.documents["/a/1"] = httpx.Response(410)
+    messages, cursor, (gap,) = await walk(site.feed())
+    assert ids(messages) == ["c", "d", "e"]
+    assert gap == (f"a document that {WHERE} led to is not there any more (410), nor is what came before")
+    site.documents[TOP] = feed(entry("f", 6), links={"prev-archive": "/a/2"})
+    messages, _, gaps = await walk(site.feed(), cursor)
+    assert (ids(messages), gaps) == (["f"], [])
+
+
+async def not_found(atom, *, times, wait=60):
+    for _ in range(times):
+        with pytest.raises(FeedError, match=r"led to a document that is not found \(404\)") as error:
+            await walk(atom)
+        assert error.value.retry_after == wait
+
+
+async def test_an_archive_that_is_not_found_for_three_minutes_is_gone():
+    site = archived()
+    first, site.documents["/a/1"] = site.documents["/a/1"], httpx.Response(404)
+    atom = site.feed()
+    await not_found(atom, times=2)
+    messages, _, (gap,) = await walk(atom)
+    assert ids(messages) == ["c", "d", "e"]
+    assert "is not there any more (404)" in gap
+    await not_found(atom, times=2)
+    site.documents["/a/1"] = first
+    assert ids((await walk(atom))[0]) == ["a", "b", "c", "d", "e"]
+    site.documents["/a/1"] = httpx.Response(404, headers={"retry-after": "90"})
+    await not_found(atom, times=2, wait=90)
+
+
+@pytest.mark.parametrize("status", [302, 308])
+@pytest.mark.parametrize("answer", [404, 410])
+async def test_an_archive_is_not_gone_because_a_redirect_leads_nowhere(status, answer):
+    site = archived()
+    first = site.documents["/a/1"]
+    site.documents["/a/1"] = httpx.Response(status, headers={"location": "/maintenance"})
+    site.documents["/maintenance"] = httpx.Response(answer)
+    atom = site.feed()
+    for _ in range(5):
+        with pytest.raises(FeedError, match=f"was redirected to .*/maintenance, which answered {answer}"):
+            await walk(atom)
+    site.documents["/a/1"] = first
+    messages, _, gaps = await walk(atom)
+    assert (ids(messages), gaps) == (["a", "b", "c", "d", "e"], [])
+
+
+@pytest.mark.parametrize("content", ["<h1>We are back soon</h1>", "<html/>", ""])
+async def test_a_redirect_to_a_page_that_is_not_a_feed_is_not_remembered(content):
+    site = archived()
+    first = site.documents["/a/1"]
+    site.documents["/a/1"] = httpx.Response(308, headers={"location": "/maintenance"})
+    site.documents["/maintenance"] = httpx.Response(200, text=content)
+    atom = site.feed()
+    with pytest.raises(FeedError, match="sent "):
+        await walk(atom)
+    site.documents["/a/1"] = first
+    del site.documents["/maintenance"]
+    assert ids((await walk(atom))[0]) == ["a", "b", "c", "d", "e"]
+    assert site.paths.count("/maintenance") == 1
+
+
+async def test_an_archive_that_moved_is_remembered_once_it_was_read():
+    site = archived()
+    site.documents["/b/1"] = site.documents["/a/1"]
+    site.documents["/a/1"] = httpx.Response(308, headers={"location": "/b/1"})
+    for times in (1, 1):
+        atom = site.feed()
+        for _ in range(2):
+            assert ids((await walk(atom))[0]) == ["a", "b", "c", "d", "e"]
+        assert (site.paths.count("/a/1"), site.paths.count("/b/1")) == (times, 2)
+        site.requests.clear()
+
+
+async def test_of_so_many_documents_it_is_known_that_they_were_not_found(monkeypatch):
+    monkeypatch.setattr("push_to_poll_client.feeds._atom.complete_feed.MOST_ADDRESSES", 1)
+    site, other = archived(), archived()
+    site.documents["/a/1"] = other.documents["/a/2"] = httpx.Response(404)
+    one, two = site.feed(), other.feed()
+    two._absent = one._absent
+    await not_found(one, times=2)
+    await not_found(two, times=1)
+    await not_found(one, times=2)
+
+
+async def test_an_archive_that_is_not_to_be_had_now_is_waited_for():
+    site = archived()
+    first, site.documents["/a/1"] = site.documents["/a/1"], httpx.Response(503, headers={"retry-after": "5"})
+    atom = site.feed()
+    with pytest.raises(FeedError) as error:
+        await walk(atom)
+    assert error.value.retry_after == 5
+    site.documents["/a/1"] = first
+    assert ids((await walk(atom))[0]) == ["a", "b", "c", "d", "e"]
+
+
+async def test_an_archive_is_no_feed_to_begin_with():
+    site = archived()
+    text = await refused(site.feed("https://shop.example/a/2"), FeedRefused)
+    assert text == (
+        "https://shop.example/a/2 is an archive of a feed, which does not change; give the URL of its newest "
+        f"document, {WHERE}"
+    )
+    alone = Site({"/feed": feed(entry("a"), marks="<fh:archive/>")})
+    assert ids((await walk(alone.feed("https://shop.example/feed")))[0]) == ["a"]
+    itself = Site({TOP: feed(entry("a"), links={"current": "/feed"}, marks="<fh:archive/>")})
+    assert ids((await walk(itself.feed()))[0]) == ["a"]
+
+
+# All there is (RFC 5005 §2)
+
+ALL = "<fh:complete/>"
+ROWS = b'[["a",["2024-01-01T00:00:00",0,false]]'
+BOMB = ROWS + b" " * MOST_UNPACKED + b"]"
+
+
+async def changes(*documents):
+    """What is handed out for each document of a complete feed, by feeds that know nothing but the cursor."""
+    cursor, found, gaps = None, [], []
+    for entries in documents:
+        site = Site({TOP: feed(*entries, marks=ALL, links={"next": "/2", "prev-archive": "/1"})})
+        messages, cursor, missing = await walk(site.feed(), cursor)
+        again, same, _ = await walk(site.feed(), cursor)
+        assert (again, same, site.paths) == ([], cursor, [TOP, TOP])
+        found.append(messages)
+        gaps += missing
+    assert gaps == []
+    return found
+
+
+def said(messages):
+    return [f"-{message.entry_id}" if message.deleted else f"+{message.entry_id}" for message in messages]
+
+
+async def test_what_a_complete_feed_has_no_more_is_deleted():
+    found = await changes([entry("b", 2), entry("a", 1), entry("c", 3)], [entry("d", 4), entry("b", 2)], [])
+    assert [said(messages) for messages in found] == [["+a", "+b", "+c"], ["+d", "-c", "-a"], ["-d", "-b"]]
+    gone = found[1][1]
+    assert (gone.id, gone.key) == ("c@2024-01-03T00:00:00Z deleted", "deleted:1:c:2024-01-03T00:00:00Z")
+    assert (gone.updated.day, gone.summary.text) == (3, "It is no longer in its feed, which is complete.")
+    again = AtomFeed(URL).restore(DeadLetter(key=gone.key, id=gone.id, raw=gone.raw, error=""))
+    assert (again.id, again.key, again.deleted, again.entry_id, again.updated) == (
+        gone.id,
+        gone.key,
+        True,
+        "c",
+        gone.updated,
+    )
+
+
+async def test_what_comes_back_as_it_was_is_a_new_message_each_time():
+    here, gone = [entry('a&amp;"', 1)], []
+    found = [message for messages in await changes(here, gone, here, gone, here) for message in messages]
+    assert said(found) == ['+a&"', '-a&"'] * 2 + ['+a&"']
+    assert len({message.key for message in found}) == len({message.id for message in found}) == 5
+    assert found[4].id == 'a&"@2024-01-01T00:00:00Z (2)'
+    assert {type(message.data.tag) for message in found} == {str}
+
+
+async def test_a_consumer_sees_what_comes_back():
+    """Dedupe takes no version for another one of the same name."""
+    site = Site({TOP: feed(entry("a"), marks=ALL)})
+    consumer = Log(site.feed())
+    async with consumer:
+        for entries in ([entry("a")], [], [entry("a")]):
+            site.documents[TOP] = feed(*entries, marks=ALL)
+            await consumer.poll_now(timeout=None)
+    assert len(consumer.processed) == 3
+
+
+async def test_what_says_itself_that_it_was_deleted_is_not_reported_twice():
+    deletion = '<at:deleted-entry ref="a" when="2024-01-05T00:00:00Z"/>'
+    found = await changes([entry("a"), entry("b")], [deletion, entry("b")], [deletion], [entry("a"), deletion])
+    assert [said(messages) for messages in found] == [["+b", "+a"], ["-a"], ["-b"], ["+a"]]
+    assert len({message.key for messages in found for message in messages}) == 5
+
+
+async def test_of_several_versions_the_newest_is_remembered():
+    found = await changes([entry("a", 1), entry("a", 3), entry("a", 2)], [])
+    assert found[1][0].updated.day == 3
+
+
+async def test_an_entry_that_cannot_be_read_is_not_gone():
+    broken = "<entry><id>a</id></entry>"
+    site = Site({TOP: feed(entry("a"), entry("b"), marks=ALL)})
+    _, cursor, _ = await walk(site.feed())
+    site.documents[TOP] = feed(broken, "<entry><id>new</id></entry>", entry("b"), marks=ALL)
+    messages, cursor, _ = await walk(site.feed(), cursor)
+    assert [message.id for message in messages] == ["new", "a"]
+    site.documents[TOP] = feed(marks=ALL)
+    messages, _, _ = await walk(site.feed(), cursor)
+    assert sorted(said(messages)) == ["-a", "-b"]
+
+
+async def test_as_long_as_an_entry_has_no_id_nothing_is_gone():
+    site = Site({TOP: feed(entry("a"), entry("b"), marks=ALL)})
+    _, cursor, _ = await walk(site.feed())
+    site.documents[TOP] = feed("<entry/>", entry("b"), marks=ALL)
+    (unreadable,), cursor, _ = await walk(site.feed(), cursor)
+    assert unreadable.error is not None
+    site.documents[TOP] = feed(entry("b"), marks=ALL)
+    assert said((await walk(site.feed(), cursor))[0]) == ["-a"]
+
+
+async def test_what_is_gone_from_a_feed_that_is_not_complete_is_only_not_shown():
+    site = Site({TOP: feed(entry("a"), entry("b"), marks=ALL)})
+    _, cursor, _ = await walk(site.feed())
+    site.documents[TOP] = feed(entry("b"))
+    messages, cursor, _ = await walk(site.feed(), cursor)
+    assert messages == []
+    site.documents[TOP] = feed(marks=ALL)
+    assert (await walk(site.feed(), cursor))[0] == []
+
+
+async def test_a_feed_that_starts_at_its_end_knows_what_is_there():
+    site = Site({TOP: feed(entry("a"), marks=ALL)})
+    cursor = await site.feed().latest()
+    site.documents[TOP] = feed(marks=ALL)
+    assert said((await walk(site.feed(), cursor))[0]) == ["-a"]
+
+
+@pytest.mark.parametrize("count", [1_000, 5_000])
+async def test_a_complete_feed_is_remembered_whole_or_not_at_all(count):
+    """A cursor has 65,536 characters."""
+    names = [str(uuid.uuid5(uuid.NAMESPACE_URL, str(n))) for n in range(count)]
+    site = Site({TOP: feed(*map(entry, names), marks=ALL)})
+    messages, cursor, _ = await walk(site.feed())
+    assert len(messages) == count
+    assert len(cursor) <= 65_536
+    site.documents[TOP] = feed(*map(entry, names[2:]), marks=ALL)
+    messages, cursor, _ = await walk(site.feed(), cursor)
+    assert sorted(said(message for message in messages if message.deleted)) == sorted(
+        [f"-{name}" for name in names[:2]] if count == 1_000 else []
+    )
+
+
+async def test_what_is_gone_for_long_makes_room():
+    """First for what is there: what comes back after that is known no more."""
+    names = [str(uuid.uuid5(uuid.NAMESPACE_URL, str(n))) for n in range(3_000)]
+    cursor = None
+    for start in range(0, 3_000, 500):
+        site = Site({TOP: feed(*map(entry, names[start : start + 500]), marks=ALL)})
+        messages, cursor, _ = await walk(site.feed(), cursor)
+        assert len(messages) == (1_000 if start else 500)
+        assert len(cursor) <= 65_536
+    site = Site({TOP: feed(*map(entry, names[2_250:3_000]), marks=ALL)})
+    assert [message.id[-3:] for message in (await walk(site.feed(), cursor))[0]] == ["(1)"] * 250
+
+
+@pytest.mark.parametrize(
+    "note", ["", "x", "AAAA", b64encode(zlib.compress(b"[]x")), b64encode(zlib.compress(BOMB))]
+)
+def test_a_note_of_somebody_else_says_nothing(note):
+    assert recalled(note if isinstance(note, str) else note.decode()) == {}
+    assert recalled(b64encode(zlib.compress(ROWS + b"]")).decode()).keys() == {"a"}
+
+
+# What fails
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "why"),
+    [
+        (httpx.Response(410), FeedGone, "410"),
+        (httpx.Response(404), FeedRefused, "404"),
+        (httpx.Response(401), FeedRefused, "401"),
+        (httpx.Response(503), FeedError, "503"),
+        (httpx.Response(304), FeedError, "was asked for all there is"),
+        (httpx.Response(204), FeedError, "sent nothing where a document should be (204)"),
+        (httpx.Response(200), FeedError, "sent nothing where a document should be (200)"),
+        (httpx.Response(200, text=" \n"), FeedError, "sent nothing where a document should be"),
+        (httpx.Response(200, html="<html>Sign in"), FeedError, "sent a document that is a page for people"),
+        (httpx.Response(200, json={"token": SECRET}), FeedError, "sent a document that is no well-formed XML"),
+        (httpx.Response(200, text="<rss/>"), FeedError, "sent a document that is RSS"),
+        (httpx.Response(200, text="<!DOCTYPE a><a/>"), FeedError, "sent a document that declares a doctype 'a'"),
+        (httpx.Response(200, text=document([]) + SECRET), FeedError, "junk after document element"),
+        (
+            httpx.Response(200, text=document([], marks="<entry/>" * 10_001)),
+            FeedError,
+            "more than 10000 unreadable",
+        ),
+        (
+            httpx.Response(302, headers={"location": "https://other.example/"}),
+            FeedError,
+            "redirects to another origin",
+        ),
+    ],
+)
+async def test_what_is_no_document_is_an_error_that_says_what_was_seen(answer, kind, why):
+    text = await refused(Site({TOP: answer}).feed(), kind)
+    assert text.startswith(WHERE)
+    assert why in text
+
+
+async def test_the_url_of_what_failed_is_that_which_was_asked():
+    site = Site(
+        {
+            TOP: feed(entry("b", 2), links={"prev-archive": "https://cdn.example/1?token=a"}),
+            "/1?token=a": httpx.Response(200, text="<rss/>"),
+        }
+    )
+    text = await refused(site.feed(trusted=["https://cdn.example"]))
+    assert text.startswith(f"{WHERE}, which led to https://cdn.example/1?token=…, sent a document that is RSS")
+
+
+async def test_a_cursor_of_another_feed_is_refused():
+    assert "another kind of feed wrote it" in await refused(Site({TOP: feed()}).feed(), CursorExpired, "12")
+
+
+async def test_too_large_a_document_is_refused():
+    site = Site({TOP: feed(entry("a", 1, "x" * 5_000))})
+    assert "max_body=" in await refused(site.feed(max_body=4_000))
+
+
+async def test_what_is_fresh_is_not_asked_for_until_the_feed_is_closed():
+    site = Site({TOP: httpx.Response(200, text=document([]), headers={"etag": '"1"'})})
+    atom = site.feed()
+    _, cursor, _ = await walk(atom)
+    site.documents[TOP] = httpx.Response(304, headers={"cache-control": "max-age=60"})
+    for _ in range(3):
+        await walk(atom, cursor)
+    assert len(site.requests) == 2
+    await anyio.sleep(61)
+    await walk(atom, cursor)
+    assert len(site.requests) == 3
+    await atom.aclose()
+    await walk(atom, cursor)
+    assert len(site.requests) == 4

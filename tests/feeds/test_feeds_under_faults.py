@@ -1,0 +1,396 @@
+"""Every feed under everything that can go wrong with a server: G5, G11 and G12 hold, and then all is well again.
+
+A consumer runs for two or three minutes of virtual time while a fault lasts, and messages are published in it.
+What stops it (410, an expired cursor, a message that cannot be read) is met as by an operator, who starts it again
+a minute later. Then the fault is over.
+
+`make chaos` tries every fault on every feed at each of four times, which takes minutes. `make test` tries every
+fault on two feeds and every feed under six faults, at one of the four times, on one of the two event loops.
+"""
+
+import logging
+import traceback
+import tracemalloc
+import zlib
+
+import anyio
+import httpx
+import pytest
+
+from push_to_poll_client import (
+    Consumer,
+    CursorExpired,
+    FeedError,
+    FeedGone,
+    FetchRequest,
+    ProcessError,
+    SQLiteStore,
+)
+from push_to_poll_client.testing import virtual_time
+from push_to_poll_client.testing._feed_suite import walk
+from tests.support.faulty_feeds import SECRETS, SUBJECTS
+from tests.support.faulty_transport import ELSEWHERE, FAULTS, PIECE, FaultyTransport
+from tests.support.forms import LONG, form
+from tests.support.lanes import Ledger
+from tests.vendors.vendor import SECRET
+
+pytestmark = [pytest.mark.anyio, pytest.mark.no_cover]  # lines are counted where it is quick
+
+LASTS = form(120.0, 180.0)
+"""Seconds."""
+
+DAY = 86_400.0
+MAX_BODY = 256 * 1024
+
+PUBLISHED = 8
+"""Entries: five before, two in the fault, one after it; where the server makes no more."""
+
+POLLS = form(12, 14)
+"""In `LASTS`: backoff takes 0.5 to 1, 2, …, 60 s, so the first six failures are over in 32 s at the earliest, and
+what follows them are one each 30 s; that is 9 or 11. The start, one under way and a message come on top."""
+
+REQUESTS = 12
+"""For each poll: the pages of the feed, a redirect or five, and each once more for a new token."""
+
+SHOWN = 2_000
+"""Characters of a log line, and of an error."""
+
+WHEN = ("at first", "in the middle", "now and then", "at the end")
+"""From the first request on; from the second one on; at each second one; when all was read."""
+
+SIX = (
+    "cut without a word",
+    "304 to whoever asked for all",
+    "status 410",
+    "an earlier page again",
+    "each page twice",
+    "leads elsewhere",
+)
+"""Faults whose outcome depends most on how a feed reads, and is therefore tried on each."""
+
+HARMLESS = {
+    "slow headers",
+    "packed",
+    "packed by deflate",
+    "packed by raw deflate",
+    "a type that is none",
+    "a BOM",
+    "204",
+    "304 to whoever may get one",
+    "one ETag for everything",
+    "an earlier page again",
+    "each page twice",
+    "pages in a circle",
+    "endless new pages",
+    "leads elsewhere",
+    "asks for a day of quiet",
+    "asks for ages of quiet",
+    "asks for nonsense",
+    "may be kept for ever",
+    "a long etag",
+    "an etag that is none",
+    "links that are none",
+    "links without an end",
+    "cookies",
+}
+"""These need not fail a poll. Every other one has to, or to stop the consumer, but for:"""
+
+TAKES_IT = {
+    "Nextcloud": {"304 to whoever asked for all"},  # it says so at its end
+    "Ntfy": {  # its lines are entries
+        "nothing",
+        "spaces",
+        "two pages in one",
+        "cut without a word",
+        "a length that is too small",
+    },
+    "AtomFeed": {"the wrong type", "UTF-16"},  # XML speaks for itself
+}
+
+
+GAPS = {"status 404", "status 410"}
+"""By which an archive that is missed is said to be."""
+
+LIES = {"an earlier page again", "each page twice", "pages in a circle"}
+"""A page in place of another one: from the newest back messages come in another order then."""
+
+BELIEVED = {
+    "AtomFeed, archived": {*LIES, *GAPS},  # an archive does not change, and may be gone
+    "AtomFeed, paged": GAPS,  # likewise an older page
+}
+"""Where a server says something of a page that nobody can doubt: what stands there is missed."""
+
+
+def cells():
+    """All combinations in the long form; in the short one every fault on two feeds, and `SIX` on every feed."""
+    for place, fault in enumerate(FAULTS):
+        chosen = {place % len(SUBJECTS), (place * 5 + 3) % len(SUBJECTS)}
+        for number, subject in enumerate(SUBJECTS):
+            for at, when in enumerate(WHEN):
+                short = (fault in SIX or number in chosen) and (number + place - at) % len(WHEN) == 0
+                if LONG or short:
+                    yield pytest.param(subject, fault, when, id=f"{subject}-{fault}-{when}")
+
+
+def thinned(rows, columns):
+    """Pairs of both: all in the long form; in the short one each row with one column, in turn."""
+    columns = list(columns)
+    for number, row in enumerate(rows):
+        for column in form([columns[number % len(columns)]], columns):
+            yield pytest.param(row, column, id=f"{row}-{column}")
+
+
+class Reading(Consumer):
+    """Writes down which entries it processed, and why somebody had to start it again."""
+
+    def __init__(self, subject, feed, **settings):
+        super().__init__(feed, start=subject.start, name="a name", **settings)
+        self.subject = subject
+        self.places = []
+        self.place_of = {}
+        self.stopped = []
+        self.more = anyio.Event()
+
+    async def process(self, message):
+        self.place_of[message.key] = place = self.subject.place(message)
+        self.places.append(place)
+        self.more.set()
+        self.more = anyio.Event()
+
+    async def run_by_an_operator(self):
+        while True:
+            try:
+                await self.run()
+            except (ProcessError, FeedGone, CursorExpired) as error:
+                self.stopped.append(error)
+                await anyio.sleep(60)
+
+    async def has_read(self, count):
+        while len({*self.places}) < count:
+            await self.more.wait()
+
+
+class Spied:
+    """Keeps what a feed returned and raised."""
+
+    def __init__(self, feed):
+        self.cursors, self.errors = set(), {}
+        self._fetch, feed.fetch = feed.fetch, self.fetch
+
+    async def fetch(self, request):
+        try:
+            page = await self._fetch(request)
+        except FeedError as error:
+            self.errors[str(error)] = error
+            raise
+        self.cursors |= {page.cursor, *(message.cursor for message in page.messages)}
+        return page
+
+
+class Cell:
+    """One feed, and a consumer of it."""
+
+    def __init__(self, subject, *, store=None, **options):
+        self.name = subject
+        self.subject = SUBJECTS[subject](5)
+        self.server = self.subject.server
+        self.transport = FaultyTransport(self.server)
+        self.client = httpx.AsyncClient(transport=self.transport, headers={"x-client": SECRET})
+        self.feed = self.subject.make(self.client, max_body=MAX_BODY, **options)
+        self.spied = Spied(self.feed)
+        self.store = store or Ledger()
+        self.consumer = Reading(self.subject, self.feed, store=self.store)
+        self.fault = ""
+        self.polls = self.requests = 0
+
+    async def live(self, fault, when):
+        self.fault = fault
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.consumer.run_by_an_operator)
+            if when == "at the end":
+                await self.consumer.has_read(5)
+                await anyio.sleep(70)
+            await self.suffer(when)
+            self.server.publish(1)
+            await self.recover()
+            tasks.cancel_scope.cancel()
+        await self.client.aclose()
+
+    async def suffer(self, when):
+        polls, requests = self.consumer.status().counters.polls, len(self.transport.asked)
+        spares = 1 if when in {"in the middle", "now and then"} else 0
+        self.transport.break_with(FAULTS[self.fault], spares=spares, every=when == "now and then")
+        await anyio.sleep(LASTS / 3)
+        self.server.publish(2)
+        await anyio.sleep(LASTS * 2 / 3)
+        self.transport.mend()
+        self.polls = self.consumer.status().counters.polls - polls
+        self.requests = len(self.transport.asked) - requests
+
+    async def recover(self):
+        """Within what G4 allows for, and a fallback interval more. A refused poll is repeated within 5 minutes."""
+        with anyio.move_on_after(600.0 if self.believes else 1.2 * DAY):
+            await self.consumer.has_read(len(self.server.entries))
+            await anyio.sleep(70)
+
+    # What must hold
+
+    @property
+    def in_order(self):
+        return self.subject.in_order and self.fault not in LIES and not self.believes
+
+    @property
+    def believes(self):
+        return self.fault in BELIEVED.get(self.name, set())
+
+    def check_messages(self):
+        """Each once, in order."""
+        places = self.consumer.places
+        places = list(dict.fromkeys(places)) if self.subject.repeats else places
+        expected = {*places} if self.believes else range(1, len(self.server.entries) + 1)
+        why = self.consumer.status().last_error, self.consumer.stopped
+        assert (places if self.in_order else sorted(places)) == sorted(expected), why
+        assert self.consumer.status().last_gap or self.fault not in GAPS or len(places) == len(self.server.entries)
+
+    async def check_cursors(self):
+        """G5: only what a fetch returned is saved; before it all was recorded; what is recorded is a prefix."""
+        recorded = set[int]()
+        saved = dict[str, set[int]]()
+        for cursor, records in self.store.commits:
+            recorded |= {self.consumer.place_of[key] for key, _ in records}
+            assert not self.in_order or recorded == set(range(1, len(recorded) + 1))
+            saved |= {cursor: recorded.copy()} if cursor is not None else {}
+        assert saved.keys() <= self.spied.cursors | {self.subject.start}
+        some = [] if self.believes else list(saved)
+        for cursor in {*some[: form(0, 1)], *some[len(some) // 2 :][:1], *some[-1:]}:
+            assert saved[cursor] | await self._rest(cursor) == recorded
+
+    async def _rest(self, cursor):
+        """Which entries come after a cursor, by the word of the server."""
+        known = self.subject.rest(cursor)
+        if known is None:
+            async with httpx.AsyncClient(transport=FaultyTransport(self.server)) as client:
+                found = await walk(self.subject.make(client), cursor)
+            known = map(self.subject.place, found.messages)
+        return {*known}
+
+    def check_rate(self):
+        """No busy loop, and backoff (G3, G4). A server that holds answers is asked twice: at once, and held."""
+        held = getattr(self.feed, "max_wait", None)
+        turns, waits = (2, LASTS / held) if held else (1, 1)
+        endless = len(self.server.entries) - PUBLISHED
+        assert not self.transport.overrun
+        assert self.polls <= turns * POLLS + 1.5 * waits + endless
+        assert self.requests <= (self.polls + 1) * REQUESTS + endless
+
+    def check_bounds(self, log):
+        """G11."""
+        assert self.transport.largest <= MAX_BODY + PIECE
+        assert max(map(len, [*log, *self.spied.errors, ""])) <= SHOWN
+
+    def check_secrets(self, log):
+        """G12."""
+        errors = [*self.spied.errors.values(), *self.consumer.stopped]
+        shown = [*log, *map(traced, errors), repr(self.feed), repr(self.consumer), str(self.consumer.status())]
+        told = [asked.text for asked in self.transport.elsewhere]
+        assert not [text for text in shown + told for secret in SECRETS if secret in text]
+
+
+def traced(error):
+    return "".join(traceback.format_exception(error))
+
+
+@pytest.fixture
+def anyio_backend(request):
+    """One of the two for each cell."""
+    return virtual_time(("asyncio", "trio")[zlib.crc32(request.node.name.encode()) % 2])
+
+
+@pytest.fixture(autouse=True)
+def said(caplog):
+    """Return the log, without the traceback of each failed poll: `traced` formats each error once."""
+    caplog.set_level(logging.WARNING, "httpx")  # with a client of the user's it shows URLs, as that client does
+    caplog.set_level(logging.INFO, "push_to_poll_client")  # last, as it sets the level of the handler too
+    return lambda: [record.getMessage() + (record.exc_text or "") for record in caplog.records]
+
+
+@pytest.mark.parametrize(("subject", "fault", "when"), list(cells()))
+async def test_all_is_well_again_after_any_fault(subject, fault, when, said):
+    cell = Cell(subject)
+    await cell.live(fault, when)
+    cell.check_rate()
+    cell.check_messages()
+    await cell.check_cursors()
+    cell.check_bounds(said())
+    cell.check_secrets(said())
+    assert cell.transport.met
+    assert not cell.transport.elsewhere
+    if cell.transport.harmed and not takes(subject, fault, when):
+        assert cell.spied.errors or cell.consumer.stopped
+
+
+def takes(subject, fault, when):
+    """Whether the fault need do no harm. Who is redirected once arrives."""
+    taken = HARMLESS | TAKES_IT.get(subject.partition(",")[0], set())
+    return fault in taken or (when == "now and then" and "redirects" in fault)
+
+
+@pytest.mark.parametrize("fault", ["cut in the middle", "status 410", "gzip bomb", "pages in a circle"])
+@pytest.mark.parametrize("subject", ["HTTPFeed", "DurableStreamFeed", "AtomFeed, paged", "Stripe", "Plaid"])
+@pytest.mark.usefixtures("inline_threads")
+async def test_all_is_well_again_with_a_store_on_disk(subject, fault, tmp_path):
+    store = SQLiteStore(tmp_path / "state.db")
+    cell = Cell(subject, store=store)
+    await cell.live(fault, "now and then")
+    cell.check_messages()
+    cell.check_rate()
+
+
+# Elsewhere, where the feed may be led to
+
+
+@pytest.mark.parametrize(
+    ("subject", "fault"),
+    list(thinned(SUBJECTS, [f"{status} to another origin" for status in (301, 302, 303, 307, 308)])),
+)
+async def test_a_trusted_mirror_is_read_and_told_no_secret(subject, fault, said):
+    """But for what may not go there at all: what is posted, and a URL with a secret in it."""
+    cell = Cell(subject, trusted=[ELSEWHERE])
+    await cell.live(fault, "at first")
+    cell.check_messages()
+    await cell.check_cursors()
+    cell.check_secrets(said())
+    may_be_led = subject != "Telegram" and not (cell.subject.posts and fault[:3] in {"307", "308"})
+    assert bool(cell.transport.elsewhere) == may_be_led
+    assert bool(cell.spied.errors) == (subject == "Telegram" or cell.subject.posts)
+
+
+# Bombs
+
+
+@pytest.mark.parametrize(
+    ("subject", "fault"),
+    list(
+        thinned(
+            SUBJECTS, ["gzip bomb", "deflate bomb", "bomb in a bomb", "never ends", "503 with an endless page"]
+        )
+    ),
+)
+async def test_what_is_too_large_is_never_held(subject, fault):
+    cell = Cell(subject)
+    cell.transport.break_with(FAULTS[fault])
+    request = FetchRequest(None if cell.subject.start == "inception" else cell.subject.start)
+    await refused(cell.feed, request)  # imports and what else is made once
+    tracemalloc.start()
+    try:
+        await refused(cell.feed, request)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    await cell.client.aclose()
+    assert peak < 4 * MAX_BODY
+
+
+async def refused(feed, request):
+    with pytest.raises(FeedError):
+        await feed.fetch(request)

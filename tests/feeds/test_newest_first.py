@@ -1,0 +1,1156 @@
+"""Feeds that show what is newest first are handed out oldest first, and nothing of them is lost on the way."""
+
+from collections import Counter
+from dataclasses import replace
+
+import anyio
+import httpx
+import pytest
+
+from push_to_poll_client import (
+    ChainRestart,
+    CursorExpired,
+    FeedError,
+    FeedGone,
+    FeedRefused,
+    FetchRequest,
+)
+from push_to_poll_client._http.caching import Validators
+from push_to_poll_client._types import MAX_CURSOR
+from push_to_poll_client.feeds import _newest_first_cursor, _newest_first_walk
+from push_to_poll_client.feeds._newest_first import WalkBack
+from push_to_poll_client.feeds._newest_first_cursor import KEPT, MOST_KEPT, Seen, digest
+from push_to_poll_client.feeds._newest_first_walk import Leaf
+from push_to_poll_client.feeds.paged import (
+    Entries,
+    NewestFirst,
+    PagedFeed,
+    as_url,
+    closed,
+    from_header,
+    from_link,
+    full_page,
+    gap,
+    not_ready,
+    pause,
+)
+from tests.support.consumers import Log
+from tests.support.declared import feed_of
+from tests.support.newest_first_server import WHERE, Archived, Following, Numbered, Reader, reader
+from tests.vendors.github import GitHub
+from tests.vendors.stripe import Stripe
+
+pytestmark = pytest.mark.anyio
+
+KINDS = pytest.mark.parametrize("kind", [Numbered, Following, Archived], ids=lambda kind: kind.__name__)
+
+
+def names(first, last):
+    return [f"{number:03}" for number in range(first, last + 1)]
+
+
+# The oldest first
+
+
+@KINDS
+@pytest.mark.parametrize("most", [1, 5, 100])
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 20])
+async def test_all_is_handed_out_the_oldest_first_however_few_are_held(kind, count, most):
+    one = reader(kind(count), most=most)
+    assert await one.poll() == names(1, count)
+    assert await one.poll() == []
+
+
+@KINDS
+@pytest.mark.parametrize("most", [1, 5, 100])
+async def test_what_is_published_comes_next(kind, most):
+    documents = kind(5)
+    one = reader(documents, most=most)
+    await one.poll()
+    for count in (1, 2, 3, 10):
+        published = documents.publish(count)
+        assert await one.poll() == published
+
+
+@KINDS
+@pytest.mark.parametrize("most", [1, 5, 100])
+async def test_a_quiet_poll_is_one_request(kind, most):
+    documents = kind(20)
+    one = reader(documents, most=most)
+    await one.poll()
+    for _ in range(3):
+        documents.asked.clear()
+        assert await one.poll() == []
+        assert documents.asked == [None]
+
+
+async def test_each_document_is_fetched_twice_and_seldom_once_more_however_few_are_held():
+    documents = Following(300)
+    one = reader(documents, most=33)
+    assert await one.poll() == names(1, 300)
+    assert len(documents.asked) <= 2 * 100 + 10 + 2
+
+
+async def test_an_order_holds_across_documents():
+    documents = Following(9)
+    documents.entries.sort(key=lambda name: (int(name) % 3, name))
+    one = reader(documents, order=lambda message: message.id)
+    assert await one.poll() == names(1, 9)
+
+
+async def test_within_a_document_its_own_order_holds():
+    documents = Following(0)
+    documents.entries = ["1", "3", "2"]
+    assert await reader(documents, order=lambda message: message.id).poll() == ["2", "3", "1"]
+
+
+async def test_from_the_end_only_what_comes_next_follows():
+    documents = Numbered(20)
+    walk = WalkBack(documents.look, WHERE)
+    one = Reader(walk, await walk.latest())
+    assert await one.poll() == []
+    published = documents.publish(2)
+    assert await one.poll() == published
+
+
+async def test_the_end_of_what_is_not_ready_is_not_known():
+    walk = WalkBack(Numbered(2, unchanged=True).look, WHERE)
+    with pytest.raises(FeedError, match="does not show yet"):
+        await walk.latest()
+
+
+# What goes wrong on the way
+
+
+@KINDS
+async def test_a_step_that_failed_asks_for_the_same_document(kind):
+    documents = kind(9)
+    one = reader(documents)
+    await one.step()
+    [again] = documents.asked
+    at = one.walk._ways.get(None).at
+    documents.errors[at] = [FeedError("garbage")]
+    with pytest.raises(FeedError, match="garbage"):
+        await one.step()
+    while await one.step():
+        pass
+    assert documents.asked[:3] == [again, at, at]
+    assert one.settled == names(1, 9)
+
+
+@KINDS
+async def test_a_document_that_is_broken_leads_to_the_top_after_some_tries(kind):
+    documents = kind(9)
+    one = reader(documents)
+    await one.step()
+    at = one.walk._ways.get(None).at
+    documents.errors[at] = [FeedError("garbage") for _ in range(_newest_first_walk.MOST_TRIES)]
+    for _ in range(_newest_first_walk.MOST_TRIES):
+        with pytest.raises(FeedError, match="garbage"):
+            await one.poll()
+    documents.asked.clear()
+    assert await one.poll() == names(1, 9)
+    assert documents.asked[:2] == [None, at]
+
+
+async def test_tries_are_counted_for_each_document():
+    documents = Following(30)
+    one = reader(documents)
+    for name in documents.entries[2:-1:3]:
+        documents.errors[name] = [FeedError("weather") for _ in range(_newest_first_walk.MOST_TRIES - 1)]
+    while one.saved is None:
+        try:
+            await one.poll()
+        except FeedError:
+            continue
+    assert one.settled == names(1, 30)
+    assert documents.asked.count(None) == 2
+
+
+async def test_a_bug_in_a_look_is_a_document_that_is_broken_too():
+    documents = Numbered(9)
+    one = reader(documents)
+    documents.errors["2"] = [KeyError("bug") for _ in range(_newest_first_walk.MOST_TRIES)]
+    for _ in range(_newest_first_walk.MOST_TRIES):
+        with pytest.raises(KeyError):
+            await one.poll()
+    assert await one.poll() == names(1, 9)
+    assert documents.asked.count(None) == 3
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [
+        (FeedRefused("no"), FeedRefused),
+        (ChainRestart("no"), ChainRestart),
+        (CursorExpired("no"), ChainRestart),
+        (FeedGone("no"), ChainRestart),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+async def test_an_address_that_is_good_no_more_leads_to_the_top_at_once(raised, seen):
+    documents = Numbered(9)
+    documents.errors["2"] = [raised]
+    one = reader(documents)
+    with pytest.raises(seen) as error:
+        await one.poll()
+    assert type(error.value) is seen
+    documents.asked.clear()
+    assert await one.poll() == names(1, 9)
+    assert documents.asked[0] is None
+
+
+@pytest.mark.parametrize("raised", [CursorExpired("no"), FeedGone("no"), FeedRefused("no")])
+async def test_what_the_newest_document_says_of_the_whole_feed_stands(raised):
+    documents = Numbered(9)
+    documents.errors[None] = [raised]
+    with pytest.raises(type(raised)) as error:
+        await reader(documents).poll()
+    assert error.value is raised
+
+
+async def test_what_is_gone_on_the_way_says_when_to_ask_again():
+    documents = Numbered(9)
+    documents.errors["2"] = [FeedGone("no", retry_after=7)]
+    with pytest.raises(ChainRestart) as error:
+        await reader(documents).poll()
+    assert error.value.retry_after == 7
+
+
+@KINDS
+async def test_a_consumer_reads_on_whatever_fails(kind):
+    documents = kind(40)
+    weather = [FeedError("weather"), TimeoutError(), FeedRefused("login"), ChainRestart("again")]
+    for address in [None, *(str(page) for page in range(2, 14)), *documents.entries, "archive 3", "archive 7"]:
+        documents.errors[address] = weather[:1]
+    documents.errors["archive 5"] = documents.errors["7"] = documents.errors["020"] = weather
+    consumer = Log(WalkBack(documents.look, WHERE, most=10), fallback_interval=1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await consumer.until(40)
+        documents.publish(4)
+        await consumer.until(44)
+        tasks.cancel_scope.cancel()
+    assert consumer.processed == names(1, 44)
+
+
+async def test_documents_that_lead_in_a_circle_are_a_failed_poll():
+    async def look(address, request, known):
+        return Leaf(older={None: "a", "a": "b", "b": "c", "c": "a"}[address])
+
+    one = Reader(WalkBack(look, WHERE))
+    for _ in range(2):
+        with pytest.raises(FeedError, match=r"https://h\.example/feed leads from document to document \d+ times"):
+            await one.poll()
+
+
+async def test_a_document_that_leads_to_itself_is_a_failed_poll():
+    async def look(address, request, known):
+        return Leaf(older="a")
+
+    with pytest.raises(FeedError, match="without an end"):
+        await Reader(WalkBack(look, WHERE)).poll()
+
+
+async def test_an_address_that_is_too_long_to_be_kept_is_a_failed_poll():
+    async def look(address, request, known):
+        return Leaf(older="a" * (MAX_CURSOR + 1))
+
+    with pytest.raises(FeedError, match="more than 65536 characters"):
+        await Reader(WalkBack(look, WHERE)).poll()
+
+
+async def test_a_feed_without_an_end_is_a_failed_poll(monkeypatch):
+    monkeypatch.setattr(_newest_first_walk, "MOST_DOCUMENTS", 50)
+
+    async def look(address, request, known):
+        return Leaf(older=f"{address}x")
+
+    with pytest.raises(FeedError, match="50 times without an end"):
+        await Reader(WalkBack(look, WHERE)).poll()
+
+
+# Positions that are asked for again
+
+
+@KINDS
+async def test_a_position_that_is_asked_for_again_has_the_same_page_and_costs_nothing(kind):
+    documents = kind(9)
+    walk = WalkBack(documents.look, WHERE)
+    position, found = None, []
+    while True:
+        page = await walk.fetch(FetchRequest(position))
+        asked = len(documents.asked)
+        if page.next is None:
+            break
+        again = await walk.fetch(FetchRequest(position))
+        assert (again, len(documents.asked)) == (page, asked)
+        found += page.messages
+        position = page.next
+    assert [message.id for message in found] == names(1, 9)
+
+
+async def test_a_page_is_there_until_its_cursor_comes_back():
+    documents = Numbered(9)
+    one = reader(documents)
+    while await one.step() and not one.settled:
+        pass
+    asked, cursor = len(documents.asked), one.saved
+    for position in (None, " 1", " 2"):
+        page = await one.walk.fetch(FetchRequest(position))
+        assert (page.cursor, len(page.messages), len(documents.asked)) == (cursor, 9, asked)
+    await one.step()
+    page = await one.walk.fetch(FetchRequest(None))
+    assert (page.messages, len(documents.asked)) == ((), asked + 2)
+
+
+async def test_a_page_that_failed_is_made_again_when_the_feed_was_closed():
+    """Its publisher may have mended it meanwhile."""
+    documents = Numbered(9)
+    one = reader(documents)
+    for position in (None, " 1", " 2"):
+        page = await one.walk.fetch(FetchRequest(position))
+    assert len(page.messages) == 9
+    asked = len(documents.asked)
+    one.walk.forget()
+    assert (await one.walk.fetch(FetchRequest(None))).messages == ()
+    assert len(documents.asked) == asked + 1
+
+
+@KINDS
+@pytest.mark.parametrize("steps", range(1, 6))
+async def test_a_step_of_a_walk_that_is_lost_begins_again_and_counts_on(kind, steps):
+    documents = kind(9)
+    one = reader(documents, most=4)
+    for _ in range(steps):
+        await one.step()
+    other = Reader(WalkBack(documents.look, WHERE), one.saved)
+    other.position, positions = one.position, [one.position]
+    while await other.step():
+        positions.append(other.position)
+    assert one.settled + other.settled == names(1, 9)
+    assert len(set(positions)) == len(positions)
+
+
+@KINDS
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_fetch_that_is_cancelled_in_flight_costs_nothing(kind, steps):
+    documents = kind(9)
+    one = reader(documents)
+    for _ in range(steps):
+        await one.step()
+    documents.latency = 2.0
+    with anyio.move_on_after(1):
+        await one.step()
+    documents.latency = 0.0
+    await one.poll()
+    assert one.settled == names(1, 9)
+
+
+@KINDS
+@pytest.mark.parametrize("most", [1, 100])
+@pytest.mark.parametrize("late", range(8))
+async def test_two_consumers_of_one_feed_disturb_neither_the_other(kind, late, most):
+    documents = kind(12)
+    walk = WalkBack(documents.look, WHERE, most=most)
+    one, other = Reader(walk), Reader(walk)
+    for _ in range(late):
+        await one.step()
+    going_on = [one, other]
+    for _ in range(200):
+        going_on = [each for each in going_on if await each.step()]
+    assert not going_on
+    for each in (one, other):
+        assert list(dict.fromkeys(each.settled)) == names(1, 12)
+
+
+@KINDS
+@pytest.mark.parametrize("most", [1, 100])
+async def test_nor_do_their_requests_at_once(kind, most):
+    documents = kind(12)
+    walk = WalkBack(documents.look, WHERE, most=most)
+    readers = [Reader(walk) for _ in range(4)]
+    async with anyio.create_task_group() as tasks:
+        for each in readers:
+            tasks.start_soon(each.poll)
+    for each in readers:
+        assert list(dict.fromkeys(each.settled)) == names(1, 12)
+
+
+async def test_with_other_cursors_they_share_nothing():
+    documents = Numbered(5)
+    walk = WalkBack(documents.look, WHERE, most=1)
+    one, other = Reader(walk), Reader(walk)
+    await one.poll()
+    documents.publish(7)
+    while await other.step() | await one.step():
+        pass
+    assert one.settled == other.settled == names(1, 12)
+
+
+async def test_more_walks_than_are_kept_begin_again_and_lose_nothing():
+    documents = Numbered(9)
+    walk = WalkBack(documents.look, WHERE)
+    readers = [
+        Reader(walk, None if not n else await cursor_of(documents, n))
+        for n in range(_newest_first_walk.MOST_WALKS + 1)
+    ]
+    documents.publish(9)
+    for each in readers:
+        await each.step()
+    assert len(walk._ways._ways) == _newest_first_walk.MOST_WALKS
+    for number, each in enumerate(readers):
+        while await each.step():
+            pass
+        assert each.settled == names(10 if number else 1, 18)
+
+
+async def cursor_of(documents, number):
+    """One that has seen the same as others, and is another."""
+    documents.says = {"note": str(number)}
+    walk = WalkBack(documents.look, WHERE)
+    cursor = await walk.latest()
+    documents.says = {}
+    return cursor
+
+
+# A walk that stood still
+
+
+async def stood_still(documents, steps, *, seconds=_newest_first_walk.STALE + 1, **options):
+    one = reader(documents, **options)
+    for _ in range(steps):
+        await one.step()
+    await anyio.sleep(seconds)
+    documents.asked.clear()
+    return one
+
+
+@pytest.mark.parametrize("begins_again", [False, True])
+@pytest.mark.parametrize("deleted", [1, 2])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+async def test_what_is_deleted_meanwhile_hides_nothing(steps, deleted, begins_again):
+    documents = Numbered(12)
+    one = await stood_still(documents, steps)
+    del documents.entries[:deleted]
+    if begins_again:
+        one.begin()
+    while await one.step():
+        pass
+    assert set(one.settled) >= set(names(1, 12 - deleted))
+
+
+async def test_the_last_document_is_looked_at_again_once_and_not_after_a_short_time():
+    documents = Numbered(12)
+    one = await stood_still(documents, 2)
+    await one.step()
+    await anyio.sleep(_newest_first_walk.STALE + 1)
+    await one.step()
+    assert documents.asked == ["2", "3"]
+    await anyio.sleep(_newest_first_walk.STALE)
+    await one.step()
+    assert documents.asked == ["2", "3", "4"]
+
+
+async def test_it_begins_again_where_nothing_is_found_again():
+    documents = Numbered(12)
+    one = await stood_still(documents, 2)
+    del documents.entries[:6]
+    with pytest.raises(ChainRestart, match="shows other messages"):
+        await one.step()
+    assert await one.poll() == names(1, 6)
+
+
+async def test_the_newest_document_takes_its_own_place():
+    documents = Numbered(9)
+    one = await stood_still(documents, 1)
+    documents.publish(5)
+    assert await one.poll() == names(1, 14)
+    assert documents.asked == [None, "2", "3", "4", "5", None]
+    assert one.pages[-1].cursor is None
+
+
+async def test_an_empty_document_is_found_again():
+    class Holes(Numbered):
+        def document(self, address):
+            leaf = super().document(address)
+            return leaf._replace(messages=()) if address == "2" else leaf
+
+    one = await stood_still(Holes(9), 2)
+    assert await one.poll() == ["001", "002", "003", "007", "008", "009"]
+
+
+async def test_archives_do_not_change():
+    documents = Archived(12)
+    one = await stood_still(documents, 2)
+    assert await one.poll() == names(1, 12)
+    assert documents.asked == ["archive 1", "archive 0", None]
+
+
+async def test_a_clock_that_is_another_has_stood_still():
+    documents = Numbered(9)
+    one = reader(documents)
+    await one.step()
+    one.walk._ways.get(None)._since = anyio.current_time() + 100
+    assert await one.poll() == names(1, 9)
+    assert documents.asked == [None, None, "2", "3", None]
+
+
+@pytest.mark.parametrize("seconds", [0, _newest_first_walk.STALE + 1])
+async def test_two_that_go_on_after_that_look_again_together(seconds):
+    documents = Numbered(9)
+    one = await stood_still(documents, 2, seconds=seconds)
+    other = Reader(one.walk)
+    other.position, documents.latency = one.position, 1.0
+    async with anyio.create_task_group() as tasks:
+        for each in (one, other):
+            tasks.start_soon(to_the_end, each)
+    for each in (one, other):
+        assert list(dict.fromkeys(each.settled)) == names(1, 9)
+
+
+async def to_the_end(one):
+    while await one.step():
+        pass
+
+
+@KINDS
+@pytest.mark.parametrize("pause", [1, _newest_first_walk.STALE + 1])
+async def test_polls_that_each_have_one_request_get_to_the_end(kind, pause):
+    """As where each answer asks to be left alone, and each poll begins at the saved cursor."""
+    documents = kind(12, retry_after=pause)
+    consumer = Log(WalkBack(documents.look, WHERE, most=4))
+    for _ in range(60):
+        if (await consumer.poll_now(timeout=None)).caught_up:
+            break
+    assert consumer.processed == names(1, 12)
+
+
+# Archives
+
+
+@pytest.mark.parametrize("most", [1, 4, 100])
+async def test_an_archive_without_an_older_one_is_read_once(most):
+    documents = Archived(12)
+    one = reader(documents, most=most)
+    await one.poll()
+    for _ in range(2):
+        documents.asked.clear()
+        assert await one.poll() == []
+        assert documents.asked == [None]
+        documents.publish(0)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("most", [1, 4, 7])
+async def test_archives_are_read_once_though_few_are_held_and_lives_are_short(most, restarts):
+    documents, saved, settled = Archived(40), None, []
+    for _ in range(40):
+        one = reader(documents, saved, most=most)
+        while await one.step() and (not one.settled or not restarts):
+            pass
+        saved, settled = one.saved, settled + one.settled
+    assert settled == names(1, 40)
+    assert restarts or max(Counter(documents.asked[:-40]).values()) <= 2
+
+
+async def test_what_is_known_of_an_archive_does_not_make_it_read():
+    """A document that was read when it was the newest may have got entries below."""
+    documents = Archived(3)
+    one = reader(documents)
+    await one.poll()
+    documents.publish(1)
+    documents.archives[0] = ["late", *documents.archives[0]]
+    assert await one.poll() == ["late", "004"]
+    documents.archives, documents.entries = [["from before"]], ["005", "004", "003"]
+    one = reader(documents, one.saved.replace('"read"', '"note"'))
+    assert await one.poll() == ["from before", "005"]
+
+
+async def test_archives_that_were_there_before_the_end_are_read_by_nobody():
+    documents = Archived(12)
+    walk = WalkBack(documents.look, WHERE)
+    one = Reader(walk, await walk.latest())
+    documents.publish(4)
+    assert await one.poll() == names(13, 16)
+    assert "archive 2" not in documents.asked
+
+
+# What was left for later
+
+
+@KINDS
+async def test_documents_without_news_are_passed_on_the_way_up(kind):
+    documents = kind(12)
+    one = reader(documents, most=1)
+    while await one.step() and not one.settled:
+        pass
+    assert len(one.settled) < 12
+    del documents.entries[: 3 if kind is Numbered else 0]
+    await one.poll()
+    assert set(one.settled) >= set(names(1, 9))
+    assert one.settled == sorted(one.settled)
+
+
+async def test_a_further_walk_that_finds_nothing_new_goes_on_to_what_is_newer():
+    documents = Numbered(30)
+    one = reader(documents, most=1)
+    while await one.step() and not one.settled:
+        pass
+    later = one.walk._ways.get(None).later
+    assert len(later.above) > 2
+    documents.entries = [*names(100, 103), *names(1, 6)[::-1]]
+    while await one.step():
+        pass
+    assert one.settled[6:] == names(100, 103)[::-1]
+    assert "".join(one.gaps) == ""
+
+
+async def test_of_a_long_way_each_second_address_is_forgotten(monkeypatch):
+    monkeypatch.setattr(_newest_first_walk, "MOST_ADDRESSES", 10)
+    documents = Following(600)
+    one = reader(documents, most=30)
+    while await one.step() and not one.settled:
+        pass
+    above = one.walk._ways.get(None).above
+    assert len(above) <= 10
+    assert above[0].at is None
+    await one.poll()
+    assert one.settled == names(1, 600)
+    assert len(documents.asked) < 4 * 200
+
+
+def test_however_many_walks_a_way_up_takes_its_addresses_are_bounded():
+    above = [_newest_first_walk.Address(str(number)) for number in range(2 * _newest_first_walk.MOST_ADDRESSES)]
+    assert _newest_first_walk.Way(Seen(), 1, _newest_first_walk.TOP, above).above == above[::2]
+
+
+async def test_an_address_of_what_was_left_that_is_gone_begins_again():
+    documents = Following(30)
+    one = reader(documents, most=1)
+    while await one.step() and not one.settled:
+        pass
+    documents.entries.remove(one.walk._ways.get(None).later.at)
+    with pytest.raises(FeedRefused, match="no such entry"):
+        await one.step()
+    await one.poll()
+    assert one.settled == sorted({*one.settled, *documents.entries})
+
+
+async def test_of_large_documents_two_are_held():
+    documents = Numbered(40, size=10)
+    walk = WalkBack(documents.look, WHERE, most=1)
+    one = Reader(walk)
+    await one.poll()
+    assert max(len(page.messages) for page in one.pages) == 20
+
+
+async def test_a_document_without_news_takes_none(monkeypatch):
+    documents = Following(3, size=3)
+    one = reader(documents)
+    await one.poll()
+    documents.publish(6)
+    documents.says = {"size": 100}
+    monkeypatch.setattr(_newest_first_walk, "MOST_BYTES", 200)
+    await one.poll()
+    assert [len(page.messages) for page in one.pages if page.messages] == [3, 6]
+
+
+async def test_so_many_bytes_are_held(monkeypatch):
+    monkeypatch.setattr(_newest_first_walk, "MOST_BYTES", 500)
+    documents = Numbered(30, size=3)
+    documents.says = {"size": 100}
+    one = reader(documents)
+    assert await one.poll() == names(1, 30)
+    assert max(len(page.messages) for page in one.pages) == 15
+
+
+# When not to ask
+
+
+async def test_what_brought_nothing_is_not_asked_again_while_it_is_fresh():
+    documents = Numbered(2, fresh_for=100)
+    one = reader(documents)
+    await one.poll()
+    assert await one.poll() == []
+    asked = len(documents.asked)
+    documents.publish(1)
+    await anyio.sleep(99)
+    assert await one.poll() == []
+    assert len(documents.asked) == asked
+    await anyio.sleep(1)
+    assert await one.poll() == ["003"]
+
+
+@pytest.mark.parametrize("options", [{"fresh": True}, {"wait": 1.0}], ids=["fresh", "wait"])
+async def test_a_push_and_a_wait_go_past_that(options):
+    documents = Numbered(2, fresh_for=100)
+    one = reader(documents)
+    await one.poll()
+    await one.poll()
+    documents.publish(1)
+    assert await one.poll(**options) == ["003"]
+
+
+async def test_without_validators_too():
+    async def look(address, request, known):
+        return documents.document(address)._replace(fresh_for=100.0)
+
+    documents = Numbered(2)
+    one = Reader(WalkBack(look, WHERE))
+    await one.poll()
+    await one.poll()
+    documents.publish(1)
+    assert await one.poll() == []
+    assert await one.poll(fresh=True) == ["003"]
+
+
+async def test_what_brought_something_that_failed_is_asked_again():
+    documents = Numbered(2, fresh_for=100)
+    one = reader(documents)
+    await one.poll()
+    await one.poll()
+    documents.publish(1)
+    request = FetchRequest(one.saved, fresh=True)
+    assert len((await one.walk.fetch(request)).messages) == 1
+    assert await one.poll() == ["003"]
+
+
+async def test_what_a_cursor_has_no_room_for_is_no_nothing(monkeypatch):
+    monkeypatch.setattr(_newest_first_cursor, "MOST_KEPT", 2)
+    monkeypatch.setattr(_newest_first_cursor, "KEPT", 0)
+
+    async def look(address, request, known):
+        return documents.document(address)._replace(fresh_for=100.0)
+
+    documents = Numbered(3)
+    one = Reader(WalkBack(look, WHERE))
+    assert [await one.poll() for _ in range(3)] == [names(1, 3), ["001"], ["001"]]
+
+
+async def test_the_clock_of_another_event_loop_says_nothing(monkeypatch):
+    documents = Numbered(2, fresh_for=100)
+    one = reader(documents)
+    await one.poll()
+    await one.poll()
+    documents.publish(1)
+    now = anyio.current_time()
+    monkeypatch.setattr("push_to_poll_client.feeds._newest_first.anyio.current_time", lambda: now - 1)
+    assert await one.poll() == ["003"]
+
+
+async def test_an_event_loop_that_ends_takes_its_clock_along():
+    documents = Numbered(2, fresh_for=100)
+    one = reader(documents)
+    await one.poll()
+    await one.poll()
+    one.walk.forget()
+    documents.publish(1)
+    assert await one.poll() == ["003"]
+
+
+async def test_of_so_many_cursors_it_is_known(monkeypatch):
+    documents = Numbered(2, fresh_for=100)
+    cursors = [await cursor_of(documents, number) for number in range(18)]
+    documents.says = {"fresh_for": 100}
+    walk = WalkBack(documents.look, WHERE)
+    for cursor in cursors:
+        await Reader(walk, cursor).poll()
+    documents.asked.clear()
+    for cursor in reversed(cursors):
+        await Reader(walk, cursor).poll()
+    assert len(documents.asked) == 2
+
+
+# A whole feed, a gap, an end
+
+
+async def test_a_whole_feed_ends_the_walk_and_leaves_no_gap():
+    documents = Numbered(9, whole=True)
+    one = reader(documents)
+    await one.poll()
+    documents.publish(9)
+    assert await one.poll() == names(16, 18)
+    assert (documents.asked, one.gaps) == ([None, None], [])
+
+
+@KINDS
+async def test_what_was_seen_and_is_not_there_any_more_leaves_a_gap(kind):
+    documents = kind(9)
+    one = reader(documents)
+    await one.poll()
+    documents.publish(9)
+    if kind is Archived:
+        documents.archives[:4] = [None] * 4
+    else:
+        del documents.entries[6:]
+    brought = await one.poll()
+    assert len(brought) == len(set(brought))
+    assert set(brought) <= set(names(10, 18))
+    assert len(one.gaps) == 1
+    assert "none of the messages that were seen last" in one.gaps[0]
+
+
+@KINDS
+async def test_a_feed_that_is_new_or_quiet_or_goes_on_has_no_gap(kind):
+    documents = kind(0)
+    one = reader(documents, most=2)
+    for count in (0, 9, 0, 1, 30, 2):
+        documents.publish(count)
+        await one.poll()
+    assert one.gaps == []
+
+
+async def test_what_is_pinned_is_no_sign_that_nothing_is_missing():
+    documents = Numbered(9)
+    documents.pin("002")
+    one = reader(documents)
+    await one.poll()
+    documents.publish(9)
+    del documents.entries[6:]
+    await one.poll()
+    assert len(one.gaps) == 1
+
+
+async def test_what_a_feed_says_is_missing_is_a_gap():
+    documents = Numbered(2, missing="2025 is not there any more")
+    one = reader(documents)
+    await one.poll()
+    assert one.gaps == ["2025 is not there any more"]
+
+
+async def test_a_feed_that_has_ended_says_so_at_the_end_of_each_walk():
+    assert (await WalkBack(Numbered(2, closed=True).look, WHERE).fetch(FetchRequest())).closed
+    documents = Numbered(7)
+    one = reader(documents)
+    await one.poll()
+    documents.publish(9)
+    documents.says = {"closed": True}
+    for _ in range(2):
+        await one.poll()
+        assert [page.closed for page in one.pages if page.next is None][-1] is True
+        one = Reader(WalkBack(documents.look, WHERE), one.saved)
+    assert not any(page.closed for page in one.pages if page.next is not None)
+
+
+# What the server asks for
+
+
+@KINDS
+@pytest.mark.parametrize("most", [1, 100])
+async def test_the_interval_of_polls_counts_once_in_a_walk_and_at_its_end(kind, most):
+    documents = kind(12, poll_interval=60)
+    one = reader(documents, most=most)
+    await one.poll()
+    waits = [page.retry_after for page in one.pages]
+    handed = [page.retry_after for page in one.pages if page.messages]
+    assert (waits[-1], handed[-1]) == (60, 60)
+    assert {*waits[:-2], *handed[:-1]} == {None}
+
+
+async def test_what_was_waited_for_on_the_way_is_not_waited_for_again():
+    documents = Numbered(9, poll_interval=60)
+    one = reader(documents)
+    for seconds in (20, 15, 0):
+        await one.step()
+        documents.says = {}
+        await anyio.sleep(seconds)
+    assert [page.retry_after for page in one.pages] == [None, None, 25]
+    assert len(one.settled) == 9
+
+
+async def test_by_a_clock_that_is_another_nobody_waits_for_longer_than_was_asked(monkeypatch):
+    documents = Numbered(6, poll_interval=60)
+    one = reader(documents)
+    await one.step()
+    earlier = anyio.current_time() - 1000
+    monkeypatch.setattr(anyio, "current_time", lambda: earlier)
+    documents.says = {}
+    await one.step()
+    await one.step()
+    assert [page.retry_after for page in one.pages] == [None, None, 60]
+
+
+async def test_what_a_server_asks_at_once_counts_at_once():
+    documents = Numbered(7, retry_after=5, poll_interval=60)
+    one = reader(documents)
+    await one.poll()
+    assert [page.retry_after for page in one.pages] == [5, 5, 60, 60]
+
+
+# Pinned, deleted, late
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 10])
+async def test_what_is_pinned_hides_no_backlog(size):
+    documents = Numbered(20, size=size)
+    documents.pin("001")
+    one = reader(documents)
+    await one.poll()
+    documents.publish(3 * size)
+    assert set(await one.poll()) == set(names(21, 20 + 3 * size))
+
+
+async def test_half_of_a_document_may_be_pinned_and_another_one_come():
+    documents = Numbered(20, size=6)
+    documents.pin("001", "002")
+    one = reader(documents)
+    await one.poll()
+    documents.publish(15)
+    documents.pin("030", "001", "002")
+    assert set(await one.poll()) == set(names(21, 35))
+
+
+async def test_what_is_deleted_at_the_top_leaves_the_rest_known():
+    documents = Numbered(20)
+    one = reader(documents)
+    await one.poll()
+    del documents.entries[:2]
+    assert await one.poll() == []
+    assert one.gaps == []
+    published = documents.publish(2)
+    assert await one.poll() == published
+
+
+async def test_what_appears_late_is_found():
+    documents = Numbered(9)
+    one = reader(documents)
+    await one.poll()
+    documents.entries.insert(1, "late")
+    assert await one.poll() == ["late"]
+
+
+async def test_pages_that_shift_under_the_walk_repeat_and_hide_nothing():
+    documents = Numbered(9)
+    one = reader(documents, most=4)
+    while await one.step():
+        if documents.published < 20:
+            documents.publish(1)
+    await one.poll()
+    assert list(dict.fromkeys(one.settled)) == names(1, 20)
+
+
+# The cursor
+
+
+def seen_of(count, *, note="", validators=None, archives=0):
+    keys = [digest(str(number)) for number in range(count)]
+    seen = Seen().then(keys, map(digest, map(str, range(count, count + 5000))), map(str, range(archives)))
+    return replace(seen, note=note, validators=validators)
+
+
+@pytest.mark.parametrize("count", [0, 1, 100, MOST_KEPT, 20_000])
+def test_a_cursor_is_read_as_it_was_written_and_is_short_enough(count):
+    longest = Validators("\\" * 1024, '"' * 1024)
+    seen = seen_of(count, note="\n" * 3000, validators=longest, archives=1000)
+    assert len(seen.messages) == min(count, MOST_KEPT) + KEPT
+    assert len(seen.archives) == KEPT
+    assert len(seen.cursor()) <= MAX_CURSOR
+    assert Seen.read(seen.cursor(), WHERE) == seen
+    assert list(Seen.read(seen.cursor(), WHERE).messages) == list(seen.messages)
+
+
+@pytest.mark.parametrize("length", [15_000, 40_000, MAX_CURSOR - 5_000])
+def test_a_long_note_leaves_out_the_oldest_digests(length):
+    seen = seen_of(MOST_KEPT, note="n" * length)
+    read = Seen.read(seen.cursor(), WHERE)
+    assert MAX_CURSOR - 20 <= len(seen.cursor()) <= MAX_CURSOR
+    assert read.note == seen.note
+    assert list(read.messages) == list(seen.messages)[: len(read.messages)]
+
+
+def test_a_note_beyond_all_is_for_the_poll_to_refuse():
+    assert len(seen_of(10, note="n" * MAX_CURSOR).cursor()) > MAX_CURSOR
+
+
+def test_a_document_that_is_shuffled_makes_no_other_cursor():
+    keys = [digest(str(number)) for number in range(400)]
+    seen = Seen().then(keys, [], [])
+    assert seen.then(keys[::-1], [], []).cursor() == seen.cursor()
+    assert seen.then(keys[100:], [], []).cursor() == seen.cursor()
+    assert seen.then(keys[300:], [], []).cursor() != seen.cursor()
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "",
+        " ",
+        "x 5",
+        "null",
+        "[]",
+        "{}",
+        "[" * 10_000,
+        '{"seen": 1}',
+        '{"seen":"x"}',
+        '{"seen":"","read":"====AAAAAAAA"}',
+        '{"seen":"AAAAAAAAAAA="}',
+        '{"seen":"","other":1}',
+        '{"seen":"","etag":7}',
+        '{"seen":"\\ud800"}',
+        "\ud800",
+        "9" * 400,
+        'page {"start":"1"}',
+    ],
+)
+async def test_what_is_no_cursor_is_one_that_expired(cursor):
+    documents = Numbered(3)
+    with pytest.raises(CursorExpired, match=r"none of https://h\.example/feed"):
+        await reader(documents, cursor).poll()
+    assert documents.asked == []
+
+
+@pytest.mark.parametrize("etag", ["*", "a\r\nb: c", "é" * 9])
+async def test_what_a_stranger_writes_into_a_cursor_is_sent_to_nobody(etag):
+    def answer(request):
+        assert "if-none-match" not in request.headers
+        return httpx.Response(200, json=[{"id": "1"}])
+
+    page = await paged(answer).fetch(FetchRequest(Seen(validators=Validators(etag)).cursor()))
+    assert len(page.messages) == 1
+
+
+# Declared feeds
+
+
+def paged(answer, *, more=None, **options):
+    return PagedFeed(
+        "https://h.example/feed",
+        entries=Entries(),
+        pages=NewestFirst(next=from_link("next"), send=as_url(), more=more),
+        client=httpx.AsyncClient(transport=httpx.MockTransport(answer)),
+        **options,
+    )
+
+
+def pages(*answers):
+    """Each leads to the next by its place; it is a list of ids, or a whole answer. `asked` has the places."""
+
+    def answer(request):
+        place = int(request.url.params.get("page", 0))
+        asked.append(place)
+        if not isinstance(answers[place], list):
+            return answers[place]
+        link = {"link": f"<?page={place + 1}>; rel=next"} if place + 1 < len(answers) else {}
+        return httpx.Response(200, json=[{"id": name} for name in answers[place]], headers=link)
+
+    asked = []
+    answer.asked = asked
+    return answer
+
+
+async def test_github_s_interval_does_not_hold_within_a_walk():
+    vendor = GitHub(6)
+    one = Reader(feed_of(vendor))
+    await one.poll()
+    assert [page.retry_after for page in one.pages] == [None, None, 60, 60]
+
+
+async def test_a_wish_to_be_left_alone_holds_within_a_walk():
+    headers = {"link": "<?page=2>; rel=next", "retry-after": "7", "x-poll-interval": "60"}
+    one = Reader(paged(pages(["3"], httpx.Response(200, json=[{"id": "2"}], headers=headers), ["1"])))
+    await one.poll()
+    assert [page.retry_after for page in one.pages] == [None, 7, 60, None]
+
+
+async def test_a_declared_pause_holds_within_a_walk():
+    one = Reader(paged(pages(["3"], ["2"], ["1"]), outcomes=[pause(lambda reply: 8.0)]))
+    await one.poll()
+    assert [page.retry_after for page in one.pages] == [8.0] * 4
+
+
+async def test_a_declared_end_and_a_declared_gap_are_those_of_the_page():
+    outcomes = [closed(lambda reply: reply.entries), gap(lambda reply: reply.entries, "the rest")]
+    one = Reader(paged(pages(["3"], ["2"]), outcomes=outcomes))
+    await one.poll()
+    assert [page.closed for page in one.pages] == [False, False, True]
+    assert set(one.gaps) == {"the rest"}
+
+
+@pytest.mark.parametrize("place", [0, 1])
+async def test_what_is_not_ready_is_asked_again(place):
+    answers = [["3"], ["2"], ["1"]]
+    answers[place] = httpx.Response(200, json=[], headers={"x-not-ready": "yes", "retry-after": "9"})
+    answer = pages(*answers)
+    one = Reader(paged(answer, outcomes=[not_ready(from_header("x-not-ready"))]))
+    if place:
+        with pytest.raises(FeedError, match="not ready in the middle") as error:
+            await one.poll()
+        assert error.value.retry_after == 9
+    else:
+        assert await one.poll() == []
+        assert one.pages[0].retry_after == 9
+    assert one.saved is None
+
+
+async def test_the_end_of_a_declared_feed_that_is_not_ready_is_not_known():
+    answer = pages(httpx.Response(200, json=[], headers={"x-not-ready": "yes"}))
+    with pytest.raises(FeedError, match="does not show yet"):
+        await paged(answer, outcomes=[not_ready(from_header("x-not-ready"))]).latest()
+
+
+async def test_no_content_is_an_empty_feed_or_nothing_new():
+    one = Reader(paged(pages(["2"])))
+    assert await one.poll() == ["2"]
+    one.walk = paged(pages(httpx.Response(204)))
+    cursor = one.saved
+    assert await one.poll() == []
+    assert one.saved == cursor
+    one.walk = paged(pages(httpx.Response(204)))
+    latest = await one.walk.latest()
+    assert await Reader(paged(pages(["2"])), latest).poll() == ["2"]
+
+
+@pytest.mark.parametrize("more", [None, from_header("link")], ids=str)
+async def test_no_content_is_no_end_where_the_server_has_said_that_there_is_more(more):
+    one = Reader(paged(pages(["3"], ["2"], httpx.Response(204)), more=more))
+    with pytest.raises(FeedError, match="no content where the page before says that there is more"):
+        await one.poll()
+    assert one.saved is None
+
+
+async def test_no_content_is_the_end_where_a_full_page_has_let_expect_more():
+    one = Reader(paged(pages(["3"], ["2"], httpx.Response(204)), more=full_page(1)))
+    assert await one.poll() == ["2", "3"]
+
+
+async def test_an_answer_that_is_fresh_is_not_asked_again_until_the_feed_is_closed():
+    answer = pages(httpx.Response(200, json=[{"id": "1"}], headers={"cache-control": "max-age=100"}))
+    feed = paged(answer)
+    one = Reader(feed)
+    for _ in range(4):
+        await one.poll()
+    assert len(answer.asked) == 2
+    await feed.aclose()
+    await one.poll()
+    assert len(answer.asked) == 3
+
+
+async def test_a_first_page_that_leads_nowhere_is_worth_a_line(caplog):
+    caplog.set_level("INFO", "push_to_poll_client")
+    for answer in (pages([]), pages(["2"], ["1"])):
+        await Reader(paged(answer)).poll()
+    assert caplog.messages == []
+    one = Reader(paged(pages(["2", "1"])))
+    for _ in range(2):
+        await one.poll()
+    [line] = caplog.messages
+    assert line.startswith("the newest page of https://h.example/feed has 2 entries and leads to no older one")
+
+
+async def test_unless_the_server_says_so(caplog):
+    caplog.set_level("INFO", "push_to_poll_client")
+    await Reader(feed_of(Stripe(1))).poll()
+    assert caplog.messages == []
+
+
+async def test_a_page_that_leads_to_a_stranger_is_a_failed_poll_that_begins_again():
+    link = {"link": "<https://evil.example/>; rel=next"}
+    answers = [["4"], httpx.Response(200, json=[{"id": "3"}], headers=link)]
+    answer = pages(*answers)
+    one = Reader(paged(answer))
+    for _ in range(2 * _newest_first_walk.MOST_TRIES):
+        with pytest.raises(FeedError, match=r"evil\.example"):
+            await one.poll()
+    assert answer.asked.count(0) >= 2
+    assert one.saved is None

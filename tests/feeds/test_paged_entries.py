@@ -1,0 +1,501 @@
+"""Which messages a page has, what they are called, and what becomes of those that cannot be read."""
+
+import json
+
+import pytest
+
+from push_to_poll_client import UnreadableMessage
+from push_to_poll_client._types import DeadLetter
+from push_to_poll_client.feeds._decoding import split
+from push_to_poll_client.feeds._paged import body as body_module
+from push_to_poll_client.feeds._paged import entries as entries_module
+from push_to_poll_client.feeds._paged.body import Unfit
+from push_to_poll_client.feeds._paged.readers import Field
+from push_to_poll_client.feeds.paged import (
+    CONTENTS,
+    LINES,
+    Entries,
+    Entry,
+    from_last,
+)
+from tests.support.paged_replies import names, read, reply
+
+# Which messages: the lists
+
+
+EVENTS = [{"id": "a"}, {"id": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("where", "body"),
+    [
+        ([], EVENTS),
+        (["data"], {"data": EVENTS}),
+        ([("result", "items")], {"result": {"items": EVENTS}}),
+        ([("pages", 0)], {"pages": [EVENTS]}),
+        ([LINES], b'{"id": "a"}\n{"id": "b"}\n'),
+        ([LINES], b'\r\n{"id": "a"}\r\n\n \n{"id": "b"}'),
+        ([lambda body: [e for e in body["rooms"] if e["id"]]], {"rooms": [*EVENTS, {"id": ""}]}),
+    ],
+)
+def test_where_the_list_is(where, body):
+    messages = read(Entries(*where), body)
+    assert names(messages) == ["a", "b"]
+    assert [json.loads(message.raw) for message in messages] == EVENTS
+    assert [message.data for message in messages] == EVENTS
+
+
+@pytest.mark.parametrize(
+    ("where", "body", "text"),
+    [
+        (["events"], {"data": EVENTS}, "there is no list at 'events', but {'data': array of 2}"),
+        (["data"], {"data": None}, "there is no list at 'data', but {'data': null}"),
+        (["data"], {"data": "x"}, "there is no list at 'data', but string"),
+        (["data"], {"data": {"items": []}}, "there is no list at 'data', but {'items': array of 0}"),
+        (["data"], EVENTS, "there is no list at 'data', but array of 2"),
+        (["data"], b"<html>", "there is no list at 'data', but no JSON"),
+        (["data"], b'{"data": [1, 2}', "there is no list at 'data', but no JSON"),
+        (
+            [("r", "items")],
+            {"r": {"list": []}},
+            "there is no list at 'r' / 'items', but {'list': array of 0} at 'r'",
+        ),
+        ([], {"data": EVENTS}, "there is no list of entries, but {'data': array of 2}"),
+        ([], b"", "there is no list of entries, but no JSON"),
+        ([], b'[{"id": 1}', "there is no list of entries, but no JSON"),
+        ([lambda body: body["data"]], {"data": {"a": 1}}, "there is no list by <lambda>, but {'a': number}"),
+        (
+            [LINES],
+            b'[\n{"id": 1},\n{"id": 2}\n]',
+            "the body is no lines of JSON, or ends in the middle of one: array of 2",
+        ),
+        ([LINES], b'{"id": 1}\n{"id": ', "the body is no lines of JSON, or ends in the middle of one: no JSON"),
+    ],
+)
+def test_a_list_that_is_not_there_is_named_with_what_is_there_instead(where, body, text):
+    with pytest.raises(Unfit) as unfit:
+        read(Entries(*where), body)
+    assert str(unfit.value) == text
+
+
+def test_a_list_may_be_left_out_of_an_object():
+    entries = Entries("history", optional=True)
+    assert read(entries, {"historyId": "7"}) == []
+    assert read(entries, {"history": None}) == []
+    assert read(entries, {}) == []
+    with pytest.raises(Unfit):
+        read(entries, b"<html>")
+    with pytest.raises(Unfit):
+        read(entries, [])
+
+
+def test_an_empty_list_has_no_messages():
+    said = reply([])
+    assert read(Entries(), said) == []
+    assert (said.entries, said.size) == ([], 0)
+    assert read(Entries(LINES), b"") == read(Entries(LINES), b"\n") == []
+
+
+@pytest.mark.parametrize(
+    ("where", "body"),
+    [
+        ([], [EVENTS[0]] * 4),
+        ([LINES], b'{"id": "a"}\n' * 4),
+        ([lambda body: body], [EVENTS[0]] * 4),
+        (["a", "b"], {"a": [EVENTS[0]] * 2, "b": [EVENTS[0]] * 2}),
+    ],
+)
+def test_a_page_has_so_many_entries_at_most(where, body):
+    with pytest.raises(Unfit, match="a page has more than 3 entries; ask for smaller pages, or raise max_body="):
+        read(Entries(*where), body, most=3)
+
+
+def test_a_page_of_too_many_entries_is_not_decoded(monkeypatch):
+    """In memory each takes some hundred bytes, of which two made it."""
+    monkeypatch.setattr(body_module, "_decode_list", None)
+    with pytest.raises(Unfit, match="a page has more than 3 entries"):
+        read(Entries(), [{"id": "a" * 60}] * 4, most=3)
+
+
+def test_commas_within_entries_are_no_entries():
+    assert len(read(Entries(), [{"id": "a", "b": [1, 2, 3, 4]}] * 3, most=3)) == 3
+
+
+def test_several_lists_have_their_names():
+    entries = Entries("added", ("page", "gone"), deletions="gone", type="kind")
+    body = {"added": [{"id": "a"}, {"id": "b", "kind": "moved"}], "page": {"gone": [{"id": "a"}]}}
+    messages = read(entries, body)
+    assert [(m.id, m.type, m.deleted) for m in messages] == [
+        ("a", "added", False),
+        ("b", "moved", False),
+        ("a", "gone", True),
+    ]
+    assert len({message.key for message in messages}) == 3
+    assert [json.loads(message.raw) for message in messages][::2] == [
+        {"added": {"id": "a"}},
+        {"gone": {"id": "a"}},
+    ]
+
+
+def test_lists_of_one_name_are_told_apart_by_their_paths():
+    messages = read(
+        Entries(("users", "items"), ("groups", "items")),
+        {"users": {"items": [{"id": 1}]}, "groups": {"items": [{"id": 1}]}},
+    )
+    assert [message.type for message in messages] == ["users.items", "groups.items"]
+
+
+def test_a_function_or_a_word_among_lists_is_named_by_itself():
+    def joined(body):
+        return body["joined"]
+
+    entries = Entries(joined, LINES)
+    assert entries._lists.names == ["joined", "LINES"]
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "text"),
+    [
+        (lambda: Entries("a", "a"), ValueError, "two lists have one name: a, a"),
+        (lambda: Entries(""), ValueError, "empty"),
+        (lambda: Entries(None), TypeError, "names"),
+        (lambda: Entries(id=""), ValueError, "empty"),
+        (lambda: Entries(id=None), TypeError, "names"),
+        (lambda: Entries(version=LINES), TypeError, "version is LINES; give a path"),
+        (lambda: Entries(type=7.5), TypeError, "names"),
+        (
+            lambda: Entries("added", deletions="removed"),
+            ValueError,
+            "deletions is 'removed', which is the name of none",
+        ),
+        (lambda: Entries("removed", deletions=""), ValueError, "name of none of several lists"),
+        (lambda: Entries("removed", deletions="removed"), ValueError, "name of none of several lists"),
+        (lambda: Entries(only="id"), TypeError, "only is 'id'; give a function"),
+    ],
+)
+def test_entries_that_have_no_meaning_are_refused(make, kind, text):
+    with pytest.raises(kind, match=text):
+        make()
+
+
+# Which messages: what they are called
+
+
+def test_what_an_entry_says():
+    entries = Entries(type=("what", "kind"), time="at", deleted="gone", key="dedupe")
+    body = [
+        {"id": 7, "what": {"kind": "paid"}, "at": 1.5, "gone": {"why": "x"}, "dedupe": "k"},
+        {"id": "b", "gone": False},
+        {"id": "c", "gone": {}},
+    ]
+    said = [(m.id, m.key, m.type, m.time, m.deleted) for m in read(entries, body)]
+    assert said == [("7", "k", "paid", 1.5, True), ("b", "b", "", None, False), ("c", "c", "", None, False)]
+
+
+def test_what_an_entry_says_by_functions():
+    entries = Entries(
+        id=lambda e: e["a"] + e["b"],
+        version=lambda e: e["v"],
+        type=lambda e: e["t"].lower(),
+        deleted=lambda e: e["t"] == "DELETED",
+    )
+    [message] = read(entries, [{"a": "x", "b": "y", "v": 2, "t": "DELETED"}])
+    assert (message.id, message.type, message.deleted) == ("xy@2", "deleted", True)
+
+
+def test_versions_are_messages_of_their_own():
+    messages = read(
+        Entries(version="etag"), [{"id": "a", "etag": 1}, {"id": "a", "etag": 2}, {"id": "b", "etag": 1}]
+    )
+    assert names(messages) == ["a@1", "a@2", "b@1"]
+    assert len({message.key for message in messages}) == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"id": "a:1", "v": "2"}, {"id": "a", "v": "1:2"}),
+        ({"id": "a@1", "v": "2"}, {"id": "a", "v": "1@2"}),
+        ({"id": "1:a", "v": "2"}, {"id": "1", "v": "a:2"}),
+    ],
+)
+def test_keys_of_ids_and_versions_are_not_mixed_up(one, other):
+    messages = read(Entries(version="v"), [one, other])
+    assert messages[0].key != messages[1].key
+
+
+def test_an_entry_without_its_version_cannot_be_read_unless_it_deletes():
+    entries = Entries(version="etag", deleted="gone")
+    body = [{"id": "a", "etag": 1}, {"id": "b"}, {"id": "a", "gone": True}]
+    first, unversioned, gone_now = read(entries, body)
+    assert first.error is None
+    assert "an entry has no version at 'etag'" in str(unversioned.error)
+    assert gone_now.deleted
+    assert gone_now.key not in {first.key, "a"}
+    assert read(entries, body, start="later")[2].key != gone_now.key
+
+
+def test_contents_tell_versions_apart_and_pages_that_are_fetched_again_do_not():
+    entries = Entries(version=CONTENTS)
+    [one] = read(entries, [{"id": "a", "x": 1, "y": 2}], start="c")
+    [same] = read(entries, b'[{"y":2,  "x":1, "id":"a"}]', start="c")
+    [other] = read(entries, [{"id": "a", "x": 2, "y": 2}], start="c")
+    [later] = read(entries, [{"id": "a", "x": 1, "y": 2}], start="d")
+    assert one.key == same.key
+    assert one.id == same.id
+    assert len({one.key, other.key, later.key}) == 3
+
+
+def test_contents_of_another_list_are_another_message():
+    entries = Entries("added", "modified", version=CONTENTS)
+    one, other = read(entries, {"added": [{"id": "a"}], "modified": [{"id": "a"}]})
+    assert one.id != other.id
+
+
+def test_a_page_whose_newest_stands_first_is_turned_round():
+    said = reply({"a": [{"id": 4}, {"id": 3}], "b": [{"id": 2}, {"id": 1}]})
+    messages = read(Entries("a", "b", newest_first=True), said)
+    assert names(messages) == ["1", "2", "3", "4"]
+    assert [json.loads(m.raw) for m in messages] == [
+        {"b": {"id": 1}},
+        {"b": {"id": 2}},
+        {"a": {"id": 3}},
+        {"a": {"id": 4}},
+    ]
+    assert from_last("id")(said) == 4
+
+
+def test_entries_that_are_no_messages_are_passed_over():
+    said = reply([{"id": "a", "event": "open"}, {"id": "b", "event": "message"}, {"id": "c", "event": "open"}])
+    messages = read(Entries(only=lambda e: e["event"] == "message"), said)
+    assert names(messages) == ["b"]
+    assert json.loads(messages[0].raw)["id"] == "b"
+    assert from_last("id")(said) == "c"
+
+
+def test_each_entry_may_have_a_cursor():
+    messages = read(
+        Entries(), [{"id": "a", "seq": 1}, {"id": "b", "seq": None}, {"id": "c", "seq": [3]}], each=Field("seq")
+    )
+    assert [message.cursor for message in messages] == ["1", None, "[3]"]
+
+
+# Which messages: what cannot be read
+
+
+@pytest.mark.parametrize(
+    ("entry", "why"),
+    [
+        (b'{"id": "x\xff"}', "an entry is no JSON: UnicodeDecodeError"),
+        (b'{"id": "x", "a": nonsense}', "an entry is no JSON: DecodeError"),
+        (b'{"id": "x", "a": %b}' % (b"[" * 9999 + b"]" * 9999), "an entry is no JSON: RecursionError"),
+        (b'{"name": "x"}', "an entry has no id at 'id'"),
+        (b'{"id": ""}', "an entry has no id at 'id'"),
+        (b'{"id": true}', "an entry has no id at 'id'"),
+        (b"7", "an entry has no id at 'id'"),
+        (b"null", "an entry has no id at 'id'"),
+        (b'["id"]', "an entry has no id at 'id'"),
+        (b'{"id": "%b"}' % (b"x" * 1025), "longer than 1024 characters"),
+        (b'{"id": "a\\u0000"}', "has a NUL in it"),
+    ],
+)
+def test_an_entry_that_cannot_be_read_fails_alone(entry, why):
+    said = reply(b'[{"id": "a"}, %b, {"id": "b"}]' % entry)
+    before, broken, after = read(Entries(), said)
+    assert (before.id, after.id) == ("a", "b")
+    assert isinstance(broken, UnreadableMessage)
+    assert broken.raw == entry
+    assert broken.key.startswith("unreadable:")
+    text = str(broken.error)
+    assert text.startswith("an entry")
+    assert why in text
+    assert text.endswith("; correct the declaration, or ask its publisher")
+    assert said.size == 3
+
+
+def test_a_line_that_cannot_be_read_fails_alone():
+    messages = read(Entries(LINES), b'{"id": "a"}\n{"id": "b"} {"id": "c"}\n{"id": "d"}\n')
+    assert [message.error is None for message in messages] == [True, False, True]
+    assert messages[1].raw == b'{"id": "b"} {"id": "c"}'
+
+
+def test_an_entry_does_not_go_on_in_the_next_line():
+    """As many values as lines, but each dead letter would have kept the text of another entry."""
+    messages = read(Entries(LINES), b'{"id": "a"\n}{"id": "b"}\n{"id": "c"}\n')
+    assert [message.error is None for message in messages] == [False, False, True]
+    assert [message.raw for message in messages] == [b'{"id": "a"', b'}{"id": "b"}', b'{"id": "c"}']
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"version": lambda e: e["v"]},
+        {"key": lambda e: e["v"]},
+        {"type": lambda e: e["v"]},
+        {"time": lambda e: e["v"]},
+        {"deleted": lambda e: e["v"]},
+        {"only": lambda e: e["v"]},
+        {"id": lambda e: e["v"]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_entry_that_a_function_cannot_read_fails_alone(options):
+    entries = Entries(**options)
+    body = [{"id": "a", "v": "1"}, {"id": "b"}, {"id": "c", "v": "3"}]
+    messages = read(entries, body)
+    assert [isinstance(message, UnreadableMessage) for message in messages] == [False, True, False]
+    assert "an entry cannot be read: KeyError: 'v'; correct the declaration" in str(messages[1].error)
+
+
+def test_what_a_function_raised_is_told():
+    messages = read(Entries(time=lambda e: e["at"]["s"]), [{"id": "a", "at": {"s": 1}}, {"id": "b", "at": None}])
+    assert "TypeError" in str(messages[1].error)
+
+
+def test_the_cursor_of_an_entry_that_cannot_be_read_is_kept_if_it_is_there():
+    body = b'[{"id": "a", "seq": 1}, {"seq": 2}, nonsense]'
+    messages = read(Entries(), body, each=Field("seq"))
+    assert [message.cursor for message in messages] == ["1", "2", None]
+
+
+def test_a_cursor_that_a_function_cannot_read_fails_its_entry_alone():
+    each = Field(lambda entry: entry["seq"] + 1)
+    messages = read(Entries(), [{"id": "a", "seq": 1}, {"id": "b", "seq": None}], each=each)
+    assert [message.cursor for message in messages] == ["2", None]
+    assert isinstance(messages[1], UnreadableMessage)
+
+
+def test_the_same_bytes_are_the_same_unreadable_message():
+    [_, one] = read(Entries(), b'[{"id": 1}, nonsense]')
+    [_, same, other] = read(Entries(), b'[{"id": 1}, nonsense , nonsenses]')
+    assert one.key == same.key != other.key
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (
+            [{"uuid": "secret"}],
+            "no entry of the first page can be read; of {'uuid': string}: an entry has no id at 'id'; correct the",
+        ),
+        (b"[nonsense]", "of no JSON: an entry is no JSON: DecodeError"),
+        ([[1], [2]], "of array of 1: an entry has no id"),
+    ],
+)
+def test_a_first_page_on_which_nothing_can_be_read_was_declared_wrongly(body, text):
+    with pytest.raises(Unfit) as unfit:
+        read(Entries(), body)
+    assert text in str(unfit.value)
+
+
+def test_a_page_without_entries_proves_nothing():
+    entries = Entries()
+    assert read(entries, []) == []
+    with pytest.raises(Unfit, match="no entry of the first page can be read"):
+        read(entries, [{"uuid": "a"}])
+
+
+def test_a_later_page_on_which_nothing_can_be_read_is_its_publishers_mistake():
+    entries = Entries()
+    assert read(entries, []) == []
+    read(entries, [{"id": "a"}])
+    [message] = read(entries, [{"uuid": "a"}])
+    assert message.error
+
+
+def test_a_page_with_too_many_unreadable_entries_is_refused(monkeypatch):
+    monkeypatch.setattr(entries_module, "MAX_UNREADABLE", 2)
+    entries = Entries()
+    assert len(read(entries, b'[{"id": 1}, x, y]')) == 3
+    with pytest.raises(Unfit, match="more than 2 unreadable entries"):
+        read(entries, b'[{"id": 1}, x, y, z]')
+
+
+# Dead letters
+
+
+def letter(message):
+    return DeadLetter(key=message.key, id=message.id, raw=message.raw, error="broken")
+
+
+def test_a_dead_letter_is_its_message_again():
+    entries = Entries("added", "gone", version=CONTENTS, deletions="gone", time="at")
+    for message in read(entries, {"added": [{"id": "a", "at": 1, "gone": 7}], "gone": [{"id": "b"}]}, start="c"):
+        again = entries.restore(letter(message))
+        names_of = ("id", "key", "data", "raw", "type", "time", "deleted")
+        assert [getattr(again, name) for name in names_of] == [getattr(message, name) for name in names_of]
+
+
+def test_a_dead_letter_that_could_not_be_read_still_cannot():
+    entries = Entries("added", "gone")
+    messages = read(entries, b'{"added": [{"id": "a"}, nonsense, {"added": 1}, {}], "gone": []}')
+    for message in messages[1:]:
+        again = entries.restore(letter(message))
+        assert isinstance(again, UnreadableMessage)
+        assert (again.id, again.key, again.raw) == (message.id, message.key, message.raw)
+        assert str(again.error) == str(message.error)
+
+
+def test_a_dead_letter_that_can_be_read_by_now_has_its_id_and_the_key_of_the_letter():
+    [_, message] = read(Entries(), [{"id": "a"}, {"uuid": "b"}])
+    again = Entries(id="uuid").restore(letter(message))
+    assert (again.id, again.key, again.error) == ("b", message.key, None)
+
+
+def test_a_dead_letter_of_a_single_list_is_not_taken_for_one_of_several():
+    message = Entries("added", "gone").restore(DeadLetter(key="k", id="i", raw=b'{"added": 1, "id": 2}', error=""))
+    assert (message.data, message.type) == ({"added": 1, "id": 2}, "")
+
+
+def test_a_dead_letter_that_a_function_cannot_read_says_so():
+    [message] = read(Entries(), [{"id": "a"}])
+    again = Entries(type=lambda e: e["t"]).restore(letter(message))
+    assert "KeyError" in str(again.error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ({}, "an entry cannot be read: KeyError: 'kind'; correct the declaration, or ask its publisher"),
+        ({"kind": "open"}, "only= passes this entry over; drop its dead letter, or correct the declaration"),
+        ({"kind": "message"}, "None"),
+    ],
+)
+def test_a_dead_letter_is_a_message_only_if_it_is_selected(kind, error):
+    entries = Entries(only=lambda entry: entry["kind"] == "message")
+    [_, message] = read(Entries(), [{"id": "a"}, {"id": "b", **kind}])
+    again = entries.restore(letter(message))
+    assert (again.id, again.key, again.raw, str(again.error)) == ("b", message.key, message.raw, error)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{}", b"[]", b'{"added": {}}', b'{"other": {"id": 1}}', b'{"added": \xff}', b"\xff"]
+)
+def test_a_dead_letter_of_whatever_it_is_raises_nothing(raw):
+    message = Entries("added", "gone").restore(DeadLetter(key="k", id="i", raw=raw, error=""))
+    assert (message.id, message.key) == ("i", "k")
+
+
+# One entry
+
+
+def test_an_entry_can_be_made_for_a_test_of_a_handler():
+    entry = Entry("1", {"a": 1}, type="paid", deleted=True)
+    assert (entry.id, entry.key, entry.cursor, entry.time) == ("1", "1", None, None)
+    assert (entry.raw, entry.type, entry.deleted) == (b'{"a":1}', "paid", True)
+    assert repr(entry) == "Entry(id='1')"
+
+
+def test_what_a_handler_does_to_the_data_does_not_change_what_is_kept():
+    [message] = read(Entries(type="t"), [{"id": "a", "t": "x"}])
+    message.data.clear()
+    assert (message.id, message.type, json.loads(message.raw)) == ("a", "x", {"id": "a", "t": "x"})
+
+
+def test_the_text_of_a_large_page_is_cut_only_when_somebody_asks():
+    entries = Entries()
+    [part] = entries.find(reply([{"id": "a"}]), 10)
+    [message] = entries.read([part], each=None, start=None)
+    assert part._raws is None
+    assert message.raw == b'{"id": "a"}'
+    assert [bytes(raw) for raw in part._raws] == list(split(b'[{"id": "a"}]', b"[]"))

@@ -1,0 +1,1101 @@
+"""A declared feed as a whole: what is asked, what the answers mean, what is refused. In virtual time."""
+
+import json
+import logging
+import re
+import threading
+from urllib.parse import parse_qs
+
+import anyio
+import httpx
+import msgspec
+import pytest
+import respx
+
+from push_to_poll_client import (
+    ChainRestart,
+    CursorExpired,
+    FeedError,
+    FeedGone,
+    FeedRefused,
+    FetchRequest,
+    Page,
+    Push,
+    UnreadableMessage,
+)
+from push_to_poll_client._types import DeadLetter
+from push_to_poll_client.feeds import _decoding
+from push_to_poll_client.feeds.paged import (
+    LINES,
+    Entries,
+    Latest,
+    LongPoll,
+    NewestFirst,
+    OldestFirst,
+    PagedFeed,
+    as_url,
+    at_end,
+    closed,
+    expired,
+    from_body,
+    from_each,
+    from_first,
+    from_header,
+    from_last,
+    from_link,
+    full_page,
+    gap,
+    gone,
+    not_ready,
+    pause,
+    restart,
+    status,
+    throttled,
+    to_body,
+    to_header,
+    to_query,
+)
+from tests.support.consumers import Log
+
+pytestmark = pytest.mark.anyio
+
+URL = "https://api.vendor.example/v1/events"
+SECRET = "s3cr3t-c4n4ry"
+
+
+class Server:
+    """Answers in turn with what it was given, the last one for ever; keeps the requests."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.requests = []
+
+    def __call__(self, request):
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return answer(request) if callable(answer) else answer
+
+    @property
+    def last(self):
+        return self.requests[-1]
+
+    @property
+    def query(self):
+        return dict(self.last.url.params)
+
+    @property
+    def body(self):
+        return json.loads(self.last.content)
+
+
+def says(body=None, status=200, **headers):
+    """An answer: JSON, or bytes as they are."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.Response(status, content=content, headers={"content-type": "application/json", **named})
+
+
+def page(*ids, **more):
+    return {"data": [{"id": name} for name in ids], **more}
+
+
+FORWARD = {"cursor": from_body("cursor"), "send": to_query("since"), "more": from_body("more")}
+
+
+def feed_on(*answers, url=URL, entries=None, pages=None, **options):
+    """A feed and its server."""
+    server = Server(*answers)
+    options.setdefault("client", httpx.AsyncClient(transport=httpx.MockTransport(server)))
+    entries, pages = entries or Entries("data"), pages or OldestFirst(**FORWARD)
+    return PagedFeed(url, entries=entries, pages=pages, **options), server
+
+
+async def fetched(*answers, cursor=None, request=None, **options):
+    """One page, and the server that gave it."""
+    feed, server = feed_on(*answers, **options)
+    return await feed.fetch(request or FetchRequest(cursor)), server
+
+
+async def refused(*answers, kind=FeedError, **options):
+    with pytest.raises(kind) as failed:
+        await fetched(*answers, **options)
+    assert type(failed.value) is kind
+    return failed.value
+
+
+def ids(found):
+    return [message.id for message in found.messages]
+
+
+# What is asked
+
+
+async def test_the_query_of_the_url_is_repeated_on_every_page():
+    feed, server = feed_on(
+        says(page("1", cursor="c", next="p2")),
+        says(page("2", cursor="c2")),
+        url=f"{URL}?types=a%2Cb&limit=2",
+        pages=OldestFirst(
+            cursor=at_end(from_body("cursor")),
+            send=to_query("since"),
+            next=from_body("next"),
+            send_next=to_query("page"),
+        ),
+    )
+    first = await feed.fetch(FetchRequest("c0"))
+    second = await feed.fetch(FetchRequest(first.next))
+    assert [str(request.url) for request in server.requests] == [
+        f"{URL}?types=a%2Cb&limit=2&since=c0",
+        f"{URL}?types=a%2Cb&limit=2&since=c0&page=p2",
+    ]
+    assert (first.cursor, second.cursor, second.next) == (None, "c2", None)
+
+
+async def test_a_get_has_no_body_and_asks_for_json():
+    _, server = await fetched(says(page()), cursor="a&b=c")
+    assert (server.last.method, server.last.content) == ("GET", b"")
+    assert server.last.headers["accept"].startswith("application/json,")
+    assert "content-type" not in server.last.headers
+    assert "cache-control" not in server.last.headers
+    assert server.query == {"since": "a&b=c"}
+
+
+async def test_a_push_goes_past_caches():
+    _, server = await fetched(says(page()), request=FetchRequest(fresh=True))
+    assert server.last.headers["cache-control"] == "no-cache"
+
+
+async def test_a_cursor_in_a_header():
+    options = {"pages": OldestFirst(cursor=from_header("x-next"), send=to_header("X-Since"))}
+    found, server = await fetched(says(page("1"), x_next="c1"), cursor="c0", **options)
+    assert server.last.headers["x-since"] == "c0"
+    assert (found.cursor, found.next) == ("c1", "c1")
+
+
+async def test_a_cursor_in_a_json_body():
+    options = {
+        "json": {"secret": SECRET, "options": {"count": 2}},
+        "pages": OldestFirst(**FORWARD | {"send": to_body("options", "cursor")}),
+    }
+    _, server = await fetched(says(page()), cursor="c0", **options)
+    assert server.body == {"secret": SECRET, "options": {"count": 2, "cursor": "c0"}}
+    assert (server.last.method, server.last.headers["content-type"]) == ("POST", "application/json")
+    _, server = await fetched(says(page()), **options)
+    assert server.body == {"secret": SECRET, "options": {"count": 2}}
+    assert (server.last.method, server.last.headers["content-type"]) == ("POST", "application/json")
+
+
+async def test_a_cursor_that_is_an_object_goes_back_as_it_came():
+    options = {"json": {}, "pages": OldestFirst(**FORWARD | {"send": to_body("after", as_json=True)})}
+    feed, server = feed_on(says(page("1", cursor=[3, {"x": "y"}])), **options)
+    found = await feed.fetch(FetchRequest())
+    await feed.fetch(FetchRequest(found.cursor))
+    assert server.body == {"after": [3, {"x": "y"}]}
+
+
+async def test_a_cursor_in_a_form():
+    options = {"form": {"token": SECRET}, "pages": OldestFirst(**FORWARD | {"send": to_body("cursor")})}
+    _, server = await fetched(says(page()), cursor="a&b ä", **options)
+    assert parse_qs(server.last.content.decode()) == {"token": [SECRET], "cursor": ["a&b ä"]}
+    assert (server.last.method, server.last.headers["content-type"]) == (
+        "POST",
+        "application/x-www-form-urlencoded",
+    )
+
+
+async def test_a_method_of_the_users_choice():
+    _, server = await fetched(says(page()), method="report", json={})
+    assert server.last.method == "REPORT"
+
+
+async def test_what_goes_on_may_be_asked_elsewhere_and_alone():
+    send = to_body("cursor", at=f"{URL}/continue", alone=True)
+    options = {"json": {"path": ""}, "pages": OldestFirst(**FORWARD | {"send": send})}
+    _, server = await fetched(says(page()), cursor="c", **options)
+    assert (str(server.last.url), server.body) == (f"{URL}/continue", {"cursor": "c"})
+
+
+async def test_a_hint_goes_where_it_was_told_and_otherwise_something_else():
+    options = {"hint": to_query("_expected", otherwise="0")}
+    _, server = await fetched(says(page()), request=FetchRequest(hint=Push("42")), **options)
+    assert server.query == {"_expected": "42"}
+    for request in (FetchRequest(), FetchRequest(hint=Push(None, ("a topic",)))):
+        _, server = await fetched(says(page()), request=request, **options)
+        assert server.query == {"_expected": "0"}
+
+
+@pytest.mark.parametrize("sender", [to_query("seen", otherwise="0"), to_header("X-Seen", otherwise="0")])
+async def test_a_hint_that_cannot_be_sent_disturbs_nothing(sender):
+    """Whoever may push can write anything."""
+    request = FetchRequest(hint=Push("\r\nx: \ud800"))
+    _, server = await fetched(says(page()), request=request, hint=sender)
+    assert "0" in {server.query.get("seen"), server.last.headers.get("x-seen")}
+
+
+async def test_a_hint_that_the_server_refuses_is_left_out():
+    feed, server = feed_on(says({}, 400), says(page("1", cursor="c", more=0)), hint=to_query("seen"))
+    assert ids(await feed.fetch(FetchRequest(hint=Push("elsewhere")))) == ["1"]
+    assert [dict(request.url.params) for request in server.requests] == [{"seen": "elsewhere"}, {}]
+    for options, request, asked in [
+        ({"hint": to_query("seen")}, FetchRequest(), 1),
+        ({}, FetchRequest(hint=Push("elsewhere")), 1),
+        ({"hint": to_query("seen")}, FetchRequest(hint=Push("elsewhere")), 2),
+    ]:
+        feed, server = feed_on(says({}, 400), **options)
+        with pytest.raises(FeedRefused):
+            await feed.fetch(request)
+        assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("options", "cursor"),
+    [
+        ({}, "\ud800"),
+        ({"pages": OldestFirst(**FORWARD | {"send": to_header("a")})}, "ä"),
+        ({"pages": OldestFirst(**FORWARD | {"send": as_url()})}, "c"),
+        ({"pages": OldestFirst(**FORWARD | {"send": as_url()})}, "https://[x"),
+        ({"pages": OldestFirst(**FORWARD | {"send": as_url()})}, "page 7"),
+        ({"json": {}, "pages": OldestFirst(**FORWARD | {"send": to_body("a")})}, "\ud800"),
+    ],
+)
+async def test_a_cursor_that_cannot_be_sent_is_none_of_this_feed(options, cursor):
+    feed, server = feed_on(says(page()), **options)
+    with pytest.raises(CursorExpired, match=f"^the cursor is none of {re.escape(URL)}: "):
+        await feed.fetch(FetchRequest(cursor))
+    assert server.requests == []
+
+
+async def test_credentials_and_headers_are_sent():
+    _, server = await fetched(says(page()), auth=SECRET, headers={"accept": "application/vnd.x+json"})
+    assert server.last.headers["authorization"] == f"Bearer {SECRET}"
+    assert server.last.headers["accept"] == "application/vnd.x+json"
+
+
+async def test_a_secret_in_the_url_is_sent_and_shown_nowhere():
+    options = {"url": "https://api.vendor.example/bot{token}/updates", "secrets": {"token": SECRET}}
+    feed, server = feed_on(says({"error": 1}), **options)
+    with pytest.raises(FeedError) as failed:
+        await feed.fetch(FetchRequest())
+    assert SECRET in str(server.last.url)
+    assert SECRET not in f"{feed!r} {feed.identity} {failed.value}"
+    assert "bot{token}" in repr(feed)
+
+
+async def test_a_secret_in_the_url_is_not_in_the_log(caplog):
+    caplog.set_level(logging.DEBUG)
+    with respx.mock() as router:
+        router.route().mock(return_value=says(page("1", cursor="c", more=0)))
+        feed, _ = feed_on(client=None, url="https://api.vendor.example/bot{token}/u", secrets={"token": SECRET})
+        await feed.fetch(FetchRequest())
+        await feed.aclose()
+    assert "api.vendor.example" in caplog.text
+    assert SECRET not in caplog.text
+
+
+# Long polling
+
+
+async def test_an_answer_is_held_for_as_long_as_the_server_can():
+    hold = LongPoll(to_query("timeout"), longest=50, per_second=1000, also={"feed": "longpoll"})
+    feed, server = feed_on(says(page()), hold=hold)
+    assert feed.max_wait == 50
+    for wait, query in [(0, {}), (20, {"timeout": "20000"}), (500, {"timeout": "50000"})]:
+        await feed.fetch(FetchRequest("c", wait=wait))
+        assert server.query == {"since": "c"} | query | ({"feed": "longpoll"} if query else {})
+
+
+async def test_a_feed_that_cannot_hold_is_not_asked_to():
+    feed, server = feed_on(says(page()))
+    assert feed.max_wait is None
+    await feed.fetch(FetchRequest("c", wait=20))
+    assert server.query == {"since": "c"}
+
+
+async def test_a_url_that_says_how_long_it_was_held_is_not_held_twice():
+    """A server may write into its next link all that it was asked with."""
+    pages = OldestFirst(cursor=from_body("next"), send=as_url())
+    hold = LongPoll(to_query("wait"), longest=30)
+    feed, server = feed_on(
+        lambda request: says(page("1", next=str(request.url.copy_set_param("c", "n%2Fm")))), pages=pages, hold=hold
+    )
+    found = await feed.fetch(FetchRequest(wait=20))
+    for _ in range(2):
+        found = await feed.fetch(FetchRequest(found.cursor, wait=10))
+    assert server.last.url.params.multi_items() == [("c", "n%2Fm"), ("wait", "10")]
+    await feed.fetch(FetchRequest(f"{URL}?wait=20", wait=10))
+    assert str(server.last.url) == f"{URL}?wait=10"
+
+
+# What is read
+
+
+async def test_lines_of_json():
+    body = b'{"id": "1", "seq": 7}\n{"id": "2", "seq": 8}\n'
+    pages = OldestFirst(cursor=from_each("seq"), send=to_query("since"))
+    found, _ = await fetched(says(body), entries=Entries(LINES), pages=pages)
+    assert [(message.id, message.cursor) for message in found.messages] == [("1", "7"), ("2", "8")]
+    assert (found.cursor, found.next) == ("8", "8")
+
+
+async def test_cursors_of_entries_beside_that_of_the_page():
+    pages = OldestFirst(**FORWARD, each=from_each("seq"))
+    body = {"data": [{"id": 1, "seq": 10}, {"id": 2, "seq": None}], "cursor": "end", "more": True}
+    found, _ = await fetched(says(body), pages=pages)
+    assert [message.cursor for message in found.messages] == ["10", None]
+    assert (found.cursor, found.next) == ("end", "end")
+
+
+async def test_several_lists_with_deletions_and_the_newest_first():
+    entries = Entries("gone", "new", newest_first=True, deletions="gone")
+    body = {"new": [{"id": 2}, {"id": 1}], "gone": [{"id": 3}], "cursor": "c", "more": False}
+    found, _ = await fetched(says(body), entries=entries)
+    assert [(message.id, message.type, message.deleted) for message in found.messages] == [
+        ("1", "new", False),
+        ("2", "new", False),
+        ("3", "gone", True),
+    ]
+
+
+async def test_a_server_that_says_nothing_new():
+    for answer in (says(b"", 204), says(page(cursor="c", more=False))):
+        found, _ = await fetched(answer, cursor="c")
+        assert (found.messages, found.next) == ([], None) or (found.messages, found.next) == ((), None)
+        assert found.cursor in {None, "c"}
+
+
+async def test_an_old_page_that_is_served_again_goes_by_its_version():
+    feed, _ = feed_on(
+        says({"data": [{"id": 1, "v": 1}], "cursor": "c", "more": 0}), entries=Entries("data", version="v")
+    )
+    first, again = [await feed.fetch(FetchRequest(cursor)) for cursor in (None, "c")]
+    assert first.messages[0].key == again.messages[0].key
+
+
+# Links
+
+
+@pytest.mark.parametrize(
+    ("link", "saved"),
+    [
+        (f"{URL}?c=a%2Bb", f"{URL}?c=a%2Bb"),
+        ("/v2/events?c=2", "https://api.vendor.example/v2/events?c=2"),
+        ("?c=2", f"{URL}?c=2"),
+        ("//api.vendor.example/x", "https://api.vendor.example/x"),
+        (f"https://user:{SECRET}@api.vendor.example/x#here", "https://api.vendor.example/x"),
+        ("https://api.vendor.example:443/x", "https://api.vendor.example/x"),
+        ("https://cdn.example/x", "https://cdn.example/x"),
+    ],
+)
+@pytest.mark.parametrize("place", ["cursor", "next"])
+async def test_a_link_is_saved_as_the_whole_url_that_it_leads_to(link, saved, place):
+    pages = {
+        "cursor": OldestFirst(cursor=from_body("link"), send=as_url()),
+        "next": OldestFirst(cursor=at_end(from_body("link")), send=as_url(), next=from_body("link")),
+    }[place]
+    feed, server = feed_on(says(page("1", link=link)), pages=pages, trusted=["https://cdn.example"])
+    found = await feed.fetch(FetchRequest())
+    assert (found.cursor or msgspec.json.decode(found.next.removeprefix("page "))[1]) == saved
+    await feed.fetch(FetchRequest(found.next))
+    assert str(server.last.url) == saved
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "https://evil.example/x",
+        "//evil.example/x",
+        "http://api.vendor.example/v1/events",
+        "https://api.vendor.example:8443/v1/events",
+        "https://api.vendor.example@evil.example/",
+        "http://a:b:c/",
+        "ftp://api.vendor.example/x",
+        "mailto:someone@vendor.example",
+    ],
+)
+@pytest.mark.parametrize(
+    "pages",
+    [
+        OldestFirst(cursor=from_body("link"), send=as_url()),
+        OldestFirst(
+            cursor=from_body("cursor"), send=to_query("since"), next=from_body("link"), send_next=as_url()
+        ),
+        OldestFirst(cursor=at_end(from_body("link")), send=as_url(), more=from_body("more")),
+        NewestFirst(next=from_body("link"), send=as_url()),
+    ],
+    ids=["cursor", "next", "at_end", "newest_first"],
+)
+async def test_a_link_that_is_not_to_be_followed_is_a_failed_poll(link, pages):
+    """Not a saved cursor, with which every later poll would fail."""
+    answer = says(page("1", link=link, cursor="c", more=True))
+    feed, server = feed_on(answer, pages=pages, auth=SECRET)
+    async with Log(feed) as consumer:
+        for _ in range(2):
+            with pytest.raises(FeedError, match=r"links to|is no URL"):
+                await consumer.poll_now()
+        assert (consumer.status().cursor, consumer.processed) == (None, [])
+    assert {request.url.host for request in server.requests} == {"api.vendor.example"}
+
+
+async def test_what_is_posted_is_not_linked_to_a_trusted_origin():
+    pages = OldestFirst(cursor=from_body("link"), send=as_url())
+    answer = says(page("1", link="https://cdn.example/x"))
+    error = await refused(answer, pages=pages, json={"secret": SECRET}, trusted=["https://cdn.example"])
+    assert "must not get what is posted" in str(error)
+
+
+async def test_an_error_on_a_trusted_origin_names_who_really_answered():
+    pages = OldestFirst(cursor=from_body("link"), send=as_url())
+    answers = [says(page("1", link="https://cdn.example/x?sig=1")), says({"oops": 1})]
+    feed, _ = feed_on(*answers, pages=pages, trusted=["https://cdn.example"])
+    found = await feed.fetch(FetchRequest())
+    with pytest.raises(FeedError) as failed:
+        await feed.fetch(FetchRequest(found.next))
+    assert str(failed.value) == (
+        f"{URL}, which led to https://cdn.example/x?sig=…, does not answer as it was declared to: "
+        "there is no list at 'data', but {'oops': number}"
+    )
+
+
+async def test_a_link_header_leads_on_from_what_answered_after_redirects():
+    pages = OldestFirst(cursor=from_link(), send=as_url())
+    moved = httpx.Response(302, headers={"location": "/v2/events"})
+    found, server = await fetched(moved, says(page("1"), link='<?c=2>; rel="next"'), pages=pages)
+    assert found.cursor == "https://api.vendor.example/v2/events?c=2"
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("status", [301, 302, 307])
+async def test_a_redirect_may_not_drop_what_is_always_said(status):
+    """Without `since` this server means the newest messages. Nor is such a redirect remembered."""
+    pages = OldestFirst(**FORWARD | {"send": to_query("since", otherwise="0")})
+    moved = httpx.Response(status, headers={"location": "/v2/events"})
+    feed, server = feed_on(moved, says(page("9", cursor="9")), pages=pages)
+    for asked in (2, 4):
+        with pytest.raises(FeedError, match="redirects to a URL without 'since', which says what comes next"):
+            await feed.fetch(FetchRequest("1"))
+        server.answers[:0] = [moved]
+        assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize("outcome", [expired(status(410)), gone(status(410)), closed(status(410))])
+async def test_the_outcome_for_410_does_not_hold_at_the_end_of_a_redirect(outcome):
+    moved = httpx.Response(308, headers={"location": "/maintenance"})
+    feed, server = feed_on(moved, says({}, 410), says(page("1", cursor="1")), outcomes=[outcome])
+    with pytest.raises(FeedError, match=r"was redirected to https://api\.vendor\.example/maintenance") as error:
+        await feed.fetch(FetchRequest("1"))
+    assert type(error.value) is FeedError
+    assert [message.id for message in (await feed.fetch(FetchRequest("1"))).messages] == ["1"]
+    assert server.last.url.path == "/v1/events"
+
+
+async def test_a_redirect_to_a_page_that_cannot_be_read_is_not_remembered():
+    moved = httpx.Response(308, headers={"location": "/maintenance?since=1"})
+    feed, server = feed_on(moved, says({"back": "soon"}), says(page("1", cursor="1")))
+    with pytest.raises(FeedError, match="there is no list"):
+        await feed.fetch(FetchRequest("1"))
+    assert [message.id for message in (await feed.fetch(FetchRequest("1"))).messages] == ["1"]
+    assert server.last.url.path == "/v1/events"
+
+
+async def test_a_redirect_to_a_page_that_was_read_is_remembered():
+    moved = httpx.Response(308, headers={"location": "/v2/events?since=1"})
+    feed, server = feed_on(moved, says(page("1", cursor="1")))
+    for _ in range(2):
+        await feed.fetch(FetchRequest("1"))
+    assert [request.url.path for request in server.requests] == ["/v1/events", "/v2/events", "/v2/events"]
+
+
+@pytest.mark.parametrize(
+    ("otherwise", "location"), [(None, "/v2/events"), ("0", "/v2/events?since=1"), ("0", "?a=b&since=1")]
+)
+async def test_a_redirect_that_keeps_it_is_followed_and_so_is_one_where_it_may_be_missing(otherwise, location):
+    pages = OldestFirst(**FORWARD | {"send": to_query("since", otherwise=otherwise)})
+    moved = httpx.Response(302, headers={"location": location})
+    found, _ = await fetched(moved, says(page("2", cursor="2")), cursor="1", pages=pages)
+    assert (found.messages[0].id, found.cursor) == ("2", "2")
+
+
+# The end
+
+
+@pytest.mark.parametrize(
+    ("latest", "answer", "asked", "cursor"),
+    [
+        (Latest({"since": "now"}), says(page(cursor="c")), f"{URL}?limit=2&since=now", "c"),
+        (Latest(at=f"{URL}/end", cursor=from_body("start")), says({"start": 7}), f"{URL}/end", "7"),
+        (
+            Latest(at="end", cursor=from_header("x-end")),
+            says({}, x_end="h"),
+            "https://api.vendor.example/v1/end",
+            "h",
+        ),
+        (
+            Latest({"order": "desc"}, cursor=from_first("id")),
+            says(page("9", "8")),
+            f"{URL}?limit=2&order=desc",
+            "9",
+        ),
+        (Latest({"order": "desc"}, cursor=from_first("id")), says(page()), f"{URL}?limit=2&order=desc", None),
+        (
+            Latest(cursor=from_last("id").then(lambda last: last + "+")),
+            says(page("8", "9")),
+            f"{URL}?limit=2",
+            "9+",
+        ),
+    ],
+)
+async def test_the_feeds_end(latest, answer, asked, cursor):
+    feed, server = feed_on(answer, url=f"{URL}?limit=2", latest=latest)
+    assert await feed.latest() == cursor
+    assert str(server.last.url) == asked
+    assert server.last.headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (
+            says({"cur": 1}),
+            "there is no cursor of the feed's end: from_body('cursor') reads nothing in {'cur': number}; correct",
+        ),
+        (says(b"", 204), f"{URL} has no cursor of the feed's end yet; it is asked again later"),
+        (says({}, 503), "answered 503"),
+    ],
+)
+async def test_an_end_that_is_not_to_be_had(answer, text):
+    feed, _ = feed_on(answer, latest=Latest({"since": "now"}))
+    with pytest.raises(FeedError) as failed:
+        await feed.latest()
+    assert text in str(failed.value)
+
+
+async def test_an_end_that_is_a_link_is_the_whole_url():
+    pages = OldestFirst(cursor=from_body("link"), send=as_url())
+    feed, _ = feed_on(says({"link": "?token=1"}), pages=pages, latest=Latest())
+    assert await feed.latest() == f"{URL}?token=1"
+    feed, _ = feed_on(says({"link": "https://evil.example/"}), pages=pages, latest=Latest())
+    with pytest.raises(FeedError, match="another origin"):
+        await feed.latest()
+
+
+async def test_a_feed_has_an_end_when_it_was_declared():
+    assert not hasattr(feed_on(says({}))[0], "latest")
+    pages = NewestFirst(next=from_link(), send=as_url())
+    feed, _ = feed_on(says(page("2", "1")), pages=pages)
+    end = await feed.latest()
+    assert ids(await feed.fetch(FetchRequest(end))) == []
+
+
+# What answers mean
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kind"),
+    [(expired, CursorExpired), (restart, ChainRestart), (gone, FeedGone), (throttled, FeedError)],
+)
+@pytest.mark.parametrize("status_code", [200, 400, 410, 503])
+async def test_an_outcome_goes_before_the_status(outcome, kind, status_code):
+    when = from_body("error", "code").equals("X")
+    error = await refused(
+        says({"error": {"code": "X"}}, status_code, retry_after="7"), outcomes=[outcome(when)], kind=kind
+    )
+    assert str(error).startswith(f"{URL} ")
+    assert error.retry_after == 7
+
+
+async def test_without_an_outcome_the_status_says_what_it_means():
+    assert "503" in str(await refused(says({}, 503)))
+    await refused(says({}, 404), kind=FeedRefused)
+    await refused(says({}, 410), kind=FeedGone)
+
+
+@pytest.mark.parametrize(
+    ("headers", "after", "seconds"),
+    [({}, None, None), ({}, 5, 5), ({"retry_after": "9"}, None, 9), ({"retry_after": "9"}, from_body("s"), 3)],
+)
+async def test_how_long_a_server_is_left_alone(headers, after, seconds):
+    error = await refused(says({"s": 3}, 429, **headers), outcomes=[throttled(status(429), after=after)])
+    assert error.retry_after == seconds
+
+
+async def test_a_pause_after_a_success_and_the_longer_one_counts():
+    answer = page("1", cursor="c", backoff=30, more=False)
+    for headers, seconds in [({}, 30), ({"retry_after": "9"}, 30), ({"retry_after": "90"}, 90)]:
+        found, _ = await fetched(says(answer, **headers), outcomes=[pause(from_body("backoff"))])
+        assert (ids(found), found.retry_after) == (["1"], seconds)
+
+
+@pytest.mark.parametrize(
+    ("offered", "start"),
+    [
+        ("https://api.vendor.example/v1/fresh?t=1", "https://api.vendor.example/v1/fresh?t=1"),
+        ("fresh", "https://api.vendor.example/v1/fresh"),
+        ("https://evil.example/", None),
+        ("http://a:b:c", None),
+        (None, None),
+    ],
+)
+async def test_a_new_start_is_a_cursor_that_may_be_asked(offered, start):
+    headers = {} if offered is None else {"location": offered}
+    error = await refused(
+        says({}, 410, **headers),
+        pages=OldestFirst(cursor=from_link(), send=as_url()),
+        outcomes=[expired(status(410), start=from_header("location"))],
+        kind=CursorExpired,
+        cursor=f"{URL}?old",
+    )
+    assert error.start == start
+
+
+async def test_a_new_start_that_is_a_text():
+    outcome = expired(status(410), start=from_body("start"))
+    error = await refused(says({"start": 7}, 410), outcomes=[outcome], kind=CursorExpired, cursor="c")
+    assert error.start == "7"
+
+
+async def test_a_walk_back_makes_its_own_cursors():
+    outcome = expired(status(410), start=from_body("start"))
+    pages = NewestFirst(next=from_link(), send=as_url())
+    error = await refused(says({"start": 7}, 410), outcomes=[outcome], pages=pages, kind=CursorExpired)
+    assert error.start is None
+
+
+@pytest.mark.parametrize("status_code", [200, 204, 304, 404, 409, 503])
+async def test_what_is_not_ready_is_not_looked_at(status_code):
+    outcome = not_ready(status(status_code), after=from_body("s"))
+    found, _ = await fetched(
+        says({"s": 3} if status_code not in {204, 304} else b"", status_code), outcomes=[outcome]
+    )
+    assert found == Page(retry_after=None if status_code in {204, 304} else 3)
+
+
+async def test_the_end_of_a_feed():
+    outcomes = [closed(from_body("closed"))]
+    answer = page("1", cursor="c", more=True, closed=True)
+    found, _ = await fetched(says(answer), outcomes=outcomes)
+    assert (ids(found), found.cursor, found.next, found.closed) == (["1"], "c", None, True)
+
+
+@pytest.mark.parametrize("status_code", [204, 404, 410])
+async def test_the_end_of_a_feed_by_its_status(status_code):
+    found, _ = await fetched(says(b"", status_code), outcomes=[closed(status(status_code))], cursor="c")
+    assert found == Page(closed=True)
+
+
+async def test_a_gap():
+    found, _ = await fetched(
+        says(page("1", cursor="c", more=False, limited=True)),
+        outcomes=[gap(from_body("limited"), "limited rooms")],
+    )
+    assert (ids(found), found.gap) == (["1"], "limited rooms")
+    found, _ = await fetched(says(b"", 204), outcomes=[gap(status(204))])
+    assert found.gap == "the server says that it left messages out"
+
+
+async def test_outcomes_see_the_entries():
+    """Some servers have an error as an entry of their list, as the watch of Kubernetes."""
+    outcome = expired(from_last("type").equals("ERROR"))
+    error = await refused(
+        says(b'{"id": "1", "type": "ADDED"}\n{"type": "ERROR"}\n'),
+        entries=Entries(LINES),
+        outcomes=[outcome],
+        kind=CursorExpired,
+    )
+    assert "(status 200)" in str(error)
+
+
+async def test_outcomes_see_that_a_page_is_empty():
+    found, _ = await fetched(says(page(cursor="c", more=False)), outcomes=[closed(~full_page(1))])
+    assert found.closed
+
+
+# What is not as it was declared
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "text"),
+    [
+        (says({"items": [1]}), {}, "there is no list at 'data', but {'items': array of 1}"),
+        (says(b"<html>"), {}, "there is no list at 'data', but no JSON"),
+        (
+            says(page("1", cur="c", more=0)),
+            {},
+            "there is no cursor: from_body('cursor') reads nothing in {'data': array",
+        ),
+        (
+            says(page("1", more=True)),
+            {},
+            "there is no way on: from_body('cursor') reads nothing in {'data': array of 1, 'more': boolean}",
+        ),
+        (
+            says({"data": [{"uuid": "1"}]}),
+            {},
+            "no entry of the first page can be read; of {'uuid': string}: an entry has no id at 'id'",
+        ),
+        (says(page(*"12345")), {"max_body": 100_000}, None),
+    ],
+)
+async def test_what_was_declared_and_what_was_seen(answer, options, text):
+    if text is None:
+        text = "a page has more than 10000 entries"
+        answer = says({"data": [1] * 10_001})
+    error = await refused(answer, **options)
+    assert str(error).startswith(f"{URL} does not answer as it was declared to: {text}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pages": OldestFirst(cursor=lambda said: said.body["x"], send=to_query("c"))},
+        {"outcomes": [gone(lambda said: said.body["x"])]},
+        {"outcomes": [pause(lambda said: said.body["x"])]},
+        {"entries": Entries(lambda body: body["x"])},
+    ],
+)
+async def test_what_a_function_of_the_declaration_cannot_read(options):
+    error = await refused(says({"data": [{"id": 1}]}), **options)
+    assert str(error) == (
+        f"{URL} answered what a function of its declaration cannot read: KeyError: 'x', in {{'data': array of 1}}"
+    )
+
+
+MADE = Entries(lambda body: body.get("data", []))
+LEFT_OUT = Entries("data", optional=True)
+
+
+@pytest.mark.parametrize("entries", [LEFT_OUT, MADE, Entries("data", "more data", optional=True)])
+@pytest.mark.parametrize("body", [{}, {"error": "internal"}])
+@pytest.mark.parametrize(
+    ("cursor", "seen"),
+    [
+        (from_body("cursor"), "from_body('cursor') reads nothing in "),
+        (at_end(from_body("cursor")), "from_body('cursor') reads nothing in "),
+        (from_header("x-cursor").then(str.strip), "from_header('x-cursor').then(strip) reads nothing in "),
+        (
+            from_body("cursor") | from_header("x-cursor"),
+            "(from_body('cursor') | from_header('x-cursor')) reads nothing in ",
+        ),
+    ],
+)
+async def test_an_answer_with_neither_a_list_nor_a_cursor_is_no_end(entries, body, cursor, seen):
+    error = await refused(says(body), entries=entries, pages=OldestFirst(cursor=cursor, send=to_query("c")))
+    text = str(error).partition(" declared to: ")[2]
+    assert text.startswith(f"there is neither a list nor a cursor: {seen}")
+    assert text.endswith("; if that says that there is nothing new, tell it by not_ready(…)")
+
+
+@pytest.mark.parametrize(
+    ("entries", "body", "options"),
+    [
+        (LEFT_OUT, {"data": []}, {}),
+        (LEFT_OUT, {"data": None}, {}),
+        (MADE, {"cursor": None}, {}),
+        (LEFT_OUT, {"cursor": ""}, {}),
+        (LEFT_OUT, {}, {"pages": OldestFirst(cursor=from_each("id"), send=to_query("c"))}),
+        (LEFT_OUT, {}, {"pages": OldestFirst(cursor=from_link("next"), send=as_url())}),
+        (
+            LEFT_OUT,
+            {},
+            {"pages": OldestFirst(cursor=from_body("cursor") | from_last("id"), send=to_query("c"))},
+        ),
+        (LEFT_OUT, {}, {"outcomes": [not_ready(lambda said: said.body == {})]}),
+        (LEFT_OUT, {"closed": True}, {"outcomes": [closed(from_body("closed"))]}),
+    ],
+)
+async def test_an_empty_page_without_a_cursor_may_be_the_end(entries, body, options):
+    found, _ = await fetched(says(body), entries=entries, **options)
+    assert (list(found.messages), found.cursor, found.next) == ([], None, None)
+
+
+@pytest.mark.parametrize("media_type", ["text/html; charset=utf-8", "application/xhtml+xml", "IMAGE/png"])
+async def test_what_is_for_people_is_named(media_type):
+    answer = httpx.Response(200, content=b"[]", headers={"content-type": media_type})
+    error = await refused(answer, entries=Entries())
+    assert str(error) == (
+        f"{URL} sent {media_type!r}, no JSON; check that the URL is that of a feed and no login page "
+        "stands before it"
+    )
+
+
+@pytest.mark.parametrize("media_type", ["", "text/plain", "application/x-ndjson", "application/vnd.x+json"])
+async def test_json_goes_by_many_names(media_type):
+    answer = httpx.Response(200, content=b'{"data": []}', headers={"content-type": media_type})
+    found, _ = await fetched(answer)
+    assert ids(found) == []
+
+
+async def test_the_cursor_stays_when_an_answer_does_not_fit():
+    feed, _ = feed_on(says(page("1", cursor="c1", more=0)), says({"oops": 1}))
+    async with Log(feed) as consumer:
+        await consumer.poll_now()
+        with pytest.raises(FeedError):
+            await consumer.poll_now()
+        assert (consumer.status().cursor, consumer.processed) == ("c1", ["1"])
+
+
+async def test_an_entry_that_cannot_be_read_does_not_end_a_walk_back():
+    """A page that is full is full with what cannot be read: there is more behind it."""
+    pages = NewestFirst(next=from_last("id"), send=to_query("before"), more=full_page(2))
+    feed, _ = feed_on(
+        says({"data": [{"id": 4}, {"id": 3}]}),
+        says({"data": [{}, {"id": 2}]}),
+        says({"data": [{"id": 1}]}),
+        pages=pages,
+    )
+    found = await feed.fetch(FetchRequest())
+    while found.next and not found.messages:
+        found = await feed.fetch(FetchRequest(found.next))
+    assert [message.error is None for message in found.messages] == [True, True, False, True, True]
+
+
+# Unreadable entries and dead letters
+
+
+async def test_a_dead_letter_is_restored():
+    feed, _ = feed_on(says(b'{"data": [{"id": 1}, nonsense], "cursor": "c"}'))
+    found = await feed.fetch(FetchRequest())
+    for message in found.messages:
+        again = feed.restore(DeadLetter(key=message.key, id=message.id, raw=message.raw, error=""))
+        assert (again.id, again.key, again.raw, again.error is None) == (
+            message.id,
+            message.key,
+            message.raw,
+            message.error is None,
+        )
+    assert isinstance(again, UnreadableMessage)
+
+
+# Nothing new
+
+
+async def test_an_end_is_asked_for_news_alone():
+    feed, server = feed_on(
+        says(page("1", cursor="c", more=0), etag='"1"'), says(page(cursor="c"), etag='"2"'), says(b"", 304)
+    )
+    for cursor in (None, "c", "c"):
+        found = await feed.fetch(FetchRequest(cursor))
+    assert [request.headers.get("if-none-match") for request in server.requests] == [None, None, '"2"']
+    assert found == Page(())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [page(cursor="d", more=0), page("1", cursor="c", more=0), page(cursor="c", more=1), page(cursor="c", gap=1)],
+    ids=["the cursor moves", "a message", "more", "a gap"],
+)
+async def test_what_is_to_be_settled_is_asked_for_again(answer):
+    """What is lost before it is committed must not be answered by 304."""
+    feed, server = feed_on(says(answer, etag='"1"'), outcomes=[gap(from_body("gap"))])
+    for _ in range(2):
+        await feed.fetch(FetchRequest("c"))
+    assert "if-none-match" not in server.last.headers
+
+
+async def test_an_end_is_known_whatever_the_case_of_the_method():
+    feed, server = feed_on(says(page(cursor="c"), etag='"1"'), method="get")
+    for _ in range(2):
+        await feed.fetch(FetchRequest("c"))
+    assert server.last.headers["if-none-match"] == '"1"'
+
+
+async def test_an_end_that_is_fresh_is_not_asked_for_unless_somebody_wants_it():
+    feed, server = feed_on(
+        says(page(cursor="c"), cache_control="max-age=60"), hold=LongPoll(to_query("t"), longest=9)
+    )
+    for _ in range(3):
+        assert ids(await feed.fetch(FetchRequest("c"))) == []
+    assert len(server.requests) == 1
+    await feed.fetch(FetchRequest("c", fresh=True))
+    await feed.fetch(FetchRequest("c", wait=5))
+    await feed.fetch(FetchRequest("d"))
+    assert len(server.requests) == 4
+    await anyio.sleep(61)
+    await feed.fetch(FetchRequest("c"))
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize(
+    ("send", "options"),
+    [
+        (to_header("X-Since"), {}),
+        (to_body("since"), {"json": {}}),
+        (to_body("since"), {"json": {}, "method": "GET"}),
+    ],
+)
+async def test_what_is_known_of_one_cursor_is_not_known_of_another_at_the_same_url(send, options):
+    answer = says(page(cursor="c"), etag='"1"', cache_control="max-age=60")
+    feed, server = feed_on(answer, pages=OldestFirst(**FORWARD | {"send": send}), **options)
+    await feed.fetch(FetchRequest("c"))
+    await feed.fetch(FetchRequest("b"))
+    assert len(server.requests) == 2
+    assert "if-none-match" not in server.last.headers
+
+
+async def test_a_304_that_was_not_asked_for_is_a_broken_cache():
+    assert "304" in str(await refused(says(b"", 304)))
+
+
+# Large answers
+
+
+async def test_a_large_answer_is_read_in_a_thread(monkeypatch):
+    monkeypatch.setattr(_decoding, "_LARGE_BODY", 10)
+    threads = []
+
+    def noting(said):
+        threads.append(threading.current_thread())
+        return said.at("cursor")
+
+    options = {
+        "entries": Entries("data", type=lambda entry: threads.append(threading.current_thread())),
+        "outcomes": [closed(lambda said: noting(said) and False)],
+        "pages": OldestFirst(cursor=noting, send=to_query("c")),
+    }
+    found, _ = await fetched(says(page("1", cursor="c")), **options)
+    assert (ids(found), found.cursor) == (["1"], "c")
+    assert len(threads) >= 3
+    assert threading.main_thread() not in threads
+
+
+async def test_an_error_in_a_thread_is_the_same(monkeypatch):
+    monkeypatch.setattr(_decoding, "_LARGE_BODY", 10)
+    assert "there is no list at 'data'" in str(await refused(says({"items": [1, 2, 3]})))
+
+
+async def test_an_answer_that_is_too_large_is_refused():
+    assert "raise max_body=" in str(await refused(says(page(*map(str, range(100)))), max_body=100))
+
+
+# Open and closed
+
+
+async def test_closing_ends_what_was_known_and_the_feed_goes_on():
+    feed, server = feed_on(says(page(cursor="c"), etag='"1"', cache_control="max-age=60"))
+    await feed.fetch(FetchRequest("c"))
+    await feed.aclose()
+    await feed.fetch(FetchRequest("c"))
+    assert len(server.requests) == 2
+    assert "if-none-match" not in server.last.headers
+
+
+@pytest.mark.parametrize("pages", [OldestFirst(**FORWARD), NewestFirst(next=from_link(), send=as_url())])
+def test_a_feed_goes_on_in_another_event_loop(pages):
+    feed, server = feed_on(says(page("1", cursor="c", more=0)), pages=pages)
+
+    async def once():
+        found = await feed.fetch(FetchRequest())
+        await feed.aclose()
+        return ids(found)
+
+    assert [anyio.run(once), anyio.run(once)] == [["1"], ["1"]]
+    assert len(server.requests) == 2
+
+
+# What it is called
+
+
+def test_a_feed_says_which_it_is():
+    feed, _ = feed_on(says({}), url=f"{URL}?token={SECRET}")
+    other, _ = feed_on(says({}), url=f"{URL}?token=another")
+    assert repr(feed) == f"PagedFeed('{URL}?token=…')"
+    assert SECRET not in feed.identity
+    assert feed.identity != other.identity
+    assert feed_on(says({}), identity="plaid of item 17")[0].identity == "plaid of item 17"
+    assert feed_on(says({}))[0].read_ahead is False
+    assert feed_on(says({}), read_ahead=True)[0].read_ahead is True
+
+
+# What is refused at construction
+
+
+POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"entries": "data"}, TypeError, "entries is a str; give Entries(…)"),
+        ({"pages": from_link()}, TypeError, "pages is a Reader; give OldestFirst(…) or NewestFirst(…)"),
+        ({"outcomes": expired(status(410))}, TypeError, "outcomes is a Outcome; give a list of them"),
+        ({"outcomes": [status(410)]}, TypeError, "one of the outcomes is a Reader; give one, as expired(…)"),
+        ({"hold": to_query("t")}, TypeError, "hold is a Sender; give LongPoll(…)"),
+        ({"latest": {"since": "now"}}, TypeError, "latest is a dict; give Latest(…)"),
+        ({"hint": "seen"}, TypeError, "hint is a str; give to_query(…), to_header(…) or to_body(…)"),
+        ({"json": {}, "form": {}}, ValueError, "both json= and form= are given; a request has one body"),
+        ({"json": [1]}, TypeError, "json is a list; give what the body says, by names"),
+        (
+            {"json": {"a": object()}},
+            TypeError,
+            "json is none: TypeError: Encoding objects of type object is unsupported",
+        ),
+        ({"form": {"a": 1}}, TypeError, "form is no mapping of str to str"),
+        ({"form": "a=1"}, TypeError, "form is no mapping of str to str"),
+        ({"method": "GE T"}, TypeError, "method is 'GE T'; give one of HTTP"),
+        ({"method": 1}, TypeError, "method is 1; give one of HTTP"),
+        ({"read_ahead": 1}, TypeError, "read_ahead is a int; give True or False"),
+        ({"identity": ""}, TypeError, "identity is ''; give a str that says something"),
+        ({"identity": 7}, TypeError, "identity is 7; give a str that says something"),
+        ({"pages": POSTED}, ValueError, "to_body('cursor') has no body to go to; give json={}, or form={}"),
+        (
+            {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", "b")), "form": {}},
+            ValueError,
+            "to_body('a', 'b') leads into the members of a form, which have none",
+        ),
+        (
+            {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 1)), "json": {"a": [1]}},
+            ValueError,
+            "to_body('a', 1) leads to no place in json=; a list has to have that place",
+        ),
+        (
+            {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 0)), "json": {"a": 1}},
+            ValueError,
+            "to_body('a', 0) leads to no place",
+        ),
+        (
+            {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", 0, alone=True)), "json": {"a": [1]}},
+            ValueError,
+            "to_body('a', 0) leads to no place",
+        ),
+        ({"hint": to_body("seen")}, ValueError, "to_body('seen') has no body to go to"),
+        ({"hint": as_url()}, ValueError, "as_url() leads to pages; neither hint nor hold can be sent by it"),
+        ({"hold": LongPoll(as_url(), 9)}, ValueError, "as_url() leads to pages"),
+        ({"url": f"{URL}?since=0"}, ValueError, "url has 'since' in its query, where to_query('since') puts it"),
+        (
+            {"url": f"{URL}?t=0", "hold": LongPoll(to_query("t"), 9)},
+            ValueError,
+            "url has 't' in its query, where to_query",
+        ),
+        (
+            {"url": f"{URL}?f=n", "hold": LongPoll(to_query("t"), 9, also={"f": "l"})},
+            ValueError,
+            "url has 'f' in its query, where hold puts it",
+        ),
+        (
+            {"url": f"{URL}?o=a", "latest": Latest({"o": "d"})},
+            ValueError,
+            "url has 'o' in its query, where latest puts it",
+        ),
+        ({"url": f"{URL}?seen=1", "hint": to_query("seen")}, ValueError, "url has 'seen' in its query"),
+        (
+            {"pages": NewestFirst(next=from_link(), send=as_url()), "latest": Latest()},
+            ValueError,
+            "latest has no meaning with NewestFirst, whose first page is the feed's end",
+        ),
+        ({"url": "ftp://x"}, ValueError, "http"),
+        ({"timeout": 0}, ValueError, "timeout"),
+        ({"max_body": 0}, ValueError, "max_body"),
+        ({"secrets": {"token": "x"}}, ValueError, "no field {token}"),
+        ({"trusted": ["x"]}, ValueError, "trusted"),
+        ({"auth": 7}, TypeError, "auth"),
+    ],
+)
+def test_what_has_no_meaning_is_refused_at_construction(options, kind, text):
+    with pytest.raises(kind) as failed:
+        feed_on(says({}), **options)
+    assert text in str(failed.value)
+
+
+def test_what_stands_at_another_url_is_not_in_the_query_of_the_feeds_own():
+    send = to_query("start", at="more")
+    pages = OldestFirst(cursor=from_body("c"), send=send)
+    feed_on(says({}), url=f"{URL}?start=0", pages=pages, latest=Latest({"start": "now"}, at="end"))

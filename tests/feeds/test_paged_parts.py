@@ -1,0 +1,617 @@
+"""The parts of a declaration, each alone: what it reads or sends, and what it says to whoever got it wrong."""
+
+from dataclasses import replace
+
+import pytest
+
+from push_to_poll_client import ChainRestart, CursorExpired, FeedError, FeedGone
+from push_to_poll_client.feeds._paged.body import Unfit
+from push_to_poll_client.feeds._paged.outcomes import meaning
+from push_to_poll_client.feeds._paged.pagination import Place
+from push_to_poll_client.feeds._paged.readers import reader
+from push_to_poll_client.feeds._paged.senders import Asking
+from push_to_poll_client.feeds.paged import (
+    Latest,
+    LongPoll,
+    NewestFirst,
+    OldestFirst,
+    as_url,
+    at_end,
+    closed,
+    expired,
+    from_body,
+    from_each,
+    from_first,
+    from_header,
+    from_last,
+    from_link,
+    full_page,
+    gap,
+    gone,
+    not_ready,
+    pause,
+    restart,
+    status,
+    throttled,
+    to_body,
+    to_header,
+    to_query,
+)
+from tests.support.paged_replies import BODY, reply
+
+# Readers
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "text"),
+    [
+        (from_body("meta", "next"), "c2", "from_body('meta', 'next')"),
+        (from_header("X-Cursor"), "h", "from_header('X-Cursor')"),
+        (from_header("other"), None, "from_header('other')"),
+        (from_link(), "https://api.vendor.example/v1/p2", "from_link('next')"),
+        (from_link("prev"), None, "from_link('prev')"),
+        (from_first("id"), 1, "from_first('id')"),
+        (from_first("seq"), 10, "from_first('seq')"),
+        (from_last("id"), 3, "from_last('id')"),
+        (from_last("seq"), 20, "from_last('seq')"),
+        (from_last("changes", 0), "x", "from_last('changes', 0)"),
+        (from_each("seq"), 20, "from_each('seq')"),
+        (from_each("no"), None, "from_each('no')"),
+        (status(200, 410), True, "status(200, 410)"),
+        (status(410), False, "status(410)"),
+        (full_page(3), True, "full_page(3)"),
+        (full_page(4), False, "full_page(4)"),
+        (~status(410), True, "~status(410)"),
+        (status(200) & full_page(4), False, "(status(200) & full_page(4))"),
+        (status(200) | full_page(4), True, "(status(200) | full_page(4))"),
+        (status(410) | full_page(3), True, "(status(410) | full_page(3))"),
+        (from_body("n") & status(200), 0, "(from_body('n') & status(200))"),
+        (from_body("n").equals(0), True, "from_body('n').equals(0)"),
+        (from_body("n").equals("a", "b"), False, "from_body('n').equals('a', 'b')"),
+        (from_body("n").then(str), "0", "from_body('n').then(str)"),
+        (from_body("no").then(str), None, "from_body('no').then(str)"),
+        (from_each("id").then(lambda last: last + 1), 4, "from_each('id').then(<lambda>)"),
+        (from_each("no").then(str), None, "from_each('no').then(str)"),
+        (reader(type).then(str), "<class 'push_to_poll_client.feeds._paged.body.Reply'>", "type.then(str)"),
+    ],
+)
+def test_a_reader_reads_and_says_what_it_is(what, value, text):
+    entries = [{"id": 1}, {"id": 2, "seq": 10}, {"seq": 20, "id": 3, "changes": "x"}]
+    link = '<p1>; rel="first", <p2>; rel="next"'
+    said = reply(BODY, entries=entries, x_cursor="h", link=link)
+    assert repr(what) == text
+    assert what(said) == value
+
+
+def test_any_function_of_an_answer_is_a_reader():
+    both = from_body("n") | (lambda said: said.status)
+    assert both(reply(BODY)) == 200
+    assert repr(both) == "(from_body('n') | <lambda>)"
+
+
+def test_a_callable_object_is_named_by_its_class():
+    class Reads:
+        def __call__(self, said):
+            return said.status
+
+    assert repr(reader(Reads())) == "Reads"
+    assert reader(Reads())(reply()) == 200
+
+
+def test_a_page_is_full_with_what_cannot_be_read():
+    assert full_page(3)(reply(entries=[{"id": 1}], size=3))
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "text"),
+    [
+        (lambda: reader("id"), TypeError, "'id' is no reader"),
+        (lambda: status(200) & "x", TypeError, "'x' is no reader"),
+        (lambda: status(200) | None, TypeError, "None is no reader"),
+        (from_body, ValueError, "empty"),
+        (lambda: from_body(""), ValueError, "empty"),
+        (lambda: from_each(None), TypeError, "names"),
+        (lambda: from_header("a b"), ValueError, "'a b' is no name of a header"),
+        (lambda: from_header(None), ValueError, "None is no name of a header"),
+        (status, ValueError, "HTTP has"),
+        (lambda: status("410"), ValueError, "HTTP has"),
+        (lambda: status(4100), ValueError, "HTTP has"),
+        (lambda: full_page(0), ValueError, "number of entries"),
+        (lambda: full_page(size=True), ValueError, "number of entries"),
+        (lambda: full_page("100"), ValueError, "number of entries"),
+        (lambda: from_body("a").equals(), ValueError, "never holds"),
+    ],
+)
+def test_a_reader_that_has_no_meaning_is_refused(make, kind, text):
+    with pytest.raises(kind, match=text):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("what", "shown"),
+    [
+        (from_body("meta", "cursor"), "{'next': string, 'list': array of 2} at 'meta'"),
+        (from_body("meta", "cursor").then(str), "{'next': string, 'list': array of 2} at 'meta'"),
+        (from_header("cursor"), "the headers 'content-type', 'x-a'"),
+        (from_link(), "the headers 'content-type', 'x-a'"),
+        (from_first("cursor"), "an entry {'id': number}"),
+        (from_each("cursor").then(str), "an entry {'seq': number}"),
+        (reader(lambda _: None), "{'meta': object, 'n': number, 'no': null, '': string}"),
+    ],
+)
+def test_a_reader_shows_what_stands_where_it_looks(what, shown):
+    said = reply(BODY, entries=[{"id": 1}, {"seq": 2}], x_a="secret", content_type="application/json")
+    assert what.seen(said) == shown
+
+
+def test_a_reader_of_entries_says_that_there_are_none_to_be_read():
+    assert from_each("id").seen(reply(b"[nonsense]", size=1)) == "a page on which no entry can be read"
+
+
+# Senders
+
+
+EMPTY = Asking(query={"limit": "2"}, headers={"accept": "x"}, body={"a": {"b": 1}, "list": [1]})
+
+
+@pytest.mark.parametrize(
+    ("sender", "value", "changes"),
+    [
+        (to_query("since"), "c", {"query": {"limit": "2", "since": "c"}}),
+        (to_query("limit"), "c", {"query": {"limit": "c"}}),
+        (to_query("since"), None, {}),
+        (to_query("since", otherwise="0"), None, {"query": {"limit": "2", "since": "0"}}),
+        (to_query("since", otherwise="0"), "c", {"query": {"limit": "2", "since": "c"}}),
+        (to_query("q", "after:{} {}"), "c", {"query": {"limit": "2", "q": "after:c c"}}),
+        (to_query("c", at="more"), "c", {"url": "more", "query": {"limit": "2", "c": "c"}}),
+        (to_query("c", at="more"), None, {}),
+        (to_header("X-Since"), "c", {"headers": {"accept": "x", "x-since": "c"}}),
+        (to_header("Range", "items={}-"), "7", {"headers": {"accept": "x", "range": "items=7-"}}),
+        (to_header("X-Since", otherwise="0"), None, {"headers": {"accept": "x", "x-since": "0"}}),
+        (to_body("c"), "c", {"body": {"a": {"b": 1}, "list": [1], "c": "c"}}),
+        (to_body("a", "c"), "c", {"body": {"a": {"b": 1, "c": "c"}, "list": [1]}}),
+        (to_body("list", "c"), "c", {"body": {"a": {"b": 1}, "list": {"c": "c"}}}),
+        (to_body("list", 0), "c", {"body": {"a": {"b": 1}, "list": ["c"]}}),
+        (to_body("list", 0, "c"), "c", {"body": {"a": {"b": 1}, "list": [{"c": "c"}]}}),
+        (to_body("c", alone=True), "c", {"body": {"c": "c"}}),
+        (to_body("c", at="more", alone=True), "c", {"url": "more", "body": {"c": "c"}}),
+        (to_body("c", as_json=True), "[7]", {"body": {"a": {"b": 1}, "list": [1], "c": [7]}}),
+        (to_body("c", as_json=True), "x7", {"body": {"a": {"b": 1}, "list": [1], "c": "x7"}}),
+        (to_body("c", as_json=True), "[" * 9999, {"body": {"a": {"b": 1}, "list": [1], "c": "[" * 9999}}),
+        (to_body("c", otherwise="0"), None, {"body": {"a": {"b": 1}, "list": [1], "c": "0"}}),
+        (as_url(), "https://x/y?z=1", {"url": "https://x/y?z=1", "query": {}}),
+        (as_url(), None, {}),
+    ],
+)
+def test_a_sender_puts_it_where_it_was_told(sender, value, changes):
+    assert sender.put(EMPTY, value) == replace(EMPTY, **changes)
+
+
+def test_a_body_is_begun_by_what_is_put_into_it():
+    assert to_body("a", "b").put(Asking(), "c").body == {"a": {"b": "c"}}
+
+
+@pytest.mark.parametrize(
+    ("sender", "value"),
+    [
+        (to_header("a"), "ä"),
+        (to_header("a"), "a\r\nb: c"),
+        (to_query("a"), "\ud800"),
+        (as_url(), "ftp://x"),
+        (as_url(), "x"),
+    ],
+)
+def test_a_value_that_cannot_be_sent_is_refused(sender, value):
+    with pytest.raises(ValueError):
+        sender.put(Asking(), value)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "text"),
+    [
+        (lambda: to_query(""), TypeError, "name is ''"),
+        (lambda: to_query(7), TypeError, "name is 7"),
+        (lambda: to_query("a", "after"), ValueError, "form is 'after', which has no"),
+        (lambda: to_query("a", 7), TypeError, "form is 7"),
+        (lambda: to_query("a", at=""), TypeError, "at is ''"),
+        (lambda: to_query("a", otherwise=0), TypeError, "otherwise is 0"),
+        (lambda: to_query("a", otherwise=""), TypeError, "otherwise is ''"),
+        (lambda: to_header("a b"), ValueError, "no name of a header"),
+        (lambda: to_header(""), TypeError, "name is ''"),
+        (lambda: to_header("a", "x"), ValueError, "form"),
+        (lambda: to_header("a", otherwise=1), TypeError, "otherwise"),
+        (to_body, ValueError, "empty"),
+        (lambda: to_body("a", None), TypeError, "names"),
+        (lambda: to_body("a", at=1), TypeError, "at is 1"),
+        (lambda: to_body("a", otherwise=1), TypeError, "otherwise"),
+    ],
+)
+def test_a_sender_that_has_no_meaning_is_refused(make, kind, text):
+    with pytest.raises(kind, match=text):
+        make()
+
+
+def test_senders_say_what_they_are():
+    senders = [to_query("a"), to_header("B"), to_body("c", "d"), as_url()]
+    assert [repr(sender) for sender in senders] == [
+        "to_query('a')",
+        "to_header('B')",
+        "to_body('c', 'd')",
+        "as_url()",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hold", "wait", "query", "headers"),
+    [
+        (LongPoll(to_query("timeout"), longest=50), 50, {"timeout": "50"}, {}),
+        (LongPoll(to_query("timeout"), longest=50), 0.2, {"timeout": "1"}, {}),
+        (LongPoll(to_query("t"), longest=60, per_second=1000, also={"f": "l"}), 2.5, {"t": "2500", "f": "l"}, {}),
+        (LongPoll(to_header("Prefer", "wait={}"), longest=9), 9, {}, {"prefer": "wait=9"}),
+    ],
+)
+def test_a_wait_is_asked_for_in_the_units_of_the_server(hold, wait, query, headers):
+    asking = hold.put(Asking(), wait)
+    assert (asking.query, asking.headers) == (query, headers)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "text"),
+    [
+        (("timeout", 50), TypeError, "sender is a str; give to_query"),
+        ((to_query("t"), 0), ValueError, "longest"),
+        ((to_query("t"), "50"), TypeError, "longest"),
+        ((to_query("t"), float("inf")), ValueError, "longest"),
+        ((to_query("t"), 50, 0), ValueError, "per_second"),
+        ((to_query("t"), 50, 1, {"a": 1}), TypeError, "also is no mapping of str to str"),
+        ((to_query("t"), 50, 1, "a=1"), TypeError, "also is no mapping of str to str"),
+    ],
+)
+def test_a_hold_that_has_no_meaning_is_refused(arguments, kind, text):
+    with pytest.raises(kind, match=text):
+        LongPoll(*arguments)
+
+
+# Outcomes
+
+
+@pytest.mark.parametrize(
+    ("outcome", "kind", "text"),
+    [
+        (expired(status(410)), CursorExpired, "no longer knows the cursor"),
+        (restart(status(410)), ChainRestart, "its pages changed"),
+        (throttled(status(410)), FeedError, "asks to be left alone"),
+        (gone(status(410)), FeedGone, "gone for good"),
+    ],
+)
+def test_what_is_no_page_is_an_error(outcome, kind, text):
+    found = meaning([outcome], reply(code=410), "https://feed.example")
+    assert type(found.error) is kind
+    assert str(found.error).startswith("https://feed.example ")
+    assert text in str(found.error)
+    assert "410" in str(found.error)
+    assert meaning([outcome], reply(), "https://feed.example").error is None
+
+
+@pytest.mark.parametrize(
+    ("start", "offered"),
+    [
+        (None, None),
+        (from_header("location"), "https://x/"),
+        (from_body("no"), None),
+        (lambda said: said.status, "410"),
+    ],
+)
+def test_an_expired_cursor_may_have_a_new_start(start, offered):
+    outcome = expired(status(410), start=start)
+    found = meaning([outcome], reply(code=410, location="https://x/"), "x")
+    assert found.error.start == offered
+
+
+@pytest.mark.parametrize(
+    ("after", "seconds"),
+    [
+        (None, None),
+        (7, 7),
+        (0.5, 0.5),
+        (from_body("after"), 3),
+        (from_body("text"), 4),
+        (from_body("ms").then(lambda ms: ms / 1000), 1.5),
+        (lambda said: said.status, 200),
+        (from_body("true"), None),
+        (from_body("nan"), None),
+        (from_body("inf"), None),
+        (from_body("less"), None),
+        (from_body("huge"), None),
+        (from_body("object"), None),
+        (from_body("missing"), None),
+    ],
+)
+def test_seconds_are_a_number_or_are_read(after, seconds):
+    body = {"after": 3, "text": "4", "ms": 1500, "true": True, "nan": "nan", "inf": "inf", "less": -1}
+    said = reply(body | {"object": {}, "huge": 10**400})
+    assert meaning([throttled(status(200), after=after)], said, "x").error.retry_after == seconds
+    assert meaning([not_ready(status(200), after=after)], said, "x").retry_after == seconds
+    if callable(after):
+        assert meaning([pause(after)], said, "x").retry_after == seconds
+
+
+def test_of_several_pauses_the_longest_counts_and_of_several_errors_the_first():
+    said = reply({"a": 3, "b": 5})
+    waits = [pause(from_body("a")), pause(from_body("b")), pause(from_body("c")), not_ready(status(200), after=4)]
+    assert meaning(waits, said, "x").retry_after == 5
+    found = meaning([gone(status(200)), restart(status(200))], said, "x")
+    assert type(found.error) is FeedGone
+
+
+def test_what_a_page_means_besides():
+    outcomes = [not_ready(status(202)), closed(from_body("closed")), gap(from_body("limited"))]
+    assert meaning(outcomes, reply({"closed": True, "limited": True}), "x") == meaning(
+        [closed(status(200)), gap(status(200), "the server says that it left messages out")], reply(), "x"
+    )
+    assert meaning(outcomes, reply({}, code=202), "x").empty
+    assert meaning([gap(status(200), "rooms")], reply(), "x").gap == "rooms"
+    nothing = meaning(outcomes, reply({}), "x")
+    assert (nothing.empty, nothing.closed, nothing.gap, nothing.retry_after) == (False, False, "", None)
+
+
+def test_outcomes_say_what_they_are():
+    made = [expired(status(410)), gap(from_body("limited")), pause(from_body("s"))]
+    assert [repr(outcome) for outcome in made] == [
+        "expired(status(410))",
+        "gap(from_body('limited'))",
+        "pause(<lambda>)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "text"),
+    [
+        (lambda: expired(410), TypeError, "410 is no reader"),
+        (lambda: expired(status(410), start="x"), TypeError, "'x' is no reader"),
+        (lambda: throttled(status(429), after="7"), TypeError, "after must be a number"),
+        (lambda: throttled(status(429), after=-1), ValueError, "after must be finite"),
+        (lambda: not_ready(status(429), after=float("nan")), ValueError, "after must be finite"),
+        (lambda: pause(7), TypeError, "7 is no reader"),
+        (lambda: gap(status(200), ""), TypeError, "what is ''"),
+    ],
+)
+def test_an_outcome_that_has_no_meaning_is_refused(make, kind, text):
+    with pytest.raises(kind, match=text):
+        make()
+
+
+# How one page leads to the next
+
+
+def forward(**options):
+    return OldestFirst(**{"cursor": from_body("cursor"), "send": to_query("since")} | options)
+
+
+FULL = {"entries": [{"id": "1"}, {"id": "2"}]}
+
+
+@pytest.mark.parametrize(
+    ("options", "body", "page", "leads"),
+    [
+        ({}, {"cursor": "c"}, FULL, ("c", "c")),
+        ({}, {"cursor": "c"}, {}, ("c", None)),
+        ({}, {"cursor": "s"}, FULL, ("s", None)),
+        ({"more": from_body("more")}, {"cursor": "s", "more": True}, FULL, ("s", "s")),
+        ({}, {}, {}, (None, None)),
+        ({}, {"cursor": "c"}, {"size": 3}, ("c", "c")),
+        ({"cursor": from_each("id")}, {}, FULL, ("2", "2")),
+        ({"cursor": from_each("id")}, {}, {"size": 3}, (None, None)),
+        ({"more": from_body("more")}, {"cursor": "c", "more": True}, {}, ("c", "c")),
+        ({"more": from_body("more")}, {"cursor": "c", "more": 0}, FULL, ("c", None)),
+        ({"more": full_page(2)}, {"cursor": "c"}, FULL, ("c", "c")),
+        ({"more": full_page(3)}, {"cursor": "c"}, FULL, ("c", None)),
+        ({"next": from_body("next")}, {"cursor": "c", "next": "n"}, {}, ("c", 'page ["s","n"]')),
+        ({"next": from_body("next")}, {"cursor": "c"}, FULL, ("c", None)),
+        ({"next": from_body("next")}, {"next": "n"}, FULL, (None, 'page ["s","n"]')),
+        ({"next": from_body("next"), "more": from_body("more")}, {"cursor": "c", "next": "n"}, FULL, ("c", None)),
+        ({"cursor": at_end(from_body("cursor"))}, {"cursor": "c"}, FULL, (None, 'page ["s","c"]')),
+        ({"cursor": at_end(from_body("cursor"))}, {"cursor": "c"}, {}, ("c", None)),
+        (
+            {"cursor": at_end(from_body("cursor")), "next": from_body("n")},
+            {"cursor": "c", "n": 7},
+            {},
+            (None, 'page ["s","7"]'),
+        ),
+        ({"cursor": at_end(from_body("cursor")), "next": from_body("n")}, {"cursor": "c"}, {}, ("c", None)),
+    ],
+)
+def test_what_a_page_leads_to(options, body, page, leads):
+    assert forward(**options).leads_to(reply(body, **page), Place("s")) == leads
+
+
+@pytest.mark.parametrize(
+    ("options", "body", "page", "text"),
+    [
+        ({}, {"cur": "c"}, FULL, "there is no way on: from_body('cursor') reads nothing in {'cur': string}"),
+        (
+            {"more": from_body("more")},
+            {"cur": "c"},
+            FULL,
+            "there is no cursor: from_body('cursor') reads nothing in {'cur': string}",
+        ),
+        (
+            {"more": from_body("more"), "next": from_body("p", "next")},
+            {"cursor": "c", "more": True, "p": {"prev": 1}},
+            {},
+            "there is no way on: from_body('p', 'next') reads nothing in {'prev': number} at 'p'",
+        ),
+        (
+            {"cursor": from_each("seq"), "more": status(200)},
+            {},
+            FULL,
+            "there is no way on: from_each('seq') reads nothing in an entry {'id': string}",
+        ),
+        (
+            {"cursor": from_header("cursor"), "next": from_body("next")},
+            [],
+            FULL,
+            "there is no cursor: from_header('cursor') reads nothing in the headers ",
+        ),
+        (
+            {"cursor": from_each("id"), "more": status(200)},
+            {},
+            {"size": 2},
+            "there is no way on: from_each('id') reads nothing in a page on which no entry can be read",
+        ),
+    ],
+)
+def test_a_page_that_leads_nowhere_shows_what_there_is(options, body, page, text):
+    with pytest.raises(Unfit) as unfit:
+        forward(**options).leads_to(reply(body, **page), Place("s"))
+    seen, _, remedy = str(unfit.value).rpartition("; ")
+    assert seen == text
+    assert remedy.startswith("correct ")
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({}, "correct cursor= or say by more= when another page follows"),
+        ({"more": status(200)}, "correct cursor= or more="),
+        ({"more": status(200), "next": from_body("next")}, "correct next= or more="),
+    ],
+)
+def test_a_page_that_leads_nowhere_says_what_to_correct(options, remedy):
+    with pytest.raises(Unfit, match=f"reads nothing in .*empty string}}; {remedy}$"):
+        forward(**options).leads_to(reply({"cursor": "", "next": ""}, **FULL), Place("s"))
+
+
+def test_a_chain_that_ends_without_its_cursor_does_not_fit():
+    pages = forward(cursor=at_end(from_body("cursor")), next=from_body("next"))
+    with pytest.raises(Unfit, match="there is no cursor"):
+        pages.leads_to(reply({}), Place("s", "p"))
+    assert pages.leads_to(reply({}), Place("s")) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "place", "query"),
+    [
+        ({}, Place(None), {}),
+        ({}, Place("c"), {"since": "c"}),
+        ({"next": from_body("n"), "send_next": to_query("page")}, Place("c", "p"), {"since": "c", "page": "p"}),
+        ({"next": from_body("n"), "send_next": to_query("page")}, Place(None, "p"), {"page": "p"}),
+        ({"next": from_body("n")}, Place("c", "p"), {"since": "p"}),
+        ({"send": to_query("since", otherwise="0")}, Place(None), {"since": "0"}),
+    ],
+)
+def test_what_is_sent_for_a_page(options, place, query):
+    assert forward(**options).put(Asking(), place).query == query
+
+
+@pytest.mark.parametrize(
+    ("position", "place"),
+    [
+        (None, Place(None)),
+        ("c", Place("c")),
+        ('page ["c","p"]', Place("c", "p")),
+        ('page [null,"p"]', Place(None, "p")),
+        ("page 7", Place("page 7")),
+        ("page " + "[" * 9999, Place("page " + "[" * 9999)),
+    ],
+)
+def test_a_position_says_where_a_page_is(position, place):
+    assert Place.of(position) == place
+    assert place.position == position
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"cursor": "id"}, TypeError, "'id' is no reader"),
+        ({"send": "since"}, TypeError, "send is a str; give to_query"),
+        ({"send_next": "page", "next": from_body("n")}, TypeError, "send_next is a str"),
+        ({"next": "n"}, TypeError, "'n' is no reader"),
+        ({"more": True}, TypeError, "True is no reader"),
+        ({"each": from_last("id")}, TypeError, "each is a EntryReader; give from_each"),
+        ({"each": from_each("id"), "cursor": from_each("seq")}, ValueError, "each has no meaning"),
+        ({"each": from_each("id"), "cursor": at_end(from_body("c"))}, ValueError, "each has no meaning"),
+        ({"send_next": to_query("page")}, ValueError, "send_next has no meaning without next"),
+        ({"cursor": from_each("url"), "send": as_url()}, ValueError, "as_url"),
+        ({"each": from_each("url"), "send": as_url()}, ValueError, "as_url"),
+    ],
+)
+def test_an_order_that_has_no_meaning_is_refused(options, kind, text):
+    with pytest.raises(kind, match=text):
+        forward(**options)
+
+
+def test_which_entries_have_cursors():
+    seq = from_each("seq")
+    assert forward(cursor=seq).each is seq
+    assert forward(each=seq).each is seq
+    assert forward(cursor=at_end(seq)).each is None
+    assert forward().each is None
+
+
+@pytest.mark.parametrize(
+    ("options", "body", "page", "older"),
+    [
+        ({}, {"next": "n"}, FULL, "n"),
+        ({}, {"next": "n"}, {}, None),
+        ({}, {"next": "n"}, {"size": 1}, "n"),
+        ({}, {}, FULL, None),
+        ({"more": from_body("more")}, {"next": "n"}, FULL, None),
+        ({"more": from_body("more")}, {"next": "n", "more": True}, {}, "n"),
+        ({"next": from_last("id"), "more": full_page(2)}, {}, FULL, "2"),
+        ({"next": from_last("id"), "more": full_page(3)}, {}, FULL, None),
+        ({"send": as_url()}, {"next": "?page=2"}, FULL, "https://api.vendor.example/v1/events?page=2"),
+    ],
+)
+def test_what_is_older(options, body, page, older):
+    pages = NewestFirst(**{"next": from_body("next"), "send": to_query("page")} | options)
+    assert pages.older(reply(body, **page)) == older
+
+
+def test_an_older_page_that_nothing_leads_to_does_not_fit():
+    pages = NewestFirst(next=from_body("next"), send=to_query("page"), more=from_body("more"))
+    with pytest.raises(Unfit, match=r"there is no way on: from_body.'next'. reads nothing in {'more': boolean}"):
+        pages.older(reply({"more": True}, **FULL))
+    assert pages.kept("c", reply()) is None
+
+
+@pytest.mark.parametrize("options", [{"next": "n"}, {"send": "page"}, {"more": 1}])
+def test_newest_first_that_has_no_meaning_is_refused(options):
+    with pytest.raises(TypeError):
+        NewestFirst(**{"next": from_body("n"), "send": to_query("page")} | options)
+
+
+# The feed's end
+
+
+@pytest.mark.parametrize(
+    ("latest", "body", "page", "end"),
+    [
+        (Latest(), {"cursor": "c"}, {}, "c"),
+        (Latest(cursor=from_body("start")), {"start": 7}, {}, "7"),
+        (Latest(cursor=from_last("id")), {}, FULL, "2"),
+        (Latest(cursor=from_last("id")), {}, {}, None),
+    ],
+)
+def test_the_cursor_of_the_end(latest, body, page, end):
+    assert forward().end(reply(body, **page), latest) == end
+
+
+@pytest.mark.parametrize("latest", [Latest(), Latest(cursor=from_last("seq"))])
+def test_an_end_without_a_cursor_does_not_fit(latest):
+    with pytest.raises(
+        Unfit, match=r"there is no cursor of the feed's end: .* reads nothing in .*; correct latest="
+    ):
+        forward().end(reply({"cur": 1}, **FULL), latest)
+
+
+def test_how_the_end_is_asked_for():
+    assert Latest({"since": "now"}).put(Asking(query={"a": "1"})).query == {"a": "1", "since": "now"}
+    assert Latest(at="end").put(Asking()).url == "end"
+    assert (Latest({"since": "now"}).adds, Latest({"since": "now"}, at="end").adds) == ({"since"}, set())
+
+
+@pytest.mark.parametrize("options", [{"query": {"a": 1}}, {"query": "a"}, {"at": ""}, {"cursor": "c"}])
+def test_latest_that_has_no_meaning_is_refused(options):
+    with pytest.raises(TypeError):
+        Latest(**options)

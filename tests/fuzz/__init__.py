@@ -1,0 +1,1 @@
+"""Parsers, fed with what nobody wrote on purpose."""

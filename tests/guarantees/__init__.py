@@ -1,0 +1,1 @@
+"""The guarantees, a file for each: their specification as tests."""

@@ -1,0 +1,1 @@
+"""Servers and strangers that attack."""

@@ -1,0 +1,1 @@
+"""Tests of listeners, webhooks and subscriptions."""

@@ -1,0 +1,183 @@
+"""A listener made of one function: however its connection ends, it connects again."""
+
+import logging
+
+import anyio
+import pytest
+
+from push_to_poll_client import ListenerError, Push, Verdict
+from push_to_poll_client.listeners.connection import ConnectionListener
+from push_to_poll_client.testing import FakeFeed
+from tests.support.channels import TimedChannel
+from tests.support.consumers import Log
+
+pytestmark = pytest.mark.anyio
+
+
+class Lives:
+    """A connection that lives once as each of the given functions says, and from then on for ever."""
+
+    def __init__(self, *lives):
+        self.lives = list(lives)
+        self.began = []
+        self.ended = 0
+
+    async def __call__(self, connection):
+        self.began.append(round(anyio.current_time(), 3))
+        try:
+            if self.lives:
+                await self.lives.pop(0)(connection)
+            else:
+                connection.up()
+                await anyio.sleep_forever()
+        finally:
+            self.ended += 1
+
+
+def failing(error, *, after=0.0, up=True):
+    async def live(connection):
+        if up:
+            connection.up()
+        await anyio.sleep(after)
+        raise error
+
+    return live
+
+
+def listener(lives, *, fraction=0.0, **settings):
+    listener = ConnectionListener(lives, name="mqtt orders", **settings)
+    listener._fraction = lambda: fraction
+    return listener
+
+
+async def heard(listener, seconds):
+    channel = TimedChannel()
+    with anyio.move_on_after(seconds):
+        await listener.listen(channel)
+    return channel
+
+
+async def test_it_is_up_when_the_function_says_so_and_each_wake_is_a_push():
+    async def live(connection):
+        await anyio.sleep(2)
+        connection.up()
+        await anyio.sleep(3)
+        connection.wake()
+        connection.wake(Push("7"))
+        await anyio.sleep_forever()
+
+    channel = await heard(listener(Lives(live)), 100)
+    assert channel.events == [(2.0, "up"), (5.0, Push()), (5.0, Push("7"))]
+
+
+async def test_whatever_ends_it_it_is_called_again_ever_more_slowly():
+    async def over(connection):
+        connection.up()
+
+    began = anyio.current_time()
+    lives = Lives(failing(OSError("reset")), over, failing(ValueError()), failing(OSError("no route"), up=False))
+    channel = await heard(listener(lives), 100)
+    assert [at - began for at in lives.began] == [0, 0, 1, 3, 7]
+    assert [str(error) for error in channel.errors] == [
+        "mqtt orders: failed with OSError 'reset'",
+        "mqtt orders: the connection ended",
+        "mqtt orders: failed with ValueError",
+        "mqtt orders: failed with OSError 'no route'",
+    ]
+    assert [event for _, event in channel.events] == ["up", "down", "up", "down", "up", "down", "down", "up"]
+
+
+async def test_a_connection_that_lived_ends_the_streak():
+    began = anyio.current_time()
+    lives = Lives(*[failing(OSError("reset"))] * 3, failing(OSError("reset"), after=30.0))
+    await heard(listener(lives), 100)
+    assert [at - began for at in lives.began] == [0, 0, 1, 3, 33]
+
+
+async def test_one_that_does_not_come_up_in_time_is_ended_and_called_again():
+    async def stalls(_connection):
+        await anyio.sleep_forever()
+
+    lives = Lives(stalls)
+    channel = await heard(listener(lives, open_timeout=5.0), 100)
+    assert channel.events == [(5.0, "down"), (5.0, "up")]
+    assert str(channel.errors[0]) == "mqtt orders: failed with TimeoutError 'not up within 5 s'"
+    assert lives.ended == 2
+
+
+async def test_one_that_is_well_is_renewed_at_its_age_and_its_streak_is_over():
+    began = anyio.current_time()
+    lives = Lives()
+    channel = await heard(listener(lives, max_age=200.0), 350)
+    assert [at - began for at in lives.began] == [0, 100, 200, 300]
+    assert [event for _, event in channel.events] == ["up"] * 4
+
+
+async def test_without_an_age_it_lives_for_ever():
+    lives = Lives()
+    await heard(listener(lives, max_age=None), 1e6)
+    assert len(lives.began) == 1
+
+
+async def test_the_user_may_say_what_an_error_means(caplog):
+    caplog.set_level(logging.INFO)
+    verdicts = {"slow": Verdict.SLOW_RETRY, "gone": Verdict.GIVE_UP}
+    lives = Lives(failing(OSError("slow"), up=False), failing(OSError("gone"), up=False))
+    channel = TimedChannel()
+    with pytest.raises(ListenerError, match="mqtt orders: failed with OSError 'gone'; trying again cannot help"):
+        await listener(lives, classify=lambda error: verdicts.get(str(error))).listen(channel)
+    assert channel.events == [(0.0, "down"), (300.0, "down")]
+    assert "connecting again in 300.0 s" in caplog.text
+
+
+async def test_a_plain_function_is_a_mistake_that_no_time_mends():
+    with pytest.raises(ListenerError, match="mqtt orders: connect is no async function"):
+        await listener(lambda _connection: None).listen(TimedChannel())
+
+
+async def test_a_group_with_one_error_in_it_is_told_as_that_error():
+    async def live(_connection):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(failing(OSError("reset"), up=False), None)
+
+    channel = await heard(listener(Lives(live)), 100)
+    assert str(channel.errors[0]) == "mqtt orders: failed with OSError 'reset'"
+
+
+async def test_a_consumer_is_woken_by_it(running):
+    feed, pushes = FakeFeed(), anyio.Event()
+
+    async def live(connection):
+        connection.up()
+        await pushes.wait()
+        connection.wake()
+        await anyio.sleep_forever()
+
+    consumer = running(Log(feed, listeners=[ConnectionListener(live, name="mine")], fallback_interval=1000.0))
+    await feed.asked(1)
+    await anyio.sleep(50)
+    feed.publish("1")
+    pushes.set()
+    began = anyio.current_time()
+    await consumer.until(1)
+    assert anyio.current_time() - began < 1
+    status = consumer.status().listeners[0]
+    assert (status.name, status.up, status.pushes) == ("mine", True, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "text"),
+    [
+        ({"connect": None}, TypeError, "connect is an async function of a Connection, not None"),
+        ({"name": None}, TypeError, "name is a str, not NoneType"),
+        ({"max_age": 0.0}, ValueError, "max_age"),
+        ({"open_timeout": None}, TypeError, "open_timeout"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(settings, kind, text):
+    with pytest.raises(kind, match=text):
+        ConnectionListener(**{"connect": Lives(), "name": "mine", **settings})
+
+
+def test_it_shows_its_name():
+    assert repr(ConnectionListener(Lives(), name="mine")) == "ConnectionListener('mine')"

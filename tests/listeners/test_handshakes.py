@@ -1,0 +1,209 @@
+"""Questions whether pushes are wanted: what is echoed, what is granted, and what is no question."""
+
+import logging
+
+import anyio
+import pytest
+
+from push_to_poll_client.listeners._webhook import receiver
+from push_to_poll_client.listeners._webhook.counters import MAX_ASKING
+from push_to_poll_client.listeners.handshakes import cloudevents_origins, dropbox_challenge, graph_validation
+from push_to_poll_client.listeners.webhook import WebhookAnswer, WebhookListener, WebhookRequest
+from tests.support.asgi_calls import Signatures, asked, posted, scope_of, signed
+
+pytestmark = pytest.mark.anyio
+
+TEXT = "text/plain; charset=utf-8"
+
+
+@pytest.fixture(autouse=True)
+def virtual_clock(monkeypatch):
+    monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
+
+
+def hooks_with(*handshakes, **more):
+    return WebhookListener(Signatures(), handshake=handshakes, **more)
+
+
+# Echoes
+
+
+async def test_dropbox_gets_its_challenge_back():
+    answer = await asked(hooks_with(dropbox_challenge()), scope_of("GET", query=b"challenge=a%20b%C3%A9"))
+    assert (answer.status, answer.body.decode(), answer.headers["content-type"]) == (200, "a bé", TEXT)
+
+
+async def test_graph_gets_its_token_back_decoded_and_at_once():
+    token = "Validation%3A+Testing+client+application+reachability+for+subscription+Request-Id%3A+1"
+    scope = scope_of("POST", query=f"validationToken={token}".encode(), headers={"Content-Type": "text/plain"})
+    answer = await asked(hooks_with(graph_validation()), scope, 3600)  # whose body is not waited for
+    assert answer.body == b"Validation: Testing client application reachability for subscription Request-Id: 1"
+    assert (answer.status, answer.headers["content-type"]) == (200, TEXT)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        b"",
+        b"challenge=",
+        b"challenge",
+        b"Challenge=x",
+        b"challenge=a&challenge=b",
+        b"challenge=a%0D%0Ab",
+        b"challenge=%00",
+        b"challenge=%1B[31m",
+        b"challenge=%E2%80%AE",
+        b"challenge=" + b"x" * 2049,
+        b"challenge=x&" + b"y=1&" * 200,
+    ],
+)
+async def test_what_is_no_echo_is_not_allowed(query):
+    hooks = hooks_with(dropbox_challenge())
+    assert (await asked(hooks, scope_of("GET", query=query))).status == 405
+    assert hooks.counters().unasked == 1
+
+
+async def test_a_question_by_another_method_is_none():
+    assert dropbox_challenge()(WebhookRequest("POST", query="challenge=x")) is None
+    assert graph_validation()(WebhookRequest("GET", query="validationToken=x")) is None
+
+
+async def test_an_echo_is_no_page():
+    """Whatever is echoed, a browser shows it as text."""
+    answer = await asked(hooks_with(dropbox_challenge()), scope_of("GET", query=b"challenge=<script>x</script>"))
+    assert (answer.headers["content-type"], answer.headers["x-content-type-options"]) == (TEXT, "nosniff")
+
+
+async def test_the_answer_to_head_has_no_body():
+    hooks = hooks_with(lambda request: WebhookAnswer(body=b"abc") if request.method == "HEAD" else None)
+    sent = []
+
+    async def send(event):
+        sent.append(event)
+
+    await hooks(scope_of("HEAD"), None, send)
+    assert dict(sent[0]["headers"])[b"content-length"] == b"3"
+    assert sent[1]["body"] == b""
+
+
+# CloudEvents
+
+
+def options(origin, **headers):
+    return scope_of("OPTIONS", headers={"WebHook-Request-Origin": origin, **headers})
+
+
+@pytest.mark.parametrize(("rate", "allowed"), [(None, "*"), (120, "120")])
+async def test_an_expected_origin_may_push(rate, allowed):
+    hooks = hooks_with(cloudevents_origins({"Events.Example"}, rate=rate))
+    answer = await asked(hooks, options("events.example", **{"WebHook-Request-Rate": "1000"}))
+    assert (answer.status, answer.headers["allow"]) == (200, "POST")
+    assert answer.headers["webhook-allowed-origin"] == "events.example"
+    assert answer.headers["webhook-allowed-rate"] == allowed
+
+
+async def test_no_other_origin_may():
+    hooks = hooks_with(cloudevents_origins(["events.example"]))
+    for scope in (options("evil.example"), options(""), options("*"), scope_of("OPTIONS")):
+        answer = await asked(hooks, scope)
+        assert (answer.status, answer.headers["allow"]) == (405, "POST")
+        assert not [name for name in answer.headers if name.startswith("webhook-")]
+    assert (await posted(hooks, headers={"WebHook-Request-Origin": "events.example"})).status == 401
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        (("events.example",), TypeError, "origins is a collection of texts"),
+        (([b"events.example"],), TypeError, "origins is a collection of texts"),
+        (([],), ValueError, "origins are names of senders"),
+        (([""],), ValueError, "origins are names of senders"),
+        ((["a\r\nb"],), ValueError, "origins are names of senders"),
+        ((["x" * 254],), ValueError, "origins are names of senders"),
+    ],
+)
+async def test_origins_are_names(arguments, error, says):
+    with pytest.raises(error, match=says):
+        cloudevents_origins(*arguments)
+
+
+@pytest.mark.parametrize(("rate", "error"), [(0, ValueError), (1.5, TypeError), (True, TypeError)])
+async def test_a_rate_is_a_whole_number_of_requests(rate, error):
+    with pytest.raises(error, match="rate is"):
+        cloudevents_origins({"events.example"}, rate=rate)
+
+
+# A function of one's own
+
+
+async def test_a_function_answers_others_by_header_or_async():
+    async def okta(request):
+        await anyio.sleep(1)
+        challenge = request.headers.get("x-okta-verification-challenge")
+        return None if challenge is None else WebhookAnswer(200, challenge.encode(), "application/json")
+
+    hooks = hooks_with(lambda request: None, okta)
+    answer = await asked(hooks, scope_of("GET", headers={"X-Okta-Verification-Challenge": "{}"}))
+    assert (answer.body, answer.headers["content-type"]) == (b"{}", "application/json")
+    assert (await posted(hooks)).status == 200
+    assert hooks.counters().handshakes == 1
+
+
+async def test_a_question_in_a_signed_body_is_answered_when_it_is_authentic():
+    def slack(request):
+        is_one = request.body and request.json()["type"] == "url_verification"
+        return WebhookAnswer(body=request.json()["challenge"].encode()) if is_one else None
+
+    hooks = hooks_with(slack)
+    question = b'{"type": "url_verification", "challenge": "abc"}'
+    assert (await posted(hooks, question)).body == b"abc"
+    assert (await posted(hooks, question, headers={"X-Signature": "x"})).status == 401
+    assert (await posted(hooks, b'{"type": "event"}')).body == b""
+    assert (hooks.counters().handshakes, hooks.counters().refused, hooks.counters().unheard) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["text", WebhookAnswer(99), WebhookAnswer(headers={"X": "a\r\nSet-Cookie: b"}), WebhookAnswer(body="text")],
+)
+async def test_an_answer_that_cannot_be_sent_is_none(answer, caplog):
+    caplog.set_level(logging.DEBUG)
+    hooks = hooks_with(lambda request: answer)
+    assert (await asked(hooks, scope_of("GET"))).status == 405
+    assert (await posted(hooks)).status == 200
+    assert "webhook: a handshake failed with" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "DEBUG"]
+
+
+async def test_a_handshake_that_fails_or_hangs_is_none(caplog):
+    async def hangs(request):
+        await anyio.sleep_forever()
+
+    def fails(request):
+        raise KeyError(request.query)
+
+    hooks = hooks_with(fails, hangs, dropbox_challenge())
+    began = anyio.current_time()
+    assert (await asked(hooks, scope_of("GET", query=b"challenge=x"))).body == b"x"
+    assert anyio.current_time() - began == MAX_ASKING
+    assert "a handshake failed with KeyError" in caplog.text
+
+
+# Its rate
+
+
+async def test_whoever_asks_without_end_keeps_no_push_from_being_heard():
+    asked_for = []
+    hooks = hooks_with(asked_for.append, rate=0.001, burst=5)
+    statuses = [(await asked(hooks, scope_of("GET"))).status for _ in range(10)]
+    assert statuses == [405] * 5 + [429] * 5
+    assert len(asked_for) == 5
+    assert (await posted(hooks)).status == 200
+    assert len(asked_for) == 6  # with its body, since it is authentic
+    assert hooks.counters().limited == 5
+
+
+async def test_without_a_handshake_no_question_is_counted_for_the_rate():
+    hooks = hooks_with(rate=0.001, burst=1)
+    assert {(await asked(hooks, scope_of("GET"))).status for _ in range(10)} == {405}
+    assert (await posted(hooks, headers=signed(b""))).status == 200

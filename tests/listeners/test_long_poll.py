@@ -1,0 +1,473 @@
+"""Long polls as a channel, in virtual time, on a server by script."""
+
+import itertools
+import json
+import logging
+
+import anyio
+import httpx
+import pytest
+
+from push_to_poll_client._exceptions import ListenerError
+from push_to_poll_client._types import Push
+from push_to_poll_client.listeners import Verdict
+from push_to_poll_client.listeners._hints import JSONHint
+from push_to_poll_client.listeners._long_poll_answers import NO_NEWS, Reader, Said
+from push_to_poll_client.listeners._requests import Answer, UnusableAnswer
+from push_to_poll_client.listeners.long_poll import LongPollListener
+from tests.support.channels import TimedChannel
+from tests.support.scripted import END, RESET, Script, client_of
+
+pytestmark = pytest.mark.anyio
+
+CANARY = "c4n4ry"
+URL = f"https://feed.example/changes?key={CANARY}"
+NEVER = (10_000, 204)
+
+
+def scripted(*steps, url=URL, fraction=0.0, max_age=None, client=None, wait=9000, **options):
+    script = Script(*steps)
+    listener = LongPollListener(
+        url, client=client_of(script, **client or {}), max_age=max_age, wait=wait, **options
+    )
+    listener._fraction = lambda: fraction
+    return listener, script
+
+
+async def run(listener, script, seconds):
+    """Let it listen for so many seconds of virtual time."""
+    channel = TimedChannel()
+    with anyio.move_on_after(seconds):
+        await listener.listen(channel)
+    assert script.open == 0
+    script.asked_at = [round(at - channel.began, 3) for at in script.asked_at]
+    return channel
+
+
+def asked(script):
+    """What each request said beside the key."""
+    return [{**dict(request.url.params), "key": None} for request in script.requests]
+
+
+def since(*values):
+    return [{"key": None, **({} if value is None else {"since": value})} for value in values]
+
+
+# When it is up, and what wakes
+
+
+async def test_a_request_that_is_held_for_a_second_is_a_channel_that_is_up():
+    listener, script = scripted((60, 204), (30, 200), NEVER)
+    channel = await run(listener, script, 95)
+    assert channel.events == [(1, "up"), (90, Push())]
+    assert script.asked_at == [0, 60, 90]
+
+
+async def test_news_at_once_is_up_too_and_the_second_request_need_not_be_held():
+    listener, script = scripted(b'{"id": 7}', NEVER)
+    channel = await run(listener, script, 10)
+    assert channel.events[:2] == [(0, "up"), (0, Push())]
+
+
+@pytest.mark.parametrize("nothing", [204, 304, b"null", b"[]", b" {} ", b"false"])
+async def test_a_server_that_does_not_wait_is_asked_ever_more_slowly_and_is_no_channel(nothing):
+    listener, script = scripted(nothing)
+    channel = await run(listener, script, 300)
+    assert script.asked_at == [0, 0.25, 0.75, 1.75, 3.75, 7.75, 15.75, 31.75, 63.75, 123.75, 183.75, 243.75]
+    assert {event for _, event in channel.events} == {"down"}
+    assert "asked again in 60.0 s" in str(channel.errors[-1])
+    assert CANARY not in str(channel.errors[-1])
+
+
+@pytest.mark.parametrize("news", [200, b"1", b'"x"', b"not json", b'\n\n[{"id": 1}]', b"[[]]"])
+async def test_any_other_success_is_news(news):
+    listener, script = scripted((30, news), NEVER)
+    assert (await run(listener, script, 40)).pushes == [Push()]
+
+
+async def test_news_in_each_answer_wakes_ten_times_and_then_every_second():
+    listener, script = scripted(b"x")
+    channel = await run(listener, script, 9.5)
+    assert script.asked_at == [0] * 11 + list(range(1, 10))  # the first is no answer to anything
+    assert len(channel.pushes) == len(script.asked_at)
+    assert "down" not in [event for _, event in channel.events]
+
+
+async def test_after_a_pause_a_server_that_forgets_counts_as_connected_anew():
+    listener, script = scripted((9, 204), 204, (20, 204), NEVER)
+    assert (await run(listener, script, 30)).events == [(1, "up"), (10.25, "up")]
+
+
+async def test_after_a_pause_a_server_that_is_told_where_to_go_on_does_not():
+    listener, script = scripted((9, 204), 204, (20, 204), NEVER, next=lambda answer: {"since": "1"})
+    assert (await run(listener, script, 30)).events == [(1, "up")]
+
+
+async def test_a_hint_reads_the_answer():
+    listener, script = scripted(
+        (9, b'{"cursor": "7"}'), (9, b'{"type": "x"}'), NEVER, hint=JSONHint(cursor="cursor")
+    )
+    assert (await run(listener, script, 30)).pushes == [Push(cursor="7"), Push()]
+
+
+async def test_a_hint_may_take_an_answer_for_none():
+    listener, script = scripted(
+        (9, 200), (9, 201), NEVER, hint=lambda answer: Push() if answer.status == 201 else None
+    )
+    assert (await run(listener, script, 30)).events == [(1, "up"), (18, Push())]
+
+
+# What is asked
+
+
+async def test_couchdb_is_told_the_last_sequence():
+    def changes(last, *results):
+        return json.dumps({"results": results, "last_seq": last, "pending": 0}).encode()
+
+    listener, script = scripted(
+        (200, {}, [30, b"\n", 40, b"\n", 50, changes("3-g1AAA+/=", {"id": "a"}), END]),
+        (60, changes("3-g1AAA+/=")),
+        (9, changes([4, "x"], {"id": "b"})),
+        NEVER,
+        url=f"{URL}&since=now",
+        next={"since": "last_seq"},
+        news="results",
+        wait=60,
+    )
+    channel = await run(listener, script, 200)
+    assert asked(script) == since("now", "3-g1AAA+/=", "3-g1AAA+/=", '[4,"x"]')
+    assert channel.events == [(1, "up"), (120, Push()), (189, Push())]
+
+
+async def test_syncthing_is_told_the_last_event():
+    listener, script = scripted(
+        b'[{"id": 4, "type": "a"}, {"id": 5, "type": "b"}]',
+        (60, b"[]"),
+        (9, b'[{"id": 6}]'),
+        NEVER,
+        next={"since": "id"},
+    )
+    channel = await run(listener, script, 100)
+    assert asked(script) == since(None, "5", "5", "6")
+    assert len(channel.pushes) == 2
+
+
+async def test_a_position_may_stand_in_a_header():
+    def index(answer):
+        return {"since": answer.headers.get("X-Consul-Index")}
+
+    listener, script = scripted((60, (200, {"X-Consul-Index": "12"}, [END])), (9, 200), NEVER, next=index)
+    await run(listener, script, 80)
+    assert asked(script) == since(None, "12", "12")
+
+
+async def test_dropbox_is_told_the_newest_cursor_and_no_secret():
+    cursors = iter(["c1", "c1", "c1", "c2", "c2"])
+
+    async def ask():
+        return {"cursor": next(cursors), "timeout": 30}
+
+    listener, script = scripted(
+        (100, b'{"changes": false}'),
+        (9, b'{"changes": true}'),
+        (20, b'{"changes": false, "backoff": 60}'),
+        NEVER,
+        url="https://notify.example/longpoll",
+        method="POST",
+        ask=ask,
+        news="changes",
+        retry_after="backoff",
+        wait=120,
+    )
+    channel = await run(listener, script, 250)
+    assert [json.loads(body)["cursor"] for body in script.bodies] == ["c1", "c1", "c2", "c2"]
+    assert script.sent("content-type") == ["application/json"] * 4
+    assert script.sent("authorization") == [None] * 4
+    assert script.asked_at == [
+        0,
+        100,
+        109.1,
+        189.1,
+    ]  # the cursor was asked for again after news, until it had moved
+    assert channel.events == [(1, "up"), (109, Push()), (129.1, "down"), (190.1, "up")]
+
+
+async def test_a_cursor_that_does_not_move_after_news_is_asked_with_all_the_same():
+    listener, script = scripted((9, 200), NEVER, ask=lambda: {"since": "7"})
+    await run(listener, script, 30)
+    assert script.asked_at == [0, 9 + 3.1]
+
+
+async def test_without_a_cursor_there_is_nothing_to_ask_yet():
+    cursors = itertools.chain([None, None], itertools.repeat("7"))
+    listener, script = scripted(NEVER, ask=lambda: {"since": next(cursors)})
+    await run(listener, script, 10)
+    assert (script.asked_at, asked(script)) == ([2], since("7"))
+
+
+async def test_what_is_always_asked_may_be_a_mapping():
+    listener, script = scripted((9, b'{"at": 3}'), NEVER, ask={"since": 1, "limit": 5}, next={"since": "at"})
+    await run(listener, script, 10)
+    assert asked(script) == [{"key": None, "since": "1", "limit": "5"}, {"key": None, "since": "3", "limit": "5"}]
+
+
+async def test_numbers_stay_numbers_in_a_body():
+    listener, script = scripted((9, b'{"at": 3}'), NEVER, method="POST", ask={"n": 1}, next={"since": "at"})
+    await run(listener, script, 10)
+    assert script.bodies == [b'{"n":1}', b'{"n":1,"since":3}']
+
+
+async def hangs():
+    await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda: 1 / 0, lambda: CANARY, hangs, lambda: {"a": object()}, lambda: {"a": "\ud800"}]
+)
+async def test_a_function_that_fails_is_a_failure_and_asked_again(ask):
+    listener, script = scripted(NEVER, ask=ask)
+    channel = await run(listener, script, 30)
+    assert script.requests == []
+    assert "ask failed with" in str(channel.errors[0])
+    assert CANARY not in "".join(map(str, channel.errors))
+    assert len(channel.errors) >= 2
+
+
+# How long it waits for an answer
+
+
+async def test_one_request_without_an_answer_is_no_news_and_a_second_in_a_row_a_failure():
+    listener, script = scripted((10, 204), NEVER, wait=60, open_timeout=10)
+    channel = await run(listener, script, 150.5)
+    assert script.asked_at == [0, 10, 80, 150]
+    assert channel.events == [(1, "up"), (150, "down")]
+    assert "no whole answer within 70 s" in str(channel.errors[0])
+
+
+async def test_an_answer_between_two_silences_ends_the_row():
+    listener, script = scripted((9, 204), *[NEVER, (9, 204)] * 3, NEVER, wait=60)
+    assert "down" not in [event for _, event in (await run(listener, script, 260)).events]
+
+
+async def test_a_request_that_was_never_on_its_way_is_a_failure():
+    class Silent(Script):
+        async def handle_async_request(self, request):
+            self.requests.append(request)
+            await anyio.sleep_forever()
+
+    script = Silent()
+    listener = LongPollListener(URL, client=client_of(script), wait=60, open_timeout=10)
+    listener._fraction = lambda: 0.0
+    channel = TimedChannel()
+    with anyio.move_on_after(80):
+        await listener.listen(channel)
+    assert channel.events == [(70, "down")]
+
+
+@pytest.mark.parametrize("status", [408, 504])
+async def test_a_proxy_without_patience_is_no_news_and_a_second_in_a_row_a_failure(status):
+    listener, script = scripted((60, status), (60, 204), (60, status), (60, status), NEVER)
+    channel = await run(listener, script, 241.5)
+    assert channel.events == [(1, "up"), (240, "down"), (241, "up")]
+
+
+async def test_a_proxy_that_refuses_at_once_is_a_failure():
+    listener, script = scripted(504)
+    channel = await run(listener, script, 0.9)
+    assert channel.events[0] == (0, "down")
+
+
+async def test_white_space_begins_the_time_anew():
+    listener, script = scripted((200, {}, [*[50, b"\n"] * 10, END]), NEVER, wait=60, news=lambda answer: False)
+    channel = await run(listener, script, 510)
+    assert script.asked_at == [0, 500]
+    assert channel.events == [(1, "up")]
+
+
+async def test_at_its_age_the_connection_and_the_credentials_are_renewed():
+    tokens = itertools.count()
+    listener, script = scripted(NEVER, max_age=100, token=lambda: f"t{next(tokens)}", wait=1000)
+    channel = await run(listener, script, 120)
+    assert script.sent("authorization") == ["Bearer t0", "Bearer t1", "Bearer t2"]
+    assert channel.events == [(1, "up"), (51, "up"), (101, "up")]
+
+
+async def test_what_the_server_asked_for_holds_over_the_age_of_a_connection():
+    answer = (200, {"Retry-After": "500"}, [END])
+    listener, script = scripted((9, answer), NEVER, max_age=100)
+    await run(listener, script, 600)
+    assert script.asked_at[:2] == [0, 509]
+
+
+# When it fails
+
+
+async def test_a_refused_position_wakes_and_is_forgotten():
+    listener, script = scripted((9, b'{"at": 5}'), (9, 409), NEVER, url=f"{URL}&since=now", next={"since": "at"})
+    channel = await run(listener, script, 400)
+    assert channel.events == [(1, "up"), (9, Push()), (18, Push()), (18, "down"), (319, "up")]
+    assert asked(script) == since("now", "5", "now")
+
+
+async def test_a_refusal_of_who_names_no_position_does_not_wake():
+    listener, script = scripted(400)
+    assert (await run(listener, script, 10)).events == [(0, "down")]
+
+
+@pytest.mark.parametrize("location", ["location: /", f"http://{CANARY}:port/", "http://xn--zz/"])
+async def test_a_redirect_to_something_that_is_not_a_url_is_one_clear_failure(location):
+    listener, script = scripted((302, {"Location": location}, [END]), NEVER)
+    channel = await run(listener, script, 400)
+    assert script.asked_at == [0, 300]
+    assert "the server answered a redirect to something that is not a URL" in str(channel.errors[0])
+    assert CANARY not in str(channel.errors[0])
+
+
+@pytest.mark.parametrize(("step", "again"), [(429, 0), (503, 0), (404, 300), (302, 300), (RESET, 0)])
+async def test_failures_are_those_of_all_listeners(step, again):
+    listener, script = scripted(step, NEVER)
+    channel = await run(listener, script, 400)
+    assert script.asked_at == [0, again]
+    assert channel.events == [(0, "down"), (again + 1, "up")]
+    assert CANARY not in str(channel.errors[0])
+
+
+async def test_retry_after_is_obeyed_after_a_failure():
+    listener, script = scripted((429, {"Retry-After": "77"}, [END]), NEVER)
+    await run(listener, script, 100)
+    assert script.asked_at == [0, 77]
+
+
+async def test_gone_is_for_good():
+    listener, script = scripted(410)
+    with pytest.raises(ListenerError, match="HTTP 410 instead of an answer to a long poll"):
+        await run(listener, script, 10)
+
+
+async def test_classify_knows_better():
+    listener, script = scripted(410, NEVER, classify=lambda error: Verdict.RETRY)
+    assert (await run(listener, script, 10)).events == [(0, "down"), (1, "up")]
+
+
+async def test_fresh_credentials_are_asked_for_once_at_401():
+    tokens = itertools.count()
+    listener, script = scripted(401, token=lambda: f"t{next(tokens)}")
+    await run(listener, script, 200)
+    assert script.sent("authorization") == ["Bearer t0", "Bearer t1"]
+
+
+@pytest.mark.parametrize(
+    ("body", "options", "text"),
+    [
+        (b"<html>", {"news": "changes"}, "no JSON"),
+        ((200, {}, [b"x" * 101]), {"max_size": 100}, "more than 100 bytes"),
+        (json.dumps({"at": "x" * 8193}).encode(), {"next": {"since": "at"}}, "a since of more than 8192"),
+        (b"{}", {"news": lambda answer: 1 / 0}, "failed with ZeroDivisionError"),
+        (b"{}", {"next": lambda answer: {"a": {1: object()}}}, "failed with TypeError"),
+    ],
+)
+async def test_an_answer_that_cannot_be_read_may_be_news_and_is_asked_for_slowly(body, options, text):
+    listener, script = scripted((9, body), NEVER, **options)
+    channel = await run(listener, script, 400)
+    assert channel.events == [(1, "up"), (9, Push()), (9, "down"), (310, "up")]
+    assert text in str(channel.errors[0])
+
+
+async def test_nothing_that_is_said_holds_the_key(caplog):
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+    listener, script = scripted(
+        (9, b'{"at": "c4n4ry"}'), RESET, (9, 404), NEVER, next={"since": "at"}, token=CANARY
+    )
+    await run(listener, script, 400)
+    assert CANARY not in caplog.text + repr(listener) + listener.name
+    assert "connected" in caplog.text
+
+
+async def test_it_can_be_run_again_on_another_clock():
+    listener, script = scripted((9, (200, {"Retry-After": "500"}, [END])), NEVER)
+    await run(listener, script, 10)
+    await run(listener, script, 10)
+    assert len(script.requests) == 2
+
+
+# What is declared
+
+
+def answer(body=b"", status=200, **headers):
+    return Answer(status, httpx.Headers(headers), body, "https://feed.example/", None)
+
+
+@pytest.mark.parametrize(
+    ("body", "news"),
+    [
+        (b'{"a": {"b": [1]}}', True),
+        (b'{"a": [{"b": 1}, {"b": 0}]}', False),
+        (b'{"a": [{"b": 1}, {"c": 0}, 5]}', True),
+        (b'{"a": []}', False),
+        (b'{"a": "b"}', False),
+        (b'{"a": {"b": ""}}', False),
+        (b"[]", False),
+        (b"7", False),
+    ],
+)
+def test_news_stands_at_a_path(body, news):
+    assert Reader("a.b", None, None).read(answer(body)).news is news
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("7", 7), ("0.5", 0.5), ("-1", None), ('"7"', None), ("null", None), ("true", 1), ("[]", None)],
+)
+def test_seconds_to_wait_are_a_number(value, seconds):
+    assert Reader(None, None, "wait").read(answer(f'{{"wait": {value}}}'.encode())).retry_after == seconds
+
+
+def test_what_is_not_there_is_no_position():
+    reader = Reader(None, {"a": "a", "b": "b"}, None)
+    assert reader.read(answer(b'{"a": 1}')) == Said(news=True, position={"a": 1}, retry_after=None)
+    assert reader.read(answer(b'{"a": 1}', 204)) == NO_NEWS
+
+
+def test_a_function_may_give_no_position():
+    assert Reader(None, lambda answer: None, None).read(answer(b"x")).position == {}
+
+
+async def test_one_consumer_has_a_listener():
+    """What one is told moves the position of both, and the other would not be told of it."""
+    listener, script = scripted(NEVER)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.listen, TimedChannel())
+        await anyio.sleep(1)
+        with pytest.raises(RuntimeError, match="another consumer listens by it"):
+            await listener.listen(TimedChannel())
+        tasks.cancel_scope.cancel()
+    assert (await run(listener, script, 60)).events == [(1, "up")]
+
+
+def test_an_unusable_answer_is_told_as_it_is():
+    with pytest.raises(UnusableAnswer, match="no JSON"):
+        Reader(lambda answer: answer.json(), None, None).read(answer(b"x"))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"method": "PUT"}, ValueError, "GET or POST"),
+        ({"ask": 7}, TypeError, "ask is a mapping"),
+        ({"ask": {7: 1}}, TypeError, "ask is a mapping"),
+        ({"ask": {"a": object()}}, TypeError, "unsupported"),
+        ({"next": "since"}, TypeError, "next is a mapping"),
+        ({"next": {"since": ""}}, ValueError, "a path is"),
+        ({"news": ""}, ValueError, "a path is"),
+        ({"retry_after": 7}, TypeError, "a path is"),
+        ({"wait": 0}, ValueError, "wait"),
+        ({"max_size": 0}, ValueError, "max_size"),
+        ({"open_timeout": None}, TypeError, "open_timeout"),
+        ({"url": "ftp://x"}, ValueError, "begins with http"),
+        ({"url": "https://me:pw@h/", "token": "t"}, ValueError, "either a token"),
+        ({"client": 7}, TypeError, "httpx.AsyncClient"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(options, kind, text):
+    with pytest.raises(kind, match=text):
+        LongPollListener(**{"url": URL, **options})

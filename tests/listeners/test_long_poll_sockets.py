@@ -1,0 +1,78 @@
+"""Long polls on real sockets, by the library's own client."""
+
+import threading
+
+import pytest
+from anyio.to_thread import run_sync
+
+from push_to_poll_client._types import Push
+from push_to_poll_client.listeners.long_poll import LongPollListener
+from tests.support.channels import HOST, Raw, is_closed, listening
+from tests.support.forms import GUARD
+
+pytestmark = pytest.mark.anyio
+
+NEWS = b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"at": 77}'
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch):
+    for name in ("https", "http", "all"):
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+
+
+def to(raw, **options):
+    return LongPollListener(f"http://{HOST}:{raw.port}/changes?wait=60", **{"open_timeout": 2 * GUARD, **options})
+
+
+async def test_news_wakes_and_the_next_request_says_where_to_go_on_by_the_same_connection():
+    asked, again = [], threading.Event()
+
+    def treat(accepted, number):
+        asked.append(accepted.recv(65536))
+        accepted.sendall(NEWS)
+        asked.append(accepted.recv(65536))
+        again.set()
+
+    with Raw(treat) as raw:
+        async with listening(to(raw, next={"since": "at"})) as channel:
+            await channel.saw("up", Push())
+            assert await run_sync(again.wait, GUARD)
+        assert is_closed(raw.first())
+    assert asked[0].startswith(b"GET /changes?wait=60 HTTP/1.1\r\n")
+    assert asked[1].startswith(b"GET /changes?wait=60&since=77 HTTP/1.1\r\n")
+
+
+async def test_a_request_that_is_held_is_a_channel_that_is_up():
+    with Raw(lambda accepted, number: accepted.recv(65536)) as raw:
+        async with listening(to(raw)) as channel:
+            await channel.saw("up")
+
+
+async def test_a_server_that_does_not_accept_is_none():
+    with Raw(lambda accepted, number: accepted.close()) as raw:
+        port = raw.port
+    async with listening(LongPollListener(f"http://{HOST}:{port}/")) as channel:
+        await channel.saw("down")
+    assert "ConnectError" in str(channel.error)
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x00" * 1000, b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"]
+)
+async def test_garbage_is_a_failure(garbage):
+    def treat(accepted, number):
+        accepted.recv(65536)
+        accepted.sendall(garbage)
+        accepted.close()
+
+    with Raw(treat) as raw:
+        async with listening(to(raw)) as channel:
+            await channel.saw("down")
+    assert "RemoteProtocolError" in str(channel.error) or "ReadError" in str(channel.error)

@@ -1,0 +1,358 @@
+"""Redis or Valkey as a channel: on connections by script, and on a server that is killed and paused."""
+
+import contextlib
+import gc
+import logging
+import sys
+
+import anyio
+import pytest
+import redis
+import redis.asyncio
+from anyio.to_thread import run_sync
+from redis import exceptions
+
+from push_to_poll_client._exceptions import ListenerError
+from push_to_poll_client._types import Push
+from push_to_poll_client.listeners import JSONHint, Verdict
+from push_to_poll_client.listeners.redis import RedisListener, failure_of
+from push_to_poll_client.testing import virtual_time
+from tests.support.channels import HOST, Raw, TimedChannel, listening
+from tests.support.forms import GUARD
+from tests.support.valkey_server import shared_server
+
+pytestmark = pytest.mark.anyio
+
+CANARY = "c4n4ry"
+
+
+# Connections by script, in virtual time
+
+
+@pytest.fixture
+def anyio_backend(request):
+    """On asyncio, since redis-py knows no other. Tests with the server are in real time."""
+    real = {"server", "real_time"} & {*request.fixturenames}
+    return "asyncio" if real else virtual_time("asyncio")
+
+
+@pytest.fixture
+def real_time():
+    """For sockets."""
+
+
+def said(data, kind="message", channel=b"orders"):
+    return {"type": kind, "channel": channel, "data": data, "pattern": None}
+
+
+class Scripted:
+    """A connection that is subscribed: a number is waited for, a message given, an error raised; then silence."""
+
+    def __init__(self, *happenings, pongs=True):
+        self._happenings = iter(happenings)
+        self._pongs = pongs
+        self._pong = None
+        self.pings = 0
+
+    async def get_message(self, *, timeout):  # noqa: ASYNC109  # as redis-py has it
+        if self._pong:
+            pong, self._pong = self._pong, None
+            return pong
+        with anyio.move_on_after(timeout):
+            for happening in self._happenings:
+                if isinstance(happening, Exception):
+                    raise happening
+                if isinstance(happening, dict):
+                    return happening
+                await anyio.sleep(happening)
+            await anyio.sleep_forever()
+        return None
+
+    async def ping(self):
+        self.pings += 1
+        self._pong = said(b"", "pong") if self._pongs else None
+
+
+def to(*connections, max_age=None, **options):
+    """Connects to one after the other: an error is raised."""
+    following = iter(connections)
+
+    @contextlib.asynccontextmanager
+    async def connect(headers):
+        connection = next(following)
+        if isinstance(connection, Exception):
+            raise connection
+        yield connection
+
+    listener = RedisListener("redis://db.example", "orders", max_age=max_age, **options)
+    listener._fraction = lambda: 0.0
+    listener._connect = connect
+    return listener
+
+
+async def run(listener, seconds):
+    channel = TimedChannel()
+    with anyio.move_on_after(seconds):
+        await listener.listen(channel)
+    return channel
+
+
+async def test_a_connect_and_each_message_wake():
+    connection = Scripted(5, said(b"a"), said(b"1", "subscribe"), said(b"b", "pmessage", b"orders.\xff"))
+    channel = await run(to(connection, hint=lambda heard: Push(topics=(heard.channel, heard.data.decode()))), 10)
+    pushes = [Push(topics=("orders", "a")), Push(topics=("orders.\N{REPLACEMENT CHARACTER}", "b"))]
+    assert channel.events == [(0, "up"), *[(5, push) for push in pushes]]
+
+
+async def test_after_a_silence_the_server_is_pinged():
+    connection = Scripted(99, 99, 10, said(b"a"))
+    channel = await run(to(connection, max_silence=60), 189)
+    assert connection.pings == 2
+    assert channel.events == [(0, "up"), (130, Push())]
+
+
+async def test_one_that_does_not_answer_is_dead():
+    channel = await run(to(Scripted(pongs=False), Scripted(), max_silence=60, open_timeout=10), 80)
+    assert channel.events == [(0, "up"), (70, "down"), (70, "up")]
+    assert "no message for 60 s, and no answer to a ping for 10" in str(channel.errors[0])
+
+
+async def test_a_message_may_come_in_place_of_the_answer_to_a_ping():
+    connection = Scripted(99, 5, said(b"a"), pongs=False)
+    assert (await run(to(connection, max_silence=60), 70)).events == [(0, "up"), (65, Push())]
+
+
+async def test_silence_may_be_unsuspicious():
+    connection = Scripted()
+    await run(to(connection, max_silence=None), 1000)
+    assert connection.pings == 0
+
+
+async def test_a_message_that_is_too_large_for_a_hint_is_a_plain_push():
+    connection = Scripted(said(b'{"cursor": 1}'), said(b'{"cursor": 12}'))
+    channel = await run(to(connection, hint=JSONHint(cursor="cursor"), max_size=13), 1)
+    assert channel.pushes == [Push(cursor="1"), Push()]
+
+
+async def test_one_that_ends_is_followed_by_another_and_one_that_refuses_slowly():
+    refused = exceptions.AuthenticationError("WRONGPASS invalid username-password pair")
+    channel = await run(to(Scripted(5, exceptions.ConnectionError("closed")), refused, Scripted()), 400)
+    assert channel.events == [(0, "up"), (5, "down"), (5, "down"), (305, "up")]
+    assert "WRONGPASS" in str(channel.errors[1])
+
+
+@pytest.mark.parametrize("anyio_backend", [virtual_time("trio")])
+async def test_trio_is_refused_at_once():
+    with pytest.raises(ListenerError, match="redis-py runs on asyncio alone"):
+        await to().listen(TimedChannel())
+
+
+# What a failure means
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (exceptions.ConnectionError("Error 111 connecting"), Verdict.RETRY),
+        (exceptions.BusyLoadingError("LOADING"), Verdict.RETRY),
+        (exceptions.MaxConnectionsError("max number of clients reached"), Verdict.RETRY),
+        (exceptions.TimeoutError("timeout"), Verdict.RETRY),
+        (exceptions.MasterDownError("MASTERDOWN"), Verdict.RETRY),
+        (exceptions.InvalidResponse("Protocol Error"), Verdict.RETRY),
+        (OSError("no route"), Verdict.RETRY),
+        (exceptions.AuthenticationError("WRONGPASS"), Verdict.SLOW_RETRY),
+        (exceptions.AuthorizationError("x"), Verdict.SLOW_RETRY),
+        (exceptions.NoPermissionError("NOPERM"), Verdict.SLOW_RETRY),
+        (exceptions.ResponseError("DB index is out of range"), Verdict.SLOW_RETRY),
+    ],
+)
+def test_an_error_has_a_verdict(error, verdict):
+    failure = failure_of(error)
+    assert failure.verdict is verdict
+    assert str(error) in failure.sentence
+
+
+def test_the_text_of_an_unknown_error_is_kept():
+    failure = failure_of(ValueError(CANARY))
+    assert (failure.sentence, failure.cause) == ("failed with ValueError", None)
+
+
+# What is declared
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        (
+            f"rediss://me:{CANARY}@db.example:6380/1?password={CANARY}",
+            "rediss://db.example:6380/1?password=… a,b,c.*",
+        ),
+        ("redis://db.example", "redis://db.example a,b,c.*"),
+        ("unix:///run/valkey.sock", "redis a,b,c.*"),
+        (redis.asyncio.Redis(password=CANARY), "redis a,b,c.*"),
+    ],
+)
+def test_its_name_says_where_and_no_secret(url, name):
+    listener = RedisListener(url, ["a", "b"], patterns="c.*")
+    assert listener.name == name
+    assert repr(listener) == f"RedisListener({name!r})"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "kind", "text"),
+    [
+        (("redis://h",), {}, ValueError, "neither a channel nor a pattern"),
+        (("redis://h", ""), {}, ValueError, "an empty name"),
+        (("redis://h", [7]), {}, TypeError, "channels is a str or several"),
+        (("redis://h",), {"patterns": [b"x"]}, TypeError, "patterns is a str or several"),
+        ((7, "a"), {}, TypeError, "url is a str or a redis.asyncio.Redis"),
+        ((redis.Redis(), "a"), {}, TypeError, "url is a str or a redis.asyncio.Redis"),
+        ((f"http://me:{CANARY}@h", "a"), {}, ValueError, "url is http://h, which redis-py cannot read"),
+        ((f"redis://h:{CANARY}", "a"), {}, ValueError, "which redis-py cannot read"),
+        (("redis://h", "a"), {"max_silence": 0}, ValueError, "max_silence"),
+        (("redis://h", "a"), {"max_size": None}, TypeError, "max_size"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(arguments, options, kind, text):
+    with pytest.raises(kind, match=text) as refused:
+        RedisListener(*arguments, **options)
+    assert CANARY not in str(refused.value)
+
+
+def test_without_redis_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    with pytest.raises(ImportError, match=r"pip install 'push-to-poll-client\[redis\]'"):
+        RedisListener("redis://h", "orders")
+
+
+# On a server
+
+
+@pytest.fixture
+def server(request, nothing_is_left_unclosed):
+    return shared_server(request.config)
+
+
+def at(server, channels="orders", url=None, **options):
+    listener = RedisListener(url or server.url, channels, **{"open_timeout": 2 * GUARD, **options})
+    listener._fraction = lambda: 0.0
+    return listener
+
+
+async def nobody_hears(server):
+    with anyio.fail_after(GUARD):
+        while await run_sync(server.publish, "orders"):
+            pass
+
+
+async def test_messages_wake_with_their_hints_and_a_stop_closes(server):
+    listener = at(server, ["orders", "x"], patterns=["many.*"], hint=JSONHint(cursor="cursor"))
+    async with listening(listener) as channel:
+        await channel.saw("up")
+        assert await run_sync(server.publish, "others") == 0
+        assert await run_sync(server.publish, "orders", b'{"cursor": "7"}') == 1
+        assert await run_sync(server.publish, "many.more", b"\xff" * 100_000) == 1
+        assert await run_sync(server.publish, "x", b"") == 1
+        await channel.saw("up", Push(cursor="7"), Push(), Push())
+    await nobody_hears(server)
+
+
+async def test_patterns_alone_are_enough(server):
+    async with listening(at(server, (), patterns=["a*", "b*"])) as channel:
+        await channel.saw("up")
+        assert await run_sync(server.publish, "boxes") == 1
+        await channel.saw("up", Push())
+
+
+async def test_redis_py_is_not_let_write_to_the_terminal(server):
+    logging.getLogger().manager.loggerDict.pop("push_response", None)
+    async with listening(at(server)) as channel:
+        await channel.saw("up")
+    assert logging.getLogger("push_response").handlers == []
+
+
+@pytest.mark.parametrize("end", ["kill", "stop"])
+async def test_a_server_that_ends_is_found_again(server, end):
+    async with listening(at(server)) as channel:
+        await channel.saw("up")
+        await run_sync(getattr(server, end))
+        await channel.saw("up", "down")
+        await run_sync(server.start)
+        await channel.sees("up", after="down")
+        assert await run_sync(server.publish, "orders") == 1
+        await channel.sees(Push(), after="down")
+
+
+async def test_the_delay_between_connections_is_ours_alone(server, caplog):
+    """redis-py would connect again by itself: at once, and without a wake."""
+    caplog.set_level(logging.INFO, "push_to_poll_client")
+    async with listening(at(server)) as channel:
+        await channel.saw("up")
+        with redis.Redis(port=server.port) as client:
+            before = client.info("stats")["total_connections_received"]
+            client.client_kill_filter(_type="pubsub")
+            await channel.saw("up", "down", "up")
+            assert client.info("stats")["total_connections_received"] == before + 1
+    assert caplog.text.count("connecting again in 0.0 s") == 1
+
+
+async def test_a_server_that_stalls_is_found_out_and_found_again(server):
+    """On a busy machine such short limits give false alarms too, after each of which the channel is up again."""
+    async with listening(at(server, max_silence=0.1, open_timeout=0.5)) as channel:
+        await channel.until(lambda events: "up" in events)
+        with server.paused():
+            downs = channel.events.count("down")
+            await channel.until(lambda events: events.count("down") > downs)
+        ups = channel.events.count("up")
+        await channel.until(lambda events: events.count("up") > ups)
+        before = len(channel.events)
+        while Push() not in channel.events[before:]:
+            await run_sync(server.publish, "orders")
+
+
+async def test_a_server_is_pinged_and_answers(server):
+    async with listening(at(server, max_silence=0.01)) as channel:
+        await channel.saw("up")
+        with redis.Redis(port=server.port) as client:
+            while client.info("commandstats").get("cmdstat_ping", {"calls": 0})["calls"] < 3:
+                await anyio.lowlevel.checkpoint()
+        assert await run_sync(server.publish, "orders") == 1
+        await channel.saw("up", Push())
+
+
+async def test_a_connection_is_renewed_at_its_age(server):
+    async with listening(at(server, max_age=0.1)) as channel:
+        await channel.saw("up", "up", "up")
+    await nobody_hears(server)
+
+
+@pytest.mark.parametrize(
+    ("user", "told"), [(f"locked:{CANARY}", "invalid username-password pair"), ("mute:right", "No permissions")]
+)
+async def test_a_refusal_is_tried_again_slowly_and_keeps_the_secret(server, caplog, user, told):
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+    async with listening(at(server, url=f"redis://{user}@{HOST}:{server.port}")) as channel:
+        await channel.saw("down")
+    assert told.lower() in caplog.text.lower()
+    assert "connecting again in 300.0 s" in caplog.text
+    assert CANARY not in f"{caplog.text}{channel.error}{channel.error.__cause__}"
+
+
+async def test_a_client_says_how_to_connect_and_is_left_alone(server):
+    async with redis.asyncio.Redis(port=server.port, decode_responses=True, protocol=3) as client:
+        async with listening(at(server, url=client)) as channel:
+            await channel.saw("up")
+            await client.publish("orders", "x")
+            await channel.saw("up", Push())
+        assert await client.ping()
+
+
+GARBAGE = (b"", b"\0\xff" * 999, b"*1\r\n" * 5000, b"$999999999999\r\nx", b":" + b"9" * 5000 + b"\r\n", b"*-5\r\n")
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+async def test_who_says_nothing_or_garbage_is_a_failure(real_time, garbage):
+    with Raw(lambda accepted, number: accepted.sendall(garbage)) as raw, contextlib.ExitStack() as left:
+        left.callback(gc.collect)
+        async with listening(at(None, url=f"redis://{HOST}:{raw.port}", open_timeout=0.5)) as channel:
+            await channel.saw("down")

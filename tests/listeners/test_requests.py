@@ -1,0 +1,337 @@
+"""One request of a channel: what goes where, and what bounds the answer."""
+
+import http.cookiejar
+import ssl
+
+import anyio
+import httpx
+import pytest
+
+from push_to_poll_client._http.credentials import CredentialsFailed
+from push_to_poll_client.listeners import Verdict
+from push_to_poll_client.listeners import _requests as sending
+from push_to_poll_client.listeners._failures import http_failure_of
+from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
+from tests.support.scripted import END, RESET, Script, client_of
+
+pytestmark = pytest.mark.anyio
+
+CANARY = "c4n4ry"
+HOME = f"https://api.example/ask?key={CANARY}"
+ELSEWHERE = "https://notify.example/wait"
+
+
+def asker(*steps, url=HOME, client=None, **options):
+    script = Script(*steps)
+    return Asker(url, client=client_of(script, **client or {}), **options), script
+
+
+async def refused(asking, kind, **options):
+    with pytest.raises(kind) as failed:
+        await asking.ask(**options)
+    assert CANARY not in str(failed.value)
+    return str(failed.value)
+
+
+# What is answered
+
+
+async def test_an_answer_is_whole():
+    asking, script = asker((201, {"X-Seen": "yes"}, [b'{"a":', b" 1}", END]))
+    answer = await asking.ask("POST", content=b"question", headers={"Content-Type": "text/plain"})
+    assert (answer.status, answer.headers["x-seen"], answer.json()) == (201, "yes", {"a": 1})
+    assert (script.requests[0].method, script.bodies) == ("POST", [b"question"])
+    assert script.sent("content-type") == ["text/plain"]
+    assert answer.url == "https://api.example/ask?key=…"
+    assert script.open == 0
+
+
+async def test_an_answer_shows_none_of_its_headers_and_nothing_of_its_body():
+    asking, _ = asker((200, {"Set-Cookie": CANARY}, [CANARY.encode(), END]))
+    assert repr(await asking.ask()) == "Answer(200, 6 bytes, url='https://api.example/ask?key=…')"
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b'"\xff"', b"[" * 100_000, b"9" * 5000])
+async def test_what_is_no_json_is_unusable(body):
+    asking, _ = asker(body)
+    answer = await asking.ask()
+    with pytest.raises(UnusableAnswer, match="something that is no JSON"):
+        answer.json()
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, ()), (204, ()), (409, (204, 409))])
+async def test_an_expected_status_is_let_through(status, expected):
+    asking, _ = asker(status)
+    answer = await asking.ask()
+    assert answer.expect(*expected) is answer
+
+
+@pytest.mark.parametrize(("status", "expected"), [(302, ()), (404, ()), (200, (204,))])
+async def test_another_status_is_a_failure_of_http(status, expected):
+    asking, _ = asker((status, {"Retry-After": "7"}, [END]))
+    answer = await asking.ask()
+    with pytest.raises(httpx.HTTPStatusError) as failed:
+        answer.expect(*expected)
+    failure = http_failure_of(failed.value, wanted="a subscription")
+    assert (failure.retry_after, failure.sentence.partition(";")[0]) == (
+        7,
+        f"the server answered HTTP {status} instead of a subscription",
+    )
+
+
+async def test_an_unusable_answer_is_asked_for_again_slowly():
+    failure = http_failure_of(UnusableAnswer("it answered x"), wanted="", verdicts=ANSWER_VERDICTS)
+    assert (failure.verdict, failure.sentence) == (Verdict.SLOW_RETRY, "it answered x")
+
+
+# What bounds it
+
+
+async def test_a_larger_answer_is_unusable_and_no_longer_read():
+    asking, script = asker([b"x" * 60, b"y" * 41], max_body=100)
+    assert await refused(asking, UnusableAnswer) == "https://api.example/ask?key=… answered more than 100 bytes"
+    assert script.open == 0
+
+
+async def test_an_answer_of_just_that_size_is_read():
+    asking, _ = asker([b"x" * 100, END], max_body=100)
+    assert (await asking.ask()).body == b"x" * 100
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "identity, br", "x" * 5000, "\x1b[31m"])
+async def test_a_packed_answer_is_unusable_and_not_unpacked(encoding):
+    asking, script = asker((200, {"Content-Encoding": encoding}, [b"\x1f\x8b", END]))
+    said = await refused(asking, UnusableAnswer)
+    assert "but was asked for identity" in said
+    assert said.isprintable()
+    assert len(said) < 300
+    assert script.sent("accept-encoding") == ["identity"]
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
+async def test_an_answer_that_says_that_it_is_not_packed_is_read(encoding):
+    asking, _ = asker((200, {"Content-Encoding": encoding}, [b"x", END]))
+    assert (await asking.ask()).body == b"x"
+
+
+@pytest.mark.parametrize("step", [[b"x"], [b"x", *[5, b"x"] * 20, END], (60, 200)])
+async def test_an_answer_that_is_not_whole_in_time_is_none(step):
+    asking, script = asker(step, timeout=10)
+    began = anyio.current_time()
+    assert await refused(asking, TimeoutError) == "no whole answer within 10 s"
+    assert anyio.current_time() - began == pytest.approx(10)
+    assert script.open == 0
+
+
+async def test_the_server_may_hold_its_answer_for_longer():
+    asking, _ = asker((35, 200), timeout=10)
+    assert (await asking.ask(wait=30)).status == 200
+    assert await refused(asking, TimeoutError, wait=20) == "no whole answer within 30 s"
+
+
+@pytest.mark.parametrize("url", [HOME, "http://api.example/"])
+async def test_a_request_that_is_on_its_way_is_told_once(url):
+    told = []
+    asking, _ = asker(200, url=url)
+    await asking.ask(sent=lambda: told.append("sent"))
+    assert told == ["sent"]
+
+
+async def test_pieces_may_begin_the_time_anew():
+    asking, _ = asker([*[9, b"x"] * 5, END], timeout=5)
+    assert (await asking.ask(wait=5, trickles=True)).body == b"xxxxx"
+    assert await refused(asking, TimeoutError, wait=5) == "no whole answer within 10 s"
+
+
+BAD_LOCATIONS = [b"location: /", b"http://a:port/", b"http://xn--zz/", b"/" + b"x" * 70_000]
+
+
+@pytest.mark.parametrize("location", BAD_LOCATIONS)
+async def test_a_redirect_to_something_that_is_not_a_url_is_unusable(location):
+    """The client of httpx reads the `Location` of a redirect also when it is told not to follow it."""
+    asking, script = asker((307, {b"location": location}, [END]))
+    text = await refused(asking, UnusableAnswer)
+    assert text == "https://api.example/ask?key=…: the server answered a redirect to something that is not a URL"
+    assert script.open == 0
+
+
+@pytest.mark.parametrize("location", [b":https://[", b":https://[" + CANARY.encode() + b"]/"])
+async def test_a_redirect_that_httpx_cannot_join_is_unusable(location):
+    """It lets the ValueError of urllib or ipaddress through. A hook of the user's client may raise one, too."""
+    asking, script = asker((307, {b"location": location}, [END]))
+    text = await refused(asking, UnusableAnswer)
+    assert text == (
+        "https://api.example/ask?key=…: the client raised ValueError, as httpx does when a server answers a "
+        "redirect to something that is not a URL"
+    )
+    assert script.open == 0
+
+
+async def test_another_breach_of_http_is_no_redirect():
+    asking, _ = asker(httpx.RemoteProtocolError("illegal status line"))
+    await refused(asking, httpx.RemoteProtocolError)
+
+
+async def test_a_redirect_is_not_followed():
+    asking, script = asker((307, {"Location": "https://elsewhere.example/"}, [END]))
+    assert (await asking.ask()).status == 307
+    assert len(script.requests) == 1
+
+
+async def test_a_certificate_that_cannot_be_trusted_is_no_redirect():
+    """Its error is a ValueError, too, which a client of the user's may let through."""
+    asking, _ = asker(ssl.SSLCertVerificationError(1, "certificate has expired"))
+    await refused(asking, ssl.SSLCertVerificationError)
+
+
+async def test_what_the_network_does_is_passed_on():
+    asking, _ = asker(RESET)
+    assert await refused(asking, httpx.ReadError) == "Connection reset by peer"
+
+
+# Who is told what (G12)
+
+
+async def test_the_server_is_told_who_asks():
+    asking, script = asker(200, headers={"X-Key": CANARY}, token=lambda: "t")
+    await asking.ask()
+    await asking.ask(url="https://API.example:443/other")
+    assert script.sent("x-key") == [CANARY] * 2
+    assert script.sent("authorization") == ["Bearer t"] * 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [ELSEWHERE, "http://api.example/ask", "https://api.example:8443/ask", "https://api.example.evil.example/"],
+)
+async def test_nobody_else_is_told_anything(url):
+    cookies = http.cookiejar.CookieJar()
+    client = {
+        "headers": {"X-Mine": CANARY, "Authorization": f"Bearer {CANARY}", "User-Agent": CANARY},
+        "params": {"key": CANARY},
+        "cookies": cookies,
+        "auth": ("me", CANARY),
+    }
+    asking, script = asker(200, client=client, headers={"X-Key": CANARY}, token=CANARY)
+    asking._client.cookies.set("session", CANARY, domain=httpx.URL(url).host)
+    await asking.ask("POST", url, content=b"{}", headers={"Content-Type": "application/json"})
+    (request,) = script.requests
+    assert CANARY not in repr(request.url)
+    assert set(request.headers) == {"host", "content-type", "content-length", "accept-encoding", "user-agent"}
+    assert CANARY not in request.headers["user-agent"]
+    assert script.bodies == [b"{}"]
+
+
+async def test_the_user_and_password_of_the_url_are_for_its_server():
+    asking, script = asker(200, url=f"https://me:{CANARY}@api.example/ask#part", client={"auth": ("other", "x")})
+    assert asking.url == "https://api.example/ask"
+    await asking.ask()
+    await asking.ask(url=ELSEWHERE)
+    assert script.sent("authorization") == ["Basic bWU6YzRuNHJ5", None]
+
+
+async def test_a_header_of_any_case_comes_in_place_of_them():
+    asking, script = asker(200, url="https://me:pw@api.example/", headers={"authorization": "Key k"})
+    await asking.ask()
+    assert script.requests[0].headers.get_list("authorization") == ["Key k"]
+
+
+async def test_a_client_is_itself_where_nothing_was_given():
+    asking, script = asker(200, client={"auth": ("me", "c4n4ry"), "headers": {"X-Mine": "1"}})
+    await asking.ask()
+    assert script.sent("authorization") == ["Basic bWU6YzRuNHJ5"]
+    assert script.sent("x-mine") == ["1"]
+
+
+async def test_what_was_given_comes_in_place_of_a_clients_own():
+    asking, script = asker(200, client={"auth": ("other", "x")}, token="t")
+    await asking.ask()
+    assert script.sent("authorization") == ["Bearer t"]
+
+
+async def test_what_one_request_says_gives_way_to_the_credentials():
+    asking, script = asker(200, token="t")
+    await asking.ask(headers={"Authorization": "nobody", "Accept": "text/plain"})
+    assert script.sent("authorization") == ["Bearer t"]
+    assert script.sent("accept") == ["text/plain"]
+
+
+async def test_a_provider_that_hangs_is_a_failure():
+    async def token():
+        await anyio.sleep_forever()
+
+    asking, script = asker(200, token=token, timeout=5)
+    assert "failed with TimeoutError" in await refused(asking, CredentialsFailed)
+    assert script.requests == []
+    await asking.ask(url=ELSEWHERE)  # to which it does not matter
+
+
+# By what
+
+
+async def test_a_given_client_stays_open():
+    asking, script = asker(200)
+    async with asking.opened():
+        await asking.ask()
+    assert not script.closed
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """Clients that are opened, each with a script that is told when it is closed."""
+    scripts = []
+
+    def open_client(timeout, *, tls):
+        scripts.append(Script(200))
+        return client_of(scripts[-1])
+
+    monkeypatch.setattr(sending, "open_client", open_client)
+    return scripts
+
+
+async def test_without_one_each_request_opens_and_closes_its_own(own):
+    asking = Asker(HOME)
+    await asking.ask()
+    await asking.ask()
+    assert [(len(script.requests), script.closed) for script in own] == [(1, True)] * 2
+
+
+async def test_within_a_block_the_requests_share_one(own):
+    asking = Asker(HOME)
+    async with asking.opened():
+        await asking.ask()
+        await asking.ask()
+        assert [(len(script.requests), script.closed) for script in own] == [(2, False)]
+    assert own[0].closed
+    await asking.ask()
+    assert len(own) == 2
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"url": "ftp://api.example/"}, ValueError, "begins with http"),
+        ({"url": "https://me:pw@api.example/", "token": "t"}, ValueError, "either a token or a user"),
+        ({"client": object()}, TypeError, "httpx.AsyncClient"),
+        ({"client": httpx.AsyncClient(), "tls": ssl.create_default_context()}, ValueError, "a client or tls"),
+        ({"timeout": 0}, ValueError, "timeout"),
+        ({"max_body": None}, TypeError, "max_body"),
+        ({"headers": {"A": "b\n"}}, ValueError, "line break"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(options, kind, text):
+    with pytest.raises(kind, match=text):
+        Asker(**{"url": HOME, **options})
+
+
+async def test_an_address_that_is_none_is_refused():
+    asking, script = asker(200)
+    assert "url is (not a URL)" in await refused(asking, ValueError, url=f"//{CANARY}")
+    assert script.requests == []
+
+
+def test_an_answer_can_be_made_by_hand():
+    assert Answer(200, httpx.Headers(), b"1", "", None).json() == 1

@@ -1,0 +1,90 @@
+"""One request of a channel on real sockets: by a client of another library, and what is closed."""
+
+import threading
+
+import anyio
+import httpx
+import httpx2
+import pytest
+from anyio.to_thread import run_sync
+
+from push_to_poll_client.listeners._requests import Asker, UnusableAnswer
+from tests.support.channels import HOST, Raw, is_closed
+from tests.support.forms import GUARD
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("nothing_is_left_unclosed")]
+
+CANARY = "c4n4ry"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch):
+    for name in ("https", "http", "all"):
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+
+
+async def test_a_client_of_another_kind_serves_too():
+    def treat(accepted, number):
+        asked.append(accepted.recv(65536))
+        accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+    asked = []
+    with Raw(treat) as raw:
+        async with httpx2.AsyncClient(timeout=GUARD, headers={"X-Mine": CANARY}) as client:
+            asking = Asker(f"http://me:{CANARY}@{HOST}:{raw.port}/", client=client)
+            assert (await asking.ask()).json() == {}
+            elsewhere = Asker("https://notify.example/", client=client, token=CANARY)
+            assert (await elsewhere.ask(url=f"http://{HOST}:{raw.port}/")).json() == {}
+    assert b"\r\nAuthorization: Basic bWU6YzRuNHJ5\r\n" in asked[0]
+    assert CANARY.encode() not in asked[1]
+
+
+async def test_the_socket_of_a_request_that_ends_early_is_closed():
+    def treat(accepted, number):
+        accepted.recv(65536)
+        accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 500)
+
+    with Raw(treat) as raw:
+        with pytest.raises(UnusableAnswer, match="more than 100 bytes"):
+            await Asker(f"http://{HOST}:{raw.port}/", max_body=100).ask()
+        assert is_closed(raw.first())
+
+
+@pytest.mark.parametrize("module", [httpx, httpx2])
+async def test_a_request_that_is_cancelled_while_it_is_sent_leaves_nothing_to_the_garbage_collector(module):
+    """A generator that is left in the middle is a warning on trio."""
+    begun = threading.Event()
+
+    def treat(accepted, number):
+        accepted.recv(1)
+        begun.set()  # and nothing more is read, so that it never gets to the end
+
+    with Raw(treat) as raw:
+        async with module.AsyncClient(timeout=GUARD) as client, anyio.create_task_group() as tasks:
+            asker = Asker(f"http://{HOST}:{raw.port}/", client=client, timeout=2 * GUARD)
+            tasks.start_soon(lambda: asker.ask("POST", content=bytes(1 << 25)))
+            assert await run_sync(begun.wait, GUARD)
+            tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("module", [httpx, httpx2])
+async def test_a_body_is_sent_whole(module):
+    def treat(accepted, number):
+        asked.append(b"")
+        while not asked[0].endswith(b"\r\n\r\nbody"):
+            asked[0] += accepted.recv(65536)
+        accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    asked = []
+    with Raw(treat) as raw:
+        async with module.AsyncClient(timeout=GUARD) as client:
+            assert (
+                await Asker(f"http://{HOST}:{raw.port}/", client=client).ask("POST", content=b"body")
+            ).status == 200
+    assert b"\r\ncontent-length: 4\r\n" in asked[0].lower()

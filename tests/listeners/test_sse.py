@@ -1,0 +1,632 @@
+"""The listener for server-sent events in virtual time, on a transport that does what a script says."""
+
+import logging
+import math
+import ssl
+import traceback
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+
+from push_to_poll_client._exceptions import ListenerError
+from push_to_poll_client._types import Push
+from push_to_poll_client.listeners import ServerSentEvent, SSEListener, Verdict
+from push_to_poll_client.listeners._requests import ProxyUnusable, SocksUnusable
+from push_to_poll_client.listeners._sse_parser import EventTooLarge
+from push_to_poll_client.listeners.sse import NoEventStream, StreamEnded, failure_of
+from tests.support.channels import TimedChannel
+from tests.support.forms import form
+
+pytestmark = pytest.mark.anyio
+
+CANARY = "c4n4ry"
+URL = f"https://feed.example/events?key={CANARY}"
+RESET = httpx.ReadError("Connection reset by peer")
+END = object()
+EVENT = b"data: x\n\n"
+STREAM = {"Content-Type": "text/event-stream"}
+
+
+class Body(httpx.AsyncByteStream):
+    """Does one thing after the other: a number is waited for, an error raised, `END` ends, bytes are received."""
+
+    def __init__(self, happenings, closed):
+        self._happenings = happenings
+        self._closed = closed
+
+    async def __aiter__(self):
+        for happening in self._happenings:
+            if isinstance(happening, Exception):
+                raise happening
+            if happening is END:
+                return
+            if isinstance(happening, bytes):
+                yield happening
+            else:
+                await anyio.sleep(happening)
+        await anyio.sleep_forever()
+
+    async def aclose(self):
+        await anyio.lowlevel.checkpoint()  # where a stop would reach it, were it let to
+        self._closed()
+
+
+class Script(httpx.AsyncBaseTransport):
+    """Answers as scripted, the last step for ever: an error, a status, a pair of it and headers, or a body."""
+
+    def __init__(self, *steps):
+        self._steps = steps
+        self.requests = []
+        self.connects = []
+        self.open = 0
+
+    async def handle_async_request(self, request):
+        self.requests.append(request)
+        self.connects.append(anyio.current_time())
+        step = self._steps[min(len(self.requests), len(self._steps)) - 1]
+        if isinstance(step, Exception):
+            raise step
+        if isinstance(step, float):
+            await anyio.sleep(step)
+        status, headers, body = self._answer(step)
+        self.open += 1
+        return httpx.Response(status, headers=headers, stream=Body(body, self._closed))
+
+    def _answer(self, step):
+        if isinstance(step, int):
+            return step, {}, [END]
+        return (*step, [END]) if isinstance(step, tuple) else (200, STREAM, step)
+
+    def _closed(self):
+        self.open -= 1
+
+    def sent(self, name):
+        return [request.headers.get(name) for request in self.requests]
+
+
+def scripted(*steps, url=URL, fraction=0.0, max_silence=None, **options):
+    script = Script(*steps)
+    listener = SSEListener(url, client=httpx.AsyncClient(transport=script), max_silence=max_silence, **options)
+    listener._fraction = lambda: fraction
+    return listener, script
+
+
+async def run(listener, script, seconds, channel=None):
+    """Let it listen for so many seconds of virtual time."""
+    channel = channel or TimedChannel()
+    with anyio.move_on_after(seconds):
+        await listener.listen(channel)
+        channel.returned = True
+    assert script.open == 0
+    script.connects = [round(at - channel.began, 3) for at in script.connects]
+    return channel
+
+
+# What reaches the channel
+
+
+async def test_a_connect_and_each_event_wake():
+    listener, script = scripted([b"data: 1\n\n", 1, b"da", 1, b"ta: 2\n\ndata: 3\n\n"])
+    channel = await run(listener, script, 10)
+    assert channel.events == [(0, "up"), (0, Push()), (2, Push()), (2, Push())]
+
+
+async def test_a_stop_is_noticed_among_the_events_of_one_read():
+    listener, _ = scripted([EVENT * 10_000])
+    channel = TimedChannel()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.listen, channel)
+        while not channel.pushes:  # the other tasks' turns are what is looked at
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert len(channel.pushes) < 1_000
+
+
+async def test_other_tasks_run_while_a_large_read_is_parsed():
+    size = form(50_000, 200_000)
+    listener, _ = scripted([b"\n" * size + EVENT])
+    channel, turns = TimedChannel(), 0
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.listen, channel)
+        while "up" not in [event for _, event in channel.events]:
+            await anyio.lowlevel.checkpoint()
+        while not channel.pushes:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+        tasks.cancel_scope.cancel()
+    assert turns >= size // 8192 - 1  # trio takes the tasks of a turn in any order
+
+
+async def test_comments_blocks_without_data_and_a_cut_event_do_not():
+    listener, script = scripted([b": ka\n\nid: 1\n\nevent: ping\n\nretry: 5\n\ndata: half\n", END], [])
+    channel = await run(listener, script, 10)
+    assert channel.events == [(0, "up"), (0, "down"), (0.005, "up")]
+
+
+async def test_each_connect_is_up_and_each_failure_is_down_with_the_latest_error():
+    listener, script = scripted(RESET, [5, END], 503, [])
+    channel = await run(listener, script, 20)
+    assert [event for _, event in channel.events] == ["down", "up", "down", "down", "up"]
+    assert [type(error.__cause__).__name__ for error in channel.errors] == [
+        "ReadError",
+        "StreamEnded",
+        "HTTPStatusError",
+    ]
+    assert "the server ended the stream" in str(channel.errors[1])
+    assert "HTTP 503 instead of an event stream" in str(channel.errors[2])
+
+
+async def test_a_hint_makes_the_push():
+    def hint(event):
+        return {"hello": None, "order": Push(cursor=event.id)}.get(event.event, Push(topics=(event.data,)))
+
+    listener, script = scripted([b"event: hello\ndata\n\nevent: order\nid: 7\ndata\n\ndata: x\n\n"], hint=hint)
+    assert (await run(listener, script, 1)).pushes == [Push(cursor="7"), Push(topics=("x",))]
+
+
+async def test_a_hint_sees_a_frozen_event():
+    seen = []
+    listener, script = scripted([b"id: 1\nevent: e\ndata: a\ndata: b\n\n"], hint=seen.append)
+    await run(listener, script, 1)
+    assert seen == [ServerSentEvent(event="e", data="a\nb", id="1")]
+    with pytest.raises(AttributeError):
+        seen[0].id = "2"
+
+
+@pytest.mark.parametrize("hint", [lambda event: 1 / 0, lambda event: True])
+async def test_a_hint_that_fails_loses_no_push_and_is_logged_once_as_a_warning(hint, caplog):
+    listener, script = scripted([EVENT, EVENT], hint=hint)
+    assert (await run(listener, script, 1)).pushes == [Push(), Push()]
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "hint failed with" in warning.getMessage()
+
+
+@pytest.mark.parametrize("large", [b"data: " + b"x" * 100, b"data: xxxxxx\n" * 20])
+async def test_an_event_that_is_too_large_counts_as_a_push_and_is_retried_slowly(large):
+    listener, script = scripted([1, large, b"more of it"], [], max_size=100)
+    channel = await run(listener, script, 400)
+    assert channel.events == [(0, "up"), (1, Push()), (1, "down"), (301, "up")]
+    assert "has more than 100 bytes" in str(channel.errors[0])
+
+
+# When it connects again
+
+
+async def test_a_server_that_refuses_is_asked_ever_more_slowly():
+    listener, script = scripted(503)
+    await run(listener, script, 130)
+    assert script.connects == [0, 0, 1, 3, 7, 15, 31, 61, 91, 121]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.99])
+@pytest.mark.parametrize("body", [[END], [b"retry: 0\n\n", END], [EVENT, RESET]])
+async def test_a_server_that_accepts_and_closes_sees_a_handful_of_connections_in_ten_seconds(fraction, body):
+    listener, script = scripted(body, fraction=fraction)
+    await run(listener, script, 10)
+    assert 2 <= len(script.connects) <= 5
+
+
+async def test_the_delay_resets_only_after_the_connection_has_lived():
+    listener, script = scripted(RESET, RESET, RESET, RESET, [29, END], [30, END], [])
+    await run(listener, script, 200)
+    assert script.connects == [0, 0, 1, 3, 7, 7 + 29 + 8, 7 + 29 + 8 + 30]
+
+
+@pytest.mark.parametrize("status", [429, 503, 404])
+async def test_retry_after_is_obeyed_and_drawn_upwards(status):
+    listener, script = scripted((status, {"Retry-After": "1200"}), [], fraction=0.5)
+    await run(listener, script, 1500)
+    assert script.connects == [0, 1320]
+
+
+@pytest.mark.parametrize("garbage", ["soon", "-5", "", "nan"])
+async def test_a_retry_after_that_cannot_be_read_is_ignored(garbage):
+    listener, script = scripted((429, {"Retry-After": garbage}), [])
+    await run(listener, script, 10)
+    assert script.connects == [0, 0]
+
+
+async def test_a_refusal_is_tried_again_every_few_minutes():
+    listener, script = scripted(403, 404, (200, {"Content-Type": "text/html"}), [])
+    await run(listener, script, 1100)
+    assert script.connects == [0, 300, 600, 900]
+
+
+async def test_what_the_stream_asks_for_is_the_least_delay_from_then_on():
+    listener, script = scripted([b"retry: 20000\n", END], [EVENT, END], RESET, RESET, RESET, RESET, RESET, [])
+    await run(listener, script, 300)
+    assert script.connects == [0, 20, 40, 60, 80, 100, 120, 150]
+
+
+async def test_what_the_stream_asks_for_is_drawn_upwards_and_bounded():
+    listener, script = scripted([b"retry: 999999999\n", END], [b"retry: 0\n", END], [], fraction=0.5)
+    await run(listener, script, 400)
+    assert script.connects == [0, 330, 331.5]
+
+
+async def test_a_renewal_is_no_reconnect_and_waits_for_nothing():
+    listener, script = scripted([b"retry: 20000\n"])
+    await run(listener, script, 650)
+    assert script.connects == [0, 300, 600]
+
+
+async def test_after_204_it_returns_and_the_channel_is_down():
+    listener, script = scripted([5, END], 204, [])
+    channel = await run(listener, script, 100)
+    assert channel.returned
+    assert channel.events == [(0, "up"), (5, "down"), (5, "down")]
+    assert "HTTP 204, which asks not to connect again" in str(channel.errors[1])
+    assert script.connects == [0, 5]
+
+
+# Age and silence
+
+
+async def test_a_connection_is_renewed_at_its_age_without_going_down():
+    listener, script = scripted([], max_age=600.0)
+    channel = await run(listener, script, 950)
+    assert channel.events == [(0, "up"), (300, "up"), (600, "up"), (900, "up")]
+
+
+async def test_without_a_maximum_age_a_connection_stays():
+    listener, script = scripted([], max_age=None)
+    await run(listener, script, 1e6)
+    assert script.connects == [0]
+
+
+async def test_silence_is_a_failure():
+    script = Script([20, EVENT], [])
+    listener = SSEListener(URL, client=httpx.AsyncClient(transport=script))
+    listener._fraction = lambda: 0.0
+    channel = await run(listener, script, 120)
+    assert channel.events == [(0, "up"), (20, Push()), (110, "down"), (110, "up")]
+    assert "no message for 90 s" in str(channel.errors[0])
+
+
+@pytest.mark.parametrize("life", [b": ka\n", b"\n", b"event: ping\n\n", b"data: half of an ev"])
+async def test_whatever_arrives_is_a_sign_of_life(life):
+    listener, script = scripted([80, life, 80, life, 80, life], max_age=None, max_silence=90.0)
+    channel = await run(listener, script, 300)
+    assert [at for at, event in channel.events if event == "up"] == [0]
+
+
+async def test_an_answer_that_hangs_is_a_failure():
+    listener, script = scripted(60.0, [], open_timeout=10.0)
+    channel = await run(listener, script, 30)
+    assert channel.events == [(10, "down"), (10, "up")]
+    assert "no answer within 10 s" in str(channel.errors[0])
+
+
+# The request
+
+
+async def test_it_asks_for_an_event_stream_as_the_standard_says():
+    listener, script = scripted([])
+    await run(listener, script, 1)
+    request = script.requests[0]
+    assert (request.method, str(request.url)) == ("GET", URL)
+    assert {name: request.headers[name] for name in ("accept", "cache-control", "accept-encoding")} == {
+        "accept": "text/event-stream",
+        "cache-control": "no-store",
+        "accept-encoding": "identity",
+    }
+    assert not {"authorization", "last-event-id"} & request.headers.keys()
+    assert set(request.extensions["timeout"].values()) == {None}, "a quiet stream is no slow one"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/event-stream", "Text/Event-Stream", "text/event-stream; charset=latin-1", "text/event-stream ;x"],
+)
+async def test_the_media_type_is_compared_without_case_and_parameters(content_type):
+    listener, script = scripted((200, {"Content-Type": content_type}))
+    assert (await run(listener, script, 0.5)).events[0] == (0, "up")
+
+
+@pytest.mark.parametrize("content_type", ["text/html", "text/event-stream+x", "application/json", "", "\x1b[2J"])
+async def test_something_else_is_no_event_stream(content_type):
+    listener, script = scripted((200, {"Content-Type": content_type}))
+    channel = await run(listener, script, 0.5)
+    assert channel.events == [(0, "down")]
+    assert "instead of text/event-stream" in str(channel.errors[0])
+    assert str(channel.errors[0]).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "goes"), [("gzip", False), ("br, gzip", False), ("identity", True), ("", True)]
+)
+async def test_a_compressed_stream_is_refused_unread(encoding, goes):
+    listener, script = scripted((200, STREAM | {"Content-Encoding": encoding}))
+    channel = await run(listener, script, 0.5)
+    assert channel.events[0] == (0, "up" if goes else "down")
+    assert goes or f"Content-Encoding '{encoding}', but was asked for identity" in str(channel.errors[0])
+
+
+async def test_headers_and_token_are_asked_for_at_each_connect():
+    tokens, tenants = iter("abc"), iter("xyz")
+
+    async def token():
+        return next(tokens)
+
+    listener, script = scripted([END], token=token, headers=lambda: {"Tenant": next(tenants)})
+    await run(listener, script, 2)
+    assert script.sent("tenant") == ["x", "y", "z"]
+    assert script.sent("authorization") == ["Bearer a", "Bearer b", "Bearer c"]
+
+
+async def test_the_users_headers_win():
+    listener, script = scripted([], headers={"ACCEPT": "text/event-stream, */*", "A": "b"})
+    await run(listener, script, 1)
+    assert script.requests[0].headers.get_list("accept") == ["text/event-stream, */*"]
+    assert script.sent("a") == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "sent"), [(None, "Basic bcOpOnA6dw=="), ({"authorization": "Digest x"}, "Digest x")]
+)
+async def test_user_and_password_of_the_url_are_sent_unless_headers_have_others(headers, sent):
+    listener, script = scripted([], url="https://m%C3%A9:p%3Aw@feed.example/events#part", headers=headers)
+    await run(listener, script, 1)
+    assert script.requests[0].headers.get_list("authorization") == [sent]
+    assert str(script.requests[0].url) == "https://feed.example/events"
+
+
+async def test_a_given_client_sends_its_own_credentials_unless_there_are_others():
+    for options, sent in [({}, "Basic bWU6cHc="), ({"token": "t"}, "Bearer t")]:
+        script = Script([])
+        client = httpx.AsyncClient(transport=script, auth=("me", "pw"))
+        await run(SSEListener(URL, client=client, **options), script, 1)
+        assert script.sent("authorization") == [sent]
+        assert not client.is_closed
+
+
+async def test_on_401_a_fresh_token_connects_at_once_and_then_slowly():
+    asked = iter(range(100))
+    listener, script = scripted(401, token=lambda: f"t{next(asked)}")
+    await run(listener, script, 700)
+    assert script.connects == [0, 0, 300, 600]
+    assert script.sent("authorization") == [f"Bearer t{n}" for n in range(4)]
+
+
+async def test_on_401_without_a_provider_there_is_nobody_to_ask():
+    listener, script = scripted(401, token="fixed")
+    await run(listener, script, 400)
+    assert script.connects == [0, 300]
+
+
+# The last event id
+
+
+async def test_no_id_is_named_unless_wanted():
+    listener, script = scripted([b"id: 1\ndata: x\n\n", END])
+    await run(listener, script, 2)
+    assert script.sent("last-event-id") == [None] * 3
+
+
+async def test_the_last_id_is_named_and_survives_streams_that_name_none():
+    listener, script = scripted(
+        [b"id: 1\ndata: x\n\nid: 2\ndata: cut off\n", END],
+        [b": ka\n\ndata: y\n\n", END],
+        RESET,
+        [b"id: \xc3\xa9\n\n", END],
+        [b"id\n\n", END],
+        [],
+        last_event_id=True,
+    )
+    await run(listener, script, 60)
+    sent = [dict(request.headers.raw).get(b"Last-Event-ID") for request in script.requests]
+    assert sent == [None, b"1", b"1", b"1", "é".encode(), None]
+
+
+async def test_an_id_of_ours_replaces_one_of_the_users():
+    listener, script = scripted([b"id: 1\n\n", END], [], last_event_id=True, headers={"last-event-id": "earliest"})
+    await run(listener, script, 1)
+    assert [request.headers.get_list("last-event-id") for request in script.requests] == [["earliest"], ["1"]]
+
+
+@pytest.mark.parametrize("id", [b"a\x01b", b"x" * 1025, b" \t1", b"1 ", b"a\x7f"])
+async def test_an_id_that_no_header_can_carry_is_not_named(id):
+    listener, script = scripted([b"id: 1\n\n", b"id:" + id + b"\n\n", END], [], last_event_id=True)
+    await run(listener, script, 1)
+    assert script.sent("last-event-id") == [None, "1"]
+
+
+async def test_an_id_that_may_have_been_refused_is_not_named_again():
+    listener, script = scripted([b"id: 1\n\n", END], 400, [], last_event_id=True)
+    await run(listener, script, 400)
+    assert script.sent("last-event-id") == [None, "1", None]
+
+
+# Verdicts
+
+
+def status(code):
+    request = httpx.Request("GET", URL)
+    return httpx.HTTPStatusError("", request=request, response=httpx.Response(code, request=request))
+
+
+def caused_by(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+def hiding(error, context):
+    """As `raise error from None` does while the other one is handled."""
+    error.__context__, error.__cause__ = context, None
+    return error
+
+
+UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "errors"),
+    [
+        (
+            Verdict.RETRY,
+            [
+                RESET,
+                httpx.ConnectError("All connection attempts failed"),
+                httpx.RemoteProtocolError("peer closed connection without sending complete message body"),
+                httpx.ProxyError("502 Bad Gateway"),
+                TimeoutError("no answer within 10 s"),
+                StreamEnded("the server ended the stream"),
+                *(status(code) for code in (408, 425, 429, 500, 502, 503, 504, 599)),
+                RuntimeError("something new"),
+            ],
+        ),
+        (
+            Verdict.SLOW_RETRY,
+            [
+                *(status(code) for code in (201, 206, 301, 302, 307, 400, 401, 403, 404, 407, 418, 501, 505)),
+                NoEventStream("the server answered with something else"),
+                EventTooLarge("a line is too large"),
+                ProxyUnusable("the address of the proxy is not valid"),
+                httpx.LocalProtocolError("Illegal header value"),
+                caused_by(httpx.ConnectError("certificate verify failed"), UNTRUSTED),
+                caused_by(httpx.ConnectError(""), hiding(httpx.ConnectError(""), UNTRUSTED)),
+            ],
+        ),
+        (Verdict.GIVE_UP, [status(410), SocksUnusable("a library is missing")]),
+    ],
+)
+def test_failures_are_sorted(verdict, errors):
+    sorted_as = {f"{type(error).__name__}: {error}": failure_of(error).verdict for error in errors}
+    assert sorted_as == dict.fromkeys(sorted_as, verdict)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RESET, "ReadError: 'Connection reset by peer'"),
+        (status(503), "the server answered HTTP 503 instead of an event stream"),
+        (
+            status(307),
+            (
+                "the server answered HTTP 307 instead of an event stream; redirects are not followed, "
+                "since credentials stay with their origin: use the new address"
+            ),
+        ),
+        (StreamEnded("the server ended the stream"), "the server ended the stream"),
+        (httpx.ReadError(""), "failed with ReadError"),
+        (caused_by(httpx.ReadError(""), OSError("lost")), "OSError: 'lost'"),
+        (httpx.LocalProtocolError(CANARY), "failed with LocalProtocolError"),
+        (ValueError(CANARY), "failed with ValueError"),
+        (httpx.RemoteProtocolError("\x1b[2J\n"), r"RemoteProtocolError: '\x1b[2J\n'"),
+    ],
+)
+def test_what_happened_is_told_in_a_sentence(error, said):
+    assert failure_of(error).sentence == said
+
+
+@pytest.mark.parametrize("location", ["location: /", f"http://{CANARY}:port/", "http://xn--zz/"])
+async def test_a_redirect_to_something_that_is_not_a_url_is_one_clear_failure(location):
+    listener, script = scripted((307, {"Location": location}))
+    channel = await run(listener, script, 400)
+    assert script.connects == [0, 300]
+    assert "the server answered a redirect to something that is not a URL" in str(channel.errors[0])
+    assert CANARY not in str(channel.errors[0])
+
+
+async def test_gone_for_good_raises():
+    listener, script = scripted([END], 410)
+    channel = TimedChannel()
+    with pytest.raises(ListenerError, match=r"https://feed\.example/events.*HTTP 410") as raised:
+        await run(listener, script, 10, channel)
+    assert channel.errors[-1] is raised.value
+
+
+async def test_the_user_knows_better_what_a_failure_means():
+    def classify(error):
+        return {404: Verdict.RETRY, 503: Verdict.GIVE_UP}.get(error.response.status_code)
+
+    listener, script = scripted(404, 403, 503, classify=classify)
+    with pytest.raises(ListenerError, match="HTTP 503"):
+        await run(listener, script, 1000)
+    assert round(script.connects[-1] - script.connects[0]) == 300
+
+
+# What is told
+
+
+async def test_failures_are_info_with_the_delay_and_leaving_alone_is_told(caplog):
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+    listener, script = scripted(RESET, [], 204, max_age=2.0)
+    await run(listener, script, 100)
+    told = [(record.levelname, record.getMessage().partition("…: ")[2]) for record in caplog.records]
+    assert told == [
+        ("INFO", "ReadError: 'Connection reset by peer'; connecting again in 0.0 s"),
+        ("INFO", "connected"),
+        ("DEBUG", "renewing the connection at its age"),
+        ("INFO", "the server answered HTTP 204, which asks not to connect again"),
+    ]
+    assert {record.name for record in caplog.records} == {"push_to_poll_client.listeners.sse"}
+
+
+async def test_secrets_stay_out_of_names_logs_and_errors(caplog):
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+
+    def token():
+        raise RuntimeError(CANARY)
+
+    url = f"https://me:{CANARY}@feed.example/events?key={CANARY}"
+    refused = httpx.LocalProtocolError(f"Illegal header value b'{CANARY}'")
+    for listener, script in (
+        scripted(RESET, 401, refused, [END], url=url, headers={"X-Key": CANARY}),
+        scripted([], token=token),
+    ):
+        channel = await run(listener, script, 400)
+        errors = ["".join(traceback.format_exception(error)) for error in channel.errors if script.requests]
+        shown = [listener.name, repr(listener), *map(str, channel.errors), *map(repr, channel.errors), *errors]
+        assert CANARY not in "".join(shown)
+        assert all(getattr(error.__cause__, "__traceback__", None) is None for error in channel.errors)
+    assert CANARY not in caplog.text
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ws://feed.example/",
+        "feed.example",
+        "http://",
+        "https:///path",
+        f"http://{CANARY}:x/",
+    ],
+)
+def test_a_url_has_to_be_an_http_address(url):
+    with pytest.raises(ValueError, match="url is") as raised:
+        SSEListener(url)
+    assert CANARY not in str(raised.value).replace(f"http://{CANARY}", "")
+
+
+@pytest.mark.parametrize("name", ["max_age", "max_silence", "open_timeout", "max_size"])
+def test_limits_are_finite_numbers_above_0(name):
+    for wrong in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"{name} must be finite and above 0, not {wrong}"):
+            SSEListener(URL, **{name: wrong})
+    with pytest.raises(TypeError, match=f"{name} must be a number"):
+        SSEListener(URL, **{name: "20"})
+
+
+def test_two_credentials_for_one_header_are_a_mistake():
+    with pytest.raises(ValueError, match="either a token or a user") as raised:
+        SSEListener(f"https://me:{CANARY}@feed.example/", token="t")
+    assert CANARY not in str(raised.value)
+
+
+def test_a_client_has_the_shape_of_one_and_says_itself_whom_it_trusts():
+    with pytest.raises(TypeError, match=r"client is a Client; give an httpx\.AsyncClient"):
+        SSEListener(URL, client=type("Client", (), {})())
+    with pytest.raises(ValueError, match="either a client or tls"):
+        SSEListener(URL, client=httpx.AsyncClient(), tls=ssl.create_default_context())
+
+
+def test_the_name_and_repr_tell_the_address():
+    listener = SSEListener(f"https://me:{CANARY}@feed.example:8443/events?key={CANARY}")
+    assert listener.name == "https://feed.example:8443/events?key=…"
+    assert repr(listener) == "SSEListener('https://feed.example:8443/events?key=…')"

@@ -1,0 +1,168 @@
+"""A subscription of three functions."""
+
+import re
+import threading
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from push_to_poll_client import ListenerError
+from push_to_poll_client.listeners.subscriptions import CustomSubscription, Registration
+from push_to_poll_client.listeners.subscriptions._renewal import failure_of
+from push_to_poll_client.listeners.verifiers import shared_token, token_in_body
+from push_to_poll_client.listeners.webhook import WebhookRequest
+from tests.support.forms import GUARD
+
+pytestmark = pytest.mark.anyio
+
+ONE = Registration(id="1", details={"secret": "s"})
+
+
+def test_a_registration_shows_no_secret():
+    shown = repr(Registration(id="c4n4ry", expires_at=1.5, details={"secret": "c4n4ry"}))
+    assert shown == "Registration(1 details, expires_at=1.5)"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    """In real time: plain functions run in threads, which virtual time takes for idleness."""
+    return request.param
+
+
+async def test_async_functions_are_awaited():
+    async def create(planned):
+        return planned
+
+    async def renew(registration):
+        return None
+
+    async def stop(registration):
+        stopped.append(registration)
+
+    stopped = []
+    subscription = CustomSubscription(create, renew, stop, name="vendor")
+    assert await subscription.create(ONE) == ONE
+    assert await subscription.renew(ONE) is None
+    assert await subscription.stop(ONE) is None
+    assert stopped == [ONE]
+
+
+async def test_plain_ones_run_in_a_thread():
+    threads = []
+
+    def note(registration):
+        threads.append(threading.current_thread())
+        return registration
+
+    subscription = CustomSubscription(note, note, note, name="vendor")
+    assert await subscription.create(ONE) == ONE
+    assert await subscription.renew(ONE) == ONE
+    await subscription.stop(ONE)
+    assert threading.current_thread() not in threads
+    assert len(threads) == 3
+
+
+async def test_objects_and_functions_that_return_coroutines_will_do():
+    class Create:
+        async def __call__(self, planned):
+            return planned
+
+    async def renew(registration):
+        return registration
+
+    subscription = CustomSubscription(Create(), lambda registration: renew(registration) or None, name="vendor")
+    assert await subscription.create(ONE) == ONE
+    assert await subscription.renew(ONE) == ONE
+
+
+async def test_a_plain_one_that_hangs_is_left_to_itself():
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(planned):
+        begun.set()
+        go_on.wait(GUARD)
+        ended.set()
+        return planned
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(CustomSubscription(hang, name="vendor").create, ONE)
+        assert await anyio.to_thread.run_sync(begun.wait, GUARD)
+        tasks.cancel_scope.cancel()
+    assert not ended.is_set()
+    go_on.set()
+    assert ended.wait(GUARD)
+
+
+async def test_without_the_others_it_is_replaced_and_left():
+    subscription = CustomSubscription(lambda planned: planned, name="vendor")
+    assert await subscription.renew(ONE) is None
+    assert await subscription.stop(ONE) is None
+    assert not subscription.renewable
+
+
+@pytest.mark.parametrize("answer", [None, {}, "1"])
+async def test_what_is_no_registration_ends_it(answer):
+    subscription = CustomSubscription(lambda planned: answer, lambda registration: answer, name="vendor")
+    with pytest.raises(ListenerError, match=r"create returned a .*; return a Registration"):
+        await subscription.create(ONE)
+    if answer is not None:
+        with pytest.raises(ListenerError, match=r"renew returned a .*; return a Registration, or None"):
+            await subscription.renew(ONE)
+
+
+def test_each_plan_has_an_id_and_a_secret_of_its_own():
+    subscription = CustomSubscription(lambda planned: planned, name="vendor")
+    one, two = subscription.plan(), subscription.plan()
+    assert len({one.id, two.id}) == len({one.details["secret"], two.details["secret"]}) == 2
+    assert len(one.id) == 36
+    assert len(one.details["secret"]) == 43
+    assert subscription.secrets == ()
+    subscription.adopt([one, two, Registration(id="3")])
+    assert subscription.secrets == (one.details["secret"], two.details["secret"])
+    assert repr(subscription) == "CustomSubscription(name='vendor')"
+
+
+@pytest.mark.parametrize("functions", [(None,), ("create",), (print, "renew"), (print, None, 1)])
+def test_what_is_no_function_is_refused(functions):
+    with pytest.raises(TypeError, match="give a function"):
+        CustomSubscription(*functions, name="vendor")
+
+
+def test_what_is_authentic_goes_by_the_secrets_that_there_are():
+    subscription = CustomSubscription(lambda planned: planned, name="vendor")
+    verify = subscription.verified_by(shared_token)
+    one, two = subscription.plan(), subscription.plan()
+
+    def passes(registration):
+        request = WebhookRequest(headers={"x-goog-channel-token": registration.details["secret"]})
+        assert verify(request) == verify.may_pass(request)
+        return verify(request)
+
+    assert not passes(one)
+    subscription.adopt([one])
+    assert passes(one)
+    assert not passes(two)
+    subscription.adopt([two, one])
+    assert passes(one)
+    assert passes(two)
+    subscription.adopt([])
+    assert not passes(one)
+
+
+def test_a_verifier_that_needs_the_body_may_pass():
+    subscription = CustomSubscription(lambda planned: planned, name="vendor")
+    subscription.adopt([subscription.plan()])
+    assert subscription.verified_by(token_in_body).may_pass(WebhookRequest())
+
+
+async def test_a_mistake_in_a_function_is_told_with_its_place_and_without_its_text():
+    async def create(planned):
+        return planned.details["c4n4ry"]
+
+    with pytest.raises(KeyError) as raised:
+        await CustomSubscription(create, name="vendor").create(ONE)
+    told = failure_of(raised.value)
+    assert re.fullmatch(r"failed with KeyError in create, line \d+ of test_subscription_custom\.py", told.sentence)
+    assert told.cause.__traceback__ is None
+    assert failure_of(KeyError("c4n4ry")).sentence == "failed with KeyError"

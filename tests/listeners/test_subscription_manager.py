@@ -1,0 +1,642 @@
+"""Who keeps a subscription alive, in virtual time, on a server that does what a script says."""
+
+import contextlib
+import itertools
+import logging
+import math
+import threading
+
+import anyio
+import httpx
+import pytest
+
+from push_to_poll_client import ListenerError, StoreError, SubscriptionGone
+from push_to_poll_client.listeners._webhook.types import Control
+from push_to_poll_client.listeners.subscriptions import Registration
+from push_to_poll_client.listeners.subscriptions._manager import EXIT_TIMEOUT, Keeper
+from push_to_poll_client.listeners.subscriptions._types import SubscriptionRefused
+from tests.support.subscription_server import Channel, Server, Vendor
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
+
+LOG = logging.getLogger("push_to_poll_client.test")
+
+
+def status(code, **headers):
+    request = httpx.Request("POST", "https://vendor.example/?key=c4n4ry")
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    text = f"Client error '{code}' for url '{request.url}'\nFor more information check: …"  # as httpx words it
+    return httpx.HTTPStatusError(text, request=request, response=httpx.Response(code, headers=headers))
+
+
+def keeper_of(vendor, *, fraction=0.0, **options):
+    keeper = Keeper(vendor, log=LOG, **options)
+    keeper._fraction = lambda: fraction
+    return keeper
+
+
+@contextlib.asynccontextmanager
+async def keeping(keeper, channel):
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(keeper.keep, channel)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+async def keep(vendor, seconds, channel=None, **options):
+    """Let it be kept for so many seconds of virtual time."""
+    channel = channel or Channel()
+    with anyio.move_on_after(seconds):
+        await keeper_of(vendor, **options).keep(channel)
+    return channel
+
+
+@pytest.fixture
+def caplog(caplog):
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+    return caplog
+
+
+def asked(server, what):
+    return [at for at, which in server.asked if which == what]
+
+
+# The life of one
+
+
+async def test_it_is_created_and_renewed_at_half_of_its_lifetime(caplog):
+    server = Server(lifetime=100)
+    channel = await keep(Vendor(server), 160)
+    assert server.asked == [(0, "create"), (50.1, "renew"), (100.2, "renew"), (150.3, "renew")]
+    assert channel.events == [(0.1, "up"), (50.2, "up"), (100.3, "up"), (150.4, "up")]
+    assert channel.until == 1e9 + 250.4
+    assert len(server.live) == 1
+    assert "vendor: registered, to be renewed in 50 s" in caplog.messages
+    assert {record.levelname for record in caplog.records} == {"INFO"}
+
+
+async def test_a_fleet_renews_over_a_quarter_of_the_lifetime():
+    early, late = Server(lifetime=86_400), Server(lifetime=86_400)
+    await keep(Vendor(early), 65_000, fraction=0.0)
+    await keep(Vendor(late), 65_000, fraction=0.999)
+    assert asked(early, "renew")[0] == pytest.approx(43_200, abs=1)
+    assert asked(late, "renew")[0] - 65_000 == pytest.approx(0.74975 * 86_400, abs=1)
+
+
+async def test_one_that_never_ends_is_never_renewed(caplog):
+    server = Server(lifetime=math.inf)
+    channel = await keep(Vendor(server, expires=False), 1e5)
+    assert server.asked == [(0, "create")]
+    assert channel.until == math.inf
+    assert "vendor: registered, to be renewed never" in caplog.messages
+
+
+async def test_a_lifetime_of_a_minute_will_do():
+    server = Server(lifetime=60)
+    await keep(Vendor(server), 600)
+    assert server.counts(lambda count: count == 0) == 0
+    assert len(server.asked) == 20
+
+
+async def test_a_lifetime_of_a_century_will_do():
+    server = Server(lifetime=3.2e9)
+    await keep(Vendor(server), 3600)
+    assert server.asked == [(0, "create")]
+
+
+async def test_an_expiry_in_the_past_is_no_reason_to_ask_without_end(caplog):
+    server = Server(lifetime=-3600)
+    channel = await keep(Vendor(server, renews=False), 600)
+    assert len(asked(server, "create")) == 10
+    assert channel.said("down") == []
+    assert "is this machine's clock right?" in caplog.text
+
+
+async def test_one_that_cannot_be_renewed_is_replaced_with_an_overlap():
+    server = Server(lifetime=100)
+    vendor = Vendor(server, renews=False)
+    channel = await keep(vendor, 60)
+    assert server.asked == [(0, "create"), (50.1, "renew"), (50.2, "create"), (50.3, "stop")]
+    assert server.counts(lambda count: count == 0) == 0
+    assert server.counts(lambda count: count > 1) == pytest.approx(0.1)
+    one, two = vendor.adopted[1][0], vendor.adopted[-1][0]
+    assert vendor.adopted == [[], [one], [one], [two, one], [two, one], [two]]
+    assert channel.events == [(0.1, "up"), (50.3, "up")]
+
+
+async def test_a_subscription_need_not_care_whose_pushes_are_welcome():
+    class Careless:
+        name = "careless"
+
+        def plan(self):
+            return Registration(id="1")
+
+        async def create(self, planned, /):
+            return planned
+
+        async def renew(self, registration, /):
+            return registration
+
+        async def stop(self, registration, /):
+            pass
+
+    channel = await keep(Careless(), 5)
+    assert channel.events == [(0, "up")]
+
+
+# A restart
+
+
+async def test_a_restart_goes_on_with_what_there_is(caplog):
+    server = Server(lifetime=100)
+    vendor = Vendor(server, renews=False)
+    channel = await keep(vendor, 20)
+    channel.events.clear()
+    await keep(vendor, 25, channel)
+    assert server.asked == [(0, "create")]
+    await keep(vendor, 10, channel)
+    assert server.asked[1:] == [(50.1, "renew"), (50.2, "create"), (50.3, "stop")]
+    assert channel.events == [(20, "up"), (45, "up"), (50.3, "up")]
+    assert "vendor: registered in an earlier run" in caplog.messages
+
+
+async def test_a_restart_begins_with_a_renewal_where_that_is_all_it_takes():
+    server = Server(lifetime=100, latency=0)
+    vendor = Vendor(server)
+    channel = await keep(vendor, 20)
+    server.live.clear()
+    channel.events.clear()
+    await keep(vendor, 5, channel)
+    assert [what for _, what in server.asked] == ["create", "renew", "create", "stop"]
+    assert len(server.live) == 1
+
+
+async def test_what_is_overdue_at_a_restart_is_renewed_at_once():
+    server = Server(lifetime=100)
+    vendor = Vendor(server)
+    channel = await keep(vendor, 20)
+    await anyio.sleep(60)
+    await keep(vendor, 5, channel)
+    assert server.asked == [(0, "create"), (80, "renew")]
+
+
+async def test_what_has_ended_at_a_restart_is_down_until_there_is_another(caplog):
+    server = Server(lifetime=100)
+    vendor = Vendor(server)
+    channel = await keep(vendor, 20)
+    channel.events.clear()
+    await anyio.sleep(100)
+    await keep(vendor, 5, channel)
+    assert server.asked == [(0, "create"), (120, "renew"), (120.1, "create")]
+    assert channel.events == [(120, "down"), (120.1, "down"), (120.2, "up")]
+    assert "vendor: ended before it was renewed; nothing is pushed" in caplog.messages
+
+
+@pytest.mark.parametrize("state", ["garbage", '{"version":99,"book":{}}'])
+async def test_a_state_that_cannot_be_read_is_as_good_as_none(state, caplog):
+    server = Server()
+    channel = await keep(Vendor(server), 5, Channel(state))
+    assert server.asked == [(0, "create")]
+    assert channel.state != state
+    assert "vendor: what was saved of it cannot be read; subscribing anew" in caplog.messages
+    assert state not in caplog.text
+
+
+async def test_what_is_planned_is_saved_before_the_server_is_asked():
+    server = Server(latency=10)
+    vendor = Vendor(server)
+    channel = await keep(vendor, 5)
+    (planned,) = vendor.adopted[-1]
+    assert planned in channel.state
+    await keep(vendor, 15, channel)
+    assert list(server.live) == [planned]
+    assert vendor.plans == 1
+
+
+async def test_one_that_replaces_another_is_created_after_a_restart_too():
+    server = Server(lifetime=100)
+    vendor = Vendor(server, renews=False)
+    channel = Channel()
+    with anyio.move_on_after(50.25):
+        await keeper_of(vendor).keep(channel)
+    assert len(server.live) == 1
+    await keep(vendor, 5, channel)
+    assert vendor.plans == 2
+    assert len(server.live) == 1
+
+
+# Failures
+
+
+async def test_a_create_that_fails_is_tried_again_ever_more_slowly(caplog):
+    server = Server(latency=0)
+    server.script["create"].extend(status(503) for _ in range(5))
+    channel = await keep(Vendor(server), 60)
+    assert asked(server, "create") == [0, 0, 1, 3, 7, 15]
+    assert channel.said("up", "down") == ["down"] * 5 + ["up"]
+    assert "vendor: the server answered HTTP 503 instead of a subscription; asking again in 1.0 s" in caplog.text
+    assert "c4n4ry" not in caplog.text
+
+
+async def test_what_the_server_asks_for_is_obeyed():
+    server = Server(latency=0)
+    server.script["create"].append(status(429, retry_after="500"))
+    await keep(Vendor(server), 600)
+    assert asked(server, "create") == [0, 500]
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404])
+async def test_a_create_that_is_refused_is_tried_again_slowly(code, caplog):
+    server = Server(latency=0)
+    server.script["create"].append(status(code))
+    channel = Channel()
+    async with keeping(keeper_of(Vendor(server)), channel):
+        await anyio.sleep(10)
+        assert f"HTTP {code} instead of a subscription" in str(channel.error)
+        await anyio.sleep(300)
+    assert asked(server, "create") == [0, 300]
+    assert channel.said("up", "down") == ["down", "up"]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+async def test_a_subscription_may_say_that_it_is_refused():
+    server = Server(latency=0)
+    server.script["create"].append(SubscriptionRefused("the hub denied it"))
+    channel = await keep(Vendor(server), 310)
+    assert asked(server, "create") == [0, 300]
+    assert "vendor: the hub denied it" in str(channel.error)
+
+
+@pytest.mark.parametrize("error", [ListenerError("no such feed"), status(410)])
+async def test_what_can_never_succeed_ends_it(error, caplog):
+    server = Server()
+    server.script["create"].append(error)
+    channel = Channel()
+    with pytest.raises(ListenerError, match="trying again cannot help"):
+        await keeper_of(Vendor(server)).keep(channel)
+    assert channel.said("down") == ["down"]
+    assert caplog.records[-1].levelname == "ERROR"
+
+
+@pytest.mark.parametrize("answer", ["garbage", Registration(id=1)])
+async def test_a_create_that_returns_garbage_ends_it(answer):
+    server = Server()
+    server.script["create"].append(answer)
+    with pytest.raises(ListenerError, match="return"):
+        await keeper_of(Vendor(server)).keep(Channel())
+
+
+async def test_a_renewal_that_fails_leaves_what_there_is_in_force():
+    server = Server(lifetime=100, latency=0)
+    server.script["renew"].extend([status(500), OSError("reset"), None])
+    channel = await keep(Vendor(server), 90)
+    assert asked(server, "renew") == [50, 50, 51]
+    assert channel.said("up", "down") == ["up", "up"]
+
+
+async def test_a_renewal_that_fails_too_long_is_noticed_when_it_ends(caplog):
+    server = Server(lifetime=100, latency=0)
+    server.script["renew"].extend(status(403) for _ in range(2))
+    channel = Channel()
+    async with keeping(keeper_of(Vendor(server)), channel):
+        await anyio.sleep(345)
+        assert channel.events == [(0, "up"), (110, "down")]
+        assert channel.until is None
+        await anyio.sleep(10)
+        assert channel.events[2:] == [(350, "down")]
+        await anyio.sleep(300)
+    assert channel.events[3:] == [(650, "down"), (652, "up")]  # the server has dropped it, too
+    assert caplog.messages.count("vendor: ended before it was renewed; nothing is pushed") == 1
+
+
+async def test_one_that_the_server_has_dropped_is_created_anew_with_a_poll(caplog):
+    for gone in (SubscriptionGone("expired"), status(404), status(410)):
+        server = Server(lifetime=100, latency=0)
+        server.script["renew"].append(gone)
+        channel = await keep(Vendor(server), 60)
+        assert [what for _, what in server.asked] == ["create", "renew", "create", "stop"]
+        assert channel.said("up", "down") == ["up", "down", "up"]
+        assert len(server.live) == 1
+        assert "vendor: " in str(channel.error)
+        assert "c4n4ry" not in str(channel.error) + caplog.text  # httpx words it with the whole URL (G12)
+    assert "vendor: lost, creating another in 0.0 s: the server answered HTTP 410 instead of a s" in caplog.text
+
+
+async def test_a_plan_that_is_used_up_makes_room_for_another():
+    server = Server(lifetime=100)
+    server.script["create"].append(SubscriptionGone("the id is not unique"))
+    vendor = Vendor(server)
+    await keep(vendor, 5)
+    assert [what for _, what in server.asked] == ["create", "create", "stop"]
+    assert vendor.plans == 2
+    assert len(server.live) == 1
+
+
+async def test_what_hangs_is_not_the_end_of_it():
+    server = Server(latency=1000)
+    await keep(Vendor(server), 700)
+    assert len(asked(server, "create")) == 3
+
+
+async def test_a_group_of_one_error_is_that_error():
+    server = Server(lifetime=100, latency=0)
+    server.script["renew"].append(ExceptionGroup("", [SubscriptionGone("expired")]))
+    await keep(Vendor(server), 60)
+    assert [what for _, what in server.asked] == ["create", "renew", "create", "stop"]
+
+
+async def test_a_store_that_fails_ends_it():
+    channel = Channel()
+    channel.failing = StoreError("the disk is full")
+    with pytest.raises(StoreError, match="the disk is full"):
+        await keeper_of(Vendor(Server())).keep(channel)
+
+
+async def test_what_is_too_long_to_be_kept_ends_it():
+    channel = Channel()
+    channel.failing = ValueError("20000 characters of state, of 16384 at most")
+    with pytest.raises(ListenerError, match="cannot be: 20000 characters"):
+        await keeper_of(Vendor(Server())).keep(channel)
+
+
+# What is left behind
+
+
+async def test_what_could_not_be_stopped_is_stopped_later():
+    server = Server(lifetime=100, latency=0)
+    server.script["stop"].extend([status(503), TimeoutError()])
+    vendor = Vendor(server, renews=False)
+    await keep(vendor, 60)
+    assert asked(server, "stop") == [50, 50, 51]
+    assert len(server.live) == 1
+
+
+@pytest.mark.parametrize("error", [status(404), status(410), SubscriptionGone("unknown"), ListenerError("never")])
+async def test_what_is_not_there_need_not_be_stopped(error):
+    server = Server(lifetime=100, latency=0)
+    server.script["stop"].append(error)
+    channel = await keep(Vendor(server, renews=False), 60)
+    assert len(asked(server, "stop")) == 1
+    assert "leaving" not in channel.state
+
+
+async def test_one_that_ends_by_itself_is_stopped_until_it_has():
+    server = Server(lifetime=1000, latency=0)
+    server.script["stop"].extend(status(403) for _ in range(9))
+    await keep(Vendor(server, renews=False), 1250)
+    assert asked(server, "stop") == [500, 800, 1000]  # the last one is of the next
+
+
+async def test_one_that_would_never_end_is_left_after_a_while(caplog):
+    server = Server(lifetime=1e9, latency=0)
+    server.script["stop"].extend(status(500) for _ in range(99))
+    vendor = Vendor(server, expires=False)
+    keeper, channel = keeper_of(vendor), Channel()
+    async with keeping(keeper, channel):
+        await anyio.sleep(5)
+        keeper.control(Control.RECREATE)
+        await anyio.sleep(600)
+    assert len(asked(server, "stop")) == 10
+    assert "vendor: could not be stopped, and is left: the server answered HTTP 500" in caplog.text
+    assert "leaving" not in channel.state
+
+
+async def test_a_stop_that_hangs_is_cut_short():
+    server = Server(lifetime=1000)
+    vendor = Vendor(server, renews=False)
+
+    hung = []
+
+    async def hang(registration):
+        hung.append(anyio.current_time())
+        await anyio.sleep_forever()
+
+    vendor.stop = hang
+    await keep(vendor, 540)
+    assert hung == [pytest.approx(500.3), pytest.approx(530.3)]
+
+
+# What the server says of it
+
+
+async def test_a_subscription_is_renewed_when_the_server_asks_for_it():
+    server = Server(lifetime=1000, latency=0)
+    keeper = keeper_of(Vendor(server))
+    async with keeping(keeper, Channel()):
+        await anyio.sleep(100)
+        keeper.control(Control.RENEW)
+        await anyio.sleep(1)
+        for _ in range(30):
+            keeper.control(Control.RENEW)
+            await anyio.sleep(1)
+    assert asked(server, "renew") == [100, 115, 130]
+
+
+async def test_a_subscription_that_the_server_has_dropped_is_created_anew():
+    server = Server(lifetime=1000, latency=0)
+    keeper, channel = keeper_of(Vendor(server), fraction=0.5), Channel()
+    async with keeping(keeper, channel):
+        await anyio.sleep(100)
+        server.live.clear()
+        keeper.control(Control.RECREATE)
+        await anyio.sleep(0.1)
+        assert channel.until is None
+        await anyio.sleep(0.8)
+    assert server.asked == [(0, "create"), (100.5, "create"), (100.5, "stop")]
+    assert channel.said("up", "down") == ["up", "down", "up"]
+
+
+async def test_who_says_without_end_that_it_was_dropped_makes_no_storm():
+    server = Server(lifetime=1000, latency=0)
+    keeper = keeper_of(Vendor(server))
+    async with keeping(keeper, Channel()):
+        for _ in range(600):
+            keeper.control(Control.RECREATE)
+            await anyio.sleep(1)
+    assert len(asked(server, "create")) < 30
+
+
+async def test_lost_pushes_are_polled_for():
+    keeper, channel = keeper_of(Vendor(Server())), Channel()
+    async with keeping(keeper, channel):
+        await anyio.sleep(5)
+        keeper.control(Control.MISSED)
+        await anyio.sleep(1)
+    assert channel.events == [(0.1, "up"), (5, "poll")]
+
+
+async def test_what_is_said_of_one_that_is_not_there_yet_is_nothing():
+    server = Server(latency=0)
+    server.script["create"].append(status(503, retry_after="20"))
+    keeper = keeper_of(Vendor(server))
+    async with keeping(keeper, Channel()):
+        await anyio.sleep(1)
+        keeper.control(Control.RENEW)
+        keeper.control(Control.RECREATE)
+        await anyio.sleep(30)
+    assert [what for _, what in server.asked] == ["create", "create"]
+
+
+async def test_what_was_said_while_nobody_kept_it_counts_later():
+    server = Server(lifetime=1000)
+    vendor = Vendor(server)
+    channel = await keep(vendor, 5)
+    keeper = keeper_of(vendor)
+    keeper.control(Control.RECREATE)
+    with anyio.move_on_after(5):
+        await keeper.keep(channel)
+    assert len(asked(server, "create")) == 2
+
+
+async def test_it_may_be_said_in_any_thread_and_after_the_end():
+    server = Server(lifetime=1000, latency=0)
+    keeper = keeper_of(Vendor(server))
+    async with keeping(keeper, Channel()):
+        await anyio.sleep(20)
+        thread = threading.Thread(target=keeper.control, args=[Control.RENEW])
+        thread.start()
+        thread.join()
+        await anyio.sleep(1)
+        assert asked(server, "renew") == [20]
+        loop = keeper._loop
+    keeper._loop = loop
+    keeper.control(Control.RENEW)
+    keeper._hear()
+
+
+async def test_a_handshake_is_expected_while_something_was_asked():
+    server = Server(lifetime=100, latency=1)
+    server.script["create"].append(status(503))
+    vendor = Vendor(server, renews=False)
+    keeper = keeper_of(vendor, fraction=0.9)
+    seen = []
+    assert not keeper.expecting
+    async with keeping(keeper, Channel()):
+        for _ in range(100):
+            seen.append(keeper.expecting)
+            await anyio.sleep(1)
+    spans = [at for at, (one, two) in enumerate(itertools.pairwise(seen)) if one != two]
+    assert spans[:2] in ([0, 2], [0, 3])  # between two attempts too, until it is created
+    assert 70 < spans[2] < spans[3] < 80  # then it is replaced, and the old one stopped
+
+
+# Clocks
+
+
+async def test_a_process_that_was_suspended_looks_at_the_time_of_day_and_polls(monkeypatch, caplog):
+    server = Server(lifetime=10_000)
+    ahead = 0
+    monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + anyio.current_time() + ahead)
+    channel = Channel()
+    async with keeping(keeper_of(Vendor(server)), channel):
+        await anyio.sleep(130)
+        ahead = 6000
+        await anyio.sleep(60)
+    assert channel.events[1:] == [(180.1, "poll"), (180.2, "up")]
+    assert asked(server, "renew") == [180.1]
+    assert "this process was suspended, or its clock set, by 6000 s: polling" in caplog.text
+
+
+async def test_a_clock_that_is_set_back_does_not_put_a_renewal_off(monkeypatch):
+    server = Server(lifetime=1000)
+    back = 0
+    monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + anyio.current_time() - back)
+    async with keeping(keeper_of(Vendor(server)), Channel()):
+        await anyio.sleep(130)
+        back = 86_400
+        await anyio.sleep(400)
+    assert asked(server, "renew") == [500.1]
+
+
+# The end
+
+
+async def test_at_the_end_it_is_left_in_force():
+    server = Server()
+    channel = await keep(Vendor(server), 5)
+    assert len(server.live) == 1
+    assert channel.state is not None
+
+
+async def test_at_the_end_it_is_stopped_if_that_is_wanted():
+    server = Server()
+    channel = await keep(Vendor(server), 5, stop_at_exit=True)
+    assert server.live == {}
+    assert channel.state is None
+
+
+async def test_at_the_end_one_that_is_being_created_is_stopped_too():
+    server = Server(latency=1)
+    channel = await keep(Vendor(server), 0.5, stop_at_exit=True)
+    assert [what for _, what in server.asked] == ["create", "stop"]
+    assert channel.state is None
+
+
+async def test_at_the_end_a_server_that_hangs_is_not_waited_for(caplog):
+    server = Server()
+    vendor = Vendor(server)
+    channel = Channel()
+    async with keeping(keeper_of(vendor, stop_at_exit=True), channel):
+        await anyio.sleep(5)
+        server.latency = 1000
+        ended = anyio.current_time()
+    assert anyio.current_time() - ended == pytest.approx(EXIT_TIMEOUT)
+    assert "vendor: not ended within 5 s; the next run goes on" in caplog.messages
+    server.latency = 0.1
+    await keep(vendor, 5, channel)
+    assert [what for _, what in server.asked][-2:] == ["create", "stop"]
+    assert len(server.live) == 1
+
+
+async def test_at_the_end_a_server_that_fails_is_left_for_the_next_run():
+    server = Server(lifetime=1000)
+    server.script["stop"].append(status(503))
+    vendor = Vendor(server)
+    channel = await keep(vendor, 5, stop_at_exit=True)
+    assert channel.state is not None
+    await keep(vendor, 5, channel)
+    assert len(server.live) == 1
+
+
+async def test_at_the_end_a_store_that_fails_is_told_of(caplog):
+    channel = Channel()
+    async with keeping(keeper_of(Vendor(Server()), stop_at_exit=True), channel):
+        await anyio.sleep(5)
+        channel.failing = StoreError("the disk is full")
+    assert "vendor: failed at the end: StoreError: the disk is full" in caplog.messages
+
+
+async def test_what_was_answered_as_the_end_came_is_saved():
+    server = Server()
+    channel, save = Channel(), Channel.save
+    saves = []
+
+    async def after_a_poll(state):
+        saves.append(state)
+        if len(saves) == 2:
+            await anyio.sleep(1000)
+        await save(channel, state)
+
+    channel.save = after_a_poll
+    await keep(Vendor(server), 5, channel)
+    assert len(saves) == 3
+    assert "current" in channel.state
+
+
+async def test_what_ends_it_otherwise_is_raised_after_it_was_stopped():
+    server = Server(lifetime=100)
+    server.script["renew"].append(ListenerError("never again"))
+    with pytest.raises(ListenerError, match="never again"):
+        await keeper_of(Vendor(server), stop_at_exit=True).keep(Channel())
+    assert server.live == {}
+
+
+async def test_a_stale_renewal_time_of_the_registration_before_is_no_loop():
+    server = Server(lifetime=100, latency=0)
+    server.script["create"].append(
+        Registration(id="1", renew_at=1e9 + 20, expires_at=1e9 + 100, details={"plan": "1"})
+    )
+    old = Registration(id="1", renew_at=1e9 + 20, expires_at=1e9 + 120, details={"plan": "1"})
+    server.script["renew"].extend([old, old])
+    await keep(Vendor(server), 100)
+    assert asked(server, "renew") == [20, 70, 95]

@@ -1,0 +1,218 @@
+"""How much is done for a wrong request does not depend on how wrong it is: calls are counted, not seconds."""
+
+import base64
+import hashlib
+import hmac
+from collections import Counter
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from push_to_poll_client.listeners.verifiers import (
+    HMACSignature,
+    WebhookRequest,
+    _ed25519,
+    basic,
+    bearer,
+    dropbox,
+    github,
+    shared_token,
+    standard_webhooks,
+    stripe,
+    svix,
+    token_in_body,
+    websub,
+)
+from tests.support.signing import NOW, b64_mac, hex_mac, request
+
+KEYS = [b"0123456789abcdefghijklmn", b"another-secret-of-24-byt"]
+PRIVATE = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
+PUBLIC = "whpk_" + base64.b64encode(PRIVATE.public_key().public_bytes_raw()).decode()
+BODY = b'{"value": [{"clientState": "%s"}]}'
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Counts digests, comparisons and verifications, with the bytes that they look at."""
+    counted = Counter()
+
+    def count(name, function, size):
+        def counting(*arguments):
+            counted[name] += 1
+            counted[f"bytes of {name}"] += size(*arguments)
+            return function(*arguments)
+
+        return counting
+
+    def equal_types(given, expected):
+        assert type(given) is type(expected) is bytes
+        return len(expected)
+
+    monkeypatch.setattr(hmac, "digest", count("hmac", hmac.digest, lambda key, text, _: len(key) + len(text)))
+    monkeypatch.setattr(hmac, "compare_digest", count("compare", hmac.compare_digest, equal_types))
+    monkeypatch.setattr(hashlib, "sha256", count("sha256", hashlib.sha256, lambda *text: sum(map(len, text))))
+    monkeypatch.setattr(_ed25519, "verify", count("ed25519", _ed25519.verify, lambda key, sig, text: len(text)))
+    return counted
+
+
+def done(work, verify, asked):
+    work.clear()
+    assert not verify(asked)
+    return dict(work)
+
+
+def delivery(signature):
+    return request(BODY, webhook_id="m", webhook_timestamp=str(NOW), webhook_signature=signature)
+
+
+def wrong(good):
+    """A signature or token of the same length that is wrong at each of its characters, and in all of them."""
+    for at, char in enumerate(good):
+        yield good[:at] + ("0" if char != "0" else "1") + good[at + 1 :]
+    yield "0" * len(good)
+
+
+HMACS = {
+    "GitHub": (github, lambda sig: {"X_Hub_Signature_256": f"sha256={sig}"}, hex_mac(KEYS[0], BODY)),
+    "Dropbox": (dropbox, lambda sig: {"X_Dropbox_Signature": sig}, hex_mac(KEYS[0], BODY)),
+    "WebSub": (websub, lambda sig: {"X_Hub_Signature": f"sha1={sig}"}, hex_mac(KEYS[0], BODY, "sha1")),
+    "Stripe": (
+        stripe,
+        lambda sig: {"Stripe_Signature": f"t={NOW},v1={sig}"},
+        hex_mac(KEYS[0], b"%d." % NOW + BODY),
+    ),
+    "Standard Webhooks": (
+        standard_webhooks,
+        lambda sig: {"webhook_id": "m", "webhook_timestamp": str(NOW), "webhook_signature": f"v1,{sig}"},
+        b64_mac(KEYS[0], b"m.%d." % NOW + BODY),
+    ),
+    "Svix": (
+        svix,
+        lambda sig: {"svix_id": "m", "svix_timestamp": str(NOW), "svix_signature": f"v1,{sig}"},
+        b64_mac(KEYS[0], b"m.%d." % NOW + BODY),
+    ),
+}
+
+
+@pytest.mark.parametrize(("verifier", "headers", "good"), HMACS.values(), ids=HMACS)
+def test_a_wrong_signature_costs_one_digest_and_one_comparison_for_each_secret(work, verifier, headers, good):
+    verify = verifier(KEYS)
+    assert verify(request(BODY, **headers(good)))
+    found = [done(work, verify, request(BODY, **headers(one))) for one in wrong(good)]
+    assert all(one == found[0] for one in found)
+    assert found[0]["hmac"] == found[0]["compare"] == len(KEYS)
+    assert set(found[0]) == {"hmac", "bytes of hmac", "compare", "bytes of compare"}
+
+
+@pytest.mark.parametrize(("verifier", "headers", "good"), HMACS.values(), ids=HMACS)
+def test_one_of_another_length_or_of_odd_characters_costs_the_same(work, verifier, headers, good):
+    verify = verifier(KEYS)
+    expected = done(work, verify, request(BODY, **headers("0" * len(good))))
+    for odd in ("", "0", good[:-1], good + "0", good * 9, "é" * len(good), "\udc80", "=", "."):
+        assert done(work, verify, request(BODY, **headers(odd))) == expected
+
+
+@pytest.mark.parametrize("secret", range(2))
+def test_which_secret_fits_cannot_be_told_from_the_work(work, secret):
+    verify, header = github(KEYS), f"sha256={hex_mac(KEYS[secret], BODY)}"
+    work.clear()
+    assert verify(request(BODY, X_Hub_Signature_256=header))
+    assert (work["hmac"], work["compare"]) == (2, 2)
+
+
+def test_where_in_a_list_the_right_one_stands_cannot_be_told_either(work):
+    verify = stripe(KEYS)
+    good, bad = hex_mac(KEYS[0], b"%d." % NOW + BODY), "0" * 64
+    found = []
+    for at in range(4):
+        listed = [bad] * 4
+        listed[at] = good
+        work.clear()
+        header = ",".join([f"t={NOW}", *(f"v1={one}" for one in listed)])
+        assert verify(request(BODY, Stripe_Signature=header))
+        found.append(dict(work))
+    assert all(one == found[0] for one in found)
+    assert (found[0]["hmac"], found[0]["compare"]) == (2, 8)
+
+
+def test_by_which_of_two_algorithms_it_fits_cannot_be_told_from_the_work(work):
+    verify = HMACSignature(
+        KEYS, header="x", separator=" ", prefix="{algorithm}=", algorithm=("sha1", "sha512"), once=()
+    )
+    macs = {method: hex_mac(KEYS[0], BODY, method) for method in ("sha1", "sha512")}
+    found = []
+    for right in macs:
+        listed = [f"{method}={mac if method == right else '0' * len(mac)}" for method, mac in macs.items()]
+        work.clear()
+        assert verify(request(BODY, x=" ".join(listed)))
+        found.append(dict(work))
+    assert found[0] == found[1]
+    assert (found[0]["hmac"], found[0]["compare"]) == (4, 4)
+
+
+def test_a_public_key_is_tried_once_for_each_signature_wherever_it_is_wrong(work):
+    verify = standard_webhooks([PUBLIC, PUBLIC])
+    signature = PRIVATE.sign(b"m.%d." % NOW + BODY)
+    found = []
+    for at in range(64):
+        forged = bytearray(signature)
+        forged[at] ^= 1
+        header = "v1a," + base64.b64encode(forged).decode()
+        found.append(done(work, verify, delivery(header)))
+    assert all(one == found[0] for one in found)
+    assert found[0]["ed25519"] == 2
+
+
+def test_at_most_so_many_are_tried_whatever_a_header_holds(work):
+    for kind, name, most in (("v1", "compare", 16), ("v1a", "ed25519", 4)):
+        for number in (1, 4, 5, 16, 17, 1000):
+            done(work, standard_webhooks([KEYS[0], PUBLIC]), delivery(f"{kind},AA " * number))
+            assert work[name] <= most
+            assert work["hmac"] <= 1
+
+
+TOKENS = {
+    "a token in a header": (shared_token, lambda token: request(X_Goog_Channel_Token=token)),
+    "a bearer": (bearer, lambda token: request(Authorization=f"Bearer {token}")),
+    "a token in a body": (token_in_body, lambda token: request(BODY % token.encode())),
+    "a password": (
+        lambda tokens: basic("u", tokens),
+        lambda token: request(Authorization="Basic " + base64.b64encode(f"u:{token}".encode()).decode()),
+    ),
+}
+
+
+@pytest.mark.parametrize(("verifier", "asked"), TOKENS.values(), ids=TOKENS)
+def test_a_wrong_token_costs_a_comparison_of_digests_for_each(work, verifier, asked):
+    tokens = ["s3cret-of-ours", "a-longer-one-of-ours"]
+    verify = verifier(tokens)
+    assert all(verify(asked(token)) for token in tokens)
+    found = [done(work, verify, asked(one)) for one in wrong(tokens[0])]
+    assert all(one == found[0] for one in found)
+    assert (found[0]["compare"], found[0]["bytes of compare"], found[0]["sha256"]) == (2, 64, 1)
+    for odd in ("x", "s3cret", tokens[0] + "0", tokens[0] * 9):
+        done(work, verify, asked(odd))
+        assert (work["compare"], work["bytes of compare"], work["sha256"]) == (2, 64, 1)
+
+
+def test_each_item_of_a_batch_costs_the_same_wherever_a_wrong_one_stands(work):
+    verify = token_in_body("ours")
+    for at in range(5):
+        states = ["ours"] * 5
+        states[at] = "0urs"
+        items = ",".join(f'{{"clientState": "{state}"}}' for state in states)
+        done(work, verify, request(f'{{"value": [{items}]}}'.encode()))
+        assert (work["compare"], work["sha256"]) == (5, 5)
+
+
+def test_nothing_is_digested_for_a_request_whose_headers_are_of_no_use(work):
+    old = {"stripe-signature": f"t={NOW - 301},v1={'0' * 64}"}
+    for verify, headers in (
+        (github(KEYS), {}),
+        (stripe(KEYS), old),
+        (websub(KEYS), {"x-hub-signature": "md5=" + "0" * 32}),
+        (standard_webhooks(KEYS), delivery("v2,AA").headers),
+    ):
+        asked = WebhookRequest(headers=headers, body=BODY, received_at=NOW)
+        assert not verify.may_pass(asked)
+        assert done(work, verify, asked) == {}

@@ -1,0 +1,444 @@
+"""HMAC by declaration: what vendors publish is verified, what anybody else writes is not."""
+
+import pytest
+
+from push_to_poll_client.listeners.verifiers import (
+    HMACSignature,
+    Verified,
+    dropbox,
+    github,
+    standard_webhooks,
+    stripe,
+    websub,
+)
+from tests.support.signing import NOW, b64_mac, hex_mac, request
+
+SECRET = "It's a Secret to Everybody"
+BODY = b"Hello, World!"
+PUBLISHED = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"
+"""What docs.github.com gives for them."""
+
+# The vendors
+
+
+def test_the_vector_that_github_publishes_is_verified():
+    assert github(SECRET)(request(BODY, X_Hub_Signature_256=f"sha256={PUBLISHED}"))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "sha256=",
+        PUBLISHED,
+        f"sha256={PUBLISHED[:-1]}",
+        f"sha256={PUBLISHED}0",
+        f"sha256={PUBLISHED[:-1]}8",
+        f" sha256={PUBLISHED}",
+        f"sha256={PUBLISHED} ",
+        f"sha256= {PUBLISHED}",
+        f"sha1={PUBLISHED}",
+        f"SHA256={PUBLISHED}",
+        f"sha256={PUBLISHED}, sha256={PUBLISHED}",
+        f"sha256={'é' * 64}",
+        "sha256=" + "\uff17" * 64,
+        f"sha256={PUBLISHED[:-1]}\udc80",
+        "sha256=" + "0" * 100_000,
+    ],
+)
+def test_anything_else_in_its_header_is_not(header):
+    assert not github(SECRET)(request(BODY, X_Hub_Signature_256=header))
+
+
+def test_what_is_not_signed_is_not_verified():
+    for verify in (github(SECRET), stripe(SECRET), dropbox(SECRET), websub(SECRET)):
+        assert verify(request(BODY)) is None
+        assert not verify.may_pass(request(BODY))
+
+
+def test_the_bytes_count_that_came():
+    for body in (BODY + b"\n", BODY[:-1], b"", "Hello, Wörld!".encode()):
+        assert not github(SECRET)(request(body, X_Hub_Signature_256=f"sha256={PUBLISHED}"))
+    for body in (b"", b"\xff\x00\xfe", bytes(range(256)) * 1000):
+        signature = hex_mac(SECRET.encode(), body)
+        assert github(SECRET)(request(body, X_Hub_Signature_256=f"sha256={signature}"))
+
+
+def test_hex_may_be_in_capitals():
+    assert github(SECRET)(request(BODY, X_Hub_Signature_256=f"sha256={PUBLISHED.upper()}"))
+
+
+def test_stripe_signs_a_second_and_the_body():
+    signature = hex_mac(b"whsec_abc", b"1700000000.{}")
+    header = f"t=1700000000,v1={signature},v0=5257a869"
+    assert stripe("whsec_abc")(request(b"{}", Stripe_Signature=header))
+    assert not stripe("abc")(request(b"{}", Stripe_Signature=header)), "the prefix is part of the secret"
+    assert not stripe("whsec_abc")(request(b"{}", Stripe_Signature=header.replace("t=17", "t=18")))
+
+
+def test_stripe_may_sign_by_two_secrets_and_either_serves():
+    old, new = (hex_mac(secret, b"1700000000.{}") for secret in (b"old", b"new"))
+    for header in (f"t=1700000000,v1={old},v1={new}", f"v1={new},v1={old},t=1700000000"):
+        for secrets in ("old", "new", ["other", "old"], [b"new", "other"]):
+            assert stripe(secrets)(request(b"{}", Stripe_Signature=header))
+        assert not stripe(["other", "another"])(request(b"{}", Stripe_Signature=header))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["v1={mac}", "t=,v1={mac}", "t=1700000000,t=1700000000,v1={mac}", "t=1700000000", "t=1700000000 v1={mac}"],
+)
+def test_a_stripe_header_that_lacks_something_or_has_it_twice_is_refused(layout):
+    header = layout.format(mac=hex_mac(b"s", b"1700000000.{}"))
+    assert not stripe("s")(request(b"{}", Stripe_Signature=header))
+    assert not stripe("s").may_pass(request(b"{}", Stripe_Signature=header))
+
+
+def test_a_list_is_looked_at_up_to_a_bound():
+    good = f"t=1700000000,v1={hex_mac(b's', b'1700000000.{}')}"
+    assert stripe("s")(request(b"{}", Stripe_Signature=good + ",v1=0" * 14))
+    assert not stripe("s")(request(b"{}", Stripe_Signature=good + ",v1=0" * 15))
+
+
+def test_a_header_of_stripe_that_came_twice_is_one_list():
+    good = f"t=1700000000,v1={hex_mac(b's', b'1700000000.{}')}"
+    assert not stripe("s")(request(b"{}", Stripe_Signature=f"v1=0, {good}"))
+    assert not github(SECRET)(request(BODY, X_Hub_Signature_256=f"sha256={PUBLISHED}, sha256={'0' * 64}"))
+
+
+def test_dropbox_signs_the_body_in_bare_hex():
+    assert dropbox(SECRET)(request(BODY, X_Dropbox_Signature=PUBLISHED)) == Verified()
+
+
+@pytest.mark.parametrize("method", ["sha1", "sha256", "sha384", "sha512"])
+def test_a_hub_states_its_method(method):
+    mac = hex_mac(b"s", BODY, method)
+    assert websub("s")(request(BODY, X_Hub_Signature=f"{method}={mac}")) == Verified()
+    for other in {"sha1", "sha256", "sha384", "sha512", "md5", "", "sha3_256", "sha224"} - {method}:
+        assert not websub("s")(request(BODY, X_Hub_Signature=f"{other}={mac}"))
+
+
+def test_a_method_that_websub_does_not_have_is_refused():
+    for method in ("md5", "sha224", "sha3_256"):
+        header = f"{method}={hex_mac(b's', BODY, method)}"
+        assert not websub("s")(request(BODY, X_Hub_Signature=header))
+        assert not websub("s").may_pass(request(BODY, X_Hub_Signature=header))
+
+
+# Those that are a line each
+
+
+OTHERS = {
+    "Shopify": (
+        HMACSignature("s", header="X-Shopify-Hmac-SHA256", encoding="base64"),
+        {"X_Shopify_Hmac_SHA256": b64_mac(b"s", BODY)},
+    ),
+    "Slack": (
+        HMACSignature(
+            "s",
+            header="X-Slack-Signature",
+            prefix="v0=",
+            signed="v0:{timestamp}:{body}",
+            timestamp="X-Slack-Request-Timestamp",
+        ),
+        {
+            "X_Slack_Signature": "v0=" + hex_mac(b"s", b"v0:1700000000:" + BODY),
+            "X_Slack_Request_Timestamp": "1700000000",
+        },
+    ),
+    "Zoom": (
+        HMACSignature(
+            "s",
+            header="x-zm-signature",
+            prefix="v0=",
+            signed="v0:{timestamp}:{body}",
+            timestamp="x-zm-request-timestamp",
+        ),
+        {
+            "x_zm_signature": "v0=" + hex_mac(b"s", b"v0:1700000000:" + BODY),
+            "x_zm_request_timestamp": "1700000000",
+        },
+    ),
+    "Linear, whose body has the millisecond in it": (
+        HMACSignature("s", header="Linear-Signature", once=["{body}"]),
+        {"Linear_Signature": hex_mac(b"s", BODY)},
+    ),
+    "Paddle": (
+        HMACSignature(
+            "s",
+            header="Paddle-Signature",
+            separator=";",
+            prefix="h1=",
+            timestamp="ts=",
+            signed="{timestamp}:{body}",
+        ),
+        {"Paddle_Signature": "ts=1700000000;h1=" + hex_mac(b"s", b"1700000000:" + BODY)},
+    ),
+    "Webflow, in milliseconds": (
+        HMACSignature(
+            "s",
+            header="x-webflow-signature",
+            timestamp="x-webflow-timestamp",
+            timestamp_unit=0.001,
+            signed="{timestamp}:{body}",
+        ),
+        {
+            "x_webflow_signature": hex_mac(b"s", b"1700000000123:" + BODY),
+            "x_webflow_timestamp": "1700000000123",
+        },
+    ),
+    "Square, which signs its own address": (
+        HMACSignature(
+            "s",
+            header="x-square-hmacsha256-signature",
+            encoding="base64",
+            signed="https://us.example/hook{body}",
+        ),
+        {"x_square_hmacsha256_signature": b64_mac(b"s", b"https://us.example/hook" + BODY)},
+    ),
+    "Standard Webhooks, by hand": (
+        HMACSignature(
+            b"key",
+            header="webhook-signature",
+            separator=" ",
+            prefix="v1,",
+            encoding="base64",
+            timestamp="webhook-timestamp",
+            signed="{webhook-id}.{timestamp}.{body}",
+            once=["{webhook-id}", "{signed}"],
+        ),
+        {
+            "webhook_id": "msg_1",
+            "webhook_timestamp": "1700000000",
+            "webhook_signature": "v1,AAAA v1," + b64_mac(b"key", b"msg_1.1700000000." + BODY),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("verify", "headers"), OTHERS.values(), ids=OTHERS)
+def test_a_line_declares_it(verify, headers):
+    assert verify.may_pass(request(BODY, **headers))
+    assert verify(request(BODY, **headers))
+    assert not verify(request(BODY + b"!", **headers))
+    for missing in headers:
+        assert not verify(request(BODY, **{name: value for name, value in headers.items() if name != missing}))
+
+
+@pytest.mark.parametrize(
+    "name", ["Slack", "Zoom", "Paddle", "Webflow, in milliseconds", "Standard Webhooks, by hand"]
+)
+def test_one_that_signs_a_timestamp_is_refused_later(name):
+    verify, headers = OTHERS[name]
+    assert verify(request(BODY, at=NOW + 299, **headers)).until == pytest.approx(NOW + 301, abs=1)
+    assert not verify(request(BODY, at=NOW + 302, **headers))
+    assert not verify(request(BODY, at=NOW - 302, **headers))
+
+
+def test_braces_that_are_meant_are_doubled():
+    verify = HMACSignature("s", header="x", signed="{{{body}}}")
+    assert verify(request(b"b", x=hex_mac(b"s", b"{b}")))
+
+
+def test_a_signed_header_is_taken_as_the_bytes_that_came():
+    verify = HMACSignature("s", header="x", signed="{x-id}{body}")
+    assert verify(request(b"b", x=hex_mac(b"s", "é".encode() + b"b"), X_Id="é".encode().decode("latin-1")))
+    for value in ("", "\uff17", "\udc80"):
+        assert not verify(request(b"b", x=hex_mac(b"s", value.encode("utf-8", "replace") + b"b"), X_Id=value))
+
+
+# Time
+
+
+def stripe_at(timestamp, *, at, by="s", **arguments):
+    header = f"t={timestamp},v1={hex_mac(by.encode(), f'{timestamp}.'.encode())}"
+    return stripe(by, **arguments)(request(Stripe_Signature=header, at=at))
+
+
+@pytest.mark.parametrize("away", [0, 1, -1, 299.5, 300, -300])
+def test_within_the_tolerance_it_passes_before_and_after(away):
+    assert stripe_at(NOW, at=NOW + away)
+
+
+@pytest.mark.parametrize("away", [300.001, 301, -300.001, -301, 1e9, -1e9])
+def test_beyond_it_does_not_before_or_after(away):
+    assert not stripe_at(NOW, at=NOW + away)
+
+
+def test_the_tolerance_is_the_users():
+    assert stripe_at(NOW, at=NOW + 10, tolerance=10)
+    assert not stripe_at(NOW, at=NOW - 11, tolerance=10)
+
+
+def test_a_copy_is_refused_from_when_it_says():
+    for away in (-300, 0, 0.25, 300):
+        until = stripe_at(NOW, at=NOW + away).until
+        assert until == NOW + 301
+        assert not stripe_at(NOW, at=until)
+
+
+@pytest.mark.parametrize(
+    "timestamp",
+    [
+        "",
+        "0",
+        "1700000000.0",
+        "1.7e9",
+        "+1700000000",
+        "-1700000000",
+        " 1700000000",
+        "1700000000 ",
+        "1700000000\n",
+        "01700000000",
+        "1_700_000_000",
+        "0x6553f100",
+        "\uff11\uff17\uff10\uff10\uff10\uff10\uff10\uff10\uff10\uff10",
+        "\u0661\u0667\u0660\u0660\u0660\u0660\u0660\u0660\u0660\u0660",
+        "nan",
+        "inf",
+        "9" * 5000,
+        "1700000000\udc80",
+    ],
+)
+def test_a_timestamp_is_digits_and_nothing_else(timestamp):
+    slack, _ = OTHERS["Slack"]
+    mac = hex_mac(b"s", f"v0:{timestamp}:".encode("utf-8", "replace"))
+    headers = {"X_Slack_Request_Timestamp": timestamp, "X_Slack_Signature": f"v0={mac}"}
+    for at in (NOW, 0):
+        assert not slack.may_pass(request(at=at, **headers))
+        assert not slack(request(at=at, **headers))
+
+
+def test_headers_of_long_ago_are_refused_before_the_body_is_read():
+    header = "t=1700000000,v1=0"
+    assert stripe("s").may_pass(request(Stripe_Signature=header))
+    assert not stripe("s").may_pass(request(Stripe_Signature=header, at=NOW + 301))
+
+
+# Repetitions
+
+
+def from_github(body, delivery):
+    headers = {} if delivery is None else {"X_GitHub_Delivery": delivery}
+    signature = f"sha256={hex_mac(b's', body)}"
+    return github("s")(request(body, X_Hub_Signature_256=signature, **headers))
+
+
+def test_a_repetition_at_github_has_the_body_or_the_id_of_a_delivery():
+    first = from_github(b"{}", "id-1")
+    assert first.until is None
+    assert len(first.once) == 2
+    assert set(from_github(b"{}", "id-1").once) == set(first.once)
+    assert len(set(from_github(b"{}", "id-2").once) & set(first.once)) == 1, "the id is not signed"
+    assert len(set(from_github(b"[]", "id-1").once) & set(first.once)) == 1, "a redelivery keeps it"
+    assert not set(from_github(b"[]", "id-2").once) & set(first.once)
+
+
+def test_a_delivery_without_an_id_is_not_told_by_it():
+    for delivery in (None, ""):
+        assert len(from_github(b"{}", delivery).once) == 1
+    assert not set(from_github(b"{}", "").once) & set(from_github(b"[]", "").once)
+
+
+def test_a_body_that_is_an_id_is_not_taken_for_one():
+    assert not set(from_github(b"id-1", None).once) & set(from_github(b"{}", "id-1").once)
+
+
+def test_what_is_remembered_is_short_whatever_came():
+    assert all(len(text) == 32 for text in from_github(b"x" * 100_000, "y" * 10_000).once)
+
+
+def test_where_a_timestamp_is_signed_what_was_signed_is_the_repetition():
+    first = stripe_at(NOW, at=NOW)
+    assert first.once == stripe_at(NOW, at=NOW + 5).once
+    assert first.once == stripe_at(NOW, at=NOW, by="other").once, "by whichever of two secrets"
+    assert not set(first.once) & set(stripe_at(NOW + 1, at=NOW).once)
+
+
+def test_where_two_pushes_may_be_alike_none_is_a_repetition():
+    for verify, name in ((dropbox("s"), "X_Dropbox_Signature"), (HMACSignature("s", header="x"), "x")):
+        assert verify(request(BODY, **{name: hex_mac(b"s", BODY)})) == Verified((), None)
+
+
+def test_the_body_together_with_the_id_is_declared_in_a_line():
+    verify = HMACSignature("s", header="X-Hub-Signature-256", prefix="sha256=", once=["{body}{x-github-delivery}"])
+
+    def once(delivery):
+        headers = {"X_Hub_Signature_256": f"sha256={hex_mac(b's', BODY)}", "X_GitHub_Delivery": delivery}
+        return verify(request(BODY, **headers)).once
+
+    assert once("a") == once("a") != once("b")
+
+
+# What is declared wrongly
+
+
+SECRETS_THAT_ARE_NONE = [
+    ("", ValueError, "empty"),
+    (b"", ValueError, "empty"),
+    ([], ValueError, "no secret"),
+    ((), ValueError, "no secret"),
+    (["good", ""], ValueError, "empty"),
+    ("canary\n", ValueError, "white space"),
+    (" canary", ValueError, "white space"),
+    (None, TypeError, "not NoneType"),
+    (5, TypeError, "not int"),
+    ([None], TypeError, "not NoneType"),
+    ({"canary"}, TypeError, "not set"),
+]
+
+
+@pytest.mark.parametrize(("secrets", "error", "text"), SECRETS_THAT_ARE_NONE)
+@pytest.mark.parametrize("vendor", [github, stripe, dropbox, websub, standard_webhooks])
+def test_a_secret_that_is_none_is_refused_at_once(vendor, secrets, error, text):
+    with pytest.raises(error, match=text) as caught:
+        vendor(secrets)
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"header": "no header"}, ValueError, "no name of a header"),
+        ({"header": ""}, ValueError, "no name of a header"),
+        ({"header": None}, TypeError, "not NoneType"),
+        ({"prefix": None}, TypeError, "prefix must be a str"),
+        ({"separator": ""}, ValueError, "separator is empty"),
+        ({"separator": 1}, TypeError, "separator must be"),
+        ({"algorithm": "md5"}, ValueError, "not 'md5'"),
+        ({"algorithm": ("sha1", "sha256")}, ValueError, "stands in the prefix"),
+        ({"algorithm": ()}, ValueError, "stands in the prefix"),
+        ({"encoding": "base32"}, ValueError, "hex or base64"),
+        ({"signed": "{timestamp}"}, ValueError, "must have {body}"),
+        ({"signed": "{timestamp}{body}"}, ValueError, "must have {timestamp}"),
+        ({"signed": "{body}", "timestamp": "x-time"}, ValueError, "must have {timestamp}"),
+        ({"signed": "{body"}, ValueError, "expected '}'"),
+        ({"signed": "{body!r}"}, ValueError, "a name and nothing else"),
+        ({"signed": "{body:>9}"}, ValueError, "a name and nothing else"),
+        ({"signed": "{}{body}"}, ValueError, "no name of a header"),
+        ({"signed": 5}, TypeError, "not int"),
+        ({"timestamp": "t="}, ValueError, "no name of a header"),
+        ({"timestamp": ""}, ValueError, "no name of a header"),
+        ({"timestamp": 5, "separator": ","}, TypeError, "not int"),
+        ({"timestamp_unit": 0}, ValueError, "timestamp_unit"),
+        ({"tolerance": 0}, ValueError, "tolerance"),
+        ({"tolerance": None}, TypeError, "tolerance"),
+        ({"tolerance": float("inf")}, ValueError, "tolerance"),
+        ({"once": "{body}"}, TypeError, "sequence of templates"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(arguments, error, text):
+    with pytest.raises(error, match=text):
+        HMACSignature("canary", **{"header": "x", **arguments})
+
+
+def test_no_secret_is_shown():
+    for verify in (github(["canary", "canary-2"]), stripe("canary"), websub(b"canary")):
+        assert "canary" not in repr(verify)
+    assert repr(github(["a", "b"])) == "HMACSignature(header='x-hub-signature-256', 2 secrets)"
+
+
+def test_the_secret_is_used_as_it_is():
+    for secret in ("s", "ключ", b"\x00\xff", "x" * 1000):
+        key = secret.encode() if isinstance(secret, str) else secret
+        assert dropbox(secret)(request(BODY, X_Dropbox_Signature=hex_mac(key, BODY)))

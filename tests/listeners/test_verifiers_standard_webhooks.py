@@ -1,0 +1,237 @@
+"""Standard Webhooks and Svix: by a shared secret or a public key, by either names of the headers."""
+
+import base64
+import sys
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from push_to_poll_client.listeners.verifiers import standard_webhooks, svix
+from tests.support.signing import NOW, b64_mac, request
+
+KEY = b"0123456789abcdefghijklmn"
+SECRET = "whsec_" + base64.b64encode(KEY).decode()
+OTHER = "whsec_" + base64.b64encode(b"another" * 4).decode()
+PRIVATE = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)
+PUBLIC = "whpk_" + base64.b64encode(PRIVATE.public_key().public_bytes_raw()).decode()
+ELSES = Ed25519PrivateKey.from_private_bytes(b"\x08" * 32)
+BODY = b'{"type":"order.created"}'
+
+
+def v1(body=BODY, *, message_id="msg_1", at=NOW, key=KEY):
+    return "v1," + b64_mac(key, f"{message_id}.{at}.".encode() + body)
+
+
+def v1a(body=BODY, *, message_id="msg_1", at=NOW, key=PRIVATE):
+    return "v1a," + base64.b64encode(key.sign(f"{message_id}.{at}.".encode() + body)).decode()
+
+
+def delivery(signature, *, body=BODY, message_id="msg_1", at=NOW, received=NOW, names="webhook"):
+    headers = {f"{names}_id": message_id, f"{names}_timestamp": str(at), f"{names}_signature": signature}
+    return request(body, at=received, **headers)
+
+
+def test_a_shared_secret_verifies():
+    assert standard_webhooks(SECRET)(delivery(v1()))
+    assert not standard_webhooks(OTHER)(delivery(v1()))
+
+
+def test_the_example_of_svix_verifies():
+    """docs.svix.com, "Verifying webhooks manually"."""
+    headers = {
+        "svix_id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "svix_timestamp": "1614265330",
+        "svix_signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    }
+    verify = svix("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    assert verify(request(b'{"test": 2432232314}', at=1614265330, **headers))
+    assert not verify(request(b'{"test": 2432232315}', at=1614265330, **headers))
+
+
+def test_a_public_key_verifies():
+    assert standard_webhooks(PUBLIC)(delivery(v1a()))
+    assert not standard_webhooks(PUBLIC)(delivery(v1a(key=ELSES)))
+    assert not standard_webhooks(PUBLIC)(delivery(v1a(b"{}")))
+
+
+def test_a_signature_serves_for_its_kind_alone():
+    assert not standard_webhooks(PUBLIC)(delivery(v1()))
+    assert not standard_webhooks(SECRET)(delivery(v1a()))
+    assert not standard_webhooks(SECRET)(delivery(v1().replace("v1,", "v1a,")))
+    assert not standard_webhooks(PUBLIC)(delivery(v1a().replace("v1a,", "v1,")))
+    for version in ("v2", "V1", "", "v1 ", "v"):
+        assert not standard_webhooks(SECRET)(delivery(v1().replace("v1", version)))
+
+
+def test_nobody_signs_by_the_public_key_as_a_secret():
+    forged = v1(key=PRIVATE.public_key().public_bytes_raw())
+    assert not standard_webhooks(PUBLIC)(delivery(forged))
+    assert not standard_webhooks([PUBLIC, SECRET])(delivery(forged))
+
+
+@pytest.mark.parametrize("good", [v1(), v1a()])
+def test_one_good_signature_of_a_list_is_enough(good):
+    verify = standard_webhooks([OTHER, SECRET, PUBLIC])
+    bad = v1(key=b"x"), v1a(key=ELSES), "v2,abc", "v1", "v1,", "v1a,=", "", "junk", ",", "v1a,é"
+    for other in bad:
+        assert verify(delivery(f"{good} {other}"))
+        assert verify(delivery(f"{other} {good}"))
+        assert not verify(delivery(f"{other} {other}"))
+
+
+def test_a_list_is_looked_at_up_to_a_bound():
+    verify = standard_webhooks([SECRET, PUBLIC])
+    assert verify(delivery(" ".join([*(["v1,"] * 15), v1()])))
+    assert not verify(delivery(" ".join([*(["v1,"] * 16), v1()])))
+    assert verify(delivery(" ".join([*(["v1a,"] * 3), v1a()])))
+    assert not verify(delivery(" ".join([*(["v1a,"] * 4), v1a()])))
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        v1().rstrip("="),
+        v1() + "=",
+        v1().replace("v1,", "v1, "),
+        v1().replace("v1,", "v1,\n"),
+        v1() + "\n",
+        v1().replace(",", ""),
+        v1()[:-5],
+        f"{v1()}, v1,AAAA",
+        v1a()[:-3],
+        v1a() + "A",
+        v1a().replace("v1a,", "v1a, "),
+        v1a().replace("v1a,", "v1a,AAAA"),
+    ],
+)
+def test_another_spelling_of_a_good_signature_is_none(signature):
+    assert not standard_webhooks([SECRET, PUBLIC])(delivery(signature))
+
+
+def test_all_that_is_signed_counts():
+    verify = standard_webhooks(SECRET)
+    assert not verify(delivery(v1(), body=BODY + b" "))
+    assert not verify(delivery(v1(), message_id="msg_2"))
+    assert not verify(delivery(v1(), at=NOW + 1))
+    assert verify(delivery(v1(b"\xff\x00"), body=b"\xff\x00"))
+
+
+def test_what_a_header_lacks_is_refused():
+    verify = standard_webhooks(SECRET)
+    whole = delivery(v1())
+    for name in whole.headers:
+        for headers in (
+            {other: value for other, value in whole.headers.items() if other != name},
+            {**whole.headers, name: ""},
+        ):
+            lacking = request(BODY, **{key.replace("-", "_"): value for key, value in headers.items()})
+            assert verify(lacking) is None
+            assert not verify.may_pass(lacking) or name == "webhook-id"
+
+
+def test_an_empty_id_is_none_though_it_is_signed():
+    assert not standard_webhooks(SECRET)(delivery(v1(message_id=""), message_id=""))
+
+
+@pytest.mark.parametrize("away", [-301, 301])
+def test_the_tolerance_goes_both_ways(away):
+    verify = standard_webhooks(SECRET)
+    assert verify(delivery(v1(), received=NOW + away // 2))
+    assert verify.may_pass(delivery(v1(), received=NOW + away // 2))
+    assert not verify(delivery(v1(), received=NOW + away))
+    assert not verify.may_pass(delivery(v1(), received=NOW + away))
+    assert standard_webhooks(SECRET, tolerance=301)(delivery(v1(), received=NOW + away))
+    assert svix(SECRET, tolerance=301)(delivery(v1(), received=NOW + away))
+
+
+def test_svix_has_its_own_names_and_the_standards():
+    own, standard = delivery(v1(), names="svix"), delivery(v1())
+    assert svix(SECRET)(own)
+    assert svix(SECRET)(standard)
+    assert standard_webhooks(SECRET)(standard)
+    assert not standard_webhooks(SECRET)(own)
+
+
+def test_names_are_not_mixed():
+    mixed = request(BODY, svix_id="msg_1", webhook_timestamp=str(NOW), svix_signature=v1())
+    assert not svix(SECRET)(mixed)
+
+
+# Repetitions
+
+
+def once(verify=None, **changed):
+    verify = verify or standard_webhooks([SECRET, PUBLIC])
+    of = {name: changed[name] for name in ("message_id", "at") if name in changed}
+    return verify(delivery(changed.get("signature") or v1(**of), **of)).once
+
+
+def test_a_retry_has_the_same_id_and_is_a_repetition_while_that_is_remembered():
+    assert set(once(at=NOW + 5)) & set(once())
+    assert not set(once(message_id="msg_2")) & set(once())
+
+
+def test_a_retry_passes_at_a_time_when_the_first_is_refused():
+    verify = standard_webhooks(SECRET)
+    assert verify(delivery(v1())).until == NOW + 301
+    assert not verify(delivery(v1(), received=NOW + 301))
+    assert verify(delivery(v1(at=NOW + 1805), at=NOW + 1805, received=NOW + 1805)).until == NOW + 1805 + 301
+
+
+def test_by_whatever_it_was_signed_it_is_the_same_request():
+    assert once(signature=v1a()) == once() == once(svix([OTHER, SECRET]), signature=f"{v1a()} {v1()}")
+
+
+def test_an_id_that_is_cut_elsewhere_is_a_repetition():
+    """What is signed does not say where an id ends, if it may have dots in it."""
+    whole = v1(b"body", message_id=f"a.{NOW}.b")
+    first = standard_webhooks(SECRET)(delivery(whole, message_id=f"a.{NOW}.b", body=b"body"))
+    cut = standard_webhooks(SECRET)(delivery(whole, message_id="a", body=f"b.{NOW}.body".encode()))
+    assert set(first.once) & set(cut.once)
+
+
+# Secrets
+
+
+def test_a_secret_may_be_spelled_in_several_ways():
+    text = base64.b64encode(b"\xfb\xff" * 13).decode()
+    key = b"\xfb\xff" * 13
+    for secret in (f"whsec_{text}", text, f"whsec_{text.rstrip('=')}", key):
+        assert standard_webhooks(secret)(delivery(v1(key=key)))
+
+
+@pytest.mark.parametrize(
+    ("secret", "text"),
+    [
+        ("whsec_", "empty"),
+        ("whpk_", "empty"),
+        ("whsec_canary!", "no Base64"),
+        ("whsec_canary canary", "no Base64"),
+        ("ключ", "no Base64"),
+        ("whpk_canary", "no Base64|32 bytes"),
+        ("whpk_" + base64.b64encode(b"\0" * 32).decode(), "signs for everybody"),
+        ("whsk_" + base64.b64encode(b"canary").decode(), "private key"),
+    ],
+)
+def test_what_is_no_key_is_refused_at_once_and_not_shown(secret, text):
+    with pytest.raises(ValueError, match=text) as caught:
+        standard_webhooks([SECRET, secret])
+    assert "canary" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_tolerance_has_to_be_a_number_above_0():
+    for tolerance in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="tolerance"):
+            standard_webhooks(SECRET, tolerance=tolerance)
+
+
+def test_no_secret_is_shown():
+    assert repr(svix([SECRET, PUBLIC])) == "StandardWebhooks('svix-signature', 1 secrets, 1 public keys)"
+
+
+def test_a_public_key_needs_cryptography_and_says_so_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.ed25519", None)
+    standard_webhooks(SECRET)
+    with pytest.raises(ImportError, match=r"push-to-poll-client\[crypto\]"):
+        standard_webhooks(PUBLIC)

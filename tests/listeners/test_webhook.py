@@ -1,0 +1,776 @@
+"""The webhook as an application that a server calls, in virtual time: who is refused how, whom a push wakes."""
+
+import functools
+import hashlib
+import hmac
+import json
+import logging
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from push_to_poll_client import Consumer, MemoryStore, Push, PushToPollError
+from push_to_poll_client._event_loop import EventLoop
+from push_to_poll_client.listeners._hints import JSONHint
+from push_to_poll_client.listeners._webhook import receiver
+from push_to_poll_client.listeners._webhook.counters import MAX_ASKING
+from push_to_poll_client.listeners._webhook.limits import MAX_BODIES, ROUNDING, Replays, TokenBucket
+from push_to_poll_client.listeners._webhook.routing import QUIET
+from push_to_poll_client.listeners.verifiers import github
+from push_to_poll_client.listeners.webhook import (
+    Control,
+    Verified,
+    WebhookAnswer,
+    WebhookCounters,
+    WebhookListener,
+)
+from push_to_poll_client.testing import FakeFeed
+from tests.support.asgi_calls import (
+    GONE,
+    SECRET,
+    Signatures,
+    asked,
+    listened,
+    naming,
+    posted,
+    scope_of,
+    signature_of,
+    signed,
+)
+from tests.support.channels import TimedChannel
+from tests.support.consumers import Log
+
+pytestmark = pytest.mark.anyio
+
+hearing = functools.partial(listened, channel=TimedChannel)
+
+LOG = "push_to_poll_client.listeners.webhook"
+
+
+@pytest.fixture(autouse=True)
+def virtual_clock(monkeypatch):
+    """The limits go by the virtual clock."""
+    monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
+
+
+@pytest.fixture
+def verify():
+    return Signatures()
+
+
+@pytest.fixture
+def hooks(verify):
+    return WebhookListener(verify)
+
+
+def counted(hooks, **expected):
+    """What the webhook counted, and nothing else but how many requests it received."""
+    counters = hooks.counters()
+    assert counters == WebhookCounters(received=counters.received, **expected), counters
+    return True
+
+
+# A push
+
+
+async def test_an_authentic_request_wakes_and_is_answered_with_an_empty_200(hooks):
+    async with hearing(hooks) as channel:
+        answer = await posted(hooks, b"{}")
+        assert answer == (
+            200,
+            {
+                "x-content-type-options": "nosniff",
+                "cache-control": "no-store",
+                "content-type": "text/plain; charset=utf-8",
+                "content-length": "0",
+            },
+            b"",
+        )
+    assert channel.events == [(0, "up"), (0, Push())]
+    assert counted(hooks, woken=1)
+
+
+async def test_a_body_may_come_in_pieces(hooks):
+    async with hearing(hooks) as channel:
+        assert (await asked(hooks, scope_of(headers=signed(b"abc")), b"a", 1, b"", b"bc")).status == 200
+    assert channel.events == [(0, "up"), (1, Push())]
+
+
+async def test_an_event_of_a_body_need_not_say_that_it_is_empty(hooks):
+    assert (await asked(hooks, scope_of(headers=signed(b"")), {"type": "http.request"})).status == 200
+
+
+async def test_a_push_that_comes_while_nobody_listens_is_answered_too(hooks):
+    assert (await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))).status == 200
+    assert counted(hooks, unheard=1)
+    async with hearing(hooks) as channel:
+        await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))  # it has woken nobody yet
+    assert channel.pushes == [Push()]
+    assert counted(hooks, unheard=1, woken=1)
+
+
+async def test_a_consumer_is_woken_by_what_its_hint_says(verify, running):
+    hooks = WebhookListener(verify, hint=JSONHint(cursor="cursor"))
+    feed = FakeFeed()
+    consumer = running(Log(feed, listeners=[hooks], fallback_interval=3600))
+    await anyio.sleep(10)
+    feed.publish("1")
+    before = len(feed.requests)
+    assert (await posted(hooks, b'{"cursor": "after-1.0"}')).status == 200
+    await anyio.sleep(10)
+    assert consumer.processed == ["1"]
+    assert feed.requests[before].request.hint == Push("after-1.0")
+    before = len(feed.requests)
+    await posted(hooks, json.dumps({"cursor": consumer.status().cursor}).encode())
+    await anyio.sleep(10)
+    assert len(feed.requests) == before  # it is the saved one (G1)
+
+
+async def test_an_answer_is_given_as_it_was_asked_for(verify):
+    for answer in (
+        WebhookAnswer(202, b'{"done": true}', "application/json", {"X-Done": "1", "Content-Length": "99"}),
+        WebhookAnswer(204),
+    ):
+        hooks = WebhookListener(verify, answer=answer)
+        status, headers, body = await posted(hooks)
+        assert (status, body) == (answer.status, answer.body)
+        assert headers.get("content-type") == (None if status == 204 else "application/json")
+        assert headers.get("x-done") == (None if status == 204 else "1")
+
+
+# Who is refused
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"X-Signature": ""},
+        {"X-Signature": "0" * 64},
+        {"X-Signature": "é"},
+        {"X-Signature": signature_of(b"another")},
+        {"X-Signature": f"{signature_of(b'body')} "},
+    ],
+    ids=["none", "empty", "zeros", "not ASCII", "of another body", "and a blank"],
+)
+async def test_whatever_is_wrong_with_a_signature_the_answer_is_the_same(hooks, headers):
+    async with hearing(hooks) as channel:
+        assert await posted(hooks, b"body", headers=headers) == (
+            401,
+            {
+                "x-content-type-options": "nosniff",
+                "cache-control": "no-store",
+                "content-type": "text/plain; charset=utf-8",
+                "content-length": "0",
+            },
+            b"",
+        )
+    assert channel.events == [(0, "up")]
+    assert counted(hooks, refused=1)
+
+
+async def test_a_request_without_its_headers_is_refused_before_its_body_is_read(verify):
+    hooks = WebhookListener(verify, burst=1, rate=0.001)
+    for _ in range(10):
+        assert (await asked(hooks, scope_of(), 3600)).status == 401
+    assert verify.asked == 0
+    assert (await posted(hooks)).status == 200  # they took nobody's place
+
+
+async def test_of_several_verifiers_one_suffices():
+    def by_header(request):
+        return request.headers.get("x-token") == "t"
+
+    by_header.may_pass = lambda request: "x-token" in request.headers
+    hooks = WebhookListener([Signatures(), by_header])
+    assert (await posted(hooks)).status == 200
+    assert (await posted(hooks, headers={"X-Token": "t"})).status == 200
+    assert (await posted(hooks, headers={"X-Token": "u"})).status == 401
+    assert (await posted(hooks, headers={"X-Signature": "u", "X-Token": "t"})).status == 200
+
+
+async def test_a_verifier_may_be_async():
+    async def verify(request):
+        await anyio.sleep(1)
+        return request.body == b"yes"
+
+    hooks = WebhookListener(verify)
+    assert (await posted(hooks, b"yes")).status == 200
+    assert (await posted(hooks, b"no")).status == 401
+
+
+async def test_a_verifier_that_takes_too_long_says_no():
+    async def verify(request):
+        await anyio.sleep_forever()
+
+    began = anyio.current_time()
+    assert (await posted(WebhookListener(verify))).status == 401
+    assert anyio.current_time() - began == MAX_ASKING
+
+
+def raises(error):
+    def function(request):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize("verify", [raises(ValueError("c4n4ry")), lambda request: Signatures()])
+async def test_a_verifier_that_fails_says_no_and_is_named_once(verify, caplog):
+    caplog.set_level(logging.DEBUG, LOG)
+    hooks = WebhookListener(verify)
+    for _ in range(3):
+        assert (await posted(hooks)).status == 401
+    failed = [record for record in caplog.records if "a verifier failed with" in record.message]
+    assert [record.levelname for record in failed] == ["WARNING", "DEBUG", "DEBUG"]
+    assert "c4n4ry" not in caplog.text
+
+
+async def test_a_secret_that_is_not_the_senders_can_be_seen_in_the_log(caplog):
+    caplog.set_level(logging.DEBUG, LOG)
+    hooks = WebhookListener(github("the receiver's"))
+    signature = "sha256=" + hmac.new(b"the sender's", b"{}", hashlib.sha256).hexdigest()
+    for headers in ({}, {"x-hub-signature-256": signature}) * 2:
+        assert (await posted(hooks, b"{}", headers=headers)).status == 401
+    assert [(record.levelname, record.message.partition(";")[0]) for record in caplog.records] == [
+        ("INFO", "webhook: refused a request without a signature or token of the expected form and time"),
+        ("INFO", "webhook: refused a request whose signature or token is wrong"),
+        ("DEBUG", "webhook: refused a request without a signature or token of the expected form and time"),
+        ("DEBUG", "webhook: refused a request whose signature or token is wrong"),
+    ]
+
+
+async def test_that_a_constant_body_is_taken_for_a_repetition_can_be_seen_in_the_log(caplog):
+    caplog.set_level(logging.DEBUG, LOG)
+    hooks = WebhookListener(github("secret"))
+    signature = "sha256=" + hmac.new(b"secret", b"{}", hashlib.sha256).hexdigest()
+    async with hearing(hooks) as channel:
+        for delivery in "abc":
+            headers = {"x-hub-signature-256": signature, "x-github-delivery": delivery}
+            assert (await posted(hooks, b"{}", headers=headers)).status == 200
+    assert channel.events[1:] == [(0, Push())]
+    assert counted(hooks, woken=1, replayed=2)
+    told = "webhook: a request that came before came again, and wakes nobody"
+    assert [(record.levelname, record.message) for record in caplog.records] == [("INFO", told), ("DEBUG", told)]
+
+
+async def test_a_verifier_whose_look_at_headers_fails_says_no(verify, caplog):
+    verify.may_pass = raises(KeyError("x"))
+    assert (await posted(WebhookListener(verify))).status == 401
+    assert verify.asked == 0
+    assert "a verifier's may_pass failed with KeyError" in caplog.text
+
+
+async def test_headers_that_come_twice_are_seen_as_one(verify):
+    scope = scope_of(headers=signed(b""))
+    scope["headers"].append((b"X-Signature", b"second"))
+    assert (await asked(WebhookListener(verify), scope)).status == 401
+
+
+# What is no push
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "post", "\x00"])
+async def test_what_is_neither_a_push_nor_a_question_is_not_allowed(hooks, method):
+    async with hearing(hooks) as channel:
+        answer = await asked(hooks, scope_of(method, headers=signed(b"")))
+    assert (answer.status, answer.headers["allow"]) == (405, "POST")
+    assert channel.pushes == []
+    assert counted(hooks, unasked=1)
+
+
+async def test_lifespan_is_answered(hooks):
+    events = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    sent = await _talk(hooks, {"type": "lifespan"}, events)
+    assert [event["type"] for event in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_a_websocket_is_closed_before_it_is_open(hooks):
+    sent = await _talk(hooks, {"type": "websocket", "path": "/"}, [{"type": "websocket.connect"}])
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+async def test_another_kind_of_scope_is_an_error_as_asgi_wants_it(hooks):
+    with pytest.raises(ValueError, match="webhook takes HTTP requests, not ASGI's 'mail'"):
+        await _talk(hooks, {"type": "mail"}, [])
+
+
+async def _talk(app, scope, events):
+    sent = []
+
+    async def receive():
+        return events.pop(0)
+
+    async def send(event):
+        sent.append(event)
+
+    await app(scope, receive, send)
+    return sent
+
+
+async def test_a_client_that_has_gone_before_its_answer_is_no_error(hooks):
+    async def send(event):
+        raise OSError("gone")
+
+    async def receive():
+        return {"type": "http.request", "body": b""}
+
+    await hooks(scope_of(headers=signed(b"")), receive, send)
+    assert counted(hooks, unheard=1)
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "below"),
+    [
+        ("", "/a/b", "/a/b"),
+        ("/hooks", "/hooks/a", "/a"),
+        ("/hooks", "/hooks", "/"),
+        ("/hooks", "/hooks/", "/"),
+        ("/hooks", "/hooks/a/", "/a"),
+        ("", "//", "/"),
+        ("/hooks", "/a", "/a"),
+        ("/hooks", "/hooksa", "/hooksa"),
+        ("/hooks/", "/hooks/a", "/a"),
+        ("/hooks", "", "/"),
+        ("", "", "/"),
+    ],
+)
+async def test_a_verifier_sees_the_path_below_where_the_application_is_mounted(root, path, below):
+    paths = []
+    hooks = WebhookListener(lambda request: paths.append(request.path))
+    await posted(hooks, path=path, root_path=root)
+    assert paths == [below]
+
+
+async def test_a_verifier_sees_the_request_as_it_came(virtual_day):
+    seen = []
+    hooks = WebhookListener(seen.append)
+    scope = scope_of(query=b"a=%C3%A9\xff", headers={"X-Name": "b\xe9"})
+    del scope["path"], scope["query_string"]
+    await asked(hooks, scope | {"path": "/p", "query_string": b"a=%C3%A9\xff"}, b"\xff\x00")
+    request = seen[0]
+    assert (request.query, request.parameter("a"), request.headers) == (
+        "a=%C3%A9\xff",
+        "é\xff",
+        {"x-name": "b\xe9"},
+    )
+    assert (request.body, request.received_at) == (b"\xff\x00", 1e9)
+    assert repr(request) == "WebhookRequest(POST '/p', 2 bytes)"
+
+
+# How much is taken on
+
+
+@pytest.mark.parametrize("length", ["11", "9" * 5000, " 11 "])
+async def test_a_body_said_to_be_too_large_is_not_read(verify, length):
+    hooks = WebhookListener(verify, max_body=10)
+    scope = scope_of(headers={"X-Signature": "x", "Content-Length": length})
+    answer = await asked(hooks, scope, 3600)
+    assert (answer.status, answer.headers["connection"]) == (413, "close")
+    assert counted(hooks, too_large=1)
+
+
+async def test_over_http_2_no_header_speaks_of_the_connection(verify):
+    hooks = WebhookListener(verify, max_body=10)
+    answer = await asked(hooks, scope_of(headers={"Content-Length": "11"}, http_version="2"))
+    assert answer.status == 413
+    assert "connection" not in answer.headers
+
+
+@pytest.mark.parametrize("length", [None, "1", "-1", "x", "", "1e9", "٣", "10, 10"])
+async def test_a_body_is_read_up_to_the_limit_whatever_its_length_is_said_to_be(verify, length):
+    hooks = WebhookListener(verify, max_body=10)
+    said = {} if length is None else {"Content-Length": length.encode().decode("latin-1")}
+    scope = scope_of(headers={"X-Signature": signature_of(b"x" * 10)} | said)
+    assert (await asked(hooks, scope, b"x" * 5, b"x" * 5)).status == 200
+    assert (await asked(hooks, scope, b"x" * 5, b"x" * 6, 3600)).status == 413
+    assert counted(hooks, unheard=1, too_large=1)
+
+
+async def test_a_body_that_comes_slowly_is_given_up(verify):
+    hooks = WebhookListener(verify, body_timeout=10)
+    answer = await asked(hooks, scope_of(headers=signed(b"abc")), b"a", 5, b"b", 6, b"c")
+    assert (answer.status, answer.headers["connection"]) == (408, "close")
+    assert counted(hooks, too_slow=1)
+    assert (await asked(hooks, scope_of(headers=signed(b"abc")), b"a", 5, b"b", 4, b"c")).status == 200
+
+
+async def test_whoever_hangs_up_within_a_body_is_not_answered(hooks):
+    assert await asked(hooks, scope_of(headers=signed(b"abc")), b"a", b"b", GONE) is None
+    assert counted(hooks, gone=1)
+
+
+async def test_so_many_bodies_are_in_hand_at_a_time_and_no_more(hooks):
+    async with hearing(hooks) as channel, anyio.create_task_group() as tasks:
+        for _ in range(MAX_BODIES):
+            tasks.start_soon(asked, hooks, scope_of(headers=signed(b"ab")), b"a", 5, b"b")
+        await anyio.wait_all_tasks_blocked()
+        answer = await posted(hooks)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        await anyio.sleep(6)
+        assert (await posted(hooks)).status == 200
+    assert counted(hooks, busy=1, woken=MAX_BODIES + 1)
+    assert channel.events[1] == (0, "down")
+
+
+async def test_beyond_the_rate_nothing_is_looked_at(verify):
+    hooks = WebhookListener(verify, rate=2, burst=3)
+    statuses = [(await posted(hooks)).status for _ in range(5)]
+    assert statuses == [200, 200, 200, 429, 429]
+    assert verify.asked == 3
+    answer = await asked(hooks, scope_of(headers=signed(b"")), 3600)
+    assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+    await anyio.sleep(1)
+    assert [(await posted(hooks)).status for _ in range(3)] == [200, 200, 429]
+
+
+async def test_when_to_come_back_is_said_in_whole_seconds(verify):
+    hooks = WebhookListener(verify, rate=0.1, burst=1)
+    await posted(hooks)
+    await anyio.sleep(2.5)
+    assert (await posted(hooks)).headers["retry-after"] == "8"
+
+
+async def test_without_a_rate_all_are_looked_at(verify):
+    hooks = WebhookListener(verify, rate=None)
+    assert {(await posted(hooks)).status for _ in range(1000)} == {200}
+
+
+@pytest.mark.parametrize("now", [0.001, 1.0, 12345.6])
+@pytest.mark.parametrize("rate", [0.01, 0.3, 3, 100])
+def test_a_burst_passes_at_once_however_the_numbers_are_rounded(rate, now):
+    bucket = TokenBucket(rate, 10)
+    assert [bucket.take(now) for _ in range(10)] == [0.0] * 10
+    assert bucket.take(now) == pytest.approx(1 / rate)
+
+
+@given(
+    rate=st.sampled_from([0.01, 0.3, 1, 3, 100]),
+    burst=st.integers(1, 10),
+    gaps=st.lists(st.sampled_from([0, 0.001, 0.01, 0.3, 1, 5, 100]), max_size=60),
+)
+def test_no_window_lets_more_pass_than_burst_and_rate(rate, burst, gaps):
+    bucket = TokenBucket(rate, burst)
+    now, passed = 0.0, []
+    for gap in gaps:
+        now += gap
+        wait = bucket.take(now)
+        if not wait:
+            passed.append(now)
+        else:
+            assert bucket.take(now + wait - 2 * ROUNDING) > 0
+            assert len(passed) >= burst
+    for first, began in enumerate(passed):
+        for last, ended in enumerate(passed[first:], first):
+            assert last - first + 1 <= burst + rate * (ended - began + 2 * ROUNDING)
+
+
+async def test_a_flood_takes_the_channel_down_until_it_has_been_quiet(verify):
+    hooks = WebhookListener(verify, rate=1, burst=1)
+    async with hearing(hooks) as channel:
+        await posted(hooks)
+        await posted(hooks)
+        await anyio.sleep(20)
+        await posted(hooks)  # one that is looked at does not end a flood, nor lengthen it
+        await posted(hooks)
+        await anyio.sleep(2 * QUIET)
+        await posted(hooks)
+        await posted(hooks)
+        await anyio.sleep(QUIET + 1)
+    assert channel.events == [
+        *[(0, "up"), (0, Push()), (0, "down"), (20, Push()), (60, "up")],
+        *[(80, Push()), (80, "down"), (110, "up")],
+    ]
+    assert isinstance(channel.errors[0], PushToPollError)
+    assert str(channel.errors[0]).startswith("webhook: requests are refused")
+
+
+async def test_under_a_flood_a_consumer_polls_at_its_degraded_interval(verify, running):
+    hooks = WebhookListener(verify, rate=0.001, burst=1)
+    feed = FakeFeed()
+    consumer = running(Log(feed, listeners=[hooks], fallback_interval=600, degraded_interval=10))
+    await anyio.sleep(1)
+    for _ in range(2):
+        await posted(hooks, headers=signed(b"") | {"X-Signature": "forged"})
+    feed.publish("1")
+    assert (await posted(hooks)).status == 429
+    began = anyio.current_time()
+    await consumer.until(1)
+    assert anyio.current_time() - began <= 10
+    assert consumer.status().listeners[0].up is False
+    await anyio.sleep(2 * QUIET)
+    assert consumer.status().listeners[0].up is True
+
+
+async def test_a_refused_signature_is_no_flood(hooks):
+    async with hearing(hooks) as channel:
+        for _ in range(100):
+            await posted(hooks, headers={"X-Signature": "x"})
+    assert channel.events == [(0, "up")]
+
+
+async def test_a_flood_that_is_told_of_late_is_told_of_once(verify):
+    """A loop may be called when what it is called for is over."""
+    hooks = WebhookListener(verify)
+    async with hearing(hooks) as channel:
+        (listening,) = hooks._audience.of(None)[0]
+        listening._sound()
+        await anyio.sleep(1)
+    assert channel.events == [(0, "up")]
+
+
+async def test_whose_loop_has_ended_is_not_told(hooks, monkeypatch):
+    async with hearing(hooks) as channel:
+
+        def ended(self, function):
+            raise RuntimeError("the loop has ended")
+
+        monkeypatch.setattr(EventLoop, "call", ended)
+        hooks._audience.ring()
+    assert channel.events == [(0, "up")]
+
+
+# What came before
+
+
+async def test_what_came_before_is_answered_as_then_and_wakes_nobody(hooks):
+    async with hearing(hooks) as channel:
+        first = await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))
+        again = await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))
+        other = await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "2"}))
+    assert first == again == other
+    assert channel.pushes == [Push(), Push()]
+    assert counted(hooks, woken=2, replayed=1)
+
+
+async def test_it_is_forgotten_when_it_would_be_refused_anyway(virtual_day):
+    hooks = WebhookListener(Signatures(until=1e9 + 300))
+    async with hearing(hooks) as channel:
+        for wait in (0, 299, 2):
+            await anyio.sleep(wait)
+            await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))
+    assert [at for at, event in channel.events if event == Push()] == [0, 301]
+
+
+async def test_a_repetition_that_would_pass_for_longer_is_known_for_longer(virtual_day):
+    verify = Signatures(until=1e9 + 300)
+    hooks = WebhookListener(verify)
+    headers = signed(b"x", **{"X-Id": "1"})
+    async with hearing(hooks) as channel:
+        await posted(hooks, b"x", headers=headers)
+        await anyio.sleep(299)
+        verify.until += 299
+        await posted(hooks, b"x", headers=headers)
+        verify.until -= 1
+        await posted(hooks, b"x", headers=headers)
+        await anyio.sleep(299.5)
+        await posted(hooks, b"x", headers=headers)
+        await anyio.sleep(1)
+        await posted(hooks, b"x", headers=headers)
+    assert [at for at, event in channel.events if event == Push()] == [0, 599.5]
+
+
+async def test_so_many_are_kept_and_the_oldest_goes_first():
+    replays = Replays(3)
+    for text in (b"a", b"b", b"a", b"c", b"d"):
+        replays.remember(Verified((text,), 10.0), None)
+    assert len(replays) == 3
+    assert [replays.knows(Verified((text,)), None, 9.0) for text in (b"a", b"b", b"c", b"d")] == [1, 0, 1, 1]
+
+
+async def test_a_body_sent_again_by_many_ids_pushes_none_out():
+    replays = Replays(3)
+    replays.remember(Verified((b"body", b"0")), None)
+    assert all(replays.knows(Verified((b"body", b"%d" % number)), None, 0.0) for number in range(9))
+    assert len(replays) == 2
+
+
+async def test_an_equal_body_for_another_is_no_repetition(verify):
+    hooks = WebhookListener(verify, to=lambda request: [request.path.strip("/")])
+    async with hearing(hooks.named("alice"), hooks.named("bob")) as (alice, bob):
+        for path in ("/alice", "/bob", "/alice"):
+            await posted(hooks, b"x", path=path, headers=signed(b"x", **{"X-Id": "1"}))
+    assert (len(alice.pushes), len(bob.pushes)) == (1, 1)
+    assert counted(hooks, woken=2, replayed=1)
+
+
+async def test_each_text_alone_makes_a_repetition():
+    once = [(b"a", b"b"), (b"c", b"b"), (b"a", b"d"), (b"c", b"d"), ()]
+    answers = iter(once)
+    hooks = WebhookListener(lambda request: Verified(next(answers)))
+    async with hearing(hooks) as channel:
+        for _ in once:
+            await posted(hooks)
+    assert len(channel.pushes) == 3  # the first, "c" and "d", and what cannot be told
+
+
+# For whom
+
+
+def to_names(verify, **more):
+    return WebhookListener(verify, to="to.names", **more)
+
+
+async def test_a_push_wakes_those_whom_it_names(verify):
+    hooks = to_names(verify)
+    alice, bob = hooks.named("alice"), hooks.named("bob")
+    async with hearing(alice, bob, hooks) as (a, b, everything):
+        await posted(hooks, naming("alice"))
+        await posted(hooks, naming("bob", "alice", "bob"))
+        await posted(hooks, naming())
+        await posted(hooks, b"no JSON")
+        await posted(hooks, b"[" * 10_000)
+    assert [len(channel.pushes) for channel in (a, b, everything)] == [5, 4, 5]
+    assert counted(hooks, woken=5)
+
+
+async def test_unknown_names_are_counted_and_answered_like_others(verify):
+    hooks = to_names(verify)
+    async with hearing(hooks.named("alice")) as channel:
+        answers = {str(await posted(hooks, naming(*names))) for names in (["alice"], ["mallory"], ["m", "alice"])}
+    assert len(answers) == 1
+    assert len(channel.pushes) == 2
+    assert counted(hooks, woken=2, unheard=1, unknown_names=2)
+
+
+async def test_a_push_that_names_too_many_is_for_all(verify):
+    hooks = to_names(verify)
+    async with hearing(hooks.named("alice")) as channel:
+        await posted(hooks, naming(*map(str, range(1001))))
+        await posted(hooks, naming(*map(str, range(1000))))
+    assert channel.pushes == [Push()]
+    assert counted(hooks, woken=1, unheard=1, unknown_names=1000)
+
+
+@pytest.mark.parametrize(
+    ("to", "heard"),
+    [
+        (lambda request: None, 1),
+        (lambda request: [], 0),
+        (lambda request: "alice", 1),
+        (lambda request: iter(["alice"]), 1),
+        (lambda request: ["bob"], 0),
+        (lambda request: ["alice", 7], 1),
+        (raises(KeyError("x")), 1),
+    ],
+    ids=["None", "nobody", "a text", "an iterator", "another", "no texts", "raises"],
+)
+async def test_a_function_may_say_for_whom_and_loses_no_push_when_it_fails(verify, to, heard):
+    hooks = WebhookListener(verify, to=to)
+    async with hearing(hooks.named("alice")) as channel:
+        assert (await posted(hooks)).status == 200
+    assert len(channel.pushes) == heard
+
+
+async def test_several_may_listen_by_one_name_and_leave_again(verify):
+    hooks = to_names(verify)
+    async with hearing(hooks.named("alice")) as channel:
+        async with hearing(hooks.named("alice"), hooks) as channels:
+            await posted(hooks, naming("alice"))
+        await posted(hooks, naming("alice"))
+    await posted(hooks, naming("alice"))
+    assert [len(one.pushes) for one in (channel, *channels)] == [2, 1, 1]
+    assert counted(hooks, woken=2, unheard=1, unknown_names=1)
+
+
+async def test_one_receiver_serves_several_consumers(verify, running):
+    hooks = to_names(verify)
+    feeds = {name: FakeFeed() for name in ("alice", "bob")}
+    consumers = {
+        name: running(Log(feed, listeners=[hooks.named(name)], fallback_interval=3600))
+        for name, feed in feeds.items()
+    }
+    await anyio.sleep(1)
+    for feed in feeds.values():
+        feed.publish("1")
+    await posted(hooks, naming("alice"))
+    await anyio.sleep(1)
+    assert {name: consumer.processed for name, consumer in consumers.items()} == {"alice": ["1"], "bob": []}
+    assert consumers["alice"].status().listeners[0].name == "webhook alice"
+
+
+# What it says
+
+
+async def test_what_the_hint_says_is_no_push_wakes_nobody(verify):
+    hooks = WebhookListener(verify, hint=lambda request: None)
+    async with hearing(hooks) as channel:
+        assert (await posted(hooks)).status == 200
+    assert channel.events == [(0, "up")]
+    assert counted(hooks, ignored=1)
+
+
+@pytest.mark.parametrize("hint", [raises(KeyError("c4n4ry")), lambda request: "push"])
+async def test_a_hint_that_fails_loses_no_push(verify, hint, caplog):
+    hooks = WebhookListener(verify, hint=hint)
+    async with hearing(hooks) as channel:
+        await posted(hooks)
+        await posted(hooks)
+    assert channel.pushes == [Push(), Push()]
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    assert "webhook: hint failed with" in caplog.text
+    assert "c4n4ry" not in caplog.text
+
+
+@pytest.mark.parametrize("control", Control)
+async def test_without_a_keeper_a_word_about_the_subscription_means_a_poll(verify, control):
+    hooks = WebhookListener(verify, hint=lambda request: control)
+    async with hearing(hooks) as channel:
+        await posted(hooks, b"", headers=signed(b"", **{"X-Id": "1"}))
+        await posted(hooks, b"", headers=signed(b"", **{"X-Id": "1"}))
+    assert channel.events == [(0, "up"), (0, "poll")]
+    assert counted(hooks, controls=1, replayed=1)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"verify": None}, TypeError, "give verify: who may wake"),
+        ({"verify": []}, TypeError, "give verify: who may wake"),
+        ({"verify": "secret"}, TypeError, "verify is a function, not str"),
+        ({"verify": [7]}, TypeError, "verify is a function, not int"),
+        ({"handshake": 7}, TypeError, "handshake is a function, not int"),
+        ({"hint": 7}, TypeError, "hint is a function, not int"),
+        ({"to": 7}, TypeError, "to is a function, not int"),
+        ({"to": "a..b"}, ValueError, "a path is names with dots"),
+        ({"name": 7}, TypeError, "name is a str, not int"),
+        ({"max_body": 0}, ValueError, "max_body must be"),
+        ({"body_timeout": None}, TypeError, "body_timeout must be"),
+        ({"rate": 0}, ValueError, "rate must be"),
+        ({"burst": 0}, ValueError, "burst must be"),
+        ({"answer": 200}, TypeError, "it is a WebhookAnswer, not int"),
+        ({"answer": WebhookAnswer("200")}, TypeError, "the status is an int"),
+        ({"answer": WebhookAnswer(200, "text")}, TypeError, "the body is bytes"),
+        ({"answer": WebhookAnswer(101)}, ValueError, "the status is 200 to 599, not 101"),
+        ({"answer": WebhookAnswer(600)}, ValueError, "the status is 200 to 599, not 600"),
+        ({"answer": WebhookAnswer(204, b"x")}, ValueError, "an answer of status 204 has no body"),
+        ({"answer": WebhookAnswer(headers={"X": 7})}, TypeError, "headers are a mapping of str to str"),
+        ({"answer": WebhookAnswer(headers={7: "x"})}, TypeError, "headers are a mapping of str to str"),
+        ({"answer": WebhookAnswer(headers={"X": "a\r\nb"})}, ValueError, "a character that may not stand in one"),
+        ({"answer": WebhookAnswer(headers={"X y": "a"})}, ValueError, "a character that may not stand in one"),
+        ({"answer": WebhookAnswer(content_type="é")}, ValueError, "a character that may not stand in one"),
+    ],
+)
+async def test_wrong_arguments_are_refused_at_once(arguments, error, says):
+    with pytest.raises(error, match=says):
+        WebhookListener(**({"verify": Signatures()} | arguments))
+
+
+async def test_a_name_is_a_text(hooks):
+    with pytest.raises(TypeError, match="a name is a str, not int"):
+        hooks.named(7)
+
+
+async def test_it_shows_its_name_and_no_secret():
+    hooks = WebhookListener(lambda request: request.body == SECRET, name="vendor")
+    assert repr(hooks) == "WebhookListener('vendor')"
+    assert repr(hooks.named("alice")) == "WebhookListener.named('vendor alice')"
+    consumer = Consumer(
+        FakeFeed(), store=MemoryStore(), listeners=[hooks, hooks.named("alice")], process=lambda message: None
+    )
+    assert [listener.name for listener in consumer.status().listeners] == ["vendor", "vendor alice"]

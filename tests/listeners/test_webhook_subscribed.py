@@ -1,0 +1,270 @@
+"""A webhook with a subscription: what it takes from it, when it answers questions, who learns that it is up."""
+
+import functools
+
+import anyio
+import pytest
+
+from push_to_poll_client import ListenerError, Push
+from push_to_poll_client.listeners import webhook
+from push_to_poll_client.listeners._webhook import receiver
+from push_to_poll_client.listeners._webhook.routing import QUIET
+from push_to_poll_client.listeners.handshakes import dropbox_challenge
+from push_to_poll_client.listeners.subscriptions import _manager
+from push_to_poll_client.listeners.subscriptions._types import Registration
+from push_to_poll_client.listeners.webhook import Control, WebhookAnswer, WebhookListener
+from push_to_poll_client.testing import FakeFeed
+from tests.support.asgi_calls import Signatures, asked, listened, posted, scope_of, signed
+from tests.support.channels import TimedChannel
+from tests.support.consumers import Log
+
+pytestmark = pytest.mark.anyio
+
+hearing = functools.partial(listened, channel=TimedChannel)
+
+QUESTION = scope_of("GET", query=b"challenge=abc")
+
+
+@pytest.fixture(autouse=True)
+def virtual_clock(monkeypatch):
+    monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
+
+
+class Keeper:
+    """Does what a test says: what it is told, it writes down."""
+
+    def __init__(self, subscription, *, stop_at_exit, log):
+        self.subscription = subscription
+        self.stop_at_exit = stop_at_exit
+        self.expecting = False
+        self.controls = []
+        self.channel = None
+        self.error = None
+        self.ended = anyio.Event()
+
+    async def keep(self, channel):
+        self.channel = channel
+        await self.ended.wait()
+        if self.error is not None:
+            raise self.error
+
+    def control(self, control):
+        self.controls.append(control)
+
+
+class Subscription:
+    name = "vendor"
+
+
+@pytest.fixture(autouse=True)
+def keepers(monkeypatch):
+    made = []
+
+    def make(subscription, *, stop_at_exit, log):
+        made.append(Keeper(subscription, stop_at_exit=stop_at_exit, log=log))
+        return made[-1]
+
+    monkeypatch.setattr(webhook, "Keeper", make)
+    return made
+
+
+def subscribed(**arguments):
+    return WebhookListener(Signatures(), register_with_server=Subscription(), **arguments)
+
+
+async def test_it_takes_from_the_subscription_what_it_was_not_given(keepers):
+    subscription = Subscription()
+    subscription.verify = Signatures()
+    subscription.hint = lambda request: Push("its")
+    subscription.answer = WebhookAnswer(202)
+    subscription.handshake = dropbox_challenge()
+    hooks = WebhookListener(register_with_server=subscription, stop_at_exit=True)
+    assert (keepers[0].subscription, keepers[0].stop_at_exit) == (subscription, True)
+    async with hearing(hooks.named("alice")) as channel:
+        assert (await posted(hooks)).status == 202
+        assert (await posted(hooks, headers={"X-Signature": "x"})).status == 401
+        assert (await asked(hooks, QUESTION)).body == b"abc"  # what to answer is its own business
+    assert channel.pushes == [Push("its")]
+
+
+async def test_what_was_given_is_taken_first():
+    subscription = Subscription()
+    subscription.verify = lambda request: False
+    subscription.hint = lambda request: Push("its")
+    subscription.answer = WebhookAnswer(202)
+    hooks = WebhookListener(
+        Signatures(),
+        hint=lambda request: Push("ours"),
+        answer=WebhookAnswer(204),
+        register_with_server=subscription,
+    )
+    async with hearing(hooks.named("alice")) as channel:
+        assert (await posted(hooks)).status == 204
+    assert channel.pushes == [Push("ours")]
+
+
+async def test_somebody_has_to_verify():
+    with pytest.raises(TypeError, match="give verify"):
+        WebhookListener(register_with_server=Subscription())
+
+
+async def test_a_question_is_answered_only_while_one_is_expected(keepers):
+    hooks = subscribed(handshake=dropbox_challenge())
+    assert (await asked(hooks, QUESTION)).status == 405
+    keepers[0].expecting = True
+    assert (await asked(hooks, QUESTION)).body == b"abc"
+    keepers[0].expecting = False
+    assert (await asked(hooks, QUESTION)).status == 405
+    assert (hooks.counters().handshakes, hooks.counters().unasked) == (1, 2)
+
+
+@pytest.mark.parametrize("control", [Control.RENEW, Control.RECREATE])
+async def test_a_word_about_the_subscription_goes_to_its_keeper(keepers, control):
+    hooks = subscribed(hint=lambda request: control)
+    async with hearing(hooks) as channel:
+        for _ in range(2):
+            await posted(hooks, headers=signed(b"", **{"X-Id": "1"}))
+    assert keepers[0].controls == [control]
+    assert channel.events == []
+    assert (hooks.counters().controls, hooks.counters().replayed) == (1, 1)
+
+
+async def test_that_pushes_were_missed_means_a_poll(keepers):
+    hooks = subscribed(hint=lambda request: Control.MISSED)
+    async with hearing(hooks) as channel:
+        await posted(hooks)
+    assert keepers[0].controls == []
+    assert channel.events == [(0, "poll")]
+
+
+async def test_all_who_listen_learn_whether_the_server_pushes(keepers):
+    hooks = subscribed()
+    async with hearing(hooks, hooks.named("alice")) as (channel, alice):
+        await anyio.sleep(1)
+        keepers[0].channel.up()
+        await anyio.sleep(1)
+        keepers[0].channel.down(ValueError("x"))
+        await anyio.sleep(1)
+        keepers[0].channel.up()
+        await anyio.sleep(1)
+        async with hearing(hooks.named("bob")) as bob:
+            pass
+    assert channel.events == [(1, "up"), (2, "down"), (3, "up")]
+    assert alice.events[:3] == channel.events
+    assert str(alice.errors[0]) == "x"
+    assert bob.events == [(0, "up")]
+
+
+async def test_what_the_keeper_says_and_saves_goes_to_its_consumer(keepers):
+    hooks = subscribed()
+    async with hearing(hooks) as channel:
+        kept = keepers[0].channel
+        assert kept.state is None
+        await kept.save("state")
+        assert kept.state == channel.state == "state"
+        kept.registered(7.0)
+        kept.poll()
+        kept.wake(Push("c"))
+    assert channel.registered_until == 7.0
+    assert channel.events == [(0, "poll"), (0, Push("c"))]
+
+
+async def test_a_flood_and_a_subscription_that_is_gone_are_both_over_before_it_is_up(keepers):
+    hooks = subscribed(rate=0.001, burst=1)
+
+    async def flood():
+        for _ in range(2):
+            await posted(hooks)
+        await anyio.sleep(1)
+
+    async with hearing(hooks) as channel:
+        await flood()
+        keepers[0].channel.up()  # registered, and pushes are hidden: what was pushed before is asked for
+        await anyio.sleep(QUIET)
+        await flood()
+        keepers[0].channel.down()
+        await anyio.sleep(QUIET)
+        keepers[0].channel.up()
+    said = [event for _, event in channel.events if not isinstance(event, Push)]
+    assert said == ["down", "poll", "up", "down", "down", "up"]
+
+
+async def test_a_subscription_refused_for_good_ends_the_consumer(keepers):
+    hooks = subscribed()
+    consumer = Log(FakeFeed(), listeners=[hooks])
+    refused = ListenerError("refused for good")
+    keepers[0].error = refused
+    keepers[0].ended.set()
+    with pytest.raises(ListenerError, match="refused for good") as caught:
+        await consumer.run()
+    assert caught.value is refused
+
+
+async def test_a_keeper_that_ends_leaves_the_others_polling(keepers):
+    hooks = subscribed()
+    async with hearing(hooks.named("alice")) as alice:
+        async with hearing(hooks):
+            keepers[0].channel.up()
+            await anyio.sleep(1)
+            keepers[0].ended.set()
+            await anyio.sleep(1)
+        await anyio.sleep(1)
+        async with hearing(hooks):
+            await anyio.sleep(1)
+    assert [event for _, event in alice.events] == ["up", "down", "down"]
+
+
+async def test_one_consumer_keeps_a_subscription():
+    hooks = subscribed()
+    async with hearing(hooks):
+        with pytest.raises(RuntimeError, match="webhook: one consumer keeps the subscription"):
+            await hooks.listen(TimedChannel())
+
+
+class Vendor:
+    """A server that asks a question while it is subscribed to, and pushes from then on."""
+
+    name = "vendor"
+
+    def __init__(self):
+        self.answers = []
+        self.hooks = None
+
+    def plan(self):
+        return Registration(id="1")
+
+    async def create(self, planned):
+        self.answers.append(await asked(self.hooks, QUESTION))
+        return planned
+
+    async def renew(self, registration):
+        return registration
+
+    async def stop(self, registration):
+        self.answers.append("stopped")
+
+
+async def test_with_a_keeper_of_flesh_and_blood(running, monkeypatch, virtual_day):
+    """The question that comes before the server has answered is answered; none after it is."""
+    monkeypatch.setattr(webhook, "Keeper", _manager.Keeper)
+    vendor = Vendor()
+    hooks = vendor.hooks = WebhookListener(
+        Signatures(),
+        handshake=dropbox_challenge(),
+        hint=lambda request: Control.RECREATE if request.body == b"gone" else Push(),
+        register_with_server=vendor,
+    )
+    feed = FakeFeed()
+    consumer = running(Log(feed, listeners=[hooks], fallback_interval=86_400))
+    await anyio.sleep(60)
+    assert [answer.body for answer in vendor.answers] == [b"abc"]
+    assert consumer.status().listeners[0].up
+    assert (await asked(hooks, QUESTION)).status == 405
+    feed.publish("1")
+    await posted(hooks)
+    await anyio.sleep(1)
+    assert consumer.processed == ["1"]
+    await posted(hooks, b"gone")
+    await anyio.sleep(120)
+    assert len(vendor.answers) == 2
+    assert consumer.status().listeners[0].up

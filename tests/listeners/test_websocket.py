@@ -1,0 +1,651 @@
+"""The websocket listener in virtual time, on connections that do what a script says."""
+
+import contextlib
+import logging
+import math
+import ssl
+import traceback
+
+import anyio
+import anyio.lowlevel
+import pytest
+from websockets.datastructures import Headers
+from websockets.exceptions import (
+    ConnectionClosedError,
+    InvalidHeader,
+    InvalidMessage,
+    InvalidProxy,
+    InvalidProxyMessage,
+    InvalidProxyStatus,
+    InvalidStatus,
+    InvalidUpgrade,
+    InvalidURI,
+    NegotiationError,
+    ProxyError,
+)
+from websockets.frames import Close
+from websockets.http11 import Response
+
+from push_to_poll_client._exceptions import ListenerError, PushToPollError
+from push_to_poll_client._types import Push
+from push_to_poll_client.listeners import Verdict, WebSocketListener
+from push_to_poll_client.listeners.websocket import NoCommonSubprotocol, hid_a_push, sentence, verdict_of
+from tests.support.channels import TimedChannel
+
+pytestmark = pytest.mark.anyio
+
+CANARY = "c4n4ry"
+URL = f"ws://feed.example/push?key={CANARY}"
+RESET = ConnectionResetError(104, "Connection reset by peer")
+
+
+def status(code, **headers):
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return InvalidStatus(Response(code, "", Headers(headers)))
+
+
+def closed(code, reason=""):
+    """The server closed, and this side answered."""
+    close = Close(code, reason)
+    return ConnectionClosedError(close, close, rcvd_then_sent=True)
+
+
+def closed_by_us(code, reason=""):
+    """This side closed, and the server answered in its own words."""
+    return ConnectionClosedError(Close(1000, ""), Close(code, reason), rcvd_then_sent=False)
+
+
+LOST = ConnectionClosedError(None, None)
+PING_UNANSWERED = ConnectionClosedError(None, Close(1011, "keepalive ping timeout"))
+
+
+def caused_by(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+class Connection:
+    """Does one thing after the other: a number is waited for, an error raised, anything else received."""
+
+    def __init__(self, happenings, subprotocol):
+        self.subprotocol = subprotocol
+        self._happenings = iter(happenings)
+
+    async def recv(self):
+        for happening in self._happenings:
+            if isinstance(happening, Exception):
+                raise happening
+            if isinstance(happening, int | float):
+                await anyio.sleep(happening)
+            else:
+                return happening
+        return await anyio.sleep_forever()
+
+
+class Scripted(WebSocketListener):
+    """Connects as scripted: each step is an error, or what happens on a connection; the last one stays."""
+
+    def __init__(self, *script, url=URL, fraction=0.0, subprotocol=None, **options):
+        super().__init__(url, **options)
+        self._script = script
+        self._fraction = lambda: fraction
+        self._subprotocol = subprotocol
+        self.connects = []
+        self.headers = []
+        self.open = 0
+
+    @contextlib.asynccontextmanager
+    async def _connect(self, headers):
+        self.connects.append(anyio.current_time())
+        self.headers.append(headers)
+        step = self._script[min(len(self.connects), len(self._script)) - 1]
+        if isinstance(step, Exception):
+            raise step
+        self.open += 1
+        try:
+            yield Connection(step, self._subprotocol)
+        finally:
+            self.open -= 1
+
+
+async def run(listener, seconds, channel=None):
+    """Let it listen for so many seconds of virtual time."""
+    channel = channel or TimedChannel()
+    with anyio.move_on_after(seconds):
+        await listener.listen(channel)
+    assert listener.open == 0
+    listener.connects = [round(at - channel.began, 3) for at in listener.connects]
+    return channel
+
+
+# What reaches the channel
+
+
+async def test_a_connect_and_each_message_wake():
+    listener = Scripted(["hello", 1, b"\x00", 2, "again"])
+    channel = await run(listener, 10)
+    assert channel.events == [(0, "up"), (0, Push()), (1, Push()), (3, Push())]
+
+
+async def test_a_stop_is_noticed_in_a_flood_of_messages_that_never_waits():
+    listener = Scripted(["x"] * 10_000)
+    channel = TimedChannel()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.listen, channel)
+        while not channel.pushes:  # the other tasks' turns are what is looked at
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert len(channel.pushes) < 1_000
+
+
+async def test_each_connect_is_up_and_each_failure_is_down_with_the_latest_error():
+    listener = Scripted(RESET, [5, closed(1012)], status(503), [])
+    channel = await run(listener, 20)
+    assert [event for _, event in channel.events] == ["down", "up", "down", "down", "up"]
+    assert [type(error.__cause__).__name__ for error in channel.errors] == [
+        "ConnectionResetError",
+        "ConnectionClosedError",
+        "InvalidStatus",
+    ]
+    assert "1012 (service restart)" in str(channel.errors[1])
+    assert "HTTP 503" in str(channel.errors[2])
+
+
+# When it connects again
+
+
+async def test_a_server_that_refuses_is_asked_ever_more_slowly():
+    listener = Scripted(status(503))
+    await run(listener, 130)
+    assert listener.connects == [0, 0, 1, 3, 7, 15, 31, 61, 91, 121]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.99])
+@pytest.mark.parametrize("code", [1000, 1011, 1013, 4000])
+async def test_a_server_that_accepts_and_closes_sees_a_handful_of_connections_in_ten_seconds(fraction, code):
+    listener = Scripted([closed(code)], fraction=fraction)
+    channel = await run(listener, 10)
+    assert 2 <= len(listener.connects) <= 5
+    assert [event for _, event in channel.events] == ["up", "down"] * len(listener.connects)
+
+
+async def test_the_delay_resets_only_after_the_connection_has_lived():
+    listener = Scripted(RESET, RESET, RESET, RESET, [29, LOST], [30, LOST], [])
+    await run(listener, 200)
+    assert listener.connects == [0, 0, 1, 3, 7, 7 + 29 + 8, 7 + 29 + 8 + 30]
+
+
+async def test_retry_after_is_obeyed_and_drawn_upwards():
+    listener = Scripted(status(503, Retry_After="120"), [], fraction=0.5)
+    await run(listener, 200)
+    assert listener.connects == [0, 132]
+
+
+async def test_retry_after_of_a_proxy_is_obeyed_too():
+    refused = InvalidProxyStatus(Response(503, "", Headers({"Retry-After": "120"})))
+    listener = Scripted(refused, [])
+    await run(listener, 200)
+    assert listener.connects == [0, 120]
+
+
+@pytest.mark.parametrize("garbage", ["soon", "-5", "", "nan"])
+async def test_a_retry_after_that_cannot_be_read_is_ignored(garbage):
+    listener = Scripted(status(429, Retry_After=garbage), [])
+    await run(listener, 10)
+    assert listener.connects == [0, 0]
+
+
+async def test_a_refusal_is_tried_again_every_few_minutes():
+    listener = Scripted(status(403), status(404), closed(1008), [])
+    await run(listener, 1100)
+    assert listener.connects == [0, 300, 600, 900]
+
+
+# Age and silence
+
+
+async def test_a_connection_is_renewed_at_its_age_without_going_down():
+    listener = Scripted([], max_age=600.0)
+    channel = await run(listener, 950)
+    assert channel.events == [(0, "up"), (300, "up"), (600, "up"), (900, "up")]
+
+
+@pytest.mark.parametrize(("fraction", "at"), [(0.5, 450), (0.9, 570)])
+async def test_the_age_is_drawn_at_random(fraction, at):
+    listener = Scripted([], fraction=fraction)
+    await run(listener, 600)
+    assert listener.connects == [0, at]
+
+
+async def test_a_renewal_ends_a_streak_of_failures_and_one_that_fails_is_down():
+    listener = Scripted(RESET, RESET, RESET, [], RESET, [])
+    channel = await run(listener, 400)
+    assert channel.events[-3:] == [(3, "up"), (303, "down"), (303, "up")]
+
+
+async def test_without_a_maximum_age_a_connection_stays():
+    listener = Scripted([], max_age=None)
+    await run(listener, 1e6)
+    assert listener.connects == [0]
+
+
+async def test_silence_is_a_failure():
+    listener = Scripted([20, "ping", 20, "ping", 20, "ping"], max_silence=30.0)
+    channel = await run(listener, 91)
+    assert channel.events[-2:] == [(90, "down"), (90, "up")]
+    assert "no message for 30 s" in str(channel.errors[0])
+
+
+async def test_a_message_that_is_no_push_ends_silence_too():
+    listener = Scripted([20, "ping", 20, "ping", 20, "ping"], max_silence=30.0, hint=lambda _: None)
+    channel = await run(listener, 90)
+    assert channel.events == [(0, "up")]
+
+
+# Hints
+
+
+async def test_a_hint_makes_the_push():
+    pushes = {"hello": None, "17": Push(cursor="17"), b"orders": Push(topics=("orders",))}
+    listener = Scripted(["hello", "17", b"orders"], hint=pushes.get)
+    channel = await run(listener, 1)
+    assert channel.pushes == [Push(cursor="17"), Push(topics=("orders",))]
+
+
+@pytest.mark.parametrize("hint", [lambda message: 1 / 0, lambda message: True])
+async def test_a_hint_that_fails_loses_no_push_and_is_logged_once_as_a_warning(hint, caplog):
+    listener = Scripted(["a", "b"], hint=hint)
+    channel = await run(listener, 1)
+    assert channel.pushes == [Push(), Push()]
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "hint failed with" in warning.getMessage()
+
+
+@pytest.mark.parametrize("code", [1002, 1007, 1009])
+async def test_a_message_that_could_not_be_read_counts_as_a_push_and_is_retried_slowly(code):
+    listener = Scripted([1, closed_by_us(code)], [])
+    channel = await run(listener, 400)
+    assert channel.events == [(0, "up"), (1, Push()), (1, "down"), (301, "up")]
+
+
+@pytest.mark.parametrize("error", [closed(1009), closed_by_us(1011), LOST, RESET])
+def test_no_other_failure_counts_as_a_push(error):
+    assert not hid_a_push(error)
+
+
+# Credentials
+
+
+async def test_headers_and_token_are_asked_for_at_each_connect():
+    tokens, tenants = iter("abc"), iter("xyz")
+
+    async def token():
+        return next(tokens)
+
+    listener = Scripted([closed(1012)], token=token, headers=lambda: {"Tenant": next(tenants)})
+    await run(listener, 2)
+    assert listener.headers == [
+        {"Tenant": "x", "Authorization": "Bearer a"},
+        {"Tenant": "y", "Authorization": "Bearer b"},
+        {"Tenant": "z", "Authorization": "Bearer c"},
+    ]
+
+
+async def test_fixed_headers_and_token_are_sent_each_time_and_the_token_wins():
+    listener = Scripted([closed(1012)], token="t", headers={"authorization": "Basic eDp5", "A": "b"})
+    await run(listener, 0.5)
+    assert listener.headers == [{"A": "b", "Authorization": "Bearer t"}] * 2
+
+
+async def test_async_headers_and_a_plain_token_function():
+    async def headers():
+        return {"A": "b"}
+
+    listener = Scripted([], token=lambda: "t", headers=headers)
+    await run(listener, 1)
+    assert listener.headers == [{"A": "b", "Authorization": "Bearer t"}]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda: 1 / 0, "ZeroDivisionError"),
+        (anyio.sleep_forever, "TimeoutError"),
+        (lambda: "", "the token is empty"),
+        (lambda: f"{CANARY}\nAdmin: yes", "the value of Authorization holds"),
+        (lambda: f"{CANARY}\n", "the value of Authorization holds"),
+        (lambda: None, None),
+        (lambda: 5, "a token is a str, not int"),
+    ],
+)
+async def test_a_token_provider_that_fails_is_a_failed_attempt(wrong, said, caplog):
+    asked = []
+
+    def token():
+        asked.append(anyio.current_time())
+        return "good" if len(asked) > 2 else wrong()
+
+    listener = Scripted([], token=token, open_timeout=10.0)
+    channel = await run(listener, 40)
+    if said is None:  # no token today: the server has to say what it thinks of that
+        assert listener.headers == [{}]
+    else:
+        assert len(asked) == 3
+        assert said in str(channel.errors[0])
+        assert listener.headers == [{"Authorization": "Bearer good"}]
+    assert CANARY not in caplog.text + repr(channel.errors)
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        (["A"], "a mapping of str to str, not list"),
+        ({"A": 5}, "a mapping of str to str"),
+        ({"A:B": "c"}, "a header's name"),
+        ({"A": "b\r\nC: d"}, "the value of A holds"),
+    ],
+)
+async def test_headers_that_cannot_be_sent_are_a_failed_attempt_or_a_wrong_argument(headers, said):
+    listener = Scripted([], headers=lambda: headers)
+    channel = await run(listener, 0.5)
+    assert said in str(channel.errors[0])
+    assert not listener.connects
+    with pytest.raises((TypeError, ValueError), match=said):
+        WebSocketListener(URL, headers=headers)
+
+
+async def test_on_401_the_provider_is_asked_once_more_at_once_and_then_slowly():
+    asked = iter(range(100))
+    listener = Scripted(status(401), token=lambda: f"t{next(asked)}")
+    await run(listener, 1000)
+    assert listener.connects == [0, 0, 300, 600, 900]
+    assert [headers["Authorization"][-2:] for headers in listener.headers] == ["t0", "t1", "t2", "t3", "t4"]
+
+
+async def test_on_401_a_fresh_token_connects_at_once():
+    tokens = iter(["old", "new"])
+    listener = Scripted(status(401), [], token=lambda: next(tokens))
+    channel = await run(listener, 100)
+    assert channel.events == [(0, "down"), (0, "up")]
+
+
+async def test_on_401_without_a_provider_there_is_nobody_to_ask():
+    listener = Scripted(status(401), token="fixed")
+    await run(listener, 400)
+    assert listener.connects == [0, 300]
+
+
+@pytest.mark.parametrize("code", [1008, 3000])
+async def test_a_token_that_ran_out_while_connected_is_renewed_at_once(code):
+    listener = Scripted([100, closed(code)], [100, closed(code)], [closed(code)], [], token=lambda: "t")
+    await run(listener, 600)
+    assert listener.connects == [0, 100, 200, 500]
+
+
+async def test_our_own_1008_asks_nobody_again():
+    listener = Scripted([closed_by_us(1008)], token=lambda: "t")
+    await run(listener, 100)
+    assert listener.connects == [0]
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize(
+    ("verdict", "errors"),
+    [
+        (
+            Verdict.RETRY,
+            [
+                RESET,
+                TimeoutError("timed out during opening handshake"),
+                OSError("name not known"),
+                ssl.SSLError(1, "wrong version number"),
+                *(status(code) for code in (408, 425, 429, 500, 502, 503, 504, 599)),
+                *(
+                    closed(code)
+                    for code in (1000, 1001, 1005, 1011, 1012, 1013, 1014, 1999, 3001, 4000, 4401, 4999)
+                ),
+                LOST,
+                PING_UNANSWERED,
+                caused_by(InvalidMessage("did not receive a valid HTTP response"), EOFError()),
+                ProxyError("failed to connect to SOCKS proxy"),
+                InvalidProxyMessage("did not receive a valid HTTP response from proxy"),
+                InvalidProxyStatus(Response(502, "", Headers())),
+                RuntimeError("something new"),
+            ],
+        ),
+        (
+            Verdict.SLOW_RETRY,
+            [
+                NegotiationError("unsupported subprotocol: x"),
+                *(status(code) for code in (200, 302, 400, 401, 403, 404, 407, 418, 501, 505)),
+                *(closed(code) for code in (1002, 1003, 1007, 1008, 1009, 1010, 3000, 3003)),
+                *(closed_by_us(code) for code in (1002, 1007, 1009)),
+                InvalidUpgrade("Upgrade", "h2c"),
+                InvalidHeader("Sec-WebSocket-Accept"),
+                caused_by(InvalidMessage("did not receive a valid HTTP response"), ValueError("SSH-2.0")),
+                ssl.SSLCertVerificationError(1, "certificate verify failed"),
+                caused_by(RuntimeError("as trio does"), ssl.SSLCertVerificationError(1, "verify failed")),
+                InvalidProxy("http://me:secret@", "hostname isn't provided"),
+                InvalidProxyStatus(Response(407, "", Headers())),
+                InvalidProxyStatus(Response(410, "", Headers())),
+            ],
+        ),
+        (
+            Verdict.GIVE_UP,
+            [
+                status(410),
+                NoCommonSubprotocol("the server chose none of the subprotocols x"),
+                ImportError("connecting through a SOCKS proxy requires python-socks"),
+            ],
+        ),
+    ],
+)
+def test_failures_are_sorted(verdict, errors):
+    sorted_as = {f"{type(error).__name__}: {error}": verdict_of(error) for error in errors}
+    assert sorted_as == dict.fromkeys(sorted_as, verdict)
+
+
+async def test_gone_for_good_raises():
+    listener = Scripted([closed(1012)], status(410))
+    channel = TimedChannel()
+    with pytest.raises(ListenerError, match=r"ws://feed\.example/push.*HTTP 410") as raised:
+        await run(listener, 10, channel)
+    assert isinstance(raised.value.__cause__, InvalidStatus)
+    assert [event for _, event in channel.events] == ["up", "down", "down"]
+    assert channel.errors[-1] is raised.value
+
+
+async def test_a_server_that_chooses_no_subprotocol_is_of_no_use():
+    listener = Scripted(["for another protocol"], subprotocols=["push.v1", "push.v2"])
+    channel = TimedChannel()
+    with pytest.raises(ListenerError, match=r"none of the subprotocols push\.v1, push\.v2"):
+        await run(listener, 10, channel)
+    assert [event for _, event in channel.events] == ["down"]
+
+
+async def test_a_chosen_subprotocol_is_enough():
+    listener = Scripted(["push"], subprotocols=["push.v1"], subprotocol="push.v1")
+    channel = await run(listener, 1)
+    assert channel.pushes == [Push()]
+
+
+async def test_the_user_knows_better_what_a_failure_means():
+    def classify(error):
+        return {4001: Verdict.SLOW_RETRY, 4002: Verdict.GIVE_UP}.get(error.rcvd.code)
+
+    listener = Scripted([closed(1008)], [closed(4001)], [closed(4000)], [closed(4002)], classify=classify)
+    with pytest.raises(ListenerError, match=r"4002 \(private use\)"):
+        await run(listener, 1000)
+    assert len(listener.connects) == 4
+    assert round(listener.connects[-1] - listener.connects[0]) == 300 + 300 + 2
+
+
+async def test_an_opinion_that_fails_gives_way_to_the_default(caplog):
+    listener = Scripted(status(403), classify=lambda error: 1 / 0)
+    await run(listener, 301)
+    assert listener.connects == [0, 300]
+    assert "classify failed with ZeroDivisionError" in caplog.text
+
+
+async def test_an_error_that_a_nursery_wrapped_is_seen_through():
+    listener = Scripted(ExceptionGroup("nursery", [ExceptionGroup("nursery", [status(403)])]))
+    channel = await run(listener, 100)
+    assert listener.connects == [0]
+    assert "HTTP 403" in str(channel.errors[0])
+
+
+async def test_errors_that_a_nursery_wrapped_together_are_retried():
+    listener = Scripted(ExceptionGroup("nursery", [RESET, status(403)]))
+    channel = await run(listener, 0.5)
+    assert listener.connects == [0, 0]
+    assert "failed with ExceptionGroup" in str(channel.errors[0])
+
+
+# What is told
+
+
+async def test_failures_are_info_with_the_delay_and_giving_up_is_an_error(caplog):
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+    listener = Scripted(RESET, RESET, [], status(410), max_age=2.0)
+    with pytest.raises(ListenerError):
+        await run(listener, 100)
+    told = [(record.levelname, record.getMessage().partition("…: ")[2]) for record in caplog.records]
+    assert told == [
+        ("INFO", "ConnectionResetError: '[Errno 104] Connection reset by peer'; connecting again in 0.0 s"),
+        ("INFO", "ConnectionResetError: '[Errno 104] Connection reset by peer'; connecting again in 1.0 s"),
+        ("INFO", "connected"),
+        ("DEBUG", "renewing the connection at its age"),
+        ("ERROR", "the server answered HTTP 410 instead of opening a websocket; giving up"),
+    ]
+    assert {record.name for record in caplog.records} == {"push_to_poll_client.listeners.websocket"}
+
+
+async def test_secrets_stay_out_of_names_logs_and_errors(caplog):
+    caplog.set_level(logging.DEBUG)
+
+    def token():
+        raise RuntimeError(CANARY)
+
+    options = {"url": f"wss://me:{CANARY}@feed.example/push?key={CANARY}", "headers": {"X-Key": CANARY}}
+    for listener in (Scripted(RESET, **options), Scripted([], token=token, url=URL)):
+        channel = await run(listener, 10)
+        shown = [listener.name, repr(listener), *map(str, channel.errors), *map(repr, channel.errors)]
+        assert CANARY not in "".join(shown)
+    assert CANARY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidProxy(f"http://me:{CANARY}@proxy.example", "path is meaningless"),
+        InvalidURI(f"ws://{CANARY}", "no"),
+        ValueError(CANARY),
+    ],
+)
+def test_an_error_that_may_hold_a_secret_is_named_by_its_type(error):
+    assert CANARY not in sentence(error)
+
+
+async def test_a_traceback_does_not_quote_the_password_of_a_proxy():
+    wrong = InvalidProxy(f"http://me:{CANARY}@proxy.example/x", "path is meaningless")
+    listener = Scripted(wrong, classify=lambda error: Verdict.GIVE_UP)
+    with pytest.raises(ListenerError, match="proxy") as raised:
+        await run(listener, 10)
+    assert CANARY not in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.parametrize("reason", ["\x1b[2Jgone\nINFO all is well", "x" * 5000, "\u202egnp", "\x00"])
+def test_what_the_server_wrote_cannot_forge_a_line(reason):
+    for error in (closed(1013, reason), InvalidHeader("Sec-WebSocket-Accept", reason)):
+        assert sentence(error).isprintable()
+        assert len(sentence(error)) < 500
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (closed(1013), "the server closed the connection with 1013 (try again later)"),
+        (closed(4000, "bye"), "the server closed the connection with 4000 (private use): 'bye'"),
+        (
+            closed_by_us(1009, "frame with 70000 bytes exceeds limit of 65536 bytes"),
+            (
+                "this side closed the connection with 1009 (message too big): "
+                "'frame with 70000 bytes exceeds limit of 65536 bytes'"
+            ),
+        ),
+        (
+            PING_UNANSWERED,
+            "this side closed the connection with 1011 (internal error): 'keepalive ping timeout'",
+        ),
+        (LOST, "the connection was lost without a close frame"),
+        (
+            status(307),
+            (
+                "the server answered HTTP 307 instead of opening a websocket; redirects are not followed, "
+                "since credentials stay with their origin: use the new address"
+            ),
+        ),
+        (
+            caused_by(RuntimeError("as trio does"), ssl.SSLCertVerificationError(1, "self-signed certificate")),
+            "SSLCertVerificationError: 'self-signed certificate'",
+        ),
+        (OSError(), "failed with OSError"),
+        (PushToPollError("our own words"), "our own words"),
+    ],
+)
+def test_what_happened_is_told_in_a_sentence(error, said):
+    assert sentence(error) == said
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://feed.example/",
+        "feed.example",
+        "ws://",
+        "ws:///path",
+        "wss://feed.example/#part",
+        f"wss://{CANARY}@feed.example/",
+        f"ws://me:{CANARY}/x@feed.example/",
+        f"ws://[{CANARY}/",
+    ],
+)
+def test_a_url_has_to_be_a_websocket_address(url):
+    with pytest.raises(ValueError, match="url is no websocket address") as raised:
+        WebSocketListener(url)
+    assert CANARY not in str(raised.value)
+    assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "name", ["max_age", "max_silence", "ping_interval", "ping_timeout", "open_timeout", "max_size"]
+)
+def test_limits_are_finite_numbers_above_0(name):
+    for wrong in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"{name} must be finite and above 0, not {wrong}"):
+            WebSocketListener(URL, **{name: wrong})
+    for wrong in ("20", True):
+        with pytest.raises(TypeError, match=f"{name} must be a number"):
+            WebSocketListener(URL, **{name: wrong})
+
+
+def test_a_string_of_subprotocols_is_a_mistake():
+    with pytest.raises(TypeError, match="subprotocols is a sequence"):
+        WebSocketListener(URL, subprotocols="push.v1")
+
+
+def test_two_credentials_for_one_header_are_a_mistake():
+    with pytest.raises(ValueError, match="either a token or a user") as raised:
+        WebSocketListener(f"ws://me:{CANARY}@feed.example/", token="t")
+    assert CANARY not in str(raised.value)
+
+
+def test_the_name_and_repr_tell_the_address():
+    listener = WebSocketListener(f"wss://me:{CANARY}@feed.example:8443/push?key={CANARY}")
+    assert listener.name == "wss://feed.example:8443/push?key=…"
+    assert repr(listener) == "WebSocketListener('wss://feed.example:8443/push?key=…')"

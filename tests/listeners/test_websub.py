@@ -1,0 +1,667 @@
+"""WebSub against a hub in memory that keeps to the Recommendation, and does what hubs do beside it.
+
+The hub calls the real webhook, and the real keeper keeps the subscription, in virtual time.
+"""
+
+import contextlib
+import json
+import logging
+import threading
+from urllib.parse import quote_plus
+
+import anyio
+import anyio.to_thread
+import httpx
+import pytest
+
+from push_to_poll_client import Push, SubscriptionGone
+from push_to_poll_client.listeners._requests import UnusableAnswer
+from push_to_poll_client.listeners._webhook import receiver
+from push_to_poll_client.listeners._webhook.types import WebhookRequest
+from push_to_poll_client.listeners.subscriptions import Registration, WebSub
+from push_to_poll_client.listeners.subscriptions._callbacks import MAX_CHALLENGE
+from push_to_poll_client.listeners.webhook import WebhookListener
+from tests.support.asgi_calls import asked, scope_of
+from tests.support.subscription_server import Channel
+from tests.support.websub_hub import CALLBACK, HUB, SELF, TOPIC, Hub
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
+
+TEN_DAYS = 864_000
+
+
+@pytest.fixture(autouse=True)
+def virtual_clock(monkeypatch):
+    monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
+
+
+@pytest.fixture
+def caplog(caplog):
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+    return caplog
+
+
+@pytest.fixture
+async def hub():
+    async with anyio.create_task_group() as tasks:
+        yield Hub(tasks)
+        tasks.cancel_scope.cancel()
+
+
+def websub(servers, topic=TOPIC, callback=CALLBACK, **options):
+    return WebSub(topic, callback, client=servers.client(), **options)
+
+
+@contextlib.asynccontextmanager
+async def subscribed(hub, subscription=None, *, channel=None, seconds=1.0, stop_at_exit=False):
+    """The webhook listens for so long, and until the end of the block."""
+    hooks = hub.app = WebhookListener(register_with_server=subscription or websub(hub), stop_at_exit=stop_at_exit)
+    hooks._keeper._fraction = lambda: 0.0
+    channel = channel or Channel()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(hooks.listen, channel)
+        await anyio.sleep(seconds)
+        yield channel
+        tasks.cancel_scope.cancel()
+
+
+def registration_of(channel):
+    return json.loads(channel.state)["book"]["current"]
+
+
+def only(hub):
+    (((topic, callback), (secret, until)),) = hub.subscriptions.items()
+    return topic, callback, secret, until
+
+
+# From discovery to a wake
+
+
+async def test_a_topic_says_whom_to_ask_and_the_hub_pushes(hub):
+    async with subscribed(hub) as channel:
+        topic, callback, secret, until = only(hub)
+        assert hub.requests == [("GET", TOPIC), ("POST", HUB)]
+        assert topic == SELF
+        assert callback.startswith(f"{CALLBACK}/")
+        assert len(callback) > len(CALLBACK) + 30
+        assert len(secret) > 40
+        assert channel.until == until == pytest.approx(1e9 + 0.12 + TEN_DAYS, abs=0.02)
+        assert await hub.push() == [200]
+    assert [event for _, event in channel.events] == ["up", Push()]
+
+
+async def test_the_lease_is_the_hubs_to_say(hub):
+    hub.lease = "60"
+    async with subscribed(hub, seconds=600) as channel:
+        assert len(hub.subscriptions) == 1
+        assert len([form for form in hub.forms if form["hub.mode"] == "subscribe"]) == 20
+        assert channel.said("down") == []
+
+
+async def test_a_lease_that_the_hub_does_not_say_is_what_was_asked_for(hub):
+    hub.asks = {"hub.lease_seconds": None}
+    async with subscribed(hub, websub(hub, lease=1000.0)) as channel:
+        assert channel.until == pytest.approx(1e9 + 1000, abs=1)
+
+
+@pytest.mark.parametrize("lease", ["", "-5", "1e9", "٣", "9" * 11, "soon"])
+async def test_a_lease_that_is_none_is_as_good(hub, lease):
+    hub.lease = lease
+    hub.asks = {"hub.lease_seconds": lease}
+    async with anyio.create_task_group() as tasks:
+        hub._verify = lambda *what: hub.call(
+            what[2],
+            {
+                "hub.mode": what[0],
+                "hub.topic": what[1],
+                "hub.challenge": "c",
+                "hub.lease_seconds": lease,
+            },
+        )
+        async with subscribed(hub) as channel:
+            assert channel.until == pytest.approx(1e9 + TEN_DAYS, abs=1)
+        tasks.cancel_scope.cancel()
+
+
+async def test_before_the_lease_ends_another_takes_its_place_and_the_old_one_is_stopped(hub):
+    hub.lease = "1000"
+    async with subscribed(hub) as channel:
+        before = only(hub)
+        await anyio.sleep(600)
+        after = only(hub)
+        assert after[1] != before[1]
+        assert after[2] != before[2]
+        assert [form["hub.mode"] for form in hub.forms] == ["subscribe", "subscribe", "unsubscribe"]
+        assert hub.verified == [200, 200, 200]
+        assert hub.requests.count(("GET", TOPIC)) == 2  # it may have moved to another hub
+        assert channel.said("up", "down") == ["up", "up"]
+
+
+async def test_both_may_push_while_one_takes_the_place_of_the_other(hub):
+    hub.lease = "1000"
+    async with subscribed(hub) as channel:
+        before = only(hub)[1]
+        hub.answers = [None, httpx.Response(503), httpx.Response(503)]  # it does not stop the old one at once
+        await anyio.sleep(500.3)
+        assert len(hub.subscriptions) == 2
+        assert await hub.push() == [200, 200]
+        await anyio.sleep(60)
+        assert [callback for _, callback in hub.subscriptions] != [before]
+    assert len(channel.said(Push())) == 2
+
+
+async def test_a_hub_that_goes_on_after_the_end_is_told_that_it_is_gone(hub):
+    hub.lease = "1000"
+    async with subscribed(hub):
+        old = dict(hub.subscriptions)
+        await anyio.sleep(600)
+        hub.subscriptions |= old
+        assert sorted(await hub.push()) == [200, 410]
+        assert len(hub.subscriptions) == 1
+
+
+async def test_a_subscription_that_is_not_known_is_not_told_so(hub):
+    async with subscribed(hub) as channel:
+        for path in ("/", "/unknown", "/%00"):
+            answer = await asked(hub.app, scope_of("POST", path, headers={"content-length": "0"}), b"")
+            assert answer.status == 401
+    assert channel.said(Push()) == []
+
+
+# What is pushed
+
+
+@pytest.mark.parametrize("method", ["sha1", "sha256", "sha384", "sha512"])
+async def test_a_push_is_signed_by_the_method_that_it_states(hub, method):
+    async with subscribed(hub) as channel:
+        assert await hub.push(method=method) == [200]
+    assert channel.said(Push()) == [Push()]
+
+
+async def test_a_push_without_the_secret_wakes_nobody(hub):
+    async with subscribed(hub) as channel:
+        assert await hub.push(secret="another") == [401]
+        _, callback, _, until = only(hub)
+        hub.subscriptions = {(SELF, callback): (None, until)}
+        assert await hub.push() == [401]
+    assert channel.said(Push()) == []
+
+
+async def test_a_secret_that_was_given_is_the_one(hub):
+    async with subscribed(hub, websub(hub, secret="t0p")):
+        assert only(hub)[2] == "t0p"
+        assert await hub.push() == [200]
+
+
+async def test_the_same_content_twice_is_two_pushes(hub):
+    async with subscribed(hub) as channel:
+        await hub.push()
+        await hub.push()
+    assert len(channel.said(Push())) == 2
+
+
+# Who is given what (G12)
+
+
+async def test_credentials_go_to_the_topic_and_not_to_the_hub(hub):
+    subscription = websub(hub, token="c4n4ry", headers={"x-key": "c4n4ry"})
+    async with subscribed(hub, subscription):
+        assert hub.seen[0]["authorization"] == "Bearer c4n4ry"
+        assert "c4n4ry" not in str(hub.seen[1])
+    assert "c4n4ry" not in repr(subscription) + subscription.name
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_topic_that_moved_is_followed_without_credentials(hub, status):
+    moved = httpx.Response(status, headers={"location": "https://new.example/feed"})
+    landed = httpx.Response(200, headers={"link": f"<{HUB}>; rel=hub"})
+    hub.topic = moved
+    take = hub._take
+
+    async def handle(request):
+        return landed if request.url.host == "new.example" else await take(request)
+
+    hub._take = handle
+    async with subscribed(hub, websub(hub, token="c4n4ry")):
+        assert only(hub)[0] == "https://new.example/feed"
+    assert hub.requests[:2] == [("GET", TOPIC), ("GET", "https://new.example/feed")]
+    assert "authorization" not in hub.seen[1]
+
+
+@pytest.mark.parametrize("status", [307, 308])
+async def test_a_hub_may_send_to_another_hub(hub, status):
+    hub.answers = [httpx.Response(status, headers={"location": "https://other.example/hub"})]
+    async with subscribed(hub, websub(hub, token="c4n4ry"), stop_at_exit=True):
+        assert hub.requests[1:] == [("POST", HUB), ("POST", "https://other.example/hub")]
+        assert hub.forms[0] == hub.forms[1]
+        assert len(hub.subscriptions) == 1
+    assert hub.requests[-1] == ("POST", "https://other.example/hub")  # where it was asked for
+    assert hub.subscriptions == {}
+
+
+@pytest.mark.parametrize(
+    ("location", "why"),
+    [
+        (HUB, "more than 3 redirects"),
+        ("ftp://hub.example/", "redirects to no http address"),
+        (None, "redirects to no http address"),
+        ("https://xn--zz/", "answered a redirect to something that is not a URL"),
+        ("location: /", "answered a redirect to something that is not a URL"),
+    ],
+)
+async def test_redirects_that_lead_nowhere_are_refused(hub, location, why):
+    headers = {} if location is None else {"location": location}
+    hub.answers = [httpx.Response(307, headers=headers) for _ in range(9)]
+    async with subscribed(hub) as channel:
+        assert why in str(channel.error)
+    assert len(hub.requests) <= 5
+
+
+async def test_another_redirect_of_a_hub_is_no_answer(hub):
+    hub.answers = [httpx.Response(302, headers={"location": "https://other.example/"})]
+    async with subscribed(hub) as channel:
+        assert "HTTP 302 instead of a subscription" in str(channel.error)
+
+
+async def test_a_hub_without_https_gets_no_secret(hub, caplog):
+    async with subscribed(hub, websub(hub, hub="http://hub.example/")) as channel:
+        assert only(hub)[2] is None
+        assert "secret" not in registration_of(channel)["details"]
+        assert await hub.push() == [200]
+        assert await hub.push(callback="https://me.example/hooks/blog/other") == []
+    assert "the hub has no https, so it is given no secret" in caplog.text
+
+
+async def test_a_secret_that_was_given_is_not_given_away(hub):
+    async with subscribed(hub, websub(hub, hub="http://hub.example/", secret="c4n4ry")) as channel:
+        assert "has no https, so it is not given the secret" in str(channel.error)
+    assert hub.requests == []
+
+
+async def test_a_hub_that_sends_to_one_without_https_gets_it_no_secret(hub):
+    hub.answers = [httpx.Response(307, headers={"location": "http://hub.example/plain"})]
+    async with subscribed(hub):
+        assert "hub.secret" in hub.forms[0]
+        assert "hub.secret" not in hub.forms[1]
+        assert await hub.push() == [200]
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8080", "[::1]"])
+async def test_a_hub_on_this_machine_may_have_it(hub, host):
+    async with subscribed(hub, websub(hub, hub=f"http://{host}/")):
+        assert "hub.secret" in hub.forms[0]
+
+
+# What the hub asks back
+
+
+async def test_the_question_may_come_before_the_answer(hub):
+    hub.verifies = "first"
+    async with subscribed(hub) as channel:
+        assert len(hub.subscriptions) == 1
+        assert channel.said("up") == ["up"]
+
+
+async def test_the_question_counts_whatever_is_answered(hub):
+    hub.verifies = "first"
+    take = hub._take
+
+    async def fail(request):
+        await take(request)
+        return httpx.Response(500)
+
+    hub._take = fail
+    async with subscribed(hub) as channel:
+        assert channel.said("up") == ["up"]
+        assert len(hub.forms) == 1
+
+
+async def test_the_question_may_come_twice(hub):
+    hub.verifies = "twice"
+    async with subscribed(hub) as channel:
+        assert hub.verified == [200, 200]
+        assert channel.said("up") == ["up"]
+
+
+async def test_the_question_may_be_asked_again_after_a_restart(hub):
+    async with subscribed(hub) as channel:
+        pass
+    async with subscribed(hub, channel=channel):
+        topic, callback, _, _ = only(hub)
+        await hub._verify("subscribe", topic, callback, {"hub.lease_seconds": "10"})
+        await hub._verify("subscribe", "https://other.example/", callback, {})
+        await hub._verify("unsubscribe", topic, callback, {})
+        assert hub.verified == [200, 200, 404, 404]
+        assert (await hub.call(callback, {"hub.mode": "subscribe", "hub.challenge": "c"})).status == 404
+
+
+async def test_the_question_may_never_come(hub):
+    hub.verifies = "never"
+    async with subscribed(hub, seconds=65) as channel:
+        assert channel.said("up", "down") == ["down"]
+        assert "did not ask back within 60 s" in str(channel.error)
+        hub.verifies = "after"
+        await anyio.sleep(60)
+        assert channel.said("up", "down") == ["down", "down", "up"]
+        callbacks = {form["hub.callback"] for form in hub.forms}
+        assert len(callbacks) == 1  # the same is asked for again
+
+
+async def test_the_question_may_come_when_nobody_waits_any_more(hub):
+    hub.delay = 62
+    hub.answers = [None, httpx.Response(429, headers={"retry-after": "30"})]
+    async with subscribed(hub, seconds=70) as channel:
+        assert len(hub.subscriptions) == 1
+        assert await hub.push() == [200]
+        await anyio.sleep(30)
+        assert channel.said("up") == ["up"]
+        assert len(hub.forms) == 2  # what came is found, and nobody is asked a third time
+
+
+async def test_a_question_that_was_answered_long_ago_is_asked_again(hub):
+    hub.lease = "20"
+    hub.delay = 62
+    hub.answers = [None, httpx.Response(429, headers={"retry-after": "300"})]
+    async with subscribed(hub, seconds=70):
+        hub.delay = 0.1
+        await anyio.sleep(300)
+        assert len(hub.forms) >= 3
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        {"hub.topic": "https://other.example/feed"},
+        {"hub.topic": None},
+        {"hub.mode": "unsubscribe"},
+        {"hub.mode": "publish"},
+        {"hub.challenge": None},
+        {"hub.challenge": "x" * (MAX_CHALLENGE + 1)},
+        {"hub.challenge": "a\nb"},
+        {"hub.challenge": "<ü>"},
+    ],
+)
+async def test_what_was_not_asked_for_is_answered_404(hub, asks):
+    hub.asks = asks
+    async with subscribed(hub):
+        assert hub.verified == [404]
+
+
+async def test_nor_at_another_callback(hub):
+    async with subscribed(hub):
+        answer = await hub.call(
+            f"{CALLBACK}/other", {"hub.mode": "subscribe", "hub.topic": SELF, "hub.challenge": "c"}
+        )
+        assert answer.status == 404
+        denied = await hub.call(f"{CALLBACK}/other", {"hub.mode": "denied", "hub.topic": SELF})
+        assert denied.status == 404
+        assert (await asked(hub.app, scope_of("GET", "/"))).status == 405
+
+
+async def test_the_callback_may_have_a_query(hub):
+    async with subscribed(hub, websub(hub, callback=f"{CALLBACK}/?tenant=7")):
+        callback = only(hub)[1]
+        assert callback.startswith(f"{CALLBACK}/")
+        assert callback.endswith("?tenant=7")
+        assert await hub.push() == [200]
+
+
+async def test_an_end_that_was_not_asked_for_is_not_confirmed(hub):
+    async with subscribed(hub):
+        topic, callback, _, _ = only(hub)
+        await hub._verify("unsubscribe", topic, callback, {})
+        assert hub.verified[-1] == 404
+        assert len(hub.subscriptions) == 1
+
+
+async def test_the_webhook_may_run_in_another_thread(hub):
+    subscription = websub(hub)
+    subscription.adopt([planned := subscription.plan()])
+    hub.verifies = "never"
+    result = []
+
+    async def create():
+        result.append(await subscription.create(planned))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(create)
+        await anyio.sleep(1)
+        query = f"hub.mode=subscribe&hub.topic={SELF}&hub.challenge=c&hub.lease_seconds=70"
+        request = WebhookRequest(method="GET", path=f"/{planned.id}", query=query, received_at=1e9)
+        thread = threading.Thread(target=subscription.handshake, args=[request])
+        thread.start()
+        thread.join()
+    assert result[0].expires_at == 1e9 + 70
+
+
+# Denials
+
+
+async def test_a_hub_may_deny(hub, caplog):
+    hub.denies = "not\nyou"
+    async with subscribed(hub) as channel:
+        assert hub.verified == [200]
+        assert r"https://hub.example/ denied the subscription: 'not\nyou'" in str(channel.error)
+        await anyio.sleep(200)
+        assert len(hub.forms) == 1
+        hub.denies = None
+        await anyio.sleep(101)
+        assert channel.said("up") == ["up"]
+    assert caplog.records[0].levelname == "WARNING"
+
+
+async def test_a_hub_may_end_it_at_any_time(hub, caplog):
+    async with subscribed(hub, seconds=100) as channel:
+        before = only(hub)[1]
+        await hub.deny("moved")
+        assert hub.verified[-1] == 200
+        await anyio.sleep(1)
+        assert only(hub)[1] != before
+        assert channel.said("up", "down", Push()) == ["up", "down", "up"]
+    assert f"WebSub {TOPIC}: the hub has ended the subscription: 'moved'" in caplog.messages
+
+
+async def test_a_hub_that_ends_each_one_at_once_is_asked_ever_more_slowly(hub):
+    async with subscribed(hub):
+        for _ in range(1000):
+            await anyio.sleep(1)
+            await hub.deny("no")
+        assert len(hub.forms) < 100
+
+
+async def test_nobody_ends_what_is_of_another_topic(hub):
+    async with subscribed(hub):
+        callback = only(hub)[1]
+        denied = await hub.call(callback, {"hub.mode": "denied", "hub.topic": "https://other.example/"})
+        assert denied.status == 404
+        assert (await hub.call(callback, {"hub.mode": "denied"})).status == 404
+
+
+async def test_a_denial_of_what_was_replaced_is_nothing(hub):
+    subscription = websub(hub)
+    heard = []
+    subscription.bind(heard.append)
+    old, new = (Registration(id=name, details={"topic": SELF}) for name in ("old", "new"))
+    subscription.adopt([subscription.plan(), new, old])
+    for name in ("old", "new"):
+        query = f"hub.mode=denied&hub.topic={SELF}"
+        assert subscription.handshake(WebhookRequest(method="GET", path=f"/{name}", query=query)).status == 200
+        assert len(heard) == (name == "new")
+
+
+async def test_a_denial_of_what_nobody_keeps_is_nothing(hub):
+    subscription = websub(hub)
+    known = Registration(id="1", details={"topic": SELF})
+    subscription.adopt([known])
+    query = f"hub.mode=denied&hub.topic={SELF}"
+    answer = subscription.handshake(WebhookRequest(method="GET", path="/1", query=query))
+    assert answer.status == 200
+
+
+# Hubs and topics that fail
+
+
+@pytest.mark.parametrize(("status", "seconds"), [(500, 1), (429, 1), (400, 301), (403, 301)])
+async def test_a_hub_that_refuses_is_asked_again(hub, status, seconds, caplog):
+    hub.answers = [httpx.Response(status, text="why\nnot")]
+    async with subscribed(hub, seconds=0.5) as channel:
+        await anyio.sleep(seconds)
+        assert channel.said("down", "up") == ["down", "up"]
+    assert rf"the hub answered HTTP {status}: 'why\nnot'" in caplog.text
+
+
+@pytest.mark.parametrize("secret", [None, "s&cr t/c4n4ry"])
+async def test_a_hub_that_quotes_the_request_brings_no_secret_into_the_log(hub, secret, caplog):
+    caplog.set_level(logging.DEBUG, "push_to_poll_client")
+
+    class Quotes:
+        def pop(self, _):
+            form = hub.forms[-1]
+            said = [form["hub.secret"], quote_plus(form["hub.secret"]), form["hub.callback"]]
+            return httpx.Response(400, text="wrong: " + " ".join(said))
+
+    hub.answers = Quotes()
+    async with subscribed(hub, websub(hub, secret=secret), seconds=0.5):
+        pass
+    assert "the hub answered HTTP 400: 'wrong: ... ... https://me.example/hooks/blog/...'" in caplog.text
+    assert hub.forms[0]["hub.secret"] not in caplog.text
+
+
+async def test_a_hub_that_forgets_is_asked_again_before_the_lease_ends(hub):
+    hub.lease = "100"
+    async with subscribed(hub):
+        hub.subscriptions.clear()
+        await anyio.sleep(60)
+        assert len(hub.subscriptions) == 1
+
+
+async def test_a_topic_may_move_to_another_hub(hub):
+    hub.lease = "1000"
+    async with subscribed(hub):
+        hub.topic = httpx.Response(200, headers={"link": "<https://second.example/>; rel=hub"})
+        await anyio.sleep(600)
+        assert hub.requests[-2:] == [("POST", "https://second.example/"), ("POST", HUB)]
+        assert only(hub)[0] == TOPIC
+
+
+async def test_a_topic_that_names_no_hub_cannot_be_subscribed_to(hub):
+    hub.topic = httpx.Response(200, text="hello")
+    async with subscribed(hub) as channel:
+        assert "names no hub (WebSub §4)" in str(channel.error)
+
+
+async def test_a_topic_that_cannot_be_read_is_asked_again(hub):
+    hub.topic = httpx.Response(503)
+    async with subscribed(hub, seconds=0.5) as channel:
+        hub.topic = None
+        await anyio.sleep(2)
+        assert channel.said("up") == ["up"]
+
+
+async def test_a_hub_that_was_given_is_asked_without_a_look_at_the_topic(hub):
+    async with subscribed(hub, websub(hub, hub=HUB)):
+        assert hub.requests == [("POST", HUB)]
+        assert only(hub)[0] == TOPIC
+
+
+# The end
+
+
+async def test_at_the_end_the_hub_is_asked_to_stop(hub):
+    async with subscribed(hub, stop_at_exit=True) as channel:
+        pass
+    assert hub.subscriptions == {}
+    assert hub.verified == [200, 200]
+    assert channel.state is None
+
+
+async def test_at_the_end_it_is_left_otherwise(hub):
+    async with subscribed(hub) as channel:
+        pass
+    async with subscribed(hub, channel=channel):
+        assert len(hub.forms) == 1
+        assert await hub.push() == [200]
+
+
+async def test_one_that_was_only_asked_for_is_stopped_where_it_was_asked_for(hub):
+    hub.delay = 2
+    async with subscribed(hub, stop_at_exit=True):
+        assert hub.subscriptions == {}
+    await anyio.sleep(3)
+    assert [form["hub.mode"] for form in hub.forms] == ["subscribe", "unsubscribe"]
+    assert hub.subscriptions == {}
+
+
+async def test_one_of_which_nothing_is_known_is_stopped_where_it_would_be(hub):
+    subscription = websub(hub)
+    subscription.adopt([planned := subscription.plan()])
+    hub.app = WebhookListener(register_with_server=subscription)
+    await subscription.stop(planned)
+    assert hub.forms[0]["hub.mode"] == "unsubscribe"
+    assert hub.verified == [200]
+    await subscription.stop(planned)
+    assert len(hub.forms) == 1  # it has been
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(400, SubscriptionGone), (404, SubscriptionGone), (403, httpx.HTTPStatusError)]
+)
+async def test_a_hub_that_knows_of_none_has_none_to_stop(hub, status, error):
+    hub.answers = [httpx.Response(status)]
+    with pytest.raises(error):
+        await websub(hub).stop(Registration(id="1", details={"topic": SELF, "hub": HUB}))
+
+
+async def test_a_hub_that_does_not_ask_back_has_not_stopped(hub):
+    hub.verifies = "never"
+    with pytest.raises(TimeoutError):
+        await websub(hub).stop(Registration(id="1", details={"topic": SELF, "hub": HUB}))
+
+
+async def test_a_question_that_comes_after_the_event_loop_is_gone_is_answered(hub):
+    subscription = websub(hub)
+    subscription.adopt([Registration(id="1")])
+    waiting = subscription._inbox.ask("1", "subscribe", SELF)
+
+    class Gone:
+        def call(self, function):
+            raise RuntimeError("the loop is closed")
+
+    waiting._waiting = Gone(), anyio.Event()
+    query = f"hub.mode=subscribe&hub.topic={SELF}&hub.challenge=c&hub.lease_seconds=70"
+    assert subscription.handshake(WebhookRequest(method="GET", path="/1", query=query)).body == b"c"
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "why"),
+    [
+        ({"topic": "feed"}, ValueError, "absolute"),
+        ({"callback": "hooks"}, ValueError, "absolute"),
+        ({"callback": f"{CALLBACK}#x"}, ValueError, "fragment"),
+        ({"hub": "mailto:hub@hub.example"}, ValueError, "absolute"),
+        ({"secret": ""}, ValueError, "1 to 199"),
+        ({"secret": "x" * 200}, ValueError, "has 200 bytes"),
+        ({"secret": "ü" * 100}, ValueError, "has 200 bytes"),
+        ({"secret": b"x"}, TypeError, "secret is a bytes"),
+        ({"lease": 0}, ValueError, "lease"),
+        ({"lease": "10"}, TypeError, "lease"),
+    ],
+)
+def test_arguments_without_a_meaning_are_refused(options, error, why):
+    with pytest.raises(error, match=why):
+        WebSub(**{"topic": TOPIC, "callback": CALLBACK} | options)
+
+
+def test_it_is_called_by_its_topic_without_secrets():
+    subscription = WebSub("https://user:c4n4ry@blog.example/feed?key=c4n4ry", CALLBACK)
+    assert subscription.name == "WebSub https://blog.example/feed?key=…"
+    assert repr(subscription) == f"<{subscription.name}>"
+
+
+async def test_no_hub_is_no_verdict_for_ever(hub):
+    hub.topic = httpx.Response(200)
+    with pytest.raises(UnusableAnswer):
+        await websub(hub).create(websub(hub).plan())

@@ -1,0 +1,131 @@
+"""WebSub as a consumer has it: state in its store, status, a poll for each registration and each push."""
+
+import anyio
+import httpx
+import pytest
+
+from push_to_poll_client import MemoryStore
+from push_to_poll_client.listeners._webhook import receiver
+from push_to_poll_client.listeners.subscriptions import WebSub
+from push_to_poll_client.listeners.webhook import WebhookListener
+from push_to_poll_client.testing import FakeFeed
+from tests.support.consumers import Log
+from tests.support.websub_hub import CALLBACK, HUB, TOPIC, Hub
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
+
+
+@pytest.fixture
+def store():
+    """One for all lives."""
+    return MemoryStore()
+
+
+@pytest.fixture
+async def hub(monkeypatch):
+    monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
+    async with anyio.create_task_group() as tasks:
+        yield Hub(tasks)
+        tasks.cancel_scope.cancel()
+
+
+def consumer_of(hub, feed, store, *, takes=0.0, stop_at_exit=False):
+    subscription = WebSub(TOPIC, CALLBACK, client=hub.client())
+    hub.app = WebhookListener(register_with_server=subscription, stop_at_exit=stop_at_exit)
+    return Log(feed, store=store, takes=takes, listeners=[hub.app], fallback_interval=3600)
+
+
+async def lived(consumer, work=None):
+    """Runs it, does something, and stops it."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await anyio.sleep(2)
+        if work is not None:
+            await work()
+        status = consumer.status()
+        consumer.stop()
+    return status
+
+
+async def test_a_restart_of_a_consumer_does_not_subscribe_twice(hub, store):
+    feed = FakeFeed()
+
+    async def push():
+        feed.publish()
+        assert await hub.push() == [200]
+        await anyio.sleep(1)
+
+    status = await lived(consumer_of(hub, feed, store), push)
+    assert status.listeners[0].up
+    assert status.listeners[0].registered_until == pytest.approx(1e9 + 864_000, abs=5)
+    assert status.counters.messages == 1
+    status = await lived(consumer_of(hub, feed, store), push)
+    assert status.counters.messages == 1
+    assert len(hub.forms) == 1
+    assert len(hub.subscriptions) == 1
+
+
+OTHER = "https://blog.example/other"
+
+
+@pytest.mark.parametrize(
+    "arguments", [(OTHER, CALLBACK, HUB), (TOPIC, f"{CALLBACK}/new", HUB), (TOPIC, CALLBACK, f"{HUB}new")]
+)
+async def test_a_restart_that_asks_for_something_else_subscribes_to_that_and_stops_what_was(hub, store, arguments):
+    """The old one may last ten days, in which nothing would be pushed for the new one."""
+    for topic, callback, where in (TOPIC, CALLBACK, HUB), arguments:
+        subscription = WebSub(topic, callback, hub=where, client=hub.client())
+        hub.app = WebhookListener(register_with_server=subscription)
+        await lived(Log(FakeFeed(), store=store, listeners=[hub.app], fallback_interval=3600))
+    assert [form["hub.mode"] for form in hub.forms] == ["subscribe", "subscribe", "unsubscribe"]
+    assert [form["hub.topic"] for form in hub.forms] == [TOPIC, arguments[0], TOPIC]
+    assert hub.forms[1]["hub.callback"].startswith(arguments[1])
+    assert (arguments[0], hub.forms[1]["hub.callback"]) in hub.subscriptions
+
+
+async def test_listeners_that_change_places_do_not_take_the_subscription_of_the_other(hub, store):
+    for topics in (TOPIC, OTHER), (OTHER, TOPIC):
+        apps = [
+            WebhookListener(register_with_server=WebSub(topic, CALLBACK, hub=HUB, client=hub.client()))
+            for topic in topics
+        ]
+
+        async def either(scope, receive, send, apps=apps):
+            path = scope["path"].rpartition("/")[2]
+            mine = [app for app in apps if app._keeper._subscription._inbox.asked(path)]
+            await (*mine, apps[0])[0](scope, receive, send)
+
+        hub.app = either
+        await lived(Log(FakeFeed(), store=store, listeners=apps, fallback_interval=3600))
+        assert [app._keeper._book.current.details["topic"] for app in apps] == list(topics)
+    assert sorted(topic for topic, _ in hub.subscriptions) == sorted([TOPIC, OTHER])
+
+
+async def test_what_a_topic_says_of_itself_is_never_too_long_to_be_kept(hub, store):
+    link = f"<{HUB}>; rel=hub, <https://blog.example/{'x' * 17_000}>; rel=self"
+    hub.topic = httpx.Response(200, headers=[("link", link)])
+    status = await lived(consumer_of(hub, FakeFeed(), store))
+    assert status.listeners[0].up
+    assert hub.forms[0]["hub.topic"] == TOPIC
+
+
+async def test_a_consumer_that_ends_may_end_its_subscription(hub, store):
+    feed = FakeFeed()
+    for lives in range(1, 3):
+        await lived(consumer_of(hub, feed, store, stop_at_exit=True))
+        assert hub.subscriptions == {}
+        assert [form["hub.mode"] for form in hub.forms] == ["subscribe", "unsubscribe"] * lives
+
+
+async def test_it_ends_its_subscription_also_when_a_message_is_in_hand(hub, store):
+    feed = FakeFeed()
+    consumer = consumer_of(hub, feed, store, stop_at_exit=True, takes=2.0)
+
+    async def push():
+        feed.publish()
+        await hub.push()
+        await anyio.sleep(0.5)
+
+    await lived(consumer, push)
+    assert len(consumer.processed) == 1
+    assert hub.subscriptions == {}

@@ -1,0 +1,434 @@
+"""A handler can do what it likes with the store's connection, but what would break "together or not at all"."""
+
+import contextvars
+import os
+import sqlite3
+import threading
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from push_to_poll_client import OwnershipLost, StoreError
+from push_to_poll_client.stores._sqlite import connection as connection_module
+from tests.support.effects import Database, Planned
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param  # in virtual time an event loop is busy while it waits for a worker thread
+
+
+@pytest.fixture
+def database(tmp_path):
+    database = Database(tmp_path / "store.db")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def session(database):
+    return database.session()
+
+
+ENDS_IT = [
+    "COMMIT",
+    "commit",
+    "Commit Transaction",
+    "END",
+    "/* now */ COMMIT",
+    "-- now\nCOMMIT;",
+    "\ufeffCOMMIT",
+    "\n  COMMIT  ",
+    "COMMIT\n--push_to_poll",
+    "ROLLBACK",
+    "rollback transaction",
+    "BEGIN",
+    "BEGIN IMMEDIATE",
+    "BEGIN IMMEDIATE\n--push_to_poll",
+    "RELEASE push_to_poll",
+    "RELEASE push_to_poll\n--push_to_poll",
+    'release savepoint "Push_To_Poll"',
+    "ROLLBACK TO push_to_poll",
+    "rollback transaction to savepoint [PUSH_TO_POLL]",
+    "SAVEPOINT push_to_poll",
+    "ATTACH ':memory:' AS other",
+    "DETACH main",
+    "PRAGMA synchronous = OFF",
+    "pragma Journal_Mode(DELETE)",
+    "PRAGMA main.writable_schema = ON",
+    "PRAGMA foreign_keys = OFF",
+    "INSERT INTO push_to_poll_record(key) VALUES ('mine')",
+    "INSERT OR REPLACE INTO Push_To_Poll_Record(key) VALUES ('old')",
+    "UPDATE push_to_poll_record SET key = 'mine'",
+    'DELETE FROM "push_to_poll_record"',
+    "WITH a AS (SELECT 1) DELETE FROM push_to_poll_record",
+    "DROP TABLE push_to_poll_record",
+    "ALTER TABLE push_to_poll_record ADD COLUMN mine",
+    "ALTER TABLE push_to_poll_record RENAME TO mine",
+    "ALTER TABLE note RENAME TO [Push_To_Poll_Mine]",
+    "DROP INDEX push_to_poll_index",
+    "CREATE INDEX mine ON push_to_poll_record(key)",
+    "CREATE TRIGGER mine AFTER INSERT ON push_to_poll_record BEGIN SELECT 1; END",
+    "CREATE TEMP TRIGGER mine AFTER INSERT ON push_to_poll_record BEGIN SELECT 1; END",
+    "CREATE TEMP TABLE push_to_poll_record(key)",
+    "CREATE VIEW push_to_poll_view AS SELECT 1",
+    "EXPLAIN COMMIT",
+]
+
+FREE = [
+    "SELECT count(*) FROM push_to_poll_record",
+    "INSERT INTO note(text) VALUES ('COMMIT')",
+    "UPDATE note SET text = 'ROLLBACK; COMMIT'",
+    "SELECT 'COMMIT' -- COMMIT\n--push_to_poll",
+    "DELETE FROM note",
+    "CREATE TABLE mine(a PRIMARY KEY, push_to_poll_column)",
+    "CREATE TEMP TABLE mine(a)",
+    "CREATE INDEX mine ON note(text)",
+    "CREATE TRIGGER mine AFTER INSERT ON note BEGIN DELETE FROM account; END",
+    "ALTER TABLE note ADD COLUMN more",
+    "DROP TABLE note",
+    "ANALYZE",
+    "REINDEX",
+    "PRAGMA foreign_keys",
+    "PRAGMA table_info(note)",
+    "SELECT * FROM pragma_table_info('note')",
+    "PRAGMA user_version = 7",
+    "SAVEPOINT mine",
+]
+
+
+class TestStatements:
+    @pytest.mark.parametrize("sql", ENDS_IT)
+    async def test_what_ends_the_transaction_or_is_the_stores_is_refused(self, session, database, sql):
+        """However it is spelled and run, and when it is swallowed nothing has happened."""
+        connection = session.connection
+        await session.note("before")
+        async with session.effects():
+            connection.execute("INSERT INTO note(text) VALUES ('kept')")
+            for run in (
+                connection.execute,
+                connection.cursor().execute,
+                lambda sql: connection.executemany(sql, [()]),
+                lambda sql: connection.cursor().executemany(sql, [()]),
+            ):
+                with pytest.raises(
+                    RuntimeError, match=r"store\.db: a handler may not .* on the store's connection: "
+                ):
+                    run(sql)
+            assert connection.in_transaction
+        await session.commit("new")
+        assert database.notes() == ["before", "kept"]
+        assert await session.ask("SELECT key FROM push_to_poll_record") == [("new",), ("old",)]
+
+    async def test_the_plain_cursor_of_sqlite3_does_not_lead_around_it(self, session):
+        async with session.effects():
+            with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+                sqlite3.Cursor(session.connection).execute("COMMIT")
+
+    async def test_a_trigger_of_the_application_does_not_lead_around_it(self, session):
+        async with session.effects():
+            session.connection.execute(
+                "CREATE TRIGGER mine AFTER INSERT ON note BEGIN DELETE FROM push_to_poll_record; END"
+            )
+            with pytest.raises(RuntimeError, match="push_to_poll_record"):
+                session.connection.execute("INSERT INTO note(text) VALUES (1)")
+
+    @pytest.mark.parametrize("sql", FREE)
+    async def test_all_the_rest_is_free(self, session, sql):
+        async with session.effects():
+            session.connection.execute(sql).fetchall()
+        await session.commit("new")
+
+    async def test_what_is_refused_is_so_each_time(self, session):
+        """What was refused is in no cache of statements, and the store's are there under another spelling."""
+        await session.note("begun and ended by the store")
+        await session.commit()
+        async with session.effects():
+            for _ in range(3):
+                for sql in ("COMMIT", "BEGIN IMMEDIATE", "INSERT INTO push_to_poll_record(key) VALUES (?)"):
+                    with pytest.raises(RuntimeError, match="a handler may not"):
+                        session.connection.execute(sql, "k" * sql.count("?"))
+
+    async def test_a_change_of_the_schema_does_not_lock_the_store_out(self, session):
+        """It makes SQLite compile all statements again, and so ask again: about the store's, for the store."""
+        await session.note("a")
+        async with session.effects():
+            session.connection.execute("CREATE TABLE mine(a)")
+        with pytest.raises(Planned):
+            await session.fail("CREATE TABLE other(a)")
+        await session.commit("1")
+        await session.note("b")
+        await session.commit("2")
+
+    async def test_an_error_of_the_statement_itself_is_sqlites(self, session):
+        async with session.effects():
+            with pytest.raises(sqlite3.OperationalError, match="no such table"):
+                session.connection.execute("SELECT * FROM nowhere")
+            with pytest.raises(sqlite3.IntegrityError):
+                session.connection.executemany("INSERT INTO account VALUES (?, ?)", [("a", 1), ("a", 2)])
+            with pytest.raises(sqlite3.OperationalError, match="VACUUM"):
+                session.connection.execute("VACUUM")
+            with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+                sqlite3.Cursor(session.connection).execute("COMMIT")
+            with pytest.raises(sqlite3.ProgrammingError, match="bindings"):
+                session.connection.execute("SELECT ?", ())
+
+
+class TestMethods:
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda connection: connection.commit(),
+            lambda connection: connection.rollback(),
+            lambda connection: connection.close(),
+            lambda connection: connection.executescript("SELECT 1"),
+            lambda connection: connection.cursor().executescript("SELECT 1"),
+            lambda connection: connection.__enter__(),
+            lambda connection: connection.cursor(sqlite3.Cursor),
+            lambda connection: connection.set_authorizer(None),
+            lambda connection: connection.set_progress_handler(None, 1),
+            lambda connection: connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 10),
+            lambda connection: connection.deserialize(b""),
+            lambda connection: connection.create_function("json_extract", 1, len),
+            lambda connection: connection.create_aggregate("count", 1, list),
+            lambda connection: connection.create_window_function("sum", 1, list),
+            lambda connection: connection.create_collation("BINARY", max),
+            lambda connection: connection.backup(connection),
+            lambda connection: setattr(connection, "isolation_level", None),
+            lambda connection: setattr(connection, "isolation_level", "DEFERRED"),
+            lambda connection: setattr(connection, "autocommit", False),
+            lambda connection: setattr(connection, "text_factory", bytes),
+            lambda connection: connection.blobopen("push_to_poll_record", "data", 1),
+            lambda connection: connection.blobopen("PUSH_TO_POLL_RECORD", "data", 1),
+        ],
+    )
+    async def test_what_would_end_the_transaction_or_change_the_stores_is_refused(self, session, database, use):
+        async with session.effects():
+            session.connection.execute("INSERT INTO note(text) VALUES ('kept')")
+            with pytest.raises(RuntimeError, match=r"store\.db: a handler may not .* on the store's connection: "):
+                use(session.connection)
+        await session.commit()
+        assert database.notes() == ["kept"]
+
+    async def test_reading_those_settings_is_free(self, session):
+        connection = session.connection
+        assert (connection.isolation_level, connection.autocommit, connection.text_factory) == (None, True, str)
+
+    async def test_a_row_factory_is_the_handlers_alone(self, session):
+        async with session.effects():
+            session.connection.row_factory = lambda cursor, row: {"row": row}
+            assert session.connection.execute("SELECT 1").fetchone() == {"row": (1,)}
+        assert await session.ask("SELECT 1") == [(1,)]
+
+    async def test_blobs_can_be_read_and_written(self, session):
+        async with session.effects():
+            with session.connection.blobopen("note", "data", 1) as blob:
+                blob.write(b"1")
+            with session.connection.blobopen("push_to_poll_record", "data", 1, readonly=True) as blob:
+                assert blob.read() == b"\0"
+            session.connection.interrupt()  # nothing runs
+        await session.commit()
+        async with session.effects():
+            assert session.connection.execute("SELECT data FROM note").fetchone() == (b"1",)
+
+    async def test_a_dump_can_be_made(self, session):
+        async with session.effects():
+            assert "CREATE TABLE note" in "".join(session.connection.iterdump())
+            assert session.connection.serialize()
+
+
+USES = [
+    lambda connection: connection.execute("SELECT 1"),
+    lambda connection: connection.executemany("INSERT INTO note(text) VALUES (?)", [("x",)]),
+    lambda connection: connection.cursor(),
+    lambda connection: connection.blobopen("note", "data", 1),
+    lambda connection: connection.interrupt(),
+]
+
+
+class TestWhere:
+    @pytest.mark.parametrize("use", USES)
+    async def test_a_connection_that_was_kept_is_of_no_use_outside(self, session, use):
+        with pytest.raises(RuntimeError, match=r"store\.db: .* only while a message is processed"):
+            use(session.connection)
+        await session.note("a")
+        with pytest.raises(RuntimeError, match=r"store\.db: .* only while a message is processed"):
+            use(session.connection)
+
+    async def test_nor_is_a_cursor(self, session):
+        async with session.effects():
+            cursor = session.connection.execute("SELECT text FROM note UNION SELECT 2")
+            other = session.connection.cursor()
+        for use in (cursor.execute, lambda sql: other.executemany(sql, []), other.execute):
+            with pytest.raises(RuntimeError, match="only while a message is processed"):
+                use("SELECT 1")
+        with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
+            cursor.fetchone()
+        async with session.effects():
+            with pytest.raises(RuntimeError, match="this cursor is of a message that was processed"):
+                cursor.execute("SELECT 1")
+
+    async def test_a_blob_that_was_kept_is_closed(self, session):
+        """It would write past the end of the transaction, without a statement."""
+        async with session.effects():
+            blob = session.connection.blobopen("note", "data", 1)
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            blob.write(b"1")
+
+    async def test_another_task_is_outside_also_while_a_message_is_processed(self, session):
+        """Unless the handler started it."""
+        answers = []
+
+        async def use(who):
+            try:
+                answers.append((who, session.connection.execute("SELECT 1").fetchone()))
+            except RuntimeError as error:
+                answers.append((who, type(error)))
+
+        async with anyio.create_task_group() as others, session.effects():
+            async with anyio.create_task_group() as own:
+                own.start_soon(use, "own")
+            others.start_soon(use, "started in the block")
+            await anyio.wait_all_tasks_blocked()
+        assert answers == [("own", (1,)), ("started in the block", (1,))]
+
+    async def test_a_task_that_began_before_is_outside(self, session):
+        answers, begun = [], anyio.Event()
+
+        async def use():
+            await begun.wait()
+            with pytest.raises(RuntimeError, match="only while a message is processed"):
+                session.connection.execute("SELECT 1")
+            answers.append("refused")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(use)
+            async with session.effects():
+                begun.set()
+                await anyio.wait_all_tasks_blocked()
+        assert answers == ["refused"]
+
+    async def test_a_task_that_outlives_the_handler_is_outside_then(self, session):
+        """Also while the next message is processed."""
+        answers, go = [], anyio.Event()
+
+        async def use():
+            session.connection.execute("SELECT 1")
+            await go.wait()
+            with pytest.raises(RuntimeError, match="only while a message is processed"):
+                session.connection.execute("SELECT 1")
+            answers.append("refused")
+
+        async with anyio.create_task_group() as tasks:
+            async with session.effects():
+                tasks.start_soon(use)
+                await anyio.wait_all_tasks_blocked()
+            async with session.effects():
+                go.set()
+                await anyio.wait_all_tasks_blocked()
+        assert answers == ["refused"]
+
+    async def test_threads_are_inside_when_they_have_the_handlers_context(self, session):
+        async with session.effects():
+            assert await to_thread.run_sync(lambda: session.connection.execute("SELECT 1").fetchone()) == (1,)
+            errors = []
+
+            def use():
+                try:
+                    session.connection.execute("SELECT 1")
+                except RuntimeError as error:
+                    errors.append(error)
+
+            thread = threading.Thread(target=use)
+            thread.start()
+            thread.join()
+            assert len(errors) == 1
+
+    async def test_a_block_within_a_block_of_another_database(self, session, tmp_path):
+        other = Database(tmp_path / "other.db")
+        try:
+            async with session.effects():
+                async with other.session().effects():
+                    session.connection.execute("SELECT 1")
+                    other.connection.execute("SELECT 1")
+                session.connection.execute("SELECT 1")
+                with pytest.raises(RuntimeError, match=r"other\.db"):
+                    other.connection.execute("SELECT 1")
+        finally:
+            other.close()
+
+    async def test_a_context_that_is_handed_on_for_ever_holds_no_chain_of_blocks(self, session, tmp_path):
+        """A consumer that a handler of another one started goes on in that handler's context."""
+        other = Database(tmp_path / "other.db")
+        try:
+            async with session.effects():
+                context = contextvars.copy_context()
+            block = other.session().effects()
+            context.run(block.enter)
+            assert block.outer is None
+            context.run(block.leave)
+        finally:
+            other.close()
+
+    async def test_a_forked_child_is_outside(self, session, monkeypatch):
+        """What it would do there, done here."""
+        async with session.effects():
+            block = session.connection.guard.place
+            connection_module._leave_to_parent()
+            with pytest.raises(RuntimeError, match="only while a message is processed"):
+                session.connection.execute("SELECT 1")
+            with monkeypatch.context() as child:
+                child.setattr(os, "getpid", lambda: 1)
+                with pytest.raises(OwnershipLost, match="the process that this one was forked from"):
+                    await block.__aexit__(None, None, None)
+            session.connection.guard.place = block
+            session.connection.execute("SELECT 1")
+
+
+class TestRolledBack:
+    @pytest.mark.parametrize(
+        "sql",
+        ["INSERT OR ROLLBACK INTO note(id) VALUES (1)", "INSERT INTO account VALUES ('raise', 1)"],
+    )
+    async def test_nothing_is_written_when_sqlite_rolled_back_by_itself(self, session, database, sql):
+        """What a handler that swallows the error writes next would be committed at once."""
+        await session.note("a")
+        with pytest.raises(StoreError, match="is undone, and none of its messages is processed"):
+            await self._swallow(session, sql)
+        assert database.notes() == []
+        await session.note("c")
+        await session.commit("c")
+        assert database.notes() == ["c"]
+
+    @staticmethod
+    async def _swallow(session, sql):
+        connection = session.connection
+        async with session.effects():
+            connection.execute(
+                "CREATE TRIGGER mine BEFORE INSERT ON account BEGIN SELECT RAISE(ROLLBACK, 'no'); END"
+            )
+            cursor = connection.cursor()
+            with pytest.raises(sqlite3.IntegrityError):
+                connection.execute(sql)
+            for use in (connection.execute, cursor.execute):
+                with pytest.raises(StoreError, match="rolled the transaction back"):
+                    use("INSERT INTO note(text) VALUES ('b')")
+
+
+def test_who_leaves_late_takes_nobodys_place(tmp_path):
+    """As a handler whose session was released while it ran, and another session's began."""
+
+    def overlap():
+        guard = connection_module.Guard(str(tmp_path / "store.db"))
+        late, next_one = connection_module.Place(guard), connection_module.Place(guard)
+        late.enter()
+        next_one.enter()
+        late.leave()
+        assert guard.place is next_one
+        next_one.leave()
+        assert guard.place is None
+
+    contextvars.copy_context().run(overlap)

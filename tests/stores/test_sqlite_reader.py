@@ -1,0 +1,614 @@
+"""A store's file, read by somebody whom its owner must not notice: whole, in every state that an owner leaves."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import anyio
+import pytest
+
+from push_to_poll_client import StoreError
+from push_to_poll_client._types import DeadLetter, Record
+from push_to_poll_client.stores import SQLiteStore
+from push_to_poll_client.stores._sqlite import dead_letters, reader
+from push_to_poll_client.stores._sqlite import file as file_module
+from push_to_poll_client.stores._sqlite.file import OwnerLock, owner_of
+from push_to_poll_client.stores._sqlite.reader import read_cursors, read_dead_letter, read_dead_letters, read_store
+from tests.support.forms import form
+
+# Whatever goes wrong, a child ends after a minute, and reading from it with it.
+HEAD = """
+import os, signal, sys
+import anyio
+from push_to_poll_client._types import Record
+from push_to_poll_client.stores import SQLiteStore
+
+signal.alarm(60)
+size = int(sys.argv[2])
+
+async def commit(session, page):
+    await session.commit(cursor=str(page), records=[Record(f"{page}-{number}") for number in range(size)])
+"""
+
+COMMIT_FOR_EVER = """
+async def main():
+    session = await SQLiteStore(sys.argv[1]).claim("a", feed="f")
+    page = 0
+    while True:
+        await commit(session, page)
+        page += 1
+        if page in {1, 200}:
+            print(page, flush=True)
+
+anyio.run(main)
+"""
+
+START_AND_STOP_FOR_EVER = """
+async def main():
+    page = 0
+    while True:
+        session = await SQLiteStore(sys.argv[1]).claim("a", feed="f")
+        await commit(session, page)
+        await session.release()
+        page += 1
+        if page in {1, int(sys.argv[3])}:
+            print(page, flush=True)
+
+anyio.run(main)
+"""
+
+ENOUGH = form(30, 100)
+"""Owners that start and stop, and readings of their file."""
+
+
+def child(script, path, *numbers):
+    return subprocess.Popen(
+        [sys.executable, "-c", HEAD + script, path, *map(str, numbers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kept(path):
+    """Everything in the directory, to the last byte."""
+    return {file.name: file.read_bytes() for file in path.parent.iterdir()}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a store % of ünïcode?#" / "store.db"
+
+
+@pytest.fixture(autouse=True)
+def _directory(path):
+    path.parent.mkdir()
+
+
+@pytest.fixture
+def closed(path):
+    """A file whose owner ended well."""
+    times = iter(range(10**9, 10**9 + 100))
+
+    async def own():
+        for name, cursor in (("b", None), ("a", "c1"), ("\ud800", "\ud800")):
+            session = await SQLiteStore(path, clock=times.__next__).claim(name, feed=f"feed of {name}")
+            for number in range(ord(name) % 3):
+                await session.commit(cursor=None, records=[Record(str(number))])
+            await session.commit(cursor=cursor, records=[])
+            await session.release()
+
+    anyio.run(own)
+    return path
+
+
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory):
+    """What an owner left that was killed, for all tests to copy."""
+    path = tmp_path_factory.mktemp("killed") / "store.db"
+    with child(COMMIT_FOR_EVER, path, 3) as owner:
+        owner.stdout.readline()
+        owner.kill()
+    return path.parent
+
+
+@pytest.fixture
+def killed(path, killed_once):
+    """A file whose owner was killed, with its last commits in the WAL alone."""
+    shutil.copytree(killed_once, path.parent, dirs_exist_ok=True)
+    return path
+
+
+async def claimed(path):
+    return await SQLiteStore(path).claim("a", feed="f")
+
+
+def check(reading, size=3):
+    """Each page is whole: its records are there with its cursor."""
+    (progress,) = reading.progress
+    assert (progress.name, progress.feed) == ("a", "f")
+    assert progress.records == size * (int(progress.cursor or -1) + 1)
+    return int(progress.cursor or -1)
+
+
+def test_a_file_at_rest(closed):
+    before = kept(closed)
+    reading = read_store(closed)
+    assert kept(closed) == before
+    assert (reading.path, reading.size, reading.owner) == (str(closed), closed.stat().st_size, None)
+    assert [(one.name, one.cursor, one.records, one.token, one.last_progress) for one in reading.progress] == [
+        ("a", "c1", 1, 1, 1e9 + 5),
+        ("b", None, 2, 1, 1e9 + 2),
+        ("\ud800", "\ud800", 0, 1, None),
+    ]
+    assert reading.progress[2].feed == "feed of \ud800"
+
+
+def test_a_link_is_followed(closed, tmp_path):
+    (tmp_path / "link").symlink_to(closed)
+    assert read_store(tmp_path / "link") == read_store(closed)
+
+
+def test_an_empty_file_has_no_consumer_yet(path):
+    path.touch()
+    assert read_store(path).progress == ()
+
+
+def test_what_a_killed_owner_left_is_read_and_left_as_it_is(killed):
+    before = kept(killed)
+    reading = read_store(killed)
+    assert check(reading) >= 0
+    assert reading.owner is None
+    assert reading.size == sum(len(before[name]) for name in ("store.db", "store.db-wal"))
+    assert kept(killed) == before
+
+
+def test_a_copy_without_shared_memory_is_read_and_left_as_it_is(killed):
+    whole = read_store(killed).progress
+    (killed.parent / "store.db-shm").unlink()
+    before = kept(killed)
+    assert read_store(killed).progress == whole
+    assert kept(killed) == before
+
+
+def test_shared_memory_of_another_time_is_no_matter(closed):
+    """A copy of a file at rest beside what somebody left."""
+    (closed.parent / "store.db-shm").write_bytes(bytes(32768))
+    before = kept(closed)
+    assert len(read_store(closed).progress) == 3
+    assert kept(closed) == before
+
+
+def test_a_wal_in_which_there_is_nothing_yet(killed):
+    """Its owner was killed after the header. SQLite as a reader takes ten seconds to give up on that."""
+    session = anyio.run(claimed, killed)
+    header = (killed.parent / "store.db-wal").read_bytes()[:32]
+    shared = (killed.parent / "store.db-shm").read_bytes()
+    anyio.run(session.release)
+    (killed.parent / "store.db-wal").write_bytes(header)
+    (killed.parent / "store.db-shm").write_bytes(shared)
+    before = kept(killed)
+    assert check(read_store(killed)) >= 0
+    assert kept(killed) == before
+
+
+def test_a_transaction_that_was_cut_off_before_there_was_a_wal(closed):
+    database = sqlite3.connect(closed, isolation_level=None)
+    database.execute("PRAGMA journal_mode = DELETE")
+    database.execute("PRAGMA cache_size = 0")
+    database.execute("BEGIN")
+    database.execute("UPDATE push_to_poll_consumer SET cursor = hex(randomblob(100000))")
+    for file in list(closed.parent.iterdir()):
+        shutil.copy(file, closed.parent.parent / file.name)
+    database.close()
+    copy = closed.parent.parent / "store.db"
+    assert copy.with_name("store.db-journal").stat().st_size
+    assert read_store(copy).progress == read_store(closed).progress
+
+
+def letters_of(keys):
+    return [DeadLetter(key=key, id=f"id of {key}", raw=b"raw", error="e", marked=key > "5") for key in keys]
+
+
+async def bury(path, keys):
+    session = await SQLiteStore(path, clock=iter(range(10**9, 10**9 + 100)).__next__).claim("a", feed="f")
+    await session.commit(cursor="c1", records=[], dead_letters=letters_of(keys))
+    await session.commit(cursor="c2", records=[])
+    await session.release()
+
+
+def test_dead_letters_are_read_in_the_order_of_their_keys(path):
+    keys = sorted({*map(str, range(250)), "\ud800", "\uffff", ""})
+    anyio.run(bury, path, keys)
+    before = kept(path)
+    assert list(read_dead_letters(path, "a")) == letters_of(keys)
+    assert list(read_dead_letters(path, "a", marked=True)) == letters_of(key for key in keys if key > "5")
+    assert [read_dead_letter(path, "a", letter.key) for letter in letters_of(keys)] == letters_of(keys)
+    assert read_dead_letter(path, "a", "250") is None
+    assert read_store(path).progress[0].dead_letters == len(keys)
+    assert kept(path) == before
+
+
+def test_few_dead_letters_are_in_memory_at_a_time(path, monkeypatch):
+    anyio.run(bury, path, [str(number) for number in range(250)])
+    sizes, read = [], dead_letters.some_of
+    monkeypatch.setattr(dead_letters, "some_of", lambda letters: sizes.append(read(letters)) or sizes[-1])
+    letters = read_dead_letters(path, "a")
+    next(letters)
+    assert [len(some) for some in sizes] == [100]
+    assert len([*letters]) == 249
+    assert [len(some) for some in sizes] == [100, 100, 50, 0]
+
+
+def test_the_cursors_that_were_saved_are_read_with_their_times(path):
+    anyio.run(bury, path, [])
+    before = kept(path)
+    assert read_cursors(path, "a") == ((None, 1e9), ("c1", 1e9 + 1), ("c2", 1e9 + 2))
+    assert kept(path) == before
+
+
+@pytest.mark.parametrize(("attempts", "failing"), [(None, 0), ("{}", 0), ('{"1":[1,0.0],"\\ud800":[2,0.0]}', 2)])
+def test_messages_that_are_to_be_tried_again_are_counted(path, attempts, failing):
+    async def fail():
+        session = await SQLiteStore(path).claim("a", feed="f")
+        await session.commit(cursor=None, records=[], state={"attempts": attempts, "other": "no JSON"})
+        await session.release()
+
+    anyio.run(bury, path, [])
+    anyio.run(fail)
+    assert read_store(path).progress[0].failing == failing
+
+
+def test_attempts_that_this_library_does_not_write_are_one_sentence(path):
+    anyio.run(bury, path, [])
+    foreign(path, "INSERT INTO push_to_poll_state VALUES (1, 'attempts', 'garbage')")
+    with pytest.raises(StoreError, match="cannot be used: malformed JSON; look at"):
+        read_store(path)
+
+
+@pytest.mark.parametrize("read", [lambda path, name: list(read_dead_letters(path, name)), read_cursors])
+def test_a_name_that_is_not_there_is_one_sentence(path, read):
+    path.touch()
+    for make in (lambda: None, lambda: anyio.run(bury, path, [])):
+        make()
+        with pytest.raises(StoreError, match=r"store\.db has no consumer called 'x'; `push-to-poll status` shows"):
+            read(path, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        ("UPDATE push_to_poll_dead_letter SET id = 5", lambda path: list(read_dead_letters(path, "a"))),
+        ("UPDATE push_to_poll_consumer SET cursor = 5", lambda path: read_cursors(path, "a")),
+        ("UPDATE push_to_poll_history SET at = 'then'", lambda path: read_cursors(path, "a")),
+    ],
+)
+def test_dead_letters_and_cursors_that_this_library_does_not_write_are_one_sentence(path, change, read):
+    anyio.run(bury, path, ["k"])
+    foreign(path, change)
+    with pytest.raises(StoreError, match="is damaged"):
+        read(path)
+
+
+def test_what_runs_in_an_applications_own_tables_is_no_matter(closed):
+    foreign(
+        closed,
+        "CREATE TABLE theirs(x)",
+        "CREATE VIEW v AS SELECT * FROM theirs",
+        "CREATE TRIGGER t AFTER INSERT ON theirs BEGIN SELECT 1; END",
+    )
+    assert len(read_store(closed).progress) == 3
+    foreign(closed, "CREATE TRIGGER evil AFTER UPDATE ON push_to_poll_consumer BEGIN SELECT 1; END")
+    with pytest.raises(StoreError, match="has a view, a trigger or a virtual table"):
+        read_store(closed)
+
+
+FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # no thread of this process is needed there
+
+
+def unprivileged(work):
+    """Run it in a process that is not root, to whom everything is permitted; an assertion fails here too."""
+    if not (child := os.fork()):
+        try:
+            if os.getuid() == 0:
+                os.setresuid(65534, 65534, 65534)
+            work()
+        except BaseException:  # noqa: BLE001  # as in the parent
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.fixture
+def public(path):
+    """Makes the file and its directory readable, and nothing more."""
+
+    def share(mode):
+        directory = path.parent
+        for file in directory.iterdir():
+            file.chmod(mode)
+        for parent in (directory, *directory.parents):
+            if parent.owner() == directory.owner() and parent.stat().st_mode & 0o055 != 0o055:
+                parent.chmod(parent.stat().st_mode | 0o055)
+        directory.chmod(0o555)
+
+    yield share
+    path.parent.chmod(0o700)
+
+
+@FORKS
+@pytest.mark.parametrize("state", ["closed", "killed"])
+def test_who_may_only_read_can(request, state, public):
+    path = request.getfixturevalue(state)
+    whole = read_store(path)
+    public(0o444)
+
+    def read():
+        assert read_store(path) == whole
+
+    unprivileged(read)
+
+
+@FORKS
+def test_who_may_not_read_is_told(closed, public):
+    public(0o000)
+
+    def read():
+        with pytest.raises(StoreError, match="may not be read by this user; ask as its owner"):
+            read_store(closed)
+
+    unprivileged(read)
+
+
+def test_an_owner_at_full_speed_is_seen_and_not_disturbed(path):
+    with child(COMMIT_FOR_EVER, path, 3) as owner:
+        owner.stdout.readline()
+        cursors = []
+        while len(cursors) < 100 or cursors[-1] < 200:
+            reading = read_store(path)
+            assert reading.owner == owner.pid
+            cursors.append(check(reading))
+        assert owner.stdout.readline() == "200\n"
+        owner.kill()
+        assert "Error" not in owner.stderr.read()
+    assert cursors == sorted(cursors)
+    assert len(set(cursors)) > 10
+
+
+def test_a_version_that_is_none_is_shown(path):
+    foreign(path, "CREATE TABLE push_to_poll_schema AS SELECT 'x' AS version")
+    with pytest.raises(StoreError, match=r"what stands for the version of its schema is .*\('x',\)"):
+        read_store(path)
+
+
+def test_owners_that_start_and_stop_are_not_disturbed(path):
+    with child(START_AND_STOP_FOR_EVER, path, 3, ENOUGH) as owner:
+        owner.stdout.readline()
+        cursors = []
+        while len(cursors) < ENOUGH or cursors[-1] < ENOUGH:
+            cursors.append(check(read_store(path)))
+        assert owner.stdout.readline() == f"{ENOUGH}\n"
+        owner.kill()
+        assert "Error" not in owner.stderr.read()
+    assert cursors == sorted(cursors)
+
+
+def foreign(path, *statements):
+    with sqlite3.connect(path) as database:
+        for statement in statements:
+            database.execute(statement)
+    database.close()
+
+
+def not_there(path):
+    return "is not there; name the file"
+
+
+def a_directory(path):
+    path.mkdir()
+    return "is no file; name the file"
+
+
+def a_fifo(path):
+    os.mkfifo(path)
+    return "is no file; name the file"
+
+
+def text(path):
+    path.write_text("not a database at all" * 100)
+    return "is no SQLite database"
+
+
+def one_byte(path):
+    path.write_text("x")
+    return "was cut off, or is no SQLite database"
+
+
+def of_another_application(path):
+    foreign(path, "CREATE TABLE theirs(x)")
+    return "is a database of another application"
+
+
+def of_a_newer_version(path):
+    foreign(path, "CREATE TABLE push_to_poll_schema AS SELECT 99 AS version")
+    return "was written by a newer push_to_poll_client"
+
+
+def with_no_tables(path):
+    foreign(path, "CREATE TABLE push_to_poll_schema AS SELECT 1 AS version")
+    return "cannot be used: no such table"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [not_there, a_directory, a_fifo, text, one_byte, of_another_application, of_a_newer_version, with_no_tables],
+)
+def test_what_is_no_store_is_one_sentence(path, make):
+    says = make(path)
+    with pytest.raises(StoreError, match=says) as caught:
+        read_store(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_name_that_is_too_long_is_one_sentence(path):
+    with pytest.raises(StoreError, match="cannot be read: File name too long"):
+        read_store(path.parent / ("x" * 1000))
+
+
+def test_a_file_that_was_cut_off(closed):
+    whole = closed.read_bytes()
+    for length in (len(whole) - 100, len(whole) // 2, len(whole) // 2 // 4096 * 4096):
+        closed.write_bytes(whole[:length])
+        with pytest.raises(StoreError, match="cut off"):
+            read_store(closed)
+
+
+def test_a_damaged_file(closed):
+    damaged = bytearray(closed.read_bytes())
+    damaged[4096:] = b"\xff" * (len(damaged) - 4096)
+    closed.write_bytes(damaged)
+    with pytest.raises(StoreError, match="it is damaged or was cut off"):
+        read_store(closed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE push_to_poll_consumer SET cursor = 5",
+        "UPDATE push_to_poll_consumer SET cursor = x'ff'",
+        "UPDATE push_to_poll_consumer SET cursor = CAST(x'ff' AS TEXT)",
+        "UPDATE push_to_poll_consumer SET token = 'many'",
+        "UPDATE push_to_poll_segment SET size = 1.5",
+        "UPDATE push_to_poll_segment SET last_at = 9e999",
+        "UPDATE push_to_poll_segment SET last_at = -1",
+    ],
+)
+def test_what_this_library_does_not_write_is_one_sentence(closed, change):
+    foreign(closed, change)
+    with pytest.raises(StoreError, match=r"is damaged|cannot be used: Could not decode"):
+        read_store(closed)
+
+
+def test_who_may_not_read_is_told_in_this_process_too(closed, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StoreError, match="may not be read by this user"):
+        read_store(closed)
+
+
+@pytest.fixture
+def _impatient(monkeypatch):
+    monkeypatch.setattr(reader, "_PAUSE", 0)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_file_that_changes_while_it_is_read_is_read_again(closed, monkeypatch):
+    """What was read in between may be anything, an error too."""
+    read, answers = reader._read, [StoreError("torn"), (), None]
+
+    def torn(path, look, ask):
+        answer = answers.pop(0)
+        if answer is None:
+            return read(path, look, ask)
+        closed.touch()
+        os.utime(closed, ns=(0, len(answers)))
+        if answer:
+            raise answer
+        return answer
+
+    monkeypatch.setattr(reader, "_read", torn)
+    assert len(read_store(closed).progress) == 3
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_an_owner_that_just_starts_is_waited_for(closed, monkeypatch):
+    """Its shared memory is there and not yet ready, which nothing but SQLite's answer shows."""
+    read, answers = reader._read, [sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN]
+
+    def starting(path, look, ask):
+        if answers:
+            cause = sqlite3.OperationalError()
+            cause.sqlite_errorcode = answers.pop()
+            raise StoreError("not ready") from cause
+        return read(path, look, ask)
+
+    monkeypatch.setattr(reader, "_read", starting)
+    assert len(read_store(closed).progress) == 3
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_file_that_changes_for_ever_is_read_at_last_as_it_is(closed, monkeypatch):
+    look, times = reader._look, []
+
+    def changed(path):
+        times.append(None)
+        return {**look(path), "": (1, 2, len(times))}
+
+    monkeypatch.setattr(reader, "_look", changed)
+    assert len(read_store(closed).progress) == 3
+
+
+def test_a_copy_for_which_there_is_no_room_is_one_sentence(killed, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    (killed.parent / "store.db-shm").unlink()
+    monkeypatch.setattr(reader.shutil, "copyfile", full)
+    with pytest.raises(StoreError, match="cannot be copied to be read: No space left on device"):
+        read_store(killed)
+
+
+@pytest.fixture
+def owned(tmp_path):
+    path = str(tmp_path / "owned")
+    lock = OwnerLock(path)
+    yield path
+    lock.release()
+
+
+def test_the_owner_is_seen_and_not_locked_out(owned):
+    assert owner_of(owned) == os.getpid()
+
+
+def test_who_gave_it_back_is_no_owner(tmp_path, monkeypatch):
+    path = str(tmp_path / "owned")
+    OwnerLock(path).release()
+    assert owner_of(path) is None
+    monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "missing")
+    assert owner_of(path) is None
+
+
+def test_a_file_system_that_tells_another_device(owned, tmp_path, monkeypatch):
+    inode = Path(f"{owned}.lock").stat().st_ino
+    monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "locks")
+    for line, owner in [
+        (f"1: FLOCK  ADVISORY  WRITE {os.getpid()} fe:ff:{inode} 0 EOF", os.getpid()),
+        (f"1: FLOCK  ADVISORY  WRITE {os.getpid() + 1} fe:ff:{inode} 0 EOF", None),
+        (f"1: -> FLOCK  ADVISORY  WRITE {os.getpid()} fe:ff:{inode} 0 EOF", None),
+    ]:
+        (tmp_path / "locks").write_text(f"{line}\n")
+        assert owner_of(owned) == owner
+
+
+@pytest.mark.parametrize(
+    ("error", "runs"), [(None, True), (PermissionError, True), (ProcessLookupError, False), (OverflowError, False)]
+)
+def test_where_locks_are_not_listed_the_written_process_is_asked_for(owned, tmp_path, monkeypatch, error, runs):
+    def kill(process, number):
+        assert (process, number) == (os.getpid(), 0)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "missing")
+    monkeypatch.setattr(os, "kill", kill)
+    assert owner_of(owned) == (os.getpid() if runs else None)
+
+
+def test_a_lock_file_with_anything_in_it_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "missing")
+    (tmp_path / "owned.lock").write_bytes(b"\xff\x1b[2J")
+    assert owner_of(str(tmp_path / "owned")) is None

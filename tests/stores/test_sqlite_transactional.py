@@ -1,0 +1,380 @@
+"""A SQLiteStore that is the application's database too: handlers write through its connection (G8)."""
+
+import asyncio
+import contextlib
+import gc
+import sqlite3
+import sys
+import threading
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from push_to_poll_client import Record, RecordState, SQLiteStore, StoreError
+from push_to_poll_client.stores._sqlite.reader import read_store
+from push_to_poll_client.testing import TransactionalStoreSuite
+from tests.support.forms import GUARD, form
+
+pytestmark = pytest.mark.anyio
+
+FEED = "https://feed.example/"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param  # worker threads take real time
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "app.db"
+
+
+def application(path, *statements, values=()):
+    """What the application does with a connection of its own."""
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        return [connection.execute(statement, values).fetchall() for statement in statements][-1]
+
+
+@contextlib.asynccontextmanager
+async def claimed(store, name="a"):
+    session = await store.claim(name, feed=FEED)
+    try:
+        yield session
+    finally:
+        await session.release()
+
+
+async def note(store, session, *texts):
+    async with session.effects([Record(text) for text in texts]):
+        for text in texts:
+            store.connection.execute("INSERT INTO note(text) VALUES (?)", (text,))
+
+
+def notes(path):
+    return [text for (text,) in application(path, "SELECT text FROM note ORDER BY id")]
+
+
+FORK = """
+import os, signal, sys
+import anyio
+from push_to_poll_client import SQLiteStore, StoreError
+
+signal.alarm(60)
+
+async def main():
+    store = SQLiteStore(sys.argv[1], transactional=True)
+    session = await store.claim("a", feed="f")
+    async with session.effects([]):
+        connection = store.connection
+        connection.execute("INSERT INTO note(text) VALUES ('before')")
+    try:
+        async with session.effects([]):
+            connection.execute("INSERT INTO note(text) VALUES ('parent''s')")
+            if not os.fork():
+                try:
+                    connection.execute("DELETE FROM note")
+                except RuntimeError:
+                    raise KeyError
+    except StoreError as error:
+        print(type(error).__name__, end=" ", flush=True)
+        os._exit(7)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+    await session.commit(cursor=None, records=[])
+    await session.release()
+
+anyio.run(main, backend=sys.argv[2])
+"""
+
+
+@pytest.fixture
+def store(path):
+    application(path, "CREATE TABLE note(id INTEGER PRIMARY KEY, text)")
+    return SQLiteStore(path, transactional=True)
+
+
+class TestTransactionalSQLiteStore(TransactionalStoreSuite):
+    @pytest.fixture(autouse=True)
+    def _directory(self, tmp_path):
+        self.path = tmp_path / "app.db"
+
+    async def make_store(self):
+        application(self.path, "CREATE TABLE note(id INTEGER PRIMARY KEY, text)")
+        return SQLiteStore(self.path, transactional=True)
+
+    async def reopen(self, store):
+        return SQLiteStore(store.path, transactional=True)
+
+    async def steal(self, store, name):
+        application(self.path, "UPDATE push_to_poll_consumer SET token = token + 1 WHERE name = ?", values=(name,))
+
+    async def state(self, store, name, key):
+        rows = application(
+            self.path,
+            """
+            SELECT coalesce(state, 'processed') FROM push_to_poll_record JOIN push_to_poll_consumer
+            ON consumer = id WHERE name = ? AND key = ? ORDER BY segment DESC
+            """,
+            values=(name, key),
+        )
+        return RecordState(rows[0][0]) if rows else None
+
+    @contextlib.contextmanager
+    def failing(self, store):
+        guard, connection = store._file.guard, store._file.connection
+        with guard.store_works():
+            connection.execute(
+                "CREATE TEMP TRIGGER broken AFTER INSERT ON push_to_poll_state BEGIN SELECT RAISE(FAIL, 'no'); END"
+            )
+        yield
+        with guard.store_works():
+            connection.execute("DROP TRIGGER IF EXISTS broken")
+
+    async def write(self, store, text):
+        store.connection.execute("INSERT INTO note(text) VALUES (?)", (text,))
+
+    async def written(self, store):
+        return notes(self.path)
+
+
+async def test_what_is_not_transactional_is_skipped(path):
+    class Plain(TransactionalStoreSuite):
+        async def make_store(self):
+            return SQLiteStore(path)
+
+    suite = Plain()
+    with pytest.raises(pytest.skip.Exception, match="not transactional"):
+        await suite.test_effects_are_durable_with_the_commit()
+    for call in (suite.write(None, "1"), suite.written(None)):
+        with pytest.raises(NotImplementedError):
+            await call
+
+
+async def test_where_transactions_do_not_wait_there_is_nothing_to_refuse(tmp_path):
+    class Concurrent(SQLiteStore):
+        concurrent_transactions = True
+
+    class Suite(TestTransactionalSQLiteStore):
+        path = tmp_path / "other.db"
+
+        async def make_store(self):
+            application(self.path, "CREATE TABLE note(id INTEGER PRIMARY KEY, text)")
+            return Concurrent(self.path, transactional=True)
+
+    with pytest.raises(pytest.skip.Exception, match="do not wait for each other"):
+        await Suite().test_a_handler_cannot_wait_for_what_waits_for_it()
+
+
+class TestConnection:
+    async def test_a_store_that_is_not_transactional_keeps_it(self, path):
+        store = SQLiteStore(path)
+        assert not store.transactional
+        assert not store.concurrent_transactions
+        with pytest.raises(RuntimeError, match=r"app\.db: .* transactional=True"):
+            store.connection  # noqa: B018
+        async with claimed(store) as session:
+            assert not hasattr(session, "effects")
+
+    async def test_before_and_after_a_consumer_there_is_none(self, store, path):
+        assert store.transactional
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"app\.db: .* only while a message is processed"):
+                store.connection  # noqa: B018
+            async with claimed(store) as session:
+                await note(store, session, "a")
+                await session.commit(cursor=None, records=[])
+        assert notes(path) == ["a", "a"]
+
+    async def test_that_of_another_store_is_not_this_ones(self, store, tmp_path):
+        other = SQLiteStore(tmp_path / "other.db", transactional=True)
+        async with claimed(store) as session, claimed(other) as others, session.effects([]):
+            with pytest.raises(RuntimeError, match=r"other\.db"):
+                other.connection  # noqa: B018
+            async with others.effects([]):
+                assert other.connection is not store.connection
+            await others.commit(cursor="c1", records=[])  # waits for nobody
+
+    @pytest.mark.parametrize("anyio_backend", form(["trio"], ["asyncio", "trio"]))
+    async def test_a_forked_child_has_none_and_leaves_the_parents_alone(self, store, path, anyio_backend):
+        """Whatever it does, and also when it comes out of the handler."""
+        script = [sys.executable, "-c", FORK, str(path), anyio_backend]
+        forked = await anyio.run_process(script, check=False)
+        assert (forked.returncode, forked.stdout) == (0, b"OwnershipLost 7\n"), forked.stderr
+        assert notes(path) == ["before", "parent's"]
+
+
+class TestFile:
+    async def test_the_tables_are_added_beside_the_applications(self, path):
+        """With what it has of numbers, views and triggers; nothing of it is touched."""
+        application(
+            path,
+            "PRAGMA application_id = 77",
+            "PRAGMA user_version = 5",
+            "CREATE TABLE account(name PRIMARY KEY, amount)",
+            "CREATE TABLE consumer(id)",
+            "CREATE VIEW rich AS SELECT * FROM account WHERE amount > 100",
+            "CREATE TRIGGER logged AFTER INSERT ON account BEGIN INSERT INTO consumer VALUES (new.name); END",
+        )
+        before = application(path, "SELECT * FROM sqlite_master")
+        store = SQLiteStore(path, transactional=True)
+        async with claimed(store) as session:
+            async with session.effects([Record("1")]):
+                store.connection.execute("INSERT INTO account VALUES ('a', 101)")
+            await session.commit(cursor="c1", records=[Record("1")])
+        assert application(path, "SELECT * FROM sqlite_master")[: len(before)] == before
+        assert application(path, "PRAGMA application_id") == [(77,)]
+        assert application(path, "PRAGMA user_version") == [(5,)]
+        assert application(path, "SELECT * FROM rich, consumer") == [("a", 101, "a")]
+        assert [progress.cursor for progress in read_store(path).progress] == ["c1"]
+        async with claimed(SQLiteStore(path, transactional=True)) as session:
+            assert session.cursor == "c1"
+
+    async def test_a_file_of_a_store_can_be_opened_either_way(self, path):
+        for number in range(4):
+            async with claimed(SQLiteStore(path, transactional=bool(number % 2))) as session:
+                assert session.cursor == (str(number - 1) if number else None)
+                await session.commit(cursor=str(number), records=[Record(str(number))])
+        async with claimed(SQLiteStore(path)) as session:
+            assert await session.unseen([*"01234"]) == {"4"}
+
+    async def test_an_applications_database_is_opened_as_one_alone(self, path):
+        application(path, "CREATE TABLE note(id INTEGER PRIMARY KEY, text)")
+        with pytest.raises(StoreError, match="a database of another application"):
+            await SQLiteStore(path).claim("a", feed=FEED)
+
+    async def test_a_database_that_is_none_is_refused(self, path):
+        path.write_bytes(b"no database" * 512)
+        with pytest.raises(StoreError, match="is no SQLite database"):
+            await SQLiteStore(path, transactional=True).claim("a", feed=FEED)
+        path.unlink()
+        async with claimed(SQLiteStore(path, transactional=True)):
+            pass
+
+    async def test_foreign_keys_are_enforced(self, path):
+        application(
+            path,
+            "CREATE TABLE account(name PRIMARY KEY)",
+            "CREATE TABLE transfer(account REFERENCES account(name))",
+            "CREATE TABLE later(account REFERENCES account(name) DEFERRABLE INITIALLY DEFERRED)",
+        )
+        store = SQLiteStore(path, transactional=True)
+        async with claimed(store) as session:
+            async with session.effects([]):
+                with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+                    store.connection.execute("INSERT INTO transfer VALUES ('nobody')")
+                store.connection.execute("INSERT INTO later VALUES ('nobody')")
+            with pytest.raises(StoreError, match=r"FOREIGN KEY constraint failed.*what handlers wrote"):
+                await session.commit(cursor=None, records=[])
+        assert application(path, "SELECT * FROM later") == []
+
+
+class TestSessions:
+    async def test_release_rolls_back_what_was_not_committed(self, store, path):
+        async with claimed(store, "b") as other:
+            async with claimed(store) as session:
+                await note(store, session, "1")
+            await note(store, other, "2")
+            await other.commit(cursor=None, records=[])
+        assert notes(path) == ["2"]
+
+    async def test_release_in_the_midst_of_a_message(self, store, path):
+        """A handler that goes on all the same has no effects, and what it does next is refused."""
+        session = await store.claim("a", feed=FEED)
+        with pytest.raises(StoreError, match="or the session was released"):
+            await self._released_meanwhile(store, session)
+        assert notes(path) == []
+        async with claimed(store) as session:
+            await note(store, session, "2")
+            await session.commit(cursor=None, records=[])
+        assert notes(path) == ["2"]
+
+    async def _released_meanwhile(self, store, session):
+        async with session.effects([Record("1")]):
+            connection = store.connection
+            connection.execute("INSERT INTO note(text) VALUES ('1')")
+            await session.release()
+            with pytest.raises((StoreError, RuntimeError, sqlite3.ProgrammingError)):
+                connection.execute("INSERT INTO note(text) VALUES ('2')")
+
+    async def test_a_session_that_was_dropped_keeps_nobody_waiting(self, store, path):
+        """As after an event loop that ended in the midst of it: who comes next rolls its transaction back."""
+        first = await store.claim("a", feed=FEED)
+        second = await store.claim("b", feed=FEED)
+        await note(store, first, "1")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(note, store, second, "2")
+            while not store._turns._waiting:
+                await to_thread.run_sync(lambda: None)
+            del first
+            gc.collect()
+        await note(store, second, "3")
+        del second
+        gc.collect()
+        async with claimed(store, "b") as second:
+            await note(store, second, "4")
+            await second.commit(cursor=None, records=[])
+        assert notes(path) == ["4"]
+
+    async def test_a_claim_waits_for_its_turn_and_can_be_cancelled(self, store):
+        async with claimed(store) as session:
+            await note(store, session, "1")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._claim_and_release, store)
+                while not store._turns._waiting:
+                    await to_thread.run_sync(lambda: None)
+                tasks.cancel_scope.cancel()
+            await session.commit(cursor=None, records=[])
+            await self._claim_and_release(store)
+
+    async def _claim_and_release(self, store):
+        async with claimed(store, "b"):
+            pass
+
+    async def test_a_release_waits_for_nobodys_transaction(self, store):
+        async with claimed(store) as session:
+            async with claimed(store, "b"):
+                await note(store, session, "1")
+            await session.commit(cursor=None, records=[])
+
+    @pytest.mark.parametrize("anyio_backend", ["asyncio"])
+    async def test_a_commit_ends_whatever_cancels_its_task(self, store, path, monkeypatch):
+        begun, go = threading.Event(), threading.Event()
+
+        def clock():
+            begun.set()
+            assert go.wait(GUARD)
+            return 1.0
+
+        async with claimed(store) as session:
+            await note(store, session, "1")
+            monkeypatch.setattr(session._claimed, "_clock", clock)
+            task = asyncio.ensure_future(session.commit(cursor="c1", records=[Record("1")]))
+            await to_thread.run_sync(begun.wait)
+            task.cancel()
+            await anyio.wait_all_tasks_blocked()
+            go.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert session.cursor == "c1"
+            await note(store, session, "2")
+            await session.commit(cursor="c2", records=[Record("2")])
+        assert notes(path) == ["1", "2"]
+
+    async def test_a_commit_that_fails_before_it_began_undoes_the_effects_too(self, store, path):
+        """Whoever calls processes the messages again, and their effects must not be there twice."""
+        async with claimed(store) as session:
+            await note(store, session, "1")
+            with pytest.raises(AttributeError):
+                await session.commit(cursor=None, records=[None])
+            await note(store, session, "2")
+            await session.commit(cursor=None, records=[Record("2")])
+        assert notes(path) == ["2"]
+
+    async def test_a_record_that_is_given_twice_is_written_once(self, store):
+        async with claimed(store) as session:
+            await note(store, session, "1", "2")
+            await session.commit(cursor=None, records=[Record("1"), Record("2")])
+            await note(store, session, "3")
+            await session.commit(cursor=None, records=(Record("3"), Record("4")))
+            assert session.size == 4

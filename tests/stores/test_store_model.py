@@ -1,0 +1,188 @@
+"""MemoryStore and SQLiteStore give the same answer to whatever is asked, and both that of a few lines of sets."""
+
+import itertools
+import pathlib
+import tempfile
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+
+from push_to_poll_client import PushToPollError
+from push_to_poll_client._types import DeadLetter, Record, RecordState
+from push_to_poll_client.stores import MemoryStore, SQLiteStore, _bloom
+from push_to_poll_client.stores._sqlite import records as records_module
+from tests.support.forms import form
+
+KEYS = st.sampled_from([*"abcdefghij", "", "a\0", "\ud800", "é", "x" * 201, "x" * 202])
+NAMES = st.sampled_from(["n", "N"])
+FINGERPRINTS = st.none() | st.integers(0, 3)
+STATE = st.dictionaries(st.sampled_from("st"), st.none() | st.sampled_from(["", "1", "\ud800"]))
+
+
+@st.composite
+def letters(draw):
+    return DeadLetter(key=draw(KEYS), id="i", raw=b"r", error="e", marked=draw(st.booleans()))
+
+
+class Stores(RuleBasedStateMachine):
+    """Each operation is done on both; what is compared is the value or the class of the error."""
+
+    backend = "asyncio"
+    limits = {}  # noqa: RUF012  # another one for each machine
+    sessions = Bundle("sessions")
+
+    def __init__(self):
+        super().__init__()
+        self.now = 0.0
+        self.directory = tempfile.TemporaryDirectory()
+        self.memory = MemoryStore(clock=lambda: self.now, **self.limits)
+        self.sqlite = self.open()
+        self.open_portal = start_blocking_portal(self.backend)
+        self.portal = self.open_portal.__enter__()
+        self.live = []
+
+    def open(self):
+        path = pathlib.Path(self.directory.name, "store.db")
+        return SQLiteStore(path, synchronous="NORMAL", clock=lambda: self.now, **self.limits)
+
+    def both(self, memory, sqlite):
+        answers = self.portal.call(self.answers, memory, sqlite)
+        assert answers[0][0] == answers[1][0]
+        return [value for _, value in answers]
+
+    async def answers(self, memory, sqlite):
+        return [await self.answer(memory), await self.answer(sqlite)]
+
+    async def answer(self, call):
+        try:
+            return None, await call()
+        except PushToPollError as error:
+            return type(error), None
+
+    @rule(target=sessions, name=NAMES, feed=st.sampled_from("fg"))
+    def claim(self, name, feed):
+        pair = self.both(lambda: self.memory.claim(name, feed=feed), lambda: self.sqlite.claim(name, feed=feed))
+        if pair == [None, None]:
+            return multiple()
+        self.live.append(pair)
+        return pair
+
+    @rule(
+        pair=sessions,
+        cursor=st.none() | KEYS,
+        records=st.lists(st.builds(Record, KEYS, st.sampled_from(RecordState), FINGERPRINTS), max_size=8),
+        dead_letters=st.lists(letters(), max_size=2),
+        state=STATE,
+        read_at=st.none() | st.floats(0, 100),
+    )
+    def commit(self, pair, cursor, **others):
+        self.both(*(lambda s=session: s.commit(cursor=cursor, **others) for session in pair))
+
+    @rule(pair=sessions, records=st.lists(st.builds(Record, KEYS), max_size=8))
+    def commit_plainly(self, pair, records):
+        self.both(*(lambda s=session: s.commit(cursor="c", records=records) for session in pair))
+
+    @rule(pair=sessions, cursor=st.none() | KEYS, forget=st.booleans(), state=STATE)
+    def reset(self, pair, cursor, **others):
+        self.both(*(lambda s=session: s.reset(cursor, **others) for session in pair))
+
+    @rule(pair=sessions, keys=st.lists(KEYS))
+    def unseen(self, pair, keys):
+        unseen = self.both(*(lambda s=session: s.unseen(keys) for session in pair))
+        assert unseen[0] == unseen[1]
+
+    @rule(pair=sessions, keys=st.lists(KEYS))
+    def fingerprints(self, pair, keys):
+        found = self.both(*(lambda s=session: s.fingerprints(keys) for session in pair))
+        assert found[0] == found[1]
+
+    @rule(pair=sessions, after=st.none() | letters(), marked=st.booleans(), key=KEYS)
+    def dead_letters(self, pair, after, marked, key):
+        some = self.both(*(lambda s=session: s.dead_letters(after=after, marked=marked) for session in pair))
+        assert some[0] == some[1]
+        one = self.both(*(lambda s=session: s.dead_letter(key) for session in pair))
+        assert one[0] == one[1]
+
+    @rule(pair=sessions)
+    def release(self, pair):
+        self.both(*(session.release for session in pair))
+
+    @rule(seconds=st.floats(0, 8))
+    def wait(self, seconds):
+        self.now += seconds
+
+    @rule()
+    def restart(self):
+        for pair in self.live:
+            self.release(pair)
+        self.live.clear()
+        self.sqlite = self.open()
+
+    @invariant()
+    def sessions_are_alike(self):
+        for memory, sqlite in self.live:
+            assert (memory.cursor, memory.token) == (sqlite.cursor, sqlite.token)
+
+    @invariant()
+    def owners_are_alike(self):
+        for memory, sqlite in self.live:
+            if not sqlite._released:
+                assert memory.size == sqlite.size
+                assert (memory.history, memory.state) == (sqlite.history, sqlite.state)
+                assert memory.dead == sqlite.dead == self.rows(sqlite, "dead_letter")
+
+    @invariant()
+    def what_is_forgotten_goes(self):
+        """As many segments as there are in memory, and those that wait to be swept."""
+        for _, sqlite in self.live:
+            if not sqlite._released:
+                records = sqlite._claimed.records
+                kept = len(records._segments.live) + len(records._forgotten)
+                assert self.rows(sqlite, "segment") == kept
+                assert self.rows(sqlite, "record") >= sqlite.size
+                assert records._forgotten or self.rows(sqlite, "record") == sqlite.size
+
+    def rows(self, sqlite, table):
+        query = f"""
+            SELECT count(*) FROM push_to_poll_{table} AS t JOIN push_to_poll_consumer AS c ON c.id = t.consumer
+            WHERE token = ? AND name = ?
+        """  # noqa: S608
+        return sqlite._file.connection.execute(query, (sqlite.token, sqlite.name)).fetchone()[0]
+
+    def teardown(self):
+        self.restart()
+        self.open_portal.__exit__(None, None, None)
+        self.directory.cleanup()
+
+
+LIMITS = {
+    "little": {"retention": 10.0, "max_records": 4},
+    "more": {"retention": None, "max_records": 40},
+    "all": {"max_records": None},
+}
+
+# The same examples are drawn for each case, so in the short form each setting is tried on one event loop.
+CASES = form(
+    [
+        ("little", 3, "trio"),
+        ("little", 0, "asyncio"),
+        ("more", 3, "asyncio"),
+        ("more", 0, "trio"),
+        ("all", 3, "trio"),
+        ("all", 0, "asyncio"),
+    ],
+    [*itertools.product(LIMITS, [3, 0], ["asyncio", "trio"])],
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limits", "few", "backend"), CASES)
+def test_both_stores_answer_alike(limits, few, backend, monkeypatch):
+    """Also with a filter that is always used, and is so small that it suspects often and goes soon."""
+    monkeypatch.setattr(records_module, "_FEW", few)
+    monkeypatch.setattr(_bloom, "_SMALLEST", 8)
+    machine = type("StoresOn", (Stores,), {"backend": backend, "limits": LIMITS[limits]})
+    run_state_machine_as_test(machine, settings=settings(max_examples=form(10, 25), stateful_step_count=40))

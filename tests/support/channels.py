@@ -1,0 +1,180 @@
+"""What listeners report to in tests, and servers of a few bytes to which they connect."""
+
+import contextlib
+import socket
+import sys
+import threading
+
+import anyio
+import pytest
+
+from push_to_poll_client._types import Push
+from tests.support.forms import GUARD
+
+HOST = "127.0.0.1"
+
+
+class TimedChannel:
+    """Writes down what it is told, and when."""
+
+    def __init__(self):
+        self.began = anyio.current_time()
+        self.events = []
+        self.errors = []
+        self.state = self.registered_until = None
+
+    def up(self):
+        self._note("up")
+
+    def down(self, error=None):
+        self._note("down")
+        self.errors.append(error)
+
+    def wake(self, push=None, /):
+        self._note(push)
+
+    def poll(self):
+        self._note("poll")
+
+    def registered(self, until, /):
+        self.registered_until = until
+
+    async def save(self, state, /):
+        self.state = state
+
+    def _note(self, event):
+        self.events.append((round(anyio.current_time() - self.began, 3), event))
+
+    @property
+    def pushes(self):
+        return [event for _, event in self.events if isinstance(event, Push)]
+
+
+class Channel:
+    """Writes down what it is told; a test waits for what it wants to see."""
+
+    def __init__(self):
+        self.events = []
+        self.error = self.state = self.registered_until = None
+        self._changed = None
+
+    def up(self):
+        self._note("up")
+
+    def down(self, error=None):
+        self.error = error
+        self._note("down")
+
+    def wake(self, push=None, /):
+        self._note(push)
+
+    def poll(self):
+        self._note("poll")
+
+    def registered(self, until, /):
+        self.registered_until = until
+
+    async def save(self, state, /):
+        self.state = state
+
+    def _note(self, event):
+        self.events.append(event)
+        if self._changed is not None:  # an event for each of the pushes of a flood would take longer than they do
+            self._changed.set()
+            self._changed = None
+
+    async def _change(self):
+        self._changed = self._changed or anyio.Event()
+        await self._changed.wait()
+
+    async def until(self, true):
+        """Wait until something is so of the events; they go on a list."""
+        while not true(self.events):
+            await self._change()
+
+    async def saw(self, *events):
+        while self.events[: len(events)] != list(events):
+            assert len(self.events) < len(events), self.events
+            await self._change()
+
+    async def sees(self, event, *, after):
+        """Wait for one event, whatever else there is between the other and it."""
+        while event not in self.events[self.events.index(after) if after in self.events else len(self.events) :]:
+            await self._change()
+
+
+CLOSING = ("listeners._sending", "listeners.postgres", "listeners.redis")
+"""Modules that give a close some time."""
+
+
+@contextlib.asynccontextmanager
+async def listening(listener):
+    """Listen until the end of the block.
+
+    A close that waits for the other side, or for a lock, waits longer than the guard, so that it fails.
+    """
+    channel = Channel()
+    with pytest.MonkeyPatch.context() as patch, anyio.fail_after(GUARD):
+        for name in CLOSING:
+            if module := sys.modules.get(f"push_to_poll_client.{name}"):
+                patch.setattr(module, "CLOSE_TIMEOUT", 2 * GUARD)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listener.listen, channel)
+            yield channel
+            tasks.cancel_scope.cancel()
+            stopped = anyio.current_time()
+    assert anyio.current_time() - stopped < GUARD
+
+
+class Raw:
+    """Hands each connection to a function, in a thread. Whatever is still open is closed at the end."""
+
+    def __init__(self, treat):
+        self._treat = treat
+        self._changed = threading.Condition()
+        self.accepted = []
+
+    def __enter__(self):
+        self._listening = socket.socket()
+        # Small, so that a client is soon held up by a server that does not read.
+        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._listening.bind((HOST, 0))
+        self._listening.listen()
+        self.port = self._listening.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
+        return self
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                accepted, _ = self._listening.accept()
+                with self._changed:
+                    self.accepted.append(accepted)
+                    self._changed.notify_all()
+                with contextlib.suppress(OSError):
+                    self._treat(accepted, len(self.accepted))
+
+    def first(self):
+        """Wait for the first connection: a client may give it up before the thread here accepts it."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.accepted, GUARD)
+            return self.accepted[0]
+
+    def __exit__(self, *_):
+        self._listening.shutdown(socket.SHUT_RDWR)
+        for accepted in self.accepted:
+            with contextlib.suppress(OSError):
+                accepted.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        for opened in (self._listening, *self.accepted):
+            opened.close()
+
+
+def is_closed(accepted):
+    """Read what is left. Whether the other side closed, rather than forgot, its end."""
+    accepted.settimeout(GUARD)
+    with contextlib.suppress(ConnectionResetError):
+        while accepted.recv(1 << 20):
+            pass
+    return True

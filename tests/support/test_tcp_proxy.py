@@ -1,0 +1,178 @@
+"""The proxy does what it is told, no more and no less; the tests of a broken network rest on it."""
+
+import socket
+import socketserver
+import threading
+import time
+
+import pytest
+
+from tests.support.forms import GUARD
+from tests.support.tcp_proxy import TCPProxy
+
+
+class Echo(socketserver.BaseRequestHandler):
+    def handle(self):
+        try:
+            while data := self.request.recv(65_536):
+                self.server.heard += data
+                self.request.sendall(data)
+        except ConnectionError:
+            pass
+        self.server.over.release()
+
+
+class EchoServer(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+
+
+@pytest.fixture
+def echo():
+    with EchoServer(("127.0.0.1", 0), Echo) as server:
+        server.heard, server.over = b"", threading.Semaphore(0)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def proxy(echo):
+    with TCPProxy(echo.server_address[1]) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def dial(proxy):
+    """Opens connections that have been used once, and closes them."""
+    clients = []
+
+    def dial(*, say=b"hello"):
+        client = socket.create_connection(("127.0.0.1", proxy.port), timeout=GUARD)
+        clients.append(client)
+        if say:
+            client.sendall(say)
+            assert heard(client, len(say)) == say
+        return client
+
+    yield dial
+    for client in clients:
+        client.close()
+
+
+def heard(client, count):
+    data = b""
+    while len(data) < count and (more := client.recv(count - len(data))):
+        data += more
+    return data
+
+
+def silent(client):
+    client.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        client.recv(1)
+    client.settimeout(GUARD)
+    return True
+
+
+def test_everything_passes_both_ways_and_so_does_the_end(dial, echo, proxy):
+    client = dial(say=b"x" * 300_000)
+    proxy.wait_for(lambda counts: counts.passed == 600_000)
+    client.shutdown(socket.SHUT_WR)
+    assert client.recv(1) == b""
+    assert echo.over.acquire(timeout=GUARD)
+    proxy.wait_for(lambda counts: not counts.open)
+
+
+def test_delay_holds_back_and_loses_nothing(dial, proxy):
+    client = dial()
+    proxy.delay(0.1)
+    began = time.monotonic()
+    client.sendall(b"later")
+    assert heard(client, 5) == b"later"
+    assert time.monotonic() - began >= 0.2
+
+
+def test_throttled_bytes_trickle(dial, proxy):
+    client = dial()
+    proxy.throttle(10)
+    began = time.monotonic()
+    client.sendall(b"x" * 100)
+    assert heard(client, 100) == b"x" * 100
+    assert time.monotonic() - began >= 0.08
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_blackhole_swallows_and_what_lost_bytes_stays_dead(dial, echo, proxy, up):
+    client = dial()
+    proxy.blackhole(up=up, down=not up)
+    client.sendall(b"lost")
+    proxy.wait_for(lambda counts: counts.swallowed == 4)
+    assert echo.heard == (b"hello" if up else b"hellolost")
+    proxy.heal()
+    client.sendall(b"more")
+    assert silent(client)
+    dial()
+
+
+def test_a_blackhole_accepts_and_passes_closings_on(dial, echo, proxy):
+    proxy.blackhole()
+    client = dial(say=None)
+    client.sendall(b"lost")
+    proxy.wait_for(lambda counts: counts.swallowed == 4)
+    client.close()
+    assert echo.over.acquire(timeout=GUARD)
+    assert echo.heard == b""
+
+
+def test_it_refuses_and_accepts_again(dial, proxy):
+    old = dial()
+    proxy.refuse()
+    with pytest.raises(ConnectionRefusedError):
+        dial()
+    old.sendall(b"still here")
+    assert heard(old, 10) == b"still here"
+    proxy.heal()
+    dial()
+
+
+def test_it_cuts_with_fin_and_with_rst(dial, proxy):
+    client, other = dial(), dial()
+    proxy.cut()
+    assert client.recv(1) == other.recv(1) == b""
+    client = dial()
+    proxy.cut(rst=True)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    assert proxy.counts.cut == 3
+    dial()
+
+
+def test_it_cuts_in_the_middle_once(dial, proxy):
+    client = dial()
+    proxy.cut_after(3)
+    client.sendall(b"middle")
+    assert heard(client, 6) == b"mid"
+    dial()
+
+
+def test_a_half_closed_connection_still_sends(dial, echo, proxy):
+    client = dial()
+    proxy.half_close()
+    assert client.recv(1) == b""
+    client.sendall(b"are you there?")
+    proxy.wait_for(lambda counts: counts.swallowed == 14)
+    assert echo.heard == b"helloare you there?"
+
+
+def test_a_server_that_is_away_is_a_reset(proxy, echo, dial):
+    echo.shutdown()
+    echo.server_close()
+    with pytest.raises(ConnectionResetError):  # as it dials, or later
+        dial(say=None).recv(1)
+
+
+def test_what_never_happens_ends(proxy):
+    with pytest.raises(TimeoutError, match="accepted=0"):
+        proxy.wait_for(lambda counts: counts.accepted, timeout=0.01)

@@ -1,0 +1,1 @@
+"""Code of users, checked by type checkers."""

@@ -1,0 +1,1 @@
+"""Tests of HTTP: requests, responses, credentials, origins."""

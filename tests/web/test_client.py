@@ -1,0 +1,339 @@
+"""How a server is asked: conditions, links and redirects to other origins, by `Origin` itself. Without sockets."""
+
+import gzip
+from importlib import metadata
+
+import anyio
+import httpx
+import pytest
+import respx
+
+from push_to_poll_client._exceptions import FeedError, FeedRefused
+from push_to_poll_client._http.caching import Validators
+from push_to_poll_client._http.client import Origin
+from push_to_poll_client._http.transport import user_agent
+from tests.feeds.test_http_feed import SECRET, URL, Chunks, Server
+
+pytestmark = pytest.mark.anyio
+
+CDN = "https://cdn.example"
+
+
+class Broken(httpx.AsyncByteStream):
+    async def __aiter__(self):
+        yield b"wh"
+        raise httpx.ReadError("reset")
+
+
+@pytest.fixture
+def serve():
+    """Answers every request of every client, whatever its host."""
+    with respx.mock(assert_all_called=False) as router:
+
+        def start(*answers):
+            server = Server(*answers)
+            router.route().mock(side_effect=server)
+            return server
+
+        yield start
+
+
+def origin(url=URL, **given):
+    arguments = {"auth": None, "headers": None, "timeout": 30.0, "max_body": 10_000, "client": None}
+    return Origin(url, **{**arguments, **given})
+
+
+async def ask(asked, url=URL, **given):
+    """One answer of an origin that is closed afterwards."""
+    try:
+        return await asked.ask(url, **{"headers": {}, **given})
+    finally:
+        await asked.aclose()
+
+
+async def refused(asked, url=URL, kind=FeedError, **given):
+    with pytest.raises(kind) as failed:
+        asked.accepted(await ask(asked, url, **given))
+    assert type(failed.value) is kind
+    assert SECRET not in str(failed.value)
+    return str(failed.value)
+
+
+class TestConditions:
+    async def test_are_sent_and_304_is_an_answer(self, serve):
+        server = serve(httpx.Response(304))
+        asked = origin()
+        answer = asked.accepted(await ask(asked, known=Validators('"a"')))
+        assert server.last.headers["if-none-match"] == '"a"'
+        assert answer.known == answer.validators == Validators('"a"')
+
+    @pytest.mark.parametrize("known", [None, Validators(), Validators("*")])
+    async def test_without_any_304_is_none(self, serve, known):
+        serve(httpx.Response(304))
+        assert f"{URL} answered 304 Not Modified, but" in await refused(origin(), known=known)
+
+    async def test_are_for_get_alone(self, serve):
+        """With POST they would be a condition for doing it (RFC 9110 §13.1.2)."""
+        server = serve(httpx.Response(304))
+        await refused(origin(), known=Validators('"a"'), method="POST", content=b"{}")
+        assert "if-none-match" not in server.last.headers
+
+    async def test_do_not_follow_a_redirect(self, serve):
+        """Another resource may well have the same date, or version 1 for an ETag."""
+        moved = httpx.Response(302, headers={"location": "/v2"})
+        server = serve(moved, httpx.Response(200, headers={"etag": '"a"'}))
+        answer = await ask(origin(), known=Validators('"a"'))
+        assert server.requests[0].headers["if-none-match"] == '"a"'
+        assert "if-none-match" not in server.last.headers
+        assert (answer.known, answer.validators, answer.redirected) == (None, None, True)
+        assert answer.url == "https://shop.example/v2"
+
+
+class TestWhoAsks:
+    OURS = f"push-to-poll-client/{metadata.version('push-to-poll-client')} python-httpx/{httpx.__version__}"
+
+    async def test_is_this_library_and_what_it_sends_by(self, serve):
+        server = serve(httpx.Response(200))
+        await ask(origin())
+        await ask(origin(trusted=[CDN]), f"{CDN}/p")
+        async with httpx.AsyncClient() as client:
+            await ask(origin(client=client))
+        assert [request.headers["user-agent"] for request in server.requests] == [self.OURS] * 3
+
+    async def test_is_who_the_user_says(self, serve):
+        server = serve(httpx.Response(200))
+        await ask(origin(headers={"User-Agent": "mine/1"}))
+        async with httpx.AsyncClient(headers={"User-Agent": "mine/1"}) as client:
+            await ask(origin(client=client))
+        assert [request.headers["user-agent"] for request in server.requests] == ["mine/1"] * 2
+
+    async def test_is_nobody_where_the_users_client_wants_it_so(self, serve):
+        server = serve(httpx.Response(200))
+        async with httpx.AsyncClient() as client:
+            del client.headers["user-agent"]
+            await ask(origin(client=client))
+        assert "user-agent" not in server.last.headers
+
+    def test_has_no_version_when_it_is_run_from_its_sources(self, monkeypatch):
+        def missing(name):
+            raise metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(metadata, "version", missing)
+        assert user_agent("x/1") == "push-to-poll-client/0 x/1"
+
+
+class TestAPool:
+    async def test_that_is_dead_is_given_up_with_its_client(self, serve):
+        """Httpcore #1093."""
+        serve(httpx.PoolTimeout("dead"), httpx.Response(200))
+        asked = origin()
+        with pytest.raises(FeedError, match="PoolTimeout 'dead'; it is asked again later"):
+            await asked.ask(URL, headers={})
+        assert asked._exchange._own is None
+        assert (await ask(asked)).status == 200
+
+    @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError])
+    async def test_is_kept_whatever_else_fails(self, serve, error):
+        """It keeps nothing of a connection that failed: a new client would only pay another handshake."""
+        serve(*[error("no")] * 5, httpx.Response(200))
+        asked = origin()
+        clients = set()
+        for _ in range(5):
+            with pytest.raises(FeedError):
+                await asked.ask(URL, headers={})
+            clients.add(id(asked._exchange._own))
+        assert (await ask(asked)).status == 200
+        assert len(clients) == 1
+
+    async def test_of_the_users_client_is_the_users(self, serve):
+        serve(httpx.PoolTimeout("dead"))
+        async with httpx.AsyncClient() as client:
+            text = await refused(origin(client=client))
+            assert "the pool of the client given by client= hands out no connection (PoolTimeout)" in text
+            assert not client.is_closed
+
+
+@pytest.mark.parametrize(("wait", "said"), [(0, None), (0.2, "wait=1"), (29.6, "wait=30")])
+async def test_a_server_is_asked_to_hold_its_answer(serve, wait, said):
+    server = serve(httpx.Response(200))
+    await ask(origin(), wait=wait)
+    assert server.requests[0].headers.get("prefer") == said
+
+
+async def test_what_a_feed_prefers_itself_is_not_overridden(serve):
+    server = serve(httpx.Response(200))
+    await ask(origin(), wait=30, headers={"prefer": "respond-async, wait=9"})
+    assert server.requests[0].headers.get_list("prefer") == ["respond-async, wait=9"]
+
+
+class TestWhatAServerSaysToAnError:
+    @pytest.mark.parametrize(
+        ("sent", "said"),
+        [
+            ({"content": b"why"}, b"why"),
+            ({"stream": Chunks(gzip.compress(b"why")), "headers": {"content-encoding": "gzip"}}, b"why"),
+            ({"content": b"w" * 101}, b""),
+            ({"stream": Chunks(b"w" * 60, b"w" * 60)}, b""),
+            ({"stream": Chunks(b"why"), "headers": {"content-encoding": "br"}}, b""),
+            ({"stream": Chunks(b"why"), "headers": {"content-encoding": "gzip"}}, b""),
+            ({"stream": Chunks(b"why", pause=6)}, b""),
+            ({"stream": Broken()}, b""),
+        ],
+    )
+    async def test_is_looked_at_and_fails_nothing(self, serve, sent, said):
+        headers = {"retry-after": "7", **sent.get("headers", {})}
+        serve(httpx.Response(429, **{**sent, "headers": headers}))
+        answer = await ask(origin(), errors=100)
+        assert (answer.status, answer.body, answer.retry_after) == (429, said, 7)
+
+    async def test_is_not_looked_at_unasked(self, serve):
+        serve(httpx.Response(429, content=b"why"))
+        assert (await ask(origin())).body == b""
+
+    async def test_does_not_take_the_time_of_the_second_try(self, serve):
+        """The token ran out, the answer that says so has a body, and a new token takes its time."""
+        serve(httpx.Response(401, content=b"no"), httpx.Response(200, content=b"[]"))
+        waits = [0, 12]
+
+        async def token():
+            await anyio.sleep(waits.pop(0))
+            return "a"
+
+        assert (await ask(origin(auth=token), errors=100)).body == b"[]"
+
+
+class TestLinks:
+    async def test_at_home_are_asked_with_credentials(self, serve):
+        server = serve(httpx.Response(200))
+        for url in ("https://shop.example/x?page=2#frag", "HTTPS://SHOP.example:443/x?page=2"):
+            answer = await ask(origin(auth=SECRET), url)
+            assert (str(server.last.url), answer.url) == ("https://shop.example/x?page=2",) * 2
+            assert server.last.headers["authorization"] == f"Bearer {SECRET}"
+
+    @pytest.mark.parametrize("url", ["https://shop.example", "https://shop.example?a=b"])
+    async def test_at_home_may_have_no_path(self, serve, url):
+        server = serve(httpx.Response(200))
+        asked = origin(url, auth=SECRET)
+        await ask(asked, asked.address({}))
+        assert server.last.headers["authorization"] == f"Bearer {SECRET}"
+
+    @pytest.mark.parametrize(
+        ("url", "shown"),
+        [
+            (f"https://evil.example/{SECRET}?key={SECRET}", "https://evil.example/"),
+            ("http://shop.example/orders", "http://shop.example/"),
+            ("https://shop.example:8443/orders", "https://shop.example:8443/"),
+            ("https://shop.example.evil.example/", "https://shop.example.evil.example/"),
+            (f"https://{SECRET}:{SECRET}@evil.example/", "https://evil.example/"),
+            ("http://xn--zz/", "http://xn--zz/"),
+            ("//evil.example/", "(not a URL)"),
+            ("/orders", "(not a URL)"),
+            ("file:///etc/passwd", "(not a URL)"),
+            ("javascript:alert(1)", "(not a URL)"),
+        ],
+    )
+    async def test_elsewhere_are_not_asked(self, serve, url, shown):
+        server = serve(httpx.Response(200))
+        text = await refused(origin(auth=SECRET, trusted=[CDN]), url)
+        assert f"{URL} links to another origin, {shown}, which" in text
+        assert server.requests == []
+
+    @pytest.mark.parametrize("url", [f"https://h:{SECRET}/", f"https://xn--ü/{SECRET}", "https://shop.evil\n/"])
+    async def test_must_be_urls(self, serve, url):
+        serve(httpx.Response(200))
+        assert f"{URL} links to what is no URL" in await refused(origin(), url)
+
+
+class TestTrustedOrigins:
+    @pytest.mark.parametrize(
+        "url", [f"{CDN}/p", "https://CDN.example:443/p", f"https://{SECRET}:pw@cdn.example/p"]
+    )
+    async def test_are_asked_without_credentials(self, serve, url):
+        server = serve(httpx.Response(200))
+        asked = origin(auth=SECRET, headers={"X-Key": SECRET, "accept": "a/b"}, trusted=[CDN])
+        answer = await ask(asked, url, headers={"accept": "c/d"})
+        assert (str(server.last.url), answer.url) == (f"{CDN}/p",) * 2
+        assert SECRET not in str(server.last.headers.raw)
+        assert server.last.headers["accept"] == "c/d"
+        assert server.last.headers["accept-encoding"] == "gzip"
+
+    @pytest.mark.parametrize("auth", [None, httpx.BasicAuth("me", SECRET), httpx.DigestAuth("me", SECRET)])
+    async def test_get_nothing_that_a_client_sends_by_itself(self, auth):
+        server = Server(httpx.Response(401, headers={"www-authenticate": 'Digest realm="r", nonce="n"'}))
+        async with httpx.AsyncClient(
+            transport=httpx.MockTransport(server),
+            auth=("me", SECRET),
+            headers={"X-Key": SECRET},
+            cookies={"session": SECRET},
+            params={"key": SECRET},
+        ) as client:
+            text = await refused(origin(client=client, auth=auth, trusted=[CDN]), f"{CDN}/p", FeedRefused)
+        assert f"{URL}, which led to {CDN}/p, answered 401 Unauthorized" in text
+        (request,) = server.requests
+        assert str(request.url) == f"{CDN}/p"
+        assert set(request.headers) == {"host", "accept-encoding", "user-agent"}
+        assert request.extensions["timeout"] == {"connect": 5, "read": 5, "write": 5, "pool": 5}
+
+    async def test_do_not_cost_a_new_token(self, serve):
+        serve(httpx.Response(401))
+        asked = []
+
+        async def token():
+            asked.append(1)
+            return "a"
+
+        await refused(origin(auth=token, trusted=[CDN]), f"{CDN}/p", FeedRefused)
+        assert asked == []
+
+    async def test_may_be_redirected_to_and_lead_back_home(self, serve):
+        server = serve(
+            httpx.Response(302, headers={"location": f"{CDN}/p"}),
+            httpx.Response(302, headers={"location": URL}),
+            httpx.Response(200),
+        )
+        answer = await ask(origin(auth=SECRET, trusted=[CDN]))
+        assert [request.headers.get("authorization") for request in server.requests] == [
+            f"Bearer {SECRET}",
+            None,
+            f"Bearer {SECRET}",
+        ]
+        assert answer.url == URL
+
+    async def test_lead_to_no_other(self, serve):
+        server = serve(httpx.Response(302, headers={"location": "https://evil.example/"}))
+        assert "redirects to another origin, https://evil" in await refused(origin(trusted=[CDN]), f"{CDN}/p")
+        assert len(server.requests) == 1
+
+    async def test_do_not_get_what_is_posted(self, serve):
+        """Some vendors want their secret in the body."""
+        server = serve(httpx.Response(307, headers={"location": f"{CDN}/p"}))
+        posted = {"method": "POST", "content": SECRET.encode()}
+        text = await refused(origin(trusted=[CDN]), **posted)
+        assert f"{CDN}/, which must not get what is posted" in text
+        await refused(origin(trusted=[CDN]), f"{CDN}/p", **posted)
+        assert len(server.requests) == 1
+
+    @pytest.mark.parametrize(
+        ("trusted", "error", "text"),
+        [
+            (CDN, TypeError, "trusted is a str; give a list"),
+            (5, TypeError, "trusted is a int"),
+            ([5], TypeError, "trusted has a int in it"),
+            ([f"{CDN}/p"], ValueError, f"trusted has {CDN}/p in it; give origins, as https://cdn.example"),
+            ([f"{CDN}?a={SECRET}"], ValueError, "give origins"),
+            ([f"{CDN}#a"], ValueError, "give origins"),
+            ([f"https://me:{SECRET}@cdn.example"], ValueError, "give origins"),
+            (["cdn.example"], ValueError, "give origins"),
+            (["ftp://cdn.example"], ValueError, "give origins"),
+            (["https://cdn.example:port"], ValueError, "give origins"),
+            (["*"], ValueError, "give origins"),
+        ],
+    )
+    def test_are_named_as_origins(self, trusted, error, text):
+        with pytest.raises(error) as wrong:
+            origin(trusted=trusted)
+        assert text in str(wrong.value)
+        assert SECRET not in str(wrong.value)
+
+    def test_may_end_in_a_slash(self):
+        assert origin(trusted={f"{CDN}/"})._places._trusted == origin(trusted=(CDN,))._places._trusted

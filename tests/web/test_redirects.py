@@ -1,0 +1,261 @@
+"""Redirects: which method and body they keep, and which of them are remembered."""
+
+import logging
+from contextlib import suppress
+
+import anyio
+import httpx
+import pytest
+
+from push_to_poll_client._exceptions import FeedError, FeedRefused
+from push_to_poll_client._http.caching import Validators
+from push_to_poll_client._http.origins import MAX_AGE, MAX_MOVES, MAX_READ, MAX_STEPS, Moves
+from tests.feeds.test_http_feed import SECRET, URL
+from tests.web.test_client import CDN, ask, origin, refused, serve
+
+pytestmark = pytest.mark.anyio
+
+__all__ = ["serve"]  # the fixture
+
+HOME = "https://shop.example"
+
+
+def moved(location, status=301, **headers):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return httpx.Response(status, headers={"location": location, **named})
+
+
+async def read(asked, url=URL, **given):
+    """An answer from which a page of the feed was read."""
+    answer = await ask(asked, url, **given)
+    asked.note_read(answer)
+    return answer
+
+
+def urls(server):
+    return [str(request.url).removeprefix(HOME) for request in server.requests]
+
+
+class TestMethodAndBody:
+    @pytest.mark.parametrize(
+        ("status", "method", "becomes"),
+        [
+            (301, "GET", "GET"),
+            (301, "POST", "GET"),
+            (301, "PUT", "PUT"),
+            (302, "GET", "GET"),
+            (302, "POST", "GET"),
+            (302, "REPORT", "REPORT"),
+            (303, "GET", "GET"),
+            (303, "POST", "GET"),
+            (303, "PUT", "GET"),
+            (303, "HEAD", "HEAD"),
+            (307, "POST", "POST"),
+            (308, "POST", "POST"),
+        ],
+    )
+    async def test_are_kept_but_where_the_standard_says_get(self, serve, status, method, becomes):
+        """RFC 9110 §15.4."""
+        server = serve(moved("/v2", status), httpx.Response(200))
+        content = None if method in {"GET", "HEAD"} else b"{}"
+        headers = {"accept": "a/b"} | ({} if content is None else {"content-type": "application/json"})
+        await ask(origin(), method=method, content=content, headers=headers)
+        kept = content if becomes == method else None
+        assert server.last.method == becomes
+        assert server.last.content == (kept or b"")
+        assert server.last.headers.get("content-type") == (None if kept is None else "application/json")
+        assert server.last.headers["accept"] == "a/b"
+
+    async def test_what_became_get_may_go_to_a_trusted_origin(self, serve):
+        """The body, which may hold a secret, does not go along."""
+        server = serve(moved(f"{CDN}/p", 303), httpx.Response(200))
+        await ask(origin(trusted=[CDN], auth=SECRET), method="POST", content=SECRET.encode())
+        assert (server.last.method, server.last.content) == ("GET", b"")
+        assert "authorization" not in server.last.headers
+
+
+class TestMoves:
+    @pytest.mark.parametrize(
+        ("status", "second"), [(301, "/v2"), (308, "/v2"), (302, "/orders"), (303, "/orders"), (307, "/orders")]
+    )
+    async def test_for_good_are_remembered(self, serve, status, second):
+        server = serve(moved("/v2", status), httpx.Response(200))
+        asked = origin()
+        assert (await read(asked)).url == f"{HOME}/v2"
+        assert (await read(asked)).url == f"{HOME}{second}"
+        assert urls(server) == ["/orders", "/v2", second]
+
+    async def test_hold_for_every_query_when_the_query_was_kept(self, serve):
+        server = serve(moved("/v2?a=1", 308), httpx.Response(200))
+        asked = origin()
+        for query in ("?a=1", "?a=2", "", "?"):
+            await read(asked, f"{URL}{query}")
+        assert urls(server)[1:] == ["/v2?a=1", "/v2?a=2", "/v2", "/v2?"]
+
+    async def test_hold_for_one_url_when_it_was_not(self, serve):
+        server = serve(moved("/v2?b=1"), httpx.Response(200))
+        asked = origin()
+        for query in ("?a=1", "?a=2", "?a=1", ""):
+            await read(asked, f"{URL}{query}")
+        assert urls(server) == ["/orders?a=1", "/v2?b=1", "/orders?a=2", "/v2?b=1", "/orders"]
+
+    async def test_what_answers_at_the_new_place_is_known_by_what_it_says(self, serve):
+        server = serve(
+            moved("/v2"),
+            httpx.Response(200, headers={"etag": '"a"'}),
+            httpx.Response(200, headers={"etag": '"a"'}),
+            httpx.Response(304),
+        )
+        asked = origin()
+        assert (await read(asked)).validators is None
+        known = (await read(asked)).validators
+        assert known == Validators('"a"')
+        assert (await read(asked, known=known)).status == 304
+        assert server.last.headers["if-none-match"] == '"a"'
+
+    async def test_to_a_trusted_origin_take_no_credentials_there(self, serve):
+        server = serve(moved(f"{CDN}/p"), httpx.Response(200))
+        asked = origin(auth=SECRET, trusted=[CDN])
+        for _ in range(2):
+            await read(asked)
+        assert urls(server) == ["/orders", f"{CDN}/p", f"{CDN}/p"]
+        assert "authorization" not in server.last.headers
+
+    async def test_of_what_is_posted_are_remembered_when_it_is_posted_there(self, serve):
+        server = serve(
+            moved("/v2", 308), httpx.Response(200), httpx.Response(200), moved("/v3", 301), httpx.Response(200)
+        )
+        asked = origin()
+        for _ in range(4):
+            await read(asked, method="POST", content=b"{}")
+        assert urls(server) == ["/orders", "/v2", "/v2", "/v2", "/v3", "/v2"]
+
+    @pytest.mark.parametrize("told", ["no-store", "no-cache", "max-age=0"])
+    async def test_that_are_not_to_be_kept_are_not(self, serve, told):
+        server = serve(moved("/v2", cache_control=told), httpx.Response(200))
+        asked = origin()
+        for _ in range(2):
+            await read(asked)
+        assert urls(server)[2] == "/orders"
+
+    @pytest.mark.parametrize("wrong", [httpx.Response(404), httpx.Response(503), httpx.ReadError("reset")])
+    async def test_are_forgotten_when_something_is_wrong_there(self, serve, wrong):
+        server = serve(moved("/v2"), httpx.Response(200), wrong, httpx.Response(200))
+        asked = origin()
+        await read(asked)
+        await refused(asked, kind=FeedRefused) if getattr(wrong, "status_code", 0) == 404 else await refused(asked)
+        await read(asked)
+        assert urls(server) == ["/orders", "/v2", "/v2", "/orders"]
+
+    async def test_are_looked_at_again_after_an_hour(self, serve):
+        server = serve(moved("/maintenance"), httpx.Response(200))
+        asked = origin()
+        await read(asked)
+        await anyio.sleep(MAX_AGE - 1)
+        await read(asked)
+        await anyio.sleep(2)
+        await read(asked)
+        assert urls(server) == ["/orders", "/maintenance", "/maintenance", "/orders"]
+
+    async def test_are_told_of_once_and_without_secrets(self, serve, caplog):
+        serve(
+            moved(f"/v2?key={SECRET}"),
+            httpx.Response(200),
+            httpx.Response(500),
+            moved(f"/v2?key={SECRET}"),
+            httpx.Response(200),
+        )
+        asked = origin()
+        await read(asked, f"{URL}?a={SECRET}")
+        await read(asked, f"{URL}?a={SECRET}")
+        await read(asked, f"{URL}?a={SECRET}")
+        (told,) = caplog.records
+        assert (told.name, told.levelno) == ("push_to_poll_client", logging.WARNING)
+        assert told.getMessage() == f"{URL}?a=… has moved for good: configure its new URL, {HOME}/v2?key=…"
+
+    async def test_a_redirect_is_not_remembered_before_a_page_was_read_at_its_end(self, serve, caplog):
+        server = serve(moved("/maintenance", 308), httpx.Response(200), moved("/v2", 308), httpx.Response(200))
+        asked = origin()
+        await ask(asked)
+        await read(asked)
+        await read(asked)
+        assert urls(server) == ["/orders", "/maintenance", "/orders", "/v2", "/v2"]
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{URL} has moved for good: configure its new URL, {HOME}/v2"
+        ]
+
+    @pytest.mark.parametrize("answer", [404, 410, 500])
+    async def test_an_error_at_the_end_of_a_redirect_is_not_remembered(self, serve, answer):
+        server = serve(moved("/gone", 308), httpx.Response(answer), httpx.Response(200))
+        asked = origin()
+        with suppress(FeedError):
+            asked.note_read(await ask(asked))
+        await read(asked)
+        assert urls(server) == ["/orders", "/gone", "/orders"]
+
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    @pytest.mark.parametrize("answer", [404, 410])
+    async def test_not_found_at_the_end_of_a_redirect_says_nothing_about_the_feed(self, serve, status, answer):
+        serve(moved("/maintenance", status), httpx.Response(answer, headers={"retry-after": "7"}))
+        asked = origin()
+        with pytest.raises(FeedError) as error:
+            await ask(asked)
+        assert type(error.value) is FeedError
+        assert error.value.retry_after == 7
+        assert f"{URL} was redirected to {HOME}/maintenance, which answered {answer}" in str(error.value)
+
+    @pytest.mark.parametrize("status", [302, 308])
+    async def test_gone_is_believed_where_a_page_was_read_before(self, serve, status):
+        serve(moved("/v2", status), httpx.Response(200), moved("/v2", status), httpx.Response(410))
+        asked = origin()
+        await read(asked, f"{URL}?page=1")
+        asked._moves.forget()
+        assert (await ask(asked, f"{URL}?page=2")).status == 410
+
+    async def test_in_a_circle_come_to_an_end(self, serve):
+        back = {"/orders": "/v2", "/v2": "/orders"}
+        serve(lambda request: moved(back[request.url.path]))
+        asked = origin()
+        for _ in range(3):
+            assert "more than 5 times" in await refused(asked)
+
+
+class TestWhatIsRemembered:
+    async def test_of_whoever_moved_back_is_nothing(self):
+        moves = Moves(str)
+        moves.learn("a", "b")
+        moves.learn("b", "a")
+        assert (moves.now("a"), moves.now("b")) == ("a", "a")
+
+    async def test_leads_on_a_few_steps(self):
+        moves = Moves(str)
+        for number in range(MAX_STEPS + 2):
+            moves.learn(f"{number}?x", f"{number + 1}?x")
+        assert moves.now("0?y") == f"{MAX_STEPS}?y"
+        assert moves.now("3?y") == f"{MAX_STEPS + 2}?y"
+
+    async def test_leads_nowhere_in_a_circle(self):
+        moves = Moves(str)
+        for old, new in ("ab", "bc", "ca"):
+            moves.learn(old, new)
+        assert moves.now("a") in "abc"
+
+    async def test_is_bounded(self):
+        moves = Moves(str)
+        for number in range(MAX_MOVES + 1):
+            moves.learn(f"{number}", f"new{number}")
+            moves.learn(f"{number}?x", f"new{number}")
+        assert [moves.now("0"), moves.now("0?x")] == ["0", "0?x"]
+        assert [moves.now("1"), moves.now("1?x")] == ["new1", "new1"]
+
+    async def test_the_paths_at_which_pages_were_read_are_bounded(self):
+        moves = Moves(str)
+        for number in range(MAX_READ + 1):
+            moves.read("0")
+            moves.read(f"{number}?x")
+        assert [moves.has_read(url) for url in ("0?y", "1", "2", f"{MAX_READ}")] == [True, False, True, True]
+
+    async def test_a_url_that_moved_to_itself_has_not(self):
+        moves = Moves(str)
+        moves.learn("a", "a")
+        assert moves.now("a") == "a"

@@ -1,0 +1,137 @@
+"""A secret in the path of a URL, as Telegram wants it: sent, and shown nowhere."""
+
+import logging
+from urllib.parse import quote
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from push_to_poll_client._exceptions import FeedRefused
+from push_to_poll_client._http import origins
+from push_to_poll_client._http.origins import MAX_SECRET, Hidden
+from push_to_poll_client._http.response import link
+from tests.web.test_client import CDN, ask, origin, refused, serve
+
+pytestmark = pytest.mark.anyio
+
+__all__ = ["serve"]  # the fixture
+
+TOKEN = "123:s3cr3t-c4n4ry/ü"
+SENT = "123:s3cr3t-c4n4ry%2F%C3%BC"
+TEMPLATE = "https://bots.example/bot{token}/updates"
+SHOWN = "https://bots.example/bot{token}/updates"
+ECHOES = [
+    SENT,
+    SENT.lower(),
+    quote(TOKEN, safe=""),
+    "123:s3cr3t-c4n4ry/%c3%BC",
+    "%31%32%33:s3cr3t-c4n4ry%2f%C3%BC",
+]
+
+
+def bot(**given):
+    return origin(TEMPLATE, secrets={"token": TOKEN}, **given)
+
+
+def check_is_hidden(*texts):
+    for text in texts:
+        assert "s3cr3t" not in text
+        assert "c4n4ry" not in text
+
+
+async def test_is_sent_and_not_shown(serve):
+    server = serve(httpx.Response(404))
+    asked = bot()
+    text = await refused(asked, asked.address({"offset": "5"}), FeedRefused)
+    assert server.last.url.raw_path == f"/bot{SENT}/updates?offset=5".encode()
+    assert text.startswith(f"{SHOWN} answered 404")
+    assert asked.where == SHOWN
+    check_is_hidden(text, asked.identity)
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+async def test_goes_to_no_other_origin(serve, echo):
+    """Also where the feed may lead to: the server writes the URL that it was asked into its redirects."""
+    server = serve(httpx.Response(302, headers={"location": f"{CDN}/bot{echo}/updates"}))
+    asked = bot(trusted=[CDN])
+    text = await refused(asked, asked.address({}))
+    assert text.startswith(f"{SHOWN} redirects to another origin, {CDN}/, by a URL that holds a secret")
+    assert len(server.requests) == 1
+    check_is_hidden(text)
+
+
+async def test_is_in_no_log(serve, caplog):
+    caplog.set_level(logging.DEBUG)
+    server = serve(httpx.Response(308, headers={"location": f"/v2/bot{SENT}/updates"}), httpx.Response(200))
+    asked = bot()
+    asked.note_read(await ask(asked, asked.address({"offset": "5"})))
+    assert server.last.url.raw_path == f"/v2/bot{SENT}/updates".encode()
+    assert "GET https://bots.example/bot{token}/updates?offset=…" in caplog.text
+    assert "its new URL, https://bots.example/v2/bot{token}/updates" in caplog.text
+    check_is_hidden(caplog.text)
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+async def test_is_not_shown_of_what_a_server_makes_of_it(serve, echo):
+    serve(httpx.Response(302, headers={"location": f"https://evil.example/bot{echo}"}))
+    moved = await refused(bot(), bot().address({}))
+    assert "redirects to another origin" in moved
+    check_is_hidden(moved)
+
+
+async def test_is_not_shown_of_what_a_client_says(serve):
+    serve(httpx.RemoteProtocolError(f"illegal request line: GET /bot{SENT}/"))
+    text = await refused(bot(), bot().address({}))
+    assert "GET /bot{token}/" in text
+    check_is_hidden(text)
+
+
+async def test_is_not_shown_of_a_link_that_is_none(serve):
+    serve(httpx.Response(200, headers={"link": f"<https://h:{SENT}/>; rel=next"}))
+    answer = await ask(bot(), bot().address({}))
+    with pytest.raises(Exception, match="by what is no URL") as failed:
+        link(answer, "next")
+    check_is_hidden(str(failed.value))
+
+
+def test_makes_the_feed_another_one():
+    """A cursor of one bot is none of the other's."""
+    one, other = bot(), origin(TEMPLATE, secrets={"token": "5"})
+    assert one.identity.startswith(f"{SHOWN}#")
+    assert one.identity != other.identity
+    assert origin(TEMPLATE).identity == origins.identity(TEMPLATE)
+
+
+def test_may_be_several_of_which_one_is_in_another():
+    hidden = Hidden("https://h/{a}/{b}?key={a}", {"a": "12", "b": "123"})
+    assert hidden.url == "https://h/12/123?key=12"
+    assert hidden.shown(hidden.url) == "https://h/{a}/{b}?key=…"
+
+
+@pytest.mark.parametrize(
+    ("template", "secrets", "error", "text"),
+    [
+        (TEMPLATE, {"token": ""}, ValueError, "'token' has 0 characters"),
+        (TEMPLATE, {"token": "a" * (MAX_SECRET + 1)}, ValueError, "'token' has 4097 characters; give 1 to 4096"),
+        (TEMPLATE, {"key": TOKEN}, ValueError, "url has no field {key} in its path or query"),
+        ("https://{token}.example/", {"token": TOKEN}, ValueError, "url has no field {token} in its path"),
+        ("https://me:{token}@h.example/", {"token": TOKEN}, ValueError, "url has no field {token} in its path"),
+        (TEMPLATE, {"token": 5}, TypeError, "secrets have a int for 'token'"),
+        (TEMPLATE, {5: TOKEN}, TypeError, "secrets have a str for 5; give str"),
+        ("/bot{token}", {"token": TOKEN}, ValueError, "url is"),
+    ],
+)
+def test_needs_a_field_to_stand_in(template, secrets, error, text):
+    with pytest.raises(error) as wrong:
+        origin(template, secrets=secrets)
+    assert text in str(wrong.value)
+    check_is_hidden(str(wrong.value))
+
+
+@given(st.text(min_size=6, max_size=20), st.sampled_from(["", ":@", "/?#&="]))
+def test_whatever_it_is_no_way_to_write_it_shows_it(secret, safe):
+    hidden = Hidden("https://h/{s}", {"s": secret})
+    written = quote(secret, safe=safe, errors="surrogatepass")
+    assert hidden.masked(f"x{written}y{secret}z") == "x{s}y{s}z" or secret in "x{s}y{s}z"
