@@ -1,8 +1,9 @@
 """WHAT a planted bug is."""
 
+from pathlib import Path
 from typing import NamedTuple
 
-GUARANTEES = "tests/guarantees/test_guarantees.py"
+GUARANTEES = Path(__file__).parents[1] / "guarantees"
 SCHEDULE = "tests/core/test_schedule.py"
 
 
@@ -27,4 +28,10 @@ class Mutant(NamedTuple):
 
 
 def of(guarantee, name, file, old, new, *tests):
-    return Mutant(guarantee, name, file, old, new, tests or (GUARANTEES, "-k", f"{guarantee.lower()}_"))
+    return Mutant(guarantee, name, file, old, new, tests or (specification(guarantee),))
+
+
+def specification(guarantee):
+    """Return the file of tests that specifies a guarantee."""
+    (file,) = GUARANTEES.glob(f"test_g{int(guarantee[1:]):02}_*.py")
+    return f"tests/guarantees/{file.name}"

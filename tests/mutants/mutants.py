@@ -4,7 +4,7 @@ Each is a text of a file, which stands there once, and what is put in its place.
 writes this loop by hand (TRAPS of the design), or what a well-meant change could break.
 """
 
-from tests.mutants.mutant import GUARANTEES, SCHEDULE, of
+from tests.mutants.mutant import SCHEDULE, of, specification
 from tests.mutants.mutants_of_push import PUSH
 
 MUTANTS = [
@@ -183,9 +183,7 @@ MUTANTS = [
         "                    try:\n                        await handler(message)\n",
         "                    try:\n                        record(Record(key))\n"
         "                        await progress.flush()\n                        await handler(message)\n",
-        GUARANTEES,
-        "-k",
-        "g5 or g7 or g9",
+        *(specification(guarantee) for guarantee in ("G5", "G7", "G9")),
     ),
     of(
         "G6",
@@ -232,7 +230,7 @@ MUTANTS = [
         "stores/_sqlite/transaction.py",
         "            self._or_undo(_TAKE_BACK, _END)\n",
         "            self._or_undo(_END)\n",
-        "tests/stores/test_transactional.py",
+        "tests/guarantees/test_g08_same_transaction.py",
     ),
     of(
         "G8",
@@ -240,7 +238,7 @@ MUTANTS = [
         "_progress.py",
         "        if self._transactional:\n            return\n",
         "",
-        "tests/stores/test_transactional.py",
+        "tests/guarantees/test_g08_same_transaction.py",
     ),
     of(
         "G8",
@@ -249,7 +247,7 @@ MUTANTS = [
         "            self._or_undo(_END)\n            self._blocks += 1\n",
         "            self._or_undo(_END)\n            self._connection.execute('COMMIT; -- effects')\n"
         "            self._connection.execute('BEGIN IMMEDIATE')\n            self._blocks += 1\n",
-        "tests/stores/test_transactional.py",
+        "tests/guarantees/test_g08_same_transaction.py",
     ),
     of(
         "G8",
@@ -257,7 +255,7 @@ MUTANTS = [
         "_retry.py",
         "        until = self._clock() + seconds\n        await self._progress.flush()\n",
         "        until = self._clock() + seconds\n",
-        "tests/stores/test_transactional.py",
+        "tests/guarantees/test_g08_same_transaction.py",
         "tests/core/test_failure_policy.py",
         "tests/core/test_progress.py",
     ),

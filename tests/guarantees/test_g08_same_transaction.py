@@ -1,4 +1,4 @@
-"""What a handler writes into the store's own database is there exactly once, whatever happens (G8)."""
+"""G8, same transaction: what a handler writes is committed with the record of its message, or not at all."""
 
 import contextlib
 import sqlite3

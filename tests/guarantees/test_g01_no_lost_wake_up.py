@@ -1,0 +1,82 @@
+"""G1, no lost wake-up: after a wake, a poll that started later succeeds.
+
+A wake stays pending until a successful poll that started after it, also if it arrives during a poll, while paused
+or while polls fail. Only a hint drops a wake: its own, and only if it equals the saved cursor, no poll runs and
+nothing is pending.
+"""
+
+import anyio
+import pytest
+
+from push_to_poll_client import (
+    FeedError,
+    Mode,
+    Push,
+)
+from push_to_poll_client.testing._fake_feed import FakeFeed
+from push_to_poll_client.testing._manual_listener import ManualListener
+from tests.support.consumers import Log, times
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_g1_a_wake_during_a_poll_is_answered_by_a_poll_that_starts_after_it(running):
+    feed = FakeFeed(latency=1.0)
+    listener = ManualListener()
+    consumer = running(Log(feed, listeners=[listener]))
+    await listener.connected()
+    await anyio.sleep(10)
+    count = len(feed.requests)
+    feed.publish("early")  # so that the poll finds something, and no re-poll makes up for what was lost
+    listener.push()
+    await feed.asked(count + 1)
+    await anyio.sleep(0.5)
+    feed.publish("late")  # the answer under way was frozen before it
+    listener.push()
+    pushed = anyio.current_time()
+    await consumer.until(2)
+    assert anyio.current_time() - pushed <= 2 * feed.latency
+
+
+async def test_g1_a_wake_outlives_failed_polls(running):
+    feed = FakeFeed()
+    consumer = running(Log(feed, fallback_interval=None))
+    await feed.asked(1)
+    await anyio.sleep(100)
+    feed.fail(FeedError("down"), times=4)
+    feed.publish("one")
+    consumer.wake()
+    await consumer.until(1)
+    assert anyio.current_time() - times(feed)[1] < 20
+
+
+async def test_g1_a_wake_while_paused_is_kept(running):
+    feed = FakeFeed()
+    consumer = running(Log(feed))
+    await feed.asked(1)
+    consumer.pause()
+    feed.publish("one")
+    consumer.wake()
+    await anyio.sleep(1000)
+    assert len(feed.requests) == 1
+    assert consumer.status().mode is Mode.PAUSED
+    consumer.resume()
+    await consumer.until(1)
+    assert len(feed.requests) == 2
+
+
+async def test_g1_only_a_hint_that_is_the_saved_cursor_drops_its_wake(running):
+    feed = FakeFeed()
+    feed.publish(1)
+    consumer = running(Log(feed))
+    await consumer.until(1)
+    await anyio.sleep(1)
+    saved = consumer.status().cursor
+    polls = len(feed.requests)
+    consumer.wake(Push(cursor=saved))
+    await anyio.sleep(1)
+    assert len(feed.requests) == polls
+    consumer.wake(Push(cursor=saved + "0"))
+    await feed.asked(polls + 1)
+    assert feed.requests[-1].request.hint == Push(cursor=saved + "0")
+    assert consumer.status().counters.dropped == 1

@@ -1,0 +1,50 @@
+"""G2, single flight: one poll of a consumer at a time.
+
+Concurrent calls of `poll_now()` share one poll, which never started before the call.
+"""
+
+import itertools
+
+import anyio
+import pytest
+
+from push_to_poll_client.testing._fake_feed import FakeFeed
+from tests.support.consumers import Log, times
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_g2_never_two_polls_at_a_time(running):
+    feed = FakeFeed(latency=1.0)
+    consumer = running(Log(feed, rate=None))
+    async with anyio.create_task_group() as tasks:
+        for delay in range(40):
+            tasks.start_soon(later, delay / 4, consumer.poll_now)
+            tasks.start_soon(later, delay / 8, consumer.wake)
+    began = times(feed)
+    assert all(b - a >= feed.latency for a, b in itertools.pairwise(began))
+
+
+async def later(delay, function):
+    await anyio.sleep(delay)
+    result = function()
+    if result is not None:
+        await result
+
+
+async def test_g2_joiners_share_a_poll_that_started_after_their_call(running):
+    feed = FakeFeed(latency=1.0)
+    consumer = running(Log(feed))
+    await feed.asked(1)
+    await anyio.sleep(0.5)
+    feed.publish(3)  # too late for the answer under way
+    results = []
+
+    async def ask():
+        results.append(await consumer.poll_now())
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(5):
+            tasks.start_soon(ask)
+    assert [result.messages for result in results] == [3] * 5
+    assert len(feed.requests) == 2

@@ -1,0 +1,54 @@
+"""G5, cursor behind work: a cursor is saved only after everything before it is settled and recorded.
+
+What a crash or a stop leaves is a contiguous prefix.
+"""
+
+import anyio
+import pytest
+
+from push_to_poll_client import (
+    MemoryStore,
+)
+from push_to_poll_client.testing._fake_feed import FakeFeed
+from tests.support.consumers import Log
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("cursors", ["message", "page", "chain"])
+async def test_g5_what_a_stop_leaves_is_a_contiguous_prefix(cursors):
+    feed = FakeFeed(page_size=4, cursors=cursors)
+    feed.publish(20)
+    store = MemoryStore()
+    processed = []
+    for stop_at in range(0, 20, 3):
+        consumer = Log(feed, store=store, takes=1.0, shutdown_timeout=0.2)
+        consumer.processed = processed
+        with anyio.move_on_after(stop_at + 0.5):
+            await consumer.run()
+    final = Log(feed, store=store)
+    final.processed = processed
+    await final.poll_now()
+    assert processed == [str(number) for number in range(1, 21)]
+
+
+async def test_g5_a_failing_store_leaves_the_cursor_behind(monkeypatch):
+    feed = FakeFeed()
+    feed.publish(3)
+    consumer = Log(feed)
+    async with consumer:
+        session = consumer._parts.session
+        commit = session.commit
+        broken = OSError("disk full")
+
+        async def fail(**_):
+            raise broken
+
+        monkeypatch.setattr(session, "commit", fail)
+        with pytest.raises(OSError, match="disk full"):
+            await consumer.poll_now()
+        assert session.cursor is None
+        monkeypatch.setattr(session, "commit", commit)
+        await consumer.poll_now()
+        assert session.cursor == feed.newest
+    assert consumer.processed == ["1", "2", "3"], "what was done is remembered until it can be written down"

@@ -1,0 +1,51 @@
+"""G6, dedupe: a message whose processing was recorded is not processed again.
+
+Not after a restart, a silent full replay, or an overlapping read.
+"""
+
+import anyio
+import pytest
+
+from push_to_poll_client import (
+    MemoryStore,
+    Message,
+    Page,
+)
+from push_to_poll_client.testing._fake_feed import FakeFeed
+from tests.support.consumers import Log
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_g6_a_silent_full_replay_processes_nothing_again(running):
+    feed = FakeFeed(page_size=3)
+    feed.publish(10)
+    store = MemoryStore()
+    await Log(feed, store=store).poll_now()
+    feed.forget()
+    feed.publish("new")
+    consumer = running(Log(feed, store=store))
+    await consumer.until(1)
+    assert consumer.processed == ["new"]
+    assert consumer.status().counters.duplicates == 10
+
+
+async def test_g6_a_page_that_repeats_a_message_processes_it_once():
+    feed = FakeFeed()
+    feed.answer(Page([Message("a"), Message("b"), Message("a")], cursor="end"))
+    consumer = Log(feed)
+    result = await consumer.poll_now()
+    assert (result.messages, result.duplicates) == (2, 1)
+    assert consumer.processed == ["a", "b"]
+
+
+async def test_g6_overlapping_reads_find_what_became_visible_late():
+    feed = FakeFeed(overlap=2)
+    feed.publish("a")
+    feed.publish("b", lag=5)
+    feed.publish("c")
+    consumer = Log(feed)
+    await consumer.poll_now()
+    await anyio.sleep(10)
+    await consumer.poll_now()
+    assert sorted(consumer.processed) == ["a", "b", "c"]

@@ -1,0 +1,54 @@
+"""G9, no silent skip, no silent block: a failing message is retried, then the user's policy decides.
+
+Stop, dead-letter, or skip: each is visible. A message that cannot be decoded goes the same way.
+"""
+
+import anyio
+import pytest
+
+from push_to_poll_client import (
+    Consumer,
+    MemoryStore,
+    ProcessError,
+    UndecodableMessage,
+)
+from push_to_poll_client.testing._fake_feed import FakeFeed
+from tests.support.consumers import Log, polls_on
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_g9_a_failing_message_is_retried_and_then_stops_the_consumer_by_name(virtual_day):
+    feed = FakeFeed()
+    feed.publish("good", "bad", "after")
+    processed = []
+
+    async def process(message):
+        if message.id == "bad":
+            raise ValueError("no such customer")
+        processed.append(message.id)
+
+    store = MemoryStore()
+    consumer = Consumer(feed, store=store, process=process)
+    began = anyio.current_time()
+    with pytest.raises(ProcessError, match="'bad'") as caught:
+        await consumer.run()
+    assert caught.value.id == "bad"
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert 7 <= anyio.current_time() - began <= 11, "five attempts with backoff"
+    assert processed == ["good"]
+    assert consumer.status().counters.retries == 4
+    assert consumer.status().last_error.startswith("ProcessError: message 'bad'")
+    with pytest.raises(ProcessError, match="'bad'"):
+        await polls_on(consumer)
+    assert processed == ["good"], "what was done before it is recorded"
+
+
+async def test_g9_an_unreadable_message_fails_without_reaching_the_handler():
+    feed = FakeFeed()
+    feed.publish("good")
+    feed.publish("torn", error=UndecodableMessage("torn"))
+    consumer = Log(feed)
+    with pytest.raises(ProcessError, match="torn"):
+        await consumer.poll_now()
+    assert consumer.processed == ["good"]
