@@ -30,7 +30,7 @@ def town(started, nursery):
         yield town
 
 
-def test_whoever_is_killed_and_comes_back_costs_nobody_a_message(town, chance):
+def test_no_message_is_lost_when_servers_and_consumers_are_killed_and_restarted(town, chance):
     for _ in range(form(1, 8)):
         town.kill_servers()
         town.publish(3)
@@ -65,7 +65,7 @@ FAULTS = {
 """What a proxy may do. Up is to whom a connection is made: to who pushes, or for a webhook to us."""
 
 
-def test_what_a_network_swallows_is_found_by_polls_and_pushes_arrive_again(town):
+def test_polls_find_messages_whose_pushes_were_dropped_and_pushes_arrive_again(town):
     for fault in list(FAULTS.values())[: form(2, 4)]:
         broken = time.monotonic()
         for lane in town.lanes:
@@ -86,7 +86,7 @@ def test_what_a_network_swallows_is_found_by_polls_and_pushes_arrive_again(town)
     town.judge()
 
 
-def test_who_is_suspended_is_current_soon_after_whatever_became_of_its_connection(town):
+def test_a_suspended_consumer_catches_up_after_it_resumes_even_on_a_dead_connection(town):
     for dies in (False, True):
         for lane in town.lanes:
             lane.consumer.pause()

@@ -43,7 +43,7 @@ CELLS = [pytest.param(mode, step, id=f"{mode}: {step}") for mode in MODES for st
 
 
 @pytest.mark.parametrize(("mode", "step"), CELLS)
-def test_a_crash_repeats_what_the_table_says(bank, chance, mode, step):
+def test_a_crash_repeats_exactly_the_messages_listed_in_the_table(bank, chance, mode, step):
     handler, settings, says, most_in_hand = MODES[mode]
     bank = bank(
         handler=handler,
@@ -93,5 +93,5 @@ def rows():
         yield f"| {mode} | " + " | ".join(says) + " |"
 
 
-def test_the_table_of_the_docs_is_this_one():
+def test_the_table_in_the_guarantees_page_matches_the_tested_modes():
     assert "\n".join(rows()) in GUARANTEES.read_text(), "docs/guarantees.md shows another table"

@@ -130,7 +130,7 @@ MOMENTS = [starting, claiming, catching_up, fetching, committing, live, stopping
         pytest.param({"takes": 0.005, "load": 20, "backlog": 30, "page_size": 100}, id="slow"),
     ],
 )
-def test_nothing_is_lost_and_little_is_done_again(started, chance, nursery, figures, world):
+def test_a_killed_consumer_loses_no_message_and_repeats_few(started, chance, nursery, figures, world):
     kills = form(7, 100)
     arena = Arena(started, chance, form(nursery, None), **world)  # in the long form each life starts a Python
     moments = itertools.cycle(chance.sample(MOMENTS, len(MOMENTS)))

@@ -69,7 +69,9 @@ def test_each_transfer_is_done_exactly_once(bank, chance, figures, world):
 
 @pytest.mark.long_form
 @pytest.mark.parametrize("concurrency", [1, 8])
-def test_without_a_transaction_nothing_is_lost_and_little_is_done_again(bank, chance, figures, concurrency):
+def test_a_killed_consumer_without_a_transaction_loses_no_message_and_repeats_few(
+    bank, chance, figures, concurrency
+):
     count = 20_000 * concurrency
     bank = bank(
         handler="Elsewhere",

@@ -236,7 +236,7 @@ PUSH_SURVIVES = {"late": lambda proxy: proxy.delay(0.1), "trickling": lambda pro
 
 
 @in_worlds(FEED_FAILS, short="cut by RST in the middle")
-async def test_a_feed_that_fails_is_asked_again(world, running, fault):
+async def test_a_failed_poll_is_retried_and_finds_the_missed_messages(world, running, fault):
     await world.begin(running, answer_within=TIMEOUT)
     failures = world.watched.failures
     FEED_FAILS[fault](world.feed)
@@ -248,7 +248,7 @@ async def test_a_feed_that_fails_is_asked_again(world, running, fault):
 
 
 @in_worlds(FEED_SURVIVES)
-async def test_a_feed_that_is_slow_or_connects_anew_is_read_on(world, running, fault):
+async def test_polls_succeed_on_a_slow_network_and_after_an_idle_connection_is_cut(world, running, fault):
     await world.begin(running)
     FEED_SURVIVES[fault](world.feed)
     await world.publish(40)
@@ -258,7 +258,7 @@ async def test_a_feed_that_is_slow_or_connects_anew_is_read_on(world, running, f
 
 
 @in_worlds(PUSH_ENDS, short="cut by RST")
-async def test_a_push_channel_that_ends_is_made_again(world, running, fault):
+async def test_a_listener_reconnects_when_its_connection_ends(world, running, fault):
     await world.begin(running)
     PUSH_ENDS[fault](world.push)
     world.ids += world.server.publish(1)
@@ -270,7 +270,7 @@ async def test_a_push_channel_that_ends_is_made_again(world, running, fault):
 
 
 @in_worlds(PUSH_STAYS_BROKEN, short="swallowed")
-async def test_a_push_channel_that_is_broken_is_found_and_polling_goes_faster(world, running, fault, kind):
+async def test_a_listener_detects_a_dead_connection_and_the_consumer_polls_more_often(world, running, fault, kind):
     await world.begin(running, late=DEAD, degraded=DEGRADED)
     downs = world.channel.downs
     PUSH_STAYS_BROKEN[fault](world.push)
@@ -287,7 +287,7 @@ async def test_a_push_channel_that_is_broken_is_found_and_polling_goes_faster(wo
 
 
 @in_worlds(PUSH_SURVIVES)
-async def test_a_push_channel_that_is_slow_pushes_on(world, running, fault):
+async def test_pushes_arrive_over_a_slow_connection(world, running, fault):
     await world.begin(running)
     PUSH_SURVIVES[fault](world.push)
     await world.pushes_arrive()

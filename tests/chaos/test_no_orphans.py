@@ -41,7 +41,7 @@ def is_over(process):
 @pytest.mark.parametrize(
     "state", [pytest.param("running", marks=pytest.mark.long_form), "stopped", "forked and stopped"]
 )
-def test_children_end_with_a_parent_that_is_killed(tmp_path, state):
+def test_child_processes_end_when_their_parent_is_killed(tmp_path, state):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", PARENT, tmp_path, state]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as parent:

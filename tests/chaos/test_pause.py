@@ -68,7 +68,7 @@ def load(server, started, chance):
     return load
 
 
-def test_what_was_stopped_is_current_soon_after(server, proxy, consumers, load, figures):
+def test_a_consumer_stopped_with_sigstop_catches_up_after_it_resumes(server, proxy, consumers, load, figures):
     for consumer, backend in zip(consumers, ["asyncio", "trio", "trio", "asyncio", "trio"], strict=True):
         consumer.start(backend)
     until(lambda: connected(server) == len(consumers) - 1, GUARD, "all are connected")

@@ -215,7 +215,7 @@ def walk(started, chance):
         yield Walk(started, chance, feed, push, server)
 
 
-def test_whatever_happens_nothing_is_lost(walk, figures):
+def test_no_message_is_lost_through_a_random_sequence_of_faults(walk, figures):
     steps = Counter(walk.go() for _ in range(STEPS))
     walk.end()
     ids, journal, killed = walk.server.ids(), walk.consumer.journal.read(), walk.consumer.killed

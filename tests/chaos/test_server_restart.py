@@ -58,7 +58,9 @@ def until_asked(server):
     until(lambda: len(server.journal.read().asked) > before, GUARD, "somebody asks")
 
 
-def test_a_server_killed_under_load_costs_nobody_a_message(server, consumers, load, chance, figures):
+def test_no_message_is_lost_when_the_server_is_killed_under_load_and_restarted(
+    server, consumers, load, chance, figures
+):
     restarts, ill = form(2, 12), 0.0
     for _ in range(restarts):
         until_asked(server)

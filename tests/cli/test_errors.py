@@ -183,7 +183,7 @@ def _here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("arguments", "code"), ALL, ids=short)
-def test_it_is_one_sentence(arguments, code, capfd, tmp_path):
+def test_a_command_line_error_has_an_exit_code_and_one_sentence_without_secrets(arguments, code, capfd, tmp_path):
     assert typed(*arguments) == code
     out, err = capfd.readouterr()
     assert out == ""
@@ -217,7 +217,7 @@ for argument in sys.argv[1:]:
 
 
 @pytest.mark.parametrize("locale", form(["C"], ["C", "C.UTF-8"]))
-def test_bytes_that_are_no_text_are_one_sentence_too(locale):
+def test_undecodable_arguments_are_reported_in_one_sentence_with_an_exit_code(locale):
     """As the system hands them over, and whatever the terminal can show."""
     environment = {**os.environ, "LC_ALL": locale, "PYTHONIOENCODING": "ascii" if locale == "C" else ""}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
@@ -263,7 +263,7 @@ def test_an_option_that_was_mistyped_is_named(typo, capsys):
         (["demo"], ["--backlog N", "--live N"]),
     ],
 )
-def test_the_help_is_complete(command, options, capsys):
+def test_the_help_lists_each_option_and_the_exit_codes(command, options, capsys):
     """Each option, and the whole table of exit codes."""
     assert typed(*command, "--help") == 0
     help_ = capsys.readouterr().out

@@ -114,7 +114,7 @@ def wait_until_gone(*pids):
             os.close(descriptor)
 
 
-def test_the_line_is_on_standard_input_and_nowhere_else(server, tail, python, tmp_path):
+def test_the_message_is_passed_only_on_standard_input_of_the_command(server, tail, python, tmp_path):
     server.publish(HOSTILE)
     seen = python("""
 line = sys.stdin.buffer.read()
@@ -133,7 +133,9 @@ def test_a_command_may_leave_its_input_unread(server, tail, python):
     assert tail(server.url, "--once", "--exec", python("sys.stdin.close(); print(1)"))[:2] == (Exit.DONE, [1, 1])
 
 
-def test_what_was_processed_is_recorded_and_what_failed_is_done_again(server, tail, python, tmp_path):
+def test_processed_messages_are_recorded_and_a_failed_one_is_processed_by_the_next_run(
+    server, tail, python, tmp_path
+):
     server.publish([1, 2, 3])
     state = str(tmp_path / "state.db")
     code, lines, err = tail(
@@ -160,7 +162,7 @@ def test_what_was_processed_is_recorded_and_what_failed_is_done_again(server, ta
         ("os.kill(os.getpid(), signal.SIGRTMIN + 1)", f"was killed by signal {signal.SIGRTMIN + 1}"),
     ],
 )
-def test_anything_but_0_is_a_failure_that_names_the_message(server, tail, python, program, says):
+def test_an_exit_status_other_than_0_fails_the_message_and_names_it(server, tail, python, program, says):
     (name,) = server.publish(1)
     code, lines, err = tail(server.url, "--once", "--exec-attempts", "1", "--exec", python(program))
     assert (code, lines) == (Exit.MESSAGE, [])
@@ -193,7 +195,7 @@ sys.exit(os.stat("runs").st_size < 2)
     assert "failed at attempt 1, again in" in err
 
 
-def test_no_more_often_than_asked_for(server, tail, python, tmp_path):
+def test_a_failing_command_is_run_at_most_exec_attempts_times(server, tail, python, tmp_path):
     server.publish(1)
     program = python('open("runs", "a").write("x"); sys.exit(1)')
     assert tail(server.url, "--once", "--exec-attempts", "2", "--exec", program)[0] == Exit.MESSAGE
@@ -208,7 +210,7 @@ def test_a_command_that_hangs_fails_the_message(server, tail, python):
     assert "did not end within 0.1 s and was ended" in err
 
 
-def test_one_that_ends_well_when_its_time_is_up_has_failed_too(server, tail, python):
+def test_a_command_that_exits_with_0_after_its_timeout_fails_the_message(server, tail, python):
     server.publish(1)
     program = python("signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(3600)")
     code, _, err = tail(server.url, "--once", "--exec-attempts=1", "--exec-timeout=1", "--exec", program)
@@ -217,7 +219,7 @@ def test_one_that_ends_well_when_its_time_is_up_has_failed_too(server, tail, pyt
 
 
 @pytest.mark.anyio
-async def test_one_that_became_another_users_is_given_up(monkeypatch):
+async def test_a_command_of_another_user_that_cannot_be_killed_fails_after_its_timeout(monkeypatch):
     """As by sudo: it may not be ended, and must not hold everybody else."""
 
     class Process:
@@ -257,7 +259,7 @@ async def overrun(program, fifos):
 
 
 @pytest.mark.anyio
-async def test_a_command_that_ignores_sigterm_is_killed_with_all_it_started(python, fifos, monkeypatch):
+async def test_a_command_that_ignores_sigterm_is_killed_with_its_child_processes(python, fifos, monkeypatch):
     monkeypatch.setattr(_exec, "TERM_GRACE", 0.1)
     program = python(f"""
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -272,7 +274,7 @@ time.sleep(3600)
 
 
 @pytest.mark.anyio
-async def test_what_a_command_started_may_end_in_its_own_way(python, fifos, tmp_path, monkeypatch):
+async def test_child_processes_of_a_command_can_finish_after_sigterm(python, fifos, tmp_path, monkeypatch):
     """SIGTERM reaches the whole group, and its last member is waited for."""
     monkeypatch.setattr(_exec, "TERM_GRACE", GUARD)
     program = python(f"""
@@ -292,7 +294,7 @@ time.sleep(3600)
     assert (tmp_path / "ended").read_text() == "well"
 
 
-def test_a_command_that_can_no_longer_be_started_fails_the_message(server, tail, tmp_path):
+def test_a_command_that_cannot_be_started_fails_the_message(server, tail, tmp_path):
     server.publish(1)
     program = tmp_path / "program"
     program.write_text("neither a script nor a binary")
@@ -304,7 +306,9 @@ def test_a_command_that_can_no_longer_be_started_fails_the_message(server, tail,
 
 
 @pytest.mark.parametrize("policy", ["skip", "dead-letter"])
-def test_a_command_that_cannot_be_started_is_no_reason_to_go_past_a_message(server, tail, tmp_path, policy):
+def test_a_message_is_not_skipped_or_dead_lettered_when_the_command_cannot_be_started(
+    server, tail, tmp_path, policy
+):
     server.publish(1)
     program = tmp_path / "program"
     program.write_text("neither a script nor a binary")
@@ -317,7 +321,7 @@ def test_a_command_that_cannot_be_started_is_no_reason_to_go_past_a_message(serv
     assert "failed at attempt 1 and is " in err
 
 
-def test_the_token_is_not_the_commands_business(server, tail, python, monkeypatch):
+def test_the_command_does_not_see_the_token_in_its_environment(server, tail, python, monkeypatch):
     server.faults.authorization = "Bearer canary-secret"
     monkeypatch.setenv("FEED_TOKEN", "canary-secret")
     monkeypatch.setenv("OTHER", "is kept")
@@ -345,7 +349,7 @@ def test_the_token_is_not_the_commands_business(server, tail, python, monkeypatc
         (["--exec-attempts", "1"], "--exec-timeout and --exec-attempts say how to run the command of --exec"),
     ],
 )
-def test_a_command_that_cannot_be_is_a_usage_error_at_once(tail, tmp_path, arguments, says):
+def test_an_invalid_command_or_option_is_a_usage_error(tail, tmp_path, arguments, says):
     (tmp_path / "plain").write_text("")
     code, _, err = tail("http://127.0.0.1:1/feed", *arguments)
     assert code == Exit.USAGE
@@ -364,7 +368,7 @@ def test_a_command_that_cannot_be_is_a_usage_error_at_once(tail, tmp_path, argum
     ],
 )
 @pytest.mark.usefixtures("_go_when_signalled")
-def test_a_signal_lets_the_command_in_hand_finish(server, tail, python, options, number):
+def test_a_signal_lets_the_running_command_finish_and_starts_no_other(server, tail, python, options, number):
     """It finishes, is recorded, and no other is begun."""
     first, second = server.publish(2)
     program = python(f"""
@@ -394,7 +398,7 @@ print(line["id"], flush=True)
 
 
 @pytest.mark.slow
-def test_a_second_signal_kills_the_command_too(server, python, tmp_path, fifos):
+def test_a_second_signal_kills_the_command(server, python, tmp_path, fifos):
     server.publish(1)
     with command_line.start("tail", server.url, "--exec", python(SLOW), cwd=tmp_path) as process:
         pids = fifos()
@@ -409,7 +413,9 @@ def test_a_second_signal_kills_the_command_too(server, python, tmp_path, fifos):
 
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("options", [[], ["--once"]])
-def test_a_command_that_overruns_a_stop_is_ended_and_not_recorded(server, tail, python, fifos, options):
+def test_a_command_that_exceeds_the_shutdown_timeout_is_ended_and_its_message_not_recorded(
+    server, tail, python, fifos, options
+):
     server.publish(1)
     program = python(f"told = os.getpid()\n{TELL}\nos.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep(3600)")
     code, lines, _ = tail(server.url, *options, "--state", "state.db", "--exec", program)
@@ -419,7 +425,7 @@ def test_a_command_that_overruns_a_stop_is_ended_and_not_recorded(server, tail, 
 
 
 @pytest.mark.anyio
-async def test_one_that_is_killed_has_failed(python, fifos):
+async def test_a_killed_command_raises_command_failed(python, fifos):
     command = _exec.Command(python(f"told = os.getpid()\n{TELL}\ntime.sleep(3600)"), timeout=GUARD)
 
     async def run():
@@ -434,7 +440,7 @@ async def test_one_that_is_killed_has_failed(python, fifos):
 
 
 @pytest.mark.anyio
-async def test_nothing_is_begun_after_a_stop(python):
+async def test_no_command_is_started_after_a_stop(python):
     command = _exec.Command(python("pass"), timeout=1)
     command.finish_until(anyio.current_time() + 1)
     command.kill()

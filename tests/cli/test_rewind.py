@@ -93,12 +93,12 @@ def test_the_saved_cursors_are_listed(state, capsys):
         (["--ago", "400"], None, "inception"),
     ],
 )
-def test_it_goes_on_from_there(state, capsys, arguments, cursor, now):
+def test_rewind_moves_the_cursor_and_keeps_the_dedupe_records(state, capsys, arguments, cursor, now):
     assert rewind(capsys, state, *arguments) == (Exit.DONE, f"before  d\nnow     {now}\n{KEPT}", [])
     assert place(state) == (cursor, {"a", EVIL, "d"}, {"started": "yes"})
 
 
-def test_what_was_processed_can_be_forgotten(state, capsys):
+def test_rewind_with_forget_removes_the_dedupe_records(state, capsys):
     assert rewind(capsys, state, "--name", "orders", "--to", "a", "--forget") == (
         Exit.DONE,
         f"before  d\nnow     a\n{FORGOTTEN}",
@@ -123,7 +123,7 @@ def test_what_was_processed_can_be_forgotten(state, capsys):
         (["--ago", "400.5"], "--ago: no cursor is kept that is so old; the oldest is of 2001-09-09 01:45:00 UTC"),
     ],
 )
-def test_what_has_no_meaning_is_one_sentence_and_changes_nothing(state, capsys, arguments, says):
+def test_invalid_arguments_are_reported_in_one_sentence_and_change_nothing(state, capsys, arguments, says):
     before = place(state)
     code, out, err = rewind(capsys, state, *arguments)
     assert (code, out) == (Exit.USAGE, "")
@@ -132,7 +132,7 @@ def test_what_has_no_meaning_is_one_sentence_and_changes_nothing(state, capsys, 
     assert place(state) == before
 
 
-def test_the_next_run_goes_on_there(tmp_path, capfdbinary):
+def test_the_next_run_continues_at_the_cursor_set_by_rewind(tmp_path, capfdbinary):
     state = str(tmp_path / "state.db")
     with serve_in_thread(backlog=3) as server:
         tail = functools.partial(command_line.tail, capfdbinary, server.url, "--once", "--state", state)

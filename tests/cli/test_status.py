@@ -41,7 +41,7 @@ def state(tmp_path, monkeypatch):
     return path
 
 
-def test_people_get_a_table(state, capsys):
+def test_status_prints_a_table(state, capsys):
     assert typed("status", "--state", str(state)) == Exit.DONE
     assert capsys.readouterr() == (
         f"""\
@@ -73,7 +73,7 @@ token     1
     )
 
 
-def test_programs_get_one_json_object(state, capsys):
+def test_status_with_json_prints_one_json_object(state, capsys):
     assert typed("status", "--json", "--state", str(state)) == Exit.DONE
     out = capsys.readouterr().out
     assert out.count("\n") == 1
@@ -108,13 +108,13 @@ def test_programs_get_one_json_object(state, capsys):
     }
 
 
-def test_a_clock_that_is_behind_makes_no_negative_age(state, capsys, monkeypatch):
+def test_the_age_is_not_negative_when_the_clock_is_behind(state, capsys, monkeypatch):
     monkeypatch.setattr(_status.time, "time", lambda: 0)
     typed("status", "--state", str(state))
     assert "0.0 s ago" in capsys.readouterr().out
 
 
-def test_the_help_names_each_member(state, capsys):
+def test_the_help_names_each_json_member(state, capsys):
     typed("status", "--json", "--state", str(state))
     status = json.loads(capsys.readouterr().out)
     typed("status", "--help")
@@ -124,7 +124,7 @@ def test_the_help_names_each_member(state, capsys):
 
 
 @pytest.mark.slow
-def test_a_consumer_that_runs_is_named_and_goes_on(tmp_path, capsys):
+def test_status_shows_the_process_of_a_running_consumer_and_does_not_disturb_it(tmp_path, capsys):
     state = str(tmp_path / "state.db")
     with (
         serve_in_thread(backlog=3) as server,
@@ -140,7 +140,7 @@ def test_a_consumer_that_runs_is_named_and_goes_on(tmp_path, capsys):
     assert (tail.returncode, said(tail_err)) == (Exit.TERMINATED, [])
 
 
-def test_a_file_that_cannot_be_read_is_exit_code_5(tmp_path, capsys):
+def test_a_missing_state_file_gives_exit_code_5_and_is_not_created(tmp_path, capsys):
     path = tmp_path / "missing"
     assert typed("status", "--state", str(path)) == Exit.STATE
     assert capsys.readouterr() == (
@@ -150,7 +150,7 @@ def test_a_file_that_cannot_be_read_is_exit_code_5(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_goes_away_is_no_error(state, monkeypatch, tmp_path):
+def test_a_closed_output_pipe_is_not_an_error(state, monkeypatch, tmp_path):
     with (tmp_path / "stdout").open("w") as file:
         monkeypatch.setattr(sys, "stdout", Broken(file, BrokenPipeError()))
         assert typed("status", "--state", str(state)) == Exit.DONE

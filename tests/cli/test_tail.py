@@ -68,7 +68,7 @@ def test_once_prints_a_line_for_each_message_and_ends(server, tail):
     assert err == ""
 
 
-def test_state_remembers_what_was_written_out(server, tail, tmp_path):
+def test_tail_with_a_state_file_prints_each_message_only_once(server, tail, tmp_path):
     state = str(tmp_path / "state.db")
     tail(server.url, "--once", "--state", state)
     server.publish(2)
@@ -76,7 +76,7 @@ def test_state_remembers_what_was_written_out(server, tail, tmp_path):
     assert tail(server.url, "--once", "--state", state)[1] == []
 
 
-def test_a_line_is_the_event_as_it_came():
+def test_a_printed_line_has_the_original_members_of_the_event():
     for event in (
         {"id": "1", "source": "s", "data": {"a": [1, None]}, "region": "north"},
         {"id": "1", "source": "s", "data_base64": "AAEC"},
@@ -123,7 +123,7 @@ def test_a_feed_longer_than_one_poll_is_read_to_its_end(tail, monkeypatch):
         (["http://127.0.0.1:1/feed", "--once", "--start", "latest"], "HTTPFeed has no latest()"),
     ],
 )
-def test_wrong_arguments_are_one_sentence_and_exit_code_2(arguments, says, capsys):
+def test_wrong_arguments_are_reported_in_one_sentence_with_exit_code_2(arguments, says, capsys):
     code = typed("tail", *arguments)
     err = capsys.readouterr().err
     assert code == Exit.USAGE
@@ -138,21 +138,21 @@ def test_no_command_is_a_usage_error(capsys):
     assert "COMMAND" in capsys.readouterr().err
 
 
-def test_a_feed_that_cannot_be_reached_is_exit_code_3(tail):
+def test_a_feed_that_cannot_be_reached_gives_exit_code_3(tail):
     code, lines, err = tail("http://127.0.0.1:1/feed", "--once")
     assert (code, lines) == (Exit.FEED, [])
     assert err.startswith("push-to-poll: FeedError: ")
     assert err.count("\n") == 1
 
 
-def test_a_feed_that_is_gone_ends_following_too(server, tail):
+def test_tail_without_once_ends_when_the_feed_is_gone(server, tail):
     server.faults.set(fail_next=1, fail_status=410)
     code, _, err = tail(server.url)
     assert code == Exit.FEED
     assert "FeedGone" in err
 
 
-def test_an_event_that_cannot_be_read_is_exit_code_4_and_named(server, tail):
+def test_an_unreadable_event_is_a_process_error_with_exit_code_4(server, tail):
     server.faults.undecodable_next = 1
     server.publish(1)
     code, _, err = tail(server.url, "--once")
@@ -160,7 +160,7 @@ def test_an_event_that_cannot_be_read_is_exit_code_4_and_named(server, tail):
     assert "ProcessError" in err
 
 
-def test_what_cannot_be_read_may_be_skipped(server, tail):
+def test_on_failure_skip_skips_an_unreadable_event(server, tail):
     server.faults.undecodable_next = 1
     server.publish(2)
     code, lines, err = tail(server.url, "--once", "--on-failure", "skip")
@@ -168,7 +168,7 @@ def test_what_cannot_be_read_may_be_skipped(server, tail):
     assert "failed at attempt 1 and is skipped: UndecodableMessage" in err
 
 
-def test_what_cannot_be_read_may_be_kept_as_a_dead_letter(server, tail, tmp_path):
+def test_on_failure_dead_letter_keeps_an_unreadable_event_as_a_dead_letter(server, tail, tmp_path):
     state = str(tmp_path / "state.db")
     server.faults.undecodable_next = 1
     server.publish(2)
@@ -196,7 +196,7 @@ def typed_on_a_full_disk(*arguments):
 
 
 @pytest.mark.parametrize("policy", form(["dead-letter"], ["stop", "skip", "dead-letter"]))
-def test_output_that_cannot_be_written_is_no_failure_of_a_message(server, policy, tmp_path, capfdbinary):
+def test_messages_are_not_settled_when_standard_output_cannot_be_written(server, policy, tmp_path, capfdbinary):
     state = str(tmp_path / "state.db")
     arguments = [server.url, "--once", "--on-failure", policy, "--state", state]
     for command in ["tail", *arguments], ["status", "--state", state]:
@@ -208,13 +208,13 @@ def test_output_that_cannot_be_written_is_no_failure_of_a_message(server, policy
     assert (code, len(lines)) == (Exit.DONE, 3)
 
 
-def test_output_that_cannot_be_written_says_so_in_this_process_too(monkeypatch):
+def test_write_line_raises_stop_consumer_when_standard_output_cannot_be_written(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Broken(None, OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(StopConsumer, match="standard output cannot be written: No space left on device"):
         _output.write_line(Message("1"))
 
 
-def test_it_begins_where_it_is_told_to_and_then_goes_on_where_it_was(server, tail, tmp_path):
+def test_tail_starts_at_the_given_cursor_and_later_continues_at_the_saved_one(server, tail, tmp_path):
     state = str(tmp_path / "state.db")
     first, second, third = (line["id"] for line in tail(server.url, "--once")[1])
     _, lines, _ = tail(server.url, "--once", "--state", state, "--start", first)
@@ -266,7 +266,7 @@ def test_once_does_not_wait_for_a_message_for_longer_than_a_minute(server, tail,
 
 
 @pytest.mark.parametrize("content", [b"not a database at all" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
-def test_a_state_file_that_is_none_is_exit_code_5_and_left_untouched(server, tail, tmp_path, content):
+def test_an_invalid_state_file_gives_exit_code_5_and_is_left_untouched(server, tail, tmp_path, content):
     path = tmp_path / "state.db"
     path.write_bytes(content)
     code, _, err = tail(server.url, "--once", "--state", str(path))
@@ -283,7 +283,7 @@ def test_the_token_goes_to_the_feed_and_is_printed_nowhere(server, tail, monkeyp
     assert "canary-secret" not in err
 
 
-def test_the_token_goes_to_pushes_of_the_same_server_alone():
+def test_same_server_accepts_only_a_push_url_with_the_origin_of_the_feed():
     assert _tail.same_server("wss://shop.example/push", "https://shop.example/feed")
     assert _tail.same_server("https://SHOP.example:443/push", "https://shop.example/feed")
     assert _tail.same_server("ws://shop.example:8080/push", "http://shop.example:8080/feed")
@@ -301,7 +301,7 @@ def test_the_token_goes_to_pushes_of_the_same_server_alone():
         ("https://push.example/push", SSEListener, None),
     ],
 )
-def test_the_scheme_says_which_listener_it_is(push, kind, token, monkeypatch):
+def test_the_scheme_of_a_push_url_selects_the_listener(push, kind, token, monkeypatch):
     made = []
 
     def make(url, *, token):
@@ -316,13 +316,13 @@ def test_the_scheme_says_which_listener_it_is(push, kind, token, monkeypatch):
 @pytest.mark.parametrize(
     "url", ["ws://shop.example:pass-word", "https://u:pass-word/x@shop.example", "pass-word", "ftp://pass-word"]
 )
-def test_a_push_channel_that_is_none_is_not_shown(url):
+def test_the_error_for_an_invalid_push_url_hides_its_password(url):
     with pytest.raises(ValueError, match="--push") as caught:
         _tail.listener_for(url, feed="https://shop.example/feed", token="t")
     assert "pass-word" not in str(caught.value)
 
 
-def test_a_wrong_argument_cannot_break_out_of_its_sentence(monkeypatch, capsys):
+def test_control_characters_of_an_argument_are_escaped_in_a_short_error(monkeypatch, capsys):
     def refuse(*_):
         raise ValueError("\x1b[2J\r\nforged: " + "x" * 10_000)
 
@@ -333,7 +333,7 @@ def test_a_wrong_argument_cannot_break_out_of_its_sentence(monkeypatch, capsys):
     assert len(sentence) < 600
 
 
-def test_a_bug_is_no_traceback(server, tail, monkeypatch):
+def test_an_unexpected_error_shows_a_traceback_only_with_vv(server, tail, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("oops")
 
@@ -345,7 +345,7 @@ def test_a_bug_is_no_traceback(server, tail, monkeypatch):
     assert "Traceback" in tail(server.url, "-vv")[2]
 
 
-def test_a_bug_while_following_is_named_too(server, tail, monkeypatch):
+def test_an_unexpected_error_in_a_poll_is_reported_as_a_bug(server, tail, monkeypatch):
     async def broken(self, **_):
         raise ZeroDivisionError("oops")
 
@@ -355,7 +355,7 @@ def test_a_bug_while_following_is_named_too(server, tail, monkeypatch):
     assert "push-to-poll: ZeroDivisionError: oops; this is a bug" in err
 
 
-def test_once_waits_for_what_the_server_asks_for_between_pages(tail, monkeypatch):
+def test_once_reads_all_pages_of_a_feed_that_asks_for_retry_after(tail, monkeypatch):
     feed = FakeFeed(page_size=1, retry_after=0.1)
     feed.publish(3)
     monkeypatch.setattr(_tail, "HTTPFeed", lambda *_, **__: feed)
@@ -371,7 +371,7 @@ def test_every_error_has_its_exit_code():
 
 
 @pytest.mark.parametrize("channel", form(["push_url"], ["push_url", "sse_url"]))
-def test_pushes_are_followed_and_ctrl_c_ends_cleanly(server, tmp_path, channel):
+def test_tail_prints_a_pushed_message_and_ends_cleanly_on_ctrl_c(server, tmp_path, channel):
     state = str(tmp_path / "state.db")
     with start(server.url, "--push", getattr(server, channel), "--state", state) as process:
         lines = [process.stdout.readline() for _ in range(3)]
@@ -383,7 +383,7 @@ def test_pushes_are_followed_and_ctrl_c_ends_cleanly(server, tmp_path, channel):
     assert (process.returncode, out, said(err)) == (Exit.INTERRUPTED, "", [])
 
 
-def test_sigterm_ends_cleanly_and_what_was_written_out_is_recorded(server, tmp_path, capfdbinary):
+def test_sigterm_ends_tail_cleanly_and_printed_messages_are_recorded(server, tmp_path, capfdbinary):
     """Until then its state file is in use, which is one sentence."""
     state = str(tmp_path / "state.db")
     with start(server.url, "--state", state) as process:
@@ -398,7 +398,7 @@ def test_sigterm_ends_cleanly_and_what_was_written_out_is_recorded(server, tmp_p
     assert command_line.tail(capfdbinary, server.url, "--once", "--state", state)[:2] == (Exit.DONE, [])
 
 
-def test_once_is_interrupted_too(server, tail):
+def test_ctrl_c_ends_tail_with_once_during_a_fetch(server, tail):
     server.faults.stall_next = 1
 
     def interrupt():
@@ -412,7 +412,7 @@ def test_once_is_interrupted_too(server, tail):
 
 
 @pytest.mark.parametrize("with_command", [False, True])
-def test_a_second_signal_ends_at_once_what_cannot_be_interrupted(backend, monkeypatch, with_command):
+def test_a_second_signal_exits_at_once_and_kills_the_command(backend, monkeypatch, with_command):
     codes, exited, told = [], anyio.Event(), []
 
     class Command:
@@ -444,7 +444,7 @@ def test_a_second_signal_ends_at_once_what_cannot_be_interrupted(backend, monkey
     assert told[:2] == (["finish", "kill"] if with_command else [])
 
 
-def test_ctrl_c_before_a_command_looks_after_its_signals(monkeypatch, capsys):
+def test_ctrl_c_before_signal_handlers_are_installed_ends_without_output(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -453,7 +453,7 @@ def test_ctrl_c_before_a_command_looks_after_its_signals(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_reader_that_goes_away_is_no_error(server):
+def test_a_closed_output_pipe_is_not_an_error(server):
     server.publish(2000)
     with start(server.url) as process:
         process.stdout.readline()
@@ -463,9 +463,7 @@ def test_a_reader_that_goes_away_is_no_error(server):
 
 
 @pytest.mark.parametrize("options", [[], ["--once"]])
-def test_a_reader_that_goes_away_is_no_error_in_this_process_either(
-    server, backend, monkeypatch, tmp_path, options
-):
+def test_a_broken_pipe_error_in_this_process_is_not_an_error(server, backend, monkeypatch, tmp_path, options):
     with (tmp_path / "stdout").open("w") as file:
         monkeypatch.setattr(sys, "stdout", Broken(file, BrokenPipeError()))
         assert main(["tail", server.url, *options]) == Exit.DONE
@@ -473,7 +471,7 @@ def test_a_reader_that_goes_away_is_no_error_in_this_process_either(
     assert (tmp_path / "stdout").read_text() == ""
 
 
-def test_the_module_is_the_command(monkeypatch, capsys):
+def test_the_cli_module_can_be_run_as_the_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["push-to-poll", "--version"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module("push_to_poll_client.cli", run_name="__main__")
@@ -481,7 +479,7 @@ def test_the_module_is_the_command(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("push-to-poll ")
 
 
-def test_the_installed_command_runs():
+def test_the_installed_command_prints_help_with_all_exit_codes():
     command = Path(sys.executable).with_name("push-to-poll")
     help_ = subprocess.run([command, "tail", "--help"], capture_output=True, text=True, timeout=GUARD, check=True)
     for code in Exit:

@@ -20,24 +20,24 @@ EVIL = "\x1b[31m\r\nERROR all is lost\x00\x7f\x9b\u202e\u2066\u200b\U000e0001"
 SHOWN = r"\u001b[31m\r\nERROR all is lost\u0000\u007f\u009b\u202e\u2066\u200b\udb40\udc01"
 
 
-def test_what_is_not_printable_is_spelled_as_json_does():
+def test_harmless_escapes_unprintable_characters_as_json_does():
     assert harmless(EVIL) == SHOWN
     assert json.loads(f'"{SHOWN}"') == EVIL
 
 
-def test_what_is_printable_is_left_alone():
+def test_harmless_leaves_printable_characters_unchanged():
     assert harmless('{"a": "größe, 量, 😀"}') == '{"a": "größe, 量, 😀"}'
 
 
 @given(st.text())
-def test_a_line_means_the_same_afterwards(text):
+def test_an_escaped_json_line_decodes_to_the_same_value(text):
     line = json.dumps({text: text}, ensure_ascii=False)
     assert harmless(line).isprintable()
     assert json.loads(harmless(line)) == {text: text}
 
 
 @given(st.text())
-def test_what_is_shown_can_be_typed(text):
+def test_text_printed_by_typeable_can_be_typed_in_a_shell(text):
     (typed,) = shlex.split(typeable(text))
     assert typed == harmless(text)
     if "\\" not in text:
@@ -45,11 +45,11 @@ def test_what_is_shown_can_be_typed(text):
 
 
 @given(st.characters(categories=["Cs"]))
-def test_half_a_character_can_be_typed_too(half):
+def test_the_escaped_form_of_a_lone_surrogate_can_be_typed(half):
     assert meant(harmless(half)) == half
 
 
-def test_a_long_text_is_looked_at_in_pieces():
+def test_harmless_escapes_a_long_text():
     long = "x\n" * 100_000 + "é" * 100_000
     assert harmless(long) == r"x\n" * 100_000 + "é" * 100_000
 
@@ -58,7 +58,7 @@ def test_a_long_text_is_looked_at_in_pieces():
     ("seconds", "shown"),
     [(1e9, "2001-09-09 01:46:40"), (1e300, "1e+300"), (-1e300, "-1e+300"), (float("inf"), "inf"), (1e15, "1e+15")],
 )
-def test_whatever_time_is_kept_is_shown(seconds, shown):
+def test_moment_shows_any_number_of_seconds(seconds, shown):
     assert moment(seconds) == shown
 
 
@@ -69,7 +69,7 @@ class Stdout(io.TextIOWrapper):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_gets_nothing_that_acts_and_a_pipe_the_line_as_it_is(terminal, monkeypatch):
+def test_a_line_is_escaped_for_a_terminal_and_unchanged_for_a_pipe(terminal, monkeypatch):
     stdout = Stdout(terminal=terminal)
     monkeypatch.setattr(sys, "stdout", stdout)
     write_line(Message("größe", data={"x": EVIL}))
@@ -80,7 +80,7 @@ def test_a_terminal_gets_nothing_that_acts_and_a_pipe_the_line_as_it_is(terminal
     assert json.loads(line) == {"id": "größe", "data": {"x": EVIL}}
 
 
-def test_a_real_terminal_is_known_as_one(monkeypatch):
+def test_a_line_is_escaped_on_a_real_terminal(monkeypatch):
     leader, follower = os.openpty()
     with open(follower, "w", encoding="utf-8") as terminal:  # noqa: PTH123  # by its descriptor
         monkeypatch.setattr(sys, "stdout", terminal)
@@ -108,12 +108,12 @@ def logged(logger, monkeypatch, *args, **options):
     return stderr.getvalue().removesuffix("\n").split("\n")
 
 
-def test_a_record_is_one_line_whatever_is_in_it(logger, monkeypatch):
+def test_a_log_record_is_one_escaped_line(logger, monkeypatch):
     (line,) = logged(logger, monkeypatch, "%s and %s", EVIL, "more")
     assert line.endswith(f" ERROR {SHOWN} and more")
 
 
-def test_no_line_of_a_traceback_acts_or_looks_like_a_record(logger, monkeypatch):
+def test_traceback_lines_in_the_log_are_escaped_and_indented(logger, monkeypatch):
     error = ValueError(f"{EVIL}\n2026-01-01 ERROR forged")
     first, *others = logged(logger, monkeypatch, "failed", exc_info=error)
     assert first.endswith(" ERROR failed")

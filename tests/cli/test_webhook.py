@@ -78,7 +78,7 @@ def started(*arguments):
         (signal.SIGTERM, Exit.TERMINATED),
     ],
 )
-def test_a_signed_request_brings_the_next_line_and_a_signal_ends_it(server, number, code):
+def test_a_signed_request_prints_the_next_message_and_a_signal_ends_the_command(server, number, code):
     arguments = [server.url, "--webhook", "127.0.0.1:0", *GITHUB, "-v", "--interval", "86400"]
     with started(*arguments) as process:
         url = next(match[1] for line in process.stderr if (match := LISTENING.search(line)))
@@ -154,7 +154,7 @@ def visited(visit, feed, *options):
     ("how", "answer"),
     [("github", 401), ("standard-webhooks", 401), ("stripe", 401), ("dropbox", 401), ("none", 200)],
 )
-def test_each_way_to_verify_is_served(server, capsys, monkeypatch, how, answer):
+def test_each_webhook_verify_option_is_applied_to_requests(server, capsys, monkeypatch, how, answer):
     monkeypatch.setenv("WEBHOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     secret = [] if how == "none" else ["--webhook-secret-env", "WEBHOOK_SECRET"]
 
@@ -171,7 +171,7 @@ def test_each_way_to_verify_is_served(server, capsys, monkeypatch, how, answer):
     assert said(err) == []
 
 
-def test_whoever_asks_nothing_is_hung_up_on(server, monkeypatch):
+def test_an_idle_connection_is_closed(server, monkeypatch):
     monkeypatch.setattr(_webhook, "IDLE", 0.1)
 
     def visit(visitor):
@@ -187,7 +187,7 @@ def test_whoever_asks_nothing_is_hung_up_on(server, monkeypatch):
     assert visited(visit, server.url, *GITHUB) == Exit.INTERRUPTED
 
 
-def test_garbage_is_answered_and_writes_no_line(server, capsys):
+def test_a_malformed_request_gets_status_400_and_is_not_logged(server, capsys):
     def visit(visitor):
         with visitor.connected() as rude:
             rude.sendall(b"\x16\x03\x01 garbage\r\n\r\n")
@@ -197,7 +197,7 @@ def test_garbage_is_answered_and_writes_no_line(server, capsys):
     assert said(capsys.readouterr().err) == []
 
 
-def test_a_date_goes_with_the_time(server, monkeypatch):
+def test_an_answer_has_a_date_header(server, monkeypatch):
     monkeypatch.setattr(_webhook, "DATE", 0.01)
 
     def visit(visitor):
@@ -206,20 +206,20 @@ def test_a_date_goes_with_the_time(server, monkeypatch):
     assert visited(visit, server.url, *GITHUB) == Exit.INTERRUPTED
 
 
-def test_what_ends_the_consumer_ends_the_webhook_too(server, capsys):
+def test_the_command_ends_with_exit_code_3_when_the_feed_is_gone(server, capsys):
     server.faults.set(fail_next=1, fail_status=410)
     code = typed("tail", server.url, "--webhook", "127.0.0.1:0", *GITHUB)
     assert code == Exit.FEED
     assert len(said(capsys.readouterr().err)) >= 1
 
 
-def test_it_says_where_it_listens(server, capsys):
+def test_the_address_of_the_webhook_is_logged(server, capsys):
     assert visited(lambda visitor: None, server.url, *GITHUB, "-v") == Exit.INTERRUPTED
     assert "webhook: listening at http://127.0.0.1:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_what_is_served_ends_with_what_it_is_served_for(anyio_backend):
+async def test_the_webhook_server_closes_its_socket_when_the_task_beside_it_ends(anyio_backend):
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen()
@@ -237,7 +237,7 @@ async def test_what_is_served_ends_with_what_it_is_served_for(anyio_backend):
 # What cannot be
 
 
-def test_a_port_in_use_is_one_sentence(server, capsys):
+def test_a_port_in_use_is_reported_in_one_sentence(server, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -251,14 +251,14 @@ def test_a_port_in_use_is_one_sentence(server, capsys):
     ("host", "why"),
     [("canary-secret.invalid", "Name or service|Temporary failure|No address"), ("x" * 70, "no name")],
 )
-def test_a_host_that_is_none_is_one_sentence_without_its_name(capsys, host, why):
+def test_an_invalid_host_is_reported_in_one_sentence_without_its_name(capsys, host, why):
     assert typed("tail", FEED, "--webhook", f"{host}:80", *GITHUB) == Exit.PUSH
     (line,) = said(capsys.readouterr().err)
     assert re.search(why, line)
     assert host not in line
 
 
-def test_an_address_of_version_6_is_said_as_one(server, capsys):
+def test_an_ipv6_address_is_logged_in_brackets(server, capsys):
     with socket.socket(socket.AF_INET6) as probe:
         try:
             probe.bind(("::1", 0))
@@ -314,7 +314,7 @@ usage = functools.partial(pytest.mark.parametrize, ("options", "says"))
         ),
     ]
 )
-def test_what_has_no_meaning_is_one_sentence_and_exit_code_2(capsys, options, says):
+def test_invalid_options_are_reported_in_one_sentence_with_exit_code_2(capsys, options, says):
     assert typed("tail", FEED, *options) == Exit.USAGE
     (line,) = said(capsys.readouterr().err)
     assert says in line
@@ -322,7 +322,7 @@ def test_what_has_no_meaning_is_one_sentence_and_exit_code_2(capsys, options, sa
     assert line.isprintable()
 
 
-def test_without_its_extra_it_says_what_to_install(capsys, monkeypatch):
+def test_a_missing_serve_extra_is_reported_with_the_install_command(capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         "push_to_poll_client.cli._webhook.find_spec", lambda name: None if name == "uvicorn" else find(name)

@@ -72,7 +72,7 @@ def ids(*numbers):
 # How many
 
 
-async def test_batches_are_of_batch_size_and_the_last_of_a_page_is_of_what_is_left():
+async def test_batches_have_batch_size_messages_and_the_last_of_a_page_has_the_rest():
     feed = numbered(25, page_size=20)
     async with Batches(feed, batch_size=8) as batches:
         result = await batches.poll_now()
@@ -82,19 +82,19 @@ async def test_batches_are_of_batch_size_and_the_last_of_a_page_is_of_what_is_le
     assert batches.ledger.commits[-1][0] == feed.after(25)
 
 
-async def test_a_batch_has_a_hundred_messages_if_nothing_else_is_said():
+async def test_a_batch_has_a_hundred_messages_by_default():
     batches = Batches(numbered(250, page_size=1_000))
     await batches.poll_now()
     assert batches.sizes == [100, 100, 50]
 
 
-async def test_a_batch_of_one_is_a_batch():
+async def test_with_batch_size_one_each_batch_has_one_message():
     batches = Batches(numbered(3), batch_size=1)
     await batches.poll_now()
     assert batches.calls == [["1"], ["2"], ["3"]]
 
 
-async def test_a_plain_function_gets_batches_too():
+async def test_process_batch_may_be_a_plain_function():
     class Plain(Consumer):
         calls = ()
 
@@ -106,7 +106,7 @@ async def test_a_plain_function_gets_batches_too():
     assert plain.calls == (ids(range(1, 4)), ids(range(4, 6)))
 
 
-async def test_what_was_processed_is_in_no_batch():
+async def test_a_batch_leaves_out_messages_that_were_already_processed():
     feed, store = feed_of("a b c d"), Ledger()
     await Batches(feed, store=store).poll_now()
     feed.forget()
@@ -116,7 +116,7 @@ async def test_what_was_processed_is_in_no_batch():
     assert (batches.calls, result.duplicates) == ([["e", "f"]], 4)
 
 
-async def test_a_batch_goes_past_what_was_processed_out_of_order():
+async def test_a_batch_spans_messages_that_were_processed_earlier_out_of_order():
     """There is no gap in what is done: all of it is in order, and some was done before."""
     feed, store = FakeFeed(), Ledger()
     feed.answer(Page([Message("2"), Message("4")], cursor=None))
@@ -127,7 +127,7 @@ async def test_a_batch_goes_past_what_was_processed_out_of_order():
     assert batches.calls == [["1", "3", "5"]]
 
 
-async def test_unreadable_messages_are_in_no_batch_and_keep_their_place():
+async def test_an_unreadable_message_is_not_in_a_batch_and_is_settled_in_feed_order():
     feed = feed_of("a b")
     feed.publish("torn", error=UndecodableMessage("no JSON"))
     feed.publish("c", "d")
@@ -145,7 +145,7 @@ async def test_unreadable_messages_are_in_no_batch_and_keep_their_place():
 
 
 @pytest.mark.parametrize("form", ["neither", "both", "passed"])
-def test_there_is_one_way_to_process(form):
+def test_a_consumer_must_have_exactly_one_of_process_and_process_batch(form):
     class Neither(Consumer):
         pass
 
@@ -172,7 +172,7 @@ def test_there_is_one_way_to_process(form):
         ({"batch_wait": math.nan}, ValueError),
     ],
 )
-def test_what_has_no_meaning_is_refused_at_construction(settings, error):
+def test_invalid_batch_settings_are_refused_at_construction(settings, error):
     with pytest.raises(error, match=next(iter(settings))):
         Batches(FakeFeed(), **settings)
 
@@ -182,7 +182,7 @@ def test_what_has_no_meaning_is_refused_at_construction(settings, error):
 
 @pytest.mark.parametrize("place", [1, 2, 37, 63, 64])
 @pytest.mark.parametrize("policy", ["skip", "dead_letter"])
-async def test_a_batch_is_halved_until_the_poison_stands_alone(place, policy):
+async def test_a_failing_batch_is_halved_until_the_failing_message_is_alone(place, policy):
     feed = numbered(64)
     poison = {str(place): ValueError("no such customer")}
     batches = Batches(feed, batch_size=64, poison=poison, on_failure=policy)
@@ -196,7 +196,7 @@ async def test_a_batch_is_halved_until_the_poison_stands_alone(place, policy):
     check_prefix(batches.ledger, ids(range(1, 65)))
 
 
-async def test_the_poison_alone_is_tried_again():
+async def test_only_the_failing_message_of_a_batch_is_retried():
     retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(0.2))
     batches = Batches(numbered(8), poison={"3": ValueError()}, retry=retry, on_failure="skip")
     await batches.poll_now()
@@ -205,7 +205,7 @@ async def test_the_poison_alone_is_tried_again():
     assert batches.processed == ids(range(1, 3), range(4, 9))
 
 
-async def test_several_poisons_are_found_one_by_one_and_each_good_message_is_processed_once():
+async def test_several_failing_messages_are_isolated_and_each_other_message_is_processed_once():
     poison = dict.fromkeys(ids([3, 4, 9, 31]), ValueError())
     batches = Batches(numbered(32), poison=poison, on_failure="skip")
     result = await batches.poll_now()
@@ -213,7 +213,7 @@ async def test_several_poisons_are_found_one_by_one_and_each_good_message_is_pro
     assert batches.processed == [name for name in ids(range(1, 33)) if name not in poison]
 
 
-async def test_a_poison_that_stops_leaves_all_before_it_settled_and_nothing_after_it():
+async def test_a_failing_message_that_stops_the_consumer_leaves_only_earlier_messages_settled():
     feed = numbered(16)
     batches = Batches(feed, poison={"11": ValueError("no such customer")})
     with pytest.raises(ProcessError, match="'11' failed and stops the consumer: ValueError: no such customer"):
@@ -222,7 +222,7 @@ async def test_a_poison_that_stops_leaves_all_before_it_settled_and_nothing_afte
     assert batches.ledger.commits[-1][0] == feed.after(10)
 
 
-async def test_a_poison_that_has_to_wait_ends_the_poll_and_stands_alone_when_its_time_has_come():
+async def test_a_failing_message_with_a_long_retry_delay_ends_the_poll_and_is_retried_alone():
     feed = numbered(8)
     retry = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(60))
     batches = Batches(feed, poison={"3": ValueError()}, retry=retry)
@@ -235,7 +235,7 @@ async def test_a_poison_that_has_to_wait_ends_the_poll_and_stands_alone_when_its
         assert batches.calls[before:] == [["3"], ids(range(4, 9))]
 
 
-async def test_a_whole_batch_that_has_to_be_tried_later_is_not_split():
+async def test_a_batch_that_raises_retry_message_with_a_long_delay_is_not_split():
     feed = numbered(8)
     poison = {"5": RetryMessage("429", after=60)}
     batches = Batches(feed, poison=poison)
@@ -248,7 +248,7 @@ async def test_a_whole_batch_that_has_to_be_tried_later_is_not_split():
     assert batches.sizes == [8, 1, 7]
 
 
-async def test_a_whole_batch_that_has_to_be_tried_soon_is_in_the_same_poll():
+async def test_a_batch_that_raises_retry_message_with_a_short_delay_is_retried_in_the_same_poll():
     class Busy(Batches):
         async def process_batch(self, messages):
             if not self.calls:
@@ -261,7 +261,7 @@ async def test_a_whole_batch_that_has_to_be_tried_soon_is_in_the_same_poll():
     assert busy.calls == [ids(range(1, 5)), ["1"], ids(range(2, 5))]
 
 
-async def test_a_whole_batch_may_stop_the_consumer_before_it():
+async def test_a_batch_that_raises_stop_consumer_stops_the_consumer_before_its_first_message():
     feed = numbered(6)
     batches = Batches(feed, batch_size=3, poison={"5": StopConsumer("closed for today")})
     with pytest.raises(ProcessError, match="'4' failed and stops the consumer: StopConsumer: closed for today"):
@@ -271,14 +271,14 @@ async def test_a_whole_batch_may_stop_the_consumer_before_it():
 
 
 @pytest.mark.parametrize(("error", "state"), [(SkipMessage(), "skipped"), (DeadLetterMessage(), "dead")])
-async def test_what_is_meant_for_one_message_is_asked_for_each(error, state):
+async def test_skip_message_and_dead_letter_message_settle_only_the_message_that_raises_them(error, state):
     batches = Batches(numbered(4), poison={"2": error})
     await batches.poll_now()
     assert batches.ledger.states == {"1": "processed", "2": state, "3": "processed", "4": "processed"}
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
-async def test_who_leaves_is_raised_bare_and_the_batch_comes_again(error):
+async def test_system_exit_is_raised_unchanged_and_the_batch_is_processed_again(error):
     feed, store = numbered(6), Ledger()
     with pytest.raises(type(error)):
         await Batches(feed, store=store, batch_size=3, poison={"5": error}).poll_now()
@@ -289,7 +289,7 @@ async def test_who_leaves_is_raised_bare_and_the_batch_comes_again(error):
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel"])
-async def test_an_end_lets_the_batch_in_hand_finish_and_begins_none(how):
+async def test_a_stop_or_cancel_lets_the_running_batch_finish_and_starts_no_other(how):
     feed = numbered(12)
     batches = Batches(feed, batch_size=4, takes=5.0, shutdown_timeout=10.0)
     async with anyio.create_task_group() as tasks:
@@ -302,7 +302,7 @@ async def test_an_end_lets_the_batch_in_hand_finish_and_begins_none(how):
     assert batches.ledger.recorded == ids(range(1, 9))
 
 
-async def test_a_stop_ends_the_search_for_a_poison():
+async def test_a_stop_ends_the_splitting_of_a_failing_batch():
     feed = numbered(64)
     batches = Batches(feed, batch_size=64, takes=1.0, poison={"64": ValueError()}, on_failure="skip")
     async with anyio.create_task_group() as tasks:
@@ -313,7 +313,7 @@ async def test_a_stop_ends_the_search_for_a_poison():
     assert batches.ledger.recorded == ids(range(1, 49))
 
 
-async def test_a_cancelled_batch_comes_again():
+async def test_a_cancelled_batch_is_not_recorded_as_processed():
     feed, store = numbered(4), Ledger()
     batches = Batches(feed, store=store, takes=1e9)
     async with batches:
@@ -330,7 +330,7 @@ def following(**settings):
     return FakeFeed(**{"read_ahead": True, "page_size": 10, **settings})
 
 
-async def test_a_batch_fills_over_pages_that_come_in_time():
+async def test_a_batch_is_filled_from_several_pages_that_arrive_within_batch_wait():
     feed = following(latency=1.0)
     feed.publish(60)
     batches = Batches(feed, batch_size=25, batch_wait=100.0)
@@ -347,7 +347,7 @@ async def test_a_batch_fills_over_pages_that_come_in_time():
     [(True, {"batch_wait": 0.0}), (False, {"batch_wait": 100.0}), (True, {"batch_wait": 100.0, "prefetch": 0})],
     ids=["it may not wait", "no page is on its way", "none is to be"],
 )
-async def test_nothing_is_held_when(read_ahead, settings):
+async def test_a_batch_does_not_wait_without_batch_wait_read_ahead_or_prefetch(read_ahead, settings):
     feed = following(latency=1.0, read_ahead=read_ahead)
     feed.publish(30)
     committed = []
@@ -364,7 +364,7 @@ async def test_nothing_is_held_when(read_ahead, settings):
 
 
 @pytest.mark.parametrize("wait", [0.5, 3.0])
-async def test_a_batch_waits_for_a_slow_page_no_longer_than_it_may(wait):
+async def test_a_batch_waits_for_a_slow_page_at_most_batch_wait(wait):
     feed = following(latency=5.0)
     feed.publish(20)
     batches = Batches(feed, batch_size=100, batch_wait=wait)
@@ -376,7 +376,7 @@ async def test_a_batch_waits_for_a_slow_page_no_longer_than_it_may(wait):
     assert batches.at[1] - began == pytest.approx(10.0)
 
 
-async def test_the_first_message_of_a_batch_says_how_long_it_may_wait():
+async def test_batch_wait_counts_from_the_first_message_of_the_batch():
     """Also when pages keep coming that do not fill it."""
     feed = following(latency=1.0)
     feed.publish(100)
@@ -389,7 +389,7 @@ async def test_the_first_message_of_a_batch_says_how_long_it_may_wait():
     assert batches.processed == ids(range(1, 101))
 
 
-async def test_what_waited_for_a_slow_batch_is_filled_by_a_page_that_is_there():
+async def test_messages_held_during_a_slow_batch_are_joined_by_a_page_that_has_arrived():
     """That costs no time, and a handler that is slower than its feed gets full batches."""
     feed = following(latency=1.0)
     feed.publish(30)
@@ -401,7 +401,7 @@ async def test_what_waited_for_a_slow_batch_is_filled_by_a_page_that_is_there():
     assert [at - began for at in batches.at] == pytest.approx([1, 11, 21, 31])
 
 
-async def test_what_waited_for_a_slow_batch_waits_no_longer_for_a_page_that_is_not_there():
+async def test_messages_held_during_a_slow_batch_do_not_wait_for_a_page_that_has_not_arrived():
     feed = following(latency=30.0)
     feed.publish(20)
     batches = Batches(feed, batch_size=8, takes=10.0, batch_wait=5.0, max_poll_time=1e6)
@@ -412,7 +412,7 @@ async def test_what_waited_for_a_slow_batch_waits_no_longer_for_a_page_that_is_n
     assert [at - began for at in batches.at] == pytest.approx([30, 40, 60, 70])
 
 
-async def test_what_is_held_is_not_saved_and_what_is_done_is():
+async def test_only_processed_messages_are_recorded_while_others_are_held():
     feed = following(latency=1.0)
     feed.publish(30)
     saved = []
@@ -430,7 +430,7 @@ async def test_what_is_held_is_not_saved_and_what_is_done_is():
     check_prefix(batches.ledger, ids(range(1, 31)))
 
 
-async def test_a_page_cursor_is_not_saved_while_some_of_the_page_is_held():
+async def test_a_page_cursor_is_not_saved_while_messages_of_the_page_are_held():
     feed = following(latency=1.0, cursors="page")
     feed.publish(30)
     batches = Batches(feed, batch_size=14, batch_wait=100.0, flush_interval=0)
@@ -441,7 +441,7 @@ async def test_a_page_cursor_is_not_saved_while_some_of_the_page_is_held():
     assert saved == [(feed.after(10), 14), (feed.after(20), 14), (feed.after(30), 2)]
 
 
-async def test_what_comes_again_while_it_is_held_is_processed_once():
+async def test_a_message_repeated_by_the_feed_while_it_is_held_is_processed_once():
     feed = FakeFeed(read_ahead=True, latency=1.0)
     names = ids(range(10))
     feed.answer(
@@ -454,7 +454,7 @@ async def test_what_comes_again_while_it_is_held_is_processed_once():
     assert (result.messages, result.duplicates) == (11, 10)
 
 
-async def test_when_the_next_page_cannot_be_fetched_what_is_held_is_settled_first():
+async def test_held_messages_are_settled_before_a_failed_fetch_is_raised():
     feed = following(latency=1.0)
     feed.publish(20)
     feed.answer(None, FeedError("not now"))
@@ -464,7 +464,7 @@ async def test_when_the_next_page_cannot_be_fetched_what_is_held_is_settled_firs
     assert batches.processed == batches.ledger.recorded == ids(range(1, 11))
 
 
-async def test_a_poll_that_ends_by_its_time_settles_what_a_slow_batch_left():
+async def test_a_poll_that_reaches_max_poll_time_settles_messages_left_by_a_slow_batch():
     feed = following(latency=1.0)
     feed.publish(20)
     batches = Batches(feed, batch_size=8, takes=3.0, batch_wait=100.0, max_poll_time=2.5)
@@ -476,7 +476,7 @@ async def test_a_poll_that_ends_by_its_time_settles_what_a_slow_batch_left():
     assert batches.processed == ids(range(1, 21))
 
 
-async def test_what_a_slow_batch_left_may_have_to_be_tried_later():
+async def test_messages_left_by_a_slow_batch_may_be_postponed_by_retry_message():
     feed = following(latency=1.0)
     feed.publish(20)
     poison = {"10": RetryMessage("429", after=60)}
@@ -490,7 +490,7 @@ async def test_what_a_slow_batch_left_may_have_to_be_tried_later():
     assert batches.processed == ids(range(1, 21))
 
 
-async def test_a_walk_in_a_circle_settles_what_is_held():
+async def test_held_messages_are_settled_when_the_page_chain_loops():
     feed = FakeFeed(read_ahead=True, latency=1.0)
     first, second = [[Message(name) for name in ids(range(n, n + 10))] for n in (0, 10)]
     feed.answer(Page(first, next="x"), Page(second, next="y"), Page(first, next="x"), Page(second, next="y"))
@@ -499,7 +499,7 @@ async def test_a_walk_in_a_circle_settles_what_is_held():
     assert (batches.processed, result.duplicates) == (ids(range(20)), 10)
 
 
-async def test_a_poll_that_ends_by_its_time_settles_what_is_held():
+async def test_a_poll_that_reaches_max_poll_time_settles_held_messages():
     feed = following(latency=1.0)
     feed.publish(40)
     batches = Batches(feed, batch_size=50, batch_wait=100.0, max_poll_time=2.5)
@@ -511,7 +511,7 @@ async def test_a_poll_that_ends_by_its_time_settles_what_is_held():
     assert batches.processed == ids(range(1, 41))
 
 
-async def test_what_is_held_when_a_poll_ends_by_its_time_may_have_to_wait():
+async def test_held_messages_at_max_poll_time_may_be_postponed_by_retry_message():
     class Waits(Batches):
         async def process_batch(self, messages):
             raise RetryMessage("busy", after=100)
@@ -526,7 +526,7 @@ async def test_what_is_held_when_a_poll_ends_by_its_time_may_have_to_wait():
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel"])
-async def test_an_end_begins_nothing_of_what_is_held_and_it_comes_again(how):
+async def test_a_stop_or_cancel_does_not_process_held_messages_and_they_are_fetched_again(how):
     feed, store = following(latency=1.0), Ledger()
     feed.publish(20)
     batches = Batches(feed, store=store, batch_size=8, batch_wait=100.0)
@@ -545,7 +545,7 @@ async def test_an_end_begins_nothing_of_what_is_held_and_it_comes_again(how):
     assert (again.calls, result.duplicates) == ([ids(range(9, 19)), ["19", "20"]], 0)
 
 
-async def test_what_a_cancelled_poll_held_is_nothing_of_the_next_one():
+async def test_messages_held_by_a_cancelled_poll_are_processed_once_by_the_next_poll():
     feed = following(latency=1.0)
     feed.publish(20)
     batches = Batches(feed, batch_size=50, batch_wait=1_000.0)
@@ -559,7 +559,7 @@ async def test_what_a_cancelled_poll_held_is_nothing_of_the_next_one():
     assert batches.calls == [ids(range(1, 21))]
 
 
-async def test_what_is_held_when_the_user_goes_elsewhere_is_gone():
+async def test_messages_held_by_a_cancelled_poll_are_dropped_after_a_rewind():
     feed = following(latency=1.0)
     feed.publish(40)
     batches = Batches(feed, batch_size=50, batch_wait=1_000.0)
@@ -573,7 +573,7 @@ async def test_what_is_held_when_the_user_goes_elsewhere_is_gone():
     assert batches.calls == [ids(range(36, 41))]
 
 
-async def test_a_poison_of_a_batch_over_pages_holds_what_comes_after_it():
+async def test_a_failing_message_in_a_batch_of_several_pages_holds_the_messages_after_it():
     feed = following(latency=1.0)
     feed.publish(30)
     retry = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(60))
@@ -592,7 +592,7 @@ async def test_a_poison_of_a_batch_over_pages_holds_what_comes_after_it():
 
 
 @pytest.mark.parametrize("concurrency", [2, 4])
-async def test_batches_of_different_keys_are_under_way_at_once(concurrency):
+async def test_batches_of_different_keys_run_concurrently(concurrency):
     feed = feed_of(" ".join(f"k{n}x" for n in range(40)))
     batches = Batches(feed, takes=1.0, batch_size=5, concurrency=concurrency, key=lane)
     async with batches:
@@ -603,7 +603,7 @@ async def test_batches_of_different_keys_are_under_way_at_once(concurrency):
     assert sorted(batches.sizes) == [5] * 8
 
 
-async def test_a_key_is_in_one_batch_at_a_time_in_the_feed_s_order():
+async def test_messages_of_a_key_are_processed_in_feed_order_across_batches():
     names = [f"{'abc'[n % 3]}{n // 3 + 1}" for n in range(30)]
     feed = feed_of(" ".join(names))
     batches = Batches(feed, takes=1.0, batch_size=4, concurrency=3, key=lane)
@@ -615,7 +615,7 @@ async def test_a_key_is_in_one_batch_at_a_time_in_the_feed_s_order():
     check_prefix(batches.ledger, names)
 
 
-async def test_what_ends_makes_room_for_more_than_one():
+async def test_the_end_of_a_batch_with_two_keys_starts_a_batch_for_each_key():
     """A batch frees several keys, and others had nothing to do."""
     feed = feed_of("a1 b1 a2 a3 b2 b3")
     batches = Batches(feed, takes=1.0, batch_size=2, concurrency=2, key=lane)
@@ -625,7 +625,7 @@ async def test_what_ends_makes_room_for_more_than_one():
     assert batches.most == 2
 
 
-async def test_a_poison_that_has_to_wait_holds_its_key_only_also_in_its_batch():
+async def test_a_postponed_message_holds_only_the_messages_of_its_own_key():
     feed = feed_of("a1 b1 c1 a2 b2 c2 a3 c3")
     retry = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(60))
     batches = Batches(feed, batch_size=6, concurrency=2, key=lane, retry=retry, poison={"b1": ValueError()})
@@ -639,7 +639,7 @@ async def test_a_poison_that_has_to_wait_holds_its_key_only_also_in_its_batch():
     assert len(batches.ledger.recorded) == len(batches.ledger.states) == 8
 
 
-async def test_what_comes_after_a_batch_that_has_to_be_tried_later_waits_for_all_of_its_keys():
+async def test_messages_after_a_postponed_batch_wait_if_they_share_one_of_its_keys():
     feed = feed_of("a1 b1")
     feed.publish("torn", error=UndecodableMessage("no JSON"))
     feed.publish("b2", "c1")
@@ -654,7 +654,7 @@ async def test_what_comes_after_a_batch_that_has_to_be_tried_later_waits_for_all
 
 
 @pytest.mark.parametrize("waits", [(90, 30), (30, 90)])
-async def test_of_two_poisons_of_a_batch_the_first_to_be_tried_again_says_when(waits):
+async def test_postponed_is_the_shorter_delay_of_two_failing_messages_of_a_batch(waits):
     def wait(state):
         return dict(zip(("a1", "b1"), waits, strict=True))[state.args[0].id]
 
@@ -665,14 +665,14 @@ async def test_of_two_poisons_of_a_batch_the_first_to_be_tried_again_says_when(w
     assert batches.processed == ["c1"]
 
 
-async def test_a_whole_batch_that_has_to_wait_is_asked_about_once_however_many_keys_it_has():
+async def test_a_postponed_batch_of_several_keys_is_called_once():
     feed = feed_of("a1 b1 c1 d1")
     batches = Batches(feed, concurrency=2, key=lane, poison={"c1": RetryMessage(after=60)})
     assert (await batches.poll_now()).postponed == pytest.approx(60)
     assert batches.sizes == [4]
 
 
-async def test_batches_at_a_time_fill_over_pages_too():
+async def test_concurrent_batches_are_filled_from_several_pages():
     feed = following(latency=1.0)
     feed.publish(60)
     batches = Batches(feed, takes=0.1, batch_size=25, batch_wait=100.0, concurrency=4, key=lambda m: m.id)

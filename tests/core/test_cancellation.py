@@ -53,7 +53,7 @@ async def nothing(message):
 
 
 @on_asyncio
-async def test_a_fetch_that_awaits_what_somebody_else_cancelled_is_a_failed_poll(running):
+async def test_a_fetch_that_awaits_a_cancelled_future_is_a_failed_poll(running):
     class Feed(FakeFeed):
         async def fetch(self, request):
             page = await super().fetch(request)
@@ -68,7 +68,7 @@ async def test_a_fetch_that_awaits_what_somebody_else_cancelled_is_a_failed_poll
 
 
 @on_asyncio
-async def test_a_store_that_awaits_what_somebody_else_cancelled_stops_run_and_says_so(monkeypatch):
+async def test_a_store_that_awaits_a_cancelled_future_stops_run_with_an_error(monkeypatch):
     async with Log(FakeFeed()) as consumer:
         monkeypatch.setattr(consumer._parts.session, "unseen", lambda keys: cancelled_by_somebody_else())
         with pytest.raises(RuntimeError, match="a poll awaited something that was cancelled"):
@@ -76,7 +76,7 @@ async def test_a_store_that_awaits_what_somebody_else_cancelled_stops_run_and_sa
 
 
 @on_asyncio
-async def test_a_listener_that_awaits_what_somebody_else_cancelled_stops_run_and_says_so():
+async def test_a_listener_that_awaits_a_cancelled_future_stops_run_with_a_listener_error():
     class Broken:
         async def listen(self, channel):
             await cancelled_by_somebody_else()
@@ -85,7 +85,7 @@ async def test_a_listener_that_awaits_what_somebody_else_cancelled_stops_run_and
         await Log(FakeFeed(), listeners=[Broken()]).run()
 
 
-async def test_a_handler_may_leave_as_it_likes_and_no_group_is_around_it():
+async def test_system_exit_from_a_handler_is_not_wrapped_in_an_exception_group():
     feed = FakeFeed()
     feed.publish(1)
 
@@ -99,7 +99,7 @@ async def test_a_handler_may_leave_as_it_likes_and_no_group_is_around_it():
 
 
 @on_asyncio
-async def test_asyncios_own_cancellation_leaves_no_name_owned():
+async def test_a_cancelled_asyncio_task_never_leaves_the_name_owned():
     store = MemoryStore()
     for ticks in range(40):
         task = asyncio.ensure_future(Log(FakeFeed(), store=store).poll_now())
@@ -111,7 +111,7 @@ async def test_asyncios_own_cancellation_leaves_no_name_owned():
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_plain_function_is_never_run_twice_at_a_time():
+async def test_a_sync_handler_never_runs_twice_at_the_same_time():
     begun, go_on = threading.Event(), threading.Event()
     in_hand, most = [], []
 
@@ -140,7 +140,7 @@ async def test_a_plain_function_is_never_run_twice_at_a_time():
 # What one poll leaves for the next
 
 
-async def test_run_goes_on_at_once_where_a_manual_poll_stopped(running):
+async def test_run_continues_at_once_where_poll_now_reached_max_poll_time(running):
     feed = FakeFeed(page_size=1)
     consumer = running(Log(feed, takes=1.0, max_poll_time=2, fallback_interval=None))
     await feed.asked(1)
@@ -152,7 +152,7 @@ async def test_run_goes_on_at_once_where_a_manual_poll_stopped(running):
     assert anyio.current_time() - began == pytest.approx(8)
 
 
-async def test_run_tries_again_soon_what_a_manual_poll_failed_at(running):
+async def test_run_polls_again_within_a_second_after_poll_now_failed(running):
     feed = FakeFeed()
     consumer = running(Log(feed))
     await feed.asked(1)
@@ -176,7 +176,7 @@ async def test_run_polls_at_once_each_time(running):
             consumer.stop()
 
 
-async def test_a_cancelled_continuation_counts_as_a_poll():
+async def test_a_cancelled_continuation_counts_as_a_poll_for_the_rate_limit():
     feed = FakeFeed(page_size=1)
     feed.publish(1000)
     async with Log(feed, takes=1.0, max_poll_time=1, rate=1.0, burst=2) as consumer:
@@ -189,7 +189,7 @@ async def test_a_cancelled_continuation_counts_as_a_poll():
     assert len(feed.requests) <= 3 + 2 + 1.0 * 20
 
 
-def test_the_rate_holds_in_one_event_loop_after_another():
+def test_the_rate_limit_holds_across_event_loops():
     feed = FakeFeed()
     consumer = Log(feed, rate=0.1, burst=2)
     for backend in ("asyncio", "trio"):
@@ -198,7 +198,7 @@ def test_the_rate_holds_in_one_event_loop_after_another():
         anyio.run(lambda: consumer.poll_now(timeout=1.0))
 
 
-async def test_what_a_restarting_chain_asks_for_is_heeded(running):
+async def test_retry_after_of_a_chain_restart_is_respected(running):
     feed = FakeFeed(page_size=1, cursors="chain")
     feed.publish(2)
     feed.answer(None, ChainRestart("changed", retry_after=30))
@@ -210,7 +210,7 @@ async def test_what_a_restarting_chain_asks_for_is_heeded(running):
 # Long polling
 
 
-async def test_no_joiner_waits_behind_a_held_fetch(running):
+async def test_poll_now_never_waits_for_a_held_fetch(running):
     feed = FakeFeed(max_wait=60, latency=0.5)
     consumer = running(Log(feed, rate=None))
     await feed.asked(2)
@@ -228,7 +228,7 @@ async def test_no_joiner_waits_behind_a_held_fetch(running):
     assert max(took) <= 4 * feed.latency
 
 
-async def test_a_wake_with_a_delay_is_not_answered_by_a_held_fetch(running):
+async def test_a_wake_with_wake_delay_gets_its_own_poll_while_a_fetch_is_held(running):
     feed = FakeFeed(max_wait=60)
     consumer = running(Log(feed, wake_delay=5.0))
     await feed.asked(2)
@@ -251,7 +251,7 @@ async def test_a_pause_cancels_a_held_fetch(running):
     assert consumer.status().mode is Mode.PAUSED
 
 
-async def test_a_wake_whose_poll_failed_is_fresh_when_it_is_tried_again(running):
+async def test_the_retry_of_a_failed_poll_for_a_wake_is_still_fresh(running):
     feed = FakeFeed()
     consumer = running(Log(feed))
     await feed.asked(1)
@@ -269,7 +269,7 @@ async def failing(message):
     raise ValueError("no")
 
 
-async def test_no_strategy_makes_a_success_of_a_failure():
+async def test_a_retry_error_callback_does_not_turn_a_failure_into_a_success():
     feed = FakeFeed()
     feed.publish(1)
     retry = AsyncRetrying(stop=stop_after_attempt(2), retry_error_callback=lambda state: None)
@@ -277,7 +277,7 @@ async def test_no_strategy_makes_a_success_of_a_failure():
         await Consumer(feed, store=MemoryStore(), process=failing, retry=retry).poll_now()
 
 
-async def test_no_strategy_tries_again_what_is_no_exception():
+async def test_system_exit_from_a_handler_is_never_retried():
     attempts = []
 
     async def process(message):
@@ -292,7 +292,7 @@ async def test_no_strategy_tries_again_what_is_no_exception():
     assert len(attempts) == 2
 
 
-async def test_data_that_turns_out_undecodable_at_a_later_attempt_is_not_tried_again():
+async def test_a_message_that_is_undecodable_at_a_later_attempt_is_not_retried_again():
     attempts = []
 
     async def process(message):
@@ -306,7 +306,7 @@ async def test_data_that_turns_out_undecodable_at_a_later_attempt_is_not_tried_a
     assert len(attempts) == 2
 
 
-async def test_a_store_that_fails_before_a_backoff_is_not_the_messages_fault(monkeypatch):
+async def test_a_store_error_before_a_retry_wait_is_raised_as_a_store_error(monkeypatch):
     async def process(message):
         if message.id == "2":
             raise ValueError("no")
@@ -323,7 +323,7 @@ async def test_a_store_that_fails_before_a_backoff_is_not_the_messages_fault(mon
 
 
 @on_asyncio
-async def test_a_run_that_is_cancelled_by_nobody_who_runs_it_says_so():
+async def test_run_raises_an_error_if_a_handler_cancelled_the_polling_task():
     """As by a timeout that cancels its task and does not take that back, when a later await is cancelled."""
 
     async def process(message):
@@ -360,7 +360,7 @@ async def test_a_signal_handler_may_stop_and_wake_an_idle_consumer():
         signal.signal(signal.SIGUSR1, before)
 
 
-async def test_a_listener_that_fails_while_it_is_stopped_fails_nothing():
+async def test_an_error_of_a_listener_during_a_stop_is_ignored():
     class Untidy:
         async def listen(self, channel):
             try:
@@ -376,7 +376,7 @@ async def test_a_listener_that_fails_while_it_is_stopped_fails_nothing():
         consumer.stop()
 
 
-async def test_what_cannot_be_closed_takes_nothing_back(caplog):
+async def test_an_error_when_closing_the_feed_is_logged_and_the_poll_still_succeeds(caplog):
     class Feed(FakeFeed):
         async def aclose(self):
             raise OSError("already closed")
@@ -392,7 +392,7 @@ async def test_what_cannot_be_closed_takes_nothing_back(caplog):
     assert "could not be closed: TimeoutError" in caplog.text
 
 
-async def test_without_time_to_shut_down_the_name_is_given_back_all_the_same():
+async def test_the_name_is_released_even_if_the_shutdown_timeout_is_zero():
     class Slow(MemoryStore):
         async def claim(self, name, *, feed):
             session = await super().claim(name, feed=feed)
@@ -411,7 +411,7 @@ async def test_without_time_to_shut_down_the_name_is_given_back_all_the_same():
 
 
 @pytest.mark.parametrize("retry_after", ["30", float("nan"), float("-inf")])
-async def test_an_error_that_asks_for_nonsense_is_a_failed_poll_like_any_other(retry_after, running):
+async def test_an_invalid_retry_after_of_a_feed_error_is_ignored(retry_after, running):
     feed = FakeFeed()
     feed.fail(FeedError("odd", retry_after=retry_after))
     running(Log(feed))
@@ -467,7 +467,7 @@ async def test_a_page_that_cannot_be_used_is_a_failed_poll(page, running):
         await Log(Feed()).poll_now()
 
 
-async def test_an_empty_string_is_a_cursor_like_any_other():
+async def test_an_empty_string_is_a_valid_cursor():
     asked = []
 
     class Feed:
@@ -486,23 +486,23 @@ async def generator(message):
 
 
 @pytest.mark.parametrize("process", ["no function", generator, lambda message: (yield)])
-def test_what_calling_does_not_run_is_no_process(process):
+def test_a_generator_or_a_non_callable_handler_is_a_type_error(process):
     with pytest.raises(TypeError, match="process must be a function of a message, and no generator"):
         Consumer(FakeFeed(), store=MemoryStore(), process=process)
 
 
-def test_a_name_is_a_string():
+def test_a_consumer_name_that_is_not_a_string_is_a_type_error():
     with pytest.raises(TypeError, match="name must be a str or None, not 5"):
         Consumer(FakeFeed(), store=MemoryStore(), process=nothing, name=5)
 
 
-def test_no_two_channels_share_a_name():
+def test_listeners_with_the_same_name_get_unique_names_in_the_status():
     names = [ManualListener(name=name) for name in ("p", "p #2", "p", "p")]
     consumer = Log(FakeFeed(), listeners=names)
     assert [one.name for one in consumer.status().listeners] == ["p", "p #2", "p #3", "p #4"]
 
 
-async def test_an_error_whose_text_is_broken_is_described_all_the_same():
+async def test_an_error_whose_str_raises_is_still_described():
     class Broken(Exception):
         def __str__(self):
             raise ZeroDivisionError
@@ -576,7 +576,7 @@ async def test_hints_that_wait_are_merged_and_bounded():
         assert feed.requests[-1].request.hint == hint
 
 
-async def test_a_task_that_a_handler_leaves_behind_may_poll_later():
+async def test_a_task_started_by_a_handler_can_call_poll_now_later():
     async def later():
         await anyio.sleep(0.5)
         await consumer.poll_now()

@@ -36,7 +36,7 @@ class Keeps:
 
 
 @in_real_time
-async def test_a_listener_finds_after_a_restart_what_it_saved(tmp_path):
+async def test_a_listener_gets_its_saved_state_after_a_restart(tmp_path):
     for saved in None, "first", "second":
         keeps = Keeps()
         consumer = Log(FakeFeed(), store=SQLiteStore(tmp_path / "s.db"), listeners=[keeps])
@@ -55,7 +55,7 @@ async def test_a_listener_finds_after_a_restart_what_it_saved(tmp_path):
         tasks.cancel_scope.cancel()
 
 
-async def test_each_listener_has_its_own(running):
+async def test_each_listener_has_its_own_saved_state(running):
     one, two = Keeps(), Keeps()  # of one name, so that the second is called keeps #2
     running(Log(FakeFeed(), listeners=[one, two]))
     await (await one.there()).save("1")
@@ -64,7 +64,7 @@ async def test_each_listener_has_its_own(running):
 
 
 @in_real_time
-async def test_g8_it_is_saved_between_two_polls_and_cuts_no_handler_in_two(tmp_path):
+async def test_g8_listener_state_is_not_saved_while_a_transactional_handler_runs(tmp_path):
     feed, keeps = FakeFeed(), Keeps()
     feed.publish("1")
     store = SQLiteStore(tmp_path / "s.db", transactional=True)
@@ -89,7 +89,7 @@ async def test_g8_it_is_saved_between_two_polls_and_cuts_no_handler_in_two(tmp_p
     assert halves == [None]
 
 
-async def test_it_is_a_short_text(running):
+async def test_listener_state_is_limited_to_16384_characters(running):
     keeps = Keeps()
     running(Log(FakeFeed(), listeners=[keeps]))
     channel = await keeps.there()
@@ -99,7 +99,7 @@ async def test_it_is_a_short_text(running):
     assert channel.state == "x" * 16_384
 
 
-async def test_a_store_that_fails_says_so_to_the_listener(running, monkeypatch):
+async def test_a_failed_save_of_listener_state_raises_store_error_in_the_listener(running, monkeypatch):
     keeps = Keeps()
     consumer = running(Log(FakeFeed(), listeners=[keeps]))
     channel = await keeps.there()
@@ -117,7 +117,7 @@ async def test_a_store_that_fails_says_so_to_the_listener(running, monkeypatch):
     assert channel.state is None
 
 
-async def test_status_shows_until_when_the_server_pushes(running):
+async def test_status_shows_the_time_until_which_a_listener_is_registered(running):
     keeps = Keeps()
     consumer = running(Log(FakeFeed(), listeners=[keeps]))
     channel = await keeps.there()
@@ -126,7 +126,7 @@ async def test_status_shows_until_when_the_server_pushes(running):
         assert consumer.status().listeners[0].registered_until == until
 
 
-async def test_a_poll_that_no_push_asked_for_is_no_push(running):
+async def test_a_poll_requested_by_a_listener_is_not_counted_as_a_push(running):
     keeps, feed = Keeps(), FakeFeed()
     consumer = running(Log(feed, listeners=[keeps]))
     channel = await keeps.there()

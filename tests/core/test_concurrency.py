@@ -43,7 +43,7 @@ def mixed(number, lanes):
 
 
 @pytest.mark.parametrize("concurrency", [2, 4, 16])
-async def test_one_key_comes_in_the_feed_s_order_one_at_a_time(concurrency):
+async def test_messages_of_one_key_are_processed_in_feed_order_one_at_a_time(concurrency):
     names = list(mixed(90, "abcdefg"))
     times = {name: (n * 7 % 11) / 10 for n, name in enumerate(names)}
     feed = feed_of(" ".join(names), page_size=40)
@@ -57,7 +57,7 @@ async def test_one_key_comes_in_the_feed_s_order_one_at_a_time(concurrency):
 
 
 @pytest.mark.parametrize("concurrency", [4, 16])
-async def test_as_many_keys_as_were_asked_for_are_under_way_at_once_and_never_more(concurrency):
+async def test_the_number_of_messages_processed_at_once_equals_concurrency(concurrency):
     feed = feed_of(" ".join(f"k{n}x" for n in range(48)))
     async with Many(feed, takes=1.0, concurrency=concurrency) as many:
         began = anyio.current_time()
@@ -75,7 +75,7 @@ async def test_a_slow_message_holds_its_own_key_and_no_other():
     assert ended == {"b1": 1, "b2": 2, "b3": 3, "c1": 4, "c2": 5, "a1": 100, "a2": 101}
 
 
-async def test_keys_of_any_kind_are_told_apart_as_in_a_dict():
+async def test_keys_of_any_hashable_type_are_told_apart():
     keys = [None, 1, "1", (1,), 1.5, frozenset("a"), b"1", object()]
     feed = FakeFeed()
     feed.publish(*map(str, range(len(keys))))
@@ -87,7 +87,7 @@ async def test_keys_of_any_kind_are_told_apart_as_in_a_dict():
 @pytest.mark.parametrize(
     "key", [lambda message: 1 / 0, lambda message: [message.id]], ids=["raises", "unhashable"]
 )
-async def test_a_message_of_which_the_key_cannot_be_said_fails_alone(key):
+async def test_a_message_whose_key_function_fails_is_dead_lettered_alone(key):
     feed = feed_of("a1 bad b1")
     store = Ledger()
     consumer = Many(
@@ -102,7 +102,7 @@ async def test_a_message_of_which_the_key_cannot_be_said_fails_alone(key):
     assert ("ZeroDivisionError" in letter.error) or ("unhashable" in letter.error)
 
 
-async def test_messages_of_which_the_key_cannot_be_said_do_not_wait_for_each_other():
+async def test_messages_whose_key_function_fails_do_not_wait_for_each_other():
     async def decide(message, error):
         await anyio.sleep(5.0)
         return "skip"
@@ -115,7 +115,7 @@ async def test_messages_of_which_the_key_cannot_be_said_do_not_wait_for_each_oth
         assert anyio.current_time() - began == pytest.approx(7.0)
 
 
-async def test_an_unreadable_message_fails_with_its_own_error_and_no_function_is_asked_about_it():
+async def test_an_unreadable_message_fails_with_its_own_error_and_key_is_not_called():
     asked = []
     feed = FakeFeed()
     feed.publish("a1")
@@ -129,7 +129,7 @@ async def test_an_unreadable_message_fails_with_its_own_error_and_no_function_is
     assert letter.error == "UndecodableMessage: no JSON"
 
 
-async def test_data_that_cannot_be_decoded_is_said_so_when_the_key_is_made_of_it():
+async def test_an_undecodable_message_error_raised_by_key_stops_the_consumer():
     def key(message):
         raise UndecodableMessage("the bytes end in the middle")
 
@@ -156,7 +156,7 @@ async def test_each_commit_covers_a_contiguous_prefix(cursors, concurrency):
     assert sorted(store.recorded) == sorted(names)
 
 
-async def test_after_a_crash_only_what_was_not_finished_is_done_again():
+async def test_only_unfinished_messages_are_processed_again_after_a_crash():
     feed, store = feed_of("a1 b1 c1 d1 a2 b2 c2 d2"), Ledger()
     first = Many(feed, store=store, takes=1.0, times={"a1": 100.0})
     async with first:
@@ -175,7 +175,7 @@ async def test_after_a_crash_only_what_was_not_finished_is_done_again():
 
 @pytest.mark.parametrize(("takes", "flush", "commit"), [(0.01, 0.05, 0.0), (0.01, 0.05, 0.3), (1.0, 0.05, 0.0)])
 @pytest.mark.parametrize("concurrency", [4, 16])
-async def test_g7_a_crash_redoes_what_took_the_flush_interval_and_what_is_in_flight(
+async def test_g7_a_crash_repeats_at_most_the_flush_interval_and_the_messages_in_progress(
     takes, flush, commit, concurrency
 ):
     """In the time of the flush interval each of the lanes does its share."""
@@ -199,7 +199,7 @@ async def test_g7_a_crash_redoes_what_took_the_flush_interval_and_what_is_in_fli
 # Failing messages
 
 
-async def test_a_message_that_has_to_wait_holds_its_lane_only(running, virtual_day):
+async def test_a_postponed_message_holds_only_the_messages_of_its_own_key(running, virtual_day):
     names = "a1 b1 a2 c1 b2 c2 d1 e1 f1"
     feed, store = feed_of(names, page_size=6), Ledger()
     many = Many(feed, store=store, takes=1.0, times={"b1": 2.0, "c1": 3.0}, retry=PATIENT)
@@ -222,7 +222,7 @@ async def test_a_message_that_has_to_wait_holds_its_lane_only(running, virtual_d
     check_prefix(store, names.split())
 
 
-async def test_of_several_that_wait_the_first_says_when_the_poll_goes_on():
+async def test_several_postponed_messages_are_each_retried_when_their_own_delay_has_passed():
     def wait(state):
         return {"a1": 500, "b1": 100, "c1": 300}[state.args[0].id]
 
@@ -239,7 +239,7 @@ async def test_of_several_that_wait_the_first_says_when_the_poll_goes_on():
     assert many.processed == ["d1", "b1", "c1", "a1"]
 
 
-async def test_a_short_wait_holds_its_lane_while_others_go_on():
+async def test_a_short_retry_delay_holds_its_own_key_while_other_keys_continue():
     retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(0.5))
     feed = feed_of("a1 a2 b1 b2 b3 b4")
     async with Many(feed, takes=0.1, errors={"a1": [ValueError()]}, retry=retry) as many:
@@ -249,7 +249,7 @@ async def test_a_short_wait_holds_its_lane_while_others_go_on():
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-async def test_short_waits_that_never_end_do_not_hold_a_poll(concurrency):
+async def test_a_poll_ends_even_if_a_message_asks_for_short_retries_forever(concurrency):
     """Who waits for the poll to end, such as a stop by another message, would wait for ever."""
     feed = feed_of("busy1 bad1")
     errors = {"busy1": RetryMessage("429", after=0.4), "bad1": ValueError("no such customer")}
@@ -263,7 +263,7 @@ async def test_short_waits_that_never_end_do_not_hold_a_poll(concurrency):
     assert len(many.calls_of("busy1")) == 3
 
 
-async def test_a_message_that_stops_lets_what_is_under_way_finish_and_begins_nothing():
+async def test_a_message_that_stops_the_consumer_lets_running_handlers_finish_and_starts_none():
     feed, store = feed_of("a1 b1 c1 d1 e1 a2 c2"), Ledger()
     times = {"a1": 5.0, "b1": 1.0, "c1": 3.0, "d1": 2.0}
     first = Many(feed, store=store, times=times, errors={"b1": ValueError("no such customer")}, retry=None)
@@ -280,7 +280,7 @@ async def test_a_message_that_stops_lets_what_is_under_way_finish_and_begins_not
     assert sorted(second.processed) == ["a2", "b1", "c2", "e1"]
 
 
-async def test_of_several_that_stop_the_first_is_named_and_all_come_again():
+async def test_the_first_of_several_messages_that_stop_the_consumer_is_named_and_none_is_settled():
     feed, store = feed_of("a1 b1 c1"), Ledger()
     errors = {"a1": ValueError("one"), "b1": StopConsumer("two")}
     many = Many(feed, store=store, times={"a1": 2.0, "b1": 1.0, "c1": 3.0}, errors=errors, retry=None)
@@ -298,7 +298,7 @@ async def test_of_several_that_stop_the_first_is_named_and_all_come_again():
         ("stop", SkipMessage()),
     ],
 )
-async def test_what_is_given_up_on_holds_nothing_up(policy, error):
+async def test_a_skipped_or_dead_lettered_message_does_not_hold_later_messages(policy, error):
     names = "a1 b1 a2 b2 c1"
     feed, store = feed_of(names), Ledger()
     errors = {"a1": error, "b2": error}
@@ -314,7 +314,7 @@ async def test_what_is_given_up_on_holds_nothing_up(policy, error):
     check_prefix(store, names.split())
 
 
-async def test_more_may_fail_at_a_time_than_attempts_are_kept_of(monkeypatch):
+async def test_more_messages_may_fail_at_once_than_attempt_records_are_kept(monkeypatch):
     monkeypatch.setattr("push_to_poll_client._failure_policy.MAX_FAILING", 10)
     feed = FakeFeed(page_size=2_000)
     number = form(15, 1_100)
@@ -334,7 +334,7 @@ async def test_more_may_fail_at_a_time_than_attempts_are_kept_of(monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel"])
-async def test_an_end_lets_what_is_in_hand_finish_and_begins_nothing(how):
+async def test_a_stop_or_cancel_lets_running_handlers_finish_and_starts_none(how):
     feed, store = feed_of("a1 b1 c1 d1 e1 a2"), Ledger()
     many = Many(feed, store=store, times={"a1": 9.0, "b1": 2.0, "c1": 4.0, "d1": 3.0}, shutdown_timeout=10.0)
     async with anyio.create_task_group() as tasks:
@@ -351,7 +351,7 @@ async def test_an_end_lets_what_is_in_hand_finish_and_begins_nothing(how):
     assert many.status().last_caught_up is None
 
 
-async def test_what_overruns_a_stop_takes_nothing_with_it():
+async def test_finished_messages_are_recorded_when_a_stop_exceeds_shutdown_timeout():
     feed, store = feed_of("a1 b1 c1 d1 e1"), Ledger()
     times = {"a1": 1e9, "b1": 2.0, "c1": 1e9, "d1": 3.0}
     many = Many(feed, store=store, times=times, shutdown_timeout=5.0)
@@ -367,7 +367,7 @@ async def test_what_overruns_a_stop_takes_nothing_with_it():
     assert sorted(again.processed) == ["a1", "c1", "e1"]
 
 
-async def test_a_cancelled_poll_by_hand_leaves_what_is_finished():
+async def test_a_cancelled_poll_leaves_finished_messages_recorded():
     feed, store = feed_of("a1 b1 c1 d1"), Ledger()
     async with Many(feed, store=store, times={"a1": 1.0, "b1": 9.0, "c1": 2.0, "d1": 9.0}) as many:
         with anyio.move_on_after(3.0) as scope:
@@ -378,7 +378,7 @@ async def test_a_cancelled_poll_by_hand_leaves_what_is_finished():
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_when_asyncio_cancels_every_task_all_that_is_done_is_recorded():
+async def test_finished_messages_are_recorded_when_asyncio_cancels_every_task():
     feed, store = feed_of("a1 b1 c1 d1"), Ledger()
     many, others = Many(feed, store=store, times={"b1": 1e9}, flush_interval=1e9), asyncio.all_tasks()
     running = asyncio.ensure_future(many.run())
@@ -391,7 +391,7 @@ async def test_when_asyncio_cancels_every_task_all_that_is_done_is_recorded():
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_a_handler_that_awaits_what_somebody_cancelled_fails_and_others_go_on():
+async def test_a_handler_that_awaits_a_cancelled_future_fails_and_others_continue():
     class Awaits(Many):
         async def process(self, message):
             if message.id == "b1":
@@ -407,7 +407,7 @@ async def test_a_handler_that_awaits_what_somebody_cancelled_fails_and_others_go
 
 
 @pytest.mark.parametrize("other", [None, ValueError("no such customer")], ids=["alone", "beside a failure"])
-async def test_who_leaves_lets_the_others_finish_and_is_raised_bare(other):
+async def test_system_exit_in_a_handler_is_raised_unchanged_after_other_handlers_finish(other):
     feed, store = feed_of("a1 b1 c1 d1 e1"), Ledger()
     errors = {"b1": SystemExit(3), "a1": other}
     times = {"a1": 0.5 if other else 3.0, "b1": 1.0, "c1": 5.0, "d1": 2.0}
@@ -418,7 +418,7 @@ async def test_who_leaves_lets_the_others_finish_and_is_raised_bare(other):
     assert many.calls_of("e1") == []
 
 
-async def test_progress_that_cannot_be_committed_stops_all_and_is_raised(monkeypatch):
+async def test_a_failed_commit_is_raised_after_running_handlers_finish(monkeypatch):
     feed, store = feed_of("a1 b1 c1 d1 e1 f1"), Ledger()
     many = Many(feed, store=store, times={"a1": 1.0, "b1": 2.0, "c1": 3.0, "d1": 4.0}, flush_interval=0)
     async with many:
@@ -436,14 +436,14 @@ async def test_progress_that_cannot_be_committed_stops_all_and_is_raised(monkeyp
     assert sorted(many.processed) == ["a1", "b1", "c1", "d1", "e1", "f1"], "and is remembered"
 
 
-async def test_a_poll_that_ends_by_its_time_has_settled_its_page():
+async def test_a_poll_that_reaches_max_poll_time_settles_its_whole_page():
     feed = feed_of(" ".join(f"k{n}x" for n in range(30)), page_size=10)
     async with Many(feed, takes=1.0, concurrency=2, max_poll_time=4.0) as many:
         assert [(await many.poll_now()).messages for _ in range(3)] == [10, 10, 10]
         assert many.most == 2
 
 
-async def test_the_handler_may_not_wait_for_a_poll_that_waits_for_it():
+async def test_poll_now_inside_a_concurrent_handler_is_a_runtime_error():
     refused = []
 
     async def process(message):
@@ -461,7 +461,7 @@ async def test_the_handler_may_not_wait_for_a_poll_that_waits_for_it():
 
 @REAL_TIME
 @pytest.mark.parametrize("concurrency", [4, 64])
-async def test_plain_functions_are_in_as_many_threads_at_once(concurrency):
+async def test_plain_functions_run_in_as_many_threads_as_concurrency(concurrency):
     """Also in more than the 40 that a program has for all by default."""
     together = threading.Barrier(concurrency)
 
@@ -474,7 +474,7 @@ async def test_plain_functions_are_in_as_many_threads_at_once(concurrency):
 
 
 @REAL_TIME
-async def test_one_plain_function_after_the_other_for_one_key():
+async def test_plain_functions_of_one_key_run_one_after_the_other():
     running, most = [], []
 
     def process(message):
@@ -505,19 +505,19 @@ async def test_one_plain_function_after_the_other_for_one_key():
         ({"concurrency": 4, "key": "subject"}, TypeError, "key must be a function of a message or None"),
     ],
 )
-def test_what_has_no_meaning_is_refused_at_construction(settings, error, why):
+def test_invalid_concurrency_settings_are_refused_at_construction(settings, error, why):
     with pytest.raises(error, match=why):
         Log(FakeFeed(), **settings)
 
 
-async def test_a_key_alone_changes_nothing():
+async def test_key_without_concurrency_processes_messages_in_feed_order():
     feed = feed_of("a1 b1 a2")
     consumer = Log(feed, key=lane, takes=1.0)
     await consumer.poll_now()
     assert consumer.processed == ["a1", "b1", "a2"]
 
 
-async def test_a_stop_while_all_of_a_page_waits_ends_at_once(running):
+async def test_a_stop_ends_at_once_while_every_message_of_a_page_waits(running):
     many = Many(feed_of("a1 b1"), errors={"a1": RetryMessage(after=0.9), "b1": RetryMessage(after=3600)})
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(many.run)
@@ -527,7 +527,7 @@ async def test_a_stop_while_all_of_a_page_waits_ends_at_once(running):
     assert anyio.current_time() == began
 
 
-async def test_polls_by_hand_go_on_where_something_waited():
+async def test_repeated_poll_now_calls_process_a_postponed_message():
     errors = {"a1": [RetryMessage(after=60)] * 5}
     many = Many(feed_of("a1 b1 a2"), errors=errors)
     async with many:

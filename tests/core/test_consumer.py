@@ -51,19 +51,19 @@ def consumer_of(feed, process=nothing, **settings):
 # Construction
 
 
-def test_without_process_there_is_no_consumer():
+def test_a_consumer_without_a_handler_is_a_type_error():
     with pytest.raises(
         TypeError, match=r"override process or process_batch of Consumer in a subclass, or pass process="
     ):
         Consumer(FakeFeed(), store=MemoryStore())
 
 
-async def test_a_new_consumer_has_counted_nothing():
+async def test_all_counters_of_a_new_consumer_are_zero():
     async with consumer_of(FakeFeed()) as consumer:
         assert set(dataclasses.asdict(consumer.status().counters).values()) == {0}
 
 
-async def test_process_of_the_base_is_not_implemented():
+async def test_process_and_process_batch_of_the_base_class_raise_not_implemented_error():
     with pytest.raises(NotImplementedError):
         consumer_of(FakeFeed()).process(Message("1"))
     with pytest.raises(NotImplementedError):
@@ -109,7 +109,7 @@ def test_the_name_defaults_to_the_feeds_identity():
     assert consumer_of(FakeFeed(), name="mine").name == "mine"
 
 
-async def test_a_feed_without_an_identity_is_called_by_its_class():
+async def test_a_consumer_is_named_after_the_feed_class_if_the_feed_has_no_identity():
     class Plain:
         async def fetch(self, request):
             return Page()
@@ -139,7 +139,7 @@ async def test_a_plain_function_runs_in_a_worker_thread():
     assert threading.get_ident() not in {thread for _, thread in threads}
 
 
-async def test_a_plain_method_may_be_overridden_too():
+async def test_process_can_be_overridden_with_a_sync_method():
     class Plain(Consumer):
         def process(self, message):
             self.seen = message.id
@@ -168,7 +168,7 @@ def plain(target):
     return process
 
 
-async def test_partials_functions_that_return_awaitables_and_callable_objects_work():
+async def test_partials_callable_objects_and_functions_returning_awaitables_work_as_handlers():
     for wrap, expected in (
         (lambda target: target, "1"),
         (lambda target: functools.partial(target, suffix="!"), "1!"),
@@ -180,7 +180,7 @@ async def test_partials_functions_that_return_awaitables_and_callable_objects_wo
         assert target.seen == [expected]
 
 
-async def test_data_that_cannot_be_decoded_is_not_the_handlers_fault():
+async def test_a_message_with_undecodable_data_is_not_retried():
     class Torn(Message):
         __slots__ = ()
 
@@ -215,7 +215,7 @@ def failing(times):
     return process
 
 
-async def test_a_message_that_succeeds_in_the_end_is_settled(caplog, virtual_day):
+async def test_a_message_that_succeeds_after_three_failures_is_settled(caplog, virtual_day):
     feed = FakeFeed()
     feed.publish(2)
     consumer = consumer_of(feed, failing(3))
@@ -230,7 +230,7 @@ async def test_a_message_that_succeeds_in_the_end_is_settled(caplog, virtual_day
     ] * 3
 
 
-async def test_tenacity_strategies_are_taken_as_they_are():
+async def test_a_tenacity_strategy_sets_the_number_of_attempts_and_the_waits():
     feed = FakeFeed()
     feed.publish(1)
     retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(7))
@@ -240,7 +240,7 @@ async def test_tenacity_strategies_are_taken_as_they_are():
     assert anyio.current_time() - began == pytest.approx(14)
 
 
-async def test_errors_that_the_strategy_excludes_are_not_tried_again():
+async def test_errors_excluded_by_the_retry_strategy_are_not_retried():
     feed = FakeFeed()
     feed.publish(1)
     retry = AsyncRetrying(stop=stop_after_attempt(3), retry=retry_if_not_exception_type(ValueError))
@@ -250,7 +250,7 @@ async def test_errors_that_the_strategy_excludes_are_not_tried_again():
     assert consumer.status().counters.retries == 0
 
 
-async def test_without_retry_the_first_failure_is_the_last():
+async def test_a_failed_message_is_not_retried_if_retry_is_none():
     feed = FakeFeed()
     feed.publish(1)
     began = anyio.current_time()
@@ -259,7 +259,7 @@ async def test_without_retry_the_first_failure_is_the_last():
     assert anyio.current_time() == began
 
 
-async def test_before_a_backoff_the_finished_prefix_is_committed():
+async def test_the_messages_before_a_failed_one_are_committed_before_the_retry_wait():
     class FailsAtC(Log):
         async def process(self, message):
             if message.id == "c":
@@ -280,7 +280,7 @@ async def test_before_a_backoff_the_finished_prefix_is_committed():
 
 
 @pytest.mark.parametrize("anyio_backend", [virtual_time("asyncio")])
-async def test_a_handler_that_awaits_what_somebody_else_cancelled_has_failed():
+async def test_a_handler_that_awaits_a_cancelled_task_fails():
     async def process(message):
         task = asyncio.ensure_future(anyio.sleep(1))
         task.cancel()
@@ -293,7 +293,7 @@ async def test_a_handler_that_awaits_what_somebody_else_cancelled_has_failed():
 
 
 @pytest.mark.parametrize("anyio_backend", [virtual_time("asyncio")])
-async def test_a_later_attempt_that_awaits_what_somebody_else_cancelled_has_failed_too():
+async def test_a_retry_that_awaits_a_cancelled_task_counts_as_a_failed_attempt():
     attempts = []
 
     async def process(message):
@@ -314,7 +314,7 @@ async def test_a_later_attempt_that_awaits_what_somebody_else_cancelled_has_fail
 # poll_now
 
 
-async def test_poll_now_needs_no_run():
+async def test_poll_now_works_without_run():
     feed = FakeFeed(page_size=2)
     feed.publish(5)
     consumer = Log(feed)
@@ -331,7 +331,7 @@ def test_poll_now_works_in_one_event_loop_after_another():
         assert anyio.run(consumer.poll_now, backend=backend).messages == 1
 
 
-def test_what_the_server_asked_for_holds_in_the_next_event_loop():
+def test_retry_after_still_holds_in_the_next_event_loop():
     feed = FakeFeed()
     consumer = Log(feed)
     feed.fail(FeedError("503", retry_after=1000))
@@ -347,7 +347,7 @@ async def test_a_consumer_in_use_in_one_event_loop_is_refused_in_another():
             await anyio.to_thread.run_sync(anyio.run, consumer.poll_now)
 
 
-async def test_a_pause_outlives_a_change_of_event_loop():
+async def test_a_consumer_stays_paused_after_poll_now_until_resume():
     consumer = Log(FakeFeed())
     consumer.pause()
     await consumer.poll_now()
@@ -356,7 +356,7 @@ async def test_a_pause_outlives_a_change_of_event_loop():
     assert not consumer._schedule.paused
 
 
-async def test_within_async_with_the_name_is_kept():
+async def test_async_with_keeps_ownership_of_the_name_until_it_exits():
     feed, store = FakeFeed(), MemoryStore()
     async with Log(feed, store=store) as consumer:
         await consumer.poll_now()
@@ -369,7 +369,7 @@ async def test_within_async_with_the_name_is_kept():
     assert feed.closed == 1
 
 
-async def test_a_joiner_takes_over_when_the_leader_is_cancelled(running):
+async def test_a_waiting_poll_now_takes_over_when_the_polling_call_is_cancelled(running):
     feed = FakeFeed(latency=10.0)
     feed.publish(1)
     consumer = Log(feed)
@@ -391,7 +391,7 @@ async def test_a_joiner_takes_over_when_the_leader_is_cancelled(running):
     assert len(feed.requests) == 2
 
 
-async def test_a_failed_poll_raises_in_every_joiner():
+async def test_a_failed_poll_raises_in_every_poll_now_call_that_shares_it():
     feed = FakeFeed(latency=1.0)
     consumer = Log(feed)
     errors = []
@@ -463,7 +463,7 @@ async def test_wake_inside_process_leads_to_another_poll(running):
     assert times(feed)[1] - times(feed)[0] < 1
 
 
-async def test_a_feed_that_grows_faster_than_its_handler_starves_nobody(running):
+async def test_poll_now_and_wakes_are_served_within_bounded_time_during_a_long_backlog(running):
     feed = FakeFeed(page_size=2)
     feed.publish(10_000)
     consumer = running(Log(feed, takes=1.0, max_poll_time=10))
@@ -482,7 +482,7 @@ async def test_a_feed_that_grows_faster_than_its_handler_starves_nobody(running)
 # Pages
 
 
-async def test_a_fetch_that_raises_anything_is_a_failed_poll():
+async def test_any_exception_raised_by_fetch_is_a_failed_poll():
     feed = FakeFeed()
     for error in (ConnectionError("reset"), UndecodableMessage("not for a fetch to raise")):
         feed.fail(error)
@@ -490,7 +490,7 @@ async def test_a_fetch_that_raises_anything_is_a_failed_poll():
             await Log(feed).poll_now()
 
 
-async def test_a_fetch_that_returns_no_page_is_a_failed_poll():
+async def test_a_fetch_that_does_not_return_a_page_is_a_failed_poll():
     class Wrong:
         async def fetch(self, request):
             return [1, 2, 3]
@@ -517,14 +517,14 @@ async def test_a_chain_that_restarts_for_ever_is_a_failed_poll():
         await Log(feed).poll_now()
 
 
-async def test_a_page_that_brings_nothing_new_and_no_new_cursor_ends_the_poll():
+async def test_a_page_without_new_messages_and_without_a_new_cursor_ends_the_poll():
     feed = FakeFeed()
     again = Page([Message("1")], cursor="1", next="1")
     feed.answer(again, again, again)
     assert (await Log(feed).poll_now()).pages == 2
 
 
-async def test_pages_that_go_in_a_circle_end_the_poll():
+async def test_a_cycle_of_pages_ends_the_poll():
     class Circle:
         async def fetch(self, request):
             place = int(request.cursor or 0)
@@ -535,7 +535,7 @@ async def test_pages_that_go_in_a_circle_end_the_poll():
     assert result.pages < 40
 
 
-async def test_a_continuation_goes_on_where_the_chain_was():
+async def test_a_poll_after_max_poll_time_continues_the_page_chain_where_it_stopped():
     feed = FakeFeed(page_size=1, cursors="chain")
     feed.publish(5)
     async with Log(feed, takes=2.0, max_poll_time=3) as consumer:
@@ -546,14 +546,14 @@ async def test_a_continuation_goes_on_where_the_chain_was():
 
 
 @pytest.mark.parametrize("error", [CursorExpired("too old"), FeedGone("410")])
-async def test_what_cannot_be_mended_stops_run(error):
+async def test_an_expired_cursor_or_a_gone_feed_stops_run(error):
     feed = FakeFeed()
     feed.fail(error)
     with pytest.raises(type(error)):
         await Log(feed).run()
 
 
-async def test_a_refusal_is_asked_again_slowly(running):
+async def test_a_refused_poll_is_retried_slowly(running):
     feed = FakeFeed()
     feed.fail(FeedRefused("401"), times=3)
     consumer = running(Log(feed))
@@ -566,7 +566,7 @@ async def test_a_refusal_is_asked_again_slowly(running):
 # Wakes
 
 
-async def test_wakes_from_threads_reach_the_loop(running):
+async def test_a_wake_from_another_thread_starts_a_poll_with_its_hint(running):
     feed = FakeFeed()
     consumer = running(Log(feed, fallback_interval=None, rate=None))
     await feed.asked(1)
@@ -577,7 +577,7 @@ async def test_wakes_from_threads_reach_the_loop(running):
     assert feed.requests[2].request.hint == Push(topics=("orders",))
 
 
-async def test_a_wake_before_run_is_kept_for_it():
+async def test_a_wake_before_the_first_poll_is_kept_with_its_hint():
     feed = FakeFeed()
     consumer = Log(feed)
     consumer.wake(Push(cursor="hint"))
@@ -586,7 +586,7 @@ async def test_a_wake_before_run_is_kept_for_it():
     assert consumer.status().counters.wakes == 1
 
 
-async def test_a_hint_outlives_a_failed_poll(running):
+async def test_a_hint_is_sent_again_after_a_failed_poll(running):
     feed = FakeFeed()
     consumer = running(Log(feed))
     await feed.asked(1)
@@ -597,7 +597,7 @@ async def test_a_hint_outlives_a_failed_poll(running):
     assert [asked.request.hint for asked in feed.requests] == [None, Push(cursor="hint"), Push(cursor="hint")]
 
 
-async def test_a_hint_with_which_a_feed_refused_is_dropped_and_its_wake_is_not(running):
+async def test_a_refused_hint_is_not_merged_into_the_hint_of_a_later_wake(running):
     """Whoever may push can write anything into it: each later poll would be refused as well."""
     feed = FakeFeed(latency=1.0)
     consumer = running(Log(feed))
@@ -613,7 +613,7 @@ async def test_a_hint_with_which_a_feed_refused_is_dropped_and_its_wake_is_not(r
     assert (asked.hint, asked.fresh) == (Push(topics=("orders",)), True)
 
 
-async def test_a_hint_with_which_a_feed_fails_again_is_dropped_and_its_wake_is_not(running):
+async def test_a_hint_is_dropped_after_two_failed_polls_and_its_wake_still_polls(running):
     """A server that answers 500 to what it never saw would else be asked so for ever."""
 
     class Brittle(FakeFeed):
@@ -635,7 +635,7 @@ async def test_a_hint_with_which_a_feed_fails_again_is_dropped_and_its_wake_is_n
     assert feed.requests[3].request.fresh
 
 
-async def test_a_wake_whose_hint_was_refused_is_answered_all_the_same(running):
+async def test_a_wake_polls_again_without_its_hint_after_the_feed_refused_the_hint(running):
     feed = FakeFeed()
     consumer = running(Log(feed, fallback_interval=None))
     await feed.asked(1)
@@ -647,7 +647,7 @@ async def test_a_wake_whose_hint_was_refused_is_answered_all_the_same(running):
     assert (asked.hint, asked.fresh) == (None, True)
 
 
-async def test_what_arrives_during_a_poll_that_fails_joins_its_hint(running):
+async def test_a_hint_that_arrives_during_a_failing_poll_is_merged_with_the_hint_of_that_poll(running):
     feed = FakeFeed(latency=1.0)
     consumer = running(Log(feed))
     await feed.asked(1)
@@ -660,7 +660,7 @@ async def test_what_arrives_during_a_poll_that_fails_joins_its_hint(running):
     assert feed.requests[2].request.hint == Push("2", ("orders", "users"))
 
 
-async def test_a_push_is_fresh_and_a_timer_is_not(running):
+async def test_a_request_is_fresh_after_a_push_and_not_after_the_fallback_interval(running):
     feed = FakeFeed()
     listener = ManualListener()
     running(Log(feed, listeners=[listener]))
@@ -673,7 +673,7 @@ async def test_a_push_is_fresh_and_a_timer_is_not(running):
     assert fresh[-1] is False
 
 
-async def test_a_push_that_beats_its_data_is_answered_by_a_repoll(running):
+async def test_a_push_that_arrives_before_its_message_is_visible_causes_another_poll(running):
     feed = FakeFeed()
     listener = ManualListener()
     consumer = running(Log(feed, listeners=[listener]))
@@ -704,7 +704,7 @@ async def test_wake_delay_gathers_wakes_into_one_poll(running):
 # Long polling
 
 
-async def test_an_idle_consumer_waits_at_the_feed(running):
+async def test_an_idle_consumer_long_polls_the_feed(running):
     feed = FakeFeed(max_wait=20)
     consumer = running(Log(feed))
     await anyio.sleep(100)
@@ -716,7 +716,7 @@ async def test_an_idle_consumer_waits_at_the_feed(running):
     assert anyio.current_time() == published
 
 
-async def test_a_wait_is_never_longer_than_the_fallback_interval(running):
+async def test_a_long_poll_never_waits_longer_than_the_fallback_interval(running):
     feed = FakeFeed(max_wait=500)
     running(Log(feed, fallback_interval=30))
     await anyio.sleep(100)
@@ -744,14 +744,14 @@ async def test_poll_now_cancels_a_waiting_fetch(running):
     assert feed.requests[2].request.wait == 0
 
 
-async def test_a_server_that_answers_early_and_empty_is_not_asked_in_a_loop(running):
+async def test_early_empty_answers_to_long_polls_do_not_cause_a_busy_loop(running):
     feed = FakeFeed(max_wait=30, answers_early=True)
     running(Log(feed))
     await anyio.sleep(600)
     assert len(feed.requests) <= 50
 
 
-async def test_with_a_healthy_channel_nothing_waits_at_the_feed(running):
+async def test_a_consumer_with_a_healthy_push_channel_does_not_long_poll(running):
     feed = FakeFeed(max_wait=30)
     listener = ManualListener()
     running(Log(feed, listeners=[listener]))
@@ -796,7 +796,7 @@ async def test_stop_works_from_a_thread_and_does_nothing_when_nothing_runs():
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel"])
-async def test_the_message_in_hand_finishes(how):
+async def test_the_message_being_processed_finishes_when_run_is_stopped_or_cancelled(how):
     feed, store = FakeFeed(), MemoryStore()
     feed.publish(3)
     consumer = Log(feed, store=store, takes=5.0)
@@ -840,7 +840,7 @@ async def test_stop_does_not_wait_for_a_fetch_or_a_backoff():
         assert anyio.current_time() == stopped
 
 
-async def test_a_stop_between_two_messages_leaves_the_rest_of_the_page():
+async def test_a_stop_leaves_the_remaining_messages_of_the_page_unprocessed():
     feed = FakeFeed()
     feed.publish(3)
 
@@ -852,7 +852,7 @@ async def test_a_stop_between_two_messages_leaves_the_rest_of_the_page():
     assert consumer.status().counters.messages == 1
 
 
-async def test_a_cancelled_poll_now_commits_what_it_did():
+async def test_a_cancelled_poll_now_commits_the_messages_it_processed():
     feed, store = FakeFeed(), MemoryStore()
     feed.publish(3)
     consumer = Log(feed, store=store, takes=2.0, flush_interval=100)
@@ -863,7 +863,7 @@ async def test_a_cancelled_poll_now_commits_what_it_did():
     assert again.processed == ["2", "3"]
 
 
-async def test_a_manual_poll_outlives_run(running):
+async def test_a_poll_now_call_finishes_after_run_was_stopped(running):
     feed = FakeFeed()
     consumer = Log(feed, takes=5.0, shutdown_timeout=1.0)
     results = []
@@ -885,7 +885,7 @@ async def test_a_manual_poll_outlives_run(running):
 # Listeners
 
 
-async def test_a_listener_that_is_broken_for_good_stops_run():
+async def test_a_listener_error_stops_run():
     listener = ManualListener()
     consumer = Log(FakeFeed(), listeners=[listener])
     listener.fail(ListenerError("410"))
@@ -893,7 +893,7 @@ async def test_a_listener_that_is_broken_for_good_stops_run():
         await consumer.run()
 
 
-async def test_a_listener_that_raises_anything_else_is_named():
+async def test_an_unexpected_exception_of_a_listener_stops_run_and_names_the_listener():
     listener = ManualListener(name="redis")
     listener.fail(ConnectionError("no route"))
     with pytest.raises(ListenerError, match="listener redis failed: ConnectionError: no route") as caught:
@@ -901,7 +901,7 @@ async def test_a_listener_that_raises_anything_else_is_named():
     assert isinstance(caught.value.__cause__, ConnectionError)
 
 
-async def test_a_listener_that_ends_leaves_a_plain_poller(running):
+async def test_polls_go_on_at_the_degraded_interval_after_the_listener_ends(running):
     feed, listener = FakeFeed(), ManualListener()
     consumer = running(Log(feed, listeners=[listener]))
     await listener.connected()
@@ -911,7 +911,7 @@ async def test_a_listener_that_ends_leaves_a_plain_poller(running):
     assert len(feed.requests) >= 9, "polls go on, at the degraded interval"
 
 
-async def test_a_connect_wakes(running):
+async def test_a_connect_of_a_push_channel_causes_a_poll(running):
     feed, listener = FakeFeed(), ManualListener(connects=False)
     running(Log(feed, listeners=[listener]))
     await feed.asked(1)
@@ -921,7 +921,7 @@ async def test_a_connect_wakes(running):
     assert times(feed)[1] - times(feed)[0] == pytest.approx(1)
 
 
-async def test_evidence_of_a_lossy_channel_is_shown(running):
+async def test_status_shows_a_lossy_push_channel_and_its_missed_pushes(running):
     feed, listener = FakeFeed(), ManualListener()
     consumer = running(Log(feed, listeners=[listener]))
     await listener.connected()
@@ -937,7 +937,7 @@ async def test_evidence_of_a_lossy_channel_is_shown(running):
 # status
 
 
-async def test_status_shows_what_an_operator_needs(running):
+async def test_status_shows_cursor_mode_listeners_counters_and_lag(running):
     feed, listener = FakeFeed(), ManualListener(name="push")
     feed.publish(2)
     consumer = Log(feed, listeners=[listener, ManualListener(name="push", connects=False)])
@@ -964,7 +964,7 @@ async def test_status_shows_what_an_operator_needs(running):
     assert (await anyio.to_thread.run_sync(consumer.status)).cursor == status.cursor
 
 
-async def test_errors_of_a_run_are_logged_once_with_the_delay(running, caplog):
+async def test_a_failed_poll_is_logged_once_with_the_delay_until_the_next_one(running, caplog):
     feed = FakeFeed()
     feed.fail(FeedError("down"))
     running(Log(feed))

@@ -85,7 +85,7 @@ async def mark(consumer, *keys):
 # Look
 
 
-async def test_dead_letters_of_a_stopped_consumer():
+async def test_list_and_get_work_on_a_stopped_consumer_and_release_its_name():
     consumer = await dead("b", "a")
     assert [letter.key for letter in await consumer.dead_letters.list()] == ["a", "b"]
     letter = await consumer.dead_letters.get("a")
@@ -93,7 +93,7 @@ async def test_dead_letters_of_a_stopped_consumer():
     assert not consumer.status().owner, "each call gives the name back"
 
 
-async def test_dead_letters_of_a_running_consumer(running):
+async def test_list_and_retry_work_on_a_running_consumer_after_its_current_poll(running):
     feed = FakeFeed()
     consumer = running(Fails(feed, failing=["bad"], takes=3.0))
     feed.publish("bad", "next")
@@ -108,7 +108,7 @@ async def test_dead_letters_of_a_running_consumer(running):
     assert consumer.status().owner
 
 
-async def test_a_key_without_a_dead_letter_is_said_so():
+async def test_a_key_without_a_dead_letter_is_a_lookup_error():
     consumer = await dead("a")
     letters = consumer.dead_letters
     for call in (letters.get, letters.retry, letters.drop):
@@ -116,7 +116,7 @@ async def test_a_key_without_a_dead_letter_is_said_so():
             await call("b")
 
 
-async def test_many_dead_letters_come_in_pages_and_are_exported_all():
+async def test_list_returns_100_dead_letters_at_a_time_and_export_and_retry_cover_all():
     names = [f"{n:03}" for n in range(250)]
     consumer = await dead(*names)
     first = await consumer.dead_letters.list()
@@ -129,7 +129,7 @@ async def test_many_dead_letters_come_in_pages_and_are_exported_all():
 
 
 @pytest.mark.parametrize("call", ["list", "get", "retry", "drop", "export"])
-async def test_while_another_owner_has_the_name_it_is_refused(call):
+async def test_each_call_raises_store_busy_while_another_owner_has_the_name(call):
     consumer = await dead("a")
     async with consumer:
         letters = Fails(consumer._feed, store=consumer._store).dead_letters
@@ -144,7 +144,7 @@ async def use(letters, call):
 
 
 @pytest.mark.parametrize("call", ["list", "get", "retry", "drop", "export"])
-async def test_inside_process_it_would_wait_for_itself(call):
+async def test_a_dead_letters_call_inside_process_is_a_runtime_error(call):
     consumer = await dead("a")
 
     class Nested(Fails):
@@ -165,7 +165,7 @@ async def test_inside_process_it_would_wait_for_itself(call):
 
 @pytest.mark.usefixtures("inline_threads")
 @pytest.mark.parametrize("make", [MemoryStore, lambda: None], ids=["memory", "file"])
-async def test_a_retry_turns_dead_into_processed(make, tmp_path):
+async def test_a_retried_dead_letter_is_processed_once_and_then_removed(make, tmp_path):
     consumer = await dead("a", "b", store=make() or SQLiteStore(tmp_path / "x.db"))
     assert await state_of(consumer._store, "a") is RecordState.DEAD
     consumer.failing.clear()
@@ -179,7 +179,7 @@ async def test_a_retry_turns_dead_into_processed(make, tmp_path):
     assert consumer.attempts == ["a"]
 
 
-async def test_a_retry_that_fails_says_why_now_and_when_it_failed_first(virtual_day):
+async def test_a_failed_retry_updates_the_dead_letter_and_keeps_the_time_of_the_first_failure(virtual_day):
     consumer = await dead("a", retry=AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(0.5)))
     before = await consumer.dead_letters.get("a")
     assert before.attempts == 3
@@ -196,7 +196,7 @@ async def test_a_retry_that_fails_says_why_now_and_when_it_failed_first(virtual_
     assert await state_of(consumer._store, "a") is RecordState.DEAD
 
 
-async def test_a_retry_of_all_goes_past_those_that_fail_and_those_that_are_gone():
+async def test_a_retry_of_all_continues_after_dead_letters_that_fail_or_are_gone():
     consumer = await dead("a", "b", "c")
     consumer.failing = {"b"}
     process = consumer.process
@@ -211,7 +211,7 @@ async def test_a_retry_of_all_goes_past_those_that_fail_and_those_that_are_gone(
     assert [letter.key for letter in await consumer.dead_letters.list()] == ["b"]
 
 
-async def test_a_retry_of_all_claims_the_name_once(monkeypatch):
+async def test_a_retry_of_all_and_a_drop_of_many_each_claim_the_name_once(monkeypatch):
     consumer, claims = await dead(*map(str, range(20))), []
     claim = consumer._store.claim
 
@@ -225,7 +225,7 @@ async def test_a_retry_of_all_claims_the_name_once(monkeypatch):
     assert len(claims) == 2
 
 
-async def test_a_retry_lets_polls_in_between(running):
+async def test_polls_run_between_the_dead_letters_of_a_retry(running):
     """Each dead letter alone waits for the poll, and polls for it."""
     consumer = await dead("a", "b", "c")
     consumer.failing.clear()
@@ -240,7 +240,7 @@ async def test_a_retry_lets_polls_in_between(running):
     assert consumer.processed.index("new") < 3
 
 
-async def test_a_verdict_of_the_handler_is_a_failure_of_the_retry():
+async def test_a_skip_message_from_the_handler_is_a_failed_retry():
     consumer = await dead("a")
 
     async def process(message):
@@ -261,7 +261,7 @@ async def test_a_retry_that_is_cancelled_changes_nothing():
     assert (await consumer.dead_letters.get("a")).attempts == 1
 
 
-async def test_a_retry_whose_commit_fails_leaves_the_dead_letter(monkeypatch):
+async def test_a_retry_whose_commit_fails_keeps_the_dead_letter_until_the_next_poll(monkeypatch):
     async def refuse(**_):
         raise StoreError("disk full")
 
@@ -281,7 +281,7 @@ async def test_a_retry_whose_commit_fails_leaves_the_dead_letter(monkeypatch):
 # Drop
 
 
-async def test_a_dropped_letters_message_is_skipped_when_it_comes_again():
+async def test_the_message_of_a_dropped_dead_letter_is_skipped_when_it_is_repeated():
     consumer = await dead("a", "b")
     assert await consumer.dead_letters.drop("a", "b") == 2
     assert await consumer.dead_letters.list() == []
@@ -293,7 +293,7 @@ async def test_a_dropped_letters_message_is_skipped_when_it_comes_again():
     assert consumer.attempts == ["c"]
 
 
-async def test_drop_takes_keys():
+async def test_drop_without_keys_is_a_type_error():
     consumer = await dead("a")
     with pytest.raises(TypeError, match="drop"):
         await consumer.dead_letters.drop()
@@ -303,7 +303,7 @@ async def test_drop_takes_keys():
 # Marked
 
 
-async def test_marked_ones_are_tried_once_at_the_beginning_of_the_next_run(running):
+async def test_marked_dead_letters_are_retried_once_before_new_messages_of_the_next_run(running):
     consumer = await dead("a", "b", "c")
     consumer.failing = {"b"}
     await mark(consumer, "a", "b")
@@ -318,7 +318,7 @@ async def test_marked_ones_are_tried_once_at_the_beginning_of_the_next_run(runni
     ]
 
 
-async def test_marked_ones_are_tried_by_poll_now_too_and_by_nothing_else():
+async def test_poll_now_retries_a_marked_dead_letter_and_get_does_not():
     consumer = await dead("a")
     consumer.failing.clear()
     await mark(consumer, "a")
@@ -328,7 +328,7 @@ async def test_marked_ones_are_tried_by_poll_now_too_and_by_nothing_else():
     assert consumer.processed == ["a"]
 
 
-async def test_a_store_that_fails_leaves_the_rest_for_the_next_poll(monkeypatch):
+async def test_the_next_poll_retries_the_remaining_marked_dead_letters_after_a_store_error(monkeypatch):
     consumer = await dead("a", "b")
     await mark(consumer, "a", "b")
     failing = [StoreError("disk full")]
@@ -349,7 +349,7 @@ async def test_a_store_that_fails_leaves_the_rest_for_the_next_poll(monkeypatch)
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel"])
-async def test_the_marked_one_in_hand_finishes_and_the_others_wait(how):
+async def test_a_stop_or_cancel_finishes_the_current_retry_and_leaves_the_other_marks(how):
     consumer = await dead("a", "b", "c")
     consumer.failing.clear()
     consumer.takes = 5.0
@@ -362,7 +362,7 @@ async def test_the_marked_one_in_hand_finishes_and_the_others_wait(how):
     assert [(one.key, one.marked) for one in await consumer.dead_letters.list()] == [("c", True)]
 
 
-async def test_a_marked_one_that_overruns_the_shutdown_timeout_is_cancelled():
+async def test_the_retry_of_a_marked_dead_letter_is_cancelled_after_the_shutdown_timeout():
     consumer = await dead("a", shutdown_timeout=2)
     consumer.failing.clear()
     consumer.takes = 50.0
@@ -393,7 +393,7 @@ def http_feed(body):
     return HTTPFeed("https://shop.example/orders", client=client)
 
 
-async def test_an_http_feeds_dead_letters_come_back_as_events():
+async def test_a_retried_dead_letter_of_an_http_feed_is_a_cloud_event_again():
     body = json.dumps([event(data={"n": [1, None]}, subject="s", custom="x")]).encode()
     consumer = Fails(http_feed(body), failing=["1"])
     seen = []
@@ -415,7 +415,7 @@ async def test_an_http_feeds_dead_letters_come_back_as_events():
     assert (again.id, again.key, again.subject, again.data) == ("1", letter.key, "s", {"n": [1, None]})
 
 
-async def test_an_http_feeds_unreadable_entry_stays_one_with_its_bytes():
+async def test_a_retried_unreadable_entry_of_an_http_feed_stays_a_dead_letter_with_its_bytes():
     entry = b'{"specversion": "1.0", "id": 7, "odd": "\xc3\xa9"}'
     async with Fails(http_feed(b"[" + entry + b"]")) as consumer:
         await consumer.poll_now()
@@ -428,7 +428,7 @@ async def test_an_http_feeds_unreadable_entry_stays_one_with_its_bytes():
         assert consumer.attempts == []
 
 
-async def test_without_restore_a_letter_is_read_as_json():
+async def test_a_dead_letter_of_a_feed_without_restore_is_decoded_as_json():
     class Odd(Message):
         __slots__ = ()
 
@@ -451,7 +451,7 @@ async def test_without_restore_a_letter_is_read_as_json():
 
 
 @pytest.mark.parametrize("restore", [lambda letter: 1 / 0, lambda letter: None], ids=["raises", "nothing"])
-async def test_a_feed_that_cannot_restore_loses_nothing(restore):
+async def test_a_dead_letter_is_kept_if_the_feed_cannot_restore_it(restore):
     consumer = await dead("a")
     consumer._feed.restore = restore
     assert await consumer.dead_letters.retry("a") == Retried(0, 1)
@@ -460,7 +460,7 @@ async def test_a_feed_that_cannot_restore_loses_nothing(restore):
     assert letter.raw == b'{"n":1}'
 
 
-async def test_a_letter_is_known_by_its_dedupe_key():
+async def test_a_dead_letter_is_identified_by_its_dedupe_key():
     feed = FakeFeed()
     feed.publish("1", "2", data="order-7")
     async with Fails(feed, failing=["1"], dedupe_key=lambda message: message.data) as consumer:
@@ -489,7 +489,7 @@ def letter_of(**fields):
         (b"", "raw", ""),
     ],
 )
-def test_a_letter_in_json_has_its_bytes(raw, field, value):
+def test_an_exported_dead_letter_contains_its_bytes_as_text_or_base64(raw, field, value):
     line = as_json(letter_of(raw=raw))
     assert b"\n" not in line
     fields = json.loads(line)
@@ -497,7 +497,7 @@ def test_a_letter_in_json_has_its_bytes(raw, field, value):
     assert ("raw" in fields) != ("raw_base64" in fields)
 
 
-def test_a_letter_in_json_is_utf8_whatever_its_texts_are():
+def test_an_exported_dead_letter_is_utf8_and_escapes_lone_surrogates():
     fields = json.loads(
         as_json(letter_of(key="\ud800", id="a\udfffb", error="\n", traceback="é", attempts=3)).decode()
     )
@@ -511,13 +511,13 @@ def test_a_letter_in_json_is_utf8_whatever_its_texts_are():
 
 
 @given(st.binary(), st.text(st.characters(codec=None)))
-def test_any_letter_is_one_line_of_json(raw, text):
+def test_any_exported_dead_letter_is_one_line_of_json(raw, text):
     line = as_json(letter_of(raw=raw, key=text, error=text))
     assert b"\n" not in line
     assert json.loads(line.decode())["error"] == text.encode("utf-8", "backslashreplace").decode()
 
 
-async def test_an_export_need_not_be_read_to_its_end():
+async def test_an_export_that_is_not_read_to_its_end_does_not_block_later_calls():
     consumer = await dead("a", "b")
     async for line in consumer.dead_letters.export():
         assert json.loads(line)["key"] == "a"
@@ -650,7 +650,7 @@ class World:
 
 @settings(max_examples=form(30, 100))
 @given(STEPS)
-def test_whatever_happens_each_message_is_processed_or_dead_or_skipped_and_never_none(steps):
+def test_every_message_is_processed_dead_lettered_or_skipped_after_any_sequence_of_steps(steps):
     async def main():
         world = World()
         for step in (*steps, ("poll",)):

@@ -57,7 +57,7 @@ class Reads(Log):
 # Dedupe keys
 
 
-async def test_already_processed_is_asked_of_the_dedupe_key():
+async def test_a_message_with_a_processed_dedupe_key_is_a_duplicate():
     feed = feed_with([("1", "order 7"), ("2", "order 8")], [("3", "order 7"), ("4", "order 9"), ("5", "order 9")])
     store = Ledger()
     consumer = Reads(feed, store=store, dedupe_key=lambda message: message.data)
@@ -67,7 +67,7 @@ async def test_already_processed_is_asked_of_the_dedupe_key():
     assert store.recorded == ["order 7", "order 8", "order 9"]
 
 
-async def test_dedupe_keys_hold_over_restarts():
+async def test_dedupe_keys_are_remembered_after_a_restart():
     store = Ledger()
     first = Reads(feed_with([("1", "order 7")]), store=store, dedupe_key=lambda message: message.data)
     await first.poll_now()
@@ -88,7 +88,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("key", WRONG)
-async def test_a_message_without_a_dedupe_key_stops_the_consumer_after_all_before_it(key):
+async def test_a_failing_dedupe_key_stops_the_consumer_after_all_earlier_messages(key):
     function, why = WRONG[key]
     feed, store = feed_with([("1", "a"), ("2", "b"), ("3", "c")]), Ledger()
     consumer = Reads(feed, store=store, dedupe_key=lambda one: function(one) if one.id == "2" else one.id)
@@ -103,7 +103,7 @@ async def test_a_message_without_a_dedupe_key_stops_the_consumer_after_all_befor
 
 
 @pytest.mark.parametrize(("policy", "state"), [("skip", "skipped"), ("dead_letter", "dead")])
-async def test_a_message_without_a_dedupe_key_follows_the_policy_once(policy, state):
+async def test_a_message_whose_dedupe_key_fails_follows_the_failure_policy_once(policy, state):
     """G9: it blocks nothing, and is known again by a key that no other message can have."""
     feed, store = feed_with([("1", "2"), ("2", None), ("3", "c")]), Ledger()
 
@@ -124,7 +124,7 @@ async def test_a_message_without_a_dedupe_key_follows_the_policy_once(policy, st
         assert "dedupe_key= failed for message '2': TypeError: " in letters[0][1]
 
 
-async def test_unreadable_messages_are_known_by_their_bytes_and_the_function_is_not_asked():
+async def test_an_unreadable_message_keeps_its_own_key_and_dedupe_key_is_not_called_for_it():
     feed = FakeFeed()
     feed.publish("1", data="a")
     feed.publish("torn", error=UndecodableMessage("no JSON"))
@@ -138,7 +138,7 @@ async def test_unreadable_messages_are_known_by_their_bytes_and_the_function_is_
     assert (letter.key, letter.error) == ("torn", "UndecodableMessage: no JSON")
 
 
-async def test_what_a_lazy_message_says_of_itself_is_the_error():
+async def test_an_undecodable_message_error_raised_by_dedupe_key_is_reported_unchanged():
     def key(message):
         raise UndecodableMessage("the bytes end in the middle")
 
@@ -146,7 +146,7 @@ async def test_what_a_lazy_message_says_of_itself_is_the_error():
         await Log(feed_of("a1"), dedupe_key=key).poll_now()
 
 
-async def test_a_dead_letter_without_a_dedupe_key_may_be_tried_again():
+async def test_a_dead_letter_whose_dedupe_key_failed_can_be_retried():
     def key(message):
         return {"1": "one"}[message.id]
 
@@ -159,12 +159,12 @@ async def test_a_dead_letter_without_a_dedupe_key_may_be_tried_again():
 
 
 @pytest.mark.parametrize("name", ["dedupe_key", "fingerprint", "key"])
-def test_what_is_no_function_is_refused_at_construction(name):
+def test_a_key_option_that_is_not_a_function_is_a_type_error(name):
     with pytest.raises(TypeError, match=f"{name} must be a function of a message or None, not 'id'"):
         Log(FakeFeed(), **{name: "id"})
 
 
-async def test_a_replay_asks_for_the_keys_too():
+async def test_a_replay_computes_the_dedupe_keys_again():
     feed, store = feed_of("a1 a2 b1"), Ledger()
     asked = []
 
@@ -181,7 +181,7 @@ async def test_a_replay_asks_for_the_keys_too():
         assert consumer.processed == ["a1", "b1"] * 2
 
 
-async def test_what_is_replayed_is_known_by_its_content_of_now():
+async def test_fingerprints_still_detect_changed_content_after_a_replay():
     feed = FakeFeed()
     feed.publish("1", data="a")
     feed.publish("torn", error=UndecodableMessage("no JSON"))
@@ -199,7 +199,7 @@ async def test_what_is_replayed_is_known_by_its_content_of_now():
 # Fingerprints
 
 
-async def test_the_same_content_is_a_duplicate():
+async def test_a_message_with_the_same_id_and_content_is_a_duplicate():
     feed = feed_with([("1", "a"), ("1", "a"), ("2", "b")], [("1", "a"), ("2", "b"), ("3", "c")])
     consumer = Reads(feed, fingerprint=content)
     result = await consumer.poll_now()
@@ -207,7 +207,7 @@ async def test_the_same_content_is_a_duplicate():
     assert consumer.processed == [("1", "a"), ("2", "b"), ("3", "c")]
 
 
-async def test_without_a_fingerprint_content_is_not_looked_at():
+async def test_content_is_not_compared_without_a_fingerprint():
     consumer = Reads(feed_with([("1", "a"), ("1", "b")], [("1", "c")]))
     result = await consumer.poll_now()
     assert (result.messages, result.duplicates) == (1, 2)
@@ -231,7 +231,7 @@ async def test_other_content_under_a_known_id_fails_and_does_not_reach_the_handl
     assert consumer.processed[0] == ("1", "a")
 
 
-async def test_other_content_is_seen_over_a_restart():
+async def test_other_content_under_a_known_id_is_detected_after_a_restart():
     store = Ledger()
     await Reads(feed_with([("1", "a")]), store=store, fingerprint=content).poll_now()
     second = Reads(feed_with([("1", "b")]), store=store.as_of_now(), fingerprint=content)
@@ -240,14 +240,14 @@ async def test_other_content_is_seen_over_a_restart():
     assert second.processed == []
 
 
-async def test_what_was_recorded_without_a_fingerprint_is_a_duplicate():
+async def test_a_message_recorded_without_a_fingerprint_is_a_duplicate_with_any_content():
     store = Ledger()
     await Reads(feed_with([("1", "a")]), store=store).poll_now()
     second = Reads(feed_with([("1", "b")]), store=store.as_of_now(), fingerprint=content)
     assert (await second.poll_now()).duplicates == 1
 
 
-async def test_the_same_dedupe_key_with_other_content_is_a_failure_too():
+async def test_other_content_under_a_known_dedupe_key_fails():
     feed = feed_with([("1", "order 7"), ("2", "order 7")])
     consumer = Reads(feed, dedupe_key=lambda message: message.data, fingerprint=lambda m: m.id.encode())
     with pytest.raises(ProcessError, match="under its dedupe key 'order 7'"):
@@ -322,7 +322,7 @@ FAILING = {
 
 
 @pytest.mark.parametrize("kind", FAILING)
-async def test_a_message_whose_fingerprint_cannot_be_taken_fails_alone(kind):
+async def test_a_failing_fingerprint_fails_only_its_own_message(kind):
     function, why = FAILING[kind]
     feed, store = feed_with([("1", "a"), ("2", "b"), ("3", "c")]), Ledger()
     consumer = Reads(
@@ -339,7 +339,7 @@ async def test_a_message_whose_fingerprint_cannot_be_taken_fails_alone(kind):
 
 
 @pytest.mark.parametrize("pages", [1, 2])
-async def test_one_that_comes_back_is_a_duplicate_if_it_had_no_fingerprint(pages):
+async def test_a_repeated_message_is_a_duplicate_if_it_was_recorded_without_a_fingerprint(pages):
     entries = [("1", "a"), ("1", "a")]
     consumer = Reads(
         feed_with(*([entries] if pages == 1 else [entries[:1], entries[1:]])),
@@ -350,7 +350,7 @@ async def test_one_that_comes_back_is_a_duplicate_if_it_had_no_fingerprint(pages
     assert (result.messages, result.duplicates) == (1, 1)
 
 
-async def test_one_that_comes_back_without_a_fingerprint_fails():
+async def test_a_repeated_message_fails_if_its_fingerprint_can_no_longer_be_computed():
     """Nobody can say that it is the same."""
     seen = []
 
@@ -364,7 +364,7 @@ async def test_one_that_comes_back_without_a_fingerprint_fails():
     assert consumer.status().counters.skipped == 1
 
 
-async def test_a_failing_message_keeps_its_fingerprint_over_its_attempts():
+async def test_a_message_keeps_its_fingerprint_over_failed_attempts():
     class Fails(Reads):
         failures = 2
 
@@ -387,7 +387,7 @@ async def test_a_failing_message_keeps_its_fingerprint_over_its_attempts():
             await consumer.poll_now()
 
 
-async def test_a_twin_with_other_content_waits_for_the_first_of_them():
+async def test_other_content_waits_until_the_first_message_of_the_same_id_is_settled():
     """Else the record of the first would be the last word, and take the dead letter of its twin away."""
     feed, store = FakeFeed(), Ledger()
     feed.answer(Page([entry("1", "a"), entry("2", "x"), entry("1", "b")]))
@@ -403,7 +403,7 @@ async def test_a_twin_with_other_content_waits_for_the_first_of_them():
 
 
 @pytest.mark.parametrize("data", ["a", "b"])
-async def test_content_is_compared_with_what_waits_to_fill_a_batch(data):
+async def test_content_is_compared_with_messages_that_wait_for_a_full_batch(data):
     class Batches(Consumer):
         calls = ()
 
@@ -425,7 +425,7 @@ async def test_content_is_compared_with_what_waits_to_fill_a_batch(data):
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])  # in real time, for the threads of the store
-async def test_in_a_transaction_fingerprints_are_recorded_too_as_far_as_they_can_be_taken(tmp_path):
+async def test_a_transactional_store_records_fingerprints_and_accepts_messages_without_one(tmp_path):
     class Writes(Consumer):
         async def process(self, message):
             store.connection.execute("INSERT INTO orders VALUES (?)", (message.id,))
@@ -445,14 +445,14 @@ async def test_in_a_transaction_fingerprints_are_recorded_too_as_far_as_they_can
         assert application.execute("SELECT id FROM orders ORDER BY id").fetchall() == [("1",), ("2",)]
 
 
-def test_a_fingerprint_is_of_63_bits_of_a_digest():
+def test_a_fingerprint_is_stored_as_63_bits_of_a_digest():
     from push_to_poll_client._processor import _number
 
     assert _number(b"a") == int.from_bytes(hashlib.blake2b(b"a", digest_size=8).digest()) >> 1
     assert max(_number(bytes([n])) for n in range(256)) < 2**63
 
 
-async def test_with_several_at_a_time_fingerprints_and_dedupe_keys_work_alike():
+async def test_fingerprints_and_dedupe_keys_work_with_concurrent_messages():
     feed, store = feed_of("a1 b1 a2 b2"), Ledger()
     settings = {"dedupe_key": lambda m: f"key {m.id}", "fingerprint": lambda m: m.id.encode(), "key": lane}
     async with Many(feed, store=store, **settings) as many:

@@ -48,7 +48,7 @@ async def returns(consumer):
 @in_a_loop
 @pytest.mark.parametrize("cursors", ["message", "page", "chain"])
 @pytest.mark.parametrize("read_ahead", [False, True])
-async def test_g5_a_feed_that_has_ended_ends_the_consumer_when_all_is_settled_and_committed(
+async def test_g5_run_returns_at_the_end_of_the_feed_when_all_is_settled_and_committed(
     cursors, read_ahead, caplog
 ):
     caplog.set_level(logging.INFO, "push_to_poll_client")
@@ -65,7 +65,7 @@ async def test_g5_a_feed_that_has_ended_ends_the_consumer_when_all_is_settled_an
 
 
 @in_a_loop
-async def test_a_consumer_that_starts_again_ends_at_once():
+async def test_run_returns_at_once_when_it_is_called_again_after_the_feed_ended():
     feed = ended("a")
     consumer = Log(feed)
     for polls in (1, 2, 3):
@@ -75,14 +75,14 @@ async def test_a_consumer_that_starts_again_ends_at_once():
 
 
 @in_a_loop
-async def test_an_empty_feed_may_have_ended():
+async def test_run_returns_for_an_empty_feed_that_has_ended():
     consumer = Log(ended())
     await returns(consumer)
     assert consumer.processed == []
 
 
 @in_a_loop
-async def test_listeners_end_with_it():
+async def test_listeners_stop_when_the_feed_ends():
     listener, feed = ManualListener(), FakeFeed()
     consumer = Log(feed, listeners=[listener])
     async with anyio.create_task_group() as tasks:
@@ -96,7 +96,7 @@ async def test_listeners_end_with_it():
 
 
 @in_a_loop
-async def test_a_long_poll_is_answered_by_the_end():
+async def test_the_end_of_the_feed_answers_a_waiting_long_poll():
     feed = FakeFeed(max_wait=60)
     feed.publish("a")
     consumer = Log(feed)
@@ -110,7 +110,7 @@ async def test_a_long_poll_is_answered_by_the_end():
 
 
 @in_a_loop
-async def test_an_end_that_is_found_before_a_long_poll_is_not_waited_at():
+async def test_no_long_poll_is_requested_after_the_end_of_the_feed_was_found():
     feed, end = FakeFeed(max_wait=60), Page([Message("1")], cursor="after-1.0", closed=True)
     feed.publish()
     feed.answer(None, lambda _: feed.end() or end)
@@ -119,7 +119,7 @@ async def test_an_end_that_is_found_before_a_long_poll_is_not_waited_at():
 
 
 @in_a_loop
-async def test_a_message_that_has_to_wait_keeps_it_running():
+async def test_run_does_not_return_while_a_message_waits_for_its_retry():
     feed, stops = ended("a", "b", "c"), Stops("b")
     retry = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(600))
     consumer = Consumer(feed, store=MemoryStore(), process=stops, retry=retry)
@@ -130,7 +130,7 @@ async def test_a_message_that_has_to_wait_keeps_it_running():
 
 
 @in_a_loop
-async def test_a_commit_that_fails_is_no_end():
+async def test_a_failed_commit_at_the_end_of_the_feed_is_a_store_error():
     class Full(MemoryStore):
         async def claim(self, name, *, feed):
             session = await super().claim(name, feed=feed)
@@ -146,7 +146,7 @@ async def test_a_commit_that_fails_is_no_end():
 
 
 @in_a_loop
-async def test_what_becomes_visible_late_comes_before_the_end():
+async def test_messages_that_become_visible_late_are_processed_before_run_returns():
     feed = FakeFeed()
     feed.publish("a", lag=100)
     feed.publish("b", lag_fetches=3)
@@ -157,7 +157,7 @@ async def test_what_becomes_visible_late_comes_before_the_end():
 
 
 @in_a_loop
-async def test_a_batch_that_waits_for_more_is_settled_first():
+async def test_an_incomplete_batch_is_processed_before_run_returns():
     feed, batches = ended(25, page_size=10, read_ahead=True), []
 
     class Batches(Consumer):
@@ -169,7 +169,7 @@ async def test_a_batch_that_waits_for_more_is_settled_first():
 
 
 @in_a_loop
-async def test_poll_now_says_so_and_a_failure_is_no_end():
+async def test_poll_now_and_replay_report_the_end_of_the_feed_also_after_a_failed_poll():
     feed = ended("a")
     consumer = Log(feed)
     assert (await consumer.poll_now()).closed
@@ -181,7 +181,7 @@ async def test_poll_now_says_so_and_a_failure_is_no_end():
 
 
 @in_a_loop
-async def test_poll_now_of_somebody_else_ends_a_paused_run():
+async def test_a_paused_run_returns_when_poll_now_finds_the_end():
     feed = FakeFeed()
     consumer = Log(feed)
     async with anyio.create_task_group() as tasks:
@@ -193,7 +193,7 @@ async def test_poll_now_of_somebody_else_ends_a_paused_run():
 
 
 @in_a_loop
-async def test_an_end_that_was_seen_before_does_not_end_a_run_that_finds_more():
+async def test_run_continues_when_the_feed_no_longer_reports_its_end():
     feed = FakeFeed()
     feed.answer(Page([Message("a", cursor="1")], closed=True))  # a server that takes it back
     consumer = Log(feed)
@@ -207,7 +207,7 @@ async def test_an_end_that_was_seen_before_does_not_end_a_run_that_finds_more():
 
 
 @in_a_loop
-async def test_an_end_that_was_seen_before_does_not_end_a_run_that_may_not_poll_yet():
+async def test_an_end_found_before_run_does_not_end_a_paused_run():
     feed = FakeFeed()
     feed.answer(Page([Message("a", cursor="after-0.0")], closed=True))
     consumer = Log(feed)
@@ -223,7 +223,7 @@ async def test_an_end_that_was_seen_before_does_not_end_a_run_that_may_not_poll_
 
 
 @in_a_loop
-async def test_a_rewind_goes_on_from_there_and_ends_again():
+async def test_run_processes_the_feed_again_after_a_rewind_and_returns():
     feed = ended("a", "b")
     consumer = Log(feed)
     async with consumer:
@@ -234,7 +234,7 @@ async def test_a_rewind_goes_on_from_there_and_ends_again():
 
 
 @pytest.mark.parametrize("options", [[], ["--once"]])
-def test_tail_ends_with_code_0(options, monkeypatch, capfdbinary, tmp_path):
+def test_tail_exits_with_code_0_when_the_feed_has_ended(options, monkeypatch, capfdbinary, tmp_path):
     feed = ended()
     feed.answer(Page([], closed=True))
     monkeypatch.setattr(_tail, "HTTPFeed", lambda *_, **__: feed)

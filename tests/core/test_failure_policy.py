@@ -57,7 +57,7 @@ def feed_of(*names, **settings):
 # Trying again
 
 
-async def test_a_long_wait_ends_the_poll_and_the_next_one_goes_on_at_that_message(running):
+async def test_a_long_retry_wait_ends_the_poll_and_the_next_poll_continues_at_that_message(running):
     feed = feed_of("a", "bad", "c")
     retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(120))
     consumer = running(Fails(feed, failing={"bad": 2}, retry=retry))
@@ -76,7 +76,7 @@ async def test_a_long_wait_ends_the_poll_and_the_next_one_goes_on_at_that_messag
     assert consumer.status().counters.retries == 2
 
 
-async def test_while_a_message_waits_no_push_and_no_user_polls(running):
+async def test_wakes_do_not_cause_a_poll_while_a_failed_message_waits_for_its_retry(running):
     feed = feed_of("bad")
     consumer = running(Fails(feed, failing={"bad": 1}, retry=AsyncRetrying(wait=wait_fixed(600))))
     await feed.asked(1)
@@ -89,7 +89,7 @@ async def test_while_a_message_waits_no_push_and_no_user_polls(running):
     assert consumer.attempts_of("bad")[1] - consumer.attempts_of("bad")[0] == pytest.approx(600)
 
 
-async def test_a_message_that_waits_holds_no_stop_up(running):
+async def test_stop_does_not_wait_for_the_retry_of_a_failed_message(running):
     feed = feed_of("bad")
     for wait in (0.9, 3600):
         consumer = Fails(feed, failing=["bad"], retry=AsyncRetrying(wait=wait_fixed(wait)), shutdown_timeout=50)
@@ -101,7 +101,7 @@ async def test_a_message_that_waits_holds_no_stop_up(running):
         assert anyio.current_time() - began == pytest.approx(0.3)
 
 
-async def test_attempts_and_waits_outlive_a_restart(virtual_day):
+async def test_attempts_and_retry_waits_continue_after_a_restart(virtual_day):
     feed, store = feed_of("bad"), MemoryStore()
     retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(100))
     first = Fails(feed, failing=["bad"], store=store, retry=retry)
@@ -117,7 +117,7 @@ async def test_attempts_and_waits_outlive_a_restart(virtual_day):
     assert len(first.attempts) + len(second.attempts) + len(third.attempts) == 3
 
 
-async def test_after_a_stop_a_message_has_all_its_attempts_again():
+async def test_a_message_that_stopped_the_consumer_gets_all_its_attempts_again():
     feed, store = feed_of("bad"), MemoryStore()
     for _ in range(2):
         consumer = Fails(feed, failing=["bad"], store=store, retry=TWICE)
@@ -126,7 +126,7 @@ async def test_after_a_stop_a_message_has_all_its_attempts_again():
         assert len(consumer.attempts) == 2
 
 
-async def test_a_strategy_may_count_seconds_from_the_first_failure(running):
+async def test_stop_after_delay_counts_seconds_from_the_first_failure(running):
     feed = feed_of("bad", "next")
     retry = AsyncRetrying(stop=stop_after_delay(1000), wait=wait_fixed(300))
     consumer = running(Fails(feed, failing=["bad"], retry=retry, on_failure="skip"))
@@ -135,7 +135,7 @@ async def test_a_strategy_may_count_seconds_from_the_first_failure(running):
     assert [round(at - times[0]) for at in times] == [0, 300, 600, 900, 1200]
 
 
-async def test_strategies_may_be_coroutines():
+async def test_retry_strategies_can_be_coroutine_functions():
     async def never(state):
         return False
 
@@ -157,7 +157,7 @@ async def test_strategies_may_be_coroutines():
 
 
 @pytest.mark.parametrize("wait", [lambda _: float("nan"), lambda _: -1, lambda _: "soon", lambda _: 1 / 0])
-async def test_a_strategy_that_cannot_be_used_stops_and_says_so(wait):
+async def test_an_invalid_wait_of_a_retry_strategy_stops_the_consumer_with_both_errors(wait):
     feed = feed_of("a", "bad")
     consumer = Fails(feed, failing=["bad"], retry=AsyncRetrying(wait=wait))
     with pytest.raises(ProcessError, match="no such customer; its policy failed: ") as caught:
@@ -169,7 +169,7 @@ async def test_a_strategy_that_cannot_be_used_stops_and_says_so(wait):
 # What then
 
 
-async def test_g9_skip_goes_past_the_message_and_counts_it(caplog):
+async def test_g9_skip_continues_after_the_message_and_counts_it(caplog):
     feed, store = feed_of("a", "bad", "c"), MemoryStore()
     consumer = Fails(feed, failing=["bad"], store=store, retry=TWICE, on_failure="skip")
     result = await consumer.poll_now()
@@ -248,12 +248,12 @@ async def test_a_policy_that_fails_stops_the_consumer_with_both_errors(on_failur
         ({"retry": 3}, TypeError),
     ],
 )
-def test_a_policy_of_no_meaning_is_refused_at_construction(setting, error):
+def test_an_invalid_policy_is_refused_at_construction(setting, error):
     with pytest.raises(error, match=next(iter(setting))):
         Log(FakeFeed(), **setting)
 
 
-async def test_an_unreadable_message_takes_the_same_road_without_being_tried():
+async def test_on_failure_applies_to_an_unreadable_message_without_an_attempt():
     feed = FakeFeed()
     feed.publish("a")
     feed.publish("garbage", error=UndecodableMessage("no JSON"))
@@ -268,7 +268,7 @@ async def test_an_unreadable_message_takes_the_same_road_without_being_tried():
         assert [letter.error for letter in letters] == ["UndecodableMessage: no JSON"] * (policy == "dead_letter")
 
 
-async def test_data_that_json_cannot_carry_is_not_lost_as_a_dead_letter():
+async def test_data_that_json_would_change_stops_the_consumer_instead_of_a_dead_letter():
     """It could not be tried again, so the consumer stops."""
     feed = FakeFeed()
     feed.publish("bad", data=(1, 2))
@@ -278,7 +278,7 @@ async def test_data_that_json_cannot_carry_is_not_lost_as_a_dead_letter():
     assert consumer.status().dead_letters == 0
 
 
-async def test_data_that_json_has_no_word_for_is_not_lost_as_a_dead_letter():
+async def test_data_that_json_cannot_represent_stops_the_consumer_instead_of_a_dead_letter():
     feed = FakeFeed()
     feed.publish("bad", data=object())
     consumer = Fails(feed, failing=["bad"], retry=None, on_failure="dead_letter")
@@ -294,7 +294,7 @@ async def test_too_many_dead_letters_stop_the_consumer(monkeypatch):
         await consumer.poll_now()
 
 
-async def test_what_a_dead_letter_keeps_of_an_endless_error_is_bounded():
+async def test_the_error_and_traceback_of_a_dead_letter_are_bounded():
     def deep(n):
         if not n:
             raise ValueError("x" * 1_000_000)
@@ -314,7 +314,7 @@ async def test_what_a_dead_letter_keeps_of_an_endless_error_is_bounded():
 # What a handler says itself
 
 
-async def test_a_handler_may_ask_to_be_tried_later_however_often(running):
+async def test_retry_message_is_not_limited_by_the_attempts_of_the_retry_strategy(running):
     consumer = running(
         Fails(feed_of("busy"), failing={"busy": 20}, error=RetryMessage("429", after=90), retry=TWICE)
     )
@@ -323,7 +323,7 @@ async def test_a_handler_may_ask_to_be_tried_later_however_often(running):
     assert [round(after - before) for before, after in pairwise(times)] == [90] * 20
 
 
-async def test_a_handler_may_say_at_once_what_becomes_of_its_message():
+async def test_skip_message_and_stop_consumer_take_effect_without_a_retry():
     class Says(Log):
         async def process(self, message):
             if message.data:
@@ -342,7 +342,7 @@ async def test_a_handler_may_say_at_once_what_becomes_of_its_message():
         assert consumer.status().counters.retries == 0
 
 
-async def test_a_handler_may_make_a_dead_letter_at_once():
+async def test_dead_letter_message_creates_a_dead_letter_at_the_first_attempt():
     consumer = Fails(feed_of("bad"), failing=["bad"], error=DeadLetterMessage("not ours"))
     async with consumer:
         await consumer.poll_now()
@@ -351,12 +351,12 @@ async def test_a_handler_may_make_a_dead_letter_at_once():
 
 
 @pytest.mark.parametrize(("after", "error"), [("soon", TypeError), (-1, ValueError), (float("nan"), ValueError)])
-def test_later_has_to_be_a_time(after, error):
+def test_retry_message_refuses_an_invalid_delay(after, error):
     with pytest.raises(error, match="after must be"):
         RetryMessage(after=after)
 
 
-async def test_a_verdict_is_heard_out_of_a_task_group():
+async def test_a_skip_message_raised_inside_a_task_group_skips_the_message():
     class Groups(Log):
         async def process(self, message):
             async with anyio.create_task_group() as tasks:
@@ -373,7 +373,7 @@ async def test_a_verdict_is_heard_out_of_a_task_group():
 # Bounds
 
 
-async def test_an_outage_with_more_failing_messages_than_are_kept_ends_by_the_policy(monkeypatch):
+async def test_on_failure_applies_to_every_message_if_more_fail_than_max_failing(monkeypatch):
     """Else the attempts of the first were forgotten for those of the last, and so on without end."""
     monkeypatch.setattr("push_to_poll_client._failure_policy.MAX_FAILING", 20)
     monkeypatch.setattr("push_to_poll_client._workers.MAX_FAILING", 20)
@@ -389,7 +389,7 @@ async def test_an_outage_with_more_failing_messages_than_are_kept_ends_by_the_po
     assert len(consumer.attempts) == 300
 
 
-async def test_the_attempts_of_ever_new_messages_are_bounded(monkeypatch):
+async def test_the_kept_attempts_of_failing_messages_are_bounded(monkeypatch):
     monkeypatch.setattr("push_to_poll_client._failure_policy.MAX_FAILING", 100)
     store, kept = MemoryStore(), None
     feed = FakeFeed()
@@ -416,7 +416,7 @@ DEEP = "[" * 5000 + "]" * 5000
     ],
     ids=["cut", "half a surrogate pair", "deep", "no number"],
 )
-async def test_what_a_session_kept_and_cannot_be_read_is_a_damaged_store(kept, said):
+async def test_unreadable_saved_state_is_a_store_error_and_releases_the_name(kept, said):
     store = MemoryStore()
     session = await store.claim("fake-feed", feed="fake-feed")
     await session.commit(cursor=None, records=[], state=kept)
@@ -428,7 +428,7 @@ async def test_what_a_session_kept_and_cannot_be_read_is_a_damaged_store(kept, s
     await session.release()
 
 
-async def test_excluded_errors_go_straight_to_the_policy():
+async def test_on_failure_applies_without_a_retry_to_errors_excluded_by_the_retry_strategy():
     retry = AsyncRetrying(stop=stop_after_attempt(3), retry=retry_if_not_exception_type(ValueError))
     consumer = Fails(feed_of("bad", "good"), failing=["bad"], retry=retry, on_failure="skip")
     await consumer.poll_now()

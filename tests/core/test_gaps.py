@@ -31,7 +31,7 @@ def lines(caplog):
 
 
 @pytest.mark.usefixtures("inline_threads")
-async def test_g9_a_gap_is_logged_counted_kept_and_told(tmp_path, caplog):
+async def test_g9_a_gap_is_logged_counted_stored_and_passed_to_hooks(tmp_path, caplog):
     feed, heard, path = FakeFeed(), Heard(), tmp_path / "state.db"
     feed.answer(page("41"))
     consumer = Log(feed, store=SQLiteStore(path), hooks=heard)
@@ -45,7 +45,7 @@ async def test_g9_a_gap_is_logged_counted_kept_and_told(tmp_path, caplog):
     assert (kept.gap, kept.gap_at, kept.cursor) == (WHAT, status.last_gap.at, "41")
 
 
-async def test_without_one_nothing_is_said(caplog):
+async def test_a_feed_without_a_gap_reports_no_gap(caplog):
     feed = FakeFeed()
     feed.publish("a")
     consumer = Log(feed, hooks=Heard())
@@ -54,7 +54,7 @@ async def test_without_one_nothing_is_said(caplog):
     assert (status.counters.gaps, status.last_gap, lines(caplog)) == (0, None, [])
 
 
-async def test_of_a_page_that_is_fetched_again_it_is_said_once(caplog):
+async def test_the_gap_of_a_page_that_is_fetched_again_is_reported_once(caplog):
     feed = FakeFeed()
     feed.answer(page("41"), page("41"))
     failures = [ValueError("not yet")]
@@ -70,7 +70,7 @@ async def test_of_a_page_that_is_fetched_again_it_is_said_once(caplog):
     assert (consumer.status().counters.gaps, len(lines(caplog))) == (1, 1)
 
 
-async def test_the_next_one_is_another(caplog):
+async def test_every_page_with_a_gap_is_reported(caplog):
     feed = FakeFeed()
     feed.answer(page("41", next="41"), page("50", next="50"), page("60", gap="what came before 60"))
     consumer = Log(feed)
@@ -79,7 +79,7 @@ async def test_the_next_one_is_another(caplog):
     assert [line.rpartition(": ")[2] for line in lines(caplog)] == [WHAT, WHAT, "what came before 60"]
 
 
-async def test_other_words_at_the_same_place_are_another(caplog):
+async def test_a_gap_with_another_text_at_the_same_cursor_is_reported_again(caplog):
     feed = FakeFeed()
     feed.answer(Page([Message("41")], gap="a"), Page([Message("42")], gap="b"), Page([Message("43")], gap="b"))
     consumer = Log(feed)
@@ -105,7 +105,7 @@ class Slow(MemoryStore):
         return session
 
 
-async def test_it_is_kept_when_no_other_commit_is_under_way():
+async def test_a_gap_is_never_stored_during_another_commit():
     feed = FakeFeed(read_ahead=True)
     many = [Message(f"a{number}", cursor=f"a{number}") for number in range(20)]
     feed.answer(Page(many, cursor="a19", next="a19"), page("41"))
@@ -113,7 +113,7 @@ async def test_it_is_kept_when_no_other_commit_is_under_way():
     assert (await consumer.poll_now()).messages == 21
 
 
-async def test_ahead_of_its_turn_it_is_not_told():
+async def test_the_gap_of_a_prefetched_page_is_not_reported_before_the_earlier_page_is_done():
     feed, heard = FakeFeed(read_ahead=True), Heard()
     many = [Message(f"a{number}", cursor=f"a{number}") for number in range(20)]
     feed.answer(Page(many, cursor="a19", next="a19"), page("41"))
@@ -128,7 +128,7 @@ async def test_ahead_of_its_turn_it_is_not_told():
         tasks.cancel_scope.cancel()
 
 
-async def test_it_is_kept_with_what_was_settled_before_it():
+async def test_a_gap_is_stored_together_with_the_messages_settled_before_it():
     feed, store = FakeFeed(), MemoryStore()
     feed.answer(page("1", gap="", next="1"), page("41"))
     consumer = Log(feed, store=store, flush_interval=1000)
@@ -139,7 +139,7 @@ async def test_it_is_kept_with_what_was_settled_before_it():
 
 
 @pytest.mark.usefixtures("inline_threads")
-async def test_its_text_is_short_and_acts_on_nothing(caplog, tmp_path):
+async def test_the_text_of_a_gap_is_shortened_and_printable(caplog, tmp_path):
     feed, path = FakeFeed(), tmp_path / "state.db"
     feed.answer(page("41", gap="\x1b[2J\n\ud800" + "x" * 1_000_000))
     consumer = Log(feed, store=SQLiteStore(path))
@@ -151,7 +151,7 @@ async def test_its_text_is_short_and_acts_on_nothing(caplog, tmp_path):
     assert len(lines(caplog)[0]) < 600
 
 
-async def test_a_replay_tells_it_too():
+async def test_a_replay_reports_a_gap_too():
     feed, heard = FakeFeed(), Heard()
     feed.answer(page("41"))
     consumer = Log(feed, hooks=heard)
@@ -159,6 +159,6 @@ async def test_a_replay_tells_it_too():
     assert [event.what for event in heard.events] == [WHAT]
 
 
-def test_a_gap_knows_when_it_was_seen():
+def test_a_gap_has_the_time_at_which_it_was_seen():
     assert Gap("a", 1.0) == Gap("a", 1.0)
     assert Gap("a").at > 1e9

@@ -39,7 +39,7 @@ async def quiet(consumer, feed):
     return len(feed.requests)
 
 
-async def test_a_push_that_is_of_no_interest_is_dropped_and_counted(running, feed):
+async def test_a_push_is_dropped_and_counted_when_should_poll_returns_false(running, feed):
     consumer = running(Picky(feed))
     before = await quiet(consumer, feed)
     consumer.wake(THEIRS)
@@ -49,7 +49,7 @@ async def test_a_push_that_is_of_no_interest_is_dropped_and_counted(running, fee
     assert consumer.status().counters.dropped == 1
 
 
-async def test_a_push_that_is_of_interest_polls_and_its_hint_goes_to_the_feed(running, feed):
+async def test_a_push_polls_and_the_feed_gets_its_hint_when_should_poll_returns_true(running, feed):
     consumer = running(Picky(feed))
     before = await quiet(consumer, feed)
     consumer.wake(OURS)
@@ -58,7 +58,7 @@ async def test_a_push_that_is_of_interest_polls_and_its_hint_goes_to_the_feed(ru
 
 
 @pytest.mark.parametrize("push", [None, Push()])
-async def test_a_push_that_says_nothing_is_not_asked_about(running, feed, push):
+async def test_a_push_without_a_hint_polls_without_calling_should_poll(running, feed, push):
     consumer = running(Picky(feed))
     before = await quiet(consumer, feed)
     consumer.wake(push)
@@ -66,7 +66,7 @@ async def test_a_push_that_says_nothing_is_not_asked_about(running, feed, push):
     assert not consumer.asked
 
 
-async def test_g1_a_push_of_no_interest_takes_no_other_wake_with_it(running, feed):
+async def test_g1_no_push_is_dropped_while_another_wake_is_pending(running, feed):
     consumer = running(Picky(feed, wake_delay=5.0))
     before = await quiet(consumer, feed)
     consumer.wake()
@@ -75,7 +75,7 @@ async def test_g1_a_push_of_no_interest_takes_no_other_wake_with_it(running, fee
     assert consumer.status().counters.dropped == 0
 
 
-async def test_g1_a_push_of_no_interest_during_a_poll_is_kept(running, feed):
+async def test_g1_a_push_during_a_poll_is_not_dropped_by_should_poll(running, feed):
     feed.latency = 10.0
     consumer = running(Picky(feed))
     before = await quiet(consumer, feed)
@@ -85,7 +85,7 @@ async def test_g1_a_push_of_no_interest_during_a_poll_is_kept(running, feed):
     await feed.asked(before + 2)
 
 
-async def test_g1_with_an_overlap_nobody_is_asked(running, feed):
+async def test_g1_should_poll_is_not_called_with_an_overlap(running, feed):
     consumer = running(Picky(feed, overlap=10.0))
     before = await quiet(consumer, feed)
     consumer.wake(THEIRS)
@@ -93,7 +93,7 @@ async def test_g1_with_an_overlap_nobody_is_asked(running, feed):
     assert not consumer.asked
 
 
-async def test_g1_one_that_raises_costs_a_poll_and_no_push(running, feed, caplog):
+async def test_g1_a_push_polls_when_should_poll_raises_and_one_warning_is_logged(running, feed, caplog):
     class Wrong(Picky):
         def should_poll(self, hint, status):
             raise KeyError(hint.topics)
@@ -109,7 +109,7 @@ async def test_g1_one_that_raises_costs_a_poll_and_no_push(running, feed, caplog
     assert levels == [logging.WARNING, logging.DEBUG], "whoever may push can make it fail at will"
 
 
-def test_one_that_is_async_is_refused():
+def test_an_async_should_poll_is_a_type_error():
     class Slow(Log):
         async def should_poll(self, hint, status):
             return True
@@ -118,7 +118,7 @@ def test_one_that_is_async_is_refused():
         Slow(FakeFeed())
 
 
-async def test_as_it_is_a_push_is_worth_a_poll_unless_it_names_the_saved_cursor(running, feed):
+async def test_a_push_polls_by_default_unless_its_hint_has_the_saved_cursor(running, feed):
     consumer = running(Log(feed, fallback_interval=1000.0))
     before = await quiet(consumer, feed)
     consumer.wake(Push("after-1.0", ("orders",), 5))
@@ -128,7 +128,7 @@ async def test_as_it_is_a_push_is_worth_a_poll_unless_it_names_the_saved_cursor(
     await feed.asked(before + 1)
 
 
-async def test_what_pushes_say_together_is_what_the_last_said_of_the_cursor_and_the_count(running, feed):
+async def test_merged_pushes_keep_all_topics_and_the_last_cursor_and_count(running, feed):
     feed.fail(FeedError("down"))
     consumer = Log(feed, fallback_interval=1000.0)
     for push in Push("5", ("orders",), 5), Push(None, ("users",), 7), Push("6", ("orders",)):
@@ -138,7 +138,7 @@ async def test_what_pushes_say_together_is_what_the_last_said_of_the_cursor_and_
     assert feed.requests[0].request.hint == Push("6", ("orders", "users"), 7)
 
 
-async def test_it_is_asked_for_the_pushes_of_listeners_too(running, feed):
+async def test_should_poll_is_called_for_pushes_of_listeners(running, feed):
     listener = ManualListener()
     consumer = running(Picky(feed, store=MemoryStore(), listeners=[listener]))
     await quiet(consumer, feed)
@@ -147,7 +147,7 @@ async def test_it_is_asked_for_the_pushes_of_listeners_too(running, feed):
     assert consumer.asked == [(THEIRS, "after-1.0")]
 
 
-async def test_g1_topics_in_a_list_lose_no_push(running, feed):
+async def test_g1_a_push_with_its_topics_in_a_list_polls(running, feed):
     """As a hint that reads JSON has them."""
     consumer = running(Log(feed, fallback_interval=1000.0))
     before = await quiet(consumer, feed)
@@ -156,7 +156,7 @@ async def test_g1_topics_in_a_list_lose_no_push(running, feed):
     assert feed.requests[before].request.hint == Push(topics=("orders",))
 
 
-def test_a_push_is_a_push():
+def test_wake_with_a_string_is_a_type_error():
     with pytest.raises(TypeError, match="a push is a Push or None, not str"):
         Log(FakeFeed()).wake("orders")
 
@@ -172,7 +172,7 @@ def test_a_push_is_a_push():
         ({"count": []}, "count"),
     ],
 )
-def test_a_push_holds_nothing_else_that_json_may_hold(said, names):
+def test_a_push_field_of_the_wrong_type_is_a_type_error(said, names):
     """It would fail where nobody expects it, and take with it the pushes beside it."""
     with pytest.raises(TypeError, match=f"{names} of a Push must be"):
         Push(**said)

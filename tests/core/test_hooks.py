@@ -75,7 +75,7 @@ class ToldOfBatches(Told):
                 raise self.errors[message.id][0]
 
 
-async def test_each_message_is_started_and_settled_once_and_then_all_is_caught_up():
+async def test_hooks_report_each_message_as_started_and_settled_and_then_the_poll_as_caught_up():
     told = Told(feed_of("a b", page_size=1))
     await told.poll_now()
     assert told.diary.pages == [
@@ -89,14 +89,14 @@ async def test_each_message_is_started_and_settled_once_and_then_all_is_caught_u
     assert told.diary.pages[5:] == [("caught up", 0)]
 
 
-async def test_duplicates_are_not_spoken_of():
+async def test_hooks_are_not_called_for_duplicates():
     feed = feed_of("a b a", overlap=2, page_size=1)
     told = Told(feed)
     assert (await told.poll_now()).duplicates == 4
     assert len(told.diary.of("a")) == len(told.diary.of("b")) == 2
 
 
-async def test_a_failing_message_is_started_again_for_each_attempt_and_says_what_becomes_of_it():
+async def test_hooks_report_each_attempt_of_a_failing_message_and_its_fate():
     told = Told(feed_of("a"), errors={"a": [ValueError("one"), ValueError("two")]}, retry=TWICE, on_failure="skip")
     await told.poll_now()
     assert told.diary.of("a") == [
@@ -108,7 +108,7 @@ async def test_a_failing_message_is_started_again_for_each_attempt_and_says_what
     ]
 
 
-async def test_a_message_that_waits_is_settled_in_a_later_poll():
+async def test_a_message_with_a_delayed_retry_is_settled_in_a_later_poll():
     told = Told(feed_of("a"), errors={"a": [RetryMessage("429", after=60)]})
     async with told:
         await told.poll_now()
@@ -117,7 +117,7 @@ async def test_a_message_that_waits_is_settled_in_a_later_poll():
     assert told.diary.pages[2:] == [("started", "a"), ("settled", "a", "processed"), ("caught up", 1)]
 
 
-async def test_a_message_that_stops_is_not_settled():
+async def test_a_message_that_stops_the_consumer_is_reported_as_failed_and_not_settled():
     told = Told(feed_of("a b"), errors={"a": [ValueError("no such customer")]}, retry=None)
     with pytest.raises(ProcessError):
         await told.poll_now()
@@ -132,7 +132,7 @@ async def test_an_unreadable_message_fails_without_being_started():
     assert told.diary.of("torn") == [("failed", "torn", "no JSON", 1, "dead_letter"), ("settled", "torn", "dead")]
 
 
-async def test_a_message_is_settled_before_it_is_committed():
+async def test_the_settled_hook_is_called_before_the_message_is_committed():
     store, told_by = Ledger(), []
 
     class Looks(Diary):
@@ -144,7 +144,7 @@ async def test_a_message_is_settled_before_it_is_committed():
 
 
 @pytest.mark.parametrize("concurrency", [2, 4])
-async def test_with_several_at_a_time_each_is_told_of_once(concurrency):
+async def test_hooks_report_each_attempt_and_outcome_of_concurrent_messages(concurrency):
     errors = {"a1": [SkipMessage("not ours")], "b1": [ValueError("busy")]}
     told = Told(feed_of("a1 b1 a2 b2 c1 d1"), errors=errors, retry=TWICE, concurrency=concurrency, key=lane)
     await told.poll_now()
@@ -165,7 +165,7 @@ async def test_with_several_at_a_time_each_is_told_of_once(concurrency):
     assert diary.pages[-1] == ("caught up", 6)
 
 
-async def test_of_a_batch_each_message_is_told_of_and_again_for_each_part_of_it():
+async def test_hooks_report_each_message_of_a_batch_again_when_the_batch_is_split():
     told = ToldOfBatches(feed_of("a b c d"), errors={"c": [ValueError("poison")]}, retry=None, on_failure="skip")
     await told.poll_now()
     assert told.diary.of("a") == [("started", "a"), ("started", "a"), ("settled", "a", "processed")]
@@ -177,13 +177,13 @@ async def test_of_a_batch_each_message_is_told_of_and_again_for_each_part_of_it(
     assert settled == ["a", "b", "c", "d"]
 
 
-async def test_a_batch_that_has_to_be_tried_later_is_told_of_its_first():
+async def test_a_batch_that_is_retried_later_is_reported_as_a_failure_of_its_first_message():
     told = ToldOfBatches(feed_of("a b"), errors={"b": [RetryMessage("429", after=60)]})
     await told.poll_now()
     assert told.diary.pages == [("started", "a"), ("started", "b"), ("failed", "a", "429", 1, "again")]
 
 
-async def test_a_resync_is_told_of():
+async def test_a_resync_calls_the_resynced_hook():
     feed = feed_of("a b")
     told = Told(feed)
     async with told:
@@ -198,7 +198,7 @@ async def test_a_resync_is_told_of():
     ]
 
 
-async def test_dead_letters_that_are_tried_again_are_told_of():
+async def test_hooks_report_retries_of_dead_letters():
     errors = {"a": [ValueError("one"), ValueError("two")]}
     told = Told(feed_of("a"), errors=errors, retry=None, on_failure="dead_letter")
     async with told:
@@ -214,7 +214,7 @@ async def test_dead_letters_that_are_tried_again_are_told_of():
     ]
 
 
-async def test_what_is_replayed_is_told_of():
+async def test_hooks_report_replayed_messages():
     told = Told(feed_of("a"))
     async with told:
         await told.poll_now()
@@ -223,7 +223,7 @@ async def test_what_is_replayed_is_told_of():
     assert told.diary.pages == [("started", "a"), ("settled", "a", "processed")]
 
 
-async def test_a_poll_that_finds_no_end_is_not_caught_up():
+async def test_the_caught_up_hook_is_not_called_for_a_poll_that_reaches_its_time_limit():
     told = Told(feed_of("a b c", page_size=1), max_poll_time=1.5)
     async with told:
         await told.poll_now()
@@ -251,7 +251,7 @@ async def test_hooks_that_fail_are_logged_and_change_nothing(kind, caplog):
         assert f"hook {name} failed: KeyError: '{name}'" in caplog.text
 
 
-async def test_who_leaves_by_a_hook_leaves():
+async def test_a_system_exit_raised_in_a_hook_propagates():
     class Leaves(Hooks):
         def message_started(self, message):
             raise SystemExit(3)
@@ -260,18 +260,18 @@ async def test_who_leaves_by_a_hook_leaves():
         await Told(feed_of("a"), hooks=Leaves()).poll_now()
 
 
-async def test_hooks_of_which_none_is_overridden_say_nothing():
+async def test_hooks_without_overridden_methods_do_not_affect_a_poll():
     told = Told(feed_of("a"), hooks=Hooks())
     assert await told.poll_now() == PollResult(1, 0, 1, caught_up=True)
 
 
 @pytest.mark.parametrize("hooks", [object(), Diary, "hooks", print])
-def test_what_are_no_hooks_is_refused_at_construction(hooks):
+def test_hooks_of_a_wrong_type_are_a_type_error_at_construction(hooks):
     with pytest.raises(TypeError, match="hooks must be a Hooks or None, not "):
         Told(FakeFeed(), hooks=hooks)
 
 
-def test_a_hook_that_nobody_would_await_is_refused_at_construction():
+def test_an_async_hook_is_a_type_error_at_construction():
     class Awaits(Hooks):
         async def caught_up(self, result):
             pass

@@ -74,13 +74,13 @@ def is_too_deep(text, check=check_depth):
     return False
 
 
-def test_the_error_says_the_limit():
+def test_the_error_for_json_that_is_too_deep_names_the_limit():
     with pytest.raises(RecursionError, match=f"^it is nested deeper than {MAX_DEPTH} levels$"):
         decode(lists(MAX_DEPTH + 1))
 
 
 @pytest.mark.parametrize("nested", [*NESTED, beside])
-def test_the_deepest_value_that_is_read_has_the_limit_as_its_depth(nested):
+def test_json_as_deep_as_the_limit_is_read_and_one_level_more_is_refused(nested):
     for given_as in (bytes, bytes.decode, msgspec.Raw):
         assert not is_too_deep(given_as(nested(MAX_DEPTH)))
         assert is_too_deep(given_as(nested(MAX_DEPTH + 1)))
@@ -90,18 +90,18 @@ def test_the_deepest_value_that_is_read_has_the_limit_as_its_depth(nested):
             read(nested(MAX_DEPTH + 1))
 
 
-def test_many_values_beside_one_another_are_not_deep():
+def test_many_sibling_values_do_not_count_as_depth():
     assert not is_too_deep(b"[" + b",".join([lists(20)] * 1000) + b"]")
 
 
-def test_brackets_in_strings_do_not_count():
+def test_brackets_in_strings_do_not_count_as_depth():
     text = json.dumps(["[" * 5000, '\\"{' * 5000, {"[{" * 600: "\\"}]).encode()
     assert decode(text) == json.loads(text)
     assert is_too_deep(b'["' + b"]" * 2000 + b'",' + lists(MAX_DEPTH) + b"]")
 
 
 @pytest.mark.parametrize("text", [b"[" * 10_000, b'"' + b"[" * 10_000, b"]" * 10_000, b"[}" * 9999, b"\\" * 9999])
-def test_what_is_not_json_is_not_decoded(text):
+def test_invalid_json_is_not_decoded(text):
     with pytest.raises(UNDECODABLE):
         decode(text)
     check_page_depth(text) if not is_too_deep(text) else None
@@ -114,7 +114,7 @@ values = st.recursive(
 
 
 @given(value=values, limit=st.integers(1, 6), indent=st.sampled_from([None, 1]))
-def test_the_depth_is_that_of_the_decoded_value(value, limit, indent):
+def test_the_depth_check_agrees_with_the_depth_of_the_decoded_value(value, limit, indent):
     text = json.dumps(value, indent=indent, ensure_ascii=False).encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("push_to_poll_client._json.MAX_DEPTH", limit)
@@ -130,7 +130,7 @@ def test_the_depth_is_that_of_the_decoded_value(value, limit, indent):
 
 @pytest.mark.parametrize("nested", NESTED)
 @pytest.mark.parametrize("before", [0, 1, 100, 999, 5000])
-def test_a_page_is_looked_at_closely_where_a_deep_value_may_be(nested, before):
+def test_the_page_check_finds_an_entry_that_is_too_deep_anywhere_in_a_page(nested, before):
     page = b'[%b{"id":%%b},{"id":2}]' % (b'{"id":1},' * before)
     assert not is_too_deep(page % nested(MAX_DEPTH - 2), check_page_depth)
     assert is_too_deep(page % nested(MAX_DEPTH + 1), check_page_depth)
@@ -153,7 +153,7 @@ def event(name, data):
 
 @pytest.mark.parametrize("nested", NESTED)
 @pytest.mark.parametrize("member", [b"data", b"more"])
-def test_an_event_too_deep_does_not_spoil_its_page(nested, member):
+def test_an_event_that_is_too_deep_does_not_fail_its_page(nested, member):
     """The event itself is one level more."""
     fits, too_deep = (b'{"id":"2","%b":%b}' % (member, nested(depth)) for depth in (MAX_DEPTH - 1, MAX_DEPTH))
     messages = read_batch(batch(event(b"1", b"[1]"), fits, too_deep, event(b"4", b"4")), "x", most=9)
@@ -176,7 +176,7 @@ def server(body, kind="application/json"):
 
 @pytest.mark.parametrize("nested", NESTED)
 @pytest.mark.parametrize("where", ["data", LINES])
-async def test_an_entry_too_deep_does_not_spoil_its_page(nested, where):
+async def test_an_entry_that_is_too_deep_does_not_fail_its_page(nested, where):
     entries = [
         b'{"id":"1"}',
         b'{"id":"2","a":%b}' % nested(MAX_DEPTH - 1),
@@ -191,14 +191,14 @@ async def test_an_entry_too_deep_does_not_spoil_its_page(nested, where):
     assert "nested deeper than" in str(messages[2].error)
 
 
-async def test_a_page_of_an_http_feed_is_read_on_each_python_alike():
+async def test_very_deep_events_do_not_fail_a_page_of_an_http_feed():
     body = batch(event(b"1", b"1"), event(b"2", lists(2000)), event(b"3", lists(100_000)))
     feed = HTTPFeed("https://feed.example/", client=server(body, "application/cloudevents-batch+json"))
     messages = (await feed.fetch(FetchRequest())).messages
     assert [message.error is None for message in messages] == [True, False, False]
 
 
-def test_an_answer_and_a_webhook_too_deep_are_not_read():
+def test_an_answer_or_webhook_body_that_is_too_deep_is_refused():
     for depth, too_deep in ((MAX_DEPTH, False), (MAX_DEPTH + 1, True)):
         answer = Answer(200, httpx.Headers(), lists(depth), "https://feed.example/", None)
         request = WebhookRequest(method="POST", path="/", query="", received_at=1e9, body=lists(depth))
@@ -211,7 +211,7 @@ def test_an_answer_and_a_webhook_too_deep_are_not_read():
             request.json()
 
 
-def test_data_too_deep_to_be_read_again_is_not_kept():
+def test_message_data_that_is_too_deep_cannot_be_encoded():
     value = []
     for _ in range(MAX_DEPTH):
         value = [value]
@@ -230,7 +230,7 @@ THEMSELVES = {
 
 
 @pytest.mark.no_cover  # it reads the package and runs none of it
-def test_all_others_decode_with_the_limit():
+def test_only_the_listed_modules_use_the_json_decoder_of_msgspec_directly():
     root = Path(push_to_poll_client.__file__).parent
     found = set()
     for path in root.rglob("*.py"):

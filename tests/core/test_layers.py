@@ -67,7 +67,7 @@ def imported_rooms(path):
 
 
 @pytest.mark.no_cover  # it reads the package and runs none of it
-def test_imports_point_one_way():
+def test_modules_import_only_allowed_modules():
     wrong = [
         f"{path.relative_to(PACKAGE)} ({room}) must not import {other}"
         for room, path in rooms()
@@ -78,7 +78,7 @@ def test_imports_point_one_way():
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_plan_names_every_room():
+def test_every_module_is_listed_in_the_import_order():
     found = {room for room, _ in rooms()} - {"__init__"}
     assert found == {*LAYERS, *ADAPTERS, *ABOVE_ADAPTERS, *FREE}
 
@@ -98,12 +98,12 @@ PUBLIC = set(
 )
 
 
-def test_the_public_names_are_these_and_no_others():
+def test_the_package_exports_exactly_the_listed_public_names():
     assert push_to_poll_client.__all__ == sorted(PUBLIC)
 
 
 @pytest.mark.parametrize("module", [push_to_poll_client, durable_streams, feeds, listeners, stores, testing])
-def test_every_public_name_is_there_and_documented(module):
+def test_every_public_name_exists_and_every_public_class_has_a_docstring(module):
     assert module.__all__ == sorted(module.__all__)
     for name in module.__all__:
         thing = getattr(module, name)
@@ -111,12 +111,12 @@ def test_every_public_name_is_there_and_documented(module):
         assert not isinstance(thing, type) or thing.__doc__, f"{name} has no docstring"
 
 
-def test_what_is_loaded_when_it_is_asked_for_is_not_everything():
+def test_an_unknown_name_in_the_lazy_testing_package_is_an_attribute_error():
     with pytest.raises(AttributeError, match=r"'push_to_poll_client\.testing' has no attribute 'Nothing'"):
         testing.Nothing  # noqa: B018  # it is asked for
 
 
-def test_every_dependency_beyond_the_design_is_explained():
+def test_the_project_has_exactly_the_expected_dependencies():
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
     names = {requirement.split(">")[0] for requirement in project["dependencies"]}
     assert names == {"anyio", "httpcore", "httpx", "msgspec", "tenacity", "websockets"}

@@ -155,7 +155,7 @@ def stories(draw):
 
 @settings(max_examples=form(10, 1_500))
 @given(stories())
-def test_with_an_overlap_as_long_as_the_longest_transaction_nothing_is_lost(story):
+def test_no_message_is_lost_if_the_overlap_is_as_long_as_the_longest_transaction(story):
     done, cursors, _, _ = tell(story, LONGEST)
     assert set(done) == {str(n + 1) for n in range(len(story.rows))}
     assert cursors == sorted(cursors), "the saved cursor never goes back"
@@ -175,7 +175,7 @@ def seeded(seed, **feed):
 
 
 @pytest.mark.parametrize("feed", [{}, {"cursors": "page"}, {"max_wait": 20.0}, {"ends_empty": True}], ids=str)
-def test_without_an_overlap_messages_are_lost_for_ever_and_with_one_none(feed):
+def test_late_messages_are_lost_without_an_overlap_and_found_with_one(feed):
     lost = [0, 0]
     for seed in range(form(2, 8)):
         story = seeded(seed, **feed)
@@ -197,21 +197,21 @@ async def all_of(consumer, feed, seconds):
     return sorted(map(int, consumer.processed)) == [n + 1 for n in range(len(feed.rows))]
 
 
-async def test_a_page_that_takes_longer_than_the_overlap_does_not_count_as_a_look_at_what_is_before_it():
+async def test_a_late_message_is_found_if_a_page_takes_longer_to_process_than_the_overlap():
     """Row 2 appears while page 1 is processed. When page 2 is asked for, page 1 is older than the overlap."""
     rows = [Row(0.0, 0.0), Row(0.0, 3.0), Row(0.0, 0.0), Row(0.1, 0.1), Row(9.0, 9.0), Row(9.0, 9.0)]
     feed = DatabaseFeed(rows, page_size=3)
     assert await all_of(Log(feed, takes=5.0, overlap=LONGEST), feed, 300)
 
 
-async def test_a_page_that_was_held_is_as_old_as_its_arrival(running):
+async def test_a_late_message_is_found_after_a_page_that_the_server_held(running):
     """Row 1 is drawn shortly before the server answers what it was asked long ago, and is visible long after."""
     rows = [Row(14.9, 19.8), Row(15.0, 15.0), Row(15.5, 15.5)]
     feed = DatabaseFeed(rows, max_wait=30.0)
     assert await all_of(Log(feed, overlap=LONGEST), feed, 300)
 
 
-async def test_while_the_server_holds_answers_the_overlap_is_looked_at_and_nothing_is_late(running):
+async def test_long_polls_deliver_new_messages_at_once_and_still_find_a_late_one(running):
     rows = [Row(float(n), float(n)) for n in range(5)]
     rows += [Row(100.0, 104.0), Row(100.5, 100.5), Row(200.0, 200.0)]
     feed = DatabaseFeed(rows, max_wait=60.0)
@@ -224,7 +224,7 @@ async def test_while_the_server_holds_answers_the_overlap_is_looked_at_and_nothi
     assert len(feed.asked) < 60
 
 
-async def test_a_feed_whose_pages_never_end_is_looked_at_again_all_the_same(running):
+async def test_late_messages_are_found_on_a_feed_that_is_never_caught_up(running):
     """As an HTTP feed that is written faster than it is fetched: each page has a next one."""
     end = form(190, 390)
     number = 10 * end
@@ -238,7 +238,7 @@ async def test_a_feed_whose_pages_never_end_is_looked_at_again_all_the_same(runn
     assert len(feed.asked) < 2 * end / 0.3
 
 
-async def test_a_look_from_before_a_restart_is_as_old_as_it_is():
+async def test_a_late_message_is_found_after_a_slow_page_and_a_restart():
     """As above, with a restart between the slow page and the next poll."""
     rows = [Row(0.0, 3.0), Row(0.0, 0.0), Row(0.0, 0.0), Row(0.0, 0.0), Row(0.1, 0.1), Row(0.1, 0.1)]
     feed, store = DatabaseFeed(rows, page_size=3), MemoryStore()
@@ -251,7 +251,7 @@ async def test_a_look_from_before_a_restart_is_as_old_as_it_is():
     assert second.processed == ["1"]
 
 
-async def test_an_overlap_that_takes_longer_than_a_poll_is_walked_to_its_end(running):
+async def test_an_overlap_that_takes_longer_than_a_poll_is_read_to_its_end(running):
     feed = FakeFeed(page_size=1, latency=1.0)
     feed.publish(20)
     consumer = running(Log(feed, overlap=1_000, max_poll_time=5))
@@ -263,7 +263,7 @@ async def test_an_overlap_that_takes_longer_than_a_poll_is_walked_to_its_end(run
     assert anyio.current_time() - published < 50
 
 
-async def test_where_pages_end_elsewhere_a_long_walk_goes_on_at_the_saved_cursor(running):
+async def test_the_saved_cursor_moves_during_a_backlog_on_a_feed_with_page_cursors(running):
     """On a feed with cursors on pages alone, so that a backlog does not stay without a saved cursor."""
     rows = [Row(0.0, 0.0), Row(0.0, 4.5), Row(0.0, 0.0), Row(0.0, 0.0), Row(0.0, 0.0)] + [Row(3.0, 3.0)] * 100
     feed, cursors = DatabaseFeed(rows, page_size=3, cursors="page"), []
@@ -280,7 +280,7 @@ async def test_where_pages_end_elsewhere_a_long_walk_goes_on_at_the_saved_cursor
     assert consumer.status().counters.late == 1
 
 
-async def test_a_walk_that_went_on_at_the_saved_cursor_has_not_looked_at_all(running):
+async def test_pages_that_appear_late_are_found_after_slow_polls_on_a_feed_with_page_cursors(running):
     """Whole pages appear late; the walk stops on one of them, for it is slow."""
     rows = [Row(0.0, 0.0)] * 3 + [Row(0.0, 4.0)] * 9 + [Row(0.0, 0.0)] * 2
     feed = DatabaseFeed(rows, page_size=3, cursors="page")
@@ -292,7 +292,7 @@ async def test_a_walk_that_went_on_at_the_saved_cursor_has_not_looked_at_all(run
     assert anyio.current_time() < 100
 
 
-async def test_a_late_message_in_a_walk_that_fails_moves_nothing(virtual_day):
+async def test_a_poll_that_fails_within_an_overlap_does_not_move_the_cursor(virtual_day):
     """It stands before the saved cursor. Else the walk after the crash would begin behind what it has not seen."""
     feed = FakeFeed(page_size=1)
     feed.publish("1")
@@ -316,7 +316,7 @@ async def test_a_late_message_in_a_walk_that_fails_moves_nothing(virtual_day):
     assert last.processed == ["4"]
 
 
-async def test_the_place_of_a_walk_outlives_restarts(virtual_day):
+async def test_an_overlap_walk_continues_after_a_restart(virtual_day):
     """Each poll has a session of its own, as with a cron job."""
     feed, store = FakeFeed(), MemoryStore()
     asked_from = []
@@ -342,7 +342,7 @@ async def claimed(store):
     return await store.claim("fake-feed", feed="fake-feed")
 
 
-async def test_when_all_that_could_come_late_has_come_polls_start_at_the_saved_cursor(running):
+async def test_polls_start_at_the_saved_cursor_once_the_overlap_time_has_passed(running):
     feed = FakeFeed()
     feed.publish(3)
     running(Log(feed, overlap=LONGEST, fallback_interval=2, degraded_interval=None))
@@ -359,7 +359,7 @@ async def test_when_all_that_could_come_late_has_come_polls_start_at_the_saved_c
 # Whose cursors vanish
 
 
-async def test_the_saved_cursor_moves_where_its_message_has_vanished_and_the_last_page_says_nothing():
+async def test_the_saved_cursor_moves_if_its_message_vanished_and_the_last_page_is_empty():
     """As on a compacted feed, where a newer version of an entry takes the place of the one that was read last."""
     consumer = Log(FakeFeed(), overlap=LONGEST)
     feed = consumer._feed
@@ -377,7 +377,7 @@ async def test_the_saved_cursor_moves_where_its_message_has_vanished_and_the_las
 # By number
 
 
-async def test_overlap_in_saved_cursors_starts_so_many_back(virtual_day):
+async def test_overlap_cursors_starts_polls_that_many_saved_cursors_back(virtual_day):
     feed = FakeFeed()
     async with Log(feed, overlap_cursors=2) as consumer:
         for _ in range(5):
@@ -389,7 +389,7 @@ async def test_overlap_in_saved_cursors_starts_so_many_back(virtual_day):
     assert starts == [None, None, None, feed.after(1), feed.after(2)], "clamped to the oldest"
 
 
-async def test_overlap_in_saved_cursors_finds_what_appears_so_late():
+async def test_overlap_cursors_finds_a_message_that_appears_late():
     feed = FakeFeed()
     feed.publish("1")
     consumer = Log(feed, overlap_cursors=2)
@@ -404,7 +404,7 @@ async def test_overlap_in_saved_cursors_finds_what_appears_so_late():
     assert consumer.status().counters.late == 1
 
 
-async def test_the_further_of_both_overlaps_counts(running):
+async def test_the_longer_of_two_overlaps_is_used(running):
     feed = FakeFeed()
     consumer = running(Log(feed, overlap=LONGEST, overlap_cursors=1, fallback_interval=10, degraded_interval=None))
     for _ in range(3):
@@ -437,7 +437,7 @@ async def saving(consumer, feed, count):
         await anyio.sleep(2)
 
 
-async def test_an_overlap_whose_first_cursor_expired_starts_from_the_saved_one_and_says_so(caplog):
+async def test_an_overlap_whose_first_cursor_expired_resyncs_to_the_saved_cursor(caplog):
     feed, heard = FakeFeed(), Heard()
     consumer = Log(feed, overlap_cursors=100, hooks=heard)
     async with consumer:
@@ -460,7 +460,7 @@ async def test_an_overlap_whose_first_cursor_expired_starts_from_the_saved_one_a
     assert len(heard.events) == 1
 
 
-async def test_of_expired_cursors_few_are_tried():
+async def test_an_overlap_tries_only_a_few_expired_cursors():
     feed = FakeFeed()
     consumer = Log(feed, overlap_cursors=100, rate=None)
     async with consumer:
@@ -475,7 +475,7 @@ async def test_of_expired_cursors_few_are_tried():
         assert feed.requests[-1].request.cursor != feed.after(60)
 
 
-async def test_a_later_page_of_an_overlap_may_expire_too():
+async def test_a_poll_goes_on_if_a_later_page_of_an_overlap_has_expired():
     feed = FakeFeed(page_size=1)
     consumer = Log(feed, overlap_cursors=100)
     async with consumer:
@@ -487,7 +487,7 @@ async def test_a_later_page_of_an_overlap_may_expire_too():
         assert consumer.status().counters.resyncs == 1
 
 
-async def test_an_overlap_that_has_passed_the_saved_cursor_expires_as_any_walk(running):
+async def test_cursor_expired_is_raised_once_an_overlap_has_passed_the_saved_cursor(running):
     feed = FakeFeed(page_size=1)
     consumer = Log(feed, overlap_cursors=100)
     async with consumer:
@@ -498,7 +498,7 @@ async def test_an_overlap_that_has_passed_the_saved_cursor_expires_as_any_walk(r
             await consumer.poll_now()
 
 
-async def test_a_start_that_is_not_remembered_any_more_may_expire_too(virtual_day):
+async def test_an_expired_start_that_is_not_kept_any_more_resyncs_to_the_saved_cursor(virtual_day):
     """A walk takes many polls, and the history goes on meanwhile."""
     feed = FakeFeed(page_size=1)
     feed.publish(5)
@@ -545,7 +545,7 @@ async def test_a_late_arrival_that_fails_is_counted_once(running):
 
 
 @pytest.mark.parametrize("cursors", ["message", "page", "chain"])
-async def test_what_a_feed_repeats_is_not_late(running, cursors):
+async def test_messages_that_a_feed_repeats_are_not_counted_as_late(running, cursors):
     feed = FakeFeed(page_size=3, overlap=2, cursors=cursors)
     feed.publish(10)
     consumer = running(Log(feed, overlap=LONGEST, fallback_interval=3, degraded_interval=None))
@@ -558,7 +558,7 @@ async def test_what_a_feed_repeats_is_not_late(running, cursors):
     assert len(consumer.processed) == 80
 
 
-async def test_a_walk_that_starts_again_counts_as_one(virtual_day):
+async def test_a_late_message_is_counted_once_if_the_page_chain_restarts(virtual_day):
     feed = FakeFeed(page_size=2, cursors="chain")
     feed.publish("late", lag=3)
     feed.publish("1", "2", "3")
@@ -573,7 +573,7 @@ async def test_a_walk_that_starts_again_counts_as_one(virtual_day):
         assert consumer.status().cursor == feed.after(8)
 
 
-async def test_the_keys_that_are_kept_to_count_are_bounded(monkeypatch):
+async def test_messages_beyond_the_limit_of_kept_keys_are_not_counted_as_late(monkeypatch):
     monkeypatch.setattr("push_to_poll_client._overlap.MAX_SEEN", 3)
     assert MAX_SEEN == 50_000
     feed = FakeFeed(page_size=2, cursors="page")
@@ -589,7 +589,7 @@ async def test_the_keys_that_are_kept_to_count_are_bounded(monkeypatch):
 # What an overlap repeats is nothing new
 
 
-async def test_what_an_overlap_repeats_is_no_answer_to_a_push(running):
+async def test_a_repeated_message_of_an_overlap_does_not_count_as_the_pushed_one(running):
     """A push that beat its data is polled for again, though the poll found messages: those of the overlap."""
     feed, listener = FakeFeed(), ManualListener()
     feed.publish(3)
@@ -606,7 +606,7 @@ async def test_what_an_overlap_repeats_is_no_answer_to_a_push(running):
     assert anyio.current_time() - pushed < 2
 
 
-async def test_what_an_overlap_repeats_is_no_evidence_of_lost_pushes(running):
+async def test_repeated_messages_of_an_overlap_do_not_count_as_missed_pushes(running):
     feed, listener = FakeFeed(), ManualListener()
     consumer = running(Log(feed, listeners=[listener], overlap=50, fallback_interval=10, degraded_interval=5))
     await listener.connected()
@@ -618,7 +618,7 @@ async def test_what_an_overlap_repeats_is_no_evidence_of_lost_pushes(running):
     assert not consumer.status().lossy
 
 
-async def test_g1_with_an_overlap_no_hint_drops_a_wake(running):
+async def test_g1_a_hint_never_drops_a_wake_of_a_consumer_with_an_overlap(running):
     for setting in ({"overlap": LONGEST}, {"overlap_cursors": 1}):
         feed = FakeFeed()
         feed.publish(1)
@@ -641,7 +641,7 @@ async def test_an_overlap_does_not_keep_a_poll_from_being_caught_up(virtual_day)
         assert (result.messages, result.duplicates, result.caught_up) == (0, 7, True)
 
 
-async def test_a_wake_ends_the_waiting_at_the_end_of_an_overlap(running):
+async def test_a_wake_interrupts_the_long_poll_at_the_end_of_an_overlap(running):
     feed = FakeFeed(max_wait=1000)
     feed.publish(1)
     consumer = running(Log(feed, overlap=LONGEST, fallback_interval=1000))
@@ -653,7 +653,7 @@ async def test_a_wake_ends_the_waiting_at_the_end_of_an_overlap(running):
     assert [asked.request.wait for asked in feed.requests[-3:]] == [0, 0, 1000]
 
 
-async def test_a_server_that_wants_quiet_is_not_asked_to_hold_an_answer(running):
+async def test_retry_after_is_obeyed_between_the_requests_of_an_overlap(running):
     ends, hooks = [], Hooks()
     hooks.caught_up = ends.append
     feed = FakeFeed(max_wait=1000, retry_after=30)
@@ -669,7 +669,7 @@ async def test_a_server_that_wants_quiet_is_not_asked_to_hold_an_answer(running)
 # Kept
 
 
-async def test_an_overlap_that_is_set_later_starts_with_what_is_known(virtual_day):
+async def test_an_overlap_that_is_set_later_starts_from_the_cursors_already_kept(virtual_day):
     feed, store = FakeFeed(), MemoryStore()
     async with Log(feed, store=store) as consumer:
         await saving(consumer, feed, 10)
@@ -684,7 +684,7 @@ async def test_an_overlap_that_is_set_later_starts_with_what_is_known(virtual_da
         assert LOOKED not in consumer._parts.session.state, "it would be long ago when an overlap is set again"
 
 
-async def test_an_overlap_beyond_what_is_kept_is_said_once(caplog, virtual_day):
+async def test_an_overlap_longer_than_the_kept_cursors_is_logged_once(caplog, virtual_day):
     caplog.set_level(logging.WARNING)
     feed, store = FakeFeed(), MemoryStore()
     async with Log(feed, store=store, rate=None) as consumer:
@@ -695,7 +695,7 @@ async def test_an_overlap_beyond_what_is_kept_is_said_once(caplog, virtual_day):
     assert said.startswith("overlap=10000 s reaches further back than the oldest cursor that is kept, which is 5")
 
 
-async def test_a_new_name_with_an_overlap_longer_than_it_lives_says_nothing(caplog, virtual_day):
+async def test_a_new_consumer_with_a_long_overlap_logs_no_warning(caplog, virtual_day):
     feed = FakeFeed()
     async with Log(feed, overlap=10_000) as consumer:
         await saving(consumer, feed, 5)

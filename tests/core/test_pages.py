@@ -77,7 +77,7 @@ class Mortal(Log):
 
 @pytest.mark.parametrize("dies_at", form([1, 4], range(6)))
 @pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.__name__)
-async def test_a_death_at_any_message_of_any_feed_loses_nothing_and_does_nothing_twice(kind, dies_at):
+async def test_a_crash_at_any_message_neither_loses_nor_repeats_a_message(kind, dies_at):
     vendor = kind(6)
     first, ledger = await Mortal(From(vendor), Ledger(), dies_at=dies_at).live()
     vendor.publish(3)
@@ -87,7 +87,7 @@ async def test_a_death_at_any_message_of_any_feed_loses_nothing_and_does_nothing
 
 
 @pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.__name__)
-async def test_a_feed_that_is_read_to_its_end_is_read_on_from_there(kind):
+async def test_a_caught_up_feed_is_read_on_from_its_end(kind):
     vendor, ledger = kind(5), Ledger()
     async with Log(From(vendor), store=ledger) as consumer:
         await to_the_end(consumer)
@@ -102,7 +102,7 @@ async def test_a_feed_that_is_read_to_its_end_is_read_on_from_there(kind):
 
 
 @pytest.mark.parametrize("mutations", [1, 2, 3])
-async def test_a_chain_that_changes_begins_again_at_its_first_cursor(mutations):
+async def test_a_page_chain_that_changes_restarts_at_its_first_cursor(mutations):
     vendor, ledger = Plaid(5), Ledger()
     consumer = Log(feed_of(vendor), store=ledger)
     vendor.mutate_next = mutations
@@ -113,7 +113,7 @@ async def test_a_chain_that_changes_begins_again_at_its_first_cursor(mutations):
     assert [cursor for cursor, _ in ledger.commits if cursor] == [token(at=5, of=None)]
 
 
-async def test_a_cursor_in_the_middle_of_a_chain_is_not_saved():
+async def test_a_cursor_in_the_middle_of_a_page_chain_is_not_saved():
     vendor, ledger = Plaid(5), Ledger()
     await Mortal(feed_of(vendor), ledger, dies_at=4).live()
     assert {cursor for cursor, _ in ledger.commits} == {None}
@@ -125,7 +125,7 @@ async def test_a_cursor_in_the_middle_of_a_chain_is_not_saved():
 @pytest.mark.parametrize(
     "policy", [lambda error: Resync(error.start, forget=True), Resync("inception", forget=True)]
 )
-async def test_a_cursor_that_expired_goes_on_where_the_server_or_the_user_says(policy):
+async def test_an_expired_cursor_is_replaced_by_the_start_that_the_server_or_the_user_gives(policy):
     vendor = Graph(3)
     async with Log(feed_of(vendor), on_cursor_expired=policy) as consumer:
         await to_the_end(consumer)
@@ -137,7 +137,7 @@ async def test_a_cursor_that_expired_goes_on_where_the_server_or_the_user_says(p
     ]
 
 
-async def test_a_cursor_that_expired_stops_whoever_said_nothing_else():
+async def test_an_expired_cursor_stops_a_consumer_without_a_policy():
     vendor = Graph(3)
     async with Log(feed_of(vendor)) as consumer:
         await to_the_end(consumer)
@@ -160,7 +160,7 @@ async def replayed(vendor, forget, *, new):
     return result
 
 
-async def test_a_replay_by_an_id_that_is_not_known_any_more_is_dropped():
+async def test_messages_that_a_server_replays_after_an_unknown_id_are_duplicates():
     vendor = Ntfy(5)
 
     def forget():
@@ -170,7 +170,7 @@ async def test_a_replay_by_an_id_that_is_not_known_any_more_is_dropped():
     assert result.duplicates == 4
 
 
-async def test_a_replay_by_a_redirect_without_the_cursor_is_dropped():
+async def test_messages_that_a_server_replays_after_a_redirect_without_the_cursor_are_duplicates():
     vendor = RemoteSettings(5)
 
     def forget():
@@ -183,7 +183,7 @@ async def test_a_replay_by_a_redirect_without_the_cursor_is_dropped():
 # Cursors that move, stay, or go back
 
 
-async def test_a_cursor_moves_without_a_message():
+async def test_the_cursor_moves_past_entries_that_are_not_messages():
     """An entry that is none of interest is gone past all the same."""
     vendor = Ntfy(4)
     entries = Entries(LINES, only=lambda event: False)
@@ -201,7 +201,7 @@ async def test_a_cursor_moves_without_a_message():
     assert consumer.processed == []
 
 
-async def test_an_empty_page_need_not_be_the_end():
+async def test_an_empty_page_does_not_end_the_poll_if_more_pages_follow():
     vendor = Graph(5)
     vendor.empty_pages = 2
     consumer = Log(feed_of(vendor))
@@ -247,7 +247,7 @@ def standing(caplog):
     return [line.removeprefix(text).partition(",")[0] for line in lines]
 
 
-async def test_a_feed_that_stands_still_says_so_once_for_each_cursor(caplog):
+async def test_a_feed_without_progress_is_logged_once_for_each_cursor(caplog):
     vendor = Scripted(page("c", "1", "2"))
     async with Log(vendor.feed()) as consumer:
         for cursor in "ccdd":
@@ -256,13 +256,13 @@ async def test_a_feed_that_stands_still_says_so_once_for_each_cursor(caplog):
     assert standing(caplog) == ["'c'", "'d'"]
 
 
-async def test_an_empty_page_that_leads_to_itself_is_a_feed_that_stands_still(caplog):
+async def test_an_empty_page_that_leads_to_itself_is_logged_as_a_feed_without_progress(caplog):
     vendor = Scripted(page("c", "1"), page("c"))
     await Log(vendor.feed()).poll_now()
     assert standing(caplog) == ["'c'"]
 
 
-async def test_a_feed_that_brings_news_at_one_cursor_does_not_stand_still(caplog):
+async def test_new_messages_at_an_unchanged_cursor_count_as_progress(caplog):
     vendor = Scripted(page("c", "1"), page("c", "2"), page("c", "3"), page("d", more=False))
     consumer = Log(vendor.feed())
     await consumer.poll_now()
@@ -271,7 +271,7 @@ async def test_a_feed_that_brings_news_at_one_cursor_does_not_stand_still(caplog
 
 
 @pytest.mark.parametrize("cursor", [from_each("at"), from_body("at")])
-async def test_a_server_that_answers_with_what_it_was_asked_after_has_no_more(cursor, caplog):
+async def test_a_repeated_page_at_the_requested_cursor_is_the_end_without_a_warning(cursor, caplog):
     """As those do that are asked for all since a time, that time included."""
     vendor = Scripted({"events": [{"id": "1", "at": 7}, {"id": "2", "at": 7}], "at": 7})
     options = {"client": vendor.client(), "headers": vendor.headers}
@@ -284,7 +284,7 @@ async def test_a_server_that_answers_with_what_it_was_asked_after_has_no_more(cu
     assert standing(caplog) == []
 
 
-async def test_pages_that_go_round_end_the_poll():
+async def test_a_circle_of_pages_ends_the_poll():
     vendor = Scripted(*[page(cursor, "1", "2") for cursor in "abc" * 20])
     consumer = Log(vendor.feed())
     await consumer.poll_now()
@@ -292,7 +292,7 @@ async def test_pages_that_go_round_end_the_poll():
     assert len(vendor.requests) < 12
 
 
-async def test_a_cursor_that_goes_back_is_the_servers_and_costs_no_message():
+async def test_a_cursor_that_goes_back_is_saved_and_no_message_is_lost():
     vendor = Scripted(
         page("3", "1", "2", "3"), page("2", "2", "3", "4"), page("5", "3", "4", "5"), page("5", more=False)
     )
@@ -306,7 +306,7 @@ async def test_a_cursor_that_goes_back_is_the_servers_and_costs_no_message():
 # Fetching acknowledges
 
 
-async def test_nothing_is_acknowledged_by_fetching_that_is_not_committed():
+async def test_a_fetch_acknowledges_only_committed_messages():
     vendor, ledger = Telegram(7), Ledger()
     deleted = []
 

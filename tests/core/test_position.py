@@ -62,13 +62,13 @@ class Fails(Log):
 # Where a name begins
 
 
-async def test_a_new_name_begins_at_the_inception():
+async def test_a_new_consumer_name_starts_at_the_inception():
     consumer = Log(feed_of("a", "b"))
     await consumer.poll_now()
     assert consumer.processed == ["a", "b"]
 
 
-async def test_a_new_name_may_begin_at_the_feeds_end(running):
+async def test_a_new_consumer_name_can_start_at_the_end_of_the_feed(running):
     feed = feed_of("a", "b")
     consumer = running(Log(feed, start="latest"))
     await feed.asked(1)
@@ -80,7 +80,7 @@ async def test_a_new_name_may_begin_at_the_feeds_end(running):
     assert consumer.status().counters.resyncs == 0
 
 
-async def test_a_new_name_may_begin_at_a_cursor():
+async def test_a_new_consumer_name_can_start_at_a_cursor():
     feed = feed_of("a", "b", "c")
     consumer = Log(feed, start=feed.after(1))
     await consumer.poll_now()
@@ -88,7 +88,7 @@ async def test_a_new_name_may_begin_at_a_cursor():
 
 
 @pytest.mark.parametrize("start", ["latest", "inception", "after-1.0"])
-async def test_a_name_that_has_begun_is_not_told_again(start):
+async def test_start_is_ignored_when_the_consumer_name_has_a_saved_cursor(start):
     feed, store = feed_of("a"), MemoryStore()
     await Log(feed, store=store).poll_now()
     feed.publish("b", "c")
@@ -99,7 +99,7 @@ async def test_a_name_that_has_begun_is_not_told_again(start):
 
 @pytest.mark.parametrize("first", ["latest", "inception"])
 @pytest.mark.parametrize("then", ["latest", "inception"])
-async def test_on_an_empty_feed_a_name_begins_too_and_skips_nothing_later(first, then):
+async def test_start_is_ignored_after_a_poll_of_an_empty_feed_and_no_message_is_skipped(first, then):
     feed, store = feed_of(), MemoryStore()
     await Log(feed, store=store, start=first).poll_now()
     feed.publish("a", "b")
@@ -108,7 +108,7 @@ async def test_on_an_empty_feed_a_name_begins_too_and_skips_nothing_later(first,
     assert consumer.processed == ["a", "b"]
 
 
-async def test_a_name_that_could_settle_nothing_yet_has_begun(virtual_day):
+async def test_start_is_ignored_after_a_first_poll_that_settled_nothing(virtual_day):
     feed, store = feed_of("bad", "b"), MemoryStore()
     await Fails(feed, failing=["bad"], store=store, retry=TWICE).poll_now()
     consumer = Fails(feed, failing=[], store=store, start="latest")
@@ -118,7 +118,7 @@ async def test_a_name_that_could_settle_nothing_yet_has_begun(virtual_day):
     assert consumer.processed == ["bad", "b"]
 
 
-async def test_a_poll_that_failed_has_begun_nothing():
+async def test_start_still_applies_after_a_first_poll_that_failed():
     feed, store = feed_of("a"), MemoryStore()
     feed.fail(FeedError("down"))
     with pytest.raises(FeedError):
@@ -131,13 +131,13 @@ async def test_a_poll_that_failed_has_begun_nothing():
 @pytest.mark.parametrize(
     "setting", [{"start": "latest"}, {"on_cursor_expired": Resync("latest", forget=True)}], ids=str
 )
-def test_a_feed_without_an_end_is_refused_at_construction(setting):
+def test_start_or_resync_at_latest_is_refused_for_a_feed_without_latest(setting):
     with pytest.raises(ValueError, match=r"Blind has no latest\(\), so nothing can start at its end"):
         Log(Blind(), **setting)
 
 
 @pytest.mark.parametrize("start", [None, 3, b"x"])
-def test_a_start_that_is_no_place_is_refused_at_construction(start):
+def test_a_start_of_the_wrong_type_is_refused_at_construction(start):
     with pytest.raises(TypeError, match="start must be 'inception', 'latest' or a cursor, not"):
         Log(FakeFeed(), start=start)
 
@@ -145,7 +145,7 @@ def test_a_start_that_is_no_place_is_refused_at_construction(start):
 @pytest.mark.parametrize(
     ("wrong", "text"), [({"to": None, "forget": True}, "to must be"), ({"to": "x", "forget": 1}, "forget must be")]
 )
-def test_a_resync_that_says_nothing_is_refused_at_construction(wrong, text):
+def test_a_resync_with_invalid_arguments_is_refused_at_construction(wrong, text):
     with pytest.raises(TypeError, match=text):
         Resync(**wrong)
 
@@ -154,7 +154,7 @@ async def failing_latest():
     raise ConnectionError("no route")
 
 
-async def test_an_end_that_is_not_to_be_had_is_a_failed_poll(running, monkeypatch):
+async def test_a_poll_fails_and_is_retried_when_latest_raises(running, monkeypatch):
     feed = feed_of("a")
     monkeypatch.setattr(feed, "latest", failing_latest)
     consumer = running(Log(feed, start="latest"))
@@ -170,7 +170,7 @@ async def test_an_end_that_is_not_to_be_had_is_a_failed_poll(running, monkeypatc
 
 
 @pytest.mark.parametrize("cursor", [3, "x" * (MAX_CURSOR + 1)], ids=["number", "long"])
-async def test_an_end_that_is_no_cursor_is_a_failed_poll(monkeypatch, cursor):
+async def test_a_poll_fails_when_latest_does_not_return_a_valid_cursor(monkeypatch, cursor):
     async def latest():
         return cursor
 
@@ -181,7 +181,7 @@ async def test_an_end_that_is_no_cursor_is_a_failed_poll(monkeypatch, cursor):
 
 
 @pytest.mark.parametrize("page", [{"cursor": "x" * (MAX_CURSOR + 1)}, {"next": "x" * (MAX_CURSOR + 1)}], ids=list)
-async def test_a_page_whose_cursor_is_too_long_to_be_kept_is_a_failed_poll(page):
+async def test_a_poll_fails_when_the_cursor_of_a_page_is_too_long(page):
     feed = feed_of()
     feed.answer(Page([Message("a")], **page))
     consumer = Log(feed)
@@ -190,7 +190,7 @@ async def test_a_page_whose_cursor_is_too_long_to_be_kept_is_a_failed_poll(page)
     assert consumer.processed == []
 
 
-async def test_g3_what_a_server_asks_for_when_asked_for_its_end_is_heeded(running, monkeypatch):
+async def test_g3_retry_after_of_a_failed_latest_is_respected(running, monkeypatch):
     asked = []
 
     async def latest():
@@ -223,7 +223,7 @@ async def at_ten_seconds_each(consumer, *names):
 
 
 @pytest.mark.parametrize("forget", [True, False])
-async def test_rewind_to_the_inception(forget):
+async def test_rewind_to_the_inception_processes_messages_again_only_with_forget(forget):
     feed = feed_of()
     async with Log(feed) as consumer:
         await at_ten_seconds_each(consumer, "a", "b")
@@ -236,7 +236,7 @@ async def test_rewind_to_the_inception(forget):
         assert consumer.status().cursor == feed.after(2)
 
 
-async def test_rewind_to_a_cursor_and_to_the_end(caplog):
+async def test_rewind_to_a_cursor_or_to_latest_moves_the_cursor_and_is_reported(caplog):
     heard = []
 
     class Heard(Hooks):
@@ -263,7 +263,7 @@ async def test_rewind_to_a_cursor_and_to_the_end(caplog):
     )
 
 
-async def test_rewind_to_what_was_saved_some_time_ago(virtual_day):
+async def test_rewind_with_ago_goes_to_the_cursor_saved_at_that_time(virtual_day):
     feed = feed_of()
     async with Log(feed) as consumer:
         await at_ten_seconds_each(consumer, "a", "b", "c", "d")
@@ -273,7 +273,7 @@ async def test_rewind_to_what_was_saved_some_time_ago(virtual_day):
     assert consumer.processed == ["a", "b", "c", "d", "c", "d"]
 
 
-async def test_rewind_to_exactly_then_and_no_further_than_what_is_kept(virtual_day):
+async def test_rewind_with_ago_beyond_the_oldest_saved_cursor_is_refused(virtual_day):
     feed, store = feed_of("z"), MemoryStore(clock=lambda: 1e9 + anyio.current_time())
     async with Log(feed, start="after-1.0", store=store) as consumer:
         await consumer.poll_now()
@@ -297,14 +297,14 @@ async def test_rewind_to_exactly_then_and_no_further_than_what_is_kept(virtual_d
         ({"ago": float("nan")}, ValueError),
     ],
 )
-async def test_a_rewind_to_no_place_is_refused(place, error):
+async def test_a_rewind_with_invalid_arguments_is_refused_before_it_claims_the_name(place, error):
     store = MemoryStore()
     with pytest.raises(error):
         await Log(FakeFeed(), store=store).rewind(**place)
     assert store._progress == {}, "nothing was claimed"
 
 
-async def test_a_rewind_to_the_end_of_a_feed_that_has_none_is_refused():
+async def test_a_rewind_to_latest_is_refused_for_a_feed_without_latest():
     with pytest.raises(ValueError, match=r"Blind has no latest\(\)"):
         await Log(Blind()).rewind("latest")
 
@@ -318,7 +318,7 @@ async def test_rewind_without_run_is_kept_in_the_store():
     assert consumer.processed == ["a", "b"]
 
 
-async def test_a_name_that_was_rewound_before_its_first_poll_has_begun():
+async def test_start_is_ignored_after_a_rewind_before_the_first_poll():
     feed, store = feed_of("a", "b"), MemoryStore()
     await Log(feed, store=store).rewind("inception")
     consumer = Log(feed, store=store, start="latest")
@@ -326,7 +326,7 @@ async def test_a_name_that_was_rewound_before_its_first_poll_has_begun():
     assert consumer.processed == ["a", "b"]
 
 
-async def test_rewind_while_it_runs_waits_for_the_poll_and_is_followed_by_one_soon(running):
+async def test_rewind_waits_for_the_running_poll_and_starts_another_soon(running):
     feed = feed_of("a", "b")
     consumer = running(Log(feed, takes=5.0))
     await anyio.sleep(2)
@@ -339,7 +339,7 @@ async def test_rewind_while_it_runs_waits_for_the_poll_and_is_followed_by_one_so
     assert anyio.current_time() - began <= 20
 
 
-async def test_rewind_cuts_a_waiting_fetch_short(running):
+async def test_rewind_interrupts_a_waiting_fetch(running):
     feed = feed_of("a", max_wait=1_000)
     consumer = running(Log(feed, fallback_interval=1_000))
     await feed.asked(2)
@@ -349,7 +349,7 @@ async def test_rewind_cuts_a_waiting_fetch_short(running):
     assert anyio.current_time() - began < 1
 
 
-async def test_rewind_drops_where_the_last_poll_wanted_to_go_on():
+async def test_rewind_discards_the_next_page_of_an_unfinished_poll():
     feed = feed_of(*"abcdef", page_size=1, cursors="chain")
     async with Log(feed, takes=2.0, max_poll_time=3) as consumer:
         assert not (await consumer.poll_now()).caught_up
@@ -370,7 +370,7 @@ async def test_rewind_drops_the_pages_that_were_fetched_ahead():
         assert consumer.processed[20:40] == consumer.processed[:20]
 
 
-async def test_rewind_does_not_wait_for_a_message_that_has_to_wait(running):
+async def test_rewind_does_not_wait_for_the_retry_of_a_failing_message(running):
     feed = feed_of("bad", "b")
     consumer = running(Fails(feed, failing=["bad"], retry=TWICE))
     await anyio.sleep(5)
@@ -383,7 +383,7 @@ async def test_rewind_does_not_wait_for_a_message_that_has_to_wait(running):
     assert consumer.status().failing == ()
 
 
-async def test_what_failed_before_a_rewind_begins_to_count_anew(virtual_day):
+async def test_rewind_resets_the_attempts_of_a_failing_message(virtual_day):
     feed, store = feed_of("bad"), MemoryStore()
     async with Fails(feed, failing=["bad"], store=store, retry=TWICE) as consumer:
         await consumer.poll_now()
@@ -393,7 +393,7 @@ async def test_what_failed_before_a_rewind_begins_to_count_anew(virtual_day):
     assert consumer.attempts == ["bad", "bad"]
 
 
-async def test_a_rewind_forgets_what_failed_in_the_same_write(monkeypatch):
+async def test_rewind_deletes_the_attempts_in_the_same_write_as_the_cursor(monkeypatch):
     """Else a crash between two would leave a wait for a message that may never come again."""
 
     class Fails(Log):
@@ -411,7 +411,7 @@ async def test_a_rewind_forgets_what_failed_in_the_same_write(monkeypatch):
         assert consumer.status().failing == ()
 
 
-async def test_a_chain_that_restarts_after_a_rewind_is_not_taken_for_a_message_that_waits():
+async def test_a_chain_restart_after_a_rewind_does_not_postpone_the_next_poll():
     """What the last poll waited for is forgotten even if this one settles nothing."""
     feed = feed_of("bad", "b")
     async with Fails(feed, failing=["bad"], retry=TWICE, max_poll_time=1) as consumer:
@@ -425,7 +425,7 @@ async def test_a_chain_that_restarts_after_a_rewind_is_not_taken_for_a_message_t
 
 
 @pytest.mark.parametrize("call", ["rewind", "replay"])
-async def test_inside_process_it_would_wait_for_itself(call):
+async def test_rewind_and_replay_inside_the_handler_raise_a_runtime_error(call):
     async def process(message):
         with pytest.raises(RuntimeError, match=rf"{call}\(\) inside process would wait for itself"):
             await getattr(consumer, call)("inception")
@@ -435,7 +435,7 @@ async def test_inside_process_it_would_wait_for_itself(call):
 
 
 @pytest.mark.parametrize("call", ["rewind", "replay"])
-async def test_while_another_owner_has_the_name_it_is_refused(call):
+async def test_rewind_and_replay_are_refused_while_another_owner_has_the_name(call):
     feed, store = feed_of("a"), MemoryStore()
     async with Log(feed, store=store) as owner:
         await owner.poll_now()
@@ -444,7 +444,7 @@ async def test_while_another_owner_has_the_name_it_is_refused(call):
         assert owner.status().cursor == feed.after(1)
 
 
-async def test_g3_a_rewind_to_the_end_waits_for_what_the_server_asked_for(monkeypatch):
+async def test_g3_a_rewind_to_latest_waits_for_retry_after_of_the_server(monkeypatch):
     feed, asked = feed_of("a"), []
     latest = feed.latest
 
@@ -462,7 +462,7 @@ async def test_g3_a_rewind_to_the_end_waits_for_what_the_server_asked_for(monkey
 
 
 @pytest.mark.usefixtures("inline_threads")
-async def test_rewind_in_a_file(tmp_path):
+async def test_a_rewind_is_saved_in_a_sqlite_file(tmp_path):
     feed, store = feed_of("a", "b"), SQLiteStore(tmp_path / "x.db")
     await Log(feed, store=store).poll_now()
     await Log(feed, store=store).rewind("inception", forget=True)
@@ -484,7 +484,7 @@ async def expiring(on_cursor_expired, *, start=None, **settings):
     return feed, consumer
 
 
-async def test_by_default_an_expired_cursor_stops_the_consumer():
+async def test_an_expired_cursor_stops_the_consumer_with_the_stop_policy():
     _, consumer = await expiring("stop")
     with pytest.raises(CursorExpired):
         await consumer.run()
@@ -504,7 +504,7 @@ async def test_by_default_an_expired_cursor_stops_the_consumer():
     ],
     ids=str,
 )
-async def test_a_resync_goes_on_elsewhere_in_the_same_poll(resync, processed, asynchronous, caplog):
+async def test_a_resync_continues_from_its_cursor_in_the_same_poll(resync, processed, asynchronous, caplog):
     async def later(error):
         return resync
 
@@ -528,14 +528,14 @@ async def test_a_resync_goes_on_elsewhere_in_the_same_poll(resync, processed, as
     assert caplog.text.count("the cursor expired") == 2
 
 
-async def test_a_function_may_take_the_start_that_the_feed_offers():
+async def test_a_resync_function_can_use_the_start_offered_by_the_feed():
     _, consumer = await expiring(lambda error: Resync(error.start, forget=True), start=3)
     await consumer.poll_now()
     assert consumer.processed == ["a", "b", "c", "d"]
     assert consumer.status().last_resync.cursor == "after-3.1"
 
 
-async def test_a_function_may_say_to_stop():
+async def test_a_resync_function_that_returns_none_lets_cursor_expired_be_raised():
     _, consumer = await expiring(lambda error: None)
     with pytest.raises(CursorExpired, match=r"expire its cursors\.$"):
         await consumer.poll_now()
@@ -554,7 +554,7 @@ async def say_so(error):
         (say_so, r"expire its cursors\.$"),
     ],
 )
-async def test_a_function_that_fails_stops_the_consumer_and_says_why(policy, why):
+async def test_a_failing_resync_function_stops_the_consumer_and_is_explained_in_the_error(policy, why):
     _, consumer = await expiring(policy)
     with pytest.raises(CursorExpired, match="The fake feed was told to expire") as caught:
         await consumer.run()
@@ -562,7 +562,7 @@ async def test_a_function_that_fails_stops_the_consumer_and_says_why(policy, why
     assert consumer.status().counters.resyncs == 0
 
 
-async def test_a_function_cannot_go_on_at_an_end_that_there_is_not():
+async def test_a_resync_function_cannot_choose_latest_for_a_feed_without_latest():
     class Expires(Blind):
         async def fetch(self, request):
             raise CursorExpired("gone", start="x")
@@ -576,12 +576,12 @@ async def test_a_function_cannot_go_on_at_an_end_that_there_is_not():
 
 
 @pytest.mark.parametrize("wrong", [None, "inception", 3])
-def test_a_policy_of_no_meaning_is_refused_at_construction(wrong):
+def test_an_invalid_on_cursor_expired_is_refused_at_construction(wrong):
     with pytest.raises(TypeError, match="on_cursor_expired must be 'stop', a Resync or a function"):
         Log(FakeFeed(), on_cursor_expired=wrong)
 
 
-async def test_a_feed_that_does_not_know_the_new_cursor_either_stops_it():
+async def test_the_consumer_stops_when_the_cursor_of_a_resync_has_expired_too():
     feed, consumer = await expiring(Resync("inception", forget=False))
     feed.fail(CursorExpired("again"), times=None)
     with pytest.raises(CursorExpired, match="again"):
@@ -590,7 +590,7 @@ async def test_a_feed_that_does_not_know_the_new_cursor_either_stops_it():
     assert len(feed.requests) == 3
 
 
-async def test_an_end_that_is_not_to_be_had_then_is_a_failed_poll(running, monkeypatch):
+async def test_a_poll_fails_when_latest_raises_during_a_resync(running, monkeypatch):
     feed, consumer = await expiring(Resync("latest", forget=False))
     with monkeypatch.context() as patch:
         patch.setattr(feed, "latest", failing_latest)
@@ -601,7 +601,7 @@ async def test_an_end_that_is_not_to_be_had_then_is_a_failed_poll(running, monke
     assert consumer.status().counters.resyncs == 1
 
 
-async def test_a_resync_in_a_long_walk_ends_at_max_poll_time():
+async def test_a_poll_with_a_resync_still_ends_at_max_poll_time():
     feed, consumer = await expiring(Resync("inception", forget=False), max_poll_time=1)
     feed.latency = 2
     result = await consumer.poll_now()
@@ -620,7 +620,7 @@ class Batches(Consumer):
         self.processed.extend(message.id for message in messages)
 
 
-async def test_what_waits_to_fill_a_batch_is_settled_before_the_consumer_goes_elsewhere():
+async def test_messages_waiting_for_a_full_batch_are_settled_before_a_resync():
     """Else its cursors would be saved behind the resync, and the messages between be lost."""
     feed = feed_of(35, page_size=10, read_ahead=True)
     settings = {"batch_size": 100, "batch_wait": 50.0, "on_cursor_expired": Resync("after-3.0", forget=False)}
@@ -632,7 +632,7 @@ async def test_what_waits_to_fill_a_batch_is_settled_before_the_consumer_goes_el
         assert consumer.status().counters.resyncs == 1
 
 
-async def test_what_is_in_hand_when_a_message_stops_the_consumer_is_fetched_again():
+async def test_messages_pending_when_the_consumer_stopped_are_not_processed_after_a_rewind():
     """Else it would be processed after the rewind, and its cursors saved there."""
 
     def dedupe_key(message):
@@ -649,7 +649,7 @@ async def test_what_is_in_hand_when_a_message_stops_the_consumer_is_fetched_agai
         assert consumer.processed == [*before, "31", "32", "33", "34", "35"]
 
 
-async def test_a_message_that_fails_in_hand_ends_the_poll_before_the_resync():
+async def test_a_failing_message_of_a_pending_batch_ends_the_poll_before_a_resync():
     class Waits(Batches):
         async def process_batch(self, messages):
             raise ValueError("no")
@@ -662,7 +662,7 @@ async def test_a_message_that_fails_in_hand_ends_the_poll_before_the_resync():
         assert consumer.status().counters.resyncs == 0
 
 
-async def test_a_message_that_fails_in_hand_when_the_time_is_over_is_where_the_next_poll_goes_on():
+async def test_the_next_poll_starts_at_a_pending_message_that_failed_at_max_poll_time():
     class Waits(Batches):
         async def process_batch(self, messages):
             raise ValueError("no")
@@ -697,14 +697,14 @@ async def test_a_replay_gives_a_range_to_the_handler_again():
         assert (await consumer.poll_now()).messages == 0
 
 
-async def test_a_replay_to_the_end():
+async def test_a_replay_without_an_end_cursor_runs_to_the_end_of_the_feed():
     _, consumer = await read(*"abcde")
     result = await consumer.replay("inception")
     assert consumer.processed == list("abcde")
     assert result == PollResult(messages=5, duplicates=0, pages=3, caught_up=True)
 
 
-async def test_a_replay_to_the_cursor_of_a_page():
+async def test_a_replay_ends_at_the_cursor_of_a_page():
     feed = feed_of(*"abcdef", page_size=2, cursors="page")
     consumer = Log(feed)
     result = await consumer.replay("inception", feed.after(4))
@@ -712,14 +712,14 @@ async def test_a_replay_to_the_cursor_of_a_page():
     assert not result.caught_up
 
 
-async def test_a_replay_whose_end_is_never_seen_says_so():
+async def test_a_replay_is_caught_up_if_its_end_cursor_never_appears():
     feed = feed_of(*"abc", page_size=2, cursors="page")
     consumer = Log(feed)
     assert (await consumer.replay("inception", feed.after(1))).caught_up
     assert consumer.processed == list("abc")
 
 
-async def test_a_replay_of_an_empty_range():
+async def test_a_replay_of_an_empty_range_fetches_no_page():
     feed, consumer = await read(*"abc")
     asked = len(feed.requests)
     result = await consumer.replay(feed.after(1), feed.after(1))
@@ -728,12 +728,12 @@ async def test_a_replay_of_an_empty_range():
 
 
 @pytest.mark.parametrize("wrong", [{"start": None}, {"start": 3}, {"start": "inception", "end": 3}])
-async def test_a_replay_of_no_range_is_refused(wrong):
+async def test_a_replay_with_invalid_arguments_is_refused(wrong):
     with pytest.raises(TypeError, match="must be 'inception', 'latest' or a cursor"):
         await Log(FakeFeed()).replay(**wrong)
 
 
-async def test_a_page_that_leads_nowhere_ends_a_replay():
+async def test_a_replay_ends_at_an_empty_page_that_leads_to_itself():
     """As some feeds do at their end."""
     feed = FakeFeed()
     feed.answer(Page([Message("1")], next="x"), Page([], cursor="x", next="x"))
@@ -742,7 +742,7 @@ async def test_a_page_that_leads_nowhere_ends_a_replay():
     assert consumer.processed == ["1"]
 
 
-async def test_a_replay_in_a_circle_ends():
+async def test_a_replay_fails_when_the_pages_lead_in_a_circle():
     class Circle:
         async def fetch(self, request):
             place = int(request.cursor or 0)
@@ -754,7 +754,7 @@ async def test_a_replay_in_a_circle_ends():
     assert len(consumer.processed) < 40
 
 
-async def test_a_fetch_that_fails_ends_a_replay_and_what_was_before_it_is_recorded():
+async def test_a_failed_fetch_ends_a_replay_and_earlier_messages_are_recorded():
     feed = feed_of(*"abcd", page_size=2)
     async with Log(feed) as consumer:
         feed.answer(None, FeedError("down"))
@@ -765,7 +765,7 @@ async def test_a_fetch_that_fails_ends_a_replay_and_what_was_before_it_is_record
         assert consumer.processed == list("abcd"), "and not processed again by the next poll"
 
 
-async def test_a_failing_message_of_a_replay_is_waited_for_and_takes_the_policy():
+async def test_a_replay_retries_a_failing_message_and_then_applies_on_failure():
     feed = feed_of("a", "bad", "c")
     async with Fails(feed, failing=["bad"], retry=TWICE, on_failure="dead_letter") as consumer:
         began = anyio.current_time()
@@ -791,7 +791,7 @@ async def test_a_replay_that_is_stopped_loses_no_dead_letter():
     assert [letter.id for letter in await consumer.dead_letters.list()] == ["dies"]
 
 
-async def test_a_replay_that_is_cancelled_records_what_it_did():
+async def test_a_cancelled_replay_records_the_messages_it_processed():
     feed, store = feed_of("a", "b", "c"), MemoryStore()
     consumer = Log(feed, store=store, takes=1.0)
     with anyio.move_on_after(2.5):
@@ -801,7 +801,7 @@ async def test_a_replay_that_is_cancelled_records_what_it_did():
     assert again.processed == ["c"]
 
 
-async def test_a_replay_while_it_runs_lets_no_poll_begin(running):
+async def test_no_poll_starts_while_a_replay_runs(running):
     feed, consumer = await read(*"abcd", takes=0.0)
     running(consumer)
     await anyio.sleep(1)
@@ -817,7 +817,7 @@ async def test_a_replay_while_it_runs_lets_no_poll_begin(running):
     assert consumer.processed == ["a", "b", "c", "d", "new"]
 
 
-async def test_g3_a_replay_leaves_the_server_alone_when_it_asks_for_that():
+async def test_g3_a_replay_respects_retry_after():
     feed = feed_of(*"abcd", page_size=2, retry_after=100)
     consumer = Log(feed)
     await consumer.replay("inception")
@@ -838,7 +838,7 @@ async def test_a_replay_keeps_fingerprints():
         await Log(feed, store=store, fingerprint=fingerprint, retry=None).poll_now()
 
 
-async def test_a_message_whose_fingerprint_cannot_be_taken_fails_in_a_replay_too():
+async def test_a_message_fails_in_a_replay_when_its_fingerprint_function_fails():
     feed = feed_of("a", "b")
     async with Log(feed, fingerprint=lambda message: 1 / 0, on_failure="dead_letter") as consumer:
         await consumer.replay("inception")

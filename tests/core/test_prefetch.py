@@ -57,7 +57,7 @@ async def test_the_next_page_is_fetched_while_one_is_processed():
     assert (result.messages, result.pages, result.caught_up) == (30, 3, True)
 
 
-async def test_a_page_fetched_ahead_is_not_waited_for():
+async def test_pages_fetched_ahead_are_requested_without_a_wait():
     """Only the last fetch of a quiet consumer may be held by the server."""
     feed = feed_of(30, page_size=10, max_wait=1000.0)
     async with Log(feed) as log:
@@ -89,7 +89,7 @@ async def test_one_page_and_no_more_is_fetched_ahead():
     assert len(feed.requests) == 5
 
 
-async def test_what_cannot_be_fetched_ahead_fails_when_its_turn_has_come():
+async def test_a_failed_fetch_ahead_is_raised_after_the_page_before_it_is_settled():
     feed = feed_of(20, page_size=10)
     feed.answer(None, FeedError("not now"))
     async with Log(feed, takes=0.1) as log:
@@ -101,7 +101,7 @@ async def test_what_cannot_be_fetched_ahead_fails_when_its_turn_has_come():
         assert log.processed == ids(range(1, 21))
 
 
-async def test_what_the_server_asks_for_counts_from_its_answer_and_when_its_turn_has_come():
+async def test_retry_after_of_a_page_fetched_ahead_counts_from_its_response():
     feed = feed_of(20, page_size=10)
     feed.answer(None, FeedError("not now", retry_after=100.0))
     async with Log(feed, takes=1.0) as log:
@@ -114,7 +114,7 @@ async def test_what_the_server_asks_for_counts_from_its_answer_and_when_its_turn
 
 
 @pytest.mark.parametrize("ends", ["by its time", "by a failing message"])
-async def test_what_the_server_asks_for_holds_although_the_poll_ends_first(ends):
+async def test_retry_after_of_a_fetch_ahead_applies_even_if_the_poll_ends_first(ends):
     """G3: nothing is made of the answer but that."""
 
     class Failing(Log):
@@ -133,7 +133,7 @@ async def test_what_the_server_asks_for_holds_although_the_poll_ends_first(ends)
             await log.poll_now(timeout=900)
 
 
-async def test_what_the_server_asks_for_holds_although_the_poll_is_cancelled_when_its_turn_has_come():
+async def test_retry_after_of_a_fetch_ahead_applies_even_if_the_poll_is_cancelled():
     """G3."""
 
     class Last(Log):
@@ -152,7 +152,7 @@ async def test_what_the_server_asks_for_holds_although_the_poll_is_cancelled_whe
             await log.poll_now(timeout=900)
 
 
-async def test_what_the_server_asks_for_holds_although_a_wake_comes_with_it():
+async def test_retry_after_of_a_waiting_fetch_applies_even_if_a_wake_arrives_with_it():
     """G3: the answer to a waiting fetch that gives way in the same moment."""
 
     class Busy:
@@ -174,7 +174,7 @@ async def test_what_the_server_asks_for_holds_although_a_wake_comes_with_it():
     assert feed.requests == 2
 
 
-async def test_a_page_that_asks_for_patience_is_settled_and_nothing_is_fetched_ahead_of_it():
+async def test_a_page_with_retry_after_is_settled_and_no_page_is_fetched_ahead():
     feed = feed_of(20, page_size=10, retry_after=50.0)
     async with Log(feed, takes=1.0) as log:
         result = await log.poll_now()
@@ -185,7 +185,7 @@ async def test_a_page_that_asks_for_patience_is_settled_and_nothing_is_fetched_a
 
 
 @pytest.mark.parametrize(("error", "raised"), [(ValueError("no"), ProcessError), (SystemExit(3), SystemExit)])
-async def test_what_a_handler_raises_ends_the_fetch_and_is_raised_bare(error, raised):
+async def test_an_error_of_the_handler_cancels_the_fetch_ahead_and_is_raised_without_a_group(error, raised):
     class Failing(Log):
         async def process(self, message):
             await super().process(message)
@@ -200,7 +200,7 @@ async def test_what_a_handler_raises_ends_the_fetch_and_is_raised_bare(error, ra
     assert cursors(feed) == [None, feed.after(10)]
 
 
-async def test_what_a_feed_raises_to_leave_is_raised_bare_when_its_turn_has_come():
+async def test_system_exit_of_a_fetch_ahead_is_raised_after_the_page_before_it_is_settled():
     feed = feed_of(20, page_size=10)
     feed.answer(None, SystemExit(3))
     async with Log(feed, takes=1.0) as log:
@@ -209,7 +209,7 @@ async def test_what_a_feed_raises_to_leave_is_raised_bare_when_its_turn_has_come
         assert log.status().cursor == feed.after(10)
 
 
-async def test_a_chain_that_must_restart_does_so_when_its_turn_has_come():
+async def test_a_chain_restart_of_a_fetch_ahead_applies_after_the_pages_before_it():
     feed = feed_of(30, page_size=10)
     feed.answer(None, None, ChainRestart("the pages changed"))
     async with Log(feed, takes=0.1) as log:
@@ -219,7 +219,7 @@ async def test_a_chain_that_must_restart_does_so_when_its_turn_has_come():
     assert cursors(feed) == [None, feed.after(10), feed.after(20), feed.after(20)]
 
 
-async def test_a_stop_ends_the_fetch():
+async def test_a_stop_cancels_the_fetch_ahead():
     feed = hanging(feed_of(20, page_size=10))
     log = Log(feed, takes=1.0)
     with anyio.fail_after(100):
@@ -231,7 +231,7 @@ async def test_a_stop_ends_the_fetch():
     assert cursors(feed) == [None, feed.after(10)]
 
 
-async def test_a_poll_that_is_cancelled_while_it_waits_for_a_page_to_keep_begins_anew():
+async def test_a_page_that_a_cancelled_poll_waited_for_is_fetched_again_by_the_next_poll():
     feed = hanging(feed_of(20, page_size=10))
     async with Log(feed, takes=1.0, max_poll_time=5.0) as log:
         with anyio.move_on_after(50) as scope:
@@ -244,7 +244,7 @@ async def test_a_poll_that_is_cancelled_while_it_waits_for_a_page_to_keep_begins
 
 
 @pytest.mark.parametrize("settled", [3, 10], ids=["while a message is in hand", "while only the fetch is left"])
-async def test_a_cancellation_ends_the_fetch_and_leaves_what_is_settled(settled):
+async def test_a_cancellation_cancels_the_fetch_ahead_and_keeps_settled_messages(settled):
     feed = hanging(feed_of(20, page_size=10))
     async with Log(feed, takes=1.0) as log:
         with anyio.move_on_after(settled + 0.5) as scope:
@@ -255,7 +255,7 @@ async def test_a_cancellation_ends_the_fetch_and_leaves_what_is_settled(settled)
     assert log.processed == ids(range(1, 21))
 
 
-async def test_a_poll_that_ends_between_pages_keeps_what_it_fetched():
+async def test_a_poll_that_ends_between_pages_keeps_the_page_it_fetched_ahead():
     """A handler that takes longer for a page than a poll may take would else fetch each page twice."""
     feed = feed_of(50, page_size=10)
     async with Log(feed, takes=1.0, max_poll_time=5.0) as log:
@@ -265,7 +265,7 @@ async def test_a_poll_that_ends_between_pages_keeps_what_it_fetched():
     assert len(feed.requests) == 6  # the last page once more: it was fetched before the poll that ended with it
 
 
-async def test_the_last_page_is_fetched_by_the_poll_that_calls_it_the_last():
+async def test_a_last_page_fetched_by_an_earlier_poll_is_fetched_again():
     """G1: what was published after it was fetched ahead, and before a poll began, is found by that poll."""
     feed = feed_of(20, page_size=10)
     async with Log(feed, takes=1.0, max_poll_time=5.0) as log:
@@ -276,7 +276,7 @@ async def test_the_last_page_is_fetched_by_the_poll_that_calls_it_the_last():
     assert log.processed[-1] == "news"
 
 
-async def test_nothing_is_fetched_ahead_of_a_feed_that_stands_still():
+async def test_no_page_is_fetched_ahead_when_the_cursor_does_not_change():
     feed = FakeFeed(read_ahead=True)
     messages = [Message(str(number)) for number in range(20)]
     feed.answer(*[Page(messages, cursor="here", next="here")] * 4)
@@ -285,7 +285,7 @@ async def test_nothing_is_fetched_ahead_of_a_feed_that_stands_still():
     assert cursors(feed) == [None, "here"]
 
 
-async def test_progress_that_cannot_be_committed_ends_the_fetch():
+async def test_a_failed_commit_cancels_the_fetch_ahead():
     class Broken(MemoryStore):
         async def claim(self, name, *, feed):
             session = await super().claim(name, feed=feed)
@@ -318,7 +318,7 @@ class Counts(Log):
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
-async def test_so_many_pages_are_in_hand_and_never_more(prefetch):
+async def test_at_most_prefetch_pages_are_fetched_ahead(prefetch):
     feed = feed_of(100, page_size=10, latency=0.1)
     async with Counts(feed, prefetch=prefetch) as log:
         result = await log.poll_now()
@@ -328,7 +328,7 @@ async def test_so_many_pages_are_in_hand_and_never_more(prefetch):
     assert cursors(feed) == [None, *(feed.after(10 * n) for n in range(1, 10))]
 
 
-async def test_a_slow_feed_is_asked_for_one_page_at_a_time():
+async def test_pages_of_a_slow_feed_are_requested_one_at_a_time():
     feed = feed_of(60, page_size=10, latency=2.0)
     async with Log(feed, takes=0.1, prefetch=3) as log:
         began = anyio.current_time()
@@ -336,7 +336,7 @@ async def test_a_slow_feed_is_asked_for_one_page_at_a_time():
     assert [at - began for at in times(feed)] == pytest.approx([0, 2, 4, 6, 8, 10])
 
 
-async def test_a_feed_that_must_not_be_asked_ahead_is_not_whatever_is_said():
+async def test_prefetch_is_ignored_for_a_feed_without_read_ahead():
     feed = feed_of(60, page_size=10, read_ahead=False)
     async with Counts(feed, prefetch=3) as log:
         await log.poll_now()
@@ -355,7 +355,7 @@ async def test_a_feed_that_must_not_be_asked_ahead_is_not_whatever_is_said():
     ],
     ids=["a failure", "a restart", "a wish to be left alone", "an end", "a short page", "nothing"],
 )
-async def test_nothing_is_fetched_beyond(third, asked):
+async def test_no_page_is_fetched_ahead_after_a_failure_restart_pause_or_last_page(third, asked):
     feed = feed_of(100, page_size=10)
     feed.answer(None, None, third)
     async with Counts(feed, prefetch=3) as log:
@@ -364,14 +364,14 @@ async def test_nothing_is_fetched_beyond(third, asked):
     assert len(feed.requests) == asked
 
 
-async def test_nothing_is_fetched_ahead_when_the_poll_is_to_end():
+async def test_no_page_is_fetched_ahead_after_max_poll_time():
     feed = feed_of(100, page_size=10, latency=2.0)
     async with Counts(feed, prefetch=3, max_poll_time=5.0) as log:
         await log.poll_now()
     assert len(feed.requests) == 3, "at 0, 2 and 4 seconds"
 
 
-async def test_pages_in_hand_are_kept_for_the_next_poll_which_reads_ahead_of_them():
+async def test_the_next_poll_uses_the_pages_fetched_ahead_and_fetches_beyond_them():
     feed = feed_of(80, page_size=10, latency=0.1)
     async with Counts(feed, prefetch=3, max_poll_time=5.0) as log:
         asked = []
@@ -382,7 +382,7 @@ async def test_pages_in_hand_are_kept_for_the_next_poll_which_reads_ahead_of_the
     assert len(feed.requests) == 8 + 3, "and the last one again by each poll, since it may not be the last by then"
 
 
-async def test_what_a_poll_was_started_for_holds_for_what_it_reads_ahead_of_pages_of_the_one_before():
+async def test_fresh_and_hint_of_a_push_are_sent_when_its_poll_continues_with_kept_pages():
     """G1: a cache might not have what a push says is there."""
     feed = feed_of(80, page_size=10, latency=0.1)
     log = Counts(feed, prefetch=3, max_poll_time=5.0)
@@ -397,7 +397,7 @@ async def test_what_a_poll_was_started_for_holds_for_what_it_reads_ahead_of_page
 
 
 @pytest.mark.parametrize("how", ["rewind", "cancel"])
-async def test_pages_in_hand_are_dropped_by(how):
+async def test_a_rewind_or_a_cancellation_drops_the_pages_fetched_ahead(how):
     feed = feed_of(80, page_size=10, latency=0.1)
     async with Counts(feed, prefetch=3, max_poll_time=5.0) as log:
         if how == "rewind":
@@ -414,7 +414,7 @@ async def test_pages_in_hand_are_dropped_by(how):
     assert log.processed == ids(range(1, 81))
 
 
-async def test_what_the_server_asks_for_with_a_page_that_is_dropped_holds():
+async def test_retry_after_of_a_dropped_page_still_applies():
     """G3: also when it is not the next page."""
     feed = feed_of(80, page_size=10)
     feed.answer(None, None, Page([Message("x")] * 20, cursor="c", next="c", retry_after=1_000.0))
@@ -426,7 +426,7 @@ async def test_what_the_server_asks_for_with_a_page_that_is_dropped_holds():
 
 
 @pytest.mark.parametrize(("prefetch", "error"), [(-1, ValueError), (True, TypeError), (1.5, TypeError)])
-def test_a_number_of_pages_of_no_meaning_is_refused_at_construction(prefetch, error):
+def test_an_invalid_prefetch_is_refused_at_construction(prefetch, error):
     with pytest.raises(error, match="prefetch must be"):
         Log(FakeFeed(), prefetch=prefetch)
 

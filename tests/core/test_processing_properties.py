@@ -95,7 +95,9 @@ CASES = form(
 
 
 @pytest.mark.parametrize(("concurrency", "given_as", "backend"), CASES)
-def test_whatever_happens(concurrency, given_as, backend, monkeypatch):
+def test_random_failures_and_restarts_lose_no_message_and_keep_the_order_per_key(
+    concurrency, given_as, backend, monkeypatch
+):
     monkeypatch.setattr("push_to_poll_client._fetching.AHEAD_FROM", 2)
     monkeypatch.setattr("push_to_poll_client._retry.logger.disabled", True)
 

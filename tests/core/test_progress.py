@@ -81,7 +81,7 @@ def ids(numbers):
     return [str(number) for number in numbers]
 
 
-async def test_pages_that_follow_at_once_share_commits_one_at_a_time():
+async def test_pages_in_quick_succession_share_commits_that_run_one_at_a_time():
     feed, store = feed_of(100, latency=0.3), Slow()
     async with Log(feed, store=store, flush_interval=10.0) as log:
         began = anyio.current_time()
@@ -95,7 +95,7 @@ async def test_pages_that_follow_at_once_share_commits_one_at_a_time():
     assert [cursor for cursor, _ in store.saved] == [feed.after(int(keys[-1])) for _, keys in store.saved]
 
 
-async def test_a_poll_ends_when_all_is_committed():
+async def test_a_poll_ends_after_all_its_messages_are_committed():
     feed, store = feed_of(20), Slow(takes=5.0)
     async with Log(feed, store=store, flush_interval=10.0) as log:
         await log.poll_now()
@@ -104,7 +104,7 @@ async def test_a_poll_ends_when_all_is_committed():
 
 
 @pytest.mark.parametrize(("takes", "commit"), [(0.001, 0.03), (0.001, 0.2), (0.02, 0.03), (0.2, 0.01)])
-async def test_what_is_uncommitted_took_the_flush_interval_at_most(takes, commit):
+async def test_uncommitted_work_never_exceeds_the_flush_interval(takes, commit):
     """G7, whatever the store takes for a commit."""
     feed, store = feed_of(200), Slow(commit)
     uncommitted = []
@@ -120,7 +120,7 @@ async def test_what_is_uncommitted_took_the_flush_interval_at_most(takes, commit
     assert max(uncommitted) <= 0.05 / takes + 1.01
 
 
-async def test_a_message_that_is_about_to_be_recorded_is_a_duplicate():
+async def test_a_repeat_of_a_message_with_a_pending_commit_is_a_duplicate():
     """G6: whether its commit is under way or not begun."""
     first, second, third = range(10), range(10, 20), range(20, 30)
     feed, store = pages(first, second, third, [*first, *second, *third, 30]), Slow(takes=0.5)
@@ -130,7 +130,7 @@ async def test_a_message_that_is_about_to_be_recorded_is_a_duplicate():
     assert (result.messages, result.duplicates) == (31, 30)
 
 
-async def test_a_message_whose_commit_overtakes_the_answer_about_it_is_a_duplicate():
+async def test_a_message_committed_during_its_duplicate_lookup_is_a_duplicate():
     """G6: a store may answer from what was before a commit, and later than that commit."""
 
     class Late(Slow):
@@ -152,7 +152,7 @@ async def test_a_message_whose_commit_overtakes_the_answer_about_it_is_a_duplica
     assert log.processed == ids(range(20))
 
 
-async def test_progress_that_cannot_be_committed_beside_ends_the_poll_and_is_kept():
+async def test_a_failed_background_commit_ends_the_poll_and_keeps_the_progress():
     feed, store = feed_of(40, latency=0.3), Slow(takes=0.5)
     async with Log(feed, store=store, flush_interval=10.0) as log:
         store.broken = 3  # beside, before the next page, and at the end
@@ -165,7 +165,7 @@ async def test_progress_that_cannot_be_committed_beside_ends_the_poll_and_is_kep
     assert log.processed == store.keys == ids(range(1, 41))
 
 
-async def test_progress_that_could_not_be_committed_once_is_committed_before_the_next_page():
+async def test_the_progress_of_a_failed_commit_is_committed_again_in_the_same_poll():
     feed, store = feed_of(40, latency=0.3), Slow(takes=0.5)
     async with Log(feed, store=store, flush_interval=10.0) as log:
         store.broken = 1
@@ -174,7 +174,7 @@ async def test_progress_that_could_not_be_committed_once_is_committed_before_the
     assert log.processed == store.keys == ids(range(1, 41))
 
 
-async def test_progress_that_cannot_be_committed_at_the_end_is_kept_too():
+async def test_a_failed_commit_at_the_end_of_a_poll_keeps_the_progress():
     feed, store = feed_of(15), Slow(takes=0.5)
     async with Log(feed, store=store, flush_interval=10.0) as log:
         store.broken = 3
@@ -185,7 +185,7 @@ async def test_progress_that_cannot_be_committed_at_the_end_is_kept_too():
     assert log.processed == store.keys == [*ids(range(1, 16)), "news"]
 
 
-async def test_progress_that_cannot_be_committed_beside_fails_the_poll_that_made_it():
+async def test_a_failed_background_commit_fails_its_own_poll():
     """Also when nothing of the poll comes after it."""
     feed, store = feed_of(30), Slow(takes=5.0)
     async with Log(feed, store=store, takes=0.1, flush_interval=100.0, max_poll_time=0.5) as log:
@@ -195,7 +195,7 @@ async def test_progress_that_cannot_be_committed_beside_fails_the_poll_that_made
         assert log.processed == ids(range(1, 11))
 
 
-async def test_what_could_not_be_committed_once_is_a_duplicate_all_the_same():
+async def test_a_message_whose_first_commit_failed_is_still_a_duplicate():
     class FailsOnce(Slow):
         async def claim(self, name, *, feed):
             session = await super().claim(name, feed=feed)
@@ -209,7 +209,7 @@ async def test_what_could_not_be_committed_once_is_a_duplicate_all_the_same():
     assert log.processed.count("x") == 1
 
 
-async def test_a_message_that_fails_for_good_leaves_all_before_it_committed():
+async def test_all_messages_before_a_finally_failed_message_are_committed():
     feed, store = feed_of(20), Slow()
 
     class Failing(Log):
@@ -224,7 +224,7 @@ async def test_a_message_that_fails_for_good_leaves_all_before_it_committed():
         assert (log.status().cursor, store.keys) == (feed.after(4), ids(range(1, 5)))
 
 
-async def test_a_fetch_that_fails_leaves_all_before_it_committed():
+async def test_all_messages_before_a_failed_fetch_are_committed():
     feed, store = feed_of(30), Slow()
     feed.answer(None, None, FeedError("not now"))
     async with Log(feed, store=store, flush_interval=10.0) as log:
@@ -233,7 +233,7 @@ async def test_a_fetch_that_fails_leaves_all_before_it_committed():
         assert (log.status().cursor, store.keys) == (feed.after(20), ids(range(1, 21)))
 
 
-async def test_a_chain_that_must_restart_does_so_after_all_that_is_settled():
+async def test_a_chain_restart_repeats_no_settled_message():
     feed, store = feed_of(30), Slow()
     feed.answer(None, None, ChainRestart("the pages changed"))
     async with Log(feed, store=store, flush_interval=10.0) as log:
@@ -242,7 +242,7 @@ async def test_a_chain_that_must_restart_does_so_after_all_that_is_settled():
     assert result.duplicates == 0
 
 
-async def test_a_message_waits_for_its_next_attempt_with_all_before_it_committed():
+async def test_messages_before_a_failing_message_are_committed_while_it_waits_for_its_retry():
     feed, store = feed_of(20), Slow(takes=5.0)
     committed = []
 
@@ -260,7 +260,7 @@ async def test_a_message_waits_for_its_next_attempt_with_all_before_it_committed
     assert committed == [0, 14, 14, 14, 14]
 
 
-async def test_a_cancelled_poll_lets_the_commit_beside_end():
+async def test_a_cancelled_poll_lets_its_background_commit_finish():
     feed, store = feed_of(20), Slow(takes=1.0)
     async with Log(feed, store=store, takes=0.1, flush_interval=100.0) as log:
         with anyio.move_on_after(1.25):
@@ -283,7 +283,7 @@ def hangs_after_its_first_page():
 
 
 @pytest.mark.parametrize(("broken", "recorded"), [(1, 10), (2, 0)])
-async def test_a_stop_waits_for_the_commit_beside_and_raises_why_there_is_none(broken, recorded):
+async def test_a_stop_waits_for_the_background_commit_and_raises_if_it_fails_twice(broken, recorded):
     feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
     store.broken = broken
     log = Log(feed, store=store, flush_interval=10.0)
@@ -304,7 +304,7 @@ async def test_a_stop_waits_for_the_commit_beside_and_raises_why_there_is_none(b
     assert bool(raised) == (not recorded)
 
 
-async def test_a_message_that_overruns_a_stop_takes_nothing_with_it():
+async def test_a_message_that_exceeds_the_shutdown_timeout_loses_no_other_progress():
     feed, store, begun = feed_of(40), Slow(takes=1.0), anyio.Event()
 
     class Hanging(Log):
@@ -323,7 +323,7 @@ async def test_a_message_that_overruns_a_stop_takes_nothing_with_it():
     assert log.processed == store.keys == ids(range(1, 15))
 
 
-async def test_what_a_cancelled_poll_could_not_commit_fails_no_other():
+async def test_a_failed_commit_of_a_cancelled_poll_does_not_fail_the_next_poll():
     feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
     async with Log(feed, store=store, flush_interval=10.0) as log:
         store.broken = 1
@@ -337,7 +337,7 @@ async def test_what_a_cancelled_poll_could_not_commit_fails_no_other():
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.parametrize("after", [0.0, 0.2, 0.7])
-async def test_when_asyncio_cancels_every_task_all_that_is_done_is_recorded(after):
+async def test_processed_messages_are_recorded_when_asyncio_cancels_every_task(after):
     """As `asyncio.run` does at its end, also to the task that commits."""
     feed, store = hangs_after_its_first_page(), Slow(takes=0.5)
     log, others = Log(feed, store=store, flush_interval=10.0), asyncio.all_tasks()
@@ -353,7 +353,7 @@ async def test_when_asyncio_cancels_every_task_all_that_is_done_is_recorded(afte
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # so anyio says that it had not begun
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_when_the_task_that_commits_is_cancelled_before_it_began_the_poll_commits_itself():
+async def test_the_poll_commits_itself_when_its_commit_task_was_cancelled_before_it_started():
     class Last(Log):
         async def process(self, message):
             self.processed.append(message.id)
@@ -373,7 +373,7 @@ async def test_when_the_task_that_commits_is_cancelled_before_it_began_the_poll_
     gc.collect()
 
 
-async def test_the_keys_of_a_replay_are_bounded_too(monkeypatch):
+async def test_the_pending_keys_of_repeated_pages_are_bounded(monkeypatch):
     """G11: of pages that bring nothing new, nothing is pending but their keys."""
     monkeypatch.setattr(_progress, "MAX_PENDING", 25)
     feed, store = pages(range(10), *[range(n, n + 10) for n in range(0, 200, 10)]), Slow(takes=0.0)
@@ -391,7 +391,7 @@ async def test_the_keys_of_a_replay_are_bounded_too(monkeypatch):
     assert 25 < max(most) <= 25 + 20
 
 
-async def test_the_next_page_waits_when_too_much_is_pending(monkeypatch):
+async def test_the_next_page_waits_when_too_many_messages_are_uncommitted(monkeypatch):
     monkeypatch.setattr(_progress, "MAX_PENDING", 25)
     feed, store = feed_of(100), Slow(takes=100.0)
     pending = []
@@ -407,7 +407,7 @@ async def test_the_next_page_waits_when_too_much_is_pending(monkeypatch):
     assert 30 < max(pending) <= 40  # ten under way, and three pages that wait for them
 
 
-async def test_a_feed_that_stands_still_is_asked_again_as_long_as_it_brings_news():
+async def test_a_feed_with_an_unchanged_cursor_is_fetched_while_it_returns_new_messages():
     """Whether or not that is committed yet."""
     feed, store = FakeFeed(read_ahead=True), Slow()
     pages_of_ids = [ids(range(n, n + 10)) for n in (0, 10, 20)]
@@ -420,7 +420,7 @@ async def test_a_feed_that_stands_still_is_asked_again_as_long_as_it_brings_news
     assert (result.messages, result.duplicates) == (30, 1)
 
 
-async def test_a_page_without_messages_saves_its_cursor_beside():
+async def test_the_cursor_of_a_page_without_messages_is_saved():
     feed = FakeFeed(read_ahead=True)
     feed.answer(
         Page([Message(str(n)) for n in range(10)], cursor="c1", next="c1"),

@@ -56,7 +56,7 @@ def test_g1_a_wake_during_a_poll_is_handled_by_the_next_one():
     assert schedule.next_poll(2.0) == Decision(1.5, Cause.WAKE)
 
 
-def test_g1_a_wake_before_a_poll_is_paid_by_it():
+def test_g1_a_wake_before_a_poll_is_handled_by_it():
     schedule = idle()
     schedule.wake(1.0)
     poll(schedule, 1.0, found=1)
@@ -74,7 +74,7 @@ def test_g1_a_wake_survives_a_poll_that_did_not_succeed(outcome):
 
 
 @pytest.mark.parametrize("hold", ["paused", "standby"])
-def test_g1_a_wake_while_held_waits_for_the_end_of_it(hold):
+def test_g1_a_wake_during_pause_or_standby_is_handled_afterwards(hold):
     schedule = idle()
     setattr(schedule, hold, True)
     schedule.wake(1.0)
@@ -83,7 +83,7 @@ def test_g1_a_wake_while_held_waits_for_the_end_of_it(hold):
     assert schedule.next_poll(3.0) == Decision(1.0, Cause.WAKE)
 
 
-def test_g1_a_hint_drops_its_own_wake_only_when_all_is_quiet():
+def test_g1_a_known_hint_drops_its_own_wake_only_when_no_poll_runs_or_is_due():
     schedule = idle()
     assert schedule.wake(1.0, push=True, known=True) is WakeResult.DROPPED
     assert schedule.wake(1.0, push=True) is WakeResult.OWED
@@ -109,7 +109,7 @@ def test_wake_delay_is_counted_from_the_first_wake():
 # G2
 
 
-def test_g2_nothing_starts_while_a_poll_runs():
+def test_g2_no_poll_starts_while_a_poll_runs():
     schedule = make()
     schedule.poll_started(0.0, Cause.START)
     schedule.wake(0.0)
@@ -122,7 +122,7 @@ def test_g2_nothing_starts_while_a_poll_runs():
 # G3
 
 
-def test_g3_a_flood_of_wakes_is_held_to_burst_and_rate():
+def test_g3_a_flood_of_wakes_is_limited_to_burst_and_rate():
     schedule = make(rate=2.0, burst=3)
     starts, now = [], 0.0
     while now < 10.0:
@@ -142,7 +142,7 @@ def test_without_a_rate_there_is_no_limit():
     assert schedule.earliest <= 0.0
 
 
-def test_g3_the_servers_not_before_beats_push_timer_and_manual_polls():
+def test_g3_not_before_of_the_server_delays_push_timer_and_manual_polls():
     schedule = idle(fallback_interval=5.0)
     schedule.not_before(1.0, 100.0, jitter=0.0)
     schedule.wake(2.0)
@@ -158,7 +158,7 @@ def test_g3_of_two_not_befores_the_later_one_counts():
 
 
 @pytest.mark.parametrize(("asked", "granted"), [(-5.0, 0.0), (0.0, 0.0), (1e12, MAX_NOT_BEFORE)])
-def test_g3_what_the_server_asks_for_is_bounded(asked, granted):
+def test_g3_not_before_of_the_server_is_bounded(asked, granted):
     schedule = idle()
     schedule.not_before(0.0, asked, jitter=0.0)
     assert schedule.server_not_before == granted
@@ -179,7 +179,7 @@ def test_a_continuation_takes_no_token_but_waits_for_the_server():
     assert schedule.next_poll(0.0) == Decision(7.0, Cause.CONTINUATION)
 
 
-def test_a_continuation_that_fails_goes_on_after_its_backoff_for_a_token():
+def test_a_failed_continuation_is_retried_only_when_a_token_is_available():
     schedule = idle(rate=0.5, burst=1, fallback_interval=None)
     poll(schedule, 10.0, cause=Cause.MANUAL, outcome=Outcome.MORE, found=9)
     poll(schedule, 10.0, outcome=Outcome.FAILED)
@@ -198,7 +198,7 @@ def test_g4_the_timer_is_jittered_downwards():
         assert schedule.next_poll(0.0) == Decision(pytest.approx(due), Cause.TIMER)
 
 
-def test_g4_the_timer_is_never_off_while_a_channel_claims_health():
+def test_g4_the_timer_stays_on_while_a_channel_is_up():
     schedule = idle()
     schedule.set_channel("push", up=True)
     assert schedule.next_poll(0.0) == Decision(60.0, Cause.TIMER)
@@ -215,7 +215,7 @@ def test_g4_the_interval_is_shorter_while_a_channel_is_down():
 
 
 @pytest.mark.parametrize(("fallback", "degraded", "interval"), [(5.0, 10.0, 5.0), (60.0, None, 60.0)])
-def test_the_degraded_interval_never_lengthens_and_may_be_off(fallback, degraded, interval):
+def test_the_degraded_interval_never_lengthens_the_fallback_interval_and_can_be_off(fallback, degraded, interval):
     schedule = idle(fallback_interval=fallback, degraded_interval=degraded)
     schedule.set_channel("a", up=False)
     assert schedule.interval == interval
@@ -253,11 +253,11 @@ def test_backoff_is_jittered_down_to_a_half():
     assert failures(make(), 2, jitter=0.0) == pytest.approx([FIRST_BACKOFF / 2, FIRST_BACKOFF])
 
 
-def test_a_refusal_is_tried_again_slowly_and_for_ever():
+def test_a_refused_poll_is_retried_slowly_and_without_end():
     assert failures(make(), 3, outcome=Outcome.REFUSED) == pytest.approx([SLOW_BACKOFF] * 3)
 
 
-def test_backoff_is_not_bypassed_by_wakes_or_by_hand():
+def test_wakes_and_manual_polls_do_not_bypass_the_backoff():
     schedule = idle()
     poll(schedule, 10.0, outcome=Outcome.FAILED, jitter=1.0)
     for at in (10.1, 10.2, 10.3):
@@ -276,7 +276,7 @@ def test_one_success_does_not_end_a_streak_of_failures():
     assert delays == pytest.approx([1, 2, 4, 8, 16])
 
 
-def test_success_for_as_long_as_the_last_delay_ends_the_streak():
+def test_the_backoff_resets_after_success_for_as_long_as_the_last_delay():
     schedule = make()
     failures(schedule, 3)
     poll(schedule, 10.0)
@@ -324,14 +324,14 @@ def test_a_poll_after_a_push_that_finds_something_is_not_repeated():
     assert schedule.next_poll(100.0).cause is Cause.TIMER
 
 
-def test_a_plain_wake_promises_nothing():
+def test_an_empty_poll_after_a_plain_wake_is_not_repeated():
     schedule = idle()
     schedule.wake(100.0)
     poll(schedule, 100.0)
     assert schedule.next_poll(100.0).cause is Cause.TIMER
 
 
-def test_a_push_that_survives_a_failed_poll_still_promises():
+def test_an_empty_poll_after_a_push_and_a_failed_poll_is_repeated():
     schedule = idle()
     schedule.wake(100.0, push=True)
     poll(schedule, 100.0, outcome=Outcome.FAILED)
@@ -356,7 +356,7 @@ def test_timer_polls_that_find_messages_while_a_channel_is_up_shorten_the_interv
     assert schedule.next_poll(200.0) == Decision(210.0, Cause.TIMER)
 
 
-def test_a_push_that_was_right_takes_the_suspicion_away():
+def test_a_push_followed_by_messages_ends_the_lossy_state():
     schedule = idle()
     schedule.set_channel("push", up=True)
     lossy(schedule)
@@ -365,7 +365,7 @@ def test_a_push_that_was_right_takes_the_suspicion_away():
     assert schedule.interval == 60.0
 
 
-def test_a_push_on_its_way_is_no_evidence():
+def test_a_timer_poll_with_a_wake_before_or_during_it_counts_no_missed_push():
     schedule = idle()
     schedule.set_channel("push", up=True)
     schedule.wake(100.0, push=True)
@@ -378,7 +378,7 @@ def test_a_push_on_its_way_is_no_evidence():
     assert schedule.missed_pushes == 0
 
 
-def test_without_a_channel_that_is_up_messages_by_the_timer_are_no_evidence():
+def test_no_missed_push_is_counted_while_no_channel_is_up():
     schedule = idle()
     lossy(schedule)
     schedule.set_channel("push", up=False)
@@ -389,14 +389,14 @@ def test_without_a_channel_that_is_up_messages_by_the_timer_are_no_evidence():
 # Long polling
 
 
-def test_an_idle_consumer_waits_at_the_feed_when_no_channel_is_up():
+def test_an_idle_consumer_starts_a_waiting_fetch_only_while_no_channel_is_up():
     schedule = idle()
     assert schedule.next_poll(1.0, can_wait=True) == Decision(1.0, Cause.WAIT)
     schedule.set_channel("push", up=True)
     assert schedule.next_poll(1.0, can_wait=True).cause is Cause.TIMER
 
 
-def test_a_wish_that_is_due_does_not_wait():
+def test_a_due_wake_takes_precedence_over_a_waiting_fetch():
     schedule = idle()
     schedule.wake(1.0)
     assert schedule.next_poll(1.0, can_wait=True) == Decision(1.0, Cause.WAKE)
@@ -411,7 +411,7 @@ def test_waiting_fetches_take_tokens_and_obey_the_server():
     assert schedule.next_poll(0.5, can_wait=True) == Decision(100.5, Cause.TIMER)
 
 
-def test_a_server_that_does_not_hold_its_answer_is_left_to_the_timer():
+def test_a_server_that_answers_waiting_fetches_early_is_polled_by_the_timer():
     schedule = idle()
     for _ in range(EARLY_ANSWERS):
         assert schedule.next_poll(1.0, can_wait=True).cause is Cause.WAIT
@@ -421,7 +421,7 @@ def test_a_server_that_does_not_hold_its_answer_is_left_to_the_timer():
     assert schedule.next_poll(61.0, can_wait=True).cause is Cause.WAIT
 
 
-def test_a_server_that_holds_is_waited_for_again_and_again():
+def test_waiting_fetches_continue_while_the_server_holds_its_answers():
     schedule = idle()
     for at in range(0, 300, 30):
         poll(schedule, float(at), end=at + 30.0, cause=Cause.WAIT, wait=30.0)
@@ -431,7 +431,7 @@ def test_a_server_that_holds_is_waited_for_again_and_again():
 # Another clock, another run
 
 
-def test_a_schedule_goes_on_by_another_clock():
+def test_a_schedule_keeps_its_delays_when_the_clock_is_shifted():
     schedule = idle(wake_delay=5.0)
     schedule.wake(10.0)
     schedule.shift(1000.0)
@@ -440,14 +440,14 @@ def test_a_schedule_goes_on_by_another_clock():
     assert schedule.next_poll(1015.0) == Decision(1075.0, Cause.TIMER)
 
 
-def test_a_run_that_begins_polls_at_once_within_the_limits():
+def test_a_new_run_polls_as_soon_as_not_before_allows():
     schedule = idle()
     schedule.not_before(0.0, 30.0, jitter=0.0)
     schedule.begin()
     assert schedule.next_poll(1.0) == Decision(30.0, Cause.START)
 
 
-def test_a_continuation_that_was_abandoned_is_free_no_more():
+def test_a_continuation_after_an_abandoned_poll_waits_for_a_token():
     schedule = make(rate=0.1, burst=1)
     poll(schedule, 0.0, outcome=Outcome.MORE, found=9)
     poll(schedule, 1.0, outcome=Outcome.ABANDONED)
@@ -488,13 +488,13 @@ def waiting(**changes):
     return schedule
 
 
-def test_a_poll_that_stopped_at_a_message_goes_on_when_that_may_be_tried_again():
+def test_a_poll_that_stopped_at_a_message_continues_at_its_retry_time():
     schedule = waiting()
     assert schedule.next_poll(1.0) == Decision(100.0, Cause.CONTINUATION)
     assert (schedule.earliest, schedule.mode(1.0), schedule.mode(100.0)) == (100.0, Mode.BACKOFF, Mode.IDLE)
 
 
-def test_while_a_message_waits_neither_push_nor_timer_nor_hand_polls():
+def test_pushes_and_the_timer_start_no_poll_while_a_message_waits_for_its_retry():
     schedule = waiting(fallback_interval=10.0)
     schedule.wake(2.0, push=True)
     assert schedule.next_poll(50.0, can_wait=True) == Decision(100.0, Cause.CONTINUATION)
@@ -504,34 +504,34 @@ def test_while_a_message_waits_neither_push_nor_timer_nor_hand_polls():
     assert not schedule.owes
 
 
-def test_a_poll_that_goes_on_at_a_message_takes_no_token():
+def test_a_poll_that_continues_at_a_waiting_message_takes_no_token():
     schedule = waiting(rate=0.001, burst=1)
     assert schedule.next_poll(100.0).at == 100.0
     poll(schedule, 100.0)
     assert schedule.next_poll(100.0).at == pytest.approx(1_000)
 
 
-def test_the_server_may_ask_for_more_than_a_message():
+def test_a_longer_not_before_delays_the_retry_of_a_message():
     schedule = waiting()
     schedule.not_before(0.0, 500.0, jitter=0.0)
     assert schedule.next_poll(1.0) == Decision(500.0, Cause.CONTINUATION)
     assert schedule.mode(1.0) is Mode.THROTTLED
 
 
-def test_a_poll_that_goes_on_and_fails_has_its_backoff():
+def test_a_failed_poll_at_a_waiting_message_has_a_backoff():
     schedule = waiting()
     poll(schedule, 100.0, outcome=Outcome.FAILED)
     assert schedule.next_poll(100.0) == Decision(100.0 + FIRST_BACKOFF / 2, Cause.RETRY)
 
 
-def test_after_the_message_all_is_as_ever():
+def test_the_timer_starts_polls_again_after_a_waiting_message():
     schedule = waiting()
     poll(schedule, 100.0, found=1)
     assert schedule.next_poll(101.0) == Decision(160.0, Cause.TIMER)
     assert schedule.earliest < 100.0
 
 
-def test_one_message_after_the_other_may_have_to_wait():
+def test_several_messages_can_wait_for_a_retry_one_after_the_other():
     schedule = waiting()
     schedule.poll_started(100.0, Cause.CONTINUATION)
     schedule.poll_ended(100.0, Outcome.MORE, resume_at=130.0)
@@ -541,19 +541,19 @@ def test_one_message_after_the_other_may_have_to_wait():
     assert schedule.next_poll(130.0).at <= 130.0, "another reason, and no wait"
 
 
-def test_a_run_that_begins_waits_for_the_message_too():
+def test_a_new_run_waits_for_the_retry_of_a_message():
     schedule = waiting()
     schedule.begin()
     assert schedule.next_poll(1.0) == Decision(100.0, Cause.START)
 
 
-def test_in_another_event_loop_the_wait_is_as_long():
+def test_the_retry_delay_of_a_message_is_kept_when_the_clock_is_shifted():
     schedule = waiting()
     schedule.shift(1_000.0)
     assert schedule.next_poll(1_001.0).at == 1_100.0
 
 
-def test_from_another_place_of_the_feed_no_message_is_waited_for():
+def test_resume_now_cancels_the_wait_for_a_message():
     schedule = waiting()
     schedule.resume_now()
     schedule.wake(1.0)

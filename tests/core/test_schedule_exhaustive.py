@@ -88,7 +88,7 @@ def explore(root):
 @pytest.mark.slow
 @pytest.mark.no_cover  # lines are counted where it is quick
 @pytest.mark.parametrize(("wake_delay", "can_wait"), [(0.0, False), (1.0, True)])
-def test_every_interleaving_of_a_small_world_keeps_g1_to_g4(wake_delay, can_wait):
+def test_every_short_interleaving_of_schedule_events_keeps_g1_to_g4(wake_delay, can_wait):
     root = World(wake_delay=wake_delay, can_wait=can_wait)
     root.check()
     transitions = explore(root)

@@ -15,7 +15,7 @@ from push_to_poll_client._wakes import CAPACITY, Inbox
 pytestmark = pytest.mark.anyio
 
 
-async def test_what_was_left_before_comes_first_and_in_order():
+async def test_pushes_put_before_open_are_delivered_first_and_in_order():
     inbox, got = Inbox(), []
     inbox.put(Push("1"))
     inbox.put(None)
@@ -25,7 +25,7 @@ async def test_what_was_left_before_comes_first_and_in_order():
     assert got == [Push("1"), None, Push("2")]
 
 
-async def test_what_comes_from_a_thread_is_delivered_in_the_loop():
+async def test_a_push_from_a_thread_is_delivered_in_the_event_loop():
     inbox, threads, delivered = Inbox(), [], anyio.Event()
 
     def deliver(push):
@@ -39,7 +39,7 @@ async def test_what_comes_from_a_thread_is_delivered_in_the_loop():
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_a_task_of_the_loop_does_not_wake_it(monkeypatch):
+async def test_a_call_from_a_task_does_not_wake_its_own_event_loop(monkeypatch):
     """To be woken takes the loop a write, a read and a turn. But a signal handler comes when it waits, too."""
     loop, woken, called = asyncio.get_running_loop(), [], []
     wake = loop.call_soon_threadsafe
@@ -59,7 +59,7 @@ async def test_a_task_of_the_loop_does_not_wake_it(monkeypatch):
     assert called == ["from a task", "from no task", "from a thread"]
 
 
-async def test_a_flood_from_a_thread_is_one_call_and_ends_with_a_push_that_nothing_drops():
+async def test_a_flood_of_pushes_is_cut_to_capacity_and_ends_with_a_push_without_a_hint():
     inbox, got = Inbox(), []
 
     def flood():
@@ -85,7 +85,7 @@ async def test_after_close_wakes_are_kept_for_the_next_loop():
     assert (first, second) == ([], [Push("kept")])
 
 
-async def test_a_call_that_comes_after_close_delivers_nothing():
+async def test_a_push_that_is_not_delivered_before_close_is_delivered_after_the_next_open():
     inbox, got = Inbox(), []
     inbox.open(EventLoop(), got.append)
     thread = threading.Thread(target=inbox.put, args=[Push("late")])
@@ -100,7 +100,7 @@ async def test_a_call_that_comes_after_close_delivers_nothing():
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_loop_that_has_ended_loses_no_wake(backend):
+def test_a_push_put_after_its_event_loop_ended_is_delivered_in_the_next_one(backend):
     inbox, got = Inbox(), []
 
     async def open_only():
@@ -118,7 +118,7 @@ def test_a_loop_that_has_ended_loses_no_wake(backend):
     assert got == [Push("kept")]
 
 
-async def test_event_loops_are_told_apart_and_their_clock_is_read_from_threads():
+async def test_different_event_loops_are_unequal_and_threads_can_read_their_clock():
     loop = EventLoop()
     assert loop == EventLoop()
     assert loop != "loop"
@@ -131,7 +131,7 @@ async def make_loop():
     return EventLoop()
 
 
-async def test_a_task_that_was_meant_raises_its_cancellation_again():
+async def test_failure_of_raises_a_cancellation_of_its_own_task_again():
     with anyio.CancelScope() as scope:
         scope.cancel()
         try:
@@ -142,7 +142,7 @@ async def test_a_task_that_was_meant_raises_its_cancellation_again():
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_task_that_was_not_meant_has_a_failure_to_tell():
+async def test_failure_of_turns_the_cancellation_of_an_awaited_future_into_an_error():
     future = asyncio.get_running_loop().create_future()
     future.cancel()
     try:
@@ -153,7 +153,7 @@ async def test_a_task_that_was_not_meant_has_a_failure_to_tell():
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_asyncios_own_cancellation_does_not_cut_what_runs_in_its_own_task():
+async def test_an_asyncio_cancellation_does_not_interrupt_work_run_by_in_own_task():
     begun, go_on, done = anyio.Event(), anyio.Event(), []
 
     async def work():
@@ -172,7 +172,7 @@ async def test_asyncios_own_cancellation_does_not_cut_what_runs_in_its_own_task(
     assert done == ["work"]
 
 
-async def test_what_runs_in_its_own_task_answers_and_raises_as_if_it_did_not():
+async def test_in_own_task_returns_the_result_and_raises_the_error_unchanged():
     async def answer():
         return 42
 
@@ -184,7 +184,7 @@ async def test_what_runs_in_its_own_task_answers_and_raises_as_if_it_did_not():
         await in_own_task(fail)
 
 
-def test_a_signal_handler_may_wake_while_its_thread_is_inside():
+def test_a_signal_handler_may_put_a_push_while_its_thread_holds_the_lock():
     inbox = Inbox()
     with inbox._lock:
         inbox.put(Push("from the handler"))

@@ -65,7 +65,7 @@ async def fetched(server, count):
 
 
 @by_either_channel
-async def test_catches_up_from_nothing_and_stays_current_by_push_alone(server, consumer_at, running):
+async def test_a_consumer_catches_up_and_stays_current_by_pushes_alone(server, consumer_at, running):
     ids = server.publish(form(300, 1000))
     consumer = running(consumer_at())
     await consumer.until(len(ids))
@@ -94,7 +94,7 @@ async def test_g1_a_push_during_a_poll_is_answered_by_the_next_poll(server, cons
 
 
 @by_either_channel
-async def test_a_lost_push_costs_the_fallback_interval(server, consumer_at, running):
+async def test_the_fallback_poll_finds_a_message_whose_push_was_lost(server, consumer_at, running):
     consumer = running(consumer_at(fallback_interval=0.5, degraded_interval=0.5))
     await connected(server)
     server.faults.drop_next = 3
@@ -105,7 +105,7 @@ async def test_a_lost_push_costs_the_fallback_interval(server, consumer_at, runn
 
 
 @by_either_channel
-async def test_a_dead_connection_is_made_again_and_the_gap_is_polled(server, consumer_at, running):
+async def test_a_listener_reconnects_and_a_poll_finds_the_messages_missed_meanwhile(server, consumer_at, running):
     consumer = running(consumer_at())
     await connected(server)
     server.faults.drop_next = 1
@@ -116,7 +116,7 @@ async def test_a_dead_connection_is_made_again_and_the_gap_is_polled(server, con
 
 
 @by_either_channel
-async def test_a_server_that_restarts_loses_nothing(server, consumer_at, running):
+async def test_no_message_is_lost_when_the_server_restarts(server, consumer_at, running):
     consumer = running(consumer_at())
     await connected(server)
     server.stop()
@@ -125,7 +125,7 @@ async def test_a_server_that_restarts_loses_nothing(server, consumer_at, running
     await consumer.until(50)
 
 
-async def test_a_failing_server_loses_nothing(server, consumer_at, running):
+async def test_no_message_is_lost_when_the_server_fails_or_cuts_an_answer(server, consumer_at, running):
     consumer = running(consumer_at(fallback_interval=0.5, degraded_interval=0.5))
     for fault in ({"fail_next": 1, "fail_status": 500}, {"cut_next": 1}, {"fail_next": 1, "retry_after": 0}):
         server.faults.set(**fault)
@@ -134,7 +134,7 @@ async def test_a_failing_server_loses_nothing(server, consumer_at, running):
         assert consumer.processed[-3:] == ids
 
 
-async def test_what_was_recorded_is_not_processed_again_by_the_next_process(server, consumer_at, running):
+async def test_recorded_messages_are_not_processed_again_by_the_next_consumer(server, consumer_at, running):
     server.publish(250)
     async with anyio.create_task_group() as tasks:
         first = consumer_at()
@@ -148,7 +148,7 @@ async def test_what_was_recorded_is_not_processed_again_by_the_next_process(serv
 
 
 @pytest.mark.long_form  # chaos/test_kill.py kills a consumer at more moments and judges more
-def test_a_process_that_is_killed_loses_nothing(server, tmp_path):
+def test_no_message_is_lost_when_tail_is_killed_and_restarted(server, tmp_path):
     ids = server.publish(3000)
     command = [
         sys.executable,

@@ -42,7 +42,7 @@ def settle(work, items):
 # What is next
 
 
-def test_one_of_each_lane_may_be_under_way_in_the_order_of_the_feed():
+def test_one_message_per_ordering_key_is_in_flight_in_feed_order():
     work = work_of("a", "a", "b", "c", "b")
     taken = [work.take(1) for _ in range(3)]
     assert [names(items) for items in taken] == [["a1"], ["b1"], ["c1"]]
@@ -50,7 +50,7 @@ def test_one_of_each_lane_may_be_under_way_in_the_order_of_the_feed():
     assert work.left == 2
 
 
-def test_the_next_of_a_lane_comes_when_the_one_before_it_is_settled():
+def test_a_message_waits_until_the_one_before_it_with_its_ordering_key_is_settled():
     work = work_of("a", "a", "b", "b")
     first, second = work.take(1), work.take(1)
     settle(work, second)
@@ -60,20 +60,20 @@ def test_the_next_of_a_lane_comes_when_the_one_before_it_is_settled():
     assert work.left == 0
 
 
-def test_what_is_free_again_comes_in_its_place_of_the_feed():
+def test_messages_of_a_freed_ordering_key_come_in_feed_order():
     work = work_of("a", "b", "a", "c", "c")
     first = work.take(1)
     settle(work, first)
     assert [names(work.take(1)) for _ in range(3)] == [["b1"], ["a2"], ["c1"]]
 
 
-def test_a_take_may_bring_several_of_one_lane_in_their_order():
+def test_one_take_can_return_several_messages_of_an_ordering_key_in_order():
     work = work_of("a", "a", "b", "a", "c", "a")
     assert names(work.take(5)) == ["a1", "a2", "b1", "a3", "c1"]
     assert work.take(5) == [], "the rest of a lane waits for what is under way of it"
 
 
-def test_lanes_of_a_take_are_free_when_all_of_it_is():
+def test_ordering_keys_of_one_take_are_freed_together():
     work = work_of("a", "a", "b", "a")
     items = work.take(3)
     work.settled(items[0])
@@ -82,7 +82,7 @@ def test_lanes_of_a_take_are_free_when_all_of_it_is():
     assert names(work.take(3)) == ["a3"]
 
 
-def test_what_is_not_settled_keeps_its_lane_and_no_other():
+def test_an_unsettled_message_blocks_only_its_own_ordering_key():
     work = work_of("a", "b", "a", "b", "b")
     items = work.take(2)
     work.settled(items[1])
@@ -91,7 +91,7 @@ def test_what_is_not_settled_keeps_its_lane_and_no_other():
     assert work.left == 1
 
 
-def test_what_comes_later_joins_the_lane_that_is_under_way():
+def test_a_message_added_later_waits_for_its_ordering_key_in_flight():
     work = work_of("a")
     first = work.take(1)
     work.add([item("a2", "a"), item("b1", "b")], 2.0)
@@ -100,12 +100,12 @@ def test_what_comes_later_joins_the_lane_that_is_under_way():
     assert names(work.take(5)) == ["a2"]
 
 
-def test_nothing_is_taken_of_nothing():
+def test_an_empty_work_queue_returns_no_messages():
     work = Work()
     assert (work.take(3), work.left, work.waits_since, list(work.unsettled)) == ([], 0, None, [])
 
 
-def test_lanes_need_no_order_and_are_told_apart_as_a_dict_does():
+def test_ordering_keys_are_compared_like_dict_keys_and_need_no_order():
     nan = float("nan")
     lanes = [None, "1", 1, 1.0, (1,), frozenset({1}), nan, nan, object(), True]
     work = Work()
@@ -119,7 +119,7 @@ def test_lanes_need_no_order_and_are_told_apart_as_a_dict_does():
 # How far
 
 
-def test_the_cursor_stands_before_the_first_that_is_not_settled():
+def test_the_cursor_stays_before_the_first_unsettled_message():
     work = work_of("a", "b", "c")
     a, b, c = (work.take(1)[0] for _ in range(3))
     work.settled(c)
@@ -131,7 +131,7 @@ def test_the_cursor_stands_before_the_first_that_is_not_settled():
     assert list(work.unsettled) == []
 
 
-def test_a_page_without_cursors_of_its_messages_has_one_at_its_end():
+def test_a_page_without_message_cursors_has_a_cursor_at_its_end():
     work = Work()
     work.add([item("1", cursor=None), item("2", cursor=None)], 5.0, cursor="page")
     items = work.take(2)
@@ -149,7 +149,7 @@ def test_the_cursor_of_a_page_that_is_settled_may_be_saved_at_once(names_of):
 
 
 @pytest.mark.parametrize("names_of", [[], ["2", "3"]], ids=["an empty page", "a page of duplicates"])
-def test_it_waits_for_what_is_held_of_the_pages_before_it(names_of):
+def test_the_cursor_of_a_settled_page_waits_for_unsettled_earlier_pages(names_of):
     work = Work()
     work.add([item("1")], 5.0, cursor="first")
     work.add([item(name, settled=True) for name in names_of], 6.0, cursor="second")
@@ -158,7 +158,7 @@ def test_it_waits_for_what_is_held_of_the_pages_before_it(names_of):
     assert (work.cursor, work.read_at) == ("second", 6.0)
 
 
-def test_a_cursor_is_as_old_as_the_page_that_it_is_of():
+def test_a_cursor_has_the_arrival_time_of_its_page():
     work = Work()
     work.add([item("1", "a", read_at=5.0)], 5.0, cursor="first")
     work.add([item("2", "b", read_at=6.0), item("3", "c", read_at=6.0)], 6.0, cursor="second")
@@ -170,14 +170,14 @@ def test_a_cursor_is_as_old_as_the_page_that_it_is_of():
     assert (work.cursor, work.read_at) == ("second", 6.0)
 
 
-def test_what_has_no_cursor_leaves_it_to_what_comes_before():
+def test_a_message_without_a_cursor_keeps_the_cursor_of_the_message_before_it():
     work = Work()
     work.add([item("1", "a"), item("2", "b", cursor=None)], 0.0)
     settle(work, work.take(2))
     assert work.cursor == "after 1"
 
 
-def test_what_waits_says_since_when_while_something_is_left():
+def test_waits_since_is_the_arrival_time_of_the_oldest_waiting_message():
     work = Work()
     work.add([item("1", arrived=3.0)], 0.0)
     work.add([item("2", arrived=4.0)], 0.0)
@@ -225,7 +225,7 @@ class Model:
 
 @settings(max_examples=form(20, 60))
 @given(PAGES, st.data())
-def test_any_pages_are_done_in_order_per_lane_and_the_cursor_covers_a_prefix(pages, data):
+def test_any_pages_are_taken_in_order_per_key_and_the_cursor_covers_a_settled_prefix(pages, data):
     work, model = Work(), Model()
     pages = list(pages)
     while pages or work.left or model.under_way:
@@ -268,7 +268,7 @@ def test_any_pages_are_done_in_order_per_lane_and_the_cursor_covers_a_prefix(pag
 
 @pytest.mark.parametrize("lanes", [1, 3, 1000])
 @pytest.mark.parametrize("most", [1, 7, 5000])
-def test_what_a_message_costs_does_not_grow_with_the_page(lanes, most, monkeypatch):
+def test_the_cost_of_a_message_does_not_grow_with_the_page(lanes, most, monkeypatch):
     """Counted, not timed: two entries of the heap for each message, however many wait with it."""
     counts = defaultdict(int)
     for name in ("heappush", "heappop"):

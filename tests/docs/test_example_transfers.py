@@ -43,7 +43,7 @@ def consumer(feed, bank):
     return example.Transfers(feed, SQLiteStore(bank, transactional=True))
 
 
-async def test_each_transfer_is_made_once_whatever_the_feed_repeats(bank):
+async def test_a_transfer_that_the_feed_repeats_is_made_once(bank):
     feed = FakeFeed(page_size=4, overlap=3)
     for number in range(20):
         feed.publish(f"t{number}", data={"from": "ann", "to": "bob" if number % 2 else "cem", "cents": 10})
@@ -54,7 +54,7 @@ async def test_each_transfer_is_made_once_whatever_the_feed_repeats(bank):
     assert ask(bank, "SELECT count(*), sum(cents) FROM transfer") == [(20, 200)]
 
 
-async def test_a_transfer_that_fails_moves_nothing_and_the_others_go_on(bank):
+async def test_a_failed_transfer_moves_no_money_and_the_others_are_made(bank):
     feed = FakeFeed()
     feed.publish("t1", data={"from": "ann", "to": "bob", "cents": 100})
     feed.publish("dear", data={"from": "ann", "to": "bob", "cents": 5000})
@@ -67,7 +67,7 @@ async def test_a_transfer_that_fails_moves_nothing_and_the_others_go_on(bank):
     assert ask(bank, "SELECT id FROM transfer ORDER BY id") == [("t1",), ("t2",)]
 
 
-def test_it_says_how_it_is_used():
+def test_the_example_without_arguments_prints_its_usage():
     usage = subprocess.run([sys.executable, PATH], capture_output=True, text=True, check=False, timeout=GUARD)
     assert usage.returncode == 1
     assert "python examples/transfers.py" in usage.stderr

@@ -119,7 +119,7 @@ def test_a_declaration_takes_fifteen_lines_or_fewer(name):
 
 
 @pytest.mark.parametrize("name", VENDORS)
-async def test_a_declaration_reads_its_vendor_and_then_what_is_new(name, serve):
+async def test_a_declared_feed_reads_all_messages_and_then_only_new_ones(name, serve):
     feed, url = declared(name)
     vendor = serve(VENDORS[name](5), url)
     if name == "ntfy":  # which is public
@@ -157,7 +157,7 @@ def own():
     return vendor, names["JMAPFeed"](client, "a1")
 
 
-async def test_a_feed_of_ones_own_reads_what_is_new(own):
+async def test_the_jmap_feed_of_the_page_reads_new_changed_and_destroyed_entries(own):
     vendor, feed = own
     before, cursors = await walk(feed, None)
     vendor.publish(3)
@@ -170,14 +170,14 @@ async def test_a_feed_of_ones_own_reads_what_is_new(own):
     assert len({message.key for message in after}) == 5
 
 
-async def test_a_feed_of_ones_own_says_that_its_cursor_expired(own):
+async def test_the_jmap_feed_of_the_page_raises_cursor_expired(own):
     vendor, feed = own
     vendor.oldest = 3
     with pytest.raises(CursorExpired, match="cannotCalculateChanges"):
         await feed.fetch(FetchRequest("1"))
 
 
-async def test_the_example_of_atom_prints_what_is_new_and_what_is_gone(serve, tmp_path, monkeypatch, capsys):
+async def test_the_atom_example_of_the_page_prints_new_and_deleted_entries(serve, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     block = next(block for block in BLOCKS if "AtomFeed(" in block)
     assert len([line for line in block.splitlines() if line.strip()]) <= 15

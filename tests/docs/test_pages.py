@@ -145,12 +145,12 @@ def test_every_guarantee_is_explained_and_shown_by_tests_that_pass(number):
         assert not any(".xfail(" in decorator for decorator in decorators), f"{name} is expected to fail"
 
 
-def test_no_test_is_named_but_as_evidence():
+def test_the_guarantees_page_names_tests_only_as_evidence():
     named = {name for _, name in evidence(GUARANTEES)}
     assert set(re.findall(r"\btest_\w+(?!\w*\.py)\b", re.sub(r"\[.*?\]\(.*?\)", "", GUARANTEES))) == named
 
 
-def test_guarantees_are_called_as_in_readme_and_as_unfinished():
+def test_guarantee_titles_and_unfinished_marks_match_the_readme():
     in_readme = re.findall(r"^\| (G\d+) \| (.*?) \| (.*) \|$", README, re.MULTILINE)
     explained = re.findall(r"^## (G\d+): (.*)$", GUARANTEES, re.MULTILINE)
     assert explained == [(number, name) for number, name, _ in in_readme]
@@ -158,7 +158,7 @@ def test_guarantees_are_called_as_in_readme_and_as_unfinished():
     assert unfinished == {number for number, _ in explained if "*Not yet" in section(GUARANTEES, f"{number}: ")}
 
 
-def test_the_limits_are_these():
+def test_the_documented_limits_match_the_code():
     def default(thing, name):
         return inspect.signature(thing).parameters[name].default
 
@@ -221,7 +221,7 @@ def test_the_limits_are_these():
 
 
 @pytest.mark.parametrize("feed", [PagedFeed, AtomFeed, DurableStreamFeed])
-def test_the_limits_of_the_other_feeds_are_those_of_one(feed):
+def test_shared_arguments_of_all_feeds_have_the_defaults_of_http_feed(feed):
     """What they are all given is the same by default, but for how long they wait for what is new."""
     own, one = inspect.signature(feed).parameters, inspect.signature(HTTPFeed).parameters
     shared = own.keys() & one.keys() - {"max_wait"}
@@ -278,7 +278,7 @@ def documented(level, text):
 
 
 @pytest.mark.no_cover  # it reads the package and runs none of it
-def test_every_log_line_is_explained_with_its_level_and_no_other():
+def test_the_documented_log_lines_and_levels_match_the_code():
     explained = set()
     for level, text in logged():
         lines = list(documented(level, text))
@@ -287,14 +287,14 @@ def test_every_log_line_is_explained_with_its_level_and_no_other():
     assert explained == {line for _, line, *_ in table(OPERATIONS, "level | line")}
 
 
-def test_the_loggers_are_these():
+def test_the_documented_logger_names_match_the_code():
     named = {name for name in spans(section(OPERATIONS, "Log lines")) if name.startswith("push_to_poll_client")}
     names = {ast.unparse(call.args[0]).strip("'") for call in calls() if call.func.attr == "getLogger"}
     others = {"httpx", "push_response"}  # which are not written to
     assert names - {"__name__"} - others | {sse.__name__, websocket.__name__} == named
 
 
-def test_what_is_said_of_a_channel_is_said():
+def test_the_documented_texts_of_push_channels_exist_in_the_package():
     texts = [text for node in package_nodes() if (text := template(node))]
     for cell, *_ in table(section(OPERATIONS, "Push channels"), "text"):
         (text,) = spans(cell)
@@ -314,7 +314,7 @@ def said_by_handlers():
     return {verdict.__name__, *(kind.__name__ for kind in verdict.__subclasses__())}
 
 
-def test_what_a_handler_may_say_is_explained():
+def test_every_message_verdict_is_explained():
     assert said_by_handlers() - {"MessageVerdict"} <= {
         name.partition("(")[0] for name in spans(section(OPERATIONS, "A message fails"))
     }
@@ -327,7 +327,7 @@ def test_every_policy_is_explained():
     }
 
 
-def test_dead_letters_have_these_members(tmp_path, capsys):
+def test_the_documented_members_of_an_exported_dead_letter_match_the_output(tmp_path, capsys):
     state, letter = str(tmp_path / "orders.db"), DeadLetter(key="1", id="1", raw=b"\xff", error="e")
 
     async def bury():
@@ -350,7 +350,7 @@ def test_every_mode_is_explained():
     assert [row[0].strip("`") for row in table(OPERATIONS, "mode | meaning")] == [mode.value for mode in Mode]
 
 
-def test_what_to_watch_is_there():
+def test_the_documented_status_fields_exist():
     there = {field.name for kind in (Status, ListenerStatus) for field in fields(kind)}
     there |= {f"counters.{field.name}" for field in fields(Counters)} | {"lag(now)"}
     rows = table(OPERATIONS, "of `status()`")
@@ -374,14 +374,14 @@ def state(tmp_path):
     return tmp_path / "orders.db"
 
 
-def test_status_has_these_members(state, capsys):
+def test_the_documented_members_of_the_json_status_match_the_output(state, capsys):
     assert typed("status", "--state", str(state), "--json") == Exit.DONE
     shown = json.loads(capsys.readouterr().out)
     members = [row[0].strip("`") for row in table(OPERATIONS, "member")]
     assert sorted(members) == sorted([*shown, *shown["consumers"][0]])
 
 
-def test_status_has_these_lines(state, capsys):
+def test_the_documented_lines_of_the_status_command_match_the_output(state, capsys):
     assert typed("status", "--state", str(state)) == Exit.DONE
     shown = [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()]
     (example,) = re.findall(r"^```text\n(.*?)^```$", OPERATIONS, re.MULTILINE | re.DOTALL)
@@ -395,7 +395,7 @@ def python(text):
     return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def test_a_backup_is_one_while_the_file_is_in_use(state, monkeypatch, capsys):
+def test_the_documented_backup_works_while_the_state_file_is_in_use(state, monkeypatch, capsys):
     monkeypatch.chdir(state.parent)
 
     async def back_up():
@@ -411,7 +411,7 @@ def test_a_backup_is_one_while_the_file_is_in_use(state, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_sigterm_is_a_stop_in_a_program_of_ones_own(tmp_path):
+def test_the_documented_program_stops_cleanly_on_sigterm(tmp_path):
     program = python(README)[0].replace("anyio.run(orders.run)\n", "") + python(OPERATIONS)[0]
     with serve_in_thread(backlog=1) as server:
         program = program.replace("wss://shop.example/orders/push", server.push_url)
@@ -433,7 +433,7 @@ def test_sigterm_is_a_stop_in_a_program_of_ones_own(tmp_path):
 
 
 @every_page
-def test_links_lead_somewhere(page):
+def test_the_target_of_every_relative_link_exists(page):
     text = page.read_text()
     for path, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]+))?\)", text):
         target = (page.parent / path).resolve() if path else page
@@ -484,7 +484,7 @@ def test_names_of_the_package_exist(page):
         assert name in known, name
 
 
-def test_who_gets_the_source_gets_what_is_linked():
+def test_the_source_distribution_includes_every_page():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     included = set(build["targets"]["sdist"]["include"])
     for page in PAGES:

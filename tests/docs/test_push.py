@@ -75,7 +75,7 @@ def test_every_block_of_the_page_runs(program):
     assert {"hooks", "verifiers", "couchdb", "dropbox", "syncthing", "signed_by_plaid", "gmail"} <= program.keys()
 
 
-def test_the_verifiers_of_the_page_refuse_what_nobody_signed(program):
+def test_the_verifiers_of_the_page_refuse_an_unsigned_request(program):
     for verify in program["verifiers"].values():
         assert not verify(WebhookRequest(body=b'{"value": [{"clientState": "other"}]}'))
 
@@ -85,7 +85,7 @@ def jwt_of(body, *, at, kid="k1", key=PLAID):
     return jwt.encode(claims, key, algorithm="ES256", headers={"kid": kid})
 
 
-async def test_the_jwt_of_the_page_is_verified(program):
+async def test_the_jwt_verifier_of_the_page_accepts_only_valid_and_recent_tokens(program):
     now = int(time.time())
     other = ec.generate_private_key(ec.SECP256R1())
     cases = [
@@ -137,7 +137,7 @@ def case(request):
     broker.close()
 
 
-async def test_a_listener_of_ones_own_wakes_and_outlives_the_death_of_its_broker(case):
+async def test_the_listeners_of_the_page_wake_and_reconnect_after_their_broker_restarts(case):
     broker, text, there, here, publish, topic = case
     listener = block_with(text, there, here.format(port=broker.port))["listener"]
     listener._fraction = lambda: 0.0

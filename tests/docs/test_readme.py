@@ -48,7 +48,7 @@ def at(text, server):
     )
 
 
-def test_the_fifteen_lines_run(server, capsys, monkeypatch, tmp_path):
+def test_the_first_readme_example_runs_and_has_at_most_fifteen_lines(server, capsys, monkeypatch, tmp_path):
     block = blocks("python")[0]
     assert len([line for line in block.splitlines() if line]) <= 15
     monkeypatch.chdir(tmp_path)
@@ -76,7 +76,7 @@ def stops_after(run, count):
     return run_and_stop
 
 
-def test_the_money_moves_exactly_once(monkeypatch, tmp_path):
+def test_the_transactional_readme_example_moves_money_exactly_once(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with closing(sqlite3.connect("bank.db")) as connection, connection:
         connection.execute("CREATE TABLE account(name TEXT PRIMARY KEY, cents INTEGER CHECK(cents >= 0))")
@@ -100,7 +100,7 @@ def test_the_money_moves_exactly_once(monkeypatch, tmp_path):
     assert [letter.error.split(":")[0] for letter in letters] == ["IntegrityError", "DeadLetterMessage"]
 
 
-def test_the_declared_feed_runs():
+def test_the_paged_feed_readme_example_reads_all_events():
     space = {}
     exec(compile(block_with("events = PagedFeed("), "README.md", "exec"), space)  # noqa: S102  # it is ours
     feed, github = space["events"], GitHub(5)
@@ -119,7 +119,7 @@ def test_the_declared_feed_runs():
     assert [message.id for message in messages] == [event["id"] for event in github.entries]
 
 
-def test_the_webhook_is_a_listener_and_an_application():
+def test_the_webhook_readme_example_is_a_listener_and_an_asgi_application():
     space = {}
     exec(compile(block_with("WebhookListener("), "README.md", "exec"), space)  # noqa: S102  # it is ours
     assert Consumer(FakeFeed(), store=MemoryStore(), process=print, listeners=[space["hooks"]])
@@ -127,7 +127,7 @@ def test_the_webhook_is_a_listener_and_an_application():
     assert anyio.run(client.post, "/hooks").status_code == httpx.codes.UNAUTHORIZED
 
 
-def test_the_feed_of_ones_own_runs():
+def test_the_custom_feed_readme_example_reads_all_messages():
     space = {}
     exec(compile(block_with("class Tickets:"), "README.md", "exec"), space)  # noqa: S102  # it is ours
     tickets = [{"id": "1"}, {"id": "2"}]
@@ -151,7 +151,7 @@ def test_the_feed_of_ones_own_runs():
     assert anyio.run(poll) == (tickets, [True] * 3)
 
 
-def test_the_commands_run(server, capfd, monkeypatch, tmp_path):
+def test_the_readme_commands_run(server, capfd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     lines = at("\n".join(blocks("console")), server).replace(f"--push {server.push_url}", "--once")
     webhook = "--webhook 127.0.0.1:8080 --webhook-verify github \\\n    --webhook-secret-env SECRET"
@@ -187,5 +187,5 @@ def test_the_options_table_has_the_defaults_of_a_consumer():
     assert numbers["shutdown_timeout"] == 10
 
 
-def test_every_guarantee_is_stated():
+def test_the_readme_states_every_guarantee():
     assert re.findall(r"^\| (G\d+) \|", README, re.MULTILINE) == [f"G{n}" for n in range(1, 13)]

@@ -99,7 +99,7 @@ def named(page):
         *((bad, "which is no offset") for bad in ["a=b", "a?b", "a b", "é", "9" * 1025]),
     ],
 )
-async def test_without_a_good_offset_it_is_no_stream(feed_of, offset, text):
+async def test_a_missing_or_invalid_stream_next_offset_is_a_feed_error(feed_of, offset, text):
     offset = offset if offset is None else offset.encode("latin-1")
     feed, _ = feed_of(end(b"[1]", offset))
     with pytest.raises(FeedError, match=re.escape(text)) as failed:
@@ -110,7 +110,7 @@ async def test_without_a_good_offset_it_is_no_stream(feed_of, offset, text):
 
 
 @pytest.mark.parametrize("value", ["true", "TRUE", " True "])
-async def test_true_is_true_in_any_case(feed_of, value):
+async def test_boolean_headers_accept_true_in_any_case(feed_of, value):
     feed, _ = feed_of(answer(b"[1]", stream_up_to_date=value), answer(b"[1]", stream_closed=value))
     first, second = await feed.fetch(FetchRequest()), await feed.fetch(FetchRequest())
     assert (first.next, first.closed) == (None, False)
@@ -118,7 +118,7 @@ async def test_true_is_true_in_any_case(feed_of, value):
 
 
 @pytest.mark.parametrize("value", ["", "yes", "1", "false", "true, true"])
-async def test_any_other_value_is_none(feed_of, value):
+async def test_any_other_value_of_a_boolean_header_is_false(feed_of, value):
     feed, _ = feed_of(answer(b"[1]", stream_up_to_date=value, stream_closed=value))
     page = await feed.fetch(FetchRequest())
     assert (page.next, page.closed) == ("9/1", False)
@@ -127,14 +127,14 @@ async def test_any_other_value_is_none(feed_of, value):
 @pytest.mark.parametrize(
     ("cursor", "echoed"), [("17", "cursor=17&"), ("a b", "cursor=a%20b&"), ("é", ""), ("7" * 257, ""), ("", "")]
 )
-async def test_a_cursor_for_caches_is_echoed_if_it_can_be(feed_of, cursor, echoed):
+async def test_a_valid_stream_cursor_is_echoed_in_the_next_long_poll(feed_of, cursor, echoed):
     feed, server = feed_of(end(stream_cursor=cursor.encode("latin-1")), answer(b"", status=204, offset="9"))
     await feed.fetch(FetchRequest())
     await feed.fetch(FetchRequest("9/0", wait=5))
     assert server.asked[1] == f"GET {echoed}live=long-poll&offset=9"
 
 
-async def test_a_server_that_asks_to_be_left_alone_is_heard(feed_of):
+async def test_retry_after_and_backoff_headers_are_reported_on_pages_and_errors(feed_of):
     feed, _ = feed_of(
         end(retry_after="7"), answer(b"", status=404, retry_after="8"), answer(status=503, backoff="9")
     )
@@ -146,7 +146,7 @@ async def test_a_server_that_asks_to_be_left_alone_is_heard(feed_of):
     assert (refused.value.retry_after, failed.value.retry_after) == (8, 9)
 
 
-async def test_what_brings_messages_leads_on(feed_of):
+async def test_messages_without_a_new_offset_are_a_feed_error(feed_of):
     """Else they would come for ever, under ever new names."""
     feed, _ = feed_of(answer(b"[1]", "9"), answer(b"[1]", "9"))
     page = await feed.fetch(FetchRequest())
@@ -154,20 +154,20 @@ async def test_what_brings_messages_leads_on(feed_of):
         await feed.fetch(FetchRequest(page.next))
 
 
-async def test_an_empty_page_that_leads_nowhere_is_an_end(feed_of):
+async def test_an_empty_page_without_a_new_offset_ends_the_poll(feed_of):
     feed, server = feed_of(answer(b"[1]", "9"), answer(b"[]", "9"))
     result = await Log(feed).poll_now()
     assert (result.messages, result.caught_up, len(server.asked)) == (1, True, 2)
 
 
-async def test_pages_without_messages_lead_on(feed_of):
+async def test_empty_pages_with_new_offsets_are_followed(feed_of):
     feed, _ = feed_of(answer(b"[]", "1"), answer(b"[]", "2"), end(b"[7]", "3"))
     consumer = Log(feed)
     assert (await consumer.poll_now()).pages == 3
     assert consumer.processed == ["0"]
 
 
-async def test_an_offset_may_begin_with_anything(feed_of):
+async def test_an_offset_that_sorts_before_minus_one_is_accepted(feed_of):
     """Also with what sorts before the "-1" that stands for the beginning (§8)."""
     feed, _ = feed_of(end(b"[1]", "!1"))
     assert (await feed.fetch(FetchRequest())).cursor == "!1/1"
@@ -185,7 +185,7 @@ async def test_an_offset_may_begin_with_anything(feed_of):
         ("bytes", None, answer(b"", "9", kind=TEXT)),
     ],
 )
-async def test_a_body_that_was_lost_on_the_way_is_not_passed_over(feed_of, messages, cursor, empty):
+async def test_an_empty_body_with_a_later_offset_is_a_feed_error(feed_of, messages, cursor, empty):
     feed, _ = feed_of(empty, messages=messages)
     with pytest.raises(FeedError, match=r"sent an empty body, and an offset behind '(5|-1)'") as failed:
         await feed.fetch(FetchRequest(cursor))
@@ -205,7 +205,7 @@ async def test_a_body_that_was_lost_on_the_way_is_not_passed_over(feed_of, messa
         ("lines", "9/3", answer(b"", "9", kind=TEXT)),
     ],
 )
-async def test_nothing_new_needs_no_body(feed_of, messages, cursor, empty):
+async def test_an_answer_without_new_messages_may_have_an_empty_body(feed_of, messages, cursor, empty):
     feed, server = feed_of(empty, messages=messages)
     page = await feed.fetch(FetchRequest(cursor))
     assert (list(page.messages), page.cursor, len(server.asked)) == ([], cursor or "9/0", 1)
@@ -223,7 +223,7 @@ async def test_an_offset_reaches_the_server_as_it_was_given(feed_of, offset):
 # What is known
 
 
-async def test_what_brought_something_is_not_known(feed_of):
+async def test_the_etag_of_an_answer_with_messages_is_not_sent_again(feed_of):
     """By a 304 a crash would lose it."""
     feed, server = feed_of(*[end(b"[1]", etag='"1"')] * 2)
     for _ in range(2):
@@ -231,14 +231,14 @@ async def test_what_brought_something_is_not_known(feed_of):
     assert server.known == [None, None]
 
 
-async def test_a_304_cannot_hide_that_a_stream_is_closed(feed_of):
+async def test_the_etag_of_a_closed_stream_is_not_sent_again(feed_of):
     feed, server = feed_of(*[end(b"[]", etag='"1:c"', stream_closed="true")] * 2)
     for _ in range(2):
         assert (await feed.fetch(FetchRequest("9/1"))).closed
     assert server.known == [None, None]
 
 
-async def test_held_answers_leave_what_is_known(feed_of):
+async def test_long_polls_do_not_replace_the_stored_etag(feed_of):
     held = [end(b"[]", "9", etag=f'"{n}"', stream_cursor=str(n)) for n in range(20)]
     feed, server = feed_of(end(b"[]", "9", etag='"here"'), *held, httpx.Response(304))
     await feed.fetch(FetchRequest("9/1"))
@@ -249,7 +249,7 @@ async def test_held_answers_leave_what_is_known(feed_of):
     assert server.known == [None] * 21 + ['"here"']
 
 
-async def test_the_end_of_a_stream_is_never_taken_for_fresh(feed_of):
+async def test_max_age_never_saves_a_request_at_the_end_of_a_stream(feed_of):
     """The protocol has servers say so of all they send (§10.1), and the end may be a minute old in a second."""
     feed, server = feed_of(*[end(b"[]", "9", cache_control="public, max-age=60")] * 2)
     for _ in range(2):
@@ -257,7 +257,7 @@ async def test_the_end_of_a_stream_is_never_taken_for_fresh(feed_of):
     assert len(server.asked) == 2
 
 
-async def test_a_feed_that_was_closed_knows_nothing(feed_of):
+async def test_a_closed_feed_forgets_its_etags(feed_of):
     feed, server = feed_of(*[end(b"[]", "9", etag='"here"')] * 2)
     await feed.fetch(FetchRequest("9/1"))
     await feed.aclose()
@@ -269,7 +269,7 @@ async def test_a_feed_that_was_closed_knows_nothing(feed_of):
 
 
 @pytest.mark.parametrize("cursor", ["", "/", "a/b", "9/", "9/1/2/3", "9/-1", "now/0", "9/٣", "a b/0", "9" * 1100])
-async def test_what_is_no_cursor_has_expired(feed_of, cursor):
+async def test_an_invalid_cursor_raises_cursor_expired(feed_of, cursor):
     feed, server = feed_of()
     with pytest.raises(CursorExpired, match="is no cursor of a Durable Stream") as expired:
         await feed.fetch(FetchRequest(cursor))
@@ -281,14 +281,14 @@ async def test_what_is_no_cursor_has_expired(feed_of, cursor):
     ("cursor", "name"),
     [(None, "0"), ("-1", "0"), ("9", "9+0"), ("a:b+c/7", "7"), ("9/a:b+7", "a:b+7"), ("9/2:7/1", "2:8")],
 )
-async def test_a_cursor_says_where_and_what_comes_there(feed_of, cursor, name):
+async def test_the_id_of_the_next_message_follows_from_the_cursor(feed_of, cursor, name):
     feed, _ = feed_of(end(b'["a", "b"]', "a:c"))
     page = await feed.fetch(FetchRequest(cursor))
     assert page.messages[0].id == name
     assert Place.of(page.cursor).cursor == page.cursor
 
 
-async def test_a_stream_that_is_cut_more_finely_than_before_is_read_on(feed_of):
+async def test_a_saved_cursor_works_when_the_server_sends_shorter_answers_than_before(feed_of):
     """The saved cursor passes over three; now they come in two answers."""
     feed, _ = feed_of(answer(b"[0, 1]", "2"), end(b"[2, 3]", "4"))
     first = await feed.fetch(FetchRequest("-1/0/3"))
@@ -296,7 +296,7 @@ async def test_a_stream_that_is_cut_more_finely_than_before_is_read_on(feed_of):
     assert named(await feed.fetch(FetchRequest(first.next))) == [("3", 3)]
 
 
-async def test_a_stream_with_less_than_was_read_was_made_anew(feed_of):
+async def test_a_stream_that_ends_before_the_cursor_raises_cursor_expired(feed_of):
     feed, _ = feed_of(end(b"[0]", "9"), end(b"[]", "4"))
     for cursor in ("3/0/2", "5/2"):
         with pytest.raises(CursorExpired, match="it was deleted and made anew") as expired:
@@ -318,7 +318,7 @@ async def test_a_stream_with_less_than_was_read_was_made_anew(feed_of):
         (answer(b"", status=503, offset=None), FeedError, "it is asked again later"),
     ],
 )
-async def test_which_410_it_is_tells_the_stream_itself(feed_of, head, kind, text):
+async def test_a_head_request_decides_the_meaning_of_a_410(feed_of, head, kind, text):
     feed, server = feed_of(answer(b"", status=410), head)
     with pytest.raises(kind, match=text) as failed:
         await feed.fetch(FetchRequest("5/3:17"))
@@ -331,7 +331,7 @@ MOVED = httpx.Response(308, headers={"location": "/maintenance"})
 
 
 @pytest.mark.parametrize("there", [answer(b"", status=410), answer(b"", status=404), answer(offset=None)])
-async def test_a_redirect_that_leads_nowhere_is_not_believed_and_not_remembered(feed_of, there):
+async def test_a_redirect_to_a_url_without_a_stream_is_a_feed_error_and_not_remembered(feed_of, there):
     feed, server = feed_of(MOVED, there, end(b"[1]", "6"), MOVED, there, end(b"[]", "6"))
     with pytest.raises(FeedError) as failed:
         await feed.fetch(FetchRequest("5/3:17"))
@@ -352,14 +352,14 @@ async def test_a_redirect_that_led_to_the_stream_is_remembered(feed_of):
     assert server.asked == ["GET offset=now"] * 3 + ["GET offset=5"]
 
 
-async def test_a_stream_that_is_gone_from_its_beginning_is_gone(feed_of):
+async def test_a_410_for_the_beginning_of_a_stream_raises_feed_gone(feed_of):
     feed, server = feed_of(answer(b"", status=410))
     with pytest.raises(FeedGone):
         await feed.fetch(FetchRequest())
     assert len(server.asked) == 1
 
 
-async def test_the_end_of_a_stream_that_is_not_there(feed_of):
+async def test_latest_raises_an_error_while_the_stream_is_missing_or_invalid(feed_of):
     feed, server = feed_of(answer(b"", status=404), answer(b"[]", None), end(b"[]", "7"))
     with pytest.raises(FeedRefused, match="there is no stream yet"):
         await feed.latest()
@@ -374,14 +374,14 @@ async def test_the_end_of_a_stream_that_is_not_there(feed_of):
 @pytest.mark.parametrize(
     "body", [b"{}", b"[1, 2", b"1", b"[1,,2]", b"[1]2]", b"null", b" ", b'{"secret": [1]}', b"[1, 2}", b"<html>"]
 )
-async def test_what_is_no_array_is_one_clear_error(feed_of, body):
+async def test_a_body_that_is_not_a_json_array_is_a_feed_error_without_its_content(feed_of, body):
     feed, _ = feed_of(end(body))
     with pytest.raises(FeedError, match=r"sent no JSON array: .* \(\d+ bytes\)") as failed:
         await feed.fetch(FetchRequest())
     assert "secret" not in str(failed.value)
 
 
-async def test_what_cannot_be_read_does_not_spoil_the_others(feed_of):
+async def test_undecodable_elements_do_not_affect_the_other_messages(feed_of):
     deep = b"[" * 10_000 + b"]" * 10_000
     feed, _ = feed_of(end(b'[1, tru, "\xff", ' + deep + b', 1e999, {"a": "]"}, ]}'.replace(b", ]}", b"]")))
     messages = (await feed.fetch(FetchRequest())).messages
@@ -394,7 +394,7 @@ async def test_what_cannot_be_read_does_not_spoil_the_others(feed_of):
         assert message.error is None
 
 
-async def test_data_is_read_once(feed_of):
+async def test_the_data_of_a_message_is_decoded_once(feed_of):
     feed, _ = feed_of(end(b"[[1]]"))
     (message,) = (await feed.fetch(FetchRequest())).messages
     assert message.data is message.data
@@ -406,7 +406,7 @@ async def test_data_is_read_once(feed_of):
     [("1", False), (str(list(range(12))), False), ('"' + "x" * 100 + '"', True)],
     ids=["decoded", "split", "in a thread"],
 )
-async def test_a_page_has_so_many_messages_at_most(feed_of, element, thread):
+async def test_a_long_answer_is_split_into_pages_of_limited_size(feed_of, element, thread):
     """The same answer is asked for again, and what is settled of it passed over."""
     body = f"[{','.join([element] * 25_000)}]".encode()
     assert (len(body) > 1 << 20) == thread
@@ -423,7 +423,7 @@ async def test_a_page_has_so_many_messages_at_most(feed_of, element, thread):
     assert server.asked == ["GET offset=-1"] * 3
 
 
-async def test_the_end_of_a_long_answer_of_a_closed_stream_comes_when_all_of_it_was_given(feed_of):
+async def test_a_split_answer_of_a_closed_stream_is_closed_only_on_its_last_page(feed_of):
     for kind, body in (("json", b"[1, 2, 3]"), ("lines", b"1\n2\n3")):
         whole = answer(body, kind=JSON if kind == "json" else TEXT, stream_closed="true")
         feed, _ = feed_of(*[whole] * 2, messages=kind)
@@ -434,7 +434,7 @@ async def test_the_end_of_a_long_answer_of_a_closed_stream_comes_when_all_of_it_
         assert [page.closed for page in (first, second)] == [False, True]
 
 
-async def test_a_body_may_not_be_larger_than_agreed(feed_of):
+async def test_a_body_larger_than_max_body_is_a_feed_error(feed_of):
     feed, _ = feed_of(end(b"[" + b"1," * 600 + b"1]"), max_body=1000)
     with pytest.raises(FeedError, match="more than 1000 bytes; raise max_body="):
         await feed.fetch(FetchRequest())
@@ -443,7 +443,7 @@ async def test_a_body_may_not_be_larger_than_agreed(feed_of):
 # Lines
 
 
-async def test_a_line_is_read_over_as_many_answers_as_it_takes(feed_of):
+async def test_one_fetch_reads_a_line_across_several_answers(feed_of):
     feed, server = feed_of(
         answer(b"a\nbc", "1", kind=TEXT),
         answer(b"de", "2", kind=TEXT),
@@ -459,7 +459,7 @@ async def test_a_line_is_read_over_as_many_answers_as_it_takes(feed_of):
     assert server.asked == [f"GET offset={offset}" for offset in ("-1", "1", "2", "3")]
 
 
-async def test_what_is_in_hand_of_a_line_is_not_asked_for_again(feed_of):
+async def test_a_partial_line_is_kept_and_not_requested_again(feed_of):
     feed, server = feed_of(
         end(b"a\nb", "1", kind=TEXT), end(b"", "1", kind=TEXT), end(b"c\n", "2", kind=TEXT), messages="lines"
     )
@@ -469,7 +469,7 @@ async def test_what_is_in_hand_of_a_line_is_not_asked_for_again(feed_of):
     assert server.asked == ["GET offset=-1", "GET offset=1", "GET offset=1"]
 
 
-async def test_after_a_304_it_is_still_in_hand(feed_of):
+async def test_a_partial_line_is_kept_after_a_304(feed_of):
     known = {"etag": '"1"', "kind": TEXT}
     feed, server = feed_of(
         end(b"a\nb", "1", **known),
@@ -485,7 +485,7 @@ async def test_after_a_304_it_is_still_in_hand(feed_of):
     assert len(server.asked) == 4
 
 
-async def test_a_held_answer_that_does_not_end_the_line_is_followed_by_another(feed_of):
+async def test_a_long_poll_that_does_not_complete_the_line_is_followed_by_another(feed_of):
     feed, server = feed_of(
         end(b"a", "1", kind=TEXT),
         10.0,
@@ -501,7 +501,7 @@ async def test_a_held_answer_that_does_not_end_the_line_is_followed_by_another(f
     assert server.asked[1:] == ["GET live=long-poll&offset=1", "GET live=long-poll&offset=2"]
 
 
-async def test_a_held_answer_that_comes_empty_ends_the_wait(feed_of):
+async def test_an_empty_answer_to_a_long_poll_ends_the_wait_for_the_rest_of_a_line(feed_of):
     feed, server = feed_of(end(b"a", "1", kind=TEXT), end(b"", "1", kind=TEXT), messages="lines")
     await feed.fetch(FetchRequest())
     page = await feed.fetch(FetchRequest("-1/0", wait=30))
@@ -509,20 +509,20 @@ async def test_a_held_answer_that_comes_empty_ends_the_wait(feed_of):
     assert len(server.asked) == 2
 
 
-async def test_what_is_in_hand_belongs_to_its_cursor(feed_of):
+async def test_a_partial_line_is_used_only_for_its_own_cursor(feed_of):
     feed, server = feed_of(*[end(b"a\nb", "1", kind=TEXT)] * 2, messages="lines")
     assert (await feed.fetch(FetchRequest())).cursor == "-1/0/2"
     assert named(await feed.fetch(FetchRequest())) == [("0", "a")]
     assert server.asked == ["GET offset=-1"] * 2
 
 
-async def test_a_line_may_not_be_longer_than_agreed(feed_of):
+async def test_a_line_longer_than_max_body_is_a_feed_error(feed_of):
     feed, _ = feed_of(*[answer(b"x" * 600, str(n), kind=TEXT) for n in range(3)], messages="lines", max_body=1000)
     with pytest.raises(FeedError, match="has a line of more than 1000 bytes; raise max_body="):
         await feed.fetch(FetchRequest())
 
 
-async def test_a_line_that_is_no_text_or_no_json_is_the_one_that_fails(feed_of):
+async def test_an_undecodable_line_does_not_affect_the_other_lines(feed_of):
     body = b"a\n\xff\n\n{\n3\n"
     feed, _ = feed_of(*[end(body, kind=TEXT)] * 2, messages="lines")
     lines = (await feed.fetch(FetchRequest())).messages
@@ -538,7 +538,7 @@ async def test_a_line_that_is_no_text_or_no_json_is_the_one_that_fails(feed_of):
 # Waiting
 
 
-async def test_a_server_that_holds_for_longer_is_asked_once_more(feed_of):
+async def test_a_long_poll_held_longer_than_the_wait_is_followed_by_a_plain_request(feed_of):
     feed, server = feed_of(60.0, answer(b"", status=204), end(b"[1]"))
     server.answers.pop(1)
     began = anyio.current_time()
@@ -548,14 +548,14 @@ async def test_a_server_that_holds_for_longer_is_asked_once_more(feed_of):
     assert server.asked == ["GET live=long-poll&offset=8", "GET offset=8"]
 
 
-async def test_it_waits_no_longer_than_max_wait_and_not_at_all_without(feed_of):
+async def test_a_fetch_is_a_long_poll_only_if_max_wait_is_set(feed_of):
     for max_wait, expected in ((5.0, "GET live=long-poll&offset=8"), (None, "GET offset=8")):
         feed, server = feed_of(end(b"[]", "8"), max_wait=max_wait)
         await feed.fetch(FetchRequest("8/0", wait=20))
         assert server.asked == [expected]
 
 
-async def test_a_closed_stream_ends_a_wait(feed_of):
+async def test_the_close_of_a_stream_ends_a_long_poll(feed_of):
     feed, _ = feed_of(1.0, answer(b"", "8", status=204, kind={}, stream_closed="true"))
     page = await feed.fetch(FetchRequest("8/3", wait=20))
     assert (list(page.messages), page.cursor, page.next, page.closed) == ([], "8/3", None, True)
@@ -575,7 +575,7 @@ async def test_a_closed_stream_ends_a_wait(feed_of):
         ("message", "another server's", True),
     ],
 )
-async def test_which_events_are_pushes(event, data, is_push):
+async def test_every_event_is_a_push_except_a_control_event_without_a_close(event, data, is_push):
     push = DurableStreamFeed.hint(ServerSentEvent(event, data, ""))
     assert (push is not None) == is_push
 
@@ -583,7 +583,7 @@ async def test_which_events_are_pushes(event, data, is_push):
 # The feed itself
 
 
-async def test_it_shows_no_secret():
+async def test_repr_and_identity_of_a_feed_show_no_secret():
     feed = DurableStreamFeed(URL, messages="lines")
     assert repr(feed) == f"DurableStreamFeed('{WHERE}')"
     assert feed.identity.startswith(f"{WHERE}#")
@@ -603,7 +603,7 @@ async def test_it_shows_no_secret():
         ({"url": "ftp://shop.example/"}, ValueError, "http"),
     ],
 )
-def test_what_has_no_meaning_is_said_at_once(settings, kind, text):
+def test_invalid_arguments_are_refused_at_construction(settings, kind, text):
     with pytest.raises(kind, match=text):
         DurableStreamFeed(**{"url": "https://shop.example/orders", **settings})
 
@@ -617,7 +617,7 @@ def test_what_has_no_meaning_is_said_at_once(settings, kind, text):
         ("bytes", b"\xff", b"\xff"),
     ],
 )
-def test_a_dead_letter_comes_back_as_it_was(messages, raw, data):
+def test_restore_rebuilds_the_message_of_a_dead_letter(messages, raw, data):
     letter = DeadLetter(key="k", id="7", raw=raw, error="e")
     message = DurableStreamFeed("https://shop.example/orders", messages=messages).restore(letter)
     assert (message.id, message.key, message.raw, message.data) == ("7", "k", raw, data)
@@ -673,7 +673,7 @@ class TestBytes(TestJSON):
 # Consumers
 
 
-async def test_messages_that_were_dropped_are_missed_by_name_and_the_rest_is_read(running):
+async def test_dropped_messages_are_reported_and_the_remaining_messages_are_processed(running):
     """Retention (§4): what comes after the gap has names of its own, so dedupe takes none of it for known."""
     stream = MemoryStream()
     stream.append(b"0", b"1", b"2")
@@ -692,7 +692,7 @@ async def test_messages_that_were_dropped_are_missed_by_name_and_the_rest_is_rea
     assert consumer.processed[-1] == "1:2"
 
 
-async def test_a_stream_that_is_not_there_yet_is_waited_for():
+async def test_a_consumer_polls_slowly_until_a_missing_stream_exists():
     stream = MemoryStream()
     stream.status = 404
     consumer = Log(DurableStreamFeed("https://shop.example/orders", client=stream.client()))
@@ -706,7 +706,7 @@ async def test_a_stream_that_is_not_there_yet_is_waited_for():
         consumer.stop()
 
 
-async def test_one_long_poll_follows_the_other_and_brings_what_comes_at_once():
+async def test_long_polls_follow_each_other_and_deliver_a_message_at_once():
     stream = MemoryStream()
     consumer = Log(DurableStreamFeed("https://shop.example/orders", client=stream.client()))
     async with anyio.create_task_group() as tasks:
@@ -721,7 +721,7 @@ async def test_one_long_poll_follows_the_other_and_brings_what_comes_at_once():
     assert anyio.current_time() == before
 
 
-async def test_pages_that_were_read_ahead_come_in_their_order_and_once():
+async def test_prefetched_pages_are_processed_in_order_and_once():
     stream = MemoryStream(page_size=20)
     stream.append(*[b"{}"] * 200)
     stream.close()
@@ -779,7 +779,7 @@ stops = st.lists(st.integers(0, 5), max_size=6)
     stops,
     st.integers(1, 4),
 )
-def test_json_messages_are_the_same_however_it_is_cut(elements, sizes, stops, most):
+def test_json_messages_do_not_depend_on_the_lengths_of_the_answers(elements, sizes, stops, most):
     stream = Stream("json", elements, closed=False)
     assert read_all(stream, sizes, stops, most)[0] == [(str(n), raw) for n, raw in enumerate(elements)]
 
@@ -792,7 +792,7 @@ def test_json_messages_are_the_same_however_it_is_cut(elements, sizes, stops, mo
     st.integers(1, 4),
     st.booleans(),
 )
-def test_lines_are_the_same_however_it_is_cut(pieces, sizes, stops, most, closed):
+def test_lines_do_not_depend_on_the_lengths_of_the_answers(pieces, sizes, stops, most, closed):
     whole, at, expected = b"".join(pieces), 0, []
     for line in whole.split(b"\n"):
         expected.append((str(at), line.removesuffix(b"\r")))
@@ -807,7 +807,7 @@ def test_lines_are_the_same_however_it_is_cut(pieces, sizes, stops, most, closed
 
 @settings(max_examples=100)
 @given(st.lists(st.binary(min_size=1, max_size=3), max_size=9), a_cut)
-def test_bytes_are_all_there_however_it_is_cut(pieces, sizes):
+def test_bytes_messages_contain_every_byte_once_for_any_lengths_of_the_answers(pieces, sizes):
     seen, _ = read_all(Stream("bytes", pieces, closed=False), sizes, [], 1)
     assert b"".join(raw for _, raw in seen) == b"".join(pieces)
     ends = [tuple(map(int, name.split("-"))) for name, _ in seen]
@@ -823,7 +823,7 @@ cursors = st.one_of(
 
 @settings(max_examples=150)
 @given(st.sampled_from(sorted(FRAMINGS)), bodies, cursors, st.sampled_from(["9", "a", "zz"]), st.booleans())
-def test_any_body_is_messages_or_one_clear_error(kind, body, cursor, offset, ends):
+def test_any_body_gives_valid_messages_or_a_feed_error(kind, body, cursor, offset, ends):
     try:
         said = Said.of({"stream-next-offset": offset, "stream-up-to-date": str(ends)}, "it")
         begin = Begin(Place.of(cursor))

@@ -141,7 +141,7 @@ class TestAsItIsServed(TestPagesOfTwo):
         self.server = server
 
 
-async def test_messages_carry_what_was_appended_one_by_one_or_many_at_once(server, feed_of):
+async def test_messages_carry_the_values_of_single_and_batch_appends(server, feed_of):
     stream = server.stream({"a": 1}, "text")
     stream.append(None, [2, [3]], 4.5)
     page = await fetch(feed_of(stream))
@@ -195,7 +195,7 @@ async def test_each_message_is_processed_once_across_a_failure_in_the_middle_of_
     assert processed == numbers(9)
 
 
-async def test_what_is_appended_reaches_the_handler_by_a_held_answer(server, feed_of, running):
+async def test_a_long_poll_delivers_appended_messages_to_the_handler(server, feed_of, running):
     stream = server.stream(0)
     consumer = running(reading(feed_of(stream)))
     for number in range(1, 6):
@@ -206,7 +206,7 @@ async def test_what_is_appended_reaches_the_handler_by_a_held_answer(server, fee
     assert consumer.processed == numbers(6)
 
 
-async def test_a_wake_cancels_a_held_answer_and_is_answered_at_once(server, feed_of, running):
+async def test_poll_now_cancels_a_long_poll_and_polls_at_once(server, feed_of, running):
     stream = server.stream(0)
     consumer = running(reading(feed_of(stream, max_wait=NEVER)))
     for _ in range(3):
@@ -215,14 +215,14 @@ async def test_a_wake_cancels_a_held_answer_and_is_answered_at_once(server, feed
             await consumer.poll_now()
 
 
-async def test_a_held_answer_without_news_is_no_error_and_moves_nothing(impatient_server, feed_of):
+async def test_a_long_poll_without_new_messages_is_an_empty_page_with_the_same_cursor(impatient_server, feed_of):
     feed = feed_of(impatient_server.stream(0))
     cursor = (await fetch(feed)).cursor
     page = await fetch(feed, cursor, wait=GUARD)
     assert (list(page.messages), page.cursor, page.next) == ([], cursor, None)
 
 
-async def test_a_server_that_holds_too_long_is_asked_again_without_waiting(server, feed_of):
+async def test_a_long_poll_that_the_server_holds_too_long_ends_with_an_empty_page(server, feed_of):
     stream = server.stream(0)
     feed = feed_of(stream)
     cursor = (await fetch(feed)).cursor
@@ -231,7 +231,7 @@ async def test_a_server_that_holds_too_long_is_asked_again_without_waiting(serve
     assert (list(page.messages), page.cursor, page.next) == ([], cursor, None)
 
 
-async def test_answers_without_news_do_not_make_a_busy_loop(impatient_server, feed_of, running):
+async def test_early_empty_answers_to_long_polls_do_not_cause_a_busy_loop(impatient_server, feed_of, running):
     """Three that come early, and the timer takes over until there is a poll of another cause."""
     feed = feed_of(impatient_server.stream(0), max_wait=20.0)
     waits, answered = [], anyio.Event()
@@ -254,7 +254,7 @@ async def test_answers_without_news_do_not_make_a_busy_loop(impatient_server, fe
     assert waits == [0.0, 20.0, 20.0, 20.0]
 
 
-async def test_what_is_asked(impatient_server):
+async def test_each_request_has_the_expected_query_cache_headers_and_timeout(impatient_server):
     """The last `Stream-Cursor` is echoed, queries are in alphabetical order, and patience goes with the wait."""
     asked, answered = [], []
 
@@ -283,7 +283,7 @@ async def test_what_is_asked(impatient_server):
     assert [status for status, *_ in answered] == [200, 204, 204, 200, 304]
 
 
-async def test_a_304_hides_neither_news_nor_the_end(server, feed_of):
+async def test_a_304_hides_neither_new_messages_nor_the_close_of_the_stream(server, feed_of):
     stream = server.stream(0)
     feed = feed_of(stream)
     cursor = (await fetch(feed)).cursor
@@ -298,7 +298,7 @@ async def test_a_304_hides_neither_news_nor_the_end(server, feed_of):
     assert (await fetch(feed, page.cursor)).closed
 
 
-async def test_a_consumer_survives_the_servers_death(feed_of, running, tmp_path):
+async def test_a_consumer_continues_after_its_server_is_killed_and_restarted(feed_of, running, tmp_path):
     with serving(dataDir=str(tmp_path), longPollTimeout=HOLD) as server:
         stream = server.stream(0)
         consumer = running(reading(feed_of(stream)))
@@ -312,7 +312,7 @@ async def test_a_consumer_survives_the_servers_death(feed_of, running, tmp_path)
         assert consumer.processed == numbers(2)
 
 
-async def test_a_server_that_forgot_the_stream_is_named_and_one_made_anew_stops_the_consumer(feed_of):
+async def test_a_lost_stream_is_refused_and_a_shorter_recreated_stream_is_an_expired_cursor(feed_of):
     with serving() as server:
         stream = server.stream(0, 1)
         feed = feed_of(stream)
@@ -342,7 +342,7 @@ async def test_a_deleted_stream_is_refused(server, feed_of):
         await consumer.poll_now()
 
 
-async def test_a_stream_that_is_deleted_while_an_answer_is_held_is_refused(server, feed_of):
+async def test_a_stream_that_is_deleted_during_a_long_poll_is_refused(server, feed_of):
     stream = server.stream(0)
     feed = feed_of(stream)
     cursor = (await fetch(feed)).cursor
@@ -357,7 +357,7 @@ async def test_a_stream_that_is_deleted_while_an_answer_is_held_is_refused(serve
             await fetch(feed, cursor, wait=GUARD)
 
 
-async def test_a_deleted_stream_that_has_forks_is_gone(server, feed_of):
+async def test_a_deleted_stream_with_forks_raises_feed_gone(server, feed_of):
     stream = server.stream(0)
     consumer = reading(feed_of(stream))
     await consumer.poll_now()
@@ -388,13 +388,13 @@ async def test_an_offset_that_the_server_cannot_read_is_refused(server, feed_of)
         ("application/json", "bytes", "give messages='json'"),
     ],
 )
-async def test_a_stream_of_another_kind_is_refused(server, feed_of, content_type, messages, text):
+async def test_a_stream_with_an_unexpected_content_type_is_refused(server, feed_of, content_type, messages, text):
     stream = server.stream(content_type=content_type)
     with pytest.raises(FeedRefused, match=text):
         await fetch(feed_of(stream, messages=messages))
 
 
-async def test_only_one_type_has_messages_of_its_own(server, feed_of):
+async def test_a_stream_with_a_json_suffix_type_is_read_as_ndjson_and_refused_as_json(server, feed_of):
     """What is JSON by its suffix is bytes to the server (§9)."""
     stream = server.stream(b'{"a": 1}\n', b'{"a": 2}\n', content_type="application/geo+json")
     assert (await walk(feed_of(stream, messages="ndjson")))[0] == [("0", {"a": 1}), ("9", {"a": 2})]
@@ -402,7 +402,7 @@ async def test_only_one_type_has_messages_of_its_own(server, feed_of):
         await fetch(feed_of(stream))
 
 
-async def test_a_long_answer_is_packed_and_read(server, feed_of):
+async def test_a_gzip_encoded_answer_is_decoded(server, feed_of):
     encodings = []
 
     async def note(response):
@@ -436,7 +436,7 @@ async def test_a_closed_stream_is_read_to_its_end_and_then_ends_the_consumer(ser
     assert consumer.processed == numbers(2)
 
 
-async def test_a_stream_that_is_closed_while_an_answer_is_held_ends_the_consumer(server, feed_of):
+async def test_a_stream_that_is_closed_during_a_long_poll_ends_the_consumer(server, feed_of):
     stream = server.stream(0)
     consumer = reading(feed_of(stream, max_wait=NEVER))
 
@@ -450,7 +450,7 @@ async def test_a_stream_that_is_closed_while_an_answer_is_held_ends_the_consumer
             await consumer.run()
 
 
-async def test_a_new_name_at_the_end_of_a_closed_stream_has_nothing_to_do(server, feed_of):
+async def test_a_new_consumer_with_start_latest_ends_at_once_on_a_closed_stream(server, feed_of):
     stream = server.stream(0)
     stream.end()
     consumer = reading(feed_of(stream), start="latest")
@@ -459,7 +459,7 @@ async def test_a_new_name_at_the_end_of_a_closed_stream_has_nothing_to_do(server
     assert consumer.processed == []
 
 
-async def test_a_stream_that_was_made_closed_ends_the_consumer(server, feed_of):
+async def test_a_stream_that_was_created_closed_ends_the_consumer(server, feed_of):
     for content_type, messages in (("application/json", "json"), ("text/plain", "lines")):
         stream = server.stream(content_type=content_type, Stream_Closed="true")
         consumer = reading(feed_of(stream, messages=messages))
@@ -478,7 +478,9 @@ async def test_a_stream_that_was_made_closed_ends_the_consumer(server, feed_of):
         ({"truncateBodyBytes": 0}, "sent an empty body, and an offset behind '-1'", None),
     ],
 )
-async def test_what_passes_is_a_failed_poll_and_the_cursor_stays(server, feed_of, fault, text, retry_after):
+async def test_a_temporary_fault_is_a_failed_poll_and_does_not_move_the_cursor(
+    server, feed_of, fault, text, retry_after
+):
     stream = server.stream(0, 1)
     server.fail(stream, **fault)
     consumer = reading(feed_of(stream))
@@ -493,7 +495,7 @@ async def test_what_passes_is_a_failed_poll_and_the_cursor_stays(server, feed_of
 # Places
 
 
-async def test_a_fork_reads_what_was_there_and_what_comes_with_the_same_numbers(server, feed_of):
+async def test_a_fork_has_the_messages_of_its_source_with_the_same_ids_and_then_its_own(server, feed_of):
     stream = server.stream(0, 1)
     fork = stream.fork()
     stream.append("not on the fork")
@@ -506,7 +508,7 @@ async def test_a_fork_reads_what_was_there_and_what_comes_with_the_same_numbers(
     assert (await fetch(feed_of(fork), page.cursor)).closed
 
 
-async def test_a_fork_outlives_its_source_and_hears_nothing_of_it(server, feed_of, running):
+async def test_a_fork_stays_readable_without_its_source_and_gets_no_later_message_of_it(server, feed_of, running):
     stream = server.stream(0, 1)
     fork = stream.fork()
     consumer = running(reading(feed_of(fork)))
@@ -522,7 +524,7 @@ async def test_a_fork_outlives_its_source_and_hears_nothing_of_it(server, feed_o
         await fetch(feed_of(stream))
 
 
-async def test_a_fork_of_a_fork_from_the_middle_of_an_append(server, feed_of):
+async def test_a_fork_of_a_fork_from_the_middle_of_an_append_continues_the_ids(server, feed_of):
     """Where the source has no offset the fork has one, and the numbers go on (§4.2)."""
     stream = server.stream(0)
     offset = (await fetch(feed_of(stream))).cursor.partition("/")[0]
@@ -537,7 +539,7 @@ async def test_a_fork_of_a_fork_from_the_middle_of_an_append(server, feed_of):
     assert (await walk(feed_of(second), f"{offset}/1/1"))[0] == seen[2:]
 
 
-async def test_a_new_name_may_begin_at_the_end(server, feed_of):
+async def test_a_new_consumer_with_start_latest_reads_only_later_messages(server, feed_of):
     stream = server.stream(0, 1)
     feed = feed_of(stream)
     consumer = reading(feed, start="latest")
@@ -552,7 +554,7 @@ async def test_a_new_name_may_begin_at_the_end(server, feed_of):
     assert [data for _, data in (await walk(feed, start))[0]] == ["a", "b", "c"]  # as a user may give it
 
 
-async def test_an_empty_stream_is_waited_at(server, feed_of, running):
+async def test_a_consumer_long_polls_an_empty_stream(server, feed_of, running):
     stream = server.stream()
     consumer = running(reading(feed_of(stream)))
     await run_sync(server.wait_until_held, stream)
@@ -561,7 +563,7 @@ async def test_an_empty_stream_is_waited_at(server, feed_of, running):
     assert consumer.processed == ["0"]
 
 
-async def test_after_a_reset_nothing_is_taken_for_known(feed_of):
+async def test_messages_of_a_recreated_stream_are_not_taken_for_duplicates(feed_of):
     """The numbers begin at 0 again, and must not be those of what was processed."""
     with serving() as server:
         stream = server.stream("a", "b", "c")
@@ -583,7 +585,9 @@ async def test_after_a_reset_nothing_is_taken_for_known(feed_of):
 # Other kinds of streams
 
 
-async def test_bytes_come_as_the_server_cuts_them(slow_reader_server, server, feed_of):
+async def test_bytes_messages_have_the_boundaries_of_the_answers_of_the_server(
+    slow_reader_server, server, feed_of
+):
     pieces = [b"\x00\x01", b"\xff" * 1000, b"\n"]
     for one, expected in ((slow_reader_server, pieces), (server, [b"".join(pieces)])):
         stream = one.stream(*pieces, content_type="application/octet-stream")
@@ -597,7 +601,7 @@ async def test_bytes_come_as_the_server_cuts_them(slow_reader_server, server, fe
         assert ends[-1] == 1003
 
 
-async def test_a_line_comes_when_it_has_ended(server, feed_of, running):
+async def test_a_line_is_processed_only_after_its_newline_or_the_close_of_the_stream(server, feed_of, running):
     stream = server.stream(b"first\r\nsec", content_type="text/plain; charset=utf-8")
     consumer = running(reading(feed_of(stream, messages="lines")))
     await run_sync(server.wait_until_held, stream)
@@ -612,7 +616,7 @@ async def test_a_line_comes_when_it_has_ended(server, feed_of, running):
     assert consumer.processed == ["0", "7", "14"]
 
 
-async def test_a_line_that_had_begun_is_whole_after_a_restart(server, feed_of, tmp_path):
+async def test_a_partial_line_is_read_completely_after_a_restart(server, feed_of, tmp_path):
     stream = server.stream(b"first\nsec", content_type="text/plain")
     processed = []
 
@@ -630,7 +634,7 @@ async def test_a_line_that_had_begun_is_whole_after_a_restart(server, feed_of, t
     assert processed == [("0", "first"), ("6", "second"), ("13", ""), ("14", "last")]
 
 
-async def test_ndjson_has_a_value_on_each_line(server, feed_of):
+async def test_each_nonempty_line_of_ndjson_is_a_message(server, feed_of):
     stream = server.stream(b'{"a": 1}\n\n[2', b"]\n", content_type="application/ndjson")
     assert (await walk(feed_of(stream, messages="ndjson")))[0] == [("0", {"a": 1}), ("10", [2])]
 
@@ -657,7 +661,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("messages", KINDS)
-async def test_events_wake_and_each_message_comes_once(server, feed_of, running, messages):
+async def test_each_append_is_pushed_as_an_event_and_processed_once(server, feed_of, running, messages):
     content_type, pieces = KINDS[messages]
     stream = server.stream(content_type=content_type)
     feed = feed_of(stream, messages=messages, max_wait=None)
@@ -671,7 +675,7 @@ async def test_events_wake_and_each_message_comes_once(server, feed_of, running,
     assert consumer.status().listeners[0].pushes == len(pieces)
 
 
-async def test_a_stream_of_events_that_the_server_ends_is_opened_again(server, feed_of, running):
+async def test_an_event_stream_that_the_server_ends_is_reopened(server, feed_of, running):
     """As it does every minute (§5.8). The first event of each connection is a control event."""
     stream = server.stream()
     feed = feed_of(stream, max_wait=None)
@@ -693,7 +697,7 @@ async def test_a_stream_of_events_that_the_server_ends_is_opened_again(server, f
     assert consumer.status().listeners[0].pushes == 1
 
 
-async def test_what_keeps_a_connection_is_no_push(impatient_server, feed_of, running):
+async def test_control_events_that_keep_the_connection_open_are_not_pushes(impatient_server, feed_of, running):
     """A control event every 20 ms, and not one of them is worth a poll."""
     feed = feed_of(impatient_server.stream(), max_wait=None)
     events, enough = [], anyio.Event()
@@ -712,7 +716,7 @@ async def test_what_keeps_a_connection_is_no_push(impatient_server, feed_of, run
     assert consumer.status().counters.polls <= 2
 
 
-async def test_a_close_is_a_push(server, feed_of, running):
+async def test_the_close_of_a_stream_is_pushed_and_ends_the_consumer(server, feed_of, running):
     stream = server.stream(0)
     feed = feed_of(stream, max_wait=None)
     listener, listens = pushed(feed)
@@ -738,7 +742,7 @@ def run(*arguments):
     )
 
 
-def test_it_runs_from_a_shell(server, tmp_path, capsys):
+def test_the_example_runs_from_a_shell_and_continues_from_its_state_file(server, tmp_path, capsys):
     """A second and a third time in this process, which does without a start of Python."""
     stream, state = server.stream({"n": 0}), str(tmp_path / "state.db")
     stream.append("é")
@@ -754,7 +758,7 @@ def test_it_runs_from_a_shell(server, tmp_path, capsys):
 
 
 @pytest.mark.long_form  # two more processes; the errors of the feed itself are tested above
-def test_from_a_shell_every_error_is_a_sentence(server):
+def test_the_example_prints_errors_without_a_traceback(server):
     stream = server.stream(0)
     stream.fork()
     stream.delete()

@@ -58,7 +58,7 @@ def asked(server, step):
     return [request for request in server.requests if request.url.path.endswith(step)]
 
 
-async def test_a_wake_is_claimed_passed_on_and_given_back():
+async def test_a_wake_is_claimed_forwarded_as_a_push_and_acknowledged():
     server = Wakes()
     channel = await run(server, listener_of(server, worker="w"), then=server.append)
     assert channel.events[-1] == (30.0, Push(topics=("orders",)))
@@ -109,14 +109,14 @@ async def check(at, why, *, workers=1):
 
 @pytest.mark.no_cover  # lines are counted where it is quick
 @pytest.mark.parametrize("count", [1, 2, 3])
-async def test_no_place_of_messages_leaves_one_unannounced(count):
+async def test_every_appended_message_causes_a_wake_at_any_point_of_the_protocol(count):
     for place in places(count, within=range(CONNECTED if count == 3 else 0, POINTS)):
         await check(lambda server, number, name, place=place: number in place and server.append(), place)
 
 
 @pytest.mark.no_cover  # lines are counted where it is quick
 @on_one_loop
-async def test_nor_with_two_workers():
+async def test_every_appended_message_wakes_both_of_two_workers():
     for place in [*places(1, within=range(2 * POINTS)), *places(2, within=range(2 * CONNECTED, 2 * POINTS))]:
         await check(
             lambda server, number, name, place=place: number in place and server.append(), place, workers=2
@@ -126,7 +126,7 @@ async def test_nor_with_two_workers():
 @pytest.mark.no_cover  # lines are counted where it is quick
 @on_one_loop
 @pytest.mark.parametrize("workers", form([2], [1, 2]))
-async def test_nor_when_a_request_or_its_answer_is_lost(workers):
+async def test_every_appended_message_causes_a_wake_when_a_request_or_response_is_lost(workers):
     """What is lost may be a claim that the server then has: its lease runs out."""
 
     def at(server, number, name, lost, appended):
@@ -143,7 +143,7 @@ async def test_nor_when_a_request_or_its_answer_is_lost(workers):
 @pytest.mark.no_cover  # lines are counted where it is quick
 @on_one_loop
 @pytest.mark.parametrize("what", ["end_streams", "forget"])
-async def test_nor_when_streams_end_or_the_server_forgets_the_subscription(what):
+async def test_every_appended_message_causes_a_wake_when_streams_end_or_the_subscription_is_lost(what):
     def at(server, number, name, ended, appended):
         if number == ended:
             getattr(server, what)()
@@ -161,7 +161,7 @@ def refuse(status, code="ANY"):
     return httpx.Response(status, json={"error": {"code": code}})
 
 
-async def test_a_wake_that_another_worker_has_wakes_all_the_same():
+async def test_a_wake_claimed_by_another_worker_still_wakes_the_consumer():
     server = Wakes()
     server.answers["claim"] = refuse(409, "ALREADY_CLAIMED")
     channel = await run(server, listener_of(server), then=server.append)
@@ -169,7 +169,7 @@ async def test_a_wake_that_another_worker_has_wakes_all_the_same():
 
 
 @pytest.mark.parametrize("answer", [httpx.Response(500), LOST, httpx.Response(200, content=b"{}")])
-async def test_a_claim_that_fails_wakes_and_is_made_again_on_the_next_connect(answer):
+async def test_a_failed_claim_wakes_the_consumer_and_is_repeated_on_the_next_connect(answer):
     server = Wakes()
     server.answers["claim"] = [None, answer, *[None] * 9]
     channel = await run(server, listener_of(server), seconds=1000.0, then=server.append)
@@ -178,7 +178,7 @@ async def test_a_claim_that_fails_wakes_and_is_made_again_on_the_next_connect(an
     assert server.subscriptions.popitem()[1].acked == 1
 
 
-async def test_what_a_claim_answered_is_told_as_such(caplog):
+async def test_the_log_names_the_claim_as_the_failed_request(caplog):
     caplog.set_level("INFO")
     server = Wakes()
     server.answers["claim"] = [httpx.Response(403), httpx.Response(200, content=b"[" * 9999), *[None] * 9]
@@ -187,7 +187,7 @@ async def test_what_a_claim_answered_is_told_as_such(caplog):
     assert "claim answered something that is no claim (§7.2); connecting again in 375.0 s" in caplog.text
 
 
-async def test_a_stream_that_fails_is_told_as_a_stream(caplog):
+async def test_the_log_names_the_event_stream_as_the_failed_request(caplog):
     caplog.set_level("INFO")
     server = Wakes()
     server.answers["x"] = [None, httpx.Response(403), *[None] * 9]
@@ -196,7 +196,7 @@ async def test_a_stream_that_fails_is_told_as_a_stream(caplog):
 
 
 @pytest.mark.parametrize("status", [409, 401, 404])
-async def test_a_claim_that_the_server_does_not_take_back_is_released(status):
+async def test_a_claim_is_released_when_the_server_refuses_its_acknowledgement(status):
     """As when a stream was deleted since; the server then looks itself."""
     server = Wakes()
     server.answers["ack"] = [refuse(status), *[None] * 9]
@@ -212,7 +212,7 @@ async def test_a_claim_that_the_server_does_not_take_back_is_released(status):
 
 
 @pytest.mark.parametrize("answer", [httpx.Response(503), httpx.Response(429), LOST])
-async def test_a_claim_that_cannot_be_given_back_is_given_back_on_the_next_connect(answer):
+async def test_a_failed_acknowledgement_is_repeated_on_the_next_connect(answer):
     """So the server need not wait for the end of the lease. The consumer was woken for it already."""
     server = Wakes()
     server.answers["ack"] = [answer, *[None] * 9]
@@ -246,7 +246,7 @@ OURS = "an id that is replaced"
         ('[{"type": 7}]', [Push()]),
     ],
 )
-async def test_which_events_are_wakes(event, pushes):
+async def test_own_and_unreadable_events_are_wakes_and_other_events_are_not(event, pushes):
     """What cannot be read may be one, and costs a claim."""
     server = Wakes()
     listener = listener_of(server)
@@ -266,7 +266,7 @@ async def test_many_events_that_arrive_together_are_one_claim():
     assert channel.pushes == [Push(topics=("orders",))]
 
 
-async def test_whoever_writes_to_the_wake_stream_causes_ten_claims_and_then_five_a_second():
+async def test_a_flood_on_the_wake_stream_causes_ten_claims_and_then_five_a_second():
     server = Wakes()
     server.answers["claim"] = refuse(409)
     listener = listener_of(server)
@@ -285,14 +285,14 @@ async def test_whoever_writes_to_the_wake_stream_causes_ten_claims_and_then_five
     assert len(channel.pushes) == len(asked(server, "/claim")) - 1
 
 
-async def test_wakes_that_follow_each_other_closely_are_claimed_no_faster():
+async def test_wakes_in_quick_succession_are_claimed_ten_times_and_then_five_times_a_second():
     server = Wakes()
     server.at = lambda number, name: name == "ack answered" and server.append()
     await run(server, listener_of(server), seconds=60.0, then=server.append)
     assert 10 + 5 * 30 - 2 <= len(asked(server, "/claim")) <= 10 + 5 * 30 + 2
 
 
-async def test_a_push_names_the_streams_that_have_something_new_if_they_are_few():
+async def test_a_claim_of_many_streams_is_a_push_without_topics():
     server = Wakes()
     stream = {"tail_offset": "1", "has_pending": True}
     claim = {
@@ -309,7 +309,7 @@ async def test_a_push_names_the_streams_that_have_something_new_if_they_are_few(
     assert len(json.loads(ack.content)["acks"]) == 65
 
 
-async def test_a_wake_stream_that_may_not_be_made_is_followed_if_it_is_there():
+async def test_an_existing_wake_stream_is_read_when_its_creation_is_forbidden():
     server = Wakes()
     server.wakes = []
     server.answers["x"] = [httpx.Response(403), *[None] * 9]
@@ -317,7 +317,7 @@ async def test_a_wake_stream_that_may_not_be_made_is_followed_if_it_is_there():
     assert channel.events == [(0.0, "up"), (30.0, Push(topics=("orders",)))]
 
 
-async def test_two_halves_are_up_when_both_are(caplog):
+async def test_the_channel_is_up_only_when_subscription_and_wake_stream_are_up(caplog):
     """The stream is not followed before the subscription is in force."""
     server = Wakes()
     listener = listener_of(server)
@@ -330,7 +330,7 @@ async def test_two_halves_are_up_when_both_are(caplog):
     assert asked_for == [listener._subscription.id, listener._subscription.id, "x", "x", "claim"]
 
 
-async def test_a_half_that_is_down_again_takes_the_whole_with_it():
+async def test_the_channel_is_down_when_one_of_its_two_halves_is_down():
     channel = LoggedChannel(Wakes())
     one, other = halves_of(channel)
     one.down()
@@ -339,7 +339,7 @@ async def test_a_half_that_is_down_again_takes_the_whole_with_it():
     assert [event for _, event in channel.events] == ["down", "up", "down", "down", "poll", "up"]
 
 
-async def test_a_server_that_asks_to_be_left_alone_is():
+async def test_the_listener_ends_when_the_wake_stream_answers_204():
     server = Wakes()
     server.wakes = []
     listener = listener_of(server)
@@ -348,7 +348,7 @@ async def test_a_server_that_asks_to_be_left_alone_is():
         await listener.listen(LoggedChannel(server))
 
 
-async def test_a_subscription_that_has_no_meaning_to_the_server_is_an_error_by_itself():
+async def test_a_subscription_refused_as_invalid_is_a_listener_error():
     server = Wakes()
     listener = listener_of(server)
     server.answers[listener._subscription.id] = refuse(400, "INVALID_REQUEST")
@@ -356,7 +356,7 @@ async def test_a_subscription_that_has_no_meaning_to_the_server_is_an_error_by_i
         await listener.listen(LoggedChannel(server))
 
 
-async def test_a_subscription_that_the_server_lost_is_made_again_when_a_claim_does_not_find_it():
+async def test_a_lost_subscription_is_created_again_when_a_claim_does_not_find_it():
     """The claim after the reconnect is the first to notice; the next confirmation is eleven days away."""
     server = Wakes()
     listener = listener_of(server, max_age=None)
@@ -398,7 +398,7 @@ async def test_a_lost_subscription_is_reported_once_while_the_server_refuses_ano
     assert reported == [Control.RECREATE]
 
 
-async def test_it_is_taken_back_at_the_end_if_wanted():
+async def test_the_subscription_is_deleted_at_the_end_only_with_stop_at_exit():
     for stop in (False, True):
         server = Wakes()
         await run(server, listener_of(server, stop_at_exit=stop))
@@ -408,7 +408,7 @@ async def test_it_is_taken_back_at_the_end_if_wanted():
 # Secrets
 
 
-async def test_claims_are_given_back_by_their_own_token_and_no_secret_is_shown(caplog):
+async def test_claims_are_acknowledged_with_their_own_token_and_no_secret_is_shown(caplog):
     caplog.set_level("DEBUG")
     server = Wakes()
     listener = listener_of(server, token=CANARY, headers={"x-gate": CANARY})
@@ -455,7 +455,7 @@ async def test_user_and_password_of_the_root_are_sent_as_basic_and_not_shown():
         ({"root": "ftp://streams.example/"}, ValueError, "ftp"),
     ],
 )
-def test_arguments_without_meaning(options, error, text):
+def test_invalid_arguments_are_refused(options, error, text):
     with pytest.raises(error, match=text):
         listener_of(Wakes(), **options)
 
@@ -466,7 +466,7 @@ def test_each_worker_has_a_name_of_its_own():
     assert first._subscription.id == second._subscription.id
 
 
-async def test_one_consumer_has_a_listener():
+async def test_a_second_consumer_of_the_same_listener_is_refused():
     server = Wakes()
     listener = listener_of(server)
     with anyio.fail_after(60), pytest.raises(ExceptionGroup) as raised:
@@ -482,7 +482,7 @@ class Each(httpx.AsyncBaseTransport):
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_listener_serves_again_in_an_event_loop_whose_clock_shows_less(backend):
+def test_a_listener_works_again_in_an_event_loop_with_an_earlier_clock(backend):
     """As trio's may, by days: each begins at random."""
     listener = listener_of(each := Each())
 
@@ -498,7 +498,7 @@ def test_a_listener_serves_again_in_an_event_loop_whose_clock_shows_less(backend
 
 
 @pytest.mark.parametrize("token", ["t", "no\nheader"])
-async def test_a_claim_that_the_server_never_takes_back_is_left_to_its_lease(token):
+async def test_a_claim_that_cannot_be_acknowledged_does_not_keep_the_channel_down(token):
     """It must not keep the channel down for good."""
 
     class Fails(Wakes):

@@ -135,7 +135,7 @@ async def append_one_by_one(consumer, stream, count):
         await consumer.until(done + number + 1)
 
 
-async def test_what_is_appended_is_processed_at_once(server, pushed_by):
+async def test_each_appended_message_is_pushed_and_processed(server, pushed_by):
     stream = server.stream()
     with pushed_by(server, stream) as listener:
         async with consuming(stream, listener) as consumer:
@@ -144,7 +144,7 @@ async def test_what_is_appended_is_processed_at_once(server, pushed_by):
             assert 7 <= channel.pushes <= 8  # the poll of the connect may have found the first
 
 
-async def test_what_is_appended_while_pushes_are_on_their_way_is_processed(server, pushed_by):
+async def test_messages_that_are_appended_during_pushes_are_all_processed(server, pushed_by):
     """A server that was told "done" of one of them tells of the next."""
     stream = server.stream()
     with pushed_by(server, stream) as listener:
@@ -154,7 +154,7 @@ async def test_what_is_appended_while_pushes_are_on_their_way_is_processed(serve
             await consumer.until(50)
 
 
-async def test_streams_that_are_made_later_are_told_by_a_pattern(server, pushed_by):
+async def test_a_pattern_subscription_pushes_for_streams_created_later(server, pushed_by):
     first = server.stream()
     name = f"{first.name}/**"
     with pushed_by(server, first, streams=[], pattern=name) as listener:
@@ -174,7 +174,7 @@ async def test_a_push_names_the_stream(server):
         await channel.saw("up", Push(topics=(other.name,)))
 
 
-async def test_a_server_that_was_killed_and_forgot_the_subscription_is_asked_again(pushed_by, tmp_path):
+async def test_messages_are_processed_after_a_killed_server_forgot_the_subscription(pushed_by, tmp_path):
     """It signs by another key too. What was appended before it is asked is found by the poll that follows."""
     with serving(webhooks=True, dataDir=str(tmp_path)) as server:
         stream = server.stream(0)
@@ -188,7 +188,7 @@ async def test_a_server_that_was_killed_and_forgot_the_subscription_is_asked_aga
                 await append_one_by_one(consumer, stream, 3)
 
 
-async def test_a_server_that_was_suspended_pushes_when_it_goes_on(server, pushed_by):
+async def test_messages_appended_to_a_suspended_server_are_processed_after_it_resumes(server, pushed_by):
     stream = server.stream(0)
     with pushed_by(server, stream) as listener:
         async with consuming(stream, listener) as consumer:
@@ -202,7 +202,7 @@ async def test_a_server_that_was_suspended_pushes_when_it_goes_on(server, pushed
             await append_one_by_one(consumer, stream, 2)
 
 
-async def test_a_webhook_that_nobody_answered_is_sent_again_after_the_lease(server):
+async def test_a_webhook_without_an_answer_is_sent_again_after_the_lease(server):
     """A proxy swallowed it, or this process was suspended."""
     stream = server.stream(0)
     with served_hooks() as (url, hooks), TCPProxy(httpx.URL(url).port) as proxy:
@@ -217,7 +217,7 @@ async def test_a_webhook_that_nobody_answered_is_sent_again_after_the_lease(serv
             await append_one_by_one(consumer, stream, 3)
 
 
-async def test_requests_that_the_server_did_not_sign_wake_nobody(server):
+async def test_requests_that_the_server_did_not_sign_are_refused_and_do_not_wake(server):
     stream = server.stream(0)
     with served_hooks() as (url, hooks):
         hooks.append(listener_for(url, server, stream))
@@ -239,7 +239,7 @@ async def test_a_server_without_webhooks_stops_the_consumer():
             await run_to_the_end(stream, listener)
 
 
-async def test_a_callback_that_the_server_does_not_push_to_stops_the_consumer(server):
+async def test_a_callback_that_the_server_rejects_stops_the_consumer(server):
     stream = server.stream(0)
     callback = "http://10.0.0.1/?key=c4n4ry"
     subscription = DurableStreamsWebhook(server.root, callback=callback, streams=[stream.name])
@@ -253,7 +253,7 @@ async def run_to_the_end(stream, listener):
         await Log(DurableStreamFeed(stream.url), fallback_interval=NEVER, listeners=[listener]).run()
 
 
-async def test_an_event_stream_that_ends_every_minute_loses_nothing(server):
+async def test_no_message_is_lost_when_the_server_ends_the_event_stream(server):
     stream = server.stream(0)
     async with consuming(stream, pull_wake_of(server, stream)) as consumer:
         for _ in range(3):
@@ -274,7 +274,7 @@ async def test_all_workers_of_a_subscription_are_woken(server):
             await other.until(number + 2)
 
 
-async def test_a_worker_that_died_with_a_claim_is_waited_for_no_longer_than_the_lease(server):
+async def test_a_consumer_is_woken_again_after_the_claim_of_a_dead_worker_expires(server):
     stream = server.stream(0)
     dead = pull_wake_of(server, stream, lease=1.0)
     async with consuming(stream, pull_wake_of(server, stream, lease=1.0)) as consumer:

@@ -75,7 +75,7 @@ class Keys:
 # What is authentic
 
 
-async def test_what_the_server_signed_is_and_a_repetition_has_the_same_signature():
+async def test_a_signed_request_is_verified_and_identified_by_its_signature():
     keys = Keys(key := Key("ds_1"))
     verify = keys.verifier()
     request = key.request()
@@ -85,7 +85,7 @@ async def test_what_the_server_signed_is_and_a_repetition_has_the_same_signature
     assert await verify(key.request(at=NOW + 1)) != await verify(request)
 
 
-async def test_what_was_changed_is_not():
+async def test_a_request_with_a_changed_body_time_key_or_signature_is_refused():
     keys = Keys(key := Key("ds_1"), other := Key("ds_2"))
     verify = keys.verifier()
     signature = key.sign()
@@ -103,7 +103,7 @@ async def test_what_was_changed_is_not():
 
 
 @pytest.mark.parametrize(("age", "is_authentic"), [(300, True), (301, False), (-300, True), (-301, False)])
-async def test_what_is_too_old_or_too_new_is_not(age, is_authentic):
+async def test_a_request_more_than_300_seconds_old_or_in_the_future_is_refused(age, is_authentic):
     keys = Keys(key := Key("ds_1"))
     verify = keys.verifier()
     request = key.request(at=NOW - age)
@@ -133,7 +133,7 @@ async def test_what_is_too_old_or_too_new_is_not(age, is_authentic):
         f"t={NOW},kid=ds_1,ed25519={'A' * 86}, t={NOW},kid=ds_1,ed25519={'A' * 86}",
     ],
 )
-async def test_what_has_no_such_header_is_not_and_asks_for_nothing(header):
+async def test_a_malformed_signature_header_is_refused_without_a_request_for_keys(header):
     verify = (keys := Keys(Key("ds_1"))).verifier()
     assert await verify(said(header)) is verify.may_pass(said(header)) is False
     assert await verify(WebhookRequest()) is False
@@ -158,7 +158,7 @@ async def test_what_has_no_such_header_is_not_and_asks_for_nothing(header):
         {"kid": None},
     ],
 )
-async def test_a_key_that_cannot_be_used_spoils_no_other(changed):
+async def test_an_unusable_key_does_not_affect_the_other_keys(changed):
     keys = Keys(Key("ds_1", changed), 7, {}, good := Key("ds_2"))
     verify = keys.verifier()
     assert await verify(Key("ds_1").request()) is False
@@ -166,13 +166,13 @@ async def test_a_key_that_cannot_be_used_spoils_no_other(changed):
     assert list(verify._keys._keys) == ["ds_2"]
 
 
-async def test_a_key_need_not_say_what_it_is_for():
+async def test_a_key_without_use_is_accepted():
     key = Key("ds_1", {"alg": "Ed25519"})
     del key.jwk["use"]
     assert await Keys(key).verifier()(key.request())
 
 
-async def test_so_many_keys_are_kept_and_no_more():
+async def test_keys_beyond_max_keys_are_ignored():
     keys = Keys(*(Key(f"ds_{number}") for number in range(MAX_KEYS + 5)))
     verify = keys.verifier()
     assert await verify(keys.keys[MAX_KEYS - 1].request())
@@ -183,7 +183,7 @@ async def test_so_many_keys_are_kept_and_no_more():
 # How often they are asked for
 
 
-async def test_keys_are_asked_for_once_and_again_when_they_are_old():
+async def test_keys_are_requested_once_and_again_after_max_age():
     keys = Keys(key := Key("ds_1"), cache="max-age=600")
     verify = keys.verifier()
     for now, requests in [(0, 1), (599, 1), (600, 2), (1199, 2), (1200, 3)]:
@@ -206,7 +206,7 @@ async def test_keys_are_asked_for_once_and_again_when_they_are_old():
         ("max-age=" + "9" * 5000, 300),
     ],
 )
-async def test_how_old_they_may_be_is_said_by_the_server_within_bounds(cache, fresh):
+async def test_cache_control_sets_the_lifetime_of_keys_within_bounds(cache, fresh):
     keys = Keys(key := Key("ds_1"), cache=cache)
     verify = keys.verifier()
     for now, requests in [(0, 1), (fresh - 1, 1), (fresh, 2)]:
@@ -215,7 +215,7 @@ async def test_how_old_they_may_be_is_said_by_the_server_within_bounds(cache, fr
         assert len(keys.requests) == requests
 
 
-async def test_a_new_key_is_asked_for_but_invented_ones_cost_one_request_a_minute():
+async def test_unknown_key_ids_cause_one_key_request_a_minute_and_a_new_key_is_found():
     keys = Keys(old := Key("ds_1"), cache="max-age=86400")
     verify = keys.verifier()
     assert await verify(old.request())
@@ -229,7 +229,7 @@ async def test_a_new_key_is_asked_for_but_invented_ones_cost_one_request_a_minut
     assert not await verify(old.request())
 
 
-async def test_a_key_that_was_withdrawn_is_refused_when_the_set_is_old():
+async def test_a_withdrawn_key_is_refused_after_the_key_set_expires():
     keys = Keys(old := Key("ds_1"))
     verify = keys.verifier()
     assert await verify(old.request())
@@ -250,7 +250,7 @@ async def test_a_key_that_was_withdrawn_is_refused_when_the_set_is_old():
         (httpx.Response(200, content=b"x" * 70_000), "answered more than 65536 bytes"),
     ],
 )
-async def test_keys_that_do_not_come_leave_those_that_were_known(failing, told, caplog):
+async def test_known_keys_stay_valid_while_key_requests_fail(failing, told, caplog):
     caplog.set_level(logging.INFO)
     keys = Keys(key := Key("ds_1"))
     verify = keys.verifier()
@@ -265,7 +265,7 @@ async def test_keys_that_do_not_come_leave_those_that_were_known(failing, told, 
     assert "1 keys are known" in caplog.text
 
 
-async def test_who_is_slow_to_answer_holds_up_one_request_for_some_seconds_and_no_other():
+async def test_a_slow_key_server_delays_one_request_by_5_seconds_and_no_other():
     keys = Keys(key := Key("ds_1"))
     verify = keys.verifier()
     assert await verify(key.request())
@@ -282,7 +282,7 @@ async def test_who_is_slow_to_answer_holds_up_one_request_for_some_seconds_and_n
     assert len(keys.requests) == 2
 
 
-async def test_who_hangs_up_does_not_take_the_one_request_of_a_minute_from_others():
+async def test_a_cancelled_request_does_not_use_up_the_key_request_of_the_minute():
     keys = Keys(key := Key("ds_1"))
     keys.takes = 2.0
     verify = keys.verifier()
@@ -292,7 +292,7 @@ async def test_who_hangs_up_does_not_take_the_one_request_of_a_minute_from_other
     assert await verify(key.request())
 
 
-async def test_keys_may_be_asked_for_before_a_push_arrives():
+async def test_refresh_requests_the_keys_early_and_does_not_count_against_the_limit():
     keys = Keys(key := Key("ds_1"))
     verify = keys.verifier()
     await verify.refresh()
@@ -306,7 +306,7 @@ async def test_keys_may_be_asked_for_before_a_push_arrives():
         await verify.refresh()
 
 
-def test_one_verifier_serves_one_event_loop_after_the_other(anyio_backend_name):
+def test_one_verifier_works_in_one_event_loop_after_another(anyio_backend_name):
     keys = Keys(key := Key("ds_1"))
     verify = keys.verifier()
     for _ in range(2):
@@ -318,7 +318,7 @@ def test_one_verifier_serves_one_event_loop_after_the_other(anyio_backend_name):
 # What is told
 
 
-async def test_secrets_go_to_the_server_and_nowhere_else(caplog):
+async def test_credentials_are_sent_to_the_key_server_and_not_shown(caplog):
     caplog.set_level(logging.DEBUG)
     keys = Keys(key := Key("ds_1"))
     verify = keys.verifier(token=CANARY, headers={"x-gate": CANARY})
@@ -330,12 +330,12 @@ async def test_secrets_go_to_the_server_and_nowhere_else(caplog):
 
 
 @pytest.mark.parametrize(("url", "options"), [("ftp://x/", {}), (URL, {"tolerance": 0}), (URL, {"tolerance": -1})])
-def test_arguments_without_meaning(url, options):
+def test_invalid_arguments_are_a_value_error(url, options):
     with pytest.raises(ValueError):
         DurableStreamsSignature(url, **options)
 
 
-def test_without_the_library_it_is_an_error_at_once(monkeypatch):
+def test_construction_without_cryptography_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.ed25519", None)
     with pytest.raises(ImportError, match=r"pip install 'push-to-poll-client\[crypto\]'"):
         DurableStreamsSignature(URL)

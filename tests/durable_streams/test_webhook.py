@@ -53,7 +53,7 @@ def _now(monkeypatch):
     monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1000.0)
 
 
-async def test_it_is_created_by_a_plan_and_its_keys_are_asked_for():
+async def test_create_sends_the_planned_subscription_and_requests_the_keys():
     subscription = subscription_of(server := Server(), streams=["/b", "a/c/", "b"], pattern="/x/*", lease=2.5)
     planned = subscription.plan()
     assert planned == subscription.plan() == Registration(id=subscription.id)
@@ -69,7 +69,7 @@ async def test_it_is_created_by_a_plan_and_its_keys_are_asked_for():
     assert server.requests[0].headers["content-type"] == "application/json"
 
 
-async def test_keys_that_do_not_come_are_no_failure_of_the_subscription(caplog):
+async def test_create_succeeds_although_the_key_request_fails(caplog):
     caplog.set_level(logging.INFO)
 
     async def answer(request):
@@ -80,7 +80,7 @@ async def test_keys_that_do_not_come_are_no_failure_of_the_subscription(caplog):
     assert "the server answered HTTP 404 instead of a set of keys" in caplog.text
 
 
-async def test_it_is_confirmed_by_what_makes_it_anew_if_the_server_had_lost_it(caplog):
+async def test_renew_recreates_a_lost_subscription_and_requests_the_keys_again(caplog):
     """Which then may have other keys."""
     caplog.set_level(logging.INFO)
     subscription = subscription_of(
@@ -95,7 +95,7 @@ async def test_it_is_confirmed_by_what_makes_it_anew_if_the_server_had_lost_it(c
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]"])
 @pytest.mark.parametrize("status", [200, 201])
-async def test_what_is_answered_by_no_subscription_is_none(status, body):
+async def test_an_answer_that_is_not_a_subscription_is_an_unusable_answer(status, body):
     """As below a root that is none, where the server makes a stream of that name."""
     subscription = subscription_of(Server(httpx.Response(status, content=body)))
     for ask in (subscription.create, subscription.renew):
@@ -103,7 +103,7 @@ async def test_what_is_answered_by_no_subscription_is_none(status, body):
             await ask(subscription.plan())
 
 
-async def test_one_that_asked_for_something_else_is_replaced_and_taken_back():
+async def test_a_subscription_with_other_settings_is_not_renewed_and_stop_deletes_it():
     subscription = subscription_of(server := Server(httpx.Response(204)))
     old = Registration(id=subscription_of(lease=20.0).id)
     assert old.id != subscription.id
@@ -112,7 +112,7 @@ async def test_one_that_asked_for_something_else_is_replaced_and_taken_back():
     assert server.asked == [("DELETE", f"/__ds/subscriptions/{old.id}")]
 
 
-async def test_one_that_was_made_anew_under_the_same_id_is_not_taken_back():
+async def test_stop_does_not_delete_a_subscription_recreated_under_the_same_id():
     subscription = subscription_of(server := Server(httpx.Response(204)))
     lost = Registration(id=subscription.id, renew_at=1.0)
     subscription.adopt([Registration(id=subscription.id, renew_at=2.0), lost])
@@ -124,13 +124,13 @@ async def test_one_that_was_made_anew_under_the_same_id_is_not_taken_back():
 
 
 @pytest.mark.parametrize("status", [404, 410])
-async def test_one_that_is_gone_is_stopped(status):
+async def test_stop_succeeds_if_the_subscription_is_already_gone(status):
     subscription = subscription_of(Server(httpx.Response(status)))
     await subscription.stop(subscription.plan())
 
 
 @pytest.mark.parametrize("status", [401, 409, 500])
-async def test_what_else_is_answered_is_a_failure(status):
+async def test_any_other_error_status_raises_an_http_status_error(status):
     subscription = subscription_of(Server(httpx.Response(status)))
     for ask in (subscription.create, subscription.renew, subscription.stop):
         with pytest.raises(httpx.HTTPStatusError):
@@ -144,7 +144,7 @@ async def test_what_else_is_answered_is_a_failure(status):
         ("INVALID_REQUEST", "it does not take such a subscription; check streams="),
     ],
 )
-async def test_arguments_that_the_server_refuses_are_an_error_for_good(code, text):
+async def test_a_subscription_that_the_server_rejects_is_a_listener_error(code, text):
     subscription = subscription_of(Server(refusal(code)))
     for ask in (subscription.create, subscription.renew):
         with pytest.raises(ListenerError, match=f"answered {code}: {text}") as caught:
@@ -153,7 +153,7 @@ async def test_arguments_that_the_server_refuses_are_an_error_for_good(code, tex
 
 
 @pytest.mark.parametrize("code", ["WEBHOOK_URL_REJECTED", "INVALID_REQUEST"])
-async def test_what_the_server_has_taken_before_is_refused_for_a_while(code):
+async def test_a_later_rejection_of_an_accepted_subscription_is_subscription_refused(code):
     """A server that came back without its settings does not end a consumer that polls."""
     subscription = subscription_of(Server(httpx.Response(201, content=b"{}"), refusal(code)))
     await subscription.create(subscription.plan())
@@ -165,7 +165,7 @@ async def test_what_the_server_has_taken_before_is_refused_for_a_while(code):
 @pytest.mark.parametrize(
     "answer", [refusal("OTHER"), httpx.Response(400), httpx.Response(400, content=b'{"error":' + b"[" * 60_000)]
 )
-async def test_a_400_that_does_not_say_why_passes(answer):
+async def test_a_400_without_a_known_code_is_an_http_status_error(answer):
     subscription = subscription_of(Server(answer))
     with pytest.raises(httpx.HTTPStatusError):
         await subscription.create(subscription.plan())
@@ -174,7 +174,7 @@ async def test_a_400_that_does_not_say_why_passes(answer):
 # What a subscription is called
 
 
-def test_who_asks_for_the_same_has_the_same_id():
+def test_the_id_depends_only_on_the_settings_sent_to_the_server():
     same = subscription_of().id
     assert same.startswith("push-to-poll-")
     assert subscription_of(streams=["/orders/", "orders"], token="other", confirm_every=7.0).id == same
@@ -182,7 +182,7 @@ def test_who_asks_for_the_same_has_the_same_id():
     assert len({same, *(subscription_of(**other).id for other in others)}) == 5
 
 
-def test_its_name_stays_when_what_it_asks_for_changes():
+def test_the_name_does_not_change_with_the_requested_settings():
     """The old one is found under it, which is to be taken back."""
     name = f"{ROOT}/__ds/subscriptions/push-to-poll"
     assert subscription_of().name == subscription_of(lease=20.0, root=f"{ROOT}/").name == name
@@ -191,7 +191,7 @@ def test_its_name_stays_when_what_it_asks_for_changes():
     assert ours.id.startswith("my orders/1-")
 
 
-async def test_an_id_is_one_step_of_a_path():
+async def test_an_id_is_percent_encoded_as_one_path_segment():
     subscription = subscription_of(server := Server(), id="my orders/1")
     await subscription.create(subscription.plan())
     assert server.requests[0].url.raw_path.startswith(b"/v1/stream/__ds/subscriptions/my%20orders%2F1-")
@@ -209,7 +209,7 @@ def stream(path, *, has_pending=True):
     return {"path": path, "acked_offset": "0_1", "tail_offset": "0_2", "has_pending": has_pending}
 
 
-def test_a_webhook_names_the_streams_that_have_something_new_and_no_cursor():
+def test_the_hint_of_a_webhook_names_the_streams_with_pending_messages_and_no_cursor():
     hint = subscription_of().hint
     assert hint(webhook(stream("a"), stream("b", has_pending=False), stream("c"))) == Push(topics=("a", "c"))
     assert hint(webhook(stream("a"), stream("a"))) == Push(topics=("a",))
@@ -219,11 +219,11 @@ def test_a_webhook_names_the_streams_that_have_something_new_and_no_cursor():
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'{"subscription_id":7}', b"[" * 60_000, b"\xff"])
-def test_a_webhook_that_cannot_be_read_is_a_push_all_the_same(body):
+def test_an_unreadable_webhook_is_a_push_without_a_hint(body):
     assert subscription_of().hint(WebhookRequest(body=body)) == Push()
 
 
-def test_a_webhook_of_another_subscription_is_none_once_it_is_known_which_are_ours():
+def test_a_webhook_of_another_subscription_is_not_a_push_after_adopt():
     subscription = subscription_of()
     assert subscription.hint(webhook(id="other")) == Push()
     subscription.adopt([Registration(id="s-1"), Registration(id="s-2")])
@@ -231,7 +231,7 @@ def test_a_webhook_of_another_subscription_is_none_once_it_is_known_which_are_ou
     assert subscription.hint(webhook(id="other")) is None
 
 
-def test_the_answer_says_that_the_server_need_not_wait():
+def test_the_answer_to_a_webhook_reports_done():
     answer = DurableStreamsWebhook.answer
     assert (answer.status, json.loads(answer.body), answer.content_type) == (
         200,
@@ -243,7 +243,7 @@ def test_the_answer_says_that_the_server_need_not_wait():
 # Secrets and arguments
 
 
-async def test_credentials_go_to_the_server_and_are_not_shown(caplog):
+async def test_the_token_is_sent_to_the_server_and_not_shown(caplog):
     caplog.set_level(logging.DEBUG)
     subscription = subscription_of(server := Server(), token=CANARY)
     await subscription.create(subscription.plan())
@@ -251,7 +251,7 @@ async def test_credentials_go_to_the_server_and_are_not_shown(caplog):
     assert CANARY not in caplog.text + repr(subscription) + subscription.name + repr(subscription.verify)
 
 
-async def test_user_and_password_of_the_root_are_sent_for_the_keys_too():
+async def test_user_and_password_of_the_root_url_are_sent_with_the_key_request_too():
     subscription = subscription_of(server := Server(), root=f"https://user:{CANARY}@streams.example/v1/stream")
     await subscription.create(subscription.plan())
     assert [request.headers["authorization"][:6] for request in server.requests] == ["Basic ", "Basic "]
@@ -270,6 +270,6 @@ async def test_user_and_password_of_the_root_are_sent_for_the_keys_too():
         ({"root": f"{ROOT}#x"}, ValueError, "has a query or fragment"),
     ],
 )
-def test_arguments_without_meaning(options, error, text):
+def test_invalid_arguments_are_refused(options, error, text):
     with pytest.raises(error, match=text):
         subscription_of(**options)

@@ -43,14 +43,14 @@ def names(read):
 # Where it leads, and what it is
 
 
-def test_a_feed_has_entries_in_its_order():
+def test_entries_are_read_in_document_order():
     two = [ENTRY, ENTRY | {"id": "urn:2"}]
     read_ = read(document(two))
     assert names(read_) == ["urn:1", "urn:2"]
     assert [found.source.markup.decode() for found in read_.entries] == [written(entry) for entry in two]
 
 
-def test_a_feed_without_entries_has_none():
+def test_a_feed_without_entries_has_an_empty_entry_list():
     assert read(document([])).entries == []
 
 
@@ -66,7 +66,7 @@ def test_a_feed_without_entries_has_none():
         ("", "http://[", "http://["),
     ],
 )
-def test_links_that_lead_on_are_absolute(base, href, target):
+def test_next_links_are_resolved_to_absolute_urls(base, href, target):
     root = f'<feed xmlns="{ATOM}" xml:base="{base}">'
     assert read(document([], {"next": href}, root=root)).links == {"next": target}
 
@@ -77,56 +77,56 @@ def test_a_link_may_have_a_base_of_its_own():
 
 
 @pytest.mark.parametrize("rel", ["next", " NEXT", "http://www.iana.org/assignments/relation/next"])
-def test_a_relation_may_be_spelled_in_many_ways(rel):
+def test_a_link_relation_is_read_in_any_spelling(rel):
     assert read(document([], {rel: "two"})).links == {"next": "https://shop.example/orders/two"}
 
 
-def test_of_two_links_the_first_counts_and_others_lead_nowhere():
+def test_the_first_of_two_next_links_is_used_and_other_links_are_ignored():
     links = '<link rel="next" href="2"/><link rel="next" href="3"/><link href="4"/><link rel="next"/>'
     other = '<x:link xmlns:x="urn:x" rel="current" href="5"/>'
     assert read(document([], marks=links + other)).links == {"next": "https://shop.example/orders/2"}
 
 
 @pytest.mark.parametrize("mark", ["complete", "archive"])
-def test_what_a_document_is_stands_in_a_mark(mark):
+def test_complete_and_archive_elements_set_the_kind_of_document(mark):
     marked, plain = read(document([], marks=f"<fh:{mark}/>")), read(document([]))
     assert (marked.complete, marked.archive) == (mark == "complete", mark == "archive")
     assert (plain.complete, plain.archive) == (False, False)
 
 
 @pytest.mark.parametrize("mark", ["<fh:other/>", "<complete/>", "<entry><fh:complete/></entry>"])
-def test_another_mark_says_nothing(mark):
+def test_complete_and_archive_elements_count_only_in_the_feed_and_its_namespace(mark):
     found = read(document([], marks=mark))
     assert (found.complete, found.archive) == (False, False)
 
 
-def test_an_entry_may_stand_in_a_tag_of_its_own():
+def test_an_entry_may_be_an_empty_element():
     found = read(document([], marks='<entry a=">/>"/><entry a="/>"></entry ><entry/>')).entries
     assert [one.source.markup for one in found] == [b'<entry a=">/>"/>', b'<entry a="/>"></entry >', b"<entry/>"]
 
 
-def test_ids_and_dates_are_those_of_the_entry_and_the_first_ones():
+def test_the_first_id_and_updated_directly_in_an_entry_are_used():
     inner = f"<source><id>urn:other</id></source><id> urn:<!-- a -->1\n</id><id>urn:2</id>{written(ENTRY)}"
     found = read(document([], marks=f"<entry>{inner}<updated>2024</updated></entry>")).entries
     assert (found[0].name, found[0].when) == ("urn:1", "2024")
 
 
-def test_an_id_may_be_escaped_in_any_way():
+def test_an_id_is_unescaped_from_entities_and_cdata():
     found = read(document([], marks="<entry><id>a&amp;<![CDATA[b&]]>&#x63;<b>d</b></id></entry>"))
     assert names(found) == ["a&b&cd"]
 
 
-def test_what_was_deleted_says_so_by_attributes():
+def test_a_deleted_entry_is_read_from_its_ref_and_when_attributes():
     found = read(document([], marks='<at:deleted-entry ref=" urn:1" when="2024"><id>x</id></at:deleted-entry>'))
     assert [(one.name, one.when, one.deleted) for one in found.entries] == [("urn:1", "2024", True)]
 
 
-def test_prefixes_are_whatever_they_are():
+def test_a_feed_may_use_any_namespace_prefix():
     text = f'<a:feed xmlns:a="{ATOM}" xmlns:b="{FH}"><b:archive/><a:entry><a:id>urn:1</a:id></a:entry></a:feed>'
     assert (names(read(text)), read(text).archive) == (["urn:1"], True)
 
 
-def test_what_stands_beside_entries_is_none():
+def test_elements_and_comments_beside_entries_are_not_read_as_entries():
     author = "<author><name>A</name><id>urn:2</id></author>"
     text = f"<?xml version='1.0'?>\n<!-- a --><?b c?>{document([ENTRY], marks=author)}\n<!-- d -->\n"
     assert names(read(text)) == ["urn:1"]
@@ -158,12 +158,12 @@ def test_what_stands_beside_entries_is_none():
         ("\0\0\0", "is no well-formed XML"),
     ],
 )
-def test_what_is_no_feed_is_called_by_its_name(text, why):
+def test_a_document_that_is_not_an_atom_feed_is_refused_with_its_kind(text, why):
     assert why in refused(text)
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200, 250, 300, 410])
-def test_a_document_that_is_cut_ends_in_the_middle(cut):
+def test_a_truncated_document_is_reported_as_ending_in_the_middle(cut):
     whole = document([ENTRY, ENTRY])
     assert cut < len(whole)
     assert "is no well-formed XML: ends in the middle at line 1" in refused(whole[:cut])
@@ -180,7 +180,7 @@ def test_a_document_that_is_cut_ends_in_the_middle(cut):
         ("\1", "not well-formed (invalid token)"),
     ],
 )
-def test_a_fault_is_said_with_its_place_and_without_what_stands_there(broken, what):
+def test_a_syntax_error_is_reported_with_its_position_and_without_document_text(broken, what):
     text = refused(document([ENTRY]).replace("</feed>", f"\n{broken} {SECRET}</feed>"))
     place = "in entry 2" if broken.startswith("<entry") and "</entry>" not in broken else "after "
     assert text.startswith(f"is no well-formed XML: {what} at line 2, column ")
@@ -188,7 +188,7 @@ def test_a_fault_is_said_with_its_place_and_without_what_stands_there(broken, wh
     assert SECRET not in text
 
 
-def test_a_document_does_not_go_on_behind_its_end():
+def test_content_after_the_root_element_is_refused():
     assert "junk after document element" in refused(document([]) + "<feed/>")
 
 
@@ -206,19 +206,19 @@ def test_a_doctype_is_refused_in_any_encoding(doctype, encoding):
     assert "declares a doctype 'feed', which no feed needs" in refused(text)
 
 
-def test_elements_within_each_other_have_an_end():
+def test_elements_nested_too_deep_are_refused():
     deep = "<a>" * MOST_DEPTH + "</a>" * MOST_DEPTH
     text = refused(document([], marks=f"<entry>{deep}</entry>"))
     assert f"has more than {MOST_DEPTH} elements within each other, in entry 1" in text
     assert names(read(document([], marks=f"<entry>{deep[12:-16]}<id>urn:1</id></entry>"))) == ["urn:1"]
 
 
-def test_entries_have_an_end():
+def test_a_document_with_too_many_entries_is_refused():
     assert "has more than 3 entries; raise max_body=" in refused(document([ENTRY] * 4), most=3)
     assert len(read(document([ENTRY] * 3), most=3).entries) == 3
 
 
-def test_tags_have_an_end():
+def test_a_tag_or_comment_that_is_too_long_is_refused():
     enough = f'<entry a="{"x" * (MAX_TAG // 2)}"/>'
     assert len(read(document([], marks=enough)).entries) == 1
     for tag in (f'<a b="{"x" * 2 * MAX_TAG}"/>', f"<!--{'x' * 2 * MAX_TAG}-->", f"<{'x' * 2 * MAX_TAG}/>"):
@@ -226,23 +226,23 @@ def test_tags_have_an_end():
 
 
 @pytest.mark.parametrize("text", ["x" * 4 * MAX_TAG, f"<![CDATA[{'x' * 4 * MAX_TAG}]]>", "\n" * 4 * MAX_TAG])
-def test_texts_have_none(text):
+def test_a_long_text_is_read(text):
     assert names(read(document([], marks=f"<entry><content>{text}</content><id>urn:1</id></entry>"))) == ["urn:1"]
 
 
 @pytest.mark.parametrize("attribute", ["xmlns:x", "xml:base", "xml:lang"])
-def test_what_entries_inherit_has_an_end(attribute):
+def test_namespaces_base_and_language_that_are_too_long_are_refused(attribute):
     root = f'<feed xmlns="{ATOM}" {attribute}="urn:{"x" * MAX_SCOPE}">'
     said = f"declares namespaces, a base and a language of more than {MAX_SCOPE} characters"
     assert said in refused(document([], root=root))
 
 
-def test_a_reference_that_is_too_long_stays_as_it_was_written():
+def test_a_relative_url_that_is_too_long_is_not_resolved():
     assert resolved("https://a.example/b", "c" * MAX_URL) == "c" * MAX_URL
     assert resolved("https://a.example/" + "b" * MAX_URL, "c") == "c"
 
 
-def test_unreadable_entries_have_an_end(monkeypatch):
+def test_a_document_with_too_many_unreadable_entries_is_refused(monkeypatch):
     most = form(300, entry_module.MAX_UNREADABLE)
     monkeypatch.setattr(entry_module, "MAX_UNREADABLE", most)
     found = read(document([], marks="<entry/>" * (most + 1)), most=most * 2).entries
@@ -286,7 +286,7 @@ def declared(name):
         (declared("Shift_JIS").replace("\u00fc", "&#252;").encode("shift_jis"), ""),
     ],
 )
-def test_the_encoding_is_found(body, content_type):
+def test_the_encoding_is_taken_from_bom_http_or_xml_declaration(body, content_type):
     found = read(body, content_type)
     assert names(found) == ["urn:\u00fc"]
     assert found.entries[0].source.markup.startswith(b"<entry><id>urn:")
@@ -296,21 +296,21 @@ def test_the_encoding_is_found(body, content_type):
     "name",
     ["klingon", "rot13", "zip", "base64", "idna", "punycode", "unicode_escape", "undefined", "x" * 99, "a b", ""],
 )
-def test_an_encoding_that_is_none_is_named(name):
+def test_an_unknown_encoding_of_the_xml_declaration_is_named_in_the_error(name):
     assert f"is in the encoding {name[:99]!r}, which is unknown here" in refused(declared(name))
 
 
 @pytest.mark.parametrize("name", ["klingon", "\u00fc", "zlib_codec", "../x", "__init__", "aliases"])
-def test_an_encoding_that_http_made_up_is_named(name):
+def test_an_unknown_charset_of_the_content_type_is_refused(name):
     assert "which is unknown here" in refused(UMLAUT, f"text/xml; charset={name}")
 
 
 @pytest.mark.parametrize(("body", "name"), [(b"<feed>\xff", "euc-jp"), (b"<feed", "utf-16")])
-def test_a_document_that_is_not_in_its_encoding_says_so(body, name):
+def test_a_document_that_does_not_match_its_declared_encoding_is_refused(body, name):
     assert f"is not in {name!r}, in which it is said to be" in refused(body, f"text/xml; charset={name}")
 
 
-def test_bytes_that_are_no_utf_8_are_a_fault():
+def test_bytes_that_are_not_utf_8_are_a_syntax_error():
     assert "not well-formed (invalid token)" in refused(UMLAUT.encode("latin-1"))
 
 
@@ -345,7 +345,7 @@ def test_a_document_in_utf_8_is_not_copied():
         ("Thu, 29 Feb 2024 12:30:45 GMT", "2024-02-29T12:30:45Z", "2024-02-29T12:30:45+00:00"),
     ],
 )
-def test_an_instant_has_one_text_however_it_is_spelled(text, instant, time):
+def test_different_spellings_of_an_instant_are_normalised_to_one_text(text, instant, time):
     read_ = Instant.read(text)
     assert (read_.text, read_.time.isoformat()) == (instant, time)
     assert Instant.read(read_.text).text == read_.text
@@ -373,13 +373,13 @@ def test_an_instant_has_one_text_however_it_is_spelled(text, instant, time):
         "Thu, 32 Feb 2024 12:30:45 GMT",
     ],
 )
-def test_what_is_no_date_is_none(text):
+def test_a_text_that_is_not_a_date_is_refused_with_a_short_error(text):
     with pytest.raises(ValueError) as error:
         Instant.read(text)
     assert len(str(error.value)) < 120
 
 
-def test_instants_sort_by_their_order():
+def test_the_order_text_of_instants_sorts_by_time():
     texts = ["2023-12-31T23:59:59.9Z", "2024-01-01T00:00:00Z", "2024-01-01T00:00:00.05Z", "2024-01-01T00:00:00.5Z"]
     orders = [Instant.read(text).order for text in (*texts, "2024-01-01T00:00:00.51Z", "2024-01-01T00:00:01Z")]
     assert orders == sorted(set(orders))

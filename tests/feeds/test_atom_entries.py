@@ -43,7 +43,7 @@ def restored(message):
 # Names
 
 
-def test_a_version_is_named_by_its_id_and_its_instant():
+def test_the_id_and_key_of_a_message_combine_entry_id_and_updated():
     message = entry()
     assert isinstance(message, Message)
     assert message.entry_id == "urn:1"
@@ -60,11 +60,11 @@ def test_two_spellings_of_an_instant_are_one_version():
     assert (other.id, other.key) == (entry().id, entry().key)
 
 
-def test_what_is_not_called_significant_is_the_same_version():
+def test_a_changed_title_with_the_same_updated_gives_the_same_key():
     assert entry("<title>a</title>").key == entry("<title>b</title>").key
 
 
-def test_no_two_things_share_a_key():
+def test_different_entries_and_deletions_have_different_ids_and_keys():
     ids = ["urn:1", "urn:1:2024", "urn", "5:urn:1", "deleted:urn:1", "urn:1@2024-01-01T11:00:00Z"]
     marks = [f"<entry><id>{one}</id><updated>2024-01-01</updated></entry>" for one in ids]
     marks += [f'<at:deleted-entry ref="{one}" when="2024-01-01"/>' for one in ids]
@@ -72,7 +72,7 @@ def test_no_two_things_share_a_key():
     assert len({message.key for message in found}) == len({message.id for message in found}) == len(marks)
 
 
-def test_an_id_is_compared_character_by_character_and_never_resolved():
+def test_an_entry_id_is_kept_as_written_and_not_resolved_against_a_base():
     (message,) = messages(
         '<entry xml:base="https://other.example/"><id>HTTP://a.example/%7e</id><updated>2024-01-01</updated></entry>'
     )
@@ -81,7 +81,7 @@ def test_an_id_is_compared_character_by_character_and_never_resolved():
     assert message.entry_id == "relative"
 
 
-def test_a_deletion_is_a_message():
+def test_a_deleted_entry_becomes_a_message_marked_deleted():
     message = deletion("<at:comment type='html'>&lt;b>spam&lt;/b></at:comment><link href='why'/>")
     assert (message.entry_id, message.deleted) == ("urn:1", True)
     assert message.updated == datetime(2024, 1, 1, 11, tzinfo=UTC)
@@ -96,7 +96,7 @@ def test_a_deletion_is_a_message():
 # Parts
 
 
-def test_an_entry_says_nothing_but_its_names():
+def test_an_entry_with_only_id_and_updated_has_empty_fields():
     message = entry()
     assert (message.title, message.summary, message.content, message.published) == (None, None, None, None)
     assert (message.links, message.authors, message.categories, message.link()) == ([], [], [], None)
@@ -128,7 +128,7 @@ def test_an_entry_says_nothing_but_its_names():
         ('<title xml:base="https://a.example/b">a</title>', AtomText("a", "text", "https://a.example/b")),
     ],
 )
-def test_a_text_is_what_it_says_it_is(markup, text):
+def test_a_text_construct_is_read_by_its_type(markup, text):
     assert entry(markup).title == text
     assert entry(markup.replace("title", "summary")).summary == text
     assert entry(markup.replace("title", "content")).content == text
@@ -151,7 +151,7 @@ def test_a_text_is_what_it_says_it_is(markup, text):
         ),
     ],
 )
-def test_a_content_may_be_of_any_type_and_elsewhere(markup, content):
+def test_content_may_have_any_media_type_or_a_src(markup, content):
     expected = content or AtomText("<a>b</a> c &amp;", "application/xml", BASE)
     assert entry(markup).content == expected
 
@@ -173,7 +173,7 @@ def test_links_are_absolute():
     assert message.link("self") is None
 
 
-def test_authors_are_its_own_else_those_of_its_source():
+def test_an_entry_has_its_own_authors_or_else_the_authors_of_its_source():
     own = "<author><name> A </name><uri>a</uri><email>a@b.example</email></author>"
     own += "<author xml:base='b/'><uri>c</uri></author>"
     source = "<source><author><name>S</name></author></source>"
@@ -189,7 +189,7 @@ def person(name, inner="", tag="author"):
 
 
 @pytest.mark.parametrize("marks", ["{author}{entry}", "{entry}{author}"])
-def test_an_entry_without_authors_has_those_of_its_feed_wherever_they_stand(marks):
+def test_an_entry_without_authors_has_the_authors_of_its_feed_before_or_after_it(marks):
     author = person("F", "<uri>f</uri>") + person("G", "<email>g@b.example</email>", tag="author xml:base='b/'")
     text = marks.format(author=author, entry=f"<entry xml:base='elsewhere/'>{NAMES}<title>T</title></entry>")
     (message,) = messages(text)
@@ -213,13 +213,13 @@ def test_an_entry_without_authors_has_those_of_its_feed_wherever_they_stand(mark
         (person("K", tag="contributor"), ["F"]),
     ],
 )
-def test_an_entry_has_the_authors_that_are_next_to_it(inner, authors):
+def test_authors_are_taken_from_entry_then_source_then_feed(inner, authors):
     (message,) = messages(f"{person('F')}<entry>{NAMES}{inner}</entry>")
     assert [author.name for author in message.authors] == authors
     assert [author.name for author in restored(message).authors] == authors
 
 
-def test_authors_of_a_feed_mean_what_they_meant_there():
+def test_feed_authors_are_read_even_if_the_entry_redefines_their_prefix():
     """Whatever the entry calls its prefixes."""
     root = f'<a:feed xmlns:a="{ATOM}" xml:base="{BASE}">'
     author = "<a:author><a:name>F</a:name><a:uri>f</a:uri></a:author>"
@@ -228,14 +228,14 @@ def test_authors_of_a_feed_mean_what_they_meant_there():
     assert messages_of(found)[0].authors == [AtomPerson("F", f"{BASE}f")]
 
 
-def test_authors_that_do_not_fit_are_left_out():
+def test_feed_authors_beyond_the_size_limit_are_left_out():
     author = person("x" * (MAX_AUTHORS // 2))
     (message,) = messages(f"{author}{author}{person('F')}<entry>{NAMES}</entry>")
     assert [len(author.name) for author in message.authors] == [MAX_AUTHORS // 2, 1]
     assert len(message.raw) < MAX_AUTHORS + 1_000
 
 
-def test_what_was_deleted_and_what_is_empty_inherit_no_authors():
+def test_deleted_and_unreadable_entries_do_not_inherit_authors():
     deleted, unreadable = messages(
         f'{person("F")}<entry/><at:deleted-entry ref="urn:1" when="2024-01-01T11:00:00Z"></at:deleted-entry>'
     )[::-1]
@@ -244,18 +244,18 @@ def test_what_was_deleted_and_what_is_empty_inherit_no_authors():
     assert b"author" not in unreadable.raw
 
 
-def test_categories_have_a_term():
+def test_a_category_without_a_term_is_left_out():
     message = entry('<category term="a" scheme="urn:s" label="L"/><category/><category term="b"/>')
     assert message.categories == [AtomCategory("a", "urn:s", "L"), AtomCategory("b")]
 
 
-def test_when_it_was_published_is_read_when_it_is_asked_for():
+def test_an_invalid_published_date_is_an_error_only_when_published_is_read():
     assert entry("<published>2023-01-01T00:00:00Z</published>").published == datetime(2023, 1, 1, tzinfo=UTC)
     with pytest.raises(UndecodableMessage, match=r"when entry 'urn:1@2024-.*' was published: 'soon' is no date"):
         _ = entry("<published>soon</published>").published
 
 
-def test_everything_else_stands_in_the_data():
+def test_other_elements_of_an_entry_are_in_data():
     message = entry('<x:price xmlns:x="urn:x" x:currency="EUR">3</x:price><rights>none</rights><!-- c --><?p i?>')
     assert message.data.tag == f"{{{ATOM}}}entry"
     assert message.data.findtext("{urn:x}price") == "3"
@@ -278,7 +278,7 @@ def test_everything_else_stands_in_the_data():
         ("a/", "entry xml:base='https://b.example/&lt;'", "https://b.example/<"),
     ],
 )
-def test_a_base_is_that_of_all_elements_around(root, tag, base):
+def test_the_base_of_an_entry_combines_the_xml_base_of_feed_and_entry(root, tag, base):
     message = entry('<link href=""/>', tag=tag, root=f'<feed xmlns="{ATOM}" xml:base="{root}">')
     assert (message.base, message.links) == (base, [AtomLink(base)])
     assert restored(message).base == base
@@ -296,7 +296,7 @@ def test_a_base_is_that_of_all_elements_around(root, tag, base):
         "entry\n a='>'\txmlns:y = 'urn:other'",
     ],
 )
-def test_an_entry_alone_says_the_same(tag):
+def test_an_entry_restored_from_raw_has_the_same_content(tag):
     root = f'<feed xmlns="{ATOM}" xmlns:y="urn:y&amp;&quot;&#10;" xmlns:z="urn:z" xml:base="/b/" xml:lang="de">'
     inner = '<y:a z:b="1"/><title>\u00fc</title><link href="c"/>'
     message = entry(inner, tag=tag, root=root)
@@ -312,13 +312,13 @@ def test_an_entry_alone_says_the_same(tag):
         assert one.data.get("{http://www.w3.org/XML/1998/namespace}lang") == ("fr" if "fr" in tag else "de")
 
 
-def test_an_entry_of_one_tag_alone_is_one():
+def test_an_empty_element_can_be_restored_from_raw():
     (message,) = messages('<at:deleted-entry ref="a" when="2024-01-01"/>')
     assert message.raw.endswith(b' ref="a" when="2024-01-01"/>')
     assert restored(message).entry_id == "a"
 
 
-def test_an_entry_with_a_prefix_alone_is_one():
+def test_an_entry_with_a_namespace_prefix_can_be_restored_from_raw():
     text = (
         f'<a:feed xmlns:a="{ATOM}"><a:entry>{NAMES.replace("<", "<a:").replace("<a:/", "</a:")}</a:entry></a:feed>'
     )
@@ -326,14 +326,14 @@ def test_an_entry_with_a_prefix_alone_is_one():
     assert restored(message).data.tag == f"{{{ATOM}}}entry"
 
 
-def test_a_deletion_alone_says_the_same():
+def test_a_deletion_restored_from_raw_has_the_same_content():
     message = deletion("<at:comment>spam</at:comment>")
     again = restored(message)
     assert (again.id, again.key, again.raw, again.deleted) == (message.id, message.key, message.raw, True)
     assert again.summary == message.summary
 
 
-def test_an_entry_is_made_from_xml():
+def test_from_xml_reads_an_entry():
     message = AtomEntry.from_xml(f'<entry xmlns="{ATOM}">{NAMES}<title>T</title><link href="a"/></entry>'.encode())
     assert (message.id, message.title, message.links) == (entry().id, AtomText("T"), [AtomLink("a")])
     assert message.base == ""
@@ -360,7 +360,7 @@ def test_an_entry_is_made_from_xml():
         ),
     ],
 )
-def test_what_is_no_entry_is_not_made_into_one(markup, why):
+def test_from_xml_refuses_a_document_that_is_not_an_entry(markup, why):
     with pytest.raises(UndecodableMessage) as error:
         AtomEntry.from_xml(markup.encode())
     assert str(error.value).startswith("an entry cannot be read: it ")
@@ -393,7 +393,7 @@ def test_what_is_no_entry_is_not_made_into_one(markup, why):
         ("<at:deleted-entry ref='a' when='x'/>", "it cannot be dated by its when", "a"),
     ],
 )
-def test_an_entry_that_cannot_be_read_fails_alone(markup, why, name):
+def test_an_unreadable_entry_does_not_affect_its_neighbours(markup, why, name):
     other = NAMES.replace("urn:1", "urn:2")
     before, message, after = messages(f"<entry>{NAMES}</entry>{markup}<entry>{other}</entry>")
     assert [before.entry_id, after.entry_id] == ["urn:1", "urn:2"]
@@ -407,7 +407,7 @@ def test_an_entry_that_cannot_be_read_fails_alone(markup, why, name):
         _ = message.data
 
 
-def test_an_entry_that_is_corrected_is_another_message():
+def test_an_unreadable_entry_gets_another_key_when_its_content_changes():
     (broken,), (another,) = messages("<entry><id>a</id></entry>"), messages("<entry><id>a</id><b/></entry>")
     assert broken.key != another.key
     (moved,) = messages("<entry><id>a</id></entry>", root=f'<feed xmlns="{ATOM}" xml:base="/elsewhere/">')
@@ -424,7 +424,7 @@ ELEMENTS = form(2_000, entry_module.MAX_ELEMENTS)
         ("<a/>" * ELEMENTS, f"has more than {ELEMENTS} elements"),
     ],
 )
-def test_an_entry_that_would_take_too_much_fails_when_it_is_read(inner, why, monkeypatch):
+def test_an_entry_with_too_many_elements_fails_when_a_field_is_read(inner, why, monkeypatch):
     monkeypatch.setattr(entry_module, "MAX_ELEMENTS", ELEMENTS)
     message = entry(inner)
     assert message.entry_id == "urn:1"
@@ -437,7 +437,7 @@ def test_an_entry_that_would_take_too_much_fails_when_it_is_read(inner, why, mon
 # Their order
 
 
-def test_the_newest_come_first_and_of_an_instant_those_that_stand_first():
+def test_entries_are_sorted_newest_first_and_by_document_order_within_an_instant():
     def one(id, updated):
         return f"<entry><id>{id}</id><updated>{updated}</updated></entry>"
 
@@ -451,7 +451,7 @@ def test_the_newest_come_first_and_of_an_instant_those_that_stand_first():
     assert [message.entry_id for message in found] == ["e", "d", "b", "c", "a"]
 
 
-def test_what_cannot_be_read_stays_beside_what_stands_before_it():
+def test_an_unreadable_entry_stays_after_the_entry_before_it():
     def one(id, updated):
         return f"<entry><id>{id}</id><updated>{updated}</updated></entry>"
 

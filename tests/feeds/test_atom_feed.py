@@ -94,7 +94,7 @@ async def refused(feed, kind=FeedError, cursor=None):
 # What it is
 
 
-def test_it_says_what_it_is_without_secrets():
+def test_the_repr_and_identity_of_an_atom_feed_hide_secrets():
     feed = AtomFeed(URL)
     assert repr(feed) == f"AtomFeed({WHERE!r})"
     assert SECRET not in feed.identity
@@ -111,12 +111,12 @@ def test_it_says_what_it_is_without_secrets():
         ({"auth": 3}, TypeError),
     ],
 )
-def test_an_argument_without_a_meaning_is_refused(options, error):
+def test_invalid_arguments_are_refused_at_construction(options, error):
     with pytest.raises(error):
         AtomFeed("https://shop.example/feed", **options)
 
 
-async def test_it_asks_as_a_reader_of_atom_does():
+async def test_a_request_has_accept_authorization_and_cache_control_headers():
     site = Site({TOP: feed()})
     await walk(site.feed(headers={"x-key": "1"}))
     sent = site.requests[0].headers
@@ -131,7 +131,7 @@ async def test_it_asks_as_a_reader_of_atom_does():
 # One document
 
 
-async def test_entries_are_handed_out_oldest_first_and_then_what_is_new():
+async def test_entries_are_returned_oldest_first_and_later_polls_return_new_entries():
     site = Site({TOP: feed(entry("c", 3), entry("a", 1), entry("b", 2))})
     atom = site.feed()
     before, cursor, _ = await walk(atom)
@@ -141,7 +141,7 @@ async def test_entries_are_handed_out_oldest_first_and_then_what_is_new():
     assert ids((await walk(atom, cursor))[0]) == []
 
 
-async def test_each_version_of_an_entry_comes_the_newest_last():
+async def test_each_version_of_an_entry_is_returned_with_the_newest_last():
     site = Site({TOP: feed(entry("a", 2, "new"), entry("b", 1), entry("a", 1, "old"), entry("a", 1, "old"))})
     messages, _, _ = await walk(site.feed())
     assert [(message.entry_id, message.title.text) for message in messages] == [
@@ -151,7 +151,7 @@ async def test_each_version_of_an_entry_comes_the_newest_last():
     ]
 
 
-async def test_when_nothing_that_was_seen_is_there_any_more_some_may_be_missing():
+async def test_a_document_without_any_known_entry_is_reported_as_a_gap():
     site = Site({TOP: feed(entry("a", 1), entry("b", 1))})
     _, cursor, _ = await walk(site.feed())
     site.documents[TOP] = feed(entry("y", 9), entry("x", 9))
@@ -160,7 +160,7 @@ async def test_when_nothing_that_was_seen_is_there_any_more_some_may_be_missing(
     assert "none of the messages that were seen last" in gap
 
 
-async def test_an_entry_that_cannot_be_read_keeps_nobody_waiting():
+async def test_an_unreadable_entry_is_returned_in_its_place_among_the_others():
     site = Site({TOP: feed(entry("c", 3), "<entry><id>b</id></entry>", entry("a", 1))})
     messages, cursor, _ = await walk(site.feed())
     assert [message.id[0] for message in messages] == ["a", "b", "c"]
@@ -168,7 +168,7 @@ async def test_an_entry_that_cannot_be_read_keeps_nobody_waiting():
     assert (await walk(site.feed(), cursor))[0] == []
 
 
-async def test_what_is_known_is_asked_for_by_what_it_is_known_by():
+async def test_a_fetch_sends_the_etag_of_its_cursor_and_handles_304():
     async def answer(request):
         if request.headers.get("if-none-match") == '"1"':
             return httpx.Response(304, headers={"retry-after": "7"})
@@ -186,7 +186,7 @@ async def test_what_is_known_is_asked_for_by_what_it_is_known_by():
     assert ids((await atom.fetch(FetchRequest())).messages) == ["a"]
 
 
-async def test_it_starts_at_the_end():
+async def test_latest_returns_a_cursor_after_the_current_entries():
     site = Site({TOP: feed(entry("b", 2), entry("a", 1), links={"next": "two"})})
     atom = site.feed()
     cursor = await atom.latest()
@@ -196,13 +196,13 @@ async def test_it_starts_at_the_end():
 
 
 @pytest.mark.parametrize("size", [2_000, 200_000])
-async def test_a_large_document_is_read_aside(size):
+async def test_small_and_large_documents_are_read(size):
     """In a worker thread, beyond a megabyte."""
     site = Site({TOP: feed(entry("a", 1), f"<subtitle>{'x' * size * 8}</subtitle>")})
     assert ids((await walk(site.feed()))[0]) == ["a"]
 
 
-async def test_secrets_of_the_url_are_not_in_messages():
+async def test_secrets_of_the_url_are_not_in_messages_or_cursors():
     site = Site({TOP: feed(entry("a"), "<entry/>")})
     messages, cursor, _ = await walk(site.feed())
     assert len(messages) == 2
@@ -212,7 +212,7 @@ async def test_secrets_of_the_url_are_not_in_messages():
 # Pages (RFC 5005 §3)
 
 
-async def test_pages_are_walked_back_to_what_was_seen():
+async def test_pages_are_followed_back_to_the_last_known_entry():
     site = Site(
         {
             TOP: feed(entry("e", 5), entry("d", 4), links={"next": "/2"}),
@@ -238,7 +238,7 @@ async def test_entries_of_several_pages_are_sorted():
     assert ids((await walk(site.feed()))[0]) == ["a", "b", "c", "d"]
 
 
-async def test_a_circle_of_pages_is_an_error():
+async def test_a_page_chain_that_loops_is_an_error():
     site = Site({TOP: feed(entry("b", 2), links={"next": "/2"}), "/2": feed(entry("a", 1), links={"next": "/2"})})
     assert "leads from document to document" in await refused(site.feed())
 
@@ -258,7 +258,7 @@ async def test_a_link_to_another_origin_is_not_followed(href, why, rel):
     assert site.paths == [TOP]
 
 
-async def test_a_trusted_origin_is_asked_without_credentials():
+async def test_a_trusted_origin_is_requested_without_credentials():
     site = Site(
         {TOP: feed(entry("b", 2), links={"prev-archive": "https://cdn.example/1"}), "/1": feed(entry("a", 1))}
     )
@@ -294,7 +294,7 @@ async def test_archives_are_read_once():
     assert (ids(messages), {*site.paths}) == (["f"], {TOP})
 
 
-async def test_what_went_into_an_archive_unseen_is_found_there():
+async def test_entries_moved_into_a_new_archive_before_they_were_seen_are_found_there():
     site = archived()
     _, cursor, _ = await walk(site.feed())
     site.documents[TOP] = feed(entry("h", 8), links={"prev-archive": "/a/3"})
@@ -307,7 +307,7 @@ async def test_what_went_into_an_archive_unseen_is_found_there():
     assert "/a/2" not in site.paths
 
 
-async def test_an_archive_is_read_also_when_all_around_it_is_known():
+async def test_a_new_archive_is_read_even_if_the_current_document_has_only_known_entries():
     """Who has read it has read all before it, and nobody else has."""
     site = archived()
     _, cursor, _ = await walk(site.feed())
@@ -318,7 +318,7 @@ async def test_an_archive_is_read_also_when_all_around_it_is_known():
     assert ids((await walk(site.feed(), cursor))[0]) == ["late"]
 
 
-async def test_an_archive_that_is_gone_is_a_gap_and_nobody_waits_for_it():
+async def test_an_archive_answered_with_410_is_reported_as_a_gap():
     site = archived()
     site.documents["/a/1"] = httpx.Response(410)
     messages, cursor, (gap,) = await walk(site.feed())
@@ -336,7 +336,7 @@ async def not_found(atom, *, times, wait=60):
         assert error.value.retry_after == wait
 
 
-async def test_an_archive_that_is_not_found_for_three_minutes_is_gone():
+async def test_an_archive_answered_with_404_in_three_polls_is_reported_as_a_gap():
     site = archived()
     first, site.documents["/a/1"] = site.documents["/a/1"], httpx.Response(404)
     atom = site.feed()
@@ -353,7 +353,7 @@ async def test_an_archive_that_is_not_found_for_three_minutes_is_gone():
 
 @pytest.mark.parametrize("status", [302, 308])
 @pytest.mark.parametrize("answer", [404, 410])
-async def test_an_archive_is_not_gone_because_a_redirect_leads_nowhere(status, answer):
+async def test_a_redirect_of_an_archive_to_a_missing_page_is_an_error_and_not_a_gap(status, answer):
     site = archived()
     first = site.documents["/a/1"]
     site.documents["/a/1"] = httpx.Response(status, headers={"location": "/maintenance"})
@@ -368,7 +368,7 @@ async def test_an_archive_is_not_gone_because_a_redirect_leads_nowhere(status, a
 
 
 @pytest.mark.parametrize("content", ["<h1>We are back soon</h1>", "<html/>", ""])
-async def test_a_redirect_to_a_page_that_is_not_a_feed_is_not_remembered(content):
+async def test_a_permanent_redirect_to_a_page_that_is_not_a_feed_is_not_remembered(content):
     site = archived()
     first = site.documents["/a/1"]
     site.documents["/a/1"] = httpx.Response(308, headers={"location": "/maintenance"})
@@ -382,7 +382,7 @@ async def test_a_redirect_to_a_page_that_is_not_a_feed_is_not_remembered(content
     assert site.paths.count("/maintenance") == 1
 
 
-async def test_an_archive_that_moved_is_remembered_once_it_was_read():
+async def test_a_permanent_redirect_of_an_archive_is_remembered_once_it_was_read():
     site = archived()
     site.documents["/b/1"] = site.documents["/a/1"]
     site.documents["/a/1"] = httpx.Response(308, headers={"location": "/b/1"})
@@ -394,7 +394,7 @@ async def test_an_archive_that_moved_is_remembered_once_it_was_read():
         site.requests.clear()
 
 
-async def test_of_so_many_documents_it_is_known_that_they_were_not_found(monkeypatch):
+async def test_the_number_of_remembered_missing_archives_is_limited(monkeypatch):
     monkeypatch.setattr("push_to_poll_client.feeds._atom.complete_feed.MOST_ADDRESSES", 1)
     site, other = archived(), archived()
     site.documents["/a/1"] = other.documents["/a/2"] = httpx.Response(404)
@@ -405,7 +405,7 @@ async def test_of_so_many_documents_it_is_known_that_they_were_not_found(monkeyp
     await not_found(one, times=2)
 
 
-async def test_an_archive_that_is_not_to_be_had_now_is_waited_for():
+async def test_an_archive_answered_with_503_is_retried():
     site = archived()
     first, site.documents["/a/1"] = site.documents["/a/1"], httpx.Response(503, headers={"retry-after": "5"})
     atom = site.feed()
@@ -416,7 +416,7 @@ async def test_an_archive_that_is_not_to_be_had_now_is_waited_for():
     assert ids((await walk(atom))[0]) == ["a", "b", "c", "d", "e"]
 
 
-async def test_an_archive_is_no_feed_to_begin_with():
+async def test_an_archive_that_links_to_another_current_document_is_refused_as_the_feed_url():
     site = archived()
     text = await refused(site.feed("https://shop.example/a/2"), FeedRefused)
     assert text == (
@@ -454,7 +454,7 @@ def said(messages):
     return [f"-{message.entry_id}" if message.deleted else f"+{message.entry_id}" for message in messages]
 
 
-async def test_what_a_complete_feed_has_no_more_is_deleted():
+async def test_an_entry_missing_from_a_complete_feed_is_reported_as_deleted():
     found = await changes([entry("b", 2), entry("a", 1), entry("c", 3)], [entry("d", 4), entry("b", 2)], [])
     assert [said(messages) for messages in found] == [["+a", "+b", "+c"], ["+d", "-c", "-a"], ["-d", "-b"]]
     gone = found[1][1]
@@ -470,7 +470,7 @@ async def test_what_a_complete_feed_has_no_more_is_deleted():
     )
 
 
-async def test_what_comes_back_as_it_was_is_a_new_message_each_time():
+async def test_an_entry_that_returns_unchanged_to_a_complete_feed_is_a_new_message():
     here, gone = [entry('a&amp;"', 1)], []
     found = [message for messages in await changes(here, gone, here, gone, here) for message in messages]
     assert said(found) == ['+a&"', '-a&"'] * 2 + ['+a&"']
@@ -479,7 +479,7 @@ async def test_what_comes_back_as_it_was_is_a_new_message_each_time():
     assert {type(message.data.tag) for message in found} == {str}
 
 
-async def test_a_consumer_sees_what_comes_back():
+async def test_a_consumer_processes_an_entry_that_returns_to_a_complete_feed():
     """Dedupe takes no version for another one of the same name."""
     site = Site({TOP: feed(entry("a"), marks=ALL)})
     consumer = Log(site.feed())
@@ -490,19 +490,19 @@ async def test_a_consumer_sees_what_comes_back():
     assert len(consumer.processed) == 3
 
 
-async def test_what_says_itself_that_it_was_deleted_is_not_reported_twice():
+async def test_a_deleted_entry_element_is_not_reported_as_deleted_twice():
     deletion = '<at:deleted-entry ref="a" when="2024-01-05T00:00:00Z"/>'
     found = await changes([entry("a"), entry("b")], [deletion, entry("b")], [deletion], [entry("a"), deletion])
     assert [said(messages) for messages in found] == [["+b", "+a"], ["-a"], ["-b"], ["+a"]]
     assert len({message.key for messages in found for message in messages}) == 5
 
 
-async def test_of_several_versions_the_newest_is_remembered():
+async def test_a_deletion_has_the_date_of_the_newest_version_of_the_entry():
     found = await changes([entry("a", 1), entry("a", 3), entry("a", 2)], [])
     assert found[1][0].updated.day == 3
 
 
-async def test_an_entry_that_cannot_be_read_is_not_gone():
+async def test_an_unreadable_entry_of_a_complete_feed_is_not_reported_as_deleted():
     broken = "<entry><id>a</id></entry>"
     site = Site({TOP: feed(entry("a"), entry("b"), marks=ALL)})
     _, cursor, _ = await walk(site.feed())
@@ -514,7 +514,7 @@ async def test_an_entry_that_cannot_be_read_is_not_gone():
     assert sorted(said(messages)) == ["-a", "-b"]
 
 
-async def test_as_long_as_an_entry_has_no_id_nothing_is_gone():
+async def test_no_deletion_is_reported_while_an_entry_of_a_complete_feed_has_no_id():
     site = Site({TOP: feed(entry("a"), entry("b"), marks=ALL)})
     _, cursor, _ = await walk(site.feed())
     site.documents[TOP] = feed("<entry/>", entry("b"), marks=ALL)
@@ -524,7 +524,7 @@ async def test_as_long_as_an_entry_has_no_id_nothing_is_gone():
     assert said((await walk(site.feed(), cursor))[0]) == ["-a"]
 
 
-async def test_what_is_gone_from_a_feed_that_is_not_complete_is_only_not_shown():
+async def test_an_entry_missing_from_a_feed_that_is_not_complete_is_not_reported_as_deleted():
     site = Site({TOP: feed(entry("a"), entry("b"), marks=ALL)})
     _, cursor, _ = await walk(site.feed())
     site.documents[TOP] = feed(entry("b"))
@@ -534,7 +534,7 @@ async def test_what_is_gone_from_a_feed_that_is_not_complete_is_only_not_shown()
     assert (await walk(site.feed(), cursor))[0] == []
 
 
-async def test_a_feed_that_starts_at_its_end_knows_what_is_there():
+async def test_a_complete_feed_started_at_latest_reports_deletions_of_existing_entries():
     site = Site({TOP: feed(entry("a"), marks=ALL)})
     cursor = await site.feed().latest()
     site.documents[TOP] = feed(marks=ALL)
@@ -542,7 +542,7 @@ async def test_a_feed_that_starts_at_its_end_knows_what_is_there():
 
 
 @pytest.mark.parametrize("count", [1_000, 5_000])
-async def test_a_complete_feed_is_remembered_whole_or_not_at_all(count):
+async def test_deletions_are_reported_only_if_the_whole_complete_feed_fits_in_the_cursor(count):
     """A cursor has 65,536 characters."""
     names = [str(uuid.uuid5(uuid.NAMESPACE_URL, str(n))) for n in range(count)]
     site = Site({TOP: feed(*map(entry, names), marks=ALL)})
@@ -556,7 +556,7 @@ async def test_a_complete_feed_is_remembered_whole_or_not_at_all(count):
     )
 
 
-async def test_what_is_gone_for_long_makes_room():
+async def test_the_cursor_of_a_complete_feed_stays_small_and_remembers_recent_deletions():
     """First for what is there: what comes back after that is known no more."""
     names = [str(uuid.uuid5(uuid.NAMESPACE_URL, str(n))) for n in range(3_000)]
     cursor = None
@@ -572,7 +572,7 @@ async def test_what_is_gone_for_long_makes_room():
 @pytest.mark.parametrize(
     "note", ["", "x", "AAAA", b64encode(zlib.compress(b"[]x")), b64encode(zlib.compress(BOMB))]
 )
-def test_a_note_of_somebody_else_says_nothing(note):
+def test_recalled_ignores_an_invalid_or_oversized_cursor_note(note):
     assert recalled(note if isinstance(note, str) else note.decode()) == {}
     assert recalled(b64encode(zlib.compress(ROWS + b"]")).decode()).keys() == {"a"}
 
@@ -608,13 +608,13 @@ def test_a_note_of_somebody_else_says_nothing(note):
         ),
     ],
 )
-async def test_what_is_no_document_is_an_error_that_says_what_was_seen(answer, kind, why):
+async def test_an_answer_without_a_feed_document_is_an_error_that_names_the_cause(answer, kind, why):
     text = await refused(Site({TOP: answer}).feed(), kind)
     assert text.startswith(WHERE)
     assert why in text
 
 
-async def test_the_url_of_what_failed_is_that_which_was_asked():
+async def test_an_error_names_the_url_of_the_linked_document_that_failed():
     site = Site(
         {
             TOP: feed(entry("b", 2), links={"prev-archive": "https://cdn.example/1?token=a"}),
@@ -629,12 +629,12 @@ async def test_a_cursor_of_another_feed_is_refused():
     assert "another kind of feed wrote it" in await refused(Site({TOP: feed()}).feed(), CursorExpired, "12")
 
 
-async def test_too_large_a_document_is_refused():
+async def test_a_document_above_max_body_is_refused():
     site = Site({TOP: feed(entry("a", 1, "x" * 5_000))})
     assert "max_body=" in await refused(site.feed(max_body=4_000))
 
 
-async def test_what_is_fresh_is_not_asked_for_until_the_feed_is_closed():
+async def test_a_fresh_document_is_not_requested_again_until_it_expires_or_the_feed_is_closed():
     site = Site({TOP: httpx.Response(200, text=document([]), headers={"etag": '"1"'})})
     atom = site.feed()
     _, cursor, _ = await walk(atom)

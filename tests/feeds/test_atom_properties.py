@@ -78,7 +78,7 @@ def test_words_of_atom_in_a_feed_are_read_or_refused(inner):
 
 
 @given(st.data())
-def test_a_document_with_a_fault_is_read_or_refused(data):
+def test_a_document_with_a_random_change_is_read_or_refused(data):
     whole = document([{"id": "urn:1", "updated": "2024-01-01T00:00:00Z", "number": n} for n in range(2)]).encode()
     start = data.draw(st.integers(0, len(whole)))
     end = data.draw(st.integers(start, min(start + 20, len(whole))))
@@ -95,7 +95,7 @@ def test_any_bytes_in_any_encoding_are_read_or_refused(body, content_type):
 
 
 @given(st.binary(max_size=80) | st.lists(st.sampled_from(WORDS), max_size=8).map(b"".join))
-def test_any_bytes_are_an_entry_or_undecodable(raw):
+def test_from_xml_reads_any_bytes_as_an_entry_or_raises_undecodable_message(raw):
     try:
         looked_at(AtomEntry.from_xml(raw))
     except UndecodableMessage as error:
@@ -106,7 +106,7 @@ def test_any_bytes_are_an_entry_or_undecodable(raw):
     st.text(max_size=40)
     | st.from_regex(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", fullmatch=True)
 )
-def test_any_text_is_an_instant_or_none(text):
+def test_any_text_is_read_as_an_instant_or_refused(text):
     try:
         instant = Instant.read(text)
     except ValueError:
@@ -210,7 +210,7 @@ async def follow(vendor, deeds):
 @pytest.mark.parametrize("form", FORMS)
 @given(deeds=DEEDS)
 @settings(max_examples=form(20, 60))
-def test_whatever_happens_a_consumer_ends_with_what_is_there(form, deeds):
+def test_a_consumer_ends_with_the_state_of_the_server_after_any_changes(form, deeds):
     vendor = Atom(form=form, page_size=3)
     known, keys = anyio.run(follow, vendor, deeds)
     assert known == there(vendor)
@@ -259,7 +259,7 @@ SIZE = form(150, 1_000)
 
 
 @pytest.mark.parametrize("family", HOSTILE)
-def test_twice_the_bytes_are_twice_the_work(family):
+def test_reading_twice_the_bytes_takes_at_most_about_twice_the_work(family):
     def body(n):
         return document([], marks="@").encode().replace(b"@", HOSTILE[family](n))
 

@@ -97,7 +97,7 @@ class Mortal(Log):
 
 @in_each_form
 @pytest.mark.parametrize("dies_at", forms.form([1, 4], range(6)))
-async def test_a_death_at_any_message_loses_nothing_and_does_nothing_twice(form, dies_at, tmp_path):
+async def test_a_crash_at_any_message_loses_no_message_and_repeats_none(form, dies_at, tmp_path):
     vendor = Atom(6, form=form)
     first = await Mortal(feed_of(vendor), SQLiteStore(tmp_path / "state.db"), dies_at=dies_at).live()
     vendor.publish(3)
@@ -108,7 +108,7 @@ async def test_a_death_at_any_message_loses_nothing_and_does_nothing_twice(form,
 
 @in_each_form
 @pytest.mark.parametrize("dies_at", forms.form([2], range(4)))
-async def test_a_death_among_changes_and_deletions_loses_none(form, dies_at, tmp_path):
+async def test_a_crash_among_changes_and_deletions_loses_no_message(form, dies_at, tmp_path):
     vendor, store = Atom(5, form=form), tmp_path / "state.db"
     known = await Mortal(feed_of(vendor), SQLiteStore(store)).live()
     ids = [entry["id"] for entry in vendor.entries]
@@ -126,7 +126,7 @@ async def test_a_death_among_changes_and_deletions_loses_none(form, dies_at, tmp
 
 
 @in_each_form
-async def test_what_is_known_costs_one_request_and_no_message(form, tmp_path):
+async def test_a_poll_without_changes_sends_a_conditional_request_and_returns_no_message(form, tmp_path):
     vendor = Atom(7, form=form)
     consumer = Mortal(feed_of(vendor), SQLiteStore(tmp_path / "state.db"))
     await consumer.live()

@@ -51,7 +51,7 @@ def is_unreadable(message):
 
 
 class TestAnEvent:
-    def test_says_what_the_specification_says(self):
+    def test_has_the_attributes_and_data_of_the_specification_example(self):
         message = CloudEvent.from_json(SPEC_EXAMPLE)
         assert message.id == message.cursor == "1c6b8c6e-d8d0-4a91-b51c-1f56bd04c758"
         assert message.type == "org.http-feeds.example.inventory"
@@ -94,22 +94,22 @@ class TestAnEvent:
         assert (message.method, message.deleted) == ("PUT", False)
 
     @pytest.mark.parametrize("method", ["DELETE", "delete", "Delete"])
-    def test_is_a_deletion_in_whatever_case(self, method):
+    def test_is_a_deletion_if_its_method_is_delete_in_any_case(self, method):
         message = CloudEvent.from_json(event(method=method))
         assert message.deleted
         assert message.method == method
 
     @pytest.mark.parametrize("data", [0, False, "", [], {}, "text", 1.5, [None]])
-    def test_has_data_of_every_kind(self, data):
+    def test_may_have_data_of_any_json_type(self, data):
         assert CloudEvent.from_json(event(data=data)).data == data
 
-    def test_has_bytes(self):
+    def test_has_data_base64_decoded_to_bytes(self):
         assert CloudEvent.from_json(event(data_base64=base64.b64encode(b"\x00\xff").decode())).data == b"\x00\xff"
         assert CloudEvent.from_json(event(data=None, data_base64="AP8=")).data == b"\x00\xff"
         assert CloudEvent.from_json(event(data_base64=None)).data is None
         assert "data_base64" not in CloudEvent.from_json(event(data_base64="AP8=")).attributes
 
-    def test_keeps_the_data_that_it_decoded(self):
+    def test_decodes_its_data_only_once(self):
         message = CloudEvent.from_json(SPEC_EXAMPLE)
         assert message.data is message.data
 
@@ -122,40 +122,40 @@ class TestAnEvent:
             b'{"id":"1","data_base64":7}',
         ],
     )
-    def test_fails_when_its_data_is_read_and_cannot_be(self, raw):
+    def test_raises_undecodable_message_when_its_invalid_data_is_read(self, raw):
         message = CloudEvent.from_json(raw)
         for _ in range(2):
             with pytest.raises(UndecodableMessage, match="data of event '1' cannot be read"):
                 _ = message.data
 
-    def test_fails_when_its_attributes_are_read_and_cannot_be(self):
+    def test_raises_undecodable_message_when_its_invalid_attributes_are_read(self):
         message = CloudEvent.from_json(b'{"id":"1","odd":"\xff","data":5}')
         with pytest.raises(UndecodableMessage, match="attributes of event '1' cannot be read"):
             _ = message.attributes
         assert message.data == 5
 
-    def test_shows_no_data(self):
+    def test_does_not_show_its_data_in_its_repr(self):
         assert "secret" not in repr(CloudEvent.from_json(event(data="secret")))
 
     def test_is_refused_when_it_has_no_id(self):
         with pytest.raises(UndecodableMessage, match="missing required field `id`"):
             CloudEvent.from_json(b"{}")
 
-    def test_has_the_key_that_it_always_had(self):
+    def test_has_the_same_key_as_in_earlier_releases(self):
         # Stores keep it: another key would be another message after an upgrade.
         assert CloudEvent.from_json(event(id="7", source="/a")).key == "2:/a7"
         assert CloudEvent.from_json(b'{"id":"7"}').key == "0:7"
         assert CloudEvent.from_json(event(id="7", source="/as/long/as/can/")).key == "16:/as/long/as/can/7"
         assert CloudEvent.from_json(event(id="7", source="https://shop.example/")).key == "#Cb-lXve3xUjX0WbU7"
 
-    def test_has_a_key_that_a_long_source_does_not_make_longer(self):
+    def test_has_a_short_key_even_with_a_long_source(self):
         """Each record has it twice."""
         one, other = (CloudEvent.from_json(event(id="7", source=char * 1000)).key for char in "ab")
         assert one != other
         assert CloudEvent.from_json(event(id="7", source="/longer/than/can/")).key.startswith("#")
         assert len(one) == len("#") + 16 + len("7")
 
-    def test_has_the_same_key_however_many_sources_there_are(self, monkeypatch):
+    def test_keeps_its_key_when_the_cache_of_sources_is_full(self, monkeypatch):
         monkeypatch.setattr(cloudevents, "MAX_SOURCES", 3)
         first, again = (
             [CloudEvent.from_json(event(id="7", source=source)).key for source in ids] for ids in ["abcd", "abcd"]
@@ -167,7 +167,7 @@ class TestAnEvent:
     @example(("a", "bc"), ("ab", "c"))
     @example(("", "1:ab"), ("a", "b"))
     @example(("https://shop.example/", "7"), ("https://shop.example/7", "7"))
-    def test_is_a_duplicate_by_source_and_id_together(self, one, other):
+    def test_is_a_duplicate_only_if_source_and_id_are_both_equal(self, one, other):
         keys = [
             message.key
             for source, name in (one, other)
@@ -225,7 +225,7 @@ def in_places(broken):
 
 
 class TestAPage:
-    def test_is_empty(self):
+    def test_may_be_empty(self):
         assert read_batch(b"[]", WHERE) == []
         assert read_batch(b" [ ]\n", WHERE) == []
 
@@ -237,7 +237,7 @@ class TestAPage:
         assert len(read_batch(b"\xef\xbb\xbf" + page(event()), WHERE)) == 1
 
     @pytest.mark.parametrize(("raw", "readable_id", "position", "others"), list(in_places(BROKEN)))
-    def test_sets_an_event_apart_that_cannot_be_read(self, raw, readable_id, position, others):
+    def test_separates_an_unreadable_event_from_the_readable_events(self, raw, readable_id, position, others):
         events = [event(id=f"good {n}") for n in range(others)]
         events.insert(position, raw)
         messages = read_batch(page(*events), WHERE)
@@ -252,7 +252,7 @@ class TestAPage:
         with pytest.raises(UndecodableMessage):
             _ = bad.data
 
-    def test_knows_an_unreadable_event_by_its_bytes(self):
+    def test_gives_an_unreadable_event_a_key_made_from_its_bytes(self):
         one, other, again = read_batch(
             page(b'{"id":"7","type":1}', b'{"id":"7","type":2}', b'{"id":"7","type":1}'), WHERE
         )
@@ -262,7 +262,7 @@ class TestAPage:
         (slow,) = (m for m in read_batch(page(b'{"id":"7","type":1}', b"nul"), WHERE) if m.id == "7")
         assert slow.key == one.key
 
-    def test_an_id_may_be_as_long_as_a_kibibyte(self):
+    def test_accepts_an_event_id_of_1024_characters(self):
         (message,) = read_batch(page(event(id="7" * 1024)), WHERE)
         assert message.id == message.cursor == "7" * 1024
 
@@ -302,22 +302,22 @@ class TestAPage:
         ],
         ids=lambda body: body[:20],
     )
-    def test_that_is_no_whole_array_is_a_failed_fetch(self, body):
+    def test_is_a_feed_error_unless_it_is_a_complete_json_array(self, body):
         with pytest.raises(FeedError, match="sent no JSON array of events") as failed:
             read_batch(body, WHERE)
         assert str(failed.value).startswith(WHERE)
         assert len(str(failed.value)) < 300
 
-    def test_shows_of_a_cut_page_no_message(self):
+    def test_does_not_show_its_messages_in_the_error_when_it_is_truncated(self):
         with pytest.raises(FeedError) as failed:
             read_batch(b'[{"id":"1","data":"secret"},', WHERE)
         assert "secret" not in str(failed.value)
 
-    def test_shows_how_begins_what_is_no_page(self):
+    def test_shows_its_first_bytes_in_the_error_when_it_is_not_an_array(self):
         with pytest.raises(FeedError, match=r"14 bytes that begins with '\{\"error\":\"no\"\}'"):
             read_batch(b'{"error":"no"}', WHERE)
 
-    def test_has_a_limit_of_unreadable_events(self, monkeypatch):
+    def test_is_refused_with_too_many_unreadable_events(self, monkeypatch):
         monkeypatch.setattr(cloudevents, "MAX_UNREADABLE", 3)
         assert len(read_batch(b"[1,1,1]", WHERE)) == 3
         with pytest.raises(FeedError, match="more than 3 unreadable"):
@@ -325,7 +325,7 @@ class TestAPage:
 
     @pytest.mark.parametrize("one", [b"0", b"{}", b'{"id":"1"}', b'{"id":"1","data":[0,0,0,0,0,0,0,0,0,0]}', b"x"])
     @pytest.mark.parametrize("surplus", [0, 1])
-    def test_has_no_more_events_than_it_may(self, one, surplus):
+    def test_is_refused_with_more_events_than_allowed(self, one, surplus):
         body = page(*[one] * (100 + surplus)) + b" " * 10_000
         if surplus:
             with pytest.raises(FeedError, match="a page of more than 100 events; ask it for smaller pages"):
@@ -333,7 +333,7 @@ class TestAPage:
         else:
             assert len(read_batch(body, WHERE, most=100)) == 100
 
-    def test_with_events_beyond_number_is_seen_through_in_little_memory(self):
+    def test_with_millions_of_events_is_refused_using_little_memory(self):
         most, body = form(10_000, 100_000), b"[" + b"0," * 8_000_000 + b"0]"
         tracemalloc.start()
         try:
@@ -343,7 +343,7 @@ class TestAPage:
         finally:
             tracemalloc.stop()
 
-    def test_is_not_kept_alive_by_an_unreadable_event(self):
+    def test_is_not_kept_in_memory_by_an_unreadable_event(self):
         tracemalloc.start()
         try:
             kept = read_batch(page(b'{"id":"7","type":5}', event(data="x" * 4_000_000)), WHERE)[0]
@@ -372,19 +372,19 @@ few = settings(max_examples=form(15, 100))
 class TestTheSplitter:
     @few
     @given(st.lists(JSON), st.sampled_from([None, 1]), st.booleans(), SPACE)
-    def test_agrees_with_json(self, values, indent, ascii_only, space):
+    def test_splits_an_array_into_the_same_values_as_json(self, values, indent, ascii_only, space):
         text = space + json.dumps(values, indent=indent, ensure_ascii=ascii_only) + space
         parts = split(text.encode(errors="surrogatepass"), b"[]")
         assert [json.loads(part) for part in parts] == values
 
     @few
     @given(st.dictionaries(st.text(), JSON), SPACE)
-    def test_agrees_with_json_on_objects(self, value, space):
+    def test_splits_an_object_into_the_same_members_as_json(self, value, space):
         parts = split((space + json.dumps(value)).encode(), b"{}")
         assert json.loads(b"{" + b",".join(parts) + b"}") == value
 
     @given(st.binary() | st.text('[]{},:"\\ 1a').map(str.encode))
-    def test_loses_nothing_of_what_it_takes(self, text):
+    def test_keeps_every_byte_except_whitespace_and_commas(self, text):
         try:
             parts = list(split(b"[" + text + b"]", b"[]"))
         except ValueError:
@@ -395,7 +395,7 @@ class TestTheSplitter:
         "unit",
         [b"[", b"[]", b"[],", b'"",', b'\\"', b'"', b"{", b"]", b"\\", b",", b'"\\', b'{"":'],
     )
-    def test_takes_work_in_proportion(self, unit):
+    def test_does_at_most_about_twice_the_work_for_twice_the_input(self, unit):
         def whole(text):
             with suppress(ValueError):
                 list(split(text, b"[]"))
@@ -439,7 +439,7 @@ def test_every_event_becomes_a_message(events, deep):
             assert "data" not in given_event or given_event["data"] is None or message.data == given_event["data"]
 
 
-def test_each_byte_of_a_page_is_looked_at_four_times():
+def test_the_work_to_read_a_page_is_at_most_about_four_times_its_size():
     """For its depth, twice to find the events, and to decode them. Data is decoded when a handler reads it."""
     body = page(*[SPEC_EXAMPLE] * 100)
     with counting_calls():

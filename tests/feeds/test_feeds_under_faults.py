@@ -315,7 +315,7 @@ def said(caplog):
 
 
 @pytest.mark.parametrize(("subject", "fault", "when"), list(cells()))
-async def test_all_is_well_again_after_any_fault(subject, fault, when, said):
+async def test_a_consumer_of_any_feed_recovers_after_any_fault(subject, fault, when, said):
     cell = Cell(subject)
     await cell.live(fault, when)
     cell.check_rate()
@@ -338,7 +338,7 @@ def takes(subject, fault, when):
 @pytest.mark.parametrize("fault", ["cut in the middle", "status 410", "gzip bomb", "pages in a circle"])
 @pytest.mark.parametrize("subject", ["HTTPFeed", "DurableStreamFeed", "AtomFeed, paged", "Stripe", "Plaid"])
 @pytest.mark.usefixtures("inline_threads")
-async def test_all_is_well_again_with_a_store_on_disk(subject, fault, tmp_path):
+async def test_a_consumer_with_a_store_on_disk_recovers_after_a_fault(subject, fault, tmp_path):
     store = SQLiteStore(tmp_path / "state.db")
     cell = Cell(subject, store=store)
     await cell.live(fault, "now and then")
@@ -353,7 +353,7 @@ async def test_all_is_well_again_with_a_store_on_disk(subject, fault, tmp_path):
     ("subject", "fault"),
     list(thinned(SUBJECTS, [f"{status} to another origin" for status in (301, 302, 303, 307, 308)])),
 )
-async def test_a_trusted_mirror_is_read_and_told_no_secret(subject, fault, said):
+async def test_a_redirect_to_a_trusted_origin_is_followed_without_sending_secrets(subject, fault, said):
     """But for what may not go there at all: what is posted, and a URL with a secret in it."""
     cell = Cell(subject, trusted=[ELSEWHERE])
     await cell.live(fault, "at first")
@@ -376,7 +376,7 @@ async def test_a_trusted_mirror_is_read_and_told_no_secret(subject, fault, said)
         )
     ),
 )
-async def test_what_is_too_large_is_never_held(subject, fault):
+async def test_an_oversized_body_is_never_held_in_memory(subject, fault):
     cell = Cell(subject)
     cell.transport.break_with(FAULTS[fault])
     request = FetchRequest(None if cell.subject.start == "inception" else cell.subject.start)

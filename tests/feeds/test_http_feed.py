@@ -88,7 +88,7 @@ async def refused(feed, kind=FeedError, **kwargs):
 
 
 class TestWhatIsAsked:
-    async def test_at_the_inception_nothing_but_the_url(self, serve):
+    async def test_a_fetch_at_the_inception_requests_the_plain_url(self, serve):
         server = serve(batch())
         await fetch(HTTPFeed(URL))
         assert str(server.last.url) == URL
@@ -97,36 +97,36 @@ class TestWhatIsAsked:
         assert "cache-control" not in server.last.headers
         assert "authorization" not in server.last.headers
 
-    async def test_after_that_the_cursor(self, serve):
+    async def test_a_fetch_sends_the_cursor_as_last_event_id(self, serve):
         server = serve(batch())
         await fetch(HTTPFeed(URL), "17")
         assert str(server.last.url) == f"{URL}?lastEventId=17"
 
     @pytest.mark.parametrize("cursor", ["a b", "1+1", "a&b=c", "é/😀", "100%", "%2F", "0001::5f8d", "#", "a\nb"])
-    async def test_a_cursor_arrives_as_it_was(self, serve, cursor):
+    async def test_a_cursor_reaches_the_server_unchanged(self, serve, cursor):
         server = serve(batch())
         await fetch(HTTPFeed(URL), cursor)
         assert dict(server.last.url.params) == {"lastEventId": cursor}
 
     @pytest.mark.parametrize("query", ["tenant=a", "sig=%2Fa+b%20c&flag&x=1&x=2", "q=a/b:c"])
-    async def test_the_query_of_the_url_is_left_as_it_is(self, serve, query):
+    async def test_the_query_of_the_url_is_sent_unchanged(self, serve, query):
         # A signature is over the bytes of a query, and parsing it would write it anew.
         server = serve(batch())
         await fetch(HTTPFeed(f"{URL}?{query}"), "17")
         assert server.last.url.query == f"{query}&lastEventId=17".encode()
 
     @pytest.mark.parametrize("suffix", ["?", "#frag", "?#"])
-    async def test_a_fragment_and_an_empty_query_are_nothing(self, serve, suffix):
+    async def test_a_fragment_and_an_empty_query_of_the_url_are_dropped(self, serve, suffix):
         server = serve(batch())
         await fetch(HTTPFeed(URL + suffix), "17")
         assert str(server.last.url) == f"{URL}?lastEventId=17"
 
-    async def test_fresh_goes_past_caches(self, serve):
+    async def test_a_fresh_fetch_sends_cache_control_no_cache(self, serve):
         server = serve(batch())
         await fetch(HTTPFeed(URL), fresh=True)
         assert server.last.headers["cache-control"] == "no-cache"
 
-    async def test_headers_of_the_user_win(self, serve):
+    async def test_headers_of_the_user_override_the_default_headers(self, serve):
         server = serve(batch())
         await fetch(HTTPFeed(URL, headers={"X-Tenant": "a", "accept": "application/json"}))
         assert server.last.headers["x-tenant"] == "a"
@@ -142,7 +142,9 @@ class TestWhatIsAsked:
             (5, None, None),
         ],
     )
-    async def test_long_polling_is_in_milliseconds(self, serve, wait, max_wait, asked):
+    async def test_a_long_poll_sends_its_wait_in_milliseconds_and_at_most_max_wait(
+        self, serve, wait, max_wait, asked
+    ):
         server = serve(batch())
         feed = HTTPFeed(URL, max_wait=max_wait)
         assert feed.max_wait == max_wait
@@ -151,7 +153,7 @@ class TestWhatIsAsked:
 
 
 class TestWhatAnAnswerMeans:
-    async def test_events_are_messages_and_there_may_be_more(self, serve):
+    async def test_events_become_messages_and_the_last_id_becomes_the_cursor_and_next(self, serve):
         serve(batch("1", "2"))
         page = await fetch(HTTPFeed(URL))
         assert ids(page) == ["1", "2"]
@@ -159,17 +161,17 @@ class TestWhatAnAnswerMeans:
         assert (page.cursor, page.next, page.retry_after) == ("2", "2", None)
 
     @pytest.mark.parametrize("answer", [batch(), httpx.Response(204)])
-    async def test_nothing_is_the_end(self, serve, answer):
+    async def test_an_empty_batch_or_204_is_the_end_of_the_feed(self, serve, answer):
         serve(answer)
         assert await fetch(HTTPFeed(URL), "7") == _types.Page([])
 
-    async def test_the_event_that_was_asked_after_is_the_end_too(self, serve):
+    async def test_a_page_that_ends_with_the_requested_cursor_is_the_end_of_the_feed(self, serve):
         # A server that reads "since" as "from" would be asked for its last event without a pause.
         serve(batch("7"))
         page = await fetch(HTTPFeed(URL), "7")
         assert (ids(page), page.cursor, page.next) == (["7"], "7", None)
 
-    async def test_an_unreadable_last_event_does_not_hide_where_to_go_on(self, serve):
+    async def test_an_unreadable_last_event_still_gives_the_cursor(self, serve):
         serve(httpx.Response(200, json=[{"id": "1"}, {"id": "2", "type": 5}]))
         page = await fetch(HTTPFeed(URL))
         assert (page.cursor, page.next) == ("2", "2")
@@ -192,63 +194,63 @@ class TestWhatAnAnswerMeans:
             None,
         ],
     )
-    async def test_json_is_read_under_its_names(self, serve, stated):
+    async def test_a_json_body_is_read_with_each_json_content_type_or_none(self, serve, stated):
         serve(httpx.Response(200, content=b'[{"id":"1"}]', headers={"content-type": stated} if stated else {}))
         assert ids(await fetch(HTTPFeed(URL))) == ["1"]
 
-    async def test_a_login_page_is_no_feed(self, serve):
+    async def test_an_html_page_is_a_feed_error(self, serve):
         serve(httpx.Response(200, html="<html>"))
         error = await refused(HTTPFeed(URL))
         assert str(error).startswith(
             f"{URL} sent 'text/html; charset=utf-8', not application/cloudevents-batch+json"
         )
 
-    async def test_a_server_cannot_write_into_the_log(self, serve):
+    async def test_a_hostile_content_type_is_shortened_and_escaped_in_the_error(self, serve):
         serve(httpx.Response(200, content=b"", headers={"content-type": "text/\x1b[2J" + "x" * 5000}))
         await refused(HTTPFeed(URL))
 
-    async def test_a_body_that_is_no_batch_fails(self, serve):
+    async def test_a_json_body_that_is_not_an_array_is_a_feed_error(self, serve):
         serve(httpx.Response(200, json={"error": "no"}))
         assert "sent no JSON array" in str(await refused(HTTPFeed(URL)))
 
     @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 406, 407, 414, 418, 451])
-    async def test_a_client_error_is_a_refusal(self, serve, status):
+    async def test_a_client_error_status_raises_feed_refused(self, serve, status):
         serve(httpx.Response(status))
         error = await refused(HTTPFeed(URL), FeedRefused)
         assert str(error).startswith(f"{URL} answered {status} ")
         assert error.retry_after is None
 
     @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 599])
-    async def test_what_passes_is_asked_again(self, serve, status):
+    async def test_a_temporary_error_status_is_a_feed_error_with_retry_after(self, serve, status):
         serve(httpx.Response(status, headers={"retry-after": "7"}))
         error = await refused(HTTPFeed(URL))
         assert str(error).startswith(f"{URL} answered {status}")
         assert error.retry_after == 7
 
     @pytest.mark.parametrize("status", [201, 206, 300, 302, 305])
-    async def test_a_status_that_a_feed_has_no_use_for_fails(self, serve, status):
+    async def test_an_unexpected_status_is_a_feed_error(self, serve, status):
         serve(httpx.Response(status, json=[]))
         await refused(HTTPFeed(URL))
 
-    async def test_a_refusal_may_say_when_too(self, serve):
+    async def test_a_refusal_keeps_the_retry_after_of_the_response(self, serve):
         serve(httpx.Response(404, headers={"retry-after": "60"}))
         assert (await refused(HTTPFeed(URL), FeedRefused)).retry_after == 60
 
-    async def test_403_with_an_empty_quota_is_no_refusal(self, serve):
+    async def test_403_with_an_empty_quota_is_not_a_refusal(self, serve):
         serve(httpx.Response(403, headers={"x-ratelimit-remaining": "0", "x-ratelimit-reset": "30"}))
         assert (await refused(HTTPFeed(URL))).retry_after == 30
 
-    async def test_410_is_for_good(self, serve):
+    async def test_410_raises_feed_gone(self, serve):
         serve(httpx.Response(410))
         await refused(HTTPFeed(URL), FeedGone)
 
-    async def test_a_server_may_ask_to_be_left_alone_after_a_success(self, serve):
+    async def test_a_backoff_or_poll_interval_of_a_successful_response_becomes_retry_after(self, serve):
         serve(batch("1", headers={"backoff": "30"}), batch(headers={"x-poll-interval": "60"}))
         feed = HTTPFeed(URL)
         assert (await feed.fetch(FetchRequest())).retry_after == 30
         assert (await fetch(feed)).retry_after == 60
 
-    async def test_a_reset_is_counted_from_now(self, serve):
+    async def test_a_rate_limit_reset_becomes_seconds_from_now(self, serve):
         headers = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": str(round(time.time()) + 1000)}
         serve(batch("1", headers=headers))
         assert 990 < (await fetch(HTTPFeed(URL))).retry_after <= 1001 < MAX_NOT_BEFORE
@@ -257,7 +259,7 @@ class TestWhatAnAnswerMeans:
 class TestTheEnd:
     """What is asked at the end of the feed, where most polls are."""
 
-    async def test_is_asked_for_by_what_it_was_known_by(self, serve):
+    async def test_a_repeated_fetch_of_an_empty_page_sends_its_etag(self, serve):
         server = serve(
             batch(headers={"etag": '"e"', "x-poll-interval": "5"}),
             httpx.Response(304, headers={"x-poll-interval": "60"}),
@@ -273,7 +275,7 @@ class TestTheEnd:
         asked = [request.headers.get("if-none-match") for request in server.requests]
         assert asked == [None, '"e"', '"e"', None, None]
 
-    async def test_is_never_what_brought_something(self, serve):
+    async def test_a_page_with_messages_is_always_requested_again_without_its_etag(self, serve):
         """A crash before it is processed, and 304 would be all that is ever said of it."""
         server = serve(batch("18", headers={"etag": '"e"', "cache-control": "max-age=60"}))
         feed = HTTPFeed(URL)
@@ -282,7 +284,7 @@ class TestTheEnd:
         await feed.aclose()
         assert not any("if-none-match" in request.headers for request in server.requests)
 
-    async def test_is_not_asked_for_while_caches_need_not(self, serve):
+    async def test_an_empty_page_is_not_requested_again_before_max_age_ends(self, serve):
         server = serve(batch(headers={"cache-control": "max-age=60", "age": "20"}), batch("18"))
         feed = HTTPFeed(URL)
         await feed.fetch(FetchRequest("17"))
@@ -293,13 +295,13 @@ class TestTheEnd:
         assert ids(await fetch(feed, "17")) == ["18"]
 
     @pytest.mark.parametrize("more", [{"fresh": True}, {"wait": 5}])
-    async def test_is_asked_for_by_who_knows_better_and_by_who_can_wait(self, serve, more):
+    async def test_a_fetch_with_fresh_or_wait_ignores_max_age(self, serve, more):
         serve(batch(headers={"cache-control": "max-age=60"}), batch("18"))
         feed = HTTPFeed(URL, max_wait=60)
         await feed.fetch(FetchRequest("17", wait=more.get("wait", 0)))
         assert ids(await fetch(feed, "17", **more)) == ["18"]
 
-    async def test_is_forgotten_with_a_close(self, serve):
+    async def test_closing_the_feed_forgets_the_etag_and_max_age_of_an_empty_page(self, serve):
         server = serve(batch(headers={"cache-control": "max-age=60", "etag": '"e"'}))
         feed = HTTPFeed(URL)
         await fetch(feed, "17")
@@ -307,7 +309,7 @@ class TestTheEnd:
         assert "if-none-match" not in server.last.headers
         assert len(server.requests) == 2
 
-    async def test_is_not_what_a_broken_cache_says(self, serve):
+    async def test_304_for_a_request_without_conditions_is_a_feed_error(self, serve):
         serve(httpx.Response(304, headers={"retry-after": "7"}))
         error = await refused(HTTPFeed(URL))
         assert str(error).startswith(f"{URL} answered 304 Not Modified, but was asked for all there is")
@@ -315,7 +317,7 @@ class TestTheEnd:
 
 
 class TestRedirects:
-    async def test_are_followed_at_home(self, serve):
+    async def test_redirects_within_the_origin_are_followed_with_credentials(self, serve):
         server = serve(
             httpx.Response(308, headers={"location": "/orders/?lastEventId=17"}),
             httpx.Response(302, headers={"location": "https://SHOP.example:443/v2/orders#frag"}),
@@ -332,7 +334,7 @@ class TestRedirects:
     @pytest.mark.parametrize(
         "answer", [httpx.Response(410), httpx.Response(200, headers={"content-type": "text/html"})]
     )
-    async def test_for_good_are_not_remembered_when_no_batch_was_read_there(self, serve, answer):
+    async def test_a_permanent_redirect_is_not_remembered_if_no_batch_was_read_at_its_target(self, serve, answer):
         server = serve(
             httpx.Response(308, headers={"location": "/maintenance?lastEventId=17"}), answer, batch("18")
         )
@@ -341,7 +343,7 @@ class TestRedirects:
         assert ids(await fetch(feed, "17")) == ["18"]
         assert server.last.url.path == "/orders"
 
-    async def test_for_good_are_remembered_when_a_batch_was_read_there(self, serve):
+    async def test_a_permanent_redirect_is_remembered_if_a_batch_was_read_at_its_target(self, serve):
         server = serve(httpx.Response(308, headers={"location": "/v2?lastEventId=17"}), batch("18"))
         feed = HTTPFeed(URL)
         for _ in range(2):
@@ -361,13 +363,13 @@ class TestRedirects:
             ("https://www.shop.example/orders", "https://www.shop.example/"),
         ],
     )
-    async def test_never_take_credentials_elsewhere(self, serve, location, shown):
+    async def test_a_redirect_to_another_origin_is_not_followed(self, serve, location, shown):
         server = serve(httpx.Response(302, headers={"location": location}), batch("1"))
         error = await refused(HTTPFeed(URL, auth=SECRET, headers={"X-Key": SECRET}))
         assert f"redirects to another origin, {shown}," in str(error)
         assert len(server.requests) == 1
 
-    async def test_cannot_bring_credentials(self, serve):
+    async def test_credentials_in_a_redirect_location_are_not_sent(self, serve):
         server = serve(httpx.Response(302, headers={"location": "https://mallory:pw@shop.example/v2"}), batch("1"))
         await fetch(HTTPFeed(URL))
         assert "authorization" not in server.last.headers
@@ -375,31 +377,31 @@ class TestRedirects:
     @pytest.mark.parametrize(
         "location", ["http:[", "https://shop.example:port/", "https://h\x7f/", "//[::", ":https://["]
     )
-    async def test_must_lead_to_a_url(self, serve, location):
+    async def test_a_redirect_to_an_invalid_url_is_a_feed_error(self, serve, location):
         serve(httpx.Response(302, headers={"location": location}))
         assert "could not be read: " in str(await refused(HTTPFeed(URL)))
         async with httpx.AsyncClient() as client:
             assert "could not be read: " in str(await refused(HTTPFeed(URL, client=client)))
 
-    async def test_to_a_name_that_cannot_be_decoded_fail(self, serve):
+    async def test_a_redirect_to_an_undecodable_host_name_is_a_feed_error(self, serve):
         """Idna's error is a UnicodeError, which httpx lets through."""
         serve(httpx.Response(302, headers={"location": "http://xn--zz/"}))
         assert "could not be read: RemoteProtocolError 'a redirect to no URL'" in str(await refused(HTTPFeed(URL)))
         async with httpx.AsyncClient() as client:
             assert "could not be read: IDNAError" in str(await refused(HTTPFeed(URL, client=client)))
 
-    async def test_may_leave_out_the_host(self, serve):
+    async def test_a_redirect_location_may_leave_out_the_host(self, serve):
         """As browsers and httpx read it."""
         server = serve(httpx.Response(302, headers={"location": "https:/v2/orders"}), batch("1"))
         assert ids(await fetch(HTTPFeed(URL))) == ["1"]
         assert str(server.last.url) == "https://shop.example/v2/orders"
 
-    async def test_come_to_an_end(self, serve):
+    async def test_more_than_five_redirects_are_a_feed_error(self, serve):
         server = serve(httpx.Response(302, headers={"location": "/orders"}))
         assert "more than 5 times" in str(await refused(HTTPFeed(URL)))
         assert len(server.requests) == 6
 
-    async def test_are_not_left_to_the_client(self, serve):
+    async def test_redirects_are_not_followed_by_the_users_client(self, serve):
         server = serve(httpx.Response(302, headers={"location": "https://evil.example/"}), batch("1"))
         async with httpx.AsyncClient(follow_redirects=True) as client:
             await refused(HTTPFeed(URL, auth=SECRET, client=client))
@@ -443,13 +445,13 @@ class TestCredentials:
             (URL, Provider(None), None),
         ],
     )
-    async def test_are_sent(self, serve, url, auth, sent):
+    async def test_credentials_are_sent_in_the_authorization_header(self, serve, url, auth, sent):
         server = serve(batch())
         await fetch(HTTPFeed(url, auth=auth))
         assert server.last.headers.get("authorization") == sent
         assert not server.last.url.userinfo
 
-    async def test_a_callable_is_asked_at_first_use_and_not_again(self, serve):
+    async def test_a_token_callable_is_called_at_first_use_and_its_token_is_kept(self, serve):
         server = serve(batch("1"))
         provider = Provider("a", "b")
         feed = HTTPFeed(URL, auth=provider)
@@ -459,7 +461,7 @@ class TestCredentials:
         assert provider.asked == 1
         assert server.last.headers["authorization"] == "Bearer a"
 
-    async def test_a_callable_is_asked_again_when_its_token_ran_out(self, serve):
+    async def test_a_token_callable_is_called_again_when_its_token_has_expired(self, serve):
         server = serve(accepts("a"))
         provider = Provider("a", "b")
         feed = HTTPFeed(URL, auth=provider)
@@ -469,7 +471,7 @@ class TestCredentials:
         assert ids(await fetch(feed)) == ["1"]
         assert (provider.asked, len(server.requests)) == (2, 4)
 
-    async def test_a_callable_is_asked_again_once(self, serve):
+    async def test_a_fetch_calls_a_token_callable_again_only_once_after_401(self, serve):
         server = serve(httpx.Response(401))
         provider = Provider("a", "b", "c", "d")
         feed = HTTPFeed(URL, auth=provider)
@@ -478,12 +480,12 @@ class TestCredentials:
         await refused(feed, FeedRefused)
         assert (provider.asked, len(server.requests)) == (3, 4)
 
-    async def test_a_token_is_not_tried_again(self, serve):
+    async def test_a_fixed_token_is_not_sent_again_after_401(self, serve):
         server = serve(httpx.Response(401))
         await refused(HTTPFeed(URL, auth="token"), FeedRefused)
         assert len(server.requests) == 1
 
-    async def test_a_callable_that_fails_is_a_failed_fetch(self, serve):
+    async def test_an_error_of_a_token_callable_is_a_feed_error(self, serve):
         server = serve(batch("1"))
         feed = HTTPFeed(URL, auth=Provider(RuntimeError(SECRET), "token"))
         error = await refused(feed)
@@ -492,7 +494,7 @@ class TestCredentials:
         assert ids(await fetch(feed)) == ["1"]
 
     @pytest.mark.parametrize("token", [f"{SECRET}\n", f"{SECRET} x", "", f"{SECRET}é"])
-    async def test_a_token_that_no_header_takes_is_not_shown(self, serve, token):
+    async def test_a_token_that_a_header_cannot_carry_is_refused_and_not_shown(self, serve, token):
         server = serve(batch())
         await refused(HTTPFeed(URL, auth=Provider(token)))
         with pytest.raises(ValueError, match="token given by auth=") as wrong:
@@ -500,18 +502,18 @@ class TestCredentials:
         assert SECRET not in str(wrong.value)
         assert server.requests == []
 
-    async def test_a_callable_that_returns_no_token_is_a_bug(self, serve):
+    async def test_a_token_callable_that_returns_a_wrong_type_is_a_type_error(self, serve):
         serve(batch())
         with pytest.raises(TypeError, match="returned a int"):
             await fetch(HTTPFeed(URL, auth=Provider(5)))
 
-    async def test_an_auth_of_httpx_can_ask_twice(self, serve):
+    async def test_an_httpx_auth_may_send_a_second_request(self, serve):
         challenge = 'Digest realm="shop", nonce="n", qop="auth", algorithm=SHA-256'
         server = serve(httpx.Response(401, headers={"www-authenticate": challenge}), batch("1"))
         assert ids(await fetch(HTTPFeed(f"{URL}?key=a", auth=httpx.DigestAuth("key", "secret")), "7")) == ["1"]
         assert 'uri="/orders?key=a&lastEventId=7"' in server.last.headers["authorization"]
 
-    async def test_an_auth_of_httpx_sees_the_url_that_it_signs(self, serve):
+    async def test_an_httpx_auth_sees_the_url_of_the_request_that_it_signs(self, serve):
         class Signature(httpx.Auth):
             def auth_flow(self, request):
                 response = yield request
@@ -523,7 +525,7 @@ class TestCredentials:
         await fetch(HTTPFeed(f"{URL}?key=a", auth=Signature()))
         assert server.last.headers["x-signature"] == f"{URL}?key=a"
 
-    async def test_those_of_the_users_client_are_left_alone(self, serve):
+    async def test_credentials_of_the_users_client_are_used_unless_auth_is_given(self, serve):
         server = serve(batch())
         async with httpx.AsyncClient(auth=("key", "secret")) as client:
             await fetch(HTTPFeed(URL, client=client))
@@ -531,7 +533,7 @@ class TestCredentials:
             await fetch(HTTPFeed(URL, client=client, auth="token"))
             assert server.last.headers["authorization"] == "Bearer token"
 
-    async def test_stay_out_of_errors_logs_and_repr(self, serve, caplog):
+    async def test_credentials_do_not_appear_in_errors_logs_or_repr(self, serve, caplog):
         caplog.set_level(logging.DEBUG)
         server = serve(httpx.Response(404))
         url = f"https://me:{SECRET}@shop.example/orders?key={SECRET}"
@@ -545,7 +547,7 @@ class TestCredentials:
 
 
 class TestTheClient:
-    async def test_is_opened_when_needed_and_again_after_a_close(self, serve):
+    async def test_the_client_is_opened_when_needed_and_again_after_a_close(self, serve):
         serve(batch("1"))
         feed = HTTPFeed(URL)
         await feed.aclose()
@@ -553,14 +555,14 @@ class TestTheClient:
         await feed.aclose()
         assert ids(await fetch(feed)) == ["1"]
 
-    async def test_keeps_no_cookies(self, serve):
+    async def test_the_client_keeps_no_cookies(self, serve):
         server = serve(batch("1", headers={"set-cookie": "a=b; Path=/"}))
         feed = HTTPFeed(URL)
         await feed.fetch(FetchRequest())
         await fetch(feed)
         assert "cookie" not in server.last.headers
 
-    async def test_of_the_user_is_used_and_not_closed(self):
+    async def test_a_client_of_the_user_is_used_and_not_closed(self):
         server = Server(batch("1"))
         async with httpx.AsyncClient(transport=httpx.MockTransport(server), headers={"x-tenant": "a"}) as client:
             assert ids(await fetch(HTTPFeed(URL, client=client))) == ["1"]
@@ -569,19 +571,19 @@ class TestTheClient:
             assert not client.is_closed
 
     @pytest.mark.parametrize(("limit", "waits"), [(5.0, 25.0), (None, None)])
-    async def test_of_the_user_keeps_its_timeouts_and_the_wait_comes_on_top(self, limit, waits):
+    async def test_a_client_of_the_user_keeps_its_timeouts_and_the_wait_is_added(self, limit, waits):
         server = Server(batch("1"))
         timeout = httpx.Timeout(3, read=limit)
         async with httpx.AsyncClient(transport=httpx.MockTransport(server), timeout=timeout) as client:
             await fetch(HTTPFeed(URL, client=client, max_wait=60), wait=20)
         assert server.last.extensions["timeout"] == {"connect": 3, "read": waits, "write": 3, "pool": 3}
 
-    async def test_of_our_own_has_timeouts_and_the_wait_comes_on_top(self, serve):
+    async def test_the_default_client_has_timeouts_and_the_wait_is_added(self, serve):
         server = serve(batch("1"))
         await fetch(HTTPFeed(URL, timeout=10, max_wait=60), wait=20)
         assert server.last.extensions["timeout"] == {"connect": 10, "read": 30, "write": 10, "pool": 5}
 
-    async def test_is_made_anew_when_its_pool_is_dead(self, serve):
+    async def test_the_client_is_replaced_after_a_pool_timeout(self, serve):
         # httpcore #1093: after unlucky cancellations a pool gives out no connection any more.
         serve(httpx.PoolTimeout("dead"), batch("1"))
         feed = HTTPFeed(URL)
@@ -590,7 +592,7 @@ class TestTheClient:
         assert feed._origin._exchange._own is None
         assert ids(await fetch(feed)) == ["1"]
 
-    async def test_is_kept_after_other_errors(self, serve):
+    async def test_the_client_is_kept_after_a_read_error(self, serve):
         serve(httpx.ReadError("reset"), batch("1"))
         feed = HTTPFeed(URL)
         with pytest.raises(FeedError, match="ReadError 'reset'"):
@@ -607,24 +609,24 @@ class TestTheClient:
             OSError(104, "Connection reset by peer"),
         ],
     )
-    async def test_fails_and_the_fetch_with_it(self, serve, error):
+    async def test_an_error_of_the_client_is_a_feed_error(self, serve, error):
         serve(error)
         failed = await refused(HTTPFeed(URL))
         assert str(failed).startswith(f"{URL} could not be read: {type(error).__name__} ")
         assert failed.__cause__ is error
 
-    async def test_refuses_to_send_a_header_and_does_not_show_it(self, serve):
+    async def test_a_header_that_the_client_refuses_is_not_shown_in_the_error(self, serve):
         serve(httpx.LocalProtocolError(f"Illegal header value b'{SECRET}'"))
         failed = await refused(HTTPFeed(URL))
         assert failed.__cause__ is None
         assert failed.__suppress_context__
 
     @pytest.mark.parametrize("cursor", ["a" * 2000, "a" * 70_000])
-    async def test_cannot_send_a_url_that_is_too_long(self, cursor):
+    async def test_a_url_that_is_too_long_is_a_feed_error(self, cursor):
         failed = await refused(HTTPFeed(URL + "a" * 64_000), cursor=cursor)
         assert "InvalidURL" in str(failed)
 
-    async def test_of_another_module_has_errors_of_its_own(self):
+    async def test_errors_of_a_client_of_another_module_are_feed_errors(self):
         other = types.ModuleType("httpx_successor")
 
         class HTTPError(Exception):
@@ -648,7 +650,7 @@ class TestTheClient:
         finally:
             del sys.modules["httpx_successor"]
 
-    async def test_may_be_a_subclass_or_a_lookalike(self):
+    async def test_the_client_may_be_a_subclass_or_a_lookalike(self):
         class Subclass(httpx.AsyncClient):
             pass
 
@@ -704,22 +706,22 @@ abandons = pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 class TestTheBody:
     PAGE = b'[{"id":"1"}]'
 
-    async def test_may_come_in_pieces(self, serve):
+    async def test_a_body_may_arrive_in_pieces(self, serve):
         serve(body(*(bytes([byte]) for byte in self.PAGE)))
         assert ids(await fetch(HTTPFeed(URL))) == ["1"]
 
     @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP "])
-    async def test_may_be_packed(self, serve, encoding):
+    async def test_a_gzip_body_is_decompressed(self, serve, encoding):
         serve(body(*(bytes([byte]) for byte in gzip.compress(self.PAGE)), encoding=encoding))
         assert ids(await fetch(HTTPFeed(URL))) == ["1"]
 
-    async def test_may_be_packed_and_padded(self, serve):
+    async def test_padding_after_a_gzip_body_is_ignored(self, serve):
         serve(body(gzip.compress(self.PAGE) + b"\0" * 10, b"\0" * 10, b"\r\n", encoding="gzip"))
         assert ids(await fetch(HTTPFeed(URL))) == ["1"]
 
     @pytest.mark.parametrize("pieces", [1, 1000])
     @pytest.mark.parametrize("behind", [gzip.compress(b"[]"), b"x"], ids=["more of it", "no gzip"])
-    async def test_has_nothing_behind_its_end(self, serve, behind, pieces):
+    async def test_data_after_the_end_of_a_gzip_body_is_a_feed_error(self, serve, behind, pieces):
         """A second file would belong to it, and be lost."""
         sent = gzip.compress(self.PAGE) + behind
         serve(body(*([sent] if pieces == 1 else (bytes([byte]) for byte in sent)), encoding="gzip"))
@@ -727,7 +729,7 @@ class TestTheBody:
 
     @pytest.mark.parametrize("wbits", [zlib.MAX_WBITS, -zlib.MAX_WBITS, 9, -9])
     @pytest.mark.parametrize("pieces", [1, 1000])
-    async def test_may_be_deflated_in_either_way(self, serve, wbits, pieces):
+    async def test_a_deflate_body_is_read_with_and_without_a_zlib_header(self, serve, wbits, pieces):
         """The standard has zlib's head before it, and many servers have not."""
         packer = zlib.compressobj(wbits=wbits)
         sent = packer.compress(self.PAGE) + packer.flush()
@@ -737,15 +739,15 @@ class TestTheBody:
         serve(body(sent[:-3], encoding="deflate"))
         assert "deflate body that ends in the middle" in str(await refused(HTTPFeed(URL)))
 
-    async def test_may_be_deflated_and_cut_after_a_byte(self, serve):
+    async def test_a_deflate_body_that_is_cut_after_one_byte_is_a_feed_error(self, serve):
         serve(body(b"\x78", encoding="deflate"))
         assert "deflate body that ends in the middle" in str(await refused(HTTPFeed(URL)))
 
-    async def test_may_say_that_it_is_not_packed(self, serve):
+    async def test_content_encoding_identity_is_accepted(self, serve):
         serve(body(self.PAGE, encoding="identity"))
         assert ids(await fetch(HTTPFeed(URL))) == ["1"]
 
-    async def test_may_be_missing_with_304_although_it_would_be_packed(self, serve):
+    async def test_304_with_content_encoding_gzip_needs_no_body(self, serve):
         serve(batch(headers={"etag": '"e"'}), httpx.Response(304, headers={"content-encoding": "gzip"}))
         feed = HTTPFeed(URL)
         await feed.fetch(FetchRequest())
@@ -754,35 +756,35 @@ class TestTheBody:
     @pytest.mark.parametrize(
         "encoding", ["br", "zstd", "gzip, gzip", "deflate, gzip", "identity, gzip", "x" * 5000]
     )
-    async def test_may_not_be_packed_otherwise(self, serve, encoding):
+    async def test_an_unsupported_content_encoding_is_a_feed_error(self, serve, encoding):
         serve(body(b"x", encoding=encoding))
         assert f"Content-Encoding '{encoding[:100]}" in str(await refused(HTTPFeed(URL)))
 
-    async def test_is_not_cut_unnoticed(self, serve):
+    async def test_a_truncated_gzip_body_is_a_feed_error(self, serve):
         # All of the page is there; what is missing is the checksum over it.
         serve(body(gzip.compress(self.PAGE)[:-4], encoding="gzip"))
         assert "ends in the middle" in str(await refused(HTTPFeed(URL)))
 
     @abandons
     @pytest.mark.parametrize("damaged", [b"[]", gzip.compress(b"[]")[:-8] + b"\0" * 8], ids=["no gzip", "no sum"])
-    async def test_is_not_damaged_unnoticed(self, serve, damaged):
+    async def test_a_damaged_gzip_body_is_a_feed_error(self, serve, damaged):
         serve(body(damaged, encoding="gzip"))
         assert "no gzip" in str(await refused(HTTPFeed(URL)))
 
     @abandons
     @pytest.mark.parametrize("damaged", [b"[]", b"\x78\x9c[]", zlib.compress(PAGE)[:-4] + b"\0" * 4, b"\xff" * 9])
-    async def test_that_is_deflated_is_not_damaged_unnoticed(self, serve, damaged):
+    async def test_a_damaged_deflate_body_is_a_feed_error(self, serve, damaged):
         serve(body(damaged, encoding="deflate"))
         assert "deflate" in str(await refused(HTTPFeed(URL)))
 
-    async def test_may_be_as_large_as_allowed(self, serve):
+    async def test_a_body_may_be_exactly_as_large_as_max_body(self, serve):
         serve(body(self.PAGE))
         assert ids(await fetch(HTTPFeed(URL, max_body=len(self.PAGE)))) == ["1"]
         serve(body(gzip.compress(self.PAGE + b" " * 1000), encoding="gzip"))
         assert ids(await fetch(HTTPFeed(URL, max_body=len(self.PAGE) + 1000))) == ["1"]
 
     @pytest.mark.parametrize(("size", "own_thread"), [(1_000_000, False), (2_000_000, True)])
-    async def test_does_not_stop_the_event_loop_when_it_is_large(self, serve, monkeypatch, size, own_thread):
+    async def test_a_large_body_is_parsed_in_a_worker_thread(self, serve, monkeypatch, size, own_thread):
         """A hostile one takes ten seconds to see through."""
         threads = []
         monkeypatch.setattr(http_feed, "read_batch", lambda *a, **k: threads.append(threading.get_ident()) or [])
@@ -790,7 +792,7 @@ class TestTheBody:
         await fetch(HTTPFeed(URL))
         assert (threads != [threading.get_ident()]) == own_thread
 
-    async def test_may_have_been_read_by_the_transport(self):
+    async def test_a_body_may_already_be_read_and_decompressed_by_the_transport(self):
         # httpx.MockTransport and caches hand over answers that are read and unpacked already.
         packed = gzip.compress(self.PAGE)
         headers = {"content-encoding": "gzip", "content-type": "application/json"}
@@ -800,19 +802,19 @@ class TestTheBody:
             await refused(HTTPFeed(URL, client=client, max_body=len(self.PAGE) - 1))
 
     @abandons
-    async def test_is_not_read_far_beyond_what_is_allowed(self, serve):
+    async def test_a_body_is_not_read_far_beyond_max_body(self, serve):
         answer = body(*[b" " * 100] * 1000)
         serve(answer)
         assert "more than 1000 bytes" in str(await refused(HTTPFeed(URL, max_body=1000)))
         assert answer.stream.sent == 11
 
     @abandons
-    async def test_is_not_unpacked_beyond_what_is_allowed(self, serve):
+    async def test_a_gzip_body_is_not_decompressed_beyond_max_body(self, serve):
         serve(body(gzip.compress(self.PAGE + b" " * 1000), encoding="gzip"))
         assert "more than 1011 bytes" in str(await refused(HTTPFeed(URL, max_body=len(self.PAGE) + 999)))
 
     @abandons
-    async def test_is_bounded_on_the_wire_too(self, serve):
+    async def test_the_compressed_size_of_a_body_is_limited_by_max_body(self, serve):
         # Nothing but empty gzip blocks: they unpack to nothing, for ever.
         packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
         start = packer.compress(b"[") + packer.flush(zlib.Z_FULL_FLUSH)
@@ -824,7 +826,7 @@ class TestTheBody:
     @abandons
     @pytest.mark.parametrize("status", [200, 401])
     @pytest.mark.parametrize("auth", [None, Provider("a"), httpx.DigestAuth("key", "secret")])
-    async def test_that_is_a_bomb_takes_no_memory(self, serve, status, auth):
+    async def test_a_gzip_bomb_does_not_fill_the_memory(self, serve, status, auth):
         packed = bomb(form(16, 64))
         assert len(packed) < 100_000
         challenge = {"www-authenticate": 'Digest realm="shop", nonce="n", qop="auth"', "content-encoding": "gzip"}
@@ -838,14 +840,14 @@ class TestTheBody:
         finally:
             tracemalloc.stop()
 
-    async def test_that_announces_too_much_is_not_read(self, serve):
+    async def test_a_body_whose_content_length_exceeds_max_body_is_not_read(self, serve):
         answer = httpx.Response(200, stream=Chunks(b" "), headers={"content-length": "1001"})
         serve(answer)
         assert "more than 1000 bytes" in str(await refused(HTTPFeed(URL, max_body=1000)))
         assert answer.stream.sent == 0
 
     @pytest.mark.parametrize("length", ["1" + "0" * 5000, "1000", "-5", "x", "5, 5"])
-    async def test_may_announce_anything_else(self, serve, length):
+    async def test_a_wrong_or_invalid_content_length_fails_only_if_it_exceeds_max_body(self, serve, length):
         serve(httpx.Response(200, stream=Chunks(self.PAGE), headers={"content-length": length}))
         feed = HTTPFeed(URL, max_body=1000)
         if len(length) > 20:
@@ -853,7 +855,7 @@ class TestTheBody:
         else:
             assert ids(await fetch(feed)) == ["1"]
 
-    async def test_is_not_announced_by_304_although_it_says_so(self, serve):
+    async def test_the_content_length_of_304_is_ignored(self, serve):
         """RFC 9110 §8.6: it is the length that 200 would have."""
         serve(batch(headers={"etag": '"e"'}), httpx.Response(304, headers={"content-length": "2000"}))
         feed = HTTPFeed(URL, max_body=1000)
@@ -872,7 +874,9 @@ class TestTheBody:
             (b" ", 1.0, 5, 5),
         ],
     )
-    async def test_that_drips_does_not_hold_the_fetch(self, serve, chunk, pause, limit, seconds):
+    async def test_a_body_that_arrives_too_slowly_fails_the_fetch_in_limited_time(
+        self, serve, chunk, pause, limit, seconds
+    ):
         serve(body(*[chunk] * 100_000, pause=pause))
         started = anyio.current_time()
         failed = str(await refused(HTTPFeed(URL, timeout=limit)))
@@ -882,33 +886,33 @@ class TestTheBody:
         else:
             assert "sent less than 1024 bytes of its body in 10 seconds" in failed
 
-    async def test_that_never_comes_does_not_hold_the_fetch(self, serve):
+    async def test_a_body_that_never_arrives_is_a_feed_error(self, serve):
         serve(body(b"[]", pause=86400))
         await refused(HTTPFeed(URL, timeout=30))
 
-    async def test_may_come_as_late_as_the_wait_that_was_asked_for(self, serve):
+    async def test_the_time_limit_of_a_body_is_extended_by_the_requested_wait(self, serve):
         serve(body(self.PAGE, pause=65))
         assert ids(await fetch(HTTPFeed(URL, timeout=30, max_wait=60), wait=60)) == ["1"]
         serve(body(self.PAGE, pause=95))
         assert "of its body in 10 seconds" in str(await refused(HTTPFeed(URL, timeout=30, max_wait=60), wait=60))
 
-    async def test_may_be_newlines_while_it_is_held(self, serve):
+    async def test_newlines_keep_a_held_response_alive(self, serve):
         """CouchDB keeps a connection alive by them."""
         serve(body(*[b"\n"] * 10, self.PAGE, pause=6))
         assert ids(await fetch(HTTPFeed(URL, timeout=30, max_wait=60), wait=60)) == ["1"]
 
-    async def test_has_its_time_again_when_a_token_ran_out(self, serve):
+    async def test_a_slow_body_is_read_after_an_expired_token_was_replaced(self, serve):
         server = serve(httpx.Response(401), body(self.PAGE, pause=9))
         assert ids(await fetch(HTTPFeed(URL, auth=Provider("a", "b")))) == ["1"]
         assert len(server.requests) == 2
 
-    async def test_of_an_error_is_not_read(self, serve):
+    async def test_the_body_of_an_error_response_is_not_read(self, serve):
         answer = body(b"x", status=500)
         serve(answer)
         await refused(HTTPFeed(URL))
         assert answer.stream.sent == 0
 
-    async def test_is_let_go_when_the_fetch_is_cancelled(self, serve):
+    async def test_a_cancelled_fetch_closes_the_response_body(self, serve):
         answer = body(self.PAGE, pause=10)
         serve(answer)
         feed = HTTPFeed(URL)
@@ -955,13 +959,13 @@ class TestWrongArguments:
             ({"client": httpx}, TypeError, "client is a module"),
         ],
     )
-    def test_are_named_at_construction(self, arguments, error, text):
+    def test_wrong_arguments_are_refused_at_construction_without_showing_secrets(self, arguments, error, text):
         with pytest.raises(error) as wrong:
             HTTPFeed(arguments.pop("url", URL), **arguments)
         assert text in str(wrong.value)
         assert SECRET not in str(wrong.value)
 
-    def test_a_client_that_blocks_is_none(self):
+    def test_a_blocking_client_is_a_type_error(self):
         with (
             httpx.Client() as client,
             pytest.raises(TypeError, match="client is a Client; give an"),
@@ -969,18 +973,18 @@ class TestWrongArguments:
             HTTPFeed(URL, client=client)
 
 
-def test_the_public_names():
+def test_the_feeds_package_exports_cloud_event_and_http_feed():
     assert feeds.CloudEvent is CloudEvent
     assert feeds.HTTPFeed is HTTPFeed
 
 
-def test_an_identity_is_that_of_the_url():
+def test_the_identity_of_a_feed_is_its_url_without_credentials():
     assert HTTPFeed(URL).identity == URL
     assert HTTPFeed("https://a:b@shop.example/orders").identity == URL
     assert HTTPFeed(f"{URL}?tenant=a").identity != HTTPFeed(f"{URL}?tenant=b").identity
 
 
-def test_a_feed_is_a_feed():
+def test_an_http_feed_satisfies_the_feed_protocol():
     feed: _types.Feed = HTTPFeed(URL)  # read by mypy, too
     assert feed
 

@@ -179,7 +179,7 @@ async def cancel_when(happened, feed, request):
         pytest.param(bombs, "more than 1000000 bytes", id="bomb"),
     ],
 )
-async def test_a_bad_server_is_a_failed_fetch_and_the_next_one_succeeds(script, text):
+async def test_a_broken_response_is_a_feed_error_and_the_next_fetch_succeeds(script, text):
     with server(script, answers(b'[{"id":"1"}]')) as url:
         feed = HTTPFeed(url, timeout=0.3 if "0.3" in text else GUARD, max_body=1_000_000)
         with pytest.raises(FeedError) as failed, anyio.fail_after(GUARD):
@@ -189,14 +189,14 @@ async def test_a_bad_server_is_a_failed_fetch_and_the_next_one_succeeds(script, 
         assert len((await fetch(feed)).messages) == 1
 
 
-async def test_nobody_there_is_a_failed_fetch():
+async def test_a_refused_connection_is_a_feed_error():
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     with pytest.raises(FeedError, match="ConnectError"):
         await fetch(HTTPFeed(f"http://127.0.0.1:{port}/"))
 
 
-async def test_polls_share_a_connection():
+async def test_fetches_share_a_connection():
     with server(answers(b'[{"id":"1"}]', b"[]", b"[]")) as url:  # a second connection would find nobody
         feed = HTTPFeed(url)
         for cursor in (None, "1", "1"):
@@ -204,7 +204,7 @@ async def test_polls_share_a_connection():
         await feed.aclose()
 
 
-async def test_a_connection_survives_a_cancelled_fetch():
+async def test_cancelled_fetches_do_not_exhaust_the_connection_pool():
     # A wake cancels a long poll many times an hour; the pool must not run dry by it.
     arrived = [threading.Event() for _ in range(15)]
     with server(*(stalls(asked=asked) for asked in arrived), answers(b"[]")) as url:
@@ -247,7 +247,7 @@ async def test_an_idle_connection_that_the_server_closed_is_not_used_again():
 
 
 @pytest.mark.parametrize("backends", [("asyncio", "trio"), ("trio", "asyncio"), ("asyncio", "asyncio")])
-def test_a_feed_goes_from_one_event_loop_to_the_next(backends):
+def test_a_feed_works_in_one_event_loop_after_another(backends):
     with server(answers(b"[]"), answers(b'[{"id":"1"}]')) as url:
         feed = HTTPFeed(url)
         pages = [anyio.run(fetch, feed, backend=backend) for backend in backends]

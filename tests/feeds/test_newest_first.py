@@ -55,7 +55,7 @@ def names(first, last):
 @KINDS
 @pytest.mark.parametrize("most", [1, 5, 100])
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 20])
-async def test_all_is_handed_out_the_oldest_first_however_few_are_held(kind, count, most):
+async def test_messages_are_read_oldest_first_with_any_message_limit(kind, count, most):
     one = reader(kind(count), most=most)
     assert await one.poll() == names(1, count)
     assert await one.poll() == []
@@ -63,7 +63,7 @@ async def test_all_is_handed_out_the_oldest_first_however_few_are_held(kind, cou
 
 @KINDS
 @pytest.mark.parametrize("most", [1, 5, 100])
-async def test_what_is_published_comes_next(kind, most):
+async def test_new_messages_are_read_by_the_next_poll(kind, most):
     documents = kind(5)
     one = reader(documents, most=most)
     await one.poll()
@@ -84,27 +84,27 @@ async def test_a_quiet_poll_is_one_request(kind, most):
         assert documents.asked == [None]
 
 
-async def test_each_document_is_fetched_twice_and_seldom_once_more_however_few_are_held():
+async def test_a_small_message_limit_fetches_each_document_about_twice():
     documents = Following(300)
     one = reader(documents, most=33)
     assert await one.poll() == names(1, 300)
     assert len(documents.asked) <= 2 * 100 + 10 + 2
 
 
-async def test_an_order_holds_across_documents():
+async def test_an_order_sorts_messages_across_documents():
     documents = Following(9)
     documents.entries.sort(key=lambda name: (int(name) % 3, name))
     one = reader(documents, order=lambda message: message.id)
     assert await one.poll() == names(1, 9)
 
 
-async def test_within_a_document_its_own_order_holds():
+async def test_an_order_does_not_sort_messages_of_a_single_document():
     documents = Following(0)
     documents.entries = ["1", "3", "2"]
     assert await reader(documents, order=lambda message: message.id).poll() == ["2", "3", "1"]
 
 
-async def test_from_the_end_only_what_comes_next_follows():
+async def test_a_start_at_the_latest_cursor_reads_only_later_messages():
     documents = Numbered(20)
     walk = WalkBack(documents.look, WHERE)
     one = Reader(walk, await walk.latest())
@@ -113,7 +113,7 @@ async def test_from_the_end_only_what_comes_next_follows():
     assert await one.poll() == published
 
 
-async def test_the_end_of_what_is_not_ready_is_not_known():
+async def test_latest_fails_while_the_newest_document_is_not_shown():
     walk = WalkBack(Numbered(2, unchanged=True).look, WHERE)
     with pytest.raises(FeedError, match="does not show yet"):
         await walk.latest()
@@ -123,7 +123,7 @@ async def test_the_end_of_what_is_not_ready_is_not_known():
 
 
 @KINDS
-async def test_a_step_that_failed_asks_for_the_same_document(kind):
+async def test_a_failed_fetch_asks_for_the_same_document_again(kind):
     documents = kind(9)
     one = reader(documents)
     await one.step()
@@ -139,7 +139,7 @@ async def test_a_step_that_failed_asks_for_the_same_document(kind):
 
 
 @KINDS
-async def test_a_document_that_is_broken_leads_to_the_top_after_some_tries(kind):
+async def test_repeated_failures_of_a_document_restart_the_page_chain_at_the_newest(kind):
     documents = kind(9)
     one = reader(documents)
     await one.step()
@@ -167,7 +167,7 @@ async def test_tries_are_counted_for_each_document():
     assert documents.asked.count(None) == 2
 
 
-async def test_a_bug_in_a_look_is_a_document_that_is_broken_too():
+async def test_an_unexpected_error_counts_as_a_failure_of_the_document():
     documents = Numbered(9)
     one = reader(documents)
     documents.errors["2"] = [KeyError("bug") for _ in range(_newest_first_walk.MOST_TRIES)]
@@ -188,7 +188,7 @@ async def test_a_bug_in_a_look_is_a_document_that_is_broken_too():
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
-async def test_an_address_that_is_good_no_more_leads_to_the_top_at_once(raised, seen):
+async def test_an_invalid_document_address_restarts_the_page_chain_at_once(raised, seen):
     documents = Numbered(9)
     documents.errors["2"] = [raised]
     one = reader(documents)
@@ -201,7 +201,7 @@ async def test_an_address_that_is_good_no_more_leads_to_the_top_at_once(raised, 
 
 
 @pytest.mark.parametrize("raised", [CursorExpired("no"), FeedGone("no"), FeedRefused("no")])
-async def test_what_the_newest_document_says_of_the_whole_feed_stands(raised):
+async def test_an_error_of_the_newest_document_is_raised_unchanged(raised):
     documents = Numbered(9)
     documents.errors[None] = [raised]
     with pytest.raises(type(raised)) as error:
@@ -209,7 +209,7 @@ async def test_what_the_newest_document_says_of_the_whole_feed_stands(raised):
     assert error.value is raised
 
 
-async def test_what_is_gone_on_the_way_says_when_to_ask_again():
+async def test_retry_after_of_a_gone_document_is_kept():
     documents = Numbered(9)
     documents.errors["2"] = [FeedGone("no", retry_after=7)]
     with pytest.raises(ChainRestart) as error:
@@ -218,7 +218,7 @@ async def test_what_is_gone_on_the_way_says_when_to_ask_again():
 
 
 @KINDS
-async def test_a_consumer_reads_on_whatever_fails(kind):
+async def test_a_consumer_reads_every_message_despite_failed_fetches(kind):
     documents = kind(40)
     weather = [FeedError("weather"), TimeoutError(), FeedRefused("login"), ChainRestart("again")]
     for address in [None, *(str(page) for page in range(2, 14)), *documents.entries, "archive 3", "archive 7"]:
@@ -234,7 +234,7 @@ async def test_a_consumer_reads_on_whatever_fails(kind):
     assert consumer.processed == names(1, 44)
 
 
-async def test_documents_that_lead_in_a_circle_are_a_failed_poll():
+async def test_documents_that_link_in_a_cycle_fail_the_poll():
     async def look(address, request, known):
         return Leaf(older={None: "a", "a": "b", "b": "c", "c": "a"}[address])
 
@@ -244,7 +244,7 @@ async def test_documents_that_lead_in_a_circle_are_a_failed_poll():
             await one.poll()
 
 
-async def test_a_document_that_leads_to_itself_is_a_failed_poll():
+async def test_a_document_that_links_to_itself_fails_the_poll():
     async def look(address, request, known):
         return Leaf(older="a")
 
@@ -252,7 +252,7 @@ async def test_a_document_that_leads_to_itself_is_a_failed_poll():
         await Reader(WalkBack(look, WHERE)).poll()
 
 
-async def test_an_address_that_is_too_long_to_be_kept_is_a_failed_poll():
+async def test_a_document_address_that_is_too_long_fails_the_poll():
     async def look(address, request, known):
         return Leaf(older="a" * (MAX_CURSOR + 1))
 
@@ -260,7 +260,7 @@ async def test_an_address_that_is_too_long_to_be_kept_is_a_failed_poll():
         await Reader(WalkBack(look, WHERE)).poll()
 
 
-async def test_a_feed_without_an_end_is_a_failed_poll(monkeypatch):
+async def test_a_feed_without_an_end_fails_the_poll(monkeypatch):
     monkeypatch.setattr(_newest_first_walk, "MOST_DOCUMENTS", 50)
 
     async def look(address, request, known):
@@ -274,7 +274,7 @@ async def test_a_feed_without_an_end_is_a_failed_poll(monkeypatch):
 
 
 @KINDS
-async def test_a_position_that_is_asked_for_again_has_the_same_page_and_costs_nothing(kind):
+async def test_a_repeated_request_returns_the_same_page_without_a_fetch(kind):
     documents = kind(9)
     walk = WalkBack(documents.look, WHERE)
     position, found = None, []
@@ -290,7 +290,7 @@ async def test_a_position_that_is_asked_for_again_has_the_same_page_and_costs_no
     assert [message.id for message in found] == names(1, 9)
 
 
-async def test_a_page_is_there_until_its_cursor_comes_back():
+async def test_a_page_is_kept_until_its_cursor_is_requested():
     documents = Numbered(9)
     one = reader(documents)
     while await one.step() and not one.settled:
@@ -304,7 +304,7 @@ async def test_a_page_is_there_until_its_cursor_comes_back():
     assert (page.messages, len(documents.asked)) == ((), asked + 2)
 
 
-async def test_a_page_that_failed_is_made_again_when_the_feed_was_closed():
+async def test_a_kept_page_is_forgotten_when_the_feed_is_closed():
     """Its publisher may have mended it meanwhile."""
     documents = Numbered(9)
     one = reader(documents)
@@ -319,7 +319,7 @@ async def test_a_page_that_failed_is_made_again_when_the_feed_was_closed():
 
 @KINDS
 @pytest.mark.parametrize("steps", range(1, 6))
-async def test_a_step_of_a_walk_that_is_lost_begins_again_and_counts_on(kind, steps):
+async def test_a_lost_page_chain_restarts_without_repeating_a_position(kind, steps):
     documents = kind(9)
     one = reader(documents, most=4)
     for _ in range(steps):
@@ -334,7 +334,7 @@ async def test_a_step_of_a_walk_that_is_lost_begins_again_and_counts_on(kind, st
 
 @KINDS
 @pytest.mark.parametrize("steps", range(4))
-async def test_a_fetch_that_is_cancelled_in_flight_costs_nothing(kind, steps):
+async def test_a_cancelled_fetch_neither_loses_nor_repeats_messages(kind, steps):
     documents = kind(9)
     one = reader(documents)
     for _ in range(steps):
@@ -350,7 +350,7 @@ async def test_a_fetch_that_is_cancelled_in_flight_costs_nothing(kind, steps):
 @KINDS
 @pytest.mark.parametrize("most", [1, 100])
 @pytest.mark.parametrize("late", range(8))
-async def test_two_consumers_of_one_feed_disturb_neither_the_other(kind, late, most):
+async def test_two_consumers_of_one_feed_do_not_disturb_each_other(kind, late, most):
     documents = kind(12)
     walk = WalkBack(documents.look, WHERE, most=most)
     one, other = Reader(walk), Reader(walk)
@@ -366,7 +366,7 @@ async def test_two_consumers_of_one_feed_disturb_neither_the_other(kind, late, m
 
 @KINDS
 @pytest.mark.parametrize("most", [1, 100])
-async def test_nor_do_their_requests_at_once(kind, most):
+async def test_concurrent_polls_of_one_feed_do_not_disturb_each_other(kind, most):
     documents = kind(12)
     walk = WalkBack(documents.look, WHERE, most=most)
     readers = [Reader(walk) for _ in range(4)]
@@ -377,7 +377,7 @@ async def test_nor_do_their_requests_at_once(kind, most):
         assert list(dict.fromkeys(each.settled)) == names(1, 12)
 
 
-async def test_with_other_cursors_they_share_nothing():
+async def test_two_consumers_at_different_cursors_each_read_every_message():
     documents = Numbered(5)
     walk = WalkBack(documents.look, WHERE, most=1)
     one, other = Reader(walk), Reader(walk)
@@ -388,7 +388,7 @@ async def test_with_other_cursors_they_share_nothing():
     assert one.settled == other.settled == names(1, 12)
 
 
-async def test_more_walks_than_are_kept_begin_again_and_lose_nothing():
+async def test_more_page_chains_than_are_kept_restart_without_loss():
     documents = Numbered(9)
     walk = WalkBack(documents.look, WHERE)
     readers = [
@@ -429,7 +429,7 @@ async def stood_still(documents, steps, *, seconds=_newest_first_walk.STALE + 1,
 @pytest.mark.parametrize("begins_again", [False, True])
 @pytest.mark.parametrize("deleted", [1, 2])
 @pytest.mark.parametrize("steps", [1, 2, 3])
-async def test_what_is_deleted_meanwhile_hides_nothing(steps, deleted, begins_again):
+async def test_deletions_during_a_paused_page_chain_hide_no_messages(steps, deleted, begins_again):
     documents = Numbered(12)
     one = await stood_still(documents, steps)
     del documents.entries[:deleted]
@@ -440,7 +440,7 @@ async def test_what_is_deleted_meanwhile_hides_nothing(steps, deleted, begins_ag
     assert set(one.settled) >= set(names(1, 12 - deleted))
 
 
-async def test_the_last_document_is_looked_at_again_once_and_not_after_a_short_time():
+async def test_the_last_document_is_fetched_again_once_and_only_after_a_long_pause():
     documents = Numbered(12)
     one = await stood_still(documents, 2)
     await one.step()
@@ -452,7 +452,7 @@ async def test_the_last_document_is_looked_at_again_once_and_not_after_a_short_t
     assert documents.asked == ["2", "3", "4"]
 
 
-async def test_it_begins_again_where_nothing_is_found_again():
+async def test_a_page_chain_restarts_if_its_last_document_shows_other_messages():
     documents = Numbered(12)
     one = await stood_still(documents, 2)
     del documents.entries[:6]
@@ -461,7 +461,7 @@ async def test_it_begins_again_where_nothing_is_found_again():
     assert await one.poll() == names(1, 6)
 
 
-async def test_the_newest_document_takes_its_own_place():
+async def test_a_newest_document_that_is_fetched_again_replaces_its_older_version():
     documents = Numbered(9)
     one = await stood_still(documents, 1)
     documents.publish(5)
@@ -470,7 +470,7 @@ async def test_the_newest_document_takes_its_own_place():
     assert one.pages[-1].cursor is None
 
 
-async def test_an_empty_document_is_found_again():
+async def test_an_empty_document_does_not_break_a_paused_page_chain():
     class Holes(Numbered):
         def document(self, address):
             leaf = super().document(address)
@@ -480,14 +480,14 @@ async def test_an_empty_document_is_found_again():
     assert await one.poll() == ["001", "002", "003", "007", "008", "009"]
 
 
-async def test_archives_do_not_change():
+async def test_an_archive_is_not_fetched_again_after_a_pause():
     documents = Archived(12)
     one = await stood_still(documents, 2)
     assert await one.poll() == names(1, 12)
     assert documents.asked == ["archive 1", "archive 0", None]
 
 
-async def test_a_clock_that_is_another_has_stood_still():
+async def test_a_clock_that_went_backwards_counts_as_a_long_pause():
     documents = Numbered(9)
     one = reader(documents)
     await one.step()
@@ -497,7 +497,7 @@ async def test_a_clock_that_is_another_has_stood_still():
 
 
 @pytest.mark.parametrize("seconds", [0, _newest_first_walk.STALE + 1])
-async def test_two_that_go_on_after_that_look_again_together(seconds):
+async def test_two_consumers_can_continue_one_page_chain_at_the_same_time(seconds):
     documents = Numbered(9)
     one = await stood_still(documents, 2, seconds=seconds)
     other = Reader(one.walk)
@@ -516,7 +516,7 @@ async def to_the_end(one):
 
 @KINDS
 @pytest.mark.parametrize("pause", [1, _newest_first_walk.STALE + 1])
-async def test_polls_that_each_have_one_request_get_to_the_end(kind, pause):
+async def test_polls_of_one_request_each_reach_the_end_of_the_feed(kind, pause):
     """As where each answer asks to be left alone, and each poll begins at the saved cursor."""
     documents = kind(12, retry_after=pause)
     consumer = Log(WalkBack(documents.look, WHERE, most=4))
@@ -543,7 +543,7 @@ async def test_an_archive_without_an_older_one_is_read_once(most):
 
 @pytest.mark.parametrize("restarts", [False, True])
 @pytest.mark.parametrize("most", [1, 4, 7])
-async def test_archives_are_read_once_though_few_are_held_and_lives_are_short(most, restarts):
+async def test_messages_of_archives_are_read_once_across_restarts_and_small_limits(most, restarts):
     documents, saved, settled = Archived(40), None, []
     for _ in range(40):
         one = reader(documents, saved, most=most)
@@ -554,7 +554,7 @@ async def test_archives_are_read_once_though_few_are_held_and_lives_are_short(mo
     assert restarts or max(Counter(documents.asked[:-40]).values()) <= 2
 
 
-async def test_what_is_known_of_an_archive_does_not_make_it_read():
+async def test_a_known_message_does_not_mark_its_archive_as_read():
     """A document that was read when it was the newest may have got entries below."""
     documents = Archived(3)
     one = reader(documents)
@@ -567,7 +567,7 @@ async def test_what_is_known_of_an_archive_does_not_make_it_read():
     assert await one.poll() == ["from before", "005"]
 
 
-async def test_archives_that_were_there_before_the_end_are_read_by_nobody():
+async def test_archives_older_than_the_latest_cursor_are_not_read():
     documents = Archived(12)
     walk = WalkBack(documents.look, WHERE)
     one = Reader(walk, await walk.latest())
@@ -580,7 +580,7 @@ async def test_archives_that_were_there_before_the_end_are_read_by_nobody():
 
 
 @KINDS
-async def test_documents_without_news_are_passed_on_the_way_up(kind):
+async def test_documents_without_new_messages_do_not_stop_a_page_chain(kind):
     documents = kind(12)
     one = reader(documents, most=1)
     while await one.step() and not one.settled:
@@ -592,7 +592,7 @@ async def test_documents_without_news_are_passed_on_the_way_up(kind):
     assert one.settled == sorted(one.settled)
 
 
-async def test_a_further_walk_that_finds_nothing_new_goes_on_to_what_is_newer():
+async def test_a_page_chain_without_new_messages_continues_to_newer_documents():
     documents = Numbered(30)
     one = reader(documents, most=1)
     while await one.step() and not one.settled:
@@ -606,7 +606,7 @@ async def test_a_further_walk_that_finds_nothing_new_goes_on_to_what_is_newer():
     assert "".join(one.gaps) == ""
 
 
-async def test_of_a_long_way_each_second_address_is_forgotten(monkeypatch):
+async def test_a_long_page_chain_keeps_a_limited_number_of_addresses(monkeypatch):
     monkeypatch.setattr(_newest_first_walk, "MOST_ADDRESSES", 10)
     documents = Following(600)
     one = reader(documents, most=30)
@@ -620,12 +620,12 @@ async def test_of_a_long_way_each_second_address_is_forgotten(monkeypatch):
     assert len(documents.asked) < 4 * 200
 
 
-def test_however_many_walks_a_way_up_takes_its_addresses_are_bounded():
+def test_addresses_passed_on_to_a_later_page_chain_are_limited():
     above = [_newest_first_walk.Address(str(number)) for number in range(2 * _newest_first_walk.MOST_ADDRESSES)]
     assert _newest_first_walk.Way(Seen(), 1, _newest_first_walk.TOP, above).above == above[::2]
 
 
-async def test_an_address_of_what_was_left_that_is_gone_begins_again():
+async def test_a_gone_address_of_a_postponed_document_restarts_the_page_chain():
     documents = Following(30)
     one = reader(documents, most=1)
     while await one.step() and not one.settled:
@@ -637,7 +637,7 @@ async def test_an_address_of_what_was_left_that_is_gone_begins_again():
     assert one.settled == sorted({*one.settled, *documents.entries})
 
 
-async def test_of_large_documents_two_are_held():
+async def test_two_large_documents_are_held_despite_the_message_limit():
     documents = Numbered(40, size=10)
     walk = WalkBack(documents.look, WHERE, most=1)
     one = Reader(walk)
@@ -645,7 +645,7 @@ async def test_of_large_documents_two_are_held():
     assert max(len(page.messages) for page in one.pages) == 20
 
 
-async def test_a_document_without_news_takes_none(monkeypatch):
+async def test_a_document_without_new_messages_does_not_count_towards_the_byte_limit(monkeypatch):
     documents = Following(3, size=3)
     one = reader(documents)
     await one.poll()
@@ -656,7 +656,7 @@ async def test_a_document_without_news_takes_none(monkeypatch):
     assert [len(page.messages) for page in one.pages if page.messages] == [3, 6]
 
 
-async def test_so_many_bytes_are_held(monkeypatch):
+async def test_documents_are_held_up_to_the_byte_limit(monkeypatch):
     monkeypatch.setattr(_newest_first_walk, "MOST_BYTES", 500)
     documents = Numbered(30, size=3)
     documents.says = {"size": 100}
@@ -668,7 +668,7 @@ async def test_so_many_bytes_are_held(monkeypatch):
 # When not to ask
 
 
-async def test_what_brought_nothing_is_not_asked_again_while_it_is_fresh():
+async def test_a_poll_without_news_is_not_repeated_while_the_response_is_fresh():
     documents = Numbered(2, fresh_for=100)
     one = reader(documents)
     await one.poll()
@@ -683,7 +683,7 @@ async def test_what_brought_nothing_is_not_asked_again_while_it_is_fresh():
 
 
 @pytest.mark.parametrize("options", [{"fresh": True}, {"wait": 1.0}], ids=["fresh", "wait"])
-async def test_a_push_and_a_wait_go_past_that(options):
+async def test_a_push_or_a_long_poll_ignores_freshness(options):
     documents = Numbered(2, fresh_for=100)
     one = reader(documents)
     await one.poll()
@@ -692,7 +692,7 @@ async def test_a_push_and_a_wait_go_past_that(options):
     assert await one.poll(**options) == ["003"]
 
 
-async def test_without_validators_too():
+async def test_freshness_is_respected_without_validators():
     async def look(address, request, known):
         return documents.document(address)._replace(fresh_for=100.0)
 
@@ -705,7 +705,7 @@ async def test_without_validators_too():
     assert await one.poll(fresh=True) == ["003"]
 
 
-async def test_what_brought_something_that_failed_is_asked_again():
+async def test_freshness_does_not_hide_messages_that_are_not_settled():
     documents = Numbered(2, fresh_for=100)
     one = reader(documents)
     await one.poll()
@@ -716,7 +716,7 @@ async def test_what_brought_something_that_failed_is_asked_again():
     assert await one.poll() == ["003"]
 
 
-async def test_what_a_cursor_has_no_room_for_is_no_nothing(monkeypatch):
+async def test_messages_that_do_not_fit_in_the_cursor_are_read_again_despite_freshness(monkeypatch):
     monkeypatch.setattr(_newest_first_cursor, "MOST_KEPT", 2)
     monkeypatch.setattr(_newest_first_cursor, "KEPT", 0)
 
@@ -728,7 +728,7 @@ async def test_what_a_cursor_has_no_room_for_is_no_nothing(monkeypatch):
     assert [await one.poll() for _ in range(3)] == [names(1, 3), ["001"], ["001"]]
 
 
-async def test_the_clock_of_another_event_loop_says_nothing(monkeypatch):
+async def test_freshness_by_the_clock_of_another_event_loop_is_ignored(monkeypatch):
     documents = Numbered(2, fresh_for=100)
     one = reader(documents)
     await one.poll()
@@ -739,7 +739,7 @@ async def test_the_clock_of_another_event_loop_says_nothing(monkeypatch):
     assert await one.poll() == ["003"]
 
 
-async def test_an_event_loop_that_ends_takes_its_clock_along():
+async def test_freshness_is_forgotten_when_the_feed_is_closed():
     documents = Numbered(2, fresh_for=100)
     one = reader(documents)
     await one.poll()
@@ -749,7 +749,7 @@ async def test_an_event_loop_that_ends_takes_its_clock_along():
     assert await one.poll() == ["003"]
 
 
-async def test_of_so_many_cursors_it_is_known(monkeypatch):
+async def test_freshness_is_remembered_for_a_limited_number_of_cursors(monkeypatch):
     documents = Numbered(2, fresh_for=100)
     cursors = [await cursor_of(documents, number) for number in range(18)]
     documents.says = {"fresh_for": 100}
@@ -765,7 +765,7 @@ async def test_of_so_many_cursors_it_is_known(monkeypatch):
 # A whole feed, a gap, an end
 
 
-async def test_a_whole_feed_ends_the_walk_and_leaves_no_gap():
+async def test_a_complete_feed_ends_the_page_chain_without_a_gap():
     documents = Numbered(9, whole=True)
     one = reader(documents)
     await one.poll()
@@ -775,7 +775,7 @@ async def test_a_whole_feed_ends_the_walk_and_leaves_no_gap():
 
 
 @KINDS
-async def test_what_was_seen_and_is_not_there_any_more_leaves_a_gap(kind):
+async def test_a_gap_is_reported_if_no_known_message_is_left_in_the_feed(kind):
     documents = kind(9)
     one = reader(documents)
     await one.poll()
@@ -792,7 +792,7 @@ async def test_what_was_seen_and_is_not_there_any_more_leaves_a_gap(kind):
 
 
 @KINDS
-async def test_a_feed_that_is_new_or_quiet_or_goes_on_has_no_gap(kind):
+async def test_a_new_quiet_or_continuing_feed_has_no_gap(kind):
     documents = kind(0)
     one = reader(documents, most=2)
     for count in (0, 9, 0, 1, 30, 2):
@@ -801,7 +801,7 @@ async def test_a_feed_that_is_new_or_quiet_or_goes_on_has_no_gap(kind):
     assert one.gaps == []
 
 
-async def test_what_is_pinned_is_no_sign_that_nothing_is_missing():
+async def test_a_pinned_message_does_not_hide_a_gap():
     documents = Numbered(9)
     documents.pin("002")
     one = reader(documents)
@@ -812,14 +812,14 @@ async def test_what_is_pinned_is_no_sign_that_nothing_is_missing():
     assert len(one.gaps) == 1
 
 
-async def test_what_a_feed_says_is_missing_is_a_gap():
+async def test_messages_that_the_feed_declares_missing_are_a_gap():
     documents = Numbered(2, missing="2025 is not there any more")
     one = reader(documents)
     await one.poll()
     assert one.gaps == ["2025 is not there any more"]
 
 
-async def test_a_feed_that_has_ended_says_so_at_the_end_of_each_walk():
+async def test_a_closed_feed_is_reported_only_at_the_end_of_a_page_chain():
     assert (await WalkBack(Numbered(2, closed=True).look, WHERE).fetch(FetchRequest())).closed
     documents = Numbered(7)
     one = reader(documents)
@@ -838,7 +838,7 @@ async def test_a_feed_that_has_ended_says_so_at_the_end_of_each_walk():
 
 @KINDS
 @pytest.mark.parametrize("most", [1, 100])
-async def test_the_interval_of_polls_counts_once_in_a_walk_and_at_its_end(kind, most):
+async def test_the_poll_interval_applies_only_at_the_end_of_a_page_chain(kind, most):
     documents = kind(12, poll_interval=60)
     one = reader(documents, most=most)
     await one.poll()
@@ -848,7 +848,7 @@ async def test_the_interval_of_polls_counts_once_in_a_walk_and_at_its_end(kind, 
     assert {*waits[:-2], *handed[:-1]} == {None}
 
 
-async def test_what_was_waited_for_on_the_way_is_not_waited_for_again():
+async def test_time_spent_in_a_page_chain_counts_towards_the_poll_interval():
     documents = Numbered(9, poll_interval=60)
     one = reader(documents)
     for seconds in (20, 15, 0):
@@ -859,7 +859,7 @@ async def test_what_was_waited_for_on_the_way_is_not_waited_for_again():
     assert len(one.settled) == 9
 
 
-async def test_by_a_clock_that_is_another_nobody_waits_for_longer_than_was_asked(monkeypatch):
+async def test_a_clock_that_went_backwards_does_not_lengthen_the_poll_interval(monkeypatch):
     documents = Numbered(6, poll_interval=60)
     one = reader(documents)
     await one.step()
@@ -871,7 +871,7 @@ async def test_by_a_clock_that_is_another_nobody_waits_for_longer_than_was_asked
     assert [page.retry_after for page in one.pages] == [None, None, 60]
 
 
-async def test_what_a_server_asks_at_once_counts_at_once():
+async def test_retry_after_applies_within_a_page_chain():
     documents = Numbered(7, retry_after=5, poll_interval=60)
     one = reader(documents)
     await one.poll()
@@ -882,7 +882,7 @@ async def test_what_a_server_asks_at_once_counts_at_once():
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 10])
-async def test_what_is_pinned_hides_no_backlog(size):
+async def test_a_pinned_message_does_not_hide_a_backlog(size):
     documents = Numbered(20, size=size)
     documents.pin("001")
     one = reader(documents)
@@ -891,7 +891,7 @@ async def test_what_is_pinned_hides_no_backlog(size):
     assert set(await one.poll()) == set(names(21, 20 + 3 * size))
 
 
-async def test_half_of_a_document_may_be_pinned_and_another_one_come():
+async def test_a_new_pinned_message_beside_others_does_not_hide_a_backlog():
     documents = Numbered(20, size=6)
     documents.pin("001", "002")
     one = reader(documents)
@@ -901,7 +901,7 @@ async def test_half_of_a_document_may_be_pinned_and_another_one_come():
     assert set(await one.poll()) == set(names(21, 35))
 
 
-async def test_what_is_deleted_at_the_top_leaves_the_rest_known():
+async def test_deleted_newest_messages_cause_no_repeat_and_no_gap():
     documents = Numbered(20)
     one = reader(documents)
     await one.poll()
@@ -912,7 +912,7 @@ async def test_what_is_deleted_at_the_top_leaves_the_rest_known():
     assert await one.poll() == published
 
 
-async def test_what_appears_late_is_found():
+async def test_a_message_that_appears_late_is_found():
     documents = Numbered(9)
     one = reader(documents)
     await one.poll()
@@ -920,7 +920,7 @@ async def test_what_appears_late_is_found():
     assert await one.poll() == ["late"]
 
 
-async def test_pages_that_shift_under_the_walk_repeat_and_hide_nothing():
+async def test_documents_that_shift_during_a_page_chain_hide_no_messages():
     documents = Numbered(9)
     one = reader(documents, most=4)
     while await one.step():
@@ -959,11 +959,11 @@ def test_a_long_note_leaves_out_the_oldest_digests(length):
     assert list(read.messages) == list(seen.messages)[: len(read.messages)]
 
 
-def test_a_note_beyond_all_is_for_the_poll_to_refuse():
+def test_a_note_longer_than_a_cursor_makes_the_cursor_too_long():
     assert len(seen_of(10, note="n" * MAX_CURSOR).cursor()) > MAX_CURSOR
 
 
-def test_a_document_that_is_shuffled_makes_no_other_cursor():
+def test_the_order_of_a_document_does_not_change_the_cursor():
     keys = [digest(str(number)) for number in range(400)]
     seen = Seen().then(keys, [], [])
     assert seen.then(keys[::-1], [], []).cursor() == seen.cursor()
@@ -993,7 +993,7 @@ def test_a_document_that_is_shuffled_makes_no_other_cursor():
         'page {"start":"1"}',
     ],
 )
-async def test_what_is_no_cursor_is_one_that_expired(cursor):
+async def test_a_malformed_cursor_raises_cursor_expired(cursor):
     documents = Numbered(3)
     with pytest.raises(CursorExpired, match=r"none of https://h\.example/feed"):
         await reader(documents, cursor).poll()
@@ -1001,7 +1001,7 @@ async def test_what_is_no_cursor_is_one_that_expired(cursor):
 
 
 @pytest.mark.parametrize("etag", ["*", "a\r\nb: c", "é" * 9])
-async def test_what_a_stranger_writes_into_a_cursor_is_sent_to_nobody(etag):
+async def test_an_invalid_etag_in_a_cursor_is_not_sent(etag):
     def answer(request):
         assert "if-none-match" not in request.headers
         return httpx.Response(200, json=[{"id": "1"}])
@@ -1039,27 +1039,27 @@ def pages(*answers):
     return answer
 
 
-async def test_github_s_interval_does_not_hold_within_a_walk():
+async def test_the_poll_interval_of_github_does_not_apply_within_a_page_chain():
     vendor = GitHub(6)
     one = Reader(feed_of(vendor))
     await one.poll()
     assert [page.retry_after for page in one.pages] == [None, None, 60, 60]
 
 
-async def test_a_wish_to_be_left_alone_holds_within_a_walk():
+async def test_retry_after_of_a_declared_feed_applies_within_a_page_chain():
     headers = {"link": "<?page=2>; rel=next", "retry-after": "7", "x-poll-interval": "60"}
     one = Reader(paged(pages(["3"], httpx.Response(200, json=[{"id": "2"}], headers=headers), ["1"])))
     await one.poll()
     assert [page.retry_after for page in one.pages] == [None, 7, 60, None]
 
 
-async def test_a_declared_pause_holds_within_a_walk():
+async def test_a_declared_pause_applies_within_a_page_chain():
     one = Reader(paged(pages(["3"], ["2"], ["1"]), outcomes=[pause(lambda reply: 8.0)]))
     await one.poll()
     assert [page.retry_after for page in one.pages] == [8.0] * 4
 
 
-async def test_a_declared_end_and_a_declared_gap_are_those_of_the_page():
+async def test_declared_outcomes_closed_and_gap_are_reported_by_the_page():
     outcomes = [closed(lambda reply: reply.entries), gap(lambda reply: reply.entries, "the rest")]
     one = Reader(paged(pages(["3"], ["2"]), outcomes=outcomes))
     await one.poll()
@@ -1068,7 +1068,7 @@ async def test_a_declared_end_and_a_declared_gap_are_those_of_the_page():
 
 
 @pytest.mark.parametrize("place", [0, 1])
-async def test_what_is_not_ready_is_asked_again(place):
+async def test_a_document_that_is_not_ready_saves_no_cursor(place):
     answers = [["3"], ["2"], ["1"]]
     answers[place] = httpx.Response(200, json=[], headers={"x-not-ready": "yes", "retry-after": "9"})
     answer = pages(*answers)
@@ -1083,13 +1083,13 @@ async def test_what_is_not_ready_is_asked_again(place):
     assert one.saved is None
 
 
-async def test_the_end_of_a_declared_feed_that_is_not_ready_is_not_known():
+async def test_latest_fails_while_a_declared_feed_is_not_ready():
     answer = pages(httpx.Response(200, json=[], headers={"x-not-ready": "yes"}))
     with pytest.raises(FeedError, match="does not show yet"):
         await paged(answer, outcomes=[not_ready(from_header("x-not-ready"))]).latest()
 
 
-async def test_no_content_is_an_empty_feed_or_nothing_new():
+async def test_http_204_means_an_empty_feed_or_no_news():
     one = Reader(paged(pages(["2"])))
     assert await one.poll() == ["2"]
     one.walk = paged(pages(httpx.Response(204)))
@@ -1102,19 +1102,19 @@ async def test_no_content_is_an_empty_feed_or_nothing_new():
 
 
 @pytest.mark.parametrize("more", [None, from_header("link")], ids=str)
-async def test_no_content_is_no_end_where_the_server_has_said_that_there_is_more(more):
+async def test_http_204_fails_the_poll_if_the_page_before_links_to_more(more):
     one = Reader(paged(pages(["3"], ["2"], httpx.Response(204)), more=more))
     with pytest.raises(FeedError, match="no content where the page before says that there is more"):
         await one.poll()
     assert one.saved is None
 
 
-async def test_no_content_is_the_end_where_a_full_page_has_let_expect_more():
+async def test_http_204_after_a_full_page_is_the_end_of_the_feed():
     one = Reader(paged(pages(["3"], ["2"], httpx.Response(204)), more=full_page(1)))
     assert await one.poll() == ["2", "3"]
 
 
-async def test_an_answer_that_is_fresh_is_not_asked_again_until_the_feed_is_closed():
+async def test_a_fresh_response_is_not_fetched_again_until_the_feed_is_closed():
     answer = pages(httpx.Response(200, json=[{"id": "1"}], headers={"cache-control": "max-age=100"}))
     feed = paged(answer)
     one = Reader(feed)
@@ -1126,7 +1126,7 @@ async def test_an_answer_that_is_fresh_is_not_asked_again_until_the_feed_is_clos
     assert len(answer.asked) == 3
 
 
-async def test_a_first_page_that_leads_nowhere_is_worth_a_line(caplog):
+async def test_a_newest_page_without_a_link_to_older_pages_is_logged_once(caplog):
     caplog.set_level("INFO", "push_to_poll_client")
     for answer in (pages([]), pages(["2"], ["1"])):
         await Reader(paged(answer)).poll()
@@ -1138,13 +1138,13 @@ async def test_a_first_page_that_leads_nowhere_is_worth_a_line(caplog):
     assert line.startswith("the newest page of https://h.example/feed has 2 entries and leads to no older one")
 
 
-async def test_unless_the_server_says_so(caplog):
+async def test_a_newest_page_is_not_logged_if_the_server_declares_it_the_last(caplog):
     caplog.set_level("INFO", "push_to_poll_client")
     await Reader(feed_of(Stripe(1))).poll()
     assert caplog.messages == []
 
 
-async def test_a_page_that_leads_to_a_stranger_is_a_failed_poll_that_begins_again():
+async def test_a_link_to_another_origin_fails_the_poll_and_restarts_the_page_chain():
     link = {"link": "<https://evil.example/>; rel=next"}
     answers = [["4"], httpx.Response(200, json=[{"id": "3"}], headers=link)]
     answer = pages(*answers)

@@ -12,18 +12,18 @@ from tests.support.paged_replies import BODY, reply
 @pytest.mark.parametrize(
     ("path", "steps"), [("a", ("a",)), (0, (0,)), (("a", 0, "b"), ("a", 0, "b")), ("a.b", ("a.b",))]
 )
-def test_a_path_is_a_name_or_several(path, steps):
+def test_a_path_is_one_step_or_a_tuple_of_steps(path, steps):
     assert path_of(path) == steps
 
 
 @pytest.mark.parametrize("path", [True, None, 1.5, ["a"], ("a", None), ("a", False)])
-def test_a_path_of_something_else_is_none(path):
+def test_a_path_of_another_type_is_a_type_error(path):
     with pytest.raises(TypeError, match="names"):
         path_of(path)
 
 
 @pytest.mark.parametrize("path", ["", (), ("a", "")])
-def test_a_path_has_no_empty_names(path):
+def test_a_path_with_an_empty_name_is_a_value_error(path):
     with pytest.raises(ValueError, match="empty"):
         path_of(path)
 
@@ -48,17 +48,17 @@ def test_a_path_has_no_empty_names(path):
         ((), BODY),
     ],
 )
-def test_a_place_of_the_body(path, value):
+def test_at_returns_the_value_at_a_path_or_none(path, value):
     assert reply(BODY).at(*path) == value
 
 
-def test_the_whole_body():
+def test_body_is_the_decoded_json_or_none():
     assert reply(BODY).body == BODY
     assert reply(b"<html>").body is None
     assert reply(b"\xef\xbb\xbf[1]").body == [1]
 
 
-def test_what_is_broken_spoils_nothing_else():
+def test_broken_values_do_not_hide_the_readable_values_of_a_body():
     """One byte that is no UTF-8, one value that is nested too deep."""
     said = reply(
         b'{"bad": "\xff", "deep": %b, "\\u0067ood" : {"a": 1}, "list": [1, "\xff", 3]}'
@@ -73,12 +73,12 @@ def test_what_is_broken_spoils_nothing_else():
 @pytest.mark.parametrize(
     "text", [b"", b"[]", b'{"a" 1}', b'{"a": "\xff", 1: 2}', b'{"\xff": 1}', b'{"a": "\xff"', b"7"]
 )
-def test_what_is_no_object_has_no_members(text):
+def test_a_text_that_is_not_a_json_object_has_no_members(text):
     assert members(text) == {}
     assert members(None) == {}
 
 
-def test_elements_are_those_of_an_array_alone():
+def test_elements_are_read_from_an_array_only():
     assert [bytes(raw) for raw in elements(b' [1, {"a": [2]}]')] == [b"1", b'{"a": [2]}']
     assert elements(b'[{"a": "\xff"}, nonsense]') == [b'{"a": "\xff"}', b"nonsense"]
     for text in (b"", b"{}", b"[1", b"7", b"[1]]"):
@@ -107,7 +107,7 @@ def test_members_are_decoded_once():
         ({"a": 1}, '{"a":1}'),
     ],
 )
-def test_a_cursor_or_an_id_is_a_text(value, text):
+def test_a_json_value_is_converted_to_the_text_of_a_cursor_or_an_id(value, text):
     assert text_of(value) == text
 
 
@@ -132,7 +132,7 @@ def test_a_cursor_or_an_id_is_a_text(value, text):
         ),
     ],
 )
-def test_an_error_shows_names_and_kinds_and_nothing_that_is_said(body, shown):
+def test_an_error_shows_field_names_and_types_but_no_values(body, shown):
     assert reply(body).outline() == shown
 
 
@@ -160,12 +160,12 @@ def test_an_error_shows_the_part_that_a_path_leads_to(path, shown):
         ("//other.example/x", "https://other.example/x"),
     ],
 )
-def test_a_link_in_the_body_is_relative_to_what_answered(text, url):
+def test_a_link_in_the_body_is_resolved_against_the_url_of_the_answer(text, url):
     assert reply().leads_to(text) == url
 
 
 @pytest.mark.parametrize("text", ["http://a:b:c/", "https://\0/"])
-def test_a_link_that_is_no_url_does_not_fit(text):
+def test_an_invalid_link_is_an_error(text):
     with pytest.raises(Unfit, match="no URL"):
         reply().leads_to(text)
 
@@ -182,14 +182,14 @@ def test_a_link_that_is_no_url_does_not_fit(text):
         (str, ["{'id': 1, 'changes': [{'rev': 'r'}]}", "['first']", "7", "text", "None"]),
     ],
 )
-def test_a_field_of_one_entry_and_of_all(where, values):
+def test_a_field_reads_the_same_values_from_one_entry_and_from_all(where, values):
     entries = [{"id": 1, "changes": [{"rev": "r"}]}, ["first"], 7, "text", None]
     assert [Field(where)(entry) for entry in entries] == values
     assert Field(where).of_all(entries) == values
     assert Field(where).of_all(entries[:1]) == values[:1]
 
 
-def test_a_field_says_what_it_is():
+def test_the_repr_of_a_field_shows_its_path_or_function():
     def named(entry):
         return entry
 
@@ -197,5 +197,5 @@ def test_a_field_says_what_it_is():
 
 
 @pytest.mark.parametrize("column", [["a", "b"], [1, 2], [1, True], ["a", 1, None], ["", "b"], []])
-def test_a_column_of_texts(column):
+def test_texts_converts_a_column_like_single_values(column):
     assert texts(column) == [text_of(value) for value in column]

@@ -38,7 +38,7 @@ EVENTS = [{"id": "a"}, {"id": "b"}]
         ([lambda body: [e for e in body["rooms"] if e["id"]]], {"rooms": [*EVENTS, {"id": ""}]}),
     ],
 )
-def test_where_the_list_is(where, body):
+def test_entries_are_read_from_the_declared_list(where, body):
     messages = read(Entries(*where), body)
     assert names(messages) == ["a", "b"]
     assert [json.loads(message.raw) for message in messages] == EVENTS
@@ -72,13 +72,13 @@ def test_where_the_list_is(where, body):
         ([LINES], b'{"id": 1}\n{"id": ', "the body is no lines of JSON, or ends in the middle of one: no JSON"),
     ],
 )
-def test_a_list_that_is_not_there_is_named_with_what_is_there_instead(where, body, text):
+def test_the_error_for_a_missing_list_names_it_and_describes_the_body(where, body, text):
     with pytest.raises(Unfit) as unfit:
         read(Entries(*where), body)
     assert str(unfit.value) == text
 
 
-def test_a_list_may_be_left_out_of_an_object():
+def test_an_optional_list_may_be_missing_from_an_object():
     entries = Entries("history", optional=True)
     assert read(entries, {"historyId": "7"}) == []
     assert read(entries, {"history": None}) == []
@@ -105,7 +105,7 @@ def test_an_empty_list_has_no_messages():
         (["a", "b"], {"a": [EVENTS[0]] * 2, "b": [EVENTS[0]] * 2}),
     ],
 )
-def test_a_page_has_so_many_entries_at_most(where, body):
+def test_a_page_with_too_many_entries_is_refused(where, body):
     with pytest.raises(Unfit, match="a page has more than 3 entries; ask for smaller pages, or raise max_body="):
         read(Entries(*where), body, most=3)
 
@@ -117,11 +117,11 @@ def test_a_page_of_too_many_entries_is_not_decoded(monkeypatch):
         read(Entries(), [{"id": "a" * 60}] * 4, most=3)
 
 
-def test_commas_within_entries_are_no_entries():
+def test_commas_within_entries_are_not_counted_as_entries():
     assert len(read(Entries(), [{"id": "a", "b": [1, 2, 3, 4]}] * 3, most=3)) == 3
 
 
-def test_several_lists_have_their_names():
+def test_the_name_of_a_list_is_the_default_type_of_its_messages():
     entries = Entries("added", ("page", "gone"), deletions="gone", type="kind")
     body = {"added": [{"id": "a"}, {"id": "b", "kind": "moved"}], "page": {"gone": [{"id": "a"}]}}
     messages = read(entries, body)
@@ -137,7 +137,7 @@ def test_several_lists_have_their_names():
     ]
 
 
-def test_lists_of_one_name_are_told_apart_by_their_paths():
+def test_lists_with_the_same_name_are_named_by_their_paths():
     messages = read(
         Entries(("users", "items"), ("groups", "items")),
         {"users": {"items": [{"id": 1}]}, "groups": {"items": [{"id": 1}]}},
@@ -145,7 +145,7 @@ def test_lists_of_one_name_are_told_apart_by_their_paths():
     assert [message.type for message in messages] == ["users.items", "groups.items"]
 
 
-def test_a_function_or_a_word_among_lists_is_named_by_itself():
+def test_a_list_given_by_a_function_or_constant_is_named_after_it():
     def joined(body):
         return body["joined"]
 
@@ -173,7 +173,7 @@ def test_a_function_or_a_word_among_lists_is_named_by_itself():
         (lambda: Entries(only="id"), TypeError, "only is 'id'; give a function"),
     ],
 )
-def test_entries_that_have_no_meaning_are_refused(make, kind, text):
+def test_an_invalid_entries_declaration_is_refused(make, kind, text):
     with pytest.raises(kind, match=text):
         make()
 
@@ -181,7 +181,7 @@ def test_entries_that_have_no_meaning_are_refused(make, kind, text):
 # Which messages: what they are called
 
 
-def test_what_an_entry_says():
+def test_message_fields_are_read_from_the_declared_paths():
     entries = Entries(type=("what", "kind"), time="at", deleted="gone", key="dedupe")
     body = [
         {"id": 7, "what": {"kind": "paid"}, "at": 1.5, "gone": {"why": "x"}, "dedupe": "k"},
@@ -192,7 +192,7 @@ def test_what_an_entry_says():
     assert said == [("7", "k", "paid", 1.5, True), ("b", "b", "", None, False), ("c", "c", "", None, False)]
 
 
-def test_what_an_entry_says_by_functions():
+def test_message_fields_are_read_by_the_declared_functions():
     entries = Entries(
         id=lambda e: e["a"] + e["b"],
         version=lambda e: e["v"],
@@ -203,7 +203,7 @@ def test_what_an_entry_says_by_functions():
     assert (message.id, message.type, message.deleted) == ("xy@2", "deleted", True)
 
 
-def test_versions_are_messages_of_their_own():
+def test_each_version_of_an_entry_is_a_message_of_its_own():
     messages = read(
         Entries(version="etag"), [{"id": "a", "etag": 1}, {"id": "a", "etag": 2}, {"id": "b", "etag": 1}]
     )
@@ -219,12 +219,12 @@ def test_versions_are_messages_of_their_own():
         ({"id": "1:a", "v": "2"}, {"id": "1", "v": "a:2"}),
     ],
 )
-def test_keys_of_ids_and_versions_are_not_mixed_up(one, other):
+def test_different_pairs_of_id_and_version_have_different_keys(one, other):
     messages = read(Entries(version="v"), [one, other])
     assert messages[0].key != messages[1].key
 
 
-def test_an_entry_without_its_version_cannot_be_read_unless_it_deletes():
+def test_an_entry_without_a_version_is_unreadable_unless_it_is_a_deletion():
     entries = Entries(version="etag", deleted="gone")
     body = [{"id": "a", "etag": 1}, {"id": "b"}, {"id": "a", "gone": True}]
     first, unversioned, gone_now = read(entries, body)
@@ -235,7 +235,7 @@ def test_an_entry_without_its_version_cannot_be_read_unless_it_deletes():
     assert read(entries, body, start="later")[2].key != gone_now.key
 
 
-def test_contents_tell_versions_apart_and_pages_that_are_fetched_again_do_not():
+def test_a_contents_version_changes_only_with_the_contents_or_the_start_cursor():
     entries = Entries(version=CONTENTS)
     [one] = read(entries, [{"id": "a", "x": 1, "y": 2}], start="c")
     [same] = read(entries, b'[{"y":2,  "x":1, "id":"a"}]', start="c")
@@ -246,13 +246,13 @@ def test_contents_tell_versions_apart_and_pages_that_are_fetched_again_do_not():
     assert len({one.key, other.key, later.key}) == 3
 
 
-def test_contents_of_another_list_are_another_message():
+def test_equal_contents_in_different_lists_are_different_messages():
     entries = Entries("added", "modified", version=CONTENTS)
     one, other = read(entries, {"added": [{"id": "a"}], "modified": [{"id": "a"}]})
     assert one.id != other.id
 
 
-def test_a_page_whose_newest_stands_first_is_turned_round():
+def test_a_newest_first_page_is_read_oldest_first():
     said = reply({"a": [{"id": 4}, {"id": 3}], "b": [{"id": 2}, {"id": 1}]})
     messages = read(Entries("a", "b", newest_first=True), said)
     assert names(messages) == ["1", "2", "3", "4"]
@@ -265,7 +265,7 @@ def test_a_page_whose_newest_stands_first_is_turned_round():
     assert from_last("id")(said) == 4
 
 
-def test_entries_that_are_no_messages_are_passed_over():
+def test_entries_that_the_only_function_rejects_are_skipped():
     said = reply([{"id": "a", "event": "open"}, {"id": "b", "event": "message"}, {"id": "c", "event": "open"}])
     messages = read(Entries(only=lambda e: e["event"] == "message"), said)
     assert names(messages) == ["b"]
@@ -319,7 +319,7 @@ def test_a_line_that_cannot_be_read_fails_alone():
     assert messages[1].raw == b'{"id": "b"} {"id": "c"}'
 
 
-def test_an_entry_does_not_go_on_in_the_next_line():
+def test_an_entry_cannot_continue_on_the_next_line():
     """As many values as lines, but each dead letter would have kept the text of another entry."""
     messages = read(Entries(LINES), b'{"id": "a"\n}{"id": "b"}\n{"id": "c"}\n')
     assert [message.error is None for message in messages] == [False, False, True]
@@ -347,25 +347,25 @@ def test_an_entry_that_a_function_cannot_read_fails_alone(options):
     assert "an entry cannot be read: KeyError: 'v'; correct the declaration" in str(messages[1].error)
 
 
-def test_what_a_function_raised_is_told():
+def test_the_error_names_the_exception_that_a_function_raised():
     messages = read(Entries(time=lambda e: e["at"]["s"]), [{"id": "a", "at": {"s": 1}}, {"id": "b", "at": None}])
     assert "TypeError" in str(messages[1].error)
 
 
-def test_the_cursor_of_an_entry_that_cannot_be_read_is_kept_if_it_is_there():
+def test_an_unreadable_entry_keeps_its_cursor_if_it_has_one():
     body = b'[{"id": "a", "seq": 1}, {"seq": 2}, nonsense]'
     messages = read(Entries(), body, each=Field("seq"))
     assert [message.cursor for message in messages] == ["1", "2", None]
 
 
-def test_a_cursor_that_a_function_cannot_read_fails_its_entry_alone():
+def test_a_failing_cursor_function_fails_only_its_own_entry():
     each = Field(lambda entry: entry["seq"] + 1)
     messages = read(Entries(), [{"id": "a", "seq": 1}, {"id": "b", "seq": None}], each=each)
     assert [message.cursor for message in messages] == ["2", None]
     assert isinstance(messages[1], UnreadableMessage)
 
 
-def test_the_same_bytes_are_the_same_unreadable_message():
+def test_unreadable_entries_with_the_same_bytes_have_the_same_key():
     [_, one] = read(Entries(), b'[{"id": 1}, nonsense]')
     [_, same, other] = read(Entries(), b'[{"id": 1}, nonsense , nonsenses]')
     assert one.key == same.key != other.key
@@ -382,20 +382,20 @@ def test_the_same_bytes_are_the_same_unreadable_message():
         ([[1], [2]], "of array of 1: an entry has no id"),
     ],
 )
-def test_a_first_page_on_which_nothing_can_be_read_was_declared_wrongly(body, text):
+def test_a_first_page_without_a_readable_entry_is_refused_as_a_wrong_declaration(body, text):
     with pytest.raises(Unfit) as unfit:
         read(Entries(), body)
     assert text in str(unfit.value)
 
 
-def test_a_page_without_entries_proves_nothing():
+def test_a_page_without_a_readable_entry_is_refused_after_an_empty_first_page():
     entries = Entries()
     assert read(entries, []) == []
     with pytest.raises(Unfit, match="no entry of the first page can be read"):
         read(entries, [{"uuid": "a"}])
 
 
-def test_a_later_page_on_which_nothing_can_be_read_is_its_publishers_mistake():
+def test_a_later_page_without_a_readable_entry_gives_unreadable_messages():
     entries = Entries()
     assert read(entries, []) == []
     read(entries, [{"id": "a"}])
@@ -418,7 +418,7 @@ def letter(message):
     return DeadLetter(key=message.key, id=message.id, raw=message.raw, error="broken")
 
 
-def test_a_dead_letter_is_its_message_again():
+def test_a_dead_letter_is_restored_to_its_original_message():
     entries = Entries("added", "gone", version=CONTENTS, deletions="gone", time="at")
     for message in read(entries, {"added": [{"id": "a", "at": 1, "gone": 7}], "gone": [{"id": "b"}]}, start="c"):
         again = entries.restore(letter(message))
@@ -426,7 +426,7 @@ def test_a_dead_letter_is_its_message_again():
         assert [getattr(again, name) for name in names_of] == [getattr(message, name) for name in names_of]
 
 
-def test_a_dead_letter_that_could_not_be_read_still_cannot():
+def test_a_dead_letter_of_an_unreadable_message_stays_unreadable():
     entries = Entries("added", "gone")
     messages = read(entries, b'{"added": [{"id": "a"}, nonsense, {"added": 1}, {}], "gone": []}')
     for message in messages[1:]:
@@ -436,18 +436,18 @@ def test_a_dead_letter_that_could_not_be_read_still_cannot():
         assert str(again.error) == str(message.error)
 
 
-def test_a_dead_letter_that_can_be_read_by_now_has_its_id_and_the_key_of_the_letter():
+def test_a_dead_letter_that_has_become_readable_gets_its_id_and_keeps_its_key():
     [_, message] = read(Entries(), [{"id": "a"}, {"uuid": "b"}])
     again = Entries(id="uuid").restore(letter(message))
     assert (again.id, again.key, again.error) == ("b", message.key, None)
 
 
-def test_a_dead_letter_of_a_single_list_is_not_taken_for_one_of_several():
+def test_a_dead_letter_of_a_single_list_is_not_read_as_one_of_several_lists():
     message = Entries("added", "gone").restore(DeadLetter(key="k", id="i", raw=b'{"added": 1, "id": 2}', error=""))
     assert (message.data, message.type) == ({"added": 1, "id": 2}, "")
 
 
-def test_a_dead_letter_that_a_function_cannot_read_says_so():
+def test_a_dead_letter_that_a_function_cannot_read_has_the_error():
     [message] = read(Entries(), [{"id": "a"}])
     again = Entries(type=lambda e: e["t"]).restore(letter(message))
     assert "KeyError" in str(again.error)
@@ -461,7 +461,7 @@ def test_a_dead_letter_that_a_function_cannot_read_says_so():
         ({"kind": "message"}, "None"),
     ],
 )
-def test_a_dead_letter_is_a_message_only_if_it_is_selected(kind, error):
+def test_a_dead_letter_is_restored_with_an_error_unless_the_only_function_selects_it(kind, error):
     entries = Entries(only=lambda entry: entry["kind"] == "message")
     [_, message] = read(Entries(), [{"id": "a"}, {"id": "b", **kind}])
     again = entries.restore(letter(message))
@@ -471,7 +471,7 @@ def test_a_dead_letter_is_a_message_only_if_it_is_selected(kind, error):
 @pytest.mark.parametrize(
     "raw", [b"", b"{}", b"[]", b'{"added": {}}', b'{"other": {"id": 1}}', b'{"added": \xff}', b"\xff"]
 )
-def test_a_dead_letter_of_whatever_it_is_raises_nothing(raw):
+def test_restoring_a_dead_letter_with_any_raw_bytes_does_not_raise(raw):
     message = Entries("added", "gone").restore(DeadLetter(key="k", id="i", raw=raw, error=""))
     assert (message.id, message.key) == ("i", "k")
 
@@ -479,20 +479,20 @@ def test_a_dead_letter_of_whatever_it_is_raises_nothing(raw):
 # One entry
 
 
-def test_an_entry_can_be_made_for_a_test_of_a_handler():
+def test_an_entry_can_be_constructed_directly_for_a_handler_test():
     entry = Entry("1", {"a": 1}, type="paid", deleted=True)
     assert (entry.id, entry.key, entry.cursor, entry.time) == ("1", "1", None, None)
     assert (entry.raw, entry.type, entry.deleted) == (b'{"a":1}', "paid", True)
     assert repr(entry) == "Entry(id='1')"
 
 
-def test_what_a_handler_does_to_the_data_does_not_change_what_is_kept():
+def test_a_handler_that_changes_the_data_does_not_change_the_id_type_or_raw_bytes():
     [message] = read(Entries(type="t"), [{"id": "a", "t": "x"}])
     message.data.clear()
     assert (message.id, message.type, json.loads(message.raw)) == ("a", "x", {"id": "a", "t": "x"})
 
 
-def test_the_text_of_a_large_page_is_cut_only_when_somebody_asks():
+def test_the_text_of_a_page_is_split_only_when_a_raw_message_is_read():
     entries = Entries()
     [part] = entries.find(reply([{"id": "a"}]), 10)
     [message] = entries.read([part], each=None, start=None)

@@ -151,7 +151,7 @@ async def test_the_query_of_the_url_is_repeated_on_every_page():
     assert (first.cursor, second.cursor, second.next) == (None, "c2", None)
 
 
-async def test_a_get_has_no_body_and_asks_for_json():
+async def test_a_get_request_has_no_body_and_accepts_json():
     _, server = await fetched(says(page()), cursor="a&b=c")
     assert (server.last.method, server.last.content) == ("GET", b"")
     assert server.last.headers["accept"].startswith("application/json,")
@@ -160,19 +160,19 @@ async def test_a_get_has_no_body_and_asks_for_json():
     assert server.query == {"since": "a&b=c"}
 
 
-async def test_a_push_goes_past_caches():
+async def test_a_fresh_request_bypasses_http_caches():
     _, server = await fetched(says(page()), request=FetchRequest(fresh=True))
     assert server.last.headers["cache-control"] == "no-cache"
 
 
-async def test_a_cursor_in_a_header():
+async def test_a_cursor_is_read_from_and_sent_in_a_header():
     options = {"pages": OldestFirst(cursor=from_header("x-next"), send=to_header("X-Since"))}
     found, server = await fetched(says(page("1"), x_next="c1"), cursor="c0", **options)
     assert server.last.headers["x-since"] == "c0"
     assert (found.cursor, found.next) == ("c1", "c1")
 
 
-async def test_a_cursor_in_a_json_body():
+async def test_a_cursor_is_added_to_the_posted_json_body():
     options = {
         "json": {"secret": SECRET, "options": {"count": 2}},
         "pages": OldestFirst(**FORWARD | {"send": to_body("options", "cursor")}),
@@ -185,7 +185,7 @@ async def test_a_cursor_in_a_json_body():
     assert (server.last.method, server.last.headers["content-type"]) == ("POST", "application/json")
 
 
-async def test_a_cursor_that_is_an_object_goes_back_as_it_came():
+async def test_a_json_cursor_is_sent_back_unchanged():
     options = {"json": {}, "pages": OldestFirst(**FORWARD | {"send": to_body("after", as_json=True)})}
     feed, server = feed_on(says(page("1", cursor=[3, {"x": "y"}])), **options)
     found = await feed.fetch(FetchRequest())
@@ -193,7 +193,7 @@ async def test_a_cursor_that_is_an_object_goes_back_as_it_came():
     assert server.body == {"after": [3, {"x": "y"}]}
 
 
-async def test_a_cursor_in_a_form():
+async def test_a_cursor_is_added_to_the_posted_form():
     options = {"form": {"token": SECRET}, "pages": OldestFirst(**FORWARD | {"send": to_body("cursor")})}
     _, server = await fetched(says(page()), cursor="a&b ä", **options)
     assert parse_qs(server.last.content.decode()) == {"token": [SECRET], "cursor": ["a&b ä"]}
@@ -203,19 +203,19 @@ async def test_a_cursor_in_a_form():
     )
 
 
-async def test_a_method_of_the_users_choice():
+async def test_a_given_http_method_is_sent_in_upper_case():
     _, server = await fetched(says(page()), method="report", json={})
     assert server.last.method == "REPORT"
 
 
-async def test_what_goes_on_may_be_asked_elsewhere_and_alone():
+async def test_a_cursor_can_be_sent_to_another_url_as_the_only_field_of_the_body():
     send = to_body("cursor", at=f"{URL}/continue", alone=True)
     options = {"json": {"path": ""}, "pages": OldestFirst(**FORWARD | {"send": send})}
     _, server = await fetched(says(page()), cursor="c", **options)
     assert (str(server.last.url), server.body) == (f"{URL}/continue", {"cursor": "c"})
 
 
-async def test_a_hint_goes_where_it_was_told_and_otherwise_something_else():
+async def test_a_hint_is_sent_in_its_query_field_or_else_the_otherwise_value():
     options = {"hint": to_query("_expected", otherwise="0")}
     _, server = await fetched(says(page()), request=FetchRequest(hint=Push("42")), **options)
     assert server.query == {"_expected": "42"}
@@ -225,14 +225,14 @@ async def test_a_hint_goes_where_it_was_told_and_otherwise_something_else():
 
 
 @pytest.mark.parametrize("sender", [to_query("seen", otherwise="0"), to_header("X-Seen", otherwise="0")])
-async def test_a_hint_that_cannot_be_sent_disturbs_nothing(sender):
+async def test_a_hint_that_cannot_be_sent_is_replaced_by_the_otherwise_value(sender):
     """Whoever may push can write anything."""
     request = FetchRequest(hint=Push("\r\nx: \ud800"))
     _, server = await fetched(says(page()), request=request, hint=sender)
     assert "0" in {server.query.get("seen"), server.last.headers.get("x-seen")}
 
 
-async def test_a_hint_that_the_server_refuses_is_left_out():
+async def test_a_request_refused_with_a_hint_is_sent_again_without_the_hint():
     feed, server = feed_on(says({}, 400), says(page("1", cursor="c", more=0)), hint=to_query("seen"))
     assert ids(await feed.fetch(FetchRequest(hint=Push("elsewhere")))) == ["1"]
     assert [dict(request.url.params) for request in server.requests] == [{"seen": "elsewhere"}, {}]
@@ -258,7 +258,7 @@ async def test_a_hint_that_the_server_refuses_is_left_out():
         ({"json": {}, "pages": OldestFirst(**FORWARD | {"send": to_body("a")})}, "\ud800"),
     ],
 )
-async def test_a_cursor_that_cannot_be_sent_is_none_of_this_feed(options, cursor):
+async def test_a_cursor_that_cannot_be_sent_raises_cursor_expired_without_a_request(options, cursor):
     feed, server = feed_on(says(page()), **options)
     with pytest.raises(CursorExpired, match=f"^the cursor is none of {re.escape(URL)}: "):
         await feed.fetch(FetchRequest(cursor))
@@ -271,7 +271,7 @@ async def test_credentials_and_headers_are_sent():
     assert server.last.headers["accept"] == "application/vnd.x+json"
 
 
-async def test_a_secret_in_the_url_is_sent_and_shown_nowhere():
+async def test_a_secret_in_the_url_is_sent_but_not_shown_in_repr_identity_or_errors():
     options = {"url": "https://api.vendor.example/bot{token}/updates", "secrets": {"token": SECRET}}
     feed, server = feed_on(says({"error": 1}), **options)
     with pytest.raises(FeedError) as failed:
@@ -295,7 +295,7 @@ async def test_a_secret_in_the_url_is_not_in_the_log(caplog):
 # Long polling
 
 
-async def test_an_answer_is_held_for_as_long_as_the_server_can():
+async def test_a_long_poll_requests_at_most_the_longest_wait_of_the_server():
     hold = LongPoll(to_query("timeout"), longest=50, per_second=1000, also={"feed": "longpoll"})
     feed, server = feed_on(says(page()), hold=hold)
     assert feed.max_wait == 50
@@ -304,14 +304,14 @@ async def test_an_answer_is_held_for_as_long_as_the_server_can():
         assert server.query == {"since": "c"} | query | ({"feed": "longpoll"} if query else {})
 
 
-async def test_a_feed_that_cannot_hold_is_not_asked_to():
+async def test_no_wait_is_sent_to_a_feed_without_long_polling():
     feed, server = feed_on(says(page()))
     assert feed.max_wait is None
     await feed.fetch(FetchRequest("c", wait=20))
     assert server.query == {"since": "c"}
 
 
-async def test_a_url_that_says_how_long_it_was_held_is_not_held_twice():
+async def test_the_wait_in_a_next_link_is_replaced_and_not_repeated():
     """A server may write into its next link all that it was asked with."""
     pages = OldestFirst(cursor=from_body("next"), send=as_url())
     hold = LongPoll(to_query("wait"), longest=30)
@@ -329,7 +329,7 @@ async def test_a_url_that_says_how_long_it_was_held_is_not_held_twice():
 # What is read
 
 
-async def test_lines_of_json():
+async def test_json_lines_are_read_with_the_cursor_of_each_line():
     body = b'{"id": "1", "seq": 7}\n{"id": "2", "seq": 8}\n'
     pages = OldestFirst(cursor=from_each("seq"), send=to_query("since"))
     found, _ = await fetched(says(body), entries=Entries(LINES), pages=pages)
@@ -337,7 +337,7 @@ async def test_lines_of_json():
     assert (found.cursor, found.next) == ("8", "8")
 
 
-async def test_cursors_of_entries_beside_that_of_the_page():
+async def test_entries_can_have_cursors_besides_the_cursor_of_the_page():
     pages = OldestFirst(**FORWARD, each=from_each("seq"))
     body = {"data": [{"id": 1, "seq": 10}, {"id": 2, "seq": None}], "cursor": "end", "more": True}
     found, _ = await fetched(says(body), pages=pages)
@@ -345,7 +345,7 @@ async def test_cursors_of_entries_beside_that_of_the_page():
     assert (found.cursor, found.next) == ("end", "end")
 
 
-async def test_several_lists_with_deletions_and_the_newest_first():
+async def test_several_lists_are_read_oldest_first_with_their_types_and_deletions():
     entries = Entries("gone", "new", newest_first=True, deletions="gone")
     body = {"new": [{"id": 2}, {"id": 1}], "gone": [{"id": 3}], "cursor": "c", "more": False}
     found, _ = await fetched(says(body), entries=entries)
@@ -356,14 +356,14 @@ async def test_several_lists_with_deletions_and_the_newest_first():
     ]
 
 
-async def test_a_server_that_says_nothing_new():
+async def test_an_answer_without_new_entries_is_an_empty_last_page():
     for answer in (says(b"", 204), says(page(cursor="c", more=False))):
         found, _ = await fetched(answer, cursor="c")
         assert (found.messages, found.next) == ([], None) or (found.messages, found.next) == ((), None)
         assert found.cursor in {None, "c"}
 
 
-async def test_an_old_page_that_is_served_again_goes_by_its_version():
+async def test_a_repeated_entry_with_the_same_version_keeps_its_dedupe_key():
     feed, _ = feed_on(
         says({"data": [{"id": 1, "v": 1}], "cursor": "c", "more": 0}), entries=Entries("data", version="v")
     )
@@ -387,7 +387,7 @@ async def test_an_old_page_that_is_served_again_goes_by_its_version():
     ],
 )
 @pytest.mark.parametrize("place", ["cursor", "next"])
-async def test_a_link_is_saved_as_the_whole_url_that_it_leads_to(link, saved, place):
+async def test_a_link_is_saved_as_an_absolute_url(link, saved, place):
     pages = {
         "cursor": OldestFirst(cursor=from_body("link"), send=as_url()),
         "next": OldestFirst(cursor=at_end(from_body("link")), send=as_url(), next=from_body("link")),
@@ -424,7 +424,7 @@ async def test_a_link_is_saved_as_the_whole_url_that_it_leads_to(link, saved, pl
     ],
     ids=["cursor", "next", "at_end", "newest_first"],
 )
-async def test_a_link_that_is_not_to_be_followed_is_a_failed_poll(link, pages):
+async def test_an_untrusted_or_invalid_link_fails_the_poll_and_is_not_saved(link, pages):
     """Not a saved cursor, with which every later poll would fail."""
     answer = says(page("1", link=link, cursor="c", more=True))
     feed, server = feed_on(answer, pages=pages, auth=SECRET)
@@ -436,14 +436,14 @@ async def test_a_link_that_is_not_to_be_followed_is_a_failed_poll(link, pages):
     assert {request.url.host for request in server.requests} == {"api.vendor.example"}
 
 
-async def test_what_is_posted_is_not_linked_to_a_trusted_origin():
+async def test_a_posted_body_is_not_sent_to_a_linked_trusted_origin():
     pages = OldestFirst(cursor=from_body("link"), send=as_url())
     answer = says(page("1", link="https://cdn.example/x"))
     error = await refused(answer, pages=pages, json={"secret": SECRET}, trusted=["https://cdn.example"])
     assert "must not get what is posted" in str(error)
 
 
-async def test_an_error_on_a_trusted_origin_names_who_really_answered():
+async def test_an_error_names_the_trusted_origin_that_answered():
     pages = OldestFirst(cursor=from_body("link"), send=as_url())
     answers = [says(page("1", link="https://cdn.example/x?sig=1")), says({"oops": 1})]
     feed, _ = feed_on(*answers, pages=pages, trusted=["https://cdn.example"])
@@ -456,7 +456,7 @@ async def test_an_error_on_a_trusted_origin_names_who_really_answered():
     )
 
 
-async def test_a_link_header_leads_on_from_what_answered_after_redirects():
+async def test_a_relative_link_header_is_resolved_against_the_redirected_url():
     pages = OldestFirst(cursor=from_link(), send=as_url())
     moved = httpx.Response(302, headers={"location": "/v2/events"})
     found, server = await fetched(moved, says(page("1"), link='<?c=2>; rel="next"'), pages=pages)
@@ -465,7 +465,7 @@ async def test_a_link_header_leads_on_from_what_answered_after_redirects():
 
 
 @pytest.mark.parametrize("status", [301, 302, 307])
-async def test_a_redirect_may_not_drop_what_is_always_said(status):
+async def test_a_redirect_without_the_cursor_field_fails_and_is_not_remembered(status):
     """Without `since` this server means the newest messages. Nor is such a redirect remembered."""
     pages = OldestFirst(**FORWARD | {"send": to_query("since", otherwise="0")})
     moved = httpx.Response(status, headers={"location": "/v2/events"})
@@ -478,7 +478,7 @@ async def test_a_redirect_may_not_drop_what_is_always_said(status):
 
 
 @pytest.mark.parametrize("outcome", [expired(status(410)), gone(status(410)), closed(status(410))])
-async def test_the_outcome_for_410_does_not_hold_at_the_end_of_a_redirect(outcome):
+async def test_an_outcome_for_410_does_not_apply_after_a_redirect(outcome):
     moved = httpx.Response(308, headers={"location": "/maintenance"})
     feed, server = feed_on(moved, says({}, 410), says(page("1", cursor="1")), outcomes=[outcome])
     with pytest.raises(FeedError, match=r"was redirected to https://api\.vendor\.example/maintenance") as error:
@@ -508,7 +508,7 @@ async def test_a_redirect_to_a_page_that_was_read_is_remembered():
 @pytest.mark.parametrize(
     ("otherwise", "location"), [(None, "/v2/events"), ("0", "/v2/events?since=1"), ("0", "?a=b&since=1")]
 )
-async def test_a_redirect_that_keeps_it_is_followed_and_so_is_one_where_it_may_be_missing(otherwise, location):
+async def test_a_redirect_that_keeps_the_cursor_or_may_omit_it_is_followed(otherwise, location):
     pages = OldestFirst(**FORWARD | {"send": to_query("since", otherwise=otherwise)})
     moved = httpx.Response(302, headers={"location": location})
     found, _ = await fetched(moved, says(page("2", cursor="2")), cursor="1", pages=pages)
@@ -544,7 +544,7 @@ async def test_a_redirect_that_keeps_it_is_followed_and_so_is_one_where_it_may_b
         ),
     ],
 )
-async def test_the_feeds_end(latest, answer, asked, cursor):
+async def test_latest_returns_the_cursor_at_the_end_of_the_feed(latest, answer, asked, cursor):
     feed, server = feed_on(answer, url=f"{URL}?limit=2", latest=latest)
     assert await feed.latest() == cursor
     assert str(server.last.url) == asked
@@ -562,14 +562,14 @@ async def test_the_feeds_end(latest, answer, asked, cursor):
         (says({}, 503), "answered 503"),
     ],
 )
-async def test_an_end_that_is_not_to_be_had(answer, text):
+async def test_latest_raises_a_feed_error_when_it_cannot_read_a_cursor(answer, text):
     feed, _ = feed_on(answer, latest=Latest({"since": "now"}))
     with pytest.raises(FeedError) as failed:
         await feed.latest()
     assert text in str(failed.value)
 
 
-async def test_an_end_that_is_a_link_is_the_whole_url():
+async def test_latest_resolves_a_link_and_refuses_another_origin():
     pages = OldestFirst(cursor=from_body("link"), send=as_url())
     feed, _ = feed_on(says({"link": "?token=1"}), pages=pages, latest=Latest())
     assert await feed.latest() == f"{URL}?token=1"
@@ -578,7 +578,7 @@ async def test_an_end_that_is_a_link_is_the_whole_url():
         await feed.latest()
 
 
-async def test_a_feed_has_an_end_when_it_was_declared():
+async def test_a_feed_has_latest_only_if_it_is_declared_or_newest_first():
     assert not hasattr(feed_on(says({}))[0], "latest")
     pages = NewestFirst(next=from_link(), send=as_url())
     feed, _ = feed_on(says(page("2", "1")), pages=pages)
@@ -594,7 +594,7 @@ async def test_a_feed_has_an_end_when_it_was_declared():
     [(expired, CursorExpired), (restart, ChainRestart), (gone, FeedGone), (throttled, FeedError)],
 )
 @pytest.mark.parametrize("status_code", [200, 400, 410, 503])
-async def test_an_outcome_goes_before_the_status(outcome, kind, status_code):
+async def test_an_outcome_takes_precedence_over_the_http_status(outcome, kind, status_code):
     when = from_body("error", "code").equals("X")
     error = await refused(
         says({"error": {"code": "X"}}, status_code, retry_after="7"), outcomes=[outcome(when)], kind=kind
@@ -603,7 +603,7 @@ async def test_an_outcome_goes_before_the_status(outcome, kind, status_code):
     assert error.retry_after == 7
 
 
-async def test_without_an_outcome_the_status_says_what_it_means():
+async def test_the_http_status_decides_the_error_without_an_outcome():
     assert "503" in str(await refused(says({}, 503)))
     await refused(says({}, 404), kind=FeedRefused)
     await refused(says({}, 410), kind=FeedGone)
@@ -613,12 +613,12 @@ async def test_without_an_outcome_the_status_says_what_it_means():
     ("headers", "after", "seconds"),
     [({}, None, None), ({}, 5, 5), ({"retry_after": "9"}, None, 9), ({"retry_after": "9"}, from_body("s"), 3)],
 )
-async def test_how_long_a_server_is_left_alone(headers, after, seconds):
+async def test_retry_after_of_throttled_comes_from_its_argument_or_the_header(headers, after, seconds):
     error = await refused(says({"s": 3}, 429, **headers), outcomes=[throttled(status(429), after=after)])
     assert error.retry_after == seconds
 
 
-async def test_a_pause_after_a_success_and_the_longer_one_counts():
+async def test_the_longer_of_pause_and_retry_after_applies_after_a_success():
     answer = page("1", cursor="c", backoff=30, more=False)
     for headers, seconds in [({}, 30), ({"retry_after": "9"}, 30), ({"retry_after": "90"}, 90)]:
         found, _ = await fetched(says(answer, **headers), outcomes=[pause(from_body("backoff"))])
@@ -635,7 +635,7 @@ async def test_a_pause_after_a_success_and_the_longer_one_counts():
         (None, None),
     ],
 )
-async def test_a_new_start_is_a_cursor_that_may_be_asked(offered, start):
+async def test_the_start_of_an_expired_cursor_is_dropped_if_it_is_untrusted_or_invalid(offered, start):
     headers = {} if offered is None else {"location": offered}
     error = await refused(
         says({}, 410, **headers),
@@ -647,13 +647,13 @@ async def test_a_new_start_is_a_cursor_that_may_be_asked(offered, start):
     assert error.start == start
 
 
-async def test_a_new_start_that_is_a_text():
+async def test_a_number_offered_as_start_becomes_a_text_cursor():
     outcome = expired(status(410), start=from_body("start"))
     error = await refused(says({"start": 7}, 410), outcomes=[outcome], kind=CursorExpired, cursor="c")
     assert error.start == "7"
 
 
-async def test_a_walk_back_makes_its_own_cursors():
+async def test_a_newest_first_feed_ignores_the_start_offered_by_the_server():
     outcome = expired(status(410), start=from_body("start"))
     pages = NewestFirst(next=from_link(), send=as_url())
     error = await refused(says({"start": 7}, 410), outcomes=[outcome], pages=pages, kind=CursorExpired)
@@ -661,7 +661,7 @@ async def test_a_walk_back_makes_its_own_cursors():
 
 
 @pytest.mark.parametrize("status_code", [200, 204, 304, 404, 409, 503])
-async def test_what_is_not_ready_is_not_looked_at(status_code):
+async def test_a_not_ready_answer_is_an_empty_page_with_its_pause(status_code):
     outcome = not_ready(status(status_code), after=from_body("s"))
     found, _ = await fetched(
         says({"s": 3} if status_code not in {204, 304} else b"", status_code), outcomes=[outcome]
@@ -669,7 +669,7 @@ async def test_what_is_not_ready_is_not_looked_at(status_code):
     assert found == Page(retry_after=None if status_code in {204, 304} else 3)
 
 
-async def test_the_end_of_a_feed():
+async def test_a_closed_feed_returns_its_last_messages_and_no_next_page():
     outcomes = [closed(from_body("closed"))]
     answer = page("1", cursor="c", more=True, closed=True)
     found, _ = await fetched(says(answer), outcomes=outcomes)
@@ -677,12 +677,12 @@ async def test_the_end_of_a_feed():
 
 
 @pytest.mark.parametrize("status_code", [204, 404, 410])
-async def test_the_end_of_a_feed_by_its_status(status_code):
+async def test_a_feed_can_be_closed_by_an_http_status(status_code):
     found, _ = await fetched(says(b"", status_code), outcomes=[closed(status(status_code))], cursor="c")
     assert found == Page(closed=True)
 
 
-async def test_a_gap():
+async def test_a_gap_is_reported_on_the_page_with_its_description():
     found, _ = await fetched(
         says(page("1", cursor="c", more=False, limited=True)),
         outcomes=[gap(from_body("limited"), "limited rooms")],
@@ -692,7 +692,7 @@ async def test_a_gap():
     assert found.gap == "the server says that it left messages out"
 
 
-async def test_outcomes_see_the_entries():
+async def test_an_outcome_can_read_the_entries():
     """Some servers have an error as an entry of their list, as the watch of Kubernetes."""
     outcome = expired(from_last("type").equals("ERROR"))
     error = await refused(
@@ -704,7 +704,7 @@ async def test_outcomes_see_the_entries():
     assert "(status 200)" in str(error)
 
 
-async def test_outcomes_see_that_a_page_is_empty():
+async def test_an_outcome_can_depend_on_an_empty_page():
     found, _ = await fetched(says(page(cursor="c", more=False)), outcomes=[closed(~full_page(1))])
     assert found.closed
 
@@ -735,7 +735,7 @@ async def test_outcomes_see_that_a_page_is_empty():
         (says(page(*"12345")), {"max_body": 100_000}, None),
     ],
 )
-async def test_what_was_declared_and_what_was_seen(answer, options, text):
+async def test_an_answer_that_does_not_match_the_declaration_is_described_in_the_error(answer, options, text):
     if text is None:
         text = "a page has more than 10000 entries"
         answer = says({"data": [1] * 10_001})
@@ -752,7 +752,7 @@ async def test_what_was_declared_and_what_was_seen(answer, options, text):
         {"entries": Entries(lambda body: body["x"])},
     ],
 )
-async def test_what_a_function_of_the_declaration_cannot_read(options):
+async def test_an_exception_in_a_declared_function_becomes_a_feed_error(options):
     error = await refused(says({"data": [{"id": 1}]}), **options)
     assert str(error) == (
         f"{URL} answered what a function of its declaration cannot read: KeyError: 'x', in {{'data': array of 1}}"
@@ -777,7 +777,7 @@ LEFT_OUT = Entries("data", optional=True)
         ),
     ],
 )
-async def test_an_answer_with_neither_a_list_nor_a_cursor_is_no_end(entries, body, cursor, seen):
+async def test_an_answer_with_neither_a_list_nor_a_cursor_is_an_error(entries, body, cursor, seen):
     error = await refused(says(body), entries=entries, pages=OldestFirst(cursor=cursor, send=to_query("c")))
     text = str(error).partition(" declared to: ")[2]
     assert text.startswith(f"there is neither a list nor a cursor: {seen}")
@@ -808,7 +808,7 @@ async def test_an_empty_page_without_a_cursor_may_be_the_end(entries, body, opti
 
 
 @pytest.mark.parametrize("media_type", ["text/html; charset=utf-8", "application/xhtml+xml", "IMAGE/png"])
-async def test_what_is_for_people_is_named(media_type):
+async def test_an_html_or_image_answer_is_an_error_that_names_its_media_type(media_type):
     answer = httpx.Response(200, content=b"[]", headers={"content-type": media_type})
     error = await refused(answer, entries=Entries())
     assert str(error) == (
@@ -818,13 +818,13 @@ async def test_what_is_for_people_is_named(media_type):
 
 
 @pytest.mark.parametrize("media_type", ["", "text/plain", "application/x-ndjson", "application/vnd.x+json"])
-async def test_json_goes_by_many_names(media_type):
+async def test_json_is_accepted_under_other_media_types(media_type):
     answer = httpx.Response(200, content=b'{"data": []}', headers={"content-type": media_type})
     found, _ = await fetched(answer)
     assert ids(found) == []
 
 
-async def test_the_cursor_stays_when_an_answer_does_not_fit():
+async def test_the_cursor_is_kept_when_an_answer_does_not_match_the_declaration():
     feed, _ = feed_on(says(page("1", cursor="c1", more=0)), says({"oops": 1}))
     async with Log(feed) as consumer:
         await consumer.poll_now()
@@ -833,7 +833,7 @@ async def test_the_cursor_stays_when_an_answer_does_not_fit():
         assert (consumer.status().cursor, consumer.processed) == ("c1", ["1"])
 
 
-async def test_an_entry_that_cannot_be_read_does_not_end_a_walk_back():
+async def test_a_full_page_with_an_unreadable_entry_still_leads_to_the_older_page():
     """A page that is full is full with what cannot be read: there is more behind it."""
     pages = NewestFirst(next=from_last("id"), send=to_query("before"), more=full_page(2))
     feed, _ = feed_on(
@@ -868,7 +868,7 @@ async def test_a_dead_letter_is_restored():
 # Nothing new
 
 
-async def test_an_end_is_asked_for_news_alone():
+async def test_an_empty_last_page_is_requested_again_with_its_etag():
     feed, server = feed_on(
         says(page("1", cursor="c", more=0), etag='"1"'), says(page(cursor="c"), etag='"2"'), says(b"", 304)
     )
@@ -883,7 +883,7 @@ async def test_an_end_is_asked_for_news_alone():
     [page(cursor="d", more=0), page("1", cursor="c", more=0), page(cursor="c", more=1), page(cursor="c", gap=1)],
     ids=["the cursor moves", "a message", "more", "a gap"],
 )
-async def test_what_is_to_be_settled_is_asked_for_again(answer):
+async def test_no_etag_is_sent_for_a_page_that_has_to_be_settled(answer):
     """What is lost before it is committed must not be answered by 304."""
     feed, server = feed_on(says(answer, etag='"1"'), outcomes=[gap(from_body("gap"))])
     for _ in range(2):
@@ -891,14 +891,14 @@ async def test_what_is_to_be_settled_is_asked_for_again(answer):
     assert "if-none-match" not in server.last.headers
 
 
-async def test_an_end_is_known_whatever_the_case_of_the_method():
+async def test_the_etag_is_sent_for_a_lower_case_get_method():
     feed, server = feed_on(says(page(cursor="c"), etag='"1"'), method="get")
     for _ in range(2):
         await feed.fetch(FetchRequest("c"))
     assert server.last.headers["if-none-match"] == '"1"'
 
 
-async def test_an_end_that_is_fresh_is_not_asked_for_unless_somebody_wants_it():
+async def test_an_empty_page_is_reused_for_max_age_unless_fresh_or_wait_is_requested():
     feed, server = feed_on(
         says(page(cursor="c"), cache_control="max-age=60"), hold=LongPoll(to_query("t"), longest=9)
     )
@@ -922,7 +922,7 @@ async def test_an_end_that_is_fresh_is_not_asked_for_unless_somebody_wants_it():
         (to_body("since"), {"json": {}, "method": "GET"}),
     ],
 )
-async def test_what_is_known_of_one_cursor_is_not_known_of_another_at_the_same_url(send, options):
+async def test_a_cached_answer_is_not_used_for_another_cursor_at_the_same_url(send, options):
     answer = says(page(cursor="c"), etag='"1"', cache_control="max-age=60")
     feed, server = feed_on(answer, pages=OldestFirst(**FORWARD | {"send": send}), **options)
     await feed.fetch(FetchRequest("c"))
@@ -931,7 +931,7 @@ async def test_what_is_known_of_one_cursor_is_not_known_of_another_at_the_same_u
     assert "if-none-match" not in server.last.headers
 
 
-async def test_a_304_that_was_not_asked_for_is_a_broken_cache():
+async def test_a_304_without_a_conditional_request_is_an_error():
     assert "304" in str(await refused(says(b"", 304)))
 
 
@@ -957,7 +957,7 @@ async def test_a_large_answer_is_read_in_a_thread(monkeypatch):
     assert threading.main_thread() not in threads
 
 
-async def test_an_error_in_a_thread_is_the_same(monkeypatch):
+async def test_a_large_answer_raises_the_same_error_from_its_thread(monkeypatch):
     monkeypatch.setattr(_decoding, "_LARGE_BODY", 10)
     assert "there is no list at 'data'" in str(await refused(says({"items": [1, 2, 3]})))
 
@@ -969,7 +969,7 @@ async def test_an_answer_that_is_too_large_is_refused():
 # Open and closed
 
 
-async def test_closing_ends_what_was_known_and_the_feed_goes_on():
+async def test_closing_a_feed_clears_its_cached_answers_and_the_feed_stays_usable():
     feed, server = feed_on(says(page(cursor="c"), etag='"1"', cache_control="max-age=60"))
     await feed.fetch(FetchRequest("c"))
     await feed.aclose()
@@ -979,7 +979,7 @@ async def test_closing_ends_what_was_known_and_the_feed_goes_on():
 
 
 @pytest.mark.parametrize("pages", [OldestFirst(**FORWARD), NewestFirst(next=from_link(), send=as_url())])
-def test_a_feed_goes_on_in_another_event_loop(pages):
+def test_a_closed_feed_works_in_another_event_loop(pages):
     feed, server = feed_on(says(page("1", cursor="c", more=0)), pages=pages)
 
     async def once():
@@ -994,7 +994,7 @@ def test_a_feed_goes_on_in_another_event_loop(pages):
 # What it is called
 
 
-def test_a_feed_says_which_it_is():
+def test_the_identity_of_a_feed_tells_urls_apart_without_showing_secrets():
     feed, _ = feed_on(says({}), url=f"{URL}?token={SECRET}")
     other, _ = feed_on(says({}), url=f"{URL}?token=another")
     assert repr(feed) == f"PagedFeed('{URL}?token=…')"
@@ -1089,13 +1089,13 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
         ({"auth": 7}, TypeError, "auth"),
     ],
 )
-def test_what_has_no_meaning_is_refused_at_construction(options, kind, text):
+def test_invalid_options_are_refused_at_construction(options, kind, text):
     with pytest.raises(kind) as failed:
         feed_on(says({}), **options)
     assert text in str(failed.value)
 
 
-def test_what_stands_at_another_url_is_not_in_the_query_of_the_feeds_own():
+def test_a_query_field_sent_to_another_url_may_be_in_the_url_of_the_feed():
     send = to_query("start", at="more")
     pages = OldestFirst(cursor=from_body("c"), send=send)
     feed_on(says({}), url=f"{URL}?start=0", pages=pages, latest=Latest({"start": "now"}, at="end"))

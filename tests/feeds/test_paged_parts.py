@@ -75,7 +75,7 @@ from tests.support.paged_replies import BODY, reply
         (reader(type).then(str), "<class 'push_to_poll_client.feeds._paged.body.Reply'>", "type.then(str)"),
     ],
 )
-def test_a_reader_reads_and_says_what_it_is(what, value, text):
+def test_a_reader_returns_its_value_and_has_a_readable_repr(what, value, text):
     entries = [{"id": 1}, {"id": 2, "seq": 10}, {"seq": 20, "id": 3, "changes": "x"}]
     link = '<p1>; rel="first", <p2>; rel="next"'
     said = reply(BODY, entries=entries, x_cursor="h", link=link)
@@ -98,7 +98,7 @@ def test_a_callable_object_is_named_by_its_class():
     assert reader(Reads())(reply()) == 200
 
 
-def test_a_page_is_full_with_what_cannot_be_read():
+def test_full_page_counts_unreadable_entries():
     assert full_page(3)(reply(entries=[{"id": 1}], size=3))
 
 
@@ -122,7 +122,7 @@ def test_a_page_is_full_with_what_cannot_be_read():
         (lambda: from_body("a").equals(), ValueError, "never holds"),
     ],
 )
-def test_a_reader_that_has_no_meaning_is_refused(make, kind, text):
+def test_invalid_arguments_of_a_reader_are_refused(make, kind, text):
     with pytest.raises(kind, match=text):
         make()
 
@@ -139,12 +139,12 @@ def test_a_reader_that_has_no_meaning_is_refused(make, kind, text):
         (reader(lambda _: None), "{'meta': object, 'n': number, 'no': null, '': string}"),
     ],
 )
-def test_a_reader_shows_what_stands_where_it_looks(what, shown):
+def test_a_reader_describes_the_part_of_the_answer_that_it_reads(what, shown):
     said = reply(BODY, entries=[{"id": 1}, {"seq": 2}], x_a="secret", content_type="application/json")
     assert what.seen(said) == shown
 
 
-def test_a_reader_of_entries_says_that_there_are_none_to_be_read():
+def test_a_reader_of_entries_describes_a_page_without_readable_entries():
     assert from_each("id").seen(reply(b"[nonsense]", size=1)) == "a page on which no entry can be read"
 
 
@@ -183,11 +183,11 @@ EMPTY = Asking(query={"limit": "2"}, headers={"accept": "x"}, body={"a": {"b": 1
         (as_url(), None, {}),
     ],
 )
-def test_a_sender_puts_it_where_it_was_told(sender, value, changes):
+def test_a_sender_puts_the_value_into_the_declared_part_of_the_request(sender, value, changes):
     assert sender.put(EMPTY, value) == replace(EMPTY, **changes)
 
 
-def test_a_body_is_begun_by_what_is_put_into_it():
+def test_to_body_creates_a_missing_body():
     assert to_body("a", "b").put(Asking(), "c").body == {"a": {"b": "c"}}
 
 
@@ -226,12 +226,12 @@ def test_a_value_that_cannot_be_sent_is_refused(sender, value):
         (lambda: to_body("a", otherwise=1), TypeError, "otherwise"),
     ],
 )
-def test_a_sender_that_has_no_meaning_is_refused(make, kind, text):
+def test_invalid_arguments_of_a_sender_are_refused(make, kind, text):
     with pytest.raises(kind, match=text):
         make()
 
 
-def test_senders_say_what_they_are():
+def test_the_repr_of_a_sender_shows_how_it_was_made():
     senders = [to_query("a"), to_header("B"), to_body("c", "d"), as_url()]
     assert [repr(sender) for sender in senders] == [
         "to_query('a')",
@@ -250,7 +250,7 @@ def test_senders_say_what_they_are():
         (LongPoll(to_header("Prefer", "wait={}"), longest=9), 9, {}, {"prefer": "wait=9"}),
     ],
 )
-def test_a_wait_is_asked_for_in_the_units_of_the_server(hold, wait, query, headers):
+def test_a_wait_is_sent_in_the_units_of_the_server(hold, wait, query, headers):
     asking = hold.put(Asking(), wait)
     assert (asking.query, asking.headers) == (query, headers)
 
@@ -267,7 +267,7 @@ def test_a_wait_is_asked_for_in_the_units_of_the_server(hold, wait, query, heade
         ((to_query("t"), 50, 1, "a=1"), TypeError, "also is no mapping of str to str"),
     ],
 )
-def test_a_hold_that_has_no_meaning_is_refused(arguments, kind, text):
+def test_invalid_arguments_of_long_poll_are_refused(arguments, kind, text):
     with pytest.raises(kind, match=text):
         LongPoll(*arguments)
 
@@ -284,7 +284,7 @@ def test_a_hold_that_has_no_meaning_is_refused(arguments, kind, text):
         (gone(status(410)), FeedGone, "gone for good"),
     ],
 )
-def test_what_is_no_page_is_an_error(outcome, kind, text):
+def test_an_error_outcome_becomes_its_exception(outcome, kind, text):
     found = meaning([outcome], reply(code=410), "https://feed.example")
     assert type(found.error) is kind
     assert str(found.error).startswith("https://feed.example ")
@@ -327,7 +327,7 @@ def test_an_expired_cursor_may_have_a_new_start(start, offered):
         (from_body("missing"), None),
     ],
 )
-def test_seconds_are_a_number_or_are_read(after, seconds):
+def test_a_pause_is_a_given_number_or_is_read_from_the_answer(after, seconds):
     body = {"after": 3, "text": "4", "ms": 1500, "true": True, "nan": "nan", "inf": "inf", "less": -1}
     said = reply(body | {"object": {}, "huge": 10**400})
     assert meaning([throttled(status(200), after=after)], said, "x").error.retry_after == seconds
@@ -336,7 +336,7 @@ def test_seconds_are_a_number_or_are_read(after, seconds):
         assert meaning([pause(after)], said, "x").retry_after == seconds
 
 
-def test_of_several_pauses_the_longest_counts_and_of_several_errors_the_first():
+def test_the_longest_of_several_pauses_and_the_first_of_several_errors_count():
     said = reply({"a": 3, "b": 5})
     waits = [pause(from_body("a")), pause(from_body("b")), pause(from_body("c")), not_ready(status(200), after=4)]
     assert meaning(waits, said, "x").retry_after == 5
@@ -344,7 +344,7 @@ def test_of_several_pauses_the_longest_counts_and_of_several_errors_the_first():
     assert type(found.error) is FeedGone
 
 
-def test_what_a_page_means_besides():
+def test_outcomes_mark_a_page_as_not_ready_closed_or_with_a_gap():
     outcomes = [not_ready(status(202)), closed(from_body("closed")), gap(from_body("limited"))]
     assert meaning(outcomes, reply({"closed": True, "limited": True}), "x") == meaning(
         [closed(status(200)), gap(status(200), "the server says that it left messages out")], reply(), "x"
@@ -355,7 +355,7 @@ def test_what_a_page_means_besides():
     assert (nothing.empty, nothing.closed, nothing.gap, nothing.retry_after) == (False, False, "", None)
 
 
-def test_outcomes_say_what_they_are():
+def test_the_repr_of_an_outcome_shows_how_it_was_made():
     made = [expired(status(410)), gap(from_body("limited")), pause(from_body("s"))]
     assert [repr(outcome) for outcome in made] == [
         "expired(status(410))",
@@ -376,7 +376,7 @@ def test_outcomes_say_what_they_are():
         (lambda: gap(status(200), ""), TypeError, "what is ''"),
     ],
 )
-def test_an_outcome_that_has_no_meaning_is_refused(make, kind, text):
+def test_invalid_arguments_of_an_outcome_are_refused(make, kind, text):
     with pytest.raises(kind, match=text):
         make()
 
@@ -421,7 +421,7 @@ FULL = {"entries": [{"id": "1"}, {"id": "2"}]}
         ({"cursor": at_end(from_body("cursor")), "next": from_body("n")}, {"cursor": "c"}, {}, ("c", None)),
     ],
 )
-def test_what_a_page_leads_to(options, body, page, leads):
+def test_a_page_leads_to_the_cursor_to_save_and_the_next_position(options, body, page, leads):
     assert forward(**options).leads_to(reply(body, **page), Place("s")) == leads
 
 
@@ -461,7 +461,7 @@ def test_what_a_page_leads_to(options, body, page, leads):
         ),
     ],
 )
-def test_a_page_that_leads_nowhere_shows_what_there_is(options, body, page, text):
+def test_the_error_for_a_missing_cursor_or_next_page_describes_the_answer(options, body, page, text):
     with pytest.raises(Unfit) as unfit:
         forward(**options).leads_to(reply(body, **page), Place("s"))
     seen, _, remedy = str(unfit.value).rpartition("; ")
@@ -477,12 +477,12 @@ def test_a_page_that_leads_nowhere_shows_what_there_is(options, body, page, text
         ({"more": status(200), "next": from_body("next")}, "correct next= or more="),
     ],
 )
-def test_a_page_that_leads_nowhere_says_what_to_correct(options, remedy):
+def test_the_error_for_a_missing_next_page_names_the_options_to_correct(options, remedy):
     with pytest.raises(Unfit, match=f"reads nothing in .*empty string}}; {remedy}$"):
         forward(**options).leads_to(reply({"cursor": "", "next": ""}, **FULL), Place("s"))
 
 
-def test_a_chain_that_ends_without_its_cursor_does_not_fit():
+def test_a_page_chain_that_ends_without_a_cursor_is_an_error():
     pages = forward(cursor=at_end(from_body("cursor")), next=from_body("next"))
     with pytest.raises(Unfit, match="there is no cursor"):
         pages.leads_to(reply({}), Place("s", "p"))
@@ -500,7 +500,7 @@ def test_a_chain_that_ends_without_its_cursor_does_not_fit():
         ({"send": to_query("since", otherwise="0")}, Place(None), {"since": "0"}),
     ],
 )
-def test_what_is_sent_for_a_page(options, place, query):
+def test_the_cursor_and_the_next_page_are_sent_in_their_query_fields(options, place, query):
     assert forward(**options).put(Asking(), place).query == query
 
 
@@ -515,7 +515,7 @@ def test_what_is_sent_for_a_page(options, place, query):
         ("page " + "[" * 9999, Place("page " + "[" * 9999)),
     ],
 )
-def test_a_position_says_where_a_page_is(position, place):
+def test_a_position_is_unchanged_after_decoding_and_encoding(position, place):
     assert Place.of(position) == place
     assert place.position == position
 
@@ -536,12 +536,12 @@ def test_a_position_says_where_a_page_is(position, place):
         ({"each": from_each("url"), "send": as_url()}, ValueError, "as_url"),
     ],
 )
-def test_an_order_that_has_no_meaning_is_refused(options, kind, text):
+def test_invalid_options_of_oldest_first_are_refused(options, kind, text):
     with pytest.raises(kind, match=text):
         forward(**options)
 
 
-def test_which_entries_have_cursors():
+def test_entry_cursors_come_from_each_or_from_a_from_each_cursor():
     seq = from_each("seq")
     assert forward(cursor=seq).each is seq
     assert forward(each=seq).each is seq
@@ -563,12 +563,12 @@ def test_which_entries_have_cursors():
         ({"send": as_url()}, {"next": "?page=2"}, FULL, "https://api.vendor.example/v1/events?page=2"),
     ],
 )
-def test_what_is_older(options, body, page, older):
+def test_newest_first_reads_the_position_of_the_older_page(options, body, page, older):
     pages = NewestFirst(**{"next": from_body("next"), "send": to_query("page")} | options)
     assert pages.older(reply(body, **page)) == older
 
 
-def test_an_older_page_that_nothing_leads_to_does_not_fit():
+def test_a_missing_link_to_an_announced_older_page_is_an_error():
     pages = NewestFirst(next=from_body("next"), send=to_query("page"), more=from_body("more"))
     with pytest.raises(Unfit, match=r"there is no way on: from_body.'next'. reads nothing in {'more': boolean}"):
         pages.older(reply({"more": True}, **FULL))
@@ -576,7 +576,7 @@ def test_an_older_page_that_nothing_leads_to_does_not_fit():
 
 
 @pytest.mark.parametrize("options", [{"next": "n"}, {"send": "page"}, {"more": 1}])
-def test_newest_first_that_has_no_meaning_is_refused(options):
+def test_invalid_options_of_newest_first_are_refused(options):
     with pytest.raises(TypeError):
         NewestFirst(**{"next": from_body("n"), "send": to_query("page")} | options)
 
@@ -593,25 +593,25 @@ def test_newest_first_that_has_no_meaning_is_refused(options):
         (Latest(cursor=from_last("id")), {}, {}, None),
     ],
 )
-def test_the_cursor_of_the_end(latest, body, page, end):
+def test_the_cursor_of_the_feeds_end_is_read_from_the_answer(latest, body, page, end):
     assert forward().end(reply(body, **page), latest) == end
 
 
 @pytest.mark.parametrize("latest", [Latest(), Latest(cursor=from_last("seq"))])
-def test_an_end_without_a_cursor_does_not_fit(latest):
+def test_an_answer_without_a_cursor_of_the_feeds_end_is_an_error(latest):
     with pytest.raises(
         Unfit, match=r"there is no cursor of the feed's end: .* reads nothing in .*; correct latest="
     ):
         forward().end(reply({"cur": 1}, **FULL), latest)
 
 
-def test_how_the_end_is_asked_for():
+def test_latest_adds_its_query_or_uses_its_own_url():
     assert Latest({"since": "now"}).put(Asking(query={"a": "1"})).query == {"a": "1", "since": "now"}
     assert Latest(at="end").put(Asking()).url == "end"
     assert (Latest({"since": "now"}).adds, Latest({"since": "now"}, at="end").adds) == ({"since"}, set())
 
 
 @pytest.mark.parametrize("options", [{"query": {"a": 1}}, {"query": "a"}, {"at": ""}, {"cursor": "c"}])
-def test_latest_that_has_no_meaning_is_refused(options):
+def test_invalid_options_of_latest_are_refused(options):
     with pytest.raises(TypeError):
         Latest(**options)

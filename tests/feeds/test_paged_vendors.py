@@ -35,7 +35,7 @@ async def walk(feed, cursor):
 
 
 @pytest.mark.parametrize("kind", DECLARED, ids=lambda kind: kind.__name__)
-async def test_a_declared_feed_is_read_and_then_what_is_new(kind):
+async def test_a_declared_feed_is_read_to_its_end_and_then_from_its_last_cursor(kind):
     vendor = kind(5)
     feed = feed_of(vendor)
     before, cursors = await walk(feed, inception(vendor))

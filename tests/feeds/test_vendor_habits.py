@@ -57,7 +57,7 @@ READS = {
 
 class TestAllOfThem:
     @pytest.mark.parametrize("vendor", READS)
-    async def test_say_what_was_published_and_what_was_asked(self, vendor):
+    async def test_vendors_return_published_entries_and_record_requests(self, vendor):
         how, entries = READS[vendor]
         vendor = vendor()
         assert entries(await told(vendor, **how)) == []
@@ -68,7 +68,7 @@ class TestAllOfThem:
     @pytest.mark.parametrize(
         "vendor", [*(vendor for vendor in READS if vendor not in {Plaid, RemoteSettings, Telegram}), Ntfy]
     )
-    async def test_want_credentials(self, vendor):
+    async def test_requests_without_valid_credentials_are_answered_401(self, vendor):
         vendor = vendor(1)
         assert SECRET in str(vendor.headers) or vendor.authorization.startswith("Basic ")
         for headers in ({}, {"authorization": "Bearer other"}):
@@ -78,7 +78,7 @@ class TestAllOfThem:
             assert SECRET not in answer.text
 
     @pytest.mark.parametrize("vendor", READS)
-    async def test_freeze_their_answers_before_the_latency(self, vendor):
+    async def test_responses_are_fixed_before_the_latency(self, vendor):
         how, entries = READS[vendor]
         vendor = vendor(1, latency=5)
         async with anyio.create_task_group() as tasks:
@@ -90,29 +90,29 @@ class TestAllOfThem:
         await anyio.sleep(1)
         vendor.publish()
 
-    async def test_may_be_told_what_to_answer(self):
+    async def test_scripted_responses_replace_the_usual_ones(self):
         vendor = Stripe(1)
         vendor.script += [httpx.Response(503), None]
         assert [(await ask(vendor)).status_code for _ in range(3)] == [503, 200, 200]
 
-    async def test_have_to_answer(self):
+    async def test_a_vendor_without_an_answer_method_raises_not_implemented_error(self):
         with pytest.raises(NotImplementedError):
             await ask(Vendor())
 
-    def test_give_tokens_that_nobody_can_make_up(self):
+    def test_an_altered_or_invented_token_is_refused(self):
         assert read_token(token(at=1)) == {"at": 1}
         for garbage in ("", "x", "!", "é", token(at=1)[:-1], "A" * 40, token(at=1).replace("I", "J")):
             assert read_token(garbage) is None
 
     @pytest.mark.parametrize("text", ["-1", "1.5", "x", "²", "9" * 30, "7"])
-    def test_read_numbers(self, text):
+    def test_number_of_returns_none_for_an_invalid_or_too_large_number(self, text):
         assert number_of(text, most=6) is None
         assert number_of("6", most=6) == 6
         assert number_of(None, default=3) == 3
 
 
 class TestStripe:
-    async def test_goes_on_to_older_ones_and_to_newer_ones(self):
+    async def test_pages_continue_to_older_and_to_newer_events(self):
         stripe = Stripe(5)
         newest_first = [event["id"] for event in reversed(stripe.entries)]
 
@@ -137,10 +137,10 @@ class TestStripe:
             {"starting_after": "a", "ending_before": "b"},
         ],
     )
-    async def test_refuses_what_it_cannot_do(self, asked):
+    async def test_invalid_parameters_are_answered_400(self, asked):
         assert (await ask(Stripe(2), **asked)).status_code == 400
 
-    async def test_forgets_and_filters(self):
+    async def test_events_are_filtered_by_type_and_old_events_expire(self):
         stripe = Stripe(5)
         oldest = stripe.entries[0]["id"]
         assert len((await told(stripe, type="invoice.paid"))["data"]) == 2
@@ -161,7 +161,7 @@ class TestGitHub:
         last = await ask(github, second.links["last"]["url"])
         assert "next" not in last.links
 
-    async def test_nothing_new_is_304_and_free(self):
+    async def test_an_unchanged_feed_is_answered_304_and_costs_no_quota(self):
         github = GitHub(1)
         first = await ask(github)
         assert first.headers["etag"].startswith('W/"')
@@ -169,7 +169,7 @@ class TestGitHub:
         assert (again.status_code, again.headers["x-poll-interval"]) == (304, "60")
         assert again.headers["x-ratelimit-remaining"] == first.headers["x-ratelimit-remaining"] == "4999"
 
-    async def test_shows_300_at_most_and_30_at_once(self):
+    async def test_at_most_300_events_are_shown_and_30_per_page_by_default(self):
         github = GitHub(310, page_size=100)
         pages = [await told(github, per_page=100, page=page) for page in (1, 2, 3)]
         assert sum(map(len, pages)) == 300
@@ -184,7 +184,7 @@ class TestGitHub:
         assert after[0] == newest
         assert int(after[1]["id"]) > int(newest["id"])
 
-    async def test_both_limits_are_403(self):
+    async def test_an_exhausted_quota_and_a_missing_user_agent_are_answered_403(self):
         github = GitHub(1)
         github.quota = 0
         primary = await ask(github)
@@ -203,7 +203,7 @@ class TestGraph:
             pages.append(await told(graph, pages[-1]["@odata.nextLink"]))
         return pages
 
-    async def test_leads_from_link_to_link_with_all_that_was_asked(self):
+    async def test_links_lead_through_all_pages_and_keep_the_query_parameters(self):
         graph = Graph(3)
         graph.empty_pages, graph.repeats = 1, True
         pages = await self.walk(graph, **{"$select": "subject"})
@@ -216,14 +216,14 @@ class TestGraph:
         news = [item for page in await self.walk(graph, pages[-1]["@odata.deltaLink"]) for item in page["value"]]
         assert news[-1]["@removed"] == {"reason": "deleted"}
 
-    async def test_begins_at_the_end(self):
+    async def test_the_latest_cursor_skips_existing_entries(self):
         graph = Graph(3)
         pages = await self.walk(graph, **{"$deltatoken": "latest"})
         assert [page["value"] for page in pages] == [[]]
         assert (await self.walk(graph, pages[0]["@odata.deltaLink"]))[0]["value"] == []
 
     @pytest.mark.parametrize(("how", "status"), [({}, 410), ({"status": 404, "code": "syncStateNotFound"}, 404)])
-    async def test_forgets_its_tokens(self, how, status):
+    async def test_an_expired_delta_link_is_answered_410_or_404(self, how, status):
         graph = Graph(1)
         link = (await told(graph))["@odata.deltaLink"]
         graph.expire(location=status == 410, **how)
@@ -239,7 +239,7 @@ class TestPlaid:
         given = {} if cursor is None else {"cursor": cursor}
         return await ask(plaid, json=plaid.body | given | more)
 
-    async def test_three_lists_and_a_cursor_on_each_page(self):
+    async def test_each_page_has_three_lists_and_a_cursor(self):
         plaid = Plaid(2)
         plaid.modify(0)
         plaid.remove(1)
@@ -251,7 +251,7 @@ class TestPlaid:
         third = (await self.sync(plaid, second["next_cursor"])).json()
         assert third["next_cursor"] == second["next_cursor"]
 
-    async def test_a_change_in_the_middle_ends_the_chain(self):
+    async def test_a_change_during_pagination_fails_the_next_page(self):
         plaid = Plaid(3)
         first = (await self.sync(plaid)).json()
         plaid.publish()
@@ -262,7 +262,7 @@ class TestPlaid:
         again = (await self.sync(plaid)).json()
         assert [(await self.sync(plaid, again["next_cursor"])).status_code for _ in range(2)] == [400, 200]
 
-    async def test_is_not_ready_at_first(self):
+    async def test_a_feed_that_is_not_ready_returns_an_empty_page_and_cursor(self):
         plaid = Plaid(3)
         plaid.ready = False
         body = (await self.sync(plaid)).json()
@@ -278,17 +278,17 @@ class TestPlaid:
             ({"count": "1"}, "INVALID_FIELD"),
         ],
     )
-    async def test_refuses_in_its_own_words(self, more, code):
+    async def test_invalid_requests_are_answered_with_the_errors_of_the_vendor(self, more, code):
         answer = await self.sync(Plaid(1), **more)
         assert (answer.status_code, answer.json()["error_code"]) == (400, code)
 
-    async def test_is_asked_by_post_alone(self):
+    async def test_get_requests_are_refused(self):
         assert (await ask(Plaid())).json()["error_code"] == "INVALID_BODY"
         assert Plaid().throttled().status_code == 429
 
 
 class TestCouchDB:
-    async def test_reads_on_from_a_sequence(self):
+    async def test_since_continues_after_a_sequence(self):
         couch = CouchDB(3)
         first = await told(couch, limit=2)
         assert (len(first["results"]), first["pending"]) == (2, 1)
@@ -297,18 +297,18 @@ class TestCouchDB:
         assert (await told(couch, since="now"))["results"] == []
         assert (await ask(couch, since="7-x")).status_code == 400
 
-    async def test_keeps_the_newest_change_of_each_document(self):
+    async def test_only_the_newest_change_of_each_document_is_kept(self):
         couch = CouchDB(3)
         couch.change(0, deleted=True)
         rows = (await told(couch))["results"]
         assert [row["id"] for row in rows] == ["order-2", "order-3", "order-1"]
         assert rows[-1]["deleted"] is True
 
-    async def test_counts_sequences_when_told_to(self):
+    async def test_seq_interval_leaves_out_the_sequences_between(self):
         rows = (await told(CouchDB(3), seq_interval=2))["results"]
         assert [row["seq"] is None for row in rows] == [True, False, True]
 
-    async def test_a_failover_repeats(self):
+    async def test_a_failover_repeats_changes(self):
         couch = CouchDB(3)
         last = (await told(couch))["last_seq"]
         couch.fail_over(2)
@@ -316,7 +316,7 @@ class TestCouchDB:
         assert (len(repeated["results"]), repeated["last_seq"] == last) == (2, False)
         assert (await told(couch, since=last))["results"] == []
 
-    async def test_nothing_new_is_304_on_the_normal_feed(self):
+    async def test_an_unchanged_normal_feed_is_answered_304(self):
         couch = CouchDB(1)
         etag = (await ask(couch)).headers["etag"]
         assert (await ask(couch, headers={"if-none-match": etag})).status_code == 304
@@ -324,12 +324,12 @@ class TestCouchDB:
         assert (await ask(couch, headers={"if-none-match": etag})).status_code == 200
 
     @pytest.mark.parametrize(("asked", "held"), [({"timeout": 7000}, 7), ({}, 60)])
-    async def test_holds_for_milliseconds(self, asked, held):
+    async def test_a_long_poll_without_news_ends_after_its_timeout_in_milliseconds(self, asked, held):
         began = anyio.current_time()
         assert (await told(CouchDB(2), feed="longpoll", since="now", **asked))["results"] == []
         assert anyio.current_time() - began == pytest.approx(held)
 
-    async def test_a_heartbeat_holds_for_ever(self):
+    async def test_a_long_poll_with_a_heartbeat_waits_until_a_change(self):
         couch = CouchDB(2)
         with anyio.move_on_after(10_000) as gave_up:
             await ask(couch, feed="longpoll", since="now", heartbeat=1000, timeout=1000)
@@ -343,7 +343,7 @@ class TestTelegram:
     async def updates(self, telegram, **asked):
         return [update["update_id"] - telegram.first for update in (await told(telegram, **asked))["result"]]
 
-    async def test_an_offset_acknowledges(self):
+    async def test_an_offset_acknowledges_earlier_updates(self):
         telegram = Telegram(5)
         assert await self.updates(telegram) == await self.updates(telegram) == [1, 2]
         assert await self.updates(telegram, offset=telegram.first + 3) == [3, 4]
@@ -352,7 +352,7 @@ class TestTelegram:
         assert await self.updates(telegram, offset=-1) == [5]
         assert await self.updates(telegram, json={"offset": telegram.first + 6, "timeout": 0}) == []
 
-    async def test_ids_begin_anew_after_silence(self):
+    async def test_an_old_offset_reads_updates_with_restarted_lower_ids(self):
         telegram = Telegram(2)
         telegram.fall_silent()
         telegram.publish(2)
@@ -360,12 +360,12 @@ class TestTelegram:
         assert await self.updates(telegram, offset=last + 1) == [3, 4]
         assert await self.updates(telegram, offset=telegram.entries[2]["update_id"] + 1) == [4]
 
-    async def test_holds_for_seconds(self):
+    async def test_a_long_poll_without_news_ends_after_its_timeout_in_seconds(self):
         began = anyio.current_time()
         assert await self.updates(Telegram(), timeout=30) == []
         assert anyio.current_time() - began == pytest.approx(30)
 
-    async def test_who_asks_while_another_waits_ends_it(self):
+    async def test_a_second_request_ends_a_waiting_request_with_409(self):
         telegram = Telegram()
         answers = []
 
@@ -378,7 +378,7 @@ class TestTelegram:
             assert (await ask(telegram)).status_code == 200
         assert answers[0].status_code == 409
 
-    async def test_refuses_in_its_own_words(self):
+    async def test_invalid_requests_are_answered_with_the_errors_of_the_vendor(self):
         telegram = Telegram()
         assert (await ask(telegram, limit=101)).status_code == 400
         assert (await ask(telegram, telegram.origin + "/bot1:x/getUpdates")).status_code == 401
@@ -388,7 +388,7 @@ class TestTelegram:
 
 
 class TestDropbox:
-    async def test_goes_on_with_a_new_cursor_on_every_page(self):
+    async def test_each_page_continues_from_the_cursor_of_the_page_before(self):
         dropbox = Dropbox(3)
         first = await told(dropbox, json={"path": "", "limit": 2})
         second = await told(dropbox, f"{dropbox.url}/continue", json={"cursor": first["cursor"]})
@@ -398,19 +398,19 @@ class TestDropbox:
         third = await told(dropbox, f"{dropbox.url}/continue", json={"cursor": second["cursor"]})
         assert [entry[".tag"] for entry in third["entries"]] == ["deleted"]
 
-    async def test_begins_at_the_end(self):
+    async def test_the_latest_cursor_skips_existing_entries(self):
         dropbox = Dropbox(3)
         latest = (await told(dropbox, f"{dropbox.url}/get_latest_cursor", json={"path": ""}))["cursor"]
         assert (await told(dropbox, f"{dropbox.url}/continue", json={"cursor": latest}))["entries"] == []
 
-    async def test_resets_cursors(self):
+    async def test_an_expired_cursor_is_answered_409_reset(self):
         dropbox = Dropbox(1)
         cursor = (await told(dropbox, json={"path": ""}))["cursor"]
         dropbox.expire()
         answer = await ask(dropbox, f"{dropbox.url}/continue", json={"cursor": cursor})
         assert (answer.status_code, answer.json()["error"][".tag"]) == (409, "reset")
 
-    async def test_one_at_a_time(self):
+    async def test_a_concurrent_request_is_answered_429(self):
         dropbox = Dropbox(1, latency=1)
         statuses = []
 
@@ -422,7 +422,7 @@ class TestDropbox:
             tasks.start_soon(read)
         assert sorted(statuses) == [200, 429]
 
-    async def test_a_longpoll_wants_no_credentials_and_says_only_whether(self):
+    async def test_a_long_poll_needs_no_credentials_and_returns_no_entries(self):
         dropbox = Dropbox(1)
         cursor = (await told(dropbox, json={"path": ""}))["cursor"]
         dropbox.backoff = 60
@@ -437,13 +437,13 @@ class TestDropbox:
         assert loud.json() == {"changes": True, "backoff": 60}
         assert gone.status_code == 409
 
-    async def test_is_asked_by_post_alone(self):
+    async def test_get_requests_are_refused(self):
         assert (await ask(Dropbox())).status_code == 400
         assert (await ask(Dropbox(), json=[])).status_code == 200
 
 
 class TestCalendar:
-    async def test_the_sync_token_stands_on_the_last_page_alone(self):
+    async def test_only_the_last_page_has_a_sync_token(self):
         calendar = Calendar(3)
         first = await told(calendar, maxResults=2)
         last = await told(calendar, maxResults=2, pageToken=first["nextPageToken"])
@@ -454,12 +454,12 @@ class TestCalendar:
         assert [event["status"] for event in news["items"]] == ["cancelled"]
 
     @pytest.mark.parametrize("asked", [{"timeMin": "2026"}, {"maxResults": "3"}, {"maxResults": "x"}, {}])
-    async def test_all_parameters_are_repeated(self, asked):
+    async def test_a_page_token_without_the_same_parameters_is_refused(self, asked):
         calendar = Calendar(3)
         page = (await told(calendar, maxResults=2))["nextPageToken"]
         assert (await ask(calendar, pageToken=page, **asked)).status_code == 400
 
-    async def test_sync_tokens_are_repeated_and_expire(self):
+    async def test_a_page_token_needs_its_sync_token_and_sync_tokens_expire(self):
         calendar = Calendar(1)
         sync = (await told(calendar))["nextSyncToken"]
         calendar.publish(3)
@@ -473,7 +473,7 @@ class TestCalendar:
 
 
 class TestDriveAndGmail:
-    async def test_drive_goes_from_token_to_token(self):
+    async def test_drive_tokens_lead_through_all_changes(self):
         drive = Drive()
         start = (await told(drive, f"{drive.url}/startPageToken"))["startPageToken"]
         assert start == drive.inception
@@ -486,7 +486,7 @@ class TestDriveAndGmail:
         assert (await told(drive, pageToken=last["newStartPageToken"]))["changes"] == []
         assert [(await ask(drive, **asked)).status_code for asked in ({}, {"pageToken": "x"})] == [400, 400]
 
-    async def test_gmail_says_where_it_stands_and_what_is_too_old(self):
+    async def test_gmail_returns_its_history_id_and_refuses_an_expired_one(self):
         gmail = Gmail()
         start = (await told(gmail, f"{gmail.origin}/gmail/v1/users/me/profile"))["historyId"]
         assert "history" not in await told(gmail, startHistoryId=start)
@@ -519,12 +519,12 @@ class TestNtfy:
         assert len(await self.lines(ntfy, poll=1)) == 2
         assert (await ask(ntfy, poll=1, since="x")).status_code == 400
 
-    async def test_without_poll_it_is_a_stream(self):
+    async def test_a_request_without_poll_is_answered_with_a_stream(self):
         assert await self.lines(Ntfy(1), since="all") == ["open", "message", "keepalive"]
         assert await self.lines(Ntfy(1)) == ["open", "keepalive"]
         assert await self.lines(Ntfy(1), headers={"x-poll": "1"}) == ["message"]
 
-    async def test_what_is_scheduled_appears_late(self):
+    async def test_a_scheduled_message_appears_after_its_delivery(self):
         ntfy = Ntfy(1)
         ntfy.schedule()
         assert len(await self.lines(ntfy, poll=1)) == 1
@@ -534,7 +534,7 @@ class TestNtfy:
 
 
 class TestRemoteSettings:
-    async def test_says_the_newest_state_of_each_record(self):
+    async def test_only_the_newest_state_of_each_record_is_returned(self):
         settings = RemoteSettings(3)
         settings.change(0)
         settings.delete(1)
@@ -545,7 +545,7 @@ class TestRemoteSettings:
         assert [change.get("deleted", False) for change in since["changes"]] == [True, False]
         assert since["timestamp"] == settings.timestamp
 
-    async def test_redirects_and_answers_nothing(self):
+    async def test_an_old_since_is_redirected_and_a_stale_expected_is_answered_204(self):
         settings = RemoteSettings(3)
         settings.oldest, settings.backoff = settings.timestamp, 30
         since = settings.entries[1]["last_modified"]
@@ -558,12 +558,12 @@ class TestRemoteSettings:
         assert quoted.headers["location"] == f"{settings.url}?_expected=5"
 
     @pytest.mark.parametrize("asked", [{}, {"_since": '"1"'}, {"_expected": "0", "_since": "x"}])
-    async def test_wants_to_be_asked_rightly(self, asked):
+    async def test_missing_or_invalid_parameters_are_answered_400(self, asked):
         assert (await ask(RemoteSettings(1), **asked)).status_code == 400
 
 
 class TestOktaAndZendesk:
-    async def test_okta_always_leads_on(self):
+    async def test_okta_gives_a_next_link_on_every_page(self):
         okta = Okta(3)
         first = await ask(okta)
         second = await ask(okta, first.links["next"]["url"])
@@ -576,7 +576,7 @@ class TestOktaAndZendesk:
         limited = await ask(okta)
         assert (limited.status_code, limited.headers["x-rate-limit-remaining"]) == (429, "0")
 
-    async def test_zendesk_begins_at_a_time_and_says_when_it_ends(self):
+    async def test_zendesk_starts_at_a_time_and_marks_the_end_of_the_stream(self):
         zendesk = Zendesk(3)
         first = await told(zendesk, start_time=0)
         last = await told(zendesk, first["after_url"])

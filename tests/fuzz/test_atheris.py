@@ -59,7 +59,7 @@ def what_was_found(ran, directory):
 
 @pytest.mark.long_form
 @pytest.mark.parametrize("name", PARSERS)
-def test_only_declared_errors(name, tmp_path, record_property):
+def test_guided_fuzzing_finds_only_declared_errors_in_each_parser(name, tmp_path, record_property):
     ran = run(name, tmp_path, runs=RUNS)
     assert ran.returncode == 0, what_was_found(ran, tmp_path)
     runs, branches = re.search(r"#(\d+)\s+DONE\s+cov: (\d+)", ran.stderr).groups()
@@ -67,7 +67,7 @@ def test_only_declared_errors(name, tmp_path, record_property):
     assert int(runs) >= RUNS
 
 
-def test_a_fault_is_found(tmp_path):
+def test_guided_fuzzing_finds_a_planted_undeclared_error(tmp_path):
     ran = run("planted", tmp_path, runs=1_000_000, seed=1)
     assert ran.returncode == FAULT
     assert "an error that is not declared" in what_was_found(ran, tmp_path)
@@ -75,7 +75,7 @@ def test_a_fault_is_found(tmp_path):
 
 
 @pytest.mark.long_form
-def test_memory_of_the_process_that_starts_it_is_not_counted(tmp_path):
+def test_the_measured_memory_does_not_include_the_parent_process(tmp_path):
     ballast = b"x" * (300 << 20)
     ran = run("links", tmp_path, runs=1)
     peak = int(re.search(r"peak_rss_mb:\s+(\d+)", ran.stderr)[1])

@@ -48,7 +48,7 @@ def growth(parser, sized, size):
 
 
 @pytest.mark.parametrize(("parser", "sized"), list(families()))
-def test_twice_the_input_is_about_twice_the_work(parser, sized):
+def test_a_parser_does_at_most_about_twice_the_work_for_twice_the_input(parser, sized):
     found = []
     for size in SIZES:
         found.append(growth(parser, sized, size))
@@ -120,12 +120,12 @@ BAD = [
 
 
 @pytest.mark.parametrize("function", BAD, ids=lambda function: function.__name__)
-def test_a_slow_function_is_seen(function, monkeypatch):
+def test_the_work_count_detects_a_quadratic_function(function, monkeypatch):
     monkeypatch.setitem(function.__globals__, "__name__", "push_to_poll_client.planted")
     assert growth(function, lambda n: b"0" * n, SEEN) > 2 * TWICE - 1
     assert growth(is_linear, lambda n: b"0," * n, SEEN) <= TWICE
 
 
-def test_reading_a_page_is_linear():
+def test_the_html_parser_of_the_standard_library_is_linear():
     """The parser of the standard library looks for the next tag from where it stands."""
     assert growth(reads_a_page, lambda n: b"0" * n, 250) <= TWICE

@@ -81,23 +81,23 @@ MUTATIONS = (cut, duplicated, spliced, with_a_word, flipped)
 
 
 @parsers
-def test_examples_and_what_was_found_before(parser):
+def test_a_parser_reads_or_refuses_its_examples_and_earlier_findings(parser):
     for text in (*parser.examples, *parser.found):
         parser(text)
 
 
 @fuzzed(lambda _: st.binary(max_size=200))
-def test_any_bytes(parser, text):
+def test_a_parser_reads_or_refuses_any_bytes(parser, text):
     parser(text)
 
 
 @fuzzed(lambda parser: st.lists(st.sampled_from(parser.tokens), max_size=30).map(b"".join))
-def test_its_words_in_any_order(parser, text):
+def test_a_parser_reads_or_refuses_its_tokens_in_any_order(parser, text):
     before, behind = parser.frame
     parser(text)
     parser(before + text + behind)
 
 
 @fuzzed(mutated)
-def test_its_examples_mutated(parser, text):
+def test_a_parser_reads_or_refuses_mutations_of_its_examples(parser, text):
     parser(text)

@@ -147,7 +147,7 @@ def _deep():
 
 
 @pytest.mark.parametrize(("pattern", "way"), PATTERNS)
-def test_it_takes_a_fixed_number_of_steps_for_each_character(pattern, way):
+def test_a_pattern_takes_a_bounded_number_of_steps_for_each_character(pattern, way):
     text = is_linear(pattern, way)
     assert text is None, (
         f"{_steps(pattern, way, text, SIZE)} steps on {text[0]!r} + {SIZE} * {text[1]!r} + {text[2]!r}"
@@ -155,7 +155,7 @@ def test_it_takes_a_fixed_number_of_steps_for_each_character(pattern, way):
 
 
 @pytest.mark.no_cover  # it reads the package and runs none of it
-def test_all_patterns_are_looked_at():
+def test_every_compiled_pattern_of_the_package_is_tested():
     for room, path in modules():
         if "re.compile" not in (source := path.read_text()):
             continue
@@ -188,19 +188,19 @@ def test_all_patterns_are_looked_at():
         (r"(.*)a(.*)a(.*)a!", "match"),
     ],
 )
-def test_a_pattern_that_goes_back_and_forth_is_seen(pattern, way):
+def test_a_backtracking_pattern_is_detected(pattern, way):
     assert is_linear(re.compile(pattern), way)
 
 
 @pytest.mark.parametrize("pattern", [r"(?:a++)++$", r"(?>a|aa)*+b", r"[a-z]+=", r"a{1,3}b?"])
-def test_one_that_does_not_is_not_blamed(pattern):
+def test_a_linear_pattern_is_not_reported(pattern):
     assert not is_linear(re.compile(pattern), "match")
 
 
 @pytest.mark.parametrize(("pattern", "way"), PATTERNS)
 @settings(max_examples=form(8, 200))
 @given(data=st.data())
-def test_it_is_what_re_does(pattern, way, data):
+def test_the_step_counter_finds_the_same_matches_as_re(pattern, way, data):
     letters = [chr(code) for code in alphabet(pattern)[:20]] + ["a", "Z", "0", " ", "\n", "\0", "\xe9"]
     text = data.draw(st.lists(st.sampled_from(letters), max_size=12).map("".join))
     text = text.encode("latin-1", "replace") if isinstance(pattern.pattern, bytes) else text

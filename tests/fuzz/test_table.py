@@ -93,7 +93,7 @@ ROOMS = {room for row in PARSERS.values() for room in row.rooms}
 
 
 @pytest.mark.no_cover  # it reads the package and runs none of it
-def test_each_module_that_takes_something_apart_is_fuzzed():
+def test_each_module_that_parses_something_is_fuzzed_or_excused():
     missing = [
         f"add a row to tests/fuzz for {room}, with its {found}"
         for room, path in modules()
@@ -102,7 +102,7 @@ def test_each_module_that_takes_something_apart_is_fuzzed():
     assert not missing, "\n".join(missing)
 
 
-def test_nothing_is_excused_for_nothing():
+def test_each_excuse_has_a_reason_and_covers_a_module_that_parses():
     for name, why in OUR_OWN.items():
         assert why
         assert name not in ROOMS, "it has a row"
@@ -117,7 +117,7 @@ def parser(request):
     return request.param
 
 
-def test_its_examples_go_through_all_its_rooms(parser):
+def test_the_examples_of_a_parser_run_through_all_its_modules(parser):
     files = {str(path): room for room, path in modules()}
     entered = set()
 
@@ -135,7 +135,7 @@ def test_its_examples_go_through_all_its_rooms(parser):
     assert set(parser.rooms) <= entered
 
 
-def test_an_example_is_read_without_an_error(parser):
+def test_a_parser_reads_at_least_one_example_without_an_error(parser):
     assert any(is_read(parser, example) for example in parser.examples)
 
 
@@ -147,11 +147,11 @@ def is_read(parser, example):
     return True
 
 
-def test_what_rows_declare_says_something():
+def test_a_parser_does_not_declare_exception_as_an_expected_error():
     assert not [parser for parser in PARSERS.values() if {Exception, BaseException} & {*parser.errors}]
 
 
-def test_words_and_examples_of_a_row_are_there_once():
+def test_the_tokens_and_examples_of_a_parser_are_unique():
     for parser in PARSERS.values():
         for given in (parser.tokens, (*parser.examples, *parser.found)):
             assert len({*given}) == len(given), parser.name

@@ -38,7 +38,7 @@ async def test_g1_a_wake_during_a_poll_is_answered_by_a_poll_that_starts_after_i
     assert anyio.current_time() - pushed <= 2 * feed.latency
 
 
-async def test_g1_a_wake_outlives_failed_polls(running):
+async def test_g1_a_wake_is_kept_while_polls_fail(running):
     feed = FakeFeed()
     consumer = running(Log(feed, fallback_interval=None))
     await feed.asked(1)

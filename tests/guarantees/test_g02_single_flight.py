@@ -14,7 +14,7 @@ from tests.support.consumers import Log, times
 pytestmark = pytest.mark.anyio
 
 
-async def test_g2_never_two_polls_at_a_time(running):
+async def test_g2_two_polls_never_run_at_the_same_time(running):
     feed = FakeFeed(latency=1.0)
     consumer = running(Log(feed, rate=None))
     async with anyio.create_task_group() as tasks:
@@ -32,7 +32,7 @@ async def later(delay, function):
         await result
 
 
-async def test_g2_joiners_share_a_poll_that_started_after_their_call(running):
+async def test_g2_concurrent_poll_now_calls_share_a_poll_that_started_after_them(running):
     feed = FakeFeed(latency=1.0)
     consumer = running(Log(feed))
     await feed.asked(1)

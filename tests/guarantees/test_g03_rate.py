@@ -21,7 +21,7 @@ from tests.support.consumers import Log, times
 pytestmark = pytest.mark.anyio
 
 
-async def test_g3_a_flood_of_pushes_is_held_to_the_rate(running):
+async def test_g3_polls_stay_within_the_rate_limit_during_a_flood_of_pushes(running):
     feed = FakeFeed()
     listener = ManualListener()
     running(Log(feed, listeners=[listener], rate=2.0, burst=3))
@@ -35,7 +35,7 @@ async def test_g3_a_flood_of_pushes_is_held_to_the_rate(running):
             assert last - first + 1 <= 3 + 2.0 * (end - start) + 1e-6
 
 
-async def test_g3_retry_after_beats_push_timer_and_poll_now(running):
+async def test_g3_retry_after_delays_polls_of_pushes_timer_and_poll_now(running):
     feed = FakeFeed()
     listener = ManualListener()
     consumer = running(Log(feed, listeners=[listener], fallback_interval=5, degraded_interval=5))
@@ -54,7 +54,7 @@ async def test_g3_retry_after_beats_push_timer_and_poll_now(running):
 
 
 @pytest.mark.parametrize("retry_after", [None, "20"])
-async def test_g3_a_server_that_answers_503_for_a_minute_is_left_alone_whatever_is_pushed(retry_after, running):
+async def test_g3_wakes_do_not_add_polls_while_the_server_answers_503(retry_after, running):
     began, asked = anyio.current_time(), []
 
     def answer(request):
@@ -77,7 +77,7 @@ async def test_g3_a_server_that_answers_503_for_a_minute_is_left_alone_whatever_
         assert all(after - before >= 20 for before, after in itertools.pairwise(failed))
 
 
-async def test_g3_not_before_holds_for_further_pages(running):
+async def test_g3_retry_after_of_a_page_delays_the_next_page(running):
     feed = FakeFeed(page_size=1, retry_after=30)
     feed.publish(3)
     consumer = running(Log(feed))

@@ -37,6 +37,6 @@ async def test_g4_the_interval_is_shorter_while_a_channel_is_down(running):
     assert len(feed.requests) - count >= 20
 
 
-async def test_g4_no_fallback_with_listeners_is_refused():
+async def test_g4_listeners_without_a_fallback_interval_are_refused():
     with pytest.raises(ValueError, match="fallback_interval=None together with listeners"):
         Log(FakeFeed(), listeners=[ManualListener()], fallback_interval=None)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("cursors", ["message", "page", "chain"])
-async def test_g5_what_a_stop_leaves_is_a_contiguous_prefix(cursors):
+async def test_g5_every_message_is_processed_once_and_in_order_across_many_stops(cursors):
     feed = FakeFeed(page_size=4, cursors=cursors)
     feed.publish(20)
     store = MemoryStore()
@@ -32,7 +32,7 @@ async def test_g5_what_a_stop_leaves_is_a_contiguous_prefix(cursors):
     assert processed == [str(number) for number in range(1, 21)]
 
 
-async def test_g5_a_failing_store_leaves_the_cursor_behind(monkeypatch):
+async def test_g5_the_cursor_does_not_move_while_the_store_fails(monkeypatch):
     feed = FakeFeed()
     feed.publish(3)
     consumer = Log(feed)

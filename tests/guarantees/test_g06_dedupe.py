@@ -17,7 +17,7 @@ from tests.support.consumers import Log
 pytestmark = pytest.mark.anyio
 
 
-async def test_g6_a_silent_full_replay_processes_nothing_again(running):
+async def test_g6_no_message_is_processed_again_when_the_feed_starts_over(running):
     feed = FakeFeed(page_size=3)
     feed.publish(10)
     store = MemoryStore()
@@ -30,7 +30,7 @@ async def test_g6_a_silent_full_replay_processes_nothing_again(running):
     assert consumer.status().counters.duplicates == 10
 
 
-async def test_g6_a_page_that_repeats_a_message_processes_it_once():
+async def test_g6_a_message_repeated_on_a_page_is_processed_once():
     feed = FakeFeed()
     feed.answer(Page([Message("a"), Message("b"), Message("a")], cursor="end"))
     consumer = Log(feed)
@@ -39,7 +39,7 @@ async def test_g6_a_page_that_repeats_a_message_processes_it_once():
     assert consumer.processed == ["a", "b"]
 
 
-async def test_g6_overlapping_reads_find_what_became_visible_late():
+async def test_g6_overlapping_reads_find_messages_that_became_visible_late():
     feed = FakeFeed(overlap=2)
     feed.publish("a")
     feed.publish("b", lag=5)

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(("takes", "flush", "most"), [(1.0, 0.05, 1), (0.01, 0.05, 6), (0.01, 0.0, 1)])
-async def test_g7_a_crash_at_any_message_redoes_the_flush_interval_at_most(takes, flush, most, monkeypatch):
+async def test_g7_a_crash_repeats_at_most_the_messages_of_the_flush_interval(takes, flush, most, monkeypatch):
     feed = FakeFeed()
     feed.publish(40)
     recorded, unrecorded = [], []
@@ -34,7 +34,7 @@ async def test_g7_a_crash_at_any_message_redoes_the_flush_interval_at_most(takes
     assert max(unrecorded) <= most
 
 
-async def test_g7_fast_handlers_get_a_commit_a_page_and_slow_ones_one_a_message(monkeypatch):
+async def test_g7_fast_handlers_commit_once_per_page_and_slow_handlers_once_per_message(monkeypatch):
     commits = []
     for takes in (0.0, 1.0):
         feed = FakeFeed(page_size=10)

@@ -111,7 +111,7 @@ async def test_g8_effects_and_records_are_committed_together(kind, flush_interva
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_g8_a_failure_undoes_one_message(kind, path):
+async def test_g8_a_failure_rolls_back_only_the_failed_message(kind, path):
     feed = feed_of(9)
     consumer = kind(feed, path, failing=["3", "7"], on_failure="dead_letter", retry=TWICE, batch_size=4)
     async with consumer:
@@ -128,14 +128,14 @@ async def test_g8_a_failure_undoes_one_message(kind, path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_g8_what_is_tried_again_leaves_nothing_of_the_attempts_before(kind, path):
+async def test_g8_a_retried_message_keeps_no_effects_of_failed_attempts(kind, path):
     consumer = kind(feed_of(5), path, failing={"2": 1, "4": 1}, retry=TWICE, batch_size=2)
     await consumer.poll_now()
     assert done(path) == ids(5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_g8_before_a_wait_the_prefix_is_committed_and_nothing_is_open(kind, path):
+async def test_g8_a_retry_wait_commits_the_messages_before_and_leaves_no_transaction_open(kind, path):
     feed = feed_of(5)
     retry = AsyncRetrying(wait=wait_fixed(1000))
     consumer = kind(feed, path, failing=["3"], retry=retry, flush_interval=1000.0, batch_size=10)
@@ -148,7 +148,7 @@ async def test_g8_before_a_wait_the_prefix_is_committed_and_nothing_is_open(kind
         other.close()
 
 
-async def test_g8_while_a_policy_or_a_strategy_waits_nothing_is_open(path):
+async def test_g8_no_transaction_is_open_while_a_failure_policy_or_retry_strategy_runs(path):
     seen = []
 
     def look():
@@ -174,7 +174,7 @@ async def test_g8_while_a_policy_or_a_strategy_waits_nothing_is_open(path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_g8_a_stop_by_policy_leaves_the_prefix_alone(kind, path):
+async def test_g8_a_consumer_stopped_by_a_failure_keeps_only_the_effects_before_it(kind, path):
     consumer = kind(feed_of(5), path, failing=["4"], retry=None, batch_size=3)
     with pytest.raises(ProcessError):
         await consumer.run()
@@ -182,7 +182,7 @@ async def test_g8_a_stop_by_policy_leaves_the_prefix_alone(kind, path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_g8_a_commit_that_fails_takes_effects_and_records_back(kind, path, monkeypatch):
+async def test_g8_a_failed_commit_rolls_back_effects_and_records(kind, path, monkeypatch):
     """They are done again by the next poll, of the same session or another one."""
     feed = feed_of(12, page_size=5)
     consumer = kind(feed, path, batch_size=2, flush_interval=1000.0)
@@ -206,7 +206,7 @@ async def test_g8_a_commit_that_fails_takes_effects_and_records_back(kind, path,
     assert done(path) == ids(12)
 
 
-async def test_g8_a_handler_that_loses_the_transaction_stops_the_consumer_and_loses_nothing(path):
+async def test_g8_a_handler_that_rolls_back_the_transaction_stops_the_consumer_without_loss(path):
     class Loses(Writes):
         async def process(self, message):
             self.write(message)
@@ -224,13 +224,13 @@ async def test_g8_a_handler_that_loses_the_transaction_stops_the_consumer_and_lo
     assert done(path) == ids(5)
 
 
-async def test_g8_a_verdict_undoes_the_message_too(path):
+async def test_g8_a_message_dead_lettered_by_its_handler_has_no_effects(path):
     consumer = Writes(feed_of(3), path, failing=["2"], error=DeadLetterMessage("not ours"))
     await consumer.poll_now()
     assert done(path) == ["1", "3"]
 
 
-async def test_g8_a_cancelled_handler_leaves_nothing_of_itself(path):
+async def test_g8_a_cancelled_handler_leaves_no_effects(path):
     class Hangs(Writes):
         async def process(self, message):
             self.write(message)
@@ -281,13 +281,13 @@ async def test_g8_polling_another_consumer_of_the_store_inside_process_is_refuse
         await consumer.poll_now()
 
 
-def test_several_transactions_at_a_time_are_refused_on_sqlite(path):
+def test_concurrency_above_one_is_refused_on_a_transactional_sqlite_store(path):
     with pytest.raises(ValueError, match="concurrency=2 on a transactional SQLiteStore, which"):
         Writes(FakeFeed(), path, concurrency=2, key=lambda message: message.id)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_with_a_fingerprint_what_comes_back_changed_fails_and_writes_nothing(kind, path):
+async def test_a_repeated_message_with_another_fingerprint_fails_and_writes_nothing(kind, path):
     def fingerprint(message):
         return message.raw if message.id != "2" else 1 / 0
 
@@ -301,7 +301,7 @@ async def test_with_a_fingerprint_what_comes_back_changed_fails_and_writes_nothi
     assert done(path) == ["1", "3"]
 
 
-async def test_replayed_messages_write_together_too(path):
+async def test_effects_of_replayed_messages_are_committed(path):
     feed = feed_of(3)
     consumer = Writes(feed, path)
     async with consumer:

@@ -18,7 +18,7 @@ from tests.support.consumers import Log, polls_on
 pytestmark = pytest.mark.anyio
 
 
-async def test_g9_a_failing_message_is_retried_and_then_stops_the_consumer_by_name(virtual_day):
+async def test_g9_a_failing_message_is_retried_and_then_stops_the_consumer_with_its_id(virtual_day):
     feed = FakeFeed()
     feed.publish("good", "bad", "after")
     processed = []

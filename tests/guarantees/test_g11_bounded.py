@@ -13,7 +13,7 @@ from tests.support.forms import form
 pytestmark = pytest.mark.anyio
 
 
-async def test_g11_a_flood_of_wakes_from_a_thread_is_kept_in_bounded_space():
+async def test_g11_a_flood_of_wakes_is_kept_in_bounded_memory():
     consumer = Log(FakeFeed())
     for _ in range(form(1_000, 100_000)):
         consumer.wake(Push(cursor="x"))

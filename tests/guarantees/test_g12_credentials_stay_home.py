@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("status", [200, 307, 401, 500])
-async def test_g12_a_secret_is_in_no_log_error_repr_or_status_and_goes_to_no_other_origin(status, caplog):
+async def test_g12_a_secret_is_not_shown_and_not_sent_to_another_origin(status, caplog):
     caplog.set_level(logging.DEBUG)
     asked = []
 

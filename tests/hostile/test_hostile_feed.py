@@ -426,7 +426,7 @@ def server():
 
 
 @matrix(CASES, SHORT)
-def test_a_hostile_answer_is_one_clear_error_and_then_all_is_well(server, victims, tmp_path, backend, case):
+def test_a_hostile_answer_raises_a_clear_error_and_a_later_poll_recovers(server, victims, tmp_path, backend, case):
     url, state = server.url(f"{case.path}/{backend}"), str(tmp_path / "state.db")
     report = victims.attacked("feed", backend, url=url, state=state, **case.options)
     shown(case, report)

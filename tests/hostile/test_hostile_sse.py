@@ -135,7 +135,9 @@ def server(well_feed):
 
 
 @matrix(CASES, SHORT)
-def test_a_hostile_channel_costs_latency_and_polls_alone(server, victims, tmp_path, backend, case):
+def test_a_hostile_event_stream_costs_only_latency_and_polls_within_the_rate(
+    server, victims, tmp_path, backend, case
+):
     name = f"http-{case.path}-{backend}"
     feed, push = server.feed.url(f"well/{name}"), server.url("http", f"{case.path}/{name}")
     report = victims.attacked(

@@ -121,12 +121,12 @@ def change(path, *statements, values=()):
         pytest.param(b"SQLite format 3\0" + bytes(8 * PAGE_SIZE - 16), id="a magic and zeros"),
     ],
 )
-def test_what_is_no_database_is_refused(refused, path, content):
+def test_a_file_that_is_not_a_database_is_refused(refused, path, content):
     path.write_bytes(content)
     refused(path)
 
 
-def test_a_huge_file_of_nothing_is_refused_at_once(refused, path):
+def test_a_huge_sparse_file_is_refused(refused, path):
     with path.open("wb") as file:
         file.truncate(10 << 30)
     refused(path)
@@ -140,18 +140,18 @@ def test_an_empty_file_is_a_new_store(opened, path):
 # What is no file
 
 
-def test_a_directory(refused, path):
+def test_a_directory_as_the_state_file_is_refused(refused, path):
     path.mkdir()
     refused(path)
 
 
-def test_a_pipe_does_not_hang(refused, path):
+def test_a_named_pipe_as_the_state_file_is_refused_and_does_not_hang(refused, path):
     os.mkfifo(path)
     refused(path)
 
 
 @pytest.mark.parametrize("device", form(["/dev/zero"], ["/dev/null", "/dev/zero", "/dev/full"]))
-def test_a_device(opened, status, path, device):
+def test_a_device_as_the_state_file_is_refused(opened, status, path, device):
     path.symlink_to(device)
     lock = Path(f"{device}.lock")
     existed = lock.exists()
@@ -164,19 +164,19 @@ def test_a_device(opened, status, path, device):
             lock.unlink(missing_ok=True)  # beside the device, where it has to be
 
 
-def test_a_loop_of_links(refused, path):
+def test_a_loop_of_symbolic_links_is_refused(refused, path):
     path.symlink_to(path.with_name("other"))
     path.with_name("other").symlink_to(path)
     refused(path)
 
 
-def test_a_link_to_nowhere(refused, path):
+def test_a_symbolic_link_to_a_missing_directory_is_refused(refused, path):
     path.symlink_to(path.parent / "missing" / "state.db")
     refused(path)
 
 
 @pytest.mark.parametrize("name", ["\x1b[31m\n.db", "\u202e.db", "x" * 250, "\udcff.db"])
-def test_a_name_that_acts_is_shown_and_does_nothing(status, tmp_path, name):
+def test_status_escapes_control_characters_in_the_path_of_the_state_file(status, tmp_path, name):
     assert status(tmp_path / name / "state.db") == 5
 
 
@@ -190,7 +190,7 @@ def offsets(size):
     return form(chosen[:: len(chosen) // 6], chosen)
 
 
-def test_a_store_that_was_cut_off_is_refused_wherever_it_was_cut(opened, store):
+def test_a_truncated_store_is_refused_at_any_length(opened, store):
     whole = store.read_bytes()
     for size in offsets(len(whole)):
         store.write_bytes(whole[:size])
@@ -198,7 +198,7 @@ def test_a_store_that_was_cut_off_is_refused_wherever_it_was_cut(opened, store):
         assert kind == "StoreError", size
 
 
-def test_a_store_with_a_damaged_page_never_tells_a_cursor_that_was_not_saved(opened, store):
+def test_a_store_with_a_damaged_page_is_read_or_refused_with_a_store_error(opened, store):
     """Damage inside a page may go unseen. What may not happen is an odd exception, or a made-up cursor."""
     whole = store.read_bytes()
     dice = random.Random(3)  # noqa: S311
@@ -213,7 +213,7 @@ def test_a_store_with_a_damaged_page_never_tells_a_cursor_that_was_not_saved(ope
             Path(f"{store}{side}").unlink(missing_ok=True)
 
 
-def test_a_schema_in_bytes_that_are_no_text_is_damage(opened, store):
+def test_a_schema_with_undecodable_bytes_is_reported_as_damaged(opened, store):
     """SQLite quotes it, and Python cannot read what it says."""
     words = b"CREATE TABLE push_to_poll_record"
     harmed = store.read_bytes().replace(words, words.replace(b"TABLE", b"T\x9d\x9d\x9dE"), 1)
@@ -223,17 +223,17 @@ def test_a_schema_in_bytes_that_are_no_text_is_damage(opened, store):
     assert (kind, "damaged" in text, "no text" in text) == ("StoreError", True, True)
 
 
-def test_another_applications_database(refused, path):
+def test_a_database_of_another_application_is_refused(refused, path):
     change(path, "CREATE TABLE consumer(x)")
     assert "another application" in refused(path)
 
 
-def test_a_newer_schema(refused, store):
+def test_a_newer_schema_version_is_refused(refused, store):
     change(store, "UPDATE push_to_poll_schema SET version = 99")
     assert "newer" in refused(store)
 
 
-def test_a_negative_schema(refused, store):
+def test_a_negative_schema_version_is_refused_as_damaged(refused, store):
     change(store, "UPDATE push_to_poll_schema SET version = -1")
     assert "damaged" in refused(store)
 
@@ -253,7 +253,7 @@ ENDLESS = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELEC
         ['ALTER TABLE push_to_poll_consumer RENAME COLUMN cursor TO "\x1b[31m\n"'],
     ],
 )
-def test_a_schema_that_is_not_ours_is_an_error(opened, store, statements):
+def test_a_missing_table_or_a_renamed_column_is_a_store_error(opened, store, statements):
     change(store, *statements)
     kind, _ = opened(store)
     assert kind == "StoreError"
@@ -274,12 +274,12 @@ def test_a_schema_that_is_not_ours_is_an_error(opened, store, statements):
         [f"{TRIGGER} UPDATE push_to_poll_consumer SET cursor = 'evil' || token; END"],  # noqa: S608
     ],
 )
-def test_a_schema_that_would_run_is_refused(refused, store, statements):
+def test_a_schema_with_an_unknown_view_or_trigger_is_refused(refused, store, statements):
     change(store, *statements)
     refused(store)
 
 
-def test_a_virtual_table_beside_ours_is_read_past(opened, status, store):
+def test_a_virtual_table_is_refused_by_the_store_and_ignored_by_status(opened, status, store):
     change(store, "CREATE VIRTUAL TABLE evil USING fts5(x)")
     assert opened(store)[0] == "StoreError"
     assert status(store) == 0
@@ -329,7 +329,9 @@ def each_column_in_short(values):
 
 
 @pytest.mark.parametrize(("column", "value"), list(each_column_in_short(VALUES)))
-def test_a_value_of_another_kind_is_one_clear_error(opened, status, store, column, value):
+def test_a_column_value_of_a_wrong_type_is_read_or_refused_with_a_store_error(
+    opened, status, store, column, value
+):
     table, column = column.split(".")
     one = "WHERE key = 'k1'" if table == "record" else ""
     change(store, f"UPDATE push_to_poll_{table} SET {column} = ? {one}", values=[value])  # noqa: S608
@@ -341,18 +343,18 @@ def test_a_value_of_another_kind_is_one_clear_error(opened, status, store, colum
 # A disk that means harm
 
 
-def test_a_full_disk(opened, path):
+def test_a_full_disk_is_a_store_error_for_a_new_store(opened, path):
     kind, _ = opened(path, room=2048)
     assert kind == "StoreError"
 
 
-def test_a_full_disk_for_a_store_that_is_there(opened, store):
+def test_a_full_disk_is_a_store_error_and_leaves_an_existing_store_usable(opened, store):
     kind, _ = opened(store, room=2048)
     assert kind == "StoreError"
     assert opened(store) == ("used", "saved", ["b"])
 
 
-def test_a_lock_that_somebody_holds_is_not_waited_for_for_ever(opened, store):
+def test_a_write_lock_of_another_program_is_a_store_error_after_a_limited_wait(opened, store):
     with closing(sqlite3.connect(store, isolation_level=None)) as file:
         file.execute("BEGIN IMMEDIATE")
         kind, text = opened(store)

@@ -73,7 +73,7 @@ def check(err):
     "attack",
     [pytest.param(name, marks=() if name in SHORT else pytest.mark.long_form) for name in ATTACKS],
 )
-def test_a_hostile_answer_is_one_sentence_and_an_exit_code(server, attack):
+def test_tail_reports_a_hostile_answer_with_one_sentence_and_an_exit_code(server, attack):
     ended = tail(server.url(f"{attack}/once/hop"), "--once", "-vv")
     assert ended.returncode == CODES[attack]
     check(ended.stderr)
@@ -82,7 +82,7 @@ def test_a_hostile_answer_is_one_sentence_and_an_exit_code(server, attack):
     assert not ended.stdout
 
 
-def test_what_a_message_says_is_printed_as_data_and_logged_as_text(server):
+def test_tail_escapes_the_control_characters_of_a_message_in_its_log(server):
     ended = tail(server.url("good/once/hop"), "--exec", f"{sys.executable} -c 'raise SystemExit(7)'", *FAILS)
     assert ended.returncode == 4
     check(ended.stderr)

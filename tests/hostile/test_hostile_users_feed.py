@@ -67,7 +67,7 @@ GOOD = Page([Message("3")], cursor="3")
         pytest.param(UnicodeDecodeError("utf-8", EVIL.encode(), 0, 1, EVIL), id="evil decode error"),
     ],
 )
-async def test_a_bad_page_is_a_failed_poll_and_the_cursor_stays(page, tmp_path, caplog):
+async def test_a_bad_page_fails_the_poll_and_the_cursor_stays(page, tmp_path, caplog):
     caplog.set_level(logging.DEBUG, "push_to_poll_client")
     consumer = Log(Pages(GOOD, page, Page()), store=SQLiteStore(tmp_path / "s.db"))
     await consumer.poll_now()
@@ -87,7 +87,9 @@ async def test_a_bad_page_is_a_failed_poll_and_the_cursor_stays(page, tmp_path, 
     ],
 )
 @pytest.mark.parametrize("fails", [False, True])
-async def test_a_message_with_anything_in_it_is_handled_or_fails_in_a_sentence(message, fails, tmp_path, caplog):
+async def test_a_message_with_hostile_fields_is_processed_or_fails_with_a_short_error(
+    message, fails, tmp_path, caplog
+):
     caplog.set_level(logging.DEBUG, "push_to_poll_client")
 
     async def process(message):

@@ -145,7 +145,7 @@ def virtual_clock(monkeypatch):
 
 
 @pytest.mark.no_cover  # lines are counted where it is quick
-async def test_of_so_many_lies_none_wakes_anybody(running, caplog):
+async def test_a_flood_of_forged_and_repeated_requests_causes_one_wake_and_hides_no_push(running, caplog):
     """A thousand a second, and the first of the replayed ones alone is a wake.
 
     No exception, no memory that grows, a few lines in the log; and the push that is true is heard.
@@ -183,7 +183,7 @@ async def test_of_so_many_lies_none_wakes_anybody(running, caplog):
     assert consumer.processed == ["1"]
 
 
-async def test_whoever_has_the_secret_gains_polls_within_the_rate_alone(running):
+async def test_a_sender_with_the_secret_causes_only_polls_within_the_rate(running):
     """As fast as the clock goes, each request another one."""
     hooks = hooks_of(rate=None)
     feed = FakeFeed()
@@ -201,7 +201,7 @@ async def test_whoever_has_the_secret_gains_polls_within_the_rate_alone(running)
     assert len(hooks._receiver.replays) == min(MAX_REPLAYS, REQUESTS // 2)
 
 
-async def test_a_flood_beyond_the_rate_costs_no_hashes_and_hides_a_push_for_the_degraded_interval(running):
+async def test_requests_beyond_the_rate_are_not_verified_and_delay_a_message_by_degraded_interval(running):
     hashed = []
 
     def verify(request):
@@ -226,7 +226,7 @@ async def test_a_flood_beyond_the_rate_costs_no_hashes_and_hides_a_push_for_the_
     assert consumer.at[0] - began <= 10 + 1
 
 
-async def test_a_name_that_nobody_has_is_not_kept():
+async def test_unknown_consumer_names_are_not_kept_in_memory():
     hooks = WebhookListener(lambda request: Verified((request.body,)), to="to.names", rate=None)
     tracemalloc.start()
     try:
@@ -282,7 +282,7 @@ def whole(coroutine):
 
 
 @pytest.mark.parametrize("anyio_backend", [None])
-def test_a_wrong_signature_takes_as_much_work_wherever_it_is_wrong(anyio_backend, monkeypatch):
+def test_a_wrong_signature_takes_the_same_work_wherever_it_differs(anyio_backend, monkeypatch):
     """Counts of work, not seconds: no digit that is right makes it longer."""
     monkeypatch.setattr(receiver, "monotonic", time.monotonic)
     monkeypatch.setattr(anyio, "move_on_after", lambda seconds: _Nothing())

@@ -144,12 +144,14 @@ def server(well_feed):
 
 
 @pytest.mark.parametrize("backend", ["asyncio", pytest.param("trio", marks=pytest.mark.long_form)])
-def test_a_flood_of_pings_is_not_answered_without_end(server, victims, tmp_path, backend):
+def test_a_flood_of_pings_with_unread_pongs_does_not_exceed_the_memory_limit(server, victims, tmp_path, backend):
     check_case(server, victims, tmp_path, backend, FLOOD)
 
 
 @matrix(CASES, SHORT)
-def test_a_hostile_channel_costs_latency_and_polls_alone(server, victims, tmp_path, backend, case):
+def test_a_hostile_websocket_costs_only_latency_and_polls_within_the_rate(
+    server, victims, tmp_path, backend, case
+):
     check_case(server, victims, tmp_path, backend, case)
 
 

@@ -113,7 +113,7 @@ class TestKintoByLinks(TestKinto):
         return declared(self.collection, pages=LINKS)
 
 
-async def test_a_consumer_catches_up_page_by_page_and_then_reads_what_is_new(server, feed_of):
+async def test_a_consumer_reads_all_pages_and_then_only_new_and_changed_records(server, feed_of):
     collection = server.collection(5)
     consumer = reading(feed_of(collection))
     result = await consumer.poll_now()
@@ -125,7 +125,7 @@ async def test_a_consumer_catches_up_page_by_page_and_then_reads_what_is_new(ser
     assert len({*consumer.processed}) == 8
 
 
-async def test_a_record_that_is_gone_is_a_message_that_says_so(server, feed_of):
+async def test_a_deleted_record_is_a_message_marked_as_deleted(server, feed_of):
     collection = server.collection(3)
     feed = feed_of(collection)
     cursor = (await feed.fetch(FetchRequest())).messages[0].cursor
@@ -156,7 +156,7 @@ async def test_records_that_change_while_they_are_listed_are_not_missed(server, 
     assert names(consumer) == ["order-1", "order-2", "order-5", "order-6", "order-1", "order-3", "order-4"]
 
 
-async def test_links_lead_a_consumer_on_as_well(server, feed_of):
+async def test_a_consumer_can_follow_the_next_page_links(server, feed_of):
     collection = server.collection(5)
     consumer = reading(feed_of(collection, pages=LINKS))
     assert (await consumer.poll_now()).pages == 3
@@ -166,7 +166,7 @@ async def test_links_lead_a_consumer_on_as_well(server, feed_of):
 
 
 @needs_a_server_of_its_own
-async def test_what_caches_may_keep_is_asked_for_after_a_push_alone_and_costs_a_304():
+async def test_a_cacheable_page_is_requested_again_only_by_a_fresh_fetch_and_answered_with_304():
     statuses = []
 
     async def note(response):
@@ -185,7 +185,7 @@ async def test_what_caches_may_keep_is_asked_for_after_a_push_alone_and_costs_a_
             assert len((await feed.fetch(FetchRequest(cursor, fresh=True))).messages) == 1
 
 
-async def test_a_new_name_may_begin_at_the_end(server, feed_of):
+async def test_a_new_consumer_name_can_start_at_the_end_of_the_feed(server, feed_of):
     for size in (0, 3):
         collection = server.collection(size)
         consumer = reading(feed_of(collection), start="latest")
@@ -196,7 +196,7 @@ async def test_a_new_name_may_begin_at_the_end(server, feed_of):
 
 
 @needs_a_server_of_its_own
-async def test_a_consumer_survives_the_servers_death(feed_of):
+async def test_a_consumer_continues_after_the_server_was_killed_and_restarted(feed_of):
     """Its records die with it; those that it is given again are new."""
     with serving(paginate_by="2") as server:
         collection = server.collection(3)
@@ -216,7 +216,7 @@ async def test_a_consumer_survives_the_servers_death(feed_of):
 
 
 @needs_a_server_of_its_own
-async def test_a_server_that_asks_to_be_left_alone_is_heard(feed_of):
+async def test_a_backoff_requested_by_the_server_throttles_the_consumer(feed_of):
     with serving(backoff="100") as server:
         consumer = reading(feed_of(server.collection(1)))
         assert (await consumer.poll_now()).messages == 1
@@ -235,7 +235,7 @@ async def test_a_service_that_has_ended_stops_the_consumer(feed_of):
             await reading(feed_of(Ended)).run()
 
 
-async def test_whoever_may_not_read_is_refused(server, feed_of):
+async def test_wrong_credentials_are_refused_and_not_shown_in_the_error(server, feed_of):
     with pytest.raises(FeedRefused, match=r"403 Forbidden") as refused:
         await reading(feed_of(server.collection(1), auth=("somebody", "3lse"))).poll_now()
     assert "3lse" not in str(refused.value)

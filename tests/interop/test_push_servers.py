@@ -136,7 +136,7 @@ async def until(consumer, noted, *, up):
             await noted.changed.wait()
 
 
-async def test_a_push_is_a_poll_and_a_swallowed_one_is_found_after_the_next_connect(pushed):
+async def test_a_push_causes_a_poll_and_the_message_of_a_lost_push_is_polled_after_a_reconnect(pushed):
     listener, proxy, push = pushed
     listener._fraction = itertools.repeat(0.0).__next__
     feed, noted = FakeFeed(), Noted(listener)

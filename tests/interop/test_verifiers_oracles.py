@@ -296,7 +296,7 @@ DIFFERENCES = {
         for name, difference in differences.items()
     ],
 )
-def test_we_differ_where_it_says(theirs, ours, difference):
+def test_each_listed_difference_from_a_library_exists(theirs, ours, difference):
     assert difference.why
     assert difference.where(difference.example)
     assert ours(difference.example) is difference.ours
@@ -304,7 +304,7 @@ def test_we_differ_where_it_says(theirs, ours, difference):
 
 
 @pytest.mark.parametrize("difference", GITHUB.values(), ids=GITHUB)
-def test_we_differ_from_github_where_it_says(library, difference):
+def test_each_listed_difference_from_octokit_exists(library, difference):
     example = difference.example
     assert difference.where(example)
     assert we_say_github(example) is difference.ours
@@ -422,7 +422,7 @@ secrets = texts.filter(lambda text: text.strip())
 @given(
     body=texts, message_id=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1), data=st.data()
 )
-def test_what_standardwebhooks_and_svix_sign_is_verified(body, message_id, data):
+def test_signatures_made_by_standardwebhooks_and_svix_are_verified(body, message_id, data):
     key = data.draw(st.binary(min_size=1, max_size=64))
     at = NOW + data.draw(st.integers(-300, 300))
     for library in (standardwebhooks.Webhook(key), svix_library.Webhook(key)):
@@ -436,7 +436,7 @@ def test_what_standardwebhooks_and_svix_sign_is_verified(body, message_id, data)
 
 @MANY
 @given(body=texts, secret=secrets, away=st.integers(-300, 300))
-def test_what_stripe_signs_is_verified(body, secret, away):
+def test_signatures_made_by_stripe_are_verified(body, secret, away):
     make = stripe_library.WebhookSignature.generate_signature_header
     header = make(body, secret, timestamp=NOW + away)
     assert stripe(secret.encode())(request(body.encode(), Stripe_Signature=header))
@@ -445,7 +445,7 @@ def test_what_stripe_signs_is_verified(body, secret, away):
 
 @MANY
 @given(body=texts.filter(bool), secret=secrets)
-def test_what_octokit_signs_is_verified(library, body, secret):
+def test_signatures_made_by_octokit_are_verified(library, body, secret):
     header = library.sign(secret, body)
     assert github(secret.encode())(request(body.encode(), X_Hub_Signature_256=header))
     assert not github(secret.encode())(request(body.encode() + b"!", X_Hub_Signature_256=header))
@@ -456,24 +456,24 @@ def test_what_octokit_signs_is_verified(library, body, secret):
 
 @MANY
 @given(case=standard_cases())
-def test_we_say_what_standardwebhooks_and_svix_say(case):
+def test_results_agree_with_standardwebhooks_and_svix(case):
     agree(case, standard_says(case), we_say_standard(case), STANDARD)
     agree(case, svix_says(case), we_say_svix(case), STANDARD)
 
 
 @MANY
 @given(case=stripe_cases())
-def test_we_say_what_stripe_says(case):
+def test_results_agree_with_stripe(case):
     agree(case, stripe_says(case), we_say_stripe(case), STRIPE)
 
 
 @MANY
 @given(case=github_cases())
-def test_we_say_what_octokit_says(library, case):
+def test_results_agree_with_octokit(library, case):
     agree(case, library.verify(case.secret, case.body.decode(), case.signature), we_say_github(case), GITHUB)
 
 
-def test_the_libraries_raise_what_their_pages_do_not_say():
+def test_standardwebhooks_raises_undocumented_errors():
     """Why they are no verifiers of this library."""
     webhook = standardwebhooks.Webhook(SECRET)
     for signature, body, error in (

@@ -69,7 +69,7 @@ def mount(request, anyio_backend_name):
     return request.param
 
 
-async def test_mounted_in_a_framework_it_sees_the_path_below_and_the_bytes(mount):
+async def test_a_webhook_mounted_in_a_framework_sees_the_path_below_and_the_raw_body(mount):
     seen = []
     verify = Signatures()
 

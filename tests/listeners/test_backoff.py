@@ -47,23 +47,23 @@ def test_the_delay_keeps_its_cap_for_ever():
 
 
 @given(failures=st.integers(0, 40), fraction=fractions)
-def test_jitter_is_drawn_upwards_and_never_more_than_doubles(failures, fraction):
+def test_jitter_only_lengthens_a_delay_and_at_most_doubles_it(failures, fraction):
     least, drawn = delays(failures + 1, 0.0)[-1], delays(failures + 1, fraction)[-1]
     assert least <= drawn <= max(1.0, 2 * least)
 
 
 @given(st.lists(fractions, min_size=50, max_size=50))
-def test_a_server_that_accepts_and_closes_sees_a_handful_of_connections_in_ten_seconds(drawn):
+def test_a_server_that_closes_each_connection_gets_at_most_five_in_ten_seconds(drawn):
     assert len(connections_at(0.0, drawn, until=10)) <= 5
 
 
 @given(lives=st.floats(0, 300), drawn=st.lists(fractions, min_size=200, max_size=200))
-def test_however_long_a_server_lets_connections_live_it_sees_at_most_one_in_thirty_seconds(lives, drawn):
+def test_reconnects_average_at_most_one_in_thirty_seconds_for_any_connection_lifetime(lives, drawn):
     connects = connections_at(lives, drawn, until=3000)
     assert len(connects) <= 7 + 3000 / MAX_DELAY
 
 
-def test_connecting_alone_does_not_end_a_streak():
+def test_a_short_connection_does_not_reset_the_backoff():
     reconnect = Reconnect()
     for _ in range(4):
         reconnect.delay(Verdict.RETRY, fraction=0.0)
@@ -72,7 +72,7 @@ def test_connecting_alone_does_not_end_a_streak():
     assert reconnect.delay(Verdict.RETRY, fraction=0.0) == 8
 
 
-def test_a_connection_that_lived_ends_the_streak():
+def test_a_connection_that_lived_long_enough_resets_the_backoff():
     reconnect = Reconnect()
     for _ in range(4):
         reconnect.delay(Verdict.RETRY, fraction=0.0)
@@ -81,7 +81,7 @@ def test_a_connection_that_lived_ends_the_streak():
     assert reconnect.delay(Verdict.RETRY, fraction=0.5) == 0.5
 
 
-def test_the_time_since_an_older_connection_does_not_count_as_life():
+def test_a_failed_attempt_does_not_count_the_time_since_an_older_connection():
     reconnect = Reconnect()
     reconnect.connected(0.0)
     reconnect.ended(1.0)
@@ -91,7 +91,7 @@ def test_the_time_since_an_older_connection_does_not_count_as_life():
 
 
 @given(fraction=fractions)
-def test_a_refusal_is_tried_again_every_few_minutes(fraction):
+def test_a_refused_connection_is_retried_every_few_minutes(fraction):
     for delay in delays(3, fraction, Verdict.SLOW_RETRY):
         assert SLOW_DELAY <= delay <= 1.5 * SLOW_DELAY
 
@@ -101,7 +101,7 @@ def test_giving_up_has_no_delay():
 
 
 @given(asked=st.floats(0, 1e12), failures=st.integers(0, 10), fraction=fractions)
-def test_what_the_server_asks_is_the_least_and_jitter_goes_upwards(asked, failures, fraction):
+def test_retry_after_is_the_minimum_delay_and_jitter_only_lengthens_it(asked, failures, fraction):
     reconnect = Reconnect()
     for _ in range(failures):
         reconnect.delay(Verdict.RETRY, fraction=fraction)
@@ -117,7 +117,7 @@ def test_equal_retry_after_does_not_bring_all_clients_back_at_once():
     assert max(returns) < 120
 
 
-def test_a_retry_after_of_a_century_is_obeyed_for_a_day():
+def test_a_huge_retry_after_is_limited_to_one_day():
     assert Reconnect().delay(Verdict.RETRY, fraction=0.0, retry_after=3e9) == 86_400
 
 
@@ -125,7 +125,7 @@ def test_a_slow_retry_obeys_a_longer_retry_after():
     assert Reconnect().delay(Verdict.SLOW_RETRY, fraction=0.0, retry_after=3600.0) == 3600
 
 
-def test_refused_credentials_are_asked_for_again_once():
+def test_refused_credentials_are_renewed_once_until_a_connection_lives_long_enough():
     reconnect = Reconnect()
     assert reconnect.renew()
     assert not reconnect.renew()
@@ -150,5 +150,5 @@ def test_a_connection_is_renewed_between_half_its_maximum_age_and_all_of_it(frac
         (Verdict.GIVE_UP, [410]),
     ],
 )
-def test_statuses_are_sorted(verdict, statuses):
+def test_each_http_status_has_a_retry_verdict(verdict, statuses):
     assert {status: verdict_of_status(status) for status in statuses} == dict.fromkeys(statuses, verdict)

@@ -57,7 +57,7 @@ async def heard(listener, seconds):
     return channel
 
 
-async def test_it_is_up_when_the_function_says_so_and_each_wake_is_a_push():
+async def test_the_channel_is_up_after_connection_up_and_each_wake_is_a_push():
     async def live(connection):
         await anyio.sleep(2)
         connection.up()
@@ -70,7 +70,7 @@ async def test_it_is_up_when_the_function_says_so_and_each_wake_is_a_push():
     assert channel.events == [(2.0, "up"), (5.0, Push()), (5.0, Push("7"))]
 
 
-async def test_whatever_ends_it_it_is_called_again_ever_more_slowly():
+async def test_the_connect_function_is_called_again_with_growing_delays_after_each_end():
     async def over(connection):
         connection.up()
 
@@ -87,14 +87,14 @@ async def test_whatever_ends_it_it_is_called_again_ever_more_slowly():
     assert [event for _, event in channel.events] == ["up", "down", "up", "down", "up", "down", "down", "up"]
 
 
-async def test_a_connection_that_lived_ends_the_streak():
+async def test_the_backoff_resets_after_a_connection_was_up_for_30_seconds():
     began = anyio.current_time()
     lives = Lives(*[failing(OSError("reset"))] * 3, failing(OSError("reset"), after=30.0))
     await heard(listener(lives), 100)
     assert [at - began for at in lives.began] == [0, 0, 1, 3, 33]
 
 
-async def test_one_that_does_not_come_up_in_time_is_ended_and_called_again():
+async def test_a_connection_that_is_not_up_within_open_timeout_is_ended_and_retried():
     async def stalls(_connection):
         await anyio.sleep_forever()
 
@@ -105,7 +105,7 @@ async def test_one_that_does_not_come_up_in_time_is_ended_and_called_again():
     assert lives.ended == 2
 
 
-async def test_one_that_is_well_is_renewed_at_its_age_and_its_streak_is_over():
+async def test_a_healthy_connection_is_renewed_within_max_age_without_a_down_event():
     began = anyio.current_time()
     lives = Lives()
     channel = await heard(listener(lives, max_age=200.0), 350)
@@ -113,13 +113,13 @@ async def test_one_that_is_well_is_renewed_at_its_age_and_its_streak_is_over():
     assert [event for _, event in channel.events] == ["up"] * 4
 
 
-async def test_without_an_age_it_lives_for_ever():
+async def test_a_connection_is_never_renewed_if_max_age_is_none():
     lives = Lives()
     await heard(listener(lives, max_age=None), 1e6)
     assert len(lives.began) == 1
 
 
-async def test_the_user_may_say_what_an_error_means(caplog):
+async def test_classify_can_slow_down_retries_or_end_the_listener(caplog):
     caplog.set_level(logging.INFO)
     verdicts = {"slow": Verdict.SLOW_RETRY, "gone": Verdict.GIVE_UP}
     lives = Lives(failing(OSError("slow"), up=False), failing(OSError("gone"), up=False))
@@ -130,12 +130,12 @@ async def test_the_user_may_say_what_an_error_means(caplog):
     assert "connecting again in 300.0 s" in caplog.text
 
 
-async def test_a_plain_function_is_a_mistake_that_no_time_mends():
+async def test_a_connect_function_that_is_not_async_raises_a_listener_error():
     with pytest.raises(ListenerError, match="mqtt orders: connect is no async function"):
         await listener(lambda _connection: None).listen(TimedChannel())
 
 
-async def test_a_group_with_one_error_in_it_is_told_as_that_error():
+async def test_an_exception_group_with_one_error_is_reported_as_that_error():
     async def live(_connection):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(failing(OSError("reset"), up=False), None)
@@ -144,7 +144,7 @@ async def test_a_group_with_one_error_in_it_is_told_as_that_error():
     assert str(channel.errors[0]) == "mqtt orders: failed with OSError 'reset'"
 
 
-async def test_a_consumer_is_woken_by_it(running):
+async def test_a_connection_listener_wakes_its_consumer(running):
     feed, pushes = FakeFeed(), anyio.Event()
 
     async def live(connection):
@@ -174,10 +174,10 @@ async def test_a_consumer_is_woken_by_it(running):
         ({"open_timeout": None}, TypeError, "open_timeout"),
     ],
 )
-def test_what_has_no_meaning_is_refused(settings, kind, text):
+def test_invalid_arguments_are_refused(settings, kind, text):
     with pytest.raises(kind, match=text):
         ConnectionListener(**{"connect": Lives(), "name": "mine", **settings})
 
 
-def test_it_shows_its_name():
+def test_repr_shows_the_name_of_the_listener():
     assert repr(ConnectionListener(Lives(), name="mine")) == "ConnectionListener('mine')"

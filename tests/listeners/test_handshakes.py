@@ -33,7 +33,7 @@ async def test_dropbox_gets_its_challenge_back():
     assert (answer.status, answer.body.decode(), answer.headers["content-type"]) == (200, "a bé", TEXT)
 
 
-async def test_graph_gets_its_token_back_decoded_and_at_once():
+async def test_graph_gets_its_decoded_token_back_without_waiting_for_the_body():
     token = "Validation%3A+Testing+client+application+reachability+for+subscription+Request-Id%3A+1"
     scope = scope_of("POST", query=f"validationToken={token}".encode(), headers={"Content-Type": "text/plain"})
     answer = await asked(hooks_with(graph_validation()), scope, 3600)  # whose body is not waited for
@@ -57,18 +57,18 @@ async def test_graph_gets_its_token_back_decoded_and_at_once():
         b"challenge=x&" + b"y=1&" * 200,
     ],
 )
-async def test_what_is_no_echo_is_not_allowed(query):
+async def test_a_query_without_a_valid_challenge_gets_405(query):
     hooks = hooks_with(dropbox_challenge())
     assert (await asked(hooks, scope_of("GET", query=query))).status == 405
     assert hooks.counters().unasked == 1
 
 
-async def test_a_question_by_another_method_is_none():
+async def test_a_handshake_ignores_a_request_with_the_wrong_method():
     assert dropbox_challenge()(WebhookRequest("POST", query="challenge=x")) is None
     assert graph_validation()(WebhookRequest("GET", query="validationToken=x")) is None
 
 
-async def test_an_echo_is_no_page():
+async def test_an_echoed_challenge_is_sent_as_plain_text_with_nosniff():
     """Whatever is echoed, a browser shows it as text."""
     answer = await asked(hooks_with(dropbox_challenge()), scope_of("GET", query=b"challenge=<script>x</script>"))
     assert (answer.headers["content-type"], answer.headers["x-content-type-options"]) == (TEXT, "nosniff")
@@ -102,7 +102,7 @@ async def test_an_expected_origin_may_push(rate, allowed):
     assert answer.headers["webhook-allowed-rate"] == allowed
 
 
-async def test_no_other_origin_may():
+async def test_an_unexpected_or_missing_origin_may_not_push():
     hooks = hooks_with(cloudevents_origins(["events.example"]))
     for scope in (options("evil.example"), options(""), options("*"), scope_of("OPTIONS")):
         answer = await asked(hooks, scope)
@@ -122,13 +122,13 @@ async def test_no_other_origin_may():
         ((["x" * 254],), ValueError, "origins are names of senders"),
     ],
 )
-async def test_origins_are_names(arguments, error, says):
+async def test_origins_that_are_not_names_of_senders_are_refused(arguments, error, says):
     with pytest.raises(error, match=says):
         cloudevents_origins(*arguments)
 
 
 @pytest.mark.parametrize(("rate", "error"), [(0, ValueError), (1.5, TypeError), (True, TypeError)])
-async def test_a_rate_is_a_whole_number_of_requests(rate, error):
+async def test_a_rate_that_is_not_a_positive_whole_number_is_refused(rate, error):
     with pytest.raises(error, match="rate is"):
         cloudevents_origins({"events.example"}, rate=rate)
 
@@ -136,7 +136,7 @@ async def test_a_rate_is_a_whole_number_of_requests(rate, error):
 # A function of one's own
 
 
-async def test_a_function_answers_others_by_header_or_async():
+async def test_a_custom_async_handshake_can_answer_by_a_request_header():
     async def okta(request):
         await anyio.sleep(1)
         challenge = request.headers.get("x-okta-verification-challenge")
@@ -149,7 +149,7 @@ async def test_a_function_answers_others_by_header_or_async():
     assert hooks.counters().handshakes == 1
 
 
-async def test_a_question_in_a_signed_body_is_answered_when_it_is_authentic():
+async def test_a_handshake_in_a_signed_body_is_answered_only_if_the_signature_is_valid():
     def slack(request):
         is_one = request.body and request.json()["type"] == "url_verification"
         return WebhookAnswer(body=request.json()["challenge"].encode()) if is_one else None
@@ -166,7 +166,7 @@ async def test_a_question_in_a_signed_body_is_answered_when_it_is_authentic():
     "answer",
     ["text", WebhookAnswer(99), WebhookAnswer(headers={"X": "a\r\nSet-Cookie: b"}), WebhookAnswer(body="text")],
 )
-async def test_an_answer_that_cannot_be_sent_is_none(answer, caplog):
+async def test_an_invalid_handshake_answer_is_logged_and_not_sent(answer, caplog):
     caplog.set_level(logging.DEBUG)
     hooks = hooks_with(lambda request: answer)
     assert (await asked(hooks, scope_of("GET"))).status == 405
@@ -175,7 +175,7 @@ async def test_an_answer_that_cannot_be_sent_is_none(answer, caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "DEBUG"]
 
 
-async def test_a_handshake_that_fails_or_hangs_is_none(caplog):
+async def test_a_handshake_that_fails_or_hangs_does_not_stop_the_next_one(caplog):
     async def hangs(request):
         await anyio.sleep_forever()
 
@@ -192,7 +192,7 @@ async def test_a_handshake_that_fails_or_hangs_is_none(caplog):
 # Its rate
 
 
-async def test_whoever_asks_without_end_keeps_no_push_from_being_heard():
+async def test_a_flood_of_handshake_requests_does_not_block_pushes():
     asked_for = []
     hooks = hooks_with(asked_for.append, rate=0.001, burst=5)
     statuses = [(await asked(hooks, scope_of("GET"))).status for _ in range(10)]
@@ -203,7 +203,7 @@ async def test_whoever_asks_without_end_keeps_no_push_from_being_heard():
     assert hooks.counters().limited == 5
 
 
-async def test_without_a_handshake_no_question_is_counted_for_the_rate():
+async def test_get_requests_do_not_use_up_the_rate_if_no_handshake_is_configured():
     hooks = hooks_with(rate=0.001, burst=1)
     assert {(await asked(hooks, scope_of("GET"))).status for _ in range(10)} == {405}
     assert (await posted(hooks, headers=signed(b""))).status == 200

@@ -14,11 +14,11 @@ def most_in(moments, seconds):
     return max(sum(1 for moment in moments if at <= moment < at + seconds) for at in moments)
 
 
-def test_the_curve_of_the_page_is_that_of_the_code():
+def test_the_curves_in_push_md_match_the_code():
     assert f"```text\n{curve()}\n```" in PAGE
 
 
-def test_after_a_restart_at_once_they_come_evenly_over_a_second():
+def test_clients_reconnect_evenly_within_a_second_of_an_immediate_restart():
     came = arrivals(0)
     assert len(came) == CLIENTS
     assert most_in(came, 0.1) < 2 * CLIENTS / 10
@@ -26,6 +26,6 @@ def test_after_a_restart_at_once_they_come_evenly_over_a_second():
 
 
 @pytest.mark.parametrize("away", [away for away in AWAY if away >= 10])
-def test_the_longer_it_was_away_the_more_they_are_spread(away):
+def test_the_longer_a_server_is_away_the_more_its_clients_spread_their_reconnects(away):
     came = arrivals(away)
     assert most_in(came, 1.0) < CLIENTS * 3 / away

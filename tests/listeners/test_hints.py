@@ -22,20 +22,20 @@ READ = JSONHint(cursor="cursor", topics="changed", count="new")
         bytearray(b'{"cursor": 7}'),
     ],
 )
-def test_it_reads_texts_bytes_and_what_has_a_body_or_data(message):
+def test_a_hint_is_read_from_text_bytes_and_objects_with_a_body_or_data(message):
     assert READ(message) == Push(cursor="7")
 
 
-def test_it_reads_all_that_was_declared():
+def test_a_hint_reads_the_declared_cursor_topics_and_count():
     message = '{"cursor": 7, "changed": ["a", "b", "a", 3], "new": "12", "x": 1}'
     assert READ(message) == Push("7", ("a", "b", "3"), 12)
 
 
-def test_what_was_not_declared_is_not_read():
+def test_an_undeclared_field_is_not_read():
     assert JSONHint()('{"cursor": "7"}') == Push()
 
 
-def test_a_path_leads_through_lists():
+def test_a_path_reads_values_inside_lists():
     hint = JSONHint(topics="value.resource", cursor="at.0.x")
     message = '{"value": [{"resource": "a"}, {"resource": "b"}, 5, {"other": 1}], "at": {"0": {"x": "c"}}}'
     assert hint(message) == Push("c", ("a", "b"))
@@ -44,12 +44,12 @@ def test_a_path_leads_through_lists():
 @pytest.mark.parametrize(
     "message", ["x", b"\xff", "", "\ud800", "[" * 100_000, "null", '"cursor"', None, 7, object()]
 )
-def test_what_cannot_be_read_is_a_push_that_says_nothing(message):
+def test_an_unreadable_push_becomes_a_push_without_a_hint(message):
     assert READ(message) == Push()
 
 
 @pytest.mark.parametrize("cursor", ["", "x" * 1025, None, True, 1.5, {}, [["a"]], ["a", "b"]])
-def test_what_is_no_cursor_is_none(cursor):
+def test_an_invalid_cursor_is_ignored(cursor):
     assert READ(json.dumps({"cursor": cursor})) == Push()
 
 
@@ -66,17 +66,17 @@ def test_what_is_no_cursor_is_none(cursor):
         (True, None),
     ],
 )
-def test_a_count_is_a_whole_number_that_can_be_one(count, read):
+def test_a_count_that_is_not_a_valid_whole_number_is_ignored(count, read):
     assert READ(json.dumps({"new": count})).count == read
 
 
-def test_a_push_with_too_many_topics_speaks_of_all():
+def test_a_list_of_more_than_64_topics_is_ignored():
     most = [str(number) for number in range(64)]
     assert READ(json.dumps({"changed": most})).topics == tuple(most)
     assert READ(json.dumps({"changed": [*most, "64"]})).topics == ()
 
 
-def test_what_is_not_asked_for_is_no_push():
+def test_a_message_that_does_not_match_only_is_not_a_push():
     hint = JSONHint(cursor="at", only={"type": "wake", "of.kind": "order"})
     assert hint('{"type": "wake", "of": {"kind": "order"}, "at": 3}') == Push("3")
     assert hint('{"type": "wake", "of": [{"kind": "user"}, {"kind": "order"}]}') == Push()
@@ -88,13 +88,13 @@ def test_what_is_not_asked_for_is_no_push():
 @pytest.mark.parametrize(
     ("where", "kind"), [("", ValueError), ("a..b", ValueError), (".a", ValueError), (7, TypeError)]
 )
-def test_a_path_without_a_meaning_is_refused(where, kind):
+def test_an_invalid_path_is_refused(where, kind):
     with pytest.raises(kind, match="a path is"):
         JSONHint(cursor=where)
     with pytest.raises(kind, match="a path is"):
         JSONHint(only={where: "x"})
 
 
-def test_no_more_is_taken_than_was_asked_for():
+def test_texts_at_returns_at_most_the_requested_number_of_distinct_texts():
     assert texts_at([{"a": "1"}, {"a": "1"}, {"a": "2"}, {"a": "3"}], path_of("a"), most=2) == ["1", "2"]
     assert texts_at("x", (), most=0) == []

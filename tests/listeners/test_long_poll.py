@@ -56,21 +56,21 @@ def since(*values):
 # When it is up, and what wakes
 
 
-async def test_a_request_that_is_held_for_a_second_is_a_channel_that_is_up():
+async def test_the_channel_is_up_once_a_request_is_held_for_a_second():
     listener, script = scripted((60, 204), (30, 200), NEVER)
     channel = await run(listener, script, 95)
     assert channel.events == [(1, "up"), (90, Push())]
     assert script.asked_at == [0, 60, 90]
 
 
-async def test_news_at_once_is_up_too_and_the_second_request_need_not_be_held():
+async def test_the_channel_is_up_at_once_if_the_first_answer_has_news():
     listener, script = scripted(b'{"id": 7}', NEVER)
     channel = await run(listener, script, 10)
     assert channel.events[:2] == [(0, "up"), (0, Push())]
 
 
 @pytest.mark.parametrize("nothing", [204, 304, b"null", b"[]", b" {} ", b"false"])
-async def test_a_server_that_does_not_wait_is_asked_ever_more_slowly_and_is_no_channel(nothing):
+async def test_requests_slow_down_and_the_channel_stays_down_if_the_server_does_not_hold_them(nothing):
     listener, script = scripted(nothing)
     channel = await run(listener, script, 300)
     assert script.asked_at == [0, 0.25, 0.75, 1.75, 3.75, 7.75, 15.75, 31.75, 63.75, 123.75, 183.75, 243.75]
@@ -80,12 +80,12 @@ async def test_a_server_that_does_not_wait_is_asked_ever_more_slowly_and_is_no_c
 
 
 @pytest.mark.parametrize("news", [200, b"1", b'"x"', b"not json", b'\n\n[{"id": 1}]', b"[[]]"])
-async def test_any_other_success_is_news(news):
+async def test_every_success_except_204_and_empty_json_is_news(news):
     listener, script = scripted((30, news), NEVER)
     assert (await run(listener, script, 40)).pushes == [Push()]
 
 
-async def test_news_in_each_answer_wakes_ten_times_and_then_every_second():
+async def test_news_in_each_answer_wakes_ten_times_at_once_and_then_once_a_second():
     listener, script = scripted(b"x")
     channel = await run(listener, script, 9.5)
     assert script.asked_at == [0] * 11 + list(range(1, 10))  # the first is no answer to anything
@@ -93,24 +93,24 @@ async def test_news_in_each_answer_wakes_ten_times_and_then_every_second():
     assert "down" not in [event for _, event in channel.events]
 
 
-async def test_after_a_pause_a_server_that_forgets_counts_as_connected_anew():
+async def test_the_channel_is_up_again_after_a_pause_if_requests_carry_no_position():
     listener, script = scripted((9, 204), 204, (20, 204), NEVER)
     assert (await run(listener, script, 30)).events == [(1, "up"), (10.25, "up")]
 
 
-async def test_after_a_pause_a_server_that_is_told_where_to_go_on_does_not():
+async def test_the_channel_is_not_reported_up_again_after_a_pause_if_requests_carry_a_position():
     listener, script = scripted((9, 204), 204, (20, 204), NEVER, next=lambda answer: {"since": "1"})
     assert (await run(listener, script, 30)).events == [(1, "up")]
 
 
-async def test_a_hint_reads_the_answer():
+async def test_a_hint_is_read_from_the_answer():
     listener, script = scripted(
         (9, b'{"cursor": "7"}'), (9, b'{"type": "x"}'), NEVER, hint=JSONHint(cursor="cursor")
     )
     assert (await run(listener, script, 30)).pushes == [Push(cursor="7"), Push()]
 
 
-async def test_a_hint_may_take_an_answer_for_none():
+async def test_an_answer_does_not_wake_if_the_hint_function_returns_none():
     listener, script = scripted(
         (9, 200), (9, 201), NEVER, hint=lambda answer: Push() if answer.status == 201 else None
     )
@@ -120,7 +120,7 @@ async def test_a_hint_may_take_an_answer_for_none():
 # What is asked
 
 
-async def test_couchdb_is_told_the_last_sequence():
+async def test_a_couchdb_request_sends_the_last_sequence():
     def changes(last, *results):
         return json.dumps({"results": results, "last_seq": last, "pending": 0}).encode()
 
@@ -139,7 +139,7 @@ async def test_couchdb_is_told_the_last_sequence():
     assert channel.events == [(1, "up"), (120, Push()), (189, Push())]
 
 
-async def test_syncthing_is_told_the_last_event():
+async def test_a_syncthing_request_sends_the_id_of_the_last_event():
     listener, script = scripted(
         b'[{"id": 4, "type": "a"}, {"id": 5, "type": "b"}]',
         (60, b"[]"),
@@ -152,7 +152,7 @@ async def test_syncthing_is_told_the_last_event():
     assert len(channel.pushes) == 2
 
 
-async def test_a_position_may_stand_in_a_header():
+async def test_the_position_may_be_read_from_a_response_header():
     def index(answer):
         return {"since": answer.headers.get("X-Consul-Index")}
 
@@ -161,7 +161,7 @@ async def test_a_position_may_stand_in_a_header():
     assert asked(script) == since(None, "12", "12")
 
 
-async def test_dropbox_is_told_the_newest_cursor_and_no_secret():
+async def test_a_dropbox_request_sends_the_newest_cursor_and_no_credentials():
     cursors = iter(["c1", "c1", "c1", "c2", "c2"])
 
     async def ask():
@@ -192,26 +192,26 @@ async def test_dropbox_is_told_the_newest_cursor_and_no_secret():
     assert channel.events == [(1, "up"), (109, Push()), (129.1, "down"), (190.1, "up")]
 
 
-async def test_a_cursor_that_does_not_move_after_news_is_asked_with_all_the_same():
+async def test_a_cursor_that_does_not_change_after_news_is_sent_again_after_a_delay():
     listener, script = scripted((9, 200), NEVER, ask=lambda: {"since": "7"})
     await run(listener, script, 30)
     assert script.asked_at == [0, 9 + 3.1]
 
 
-async def test_without_a_cursor_there_is_nothing_to_ask_yet():
+async def test_no_request_is_sent_until_ask_returns_a_cursor():
     cursors = itertools.chain([None, None], itertools.repeat("7"))
     listener, script = scripted(NEVER, ask=lambda: {"since": next(cursors)})
     await run(listener, script, 10)
     assert (script.asked_at, asked(script)) == ([2], since("7"))
 
 
-async def test_what_is_always_asked_may_be_a_mapping():
+async def test_ask_may_be_a_mapping_and_next_replaces_its_values():
     listener, script = scripted((9, b'{"at": 3}'), NEVER, ask={"since": 1, "limit": 5}, next={"since": "at"})
     await run(listener, script, 10)
     assert asked(script) == [{"key": None, "since": "1", "limit": "5"}, {"key": None, "since": "3", "limit": "5"}]
 
 
-async def test_numbers_stay_numbers_in_a_body():
+async def test_numbers_stay_numbers_in_a_posted_body():
     listener, script = scripted((9, b'{"at": 3}'), NEVER, method="POST", ask={"n": 1}, next={"since": "at"})
     await run(listener, script, 10)
     assert script.bodies == [b'{"n":1}', b'{"n":1,"since":3}']
@@ -224,7 +224,7 @@ async def hangs():
 @pytest.mark.parametrize(
     "ask", [lambda: 1 / 0, lambda: CANARY, hangs, lambda: {"a": object()}, lambda: {"a": "\ud800"}]
 )
-async def test_a_function_that_fails_is_a_failure_and_asked_again(ask):
+async def test_an_ask_function_that_fails_or_hangs_is_a_failure_and_is_called_again(ask):
     listener, script = scripted(NEVER, ask=ask)
     channel = await run(listener, script, 30)
     assert script.requests == []
@@ -236,7 +236,7 @@ async def test_a_function_that_fails_is_a_failure_and_asked_again(ask):
 # How long it waits for an answer
 
 
-async def test_one_request_without_an_answer_is_no_news_and_a_second_in_a_row_a_failure():
+async def test_the_channel_goes_down_after_two_unanswered_requests_in_a_row():
     listener, script = scripted((10, 204), NEVER, wait=60, open_timeout=10)
     channel = await run(listener, script, 150.5)
     assert script.asked_at == [0, 10, 80, 150]
@@ -244,12 +244,12 @@ async def test_one_request_without_an_answer_is_no_news_and_a_second_in_a_row_a_
     assert "no whole answer within 70 s" in str(channel.errors[0])
 
 
-async def test_an_answer_between_two_silences_ends_the_row():
+async def test_an_answer_between_unanswered_requests_keeps_the_channel_up():
     listener, script = scripted((9, 204), *[NEVER, (9, 204)] * 3, NEVER, wait=60)
     assert "down" not in [event for _, event in (await run(listener, script, 260)).events]
 
 
-async def test_a_request_that_was_never_on_its_way_is_a_failure():
+async def test_a_request_that_is_never_sent_takes_the_channel_down_at_the_timeout():
     class Silent(Script):
         async def handle_async_request(self, request):
             self.requests.append(request)
@@ -265,26 +265,26 @@ async def test_a_request_that_was_never_on_its_way_is_a_failure():
 
 
 @pytest.mark.parametrize("status", [408, 504])
-async def test_a_proxy_without_patience_is_no_news_and_a_second_in_a_row_a_failure(status):
+async def test_the_channel_goes_down_after_two_proxy_timeouts_in_a_row(status):
     listener, script = scripted((60, status), (60, 204), (60, status), (60, status), NEVER)
     channel = await run(listener, script, 241.5)
     assert channel.events == [(1, "up"), (240, "down"), (241, "up")]
 
 
-async def test_a_proxy_that_refuses_at_once_is_a_failure():
+async def test_an_immediate_504_of_a_proxy_takes_the_channel_down():
     listener, script = scripted(504)
     channel = await run(listener, script, 0.9)
     assert channel.events[0] == (0, "down")
 
 
-async def test_white_space_begins_the_time_anew():
+async def test_white_space_in_a_held_response_restarts_the_timeout():
     listener, script = scripted((200, {}, [*[50, b"\n"] * 10, END]), NEVER, wait=60, news=lambda answer: False)
     channel = await run(listener, script, 510)
     assert script.asked_at == [0, 500]
     assert channel.events == [(1, "up")]
 
 
-async def test_at_its_age_the_connection_and_the_credentials_are_renewed():
+async def test_the_connection_and_the_credentials_are_renewed_at_max_age():
     tokens = itertools.count()
     listener, script = scripted(NEVER, max_age=100, token=lambda: f"t{next(tokens)}", wait=1000)
     channel = await run(listener, script, 120)
@@ -292,7 +292,7 @@ async def test_at_its_age_the_connection_and_the_credentials_are_renewed():
     assert channel.events == [(1, "up"), (51, "up"), (101, "up")]
 
 
-async def test_what_the_server_asked_for_holds_over_the_age_of_a_connection():
+async def test_retry_after_is_obeyed_beyond_the_max_age_of_a_connection():
     answer = (200, {"Retry-After": "500"}, [END])
     listener, script = scripted((9, answer), NEVER, max_age=100)
     await run(listener, script, 600)
@@ -302,20 +302,20 @@ async def test_what_the_server_asked_for_holds_over_the_age_of_a_connection():
 # When it fails
 
 
-async def test_a_refused_position_wakes_and_is_forgotten():
+async def test_a_refused_position_causes_a_wake_and_is_forgotten():
     listener, script = scripted((9, b'{"at": 5}'), (9, 409), NEVER, url=f"{URL}&since=now", next={"since": "at"})
     channel = await run(listener, script, 400)
     assert channel.events == [(1, "up"), (9, Push()), (18, Push()), (18, "down"), (319, "up")]
     assert asked(script) == since("now", "5", "now")
 
 
-async def test_a_refusal_of_who_names_no_position_does_not_wake():
+async def test_a_refusal_of_a_request_without_a_position_does_not_wake():
     listener, script = scripted(400)
     assert (await run(listener, script, 10)).events == [(0, "down")]
 
 
 @pytest.mark.parametrize("location", ["location: /", f"http://{CANARY}:port/", "http://xn--zz/"])
-async def test_a_redirect_to_something_that_is_not_a_url_is_one_clear_failure(location):
+async def test_a_redirect_to_an_invalid_url_is_one_failure_with_a_clear_error(location):
     listener, script = scripted((302, {"Location": location}, [END]), NEVER)
     channel = await run(listener, script, 400)
     assert script.asked_at == [0, 300]
@@ -324,7 +324,7 @@ async def test_a_redirect_to_something_that_is_not_a_url_is_one_clear_failure(lo
 
 
 @pytest.mark.parametrize(("step", "again"), [(429, 0), (503, 0), (404, 300), (302, 300), (RESET, 0)])
-async def test_failures_are_those_of_all_listeners(step, again):
+async def test_a_temporary_failure_is_retried_at_once_and_a_refusal_after_five_minutes(step, again):
     listener, script = scripted(step, NEVER)
     channel = await run(listener, script, 400)
     assert script.asked_at == [0, again]
@@ -338,18 +338,18 @@ async def test_retry_after_is_obeyed_after_a_failure():
     assert script.asked_at == [0, 77]
 
 
-async def test_gone_is_for_good():
+async def test_410_ends_the_listener_with_an_error():
     listener, script = scripted(410)
     with pytest.raises(ListenerError, match="HTTP 410 instead of an answer to a long poll"):
         await run(listener, script, 10)
 
 
-async def test_classify_knows_better():
+async def test_classify_can_turn_410_into_a_retry():
     listener, script = scripted(410, NEVER, classify=lambda error: Verdict.RETRY)
     assert (await run(listener, script, 10)).events == [(0, "down"), (1, "up")]
 
 
-async def test_fresh_credentials_are_asked_for_once_at_401():
+async def test_401_requests_a_new_token_once():
     tokens = itertools.count()
     listener, script = scripted(401, token=lambda: f"t{next(tokens)}")
     await run(listener, script, 200)
@@ -366,14 +366,14 @@ async def test_fresh_credentials_are_asked_for_once_at_401():
         (b"{}", {"next": lambda answer: {"a": {1: object()}}}, "failed with TypeError"),
     ],
 )
-async def test_an_answer_that_cannot_be_read_may_be_news_and_is_asked_for_slowly(body, options, text):
+async def test_an_unreadable_answer_wakes_and_delays_the_next_request(body, options, text):
     listener, script = scripted((9, body), NEVER, **options)
     channel = await run(listener, script, 400)
     assert channel.events == [(1, "up"), (9, Push()), (9, "down"), (310, "up")]
     assert text in str(channel.errors[0])
 
 
-async def test_nothing_that_is_said_holds_the_key(caplog):
+async def test_logs_repr_and_name_contain_no_secret(caplog):
     caplog.set_level(logging.DEBUG, "push_to_poll_client")
     listener, script = scripted(
         (9, b'{"at": "c4n4ry"}'), RESET, (9, 404), NEVER, next={"since": "at"}, token=CANARY
@@ -383,7 +383,7 @@ async def test_nothing_that_is_said_holds_the_key(caplog):
     assert "connected" in caplog.text
 
 
-async def test_it_can_be_run_again_on_another_clock():
+async def test_a_second_run_does_not_wait_for_the_retry_after_of_the_first():
     listener, script = scripted((9, (200, {"Retry-After": "500"}, [END])), NEVER)
     await run(listener, script, 10)
     await run(listener, script, 10)
@@ -410,7 +410,7 @@ def answer(body=b"", status=200, **headers):
         (b"7", False),
     ],
 )
-def test_news_stands_at_a_path(body, news):
+def test_news_is_read_at_the_declared_path(body, news):
     assert Reader("a.b", None, None).read(answer(body)).news is news
 
 
@@ -418,21 +418,21 @@ def test_news_stands_at_a_path(body, news):
     ("value", "seconds"),
     [("7", 7), ("0.5", 0.5), ("-1", None), ('"7"', None), ("null", None), ("true", 1), ("[]", None)],
 )
-def test_seconds_to_wait_are_a_number(value, seconds):
+def test_an_invalid_retry_after_in_a_body_is_ignored(value, seconds):
     assert Reader(None, None, "wait").read(answer(f'{{"wait": {value}}}'.encode())).retry_after == seconds
 
 
-def test_what_is_not_there_is_no_position():
+def test_a_missing_value_is_left_out_of_the_position():
     reader = Reader(None, {"a": "a", "b": "b"}, None)
     assert reader.read(answer(b'{"a": 1}')) == Said(news=True, position={"a": 1}, retry_after=None)
     assert reader.read(answer(b'{"a": 1}', 204)) == NO_NEWS
 
 
-def test_a_function_may_give_no_position():
+def test_a_next_function_may_return_none():
     assert Reader(None, lambda answer: None, None).read(answer(b"x")).position == {}
 
 
-async def test_one_consumer_has_a_listener():
+async def test_a_listener_cannot_be_used_by_two_consumers_at_once():
     """What one is told moves the position of both, and the other would not be told of it."""
     listener, script = scripted(NEVER)
     async with anyio.create_task_group() as tasks:
@@ -444,7 +444,7 @@ async def test_one_consumer_has_a_listener():
     assert (await run(listener, script, 60)).events == [(1, "up")]
 
 
-def test_an_unusable_answer_is_told_as_it_is():
+def test_an_unusable_answer_error_of_a_function_is_raised_unchanged():
     with pytest.raises(UnusableAnswer, match="no JSON"):
         Reader(lambda answer: answer.json(), None, None).read(answer(b"x"))
 
@@ -468,6 +468,6 @@ def test_an_unusable_answer_is_told_as_it_is():
         ({"client": 7}, TypeError, "httpx.AsyncClient"),
     ],
 )
-def test_wrong_arguments_are_refused_at_once(options, kind, text):
+def test_wrong_arguments_are_refused_at_construction(options, kind, text):
     with pytest.raises(kind, match=text):
         LongPollListener(**{"url": URL, **options})

@@ -31,7 +31,7 @@ def to(raw, **options):
     return LongPollListener(f"http://{HOST}:{raw.port}/changes?wait=60", **{"open_timeout": 2 * GUARD, **options})
 
 
-async def test_news_wakes_and_the_next_request_says_where_to_go_on_by_the_same_connection():
+async def test_news_wakes_and_the_next_request_sends_the_position_on_the_same_connection():
     asked, again = [], threading.Event()
 
     def treat(accepted, number):
@@ -49,13 +49,13 @@ async def test_news_wakes_and_the_next_request_says_where_to_go_on_by_the_same_c
     assert asked[1].startswith(b"GET /changes?wait=60&since=77 HTTP/1.1\r\n")
 
 
-async def test_a_request_that_is_held_is_a_channel_that_is_up():
+async def test_the_channel_is_up_while_a_request_is_held():
     with Raw(lambda accepted, number: accepted.recv(65536)) as raw:
         async with listening(to(raw)) as channel:
             await channel.saw("up")
 
 
-async def test_a_server_that_does_not_accept_is_none():
+async def test_a_refused_connection_takes_the_channel_down():
     with Raw(lambda accepted, number: accepted.close()) as raw:
         port = raw.port
     async with listening(LongPollListener(f"http://{HOST}:{port}/")) as channel:
@@ -66,7 +66,7 @@ async def test_a_server_that_does_not_accept_is_none():
 @pytest.mark.parametrize(
     "garbage", [b"\x00" * 1000, b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"]
 )
-async def test_garbage_is_a_failure(garbage):
+async def test_a_response_that_is_not_valid_http_takes_the_channel_down(garbage):
     def treat(accepted, number):
         accepted.recv(65536)
         accepted.sendall(garbage)

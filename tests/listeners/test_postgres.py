@@ -98,7 +98,7 @@ async def run(listener, seconds):
     return channel
 
 
-async def test_a_connect_and_each_notification_wake():
+async def test_a_new_connection_and_each_notification_wake_the_consumer():
     connection = Scripted(5, "a", "b")
     channel = await run(to(connection, hint=lambda said: Push(topics=(said.channel, said.data))), 10)
     assert channel.events == [(0, "up"), (5, Push(topics=("orders", "a"))), (5, Push(topics=("orders", "b")))]
@@ -107,20 +107,20 @@ async def test_a_connect_and_each_notification_wake():
     assert connection.closed
 
 
-async def test_names_are_quoted_and_each_is_listened_to_once():
+async def test_channel_names_are_quoted_and_listened_to_once():
     connection = Scripted()
     await run(to(connection, channel=["Orders", 'a"; DROP', "Orders"]), 1)
     assert connection.executed == ['LISTEN "Orders"', 'LISTEN "a""; DROP"']
 
 
-async def test_after_a_silence_the_server_is_asked_whether_it_is_there():
+async def test_a_query_checks_the_connection_after_max_silence():
     connection = Scripted(99, 99, 10, "a")
     channel = await run(to(connection, max_silence=60), 200)
     assert connection.executed[1:] == ["SELECT 1"] * 3
     assert channel.events == [(0, "up"), (130, Push())]
 
 
-async def test_one_that_does_not_answer_is_dead():
+async def test_a_connection_that_does_not_answer_the_check_is_replaced():
     connection = Scripted(answers=False)
     channel = await run(to(connection, Scripted(), max_silence=60, open_timeout=10), 80)
     assert channel.events == [(0, "up"), (70, "down"), (70, "up")]
@@ -128,38 +128,38 @@ async def test_one_that_does_not_answer_is_dead():
     assert connection.closed
 
 
-async def test_silence_may_be_unsuspicious():
+async def test_no_check_is_sent_without_max_silence():
     connection = Scripted()
     await run(to(connection, max_silence=None), 1000)
     assert len(connection.executed) == 1
 
 
-async def test_a_server_that_is_not_there_in_time_is_a_failure():
+async def test_a_connect_that_exceeds_open_timeout_is_a_failure():
     channel = await run(to(None, Scripted(), open_timeout=10), 20)
     assert channel.events == [(10, "down"), (10, "up")]
     assert "not listening within 10 s" in str(channel.errors[0])
 
 
-async def test_a_connection_is_renewed_at_its_age():
+async def test_a_connection_is_replaced_at_max_age():
     connections = [Scripted(), Scripted()]
     assert (await run(to(*connections, max_age=100), 99)).events == [(0, "up"), (50, "up")]
     assert connections[0].closed
 
 
-async def test_one_that_ends_is_followed_by_another():
+async def test_a_lost_connection_is_reopened():
     ended = psycopg.OperationalError("server closed the connection unexpectedly")
     channel = await run(to(Scripted(5, ended), Scripted(), ended), 10)
     assert channel.events == [(0, "up"), (5, "down"), (5, "up")]
     assert "server closed the connection unexpectedly" in str(channel.errors[0])
 
 
-async def test_a_refusal_is_tried_again_slowly_unless_classify_knows_better():
+async def test_a_refused_connection_is_retried_slowly_unless_classify_returns_retry():
     refused = psycopg.OperationalError("FATAL:  password authentication failed for user")
     assert (await run(to(refused, Scripted()), 301)).events == [(0, "down"), (300, "up")]
     assert (await run(to(refused, Scripted(), classify=lambda error: Verdict.RETRY), 9)).events[1] == (0, "up")
 
 
-async def test_a_payload_that_is_no_text_may_be_a_push():
+async def test_an_undecodable_payload_is_a_push_and_reopens_the_connection():
     garbage = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x")
     channel = await run(to(Scripted(5, garbage), Scripted()), 9)
     assert channel.events == [(0, "up"), (5, Push()), (5, "down"), (5, "up")]
@@ -188,7 +188,7 @@ async def test_trio_is_refused_at_once():
         ("25006", Verdict.SLOW_RETRY),  # a standby
     ],
 )
-def test_a_state_has_a_verdict(state, verdict):
+def test_an_sqlstate_decides_between_retry_and_slow_retry(state, verdict):
     assert failure_of(psycopg.errors.lookup(state)("said")).verdict is verdict
 
 
@@ -203,7 +203,7 @@ def test_a_state_has_a_verdict(state, verdict):
         (ValueError(CANARY), Verdict.RETRY, "failed with ValueError"),
     ],
 )
-def test_an_error_without_a_state_has_a_verdict_and_keeps_secrets(error, verdict, sentence):
+def test_an_error_without_an_sqlstate_has_a_verdict_and_hides_secrets(error, verdict, sentence):
     failure = failure_of(error)
     assert failure.verdict is verdict
     assert sentence in failure.sentence
@@ -226,7 +226,7 @@ def test_an_error_without_a_state_has_a_verdict_and_keeps_secrets(error, verdict
         ("host=a\x1b", "postgresql://a\N{REPLACEMENT CHARACTER} a,b"),
     ],
 )
-def test_its_name_says_where_and_no_secret(conninfo, name):
+def test_the_name_of_a_listener_shows_the_server_but_no_secret(conninfo, name):
     listener = PostgresListener(conninfo, ["a", "b"])
     assert listener.name == name
     assert repr(listener) == f"PostgresListener({name!r})"
@@ -254,7 +254,7 @@ def test_wrong_arguments_are_refused_at_once(arguments, options, kind, text):
     assert CANARY not in str(refused.value)
 
 
-def test_without_psycopg_it_says_what_to_install(monkeypatch):
+def test_a_missing_psycopg_is_an_import_error_with_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(ImportError, match=r"pip install 'push-to-poll-client\[postgres\]'"):
         PostgresListener("", "orders")
@@ -280,7 +280,7 @@ async def nobody_listens(server):
             pass
 
 
-async def test_notifications_wake_with_their_hints_and_a_stop_closes(server):
+async def test_notifications_carry_hints_and_a_stop_closes_the_connection(server):
     hint = JSONHint(cursor="cursor")
     async with listening(at(server, ["orders", 'O"dd;'], hint=hint)) as channel:
         await channel.saw("up")
@@ -294,7 +294,7 @@ async def test_notifications_wake_with_their_hints_and_a_stop_closes(server):
 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
-async def test_a_server_that_ends_is_found_again(server, caplog, end):
+async def test_the_listener_reconnects_after_the_server_was_killed_or_stopped(server, caplog, end):
     caplog.set_level(logging.INFO, "push_to_poll_client")
     async with listening(at(server)) as channel:
         await channel.saw("up")
@@ -307,7 +307,7 @@ async def test_a_server_that_ends_is_found_again(server, caplog, end):
     assert "closed the connection unexpectedly" in caplog.text
 
 
-async def test_a_server_that_stalls_is_found_out_and_found_again(server):
+async def test_the_listener_detects_a_stalled_server_and_reconnects(server):
     """On a busy machine such short limits give false alarms too, after each of which the channel is up again."""
     async with listening(at(server, max_silence=0.1, open_timeout=0.5)) as channel:
         await channel.until(lambda events: "up" in events)
@@ -321,7 +321,7 @@ async def test_a_server_that_stalls_is_found_out_and_found_again(server):
             await run_sync(server.notify, "orders")
 
 
-async def test_a_session_that_is_ended_by_an_administrator_is_followed_by_another(server):
+async def test_the_listener_reconnects_after_its_session_was_terminated(server):
     async with listening(at(server)) as channel:
         await channel.saw("up")
         ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
@@ -330,7 +330,7 @@ async def test_a_session_that_is_ended_by_an_administrator_is_followed_by_anothe
     assert isinstance(channel.error.__cause__, psycopg.OperationalError)
 
 
-async def test_a_connection_is_renewed_at_its_age_on_a_server_too(server):
+async def test_a_connection_to_a_real_server_is_replaced_at_max_age(server):
     async with listening(at(server, max_age=0.1)) as channel:
         await channel.saw("up", "up", "up")
     await nobody_listens(server)
@@ -340,7 +340,7 @@ async def test_a_connection_is_renewed_at_its_age_on_a_server_too(server):
     ("user", "database", "said"),
     [(f"locked:{CANARY}", "postgres", "password authentication failed"), ("me", "nowhere", "does not exist")],
 )
-async def test_a_refusal_of_a_server_is_tried_again_slowly_and_keeps_the_secret(
+async def test_a_connection_refused_by_a_real_server_is_retried_slowly_and_hides_secrets(
     server, caplog, user, database, said
 ):
     caplog.set_level(logging.DEBUG, "push_to_poll_client")
@@ -363,7 +363,7 @@ async def test_an_async_function_may_connect(server):
         await channel.saw("up", Push())
 
 
-async def test_a_payload_in_no_encoding_is_a_push(server):
+async def test_a_payload_with_an_invalid_encoding_is_a_push(server):
     made = "CREATE DATABASE raw ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0"
     await run_sync(server.execute, "DROP DATABASE IF EXISTS raw", made)
     conninfo = server.conninfo.replace("/postgres", "/raw")
@@ -377,7 +377,7 @@ async def test_a_payload_in_no_encoding_is_a_push(server):
 @pytest.mark.parametrize(
     "treat", [lambda accepted, _: None, lambda accepted, _: accepted.sendall(b"\0E\xff" * 999)]
 )
-async def test_who_says_nothing_or_garbage_is_a_failure(real_time, treat):
+async def test_a_server_that_sends_nothing_or_garbage_is_a_failure(real_time, treat):
     with Raw(treat) as raw, contextlib.ExitStack() as left:
         left.callback(gc.collect)
         conninfo = f"host={HOST} port={raw.port} user=me"
@@ -385,5 +385,5 @@ async def test_who_says_nothing_or_garbage_is_a_failure(real_time, treat):
             await channel.saw("down")
 
 
-def test_what_it_hears_is_a_pair():
+def test_a_notification_is_a_pair_of_channel_and_data():
     assert Notification("orders", "x") == ("orders", "x")

@@ -97,32 +97,32 @@ async def run(listener, seconds):
     return channel
 
 
-async def test_a_connect_and_each_message_wake():
+async def test_a_new_connection_and_each_message_wake_the_consumer():
     connection = Scripted(5, said(b"a"), said(b"1", "subscribe"), said(b"b", "pmessage", b"orders.\xff"))
     channel = await run(to(connection, hint=lambda heard: Push(topics=(heard.channel, heard.data.decode()))), 10)
     pushes = [Push(topics=("orders", "a")), Push(topics=("orders.\N{REPLACEMENT CHARACTER}", "b"))]
     assert channel.events == [(0, "up"), *[(5, push) for push in pushes]]
 
 
-async def test_after_a_silence_the_server_is_pinged():
+async def test_the_server_is_pinged_after_max_silence():
     connection = Scripted(99, 99, 10, said(b"a"))
     channel = await run(to(connection, max_silence=60), 189)
     assert connection.pings == 2
     assert channel.events == [(0, "up"), (130, Push())]
 
 
-async def test_one_that_does_not_answer_is_dead():
+async def test_a_connection_that_does_not_answer_a_ping_is_replaced():
     channel = await run(to(Scripted(pongs=False), Scripted(), max_silence=60, open_timeout=10), 80)
     assert channel.events == [(0, "up"), (70, "down"), (70, "up")]
     assert "no message for 60 s, and no answer to a ping for 10" in str(channel.errors[0])
 
 
-async def test_a_message_may_come_in_place_of_the_answer_to_a_ping():
+async def test_a_message_counts_as_the_answer_to_a_ping():
     connection = Scripted(99, 5, said(b"a"), pongs=False)
     assert (await run(to(connection, max_silence=60), 70)).events == [(0, "up"), (65, Push())]
 
 
-async def test_silence_may_be_unsuspicious():
+async def test_no_ping_is_sent_without_max_silence():
     connection = Scripted()
     await run(to(connection, max_silence=None), 1000)
     assert connection.pings == 0
@@ -134,7 +134,7 @@ async def test_a_message_that_is_too_large_for_a_hint_is_a_plain_push():
     assert channel.pushes == [Push(cursor="1"), Push()]
 
 
-async def test_one_that_ends_is_followed_by_another_and_one_that_refuses_slowly():
+async def test_a_lost_connection_is_reopened_at_once_and_a_refused_one_slowly():
     refused = exceptions.AuthenticationError("WRONGPASS invalid username-password pair")
     channel = await run(to(Scripted(5, exceptions.ConnectionError("closed")), refused, Scripted()), 400)
     assert channel.events == [(0, "up"), (5, "down"), (5, "down"), (305, "up")]
@@ -166,13 +166,13 @@ async def test_trio_is_refused_at_once():
         (exceptions.ResponseError("DB index is out of range"), Verdict.SLOW_RETRY),
     ],
 )
-def test_an_error_has_a_verdict(error, verdict):
+def test_an_error_decides_between_retry_and_slow_retry(error, verdict):
     failure = failure_of(error)
     assert failure.verdict is verdict
     assert str(error) in failure.sentence
 
 
-def test_the_text_of_an_unknown_error_is_kept():
+def test_the_text_of_an_unknown_error_is_hidden():
     failure = failure_of(ValueError(CANARY))
     assert (failure.sentence, failure.cause) == ("failed with ValueError", None)
 
@@ -192,7 +192,7 @@ def test_the_text_of_an_unknown_error_is_kept():
         (redis.asyncio.Redis(password=CANARY), "redis a,b,c.*"),
     ],
 )
-def test_its_name_says_where_and_no_secret(url, name):
+def test_the_name_of_a_listener_shows_the_server_but_no_secret(url, name):
     listener = RedisListener(url, ["a", "b"], patterns="c.*")
     assert listener.name == name
     assert repr(listener) == f"RedisListener({name!r})"
@@ -219,7 +219,7 @@ def test_wrong_arguments_are_refused_at_once(arguments, options, kind, text):
     assert CANARY not in str(refused.value)
 
 
-def test_without_redis_it_says_what_to_install(monkeypatch):
+def test_a_missing_redis_package_is_an_import_error_with_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(ImportError, match=r"pip install 'push-to-poll-client\[redis\]'"):
         RedisListener("redis://h", "orders")
@@ -245,7 +245,7 @@ async def nobody_hears(server):
             pass
 
 
-async def test_messages_wake_with_their_hints_and_a_stop_closes(server):
+async def test_messages_carry_hints_and_a_stop_closes_the_connection(server):
     listener = at(server, ["orders", "x"], patterns=["many.*"], hint=JSONHint(cursor="cursor"))
     async with listening(listener) as channel:
         await channel.saw("up")
@@ -257,14 +257,14 @@ async def test_messages_wake_with_their_hints_and_a_stop_closes(server):
     await nobody_hears(server)
 
 
-async def test_patterns_alone_are_enough(server):
+async def test_a_listener_can_subscribe_to_patterns_only(server):
     async with listening(at(server, (), patterns=["a*", "b*"])) as channel:
         await channel.saw("up")
         assert await run_sync(server.publish, "boxes") == 1
         await channel.saw("up", Push())
 
 
-async def test_redis_py_is_not_let_write_to_the_terminal(server):
+async def test_redis_py_is_prevented_from_writing_to_the_terminal(server):
     logging.getLogger().manager.loggerDict.pop("push_response", None)
     async with listening(at(server)) as channel:
         await channel.saw("up")
@@ -272,7 +272,7 @@ async def test_redis_py_is_not_let_write_to_the_terminal(server):
 
 
 @pytest.mark.parametrize("end", ["kill", "stop"])
-async def test_a_server_that_ends_is_found_again(server, end):
+async def test_the_listener_reconnects_after_the_server_was_killed_or_stopped(server, end):
     async with listening(at(server)) as channel:
         await channel.saw("up")
         await run_sync(getattr(server, end))
@@ -283,7 +283,7 @@ async def test_a_server_that_ends_is_found_again(server, end):
         await channel.sees(Push(), after="down")
 
 
-async def test_the_delay_between_connections_is_ours_alone(server, caplog):
+async def test_the_listener_reconnects_and_redis_py_does_not(server, caplog):
     """redis-py would connect again by itself: at once, and without a wake."""
     caplog.set_level(logging.INFO, "push_to_poll_client")
     async with listening(at(server)) as channel:
@@ -296,7 +296,7 @@ async def test_the_delay_between_connections_is_ours_alone(server, caplog):
     assert caplog.text.count("connecting again in 0.0 s") == 1
 
 
-async def test_a_server_that_stalls_is_found_out_and_found_again(server):
+async def test_the_listener_detects_a_stalled_server_and_reconnects(server):
     """On a busy machine such short limits give false alarms too, after each of which the channel is up again."""
     async with listening(at(server, max_silence=0.1, open_timeout=0.5)) as channel:
         await channel.until(lambda events: "up" in events)
@@ -310,7 +310,7 @@ async def test_a_server_that_stalls_is_found_out_and_found_again(server):
             await run_sync(server.publish, "orders")
 
 
-async def test_a_server_is_pinged_and_answers(server):
+async def test_the_listener_stays_connected_while_a_real_server_answers_pings(server):
     async with listening(at(server, max_silence=0.01)) as channel:
         await channel.saw("up")
         with redis.Redis(port=server.port) as client:
@@ -320,7 +320,7 @@ async def test_a_server_is_pinged_and_answers(server):
         await channel.saw("up", Push())
 
 
-async def test_a_connection_is_renewed_at_its_age(server):
+async def test_a_connection_is_replaced_at_max_age(server):
     async with listening(at(server, max_age=0.1)) as channel:
         await channel.saw("up", "up", "up")
     await nobody_hears(server)
@@ -329,7 +329,7 @@ async def test_a_connection_is_renewed_at_its_age(server):
 @pytest.mark.parametrize(
     ("user", "told"), [(f"locked:{CANARY}", "invalid username-password pair"), ("mute:right", "No permissions")]
 )
-async def test_a_refusal_is_tried_again_slowly_and_keeps_the_secret(server, caplog, user, told):
+async def test_a_refused_connection_is_retried_slowly_and_hides_secrets(server, caplog, user, told):
     caplog.set_level(logging.DEBUG, "push_to_poll_client")
     async with listening(at(server, url=f"redis://{user}@{HOST}:{server.port}")) as channel:
         await channel.saw("down")
@@ -338,7 +338,7 @@ async def test_a_refusal_is_tried_again_slowly_and_keeps_the_secret(server, capl
     assert CANARY not in f"{caplog.text}{channel.error}{channel.error.__cause__}"
 
 
-async def test_a_client_says_how_to_connect_and_is_left_alone(server):
+async def test_a_given_client_supplies_the_connection_settings_and_stays_open(server):
     async with redis.asyncio.Redis(port=server.port, decode_responses=True, protocol=3) as client:
         async with listening(at(server, url=client)) as channel:
             await channel.saw("up")
@@ -351,7 +351,7 @@ GARBAGE = (b"", b"\0\xff" * 999, b"*1\r\n" * 5000, b"$999999999999\r\nx", b":" +
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-async def test_who_says_nothing_or_garbage_is_a_failure(real_time, garbage):
+async def test_a_server_that_sends_nothing_or_garbage_is_a_failure(real_time, garbage):
     with Raw(lambda accepted, number: accepted.sendall(garbage)) as raw, contextlib.ExitStack() as left:
         left.callback(gc.collect)
         async with listening(at(None, url=f"redis://{HOST}:{raw.port}", open_timeout=0.5)) as channel:

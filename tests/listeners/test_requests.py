@@ -36,7 +36,7 @@ async def refused(asking, kind, **options):
 # What is answered
 
 
-async def test_an_answer_is_whole():
+async def test_an_answer_has_status_headers_body_and_redacted_url():
     asking, script = asker((201, {"X-Seen": "yes"}, [b'{"a":', b" 1}", END]))
     answer = await asking.ask("POST", content=b"question", headers={"Content-Type": "text/plain"})
     assert (answer.status, answer.headers["x-seen"], answer.json()) == (201, "yes", {"a": 1})
@@ -46,13 +46,13 @@ async def test_an_answer_is_whole():
     assert script.open == 0
 
 
-async def test_an_answer_shows_none_of_its_headers_and_nothing_of_its_body():
+async def test_the_repr_of_an_answer_shows_neither_headers_nor_body():
     asking, _ = asker((200, {"Set-Cookie": CANARY}, [CANARY.encode(), END]))
     assert repr(await asking.ask()) == "Answer(200, 6 bytes, url='https://api.example/ask?key=…')"
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'"\xff"', b"[" * 100_000, b"9" * 5000])
-async def test_what_is_no_json_is_unusable(body):
+async def test_a_body_that_is_not_json_is_an_unusable_answer(body):
     asking, _ = asker(body)
     answer = await asking.ask()
     with pytest.raises(UnusableAnswer, match="something that is no JSON"):
@@ -60,14 +60,14 @@ async def test_what_is_no_json_is_unusable(body):
 
 
 @pytest.mark.parametrize(("status", "expected"), [(200, ()), (204, ()), (409, (204, 409))])
-async def test_an_expected_status_is_let_through(status, expected):
+async def test_expect_returns_the_answer_when_the_status_is_expected(status, expected):
     asking, _ = asker(status)
     answer = await asking.ask()
     assert answer.expect(*expected) is answer
 
 
 @pytest.mark.parametrize(("status", "expected"), [(302, ()), (404, ()), (200, (204,))])
-async def test_another_status_is_a_failure_of_http(status, expected):
+async def test_expect_raises_an_http_status_error_for_another_status(status, expected):
     asking, _ = asker((status, {"Retry-After": "7"}, [END]))
     answer = await asking.ask()
     with pytest.raises(httpx.HTTPStatusError) as failed:
@@ -79,7 +79,7 @@ async def test_another_status_is_a_failure_of_http(status, expected):
     )
 
 
-async def test_an_unusable_answer_is_asked_for_again_slowly():
+async def test_an_unusable_answer_is_retried_slowly():
     failure = http_failure_of(UnusableAnswer("it answered x"), wanted="", verdicts=ANSWER_VERDICTS)
     assert (failure.verdict, failure.sentence) == (Verdict.SLOW_RETRY, "it answered x")
 
@@ -87,19 +87,19 @@ async def test_an_unusable_answer_is_asked_for_again_slowly():
 # What bounds it
 
 
-async def test_a_larger_answer_is_unusable_and_no_longer_read():
+async def test_an_answer_above_max_body_is_unusable_and_reading_stops():
     asking, script = asker([b"x" * 60, b"y" * 41], max_body=100)
     assert await refused(asking, UnusableAnswer) == "https://api.example/ask?key=… answered more than 100 bytes"
     assert script.open == 0
 
 
-async def test_an_answer_of_just_that_size_is_read():
+async def test_an_answer_of_exactly_max_body_is_read():
     asking, _ = asker([b"x" * 100, END], max_body=100)
     assert (await asking.ask()).body == b"x" * 100
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "identity, br", "x" * 5000, "\x1b[31m"])
-async def test_a_packed_answer_is_unusable_and_not_unpacked(encoding):
+async def test_a_compressed_answer_is_unusable(encoding):
     asking, script = asker((200, {"Content-Encoding": encoding}, [b"\x1f\x8b", END]))
     said = await refused(asking, UnusableAnswer)
     assert "but was asked for identity" in said
@@ -109,13 +109,13 @@ async def test_a_packed_answer_is_unusable_and_not_unpacked(encoding):
 
 
 @pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
-async def test_an_answer_that_says_that_it_is_not_packed_is_read(encoding):
+async def test_an_answer_with_identity_content_encoding_is_read(encoding):
     asking, _ = asker((200, {"Content-Encoding": encoding}, [b"x", END]))
     assert (await asking.ask()).body == b"x"
 
 
 @pytest.mark.parametrize("step", [[b"x"], [b"x", *[5, b"x"] * 20, END], (60, 200)])
-async def test_an_answer_that_is_not_whole_in_time_is_none(step):
+async def test_an_answer_that_is_not_complete_within_timeout_is_a_timeout_error(step):
     asking, script = asker(step, timeout=10)
     began = anyio.current_time()
     assert await refused(asking, TimeoutError) == "no whole answer within 10 s"
@@ -123,21 +123,21 @@ async def test_an_answer_that_is_not_whole_in_time_is_none(step):
     assert script.open == 0
 
 
-async def test_the_server_may_hold_its_answer_for_longer():
+async def test_wait_extends_the_timeout_of_an_answer():
     asking, _ = asker((35, 200), timeout=10)
     assert (await asking.ask(wait=30)).status == 200
     assert await refused(asking, TimeoutError, wait=20) == "no whole answer within 30 s"
 
 
 @pytest.mark.parametrize("url", [HOME, "http://api.example/"])
-async def test_a_request_that_is_on_its_way_is_told_once(url):
+async def test_the_sent_callback_is_called_once(url):
     told = []
     asking, _ = asker(200, url=url)
     await asking.ask(sent=lambda: told.append("sent"))
     assert told == ["sent"]
 
 
-async def test_pieces_may_begin_the_time_anew():
+async def test_with_trickles_each_chunk_restarts_the_timeout():
     asking, _ = asker([*[9, b"x"] * 5, END], timeout=5)
     assert (await asking.ask(wait=5, trickles=True)).body == b"xxxxx"
     assert await refused(asking, TimeoutError, wait=5) == "no whole answer within 10 s"
@@ -167,7 +167,7 @@ async def test_a_redirect_that_httpx_cannot_join_is_unusable(location):
     assert script.open == 0
 
 
-async def test_another_breach_of_http_is_no_redirect():
+async def test_another_protocol_error_is_not_reported_as_a_bad_redirect():
     asking, _ = asker(httpx.RemoteProtocolError("illegal status line"))
     await refused(asking, httpx.RemoteProtocolError)
 
@@ -178,13 +178,13 @@ async def test_a_redirect_is_not_followed():
     assert len(script.requests) == 1
 
 
-async def test_a_certificate_that_cannot_be_trusted_is_no_redirect():
+async def test_an_untrusted_certificate_is_not_reported_as_a_bad_redirect():
     """Its error is a ValueError, too, which a client of the user's may let through."""
     asking, _ = asker(ssl.SSLCertVerificationError(1, "certificate has expired"))
     await refused(asking, ssl.SSLCertVerificationError)
 
 
-async def test_what_the_network_does_is_passed_on():
+async def test_a_network_error_is_raised_unchanged():
     asking, _ = asker(RESET)
     assert await refused(asking, httpx.ReadError) == "Connection reset by peer"
 
@@ -192,7 +192,7 @@ async def test_what_the_network_does_is_passed_on():
 # Who is told what (G12)
 
 
-async def test_the_server_is_told_who_asks():
+async def test_credentials_are_sent_to_the_origin_of_the_url():
     asking, script = asker(200, headers={"X-Key": CANARY}, token=lambda: "t")
     await asking.ask()
     await asking.ask(url="https://API.example:443/other")
@@ -204,7 +204,7 @@ async def test_the_server_is_told_who_asks():
     "url",
     [ELSEWHERE, "http://api.example/ask", "https://api.example:8443/ask", "https://api.example.evil.example/"],
 )
-async def test_nobody_else_is_told_anything(url):
+async def test_no_credentials_or_client_settings_are_sent_to_another_origin(url):
     cookies = http.cookiejar.CookieJar()
     client = {
         "headers": {"X-Mine": CANARY, "Authorization": f"Bearer {CANARY}", "User-Agent": CANARY},
@@ -222,7 +222,7 @@ async def test_nobody_else_is_told_anything(url):
     assert script.bodies == [b"{}"]
 
 
-async def test_the_user_and_password_of_the_url_are_for_its_server():
+async def test_the_user_and_password_of_the_url_are_sent_only_to_its_origin():
     asking, script = asker(200, url=f"https://me:{CANARY}@api.example/ask#part", client={"auth": ("other", "x")})
     assert asking.url == "https://api.example/ask"
     await asking.ask()
@@ -230,33 +230,33 @@ async def test_the_user_and_password_of_the_url_are_for_its_server():
     assert script.sent("authorization") == ["Basic bWU6YzRuNHJ5", None]
 
 
-async def test_a_header_of_any_case_comes_in_place_of_them():
+async def test_an_authorization_header_in_any_case_replaces_the_user_and_password_of_the_url():
     asking, script = asker(200, url="https://me:pw@api.example/", headers={"authorization": "Key k"})
     await asking.ask()
     assert script.requests[0].headers.get_list("authorization") == ["Key k"]
 
 
-async def test_a_client_is_itself_where_nothing_was_given():
+async def test_a_client_sends_its_own_credentials_when_no_others_are_given():
     asking, script = asker(200, client={"auth": ("me", "c4n4ry"), "headers": {"X-Mine": "1"}})
     await asking.ask()
     assert script.sent("authorization") == ["Basic bWU6YzRuNHJ5"]
     assert script.sent("x-mine") == ["1"]
 
 
-async def test_what_was_given_comes_in_place_of_a_clients_own():
+async def test_a_given_token_replaces_the_auth_of_the_client():
     asking, script = asker(200, client={"auth": ("other", "x")}, token="t")
     await asking.ask()
     assert script.sent("authorization") == ["Bearer t"]
 
 
-async def test_what_one_request_says_gives_way_to_the_credentials():
+async def test_a_token_takes_precedence_over_the_authorization_header_of_one_request():
     asking, script = asker(200, token="t")
     await asking.ask(headers={"Authorization": "nobody", "Accept": "text/plain"})
     assert script.sent("authorization") == ["Bearer t"]
     assert script.sent("accept") == ["text/plain"]
 
 
-async def test_a_provider_that_hangs_is_a_failure():
+async def test_a_token_provider_that_hangs_fails_after_timeout():
     async def token():
         await anyio.sleep_forever()
 
@@ -289,14 +289,14 @@ def own(monkeypatch):
     return scripts
 
 
-async def test_without_one_each_request_opens_and_closes_its_own(own):
+async def test_each_request_opens_and_closes_its_own_client_when_none_is_given(own):
     asking = Asker(HOME)
     await asking.ask()
     await asking.ask()
     assert [(len(script.requests), script.closed) for script in own] == [(1, True)] * 2
 
 
-async def test_within_a_block_the_requests_share_one(own):
+async def test_requests_within_an_opened_block_share_one_client(own):
     asking = Asker(HOME)
     async with asking.opened():
         await asking.ask()
@@ -327,11 +327,11 @@ def test_wrong_arguments_are_refused_at_once(options, kind, text):
         Asker(**{"url": HOME, **options})
 
 
-async def test_an_address_that_is_none_is_refused():
+async def test_a_request_to_an_invalid_url_is_refused_and_not_sent():
     asking, script = asker(200)
     assert "url is (not a URL)" in await refused(asking, ValueError, url=f"//{CANARY}")
     assert script.requests == []
 
 
-def test_an_answer_can_be_made_by_hand():
+def test_an_answer_can_be_constructed_directly():
     assert Answer(200, httpx.Headers(), b"1", "", None).json() == 1

@@ -29,7 +29,7 @@ def no_proxies(monkeypatch):
         monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
 
 
-async def test_a_client_of_another_kind_serves_too():
+async def test_a_client_of_httpx2_works_and_sends_no_credentials_to_another_origin():
     def treat(accepted, number):
         asked.append(accepted.recv(65536))
         accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
@@ -57,7 +57,7 @@ async def test_the_socket_of_a_request_that_ends_early_is_closed():
 
 
 @pytest.mark.parametrize("module", [httpx, httpx2])
-async def test_a_request_that_is_cancelled_while_it_is_sent_leaves_nothing_to_the_garbage_collector(module):
+async def test_a_request_cancelled_while_it_is_sent_leaves_no_unclosed_generator(module):
     """A generator that is left in the middle is a warning on trio."""
     begun = threading.Event()
 

@@ -107,13 +107,13 @@ async def run(listener, script, seconds, channel=None):
 # What reaches the channel
 
 
-async def test_a_connect_and_each_event_wake():
+async def test_a_connect_is_reported_as_up_and_each_event_is_a_push():
     listener, script = scripted([b"data: 1\n\n", 1, b"da", 1, b"ta: 2\n\ndata: 3\n\n"])
     channel = await run(listener, script, 10)
     assert channel.events == [(0, "up"), (0, Push()), (2, Push()), (2, Push())]
 
 
-async def test_a_stop_is_noticed_among_the_events_of_one_read():
+async def test_a_stop_takes_effect_between_the_events_of_one_read():
     listener, _ = scripted([EVENT * 10_000])
     channel = TimedChannel()
     async with anyio.create_task_group() as tasks:
@@ -139,7 +139,7 @@ async def test_other_tasks_run_while_a_large_read_is_parsed():
     assert turns >= size // 8192 - 1  # trio takes the tasks of a turn in any order
 
 
-async def test_comments_blocks_without_data_and_a_cut_event_do_not():
+async def test_comments_blocks_without_data_and_cut_off_events_are_not_pushes():
     listener, script = scripted([b": ka\n\nid: 1\n\nevent: ping\n\nretry: 5\n\ndata: half\n", END], [])
     channel = await run(listener, script, 10)
     assert channel.events == [(0, "up"), (0, "down"), (0.005, "up")]
@@ -158,7 +158,7 @@ async def test_each_connect_is_up_and_each_failure_is_down_with_the_latest_error
     assert "HTTP 503 instead of an event stream" in str(channel.errors[2])
 
 
-async def test_a_hint_makes_the_push():
+async def test_the_hint_function_makes_or_drops_the_push_of_an_event():
     def hint(event):
         return {"hello": None, "order": Push(cursor=event.id)}.get(event.event, Push(topics=(event.data,)))
 
@@ -166,7 +166,7 @@ async def test_a_hint_makes_the_push():
     assert (await run(listener, script, 1)).pushes == [Push(cursor="7"), Push(topics=("x",))]
 
 
-async def test_a_hint_sees_a_frozen_event():
+async def test_the_hint_function_gets_a_frozen_event():
     seen = []
     listener, script = scripted([b"id: 1\nevent: e\ndata: a\ndata: b\n\n"], hint=seen.append)
     await run(listener, script, 1)
@@ -184,7 +184,7 @@ async def test_a_hint_that_fails_loses_no_push_and_is_logged_once_as_a_warning(h
 
 
 @pytest.mark.parametrize("large", [b"data: " + b"x" * 100, b"data: xxxxxx\n" * 20])
-async def test_an_event_that_is_too_large_counts_as_a_push_and_is_retried_slowly(large):
+async def test_a_too_large_event_is_a_push_and_the_listener_reconnects_slowly(large):
     listener, script = scripted([1, large, b"more of it"], [], max_size=100)
     channel = await run(listener, script, 400)
     assert channel.events == [(0, "up"), (1, Push()), (1, "down"), (301, "up")]
@@ -194,7 +194,7 @@ async def test_an_event_that_is_too_large_counts_as_a_push_and_is_retried_slowly
 # When it connects again
 
 
-async def test_a_server_that_refuses_is_asked_ever_more_slowly():
+async def test_a_server_that_answers_503_is_retried_with_a_growing_delay():
     listener, script = scripted(503)
     await run(listener, script, 130)
     assert script.connects == [0, 0, 1, 3, 7, 15, 31, 61, 91, 121]
@@ -202,57 +202,57 @@ async def test_a_server_that_refuses_is_asked_ever_more_slowly():
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.99])
 @pytest.mark.parametrize("body", [[END], [b"retry: 0\n\n", END], [EVENT, RESET]])
-async def test_a_server_that_accepts_and_closes_sees_a_handful_of_connections_in_ten_seconds(fraction, body):
+async def test_a_server_that_accepts_and_closes_gets_at_most_5_connections_in_10_seconds(fraction, body):
     listener, script = scripted(body, fraction=fraction)
     await run(listener, script, 10)
     assert 2 <= len(script.connects) <= 5
 
 
-async def test_the_delay_resets_only_after_the_connection_has_lived():
+async def test_the_delay_resets_only_after_a_connection_of_30_seconds():
     listener, script = scripted(RESET, RESET, RESET, RESET, [29, END], [30, END], [])
     await run(listener, script, 200)
     assert script.connects == [0, 0, 1, 3, 7, 7 + 29 + 8, 7 + 29 + 8 + 30]
 
 
 @pytest.mark.parametrize("status", [429, 503, 404])
-async def test_retry_after_is_obeyed_and_drawn_upwards(status):
+async def test_retry_after_is_obeyed_with_upward_jitter(status):
     listener, script = scripted((status, {"Retry-After": "1200"}), [], fraction=0.5)
     await run(listener, script, 1500)
     assert script.connects == [0, 1320]
 
 
 @pytest.mark.parametrize("garbage", ["soon", "-5", "", "nan"])
-async def test_a_retry_after_that_cannot_be_read_is_ignored(garbage):
+async def test_an_invalid_retry_after_is_ignored(garbage):
     listener, script = scripted((429, {"Retry-After": garbage}), [])
     await run(listener, script, 10)
     assert script.connects == [0, 0]
 
 
-async def test_a_refusal_is_tried_again_every_few_minutes():
+async def test_a_request_refused_by_the_server_is_retried_every_five_minutes():
     listener, script = scripted(403, 404, (200, {"Content-Type": "text/html"}), [])
     await run(listener, script, 1100)
     assert script.connects == [0, 300, 600, 900]
 
 
-async def test_what_the_stream_asks_for_is_the_least_delay_from_then_on():
+async def test_the_retry_field_of_the_stream_sets_the_minimum_delay():
     listener, script = scripted([b"retry: 20000\n", END], [EVENT, END], RESET, RESET, RESET, RESET, RESET, [])
     await run(listener, script, 300)
     assert script.connects == [0, 20, 40, 60, 80, 100, 120, 150]
 
 
-async def test_what_the_stream_asks_for_is_drawn_upwards_and_bounded():
+async def test_the_retry_field_of_the_stream_is_bounded_and_gets_upward_jitter():
     listener, script = scripted([b"retry: 999999999\n", END], [b"retry: 0\n", END], [], fraction=0.5)
     await run(listener, script, 400)
     assert script.connects == [0, 330, 331.5]
 
 
-async def test_a_renewal_is_no_reconnect_and_waits_for_nothing():
+async def test_a_connection_is_renewed_without_the_reconnect_delay():
     listener, script = scripted([b"retry: 20000\n"])
     await run(listener, script, 650)
     assert script.connects == [0, 300, 600]
 
 
-async def test_after_204_it_returns_and_the_channel_is_down():
+async def test_the_listener_returns_with_the_channel_down_after_http_204():
     listener, script = scripted([5, END], 204, [])
     channel = await run(listener, script, 100)
     assert channel.returned
@@ -264,19 +264,19 @@ async def test_after_204_it_returns_and_the_channel_is_down():
 # Age and silence
 
 
-async def test_a_connection_is_renewed_at_its_age_without_going_down():
+async def test_a_connection_is_renewed_within_its_maximum_age_without_going_down():
     listener, script = scripted([], max_age=600.0)
     channel = await run(listener, script, 950)
     assert channel.events == [(0, "up"), (300, "up"), (600, "up"), (900, "up")]
 
 
-async def test_without_a_maximum_age_a_connection_stays():
+async def test_a_connection_without_a_maximum_age_is_not_renewed():
     listener, script = scripted([], max_age=None)
     await run(listener, script, 1e6)
     assert script.connects == [0]
 
 
-async def test_silence_is_a_failure():
+async def test_a_connection_silent_for_90_seconds_is_a_failure():
     script = Script([20, EVENT], [])
     listener = SSEListener(URL, client=httpx.AsyncClient(transport=script))
     listener._fraction = lambda: 0.0
@@ -286,13 +286,13 @@ async def test_silence_is_a_failure():
 
 
 @pytest.mark.parametrize("life", [b": ka\n", b"\n", b"event: ping\n\n", b"data: half of an ev"])
-async def test_whatever_arrives_is_a_sign_of_life(life):
+async def test_any_received_bytes_reset_the_silence_timeout(life):
     listener, script = scripted([80, life, 80, life, 80, life], max_age=None, max_silence=90.0)
     channel = await run(listener, script, 300)
     assert [at for at, event in channel.events if event == "up"] == [0]
 
 
-async def test_an_answer_that_hangs_is_a_failure():
+async def test_a_missing_answer_is_a_failure_after_the_open_timeout():
     listener, script = scripted(60.0, [], open_timeout=10.0)
     channel = await run(listener, script, 30)
     assert channel.events == [(10, "down"), (10, "up")]
@@ -302,7 +302,7 @@ async def test_an_answer_that_hangs_is_a_failure():
 # The request
 
 
-async def test_it_asks_for_an_event_stream_as_the_standard_says():
+async def test_the_request_has_the_method_and_headers_of_the_standard():
     listener, script = scripted([])
     await run(listener, script, 1)
     request = script.requests[0]
@@ -326,7 +326,7 @@ async def test_the_media_type_is_compared_without_case_and_parameters(content_ty
 
 
 @pytest.mark.parametrize("content_type", ["text/html", "text/event-stream+x", "application/json", "", "\x1b[2J"])
-async def test_something_else_is_no_event_stream(content_type):
+async def test_another_media_type_is_not_an_event_stream(content_type):
     listener, script = scripted((200, {"Content-Type": content_type}))
     channel = await run(listener, script, 0.5)
     assert channel.events == [(0, "down")]
@@ -344,7 +344,7 @@ async def test_a_compressed_stream_is_refused_unread(encoding, goes):
     assert goes or f"Content-Encoding '{encoding}', but was asked for identity" in str(channel.errors[0])
 
 
-async def test_headers_and_token_are_asked_for_at_each_connect():
+async def test_headers_and_token_providers_are_called_at_each_connect():
     tokens, tenants = iter("abc"), iter("xyz")
 
     async def token():
@@ -356,7 +356,7 @@ async def test_headers_and_token_are_asked_for_at_each_connect():
     assert script.sent("authorization") == ["Bearer a", "Bearer b", "Bearer c"]
 
 
-async def test_the_users_headers_win():
+async def test_headers_of_the_user_replace_the_default_headers():
     listener, script = scripted([], headers={"ACCEPT": "text/event-stream, */*", "A": "b"})
     await run(listener, script, 1)
     assert script.requests[0].headers.get_list("accept") == ["text/event-stream, */*"]
@@ -373,7 +373,7 @@ async def test_user_and_password_of_the_url_are_sent_unless_headers_have_others(
     assert str(script.requests[0].url) == "https://feed.example/events"
 
 
-async def test_a_given_client_sends_its_own_credentials_unless_there_are_others():
+async def test_a_given_client_sends_its_own_credentials_unless_a_token_is_given():
     for options, sent in [({}, "Basic bWU6cHc="), ({"token": "t"}, "Bearer t")]:
         script = Script([])
         client = httpx.AsyncClient(transport=script, auth=("me", "pw"))
@@ -382,7 +382,7 @@ async def test_a_given_client_sends_its_own_credentials_unless_there_are_others(
         assert not client.is_closed
 
 
-async def test_on_401_a_fresh_token_connects_at_once_and_then_slowly():
+async def test_after_http_401_a_fresh_token_is_tried_at_once_and_then_every_five_minutes():
     asked = iter(range(100))
     listener, script = scripted(401, token=lambda: f"t{next(asked)}")
     await run(listener, script, 700)
@@ -390,7 +390,7 @@ async def test_on_401_a_fresh_token_connects_at_once_and_then_slowly():
     assert script.sent("authorization") == [f"Bearer t{n}" for n in range(4)]
 
 
-async def test_on_401_without_a_provider_there_is_nobody_to_ask():
+async def test_http_401_with_a_fixed_token_is_retried_slowly():
     listener, script = scripted(401, token="fixed")
     await run(listener, script, 400)
     assert script.connects == [0, 300]
@@ -399,13 +399,13 @@ async def test_on_401_without_a_provider_there_is_nobody_to_ask():
 # The last event id
 
 
-async def test_no_id_is_named_unless_wanted():
+async def test_last_event_id_is_not_sent_by_default():
     listener, script = scripted([b"id: 1\ndata: x\n\n", END])
     await run(listener, script, 2)
     assert script.sent("last-event-id") == [None] * 3
 
 
-async def test_the_last_id_is_named_and_survives_streams_that_name_none():
+async def test_the_last_event_id_is_sent_also_after_streams_without_an_id():
     listener, script = scripted(
         [b"id: 1\ndata: x\n\nid: 2\ndata: cut off\n", END],
         [b": ka\n\ndata: y\n\n", END],
@@ -420,20 +420,20 @@ async def test_the_last_id_is_named_and_survives_streams_that_name_none():
     assert sent == [None, b"1", b"1", b"1", "é".encode(), None]
 
 
-async def test_an_id_of_ours_replaces_one_of_the_users():
+async def test_a_received_event_id_replaces_the_last_event_id_header_of_the_user():
     listener, script = scripted([b"id: 1\n\n", END], [], last_event_id=True, headers={"last-event-id": "earliest"})
     await run(listener, script, 1)
     assert [request.headers.get_list("last-event-id") for request in script.requests] == [["earliest"], ["1"]]
 
 
 @pytest.mark.parametrize("id", [b"a\x01b", b"x" * 1025, b" \t1", b"1 ", b"a\x7f"])
-async def test_an_id_that_no_header_can_carry_is_not_named(id):
+async def test_an_event_id_that_is_not_a_valid_header_value_is_not_sent(id):
     listener, script = scripted([b"id: 1\n\n", b"id:" + id + b"\n\n", END], [], last_event_id=True)
     await run(listener, script, 1)
     assert script.sent("last-event-id") == [None, "1"]
 
 
-async def test_an_id_that_may_have_been_refused_is_not_named_again():
+async def test_the_last_event_id_is_not_sent_again_after_http_400():
     listener, script = scripted([b"id: 1\n\n", END], 400, [], last_event_id=True)
     await run(listener, script, 400)
     assert script.sent("last-event-id") == [None, "1", None]
@@ -492,7 +492,7 @@ UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed")
         (Verdict.GIVE_UP, [status(410), SocksUnusable("a library is missing")]),
     ],
 )
-def test_failures_are_sorted(verdict, errors):
+def test_each_failure_is_classified_with_its_verdict(verdict, errors):
     sorted_as = {f"{type(error).__name__}: {error}": failure_of(error).verdict for error in errors}
     assert sorted_as == dict.fromkeys(sorted_as, verdict)
 
@@ -517,12 +517,12 @@ def test_failures_are_sorted(verdict, errors):
         (httpx.RemoteProtocolError("\x1b[2J\n"), r"RemoteProtocolError: '\x1b[2J\n'"),
     ],
 )
-def test_what_happened_is_told_in_a_sentence(error, said):
+def test_each_failure_is_described_in_one_sentence(error, said):
     assert failure_of(error).sentence == said
 
 
 @pytest.mark.parametrize("location", ["location: /", f"http://{CANARY}:port/", "http://xn--zz/"])
-async def test_a_redirect_to_something_that_is_not_a_url_is_one_clear_failure(location):
+async def test_a_redirect_to_an_invalid_url_is_retried_slowly_with_a_clear_error(location):
     listener, script = scripted((307, {"Location": location}))
     channel = await run(listener, script, 400)
     assert script.connects == [0, 300]
@@ -530,7 +530,7 @@ async def test_a_redirect_to_something_that_is_not_a_url_is_one_clear_failure(lo
     assert CANARY not in str(channel.errors[0])
 
 
-async def test_gone_for_good_raises():
+async def test_http_410_raises_a_listener_error():
     listener, script = scripted([END], 410)
     channel = TimedChannel()
     with pytest.raises(ListenerError, match=r"https://feed\.example/events.*HTTP 410") as raised:
@@ -538,7 +538,7 @@ async def test_gone_for_good_raises():
     assert channel.errors[-1] is raised.value
 
 
-async def test_the_user_knows_better_what_a_failure_means():
+async def test_a_classify_function_overrides_the_default_verdicts():
     def classify(error):
         return {404: Verdict.RETRY, 503: Verdict.GIVE_UP}.get(error.response.status_code)
 
@@ -551,7 +551,7 @@ async def test_the_user_knows_better_what_a_failure_means():
 # What is told
 
 
-async def test_failures_are_info_with_the_delay_and_leaving_alone_is_told(caplog):
+async def test_failures_are_logged_as_info_with_the_delay_and_http_204_is_logged(caplog):
     caplog.set_level(logging.DEBUG, "push_to_poll_client")
     listener, script = scripted(RESET, [], 204, max_age=2.0)
     await run(listener, script, 100)
@@ -613,20 +613,20 @@ def test_limits_are_finite_numbers_above_0(name):
         SSEListener(URL, **{name: "20"})
 
 
-def test_two_credentials_for_one_header_are_a_mistake():
+def test_a_token_together_with_a_user_in_the_url_is_a_value_error():
     with pytest.raises(ValueError, match="either a token or a user") as raised:
         SSEListener(f"https://me:{CANARY}@feed.example/", token="t")
     assert CANARY not in str(raised.value)
 
 
-def test_a_client_has_the_shape_of_one_and_says_itself_whom_it_trusts():
+def test_an_invalid_client_and_a_client_together_with_tls_are_errors():
     with pytest.raises(TypeError, match=r"client is a Client; give an httpx\.AsyncClient"):
         SSEListener(URL, client=type("Client", (), {})())
     with pytest.raises(ValueError, match="either a client or tls"):
         SSEListener(URL, client=httpx.AsyncClient(), tls=ssl.create_default_context())
 
 
-def test_the_name_and_repr_tell_the_address():
+def test_the_name_and_repr_show_the_address_without_secrets():
     listener = SSEListener(f"https://me:{CANARY}@feed.example:8443/events?key={CANARY}")
     assert listener.name == "https://feed.example:8443/events?key=…"
     assert repr(listener) == "SSEListener('https://feed.example:8443/events?key=…')"

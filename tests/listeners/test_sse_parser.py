@@ -36,7 +36,7 @@ def message(data, id="", event="message"):
 # The examples of the standard (§9.2.6)
 
 
-def test_three_messages_of_which_one_has_two_lines():
+def test_data_lines_of_one_event_are_joined_with_a_newline():
     stream = b"data: This is the first message.\n\ndata: This is the second message, it\ndata: has two lines.\n\n"
     assert parse(stream + b"data: This is the third message.\n\n") == [
         message("This is the first message."),
@@ -45,24 +45,24 @@ def test_three_messages_of_which_one_has_two_lines():
     ]
 
 
-def test_types_of_events():
+def test_the_event_field_sets_the_type_of_an_event():
     assert parse(b"event: add\ndata: 73857293\n\nevent: remove\ndata: 2153\n\n") == [
         message("73857293", event="add"),
         message("2153", event="remove"),
     ]
 
 
-def test_a_comment_an_id_that_is_reset_and_an_event_that_is_cut_off():
+def test_comments_and_cut_off_events_are_not_dispatched_and_an_empty_id_resets():
     stream = b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event"
     assert parse(stream) == [message("first event", "1"), message("second event")]
     assert parse(stream + b"\n\n")[-1] == message(" third event")
 
 
-def test_empty_data_is_data():
+def test_events_with_empty_data_are_dispatched():
     assert parse(b"data\n\ndata\ndata\n\ndata:") == [message(""), message("\n")]
 
 
-def test_at_most_one_space_is_removed():
+def test_at_most_one_space_after_the_colon_is_removed():
     assert parse(b"data:test\n\ndata: test\n\ndata:  test\n\ndata:\ttest\n\n") == [
         message("test"),
         message("test"),
@@ -75,12 +75,12 @@ def test_at_most_one_space_is_removed():
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
-def test_lines_end_with_each_of_the_three(end):
+def test_lines_end_with_lf_cr_or_crlf(end):
     stream = end.join([b"event: e", b"data: 1", b"data: 2", b"", b"data: 3", b"", b""])
     assert parse(stream) == [message("1\n2", event="e"), message("3")]
 
 
-def test_the_three_may_be_mixed():
+def test_line_endings_may_be_mixed():
     assert parse(b"data: 1\r\n\ndata: 2\r\rdata: 3\n\r\n") == [message("1"), message("2"), message("3")]
 
 
@@ -91,16 +91,16 @@ def test_a_lone_cr_at_the_end_of_a_chunk_dispatches_at_once():
     assert parser.feed(b"\ndata: 3\n\n") == [message("3")], "the LF belongs to the CR before it"
 
 
-def test_a_crlf_over_chunks_is_one_end_also_with_nothing_between():
+def test_a_crlf_split_over_chunks_is_one_line_ending():
     assert parse(b"data: 1\r", b"", b"\n", b"data: 2\r", b"\n", b"\r", b"\n") == [message("1\n2")]
 
 
-def test_one_lf_alone_is_swallowed_after_a_cr():
+def test_only_one_lf_is_skipped_after_a_cr():
     assert parse(b"data: 1\r", b"\n", b"\n") == [message("1")]
 
 
 @pytest.mark.parametrize("other", ["\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
-def test_nothing_else_ends_a_line(other):
+def test_other_line_breaks_of_unicode_do_not_end_a_line(other):
     assert parse(f"data: a{other}b\n\n".encode()) == [message(f"a{other}b")]
 
 
@@ -108,18 +108,18 @@ def test_nothing_else_ends_a_line(other):
 
 
 @pytest.mark.parametrize("cut", range(5))
-def test_a_leading_bom_is_dropped_wherever_it_is_cut(cut):
+def test_a_leading_bom_is_dropped_also_when_chunks_split_it(cut):
     stream = BOM + b"data: 1\n\n"
     assert parse(stream[:cut], stream[cut:]) == [message("1")]
 
 
-def test_only_one_bom_and_only_a_leading_one_is_dropped():
+def test_only_one_leading_bom_is_dropped():
     assert parse(BOM + BOM + b"data: 1\n\n", b"data: 2\n\n") == [message("2")]
     assert parse(b"\n" + BOM + b"data: 1\n\n") == []
     assert parse(b"data: " + BOM + b"\n\n") == [message("\ufeff")]
 
 
-def test_a_bom_before_a_comment_or_an_empty_line():
+def test_a_bom_is_dropped_before_a_comment_or_an_empty_line():
     assert parse(BOM + b":data: 1\n\n") == []
     assert parse(BOM + b"\ndata: 1\n\n") == [message("1")]
 
@@ -136,7 +136,7 @@ def test_a_bom_before_a_comment_or_an_empty_line():
         (b"\0", "\0"),
     ],
 )
-def test_what_is_no_utf_8_is_replaced(raw, read):
+def test_invalid_utf_8_is_replaced(raw, read):
     stream = b"data:" + raw + b"\n\n"
     assert parse(*(stream[n : n + 1] for n in range(len(stream)))) == [message(read)]
 
@@ -161,7 +161,7 @@ def test_keep_alive_comments_after_an_id_dispatch_nothing():
     assert parse(b"id: 1\ndata: x\n\n: ka\n\n: ka\n\n") == [message("x", "1")]
 
 
-def test_the_last_type_counts_and_an_empty_one_is_message():
+def test_the_last_event_field_counts_and_an_empty_one_means_message():
     assert parse(b"event: a\nevent: b\ndata: 1\n\nevent: a\nevent\ndata: 2\n\n") == [
         message("1", event="b"),
         message("2"),
@@ -171,26 +171,26 @@ def test_the_last_type_counts_and_an_empty_one_is_message():
 # Ids
 
 
-def test_an_event_without_an_id_carries_the_last_one():
+def test_an_event_without_an_id_has_the_last_id():
     assert parse(b"id: 1\ndata: a\n\ndata: b\n\n") == [message("a", "1"), message("b", "1")]
 
 
-def test_an_empty_id_resets_and_one_with_nul_is_ignored():
+def test_an_empty_id_resets_the_id_and_an_id_with_nul_is_ignored():
     assert parse(b"id: 1\nid: 2\0\ndata: a\n\nid\ndata: b\n\n") == [message("a", "1"), message("b")]
 
 
-def test_an_id_counts_from_its_blank_line_on_also_without_data():
+def test_an_id_takes_effect_at_the_blank_line_also_without_data():
     parser = parsed(b"id: 1\ndata: a\n\nid: 2\n")
     assert parser.last_event_id == "1"
     parser.feed(b"\n")
     assert parser.last_event_id == "2"
 
 
-def test_an_event_that_is_cut_off_discards_its_id():
+def test_the_id_of_a_cut_off_event_is_discarded():
     assert parsed(b"id: 1\ndata: a\n\nid: 2\ndata: b\n").last_event_id == "1"
 
 
-def test_an_id_that_the_client_named_is_that_of_events_that_name_none():
+def test_events_without_an_id_have_the_last_event_id_given_to_the_parser():
     parser = EventParser(max_size=None, last_event_id="7")
     assert parser.feed(b"data: a\n\nid: 8\ndata: b\n\n") == [message("a", "7"), message("b", "8")]
 
@@ -216,19 +216,19 @@ def test_the_time_to_reconnect_is_in_milliseconds_and_bounded(value, seconds):
 @pytest.mark.parametrize(
     "value", ["", "-5", "+5", "1_000", "5.0", "1e3", " 5", "5 ", "\u0665", "\uff15", "0x10", "inf"]
 )
-def test_anything_but_ascii_digits_is_ignored(value):
+def test_a_retry_field_with_anything_but_ascii_digits_is_ignored(value):
     assert parsed(b"retry: 7000\n", f"retry: {value}\n".encode()).retry == 7.0
     assert parsed(f"retry: {value}\n".encode()).retry is None
 
 
-def test_a_time_to_reconnect_counts_without_an_event():
+def test_a_retry_field_takes_effect_without_an_event():
     assert parsed(b"data: x\nretry: 9000\n").retry == 9.0
 
 
 # Bounds
 
 
-def test_a_line_may_have_just_so_many_bytes():
+def test_a_line_may_have_at_most_max_size_bytes():
     line = b"data:" + b"x" * 95
     assert parse(line + b"\r\n\r\n", max_size=100) == [message("x" * 95)]
     for chunks in ([line + b"x"], [line + b"x\n"], [line, b"x"], [b":" + b"x" * 50, b"x" * 50 + b"\n"]):
@@ -236,18 +236,18 @@ def test_a_line_may_have_just_so_many_bytes():
             parse(*chunks, max_size=100)
 
 
-def test_the_data_of_an_event_may_have_just_so_many_bytes():
+def test_the_data_of_an_event_may_have_at_most_max_size_bytes():
     assert len(parse(b"data\n" * 100 + b"\n", max_size=100)[0].data) == 99
     with pytest.raises(EventTooLarge, match="the data of an event has more than 100 bytes"):
         parse(b"data\n" * 101, max_size=100)
     assert len(parse(b"data: x\n\n" * 1000, max_size=100)) == 1000
 
 
-def test_any_number_of_comments_and_ignored_lines_is_no_event():
+def test_comments_and_lines_without_data_do_not_count_towards_max_size():
     assert parse(b": keep-alive\nid: 5\nevent: x\nretry: 5\n" * 1000 + b"data\n\n", max_size=20)
 
 
-def test_an_endless_line_is_noticed_at_once_and_not_kept():
+def test_an_endless_line_is_refused_at_max_size_and_uses_little_memory():
     parser, fed = EventParser(max_size=65_536), 0
     tracemalloc.start()
     with contextlib.suppress(EventTooLarge):
@@ -280,7 +280,7 @@ class Watched(bytearray):
 
 
 @pytest.mark.parametrize("start", [b"data:", b"id:", b":", b"retry:"])
-def test_a_line_that_comes_in_small_pieces_is_neither_copied_nor_searched_for_each(start):
+def test_a_line_in_small_chunks_is_not_copied_or_searched_again_for_each_chunk(start):
     """For a line of 1 MiB in 8,192 pieces either would be 4 GiB of work."""
     parser = EventParser(max_size=None)
     line = parser._line = Watched()
@@ -329,7 +329,7 @@ def cut(stream, places):
 
 
 @given(streams, st.lists(st.integers(0, 1000), max_size=20))
-def test_any_pieces_give_the_events_of_the_whole(stream, places):
+def test_any_division_into_chunks_gives_the_same_events(stream, places):
     whole, pieces = EventParser(max_size=None), EventParser(max_size=None)
     events = whole.feed(stream)
     assert [event for chunk in cut(stream, places) for event in pieces.feed(chunk)] == events
@@ -337,7 +337,7 @@ def test_any_pieces_give_the_events_of_the_whole(stream, places):
 
 
 @given(streams)
-def test_each_event_is_there_with_its_last_byte(stream):
+def test_each_event_is_dispatched_with_its_last_byte(stream):
     """Byte by byte: what was read so far is what the whole of it gives, so nothing is held back."""
     parser, events = EventParser(max_size=None), []
     for end in range(len(stream)):
@@ -346,7 +346,7 @@ def test_each_event_is_there_with_its_last_byte(stream):
 
 
 @given(streams, st.lists(st.integers(0, 1000), max_size=5), st.integers(1, 40))
-def test_pieces_make_no_difference_to_what_is_too_large(stream, places, most):
+def test_the_size_limit_does_not_depend_on_the_chunks(stream, places, most):
     assert too_large([stream], most) == too_large(cut(stream, places), most)
 
 
@@ -398,7 +398,7 @@ def with_httpx_sse(*chunks, content_type="text/event-stream"):
 
 
 @given(st.lists(blocks, max_size=5), ends, st.lists(st.integers(0, 1000), max_size=5))
-def test_httpx_sse_reads_the_same_of_blocks_with_data(blocks, end, places):
+def test_httpx_sse_reads_the_same_events_from_blocks_with_data(blocks, end, places):
     stream = "".join(line + end for block in blocks for line in block).encode()
     assert with_httpx_sse(*cut(stream, places)) == parse(stream)
 
@@ -415,19 +415,19 @@ def test_httpx_sse_reads_the_same_of_blocks_with_data(blocks, end, places):
         (BOM + b"data: 1\n\n", [message("1")], []),
     ],
 )
-def test_httpx_sse_deviates_where_the_standard_is_clear(stream, ours, theirs):
+def test_httpx_sse_deviates_from_the_standard_in_known_cases(stream, ours, theirs):
     assert parse(stream) == ours
     assert with_httpx_sse(stream) == theirs
 
 
-def test_httpx_sse_believes_a_charset_although_it_is_always_utf_8():
+def test_httpx_sse_uses_a_charset_although_event_streams_are_always_utf_8():
     stream = "data: é\n\n".encode()
     assert with_httpx_sse(stream, content_type="text/event-stream; charset=iso-8859-1") == [message("Ã©")]
     assert parse(stream) == [message("é")]
 
 
 @pytest.mark.parametrize(("value", "theirs"), [("-5", -5), ("1_000", 1000), ("\u0665", 5)])
-def test_httpx_sse_takes_more_than_digits_for_a_time_to_reconnect(value, theirs):
+def test_httpx_sse_accepts_retry_fields_with_more_than_ascii_digits(value, theirs):
     stream = f"retry: {value}\n"
     decoder = httpx_sse._decoders.SSEDecoder()
     decoder.decode(stream.strip())
@@ -435,7 +435,7 @@ def test_httpx_sse_takes_more_than_digits_for_a_time_to_reconnect(value, theirs)
     assert parsed(stream.encode()).retry is None
 
 
-def test_httpx_sse_holds_back_what_ends_with_a_lone_cr():
+def test_httpx_sse_delays_an_event_that_ends_with_a_lone_cr():
     lines = httpx_sse._decoders.SSELineDecoder()
     assert lines.decode("data: 1\r\r") == ["data: 1"], "the empty line comes with the next chunk"
     assert EventParser(max_size=None).feed(b"data: 1\r\r") == [message("1")]

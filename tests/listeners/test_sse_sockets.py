@@ -77,7 +77,7 @@ def cursor_of(event):
 # The reference server
 
 
-async def test_publications_wake_with_their_hints_and_a_stop_closes(server):
+async def test_published_messages_arrive_as_pushes_with_hints_and_a_stop_closes_the_stream(server):
     async with listening(to(server.sse_url, hint=cursor_of)) as channel:
         await channel.saw("up")
         await until(server, lambda stats: stats.streams_open == 1)
@@ -99,7 +99,7 @@ async def test_a_push_does_not_wait_for_the_next_one(server):
             await channel.saw("up", *[Push()] * count)
 
 
-async def test_a_restarted_server_is_found_again(server):
+async def test_the_listener_reconnects_to_a_restarted_server(server):
     asked, is_back = [], anyio.Event()
 
     async def token():
@@ -119,7 +119,7 @@ async def test_a_restarted_server_is_found_again(server):
         await channel.sees(Push(), after="down")
 
 
-async def test_a_half_open_connection_is_found_by_silence(server):
+async def test_a_half_open_connection_is_detected_by_its_silence(server):
     server.faults.half_open = True
     async with listening(to(server.sse_url, max_silence=0.1)) as channel:
         await channel.saw("up", "down", "up")
@@ -132,14 +132,14 @@ async def test_comments_keep_a_connection_alive():
             await channel.saw("up", "up")
 
 
-async def test_a_server_that_accepts_and_closes(server):
+async def test_the_listener_reconnects_when_the_server_accepts_and_closes(server):
     server.faults.accept_and_close = 1013
     async with listening(to(server.sse_url)) as channel:
         await channel.saw("up", "down", "up")
     assert "the server ended the stream" in str(channel.error)
 
 
-async def test_after_204_it_returns(server):
+async def test_the_listener_returns_after_http_204(server):
     server.faults.refuse_status = 204
     channel = Channel()
     with anyio.fail_after(GUARD):
@@ -148,7 +148,7 @@ async def test_after_204_it_returns(server):
     assert server.stats.streams_refused == 1
 
 
-async def test_on_401_a_fresh_token_is_asked_for(server):
+async def test_a_fresh_token_is_requested_after_http_401(server):
     server.faults.authorization = "Bearer new"
     tokens = iter(["old", "new"])
 
@@ -169,7 +169,9 @@ async def test_on_401_a_fresh_token_is_asked_for(server):
         (404, None, "300.0"),
     ],
 )
-async def test_a_refusal_tells_when_to_come_back(server, status, retry_after, delay, caplog):
+async def test_the_delay_after_a_refusal_depends_on_its_status_and_retry_after(
+    server, status, retry_after, delay, caplog
+):
     caplog.set_level(logging.INFO)
     server.faults.set(refuse_status=status, retry_after=retry_after)
     async with listening(to(server.sse_url)) as channel:
@@ -177,13 +179,13 @@ async def test_a_refusal_tells_when_to_come_back(server, status, retry_after, de
     assert f"HTTP {status} instead of an event stream; connecting again in {delay} s" in caplog.text
 
 
-async def test_gone_raises(server):
+async def test_http_410_raises_a_listener_error(server):
     server.faults.refuse_status = 410
     with anyio.fail_after(GUARD), pytest.raises(ListenerError, match="HTTP 410"):
         await to(server.sse_url).listen(Channel())
 
 
-async def test_a_connection_is_renewed_at_its_age(server):
+async def test_a_connection_is_renewed_within_its_maximum_age(server):
     async with listening(to(server.sse_url, max_age=0.1)) as channel:
         await channel.saw("up", "up", "up")
         await until(server, lambda stats: stats.streams_open <= 1)
@@ -192,7 +194,7 @@ async def test_a_connection_is_renewed_at_its_age(server):
 # A server that is ill
 
 
-async def test_an_event_that_is_cut_in_the_middle_is_none():
+async def test_an_event_cut_off_in_the_middle_is_not_a_push():
     def treat(accepted, number):
         accepted.recv(65536)
         accepted.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n9\r\n" + EVENT + b"\r\n7\r\ndata: y\r\n")
@@ -205,7 +207,7 @@ async def test_an_event_that_is_cut_in_the_middle_is_none():
     assert "peer closed connection" in str(channel.error)
 
 
-async def test_a_connection_that_is_reset():
+async def test_the_listener_reconnects_after_a_connection_reset():
     def treat(accepted, number):
         accepted.recv(65536)
         accepted.sendall(HEAD + b"\r\n")
@@ -219,7 +221,7 @@ async def test_a_connection_that_is_reset():
     assert "Connection reset by peer" in str(channel.error)
 
 
-async def test_nobody_there(caplog):
+async def test_a_refused_connection_is_retried_with_a_growing_delay(caplog):
     caplog.set_level(logging.INFO)
     with socket.create_server((HOST, 0)) as unused:
         port = unused.getsockname()[1]
@@ -234,7 +236,7 @@ async def test_nobody_there(caplog):
     "start",
     [b"", b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"x" * 50_000],
 )
-async def test_an_answer_that_stalls(start):
+async def test_a_stalled_answer_is_a_failure_after_the_open_timeout(start):
     with Raw(reads(start)) as server:
         async with listening(to(at(server), open_timeout=0.2)) as channel:
             await channel.saw("down", "down")
@@ -242,7 +244,7 @@ async def test_an_answer_that_stalls(start):
     assert "no answer within 0.2 s" in str(channel.error)
 
 
-async def test_headers_that_drip_are_no_answer_in_time():
+async def test_slowly_sent_headers_do_not_extend_the_open_timeout():
     stop = threading.Event()
 
     def treat(accepted, number):
@@ -269,7 +271,7 @@ async def test_headers_that_drip_are_no_answer_in_time():
         (b"HTTP/1.1 503 No\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 100_000, "HTTP 503", "0.0"),
     ],
 )
-async def test_what_is_no_event_stream(answer, said, delay, caplog):
+async def test_an_answer_that_is_not_an_event_stream_is_a_failure(answer, said, delay, caplog):
     caplog.set_level(logging.INFO)
 
     def treat(accepted, number):
@@ -285,7 +287,7 @@ async def test_what_is_no_event_stream(answer, said, delay, caplog):
 
 
 @pytest.mark.parametrize("start", [b"data: ", b": ", b"", b"data: 1\n\ndata: "])
-async def test_an_endless_line_is_a_push_and_costs_little(start, caplog):
+async def test_an_endless_line_is_a_push_and_uses_little_memory(start, caplog):
     caplog.set_level(logging.INFO)
     is_up = threading.Event()
 
@@ -315,7 +317,7 @@ async def test_an_endless_line_is_a_push_and_costs_little(start, caplog):
 # Credentials
 
 
-async def test_a_redirect_takes_no_secret_anywhere(caplog):
+async def test_redirects_are_not_followed_so_secrets_stay_with_their_origin(caplog):
     caplog.set_level(logging.INFO)
     with Raw(reads(b"")) as elsewhere:
         there = f"HTTP/1.1 307 No\r\nLocation: {at(elsewhere)}\r\nContent-Length: 0\r\n\r\n".encode()
@@ -338,7 +340,7 @@ async def test_debug_logs_of_a_real_request_hold_no_secret(caplog):
     assert CANARY not in caplog.text
 
 
-async def test_a_proxy_from_the_environment(monkeypatch):
+async def test_a_proxy_from_the_environment_is_used(monkeypatch):
     asked = []
 
     def treat(accepted, number):
@@ -371,7 +373,7 @@ async def test_a_proxy_that_refuses_a_tunnel_never_sees_the_token(monkeypatch, c
 
 
 @pytest.mark.parametrize("address", [f"ftp://me:{CANARY}@{HOST}:1", f"http://me:{CANARY}@{HOST}:port"])
-async def test_a_proxy_that_is_none_is_told_without_its_password(address, monkeypatch, caplog):
+async def test_an_invalid_proxy_address_is_logged_without_its_password(address, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("all_proxy", address)
     async with listening(to("https://feed.invalid/events")) as channel:
@@ -383,7 +385,7 @@ async def test_a_proxy_that_is_none_is_told_without_its_password(address, monkey
     assert CANARY not in caplog.text
 
 
-async def test_a_socks_proxy_needs_a_library(monkeypatch):
+async def test_a_socks_proxy_without_socksio_is_a_listener_error(monkeypatch):
     monkeypatch.setenv("all_proxy", f"socks5://{HOST}:1")
     with pytest.raises(ListenerError, match="socksio"):
         await to("https://feed.invalid/events").listen(Channel())
@@ -409,14 +411,14 @@ def tls_server(authority):
         yield f"https://{HOST}:{server.port}/events"
 
 
-async def test_tls_with_a_certificate_that_the_user_trusts(tls_server, authority):
+async def test_a_certificate_trusted_by_the_given_tls_context_is_accepted(tls_server, authority):
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(trusting)
     async with listening(to(tls_server, tls=trusting)) as channel:
         await channel.saw("up", Push())
 
 
-async def test_tls_with_a_certificate_that_nobody_vouches_for_is_retried_slowly(tls_server, caplog):
+async def test_an_untrusted_certificate_is_retried_slowly(tls_server, caplog):
     caplog.set_level(logging.INFO)
     async with listening(to(tls_server, token=CANARY)) as channel:
         await channel.saw("down")
@@ -428,7 +430,7 @@ async def test_tls_with_a_certificate_that_nobody_vouches_for_is_retried_slowly(
 
 
 @pytest.mark.parametrize("url", ["http", "https"])
-async def test_a_stop_before_the_answer_leaves_nothing_open(url):
+async def test_a_stop_before_the_answer_closes_the_connection(url):
     connected = threading.Event()
     with Raw(lambda accepted, number: connected.set()) as server:
         async with listening(to(at(server).replace("http", url))):
@@ -437,14 +439,14 @@ async def test_a_stop_before_the_answer_leaves_nothing_open(url):
 
 
 @pytest.mark.parametrize("start", [b"", EVENT, b"data: half"])
-async def test_a_stop_while_reading_leaves_nothing_open(start):
+async def test_a_stop_while_reading_closes_the_connection(start):
     with Raw(reads(HEAD + b"\r\n" + start)) as server:
         async with listening(to(at(server))) as channel:
             await channel.saw("up")
         assert await run_sync(is_closed, server.first())
 
 
-async def test_few_events_are_passed_on_after_a_stop_in_a_flood_of_them():
+async def test_few_events_are_passed_on_after_a_stop_under_load():
     done = threading.Event()
 
     def treat(accepted, number):

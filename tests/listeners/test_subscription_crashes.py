@@ -83,7 +83,7 @@ async def steps_of(story, seconds):
 
 @not_counted
 @stories
-async def test_a_crash_at_any_step_leaves_one(story):
+async def test_a_crash_at_any_step_leaves_one_subscription(story):
     for step in range(1, await steps_of(story, 160) + 1):
         told = Story(**story)
         await told.live(160, crash_at=step)
@@ -94,7 +94,7 @@ async def test_a_crash_at_any_step_leaves_one(story):
 
 @not_counted
 @stories
-async def test_a_crash_in_the_life_after_a_crash_leaves_one(story):
+async def test_a_second_crash_after_the_restart_leaves_one_subscription(story):
     for step in range(1, await steps_of(story, 90) + 1):
         for next_step in range(1, EARLY):
             told = Story(**story)
@@ -106,7 +106,7 @@ async def test_a_crash_in_the_life_after_a_crash_leaves_one(story):
 
 
 @pytest.mark.parametrize("seconds", [5, 0.05, 69.0, 69.25, 69.35])
-async def test_a_crash_while_all_are_stopped_leaves_one_in_the_next_life(seconds):
+async def test_a_crash_while_subscriptions_are_stopped_leaves_one_after_the_restart(seconds):
     for step in range(1, await steps_of({"renews": False, "stops": True}, seconds) + 1):
         told = Story(renews=False, stops=True)
         await told.live(seconds, crash_at=step)
@@ -117,7 +117,7 @@ async def test_a_crash_while_all_are_stopped_leaves_one_in_the_next_life(seconds
         assert told.server.counts(lambda count: count > 1) <= MOST + 5
 
 
-async def test_an_orderly_end_leaves_none():
+async def test_an_orderly_stop_leaves_no_subscription():
     for tenth in range(1, 80):
         told = Story(renews=False, stops=True)
         await told.live(61.5 + tenth / 10)

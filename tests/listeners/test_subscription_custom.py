@@ -48,7 +48,7 @@ async def test_async_functions_are_awaited():
     assert stopped == [ONE]
 
 
-async def test_plain_ones_run_in_a_thread():
+async def test_sync_functions_run_in_a_thread():
     threads = []
 
     def note(registration):
@@ -63,7 +63,7 @@ async def test_plain_ones_run_in_a_thread():
     assert len(threads) == 3
 
 
-async def test_objects_and_functions_that_return_coroutines_will_do():
+async def test_callable_objects_and_functions_that_return_coroutines_are_awaited():
     class Create:
         async def __call__(self, planned):
             return planned
@@ -76,7 +76,7 @@ async def test_objects_and_functions_that_return_coroutines_will_do():
     assert await subscription.renew(ONE) == ONE
 
 
-async def test_a_plain_one_that_hangs_is_left_to_itself():
+async def test_cancellation_does_not_wait_for_a_sync_function_that_hangs():
     begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
     def hang(planned):
@@ -94,7 +94,7 @@ async def test_a_plain_one_that_hangs_is_left_to_itself():
     assert ended.wait(GUARD)
 
 
-async def test_without_the_others_it_is_replaced_and_left():
+async def test_a_subscription_with_only_create_is_not_renewable_and_its_stop_does_nothing():
     subscription = CustomSubscription(lambda planned: planned, name="vendor")
     assert await subscription.renew(ONE) is None
     assert await subscription.stop(ONE) is None
@@ -102,7 +102,7 @@ async def test_without_the_others_it_is_replaced_and_left():
 
 
 @pytest.mark.parametrize("answer", [None, {}, "1"])
-async def test_what_is_no_registration_ends_it(answer):
+async def test_a_function_that_does_not_return_a_registration_is_a_listener_error(answer):
     subscription = CustomSubscription(lambda planned: answer, lambda registration: answer, name="vendor")
     with pytest.raises(ListenerError, match=r"create returned a .*; return a Registration"):
         await subscription.create(ONE)
@@ -124,12 +124,12 @@ def test_each_plan_has_an_id_and_a_secret_of_its_own():
 
 
 @pytest.mark.parametrize("functions", [(None,), ("create",), (print, "renew"), (print, None, 1)])
-def test_what_is_no_function_is_refused(functions):
+def test_arguments_that_are_not_functions_are_a_type_error(functions):
     with pytest.raises(TypeError, match="give a function"):
         CustomSubscription(*functions, name="vendor")
 
 
-def test_what_is_authentic_goes_by_the_secrets_that_there_are():
+def test_a_request_is_verified_with_the_secrets_of_the_adopted_registrations():
     subscription = CustomSubscription(lambda planned: planned, name="vendor")
     verify = subscription.verified_by(shared_token)
     one, two = subscription.plan(), subscription.plan()
@@ -150,13 +150,13 @@ def test_what_is_authentic_goes_by_the_secrets_that_there_are():
     assert not passes(one)
 
 
-def test_a_verifier_that_needs_the_body_may_pass():
+def test_may_pass_is_true_for_a_verifier_that_needs_the_body():
     subscription = CustomSubscription(lambda planned: planned, name="vendor")
     subscription.adopt([subscription.plan()])
     assert subscription.verified_by(token_in_body).may_pass(WebhookRequest())
 
 
-async def test_a_mistake_in_a_function_is_told_with_its_place_and_without_its_text():
+async def test_an_error_in_a_function_is_reported_with_its_line_and_without_its_text():
     async def create(planned):
         return planned.details["c4n4ry"]
 

@@ -64,7 +64,7 @@ def asked(server, what):
 # The life of one
 
 
-async def test_it_is_created_and_renewed_at_half_of_its_lifetime(caplog):
+async def test_a_subscription_is_created_and_renewed_at_half_of_its_lifetime(caplog):
     server = Server(lifetime=100)
     channel = await keep(Vendor(server), 160)
     assert server.asked == [(0, "create"), (50.1, "renew"), (100.2, "renew"), (150.3, "renew")]
@@ -75,7 +75,7 @@ async def test_it_is_created_and_renewed_at_half_of_its_lifetime(caplog):
     assert {record.levelname for record in caplog.records} == {"INFO"}
 
 
-async def test_a_fleet_renews_over_a_quarter_of_the_lifetime():
+async def test_renewals_of_many_consumers_are_spread_over_a_quarter_of_the_lifetime():
     early, late = Server(lifetime=86_400), Server(lifetime=86_400)
     await keep(Vendor(early), 65_000, fraction=0.0)
     await keep(Vendor(late), 65_000, fraction=0.999)
@@ -83,7 +83,7 @@ async def test_a_fleet_renews_over_a_quarter_of_the_lifetime():
     assert asked(late, "renew")[0] - 65_000 == pytest.approx(0.74975 * 86_400, abs=1)
 
 
-async def test_one_that_never_ends_is_never_renewed(caplog):
+async def test_a_subscription_without_an_expiry_is_never_renewed(caplog):
     server = Server(lifetime=math.inf)
     channel = await keep(Vendor(server, expires=False), 1e5)
     assert server.asked == [(0, "create")]
@@ -91,20 +91,20 @@ async def test_one_that_never_ends_is_never_renewed(caplog):
     assert "vendor: registered, to be renewed never" in caplog.messages
 
 
-async def test_a_lifetime_of_a_minute_will_do():
+async def test_a_subscription_with_a_lifetime_of_a_minute_never_lapses():
     server = Server(lifetime=60)
     await keep(Vendor(server), 600)
     assert server.counts(lambda count: count == 0) == 0
     assert len(server.asked) == 20
 
 
-async def test_a_lifetime_of_a_century_will_do():
+async def test_a_subscription_with_a_lifetime_of_a_century_is_created_once():
     server = Server(lifetime=3.2e9)
     await keep(Vendor(server), 3600)
     assert server.asked == [(0, "create")]
 
 
-async def test_an_expiry_in_the_past_is_no_reason_to_ask_without_end(caplog):
+async def test_a_subscription_with_an_expiry_in_the_past_is_replaced_once_a_minute(caplog):
     server = Server(lifetime=-3600)
     channel = await keep(Vendor(server, renews=False), 600)
     assert len(asked(server, "create")) == 10
@@ -112,7 +112,7 @@ async def test_an_expiry_in_the_past_is_no_reason_to_ask_without_end(caplog):
     assert "is this machine's clock right?" in caplog.text
 
 
-async def test_one_that_cannot_be_renewed_is_replaced_with_an_overlap():
+async def test_a_subscription_that_cannot_be_renewed_is_replaced_without_a_gap():
     server = Server(lifetime=100)
     vendor = Vendor(server, renews=False)
     channel = await keep(vendor, 60)
@@ -124,7 +124,7 @@ async def test_one_that_cannot_be_renewed_is_replaced_with_an_overlap():
     assert channel.events == [(0.1, "up"), (50.3, "up")]
 
 
-async def test_a_subscription_need_not_care_whose_pushes_are_welcome():
+async def test_a_subscription_may_omit_the_adopt_and_bind_methods():
     class Careless:
         name = "careless"
 
@@ -147,7 +147,7 @@ async def test_a_subscription_need_not_care_whose_pushes_are_welcome():
 # A restart
 
 
-async def test_a_restart_goes_on_with_what_there_is(caplog):
+async def test_a_restart_keeps_the_existing_subscription(caplog):
     server = Server(lifetime=100)
     vendor = Vendor(server, renews=False)
     channel = await keep(vendor, 20)
@@ -160,7 +160,7 @@ async def test_a_restart_goes_on_with_what_there_is(caplog):
     assert "vendor: registered in an earlier run" in caplog.messages
 
 
-async def test_a_restart_begins_with_a_renewal_where_that_is_all_it_takes():
+async def test_a_restart_checks_a_renewable_subscription_by_renewing_it():
     server = Server(lifetime=100, latency=0)
     vendor = Vendor(server)
     channel = await keep(vendor, 20)
@@ -171,7 +171,7 @@ async def test_a_restart_begins_with_a_renewal_where_that_is_all_it_takes():
     assert len(server.live) == 1
 
 
-async def test_what_is_overdue_at_a_restart_is_renewed_at_once():
+async def test_an_overdue_subscription_is_renewed_at_once_after_a_restart():
     server = Server(lifetime=100)
     vendor = Vendor(server)
     channel = await keep(vendor, 20)
@@ -180,7 +180,7 @@ async def test_what_is_overdue_at_a_restart_is_renewed_at_once():
     assert server.asked == [(0, "create"), (80, "renew")]
 
 
-async def test_what_has_ended_at_a_restart_is_down_until_there_is_another(caplog):
+async def test_the_channel_is_down_after_a_restart_until_an_expired_subscription_is_replaced(caplog):
     server = Server(lifetime=100)
     vendor = Vendor(server)
     channel = await keep(vendor, 20)
@@ -193,7 +193,7 @@ async def test_what_has_ended_at_a_restart_is_down_until_there_is_another(caplog
 
 
 @pytest.mark.parametrize("state", ["garbage", '{"version":99,"book":{}}'])
-async def test_a_state_that_cannot_be_read_is_as_good_as_none(state, caplog):
+async def test_an_unreadable_saved_state_is_replaced_by_a_new_subscription(state, caplog):
     server = Server()
     channel = await keep(Vendor(server), 5, Channel(state))
     assert server.asked == [(0, "create")]
@@ -202,7 +202,7 @@ async def test_a_state_that_cannot_be_read_is_as_good_as_none(state, caplog):
     assert state not in caplog.text
 
 
-async def test_what_is_planned_is_saved_before_the_server_is_asked():
+async def test_a_planned_subscription_is_saved_before_the_create_request():
     server = Server(latency=10)
     vendor = Vendor(server)
     channel = await keep(vendor, 5)
@@ -213,7 +213,7 @@ async def test_what_is_planned_is_saved_before_the_server_is_asked():
     assert vendor.plans == 1
 
 
-async def test_one_that_replaces_another_is_created_after_a_restart_too():
+async def test_a_replacement_subscription_is_completed_after_a_restart():
     server = Server(lifetime=100)
     vendor = Vendor(server, renews=False)
     channel = Channel()
@@ -228,7 +228,7 @@ async def test_one_that_replaces_another_is_created_after_a_restart_too():
 # Failures
 
 
-async def test_a_create_that_fails_is_tried_again_ever_more_slowly(caplog):
+async def test_a_failed_create_is_retried_with_a_growing_delay(caplog):
     server = Server(latency=0)
     server.script["create"].extend(status(503) for _ in range(5))
     channel = await keep(Vendor(server), 60)
@@ -238,7 +238,7 @@ async def test_a_create_that_fails_is_tried_again_ever_more_slowly(caplog):
     assert "c4n4ry" not in caplog.text
 
 
-async def test_what_the_server_asks_for_is_obeyed():
+async def test_the_retry_after_of_the_server_is_obeyed():
     server = Server(latency=0)
     server.script["create"].append(status(429, retry_after="500"))
     await keep(Vendor(server), 600)
@@ -246,7 +246,7 @@ async def test_what_the_server_asks_for_is_obeyed():
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404])
-async def test_a_create_that_is_refused_is_tried_again_slowly(code, caplog):
+async def test_a_create_refused_by_the_server_is_retried_slowly(code, caplog):
     server = Server(latency=0)
     server.script["create"].append(status(code))
     channel = Channel()
@@ -259,7 +259,7 @@ async def test_a_create_that_is_refused_is_tried_again_slowly(code, caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
-async def test_a_subscription_may_say_that_it_is_refused():
+async def test_a_create_that_raises_subscription_refused_is_retried_slowly():
     server = Server(latency=0)
     server.script["create"].append(SubscriptionRefused("the hub denied it"))
     channel = await keep(Vendor(server), 310)
@@ -268,7 +268,7 @@ async def test_a_subscription_may_say_that_it_is_refused():
 
 
 @pytest.mark.parametrize("error", [ListenerError("no such feed"), status(410)])
-async def test_what_can_never_succeed_ends_it(error, caplog):
+async def test_a_permanent_create_error_raises_a_listener_error(error, caplog):
     server = Server()
     server.script["create"].append(error)
     channel = Channel()
@@ -279,14 +279,14 @@ async def test_what_can_never_succeed_ends_it(error, caplog):
 
 
 @pytest.mark.parametrize("answer", ["garbage", Registration(id=1)])
-async def test_a_create_that_returns_garbage_ends_it(answer):
+async def test_a_create_that_returns_an_invalid_value_raises_a_listener_error(answer):
     server = Server()
     server.script["create"].append(answer)
     with pytest.raises(ListenerError, match="return"):
         await keeper_of(Vendor(server)).keep(Channel())
 
 
-async def test_a_renewal_that_fails_leaves_what_there_is_in_force():
+async def test_a_failed_renewal_is_retried_and_the_channel_stays_up():
     server = Server(lifetime=100, latency=0)
     server.script["renew"].extend([status(500), OSError("reset"), None])
     channel = await keep(Vendor(server), 90)
@@ -294,7 +294,7 @@ async def test_a_renewal_that_fails_leaves_what_there_is_in_force():
     assert channel.said("up", "down") == ["up", "up"]
 
 
-async def test_a_renewal_that_fails_too_long_is_noticed_when_it_ends(caplog):
+async def test_the_channel_goes_down_when_renewals_fail_until_the_subscription_expires(caplog):
     server = Server(lifetime=100, latency=0)
     server.script["renew"].extend(status(403) for _ in range(2))
     channel = Channel()
@@ -309,7 +309,7 @@ async def test_a_renewal_that_fails_too_long_is_noticed_when_it_ends(caplog):
     assert caplog.messages.count("vendor: ended before it was renewed; nothing is pushed") == 1
 
 
-async def test_one_that_the_server_has_dropped_is_created_anew_with_a_poll(caplog):
+async def test_a_subscription_found_missing_at_its_renewal_is_created_again(caplog):
     for gone in (SubscriptionGone("expired"), status(404), status(410)):
         server = Server(lifetime=100, latency=0)
         server.script["renew"].append(gone)
@@ -322,7 +322,7 @@ async def test_one_that_the_server_has_dropped_is_created_anew_with_a_poll(caplo
     assert "vendor: lost, creating another in 0.0 s: the server answered HTTP 410 instead of a s" in caplog.text
 
 
-async def test_a_plan_that_is_used_up_makes_room_for_another():
+async def test_a_new_subscription_is_planned_when_the_create_raises_subscription_gone():
     server = Server(lifetime=100)
     server.script["create"].append(SubscriptionGone("the id is not unique"))
     vendor = Vendor(server)
@@ -332,27 +332,27 @@ async def test_a_plan_that_is_used_up_makes_room_for_another():
     assert len(server.live) == 1
 
 
-async def test_what_hangs_is_not_the_end_of_it():
+async def test_a_create_request_that_hangs_is_cancelled_and_retried():
     server = Server(latency=1000)
     await keep(Vendor(server), 700)
     assert len(asked(server, "create")) == 3
 
 
-async def test_a_group_of_one_error_is_that_error():
+async def test_an_exception_group_of_one_error_is_treated_as_that_error():
     server = Server(lifetime=100, latency=0)
     server.script["renew"].append(ExceptionGroup("", [SubscriptionGone("expired")]))
     await keep(Vendor(server), 60)
     assert [what for _, what in server.asked] == ["create", "renew", "create", "stop"]
 
 
-async def test_a_store_that_fails_ends_it():
+async def test_a_failed_save_raises_the_store_error():
     channel = Channel()
     channel.failing = StoreError("the disk is full")
     with pytest.raises(StoreError, match="the disk is full"):
         await keeper_of(Vendor(Server())).keep(channel)
 
 
-async def test_what_is_too_long_to_be_kept_ends_it():
+async def test_a_state_too_long_to_save_raises_a_listener_error():
     channel = Channel()
     channel.failing = ValueError("20000 characters of state, of 16384 at most")
     with pytest.raises(ListenerError, match="cannot be: 20000 characters"):
@@ -362,7 +362,7 @@ async def test_what_is_too_long_to_be_kept_ends_it():
 # What is left behind
 
 
-async def test_what_could_not_be_stopped_is_stopped_later():
+async def test_a_failed_stop_is_retried():
     server = Server(lifetime=100, latency=0)
     server.script["stop"].extend([status(503), TimeoutError()])
     vendor = Vendor(server, renews=False)
@@ -372,7 +372,7 @@ async def test_what_could_not_be_stopped_is_stopped_later():
 
 
 @pytest.mark.parametrize("error", [status(404), status(410), SubscriptionGone("unknown"), ListenerError("never")])
-async def test_what_is_not_there_need_not_be_stopped(error):
+async def test_a_stop_is_not_retried_after_a_permanent_error(error):
     server = Server(lifetime=100, latency=0)
     server.script["stop"].append(error)
     channel = await keep(Vendor(server, renews=False), 60)
@@ -380,14 +380,14 @@ async def test_what_is_not_there_need_not_be_stopped(error):
     assert "leaving" not in channel.state
 
 
-async def test_one_that_ends_by_itself_is_stopped_until_it_has():
+async def test_a_failed_stop_is_retried_only_until_the_subscription_expires():
     server = Server(lifetime=1000, latency=0)
     server.script["stop"].extend(status(403) for _ in range(9))
     await keep(Vendor(server, renews=False), 1250)
     assert asked(server, "stop") == [500, 800, 1000]  # the last one is of the next
 
 
-async def test_one_that_would_never_end_is_left_after_a_while(caplog):
+async def test_a_subscription_without_an_expiry_is_abandoned_after_ten_failed_stops(caplog):
     server = Server(lifetime=1e9, latency=0)
     server.script["stop"].extend(status(500) for _ in range(99))
     vendor = Vendor(server, expires=False)
@@ -401,7 +401,7 @@ async def test_one_that_would_never_end_is_left_after_a_while(caplog):
     assert "leaving" not in channel.state
 
 
-async def test_a_stop_that_hangs_is_cut_short():
+async def test_a_stop_request_that_hangs_is_cancelled_and_retried():
     server = Server(lifetime=1000)
     vendor = Vendor(server, renews=False)
 
@@ -432,7 +432,7 @@ async def test_a_subscription_is_renewed_when_the_server_asks_for_it():
     assert asked(server, "renew") == [100, 115, 130]
 
 
-async def test_a_subscription_that_the_server_has_dropped_is_created_anew():
+async def test_a_subscription_is_created_again_when_the_server_reports_it_dropped():
     server = Server(lifetime=1000, latency=0)
     keeper, channel = keeper_of(Vendor(server), fraction=0.5), Channel()
     async with keeping(keeper, channel):
@@ -446,7 +446,7 @@ async def test_a_subscription_that_the_server_has_dropped_is_created_anew():
     assert channel.said("up", "down") == ["up", "down", "up"]
 
 
-async def test_who_says_without_end_that_it_was_dropped_makes_no_storm():
+async def test_repeated_drop_notices_create_few_subscriptions():
     server = Server(lifetime=1000, latency=0)
     keeper = keeper_of(Vendor(server))
     async with keeping(keeper, Channel()):
@@ -456,7 +456,7 @@ async def test_who_says_without_end_that_it_was_dropped_makes_no_storm():
     assert len(asked(server, "create")) < 30
 
 
-async def test_lost_pushes_are_polled_for():
+async def test_a_notice_of_missed_pushes_starts_a_poll():
     keeper, channel = keeper_of(Vendor(Server())), Channel()
     async with keeping(keeper, channel):
         await anyio.sleep(5)
@@ -465,7 +465,7 @@ async def test_lost_pushes_are_polled_for():
     assert channel.events == [(0.1, "up"), (5, "poll")]
 
 
-async def test_what_is_said_of_one_that_is_not_there_yet_is_nothing():
+async def test_notices_about_a_subscription_not_yet_created_are_ignored():
     server = Server(latency=0)
     server.script["create"].append(status(503, retry_after="20"))
     keeper = keeper_of(Vendor(server))
@@ -477,7 +477,7 @@ async def test_what_is_said_of_one_that_is_not_there_yet_is_nothing():
     assert [what for _, what in server.asked] == ["create", "create"]
 
 
-async def test_what_was_said_while_nobody_kept_it_counts_later():
+async def test_a_drop_notice_received_before_the_start_takes_effect_after_it():
     server = Server(lifetime=1000)
     vendor = Vendor(server)
     channel = await keep(vendor, 5)
@@ -488,7 +488,7 @@ async def test_what_was_said_while_nobody_kept_it_counts_later():
     assert len(asked(server, "create")) == 2
 
 
-async def test_it_may_be_said_in_any_thread_and_after_the_end():
+async def test_notices_may_come_from_any_thread_and_after_the_end():
     server = Server(lifetime=1000, latency=0)
     keeper = keeper_of(Vendor(server))
     async with keeping(keeper, Channel()):
@@ -504,7 +504,7 @@ async def test_it_may_be_said_in_any_thread_and_after_the_end():
     keeper._hear()
 
 
-async def test_a_handshake_is_expected_while_something_was_asked():
+async def test_a_handshake_is_expected_only_while_a_subscription_is_created_or_replaced():
     server = Server(lifetime=100, latency=1)
     server.script["create"].append(status(503))
     vendor = Vendor(server, renews=False)
@@ -523,7 +523,7 @@ async def test_a_handshake_is_expected_while_something_was_asked():
 # Clocks
 
 
-async def test_a_process_that_was_suspended_looks_at_the_time_of_day_and_polls(monkeypatch, caplog):
+async def test_a_process_that_was_suspended_polls_and_renews_by_the_wall_clock(monkeypatch, caplog):
     server = Server(lifetime=10_000)
     ahead = 0
     monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + anyio.current_time() + ahead)
@@ -537,7 +537,7 @@ async def test_a_process_that_was_suspended_looks_at_the_time_of_day_and_polls(m
     assert "this process was suspended, or its clock set, by 6000 s: polling" in caplog.text
 
 
-async def test_a_clock_that_is_set_back_does_not_put_a_renewal_off(monkeypatch):
+async def test_a_clock_that_is_set_back_does_not_delay_a_renewal(monkeypatch):
     server = Server(lifetime=1000)
     back = 0
     monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + anyio.current_time() - back)
@@ -551,28 +551,28 @@ async def test_a_clock_that_is_set_back_does_not_put_a_renewal_off(monkeypatch):
 # The end
 
 
-async def test_at_the_end_it_is_left_in_force():
+async def test_the_subscription_stays_active_at_the_end():
     server = Server()
     channel = await keep(Vendor(server), 5)
     assert len(server.live) == 1
     assert channel.state is not None
 
 
-async def test_at_the_end_it_is_stopped_if_that_is_wanted():
+async def test_stop_at_exit_stops_the_subscription():
     server = Server()
     channel = await keep(Vendor(server), 5, stop_at_exit=True)
     assert server.live == {}
     assert channel.state is None
 
 
-async def test_at_the_end_one_that_is_being_created_is_stopped_too():
+async def test_stop_at_exit_stops_a_subscription_that_is_being_created():
     server = Server(latency=1)
     channel = await keep(Vendor(server), 0.5, stop_at_exit=True)
     assert [what for _, what in server.asked] == ["create", "stop"]
     assert channel.state is None
 
 
-async def test_at_the_end_a_server_that_hangs_is_not_waited_for(caplog):
+async def test_stop_at_exit_waits_only_a_limited_time_for_a_server_that_hangs(caplog):
     server = Server()
     vendor = Vendor(server)
     channel = Channel()
@@ -588,7 +588,7 @@ async def test_at_the_end_a_server_that_hangs_is_not_waited_for(caplog):
     assert len(server.live) == 1
 
 
-async def test_at_the_end_a_server_that_fails_is_left_for_the_next_run():
+async def test_a_failed_stop_at_exit_is_left_for_the_next_run():
     server = Server(lifetime=1000)
     server.script["stop"].append(status(503))
     vendor = Vendor(server)
@@ -598,7 +598,7 @@ async def test_at_the_end_a_server_that_fails_is_left_for_the_next_run():
     assert len(server.live) == 1
 
 
-async def test_at_the_end_a_store_that_fails_is_told_of(caplog):
+async def test_a_store_error_at_exit_is_logged(caplog):
     channel = Channel()
     async with keeping(keeper_of(Vendor(Server()), stop_at_exit=True), channel):
         await anyio.sleep(5)
@@ -606,7 +606,7 @@ async def test_at_the_end_a_store_that_fails_is_told_of(caplog):
     assert "vendor: failed at the end: StoreError: the disk is full" in caplog.messages
 
 
-async def test_what_was_answered_as_the_end_came_is_saved():
+async def test_a_created_subscription_is_saved_although_the_end_interrupts_the_save():
     server = Server()
     channel, save = Channel(), Channel.save
     saves = []
@@ -623,7 +623,7 @@ async def test_what_was_answered_as_the_end_came_is_saved():
     assert "current" in channel.state
 
 
-async def test_what_ends_it_otherwise_is_raised_after_it_was_stopped():
+async def test_a_permanent_renewal_error_is_raised_after_the_subscription_is_stopped():
     server = Server(lifetime=100)
     server.script["renew"].append(ListenerError("never again"))
     with pytest.raises(ListenerError, match="never again"):
@@ -631,7 +631,7 @@ async def test_what_ends_it_otherwise_is_raised_after_it_was_stopped():
     assert server.live == {}
 
 
-async def test_a_stale_renewal_time_of_the_registration_before_is_no_loop():
+async def test_a_stale_renewal_time_does_not_cause_a_loop_of_renewals():
     server = Server(lifetime=100, latency=0)
     server.script["create"].append(
         Registration(id="1", renew_at=1e9 + 20, expires_at=1e9 + 100, details={"plan": "1"})

@@ -45,7 +45,7 @@ def until(expires_at=None, renew_at=None, id="1"):
         (until(NOW - 100), 0.5, NOW),
     ],
 )
-def test_it_is_renewed_between_half_and_three_quarters_of_its_lifetime(registration, fraction, due):
+def test_a_renewal_is_due_between_half_and_three_quarters_of_the_lifetime(registration, fraction, due):
     assert renewal_of(registration, NOW, fraction) == due
 
 
@@ -53,14 +53,14 @@ moments = st.none() | st.floats(-1e12, 1e12)
 
 
 @given(moments, moments, st.floats(0, 1, exclude_max=True))
-def test_it_is_due_before_it_ends_and_not_before_now(expires_at, renew_at, fraction):
+def test_a_renewal_is_due_before_the_expiry_and_not_before_now(expires_at, renew_at, fraction):
     due = renewal_of(until(expires_at, renew_at), NOW, fraction)
     assert due >= NOW
     if expires_at is not None and expires_at > NOW:
         assert due <= expires_at
 
 
-def test_it_is_due_by_whichever_clock_comes_first():
+def test_a_renewal_is_due_when_the_first_of_the_two_clocks_reaches_it():
     renewal = Renewal()
     renewal.registered(NOW + 100, NOW + 50, Now(NOW, 7.0), just_now=False)
     assert renewal.wait(Now(NOW + 10, 17.0)) == 40
@@ -69,7 +69,7 @@ def test_it_is_due_by_whichever_clock_comes_first():
     assert renewal.wait(Now(NOW - 86400, 57.0)) == 0
 
 
-def test_what_was_just_registered_is_left_alone_for_a_while():
+def test_a_new_registration_is_not_renewed_within_the_minimum_time():
     renewal = Renewal()
     renewal.registered(NOW + 2, NOW + 1, Now(NOW, 0.0), just_now=True)
     renewal.ask()
@@ -77,14 +77,14 @@ def test_what_was_just_registered_is_left_alone_for_a_while():
     assert renewal.wait(Now(NOW, SHORTEST)) == 0
 
 
-def test_what_has_ended_when_it_comes_is_renewed_once_a_minute():
+def test_a_registration_that_arrives_expired_is_renewed_after_a_minute():
     renewal = Renewal()
     renewal.registered(NOW - 1, NOW, Now(NOW, 0.0), just_now=True)
     assert renewal.is_over(Now(NOW, 0.0))
     assert renewal.wait(Now(NOW, 0.0)) == CLOCKS_DIFFER
 
 
-def test_without_any_there_is_one_to_create():
+def test_a_missing_registration_is_created_at_once_or_after_the_retry_delay():
     renewal = Renewal()
     assert renewal.wait(Now(NOW, 0.0)) == 0
     assert not renewal.is_over(Now(NOW, 0.0))
@@ -100,7 +100,7 @@ def test_without_any_there_is_one_to_create():
 ONE, TWO, THREE = (until(NOW, id=name) for name in "123")
 
 
-def test_what_is_written_is_read_again():
+def test_the_saved_state_is_read_back_unchanged():
     secret = Registration(id="2", details={"secret": "s"})
     book = Book(planned=secret, current=ONE, renew_at=NOW, leaving=(TWO, THREE))
     assert Book.read(book.written()) == book
@@ -121,31 +121,31 @@ def test_what_is_written_is_read_again():
         '{"version":1,"book":{},"x":' + "[" * 5_000 + "]" * 5_000 + "}",
     ],
 )
-def test_what_is_no_book_is_not_read(text):
+def test_an_invalid_saved_state_is_a_value_error(text):
     with pytest.raises(ValueError):
         Book.read(text)
 
 
-def test_one_takes_the_place_of_another():
+def test_a_created_registration_replaces_the_current_one():
     book = Book(current=ONE).plan(TWO).created(TWO, NOW)
     assert book == Book(current=TWO, renew_at=NOW, leaving=(ONE,))
     assert book.left(ONE) == Book(current=TWO, renew_at=NOW)
     assert book.renewed(THREE, math.inf) == Book(current=THREE, leaving=(ONE,))
 
 
-def test_one_that_keeps_its_id_is_not_stopped_in_place_of_itself():
+def test_a_registration_created_again_with_the_same_id_is_not_stopped():
     again = replace(ONE, expires_at=NOW + 1)
     assert Book(current=ONE).lost().plan(ONE).created(again, NOW) == Book(current=again, renew_at=NOW)
 
 
-def test_what_is_lost_or_spoiled_is_stopped_all_the_same():
+def test_lost_and_spoiled_registrations_are_still_stopped():
     assert Book(current=ONE, renew_at=NOW).lost() == Book(leaving=(ONE,))
     assert Book(current=ONE, planned=TWO).lost() == Book(planned=TWO, leaving=(ONE,))
     assert Book(current=ONE, planned=TWO).spoiled() == Book(current=ONE, leaving=(TWO,))
     assert Book(current=ONE, planned=TWO, leaving=(THREE,)).ending() == Book(leaving=(THREE, ONE, TWO))
 
 
-def test_not_any_number_is_remembered():
+def test_only_the_newest_registrations_to_stop_are_kept():
     book = Book()
     for number in range(10):
         book = book.plan(until(id=f"{number}")).spoiled()
@@ -168,10 +168,10 @@ def test_not_any_number_is_remembered():
         (Registration(id="1", renew_at=math.nan), "None stands for never"),
     ],
 )
-def test_what_a_subscription_returns_is_looked_at(answer, why):
+def test_an_invalid_return_value_of_a_subscription_is_a_listener_error(answer, why):
     with pytest.raises(ListenerError, match=why):
         checked(answer)
 
 
-def test_a_registration_is_what_it_was():
+def test_a_valid_registration_is_returned_unchanged():
     assert checked(replace(ONE, details={"a": "b"})) == replace(ONE, details={"a": "b"})

@@ -74,7 +74,7 @@ async def subscribed(server, *, channel=None, seconds=5.0, stop=False):
 # Graph
 
 
-async def test_graph_is_validated_while_it_creates_and_then_notifies(graph):
+async def test_a_graph_subscription_is_validated_during_its_creation_and_then_notifies(graph):
     async with subscribed(graph) as channel:
         assert graph.requests == ["GET", "POST"]
         assert channel.until == pytest.approx(1e9 + LONGEST, abs=1)
@@ -82,34 +82,34 @@ async def test_graph_is_validated_while_it_creates_and_then_notifies(graph):
     assert [event for _, event in channel.events] == ["up", Push()]
 
 
-async def test_graph_notifies_before_it_has_answered(graph):
+async def test_a_graph_notification_before_the_answer_to_the_create_is_a_push(graph):
     graph.notify_first = True
     async with subscribed(graph) as channel:
         pass
     assert channel.said("up", Push()) == [Push(), "up"]
 
 
-async def test_nobody_else_notifies(graph):
+async def test_a_graph_notification_with_a_wrong_client_state_is_refused(graph):
     async with subscribed(graph) as channel:
         assert await graph.notify(state="guessed") == [401]
     assert channel.said(Push()) == []
 
 
-async def test_graph_is_renewed_at_half_of_what_it_granted(graph):
+async def test_a_graph_subscription_is_renewed_at_half_of_its_granted_lifetime(graph):
     async with subscribed(graph, seconds=LONGEST / 2 + 61):
         assert graph.requests == ["GET", "POST", "PATCH"]
         await anyio.sleep(LONGEST * 2)
         assert graph.made == 1
 
 
-async def test_graph_asks_to_be_renewed(graph):
+async def test_a_graph_subscription_is_renewed_when_graph_asks_for_it(graph):
     async with subscribed(graph, seconds=100):
         await graph.notify("reauthorizationRequired")
         await anyio.sleep(1)
         assert graph.requests[2:] == ["PATCH"]
 
 
-async def test_graph_removes_and_says_so(graph):
+async def test_a_graph_subscription_is_created_again_when_graph_reports_its_removal(graph):
     async with subscribed(graph) as channel:
         await graph.remove()
         await anyio.sleep(1)
@@ -119,7 +119,7 @@ async def test_graph_removes_and_says_so(graph):
         assert await graph.notify() == [202]
 
 
-async def test_graph_removes_without_a_word(graph):
+async def test_a_graph_subscription_removed_without_notice_is_created_again_at_its_renewal(graph):
     async with subscribed(graph, seconds=100) as channel:
         graph.subscriptions.clear()
         await anyio.sleep(LONGEST / 2)
@@ -127,13 +127,13 @@ async def test_graph_removes_without_a_word(graph):
         assert channel.said("up", "down") == ["up", "down", "up"]
 
 
-async def test_graph_says_that_it_lost_some(graph):
+async def test_a_graph_notice_of_missed_notifications_starts_a_poll(graph):
     async with subscribed(graph) as channel:
         assert await graph.notify("missed") == [202]
         assert channel.said("poll", Push()) == ["poll"]
 
 
-async def test_what_graph_made_is_found_when_its_answer_was_lost(graph):
+async def test_a_graph_subscription_is_found_when_the_answer_to_its_create_was_lost(graph):
     graph.subscriptions = {
         f"other-{n}": {"id": "x", "notificationUrl": "", "expirationDateTime": "2099-01-01T00:00:00Z"}
         for n in range(3)
@@ -144,7 +144,7 @@ async def test_what_graph_made_is_found_when_its_answer_was_lost(graph):
         assert graph.requests == ["GET", "GET", "POST", "GET", "GET"]
 
 
-async def test_graph_is_not_asked_for_another_after_a_restart(graph):
+async def test_a_graph_subscription_is_renewed_and_not_created_again_after_a_restart(graph):
     async with subscribed(graph) as channel:
         pass
     async with subscribed(graph, channel=channel):
@@ -153,7 +153,7 @@ async def test_graph_is_not_asked_for_another_after_a_restart(graph):
 
 
 @pytest.mark.parametrize("script", [[], [None, "lost"]])
-async def test_graph_is_stopped_by_the_id_that_it_gave(graph, script):
+async def test_a_graph_subscription_is_stopped_by_the_id_from_graph(graph, script):
     graph.script.extend(script)
     graph.script.extend([httpx.Response(503)] * bool(script))
     async with subscribed(graph, stop=True, seconds=0.5) as channel:
@@ -165,7 +165,7 @@ async def test_graph_is_stopped_by_the_id_that_it_gave(graph, script):
 # Google
 
 
-async def test_google_syncs_before_it_has_answered_and_that_is_no_push(google):
+async def test_the_sync_notification_of_google_is_not_a_push(google):
     async with subscribed(google) as channel:
         assert google.synced == [200]
         assert channel.said(Push()) == []
@@ -174,13 +174,13 @@ async def test_google_syncs_before_it_has_answered_and_that_is_no_push(google):
     assert [event for _, event in channel.events] == ["up", Push()]
 
 
-async def test_nobody_else_tells(google):
+async def test_a_google_notification_with_a_wrong_token_is_refused(google):
     async with subscribed(google) as channel:
         assert await google.change(token="guessed") == [401]
     assert channel.said(Push()) == []
 
 
-async def test_a_channel_is_replaced_before_it_expires(google):
+async def test_a_google_channel_is_replaced_before_it_expires(google):
     async with subscribed(google, seconds=LIFETIME / 2 + 61) as channel:
         assert google.requests == ["watch", "watch", "stop"]
         assert await google.change() == [200]
@@ -190,14 +190,14 @@ async def test_a_channel_is_replaced_before_it_expires(google):
     assert channel.said("down") == []
 
 
-async def test_a_channel_whose_answer_was_lost_is_replaced_and_stopped(google):
+async def test_a_google_channel_whose_answer_was_lost_is_replaced_and_stopped(google):
     google.script.append("lost")
     async with subscribed(google):
         assert google.requests == ["watch", "watch", "watch", "stop"]
         assert len(google.channels) == 1
 
 
-async def test_no_other_channel_is_made_by_a_restart(google):
+async def test_a_google_channel_is_kept_after_a_restart(google):
     async with subscribed(google) as channel:
         pass
     async with subscribed(google, channel=channel):
@@ -205,14 +205,14 @@ async def test_no_other_channel_is_made_by_a_restart(google):
         assert await google.change() == [200]
 
 
-async def test_a_channel_is_stopped_by_both_of_its_names(google):
+async def test_a_google_channel_is_stopped_by_its_id_and_resource_id(google):
     async with subscribed(google, stop=True):
         pass
     assert google.requests == ["watch", "stop"]
     assert google.channels == {}
 
 
-async def test_a_channel_of_which_nothing_is_known_is_left(google):
+async def test_a_google_channel_without_a_known_resource_id_is_not_stopped(google):
     google.script.append("lost")
     async with subscribed(google, stop=True, seconds=0) as channel:
         await anyio.sleep(0.0)

@@ -48,7 +48,7 @@ ORDER = 2**252 + 27742317777372353535851937790883648493
 
 
 @pytest.mark.parametrize(("key", "message", "signature"), VECTORS.values(), ids=VECTORS)
-def test_what_the_rfc_gives_is_verified_and_nothing_else(key, message, signature):
+def test_only_unchanged_messages_and_signatures_of_rfc_8032_are_verified(key, message, signature):
     key, message, signature = public_key(bytes.fromhex(key)), bytes.fromhex(message), bytes.fromhex(signature)
     assert verify(key, signature, message)
     assert not verify(key, signature, message + b"!")
@@ -57,7 +57,7 @@ def test_what_the_rfc_gives_is_verified_and_nothing_else(key, message, signature
         assert not verify(key, wrong, message)
 
 
-def test_another_spelling_of_a_signature_is_none():
+def test_a_signature_with_s_above_the_group_order_is_refused():
     """RFC 8032 §5.1.7: S is below the order, so that nobody makes a second signature of one."""
     key, _, signature = (bytes.fromhex(text) for text in VECTORS["7.1 TEST 1"])
     s = int.from_bytes(signature[32:], "little") + ORDER
@@ -67,13 +67,13 @@ def test_another_spelling_of_a_signature_is_none():
 @pytest.mark.parametrize(
     "signature", [b"", b"x", b"\0" * 63, b"\0" * 64, b"\xff" * 64, b"\0" * 65, b"\0" * 10_000]
 )
-def test_what_is_no_signature_is_refused_without_an_error(signature):
+def test_an_invalid_signature_is_refused_without_an_error(signature):
     for key, _, _ in VECTORS.values():
         assert not verify(public_key(bytes.fromhex(key)), signature, b"")
 
 
 @pytest.mark.parametrize("size", [0, 31, 33, 64])
-def test_a_key_has_32_bytes(size):
+def test_a_key_that_is_not_32_bytes_long_is_a_value_error(size):
     with pytest.raises(ValueError, match=f"32 bytes, not {size}"):
         public_key(b"\x01" * size)
 
@@ -97,7 +97,7 @@ def test_a_key_of_small_order_is_refused(y, sign):
         public_key((y | sign << 255).to_bytes(32, "little"))
 
 
-def test_without_cryptography_it_says_what_to_install(monkeypatch):
+def test_the_import_error_without_cryptography_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric.ed25519", None)
     with pytest.raises(ImportError, match=r"pip install 'push-to-poll-client\[crypto\]'"):
         public_key(b"\x02" * 32)

@@ -22,7 +22,7 @@ from tests.support.signing import NOW, request
 # Headers
 
 
-def test_google_echoes_the_token_of_the_channel():
+def test_a_google_channel_token_must_match_exactly():
     verify = shared_token("target=calendar&key=s3cret")
     assert verify(request(X_Goog_Channel_Token="target=calendar&key=s3cret"))
     for other in ("", "target=calendar", "target=calendar&key=S3cret", "target=calendar&key=s3cret "):
@@ -31,30 +31,30 @@ def test_google_echoes_the_token_of_the_channel():
 
 
 @pytest.mark.parametrize("header", ["X-Telegram-Bot-Api-Secret-Token", "X-Gitlab-Token"])
-def test_others_have_other_headers(header):
+def test_the_header_of_a_token_can_be_chosen(header):
     assert shared_token("abc", header)(WebhookRequest(headers={header.lower(): "abc"}))
     assert not shared_token("abc", header)(request(X_Goog_Channel_Token="abc"))
 
 
-def test_a_token_that_came_twice_is_refused():
+def test_a_token_that_was_received_twice_is_refused():
     assert not shared_token("abc")(request(X_Goog_Channel_Token="abc, abc"))
 
 
-def test_several_tokens_serve_while_they_are_exchanged():
+def test_each_of_several_tokens_is_accepted():
     verify = shared_token(["old", b"new"])
     assert verify(request(X_Goog_Channel_Token="old"))
     assert verify(request(X_Goog_Channel_Token="new"))
     assert not verify(request(X_Goog_Channel_Token="oldnew"))
 
 
-def test_headers_are_the_bytes_that_came():
+def test_a_token_is_compared_as_its_received_bytes():
     verify = shared_token("schlüssel")
     assert verify(request(X_Goog_Channel_Token="schlüssel".encode().decode("latin-1")))
     for other in ("schlüssel", "ключ", "\udc80"):
         assert not verify(request(X_Goog_Channel_Token=other))
 
 
-def test_the_headers_alone_tell():
+def test_may_pass_gives_the_final_result_for_tokens_in_headers():
     for verify in (shared_token("abc", "authorization"), bearer("abc"), basic("u", "p")):
         for value in ("abc", "Bearer abc", "Basic dTpw", "Bearer abd"):
             asked = request(Authorization=value)
@@ -62,14 +62,14 @@ def test_the_headers_alone_tell():
 
 
 @pytest.mark.parametrize("value", ["Bearer abc", "bearer abc", "BEARER   abc"])
-def test_a_bearer_has_a_token(value):
+def test_a_bearer_token_is_accepted_in_any_case_of_its_scheme(value):
     assert bearer(["x", "abc"])(request(Authorization=value))
 
 
 @pytest.mark.parametrize(
     "value", ["", "abc", "Bearer", "Bearer ", "Bearerabc", "Basic abc", "Bearer abc, Bearer abc", "Bearer\tabc"]
 )
-def test_anything_else_has_not(value):
+def test_a_malformed_bearer_header_is_refused(value):
     assert not bearer("abc")(request(Authorization=value))
     assert not bearer("abc")(request())
 
@@ -79,7 +79,7 @@ def test_the_examples_of_rfc_7617_pass():
     assert basic("test", "123£")(request(Authorization="Basic dGVzdDoxMjPCow=="))
 
 
-def test_a_user_and_a_password_are_one_text():
+def test_basic_credentials_must_match_user_and_password_exactly():
     def sent(text):
         return request(Authorization="Basic " + base64.b64encode(text).decode())
 
@@ -106,12 +106,12 @@ def test_a_user_and_a_password_are_one_text():
         (lambda: token_in_body("t", None), TypeError, "a path is a str"),
     ],
 )
-def test_what_cannot_be_is_refused_at_once(made, error, text):
+def test_invalid_arguments_are_refused_at_construction(made, error, text):
     with pytest.raises(error, match=text):
         made()
 
 
-def test_no_token_is_shown():
+def test_repr_does_not_show_tokens():
     for verify in (shared_token("canary"), bearer("canary"), basic("u", "canary"), token_in_body("canary")):
         assert "canary" not in repr(verify)
         assert "1 secrets" in repr(verify)
@@ -156,7 +156,7 @@ def test_each_item_of_a_batch_has_to_have_the_token():
         [item("one")],
     ],
 )
-def test_an_item_without_it_spoils_the_batch(odd):
+def test_a_batch_with_one_item_without_the_token_is_refused(odd):
     verify = token_in_body("one")
     assert not verify(graph(odd))
     assert not verify(graph(item("one"), odd))
@@ -183,16 +183,16 @@ def test_an_item_without_it_spoils_the_batch(odd):
         b'{"value":' * 100_000,
     ],
 )
-def test_a_body_that_is_no_such_batch_is_refused(body):
+def test_a_body_that_is_not_a_batch_with_the_token_is_refused(body):
     assert not token_in_body("one")(request(body))
 
 
-def test_a_batch_is_looked_at_up_to_a_bound():
+def test_a_batch_of_more_than_max_items_is_refused():
     assert token_in_body("one")(graph(*[item("one")] * MAX_ITEMS))
     assert not token_in_body("one")(graph(*[item("one")] * (MAX_ITEMS + 1)))
 
 
-def test_the_token_may_stand_anywhere():
+def test_the_path_of_the_token_in_the_body_can_be_chosen():
     assert token_in_body("one", "token")(request(b'{"token": "one"}'))
     assert token_in_body("one", "token")(request(b'[{"token": "one"}, {"token": "one"}]'))
     assert not token_in_body("one", "token")(request(b'[{"token": "one"}, {}]'))
@@ -202,7 +202,7 @@ def test_the_token_may_stand_anywhere():
 # Nobody, and one's own
 
 
-def test_anybody_is_believed_if_it_is_asked_for():
+def test_every_request_passes_if_verification_is_turned_off():
     assert anybody()(request()) is True
     assert repr(anybody()) == "anybody()"
 

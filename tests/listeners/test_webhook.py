@@ -98,11 +98,11 @@ async def test_a_body_may_come_in_pieces(hooks):
     assert channel.events == [(0, "up"), (1, Push())]
 
 
-async def test_an_event_of_a_body_need_not_say_that_it_is_empty(hooks):
+async def test_an_asgi_body_event_without_a_body_is_accepted(hooks):
     assert (await asked(hooks, scope_of(headers=signed(b"")), {"type": "http.request"})).status == 200
 
 
-async def test_a_push_that_comes_while_nobody_listens_is_answered_too(hooks):
+async def test_a_push_is_accepted_while_no_consumer_listens(hooks):
     assert (await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))).status == 200
     assert counted(hooks, unheard=1)
     async with hearing(hooks) as channel:
@@ -111,7 +111,7 @@ async def test_a_push_that_comes_while_nobody_listens_is_answered_too(hooks):
     assert counted(hooks, unheard=1, woken=1)
 
 
-async def test_a_consumer_is_woken_by_what_its_hint_says(verify, running):
+async def test_a_hint_with_a_new_cursor_wakes_and_a_hint_with_the_saved_cursor_does_not(verify, running):
     hooks = WebhookListener(verify, hint=JSONHint(cursor="cursor"))
     feed = FakeFeed()
     consumer = running(Log(feed, listeners=[hooks], fallback_interval=3600))
@@ -128,7 +128,7 @@ async def test_a_consumer_is_woken_by_what_its_hint_says(verify, running):
     assert len(feed.requests) == before  # it is the saved one (G1)
 
 
-async def test_an_answer_is_given_as_it_was_asked_for(verify):
+async def test_the_configured_response_is_sent(verify):
     for answer in (
         WebhookAnswer(202, b'{"done": true}', "application/json", {"X-Done": "1", "Content-Length": "99"}),
         WebhookAnswer(204),
@@ -155,7 +155,7 @@ async def test_an_answer_is_given_as_it_was_asked_for(verify):
     ],
     ids=["none", "empty", "zeros", "not ASCII", "of another body", "and a blank"],
 )
-async def test_whatever_is_wrong_with_a_signature_the_answer_is_the_same(hooks, headers):
+async def test_every_wrong_signature_gets_the_same_response(hooks, headers):
     async with hearing(hooks) as channel:
         assert await posted(hooks, b"body", headers=headers) == (
             401,
@@ -171,7 +171,7 @@ async def test_whatever_is_wrong_with_a_signature_the_answer_is_the_same(hooks, 
     assert counted(hooks, refused=1)
 
 
-async def test_a_request_without_its_headers_is_refused_before_its_body_is_read(verify):
+async def test_a_request_without_a_signature_header_is_refused_before_its_body_is_read(verify):
     hooks = WebhookListener(verify, burst=1, rate=0.001)
     for _ in range(10):
         assert (await asked(hooks, scope_of(), 3600)).status == 401
@@ -179,7 +179,7 @@ async def test_a_request_without_its_headers_is_refused_before_its_body_is_read(
     assert (await posted(hooks)).status == 200  # they took nobody's place
 
 
-async def test_of_several_verifiers_one_suffices():
+async def test_a_request_passes_if_one_of_several_verifiers_accepts_it():
     def by_header(request):
         return request.headers.get("x-token") == "t"
 
@@ -201,7 +201,7 @@ async def test_a_verifier_may_be_async():
     assert (await posted(hooks, b"no")).status == 401
 
 
-async def test_a_verifier_that_takes_too_long_says_no():
+async def test_a_verifier_that_takes_too_long_refuses_the_request():
     async def verify(request):
         await anyio.sleep_forever()
 
@@ -218,7 +218,7 @@ def raises(error):
 
 
 @pytest.mark.parametrize("verify", [raises(ValueError("c4n4ry")), lambda request: Signatures()])
-async def test_a_verifier_that_fails_says_no_and_is_named_once(verify, caplog):
+async def test_a_verifier_that_fails_refuses_the_request_and_is_logged_once_as_a_warning(verify, caplog):
     caplog.set_level(logging.DEBUG, LOG)
     hooks = WebhookListener(verify)
     for _ in range(3):
@@ -228,7 +228,7 @@ async def test_a_verifier_that_fails_says_no_and_is_named_once(verify, caplog):
     assert "c4n4ry" not in caplog.text
 
 
-async def test_a_secret_that_is_not_the_senders_can_be_seen_in_the_log(caplog):
+async def test_the_log_distinguishes_a_wrong_signature_from_a_missing_one(caplog):
     caplog.set_level(logging.DEBUG, LOG)
     hooks = WebhookListener(github("the receiver's"))
     signature = "sha256=" + hmac.new(b"the sender's", b"{}", hashlib.sha256).hexdigest()
@@ -242,7 +242,7 @@ async def test_a_secret_that_is_not_the_senders_can_be_seen_in_the_log(caplog):
     ]
 
 
-async def test_that_a_constant_body_is_taken_for_a_repetition_can_be_seen_in_the_log(caplog):
+async def test_a_constant_body_that_is_taken_for_a_repeat_is_logged(caplog):
     caplog.set_level(logging.DEBUG, LOG)
     hooks = WebhookListener(github("secret"))
     signature = "sha256=" + hmac.new(b"secret", b"{}", hashlib.sha256).hexdigest()
@@ -256,14 +256,14 @@ async def test_that_a_constant_body_is_taken_for_a_repetition_can_be_seen_in_the
     assert [(record.levelname, record.message) for record in caplog.records] == [("INFO", told), ("DEBUG", told)]
 
 
-async def test_a_verifier_whose_look_at_headers_fails_says_no(verify, caplog):
+async def test_a_verifier_with_a_failing_may_pass_refuses_the_request(verify, caplog):
     verify.may_pass = raises(KeyError("x"))
     assert (await posted(WebhookListener(verify))).status == 401
     assert verify.asked == 0
     assert "a verifier's may_pass failed with KeyError" in caplog.text
 
 
-async def test_headers_that_come_twice_are_seen_as_one(verify):
+async def test_a_request_with_a_second_signature_header_is_refused(verify):
     scope = scope_of(headers=signed(b""))
     scope["headers"].append((b"X-Signature", b"second"))
     assert (await asked(WebhookListener(verify), scope)).status == 401
@@ -273,7 +273,7 @@ async def test_headers_that_come_twice_are_seen_as_one(verify):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "post", "\x00"])
-async def test_what_is_neither_a_push_nor_a_question_is_not_allowed(hooks, method):
+async def test_other_http_methods_are_answered_405(hooks, method):
     async with hearing(hooks) as channel:
         answer = await asked(hooks, scope_of(method, headers=signed(b"")))
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
@@ -281,7 +281,7 @@ async def test_what_is_neither_a_push_nor_a_question_is_not_allowed(hooks, metho
     assert counted(hooks, unasked=1)
 
 
-async def test_lifespan_is_answered(hooks):
+async def test_asgi_lifespan_events_are_answered(hooks):
     events = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     sent = await _talk(hooks, {"type": "lifespan"}, events)
     assert [event["type"] for event in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
@@ -292,7 +292,7 @@ async def test_a_websocket_is_closed_before_it_is_open(hooks):
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
-async def test_another_kind_of_scope_is_an_error_as_asgi_wants_it(hooks):
+async def test_an_unknown_asgi_scope_raises_value_error(hooks):
     with pytest.raises(ValueError, match="webhook takes HTTP requests, not ASGI's 'mail'"):
         await _talk(hooks, {"type": "mail"}, [])
 
@@ -310,7 +310,7 @@ async def _talk(app, scope, events):
     return sent
 
 
-async def test_a_client_that_has_gone_before_its_answer_is_no_error(hooks):
+async def test_a_client_that_disconnects_before_its_response_causes_no_error(hooks):
     async def send(event):
         raise OSError("gone")
 
@@ -337,14 +337,14 @@ async def test_a_client_that_has_gone_before_its_answer_is_no_error(hooks):
         ("", "", "/"),
     ],
 )
-async def test_a_verifier_sees_the_path_below_where_the_application_is_mounted(root, path, below):
+async def test_a_verifier_sees_the_path_below_the_mount_point(root, path, below):
     paths = []
     hooks = WebhookListener(lambda request: paths.append(request.path))
     await posted(hooks, path=path, root_path=root)
     assert paths == [below]
 
 
-async def test_a_verifier_sees_the_request_as_it_came(virtual_day):
+async def test_a_verifier_sees_the_request_as_received(virtual_day):
     seen = []
     hooks = WebhookListener(seen.append)
     scope = scope_of(query=b"a=%C3%A9\xff", headers={"X-Name": "b\xe9"})
@@ -364,7 +364,7 @@ async def test_a_verifier_sees_the_request_as_it_came(virtual_day):
 
 
 @pytest.mark.parametrize("length", ["11", "9" * 5000, " 11 "])
-async def test_a_body_said_to_be_too_large_is_not_read(verify, length):
+async def test_a_body_with_a_too_large_content_length_is_not_read(verify, length):
     hooks = WebhookListener(verify, max_body=10)
     scope = scope_of(headers={"X-Signature": "x", "Content-Length": length})
     answer = await asked(hooks, scope, 3600)
@@ -372,7 +372,7 @@ async def test_a_body_said_to_be_too_large_is_not_read(verify, length):
     assert counted(hooks, too_large=1)
 
 
-async def test_over_http_2_no_header_speaks_of_the_connection(verify):
+async def test_an_http_2_response_has_no_connection_header(verify):
     hooks = WebhookListener(verify, max_body=10)
     answer = await asked(hooks, scope_of(headers={"Content-Length": "11"}, http_version="2"))
     assert answer.status == 413
@@ -380,7 +380,7 @@ async def test_over_http_2_no_header_speaks_of_the_connection(verify):
 
 
 @pytest.mark.parametrize("length", [None, "1", "-1", "x", "", "1e9", "٣", "10, 10"])
-async def test_a_body_is_read_up_to_the_limit_whatever_its_length_is_said_to_be(verify, length):
+async def test_the_body_limit_holds_with_a_missing_or_wrong_content_length(verify, length):
     hooks = WebhookListener(verify, max_body=10)
     said = {} if length is None else {"Content-Length": length.encode().decode("latin-1")}
     scope = scope_of(headers={"X-Signature": signature_of(b"x" * 10)} | said)
@@ -389,7 +389,7 @@ async def test_a_body_is_read_up_to_the_limit_whatever_its_length_is_said_to_be(
     assert counted(hooks, unheard=1, too_large=1)
 
 
-async def test_a_body_that_comes_slowly_is_given_up(verify):
+async def test_a_slow_body_is_answered_408(verify):
     hooks = WebhookListener(verify, body_timeout=10)
     answer = await asked(hooks, scope_of(headers=signed(b"abc")), b"a", 5, b"b", 6, b"c")
     assert (answer.status, answer.headers["connection"]) == (408, "close")
@@ -397,12 +397,12 @@ async def test_a_body_that_comes_slowly_is_given_up(verify):
     assert (await asked(hooks, scope_of(headers=signed(b"abc")), b"a", 5, b"b", 4, b"c")).status == 200
 
 
-async def test_whoever_hangs_up_within_a_body_is_not_answered(hooks):
+async def test_a_client_that_disconnects_during_its_body_gets_no_response(hooks):
     assert await asked(hooks, scope_of(headers=signed(b"abc")), b"a", b"b", GONE) is None
     assert counted(hooks, gone=1)
 
 
-async def test_so_many_bodies_are_in_hand_at_a_time_and_no_more(hooks):
+async def test_a_request_beyond_the_limit_of_open_bodies_is_answered_503(hooks):
     async with hearing(hooks) as channel, anyio.create_task_group() as tasks:
         for _ in range(MAX_BODIES):
             tasks.start_soon(asked, hooks, scope_of(headers=signed(b"ab")), b"a", 5, b"b")
@@ -415,7 +415,7 @@ async def test_so_many_bodies_are_in_hand_at_a_time_and_no_more(hooks):
     assert channel.events[1] == (0, "down")
 
 
-async def test_beyond_the_rate_nothing_is_looked_at(verify):
+async def test_requests_beyond_the_rate_are_answered_429_without_verification(verify):
     hooks = WebhookListener(verify, rate=2, burst=3)
     statuses = [(await posted(hooks)).status for _ in range(5)]
     assert statuses == [200, 200, 200, 429, 429]
@@ -426,21 +426,21 @@ async def test_beyond_the_rate_nothing_is_looked_at(verify):
     assert [(await posted(hooks)).status for _ in range(3)] == [200, 200, 429]
 
 
-async def test_when_to_come_back_is_said_in_whole_seconds(verify):
+async def test_retry_after_is_in_whole_seconds(verify):
     hooks = WebhookListener(verify, rate=0.1, burst=1)
     await posted(hooks)
     await anyio.sleep(2.5)
     assert (await posted(hooks)).headers["retry-after"] == "8"
 
 
-async def test_without_a_rate_all_are_looked_at(verify):
+async def test_all_requests_are_accepted_without_a_rate(verify):
     hooks = WebhookListener(verify, rate=None)
     assert {(await posted(hooks)).status for _ in range(1000)} == {200}
 
 
 @pytest.mark.parametrize("now", [0.001, 1.0, 12345.6])
 @pytest.mark.parametrize("rate", [0.01, 0.3, 3, 100])
-def test_a_burst_passes_at_once_however_the_numbers_are_rounded(rate, now):
+def test_a_burst_passes_at_once_despite_rounding(rate, now):
     bucket = TokenBucket(rate, 10)
     assert [bucket.take(now) for _ in range(10)] == [0.0] * 10
     assert bucket.take(now) == pytest.approx(1 / rate)
@@ -504,14 +504,14 @@ async def test_under_a_flood_a_consumer_polls_at_its_degraded_interval(verify, r
     assert consumer.status().listeners[0].up is True
 
 
-async def test_a_refused_signature_is_no_flood(hooks):
+async def test_refused_signatures_do_not_take_the_channel_down(hooks):
     async with hearing(hooks) as channel:
         for _ in range(100):
             await posted(hooks, headers={"X-Signature": "x"})
     assert channel.events == [(0, "up")]
 
 
-async def test_a_flood_that_is_told_of_late_is_told_of_once(verify):
+async def test_a_flood_notice_that_arrives_after_the_flood_is_ignored(verify):
     """A loop may be called when what it is called for is over."""
     hooks = WebhookListener(verify)
     async with hearing(hooks) as channel:
@@ -521,7 +521,7 @@ async def test_a_flood_that_is_told_of_late_is_told_of_once(verify):
     assert channel.events == [(0, "up")]
 
 
-async def test_whose_loop_has_ended_is_not_told(hooks, monkeypatch):
+async def test_a_listener_of_an_ended_event_loop_is_not_notified(hooks, monkeypatch):
     async with hearing(hooks) as channel:
 
         def ended(self, function):
@@ -535,7 +535,7 @@ async def test_whose_loop_has_ended_is_not_told(hooks, monkeypatch):
 # What came before
 
 
-async def test_what_came_before_is_answered_as_then_and_wakes_nobody(hooks):
+async def test_a_repeated_request_gets_the_same_response_and_does_not_wake(hooks):
     async with hearing(hooks) as channel:
         first = await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))
         again = await posted(hooks, b"x", headers=signed(b"x", **{"X-Id": "1"}))
@@ -545,7 +545,7 @@ async def test_what_came_before_is_answered_as_then_and_wakes_nobody(hooks):
     assert counted(hooks, woken=2, replayed=1)
 
 
-async def test_it_is_forgotten_when_it_would_be_refused_anyway(virtual_day):
+async def test_a_request_is_forgotten_when_its_signature_expires(virtual_day):
     hooks = WebhookListener(Signatures(until=1e9 + 300))
     async with hearing(hooks) as channel:
         for wait in (0, 299, 2):
@@ -554,7 +554,7 @@ async def test_it_is_forgotten_when_it_would_be_refused_anyway(virtual_day):
     assert [at for at, event in channel.events if event == Push()] == [0, 301]
 
 
-async def test_a_repetition_that_would_pass_for_longer_is_known_for_longer(virtual_day):
+async def test_a_repeated_request_with_a_later_expiry_is_remembered_longer(virtual_day):
     verify = Signatures(until=1e9 + 300)
     hooks = WebhookListener(verify)
     headers = signed(b"x", **{"X-Id": "1"})
@@ -572,7 +572,7 @@ async def test_a_repetition_that_would_pass_for_longer_is_known_for_longer(virtu
     assert [at for at, event in channel.events if event == Push()] == [0, 599.5]
 
 
-async def test_so_many_are_kept_and_the_oldest_goes_first():
+async def test_the_replay_cache_evicts_the_oldest_entry():
     replays = Replays(3)
     for text in (b"a", b"b", b"a", b"c", b"d"):
         replays.remember(Verified((text,), 10.0), None)
@@ -580,14 +580,14 @@ async def test_so_many_are_kept_and_the_oldest_goes_first():
     assert [replays.knows(Verified((text,)), None, 9.0) for text in (b"a", b"b", b"c", b"d")] == [1, 0, 1, 1]
 
 
-async def test_a_body_sent_again_by_many_ids_pushes_none_out():
+async def test_a_repeated_body_with_new_ids_adds_no_entries_to_the_replay_cache():
     replays = Replays(3)
     replays.remember(Verified((b"body", b"0")), None)
     assert all(replays.knows(Verified((b"body", b"%d" % number)), None, 0.0) for number in range(9))
     assert len(replays) == 2
 
 
-async def test_an_equal_body_for_another_is_no_repetition(verify):
+async def test_an_equal_body_for_another_listener_is_not_a_repeat(verify):
     hooks = WebhookListener(verify, to=lambda request: [request.path.strip("/")])
     async with hearing(hooks.named("alice"), hooks.named("bob")) as (alice, bob):
         for path in ("/alice", "/bob", "/alice"):
@@ -596,7 +596,7 @@ async def test_an_equal_body_for_another_is_no_repetition(verify):
     assert counted(hooks, woken=2, replayed=1)
 
 
-async def test_each_text_alone_makes_a_repetition():
+async def test_a_request_with_one_known_text_is_a_repeat():
     once = [(b"a", b"b"), (b"c", b"b"), (b"a", b"d"), (b"c", b"d"), ()]
     answers = iter(once)
     hooks = WebhookListener(lambda request: Verified(next(answers)))
@@ -613,7 +613,7 @@ def to_names(verify, **more):
     return WebhookListener(verify, to="to.names", **more)
 
 
-async def test_a_push_wakes_those_whom_it_names(verify):
+async def test_a_push_wakes_the_named_listeners(verify):
     hooks = to_names(verify)
     alice, bob = hooks.named("alice"), hooks.named("bob")
     async with hearing(alice, bob, hooks) as (a, b, everything):
@@ -626,7 +626,7 @@ async def test_a_push_wakes_those_whom_it_names(verify):
     assert counted(hooks, woken=5)
 
 
-async def test_unknown_names_are_counted_and_answered_like_others(verify):
+async def test_unknown_names_are_counted_and_get_the_same_response(verify):
     hooks = to_names(verify)
     async with hearing(hooks.named("alice")) as channel:
         answers = {str(await posted(hooks, naming(*names))) for names in (["alice"], ["mallory"], ["m", "alice"])}
@@ -635,7 +635,7 @@ async def test_unknown_names_are_counted_and_answered_like_others(verify):
     assert counted(hooks, woken=2, unheard=1, unknown_names=2)
 
 
-async def test_a_push_that_names_too_many_is_for_all(verify):
+async def test_a_push_with_too_many_names_wakes_every_listener(verify):
     hooks = to_names(verify)
     async with hearing(hooks.named("alice")) as channel:
         await posted(hooks, naming(*map(str, range(1001))))
@@ -657,14 +657,14 @@ async def test_a_push_that_names_too_many_is_for_all(verify):
     ],
     ids=["None", "nobody", "a text", "an iterator", "another", "no texts", "raises"],
 )
-async def test_a_function_may_say_for_whom_and_loses_no_push_when_it_fails(verify, to, heard):
+async def test_a_route_function_chooses_the_listeners_and_a_failing_one_wakes_all(verify, to, heard):
     hooks = WebhookListener(verify, to=to)
     async with hearing(hooks.named("alice")) as channel:
         assert (await posted(hooks)).status == 200
     assert len(channel.pushes) == heard
 
 
-async def test_several_may_listen_by_one_name_and_leave_again(verify):
+async def test_several_listeners_can_share_a_name_and_leave_independently(verify):
     hooks = to_names(verify)
     async with hearing(hooks.named("alice")) as channel:
         async with hearing(hooks.named("alice"), hooks) as channels:
@@ -694,7 +694,7 @@ async def test_one_receiver_serves_several_consumers(verify, running):
 # What it says
 
 
-async def test_what_the_hint_says_is_no_push_wakes_nobody(verify):
+async def test_a_request_does_not_wake_if_its_hint_is_none(verify):
     hooks = WebhookListener(verify, hint=lambda request: None)
     async with hearing(hooks) as channel:
         assert (await posted(hooks)).status == 200
@@ -715,7 +715,7 @@ async def test_a_hint_that_fails_loses_no_push(verify, hint, caplog):
 
 
 @pytest.mark.parametrize("control", Control)
-async def test_without_a_keeper_a_word_about_the_subscription_means_a_poll(verify, control):
+async def test_a_control_message_requests_a_poll_without_a_subscription_manager(verify, control):
     hooks = WebhookListener(verify, hint=lambda request: control)
     async with hearing(hooks) as channel:
         await posted(hooks, b"", headers=signed(b"", **{"X-Id": "1"}))
@@ -761,12 +761,12 @@ async def test_wrong_arguments_are_refused_at_once(arguments, error, says):
         WebhookListener(**({"verify": Signatures()} | arguments))
 
 
-async def test_a_name_is_a_text(hooks):
+async def test_a_listener_name_that_is_not_a_str_is_a_type_error(hooks):
     with pytest.raises(TypeError, match="a name is a str, not int"):
         hooks.named(7)
 
 
-async def test_it_shows_its_name_and_no_secret():
+async def test_repr_shows_the_name_and_no_secret():
     hooks = WebhookListener(lambda request: request.body == SECRET, name="vendor")
     assert repr(hooks) == "WebhookListener('vendor')"
     assert repr(hooks.named("alice")) == "WebhookListener.named('vendor alice')"

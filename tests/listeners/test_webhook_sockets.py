@@ -119,7 +119,7 @@ async def test_a_flood_in_one_thread_takes_the_channel_down_in_another():
     assert "requests are refused" in consumer.status().listeners[0].last_error
 
 
-async def test_requests_on_each_others_heels_are_each_answered():
+async def test_pipelined_requests_are_each_answered():
     hooks = hooks_with()
     with served(hooks) as address:
         said = await heard(
@@ -135,7 +135,7 @@ async def test_requests_on_each_others_heels_are_each_answered():
     ]
 
 
-async def test_a_body_said_to_be_too_large_ends_the_connection_unread():
+async def test_a_body_with_a_too_large_content_length_closes_the_connection():
     hooks = hooks_with()
     with served(hooks) as address:
         said = await heard(address, request_of(length=1 << 40))
@@ -144,7 +144,7 @@ async def test_a_body_said_to_be_too_large_ends_the_connection_unread():
     assert hooks.counters().too_large == 1
 
 
-async def test_a_body_in_pieces_without_an_end_is_cut_at_the_limit():
+async def test_a_chunked_body_beyond_the_limit_is_answered_413():
     hooks = hooks_with()
     head = b"POST / HTTP/1.1\r\nHost: x\r\nX-Signature: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     with served(hooks) as address:
@@ -152,7 +152,7 @@ async def test_a_body_in_pieces_without_an_end_is_cut_at_the_limit():
     assert said.startswith(b"HTTP/1.1 413")
 
 
-async def test_a_slow_body_is_given_up():
+async def test_a_slow_body_is_answered_408():
     hooks = hooks_with(body_timeout=0.2)
     with served(hooks) as address:
         said = await heard(address, request_of(b"half", length=8))
@@ -160,7 +160,7 @@ async def test_a_slow_body_is_given_up():
     assert hooks.counters().too_slow == 1
 
 
-async def test_a_truncated_request_is_forgotten():
+async def test_a_truncated_request_is_counted_and_the_next_request_is_answered():
     hooks = hooks_with()
     with served(hooks) as address:
         with socket.create_connection(address, timeout=GUARD) as client:
@@ -180,7 +180,7 @@ async def test_a_truncated_request_is_forgotten():
         b"PO\x00ST / HTTP/1.1\r\n\r\n",
     ],
 )
-async def test_garbage_ends_its_connection_and_no_other(garbage):
+async def test_a_malformed_request_does_not_disturb_the_next_connection(garbage):
     hooks = hooks_with()
     with served(hooks) as address:
         with contextlib.suppress(ConnectionError):

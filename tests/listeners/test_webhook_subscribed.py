@@ -72,7 +72,7 @@ def subscribed(**arguments):
     return WebhookListener(Signatures(), register_with_server=Subscription(), **arguments)
 
 
-async def test_it_takes_from_the_subscription_what_it_was_not_given(keepers):
+async def test_a_webhook_takes_missing_arguments_from_its_subscription(keepers):
     subscription = Subscription()
     subscription.verify = Signatures()
     subscription.hint = lambda request: Push("its")
@@ -87,7 +87,7 @@ async def test_it_takes_from_the_subscription_what_it_was_not_given(keepers):
     assert channel.pushes == [Push("its")]
 
 
-async def test_what_was_given_is_taken_first():
+async def test_arguments_of_the_webhook_override_those_of_its_subscription():
     subscription = Subscription()
     subscription.verify = lambda request: False
     subscription.hint = lambda request: Push("its")
@@ -103,12 +103,12 @@ async def test_what_was_given_is_taken_first():
     assert channel.pushes == [Push("ours")]
 
 
-async def test_somebody_has_to_verify():
+async def test_a_webhook_without_a_verifier_is_a_type_error():
     with pytest.raises(TypeError, match="give verify"):
         WebhookListener(register_with_server=Subscription())
 
 
-async def test_a_question_is_answered_only_while_one_is_expected(keepers):
+async def test_a_handshake_is_answered_only_while_one_is_expected(keepers):
     hooks = subscribed(handshake=dropbox_challenge())
     assert (await asked(hooks, QUESTION)).status == 405
     keepers[0].expecting = True
@@ -119,7 +119,7 @@ async def test_a_question_is_answered_only_while_one_is_expected(keepers):
 
 
 @pytest.mark.parametrize("control", [Control.RENEW, Control.RECREATE])
-async def test_a_word_about_the_subscription_goes_to_its_keeper(keepers, control):
+async def test_a_control_message_goes_to_the_subscription_manager(keepers, control):
     hooks = subscribed(hint=lambda request: control)
     async with hearing(hooks) as channel:
         for _ in range(2):
@@ -129,7 +129,7 @@ async def test_a_word_about_the_subscription_goes_to_its_keeper(keepers, control
     assert (hooks.counters().controls, hooks.counters().replayed) == (1, 1)
 
 
-async def test_that_pushes_were_missed_means_a_poll(keepers):
+async def test_a_notice_of_missed_pushes_requests_a_poll(keepers):
     hooks = subscribed(hint=lambda request: Control.MISSED)
     async with hearing(hooks) as channel:
         await posted(hooks)
@@ -137,7 +137,7 @@ async def test_that_pushes_were_missed_means_a_poll(keepers):
     assert channel.events == [(0, "poll")]
 
 
-async def test_all_who_listen_learn_whether_the_server_pushes(keepers):
+async def test_every_listener_is_told_when_the_subscription_goes_up_or_down(keepers):
     hooks = subscribed()
     async with hearing(hooks, hooks.named("alice")) as (channel, alice):
         await anyio.sleep(1)
@@ -155,7 +155,7 @@ async def test_all_who_listen_learn_whether_the_server_pushes(keepers):
     assert bob.events == [(0, "up")]
 
 
-async def test_what_the_keeper_says_and_saves_goes_to_its_consumer(keepers):
+async def test_state_and_events_of_the_subscription_manager_reach_its_consumer(keepers):
     hooks = subscribed()
     async with hearing(hooks) as channel:
         kept = keepers[0].channel
@@ -169,7 +169,7 @@ async def test_what_the_keeper_says_and_saves_goes_to_its_consumer(keepers):
     assert channel.events == [(0, "poll"), (0, Push("c"))]
 
 
-async def test_a_flood_and_a_subscription_that_is_gone_are_both_over_before_it_is_up(keepers):
+async def test_the_channel_is_up_only_without_a_flood_and_with_an_active_subscription(keepers):
     hooks = subscribed(rate=0.001, burst=1)
 
     async def flood():
@@ -200,7 +200,7 @@ async def test_a_subscription_refused_for_good_ends_the_consumer(keepers):
     assert caught.value is refused
 
 
-async def test_a_keeper_that_ends_leaves_the_others_polling(keepers):
+async def test_the_end_of_the_subscription_manager_takes_the_other_listeners_down(keepers):
     hooks = subscribed()
     async with hearing(hooks.named("alice")) as alice:
         async with hearing(hooks):
@@ -214,7 +214,7 @@ async def test_a_keeper_that_ends_leaves_the_others_polling(keepers):
     assert [event for _, event in alice.events] == ["up", "down", "down"]
 
 
-async def test_one_consumer_keeps_a_subscription():
+async def test_a_second_consumer_cannot_manage_the_same_subscription():
     hooks = subscribed()
     async with hearing(hooks):
         with pytest.raises(RuntimeError, match="webhook: one consumer keeps the subscription"):
@@ -244,7 +244,9 @@ class Vendor:
         self.answers.append("stopped")
 
 
-async def test_with_a_keeper_of_flesh_and_blood(running, monkeypatch, virtual_day):
+async def test_the_real_subscription_manager_answers_the_handshake_and_recreates_the_subscription(
+    running, monkeypatch, virtual_day
+):
     """The question that comes before the server has answered is answered; none after it is."""
     monkeypatch.setattr(webhook, "Keeper", _manager.Keeper)
     vendor = Vendor()

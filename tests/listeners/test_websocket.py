@@ -127,7 +127,7 @@ async def test_a_connect_and_each_message_wake():
     assert channel.events == [(0, "up"), (0, Push()), (1, Push()), (3, Push())]
 
 
-async def test_a_stop_is_noticed_in_a_flood_of_messages_that_never_waits():
+async def test_a_stop_takes_effect_during_a_flood_of_messages():
     listener = Scripted(["x"] * 10_000)
     channel = TimedChannel()
     async with anyio.create_task_group() as tasks:
@@ -138,7 +138,7 @@ async def test_a_stop_is_noticed_in_a_flood_of_messages_that_never_waits():
     assert len(channel.pushes) < 1_000
 
 
-async def test_each_connect_is_up_and_each_failure_is_down_with_the_latest_error():
+async def test_each_connect_reports_up_and_each_failure_reports_down_with_its_error():
     listener = Scripted(RESET, [5, closed(1012)], status(503), [])
     channel = await run(listener, 20)
     assert [event for _, event in channel.events] == ["down", "up", "down", "down", "up"]
@@ -154,7 +154,7 @@ async def test_each_connect_is_up_and_each_failure_is_down_with_the_latest_error
 # When it connects again
 
 
-async def test_a_server_that_refuses_is_asked_ever_more_slowly():
+async def test_a_server_that_refuses_is_retried_with_growing_delays():
     listener = Scripted(status(503))
     await run(listener, 130)
     assert listener.connects == [0, 0, 1, 3, 7, 15, 31, 61, 91, 121]
@@ -169,13 +169,13 @@ async def test_a_server_that_accepts_and_closes_sees_a_handful_of_connections_in
     assert [event for _, event in channel.events] == ["up", "down"] * len(listener.connects)
 
 
-async def test_the_delay_resets_only_after_the_connection_has_lived():
+async def test_the_reconnect_delay_resets_only_after_a_connection_of_30_seconds():
     listener = Scripted(RESET, RESET, RESET, RESET, [29, LOST], [30, LOST], [])
     await run(listener, 200)
     assert listener.connects == [0, 0, 1, 3, 7, 7 + 29 + 8, 7 + 29 + 8 + 30]
 
 
-async def test_retry_after_is_obeyed_and_drawn_upwards():
+async def test_retry_after_is_obeyed_and_jitter_only_lengthens_it():
     listener = Scripted(status(503, Retry_After="120"), [], fraction=0.5)
     await run(listener, 200)
     assert listener.connects == [0, 132]
@@ -204,20 +204,20 @@ async def test_a_refusal_is_tried_again_every_few_minutes():
 # Age and silence
 
 
-async def test_a_connection_is_renewed_at_its_age_without_going_down():
+async def test_an_old_connection_is_renewed_without_going_down():
     listener = Scripted([], max_age=600.0)
     channel = await run(listener, 950)
     assert channel.events == [(0, "up"), (300, "up"), (600, "up"), (900, "up")]
 
 
 @pytest.mark.parametrize(("fraction", "at"), [(0.5, 450), (0.9, 570)])
-async def test_the_age_is_drawn_at_random(fraction, at):
+async def test_the_age_of_renewal_is_chosen_at_random(fraction, at):
     listener = Scripted([], fraction=fraction)
     await run(listener, 600)
     assert listener.connects == [0, at]
 
 
-async def test_a_renewal_ends_a_streak_of_failures_and_one_that_fails_is_down():
+async def test_a_renewal_resets_the_delay_and_a_failed_renewal_reports_down():
     listener = Scripted(RESET, RESET, RESET, [], RESET, [])
     channel = await run(listener, 400)
     assert channel.events[-3:] == [(3, "up"), (303, "down"), (303, "up")]
@@ -229,14 +229,14 @@ async def test_without_a_maximum_age_a_connection_stays():
     assert listener.connects == [0]
 
 
-async def test_silence_is_a_failure():
+async def test_a_connection_without_messages_for_max_silence_fails():
     listener = Scripted([20, "ping", 20, "ping", 20, "ping"], max_silence=30.0)
     channel = await run(listener, 91)
     assert channel.events[-2:] == [(90, "down"), (90, "up")]
     assert "no message for 30 s" in str(channel.errors[0])
 
 
-async def test_a_message_that_is_no_push_ends_silence_too():
+async def test_a_message_that_is_not_a_push_also_ends_silence():
     listener = Scripted([20, "ping", 20, "ping", 20, "ping"], max_silence=30.0, hint=lambda _: None)
     channel = await run(listener, 90)
     assert channel.events == [(0, "up")]
@@ -245,7 +245,7 @@ async def test_a_message_that_is_no_push_ends_silence_too():
 # Hints
 
 
-async def test_a_hint_makes_the_push():
+async def test_the_hint_function_decides_the_push():
     pushes = {"hello": None, "17": Push(cursor="17"), b"orders": Push(topics=("orders",))}
     listener = Scripted(["hello", "17", b"orders"], hint=pushes.get)
     channel = await run(listener, 1)
@@ -262,21 +262,21 @@ async def test_a_hint_that_fails_loses_no_push_and_is_logged_once_as_a_warning(h
 
 
 @pytest.mark.parametrize("code", [1002, 1007, 1009])
-async def test_a_message_that_could_not_be_read_counts_as_a_push_and_is_retried_slowly(code):
+async def test_an_unreadable_message_counts_as_a_push_and_delays_the_reconnect(code):
     listener = Scripted([1, closed_by_us(code)], [])
     channel = await run(listener, 400)
     assert channel.events == [(0, "up"), (1, Push()), (1, "down"), (301, "up")]
 
 
 @pytest.mark.parametrize("error", [closed(1009), closed_by_us(1011), LOST, RESET])
-def test_no_other_failure_counts_as_a_push(error):
+def test_other_connection_failures_do_not_count_as_a_push(error):
     assert not hid_a_push(error)
 
 
 # Credentials
 
 
-async def test_headers_and_token_are_asked_for_at_each_connect():
+async def test_header_and_token_functions_are_called_at_each_connect():
     tokens, tenants = iter("abc"), iter("xyz")
 
     async def token():
@@ -297,7 +297,7 @@ async def test_fixed_headers_and_token_are_sent_each_time_and_the_token_wins():
     assert listener.headers == [{"A": "b", "Authorization": "Bearer t"}] * 2
 
 
-async def test_async_headers_and_a_plain_token_function():
+async def test_header_and_token_functions_can_be_async_or_plain():
     async def headers():
         return {"A": "b"}
 
@@ -345,7 +345,7 @@ async def test_a_token_provider_that_fails_is_a_failed_attempt(wrong, said, capl
         ({"A": "b\r\nC: d"}, "the value of A holds"),
     ],
 )
-async def test_headers_that_cannot_be_sent_are_a_failed_attempt_or_a_wrong_argument(headers, said):
+async def test_invalid_headers_fail_the_attempt_and_are_refused_as_an_argument(headers, said):
     listener = Scripted([], headers=lambda: headers)
     channel = await run(listener, 0.5)
     assert said in str(channel.errors[0])
@@ -354,7 +354,7 @@ async def test_headers_that_cannot_be_sent_are_a_failed_attempt_or_a_wrong_argum
         WebSocketListener(URL, headers=headers)
 
 
-async def test_on_401_the_provider_is_asked_once_more_at_once_and_then_slowly():
+async def test_on_401_the_token_function_is_called_again_at_once_and_then_slowly():
     asked = iter(range(100))
     listener = Scripted(status(401), token=lambda: f"t{next(asked)}")
     await run(listener, 1000)
@@ -369,20 +369,20 @@ async def test_on_401_a_fresh_token_connects_at_once():
     assert channel.events == [(0, "down"), (0, "up")]
 
 
-async def test_on_401_without_a_provider_there_is_nobody_to_ask():
+async def test_on_401_a_fixed_token_is_retried_slowly():
     listener = Scripted(status(401), token="fixed")
     await run(listener, 400)
     assert listener.connects == [0, 300]
 
 
 @pytest.mark.parametrize("code", [1008, 3000])
-async def test_a_token_that_ran_out_while_connected_is_renewed_at_once(code):
+async def test_a_token_that_expired_while_connected_is_renewed_at_once(code):
     listener = Scripted([100, closed(code)], [100, closed(code)], [closed(code)], [], token=lambda: "t")
     await run(listener, 600)
     assert listener.connects == [0, 100, 200, 500]
 
 
-async def test_our_own_1008_asks_nobody_again():
+async def test_a_1008_close_from_this_side_does_not_reconnect_at_once():
     listener = Scripted([closed_by_us(1008)], token=lambda: "t")
     await run(listener, 100)
     assert listener.connects == [0]
@@ -442,12 +442,12 @@ async def test_our_own_1008_asks_nobody_again():
         ),
     ],
 )
-def test_failures_are_sorted(verdict, errors):
+def test_each_failure_maps_to_its_reconnect_action(verdict, errors):
     sorted_as = {f"{type(error).__name__}: {error}": verdict_of(error) for error in errors}
     assert sorted_as == dict.fromkeys(sorted_as, verdict)
 
 
-async def test_gone_for_good_raises():
+async def test_http_410_raises_listener_error():
     listener = Scripted([closed(1012)], status(410))
     channel = TimedChannel()
     with pytest.raises(ListenerError, match=r"ws://feed\.example/push.*HTTP 410") as raised:
@@ -457,7 +457,7 @@ async def test_gone_for_good_raises():
     assert channel.errors[-1] is raised.value
 
 
-async def test_a_server_that_chooses_no_subprotocol_is_of_no_use():
+async def test_a_server_that_chooses_no_subprotocol_raises_listener_error():
     listener = Scripted(["for another protocol"], subprotocols=["push.v1", "push.v2"])
     channel = TimedChannel()
     with pytest.raises(ListenerError, match=r"none of the subprotocols push\.v1, push\.v2"):
@@ -465,13 +465,13 @@ async def test_a_server_that_chooses_no_subprotocol_is_of_no_use():
     assert [event for _, event in channel.events] == ["down"]
 
 
-async def test_a_chosen_subprotocol_is_enough():
+async def test_a_connection_with_a_chosen_subprotocol_wakes():
     listener = Scripted(["push"], subprotocols=["push.v1"], subprotocol="push.v1")
     channel = await run(listener, 1)
     assert channel.pushes == [Push()]
 
 
-async def test_the_user_knows_better_what_a_failure_means():
+async def test_classify_overrides_the_default_reconnect_action():
     def classify(error):
         return {4001: Verdict.SLOW_RETRY, 4002: Verdict.GIVE_UP}.get(error.rcvd.code)
 
@@ -482,21 +482,21 @@ async def test_the_user_knows_better_what_a_failure_means():
     assert round(listener.connects[-1] - listener.connects[0]) == 300 + 300 + 2
 
 
-async def test_an_opinion_that_fails_gives_way_to_the_default(caplog):
+async def test_a_classify_function_that_fails_leaves_the_default_reconnect_action(caplog):
     listener = Scripted(status(403), classify=lambda error: 1 / 0)
     await run(listener, 301)
     assert listener.connects == [0, 300]
     assert "classify failed with ZeroDivisionError" in caplog.text
 
 
-async def test_an_error_that_a_nursery_wrapped_is_seen_through():
+async def test_a_single_error_in_nested_exception_groups_is_unwrapped():
     listener = Scripted(ExceptionGroup("nursery", [ExceptionGroup("nursery", [status(403)])]))
     channel = await run(listener, 100)
     assert listener.connects == [0]
     assert "HTTP 403" in str(channel.errors[0])
 
 
-async def test_errors_that_a_nursery_wrapped_together_are_retried():
+async def test_an_exception_group_of_several_errors_is_retried():
     listener = Scripted(ExceptionGroup("nursery", [RESET, status(403)]))
     channel = await run(listener, 0.5)
     assert listener.connects == [0, 0]
@@ -557,7 +557,7 @@ async def test_a_traceback_does_not_quote_the_password_of_a_proxy():
 
 
 @pytest.mark.parametrize("reason", ["\x1b[2Jgone\nINFO all is well", "x" * 5000, "\u202egnp", "\x00"])
-def test_what_the_server_wrote_cannot_forge_a_line(reason):
+def test_text_from_the_server_cannot_forge_a_log_line(reason):
     for error in (closed(1013, reason), InvalidHeader("Sec-WebSocket-Accept", reason)):
         assert sentence(error).isprintable()
         assert len(sentence(error)) < 500
@@ -595,7 +595,7 @@ def test_what_the_server_wrote_cannot_forge_a_line(reason):
         (PushToPollError("our own words"), "our own words"),
     ],
 )
-def test_what_happened_is_told_in_a_sentence(error, said):
+def test_each_failure_is_described_in_a_sentence(error, said):
     assert sentence(error) == said
 
 
@@ -634,18 +634,18 @@ def test_limits_are_finite_numbers_above_0(name):
             WebSocketListener(URL, **{name: wrong})
 
 
-def test_a_string_of_subprotocols_is_a_mistake():
+def test_a_string_of_subprotocols_is_a_type_error():
     with pytest.raises(TypeError, match="subprotocols is a sequence"):
         WebSocketListener(URL, subprotocols="push.v1")
 
 
-def test_two_credentials_for_one_header_are_a_mistake():
+def test_a_token_and_a_user_in_the_url_are_refused_together():
     with pytest.raises(ValueError, match="either a token or a user") as raised:
         WebSocketListener(f"ws://me:{CANARY}@feed.example/", token="t")
     assert CANARY not in str(raised.value)
 
 
-def test_the_name_and_repr_tell_the_address():
+def test_name_and_repr_show_the_address_without_secrets():
     listener = WebSocketListener(f"wss://me:{CANARY}@feed.example:8443/push?key={CANARY}")
     assert listener.name == "wss://feed.example:8443/push?key=…"
     assert repr(listener) == "WebSocketListener('wss://feed.example:8443/push?key=…')"

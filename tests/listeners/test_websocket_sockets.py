@@ -120,7 +120,7 @@ def to(server, path="/push", **options):
 # A server that is well
 
 
-async def test_messages_wake_and_a_stop_says_goodbye(anyio_backend):
+async def test_messages_wake_and_a_stop_closes_the_connection(anyio_backend):
     async def handler(connection, number):
         await connection.send("text")
         await connection.send(b"bytes")
@@ -133,7 +133,7 @@ async def test_messages_wake_and_a_stop_says_goodbye(anyio_backend):
         assert await anyio.to_thread.run_sync(server.closes.get) == goodbye
 
 
-async def test_hints_see_text_and_bytes():
+async def test_a_hint_function_receives_text_and_bytes():
     async def handler(connection, number):
         await connection.send("hello")
         await connection.send("17")
@@ -157,7 +157,7 @@ async def test_the_handshake_carries_headers_and_token_and_offers_no_compression
     assert "Sec-WebSocket-Extensions" not in headers
 
 
-async def test_a_connection_is_renewed_at_its_age():
+async def test_an_old_connection_is_renewed():
     with Server(quiet) as server:
         async with listening(to(server, max_age=0.1)) as channel:
             await channel.saw("up", "up", "up")
@@ -178,7 +178,7 @@ def tls_server(authority):
         yield server
 
 
-async def test_tls_with_a_certificate_that_the_user_trusts(tls_server, authority):
+async def test_a_tls_connection_with_a_trusted_certificate_opens(tls_server, authority):
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(trusting)
     async with listening(WebSocketListener(f"wss://{HOST}:{tls_server.port}/", tls=trusting)) as channel:
@@ -186,7 +186,7 @@ async def test_tls_with_a_certificate_that_the_user_trusts(tls_server, authority
     assert await anyio.to_thread.run_sync(tls_server.closes.get) in {1000, 1006}
 
 
-async def test_tls_with_a_certificate_that_nobody_vouches_for_is_retried_slowly(tls_server, caplog):
+async def test_a_tls_connection_with_an_untrusted_certificate_is_retried_slowly(tls_server, caplog):
     caplog.set_level(logging.INFO)
     listener = WebSocketListener(f"wss://{HOST}:{tls_server.port}/", token=CANARY)
     listener._fraction = lambda: 0.0
@@ -212,7 +212,7 @@ async def test_tls_with_a_certificate_that_nobody_vouches_for_is_retried_slowly(
         (503, {"Retry-After": "Thu, 01 Jan 2099 00:00:00 GMT"}, "86400.0"),
     ],
 )
-async def test_a_refusal_tells_when_to_come_back(status, headers, delay, caplog):
+async def test_the_status_and_retry_after_of_a_refusal_set_the_delay(status, headers, delay, caplog):
     caplog.set_level(logging.INFO)
     with Refusing((status, headers)) as server:
         async with listening(to(server)) as channel:
@@ -232,12 +232,12 @@ async def test_on_401_a_fresh_token_is_asked_for():
     assert [request.headers["Authorization"] for request in server.requests] == ["Bearer old", "Bearer new"]
 
 
-async def test_gone_raises():
+async def test_http_410_raises_listener_error():
     with Refusing((410, {})) as server, anyio.fail_after(GUARD), pytest.raises(ListenerError, match="HTTP 410"):
         await to(server).listen(Channel())
 
 
-async def test_no_common_subprotocol_raises():
+async def test_a_server_without_a_common_subprotocol_raises_listener_error():
     with Server(quiet, select_subprotocol=lambda *_: None) as server, anyio.fail_after(GUARD):
         listener = to(server, subprotocols=["push.v1"])
         with pytest.raises(ListenerError, match="subprotocol"):
@@ -283,7 +283,7 @@ async def test_a_redirect_within_the_origin_is_not_followed_either():
     assert len(server.requests) == 1
 
 
-async def test_nobody_there(caplog):
+async def test_a_refused_connection_is_retried_with_growing_delays(caplog):
     caplog.set_level(logging.INFO)
     with socket.create_server((HOST, 0)) as unused:
         port = unused.getsockname()[1]
@@ -298,7 +298,7 @@ async def test_nobody_there(caplog):
 # A server that is ill
 
 
-async def test_accept_and_close():
+async def test_a_connection_that_the_server_closes_at_once_is_reopened():
     async def handler(connection, number):
         if number < 2:
             await connection.close(1013, "too many\r\nof you")
@@ -328,7 +328,7 @@ async def test_answered_pings_keep_the_connection():
             await channel.saw("up", "up")
 
 
-async def test_a_server_that_closes_in_words_only_is_found_by_ping():
+async def test_a_close_frame_from_a_server_that_stays_connected_ends_the_connection():
     def treat(accepted, number):
         shake_hands(accepted)
         accepted.sendall(b"\x88\x02\x03\xf5")  # 1013, and the connection stays open
@@ -353,7 +353,7 @@ async def test_an_oversize_message_is_a_push_and_retried_slowly(caplog):
     assert "connecting again in 300.0 s" in caplog.text
 
 
-async def test_text_that_is_no_utf8_is_a_push_and_retried_slowly(caplog):
+async def test_text_that_is_not_utf8_is_a_push_and_retried_slowly(caplog):
     caplog.set_level(logging.INFO)
 
     async def handler(connection, number):
@@ -366,7 +366,7 @@ async def test_text_that_is_no_utf8_is_a_push_and_retried_slowly(caplog):
     assert "connecting again in 300.0 s" in caplog.text
 
 
-async def test_a_frame_that_breaks_the_protocol(caplog):
+async def test_a_frame_that_breaks_the_protocol_counts_as_a_push(caplog):
     caplog.set_level(logging.INFO)
 
     def treat(accepted, number):
@@ -390,7 +390,7 @@ async def test_a_frame_that_breaks_the_protocol(caplog):
         (b"", "0.0"),
     ],
 )
-async def test_what_opens_no_websocket(answer, delay, caplog):
+async def test_a_response_that_does_not_open_a_websocket_is_retried(answer, delay, caplog):
     caplog.set_level(logging.INFO)
 
     def treat(accepted, number):
@@ -404,7 +404,7 @@ async def test_what_opens_no_websocket(answer, delay, caplog):
     assert f"connecting again in {delay} s" in caplog.text
 
 
-async def test_a_handshake_that_hangs(caplog):
+async def test_a_handshake_that_hangs_times_out_and_is_retried(caplog):
     caplog.set_level(logging.INFO)
     with Raw(lambda accepted, number: None) as server:
         async with listening(to(server, open_timeout=0.1)) as channel:
@@ -412,7 +412,7 @@ async def test_a_handshake_that_hangs(caplog):
     assert "timed out during opening handshake" in caplog.text
 
 
-async def test_a_connection_that_is_reset():
+async def test_a_connection_that_is_reset_is_reopened():
     def treat(accepted, number):
         shake_hands(accepted)
         if number == 1:
@@ -425,7 +425,7 @@ async def test_a_connection_that_is_reset():
     assert "lost without a close frame" in str(channel.error)
 
 
-async def test_a_proxy_that_refuses(monkeypatch, caplog):
+async def test_a_proxy_that_refuses_is_retried_slowly_and_no_credentials_are_logged(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     asked = []
 
@@ -463,14 +463,14 @@ async def test_a_stop_during_the_tls_handshake_leaves_nothing_open():
             await anyio.to_thread.run_sync(connected.wait)
 
 
-async def test_a_server_that_answers_no_goodbye_holds_up_a_stop_but_shortly():
+async def test_a_stop_does_not_wait_long_for_a_server_that_does_not_answer_the_close():
     with Raw(lambda accepted, number: shake_hands(accepted)) as server:
         async with listening(to(server)) as channel:
             await channel.saw("up")
         assert await anyio.to_thread.run_sync(is_closed, server.first())
 
 
-async def test_a_server_that_reads_nothing_holds_up_a_stop_but_shortly():
+async def test_a_stop_does_not_wait_long_for_a_server_that_does_not_read():
     is_up, flooded = threading.Event(), threading.Event()
     pings = (b"\x89\x7d" + b"x" * 125) * 200
 

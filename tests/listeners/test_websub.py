@@ -77,7 +77,7 @@ def only(hub):
 # From discovery to a wake
 
 
-async def test_a_topic_says_whom_to_ask_and_the_hub_pushes(hub):
+async def test_the_topic_names_the_hub_and_a_push_of_the_hub_wakes(hub):
     async with subscribed(hub) as channel:
         topic, callback, secret, until = only(hub)
         assert hub.requests == [("GET", TOPIC), ("POST", HUB)]
@@ -90,7 +90,7 @@ async def test_a_topic_says_whom_to_ask_and_the_hub_pushes(hub):
     assert [event for _, event in channel.events] == ["up", Push()]
 
 
-async def test_the_lease_is_the_hubs_to_say(hub):
+async def test_a_subscription_is_renewed_within_the_lease_granted_by_the_hub(hub):
     hub.lease = "60"
     async with subscribed(hub, seconds=600) as channel:
         assert len(hub.subscriptions) == 1
@@ -98,14 +98,14 @@ async def test_the_lease_is_the_hubs_to_say(hub):
         assert channel.said("down") == []
 
 
-async def test_a_lease_that_the_hub_does_not_say_is_what_was_asked_for(hub):
+async def test_the_requested_lease_applies_if_the_hub_states_none(hub):
     hub.asks = {"hub.lease_seconds": None}
     async with subscribed(hub, websub(hub, lease=1000.0)) as channel:
         assert channel.until == pytest.approx(1e9 + 1000, abs=1)
 
 
 @pytest.mark.parametrize("lease", ["", "-5", "1e9", "٣", "9" * 11, "soon"])
-async def test_a_lease_that_is_none_is_as_good(hub, lease):
+async def test_the_requested_lease_applies_if_the_hub_states_an_invalid_one(hub, lease):
     hub.lease = lease
     hub.asks = {"hub.lease_seconds": lease}
     async with anyio.create_task_group() as tasks:
@@ -123,7 +123,7 @@ async def test_a_lease_that_is_none_is_as_good(hub, lease):
         tasks.cancel_scope.cancel()
 
 
-async def test_before_the_lease_ends_another_takes_its_place_and_the_old_one_is_stopped(hub):
+async def test_a_new_subscription_replaces_the_old_one_before_its_lease_ends(hub):
     hub.lease = "1000"
     async with subscribed(hub) as channel:
         before = only(hub)
@@ -137,7 +137,7 @@ async def test_before_the_lease_ends_another_takes_its_place_and_the_old_one_is_
         assert channel.said("up", "down") == ["up", "up"]
 
 
-async def test_both_may_push_while_one_takes_the_place_of_the_other(hub):
+async def test_the_old_and_the_new_subscription_both_wake_during_a_replacement(hub):
     hub.lease = "1000"
     async with subscribed(hub) as channel:
         before = only(hub)[1]
@@ -150,7 +150,7 @@ async def test_both_may_push_while_one_takes_the_place_of_the_other(hub):
     assert len(channel.said(Push())) == 2
 
 
-async def test_a_hub_that_goes_on_after_the_end_is_told_that_it_is_gone(hub):
+async def test_a_push_for_a_stopped_subscription_is_answered_410(hub):
     hub.lease = "1000"
     async with subscribed(hub):
         old = dict(hub.subscriptions)
@@ -160,7 +160,7 @@ async def test_a_hub_that_goes_on_after_the_end_is_told_that_it_is_gone(hub):
         assert len(hub.subscriptions) == 1
 
 
-async def test_a_subscription_that_is_not_known_is_not_told_so(hub):
+async def test_a_push_to_an_unknown_callback_is_answered_401(hub):
     async with subscribed(hub) as channel:
         for path in ("/", "/unknown", "/%00"):
             answer = await asked(hub.app, scope_of("POST", path, headers={"content-length": "0"}), b"")
@@ -172,13 +172,13 @@ async def test_a_subscription_that_is_not_known_is_not_told_so(hub):
 
 
 @pytest.mark.parametrize("method", ["sha1", "sha256", "sha384", "sha512"])
-async def test_a_push_is_signed_by_the_method_that_it_states(hub, method):
+async def test_a_push_signed_with_any_websub_method_wakes(hub, method):
     async with subscribed(hub) as channel:
         assert await hub.push(method=method) == [200]
     assert channel.said(Push()) == [Push()]
 
 
-async def test_a_push_without_the_secret_wakes_nobody(hub):
+async def test_a_push_without_the_right_secret_is_refused(hub):
     async with subscribed(hub) as channel:
         assert await hub.push(secret="another") == [401]
         _, callback, _, until = only(hub)
@@ -187,7 +187,7 @@ async def test_a_push_without_the_secret_wakes_nobody(hub):
     assert channel.said(Push()) == []
 
 
-async def test_a_secret_that_was_given_is_the_one(hub):
+async def test_a_configured_secret_is_used(hub):
     async with subscribed(hub, websub(hub, secret="t0p")):
         assert only(hub)[2] == "t0p"
         assert await hub.push() == [200]
@@ -229,7 +229,7 @@ async def test_a_topic_that_moved_is_followed_without_credentials(hub, status):
 
 
 @pytest.mark.parametrize("status", [307, 308])
-async def test_a_hub_may_send_to_another_hub(hub, status):
+async def test_a_redirect_to_another_hub_is_followed(hub, status):
     hub.answers = [httpx.Response(status, headers={"location": "https://other.example/hub"})]
     async with subscribed(hub, websub(hub, token="c4n4ry"), stop_at_exit=True):
         assert hub.requests[1:] == [("POST", HUB), ("POST", "https://other.example/hub")]
@@ -257,7 +257,7 @@ async def test_redirects_that_lead_nowhere_are_refused(hub, location, why):
     assert len(hub.requests) <= 5
 
 
-async def test_another_redirect_of_a_hub_is_no_answer(hub):
+async def test_a_302_redirect_of_the_hub_is_an_error(hub):
     hub.answers = [httpx.Response(302, headers={"location": "https://other.example/"})]
     async with subscribed(hub) as channel:
         assert "HTTP 302 instead of a subscription" in str(channel.error)
@@ -272,13 +272,13 @@ async def test_a_hub_without_https_gets_no_secret(hub, caplog):
     assert "the hub has no https, so it is given no secret" in caplog.text
 
 
-async def test_a_secret_that_was_given_is_not_given_away(hub):
+async def test_a_configured_secret_is_not_sent_to_a_hub_without_https(hub):
     async with subscribed(hub, websub(hub, hub="http://hub.example/", secret="c4n4ry")) as channel:
         assert "has no https, so it is not given the secret" in str(channel.error)
     assert hub.requests == []
 
 
-async def test_a_hub_that_sends_to_one_without_https_gets_it_no_secret(hub):
+async def test_a_redirect_to_a_hub_without_https_does_not_carry_the_secret(hub):
     hub.answers = [httpx.Response(307, headers={"location": "http://hub.example/plain"})]
     async with subscribed(hub):
         assert "hub.secret" in hub.forms[0]
@@ -287,7 +287,7 @@ async def test_a_hub_that_sends_to_one_without_https_gets_it_no_secret(hub):
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8080", "[::1]"])
-async def test_a_hub_on_this_machine_may_have_it(hub, host):
+async def test_a_hub_on_localhost_gets_the_secret_without_https(hub, host):
     async with subscribed(hub, websub(hub, hub=f"http://{host}/")):
         assert "hub.secret" in hub.forms[0]
 
@@ -295,14 +295,14 @@ async def test_a_hub_on_this_machine_may_have_it(hub, host):
 # What the hub asks back
 
 
-async def test_the_question_may_come_before_the_answer(hub):
+async def test_a_verification_may_arrive_before_the_response_of_the_hub(hub):
     hub.verifies = "first"
     async with subscribed(hub) as channel:
         assert len(hub.subscriptions) == 1
         assert channel.said("up") == ["up"]
 
 
-async def test_the_question_counts_whatever_is_answered(hub):
+async def test_a_verification_counts_even_if_the_hub_responds_with_an_error(hub):
     hub.verifies = "first"
     take = hub._take
 
@@ -316,14 +316,14 @@ async def test_the_question_counts_whatever_is_answered(hub):
         assert len(hub.forms) == 1
 
 
-async def test_the_question_may_come_twice(hub):
+async def test_a_verification_may_arrive_twice(hub):
     hub.verifies = "twice"
     async with subscribed(hub) as channel:
         assert hub.verified == [200, 200]
         assert channel.said("up") == ["up"]
 
 
-async def test_the_question_may_be_asked_again_after_a_restart(hub):
+async def test_a_repeated_verification_is_confirmed_after_a_restart(hub):
     async with subscribed(hub) as channel:
         pass
     async with subscribed(hub, channel=channel):
@@ -335,7 +335,7 @@ async def test_the_question_may_be_asked_again_after_a_restart(hub):
         assert (await hub.call(callback, {"hub.mode": "subscribe", "hub.challenge": "c"})).status == 404
 
 
-async def test_the_question_may_never_come(hub):
+async def test_a_missing_verification_is_reported_and_the_same_callback_is_requested_again(hub):
     hub.verifies = "never"
     async with subscribed(hub, seconds=65) as channel:
         assert channel.said("up", "down") == ["down"]
@@ -347,7 +347,7 @@ async def test_the_question_may_never_come(hub):
         assert len(callbacks) == 1  # the same is asked for again
 
 
-async def test_the_question_may_come_when_nobody_waits_any_more(hub):
+async def test_a_verification_after_the_timeout_still_completes_the_subscription(hub):
     hub.delay = 62
     hub.answers = [None, httpx.Response(429, headers={"retry-after": "30"})]
     async with subscribed(hub, seconds=70) as channel:
@@ -358,7 +358,7 @@ async def test_the_question_may_come_when_nobody_waits_any_more(hub):
         assert len(hub.forms) == 2  # what came is found, and nobody is asked a third time
 
 
-async def test_a_question_that_was_answered_long_ago_is_asked_again(hub):
+async def test_a_verified_subscription_with_an_expired_lease_is_requested_again(hub):
     hub.lease = "20"
     hub.delay = 62
     hub.answers = [None, httpx.Response(429, headers={"retry-after": "300"})]
@@ -381,13 +381,13 @@ async def test_a_question_that_was_answered_long_ago_is_asked_again(hub):
         {"hub.challenge": "<ü>"},
     ],
 )
-async def test_what_was_not_asked_for_is_answered_404(hub, asks):
+async def test_a_verification_that_differs_from_the_request_is_answered_404(hub, asks):
     hub.asks = asks
     async with subscribed(hub):
         assert hub.verified == [404]
 
 
-async def test_nor_at_another_callback(hub):
+async def test_a_verification_at_an_unknown_callback_is_answered_404(hub):
     async with subscribed(hub):
         answer = await hub.call(
             f"{CALLBACK}/other", {"hub.mode": "subscribe", "hub.topic": SELF, "hub.challenge": "c"}
@@ -406,7 +406,7 @@ async def test_the_callback_may_have_a_query(hub):
         assert await hub.push() == [200]
 
 
-async def test_an_end_that_was_not_asked_for_is_not_confirmed(hub):
+async def test_an_unsubscription_that_was_not_requested_is_not_confirmed(hub):
     async with subscribed(hub):
         topic, callback, _, _ = only(hub)
         await hub._verify("unsubscribe", topic, callback, {})
@@ -437,7 +437,7 @@ async def test_the_webhook_may_run_in_another_thread(hub):
 # Denials
 
 
-async def test_a_hub_may_deny(hub, caplog):
+async def test_a_denied_subscription_is_reported_and_requested_again_slowly(hub, caplog):
     hub.denies = "not\nyou"
     async with subscribed(hub) as channel:
         assert hub.verified == [200]
@@ -450,7 +450,7 @@ async def test_a_hub_may_deny(hub, caplog):
     assert caplog.records[0].levelname == "WARNING"
 
 
-async def test_a_hub_may_end_it_at_any_time(hub, caplog):
+async def test_a_subscription_ended_by_the_hub_is_replaced_at_once(hub, caplog):
     async with subscribed(hub, seconds=100) as channel:
         before = only(hub)[1]
         await hub.deny("moved")
@@ -461,7 +461,7 @@ async def test_a_hub_may_end_it_at_any_time(hub, caplog):
     assert f"WebSub {TOPIC}: the hub has ended the subscription: 'moved'" in caplog.messages
 
 
-async def test_a_hub_that_ends_each_one_at_once_is_asked_ever_more_slowly(hub):
+async def test_a_hub_that_ends_each_subscription_at_once_is_asked_with_delays(hub):
     async with subscribed(hub):
         for _ in range(1000):
             await anyio.sleep(1)
@@ -469,7 +469,7 @@ async def test_a_hub_that_ends_each_one_at_once_is_asked_ever_more_slowly(hub):
         assert len(hub.forms) < 100
 
 
-async def test_nobody_ends_what_is_of_another_topic(hub):
+async def test_a_denial_for_another_topic_is_answered_404(hub):
     async with subscribed(hub):
         callback = only(hub)[1]
         denied = await hub.call(callback, {"hub.mode": "denied", "hub.topic": "https://other.example/"})
@@ -477,7 +477,7 @@ async def test_nobody_ends_what_is_of_another_topic(hub):
         assert (await hub.call(callback, {"hub.mode": "denied"})).status == 404
 
 
-async def test_a_denial_of_what_was_replaced_is_nothing(hub):
+async def test_a_denial_of_a_replaced_subscription_is_ignored(hub):
     subscription = websub(hub)
     heard = []
     subscription.bind(heard.append)
@@ -489,7 +489,7 @@ async def test_a_denial_of_what_was_replaced_is_nothing(hub):
         assert len(heard) == (name == "new")
 
 
-async def test_a_denial_of_what_nobody_keeps_is_nothing(hub):
+async def test_a_denial_is_accepted_without_a_subscription_manager(hub):
     subscription = websub(hub)
     known = Registration(id="1", details={"topic": SELF})
     subscription.adopt([known])
@@ -558,7 +558,7 @@ async def test_a_topic_that_cannot_be_read_is_asked_again(hub):
         assert channel.said("up") == ["up"]
 
 
-async def test_a_hub_that_was_given_is_asked_without_a_look_at_the_topic(hub):
+async def test_a_configured_hub_is_used_without_reading_the_topic(hub):
     async with subscribed(hub, websub(hub, hub=HUB)):
         assert hub.requests == [("POST", HUB)]
         assert only(hub)[0] == TOPIC
@@ -567,7 +567,7 @@ async def test_a_hub_that_was_given_is_asked_without_a_look_at_the_topic(hub):
 # The end
 
 
-async def test_at_the_end_the_hub_is_asked_to_stop(hub):
+async def test_a_subscription_is_ended_at_exit_if_configured(hub):
     async with subscribed(hub, stop_at_exit=True) as channel:
         pass
     assert hub.subscriptions == {}
@@ -575,7 +575,7 @@ async def test_at_the_end_the_hub_is_asked_to_stop(hub):
     assert channel.state is None
 
 
-async def test_at_the_end_it_is_left_otherwise(hub):
+async def test_a_subscription_is_kept_at_exit_by_default(hub):
     async with subscribed(hub) as channel:
         pass
     async with subscribed(hub, channel=channel):
@@ -583,7 +583,7 @@ async def test_at_the_end_it_is_left_otherwise(hub):
         assert await hub.push() == [200]
 
 
-async def test_one_that_was_only_asked_for_is_stopped_where_it_was_asked_for(hub):
+async def test_a_requested_but_unverified_subscription_is_ended_at_exit(hub):
     hub.delay = 2
     async with subscribed(hub, stop_at_exit=True):
         assert hub.subscriptions == {}
@@ -592,7 +592,7 @@ async def test_one_that_was_only_asked_for_is_stopped_where_it_was_asked_for(hub
     assert hub.subscriptions == {}
 
 
-async def test_one_of_which_nothing_is_known_is_stopped_where_it_would_be(hub):
+async def test_a_planned_subscription_is_stopped_once_at_the_hub_of_the_topic(hub):
     subscription = websub(hub)
     subscription.adopt([planned := subscription.plan()])
     hub.app = WebhookListener(register_with_server=subscription)
@@ -606,19 +606,19 @@ async def test_one_of_which_nothing_is_known_is_stopped_where_it_would_be(hub):
 @pytest.mark.parametrize(
     ("status", "error"), [(400, SubscriptionGone), (404, SubscriptionGone), (403, httpx.HTTPStatusError)]
 )
-async def test_a_hub_that_knows_of_none_has_none_to_stop(hub, status, error):
+async def test_stop_raises_subscription_gone_if_the_hub_does_not_know_the_subscription(hub, status, error):
     hub.answers = [httpx.Response(status)]
     with pytest.raises(error):
         await websub(hub).stop(Registration(id="1", details={"topic": SELF, "hub": HUB}))
 
 
-async def test_a_hub_that_does_not_ask_back_has_not_stopped(hub):
+async def test_stop_times_out_if_the_hub_does_not_verify_it(hub):
     hub.verifies = "never"
     with pytest.raises(TimeoutError):
         await websub(hub).stop(Registration(id="1", details={"topic": SELF, "hub": HUB}))
 
 
-async def test_a_question_that_comes_after_the_event_loop_is_gone_is_answered(hub):
+async def test_a_verification_is_answered_after_the_event_loop_has_ended(hub):
     subscription = websub(hub)
     subscription.adopt([Registration(id="1")])
     waiting = subscription._inbox.ask("1", "subscribe", SELF)
@@ -650,18 +650,18 @@ async def test_a_question_that_comes_after_the_event_loop_is_gone_is_answered(hu
         ({"lease": "10"}, TypeError, "lease"),
     ],
 )
-def test_arguments_without_a_meaning_are_refused(options, error, why):
+def test_invalid_arguments_are_refused(options, error, why):
     with pytest.raises(error, match=why):
         WebSub(**{"topic": TOPIC, "callback": CALLBACK} | options)
 
 
-def test_it_is_called_by_its_topic_without_secrets():
+def test_name_and_repr_show_the_topic_without_secrets():
     subscription = WebSub("https://user:c4n4ry@blog.example/feed?key=c4n4ry", CALLBACK)
     assert subscription.name == "WebSub https://blog.example/feed?key=…"
     assert repr(subscription) == f"<{subscription.name}>"
 
 
-async def test_no_hub_is_no_verdict_for_ever(hub):
+async def test_a_topic_without_a_hub_is_an_unusable_response(hub):
     hub.topic = httpx.Response(200)
     with pytest.raises(UnusableAnswer):
         await websub(hub).create(websub(hub).plan())

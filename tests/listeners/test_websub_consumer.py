@@ -71,7 +71,9 @@ OTHER = "https://blog.example/other"
 @pytest.mark.parametrize(
     "arguments", [(OTHER, CALLBACK, HUB), (TOPIC, f"{CALLBACK}/new", HUB), (TOPIC, CALLBACK, f"{HUB}new")]
 )
-async def test_a_restart_that_asks_for_something_else_subscribes_to_that_and_stops_what_was(hub, store, arguments):
+async def test_a_restart_with_other_arguments_subscribes_anew_and_stops_the_old_subscription(
+    hub, store, arguments
+):
     """The old one may last ten days, in which nothing would be pushed for the new one."""
     for topic, callback, where in (TOPIC, CALLBACK, HUB), arguments:
         subscription = WebSub(topic, callback, hub=where, client=hub.client())
@@ -83,7 +85,7 @@ async def test_a_restart_that_asks_for_something_else_subscribes_to_that_and_sto
     assert (arguments[0], hub.forms[1]["hub.callback"]) in hub.subscriptions
 
 
-async def test_listeners_that_change_places_do_not_take_the_subscription_of_the_other(hub, store):
+async def test_listeners_in_another_order_keep_their_own_subscriptions(hub, store):
     for topics in (TOPIC, OTHER), (OTHER, TOPIC):
         apps = [
             WebhookListener(register_with_server=WebSub(topic, CALLBACK, hub=HUB, client=hub.client()))
@@ -101,7 +103,7 @@ async def test_listeners_that_change_places_do_not_take_the_subscription_of_the_
     assert sorted(topic for topic, _ in hub.subscriptions) == sorted([TOPIC, OTHER])
 
 
-async def test_what_a_topic_says_of_itself_is_never_too_long_to_be_kept(hub, store):
+async def test_a_self_link_that_is_too_long_is_replaced_by_the_topic_url(hub, store):
     link = f"<{HUB}>; rel=hub, <https://blog.example/{'x' * 17_000}>; rel=self"
     hub.topic = httpx.Response(200, headers=[("link", link)])
     status = await lived(consumer_of(hub, FakeFeed(), store))
@@ -117,7 +119,7 @@ async def test_a_consumer_that_ends_may_end_its_subscription(hub, store):
         assert [form["hub.mode"] for form in hub.forms] == ["subscribe", "unsubscribe"] * lives
 
 
-async def test_it_ends_its_subscription_also_when_a_message_is_in_hand(hub, store):
+async def test_a_consumer_ends_its_subscription_while_a_message_is_in_flight(hub, store):
     feed = FakeFeed()
     consumer = consumer_of(hub, feed, store, stop_at_exit=True, takes=2.0)
 

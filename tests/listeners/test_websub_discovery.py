@@ -32,7 +32,7 @@ def found(*fields, body=b"", kind="application/atom+xml"):
         ([f"<{HUB}>; rel=hub, " + "<x>; rel=y, " * MAX_LINKS], (URL, HUB)),
     ],
 )
-def test_headers_say_it(fields, topic):
+def test_link_headers_name_the_hub_and_the_topic(fields, topic):
     assert found(*fields) == topic
 
 
@@ -60,7 +60,7 @@ A_LINKS = LINKS.replace(b"<link", b"<a:link")
         ("text/html", b"<link rel=hub rel=self href=%s><link rel=self href=%s>" % (HUB.encode(), SELF.encode())),
     ],
 )
-def test_where_they_do_not_the_body_says_it(kind, body):
+def test_the_body_names_the_hub_and_the_topic_without_link_headers(kind, body):
     assert found(body=body, kind=kind) == (SELF, HUB)
 
 
@@ -86,16 +86,16 @@ def test_where_they_do_not_the_body_says_it(kind, body):
         ("", LINKS),
     ],
 )
-def test_or_nobody_does(kind, body):
+def test_a_response_without_a_usable_hub_link_is_an_error(kind, body):
     with pytest.raises(UnusableAnswer, match="names no hub") as failed:
         found(body=body, kind=kind)
     assert "c4n4ry" not in str(failed.value)
 
 
-def test_a_header_without_a_hub_leaves_it_to_the_body():
+def test_the_body_is_used_if_the_link_header_names_no_hub():
     assert found("</x>; rel=self", body=ATOM % (LINKS, b"")) == (SELF, HUB)
 
 
-def test_of_a_large_feed_only_the_beginning_is_read():
+def test_the_hub_is_found_at_the_beginning_of_a_large_feed():
     entries = b"<entry/>" * 400_000
     assert found(body=ATOM % (LINKS, entries)) == (SELF, HUB)

@@ -384,7 +384,7 @@ MUTANTS = [
         "part = unpack.some(chunk, 0)",
         "tests/feeds/test_feeds_under_faults.py",
         "-k",
-        "too_large",
+        "oversized_body",
     ),
     of(
         "G11",

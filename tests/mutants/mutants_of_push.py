@@ -89,7 +89,7 @@ PUSH = [
         "",
         "tests/listeners/test_websub.py",
         "-k",
-        "not_asked_for",
+        "differs_from_the_request or not_requested",
     ),
     of(
         "G12",
@@ -109,7 +109,7 @@ PUSH = [
         "elif self.meaning.act_on(request, names) or True:",
         WEBHOOK,
         "-k",
-        "nobody_listens",
+        "no_consumer_listens",
     ),
     of(
         "G4",
@@ -119,7 +119,7 @@ PUSH = [
         "            if False:",
         WEBHOOK,
         "-k",
-        "bodies_are_in_hand or flood",
+        "open_bodies or flood",
     ),
     of(
         "G11",
@@ -129,7 +129,7 @@ PUSH = [
         "if len(body) > most:",
         WEBHOOK,
         "-k",
-        "read_up_to_the_limit",
+        "body_limit_holds",
     ),
     of(
         "G11",
@@ -191,7 +191,7 @@ PUSH = [
         "hid_a_push=failure.hid_a_push",
         "tests/durable_streams/test_pull_wake.py",
         "-k",
-        "claim_that_fails",
+        "failed_claim",
     ),
     of(
         "G11",
@@ -201,7 +201,7 @@ PUSH = [
         "if True:",
         "tests/durable_streams/test_signature.py",
         "-k",
-        "invented",
+        "unknown_key_ids",
     ),
     of(
         "G1",

@@ -28,14 +28,14 @@ def suspected_in(filters, keys):
     return found
 
 
-def test_nothing_was_added_yet():
+def test_an_empty_filter_suspects_no_key():
     filters = Filters(there=0, most=None)
     assert filters.suspects(["a", ""]) == []
     filters.drop(7)
     assert filters.suspects([]) == []
 
 
-def test_what_was_added_is_suspected_where_it_is():
+def test_every_added_key_is_suspected_in_its_segment():
     """Over several generations, which begin with a segment, and get keys of the same one again and again."""
     filters, added = Filters(there=0, most=None), {}
     for segment in range(30):
@@ -59,7 +59,7 @@ def test_the_newest_segments_are_named_first():
     assert named == list(range(20))[::-1]
 
 
-def test_few_others_are_suspected():
+def test_few_keys_that_were_not_added_are_suspected():
     """One in two thousand when a generation is full; the bound leaves room for chance."""
     filters = Filters(there=0, most=None)
     for segment in range(9):
@@ -69,7 +69,7 @@ def test_few_others_are_suspected():
     assert len([key for key, segments in suspected_in(filters, others).items() if segments]) < len(others) / 500
 
 
-def test_it_takes_four_bytes_for_a_record_that_is_there_when_it_is_built():
+def test_a_filter_takes_about_four_bytes_per_record_expected_at_construction():
     filters = Filters(there=400_000, most=None)
     for segment in range(50):
         filters.add(segment, some_keys(SEGMENT))
@@ -77,13 +77,13 @@ def test_it_takes_four_bytes_for_a_record_that_is_there_when_it_is_built():
     assert len(filters._generations) == 2
 
 
-def test_it_is_no_larger_than_what_is_there_although_more_may_come():
+def test_the_size_of_a_filter_follows_the_present_records_and_not_the_limit():
     filters = Filters(there=10, most=1_000_000_000)
     filters.add(1, some_keys(10))
     assert bytes_of(filters) == 4 * _bloom._SMALLEST
 
 
-def test_it_stays_small_while_records_come_and_go():
+def test_a_filter_stays_small_while_records_are_added_and_dropped():
     """As long as they are limited; what is gone is not suspected for ever."""
     most = 200_000
     filters, sizes, first = Filters(there=0, most=most), [], some_keys(SEGMENT)
@@ -97,7 +97,7 @@ def test_it_stays_small_while_records_come_and_go():
     assert sum(map(len, suspected_in(filters, first).values())) < len(first) * most // SEGMENT // 100
 
 
-def test_without_a_limit_the_generations_grow():
+def test_a_filter_without_a_limit_has_few_generations_and_a_bounded_size_per_record():
     """A hundred times more records are no more than seven generations more."""
     filters = Filters(there=0, most=None)
     for segment in range(100):

@@ -32,7 +32,7 @@ class TestMemoryStore(StoreSuite):
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_dropped_session_gives_its_name_back():
+async def test_a_garbage_collected_session_releases_its_name():
     store = MemoryStore()
     session = await store.claim("a", feed="f")
     del session
@@ -40,7 +40,7 @@ async def test_a_dropped_session_gives_its_name_back():
     await (await store.claim("a", feed="f")).release()
 
 
-async def test_a_cancelled_commit_has_not_written():
+async def test_a_cancelled_commit_writes_nothing():
     session = await MemoryStore().claim("a", feed="f")
     with anyio.CancelScope() as scope:
         scope.cancel()
@@ -49,17 +49,17 @@ async def test_a_cancelled_commit_has_not_written():
     assert (session.cursor, await session.unseen(["1"])) == (None, {"1"})
 
 
-async def test_the_session_knows_how_many_records_there_are():
+async def test_the_size_of_a_session_is_its_number_of_distinct_records():
     session = await MemoryStore().claim("a", feed="f")
     await session.commit(cursor="c1", records=[_types.Record("1"), _types.Record("2"), _types.Record("1")])
     assert session.size == 2
 
 
-def test_its_repr_shows_no_keys():
+def test_the_repr_of_a_memory_store_shows_no_keys():
     assert repr(MemoryStore()) == "MemoryStore(0 names)"
 
 
 @pytest.mark.parametrize("wrong", [{"retention": 0}, {"retention": float("nan")}, {"max_records": 0}])
-def test_limits_are_above_nothing(wrong):
+def test_a_limit_that_is_not_positive_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         MemoryStore(**wrong)

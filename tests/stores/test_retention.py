@@ -56,7 +56,7 @@ async def seen(session, start, stop):
     return len(keys(start, stop)) - len(await session.unseen(keys(start, stop)))
 
 
-async def test_records_go_by_number_the_oldest_first(claim):
+async def test_the_oldest_records_are_removed_above_max_records(claim):
     session = await claim(max_records=10)
     await add(session, 0, 10)
     assert session.size == 10
@@ -65,7 +65,7 @@ async def test_records_go_by_number_the_oldest_first(claim):
     assert await session.unseen(keys(0, 13)) == set(keys(0, 3))
 
 
-async def test_records_go_by_age(claim, clock):
+async def test_records_older_than_the_retention_are_removed(claim, clock):
     session = await claim(retention=60)
     await add(session, 0, 3)
     clock.now += 60
@@ -76,7 +76,7 @@ async def test_records_go_by_age(claim, clock):
     assert await session.unseen(keys(0, 7)) == set(keys(0, 3))
 
 
-async def test_a_record_that_is_made_again_is_young_again(claim, clock):
+async def test_recording_a_key_again_restarts_its_retention(claim, clock):
     session = await claim(retention=60)
     await add(session, 0, 3)
     clock.now += 50
@@ -87,7 +87,7 @@ async def test_a_record_that_is_made_again_is_young_again(claim, clock):
     assert await session.unseen(keys(0, 4)) == {"1", "2"}
 
 
-async def test_nothing_goes_while_the_cursor_stands_before_it(claim, clock):
+async def test_records_are_not_removed_until_a_cursor_after_them_is_saved(claim, clock):
     """A page larger than the limit, settled message by message: after a crash all of it is fetched again."""
     session = await claim(retention=60, max_records=1)
     for number in range(5):
@@ -98,7 +98,7 @@ async def test_nothing_goes_while_the_cursor_stands_before_it(claim, clock):
     assert await session.unseen(keys(0, 6)) == set(keys(0, 5))
 
 
-async def test_what_stands_behind_the_cursor_may_go_with_a_commit_that_saves_none(claim):
+async def test_a_commit_without_a_cursor_removes_only_records_before_the_saved_cursor(claim):
     session = await claim(max_records=10)
     await add(session, 0, 10)
     await add(session, 10, 15)
@@ -109,7 +109,7 @@ async def test_what_stands_behind_the_cursor_may_go_with_a_commit_that_saves_non
     assert await session.unseen(keys(0, 25)) == set(keys(0, 10))
 
 
-async def test_the_records_of_the_commit_that_saves_a_cursor_stay(claim):
+async def test_a_commit_that_saves_a_cursor_keeps_its_own_records(claim):
     """With several messages in hand, some of them lie behind the cursor and some before it."""
     session = await claim(max_records=1)
     await add(session, 0, 50)
@@ -118,7 +118,7 @@ async def test_the_records_of_the_commit_that_saves_a_cursor_stay(claim):
     assert await session.unseen(keys(0, 51)) == set(keys(0, 50))
 
 
-async def test_records_go_an_eighth_at_a_time_and_never_too_many(claim):
+async def test_records_are_removed_an_eighth_at_a_time_and_never_below_max_records(claim):
     session = await claim(max_records=80)
     count = form(120, 200)
     for number in range(count):
@@ -129,7 +129,7 @@ async def test_records_go_an_eighth_at_a_time_and_never_too_many(claim):
     assert await session.unseen(keys(0, count)) == set(keys(0, count - 80))
 
 
-async def test_the_store_does_not_outgrow_its_limit(claim):
+async def test_the_store_holds_at_most_an_eighth_more_than_max_records(claim):
     session = await claim(max_records=500)
     for start in range(0, 5000, 250):
         await add(session, start, start + 250)
@@ -137,7 +137,7 @@ async def test_the_store_does_not_outgrow_its_limit(claim):
     assert await seen(session, 4500, 5000) == 500
 
 
-async def test_a_record_is_no_more_than_an_eighth_older_than_it_may_be(claim, clock):
+async def test_a_record_is_removed_at_most_an_eighth_of_the_retention_late(claim, clock):
     """In a segment there is no telling them apart, and a slow feed fills none."""
     session = await claim(retention=80)
     made = {}
@@ -150,7 +150,7 @@ async def test_a_record_is_no_more_than_an_eighth_older_than_it_may_be(claim, cl
         clock.now += 1
 
 
-async def test_a_record_that_is_made_again_in_a_later_segment_counts_twice_until_the_first_goes(claim):
+async def test_a_key_recorded_in_two_segments_counts_twice_until_the_first_is_removed(claim):
     session = await claim(max_records=8)
     await add(session, 0, 1)
     await add(session, 0, 1)
@@ -160,7 +160,7 @@ async def test_a_record_that_is_made_again_in_a_later_segment_counts_twice_until
     assert await session.unseen(keys(0, 8)) == set()
 
 
-async def test_off_means_off(claim, clock):
+async def test_no_record_is_removed_without_retention_and_max_records(claim, clock):
     session = await claim(retention=None, max_records=None)
     await add(session, 0, 200)
     clock.now += 1e9
@@ -168,7 +168,7 @@ async def test_off_means_off(claim, clock):
     assert session.size == 201
 
 
-async def test_the_default_outlasts_a_month_of_replay(claim, clock):
+async def test_records_are_kept_for_at_least_30_days_by_default(claim, clock):
     session = await claim()
     await add(session, 0, 1)
     clock.now += 30 * 86_400
@@ -176,7 +176,7 @@ async def test_the_default_outlasts_a_month_of_replay(claim, clock):
     assert await seen(session, 0, 2) == 2
 
 
-async def test_a_clock_that_ran_ahead_keeps_records_longer(claim, clock):
+async def test_records_are_kept_longer_after_the_clock_was_ahead(claim, clock):
     session = await claim(retention=60)
     clock.now += 1e9
     await add(session, 0, 1)
@@ -187,7 +187,7 @@ async def test_a_clock_that_ran_ahead_keeps_records_longer(claim, clock):
     assert await seen(session, 0, 3) == 3
 
 
-async def test_a_clock_that_went_back_for_a_while_takes_nothing(claim, clock):
+async def test_no_record_is_removed_when_the_clock_went_back_for_a_while(claim, clock):
     session = await claim(retention=60)
     await add(session, 0, 1)
     clock.now -= 1000
@@ -197,7 +197,7 @@ async def test_a_clock_that_went_back_for_a_while_takes_nothing(claim, clock):
     assert await seen(session, 0, 3) == 3
 
 
-async def test_a_reset_lets_go_what_was_before_it(claim, clock):
+async def test_records_made_before_a_reset_can_be_removed_after_it(claim, clock):
     session = await claim(max_records=1)
     await add(session, 0, 5, cursor=None)
     await session.reset("c0", forget=False)

@@ -94,7 +94,7 @@ def fail(_):
 
 
 @every_kind
-async def test_a_message_that_is_given_up_has_no_effects_and_those_after_it_have(kind, store, path):
+async def test_writes_of_a_given_up_message_are_rolled_back_and_other_writes_are_kept(kind, store, path):
     for policy in ("dead_letter", "skip"):
         handler = Notes(store, {policy: fail})
         feed = feed_of("a" + policy, policy, "b" + policy)
@@ -104,7 +104,7 @@ async def test_a_message_that_is_given_up_has_no_effects_and_those_after_it_have
 
 
 @every_kind
-async def test_a_dead_letter_that_is_retried_has_its_effects_with_its_record(kind, store, path):
+async def test_writes_of_a_retried_dead_letter_are_committed_with_its_record(kind, store, path):
     handler = Notes(store, {"b": fail})
     consumer = of_kind(kind, feed_of(*"abc"), handler, retry=None, on_failure="dead_letter")
     await consumer.poll_now()
@@ -117,7 +117,7 @@ async def test_a_dead_letter_that_is_retried_has_its_effects_with_its_record(kin
 
 
 @every_kind
-async def test_a_handler_that_commits_is_told_at_once(kind, store, path):
+async def test_a_commit_inside_the_handler_raises_a_runtime_error(kind, store, path):
     """By whatever way; and if it goes on all the same, nothing has happened."""
     told = []
 
@@ -132,7 +132,7 @@ async def test_a_handler_that_commits_is_told_at_once(kind, store, path):
     assert (len(told), notes(path)) == (2, [*"abc"])
 
 
-async def test_an_owner_that_was_replaced_has_no_effects(store, path):
+async def test_writes_of_a_replaced_owner_are_rolled_back(store, path):
     async with of_kind("async", feed_of("a"), Notes(store)) as consumer:
         ask(path, "UPDATE push_to_poll_consumer SET token = token + 1")
         with pytest.raises(OwnershipLost):

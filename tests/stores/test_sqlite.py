@@ -111,7 +111,7 @@ class HeldByNobody:
 
 
 class TestOwnership:
-    async def test_consumers_of_a_store_share_one_connection_until_the_last_has_gone(self, path):
+    async def test_consumers_of_a_store_share_one_connection_until_the_last_one_releases(self, path):
         store = SQLiteStore(path)
         async with claimed(store, "b") as b:
             async with claimed(store, "a") as a:
@@ -122,12 +122,12 @@ class TestOwnership:
         async with claimed(SQLiteStore(path), "b") as b:
             assert b.cursor == "c1"
 
-    async def test_a_second_store_object_is_told_who_has_the_file(self, path):
+    async def test_a_claim_by_a_second_store_object_is_a_store_busy_error(self, path):
         async with claimed(SQLiteStore(path)):
             with pytest.raises(StoreBusy, match=r"store\.db is in use by another store object of this process"):
                 await SQLiteStore(path).claim("b", feed=FEED)
 
-    async def test_a_claim_that_fails_lets_the_file_go(self, path):
+    async def test_a_failed_claim_releases_the_file(self, path):
         async with claimed(SQLiteStore(path)):
             pass
         with pytest.raises(StoreError):
@@ -135,7 +135,7 @@ class TestOwnership:
         async with claimed(SQLiteStore(path)):
             pass
 
-    async def test_a_claim_that_fails_leaves_the_other_names_alone(self, path):
+    async def test_a_failed_claim_does_not_affect_other_consumer_names(self, path):
         store = SQLiteStore(path)
         async with claimed(store, "a"):
             pass
@@ -161,7 +161,9 @@ class TestOwnership:
             assert path.exists()
 
     @pytest.mark.parametrize(("content", "owner"), [(b"41\0", "another process"), (b"4711", "process 4711")])
-    async def test_the_lock_file_names_the_owner_and_decides_nothing(self, path, tmp_path, content, owner):
+    async def test_the_content_of_the_lock_file_names_the_owner_but_does_not_grant_ownership(
+        self, path, tmp_path, content, owner
+    ):
         lock = tmp_path / "store.db.lock"
         lock.write_bytes(content)
         async with claimed(SQLiteStore(path)):
@@ -191,7 +193,7 @@ class TestOwnership:
         os.close(parents)
         file_module.OwnerLock(str(path)).release()
 
-    async def test_a_session_of_the_parent_is_no_session_of_the_child(self, path, monkeypatch):
+    async def test_a_forked_child_cannot_use_the_session_of_its_parent(self, path, monkeypatch):
         async with claimed(SQLiteStore(path)) as session:
             with monkeypatch.context() as forked:
                 forked.setattr(os, "getpid", lambda: -1)
@@ -202,7 +204,9 @@ class TestOwnership:
         async with claimed(SQLiteStore(path)) as session:
             assert session.cursor == "c2"
 
-    async def test_a_store_of_the_parent_begins_anew_in_the_child(self, path, monkeypatch):
+    async def test_a_store_in_a_forked_child_is_busy_and_does_not_wait_for_locks_of_its_parent(
+        self, path, monkeypatch
+    ):
         store = SQLiteStore(path)
         async with claimed(store) as session:
             store._process = -1
@@ -212,7 +216,7 @@ class TestOwnership:
             assert session._file.connection.execute("SELECT 1").fetchone() == (1,)
             store._owners["a"], store._file = session, session._file
 
-    async def test_a_dropped_session_gives_its_name_back(self, path):
+    async def test_a_garbage_collected_session_releases_its_consumer_name(self, path):
         store = SQLiteStore(path)
         await store.claim("a", feed=FEED)
         with anyio.fail_after(GUARD):
@@ -224,7 +228,7 @@ class TestOwnership:
 
 
 class TestThreads:
-    async def test_a_commit_ends_although_its_task_is_cancelled(self, path):
+    async def test_a_commit_completes_although_its_task_is_cancelled(self, path):
         begun, go_on, times = threading.Event(), threading.Event(), [0.0]
 
         def clock():
@@ -246,7 +250,7 @@ class TestThreads:
             assert (session.cursor, await session.unseen(["1"])) == ("c1", set())
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-    async def test_a_commit_ends_although_its_task_is_cancelled_behind_anyios_back(self, path):
+    async def test_a_commit_completes_although_asyncio_cancels_its_task(self, path):
         """As `asyncio.timeout()` does, which no shield keeps off: the next call waits for the thread."""
         begun, go_on, times = threading.Event(), threading.Event(), [0.0]
 
@@ -267,7 +271,7 @@ class TestThreads:
             await session.commit(cursor="c2", records=records("2"))
             assert (session.cursor, session.size) == ("c2", 2)
 
-    async def test_a_cancelled_task_still_releases(self, path):
+    async def test_a_cancelled_task_still_releases_its_session(self, path):
         store = SQLiteStore(path)
         with anyio.CancelScope() as scope:
             async with claimed(store):
@@ -275,7 +279,7 @@ class TestThreads:
         async with claimed(SQLiteStore(path)):
             pass
 
-    async def test_names_commit_at_the_same_time(self, path):
+    async def test_several_consumers_can_commit_at_the_same_time(self, path):
         store = SQLiteStore(path)
 
         async def commit(name):
@@ -346,18 +350,18 @@ class TestFiles:
             async with claimed(SQLiteStore(tmp_path / name)) as session:
                 assert session.cursor == "c1"
 
-    async def test_only_its_owner_may_read_it(self, path, tmp_path):
+    async def test_only_the_user_of_the_process_may_read_the_files_of_a_store(self, path, tmp_path):
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor="c1", records=[])
             modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
         names = ("store.db", "store.db-shm", "store.db-wal", "store.db.lock")
         assert modes == dict.fromkeys(names, 0o600)
 
-    async def test_nothing_is_left_beside_it_but_the_lock_file(self, path, tmp_path):
+    async def test_only_the_lock_file_stays_beside_a_released_store(self, path, tmp_path):
         await filled(path)
         assert {file.name for file in tmp_path.iterdir()} == {"store.db", "store.db.lock"}
 
-    async def test_another_program_reads_it_meanwhile(self, path):
+    async def test_a_reader_in_another_program_does_not_block_commits(self, path):
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor="c1", records=[])
             with other_program(path) as connection:
@@ -366,13 +370,13 @@ class TestFiles:
                 await session.commit(cursor="c2", records=records("1"))
 
     @pytest.mark.parametrize(("synchronous", "level"), [("FULL", 2), ("NORMAL", 1)])
-    async def test_how_it_writes(self, path, synchronous, level):
+    async def test_the_file_uses_wal_mode_and_the_given_synchronous_level(self, path, synchronous, level):
         async with claimed(SQLiteStore(path, synchronous=synchronous)) as session:
             connection = session._file.connection
             assert connection.execute("PRAGMA synchronous").fetchone() == (level,)
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
-    async def test_the_history_is_a_ring_in_the_file_too(self, path):
+    async def test_the_file_keeps_only_the_newest_256_cursors_of_the_history(self, path):
         now = iter(range(1000))
         async with claimed(SQLiteStore(path, clock=now.__next__)) as session:
             for number in range(300):
@@ -385,18 +389,18 @@ class TestFiles:
             await session.commit(cursor="next", records=[])
             assert session.history == (*history[1:], ("next", 302))
 
-    async def test_a_long_key_takes_little_room(self, path):
+    async def test_long_keys_take_little_space_in_the_file(self, path):
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor=None, records=records(*(f"{'x' * 10_000}{n}" for n in range(100))))
         assert path.stat().st_size < 100_000
 
-    async def test_a_key_that_is_spelled_like_a_digest_is_another(self, path):
+    async def test_a_key_equal_to_the_digest_of_another_key_is_a_different_key(self, path):
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor=None, records=records("x" * 1000))
             (digest,) = session._file.connection.execute("SELECT key FROM push_to_poll_record").fetchone()
             assert await session.unseen([digest, "x" * 1000]) == {digest}
 
-    async def test_a_page_is_one_statement_for_each_question(self, path):
+    async def test_a_page_of_keys_is_committed_and_looked_up_with_one_statement_each(self, path):
         """Statement by statement, the thread would wait for the others a thousand times."""
         async with claimed(SQLiteStore(path)) as session:
             statements = []
@@ -406,7 +410,7 @@ class TestFiles:
         assert sum("json_each(" in statement for statement in statements) == 2
         assert len(statements) < 10
 
-    async def test_keys_above_all_that_have_records_are_new_and_nobody_is_asked(self, path):
+    async def test_keys_above_all_recorded_keys_are_unseen_without_a_query(self, path):
         """As most feeds count up: no message waits for a thread."""
         async with claimed(SQLiteStore(path)) as session:
             statements = []
@@ -422,7 +426,7 @@ class TestFiles:
             assert len(statements) == 1
 
     @pytest.mark.parametrize("key", ["\uffff" * 300, "\x7f", "\ud800", "\U0010ffff", "~" * 300])
-    async def test_keys_are_compared_as_they_stand_in_the_file(self, path, key):
+    async def test_long_and_unusual_keys_are_recognised_also_after_a_restart(self, path, key):
         """A key that is kept as a digest is not above it."""
         for name in ("a", "b"):
             async with claimed(SQLiteStore(path), name) as session:
@@ -431,7 +435,7 @@ class TestFiles:
             async with claimed(SQLiteStore(path), name) as session:
                 assert await session.unseen([key]) == set()
 
-    async def test_keys_in_a_file_of_another_encoding_say_nothing_of_others(self, path):
+    async def test_keys_in_a_utf_16_file_are_recognised_after_a_restart(self, path):
         """UTF-16 orders them otherwise. This library makes no such file, but a tool that copies one may."""
         with other_program(path) as connection:
             connection.execute("PRAGMA encoding = 'UTF-16'")
@@ -455,7 +459,9 @@ class TestFiles:
             assert sum("dead_letter" in statement for statement in statements) > 0
             assert session.dead == 0
 
-    async def test_a_file_with_too_many_dead_letters_to_know_is_asked_for_them(self, path, monkeypatch):
+    async def test_dead_letters_are_counted_correctly_when_too_many_to_keep_their_keys_in_memory(
+        self, path, monkeypatch
+    ):
         monkeypatch.setattr(dead_letters, "_MOST_KEYS", 2)
         async with claimed(SQLiteStore(path)) as session:
             for keys, left in (("abc", 3), ("", 3), ("xb", 2), ("yy", 2), ("ac", 0)):
@@ -465,7 +471,7 @@ class TestFiles:
         async with claimed(SQLiteStore(path)) as session:
             assert (session.dead, list(await session.dead_letters())) == (0, [])
 
-    async def test_a_damaged_record_is_not_taken_for_a_new_one(self, path):
+    async def test_a_missing_record_table_is_a_store_error(self, path):
         await filled(path)
         async with claimed(SQLiteStore(path)) as session:
             with other_program(path) as connection:
@@ -474,7 +480,7 @@ class TestFiles:
                 await session.unseen(["1"])
 
     @pytest.mark.parametrize("garbage", [b"x", b"\n" * 1000, b"\n" * 2048, b"SQLite format 3\0" + b"\xff" * 1008])
-    async def test_garbage_is_refused(self, path, garbage):
+    async def test_a_file_that_is_not_a_database_is_refused_and_left_unchanged(self, path, garbage):
         path.write_bytes(garbage)
         async with refused(path, "no SQLite database.*name another file"):
             pass
@@ -486,7 +492,7 @@ class TestFiles:
         async with refused(path, "cut off"):
             pass
 
-    async def test_a_file_with_pages_of_another_size_is_whole(self, path):
+    async def test_a_file_with_another_page_size_is_not_refused_as_truncated(self, path):
         await filled(path)
         with other_program(path) as connection:
             connection.executescript(
@@ -496,7 +502,7 @@ class TestFiles:
         async with claimed(SQLiteStore(path)) as session:
             assert session.size > 0
 
-    async def test_whether_a_file_may_be_read_is_for_sqlite_to_say(self, path, monkeypatch):
+    async def test_a_claim_succeeds_when_the_page_size_cannot_be_read(self, path, monkeypatch):
         await filled(path)
 
         def refuse(*args, **options):
@@ -506,7 +512,7 @@ class TestFiles:
         async with claimed(SQLiteStore(path)) as session:
             assert session.size > 0
 
-    async def test_a_file_whose_end_is_still_in_the_log_is_whole(self, path, tmp_path):
+    async def test_a_file_whose_last_pages_are_in_the_wal_is_not_refused_as_truncated(self, path, tmp_path):
         """What a crash in the middle of a checkpoint leaves: the file is cut, and its side file has the rest."""
         crashed = tmp_path / "crashed.db"
         async with claimed(SQLiteStore(path)) as session:
@@ -545,21 +551,21 @@ class TestFiles:
             ("DELETE FROM push_to_poll_schema", r"\[\]"),
         ],
     )
-    async def test_a_store_of_a_version_that_there_cannot_be_is_damaged(self, path, script, shown):
+    async def test_a_store_with_an_invalid_schema_version_is_refused_as_damaged(self, path, script, shown):
         await filled(path)
         with other_program(path) as connection:
             connection.execute(script)
         async with refused(path, rf"is damaged: .*{shown}.*; put back a copy, or move it away to begin anew"):
             pass
 
-    async def test_a_schema_in_bytes_that_are_no_text_is_damaged(self, path):
+    async def test_a_store_whose_schema_is_not_text_is_refused_as_damaged(self, path):
         await filled(path)
         words = b"CREATE TABLE push_to_poll_record"
         path.write_bytes(path.read_bytes().replace(words, words.replace(b"TABLE", b"T\x9d\x9d\x9dE"), 1))
         async with refused(path, "is damaged: SQLite says why in bytes that are no text; put back a copy"):
             pass
 
-    async def test_an_application_keeps_its_numbers_and_its_tables_in_a_store(self, path):
+    async def test_an_application_can_keep_its_tables_and_version_numbers_in_a_store(self, path):
         await filled(path)
         with other_program(path) as connection:
             connection.executescript(
@@ -569,7 +575,7 @@ class TestFiles:
         async with claimed(SQLiteStore(path)) as session:
             assert session.size == 200
 
-    async def test_the_tables_are_added_to_a_database_that_is_shared(self, path):
+    async def test_store_tables_are_added_to_a_shared_database_of_an_application(self, path):
         with other_program(path) as connection:
             connection.executescript(
                 "PRAGMA application_id = 7; PRAGMA user_version = 99; "
@@ -593,7 +599,7 @@ class TestFiles:
             "CREATE VIEW v AS SELECT 1; CREATE TRIGGER push_to_poll_t INSTEAD OF DELETE ON v BEGIN SELECT 1; END",
         ],
     )
-    async def test_what_runs_in_tables_of_this_library_is_refused_in_a_shared_database_too(self, path, statement):
+    async def test_triggers_and_views_on_store_tables_are_refused_in_a_shared_database(self, path, statement):
         await filled(path)
         with other_program(path) as connection:
             connection.executescript(statement)
@@ -608,7 +614,7 @@ class TestFiles:
             "CREATE VIRTUAL TABLE t USING fts5(x)",
         ],
     )
-    async def test_a_store_in_which_somebody_put_what_runs_is_refused(self, path, statement):
+    async def test_a_store_with_a_foreign_view_trigger_or_virtual_table_is_refused(self, path, statement):
         await filled(path)
         with other_program(path) as connection:
             connection.execute(statement)
@@ -630,7 +636,7 @@ class TestFiles:
             ("behind", 1.5),
         ],
     )
-    async def test_a_row_that_this_library_does_not_write_is_damage(self, path, column, value):
+    async def test_an_invalid_value_in_a_consumer_row_is_refused_as_damage(self, path, column, value):
         await filled(path)
         await check_damage(path, f"UPDATE push_to_poll_consumer SET {column} = ?", value)  # noqa: S608
 
@@ -648,7 +654,7 @@ class TestFiles:
             ("high", b"a"),
         ],
     )
-    async def test_a_segment_that_this_library_does_not_write_is_damage(self, path, column, value):
+    async def test_an_invalid_value_in_a_segment_row_is_refused_as_damage(self, path, column, value):
         await filled(path)
         await check_damage(path, f"UPDATE push_to_poll_segment SET {column} = ?", value)  # noqa: S608
 
@@ -661,7 +667,7 @@ class TestFiles:
             "push_to_poll_history VALUES (1, 0, 0, NULL, ?)",
         ],
     )
-    async def test_a_place_that_this_library_does_not_write_is_damage(self, path, row):
+    async def test_an_invalid_value_in_a_state_or_history_row_is_refused_as_damage(self, path, row):
         await filled(path)
         await check_damage(path, f"INSERT INTO {row}", b"\xff")
 
@@ -677,7 +683,7 @@ class TestFiles:
             ("first_failed", b"x"),
         ],
     )
-    async def test_a_dead_letter_that_this_library_does_not_write_is_damage(self, path, column, value):
+    async def test_an_invalid_value_in_a_dead_letter_is_reported_as_damage(self, path, column, value):
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor=None, records=[], dead_letters=[letter("k")])
             with other_program(path) as connection:
@@ -688,7 +694,7 @@ class TestFiles:
                 with pytest.raises(StoreError, match=DAMAGED):
                     await session.dead_letter("k")
 
-    async def test_a_fingerprint_that_this_library_does_not_write_is_damage(self, path):
+    async def test_an_invalid_fingerprint_is_reported_as_damage(self, path):
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor="c1", records=records("k"))
             with other_program(path) as connection:
@@ -696,7 +702,7 @@ class TestFiles:
             with pytest.raises(StoreError, match=DAMAGED):
                 await session.fingerprints(["k"])
 
-    async def test_a_row_that_is_damaged_meanwhile_is_written_anew(self, path):
+    async def test_the_next_commit_overwrites_a_consumer_row_damaged_meanwhile(self, path):
         """Its owner knows what it wrote."""
         async with claimed(SQLiteStore(path)) as session:
             with other_program(path) as connection:
@@ -705,7 +711,7 @@ class TestFiles:
         async with claimed(SQLiteStore(path)) as session:
             assert (session.cursor, session.size) == ("c1", 1)
 
-    async def test_an_owner_that_was_replaced_is_told_so_whatever_the_next_one_wrote(self, path):
+    async def test_a_replaced_owner_gets_ownership_lost_although_the_next_one_wrote_the_same_key(self, path):
         """G10: also where it would write itself."""
         async with claimed(SQLiteStore(path)) as session:
             with other_program(path) as connection:
@@ -714,7 +720,7 @@ class TestFiles:
             with pytest.raises(OwnershipLost, match="claimed by somebody else"):
                 await session.commit(cursor="c1", records=records("ours"))
 
-    async def test_names_and_feeds_of_any_length_are_one_short_line(self, path):
+    async def test_errors_with_very_long_names_and_feeds_are_one_short_printable_line(self, path):
         evil = "\x1b[31m\n\u202e" + "x" * 1_000_000
         store = SQLiteStore(path)
         session = await store.claim(evil, feed=evil)
@@ -730,7 +736,7 @@ class TestFiles:
             assert len(str(caught.value)) < 1000 + len(str(path))
 
     @pytest.mark.parametrize("how", ["FAIL", "ROLLBACK"])
-    async def test_the_words_of_sqlite_do_nothing_to_a_terminal(self, path, how):
+    async def test_errors_of_sqlite_are_shown_without_control_characters(self, path, how):
         """They may be somebody else's: a damaged schema is quoted."""
         async with claimed(SQLiteStore(path)) as session:
             evil = f"SELECT RAISE({how}, '\x1b[31m\n\x9b')"
@@ -747,12 +753,12 @@ class TestFiles:
             await SQLiteStore(tmp_path / "store.db").claim("a", feed=FEED)
 
     @pytest.mark.parametrize("parent", ["missing", "file"])
-    async def test_a_parent_that_is_no_directory_is_refused(self, tmp_path, parent):
+    async def test_a_path_without_a_valid_parent_directory_is_refused(self, tmp_path, parent):
         (tmp_path / "file").touch()
         with pytest.raises(StoreError, match=rf"{parent}/store\.db: cannot make the lock file .*directory"):
             await SQLiteStore(tmp_path / parent / "store.db").claim("a", feed=FEED)
 
-    async def test_a_file_that_may_not_be_made_is_refused(self, path, monkeypatch):
+    async def test_a_file_that_cannot_be_created_is_a_store_error(self, path, monkeypatch):
         really = os.open
 
         def refuse(name, flags, *args, **kwargs):
@@ -764,7 +770,7 @@ class TestFiles:
         with pytest.raises(StoreError, match=r"store\.db cannot be made: Permission denied; name"):
             await SQLiteStore(path).claim("a", feed=FEED)
 
-    async def test_a_file_that_may_not_be_written_says_so(self, path):
+    async def test_a_commit_to_a_read_only_file_is_a_store_error(self, path):
         """As SQLite answers for it; root may write to any file, so the mode would not show it."""
         store = SQLiteStore(path)
         async with claimed(store) as session:
@@ -772,7 +778,7 @@ class TestFiles:
             with pytest.raises(StoreError, match="readonly database; make it and its directory writable"):
                 await session.commit(cursor="c1", records=[])
 
-    async def test_a_full_disk_takes_nothing_from_the_store(self, path):
+    async def test_a_commit_on_a_full_disk_changes_nothing_and_can_be_repeated(self, path):
         async with claimed(SQLiteStore(path)) as session:
             await session.commit(cursor="c1", records=records("1"))
             (pages,) = session._file.connection.execute("PRAGMA page_count").fetchone()
@@ -786,7 +792,7 @@ class TestFiles:
         async with claimed(SQLiteStore(path)) as session:
             assert (session.cursor, await session.unseen(["1", "2", "3"])) == ("c2", {"3"})
 
-    async def test_a_foreign_writer_is_waited_for_but_not_for_ever(self, path):
+    async def test_a_commit_waits_only_a_limited_time_for_another_writer(self, path):
         async with claimed(SQLiteStore(path)) as session:
             session._file.connection.execute("PRAGMA busy_timeout=1")
             with other_program(path) as connection:
@@ -809,13 +815,13 @@ class TestMigration:
             assert connection.execute("SELECT note FROM push_to_poll_consumer").fetchone() == ("moved",)
             assert connection.execute("SELECT version FROM push_to_poll_schema").fetchall() == [(2,)]
 
-    async def test_a_new_store_takes_all_steps(self, path, monkeypatch):
+    async def test_a_new_store_runs_all_migration_steps(self, path, monkeypatch):
         monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, self.STEP))
         await filled(path)
         with other_program(path) as connection:
             assert connection.execute("SELECT note FROM push_to_poll_consumer").fetchone() == (None,)
 
-    async def test_a_step_that_fails_leaves_the_file_as_it_was(self, path, monkeypatch):
+    async def test_a_failed_migration_step_leaves_the_file_unchanged(self, path, monkeypatch):
         await filled(path)
         with monkeypatch.context() as newer:
             newer.setattr(schema, "STEPS", (*schema.STEPS, (*self.STEP, "planted")))
@@ -833,7 +839,9 @@ class TestWarning:
         schema.warn_of_old_sqlite.cache_clear()
 
     @pytest.mark.parametrize("version", [(3, 44, 5), (3, 45, 0), (3, 46, 1), (3, 50, 6), (3, 51, 0), (3, 51, 2)])
-    async def test_an_old_sqlite_is_told_once_in_a_process(self, tmp_path, monkeypatch, caplog, version):
+    async def test_an_old_sqlite_version_causes_one_warning_per_process(
+        self, tmp_path, monkeypatch, caplog, version
+    ):
         monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
         with caplog.at_level(logging.WARNING, "push_to_poll_client"):
             await filled(tmp_path / "1.db")
@@ -842,7 +850,7 @@ class TestWarning:
         assert "3.51.3" in caplog.text
 
     @pytest.mark.parametrize("version", [(3, 44, 6), (3, 44, 7), (3, 50, 7), (3, 51, 3), (3, 52, 0), (4, 0, 0)])
-    async def test_a_mended_sqlite_is_not(self, path, monkeypatch, caplog, version):
+    async def test_a_fixed_sqlite_version_causes_no_warning(self, path, monkeypatch, caplog, version):
         monkeypatch.setattr(sqlite3, "sqlite_version_info", version)
         await filled(path)
         assert not caplog.records
@@ -863,5 +871,5 @@ def test_wrong_arguments_are_refused_at_construction(arguments, word):
         SQLiteStore(**arguments)
 
 
-def test_its_repr_names_the_file(path):
+def test_the_repr_of_a_store_names_the_file(path):
     assert repr(SQLiteStore(path)) == f"SQLiteStore({os.path.realpath(path)!r})"

@@ -102,7 +102,7 @@ FREE = [
 
 class TestStatements:
     @pytest.mark.parametrize("sql", ENDS_IT)
-    async def test_what_ends_the_transaction_or_is_the_stores_is_refused(self, session, database, sql):
+    async def test_sql_that_ends_the_transaction_or_changes_the_store_is_refused(self, session, database, sql):
         """However it is spelled and run, and when it is swallowed nothing has happened."""
         connection = session.connection
         await session.note("before")
@@ -123,12 +123,12 @@ class TestStatements:
         assert database.notes() == ["before", "kept"]
         assert await session.ask("SELECT key FROM push_to_poll_record") == [("new",), ("old",)]
 
-    async def test_the_plain_cursor_of_sqlite3_does_not_lead_around_it(self, session):
+    async def test_a_plain_sqlite3_cursor_cannot_commit(self, session):
         async with session.effects():
             with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
                 sqlite3.Cursor(session.connection).execute("COMMIT")
 
-    async def test_a_trigger_of_the_application_does_not_lead_around_it(self, session):
+    async def test_a_trigger_of_the_application_cannot_change_store_tables(self, session):
         async with session.effects():
             session.connection.execute(
                 "CREATE TRIGGER mine AFTER INSERT ON note BEGIN DELETE FROM push_to_poll_record; END"
@@ -137,12 +137,12 @@ class TestStatements:
                 session.connection.execute("INSERT INTO note(text) VALUES (1)")
 
     @pytest.mark.parametrize("sql", FREE)
-    async def test_all_the_rest_is_free(self, session, sql):
+    async def test_other_sql_of_a_handler_is_allowed(self, session, sql):
         async with session.effects():
             session.connection.execute(sql).fetchall()
         await session.commit("new")
 
-    async def test_what_is_refused_is_so_each_time(self, session):
+    async def test_refused_sql_is_refused_again_when_it_is_repeated(self, session):
         """What was refused is in no cache of statements, and the store's are there under another spelling."""
         await session.note("begun and ended by the store")
         await session.commit()
@@ -152,7 +152,7 @@ class TestStatements:
                     with pytest.raises(RuntimeError, match="a handler may not"):
                         session.connection.execute(sql, "k" * sql.count("?"))
 
-    async def test_a_change_of_the_schema_does_not_lock_the_store_out(self, session):
+    async def test_the_store_can_commit_after_a_handler_changed_the_schema(self, session):
         """It makes SQLite compile all statements again, and so ask again: about the store's, for the store."""
         await session.note("a")
         async with session.effects():
@@ -163,7 +163,7 @@ class TestStatements:
         await session.note("b")
         await session.commit("2")
 
-    async def test_an_error_of_the_statement_itself_is_sqlites(self, session):
+    async def test_errors_of_sqlite_reach_the_handler_unchanged(self, session):
         async with session.effects():
             with pytest.raises(sqlite3.OperationalError, match="no such table"):
                 session.connection.execute("SELECT * FROM nowhere")
@@ -205,7 +205,7 @@ class TestMethods:
             lambda connection: connection.blobopen("PUSH_TO_POLL_RECORD", "data", 1),
         ],
     )
-    async def test_what_would_end_the_transaction_or_change_the_stores_is_refused(self, session, database, use):
+    async def test_methods_that_end_the_transaction_or_change_the_store_are_refused(self, session, database, use):
         async with session.effects():
             session.connection.execute("INSERT INTO note(text) VALUES ('kept')")
             with pytest.raises(RuntimeError, match=r"store\.db: a handler may not .* on the store's connection: "):
@@ -213,11 +213,11 @@ class TestMethods:
         await session.commit()
         assert database.notes() == ["kept"]
 
-    async def test_reading_those_settings_is_free(self, session):
+    async def test_settings_of_the_connection_can_be_read(self, session):
         connection = session.connection
         assert (connection.isolation_level, connection.autocommit, connection.text_factory) == (None, True, str)
 
-    async def test_a_row_factory_is_the_handlers_alone(self, session):
+    async def test_a_row_factory_of_a_handler_does_not_affect_the_store(self, session):
         async with session.effects():
             session.connection.row_factory = lambda cursor, row: {"row": row}
             assert session.connection.execute("SELECT 1").fetchone() == {"row": (1,)}
@@ -251,14 +251,14 @@ USES = [
 
 class TestWhere:
     @pytest.mark.parametrize("use", USES)
-    async def test_a_connection_that_was_kept_is_of_no_use_outside(self, session, use):
+    async def test_using_the_connection_outside_a_handler_is_a_runtime_error(self, session, use):
         with pytest.raises(RuntimeError, match=r"store\.db: .* only while a message is processed"):
             use(session.connection)
         await session.note("a")
         with pytest.raises(RuntimeError, match=r"store\.db: .* only while a message is processed"):
             use(session.connection)
 
-    async def test_nor_is_a_cursor(self, session):
+    async def test_a_cursor_cannot_be_used_after_its_handler_ended(self, session):
         async with session.effects():
             cursor = session.connection.execute("SELECT text FROM note UNION SELECT 2")
             other = session.connection.cursor()
@@ -271,14 +271,14 @@ class TestWhere:
             with pytest.raises(RuntimeError, match="this cursor is of a message that was processed"):
                 cursor.execute("SELECT 1")
 
-    async def test_a_blob_that_was_kept_is_closed(self, session):
+    async def test_a_blob_is_closed_when_its_handler_ends(self, session):
         """It would write past the end of the transaction, without a statement."""
         async with session.effects():
             blob = session.connection.blobopen("note", "data", 1)
         with pytest.raises(sqlite3.ProgrammingError, match="closed"):
             blob.write(b"1")
 
-    async def test_another_task_is_outside_also_while_a_message_is_processed(self, session):
+    async def test_tasks_started_by_a_handler_can_use_the_connection(self, session):
         """Unless the handler started it."""
         answers = []
 
@@ -295,7 +295,7 @@ class TestWhere:
             await anyio.wait_all_tasks_blocked()
         assert answers == [("own", (1,)), ("started in the block", (1,))]
 
-    async def test_a_task_that_began_before_is_outside(self, session):
+    async def test_a_task_started_before_the_handler_cannot_use_the_connection(self, session):
         answers, begun = [], anyio.Event()
 
         async def use():
@@ -311,7 +311,7 @@ class TestWhere:
                 await anyio.wait_all_tasks_blocked()
         assert answers == ["refused"]
 
-    async def test_a_task_that_outlives_the_handler_is_outside_then(self, session):
+    async def test_a_task_cannot_use_the_connection_after_its_handler_ended(self, session):
         """Also while the next message is processed."""
         answers, go = [], anyio.Event()
 
@@ -331,7 +331,7 @@ class TestWhere:
                 await anyio.wait_all_tasks_blocked()
         assert answers == ["refused"]
 
-    async def test_threads_are_inside_when_they_have_the_handlers_context(self, session):
+    async def test_a_thread_needs_the_context_of_the_handler_to_use_the_connection(self, session):
         async with session.effects():
             assert await to_thread.run_sync(lambda: session.connection.execute("SELECT 1").fetchone()) == (1,)
             errors = []
@@ -347,7 +347,7 @@ class TestWhere:
             thread.join()
             assert len(errors) == 1
 
-    async def test_a_block_within_a_block_of_another_database(self, session, tmp_path):
+    async def test_nested_effects_of_two_databases_can_use_both_connections(self, session, tmp_path):
         other = Database(tmp_path / "other.db")
         try:
             async with session.effects():
@@ -360,7 +360,9 @@ class TestWhere:
         finally:
             other.close()
 
-    async def test_a_context_that_is_handed_on_for_ever_holds_no_chain_of_blocks(self, session, tmp_path):
+    async def test_effects_begun_in_the_context_of_an_ended_handler_hold_no_reference_to_it(
+        self, session, tmp_path
+    ):
         """A consumer that a handler of another one started goes on in that handler's context."""
         other = Database(tmp_path / "other.db")
         try:
@@ -373,7 +375,7 @@ class TestWhere:
         finally:
             other.close()
 
-    async def test_a_forked_child_is_outside(self, session, monkeypatch):
+    async def test_a_forked_child_cannot_use_the_connection(self, session, monkeypatch):
         """What it would do there, done here."""
         async with session.effects():
             block = session.connection.guard.place
@@ -418,7 +420,7 @@ class TestRolledBack:
                     use("INSERT INTO note(text) VALUES ('b')")
 
 
-def test_who_leaves_late_takes_nobodys_place(tmp_path):
+def test_a_handler_that_ends_late_does_not_end_the_access_of_the_next_one(tmp_path):
     """As a handler whose session was released while it ran, and another session's began."""
 
     def overlap():

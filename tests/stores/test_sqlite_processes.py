@@ -123,7 +123,7 @@ def test_a_killed_owner_leaves_a_contiguous_prefix(path, size, pages):
 
 
 @pytest.mark.long_form  # chaos/test_money.py kills a handler at more moments and asks the same
-def test_a_killed_handlers_effects_are_there_with_its_record_or_not_at_all(path):
+def test_effects_of_a_killed_handler_are_committed_with_its_record_or_not_at_all(path):
     """Killed again and again in the midst of it, each transfer is made exactly once, none by half (G8)."""
     ask(path, "CREATE TABLE account(name, cents)", "CREATE TABLE transfer(number PRIMARY KEY)")
     ask(path, "INSERT INTO account VALUES ('a', 0), ('b', 0)")
@@ -147,7 +147,7 @@ def ask(path, *statements):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_a_forked_child_owns_nothing(path):
+def test_a_forked_child_cannot_commit_and_does_not_keep_the_file_locked(path):
     """It cannot write through its parent's session, and does not keep the file when its parent dies."""
     with child(FORK, path) as parent:
         assert [parent.stdout.readline() for _ in range(2)] == ["OwnershipLost\n"] * 2
@@ -157,7 +157,7 @@ def test_a_forked_child_owns_nothing(path):
 
 
 @pytest.mark.long_form  # a killed owner keeps this process out, above
-def test_a_second_process_waits_for_nobody(path):
+def test_a_claim_by_a_second_process_is_a_store_busy_error_at_once(path):
     """It is told at once, and does not touch the database."""
     script = """
 async def main():

@@ -135,7 +135,7 @@ def check(reading, size=3):
     return int(progress.cursor or -1)
 
 
-def test_a_file_at_rest(closed):
+def test_a_store_without_an_owner_is_read_without_changing_its_file(closed):
     before = kept(closed)
     reading = read_store(closed)
     assert kept(closed) == before
@@ -158,7 +158,7 @@ def test_an_empty_file_has_no_consumer_yet(path):
     assert read_store(path).progress == ()
 
 
-def test_what_a_killed_owner_left_is_read_and_left_as_it_is(killed):
+def test_the_file_of_a_killed_owner_is_read_without_changing_it(killed):
     before = kept(killed)
     reading = read_store(killed)
     assert check(reading) >= 0
@@ -167,7 +167,7 @@ def test_what_a_killed_owner_left_is_read_and_left_as_it_is(killed):
     assert kept(killed) == before
 
 
-def test_a_copy_without_shared_memory_is_read_and_left_as_it_is(killed):
+def test_a_copy_without_its_shared_memory_file_is_read_without_changing_it(killed):
     whole = read_store(killed).progress
     (killed.parent / "store.db-shm").unlink()
     before = kept(killed)
@@ -175,7 +175,7 @@ def test_a_copy_without_shared_memory_is_read_and_left_as_it_is(killed):
     assert kept(killed) == before
 
 
-def test_shared_memory_of_another_time_is_no_matter(closed):
+def test_a_store_is_read_despite_a_stale_shared_memory_file(closed):
     """A copy of a file at rest beside what somebody left."""
     (closed.parent / "store.db-shm").write_bytes(bytes(32768))
     before = kept(closed)
@@ -183,7 +183,7 @@ def test_shared_memory_of_another_time_is_no_matter(closed):
     assert kept(closed) == before
 
 
-def test_a_wal_in_which_there_is_nothing_yet(killed):
+def test_a_store_whose_wal_has_only_a_header_is_read_without_changing_it(killed):
     """Its owner was killed after the header. SQLite as a reader takes ten seconds to give up on that."""
     session = anyio.run(claimed, killed)
     header = (killed.parent / "store.db-wal").read_bytes()[:32]
@@ -196,7 +196,7 @@ def test_a_wal_in_which_there_is_nothing_yet(killed):
     assert kept(killed) == before
 
 
-def test_a_transaction_that_was_cut_off_before_there_was_a_wal(closed):
+def test_an_unfinished_transaction_in_a_rollback_journal_is_not_read(closed):
     database = sqlite3.connect(closed, isolation_level=None)
     database.execute("PRAGMA journal_mode = DELETE")
     database.execute("PRAGMA cache_size = 0")
@@ -244,7 +244,7 @@ def test_few_dead_letters_are_in_memory_at_a_time(path, monkeypatch):
     assert [len(some) for some in sizes] == [100, 100, 50, 0]
 
 
-def test_the_cursors_that_were_saved_are_read_with_their_times(path):
+def test_saved_cursors_are_read_with_their_times(path):
     anyio.run(bury, path, [])
     before = kept(path)
     assert read_cursors(path, "a") == ((None, 1e9), ("c1", 1e9 + 1), ("c2", 1e9 + 2))
@@ -252,7 +252,7 @@ def test_the_cursors_that_were_saved_are_read_with_their_times(path):
 
 
 @pytest.mark.parametrize(("attempts", "failing"), [(None, 0), ("{}", 0), ('{"1":[1,0.0],"\\ud800":[2,0.0]}', 2)])
-def test_messages_that_are_to_be_tried_again_are_counted(path, attempts, failing):
+def test_messages_waiting_for_a_retry_are_counted(path, attempts, failing):
     async def fail():
         session = await SQLiteStore(path).claim("a", feed="f")
         await session.commit(cursor=None, records=[], state={"attempts": attempts, "other": "no JSON"})
@@ -263,7 +263,7 @@ def test_messages_that_are_to_be_tried_again_are_counted(path, attempts, failing
     assert read_store(path).progress[0].failing == failing
 
 
-def test_attempts_that_this_library_does_not_write_are_one_sentence(path):
+def test_malformed_attempts_are_a_store_error(path):
     anyio.run(bury, path, [])
     foreign(path, "INSERT INTO push_to_poll_state VALUES (1, 'attempts', 'garbage')")
     with pytest.raises(StoreError, match="cannot be used: malformed JSON; look at"):
@@ -271,7 +271,7 @@ def test_attempts_that_this_library_does_not_write_are_one_sentence(path):
 
 
 @pytest.mark.parametrize("read", [lambda path, name: list(read_dead_letters(path, name)), read_cursors])
-def test_a_name_that_is_not_there_is_one_sentence(path, read):
+def test_an_unknown_consumer_name_is_a_store_error(path, read):
     path.touch()
     for make in (lambda: None, lambda: anyio.run(bury, path, [])):
         make()
@@ -287,14 +287,14 @@ def test_a_name_that_is_not_there_is_one_sentence(path, read):
         ("UPDATE push_to_poll_history SET at = 'then'", lambda path: read_cursors(path, "a")),
     ],
 )
-def test_dead_letters_and_cursors_that_this_library_does_not_write_are_one_sentence(path, change, read):
+def test_damaged_dead_letters_and_cursors_are_a_store_error(path, change, read):
     anyio.run(bury, path, ["k"])
     foreign(path, change)
     with pytest.raises(StoreError, match="is damaged"):
         read(path)
 
 
-def test_what_runs_in_an_applications_own_tables_is_no_matter(closed):
+def test_views_and_triggers_are_allowed_only_on_tables_of_the_application(closed):
     foreign(
         closed,
         "CREATE TABLE theirs(x)",
@@ -343,7 +343,7 @@ def public(path):
 
 @FORKS
 @pytest.mark.parametrize("state", ["closed", "killed"])
-def test_who_may_only_read_can(request, state, public):
+def test_read_permission_is_enough_to_read_a_store(request, state, public):
     path = request.getfixturevalue(state)
     whole = read_store(path)
     public(0o444)
@@ -355,7 +355,7 @@ def test_who_may_only_read_can(request, state, public):
 
 
 @FORKS
-def test_who_may_not_read_is_told(closed, public):
+def test_missing_read_permission_is_a_store_error(closed, public):
     public(0o000)
 
     def read():
@@ -365,7 +365,7 @@ def test_who_may_not_read_is_told(closed, public):
     unprivileged(read)
 
 
-def test_an_owner_at_full_speed_is_seen_and_not_disturbed(path):
+def test_reading_a_busy_store_shows_its_owner_and_does_not_disturb_it(path):
     with child(COMMIT_FOR_EVER, path, 3) as owner:
         owner.stdout.readline()
         cursors = []
@@ -380,13 +380,13 @@ def test_an_owner_at_full_speed_is_seen_and_not_disturbed(path):
     assert len(set(cursors)) > 10
 
 
-def test_a_version_that_is_none_is_shown(path):
+def test_the_error_for_an_invalid_schema_version_shows_it(path):
     foreign(path, "CREATE TABLE push_to_poll_schema AS SELECT 'x' AS version")
     with pytest.raises(StoreError, match=r"what stands for the version of its schema is .*\('x',\)"):
         read_store(path)
 
 
-def test_owners_that_start_and_stop_are_not_disturbed(path):
+def test_reading_does_not_disturb_owners_that_start_and_stop(path):
     with child(START_AND_STOP_FOR_EVER, path, 3, ENOUGH) as owner:
         owner.stdout.readline()
         cursors = []
@@ -448,19 +448,19 @@ def with_no_tables(path):
     "make",
     [not_there, a_directory, a_fifo, text, one_byte, of_another_application, of_a_newer_version, with_no_tables],
 )
-def test_what_is_no_store_is_one_sentence(path, make):
+def test_a_path_that_is_not_a_usable_store_is_a_store_error(path, make):
     says = make(path)
     with pytest.raises(StoreError, match=says) as caught:
         read_store(path)
     assert str(path) in str(caught.value)
 
 
-def test_a_name_that_is_too_long_is_one_sentence(path):
+def test_a_file_name_that_is_too_long_is_a_store_error(path):
     with pytest.raises(StoreError, match="cannot be read: File name too long"):
         read_store(path.parent / ("x" * 1000))
 
 
-def test_a_file_that_was_cut_off(closed):
+def test_a_truncated_file_is_a_store_error(closed):
     whole = closed.read_bytes()
     for length in (len(whole) - 100, len(whole) // 2, len(whole) // 2 // 4096 * 4096):
         closed.write_bytes(whole[:length])
@@ -468,7 +468,7 @@ def test_a_file_that_was_cut_off(closed):
             read_store(closed)
 
 
-def test_a_damaged_file(closed):
+def test_a_damaged_file_is_a_store_error(closed):
     damaged = bytearray(closed.read_bytes())
     damaged[4096:] = b"\xff" * (len(damaged) - 4096)
     closed.write_bytes(damaged)
@@ -488,13 +488,13 @@ def test_a_damaged_file(closed):
         "UPDATE push_to_poll_segment SET last_at = -1",
     ],
 )
-def test_what_this_library_does_not_write_is_one_sentence(closed, change):
+def test_consumer_and_segment_values_of_a_wrong_type_or_range_are_a_store_error(closed, change):
     foreign(closed, change)
     with pytest.raises(StoreError, match=r"is damaged|cannot be used: Could not decode"):
         read_store(closed)
 
 
-def test_who_may_not_read_is_told_in_this_process_too(closed, monkeypatch):
+def test_a_file_without_read_access_for_this_process_is_a_store_error(closed, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(StoreError, match="may not be read by this user"):
         read_store(closed)
@@ -525,7 +525,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(closed, monkeypatch)
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_an_owner_that_just_starts_is_waited_for(closed, monkeypatch):
+def test_reading_waits_for_an_owner_that_is_starting(closed, monkeypatch):
     """Its shared memory is there and not yet ready, which nothing but SQLite's answer shows."""
     read, answers = reader._read, [sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN]
 
@@ -541,7 +541,7 @@ def test_an_owner_that_just_starts_is_waited_for(closed, monkeypatch):
 
 
 @pytest.mark.usefixtures("_impatient")
-def test_a_file_that_changes_for_ever_is_read_at_last_as_it_is(closed, monkeypatch):
+def test_a_file_that_never_stops_changing_is_still_read(closed, monkeypatch):
     look, times = reader._look, []
 
     def changed(path):
@@ -552,7 +552,7 @@ def test_a_file_that_changes_for_ever_is_read_at_last_as_it_is(closed, monkeypat
     assert len(read_store(closed).progress) == 3
 
 
-def test_a_copy_for_which_there_is_no_room_is_one_sentence(killed, monkeypatch):
+def test_a_full_disk_while_the_file_is_copied_is_a_store_error(killed, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -570,11 +570,11 @@ def owned(tmp_path):
     lock.release()
 
 
-def test_the_owner_is_seen_and_not_locked_out(owned):
+def test_owner_of_returns_the_process_that_holds_the_lock(owned):
     assert owner_of(owned) == os.getpid()
 
 
-def test_who_gave_it_back_is_no_owner(tmp_path, monkeypatch):
+def test_owner_of_returns_none_after_the_lock_is_released(tmp_path, monkeypatch):
     path = str(tmp_path / "owned")
     OwnerLock(path).release()
     assert owner_of(path) is None
@@ -582,7 +582,7 @@ def test_who_gave_it_back_is_no_owner(tmp_path, monkeypatch):
     assert owner_of(path) is None
 
 
-def test_a_file_system_that_tells_another_device(owned, tmp_path, monkeypatch):
+def test_the_owner_is_found_when_the_list_of_locks_names_another_device(owned, tmp_path, monkeypatch):
     inode = Path(f"{owned}.lock").stat().st_ino
     monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "locks")
     for line, owner in [
@@ -597,7 +597,9 @@ def test_a_file_system_that_tells_another_device(owned, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "runs"), [(None, True), (PermissionError, True), (ProcessLookupError, False), (OverflowError, False)]
 )
-def test_where_locks_are_not_listed_the_written_process_is_asked_for(owned, tmp_path, monkeypatch, error, runs):
+def test_without_a_list_of_locks_the_owner_is_the_running_process_in_the_lock_file(
+    owned, tmp_path, monkeypatch, error, runs
+):
     def kill(process, number):
         assert (process, number) == (os.getpid(), 0)
         if error is not None:
@@ -608,7 +610,7 @@ def test_where_locks_are_not_listed_the_written_process_is_asked_for(owned, tmp_
     assert owner_of(owned) == (os.getpid() if runs else None)
 
 
-def test_a_lock_file_with_anything_in_it_says_nothing(tmp_path, monkeypatch):
+def test_a_lock_file_with_garbage_names_no_owner(tmp_path, monkeypatch):
     monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "missing")
     (tmp_path / "owned.lock").write_bytes(b"\xff\x1b[2J")
     assert owner_of(str(tmp_path / "owned")) is None

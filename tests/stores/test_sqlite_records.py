@@ -75,7 +75,7 @@ def read(monkeypatch):
     return read
 
 
-async def test_ids_that_are_counted_up_need_no_filter(claim, asked, read):
+async def test_increasing_ids_need_no_filter(claim, asked, read):
     session = await claim()
     keys = [f"{number:08x}" for number in range(3000)]
     await record(session, keys)
@@ -85,7 +85,7 @@ async def test_ids_that_are_counted_up_need_no_filter(claim, asked, read):
     assert not read
 
 
-async def test_random_keys_that_are_new_are_hardly_looked_for(claim, asked, read):
+async def test_new_random_keys_are_rarely_looked_up(claim, asked, read):
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)
@@ -96,7 +96,7 @@ async def test_random_keys_that_are_new_are_hardly_looked_for(claim, asked, read
     assert [number for _, number in read] == [200] * 8
 
 
-async def test_the_filter_knows_what_is_recorded_after_it_was_built(claim, read):
+async def test_the_filter_knows_keys_recorded_after_it_was_built(claim, read):
     session = await claim()
     await record(session, some_keys(1600))
     assert len(await session.unseen(some_keys())) == PAGE
@@ -107,7 +107,7 @@ async def test_the_filter_knows_what_is_recorded_after_it_was_built(claim, read)
 
 
 @pytest.mark.parametrize("again", [False, True])
-async def test_a_replay_is_found_where_it_lies(claim, asked, again):
+async def test_a_replay_is_recognised_with_few_lookups(claim, asked, again):
     """Each page is one or two segments' worth of questions, but for the place of the first."""
     session = await claim()
     keys = some_keys(1600)
@@ -119,7 +119,7 @@ async def test_a_replay_is_found_where_it_lies(claim, asked, again):
     assert sum(asked) < 1600 * 3
 
 
-async def test_duplicates_from_everywhere_are_all_found(claim, asked):
+async def test_duplicates_from_all_segments_are_found(claim, asked):
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)
@@ -129,7 +129,7 @@ async def test_duplicates_from_everywhere_are_all_found(claim, asked):
     assert sum(asked) < (8 + 2 * records_module._TRIES) * 210
 
 
-async def test_fingerprints_of_random_keys_are_the_newest(claim, monkeypatch):
+async def test_the_newest_fingerprint_of_each_random_key_is_returned(claim, monkeypatch):
     """A key may be in several generations."""
     monkeypatch.setattr(_bloom, "_SMALLEST", 400)
     session = await claim()
@@ -142,7 +142,7 @@ async def test_fingerprints_of_random_keys_are_the_newest(claim, monkeypatch):
     assert found == {**{key: int(key[:8], 16) for key in keys if key != keys[6]}, keys[5]: 7}
 
 
-async def test_what_went_is_new(claim):
+async def test_keys_of_removed_records_are_unseen(claim):
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)
@@ -152,7 +152,7 @@ async def test_what_went_is_new(claim):
     assert await session.unseen([*keys, *later]) == set(keys[:800])
 
 
-async def test_what_goes_takes_its_filter_with_it(claim, monkeypatch):
+async def test_the_filter_drops_removed_segments(claim, monkeypatch):
     monkeypatch.setattr(_bloom, "_SMALLEST", 400)
     session = await claim()
     await record(session, some_keys(1600))
@@ -172,7 +172,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("random_keys", [False, True])
-async def test_what_is_too_old_is_new_at_once_and_goes_with_the_next_commits(claim, asked, random_keys):
+async def test_expired_records_are_unseen_at_once_and_deleted_by_the_next_commits(claim, asked, random_keys):
     clock = Clock()
     session = await claim(retention=60, clock=clock)
     keys = some_keys(1600) if random_keys else [f"{number:08x}" for number in range(1600)]
@@ -199,7 +199,7 @@ async def check_sweeps(session):
 
 
 @pytest.mark.parametrize("restart", [False, True])
-async def test_a_dedupe_epoch_that_is_over_goes_a_segment_or_two_with_each_commit(claim, asked, restart):
+async def test_each_commit_deletes_a_few_segments_of_an_ended_dedupe_epoch(claim, asked, restart):
     session = await claim()
     keys = [f"{number:08x}" for number in range(1600)]
     await record(session, keys)
@@ -218,7 +218,7 @@ async def test_a_dedupe_epoch_that_is_over_goes_a_segment_or_two_with_each_commi
     assert await session.unseen([*keys, "g"]) == set(keys[100:])
 
 
-async def test_no_segment_gets_the_number_of_one_that_is_forgotten(claim):
+async def test_a_new_segment_does_not_reuse_the_number_of_a_deleted_one(claim):
     """Although none is left of those: its records would be forgotten with the next restart."""
     session = await claim()
     keys = [f"{number:08x}" for number in range(400)]
@@ -235,7 +235,7 @@ async def test_no_segment_gets_the_number_of_one_that_is_forgotten(claim):
     assert await session.unseen(keys) == set()
 
 
-async def test_a_new_dedupe_epoch_needs_a_new_filter(claim, read):
+async def test_a_new_dedupe_epoch_builds_a_new_filter(claim, read):
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)

@@ -66,7 +66,7 @@ async def busy(database):
 
 
 class TestBlocks:
-    async def test_effects_are_there_with_the_commit_and_not_before(self, session, database):
+    async def test_effects_become_visible_only_with_the_commit(self, session, database):
         await session.note("a")
         await session.note("b")
         assert database.notes() == []
@@ -76,7 +76,7 @@ class TestBlocks:
         assert look(database.path, "SELECT key FROM push_to_poll_record") == ["1", "2", "old"]
         assert is_free(database)
 
-    async def test_a_handler_that_fails_takes_back_what_it_wrote_and_nothing_else(self, session, database):
+    async def test_a_failed_handler_rolls_back_only_its_own_writes(self, session, database):
         await session.note("a")
         with pytest.raises(Planned):
             await session.fail("DELETE FROM note", "SAVEPOINT own", "CREATE TABLE mine(a)")
@@ -86,7 +86,7 @@ class TestBlocks:
         assert database.notes() == ["a", "b"]
         assert look(database.path, "SELECT name FROM sqlite_master WHERE name = 'mine'") == []
 
-    async def test_after_a_failure_alone_nothing_is_open(self, session, database):
+    async def test_a_failed_first_handler_leaves_no_transaction_open(self, session, database):
         """Whoever waits then, to try again, keeps nobody from writing."""
         for _ in range(2):
             with pytest.raises(Planned):
@@ -94,7 +94,7 @@ class TestBlocks:
             assert not session.transaction.is_open
             assert is_free(database)
 
-    async def test_a_cancelled_handler_takes_back_what_it_wrote(self, session, database):
+    async def test_a_cancelled_handler_rolls_back_its_writes(self, session, database):
         with anyio.CancelScope() as scope:
             async with session.effects():
                 session.connection.execute("INSERT INTO note(text) VALUES ('half')")
@@ -105,7 +105,7 @@ class TestBlocks:
         await session.commit()
         assert database.notes() == ["a"]
 
-    async def test_savepoints_of_handlers_are_their_own(self, session, database):
+    async def test_a_savepoint_of_a_handler_ends_with_the_handler(self, session, database):
         """One that is left open ends with its handler, and the next one cannot go back to it."""
         connection = session.connection
         async with session.effects():
@@ -120,7 +120,7 @@ class TestBlocks:
         await session.commit()
         assert database.notes() == ["a", "c"]
 
-    async def test_statements_that_were_not_read_to_the_end_hold_nothing_up(self, session, database):
+    async def test_unread_statements_of_a_handler_do_not_block_the_commit(self, session, database):
         """SQLite releases no savepoint while a statement writes: INSERT ... RETURNING does until it is read."""
         kept = []
         async with session.effects():
@@ -131,7 +131,7 @@ class TestBlocks:
         await session.commit()
         assert database.notes() == ["a", "b"]
 
-    async def test_what_was_given_with_the_blocks_is_remembered_until_the_commit(self, session):
+    async def test_records_given_to_effects_are_kept_until_the_commit(self, session):
         async with session.effects("1"):
             pass
         async with session.effects("2", "3"):
@@ -150,7 +150,7 @@ class TestBlocks:
             session.connection.execute("DELETE FROM note")
             assert await session.ask(query) == [(0,)]
 
-    async def test_blocks_and_commits_come_one_after_the_other(self, session, database):
+    async def test_a_commit_waits_for_the_running_handler(self, session, database):
         """A commit from elsewhere, as for a dead letter, waits for the message in hand, and takes it along."""
         done = []
 
@@ -165,7 +165,7 @@ class TestBlocks:
             session.connection.execute("INSERT INTO note(text) VALUES ('a')")
         assert done == [["a"]]
 
-    async def test_a_block_waits_for_a_thread_that_is_at_work(self, session, database):
+    async def test_effects_wait_for_a_busy_worker_thread_of_the_store(self, session, database):
         """Its savepoint is begun and ended in a thread then: the event loop does not wait."""
         await session.note("a")
         async with busy(database), session.effects():
@@ -179,7 +179,7 @@ class TestBlocks:
         await session.commit()
         assert database.notes() == ["a", "b", "c"]
 
-    async def test_a_cancelled_handler_whose_end_waits_for_a_thread_takes_back_what_it_wrote(
+    async def test_a_handler_cancelled_while_its_end_waits_for_a_thread_rolls_back_its_writes(
         self, session, database
     ):
         """The next commit does not take it along; and if the block raises the cancellation, nothing at all."""
@@ -195,7 +195,7 @@ class TestBlocks:
         await session.commit()
         assert database.notes() == ([] if scope.cancelled_caught else ["a"])
 
-    async def test_undoing_waits_for_a_thread_that_is_at_work(self, session, database):
+    async def test_a_rollback_waits_for_a_busy_worker_thread_of_the_store(self, session, database):
         await session.note("a")
         async with busy(database):
             await undo(session.transaction, limiter=session.limiter)
@@ -203,7 +203,7 @@ class TestBlocks:
 
 
 class TestFailures:
-    async def test_a_commit_that_fails_undoes_all_since_the_last_one(self, session, database):
+    async def test_a_failed_commit_rolls_back_all_effects_since_the_last_commit(self, session, database):
         await session.note("a")
         await session.commit("1")
         await session.note("b")
@@ -219,13 +219,13 @@ class TestFailures:
         await session.commit("2")
         assert database.notes() == ["a", "d"]
 
-    async def test_without_effects_its_error_is_what_it_is(self, session, database):
+    async def test_the_error_of_a_failed_commit_without_effects_does_not_mention_handlers(self, session, database):
         with pytest.raises(StoreError) as caught:
             await session.commit("old")
         assert "handlers" not in str(caught.value)
         assert is_free(database)
 
-    async def test_an_error_that_is_no_stores_undoes_it_too(self, session, database):
+    async def test_a_type_error_while_writing_rolls_the_transaction_back(self, session, database):
         await session.note("a")
         with pytest.raises(TypeError):
             await session.commit(object(), 1, *"ab", before=lambda: sorted([1, "a"]))
@@ -242,7 +242,7 @@ class TestFailures:
 
         return work
 
-    async def test_the_kind_of_error_stays(self, session, database):
+    async def test_an_ownership_lost_error_keeps_its_type_when_effects_are_rolled_back(self, session, database):
         def lose():
             with session.transaction.access(), session.transaction.writing():
                 raise OwnershipLost("somebody else has it")
@@ -252,7 +252,7 @@ class TestFailures:
             await in_thread(lose, limiter=session.limiter)
         assert database.notes() == []
 
-    async def test_a_transaction_that_is_gone_by_the_commit(self, session, database):
+    async def test_a_commit_fails_when_its_transaction_was_already_rolled_back(self, session, database):
         """Nothing is committed by halves: not the records alone either."""
         await session.note("a")
         with session.connection.guard.store_works():
@@ -265,7 +265,7 @@ class TestFailures:
         assert database.notes() == ["b"]
 
     @pytest.mark.parametrize("raises", [False, True])
-    async def test_a_savepoint_that_is_gone_undoes_all(self, session, database, raises):
+    async def test_a_missing_savepoint_rolls_the_transaction_back(self, session, database, raises):
         """Nobody can take it away; should it happen all the same, half of it is not kept."""
         await session.note("a")
         with pytest.raises(StoreError, match="no such savepoint: push_to_poll; what handlers wrote"):
@@ -280,7 +280,7 @@ class TestFailures:
             if raises:
                 raise Planned
 
-    async def test_a_savepoint_that_cannot_be_made_undoes_all(self, session, database, monkeypatch):
+    async def test_a_failed_savepoint_statement_rolls_the_transaction_back(self, session, database, monkeypatch):
         await session.note("a")
         monkeypatch.setattr(
             session.transaction, "_cursor", sqlite3.connect(":memory:", isolation_level=None).cursor()
@@ -291,7 +291,7 @@ class TestFailures:
         session.transaction._cursor.connection.close()
         assert is_free(database)
 
-    async def test_a_database_that_somebody_else_writes_to(self, session, database):
+    async def test_effects_and_commits_fail_while_another_program_writes(self, session, database):
         with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(StoreError, match="another program writes to it"):
@@ -302,7 +302,7 @@ class TestFailures:
         await session.commit("1")
         assert database.notes() == ["b"]
 
-    async def test_a_session_that_is_over_begins_nothing(self, session, database):
+    async def test_a_session_that_has_ended_begins_no_transaction(self, session, database):
         def over():
             raise StoreError("over")
 
@@ -311,7 +311,9 @@ class TestFailures:
             await session.note("a")
         assert is_free(database)
 
-    async def test_a_transaction_that_is_rolled_back_in_the_midst_of_a_block(self, session, database):
+    async def test_a_rollback_during_a_handler_is_a_store_error_and_keeps_other_sessions_writes(
+        self, session, database
+    ):
         """As by the release of the session. What another session does then is not touched."""
         other, undone = database.session(), anyio.Event()
 
@@ -342,7 +344,7 @@ class TestFailures:
 
 
 class TestRaces:
-    async def test_a_transaction_that_ends_while_another_thread_waits_to_go_on_in_it(self, session, database):
+    async def test_a_read_takes_a_new_turn_when_its_transaction_ends_while_it_waits(self, session, database):
         """That thread then takes its turn like any other."""
         await session.note("a")
         answers, other = [], database.session()
@@ -362,7 +364,7 @@ class TestRaces:
         assert answers == [[(1,)]]
         await other.note("b")
 
-    def test_a_transaction_that_ends_as_a_block_begins(self, session):
+    def test_effects_do_not_begin_in_a_transaction_that_has_just_ended(self, session):
         """The block then begins another one, in its turn."""
 
         class Mutex:
@@ -378,7 +380,7 @@ class TestRaces:
 
 
 class TestTurns:
-    async def test_sessions_take_their_transactions_in_turn(self, database):
+    async def test_transactions_of_several_sessions_do_not_mix(self, database):
         """Each is whole: two that write at once never mix, whatever they wait for."""
 
         async def consume(name):
@@ -416,7 +418,7 @@ class TestTurns:
             stop.append(True)
         assert database.notes().count("other") == 5
 
-    async def test_reads_of_others_wait_too(self, database):
+    async def test_a_read_waits_for_the_transaction_of_another_session(self, database):
         first, second = database.session(), database.session()
         answers = []
 
@@ -432,7 +434,7 @@ class TestTurns:
             await first.commit()
         assert answers == [[(2,)]]
 
-    async def test_a_handler_that_uses_another_session_is_told_at_once(self, database):
+    async def test_effects_begun_inside_a_handler_are_a_runtime_error(self, database):
         """It would wait for itself."""
         first, second = database.session(), database.session()
         async with first.effects():
@@ -458,7 +460,7 @@ class TestTurns:
         assert database.notes() == ["a", "c"]
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-    async def test_it_can_be_cancelled_as_asyncio_does(self, database):
+    async def test_waiting_for_a_turn_can_be_cancelled_by_asyncio(self, database):
         """That leaves no thread behind which begins a transaction later, for nobody."""
         first, second = database.session(), database.session()
         await first.note("a")
@@ -475,7 +477,7 @@ class TestTurns:
         assert database.notes() == ["a", "c"]
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-    async def test_a_block_that_began_as_its_task_was_cancelled_is_ended(self, session, database):
+    async def test_effects_begun_while_their_task_is_cancelled_are_rolled_back(self, session, database):
         task = asyncio.ensure_future(session.note("a"))
         session.check = lambda: task.get_loop().call_soon_threadsafe(task.cancel) and held.wait(0.2)
         held = threading.Event()
@@ -488,7 +490,7 @@ class TestTurns:
         assert database.notes() == ["b"]
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-    async def test_a_block_that_ended_as_its_task_was_cancelled_undoes_all(self, session, database):
+    async def test_a_cancellation_at_the_end_of_a_handler_rolls_the_transaction_back(self, session, database):
         """The caller cannot tell whether it ended well, and so it did not."""
         await session.note("a")
         at_work, end = asyncio.Event(), asyncio.Event()
@@ -511,7 +513,7 @@ class TestTurns:
         assert is_free(database)
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-    async def test_a_commit_ends_whatever_cancels_its_task(self, session, database):
+    async def test_a_commit_completes_although_its_task_is_cancelled(self, session, database):
         """And when it fails then, that is what is told: it matters more."""
         await session.note("a")
         task = asyncio.ensure_future(
@@ -528,7 +530,7 @@ class TestTurns:
             await task
         assert database.notes() == ["a"]
 
-    def test_turns_are_given_in_the_order_of_asking(self):
+    def test_turns_are_granted_in_the_order_of_requests(self):
         turns, order = Turns(), []
         turns.take(self)
         threads = []
@@ -545,7 +547,7 @@ class TestTurns:
             thread.join()
         assert order == [0, 1, 2, 3]
 
-    async def test_a_turn_that_came_as_its_task_was_cancelled_is_given_back(self, monkeypatch):
+    async def test_a_turn_granted_to_a_cancelled_task_is_given_back(self, monkeypatch):
         """Whoever is called and has gone would keep all others waiting."""
         turns = Turns()
         turns.take(self)

@@ -138,7 +138,7 @@ class TestTransactionalSQLiteStore(TransactionalStoreSuite):
         return notes(self.path)
 
 
-async def test_what_is_not_transactional_is_skipped(path):
+async def test_the_suite_skips_a_store_that_is_not_transactional(path):
     class Plain(TransactionalStoreSuite):
         async def make_store(self):
             return SQLiteStore(path)
@@ -151,7 +151,7 @@ async def test_what_is_not_transactional_is_skipped(path):
             await call
 
 
-async def test_where_transactions_do_not_wait_there_is_nothing_to_refuse(tmp_path):
+async def test_the_suite_skips_the_waiting_test_for_concurrent_transactions(tmp_path):
     class Concurrent(SQLiteStore):
         concurrent_transactions = True
 
@@ -167,7 +167,7 @@ async def test_where_transactions_do_not_wait_there_is_nothing_to_refuse(tmp_pat
 
 
 class TestConnection:
-    async def test_a_store_that_is_not_transactional_keeps_it(self, path):
+    async def test_a_store_that_is_not_transactional_refuses_to_give_its_connection(self, path):
         store = SQLiteStore(path)
         assert not store.transactional
         assert not store.concurrent_transactions
@@ -176,7 +176,7 @@ class TestConnection:
         async with claimed(store) as session:
             assert not hasattr(session, "effects")
 
-    async def test_before_and_after_a_consumer_there_is_none(self, store, path):
+    async def test_the_connection_is_refused_before_a_claim_and_after_its_release(self, store, path):
         assert store.transactional
         for _ in range(2):
             with pytest.raises(RuntimeError, match=r"app\.db: .* only while a message is processed"):
@@ -186,7 +186,7 @@ class TestConnection:
                 await session.commit(cursor=None, records=[])
         assert notes(path) == ["a", "a"]
 
-    async def test_that_of_another_store_is_not_this_ones(self, store, tmp_path):
+    async def test_effects_of_one_store_do_not_open_the_connection_of_another_store(self, store, tmp_path):
         other = SQLiteStore(tmp_path / "other.db", transactional=True)
         async with claimed(store) as session, claimed(other) as others, session.effects([]):
             with pytest.raises(RuntimeError, match=r"other\.db"):
@@ -196,7 +196,9 @@ class TestConnection:
             await others.commit(cursor="c1", records=[])  # waits for nobody
 
     @pytest.mark.parametrize("anyio_backend", form(["trio"], ["asyncio", "trio"]))
-    async def test_a_forked_child_has_none_and_leaves_the_parents_alone(self, store, path, anyio_backend):
+    async def test_a_forked_child_cannot_use_the_connection_and_the_parent_keeps_its_effects(
+        self, store, path, anyio_backend
+    ):
         """Whatever it does, and also when it comes out of the handler."""
         script = [sys.executable, "-c", FORK, str(path), anyio_backend]
         forked = await anyio.run_process(script, check=False)
@@ -205,7 +207,7 @@ class TestConnection:
 
 
 class TestFile:
-    async def test_the_tables_are_added_beside_the_applications(self, path):
+    async def test_a_store_adds_its_tables_without_changing_those_of_the_application(self, path):
         """With what it has of numbers, views and triggers; nothing of it is touched."""
         application(
             path,
@@ -230,7 +232,7 @@ class TestFile:
         async with claimed(SQLiteStore(path, transactional=True)) as session:
             assert session.cursor == "c1"
 
-    async def test_a_file_of_a_store_can_be_opened_either_way(self, path):
+    async def test_a_store_file_can_be_opened_with_and_without_transactional(self, path):
         for number in range(4):
             async with claimed(SQLiteStore(path, transactional=bool(number % 2))) as session:
                 assert session.cursor == (str(number - 1) if number else None)
@@ -238,12 +240,12 @@ class TestFile:
         async with claimed(SQLiteStore(path)) as session:
             assert await session.unseen([*"01234"]) == {"4"}
 
-    async def test_an_applications_database_is_opened_as_one_alone(self, path):
+    async def test_a_database_of_an_application_is_refused_without_transactional(self, path):
         application(path, "CREATE TABLE note(id INTEGER PRIMARY KEY, text)")
         with pytest.raises(StoreError, match="a database of another application"):
             await SQLiteStore(path).claim("a", feed=FEED)
 
-    async def test_a_database_that_is_none_is_refused(self, path):
+    async def test_a_file_that_is_not_a_sqlite_database_is_refused(self, path):
         path.write_bytes(b"no database" * 512)
         with pytest.raises(StoreError, match="is no SQLite database"):
             await SQLiteStore(path, transactional=True).claim("a", feed=FEED)
@@ -270,7 +272,7 @@ class TestFile:
 
 
 class TestSessions:
-    async def test_release_rolls_back_what_was_not_committed(self, store, path):
+    async def test_release_rolls_back_uncommitted_effects(self, store, path):
         async with claimed(store, "b") as other:
             async with claimed(store) as session:
                 await note(store, session, "1")
@@ -278,7 +280,7 @@ class TestSessions:
             await other.commit(cursor=None, records=[])
         assert notes(path) == ["2"]
 
-    async def test_release_in_the_midst_of_a_message(self, store, path):
+    async def test_release_during_a_message_rolls_back_its_effects_and_refuses_later_writes(self, store, path):
         """A handler that goes on all the same has no effects, and what it does next is refused."""
         session = await store.claim("a", feed=FEED)
         with pytest.raises(StoreError, match="or the session was released"):
@@ -297,7 +299,7 @@ class TestSessions:
             with pytest.raises((StoreError, RuntimeError, sqlite3.ProgrammingError)):
                 connection.execute("INSERT INTO note(text) VALUES ('2')")
 
-    async def test_a_session_that_was_dropped_keeps_nobody_waiting(self, store, path):
+    async def test_a_dropped_session_is_rolled_back_and_does_not_block_the_next_one(self, store, path):
         """As after an event loop that ended in the midst of it: who comes next rolls its transaction back."""
         first = await store.claim("a", feed=FEED)
         second = await store.claim("b", feed=FEED)
@@ -316,7 +318,7 @@ class TestSessions:
             await second.commit(cursor=None, records=[])
         assert notes(path) == ["4"]
 
-    async def test_a_claim_waits_for_its_turn_and_can_be_cancelled(self, store):
+    async def test_a_claim_waits_for_an_open_transaction_and_can_be_cancelled(self, store):
         async with claimed(store) as session:
             await note(store, session, "1")
             async with anyio.create_task_group() as tasks:
@@ -331,14 +333,14 @@ class TestSessions:
         async with claimed(store, "b"):
             pass
 
-    async def test_a_release_waits_for_nobodys_transaction(self, store):
+    async def test_a_release_does_not_wait_for_the_transaction_of_another_session(self, store):
         async with claimed(store) as session:
             async with claimed(store, "b"):
                 await note(store, session, "1")
             await session.commit(cursor=None, records=[])
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-    async def test_a_commit_ends_whatever_cancels_its_task(self, store, path, monkeypatch):
+    async def test_a_commit_completes_when_its_task_is_cancelled(self, store, path, monkeypatch):
         begun, go = threading.Event(), threading.Event()
 
         def clock():
@@ -361,7 +363,7 @@ class TestSessions:
             await session.commit(cursor="c2", records=[Record("2")])
         assert notes(path) == ["1", "2"]
 
-    async def test_a_commit_that_fails_before_it_began_undoes_the_effects_too(self, store, path):
+    async def test_a_commit_that_fails_before_it_starts_rolls_back_the_effects(self, store, path):
         """Whoever calls processes the messages again, and their effects must not be there twice."""
         async with claimed(store) as session:
             await note(store, session, "1")

@@ -180,7 +180,7 @@ CASES = form(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("limits", "few", "backend"), CASES)
-def test_both_stores_answer_alike(limits, few, backend, monkeypatch):
+def test_memory_store_and_sqlite_store_give_the_same_answers(limits, few, backend, monkeypatch):
     """Also with a filter that is always used, and is so small that it suspects often and goes soon."""
     monkeypatch.setattr(records_module, "_FEW", few)
     monkeypatch.setattr(_bloom, "_SMALLEST", 8)

@@ -76,7 +76,7 @@ def silent(client):
     return True
 
 
-def test_everything_passes_both_ways_and_so_does_the_end(dial, echo, proxy):
+def test_data_and_the_end_of_the_stream_pass_both_ways(dial, echo, proxy):
     client = dial(say=b"x" * 300_000)
     proxy.wait_for(lambda counts: counts.passed == 600_000)
     client.shutdown(socket.SHUT_WR)
@@ -85,7 +85,7 @@ def test_everything_passes_both_ways_and_so_does_the_end(dial, echo, proxy):
     proxy.wait_for(lambda counts: not counts.open)
 
 
-def test_delay_holds_back_and_loses_nothing(dial, proxy):
+def test_delayed_data_arrives_later_and_complete(dial, proxy):
     client = dial()
     proxy.delay(0.1)
     began = time.monotonic()
@@ -94,7 +94,7 @@ def test_delay_holds_back_and_loses_nothing(dial, proxy):
     assert time.monotonic() - began >= 0.2
 
 
-def test_throttled_bytes_trickle(dial, proxy):
+def test_throttled_data_arrives_slowly_and_complete(dial, proxy):
     client = dial()
     proxy.throttle(10)
     began = time.monotonic()
@@ -104,7 +104,7 @@ def test_throttled_bytes_trickle(dial, proxy):
 
 
 @pytest.mark.parametrize("up", [True, False])
-def test_a_blackhole_swallows_and_what_lost_bytes_stays_dead(dial, echo, proxy, up):
+def test_a_connection_stays_silent_after_a_blackhole_dropped_its_bytes(dial, echo, proxy, up):
     client = dial()
     proxy.blackhole(up=up, down=not up)
     client.sendall(b"lost")
@@ -116,7 +116,7 @@ def test_a_blackhole_swallows_and_what_lost_bytes_stays_dead(dial, echo, proxy, 
     dial()
 
 
-def test_a_blackhole_accepts_and_passes_closings_on(dial, echo, proxy):
+def test_a_blackhole_accepts_connections_and_passes_their_close_on(dial, echo, proxy):
     proxy.blackhole()
     client = dial(say=None)
     client.sendall(b"lost")
@@ -126,7 +126,7 @@ def test_a_blackhole_accepts_and_passes_closings_on(dial, echo, proxy):
     assert echo.heard == b""
 
 
-def test_it_refuses_and_accepts_again(dial, proxy):
+def test_the_proxy_refuses_new_connections_until_it_is_healed(dial, proxy):
     old = dial()
     proxy.refuse()
     with pytest.raises(ConnectionRefusedError):
@@ -137,7 +137,7 @@ def test_it_refuses_and_accepts_again(dial, proxy):
     dial()
 
 
-def test_it_cuts_with_fin_and_with_rst(dial, proxy):
+def test_the_proxy_cuts_connections_with_fin_or_rst(dial, proxy):
     client, other = dial(), dial()
     proxy.cut()
     assert client.recv(1) == other.recv(1) == b""
@@ -149,7 +149,7 @@ def test_it_cuts_with_fin_and_with_rst(dial, proxy):
     dial()
 
 
-def test_it_cuts_in_the_middle_once(dial, proxy):
+def test_cut_after_cuts_one_connection_in_the_middle(dial, proxy):
     client = dial()
     proxy.cut_after(3)
     client.sendall(b"middle")
@@ -157,7 +157,7 @@ def test_it_cuts_in_the_middle_once(dial, proxy):
     dial()
 
 
-def test_a_half_closed_connection_still_sends(dial, echo, proxy):
+def test_a_half_closed_connection_can_still_send(dial, echo, proxy):
     client = dial()
     proxy.half_close()
     assert client.recv(1) == b""
@@ -166,13 +166,13 @@ def test_a_half_closed_connection_still_sends(dial, echo, proxy):
     assert echo.heard == b"helloare you there?"
 
 
-def test_a_server_that_is_away_is_a_reset(proxy, echo, dial):
+def test_a_missing_server_is_a_connection_reset(proxy, echo, dial):
     echo.shutdown()
     echo.server_close()
     with pytest.raises(ConnectionResetError):  # as it dials, or later
         dial(say=None).recv(1)
 
 
-def test_what_never_happens_ends(proxy):
+def test_wait_for_raises_a_timeout_error_when_nothing_happens(proxy):
     with pytest.raises(TimeoutError, match="accepted=0"):
         proxy.wait_for(lambda counts: counts.accepted, timeout=0.01)

@@ -23,7 +23,7 @@ async def walk(feed, cursor=None):
     return pages
 
 
-async def test_nothing_published_is_an_empty_page_without_a_cursor():
+async def test_a_new_feed_returns_an_empty_page_without_a_cursor():
     assert await FakeFeed().fetch(FetchRequest()) == Page([])
 
 
@@ -38,24 +38,24 @@ async def test_messages_come_in_order_and_each_cursor_reads_the_rest():
     assert await ids(feed, page.messages[1].cursor) == ["a", "b"]
 
 
-async def test_publish_without_arguments_is_one_message():
+async def test_publish_without_arguments_publishes_one_message():
     assert FakeFeed().publish() == ["1"]
 
 
-async def test_a_message_of_the_test_is_handed_out_as_it_is():
+async def test_a_published_message_object_is_returned_unchanged():
     feed, own = FakeFeed(), Message("own", key="k", cursor="here")
     feed.publish(own)
     assert (await feed.fetch(FetchRequest())).messages == [own]
 
 
-async def test_an_unreadable_message_raises_its_error_and_keeps_its_cursor():
+async def test_an_unreadable_message_carries_its_error_and_its_cursor():
     feed, error = FakeFeed(), UndecodableMessage("not JSON")
     feed.publish("bad", error=error)
     (message,) = (await feed.fetch(FetchRequest())).messages
     assert (message.id, message.error, message.cursor) == ("bad", error, feed.after(1))
 
 
-async def test_with_cursors_on_each_message_the_page_has_one_too():
+async def test_a_page_has_a_cursor_too_if_cursors_is_message():
     feed = FakeFeed(page_size=2, cursors="message")
     feed.publish(3)
     first, last = await walk(feed)
@@ -68,7 +68,7 @@ async def test_with_cursors_on_each_message_the_page_has_one_too():
     )
 
 
-async def test_with_cursors_on_each_page_messages_have_none():
+async def test_messages_have_no_cursor_if_cursors_is_page():
     feed = FakeFeed(page_size=2, cursors="page")
     feed.publish(3)
     first, last = await walk(feed)
@@ -76,7 +76,7 @@ async def test_with_cursors_on_each_page_messages_have_none():
     assert (first.cursor, last.cursor) == (feed.after(2), feed.after(3))
 
 
-async def test_with_cursors_at_the_end_of_the_chain_all_other_pages_have_only_next():
+async def test_only_the_last_page_has_a_cursor_if_cursors_is_chain():
     feed = FakeFeed(page_size=2, cursors="chain")
     feed.publish(5)
     pages = await walk(feed)
@@ -84,7 +84,7 @@ async def test_with_cursors_at_the_end_of_the_chain_all_other_pages_have_only_ne
     assert [len(page.messages) for page in pages] == [2, 2, 1]
 
 
-async def test_a_full_last_page_is_the_end_unless_only_an_empty_one_is():
+async def test_a_full_last_page_is_the_end_unless_ends_empty_is_set():
     feed = FakeFeed(page_size=2)
     feed.publish(2)
     assert len(await walk(feed)) == 1
@@ -101,7 +101,7 @@ async def test_requests_are_recorded_with_their_times():
     assert [asked.request for asked in feed.requests] == [FetchRequest(), FetchRequest("c", fresh=True)]
 
 
-async def test_the_answer_is_frozen_before_the_latency():
+async def test_a_message_published_during_a_fetch_is_not_in_its_page():
     """Otherwise a message published during a fetch is in its answer, and no test sees a lost wake-up."""
     feed = FakeFeed(latency=1)
     answers = []
@@ -119,7 +119,7 @@ async def test_the_answer_is_frozen_before_the_latency():
     assert await ids(feed) == ["1"]
 
 
-async def test_a_failure_is_frozen_before_the_latency_and_arrives_after_it():
+async def test_an_ordered_failure_is_raised_after_the_latency():
     feed = FakeFeed(latency=2)
     feed.fail(FeedError("503"))
     began = anyio.current_time()
@@ -136,21 +136,21 @@ async def test_lagging_messages_become_visible_later():
     assert await ids(feed) == ["slow"]
 
 
-async def test_the_newest_cursor_knows_of_messages_that_lag():
+async def test_the_newest_cursor_includes_messages_that_are_not_visible_yet():
     feed = FakeFeed()
     feed.publish(lag=5)
     assert feed.newest == feed.after(1)
     assert (await feed.fetch(FetchRequest())).cursor is None
 
 
-async def test_messages_can_lag_by_fetches():
+async def test_lag_fetches_hides_a_message_for_that_many_fetches():
     feed = FakeFeed()
     await ids(feed)
     feed.publish("slow", lag_fetches=2)
     assert [await ids(feed) for _ in range(3)] == [[], [], ["slow"]]
 
 
-async def test_what_becomes_visible_behind_the_cursor_is_skipped():
+async def test_a_message_that_becomes_visible_before_the_cursor_is_not_read_from_that_cursor():
     """Commit order is not id order: who goes on from the larger id never sees the smaller one."""
     feed = FakeFeed()
     feed.publish("smaller", lag=1)
@@ -162,7 +162,7 @@ async def test_what_becomes_visible_behind_the_cursor_is_skipped():
     assert await ids(feed) == ["smaller", "larger"]
 
 
-async def test_pages_repeat_what_lies_before_the_cursor():
+async def test_overlap_repeats_messages_before_the_cursor():
     feed = FakeFeed(overlap=2, page_size=1)
     feed.publish(4)
     assert await ids(feed, feed.after(1)) == ["1", "2"]
@@ -177,7 +177,7 @@ async def test_an_id_can_be_published_twice():
     assert await ids(feed) == ["a", "a"]
 
 
-async def test_fails_as_often_as_ordered_with_the_error_ordered():
+async def test_fail_raises_the_given_error_the_given_number_of_times():
     feed, error = FakeFeed(), FeedError("429", retry_after=7)
     feed.publish()
     feed.fail(error, times=2)
@@ -188,7 +188,7 @@ async def test_fails_as_often_as_ordered_with_the_error_ordered():
     assert await ids(feed) == ["1"]
 
 
-async def test_fails_until_it_recovers():
+async def test_fail_without_a_limit_raises_until_recover():
     feed = FakeFeed()
     feed.fail(OSError("no route"), times=None)
     for _ in range(3):
@@ -198,7 +198,7 @@ async def test_fails_until_it_recovers():
     assert await ids(feed) == []
 
 
-async def test_recovery_takes_back_what_was_ordered():
+async def test_recover_cancels_ordered_failures_and_chain_restarts():
     feed = FakeFeed(page_size=1)
     feed.publish(2)
     feed.fail(FeedError("503"), times=5)
@@ -207,7 +207,7 @@ async def test_recovery_takes_back_what_was_ordered():
     assert len(await walk(feed)) == 2
 
 
-async def test_a_script_decides_fetch_by_fetch():
+async def test_scripted_answers_decide_the_next_fetches_one_by_one():
     feed = FakeFeed()
     feed.publish()
     scripted = Page([Message("scripted")])
@@ -226,7 +226,7 @@ async def test_a_script_decides_fetch_by_fetch():
     assert asked == [FetchRequest()]
 
 
-async def test_forgotten_cursors_read_everything_again_without_a_word():
+async def test_forgotten_cursors_read_everything_again_without_an_error():
     feed = FakeFeed()
     feed.publish(2)
     old = feed.newest
@@ -235,7 +235,7 @@ async def test_forgotten_cursors_read_everything_again_without_a_word():
     assert await ids(feed, feed.newest) == []
 
 
-async def test_a_feed_may_forget_what_it_let_expire():
+async def test_an_expired_cursor_reads_everything_after_forget():
     feed = FakeFeed()
     feed.publish()
     feed.expire()
@@ -250,7 +250,7 @@ async def test_an_unknown_cursor_reads_everything(cursor):
     assert await ids(feed, cursor) == ["1", "2"]
 
 
-async def test_expired_cursors_raise_and_may_offer_a_start():
+async def test_an_expired_cursor_raises_cursor_expired_with_the_given_start():
     feed = FakeFeed()
     feed.publish(3)
     old = feed.newest
@@ -261,7 +261,7 @@ async def test_expired_cursors_raise_and_may_offer_a_start():
     assert await ids(feed) == ["1", "2", "3"]
 
 
-async def test_an_expiry_without_an_offer():
+async def test_cursor_expired_has_no_start_if_none_was_given():
     feed = FakeFeed()
     feed.publish()
     old = feed.newest
@@ -272,7 +272,7 @@ async def test_an_expiry_without_an_offer():
 
 
 @pytest.mark.parametrize("cursors", ["message", "page", "chain"])
-async def test_a_chain_restarts_once_and_only_on_its_way(cursors):
+async def test_restart_chain_fails_one_fetch_in_the_middle_of_a_page_chain(cursors):
     feed = FakeFeed(page_size=1, cursors=cursors)
     feed.publish(2)
     feed.restart_chain()
@@ -282,7 +282,7 @@ async def test_a_chain_restarts_once_and_only_on_its_way(cursors):
     assert len(await walk(feed)) == 2
 
 
-async def test_a_restart_waits_for_a_chain():
+async def test_a_chain_restart_does_not_affect_a_fetch_outside_a_page_chain():
     feed = FakeFeed(page_size=1)
     feed.publish(2)
     feed.restart_chain()
@@ -290,7 +290,7 @@ async def test_a_restart_waits_for_a_chain():
     assert await ids(feed, feed.after(2)) == []
 
 
-async def test_a_success_can_ask_to_be_left_alone():
+async def test_a_page_carries_the_retry_after_of_the_feed():
     feed = FakeFeed(retry_after=9)
     assert (await feed.fetch(FetchRequest())).retry_after == 9
 
@@ -311,11 +311,11 @@ async def held(feed, wait, **publication):
     return found
 
 
-async def test_a_long_poll_is_answered_by_a_publication():
+async def test_a_long_poll_is_answered_when_a_message_is_published():
     assert await held(FakeFeed(max_wait=30), 30, lag=0) == ["new", pytest.approx(2)]
 
 
-async def test_a_long_poll_sees_a_message_that_lags_when_it_becomes_visible():
+async def test_a_long_poll_is_answered_when_a_lagging_message_becomes_visible():
     assert await held(FakeFeed(max_wait=30), 30, lag=5) == ["new", pytest.approx(7)]
 
 
@@ -323,22 +323,22 @@ async def test_a_long_poll_ends_empty_when_the_wait_ends():
     assert await held(FakeFeed(max_wait=30), 20) == [pytest.approx(20)]
 
 
-async def test_a_feed_holds_no_longer_than_it_can():
+async def test_a_feed_holds_a_long_poll_for_max_wait_at_most():
     assert await held(FakeFeed(max_wait=10), 60) == [pytest.approx(10)]
     assert await held(FakeFeed(), 60) == [pytest.approx(0)]
 
 
-async def test_a_feed_may_answer_early_and_empty():
+async def test_a_long_poll_ends_empty_at_once_if_answers_early_is_set():
     assert await held(FakeFeed(max_wait=30, answers_early=True), 30) == [pytest.approx(0)]
 
 
-async def test_a_long_poll_that_has_something_answers_at_once():
+async def test_a_long_poll_is_answered_at_once_if_messages_are_available():
     feed = FakeFeed(max_wait=30)
     feed.publish("old")
     assert await held(feed, 30) == ["old", pytest.approx(0)]
 
 
-async def test_a_long_poll_behind_old_messages_is_held_too():
+async def test_a_long_poll_from_the_newest_cursor_is_held():
     feed = FakeFeed(max_wait=30)
     feed.publish("old")
     began = anyio.current_time()
@@ -355,13 +355,13 @@ async def test_a_cancelled_fetch_leaves_the_feed_usable():
     assert await ids(feed) == ["1"]
 
 
-async def test_a_closed_feed_counts_and_opens_again():
+async def test_a_feed_counts_its_closes_and_can_be_used_again():
     feed = FakeFeed(identity="orders")
     await feed.aclose()
     assert (feed.closed, feed.identity, await ids(feed)) == (1, "orders", [])
 
 
-async def test_waits_for_the_nth_fetch():
+async def test_a_test_can_wait_for_the_nth_fetch():
     feed, reached = FakeFeed(), []
 
     async def wait():
@@ -378,7 +378,7 @@ async def test_waits_for_the_nth_fetch():
     assert reached == [2]
 
 
-def test_a_feed_can_be_filled_before_the_loop_runs():
+def test_messages_can_be_published_before_the_event_loop_runs():
     feed = FakeFeed()
     feed.publish(2)
     assert anyio.run(ids, feed) == ["1", "2"]

@@ -202,7 +202,7 @@ class TestAFeedThatRepeats(TestFakeFeed):
 
 
 @pytest.mark.parametrize("ids", [["3"], ["0", "3", "4"], ["5", "3", "4"], ["2", "3"], ["3", "4", "1"], []])
-def test_what_a_feed_repeats_is_known_and_stands_first(ids):
+def test_repeated_messages_must_be_known_and_come_before_new_ones(ids):
     class Repeating(FeedSuite):
         repeats = True
 
@@ -230,7 +230,7 @@ class TestAFeedOfUnreadableMessages(TestAFeedWithFetchAlone):
 
 
 @pytest.mark.anyio
-async def test_the_suite_wants_its_hooks():
+async def test_make_feed_and_publish_must_be_overridden():
     with pytest.raises(NotImplementedError):
         await FeedSuite().make_feed(1)
     with pytest.raises(NotImplementedError):
@@ -239,7 +239,7 @@ async def test_the_suite_wants_its_hooks():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("hook", ["reopen", "break_next", "hang", "change", "publish_late"])
-async def test_what_it_is_not_told_is_skipped(hook):
+async def test_a_hook_that_is_not_overridden_skips_its_test(hook):
     with pytest.raises(pytest.skip.Exception, match=f"does not override {hook}"):
         await getattr(FeedSuite(), hook)(FakeFeed())
 
@@ -624,7 +624,7 @@ class Suite(TestFakeFeed):
 
 
 @pytest.mark.anyio
-async def test_a_feed_that_looks_behind_its_cursor_finds_what_is_late():
+async def test_a_feed_with_overlap_passes_the_suite_test_of_late_messages():
     class Looking(Suite):
         async def make_feed(self, count):
             feed = await super().make_feed(count)
@@ -636,7 +636,7 @@ async def test_a_feed_that_looks_behind_its_cursor_finds_what_is_late():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("test", "lie"), LIES)
-async def test_the_suite_catches(test, lie, caplog):
+async def test_the_suite_fails_for_a_misbehaving_feed(test, lie, caplog):
     class Caught(Suite):
         async def make_feed(self, count):
             feed = lie()
@@ -650,7 +650,7 @@ async def test_the_suite_catches(test, lie, caplog):
         await function(**{name: arguments[name] for name in wanted})
 
 
-def test_the_suite_has_no_test_that_nobody_fails():
+def test_every_test_of_the_suite_has_a_misbehaving_feed():
     assert {test for test, _ in LIES} == {name for name in dir(FeedSuite) if name.startswith("test_")}
 
 
@@ -688,13 +688,13 @@ class Minted(Suite):
 
 
 @pytest.mark.anyio
-async def test_a_next_may_be_another_one_each_time_that_leads_to_the_same():
+async def test_a_next_cursor_may_differ_each_time_if_it_leads_to_the_same_page():
     await Minted().test_a_page_that_is_asked_for_again_is_there_again()
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("kind", [MintsLinksElsewhere, EndsTheSecondTime])
-async def test_a_next_that_leads_elsewhere_is_caught(kind):
+async def test_a_next_cursor_that_leads_to_another_page_or_is_missing_fails_the_suite(kind):
     suite = Minted()
     suite.kind = kind
     with pytest.raises(AssertionError):

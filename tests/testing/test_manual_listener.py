@@ -28,7 +28,7 @@ def seen():
     return Seen()
 
 
-async def test_is_up_as_soon_as_somebody_listens_and_reports_at_once(seen):
+async def test_a_manual_listener_is_up_at_once_and_reports_each_event_at_once(seen):
     listener, push, error = ManualListener(), Push("c"), OSError("reset")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listener.listen, seen)
@@ -43,7 +43,7 @@ async def test_is_up_as_soon_as_somebody_listens_and_reports_at_once(seen):
         tasks.cancel_scope.cancel()
 
 
-async def test_what_happened_before_is_remembered_in_its_order(seen):
+async def test_events_before_listen_are_reported_in_order(seen):
     listener = ManualListener()
     listener.push()
     listener.disconnect()
@@ -52,7 +52,7 @@ async def test_what_happened_before_is_remembered_in_its_order(seen):
     assert seen == ["up", None, ("down", None)]
 
 
-async def test_what_was_remembered_happens_once(seen):
+async def test_an_event_before_listen_is_reported_only_once(seen):
     listener = ManualListener(connects=False)
     listener.push()
     for _ in range(2):
@@ -62,7 +62,7 @@ async def test_what_was_remembered_happens_once(seen):
     assert listener.listens == 2
 
 
-async def test_may_connect_only_when_told(seen):
+async def test_a_listener_with_connects_false_is_up_only_after_connect(seen):
     listener = ManualListener(connects=False, name="door bell")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listener.listen, seen)
@@ -88,7 +88,7 @@ async def test_connected_waits_while_the_channel_is_down(seen):
         tasks.cancel_scope.cancel()
 
 
-async def test_fails_once_with_the_error_given(seen):
+async def test_listen_raises_a_given_error_only_once(seen):
     listener = ManualListener()
     listener.fail(ListenerError("gone"))
     with pytest.raises(ListenerError, match="gone"):
@@ -98,7 +98,7 @@ async def test_fails_once_with_the_error_given(seen):
     assert scope.cancelled_caught
 
 
-async def test_fails_while_somebody_listens(seen):
+async def test_fail_raises_its_error_in_a_running_listen(seen):
     listener = ManualListener()
 
     async def listen():
@@ -112,7 +112,7 @@ async def test_fails_while_somebody_listens(seen):
             listener.fail(ListenerError("gone"))
 
 
-async def test_connected_waits_while_nobody_listens_any_more(seen):
+async def test_connected_waits_after_listen_has_ended(seen):
     listener = ManualListener()
     listener.finish()
     await listener.listen(seen)
@@ -121,7 +121,7 @@ async def test_connected_waits_while_nobody_listens_any_more(seen):
     assert scope.cancelled_caught
 
 
-async def test_after_a_cancellation_nobody_listens_and_pushes_are_remembered(seen):
+async def test_a_push_after_a_cancelled_listen_is_reported_by_the_next_listen(seen):
     listener = ManualListener()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listener.listen, seen)

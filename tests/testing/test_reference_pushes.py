@@ -93,7 +93,7 @@ def test_each_publication_is_one_webhook_that_the_official_library_verifies(serv
         assert served.pushes[0].sent == 1
 
 
-def test_all_receivers_hear_it_each_by_its_own_secret_until_told_no_more(served):
+def test_each_receiver_gets_webhooks_signed_with_its_secret_until_it_is_removed(served):
     with Receiver() as one, Receiver() as other:
         served.send_webhooks(one.url, SECRET)
         assert served.send_webhooks(other.url, SECRET) == [one.url, other.url]
@@ -119,13 +119,13 @@ def test_all_receivers_hear_it_each_by_its_own_secret_until_told_no_more(served)
         ("http://127.0.0.1/", 7, "secret"),
     ],
 )
-def test_what_cannot_be_sent_to_or_signed_with_is_refused(served, url, secret, seen):
+def test_a_webhook_with_an_invalid_url_or_secret_is_refused(served, url, secret, seen):
     refused = httpx.post(f"{served.base_url}/webhooks", json={"url": url, "secret": secret}, timeout=GUARD)
     assert refused.status_code == 400
     assert seen.lower() in refused.text.lower()
 
 
-def test_a_webhook_is_tried_again_with_the_same_id_until_it_is_taken(served):
+def test_a_webhook_is_retried_with_the_same_id_until_it_is_accepted(served):
     with Receiver(500, None, 200) as hooks:
         served.send_webhooks(hooks.url, SECRET)
         served.publish()
@@ -134,7 +134,7 @@ def test_a_webhook_is_tried_again_with_the_same_id_until_it_is_taken(served):
         assert (served.stats.webhooks, served.stats.webhooks_given_up) == ({500: 1, 0: 1, 200: 1}, 0)
 
 
-def test_a_webhook_that_nobody_takes_is_given_up(served):
+def test_a_webhook_is_given_up_after_all_retries_failed(served):
     with Receiver(302) as hooks:
         served.send_webhooks(hooks.url, SECRET)
         served.publish()
@@ -142,7 +142,7 @@ def test_a_webhook_that_nobody_takes_is_given_up(served):
         assert served.stats.webhooks == {302: 3}
 
 
-def test_a_forged_webhook_is_one_that_the_official_library_refuses(served):
+def test_the_official_library_refuses_a_forged_webhook(served):
     served.faults.forge_next = 1
     with Receiver(401, 200) as hooks:
         served.send_webhooks(hooks.url, SECRET)
@@ -154,7 +154,7 @@ def test_a_forged_webhook_is_one_that_the_official_library_refuses(served):
         standardwebhooks.Webhook(SECRET).verify(signed[1], signed[0])
 
 
-def test_webhooks_are_dropped_and_come_twice_as_pushes_on_other_channels_do(served):
+def test_webhooks_are_dropped_and_repeated_like_pushes_on_other_channels(served):
     served.faults.set(drop_next=1, push_twice_next=2)
     with Receiver() as hooks, connect(served.push_url, open_timeout=GUARD) as socket:
         served.stats.wait_for(lambda stats: stats.websockets_open)
@@ -183,7 +183,7 @@ def test_no_webhook_is_sent_while_channels_are_half_open(served):
         assert hooks.cursors == [SECOND]
 
 
-def test_webhooks_go_on_after_a_restart_and_what_was_published_before_it_is_lost(served):
+def test_webhooks_continue_after_a_restart_without_publications_from_while_it_was_stopped(served):
     with Receiver() as hooks:
         served.stop()
         served.send_webhooks(hooks.url, SECRET)
@@ -229,7 +229,7 @@ def test_a_long_poll_is_answered_by_the_next_publication(served):
     assert (served.stats.long_polls, served.stats.long_polls_held, served.stats.pushes_sent) == (1, 0, 1)
 
 
-def test_who_does_not_say_after_what_waits_for_the_next(served):
+def test_a_long_poll_without_after_waits_for_the_next_publication(served):
     served.publish()
     assert changes(served, wait=0.01) == {"changes": False, "cursor": FIRST}
     with held(served) as answer:
@@ -238,12 +238,12 @@ def test_who_does_not_say_after_what_waits_for_the_next(served):
 
 
 @pytest.mark.parametrize("wait", ["0", "0.02", "soon", "-1", "1.2.3"])
-def test_a_long_poll_ends_with_its_wait(served, wait):
+def test_a_long_poll_without_changes_ends_after_its_wait(served, wait):
     assert changes(served, wait=wait) == {"changes": False, "cursor": ""}
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_dropped_push_answers_no_long_poll_before_its_time(backend):
+def test_a_dropped_push_does_not_answer_a_long_poll_before_its_wait_ends(backend):
     app = ReferenceApp()
     app.faults.drop_next = 1
     said = []
@@ -265,7 +265,7 @@ def test_a_dropped_push_answers_no_long_poll_before_its_time(backend):
     assert (at, json.loads(body)) == (30, {"changes": True, "cursor": FIRST})
 
 
-def test_long_polls_are_answered_with_nothing_and_ask_to_be_left_alone(served):
+def test_faults_make_long_polls_answer_at_once_without_changes_and_with_a_backoff(served):
     served.publish()
     served.faults.set(early_next=1, backoff=60)
     assert changes(served, after="") == {"changes": False, "cursor": "", "backoff": 60}
@@ -273,7 +273,7 @@ def test_long_polls_are_answered_with_nothing_and_ask_to_be_left_alone(served):
     assert changes(served, after="") == {"changes": False, "cursor": ""}
 
 
-def test_long_polls_are_refused(served):
+def test_long_polls_are_refused_with_the_status_and_retry_after_of_the_faults(served):
     served.faults.set(refuse_status=429, retry_after=7.0)
     refused = httpx.get(served.changes_url, timeout=GUARD)
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "7")
@@ -298,7 +298,7 @@ def test_long_polls_are_answered_when_all_connections_are_closed_and_when_the_se
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_pushes_are_late_on_every_channel(backend, monkeypatch):
+def test_push_latency_delays_pushes_on_every_channel(backend, monkeypatch):
     app = ReferenceApp()
     app.faults.push_latency = 7.0
     monkeypatch.setattr("push_to_poll_client.testing._reference.pushes.time.monotonic", anyio.current_time)
@@ -328,7 +328,7 @@ def test_pushes_are_late_on_every_channel(backend, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_any_server_that_says_when_it_begins_and_ends_sends_webhooks(backend):
+def test_webhooks_are_sent_under_any_asgi_server_with_lifespan_support(backend):
     async def main():
         stage, said = anyio.Event(), []
 

@@ -100,7 +100,7 @@ def test_an_event_is_a_cloudevent_with_the_time_of_its_publication(served, clien
 
 
 @pytest.mark.parametrize("data", [7, "text", None, [1], {"sent": 0}])
-def test_data_is_carried_as_it_is(served, client, data):
+def test_event_data_is_returned_unchanged(served, client, data):
     served.publish([data])
     assert client.get("/feed").json()[0]["data"] == data
 
@@ -113,12 +113,12 @@ def test_pages_follow_the_last_id_and_the_end_is_empty(served, client):
 
 
 @pytest.mark.parametrize("id", ["null", "nonsense", "9" * 12, "1", ""])
-def test_no_id_and_an_unknown_one_read_from_the_beginning(served, client, id):
+def test_an_empty_or_unknown_last_id_reads_from_the_beginning(served, client, id):
     served.publish(1)
     assert ids(client.get("/feed", params=after(id))) == [FIRST]
 
 
-def test_a_page_of_a_long_backlog_is_one_slice_of_it():
+def test_a_page_of_a_long_backlog_is_read_as_one_slice():
     """Nothing looks at all of it, and nothing is pushed for it."""
 
     class Events(list):
@@ -140,7 +140,7 @@ def test_a_page_of_a_long_backlog_is_one_slice_of_it():
     assert [place.start for place in slices] == [19_000, 19_999]
 
 
-def test_a_publication_by_http_answers_the_ids(served, client):
+def test_publishing_over_http_returns_the_ids(served, client):
     assert client.post("/publish", json=2).json() == [FIRST, SECOND]
     assert client.post("/publish", json=[{"total": 1}]).json() == [THIRD]
     assert client.post("/publish", json=[]).json() == []
@@ -156,11 +156,11 @@ def test_a_long_body_is_read_whole(client):
     ("path", "body"),
     [("/publish", '"x"'), ("/publish", "{"), ("/faults", '{"no_such": 1}'), ("/faults", '{"fail_next": "x"}')],
 )
-def test_what_it_does_not_understand_it_refuses(client, path, body):
+def test_an_invalid_request_body_is_refused_with_400(client, path, body):
     assert client.post(path, content=body).status_code == 400
 
 
-def test_elsewhere_there_is_nothing(client):
+def test_an_unknown_path_or_method_is_answered_with_404(client):
     assert client.get("/").status_code == client.post("/feed").status_code == 404
 
 
@@ -186,17 +186,17 @@ def test_a_held_fetch_ends_empty_when_its_time_is_over(client):
 
 
 @pytest.mark.parametrize("timeout", ["0", "soon", "-5"])
-def test_without_a_time_nothing_is_held(client, timeout):
+def test_a_fetch_without_a_valid_timeout_is_not_held(client, timeout):
     assert ids(client.get("/feed", params={"timeout": timeout})) == []
 
 
-def test_a_fetch_that_has_something_is_not_held(served, client):
+def test_a_fetch_with_events_to_return_is_not_held(served, client):
     served.publish(1)
     assert ids(client.get("/feed", params={"timeout": "60000"})) == [FIRST]
 
 
 @pytest.mark.anyio
-async def test_a_held_fetch_whose_client_has_gone_is_let_go(served):
+async def test_a_held_fetch_ends_when_its_client_disconnects(served):
     async with httpx.AsyncClient(timeout=GUARD) as client, anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: client.get(served.url, params={"timeout": "60000"}))
         await run_sync(lambda: served.stats.wait_for(lambda stats: stats.held == 1))
@@ -205,7 +205,7 @@ async def test_a_held_fetch_whose_client_has_gone_is_let_go(served):
 
 
 @pytest.mark.anyio
-async def test_the_answer_is_frozen_before_the_latency(served):
+async def test_the_events_of_a_page_are_chosen_before_the_latency(served):
     """A wake during a fetch must find its message in the next one; a server that looks late would hide that."""
     served.faults.latency = 0.2
     async with httpx.AsyncClient(timeout=GUARD) as client, anyio.create_task_group() as tasks:
@@ -223,7 +223,7 @@ async def test_the_answer_is_frozen_before_the_latency(served):
 
 
 @pytest.mark.parametrize(("retry_after", "header"), [(None, None), (7.0, "7"), (0.5, "0.5"), ("soon", "soon")])
-def test_the_next_fetches_fail_as_ordered(served, client, retry_after, header):
+def test_fail_next_makes_fetches_fail_with_the_given_status_and_retry_after(served, client, retry_after, header):
     served.faults.set(fail_next=2, fail_status=429, retry_after=retry_after)
     for _ in range(2):
         response = client.get("/feed")
@@ -232,7 +232,7 @@ def test_the_next_fetches_fail_as_ordered(served, client, retry_after, header):
     assert served.stats.statuses == {429: 2, 200: 1}
 
 
-def test_a_body_is_cut_in_the_middle(served, client):
+def test_cut_next_cuts_a_body_in_the_middle(served, client):
     served.publish(2)
     client.post("/faults", json={"cut_next": 1})
     with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
@@ -240,7 +240,7 @@ def test_a_body_is_cut_in_the_middle(served, client):
     assert len(ids(client.get("/feed"))) == 2
 
 
-def test_a_body_stalls_until_the_client_gives_up(served, client):
+def test_stall_next_stalls_a_body_until_the_client_gives_up(served, client):
     served.publish(2)
     served.faults.stall_next = 1
     with pytest.raises(httpx.ReadTimeout):
@@ -259,7 +259,7 @@ def test_a_body_stalls_until_the_client_gives_up(served, client):
     ],
 )
 @pytest.mark.anyio
-async def test_pages_are_spoiled_and_the_feed_says_how(served, how, seen):
+async def test_the_http_feed_names_the_fault_of_a_spoiled_page(served, how, seen):
     served.publish(2)
     served.faults.set(spoil_next=1, spoil_as=how)
     feed = HTTPFeed(served.url, max_body=10_000)
@@ -269,7 +269,7 @@ async def test_pages_are_spoiled_and_the_feed_says_how(served, how, seen):
     await feed.aclose()
 
 
-def test_a_page_comes_twice(served, client):
+def test_repeat_next_returns_the_previous_page_again(served, client):
     served.publish(4)
     first = ids(client.get("/feed"))
     served.faults.repeat_next = 1
@@ -277,7 +277,7 @@ def test_a_page_comes_twice(served, client):
     assert ids(client.get("/feed", params=after(SECOND))) == [THIRD, f"{4:012d}"]
 
 
-def test_a_feed_grows_as_fast_as_it_is_read(served, client):
+def test_grow_next_publishes_events_without_a_push_while_the_feed_is_read(served, client):
     served.faults.grow_next = 2
     assert ids(client.get("/feed")) == [FIRST, SECOND]
     assert ids(client.get("/feed", params=after(SECOND))) == [THIRD, f"{4:012d}"]
@@ -287,7 +287,7 @@ def test_a_feed_grows_as_fast_as_it_is_read(served, client):
 
 
 @pytest.mark.anyio
-async def test_304_may_come_without_being_asked(served):
+async def test_an_unrequested_304_is_a_feed_error(served):
     served.faults.set(fail_next=1, fail_status=304)
     feed = HTTPFeed(served.url)
     with pytest.raises(FeedError, match="304 Not Modified, but was asked for all"):
@@ -295,14 +295,14 @@ async def test_304_may_come_without_being_asked(served):
     await feed.aclose()
 
 
-def test_fetches_are_redirected(served, client):
+def test_redirect_next_redirects_one_fetch(served, client):
     served.faults.set(redirect_next=1, redirect_to="https://other.example/feed")
     response = client.get("/feed")
     assert (response.status_code, response.headers["location"]) == (307, "https://other.example/feed")
     assert client.get("/feed").status_code == 200
 
 
-def test_credentials_are_wanted_on_both_channels(served, client):
+def test_credentials_are_required_for_fetches_and_websockets(served, client):
     served.faults.authorization = "Bearer s3cret"
     assert client.get("/feed").status_code == 401
     assert client.get("/feed", headers={"Authorization": "Bearer s3cret"}).status_code == 200
@@ -313,7 +313,7 @@ def test_credentials_are_wanted_on_both_channels(served, client):
     assert served.stats.websockets_refused == 1
 
 
-def test_an_event_is_published_that_is_no_cloudevent_and_stays_so(served, client):
+def test_undecodable_next_publishes_an_event_that_stays_invalid(served, client):
     served.faults.undecodable_next = 1
     served.publish(2)
     for _ in range(2):
@@ -341,21 +341,21 @@ def test_each_publication_is_one_push_to_each_connection(served):
     ]
 
 
-def test_a_connection_hears_nothing_of_what_was_before(served):
+def test_a_new_websocket_gets_no_push_of_an_earlier_publication(served):
     served.publish(1)
     with websocket(served) as connection:
         served.publish(1)
         assert json.loads(connection.recv(GUARD)) == {"cursor": SECOND}
 
 
-def test_what_the_client_says_is_ignored(served):
+def test_a_message_from_a_websocket_client_is_ignored(served):
     with websocket(served) as connection:
         connection.send("hello")
         served.publish(1)
         assert json.loads(connection.recv(GUARD)) == {"cursor": FIRST}
 
 
-def test_a_client_that_goes_is_forgotten(served):
+def test_a_disconnected_websocket_gets_no_more_pushes(served):
     with websocket(served):
         pass
     served.stats.wait_for(lambda stats: stats.websockets_open == 0)
@@ -364,7 +364,7 @@ def test_a_client_that_goes_is_forgotten(served):
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_client_that_goes_while_it_is_pushed_to_is_no_error(backend):
+def test_a_client_that_disconnects_during_a_push_causes_no_error(backend):
     app = ReferenceApp()
 
     async def send(message):
@@ -384,7 +384,7 @@ def test_a_client_that_goes_while_it_is_pushed_to_is_no_error(backend):
     assert app.stats.websockets_open == 0
 
 
-def test_pushes_are_dropped_evenly_or_the_next_ones(served):
+def test_drop_fraction_drops_pushes_evenly_and_drop_next_drops_the_next(served):
     served.faults.drop_fraction = 0.2
     with websocket(served) as connection:
         for _ in range(10):
@@ -399,18 +399,18 @@ def test_pushes_are_dropped_evenly_or_the_next_ones(served):
 
 
 @pytest.mark.parametrize(("fraction", "dropped"), [(0, 0), (0.1, 10), (0.3, 30), (1, 100)])
-def test_a_fraction_is_kept_exactly(fraction, dropped):
+def test_drop_fraction_is_kept_exactly(fraction, dropped):
     faults = Faults(drop_fraction=fraction)
     assert sum(faults.drops_push() for _ in range(100)) == dropped
 
 
-def test_handshakes_are_refused(served):
+def test_refuse_status_refuses_websocket_handshakes(served):
     served.faults.refuse_status = 503
     with pytest.raises(websockets.InvalidStatus, match="503"):
         connect(served.push_url, open_timeout=GUARD)
 
 
-def test_websockets_are_closed_as_soon_as_accepted(served):
+def test_accept_and_close_closes_websockets_as_soon_as_accepted(served):
     served.faults.accept_and_close = 1013
     with (
         connect(served.push_url, open_timeout=GUARD) as connection,
@@ -421,7 +421,7 @@ def test_websockets_are_closed_as_soon_as_accepted(served):
     assert (served.stats.websockets_accepted, served.stats.websockets_open) == (1, 0)
 
 
-def test_open_websockets_are_closed_now_and_new_ones_stay(served, client):
+def test_close_websockets_closes_open_websockets_but_not_new_ones(served, client):
     with websocket(served) as old:
         client.post("/faults", json={"close_websockets": 4000})
         with pytest.raises(websockets.ConnectionClosed) as closed:
@@ -486,7 +486,7 @@ def test_each_publication_is_one_event_to_each_stream_and_websocket(served):
     assert [push.sent for push in served.pushes] == [3, 3]
 
 
-def test_a_stream_drops_pushes_and_hears_nothing_of_what_was_before(served):
+def test_a_stream_gets_neither_dropped_nor_earlier_pushes(served):
     served.publish(1)
     served.faults.drop_next = 1
     with stream(served) as lines:
@@ -495,7 +495,7 @@ def test_a_stream_drops_pushes_and_hears_nothing_of_what_was_before(served):
         assert next_event(lines)[0] == f"id: {THIRD}"
 
 
-def test_a_client_of_a_stream_that_goes_is_forgotten(served):
+def test_a_disconnected_stream_gets_no_more_pushes(served):
     with stream(served):
         pass
     served.stats.wait_for(lambda stats: stats.streams_open == 0)
@@ -524,7 +524,9 @@ async def hear(app, seconds):
         (None, False, []),
     ],
 )
-def test_a_quiet_stream_is_kept_alive_unless_half_open(backend, keep_alive, half_open, heard):
+def test_a_quiet_stream_gets_keep_alive_comments_unless_half_open_or_disabled(
+    backend, keep_alive, half_open, heard
+):
     app = ReferenceApp(keep_alive=keep_alive)
     app.faults.half_open = half_open
     name, options = testing.virtual_time(backend)
@@ -552,7 +554,7 @@ def test_a_half_open_stream_brings_no_push(backend):
     assert [push.sent for push in app.pushes] == [0, 1]
 
 
-def test_streams_are_refused(served):
+def test_streams_are_refused_by_refuse_status_and_without_credentials(served):
     served.faults.set(refuse_status=429, retry_after=7.0)
     refused = httpx.get(served.sse_url, timeout=GUARD)
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "7")
@@ -564,13 +566,13 @@ def test_streams_are_refused(served):
     assert served.stats.streams_refused == 2
 
 
-def test_streams_end_as_soon_as_begun(served):
+def test_accept_and_close_ends_streams_at_once(served):
     served.faults.accept_and_close = 1013
     assert httpx.get(served.sse_url, timeout=GUARD).content == b""
     assert (served.stats.streams_accepted, served.stats.streams_open) == (1, 0)
 
 
-def test_open_streams_end_now_and_new_ones_stay(served):
+def test_close_websockets_ends_open_streams_but_not_new_ones(served):
     with stream(served) as old:
         served.close_websockets()
         assert list(old) == []
@@ -588,7 +590,7 @@ def test_a_stop_ends_streams_at_once(served):
 # Counters
 
 
-def test_the_counters_are_told(served, client):
+def test_stats_and_pushes_can_be_read_over_http(served, client):
     served.publish(1)
     client.get("/feed")
     client.get("/feed", params=after(FIRST))
@@ -617,7 +619,7 @@ def test_the_counters_are_told(served, client):
     assert push == {"cursor": FIRST, "at": served.pushes[0].at, "dropped": False, "sent": 0, "times": 1}
 
 
-def test_waiting_for_what_does_not_happen_says_what_did():
+def test_a_wait_for_stats_that_times_out_shows_the_counters():
     with pytest.raises(TimeoutError, match="published=0"):
         Stats().wait_for(lambda stats: stats.published, timeout=0.01)
 
@@ -671,7 +673,7 @@ def test_a_stop_ends_websockets_with_service_restart(served):
 
 
 @pytest.mark.anyio
-async def test_a_stop_answers_what_is_held(served):
+async def test_a_stop_answers_held_fetches(served):
     async with httpx.AsyncClient(timeout=GUARD) as client, anyio.create_task_group() as tasks:
 
         async def stop():
@@ -684,7 +686,7 @@ async def test_a_stop_answers_what_is_held(served):
 
 
 @pytest.mark.anyio
-async def test_a_stop_gives_up_what_is_stalled(served):
+async def test_a_stop_aborts_stalled_fetches(served):
     served.faults.stall_next = 1
     async with httpx.AsyncClient(timeout=GUARD) as client, anyio.create_task_group() as tasks:
 
@@ -704,7 +706,7 @@ def test_after_a_restart_fetches_are_held_again(served, client):
     assert time.monotonic() - began >= 0.05
 
 
-def test_what_fails_in_the_server_fails_at_the_caller(served):
+def test_an_error_of_publish_is_raised_in_the_caller(served):
     with pytest.raises(TypeError):
         served.publish(object())
 
@@ -714,7 +716,7 @@ def test_a_taken_port_is_an_error(served):
         ReferenceServer(port=int(served.base_url.rpartition(":")[2])).start()
 
 
-def test_an_app_of_the_users_own_is_served():
+def test_a_given_app_is_served():
     app = ReferenceApp(backlog=1)
     with serve_in_thread(app) as served:
         assert served.app is app
@@ -735,7 +737,7 @@ async def test_without_a_server_the_app_answers_in_memory():
 # A process of its own
 
 
-def test_the_process_says_where_it_is_and_ends_with_its_standard_input():
+def test_the_server_process_prints_its_urls_and_ends_at_the_end_of_standard_input():
     command = [sys.executable, "-m", "push_to_poll_client.testing.server", "--backlog", "3", "--until-eof"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     places = json.loads(process.stdout.readline())
@@ -766,7 +768,7 @@ def _keeps_sigterm():
 
 
 @pytest.mark.usefixtures("_keeps_sigterm")
-def test_the_command_announces_itself_in_one_line(monkeypatch, capsys):
+def test_the_command_prints_its_urls_and_pid_as_one_json_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     assert server.main(["--until-eof", "--page-size", "5"]) == 0
     places = json.loads(capsys.readouterr().out)
@@ -796,12 +798,12 @@ def test_the_command_has_help(monkeypatch, capsys):
 # The package
 
 
-def test_all_names_are_there_and_sorted():
+def test_all_exported_names_exist_and_are_sorted():
     assert testing.__all__ == sorted(testing.__all__)
     assert all(getattr(testing, name) for name in testing.__all__)
 
 
-def test_no_other_name_is_there():
+def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         testing.Nonsense  # noqa: B018
 

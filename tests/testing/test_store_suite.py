@@ -14,12 +14,12 @@ from push_to_poll_client.testing._store_suite import StoreSuite
 pytestmark = pytest.mark.anyio
 
 
-async def test_the_suite_wants_a_store():
+async def test_a_suite_without_make_store_raises_not_implemented_error():
     with pytest.raises(NotImplementedError):
         await StoreSuite().make_store()
 
 
-async def test_what_a_store_cannot_offer_is_skipped():
+async def test_optional_methods_missing_in_a_suite_skip_the_test():
     suite, store = StoreSuite(), MemoryStore()
     with pytest.raises(pytest.skip.Exception, match=r"steal\(\)"):
         await suite.steal(store, "a")
@@ -29,7 +29,7 @@ async def test_what_a_store_cannot_offer_is_skipped():
         suite.failing(store)
 
 
-async def test_a_store_with_a_close_is_closed():
+async def test_the_suite_closes_a_store_that_has_aclose():
     closed = []
 
     class Closing(MemoryStore):
@@ -395,7 +395,7 @@ LIES = [
 
 
 @pytest.mark.parametrize(("lie", "test"), LIES)
-async def test_the_suite_catches(lie, test):
+async def test_the_suite_detects_a_misbehaving_store(lie, test):
     class Caught(StoreSuite):
         async def make_store(self):
             return Liar(lie)

@@ -124,7 +124,7 @@ WAITS_FOR_EVER = {leave_it_open, wait_for_yourself}
 
 
 @pytest.mark.parametrize(("lie", "test"), LIES)
-async def test_the_suite_catches(lie, test, tmp_path):
+async def test_the_suite_catches_each_misbehaving_store(lie, test, tmp_path):
     class Caught(Honest):
         path = tmp_path / "app.db"
 
@@ -141,7 +141,7 @@ async def test_the_suite_catches(lie, test, tmp_path):
 
 
 @pytest.mark.parametrize("test", sorted({test for _, test in LIES}))
-async def test_and_nobody_else(test, tmp_path):
+async def test_an_honest_store_passes_each_test_that_catches_a_misbehaving_store(test, tmp_path):
     class Cleared(Honest):
         path = tmp_path / "app.db"
 

@@ -19,7 +19,7 @@ async def stop(registration: Registration) -> None:
     return None
 
 
-def test_both_kinds_are_subscriptions() -> None:
+def test_websub_and_custom_subscription_are_subscriptions() -> None:
     custom = CustomSubscription(create, renew, stop, name="vendor")
     both: list[Subscription] = [WebSub("https://a.example/feed", "https://me.example/hooks"), custom]
     for one in both:

@@ -54,5 +54,5 @@ VERIFIERS: list[Verifier] = [
 ]
 
 
-def test_they_are_all_verifiers() -> None:
+def test_every_kind_of_verifier_passes_the_type_check() -> None:
     assert all(callable(verify) for verify in VERIFIERS)

@@ -52,7 +52,7 @@ class TestValidators:
             (f'"{"a" * (MAX_VALIDATOR - 1)}"', None),
         ],
     )
-    def test_an_etag_is_kept_as_it_is(self, etag, kept):
+    def test_a_usable_etag_is_kept_and_any_other_is_dropped(self, etag, kept):
         known = validators_of({"etag": etag})
         assert (known and known.etag) == kept
 
@@ -70,33 +70,35 @@ class TestValidators:
             ({"date": LATER}, None),
         ],
     )
-    def test_a_date_is_kept_when_nothing_more_can_have_happened_in_its_second(self, headers, kept):
+    def test_last_modified_is_kept_only_if_it_is_older_than_the_response(self, headers, kept):
         known = validators_of(headers)
         assert (known and known.last_modified) == kept
 
     @pytest.mark.parametrize(("ago", "is_kept"), [(59, False), (61, True)])
-    def test_by_our_own_clock_it_is_kept_a_minute_later(self, monkeypatch, ago, is_kept):
+    def test_last_modified_without_a_date_header_is_kept_only_if_it_is_a_minute_old(
+        self, monkeypatch, ago, is_kept
+    ):
         monkeypatch.setattr(caching.time, "time", lambda: 1_700_000_000 + ago)
         assert (validators_of({"last-modified": MODIFIED}) is not None) == is_kept
 
-    def test_none_of_what_is_not_to_be_kept(self):
+    def test_no_store_drops_the_validators_and_no_cache_keeps_them(self):
         assert validators_of({"etag": '"a"', "cache-control": "private, No-Store"}) is None
         assert validators_of({"etag": '"a"', "cache-control": "no-cache"}) == Validators('"a"')
 
-    def test_of_two_texts_are_those_that_a_header_may_have(self):
+    def test_validators_of_two_texts_drop_a_text_that_a_header_cannot_carry(self):
         assert Validators.of('"a"', MODIFIED) == ('"a"', MODIFIED)
         assert Validators.of("a\nb", MODIFIED) == (None, MODIFIED)
         assert Validators.of('"a"', "é") == ('"a"', None)
         assert Validators.of(None, None) is None
         assert Validators.of("*", "a" * 5000) is None
 
-    def test_can_be_saved_with_a_cursor(self):
+    def test_validators_are_unchanged_after_json_encoding_and_decoding(self):
         known = Validators('W/"a"', MODIFIED)
         assert Validators(*msgspec.json.decode(msgspec.json.encode(known))) == known
 
 
 class TestConditions:
-    def test_the_etag_wins(self):
+    def test_the_etag_is_sent_rather_than_the_last_modified_date(self):
         assert conditions(Validators('"a"', MODIFIED)) == {"if-none-match": '"a"'}
         assert conditions(Validators(last_modified=MODIFIED)) == {"if-modified-since": MODIFIED}
 
@@ -113,28 +115,28 @@ class TestConditions:
             Validators(last_modified="a" * 5000),
         ],
     )
-    def test_what_no_header_may_have_is_left_out(self, known):
+    def test_a_validator_that_a_header_cannot_carry_is_not_sent(self, known):
         """A saved cursor may have been edited."""
         assert conditions(known) == {}
 
-    def test_a_date_stands_in_for_an_etag_that_cannot_be_sent(self):
+    def test_the_last_modified_date_is_sent_if_the_etag_cannot_be_sent(self):
         assert conditions(Validators("é", MODIFIED)) == {"if-modified-since": MODIFIED}
 
 
 class TestOfAnAnswer:
-    def test_with_304_the_old_ones_hold_on_and_new_ones_take_over(self):
+    def test_304_keeps_the_old_validators_and_replaces_those_that_it_sends(self):
         known = Validators('"a"', MODIFIED)
         assert answer(304, known).validators == known
         assert answer(304, known, etag='"b"').validators == Validators('"b"', MODIFIED)
         assert answer(304, known, last_modified=LATER).validators == Validators('"a"', LATER)
         assert answer(304, known, cache_control="no-store").validators is None
 
-    def test_a_whole_answer_has_its_own_alone(self):
+    def test_a_200_answer_has_only_its_own_validators(self):
         known = Validators('"a"', MODIFIED)
         assert answer(200, known).validators is None
         assert answer(200, known, etag='"b"').validators == Validators('"b"')
 
-    def test_by_way_of_a_redirect_there_are_none(self):
+    def test_a_redirected_answer_has_no_validators(self):
         """They would be asked of a URL that they do not belong to."""
         assert answer(redirected=True, etag='"a"').validators is None
 
@@ -156,7 +158,7 @@ class TestCacheControl:
             ("max-age=", {}),
         ],
     )
-    def test_directives_are_read(self, field, given):
+    def test_cache_control_directives_are_parsed(self, field, given):
         assert directives({"cache-control": field}) == given
 
     @pytest.mark.parametrize(
@@ -184,11 +186,11 @@ class TestCacheControl:
             ({"expires": "Fri, 31 Dec 2100 23:59:59 GMT"}, 0),
         ],
     )
-    def test_an_answer_stays_fresh(self, headers, seconds):
+    def test_an_answer_is_fresh_for_its_max_age_minus_its_age(self, headers, seconds):
         assert fresh_for(headers) == seconds
 
     @given(st.text() | st.text('max-age=0123 ,"\\', max_size=60), st.text(max_size=5))
-    def test_whatever_a_server_writes_the_time_is_bounded(self, field, age):
+    def test_the_freshness_is_bounded_for_any_header_text(self, field, age):
         assert 0 <= fresh_for({"cache-control": field, "age": age}) <= MAX_FRESH
         assert 0 <= fresh_for({"cache-control": f"max-age=5,{field}"}) <= MAX_FRESH
 
@@ -196,7 +198,7 @@ class TestCacheControl:
 class TestTail:
     pytestmark = pytest.mark.anyio
 
-    async def test_remembers_what_brought_nothing(self):
+    async def test_the_validators_and_freshness_of_an_empty_answer_are_remembered(self):
         tail = Tail()
         assert tail.known(URL) is None
         assert not tail.is_fresh(URL)
@@ -208,20 +210,20 @@ class TestTail:
         assert not tail.is_fresh(URL)
         assert tail.known(URL) == Validators('"a"')
 
-    async def test_what_brought_something_is_known_by_nothing(self):
+    async def test_an_answer_with_messages_clears_the_validators_and_freshness_of_its_url(self):
         tail = Tail()
         tail.note(URL, answer(etag='"a"', cache_control="max-age=60"), empty=True)
         tail.note(URL, answer(etag='"b"', cache_control="max-age=60"), empty=False)
         assert tail.known(URL) is None
         assert not tail.is_fresh(URL)
 
-    async def test_a_304_may_end_what_it_is_known_by(self):
+    async def test_304_with_no_store_clears_the_remembered_validators(self):
         tail = Tail()
         tail.note(URL, answer(etag='"a"'), empty=True)
         tail.note(URL, answer(304, tail.known(URL), cache_control="no-store"), empty=True)
         assert tail.known(URL) is None
 
-    async def test_is_bounded_and_keeps_what_was_asked_last(self):
+    async def test_the_remembered_urls_are_bounded_and_the_latest_are_kept(self):
         tail = Tail()
         for number in range(MAX_URLS + 1):
             tail.note(URL, answer(etag='"a"'), empty=True)
@@ -230,12 +232,12 @@ class TestTail:
         assert tail.known(f"{URL}?1") is None
         assert tail.known(f"{URL}?2") is not None
 
-    async def test_keeps_nothing_of_what_says_nothing(self):
+    async def test_an_answer_without_validators_and_max_age_is_not_remembered(self):
         tail = Tail()
         tail.note(URL, answer(), empty=True)
         assert not tail._ends
 
-    async def test_is_not_fresh_by_the_clock_of_an_event_loop_that_has_ended(self, monkeypatch):
+    async def test_an_answer_is_not_fresh_in_an_event_loop_with_an_earlier_clock(self, monkeypatch):
         """Trio begins each one somewhere else."""
         tail = Tail()
         tail.note(URL, answer(cache_control="max-age=60"), empty=True)
@@ -243,13 +245,13 @@ class TestTail:
         monkeypatch.setattr(anyio, "current_time", lambda: earlier)
         assert not tail.is_fresh(URL)
 
-    async def test_forgets(self):
+    async def test_forget_clears_the_remembered_validators(self):
         tail = Tail()
         tail.note(URL, answer(etag='"a"'), empty=True)
         tail.forget()
         assert tail.known(URL) is None
 
 
-def test_the_caps_mean_what_they_say():
+def test_max_fresh_is_one_hour_and_an_http_date_is_parsed():
     assert caching.MAX_FRESH == 3600
     assert time.gmtime(caching.http_date({"date": MODIFIED}, "date")).tm_min == 13

@@ -60,7 +60,7 @@ async def refused(asked, url=URL, kind=FeedError, **given):
 
 
 class TestConditions:
-    async def test_are_sent_and_304_is_an_answer(self, serve):
+    async def test_conditions_are_sent_and_304_is_accepted(self, serve):
         server = serve(httpx.Response(304))
         asked = origin()
         answer = asked.accepted(await ask(asked, known=Validators('"a"')))
@@ -68,17 +68,17 @@ class TestConditions:
         assert answer.known == answer.validators == Validators('"a"')
 
     @pytest.mark.parametrize("known", [None, Validators(), Validators("*")])
-    async def test_without_any_304_is_none(self, serve, known):
+    async def test_304_for_a_request_without_conditions_is_a_feed_error(self, serve, known):
         serve(httpx.Response(304))
         assert f"{URL} answered 304 Not Modified, but" in await refused(origin(), known=known)
 
-    async def test_are_for_get_alone(self, serve):
+    async def test_conditions_are_not_sent_with_post(self, serve):
         """With POST they would be a condition for doing it (RFC 9110 §13.1.2)."""
         server = serve(httpx.Response(304))
         await refused(origin(), known=Validators('"a"'), method="POST", content=b"{}")
         assert "if-none-match" not in server.last.headers
 
-    async def test_do_not_follow_a_redirect(self, serve):
+    async def test_conditions_are_not_sent_to_the_target_of_a_redirect(self, serve):
         """Another resource may well have the same date, or version 1 for an ETag."""
         moved = httpx.Response(302, headers={"location": "/v2"})
         server = serve(moved, httpx.Response(200, headers={"etag": '"a"'}))
@@ -92,7 +92,7 @@ class TestConditions:
 class TestWhoAsks:
     OURS = f"push-to-poll-client/{metadata.version('push-to-poll-client')} python-httpx/{httpx.__version__}"
 
-    async def test_is_this_library_and_what_it_sends_by(self, serve):
+    async def test_the_user_agent_names_this_library_and_httpx(self, serve):
         server = serve(httpx.Response(200))
         await ask(origin())
         await ask(origin(trusted=[CDN]), f"{CDN}/p")
@@ -100,21 +100,21 @@ class TestWhoAsks:
             await ask(origin(client=client))
         assert [request.headers["user-agent"] for request in server.requests] == [self.OURS] * 3
 
-    async def test_is_who_the_user_says(self, serve):
+    async def test_a_user_agent_of_the_user_is_sent_unchanged(self, serve):
         server = serve(httpx.Response(200))
         await ask(origin(headers={"User-Agent": "mine/1"}))
         async with httpx.AsyncClient(headers={"User-Agent": "mine/1"}) as client:
             await ask(origin(client=client))
         assert [request.headers["user-agent"] for request in server.requests] == ["mine/1"] * 2
 
-    async def test_is_nobody_where_the_users_client_wants_it_so(self, serve):
+    async def test_no_user_agent_is_sent_if_the_users_client_has_none(self, serve):
         server = serve(httpx.Response(200))
         async with httpx.AsyncClient() as client:
             del client.headers["user-agent"]
             await ask(origin(client=client))
         assert "user-agent" not in server.last.headers
 
-    def test_has_no_version_when_it_is_run_from_its_sources(self, monkeypatch):
+    def test_the_user_agent_has_version_0_if_the_package_is_not_installed(self, monkeypatch):
         def missing(name):
             raise metadata.PackageNotFoundError(name)
 
@@ -123,7 +123,7 @@ class TestWhoAsks:
 
 
 class TestAPool:
-    async def test_that_is_dead_is_given_up_with_its_client(self, serve):
+    async def test_the_client_is_dropped_after_a_pool_timeout(self, serve):
         """Httpcore #1093."""
         serve(httpx.PoolTimeout("dead"), httpx.Response(200))
         asked = origin()
@@ -133,7 +133,7 @@ class TestAPool:
         assert (await ask(asked)).status == 200
 
     @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError])
-    async def test_is_kept_whatever_else_fails(self, serve, error):
+    async def test_the_client_is_kept_after_connection_errors(self, serve, error):
         """It keeps nothing of a connection that failed: a new client would only pay another handshake."""
         serve(*[error("no")] * 5, httpx.Response(200))
         asked = origin()
@@ -145,7 +145,7 @@ class TestAPool:
         assert (await ask(asked)).status == 200
         assert len(clients) == 1
 
-    async def test_of_the_users_client_is_the_users(self, serve):
+    async def test_a_client_of_the_user_is_not_closed_after_a_pool_timeout(self, serve):
         serve(httpx.PoolTimeout("dead"))
         async with httpx.AsyncClient() as client:
             text = await refused(origin(client=client))
@@ -154,13 +154,13 @@ class TestAPool:
 
 
 @pytest.mark.parametrize(("wait", "said"), [(0, None), (0.2, "wait=1"), (29.6, "wait=30")])
-async def test_a_server_is_asked_to_hold_its_answer(serve, wait, said):
+async def test_the_wait_is_sent_in_the_prefer_header(serve, wait, said):
     server = serve(httpx.Response(200))
     await ask(origin(), wait=wait)
     assert server.requests[0].headers.get("prefer") == said
 
 
-async def test_what_a_feed_prefers_itself_is_not_overridden(serve):
+async def test_a_prefer_header_of_the_feed_is_not_overridden(serve):
     server = serve(httpx.Response(200))
     await ask(origin(), wait=30, headers={"prefer": "respond-async, wait=9"})
     assert server.requests[0].headers.get_list("prefer") == ["respond-async, wait=9"]
@@ -180,17 +180,17 @@ class TestWhatAServerSaysToAnError:
             ({"stream": Broken()}, b""),
         ],
     )
-    async def test_is_looked_at_and_fails_nothing(self, serve, sent, said):
+    async def test_a_small_error_body_is_read_and_a_bad_one_is_ignored(self, serve, sent, said):
         headers = {"retry-after": "7", **sent.get("headers", {})}
         serve(httpx.Response(429, **{**sent, "headers": headers}))
         answer = await ask(origin(), errors=100)
         assert (answer.status, answer.body, answer.retry_after) == (429, said, 7)
 
-    async def test_is_not_looked_at_unasked(self, serve):
+    async def test_an_error_body_is_not_read_by_default(self, serve):
         serve(httpx.Response(429, content=b"why"))
         assert (await ask(origin())).body == b""
 
-    async def test_does_not_take_the_time_of_the_second_try(self, serve):
+    async def test_a_401_body_does_not_use_up_the_time_of_the_second_request(self, serve):
         """The token ran out, the answer that says so has a body, and a new token takes its time."""
         serve(httpx.Response(401, content=b"no"), httpx.Response(200, content=b"[]"))
         waits = [0, 12]
@@ -203,7 +203,7 @@ class TestWhatAServerSaysToAnError:
 
 
 class TestLinks:
-    async def test_at_home_are_asked_with_credentials(self, serve):
+    async def test_links_within_the_origin_are_requested_with_credentials(self, serve):
         server = serve(httpx.Response(200))
         for url in ("https://shop.example/x?page=2#frag", "HTTPS://SHOP.example:443/x?page=2"):
             answer = await ask(origin(auth=SECRET), url)
@@ -211,7 +211,7 @@ class TestLinks:
             assert server.last.headers["authorization"] == f"Bearer {SECRET}"
 
     @pytest.mark.parametrize("url", ["https://shop.example", "https://shop.example?a=b"])
-    async def test_at_home_may_have_no_path(self, serve, url):
+    async def test_a_url_without_a_path_is_requested_with_credentials(self, serve, url):
         server = serve(httpx.Response(200))
         asked = origin(url, auth=SECRET)
         await ask(asked, asked.address({}))
@@ -232,14 +232,14 @@ class TestLinks:
             ("javascript:alert(1)", "(not a URL)"),
         ],
     )
-    async def test_elsewhere_are_not_asked(self, serve, url, shown):
+    async def test_links_to_other_origins_are_refused(self, serve, url, shown):
         server = serve(httpx.Response(200))
         text = await refused(origin(auth=SECRET, trusted=[CDN]), url)
         assert f"{URL} links to another origin, {shown}, which" in text
         assert server.requests == []
 
     @pytest.mark.parametrize("url", [f"https://h:{SECRET}/", f"https://xn--ü/{SECRET}", "https://shop.evil\n/"])
-    async def test_must_be_urls(self, serve, url):
+    async def test_a_link_to_an_invalid_url_is_a_feed_error(self, serve, url):
         serve(httpx.Response(200))
         assert f"{URL} links to what is no URL" in await refused(origin(), url)
 
@@ -248,7 +248,7 @@ class TestTrustedOrigins:
     @pytest.mark.parametrize(
         "url", [f"{CDN}/p", "https://CDN.example:443/p", f"https://{SECRET}:pw@cdn.example/p"]
     )
-    async def test_are_asked_without_credentials(self, serve, url):
+    async def test_a_trusted_origin_is_requested_without_credentials(self, serve, url):
         server = serve(httpx.Response(200))
         asked = origin(auth=SECRET, headers={"X-Key": SECRET, "accept": "a/b"}, trusted=[CDN])
         answer = await ask(asked, url, headers={"accept": "c/d"})
@@ -258,7 +258,7 @@ class TestTrustedOrigins:
         assert server.last.headers["accept-encoding"] == "gzip"
 
     @pytest.mark.parametrize("auth", [None, httpx.BasicAuth("me", SECRET), httpx.DigestAuth("me", SECRET)])
-    async def test_get_nothing_that_a_client_sends_by_itself(self, auth):
+    async def test_a_trusted_origin_gets_no_headers_cookies_or_params_of_the_client(self, auth):
         server = Server(httpx.Response(401, headers={"www-authenticate": 'Digest realm="r", nonce="n"'}))
         async with httpx.AsyncClient(
             transport=httpx.MockTransport(server),
@@ -274,7 +274,7 @@ class TestTrustedOrigins:
         assert set(request.headers) == {"host", "accept-encoding", "user-agent"}
         assert request.extensions["timeout"] == {"connect": 5, "read": 5, "write": 5, "pool": 5}
 
-    async def test_do_not_cost_a_new_token(self, serve):
+    async def test_401_of_a_trusted_origin_does_not_request_a_token(self, serve):
         serve(httpx.Response(401))
         asked = []
 
@@ -285,7 +285,7 @@ class TestTrustedOrigins:
         await refused(origin(auth=token, trusted=[CDN]), f"{CDN}/p", FeedRefused)
         assert asked == []
 
-    async def test_may_be_redirected_to_and_lead_back_home(self, serve):
+    async def test_a_redirect_through_a_trusted_origin_sends_credentials_only_to_the_feed(self, serve):
         server = serve(
             httpx.Response(302, headers={"location": f"{CDN}/p"}),
             httpx.Response(302, headers={"location": URL}),
@@ -299,12 +299,12 @@ class TestTrustedOrigins:
         ]
         assert answer.url == URL
 
-    async def test_lead_to_no_other(self, serve):
+    async def test_a_trusted_origin_may_not_redirect_to_an_untrusted_one(self, serve):
         server = serve(httpx.Response(302, headers={"location": "https://evil.example/"}))
         assert "redirects to another origin, https://evil" in await refused(origin(trusted=[CDN]), f"{CDN}/p")
         assert len(server.requests) == 1
 
-    async def test_do_not_get_what_is_posted(self, serve):
+    async def test_a_trusted_origin_never_gets_a_posted_body(self, serve):
         """Some vendors want their secret in the body."""
         server = serve(httpx.Response(307, headers={"location": f"{CDN}/p"}))
         posted = {"method": "POST", "content": SECRET.encode()}
@@ -329,11 +329,11 @@ class TestTrustedOrigins:
             (["*"], ValueError, "give origins"),
         ],
     )
-    def test_are_named_as_origins(self, trusted, error, text):
+    def test_trusted_values_that_are_not_origins_are_refused(self, trusted, error, text):
         with pytest.raises(error) as wrong:
             origin(trusted=trusted)
         assert text in str(wrong.value)
         assert SECRET not in str(wrong.value)
 
-    def test_may_end_in_a_slash(self):
+    def test_a_trusted_origin_may_end_in_a_slash(self):
         assert origin(trusted={f"{CDN}/"})._places._trusted == origin(trusted=(CDN,))._places._trusted

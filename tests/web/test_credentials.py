@@ -214,7 +214,7 @@ def servers(failure):
 
 
 @pytest.mark.parametrize(("way", "failure"), list(matrix(FEEDS)))
-async def test_of_a_feed(way, failure, logged):
+async def test_no_failure_of_an_http_feed_shows_its_credentials_or_sends_them_elsewhere(way, failure, logged):
     url, options = FEEDS[way]
     with servers(failure) as (server, _):
         feed = HTTPFeed("http://" + url.format(host=f"127.0.0.1:{server.port}"), timeout=GUARD, **options)
@@ -232,7 +232,7 @@ async def test_of_a_feed(way, failure, logged):
     )
 
 
-async def test_of_a_feed_that_nobody_serves(logged):
+async def test_a_refused_connection_of_an_http_feed_does_not_show_its_credentials(logged):
     for url, options in FEEDS.values():
         with socket.create_server(("127.0.0.1", 0)) as unused:
             port = unused.getsockname()[1]
@@ -286,14 +286,16 @@ async def fall(listener, *, ended=None):
 
 
 @pytest.mark.parametrize(("kind", "scheme"), [(WebSocketListener, "ws"), (SSEListener, "http")])
-async def test_of_a_push_channel_whose_provider_says_it(kind, scheme, logged):
+async def test_a_listener_does_not_show_a_secret_in_the_error_of_its_token_provider(kind, scheme, logged):
     said = await fall(kind(f"{scheme}://127.0.0.1/", token=raises_the_canary))
     check_nothing_is_said(logged(), *said)
 
 
 @pytest.mark.parametrize(("way", "failure"), list(matrix(LISTENERS)))
 @pytest.mark.parametrize(("kind", "scheme"), [(WebSocketListener, "ws"), (SSEListener, "http")])
-async def test_of_a_push_channel(kind, scheme, way, failure, logged):
+async def test_no_failure_of_a_listener_shows_its_credentials_or_sends_them_elsewhere(
+    kind, scheme, way, failure, logged
+):
     url, options = LISTENERS[way]
     with servers(failure) as (server, elsewhere):
         said = await fall(kind(f"{scheme}://" + url.format(host=f"127.0.0.1:{server.port}"), **options))
@@ -311,7 +313,7 @@ def proxied(monkeypatch, address):
 
 # None that hangs up: on asyncio websockets 17.4 then raises EOFError in a callback of the event loop.
 @pytest.mark.parametrize("failure", ["no HTTP", "407", "500", "another port"])
-async def test_of_a_proxy(failure, monkeypatch, logged):
+async def test_no_failure_of_a_proxy_shows_the_credentials_of_the_proxy(failure, monkeypatch, logged):
     with servers(failure) as (proxy, _):
         proxied(monkeypatch, f"http://me:{quote(CANARY)}@127.0.0.1:{proxy.port}")
         consumer = Log(HTTPFeed("http://feed.invalid/"))
@@ -326,7 +328,7 @@ async def test_of_a_proxy(failure, monkeypatch, logged):
 
 
 @pytest.mark.parametrize("address", [f"http://me:{CANARY}@", f"http://me:{CANARY}@h:port", f"odd://me:{CANARY}@h"])
-async def test_of_a_proxy_that_cannot_be_one(address, monkeypatch, logged):
+async def test_an_invalid_proxy_url_in_the_environment_does_not_show_its_credentials(address, monkeypatch, logged):
     proxied(monkeypatch, address)
     consumer = Log(HTTPFeed("http://feed.invalid/"))
     with pytest.raises(PushToPollError) as failed:
@@ -351,7 +353,7 @@ def tail(capfd, monkeypatch):
 
 
 @pytest.mark.parametrize(("way", "failure"), list(matrix(["--token-env", "userinfo", "query"])))
-def test_of_a_command(way, failure, tail):
+def test_no_failure_of_the_tail_command_shows_its_credentials(way, failure, tail):
     url, _ = given() if way == "--token-env" else SHARED[way]
     with servers(failure) as (server, _):
         arguments = ["--token-env", "SECRET"] if way == "--token-env" else []
@@ -361,7 +363,7 @@ def test_of_a_command(way, failure, tail):
 
 
 @pytest.mark.parametrize("scheme", ["ws", "http"])
-def test_a_token_for_the_feed_does_not_go_to_pushes_from_another_port(scheme, tail):
+def test_the_token_of_the_feed_is_not_sent_to_a_push_server_on_another_port(scheme, tail):
     with ExitStack() as stack:
         push = stack.enter_context(Server(status("403 Forbidden")))
 

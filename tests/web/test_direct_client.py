@@ -48,7 +48,7 @@ async def get(client, **options):
             await response.aclose()
 
 
-async def test_a_request_goes_the_short_way(respx_mock, monkeypatch):
+async def test_a_request_without_auth_bypasses_the_send_method_of_httpx(respx_mock, monkeypatch):
     respx_mock.get(URL).mock(httpx.Response(200, headers={"set-cookie": "a=b"}, text="[]"))
     taken = long_way(monkeypatch)
     response, body = await get(open_client(httpx.Timeout(5)), auth=None, follow_redirects=False)
@@ -56,21 +56,21 @@ async def test_a_request_goes_the_short_way(respx_mock, monkeypatch):
     assert not taken
 
 
-async def test_who_is_authenticated_by_httpx_goes_the_long_way(respx_mock, monkeypatch):
+async def test_a_request_with_httpx_auth_uses_the_send_method_of_httpx(respx_mock, monkeypatch):
     respx_mock.get(URL, headers={"authorization": "Basic bWU6cHc="}).mock(httpx.Response(200))
     taken = long_way(monkeypatch)
     await get(open_client(httpx.Timeout(5)), auth=httpx.BasicAuth("me", "pw"))
     assert len(taken) == 1
 
 
-async def test_who_reads_the_log_of_httpx_finds_it(respx_mock, caplog):
+async def test_a_request_appears_in_the_httpx_log_at_info_level(respx_mock, caplog):
     respx_mock.get(URL).mock(httpx.Response(200))
     caplog.set_level(logging.INFO, logger="httpx")
     await get(open_client(httpx.Timeout(5)))
     assert [record.message for record in caplog.records] == [f'HTTP Request: GET {URL} "HTTP/1.1 200 OK"']
 
 
-async def test_a_redirect_is_told_and_not_followed(respx_mock):
+async def test_a_redirect_is_returned_and_not_followed(respx_mock):
     respx_mock.get(URL).mock(httpx.Response(302, headers={"location": "../v2?page=1"}))
     response, _ = await get(open_client(httpx.Timeout(5)))
     assert response.next_request.url == "http://feed.example/v2?page=1"
@@ -85,7 +85,7 @@ async def test_a_redirect_is_told_and_not_followed(respx_mock):
         ({"all_proxy": "http://127.0.0.1:1", "no_proxy": "localhost"}, False),
     ],
 )
-async def test_a_proxy_is_left_to_httpx(environment, direct, monkeypatch):
+async def test_the_direct_client_is_not_used_if_a_proxy_is_configured(environment, direct, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     async with open_client(httpx.Timeout(5)) as client:
@@ -118,7 +118,7 @@ class Socket(httpcore.AsyncNetworkStream):
         return "info" if info == "socket" else None
 
 
-async def test_a_socket_is_read_in_large_pieces_and_all_else_is_as_it_was(monkeypatch):
+async def test_a_socket_is_read_in_256_kib_pieces_and_other_calls_are_passed_through(monkeypatch):
     socket = Socket()
 
     async def connect(backend, host, port, **options):
@@ -163,7 +163,7 @@ class Server(Socket):
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
-async def test_a_request_is_sent_before_a_handler_that_never_waits_begins(monkeypatch, tmp_path):
+async def test_the_next_request_is_sent_before_a_handler_that_never_awaits_starts(monkeypatch, tmp_path):
     """It would else be sent when the page is done, and nothing would overlap."""
     server, sent = Server(), []
 
@@ -191,7 +191,7 @@ class Lost(Server):
 
 
 @pytest.mark.parametrize("location", [b"http://feed.example:port/", b"http://xn--zz/", b":https://["])
-async def test_a_redirect_to_no_url_costs_no_connection(monkeypatch, location):
+async def test_a_redirect_to_an_invalid_url_does_not_leak_a_connection(monkeypatch, location):
     opened = []
 
     async def connect(backend, host, port, **options):
@@ -207,7 +207,7 @@ async def test_a_redirect_to_no_url_costs_no_connection(monkeypatch, location):
     assert all(("aclose",) in socket.told for socket in opened)
 
 
-async def test_a_channel_with_its_own_client_says_what_is_wrong_with_a_redirect(monkeypatch):
+async def test_a_redirect_to_an_invalid_url_is_an_unusable_answer_for_a_push_channel(monkeypatch):
     async def connect(backend, host, port, **options):
         return Lost(b"http://feed.example:port/")
 
@@ -216,14 +216,14 @@ async def test_a_channel_with_its_own_client_says_what_is_wrong_with_a_redirect(
         await Asker(URL).ask()
 
 
-async def test_a_client_that_was_closed_sends_nothing():
+async def test_a_closed_client_refuses_to_send():
     client = open_client(httpx.Timeout(5))
     await client.aclose()
     with pytest.raises(RuntimeError, match="closed"):
         await client.send(client.build_request("GET", URL), stream=True)
 
 
-async def test_httpx_connects_by_it(monkeypatch):
+async def test_httpx_connects_through_the_network_backend_of_the_direct_client(monkeypatch):
     """The pool is httpx's own affair; if it has another name there, this is what tells."""
     socket = Socket(b"x\r\n\r\n")  # not HTTP
 

@@ -33,7 +33,7 @@ def answers(status, **headers):
         (307, FeedError, "https://shop.example/feed?key=… answered 307 Temporary Redirect"),
     ],
 )
-async def test_it_is_an_error_of_the_feed(status, kind, text):
+async def test_an_http_status_error_of_a_user_feed_becomes_a_feed_error(status, kind, text):
     with pytest.raises(FeedError) as failed:
         await answers(status).poll_now()
     assert type(failed.value) is kind
@@ -41,7 +41,7 @@ async def test_it_is_an_error_of_the_feed(status, kind, text):
 
 
 @pytest.mark.parametrize("status", [429, 503])
-async def test_a_server_that_asks_to_be_left_alone_is(status):
+async def test_retry_after_of_an_http_status_error_throttles_the_consumer(status):
     consumer = answers(status, **{"Retry-After": "120"})
     with pytest.raises(FeedError) as failed:
         await consumer.poll_now()

@@ -41,7 +41,7 @@ SECRETS = st.text("0123456789abcdef", min_size=12, max_size=12)
         ("", "(not a URL)"),
     ],
 )
-def test_what_may_be_shown_of_a_url(url, shown):
+def test_a_url_is_shown_without_credentials_query_values_and_fragment(url, shown):
     assert without_secrets(url) == shown
 
 
@@ -53,14 +53,14 @@ def test_no_secret_of_a_url_is_shown(password, value, fragment):
 
 
 @given(st.text())
-def test_any_text_can_be_asked_about_and_is_safe_to_log(url):
+def test_any_text_given_as_a_url_is_made_safe_to_log(url):
     for shown in (without_secrets(url), without_secrets(f"https://h/{url}"), without_secrets(f"https://{url}")):
         assert shown.isprintable()
         assert len(shown) <= 300
     assert identity(url).isprintable()
 
 
-def test_a_url_object_is_as_good_as_its_text():
+def test_a_url_object_is_shown_like_a_url_string():
     assert without_secrets(httpx.URL("https://me:secret@h/?a=b")) == "https://h/?a=…"
 
 
@@ -81,17 +81,17 @@ def test_an_identity_is_the_same_in_every_process():
     assert identity("https://h/feed") == "https://h/feed"
 
 
-def test_two_garbage_urls_differ():
+def test_two_invalid_urls_have_different_identities():
     assert identity("garbage") != identity("rubbish")
 
 
-def test_what_a_server_wrote_is_short_and_on_one_line():
+def test_quoted_server_text_is_short_and_on_one_line():
     assert quoted("a\nb\x1b") == r"'a\nb\x1b'"
     assert quoted("x" * 1000) == repr("x" * 100 + "...")
     assert quoted("…", limit=1) == r"'\u2026'"
 
 
-def test_there_is_one_tls_context():
+def test_the_tls_context_is_shared_and_requires_certificates():
     assert shared_tls_context() is shared_tls_context()
     assert shared_tls_context().verify_mode is ssl.CERT_REQUIRED
 
@@ -125,7 +125,7 @@ def test_there_is_one_tls_context():
         ({"x-poll-interval": "60", "retry-after": "5", "backoff": "30"}, 60),
     ],
 )
-def test_a_server_asks_to_be_left_alone(headers, seconds):
+def test_response_headers_give_the_seconds_to_wait(headers, seconds):
     assert asked_to_wait(503, headers, NOW) == seconds
 
 
@@ -137,7 +137,7 @@ def test_a_server_asks_to_be_left_alone(headers, seconds):
         ({"x-poll-interval": "60", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "7"}, 7),
     ],
 )
-def test_an_interval_of_polls_says_nothing_within_one(headers, seconds):
+def test_x_poll_interval_is_ignored_within_a_poll(headers, seconds):
     assert asked_to_wait(200, headers, NOW, within_poll=True) == seconds
 
 
@@ -189,11 +189,11 @@ def test_a_date_without_a_zone_is_in_utc_wherever_the_machine_is(monkeypatch):
         ({"x-ratelimit-remaining": "0"}, None),
     ],
 )
-def test_a_server_says_that_the_quota_is_used_up(headers, seconds):
+def test_rate_limit_headers_give_the_wait_when_the_quota_is_used_up(headers, seconds):
     assert asked_to_wait(200, headers, NOW) == seconds
 
 
-def test_429_alone_says_that_nothing_remains():
+def test_a_rate_limit_reset_without_a_remaining_count_is_used_only_with_429():
     assert asked_to_wait(429, {"x-ratelimit-reset": "17"}, NOW) == 17
     assert asked_to_wait(200, {"x-ratelimit-reset": "17"}, NOW) is None
 
@@ -213,7 +213,7 @@ def test_429_alone_says_that_nothing_remains():
         (429, {}, None),
     ],
 )
-def test_github_has_two_limits(status, headers, seconds):
+def test_both_rate_limits_of_github_give_the_seconds_to_wait(status, headers, seconds):
     assert asked_to_wait(status, headers, NOW) == seconds
 
 
@@ -237,11 +237,11 @@ def test_github_has_two_limits(status, headers, seconds):
         ("nan", None),
     ],
 )
-def test_retry_after_is_a_number_or_a_date_and_else_nothing(stated, seconds):
+def test_retry_after_is_read_as_a_number_or_a_date_and_is_otherwise_ignored(stated, seconds):
     assert asked_to_wait(503, {"retry-after": stated}, NOW) == seconds
 
 
-def test_a_reset_is_told_by_the_clock_of_the_server():
+def test_a_rate_limit_reset_is_measured_against_the_date_header():
     headers = {
         "x-ratelimit-remaining": "0",
         "x-ratelimit-reset": "1700000060",
@@ -255,7 +255,7 @@ def test_headers_of_httpx_and_of_websockets_are_understood():
     assert asked_to_wait(503, Headers({"Retry-After": "7"}), NOW) == 7
 
 
-def test_a_header_that_is_there_twice_is_not_believed():
+def test_a_repeated_header_is_ignored():
     headers = Headers([("Retry-After", "7"), ("Retry-After", "8"), ("Backoff", "3")])
     assert asked_to_wait(503, headers, NOW) == 3
     assert asked_to_wait(503, httpx.Headers([("Retry-After", "7"), ("Retry-After", "8")]), NOW) is None
@@ -274,11 +274,11 @@ VALUES = (
 
 
 @given(st.integers(100, 599), st.dictionaries(st.sampled_from(NAMES), VALUES))
-def test_whatever_a_server_writes_the_answer_is_a_bounded_number_of_seconds_or_none(status, headers):
+def test_the_seconds_to_wait_are_none_or_bounded_for_any_headers(status, headers):
     wait = asked_to_wait(status, headers, NOW)
     assert wait is None or 0 <= wait <= MAX_NOT_BEFORE
 
 
 @given(st.text("Tueadyov, -0123456789:GMT+", min_size=1, max_size=40))
-def test_no_date_is_too_odd_for_the_date_parser(date):
+def test_the_date_parser_does_not_raise_for_any_text(date):
     asked_to_wait(503, {"retry-after": f"Tue, {date}", "date": f"Tue {date}"}, NOW)

@@ -50,7 +50,7 @@ async def refused(feed, kind=FeedError, **kwargs):
     return str(failed.value)
 
 
-async def test_reads_a_feed_to_its_end(server, client):
+async def test_a_feed_with_an_httpx2_client_is_read_to_its_end(server, client):
     seen = []
 
     async def process(message):
@@ -61,7 +61,7 @@ async def test_reads_a_feed_to_its_end(server, client):
     assert [int(name) for name in seen] == [1, 2, 3, 4, 5, 6, 7]
 
 
-async def test_waits_for_what_is_new(client):
+async def test_a_long_poll_with_an_httpx2_client_returns_a_new_message(client):
     with serve_in_thread(backlog=1) as server:
         feed = HTTPFeed(server.url, client=client, max_wait=GUARD)
         page = await fetch(feed)
@@ -85,7 +85,7 @@ async def test_waits_for_what_is_new(client):
         ({"redirect_next": 9}, "redirects more than 5 times"),
     ],
 )
-async def test_what_fails_is_one_error_and_then_all_is_well(server, faults, text):
+async def test_a_fault_is_one_feed_error_and_the_next_fetch_succeeds(server, faults, text):
     server.faults.set(**faults)
     limit = httpx2.Timeout(GUARD, read=0.3) if "stall_next" in faults else GUARD
     async with httpx2.AsyncClient(timeout=limit) as client:
@@ -97,19 +97,19 @@ async def test_what_fails_is_one_error_and_then_all_is_well(server, faults, text
         assert not client.is_closed
 
 
-async def test_a_whole_answer_has_its_time(server, client):
+async def test_a_response_that_exceeds_the_timeout_is_a_feed_error(server, client):
     server.faults.stall_next = 1
     feed = HTTPFeed(server.url, client=client, timeout=0.3)
     assert "did not send a whole answer within 0.3 seconds" in await refused(feed)
 
 
-async def test_nobody_there(client):
+async def test_a_refused_connection_is_a_feed_error(client):
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     assert "could not be read: ConnectError" in await refused(HTTPFeed(f"http://127.0.0.1:{port}/", client=client))
 
 
-async def test_a_pool_that_is_used_up_is_named(server):
+async def test_the_error_names_an_exhausted_connection_pool(server):
     server.faults.stall_next = 1
     limits = httpx2.Limits(max_connections=1)
     async with httpx2.AsyncClient(limits=limits, timeout=httpx2.Timeout(GUARD, pool=0.1)) as client:
@@ -124,7 +124,7 @@ async def test_a_pool_that_is_used_up_is_named(server):
 @pytest.mark.parametrize(
     "auth", ["token", httpx2.BasicAuth("me", "pw"), httpx2.DigestAuth("me", "pw"), ("me", "pw"), None]
 )
-async def test_credentials_of_its_own_kind_and_ours(server, auth):
+async def test_credentials_are_taken_from_auth_or_from_the_httpx2_client(server, auth):
     basic = "Basic bWU6cHc="
     server.faults.authorization = "Bearer token" if auth == "token" else basic
     async with httpx2.AsyncClient(timeout=GUARD, auth=("me", "pw")) as client:
@@ -135,7 +135,7 @@ async def test_credentials_of_its_own_kind_and_ours(server, auth):
             assert len((await fetch(feed)).messages) == 3
 
 
-async def test_a_token_that_ran_out(server, client):
+async def test_an_expired_token_is_replaced_within_one_fetch(server, client):
     server.faults.authorization = "Bearer new"
     tokens = iter(["old", "new"])
 
@@ -145,7 +145,7 @@ async def test_a_token_that_ran_out(server, client):
     assert len((await fetch(HTTPFeed(server.url, client=client, auth=token))).messages) == 3
 
 
-async def test_an_origin_that_is_trusted_gets_nothing_of_the_client():
+async def test_a_trusted_origin_gets_no_headers_credentials_or_params_of_the_client():
     asked = []
 
     def answer(request):

@@ -66,33 +66,33 @@ def answer(*fields):
         ("", None),
     ],
 )
-def test_the_next_page_is_where_the_link_leads(field, target):
+def test_the_link_header_gives_the_url_of_the_next_page(field, target):
     expected = f"https://h.example{target}" if target and target.startswith("/p") else target
     assert link(answer(field), "next") == expected
 
 
-def test_several_fields_are_one():
+def test_several_link_headers_are_read_as_one():
     assert link(answer("</c>; rel=prev", "</d>; rel=next"), "next") == "https://h.example/d"
 
 
-def test_an_answer_may_have_none():
+def test_an_answer_without_a_link_header_has_no_next_link():
     assert link(answer(), "next") is None
 
 
-def test_a_relation_may_be_a_url():
+def test_a_link_relation_may_be_a_url():
     named = answer('</c>; rel="https://api.example/Rels/hub next"')
     assert link(named, "HTTPS://api.example/rels/hub") == "https://h.example/c"
 
 
 @pytest.mark.parametrize("target", ["https://h.example:port/s3cr3t", "//[::s3cr3t", "http://xn--ü/s3cr3t"])
-def test_one_that_leads_to_no_url_is_no_end(target):
+def test_a_link_to_an_invalid_url_is_a_feed_error(target):
     with pytest.raises(FeedError, match="links to its 'next' by what is no URL") as failed:
         link(Answer(200, {"link": f"<{target}>; rel=next"}, b"", None, BASE, where="h.example"), "next")
     assert "s3cr3t" not in str(failed.value)
     assert failed.value.__cause__ is None
 
 
-def test_not_any_number_is_looked_at_and_that_is_no_end_either():
+def test_more_links_than_the_limit_without_the_relation_are_a_feed_error():
     many = "</c>; rel=prev," * MAX_LINKS
     assert link(answer(many[len("</c>; rel=prev,") :] + "</d>; rel=next"), "next") == "https://h.example/d"
     assert link(answer(many), "next") is None
@@ -104,7 +104,7 @@ PIECES = ['"', "\\", "<", ">", ";", ",", "=", "rel", "next", " ", "a", "[", "//"
 
 
 @given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join))
-def test_whatever_a_server_writes_the_answer_is_a_url_or_none(field):
+def test_any_link_header_gives_an_absolute_url_or_none_or_a_feed_error(field):
     try:
         target = link(Answer(200, {"link": f"<c>; rel=next; {field}"}, b"", None, BASE, where="h.example"), "next")
         link(Answer(200, {"link": field}, b"", None, BASE, where="h.example"), "next")
@@ -124,6 +124,6 @@ def repetitions(parsed):
 
 
 @pytest.mark.parametrize("pattern", [headers._LINK, headers._PARAMETERS])
-def test_nothing_is_read_twice(pattern):
+def test_the_link_patterns_have_only_possessive_repetitions(pattern):
     """A repetition that gives nothing back takes linear time, whatever the field."""
     assert set(repetitions(re._parser.parse(pattern.pattern, pattern.flags))) == {"POSSESSIVE_REPEAT"}

@@ -54,7 +54,9 @@ class TestMethodAndBody:
             (308, "POST", "POST"),
         ],
     )
-    async def test_are_kept_but_where_the_standard_says_get(self, serve, status, method, becomes):
+    async def test_a_redirect_keeps_method_and_body_unless_rfc_9110_changes_it_to_get(
+        self, serve, status, method, becomes
+    ):
         """RFC 9110 §15.4."""
         server = serve(moved("/v2", status), httpx.Response(200))
         content = None if method in {"GET", "HEAD"} else b"{}"
@@ -66,7 +68,7 @@ class TestMethodAndBody:
         assert server.last.headers.get("content-type") == (None if kept is None else "application/json")
         assert server.last.headers["accept"] == "a/b"
 
-    async def test_what_became_get_may_go_to_a_trusted_origin(self, serve):
+    async def test_a_post_redirected_as_get_goes_to_a_trusted_origin_without_its_body(self, serve):
         """The body, which may hold a secret, does not go along."""
         server = serve(moved(f"{CDN}/p", 303), httpx.Response(200))
         await ask(origin(trusted=[CDN], auth=SECRET), method="POST", content=SECRET.encode())
@@ -78,28 +80,28 @@ class TestMoves:
     @pytest.mark.parametrize(
         ("status", "second"), [(301, "/v2"), (308, "/v2"), (302, "/orders"), (303, "/orders"), (307, "/orders")]
     )
-    async def test_for_good_are_remembered(self, serve, status, second):
+    async def test_only_permanent_redirects_are_remembered(self, serve, status, second):
         server = serve(moved("/v2", status), httpx.Response(200))
         asked = origin()
         assert (await read(asked)).url == f"{HOME}/v2"
         assert (await read(asked)).url == f"{HOME}{second}"
         assert urls(server) == ["/orders", "/v2", second]
 
-    async def test_hold_for_every_query_when_the_query_was_kept(self, serve):
+    async def test_a_remembered_redirect_applies_to_every_query_if_it_kept_the_query(self, serve):
         server = serve(moved("/v2?a=1", 308), httpx.Response(200))
         asked = origin()
         for query in ("?a=1", "?a=2", "", "?"):
             await read(asked, f"{URL}{query}")
         assert urls(server)[1:] == ["/v2?a=1", "/v2?a=2", "/v2", "/v2?"]
 
-    async def test_hold_for_one_url_when_it_was_not(self, serve):
+    async def test_a_remembered_redirect_applies_to_one_url_if_it_changed_the_query(self, serve):
         server = serve(moved("/v2?b=1"), httpx.Response(200))
         asked = origin()
         for query in ("?a=1", "?a=2", "?a=1", ""):
             await read(asked, f"{URL}{query}")
         assert urls(server) == ["/orders?a=1", "/v2?b=1", "/orders?a=2", "/v2?b=1", "/orders"]
 
-    async def test_what_answers_at_the_new_place_is_known_by_what_it_says(self, serve):
+    async def test_validators_are_used_at_the_new_url_of_a_remembered_redirect(self, serve):
         server = serve(
             moved("/v2"),
             httpx.Response(200, headers={"etag": '"a"'}),
@@ -113,7 +115,7 @@ class TestMoves:
         assert (await read(asked, known=known)).status == 304
         assert server.last.headers["if-none-match"] == '"a"'
 
-    async def test_to_a_trusted_origin_take_no_credentials_there(self, serve):
+    async def test_a_remembered_redirect_to_a_trusted_origin_sends_no_credentials(self, serve):
         server = serve(moved(f"{CDN}/p"), httpx.Response(200))
         asked = origin(auth=SECRET, trusted=[CDN])
         for _ in range(2):
@@ -121,7 +123,7 @@ class TestMoves:
         assert urls(server) == ["/orders", f"{CDN}/p", f"{CDN}/p"]
         assert "authorization" not in server.last.headers
 
-    async def test_of_what_is_posted_are_remembered_when_it_is_posted_there(self, serve):
+    async def test_a_redirect_of_a_post_is_remembered_only_if_it_keeps_the_method(self, serve):
         server = serve(
             moved("/v2", 308), httpx.Response(200), httpx.Response(200), moved("/v3", 301), httpx.Response(200)
         )
@@ -131,7 +133,7 @@ class TestMoves:
         assert urls(server) == ["/orders", "/v2", "/v2", "/v2", "/v3", "/v2"]
 
     @pytest.mark.parametrize("told", ["no-store", "no-cache", "max-age=0"])
-    async def test_that_are_not_to_be_kept_are_not(self, serve, told):
+    async def test_a_redirect_that_forbids_caching_is_not_remembered(self, serve, told):
         server = serve(moved("/v2", cache_control=told), httpx.Response(200))
         asked = origin()
         for _ in range(2):
@@ -139,7 +141,7 @@ class TestMoves:
         assert urls(server)[2] == "/orders"
 
     @pytest.mark.parametrize("wrong", [httpx.Response(404), httpx.Response(503), httpx.ReadError("reset")])
-    async def test_are_forgotten_when_something_is_wrong_there(self, serve, wrong):
+    async def test_a_remembered_redirect_is_forgotten_after_an_error_at_its_target(self, serve, wrong):
         server = serve(moved("/v2"), httpx.Response(200), wrong, httpx.Response(200))
         asked = origin()
         await read(asked)
@@ -147,7 +149,7 @@ class TestMoves:
         await read(asked)
         assert urls(server) == ["/orders", "/v2", "/v2", "/orders"]
 
-    async def test_are_looked_at_again_after_an_hour(self, serve):
+    async def test_a_remembered_redirect_expires_after_an_hour(self, serve):
         server = serve(moved("/maintenance"), httpx.Response(200))
         asked = origin()
         await read(asked)
@@ -157,7 +159,7 @@ class TestMoves:
         await read(asked)
         assert urls(server) == ["/orders", "/maintenance", "/maintenance", "/orders"]
 
-    async def test_are_told_of_once_and_without_secrets(self, serve, caplog):
+    async def test_a_remembered_redirect_is_logged_once_and_without_secrets(self, serve, caplog):
         serve(
             moved(f"/v2?key={SECRET}"),
             httpx.Response(200),
@@ -185,7 +187,7 @@ class TestMoves:
         ]
 
     @pytest.mark.parametrize("answer", [404, 410, 500])
-    async def test_an_error_at_the_end_of_a_redirect_is_not_remembered(self, serve, answer):
+    async def test_a_redirect_that_ends_in_an_error_is_not_remembered(self, serve, answer):
         server = serve(moved("/gone", 308), httpx.Response(answer), httpx.Response(200))
         asked = origin()
         with suppress(FeedError):
@@ -195,7 +197,7 @@ class TestMoves:
 
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
     @pytest.mark.parametrize("answer", [404, 410])
-    async def test_not_found_at_the_end_of_a_redirect_says_nothing_about_the_feed(self, serve, status, answer):
+    async def test_404_or_410_after_a_redirect_is_a_plain_feed_error(self, serve, status, answer):
         serve(moved("/maintenance", status), httpx.Response(answer, headers={"retry-after": "7"}))
         asked = origin()
         with pytest.raises(FeedError) as error:
@@ -205,14 +207,14 @@ class TestMoves:
         assert f"{URL} was redirected to {HOME}/maintenance, which answered {answer}" in str(error.value)
 
     @pytest.mark.parametrize("status", [302, 308])
-    async def test_gone_is_believed_where_a_page_was_read_before(self, serve, status):
+    async def test_410_after_a_redirect_is_accepted_if_a_page_was_read_there_before(self, serve, status):
         serve(moved("/v2", status), httpx.Response(200), moved("/v2", status), httpx.Response(410))
         asked = origin()
         await read(asked, f"{URL}?page=1")
         asked._moves.forget()
         assert (await ask(asked, f"{URL}?page=2")).status == 410
 
-    async def test_in_a_circle_come_to_an_end(self, serve):
+    async def test_redirects_in_a_circle_are_a_feed_error(self, serve):
         back = {"/orders": "/v2", "/v2": "/orders"}
         serve(lambda request: moved(back[request.url.path]))
         asked = origin()
@@ -221,26 +223,26 @@ class TestMoves:
 
 
 class TestWhatIsRemembered:
-    async def test_of_whoever_moved_back_is_nothing(self):
+    async def test_a_url_that_moved_back_has_no_remembered_redirect(self):
         moves = Moves(str)
         moves.learn("a", "b")
         moves.learn("b", "a")
         assert (moves.now("a"), moves.now("b")) == ("a", "a")
 
-    async def test_leads_on_a_few_steps(self):
+    async def test_at_most_max_steps_remembered_redirects_are_followed(self):
         moves = Moves(str)
         for number in range(MAX_STEPS + 2):
             moves.learn(f"{number}?x", f"{number + 1}?x")
         assert moves.now("0?y") == f"{MAX_STEPS}?y"
         assert moves.now("3?y") == f"{MAX_STEPS + 2}?y"
 
-    async def test_leads_nowhere_in_a_circle(self):
+    async def test_a_circle_of_remembered_redirects_is_not_followed_for_ever(self):
         moves = Moves(str)
         for old, new in ("ab", "bc", "ca"):
             moves.learn(old, new)
         assert moves.now("a") in "abc"
 
-    async def test_is_bounded(self):
+    async def test_the_number_of_remembered_redirects_is_bounded(self):
         moves = Moves(str)
         for number in range(MAX_MOVES + 1):
             moves.learn(f"{number}", f"new{number}")
@@ -248,14 +250,14 @@ class TestWhatIsRemembered:
         assert [moves.now("0"), moves.now("0?x")] == ["0", "0?x"]
         assert [moves.now("1"), moves.now("1?x")] == ["new1", "new1"]
 
-    async def test_the_paths_at_which_pages_were_read_are_bounded(self):
+    async def test_the_number_of_remembered_paths_with_a_read_page_is_bounded(self):
         moves = Moves(str)
         for number in range(MAX_READ + 1):
             moves.read("0")
             moves.read(f"{number}?x")
         assert [moves.has_read(url) for url in ("0?y", "1", "2", f"{MAX_READ}")] == [True, False, True, True]
 
-    async def test_a_url_that_moved_to_itself_has_not(self):
+    async def test_a_redirect_of_a_url_to_itself_is_not_remembered(self):
         moves = Moves(str)
         moves.learn("a", "a")
         assert moves.now("a") == "a"

@@ -40,14 +40,14 @@ async def connect(stream, *events, url="https://feed.example/"):
         (["connection.connect_tcp.complete", "connection.start_tls.complete"], False),
     ],
 )
-async def test_a_socket_is_closed_that_came_to_no_use(events, closed):
+async def test_a_failed_connect_closes_its_socket_unless_tls_was_completed(events, closed):
     stream = Stream()
     with pytest.raises(TimeoutError):
         await connect(stream, *events)
     assert stream.closed is closed
 
 
-async def test_a_socket_that_came_to_use_stays_and_without_tls_nothing_is_traced():
+async def test_a_socket_stays_open_after_success_and_plain_http_is_not_traced():
     stream = Stream()
     async with closed_if_failed("https://feed.example/") as extensions:
         await extensions["trace"]("connection.connect_tcp.complete", {"return_value": stream})
@@ -56,7 +56,7 @@ async def test_a_socket_that_came_to_use_stays_and_without_tls_nothing_is_traced
         assert extensions == {}
 
 
-async def test_a_body_that_is_left_in_the_middle_is_unwound_to_its_innermost_generator():
+async def test_leaving_a_body_early_ends_its_innermost_generator():
     ended = []
 
     async def inner():
@@ -76,7 +76,7 @@ async def test_a_body_that_is_left_in_the_middle_is_unwound_to_its_innermost_gen
     assert ended == ["inner"]
 
 
-async def test_a_body_that_is_too_large_is_unwound_too():
+async def test_a_body_that_is_too_large_has_its_innermost_generator_ended():
     ended = []
 
     class Response:
@@ -100,7 +100,7 @@ async def test_a_body_that_is_too_large_is_unwound_too():
     assert ended == ["inner"]
 
 
-async def test_a_body_that_fails_while_it_is_unwound_has_ended_too():
+async def test_an_error_while_a_body_is_unwound_is_suppressed():
     async def body():
         yield b"1"
         raise httpx.ReadError("reset")
@@ -110,12 +110,12 @@ async def test_a_body_that_fails_while_it_is_unwound_has_ended_too():
 
 
 @pytest.mark.parametrize("url", ["http://feed.example", "https://me:pw@feed.example:8443/path?query"])
-def test_an_address_is_taken_apart(url):
+def test_http_url_parses_the_host_of_a_url(url):
     assert http_url(url).host == "feed.example"
 
 
 @pytest.mark.parametrize("url", ["http://feed.example:c4n4ry/", "ws://feed.example", "/path", "http://"])
-def test_no_other_is_an_address(url):
+def test_http_url_refuses_an_invalid_url_without_showing_its_contents(url):
     with pytest.raises(ValueError, match="url is") as raised:
         http_url(url)
     assert "c4n4ry" not in str(raised.value)

@@ -41,7 +41,7 @@ def check_is_hidden(*texts):
         assert "c4n4ry" not in text
 
 
-async def test_is_sent_and_not_shown(serve):
+async def test_a_secret_in_the_path_is_sent_and_not_shown(serve):
     server = serve(httpx.Response(404))
     asked = bot()
     text = await refused(asked, asked.address({"offset": "5"}), FeedRefused)
@@ -52,7 +52,7 @@ async def test_is_sent_and_not_shown(serve):
 
 
 @pytest.mark.parametrize("echo", ECHOES)
-async def test_goes_to_no_other_origin(serve, echo):
+async def test_a_redirect_that_takes_the_secret_to_another_origin_is_refused(serve, echo):
     """Also where the feed may lead to: the server writes the URL that it was asked into its redirects."""
     server = serve(httpx.Response(302, headers={"location": f"{CDN}/bot{echo}/updates"}))
     asked = bot(trusted=[CDN])
@@ -62,7 +62,7 @@ async def test_goes_to_no_other_origin(serve, echo):
     check_is_hidden(text)
 
 
-async def test_is_in_no_log(serve, caplog):
+async def test_the_secret_is_masked_in_logs(serve, caplog):
     caplog.set_level(logging.DEBUG)
     server = serve(httpx.Response(308, headers={"location": f"/v2/bot{SENT}/updates"}), httpx.Response(200))
     asked = bot()
@@ -74,21 +74,21 @@ async def test_is_in_no_log(serve, caplog):
 
 
 @pytest.mark.parametrize("echo", ECHOES)
-async def test_is_not_shown_of_what_a_server_makes_of_it(serve, echo):
+async def test_the_secret_is_masked_in_the_error_about_a_redirect(serve, echo):
     serve(httpx.Response(302, headers={"location": f"https://evil.example/bot{echo}"}))
     moved = await refused(bot(), bot().address({}))
     assert "redirects to another origin" in moved
     check_is_hidden(moved)
 
 
-async def test_is_not_shown_of_what_a_client_says(serve):
+async def test_the_secret_is_masked_in_an_error_of_the_client(serve):
     serve(httpx.RemoteProtocolError(f"illegal request line: GET /bot{SENT}/"))
     text = await refused(bot(), bot().address({}))
     assert "GET /bot{token}/" in text
     check_is_hidden(text)
 
 
-async def test_is_not_shown_of_a_link_that_is_none(serve):
+async def test_the_secret_is_masked_in_the_error_about_an_invalid_link(serve):
     serve(httpx.Response(200, headers={"link": f"<https://h:{SENT}/>; rel=next"}))
     answer = await ask(bot(), bot().address({}))
     with pytest.raises(Exception, match="by what is no URL") as failed:
@@ -96,7 +96,7 @@ async def test_is_not_shown_of_a_link_that_is_none(serve):
     check_is_hidden(str(failed.value))
 
 
-def test_makes_the_feed_another_one():
+def test_feeds_with_different_secrets_have_different_identities():
     """A cursor of one bot is none of the other's."""
     one, other = bot(), origin(TEMPLATE, secrets={"token": "5"})
     assert one.identity.startswith(f"{SHOWN}#")
@@ -104,7 +104,7 @@ def test_makes_the_feed_another_one():
     assert origin(TEMPLATE).identity == origins.identity(TEMPLATE)
 
 
-def test_may_be_several_of_which_one_is_in_another():
+def test_one_secret_may_be_contained_in_another():
     hidden = Hidden("https://h/{a}/{b}?key={a}", {"a": "12", "b": "123"})
     assert hidden.url == "https://h/12/123?key=12"
     assert hidden.shown(hidden.url) == "https://h/{a}/{b}?key=…"
@@ -123,7 +123,7 @@ def test_may_be_several_of_which_one_is_in_another():
         ("/bot{token}", {"token": TOKEN}, ValueError, "url is"),
     ],
 )
-def test_needs_a_field_to_stand_in(template, secrets, error, text):
+def test_invalid_secrets_are_refused_and_not_shown(template, secrets, error, text):
     with pytest.raises(error) as wrong:
         origin(template, secrets=secrets)
     assert text in str(wrong.value)
@@ -131,7 +131,7 @@ def test_needs_a_field_to_stand_in(template, secrets, error, text):
 
 
 @given(st.text(min_size=6, max_size=20), st.sampled_from(["", ":@", "/?#&="]))
-def test_whatever_it_is_no_way_to_write_it_shows_it(secret, safe):
+def test_a_secret_is_masked_in_plain_and_in_percent_encoded_form(secret, safe):
     hidden = Hidden("https://h/{s}", {"s": secret})
     written = quote(secret, safe=safe, errors="surrogatepass")
     assert hidden.masked(f"x{written}y{secret}z") == "x{s}y{s}z" or secret in "x{s}y{s}z"
