@@ -11,11 +11,11 @@ from typing import Final, Self, TypeVar
 from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential, wait_random
 
 from push_to_poll_client._channels import ListenerChannel
-from push_to_poll_client._dead_letters import DeadLetters, Letters
+from push_to_poll_client._dead_letters import DeadLetters, SessionDeadLetters
 from push_to_poll_client._event_loop import EventLoop
-from push_to_poll_client._handlers import as_handler, one_by_one
+from push_to_poll_client._handlers import as_handler, batch_of_one
 from push_to_poll_client._hooks import Hooks
-from push_to_poll_client._lifecycle import Opening, Parts, Run
+from push_to_poll_client._lifecycle import OpenSession, Runner, SessionParts
 from push_to_poll_client._options import (
     INCEPTION,
     LATEST,
@@ -23,21 +23,21 @@ from push_to_poll_client._options import (
     DedupeKey,
     Fingerprint,
     Handler,
-    Key,
     OnCursorExpired,
     OnFailure,
-    Process,
-    Processing,
-    Settings,
+    OrderingKey,
+    ProcessFunction,
+    ProcessingOptions,
+    ScheduleOptions,
     check_cursor,
     check_latest,
 )
 from push_to_poll_client._protocols import Feed, Listener, Session, Store
 from push_to_poll_client._schedule import Mode
-from push_to_poll_client._status import PollResult, Status, Tally
+from push_to_poll_client._status import ConsumerStats, PollResult, Status
 from push_to_poll_client._types import Cursor, Message, Push
 from push_to_poll_client._validation import check_number, describe
-from push_to_poll_client._wakes import Inbox
+from push_to_poll_client._wakes import Wakes
 
 __all__ = ["Consumer"]
 
@@ -45,7 +45,7 @@ logger = logging.getLogger("push_to_poll_client")
 
 Part = TypeVar("Part")
 
-RETRY: Final = AsyncRetrying(
+DEFAULT_RETRY: Final = AsyncRetrying(
     stop=stop_after_attempt(5), wait=wait_exponential(multiplier=0.5, max=30) + wait_random(0, 0.5)
 )
 """Five attempts in 8 to 10 seconds: outlives a restart of what the handler calls, and is not yet an outage."""
@@ -121,7 +121,7 @@ class Consumer:
         *,
         store: Store,
         listeners: Sequence[Listener] = (),
-        process: Process | None = None,
+        process: ProcessFunction | None = None,
         name: str | None = None,
         fallback_interval: float | None = 60.0,
         degraded_interval: float | None = 10.0,
@@ -131,12 +131,12 @@ class Consumer:
         max_poll_time: float = 30.0,
         flush_interval: float = 0.05,
         shutdown_timeout: float = 10.0,
-        retry: AsyncRetrying | None = RETRY,
+        retry: AsyncRetrying | None = DEFAULT_RETRY,
         on_failure: OnFailure = "stop",
         batch_size: int = 100,
         batch_wait: float = 0.0,
         concurrency: int = 1,
-        key: Key | None = None,
+        key: OrderingKey | None = None,
         dedupe_key: DedupeKey | None = None,
         fingerprint: Fingerprint | None = None,
         prefetch: int = 1,
@@ -147,7 +147,7 @@ class Consumer:
         hooks: Hooks | None = None,
     ) -> None:
         handler, batch = self._handlers(process, concurrency)
-        self._processing = Processing(
+        self._processing = ProcessingOptions(
             handler=handler,
             batch=batch,
             retry=retry,
@@ -165,7 +165,7 @@ class Consumer:
             overlap_cursors=overlap_cursors,
             hooks=hooks,
         )
-        self._settings = Settings(
+        self._settings = ScheduleOptions(
             fallback_interval=fallback_interval,
             degraded_interval=degraded_interval,
             rate=rate,
@@ -178,8 +178,8 @@ class Consumer:
         if callable(getattr(listeners, "listen", None)):
             raise TypeError(f"listeners are several: give [{listeners!r}]")
         self._settings.check_listeners(len(listeners))
-        self._feed = _having("fetch", feed)
-        self._store = _having("claim", store)
+        self._feed = _require_method("fetch", feed)
+        self._store = _require_method("claim", store)
         self._processing.check_parts(feed, store)
         self._feed_name = str(getattr(feed, "identity", type(feed).__qualname__))
         if name is not None and not isinstance(name, str):
@@ -187,12 +187,12 @@ class Consumer:
         self.name: str = self._feed_name if name is None else name
         self._channels: list[ListenerChannel] = []
         for listener in listeners:
-            self._channels.append(self._channel(_having("listen", listener)))
+            self._channels.append(self._channel(_require_method("listen", listener)))
 
         self._schedule = self._settings.schedule()
-        self._tally = Tally()
-        self._inbox = Inbox()
-        self._opening = Opening(
+        self._tally = ConsumerStats()
+        self._inbox = Wakes()
+        self._opening = OpenSession(
             self.name,
             feed=feed,
             feed_name=self._feed_name,
@@ -201,7 +201,7 @@ class Consumer:
             inbox=self._inbox,
             assemble=self._assemble,
         )
-        self._run: Run | None = None
+        self._run: Runner | None = None
         self._should_poll_failed = False
 
     # What the user writes
@@ -259,7 +259,7 @@ class Consumer:
         """
         if self._run is not None:
             raise RuntimeError(f"{self.name}: run() is running already")
-        self._run = Run(self._channels, shutdown_timeout=self._settings.shutdown_timeout)
+        self._run = Runner(self._channels, shutdown_timeout=self._settings.shutdown_timeout)
         try:
             async with self:
                 await self._run.until_stopped(self._opened.polls)
@@ -399,7 +399,7 @@ class Consumer:
 
     # What was said
 
-    def _handlers(self, process: Process | None, threads: int) -> tuple[Handler, BatchHandler | None]:
+    def _handlers(self, process: ProcessFunction | None, threads: int) -> tuple[Handler, BatchHandler | None]:
         cls = type(self)
         if inspect.iscoroutinefunction(cls.should_poll):
             raise TypeError("should_poll is a plain def: a push is not kept waiting")
@@ -408,7 +408,7 @@ class Consumer:
             if own or process is not None:
                 raise TypeError("override process or process_batch, or pass process=, one of them")
             batch = as_handler(self.process_batch, threads=threads)
-            return one_by_one(batch), batch
+            return batch_of_one(batch), batch
         if process is None and not own:
             raise TypeError("override process or process_batch of Consumer in a subclass, or pass process=")
         return as_handler(self.process if process is None else process, threads=threads), None
@@ -426,8 +426,8 @@ class Consumer:
         """Give back what `__aenter__` took."""
         await self._opening.leave()
 
-    def _assemble(self, session: Session, loop: EventLoop) -> Parts:
-        return Parts(
+    def _assemble(self, session: Session, loop: EventLoop) -> SessionParts:
+        return SessionParts(
             self._feed,
             session,
             self._schedule,
@@ -439,24 +439,24 @@ class Consumer:
         )
 
     @property
-    def _parts(self) -> Parts | None:
+    def _parts(self) -> SessionParts | None:
         return self._opening.parts
 
     @property
-    def _opened(self) -> Parts:
+    def _opened(self) -> SessionParts:
         parts = self._opening.parts
         assert parts is not None  # inside `async with self`  # noqa: S101
         return parts
 
     @asynccontextmanager
-    async def _alone(self, what: str) -> AsyncIterator[Parts]:
+    async def _alone(self, what: str) -> AsyncIterator[SessionParts]:
         """The parts, opened, while no poll runs."""
         self._refuse_inside(what)
         async with self, self._opened.polls.alone():
             yield self._opened
 
     @asynccontextmanager
-    async def _letters(self) -> AsyncIterator[Letters]:
+    async def _letters(self) -> AsyncIterator[SessionDeadLetters]:
         async with self._alone("dead_letters") as parts:
             yield parts.letters
 
@@ -504,7 +504,7 @@ class Consumer:
             self._parts.polls.look_again()
 
 
-def _having(method: str, part: Part) -> Part:
+def _require_method(method: str, part: Part) -> Part:
     if isinstance(part, type) or not callable(getattr(part, method, None)):
         raise TypeError(f"{part!r} is no object with a method {method}()")
     return part

@@ -11,19 +11,19 @@ from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._json import decode
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Feed, Session
-from push_to_poll_client._retry import Stop, Trials, dead_letter
+from push_to_poll_client._retry import Retry, StopSignal, make_dead_letter
 from push_to_poll_client._types import DeadLetter, Message, Record, RecordState
 from push_to_poll_client._validation import describe, quoted
 
 __all__ = [
     "DeadLetters",
-    "Letters",
     "Retried",
+    "SessionDeadLetters",
     "as_json",
 ]
 
 
-class Letters:
+class SessionDeadLetters:
     """The dead letters of one session.
 
     Args:
@@ -33,14 +33,14 @@ class Letters:
         trials: Tries them.
     """
 
-    def __init__(self, session: Session, feed: Feed, progress: Progress, trials: Trials) -> None:
+    def __init__(self, session: Session, feed: Feed, progress: Progress, trials: Retry) -> None:
         self.session = session
-        self._restore: Callable[[DeadLetter], Message] = getattr(feed, "restore", restored)
+        self._restore: Callable[[DeadLetter], Message] = getattr(feed, "restore", restore_from_json)
         self._progress = progress
         self._trials = trials
         self._begun = False
 
-    async def begin(self, stop: Stop) -> bool:
+    async def begin(self, stop: StopSignal) -> bool:
         """Try those again that were marked for this run, as long as nobody asks to stop. Whether all were.
 
         Raises:
@@ -102,21 +102,21 @@ class Letters:
         """Try it once; what it is then, if that failed."""
         now = self._progress.time_of_day.now
         try:
-            message = _checked(self._restore(letter))
+            message = _require_message(self._restore(letter))
         except Exception as error:  # noqa: BLE001  # whatever the user's feed raises
-            return _failed_again(letter, _unrestored(letter, error), now(), tried=0)
+            return _failed_again(letter, _restore_error(letter, error), now(), tried=0)
         tried = 0 if message.error else 1
         failure = await self._trials.once_more(message, attempt=letter.attempts + tried)
         return None if failure is None else _failed_again(letter, failure, now(), tried=tried)
 
 
-def _checked(message: object) -> Message:
+def _require_message(message: object) -> Message:
     if not isinstance(message, Message):
         raise TypeError(f"restore() returned {type(message).__name__}, not a Message")
     return message
 
 
-def _unrestored(letter: DeadLetter, error: Exception) -> UndecodableMessage:
+def _restore_error(letter: DeadLetter, error: Exception) -> UndecodableMessage:
     unreadable = UndecodableMessage(f"dead letter {quoted(letter.id)} cannot be restored: {describe(error)}")
     unreadable.__cause__ = error
     return unreadable
@@ -124,13 +124,13 @@ def _unrestored(letter: DeadLetter, error: Exception) -> UndecodableMessage:
 
 def _failed_again(letter: DeadLetter, error: Exception, now: float, *, tried: int) -> DeadLetter:
     return msgspec.structs.replace(
-        dead_letter(letter.key, letter.id, letter.raw, error, now),
+        make_dead_letter(letter.key, letter.id, letter.raw, error, now),
         attempts=letter.attempts + tried,
         first_failed=letter.first_failed,
     )
 
 
-def restored(letter: DeadLetter) -> Message:
+def restore_from_json(letter: DeadLetter) -> Message:
     """The message of a dead letter, for a feed that does not say how.
 
     Raises:
@@ -148,10 +148,10 @@ def as_json(letter: DeadLetter) -> bytes:
         fields["raw"] = raw.decode()
     except UnicodeDecodeError:
         fields["raw_base64"] = raw
-    return msgspec.json.encode({name: _encodable(value) for name, value in fields.items()})
+    return msgspec.json.encode({name: _escape_surrogates(value) for name, value in fields.items()})
 
 
-def _encodable(value: Any) -> Any:
+def _escape_surrogates(value: Any) -> Any:
     """JSON can spell half a surrogate pair, UTF-8 cannot."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
@@ -184,7 +184,7 @@ class DeadLetters:
 
     def __init__(
         self,
-        alone: Callable[[], AbstractAsyncContextManager[Letters]],
+        alone: Callable[[], AbstractAsyncContextManager[SessionDeadLetters]],
         claimed: AbstractAsyncContextManager[object],
     ) -> None:
         self._alone = alone
@@ -215,7 +215,7 @@ class DeadLetters:
             StoreError: As for `list`.
         """
         async with self._alone() as letters:
-            return await _found(letters, key)
+            return await _require_dead_letter(letters, key)
 
     async def retry(self, *keys: str) -> Retried:
         """Try them again, once each, whatever `retry` says. One is processed together with its effects (G8).
@@ -230,7 +230,11 @@ class DeadLetters:
             RuntimeError: Called while processing a message of this consumer.
         """
         async with self._claimed:
-            results = [await self._each(key, Letters.retry) for key in keys] if keys else await self._retry_all()
+            results = (
+                [await self._each(key, SessionDeadLetters.retry) for key in keys]
+                if keys
+                else await self._retry_all()
+            )
         return Retried(results.count(True), results.count(False))
 
     async def drop(self, *keys: str) -> int:
@@ -249,7 +253,7 @@ class DeadLetters:
             raise TypeError("drop() takes the keys of the dead letters that are to go")
         async with self._claimed:
             for key in keys:
-                await self._each(key, Letters.drop)
+                await self._each(key, SessionDeadLetters.drop)
         return len(keys)
 
     def export(self) -> AsyncIterator[bytes]:
@@ -259,7 +263,7 @@ class DeadLetters:
             StoreBusy: As for `list`.
             StoreError: As for `list`.
         """
-        return _Lines(self)
+        return _JSONLines(self)
 
     async def _retry_all(self) -> Sequence[bool]:
         """All that are there now; one may go meanwhile, by a poll or another call."""
@@ -273,13 +277,15 @@ class DeadLetters:
                     results.append(await letters.retry(letter))
         return results
 
-    async def _each(self, key: str, function: Callable[[Letters, DeadLetter], Awaitable[Result]]) -> Result:
+    async def _each(
+        self, key: str, function: Callable[[SessionDeadLetters, DeadLetter], Awaitable[Result]]
+    ) -> Result:
         """One at a time, so that polls are not kept waiting by all of them."""
         async with self._alone() as letters:
-            return await function(letters, await _found(letters, key))
+            return await function(letters, await _require_dead_letter(letters, key))
 
 
-class _Lines(AsyncIterator[bytes]):
+class _JSONLines(AsyncIterator[bytes]):
     """An export. No generator: one that nobody reads to its end would have to be closed."""
 
     def __init__(self, letters: DeadLetters) -> None:
@@ -298,7 +304,7 @@ class _Lines(AsyncIterator[bytes]):
         return as_json(letter)
 
 
-async def _found(letters: Letters, key: str) -> DeadLetter:
+async def _require_dead_letter(letters: SessionDeadLetters, key: str) -> DeadLetter:
     letter = await letters.session.dead_letter(key)
     if letter is None:
         raise LookupError(f"there is no dead letter with the key {quoted(key)}")

@@ -16,11 +16,11 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-__all__ = ["Beside", "EventLoop", "TimeOfDay", "failure_of", "in_own_task"]
+__all__ = ["Background", "EventLoop", "TimeOfDay", "error_for_cancellation", "in_own_task"]
 
 T = TypeVar("T")
 
-TURNS = 3
+START_CHECKPOINTS = 3
 """Of the event loop: what is started begins in the first, and httpx takes a lock in two more before it sends. On
 trio it is chance who comes first in a turn, and it may take one more."""
 
@@ -99,7 +99,7 @@ class TimeOfDay:
         return self._epoch + moment
 
 
-class Beside:
+class Background:
     """What runs beside a task, and ends with the block. While nothing does, it costs nothing.
 
     Attributes:
@@ -114,7 +114,7 @@ class Beside:
         if self.tasks is None:
             self.tasks = await anyio.create_task_group().__aenter__()
         self.tasks.start_soon(function)
-        for _ in range(TURNS):
+        for _ in range(START_CHECKPOINTS):
             await anyio.lowlevel.checkpoint()
 
     async def __aenter__(self) -> Self:
@@ -129,7 +129,7 @@ class Beside:
             await self.tasks.__aexit__(None, None, None)
 
 
-def failure_of(cancelled: BaseException, who: str) -> RuntimeError:
+def error_for_cancellation(cancelled: BaseException, who: str) -> RuntimeError:
     """What failed, when a task has caught a cancellation that was not meant for it.
 
     On asyncio a task also sees a `CancelledError` when something that it awaits was cancelled by somebody else.

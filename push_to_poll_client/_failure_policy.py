@@ -32,12 +32,12 @@ from push_to_poll_client._validation import check_number
 __all__ = [
     "Attempt",
     "Attempts",
-    "Decision",
-    "Failures",
+    "FailureDecision",
+    "FailureRules",
 ]
 
 
-NAME: Final = "attempts"
+ATTEMPTS_KEY: Final = "attempts"
 """What it is called in a session's state."""
 
 MAX_FAILING: Final = 10_000
@@ -80,7 +80,7 @@ class Attempts:
 
     def __init__(self, state: Mapping[str, str], time_of_day: TimeOfDay) -> None:
         try:
-            self._attempts = _decode(state.get(NAME, "{}"))
+            self._attempts = _decode(state.get(ATTEMPTS_KEY, "{}"))
         except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"the attempts of failing messages cannot be read from the store: {error}; it is damaged, or was "
@@ -129,7 +129,7 @@ class Attempts:
         if not self.changed:
             return {}
         self.changed = False
-        return {NAME: msgspec.json.encode(self._attempts).decode() if self._attempts else None}
+        return {ATTEMPTS_KEY: msgspec.json.encode(self._attempts).decode() if self._attempts else None}
 
     @property
     def now(self) -> float:
@@ -143,22 +143,22 @@ class Attempts:
             del self._attempts[next(iter(self._attempts))]
 
 
-HOPELESS = (UndecodableMessage, ContentChanged)
+NOT_RETRYABLE = (UndecodableMessage, ContentChanged)
 """What trying again does not change."""
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class FailureDecision:
     """What becomes of a message, and for `AGAIN` in how many seconds."""
 
     fate: Fate
     delay: float = 0.0
 
 
-VERDICTS = {DeadLetterMessage: Fate.DEAD_LETTER, SkipMessage: Fate.SKIP, StopConsumer: Fate.STOP}
+HANDLER_DECISIONS = {DeadLetterMessage: Fate.DEAD_LETTER, SkipMessage: Fate.SKIP, StopConsumer: Fate.STOP}
 
 
-class Failures:
+class FailureRules:
     """The user's policy.
 
     Args:
@@ -177,7 +177,7 @@ class Failures:
         attempt: Attempt,
         now: float,
         before_wait: Callable[[], Awaitable[None]],
-    ) -> Decision:
+    ) -> FailureDecision:
         """Decide.
 
         Args:
@@ -191,20 +191,20 @@ class Failures:
             Exception: What a callable of the user's raises.
         """
         if isinstance(error, RetryMessage):
-            return Decision(Fate.AGAIN, error.after)
-        for verdict, fate in VERDICTS.items():
+            return FailureDecision(Fate.AGAIN, error.after)
+        for verdict, fate in HANDLER_DECISIONS.items():
             if isinstance(error, verdict):
-                return Decision(fate)
-        if self._retry is not None and not isinstance(error, HOPELESS):
-            delay = await _delay(self._retry, message, error, attempt, now, before_wait)
+                return FailureDecision(fate)
+        if self._retry is not None and not isinstance(error, NOT_RETRYABLE):
+            delay = await _retry_delay(self._retry, message, error, attempt, now, before_wait)
             if delay is not None:
-                return Decision(Fate.AGAIN, delay)
+                return FailureDecision(Fate.AGAIN, delay)
         policy = self._on_failure
-        said = await _said(policy(message, error), before_wait) if callable(policy) else policy
-        return Decision(Fate(check_failure_policy(said)))
+        said = await _resolve(policy(message, error), before_wait) if callable(policy) else policy
+        return FailureDecision(Fate(check_failure_policy(said)))
 
 
-async def _delay(  # noqa: PLR0917  # as for `decide`
+async def _retry_delay(  # noqa: PLR0917  # as for `decide`
     retry: AsyncRetrying,
     message: Message,
     error: Exception,
@@ -222,14 +222,14 @@ async def _delay(  # noqa: PLR0917  # as for `decide`
     state.set_exception((type(error), error, error.__traceback__))
     assert state.outcome_timestamp is not None  # just set  # noqa: S101
     state.start_time = state.outcome_timestamp - max(0.0, now - attempt.first)
-    if not await _said(retry.retry(state), before_wait):
+    if not await _resolve(retry.retry(state), before_wait):
         return None
-    state.upcoming_sleep = await _said(retry.wait(state), before_wait)
+    state.upcoming_sleep = await _resolve(retry.wait(state), before_wait)
     check_number("what retry.wait returns", state.upcoming_sleep)
-    return None if await _said(retry.stop(state), before_wait) else state.upcoming_sleep
+    return None if await _resolve(retry.stop(state), before_wait) else state.upcoming_sleep
 
 
-async def _said(said: Any, before_wait: Callable[[], Awaitable[None]]) -> Any:
+async def _resolve(said: Any, before_wait: Callable[[], Awaitable[None]]) -> Any:
     """What a function of the user's returned, which may be a coroutine function."""
     if not inspect.isawaitable(said):
         return said

@@ -18,30 +18,30 @@ from typing import Final, TypeGuard, TypeVar
 import anyio
 import msgspec
 
-from push_to_poll_client._event_loop import Beside, failure_of
+from push_to_poll_client._event_loop import Background, error_for_cancellation
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._hooks import Hooks
-from push_to_poll_client._http.errors import refusal_behind
+from push_to_poll_client._http.errors import error_for_exception
 from push_to_poll_client._options import check_latest
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Feed, Session
 from push_to_poll_client._schedule import Schedule
-from push_to_poll_client._status import Gap, Tally
+from push_to_poll_client._status import ConsumerStats, Gap
 from push_to_poll_client._types import MAX_CURSOR, Clock, Cursor, FetchRequest, Message, Page
 from push_to_poll_client._validation import describe, one_line
 
 __all__ = [
-    "Ahead",
-    "Fetches",
+    "Fetcher",
     "Gaps",
-    "ReadAhead",
+    "PrefetchedPage",
+    "Prefetcher",
 ]
 
 
 T = TypeVar("T")
 
 
-class Fetches:
+class Fetcher:
     """Asks the feed.
 
     Args:
@@ -103,7 +103,7 @@ class Fetches:
             FeedError: The fetch failed, or brought what cannot be used.
         """
         page = await self._call(self._name, lambda: self._feed.fetch(request))
-        _check(page, self._name)
+        _check_page(page, self._name)
         return page
 
     async def latest(self) -> Cursor | None:
@@ -138,11 +138,11 @@ class Fetches:
         except FeedError:
             raise
         except Exception as error:
-            if (refused := refusal_behind(error)) is not None:
+            if (refused := error_for_exception(error)) is not None:
                 raise refused from None  # whose text shows the whole URL
             raise FeedError(f"{name} raised {describe(error)}") from error
         except anyio.get_cancelled_exc_class() as cancelled:
-            raise FeedError(str(failure_of(cancelled, name))) from cancelled
+            raise FeedError(str(error_for_cancellation(cancelled, name))) from cancelled
 
     def now(self) -> float:
         """Seconds on the event loop's clock."""
@@ -158,20 +158,22 @@ def _is_seconds(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not math.isnan(value)
 
 
-_cursor = attrgetter("cursor")
+_cursor_of = attrgetter("cursor")
 
 
-def _kinds(page: Page) -> set[type]:
+def _message_types(page: Page) -> set[type]:
     return set(map(type, page.messages))
 
 
-def _check(page: object, name: str) -> None:
+def _check_page(page: object, name: str) -> None:
     """What a feed returns is input like any other: what cannot be used is a failed poll."""
     if not isinstance(page, Page):
         raise FeedError(f"{name} returned {type(page).__name__}, not a Page")
-    if not isinstance(page.messages, Sequence) or not all(issubclass(kind, Message) for kind in _kinds(page)):
+    if not isinstance(page.messages, Sequence) or not all(
+        issubclass(kind, Message) for kind in _message_types(page)
+    ):
         raise FeedError(f"{name} returned a Page whose messages are no sequence of Message")
-    cursors = [page.cursor, page.next, *map(_cursor, page.messages)]
+    cursors = [page.cursor, page.next, *map(_cursor_of, page.messages)]
     if not all(issubclass(kind, str | None) for kind in set(map(type, cursors))):
         raise FeedError(f"{name} returned a Page with a cursor or next that is neither str nor None")
     given = list(filter(None, cursors))
@@ -185,12 +187,12 @@ def _check(page: object, name: str) -> None:
         raise FeedError(f"{name} returned a Page that is closed and has a next")
 
 
-AHEAD_FROM: Final = 10
+PREFETCH_MIN_MESSAGES: Final = 10
 """Messages of a page from which on the next page is fetched ahead: a shorter one is most likely the last, and its
 messages would wait for the request to be sent."""
 
 
-class ReadAhead:
+class Prefetcher:
     """The pages in hand that are not yet in use.
 
     Args:
@@ -199,11 +201,11 @@ class ReadAhead:
         may_ask: Whether the server may be asked for a further page now.
     """
 
-    def __init__(self, fetches: Fetches, most: int, may_ask: Callable[[], bool]) -> None:
+    def __init__(self, fetches: Fetcher, most: int, may_ask: Callable[[], bool]) -> None:
         self._fetches = fetches
         self._most = most
         self._may_ask = may_ask
-        self._pages: deque[Ahead] = deque()
+        self._pages: deque[PrefetchedPage] = deque()
         self._request = FetchRequest()
         self._page = Page()
 
@@ -211,11 +213,11 @@ class ReadAhead:
         """Whether the next page is in hand, or on its way."""
         return bool(self._pages)
 
-    def pop(self) -> "Ahead | None":
+    def pop(self) -> "PrefetchedPage | None":
         """The next page has its turn; `None`: it was not asked for."""
         return self._pages.popleft() if self._pages else None
 
-    async def begin(self, request: FetchRequest, page: Page, beside: Beside) -> None:
+    async def begin(self, request: FetchRequest, page: Page, beside: Background) -> None:
         """A page has its turn: fetch what follows it, or what is in hand.
 
         Args:
@@ -250,27 +252,27 @@ class ReadAhead:
         for ahead in pages:
             ahead.heed()
 
-    async def _fetch(self, ahead: "Ahead | None") -> None:
+    async def _fetch(self, ahead: "PrefetchedPage | None") -> None:
         """Fetch it, and what follows it."""
         while ahead is not None:
             await ahead.fetch()
             ahead = self._follow() if self._pages and self._pages[-1] is ahead else None
 
-    def _follow(self) -> "Ahead | None":
+    def _follow(self) -> "PrefetchedPage | None":
         """What is to be fetched next: nothing, while the one before it is not there."""
         last = self._pages[-1] if self._pages else None
         cursor, page = (self._request.cursor, self._page) if last is None else (last.request.cursor, last.page)
         if page is None or len(self._pages) >= self._most or not self._leads_on(cursor, page):
             return None
-        self._pages.append(Ahead(self._fetches, replace(self._request, cursor=page.next, wait=0.0)))
+        self._pages.append(PrefetchedPage(self._fetches, replace(self._request, cursor=page.next, wait=0.0)))
         return self._pages[-1]
 
     def _leads_on(self, cursor: Cursor | None, page: Page) -> bool:
-        likely = len(page.messages) >= AHEAD_FROM and page.next not in {None, cursor}
+        likely = len(page.messages) >= PREFETCH_MIN_MESSAGES and page.next not in {None, cursor}
         return likely and not page.retry_after and self._may_ask()
 
 
-class Ahead:
+class PrefetchedPage:
     """A page that is fetched before its turn.
 
     Args:
@@ -282,7 +284,7 @@ class Ahead:
         arrived_at: When it was answered, on the event loop's clock; 0: it is not yet.
     """
 
-    def __init__(self, fetches: Fetches, request: FetchRequest) -> None:
+    def __init__(self, fetches: Fetcher, request: FetchRequest) -> None:
         self.request = request
         self._fetches = fetches
         self.arrived_at = 0.0
@@ -346,11 +348,11 @@ class Ahead:
 
 logger = logging.getLogger("push_to_poll_client")
 
-NAME: Final = "gap"
+GAP_KEY: Final = "gap"
 """What the last one is called in a session's state."""
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class _StoredGap(msgspec.Struct, frozen=True):
     """The last one, as the state keeps it. `push-to-poll status` reads `what` and `at`.
 
     Attributes:
@@ -375,7 +377,7 @@ class Gaps:
         hooks: Likewise.
     """
 
-    def __init__(self, session: Session, progress: Progress, tally: Tally, hooks: Hooks) -> None:
+    def __init__(self, session: Session, progress: Progress, tally: ConsumerStats, hooks: Hooks) -> None:
         self._session = session
         self._progress = progress
         self._tally = tally
@@ -391,16 +393,16 @@ class Gaps:
         Raises:
             StoreError: It could not be kept.
         """
-        if not what or (place := _place(cursor, what)) in self._session.state.get(NAME, ""):
+        if not what or (place := _gap_digest(cursor, what)) in self._session.state.get(GAP_KEY, ""):
             return
         gap = Gap(one_line(what))
         logger.warning("messages may be missing, which the feed can no longer give: %s", gap.what)
         self._tally.gap(gap)
         self._hooks.gap(gap)
         await self._progress.flush()
-        kept = msgspec.json.encode(_Kept(gap.what, gap.at, place)).decode()
-        await self._session.commit(cursor=None, records=[], state={NAME: kept})
+        kept = msgspec.json.encode(_StoredGap(gap.what, gap.at, place)).decode()
+        await self._session.commit(cursor=None, records=[], state={GAP_KEY: kept})
 
 
-def _place(cursor: Cursor | None, what: str) -> str:
+def _gap_digest(cursor: Cursor | None, what: str) -> str:
     return hashlib.blake2b(repr((cursor, what)).encode(), digest_size=16).hexdigest()

@@ -18,17 +18,17 @@ from push_to_poll_client._types import Message, Record
 __all__ = [
     "TransactionFailed",
     "as_handler",
+    "batch_of_one",
     "in_transaction",
-    "one_by_one",
 ]
 
 
-Work = TypeVar("Work", Message, Sequence[Message])
+MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])
 
 
 def as_handler(
-    process: Callable[[Work], Awaitable[None] | None], *, threads: int
-) -> Callable[[Work], Awaitable[None]]:
+    process: Callable[[MessageOrBatch], Awaitable[None] | None], *, threads: int
+) -> Callable[[MessageOrBatch], Awaitable[None]]:
     """A coroutine function as it is; a plain function in a worker thread, so that it does not stop the event loop.
 
     A thread cannot be interrupted: a cancellation waits until the function returns, since a message must not be
@@ -42,14 +42,14 @@ def as_handler(
     Raises:
         TypeError: It cannot be called, or is a generator function, which calling does not run.
     """
-    if not callable(process) or _is(process, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
+    if not callable(process) or _is_kind(process, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
         raise TypeError(f"process must be a function of a message, and no generator, not {process!r}")
-    if _is(process, inspect.iscoroutinefunction):
+    if _is_kind(process, inspect.iscoroutinefunction):
         return process  # type: ignore[return-value]  # that is what was just asked
 
     limiters = RunVar[CapacityLimiter | None](f"threads of {process!r}", None)
 
-    async def in_thread(work: Work) -> None:
+    async def in_thread(work: MessageOrBatch) -> None:
         if threads > 1 and limiters.get() is None:
             limiters.set(CapacityLimiter(threads))
         # In a tuple, since trio takes a thread that returns a coroutine for a mistake.
@@ -61,7 +61,7 @@ def as_handler(
     return in_thread
 
 
-def one_by_one(batch: BatchHandler) -> Handler:
+def batch_of_one(batch: BatchHandler) -> Handler:
     """A handler of batches, for a message that stands alone."""
 
     async def process(message: Message) -> None:
@@ -70,7 +70,7 @@ def one_by_one(batch: BatchHandler) -> Handler:
     return process
 
 
-def _is(function: Any, *kinds: Callable[[Any], bool]) -> bool:
+def _is_kind(function: Any, *kinds: Callable[[Any], bool]) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     called = getattr(function, "__call__", None)  # noqa: B004  # not whether it can be called, but what is
@@ -82,11 +82,11 @@ class TransactionFailed(BaseException):
 
 
 def in_transaction(
-    handler: Callable[[Work], Awaitable[None]],
+    handler: Callable[[MessageOrBatch], Awaitable[None]],
     session: TransactionalSession,
     progress: Progress,
-    records: Callable[[Work], Sequence[Record]],
-) -> Callable[[Work], Awaitable[None]]:
+    records: Callable[[MessageOrBatch], Sequence[Record]],
+) -> Callable[[MessageOrBatch], Awaitable[None]]:
     """The handler, so that what it writes through the store's connection is committed with the records.
 
     Args:
@@ -96,7 +96,7 @@ def in_transaction(
         records: Those of a message, or several.
     """
 
-    async def process(work: Work) -> None:
+    async def process(work: MessageOrBatch) -> None:
         failure: BaseException | None = None
         try:
             async with session.effects(records(work)):

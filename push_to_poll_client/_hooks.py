@@ -15,12 +15,12 @@ from push_to_poll_client._validation import describe
 __all__ = [
     "Hooks",
     "SafeHooks",
-    "announced",
     "check_hooks",
+    "with_start_hook",
 ]
 
 
-Work = TypeVar("Work", Message, Sequence[Message])
+MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])
 
 logger = logging.getLogger("push_to_poll_client")
 
@@ -50,7 +50,7 @@ class Hooks:
         """A poll reached the end of the feed."""
 
 
-NAMES: Final = [name for name in vars(Hooks) if not name.startswith("_")]
+HOOK_NAMES: Final = [name for name in vars(Hooks) if not name.startswith("_")]
 
 
 class SafeHooks(Hooks):
@@ -104,17 +104,19 @@ def check_hooks(hooks: object) -> None:
         return
     if not isinstance(hooks, Hooks):
         raise TypeError(f"hooks must be a Hooks or None, not {hooks!r}")
-    for name in NAMES:
+    for name in HOOK_NAMES:
         if inspect.iscoroutinefunction(getattr(hooks, name)):
             raise TypeError(f"hooks are called and not awaited: {type(hooks).__name__}.{name} must be a plain def")
 
 
-def announced(
-    handler: Callable[[Work], Awaitable[None]], hooks: Hooks, messages: Callable[[Work], Sequence[Message]]
-) -> Callable[[Work], Awaitable[None]]:
+def with_start_hook(
+    handler: Callable[[MessageOrBatch], Awaitable[None]],
+    hooks: Hooks,
+    messages: Callable[[MessageOrBatch], Sequence[Message]],
+) -> Callable[[MessageOrBatch], Awaitable[None]]:
     """The handler, so that the hooks hear of each message that it is about to get."""
 
-    async def process(work: Work) -> None:
+    async def process(work: MessageOrBatch) -> None:
         for message in messages(work):
             hooks.message_started(message)
         await handler(work)

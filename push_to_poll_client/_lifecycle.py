@@ -8,37 +8,37 @@ from functools import cached_property
 import anyio
 
 from push_to_poll_client._channels import ListenerChannel
-from push_to_poll_client._dead_letters import Letters
-from push_to_poll_client._event_loop import EventLoop, failure_of, in_own_task
+from push_to_poll_client._dead_letters import SessionDeadLetters
+from push_to_poll_client._event_loop import EventLoop, error_for_cancellation, in_own_task
 from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, ListenerError, PushToPollError
-from push_to_poll_client._failure_policy import Failures
-from push_to_poll_client._fetching import Fetches, Gaps
+from push_to_poll_client._failure_policy import FailureRules
+from push_to_poll_client._fetching import Fetcher, Gaps
 from push_to_poll_client._handlers import in_transaction
-from push_to_poll_client._hooks import Hooks, SafeHooks, announced
-from push_to_poll_client._options import BatchHandler, Handler, Processing, Settings
-from push_to_poll_client._overlap import Behind
+from push_to_poll_client._hooks import Hooks, SafeHooks, with_start_hook
+from push_to_poll_client._options import BatchHandler, Handler, ProcessingOptions, ScheduleOptions
+from push_to_poll_client._overlap import OverlapStart
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._polls import Polls
 from push_to_poll_client._position import Position, Replay
-from push_to_poll_client._processor import Intake, Processor
+from push_to_poll_client._processor import Dedupe, Processor
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Feed, Session, Store, is_transactional
-from push_to_poll_client._retry import Stop, Trials
+from push_to_poll_client._retry import Retry, StopSignal
 from push_to_poll_client._schedule import Schedule
-from push_to_poll_client._status import Tally
+from push_to_poll_client._status import ConsumerStats
 from push_to_poll_client._types import Clock, Cursor, Push
 from push_to_poll_client._validation import describe
-from push_to_poll_client._wakes import Inbox
+from push_to_poll_client._wakes import Wakes
 from push_to_poll_client._workers import Workers
 
 __all__ = [
-    "Opening",
-    "Parts",
-    "Run",
+    "OpenSession",
+    "Runner",
+    "SessionParts",
 ]
 
 
-class Parts:
+class SessionParts:
     """The parts that live as long as a session, each made of those that it needs when it is asked for first.
 
     Args:
@@ -60,9 +60,9 @@ class Parts:
         feed: Feed,
         session: Session,
         schedule: Schedule,
-        tally: Tally,
-        settings: Settings,
-        processing: Processing,
+        tally: ConsumerStats,
+        settings: ScheduleOptions,
+        processing: ProcessingOptions,
         worth_a_poll: Callable[[Push], bool],
         clock: Clock,
     ) -> None:
@@ -115,9 +115,9 @@ class Parts:
         )
 
     @cached_property
-    def letters(self) -> Letters:
+    def letters(self) -> SessionDeadLetters:
         """What was given up on."""
-        return Letters(self.session, self._feed, self.progress, self._trials)
+        return SessionDeadLetters(self.session, self._feed, self.progress, self._trials)
 
     @cached_property
     def _workers(self) -> Workers:
@@ -132,14 +132,14 @@ class Parts:
         )
 
     @cached_property
-    def _trials(self) -> Trials:
-        failures = Failures(self._processing.retry, self._processing.on_failure)
+    def _trials(self) -> Retry:
+        failures = FailureRules(self._processing.retry, self._processing.on_failure)
         handler, _ = self._handlers
-        return Trials(handler, self.progress, failures, self._tally, hooks=self._hooks, clock=self._clock)
+        return Retry(handler, self.progress, failures, self._tally, hooks=self._hooks, clock=self._clock)
 
     @cached_property
-    def _intake(self) -> Intake:
-        return Intake(
+    def _intake(self) -> Dedupe:
+        return Dedupe(
             self.progress,
             dedupe_key=self._processing.dedupe_key,
             key=self._processing.key if self._processing.concurrency > 1 else None,
@@ -159,8 +159,8 @@ class Parts:
             handler = in_transaction(handler, *both, lambda message: intake.records([message]))
             batch = batch and in_transaction(batch, *both, intake.records)
         if self._processing.hooks is not None:
-            handler = announced(handler, self._hooks, lambda message: [message])
-            batch = batch and announced(batch, self._hooks, lambda messages: messages)
+            handler = with_start_hook(handler, self._hooks, lambda message: [message])
+            batch = batch and with_start_hook(batch, self._hooks, lambda messages: messages)
         return handler, batch
 
     # Polling
@@ -222,8 +222,8 @@ class Parts:
         return Gaps(self.session, self.progress, self._tally, self._hooks)
 
     @cached_property
-    def _behind(self) -> Behind:
-        return Behind(
+    def _behind(self) -> OverlapStart:
+        return OverlapStart(
             self.session,
             self._tally,
             seconds=self._processing.overlap,
@@ -233,8 +233,8 @@ class Parts:
         )
 
     @cached_property
-    def _fetches(self) -> Fetches:
-        return Fetches(self._feed, self._schedule, self._clock)
+    def _fetches(self) -> Fetcher:
+        return Fetcher(self._feed, self._schedule, self._clock)
 
 
 logger = logging.getLogger("push_to_poll_client")
@@ -243,7 +243,7 @@ CLOSE_TIMEOUT = 10.0
 """Seconds that a store or a feed gets to be closed: one that hangs must not hold whoever stops the consumer."""
 
 
-class Opening:
+class OpenSession:
     """The claimed name, and all that is made when it is claimed.
 
     Args:
@@ -268,11 +268,11 @@ class Opening:
         feed_name: str,
         store: Store,
         schedule: Schedule,
-        inbox: Inbox,
-        assemble: Callable[[Session, EventLoop], Parts],
+        inbox: Wakes,
+        assemble: Callable[[Session, EventLoop], SessionParts],
     ) -> None:
         self.loop: EventLoop | None = None
-        self.parts: Parts | None = None
+        self.parts: SessionParts | None = None
         self._name = name
         self._feed = feed
         self._feed_name = feed_name
@@ -344,7 +344,7 @@ class Opening:
             logger.warning("%s: could not be closed: %s", self._name, describe(error))
 
 
-class Run:
+class Runner:
     """Runs the listeners and the automatic polls until stopped, cancelled, or broken.
 
     Args:
@@ -356,7 +356,7 @@ class Run:
         self._channels = channels
         self._shutdown_timeout = shutdown_timeout
         self._stopped = anyio.Event()
-        self._stop = Stop()
+        self._stop = StopSignal()
         self._fatal: BaseException | None = None
 
     def stop(self, loop: EventLoop) -> None:
@@ -418,7 +418,7 @@ class Run:
             await channel.listener.listen(channel)
             logger.info("%s: ended, as its server asked; polling goes on", channel.name)
         except anyio.get_cancelled_exc_class() as cancelled:
-            self._listener_failed(channel, failure_of(cancelled, "it"))
+            self._listener_failed(channel, error_for_cancellation(cancelled, "it"))
         except Exception as error:  # noqa: BLE001  # raised by until_stopped as what it means for the user
             self._listener_failed(channel, error)
         finally:

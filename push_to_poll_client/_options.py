@@ -19,13 +19,13 @@ __all__ = [
     "FailurePolicy",
     "Fingerprint",
     "Handler",
-    "Key",
     "OnCursorExpired",
     "OnFailure",
-    "Process",
-    "Processing",
+    "OrderingKey",
+    "ProcessFunction",
+    "ProcessingOptions",
     "Resync",
-    "Settings",
+    "ScheduleOptions",
     "check_cursor",
     "check_failure_policy",
     "check_latest",
@@ -72,9 +72,9 @@ class Resync:
             raise TypeError(f"forget must be True or False, not {self.forget!r}")
 
 
-Decide: TypeAlias = Callable[[CursorExpired], Resync | Awaitable[Resync | None] | None]
+ResyncFunction: TypeAlias = Callable[[CursorExpired], Resync | Awaitable[Resync | None] | None]
 
-OnCursorExpired: TypeAlias = Literal["stop"] | Resync | Decide
+OnCursorExpired: TypeAlias = Literal["stop"] | Resync | ResyncFunction
 """What to do when the feed no longer knows the cursor; a function, `async` or not, returns `None` to stop."""
 
 
@@ -99,11 +99,11 @@ def check_failure_policy(policy: object) -> FailurePolicy:
 
 
 DedupeKey: TypeAlias = Callable[[Message], str]
-Key: TypeAlias = Callable[[Message], Hashable]
+OrderingKey: TypeAlias = Callable[[Message], Hashable]
 Fingerprint: TypeAlias = Callable[[Message], bytes]
 
 
-Process: TypeAlias = Callable[[Message], Awaitable[None] | None]
+ProcessFunction: TypeAlias = Callable[[Message], Awaitable[None] | None]
 
 Handler: TypeAlias = Callable[[Message], Awaitable[None]]
 BatchHandler: TypeAlias = Callable[[Sequence[Message]], Awaitable[None]]
@@ -121,7 +121,7 @@ def check_latest(feed: Feed) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ScheduleOptions:
     """The numbers of a consumer, checked one by one and against each other.
 
     Raises:
@@ -179,7 +179,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Processing:
+class ProcessingOptions:
     """The arguments of a consumer that are about messages and positions; see there.
 
     Attributes:
@@ -198,7 +198,7 @@ class Processing:
     batch_size: int
     batch_wait: float
     concurrency: int
-    key: Key | None
+    key: OrderingKey | None
     dedupe_key: DedupeKey | None
     fingerprint: Fingerprint | None
     prefetch: int

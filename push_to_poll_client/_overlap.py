@@ -35,14 +35,14 @@ from typing import Final
 from push_to_poll_client._event_loop import TimeOfDay
 from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._protocols import Session
-from push_to_poll_client._status import Tally
+from push_to_poll_client._status import ConsumerStats
 from push_to_poll_client._types import Clock, Cursor, Page, SavedCursor
 from push_to_poll_client._validation import quoted
-from push_to_poll_client._work_queue import Item
+from push_to_poll_client._work_queue import WorkItem
 
 __all__ = [
-    "Behind",
     "Overlap",
+    "OverlapStart",
 ]
 
 
@@ -69,7 +69,7 @@ class Overlap:
     """
 
     def __init__(
-        self, tally: Tally, counted: set[str], *, start: Cursor | None, saved: Cursor | None, clock: Clock
+        self, tally: ConsumerStats, counted: set[str], *, start: Cursor | None, saved: Cursor | None, clock: Clock
     ) -> None:
         self.start = start
         self.began = clock()
@@ -103,7 +103,7 @@ class Overlap:
         self._new = {}
         self._seen = {key: True for key, was_new in self._seen.items() if was_new}
 
-    def cursor(self, page: Page, items: Sequence[Item]) -> Cursor | None:
+    def cursor(self, page: Page, items: Sequence[WorkItem]) -> Cursor | None:
         """Look at a page.
 
         Args:
@@ -126,12 +126,12 @@ class Overlap:
             return self._last
         return page.cursor if self.passed else None
 
-    def _keep_last(self, page: Page, items: Sequence[Item]) -> None:
+    def _keep_last(self, page: Page, items: Sequence[WorkItem]) -> None:
         """The last page of a feed may be empty, and have no cursor."""
         cursors = (page.cursor, *(item.cursor for item in reversed(items)))
         self._last = next((cursor for cursor in cursors if cursor is not None), self._last)
 
-    def _look(self, item: Item) -> None:
+    def _look(self, item: WorkItem) -> None:
         if self.passed:
             return
         is_new = self._seen.get(item.key, not item.settled)
@@ -161,14 +161,14 @@ class Overlap:
 
 logger = logging.getLogger("push_to_poll_client")
 
-LOOKED: Final = "looked"
+LAST_WALK_KEY: Final = "looked"
 """What `looked` is called in a session's state: seconds since the epoch."""
 
-FULL: Final = 257
+FULL_HISTORY: Final = 257
 """Cursors of a history that has lost its oldest: 256, and the saved one."""
 
 
-class Behind:
+class OverlapStart:
     """Where walks of one session start.
 
     Args:
@@ -184,7 +184,14 @@ class Behind:
     """
 
     def __init__(
-        self, session: Session, tally: Tally, *, seconds: float, cursors: int, clock: Clock, time_of_day: TimeOfDay
+        self,
+        session: Session,
+        tally: ConsumerStats,
+        *,
+        seconds: float,
+        cursors: int,
+        clock: Clock,
+        time_of_day: TimeOfDay,
     ) -> None:
         self._session = session
         self._tally = tally
@@ -192,20 +199,20 @@ class Behind:
         self._cursors = cursors
         self._clock = clock
         self._time_of_day = time_of_day
-        self._looked = _looked(session.state)
+        self._looked = _read_last_walk(session.state)
         self._bad: SavedCursor | None = None
         self._counted = set[str]()
         self._warned = False
 
     def first_state(self) -> Mapping[str, str | None]:
         """What is to be kept before the first walk, as a session's state; empty when all is."""
-        known = LOOKED in self._session.state
+        known = LAST_WALK_KEY in self._session.state
         if not self._seconds:
-            return {LOOKED: None} if known else {}  # it would be long ago when an overlap is set again
+            return {LAST_WALK_KEY: None} if known else {}  # it would be long ago when an overlap is set again
         if known:
             return {}
         self._looked = min(self._session.history[-1].at, self._time_of_day.now())
-        return {LOOKED: repr(self._looked)}
+        return {LAST_WALK_KEY: repr(self._looked)}
 
     def walk(self) -> Overlap | None:
         """One that begins now; `None`: it simply starts at the saved cursor."""
@@ -233,7 +240,7 @@ class Behind:
         before, self._looked = self._start(), self._time_of_day.of(walk.began)
         self._counted.clear()
         if self._seconds and self._start() != before:
-            await self._session.commit(cursor=None, records=[], state={LOOKED: repr(self._looked)})
+            await self._session.commit(cursor=None, records=[], state={LAST_WALK_KEY: repr(self._looked)})
 
     def expired(self, start: Cursor | None) -> Cursor | None:
         """The feed does not know where a walk was to start: the saved cursor, where this one starts instead.
@@ -259,7 +266,7 @@ class Behind:
             return newest
         latest = self._looked - self._seconds
         number = next((number for number in range(newest, -1, -1) if history[number].at <= latest), None)
-        if number is None and len(history) >= FULL and history[0].cursor is not None:
+        if number is None and len(history) >= FULL_HISTORY and history[0].cursor is not None:
             self._warn(history[0])
         return number or 0
 
@@ -274,10 +281,10 @@ class Behind:
             )
 
 
-def _looked(state: Mapping[str, str]) -> float:
+def _read_last_walk(state: Mapping[str, str]) -> float:
     """When the overlap was looked at last, in seconds since the epoch; -inf: never."""
     try:
-        return float(state.get(LOOKED, "-inf"))
+        return float(state.get(LAST_WALK_KEY, "-inf"))
     except ValueError as error:
         raise StoreError(
             f"when the overlap was looked at cannot be read from the store: {quoted(error)}; it is damaged, or "

@@ -4,23 +4,23 @@ import logging
 from collections import Counter
 from dataclasses import replace
 
-from push_to_poll_client._dead_letters import Letters
-from push_to_poll_client._event_loop import Beside
+from push_to_poll_client._dead_letters import SessionDeadLetters
+from push_to_poll_client._event_loop import Background
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError
-from push_to_poll_client._fetching import Fetches, Gaps, ReadAhead
-from push_to_poll_client._overlap import Behind, Overlap
+from push_to_poll_client._fetching import Fetcher, Gaps, Prefetcher
+from push_to_poll_client._overlap import Overlap, OverlapStart
 from push_to_poll_client._position import Position
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._progress import Progress
-from push_to_poll_client._retry import Stop
+from push_to_poll_client._retry import StopSignal
 from push_to_poll_client._schedule import Schedule
-from push_to_poll_client._status import PollResult, Tally
-from push_to_poll_client._types import Circle, Clock, Cursor, FetchRequest, Page, Push
+from push_to_poll_client._status import ConsumerStats, PollResult
+from push_to_poll_client._types import Clock, Cursor, CycleDetector, FetchRequest, Page, Push
 from push_to_poll_client._validation import quoted
 
 __all__ = [
+    "PageChain",
     "Poller",
-    "Walk",
 ]
 
 
@@ -28,7 +28,7 @@ MAX_RESTARTS = 3
 """How often a poll starts a chain of pages again; a feed that changes faster is left to backoff."""
 
 
-class Walk:
+class PageChain:
     """What one poll has done so far.
 
     Attributes:
@@ -41,7 +41,12 @@ class Walk:
     """
 
     def __init__(
-        self, progress: Progress, counts: Counter[str], overlap: Overlap | None, stop: Stop | None, wait: float
+        self,
+        progress: Progress,
+        counts: Counter[str],
+        overlap: Overlap | None,
+        stop: StopSignal | None,
+        wait: float,
     ) -> None:
         self.overlap = overlap
         self.stop = stop
@@ -55,7 +60,7 @@ class Walk:
         self._began_with = self._seen = progress.settled
         self._restarts = 0
         self._resynced = False
-        self._circle = Circle()
+        self._circle = CycleDetector()
 
     @property
     def start(self) -> Cursor | None:
@@ -69,11 +74,11 @@ class Walk:
 
     def begin_anew(self) -> None:
         """It goes on elsewhere, where nothing was read before."""
-        self.overlap, self._circle = None, Circle()
+        self.overlap, self._circle = None, CycleDetector()
 
     def restart(self) -> None:
         self._restarts += 1
-        self._circle = Circle()
+        self._circle = CycleDetector()
         if self.overlap is not None:
             self.overlap.restart()
         if self._restarts > MAX_RESTARTS:
@@ -88,7 +93,7 @@ class Walk:
     def stands_still(self, position: Cursor | None, following: Cursor) -> bool:
         """Whether going on would bring nothing: no new message, and no new cursor."""
         if self._progress.settled > self._seen:
-            self._seen, self._circle = self._progress.settled, Circle()
+            self._seen, self._circle = self._progress.settled, CycleDetector()
             return False
         return following == position or self._circle.closes_at(following)
 
@@ -124,15 +129,15 @@ class Poller:
 
     def __init__(  # noqa: PLR0917  # each is of another type
         self,
-        fetches: Fetches,
+        fetches: Fetcher,
         processor: Processor,
         progress: Progress,
         position: Position,
-        behind: Behind,
-        letters: Letters,
+        behind: OverlapStart,
+        letters: SessionDeadLetters,
         gaps: Gaps,
         schedule: Schedule,
-        tally: Tally,
+        tally: ConsumerStats,
         *,
         max_poll_time: float,
         prefetch: int,
@@ -154,7 +159,7 @@ class Poller:
         self._stuck_at: Cursor | None = None
         self._until = 0.0
         most = prefetch if fetches.read_ahead else 0
-        self._ahead = ReadAhead(fetches, most, lambda: not self._must_stop)
+        self._ahead = Prefetcher(fetches, most, lambda: not self._must_stop)
 
     def give_way(self) -> None:
         """Cancel a waiting fetch, if there is one. Its answer, even if on its way, is fetched again."""
@@ -171,7 +176,7 @@ class Poller:
         wait: float = 0.0,
         hint: Push | None = None,
         fresh: bool = False,
-        stop: Stop | None = None,
+        stop: StopSignal | None = None,
     ) -> PollResult | None:
         """Fetch and settle pages.
 
@@ -193,10 +198,10 @@ class Poller:
         self._until = self._clock() + wait + self._max_poll_time
         start, overlap = self._next or self._start()
         self._next = None
-        walk = Walk(self._progress, self._tally.counts, overlap, stop, wait)
+        walk = PageChain(self._progress, self._tally.counts, overlap, stop, wait)
         request = FetchRequest(start, walk.first_wait, hint, fresh)
         try:
-            async with Beside() as beside:
+            async with Background() as beside:
                 caught_up = await self._pages(walk, request, beside)
         finally:
             self._ahead.drop(kept=self._next is not None)
@@ -208,7 +213,7 @@ class Poller:
             await self._behind.walked(walk.overlap)
         return walk.result(caught_up=caught_up, postponed=self._postponed)
 
-    async def _begin(self, stop: Stop | None) -> None:
+    async def _begin(self, stop: StopSignal | None) -> None:
         self._processor.begin()
         await self._progress.flush()  # what the last poll could not
         await self._position.begin()
@@ -234,7 +239,7 @@ class Poller:
             self.forget()
             raise
 
-    async def _pages(self, walk: Walk, request: FetchRequest, beside: Beside) -> bool | None:
+    async def _pages(self, walk: PageChain, request: FetchRequest, beside: Background) -> bool | None:
         """From page to page; whether that led to the end of the feed. `None`: the waiting fetch gave way."""
         while True:
             if not await self._in_time(walk):
@@ -258,7 +263,7 @@ class Poller:
                     await self._go_on_later(walk, request.cursor)
                 return False
 
-    def _following(self, walk: Walk, request: FetchRequest, page: Page) -> FetchRequest | None:
+    def _following(self, walk: PageChain, request: FetchRequest, page: Page) -> FetchRequest | None:
         """What to ask next; `None`: nothing more, this is the end."""
         if page.next is not None:
             if not walk.stands_still(request.cursor, page.next):
@@ -279,7 +284,7 @@ class Poller:
                 quoted(position),
             )
 
-    async def _go_on_later(self, walk: Walk, position: Cursor | None) -> None:
+    async def _go_on_later(self, walk: PageChain, position: Cursor | None) -> None:
         """The next poll goes on with this walk, as a rule. `max_poll_time` is over, or the server wants quiet."""
         overlap = walk.overlap
         if overlap is not None and self._behind.may_begin_anew(overlap, after=self._max_poll_time):
@@ -292,13 +297,13 @@ class Poller:
             await self._ahead.keep()
             self._next = position, overlap
 
-    async def _fetch(self, walk: Walk, request: FetchRequest) -> Page | None:
+    async def _fetch(self, walk: PageChain, request: FetchRequest) -> Page | None:
         ahead = self._ahead.pop()
         page = await (self._fetches.fetch(request) if ahead is None else ahead.take())
         walk.read_at = self._clock() if ahead is None else ahead.arrived_at
         return page
 
-    async def _settle(self, walk: Walk, request: FetchRequest, page: Page, beside: Beside) -> bool:
+    async def _settle(self, walk: PageChain, request: FetchRequest, page: Page, beside: Background) -> bool:
         self._tally.counts["pages"] += 1
         walk.closed = page.closed
         await self._gaps.before(request.cursor, page.gap)
@@ -311,15 +316,15 @@ class Poller:
             overlap=walk.overlap,
         )
 
-    async def _in_time(self, walk: Walk) -> bool:
+    async def _in_time(self, walk: PageChain) -> bool:
         """Settle what waits for the next page to fill a batch, if that does not come in time."""
         until = self._processor.held_until
         return until is None or await self._ahead.comes_by(until) or await self._settle_held(walk)
 
-    async def _settle_held(self, walk: Walk) -> bool:
+    async def _settle_held(self, walk: PageChain) -> bool:
         return self._processor.held_until is None or await self._processor.settle_held(walk.stop)
 
-    async def _begin_again(self, walk: Walk, error: FeedError) -> Cursor | None:
+    async def _begin_again(self, walk: PageChain, error: FeedError) -> Cursor | None:
         """Where to go on, when the feed cannot go on where it was asked to."""
         await self._progress.flush()
         if isinstance(error, ChainRestart):

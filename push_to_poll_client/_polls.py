@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 
 import anyio
 
-from push_to_poll_client._event_loop import failure_of
+from push_to_poll_client._event_loop import error_for_cancellation
 from push_to_poll_client._exceptions import FeedRefused, Throttled
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._protocols import Session
-from push_to_poll_client._retry import Stop
-from push_to_poll_client._schedule import Cause, Outcome, Schedule
-from push_to_poll_client._status import PollResult, Tally
+from push_to_poll_client._retry import StopSignal
+from push_to_poll_client._schedule import Cause, PollOutcome, Schedule
+from push_to_poll_client._status import ConsumerStats, PollResult
 from push_to_poll_client._types import Clock, Push
 
 __all__ = [
@@ -31,13 +31,13 @@ __all__ = [
 ]
 
 
-FRESH = {Cause.WAKE, Cause.REPOLL, Cause.MANUAL}
+BYPASS_CACHE_CAUSES = {Cause.WAKE, Cause.REPOLL, Cause.MANUAL}
 """Somebody says that there is something new; a cache might say otherwise."""
 
 MAX_TOPICS = 64
 """Topics that a hint gathers from pushes before it speaks of all: a flood of pushes must not grow it."""
 
-_inside: ContextVar[tuple["_Poll", ...]] = ContextVar("push_to_poll_client_inside", default=())
+_enclosing_polls: ContextVar[tuple["_Poll", ...]] = ContextVar("push_to_poll_client_inside", default=())
 """The polls that the current task is part of: a handler's task, and whatever it starts."""
 
 
@@ -67,7 +67,7 @@ class Polls:
         processor: Processor,
         poller: Poller,
         *,
-        tally: Tally,
+        tally: ConsumerStats,
         hooks: Hooks,
         overlaps: bool,
         worth_a_poll: Callable[[Push], bool],
@@ -98,7 +98,7 @@ class Polls:
         result = self._schedule.wake(self._clock(), push=push is not None, known=known)
         self._tally.wake(result)
         if push is not None and not known:
-            self._hint = _merged(self._hint, push)
+            self._hint = _merge_hints(self._hint, push)
         self._poller.give_way()
         self.look_again()
 
@@ -146,15 +146,15 @@ class Polls:
         self._poller.give_way()
         async with self._lock:
             work = self._current = _Poll(self._started, 0.0, None, fresh=False, stop=None, before=0)
-            inside = _inside.set((*(outer for outer in _inside.get() if outer.running), work))
+            inside = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), work))
             try:
                 yield
             finally:
-                _inside.reset(inside)
+                _enclosing_polls.reset(inside)
                 self._current, work.running = None, False
                 self.look_again()
 
-    async def poll_when_due(self, stop: Stop) -> None:
+    async def poll_when_due(self, stop: StopSignal) -> None:
         """Wait until the schedule decides for a poll, or something changes; if a poll is due, lead it.
 
         Args:
@@ -187,7 +187,7 @@ class Polls:
     @property
     def inside(self) -> bool:
         """Whether the caller is part of the poll that runs: it cannot wait for another one."""
-        return self._current is not None and self._current in _inside.get()
+        return self._current is not None and self._current in _enclosing_polls.get()
 
     # How
 
@@ -196,7 +196,7 @@ class Polls:
         """Whether a fetch may be held: the feed can, and nobody waits for the lock to poll now."""
         return self._poller.max_wait > 0 and not self._lock.statistics().tasks_waiting
 
-    async def _lead(self, cause: Cause, stop: Stop | None = None) -> PollResult | Exception | None:
+    async def _lead(self, cause: Cause, stop: StopSignal | None = None) -> PollResult | Exception | None:
         """The only code that polls.
 
         Returns:
@@ -204,21 +204,21 @@ class Polls:
         """
         poll = self._current = self._start(cause, stop)
         answer: PollResult | Exception | None = None
-        inside = _inside.set((*(outer for outer in _inside.get() if outer.running), poll))
+        inside = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
         try:
             answer = await self._poller.poll(wait=poll.wait, hint=poll.hint, fresh=poll.fresh, stop=stop)
         except Exception as error:  # noqa: BLE001  # the answer of everybody who waits for it
             answer = error
         except anyio.get_cancelled_exc_class() as cancelled:
-            answer = failure_of(cancelled, "a poll")
+            answer = error_for_cancellation(cancelled, "a poll")
         finally:
-            _inside.reset(inside)
+            _enclosing_polls.reset(inside)
             self._end(poll, answer)
         return answer
 
-    def _start(self, cause: Cause, stop: Stop | None) -> "_Poll":
+    def _start(self, cause: Cause, stop: StopSignal | None) -> "_Poll":
         wait = min(self._poller.max_wait, self._schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
-        fresh = cause in FRESH or self._schedule.owes
+        fresh = cause in BYPASS_CACHE_CAUSES or self._schedule.owes
         self._schedule.poll_started(self._clock(), cause, wait=wait)
         self._started += 1
         hint, self._hint = self._hint, None
@@ -231,14 +231,14 @@ class Polls:
         found = self._tally.counts["messages"] - poll.before
         self._schedule.poll_ended(
             self._clock(),
-            _outcome(answer),
+            _outcome_of(answer),
             found=found,
             jitter=random.random(),  # noqa: S311  # not for secrets
             resume_at=self._poller.postponed,
         )
         # Refused, or failed again: perhaps for the hint, in which whoever may push can write anything.
         if answer is None or not (isinstance(answer, PollResult | FeedRefused) or poll.again):
-            self._hint = _merged(poll.hint, self._hint)
+            self._hint = _merge_hints(poll.hint, self._hint)
         if answer is not None:
             self._answered, self._answer = poll.number, answer
             self._tally.poll_ended(answer, began=poll.began)
@@ -264,14 +264,14 @@ class _Poll:
     wait: float
     hint: Push | None
     fresh: bool
-    stop: Stop | None
+    stop: StopSignal | None
     before: int
     again: bool = False
     began: float = field(default_factory=time.time)
     running: bool = True
 
 
-def _merged(old: Push | None, new: Push | None) -> Push | None:
+def _merge_hints(old: Push | None, new: Push | None) -> Push | None:
     """What both say: the newer cursor, and the topics of both; one that names no topics speaks of all."""
     if old is None or new is None:
         return old or new
@@ -280,9 +280,9 @@ def _merged(old: Push | None, new: Push | None) -> Push | None:
     return Push(new.cursor or old.cursor, topics if len(topics) <= MAX_TOPICS else (), count)
 
 
-def _outcome(answer: PollResult | Exception | None) -> Outcome:
+def _outcome_of(answer: PollResult | Exception | None) -> PollOutcome:
     if answer is None:
-        return Outcome.ABANDONED
+        return PollOutcome.ABANDONED
     if isinstance(answer, Exception):
-        return Outcome.REFUSED if isinstance(answer, FeedRefused) else Outcome.FAILED
-    return Outcome.CAUGHT_UP if answer.caught_up else Outcome.MORE
+        return PollOutcome.REFUSED if isinstance(answer, FeedRefused) else PollOutcome.FAILED
+    return PollOutcome.CAUGHT_UP if answer.caught_up else PollOutcome.MORE

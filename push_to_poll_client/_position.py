@@ -8,22 +8,22 @@ from itertools import repeat
 import anyio
 
 from push_to_poll_client._exceptions import CursorExpired, FeedError
-from push_to_poll_client._failure_policy import NAME as ATTEMPTS
-from push_to_poll_client._fetching import Fetches, Gaps
+from push_to_poll_client._failure_policy import ATTEMPTS_KEY as ATTEMPTS
+from push_to_poll_client._fetching import Fetcher, Gaps
 from push_to_poll_client._hooks import Hooks
-from push_to_poll_client._options import INCEPTION, LATEST, Decide, OnCursorExpired, Resync
-from push_to_poll_client._overlap import Behind
-from push_to_poll_client._processor import Intake
+from push_to_poll_client._options import INCEPTION, LATEST, OnCursorExpired, Resync, ResyncFunction
+from push_to_poll_client._overlap import OverlapStart
+from push_to_poll_client._processor import Dedupe
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Session
-from push_to_poll_client._retry import Postponed, Stop, Trials
-from push_to_poll_client._status import PollResult, Resynced, Tally
-from push_to_poll_client._types import Circle, Cursor, FetchRequest, Message, Page, Record, SavedCursor
+from push_to_poll_client._retry import Postponed, Retry, StopSignal
+from push_to_poll_client._status import ConsumerStats, PollResult, Resynced
+from push_to_poll_client._types import Cursor, CycleDetector, FetchRequest, Message, Page, Record, SavedCursor
 from push_to_poll_client._validation import describe, quoted
-from push_to_poll_client._work_queue import Item
+from push_to_poll_client._work_queue import WorkItem
 
 __all__ = [
-    "ELSEWHERE",
+    "MOVED_STATE",
     "Position",
     "Replay",
     "saved_before",
@@ -32,10 +32,10 @@ __all__ = [
 
 logger = logging.getLogger("push_to_poll_client")
 
-STARTED = {"started": "yes"}
+STARTED_STATE = {"started": "yes"}
 """What a session's state says of a name that was told where to begin: it is not told again."""
 
-ELSEWHERE: Mapping[str, str | None] = {**STARTED, ATTEMPTS: None}
+MOVED_STATE: Mapping[str, str | None] = {**STARTED_STATE, ATTEMPTS: None}
 """What becomes of it when a name goes on elsewhere: what failed is not waited for, it may never come again."""
 
 
@@ -61,10 +61,10 @@ class Position:
     def __init__(  # noqa: PLR0917  # each is of another type
         self,
         session: Session,
-        fetches: Fetches,
+        fetches: Fetcher,
         progress: Progress,
-        behind: Behind,
-        tally: Tally,
+        behind: OverlapStart,
+        tally: ConsumerStats,
         hooks: Hooks,
         *,
         start: Cursor,
@@ -88,9 +88,9 @@ class Position:
         """
         state = dict(self._behind.first_state())
         if not self._begun and self._start != INCEPTION:
-            await self._session.reset(await self._at(self._start), forget=False, state=state | STARTED)
+            await self._session.reset(await self._at(self._start), forget=False, state=state | STARTED_STATE)
         elif state:
-            await self._session.commit(cursor=None, records=[], state=state | STARTED)
+            await self._session.commit(cursor=None, records=[], state=state | STARTED_STATE)
 
     async def begun(self) -> None:
         """A poll has ended: the name has begun, also if there was nothing to be kept of it.
@@ -99,7 +99,7 @@ class Position:
             StoreError: It could not be kept.
         """
         if not self._begun:
-            await self._session.commit(cursor=None, records=[], state=STARTED)
+            await self._session.commit(cursor=None, records=[], state=STARTED_STATE)
 
     @property
     def _begun(self) -> bool:
@@ -140,7 +140,7 @@ class Position:
             raise error
         return said
 
-    async def _asked(self, function: Decide, error: CursorExpired) -> Resync | None:
+    async def _asked(self, function: ResyncFunction, error: CursorExpired) -> Resync | None:
         try:
             said = function(error)
             resync = await said if inspect.isawaitable(said) else said
@@ -183,7 +183,7 @@ class Position:
         return saved.cursor
 
     async def _move(self, cursor: Cursor | None, *, forget: bool) -> None:
-        await self._session.reset(cursor, forget=forget, state=ELSEWHERE)
+        await self._session.reset(cursor, forget=forget, state=MOVED_STATE)
         self._progress.attempts.forget()
         self._tally.failing.clear()
 
@@ -206,7 +206,7 @@ class Replay:
         gaps: Told what is missing before a page.
     """
 
-    def __init__(self, fetches: Fetches, intake: Intake, trials: Trials, progress: Progress, gaps: Gaps) -> None:
+    def __init__(self, fetches: Fetcher, intake: Dedupe, trials: Retry, progress: Progress, gaps: Gaps) -> None:
         self._fetches = fetches
         self._intake = intake
         self._trials = trials
@@ -228,11 +228,11 @@ class Replay:
             ProcessError: A message failed for good; likewise.
             StoreError: The store failed.
         """
-        messages, pages, position, circle = 0, 0, start, Circle()
+        messages, pages, position, circle = 0, 0, start, CycleDetector()
         ends = end is not None and end == start
         while not ends:
             page = await self._fetch(position)
-            some, ends = _up_to(page, end)
+            some, ends = _messages_up_to(page, end)
             await self._settle(some)
             messages, pages = messages + len(some), pages + 1
             if not ends and page.next in {None, position}:
@@ -259,10 +259,10 @@ class Replay:
         finally:  # what is settled is: the saved cursor is past it, so a dead letter would not come again
             await self._progress.flush()
 
-    async def _settle_one(self, item: Item) -> None:
+    async def _settle_one(self, item: WorkItem) -> None:
         while True:
             try:
-                state = await self._trials.settle(item.key, item.message, Stop(), error=item.error)
+                state = await self._trials.settle(item.key, item.message, StopSignal(), error=item.error)
             except Postponed as postponed:
                 await anyio.sleep_until(postponed.until)
             else:
@@ -270,7 +270,7 @@ class Replay:
                 return
 
 
-def _up_to(page: Page, end: Cursor | None) -> tuple[Sequence[Message], bool]:
+def _messages_up_to(page: Page, end: Cursor | None) -> tuple[Sequence[Message], bool]:
     """The messages of the page up to the one with this cursor, and whether the range ends with them."""
     for number, message in enumerate(page.messages):
         if end is not None and message.cursor == end:

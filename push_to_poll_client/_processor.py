@@ -19,35 +19,35 @@ import anyio
 from anyio.abc import TaskGroup
 
 from push_to_poll_client._exceptions import ContentChanged, UndecodableMessage
-from push_to_poll_client._options import DedupeKey, Fingerprint, Handler, Key
+from push_to_poll_client._options import DedupeKey, Fingerprint, Handler, OrderingKey
 from push_to_poll_client._overlap import Overlap
 from push_to_poll_client._progress import Progress
-from push_to_poll_client._retry import Postponed, Stop, Trials
-from push_to_poll_client._status import Tally
+from push_to_poll_client._retry import Postponed, Retry, StopSignal
+from push_to_poll_client._status import ConsumerStats
 from push_to_poll_client._types import Clock, Message, Page, Record
 from push_to_poll_client._validation import describe, quoted
-from push_to_poll_client._work_queue import Item, Work
+from push_to_poll_client._work_queue import WorkItem, WorkQueue
 from push_to_poll_client._workers import Workers
 
 __all__ = [
-    "Intake",
-    "Odd",
+    "Dedupe",
+    "DedupeErrors",
     "Processor",
 ]
 
 
 _key_of = attrgetter("key")
 
-Odd: TypeAlias = Mapping[str, UndecodableMessage]
+DedupeErrors: TypeAlias = Mapping[str, UndecodableMessage]
 """By dedupe key, why a message cannot be told from others."""
 
-NONE_ODD: Final[Odd] = MappingProxyType({})
+NO_DEDUPE_ERRORS: Final[DedupeErrors] = MappingProxyType({})
 
 FINGERPRINT_BITS: Final = 63
 """A changed message goes unnoticed once in 9·10^18, and a store keeps 8 bytes of it."""
 
 
-class Intake:
+class Dedupe:
     """Reads of a message what it is known by.
 
     Args:
@@ -62,7 +62,7 @@ class Intake:
         progress: Progress,
         *,
         dedupe_key: DedupeKey | None,
-        key: Key | None,
+        key: OrderingKey | None,
         fingerprint: Fingerprint | None,
     ) -> None:
         self._progress = progress
@@ -70,20 +70,20 @@ class Intake:
         self._key = key
         self._fingerprint = fingerprint
 
-    def known_as(self, messages: Sequence[Message]) -> tuple[list[str], Odd]:
+    def known_as(self, messages: Sequence[Message]) -> tuple[list[str], DedupeErrors]:
         """The dedupe keys, and for which of them the user's function failed.
 
         Such a message has a key of its own, which no other message gets from that function.
         """
         if self._dedupe_key is None:
-            return list(map(_key_of, messages)), NONE_ODD
+            return list(map(_key_of, messages)), NO_DEDUPE_ERRORS
         keys, odd = list[str](), dict[str, UndecodableMessage]()
         for message in messages:
             try:
-                keys.append(message.key if message.error else _text(self._dedupe_key(message)))
+                keys.append(message.key if message.error else _require_str(self._dedupe_key(message)))
             except Exception as error:  # noqa: BLE001  # whatever the user's function raises
                 keys.append(f"dedupe_key= failed: {message.key}")
-                odd[keys[-1]] = _undecodable(message, "dedupe_key=", error)
+                odd[keys[-1]] = _undecodable_error(message, "dedupe_key=", error)
         return keys, odd
 
     def records(self, messages: Sequence[Message]) -> list[Record]:
@@ -97,7 +97,7 @@ class Intake:
         if self._fingerprint is None:
             return None
         try:
-            return _number(self._fingerprint(message))
+            return _hash_content(self._fingerprint(message))
         except Exception:  # noqa: BLE001  # likewise
             return None
 
@@ -106,12 +106,12 @@ class Intake:
         messages: Sequence[Message],
         keys: Sequence[str],
         new: Iterable[bool],
-        odd: Odd,
+        odd: DedupeErrors,
         *,
-        in_hand: Iterable[Item],
+        in_hand: Iterable[WorkItem],
         read_at: float,
         arrived: float,
-    ) -> list[Item]:
+    ) -> list[WorkItem]:
         """What is to be done.
 
         Args:
@@ -127,7 +127,7 @@ class Intake:
             StoreError: The store failed.
         """
         items = [
-            Item(key, message, message.cursor, read_at, arrived, settled=not is_new)
+            WorkItem(key, message, message.cursor, read_at, arrived, settled=not is_new)
             for key, message, is_new in zip(keys, messages, new, strict=True)
         ]
         if self._key is not None or self._fingerprint is not None or odd:
@@ -138,7 +138,7 @@ class Intake:
             await self._compare(items, in_hand, self._fingerprint)
         return items
 
-    def _prepare(self, item: Item, odd: Odd) -> None:
+    def _prepare(self, item: WorkItem, odd: DedupeErrors) -> None:
         """Its lane and its fingerprint. One of which they cannot be said has a lane of its own."""
         item.error = odd.get(item.key)
         if self._key is not None:
@@ -148,14 +148,16 @@ class Intake:
         function = "key="
         try:
             if self._key is not None:
-                item.lane = _hashable(self._key(item.message))
+                item.lane = _require_hashable(self._key(item.message))
             if self._fingerprint is not None:
                 function = "fingerprint="
-                item.fingerprint = _number(self._fingerprint(item.message))
+                item.fingerprint = _hash_content(self._fingerprint(item.message))
         except Exception as error:  # noqa: BLE001  # whatever the user's function raises
-            item.error = _undecodable(item.message, function, error)
+            item.error = _undecodable_error(item.message, function, error)
 
-    async def _compare(self, items: Sequence[Item], in_hand: Iterable[Item], fingerprint: Fingerprint) -> None:
+    async def _compare(
+        self, items: Sequence[WorkItem], in_hand: Iterable[WorkItem], fingerprint: Fingerprint
+    ) -> None:
         """Make what came back with other content fail.
 
         After the one in hand that it is compared with: the record that is made last is the one that stays.
@@ -172,33 +174,33 @@ class Intake:
             if not item.settled:
                 last[item.key] = item
 
-    def _compare_one(self, item: Item, before: int, fingerprint: Fingerprint) -> None:
+    def _compare_one(self, item: WorkItem, before: int, fingerprint: Fingerprint) -> None:
         try:
-            item.fingerprint = _number(fingerprint(item.message))
+            item.fingerprint = _hash_content(fingerprint(item.message))
         except Exception as error:  # noqa: BLE001  # likewise
-            item.error, item.settled = _undecodable(item.message, "fingerprint=", error), False
+            item.error, item.settled = _undecodable_error(item.message, "fingerprint=", error), False
         else:
             if item.fingerprint != before:
-                item.error, item.settled = _changed(item), False
+                item.error, item.settled = _content_changed_error(item), False
 
 
-def _text(key: object) -> str:
+def _require_str(key: object) -> str:
     if not isinstance(key, str):
         raise TypeError(f"it returned {type(key).__name__}, not str")
     return key
 
 
-def _hashable(lane: Hashable) -> Hashable:
+def _require_hashable(lane: Hashable) -> Hashable:
     hash(lane)
     return lane
 
 
-def _number(content: bytes) -> int:
+def _hash_content(content: bytes) -> int:
     digest = hashlib.blake2b(content, digest_size=8).digest()
     return int.from_bytes(digest) >> (64 - FINGERPRINT_BITS)
 
 
-def _undecodable(message: Message, function: str, error: Exception) -> UndecodableMessage:
+def _undecodable_error(message: Message, function: str, error: Exception) -> UndecodableMessage:
     """What data that cannot be decoded raises by itself is the error; it says more."""
     if isinstance(error, UndecodableMessage):
         return error
@@ -207,7 +209,7 @@ def _undecodable(message: Message, function: str, error: Exception) -> Undecodab
     return failed
 
 
-def _changed(item: Item) -> ContentChanged:
+def _content_changed_error(item: WorkItem) -> ContentChanged:
     return ContentChanged(
         f"message {quoted(item.message.id)} came back with other content than the one that was settled "
         f"under its dedupe key {quoted(item.key)}; if that is right, dedupe_key= has to tell the two apart"
@@ -237,10 +239,10 @@ class Processor:
         self,
         progress: Progress,
         handler: Handler,
-        intake: Intake,
-        trials: Trials,
+        intake: Dedupe,
+        trials: Retry,
         workers: Workers,
-        tally: Tally,
+        tally: ConsumerStats,
         *,
         plain: bool,
         batch_wait: float,
@@ -257,14 +259,14 @@ class Processor:
         self._plain = plain
         self._batch_wait = batch_wait
         self._clock = clock
-        self._work = Work()
+        self._work = WorkQueue()
 
     async def settle(
         self,
         page: Page,
         *,
         read_at: float,
-        stop: Stop | None = None,
+        stop: StopSignal | None = None,
         beside: TaskGroup | None = None,
         overlap: Overlap | None = None,
     ) -> bool:
@@ -289,7 +291,7 @@ class Processor:
             StoreError: Progress could not be committed.
         """
         keys, odd = self._intake.known_as(page.messages)
-        new = _first_of_each(keys, await self._unsettled(keys))
+        new = _new_flags(keys, await self._unsettled(keys))
         if self._plain and overlap is None and not self._progress.attempts and not odd:
             self._progress.read_at = read_at
             work = partial(self._settle_plain, zip(keys, page.messages, new, strict=False))
@@ -304,7 +306,7 @@ class Processor:
             await self._commit(beside, keys)
         return complete
 
-    async def settle_held(self, stop: Stop | None) -> bool:
+    async def settle_held(self, stop: StopSignal | None) -> bool:
         """Settle what waits for the next page, which does not come in time.
 
         Args:
@@ -319,7 +321,7 @@ class Processor:
         """
         return await self.in_hand(partial(self._settle_in_hand, fill=False), stop)
 
-    async def in_hand(self, work: Callable[[Stop], Awaitable[bool]], stop: Stop | None) -> bool:
+    async def in_hand(self, work: Callable[[StopSignal], Awaitable[bool]], stop: StopSignal | None) -> bool:
         """Do what must not be cut short by a cancellation.
 
         Args:
@@ -332,14 +334,14 @@ class Processor:
         complete = False
         try:
             with anyio.CancelScope(shield=stop is not None) as self.hand:
-                complete = await work(stop or Stop())
+                complete = await work(stop or StopSignal())
         except Postponed as postponed:
             self.postponed = postponed.until
         return complete
 
     def begin(self) -> None:
         """A poll begins. What the last one had in hand is fetched again."""
-        self._work, self.postponed = Work(), None
+        self._work, self.postponed = WorkQueue(), None
 
     @property
     def held_until(self) -> float | None:
@@ -359,7 +361,7 @@ class Processor:
         else:
             await self._progress.commit_beside(beside, keys)
 
-    async def _settle_plain(self, messages: Iterable[tuple[str, Message, bool]], stop: Stop) -> bool:
+    async def _settle_plain(self, messages: Iterable[tuple[str, Message, bool]], stop: StopSignal) -> bool:
         handler, clock, progress = self._handler, self._clock, self._progress  # this is what each message pays for
         record = progress.pending.append
         for key, message, is_new in messages:
@@ -388,7 +390,7 @@ class Processor:
         page: Page,
         keys: Sequence[str],
         new: Iterable[bool],
-        odd: Odd,
+        odd: DedupeErrors,
         read_at: float,
         overlap: Overlap | None,
     ) -> None:
@@ -401,17 +403,17 @@ class Processor:
         self._work.add(items, read_at, cursor=cursor)
         self._progress.reached(self._work.cursor, self._work.read_at)
 
-    async def _settle_in_hand(self, stop: Stop, *, fill: bool) -> bool:
+    async def _settle_in_hand(self, stop: StopSignal, *, fill: bool) -> bool:
         await self._workers.settle(self._work, stop, fill=fill)
         return not stop.asked if fill else not any(self._work.unsettled)
 
 
-def _first_of_each(keys: Sequence[str], unsettled: set[str]) -> Iterable[bool]:
+def _new_flags(keys: Sequence[str], unsettled: set[str]) -> Iterable[bool]:
     """For each key whether its message is to be settled: not if it was before, or earlier in this page."""
-    return repeat(True, len(keys)) if len(unsettled) == len(keys) else _each_once(keys, unsettled)  # noqa: FBT003
+    return repeat(True, len(keys)) if len(unsettled) == len(keys) else _flag_first_occurrences(keys, unsettled)  # noqa: FBT003
 
 
-def _each_once(keys: Sequence[str], unsettled: set[str]) -> Iterable[bool]:
+def _flag_first_occurrences(keys: Sequence[str], unsettled: set[str]) -> Iterable[bool]:
     new = []
     for key in keys:
         new.append(key in unsettled)

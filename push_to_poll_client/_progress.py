@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 from push_to_poll_client._event_loop import TimeOfDay
 from push_to_poll_client._failure_policy import Attempts
 from push_to_poll_client._protocols import Session, is_transactional
-from push_to_poll_client._status import Tally
+from push_to_poll_client._status import ConsumerStats
 from push_to_poll_client._types import Clock, Cursor, DeadLetter, Record
 
 __all__ = [
@@ -48,7 +48,7 @@ class Progress:
         StoreError: The session keeps what this library does not write.
     """
 
-    def __init__(self, session: Session, tally: Tally, *, flush_interval: float, clock: Clock) -> None:
+    def __init__(self, session: Session, tally: ConsumerStats, *, flush_interval: float, clock: Clock) -> None:
         self.pending: list[Record] = []
         self.cursor: Cursor | None = None
         self.read_at = clock()

@@ -28,7 +28,7 @@ __all__ = [
     "is_transactional",
 ]
 
-_NOTHING: Mapping[str, str | None] = MappingProxyType({})
+_EMPTY_STATE: Mapping[str, str | None] = MappingProxyType({})
 
 
 class Feed(Protocol):
@@ -187,7 +187,7 @@ class Session(Protocol):
         cursor: Cursor | None,
         records: Sequence[Record],
         dead_letters: Sequence[DeadLetter] = (),
-        state: Mapping[str, str | None] = _NOTHING,
+        state: Mapping[str, str | None] = _EMPTY_STATE,
         read_at: float | None = None,
     ) -> None:
         """Save all of it, or nothing.
@@ -208,7 +208,7 @@ class Session(Protocol):
         ...
 
     async def reset(
-        self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = _NOTHING
+        self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = _EMPTY_STATE
     ) -> None:
         """Go on from another place: `history` begins anew with this cursor.
 

@@ -11,23 +11,23 @@ from typing import Final
 import anyio
 import msgspec
 
-from push_to_poll_client._event_loop import failure_of
+from push_to_poll_client._event_loop import error_for_cancellation
 from push_to_poll_client._exceptions import ProcessError
-from push_to_poll_client._failure_policy import Attempt, Decision, Failures
+from push_to_poll_client._failure_policy import Attempt, FailureDecision, FailureRules
 from push_to_poll_client._handlers import TransactionFailed
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._options import Handler
 from push_to_poll_client._progress import Progress
-from push_to_poll_client._status import Tally
+from push_to_poll_client._status import ConsumerStats
 from push_to_poll_client._types import Clock, DeadLetter, Fate, Message, RecordState
 from push_to_poll_client._validation import describe, quoted
 
 __all__ = [
     "Postponed",
-    "Stop",
-    "Trials",
-    "dead_letter",
+    "Retry",
+    "StopSignal",
     "failure_of_message",
+    "make_dead_letter",
 ]
 
 
@@ -56,7 +56,7 @@ class Postponed(Exception):  # no error: a message waits, and with it what comes
         self.until = until
 
 
-class Stop:
+class StopSignal:
     """Whether somebody asked to begin no further message.
 
     Attributes:
@@ -71,7 +71,7 @@ class Stop:
         self.heard = anyio.Event()
 
 
-class Trials:
+class Retry:
     """Settles messages one by one.
 
     Args:
@@ -87,8 +87,8 @@ class Trials:
         self,
         handler: Handler,
         progress: Progress,
-        failures: Failures,
-        tally: Tally,
+        failures: FailureRules,
+        tally: ConsumerStats,
         *,
         hooks: Hooks,
         clock: Clock,
@@ -101,7 +101,7 @@ class Trials:
         self._clock = clock
 
     async def settle(
-        self, key: str, message: Message, stop: Stop, *, error: Exception | None = None
+        self, key: str, message: Message, stop: StopSignal, *, error: Exception | None = None
     ) -> RecordState:
         """Try the message until it is settled.
 
@@ -152,7 +152,7 @@ class Trials:
             return error
         return None
 
-    async def failed(self, key: str, message: Message, error: BaseException, stop: Stop) -> RecordState:
+    async def failed(self, key: str, message: Message, error: BaseException, stop: StopSignal) -> RecordState:
         """Go on with a message that failed, until it is settled.
 
         Raises:
@@ -183,7 +183,7 @@ class Trials:
         self._tally.failing.pop(key, None)
         self._progress.attempts.settled(key)
 
-    async def _decide(self, key: str, message: Message, error: Exception) -> Decision:
+    async def _decide(self, key: str, message: Message, error: Exception) -> FailureDecision:
         """Decide, and do all of it but the waiting."""
         attempts = self._progress.attempts
         attempt = attempts.failed(key)
@@ -191,11 +191,11 @@ class Trials:
             flush = self._progress.flush
             decision = await self._failures.decide(message, error, attempt, attempts.now, flush)
         except Exception as broken:  # noqa: BLE001  # whatever the user's function raises
-            raise _stopped(key, message, f"{describe(error)}; its policy failed: {describe(broken)}") from error
+            raise _stop_error(key, message, f"{describe(error)}; its policy failed: {describe(broken)}") from error
         self._hooks.message_failed(message, error, attempt.count, decision.fate)
         if decision.fate is Fate.STOP:
             self._forget(key)
-            raise _stopped(key, message, describe(error)) from error
+            raise _stop_error(key, message, describe(error)) from error
         if decision.fate is Fate.DEAD_LETTER:
             self._keep(key, message, error, attempt)
         self._report(key, message, error, attempt, decision)
@@ -204,15 +204,17 @@ class Trials:
     def _keep(self, key: str, message: Message, error: Exception, attempt: Attempt) -> None:
         progress = self._progress
         if progress.dead >= MAX_DEAD_LETTERS:
-            raise _stopped(key, message, f"there are {progress.dead} dead letters already: {describe(error)}")
+            raise _stop_error(key, message, f"there are {progress.dead} dead letters already: {describe(error)}")
         try:
-            letter = dead_letter(key, message.id, message.raw, error, progress.attempts.now)
+            letter = make_dead_letter(key, message.id, message.raw, error, progress.attempts.now)
         except Exception as broken:  # noqa: BLE001  # likewise
-            raise _stopped(key, message, f"{describe(error)}; it cannot be kept: {describe(broken)}") from error
+            raise _stop_error(key, message, f"{describe(error)}; it cannot be kept: {describe(broken)}") from error
         tried = 0 if message.error is not None else attempt.count
         progress.dead_letters.append(msgspec.structs.replace(letter, attempts=tried, first_failed=attempt.first))
 
-    def _report(self, key: str, message: Message, error: Exception, attempt: Attempt, decision: Decision) -> None:
+    def _report(
+        self, key: str, message: Message, error: Exception, attempt: Attempt, decision: FailureDecision
+    ) -> None:
         name, count, why = quoted(message.id), attempt.count, describe(error)
         if decision.fate is Fate.AGAIN:
             self._progress.attempts.wait(key, decision.delay)
@@ -226,7 +228,7 @@ class Trials:
         else:
             logger.warning("message %s failed at attempt %d and is a dead letter now: %s", name, count, why)
 
-    async def _wait(self, seconds: float, stop: Stop, *, since: float) -> None:
+    async def _wait(self, seconds: float, stop: StopSignal, *, since: float) -> None:
         until = self._clock() + seconds
         await self._progress.flush()
         if until > since + MAX_WAIT_IN_POLL:
@@ -248,7 +250,7 @@ def failure_of_message(message: Message, error: BaseException) -> Exception:
     if isinstance(error, TransactionFailed):
         raise error.__cause__ or error
     if isinstance(error, anyio.get_cancelled_exc_class()):
-        error = _failure_behind(message, error)
+        error = _cancellation_failure(message, error)
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:  # of a task group around one task
         error = error.exceptions[0]
     if not isinstance(error, Exception):  # SystemExit and the like are somebody's way to leave
@@ -256,15 +258,15 @@ def failure_of_message(message: Message, error: BaseException) -> Exception:
     return error
 
 
-def _failure_behind(message: Message, cancelled: BaseException) -> Exception:
+def _cancellation_failure(message: Message, cancelled: BaseException) -> Exception:
     try:
-        return failure_of(cancelled, "the handler")
+        return error_for_cancellation(cancelled, "the handler")
     except BaseException:
         logger.info("cancelled while message %s was in hand: it will be done again", quoted(message.id))
         raise
 
 
-def dead_letter(key: str, id: str, raw: bytes, error: Exception, now: float) -> DeadLetter:
+def make_dead_letter(key: str, id: str, raw: bytes, error: Exception, now: float) -> DeadLetter:
     """A message that failed now, for the first time, for good.
 
     Args:
@@ -285,7 +287,7 @@ def dead_letter(key: str, id: str, raw: bytes, error: Exception, now: float) -> 
     )
 
 
-def _stopped(key: str, message: Message, why: str) -> ProcessError:
+def _stop_error(key: str, message: Message, why: str) -> ProcessError:
     return ProcessError(
         f"message {quoted(message.id)} failed and stops the consumer: {why}. "
         "It and all after it are not settled; mend the handler or the message, and run again.",

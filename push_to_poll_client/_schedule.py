@@ -56,7 +56,7 @@ from dataclasses import dataclass
 
 from push_to_poll_client._types import MAX_NOT_BEFORE
 
-__all__ = ["Cause", "Decision", "Mode", "Outcome", "Schedule", "WakeResult"]
+__all__ = ["Cause", "Decision", "Mode", "PollOutcome", "Schedule", "WakeResult"]
 
 FIRST_BACKOFF = 1.0
 """Seconds after the first failure of a streak: a blip costs one second."""
@@ -73,7 +73,7 @@ REPOLL_DELAYS = (0.25, 1.0, 4.0)
 EVIDENCE = 2
 """Timer polls in a row that found what no push announced: one may be a push still on its way, two hardly."""
 
-HELD = 0.5
+MIN_HELD_SHARE = 0.5
 """The share of the asked wait below which an empty answer counts as early: the server does not hold answers."""
 
 EARLY_ANSWERS = 3
@@ -93,7 +93,7 @@ class Cause(enum.StrEnum):
     MANUAL = "manual"
 
 
-class Outcome(enum.StrEnum):
+class PollOutcome(enum.StrEnum):
     """How a poll ended."""
 
     CAUGHT_UP = "caught up"
@@ -135,7 +135,7 @@ class Decision:
 
 NEVER = Decision(math.inf, Cause.TIMER)
 
-_TIMES = (
+_TIME_ATTRIBUTES = (
     "_full_at",
     "_not_before",
     "_ended",
@@ -248,7 +248,7 @@ class Schedule:
 
     def shift(self, by: float) -> None:
         """Go on by another clock, which shows so many seconds more."""
-        for name in _TIMES:
+        for name in _TIME_ATTRIBUTES:
             time = getattr(self, name)
             setattr(self, name, None if time is None else time + by)
 
@@ -284,7 +284,7 @@ class Schedule:
     def poll_ended(
         self,
         now: float,
-        outcome: Outcome,
+        outcome: PollOutcome,
         *,
         found: int = 0,
         jitter: float = 0.0,
@@ -302,15 +302,15 @@ class Schedule:
                 reason.
         """
         self._running = False
-        if outcome is Outcome.ABANDONED:
+        if outcome is PollOutcome.ABANDONED:
             self._owe_again()
             return
         self._ended, self._shortening = now, 1.0 - 0.1 * jitter
-        if outcome in (Outcome.FAILED, Outcome.REFUSED):
+        if outcome in (PollOutcome.FAILED, PollOutcome.REFUSED):
             self._owe_again()
             self._fail(now, outcome, jitter)
         else:
-            self._unfinished = self._free_start = outcome is Outcome.MORE
+            self._unfinished = self._free_start = outcome is PollOutcome.MORE
             self._resume_at = -math.inf if resume_at is None else resume_at
             self._succeed(now)
             self._learn(now, found, jitter)
@@ -407,10 +407,10 @@ class Schedule:
             self._owed = self._covered
             self._owed_to_push |= self._covered_push
 
-    def _fail(self, now: float, outcome: Outcome, jitter: float) -> None:
+    def _fail(self, now: float, outcome: PollOutcome, jitter: float) -> None:
         self._failures += 1
         doubled = FIRST_BACKOFF * 2.0 ** min(self._failures - 1, 16)
-        delay = SLOW_BACKOFF if outcome is Outcome.REFUSED else min(doubled, MAX_BACKOFF)
+        delay = SLOW_BACKOFF if outcome is PollOutcome.REFUSED else min(doubled, MAX_BACKOFF)
         self._backoff = delay * (0.5 + 0.5 * jitter)
         self._failing, self._retry_at, self._well_since = True, now + self._backoff, None
 
@@ -423,7 +423,7 @@ class Schedule:
 
     def _learn(self, now: float, found: int, jitter: float) -> None:
         """Take from a successful poll what it says about pushes and about waiting."""
-        early = not found and self._cause is Cause.WAIT and now - self._started < HELD * self._wait
+        early = not found and self._cause is Cause.WAIT and now - self._started < MIN_HELD_SHARE * self._wait
         self._early_answers = self._early_answers + 1 if early else 0
         self._weigh_evidence(found)
         if found or self._cause is Cause.TIMER:

@@ -8,7 +8,16 @@ from push_to_poll_client._schedule import Mode, WakeResult
 from push_to_poll_client._types import Cursor
 from push_to_poll_client._validation import describe
 
-__all__ = ["Counters", "FailingMessage", "Gap", "ListenerStatus", "PollResult", "Resynced", "Status", "Tally"]
+__all__ = [
+    "ConsumerStats",
+    "Counters",
+    "FailingMessage",
+    "Gap",
+    "ListenerStatus",
+    "PollResult",
+    "Resynced",
+    "Status",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +200,7 @@ class Status:
         return None if self.last_caught_up is None else max(0.0, now - self.last_caught_up)
 
 
-class Tally:
+class ConsumerStats:
     """Keeps what a `Status` shows, across runs."""
 
     def __init__(self) -> None:

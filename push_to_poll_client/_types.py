@@ -20,8 +20,8 @@ from push_to_poll_client._json import decode
 __all__ = [
     "MAX_CURSOR",
     "MAX_NOT_BEFORE",
-    "Circle",
     "Cursor",
+    "CycleDetector",
     "DeadLetter",
     "Fate",
     "FetchRequest",
@@ -303,7 +303,7 @@ Clock: TypeAlias = Callable[[], float]
 """Seconds since some start, never going back."""
 
 
-class Circle:
+class CycleDetector:
     """Notices it, after three rounds at most."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._types import Push
 
 __all__ = [
-    "Inbox",
+    "Wakes",
 ]
 
 
@@ -15,7 +15,7 @@ CAPACITY = 64
 """Pushes kept apart while the loop is busy or not running. Past that they are one push that nothing can drop."""
 
 
-class Inbox:
+class Wakes:
     """Where `wake()` leaves a push; an event loop, when there is one, takes them out."""
 
     def __init__(self) -> None:

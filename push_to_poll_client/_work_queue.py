@@ -12,13 +12,13 @@ from heapq import heappop, heappush
 from push_to_poll_client._types import Cursor, Message
 
 __all__ = [
-    "Item",
-    "Work",
+    "WorkItem",
+    "WorkQueue",
 ]
 
 
 @dataclass(slots=True, eq=False)
-class Item:
+class WorkItem:
     """A message of a page.
 
     Attributes:
@@ -46,7 +46,7 @@ class Item:
     number: int = 0
 
 
-class Work:
+class WorkQueue:
     """The messages in hand, of one page or of several that follow each other.
 
     Attributes:
@@ -59,14 +59,14 @@ class Work:
         self.cursor: Cursor | None = None
         self.read_at = 0.0
         self.left = 0
-        self._line: deque[Item] = deque()
-        self._lanes: dict[Hashable, deque[Item]] = {}
-        self._heads: list[tuple[int, Item]] = []
+        self._line: deque[WorkItem] = deque()
+        self._lanes: dict[Hashable, deque[WorkItem]] = {}
+        self._heads: list[tuple[int, WorkItem]] = []
         self._busy: set[Hashable] = set()
         self._added = 0
 
     @property
-    def unsettled(self) -> Iterable[Item]:
+    def unsettled(self) -> Iterable[WorkItem]:
         """What is in hand and not settled, in the feed's order."""
         return (item for item in self._line if not item.settled)
 
@@ -75,7 +75,7 @@ class Work:
         """When the first arrived that is not begun, while nothing is under way; `None`: there is none."""
         return self._line[0].arrived if self.left else None
 
-    def add(self, items: Iterable[Item], read_at: float, *, cursor: Cursor | None = None) -> None:
+    def add(self, items: Iterable[WorkItem], read_at: float, *, cursor: Cursor | None = None) -> None:
         """The messages of a page, in the feed's order; some may be settled already.
 
         Args:
@@ -91,13 +91,13 @@ class Work:
             self._end_page(cursor, read_at)
         self._advance()
 
-    def take(self, most: int) -> Sequence[Item]:
+    def take(self, most: int) -> Sequence[WorkItem]:
         """Begin the next, in the feed's order, none of which must wait for what is under way.
 
         Args:
             most: How many, at most. Of one lane there may be several, in their order.
         """
-        taken: list[Item] = []
+        taken: list[WorkItem] = []
         while self._heads and len(taken) < most:
             _, item = heappop(self._heads)
             waiting = self._lanes.get(item.lane)
@@ -109,12 +109,12 @@ class Work:
         self.left -= len(taken)
         return taken
 
-    def settled(self, item: Item) -> None:
+    def settled(self, item: WorkItem) -> None:
         """It is settled. Its lane is still not free: it may have been taken with others."""
         item.settled = True
         self._advance()
 
-    def free(self, items: Sequence[Item]) -> None:
+    def free(self, items: Sequence[WorkItem]) -> None:
         """What was taken together is no longer under way. The next in their lanes may be begun.
 
         Where one is not settled, it and what comes after it have to wait.
@@ -124,7 +124,7 @@ class Work:
             self._busy.discard(lane)
             self._offer(lane)
 
-    def _enqueue(self, item: Item) -> None:
+    def _enqueue(self, item: WorkItem) -> None:
         self._added += 1
         self.left += 1
         item.number = self._added

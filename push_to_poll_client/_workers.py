@@ -15,16 +15,16 @@ from push_to_poll_client._failure_policy import MAX_FAILING
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._options import BatchHandler
 from push_to_poll_client._progress import Progress
-from push_to_poll_client._retry import Postponed, Stop, Trials, failure_of_message
+from push_to_poll_client._retry import Postponed, Retry, StopSignal, failure_of_message
 from push_to_poll_client._types import Clock, Record, RecordState
-from push_to_poll_client._work_queue import Item, Work
+from push_to_poll_client._work_queue import WorkItem, WorkQueue
 
 __all__ = [
     "Workers",
 ]
 
 
-WHOLE = (RetryMessage, StopConsumer)
+WHOLE_BATCH_ERRORS = (RetryMessage, StopConsumer)
 """What is meant for all of a batch: to split it would ask again what has been answered."""
 
 
@@ -43,7 +43,7 @@ class Workers:
 
     def __init__(
         self,
-        trials: Trials,
+        trials: Retry,
         progress: Progress,
         batch: BatchHandler | None,
         *,
@@ -60,7 +60,7 @@ class Workers:
         self._hooks = hooks
         self._clock = clock
 
-    async def settle(self, work: Work, stop: Stop, *, fill: bool) -> None:
+    async def settle(self, work: WorkQueue, stop: StopSignal, *, fill: bool) -> None:
         """Settle it.
 
         Args:
@@ -74,10 +74,10 @@ class Workers:
             StoreError: Progress could not be committed; likewise.
         """
         least = self._batch_size if fill else 1
-        shift = _Shift(self, work, stop, least=least, most=self._batch_size, concurrency=self._concurrency)
+        shift = _WorkRound(self, work, stop, least=least, most=self._batch_size, concurrency=self._concurrency)
         await shift.run()
 
-    async def settle_together(self, items: Sequence[Item], work: Work, stop: Stop) -> None:
+    async def settle_together(self, items: Sequence[WorkItem], work: WorkQueue, stop: StopSignal) -> None:
         """Settle what was taken together.
 
         Raises:
@@ -90,19 +90,19 @@ class Workers:
         else:
             await self._settle_parts(self._parts(items), work, stop)
 
-    def _parts(self, items: Sequence[Item]) -> list[Sequence[Item]]:
+    def _parts(self, items: Sequence[WorkItem]) -> list[Sequence[WorkItem]]:
         """What may go to the handler together, in the feed's order."""
-        parts: list[Sequence[Item]] = []
+        parts: list[Sequence[WorkItem]] = []
         for alone, some in groupby(items, key=self._stands_alone):
             run = list(some)
             parts.extend([[item] for item in run] if alone else [run])
         return parts
 
-    def _stands_alone(self, item: Item) -> bool:
+    def _stands_alone(self, item: WorkItem) -> bool:
         odd = item.error is not None or item.message.error is not None
         return odd or self._progress.attempts.knows(item.key)
 
-    async def _settle_parts(self, parts: list[Sequence[Item]], work: Work, stop: Stop) -> None:
+    async def _settle_parts(self, parts: list[Sequence[WorkItem]], work: WorkQueue, stop: StopSignal) -> None:
         error: Postponed | None = None
         waiting = set[Hashable]()  # the lanes of what has to wait
         parts.reverse()
@@ -111,14 +111,16 @@ class Workers:
             try:
                 left = await self._settle_part(part, work, stop)
             except Postponed as postponed:
-                error = postponed if error is None else min(error, postponed, key=_until)
+                error = postponed if error is None else min(error, postponed, key=_retry_time)
                 waiting.update(item.lane for item in part)
             else:
                 parts.extend(reversed(left))
         if error is not None:
             raise error
 
-    async def _settle_part(self, part: Sequence[Item], work: Work, stop: Stop) -> Sequence[Sequence[Item]]:
+    async def _settle_part(
+        self, part: Sequence[WorkItem], work: WorkQueue, stop: StopSignal
+    ) -> Sequence[Sequence[WorkItem]]:
         """Settle it, or some of it; what is left, in parts."""
         if not part:
             return ()
@@ -129,7 +131,7 @@ class Workers:
             for item in part:
                 self._hooks.message_settled(item.message, RecordState.PROCESSED)
             await self._settled(part, RecordState.PROCESSED, work)
-        elif isinstance(error, WHOLE):
+        elif isinstance(error, WHOLE_BATCH_ERRORS):
             await self._settled([first], await self._trials.failed(first.key, first.message, error, stop), work)
             return (others,)
         else:
@@ -137,11 +139,11 @@ class Workers:
             return part[:half], part[half:]
         return ()
 
-    async def _settle_alone(self, item: Item, work: Work, stop: Stop) -> None:
+    async def _settle_alone(self, item: WorkItem, work: WorkQueue, stop: StopSignal) -> None:
         state = await self._trials.settle(item.key, item.message, stop, error=item.error)
         await self._settled((item,), state, work)
 
-    async def _attempt(self, items: Sequence[Item]) -> Exception | None:
+    async def _attempt(self, items: Sequence[WorkItem]) -> Exception | None:
         assert self._batch is not None  # else each stands alone  # noqa: S101
         try:
             await self._batch([item.message for item in items])
@@ -149,7 +151,7 @@ class Workers:
             return failure_of_message(items[0].message, error)
         return None
 
-    async def _settled(self, items: Sequence[Item], state: RecordState, work: Work) -> None:
+    async def _settled(self, items: Sequence[WorkItem], state: RecordState, work: WorkQueue) -> None:
         for item in items:
             self._progress.pending.append(Record(item.key, state, item.fingerprint))
             work.settled(item)
@@ -158,7 +160,7 @@ class Workers:
             await self._progress.flush()
 
 
-class _Shift:
+class _WorkRound:
     """One round of work, which ends when nothing more may be begun and all that was has ended.
 
     Args:
@@ -171,7 +173,7 @@ class _Shift:
     """
 
     def __init__(
-        self, workers: Workers, work: Work, stop: Stop, *, least: int, most: int, concurrency: int
+        self, workers: Workers, work: WorkQueue, stop: StopSignal, *, least: int, most: int, concurrency: int
     ) -> None:
         self._workers = workers
         self._work = work
@@ -197,7 +199,7 @@ class _Shift:
             self._free -= 1
             tasks.start_soon(self._take_turns, items, tasks)
 
-    async def _take_turns(self, items: Sequence[Item], tasks: TaskGroup | None) -> None:
+    async def _take_turns(self, items: Sequence[WorkItem], tasks: TaskGroup | None) -> None:
         """Go on with what comes next; others begin what else there is room for now."""
         while items:
             await self._settle(items)
@@ -206,7 +208,7 @@ class _Shift:
                 self._begin(tasks)
         self._free += 1
 
-    def _next(self) -> Sequence[Item]:
+    def _next(self) -> Sequence[WorkItem]:
         """Nothing, also when so much waits that the attempts of more could not be kept."""
         over = self._stop.asked or not (self._error is None or isinstance(self._error, Postponed))
         most = min(self._most, MAX_FAILING - self._open)
@@ -214,22 +216,22 @@ class _Shift:
         self._open += len(items)
         return items
 
-    async def _settle(self, items: Sequence[Item]) -> None:
+    async def _settle(self, items: Sequence[WorkItem]) -> None:
         try:
             await self._workers.settle_together(items, self._work, self._stop)
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as error:  # noqa: BLE001  # raised when all that is under way has ended
-            self._error = error if self._error is None else max(self._error, error, key=_gravity)
+            self._error = error if self._error is None else max(self._error, error, key=_error_priority)
         self._open -= sum(item.settled for item in items)
         self._work.free(items)
 
 
-def _until(postponed: Postponed) -> float:
+def _retry_time(postponed: Postponed) -> float:
     return postponed.until
 
 
-def _gravity(error: BaseException) -> tuple[int, float]:
+def _error_priority(error: BaseException) -> tuple[int, float]:
     """What is raised of several: somebody's way to leave before failures, and of waits the one that ends first."""
     if isinstance(error, Postponed):
         return 0, -error.until

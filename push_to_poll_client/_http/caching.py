@@ -11,11 +11,11 @@ __all__ = [
     "MAX_FRESH",
     "MAX_VALIDATOR",
     "Validators",
-    "conditions",
+    "cache_bypass_headers",
+    "conditional_headers",
     "directives",
     "fresh_for",
-    "may_be_kept",
-    "past_caches",
+    "is_cacheable",
     "validators_of",
 ]
 
@@ -30,7 +30,7 @@ _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
 _DIRECTIVE = re.compile(rf'[ \t]*+({_WORD})(?:[ \t]*+=[ \t]*+(?:({_WORD})|"([^"]*+)"))?+[ \t]*+')
 _SECONDS = re.compile(r"[0-9]+")
 
-_ASK_AGAIN = frozenset({"no-cache", "no-store"})
+_UNCACHEABLE = frozenset({"no-cache", "no-store"})
 
 
 def directives(headers: Mapping[str, str]) -> Mapping[str, str]:
@@ -59,12 +59,12 @@ def fresh_for(headers: Mapping[str, str]) -> float:
     """
     told = directives(headers)
     max_age, age = told.get("max-age", ""), headers.get("age", "0")
-    if not (_SECONDS.fullmatch(max_age) and _SECONDS.fullmatch(age)) or not told.keys().isdisjoint(_ASK_AGAIN):
+    if not (_SECONDS.fullmatch(max_age) and _SECONDS.fullmatch(age)) or not told.keys().isdisjoint(_UNCACHEABLE):
         return 0.0
     return max(0.0, min(float(max_age) - float(age), MAX_FRESH))
 
 
-def past_caches(*, fresh: bool) -> dict[str, str]:
+def cache_bypass_headers(*, fresh: bool) -> dict[str, str]:
     """The header with which caches ask the server themselves (RFC 9111 §5.2.1.4).
 
     Args:
@@ -73,10 +73,10 @@ def past_caches(*, fresh: bool) -> dict[str, str]:
     return {"cache-control": "no-cache"} if fresh else {}
 
 
-def may_be_kept(headers: Mapping[str, str]) -> bool:
+def is_cacheable(headers: Mapping[str, str]) -> bool:
     """Whether what may be remembered by its status (RFC 9110 §15.1) may be after what caches are told."""
     told = directives(headers)
-    return told.keys().isdisjoint(_ASK_AGAIN) and told.get("max-age") != "0"
+    return told.keys().isdisjoint(_UNCACHEABLE) and told.get("max-age") != "0"
 
 
 MAX_VALIDATOR = 1024
@@ -85,8 +85,8 @@ MAX_VALIDATOR = 1024
 # RFC 9110 §8.8.3, and what some servers write without the quotes. Never "*", which would stand for any answer.
 _ETAG = re.compile(r'(?:W/)?"[!#-~]*"|(?!\*)[!#-+\--~]+')
 
-_SAME_CLOCK = 1.0
-_OTHER_CLOCK = 60.0
+_SERVER_CLOCK_MARGIN = 1.0
+_LOCAL_CLOCK_MARGIN = 60.0
 
 
 class Validators(NamedTuple):
@@ -130,7 +130,7 @@ def validators_of(headers: Mapping[str, str], confirmed: Validators | None = Non
     return Validators(given.etag or confirmed.etag, given.last_modified or confirmed.last_modified)
 
 
-def conditions(known: Validators | None) -> dict[str, str]:
+def conditional_headers(known: Validators | None) -> dict[str, str]:
     """The headers that ask for anything but what is known (RFC 9110 §13.1).
 
     The ETag alone, where there is one: it tells what a date cannot, two changes in a second. What no header may
@@ -154,7 +154,7 @@ def _last_modified(headers: Mapping[str, str]) -> str | None:
     if modified is None:
         return None
     answered = http_date(headers, "date")
-    settled = modified + _SAME_CLOCK if answered is not None else modified + _OTHER_CLOCK
+    settled = modified + _SERVER_CLOCK_MARGIN if answered is not None else modified + _LOCAL_CLOCK_MARGIN
     if (time.time() if answered is None else answered) < settled:
         return None
     return headers["last-modified"].strip(" \t")

@@ -21,28 +21,36 @@ import anyio
 import httpx
 
 from push_to_poll_client._exceptions import FeedError
-from push_to_poll_client._http.caching import Validators, conditions, may_be_kept
+from push_to_poll_client._http.caching import Validators, conditional_headers, is_cacheable
 from push_to_poll_client._http.credentials import Auth, FeedCredentials
-from push_to_poll_client._http.errors import module_of, refusal
-from push_to_poll_client._http.headers import asked_to_wait, is_header_name, is_header_value
-from push_to_poll_client._http.origins import Hidden, Moves, Places, http_url
-from push_to_poll_client._http.response import ACCEPT_ENCODING, FLOOR, READ, STILL, Answer, Patience, read_body
-from push_to_poll_client._http.transport import closed_if_failed, open_client, user_agent
+from push_to_poll_client._http.errors import error_for_status, module_of
+from push_to_poll_client._http.headers import is_header_name, is_header_value, requested_delay
+from push_to_poll_client._http.origins import Origins, Redirects, URLSecrets, parse_http_url
+from push_to_poll_client._http.response import (
+    ACCEPT_ENCODING,
+    ACCEPTED_STATUSES,
+    MIN_BODY_PROGRESS,
+    STALL_TIMEOUT,
+    Deadline,
+    Response,
+    read_body,
+)
+from push_to_poll_client._http.transport import close_on_failure, open_client, user_agent
 from push_to_poll_client._validation import check_number, quoted
 
 __all__ = [
-    "Call",
-    "Exchange",
-    "Origin",
-    "check_free",
-    "close",
+    "Client",
+    "OutgoingRequest",
+    "RequestSender",
+    "check_reserved_parameters",
+    "check_size",
+    "close_response",
     "header_fields",
     "prefer_wait",
-    "size",
 ]
 
 
-def size(name: str, value: int) -> int:
+def check_size(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is a {type(value).__name__}; give bytes as an int")
     if value < 1:
@@ -50,7 +58,7 @@ def size(name: str, value: int) -> int:
     return value
 
 
-def check_free(url: str, ours: frozenset[str]) -> None:
+def check_reserved_parameters(url: str, ours: frozenset[str]) -> None:
     """Whether the query leaves to the feed the names that are its own.
 
     Raises:
@@ -82,10 +90,10 @@ def prefer_wait(wait: float) -> dict[str, str]:
 
 
 _DEFAULT_AGENT = re.compile(r"python-httpx[0-9]*/[0-9.]+")
-_ABOUT_A_BODY = ("content-type", "content-encoding", "content-language", "content-location")
+_BODY_HEADERS = ("content-type", "content-encoding", "content-language", "content-location")
 
 
-class Call(NamedTuple):
+class OutgoingRequest(NamedTuple):
     """One request; as `Origin.ask`.
 
     Attributes:
@@ -105,16 +113,16 @@ class Call(NamedTuple):
     redirected: bool = False
     moves: tuple[tuple[str, str], ...] = ()
 
-    def after(self, status: int) -> "Call":
+    def after(self, status: int) -> "OutgoingRequest":
         """What to ask where a redirect of this status leads (RFC 9110 §15.4)."""
         moved = status in {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND} and self.method == "POST"
         if not moved and (status != HTTPStatus.SEE_OTHER or self.method == "HEAD"):
             return self._replace(known=None, redirected=True)
-        headers = {name: value for name, value in self.headers.items() if name not in _ABOUT_A_BODY}
+        headers = {name: value for name, value in self.headers.items() if name not in _BODY_HEADERS}
         return self._replace(method="GET", headers=headers, content=None, known=None, redirected=True)
 
 
-class Exchange:
+class RequestSender:
     """Sends calls, by a client of its own or by one that was given.
 
     Args:
@@ -133,7 +141,7 @@ class Exchange:
 
     def __init__(
         self,
-        hidden: Hidden,
+        hidden: URLSecrets,
         credentials: FeedCredentials,
         headers: Mapping[str, str],
         timeout: float,
@@ -147,25 +155,25 @@ class Exchange:
         self._given = client
         self._own: httpx.AsyncClient | None = None
         self._module = module = httpx if client is None else module_of(client)
-        self._agent = _agent(client)
+        self._agent = _user_agent_header(client)
         # httpx reads the URL of each redirect, and lets errors of others through: a UnicodeError of idna for the
         # name of a host, a ValueError of urllib for a URL that it cannot join.
         self.errors = (module.HTTPError, module.InvalidURL, httpx.InvalidURL, OSError, ValueError)
 
-    async def send(self, call: Call) -> Any:
+    async def send(self, call: OutgoingRequest) -> Any:
         """The answer, its body not read yet; it has to be closed."""
         client = self._client()
         always = {"accept-encoding": ACCEPT_ENCODING, **self._agent, **prefer_wait(call.wait)}
-        headers = {**always, **call.headers, **conditions(call.known)}
+        headers = {**always, **call.headers, **conditional_headers(call.known)}
         options: dict[str, Any] = {"auth": None}
         if call.at_home:
             headers, options = headers | self._headers, self._credentials.options
             authorization = await self._credentials.authorization()
             if authorization is not None:
                 headers["authorization"] = authorization
-        async with closed_if_failed(call.url) as extensions:
+        async with close_on_failure(call.url) as extensions:
             extensions["timeout"] = _timeout(client.timeout, call.wait)
-            request = _request(client, call, headers, extensions)
+            request = _build_request(client, call, headers, extensions)
             return await client.send(request, stream=True, follow_redirects=False, **options)
 
     async def failed(self, error: Exception) -> FeedError:
@@ -200,14 +208,16 @@ class Exchange:
         return self._own
 
 
-async def close(response: Any) -> None:
+async def close_response(response: Any) -> None:
     """Give back the connection of an answer."""
     if not response.is_closed:
         with anyio.CancelScope(shield=True):  # else the pool counts the connection as used, for ever
             await response.aclose()
 
 
-def _request(client: Any, call: Call, headers: Mapping[str, str], extensions: Mapping[str, Any]) -> Any:
+def _build_request(
+    client: Any, call: OutgoingRequest, headers: Mapping[str, str], extensions: Mapping[str, Any]
+) -> Any:
     request = client.build_request(
         call.method, call.url, headers=headers, content=call.content, extensions=extensions
     )
@@ -218,7 +228,7 @@ def _request(client: Any, call: Call, headers: Mapping[str, str], extensions: Ma
     return type(request)(call.method, call.url, headers=headers, content=call.content, extensions=extensions)
 
 
-def _agent(client: Any) -> dict[str, str]:
+def _user_agent_header(client: Any) -> dict[str, str]:
     """What is added to the name of a client that has none of its own. Our own client knows its name."""
     name = getattr(client, "headers", {}).get("user-agent", "")
     return {"user-agent": user_agent(name)} if _DEFAULT_AGENT.fullmatch(name) else {}
@@ -232,15 +242,15 @@ def _timeout(limits: Any, wait: float) -> dict[str, float | None]:
 MAX_REDIRECTS = 5
 """In a row. A slash, a new path and a login round trip are three."""
 
-MOST_FOR_AN_ERROR = 5.0
+ERROR_BODY_TIMEOUT = 5.0
 """Seconds for the body of an answer that is none: it may explain the status, and is not worth a timeout."""
 
-_NOT_THERE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
+_MISSING_STATUSES = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 
-_FOR_GOOD = frozenset({HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.PERMANENT_REDIRECT})
+_PERMANENT_REDIRECTS = frozenset({HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.PERMANENT_REDIRECT})
 
 
-class Origin:
+class Client:
     """The server that a feed reads from.
 
     Args:
@@ -275,22 +285,22 @@ class Origin:
         trusted: Collection[str] = (),
         secrets: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        http_url(url)  # which says what is wrong with it, fields and all
-        hidden = Hidden(url, secrets)
+        parse_http_url(url)  # which says what is wrong with it, fields and all
+        hidden = URLSecrets(url, secrets)
         parsed = httpx.URL(hidden.url)
         self.identity = hidden.identity
         self._url = parsed.copy_with(userinfo=b"", fragment=None)
         self._text = str(self._url.copy_with(query=self._url.query or None))
-        self._places = Places(self._url, hidden, trusted)
+        self._places = Origins(self._url, hidden, trusted)
         self.where = hidden.where
         self._hidden = hidden
-        self._moves = Moves(hidden.shown)
+        self._moves = Redirects(hidden.shown)
         fields = header_fields(headers or {})
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
-        self._max_body = size("max_body", max_body)
-        self._credentials = FeedCredentials(_one_of(parsed, auth, fields), self.where)
-        self._exchange = Exchange(hidden, self._credentials, fields, timeout, client)
+        self._max_body = check_size("max_body", max_body)
+        self._credentials = FeedCredentials(_single_auth(parsed, auth, fields), self.where)
+        self._exchange = RequestSender(hidden, self._credentials, fields, timeout, client)
 
     def address(self, query: Mapping[str, str], url: str | None = None) -> str:
         """A URL with this added to its query, which stays as it is: it may be signed.
@@ -316,7 +326,7 @@ class Origin:
         content: bytes | None = None,
         wait: float = 0.0,
         errors: int = 0,
-    ) -> Answer:
+    ) -> Response:
         """Ask, and return what the server said, whatever that is.
 
         Args:
@@ -337,11 +347,11 @@ class Origin:
                 too large or too slow, no connection; or a redirect ended in 404 or 410, where no page of the feed
                 was read before.
         """
-        known = known if method == "GET" and conditions(known) else None
+        known = known if method == "GET" and conditional_headers(known) else None
         try:
             url, at_home = self._places.allowed(self._moves.now(url), leads="links", posted=content is not None)
-            call = Call(url, at_home, method, headers, known, content, wait, errors)
-            patience = Patience(self._timeout, wait)
+            call = OutgoingRequest(url, at_home, method, headers, known, content, wait, errors)
+            patience = Deadline(self._timeout, wait)
             with patience.scope:
                 return await self._get(call, patience)
         except self._exchange.errors as error:
@@ -362,7 +372,7 @@ class Origin:
         """
         return self._places.allowed(url, leads="links", posted=posted)[0]
 
-    def accepted(self, answer: Answer) -> Answer:
+    def accepted(self, answer: Response) -> Response:
         """The answer, if it is one by its status.
 
         Raises:
@@ -370,8 +380,8 @@ class Origin:
             FeedGone: 410.
             FeedError: Another status than 200, 203, 204 and 304, or 304 when all was asked for.
         """
-        if answer.status not in READ:
-            raise refusal(answer.status, answer.retry_after, answer.where)
+        if answer.status not in ACCEPTED_STATUSES:
+            raise error_for_status(answer.status, answer.retry_after, answer.where)
         if answer.status == HTTPStatus.NOT_MODIFIED and answer.known is None:
             raise FeedError(
                 f"{answer.where} answered 304 Not Modified, but was asked for all there is; "
@@ -380,9 +390,9 @@ class Origin:
             )
         return answer
 
-    def note_read(self, answer: Answer) -> None:
+    def note_read(self, answer: Response) -> None:
         """Remember the redirects that led to this answer. Call it once a page of the feed was read from it."""
-        if answer.status in READ and answer.redirected:
+        if answer.status in ACCEPTED_STATUSES and answer.redirected:
             self._moves.read(answer.url)
             for old, new in answer.moves:
                 self._moves.learn(old, new)
@@ -391,10 +401,11 @@ class Origin:
         """Give back connections. The next `ask` opens them again, in whatever event loop that is."""
         await self._exchange.aclose()
 
-    def _too_slow(self, patience: Patience, wait: float) -> FeedError:
+    def _too_slow(self, patience: Deadline, wait: float) -> FeedError:
         if patience.stood_still:
             return FeedError(
-                f"{self.where} sent less than {FLOOR} bytes of its body in {STILL:g} seconds; it is asked "
+                f"{self.where} sent less than {MIN_BODY_PROGRESS} bytes of its body in {STALL_TIMEOUT:g} seconds; "
+                "it is asked "
                 "again later"
             )
         return FeedError(
@@ -402,15 +413,15 @@ class Origin:
             "raise timeout= if it needs longer"
         )
 
-    async def _get(self, call: Call, patience: Patience) -> Answer:
+    async def _get(self, call: OutgoingRequest, patience: Deadline) -> Response:
         answer = await self._follow(call, patience)
         refused = answer.status == HTTPStatus.UNAUTHORIZED and self._places.is_home(answer.url)
         if refused and self._credentials.forget():
             patience.ask_again()
             answer = await self._follow(call, patience)
-        if answer.status not in READ:
+        if answer.status not in ACCEPTED_STATUSES:
             self._moves.forget()
-        if answer.redirected and answer.status in _NOT_THERE and not self._moves.has_read(answer.url):
+        if answer.redirected and answer.status in _MISSING_STATUSES and not self._moves.has_read(answer.url):
             there = self._hidden.shown(answer.url)
             raise FeedError(
                 f"{self.where} was redirected to {there}, which answered {answer.status}; if the feed has "
@@ -419,7 +430,7 @@ class Origin:
             )
         return answer
 
-    async def _follow(self, call: Call, patience: Patience) -> Answer:
+    async def _follow(self, call: OutgoingRequest, patience: Deadline) -> Response:
         for _ in range(MAX_REDIRECTS + 1):
             response = await self._exchange.send(call)
             try:
@@ -427,29 +438,33 @@ class Origin:
                     return await self._answer(response, call, patience)
                 call = self._redirected(response, call)
             finally:
-                await close(response)
+                await close_response(response)
         raise FeedError(f"{self.where} redirects more than {MAX_REDIRECTS} times; ask its publisher for its URL")
 
-    def _redirected(self, response: Any, call: Call) -> Call:
+    def _redirected(self, response: Any, call: OutgoingRequest) -> OutgoingRequest:
         following = call.after(response.status_code)
         posted = following.content is not None
         url, at_home = self._places.allowed(str(response.next_request.url), leads="redirects", posted=posted)
-        if response.status_code in _FOR_GOOD and following.method == call.method and may_be_kept(response.headers):
+        if (
+            response.status_code in _PERMANENT_REDIRECTS
+            and following.method == call.method
+            and is_cacheable(response.headers)
+        ):
             following = following._replace(moves=(*call.moves, (call.url, url)))
         return following._replace(url=url, at_home=at_home)
 
-    async def _answer(self, response: Any, call: Call, patience: Patience) -> Answer:
+    async def _answer(self, response: Any, call: OutgoingRequest, patience: Deadline) -> Response:
         status = response.status_code
         headers, now = response.headers, time.time()
         where = self.where if call.at_home else self._places.shown(call.url)
-        if status in READ:
+        if status in ACCEPTED_STATUSES:
             body = await read_body(response, self._max_body, where, patience)
         else:
             body = await self._error_body(response, call, patience) if call.errors else b""
-        wait = within_poll = asked_to_wait(status, headers, now)
+        wait = within_poll = requested_delay(status, headers, now)
         if wait is not None:
-            within_poll = asked_to_wait(status, headers, now, within_poll=True)
-        return Answer(
+            within_poll = requested_delay(status, headers, now, within_poll=True)
+        return Response(
             status,
             headers,
             body,
@@ -462,14 +477,14 @@ class Origin:
             call.moves,
         )
 
-    async def _error_body(self, response: Any, call: Call, patience: Patience) -> bytes:
+    async def _error_body(self, response: Any, call: OutgoingRequest, patience: Deadline) -> bytes:
         """What the server says to an error; empty if that cannot be had: the error is there all the same."""
-        with anyio.move_on_after(MOST_FOR_AN_ERROR), suppress(FeedError, *self._exchange.errors):
+        with anyio.move_on_after(ERROR_BODY_TIMEOUT), suppress(FeedError, *self._exchange.errors):
             return await read_body(response, call.errors, "", patience)
         return b""
 
 
-def _one_of(url: httpx.URL, auth: Auth | None, headers: Mapping[str, str]) -> Auth | None:
+def _single_auth(url: httpx.URL, auth: Auth | None, headers: Mapping[str, str]) -> Auth | None:
     """The credentials, which can be given in three places."""
     in_url = (url.username, url.password) if url.userinfo else None
     if sum((in_url is not None, auth is not None, "authorization" in headers)) > 1:

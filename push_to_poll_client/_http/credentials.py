@@ -22,7 +22,7 @@ __all__ = [
     "HeaderSource",
     "ListenerCredentials",
     "TokenSource",
-    "basic",
+    "basic_auth_header",
 ]
 
 
@@ -138,7 +138,7 @@ class ListenerCredentials:
     def __init__(self, headers: HeaderSource | None, token: TokenSource | None) -> None:
         self._headers = headers
         self._token = token
-        _join(None if callable(headers) else headers, None if callable(token) else token)
+        _merge_headers(None if callable(headers) else headers, None if callable(token) else token)
 
     @property
     def renewable(self) -> bool:
@@ -156,28 +156,28 @@ class ListenerCredentials:
         """
         try:
             with anyio.fail_after(within):
-                headers, token = await _given(self._headers), await _given(self._token)
+                headers, token = await _get_value(self._headers), await _get_value(self._token)
         except Exception as error:  # noqa: BLE001  # whatever it is: tokens come from a network
             # The text of a provider's error may hold the secret itself, so it is no cause either.
             what = type(error).__name__
             raise CredentialsFailed(f"asking for the headers or the token failed with {what}") from None
         try:
-            return _join(headers, token)
+            return _merge_headers(headers, token)
         except (TypeError, ValueError) as error:
             raise CredentialsFailed(f"the provider gave what cannot be used: {error}") from None
 
 
-def basic(user: str, password: str) -> dict[str, str]:
+def basic_auth_header(user: str, password: str) -> dict[str, str]:
     """The header for user and password (RFC 7617 §2.1: UTF-8)."""
     return {"Authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
-async def _given(source: Any) -> Any:
+async def _get_value(source: Any) -> Any:
     given = source() if callable(source) else source
     return await given if inspect.isawaitable(given) else given
 
 
-def _join(headers: Any, token: Any) -> dict[str, str]:
+def _merge_headers(headers: Any, token: Any) -> dict[str, str]:
     if not isinstance(headers, Mapping | None):
         raise TypeError(f"headers are a mapping of str to str, not {type(headers).__name__}")
     joined = dict(headers or {})
@@ -185,7 +185,7 @@ def _join(headers: Any, token: Any) -> dict[str, str]:
         joined = {name: value for name, value in joined.items() if str(name).lower() != "authorization"}
         joined["Authorization"] = f"Bearer {_checked_token(token)}"
     for name, value in joined.items():
-        _check(name, value)
+        _check_header(name, value)
     return joined
 
 
@@ -197,7 +197,7 @@ def _checked_token(token: Any) -> str:
     return token
 
 
-def _check(name: Any, value: Any) -> None:
+def _check_header(name: Any, value: Any) -> None:
     if not isinstance(name, str) or not isinstance(value, str):
         raise TypeError("headers are a mapping of str to str")
     if not is_header_name(name):

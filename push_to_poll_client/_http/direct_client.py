@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 
-LARGEST = 256 * 1024
+READ_SIZE = 256 * 1024
 """Bytes; asyncio takes no more at a time."""
 
 _logger = logging.getLogger("httpx")
@@ -35,7 +35,7 @@ class DirectClient(httpx.AsyncClient):
     """
 
     def __init__(self, tls: ssl.SSLContext, limits: httpx.Limits, **settings: Any) -> None:
-        self._direct = _LargeReads(tls, limits)
+        self._direct = _LargeReadTransport(tls, limits)
         super().__init__(transport=self._direct, **settings)
 
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
@@ -45,13 +45,13 @@ class DirectClient(httpx.AsyncClient):
         response = await self._direct.handle_async_request(request)
         response.request = request
         if response.has_redirect_location:
-            await _set_next(response)
+            await _set_next_request(response)
         return response
 
 
-async def _set_next(response: httpx.Response) -> None:
+async def _set_next_request(response: httpx.Response) -> None:
     try:
-        target = _target(response.request.url, response.headers["location"])
+        target = _redirect_target(response.request.url, response.headers["location"])
     except (httpx.InvalidURL, ValueError):  # as of idna and urllib; a text may quote a secret
         with anyio.CancelScope(shield=True):
             await response.aclose()
@@ -59,14 +59,14 @@ async def _set_next(response: httpx.Response) -> None:
     response.next_request = httpx.Request("GET", target)
 
 
-def _target(url: httpx.URL, location: str) -> httpx.URL:
+def _redirect_target(url: httpx.URL, location: str) -> httpx.URL:
     target = httpx.URL(location)
     if target.scheme and not target.host:  # "https:/path": httpx takes it for the same host, as browsers do
         target = target.copy_with(host=url.host)
     return url.join(target)
 
 
-class _LargeReads(httpx.AsyncHTTPTransport):
+class _LargeReadTransport(httpx.AsyncHTTPTransport):
     """Httpx's transport, over sockets that are read in large pieces."""
 
     def __init__(self, tls: ssl.SSLContext, limits: httpx.Limits) -> None:
@@ -76,27 +76,27 @@ class _LargeReads(httpx.AsyncHTTPTransport):
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
-            network_backend=_Network(),
+            network_backend=_LargeReadBackend(),
         )
 
 
-class _Network(httpcore.AnyIOBackend):
+class _LargeReadBackend(httpcore.AnyIOBackend):
     async def connect_tcp(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
-        return _Stream(await super().connect_tcp(*args, **options))
+        return _LargeReadStream(await super().connect_tcp(*args, **options))
 
 
-class _Stream(httpcore.AsyncNetworkStream):
+class _LargeReadStream(httpcore.AsyncNetworkStream):
     def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
         self._stream = stream
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002, ASYNC109
-        return await self._stream.read(LARGEST, timeout)
+        return await self._stream.read(READ_SIZE, timeout)
 
     async def write(self, *args: Any, **options: Any) -> None:
         await self._stream.write(*args, **options)
 
     async def start_tls(self, *args: Any, **options: Any) -> httpcore.AsyncNetworkStream:
-        return _Stream(await self._stream.start_tls(*args, **options))
+        return _LargeReadStream(await self._stream.start_tls(*args, **options))
 
     async def aclose(self) -> None:
         await self._stream.aclose()

@@ -8,14 +8,14 @@ from typing import Any
 import httpx
 
 from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
-from push_to_poll_client._http.headers import asked_to_wait
+from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._http.origins import without_secrets
 
 __all__ = [
     "BAD_REDIRECT",
+    "error_for_exception",
+    "error_for_status",
     "module_of",
-    "refusal",
-    "refusal_behind",
 ]
 
 
@@ -38,11 +38,11 @@ def module_of(client: Any) -> Any:
     return httpx
 
 
-_PASSING = frozenset({408, 425, 429})
+_TRANSIENT_STATUSES = frozenset({408, 425, 429})
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
-def refusal(status: int, retry_after: float | None, where: str) -> FeedError:
+def error_for_status(status: int, retry_after: float | None, where: str) -> FeedError:
     """The error that an answer is which is none.
 
     Args:
@@ -54,16 +54,16 @@ def refusal(status: int, retry_after: float | None, where: str) -> FeedError:
     if status == HTTPStatus.GONE:
         return FeedGone(f"{seen}: the feed is gone for good; ask its publisher where to", retry_after=retry_after)
     throttled = status == HTTPStatus.FORBIDDEN and retry_after is not None
-    if 400 <= status < 500 and status not in _PASSING and not throttled:  # noqa: PLR2004
+    if 400 <= status < 500 and status not in _TRANSIENT_STATUSES and not throttled:  # noqa: PLR2004
         return FeedRefused(f"{seen}; check the URL and the credentials", retry_after=retry_after)
     return FeedError(f"{seen}; it is asked again later", retry_after=retry_after)
 
 
-def refusal_behind(error: Exception) -> FeedError | None:
+def error_for_exception(error: Exception) -> FeedError | None:
     """What `raise_for_status()` of httpx, or of a client of its shape, speaks of; `None`: it is another error."""
     response: Any = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if not isinstance(status, int):
         return None
-    retry_after = asked_to_wait(status, response.headers, time.time())
-    return refusal(status, retry_after, without_secrets(response.url))
+    retry_after = requested_delay(status, response.headers, time.time())
+    return error_for_status(status, retry_after, without_secrets(response.url))

@@ -22,12 +22,12 @@ from push_to_poll_client._types import MAX_NOT_BEFORE
 __all__ = [
     "MAX_LINKS",
     "TooManyLinks",
-    "asked_to_wait",
     "http_date",
     "is_header_name",
     "is_header_value",
-    "resolved",
-    "targets",
+    "link_targets",
+    "requested_delay",
+    "resolve_url",
 ]
 
 
@@ -49,15 +49,17 @@ _MEMBER = re.compile(rf"[ \t]*(?:{_STRING}|[A-Za-z*][^\s;,\"]*+)(?P<parameters>(
 # The same as an earlier draft had it, a dictionary: limit=100, remaining=0, reset=30
 _OLD_MEMBER = re.compile(r"(?:^|,)[ \t]*+(remaining|reset)=([0-9]++)")
 
-_VENDORS = ("x-ratelimit", "x-rate-limit", "ratelimit")
-_ASKING = {"backoff", "ratelimit", "retry-after", "x-poll-interval"} | {f"{name}-reset" for name in _VENDORS}
+_VENDOR_PREFIXES = ("x-ratelimit", "x-rate-limit", "ratelimit")
+_DELAY_HEADERS = {"backoff", "ratelimit", "retry-after", "x-poll-interval"} | {
+    f"{name}-reset" for name in _VENDOR_PREFIXES
+}
 """The headers by which a server asks to be left alone; each way has one of them."""
 
-SECOND_LIMIT = 60.0
+SECONDARY_LIMIT_DELAY = 60.0
 """Seconds that GitHub wants at least, when a second limit is exceeded and nothing says for how long."""
 
 
-def asked_to_wait(
+def requested_delay(
     status: int, headers: Mapping[str, str], wall_clock: float, *, within_poll: bool = False
 ) -> float | None:
     """How long the server asks to be left alone.
@@ -81,7 +83,7 @@ def asked_to_wait(
     Returns:
         Seconds from now, 0 for a date that has passed, at most `MAX_NOT_BEFORE`; `None`: the server did not ask.
     """
-    if _ASKING.isdisjoint(map(str.lower, headers)):
+    if _DELAY_HEADERS.isdisjoint(map(str.lower, headers)):
         return None
     waits = [_number(headers, "backoff"), None if within_poll else _number(headers, "x-poll-interval")]
     now = http_date(headers, "date")
@@ -151,11 +153,11 @@ def _rate_limit(headers: Mapping[str, str]) -> list[float]:
 def _rate_limit_reset(status: int, headers: Mapping[str, str], now: float) -> Iterator[float]:
     """The vendors' headers, whose reset is a date with some and a delay with others."""
     refused = status == httpx.codes.TOO_MANY_REQUESTS
-    for name in _VENDORS:
+    for name in _VENDOR_PREFIXES:
         remaining = _number(headers, f"{name}-remaining")
         reset = _number(headers, f"{name}-reset")
         if remaining and refused:
-            yield SECOND_LIMIT
+            yield SECONDARY_LIMIT_DELAY
         elif reset is not None and (refused or remaining == 0):
             date = reset / 1000 if reset > _MILLISECONDS else reset
             yield max(0.0, date - now) if reset > _EPOCH else reset
@@ -178,7 +180,7 @@ class TooManyLinks(ValueError):
     """There are more than `MAX_LINKS`."""
 
 
-def targets(fields: str, relation: str, base: str) -> Iterator[str]:
+def link_targets(fields: str, relation: str, base: str) -> Iterator[str]:
     """Where the links of a relation lead, the first one first.
 
     Args:
@@ -187,30 +189,30 @@ def targets(fields: str, relation: str, base: str) -> Iterator[str]:
         base: What answered.
 
     Yields:
-        What stands between the brackets: relative, absolute, or nothing that makes a URL (`resolved`).
+        What stands between the brackets: relative, absolute, or nothing that makes a URL (`resolve_url`).
 
     Raises:
         TooManyLinks: After the last target, since there may be another.
     """
     relation, links = relation.lower(), _LINK.finditer(fields)
     for found in islice(links, MAX_LINKS):
-        if _is(relation, _first_of_each(found[2] or ""), base):
+        if _has_relation(relation, _parse_parameters(found[2] or ""), base):
             yield found[1]
     if any(found[0] for found in links):
         raise TooManyLinks(f"more than {MAX_LINKS} links")
 
 
-def _is(relation: str, parameters: Mapping[str, str], base: str) -> bool:
+def _has_relation(relation: str, parameters: Mapping[str, str], base: str) -> bool:
     related = relation in parameters.get("rel", "").lower().split()
-    return related and _is_about(base, parameters.get("anchor"))
+    return related and _has_context(base, parameters.get("anchor"))
 
 
-def _is_about(base: str, anchor: str | None) -> bool:
+def _has_context(base: str, anchor: str | None) -> bool:
     """Whether the link's context is what answered (RFC 8288 §3.2)."""
-    return anchor is None or resolved(anchor, base) == resolved("", base)
+    return anchor is None or resolve_url(anchor, base) == resolve_url("", base)
 
 
-def _first_of_each(parameters: str) -> dict[str, str]:
+def _parse_parameters(parameters: str) -> dict[str, str]:
     """By names in lower case. RFC 8288 §3.3: a second `rel` is ignored."""
     given: dict[str, str] = {}
     for name, value in _PARAMETERS.findall(parameters):
@@ -222,7 +224,7 @@ def _unquoted(value: str) -> str:
     return _QUOTED_PAIR.sub(r"\1", value[1:].removesuffix('"')) if value.startswith('"') else value.strip(" \t")
 
 
-def resolved(target: str, base: str) -> str | None:
+def resolve_url(target: str, base: str) -> str | None:
     """A link as an absolute URL; `None`: it makes none."""
     try:
         return str(httpx.URL(base).join(target.strip()))

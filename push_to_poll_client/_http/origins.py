@@ -17,15 +17,15 @@ import httpx
 from push_to_poll_client._exceptions import FeedError
 
 __all__ = [
-    "MAX_MOVES",
-    "Hidden",
-    "Moves",
-    "Place",
-    "Places",
-    "http_url",
+    "MAX_REMEMBERED_REDIRECTS",
+    "Origin",
+    "Origins",
+    "Redirects",
+    "URLSecrets",
     "identity",
-    "origins",
-    "place_of",
+    "origin_of",
+    "parse_http_url",
+    "parse_origins",
     "without_secrets",
 ]
 
@@ -48,7 +48,7 @@ def without_secrets(url: object) -> str:
         Scheme, host, port and path, without userinfo and fragment; of the query the names, each value replaced
         by "…". At most 300 characters, all printable.
     """
-    shown, _ = _parts(str(url))
+    shown, _ = _redacted_and_query(str(url))
     return shown if len(shown) <= _MAX_SHOWN else shown[: _MAX_SHOWN - 1] + "…"
 
 
@@ -62,29 +62,29 @@ def identity(url: object) -> str:
         The URL without secrets, and if it has a query a digest of it: two feeds that differ in their queries
         differ here. A secret in the query becomes part of what the feed is, so it belongs in a header.
     """
-    shown, query = _parts(str(url))
+    shown, query = _redacted_and_query(str(url))
     if not query:
         return shown
     return f"{shown}#{hashlib.sha256(query.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
-def _parts(url: str) -> tuple[str, str]:
+def _redacted_and_query(url: str) -> tuple[str, str]:
     """The URL as it may be shown, and its query."""
     scheme, authority, path, query = _URL.findall(url)[0]
     host = authority.rpartition("@")[2]
     if not scheme or not _HOST.fullmatch(host):
         return "(not a URL)", url
-    names = "&".join(_name(field) for field in re.split("[&;]", query))
+    names = "&".join(_redact_field(field) for field in re.split("[&;]", query))
     shown = f"{scheme.lower()}://{host.lower()}{path}" + (f"?{names}" if query else "")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown), query
 
 
-def _name(field: str) -> str:
+def _redact_field(field: str) -> str:
     name, equals, _ = field.partition("=")
     return f"{name}=…" if equals else "…"  # a field without "=" is as likely a key to something as a name
 
 
-def http_url(url: str) -> httpx.URL:
+def parse_http_url(url: str) -> httpx.URL:
     """Take an address apart.
 
     Raises:
@@ -105,31 +105,31 @@ def http_url(url: str) -> httpx.URL:
     return parsed
 
 
-Place: TypeAlias = tuple[bytes, bytes, int | None]
+Origin: TypeAlias = tuple[bytes, bytes, int | None]
 """An origin (RFC 9110 §4.3.1): scheme, host and port, `None` for the scheme's own."""
 
 
-def place_of(url: httpx.URL) -> Place:
+def origin_of(url: httpx.URL) -> Origin:
     """The origin. By the raw host: decoding one that a server made up can fail."""
     return url.raw_scheme, url.raw_host, url.port
 
 
-def origins(trusted: Collection[str]) -> frozenset[Place]:
+def parse_origins(trusted: Collection[str]) -> frozenset[Origin]:
     if isinstance(trusted, str) or not isinstance(trusted, Collection):
         raise TypeError(f"trusted is a {type(trusted).__name__}; give a list of origins")
-    return frozenset(map(_origin, trusted))
+    return frozenset(map(_parse_origin, trusted))
 
 
-def _origin(text: str) -> Place:
+def _parse_origin(text: str) -> Origin:
     if not isinstance(text, str):
         raise TypeError(f"trusted has a {type(text).__name__} in it; give str")
     try:
-        url = http_url(text)
+        url = parse_http_url(text)
     except ValueError:
         url = httpx.URL()
     if not url.host or url.userinfo or url.query or url.fragment or url.path != "/":
         raise ValueError(f"trusted has {without_secrets(text)} in it; give origins, as https://cdn.example")
-    return place_of(url)
+    return origin_of(url)
 
 
 MAX_SECRET = 4096
@@ -138,7 +138,7 @@ MAX_SECRET = 4096
 _SCHEME_AND_AUTHORITY = re.compile(r"[^:/?#]*:?//[^/?#]*")
 
 
-class Hidden:
+class URLSecrets:
     """Fills the fields of a URL, `https://api.example/bot{token}/updates`, and puts them back into what is shown.
 
     Args:
@@ -160,9 +160,9 @@ class Hidden:
         self.where = without_secrets(template)
         self.url = template
         self._forms: list[tuple[re.Pattern[str], str]] = []
-        for name, secret in sorted(_checked(template, secrets).items(), key=lambda item: -len(item[1])):
+        for name, secret in sorted(_check_secrets(template, secrets).items(), key=lambda item: -len(item[1])):
             self.url = self.url.replace(f"{{{name}}}", quote(secret, safe=":@"))
-            self._forms.append((_every_form(secret), f"{{{name}}}"))
+            self._forms.append((_secret_pattern(secret), f"{{{name}}}"))
         self.identity = identity(template)
         if secrets:
             digest = hashlib.sha256(self.url.encode(errors="surrogatepass")).hexdigest()
@@ -180,7 +180,7 @@ class Hidden:
         return without_secrets(self.masked(str(url)))
 
 
-def _checked(template: str, secrets: Mapping[str, str]) -> Mapping[str, str]:
+def _check_secrets(template: str, secrets: Mapping[str, str]) -> Mapping[str, str]:
     authority = _SCHEME_AND_AUTHORITY.match(template)
     for name, secret in secrets.items():
         if not (isinstance(name, str) and isinstance(secret, str)):
@@ -193,7 +193,7 @@ def _checked(template: str, secrets: Mapping[str, str]) -> Mapping[str, str]:
     return secrets
 
 
-def _every_form(secret: str) -> re.Pattern[str]:
+def _secret_pattern(secret: str) -> re.Pattern[str]:
     """It as it is and percent-encoded in any way, since servers write URLs anew."""
     forms = (f"(?:{_encoded(char)}|{re.escape(char)})" for char in secret)
     return re.compile("".join(forms))
@@ -204,7 +204,7 @@ def _encoded(char: str) -> str:
     return "".join(f"(?i:%{octet:02x})" for octet in octets)
 
 
-class Places:
+class Origins:
     """The origins that a feed reads from.
 
     Args:
@@ -220,12 +220,12 @@ class Places:
         ValueError: One of them is no origin.
     """
 
-    def __init__(self, url: httpx.URL, hidden: Hidden, trusted: Collection[str]) -> None:
+    def __init__(self, url: httpx.URL, hidden: URLSecrets, trusted: Collection[str]) -> None:
         self.where = hidden.where
         self._hidden = hidden
-        self._home = place_of(url)
+        self._home = origin_of(url)
         self._start = str(url.copy_with(raw_path=b"/"))
-        self._trusted = origins(trusted)
+        self._trusted = parse_origins(trusted)
 
     def allowed(self, url: str, *, leads: str, posted: bool) -> tuple[str, bool]:
         """What to ask.
@@ -248,14 +248,14 @@ class Places:
             target = httpx.URL(url).copy_with(userinfo=b"", fragment=None)
         except httpx.InvalidURL:  # whose text may quote a piece of a secret
             raise FeedError(f"{self.where} {leads} to what is no URL; ask its publisher") from None
-        at_home = place_of(target) == self._home
+        at_home = origin_of(target) == self._home
         if not at_home:
             self._check(target, leads, posted=posted)
         return str(target), at_home
 
     def is_home(self, url: str) -> bool:
         """Whether it is of the feed's own origin."""
-        return url.startswith(self._start) or place_of(httpx.URL(url)) == self._home
+        return url.startswith(self._start) or origin_of(httpx.URL(url)) == self._home
 
     def shown(self, url: str) -> str:
         """Who said something, for errors: the feed, or another origin that it led to."""
@@ -263,7 +263,7 @@ class Places:
 
     def _check(self, target: httpx.URL, leads: str, *, posted: bool) -> None:
         there = self._hidden.shown(f"{target.scheme}://{target.netloc.decode('ascii')}/")
-        if place_of(target) not in self._trusted:
+        if origin_of(target) not in self._trusted:
             raise FeedError(
                 f"{self.where} {leads} to another origin, {there}, which credentials must not follow; if the "
                 "feed has moved there, give its new URL, or have it asked without them: trusted="
@@ -276,10 +276,10 @@ class Places:
             )
 
 
-MAX_MOVES = 16
+MAX_REMEMBERED_REDIRECTS = 16
 """Of one feed. Its pages move together, by their path."""
 
-MAX_READ = 16
+MAX_CONFIRMED_PATHS = 16
 """Paths of one feed at which redirects ended and a page was read: one for each path that the feed has."""
 
 MAX_STEPS = 5
@@ -292,7 +292,7 @@ MAX_AGE = 3600.0
 _logger = logging.getLogger("push_to_poll_client")
 
 
-class Moves:
+class Redirects:
     """Knows the new URL for an old one. All in an event loop, by whose clock it forgets.
 
     Args:
@@ -344,7 +344,7 @@ class Moves:
         """Note that redirects led to a page of the feed at this URL, so that errors from there are believed."""
         self._read[_path(url)] = None
         self._read.move_to_end(_path(url))
-        if len(self._read) > MAX_READ:
+        if len(self._read) > MAX_CONFIRMED_PATHS:
             self._read.popitem(last=False)
 
     def has_read(self, url: str) -> bool:
@@ -365,5 +365,5 @@ def _remember(moves: OrderedDict[str, str], old: str, new: str) -> None:
     moves.pop(new, None)  # whoever moved back has not moved
     if old != new:
         moves[old] = new
-        if len(moves) > MAX_MOVES:
+        if len(moves) > MAX_REMEMBERED_REDIRECTS:
             moves.popitem(last=False)

@@ -16,30 +16,30 @@ import anyio
 
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._http.caching import Validators, validators_of
-from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, resolved, targets
+from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targets, resolve_url
 from push_to_poll_client._http.transport import unwind
 from push_to_poll_client._validation import quoted
 
 __all__ = [
+    "ACCEPTED_STATUSES",
     "ACCEPT_ENCODING",
-    "FLOOR",
-    "READ",
-    "STILL",
-    "Answer",
-    "Patience",
-    "link",
+    "MIN_BODY_PROGRESS",
+    "STALL_TIMEOUT",
+    "Deadline",
+    "Response",
+    "find_link",
     "read_body",
 ]
 
 
-STILL = 10.0
-"""Seconds in which `FLOOR` bytes of a body have to come. TCP sends a lost packet again within 3 of them."""
+STALL_TIMEOUT = 10.0
+"""Seconds in which `MIN_BODY_PROGRESS` bytes of a body have to come. TCP sends a lost packet again within 3."""
 
-FLOOR = 1024
-"""Bytes that have to come in `STILL` seconds: a tenth of what modems did. A drip of less is no transfer."""
+MIN_BODY_PROGRESS = 1024
+"""Bytes that have to come in `STALL_TIMEOUT` seconds: a tenth of what modems did."""
 
 
-class Patience:
+class Deadline:
     """The time for one answer. Made when it is asked for.
 
     Args:
@@ -60,8 +60,8 @@ class Patience:
 
     def begin(self) -> None:
         """The headers are here."""
-        self._missing = FLOOR
-        self.scope.deadline = min(self._end, max(self._held, anyio.current_time()) + STILL)
+        self._missing = MIN_BODY_PROGRESS
+        self.scope.deadline = min(self._end, max(self._held, anyio.current_time()) + STALL_TIMEOUT)
 
     def came(self, size: int) -> None:
         """So many bytes of the body came."""
@@ -83,11 +83,11 @@ ACCEPT_ENCODING = "gzip"
 """What is asked for. It can unpack deflate too, of which servers have two kinds; httpx would ask for more."""
 
 _NO_BODY = frozenset({204, 304})
-_BEHIND = b"\0 \t\r\n"
+_PADDING = b"\0 \t\r\n"
 _SIZE = re.compile(r"[0-9]+")
 
 
-async def read_body(response: Any, limit: int, where: str, patience: Patience) -> bytes:
+async def read_body(response: Any, limit: int, where: str, patience: Deadline) -> bytes:
     """Read a streamed `httpx.Response`, or one of another module, to its end.
 
     Args:
@@ -101,10 +101,10 @@ async def read_body(response: Any, limit: int, where: str, patience: Patience) -
         FeedError: It is larger, or is not what its `Content-Encoding` says, or that is unknown here.
     """
     if response.is_stream_consumed:  # by a transport that keeps answers, as caches and mocks do
-        _check(len(response.content), limit, where)
+        _check_size(len(response.content), limit, where)
         return bytes(response.content)
-    _check(_announced(response), limit, where)
-    unpack = _unpacker(response.headers.get("content-encoding", ""), where)
+    _check_size(_content_length(response), limit, where)
+    unpack = _decoder_for(response.headers.get("content-encoding", ""), where)
     parts, size, wire = list[bytes](), 0, 0
     chunks = response.aiter_raw()
     patience.begin()
@@ -113,7 +113,7 @@ async def read_body(response: Any, limit: int, where: str, patience: Patience) -
             patience.came(len(chunk))
             part = unpack.some(chunk, limit + 1 - size)
             wire, size = wire + len(chunk), size + len(part)
-            _check(max(wire, size), limit, where)
+            _check_size(max(wire, size), limit, where)
             parts.append(part)
     except BaseException:
         await unwind(chunks)
@@ -123,12 +123,12 @@ async def read_body(response: Any, limit: int, where: str, patience: Patience) -
     return b"".join(parts)
 
 
-def _check(size: int, limit: int, where: str) -> None:
+def _check_size(size: int, limit: int, where: str) -> None:
     if size > limit:
         raise FeedError(f"{where} sent a body of more than {limit} bytes; raise max_body= if that is right")
 
 
-class _Plain:
+class _IdentityDecoder:
     def some(self, chunk: bytes, most: int) -> bytes:  # noqa: ARG002
         return chunk
 
@@ -136,7 +136,7 @@ class _Plain:
         pass
 
 
-class _Packed:
+class _ZlibDecoder:
     """Zlib, by any of its three wrappings."""
 
     def __init__(self, name: str, wbits: int, where: str) -> None:
@@ -161,31 +161,31 @@ class _Packed:
 
     def _check_behind(self, data: bytes) -> None:
         """Padding is ignored, as browsers do. A second file, which gzip allows, would be lost."""
-        if data.strip(_BEHIND):
+        if data.strip(_PADDING):
             raise FeedError(
                 f"{self._where} sent a {self._name} body with something behind its end; "
                 'have it sent as it is: headers={"accept-encoding": "identity"}'
             )
 
 
-class _Deflate:
+class _DeflateDecoder:
     """By the standard in zlib's wrapping (RFC 9110 §8.4.1.2), by many servers in none."""
 
     def __init__(self, where: str) -> None:
         self._where = where
         self._head = b""
-        self._packed: _Packed | None = None
+        self._packed: _ZlibDecoder | None = None
 
     def some(self, chunk: bytes, most: int) -> bytes:
         if self._packed is None:
             self._head += chunk
             if len(self._head) < 2:  # noqa: PLR2004  # bytes of zlib's head
                 return b""
-            chunk, self._packed = self._head, _Packed("deflate", _wbits(self._head), self._where)
+            chunk, self._packed = self._head, _ZlibDecoder("deflate", _wbits(self._head), self._where)
         return self._packed.some(chunk, most)
 
     def end(self) -> None:
-        (self._packed or _Packed("deflate", zlib.MAX_WBITS, self._where)).end()
+        (self._packed or _ZlibDecoder("deflate", zlib.MAX_WBITS, self._where)).end()
 
 
 def _wbits(head: bytes) -> int:
@@ -194,31 +194,31 @@ def _wbits(head: bytes) -> int:
     return zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
 
 
-def _announced(response: Any) -> int:
+def _content_length(response: Any) -> int:
     """The bytes that are to come; 0: it does not say. 304 speaks of a body that it does not have."""
     length = response.headers.get("content-length", "")
     return int(length[:20]) if _SIZE.fullmatch(length) and response.status_code not in _NO_BODY else 0
 
 
-def _unpacker(encoding: str, where: str) -> _Plain | _Packed | _Deflate:
+def _decoder_for(encoding: str, where: str) -> _IdentityDecoder | _ZlibDecoder | _DeflateDecoder:
     match encoding.strip().lower():
         case "" | "identity":
-            return _Plain()
+            return _IdentityDecoder()
         case "gzip" | "x-gzip":  # RFC 9110 §8.4.1.3: the same
-            return _Packed("gzip", zlib.MAX_WBITS | 16, where)
+            return _ZlibDecoder("gzip", zlib.MAX_WBITS | 16, where)
         case "deflate":
-            return _Deflate(where)
+            return _DeflateDecoder(where)
         case _:
             raise FeedError(
                 f"{where} sent Content-Encoding {quoted(encoding)}, but was asked for {ACCEPT_ENCODING}"
             )
 
 
-READ = frozenset({200, 203, 204, 304})
+ACCEPTED_STATUSES = frozenset({200, 203, 204, 304})
 """What is an answer; the others are refusals."""
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What the server said.
 
     Attributes:
@@ -269,7 +269,7 @@ class Answer(NamedTuple):
         return validators_of(self.headers, self.known if self.status == HTTPStatus.NOT_MODIFIED else None)
 
 
-def link(answer: Answer, relation: str) -> str | None:
+def find_link(answer: Response, relation: str) -> str | None:
     """Where the first link of this relation leads.
 
     Args:
@@ -285,14 +285,14 @@ def link(answer: Answer, relation: str) -> str | None:
             it would look like the end of the feed.
     """
     try:
-        target = next(targets(answer.headers.get("link", ""), relation, answer.url), None)
+        target = next(link_targets(answer.headers.get("link", ""), relation, answer.url), None)
     except TooManyLinks:
         raise FeedError(
             f"{answer.where} has more than {MAX_LINKS} links, and none of the first is what was sought"
         ) from None
     if target is None:
         return None
-    url = resolved(target, answer.url)
+    url = resolve_url(target, answer.url)
     if url is None:
         raise FeedError(f"{answer.where} links to its {quoted(relation)} by what is no URL")
     return url

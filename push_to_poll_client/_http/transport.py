@@ -17,7 +17,7 @@ from push_to_poll_client._http.origins import without_secrets
 
 __all__ = [
     "CLOSE_TIMEOUT",
-    "closed_if_failed",
+    "close_on_failure",
     "open_client",
     "shared_tls_context",
     "unwind",
@@ -73,7 +73,10 @@ def open_client(
         "timeout": timeout,
         "headers": {"user-agent": user_agent()},
         "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept, they would grow without bound
-        "event_hooks": {"request": [functools.partial(_hide, shown)], "response": [_show, _drop_challenge]},
+        "event_hooks": {
+            "request": [functools.partial(_hide_url, shown)],
+            "response": [_restore_url, _drop_challenge],
+        },
     }
     if getproxies().keys() - {"no"}:
         return httpx.AsyncClient(verify=tls, limits=limits, **settings)
@@ -82,7 +85,7 @@ def open_client(
     return DirectClient(tls, limits, **settings)
 
 
-class _HiddenURL(httpx.URL):
+class _RedactedURL(httpx.URL):
     def __init__(self, url: httpx.URL, shown: Callable[[object], str]) -> None:
         super().__init__(url)
         self._shown = shown
@@ -91,12 +94,12 @@ class _HiddenURL(httpx.URL):
         return self._shown(super().__str__())
 
 
-async def _hide(shown: Callable[[object], str], request: httpx.Request) -> None:
+async def _hide_url(shown: Callable[[object], str], request: httpx.Request) -> None:
     """Httpx logs the URL of each request at level INFO, with its query."""
-    request.url = _HiddenURL(request.url, shown)
+    request.url = _RedactedURL(request.url, shown)
 
 
-async def _show(response: httpx.Response) -> None:
+async def _restore_url(response: httpx.Response) -> None:
     """An `httpx.Auth` that signs URLs sees the request again."""
     response.request.url = httpx.URL(response.request.url)
 
@@ -108,7 +111,7 @@ async def _drop_challenge(response: httpx.Response) -> None:
         response.stream = httpx.ByteStream(b"")
 
 
-def closed_if_failed(url: str) -> AbstractAsyncContextManager[dict[str, Any]]:
+def close_on_failure(url: str) -> AbstractAsyncContextManager[dict[str, Any]]:
     """Close the socket that a request opened, if the block fails or is cancelled before it is of use.
 
     httpcore 1.0.9 forgets the socket of a TLS handshake that is cancelled: a server that stalls there would cost
@@ -121,11 +124,11 @@ def closed_if_failed(url: str) -> AbstractAsyncContextManager[dict[str, Any]]:
     Returns:
         Gives the request's extensions.
     """
-    return _closed_if_failed() if url.startswith("https:") else nullcontext({})
+    return _close_on_failure() if url.startswith("https:") else nullcontext({})
 
 
 @asynccontextmanager
-async def _closed_if_failed() -> AsyncIterator[dict[str, Any]]:
+async def _close_on_failure() -> AsyncIterator[dict[str, Any]]:
     opened: list[Any] = []
 
     async def trace(event: str, info: Mapping[str, Any]) -> None:

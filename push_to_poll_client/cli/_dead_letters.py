@@ -13,15 +13,23 @@ from push_to_poll_client._json import decode
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._types import DeadLetter, Record, RecordState
 from push_to_poll_client._validation import one_line
-from push_to_poll_client.cli._output import Exit, UsageError, harmless, meant, moment, print_lines, typeable
+from push_to_poll_client.cli._output import (
+    Exit,
+    UsageError,
+    escape_unprintable,
+    format_time,
+    print_lines,
+    shell_quoted,
+    unescape,
+)
 from push_to_poll_client.cli._parser import Commands
-from push_to_poll_client.cli._state_file import add_state_to, changed, named
+from push_to_poll_client.cli._state_file import add_state_to, find_consumer, run_with_session
 from push_to_poll_client.stores._sqlite.reader import read_dead_letter, read_dead_letters
 
 __all__ = [
     "add_to",
-    "sheet",
-    "table",
+    "detail_lines",
+    "table_lines",
 ]
 
 
@@ -29,7 +37,7 @@ _LONGEST_KEY = 1_000
 """Characters of a key in the table: a longer one is hardly typed by anybody."""
 
 
-def table(letters: Iterable[DeadLetter]) -> Iterator[str]:
+def table_lines(letters: Iterable[DeadLetter]) -> Iterator[str]:
     """A line for each; each is let go before the next is read."""
     none = True
     for letter in letters:
@@ -38,30 +46,34 @@ def table(letters: Iterable[DeadLetter]) -> Iterator[str]:
         none = False
         marked = "yes" if letter.marked else ""
         yield _row(
-            moment(letter.last_failed), str(letter.attempts), marked, _key(letter.key), one_line(letter.error)
+            format_time(letter.last_failed),
+            str(letter.attempts),
+            marked,
+            _short_key(letter.key),
+            one_line(letter.error),
         )
     if none:
         yield "no dead letters"
 
 
-def sheet(letter: DeadLetter) -> Iterator[str]:
+def detail_lines(letter: DeadLetter) -> Iterator[str]:
     """All of one: its fields, the traceback, and the entry as it came."""
     yield from _fields(letter)
     if letter.traceback:
         yield ""
-        yield from (f"  {harmless(line)}" for line in letter.traceback.rstrip("\n").split("\n"))
+        yield from (f"  {escape_unprintable(line)}" for line in letter.traceback.rstrip("\n").split("\n"))
     yield ""
-    yield from map(harmless, letter.raw.decode("utf-8", "backslashreplace").split("\n"))
+    yield from map(escape_unprintable, letter.raw.decode("utf-8", "backslashreplace").split("\n"))
 
 
 def _fields(letter: DeadLetter) -> Iterator[str]:
     fields = {
-        "key": typeable(letter.key),
-        "id": typeable(letter.id),
-        "error": harmless(letter.error),
+        "key": shell_quoted(letter.key),
+        "id": shell_quoted(letter.id),
+        "error": escape_unprintable(letter.error),
         "attempts": str(letter.attempts),
-        "first failed": f"{moment(letter.first_failed)} UTC",
-        "last failed": f"{moment(letter.last_failed)} UTC",
+        "first failed": f"{format_time(letter.first_failed)} UTC",
+        "last failed": f"{format_time(letter.last_failed)} UTC",
         "marked": "yes, the next run tries it again" if letter.marked else "no",
         "entry": f"{len(letter.raw):,} bytes",
     }
@@ -73,16 +85,16 @@ def _row(last: str, attempts: str, marked: str, key: str, error: str) -> str:
     return f"{last:<19}  {attempts:>8}  {marked:<6}  {key:<40}  {error}"
 
 
-def _key(key: str) -> str:
-    return typeable(key) if len(key) <= _LONGEST_KEY else f"{typeable(key[:_LONGEST_KEY])}..."
+def _short_key(key: str) -> str:
+    return shell_quoted(key) if len(key) <= _LONGEST_KEY else f"{shell_quoted(key[:_LONGEST_KEY])}..."
 
 
-JSON = """\
+JSON_HELP = """\
 print JSON, an object on a line for each: key, id, error, attempts, first_failed and
 last_failed (in seconds since the epoch), marked (the next run tries it again). Members may be added, none will
 change"""
 
-KEY = "as list shows it; after -- if it begins with -"
+KEY_HELP = "as list shows it; after -- if it begins with -"
 
 
 def add_to(commands: Commands) -> None:
@@ -97,17 +109,17 @@ def add_to(commands: Commands) -> None:
     add_state_to(parser)
     actions = Commands(parser)
     listing = _add(actions, "list", _list, "show all of them, a line for each")
-    listing.add_argument("--json", action="store_true", help=JSON)
+    listing.add_argument("--json", action="store_true", help=JSON_HELP)
     show = _add(actions, "show", _show, "show one with its traceback and the entry of the feed")
-    show.add_argument("keys", metavar="KEY", nargs=1, help=KEY)
+    show.add_argument("keys", metavar="KEY", nargs=1, help=KEY_HELP)
     show.add_argument("--json", action="store_true", help="print it as export does")
     retry = _add(
         actions, "retry", _retry, "mark some, or all: the next run tries them again, once, before all else"
     )
-    retry.add_argument("keys", metavar="KEY", nargs="*", help=KEY)
+    retry.add_argument("keys", metavar="KEY", nargs="*", help=KEY_HELP)
     retry.add_argument("--all", action="store_true", help="all of them")
     drop = _add(actions, "drop", _drop, "take some away for good: their messages count as skipped")
-    drop.add_argument("keys", metavar="KEY", nargs="+", help=KEY)
+    drop.add_argument("keys", metavar="KEY", nargs="+", help=KEY_HELP)
     _add(
         actions,
         "export",
@@ -126,22 +138,22 @@ def _add(
 
 
 def _list(options: argparse.Namespace) -> int:
-    letters = read_dead_letters(options.state, named(options).name)
-    print_lines(map(_summary, letters) if options.json else (line.encode() for line in table(letters)))
+    letters = read_dead_letters(options.state, find_consumer(options).name)
+    print_lines(map(_summary, letters) if options.json else (line.encode() for line in table_lines(letters)))
     return Exit.DONE
 
 
 def _show(options: argparse.Namespace) -> int:
-    name, (typed,) = named(options).name, options.keys
-    letter = read_dead_letter(options.state, name, typed) or read_dead_letter(options.state, name, meant(typed))
+    name, (typed,) = find_consumer(options).name, options.keys
+    letter = read_dead_letter(options.state, name, typed) or read_dead_letter(options.state, name, unescape(typed))
     if letter is None:
-        raise _no_letter(1)
-    print_lines([as_json(letter)] if options.json else (line.encode() for line in sheet(letter)))
+        raise _unknown_key(1)
+    print_lines([as_json(letter)] if options.json else (line.encode() for line in detail_lines(letter)))
     return Exit.DONE
 
 
 def _export(options: argparse.Namespace) -> int:
-    print_lines(map(as_json, read_dead_letters(options.state, named(options).name)))
+    print_lines(map(as_json, read_dead_letters(options.state, find_consumer(options).name)))
     return Exit.DONE
 
 
@@ -152,19 +164,19 @@ def _retry(options: argparse.Namespace) -> int:
     async def mark(session: Session) -> int:
         return await _mark_all(session) if options.all else await _mark(session, options.keys)
 
-    count = changed(named(options), options.state, mark, instead="dead_letters.retry()")
-    _say(count, "marked; the next run tries {} again")
+    count = run_with_session(find_consumer(options), options.state, mark, instead="dead_letters.retry()")
+    _print_count(count, "marked; the next run tries {} again")
     return Exit.DONE
 
 
 def _drop(options: argparse.Namespace) -> int:
     async def drop(session: Session) -> int:
-        keys = await _found(session, options.keys)
+        keys = await _find_keys(session, options.keys)
         await session.commit(cursor=None, records=[Record(key, RecordState.SKIPPED) for key in keys])
         return len(keys)
 
-    count = changed(named(options), options.state, drop, instead="dead_letters.drop()")
-    _say(count, "gone, and will not be tried again")
+    count = run_with_session(find_consumer(options), options.state, drop, instead="dead_letters.drop()")
+    _print_count(count, "gone, and will not be tried again")
     return Exit.DONE
 
 
@@ -178,7 +190,7 @@ async def _mark_all(session: Session) -> int:
 
 
 async def _mark(session: Session, typed: Sequence[str]) -> int:
-    keys = await _found(session, typed)
+    keys = await _find_keys(session, typed)
     for key in keys:
         letter = await session.dead_letter(key)
         assert letter is not None  # nobody else changes it  # noqa: S101
@@ -186,7 +198,7 @@ async def _mark(session: Session, typed: Sequence[str]) -> int:
     return len(keys)
 
 
-async def _found(session: Session, typed: Sequence[str]) -> Sequence[str]:
+async def _find_keys(session: Session, typed: Sequence[str]) -> Sequence[str]:
     """The keys of dead letters that are meant: those that are there as they were typed, or as they are shown.
 
     Raises:
@@ -194,9 +206,9 @@ async def _found(session: Session, typed: Sequence[str]) -> Sequence[str]:
     """
     found: dict[str, None] = {}
     for number, one in enumerate(typed, 1):
-        keys = [key for key in (one, meant(one)) if await session.dead_letter(key) is not None]
+        keys = [key for key in (one, unescape(one)) if await session.dead_letter(key) is not None]
         if not keys:
-            raise _no_letter(number)
+            raise _unknown_key(number)
         found[keys[0]] = None
     return list(found)
 
@@ -205,13 +217,13 @@ def _marked(letter: DeadLetter) -> DeadLetter:
     return msgspec.structs.replace(letter, marked=True)
 
 
-def _no_letter(number: int) -> UsageError:
+def _unknown_key(number: int) -> UsageError:
     return UsageError(
         f"no dead letter has key number {number} of those given; nothing was changed, and list shows all"
     )
 
 
-def _say(count: int, what: str) -> None:
+def _print_count(count: int, what: str) -> None:
     are, them = ("letter is", "it") if count == 1 else ("letters are", "them")
     print_lines([f"{count} dead {are} {what.format(them)}".encode()])
 

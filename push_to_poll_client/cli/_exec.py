@@ -23,7 +23,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 
 from push_to_poll_client import Message
 from push_to_poll_client._validation import check_number, quoted
-from push_to_poll_client.cli._output import line_of
+from push_to_poll_client.cli._output import json_line
 
 __all__ = ["Command", "CommandFailed", "CommandNotStarted"]
 
@@ -31,7 +31,7 @@ TERM_GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL: with the ten that a stop leaves the message in hand, below the thirty of
 Kubernetes and the ninety of systemd."""
 
-_LOOK = 0.02  # seconds between looks at whether anything of an ended command is left
+_CHECK_INTERVAL = 0.02  # seconds between looks at whether anything of an ended command is left
 
 
 class CommandFailed(Exception):
@@ -78,7 +78,7 @@ class Command:
         """
         await checkpoint_if_cancelled()
         with anyio.CancelScope(shield=True, deadline=self._finish_until) as self._hand:
-            await self._run(line_of(message))
+            await self._run(json_line(message))
             return
         await anyio.sleep_forever()  # not processed: the cancellation that set the deadline goes on from here
 
@@ -100,7 +100,7 @@ class Command:
                 await process.wait()
         finally:
             if overran := process.returncode is None:
-                await _end(process)
+                await _terminate(process)
             self._process = None
         if overran or process.returncode:
             raise CommandFailed(f"{quoted(self._argv[0])} {self._failure(process, overran=overran)}")
@@ -143,14 +143,14 @@ def _argv(typed: str) -> list[str]:
     return [found, *argv[1:]]
 
 
-async def _end(process: Process) -> None:
+async def _terminate(process: Process) -> None:
     """Terminate the process and all that it started; kill what is left when the grace is over."""
     with anyio.CancelScope(shield=True):
         _signal_group(process, signal.SIGTERM)
         with anyio.move_on_after(TERM_GRACE):
             await process.wait()
             while _signal_group(process, 0):  # noqa: ASYNC110  # nothing tells when a group is empty
-                await anyio.sleep(_LOOK)
+                await anyio.sleep(_CHECK_INTERVAL)
         _signal_group(process, _KILL)
         with anyio.move_on_after(TERM_GRACE):
             await process.wait()

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._validation import describe, one_line
 from push_to_poll_client.cli import _dead_letters, _rewind, _status, _tail, demo
-from push_to_poll_client.cli._output import Exit, HarmlessFormatter, UsageError, exit_of, flush_stdout
+from push_to_poll_client.cli._output import EscapingFormatter, Exit, UsageError, exit_code_for, flush_stdout
 from push_to_poll_client.cli._parser import Commands, Parser
 
 __all__ = ["main"]
@@ -45,17 +45,17 @@ def _run(options: argparse.Namespace) -> int:
     try:
         return int(options.run(options))
     except UsageError as error:
-        return _say(one_line(str(error)), Exit.USAGE)
+        return _print_error(one_line(str(error)), Exit.USAGE)
     except KeyboardInterrupt:  # before or after a command looks after its signals
         return Exit.INTERRUPTED
     except PushToPollError as error:
-        return _say(describe(error), exit_of(error))
+        return _print_error(describe(error), exit_code_for(error))
     except Exception as error:  # a bug, whose traceback helps only whoever asks for it
         logger.debug("this is a bug", exc_info=error)
-        return _say(f"{describe(error)}; this is a bug, please report it with the output of -vv", Exit.BUG)
+        return _print_error(f"{describe(error)}; this is a bug, please report it with the output of -vv", Exit.BUG)
 
 
-def _say(sentence: str, code: Exit) -> int:
+def _print_error(sentence: str, code: Exit) -> int:
     print(f"push-to-poll: {sentence}", file=sys.stderr)
     return code
 
@@ -63,6 +63,6 @@ def _say(sentence: str, code: Exit) -> int:
 def _log_to_stderr(verbose: int) -> None:
     """The library's own log; others' may have URLs with secrets in it."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(HarmlessFormatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers[:] = [handler]
     logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])

@@ -30,50 +30,52 @@ from push_to_poll_client._exceptions import (
 
 __all__ = [
     "EXIT_CODES",
+    "EscapingFormatter",
     "Exit",
-    "HarmlessFormatter",
     "OutputError",
     "ReaderGone",
     "UsageError",
-    "exit_of",
+    "escape_unprintable",
+    "exit_code_for",
     "flush_stdout",
-    "harmless",
-    "line_of",
-    "meant",
-    "moment",
+    "format_time",
+    "json_line",
     "print_lines",
-    "typeable",
+    "shell_quoted",
+    "unescape",
     "write_line",
 ]
 
 
-_PIECE = 65_536
+_PIECE_LENGTH = 65_536
 """Characters that are looked at one by one together: an entry has millions, and each takes 50 times its room."""
 
-_SPELLED = re.compile(r"(?:\\u[0-9a-f]{4}|\\[bfnrt])+")
+_ESCAPES = re.compile(r"(?:\\u[0-9a-f]{4}|\\[bfnrt])+")
 
 
-def harmless(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     r"""The text with `\uXXXX` for what is not printable, line ends among it; a pair of them beyond U+FFFF.
 
     A line of JSON means the same afterwards (RFC 8259 §7): in it such characters stand in strings alone.
     """
     if text.isprintable():
         return text
-    return "".join(_piece(text[begin : begin + _PIECE]) for begin in range(0, len(text), _PIECE))
+    return "".join(
+        _escape_piece(text[begin : begin + _PIECE_LENGTH]) for begin in range(0, len(text), _PIECE_LENGTH)
+    )
 
 
-def typeable(text: str) -> str:
+def shell_quoted(text: str) -> str:
     """A key or a cursor, harmless, and in such quotes that it can be given to a shell as it stands."""
-    return shlex.quote(harmless(text))
+    return shlex.quote(escape_unprintable(text))
 
 
-def meant(typed: str) -> str:
-    """What somebody means who types what `harmless` shows."""
-    return _SPELLED.sub(lambda match: str(json.loads(f'"{match[0]}"')), typed)
+def unescape(typed: str) -> str:
+    """What somebody means who types what `escape_unprintable` shows."""
+    return _ESCAPES.sub(lambda match: str(json.loads(f'"{match[0]}"')), typed)
 
 
-def moment(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """A time in seconds since the epoch, in UTC; what is none is shown as the number that it is."""
     try:
         return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
@@ -81,24 +83,24 @@ def moment(seconds: float) -> str:
         return f"{seconds:g}"
 
 
-def _piece(text: str) -> str:
-    return text if text.isprintable() else "".join(map(_shown, text))
+def _escape_piece(text: str) -> str:
+    return text if text.isprintable() else "".join(map(_escape_character, text))
 
 
-def _shown(character: str) -> str:
+def _escape_character(character: str) -> str:
     return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
-class HarmlessFormatter(logging.Formatter):
+class EscapingFormatter(logging.Formatter):
     """Makes one line of a record. A traceback follows it, indented, so that no line of it looks like a record."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         """The line."""
-        return harmless(super().formatMessage(record))
+        return escape_unprintable(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the traceback if there is one."""
-        return "\n  ".join(map(harmless, super().format(record).split("\n")))
+        return "\n  ".join(map(escape_unprintable, super().format(record).split("\n")))
 
 
 class Exit(enum.IntEnum):
@@ -138,7 +140,7 @@ class OutputError(PushToPollError):
     """Standard output cannot be written."""
 
 
-def exit_of(error: PushToPollError) -> Exit:
+def exit_code_for(error: PushToPollError) -> Exit:
     """The exit code for an error that ended the command."""
     kinds = (
         (FeedError, Exit.FEED),
@@ -157,7 +159,7 @@ class ReaderGone(BaseException):
     """Nobody reads the output any more. No failure of the message, which is not recorded, nor of anything."""
 
 
-def line_of(message: Message) -> bytes:
+def json_line(message: Message) -> bytes:
     """The message as one line of JSON, with its end: a CloudEvent as it came, others as `id` and `data`.
 
     Raises:
@@ -174,7 +176,7 @@ def write_line(message: Message) -> None:
         StopConsumer: It cannot be written to: no failure of the message, so no policy for those may go past it.
         UndecodableMessage: The data of the message cannot be read.
     """
-    line = line_of(message)
+    line = json_line(message)
     try:
         _write(line)
     except OutputError as error:
@@ -207,7 +209,7 @@ def flush_stdout() -> None:
 def _write(line: bytes) -> None:
     """A terminal gets it with nothing in it that it would obey, everybody else as it is; it means the same."""
     if sys.stdout.isatty():
-        line = harmless(line[:-1].decode()).encode() + b"\n"
+        line = escape_unprintable(line[:-1].decode()).encode() + b"\n"
     try:
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()

@@ -11,11 +11,11 @@ from push_to_poll_client.cli._output import EXIT_CODES, Exit
 __all__ = ["Commands", "Parser"]
 
 # What argparse says of a value, which is shown to whoever reads the log of a cron job.
-_ECHO = re.compile(r"(invalid choice|invalid \w+ value|ignored explicit argument):? .*", re.DOTALL)
+_ECHOED_VALUE = re.compile(r"(invalid choice|invalid \w+ value|ignored explicit argument):? .*", re.DOTALL)
 _OPTION = re.compile(r"(--?[a-z][a-z-]{0,20})(=.*)?", re.DOTALL)
 
 
-class _Layout(argparse.HelpFormatter):
+class _HelpFormatter(argparse.HelpFormatter):
     """Fills paragraphs, and leaves tables as they are."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
@@ -30,13 +30,13 @@ class Parser(argparse.ArgumentParser):
             prog=prog,
             description=description,
             epilog=EXIT_CODES,
-            formatter_class=_Layout,
+            formatter_class=_HelpFormatter,
             allow_abbrev=False,  # so that no later option makes a typed one ambiguous
         )
 
     def error(self, message: str) -> NoReturn:
         """Exit with `Exit.USAGE`."""
-        seen = one_line(_ECHO.sub(r"\1", message))
+        seen = one_line(_ECHOED_VALUE.sub(r"\1", message))
         self.exit(Exit.USAGE, f"{self.prog}: {seen}; see {self.prog} --help\n")
 
     def parse_args(  # type: ignore[override]  # without its overloads

@@ -5,18 +5,25 @@ import time
 from collections.abc import Iterator, Sequence
 
 from push_to_poll_client._options import INCEPTION, LATEST
-from push_to_poll_client._position import ELSEWHERE, saved_before
+from push_to_poll_client._position import MOVED_STATE, saved_before
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._types import MAX_CURSOR, Cursor, SavedCursor
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.cli._output import Exit, UsageError, harmless, moment, print_lines, typeable
+from push_to_poll_client.cli._output import (
+    Exit,
+    UsageError,
+    escape_unprintable,
+    format_time,
+    print_lines,
+    shell_quoted,
+)
 from push_to_poll_client.cli._parser import Commands
-from push_to_poll_client.cli._state_file import add_state_to, changed, named
+from push_to_poll_client.cli._state_file import add_state_to, find_consumer, run_with_session
 from push_to_poll_client.stores._sqlite.reader import read_cursors
 
 __all__ = ["add_to", "check_cursor"]
 
-AGAIN = {
+FORGET_EFFECTS = {
     False: "what comes again and was processed is not processed again, as long as its record is kept",
     True: "all that comes again is processed again",
 }
@@ -61,20 +68,24 @@ def run(options: argparse.Namespace) -> int:
         _check(options)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    progress = named(options)
+    progress = find_consumer(options)
     if options.list:
         print_lines(_table(read_cursors(options.state, progress.name)))
         return Exit.DONE
 
     async def rewind(session: Session) -> tuple[Cursor | None, Cursor | None]:
-        before, there = session.cursor, _place(options, session.history)
-        await session.reset(there, forget=options.forget, state=ELSEWHERE)
+        before, there = session.cursor, _target_cursor(options, session.history)
+        await session.reset(there, forget=options.forget, state=MOVED_STATE)
         return before, there
 
-    before, there = changed(progress, options.state, rewind, instead="rewind()")
+    before, there = run_with_session(progress, options.state, rewind, instead="rewind()")
     print_lines(
         f"{name:<8}{value}".encode()
-        for name, value in (("before", _shown(before)), ("now", _shown(there)), ("then", AGAIN[options.forget]))
+        for name, value in (
+            ("before", _display_cursor(before)),
+            ("now", _display_cursor(there)),
+            ("then", FORGET_EFFECTS[options.forget]),
+        )
     )
     return Exit.DONE
 
@@ -107,26 +118,30 @@ def _check(options: argparse.Namespace) -> None:
         check_cursor("--to", options.to)
 
 
-def _place(options: argparse.Namespace, history: Sequence[SavedCursor]) -> Cursor | None:
+def _target_cursor(options: argparse.Namespace, history: Sequence[SavedCursor]) -> Cursor | None:
     """Where to go on."""
     if options.to is None:
-        return _saved_so_long(options.ago, history)
-    shown: dict[str, Cursor] = {harmless(saved.cursor): saved.cursor for saved in history if saved.cursor}
+        return _cursor_before(options.ago, history)
+    shown: dict[str, Cursor] = {
+        escape_unprintable(saved.cursor): saved.cursor for saved in history if saved.cursor
+    }
     return None if options.to == INCEPTION else shown.get(options.to, options.to)
 
 
-def _saved_so_long(ago: float, history: Sequence[SavedCursor]) -> Cursor | None:
+def _cursor_before(ago: float, history: Sequence[SavedCursor]) -> Cursor | None:
     saved = saved_before(history, time.time() - ago)
     if saved is None:
-        raise UsageError(f"--ago: no cursor is kept that is so old; the oldest is of {moment(history[0].at)} UTC")
+        raise UsageError(
+            f"--ago: no cursor is kept that is so old; the oldest is of {format_time(history[0].at)} UTC"
+        )
     return saved.cursor
 
 
 def _table(saved: Sequence[SavedCursor]) -> Iterator[bytes]:
     yield f"{'saved (UTC)':<19}  cursor".encode()
     for one in saved:
-        yield f"{moment(one.at):<19}  {_shown(one.cursor)}".encode()
+        yield f"{format_time(one.at):<19}  {_display_cursor(one.cursor)}".encode()
 
 
-def _shown(cursor: Cursor | None) -> str:
-    return INCEPTION if cursor is None else typeable(cursor)
+def _display_cursor(cursor: Cursor | None) -> str:
+    return INCEPTION if cursor is None else shell_quoted(cursor)

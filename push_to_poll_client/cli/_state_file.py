@@ -12,19 +12,19 @@ from push_to_poll_client._protocols import Session
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.cli._output import UsageError
 from push_to_poll_client.stores import SQLiteStore
-from push_to_poll_client.stores._sqlite.file import owner_of
-from push_to_poll_client.stores._sqlite.reader import Progress, StoreFile, read_store
+from push_to_poll_client.stores._sqlite.file import lock_holder
+from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, StoreFile, read_store
 
 __all__ = [
     "add_state_to",
-    "changed",
-    "named",
+    "find_consumer",
+    "run_with_session",
 ]
 
 
 _T = TypeVar("_T")
 
-_MOST_NAMES = 5
+_MAX_NAMES = 5
 """Names that an error lists: they have to fit into its line."""
 
 
@@ -36,7 +36,7 @@ def add_state_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", metavar="NAME", help="the consumer's, if the file has several")
 
 
-def named(options: argparse.Namespace) -> Progress:
+def find_consumer(options: argparse.Namespace) -> ConsumerProgress:
     """The consumer that is meant: the only one of the file, or the one that was named.
 
     Raises:
@@ -50,11 +50,13 @@ def named(options: argparse.Namespace) -> Progress:
         return store.progress[0]
     found = [one for one in store.progress if options.name in {one.name, quoted(one.name)[1:-1]}]
     if len(found) != 1:
-        raise UsageError(_which(store, "is missing" if options.name is None else "is none of them"))
+        raise UsageError(_describe_choices(store, "is missing" if options.name is None else "is none of them"))
     return found[0]
 
 
-def changed(progress: Progress, path: str, work: Callable[[Session], Awaitable[_T]], *, instead: str) -> _T:
+def run_with_session(
+    progress: ConsumerProgress, path: str, work: Callable[[Session], Awaitable[_T]], *, instead: str
+) -> _T:
     """Claim the name, do the work, and give the name back.
 
     Args:
@@ -67,16 +69,18 @@ def changed(progress: Progress, path: str, work: Callable[[Session], Awaitable[_
         StoreBusy: A process owns the file.
         StoreError: It cannot be written.
     """
-    return anyio.run(partial(_changed, progress, path, work, instead=instead))
+    return anyio.run(partial(_claim_and_run, progress, path, work, instead=instead))
 
 
-async def _changed(progress: Progress, path: str, work: Callable[[Session], Awaitable[_T]], *, instead: str) -> _T:
+async def _claim_and_run(
+    progress: ConsumerProgress, path: str, work: Callable[[Session], Awaitable[_T]], *, instead: str
+) -> _T:
     # What the consumer's own retention keeps must not go, and the file may be an application's too.
     store = SQLiteStore(path, retention=None, max_records=None, transactional=True)
     try:
         session = await store.claim(progress.name, feed=progress.feed)
     except StoreBusy as busy:
-        owner = owner_of(store.path)
+        owner = lock_holder(store.path)
         raise StoreBusy(
             f"{store.path} is in use by {'another process' if owner is None else f'process {owner}'}; stop it "
             f"first, or let it call {instead} of its consumer"
@@ -87,7 +91,7 @@ async def _changed(progress: Progress, path: str, work: Callable[[Session], Awai
         await session.release()
 
 
-def _which(store: StoreFile, why: str) -> str:
-    names = ", ".join(quoted(one.name) for one in store.progress[:_MOST_NAMES])
-    more = len(store.progress) - _MOST_NAMES
+def _describe_choices(store: StoreFile, why: str) -> str:
+    names = ", ".join(quoted(one.name) for one in store.progress[:_MAX_NAMES])
+    more = len(store.progress) - _MAX_NAMES
     return f"--name {why}; the file has {names}" + (f" and {more} more" if more > 0 else "")

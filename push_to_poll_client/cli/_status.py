@@ -8,13 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.cli._output import Exit, moment, print_lines
+from push_to_poll_client.cli._output import Exit, format_time, print_lines
 from push_to_poll_client.cli._parser import Commands
-from push_to_poll_client.stores._sqlite.reader import Progress, StoreFile, read_store
+from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, StoreFile, read_store
 
 __all__ = ["add_to"]
 
-JSON = """\
+JSON_HELP = """\
 print one JSON object: file, bytes, owner (process id; null: nobody that can be seen), consumers: a list of objects
 with name, feed, cursor (null: the beginning), records (of messages that are settled), dead_letters (how many),
 failing (how many messages failed and are to be tried again), gap (what the feed said last that it can no longer
@@ -33,7 +33,7 @@ def add_to(commands: Commands) -> None:
         "file is only read, and a consumer that uses it is not disturbed.",
     )
     parser.add_argument("--state", metavar="FILE", required=True, help="the file, as it was given to tail")
-    parser.add_argument("--json", action="store_true", help=JSON)
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -71,7 +71,7 @@ def _lines(store: StoreFile, now: float) -> Iterator[str]:
         yield _line("dead", f"{progress.dead_letters:,}")
         yield _line("failing", f"{progress.failing:,}")
         yield _line("gap", _gap(progress))
-        yield _line("progress", _when(progress, now))
+        yield _line("progress", _describe_last_progress(progress, now))
         yield _line("token", str(progress.token))
 
 
@@ -79,18 +79,18 @@ def _line(name: str, value: str) -> str:
     return f"{name:<10}{value}"
 
 
-def _when(progress: Progress, now: float) -> str:
+def _describe_last_progress(progress: ConsumerProgress, now: float) -> str:
     if progress.last_progress is None:
         return "none yet"
-    return f"{_age(progress, now):,.1f} s ago, at {moment(progress.last_progress)} UTC"
+    return f"{_age(progress, now):,.1f} s ago, at {format_time(progress.last_progress)} UTC"
 
 
-def _gap(progress: Progress) -> str:
+def _gap(progress: ConsumerProgress) -> str:
     if progress.gap is None or progress.gap_at is None:
         return "none"
-    return f"{quoted(progress.gap, 500)}, at {moment(progress.gap_at)} UTC"
+    return f"{quoted(progress.gap, 500)}, at {format_time(progress.gap_at)} UTC"
 
 
-def _age(progress: Progress, now: float) -> float | None:
+def _age(progress: ConsumerProgress, now: float) -> float | None:
     """Not below 0, whatever the clocks of two processes say."""
     return None if progress.last_progress is None else max(0.0, now - progress.last_progress)

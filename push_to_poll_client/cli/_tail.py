@@ -24,13 +24,13 @@ from push_to_poll_client import (
     Throttled,
     WebSocketListener,
 )
-from push_to_poll_client._consumer import RETRY
+from push_to_poll_client._consumer import DEFAULT_RETRY
 from push_to_poll_client._options import FailurePolicy, OnFailure
 from push_to_poll_client.cli._exec import Command, CommandNotStarted
 from push_to_poll_client.cli._output import Exit, ReaderGone, UsageError, write_line
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._rewind import check_cursor
-from push_to_poll_client.cli._webhook import Webhook, add_webhook, environment_variable, webhook_of
+from push_to_poll_client.cli._webhook import ServedWebhook, add_webhook, environment_variable, webhook_from_options
 
 __all__ = [
     "SHUTDOWN_TIMEOUT",
@@ -41,13 +41,13 @@ __all__ = [
 ]
 
 
-_KINDS: dict[str, Callable[..., Listener]] = {
+_LISTENER_TYPES: dict[str, Callable[..., Listener]] = {
     "ws": WebSocketListener,
     "wss": WebSocketListener,
     "http": SSEListener,
     "https": SSEListener,
 }
-_SECURE = {"https", "wss"}
+_ENCRYPTED_SCHEMES = {"https", "wss"}
 
 
 def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
@@ -61,7 +61,7 @@ def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
     Raises:
         ValueError: The URL is none of a push channel. Nothing of it is in the text.
     """
-    kind = _KINDS.get(push.partition(":")[0].lower())
+    kind = _LISTENER_TYPES.get(push.partition(":")[0].lower())
     if kind is None:
         raise ValueError("--push must be a websocket (ws://, wss://) or server-sent events (http://, https://)")
     try:
@@ -85,7 +85,7 @@ def _server(url: str) -> tuple[bool, str, int | None]:
         host = parsed.host
     except (httpx.InvalidURL, UnicodeError):  # whose text may quote a piece of a password
         raise ValueError("it is no URL") from None
-    return parsed.scheme in _SECURE, host, parsed.port
+    return parsed.scheme in _ENCRYPTED_SCHEMES, host, parsed.port
 
 
 SHUTDOWN_TIMEOUT = 10.0
@@ -114,7 +114,7 @@ async def until_signalled(follow: Callable[[], Awaitable[None]], command: Comman
             task_status.started()
             async for number in signals:
                 if code is not Exit.DONE:
-                    _leave(code, command)
+                    _exit_now(code, command)
                 code = Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
                 if command is not None:
                     command.finish_until(anyio.current_time() + SHUTDOWN_TIMEOUT)
@@ -133,17 +133,17 @@ async def until_signalled(follow: Callable[[], Awaitable[None]], command: Comman
     return code
 
 
-def _leave(code: Exit, command: Command | None) -> None:
+def _exit_now(code: Exit, command: Command | None) -> None:
     """Asked twice: output that nobody reads must not hold us, nor a command that does not end."""
     if command is not None:
         command.kill()
     os._exit(code)
 
 
-DEGRADED = 10.0
+DEGRADED_INTERVAL = 10.0
 """Seconds between polls while a push channel is down, unless `--interval` is shorter: the library's default."""
 
-PATIENCE = 60.0
+ONCE_TIMEOUT = 60.0
 """Seconds that `--once` waits when the server asks to be left alone; beyond that, whoever runs it decides."""
 
 EXEC_TIMEOUT = 60.0
@@ -260,13 +260,13 @@ def run(options: argparse.Namespace) -> int:
     """
     try:
         command = _command(options)
-        webhook = webhook_of(options)
+        webhook = webhook_from_options(options)
         consumer = _consumer(options, command, webhook)
     except (TypeError, ValueError) as error:  # of the library's own constructors
         raise UsageError(str(error)) from error
     code = Exit.DONE
     try:
-        follow = functools.partial(_drain, consumer) if options.once else consumer.run
+        follow = functools.partial(_run_once, consumer) if options.once else consumer.run
         if webhook is not None:
             follow = functools.partial(webhook.serve, consumer.run)
         code = anyio.run(until_signalled, follow, command)
@@ -275,7 +275,7 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _consumer(options: argparse.Namespace, command: Command | None, webhook: Webhook | None) -> Consumer:
+def _consumer(options: argparse.Namespace, command: Command | None, webhook: ServedWebhook | None) -> Consumer:
     if options.once and (options.push or webhook is not None):
         raise ValueError("--once does not wait for pushes, leave out --push and --webhook")
     check_cursor("--start", options.start)
@@ -287,7 +287,7 @@ def _consumer(options: argparse.Namespace, command: Command | None, webhook: Web
         listeners=listeners if webhook is None else [*listeners, webhook.listener],
         process=command or write_line,
         fallback_interval=options.interval,
-        degraded_interval=min(DEGRADED, options.interval),
+        degraded_interval=min(DEGRADED_INTERVAL, options.interval),
         shutdown_timeout=SHUTDOWN_TIMEOUT,
         retry=_retry(options),
         on_failure=_on_failure(options),
@@ -312,7 +312,7 @@ def _retry(options: argparse.Namespace) -> AsyncRetrying | None:
     attempts = EXEC_ATTEMPTS if options.exec_attempts is None else options.exec_attempts
     if attempts < 1:
         raise ValueError(f"--exec-attempts must be at least 1, not {attempts}")
-    return RETRY.copy(stop=stop_after_attempt(attempts))
+    return DEFAULT_RETRY.copy(stop=stop_after_attempt(attempts))
 
 
 def _on_failure(options: argparse.Namespace) -> OnFailure:
@@ -333,15 +333,15 @@ def _token(name: str | None) -> str | None:
     return None if name is None else environment_variable("--token-env", name, "token")
 
 
-async def _drain(consumer: Consumer) -> None:
+async def _run_once(consumer: Consumer) -> None:
     async with consumer:
-        while not (result := await consumer.poll_now(timeout=PATIENCE)).caught_up:
+        while not (result := await consumer.poll_now(timeout=ONCE_TIMEOUT)).caught_up:
             _refuse_to_wait(result)
 
 
 def _refuse_to_wait(result: PollResult) -> None:
     """Until a message may be tried again: `poll_now()` waits for that, but not beyond its timeout."""
-    if result.postponed is not None and result.postponed > PATIENCE:
+    if result.postponed is not None and result.postponed > ONCE_TIMEOUT:
         raise Throttled(
             f"a message that failed may be tried again in {result.postponed:.0f} s, and those after it wait too; "
             "run this again then",

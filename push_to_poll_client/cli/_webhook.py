@@ -25,28 +25,28 @@ from push_to_poll_client.listeners.verifiers import anybody, dropbox, github, st
 from push_to_poll_client.listeners.webhook import WebhookListener
 
 __all__ = [
-    "Webhook",
+    "ServedWebhook",
     "add_webhook",
     "environment_variable",
-    "serve_beside",
-    "webhook_of",
+    "serve_in_background",
+    "webhook_from_options",
 ]
 
 
 MAX_CONNECTIONS = 1_000
 """At a time; one more is answered 503. A head may take 64 KiB, so that all take 64 MiB at most."""
 
-IDLE = 10.0
+IDLE_TIMEOUT = 10.0
 """Seconds without a request, or with half of one, after which a connection is closed; twice that at most."""
 
-GRACE = 2
+SHUTDOWN_GRACE = 2
 """Seconds for requests in hand when the command ends. They take microseconds, or are not worth waiting for."""
 
-DATE = 1.0
+DATE_INTERVAL = 1.0
 """Seconds after which the header `Date` is another."""
 
 
-class _Http(H11Protocol):
+class _IdleTimeoutProtocol(H11Protocol):
     """Hangs up on whoever asks nothing."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -59,7 +59,7 @@ class _Http(H11Protocol):
         super().connection_lost(exc)
 
     def _look_later(self) -> None:
-        self._looking = self.loop.call_later(IDLE, self._look)
+        self._looking = self.loop.call_later(IDLE_TIMEOUT, self._look)
 
     def _look(self) -> None:
         request: Any = self.cycle
@@ -70,7 +70,7 @@ class _Http(H11Protocol):
         self._look_later()
 
 
-class _Server(uvicorn.Server):
+class _StoppableServer(uvicorn.Server):
     """Ends when it is told to, at once, and leaves signals alone."""
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -89,7 +89,7 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         while not await self.on_tick(0):
-            with anyio.move_on_after(DATE):
+            with anyio.move_on_after(DATE_INTERVAL):
                 await self._stopping.wait()
 
     async def until_stopped(self, listening: socket.socket) -> None:
@@ -98,7 +98,7 @@ class _Server(uvicorn.Server):
             await self.serve(sockets=[listening])
 
 
-async def serve_beside(app: Any, listening: socket.socket, follow: Callable[[], Awaitable[object]]) -> None:
+async def serve_in_background(app: Any, listening: socket.socket, follow: Callable[[], Awaitable[object]]) -> None:
     """Serve an ASGI application for as long as something else runs.
 
     Args:
@@ -109,7 +109,7 @@ async def serve_beside(app: Any, listening: socket.socket, follow: Callable[[], 
     Raises:
         Exception: What `follow` raised, without a group around it.
     """
-    server = _Server(_config(app))
+    server = _StoppableServer(_config(app))
     error: Exception | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.until_stopped, listening)
@@ -126,7 +126,7 @@ async def serve_beside(app: Any, listening: socket.socket, follow: Callable[[], 
 def _config(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_Http,
+        http=_IdleTimeoutProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -135,7 +135,7 @@ def _config(app: Any) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
 
 
@@ -144,7 +144,7 @@ logger = logging.getLogger("push_to_poll_client")
 _ADDRESS = re.compile(r"(?:\[([0-9A-Za-z:.%]+)\]|([^\s:@\[\]]+)):([0-9]{1,5})")
 MAX_PORT = 65_535
 
-NONE = "none"
+NO_VERIFICATION = "none"
 
 _VERIFIERS: dict[str, Callable[[str], Any]] = {
     "github": github,
@@ -168,7 +168,8 @@ def add_webhook(add: Callable[..., object]) -> None:
     add(
         "--webhook-verify",
         metavar="HOW",
-        help=f"how the server signs its requests: {', '.join(_VERIFIERS)}; or {NONE}: whoever reaches the address "
+        help=f"how the server signs its requests: {', '.join(_VERIFIERS)}; or {NO_VERIFICATION}: "
+        "whoever reaches the address "
         "may have the feed polled early, within the rate",
     )
     add(
@@ -176,7 +177,7 @@ def add_webhook(add: Callable[..., object]) -> None:
     )
 
 
-class Webhook:
+class ServedWebhook:
     """A webhook that is served by this process.
 
     Args:
@@ -199,14 +200,14 @@ class Webhook:
             ListenerError: It cannot listen there.
             Exception: What `follow` raised.
         """
-        with _listening(*self._address) as listening:
+        with _listen(*self._address) as listening:
             host, port = listening.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             logger.info("%s: listening at http://%s:%d/", self.listener.name, shown, port)
-            await serve_beside(self.listener, listening, follow)
+            await serve_in_background(self.listener, listening, follow)
 
 
-def webhook_of(options: argparse.Namespace) -> Webhook | None:
+def webhook_from_options(options: argparse.Namespace) -> ServedWebhook | None:
     """The webhook that was asked for; `None`: there is none.
 
     Raises:
@@ -218,13 +219,13 @@ def webhook_of(options: argparse.Namespace) -> Webhook | None:
         return None
     if find_spec("uvicorn") is None:
         raise ValueError("--webhook needs a server: pip install 'push-to-poll-client[serve]'")
-    host, port = _address(options.webhook)
+    host, port = _parse_address(options.webhook)
     how = options.webhook_verify
     listener = WebhookListener(
         _verifier(how, options.webhook_secret_env),
         handshake=[make() for name, make in _HANDSHAKES.items() if name == how],
     )
-    return Webhook(listener, host, port)
+    return ServedWebhook(listener, host, port)
 
 
 def environment_variable(option: str, name: str, what: str) -> str:
@@ -245,25 +246,27 @@ def environment_variable(option: str, name: str, what: str) -> str:
 
 def _verifier(how: str | None, name: str | None) -> Any:
     make = _VERIFIERS.get(how or "")
-    if make is None and how != NONE:
-        raise ValueError(f"--webhook needs --webhook-verify: {', '.join(_VERIFIERS)} or {NONE}, one of them")
+    if make is None and how != NO_VERIFICATION:
+        raise ValueError(
+            f"--webhook needs --webhook-verify: {', '.join(_VERIFIERS)} or {NO_VERIFICATION}, one of them"
+        )
     if make is None:
         if name is not None:
-            raise ValueError(f"--webhook-verify {NONE} needs no secret, leave out --webhook-secret-env")
+            raise ValueError(f"--webhook-verify {NO_VERIFICATION} needs no secret, leave out --webhook-secret-env")
         return anybody()
     if name is None:
         raise ValueError("--webhook-verify needs --webhook-secret-env, the variable in which the secret is")
     return make(environment_variable("--webhook-secret-env", name, "secret"))
 
 
-def _address(text: str) -> tuple[str, int]:
+def _parse_address(text: str) -> tuple[str, int]:
     match = _ADDRESS.fullmatch(text)
     if match is None or int(match[3]) > MAX_PORT:
         raise ValueError("--webhook must be HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
     return match[1] or match[2], int(match[3])
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     """A socket that listens.
 
     Raises:
@@ -274,17 +277,17 @@ def _listening(host: str, port: int) -> socket.socket:
         # With its protocol named, without which asyncio lets small answers wait for acknowledgements (Nagle).
         listening = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise _unable(error) from None
+        raise _listen_error(error) from None
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen()
     except OSError as error:
         listening.close()
-        raise _unable(error) from None
+        raise _listen_error(error) from None
     return listening
 
 
-def _unable(error: Exception) -> ListenerError:
+def _listen_error(error: Exception) -> ListenerError:
     why = error.strerror if isinstance(error, OSError) else "it is no name of a host"
     return ListenerError(f"--webhook: cannot listen there: {why}; choose another HOST:PORT")

@@ -11,36 +11,36 @@ from typing import Any, Literal, Protocol, TypeAlias
 import anyio
 
 from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedRefused
-from push_to_poll_client._http.caching import past_caches
-from push_to_poll_client._http.client import Origin, check_free
+from push_to_poll_client._http.caching import cache_bypass_headers
+from push_to_poll_client._http.client import Client, check_reserved_parameters
 from push_to_poll_client._http.credentials import Auth
-from push_to_poll_client._http.response import Answer
+from push_to_poll_client._http.response import Response
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, Push
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.durable_streams._framing import (
     BEGINNING,
     FRAMINGS,
     NOW,
-    Begin,
-    Entry,
-    Given,
-    Place,
-    Read,
-    Said,
+    ReadStart,
+    StreamBatch,
+    StreamHeaders,
+    StreamMessage,
+    StreamPosition,
+    StreamResponse,
     echo_of,
 )
-from push_to_poll_client.feeds._decoding import most_messages, read_aside
-from push_to_poll_client.feeds._end_of_feed import Tail
+from push_to_poll_client.feeds._decoding import max_messages, run_decoder
+from push_to_poll_client.feeds._end_of_feed import EndOfFeed
 
 __all__ = [
     "DurableStreamFeed",
 ]
 
 
-StreamMessages: TypeAlias = Literal["json", "ndjson", "lines", "bytes"]
+MessageFormat: TypeAlias = Literal["json", "ndjson", "lines", "bytes"]
 
-_NO_HEAD = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
-_OURS = frozenset({"cursor", "live", "offset"})
+_HEAD_UNSUPPORTED = frozenset({HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
+_RESERVED_PARAMETERS = frozenset({"cursor", "live", "offset"})
 _JSON = "application/json"
 
 
@@ -109,7 +109,7 @@ class DurableStreamFeed:
         self,
         url: str,
         *,
-        messages: StreamMessages = "json",
+        messages: MessageFormat = "json",
         auth: Auth | None = None,
         headers: Mapping[str, str] | None = None,
         max_wait: float | None = 35.0,
@@ -122,7 +122,7 @@ class DurableStreamFeed:
             raise ValueError(f"messages must be {', '.join(map(repr, FRAMINGS))}, not {messages!r}")
         check_number("max_wait", max_wait, above_zero=True, optional=True)
         self.max_wait: float | None = max_wait
-        self._origin = Origin(
+        self._origin = Client(
             url,
             auth=auth,
             headers=headers,
@@ -131,13 +131,13 @@ class DurableStreamFeed:
             client=client,
             trusted=trusted,
         )
-        check_free(url, _OURS)
+        check_reserved_parameters(url, _RESERVED_PARAMETERS)
         self._framing = FRAMINGS[messages]
-        self._most = most_messages(max_body)
+        self._most = max_messages(max_body)
         self._max_body = max_body
-        self._tail = Tail()
+        self._tail = EndOfFeed()
         self._echo: dict[str, str] = {}
-        self._begun: Begin | None = None
+        self._begun: ReadStart | None = None
         self.identity: str = self._origin.identity + ("" if self._framing.is_json else f" as {messages}")
         self.push_url: str = self._origin.address({"live": "sse", "offset": NOW})
 
@@ -164,13 +164,13 @@ class DurableStreamFeed:
         """
         answer = await self._origin.ask(self._origin.address({"offset": NOW}), headers={})
         self._accept(answer)
-        said = Said.of(answer.headers, self._origin.where)
+        said = StreamHeaders.of(answer.headers, self._origin.where)
         self._origin.note_read(answer)
-        return Place.counted_from(said.offset).cursor
+        return StreamPosition.counted_from(said.offset).cursor
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter."""
-        return Entry(letter.id, letter.raw, self._framing.decode, key=letter.key)
+        return StreamMessage(letter.id, letter.raw, self._framing.decode, key=letter.key)
 
     @staticmethod
     def hint(event: StreamEvent, /) -> Push | None:
@@ -188,12 +188,12 @@ class DurableStreamFeed:
 
     # A page
 
-    def _begin(self, cursor: Cursor | None) -> Begin:
+    def _begin(self, cursor: Cursor | None) -> ReadStart:
         """Where to begin: behind what is still in hand of a message whose end was not there."""
         begun = self._begun
         if begun is not None and begun.saved is not None and begun.saved.cursor == cursor:
             return begun
-        return Begin(Place.of(cursor))
+        return ReadStart(StreamPosition.of(cursor))
 
     async def _page(self, request: FetchRequest, wait: float) -> Page:
         """Whole messages. One that goes on in the next answer is read on, as far as it is there or waited for."""
@@ -203,7 +203,7 @@ class DurableStreamFeed:
             answer = await self._answer(url, begin.place, wait, fresh=request.fresh)
             if answer.status == HTTPStatus.NOT_MODIFIED:
                 return Page(retry_after=answer.retry_after)
-            said = Said.of(answer.headers, self._origin.where)
+            said = StreamHeaders.of(answer.headers, self._origin.where)
             said.check_follows(begin.place, self._origin.where)
             read = await self._read(answer, begin, said)
             self._origin.note_read(answer)
@@ -214,17 +214,17 @@ class DurableStreamFeed:
                 return _page_of(read, said, answer)
             begin = read.begun
 
-    async def _read(self, answer: Answer, begin: Begin, said: Said) -> Read:
+    async def _read(self, answer: Response, begin: ReadStart, said: StreamHeaders) -> StreamBatch:
         self._check_type(answer)
         self._check_body(answer, begin.place, said)
-        given = Given(answer.body, begin, said, self._origin.where)
+        given = StreamResponse(answer.body, begin, said, self._origin.where)
         size = len(given.body) + len(begin.rest)
-        found = await read_aside(size, self._framing.read, given, self._most)
+        found = await run_decoder(size, self._framing.read, given, self._most)
         if found.begun is not None and len(found.begun.rest) > self._max_body:
             raise FeedError(f"{given.where} has a line of more than {self._max_body} bytes; raise max_body=")
         return found
 
-    def _check_type(self, answer: Answer) -> None:
+    def _check_type(self, answer: Response) -> None:
         """Whether the stream is of the kind that it is to be cut as; it is of one kind for ever (§5.1).
 
         By the exact type: `application/geo+json` is bytes to a server (§9).
@@ -234,7 +234,7 @@ class DurableStreamFeed:
             right = "messages='lines' or 'bytes'" if self._framing.is_json else "messages='json'"
             raise FeedRefused(f"{self._origin.where} is a stream of {stated}; check its URL, or give {right}")
 
-    def _check_body(self, answer: Answer, place: Place, said: Said) -> None:
+    def _check_body(self, answer: Response, place: StreamPosition, said: StreamHeaders) -> None:
         """Whether there is a body if there is something to read, else it was lost on the way.
 
         An empty stream leads from its beginning to its end. Of JSON it is `[]` all the same (§9.1.5), but for an
@@ -249,14 +249,14 @@ class DurableStreamFeed:
                 "stands between them was lost on the way; it is asked again later"
             )
 
-    def _url(self, place: Place, wait: float) -> str:
+    def _url(self, place: StreamPosition, wait: float) -> str:
         """By the names in their order, for caches (§10.1)."""
         live = {**self._echo, "live": "long-poll"} if wait > 0 else {}
         return self._origin.address({**live, "offset": place.offset})
 
-    async def _answer(self, url: str, place: Place, wait: float, *, fresh: bool) -> Answer:
+    async def _answer(self, url: str, place: StreamPosition, wait: float, *, fresh: bool) -> Response:
         known = None if wait > 0 else self._tail.known(url)
-        answer = await self._origin.ask(url, headers=past_caches(fresh=fresh), known=known, wait=wait)
+        answer = await self._origin.ask(url, headers=cache_bypass_headers(fresh=fresh), known=known, wait=wait)
         if answer.status == HTTPStatus.GONE and place.offset != BEGINNING:
             await self._refuse_expired(place)
         self._accept(answer)
@@ -264,7 +264,7 @@ class DurableStreamFeed:
             self._echo = {"cursor": echo}
         return answer
 
-    def _accept(self, answer: Answer) -> None:
+    def _accept(self, answer: Response) -> None:
         if answer.status == HTTPStatus.NOT_FOUND:
             raise FeedRefused(
                 f"{self._origin.where} answered 404 Not Found: there is no stream yet, or it was deleted or has "
@@ -273,10 +273,10 @@ class DurableStreamFeed:
             )
         self._origin.accepted(answer)
 
-    async def _refuse_expired(self, place: Place) -> None:
+    async def _refuse_expired(self, place: StreamPosition) -> None:
         """410 has two meanings (§5.6); a request for the stream's metadata tells which (§5.5)."""
         head = await self._origin.ask(self._origin.address({}), headers={}, method="HEAD")
-        if head.status not in _NO_HEAD:
+        if head.status not in _HEAD_UNSUPPORTED:
             self._accept(head)
         raise CursorExpired(
             f"{self._origin.where} no longer has what comes at offset {quoted(place.offset)}: messages are "
@@ -286,12 +286,12 @@ class DurableStreamFeed:
         )
 
 
-def _is_end(read: Read, said: Said) -> bool:
+def _is_end(read: StreamBatch, said: StreamHeaders) -> bool:
     """Whether an answer brought nothing, and may be known for that; closed, it is not to hide it (§10.1)."""
     return said.up_to_date and not (read.messages or read.cut or said.closed)
 
 
-def _page_of(read: Read, said: Said, answer: Answer) -> Page:
+def _page_of(read: StreamBatch, said: StreamHeaders, answer: Response) -> Page:
     cursor, ended = read.end.cursor, said.ends and not read.cut
     return Page(
         read.messages,

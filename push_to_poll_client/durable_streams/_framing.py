@@ -26,21 +26,21 @@ import msgspec
 
 from push_to_poll_client._exceptions import CursorExpired, FeedError, UndecodableMessage
 from push_to_poll_client._http.headers import is_header_value
-from push_to_poll_client._json import SHORT, UNDECODABLE, Decoder
+from push_to_poll_client._json import DECODE_ERRORS, SAFE_LENGTH, Decoder
 from push_to_poll_client._types import Cursor, Message
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.feeds._decoding import split
+from push_to_poll_client.feeds._decoding import split_json
 
 __all__ = [
     "BEGINNING",
     "FRAMINGS",
     "NOW",
-    "Begin",
-    "Entry",
-    "Given",
-    "Place",
-    "Read",
-    "Said",
+    "ReadStart",
+    "StreamBatch",
+    "StreamHeaders",
+    "StreamMessage",
+    "StreamPosition",
+    "StreamResponse",
     "echo_of",
     "is_offset",
 ]
@@ -53,17 +53,17 @@ NOW = "now"
 MAX_OFFSET = 1024
 """Characters. The protocol asks servers for less than 256 (§8); each is part of a request's URL."""
 
-_is_offset = re.compile(rf"(?:(?![,&=?/])[!-~]){{1,{MAX_OFFSET}}}").fullmatch
-_place = re.compile(r"(?:([^/]+)/(?:([^/]*[+:])?([0-9]{1,18})(?:/([0-9]{1,18}))?)|([^/]+))").fullmatch
-_resets = re.compile(r"([0-9]{1,9}):").fullmatch
+_match_offset = re.compile(rf"(?:(?![,&=?/])[!-~]){{1,{MAX_OFFSET}}}").fullmatch
+_match_cursor = re.compile(r"(?:([^/]+)/(?:([^/]*[+:])?([0-9]{1,18})(?:/([0-9]{1,18}))?)|([^/]+))").fullmatch
+_match_resets = re.compile(r"([0-9]{1,9}):").fullmatch
 
 
 def is_offset(text: str) -> bool:
     """Whether a server may have made this offset (§8)."""
-    return text not in {BEGINNING, NOW} and _is_offset(text) is not None
+    return text not in {BEGINNING, NOW} and _match_offset(text) is not None
 
 
-class Place(NamedTuple):
+class StreamPosition(NamedTuple):
     """Where a reader stands.
 
     Attributes:
@@ -79,7 +79,7 @@ class Place(NamedTuple):
     settled: int = 0
 
     @classmethod
-    def of(cls, cursor: Cursor | None) -> "Place":
+    def of(cls, cursor: Cursor | None) -> "StreamPosition":
         """The place that a cursor means.
 
         Raises:
@@ -87,7 +87,7 @@ class Place(NamedTuple):
         """
         if cursor is None:
             return cls()
-        found = _place(cursor)
+        found = _match_cursor(cursor)
         offset = (found[1] or found[5]) if found else ""
         if not found or not (offset == BEGINNING or is_offset(offset)):
             raise CursorExpired(
@@ -99,7 +99,7 @@ class Place(NamedTuple):
         return cls(offset, found[2] or "", int(found[3]), int(found[4] or 0))
 
     @classmethod
-    def counted_from(cls, offset: str) -> "Place":
+    def counted_from(cls, offset: str) -> "StreamPosition":
         """A place of which nobody knows how many come before it."""
         return cls(offset, f"{offset}+")
 
@@ -109,10 +109,10 @@ class Place(NamedTuple):
         return f"{self.offset}/{self.since}{self.number}" + (f"/{self.settled}" if self.settled else "")
 
     @property
-    def anew(self) -> "Place":
+    def anew(self) -> "StreamPosition":
         """The beginning of a stream that no longer has what was counted: its numbers are others."""
-        known = _resets(self.since)
-        return Place(since=f"{int(known[1]) + 1 if known else 1}:")
+        known = _match_resets(self.since)
+        return StreamPosition(since=f"{int(known[1]) + 1 if known else 1}:")
 
     def name(self, index: int) -> str:
         """What the message is called that is so many behind the offset."""
@@ -123,7 +123,7 @@ MAX_ECHO = 256
 """Characters of a `Stream-Cursor` that is sent back: a number of some ten digits (§10.1)."""
 
 
-class Said(NamedTuple):
+class StreamHeaders(NamedTuple):
     """What an answer says beside its body.
 
     Attributes:
@@ -142,7 +142,7 @@ class Said(NamedTuple):
         return self.up_to_date or self.closed
 
     @classmethod
-    def of(cls, headers: Mapping[str, str], where: str) -> "Said":
+    def of(cls, headers: Mapping[str, str], where: str) -> "StreamHeaders":
         """Read them.
 
         Args:
@@ -160,19 +160,19 @@ class Said(NamedTuple):
             )
         if not is_offset(offset):
             raise FeedError(f"{where} sent {quoted(offset)} as its Stream-Next-Offset, which is no offset")
-        return cls(offset, _says(headers, "stream-up-to-date"), _says(headers, "stream-closed"))
+        return cls(offset, _is_true(headers, "stream-up-to-date"), _is_true(headers, "stream-closed"))
 
-    def check_follows(self, place: Place, where: str) -> None:
+    def check_follows(self, place: StreamPosition, where: str) -> None:
         """Offsets only grow (§8).
 
         Raises:
             CursorExpired: The stream is shorter than what was read of it.
         """
         if place.offset != BEGINNING and self.offset < place.offset:
-            raise shorter(place, where)
+            raise truncation_error(place, where)
 
 
-def shorter(place: Place, where: str) -> CursorExpired:
+def truncation_error(place: StreamPosition, where: str) -> CursorExpired:
     """The stream has less than was read of it."""
     return CursorExpired(
         f"{where} ends before offset {quoted(place.offset)}, up to which it was read: it was deleted and made "
@@ -188,7 +188,7 @@ def echo_of(headers: Mapping[str, str]) -> str | None:
     return echo if 0 < len(echo) <= MAX_ECHO and is_header_value(echo) else None
 
 
-def _says(headers: Mapping[str, str], name: str) -> bool:
+def _is_true(headers: Mapping[str, str], name: str) -> bool:
     """Any other value than "true" counts as none (§4.1)."""
     return headers.get(name, "").strip(" \t").lower() == "true"
 
@@ -205,7 +205,7 @@ _USUAL_COMMAS = 10
 """In and after a message. An answer with fewer is counted by the decoder, at 72 bytes for each message."""
 
 
-class Entry(Message):
+class StreamMessage(Message):
     """A message of a stream. Its data is read when it is asked for first, and then kept.
 
     Args:
@@ -246,13 +246,13 @@ class Entry(Message):
         if self._decode is not None:
             try:
                 self._data = self._decode(self.raw)
-            except UNDECODABLE as error:
+            except DECODE_ERRORS as error:
                 raise UndecodableMessage(f"message {quoted(self.id)} cannot be read: {quoted(error)}") from error
             self._decode = None
         return self._data
 
 
-class Begin(NamedTuple):
+class ReadStart(NamedTuple):
     """Where an answer begins.
 
     Attributes:
@@ -261,12 +261,12 @@ class Begin(NamedTuple):
         saved: The place before `rest`; `None`: there is none.
     """
 
-    place: Place
+    place: StreamPosition
     rest: bytes = b""
-    saved: Place | None = None
+    saved: StreamPosition | None = None
 
 
-class Given(NamedTuple):
+class StreamResponse(NamedTuple):
     """An answer that is to be read.
 
     Attributes:
@@ -277,11 +277,11 @@ class Given(NamedTuple):
     """
 
     body: bytes
-    begin: Begin
-    said: Said
+    begin: ReadStart
+    said: StreamHeaders
     where: str
 
-    def place_behind(self, length: int) -> Place:
+    def place_behind(self, length: int) -> StreamPosition:
         """The place behind it, if it has so many messages, or bytes.
 
         Raises:
@@ -295,11 +295,11 @@ class Given(NamedTuple):
             )
         left = max(place.settled - length, 0)
         if left and self.said.ends:
-            raise shorter(place, self.where)
-        return Place(self.said.offset, place.since, place.number + length, left)
+            raise truncation_error(place, self.where)
+        return StreamPosition(self.said.offset, place.since, place.number + length, left)
 
 
-class Read(NamedTuple):
+class StreamBatch(NamedTuple):
     """What an answer holds.
 
     Attributes:
@@ -310,8 +310,8 @@ class Read(NamedTuple):
     """
 
     messages: Sequence[Message]
-    end: Place
-    begun: Begin | None = None
+    end: StreamPosition
+    begun: ReadStart | None = None
     cut: bool = False
 
 
@@ -324,7 +324,7 @@ class Framing(NamedTuple):
         is_json: Whether the stream has to be one of JSON.
     """
 
-    read: Callable[[Given, int], Read]
+    read: Callable[[StreamResponse, int], StreamBatch]
     decode: _Decode
     is_json: bool = False
 
@@ -332,7 +332,7 @@ class Framing(NamedTuple):
 # JSON streams
 
 
-def _read_elements(given: Given, most: int) -> Read:
+def _read_elements(given: StreamResponse, most: int) -> StreamBatch:
     """A message for each element of an array (§9.1.5)."""
     body, place = given.body, given.begin.place
     try:
@@ -341,12 +341,12 @@ def _read_elements(given: Given, most: int) -> Read:
         raise FeedError(f"{given.where} sent no JSON array: {error} ({len(body)} bytes)") from error
     decode = _decoder_of(elements, _decode_json)
     messages = [
-        Entry(place.name(index), element, decode, cursor=place._replace(settled=index + 1).cursor)
+        StreamMessage(place.name(index), element, decode, cursor=place._replace(settled=index + 1).cursor)
         for index, element in enumerate(elements[:most], place.settled)
     ]
     if len(elements) > most:
-        return Read(messages, place._replace(settled=place.settled + most), cut=True)
-    return Read(messages, given.place_behind(passed + len(elements)))
+        return StreamBatch(messages, place._replace(settled=place.settled + most), cut=True)
+    return StreamBatch(messages, given.place_behind(passed + len(elements)))
 
 
 def _elements(body: bytes, first: int, most: int) -> tuple[int, Sequence[bytes | msgspec.Raw]]:
@@ -354,34 +354,34 @@ def _elements(body: bytes, first: int, most: int) -> tuple[int, Sequence[bytes |
     if not body:
         return 0, []
     if body.count(b",") < _USUAL_COMMAS * most:
-        with suppress(*UNDECODABLE):  # one bad element fails them all
+        with suppress(*DECODE_ERRORS):  # one bad element fails them all
             elements = _decode_elements(body)
             return min(first, len(elements)), elements[first : first + most]
-    one_by_one = split(body, b"[]")
+    one_by_one = split_json(body, b"[]")
     return sum(1 for _ in islice(one_by_one, first)), list(islice(one_by_one, most))
 
 
 def _decoder_of(messages: Sequence[bytes | msgspec.Raw], decode: _Decode) -> _Decode:
     """The decoder for these messages: short ones cannot be too deep, and each look takes a while."""
-    is_short = decode is _decode_json and max(map(len, messages), default=0) <= SHORT
+    is_short = decode is _decode_json and max(map(len, messages), default=0) <= SAFE_LENGTH
     return _decode_short if is_short else decode
 
 
 # Byte streams
 
 
-def _read_chunk(given: Given, most: int) -> Read:  # noqa: ARG001  # there is one
+def _read_chunk(given: StreamResponse, most: int) -> StreamBatch:  # noqa: ARG001  # there is one
     """One message, as large as the server makes its answers."""
     place, end = given.begin.place, given.place_behind(len(given.body))
     chunk = given.body[place.settled :]
     name = f"{place.name(place.settled)}-{place.number + len(given.body)}"
-    return Read([Entry(name, chunk, bytes, cursor=end.cursor)] if chunk else [], end)
+    return StreamBatch([StreamMessage(name, chunk, bytes, cursor=end.cursor)] if chunk else [], end)
 
 
 # Lines
 
 
-def _read_lines(given: Given, most: int, *, decode: _Decode, blank: bool) -> Read:
+def _read_lines(given: StreamResponse, most: int, *, decode: _Decode, blank: bool) -> StreamBatch:
     """A message for each line that has ended; the last one of a closed stream need not."""
     (place, begun, saved), length = given.begin, len(given.body)
     *lines, rest = (begun + given.body[place.settled :]).split(b"\n", most)
@@ -393,22 +393,22 @@ def _read_lines(given: Given, most: int, *, decode: _Decode, blank: bool) -> Rea
         name, at = place.name(at), min(at + len(line) + 1, length)
         if blank or line.strip(_SPACE):
             cursor = place._replace(settled=at).cursor
-            messages.append(Entry(name, line.removesuffix(b"\r"), decode, cursor=cursor))
+            messages.append(StreamMessage(name, line.removesuffix(b"\r"), decode, cursor=cursor))
     behind = place._replace(settled=at) if lines else saved or place
     if cut:
-        return Read(messages, behind, cut=True)
+        return StreamBatch(messages, behind, cut=True)
     after = given.place_behind(length)
-    return Read(messages, behind, Begin(after, rest, behind)) if rest else Read(messages, after)
+    return StreamBatch(messages, behind, ReadStart(after, rest, behind)) if rest else StreamBatch(messages, after)
 
 
-def _lines(decode: _Decode, *, blank: bool) -> Framing:
+def _line_framing(decode: _Decode, *, blank: bool) -> Framing:
     return Framing(partial(_read_lines, decode=decode, blank=blank), decode)
 
 
 FRAMINGS: Final = {
     "json": Framing(_read_elements, _decode_json, is_json=True),
-    "ndjson": _lines(_decode_json, blank=False),
-    "lines": _lines(bytes.decode, blank=True),
+    "ndjson": _line_framing(_decode_json, blank=False),
+    "lines": _line_framing(bytes.decode, blank=True),
     "bytes": Framing(_read_chunk, bytes),
 }
 """By what a user calls them."""

@@ -19,16 +19,16 @@ from push_to_poll_client._validation import check_number
 from push_to_poll_client.durable_streams._subscription import (
     CONFIRM_EVERY,
     DurableStreamsSubscription,
-    below,
+    address_below,
     path_in_stream_root,
     root_of,
 )
-from push_to_poll_client.durable_streams._wake_stream import Claimer, WakeStream, halves_of
+from push_to_poll_client.durable_streams._wake_stream import Claimer, WakeStream, split_channel
 from push_to_poll_client.listeners._backoff import Verdict
-from push_to_poll_client.listeners._failures import only
-from push_to_poll_client.listeners._requests import Asker
+from push_to_poll_client.listeners._failures import unwrap_group
+from push_to_poll_client.listeners._requests import ListenerClient
 from push_to_poll_client.listeners._webhook.types import Control
-from push_to_poll_client.listeners.subscriptions._manager import Keeper
+from push_to_poll_client.listeners.subscriptions._manager import SubscriptionManager
 
 __all__ = [
     "PullWakeListener",
@@ -113,7 +113,7 @@ class PullWakeListener:
         check_number("open_timeout", open_timeout, above_zero=True)
         how = {"headers": headers, "token": token, "tls": tls, "client": client}
         path = path_in_stream_root("wake_stream", wake_stream)
-        self.name: str = without_secrets(below(root_of(root), path))
+        self.name: str = without_secrets(address_below(root_of(root), path))
         self._subscription = DurableStreamsSubscription(
             root_of(root),
             {"type": "pull-wake", "wake_stream": path},
@@ -122,14 +122,16 @@ class PullWakeListener:
             id=id,
             lease=lease,
             confirm_every=confirm_every,
-            asker=Asker(root, **how),
+            asker=ListenerClient(root, **how),
         )
-        self._keeper = Keeper(self._subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions)
+        self._keeper = SubscriptionManager(
+            self._subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions
+        )
         self._wakes = WakeStream(
-            below(root, path, "live=sse&offset=now"),
+            address_below(root, path, "live=sse&offset=now"),
             claimer=Claimer(
                 root,
-                stream=below(root_of(root), path),
+                stream=address_below(root_of(root), path),
                 url=lambda action: self._subscription.url(self._subscription.id, action),
                 worker=worker or f"push-to-poll-{secrets.token_hex(8)}",
                 timeout=open_timeout,
@@ -151,14 +153,14 @@ class PullWakeListener:
             ListenerError: The server does not take the subscription, or the wake stream is broken for good.
             RuntimeError: Another consumer has this very object.
         """
-        subscription, stream = halves_of(channel)
+        subscription, stream = split_channel(channel)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._keeper.keep, subscription)
                 await self._wakes.follow(stream, subscription=subscription, lost=self._notice_loss)
                 tasks.cancel_scope.cancel()
         except ExceptionGroup as group:
-            raise only(group) from None
+            raise unwrap_group(group) from None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"

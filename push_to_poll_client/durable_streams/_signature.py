@@ -22,29 +22,34 @@ from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._json import decode
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._failures import http_failure_of
-from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners._requests import (
+    RESPONSE_VERDICTS,
+    ListenerClient,
+    ListenerResponse,
+    UnusableResponse,
+)
 from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
 from push_to_poll_client.listeners.verifiers._ed25519 import PublicKey, public_key, verify
 
 __all__ = [
-    "AGAIN_AFTER",
     "MAX_KEYS",
+    "MIN_REFRESH_INTERVAL",
     "TIMEOUT",
     "DurableStreamsSignature",
     "KeySet",
 ]
 
 
-AGAIN_AFTER = 60.0
+MIN_REFRESH_INTERVAL = 60.0
 """Seconds between two requests for the set, whatever arrives: who invents keys costs the server one a minute."""
 
-MIN_FRESH = AGAIN_AFTER
+MIN_LIFETIME = MIN_REFRESH_INTERVAL
 """Seconds for which a set is taken for fresh at least; it could not be asked for sooner."""
 
-FRESH = 300.0
+DEFAULT_LIFETIME = 300.0
 """The same for a server that does not say, which is what the protocol's own example says (§6.5)."""
 
-MAX_FRESH = 86_400.0
+MAX_LIFETIME = 86_400.0
 """Seconds after which a key that was withdrawn is refused at last, whatever caches were told."""
 
 MAX_KEYS = 32
@@ -58,11 +63,11 @@ TIMEOUT = 5.0
 
 _log = logging.getLogger("push_to_poll_client.durable_streams")
 
-_max_age = re.compile(r"(?:^|[ \t,])max-age=\"?([0-9]{1,9})(?![0-9])", re.IGNORECASE).search
-_x = re.compile(r"[A-Za-z0-9_-]{43}").fullmatch  # 32 bytes in base64url without padding (RFC 7515 §2)
+_match_max_age = re.compile(r"(?:^|[ \t,])max-age=\"?([0-9]{1,9})(?![0-9])", re.IGNORECASE).search
+_match_x = re.compile(r"[A-Za-z0-9_-]{43}").fullmatch  # 32 bytes in base64url without padding (RFC 7515 §2)
 
 
-class _Key(msgspec.Struct):
+class _JSONWebKey(msgspec.Struct):
     """A key of the set. What has no meaning for Ed25519 is passed over."""
 
     kty: str
@@ -73,7 +78,7 @@ class _Key(msgspec.Struct):
     alg: str = "EdDSA"
 
 
-class _Set(msgspec.Struct):
+class _JSONWebKeySet(msgspec.Struct):
     keys: list[msgspec.Raw]
 
 
@@ -87,7 +92,7 @@ class KeySet:
         name: The set's address, without secrets.
     """
 
-    def __init__(self, asker: Asker) -> None:
+    def __init__(self, asker: ListenerClient) -> None:
         self.name: str = without_secrets(asker.url)
         self._asker = asker
         self._keys: Mapping[str, PublicKey] = {}
@@ -113,7 +118,7 @@ class KeySet:
         """
         answer = (await self._asker.ask(headers={"accept": "application/jwk-set+json, application/json"})).expect()
         self._keys = dict(_keys_of(answer))
-        self._stale_at = self._clock() + _fresh_for(answer.headers)
+        self._stale_at = self._clock() + _lifetime(answer.headers)
 
     async def _ask_if_it_may(self) -> None:
         if not self._asking.acquire(blocking=False):
@@ -121,7 +126,7 @@ class KeySet:
         try:
             now = self._clock()
             if now >= self._not_before:
-                self._not_before = now + AGAIN_AFTER
+                self._not_before = now + MIN_REFRESH_INTERVAL
                 # Shielded: who hangs up would else take the one request of a minute from those who do not.
                 with anyio.CancelScope(shield=True):
                     await self._try_to_refresh()
@@ -132,38 +137,38 @@ class KeySet:
         try:
             await self.refresh()
         except Exception as error:  # noqa: BLE001  # a server that has no keys to give must not be an error of ours
-            why = http_failure_of(error, wanted="a set of keys", verdicts=ANSWER_VERDICTS).sentence
+            why = http_failure_of(error, wanted="a set of keys", verdicts=RESPONSE_VERDICTS).sentence
             _log.info("%s: %s; %d keys are known", self.name, why, len(self._keys))
 
 
-def _keys_of(answer: Answer) -> Iterator[tuple[str, PublicKey]]:
+def _keys_of(answer: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:
     """Those that can be used. One that cannot, a future one for instance, does not spoil the others."""
     found = 0
-    for raw in _decoded(answer):
+    for raw in _decode_set(answer):
         with suppress(ValueError, RecursionError):
-            key = decode(raw, type=_Key)
-            if found < MAX_KEYS and _is_ours(key):
+            key = decode(raw, type=_JSONWebKey)
+            if found < MAX_KEYS and _is_usable(key):
                 yield key.kid, public_key(urlsafe_b64decode(key.x + "="))
                 found += 1
 
 
-def _decoded(answer: Answer) -> list[msgspec.Raw]:
+def _decode_set(answer: ListenerResponse) -> list[msgspec.Raw]:
     try:
-        return decode(answer.body, type=_Set).keys
+        return decode(answer.body, type=_JSONWebKeySet).keys
     except (ValueError, RecursionError):
-        raise UnusableAnswer(f"{answer.url} answered something that is no set of keys (RFC 7517 §5)") from None
+        raise UnusableResponse(f"{answer.url} answered something that is no set of keys (RFC 7517 §5)") from None
 
 
-def _is_ours(key: _Key) -> bool:
+def _is_usable(key: _JSONWebKey) -> bool:
     """Whether it verifies Ed25519 (RFC 8037 §2); "Ed25519" is what RFC 9864 calls the algorithm."""
     is_ed25519 = key.kty == "OKP" and key.crv == "Ed25519" and key.alg in {"EdDSA", "Ed25519"}
-    return is_ed25519 and key.use == "sig" and len(key.kid) <= MAX_NAME and _x(key.x) is not None
+    return is_ed25519 and key.use == "sig" and len(key.kid) <= MAX_NAME and _match_x(key.x) is not None
 
 
-def _fresh_for(headers: Mapping[str, str]) -> float:
+def _lifetime(headers: Mapping[str, str]) -> float:
     """Seconds until the set is old, by `max-age` (RFC 9111 §5.2.2.1), neither too few nor too many."""
-    told = _max_age(headers.get("cache-control", ""))
-    return FRESH if told is None else min(max(float(told[1]), MIN_FRESH), MAX_FRESH)
+    told = _match_max_age(headers.get("cache-control", ""))
+    return DEFAULT_LIFETIME if told is None else min(max(float(told[1]), MIN_LIFETIME), MAX_LIFETIME)
 
 
 HEADER = "webhook-signature"
@@ -175,7 +180,7 @@ _ANY_KEY = bytes.fromhex("58" + "66" * 31)
 """The base point (RFC 8032 §5.1), to see at construction whether keys can be made at all."""
 
 # A kid with a comma in it could not be told from what follows. 86 characters are the 64 bytes of a signature.
-_signed = re.compile(r"t=([0-9]{1,12}),kid=([!-+\--~]{1,256}),ed25519=([A-Za-z0-9_-]{86})").fullmatch
+_match_signature = re.compile(r"t=([0-9]{1,12}),kid=([!-+\--~]{1,256}),ed25519=([A-Za-z0-9_-]{86})").fullmatch
 
 
 class DurableStreamsSignature:
@@ -216,7 +221,7 @@ class DurableStreamsSignature:
         public_key(_ANY_KEY)
         self._tolerance = tolerance
         self._keys = KeySet(
-            Asker(
+            ListenerClient(
                 jwks_url, headers=headers, token=token, client=client, tls=tls, timeout=TIMEOUT, max_body=MAX_SET
             )
         )
@@ -252,7 +257,7 @@ class DurableStreamsSignature:
 
     def _read(self, request: WebhookRequest) -> tuple[str, str, str] | None:
         """Time, name of the key and signature, as they are written; `None`: it cannot be authentic."""
-        found = _signed(request.headers.get(HEADER, ""))
+        found = _match_signature(request.headers.get(HEADER, ""))
         if found is None or abs(request.received_at - int(found[1])) > self._tolerance:
             return None
         return found[1], found[2], found[3]

@@ -22,23 +22,28 @@ import msgspec
 from push_to_poll_client import _event_loop
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._http.credentials import HeaderSource, TokenSource
-from push_to_poll_client._http.origins import http_url, without_secrets
+from push_to_poll_client._http.origins import parse_http_url, without_secrets
 from push_to_poll_client._json import decode
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.durable_streams._signature import DurableStreamsSignature
 from push_to_poll_client.listeners._failures import http_failure_of
-from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners._requests import (
+    RESPONSE_VERDICTS,
+    ListenerClient,
+    ListenerResponse,
+    UnusableResponse,
+)
 from push_to_poll_client.listeners._webhook.types import WebhookAnswer, WebhookRequest
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
 __all__ = [
     "CONFIRM_EVERY",
-    "JSON",
+    "JSON_HEADERS",
     "DurableStreamsSubscription",
     "DurableStreamsWebhook",
-    "below",
-    "code_of",
+    "address_below",
+    "error_code",
     "path_in_stream_root",
     "root_of",
     "topics_of",
@@ -57,7 +62,7 @@ MAX_TOPICS = 64
 
 _log = logging.getLogger("push_to_poll_client.listeners.subscriptions")
 
-JSON = {"content-type": "application/json"}
+JSON_HEADERS = {"content-type": "application/json"}
 
 
 class DurableStreamsSubscription:
@@ -93,7 +98,7 @@ class DurableStreamsSubscription:
         id: str | None,
         lease: float,
         confirm_every: float,
-        asker: Asker,
+        asker: ListenerClient,
     ) -> None:
         check_number("confirm_every", confirm_every, above_zero=True)
         given = {**asked, **_streams_of(streams, pattern), "lease_ttl_ms": _milliseconds(lease)}
@@ -159,16 +164,16 @@ class DurableStreamsSubscription:
     async def _made_anew(self) -> None:
         """The server has it since just now."""
 
-    async def _put(self, planned: Registration) -> Answer:
+    async def _put(self, planned: Registration) -> ListenerResponse:
         """Anywhere else than at its root such a server takes the request for a new stream, and says nothing."""
-        answer = await self._asker.ask("PUT", self.url(planned.id), content=self._asked, headers=JSON)
-        if answer.status == HTTPStatus.BAD_REQUEST and (code := code_of(answer)) in _REFUSALS:
+        answer = await self._asker.ask("PUT", self.url(planned.id), content=self._asked, headers=JSON_HEADERS)
+        if answer.status == HTTPStatus.BAD_REQUEST and (code := error_code(answer)) in _ERROR_HINTS:
             # What was taken before is not wrong by itself: the server is not what it was, and may be so again.
             kind = SubscriptionRefused if self._was_taken else ListenerError
-            raise kind(f"{self.name}: the server answered {code}: {_REFUSALS[code]}")
+            raise kind(f"{self.name}: the server answered {code}: {_ERROR_HINTS[code]}")
         answer.expect(HTTPStatus.OK, HTTPStatus.CREATED)
         if not isinstance(answer.json(), dict):
-            raise UnusableAnswer(f"{answer.url} answered something that is no subscription (§6.2)")
+            raise UnusableResponse(f"{answer.url} answered something that is no subscription (§6.2)")
         self._was_taken = True
         return answer
 
@@ -176,7 +181,7 @@ class DurableStreamsSubscription:
         return Registration(id=registration.id, renew_at=_event_loop.wall_clock() + self._confirm_every)
 
 
-_REFUSALS = {
+_ERROR_HINTS = {
     "WEBHOOK_URL_REJECTED": "it does not push to this callback, which has to be https:// on a public host; "
     "give a callback= that the server may reach",
     "INVALID_REQUEST": "it does not take such a subscription; check streams=, pattern= and lease=, and whether "
@@ -185,18 +190,18 @@ _REFUSALS = {
 """What a server says of our arguments, and means for good. Its own text may quote them, and with them a secret."""
 
 
-class _Said(msgspec.Struct):
+class _ErrorBody(msgspec.Struct):
     code: str = ""
 
 
-class _Error(msgspec.Struct):
-    error: _Said
+class _ErrorResponse(msgspec.Struct):
+    error: _ErrorBody
 
 
-def code_of(answer: Answer) -> str:
+def error_code(answer: ListenerResponse) -> str:
     """By what the server calls an error (§7.1); "": it does not say."""
     try:
-        return decode(answer.body, type=_Error).error.code
+        return decode(answer.body, type=_ErrorResponse).error.code
     except (ValueError, RecursionError):
         return ""
 
@@ -214,7 +219,7 @@ def root_of(url: str) -> str:
         TypeError: It is no `str`.
         ValueError: It is no http address, or has a query, which could not stand behind what is added to it.
     """
-    parsed = http_url(url)
+    parsed = parse_http_url(url)
     if parsed.query or parsed.fragment:
         raise ValueError(
             f"{without_secrets(url)} has a query or fragment: give the address below which streams are"
@@ -222,9 +227,9 @@ def root_of(url: str) -> str:
     return str(parsed.copy_with(userinfo=b"")).rstrip("/")
 
 
-def below(root: str, path: str, query: str | None = None) -> str:
+def address_below(root: str, path: str, query: str | None = None) -> str:
     """The address of what is below the root, with the user and password that the root may have."""
-    parsed = http_url(root)
+    parsed = parse_http_url(root)
     whole = f"{parsed.path.rstrip('/')}/{path}"
     return str(parsed.copy_with(path=whole, query=None if query is None else query.encode()))
 
@@ -325,18 +330,18 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         where = root_of(root)
         super().__init__(
             where,
-            {"type": "webhook", "webhook": {"url": str(http_url(callback))}},
+            {"type": "webhook", "webhook": {"url": str(parse_http_url(callback))}},
             streams=streams,
             pattern=pattern,
             id=id,
             lease=lease,
             confirm_every=confirm_every,
-            asker=Asker(root, headers=headers, token=token, tls=tls, client=client),
+            asker=ListenerClient(root, headers=headers, token=token, tls=tls, client=client),
         )
         # Not where an answer says that they are (§6.3): it would be asked with our credentials, and §6.5 demands
         # that they are here.
         self.verify: DurableStreamsSignature = DurableStreamsSignature(
-            below(root, "__ds/jwks.json"),
+            address_below(root, "__ds/jwks.json"),
             tolerance=tolerance,
             headers=headers,
             token=token,
@@ -349,7 +354,7 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         try:
             await self.verify.refresh()
         except Exception as error:  # noqa: BLE001  # they are asked for again when a push comes
-            why = http_failure_of(error, wanted="a set of keys", verdicts=ANSWER_VERDICTS).sentence
+            why = http_failure_of(error, wanted="a set of keys", verdicts=RESPONSE_VERDICTS).sentence
             _log.info("%s: %s", self.name, why)
 
     def hint(self, request: WebhookRequest, /) -> Push | None:
@@ -358,7 +363,7 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         Their offsets are no cursors: one of `DurableStreamFeed` says also how many messages lie before it.
         """
         try:
-            wake = decode(request.body, type=_Wake)
+            wake = decode(request.body, type=_WebhookWake)
         except (ValueError, RecursionError):
             return Push()  # the server wrote it all the same
         if self.registrations is not None and wake.subscription_id not in {one.id for one in self.registrations}:
@@ -366,11 +371,11 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         return Push(topics=topics_of(stream.path for stream in wake.streams if stream.has_pending))
 
 
-class _Stream(msgspec.Struct):
+class _PushedStream(msgspec.Struct):
     path: str
     has_pending: bool = True
 
 
-class _Wake(msgspec.Struct):
+class _WebhookWake(msgspec.Struct):
     subscription_id: str
-    streams: list[_Stream] = []
+    streams: list[_PushedStream] = []

@@ -31,24 +31,29 @@ from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._json import decode
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
-from push_to_poll_client.durable_streams._subscription import JSON, topics_of
+from push_to_poll_client.durable_streams._subscription import JSON_HEADERS, topics_of
 from push_to_poll_client.listeners._failures import Failure, http_failure_of
-from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners._requests import (
+    RESPONSE_VERDICTS,
+    ListenerClient,
+    ListenerResponse,
+    UnusableResponse,
+)
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._webhook.limits import TokenBucket
 from push_to_poll_client.listeners.sse import EventStream, SSEListener
 
 __all__ = [
+    "ChannelPart",
     "Claim",
     "Claimer",
-    "Half",
     "WakeStream",
-    "claim_of",
-    "halves_of",
+    "parse_claim",
+    "split_channel",
 ]
 
 
-class Half:
+class ChannelPart:
     """What one of two reports to; a `Channel`.
 
     Args:
@@ -56,7 +61,7 @@ class Half:
         are_up: The halves that are up; both have the same set.
     """
 
-    def __init__(self, whole: Channel, are_up: "set[Half]") -> None:
+    def __init__(self, whole: Channel, are_up: "set[ChannelPart]") -> None:
         self._whole = whole
         self._are_up = are_up
         self._event = anyio.Event()
@@ -105,17 +110,17 @@ class Half:
         await self._whole.save(state)
 
 
-def halves_of(whole: Channel) -> tuple[Half, Half]:
+def split_channel(whole: Channel) -> tuple[ChannelPart, ChannelPart]:
     """Two that are one channel."""
-    are_up = set[Half]()
-    return Half(whole, are_up), Half(whole, are_up)
+    are_up = set[ChannelPart]()
+    return ChannelPart(whole, are_up), ChannelPart(whole, are_up)
 
 
 MAX_CLAIM = 16 * 1024 * 1024
 """Bytes of the answer to a claim, which names all streams of the subscription: some 100,000 of them."""
 
 
-class _Stream(msgspec.Struct, frozen=True):
+class _ClaimedStream(msgspec.Struct, frozen=True):
     path: str
     tail_offset: str
     has_pending: bool = True
@@ -134,7 +139,7 @@ class Claim(msgspec.Struct, frozen=True):
     wake_id: str
     generation: int
     token: str
-    streams: Sequence[_Stream]
+    streams: Sequence[_ClaimedStream]
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -151,7 +156,7 @@ class Claim(msgspec.Struct, frozen=True):
         return f"Claim({self.wake_id!r}, {self.generation})"
 
 
-def claim_of(answer: Answer) -> Claim:
+def parse_claim(answer: ListenerResponse) -> Claim:
     """What the server answers to a claim.
 
     Raises:
@@ -160,7 +165,7 @@ def claim_of(answer: Answer) -> Claim:
     try:
         return decode(answer.body, type=Claim)
     except (ValueError, RecursionError):
-        raise UnusableAnswer(f"{answer.url} answered something that is no claim (§7.2)") from None
+        raise UnusableResponse(f"{answer.url} answered something that is no claim (§7.2)") from None
 
 
 class Claimer:
@@ -198,11 +203,11 @@ class Claimer:
         self._stream = stream
         self._url = url
         self._worker = msgspec.json.encode({"worker": worker})
-        self._asker = Asker(
+        self._asker = ListenerClient(
             root, headers=headers, token=token, tls=tls, client=client, timeout=timeout, max_body=MAX_CLAIM
         )
         # What was claimed is given back by its own token, in place of who we are by ourselves (§7.2).
-        self._holder = Asker(
+        self._holder = ListenerClient(
             url(""), headers=headers, token=self._claim_token, tls=tls, client=client, timeout=timeout
         )
 
@@ -220,7 +225,7 @@ class Claimer:
         Raises:
             Exception: No answer came.
         """
-        await self._asker.ask("PUT", self._stream, headers=JSON)
+        await self._asker.ask("PUT", self._stream, headers=JSON_HEADERS)
 
     async def take(self) -> bool:
         """Claim the wake that is there, if there is one.
@@ -233,10 +238,10 @@ class Claimer:
             UnusableAnswer: The answer is none.
             Exception: It failed.
         """
-        answer = await self._asker.ask("POST", self._url("/claim"), content=self._worker, headers=JSON)
+        answer = await self._asker.ask("POST", self._url("/claim"), content=self._worker, headers=JSON_HEADERS)
         if answer.status in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
             return answer.status == HTTPStatus.CONFLICT
-        self.claim = claim_of(answer.expect())
+        self.claim = parse_claim(answer.expect())
         return True
 
     async def give_back(self) -> None:
@@ -256,7 +261,9 @@ class Claimer:
         self.claim = None
 
     async def _say(self, action: str, what: object) -> bool:
-        answer = await self._holder.ask("POST", self._url(action), content=msgspec.json.encode(what), headers=JSON)
+        answer = await self._holder.ask(
+            "POST", self._url(action), content=msgspec.json.encode(what), headers=JSON_HEADERS
+        )
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status == HTTPStatus.TOO_MANY_REQUESTS:
             answer.expect()
         return httpx.codes.is_success(answer.status)
@@ -292,10 +299,10 @@ class WakeStream(SSEListener):
         self._subscription_id = subscription_id
         self._has_claimed = self._is_claiming = self._has_heard = False
         self._bucket: TokenBucket
-        self._subscription: Half
+        self._subscription: ChannelPart
         self._lost: Callable[[], None]
 
-    async def follow(self, channel: Channel, *, subscription: Half, lost: Callable[[], None]) -> None:
+    async def follow(self, channel: Channel, *, subscription: ChannelPart, lost: Callable[[], None]) -> None:
         """As `listen`.
 
         Args:
@@ -368,7 +375,7 @@ class WakeStream(SSEListener):
     def _failure(self, error: Exception) -> Failure:
         failure = super()._failure(error)
         if self._is_claiming:
-            failure = http_failure_of(error, wanted="a claim", verdicts=ANSWER_VERDICTS)
+            failure = http_failure_of(error, wanted="a claim", verdicts=RESPONSE_VERDICTS)
         return failure._replace(hid_a_push=failure.hid_a_push or self._has_heard)
 
     def _streams_in(self, event: ServerSentEvent) -> list[str] | None:
@@ -376,7 +383,7 @@ class WakeStream(SSEListener):
         if event.event == "control":  # of the stream itself (§5.8)
             return None
         try:
-            found = decode(event.data, type=list[_Wake] | _Wake)
+            found = decode(event.data, type=list[_WakeEvent] | _WakeEvent)
         except (ValueError, RecursionError):
             return []  # whatever it is: a claim shows what there is
         wakes = found if isinstance(found, list) else [found]
@@ -384,7 +391,7 @@ class WakeStream(SSEListener):
         return [wake.stream for wake in ours if wake.stream] if ours else None
 
 
-class _Wake(msgspec.Struct):
+class _WakeEvent(msgspec.Struct):
     type: str = ""
     subscription_id: str = ""
     stream: str = ""

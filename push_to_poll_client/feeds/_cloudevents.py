@@ -18,23 +18,23 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 import msgspec
 
 from push_to_poll_client._exceptions import FeedError, UndecodableMessage
-from push_to_poll_client._json import UNDECODABLE, check_depth, check_page_depth
+from push_to_poll_client._json import DECODE_ERRORS, check_depth, check_page_depth
 from push_to_poll_client._types import Cursor, Message, UnreadableMessage
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, split, unreadable_key
+from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, split_json, unreadable_key
 
 __all__ = ["CloudEvent", "read_batch"]
 
 MAX_SOURCES = 1024
 """Sources of which is kept what stands in keys for them."""
 
-_LONGEST_SOURCE = 16
+_MAX_PLAIN_SOURCE = 16
 """Characters of a source that stand in a key as they are."""
 
-_SMALL_PAGE = 20
+_UNCOUNTED_BYTES_PER_EVENT = 20
 """Bytes for each event that a page may have: one with fewer is read without being counted first."""
 
-_USUAL_COMMAS = 10
+_USUAL_COMMAS_PER_EVENT = 10
 """In and after an event. A page with fewer is counted by the decoder, which needs 72 bytes for each event."""
 
 _BOM = b"\xef\xbb\xbf"
@@ -49,7 +49,7 @@ _decode_attributes = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_base64 = msgspec.json.Decoder(bytes | None).decode
 _decode_batch = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_string = msgspec.json.Decoder(str).decode
-_keep = msgspec.structs.force_setattr
+_set_field = msgspec.structs.force_setattr
 
 
 class _Batch:
@@ -69,10 +69,10 @@ class _Batch:
         return self._by_key[event.key]
 
 
-_reading: ContextVar[_Batch | None] = ContextVar("push_to_poll_client_reading", default=None)
+_current_batch: ContextVar[_Batch | None] = ContextVar("push_to_poll_client_reading", default=None)
 """The batch whose events are decoded now."""
 
-_batch_being_read = cast("Callable[[], _Batch]", _reading.get)
+_get_current_batch = cast("Callable[[], _Batch]", _current_batch.get)
 
 if TYPE_CHECKING:
     # What is true of the class below: `Message.register()` says it at run time, since msgspec lays out its memory.
@@ -108,7 +108,7 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
     _data: msgspec.Raw = msgspec.field(name="data", default=msgspec.Raw())
     _data_base64: msgspec.Raw = msgspec.field(name="data_base64", default=msgspec.Raw())
     # No JSON makes a `_Batch`: an event with a member of that name cannot be read.
-    _batch: _Batch = msgspec.field(name="push_to_poll_client batch", default_factory=_batch_being_read)
+    _batch: _Batch = msgspec.field(name="push_to_poll_client batch", default_factory=_get_current_batch)
 
     @staticmethod
     def from_json(event: bytes | msgspec.Raw) -> "CloudEvent":
@@ -119,11 +119,11 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
                 characters; an attribute has another type than `str`; or id or source hold what stores cannot
                 (NUL).
         """
-        with _batch_of([event]):
+        with _use_batch([event]):
             try:
                 check_depth(event)
                 read = _decode_event(event)
-            except UNDECODABLE as error:
+            except DECODE_ERRORS as error:
                 raise UndecodableMessage(f"an event cannot be read: {quoted(error)}") from error
         if _has_nul([read]):
             raise UndecodableMessage(f"an event cannot be read: its id {quoted(read.id)} or its source has a NUL")
@@ -136,7 +136,7 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
     @property
     def key(self) -> str:
         """The dedupe key: an unambiguous encoding of source and id."""
-        return _sources[self._source] + self.id
+        return _source_prefixes[self._source] + self.id
 
     if TYPE_CHECKING:  # set below
 
@@ -188,7 +188,7 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
         try:
             members = _decode_attributes(self._batch.bytes_of(self))
             attributes = {name: _decode(members[name]) for name in members.keys() - {"data", "data_base64"}}
-        except UNDECODABLE as error:
+        except DECODE_ERRORS as error:
             raise self._undecodable("attributes", error) from error
         return {name: value for name, value in attributes.items() if value is not None}
 
@@ -208,9 +208,9 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
             data = _decode(data) if data else None
             if data is None and self._data_base64:
                 data = _decode_base64(self._data_base64)
-        except UNDECODABLE as error:
+        except DECODE_ERRORS as error:
             raise self._undecodable("data", error) from error
-        _keep(self, "_data", data)
+        _set_field(self, "_data", data)
         return data
 
     @property
@@ -222,24 +222,24 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
         return UndecodableMessage(f"the {what} of event {quoted(self.id)} cannot be read: {quoted(error)}")
 
 
-class _Sources(dict[str | None, str]):
+class _SourcePrefixes(dict[str | None, str]):
     """What stands before the id in a key, by source; kept, since it is the same for thousands of events."""
 
     def __missing__(self, source: str | None) -> str:
         if len(self) >= MAX_SOURCES:
             self.clear()
-        self[source] = before_id = _in_key(source or "")
+        self[source] = before_id = _source_prefix(source or "")
         return before_id
 
 
-def _in_key(source: str) -> str:
+def _source_prefix(source: str) -> str:
     """A long one as a digest, since a store keeps each key twice."""
-    if len(source) <= _LONGEST_SOURCE:
+    if len(source) <= _MAX_PLAIN_SOURCE:
         return f"{len(source)}:{source}"
     return f"#{urlsafe_b64encode(hashlib.blake2b(source.encode(), digest_size=12).digest()).decode()}"
 
 
-_sources = _Sources()
+_source_prefixes = _SourcePrefixes()
 
 Message.register(CloudEvent)
 
@@ -267,24 +267,24 @@ def read_batch(page: bytes, where: str, *, most: int) -> Sequence[Message]:
             ones.
     """
     page = page.removeprefix(_BOM)
-    if len(page) > _SMALL_PAGE * most:
-        _check_number(_number_of_events(page, where, most), most, where)
+    if len(page) > _UNCOUNTED_BYTES_PER_EVENT * most:
+        _check_count(_count_events(page, where, most), most, where)
     messages: Sequence[Message] | None = _read_at_once(page)
     if messages is None:
         messages = list(_read_one_by_one(page, where))
-    _check_number(len(messages), most, where)
+    _check_count(len(messages), most, where)
     return messages
 
 
-def _number_of_events(page: bytes, where: str, most: int) -> int:
+def _count_events(page: bytes, where: str, most: int) -> int:
     """Up to `most` and one more: in memory each takes a hundred bytes and more, even one of two bytes."""
-    if page.count(b",") < _USUAL_COMMAS * most:
-        with suppress(*UNDECODABLE):
+    if page.count(b",") < _USUAL_COMMAS_PER_EVENT * most:
+        with suppress(*DECODE_ERRORS):
             return len(_decode_batch(page))
     return sum(1 for _ in islice(_split(page, where), most + 1))
 
 
-def _check_number(number: int, most: int, where: str) -> None:
+def _check_count(number: int, most: int, where: str) -> None:
     if number > most:
         raise FeedError(
             f"{where} sent a page of more than {most} events; ask it for smaller pages, or raise max_body= if "
@@ -294,7 +294,7 @@ def _check_number(number: int, most: int, where: str) -> None:
 
 def _read_at_once(page: bytes) -> Sequence[CloudEvent] | None:
     """All events of a page in which each can be read; `None`: of another one."""
-    with _batch_of(page), suppress(*UNDECODABLE):  # one bad event fails them all
+    with _use_batch(page), suppress(*DECODE_ERRORS):  # one bad event fails them all
         check_page_depth(page)
         events = _decode_events(page)
         return None if _ESCAPE in page and _has_nul(events) else events
@@ -302,12 +302,12 @@ def _read_at_once(page: bytes) -> Sequence[CloudEvent] | None:
 
 
 @contextmanager
-def _batch_of(events: bytes | Sequence[_Bytes]) -> Iterator[None]:
-    reading = _reading.set(_Batch(events))
+def _use_batch(events: bytes | Sequence[_Bytes]) -> Iterator[None]:
+    reading = _current_batch.set(_Batch(events))
     try:
         yield
     finally:
-        _reading.reset(reading)
+        _current_batch.reset(reading)
 
 
 def _has_nul(events: Sequence[CloudEvent]) -> bool:
@@ -333,13 +333,13 @@ def _read_one_by_one(page: bytes, where: str) -> Iterator[Message]:
 def _events(page: bytes, where: str) -> Sequence[_Bytes]:
     try:
         return _decode_batch(page)
-    except UNDECODABLE:
+    except DECODE_ERRORS:
         return list(_split(page, where))
 
 
 def _split(page: bytes, where: str) -> Iterator[bytes]:
     try:
-        yield from split(page, b"[]")
+        yield from split_json(page, b"[]")
     except ValueError as error:
         # What stands in an array are messages, which stay out of logs.
         start = "" if page.startswith(b"[") else f" that begins with {quoted(page[:40].decode(errors='replace'))}"
@@ -356,15 +356,15 @@ def _id_of(event: bytes) -> str | None:
     """The id of an event that cannot be read, if that much of it can."""
     name = None
     try:
-        for member in split(event, b"{}"):
+        for member in split_json(event, b"{}"):
             if found := _ID.fullmatch(member):
                 name = _decode_string(found[1])
-    except UNDECODABLE:
+    except DECODE_ERRORS:
         return None
-    return name if name and _can_be_kept(name) else None
+    return name if name and _is_storable(name) else None
 
 
-def _can_be_kept(name: str) -> bool:
+def _is_storable(name: str) -> bool:
     """Whether every store and URL takes it."""
     # Lone surrogates, which neither does, the decoder has refused already.
     return 0 < len(name) <= MAX_ID and "\0" not in name

@@ -15,10 +15,10 @@ from anyio import to_thread
 __all__ = [
     "MAX_ID",
     "MAX_UNREADABLE",
-    "UNREADABLE",
-    "most_messages",
-    "read_aside",
-    "split",
+    "UNREADABLE_KEY_PREFIX",
+    "max_messages",
+    "run_decoder",
+    "split_json",
     "unreadable_key",
 ]
 
@@ -29,13 +29,13 @@ MAX_ID = 1024
 MAX_UNREADABLE = 10_000
 """Unreadable entries on one page: each costs a kilobyte, a byte of the page is enough to make one."""
 
-UNREADABLE = "unreadable:"
+UNREADABLE_KEY_PREFIX = "unreadable:"
 """What the dedupe keys of entries begin with that cannot be read."""
 
-_SMALL_MESSAGE = 160
+_MIN_MESSAGE_BYTES = 160
 """Bytes that the messages of a page have on average, at least: in memory each takes some 600 more."""
 
-_SMALL_PAGE = 10_000
+_ALWAYS_ALLOWED = 10_000
 """Messages that a page may have however small they are; it is the largest page that is common among feeds."""
 
 _LARGE_BODY = 1024 * 1024
@@ -45,12 +45,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def most_messages(max_body: int) -> int:
+def max_messages(max_body: int) -> int:
     """How many messages a page may have, by the bytes that it may have."""
-    return max(max_body // _SMALL_MESSAGE, _SMALL_PAGE)
+    return max(max_body // _MIN_MESSAGE_BYTES, _ALWAYS_ALLOWED)
 
 
-async def read_aside(size: int, read: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+async def run_decoder(size: int, read: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
     """What `read(*args, **options)` returns or raises; for a large body it runs in a worker thread.
 
     Args:
@@ -70,17 +70,17 @@ def unreadable_key(raw: bytes) -> str:
     Args:
         raw: The entry as it came.
     """
-    return f"{UNREADABLE}{hashlib.sha256(raw).hexdigest()[:32]}"
+    return f"{UNREADABLE_KEY_PREFIX}{hashlib.sha256(raw).hexdigest()[:32]}"
 
 
 # A string that is not closed reaches to the end, so that no byte is looked at twice. Hence possessive, too.
 _STRING = rb'"(?:[^"\\]++|\\.)*+"?'
-_AT_TOP = re.compile(_STRING + rb"|[\[{]|[\]}]|,", re.DOTALL)
-_DEEPER = re.compile(_STRING + rb"|[\[{]++|[\]}]", re.DOTALL)
+_TOP_LEVEL_TOKEN = re.compile(_STRING + rb"|[\[{]|[\]}]|,", re.DOTALL)
+_NESTED_TOKEN = re.compile(_STRING + rb"|[\[{]++|[\]}]", re.DOTALL)
 _SPACE = b" \t\r\n"
 
 
-def split(text: bytes, brackets: bytes) -> Iterator[bytes]:
+def split_json(text: bytes, brackets: bytes) -> Iterator[bytes]:
     """The elements of a JSON array, or the members of an object, as they stand in the text.
 
     Args:
@@ -112,7 +112,7 @@ def split(text: bytes, brackets: bytes) -> Iterator[bytes]:
 def _boundaries(text: bytes) -> Iterator[int]:
     """Where the commas of the outermost array or object are, and last its end."""
     depth, at = 1, 1
-    while token := (_AT_TOP if depth == 1 else _DEEPER).search(text, at):
+    while token := (_TOP_LEVEL_TOKEN if depth == 1 else _NESTED_TOKEN).search(text, at):
         at = token.end()
         match token[0][:1]:
             case b"[" | b"{":

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import anyio
 
 from push_to_poll_client._http.caching import Validators, fresh_for
-from push_to_poll_client._http.response import Answer
+from push_to_poll_client._http.response import Response
 
 __all__ = [
     "MAX_URLS",
-    "Tail",
+    "EndOfFeed",
 ]
 
 
@@ -22,7 +22,7 @@ MAX_URLS = 16
 """Ends that are remembered: a feed has one, and one each for the waits it is asked with."""
 
 
-class _End(NamedTuple):
+class _EmptyResponse(NamedTuple):
     """An answer that brought nothing, when it came, and until when another would be the same."""
 
     validators: Validators | None
@@ -30,11 +30,11 @@ class _End(NamedTuple):
     until: float
 
 
-class Tail:
+class EndOfFeed:
     """Remembers the ends of one feed, by the URLs that were asked."""
 
     def __init__(self) -> None:
-        self._ends: OrderedDict[str, _End] = OrderedDict()
+        self._ends: OrderedDict[str, _EmptyResponse] = OrderedDict()
 
     def known(self, url: str) -> Validators | None:
         """What the end at this URL is known by: what to give to `Origin.ask`."""
@@ -49,7 +49,7 @@ class Tail:
         end = self._ends.get(url)
         return end is not None and end.since <= anyio.current_time() < end.until
 
-    def note(self, url: str, answer: Answer, *, empty: bool) -> None:
+    def note(self, url: str, answer: Response, *, empty: bool) -> None:
         """Note what an answer brought. In an event loop.
 
         Args:
@@ -62,7 +62,7 @@ class Tail:
         if not empty:
             return
         now = anyio.current_time()
-        end = _End(answer.validators, now, now + fresh_for(answer.headers))
+        end = _EmptyResponse(answer.validators, now, now + fresh_for(answer.headers))
         if end.validators is not None or end.until > now:
             self._ends[url] = end
             if len(self._ends) > MAX_URLS:

@@ -8,12 +8,12 @@ import anyio
 
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone, FeedRefused
 from push_to_poll_client._types import Cursor, FetchRequest, Page
-from push_to_poll_client.feeds._newest_first_cursor import Seen
-from push_to_poll_client.feeds._newest_first_walk import Leaf, Look, Order, Way, Ways, longer
+from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
+from push_to_poll_client.feeds._newest_first_walk import Document, FetchDocument, SortKey, Walk, Walks, longer_wait
 
 __all__ = [
-    "Fresh",
-    "WalkBack",
+    "FreshnessCache",
+    "NewestFirstReader",
 ]
 
 
@@ -21,7 +21,7 @@ MAX_CURSORS = 16
 """Remembered: one for each consumer of the feed."""
 
 
-class Fresh:
+class FreshnessCache:
     """Remembers it, by cursors that brought nothing (RFC 9111 §4.2). In an event loop."""
 
     def __init__(self) -> None:
@@ -48,11 +48,11 @@ class Fresh:
 
 _POSITION = re.compile("(.*) ([0-9]{1,9})", re.DOTALL)
 
-MOST_MESSAGES = 10_000
+MAX_MESSAGES = 10_000
 """Held at once: some 20 MB of usual events, and 100 documents of 100."""
 
 
-class WalkBack:
+class NewestFirstReader:
     """Walks one feed.
 
     Args:
@@ -62,13 +62,15 @@ class WalkBack:
         most: Messages that are held at once, unless two documents have more.
     """
 
-    def __init__(self, look: Look, where: str, *, order: Order | None = None, most: int = MOST_MESSAGES) -> None:
+    def __init__(
+        self, look: FetchDocument, where: str, *, order: SortKey | None = None, most: int = MAX_MESSAGES
+    ) -> None:
         self._look = look
         self._where = where
         self._order = order
         self._most = most
-        self._ways = Ways()
-        self._fresh = Fresh()
+        self._ways = Walks()
+        self._fresh = FreshnessCache()
 
     async def fetch(self, request: FetchRequest) -> Page:
         """As `Feed.fetch`.
@@ -80,10 +82,10 @@ class WalkBack:
         """
         if request.cursor in self._fresh and not (request.fresh or request.wait):
             return Page()
-        start, step = _read(request.cursor)
+        start, step = _parse_position(request.cursor)
         way = self._way(start)
         if way.page is not None or step < way.turn:  # it was asked for before
-            return way.page or _lead_on(start, way.turn)
+            return way.page or _page_to_continue(start, way.turn)
         way.go_on(step, anyio.current_time())
         return await self._go_on(way, request, start)
 
@@ -93,7 +95,7 @@ class WalkBack:
         Raises:
             FeedError: The newest document could not be had.
         """
-        way = Way(Seen(), self._most)
+        way = Walk(SeenEntries(), self._most)
         leaf = await self._look(None, FetchRequest(fresh=True), way.known)
         if leaf.unchanged:
             raise FeedError(f"{self._where} does not show yet what is newest")
@@ -105,27 +107,27 @@ class WalkBack:
         self._fresh.forget()
         self._ways.forget()
 
-    def _way(self, start: Cursor | None) -> Way:
+    def _way(self, start: Cursor | None) -> Walk:
         """The walk that began there, or one that begins."""
         self._ways.settled(start)
-        return self._ways.get(start) or Way(Seen.read(start, self._where), self._most)
+        return self._ways.get(start) or Walk(SeenEntries.read(start, self._where), self._most)
 
-    async def _go_on(self, way: Way, request: FetchRequest, start: Cursor | None) -> Page:
+    async def _go_on(self, way: Walk, request: FetchRequest, start: Cursor | None) -> Page:
         turn = way.turn
         leaf = await self._look_at(way, request, start)
         if way.turn != turn:  # somebody else has taken this document
-            return _lead_on(start, way.turn, leaf.retry_after)
+            return _page_to_continue(start, way.turn, leaf.retry_after)
         self._fresh.note(start, leaf.fresh_for if leaf.unchanged else 0.0)
         self._ways.drop(start)
         if leaf.unchanged:
-            return _unchanged(leaf)
+            return _unchanged_page(leaf)
         way.take(leaf, self._where, anyio.current_time())
         if way.ended:
             return self._hand_out(start, way, leaf)
         self._ways.keep(start, way)
-        return _lead_on(start, way.turn, leaf.retry_after)
+        return _page_to_continue(start, way.turn, leaf.retry_after)
 
-    async def _look_at(self, way: Way, request: FetchRequest, start: Cursor | None) -> Leaf:
+    async def _look_at(self, way: Walk, request: FetchRequest, start: Cursor | None) -> Document:
         try:
             return await self._look(way.at, request, way.known_here)
         except (ChainRestart, FeedRefused):
@@ -142,12 +144,12 @@ class WalkBack:
                 self._ways.drop(start)
             raise
 
-    def _hand_out(self, start: Cursor | None, way: Way, leaf: Leaf) -> Page:
+    def _hand_out(self, start: Cursor | None, way: Walk, leaf: Document) -> Page:
         """What a walk found at its end. Before a poll is over, the server is not yet left alone between polls."""
         seen = way.seen()
         page = Page(way.news(self._order), seen.cursor(), gap=way.gap)
         way.later = way.further(seen)
-        wait = leaf.retry_after if way.later else longer(leaf.retry_after, way.quiet(anyio.current_time()))
+        wait = leaf.retry_after if way.later else longer_wait(leaf.retry_after, way.quiet(anyio.current_time()))
         if page.cursor != start:
             return replace(self._handed_out(start, way, page), retry_after=wait)
         page = replace(page, cursor=None, retry_after=wait)
@@ -158,7 +160,7 @@ class WalkBack:
         self._fresh.note(start, 0.0 if page.messages or way.again else leaf.fresh_for)
         return replace(page, closed=way.closed)
 
-    def _handed_out(self, start: Cursor | None, way: Way, page: Page) -> Page:
+    def _handed_out(self, start: Cursor | None, way: Walk, page: Page) -> Page:
         """A page, which is kept until it is settled if it costs more than a request to make it again."""
         if not way.again:
             return replace(page, closed=way.closed)
@@ -167,12 +169,12 @@ class WalkBack:
         return way.page
 
 
-def _unchanged(leaf: Leaf) -> Page:
-    wait = longer(leaf.retry_after, leaf.poll_interval)
+def _unchanged_page(leaf: Document) -> Page:
+    wait = longer_wait(leaf.retry_after, leaf.poll_interval)
     return Page(retry_after=wait, closed=leaf.closed, gap=leaf.missing)
 
 
-def _lead_on(start: Cursor | None, step: int, retry_after: float | None = None) -> Page:
+def _page_to_continue(start: Cursor | None, step: int, retry_after: float | None = None) -> Page:
     return Page(next=_position(start, step), retry_after=retry_after)
 
 
@@ -180,7 +182,7 @@ def _position(start: Cursor | None, step: int) -> Cursor:
     return f"{start or ''} {step}"
 
 
-def _read(position: Cursor | None) -> tuple[Cursor | None, int]:
+def _parse_position(position: Cursor | None) -> tuple[Cursor | None, int]:
     """The cursor that a walk began with, and the number of its step; a cursor is where it begins."""
     found = _POSITION.fullmatch(position or "")
     return (found[1] or None, int(found[2])) if found else (position, 0)

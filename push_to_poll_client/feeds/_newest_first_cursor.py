@@ -11,27 +11,27 @@ import msgspec
 
 from push_to_poll_client._exceptions import CursorExpired
 from push_to_poll_client._http.caching import Validators
-from push_to_poll_client._json import UNDECODABLE, decode
+from push_to_poll_client._json import DECODE_ERRORS, decode
 from push_to_poll_client._types import MAX_CURSOR, Cursor
 
 __all__ = [
     "Digests",
-    "Seen",
+    "SeenEntries",
     "digest",
 ]
 
 
-KEPT = 256
+MAX_OLDER_DIGESTS = 256
 """Digests of what is no longer at the top. If each of these messages is gone from the feed before the next poll,
 messages may have gone with them; one that comes back, since another was deleted, is not handed out again."""
 
-MOST_KEPT = 4_000
+MAX_TOP_DIGESTS = 4_000
 """Digests of a document that has more messages: those beyond are left to the dedupe store each time. With all the
 others they take 54,000 characters of the 65,536 that a cursor may have."""
 
-_SIZE = 9
-_LENGTH = 12
-_DIGESTS = re.compile(rf"(?:[A-Za-z0-9_-]{{{_LENGTH}}})*+")
+_DIGEST_BYTES = 9
+_DIGEST_CHARS = 12
+_DIGESTS = re.compile(rf"(?:[A-Za-z0-9_-]{{{_DIGEST_CHARS}}})*+")
 
 Digests = dict[bytes, None]
 """What `digest` makes, in an order."""
@@ -39,10 +39,10 @@ Digests = dict[bytes, None]
 
 def digest(text: str) -> bytes:
     """Nine bytes for a key or an address: one of 10⁹ passes for one of 4,000 in 10⁻⁹ of feeds."""
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_SIZE).digest()
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
 
 
-class _Written(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class _CursorFields(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     seen: str
     read: str = ""
     etag: str | None = None
@@ -51,7 +51,7 @@ class _Written(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SeenEntries:
     """The cursor's content.
 
     Attributes:
@@ -67,7 +67,7 @@ class Seen:
     note: str = ""
 
     @classmethod
-    def read(cls, cursor: Cursor | None, where: str) -> "Seen":
+    def read(cls, cursor: Cursor | None, where: str) -> "SeenEntries":
         """Read a cursor; `None`: nothing was seen.
 
         Raises:
@@ -76,31 +76,33 @@ class Seen:
         if cursor is None:
             return cls()
         try:
-            written = decode(cursor, type=_Written)
-        except UNDECODABLE:
-            written = _Written("?")
+            written = decode(cursor, type=_CursorFields)
+        except DECODE_ERRORS:
+            written = _CursorFields("?")
         if not _DIGESTS.fullmatch(written.seen) or not _DIGESTS.fullmatch(written.read):
             raise CursorExpired(f"the cursor is none of {where}: another kind of feed wrote it")
         validators = Validators(written.etag, written.modified)
         known = validators if any(validators) else None
-        return cls(_split(written.seen), _split(written.read), known, written.note)
+        return cls(_decode_digests(written.seen), _decode_digests(written.read), known, written.note)
 
     def cursor(self) -> Cursor:
         """What `read` reads. If it were longer than a cursor may be, the oldest digests are left out."""
         etag, modified = self.validators or (None, None)
-        written = _Written(_joined(self.messages), _joined(self.archives), etag, modified, self.note)
+        written = _CursorFields(
+            _encode_digests(self.messages), _encode_digests(self.archives), etag, modified, self.note
+        )
         text = msgspec.json.encode(written).decode()
         beyond = len(text) - MAX_CURSOR
         if beyond <= 0 or not self.messages:
             return text
-        fit = max(len(self.messages) + -beyond // _LENGTH, 0)
+        fit = max(len(self.messages) + -beyond // _DIGEST_CHARS, 0)
         return replace(self, messages=dict.fromkeys(islice(self.messages, fit))).cursor()
 
     def has_read(self, address: str) -> bool:
         """Whether the archive at this address was read."""
         return digest(address) in self.archives
 
-    def then(self, top: Sequence[bytes], others: Iterable[bytes], archives: Iterable[str]) -> "Seen":
+    def then(self, top: Sequence[bytes], others: Iterable[bytes], archives: Iterable[str]) -> "SeenEntries":
         """What was seen when these were, too; nothing is known of the newest document yet.
 
         Args:
@@ -108,27 +110,27 @@ class Seen:
             others: Those of older ones.
             archives: Addresses that were read, the newest first.
         """
-        messages = _kept(self.messages, dict.fromkeys(top[:MOST_KEPT]), others)
-        return Seen(messages, _kept(self.archives, {}, map(digest, archives)))
+        messages = _merge_digests(self.messages, dict.fromkeys(top[:MAX_TOP_DIGESTS]), others)
+        return SeenEntries(messages, _merge_digests(self.archives, {}, map(digest, archives)))
 
 
-def _kept(before: Digests, first: Digests, others: Iterable[bytes]) -> Digests:
+def _merge_digests(before: Digests, first: Digests, others: Iterable[bytes]) -> Digests:
     """All of `first`, and some of the rest.
 
     What was there before keeps its order: a document that is only shuffled makes no other cursor.
     """
     new = {one: None for one in chain(first, others) if one not in before}
-    if not new and len(before) <= len(first) + KEPT:
+    if not new and len(before) <= len(first) + MAX_OLDER_DIGESTS:
         return before
     together = new | before
-    rest = set(islice((one for one in together if one not in first), KEPT))
+    rest = set(islice((one for one in together if one not in first), MAX_OLDER_DIGESTS))
     return {one: None for one in together if one in first or one in rest}
 
 
-def _joined(digests: Digests) -> str:
+def _encode_digests(digests: Digests) -> str:
     return urlsafe_b64encode(b"".join(digests)).decode()
 
 
-def _split(text: str) -> Digests:
+def _decode_digests(text: str) -> Digests:
     digests = urlsafe_b64decode(text)
-    return dict.fromkeys(digests[at : at + _SIZE] for at in range(0, len(digests), _SIZE))
+    return dict.fromkeys(digests[at : at + _DIGEST_BYTES] for at in range(0, len(digests), _DIGEST_BYTES))

@@ -8,20 +8,20 @@ from typing import Any, NamedTuple, TypeAlias
 
 from push_to_poll_client._exceptions import ChainRestart, FeedError
 from push_to_poll_client._http.caching import Validators
-from push_to_poll_client._types import MAX_CURSOR, Circle, Cursor, FetchRequest, Message, Page
-from push_to_poll_client.feeds._newest_first_cursor import Digests, Seen, digest
+from push_to_poll_client._types import MAX_CURSOR, Cursor, CycleDetector, FetchRequest, Message, Page
+from push_to_poll_client.feeds._newest_first_cursor import Digests, SeenEntries, digest
 
 __all__ = [
-    "Leaf",
-    "Look",
-    "Order",
-    "Way",
-    "Ways",
-    "longer",
+    "Document",
+    "FetchDocument",
+    "SortKey",
+    "Walk",
+    "Walks",
+    "longer_wait",
 ]
 
 
-class Leaf(NamedTuple):
+class Document(NamedTuple):
     """One document of the feed.
 
     Attributes:
@@ -57,32 +57,32 @@ class Leaf(NamedTuple):
     closed: bool = False
 
 
-Look: TypeAlias = Callable[[str | None, FetchRequest, Seen], Awaitable[Leaf]]
+FetchDocument: TypeAlias = Callable[[str | None, FetchRequest, SeenEntries], Awaitable[Document]]
 """Fetch the document at an address, which is `None` for the newest one. What was seen before has validators only
 where they are to be sent."""
 
-Order: TypeAlias = Callable[[Message], Any]
+SortKey: TypeAlias = Callable[[Message], Any]
 """A sort key."""
 
 
-MOST_BYTES = 64 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
 """Of documents whose messages are held, however few these are."""
 
-FEWEST = 2
+MIN_DOCUMENTS = 2
 """Documents that are held, however large: the one that was seen last and the one after it, or a walk of large ones
 would stand still."""
 
-MOST_ADDRESSES = 1_000
+MAX_ADDRESSES = 1_000
 """Kept of the newer documents of one walk, and once more of those before it. Of a longer way each second one is
 kept, or each fourth: the next walk up begins further up, and some documents are fetched once more."""
 
-MOST_DOCUMENTS = 100_000
+MAX_DOCUMENTS = 100_000
 """In one walk: ten million messages in documents of 100. A feed that goes on beyond it has no end."""
 
-MOST_TRIES = 3
+MAX_TRIES = 3
 """For one document. A walk that still does not have it begins again at the top: addresses may have changed."""
 
-STALE = 30.0
+STALE_AFTER = 30.0
 """Seconds for which a walk may stand still, as between two polls, until it looks again at the document before."""
 
 GONE = "none of the messages that were seen last is in the feed any more; some may have come and gone since"
@@ -106,7 +106,7 @@ TOP = Address()
 
 
 @dataclass(frozen=True, slots=True)
-class _Document:
+class _HeldDocument:
     """One that was fetched, and of which only what is news is held.
 
     Attributes:
@@ -117,12 +117,12 @@ class _Document:
     """
 
     address: Address
-    leaf: Leaf
+    leaf: Document
     digests: Sequence[bytes]
     news: Sequence[tuple[bytes, Message]]
 
     @classmethod
-    def of(cls, address: Address, leaf: Leaf, known: Digests) -> "_Document":
+    def of(cls, address: Address, leaf: Document, known: Digests) -> "_HeldDocument":
         """What is held of a leaf."""
         digests = [digest(message.key) for message in leaf.messages]
         pairs = zip(digests, leaf.messages, strict=True)
@@ -154,7 +154,7 @@ class _Document:
         return any(one in known for one in looked_at)
 
 
-class Way:
+class Walk:
     """One walk.
 
     Args:
@@ -172,26 +172,26 @@ class Way:
         later: What is to be walked when that is settled; `None`: nothing.
     """
 
-    def __init__(self, known: Seen, most: int, start: Address = TOP, above: Sequence[Address] = ()) -> None:
+    def __init__(self, known: SeenEntries, most: int, start: Address = TOP, above: Sequence[Address] = ()) -> None:
         self.known = known
-        self.above = list(above if len(above) <= MOST_ADDRESSES else above[::2])
+        self.above = list(above if len(above) <= MAX_ADDRESSES else above[::2])
         self.turn = 0
         self.ended = False
         self.page: Page | None = None
-        self.later: Way | None = None
+        self.later: Walk | None = None
         self._interval = self._quiet_until = 0.0
         self._most = most
         self._start = self._next = start
-        self._held: list[_Document] = []
-        self._last: _Document | None = None
-        self._again: _Document | None = None
+        self._held: list[_HeldDocument] = []
+        self._last: _HeldDocument | None = None
+        self._again: _HeldDocument | None = None
         self._sure = False
         self._since = 0.0
         self._messages = self._size = self._documents = self._failures = 0
         self._met = False
         self._missing = ""
         self._given, self._dropped, self._stride = len(self.above), 0, 1
-        self._circle = Circle()
+        self._circle = CycleDetector()
 
     # Down
 
@@ -201,7 +201,7 @@ class Way:
         return self._next.at
 
     @property
-    def known_here(self) -> Seen:
+    def known_here(self) -> SeenEntries:
         """What was seen, with what the newest document is known by if that is to be fetched next."""
         return self.known if self._next == TOP else replace(self.known, validators=None)
 
@@ -215,12 +215,12 @@ class Way:
             now: On the event loop's clock.
         """
         self.turn = max(self.turn, turn)
-        stands = self._since <= now <= self._since + STALE or self._sure or self._next.archive
+        stands = self._since <= now <= self._since + STALE_AFTER or self._sure or self._next.archive
         if self._last is not None and self._again is None and not stands:
-            self._again, self._next, self._circle = self._last, self._last.address, Circle()
+            self._again, self._next, self._circle = self._last, self._last.address, CycleDetector()
             self.turn += 1
 
-    def take(self, leaf: Leaf, where: str, now: float) -> None:
+    def take(self, leaf: Document, where: str, now: float) -> None:
         """The next document is there.
 
         Args:
@@ -232,7 +232,7 @@ class Way:
             ChainRestart: It was to be another one: pages have shifted by more than a page.
             FeedError: The feed leads in a circle, or has no end, or what it leads to is too long to be kept.
         """
-        document = _Document.of(self._next, leaf, self.known.messages)
+        document = _HeldDocument.of(self._next, leaf, self.known.messages)
         self._find_again(document, where)
         self._last, self._since = document, now
         self._documents += 1
@@ -248,9 +248,9 @@ class Way:
     def failed(self) -> bool:
         """A document could not be had. Whether to give up, and begin again at the top."""
         self._failures += 1
-        return self._failures >= MOST_TRIES
+        return self._failures >= MAX_TRIES
 
-    def _find_again(self, document: _Document, where: str) -> None:
+    def _find_again(self, document: _HeldDocument, where: str) -> None:
         """See that a document that is fetched again is what it was, as far as anything of it is still there."""
         again, self._again, self._sure = self._again, None, self._again is not None
         if again is None:
@@ -260,17 +260,17 @@ class Way:
         elif again.digests and set(again.digests).isdisjoint(document.digests):
             raise ChainRestart(f"{where} shows other messages where a walk was interrupted; it begins again")
 
-    def _is_last(self, document: _Document) -> bool:
+    def _is_last(self, document: _HeldDocument) -> bool:
         """Whether all that is older was seen."""
         leaf, met = document.leaf, document.meets(self.known.messages)
         read = leaf.stable and leaf.older is not None and self.known.has_read(leaf.older)
         self._met = self._met or met or read or leaf.whole
         return read if leaf.stable and leaf.older is not None else met
 
-    def _hold(self, document: _Document) -> None:
+    def _hold(self, document: _HeldDocument) -> None:
         self._held.append(document)
         self._messages, self._size = self._messages + len(document.news), self._size + document.size
-        while len(self._held) > FEWEST and (self._messages > self._most or self._size > MOST_BYTES):
+        while len(self._held) > MIN_DOCUMENTS and (self._messages > self._most or self._size > MAX_BYTES):
             self._drop()
 
     def _drop(self) -> None:
@@ -280,12 +280,12 @@ class Way:
         if self._dropped % self._stride == 0:
             self.above.append(document.address)
         self._dropped += 1
-        if len(self.above) - self._given > MOST_ADDRESSES:
+        if len(self.above) - self._given > MAX_ADDRESSES:
             self.above[self._given :] = self.above[self._given :: 2]
             self._stride *= 2
 
     def _step_to(self, older: Address, where: str) -> None:
-        if older.at in {None, self.at} or self._circle.closes_at(older.at) or self._documents >= MOST_DOCUMENTS:
+        if older.at in {None, self.at} or self._circle.closes_at(older.at) or self._documents >= MAX_DOCUMENTS:
             raise FeedError(
                 f"{where} leads from document to document {self._documents} times without an end: its links go in"
                 " a circle, or it does not heed what asks for the next one"
@@ -321,7 +321,7 @@ class Way:
         gone = self.known.messages and not self._met and self._messages
         return self._missing or (GONE if gone else "")
 
-    def news(self, order: Order | None = None) -> list[Message]:
+    def news(self, order: SortKey | None = None) -> list[Message]:
         """What was not seen, the oldest first."""
         found = (pair for document in reversed(self._held) for pair in reversed(document.news))
         news = list(dict(found).values())
@@ -329,7 +329,7 @@ class Way:
             news.sort(key=order)
         return news
 
-    def seen(self) -> Seen:
+    def seen(self) -> SeenEntries:
         """What was seen, once all that is handed out is settled."""
         top, *others = self._held
         older = chain.from_iterable(document.digests for document in others)
@@ -339,42 +339,42 @@ class Way:
             return seen
         return replace(seen, validators=None if top.leaf.closed else top.leaf.validators, note=top.leaf.note)
 
-    def further(self, seen: Seen) -> "Way | None":
+    def further(self, seen: SeenEntries) -> "Walk | None":
         """What to walk when all that is handed out is settled, as much as is held; `None`: nothing is left."""
         if not self.above:
             return None
         highest = self._held[0].address.depth - len(self._held) + 1
         last = len(self.above) - 1
         start = next((n for n, address in enumerate(self.above) if address.depth >= highest), last)
-        return Way(seen, self._most, self.above[start], self.above[:start])
+        return Walk(seen, self._most, self.above[start], self.above[:start])
 
 
-def longer(one: float | None, other: float | None) -> float | None:
+def longer_wait(one: float | None, other: float | None) -> float | None:
     """Of two waits; `None` is none."""
     return max((wait for wait in (one, other) if wait is not None), default=None)
 
 
-MOST_WALKS = 8
+MAX_WALKS = 8
 """Kept: one for each consumer of the feed. If more than these have a backlog, they begin again and again."""
 
 
-class Ways:
+class Walks:
     """Those of one feed, by the cursors that they began with."""
 
     def __init__(self) -> None:
-        self._ways: OrderedDict[Cursor | None, Way] = OrderedDict()
+        self._ways: OrderedDict[Cursor | None, Walk] = OrderedDict()
 
-    def get(self, start: Cursor | None) -> Way | None:
+    def get(self, start: Cursor | None) -> Walk | None:
         """The walk that began there; `None`: none did, or it is lost."""
         way = self._ways.get(start)
         if way is not None:
             self._ways.move_to_end(start)
         return way
 
-    def keep(self, start: Cursor | None, way: Way) -> None:
+    def keep(self, start: Cursor | None, way: Walk) -> None:
         """Keep it, in place of another one that began there."""
         self._ways[start] = way
-        if len(self._ways) > MOST_WALKS:
+        if len(self._ways) > MAX_WALKS:
             self._ways.popitem(last=False)
 
     def drop(self, start: Cursor | None) -> None:

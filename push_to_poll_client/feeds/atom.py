@@ -8,18 +8,18 @@ from collections.abc import Collection, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from push_to_poll_client._http.caching import fresh_for, past_caches
-from push_to_poll_client._http.client import Origin
+from push_to_poll_client._http.caching import cache_bypass_headers, fresh_for
+from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.credentials import Auth
-from push_to_poll_client._http.response import Answer
+from push_to_poll_client._http.response import Response
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
-from push_to_poll_client.feeds._atom.complete_feed import Absent, leaf_of
+from push_to_poll_client.feeds._atom.complete_feed import MissingDocuments, document_from_response
 from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText
-from push_to_poll_client.feeds._atom.entry import AtomEntry, order, restored
-from push_to_poll_client.feeds._decoding import most_messages, read_aside
-from push_to_poll_client.feeds._newest_first import WalkBack
-from push_to_poll_client.feeds._newest_first_cursor import Seen
-from push_to_poll_client.feeds._newest_first_walk import Leaf
+from push_to_poll_client.feeds._atom.entry import AtomEntry, restore_entry, sort_key
+from push_to_poll_client.feeds._decoding import max_messages, run_decoder
+from push_to_poll_client.feeds._newest_first import NewestFirstReader
+from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
+from push_to_poll_client.feeds._newest_first_walk import Document
 
 __all__ = ["AtomCategory", "AtomEntry", "AtomFeed", "AtomLink", "AtomPerson", "AtomText"]
 
@@ -83,7 +83,7 @@ class AtomFeed:
         trusted: Collection[str] = (),
         identity: str | None = None,
     ) -> None:
-        self._origin = Origin(
+        self._origin = Client(
             url,
             auth=auth,
             headers=headers,
@@ -92,9 +92,9 @@ class AtomFeed:
             client=client,
             trusted=trusted,
         )
-        self._walk = WalkBack(self._look, self._origin.where, order=order)
-        self._absent = Absent()
-        self._most = most_messages(max_body)
+        self._walk = NewestFirstReader(self._look, self._origin.where, order=sort_key)
+        self._absent = MissingDocuments()
+        self._most = max_messages(max_body)
         self.identity: str = self._origin.identity if identity is None else identity
 
     async def fetch(self, request: FetchRequest, /) -> Page:
@@ -118,7 +118,7 @@ class AtomFeed:
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter: an `AtomEntry`, or an `UnreadableMessage` if it still is one."""
-        return restored(letter)
+        return restore_entry(letter)
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
@@ -128,22 +128,22 @@ class AtomFeed:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._origin.where!r})"
 
-    async def _look(self, address: str | None, request: FetchRequest, known: Seen) -> Leaf:
-        headers = {"accept": _ACCEPT, **past_caches(fresh=request.fresh)}
+    async def _look(self, address: str | None, request: FetchRequest, known: SeenEntries) -> Document:
+        headers = {"accept": _ACCEPT, **cache_bypass_headers(fresh=request.fresh)}
         url = self._origin.address({}) if address is None else address
         answer = await self._origin.ask(url, headers=headers, known=known.validators)
         if address is not None and self._absent.is_gone(address, answer):
-            return Leaf(missing=_missing(answer), poll_interval=answer.retry_after)
+            return Document(missing=_describe_missing(answer), poll_interval=answer.retry_after)
         if self._origin.accepted(answer).status == HTTPStatus.NOT_MODIFIED:
-            return Leaf(unchanged=True, poll_interval=answer.retry_after, fresh_for=fresh_for(answer.headers))
-        leaf = await read_aside(
-            len(answer.body), leaf_of, answer, known.note, newest=address is None, most=self._most
+            return Document(unchanged=True, poll_interval=answer.retry_after, fresh_for=fresh_for(answer.headers))
+        leaf = await run_decoder(
+            len(answer.body), document_from_response, answer, known.note, newest=address is None, most=self._most
         )
         self._origin.note_read(answer)
         return leaf
 
 
-def _missing(answer: Answer) -> str:
+def _describe_missing(answer: Response) -> str:
     return (
         f"a document that {answer.where} led to is not there any more ({answer.status}), nor is what came before"
     )

@@ -4,21 +4,21 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from push_to_poll_client._exceptions import UndecodableMessage
-from push_to_poll_client._http.caching import past_caches
-from push_to_poll_client._http.client import Origin, check_free
+from push_to_poll_client._http.caching import cache_bypass_headers
+from push_to_poll_client._http.client import Client, check_reserved_parameters
 from push_to_poll_client._http.credentials import Auth
-from push_to_poll_client._http.response import Answer
+from push_to_poll_client._http.response import Response
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, UnreadableMessage
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
-from push_to_poll_client.feeds._decoding import most_messages, read_aside
-from push_to_poll_client.feeds._end_of_feed import Tail
+from push_to_poll_client.feeds._decoding import max_messages, run_decoder
+from push_to_poll_client.feeds._end_of_feed import EndOfFeed
 
 __all__ = ["CloudEvent", "HTTPFeed"]
 
 _ACCEPT = "application/cloudevents-batch+json, application/json;q=0.9"
-_NO_NEWS = frozenset({204, 304})
-_OURS = frozenset({"lastEventId", "timeout"})
+_EMPTY_STATUSES = frozenset({204, 304})
+_RESERVED_PARAMETERS = frozenset({"lastEventId", "timeout"})
 
 
 class HTTPFeed:
@@ -79,7 +79,7 @@ class HTTPFeed:
     ) -> None:
         check_number("max_wait", max_wait, above_zero=True, optional=True)
         self.max_wait: float | None = max_wait
-        self._origin = Origin(
+        self._origin = Client(
             url,
             auth=auth,
             headers=headers,
@@ -88,9 +88,9 @@ class HTTPFeed:
             client=client,
             trusted=trusted,
         )
-        self._tail = Tail()
-        check_free(url, _OURS)
-        self._most = most_messages(max_body)
+        self._tail = EndOfFeed()
+        check_reserved_parameters(url, _RESERVED_PARAMETERS)
+        self._most = max_messages(max_body)
         self.identity: str = self._origin.identity
 
     async def fetch(self, request: FetchRequest, /) -> Page:
@@ -131,12 +131,12 @@ class HTTPFeed:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._origin.where!r})"
 
-    async def _messages(self, answer: Answer) -> Sequence[Message]:
-        if answer.status in _NO_NEWS:
+    async def _messages(self, answer: Response) -> Sequence[Message]:
+        if answer.status in _EMPTY_STATUSES:
             return []
         if answer.media_type and not answer.media_type.endswith(("/json", "+json")):
             raise answer.wrong_type("not application/cloudevents-batch+json")
-        return await read_aside(len(answer.body), read_batch, answer.body, self._origin.where, most=self._most)
+        return await run_decoder(len(answer.body), read_batch, answer.body, self._origin.where, most=self._most)
 
 
 def _query(cursor: Cursor | None, wait: float) -> dict[str, str]:
@@ -148,4 +148,4 @@ def _query(cursor: Cursor | None, wait: float) -> dict[str, str]:
 
 def _headers(request: FetchRequest) -> dict[str, str]:
     # A full batch may be cached for a year, and a cache may hold the end of the feed for a while.
-    return {"accept": _ACCEPT, **past_caches(fresh=request.fresh)}
+    return {"accept": _ACCEPT, **cache_bypass_headers(fresh=request.fresh)}

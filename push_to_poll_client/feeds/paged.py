@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from push_to_poll_client._exceptions import FeedRefused
-from push_to_poll_client._http.client import Origin
+from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
 from push_to_poll_client.feeds._paged.body import LINES, Reply
@@ -44,14 +44,14 @@ from push_to_poll_client.feeds._paged.readers import (
     full_page,
     status,
 )
-from push_to_poll_client.feeds._paged.request import Asker, Backward, Forward
+from push_to_poll_client.feeds._paged.request import NewestFirstFetcher, OldestFirstFetcher, PagedClient
 from push_to_poll_client.feeds._paged.senders import LongPoll, Sender, as_url, to_body, to_header, to_query
 from push_to_poll_client.feeds._paged.validation import (
     check_body,
+    check_feed_options,
     check_method,
     check_parts,
     check_senders,
-    check_words,
 )
 
 __all__ = [
@@ -158,9 +158,9 @@ class PagedFeed:
         trusted: Sequence[str] = (),
     ) -> None:
         check_parts(entries=entries, pages=pages, outcomes=outcomes, hold=hold, latest=latest, hint=hint)
-        check_words(read_ahead=read_ahead, identity=identity)
+        check_feed_options(read_ahead=read_ahead, identity=identity)
         body = check_body(json, form)
-        self._origin = Origin(
+        self._origin = Client(
             url,
             auth=auth,
             headers=headers,
@@ -171,7 +171,7 @@ class PagedFeed:
             trusted=trusted,
         )
         check_senders(url, pages, hold, latest, hint, body=body, form=form is not None)
-        asker = Asker(
+        asker = PagedClient(
             self._origin,
             entries,
             pages,
@@ -188,12 +188,12 @@ class PagedFeed:
         self.max_wait: float | None = None if hold is None else hold.longest
         self.read_ahead: bool = read_ahead
         self.identity: str = self._origin.identity if identity is None else identity
-        self._walk: Forward | Backward
+        self._walk: OldestFirstFetcher | NewestFirstFetcher
         if isinstance(pages, NewestFirst):
-            self._walk = backward = Backward(asker, pages, self._origin.where)
+            self._walk = backward = NewestFirstFetcher(asker, pages, self._origin.where)
             self.latest = backward.latest
         else:
-            self._walk = forward = Forward(asker, pages)
+            self._walk = forward = OldestFirstFetcher(asker, pages)
             if latest is not None:
                 self.latest = partial(forward.latest, latest)
 

@@ -21,8 +21,8 @@ import enum
 from push_to_poll_client._types import MAX_NOT_BEFORE
 
 __all__ = [
-    "LIVED",
-    "Reconnect",
+    "STABLE_AFTER",
+    "ReconnectBackoff",
     "Verdict",
     "lifetime",
     "verdict_of_status",
@@ -42,13 +42,13 @@ gets 0.022 connections a second from each client (client-go's reflector chose th
 SLOW_DELAY = 300.0
 """Seconds before trying again what only a human can lift: 8 to 12 connections an hour, and never none."""
 
-SLOW_SPREAD = 0.5
+SLOW_JITTER = 0.5
 """The share of `SLOW_DELAY` added at random: 1,000 clients whose key was revoked return over 150 seconds."""
 
-RETRY_AFTER_SPREAD = 0.2
+RETRY_AFTER_JITTER = 0.2
 """The share of a `Retry-After` added at random, never taken away: all clients were told the same figure."""
 
-LIVED = 30.0
+STABLE_AFTER = 30.0
 """Seconds that a connection has to last to end a streak of failures. Equal to `MAX_DELAY`, so that a server which
 closes every connection just after that long sees no more connections than the backoff at its cap would make: one
 in 30 seconds. (client-go waits 2 minutes. But a proxy that cuts each connection after a minute is common, and
@@ -113,7 +113,7 @@ def lifetime(max_age: float, fraction: float) -> float:
     return max_age * (0.5 + 0.5 * fraction)
 
 
-class Reconnect:
+class ReconnectBackoff:
     """How long one channel waits before it connects again. Knows the streak of failures and nothing else."""
 
     __slots__ = ("_connected_at", "_failures", "_renewed")
@@ -137,12 +137,12 @@ class Reconnect:
         self._connected_at = now
 
     def ended(self, now: float) -> None:
-        """The connection, or the attempt at one, is over for whatever reason. Ends the streak if it `LIVED`.
+        """Note the end of a connection or of an attempt. One that was up for `STABLE_AFTER` ends the streak.
 
         Args:
             now: Seconds on the clock of `connected()`.
         """
-        if self._connected_at is not None and now - self._connected_at >= LIVED:
+        if self._connected_at is not None and now - self._connected_at >= STABLE_AFTER:
             self._failures, self._renewed = 0, False
         self._connected_at = None
 
@@ -174,11 +174,11 @@ class Reconnect:
         own = self._own_delay(verdict, fraction)
         self._failures += 1
         asked = min(retry_after or 0.0, MAX_NOT_BEFORE)
-        return max(own, asked * (1 + RETRY_AFTER_SPREAD * fraction))
+        return max(own, asked * (1 + RETRY_AFTER_JITTER * fraction))
 
     def _own_delay(self, verdict: Verdict, fraction: float) -> float:
         if verdict is Verdict.SLOW_RETRY:
-            return SLOW_DELAY * (1 + SLOW_SPREAD * fraction)
+            return SLOW_DELAY * (1 + SLOW_JITTER * fraction)
         if self._failures == 0:
             return FIRST_DELAY * fraction
         doublings = min(self._failures - 1, LONGEST_DOUBLING)

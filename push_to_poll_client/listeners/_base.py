@@ -22,20 +22,20 @@ from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._backoff import Reconnect, Verdict, lifetime
-from push_to_poll_client.listeners._failures import Failure, only
-from push_to_poll_client.listeners._hints import Hints
+from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict, lifetime
+from push_to_poll_client.listeners._failures import Failure, unwrap_group
+from push_to_poll_client.listeners._hints import HintReader
 
 __all__ = [
-    "LeftAlone",
-    "LivingListener",
-    "ReconnectingListener",
-    "names_of",
+    "BaseListener",
+    "ReadLoopListener",
+    "StopReconnecting",
     "refuse_trio",
+    "unique_names",
 ]
 
 
-def names_of(what: str, names: str | Sequence[str]) -> tuple[str, ...]:
+def unique_names(what: str, names: str | Sequence[str]) -> tuple[str, ...]:
     """One name or several, each once.
 
     Args:
@@ -66,11 +66,11 @@ def refuse_trio(name: str, library: str) -> None:
         )
 
 
-class LeftAlone(PushToPollError):
+class StopReconnecting(PushToPollError):
     """The server asks not to connect again. Raised by `_connect`."""
 
 
-class LivingListener(abc.ABC):
+class BaseListener(abc.ABC):
     """What the listeners have in common that connect again by themselves.
 
     Args:
@@ -92,7 +92,7 @@ class LivingListener(abc.ABC):
         return f"{type(self).__name__}({self.name!r})"
 
     @abc.abstractmethod
-    async def _one_connection(self, channel: Channel, reconnect: Reconnect) -> Exception | None:
+    async def _one_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
         """Live through one. Returns why it is over, `None` if it only reached its age."""
 
     @abc.abstractmethod
@@ -107,18 +107,18 @@ class LivingListener(abc.ABC):
         Raises:
             ListenerError: Trying again cannot help: the server said "for good", or `classify` did.
         """
-        reconnect = Reconnect()
+        reconnect = ReconnectBackoff()
         while True:
             error = await self._one_connection(channel, reconnect)
             reconnect.ended(anyio.current_time())
-            if isinstance(error, LeftAlone):
+            if isinstance(error, StopReconnecting):
                 self._log.info("%s: %s", self.name, error)
                 channel.down(error)
                 return
             if error is not None:
                 await anyio.sleep(self._delay_after(error, channel, reconnect))
 
-    def _delay_after(self, error: Exception, channel: Channel, reconnect: Reconnect) -> float:
+    def _delay_after(self, error: Exception, channel: Channel, reconnect: ReconnectBackoff) -> float:
         """Report the failure, and say how many seconds to wait after it."""
         failure = self._failure(error)
         if failure.hid_a_push:
@@ -129,12 +129,12 @@ class LivingListener(abc.ABC):
         if delay is None:
             self._log.error("%s; giving up", what)
             broken = ListenerError(f"{what}; trying again cannot help: correct or remove it")
-            raise _told(broken, failure, channel)
+            raise _report_down(broken, failure, channel)
         self._log.info("%s; connecting again in %.1f s", what, delay)
-        _told(PushToPollError(what), failure, channel)
+        _report_down(PushToPollError(what), failure, channel)
         return delay
 
-    def _judge(self, error: Exception, failure: Failure, reconnect: Reconnect) -> Verdict:
+    def _judge(self, error: Exception, failure: Failure, reconnect: ReconnectBackoff) -> Verdict:
         verdict = self._users_verdict(error) or failure.verdict
         refused = verdict is Verdict.SLOW_RETRY and failure.unauthorized
         if refused and self._renewable and reconnect.renew():
@@ -151,7 +151,7 @@ class LivingListener(abc.ABC):
             return None
 
 
-def _told(error: PushToPollError, failure: Failure, channel: Channel) -> PushToPollError:
+def _report_down(error: PushToPollError, failure: Failure, channel: Channel) -> PushToPollError:
     error.__cause__ = failure.cause
     channel.down(error)
     return error
@@ -164,7 +164,7 @@ MESSAGES_AT_ONCE = 100
 the other consumers of the process, would wait for all of them."""
 
 
-class ReconnectingListener(LivingListener, Generic[_MessageT]):
+class ReadLoopListener(BaseListener, Generic[_MessageT]):
     """What the listeners have in common that read one message after the other.
 
     Args:
@@ -198,7 +198,7 @@ class ReconnectingListener(LivingListener, Generic[_MessageT]):
         super().__init__(without_secrets(url), classify=classify, log=log)
         self._credentials = ListenerCredentials(headers, token)
         self._renewable = self._credentials.renewable
-        self._hints = Hints(hint, kinds=(Push,), log=log)
+        self._hints = HintReader(hint, kinds=(Push,), log=log)
         self._max_age = max_age
         self._max_silence = max_silence
         self._open_timeout = open_timeout
@@ -211,7 +211,7 @@ class ReconnectingListener(LivingListener, Generic[_MessageT]):
     async def _read(self, connection: Any) -> Sequence[_MessageT]:
         """Wait for something to arrive. Empty: no message, but a sign of life."""
 
-    async def _one_connection(self, channel: Channel, reconnect: Reconnect) -> Exception | None:
+    async def _one_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
         """Connect and pass pushes on. Returns why the connection is over, `None` if it only reached its age."""
         try:
             headers = await self._credentials.ask(within=self._open_timeout)
@@ -220,11 +220,11 @@ class ReconnectingListener(LivingListener, Generic[_MessageT]):
                 await self._receive(connection, channel)
         except Exception as error:  # noqa: BLE001 - whatever it is, a listener goes on; the verdict tells how
             # The traceback holds the headers, and status keeps the error for long.
-            return only(error).with_traceback(None)
+            return unwrap_group(error).with_traceback(None)
         self._log.debug("%s: renewing the connection at its age", self.name)
         return None
 
-    def _opened(self, connection: Any, channel: Channel, reconnect: Reconnect) -> None:  # noqa: ARG002 - for others
+    def _opened(self, connection: Any, channel: Channel, reconnect: ReconnectBackoff) -> None:  # noqa: ARG002 - for others
         reconnect.connected(anyio.current_time())
         self._log.info("%s: connected", self.name)
         channel.up()

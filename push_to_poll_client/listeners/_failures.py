@@ -16,21 +16,21 @@ import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import CredentialsFailed
-from push_to_poll_client._http.headers import asked_to_wait
+from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._backoff import Verdict, verdict_of_status
 from push_to_poll_client.listeners._requests import ProxyUnusable, SocksUnusable, UnusableRedirect
 
 __all__ = [
     "MAX_TEXT",
-    "REDIRECTS_STAY_HOME",
+    "REDIRECTS_NOT_FOLLOWED",
     "Failure",
-    "by_type",
     "causes",
+    "describe_error",
+    "error_response",
     "http_failure_of",
-    "only",
-    "refusal",
-    "told",
+    "unwrap_group",
+    "verdict_by_type",
 ]
 
 
@@ -40,7 +40,9 @@ MAX_TEXT = 200
 MAX_CAUSES = 10
 """Links of a chain of causes that are looked at."""
 
-REDIRECTS_STAY_HOME = "redirects are not followed, since credentials stay with their origin: use the new address"
+REDIRECTS_NOT_FOLLOWED = (
+    "redirects are not followed, since credentials stay with their origin: use the new address"
+)
 """Headers of any name may hold a secret, and secrets go only to the origin they were given for (G12)."""
 
 
@@ -64,7 +66,7 @@ class Failure(NamedTuple):
     cause: Exception | None
 
 
-def only(error: Exception) -> Exception:
+def unwrap_group(error: Exception) -> Exception:
     """The one error in a group, or the error itself: trio's nurseries wrap what passes through them."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
@@ -89,12 +91,12 @@ def causes(error: BaseException, *, hidden: bool = False) -> tuple[BaseException
     return tuple(itertools.islice(chain(), MAX_CAUSES))
 
 
-def by_type(chain: Sequence[BaseException], table: Sequence[tuple[type[Exception], Verdict]]) -> Verdict:
+def verdict_by_type(chain: Sequence[BaseException], table: Sequence[tuple[type[Exception], Verdict]]) -> Verdict:
     """The verdict of the first row that is found among an error and its causes; the last row is for all."""
     return next(verdict for kind, verdict in table if any(isinstance(cause, kind) for cause in chain))
 
 
-def told(chain: Sequence[BaseException], speaking: tuple[type[BaseException], ...]) -> str:
+def describe_error(chain: Sequence[BaseException], speaking: tuple[type[BaseException], ...]) -> str:
     """An error that has no sentence of its own: by type and text, or by its type alone.
 
     Args:
@@ -117,7 +119,7 @@ ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
 )
 """What ends a request other than a status."""
 
-SPEAKING = (OSError, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
+SAFE_TO_QUOTE = (OSError, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
 """Errors whose text holds nothing that was entrusted to us. (`LocalProtocolError` quotes a header.)"""
 
 
@@ -131,13 +133,13 @@ def http_failure_of(
         wanted: What the server should have answered, as "an event stream".
         verdicts: What errors of the caller's own mean; asked first.
     """
-    response = refusal(error)
+    response = error_response(error)
     status = None if response is None else response.status_code
     chain, table = causes(error, hidden=True), (*verdicts, *ERROR_VERDICTS)
     return Failure(
-        by_type(chain, table) if status is None else verdict_of_status(status),
-        _sentence(error) if status is None else _what_it_answered(status, wanted),
-        retry_after=None if response is None else asked_to_wait(status or 0, response.headers, time.time()),
+        verdict_by_type(chain, table) if status is None else verdict_of_status(status),
+        _describe_failure(error) if status is None else _describe_status(status, wanted),
+        retry_after=None if response is None else requested_delay(status or 0, response.headers, time.time()),
         unauthorized=status == HTTPStatus.UNAUTHORIZED,
         hid_a_push=False,
         # A cause is printed with its text, and these quote what may hold a secret.
@@ -145,15 +147,19 @@ def http_failure_of(
     )
 
 
-def refusal(error: Exception) -> httpx.Response | None:
+def error_response(error: Exception) -> httpx.Response | None:
     """The answer that was none; `None`: something else failed."""
     return error.response if isinstance(error, httpx.HTTPStatusError) else None
 
 
-def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, PushToPollError) else told(causes(error, hidden=True), SPEAKING)
+def _describe_failure(error: Exception) -> str:
+    return (
+        str(error)
+        if isinstance(error, PushToPollError)
+        else describe_error(causes(error, hidden=True), SAFE_TO_QUOTE)
+    )
 
 
-def _what_it_answered(status: int, wanted: str) -> str:
+def _describe_status(status: int, wanted: str) -> str:
     what = f"the server answered HTTP {status} instead of {wanted}"
-    return f"{what}; {REDIRECTS_STAY_HOME}" if httpx.codes.is_redirect(status) else what
+    return f"{what}; {REDIRECTS_NOT_FOLLOWED}" if httpx.codes.is_redirect(status) else what

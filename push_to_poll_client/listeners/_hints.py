@@ -9,19 +9,19 @@ from push_to_poll_client._json import decode
 from push_to_poll_client._types import Push
 
 __all__ = [
-    "Hints",
+    "HintReader",
     "JSONHint",
     "Notification",
-    "path_of",
-    "texts_at",
+    "parse_path",
+    "strings_at",
 ]
 
 
-MAX_TEXT = 1024
+MAX_VALUE_LENGTH = 1024
 """Characters of a text that is taken from a push; ids, topics and names are shorter, cursors as a rule too."""
 
 
-def path_of(where: object) -> tuple[str, ...]:
+def parse_path(where: object) -> tuple[str, ...]:
     """The steps of a path, as "changed.topics".
 
     Raises:
@@ -36,7 +36,7 @@ def path_of(where: object) -> tuple[str, ...]:
     return steps
 
 
-def texts_at(value: Any, steps: tuple[str, ...], *, most: int) -> list[str]:
+def strings_at(value: Any, steps: tuple[str, ...], *, most: int) -> list[str]:
     """The texts and whole numbers at a path; what leads nowhere, and what is anything else, is passed over.
 
     Args:
@@ -48,28 +48,28 @@ def texts_at(value: Any, steps: tuple[str, ...], *, most: int) -> list[str]:
         Each once, in order.
     """
     found: dict[str, None] = {}
-    for text in _texts(value, steps):
+    for text in _strings(value, steps):
         if len(found) >= most:
             break
         found[text] = None
     return list(found)
 
 
-def _texts(value: Any, steps: tuple[str, ...]) -> Iterator[str]:
+def _strings(value: Any, steps: tuple[str, ...]) -> Iterator[str]:
     for item in value if isinstance(value, list) else [value]:
         if steps and isinstance(item, dict):
-            yield from _texts(item.get(steps[0]), steps[1:])
+            yield from _strings(item.get(steps[0]), steps[1:])
         elif not steps and isinstance(item, str | int) and not isinstance(item, bool):
             text = str(item)
-            if 0 < len(text) <= MAX_TEXT:
+            if 0 < len(text) <= MAX_VALUE_LENGTH:
                 yield text
 
 
 _MessageT = TypeVar("_MessageT")
-_SaidT = TypeVar("_SaidT")
+_HintT = TypeVar("_HintT")
 
 
-class Hints(Generic[_MessageT, _SaidT]):
+class HintReader(Generic[_MessageT, _HintT]):
     """The hint of a listener.
 
     Args:
@@ -80,9 +80,9 @@ class Hints(Generic[_MessageT, _SaidT]):
 
     def __init__(
         self,
-        hint: Callable[[_MessageT], _SaidT | None] | None,
+        hint: Callable[[_MessageT], _HintT | None] | None,
         *,
-        kinds: tuple[type[_SaidT], ...],
+        kinds: tuple[type[_HintT], ...],
         log: logging.Logger,
     ) -> None:
         self._hint = hint
@@ -90,7 +90,7 @@ class Hints(Generic[_MessageT, _SaidT]):
         self._log = log
         self._failed = False
 
-    def of(self, message: _MessageT, name: str) -> _SaidT | Push | None:
+    def of(self, message: _MessageT, name: str) -> _HintT | Push | None:
         """What the message says; a plain push if the hint raises, or returns what is no answer.
 
         Args:
@@ -107,7 +107,7 @@ class Hints(Generic[_MessageT, _SaidT]):
             self._log.log(level, "%s: hint failed with %s, taken for a plain push", name, type(error).__name__)
             return Push()
 
-    def _checked(self, said: object) -> _SaidT | None:
+    def _checked(self, said: object) -> _HintT | None:
         if said is not None and not isinstance(said, self._kinds):
             kinds = ", ".join(kind.__name__ for kind in self._kinds)
             raise TypeError(f"a hint is one of {kinds}, or None, not {type(said).__name__}")
@@ -149,19 +149,19 @@ class JSONHint:
         count: str | None = None,
         only: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self._cursor = None if cursor is None else path_of(cursor)
-        self._topics = None if topics is None else path_of(topics)
-        self._count = None if count is None else path_of(count)
-        self._only = tuple((path_of(path), text) for path, text in only.items())
+        self._cursor = None if cursor is None else parse_path(cursor)
+        self._topics = None if topics is None else parse_path(topics)
+        self._count = None if count is None else parse_path(count)
+        self._only = tuple((parse_path(path), text) for path, text in only.items())
 
     def __call__(self, message: Any, /) -> Push | None:
         """The push, of a text, of bytes, or of what has them as its `body` or `data`; `None`: it is none."""
-        value = _value_of(message)
-        if any(text not in texts_at(value, path, most=MAX_TOPICS) for path, text in self._only):
+        value = _decode_message(message)
+        if any(text not in strings_at(value, path, most=MAX_TOPICS) for path, text in self._only):
             return None
-        cursors = [] if self._cursor is None else texts_at(value, self._cursor, most=2)
-        topics = [] if self._topics is None else texts_at(value, self._topics, most=MAX_TOPICS + 1)
-        counts = [] if self._count is None else texts_at(value, self._count, most=1)
+        cursors = [] if self._cursor is None else strings_at(value, self._cursor, most=2)
+        topics = [] if self._topics is None else strings_at(value, self._topics, most=MAX_TOPICS + 1)
+        counts = [] if self._count is None else strings_at(value, self._count, most=1)
         return Push(
             cursors[0] if len(cursors) == 1 else None,
             tuple(topics) if len(topics) <= MAX_TOPICS else (),
@@ -169,7 +169,7 @@ class JSONHint:
         )
 
 
-def _value_of(message: Any) -> Any:
+def _decode_message(message: Any) -> Any:
     text = getattr(message, "body", None)
     text = getattr(message, "data", message) if text is None else text
     try:

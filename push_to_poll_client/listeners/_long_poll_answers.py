@@ -23,23 +23,23 @@ import msgspec
 
 from push_to_poll_client._json import decode
 from push_to_poll_client._types import MAX_NOT_BEFORE
-from push_to_poll_client.listeners._backoff import RETRY_AFTER_SPREAD
-from push_to_poll_client.listeners._hints import path_of
-from push_to_poll_client.listeners._requests import Answer, UnusableAnswer
+from push_to_poll_client.listeners._backoff import RETRY_AFTER_JITTER
+from push_to_poll_client.listeners._hints import parse_path
+from push_to_poll_client.listeners._requests import ListenerResponse, UnusableResponse
 
 __all__ = [
     "NO_NEWS",
-    "News",
-    "Next",
+    "LongPollReader",
+    "LongPollResult",
+    "NewsSource",
+    "NextSource",
     "Pace",
-    "Reader",
-    "Said",
     "last_at",
-    "text_of",
+    "query_value",
 ]
 
 
-EARLY = 5.0
+MIN_HOLD = 5.0
 """Seconds: an answer without news that was not held for as long, or half as long as it might, is early. A server
 that holds for just that long is asked 12 times a minute."""
 
@@ -69,7 +69,7 @@ class Pace:
     __slots__ = ("_early", "_early_in_a_row", "_full_at", "_not_before")
 
     def __init__(self, wait: float) -> None:
-        self._early = min(EARLY, wait / 2)
+        self._early = min(MIN_HOLD, wait / 2)
         self._early_in_a_row = 0
         self._full_at = -math.inf
         self._not_before = -math.inf
@@ -91,7 +91,7 @@ class Pace:
         """
         if not self.is_early(held):
             self._early_in_a_row = 0
-        asked = min(retry_after or 0.0, MAX_NOT_BEFORE) * (1 + RETRY_AFTER_SPREAD * fraction)
+        asked = min(retry_after or 0.0, MAX_NOT_BEFORE) * (1 + RETRY_AFTER_JITTER * fraction)
         own = self._after_news(now) if news else self._after_nothing(held)
         self._not_before = max(self._not_before, now + max(asked, own))
 
@@ -113,11 +113,11 @@ class Pace:
 MAX_POSITION = 8192
 """Characters of what is sent back. CouchDB's are hundreds to a few thousand; servers refuse longer addresses."""
 
-News: TypeAlias = str | Callable[[Answer], object]
-Next: TypeAlias = Mapping[str, str] | Callable[[Answer], Mapping[str, Any]]
+NewsSource: TypeAlias = str | Callable[[ListenerResponse], object]
+NextSource: TypeAlias = Mapping[str, str] | Callable[[ListenerResponse], Mapping[str, Any]]
 
 
-class Said(NamedTuple):
+class LongPollResult(NamedTuple):
     """What one answer said.
 
     Attributes:
@@ -131,10 +131,10 @@ class Said(NamedTuple):
     retry_after: float | None
 
 
-NO_NEWS = Said(news=False, position={}, retry_after=None)
+NO_NEWS = LongPollResult(news=False, position={}, retry_after=None)
 
 
-class Reader:
+class LongPollReader:
     """Reads answers as it was declared.
 
     Args:
@@ -147,12 +147,12 @@ class Reader:
         ValueError: A path has an empty step.
     """
 
-    def __init__(self, news: News | None, next: Next | None, retry_after: str | None) -> None:
-        self._is_news = _says_something if news is None else news if callable(news) else _finds(news)
-        self._next = _nothing if next is None else next if callable(next) else _finds_all(next)
-        self._asks_to_wait = _nothing if retry_after is None else _finds(retry_after)
+    def __init__(self, news: NewsSource | None, next: NextSource | None, retry_after: str | None) -> None:
+        self._is_news = _has_content if news is None else news if callable(news) else _path_getter(news)
+        self._next = _nothing if next is None else next if callable(next) else _mapping_getter(next)
+        self._asks_to_wait = _nothing if retry_after is None else _path_getter(retry_after)
 
-    def read(self, answer: Answer) -> Said:
+    def read(self, answer: ListenerResponse) -> LongPollResult:
         """What a success says.
 
         Raises:
@@ -163,35 +163,35 @@ class Reader:
             return NO_NEWS
         try:
             news, position = bool(self._is_news(answer)), _checked(dict(self._next(answer) or {}))
-        except UnusableAnswer:
+        except UnusableResponse:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is; its text may hold a secret
-            raise UnusableAnswer(f"news or next failed with {type(error).__name__}") from None
-        return Said(news, position, _seconds(self._asks_to_wait(answer)))
+            raise UnusableResponse(f"news or next failed with {type(error).__name__}") from None
+        return LongPollResult(news, position, _seconds(self._asks_to_wait(answer)))
 
 
-def _says_something(answer: Answer) -> bool:
+def _has_content(answer: ListenerResponse) -> bool:
     try:
         return decode(answer.body) not in (None, False, [], {})
     except (ValueError, RecursionError):  # not in JSON
         return True
 
 
-def _nothing(_: Answer) -> None:
+def _nothing(_: ListenerResponse) -> None:
     return None
 
 
-def _finds(where: str) -> Callable[[Answer], Any]:
-    path = path_of(where)
+def _path_getter(where: str) -> Callable[[ListenerResponse], Any]:
+    path = parse_path(where)
     return lambda answer: last_at(answer.json(), path)
 
 
-def _finds_all(places: Mapping[str, str]) -> Callable[[Answer], Mapping[str, Any]]:
+def _mapping_getter(places: Mapping[str, str]) -> Callable[[ListenerResponse], Mapping[str, Any]]:
     if not isinstance(places, Mapping):
         raise TypeError(f"next is a mapping of names to paths, or a function, not {type(places).__name__}")
-    paths = {name: path_of(where) for name, where in places.items()}
+    paths = {name: parse_path(where) for name, where in places.items()}
 
-    def find(answer: Answer) -> Mapping[str, Any]:
+    def find(answer: ListenerResponse) -> Mapping[str, Any]:
         value = answer.json()
         return {name: last_at(value, path) for name, path in paths.items()}
 
@@ -200,8 +200,8 @@ def _finds_all(places: Mapping[str, str]) -> Callable[[Answer], Mapping[str, Any
 
 def _checked(position: Mapping[str, Any]) -> Mapping[str, Any]:
     for name, value in position.items():
-        if len(text_of(value)) > MAX_POSITION:
-            raise UnusableAnswer(f"the server gave a {name} of more than {MAX_POSITION} characters")
+        if len(query_value(value)) > MAX_POSITION:
+            raise UnusableResponse(f"the server gave a {name} of more than {MAX_POSITION} characters")
     return {name: value for name, value in position.items() if value is not None}
 
 
@@ -219,6 +219,6 @@ def last_at(value: Any, steps: tuple[str, ...]) -> Any:
     return value
 
 
-def text_of(value: Any) -> str:
+def query_value(value: Any) -> str:
     """A JSON value as it stands in an address: a text as it is, anything else as JSON."""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()

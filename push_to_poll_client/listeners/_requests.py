@@ -13,22 +13,22 @@ import anyio
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http.credentials import HeaderSource, ListenerCredentials, TokenSource, basic
+from push_to_poll_client._http.credentials import HeaderSource, ListenerCredentials, TokenSource, basic_auth_header
 from push_to_poll_client._http.errors import BAD_REDIRECT, module_of
-from push_to_poll_client._http.origins import http_url, without_secrets
-from push_to_poll_client._http.transport import CLOSE_TIMEOUT, closed_if_failed, open_client, unwinding, user_agent
+from push_to_poll_client._http.origins import parse_http_url, without_secrets
+from push_to_poll_client._http.transport import CLOSE_TIMEOUT, close_on_failure, open_client, unwinding, user_agent
 from push_to_poll_client._json import decode
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.listeners._backoff import Verdict
 
 __all__ = [
-    "ANSWER_VERDICTS",
-    "Answer",
-    "Asker",
+    "RESPONSE_VERDICTS",
+    "ListenerClient",
+    "ListenerResponse",
     "ProxyUnusable",
     "SocksUnusable",
-    "UnusableAnswer",
     "UnusableRedirect",
+    "UnusableResponse",
     "closing",
     "open_sender",
     "send",
@@ -114,15 +114,15 @@ def _own_client(tls: ssl.SSLContext | None) -> httpx.AsyncClient:
         raise ProxyUnusable("the address of the proxy in the environment is not valid; correct it") from None
 
 
-class UnusableAnswer(PushToPollError):
+class UnusableResponse(PushToPollError):
     """The server answered, but not what it should have."""
 
 
-ANSWER_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = ((UnusableAnswer, Verdict.SLOW_RETRY),)
+RESPONSE_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = ((UnusableResponse, Verdict.SLOW_RETRY),)
 """For `http_failure_of`: the next answer will be like it."""
 
 
-class Answer(NamedTuple):
+class ListenerResponse(NamedTuple):
     """A whole answer.
 
     Attributes:
@@ -140,7 +140,7 @@ class Answer(NamedTuple):
     response: Any
 
     def __repr__(self) -> str:  # headers and body may hold a secret
-        return f"Answer({self.status}, {len(self.body)} bytes, url={self.url!r})"
+        return f"{type(self).__name__}({self.status}, {len(self.body)} bytes, url={self.url!r})"
 
     def expect(self, *statuses: int) -> Self:
         """Itself, if it has one of these statuses; none given: any success.
@@ -161,10 +161,10 @@ class Answer(NamedTuple):
         try:
             return decode(self.body)
         except (ValueError, RecursionError):
-            raise UnusableAnswer(f"{self.url} answered something that is no JSON") from None
+            raise UnusableResponse(f"{self.url} answered something that is no JSON") from None
 
 
-class Asker:
+class ListenerClient:
     """Asks one server, to which the credentials belong; others are asked without them.
 
     Args:
@@ -193,7 +193,7 @@ class Asker:
         timeout: float = 30.0,
         max_body: int = 1024 * 1024,
     ) -> None:
-        parsed = http_url(url)
+        parsed = parse_http_url(url)
         if parsed.userinfo and token is not None:
             raise ValueError("give either a token or a user and password in the URL: both make an Authorization")
         if client is not None and tls is not None:
@@ -204,7 +204,7 @@ class Asker:
         check_number("max_body", max_body, above_zero=True)
         self.url: str = str(parsed.copy_with(userinfo=b"", fragment=None))
         self._home = _origin(parsed)
-        self._basic = basic(parsed.username, parsed.password) if parsed.userinfo else {}
+        self._basic = basic_auth_header(parsed.username, parsed.password) if parsed.userinfo else {}
         self._credentials = ListenerCredentials(headers, token)
         self._client = client
         self._sender: Any = None
@@ -232,7 +232,7 @@ class Asker:
         wait: float = 0.0,
         trickles: bool = False,
         sent: Callable[[], None] | None = None,
-    ) -> Answer:
+    ) -> ListenerResponse:
         """Send one request.
 
         Args:
@@ -251,14 +251,14 @@ class Asker:
             Exception: No answer came; `http_failure_of` knows what that means.
         """
         target, fields = (
-            http_url(url or self.url),
+            parse_http_url(url or self.url),
             httpx.Headers({"accept-encoding": "identity", **(headers or {})}),
         )
         url, at_home, auth = str(target), _origin(target) == self._home, dict[str, Any](auth=None)
         if at_home:
             auth = await self._identify(fields)
         with anyio.move_on_after(self._timeout + wait) as scope:
-            async with self._kept_or_new() as sender, closed_if_failed(url) as extensions:
+            async with self._kept_or_new() as sender, close_on_failure(url) as extensions:
                 request = sender.build_request(
                     method,
                     url,
@@ -270,7 +270,7 @@ class Asker:
                         None,
                         None,
                     ),  # to connect: a dead network is found without `wait`
-                    extensions=extensions if sent is None else _telling(sent, extensions),
+                    extensions=extensions if sent is None else _trace_when_sent(sent, extensions),
                 )
                 if not at_home:  # a client adds headers and cookies, and which of them are secrets nobody knows
                     request = type(request)(
@@ -281,14 +281,16 @@ class Asker:
                         extensions=request.extensions,
                     )
                 if content:
-                    request.stream = _at_once(request.stream, content)
+                    request.stream = _cancellable_body(request.stream, content)
                 try:
                     response = await send(sender, request, **auth)
                 except UnusableRedirect as error:
-                    raise UnusableAnswer(f"{without_secrets(url)}: {error}") from None
+                    raise UnusableResponse(f"{without_secrets(url)}: {error}") from None
                 async with closing(response):
                     body = await self._body(response, without_secrets(url), scope if trickles else None, wait)
-                    return Answer(response.status_code, response.headers, body, without_secrets(url), response)
+                    return ListenerResponse(
+                        response.status_code, response.headers, body, without_secrets(url), response
+                    )
         raise TimeoutError(f"no whole answer within {self._timeout + wait:g} s")
 
     def _kept_or_new(self) -> AbstractAsyncContextManager[Any]:
@@ -303,7 +305,7 @@ class Asker:
     async def _body(self, response: Any, where: str, scope: anyio.CancelScope | None, wait: float) -> bytes:
         encoding = response.headers.get("content-encoding", "identity")
         if encoding.strip().lower() not in {"", "identity"}:  # unpacked, 64 KiB from the socket can be 64 MiB
-            raise UnusableAnswer(f"{where} sent Content-Encoding {quoted(encoding)}, but was asked for identity")
+            raise UnusableResponse(f"{where} sent Content-Encoding {quoted(encoding)}, but was asked for identity")
         parts, size = list[bytes](), 0
         async with unwinding(response.aiter_bytes()) as chunks:
             async for chunk in chunks:
@@ -311,12 +313,12 @@ class Asker:
                     scope.deadline = anyio.current_time() + self._timeout + wait
                 size += len(chunk)
                 if size > self._max_body:
-                    raise UnusableAnswer(f"{where} answered more than {self._max_body} bytes")
+                    raise UnusableResponse(f"{where} answered more than {self._max_body} bytes")
                 parts.append(chunk)
         return b"".join(parts)
 
 
-class _Pieces:
+class _ChunkIterator:
     """An iterator that is no generator."""
 
     def __init__(self, *pieces: bytes) -> None:
@@ -331,7 +333,7 @@ class _Pieces:
         raise StopAsyncIteration
 
 
-def _at_once(stream: Any, content: bytes) -> Any:
+def _cancellable_body(stream: Any, content: bytes) -> Any:
     """A body that may be left in the middle.
 
     httpx's own is a generator: a request that is cancelled while it is being sent drops it, the garbage collector
@@ -341,11 +343,11 @@ def _at_once(stream: Any, content: bytes) -> Any:
         stream: The body as the client has it, in whose kind it wants it.
         content: The same.
     """
-    kind = type("AtOnce", (type(stream),), {"__aiter__": lambda _self: _Pieces(content)})
+    kind = type("AtOnce", (type(stream),), {"__aiter__": lambda _self: _ChunkIterator(content)})
     return kind(content)
 
 
-def _telling(sent: Callable[[], None], extensions: Mapping[str, Any]) -> Mapping[str, Any]:
+def _trace_when_sent(sent: Callable[[], None], extensions: Mapping[str, Any]) -> Mapping[str, Any]:
     """The extensions of a request (httpcore's "trace") that say when all of it was sent."""
 
     async def trace(event: str, info: Mapping[str, Any]) -> None:

@@ -15,9 +15,9 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, quoted
-from push_to_poll_client.listeners._backoff import Reconnect, Verdict, lifetime
-from push_to_poll_client.listeners._base import LivingListener
-from push_to_poll_client.listeners._failures import MAX_TEXT, Failure, only
+from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict, lifetime
+from push_to_poll_client.listeners._base import BaseListener
+from push_to_poll_client.listeners._failures import MAX_TEXT, Failure, unwrap_group
 
 __all__ = ["Connection", "ConnectionListener"]
 
@@ -57,7 +57,7 @@ Connect: TypeAlias = Callable[[Connection], Awaitable[None]]
 """The life of one connection: open it, say `up()`, say `wake()` for each push, and close it in the end."""
 
 
-class ConnectionListener(LivingListener):
+class ConnectionListener(BaseListener):
     """Makes a listener of a function that is one connection.
 
         async def orders(connection):
@@ -107,7 +107,7 @@ class ConnectionListener(LivingListener):
         self._max_age = max_age
         self._open_timeout = open_timeout
 
-    async def _one_connection(self, channel: Channel, reconnect: Reconnect) -> Exception | None:
+    async def _one_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
         connection = Connection(up=lambda: self._opened(channel, reconnect, scope), wake=channel.wake)
         scope = anyio.CancelScope(deadline=anyio.current_time() + self._open_timeout)
         try:
@@ -115,13 +115,13 @@ class ConnectionListener(LivingListener):
                 await _awaitable(self._live(connection))
                 return ConnectionEnded("the connection ended")
         except Exception as error:  # noqa: BLE001 - whatever it is, a listener goes on; the verdict tells how
-            return only(error).with_traceback(None)
+            return unwrap_group(error).with_traceback(None)
         if reconnect.is_connected:
             self._log.debug("%s: renewing the connection at its age", self.name)
             return None
         return TimeoutError(f"not up within {self._open_timeout:g} s")
 
-    def _opened(self, channel: Channel, reconnect: Reconnect, scope: anyio.CancelScope) -> None:
+    def _opened(self, channel: Channel, reconnect: ReconnectBackoff, scope: anyio.CancelScope) -> None:
         """The deadline is that of its age from here on."""
         now = anyio.current_time()
         scope.deadline = math.inf if self._max_age is None else now + lifetime(self._max_age, self._fraction())

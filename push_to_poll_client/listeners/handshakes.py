@@ -55,7 +55,7 @@ def cloudevents_origins(origins: Collection[str], *, rate: int | None = None) ->
         TypeError: `origins` is a text, or holds what is none; `rate` is no whole number.
         ValueError: An origin cannot stand in a header, there is none, or the rate is below 1.
     """
-    expected = _checked(origins)
+    expected = _check_origins(origins)
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int)):
         raise TypeError(f"rate is a whole number or None, not {rate!r}")
     if rate is not None and rate < 1:
@@ -80,7 +80,7 @@ def _echo(request: WebhookRequest, method: str, name: str) -> WebhookAnswer | No
     return WebhookAnswer(body=text.encode())
 
 
-def _checked(origins: Collection[str]) -> frozenset[str]:
+def _check_origins(origins: Collection[str]) -> frozenset[str]:
     if isinstance(origins, str) or not all(isinstance(origin, str) for origin in origins):
         raise TypeError("origins is a collection of texts")
     if not origins or not all(0 < len(origin) <= MAX_ORIGIN and is_header_value(origin) for origin in origins):

@@ -23,52 +23,65 @@ import msgspec
 
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import HeaderSource, TokenSource
-from push_to_poll_client._http.headers import asked_to_wait
-from push_to_poll_client._http.origins import http_url
+from push_to_poll_client._http.headers import requested_delay
+from push_to_poll_client._http.origins import parse_http_url
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._backoff import Reconnect, Verdict
-from push_to_poll_client.listeners._base import ReconnectingListener
-from push_to_poll_client.listeners._failures import Failure, http_failure_of, only, refusal
-from push_to_poll_client.listeners._long_poll_answers import NO_NEWS, News, Next, Pace, Reader, Said, text_of
-from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict
+from push_to_poll_client.listeners._base import ReadLoopListener
+from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of, unwrap_group
+from push_to_poll_client.listeners._long_poll_answers import (
+    NO_NEWS,
+    LongPollReader,
+    LongPollResult,
+    NewsSource,
+    NextSource,
+    Pace,
+    query_value,
+)
+from push_to_poll_client.listeners._requests import (
+    RESPONSE_VERDICTS,
+    ListenerClient,
+    ListenerResponse,
+    UnusableResponse,
+)
 
 __all__ = ["LongPollListener"]
 
 _log = logging.getLogger(__name__)
 
-HELD = 1.0
+HELD_AFTER = 1.0
 """Seconds after which a request that was sent and not answered is one that the server holds."""
 
-DEAF = 5.0
+DOWN_AFTER = 5.0
 """Seconds: a channel that does not ask for longer is down."""
 
-SILENCES = 2
+MAX_UNANSWERED = 2
 """Requests in a row that nobody answered, after which the connection counts as failed. One may be a server that
 closes late, or a machine that slept."""
 
-NOT_YET = 1.0
+EMPTY_ASK_DELAY = 1.0
 """Seconds after which `ask` is called again that had nothing to ask with."""
 
-UNCHANGED = (0.1, 0.2, 0.4, 0.8, 1.6)
+UNCHANGED_ASK_DELAYS = (0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds between the calls of `ask` after news, until it gives something else: the server would say the same."""
 
-IMPATIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT})
+PROXY_TIMEOUT_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT})
 """What a proxy answers that does not let a server hold its answer for as long."""
 
-REFUSES_A_POSITION = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT})
+BAD_POSITION_STATUSES = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT})
 """What is answered to a cursor that is no good (Dropbox: 409 `reset`); the consumer's poll will see what is so."""
 
-Question: TypeAlias = Mapping[str, Any]
-QuestionSource: TypeAlias = Question | Callable[[], Question | Awaitable[Question]]
+RequestParams: TypeAlias = Mapping[str, Any]
+RequestParamsSource: TypeAlias = RequestParams | Callable[[], RequestParams | Awaitable[RequestParams]]
 
 
 class AskFailed(PushToPollError):
     """The user's function did not say what to ask. What it raised is named by its class alone."""
 
 
-class _Connection:
+class _LongPollConnection:
     """What a channel has while it asks.
 
     Args:
@@ -84,7 +97,7 @@ class _Connection:
     channel: Channel
     opened: Callable[[], None]
 
-    def __init__(self, asker: Asker) -> None:
+    def __init__(self, asker: ListenerClient) -> None:
         self.asker = asker
         self.is_up = False
         self.silences = 0
@@ -96,7 +109,7 @@ class _Connection:
             self.opened()
 
 
-class LongPollListener(ReconnectingListener[Answer]):
+class LongPollListener(ReadLoopListener[ListenerResponse]):
     """Wakes on every answer with news to a request that the server holds until there is any.
 
         LongPollListener("https://api.example/orders/changes?wait=60")
@@ -178,14 +191,14 @@ class LongPollListener(ReconnectingListener[Answer]):
         url: str,
         *,
         method: str = "GET",
-        ask: QuestionSource | None = None,
-        next: Next | None = None,
-        news: News | None = None,
+        ask: RequestParamsSource | None = None,
+        next: NextSource | None = None,
+        news: NewsSource | None = None,
         retry_after: str | None = None,
         wait: float = 60.0,
         headers: HeaderSource | None = None,
         token: TokenSource | None = None,
-        hint: Callable[[Answer], Push | None] | None = None,
+        hint: Callable[[ListenerResponse], Push | None] | None = None,
         classify: Callable[[Exception], Verdict | None] | None = None,
         tls: ssl.SSLContext | None = None,
         max_age: float | None = 600.0,
@@ -209,13 +222,13 @@ class LongPollListener(ReconnectingListener[Answer]):
             log=_log,
         )
         self._asker_of = functools.partial(
-            Asker, url, client=client, tls=tls, timeout=open_timeout, max_body=max_size
+            ListenerClient, url, client=client, tls=tls, timeout=open_timeout, max_body=max_size
         )
         self._asker_of(token=token)  # what is wrong with the arguments is said here
-        self._url = http_url(url).copy_with(userinfo=b"", fragment=None)
+        self._url = parse_http_url(url).copy_with(userinfo=b"", fragment=None)
         self._method = method
         self._ask = ask if ask is None or callable(ask) else _checked(ask)
-        self._reader = Reader(news, next, retry_after)
+        self._reader = LongPollReader(news, next, retry_after)
         self._wait = wait
         self._remembers = callable(ask) or next is not None
         self._listens = False
@@ -223,8 +236,8 @@ class LongPollListener(ReconnectingListener[Answer]):
 
     def _begin(self) -> None:
         self._pace = Pace(self._wait)
-        self._position: Question = {}
-        self._answered: Question | None = None
+        self._position: RequestParams = {}
+        self._answered: RequestParams | None = None
 
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled, ask again alone, report to `channel`.
@@ -242,20 +255,20 @@ class LongPollListener(ReconnectingListener[Answer]):
         finally:
             self._listens = False
 
-    def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[_Connection]:
+    def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[_LongPollConnection]:
         return self._asking(headers)
 
     @asynccontextmanager
-    async def _asking(self, headers: Mapping[str, str]) -> AsyncIterator[_Connection]:
+    async def _asking(self, headers: Mapping[str, str]) -> AsyncIterator[_LongPollConnection]:
         asker = self._asker_of(headers=headers)
         async with asker.opened():
-            yield _Connection(asker)
+            yield _LongPollConnection(asker)
 
-    def _opened(self, connection: _Connection, channel: Channel, reconnect: Reconnect) -> None:
+    def _opened(self, connection: _LongPollConnection, channel: Channel, reconnect: ReconnectBackoff) -> None:
         connection.channel = channel
         connection.opened = functools.partial(super()._opened, connection, channel, reconnect)
 
-    async def _read(self, connection: _Connection) -> Sequence[Answer]:
+    async def _read(self, connection: _LongPollConnection) -> Sequence[ListenerResponse]:
         await self._pause(connection)
         question = await self._question()
         asked_at = anyio.current_time()
@@ -268,8 +281,8 @@ class LongPollListener(ReconnectingListener[Answer]):
         self._answered = question if said.news else None
         return () if answer is None or not said.news else (answer,)
 
-    def _go_on(self, said: Said, answer: Answer | None, held: float) -> None:
-        asked = None if answer is None else asked_to_wait(answer.status, answer.headers, time.time())
+    def _go_on(self, said: LongPollResult, answer: ListenerResponse | None, held: float) -> None:
+        asked = None if answer is None else requested_delay(answer.status, answer.headers, time.time())
         self._position = {**self._position, **said.position}
         self._pace.answered(
             anyio.current_time(),
@@ -279,27 +292,27 @@ class LongPollListener(ReconnectingListener[Answer]):
             fraction=self._fraction(),
         )
 
-    async def _pause(self, connection: _Connection) -> None:
+    async def _pause(self, connection: _LongPollConnection) -> None:
         pause = self._pace.pause(anyio.current_time())
-        if pause > DEAF:
+        if pause > DOWN_AFTER:
             why = "the server asked for that, or does not wait for news"
             connection.channel.down(PushToPollError(f"{self.name}: asked again in {pause:.1f} s, for {why}"))
-        if pause > DEAF or (pause and not self._remembers):
+        if pause > DOWN_AFTER or (pause and not self._remembers):
             connection.is_up = False
         await anyio.sleep(pause)
 
-    async def _question(self) -> Question:
-        unchanged = iter(UNCHANGED if callable(self._ask) else ())
+    async def _question(self) -> RequestParams:
+        unchanged = iter(UNCHANGED_ASK_DELAYS if callable(self._ask) else ())
         while True:
             question = await self._asked()
             if None in question.values():
-                await anyio.sleep(NOT_YET)
+                await anyio.sleep(EMPTY_ASK_DELAY)
             elif question == self._answered and (pause := next(unchanged, None)):
                 await anyio.sleep(pause)
             else:
                 return question
 
-    async def _asked(self) -> Question:
+    async def _asked(self) -> RequestParams:
         if self._ask is None or not callable(self._ask):
             return {**(self._ask or {}), **self._position}
         try:
@@ -309,27 +322,27 @@ class LongPollListener(ReconnectingListener[Answer]):
         except Exception as error:  # noqa: BLE001 - whatever it is; its text may hold a secret
             raise AskFailed(f"ask failed with {type(error).__name__}") from None
 
-    async def _answer(self, connection: _Connection, question: Question) -> Answer | None:
+    async def _answer(self, connection: _LongPollConnection, question: RequestParams) -> ListenerResponse | None:
         """The answer; `None`: the time for it is over."""
         try:
             answer = await self._held(connection, question)
             answer = answer if answer.status == HTTPStatus.NOT_MODIFIED else answer.expect()
         except (TimeoutError, httpx.HTTPStatusError) as error:
             connection.silences += 1
-            if not (connection.is_up and connection.silences < SILENCES and _is_silence(error)):
+            if not (connection.is_up and connection.silences < MAX_UNANSWERED and _is_unanswered(error)):
                 raise
             return None
         connection.silences = 0
         return answer
 
-    async def _held(self, connection: _Connection, question: Question) -> Answer:
+    async def _held(self, connection: _LongPollConnection, question: RequestParams) -> ListenerResponse:
         if connection.is_up:
             return await self._send(connection, question)
         sent = anyio.Event()
 
         async def watch() -> None:
             await sent.wait()
-            await anyio.sleep(HELD)
+            await anyio.sleep(HELD_AFTER)
             connection.up()
 
         try:
@@ -338,33 +351,33 @@ class LongPollListener(ReconnectingListener[Answer]):
                 answer = await self._send(connection, question, sent.set)
                 tasks.cancel_scope.cancel()
         except ExceptionGroup as group:
-            raise only(group) from None
+            raise unwrap_group(group) from None
         return answer
 
     async def _send(
-        self, connection: _Connection, question: Question, sent: Callable[[], None] | None = None
-    ) -> Answer:
+        self, connection: _LongPollConnection, question: RequestParams, sent: Callable[[], None] | None = None
+    ) -> ListenerResponse:
         ask = functools.partial(connection.asker.ask, self._method, wait=self._wait, trickles=True, sent=sent)
         if self._method == "GET":
-            query = {name: text_of(value) for name, value in question.items()}
+            query = {name: query_value(value) for name, value in question.items()}
             return await ask(str(self._url.copy_merge_params(query) if query else self._url))
         content = msgspec.json.encode(question)
         return await ask(content=content, headers={"Content-Type": "application/json"})
 
     def _failure(self, error: Exception) -> Failure:
-        failure = http_failure_of(error, wanted="an answer to a long poll", verdicts=ANSWER_VERDICTS)
-        response = refusal(error)
-        refused = self._remembers and response is not None and response.status_code in REFUSES_A_POSITION
+        failure = http_failure_of(error, wanted="an answer to a long poll", verdicts=RESPONSE_VERDICTS)
+        response = error_response(error)
+        refused = self._remembers and response is not None and response.status_code in BAD_POSITION_STATUSES
         self._position, self._answered = {}, None
-        return failure._replace(hid_a_push=refused or isinstance(error, UnusableAnswer))
+        return failure._replace(hid_a_push=refused or isinstance(error, UnusableResponse))
 
 
-def _is_silence(error: Exception) -> bool:
-    response = refusal(error)
-    return response is None or response.status_code in IMPATIENT
+def _is_unanswered(error: Exception) -> bool:
+    response = error_response(error)
+    return response is None or response.status_code in PROXY_TIMEOUT_STATUSES
 
 
-def _checked(question: object) -> Question:
+def _checked(question: object) -> RequestParams:
     if not isinstance(question, Mapping) or not all(isinstance(name, str) for name in question):
         what = "a mapping of names to JSON values, or a function that returns one"
         raise TypeError(f"ask is {what}, not {type(question).__name__}")

@@ -22,8 +22,8 @@ from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, one_line
 from push_to_poll_client.listeners._backoff import Verdict
-from push_to_poll_client.listeners._base import ReconnectingListener, names_of, refuse_trio
-from push_to_poll_client.listeners._failures import Failure, causes, told
+from push_to_poll_client.listeners._base import ReadLoopListener, refuse_trio, unique_names
+from push_to_poll_client.listeners._failures import Failure, causes, describe_error
 from push_to_poll_client.listeners._hints import Notification
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ __all__ = [
 ]
 
 
-PASSING_STATES = ("08", "40", "53", "55", "57", "58", "XX")
+TRANSIENT_SQLSTATES = ("08", "40", "53", "55", "57", "58", "XX")
 """Classes of SQLSTATE that pass: connections, rollbacks, resources (53300: too many clients), objects in use,
 operator (57P01: shutdown, 57P03: starting), system, internal. Any other is retried slowly: 28 (who are you), 3D
 (no such database), 42 (not permitted), 25 (a standby takes no LISTEN), 0A (not supported), …"""
 
-LASTING_SENTENCES = (
+PERMANENT_ERROR_TEXTS = (
     "authentication failed",
     "no password supplied",
     "no pg_hba.conf entry",
@@ -63,7 +63,7 @@ def failure_of(error: Exception) -> Failure:
     is_told = isinstance(error, speaking) and not isinstance(error, psycopg.ProgrammingError)
     return Failure(
         _verdict(error, getattr(error, "sqlstate", None)),
-        told(causes(error), speaking) if is_told else f"failed with {type(error).__name__}",
+        describe_error(causes(error), speaking) if is_told else f"failed with {type(error).__name__}",
         retry_after=None,
         unauthorized=False,
         hid_a_push=isinstance(error, UnicodeDecodeError),  # a payload that is no text of the database's encoding
@@ -77,8 +77,10 @@ def _verdict(error: Exception, state: str | None) -> Verdict:
     if not isinstance(error, psycopg.Error):
         return Verdict.RETRY  # the network, silence, and what is unknown
     if state is not None:
-        return Verdict.RETRY if state.startswith(PASSING_STATES) else Verdict.SLOW_RETRY
-    if isinstance(error, psycopg.OperationalError) and not any(text in str(error) for text in LASTING_SENTENCES):
+        return Verdict.RETRY if state.startswith(TRANSIENT_SQLSTATES) else Verdict.SLOW_RETRY
+    if isinstance(error, psycopg.OperationalError) and not any(
+        text in str(error) for text in PERMANENT_ERROR_TEXTS
+    ):
         return Verdict.RETRY
     return Verdict.SLOW_RETRY
 
@@ -99,7 +101,7 @@ Connect: TypeAlias = "Callable[[], Awaitable[psycopg.AsyncConnection[Any]]]"
 _log = logging.getLogger(__name__)
 
 
-class PostgresListener(ReconnectingListener[Notification]):
+class PostgresListener(ReadLoopListener[Notification]):
     """Wakes on every NOTIFY, and on every connect.
 
         PostgresListener("postgresql://me@db.example/shop", "orders")
@@ -151,13 +153,13 @@ class PostgresListener(ReconnectingListener[Notification]):
         max_silence: float | None = 60.0,
         open_timeout: float = 10.0,
     ) -> None:
-        channels = names_of("channel", channel)
+        channels = unique_names("channel", channel)
         if not channels:
             raise ValueError("channel is none; name one")
         if any(len(name.encode()) > MAX_NAME or "\0" in name for name in channels):
             raise ValueError(f"a channel's name has {MAX_NAME} bytes at most, and none that is 0")
         check_number("max_silence", max_silence, above_zero=True, optional=True)
-        self._connect_to, where = (conninfo, "") if callable(conninfo) else _told(conninfo)
+        self._connect_to, where = (conninfo, "") if callable(conninfo) else _parse_conninfo(conninfo)
         super().__init__(
             "",
             headers=None,
@@ -221,7 +223,7 @@ class PostgresListener(ReconnectingListener[Notification]):
         return failure_of(error)
 
 
-def _told(conninfo: str) -> tuple[Connect, str]:
+def _parse_conninfo(conninfo: str) -> tuple[Connect, str]:
     """How to connect, and where to, without secrets."""
     try:
         import psycopg

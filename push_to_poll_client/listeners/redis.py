@@ -19,8 +19,8 @@ from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, one_line
 from push_to_poll_client.listeners._backoff import Verdict
-from push_to_poll_client.listeners._base import ReconnectingListener, names_of, refuse_trio
-from push_to_poll_client.listeners._failures import Failure, by_type, causes, told
+from push_to_poll_client.listeners._base import ReadLoopListener, refuse_trio, unique_names
+from push_to_poll_client.listeners._failures import Failure, causes, describe_error, verdict_by_type
 from push_to_poll_client.listeners._hints import Notification
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def failure_of(error: Exception) -> Failure:
     )
     speaking = (OSError, TimeoutError, exceptions.RedisError)
     return Failure(
-        by_type([error], verdicts),
-        told(causes(error), speaking),
+        verdict_by_type([error], verdicts),
+        describe_error(causes(error), speaking),
         retry_after=None,
         unauthorized=False,
         hid_a_push=False,
@@ -57,7 +57,7 @@ def failure_of(error: Exception) -> Failure:
     )
 
 
-OF_RESP3 = ("maint_notifications_", "orig_")
+RESP3_SETTING_PREFIXES = ("maint_notifications_", "orig_")
 """Settings by which a server of redis-py's makers announces that it moves. The older protocol has no such word."""
 
 SUBSCRIBED = frozenset({"subscribe", "psubscribe"})
@@ -66,7 +66,7 @@ PUBLISHED = frozenset({"message", "pmessage"})
 _log = logging.getLogger(__name__)
 
 
-class RedisListener(ReconnectingListener[Notification]):
+class RedisListener(ReadLoopListener[Notification]):
     """Wakes on every message published on its channels, and on every connect.
 
         RedisListener("rediss://me:secret@cache.example:6379", "orders")
@@ -119,7 +119,7 @@ class RedisListener(ReconnectingListener[Notification]):
         open_timeout: float = 10.0,
         max_size: int = 65_536,
     ) -> None:
-        self._channels, self._patterns = names_of("channels", channels), names_of("patterns", patterns)
+        self._channels, self._patterns = unique_names("channels", channels), unique_names("patterns", patterns)
         if not self._channels + self._patterns:
             raise ValueError("there is neither a channel nor a pattern; name one")
         check_number("max_silence", max_silence, above_zero=True, optional=True)
@@ -178,12 +178,12 @@ class RedisListener(ReconnectingListener[Notification]):
         missing = len(self._channels) + len(self._patterns)
         while missing:
             message = await pubsub.get_message(timeout=None)
-            missing -= _is(message, SUBSCRIBED)
+            missing -= _has_type(message, SUBSCRIBED)
         return pubsub
 
     async def _read(self, connection: Any) -> Sequence[Notification]:
         message = await connection.get_message(timeout=self._quiet) or await self._ping(connection)
-        return (_notification(message),) if _is(message, PUBLISHED) else ()
+        return (_notification(message),) if _has_type(message, PUBLISHED) else ()
 
     async def _ping(self, pubsub: Any) -> Any:
         with anyio.move_on_after(self._open_timeout):
@@ -201,7 +201,7 @@ class RedisListener(ReconnectingListener[Notification]):
         return failure_of(error)
 
 
-def _is(message: Any, kinds: frozenset[str]) -> bool:
+def _has_type(message: Any, kinds: frozenset[str]) -> bool:
     return isinstance(message, dict) and message.get("type") in kinds
 
 
@@ -218,11 +218,15 @@ def _pool_of(url: Any) -> Callable[[float], Any]:
         from redis.backoff import NoBackoff
     except ImportError:
         raise ImportError("RedisListener needs redis-py: pip install 'push-to-poll-client[redis]'") from None
-    like = _read(url, ConnectionPool) if isinstance(url, str) else getattr(url, "connection_pool", None)
+    like = _pool_from_url(url, ConnectionPool) if isinstance(url, str) else getattr(url, "connection_pool", None)
     if not isinstance(like, ConnectionPool):
         raise TypeError(f"url is a str or a redis.asyncio.Redis, not {type(url).__name__}")
     kind = like.connection_class
-    settings = {name: value for name, value in like.connection_kwargs.items() if not name.startswith(OF_RESP3)}
+    settings = {
+        name: value
+        for name, value in like.connection_kwargs.items()
+        if not name.startswith(RESP3_SETTING_PREFIXES)
+    }
 
     def pool(timeout: float) -> Any:
         ours: dict[str, Any] = {
@@ -241,7 +245,7 @@ def _pool_of(url: Any) -> Callable[[float], Any]:
     return pool
 
 
-def _read(url: str, pool: Any) -> Any:
+def _pool_from_url(url: str, pool: Any) -> Any:
     try:
         return pool.from_url(url)
     except Exception:  # noqa: BLE001 - whose text may quote it

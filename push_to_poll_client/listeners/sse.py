@@ -22,21 +22,21 @@ import anyio.lowlevel
 import httpx
 
 from push_to_poll_client._exceptions import PushToPollError
-from push_to_poll_client._http.credentials import HeaderSource, TokenSource, basic
+from push_to_poll_client._http.credentials import HeaderSource, TokenSource, basic_auth_header
 from push_to_poll_client._http.errors import module_of
-from push_to_poll_client._http.origins import http_url
-from push_to_poll_client._http.transport import closed_if_failed, unwinding
+from push_to_poll_client._http.origins import parse_http_url
+from push_to_poll_client._http.transport import close_on_failure, unwinding
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.listeners._backoff import Verdict
-from push_to_poll_client.listeners._base import LeftAlone, ReconnectingListener
-from push_to_poll_client.listeners._failures import Failure, http_failure_of, refusal
+from push_to_poll_client.listeners._base import ReadLoopListener, StopReconnecting
+from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
 from push_to_poll_client.listeners._requests import closing, open_sender, send
 from push_to_poll_client.listeners._sse_parser import EventParser, EventTooLarge, ServerSentEvent
 
 __all__ = [
     "EventStream",
-    "NoEventStream",
+    "NotAnEventStream",
     "SSEListener",
     "StreamEnded",
     "failure_of",
@@ -49,7 +49,7 @@ MEDIA_TYPE = "text/event-stream"
 BYTES_AT_ONCE = 8192
 """Bytes parsed before other tasks run. A read can bring 256 KiB; of empty lines these take 0.3 s, 8 KiB 9 ms."""
 
-ASKING = {
+REQUEST_HEADERS = {
     "Accept": MEDIA_TYPE,
     "Cache-Control": "no-store",
     # Unpacked, 64 KiB from the socket can be 64 MiB; and a compressor keeps small events to itself.
@@ -58,7 +58,7 @@ ASKING = {
 """What is sent with each request (WHATWG HTML §9.2.2), unless the user's own headers say otherwise."""
 
 
-class NoEventStream(PushToPollError):
+class NotAnEventStream(PushToPollError):
     """The server answered 200 with something else."""
 
 
@@ -126,7 +126,7 @@ async def open_stream(
         Exception: Whatever ended the attempt or the stream. `_sse_failures.py` knows what it means.
     """
     async with open_sender(client, tls) as sender:
-        response = await _answer(sender, url, _fields(headers, last_event_id), open_timeout)
+        response = await _send_request(sender, url, _fields(headers, last_event_id), open_timeout)
         async with closing(response):
             _check(response)
             async with unwinding(response.aiter_bytes()) as chunks:
@@ -134,7 +134,7 @@ async def open_stream(
 
 
 def _fields(headers: Mapping[str, str], last_event_id: str) -> list[tuple[bytes, bytes]]:
-    fields = httpx.Headers(ASKING)
+    fields = httpx.Headers(REQUEST_HEADERS)
     fields.update(headers)
     if not last_event_id:
         return fields.raw
@@ -142,10 +142,10 @@ def _fields(headers: Mapping[str, str], last_event_id: str) -> list[tuple[bytes,
     return [*fields.raw, (b"Last-Event-ID", last_event_id.encode())]
 
 
-async def _answer(sender: Any, url: str, fields: Sequence[tuple[bytes, bytes]], open_timeout: float) -> Any:
+async def _send_request(sender: Any, url: str, fields: Sequence[tuple[bytes, bytes]], open_timeout: float) -> Any:
     # With credentials of the listener's own, those of a client that was given do not come in their place.
     ours = {"auth": None} if any(name.lower() == b"authorization" for name, _ in fields) else {}
-    async with closed_if_failed(url) as extensions:
+    async with close_on_failure(url) as extensions:
         request = sender.build_request("GET", url, headers=fields, timeout=None, extensions=extensions)
         with anyio.move_on_after(open_timeout):
             return await send(sender, request, **ours)
@@ -155,19 +155,21 @@ async def _answer(sender: Any, url: str, fields: Sequence[tuple[bytes, bytes]], 
 def _check(response: Any) -> None:
     status = response.status_code
     if status == HTTPStatus.NO_CONTENT:
-        raise LeftAlone("the server answered HTTP 204, which asks not to connect again")
+        raise StopReconnecting("the server answered HTTP 204, which asks not to connect again")
     if status != HTTPStatus.OK:
         raise httpx.HTTPStatusError(f"HTTP {status}", request=response.request, response=response)
     media_type = response.headers.get("content-type", "")
     if media_type.partition(";")[0].strip().lower() != MEDIA_TYPE:
-        raise NoEventStream(f"the server answered with Content-Type {quoted(media_type)} instead of {MEDIA_TYPE}")
+        raise NotAnEventStream(
+            f"the server answered with Content-Type {quoted(media_type)} instead of {MEDIA_TYPE}"
+        )
     encoding = response.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in {"", "identity"}:
-        raise NoEventStream(f"the server sent Content-Encoding {quoted(encoding)}, but was asked for identity")
+        raise NotAnEventStream(f"the server sent Content-Encoding {quoted(encoding)}, but was asked for identity")
 
 
 ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
-    (NoEventStream, Verdict.SLOW_RETRY),  # a login page, a compressing proxy
+    (NotAnEventStream, Verdict.SLOW_RETRY),  # a login page, a compressing proxy
     (EventTooLarge, Verdict.SLOW_RETRY),  # the next one will be as large
 )
 """What ends a stream, or an attempt at one, beside what HTTP knows. The stream's end and silence pass."""
@@ -186,7 +188,7 @@ names an id which it does not take back the channel would never open again."""
 _log = logging.getLogger(__name__)
 
 
-class SSEListener(ReconnectingListener[ServerSentEvent]):
+class SSEListener(ReadLoopListener[ServerSentEvent]):
     """Wakes on every event of a `text/event-stream`, and on every connect.
 
     Connects again by itself, after 0-1 s and then ever more slowly (at most 5 connections in the first 10 seconds,
@@ -252,7 +254,7 @@ class SSEListener(ReconnectingListener[ServerSentEvent]):
         max_size: int | None = 65_536,
         client: Any = None,
     ) -> None:
-        parsed = http_url(url)
+        parsed = parse_http_url(url)
         if parsed.userinfo and token is not None:
             raise ValueError("give either a token or a user and password in the URL: both make an Authorization")
         if client is not None and tls is not None:
@@ -279,7 +281,7 @@ class SSEListener(ReconnectingListener[ServerSentEvent]):
             open_timeout=open_timeout,
             max_size=max_size,
         )
-        self._basic = basic(parsed.username, parsed.password) if parsed.userinfo else {}
+        self._basic = basic_auth_header(parsed.username, parsed.password) if parsed.userinfo else {}
         self._resumes = last_event_id
         self._last_event_id = ""
         self._retry = 0.0
@@ -293,17 +295,17 @@ class SSEListener(ReconnectingListener[ServerSentEvent]):
         events = await connection.read()
         said = connection.parser
         self._retry = self._retry if said.retry is None else said.retry
-        if self._resumes and _can_be_sent(said.last_event_id):
+        if self._resumes and _fits_header(said.last_event_id):
             self._last_event_id = said.last_event_id
         return events
 
     def _failure(self, error: Exception) -> Failure:
         failure = failure_of(error)
-        if refusal(error) is not None:
+        if error_response(error) is not None:
             self._last_event_id = ""  # it may be what was refused
         return failure._replace(retry_after=max(failure.retry_after or 0.0, self._retry))
 
 
-def _can_be_sent(id: str) -> bool:
+def _fits_header(id: str) -> bool:
     """Whether it can stand in a header as it is."""
     return len(id) <= MAX_ID and id.isprintable() and id == id.strip()

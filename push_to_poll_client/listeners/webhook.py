@@ -10,38 +10,44 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from push_to_poll_client._event_loop import Beside
+from push_to_poll_client._event_loop import Background
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._protocols import Channel, Listener
 from push_to_poll_client._validation import check_number
-from push_to_poll_client.listeners._webhook.counters import Faults, Tally, WebhookCounters
-from push_to_poll_client.listeners._webhook.limits import Replays, Slots, TokenBucket
+from push_to_poll_client.listeners._webhook.counters import ErrorLog, WebhookCounters, WebhookStats
+from push_to_poll_client.listeners._webhook.limits import ReplayCache, Slots, TokenBucket
 from push_to_poll_client.listeners._webhook.receiver import (
-    Questions,
+    Handshakes,
     Receive,
-    Receiver,
+    RequestReceiver,
     Scope,
     Send,
     Verifiers,
-    live,
     refuse_websocket,
     request_of,
-    send_answer,
+    run_lifespan,
+    send_response,
 )
-from push_to_poll_client.listeners._webhook.routing import Audience, Keeping, Listening, Meaning, names_at
+from push_to_poll_client.listeners._webhook.routing import (
+    ManagingSubscriber,
+    PushRouter,
+    WebhookSubscriber,
+    WebhookSubscribers,
+    names_at,
+)
 from push_to_poll_client.listeners._webhook.types import (
     ACCEPTED,
     Control,
     Handshake,
     Hint,
-    To,
+    Route,
     Verified,
     Verifier,
     WebhookAnswer,
     WebhookRequest,
-    check_answer,
+    check_response,
 )
-from push_to_poll_client.listeners.subscriptions._manager import Keeper
+from push_to_poll_client.listeners.subscriptions._manager import SubscriptionManager
 from push_to_poll_client.listeners.subscriptions._types import Subscription
 
 __all__ = ["Control", "Verified", "WebhookAnswer", "WebhookCounters", "WebhookListener", "WebhookRequest"]
@@ -108,7 +114,7 @@ class WebhookListener:
         name: str = "webhook",
         handshake: Handshake | Sequence[Handshake] = (),
         hint: Hint | None = None,
-        to: To | str | None = None,
+        to: Route | str | None = None,
         answer: WebhookAnswer | None = None,
         register_with_server: Subscription | None = None,
         stop_at_exit: bool = False,
@@ -124,33 +130,35 @@ class WebhookListener:
         if not isinstance(name, str):
             raise TypeError(f"name is a str, not {type(name).__name__}")
         of_subscription = register_with_server
-        verifiers = _callables("verify", _given(verify, of_subscription, "verify"))
+        verifiers = _check_callables("verify", _argument_or_subscription(verify, of_subscription, "verify"))
         if not verifiers:
             raise TypeError("give verify: who may wake; anybody() if everybody may")
         self.name: str = name
-        self._keeper: Keeper | None = None
+        self._keeper: SubscriptionManager | None = None
         if of_subscription is not None:
-            self._keeper = Keeper(of_subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions)
+            self._keeper = SubscriptionManager(
+                of_subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions
+            )
         self._kept = False
-        self._tally = Tally()
-        self._audience = Audience(subscribed=self._keeper is not None)
+        self._tally = WebhookStats()
+        self._audience = WebhookSubscribers(subscribed=self._keeper is not None)
         self._limit = PushToPollError(
             f"{name}: requests are refused, since more come than are looked at; pushes may be among them"
         )
-        faults = Faults(name, _log)
-        self._receiver = Receiver(
-            questions=Questions(
-                _callables("handshake", getattr(of_subscription, "handshake", None)),
-                _callables("handshake", handshake),
+        faults = ErrorLog(name, _log)
+        self._receiver = RequestReceiver(
+            questions=Handshakes(
+                _check_callables("handshake", getattr(of_subscription, "handshake", None)),
+                _check_callables("handshake", handshake),
                 expecting=self._expecting,
                 bucket=TokenBucket(rate, burst),
                 faults=faults,
             ),
             verifiers=Verifiers(verifiers, faults),
-            meaning=Meaning(
+            meaning=PushRouter(
                 name,
-                hint=_callable("hint", _given(hint, of_subscription, "hint")),
-                to=names_at(to) if isinstance(to, str) else _callable("to", to),
+                hint=_check_callable("hint", _argument_or_subscription(hint, of_subscription, "hint")),
+                to=names_at(to) if isinstance(to, str) else _check_callable("to", to),
                 control=None if self._keeper is None else self._keeper.control,
                 audience=self._audience,
                 tally=self._tally,
@@ -160,10 +168,10 @@ class WebhookListener:
             audience=self._audience,
             bucket=TokenBucket(rate, burst),
             slots=Slots(),
-            replays=Replays(),
+            replays=ReplayCache(),
             tally=self._tally,
             faults=faults,
-            answer=check_answer(_given(answer, of_subscription, "answer") or ACCEPTED),
+            answer=check_response(_argument_or_subscription(answer, of_subscription, "answer") or ACCEPTED),
             max_body=max_body,
             body_timeout=body_timeout,
         )
@@ -185,11 +193,11 @@ class WebhookListener:
         if scope["type"] == "http":
             answer = await self._receiver.answer_to(request_of(scope), receive)
             if answer is not None:
-                await send_answer(send, answer, scope)
+                await send_response(send, answer, scope)
         elif scope["type"] == "websocket":
             await refuse_websocket(receive, send)
         elif scope["type"] == "lifespan":
-            await live(receive, send)
+            await run_lifespan(receive, send)
         else:
             raise ValueError(f"{self.name} takes HTTP requests, not ASGI's {scope['type']!r}")
 
@@ -222,22 +230,22 @@ class WebhookListener:
         """
         if not isinstance(name, str):
             raise TypeError(f"a name is a str, not {type(name).__name__}")
-        return _Named(f"{self.name} {name}", lambda channel: self._hear(channel, name))
+        return _RouteListener(f"{self.name} {name}", lambda channel: self._hear(channel, name))
 
     def counters(self) -> WebhookCounters:
         """What has been seen so far, from any thread."""
         return self._tally.counters()
 
     async def _hear(self, channel: Channel, name: str | None) -> None:
-        listening = Listening(channel)
+        listening = WebhookSubscriber(channel)
         with self._audience.joined(listening, name):
             await listening.watch(self._limit)
 
-    async def _keep(self, keeper: Keeper, channel: Channel) -> None:
-        keeping, self._kept = Keeping(channel, self._audience), True
+    async def _keep(self, keeper: SubscriptionManager, channel: Channel) -> None:
+        keeping, self._kept = ManagingSubscriber(channel, self._audience), True
         try:
             with self._audience.joined(keeping, None):
-                async with Beside() as beside:
+                async with Background() as beside:
                     await beside.start(lambda: keeping.watch(self._limit))
                     await keeper.keep(keeping)
         finally:
@@ -248,7 +256,7 @@ class WebhookListener:
         return self._keeper is None or self._keeper.expecting
 
 
-class _Named:
+class _RouteListener:
     """One of several consumers of a webhook."""
 
     def __init__(self, name: str, listen: Callable[[Channel], Any]) -> None:
@@ -263,17 +271,17 @@ class _Named:
         await self._listen(channel)
 
 
-def _given(given: _T | None, subscription: Subscription | None, name: str) -> _T | None:
+def _argument_or_subscription(given: _T | None, subscription: Subscription | None, name: str) -> _T | None:
     """What was given, or else what the subscription has of that name."""
     return getattr(subscription, name, None) if given is None else given
 
 
-def _callables(name: str, given: Any) -> tuple[Any, ...]:
+def _check_callables(name: str, given: Any) -> tuple[Any, ...]:
     several = tuple(given) if isinstance(given, Sequence) else (given,)
-    return tuple(_callable(name, one) for one in several if one is not None)
+    return tuple(_check_callable(name, one) for one in several if one is not None)
 
 
-def _callable(name: str, given: Any) -> Any:
+def _check_callable(name: str, given: Any) -> Any:
     if given is not None and not callable(given):
         raise TypeError(f"{name} is a function, not {type(given).__name__}")
     return given

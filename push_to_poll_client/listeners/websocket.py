@@ -39,25 +39,32 @@ from websockets.uri import WebSocketURI, parse_uri
 
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import CredentialsFailed, HeaderSource, TokenSource
-from push_to_poll_client._http.headers import asked_to_wait
+from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._http.transport import shared_tls_context, user_agent
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, quoted
-from push_to_poll_client.listeners._backoff import Reconnect, Verdict, verdict_of_status
-from push_to_poll_client.listeners._base import ReconnectingListener
-from push_to_poll_client.listeners._failures import MAX_TEXT, REDIRECTS_STAY_HOME, Failure, by_type, causes, told
+from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict, verdict_of_status
+from push_to_poll_client.listeners._base import ReadLoopListener
+from push_to_poll_client.listeners._failures import (
+    MAX_TEXT,
+    REDIRECTS_NOT_FOLLOWED,
+    Failure,
+    causes,
+    describe_error,
+    verdict_by_type,
+)
 
 __all__ = [
     "CLOSE_TIMEOUT",
-    "Connection",
     "NoCommonSubprotocol",
+    "WebSocketConnection",
     "WebSocketListener",
+    "closed_as_unreadable",
+    "describe_failure",
     "failure_of",
-    "hid_a_push",
     "open_connection",
-    "parsed",
-    "sentence",
+    "parse_url",
     "verdict_of",
 ]
 
@@ -72,7 +79,7 @@ MAX_QUEUE = 16
 _log = logging.getLogger("push_to_poll_client.listeners.websocket")
 
 
-class Connection(Protocol):
+class WebSocketConnection(Protocol):
     """What a listener asks of a connection."""
 
     @property
@@ -85,7 +92,7 @@ class Connection(Protocol):
         ...
 
 
-def parsed(url: str) -> WebSocketURI:
+def parse_url(url: str) -> WebSocketURI:
     """Take a websocket address apart.
 
     Raises:
@@ -111,7 +118,7 @@ async def open_connection(
     ping_interval: float | None,
     ping_timeout: float | None,
     max_size: int | None,
-) -> AsyncIterator[Connection]:
+) -> AsyncIterator[WebSocketConnection]:
     """Open a connection, and close it at the end of the block.
 
     No compression: 50 KiB of buffers instead of 15 for pushes, which carry nothing. No redirects: the library
@@ -136,14 +143,14 @@ async def open_connection(
         user_agent_header=user_agent(USER_AGENT),
         subprotocols=subprotocols or None,
         compression=None,
-        ssl=(tls or shared_tls_context()) if parsed(url).secure else None,
+        ssl=(tls or shared_tls_context()) if parse_url(url).secure else None,
         open_timeout=open_timeout,
         close_timeout=CLOSE_TIMEOUT,
         ping_interval=ping_interval,
         ping_timeout=ping_timeout,
         max_size=max_size,
         max_queue=MAX_QUEUE,
-        logger=_Discreet(_log),
+        logger=_QuietLogger(_log),
     ) as connection:
         try:
             yield connection
@@ -151,7 +158,7 @@ async def open_connection(
             await _close(connection)
 
 
-class _Discreet(logging.LoggerAdapter[logging.Logger]):
+class _QuietLogger(logging.LoggerAdapter[logging.Logger]):
     """Keeps the library from logging frames and handshakes, with `Authorization`, which it does for DEBUG.
 
     What it takes for an error (on trio a ping without an answer, with a traceback) is a passing failure, of which
@@ -165,14 +172,14 @@ class _Discreet(logging.LoggerAdapter[logging.Logger]):
         super().log(min(level, logging.INFO), msg, *args, **{**kwargs, "exc_info": None})
 
 
-class _StayHome:
+class _NoRedirects:
     """Makes a redirect the failure that it is, instead of an address to go to."""
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
 
 
-class _Impatient:
+class _AbortOnBackpressure:
     """Hangs up on a server that does not read, when what is written to it fills a buffer of 32 KiB.
 
     A push channel is answered with pongs alone. On asyncio the library would keep those to a flood of pings
@@ -192,8 +199,8 @@ def _backend() -> str:
 @functools.cache
 def _client(backend: str) -> Any:
     module = importlib.import_module(f"websockets.{backend}.client")
-    connect = type("connect", (_StayHome, module.connect), {})
-    connection = type("ClientConnection", (_Impatient, module.ClientConnection), {})
+    connect = type("connect", (_NoRedirects, module.connect), {})
+    connection = type("ClientConnection", (_AbortOnBackpressure, module.ClientConnection), {})
     return functools.partial(connect, create_connection=connection)
 
 
@@ -252,7 +259,7 @@ UNREADABLE_CLOSE_CODES = frozenset({1002, 1007, 1009})
 
 REDIRECTS = range(300, 400)
 
-SPEAKING = (OSError, InvalidHandshake, ImportError)
+SAFE_TO_QUOTE = (OSError, InvalidHandshake, ImportError)
 """Errors whose text holds nothing that was entrusted to us. (`InvalidProxy` quotes the proxy's password.)"""
 
 
@@ -260,10 +267,10 @@ def failure_of(error: Exception) -> Failure:
     """What a failure means, and how it is told."""
     return Failure(
         verdict_of(error),
-        sentence(error),
+        describe_failure(error),
         retry_after=_retry_after(error),
         unauthorized=_unauthorized(error),
-        hid_a_push=hid_a_push(error),
+        hid_a_push=closed_as_unreadable(error),
         # A cause is printed with its traceback, and that of a proxy's address quotes the password in it.
         cause=None if isinstance(error, InvalidProxy) else error,
     )
@@ -277,7 +284,7 @@ def verdict_of(error: Exception) -> Verdict:
         return verdict_of_status(error.response.status_code)
     if isinstance(error, InvalidProxyStatus):
         return _verdict_of_proxy_status(error.response.status_code)
-    return by_type(causes(error), ERROR_VERDICTS)
+    return verdict_by_type(causes(error), ERROR_VERDICTS)
 
 
 def _verdict_of_proxy_status(status: int) -> Verdict:
@@ -297,28 +304,28 @@ def _retry_after(error: Exception) -> float | None:
     """Seconds that the server, or the proxy, asked to be left alone (RFC 9110 §10.2.3); `None`: it did not."""
     if not isinstance(error, InvalidStatus | InvalidProxyStatus):
         return None
-    return asked_to_wait(error.response.status_code, error.response.headers, time.time())
+    return requested_delay(error.response.status_code, error.response.headers, time.time())
 
 
-def hid_a_push(error: Exception) -> bool:
+def closed_as_unreadable(error: Exception) -> bool:
     """Whether this side closed because it could not read a message. It may have been a push all the same."""
     return isinstance(error, ConnectionClosed) and _by_us(error) and _close_code(error) in UNREADABLE_CLOSE_CODES
 
 
-def sentence(error: Exception) -> str:
+def describe_failure(error: Exception) -> str:
     """What happened, on one line, without secrets and with nothing in it that a terminal would obey."""
     if isinstance(error, ConnectionClosed):
-        return _how_it_closed(error)
+        return _describe_close(error)
     if isinstance(error, InvalidStatus):
-        return _what_it_answered(error.response.status_code)
+        return _describe_status(error.response.status_code)
     if isinstance(error, PushToPollError):
         return str(error)
     if isinstance(error, InvalidProxy):
         return "the address of the proxy in the environment is not valid"
-    return told(causes(error), SPEAKING)
+    return describe_error(causes(error), SAFE_TO_QUOTE)
 
 
-def _how_it_closed(error: ConnectionClosed) -> str:
+def _describe_close(error: ConnectionClosed) -> str:
     close = error.sent if _by_us(error) else error.rcvd
     if close is None:
         return "the connection was lost without a close frame"
@@ -327,9 +334,9 @@ def _how_it_closed(error: ConnectionClosed) -> str:
     return f"{what}: {quoted(close.reason, MAX_TEXT)}" if close.reason else what
 
 
-def _what_it_answered(status: int) -> str:
+def _describe_status(status: int) -> str:
     what = f"the server answered HTTP {status} instead of opening a websocket"
-    return f"{what}; {REDIRECTS_STAY_HOME}" if status in REDIRECTS else what
+    return f"{what}; {REDIRECTS_NOT_FOLLOWED}" if status in REDIRECTS else what
 
 
 def _by_us(error: ConnectionClosed) -> bool:
@@ -344,7 +351,7 @@ def _close_code(error: ConnectionClosed) -> int:
 _log = logging.getLogger(__name__)
 
 
-class WebSocketListener(ReconnectingListener[str | bytes]):
+class WebSocketListener(ReadLoopListener[str | bytes]):
     """Wakes on every message of a websocket, and on every connect.
 
     Connects again by itself, after 0-1 s and then ever more slowly (at most 5 connections in the first 10 seconds,
@@ -407,7 +414,7 @@ class WebSocketListener(ReconnectingListener[str | bytes]):
         open_timeout: float = 10.0,
         max_size: int | None = 65_536,
     ) -> None:
-        if parsed(url).user_info is not None and token is not None:
+        if parse_url(url).user_info is not None and token is not None:
             raise ValueError("give either a token or a user and password in the URL: both make an Authorization")
         if isinstance(subprotocols, str):
             raise TypeError("subprotocols is a sequence of names, not one string")
@@ -437,15 +444,15 @@ class WebSocketListener(ReconnectingListener[str | bytes]):
         )
         self._subprotocols = tuple(subprotocols or ())
 
-    def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Connection]:
+    def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[WebSocketConnection]:
         return self._open(headers=headers)
 
-    def _opened(self, connection: Connection, channel: Channel, reconnect: Reconnect) -> None:
+    def _opened(self, connection: WebSocketConnection, channel: Channel, reconnect: ReconnectBackoff) -> None:
         if self._subprotocols and connection.subprotocol is None:
             raise NoCommonSubprotocol(f"the server chose none of the subprotocols {', '.join(self._subprotocols)}")
         super()._opened(connection, channel, reconnect)
 
-    async def _read(self, connection: Connection) -> Sequence[str | bytes]:
+    async def _read(self, connection: WebSocketConnection) -> Sequence[str | bytes]:
         return (await connection.recv(),)
 
     def _failure(self, error: Exception) -> Failure:

@@ -14,26 +14,26 @@ from functools import cache
 from itertools import repeat
 
 __all__ = [
-    "Filters",
-    "Suspects",
+    "BloomFilters",
+    "Candidates",
 ]
 
 
 _KEYS_PER_WORD = 2
 """32 bits for a key."""
 
-_BITS = 6
+_BITS_PER_KEY = 6
 
 _MASK_BITS = 14
 
-_SMALLEST = 65_536
+_MIN_KEYS = 65_536
 """Keys of a generation at least: 256 KiB."""
 
-_PARTS = 2
+_GENERATIONS = 2
 """Generations in which what may be kept has room. One more fills, and one empties: 6 to 8 bytes for a record."""
 
 
-class Suspects:
+class Candidates:
     """Keys that segments of a generation may have.
 
     Attributes:
@@ -74,7 +74,7 @@ class _Generation:
         return len(self._words)
 
 
-class Filters:
+class BloomFilters:
     """The filters of one name, all its generations.
 
     Args:
@@ -106,7 +106,7 @@ class Filters:
                 return
             self._generations.popleft()
 
-    def suspects(self, keys: Sequence[str]) -> list[Suspects]:
+    def suspects(self, keys: Sequence[str]) -> list[Candidates]:
         """Where the keys may be, the newest generation first; a key that is in none has no record."""
         words = _masks()
         hashes = list(map(hash, keys))
@@ -117,7 +117,7 @@ class Filters:
             if one.words not in places:
                 places[one.words] = [hashed % one.words for hashed in hashes]
             if suspected := one.suspects(keys, places[one.words], masks):
-                found.append(Suspects([*reversed(one.segments)], suspected))
+                found.append(Candidates([*reversed(one.segments)], suspected))
         return found
 
     def _is_full(self, segment: int) -> bool:
@@ -127,8 +127,8 @@ class Filters:
     @property
     def _capacity(self) -> int:
         """The more there are, the larger is the next, so that there are few of them however many come."""
-        there = max(self._there // _PARTS, sum(one.size for one in self._generations))
-        return max(_SMALLEST, there if self._most is None else min(there, self._most // _PARTS))
+        there = max(self._there // _GENERATIONS, sum(one.size for one in self._generations))
+        return max(_MIN_KEYS, there if self._most is None else min(there, self._most // _GENERATIONS))
 
 
 _LAST_MASK = (1 << _MASK_BITS) - 1
@@ -138,10 +138,10 @@ _LAST_MASK = (1 << _MASK_BITS) - 1
 def _masks() -> Sequence[int]:
     """Words with some bits set, of which a key chooses one by its hash."""
     dice = random.Random(0)  # noqa: S311  # nothing secret: what an attacker does not know is the hash
-    return [_word(dice.getrandbits(6) for _ in repeat(None, _BITS)) for _ in range(_LAST_MASK + 1)]
+    return [_word_of_bits(dice.getrandbits(6) for _ in repeat(None, _BITS_PER_KEY)) for _ in range(_LAST_MASK + 1)]
 
 
-def _word(bits: Iterable[int]) -> int:
+def _word_of_bits(bits: Iterable[int]) -> int:
     word = 0
     for bit in bits:
         word |= 1 << bit

@@ -14,30 +14,30 @@ from weakref import ref
 from anyio import from_thread
 
 __all__ = [
-    "Turns",
+    "FairLock",
 ]
 
 
-_LOOK = 0.05
+_CHECK_INTERVAL = 0.05
 """Seconds after which a waiting thread looks whether its task was cancelled: 20 times a second costs nothing."""
 
 
-class _Waiting(NamedTuple):
+class _Waiter(NamedTuple):
     called: threading.Event
     who: "ref[object]"
 
 
-class _Somebody:
+class _TemporaryHolder:
     """Who takes a turn for a moment."""
 
 
-class Turns:
+class FairLock:
     """The right to go on, had by one at a time. Taken in a worker thread, given back in any thread."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._holder: ref[object] | None = None
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Waiter] = deque()
 
     def take(self, who: object) -> None:
         """Wait for it, in a worker thread of anyio.
@@ -52,10 +52,10 @@ class Turns:
             if self._is_free and not self._waiting:
                 self._holder = ref(who)
                 return
-            mine = _Waiting(threading.Event(), ref(who))
+            mine = _Waiter(threading.Event(), ref(who))
             self._waiting.append(mine)
         try:
-            while not mine.called.wait(_LOOK):
+            while not mine.called.wait(_CHECK_INTERVAL):
                 self._look()
                 from_thread.check_cancelled()
         except BaseException:
@@ -65,7 +65,7 @@ class Turns:
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
         """Have it within the block. Raises as `take` does."""
-        who = _Somebody()
+        who = _TemporaryHolder()
         self.take(who)
         try:
             yield
@@ -94,7 +94,7 @@ class Turns:
         else:
             self._holder = None
 
-    def _leave(self, mine: _Waiting) -> None:
+    def _leave(self, mine: _Waiter) -> None:
         with self._mutex:
             if mine.called.is_set():
                 self._next()

@@ -6,7 +6,7 @@ their messages may be fetched again.
 
 The newest segment takes what is recorded until it is full or old, and then the next begins. So a page of random
 keys writes to a small part of the file, and old records go without being looked for. Nothing here writes anything:
-a store writes what a `Step` says and then takes it.
+a store writes what a `SegmentChanges` says and then takes it.
 """
 
 import math
@@ -20,13 +20,13 @@ from push_to_poll_client._types import DeadLetter, SavedCursor
 __all__ = [
     "DEFAULT_MAX_RECORDS",
     "DEFAULT_RETENTION",
-    "MOST",
+    "MAX_HISTORY",
     "Retention",
     "Segment",
+    "SegmentChanges",
     "Segments",
-    "Step",
-    "some_of",
-    "with_saved",
+    "extend_history",
+    "limit_dead_letters",
 ]
 
 
@@ -38,13 +38,13 @@ DEFAULT_MAX_RECORDS = 1_000_000
 """For each name. At 55 bytes of a SQLite file for a 36-character key that is 55 MB; at 10 messages a second it
 outlasts a day, so a busy feed sets it higher."""
 
-_SEGMENT = 8_000
+_SEGMENT_RECORDS = 8_000
 """Records of a segment. A page of random keys writes to all of it: 1,000 take 1.5 ms to commit with segments of
 4,000, 1.6 ms with 8,000, 2.0 ms with 16,000, 2.8 ms with 32,000. The larger they are, the fewer have to be asked
 for a key: 1,000 keys in 300,000 records take 35 ms, 22 ms, 13 ms and 10 ms. To take one of 8,000 away takes 4
 ms."""
 
-_PART = 8
+_SEGMENTS_PER_RETENTION = 8
 """A segment is no larger a part of what is kept than this, by number and by age."""
 
 
@@ -74,12 +74,16 @@ class Retention:
     @property
     def capacity(self) -> int:
         """How many records a segment takes."""
-        return _SEGMENT if self.count is None else min(_SEGMENT, max(1, self.count // _PART))
+        return (
+            _SEGMENT_RECORDS
+            if self.count is None
+            else min(_SEGMENT_RECORDS, max(1, self.count // _SEGMENTS_PER_RETENTION))
+        )
 
     @property
     def span(self) -> float:
         """Seconds after which a segment takes no more records."""
-        return math.inf if self.age is None else self.age / _PART
+        return math.inf if self.age is None else self.age / _SEGMENTS_PER_RETENTION
 
     def lets_go(self, *, without: int, newest: float, now: float) -> bool:
         """Whether the oldest segment may go.
@@ -120,7 +124,7 @@ class Segment(NamedTuple):
         return Segment(self.number, self.size + added, self.first_at, max(self.last_at, now), low, high)
 
 
-class Step(NamedTuple):
+class SegmentChanges(NamedTuple):
     """What a commit does to the segments.
 
     Attributes:
@@ -179,7 +183,7 @@ class Segments:
             segment = Segment(segment.number + 1, 0, now, now, "", "")
         return shares
 
-    def step(self, written: Sequence[Segment], *, behind: int, now: float) -> Step:
+    def step(self, written: Sequence[Segment], *, behind: int, now: float) -> SegmentChanges:
         """What becomes of the segments with a commit that writes these and lets go those before `behind`."""
         size, dropped = self._size_with(written), []
         for oldest in self.live:
@@ -189,9 +193,9 @@ class Segments:
                 break
             size = without
             dropped.append(oldest.number)
-        return Step(written, dropped, behind)
+        return SegmentChanges(written, dropped, behind)
 
-    def take(self, step: Step) -> None:
+    def take(self, step: SegmentChanges) -> None:
         """The commit is made."""
         self.size = self._size_with(step.written)
         if self._goes_on(step.written):
@@ -222,36 +226,36 @@ class Segments:
         return bool(written and self.live and written[0].number == self.live[-1].number)
 
 
-MOST = 256
+MAX_HISTORY = 256
 """Cursors before the saved one: four minutes of a busy consumer, years of one whose feed moves once a week. Of the
 longest cursors they take 16 MiB."""
 
-_APART = 1.0
+_MIN_HISTORY_INTERVAL = 1.0
 """Seconds. A busy consumer, which saves hundreds a second, remembers one of them."""
 
 
-def with_saved(remembered: tuple[SavedCursor, ...], saved: SavedCursor) -> tuple[SavedCursor, ...]:
+def extend_history(remembered: tuple[SavedCursor, ...], saved: SavedCursor) -> tuple[SavedCursor, ...]:
     """What is remembered when another cursor is saved: the same object if the saved one is not to be added."""
-    if remembered and 0 <= saved.at - remembered[-1].at < _APART:  # also when the clock went back
+    if remembered and 0 <= saved.at - remembered[-1].at < _MIN_HISTORY_INTERVAL:  # also when the clock went back
         return remembered
-    return (*remembered[1 - MOST :], saved)
+    return (*remembered[1 - MAX_HISTORY :], saved)
 
 
-_MOST = 100
+_MAX_DEAD_LETTERS = 100
 
-_BYTES = 16 << 20
+_MAX_DEAD_LETTER_BYTES = 16 << 20
 """Each may be as large as the largest entry of the feed."""
 
 
-def some_of(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
+def limit_dead_letters(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
     """The first of them: 100 at most, or fewer that have 16 MiB together, but one at least."""
     some: list[DeadLetter] = []
     size = 0
     for letter in letters:
         size += len(letter.raw) + len(letter.traceback)
-        if some and size > _BYTES:
+        if some and size > _MAX_DEAD_LETTER_BYTES:
             break
         some.append(letter)
-        if len(some) == _MOST:
+        if len(some) == _MAX_DEAD_LETTERS:
             break
     return some

@@ -15,8 +15,8 @@ from push_to_poll_client.stores._retention import (
     DEFAULT_RETENTION,
     Retention,
     Segments,
-    some_of,
-    with_saved,
+    extend_history,
+    limit_dead_letters,
 )
 
 __all__ = [
@@ -58,7 +58,7 @@ class MemoryProgress:
         """Save the cursor (`None` leaves the saved one) and add the records; what may go goes."""
         behind = self.segments.behind if cursor is None else self.segments.taking(now).number
         if cursor is not None and cursor != self.saved.cursor:
-            self.before, self.saved = with_saved(self.before, self.saved), SavedCursor(cursor, read_at)
+            self.before, self.saved = extend_history(self.before, self.saved), SavedCursor(cursor, read_at)
         keys, written = list(records), []
         for segment, number in self.segments.shares(len(keys), now):
             taken, keys = keys[:number], keys[number:]
@@ -94,7 +94,7 @@ class MemoryProgress:
     def some_letters(self, after: DeadLetter | None, *, marked: bool) -> list[DeadLetter]:
         """See `Session.dead_letters`."""
         keys = sorted(key for key in self.letters if after is None or key > after.key)
-        return some_of(self.letters[key] for key in keys if self.letters[key].marked or not marked)
+        return limit_dead_letters(self.letters[key] for key in keys if self.letters[key].marked or not marked)
 
     def _add(self, segment: int, keys: Sequence[str], records: Mapping[str, Record]) -> int:
         """Add the records of these keys to a segment; how many more it has then."""
@@ -112,7 +112,7 @@ class MemoryProgress:
                 del self.records[key]
 
 
-_NOTHING: Mapping[str, str | None] = MappingProxyType({})
+_NO_CHANGES: Mapping[str, str | None] = MappingProxyType({})
 
 
 class MemoryStore:
@@ -144,9 +144,9 @@ class MemoryStore:
         self._clock = clock
         self._progress: dict[str, MemoryProgress] = {}
         # Weak: a session that was dropped without `release()` must not hold its name for ever.
-        self._owners: WeakValueDictionary[str, _Session] = WeakValueDictionary()
+        self._owners: WeakValueDictionary[str, _MemorySession] = WeakValueDictionary()
 
-    async def claim(self, name: str, *, feed: str) -> "_Session":
+    async def claim(self, name: str, *, feed: str) -> "_MemorySession":
         """Become the one owner of `name`, which is bound to the feed called `feed` by its first claim.
 
         Raises:
@@ -167,21 +167,21 @@ class MemoryStore:
                 f"{quoted(feed)}; use another name"
             )
         progress.token += 1
-        session = self._owners[name] = _Session(name, progress, self._owners, self._clock)
+        session = self._owners[name] = _MemorySession(name, progress, self._owners, self._clock)
         return session
 
     def __repr__(self) -> str:
         return f"MemoryStore({len(self._progress)} names)"
 
 
-class _Session:
+class _MemorySession:
     """A claimed name of a `MemoryStore`."""
 
     def __init__(
         self,
         name: str,
         progress: MemoryProgress,
-        owners: WeakValueDictionary[str, "_Session"],
+        owners: WeakValueDictionary[str, "_MemorySession"],
         clock: Callable[[], float],
     ) -> None:
         self._name = name
@@ -245,7 +245,7 @@ class _Session:
         cursor: Cursor | None,
         records: Sequence[Record],
         dead_letters: Sequence[DeadLetter] = (),
-        state: Mapping[str, str | None] = _NOTHING,
+        state: Mapping[str, str | None] = _NO_CHANGES,
         read_at: float | None = None,
     ) -> None:
         """Save all of it, or nothing.
@@ -272,7 +272,7 @@ class _Session:
         self._saved = self._progress.saved
 
     async def reset(
-        self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = _NOTHING
+        self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = _NO_CHANGES
     ) -> None:
         """Go on from another place: `history` begins anew with this cursor.
 

@@ -13,9 +13,9 @@ from anyio import CapacityLimiter
 
 from push_to_poll_client._exceptions import StoreBusy
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.stores._fair_lock import Turns
+from push_to_poll_client.stores._fair_lock import FairLock
 from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION, Retention
-from push_to_poll_client.stores._sqlite.connection import OUTSIDE
+from push_to_poll_client.stores._sqlite.connection import OUTSIDE_HANDLER
 from push_to_poll_client.stores._sqlite.file import OpenFile
 from push_to_poll_client.stores._sqlite.schema import Synchronous
 from push_to_poll_client.stores._sqlite.session import SQLiteSession
@@ -100,7 +100,7 @@ class SQLiteStore:
     def _begin(self) -> None:
         self._process = os.getpid()
         self._mutex = threading.Lock()
-        self._turns = Turns()  # taken before the mutex
+        self._turns = FairLock()  # taken before the mutex
         self._file: OpenFile | None = None
         # Weak: a session that was dropped without `release()` must not hold its name for ever.
         self._owners: WeakValueDictionary[str, SQLiteSession] = WeakValueDictionary()
@@ -132,7 +132,7 @@ class SQLiteStore:
                 "with SQLiteStore(..., transactional=True)"
             )
         if not isinstance(self._file, SharedFile) or not self._file.guard.is_inside:
-            raise RuntimeError(f"{self._path}: {OUTSIDE}")
+            raise RuntimeError(f"{self._path}: {OUTSIDE_HANDLER}")
         return self._file.connection
 
     @property

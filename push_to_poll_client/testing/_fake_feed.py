@@ -25,13 +25,13 @@ from push_to_poll_client.testing._virtual_time import Bell
 __all__ = [
     "Answer",
     "Asked",
-    "Entries",
     "FakeFeed",
+    "MessageLog",
 ]
 
 
 @dataclass(slots=True)
-class _Entry:
+class _PublishedMessage:
     what: str | Message
     data: Any
     error: UndecodableMessage | None
@@ -46,11 +46,11 @@ class _Entry:
         return Message(self.what, self.data, cursor=cursor)
 
 
-class Entries:
+class MessageLog:
     """Messages in the order of their publication, each visible from its own moment on."""
 
     def __init__(self) -> None:
-        self._entries: list[_Entry] = []
+        self._entries: list[_PublishedMessage] = []
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -68,7 +68,7 @@ class Entries:
         visible_at = anyio.current_time() + lag if lag else -math.inf
         first = len(self)
         for one in self._names(what):
-            self._entries.append(_Entry(one, data, error, visible_at, hidden_until))
+            self._entries.append(_PublishedMessage(one, data, error, visible_at, hidden_until))
         return [entry.message().id for entry in self._entries[first:]]
 
     def _names(self, what: Iterable[int | str | Message]) -> Iterator[str | Message]:
@@ -170,7 +170,7 @@ class FakeFeed:
         self.identity = identity
         self.requests: list[Asked] = []
         self.closed: int = 0
-        self._entries = Entries()
+        self._entries = MessageLog()
         self._script: deque[Answer | Callable[[FetchRequest], Answer]] = deque()
         self._failing: BaseException | None = None
         self._restarts = 0

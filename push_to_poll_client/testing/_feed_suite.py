@@ -13,23 +13,23 @@ import anyio
 import httpx
 import pytest
 
-from push_to_poll_client._dead_letters import restored
+from push_to_poll_client._dead_letters import restore_from_json
 from push_to_poll_client._exceptions import FeedError, PushToPollError, UndecodableMessage
 from push_to_poll_client._protocols import Feed
 from push_to_poll_client._types import MAX_CURSOR, Cursor, DeadLetter, FetchRequest, Message, Page, Push
 
 __all__ = [
-    "MOST_PAGES",
+    "MAX_PAGES",
     "FeedHooks",
     "FeedSuite",
+    "FeedWalk",
     "Step",
     "Steps",
-    "Walk",
     "walk",
 ]
 
 
-MOST_PAGES = 200
+MAX_PAGES = 200
 """Of a feed with a handful of messages: one that has more never ends."""
 
 
@@ -45,7 +45,7 @@ class Step(NamedTuple):
     page: Page
 
 
-class Walk(NamedTuple):
+class FeedWalk(NamedTuple):
     """From a cursor to the end.
 
     Attributes:
@@ -97,21 +97,21 @@ class Steps:
         if self._number and self._at is None:
             raise StopAsyncIteration
         self._number += 1
-        if self._number > MOST_PAGES:
+        if self._number > MAX_PAGES:
             raise AssertionError(
-                f"the walk from {self._first!r} found no end on {MOST_PAGES} pages; the last next is {self._at!r}"
+                f"the walk from {self._first!r} found no end on {MAX_PAGES} pages; the last next is {self._at!r}"
             )
         at, page = self._at, await self._feed.fetch(FetchRequest(self._at))
         self._at = page.next
         return Step(at, page)
 
 
-async def walk(feed: Feed, cursor: Cursor | None = None) -> Walk:
+async def walk(feed: Feed, cursor: Cursor | None = None) -> FeedWalk:
     """All of it."""
-    return Walk([step async for step in Steps(feed, cursor)])
+    return FeedWalk([step async for step in Steps(feed, cursor)])
 
 
-_LONG = 30.0
+_TEST_TIMEOUT = 30.0
 """Seconds after which a test gives up; what it waits for takes milliseconds."""
 
 
@@ -128,7 +128,7 @@ class FeedHooks:
     secrets: tuple[str, ...] = ()
     acknowledges: bool = False
     repeats: bool = False
-    longest_fetch: float = _LONG
+    longest_fetch: float = _TEST_TIMEOUT
 
     async def make_feed(self, count: int) -> Feed:
         """Make a feed with `count` messages in it; best on pages of less than three."""
@@ -169,7 +169,7 @@ class FeedHooks:
 
     @asynccontextmanager
     async def _opened(self, count: int) -> AsyncIterator[Feed]:
-        with anyio.fail_after(_LONG):
+        with anyio.fail_after(_TEST_TIMEOUT):
             feed = await self.make_feed(count)
             try:
                 yield feed
@@ -194,13 +194,13 @@ class FeedHooks:
 _WAIT = 10.0
 """Seconds for which a feed is asked to hold an answer, if it can for so long."""
 
-_FAILED = (FeedError, httpx.HTTPError, httpx.InvalidURL)
+_FETCH_ERRORS = (FeedError, httpx.HTTPError, httpx.InvalidURL)
 """What a failed fetch raises: what the library has for it, or what httpx does, which consumers read alike."""
 
 _LONGEST_NAME = 4096
 """Characters of an id or a key: each is kept as long as its dedupe record."""
 
-_GARBAGE = {
+_GARBAGE_CURSORS = {
     "empty": "",
     "spaces": "  ",
     "a word": "garbage",
@@ -218,10 +218,10 @@ _GARBAGE = {
 }
 """What a user may give as a cursor, and what an older version of a feed may have saved."""
 
-_BROKEN = {"nothing": b"", "no text": b"\xff\xfe\0", "cut": b'{"id": "1', "another": b'"x"', "null": b"null"}
+_BROKEN_RAW = {"nothing": b"", "no text": b"\xff\xfe\0", "cut": b'{"id": "1', "another": b'"x"', "null": b"null"}
 """What a dead letter may hold that another version kept."""
 
-_JSON = (str, int, float, bool, bytes, list, dict, type(None))
+_COMPARABLE = (str, int, float, bool, bytes, list, dict, type(None))
 """Data of which it can be told whether it is the same."""
 
 
@@ -314,7 +314,7 @@ class FeedSuite(FeedHooks):
                 await self.close(reopened)
         self._check_rests(rests, found)
 
-    def _check_rests(self, rests: Sequence[list[str]], found: Walk) -> None:
+    def _check_rests(self, rests: Sequence[list[str]], found: FeedWalk) -> None:
         for ids, (_, settled) in zip(rests, found.cursors, strict=True):
             assert self._follows(ids, found.ids[settled:], found.ids[:settled])
 
@@ -422,13 +422,13 @@ class FeedSuite(FeedHooks):
             first, second = [await anext(one)], [await anext(other)]
             first += [step async for step in one]
             second += [step async for step in other]
-        assert Walk(first).ids == found.ids
-        assert self._follows(Walk(second).ids, found.ids[settled:], found.ids[:settled])
+        assert FeedWalk(first).ids == found.ids
+        assert self._follows(FeedWalk(second).ids, found.ids[settled:], found.ids[:settled])
 
     async def test_two_walks_at_once_do_not_disturb_each_other(self) -> None:
         """Nor do their requests."""
         self._reads_twice()
-        walks = dict[int, Walk]()
+        walks = dict[int, FeedWalk]()
 
         async def follow(cursor: str | None, settled: int) -> None:
             walks[settled] = await walk(feed, cursor)
@@ -447,7 +447,7 @@ class FeedSuite(FeedHooks):
         async with self._opened(7) as feed:
             if not getattr(feed, "read_ahead", False):
                 pytest.skip("the feed has no read_ahead: the next fetch starts after the commit")
-            at_once = [(step.at, _read(step.page.messages)) async for step in Steps(feed)]
+            at_once = [(step.at, _contents(step.page.messages)) async for step in Steps(feed)]
             pages = list[Page]()
 
             async def ask(at: str | None) -> None:
@@ -457,7 +457,7 @@ class FeedSuite(FeedHooks):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(ask, at)
                     tasks.start_soon(feed.fetch, FetchRequest(at_once[-1][0]))
-        assert [_read(page.messages) for page in pages] == [read for _, read in at_once]
+        assert [_contents(page.messages) for page in pages] == [read for _, read in at_once]
 
     async def test_a_cancelled_fetch_leaves_the_feed_usable(self) -> None:
         """As a stop does with it."""
@@ -485,7 +485,7 @@ class FeedSuite(FeedHooks):
     async def test_a_wait_with_news_is_answered_at_once(self) -> None:
         """Long polling, for feeds that have `max_wait`."""
         async with self._opened(2) as feed:
-            _can_wait(feed)
+            _require_long_polling(feed)
             with anyio.fail_after(_WAIT / 2):
                 page = await feed.fetch(FetchRequest(wait=_WAIT))
         assert page.messages
@@ -498,7 +498,7 @@ class FeedSuite(FeedHooks):
             pages.append(await feed.fetch(FetchRequest(cursor, wait=_WAIT)))
 
         async with self._caught_up() as (feed, cursor):
-            _can_wait(feed)
+            _require_long_polling(feed)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(fetch)
                 await self.held(feed)
@@ -509,14 +509,14 @@ class FeedSuite(FeedHooks):
     async def test_a_held_answer_comes_empty_when_the_wait_ends(self) -> None:
         """Long polling, for feeds that have `max_wait`."""
         async with self._caught_up() as (feed, cursor):
-            _can_wait(feed)
+            _require_long_polling(feed)
             page = await feed.fetch(FetchRequest(cursor, wait=0.05))
         assert (list(page.messages), page.next) == ([], None)
 
     async def test_a_held_fetch_that_is_cancelled_leaves_the_feed_usable(self) -> None:
         """As every wake does with it."""
         async with self._caught_up() as (feed, cursor):
-            _can_wait(feed)
+            _require_long_polling(feed)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(feed.fetch, FetchRequest(cursor, wait=_WAIT))
                 await self.held(feed)
@@ -533,7 +533,7 @@ class FeedSuite(FeedHooks):
             at, ids = None, list[str]()
             while True:
                 await self.break_next(feed)
-                with pytest.raises(_FAILED) as failed:
+                with pytest.raises(_FETCH_ERRORS) as failed:
                     await feed.fetch(FetchRequest(at))
                 _check_seconds(getattr(failed.value, "retry_after", None))
                 page = await feed.fetch(FetchRequest(at))
@@ -551,7 +551,7 @@ class FeedSuite(FeedHooks):
             feed = await self.make_feed(3)
             await self.hang(feed)
             began = anyio.current_time()
-            with pytest.raises(_FAILED):
+            with pytest.raises(_FETCH_ERRORS):
                 await feed.fetch(FetchRequest())
             took = anyio.current_time() - began
             found = await walk(feed)
@@ -559,13 +559,13 @@ class FeedSuite(FeedHooks):
         assert took <= self.longest_fetch
         assert len(found.ids) == 3
 
-    @pytest.mark.parametrize("cursor", _GARBAGE)
+    @pytest.mark.parametrize("cursor", _GARBAGE_CURSORS)
     async def test_a_cursor_that_is_garbage_is_answered_or_refused(self, cursor: str) -> None:
         """By a page, or a `FeedError`, `CursorExpired` among them, or by httpx; and the feed goes on."""
         async with self._opened(3) as feed:
             try:
-                page = await feed.fetch(FetchRequest(_GARBAGE[cursor]))
-            except _FAILED as error:
+                page = await feed.fetch(FetchRequest(_GARBAGE_CURSORS[cursor]))
+            except _FETCH_ERRORS as error:
                 _check_seconds(getattr(error, "retry_after", None))
             else:
                 _check_page(page)
@@ -580,10 +580,10 @@ class FeedSuite(FeedHooks):
         caplog.set_level(logging.INFO)
         async with self._opened(3) as feed:
             said = [repr(feed), str(feed), getattr(feed, "identity", "")]
-            said += [await _said(feed, cursor) for cursor in (None, *_GARBAGE.values())]
+            said += [await _fetch_and_render(feed, cursor) for cursor in (None, *_GARBAGE_CURSORS.values())]
             if type(self).break_next is not FeedHooks.break_next:
                 await self.break_next(feed)
-                said.append(await _said(feed))
+                said.append(await _fetch_and_render(feed))
         text = "\n".join([*said, caplog.text])
         assert not [secret for secret in self.secrets if secret in text]
 
@@ -630,28 +630,28 @@ class FeedSuite(FeedHooks):
                 assert (again.error is None) == (message.error is None)
                 assert _data(again) == _data(message)
 
-    @pytest.mark.parametrize("raw", _BROKEN)
+    @pytest.mark.parametrize("raw", _BROKEN_RAW)
     async def test_a_dead_letter_that_cannot_be_read_says_so(self, raw: str) -> None:
         """By an unreadable message, or an error of this library's or a `ValueError`."""
         async with self._opened(0) as feed:
             try:
-                message = _restore(feed, "an id", "a key", _BROKEN[raw])
+                message = _restore(feed, "an id", "a key", _BROKEN_RAW[raw])
             except (PushToPollError, ValueError):
                 return
         assert isinstance(message, Message)
         if message.error is not None:
-            assert (message.id, message.key, message.raw) == ("an id", "a key", _BROKEN[raw])
+            assert (message.id, message.key, message.raw) == ("an id", "a key", _BROKEN_RAW[raw])
 
 
 def _ids(page: Page) -> list[str]:
     return [message.id for message in page.messages]
 
 
-def _keys(found: Walk) -> list[tuple[str, str]]:
+def _keys(found: FeedWalk) -> list[tuple[str, str]]:
     return [(message.id, message.key) for message in found.messages]
 
 
-def _can_wait(feed: Feed) -> None:
+def _require_long_polling(feed: Feed) -> None:
     if not getattr(feed, "max_wait", None):
         pytest.skip("the feed has no max_wait: it cannot hold an answer")
 
@@ -664,22 +664,22 @@ async def _latest(feed: Any) -> str | None:
     return cursor
 
 
-async def _said(feed: Feed, cursor: str | None = None) -> str:
+async def _fetch_and_render(feed: Feed, cursor: str | None = None) -> str:
     """What one fetch lets be seen."""
     try:
         page = await feed.fetch(FetchRequest(cursor))
-    except _FAILED as error:
+    except _FETCH_ERRORS as error:
         return "".join(traceback.format_exception(error))
     return f"{page} {page.messages}"
 
 
 def _restore(feed: Feed, id: str, key: str, raw: bytes) -> Message:
-    restore: Any = getattr(feed, "restore", restored)
+    restore: Any = getattr(feed, "restore", restore_from_json)
     message: Message = restore(DeadLetter(key=key, id=id, raw=raw, error="broken"))
     return message
 
 
-def _read(messages: Sequence[Message]) -> list[tuple[str, object]]:
+def _contents(messages: Sequence[Message]) -> list[tuple[str, object]]:
     return [(message.id, _data(message)) for message in messages]
 
 
@@ -689,7 +689,7 @@ def _data(message: Message) -> object:
         data = message.data
     except UndecodableMessage as error:
         return type(error)
-    return data if isinstance(data, _JSON) else type(data)
+    return data if isinstance(data, _COMPARABLE) else type(data)
 
 
 def _check_page(page: object) -> None:

@@ -68,7 +68,7 @@ _LARGE = 6 << 20
 """Bytes. Two dead letters that have so many are handed out together, three are not."""
 
 
-def _letter(key: str, **others: Any) -> DeadLetter:
+def _dead_letter(key: str, **others: Any) -> DeadLetter:
     return DeadLetter(
         key=key, id=f"id of {key}", raw=key.encode("utf-8", "surrogatepass"), error="broken", **others
     )
@@ -291,13 +291,13 @@ class StoreSuite:
         async with self._store() as store:
             async with self._claimed(store) as session:
                 await session.commit(cursor="c1", records=[Record("1"), Record("4", RecordState.DEAD)])
-                await session.commit(cursor=None, records=[], dead_letters=[_letter("4")], state={"s": "1"})
+                await session.commit(cursor=None, records=[], dead_letters=[_dead_letter("4")], state={"s": "1"})
                 before = await self._all_of(session, "1", "2", "3", "4")
                 with self.failing(store), pytest.raises(StoreError):
                     await session.commit(
                         cursor="c2",
                         records=[Record("2"), Record("3", fingerprint=3), Record("4")],
-                        dead_letters=[_letter("2")],
+                        dead_letters=[_dead_letter("2")],
                         state={"s": "2"},
                     )
                 assert await self._all_of(session, "1", "2", "3", "4") == before
@@ -426,7 +426,7 @@ class StoreSuite:
 
     async def test_a_dead_letter_may_be_large(self) -> None:
         """As large as the largest entry of a feed; few are handed out together then, but one at least."""
-        letters = [_letter(str(number)) for number in range(4)]
+        letters = [_dead_letter(str(number)) for number in range(4)]
         huge = DeadLetter(key="huge", id="huge", raw=bytes(20 << 20), error="")
         large = [DeadLetter(key=one.key, id=one.id, raw=bytes(_LARGE), error="") for one in letters]
         async with self._store() as store, self._claimed(store) as session:
@@ -440,7 +440,7 @@ class StoreSuite:
 
     async def test_dead_letters_are_read_in_the_order_of_their_keys(self) -> None:
         """By code points, a hundred at a time, whatever their keys are."""
-        letters = [_letter(key) for key in {*_STRINGS, *map(str, range(250))}]
+        letters = [_dead_letter(key) for key in {*_STRINGS, *map(str, range(250))}]
         async with self._store() as store, self._claimed(store) as session:
             await session.commit(cursor=None, records=[], dead_letters=letters)
             read: list[DeadLetter] = []
@@ -453,14 +453,14 @@ class StoreSuite:
     async def test_marked_dead_letters_are_found_among_others(self) -> None:
         """A letter replaces the one of its key, marked or not."""
         async with self._store() as store, self._claimed(store) as session:
-            await session.commit(cursor=None, records=[], dead_letters=[_letter(key) for key in "abcd"])
+            await session.commit(cursor=None, records=[], dead_letters=[_dead_letter(key) for key in "abcd"])
             assert list(await session.dead_letters(marked=True)) == []
-            marked = [_letter(key, marked=True) for key in "db"]
+            marked = [_dead_letter(key, marked=True) for key in "db"]
             await session.commit(cursor=None, records=[], dead_letters=marked)
             assert session.dead == len("abcd")
             assert list(await session.dead_letters(marked=True)) == marked[::-1]
-            assert list(await session.dead_letters(after=_letter("b"), marked=True)) == marked[:1]
-            await session.commit(cursor=None, records=[], dead_letters=[_letter("b")])
+            assert list(await session.dead_letters(after=_dead_letter("b"), marked=True)) == marked[:1]
+            await session.commit(cursor=None, records=[], dead_letters=[_dead_letter("b")])
             assert list(await session.dead_letters(marked=True)) == marked[:1]
 
     async def test_a_record_that_is_not_dead_takes_the_dead_letter_away(self) -> None:
@@ -468,7 +468,7 @@ class StoreSuite:
         keys = [*_STRINGS, "dead", "other"]
         async with self._store() as store, self._claimed(store) as session, self._claimed(store, "b") as other:
             for one in (session, other):
-                await one.commit(cursor=None, records=[], dead_letters=[_letter(key) for key in keys])
+                await one.commit(cursor=None, records=[], dead_letters=[_dead_letter(key) for key in keys])
             await session.commit(
                 cursor=None,
                 records=[Record("dead", RecordState.DEAD), *(Record(key) for key in _STRINGS[::2])],
@@ -476,15 +476,15 @@ class StoreSuite:
             await session.commit(cursor=None, records=[Record(key, RecordState.SKIPPED) for key in _STRINGS[1::2]])
             assert [letter.key for letter in await session.dead_letters()] == ["dead", "other"]
             assert session.dead == len(["dead", "other"])
-            assert (other.dead, await other.dead_letter("1")) == (len(keys), _letter("1"))
+            assert (other.dead, await other.dead_letter("1")) == (len(keys), _dead_letter("1"))
 
     async def test_a_dead_letter_is_added_with_the_record_of_its_key(self) -> None:
         """What the commit adds stays, also if the same commit settles the one that was there."""
         async with self._store() as store, self._claimed(store) as session:
-            await session.commit(cursor=None, records=[Record("1")], dead_letters=[_letter("1")])
-            assert await session.dead_letter("1") == _letter("1")
-            await session.commit(cursor=None, records=[Record("1")], dead_letters=[_letter("1", attempts=2)])
-            assert (session.dead, await session.dead_letter("1")) == (1, _letter("1", attempts=2))
+            await session.commit(cursor=None, records=[Record("1")], dead_letters=[_dead_letter("1")])
+            assert await session.dead_letter("1") == _dead_letter("1")
+            await session.commit(cursor=None, records=[Record("1")], dead_letters=[_dead_letter("1", attempts=2)])
+            assert (session.dead, await session.dead_letter("1")) == (1, _dead_letter("1", attempts=2))
             last = [Record("1", RecordState.DEAD), Record("1")]
             await session.commit(cursor=None, records=last)
             assert session.dead == 0
@@ -558,7 +558,7 @@ class StoreSuite:
                 await session.commit(
                     cursor="c1",
                     records=[Record("1", fingerprint=1)],
-                    dead_letters=[_letter("2")],
+                    dead_letters=[_dead_letter("2")],
                     state={"a": "1", "b": "1"},
                 )
                 for cursor in ("c0", None):
@@ -579,7 +579,9 @@ class StoreSuite:
         async with self._store() as store:
             async with self._claimed(store) as session:
                 await session.commit(
-                    cursor="c1", records=[Record(key, fingerprint=1) for key in keys], dead_letters=[_letter("2")]
+                    cursor="c1",
+                    records=[Record(key, fingerprint=1) for key in keys],
+                    dead_letters=[_dead_letter("2")],
                 )
                 await session.reset(None, forget=True)
                 assert (session.cursor, session.size, session.dead) == (None, 0, 1)
@@ -595,7 +597,7 @@ class StoreSuite:
         """As for commits."""
         async with self._store() as store:
             session = await store.claim("a", feed=_FEED)
-            await session.commit(cursor="c1", records=[], dead_letters=[_letter("1")])
+            await session.commit(cursor="c1", records=[], dead_letters=[_dead_letter("1")])
             await session.release()
             with pytest.raises(StoreError):
                 await session.reset(None, forget=True)

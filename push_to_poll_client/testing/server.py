@@ -48,7 +48,7 @@ STOP_TIMEOUT = 5
 """Seconds for which requests may go on when the server stops; what is held or stalled is ended at once."""
 
 
-class _Http(H11Protocol):
+class _HangUpProtocol(H11Protocol):
     """Lets the application hang up in the middle of an answer, which ASGI has no word for."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -65,7 +65,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
             super().data_received(data)
 
 
-class _Uvicorn(uvicorn.Server):
+class _ThreadedServer(uvicorn.Server):
     """Says in which event loop it runs, and stops without waiting for its next tick."""
 
     def __init__(self, config: uvicorn.Config) -> None:
@@ -103,7 +103,7 @@ class ReferenceServer:
     def __init__(self, app: ReferenceApp | None = None, *, port: int = 0) -> None:
         self.app: ReferenceApp = ReferenceApp() if app is None else app
         self._port = port
-        self._uvicorn: _Uvicorn | None = None
+        self._uvicorn: _ThreadedServer | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -183,7 +183,7 @@ class ReferenceServer:
         listening = _listen(self._port)
         self._port = listening.getsockname()[1]
         self.app.open()
-        self._uvicorn = _Uvicorn(_config(self.app))
+        self._uvicorn = _ThreadedServer(_config(self.app))
         self._thread = threading.Thread(target=self._uvicorn.run, args=([listening],), daemon=True)
         self._thread.start()
 
@@ -249,7 +249,7 @@ def _listen(port: int) -> socket.socket:
 def _config(app: ReferenceApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_Http,
+        http=_HangUpProtocol,
         ws=_WebSocket,
         ws_ping_interval=None,  # the server must not notice a half-open connection either
         ws_per_message_deflate=False,

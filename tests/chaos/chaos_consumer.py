@@ -60,10 +60,10 @@ def hasten(haste):
     """Shorten what follows on failures, as the settings shorten what goes on when all is well."""
     for module, names in (
         (_schedule, ("FIRST_BACKOFF", "MAX_BACKOFF")),
-        (_backoff, ("FIRST_DELAY", "BASE_DELAY", "MAX_DELAY", "LIVED")),
-        (long_poll, ("HELD",)),
-        (_renewal, ("SHORTEST",)),
-        (_manager, ("AWAY", "LOOK")),
+        (_backoff, ("FIRST_DELAY", "BASE_DELAY", "MAX_DELAY", "STABLE_AFTER")),
+        (long_poll, ("HELD_AFTER",)),
+        (_renewal, ("MIN_RENEWAL_INTERVAL",)),
+        (_manager, ("MAX_OVERSLEEP", "MAX_SLEEP")),
     ):
         for name in names:
             setattr(module, name, getattr(module, name) / haste)

@@ -201,7 +201,7 @@ def beyond_reconnect_policy(dialled, *, haste=1.0):
 
 def _not_lived(times):
     """The neighbours, up to the first connection that may have lived: it would begin a new streak."""
-    return takewhile(lambda pair: pair[1] - pair[0] < _backoff.LIVED, pairwise(times))
+    return takewhile(lambda pair: pair[1] - pair[0] < _backoff.STABLE_AFTER, pairwise(times))
 
 
 def least_delay(failures):

@@ -240,7 +240,8 @@ def test_export_keeps_only_some_dead_letters_in_memory(state):
         "def most():  # of this program; `ru_maxrss` begins with its parent's\n"
         "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1])\n"
         "size = int(sys.argv[2])\n"
-        "_retention._BYTES = _retention._BYTES * size // (15 << 20)  # of smaller entries as many at a time\n"
+        "most_bytes = _retention._MAX_DEAD_LETTER_BYTES\n"
+        "_retention._MAX_DEAD_LETTER_BYTES = most_bytes * size // (15 << 20)  # of smaller entries as many\n"
         "begun = most()\n"
         "code = main(['dead-letters', '--state', sys.argv[1], 'export'])\n"
         "sys.exit(code or most() - begun > 10 * size // 1024)"
@@ -387,7 +388,7 @@ def test_retry_drop_and_rewind_refuse_a_store_owned_by_a_process(owned, capsys, 
 
 
 def test_an_unknown_owner_is_reported_as_another_process(owned, capsys, monkeypatch):
-    monkeypatch.setattr("push_to_poll_client.cli._state_file.owner_of", lambda _: None)
+    monkeypatch.setattr("push_to_poll_client.cli._state_file.lock_holder", lambda _: None)
     assert "is in use by another process;" in letters(capsys, owned[0], "retry", "--all")[2][0]
 
 

@@ -32,7 +32,7 @@ KILLED, NEXT = 1, 2
 
 
 def line(id, entered, pid=KILLED, published=0.0):
-    return figures.Handled(id, published, entered, pid)
+    return figures.HandlerCall(id, published, entered, pid)
 
 
 def beyond(*lines):
@@ -86,14 +86,14 @@ def test_the_latency_of_each_message_is_assigned_to_its_push_fallback_or_fault()
         line("again", 9.0, published=8.0),
     ]
     pushes = [
-        figures.Pushed("own", 1.0, 1),
-        figures.Pushed("later", 2.0, 0),
-        figures.Pushed("other", 2.9, 1),
-        figures.Pushed("timer", 4.5, 0),
-        figures.Pushed("broken", 6.0, 1),
-        figures.Pushed("again", 8.0, 1),
+        figures.ObservedPush("own", 1.0, 1),
+        figures.ObservedPush("later", 2.0, 0),
+        figures.ObservedPush("other", 2.9, 1),
+        figures.ObservedPush("timer", 4.5, 0),
+        figures.ObservedPush("broken", 6.0, 1),
+        figures.ObservedPush("again", 8.0, 1),
     ]
-    found = figures.latencies(lines, pushes, [figures.Fault(6.5, 6.6)])
+    found = figures.latencies(lines, pushes, [figures.FaultPeriod(6.5, 6.6)])
     assert found == figures.Latencies(push=[0.25, 0.5], later_push=[1.0], fallback=[1.0], fault=[1.0])
 
 
@@ -121,7 +121,7 @@ def files(tmp_path, monkeypatch):
 def _served_here(monkeypatch):
     """Serve in a thread what a process of its own serves else: its start costs more than the test."""
 
-    class Server(_processes.Server):
+    class Server(_processes.ServerProcess):
         def __init__(self, backlog):
             with contextlib.ExitStack() as stack:
                 server = stack.enter_context(serve_in_thread(backlog=backlog))
@@ -129,7 +129,7 @@ def _served_here(monkeypatch):
                 self.http = stack.enter_context(httpx.Client(base_url=server.base_url, trust_env=False))
                 self.close = stack.pop_all().close
 
-    monkeypatch.setattr(_conductor, "Server", Server)
+    monkeypatch.setattr(_conductor, "ServerProcess", Server)
 
 
 @pytest.mark.slow
@@ -164,7 +164,7 @@ def test_the_demo_runs_and_loses_no_message(capsys, files):
 )
 def test_the_demo_fails_and_keeps_the_log_if_the_consumer_does_nothing(capsys, files, monkeypatch, program):
     """Everything is lost, its log is kept, and the exit code says so."""
-    monkeypatch.setattr(_conductor, "PATIENCE", 0.1)
+    monkeypatch.setattr(_conductor, "STEP_TIMEOUT", 0.1)
     start = _processes.ConsumerProcess.start
 
     def start_nothing(self):

@@ -32,7 +32,7 @@ from push_to_poll_client import (
     WebSocketListener,
 )
 from push_to_poll_client.cli import _output, _tail, main
-from push_to_poll_client.cli._output import Exit, exit_of
+from push_to_poll_client.cli._output import Exit, exit_code_for
 from push_to_poll_client.stores._sqlite.reader import read_dead_letters
 from push_to_poll_client.testing import FakeFeed, serve_in_thread
 from tests.support import command_line
@@ -308,7 +308,7 @@ def test_the_scheme_of_a_push_url_selects_the_listener(push, kind, token, monkey
         made.append((url, token))
         return kind(url, token=token)
 
-    monkeypatch.setitem(_tail._KINDS, push.partition(":")[0].lower(), make)
+    monkeypatch.setitem(_tail._LISTENER_TYPES, push.partition(":")[0].lower(), make)
     assert isinstance(_tail.listener_for(push, feed="https://shop.example/feed", token="t"), kind)
     assert made == [(push, token)]
 
@@ -364,10 +364,10 @@ def test_once_reads_all_pages_of_a_feed_that_asks_for_retry_after(tail, monkeypa
 
 
 def test_every_error_has_its_exit_code():
-    assert exit_of(Throttled("wait", until=0.0)) is Exit.FEED
-    assert exit_of(StoreBusy("taken")) is Exit.STATE
-    assert exit_of(ListenerError("gone")) is Exit.PUSH
-    assert exit_of(PushToPollError("?")) is Exit.BUG
+    assert exit_code_for(Throttled("wait", until=0.0)) is Exit.FEED
+    assert exit_code_for(StoreBusy("taken")) is Exit.STATE
+    assert exit_code_for(ListenerError("gone")) is Exit.PUSH
+    assert exit_code_for(PushToPollError("?")) is Exit.BUG
 
 
 @pytest.mark.parametrize("channel", form(["push_url"], ["push_url", "sse_url"]))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from push_to_poll_client import Message
 from push_to_poll_client.cli import _main
-from push_to_poll_client.cli._output import harmless, meant, moment, typeable, write_line
+from push_to_poll_client.cli._output import escape_unprintable, format_time, shell_quoted, unescape, write_line
 
 EVIL = "\x1b[31m\r\nERROR all is lost\x00\x7f\x9b\u202e\u2066\u200b\U000e0001"
 
@@ -21,37 +21,37 @@ SHOWN = r"\u001b[31m\r\nERROR all is lost\u0000\u007f\u009b\u202e\u2066\u200b\ud
 
 
 def test_harmless_escapes_unprintable_characters_as_json_does():
-    assert harmless(EVIL) == SHOWN
+    assert escape_unprintable(EVIL) == SHOWN
     assert json.loads(f'"{SHOWN}"') == EVIL
 
 
 def test_harmless_leaves_printable_characters_unchanged():
-    assert harmless('{"a": "größe, 量, 😀"}') == '{"a": "größe, 量, 😀"}'
+    assert escape_unprintable('{"a": "größe, 量, 😀"}') == '{"a": "größe, 量, 😀"}'
 
 
 @given(st.text())
 def test_an_escaped_json_line_decodes_to_the_same_value(text):
     line = json.dumps({text: text}, ensure_ascii=False)
-    assert harmless(line).isprintable()
-    assert json.loads(harmless(line)) == {text: text}
+    assert escape_unprintable(line).isprintable()
+    assert json.loads(escape_unprintable(line)) == {text: text}
 
 
 @given(st.text())
 def test_text_printed_by_typeable_can_be_typed_in_a_shell(text):
-    (typed,) = shlex.split(typeable(text))
-    assert typed == harmless(text)
+    (typed,) = shlex.split(shell_quoted(text))
+    assert typed == escape_unprintable(text)
     if "\\" not in text:
-        assert meant(typed) == text
+        assert unescape(typed) == text
 
 
 @given(st.characters(categories=["Cs"]))
 def test_the_escaped_form_of_a_lone_surrogate_can_be_typed(half):
-    assert meant(harmless(half)) == half
+    assert unescape(escape_unprintable(half)) == half
 
 
 def test_harmless_escapes_a_long_text():
     long = "x\n" * 100_000 + "é" * 100_000
-    assert harmless(long) == r"x\n" * 100_000 + "é" * 100_000
+    assert escape_unprintable(long) == r"x\n" * 100_000 + "é" * 100_000
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_harmless_escapes_a_long_text():
     [(1e9, "2001-09-09 01:46:40"), (1e300, "1e+300"), (-1e300, "-1e+300"), (float("inf"), "inf"), (1e15, "1e+15")],
 )
 def test_moment_shows_any_number_of_seconds(seconds, shown):
-    assert moment(seconds) == shown
+    assert format_time(seconds) == shown
 
 
 class Stdout(io.TextIOWrapper):

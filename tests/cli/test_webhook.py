@@ -172,7 +172,7 @@ def test_each_webhook_verify_option_is_applied_to_requests(server, capsys, monke
 
 
 def test_an_idle_connection_is_closed(server, monkeypatch):
-    monkeypatch.setattr(_webhook, "IDLE", 0.1)
+    monkeypatch.setattr(_webhook, "IDLE_TIMEOUT", 0.1)
 
     def visit(visitor):
         for part in (b"", b"POST / HTTP/1.1\r\nX-Slow: "):
@@ -198,7 +198,7 @@ def test_a_malformed_request_gets_status_400_and_is_not_logged(server, capsys):
 
 
 def test_an_answer_has_a_date_header(server, monkeypatch):
-    monkeypatch.setattr(_webhook, "DATE", 0.01)
+    monkeypatch.setattr(_webhook, "DATE_INTERVAL", 0.01)
 
     def visit(visitor):
         assert "date" in httpx.post(visitor.url, timeout=GUARD).headers
@@ -229,7 +229,7 @@ async def test_the_webhook_server_closes_its_socket_when_the_task_beside_it_ends
         async with httpx.AsyncClient(timeout=GUARD) as client:
             answers.append(await client.get(f"http://127.0.0.1:{listening.getsockname()[1]}/"))
 
-    await _webhook.serve_beside(WebhookListener(anybody()), listening, follow)
+    await _webhook.serve_in_background(WebhookListener(anybody()), listening, follow)
     assert answers[0].status_code == 405
     assert listening.fileno() == -1
 

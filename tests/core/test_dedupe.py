@@ -446,10 +446,10 @@ async def test_a_transactional_store_records_fingerprints_and_accepts_messages_w
 
 
 def test_a_fingerprint_is_stored_as_63_bits_of_a_digest():
-    from push_to_poll_client._processor import _number
+    from push_to_poll_client._processor import _hash_content
 
-    assert _number(b"a") == int.from_bytes(hashlib.blake2b(b"a", digest_size=8).digest()) >> 1
-    assert max(_number(bytes([n])) for n in range(256)) < 2**63
+    assert _hash_content(b"a") == int.from_bytes(hashlib.blake2b(b"a", digest_size=8).digest()) >> 1
+    assert max(_hash_content(bytes([n])) for n in range(256)) < 2**63
 
 
 async def test_fingerprints_and_dedupe_keys_work_with_concurrent_messages():

@@ -21,9 +21,9 @@ from push_to_poll_client import (
     WebhookRequest,
 )
 from push_to_poll_client._json import (
+    DECODE_ERRORS,
     MAX_DEPTH,
-    SHORT,
-    UNDECODABLE,
+    SAFE_LENGTH,
     Decoder,
     check_depth,
     check_page_depth,
@@ -32,7 +32,7 @@ from push_to_poll_client._json import (
 from push_to_poll_client.feeds._cloudevents import read_batch
 from push_to_poll_client.feeds._paged.body import _decode_lines
 from push_to_poll_client.feeds.paged import LINES, Entries, OldestFirst, PagedFeed, from_last, to_query
-from push_to_poll_client.listeners._requests import Answer, UnusableAnswer
+from push_to_poll_client.listeners._requests import ListenerResponse, UnusableResponse
 
 pytestmark = pytest.mark.anyio
 
@@ -102,7 +102,7 @@ def test_brackets_in_strings_do_not_count_as_depth():
 
 @pytest.mark.parametrize("text", [b"[" * 10_000, b'"' + b"[" * 10_000, b"]" * 10_000, b"[}" * 9999, b"\\" * 9999])
 def test_invalid_json_is_not_decoded(text):
-    with pytest.raises(UNDECODABLE):
+    with pytest.raises(DECODE_ERRORS):
         decode(text)
     check_page_depth(text) if not is_too_deep(text) else None
 
@@ -118,8 +118,8 @@ def test_the_depth_check_agrees_with_the_depth_of_the_decoded_value(value, limit
     text = json.dumps(value, indent=indent, ensure_ascii=False).encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("push_to_poll_client._json.MAX_DEPTH", limit)
-        patch.setattr("push_to_poll_client._json.SHORT", 2 * limit)
-        patch.setattr("push_to_poll_client._json._LAYERS", 3)
+        patch.setattr("push_to_poll_client._json.SAFE_LENGTH", 2 * limit)
+        patch.setattr("push_to_poll_client._json._USUAL_DEPTH", 3)
         try:
             check_depth(text)
             deep = False
@@ -137,7 +137,7 @@ def test_the_page_check_finds_an_entry_that_is_too_deep_anywhere_in_a_page(neste
 
 
 def test_a_page_with_long_messages_that_are_not_deep_is_read():
-    check_page_depth(json.dumps([{"text": "x" * 3 * SHORT, "list": [[]] * SHORT}] * 3).encode())
+    check_page_depth(json.dumps([{"text": "x" * 3 * SAFE_LENGTH, "list": [[]] * SAFE_LENGTH}] * 3).encode())
 
 
 # Where it is read
@@ -200,12 +200,12 @@ async def test_very_deep_events_do_not_fail_a_page_of_an_http_feed():
 
 def test_an_answer_or_webhook_body_that_is_too_deep_is_refused():
     for depth, too_deep in ((MAX_DEPTH, False), (MAX_DEPTH + 1, True)):
-        answer = Answer(200, httpx.Headers(), lists(depth), "https://feed.example/", None)
+        answer = ListenerResponse(200, httpx.Headers(), lists(depth), "https://feed.example/", None)
         request = WebhookRequest(method="POST", path="/", query="", received_at=1e9, body=lists(depth))
         if not too_deep:
             assert answer.json() == request.json() == json.loads(lists(depth))
             continue
-        with pytest.raises(UnusableAnswer):
+        with pytest.raises(UnusableResponse):
             answer.json()
         with pytest.raises(ValueError, match="nested too deep"):
             request.json()
@@ -246,5 +246,5 @@ def test_only_the_listed_modules_use_the_json_decoder_of_msgspec_directly():
 
 
 def test_a_long_line_that_is_not_deep_is_read():
-    text = b'"%b"\n[1]\n' % (b"x" * 2 * SHORT)
-    assert _decode_lines(text) == ["x" * 2 * SHORT, [1]]
+    text = b'"%b"\n[1]\n' % (b"x" * 2 * SAFE_LENGTH)
+    assert _decode_lines(text) == ["x" * 2 * SAFE_LENGTH, [1]]

@@ -25,7 +25,7 @@ from push_to_poll_client import (
     Push,
     StoreError,
 )
-from push_to_poll_client._overlap import FULL, LOOKED, MAX_SEEN
+from push_to_poll_client._overlap import FULL_HISTORY, LAST_WALK_KEY, MAX_SEEN
 from push_to_poll_client.testing import FakeFeed
 from push_to_poll_client.testing._manual_listener import ManualListener
 from push_to_poll_client.testing._virtual_time import virtual_time
@@ -384,7 +384,7 @@ async def test_overlap_cursors_starts_polls_that_many_saved_cursors_back(virtual
             feed.publish(1)
             await consumer.poll_now()
             await anyio.sleep(2)
-        assert LOOKED not in consumer._parts.session.state
+        assert LAST_WALK_KEY not in consumer._parts.session.state
     starts = [asked.request.cursor for asked in feed.requests]
     assert starts == [None, None, None, feed.after(1), feed.after(2)], "clamped to the oldest"
 
@@ -673,22 +673,24 @@ async def test_an_overlap_that_is_set_later_starts_from_the_cursors_already_kept
     feed, store = FakeFeed(), MemoryStore()
     async with Log(feed, store=store) as consumer:
         await saving(consumer, feed, 10)
-        assert LOOKED not in consumer._parts.session.state
+        assert LAST_WALK_KEY not in consumer._parts.session.state
     asked = len(feed.requests)
     async with Log(feed, store=store, overlap=LONGEST) as consumer:
         await consumer.poll_now()
         assert feed.requests[asked].request.cursor == feed.after(7)
-        assert LOOKED in consumer._parts.session.state
+        assert LAST_WALK_KEY in consumer._parts.session.state
     async with Log(feed, store=store) as consumer:
         await consumer.poll_now()
-        assert LOOKED not in consumer._parts.session.state, "it would be long ago when an overlap is set again"
+        assert LAST_WALK_KEY not in consumer._parts.session.state, (
+            "it would be long ago when an overlap is set again"
+        )
 
 
 async def test_an_overlap_longer_than_the_kept_cursors_is_logged_once(caplog, virtual_day):
     caplog.set_level(logging.WARNING)
     feed, store = FakeFeed(), MemoryStore()
     async with Log(feed, store=store, rate=None) as consumer:
-        await saving(consumer, feed, FULL - 5)
+        await saving(consumer, feed, FULL_HISTORY - 5)
     async with Log(feed, store=store, overlap=10_000, rate=None) as consumer:
         await saving(consumer, feed, 10)
     (said,) = [record.getMessage() for record in caplog.records]

@@ -98,7 +98,7 @@ CASES = form(
 def test_random_failures_and_restarts_lose_no_message_and_keep_the_order_per_key(
     concurrency, given_as, backend, monkeypatch
 ):
-    monkeypatch.setattr("push_to_poll_client._fetching.AHEAD_FROM", 2)
+    monkeypatch.setattr("push_to_poll_client._fetching.PREFETCH_MIN_MESSAGES", 2)
     monkeypatch.setattr("push_to_poll_client._retry.logger.disabled", True)
 
     @settings(max_examples=EXAMPLES)

@@ -14,7 +14,7 @@ from push_to_poll_client._schedule import (
     Cause,
     Decision,
     Mode,
-    Outcome,
+    PollOutcome,
     Schedule,
     WakeResult,
 )
@@ -26,7 +26,7 @@ def make(**changes):
     return Schedule(**settings)
 
 
-def poll(schedule, start, *, end=None, cause=None, outcome=Outcome.CAUGHT_UP, found=0, jitter=0.0, wait=0.0):
+def poll(schedule, start, *, end=None, cause=None, outcome=PollOutcome.CAUGHT_UP, found=0, jitter=0.0, wait=0.0):
     """One whole poll; without a cause it is the one that the schedule decides on."""
     cause = cause or schedule.next_poll(start).cause
     schedule.poll_started(start, cause, wait=wait)
@@ -52,7 +52,7 @@ def test_g1_a_wake_during_a_poll_is_handled_by_the_next_one():
     schedule.wake(1.0)
     schedule.poll_started(1.0, Cause.WAKE)
     schedule.wake(1.5)
-    schedule.poll_ended(2.0, Outcome.CAUGHT_UP, found=1)
+    schedule.poll_ended(2.0, PollOutcome.CAUGHT_UP, found=1)
     assert schedule.next_poll(2.0) == Decision(1.5, Cause.WAKE)
 
 
@@ -63,7 +63,7 @@ def test_g1_a_wake_before_a_poll_is_handled_by_it():
     assert schedule.next_poll(2.0).cause is Cause.TIMER
 
 
-@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.REFUSED, Outcome.ABANDONED])
+@pytest.mark.parametrize("outcome", [PollOutcome.FAILED, PollOutcome.REFUSED, PollOutcome.ABANDONED])
 def test_g1_a_wake_survives_a_poll_that_did_not_succeed(outcome):
     schedule = idle(fallback_interval=None)
     schedule.wake(1.0)
@@ -173,7 +173,7 @@ def test_not_before_is_jittered_upwards():
 def test_a_continuation_takes_no_token_but_waits_for_the_server():
     schedule = make(rate=0.01, burst=1)
     for _ in range(5):
-        poll(schedule, 0.0, outcome=Outcome.MORE, found=9)
+        poll(schedule, 0.0, outcome=PollOutcome.MORE, found=9)
         assert schedule.next_poll(0.0) == Decision(-math.inf, Cause.CONTINUATION)
     schedule.not_before(0.0, 7.0, jitter=0.0)
     assert schedule.next_poll(0.0) == Decision(7.0, Cause.CONTINUATION)
@@ -181,8 +181,8 @@ def test_a_continuation_takes_no_token_but_waits_for_the_server():
 
 def test_a_failed_continuation_is_retried_only_when_a_token_is_available():
     schedule = idle(rate=0.5, burst=1, fallback_interval=None)
-    poll(schedule, 10.0, cause=Cause.MANUAL, outcome=Outcome.MORE, found=9)
-    poll(schedule, 10.0, outcome=Outcome.FAILED)
+    poll(schedule, 10.0, cause=Cause.MANUAL, outcome=PollOutcome.MORE, found=9)
+    poll(schedule, 10.0, outcome=PollOutcome.FAILED)
     assert schedule.next_poll(10.0) == Decision(12.0, Cause.RETRY)
     poll(schedule, 12.0, found=9)
     assert schedule.next_poll(12.0).at == math.inf
@@ -231,7 +231,7 @@ def test_without_a_fallback_interval_only_wakes_poll():
 # Failure
 
 
-def failures(schedule, count, *, outcome=Outcome.FAILED, jitter=1.0):
+def failures(schedule, count, *, outcome=PollOutcome.FAILED, jitter=1.0):
     """The delays after so many failures in a row, each retried as soon as allowed."""
     now, delays = 0.0, []
     for _ in range(count):
@@ -254,12 +254,12 @@ def test_backoff_is_jittered_down_to_a_half():
 
 
 def test_a_refused_poll_is_retried_slowly_and_without_end():
-    assert failures(make(), 3, outcome=Outcome.REFUSED) == pytest.approx([SLOW_BACKOFF] * 3)
+    assert failures(make(), 3, outcome=PollOutcome.REFUSED) == pytest.approx([SLOW_BACKOFF] * 3)
 
 
 def test_wakes_and_manual_polls_do_not_bypass_the_backoff():
     schedule = idle()
-    poll(schedule, 10.0, outcome=Outcome.FAILED, jitter=1.0)
+    poll(schedule, 10.0, outcome=PollOutcome.FAILED, jitter=1.0)
     for at in (10.1, 10.2, 10.3):
         schedule.wake(at, push=True)
     assert schedule.next_poll(10.3).at == schedule.earliest == 11.0
@@ -269,7 +269,7 @@ def test_one_success_does_not_end_a_streak_of_failures():
     schedule = make()
     delays, now = [], 0.0
     for _ in range(5):
-        poll(schedule, now, outcome=Outcome.FAILED, jitter=1.0)
+        poll(schedule, now, outcome=PollOutcome.FAILED, jitter=1.0)
         delays.append(schedule.next_poll(now).at - now)
         now = schedule.next_poll(now).at
         poll(schedule, now)
@@ -282,7 +282,7 @@ def test_the_backoff_resets_after_success_for_as_long_as_the_last_delay():
     poll(schedule, 10.0)
     poll(schedule, 13.9)
     poll(schedule, 14.0)
-    poll(schedule, 20.0, outcome=Outcome.FAILED, jitter=1.0)
+    poll(schedule, 20.0, outcome=PollOutcome.FAILED, jitter=1.0)
     assert schedule.next_poll(20.0).at == 21.0
 
 
@@ -334,7 +334,7 @@ def test_an_empty_poll_after_a_plain_wake_is_not_repeated():
 def test_an_empty_poll_after_a_push_and_a_failed_poll_is_repeated():
     schedule = idle()
     schedule.wake(100.0, push=True)
-    poll(schedule, 100.0, outcome=Outcome.FAILED)
+    poll(schedule, 100.0, outcome=PollOutcome.FAILED)
     poll(schedule, 102.0)
     assert schedule.next_poll(102.0).cause is Cause.REPOLL
 
@@ -374,7 +374,7 @@ def test_a_timer_poll_with_a_wake_before_or_during_it_counts_no_missed_push():
     poll(schedule, 150.0, cause=Cause.TIMER, found=1)
     schedule.poll_started(200.0, Cause.TIMER)
     schedule.wake(200.1, push=True)
-    schedule.poll_ended(201.0, Outcome.CAUGHT_UP, found=1)
+    schedule.poll_ended(201.0, PollOutcome.CAUGHT_UP, found=1)
     assert schedule.missed_pushes == 0
 
 
@@ -449,8 +449,8 @@ def test_a_new_run_polls_as_soon_as_not_before_allows():
 
 def test_a_continuation_after_an_abandoned_poll_waits_for_a_token():
     schedule = make(rate=0.1, burst=1)
-    poll(schedule, 0.0, outcome=Outcome.MORE, found=9)
-    poll(schedule, 1.0, outcome=Outcome.ABANDONED)
+    poll(schedule, 0.0, outcome=PollOutcome.MORE, found=9)
+    poll(schedule, 1.0, outcome=PollOutcome.ABANDONED)
     assert schedule.next_poll(1.0) == Decision(10.0, Cause.CONTINUATION)
 
 
@@ -464,10 +464,10 @@ def test_the_mode_names_the_state():
     assert schedule.mode(0.0) is Mode.OWED
     schedule.poll_started(0.0, Cause.WAKE)
     assert schedule.mode(0.0) is Mode.POLLING
-    schedule.poll_ended(0.0, Outcome.CAUGHT_UP)
+    schedule.poll_ended(0.0, PollOutcome.CAUGHT_UP)
     schedule.poll_started(0.0, Cause.WAIT, wait=10.0)
     assert schedule.mode(0.0) is Mode.WAITING
-    schedule.poll_ended(0.0, Outcome.FAILED)
+    schedule.poll_ended(0.0, PollOutcome.FAILED)
     assert schedule.mode(0.0) is Mode.BACKOFF
     schedule.not_before(0.0, 10.0, jitter=0.0)
     assert schedule.mode(0.0) is Mode.THROTTLED
@@ -484,7 +484,7 @@ def waiting(**changes):
     """A schedule whose poll has stopped at time 0 at a message that may be tried again at 100."""
     schedule = make(**changes)
     schedule.poll_started(0.0, Cause.START)
-    schedule.poll_ended(0.0, Outcome.MORE, found=1, resume_at=100.0)
+    schedule.poll_ended(0.0, PollOutcome.MORE, found=1, resume_at=100.0)
     return schedule
 
 
@@ -520,7 +520,7 @@ def test_a_longer_not_before_delays_the_retry_of_a_message():
 
 def test_a_failed_poll_at_a_waiting_message_has_a_backoff():
     schedule = waiting()
-    poll(schedule, 100.0, outcome=Outcome.FAILED)
+    poll(schedule, 100.0, outcome=PollOutcome.FAILED)
     assert schedule.next_poll(100.0) == Decision(100.0 + FIRST_BACKOFF / 2, Cause.RETRY)
 
 
@@ -534,10 +534,10 @@ def test_the_timer_starts_polls_again_after_a_waiting_message():
 def test_several_messages_can_wait_for_a_retry_one_after_the_other():
     schedule = waiting()
     schedule.poll_started(100.0, Cause.CONTINUATION)
-    schedule.poll_ended(100.0, Outcome.MORE, resume_at=130.0)
+    schedule.poll_ended(100.0, PollOutcome.MORE, resume_at=130.0)
     assert schedule.next_poll(101.0).at == 130.0
     schedule.poll_started(130.0, Cause.CONTINUATION)
-    schedule.poll_ended(130.0, Outcome.MORE)
+    schedule.poll_ended(130.0, PollOutcome.MORE)
     assert schedule.next_poll(130.0).at <= 130.0, "another reason, and no wait"
 
 

@@ -6,7 +6,7 @@ are part of the state, so nothing that a check could see is merged away.
 
 import pytest
 
-from push_to_poll_client._schedule import Outcome
+from push_to_poll_client._schedule import PollOutcome
 from tests.support.forms import form
 from tests.support.schedule_world import World
 
@@ -31,13 +31,13 @@ def moves(world):
 
 
 ENDS = (
-    lambda w: w.end(Outcome.CAUGHT_UP, found=0),
-    lambda w: w.end(Outcome.CAUGHT_UP, found=1),
-    lambda w: w.end(Outcome.MORE, found=1),
-    lambda w: w.end(Outcome.MORE, found=1, resume_in=2.0),
-    lambda w: w.end(Outcome.FAILED),
-    lambda w: w.end(Outcome.FAILED, retry_after=3.0),
-    lambda w: w.end(Outcome.ABANDONED),
+    lambda w: w.end(PollOutcome.CAUGHT_UP, found=0),
+    lambda w: w.end(PollOutcome.CAUGHT_UP, found=1),
+    lambda w: w.end(PollOutcome.MORE, found=1),
+    lambda w: w.end(PollOutcome.MORE, found=1, resume_in=2.0),
+    lambda w: w.end(PollOutcome.FAILED),
+    lambda w: w.end(PollOutcome.FAILED, retry_after=3.0),
+    lambda w: w.end(PollOutcome.ABANDONED),
 )
 
 

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from push_to_poll_client._schedule import Outcome
+from push_to_poll_client._schedule import PollOutcome
 from tests.support.forms import form
 from tests.support.schedule_world import World
 
@@ -51,7 +51,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.running)
     @rule(
-        outcome=st.sampled_from(list(Outcome)),
+        outcome=st.sampled_from(list(PollOutcome)),
         found=st.integers(0, 2),
         retry_after=st.one_of(st.none(), st.floats(0.0, 1e9)),
         resume_in=st.one_of(st.none(), st.floats(0.0, 1e5)),
@@ -59,7 +59,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     )
     def end(self, outcome, found, retry_after, resume_in, jitter):
         self.world.jitter = jitter
-        resume_in = resume_in if outcome is Outcome.MORE else None
+        resume_in = resume_in if outcome is PollOutcome.MORE else None
         self.world.end(outcome, found=found, retry_after=retry_after, resume_in=resume_in)
 
     @rule()

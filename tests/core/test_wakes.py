@@ -9,14 +9,14 @@ import anyio.to_thread
 import pytest
 
 from push_to_poll_client import Push
-from push_to_poll_client._event_loop import EventLoop, failure_of, in_own_task
-from push_to_poll_client._wakes import CAPACITY, Inbox
+from push_to_poll_client._event_loop import EventLoop, error_for_cancellation, in_own_task
+from push_to_poll_client._wakes import CAPACITY, Wakes
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_pushes_put_before_open_are_delivered_first_and_in_order():
-    inbox, got = Inbox(), []
+    inbox, got = Wakes(), []
     inbox.put(Push("1"))
     inbox.put(None)
     inbox.open(EventLoop(), got.append)
@@ -26,7 +26,7 @@ async def test_pushes_put_before_open_are_delivered_first_and_in_order():
 
 
 async def test_a_push_from_a_thread_is_delivered_in_the_event_loop():
-    inbox, threads, delivered = Inbox(), [], anyio.Event()
+    inbox, threads, delivered = Wakes(), [], anyio.Event()
 
     def deliver(push):
         threads.append(threading.get_ident())
@@ -60,7 +60,7 @@ async def test_a_call_from_a_task_does_not_wake_its_own_event_loop(monkeypatch):
 
 
 async def test_a_flood_of_pushes_is_cut_to_capacity_and_ends_with_a_push_without_a_hint():
-    inbox, got = Inbox(), []
+    inbox, got = Wakes(), []
 
     def flood():
         for number in range(10_000):
@@ -77,7 +77,7 @@ async def test_a_flood_of_pushes_is_cut_to_capacity_and_ends_with_a_push_without
 
 
 async def test_after_close_wakes_are_kept_for_the_next_loop():
-    inbox, first, second = Inbox(), [], []
+    inbox, first, second = Wakes(), [], []
     inbox.open(EventLoop(), first.append)
     inbox.close()
     inbox.put(Push("kept"))
@@ -86,7 +86,7 @@ async def test_after_close_wakes_are_kept_for_the_next_loop():
 
 
 async def test_a_push_that_is_not_delivered_before_close_is_delivered_after_the_next_open():
-    inbox, got = Inbox(), []
+    inbox, got = Wakes(), []
     inbox.open(EventLoop(), got.append)
     thread = threading.Thread(target=inbox.put, args=[Push("late")])
     thread.start()
@@ -101,7 +101,7 @@ async def test_a_push_that_is_not_delivered_before_close_is_delivered_after_the_
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_push_put_after_its_event_loop_ended_is_delivered_in_the_next_one(backend):
-    inbox, got = Inbox(), []
+    inbox, got = Wakes(), []
 
     async def open_only():
         inbox.open(EventLoop(), got.append)
@@ -137,7 +137,7 @@ async def test_failure_of_raises_a_cancellation_of_its_own_task_again():
         try:
             await anyio.sleep(1)
         except anyio.get_cancelled_exc_class() as cancelled:
-            raise failure_of(cancelled, "nobody") from None
+            raise error_for_cancellation(cancelled, "nobody") from None
     assert scope.cancelled_caught
 
 
@@ -148,7 +148,7 @@ async def test_failure_of_turns_the_cancellation_of_an_awaited_future_into_an_er
     try:
         await future
     except asyncio.CancelledError as cancelled:
-        failure = failure_of(cancelled, "the fetch")
+        failure = error_for_cancellation(cancelled, "the fetch")
     assert str(failure) == "the fetch awaited something that was cancelled"
 
 
@@ -185,7 +185,7 @@ async def test_in_own_task_returns_the_result_and_raises_the_error_unchanged():
 
 
 def test_a_signal_handler_may_put_a_push_while_its_thread_holds_the_lock():
-    inbox = Inbox()
+    inbox = Wakes()
     with inbox._lock:
         inbox.put(Push("from the handler"))
     assert inbox._pushes == [Push("from the handler")]

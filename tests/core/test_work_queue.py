@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from push_to_poll_client import Message
 from push_to_poll_client import _work_queue as module
-from push_to_poll_client._work_queue import Item, Work
+from push_to_poll_client._work_queue import WorkItem, WorkQueue
 from tests.support.forms import form
 
 
 def item(name, lane=None, *, settled=False, cursor=True, read_at=0.0, arrived=0.0):
     at = f"after {name}" if cursor is True else cursor
-    return Item(name, Message(name), at, read_at, arrived, lane=lane, settled=settled)
+    return WorkItem(name, Message(name), at, read_at, arrived, lane=lane, settled=settled)
 
 
 def work_of(*lanes, **page):
@@ -24,7 +24,7 @@ def work_of(*lanes, **page):
     for lane in lanes:
         seen[lane] += 1
         items.append(item(f"{lane}{seen[lane]}", lane))
-    work = Work()
+    work = WorkQueue()
     work.add(items, 1.0, **page)
     return work
 
@@ -101,17 +101,17 @@ def test_a_message_added_later_waits_for_its_ordering_key_in_flight():
 
 
 def test_an_empty_work_queue_returns_no_messages():
-    work = Work()
+    work = WorkQueue()
     assert (work.take(3), work.left, work.waits_since, list(work.unsettled)) == ([], 0, None, [])
 
 
 def test_ordering_keys_are_compared_like_dict_keys_and_need_no_order():
     nan = float("nan")
     lanes = [None, "1", 1, 1.0, (1,), frozenset({1}), nan, nan, object(), True]
-    work = Work()
+    work = WorkQueue()
     work.add([item(str(n), lane) for n, lane in enumerate(lanes)], 0.0)
     assert names(work.take(20)) == names(work.unsettled), "all of them, in the feed's order"
-    work = Work()
+    work = WorkQueue()
     work.add([item(str(n), lane) for n, lane in enumerate(lanes)], 0.0)
     assert [names(work.take(1)) for _ in range(7)] == [[name] for name in ("0", "1", "2", "4", "5", "6", "8")]
 
@@ -132,7 +132,7 @@ def test_the_cursor_stays_before_the_first_unsettled_message():
 
 
 def test_a_page_without_message_cursors_has_a_cursor_at_its_end():
-    work = Work()
+    work = WorkQueue()
     work.add([item("1", cursor=None), item("2", cursor=None)], 5.0, cursor="page")
     items = work.take(2)
     work.settled(items[0])
@@ -143,14 +143,14 @@ def test_a_page_without_message_cursors_has_a_cursor_at_its_end():
 
 @pytest.mark.parametrize("names_of", [[], ["1", "2"]], ids=["an empty page", "a page of duplicates"])
 def test_the_cursor_of_a_page_that_is_settled_may_be_saved_at_once(names_of):
-    work = Work()
+    work = WorkQueue()
     work.add([item(name, settled=True) for name in names_of], 5.0, cursor="page")
     assert (work.cursor, work.read_at, work.left) == ("page", 5.0, 0)
 
 
 @pytest.mark.parametrize("names_of", [[], ["2", "3"]], ids=["an empty page", "a page of duplicates"])
 def test_the_cursor_of_a_settled_page_waits_for_unsettled_earlier_pages(names_of):
-    work = Work()
+    work = WorkQueue()
     work.add([item("1")], 5.0, cursor="first")
     work.add([item(name, settled=True) for name in names_of], 6.0, cursor="second")
     assert work.cursor is None
@@ -159,7 +159,7 @@ def test_the_cursor_of_a_settled_page_waits_for_unsettled_earlier_pages(names_of
 
 
 def test_a_cursor_has_the_arrival_time_of_its_page():
-    work = Work()
+    work = WorkQueue()
     work.add([item("1", "a", read_at=5.0)], 5.0, cursor="first")
     work.add([item("2", "b", read_at=6.0), item("3", "c", read_at=6.0)], 6.0, cursor="second")
     first, second, third = (work.take(1) for _ in range(3))
@@ -171,14 +171,14 @@ def test_a_cursor_has_the_arrival_time_of_its_page():
 
 
 def test_a_message_without_a_cursor_keeps_the_cursor_of_the_message_before_it():
-    work = Work()
+    work = WorkQueue()
     work.add([item("1", "a"), item("2", "b", cursor=None)], 0.0)
     settle(work, work.take(2))
     assert work.cursor == "after 1"
 
 
 def test_waits_since_is_the_arrival_time_of_the_oldest_waiting_message():
-    work = Work()
+    work = WorkQueue()
     work.add([item("1", arrived=3.0)], 0.0)
     work.add([item("2", arrived=4.0)], 0.0)
     assert work.waits_since == 3.0
@@ -226,7 +226,7 @@ class Model:
 @settings(max_examples=form(20, 60))
 @given(PAGES, st.data())
 def test_any_pages_are_taken_in_order_per_key_and_the_cursor_covers_a_settled_prefix(pages, data):
-    work, model = Work(), Model()
+    work, model = WorkQueue(), Model()
     pages = list(pages)
     while pages or work.left or model.under_way:
         step = data.draw(st.sampled_from(["page"] * bool(pages) + ["take"] + ["end"] * bool(model.under_way)))
@@ -278,7 +278,7 @@ def test_the_cost_of_a_message_does_not_grow_with_the_page(lanes, most, monkeypa
             return getattr(heapq, name)(*args)
 
         monkeypatch.setattr(module, name, counted)
-    work, under_way = Work(), []
+    work, under_way = WorkQueue(), []
     work.add([item(str(n), n % lanes) for n in range(2_000)], 0.0)
     assert counts["heappush"] <= 2_000
     while work.left or under_way:

@@ -23,7 +23,13 @@ from push_to_poll_client import (
     ServerSentEvent,
     UndecodableMessage,
 )
-from push_to_poll_client.durable_streams._framing import FRAMINGS, Begin, Given, Place, Said
+from push_to_poll_client.durable_streams._framing import (
+    FRAMINGS,
+    ReadStart,
+    StreamHeaders,
+    StreamPosition,
+    StreamResponse,
+)
 from push_to_poll_client.testing import FeedSuite
 from tests.support.consumers import Log
 from tests.support.durable_streams_memory import HOLD, MemoryStream
@@ -285,7 +291,7 @@ async def test_the_id_of_the_next_message_follows_from_the_cursor(feed_of, curso
     feed, _ = feed_of(end(b'["a", "b"]', "a:c"))
     page = await feed.fetch(FetchRequest(cursor))
     assert page.messages[0].id == name
-    assert Place.of(page.cursor).cursor == page.cursor
+    assert StreamPosition.of(page.cursor).cursor == page.cursor
 
 
 async def test_a_saved_cursor_works_when_the_server_sends_shorter_answers_than_before(feed_of):
@@ -398,7 +404,7 @@ async def test_the_data_of_a_message_is_decoded_once(feed_of):
     feed, _ = feed_of(end(b"[[1]]"))
     (message,) = (await feed.fetch(FetchRequest())).messages
     assert message.data is message.data
-    assert repr(message) == "Entry(id='0')"
+    assert repr(message) == "StreamMessage(id='0')"
 
 
 @pytest.mark.parametrize(
@@ -747,24 +753,24 @@ class Stream:
         some = self.pieces[start : start + size]
         at_end = start + len(some) == len(self.pieces)
         body = b"[" + b",".join(some) + b"]" if self.kind == "json" else b"".join(some)
-        return body, Said(f"{start + len(some):04}", up_to_date=at_end, closed=at_end and self.closed)
+        return body, StreamHeaders(f"{start + len(some):04}", up_to_date=at_end, closed=at_end and self.closed)
 
 
 def read_all(stream, sizes, stops, most):
     """What a reader sees that stops behind some messages, and goes on there with answers of another size."""
-    seen, begin, sizes, stops = [], Begin(Place()), itertools.cycle(sizes), iter(stops)
+    seen, begin, sizes, stops = [], ReadStart(StreamPosition()), itertools.cycle(sizes), iter(stops)
     for _ in range(1000):
         body, said = stream.answer(begin.place.offset, next(sizes))
-        read = FRAMINGS[stream.kind].read(Given(body, begin, said, "it"), most)
+        read = FRAMINGS[stream.kind].read(StreamResponse(body, begin, said, "it"), most)
         stop = next(stops, len(read.messages))
         messages = read.messages[: stop + 1]
         seen += [(message.id, message.raw) for message in messages]
         if stop < len(read.messages):
-            begin = Begin(Place.of(messages[-1].cursor))
+            begin = ReadStart(StreamPosition.of(messages[-1].cursor))
         elif said.ends and not read.cut:
             return seen, read
         else:
-            begin = read.begun or Begin(Place.of(read.end.cursor))
+            begin = read.begun or ReadStart(StreamPosition.of(read.end.cursor))
     raise AssertionError("it does not end")
 
 
@@ -825,15 +831,15 @@ cursors = st.one_of(
 @given(st.sampled_from(sorted(FRAMINGS)), bodies, cursors, st.sampled_from(["9", "a", "zz"]), st.booleans())
 def test_any_body_gives_valid_messages_or_a_feed_error(kind, body, cursor, offset, ends):
     try:
-        said = Said.of({"stream-next-offset": offset, "stream-up-to-date": str(ends)}, "it")
-        begin = Begin(Place.of(cursor))
+        said = StreamHeaders.of({"stream-next-offset": offset, "stream-up-to-date": str(ends)}, "it")
+        begin = ReadStart(StreamPosition.of(cursor))
         said.check_follows(begin.place, "it")
-        read = FRAMINGS[kind].read(Given(body, begin, said, "it"), 3)
+        read = FRAMINGS[kind].read(StreamResponse(body, begin, said, "it"), 3)
     except FeedError:
         return
     assert len(read.messages) <= 3
     assert len({message.id for message in read.messages}) == len(read.messages)
     for message in read.messages:
-        assert Place.of(message.cursor).cursor == message.cursor
+        assert StreamPosition.of(message.cursor).cursor == message.cursor
         with suppress(UndecodableMessage):
             message.data  # noqa: B018  # or it raises

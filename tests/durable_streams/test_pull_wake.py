@@ -12,7 +12,7 @@ import pytest
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.durable_streams import PullWakeListener
-from push_to_poll_client.durable_streams._wake_stream import Claim, halves_of
+from push_to_poll_client.durable_streams._wake_stream import Claim, split_channel
 from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.testing._virtual_time import virtual_time
 from tests.support.durable_wakes_memory import ROOT, LoggedChannel, Wakes
@@ -332,7 +332,7 @@ async def test_the_channel_is_up_only_when_subscription_and_wake_stream_are_up(c
 
 async def test_the_channel_is_down_when_one_of_its_two_halves_is_down():
     channel = LoggedChannel(Wakes())
-    one, other = halves_of(channel)
+    one, other = split_channel(channel)
     one.down()
     for say in (one.up, other.up, one.down, other.down, one.up, one.poll, other.up):
         say()

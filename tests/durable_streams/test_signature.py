@@ -9,7 +9,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from push_to_poll_client.durable_streams._signature import AGAIN_AFTER, MAX_KEYS, DurableStreamsSignature
+from push_to_poll_client.durable_streams._signature import MAX_KEYS, MIN_REFRESH_INTERVAL, DurableStreamsSignature
 from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
 
 pytestmark = pytest.mark.anyio
@@ -311,7 +311,7 @@ def test_one_verifier_works_in_one_event_loop_after_another(anyio_backend_name):
     verify = keys.verifier()
     for _ in range(2):
         assert anyio.run(verify, key.request(), backend=anyio_backend_name)
-        keys.now += AGAIN_AFTER * 10
+        keys.now += MIN_REFRESH_INTERVAL * 10
     assert len(keys.requests) == 2
 
 

@@ -9,7 +9,7 @@ import pytest
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.durable_streams._subscription import DurableStreamsWebhook
-from push_to_poll_client.listeners._requests import UnusableAnswer
+from push_to_poll_client.listeners._requests import UnusableResponse
 from push_to_poll_client.listeners._webhook.types import WebhookRequest
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
@@ -99,7 +99,7 @@ async def test_an_answer_that_is_not_a_subscription_is_an_unusable_answer(status
     """As below a root that is none, where the server makes a stream of that name."""
     subscription = subscription_of(Server(httpx.Response(status, content=body)))
     for ask in (subscription.create, subscription.renew):
-        with pytest.raises(UnusableAnswer, match="that is no"):
+        with pytest.raises(UnusableResponse, match="that is no"):
             await ask(subscription.plan())
 
 

@@ -8,13 +8,13 @@ from push_to_poll_client.feeds._atom import entry as entry_module
 from push_to_poll_client.feeds._atom.constructs import Instant
 from push_to_poll_client.feeds._atom.entry import messages_of
 from push_to_poll_client.feeds._atom.parser import (
+    MAX_DOCUMENT_DEPTH,
     MAX_SCOPE,
     MAX_TAG,
     MAX_URL,
-    MOST_DEPTH,
     as_utf8,
     read_document,
-    resolved,
+    resolve_reference,
 )
 from tests.support.forms import form
 from tests.vendors.atom import document, written
@@ -207,9 +207,9 @@ def test_a_doctype_is_refused_in_any_encoding(doctype, encoding):
 
 
 def test_elements_nested_too_deep_are_refused():
-    deep = "<a>" * MOST_DEPTH + "</a>" * MOST_DEPTH
+    deep = "<a>" * MAX_DOCUMENT_DEPTH + "</a>" * MAX_DOCUMENT_DEPTH
     text = refused(document([], marks=f"<entry>{deep}</entry>"))
-    assert f"has more than {MOST_DEPTH} elements within each other, in entry 1" in text
+    assert f"has more than {MAX_DOCUMENT_DEPTH} elements within each other, in entry 1" in text
     assert names(read(document([], marks=f"<entry>{deep[12:-16]}<id>urn:1</id></entry>"))) == ["urn:1"]
 
 
@@ -238,8 +238,8 @@ def test_namespaces_base_and_language_that_are_too_long_are_refused(attribute):
 
 
 def test_a_relative_url_that_is_too_long_is_not_resolved():
-    assert resolved("https://a.example/b", "c" * MAX_URL) == "c" * MAX_URL
-    assert resolved("https://a.example/" + "b" * MAX_URL, "c") == "c"
+    assert resolve_reference("https://a.example/b", "c" * MAX_URL) == "c" * MAX_URL
+    assert resolve_reference("https://a.example/" + "b" * MAX_URL, "c") == "c"
 
 
 def test_a_document_with_too_many_unreadable_entries_is_refused(monkeypatch):

@@ -18,9 +18,9 @@ from push_to_poll_client import (
 from push_to_poll_client._http.caching import Validators
 from push_to_poll_client._types import MAX_CURSOR
 from push_to_poll_client.feeds import _newest_first_cursor, _newest_first_walk
-from push_to_poll_client.feeds._newest_first import WalkBack
-from push_to_poll_client.feeds._newest_first_cursor import KEPT, MOST_KEPT, Seen, digest
-from push_to_poll_client.feeds._newest_first_walk import Leaf
+from push_to_poll_client.feeds._newest_first import NewestFirstReader
+from push_to_poll_client.feeds._newest_first_cursor import MAX_OLDER_DIGESTS, MAX_TOP_DIGESTS, SeenEntries, digest
+from push_to_poll_client.feeds._newest_first_walk import Document
 from push_to_poll_client.feeds.paged import (
     Entries,
     NewestFirst,
@@ -106,7 +106,7 @@ async def test_an_order_does_not_sort_messages_of_a_single_document():
 
 async def test_a_start_at_the_latest_cursor_reads_only_later_messages():
     documents = Numbered(20)
-    walk = WalkBack(documents.look, WHERE)
+    walk = NewestFirstReader(documents.look, WHERE)
     one = Reader(walk, await walk.latest())
     assert await one.poll() == []
     published = documents.publish(2)
@@ -114,7 +114,7 @@ async def test_a_start_at_the_latest_cursor_reads_only_later_messages():
 
 
 async def test_latest_fails_while_the_newest_document_is_not_shown():
-    walk = WalkBack(Numbered(2, unchanged=True).look, WHERE)
+    walk = NewestFirstReader(Numbered(2, unchanged=True).look, WHERE)
     with pytest.raises(FeedError, match="does not show yet"):
         await walk.latest()
 
@@ -144,8 +144,8 @@ async def test_repeated_failures_of_a_document_restart_the_page_chain_at_the_new
     one = reader(documents)
     await one.step()
     at = one.walk._ways.get(None).at
-    documents.errors[at] = [FeedError("garbage") for _ in range(_newest_first_walk.MOST_TRIES)]
-    for _ in range(_newest_first_walk.MOST_TRIES):
+    documents.errors[at] = [FeedError("garbage") for _ in range(_newest_first_walk.MAX_TRIES)]
+    for _ in range(_newest_first_walk.MAX_TRIES):
         with pytest.raises(FeedError, match="garbage"):
             await one.poll()
     documents.asked.clear()
@@ -157,7 +157,7 @@ async def test_tries_are_counted_for_each_document():
     documents = Following(30)
     one = reader(documents)
     for name in documents.entries[2:-1:3]:
-        documents.errors[name] = [FeedError("weather") for _ in range(_newest_first_walk.MOST_TRIES - 1)]
+        documents.errors[name] = [FeedError("weather") for _ in range(_newest_first_walk.MAX_TRIES - 1)]
     while one.saved is None:
         try:
             await one.poll()
@@ -170,8 +170,8 @@ async def test_tries_are_counted_for_each_document():
 async def test_an_unexpected_error_counts_as_a_failure_of_the_document():
     documents = Numbered(9)
     one = reader(documents)
-    documents.errors["2"] = [KeyError("bug") for _ in range(_newest_first_walk.MOST_TRIES)]
-    for _ in range(_newest_first_walk.MOST_TRIES):
+    documents.errors["2"] = [KeyError("bug") for _ in range(_newest_first_walk.MAX_TRIES)]
+    for _ in range(_newest_first_walk.MAX_TRIES):
         with pytest.raises(KeyError):
             await one.poll()
     assert await one.poll() == names(1, 9)
@@ -224,7 +224,7 @@ async def test_a_consumer_reads_every_message_despite_failed_fetches(kind):
     for address in [None, *(str(page) for page in range(2, 14)), *documents.entries, "archive 3", "archive 7"]:
         documents.errors[address] = weather[:1]
     documents.errors["archive 5"] = documents.errors["7"] = documents.errors["020"] = weather
-    consumer = Log(WalkBack(documents.look, WHERE, most=10), fallback_interval=1)
+    consumer = Log(NewestFirstReader(documents.look, WHERE, most=10), fallback_interval=1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
         await consumer.until(40)
@@ -236,9 +236,9 @@ async def test_a_consumer_reads_every_message_despite_failed_fetches(kind):
 
 async def test_documents_that_link_in_a_cycle_fail_the_poll():
     async def look(address, request, known):
-        return Leaf(older={None: "a", "a": "b", "b": "c", "c": "a"}[address])
+        return Document(older={None: "a", "a": "b", "b": "c", "c": "a"}[address])
 
-    one = Reader(WalkBack(look, WHERE))
+    one = Reader(NewestFirstReader(look, WHERE))
     for _ in range(2):
         with pytest.raises(FeedError, match=r"https://h\.example/feed leads from document to document \d+ times"):
             await one.poll()
@@ -246,28 +246,28 @@ async def test_documents_that_link_in_a_cycle_fail_the_poll():
 
 async def test_a_document_that_links_to_itself_fails_the_poll():
     async def look(address, request, known):
-        return Leaf(older="a")
+        return Document(older="a")
 
     with pytest.raises(FeedError, match="without an end"):
-        await Reader(WalkBack(look, WHERE)).poll()
+        await Reader(NewestFirstReader(look, WHERE)).poll()
 
 
 async def test_a_document_address_that_is_too_long_fails_the_poll():
     async def look(address, request, known):
-        return Leaf(older="a" * (MAX_CURSOR + 1))
+        return Document(older="a" * (MAX_CURSOR + 1))
 
     with pytest.raises(FeedError, match="more than 65536 characters"):
-        await Reader(WalkBack(look, WHERE)).poll()
+        await Reader(NewestFirstReader(look, WHERE)).poll()
 
 
 async def test_a_feed_without_an_end_fails_the_poll(monkeypatch):
-    monkeypatch.setattr(_newest_first_walk, "MOST_DOCUMENTS", 50)
+    monkeypatch.setattr(_newest_first_walk, "MAX_DOCUMENTS", 50)
 
     async def look(address, request, known):
-        return Leaf(older=f"{address}x")
+        return Document(older=f"{address}x")
 
     with pytest.raises(FeedError, match="50 times without an end"):
-        await Reader(WalkBack(look, WHERE)).poll()
+        await Reader(NewestFirstReader(look, WHERE)).poll()
 
 
 # Positions that are asked for again
@@ -276,7 +276,7 @@ async def test_a_feed_without_an_end_fails_the_poll(monkeypatch):
 @KINDS
 async def test_a_repeated_request_returns_the_same_page_without_a_fetch(kind):
     documents = kind(9)
-    walk = WalkBack(documents.look, WHERE)
+    walk = NewestFirstReader(documents.look, WHERE)
     position, found = None, []
     while True:
         page = await walk.fetch(FetchRequest(position))
@@ -324,7 +324,7 @@ async def test_a_lost_page_chain_restarts_without_repeating_a_position(kind, ste
     one = reader(documents, most=4)
     for _ in range(steps):
         await one.step()
-    other = Reader(WalkBack(documents.look, WHERE), one.saved)
+    other = Reader(NewestFirstReader(documents.look, WHERE), one.saved)
     other.position, positions = one.position, [one.position]
     while await other.step():
         positions.append(other.position)
@@ -352,7 +352,7 @@ async def test_a_cancelled_fetch_neither_loses_nor_repeats_messages(kind, steps)
 @pytest.mark.parametrize("late", range(8))
 async def test_two_consumers_of_one_feed_do_not_disturb_each_other(kind, late, most):
     documents = kind(12)
-    walk = WalkBack(documents.look, WHERE, most=most)
+    walk = NewestFirstReader(documents.look, WHERE, most=most)
     one, other = Reader(walk), Reader(walk)
     for _ in range(late):
         await one.step()
@@ -368,7 +368,7 @@ async def test_two_consumers_of_one_feed_do_not_disturb_each_other(kind, late, m
 @pytest.mark.parametrize("most", [1, 100])
 async def test_concurrent_polls_of_one_feed_do_not_disturb_each_other(kind, most):
     documents = kind(12)
-    walk = WalkBack(documents.look, WHERE, most=most)
+    walk = NewestFirstReader(documents.look, WHERE, most=most)
     readers = [Reader(walk) for _ in range(4)]
     async with anyio.create_task_group() as tasks:
         for each in readers:
@@ -379,7 +379,7 @@ async def test_concurrent_polls_of_one_feed_do_not_disturb_each_other(kind, most
 
 async def test_two_consumers_at_different_cursors_each_read_every_message():
     documents = Numbered(5)
-    walk = WalkBack(documents.look, WHERE, most=1)
+    walk = NewestFirstReader(documents.look, WHERE, most=1)
     one, other = Reader(walk), Reader(walk)
     await one.poll()
     documents.publish(7)
@@ -390,15 +390,15 @@ async def test_two_consumers_at_different_cursors_each_read_every_message():
 
 async def test_more_page_chains_than_are_kept_restart_without_loss():
     documents = Numbered(9)
-    walk = WalkBack(documents.look, WHERE)
+    walk = NewestFirstReader(documents.look, WHERE)
     readers = [
         Reader(walk, None if not n else await cursor_of(documents, n))
-        for n in range(_newest_first_walk.MOST_WALKS + 1)
+        for n in range(_newest_first_walk.MAX_WALKS + 1)
     ]
     documents.publish(9)
     for each in readers:
         await each.step()
-    assert len(walk._ways._ways) == _newest_first_walk.MOST_WALKS
+    assert len(walk._ways._ways) == _newest_first_walk.MAX_WALKS
     for number, each in enumerate(readers):
         while await each.step():
             pass
@@ -408,7 +408,7 @@ async def test_more_page_chains_than_are_kept_restart_without_loss():
 async def cursor_of(documents, number):
     """One that has seen the same as others, and is another."""
     documents.says = {"note": str(number)}
-    walk = WalkBack(documents.look, WHERE)
+    walk = NewestFirstReader(documents.look, WHERE)
     cursor = await walk.latest()
     documents.says = {}
     return cursor
@@ -417,7 +417,7 @@ async def cursor_of(documents, number):
 # A walk that stood still
 
 
-async def stood_still(documents, steps, *, seconds=_newest_first_walk.STALE + 1, **options):
+async def stood_still(documents, steps, *, seconds=_newest_first_walk.STALE_AFTER + 1, **options):
     one = reader(documents, **options)
     for _ in range(steps):
         await one.step()
@@ -444,10 +444,10 @@ async def test_the_last_document_is_fetched_again_once_and_only_after_a_long_pau
     documents = Numbered(12)
     one = await stood_still(documents, 2)
     await one.step()
-    await anyio.sleep(_newest_first_walk.STALE + 1)
+    await anyio.sleep(_newest_first_walk.STALE_AFTER + 1)
     await one.step()
     assert documents.asked == ["2", "3"]
-    await anyio.sleep(_newest_first_walk.STALE)
+    await anyio.sleep(_newest_first_walk.STALE_AFTER)
     await one.step()
     assert documents.asked == ["2", "3", "4"]
 
@@ -496,7 +496,7 @@ async def test_a_clock_that_went_backwards_counts_as_a_long_pause():
     assert documents.asked == [None, None, "2", "3", None]
 
 
-@pytest.mark.parametrize("seconds", [0, _newest_first_walk.STALE + 1])
+@pytest.mark.parametrize("seconds", [0, _newest_first_walk.STALE_AFTER + 1])
 async def test_two_consumers_can_continue_one_page_chain_at_the_same_time(seconds):
     documents = Numbered(9)
     one = await stood_still(documents, 2, seconds=seconds)
@@ -515,11 +515,11 @@ async def to_the_end(one):
 
 
 @KINDS
-@pytest.mark.parametrize("pause", [1, _newest_first_walk.STALE + 1])
+@pytest.mark.parametrize("pause", [1, _newest_first_walk.STALE_AFTER + 1])
 async def test_polls_of_one_request_each_reach_the_end_of_the_feed(kind, pause):
     """As where each answer asks to be left alone, and each poll begins at the saved cursor."""
     documents = kind(12, retry_after=pause)
-    consumer = Log(WalkBack(documents.look, WHERE, most=4))
+    consumer = Log(NewestFirstReader(documents.look, WHERE, most=4))
     for _ in range(60):
         if (await consumer.poll_now(timeout=None)).caught_up:
             break
@@ -569,7 +569,7 @@ async def test_a_known_message_does_not_mark_its_archive_as_read():
 
 async def test_archives_older_than_the_latest_cursor_are_not_read():
     documents = Archived(12)
-    walk = WalkBack(documents.look, WHERE)
+    walk = NewestFirstReader(documents.look, WHERE)
     one = Reader(walk, await walk.latest())
     documents.publish(4)
     assert await one.poll() == names(13, 16)
@@ -607,7 +607,7 @@ async def test_a_page_chain_without_new_messages_continues_to_newer_documents():
 
 
 async def test_a_long_page_chain_keeps_a_limited_number_of_addresses(monkeypatch):
-    monkeypatch.setattr(_newest_first_walk, "MOST_ADDRESSES", 10)
+    monkeypatch.setattr(_newest_first_walk, "MAX_ADDRESSES", 10)
     documents = Following(600)
     one = reader(documents, most=30)
     while await one.step() and not one.settled:
@@ -621,8 +621,8 @@ async def test_a_long_page_chain_keeps_a_limited_number_of_addresses(monkeypatch
 
 
 def test_addresses_passed_on_to_a_later_page_chain_are_limited():
-    above = [_newest_first_walk.Address(str(number)) for number in range(2 * _newest_first_walk.MOST_ADDRESSES)]
-    assert _newest_first_walk.Way(Seen(), 1, _newest_first_walk.TOP, above).above == above[::2]
+    above = [_newest_first_walk.Address(str(number)) for number in range(2 * _newest_first_walk.MAX_ADDRESSES)]
+    assert _newest_first_walk.Walk(SeenEntries(), 1, _newest_first_walk.TOP, above).above == above[::2]
 
 
 async def test_a_gone_address_of_a_postponed_document_restarts_the_page_chain():
@@ -639,7 +639,7 @@ async def test_a_gone_address_of_a_postponed_document_restarts_the_page_chain():
 
 async def test_two_large_documents_are_held_despite_the_message_limit():
     documents = Numbered(40, size=10)
-    walk = WalkBack(documents.look, WHERE, most=1)
+    walk = NewestFirstReader(documents.look, WHERE, most=1)
     one = Reader(walk)
     await one.poll()
     assert max(len(page.messages) for page in one.pages) == 20
@@ -651,13 +651,13 @@ async def test_a_document_without_new_messages_does_not_count_towards_the_byte_l
     await one.poll()
     documents.publish(6)
     documents.says = {"size": 100}
-    monkeypatch.setattr(_newest_first_walk, "MOST_BYTES", 200)
+    monkeypatch.setattr(_newest_first_walk, "MAX_BYTES", 200)
     await one.poll()
     assert [len(page.messages) for page in one.pages if page.messages] == [3, 6]
 
 
 async def test_documents_are_held_up_to_the_byte_limit(monkeypatch):
-    monkeypatch.setattr(_newest_first_walk, "MOST_BYTES", 500)
+    monkeypatch.setattr(_newest_first_walk, "MAX_BYTES", 500)
     documents = Numbered(30, size=3)
     documents.says = {"size": 100}
     one = reader(documents)
@@ -697,7 +697,7 @@ async def test_freshness_is_respected_without_validators():
         return documents.document(address)._replace(fresh_for=100.0)
 
     documents = Numbered(2)
-    one = Reader(WalkBack(look, WHERE))
+    one = Reader(NewestFirstReader(look, WHERE))
     await one.poll()
     await one.poll()
     documents.publish(1)
@@ -717,14 +717,14 @@ async def test_freshness_does_not_hide_messages_that_are_not_settled():
 
 
 async def test_messages_that_do_not_fit_in_the_cursor_are_read_again_despite_freshness(monkeypatch):
-    monkeypatch.setattr(_newest_first_cursor, "MOST_KEPT", 2)
-    monkeypatch.setattr(_newest_first_cursor, "KEPT", 0)
+    monkeypatch.setattr(_newest_first_cursor, "MAX_TOP_DIGESTS", 2)
+    monkeypatch.setattr(_newest_first_cursor, "MAX_OLDER_DIGESTS", 0)
 
     async def look(address, request, known):
         return documents.document(address)._replace(fresh_for=100.0)
 
     documents = Numbered(3)
-    one = Reader(WalkBack(look, WHERE))
+    one = Reader(NewestFirstReader(look, WHERE))
     assert [await one.poll() for _ in range(3)] == [names(1, 3), ["001"], ["001"]]
 
 
@@ -753,7 +753,7 @@ async def test_freshness_is_remembered_for_a_limited_number_of_cursors(monkeypat
     documents = Numbered(2, fresh_for=100)
     cursors = [await cursor_of(documents, number) for number in range(18)]
     documents.says = {"fresh_for": 100}
-    walk = WalkBack(documents.look, WHERE)
+    walk = NewestFirstReader(documents.look, WHERE)
     for cursor in cursors:
         await Reader(walk, cursor).poll()
     documents.asked.clear()
@@ -820,7 +820,7 @@ async def test_messages_that_the_feed_declares_missing_are_a_gap():
 
 
 async def test_a_closed_feed_is_reported_only_at_the_end_of_a_page_chain():
-    assert (await WalkBack(Numbered(2, closed=True).look, WHERE).fetch(FetchRequest())).closed
+    assert (await NewestFirstReader(Numbered(2, closed=True).look, WHERE).fetch(FetchRequest())).closed
     documents = Numbered(7)
     one = reader(documents)
     await one.poll()
@@ -829,7 +829,7 @@ async def test_a_closed_feed_is_reported_only_at_the_end_of_a_page_chain():
     for _ in range(2):
         await one.poll()
         assert [page.closed for page in one.pages if page.next is None][-1] is True
-        one = Reader(WalkBack(documents.look, WHERE), one.saved)
+        one = Reader(NewestFirstReader(documents.look, WHERE), one.saved)
     assert not any(page.closed for page in one.pages if page.next is not None)
 
 
@@ -935,25 +935,25 @@ async def test_documents_that_shift_during_a_page_chain_hide_no_messages():
 
 def seen_of(count, *, note="", validators=None, archives=0):
     keys = [digest(str(number)) for number in range(count)]
-    seen = Seen().then(keys, map(digest, map(str, range(count, count + 5000))), map(str, range(archives)))
+    seen = SeenEntries().then(keys, map(digest, map(str, range(count, count + 5000))), map(str, range(archives)))
     return replace(seen, note=note, validators=validators)
 
 
-@pytest.mark.parametrize("count", [0, 1, 100, MOST_KEPT, 20_000])
+@pytest.mark.parametrize("count", [0, 1, 100, MAX_TOP_DIGESTS, 20_000])
 def test_a_cursor_is_read_as_it_was_written_and_is_short_enough(count):
     longest = Validators("\\" * 1024, '"' * 1024)
     seen = seen_of(count, note="\n" * 3000, validators=longest, archives=1000)
-    assert len(seen.messages) == min(count, MOST_KEPT) + KEPT
-    assert len(seen.archives) == KEPT
+    assert len(seen.messages) == min(count, MAX_TOP_DIGESTS) + MAX_OLDER_DIGESTS
+    assert len(seen.archives) == MAX_OLDER_DIGESTS
     assert len(seen.cursor()) <= MAX_CURSOR
-    assert Seen.read(seen.cursor(), WHERE) == seen
-    assert list(Seen.read(seen.cursor(), WHERE).messages) == list(seen.messages)
+    assert SeenEntries.read(seen.cursor(), WHERE) == seen
+    assert list(SeenEntries.read(seen.cursor(), WHERE).messages) == list(seen.messages)
 
 
 @pytest.mark.parametrize("length", [15_000, 40_000, MAX_CURSOR - 5_000])
 def test_a_long_note_leaves_out_the_oldest_digests(length):
-    seen = seen_of(MOST_KEPT, note="n" * length)
-    read = Seen.read(seen.cursor(), WHERE)
+    seen = seen_of(MAX_TOP_DIGESTS, note="n" * length)
+    read = SeenEntries.read(seen.cursor(), WHERE)
     assert MAX_CURSOR - 20 <= len(seen.cursor()) <= MAX_CURSOR
     assert read.note == seen.note
     assert list(read.messages) == list(seen.messages)[: len(read.messages)]
@@ -965,7 +965,7 @@ def test_a_note_longer_than_a_cursor_makes_the_cursor_too_long():
 
 def test_the_order_of_a_document_does_not_change_the_cursor():
     keys = [digest(str(number)) for number in range(400)]
-    seen = Seen().then(keys, [], [])
+    seen = SeenEntries().then(keys, [], [])
     assert seen.then(keys[::-1], [], []).cursor() == seen.cursor()
     assert seen.then(keys[100:], [], []).cursor() == seen.cursor()
     assert seen.then(keys[300:], [], []).cursor() != seen.cursor()
@@ -1006,7 +1006,7 @@ async def test_an_invalid_etag_in_a_cursor_is_not_sent(etag):
         assert "if-none-match" not in request.headers
         return httpx.Response(200, json=[{"id": "1"}])
 
-    page = await paged(answer).fetch(FetchRequest(Seen(validators=Validators(etag)).cursor()))
+    page = await paged(answer).fetch(FetchRequest(SeenEntries(validators=Validators(etag)).cursor()))
     assert len(page.messages) == 1
 
 
@@ -1149,7 +1149,7 @@ async def test_a_link_to_another_origin_fails_the_poll_and_restarts_the_page_cha
     answers = [["4"], httpx.Response(200, json=[{"id": "3"}], headers=link)]
     answer = pages(*answers)
     one = Reader(paged(answer))
-    for _ in range(2 * _newest_first_walk.MOST_TRIES):
+    for _ in range(2 * _newest_first_walk.MAX_TRIES):
         with pytest.raises(FeedError, match=r"evil\.example"):
             await one.poll()
     assert answer.asked.count(0) >= 2

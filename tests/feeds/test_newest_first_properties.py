@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from push_to_poll_client import ChainRestart, FeedError, FeedGone, FeedRefused, FetchRequest
 from push_to_poll_client.feeds import _newest_first_cursor, _newest_first_walk
-from push_to_poll_client.feeds._newest_first import WalkBack
-from push_to_poll_client.feeds._newest_first_cursor import Seen
+from push_to_poll_client.feeds._newest_first import NewestFirstReader
+from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
 from tests.support.forms import form
 from tests.support.newest_first_server import WHERE, Archived, Following, Numbered
 
@@ -23,7 +23,7 @@ FAILURES = (FeedError("weather"), FeedRefused("login"), FeedGone("gone"), ChainR
 
 EXAMPLES = form(60, 5_000)
 
-FEW = {(_newest_first_walk, "MOST_ADDRESSES"): 4, (_newest_first_cursor, "KEPT"): 3}
+FEW = {(_newest_first_walk, "MAX_ADDRESSES"): 4, (_newest_first_cursor, "MAX_OLDER_DIGESTS"): 3}
 """Limits that so few messages reach."""
 
 
@@ -123,7 +123,7 @@ class WalkBackMachine(RuleBasedStateMachine):
                     self.reads_to_the_end(person)
 
     def start_process(self):
-        self.walk = WalkBack(self.look, WHERE, most=self.most)
+        self.walk = NewestFirstReader(self.look, WHERE, most=self.most)
 
     async def look(self, address, request, known):
         documents = self.documents
@@ -147,14 +147,14 @@ class WalkBackMachine(RuleBasedStateMachine):
         self.documents.pinned = [name for name in self.documents.pinned if name not in gone]
         for person in self.people:
             person.owed.difference_update(gone)
-        self.now += _newest_first_walk.STALE + 1
+        self.now += _newest_first_walk.STALE_AFTER + 1
 
     @rule(count=st.integers(1, 12))
     def drop(self, count):
         """The oldest are kept no longer."""
         dropped = set(self.documents.drop(count))
         for person in self.people:
-            if Seen.read(person.saved, WHERE).messages:  # who has seen nothing misses nothing
+            if SeenEntries.read(person.saved, WHERE).messages:  # who has seen nothing misses nothing
                 person.owed |= dropped - person.settled
 
     @precondition(lambda self: self.all_idle and not isinstance(self.documents, Archived))
@@ -164,7 +164,7 @@ class WalkBackMachine(RuleBasedStateMachine):
         self.documents.pinned = die.sample(entries, 1) if pinned and entries else []
         self.pinned_ever = True
 
-    @rule(seconds=st.sampled_from([1.0, _newest_first_walk.STALE + 1, 100.0]))
+    @rule(seconds=st.sampled_from([1.0, _newest_first_walk.STALE_AFTER + 1, 100.0]))
     def pause(self, seconds):
         self.now += seconds
 
@@ -249,7 +249,7 @@ class WalkBackMachine(RuleBasedStateMachine):
 
     @property
     def bound(self):
-        return max(self.most, _newest_first_walk.FEWEST * (self.documents.size + 1))
+        return max(self.most, _newest_first_walk.MIN_DOCUMENTS * (self.documents.size + 1))
 
     @property
     def all_idle(self):

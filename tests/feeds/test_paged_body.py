@@ -2,8 +2,8 @@
 
 import pytest
 
-from push_to_poll_client.feeds._paged.body import Unfit, elements, members, path_of, text_of
-from push_to_poll_client.feeds._paged.readers import Field, texts
+from push_to_poll_client.feeds._paged.body import DeclarationMismatch, elements, members, path_of, text_of
+from push_to_poll_client.feeds._paged.readers import Field, texts_of
 from tests.support.paged_replies import BODY, reply
 
 # Paths
@@ -166,7 +166,7 @@ def test_a_link_in_the_body_is_resolved_against_the_url_of_the_answer(text, url)
 
 @pytest.mark.parametrize("text", ["http://a:b:c/", "https://\0/"])
 def test_an_invalid_link_is_an_error(text):
-    with pytest.raises(Unfit, match="no URL"):
+    with pytest.raises(DeclarationMismatch, match="no URL"):
         reply().leads_to(text)
 
 
@@ -198,4 +198,4 @@ def test_the_repr_of_a_field_shows_its_path_or_function():
 
 @pytest.mark.parametrize("column", [["a", "b"], [1, 2], [1, True], ["a", 1, None], ["", "b"], []])
 def test_texts_converts_a_column_like_single_values(column):
-    assert texts(column) == [text_of(value) for value in column]
+    assert texts_of(column) == [text_of(value) for value in column]

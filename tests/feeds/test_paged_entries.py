@@ -6,10 +6,10 @@ import pytest
 
 from push_to_poll_client import UnreadableMessage
 from push_to_poll_client._types import DeadLetter
-from push_to_poll_client.feeds._decoding import split
+from push_to_poll_client.feeds._decoding import split_json
 from push_to_poll_client.feeds._paged import body as body_module
 from push_to_poll_client.feeds._paged import entries as entries_module
-from push_to_poll_client.feeds._paged.body import Unfit
+from push_to_poll_client.feeds._paged.body import DeclarationMismatch
 from push_to_poll_client.feeds._paged.readers import Field
 from push_to_poll_client.feeds.paged import (
     CONTENTS,
@@ -73,7 +73,7 @@ def test_entries_are_read_from_the_declared_list(where, body):
     ],
 )
 def test_the_error_for_a_missing_list_names_it_and_describes_the_body(where, body, text):
-    with pytest.raises(Unfit) as unfit:
+    with pytest.raises(DeclarationMismatch) as unfit:
         read(Entries(*where), body)
     assert str(unfit.value) == text
 
@@ -83,9 +83,9 @@ def test_an_optional_list_may_be_missing_from_an_object():
     assert read(entries, {"historyId": "7"}) == []
     assert read(entries, {"history": None}) == []
     assert read(entries, {}) == []
-    with pytest.raises(Unfit):
+    with pytest.raises(DeclarationMismatch):
         read(entries, b"<html>")
-    with pytest.raises(Unfit):
+    with pytest.raises(DeclarationMismatch):
         read(entries, [])
 
 
@@ -106,14 +106,16 @@ def test_an_empty_list_has_no_messages():
     ],
 )
 def test_a_page_with_too_many_entries_is_refused(where, body):
-    with pytest.raises(Unfit, match="a page has more than 3 entries; ask for smaller pages, or raise max_body="):
+    with pytest.raises(
+        DeclarationMismatch, match="a page has more than 3 entries; ask for smaller pages, or raise max_body="
+    ):
         read(Entries(*where), body, most=3)
 
 
 def test_a_page_of_too_many_entries_is_not_decoded(monkeypatch):
     """In memory each takes some hundred bytes, of which two made it."""
     monkeypatch.setattr(body_module, "_decode_list", None)
-    with pytest.raises(Unfit, match="a page has more than 3 entries"):
+    with pytest.raises(DeclarationMismatch, match="a page has more than 3 entries"):
         read(Entries(), [{"id": "a" * 60}] * 4, most=3)
 
 
@@ -383,7 +385,7 @@ def test_unreadable_entries_with_the_same_bytes_have_the_same_key():
     ],
 )
 def test_a_first_page_without_a_readable_entry_is_refused_as_a_wrong_declaration(body, text):
-    with pytest.raises(Unfit) as unfit:
+    with pytest.raises(DeclarationMismatch) as unfit:
         read(Entries(), body)
     assert text in str(unfit.value)
 
@@ -391,7 +393,7 @@ def test_a_first_page_without_a_readable_entry_is_refused_as_a_wrong_declaration
 def test_a_page_without_a_readable_entry_is_refused_after_an_empty_first_page():
     entries = Entries()
     assert read(entries, []) == []
-    with pytest.raises(Unfit, match="no entry of the first page can be read"):
+    with pytest.raises(DeclarationMismatch, match="no entry of the first page can be read"):
         read(entries, [{"uuid": "a"}])
 
 
@@ -407,7 +409,7 @@ def test_a_page_with_too_many_unreadable_entries_is_refused(monkeypatch):
     monkeypatch.setattr(entries_module, "MAX_UNREADABLE", 2)
     entries = Entries()
     assert len(read(entries, b'[{"id": 1}, x, y]')) == 3
-    with pytest.raises(Unfit, match="more than 2 unreadable entries"):
+    with pytest.raises(DeclarationMismatch, match="more than 2 unreadable entries"):
         read(entries, b'[{"id": 1}, x, y, z]')
 
 
@@ -498,4 +500,4 @@ def test_the_text_of_a_page_is_split_only_when_a_raw_message_is_read():
     [message] = entries.read([part], each=None, start=None)
     assert part._raws is None
     assert message.raw == b'{"id": "a"}'
-    assert [bytes(raw) for raw in part._raws] == list(split(b'[{"id": "a"}]', b"[]"))
+    assert [bytes(raw) for raw in part._raws] == list(split_json(b'[{"id": "a"}]', b"[]"))

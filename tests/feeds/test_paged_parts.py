@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from push_to_poll_client import ChainRestart, CursorExpired, FeedError, FeedGone
-from push_to_poll_client.feeds._paged.body import Unfit
-from push_to_poll_client.feeds._paged.outcomes import meaning
-from push_to_poll_client.feeds._paged.pagination import Place
+from push_to_poll_client.feeds._paged.body import DeclarationMismatch
+from push_to_poll_client.feeds._paged.outcomes import apply_outcomes
+from push_to_poll_client.feeds._paged.pagination import PagePosition
 from push_to_poll_client.feeds._paged.readers import reader
-from push_to_poll_client.feeds._paged.senders import Asking
+from push_to_poll_client.feeds._paged.senders import RequestParts
 from push_to_poll_client.feeds.paged import (
     Latest,
     LongPoll,
@@ -151,7 +151,7 @@ def test_a_reader_of_entries_describes_a_page_without_readable_entries():
 # Senders
 
 
-EMPTY = Asking(query={"limit": "2"}, headers={"accept": "x"}, body={"a": {"b": 1}, "list": [1]})
+EMPTY = RequestParts(query={"limit": "2"}, headers={"accept": "x"}, body={"a": {"b": 1}, "list": [1]})
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_sender_puts_the_value_into_the_declared_part_of_the_request(sender, v
 
 
 def test_to_body_creates_a_missing_body():
-    assert to_body("a", "b").put(Asking(), "c").body == {"a": {"b": "c"}}
+    assert to_body("a", "b").put(RequestParts(), "c").body == {"a": {"b": "c"}}
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_to_body_creates_a_missing_body():
 )
 def test_a_value_that_cannot_be_sent_is_refused(sender, value):
     with pytest.raises(ValueError):
-        sender.put(Asking(), value)
+        sender.put(RequestParts(), value)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_the_repr_of_a_sender_shows_how_it_was_made():
     ],
 )
 def test_a_wait_is_sent_in_the_units_of_the_server(hold, wait, query, headers):
-    asking = hold.put(Asking(), wait)
+    asking = hold.put(RequestParts(), wait)
     assert (asking.query, asking.headers) == (query, headers)
 
 
@@ -285,12 +285,12 @@ def test_invalid_arguments_of_long_poll_are_refused(arguments, kind, text):
     ],
 )
 def test_an_error_outcome_becomes_its_exception(outcome, kind, text):
-    found = meaning([outcome], reply(code=410), "https://feed.example")
+    found = apply_outcomes([outcome], reply(code=410), "https://feed.example")
     assert type(found.error) is kind
     assert str(found.error).startswith("https://feed.example ")
     assert text in str(found.error)
     assert "410" in str(found.error)
-    assert meaning([outcome], reply(), "https://feed.example").error is None
+    assert apply_outcomes([outcome], reply(), "https://feed.example").error is None
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_an_error_outcome_becomes_its_exception(outcome, kind, text):
 )
 def test_an_expired_cursor_may_have_a_new_start(start, offered):
     outcome = expired(status(410), start=start)
-    found = meaning([outcome], reply(code=410, location="https://x/"), "x")
+    found = apply_outcomes([outcome], reply(code=410, location="https://x/"), "x")
     assert found.error.start == offered
 
 
@@ -330,28 +330,28 @@ def test_an_expired_cursor_may_have_a_new_start(start, offered):
 def test_a_pause_is_a_given_number_or_is_read_from_the_answer(after, seconds):
     body = {"after": 3, "text": "4", "ms": 1500, "true": True, "nan": "nan", "inf": "inf", "less": -1}
     said = reply(body | {"object": {}, "huge": 10**400})
-    assert meaning([throttled(status(200), after=after)], said, "x").error.retry_after == seconds
-    assert meaning([not_ready(status(200), after=after)], said, "x").retry_after == seconds
+    assert apply_outcomes([throttled(status(200), after=after)], said, "x").error.retry_after == seconds
+    assert apply_outcomes([not_ready(status(200), after=after)], said, "x").retry_after == seconds
     if callable(after):
-        assert meaning([pause(after)], said, "x").retry_after == seconds
+        assert apply_outcomes([pause(after)], said, "x").retry_after == seconds
 
 
 def test_the_longest_of_several_pauses_and_the_first_of_several_errors_count():
     said = reply({"a": 3, "b": 5})
     waits = [pause(from_body("a")), pause(from_body("b")), pause(from_body("c")), not_ready(status(200), after=4)]
-    assert meaning(waits, said, "x").retry_after == 5
-    found = meaning([gone(status(200)), restart(status(200))], said, "x")
+    assert apply_outcomes(waits, said, "x").retry_after == 5
+    found = apply_outcomes([gone(status(200)), restart(status(200))], said, "x")
     assert type(found.error) is FeedGone
 
 
 def test_outcomes_mark_a_page_as_not_ready_closed_or_with_a_gap():
     outcomes = [not_ready(status(202)), closed(from_body("closed")), gap(from_body("limited"))]
-    assert meaning(outcomes, reply({"closed": True, "limited": True}), "x") == meaning(
+    assert apply_outcomes(outcomes, reply({"closed": True, "limited": True}), "x") == apply_outcomes(
         [closed(status(200)), gap(status(200), "the server says that it left messages out")], reply(), "x"
     )
-    assert meaning(outcomes, reply({}, code=202), "x").empty
-    assert meaning([gap(status(200), "rooms")], reply(), "x").gap == "rooms"
-    nothing = meaning(outcomes, reply({}), "x")
+    assert apply_outcomes(outcomes, reply({}, code=202), "x").empty
+    assert apply_outcomes([gap(status(200), "rooms")], reply(), "x").gap == "rooms"
+    nothing = apply_outcomes(outcomes, reply({}), "x")
     assert (nothing.empty, nothing.closed, nothing.gap, nothing.retry_after) == (False, False, "", None)
 
 
@@ -422,7 +422,7 @@ FULL = {"entries": [{"id": "1"}, {"id": "2"}]}
     ],
 )
 def test_a_page_leads_to_the_cursor_to_save_and_the_next_position(options, body, page, leads):
-    assert forward(**options).leads_to(reply(body, **page), Place("s")) == leads
+    assert forward(**options).leads_to(reply(body, **page), PagePosition("s")) == leads
 
 
 @pytest.mark.parametrize(
@@ -462,8 +462,8 @@ def test_a_page_leads_to_the_cursor_to_save_and_the_next_position(options, body,
     ],
 )
 def test_the_error_for_a_missing_cursor_or_next_page_describes_the_answer(options, body, page, text):
-    with pytest.raises(Unfit) as unfit:
-        forward(**options).leads_to(reply(body, **page), Place("s"))
+    with pytest.raises(DeclarationMismatch) as unfit:
+        forward(**options).leads_to(reply(body, **page), PagePosition("s"))
     seen, _, remedy = str(unfit.value).rpartition("; ")
     assert seen == text
     assert remedy.startswith("correct ")
@@ -478,45 +478,49 @@ def test_the_error_for_a_missing_cursor_or_next_page_describes_the_answer(option
     ],
 )
 def test_the_error_for_a_missing_next_page_names_the_options_to_correct(options, remedy):
-    with pytest.raises(Unfit, match=f"reads nothing in .*empty string}}; {remedy}$"):
-        forward(**options).leads_to(reply({"cursor": "", "next": ""}, **FULL), Place("s"))
+    with pytest.raises(DeclarationMismatch, match=f"reads nothing in .*empty string}}; {remedy}$"):
+        forward(**options).leads_to(reply({"cursor": "", "next": ""}, **FULL), PagePosition("s"))
 
 
 def test_a_page_chain_that_ends_without_a_cursor_is_an_error():
     pages = forward(cursor=at_end(from_body("cursor")), next=from_body("next"))
-    with pytest.raises(Unfit, match="there is no cursor"):
-        pages.leads_to(reply({}), Place("s", "p"))
-    assert pages.leads_to(reply({}), Place("s")) == (None, None)
+    with pytest.raises(DeclarationMismatch, match="there is no cursor"):
+        pages.leads_to(reply({}), PagePosition("s", "p"))
+    assert pages.leads_to(reply({}), PagePosition("s")) == (None, None)
 
 
 @pytest.mark.parametrize(
     ("options", "place", "query"),
     [
-        ({}, Place(None), {}),
-        ({}, Place("c"), {"since": "c"}),
-        ({"next": from_body("n"), "send_next": to_query("page")}, Place("c", "p"), {"since": "c", "page": "p"}),
-        ({"next": from_body("n"), "send_next": to_query("page")}, Place(None, "p"), {"page": "p"}),
-        ({"next": from_body("n")}, Place("c", "p"), {"since": "p"}),
-        ({"send": to_query("since", otherwise="0")}, Place(None), {"since": "0"}),
+        ({}, PagePosition(None), {}),
+        ({}, PagePosition("c"), {"since": "c"}),
+        (
+            {"next": from_body("n"), "send_next": to_query("page")},
+            PagePosition("c", "p"),
+            {"since": "c", "page": "p"},
+        ),
+        ({"next": from_body("n"), "send_next": to_query("page")}, PagePosition(None, "p"), {"page": "p"}),
+        ({"next": from_body("n")}, PagePosition("c", "p"), {"since": "p"}),
+        ({"send": to_query("since", otherwise="0")}, PagePosition(None), {"since": "0"}),
     ],
 )
 def test_the_cursor_and_the_next_page_are_sent_in_their_query_fields(options, place, query):
-    assert forward(**options).put(Asking(), place).query == query
+    assert forward(**options).put(RequestParts(), place).query == query
 
 
 @pytest.mark.parametrize(
     ("position", "place"),
     [
-        (None, Place(None)),
-        ("c", Place("c")),
-        ('page ["c","p"]', Place("c", "p")),
-        ('page [null,"p"]', Place(None, "p")),
-        ("page 7", Place("page 7")),
-        ("page " + "[" * 9999, Place("page " + "[" * 9999)),
+        (None, PagePosition(None)),
+        ("c", PagePosition("c")),
+        ('page ["c","p"]', PagePosition("c", "p")),
+        ('page [null,"p"]', PagePosition(None, "p")),
+        ("page 7", PagePosition("page 7")),
+        ("page " + "[" * 9999, PagePosition("page " + "[" * 9999)),
     ],
 )
 def test_a_position_is_unchanged_after_decoding_and_encoding(position, place):
-    assert Place.of(position) == place
+    assert PagePosition.of(position) == place
     assert place.position == position
 
 
@@ -570,7 +574,9 @@ def test_newest_first_reads_the_position_of_the_older_page(options, body, page, 
 
 def test_a_missing_link_to_an_announced_older_page_is_an_error():
     pages = NewestFirst(next=from_body("next"), send=to_query("page"), more=from_body("more"))
-    with pytest.raises(Unfit, match=r"there is no way on: from_body.'next'. reads nothing in {'more': boolean}"):
+    with pytest.raises(
+        DeclarationMismatch, match=r"there is no way on: from_body.'next'. reads nothing in {'more': boolean}"
+    ):
         pages.older(reply({"more": True}, **FULL))
     assert pages.kept("c", reply()) is None
 
@@ -600,14 +606,14 @@ def test_the_cursor_of_the_feeds_end_is_read_from_the_answer(latest, body, page,
 @pytest.mark.parametrize("latest", [Latest(), Latest(cursor=from_last("seq"))])
 def test_an_answer_without_a_cursor_of_the_feeds_end_is_an_error(latest):
     with pytest.raises(
-        Unfit, match=r"there is no cursor of the feed's end: .* reads nothing in .*; correct latest="
+        DeclarationMismatch, match=r"there is no cursor of the feed's end: .* reads nothing in .*; correct latest="
     ):
         forward().end(reply({"cur": 1}, **FULL), latest)
 
 
 def test_latest_adds_its_query_or_uses_its_own_url():
-    assert Latest({"since": "now"}).put(Asking(query={"a": "1"})).query == {"a": "1", "since": "now"}
-    assert Latest(at="end").put(Asking()).url == "end"
+    assert Latest({"since": "now"}).put(RequestParts(query={"a": "1"})).query == {"a": "1", "since": "now"}
+    assert Latest(at="end").put(RequestParts()).url == "end"
     assert (Latest({"since": "now"}).adds, Latest({"since": "now"}, at="end").adds) == ({"since"}, set())
 
 

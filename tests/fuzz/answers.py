@@ -21,7 +21,7 @@ import httpx
 
 from push_to_poll_client import FeedError, FetchRequest, Message, UndecodableMessage
 from push_to_poll_client._http.direct_client import DirectClient
-from push_to_poll_client._http.response import Answer
+from push_to_poll_client._http.response import Response
 from push_to_poll_client._http.transport import shared_tls_context
 from push_to_poll_client.testing._virtual_time import VirtualTimeLoop
 
@@ -62,12 +62,12 @@ def response_of(data: bytes) -> httpx.Response:
     return httpx.Response(code, headers=fields(rest), stream=_Pieces(body))
 
 
-def answer_of(data: bytes) -> Answer:
+def answer_of(data: bytes) -> Response:
     """The same, received."""
     head, _, body = data.partition(b"\n\n")
     status, _, rest = head.partition(b"\n")
     code = int(status) if _STATUS.fullmatch(status) else 200
-    return Answer(code, httpx.Headers(fields(rest)), body, None, URL, where="the feed")
+    return Response(code, httpx.Headers(fields(rest)), body, None, URL, where="the feed")
 
 
 class _Pieces(httpx.AsyncByteStream):

@@ -9,9 +9,14 @@ from push_to_poll_client import Push
 from push_to_poll_client._json import MAX_DEPTH, Decoder, check_page_depth, decode
 from push_to_poll_client.listeners._failures import http_failure_of
 from push_to_poll_client.listeners._hints import JSONHint
-from push_to_poll_client.listeners._long_poll_answers import Reader
-from push_to_poll_client.listeners._long_poll_answers import text_of as text_of_json
-from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners._long_poll_answers import LongPollReader
+from push_to_poll_client.listeners._long_poll_answers import query_value as text_of_json
+from push_to_poll_client.listeners._requests import (
+    RESPONSE_VERDICTS,
+    ListenerClient,
+    ListenerResponse,
+    UnusableResponse,
+)
 from push_to_poll_client.listeners.postgres import failure_of as postgres_failure_of
 from push_to_poll_client.listeners.redis import _notification
 from push_to_poll_client.listeners.redis import failure_of as redis_failure_of
@@ -36,7 +41,7 @@ class _Wire(httpx.AsyncBaseTransport):
 
 _wire = _Wire()
 _client = httpx.AsyncClient(transport=_wire, trust_env=False)
-_asker = Asker("https://api.vendor.example/ask", client=_client, max_body=LARGEST)
+_asker = ListenerClient("https://api.vendor.example/ask", client=_client, max_body=LARGEST)
 
 
 def read_answer(data):
@@ -46,8 +51,8 @@ def read_answer(data):
         answer = in_loop(_asker.ask)
         assert len(answer.body) <= LARGEST
         answer.expect().json()
-    except (UnusableAnswer, httpx.HTTPStatusError) as error:
-        failure = http_failure_of(error, wanted="news", verdicts=ANSWER_VERDICTS)
+    except (UnusableResponse, httpx.HTTPStatusError) as error:
+        failure = http_failure_of(error, wanted="news", verdicts=RESPONSE_VERDICTS)
         assert failure.sentence.isprintable()
         assert len(failure.sentence) < 500
         assert failure.retry_after is None or 0 <= failure.retry_after <= 86_400
@@ -81,8 +86,8 @@ def read_json(data):
 
 
 READERS = (
-    Reader(None, None, None),
-    Reader("news.changes", {"since": "at.id", "all": "at"}, "backoff"),
+    LongPollReader(None, None, None),
+    LongPollReader("news.changes", {"since": "at.id", "all": "at"}, "backoff"),
 )
 
 
@@ -90,8 +95,8 @@ def read_long_poll(data):
     """What the answer to a long poll says, and what the next one is then."""
     for reader in READERS:
         try:
-            said = reader.read(Answer(200, httpx.Headers(), data, "https://api.vendor.example/", None))
-        except UnusableAnswer as error:
+            said = reader.read(ListenerResponse(200, httpx.Headers(), data, "https://api.vendor.example/", None))
+        except UnusableResponse as error:
             assert str(error).isprintable()  # noqa: PT017  # it need not be raised
             continue
         assert said.retry_after is None or said.retry_after >= 0

@@ -7,7 +7,7 @@ from datetime import datetime
 from xml.etree import ElementTree as ET
 
 from push_to_poll_client import AtomFeed, FeedError, UndecodableMessage
-from push_to_poll_client.feeds._atom.complete_feed import leaf_of, noted, recalled
+from push_to_poll_client.feeds._atom.complete_feed import decode_note, document_from_response, encode_note
 from push_to_poll_client.feeds._atom.constructs import Instant
 from push_to_poll_client.feeds._atom.parser import as_utf8
 from push_to_poll_client.feeds.atom import AtomEntry
@@ -24,14 +24,14 @@ MOST = 200
 def read_document(data):
     """An answer with a document; all that its entries have is looked at."""
     answer = answer_of(data)
-    leaf = leaf_of(answer, "", newest=True, most=MOST)
+    leaf = document_from_response(answer, "", newest=True, most=MOST)
     assert leaf.size <= 4 * len(answer.body)
     assert leaf.older is None or isinstance(leaf.older, str)
     for message in leaf.messages:
         look_at(message)
         if isinstance(message, AtomEntry):
             look_at_entry(message)
-    leaf_of(answer, leaf.note, newest=True, most=MOST)
+    document_from_response(answer, leaf.note, newest=True, most=MOST)
 
 
 def look_at_entry(entry):
@@ -78,8 +78,8 @@ def read_encoding(data):
 
 
 def read_note(data):
-    memory = recalled(anything(data))
-    assert recalled(noted(memory, 0)) == memory or not noted(memory, 0)
+    memory = decode_note(anything(data))
+    assert decode_note(encode_note(memory, 0)) == memory or not encode_note(memory, 0)
 
 
 def read_feed(data):
@@ -266,8 +266,8 @@ ROWS = (
         rooms=("feeds._atom.complete_feed",),
         read=read_note,
         examples=(
-            noted(
-                recalled(
+            encode_note(
+                decode_note(
                     urlsafe_b64encode(
                         zlib.compress(
                             b'[["urn:1",["2023-11-14T22:13:20",0,false]],["urn:2",["2023-11-14T22:13:20",3,true]]]'

@@ -7,10 +7,16 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from push_to_poll_client.durable_streams import PullWakeListener
-from push_to_poll_client.durable_streams._signature import MAX_FRESH, MAX_KEYS, MIN_FRESH, _fresh_for, _keys_of
-from push_to_poll_client.durable_streams._subscription import MAX_TOPICS, DurableStreamsWebhook, code_of
-from push_to_poll_client.durable_streams._wake_stream import claim_of
-from push_to_poll_client.listeners._requests import Answer, UnusableAnswer
+from push_to_poll_client.durable_streams._signature import (
+    MAX_KEYS,
+    MAX_LIFETIME,
+    MIN_LIFETIME,
+    _keys_of,
+    _lifetime,
+)
+from push_to_poll_client.durable_streams._subscription import MAX_TOPICS, DurableStreamsWebhook, error_code
+from push_to_poll_client.durable_streams._wake_stream import parse_claim
+from push_to_poll_client.listeners._requests import ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners._sse_parser import ServerSentEvent
 from push_to_poll_client.listeners._webhook.types import WebhookRequest
 from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
@@ -28,7 +34,7 @@ OURS = WAKES._subscription_id
 
 
 def answer_of(data):
-    return Answer(200, httpx.Headers(), data, ROOT, None)
+    return ListenerResponse(200, httpx.Headers(), data, ROOT, None)
 
 
 def keys_known():
@@ -56,7 +62,7 @@ def read_signed(data):
 
 def read_keys(data):
     told, _, body = data.partition(b"\n\n")
-    assert MIN_FRESH <= _fresh_for({"cache-control": text_of(told)}) <= MAX_FRESH
+    assert MIN_LIFETIME <= _lifetime({"cache-control": text_of(told)}) <= MAX_LIFETIME
     keys = dict(_keys_of(answer_of(body)))
     assert len(keys) <= MAX_KEYS
     for key in keys.values():
@@ -66,7 +72,7 @@ def read_keys(data):
 def read_webhook(data):
     push = WEBHOOK.hint(WebhookRequest(body=data))
     assert len(push.topics) <= MAX_TOPICS
-    assert isinstance(code_of(answer_of(data)), str)
+    assert isinstance(error_code(answer_of(data)), str)
 
 
 def read_event(data):
@@ -78,7 +84,7 @@ def read_event(data):
 
 
 def read_claim(data):
-    claim = claim_of(answer_of(data))
+    claim = parse_claim(answer_of(data))
     assert len(claim.topics) <= MAX_TOPICS
     assert all(ack.keys() == {"stream", "offset"} for ack in claim.acks)
     assert len(json.dumps(claim.acks)) <= 10 * len(data) + 100
@@ -111,7 +117,7 @@ ROWS = (
         name="durable streams keys",
         rooms=("durable_streams._signature", "listeners.verifiers._ed25519"),
         read=read_keys,
-        errors=(UnusableAnswer,),
+        errors=(UnusableResponse,),
         examples=(
             b"public, max-age=300\n\n" + json.dumps({"keys": [KEY, 7, {}, KEY | {"kid": "ds_2"}]}).encode(),
             b'max-age="5"\n\n{"keys":[]}',
@@ -147,7 +153,7 @@ ROWS = (
         name="durable streams claims",
         rooms=("durable_streams._wake_stream",),
         read=read_claim,
-        errors=(UnusableAnswer,),
+        errors=(UnusableResponse,),
         examples=(
             json.dumps(
                 {"wake_id": "w", "generation": 7, "token": "secret-token", "streams": [STREAM], "lease_ttl_ms": 1}

@@ -14,11 +14,19 @@ from push_to_poll_client import (
     UndecodableMessage,
     UnreadableMessage,
 )
-from push_to_poll_client.durable_streams._framing import FRAMINGS, Begin, Given, Place, Said, echo_of, is_offset
+from push_to_poll_client.durable_streams._framing import (
+    FRAMINGS,
+    ReadStart,
+    StreamHeaders,
+    StreamPosition,
+    StreamResponse,
+    echo_of,
+    is_offset,
+)
 from push_to_poll_client.feeds._cloudevents import read_batch
-from push_to_poll_client.feeds._decoding import split
-from push_to_poll_client.feeds._newest_first import _position, _read
-from push_to_poll_client.feeds._newest_first_cursor import Seen
+from push_to_poll_client.feeds._decoding import split_json
+from push_to_poll_client.feeds._newest_first import _parse_position, _position
+from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
 from tests.fuzz.answers import SEPARATOR, URL, direct_client, fields, look_at, walk, written
 from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
 
@@ -83,7 +91,7 @@ def _finite(text):
 
 
 def read_split(data, brackets):
-    parts = list(split(data, brackets))
+    parts = list(split_json(data, brackets))
     value = reference(data)
     if brackets == b"[]" and isinstance(value, list):
         assert [json.loads(part) for part in parts] == value
@@ -130,16 +138,16 @@ def read_event(data):
 
 
 def read_seen(data):
-    start, step = _read(text_of(data))
-    assert _read(_position(start, step)) == (start or None, step)
-    seen = Seen.read(start, "the feed")
-    assert Seen.read(seen.cursor(), "the feed") == seen
+    start, step = _parse_position(text_of(data))
+    assert _parse_position(_position(start, step)) == (start or None, step)
+    seen = SeenEntries.read(start, "the feed")
+    assert SeenEntries.read(seen.cursor(), "the feed") == seen
 
 
 def read_place(data):
-    place = Place.of(text_of(data))
-    assert Place.of(place.cursor) == place
-    assert Place.of(place.anew.cursor) == place.anew
+    place = StreamPosition.of(text_of(data))
+    assert StreamPosition.of(place.cursor) == place
+    assert StreamPosition.of(place.anew.cursor) == place.anew
     assert place.name(1) != place.name(2)
 
 
@@ -147,15 +155,15 @@ def read_said(data):
     headers = {name.decode().lower(): value.decode("latin-1") for name, value in fields(data)}
     echo = echo_of(headers)
     assert echo is None or echo.isascii()
-    said = Said.of(headers, "the stream")
+    said = StreamHeaders.of(headers, "the stream")
     assert is_offset(said.offset)
-    said.check_follows(Place("5"), "the stream")
+    said.check_follows(StreamPosition("5"), "the stream")
 
 
 def read_framing(data, name):
     """In pages of any size the same messages come, by the same names."""
-    framing, said = FRAMINGS[name], Said("9", up_to_date=True, closed=True)
-    whole = framing.read(Given(data, Begin(Place("1")), said, "the stream"), 10_000)
+    framing, said = FRAMINGS[name], StreamHeaders("9", up_to_date=True, closed=True)
+    whole = framing.read(StreamResponse(data, ReadStart(StreamPosition("1")), said, "the stream"), 10_000)
     assert not whole.cut
     for message in whole.messages:
         look_at(message)
@@ -171,9 +179,11 @@ def read_framing(data, name):
 
 
 def _in_parts(framing, data, said):
-    place, messages = Place("1"), []
+    place, messages = StreamPosition("1"), []
     while True:
-        read = framing.read(Given(data, Begin(Place.of(place.cursor)), said, "the stream"), 3)
+        read = framing.read(
+            StreamResponse(data, ReadStart(StreamPosition.of(place.cursor)), said, "the stream"), 3
+        )
         messages += read.messages
         if not read.cut:
             return messages

@@ -11,20 +11,27 @@ from push_to_poll_client._http import headers as http
 from push_to_poll_client._http.caching import (
     MAX_FRESH,
     Validators,
-    conditions,
+    conditional_headers,
     directives,
     fresh_for,
-    may_be_kept,
+    is_cacheable,
     validators_of,
 )
-from push_to_poll_client._http.client import Origin
-from push_to_poll_client._http.errors import refusal, refusal_behind
-from push_to_poll_client._http.headers import asked_to_wait, http_date
-from push_to_poll_client._http.origins import MAX_MOVES, Hidden, Moves, Places, identity, without_secrets
-from push_to_poll_client._http.response import Patience, link, read_body
+from push_to_poll_client._http.client import Client
+from push_to_poll_client._http.errors import error_for_exception, error_for_status
+from push_to_poll_client._http.headers import http_date, requested_delay
+from push_to_poll_client._http.origins import (
+    MAX_REMEMBERED_REDIRECTS,
+    Origins,
+    Redirects,
+    URLSecrets,
+    identity,
+    without_secrets,
+)
+from push_to_poll_client._http.response import Deadline, find_link, read_body
 from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client._validation import describe, one_line, quoted
-from push_to_poll_client.feeds._end_of_feed import Tail
+from push_to_poll_client.feeds._end_of_feed import EndOfFeed
 from tests.fuzz.answers import URL, answer_of, direct_client, fields, in_loop, response_of, written
 from tests.fuzz.fuzzed import Fuzzed, around, text_of, words
 
@@ -42,7 +49,7 @@ def headers_of(data):
 def read_links(data):
     answer = answer_of(b"200\n" + data)
     for relation in ("next", "https://rel.example/Other"):
-        target = link(answer, relation)
+        target = find_link(answer, relation)
         assert target is None or httpx.URL(target).is_absolute_url or httpx.URL(target).scheme
 
 
@@ -51,7 +58,7 @@ def read_validators(data):
     known = validators_of(headers, Validators('"before"', None))
     if known is not None:
         assert Validators.of(*known) == known
-        for value in conditions(known).values():
+        for value in conditional_headers(known).values():
             httpx.Headers({"x": value}).raw  # noqa: B018  # it can be sent
             assert http.is_header_value(value)
     validators_of(headers)
@@ -60,7 +67,7 @@ def read_validators(data):
 def read_cache_control(data):
     headers = headers_of(data)
     assert 0.0 <= fresh_for(headers) <= MAX_FRESH
-    assert isinstance(may_be_kept(headers), bool)
+    assert isinstance(is_cacheable(headers), bool)
     told = directives(headers)
     assert all(name == name.lower() and name.isascii() for name in told)
     again = ", ".join(f'{name}="{value}"' if value else name for name, value in told.items())
@@ -70,7 +77,7 @@ def read_cache_control(data):
 def read_waits(data):
     headers = headers_of(data)
     for status in (200, 403, 429):
-        wait = asked_to_wait(status, headers, NOW)
+        wait = requested_delay(status, headers, NOW)
         assert wait is None or 0.0 <= wait <= MAX_NOT_BEFORE
 
 
@@ -101,7 +108,7 @@ def read_refusal(data):
     response = response_of(data)
     error = httpx.HTTPStatusError("", request=httpx.Request("GET", URL), response=response)
     response.request = error.request
-    for found in (refusal_behind(error), refusal(response.status_code, None, "the feed")):
+    for found in (error_for_exception(error), error_for_status(response.status_code, None, "the feed")):
         assert isinstance(found, FeedError)
         assert str(found).isprintable()
 
@@ -116,11 +123,11 @@ def read_packed(data):
 
 
 async def _body(answer, limit):
-    patience = Patience(30, 0)
+    patience = Deadline(30, 0)
     return await read_body(answer, limit, "the feed", patience)
 
 
-_hidden = Hidden("https://api.example/bot{token}/updates?x={other}", {"token": SECRET, "other": "aaab"})
+_hidden = URLSecrets("https://api.example/bot{token}/updates?x={other}", {"token": SECRET, "other": "aaab"})
 
 
 def read_hidden(data):
@@ -133,7 +140,7 @@ def read_hidden(data):
         assert masked == text
 
 
-_places = Places(httpx.URL(URL), Hidden(URL, {}), ["https://cdn.example"])
+_places = Origins(httpx.URL(URL), URLSecrets(URL, {}), ["https://cdn.example"])
 
 
 def read_place(data):
@@ -150,20 +157,20 @@ def read_place(data):
 
 def read_moves(data):
     async def learn():
-        moves = Moves(without_secrets)
+        moves = Redirects(without_secrets)
         urls = text_of(data).split("\n")
         for old, new in zip(urls[::2], urls[1::2], strict=False):
             moves.learn(old, new)
             assert isinstance(moves.now(old), str)
-        assert len(moves._paths) <= MAX_MOVES
-        assert len(moves._urls) <= MAX_MOVES
+        assert len(moves._paths) <= MAX_REMEMBERED_REDIRECTS
+        assert len(moves._urls) <= MAX_REMEMBERED_REDIRECTS
 
     in_loop(learn)
 
 
 def read_exchange(data):
     """Any answer to a request, redirects and errors among them."""
-    origin = Origin(
+    origin = Client(
         URL,
         auth="t0ken",
         headers={"x-key": "k"},
@@ -174,7 +181,7 @@ def read_exchange(data):
     )
 
     async def ask():
-        tail = Tail()
+        tail = EndOfFeed()
         for method, content in (("GET", None), ("POST", b"{}")):
             answer = await origin.ask(URL, headers={}, method=method, content=content, errors=1024)
             assert len(answer.body) <= 4096

@@ -11,9 +11,9 @@ from websockets.protocol import CONNECTING, OPEN
 from websockets.uri import parse_uri
 
 from push_to_poll_client import PushToPollError, Verdict
-from push_to_poll_client.listeners._base import LeftAlone
+from push_to_poll_client.listeners._base import StopReconnecting
 from push_to_poll_client.listeners._sse_parser import MAX_RETRY, EventParser, EventTooLarge, ServerSentEvent
-from push_to_poll_client.listeners.sse import NoEventStream, _can_be_sent, _check, _fields
+from push_to_poll_client.listeners.sse import NotAnEventStream, _check, _fields, _fits_header
 from push_to_poll_client.listeners.sse import failure_of as sse_failure_of
 from push_to_poll_client.listeners.websocket import NoCommonSubprotocol
 from push_to_poll_client.listeners.websocket import failure_of as websocket_failure_of
@@ -39,7 +39,7 @@ def read_stream(data):
         pieces = EventParser(max_size=LARGEST)
         assert [event for at in range(0, len(data), size) for event in pieces.feed(data[at : at + size])] == events
         assert (pieces.last_event_id, pieces.retry) == (whole.last_event_id, whole.retry)
-    if _can_be_sent(whole.last_event_id):
+    if _fits_header(whole.last_event_id):
         headers = [(b"host", b"h"), *_fields({}, whole.last_event_id)]
         h11.Request(method="GET", target="/", headers=headers)
 
@@ -69,9 +69,9 @@ def read_answer(data):
     response.request = httpx.Request("GET", "https://push.example/")
     try:
         _check(response)
-    except LeftAlone:
+    except StopReconnecting:
         return
-    except (NoEventStream, httpx.HTTPStatusError) as error:
+    except (NotAnEventStream, httpx.HTTPStatusError) as error:
         _look_at(sse_failure_of(error))
 
 

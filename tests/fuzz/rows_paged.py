@@ -6,10 +6,10 @@ from functools import partial
 import httpx
 
 from push_to_poll_client import FeedError
-from push_to_poll_client.feeds._paged.body import Reply, Unfit, elements, members, outline, text_of
-from push_to_poll_client.feeds._paged.outcomes import meaning
-from push_to_poll_client.feeds._paged.pagination import Place
-from push_to_poll_client.feeds._paged.senders import Asking
+from push_to_poll_client.feeds._paged.body import DeclarationMismatch, Reply, elements, members, outline, text_of
+from push_to_poll_client.feeds._paged.outcomes import apply_outcomes
+from push_to_poll_client.feeds._paged.pagination import PagePosition
+from push_to_poll_client.feeds._paged.senders import RequestParts
 from push_to_poll_client.feeds.paged import (
     CONTENTS,
     LINES,
@@ -120,7 +120,7 @@ OUTCOMES = (
 
 def read_outcomes(data):
     reply = Reply(answer_of(data))
-    found = meaning(OUTCOMES, reply, "the feed")
+    found = apply_outcomes(OUTCOMES, reply, "the feed")
     assert found.retry_after is None or found.retry_after >= 0
     if found.error is not None:
         check_error(found.error)
@@ -143,7 +143,7 @@ def read_orders(data):
     reply = Reply(answer_of(data))
     reply.entries = [reply.at("entries", 0), reply.at("entries", 1)]
     for pages in PAGES:
-        for place in (Place(None), Place("s", "p")):
+        for place in (PagePosition(None), PagePosition("s", "p")):
             _tried(partial(_lead, pages, place), reply)
     for pages in BACK:
         _tried(pages.older, reply)
@@ -152,7 +152,7 @@ def read_orders(data):
 def _tried(function, reply):
     try:
         function(reply)
-    except (Unfit, FeedError) as error:
+    except (DeclarationMismatch, FeedError) as error:
         assert len(str(error)) < 2000  # noqa: PT017  # it need not be raised
 
 
@@ -161,17 +161,19 @@ def _lead(pages, place, reply):
     for position in (cursor, following):
         assert position is None or position
         if position is not None and following is not None:
-            assert Place.of(Place(place.start, position).position) == Place(place.start, position)
+            assert PagePosition.of(PagePosition(place.start, position).position) == PagePosition(
+                place.start, position
+            )
 
 
 def read_position(data):
     """What a state file has for a cursor can be put into a request, or is refused."""
     position = anything(data)
-    place = Place.of(position)
-    assert Place.of(place.position) == place or place.page is None
+    place = PagePosition.of(position)
+    assert PagePosition.of(place.position) == place or place.page is None
     for pages in PAGES:
         try:
-            asking = pages.put(Asking(body={"a": {"c": 1}}), place)
+            asking = pages.put(RequestParts(body={"a": {"c": 1}}), place)
         except ValueError:
             continue
         assert all(isinstance(value, str) for value in asking.query.values())
@@ -250,7 +252,7 @@ ROWS = (
             name=f"entries of {where}",
             rooms=("feeds._paged.entries", "feeds._paged.body", "feeds._paged.readers"),
             read=partial(read_entries, where=where),
-            errors=(Unfit,),
+            errors=(DeclarationMismatch,),
             examples=(
                 b'[{"id": "1", "type": "t", "a": [1], "c": 5}, {"id": 2, "gone": true}, {"id": 1.5}]',
                 b'{"a": {"b": [{"id": ["x"], "v": {"w": 1}, "k": true}, {"id": ["y"], "k": "z"}]}}',

@@ -8,25 +8,25 @@ import sqlite3
 from types import SimpleNamespace
 
 from push_to_poll_client import DeadLetter, StoreError
-from push_to_poll_client._dead_letters import as_json, restored
+from push_to_poll_client._dead_letters import as_json, restore_from_json
 from push_to_poll_client._event_loop import TimeOfDay
 from push_to_poll_client._failure_policy import Attempts
-from push_to_poll_client._overlap import Behind
+from push_to_poll_client._overlap import OverlapStart
 from push_to_poll_client._types import SavedCursor
 from push_to_poll_client.cli import _dead_letters, _rewind, _status, _tail
 from push_to_poll_client.cli._exec import _argv
-from push_to_poll_client.cli._output import harmless, meant, moment, typeable
+from push_to_poll_client.cli._output import escape_unprintable, format_time, shell_quoted, unescape
 from push_to_poll_client.cli._parser import Commands, Parser
 from push_to_poll_client.cli._rewind import check_cursor
 from push_to_poll_client.cli._tail import listener_for, same_server
 from push_to_poll_client.stores._retention import Retention
-from push_to_poll_client.stores._sqlite.cursors import Places
-from push_to_poll_client.stores._sqlite.dead_letters import read_letters
-from push_to_poll_client.stores._sqlite.file import _locked_by, named_errors
-from push_to_poll_client.stores._sqlite.reader import _progress_of_all
+from push_to_poll_client.stores._sqlite.cursors import StoredCursors
+from push_to_poll_client.stores._sqlite.dead_letters import select_dead_letters
+from push_to_poll_client.stores._sqlite.file import _locked_by, wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.reader import _select_progress
 from push_to_poll_client.stores._sqlite.records import Records
-from push_to_poll_client.stores._sqlite.schema import STEPS, stored, stored_keys, version_of
-from push_to_poll_client.stores._sqlite.schema import restored as text_restored
+from push_to_poll_client.stores._sqlite.schema import MIGRATIONS, encode_keys, encode_text, schema_version
+from push_to_poll_client.stores._sqlite.schema import decode_text as text_restored
 from push_to_poll_client.stores._sqlite.session import ClaimedName
 from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
 from tests.fuzz.rows_feeds import JSON_TOKENS
@@ -53,12 +53,12 @@ CELLS = {
 """A row of each table; the values come from the input, in this order."""
 
 _file = sqlite3.connect(":memory:", isolation_level=None)
-for _step in STEPS:
+for _step in MIGRATIONS:
     for _statement in _step:
         _file.execute(_statement)
 _file.execute("CREATE TABLE push_to_poll_schema(version)")
 _file.row_factory = sqlite3.Row
-_opened = SimpleNamespace(connection=_file, path="the file", transaction=lambda: named_errors("the file"))
+_opened = SimpleNamespace(connection=_file, path="the file", transaction=lambda: wrap_sqlite_errors("the file"))
 
 
 def read_file(data):
@@ -67,19 +67,19 @@ def read_file(data):
     with contextlib.suppress(sqlite3.IntegrityError):  # SQLite does not take it
         _fill(values)
     for read in READERS:
-        with contextlib.suppress(StoreError), named_errors("the file"):
+        with contextlib.suppress(StoreError), wrap_sqlite_errors("the file"):
             read()
 
 
 def read_place():
-    place = Places(_file, "the file", 1, 1).read(SavedCursor(None, 0.0))
+    place = StoredCursors(_file, "the file", 1, 1).read(SavedCursor(None, 0.0))
     assert all(isinstance(value, str) for pair in place.state.items() for value in pair)
 
 
 READERS = (
-    lambda: version_of(_file, "the file"),
-    lambda: _progress_of_all("the file", _file),
-    lambda: read_letters(_file, "the file", 1),
+    lambda: schema_version(_file, "the file"),
+    lambda: _select_progress("the file", _file),
+    lambda: select_dead_letters(_file, "the file", 1),
     lambda: Records(_file, "the file", 1, Retention(1e6, 100), first=1, behind=1).are_new(["k"]),
     lambda: ClaimedName(_opened, "name", "feed", retention=Retention(1e6, 100), clock=lambda: 1.0),
     read_place,
@@ -120,7 +120,9 @@ def read_attempts(data):
 def read_looked(data):
     saved = [SavedCursor(f"{n}", float(n)) for n in range(9)]
     session = SimpleNamespace(state={"looked": _kept(data)}, history=saved)
-    behind = Behind(session, None, seconds=2.0, cursors=1, clock=lambda: 9.0, time_of_day=TimeOfDay(lambda: 9.0))
+    behind = OverlapStart(
+        session, None, seconds=2.0, cursors=1, clock=lambda: 9.0, time_of_day=TimeOfDay(lambda: 9.0)
+    )
     assert behind.walk() is not None
 
 
@@ -135,8 +137,8 @@ def _kept(data):
 def read_text(data):
     """Whatever is stored comes back."""
     text = text_of(data)
-    assert text_restored(stored(text)) == text
-    keys = stored_keys([text, f"{text}x"])
+    assert text_restored(encode_text(text)) == text
+    keys = encode_keys([text, f"{text}x"])
     assert len(set(keys)) == 2
     for key in keys:
         key.encode()
@@ -147,20 +149,20 @@ def read_letter(data):
     letter = DeadLetter(key=text_of(data), id="1", raw=data, error=text_of(data), traceback=text_of(data))
     written = json.loads(as_json(letter))
     assert written["raw"].encode() == data if "raw" in written else written["raw_base64"]
-    message = restored(letter)
+    message = restore_from_json(letter)
     assert message.id == "1"
 
 
 def read_shown(data):
     text = text_of(data)
-    shown = harmless(text)
+    shown = escape_unprintable(text)
     assert shown.isprintable()
     if "\\" not in text and not re.search("[\ud800-\udfff]", text):
-        assert meant(shown) == text
-    assert isinstance(meant(text), str)
-    assert typeable(text).isprintable()
+        assert unescape(shown) == text
+    assert isinstance(unescape(text), str)
+    assert shell_quoted(text).isprintable()
     if text.isdecimal() and len(text) < 300:
-        assert moment(float(text))
+        assert format_time(float(text))
 
 
 def read_push(data):

@@ -2,10 +2,10 @@
 
 import httpx
 
-from push_to_poll_client.listeners._requests import UnusableAnswer
+from push_to_poll_client.listeners._requests import UnusableResponse
 from push_to_poll_client.listeners._webhook.types import WebhookAnswer, WebhookRequest
 from push_to_poll_client.listeners.subscriptions import Registration, WebSub
-from push_to_poll_client.listeners.subscriptions._state import Book
+from push_to_poll_client.listeners.subscriptions._state import SubscriptionState
 from push_to_poll_client.listeners.subscriptions._websub import topic_of
 from tests.fuzz.answers import fields
 from tests.fuzz.fuzzed import Fuzzed, around, nested, text_of, words
@@ -53,8 +53,8 @@ def read_question(data):
 
 
 def read_book(data):
-    book = Book.read(text_of(data))
-    assert book.written() is None or Book.read(book.written()) == book
+    book = SubscriptionState.read(text_of(data))
+    assert book.written() is None or SubscriptionState.read(book.written()) == book
     assert all(isinstance(one, Registration) for one in book.known)
 
 
@@ -63,7 +63,7 @@ ROWS = (
         name="hubs of topics",
         rooms=("listeners.subscriptions._websub",),
         read=read_topic,
-        errors=(UnusableAnswer,),
+        errors=(UnusableResponse,),
         examples=(
             b'text/plain\nlink: <https://hub.example/>; rel="hub", <feed>; rel=self\n\n',
             ATOM + b"<link rel='hub' href='https://hub.example/'/><link rel='self' href='/f'/><entry/></feed>",

@@ -1,9 +1,9 @@
 """Webhooks: what anybody may send to an address, before and after it is found to be authentic."""
 
-from push_to_poll_client.cli._webhook import MAX_PORT, _address
+from push_to_poll_client.cli._webhook import MAX_PORT, _parse_address
 from push_to_poll_client.listeners._webhook.receiver import check_length, request_of
 from push_to_poll_client.listeners._webhook.routing import MAX_NAMES, names_at
-from push_to_poll_client.listeners._webhook.types import Refusal, WebhookRequest
+from push_to_poll_client.listeners._webhook.types import RequestRejected, WebhookRequest
 from push_to_poll_client.listeners.handshakes import (
     MAX_ECHO,
     cloudevents_origins,
@@ -43,7 +43,7 @@ def read_request(data):
 
 def read_address(data):
     """What is typed for --webhook."""
-    host, port = _address(text_of(data))
+    host, port = _parse_address(text_of(data))
     assert host
     assert not {*"[]@ "} & {*host}
     assert 0 <= port <= MAX_PORT
@@ -71,7 +71,7 @@ ROWS = (
         name="requests to webhooks",
         rooms=("listeners._webhook.receiver", "listeners._webhook.types"),
         read=read_request,
-        errors=(Refusal,),
+        errors=(RequestRejected,),
         examples=(
             b"GET\n/hooks/a\nchallenge=a%20b\n0\n",
             b"POST\n/hooks\nvalidationToken=Validation%3A+x\n99999999999999999999\n",

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from push_to_poll_client._types import MAX_NOT_BEFORE
 from push_to_poll_client.listeners._backoff import (
-    LIVED,
     MAX_DELAY,
     SLOW_DELAY,
-    Reconnect,
+    STABLE_AFTER,
+    ReconnectBackoff,
     Verdict,
     lifetime,
     verdict_of_status,
@@ -19,13 +19,13 @@ fractions = st.floats(0, 1, exclude_max=True)
 
 
 def delays(count, fraction, verdict=Verdict.RETRY):
-    reconnect = Reconnect()
+    reconnect = ReconnectBackoff()
     return [reconnect.delay(verdict, fraction=fraction) for _ in range(count)]
 
 
 def connections_at(lives, fractions, *, until):
     """When a client connects to a server that accepts and closes each connection after it lived for `lives`."""
-    reconnect, now, connects = Reconnect(), 0.0, []
+    reconnect, now, connects = ReconnectBackoff(), 0.0, []
     for fraction in fractions:
         if now > until:
             break
@@ -64,25 +64,25 @@ def test_reconnects_average_at_most_one_in_thirty_seconds_for_any_connection_lif
 
 
 def test_a_short_connection_does_not_reset_the_backoff():
-    reconnect = Reconnect()
+    reconnect = ReconnectBackoff()
     for _ in range(4):
         reconnect.delay(Verdict.RETRY, fraction=0.0)
     reconnect.connected(100.0)
-    reconnect.ended(100.0 + LIVED - 0.1)
+    reconnect.ended(100.0 + STABLE_AFTER - 0.1)
     assert reconnect.delay(Verdict.RETRY, fraction=0.0) == 8
 
 
 def test_a_connection_that_lived_long_enough_resets_the_backoff():
-    reconnect = Reconnect()
+    reconnect = ReconnectBackoff()
     for _ in range(4):
         reconnect.delay(Verdict.RETRY, fraction=0.0)
     reconnect.connected(100.0)
-    reconnect.ended(100.0 + LIVED)
+    reconnect.ended(100.0 + STABLE_AFTER)
     assert reconnect.delay(Verdict.RETRY, fraction=0.5) == 0.5
 
 
 def test_a_failed_attempt_does_not_count_the_time_since_an_older_connection():
-    reconnect = Reconnect()
+    reconnect = ReconnectBackoff()
     reconnect.connected(0.0)
     reconnect.ended(1.0)
     reconnect.delay(Verdict.RETRY, fraction=0.0)
@@ -97,12 +97,12 @@ def test_a_refused_connection_is_retried_every_few_minutes(fraction):
 
 
 def test_giving_up_has_no_delay():
-    assert Reconnect().delay(Verdict.GIVE_UP, fraction=0.0, retry_after=5.0) is None
+    assert ReconnectBackoff().delay(Verdict.GIVE_UP, fraction=0.0, retry_after=5.0) is None
 
 
 @given(asked=st.floats(0, 1e12), failures=st.integers(0, 10), fraction=fractions)
 def test_retry_after_is_the_minimum_delay_and_jitter_only_lengthens_it(asked, failures, fraction):
-    reconnect = Reconnect()
+    reconnect = ReconnectBackoff()
     for _ in range(failures):
         reconnect.delay(Verdict.RETRY, fraction=fraction)
     delay = reconnect.delay(Verdict.RETRY, fraction=fraction, retry_after=asked)
@@ -111,29 +111,29 @@ def test_retry_after_is_the_minimum_delay_and_jitter_only_lengthens_it(asked, fa
 
 
 def test_equal_retry_after_does_not_bring_all_clients_back_at_once():
-    returns = {Reconnect().delay(Verdict.RETRY, fraction=f / 10, retry_after=100.0) for f in range(10)}
+    returns = {ReconnectBackoff().delay(Verdict.RETRY, fraction=f / 10, retry_after=100.0) for f in range(10)}
     assert len(returns) == 10
     assert min(returns) == 100
     assert max(returns) < 120
 
 
 def test_a_huge_retry_after_is_limited_to_one_day():
-    assert Reconnect().delay(Verdict.RETRY, fraction=0.0, retry_after=3e9) == 86_400
+    assert ReconnectBackoff().delay(Verdict.RETRY, fraction=0.0, retry_after=3e9) == 86_400
 
 
 def test_a_slow_retry_obeys_a_longer_retry_after():
-    assert Reconnect().delay(Verdict.SLOW_RETRY, fraction=0.0, retry_after=3600.0) == 3600
+    assert ReconnectBackoff().delay(Verdict.SLOW_RETRY, fraction=0.0, retry_after=3600.0) == 3600
 
 
 def test_refused_credentials_are_renewed_once_until_a_connection_lives_long_enough():
-    reconnect = Reconnect()
+    reconnect = ReconnectBackoff()
     assert reconnect.renew()
     assert not reconnect.renew()
     reconnect.connected(0.0)
-    reconnect.ended(LIVED / 2)
+    reconnect.ended(STABLE_AFTER / 2)
     assert not reconnect.renew(), "a server that accepts, closes and refuses in turn must not make a loop of it"
     reconnect.connected(100.0)
-    reconnect.ended(100.0 + LIVED)
+    reconnect.ended(100.0 + STABLE_AFTER)
     assert reconnect.renew()
 
 

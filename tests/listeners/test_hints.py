@@ -7,7 +7,7 @@ import pytest
 
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import ServerSentEvent
-from push_to_poll_client.listeners._hints import JSONHint, path_of, texts_at
+from push_to_poll_client.listeners._hints import JSONHint, parse_path, strings_at
 
 READ = JSONHint(cursor="cursor", topics="changed", count="new")
 
@@ -96,5 +96,5 @@ def test_an_invalid_path_is_refused(where, kind):
 
 
 def test_texts_at_returns_at_most_the_requested_number_of_distinct_texts():
-    assert texts_at([{"a": "1"}, {"a": "1"}, {"a": "2"}, {"a": "3"}], path_of("a"), most=2) == ["1", "2"]
-    assert texts_at("x", (), most=0) == []
+    assert strings_at([{"a": "1"}, {"a": "1"}, {"a": "2"}, {"a": "3"}], parse_path("a"), most=2) == ["1", "2"]
+    assert strings_at("x", (), most=0) == []

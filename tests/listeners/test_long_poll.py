@@ -12,8 +12,8 @@ from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import Verdict
 from push_to_poll_client.listeners._hints import JSONHint
-from push_to_poll_client.listeners._long_poll_answers import NO_NEWS, Reader, Said
-from push_to_poll_client.listeners._requests import Answer, UnusableAnswer
+from push_to_poll_client.listeners._long_poll_answers import NO_NEWS, LongPollReader, LongPollResult
+from push_to_poll_client.listeners._requests import ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners.long_poll import LongPollListener
 from tests.support.channels import TimedChannel
 from tests.support.scripted import END, RESET, Script, client_of
@@ -394,7 +394,7 @@ async def test_a_second_run_does_not_wait_for_the_retry_after_of_the_first():
 
 
 def answer(body=b"", status=200, **headers):
-    return Answer(status, httpx.Headers(headers), body, "https://feed.example/", None)
+    return ListenerResponse(status, httpx.Headers(headers), body, "https://feed.example/", None)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def answer(body=b"", status=200, **headers):
     ],
 )
 def test_news_is_read_at_the_declared_path(body, news):
-    assert Reader("a.b", None, None).read(answer(body)).news is news
+    assert LongPollReader("a.b", None, None).read(answer(body)).news is news
 
 
 @pytest.mark.parametrize(
@@ -419,17 +419,17 @@ def test_news_is_read_at_the_declared_path(body, news):
     [("7", 7), ("0.5", 0.5), ("-1", None), ('"7"', None), ("null", None), ("true", 1), ("[]", None)],
 )
 def test_an_invalid_retry_after_in_a_body_is_ignored(value, seconds):
-    assert Reader(None, None, "wait").read(answer(f'{{"wait": {value}}}'.encode())).retry_after == seconds
+    assert LongPollReader(None, None, "wait").read(answer(f'{{"wait": {value}}}'.encode())).retry_after == seconds
 
 
 def test_a_missing_value_is_left_out_of_the_position():
-    reader = Reader(None, {"a": "a", "b": "b"}, None)
-    assert reader.read(answer(b'{"a": 1}')) == Said(news=True, position={"a": 1}, retry_after=None)
+    reader = LongPollReader(None, {"a": "a", "b": "b"}, None)
+    assert reader.read(answer(b'{"a": 1}')) == LongPollResult(news=True, position={"a": 1}, retry_after=None)
     assert reader.read(answer(b'{"a": 1}', 204)) == NO_NEWS
 
 
 def test_a_next_function_may_return_none():
-    assert Reader(None, lambda answer: None, None).read(answer(b"x")).position == {}
+    assert LongPollReader(None, lambda answer: None, None).read(answer(b"x")).position == {}
 
 
 async def test_a_listener_cannot_be_used_by_two_consumers_at_once():
@@ -445,8 +445,8 @@ async def test_a_listener_cannot_be_used_by_two_consumers_at_once():
 
 
 def test_an_unusable_answer_error_of_a_function_is_raised_unchanged():
-    with pytest.raises(UnusableAnswer, match="no JSON"):
-        Reader(lambda answer: answer.json(), None, None).read(answer(b"x"))
+    with pytest.raises(UnusableResponse, match="no JSON"):
+        LongPollReader(lambda answer: answer.json(), None, None).read(answer(b"x"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,12 @@ from push_to_poll_client._http.credentials import CredentialsFailed
 from push_to_poll_client.listeners import Verdict
 from push_to_poll_client.listeners import _requests as sending
 from push_to_poll_client.listeners._failures import http_failure_of
-from push_to_poll_client.listeners._requests import ANSWER_VERDICTS, Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners._requests import (
+    RESPONSE_VERDICTS,
+    ListenerClient,
+    ListenerResponse,
+    UnusableResponse,
+)
 from tests.support.scripted import END, RESET, Script, client_of
 
 pytestmark = pytest.mark.anyio
@@ -23,7 +28,7 @@ ELSEWHERE = "https://notify.example/wait"
 
 def asker(*steps, url=HOME, client=None, **options):
     script = Script(*steps)
-    return Asker(url, client=client_of(script, **client or {}), **options), script
+    return ListenerClient(url, client=client_of(script, **client or {}), **options), script
 
 
 async def refused(asking, kind, **options):
@@ -48,14 +53,14 @@ async def test_an_answer_has_status_headers_body_and_redacted_url():
 
 async def test_the_repr_of_an_answer_shows_neither_headers_nor_body():
     asking, _ = asker((200, {"Set-Cookie": CANARY}, [CANARY.encode(), END]))
-    assert repr(await asking.ask()) == "Answer(200, 6 bytes, url='https://api.example/ask?key=…')"
+    assert repr(await asking.ask()) == "ListenerResponse(200, 6 bytes, url='https://api.example/ask?key=…')"
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'"\xff"', b"[" * 100_000, b"9" * 5000])
 async def test_a_body_that_is_not_json_is_an_unusable_answer(body):
     asking, _ = asker(body)
     answer = await asking.ask()
-    with pytest.raises(UnusableAnswer, match="something that is no JSON"):
+    with pytest.raises(UnusableResponse, match="something that is no JSON"):
         answer.json()
 
 
@@ -80,7 +85,7 @@ async def test_expect_raises_an_http_status_error_for_another_status(status, exp
 
 
 async def test_an_unusable_answer_is_retried_slowly():
-    failure = http_failure_of(UnusableAnswer("it answered x"), wanted="", verdicts=ANSWER_VERDICTS)
+    failure = http_failure_of(UnusableResponse("it answered x"), wanted="", verdicts=RESPONSE_VERDICTS)
     assert (failure.verdict, failure.sentence) == (Verdict.SLOW_RETRY, "it answered x")
 
 
@@ -89,7 +94,7 @@ async def test_an_unusable_answer_is_retried_slowly():
 
 async def test_an_answer_above_max_body_is_unusable_and_reading_stops():
     asking, script = asker([b"x" * 60, b"y" * 41], max_body=100)
-    assert await refused(asking, UnusableAnswer) == "https://api.example/ask?key=… answered more than 100 bytes"
+    assert await refused(asking, UnusableResponse) == "https://api.example/ask?key=… answered more than 100 bytes"
     assert script.open == 0
 
 
@@ -101,7 +106,7 @@ async def test_an_answer_of_exactly_max_body_is_read():
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "identity, br", "x" * 5000, "\x1b[31m"])
 async def test_a_compressed_answer_is_unusable(encoding):
     asking, script = asker((200, {"Content-Encoding": encoding}, [b"\x1f\x8b", END]))
-    said = await refused(asking, UnusableAnswer)
+    said = await refused(asking, UnusableResponse)
     assert "but was asked for identity" in said
     assert said.isprintable()
     assert len(said) < 300
@@ -150,7 +155,7 @@ BAD_LOCATIONS = [b"location: /", b"http://a:port/", b"http://xn--zz/", b"/" + b"
 async def test_a_redirect_to_something_that_is_not_a_url_is_unusable(location):
     """The client of httpx reads the `Location` of a redirect also when it is told not to follow it."""
     asking, script = asker((307, {b"location": location}, [END]))
-    text = await refused(asking, UnusableAnswer)
+    text = await refused(asking, UnusableResponse)
     assert text == "https://api.example/ask?key=…: the server answered a redirect to something that is not a URL"
     assert script.open == 0
 
@@ -159,7 +164,7 @@ async def test_a_redirect_to_something_that_is_not_a_url_is_unusable(location):
 async def test_a_redirect_that_httpx_cannot_join_is_unusable(location):
     """It lets the ValueError of urllib or ipaddress through. A hook of the user's client may raise one, too."""
     asking, script = asker((307, {b"location": location}, [END]))
-    text = await refused(asking, UnusableAnswer)
+    text = await refused(asking, UnusableResponse)
     assert text == (
         "https://api.example/ask?key=…: the client raised ValueError, as httpx does when a server answers a "
         "redirect to something that is not a URL"
@@ -290,14 +295,14 @@ def own(monkeypatch):
 
 
 async def test_each_request_opens_and_closes_its_own_client_when_none_is_given(own):
-    asking = Asker(HOME)
+    asking = ListenerClient(HOME)
     await asking.ask()
     await asking.ask()
     assert [(len(script.requests), script.closed) for script in own] == [(1, True)] * 2
 
 
 async def test_requests_within_an_opened_block_share_one_client(own):
-    asking = Asker(HOME)
+    asking = ListenerClient(HOME)
     async with asking.opened():
         await asking.ask()
         await asking.ask()
@@ -324,7 +329,7 @@ async def test_requests_within_an_opened_block_share_one_client(own):
 )
 def test_wrong_arguments_are_refused_at_once(options, kind, text):
     with pytest.raises(kind, match=text):
-        Asker(**{"url": HOME, **options})
+        ListenerClient(**{"url": HOME, **options})
 
 
 async def test_a_request_to_an_invalid_url_is_refused_and_not_sent():
@@ -334,4 +339,4 @@ async def test_a_request_to_an_invalid_url_is_refused_and_not_sent():
 
 
 def test_an_answer_can_be_constructed_directly():
-    assert Answer(200, httpx.Headers(), b"1", "", None).json() == 1
+    assert ListenerResponse(200, httpx.Headers(), b"1", "", None).json() == 1

@@ -15,7 +15,7 @@ from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import ServerSentEvent, SSEListener, Verdict
 from push_to_poll_client.listeners._requests import ProxyUnusable, SocksUnusable
 from push_to_poll_client.listeners._sse_parser import EventTooLarge
-from push_to_poll_client.listeners.sse import NoEventStream, StreamEnded, failure_of
+from push_to_poll_client.listeners.sse import NotAnEventStream, StreamEnded, failure_of
 from tests.support.channels import TimedChannel
 from tests.support.forms import form
 
@@ -481,7 +481,7 @@ UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed")
             Verdict.SLOW_RETRY,
             [
                 *(status(code) for code in (201, 206, 301, 302, 307, 400, 401, 403, 404, 407, 418, 501, 505)),
-                NoEventStream("the server answered with something else"),
+                NotAnEventStream("the server answered with something else"),
                 EventTooLarge("a line is too large"),
                 ProxyUnusable("the address of the proxy is not valid"),
                 httpx.LocalProtocolError("Illegal header value"),

@@ -13,7 +13,7 @@ import pytest
 from push_to_poll_client import ListenerError, StoreError, SubscriptionGone
 from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.listeners.subscriptions import Registration
-from push_to_poll_client.listeners.subscriptions._manager import EXIT_TIMEOUT, Keeper
+from push_to_poll_client.listeners.subscriptions._manager import EXIT_TIMEOUT, SubscriptionManager
 from push_to_poll_client.listeners.subscriptions._types import SubscriptionRefused
 from tests.support.subscription_server import Channel, Server, Vendor
 
@@ -30,7 +30,7 @@ def status(code, **headers):
 
 
 def keeper_of(vendor, *, fraction=0.0, **options):
-    keeper = Keeper(vendor, log=LOG, **options)
+    keeper = SubscriptionManager(vendor, log=LOG, **options)
     keeper._fraction = lambda: fraction
     return keeper
 

@@ -10,14 +10,18 @@ from msgspec.structs import replace
 from push_to_poll_client import ListenerError
 from push_to_poll_client.listeners.subscriptions import Registration
 from push_to_poll_client.listeners.subscriptions._renewal import (
-    CLOCKS_DIFFER,
-    SHORTEST,
-    UNKNOWN,
+    CLOCK_SKEW_DELAY,
+    DEFAULT_RENEWAL_INTERVAL,
+    MIN_RENEWAL_INTERVAL,
     Now,
     Renewal,
-    renewal_of,
+    renewal_time,
 )
-from push_to_poll_client.listeners.subscriptions._state import MAX_LEAVING, Book, checked
+from push_to_poll_client.listeners.subscriptions._state import (
+    MAX_PENDING_STOPS,
+    SubscriptionState,
+    check_registration,
+)
 
 NOW = 1e9
 
@@ -40,13 +44,13 @@ def until(expires_at=None, renew_at=None, id="1"):
         (until(NOW - 100, renew_at=NOW + 99), 0.5, NOW),
         # Taken over from the registration before.
         (until(NOW + 100, renew_at=NOW), 0.0, NOW + 50),
-        (until(renew_at=NOW - 1), 0.0, NOW + UNKNOWN),
+        (until(renew_at=NOW - 1), 0.0, NOW + DEFAULT_RENEWAL_INTERVAL),
         # It has ended already.
         (until(NOW - 100), 0.5, NOW),
     ],
 )
 def test_a_renewal_is_due_between_half_and_three_quarters_of_the_lifetime(registration, fraction, due):
-    assert renewal_of(registration, NOW, fraction) == due
+    assert renewal_time(registration, NOW, fraction) == due
 
 
 moments = st.none() | st.floats(-1e12, 1e12)
@@ -54,7 +58,7 @@ moments = st.none() | st.floats(-1e12, 1e12)
 
 @given(moments, moments, st.floats(0, 1, exclude_max=True))
 def test_a_renewal_is_due_before_the_expiry_and_not_before_now(expires_at, renew_at, fraction):
-    due = renewal_of(until(expires_at, renew_at), NOW, fraction)
+    due = renewal_time(until(expires_at, renew_at), NOW, fraction)
     assert due >= NOW
     if expires_at is not None and expires_at > NOW:
         assert due <= expires_at
@@ -73,15 +77,15 @@ def test_a_new_registration_is_not_renewed_within_the_minimum_time():
     renewal = Renewal()
     renewal.registered(NOW + 2, NOW + 1, Now(NOW, 0.0), just_now=True)
     renewal.ask()
-    assert renewal.wait(Now(NOW, 0.0)) == SHORTEST
-    assert renewal.wait(Now(NOW, SHORTEST)) == 0
+    assert renewal.wait(Now(NOW, 0.0)) == MIN_RENEWAL_INTERVAL
+    assert renewal.wait(Now(NOW, MIN_RENEWAL_INTERVAL)) == 0
 
 
 def test_a_registration_that_arrives_expired_is_renewed_after_a_minute():
     renewal = Renewal()
     renewal.registered(NOW - 1, NOW, Now(NOW, 0.0), just_now=True)
     assert renewal.is_over(Now(NOW, 0.0))
-    assert renewal.wait(Now(NOW, 0.0)) == CLOCKS_DIFFER
+    assert renewal.wait(Now(NOW, 0.0)) == CLOCK_SKEW_DELAY
 
 
 def test_a_missing_registration_is_created_at_once_or_after_the_retry_delay():
@@ -102,9 +106,9 @@ ONE, TWO, THREE = (until(NOW, id=name) for name in "123")
 
 def test_the_saved_state_is_read_back_unchanged():
     secret = Registration(id="2", details={"secret": "s"})
-    book = Book(planned=secret, current=ONE, renew_at=NOW, leaving=(TWO, THREE))
-    assert Book.read(book.written()) == book
-    assert Book().written() is None
+    book = SubscriptionState(planned=secret, current=ONE, renew_at=NOW, leaving=(TWO, THREE))
+    assert SubscriptionState.read(book.written()) == book
+    assert SubscriptionState().written() is None
     assert book.known == (secret, ONE, THREE, TWO)
 
 
@@ -123,34 +127,38 @@ def test_the_saved_state_is_read_back_unchanged():
 )
 def test_an_invalid_saved_state_is_a_value_error(text):
     with pytest.raises(ValueError):
-        Book.read(text)
+        SubscriptionState.read(text)
 
 
 def test_a_created_registration_replaces_the_current_one():
-    book = Book(current=ONE).plan(TWO).created(TWO, NOW)
-    assert book == Book(current=TWO, renew_at=NOW, leaving=(ONE,))
-    assert book.left(ONE) == Book(current=TWO, renew_at=NOW)
-    assert book.renewed(THREE, math.inf) == Book(current=THREE, leaving=(ONE,))
+    book = SubscriptionState(current=ONE).plan(TWO).created(TWO, NOW)
+    assert book == SubscriptionState(current=TWO, renew_at=NOW, leaving=(ONE,))
+    assert book.left(ONE) == SubscriptionState(current=TWO, renew_at=NOW)
+    assert book.renewed(THREE, math.inf) == SubscriptionState(current=THREE, leaving=(ONE,))
 
 
 def test_a_registration_created_again_with_the_same_id_is_not_stopped():
     again = replace(ONE, expires_at=NOW + 1)
-    assert Book(current=ONE).lost().plan(ONE).created(again, NOW) == Book(current=again, renew_at=NOW)
+    assert SubscriptionState(current=ONE).lost().plan(ONE).created(again, NOW) == SubscriptionState(
+        current=again, renew_at=NOW
+    )
 
 
 def test_lost_and_spoiled_registrations_are_still_stopped():
-    assert Book(current=ONE, renew_at=NOW).lost() == Book(leaving=(ONE,))
-    assert Book(current=ONE, planned=TWO).lost() == Book(planned=TWO, leaving=(ONE,))
-    assert Book(current=ONE, planned=TWO).spoiled() == Book(current=ONE, leaving=(TWO,))
-    assert Book(current=ONE, planned=TWO, leaving=(THREE,)).ending() == Book(leaving=(THREE, ONE, TWO))
+    assert SubscriptionState(current=ONE, renew_at=NOW).lost() == SubscriptionState(leaving=(ONE,))
+    assert SubscriptionState(current=ONE, planned=TWO).lost() == SubscriptionState(planned=TWO, leaving=(ONE,))
+    assert SubscriptionState(current=ONE, planned=TWO).spoiled() == SubscriptionState(current=ONE, leaving=(TWO,))
+    assert SubscriptionState(current=ONE, planned=TWO, leaving=(THREE,)).ending() == SubscriptionState(
+        leaving=(THREE, ONE, TWO)
+    )
 
 
 def test_only_the_newest_registrations_to_stop_are_kept():
-    book = Book()
+    book = SubscriptionState()
     for number in range(10):
         book = book.plan(until(id=f"{number}")).spoiled()
     assert [one.id for one in book.leaving] == ["6", "7", "8", "9"]
-    assert len(book.leaving) == MAX_LEAVING
+    assert len(book.leaving) == MAX_PENDING_STOPS
 
 
 @pytest.mark.parametrize(
@@ -170,8 +178,8 @@ def test_only_the_newest_registrations_to_stop_are_kept():
 )
 def test_an_invalid_return_value_of_a_subscription_is_a_listener_error(answer, why):
     with pytest.raises(ListenerError, match=why):
-        checked(answer)
+        check_registration(answer)
 
 
 def test_a_valid_registration_is_returned_unchanged():
-    assert checked(replace(ONE, details={"a": "b"})) == replace(ONE, details={"a": "b"})
+    assert check_registration(replace(ONE, details={"a": "b"})) == replace(ONE, details={"a": "b"})

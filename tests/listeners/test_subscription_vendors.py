@@ -25,7 +25,7 @@ GRAPH, GOOGLE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 @pytest.fixture
 def few_looks(monkeypatch):
     """Days of virtual time, of which not each minute has to be seen."""
-    monkeypatch.setattr(_manager, "LOOK", 3600.0)
+    monkeypatch.setattr(_manager, "MAX_SLEEP", 3600.0)
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ from push_to_poll_client import Consumer, MemoryStore, Push, PushToPollError
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client.listeners._hints import JSONHint
 from push_to_poll_client.listeners._webhook import receiver
-from push_to_poll_client.listeners._webhook.counters import MAX_ASKING
-from push_to_poll_client.listeners._webhook.limits import MAX_BODIES, ROUNDING, Replays, TokenBucket
-from push_to_poll_client.listeners._webhook.routing import QUIET
+from push_to_poll_client.listeners._webhook.counters import CALLBACK_TIMEOUT
+from push_to_poll_client.listeners._webhook.limits import MAX_BODIES, ROUNDING, ReplayCache, TokenBucket
+from push_to_poll_client.listeners._webhook.routing import FLOOD_QUIET_TIME
 from push_to_poll_client.listeners.verifiers import github
 from push_to_poll_client.listeners.webhook import (
     Control,
@@ -207,7 +207,7 @@ async def test_a_verifier_that_takes_too_long_refuses_the_request():
 
     began = anyio.current_time()
     assert (await posted(WebhookListener(verify))).status == 401
-    assert anyio.current_time() - began == MAX_ASKING
+    assert anyio.current_time() - began == CALLBACK_TIMEOUT
 
 
 def raises(error):
@@ -475,10 +475,10 @@ async def test_a_flood_takes_the_channel_down_until_it_has_been_quiet(verify):
         await anyio.sleep(20)
         await posted(hooks)  # one that is looked at does not end a flood, nor lengthen it
         await posted(hooks)
-        await anyio.sleep(2 * QUIET)
+        await anyio.sleep(2 * FLOOD_QUIET_TIME)
         await posted(hooks)
         await posted(hooks)
-        await anyio.sleep(QUIET + 1)
+        await anyio.sleep(FLOOD_QUIET_TIME + 1)
     assert channel.events == [
         *[(0, "up"), (0, Push()), (0, "down"), (20, Push()), (60, "up")],
         *[(80, Push()), (80, "down"), (110, "up")],
@@ -500,7 +500,7 @@ async def test_under_a_flood_a_consumer_polls_at_its_degraded_interval(verify, r
     await consumer.until(1)
     assert anyio.current_time() - began <= 10
     assert consumer.status().listeners[0].up is False
-    await anyio.sleep(2 * QUIET)
+    await anyio.sleep(2 * FLOOD_QUIET_TIME)
     assert consumer.status().listeners[0].up is True
 
 
@@ -573,7 +573,7 @@ async def test_a_repeated_request_with_a_later_expiry_is_remembered_longer(virtu
 
 
 async def test_the_replay_cache_evicts_the_oldest_entry():
-    replays = Replays(3)
+    replays = ReplayCache(3)
     for text in (b"a", b"b", b"a", b"c", b"d"):
         replays.remember(Verified((text,), 10.0), None)
     assert len(replays) == 3
@@ -581,7 +581,7 @@ async def test_the_replay_cache_evicts_the_oldest_entry():
 
 
 async def test_a_repeated_body_with_new_ids_adds_no_entries_to_the_replay_cache():
-    replays = Replays(3)
+    replays = ReplayCache(3)
     replays.remember(Verified((b"body", b"0")), None)
     assert all(replays.knows(Verified((b"body", b"%d" % number)), None, 0.0) for number in range(9))
     assert len(replays) == 2

@@ -8,7 +8,7 @@ import pytest
 from push_to_poll_client import ListenerError, Push
 from push_to_poll_client.listeners import webhook
 from push_to_poll_client.listeners._webhook import receiver
-from push_to_poll_client.listeners._webhook.routing import QUIET
+from push_to_poll_client.listeners._webhook.routing import FLOOD_QUIET_TIME
 from push_to_poll_client.listeners.handshakes import dropbox_challenge
 from push_to_poll_client.listeners.subscriptions import _manager
 from push_to_poll_client.listeners.subscriptions._types import Registration
@@ -64,7 +64,7 @@ def keepers(monkeypatch):
         made.append(Keeper(subscription, stop_at_exit=stop_at_exit, log=log))
         return made[-1]
 
-    monkeypatch.setattr(webhook, "Keeper", make)
+    monkeypatch.setattr(webhook, "SubscriptionManager", make)
     return made
 
 
@@ -180,10 +180,10 @@ async def test_the_channel_is_up_only_without_a_flood_and_with_an_active_subscri
     async with hearing(hooks) as channel:
         await flood()
         keepers[0].channel.up()  # registered, and pushes are hidden: what was pushed before is asked for
-        await anyio.sleep(QUIET)
+        await anyio.sleep(FLOOD_QUIET_TIME)
         await flood()
         keepers[0].channel.down()
-        await anyio.sleep(QUIET)
+        await anyio.sleep(FLOOD_QUIET_TIME)
         keepers[0].channel.up()
     said = [event for _, event in channel.events if not isinstance(event, Push)]
     assert said == ["down", "poll", "up", "down", "down", "up"]
@@ -248,7 +248,7 @@ async def test_the_real_subscription_manager_answers_the_handshake_and_recreates
     running, monkeypatch, virtual_day
 ):
     """The question that comes before the server has answered is answered; none after it is."""
-    monkeypatch.setattr(webhook, "Keeper", _manager.Keeper)
+    monkeypatch.setattr(webhook, "SubscriptionManager", _manager.SubscriptionManager)
     vendor = Vendor()
     hooks = vendor.hooks = WebhookListener(
         Signatures(),

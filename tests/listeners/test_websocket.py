@@ -29,7 +29,12 @@ from websockets.http11 import Response
 from push_to_poll_client._exceptions import ListenerError, PushToPollError
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners import Verdict, WebSocketListener
-from push_to_poll_client.listeners.websocket import NoCommonSubprotocol, hid_a_push, sentence, verdict_of
+from push_to_poll_client.listeners.websocket import (
+    NoCommonSubprotocol,
+    closed_as_unreadable,
+    describe_failure,
+    verdict_of,
+)
 from tests.support.channels import TimedChannel
 
 pytestmark = pytest.mark.anyio
@@ -270,7 +275,7 @@ async def test_an_unreadable_message_counts_as_a_push_and_delays_the_reconnect(c
 
 @pytest.mark.parametrize("error", [closed(1009), closed_by_us(1011), LOST, RESET])
 def test_other_connection_failures_do_not_count_as_a_push(error):
-    assert not hid_a_push(error)
+    assert not closed_as_unreadable(error)
 
 
 # Credentials
@@ -545,7 +550,7 @@ async def test_secrets_stay_out_of_names_logs_and_errors(caplog):
     ],
 )
 def test_an_error_that_may_hold_a_secret_is_named_by_its_type(error):
-    assert CANARY not in sentence(error)
+    assert CANARY not in describe_failure(error)
 
 
 async def test_a_traceback_does_not_quote_the_password_of_a_proxy():
@@ -559,8 +564,8 @@ async def test_a_traceback_does_not_quote_the_password_of_a_proxy():
 @pytest.mark.parametrize("reason", ["\x1b[2Jgone\nINFO all is well", "x" * 5000, "\u202egnp", "\x00"])
 def test_text_from_the_server_cannot_forge_a_log_line(reason):
     for error in (closed(1013, reason), InvalidHeader("Sec-WebSocket-Accept", reason)):
-        assert sentence(error).isprintable()
-        assert len(sentence(error)) < 500
+        assert describe_failure(error).isprintable()
+        assert len(describe_failure(error)) < 500
 
 
 @pytest.mark.parametrize(
@@ -596,7 +601,7 @@ def test_text_from_the_server_cannot_forge_a_log_line(reason):
     ],
 )
 def test_each_failure_is_described_in_a_sentence(error, said):
-    assert sentence(error) == said
+    assert describe_failure(error) == said
 
 
 # Arguments

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from push_to_poll_client import Push, SubscriptionGone
-from push_to_poll_client.listeners._requests import UnusableAnswer
+from push_to_poll_client.listeners._requests import UnusableResponse
 from push_to_poll_client.listeners._webhook import receiver
 from push_to_poll_client.listeners._webhook.types import WebhookRequest
 from push_to_poll_client.listeners.subscriptions import Registration, WebSub
@@ -663,5 +663,5 @@ def test_name_and_repr_show_the_topic_without_secrets():
 
 async def test_a_topic_without_a_hub_is_an_unusable_response(hub):
     hub.topic = httpx.Response(200)
-    with pytest.raises(UnusableAnswer):
+    with pytest.raises(UnusableResponse):
         await websub(hub).create(websub(hub).plan())

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from push_to_poll_client._http.headers import MAX_LINKS
-from push_to_poll_client.listeners._requests import UnusableAnswer
+from push_to_poll_client.listeners._requests import UnusableResponse
 from push_to_poll_client.listeners.subscriptions._websub import MAX_HEAD, topic_of
 
 URL = "https://blog.example/feed?key=c4n4ry"
@@ -87,7 +87,7 @@ def test_the_body_names_the_hub_and_the_topic_without_link_headers(kind, body):
     ],
 )
 def test_a_response_without_a_usable_hub_link_is_an_error(kind, body):
-    with pytest.raises(UnusableAnswer, match="names no hub") as failed:
+    with pytest.raises(UnusableResponse, match="names no hub") as failed:
         found(body=body, kind=kind)
     assert "c4n4ry" not in str(failed.value)
 

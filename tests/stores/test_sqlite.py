@@ -186,7 +186,7 @@ class TestOwnership:
         """What the child runs, run here; another descriptor stands for the parent's."""
         lock = file_module.OwnerLock(str(path))
         parents = os.dup(lock._descriptor)
-        file_module._leave_to_parent()
+        file_module._close_in_child()
         lock.release()
         with pytest.raises(StoreBusy):
             file_module.OwnerLock(str(path))
@@ -462,7 +462,7 @@ class TestFiles:
     async def test_dead_letters_are_counted_correctly_when_too_many_to_keep_their_keys_in_memory(
         self, path, monkeypatch
     ):
-        monkeypatch.setattr(dead_letters, "_MOST_KEYS", 2)
+        monkeypatch.setattr(dead_letters, "_MAX_INDEXED_KEYS", 2)
         async with claimed(SQLiteStore(path)) as session:
             for keys, left in (("abc", 3), ("", 3), ("xb", 2), ("yy", 2), ("ac", 0)):
                 letters = [letter(key) for key in keys] if left == 3 else []
@@ -807,7 +807,7 @@ class TestMigration:
 
     async def test_an_older_store_is_brought_up_to_date(self, path, monkeypatch):
         await filled(path)
-        monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, self.STEP))
+        monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, self.STEP))
         for _ in range(2):
             async with claimed(SQLiteStore(path)) as session:
                 assert (session.cursor, session.size) == ("c1", 200)
@@ -816,7 +816,7 @@ class TestMigration:
             assert connection.execute("SELECT version FROM push_to_poll_schema").fetchall() == [(2,)]
 
     async def test_a_new_store_runs_all_migration_steps(self, path, monkeypatch):
-        monkeypatch.setattr(schema, "STEPS", (*schema.STEPS, self.STEP))
+        monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, self.STEP))
         await filled(path)
         with other_program(path) as connection:
             assert connection.execute("SELECT note FROM push_to_poll_consumer").fetchone() == (None,)
@@ -824,7 +824,7 @@ class TestMigration:
     async def test_a_failed_migration_step_leaves_the_file_unchanged(self, path, monkeypatch):
         await filled(path)
         with monkeypatch.context() as newer:
-            newer.setattr(schema, "STEPS", (*schema.STEPS, (*self.STEP, "planted")))
+            newer.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, (*self.STEP, "planted")))
             async with refused(path, 'near "planted": syntax error'):
                 pass
         async with claimed(SQLiteStore(path)) as session:

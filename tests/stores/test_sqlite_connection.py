@@ -379,7 +379,7 @@ class TestWhere:
         """What it would do there, done here."""
         async with session.effects():
             block = session.connection.guard.place
-            connection_module._leave_to_parent()
+            connection_module._disable_in_child()
             with pytest.raises(RuntimeError, match="only while a message is processed"):
                 session.connection.execute("SELECT 1")
             with monkeypatch.context() as child:
@@ -425,7 +425,7 @@ def test_a_handler_that_ends_late_does_not_end_the_access_of_the_next_one(tmp_pa
 
     def overlap():
         guard = connection_module.Guard(str(tmp_path / "store.db"))
-        late, next_one = connection_module.Place(guard), connection_module.Place(guard)
+        late, next_one = connection_module.HandlerScope(guard), connection_module.HandlerScope(guard)
         late.enter()
         next_one.enter()
         late.leave()

@@ -16,7 +16,7 @@ from push_to_poll_client._types import DeadLetter, Record
 from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.stores._sqlite import dead_letters, reader
 from push_to_poll_client.stores._sqlite import file as file_module
-from push_to_poll_client.stores._sqlite.file import OwnerLock, owner_of
+from push_to_poll_client.stores._sqlite.file import OwnerLock, lock_holder
 from push_to_poll_client.stores._sqlite.reader import read_cursors, read_dead_letter, read_dead_letters, read_store
 from tests.support.forms import form
 
@@ -235,8 +235,10 @@ def test_dead_letters_are_read_in_the_order_of_their_keys(path):
 
 def test_few_dead_letters_are_in_memory_at_a_time(path, monkeypatch):
     anyio.run(bury, path, [str(number) for number in range(250)])
-    sizes, read = [], dead_letters.some_of
-    monkeypatch.setattr(dead_letters, "some_of", lambda letters: sizes.append(read(letters)) or sizes[-1])
+    sizes, read = [], dead_letters.limit_dead_letters
+    monkeypatch.setattr(
+        dead_letters, "limit_dead_letters", lambda letters: sizes.append(read(letters)) or sizes[-1]
+    )
     letters = read_dead_letters(path, "a")
     next(letters)
     assert [len(some) for some in sizes] == [100]
@@ -542,13 +544,13 @@ def test_reading_waits_for_an_owner_that_is_starting(closed, monkeypatch):
 
 @pytest.mark.usefixtures("_impatient")
 def test_a_file_that_never_stops_changing_is_still_read(closed, monkeypatch):
-    look, times = reader._look, []
+    look, times = reader._stat_files, []
 
     def changed(path):
         times.append(None)
         return {**look(path), "": (1, 2, len(times))}
 
-    monkeypatch.setattr(reader, "_look", changed)
+    monkeypatch.setattr(reader, "_stat_files", changed)
     assert len(read_store(closed).progress) == 3
 
 
@@ -570,28 +572,28 @@ def owned(tmp_path):
     lock.release()
 
 
-def test_owner_of_returns_the_process_that_holds_the_lock(owned):
-    assert owner_of(owned) == os.getpid()
+def test_lock_holder_returns_the_process_that_holds_the_lock(owned):
+    assert lock_holder(owned) == os.getpid()
 
 
-def test_owner_of_returns_none_after_the_lock_is_released(tmp_path, monkeypatch):
+def test_lock_holder_returns_none_after_the_lock_is_released(tmp_path, monkeypatch):
     path = str(tmp_path / "owned")
     OwnerLock(path).release()
-    assert owner_of(path) is None
-    monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "missing")
-    assert owner_of(path) is None
+    assert lock_holder(path) is None
+    monkeypatch.setattr(file_module, "_PROC_LOCKS", tmp_path / "missing")
+    assert lock_holder(path) is None
 
 
 def test_the_owner_is_found_when_the_list_of_locks_names_another_device(owned, tmp_path, monkeypatch):
     inode = Path(f"{owned}.lock").stat().st_ino
-    monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "locks")
+    monkeypatch.setattr(file_module, "_PROC_LOCKS", tmp_path / "locks")
     for line, owner in [
         (f"1: FLOCK  ADVISORY  WRITE {os.getpid()} fe:ff:{inode} 0 EOF", os.getpid()),
         (f"1: FLOCK  ADVISORY  WRITE {os.getpid() + 1} fe:ff:{inode} 0 EOF", None),
         (f"1: -> FLOCK  ADVISORY  WRITE {os.getpid()} fe:ff:{inode} 0 EOF", None),
     ]:
         (tmp_path / "locks").write_text(f"{line}\n")
-        assert owner_of(owned) == owner
+        assert lock_holder(owned) == owner
 
 
 @pytest.mark.parametrize(
@@ -605,12 +607,12 @@ def test_without_a_list_of_locks_the_owner_is_the_running_process_in_the_lock_fi
         if error is not None:
             raise error
 
-    monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "missing")
+    monkeypatch.setattr(file_module, "_PROC_LOCKS", tmp_path / "missing")
     monkeypatch.setattr(os, "kill", kill)
-    assert owner_of(owned) == (os.getpid() if runs else None)
+    assert lock_holder(owned) == (os.getpid() if runs else None)
 
 
 def test_a_lock_file_with_garbage_names_no_owner(tmp_path, monkeypatch):
-    monkeypatch.setattr(file_module, "_LOCKS", tmp_path / "missing")
+    monkeypatch.setattr(file_module, "_PROC_LOCKS", tmp_path / "missing")
     (tmp_path / "owned.lock").write_bytes(b"\xff\x1b[2J")
-    assert owner_of(str(tmp_path / "owned")) is None
+    assert lock_holder(str(tmp_path / "owned")) is None

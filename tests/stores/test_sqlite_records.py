@@ -8,7 +8,7 @@ import pytest
 from push_to_poll_client import Record
 from push_to_poll_client.stores import SQLiteStore, _bloom
 from push_to_poll_client.stores._sqlite import records as records_module
-from push_to_poll_client.stores._sqlite.records import Search
+from push_to_poll_client.stores._sqlite.records import RecordSearch
 
 pytestmark = pytest.mark.anyio
 
@@ -52,26 +52,26 @@ async def record(session, keys):
 @pytest.fixture
 def asked(monkeypatch):
     """For each question how often a key is looked for in a segment."""
-    asked, ask = [], Search._ask
+    asked, ask = [], RecordSearch._ask
 
     def counted(self, query, segments, keys):
         asked.append(len(segments) * len(keys))
         return ask(self, query, segments, keys)
 
-    monkeypatch.setattr(Search, "_ask", counted)
+    monkeypatch.setattr(RecordSearch, "_ask", counted)
     return asked
 
 
 @pytest.fixture
 def read(monkeypatch):
     """The segments whose keys were read for the filter."""
-    read, add = [], _bloom.Filters.add
+    read, add = [], _bloom.BloomFilters.add
 
     def noted(self, segment, keys):
         read.append((segment, len(keys)))
         add(self, segment, keys)
 
-    monkeypatch.setattr(_bloom.Filters, "add", noted)
+    monkeypatch.setattr(_bloom.BloomFilters, "add", noted)
     return read
 
 
@@ -126,12 +126,12 @@ async def test_duplicates_from_all_segments_are_found(claim, asked):
     DICE.shuffle(keys)
     page = [*keys[:200], *some_keys()]
     assert await session.unseen(page) == set(page[200:])
-    assert sum(asked) < (8 + 2 * records_module._TRIES) * 210
+    assert sum(asked) < (8 + 2 * records_module._LOCAL_TRIES) * 210
 
 
 async def test_the_newest_fingerprint_of_each_random_key_is_returned(claim, monkeypatch):
     """A key may be in several generations."""
-    monkeypatch.setattr(_bloom, "_SMALLEST", 400)
+    monkeypatch.setattr(_bloom, "_MIN_KEYS", 400)
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)
@@ -153,7 +153,7 @@ async def test_keys_of_removed_records_are_unseen(claim):
 
 
 async def test_the_filter_drops_removed_segments(claim, monkeypatch):
-    monkeypatch.setattr(_bloom, "_SMALLEST", 400)
+    monkeypatch.setattr(_bloom, "_MIN_KEYS", 400)
     session = await claim()
     await record(session, some_keys(1600))
     await session.unseen(some_keys())
@@ -254,7 +254,7 @@ async def test_building_the_filter_can_be_cancelled(claim, monkeypatch):
     session = await claim()
     keys = some_keys(1600)
     await record(session, keys)
-    add, numbers = _bloom.Filters.add, []
+    add, numbers = _bloom.BloomFilters.add, []
 
     def cancelling(self, segment, keys):
         numbers.append(segment)
@@ -262,7 +262,7 @@ async def test_building_the_filter_can_be_cancelled(claim, monkeypatch):
         add(self, segment, keys)
 
     with monkeypatch.context() as slow, anyio.CancelScope() as scope:
-        slow.setattr(_bloom.Filters, "add", cancelling)
+        slow.setattr(_bloom.BloomFilters, "add", cancelling)
         await session.unseen(keys)
     assert scope.cancelled_caught
     assert len(numbers) == 1

@@ -10,7 +10,7 @@ import pytest
 from anyio import to_thread
 
 from push_to_poll_client import OwnershipLost, StoreError
-from push_to_poll_client.stores._fair_lock import Turns
+from push_to_poll_client.stores._fair_lock import FairLock
 from push_to_poll_client.stores._sqlite.transaction import in_thread, undo
 from tests.support.effects import Database, Planned, look
 from tests.support.forms import GUARD
@@ -531,7 +531,7 @@ class TestTurns:
         assert database.notes() == ["a"]
 
     def test_turns_are_granted_in_the_order_of_requests(self):
-        turns, order = Turns(), []
+        turns, order = FairLock(), []
         turns.take(self)
         threads = []
         for number in range(4):
@@ -549,7 +549,7 @@ class TestTurns:
 
     async def test_a_turn_granted_to_a_cancelled_task_is_given_back(self, monkeypatch):
         """Whoever is called and has gone would keep all others waiting."""
-        turns = Turns()
+        turns = FairLock()
         turns.take(self)
 
         def cancelled():

@@ -182,7 +182,7 @@ CASES = form(
 @pytest.mark.parametrize(("limits", "few", "backend"), CASES)
 def test_memory_store_and_sqlite_store_give_the_same_answers(limits, few, backend, monkeypatch):
     """Also with a filter that is always used, and is so small that it suspects often and goes soon."""
-    monkeypatch.setattr(records_module, "_FEW", few)
-    monkeypatch.setattr(_bloom, "_SMALLEST", 8)
+    monkeypatch.setattr(records_module, "_MAX_UNFILTERED", few)
+    monkeypatch.setattr(_bloom, "_MIN_KEYS", 8)
     machine = type("StoresOn", (Stores,), {"backend": backend, "limits": LIMITS[limits]})
     run_state_machine_as_test(machine, settings=settings(max_examples=form(10, 25), stateful_step_count=40))

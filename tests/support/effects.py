@@ -9,9 +9,9 @@ import threading
 
 import anyio
 
-from push_to_poll_client.stores._fair_lock import Turns
+from push_to_poll_client.stores._fair_lock import FairLock
 from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection
-from push_to_poll_client.stores._sqlite.transaction import Block, Transaction, in_thread
+from push_to_poll_client.stores._sqlite.transaction import Savepoint, Transaction, in_thread
 
 SCHEMA = """
     CREATE TABLE account(name TEXT PRIMARY KEY, amount INTEGER NOT NULL CHECK (amount >= 0));
@@ -55,7 +55,7 @@ class Database:
         self.path = path
         make(path)
         self.connection = GuardedConnection(str(path), Guard(str(path)), timeout=0)
-        self.turns = Turns()
+        self.turns = FairLock()
         self.mutex = threading.Lock()
 
     def session(self):
@@ -81,7 +81,7 @@ class Session:
         self.check = lambda: None
 
     def effects(self, *records):
-        return Block(self.transaction, records, gate=self.gate, limiter=self.limiter, check=self.check)
+        return Savepoint(self.transaction, records, gate=self.gate, limiter=self.limiter, check=self.check)
 
     async def note(self, *texts):
         """A handler that writes."""

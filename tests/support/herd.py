@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 
-from push_to_poll_client.listeners._backoff import Reconnect, Verdict
+from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict
 
 CLIENTS = 1_000
 
@@ -21,7 +21,7 @@ def arrivals(away, *, clients=CLIENTS):
 
 
 def _arrival(away, draw):
-    reconnect, now = Reconnect(), 0.0
+    reconnect, now = ReconnectBackoff(), 0.0
     reconnect.connected(-3600.0)  # they were connected for long
     while True:
         reconnect.ended(now)

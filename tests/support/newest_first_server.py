@@ -4,8 +4,8 @@ import anyio
 
 from push_to_poll_client import FeedRefused, FetchRequest, Message
 from push_to_poll_client._http.caching import Validators
-from push_to_poll_client.feeds._newest_first import WalkBack
-from push_to_poll_client.feeds._newest_first_walk import Leaf
+from push_to_poll_client.feeds._newest_first import NewestFirstReader
+from push_to_poll_client.feeds._newest_first_walk import Document
 
 WHERE = "https://h.example/feed"
 
@@ -16,7 +16,7 @@ class Documents:
     Args:
         count: Entries that are there at first, named by numbers, the oldest first.
         size: Entries of a document.
-        says: What else each document says, as `Leaf` has it.
+        says: What else each document says, as `Document` has it.
     """
 
     def __init__(self, count=0, *, size=3, **says):
@@ -60,7 +60,7 @@ class Documents:
         """As a server that knows each document by what the feed is known by."""
         validators = Validators(etag=f'"{hash((*self.shown, self.document(None).older))}"')
         if validators == known.validators:
-            return Leaf(unchanged=True, **self.says | {"closed": False})
+            return Document(unchanged=True, **self.says | {"closed": False})
         return self.document(address)._replace(validators=validators, **self.says)
 
     def drop(self, count):
@@ -70,7 +70,7 @@ class Documents:
         return [name for name in dropped if name not in self.pinned]
 
     def leaf(self, names, older, **more):
-        return Leaf(tuple(Named(name) for name in names), older, **more)
+        return Document(tuple(Named(name) for name in names), older, **more)
 
 
 class Named(Message):
@@ -125,7 +125,7 @@ class Archived(Documents):
     def document(self, address):
         number = len(self.archives) if address is None else int(address.removeprefix("archive "))
         if address is not None and self.archives[number] is None:
-            return Leaf(missing=f"{address} is not there any more")
+            return Document(missing=f"{address} is not there any more")
         names = self.shown if address is None else self.archives[number]
         there = number > 0 and self.archives[number - 1] is not None
         return self.leaf(names, f"archive {number - 1}" if there else None, stable=there)
@@ -178,4 +178,4 @@ class Reader:
 
 
 def reader(documents, cursor=None, **options):
-    return Reader(WalkBack(documents.look, WHERE, **options), cursor)
+    return Reader(NewestFirstReader(documents.look, WHERE, **options), cursor)

@@ -4,7 +4,7 @@ import json
 
 import httpx
 
-from push_to_poll_client._http.response import Answer
+from push_to_poll_client._http.response import Response
 from push_to_poll_client.feeds._paged.body import Reply
 
 URL = "https://api.vendor.example/v1/events?limit=2"
@@ -16,7 +16,7 @@ def answer(body=b"", *, code=200, **headers):
     """One of a server; the body as JSON, or as it is."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(code, httpx.Headers(named), content, None, URL, where="https://feed.example")
+    return Response(code, httpx.Headers(named), content, None, URL, where="https://feed.example")
 
 
 def reply(body=b"", *, entries=(), size=None, **kwargs):

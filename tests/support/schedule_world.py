@@ -10,7 +10,7 @@ from push_to_poll_client._schedule import (
     MAX_BACKOFF,
     SLOW_BACKOFF,
     Cause,
-    Outcome,
+    PollOutcome,
     Schedule,
     WakeResult,
 )
@@ -42,9 +42,9 @@ class World:
     not_before: float = -math.inf
     not_before_at_the_latest: float = -math.inf
     ended: float | None = None
-    failed: Outcome | None = None
+    failed: PollOutcome | None = None
     failed_at: float = -math.inf
-    last: Outcome | None = None
+    last: PollOutcome | None = None
     resume_at: float = -math.inf
     running: bool = False
     up: bool = True
@@ -108,7 +108,7 @@ class World:
         assert self.now >= self.resume_at - EPS, "G9: earlier than the message may be tried again"
         self.schedule.poll_started(self.now, cause)
         self.running, self.covered, self.debts = True, self.debts, []
-        if self.last is not Outcome.MORE:  # what goes on where a poll stopped is work, not a new poll
+        if self.last is not PollOutcome.MORE:  # what goes on where a poll stopped is work, not a new poll
             self.starts.append(self.now)
             self._check_rate()
 
@@ -127,9 +127,9 @@ class World:
         resume_at = None if resume_in is None else self.now + resume_in
         self.schedule.poll_ended(self.now, outcome, found=found, jitter=self.jitter, resume_at=resume_at)
         self.running, self.last = False, outcome
-        if outcome is Outcome.ABANDONED:
+        if outcome is PollOutcome.ABANDONED:
             self.debts = self.covered + self.debts
-        elif outcome in (Outcome.FAILED, Outcome.REFUSED):
+        elif outcome in (PollOutcome.FAILED, PollOutcome.REFUSED):
             self.debts = self.covered + self.debts
             self.failed, self.failed_at, self.ended = outcome, self.now, self.now
         else:
@@ -171,7 +171,7 @@ class World:
             assert decision.at <= self._latest(self.debts[0] + self.wake_delay) + EPS, "G1: a wake-up was lost"
         if self.ended is None:
             assert decision.at <= self._latest(self.now) + EPS, "the first poll is at once"
-        elif self.last is Outcome.MORE and self.failed is None:
+        elif self.last is PollOutcome.MORE and self.failed is None:
             assert decision.at <= self._latest(self.now) + EPS, "what has more to do goes on at once"
         elif self.fallback is not None:
             assert decision.at <= self._latest(self.ended + self._interval()) + EPS, "G4: fallback"
@@ -185,7 +185,7 @@ class World:
         return max(wished, *limits)
 
     def _backoff_until(self):
-        limits = {None: 0.0, Outcome.FAILED: MAX_BACKOFF, Outcome.REFUSED: SLOW_BACKOFF}
+        limits = {None: 0.0, PollOutcome.FAILED: MAX_BACKOFF, PollOutcome.REFUSED: SLOW_BACKOFF}
         return self.failed_at + limits[self.failed]
 
     def _token_at(self):

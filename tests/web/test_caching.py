@@ -14,13 +14,13 @@ from push_to_poll_client._http.caching import (
     MAX_FRESH,
     MAX_VALIDATOR,
     Validators,
-    conditions,
+    conditional_headers,
     directives,
     fresh_for,
     validators_of,
 )
-from push_to_poll_client._http.response import Answer
-from push_to_poll_client.feeds._end_of_feed import MAX_URLS, Tail
+from push_to_poll_client._http.response import Response
+from push_to_poll_client.feeds._end_of_feed import MAX_URLS, EndOfFeed
 
 URL = "https://shop.example/orders"
 MODIFIED = "Tue, 14 Nov 2023 22:13:20 GMT"
@@ -29,7 +29,7 @@ LATER = "Tue, 14 Nov 2023 22:13:21 GMT"
 
 def answer(status=200, known=None, *, redirected=False, **headers):
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(status, httpx.Headers(named), b"", None, URL, known, redirected)
+    return Response(status, httpx.Headers(named), b"", None, URL, known, redirected)
 
 
 class TestValidators:
@@ -99,8 +99,8 @@ class TestValidators:
 
 class TestConditions:
     def test_the_etag_is_sent_rather_than_the_last_modified_date(self):
-        assert conditions(Validators('"a"', MODIFIED)) == {"if-none-match": '"a"'}
-        assert conditions(Validators(last_modified=MODIFIED)) == {"if-modified-since": MODIFIED}
+        assert conditional_headers(Validators('"a"', MODIFIED)) == {"if-none-match": '"a"'}
+        assert conditional_headers(Validators(last_modified=MODIFIED)) == {"if-modified-since": MODIFIED}
 
     @pytest.mark.parametrize(
         "known",
@@ -117,10 +117,10 @@ class TestConditions:
     )
     def test_a_validator_that_a_header_cannot_carry_is_not_sent(self, known):
         """A saved cursor may have been edited."""
-        assert conditions(known) == {}
+        assert conditional_headers(known) == {}
 
     def test_the_last_modified_date_is_sent_if_the_etag_cannot_be_sent(self):
-        assert conditions(Validators("é", MODIFIED)) == {"if-modified-since": MODIFIED}
+        assert conditional_headers(Validators("é", MODIFIED)) == {"if-modified-since": MODIFIED}
 
 
 class TestOfAnAnswer:
@@ -199,7 +199,7 @@ class TestTail:
     pytestmark = pytest.mark.anyio
 
     async def test_the_validators_and_freshness_of_an_empty_answer_are_remembered(self):
-        tail = Tail()
+        tail = EndOfFeed()
         assert tail.known(URL) is None
         assert not tail.is_fresh(URL)
         tail.note(URL, answer(etag='"a"', cache_control="max-age=60"), empty=True)
@@ -211,20 +211,20 @@ class TestTail:
         assert tail.known(URL) == Validators('"a"')
 
     async def test_an_answer_with_messages_clears_the_validators_and_freshness_of_its_url(self):
-        tail = Tail()
+        tail = EndOfFeed()
         tail.note(URL, answer(etag='"a"', cache_control="max-age=60"), empty=True)
         tail.note(URL, answer(etag='"b"', cache_control="max-age=60"), empty=False)
         assert tail.known(URL) is None
         assert not tail.is_fresh(URL)
 
     async def test_304_with_no_store_clears_the_remembered_validators(self):
-        tail = Tail()
+        tail = EndOfFeed()
         tail.note(URL, answer(etag='"a"'), empty=True)
         tail.note(URL, answer(304, tail.known(URL), cache_control="no-store"), empty=True)
         assert tail.known(URL) is None
 
     async def test_the_remembered_urls_are_bounded_and_the_latest_are_kept(self):
-        tail = Tail()
+        tail = EndOfFeed()
         for number in range(MAX_URLS + 1):
             tail.note(URL, answer(etag='"a"'), empty=True)
             tail.note(f"{URL}?{number}", answer(etag='"a"'), empty=True)
@@ -233,20 +233,20 @@ class TestTail:
         assert tail.known(f"{URL}?2") is not None
 
     async def test_an_answer_without_validators_and_max_age_is_not_remembered(self):
-        tail = Tail()
+        tail = EndOfFeed()
         tail.note(URL, answer(), empty=True)
         assert not tail._ends
 
     async def test_an_answer_is_not_fresh_in_an_event_loop_with_an_earlier_clock(self, monkeypatch):
         """Trio begins each one somewhere else."""
-        tail = Tail()
+        tail = EndOfFeed()
         tail.note(URL, answer(cache_control="max-age=60"), empty=True)
         earlier = anyio.current_time() - 1000
         monkeypatch.setattr(anyio, "current_time", lambda: earlier)
         assert not tail.is_fresh(URL)
 
     async def test_forget_clears_the_remembered_validators(self):
-        tail = Tail()
+        tail = EndOfFeed()
         tail.note(URL, answer(etag='"a"'), empty=True)
         tail.forget()
         assert tail.known(URL) is None

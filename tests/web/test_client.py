@@ -1,4 +1,4 @@
-"""How a server is asked: conditions, links and redirects to other origins, by `Origin` itself. Without sockets."""
+"""How a server is asked: conditions, links and redirects to other origins, by `Client` itself. Without sockets."""
 
 import gzip
 from importlib import metadata
@@ -10,7 +10,7 @@ import respx
 
 from push_to_poll_client._exceptions import FeedError, FeedRefused
 from push_to_poll_client._http.caching import Validators
-from push_to_poll_client._http.client import Origin
+from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.transport import user_agent
 from tests.feeds.test_http_feed import SECRET, URL, Chunks, Server
 
@@ -40,7 +40,7 @@ def serve():
 
 def origin(url=URL, **given):
     arguments = {"auth": None, "headers": None, "timeout": 30.0, "max_body": 10_000, "client": None}
-    return Origin(url, **{**arguments, **given})
+    return Client(url, **{**arguments, **given})
 
 
 async def ask(asked, url=URL, **given):

@@ -12,7 +12,7 @@ from push_to_poll_client import Consumer, FeedError, FetchRequest, HTTPFeed, SQL
 from push_to_poll_client._http import direct_client
 from push_to_poll_client._http.direct_client import DirectClient
 from push_to_poll_client._http.transport import open_client
-from push_to_poll_client.listeners._requests import Asker, UnusableAnswer
+from push_to_poll_client.listeners._requests import ListenerClient, UnusableResponse
 
 pytestmark = pytest.mark.anyio
 
@@ -126,7 +126,7 @@ async def test_a_socket_is_read_in_256_kib_pieces_and_other_calls_are_passed_thr
         return socket
 
     monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
-    plain = await direct_client._Network().connect_tcp("feed.example", 443, timeout=1.0)
+    plain = await direct_client._LargeReadBackend().connect_tcp("feed.example", 443, timeout=1.0)
     tls = await plain.start_tls("context", server_hostname="feed.example", timeout=2.0)
     for stream in (plain, tls):
         assert await stream.read(65_536, timeout=3.0) == b"x"
@@ -212,8 +212,8 @@ async def test_a_redirect_to_an_invalid_url_is_an_unusable_answer_for_a_push_cha
         return Lost(b"http://feed.example:port/")
 
     monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
-    with pytest.raises(UnusableAnswer, match="answered a redirect to something that is not a URL"):
-        await Asker(URL).ask()
+    with pytest.raises(UnusableResponse, match="answered a redirect to something that is not a URL"):
+        await ListenerClient(URL).ask()
 
 
 async def test_a_closed_client_refuses_to_send():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.datastructures import Headers
 
-from push_to_poll_client._http.headers import asked_to_wait
+from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._http.origins import identity, without_secrets
 from push_to_poll_client._http.transport import shared_tls_context
 from push_to_poll_client._types import MAX_NOT_BEFORE
@@ -126,7 +126,7 @@ def test_the_tls_context_is_shared_and_requires_certificates():
     ],
 )
 def test_response_headers_give_the_seconds_to_wait(headers, seconds):
-    assert asked_to_wait(503, headers, NOW) == seconds
+    assert requested_delay(503, headers, NOW) == seconds
 
 
 @pytest.mark.parametrize(
@@ -138,14 +138,14 @@ def test_response_headers_give_the_seconds_to_wait(headers, seconds):
     ],
 )
 def test_x_poll_interval_is_ignored_within_a_poll(headers, seconds):
-    assert asked_to_wait(200, headers, NOW, within_poll=True) == seconds
+    assert requested_delay(200, headers, NOW, within_poll=True) == seconds
 
 
 def test_a_date_without_a_zone_is_in_utc_wherever_the_machine_is(monkeypatch):
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")  # 14 hours ahead
     time.tzset()
     try:
-        assert asked_to_wait(503, {"retry-after": "Tue Nov 14 22:14:20 2023"}, NOW) == 60
+        assert requested_delay(503, {"retry-after": "Tue Nov 14 22:14:20 2023"}, NOW) == 60
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -190,12 +190,12 @@ def test_a_date_without_a_zone_is_in_utc_wherever_the_machine_is(monkeypatch):
     ],
 )
 def test_rate_limit_headers_give_the_wait_when_the_quota_is_used_up(headers, seconds):
-    assert asked_to_wait(200, headers, NOW) == seconds
+    assert requested_delay(200, headers, NOW) == seconds
 
 
 def test_a_rate_limit_reset_without_a_remaining_count_is_used_only_with_429():
-    assert asked_to_wait(429, {"x-ratelimit-reset": "17"}, NOW) == 17
-    assert asked_to_wait(200, {"x-ratelimit-reset": "17"}, NOW) is None
+    assert requested_delay(429, {"x-ratelimit-reset": "17"}, NOW) == 17
+    assert requested_delay(200, {"x-ratelimit-reset": "17"}, NOW) is None
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_rate_limit_reset_without_a_remaining_count_is_used_only_with_429():
     ],
 )
 def test_both_rate_limits_of_github_give_the_seconds_to_wait(status, headers, seconds):
-    assert asked_to_wait(status, headers, NOW) == seconds
+    assert requested_delay(status, headers, NOW) == seconds
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_both_rate_limits_of_github_give_the_seconds_to_wait(status, headers, se
     ],
 )
 def test_retry_after_is_read_as_a_number_or_a_date_and_is_otherwise_ignored(stated, seconds):
-    assert asked_to_wait(503, {"retry-after": stated}, NOW) == seconds
+    assert requested_delay(503, {"retry-after": stated}, NOW) == seconds
 
 
 def test_a_rate_limit_reset_is_measured_against_the_date_header():
@@ -247,18 +247,18 @@ def test_a_rate_limit_reset_is_measured_against_the_date_header():
         "x-ratelimit-reset": "1700000060",
         "date": "Tue, 14 Nov 2023 22:14:10 GMT",
     }
-    assert asked_to_wait(429, headers, 0.0) == 10
+    assert requested_delay(429, headers, 0.0) == 10
 
 
 def test_headers_of_httpx_and_of_websockets_are_understood():
-    assert asked_to_wait(503, httpx.Headers({"Retry-After": "7"}), NOW) == 7
-    assert asked_to_wait(503, Headers({"Retry-After": "7"}), NOW) == 7
+    assert requested_delay(503, httpx.Headers({"Retry-After": "7"}), NOW) == 7
+    assert requested_delay(503, Headers({"Retry-After": "7"}), NOW) == 7
 
 
 def test_a_repeated_header_is_ignored():
     headers = Headers([("Retry-After", "7"), ("Retry-After", "8"), ("Backoff", "3")])
-    assert asked_to_wait(503, headers, NOW) == 3
-    assert asked_to_wait(503, httpx.Headers([("Retry-After", "7"), ("Retry-After", "8")]), NOW) is None
+    assert requested_delay(503, headers, NOW) == 3
+    assert requested_delay(503, httpx.Headers([("Retry-After", "7"), ("Retry-After", "8")]), NOW) is None
 
 
 NAMES = [
@@ -275,10 +275,10 @@ VALUES = (
 
 @given(st.integers(100, 599), st.dictionaries(st.sampled_from(NAMES), VALUES))
 def test_the_seconds_to_wait_are_none_or_bounded_for_any_headers(status, headers):
-    wait = asked_to_wait(status, headers, NOW)
+    wait = requested_delay(status, headers, NOW)
     assert wait is None or 0 <= wait <= MAX_NOT_BEFORE
 
 
 @given(st.text("Tueadyov, -0123456789:GMT+", min_size=1, max_size=40))
 def test_the_date_parser_does_not_raise_for_any_text(date):
-    asked_to_wait(503, {"retry-after": f"Tue, {date}", "date": f"Tue {date}"}, NOW)
+    requested_delay(503, {"retry-after": f"Tue, {date}", "date": f"Tue {date}"}, NOW)

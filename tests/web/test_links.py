@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._http import headers
 from push_to_poll_client._http.headers import MAX_LINKS
-from push_to_poll_client._http.response import Answer, link
+from push_to_poll_client._http.response import Response, find_link
 
 BASE = "https://h.example/a/b?c=d"
 
 
 def answer(*fields):
-    return Answer(200, httpx.Headers([("Link", field) for field in fields]), b"", None, BASE, where="h.example")
+    return Response(200, httpx.Headers([("Link", field) for field in fields]), b"", None, BASE, where="h.example")
 
 
 @pytest.mark.parametrize(
@@ -68,36 +68,36 @@ def answer(*fields):
 )
 def test_the_link_header_gives_the_url_of_the_next_page(field, target):
     expected = f"https://h.example{target}" if target and target.startswith("/p") else target
-    assert link(answer(field), "next") == expected
+    assert find_link(answer(field), "next") == expected
 
 
 def test_several_link_headers_are_read_as_one():
-    assert link(answer("</c>; rel=prev", "</d>; rel=next"), "next") == "https://h.example/d"
+    assert find_link(answer("</c>; rel=prev", "</d>; rel=next"), "next") == "https://h.example/d"
 
 
 def test_an_answer_without_a_link_header_has_no_next_link():
-    assert link(answer(), "next") is None
+    assert find_link(answer(), "next") is None
 
 
 def test_a_link_relation_may_be_a_url():
     named = answer('</c>; rel="https://api.example/Rels/hub next"')
-    assert link(named, "HTTPS://api.example/rels/hub") == "https://h.example/c"
+    assert find_link(named, "HTTPS://api.example/rels/hub") == "https://h.example/c"
 
 
 @pytest.mark.parametrize("target", ["https://h.example:port/s3cr3t", "//[::s3cr3t", "http://xn--ü/s3cr3t"])
 def test_a_link_to_an_invalid_url_is_a_feed_error(target):
     with pytest.raises(FeedError, match="links to its 'next' by what is no URL") as failed:
-        link(Answer(200, {"link": f"<{target}>; rel=next"}, b"", None, BASE, where="h.example"), "next")
+        find_link(Response(200, {"link": f"<{target}>; rel=next"}, b"", None, BASE, where="h.example"), "next")
     assert "s3cr3t" not in str(failed.value)
     assert failed.value.__cause__ is None
 
 
 def test_more_links_than_the_limit_without_the_relation_are_a_feed_error():
     many = "</c>; rel=prev," * MAX_LINKS
-    assert link(answer(many[len("</c>; rel=prev,") :] + "</d>; rel=next"), "next") == "https://h.example/d"
-    assert link(answer(many), "next") is None
+    assert find_link(answer(many[len("</c>; rel=prev,") :] + "</d>; rel=next"), "next") == "https://h.example/d"
+    assert find_link(answer(many), "next") is None
     with pytest.raises(FeedError, match=r"^h\.example has more than 100 links, and none of the first is"):
-        link(answer(many + "</d>; rel=next"), "next")
+        find_link(answer(many + "</d>; rel=next"), "next")
 
 
 PIECES = ['"', "\\", "<", ">", ";", ",", "=", "rel", "next", " ", "a", "[", "//"]
@@ -106,8 +106,10 @@ PIECES = ['"', "\\", "<", ">", ";", ",", "=", "rel", "next", " ", "a", "[", "//"
 @given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join))
 def test_any_link_header_gives_an_absolute_url_or_none_or_a_feed_error(field):
     try:
-        target = link(Answer(200, {"link": f"<c>; rel=next; {field}"}, b"", None, BASE, where="h.example"), "next")
-        link(Answer(200, {"link": field}, b"", None, BASE, where="h.example"), "next")
+        target = find_link(
+            Response(200, {"link": f"<c>; rel=next; {field}"}, b"", None, BASE, where="h.example"), "next"
+        )
+        find_link(Response(200, {"link": field}, b"", None, BASE, where="h.example"), "next")
     except FeedError:
         return
     assert target is None or httpx.URL(target).is_absolute_url

@@ -9,7 +9,13 @@ import pytest
 
 from push_to_poll_client._exceptions import FeedError, FeedRefused
 from push_to_poll_client._http.caching import Validators
-from push_to_poll_client._http.origins import MAX_AGE, MAX_MOVES, MAX_READ, MAX_STEPS, Moves
+from push_to_poll_client._http.origins import (
+    MAX_AGE,
+    MAX_CONFIRMED_PATHS,
+    MAX_REMEMBERED_REDIRECTS,
+    MAX_STEPS,
+    Redirects,
+)
 from tests.feeds.test_http_feed import SECRET, URL
 from tests.web.test_client import CDN, ask, origin, refused, serve
 
@@ -224,40 +230,45 @@ class TestMoves:
 
 class TestWhatIsRemembered:
     async def test_a_url_that_moved_back_has_no_remembered_redirect(self):
-        moves = Moves(str)
+        moves = Redirects(str)
         moves.learn("a", "b")
         moves.learn("b", "a")
         assert (moves.now("a"), moves.now("b")) == ("a", "a")
 
     async def test_at_most_max_steps_remembered_redirects_are_followed(self):
-        moves = Moves(str)
+        moves = Redirects(str)
         for number in range(MAX_STEPS + 2):
             moves.learn(f"{number}?x", f"{number + 1}?x")
         assert moves.now("0?y") == f"{MAX_STEPS}?y"
         assert moves.now("3?y") == f"{MAX_STEPS + 2}?y"
 
     async def test_a_circle_of_remembered_redirects_is_not_followed_for_ever(self):
-        moves = Moves(str)
+        moves = Redirects(str)
         for old, new in ("ab", "bc", "ca"):
             moves.learn(old, new)
         assert moves.now("a") in "abc"
 
     async def test_the_number_of_remembered_redirects_is_bounded(self):
-        moves = Moves(str)
-        for number in range(MAX_MOVES + 1):
+        moves = Redirects(str)
+        for number in range(MAX_REMEMBERED_REDIRECTS + 1):
             moves.learn(f"{number}", f"new{number}")
             moves.learn(f"{number}?x", f"new{number}")
         assert [moves.now("0"), moves.now("0?x")] == ["0", "0?x"]
         assert [moves.now("1"), moves.now("1?x")] == ["new1", "new1"]
 
     async def test_the_number_of_remembered_paths_with_a_read_page_is_bounded(self):
-        moves = Moves(str)
-        for number in range(MAX_READ + 1):
+        moves = Redirects(str)
+        for number in range(MAX_CONFIRMED_PATHS + 1):
             moves.read("0")
             moves.read(f"{number}?x")
-        assert [moves.has_read(url) for url in ("0?y", "1", "2", f"{MAX_READ}")] == [True, False, True, True]
+        assert [moves.has_read(url) for url in ("0?y", "1", "2", f"{MAX_CONFIRMED_PATHS}")] == [
+            True,
+            False,
+            True,
+            True,
+        ]
 
     async def test_a_redirect_of_a_url_to_itself_is_not_remembered(self):
-        moves = Moves(str)
+        moves = Redirects(str)
         moves.learn("a", "a")
         assert moves.now("a") == "a"

@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from push_to_poll_client import FeedError
-from push_to_poll_client._http.origins import http_url
-from push_to_poll_client._http.response import Patience, read_body
-from push_to_poll_client._http.transport import closed_if_failed, unwinding
+from push_to_poll_client._http.origins import parse_http_url
+from push_to_poll_client._http.response import Deadline, read_body
+from push_to_poll_client._http.transport import close_on_failure, unwinding
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,7 @@ class Stream:
 
 
 async def connect(stream, *events, url="https://feed.example/"):
-    async with closed_if_failed(url) as extensions:
+    async with close_on_failure(url) as extensions:
         for event in events:
             await extensions["trace"](event, {"return_value": stream})
         raise TimeoutError
@@ -49,10 +49,10 @@ async def test_a_failed_connect_closes_its_socket_unless_tls_was_completed(event
 
 async def test_a_socket_stays_open_after_success_and_plain_http_is_not_traced():
     stream = Stream()
-    async with closed_if_failed("https://feed.example/") as extensions:
+    async with close_on_failure("https://feed.example/") as extensions:
         await extensions["trace"]("connection.connect_tcp.complete", {"return_value": stream})
     assert not stream.closed
-    async with closed_if_failed("http://feed.example/") as extensions:
+    async with close_on_failure("http://feed.example/") as extensions:
         assert extensions == {}
 
 
@@ -96,7 +96,7 @@ async def test_a_body_that_is_too_large_has_its_innermost_generator_ended():
                 ended.append("inner")
 
     with pytest.raises(FeedError, match="more than 1 bytes"):
-        await read_body(Response(), 1, "the feed", Patience(30, 0))
+        await read_body(Response(), 1, "the feed", Deadline(30, 0))
     assert ended == ["inner"]
 
 
@@ -111,11 +111,11 @@ async def test_an_error_while_a_body_is_unwound_is_suppressed():
 
 @pytest.mark.parametrize("url", ["http://feed.example", "https://me:pw@feed.example:8443/path?query"])
 def test_http_url_parses_the_host_of_a_url(url):
-    assert http_url(url).host == "feed.example"
+    assert parse_http_url(url).host == "feed.example"
 
 
 @pytest.mark.parametrize("url", ["http://feed.example:c4n4ry/", "ws://feed.example", "/path", "http://"])
 def test_http_url_refuses_an_invalid_url_without_showing_its_contents(url):
     with pytest.raises(ValueError, match="url is") as raised:
-        http_url(url)
+        parse_http_url(url)
     assert "c4n4ry" not in str(raised.value)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from push_to_poll_client._exceptions import FeedRefused
 from push_to_poll_client._http import origins
-from push_to_poll_client._http.origins import MAX_SECRET, Hidden
-from push_to_poll_client._http.response import link
+from push_to_poll_client._http.origins import MAX_SECRET, URLSecrets
+from push_to_poll_client._http.response import find_link
 from tests.web.test_client import CDN, ask, origin, refused, serve
 
 pytestmark = pytest.mark.anyio
@@ -92,7 +92,7 @@ async def test_the_secret_is_masked_in_the_error_about_an_invalid_link(serve):
     serve(httpx.Response(200, headers={"link": f"<https://h:{SENT}/>; rel=next"}))
     answer = await ask(bot(), bot().address({}))
     with pytest.raises(Exception, match="by what is no URL") as failed:
-        link(answer, "next")
+        find_link(answer, "next")
     check_is_hidden(str(failed.value))
 
 
@@ -105,7 +105,7 @@ def test_feeds_with_different_secrets_have_different_identities():
 
 
 def test_one_secret_may_be_contained_in_another():
-    hidden = Hidden("https://h/{a}/{b}?key={a}", {"a": "12", "b": "123"})
+    hidden = URLSecrets("https://h/{a}/{b}?key={a}", {"a": "12", "b": "123"})
     assert hidden.url == "https://h/12/123?key=12"
     assert hidden.shown(hidden.url) == "https://h/{a}/{b}?key=…"
 
@@ -132,6 +132,6 @@ def test_invalid_secrets_are_refused_and_not_shown(template, secrets, error, tex
 
 @given(st.text(min_size=6, max_size=20), st.sampled_from(["", ":@", "/?#&="]))
 def test_a_secret_is_masked_in_plain_and_in_percent_encoded_form(secret, safe):
-    hidden = Hidden("https://h/{s}", {"s": secret})
+    hidden = URLSecrets("https://h/{s}", {"s": secret})
     written = quote(secret, safe=safe, errors="surrogatepass")
     assert hidden.masked(f"x{written}y{secret}z") == "x{s}y{s}z" or secret in "x{s}y{s}z"

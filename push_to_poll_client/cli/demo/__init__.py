@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 
-LEAST_LIVE = 10
+MIN_LIVE = 10
 """Fewer leave no room for four faults."""
 
 
@@ -48,12 +48,12 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UsageError: A number is too small, or what it needs is not installed.
     """
-    if options.backlog < 0 or options.live < LEAST_LIVE:
-        raise UsageError(f"--backlog must be at least 0 and --live at least {LEAST_LIVE}")
+    if options.backlog < 0 or options.live < MIN_LIVE:
+        raise UsageError(f"--backlog must be at least 0 and --live at least {MIN_LIVE}")
     if find_spec("uvicorn") is None:
         raise UsageError("the demo needs a server: pip install 'push-to-poll-client[serve]'")
     directory = Path(tempfile.mkdtemp(prefix="push-to-poll-demo-"))
-    code = _conducted(directory, options)
+    code = _run_demo(directory, options)
     if code is Exit.BUG:
         print(f"FAILED; what the consumer logged and the handler wrote is in {directory}")
     else:
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _conducted(directory: Path, options: argparse.Namespace) -> Exit:
+def _run_demo(directory: Path, options: argparse.Namespace) -> Exit:
     try:
         with _sigterm_raises(), Demo(directory, backlog=options.backlog, live=options.live) as demo:
             return Exit.DONE if demo.run() else Exit.BUG

@@ -14,14 +14,14 @@ from typing import Any, Self
 
 from push_to_poll_client.cli.demo._consumer import FLUSH_INTERVAL
 from push_to_poll_client.cli.demo._figures import (
-    Fault,
+    FaultPeriod,
     HandlerFile,
     beyond_g7,
     latencies,
     percentile,
     processed_twice,
 )
-from push_to_poll_client.cli.demo._processes import PATIENCE, ConsumerProcess, Server
+from push_to_poll_client.cli.demo._processes import STEP_TIMEOUT, ConsumerProcess, ServerProcess
 
 __all__ = [
     "Demo",
@@ -78,14 +78,14 @@ class Demo:
         self._live = live
         self._screen = Screen()
         self._handled = HandlerFile(directory / "handled")
-        self._faults: list[Fault] = []
+        self._faults: list[FaultPeriod] = []
         self._broken: tuple[float, Callable[[dict[str, Any]], bool]] | None = None
         self._live_since = 0.0
         self._polls_before = 0
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            self._server = stack.enter_context(contextlib.closing(Server(self._backlog)))
+            self._server = stack.enter_context(contextlib.closing(ServerProcess(self._backlog)))
             consumer = ConsumerProcess(self._directory, self._server.places)
             self._consumer = stack.enter_context(contextlib.closing(consumer))
             self._stack = stack.pop_all()
@@ -173,12 +173,12 @@ class Demo:
         """Read what the handler wrote, and see whether what was broken is mended."""
         self._handled.read()
         if self._broken is not None and self._broken[1](self._server.stats()):
-            self._faults.append(Fault(self._broken[0], time.monotonic()))
+            self._faults.append(FaultPeriod(self._broken[0], time.monotonic()))
             self._broken = None
 
     def _wait(self, happened: Callable[[], bool], what: str) -> None:
         """Until it happened, or patience ends: what is missing then is counted as lost."""
-        ends = time.monotonic() + PATIENCE
+        ends = time.monotonic() + STEP_TIMEOUT
         while not happened() and time.monotonic() < ends:
             self._look()
             self._screen.show(f"{what}: {len(self._handled.ids):,} processed")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 __all__ = [
-    "Fault",
-    "Handled",
+    "FaultPeriod",
+    "HandlerCall",
     "HandlerFile",
     "Latencies",
-    "Pushed",
+    "ObservedPush",
     "beyond_g7",
     "latencies",
     "percentile",
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 
-class Handled(NamedTuple):
+class HandlerCall(NamedTuple):
     """One line of the handler: it was entered with this message.
 
     Attributes:
@@ -39,7 +39,7 @@ class Handled(NamedTuple):
         return self.entered - self.published
 
 
-class Pushed(NamedTuple):
+class ObservedPush(NamedTuple):
     """One push, as the server recorded it. The demo publishes one message at a time, so each has its own.
 
     Attributes:
@@ -53,7 +53,7 @@ class Pushed(NamedTuple):
     sent: int
 
 
-class Fault(NamedTuple):
+class FaultPeriod(NamedTuple):
     """A time in which something was broken, from the order to the observed recovery."""
 
     began: float
@@ -65,7 +65,7 @@ class HandlerFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines: list[Handled] = []
+        self.lines: list[HandlerCall] = []
         self.ids: set[str] = set()
         self._rest = b""
         self._offset = 0
@@ -81,16 +81,16 @@ class HandlerFile:
         *lines, self._rest = (self._rest + new).split(b"\n")
         for line in lines:
             name, published, entered, pid = line.decode().split()
-            self.lines.append(Handled(name, float(published), float(entered), int(pid)))
+            self.lines.append(HandlerCall(name, float(published), float(entered), int(pid)))
             self.ids.add(name)
 
 
-def processed_twice(lines: Iterable[Handled]) -> set[str]:
+def processed_twice(lines: Iterable[HandlerCall]) -> set[str]:
     """The ids with which the handler was entered more than once."""
     return {name for name, times in Counter(line.id for line in lines).items() if times > 1}
 
 
-def beyond_g7(lines: Sequence[Handled], *, killed: int, flush_interval: float) -> set[str]:
+def beyond_g7(lines: Sequence[HandlerCall], *, killed: int, flush_interval: float) -> set[str]:
     """The ids that were processed again although G7 does not allow it.
 
     A kill may cost what the killed process did since its last commit: the end of its lines, entered within
@@ -102,13 +102,13 @@ def beyond_g7(lines: Sequence[Handled], *, killed: int, flush_interval: float) -
         flush_interval: That of the consumer, in seconds.
     """
     last = max((line.entered for line in lines if line.pid == killed), default=0.0)
-    entered: dict[str, list[Handled]] = defaultdict(list)
+    entered: dict[str, list[HandlerCall]] = defaultdict(list)
     for line in lines:
         entered[line.id].append(line)
     return {name for name in processed_twice(lines) if not _allowed(entered[name], killed, last - flush_interval)}
 
 
-def _allowed(entered: list[Handled], killed: int, since: float) -> bool:
+def _allowed(entered: list[HandlerCall], killed: int, since: float) -> bool:
     by_killed = [line for line in entered if line.pid == killed]
     return len(entered) == 2 and len(by_killed) == 1 and by_killed[0].entered >= since
 
@@ -129,7 +129,9 @@ class Latencies(NamedTuple):
     fault: list[float]
 
 
-def latencies(lines: Iterable[Handled], pushes: Sequence[Pushed], faults: Sequence[Fault]) -> Latencies:
+def latencies(
+    lines: Iterable[HandlerCall], pushes: Sequence[ObservedPush], faults: Sequence[FaultPeriod]
+) -> Latencies:
     """Sort the messages by what brought them, each by the first time that the handler was entered with it."""
     found = Latencies([], [], [], [])
     sent = {push.id: push.at for push in pushes if push.sent}

@@ -10,18 +10,18 @@ from typing import Any
 
 import httpx
 
-from push_to_poll_client.cli.demo._figures import Pushed
+from push_to_poll_client.cli.demo._figures import ObservedPush
 
-__all__ = ["ConsumerProcess", "Server"]
+__all__ = ["ConsumerProcess", "ServerProcess"]
 
-PATIENCE = 20.0
+STEP_TIMEOUT = 20.0
 """Seconds for what should happen at once."""
 
 # Not from the directory that it happens to be typed in.
-_RUN = [sys.executable, "-P", "-m"]
+_PYTHON_MODULE = [sys.executable, "-P", "-m"]
 
 
-class Server:
+class ServerProcess:
     """The reference server, in its own process.
 
     Args:
@@ -29,7 +29,7 @@ class Server:
     """
 
     def __init__(self, backlog: int) -> None:
-        command = [*_RUN, "push_to_poll_client.testing.server", f"--backlog={backlog}", "--until-eof"]
+        command = [*_PYTHON_MODULE, "push_to_poll_client.testing.server", f"--backlog={backlog}", "--until-eof"]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
@@ -50,9 +50,9 @@ class Server:
         counters: dict[str, Any] = self.http.get("/stats").json()
         return counters
 
-    def pushes(self) -> list[Pushed]:
+    def pushes(self) -> list[ObservedPush]:
         """Each push that was due."""
-        return [Pushed(push["cursor"], push["at"], push["sent"]) for push in self.http.get("/pushes").json()]
+        return [ObservedPush(push["cursor"], push["at"], push["sent"]) for push in self.http.get("/pushes").json()]
 
     def published(self) -> set[str]:
         """The ids in the feed, read by plain HTTP, which is not what is to be treated badly."""
@@ -65,7 +65,7 @@ class Server:
     def close(self) -> None:
         """End it."""
         self.http.close()
-        self.process.communicate(timeout=PATIENCE)
+        self.process.communicate(timeout=STEP_TIMEOUT)
 
 
 class ConsumerProcess:
@@ -84,7 +84,7 @@ class ConsumerProcess:
         self._log = (directory / "consumer.log").open("ab")
         self._environment = {**os.environ, "no_proxy": "127.0.0.1"}
         self._command = [
-            *_RUN,
+            *_PYTHON_MODULE,
             "push_to_poll_client.cli.demo._consumer",
             places["url"],
             places["push_url"],
@@ -116,7 +116,7 @@ class ConsumerProcess:
             Its exit code.
         """
         self._process.send_signal(signal.SIGTERM)
-        self._process.communicate(timeout=PATIENCE)
+        self._process.communicate(timeout=STEP_TIMEOUT)
         return self._process.returncode
 
     def close(self) -> None:

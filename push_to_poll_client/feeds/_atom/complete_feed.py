@@ -19,69 +19,69 @@ import msgspec
 from push_to_poll_client._exceptions import FeedError, FeedRefused
 from push_to_poll_client._http.caching import fresh_for
 from push_to_poll_client._http.origins import without_secrets
-from push_to_poll_client._http.response import Answer
+from push_to_poll_client._http.response import Response
 from push_to_poll_client._json import Decoder
 from push_to_poll_client._types import MAX_CURSOR, Message
 from push_to_poll_client.feeds._atom.constructs import Instant
 from push_to_poll_client.feeds._atom.entry import AtomEntry, messages_of
-from push_to_poll_client.feeds._atom.parser import Document, Found, Source, read_document
-from push_to_poll_client.feeds._newest_first_cursor import KEPT, MOST_KEPT
-from push_to_poll_client.feeds._newest_first_walk import Leaf
+from push_to_poll_client.feeds._atom.parser import AtomDocument, ElementSource, RawEntry, read_document
+from push_to_poll_client.feeds._newest_first_cursor import MAX_OLDER_DIGESTS, MAX_TOP_DIGESTS
+from push_to_poll_client.feeds._newest_first_walk import Document
 
 __all__ = [
-    "Absent",
-    "Kept",
-    "Memory",
-    "compared",
-    "leaf_of",
-    "noted",
-    "recalled",
+    "EntryState",
+    "EntryStates",
+    "MissingDocuments",
+    "decode_note",
+    "document_from_response",
+    "encode_note",
+    "find_deletions",
 ]
 
 
-MOST_TIMES = 3
+NOT_FOUND_ATTEMPTS = 3
 """Not found (404) so often, a document is taken for gone: a deployment is over then."""
 
-WAIT = 60.0
+NOT_FOUND_WAIT = 60.0
 """Seconds in between."""
 
 MOST_ADDRESSES = 16
 """Remembered: one for each consumer of the feed."""
 
 
-class Absent:
+class MissingDocuments:
     """Documents of one feed that others led to."""
 
     def __init__(self) -> None:
         self._times: OrderedDict[str, int] = OrderedDict()
 
-    def is_gone(self, address: str, answer: Answer) -> bool:
+    def is_gone(self, address: str, answer: Response) -> bool:
         """Whether there is no such document any more. 410 says so; of 404 nobody knows for how long it is true.
 
         Raises:
             FeedError: It is to be asked for again: what is taken for gone once is never asked for again.
         """
         times = self._times.pop(address, 0) + 1
-        if answer.status != HTTPStatus.NOT_FOUND or times >= MOST_TIMES:
+        if answer.status != HTTPStatus.NOT_FOUND or times >= NOT_FOUND_ATTEMPTS:
             return answer.status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
         self._times[address] = times
         if len(self._times) > MOST_ADDRESSES:
             self._times.popitem(last=False)
-        wait = max(WAIT, answer.retry_after or 0.0)
+        wait = max(NOT_FOUND_WAIT, answer.retry_after or 0.0)
         raise FeedError(f"{answer.where} led to a document that is not found (404)", retry_after=wait)
 
 
 MOST_UNPACKED = 4 * 1024 * 1024
 """Bytes that a note may become: ours are below a tenth of that."""
 
-_DIGEST = 12
-_BESIDE = 5_000
+_DIGEST_LENGTH = 12
+_CURSOR_OVERHEAD = 5_000
 """Characters of a cursor for what is neither a digest nor the note."""
 
 _COMMENT = "It is no longer in its feed, which is complete."
 
 
-class Kept(NamedTuple):
+class EntryState(NamedTuple):
     """What is remembered of an entry.
 
     Attributes:
@@ -95,14 +95,14 @@ class Kept(NamedTuple):
     gone: bool = False
 
 
-Memory = Mapping[str, Kept]
+EntryStates = Mapping[str, EntryState]
 """By the ids of entries."""
 
-_decode_rows = Decoder(list[tuple[str, Kept]]).decode
+_decode_rows = Decoder(list[tuple[str, EntryState]]).decode
 
 
-def recalled(note: str) -> Memory:
-    """What `noted` wrote; nothing if it is not that."""
+def decode_note(note: str) -> EntryStates:
+    """What `encode_note` wrote; nothing if it is not that."""
     try:
         text = zlib.decompressobj().decompress(urlsafe_b64decode(note), MOST_UNPACKED)
         memory = dict(_decode_rows(text))
@@ -113,7 +113,7 @@ def recalled(note: str) -> Memory:
     return memory
 
 
-def noted(memory: Memory, messages: int) -> str:
+def encode_note(memory: EntryStates, messages: int) -> str:
     """What can be written into a cursor: all that is there, and of what is gone as much as there is room for.
 
     Args:
@@ -123,19 +123,21 @@ def noted(memory: Memory, messages: int) -> str:
     Returns:
         "" if there is no room for all that is there.
     """
-    room = MAX_CURSOR - _BESIDE - _DIGEST * (min(messages, MOST_KEPT) + 2 * KEPT)
+    room = (
+        MAX_CURSOR - _CURSOR_OVERHEAD - _DIGEST_LENGTH * (min(messages, MAX_TOP_DIGESTS) + 2 * MAX_OLDER_DIGESTS)
+    )
     here = sorted((name, kept) for name, kept in memory.items() if not kept.gone)
     gone = [(name, kept) for name, kept in memory.items() if kept.gone]
-    while len(note := _packed([*here, *gone])) > room:
+    while len(note := _compress([*here, *gone])) > room:
         if not gone:
             return ""
         gone = gone[: len(gone) // 2]
     return note
 
 
-def compared(
-    before: Memory, entries: Sequence[Found], messages: Sequence[Message]
-) -> tuple[list[AtomEntry], Memory]:
+def find_deletions(
+    before: EntryStates, entries: Sequence[RawEntry], messages: Sequence[Message]
+) -> tuple[list[AtomEntry], EntryStates]:
     """What is gone, and what is to be remembered.
 
     Args:
@@ -146,38 +148,40 @@ def compared(
     named = {found.name for found in entries}
     if "" in named:  # it could be any of those that seem to be gone
         return [], before
-    here = _here(before, messages)
+    here = _present_entries(before, messages)
     lost = {name: kept for name, kept in before.items() if name not in here}
     gone = {name: kept._replace(again=kept.again + 1, gone=True) for name, kept in lost.items() if not kept.gone}
     deletions = [_deletion(name, before[name]) for name in gone if name not in named]
     return deletions, here | gone | {name: kept for name, kept in lost.items() if kept.gone}
 
 
-def _here(before: Memory, messages: Sequence[Message]) -> dict[str, Kept]:
+def _present_entries(before: EntryStates, messages: Sequence[Message]) -> dict[str, EntryState]:
     """Of an entry that cannot be read stays what was known."""
-    here: dict[str, Kept] = {}
+    here: dict[str, EntryState] = {}
     for message in messages:
         if not isinstance(message, AtomEntry):
             here |= {message.id: before[message.id]} if message.id in before else {}
         elif not message.deleted:
             again = before[message.entry_id].again if message.entry_id in before else 0
-            here.setdefault(message.entry_id, Kept(message.order, again))
+            here.setdefault(message.entry_id, EntryState(message.order, again))
     return here
 
 
-def _deletion(name: str, kept: Kept) -> AtomEntry:
+def _deletion(name: str, kept: EntryState) -> AtomEntry:
     markup = (
         f'<deleted-entry xmlns="http://purl.org/atompub/tombstones/1.0" ref={quoteattr(name)} '
         f'when="{kept.order}Z"><comment>{_COMMENT}</comment></deleted-entry>'
     )
-    return AtomEntry(Source(markup.encode()), name, Instant.read(kept.order), deleted=True, again=kept.again)
+    return AtomEntry(
+        ElementSource(markup.encode()), name, Instant.read(kept.order), deleted=True, again=kept.again
+    )
 
 
-def _packed(rows: Sequence[tuple[str, Kept]]) -> str:
+def _compress(rows: Sequence[tuple[str, EntryState]]) -> str:
     return urlsafe_b64encode(zlib.compress(msgspec.json.encode(rows))).decode()
 
 
-def leaf_of(answer: Answer, note: str, *, newest: bool, most: int) -> Leaf:
+def document_from_response(answer: Response, note: str, *, newest: bool, most: int) -> Document:
     """Read a document.
 
     Args:
@@ -194,16 +198,16 @@ def leaf_of(answer: Answer, note: str, *, newest: bool, most: int) -> Leaf:
         raise FeedError(f"{answer.where} sent nothing where a document should be ({answer.status})")
     content_type = answer.headers.get("content-type", "")
     try:
-        document = read_document(answer.body, content_type, _base(answer), most=most)
+        document = read_document(answer.body, content_type, _base_url(answer), most=most)
         messages, note = (
-            _all_there_is(document, note) if document.complete else (messages_of(document.entries), "")
+            _complete_messages(document, note) if document.complete else (messages_of(document.entries), "")
         )
     except ValueError as error:
         raise FeedError(f"{answer.where} sent a document that {error}", retry_after=answer.retry_after) from None
     if newest:
         _check_is_newest(document, answer)
     archive = None if document.complete else document.links.get("prev-archive")
-    return Leaf(
+    return Document(
         messages,
         older=archive or (None if document.complete else document.links.get("next")),
         stable=archive is not None,
@@ -217,24 +221,24 @@ def leaf_of(answer: Answer, note: str, *, newest: bool, most: int) -> Leaf:
     )
 
 
-def _all_there_is(document: Document, note: str) -> tuple[list[Message], str]:
+def _complete_messages(document: AtomDocument, note: str) -> tuple[list[Message], str]:
     """The messages of a complete feed, of what is gone the newest, and what is to be remembered of them."""
-    before = recalled(note)
+    before = decode_note(note)
     again = {name: kept.again for name, kept in before.items()}
     messages = messages_of(document.entries, again)
-    deletions, memory = compared(before, document.entries, messages)
-    return [*deletions, *messages], noted(memory, len(messages))
+    deletions, memory = find_deletions(before, document.entries, messages)
+    return [*deletions, *messages], encode_note(memory, len(messages))
 
 
-def _base(answer: Answer) -> str:
+def _base_url(answer: Response) -> str:
     """Without the query, in which a secret may be, and to which nothing is relative but "" and "?"."""
     return str(httpx.URL(answer.url).copy_with(query=None, fragment=None))
 
 
-def _check_is_newest(document: Document, answer: Answer) -> None:
+def _check_is_newest(document: AtomDocument, answer: Response) -> None:
     """An archive does not change (RFC 5005 §4): whoever begins there would never see anything new."""
     current = document.links.get("current")
-    if document.archive and current is not None and current not in {answer.url, _base(answer)}:
+    if document.archive and current is not None and current not in {answer.url, _base_url(answer)}:
         raise FeedRefused(
             f"{answer.where} is an archive of a feed, which does not change; give the URL of its newest document, "
             f"{without_secrets(current)}"

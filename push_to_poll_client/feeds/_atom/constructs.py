@@ -10,18 +10,18 @@ from xml.sax.saxutils import escape
 
 from push_to_poll_client._http.headers import http_date
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.feeds._atom.parser import ATOM, XML, resolved
+from push_to_poll_client.feeds._atom.parser import ATOM, XML, resolve_reference
 
 __all__ = [
     "AtomCategory",
     "AtomLink",
     "AtomPerson",
     "AtomText",
+    "ElementReader",
     "Instant",
-    "Parts",
-    "division",
-    "html_within",
-    "xml_within",
+    "inner_html",
+    "inner_xml",
+    "xhtml_div",
 ]
 
 
@@ -65,7 +65,7 @@ class Instant(NamedTuple):
         if seconds is None:
             raise ValueError(f"{quoted(text, 40)} is no date by RFC 3339")
         time = datetime.fromtimestamp(seconds, UTC)
-        return cls(_written(time, time.second, ""), time)
+        return cls(_format_instant(time, time.second, ""), time)
 
     @classmethod
     def _of(cls, found: re.Match[str]) -> "Instant":
@@ -78,7 +78,7 @@ class Instant(NamedTuple):
             time = datetime(year, month, day, *clock, tzinfo=_zone(found))
         except ValueError as error:
             raise ValueError(f"{quoted(found[0])} is no date: {error}") from None
-        return cls(_written(time, second, fraction), time)
+        return cls(_format_instant(time, second, fraction), time)
 
     @property
     def order(self) -> str:
@@ -93,7 +93,7 @@ def _zone(found: re.Match[str]) -> timezone:
     return timezone(-offset if found[8] == "-" else offset)
 
 
-def _written(time: datetime, second: int, fraction: str) -> str:
+def _format_instant(time: datetime, second: int, fraction: str) -> str:
     minute = _in_utc(time).isoformat(timespec="minutes")[:16]
     return f"{minute}:{second:02}{'.' if fraction else ''}{fraction}Z"
 
@@ -107,41 +107,41 @@ def _in_utc(time: datetime) -> datetime:
 
 
 _XHTML = "{http://www.w3.org/1999/xhtml}"
-_OF_HTML = (_XHTML, "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1998/Math/MathML}")
+_HTML_NAMESPACES = (_XHTML, "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1998/Math/MathML}")
 """What a parser of HTML knows without being told: there are no namespaces in HTML."""
 
 
-def division(element: Element) -> Element:
+def xhtml_div(element: Element) -> Element:
     """The `div` in which a text construct has its XHTML (RFC 4287 §3.1.1.3); without one, the construct."""
     found = element.find(f"{_XHTML}div")
     return element if found is None else found
 
 
-def html_within(element: Element) -> str:
+def inner_html(element: Element) -> str:
     """What stands in an element, as HTML."""
     copy = deepcopy(element)
     for one in copy.iter():
-        one.tag = _of_html(one.tag)
+        one.tag = _html_tag(one.tag)
     copy.tag, copy.tail = "div", None
     copy.attrib.clear()
     text = tostring(copy, encoding="unicode", method="html")
     return text[text.index(">") + 1 : text.rindex("<")]
 
 
-def xml_within(element: Element) -> str:
+def inner_xml(element: Element) -> str:
     """What stands in an element, each child with the namespaces that it needs."""
     children = (tostring(child, encoding="unicode") for child in element)
     return escape(element.text or "") + "".join(children)
 
 
-def _of_html(tag: str) -> str:
+def _html_tag(tag: str) -> str:
     """HTML has its own names, in which every browser reads SVG and MathML, too."""
-    return tag.removeprefix(next((uri for uri in _OF_HTML if tag.startswith(uri)), ""))
+    return tag.removeprefix(next((uri for uri in _HTML_NAMESPACES if tag.startswith(uri)), ""))
 
 
 _BASE = f"{{{XML}base"
 _REGISTERED = "http://www.iana.org/assignments/relation/"
-_XML = ("+xml", "/xml")
+_XML_SUFFIXES = ("+xml", "/xml")
 
 
 class AtomText(NamedTuple):
@@ -209,7 +209,7 @@ class AtomCategory(NamedTuple):
     label: str = ""
 
 
-class Parts:
+class ElementReader:
     """Reads the parts of an entry.
 
     Args:
@@ -227,12 +227,12 @@ class Parts:
     def said(self, name: str) -> str | None:
         """The text of a child, without the space around it; `None`: there is none."""
         child = self._entry.find(f"{{{ATOM}{name}")
-        return None if child is None else _said(child)
+        return None if child is None else _text_content(child)
 
     def text(self, name: str, space: str = ATOM) -> AtomText | None:
         """A text construct, or the content; `None`: there is none."""
         child = self._entry.find(f"{{{space}{name}")
-        return None if child is None else _text(child, self._base_of(child))
+        return None if child is None else _text_construct(child, self._base_of(child))
 
     def links(self) -> Iterator[AtomLink]:
         """Those that have a target."""
@@ -240,7 +240,7 @@ class Parts:
             if (href := child.get("href")) is not None:
                 relation = child.get("rel", "").strip().removeprefix(_REGISTERED) or "alternate"
                 about = (child.get(name, "") for name in AtomLink._fields[2:])
-                yield AtomLink(resolved(self._base_of(child), href), relation, *about)
+                yield AtomLink(resolve_reference(self._base_of(child), href), relation, *about)
 
     def persons(self, name: str) -> Iterator[AtomPerson]:
         """Authors or contributors: the entry's, else those of the feed that it was taken from (§4.2.1).
@@ -250,11 +250,11 @@ class Parts:
         entry = self._entry
         found = entry.findall(f"{{{ATOM}{name}") or entry.findall(f"{{{ATOM}source/{{{ATOM}{name}")
         for child in found:
-            person = Parts(child)
+            person = ElementReader(child)
             uri = person.said("uri")
             base = self._base_of(child)
             yield AtomPerson(
-                person.said("name") or "", resolved(base, uri) if uri else "", person.said("email") or ""
+                person.said("name") or "", resolve_reference(base, uri) if uri else "", person.said("email") or ""
             )
 
     def categories(self) -> Iterator[AtomCategory]:
@@ -264,20 +264,22 @@ class Parts:
                 yield AtomCategory(term, child.get("scheme", ""), child.get("label", ""))
 
     def _base_of(self, child: Element) -> str:
-        return resolved(self.base, child.get(_BASE, ""))
+        return resolve_reference(self.base, child.get(_BASE, ""))
 
 
-def _said(element: Element) -> str:
+def _text_content(element: Element) -> str:
     return "".join(element.itertext()).strip()
 
 
-def _text(element: Element, base: str) -> AtomText:
+def _text_construct(element: Element, base: str) -> AtomText:
     kind = element.get("type", "text").strip()
     src = element.get("src")
     if src is not None:
-        return AtomText("", kind if "type" in element.attrib else "", base, resolved(base, src))
+        return AtomText("", kind if "type" in element.attrib else "", base, resolve_reference(base, src))
     if kind == "xhtml":
-        div = division(element)
-        return AtomText(html_within(div), kind, base if div is element else resolved(base, div.get(_BASE, "")))
-    markup = kind.partition(";")[0].strip().lower().endswith(_XML)
-    return AtomText(xml_within(element).strip() if markup else _said(element), kind, base)
+        div = xhtml_div(element)
+        return AtomText(
+            inner_html(div), kind, base if div is element else resolve_reference(base, div.get(_BASE, ""))
+        )
+    markup = kind.partition(";")[0].strip().lower().endswith(_XML_SUFFIXES)
+    return AtomText(inner_xml(element).strip() if markup else _text_content(element), kind, base)

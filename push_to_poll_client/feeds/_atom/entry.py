@@ -10,17 +10,24 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._types import DeadLetter, Message, UnreadableMessage
 from push_to_poll_client._validation import quoted
-from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText, Instant, Parts
+from push_to_poll_client.feeds._atom.constructs import (
+    AtomCategory,
+    AtomLink,
+    AtomPerson,
+    AtomText,
+    ElementReader,
+    Instant,
+)
 from push_to_poll_client.feeds._atom.parser import (
     ATOM,
     MAX_DEPTH,
     TOMBSTONES,
-    Found,
-    NoXML,
-    Source,
-    local,
+    ElementSource,
+    InvalidXML,
+    RawEntry,
+    local_name,
     new_parser,
-    run,
+    run_parser,
 )
 from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, unreadable_key
 
@@ -30,17 +37,17 @@ __all__ = [
     "UnreadableEntry",
     "entry_of",
     "messages_of",
-    "order",
     "outline",
     "parse",
-    "restored",
+    "restore_entry",
+    "sort_key",
 ]
 
 
 MAX_ELEMENTS = 100_000
 """Of an entry: some 30 MB in memory. A book has as many."""
 
-_MOST_SHOWN = 12
+_MAX_SHOWN = 12
 
 
 def parse(raw: bytes) -> Element:
@@ -53,7 +60,7 @@ def parse(raw: bytes) -> Element:
     parser.StartElementHandler = builder.start
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.tree.data
-    run(parser, raw)
+    run_parser(parser, raw)
     return builder.tree.close()
 
 
@@ -61,10 +68,10 @@ def outline(root: Element) -> str:
     """The names of what stands in an element, without what is said there: that may be secret."""
     names = Counter(child.tag for child in root)
     shown = [
-        f"{local(name)} ({count})" if count > 1 else local(name)
-        for name, count in islice(names.items(), _MOST_SHOWN)
+        f"{local_name(name)} ({count})" if count > 1 else local_name(name)
+        for name, count in islice(names.items(), _MAX_SHOWN)
     ]
-    return ", ".join([*shown, "..."] if len(names) > _MOST_SHOWN else shown) or "nothing"
+    return ", ".join([*shown, "..."] if len(names) > _MAX_SHOWN else shown) or "nothing"
 
 
 class _Builder:
@@ -76,9 +83,9 @@ class _Builder:
         self._depth += 1
         self._elements += 1
         if self._depth > MAX_DEPTH:
-            raise NoXML(f"has more than {MAX_DEPTH} elements within each other")
+            raise InvalidXML(f"has more than {MAX_DEPTH} elements within each other")
         if self._elements > MAX_ELEMENTS:
-            raise NoXML(f"has more than {MAX_ELEMENTS} elements")
+            raise InvalidXML(f"has more than {MAX_ELEMENTS} elements")
         self.tree.start(_clark(name), {_clark(key): value for key, value in attributes.items()})
 
     def end(self, name: str) -> None:
@@ -91,7 +98,7 @@ def _clark(name: str) -> str:
 
 
 _ENTRY = f"{{{ATOM}entry"
-_DELETED = f"{{{TOMBSTONES}deleted-entry"
+_DELETED_ENTRY = f"{{{TOMBSTONES}deleted-entry"
 
 
 class AtomEntry(Message):
@@ -119,7 +126,7 @@ class AtomEntry(Message):
 
     def __init__(
         self,
-        source: Source,
+        source: ElementSource,
         entry_id: str,
         instant: Instant,
         *,
@@ -127,7 +134,7 @@ class AtomEntry(Message):
         again: int = 0,
         names: tuple[str, str] | None = None,
     ) -> None:
-        name, key = names or _names(entry_id, instant.text, again, deleted=deleted)
+        name, key = names or _id_and_key(entry_id, instant.text, again, deleted=deleted)
         super().__init__(name, key=key)
         self._source = source
         self._entry_id = entry_id
@@ -143,7 +150,7 @@ class AtomEntry(Message):
             UndecodableMessage: It is none, or its id or its date is missing or cannot be read.
         """
         try:
-            return _read(entry)
+            return _read_standalone(entry)
         except ValueError as error:
             raise UndecodableMessage(f"an entry cannot be read: it {error}") from error
 
@@ -241,11 +248,11 @@ class AtomEntry(Message):
         return self._source.alone
 
     @property
-    def _parts(self) -> Parts:
-        return Parts(self.data)
+    def _parts(self) -> ElementReader:
+        return ElementReader(self.data)
 
 
-def entry_of(found: Found, *, again: int = 0, names: tuple[str, str] | None = None) -> AtomEntry:
+def entry_of(found: RawEntry, *, again: int = 0, names: tuple[str, str] | None = None) -> AtomEntry:
     """The message of an entry.
 
     Args:
@@ -268,32 +275,32 @@ def entry_of(found: Found, *, again: int = 0, names: tuple[str, str] | None = No
     return AtomEntry(found.source, found.name, instant, deleted=found.deleted, again=again, names=names)
 
 
-def restored(letter: DeadLetter) -> Message:
+def restore_entry(letter: DeadLetter) -> Message:
     """The message of a dead letter; an `UnreadableMessage` if it still is one."""
     try:
-        return _read(letter.raw, (letter.id, letter.key))
+        return _read_standalone(letter.raw, (letter.id, letter.key))
     except ValueError as error:
         why = UndecodableMessage(f"an entry cannot be read: it {error}")
         return UnreadableMessage(letter.id, why, key=letter.key, raw=letter.raw)
 
 
-def _read(entry: bytes, names: tuple[str, str] | None = None) -> AtomEntry:
+def _read_standalone(entry: bytes, names: tuple[str, str] | None = None) -> AtomEntry:
     """An entry that is a document of its own."""
     root = parse(entry)
-    if root.tag not in {_ENTRY, _DELETED}:
-        raise ValueError(f"is no entry of Atom: its root is {local(root.tag)}")
-    deleted = root.tag == _DELETED
-    said = (root.get("ref"), root.get("when")) if deleted else map(Parts(root).said, ("id", "updated"))
+    if root.tag not in {_ENTRY, _DELETED_ENTRY}:
+        raise ValueError(f"is no entry of Atom: its root is {local_name(root.tag)}")
+    deleted = root.tag == _DELETED_ENTRY
+    said = (root.get("ref"), root.get("when")) if deleted else map(ElementReader(root).said, ("id", "updated"))
     name, when = ((text or "").strip() for text in said)
     try:
-        message = entry_of(Found(Source(entry), name, when, deleted), names=names)
+        message = entry_of(RawEntry(ElementSource(entry), name, when, deleted), names=names)
     except ValueError as error:
         raise ValueError(f"{error}; there is {outline(root)}") from None
     message._element = root  # noqa: SLF001
     return message
 
 
-def _names(entry_id: str, instant: str, again: int, *, deleted: bool) -> tuple[str, str]:
+def _id_and_key(entry_id: str, instant: str, again: int, *, deleted: bool) -> tuple[str, str]:
     """Id and dedupe key. The length of an id tells where it ends."""
     name, key = f"{entry_id}@{instant}", f"{len(entry_id)}:{entry_id}:{instant}"
     if deleted:
@@ -301,8 +308,8 @@ def _names(entry_id: str, instant: str, again: int, *, deleted: bool) -> tuple[s
     return (f"{name} ({again})", f"{key}:{again}") if again else (name, key)
 
 
-_NEWEST = "9999"
-_NEVER: Mapping[str, int] = MappingProxyType({})
+_NEWEST_SORT_KEY = "9999"
+_NEVER_DELETED: Mapping[str, int] = MappingProxyType({})
 
 
 class UnreadableEntry(UnreadableMessage):
@@ -316,7 +323,7 @@ class UnreadableEntry(UnreadableMessage):
 
     __slots__ = ("order",)
 
-    def __init__(self, found: Found, why: str, order: str) -> None:
+    def __init__(self, found: RawEntry, why: str, order: str) -> None:
         key = unreadable_key(found.source.markup)
         name = found.name if 0 < len(found.name) <= MAX_ID else key
         error = UndecodableMessage(f"an entry cannot be read: it {why}; its publisher has to correct it")
@@ -324,12 +331,12 @@ class UnreadableEntry(UnreadableMessage):
         self.order = order
 
 
-def order(message: Message) -> str:
+def sort_key(message: Message) -> str:
     """What sorts the messages of this feed from the oldest to the newest."""
     return message.order if isinstance(message, AtomEntry | UnreadableEntry) else ""
 
 
-def messages_of(entries: Sequence[Found], again: Mapping[str, int] = _NEVER) -> list[Message]:
+def messages_of(entries: Sequence[RawEntry], again: Mapping[str, int] = _NEVER_DELETED) -> list[Message]:
     """The messages of a document, the newest first; of the same instant those that stand first.
 
     Args:
@@ -339,11 +346,11 @@ def messages_of(entries: Sequence[Found], again: Mapping[str, int] = _NEVER) -> 
     Raises:
         ValueError: Too many cannot be read.
     """
-    return sorted(_read_each(entries, again), key=order, reverse=True)
+    return sorted(_read_each(entries, again), key=sort_key, reverse=True)
 
 
-def _read_each(entries: Sequence[Found], again: Mapping[str, int]) -> Iterator[Message]:
-    beside, unreadable = _NEWEST, 0
+def _read_each(entries: Sequence[RawEntry], again: Mapping[str, int]) -> Iterator[Message]:
+    beside, unreadable = _NEWEST_SORT_KEY, 0
     for found in entries:
         try:
             message: Message = entry_of(found, again=0 if found.deleted else again.get(found.name, 0))
@@ -351,12 +358,12 @@ def _read_each(entries: Sequence[Found], again: Mapping[str, int]) -> Iterator[M
             unreadable += 1
             if unreadable > MAX_UNREADABLE:
                 raise ValueError(f"has more than {MAX_UNREADABLE} unreadable entries") from None
-            message = UnreadableEntry(found, f"{error}; there is {_outlined(found)}", beside)
-        beside = order(message)
+            message = UnreadableEntry(found, f"{error}; there is {_describe_entry(found)}", beside)
+        beside = sort_key(message)
         yield message
 
 
-def _outlined(found: Found) -> str:
+def _describe_entry(found: RawEntry) -> str:
     try:
         return outline(parse(found.source.alone))
     except ValueError:

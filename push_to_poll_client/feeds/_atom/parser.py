@@ -24,17 +24,17 @@ __all__ = [
     "MAX_URL",
     "TOMBSTONES",
     "XML",
-    "Document",
-    "Found",
-    "NoXML",
+    "AtomDocument",
+    "ElementSource",
+    "InvalidXML",
+    "RawEntry",
     "Scope",
-    "Source",
     "as_utf8",
-    "local",
+    "local_name",
     "new_parser",
     "read_document",
-    "resolved",
-    "run",
+    "resolve_reference",
+    "run_parser",
     "start_tag",
 ]
 
@@ -45,7 +45,7 @@ MAX_DEPTH = 100
 MAX_TAG = 1024 * 1024
 """Bytes of a tag, a comment or a processing instruction. It bounds its attributes, each of which takes 100."""
 
-_PIECE = 256 * 1024
+_PIECE_SIZE = 256 * 1024
 
 ATOM = "http://www.w3.org/2005/Atom}"
 HISTORY = "http://purl.org/syndication/history/1.0}"
@@ -53,7 +53,7 @@ TOMBSTONES = "http://purl.org/atompub/tombstones/1.0}"
 XML = "http://www.w3.org/XML/1998/namespace}"
 """What stands before a name of RFC 4287, RFC 5005, RFC 6721 and XML itself."""
 
-_ENDS_EARLY = frozenset(
+_TRUNCATED_ERRORS = frozenset(
     expat.errors.codes[text]
     for text in (
         expat.errors.XML_ERROR_NO_ELEMENTS,
@@ -64,7 +64,7 @@ _ENDS_EARLY = frozenset(
 )
 
 
-class NoXML(ValueError):
+class InvalidXML(ValueError):
     """A document is not to be parsed; the text goes on after its name."""
 
 
@@ -76,7 +76,7 @@ def new_parser() -> expat.XMLParserType:
     return parser
 
 
-def run(parser: expat.XMLParserType, document: bytes) -> None:
+def run_parser(parser: expat.XMLParserType, document: bytes) -> None:
     """Parse a document, in UTF-8.
 
     Raises:
@@ -84,43 +84,45 @@ def run(parser: expat.XMLParserType, document: bytes) -> None:
         ValueError: A handler said so.
     """
     try:
-        for start in range(0, len(document), _PIECE):
-            piece = document[start : start + _PIECE]
+        for start in range(0, len(document), _PIECE_SIZE):
+            piece = document[start : start + _PIECE_SIZE]
             parser.Parse(piece, False)  # noqa: FBT003  # it takes no keywords
             if start + len(piece) - parser.CurrentByteIndex > MAX_TAG:
-                raise NoXML(f"has a tag or a comment of more than {MAX_TAG} bytes")
+                raise InvalidXML(f"has a tag or a comment of more than {MAX_TAG} bytes")
         parser.Parse(b"", True)  # noqa: FBT003
     except expat.ExpatError as error:
-        what = "ends in the middle" if error.code in _ENDS_EARLY else expat.ErrorString(error.code)
-        raise NoXML(f"is no well-formed XML: {what} at line {error.lineno}, column {error.offset}") from None
+        what = "ends in the middle" if error.code in _TRUNCATED_ERRORS else expat.ErrorString(error.code)
+        raise InvalidXML(f"is no well-formed XML: {what} at line {error.lineno}, column {error.offset}") from None
 
 
-def local(name: str) -> str:
+def local_name(name: str) -> str:
     """A name without its namespace, fit to be shown."""
     return quoted(name.rpartition("}")[2], 40)
 
 
 def _refuse_doctype(name: str, *_: object) -> None:
-    raise NoXML(f"declares a doctype {quoted(name, 40)}, which no feed needs and is refused: it can be an attack")
+    raise InvalidXML(
+        f"declares a doctype {quoted(name, 40)}, which no feed needs and is refused: it can be an attack"
+    )
 
 
-_MARKS = (
+_BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),  # before that of UTF-16, which it begins with
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_UNMARKED = {b"<\0": "utf-16-le", b"\0<": "utf-16-be"}
+_UTF16_WITHOUT_BOM = {b"<\0": "utf-16-le", b"\0<": "utf-16-be"}
 
-_IN_HTTP = re.compile(r';[ \t]*charset[ \t]*=[ \t]*"?([^\s";]+)', re.IGNORECASE)
-_IN_XML = re.compile(rb"""<\?xml[^>]{1,200}?\sencoding\s{0,20}=\s{0,20}["']([^"'>]*)""")
+_HTTP_CHARSET = re.compile(r';[ \t]*charset[ \t]*=[ \t]*"?([^\s";]+)', re.IGNORECASE)
+_XML_ENCODING = re.compile(rb"""<\?xml[^>]{1,200}?\sencoding\s{0,20}=\s{0,20}["']([^"'>]*)""")
 _CODEC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,39}")
 
 _NOT_FOR_TEXT = frozenset({"idna", "mbcs", "oem", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"})
 """What Python can decode and no server sends; some take quadratic time."""
 
-_SAME = frozenset({"utf-8", "ascii"})
+_UTF8_CODECS = frozenset({"utf-8", "ascii"})
 """The latter is what servers say who were told nothing; what is none of it is looked at as UTF-8."""
 
 
@@ -134,25 +136,25 @@ def as_utf8(body: bytes, content_type: str) -> bytes:
     Raises:
         ValueError: The encoding is unknown, or the document is not in it.
     """
-    for mark, name in _MARKS:
+    for mark, name in _BOMS:
         if body.startswith(mark):
-            return _decoded(body[len(mark) :], name)
-    stated = _IN_HTTP.search(content_type)
+            return _transcode(body[len(mark) :], name)
+    stated = _HTTP_CHARSET.search(content_type)
     if stated:
-        return _decoded(body, stated[1])
-    unmarked = _UNMARKED.get(body[:2])
-    declared = _IN_XML.match(body)
-    return _decoded(body, unmarked or (declared[1].decode("latin-1") if declared else "utf-8"))
+        return _transcode(body, stated[1])
+    unmarked = _UTF16_WITHOUT_BOM.get(body[:2])
+    declared = _XML_ENCODING.match(body)
+    return _transcode(body, unmarked or (declared[1].decode("latin-1") if declared else "utf-8"))
 
 
-def _decoded(body: bytes, name: str) -> bytes:
+def _transcode(body: bytes, name: str) -> bytes:
     codec = _codec(name)
-    if codec in _SAME:
+    if codec in _UTF8_CODECS:
         return body
     try:
         return body.decode(codec).encode()
     except LookupError:  # a codec for something else than text
-        raise _unknown(name) from None
+        raise _unknown_encoding(name) from None
     except UnicodeError as error:
         raise ValueError(f"is not in {quoted(name)}, in which it is said to be: {quoted(error)}") from None
 
@@ -164,11 +166,11 @@ def _codec(name: str) -> str:
     except LookupError:
         codec = ""
     if not codec or codec in _NOT_FOR_TEXT:
-        raise _unknown(name)
+        raise _unknown_encoding(name)
     return codec
 
 
-def _unknown(name: str) -> ValueError:
+def _unknown_encoding(name: str) -> ValueError:
     return ValueError(f"is in the encoding {quoted(name)}, which is unknown here; ask for UTF-8")
 
 
@@ -214,7 +216,7 @@ class Scope(NamedTuple):
         }
 
 
-class Source(NamedTuple):
+class ElementSource(NamedTuple):
     """An element as it stands in its document, in UTF-8.
 
     Attributes:
@@ -234,7 +236,7 @@ class Source(NamedTuple):
         text = tag.decode()
         own = dict(_ATTRIBUTE.findall(text))
         if "xml:base" in own:
-            own["xml:base"] = quoteattr(resolved(self.scope.base, unescape(own["xml:base"][1:-1])))
+            own["xml:base"] = quoteattr(resolve_reference(self.scope.base, unescape(own["xml:base"][1:-1])))
         attributes = "".join(f" {name}={value}" for name, value in (self.scope.attributes | own).items())
         end, authors = ("/>", b"") if text.endswith("/>") else (">", self.scope.authors)
         return f"{_NAME.findall(text)[0]}{attributes}{end}".encode() + authors + self.markup[len(tag) :]
@@ -245,7 +247,7 @@ def start_tag(document: bytes, start: int = 0) -> bytes:
     return next(_START_TAG.finditer(document, start))[0]
 
 
-def resolved(base: str, reference: str) -> str:
+def resolve_reference(base: str, reference: str) -> str:
     """A reference, absolute (RFC 3986 §5.2); one that is none, or is too long, as it was written."""
     if len(base) + len(reference) > MAX_URL:
         return reference
@@ -263,39 +265,39 @@ MAX_AUTHORS = 16_384
 """Bytes of a feed's authors that its entries inherit: each that is read, and has none, has them once more. Those
 that do not fit are left out; there is room for some fifty."""
 
-MOST_DEPTH = 1_000
+MAX_DOCUMENT_DEPTH = 1_000
 """Elements within each other. Far fewer make an entry fail, alone; for each expat takes a hundred bytes."""
 
 _RELATIONS = frozenset({"next", "prev-archive", "current"})
 _REGISTERED = "http://www.iana.org/assignments/relation/"
 
-_PAGE = "is a page for people; check that the URL is that of a feed and no login page stands before it"
-_is_page = re.compile(rb"\s*+(?:<\?xml[^>]{,200}+>\s*+)?<(?:!doctype\s+)?html\b", re.IGNORECASE).match
+_HTML_PAGE_ERROR = "is a page for people; check that the URL is that of a feed and no login page stands before it"
+_is_html_page = re.compile(rb"\s*+(?:<\?xml[^>]{,200}+>\s*+)?<(?:!doctype\s+)?html\b", re.IGNORECASE).match
 
-_OTHERS = {
+_OTHER_ROOTS = {
     "rss": "is RSS, which does not say what has changed; ask its publisher for Atom",
     "http://www.w3.org/1999/02/22-rdf-syntax-ns#}RDF": "is RSS 1.0; ask its publisher for Atom",
     "http://purl.org/atom/ns#}feed": "is Atom 0.3, a draft of 2003; ask its publisher for Atom 1.0",
     f"{ATOM}entry": "is a single entry; give the URL of the feed",
     "feed": "has 'feed' for its root, but not in the namespace of Atom",
-    "html": _PAGE,
-    "http://www.w3.org/1999/xhtml}html": _PAGE,
+    "html": _HTML_PAGE_ERROR,
+    "http://www.w3.org/1999/xhtml}html": _HTML_PAGE_ERROR,
 }
 """What else a root may be."""
 
-_PARTS = (f"{ATOM}id", f"{ATOM}updated")
-_DELETED = ("ref", "when")
+_ENTRY_FIELDS = (f"{ATOM}id", f"{ATOM}updated")
+_DELETED_FIELDS = ("ref", "when")
 """What tells entries apart: elements, and of what was deleted attributes."""
 
-_MESSAGES = frozenset({f"{ATOM}entry", f"{TOMBSTONES}deleted-entry"})
+_ENTRY_TAGS = frozenset({f"{ATOM}entry", f"{TOMBSTONES}deleted-entry"})
 
 _AUTHOR, _SOURCE = f"{ATOM}author", f"{ATOM}source"
 
-_IN_FEED, _IN_ENTRY, _IN_SOURCE = 2, 3, 4
+_FEED_CHILD_DEPTH, _ENTRY_CHILD_DEPTH, _SOURCE_CHILD_DEPTH = 2, 3, 4
 """How deep what stands in them is."""
 
 
-class Found(NamedTuple):
+class RawEntry(NamedTuple):
     """An entry, or what says that one was deleted (RFC 6721), before it is read.
 
     Attributes:
@@ -305,13 +307,13 @@ class Found(NamedTuple):
         deleted: It says that an entry was deleted.
     """
 
-    source: Source
+    source: ElementSource
     name: str
     when: str
     deleted: bool
 
 
-class Document(NamedTuple):
+class AtomDocument(NamedTuple):
     """A document of a feed.
 
     Attributes:
@@ -322,14 +324,14 @@ class Document(NamedTuple):
         size: Bytes.
     """
 
-    entries: list[Found]
+    entries: list[RawEntry]
     links: Mapping[str, str]
     complete: bool
     archive: bool
     size: int
 
 
-def read_document(body: bytes, content_type: str, url: str, *, most: int) -> Document:
+def read_document(body: bytes, content_type: str, url: str, *, most: int) -> AtomDocument:
     """Read a document of a feed.
 
     Args:
@@ -344,14 +346,14 @@ def read_document(body: bytes, content_type: str, url: str, *, most: int) -> Doc
     """
     try:
         document = as_utf8(body, content_type)
-        reader = _Reader(document, url, most)
+        reader = _FeedParser(document, url, most)
         reader.run()
     except ValueError as error:
-        raise ValueError(_PAGE if _is_page(body) else str(error)) from None
-    return Document(reader.entries, reader.links, reader.complete, reader.archive, len(document))
+        raise ValueError(_HTML_PAGE_ERROR if _is_html_page(body) else str(error)) from None
+    return AtomDocument(reader.entries, reader.links, reader.complete, reader.archive, len(document))
 
 
-class _Reader:
+class _FeedParser:
     """Sees elements begin and end.
 
     Args:
@@ -360,14 +362,14 @@ class _Reader:
         most: Likewise.
 
     Attributes:
-        entries: As of a `Document`.
+        entries: As of a `AtomDocument`.
         links: Likewise.
         complete: Likewise.
         archive: Likewise.
     """
 
     def __init__(self, document: bytes, url: str, most: int) -> None:
-        self.entries: list[Found] = []
+        self.entries: list[RawEntry] = []
         self.links: dict[str, str] = {}
         self.complete = self.archive = False
         self._document = document
@@ -375,7 +377,7 @@ class _Reader:
         self._scope = Scope(base=url)
         self._namespaces: dict[str, str] = {}
         self._depth = 0
-        self._entry: _Entry | None = None
+        self._entry: _EntryBuilder | None = None
         self._heirs: list[int] = []
         self._author: int | None = None
         self._authors: list[bytes] = []
@@ -391,8 +393,8 @@ class _Reader:
             ValueError: It is not to be read; the text says why, and where.
         """
         try:
-            run(self._parser, self._document)
-        except NoXML as error:
+            run_parser(self._parser, self._document)
+        except InvalidXML as error:
             raise ValueError(f"{error}{self._place()}") from None
         self._inherit()
 
@@ -408,23 +410,23 @@ class _Reader:
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         self._depth += 1
-        if self._depth > _IN_ENTRY:
-            if self._depth > MOST_DEPTH:
-                raise NoXML(f"has more than {MOST_DEPTH} elements within each other")
-            if self._depth == _IN_SOURCE and self._entry is not None:
+        if self._depth > _ENTRY_CHILD_DEPTH:
+            if self._depth > MAX_DOCUMENT_DEPTH:
+                raise InvalidXML(f"has more than {MAX_DOCUMENT_DEPTH} elements within each other")
+            if self._depth == _SOURCE_CHILD_DEPTH and self._entry is not None:
                 self._entry.grandchild(name)
-        elif self._depth == _IN_ENTRY:
+        elif self._depth == _ENTRY_CHILD_DEPTH:
             if self._entry is not None:
                 self._parser.CharacterDataHandler = self._entry.collector(name)
-        elif self._depth == _IN_FEED:
+        elif self._depth == _FEED_CHILD_DEPTH:
             self._child(name, attributes)
         else:
             self._begin(name, attributes)
 
     def _end(self, _name: str) -> None:
-        if self._depth == _IN_ENTRY:
+        if self._depth == _ENTRY_CHILD_DEPTH:
             self._parser.CharacterDataHandler = None
-        elif self._depth == _IN_FEED:
+        elif self._depth == _FEED_CHILD_DEPTH:
             self._end_child()
         self._depth -= 1
 
@@ -437,18 +439,20 @@ class _Reader:
 
     def _begin(self, name: str, attributes: dict[str, str]) -> None:
         if name != f"{ATOM}feed":
-            raise ValueError(_OTHERS.get(name) or f"has {local(name)} for its root, and is no feed of Atom")
+            raise ValueError(
+                _OTHER_ROOTS.get(name) or f"has {local_name(name)} for its root, and is no feed of Atom"
+            )
         self._parser.StartNamespaceDeclHandler = None
-        base = resolved(self._scope.base, attributes.get(f"{XML}base", ""))
+        base = resolve_reference(self._scope.base, attributes.get(f"{XML}base", ""))
         self._scope = Scope(tuple(self._namespaces.items()), base, attributes.get(f"{XML}lang", ""))
         if self._scope.size > MAX_SCOPE:
             raise ValueError(f"declares namespaces, a base and a language of more than {MAX_SCOPE} characters")
 
     def _child(self, name: str, attributes: dict[str, str]) -> None:
-        if name in _MESSAGES:
+        if name in _ENTRY_TAGS:
             if len(self.entries) >= self._most:
                 raise ValueError(f"has more than {self._most} entries; raise max_body= if that is right")
-            self._entry = _Entry(self._parser.CurrentByteIndex, name, attributes)
+            self._entry = _EntryBuilder(self._parser.CurrentByteIndex, name, attributes)
         elif name == f"{ATOM}link":
             self._link(attributes)
         elif name == _AUTHOR:
@@ -460,19 +464,19 @@ class _Reader:
     def _link(self, attributes: dict[str, str]) -> None:
         relation = attributes.get("rel", "").strip().removeprefix(_REGISTERED).lower()
         if relation in _RELATIONS and relation not in self.links and "href" in attributes:
-            base = resolved(self._scope.base, attributes.get(f"{XML}base", ""))
-            self.links[relation] = resolved(base, attributes["href"])
+            base = resolve_reference(self._scope.base, attributes.get(f"{XML}base", ""))
+            self.links[relation] = resolve_reference(base, attributes["href"])
 
-    def _add(self, entry: "_Entry") -> None:
+    def _add(self, entry: "_EntryBuilder") -> None:
         if not entry.authored:
             self._heirs.append(len(self.entries))
-        self.entries.append(entry.found(Source(self._from(entry.start), self._scope)))
+        self.entries.append(entry.found(ElementSource(self._from(entry.start), self._scope)))
 
     def _inherit(self) -> None:
         """Give the authors of the feed, wherever in it they stand, to the entries that have none."""
         authors = b""
         for markup in self._authors:
-            alone = Source(markup, self._scope).alone
+            alone = ElementSource(markup, self._scope).alone
             authors += alone if len(authors) + len(alone) <= MAX_AUTHORS else b""
         scope = self._scope._replace(authors=authors)
         for place in self._heirs if authors else ():
@@ -491,7 +495,7 @@ class _Reader:
         return self._document.index(b">", at) + 1
 
 
-class _Entry:
+class _EntryBuilder:
     """What is known of an entry so far.
 
     Args:
@@ -510,13 +514,13 @@ class _Entry:
         self.authored = self._deleted = name == f"{TOMBSTONES}deleted-entry"
         self._said: dict[str, list[str]] = {}
         if self._deleted:
-            self._said = {part: [attributes.get(part, "")] for part in _DELETED}
+            self._said = {part: [attributes.get(part, "")] for part in _DELETED_FIELDS}
 
     def collector(self, name: str) -> Callable[[str], None] | None:
         """What is to be given the text of a child, which begins; `None`: nobody wants it."""
         self._child = name
         self.authored = self.authored or name == _AUTHOR
-        if self._deleted or name not in _PARTS or name in self._said:
+        if self._deleted or name not in _ENTRY_FIELDS or name in self._said:
             return None
         self._said[name] = []
         return self._said[name].append
@@ -525,10 +529,10 @@ class _Entry:
         """An element begins in a child."""
         self.authored = self.authored or (self._child == _SOURCE and name == _AUTHOR)
 
-    def found(self, source: Source) -> Found:
+    def found(self, source: ElementSource) -> RawEntry:
         """When it has ended."""
-        name, when = _DELETED if self._deleted else _PARTS
-        return Found(source, self._text(name), self._text(when), self._deleted)
+        name, when = _DELETED_FIELDS if self._deleted else _ENTRY_FIELDS
+        return RawEntry(source, self._text(name), self._text(when), self._deleted)
 
     def _text(self, part: str) -> str:
         return "".join(self._said.get(part, ())).strip()

@@ -8,21 +8,21 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from push_to_poll_client._exceptions import UndecodableMessage
-from push_to_poll_client._http.headers import resolved
-from push_to_poll_client._http.response import Answer, link
-from push_to_poll_client._json import SHORT, UNDECODABLE, Decoder, check_depth, check_page_depth
+from push_to_poll_client._http.headers import resolve_url
+from push_to_poll_client._http.response import Response, find_link
+from push_to_poll_client._json import DECODE_ERRORS, SAFE_LENGTH, Decoder, check_depth, check_page_depth
 from push_to_poll_client._validation import describe, quoted
-from push_to_poll_client.feeds._decoding import split
+from push_to_poll_client.feeds._decoding import split_json
 
 __all__ = [
     "LINES",
-    "Lists",
-    "Part",
+    "DeclarationMismatch",
+    "DeclaredLists",
+    "EntryList",
+    "ListSpec",
     "Path",
     "Reply",
-    "Unfit",
-    "Where",
-    "Word",
+    "Sentinel",
     "elements",
     "members",
     "outline",
@@ -36,19 +36,19 @@ Path: TypeAlias = str | int | tuple[str | int, ...]
 
 _BOM = b"\xef\xbb\xbf"
 _MEMBER = re.compile(rb'("(?:[^"\\]++|\\.)*+")\s*+:\s*+(.*)', re.DOTALL)
-_MOST_SHOWN = 12
+_MAX_SHOWN = 12
 
 _Raw: TypeAlias = bytes | msgspec.Raw
 
 _decode = Decoder().decode
 
-# These leave the values as they stand, and where they cannot, `split` finds the same.
+# These leave the values as they stand, and where they cannot, `split_json` finds the same.
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_name = msgspec.json.Decoder(str).decode
 
 
-class Unfit(Exception):
+class DeclarationMismatch(Exception):
     """An answer is not what its feed was declared to give; the text says what was declared and what was seen."""
 
 
@@ -71,7 +71,7 @@ class Reply:
         content: The body as it came, but for a mark of its encoding.
     """
 
-    def __init__(self, answer: Answer, allowed: Callable[[str], str] = str) -> None:
+    def __init__(self, answer: Response, allowed: Callable[[str], str] = str) -> None:
         self.where: str = answer.where
         self.status: int = answer.status
         self.headers: Mapping[str, str] = answer.headers
@@ -88,12 +88,12 @@ class Reply:
     @property
     def body(self) -> Any:
         """The whole body, read as JSON; `None` when it is none."""
-        return _value(self.content)
+        return _decode_or_none(self.content)
 
     def at(self, *path: str | int) -> Any:
         """What stands at a place of the body; `None`: nothing does, or it cannot be read."""
         raw = self.raw_at(*path)
-        return None if raw is None else _value(raw)
+        return None if raw is None else _decode_or_none(raw)
 
     def raw_at(self, *path: str | int) -> _Raw | None:
         """As `at`, not decoded, so that a broken part of the body spoils no other."""
@@ -116,7 +116,7 @@ class Reply:
 
     def link(self, rel: str) -> str | None:
         """The target of a `Link` header (RFC 8288), absolute; `None`: there is none."""
-        return link(self._answer, rel)
+        return find_link(self._answer, rel)
 
     def leads_to(self, text: str) -> str:
         """The URL that a text in this answer leads to, absolute, without user, password and fragment.
@@ -125,9 +125,9 @@ class Reply:
             FeedError: It is of an origin that is not trusted.
             Unfit: It is no URL.
         """
-        url = resolved(text, self.url)
+        url = resolve_url(text, self.url)
         if url is None:
-            raise Unfit("what leads on is no URL")
+            raise DeclarationMismatch("what leads on is no URL")
         return self._allowed(url)
 
 
@@ -163,25 +163,25 @@ def elements(raw: _Raw) -> Sequence[_Raw]:
     """
     try:
         return _decode_elements(raw)
-    except UNDECODABLE:
-        return list(split(bytes(raw), b"[]"))
+    except DECODE_ERRORS:
+        return list(split_json(bytes(raw), b"[]"))
 
 
 def outline(raw: _Raw) -> str:
     """What stands in a body, without what is said there: that may be secret."""
     named = [
-        f"{quoted(name, 40)}: {_kind(value)}" for name, value in islice(members(raw).items(), _MOST_SHOWN + 1)
+        f"{quoted(name, 40)}: {_json_type(value)}" for name, value in islice(members(raw).items(), _MAX_SHOWN + 1)
     ]
     if not named:
-        return _kind(raw)
-    more = ["..."] if len(named) > _MOST_SHOWN else []
-    return "{" + ", ".join((*named[:_MOST_SHOWN], *more)) + "}"
+        return _json_type(raw)
+    more = ["..."] if len(named) > _MAX_SHOWN else []
+    return "{" + ", ".join((*named[:_MAX_SHOWN], *more)) + "}"
 
 
-def _kind(raw: _Raw) -> str:
+def _json_type(raw: _Raw) -> str:
     try:
         value = _decode(raw)
-    except UNDECODABLE:
+    except DECODE_ERRORS:
         return "no JSON"
     match value:
         case dict():
@@ -194,10 +194,10 @@ def _kind(raw: _Raw) -> str:
             return {str: "string", bool: "boolean", type(None): "null"}.get(type(value), "number")
 
 
-def _value(raw: _Raw) -> Any:
+def _decode_or_none(raw: _Raw) -> Any:
     try:
         return _decode(raw)
-    except UNDECODABLE:
+    except DECODE_ERRORS:
         return None
 
 
@@ -207,14 +207,14 @@ def members(raw: _Raw | None) -> Mapping[str, _Raw]:
         return {}
     try:
         return _decode_members(raw)
-    except UNDECODABLE:
+    except DECODE_ERRORS:
         return _members_one_by_one(bytes(raw))
 
 
 def _members_one_by_one(raw: bytes) -> Mapping[str, _Raw]:
     try:
-        parts = [_member(part) for part in split(raw, b"{}")]
-    except UNDECODABLE:
+        parts = [_member(part) for part in split_json(raw, b"{}")]
+    except DECODE_ERRORS:
         return {}
     return dict(parts)
 
@@ -235,7 +235,7 @@ def _element(raw: _Raw | None, place: int) -> _Raw | None:
         return None
 
 
-class Word:
+class Sentinel:
     """Stands for itself in a declaration.
 
     Args:
@@ -249,10 +249,10 @@ class Word:
         return self._text
 
 
-LINES: Final = Word("LINES")
+LINES: Final = Sentinel("LINES")
 """The body is no JSON but lines of it (NDJSON): each is an entry."""
 
-Where: TypeAlias = Path | Word | Callable[[Any], Any]
+ListSpec: TypeAlias = Path | Sentinel | Callable[[Any], Any]
 """A path, `LINES`, or a function that is given the whole body and returns the list."""
 
 _SMALL_PAGE = 20
@@ -264,7 +264,7 @@ _decoder = msgspec.json.Decoder()
 _decode_values = msgspec.json.Decoder(list).decode
 
 
-class Part:
+class EntryList:
     """One list of a page.
 
     Its entries are decoded at once. Where in the text each of them stands is found out when somebody asks: for a
@@ -304,8 +304,8 @@ class Part:
         self.broken: bool = False
         try:
             self.entries = decode(text)
-        except UNDECODABLE:
-            self.entries, self.broken = list(map(_decoded, self._all_raws())), True
+        except DECODE_ERRORS:
+            self.entries, self.broken = list(map(_decode_entry, self._all_raws())), True
 
     def reverse(self) -> None:
         """Turn the order of the entries round."""
@@ -323,7 +323,7 @@ class Part:
         return self._raws
 
 
-class Lists:
+class DeclaredLists:
     """The lists of a page.
 
     Args:
@@ -338,13 +338,15 @@ class Lists:
         ValueError: A path is empty, or two lists have one name.
     """
 
-    def __init__(self, where: Sequence[Where], *, optional: bool) -> None:
-        self.names: list[str] = _names(where)
-        self._places = [place if callable(place) or isinstance(place, Word) else path_of(place) for place in where]
+    def __init__(self, where: Sequence[ListSpec], *, optional: bool) -> None:
+        self.names: list[str] = _list_names(where)
+        self._places = [
+            place if callable(place) or isinstance(place, Sentinel) else path_of(place) for place in where
+        ]
         self._places = self._places or [()]
         self._optional = optional
 
-    def find(self, reply: Reply, most: int) -> list[Part]:
+    def find(self, reply: Reply, most: int) -> list[EntryList]:
         """The lists of a page, in the order of their declaration.
 
         Raises:
@@ -352,51 +354,53 @@ class Lists:
         """
         places = zip(self.names, self._places, strict=True)
         parts = [self._part(name, reply, place, most) for name, place in places]
-        _check_number(sum(len(part.entries) for part in parts), most)
+        _check_entry_count(sum(len(part.entries) for part in parts), most)
         return parts
 
-    def restored(self, raw: bytes) -> Part:
+    def restored(self, raw: bytes) -> EntryList:
         """A list of one entry, by what `Part.raw` gave."""
         named = members(raw) if len(self.names) > 1 else {}
         group, text = next(iter(named.items())) if len(named) == 1 else ("", raw)
         return (
-            Part(text, _decode_alone, _alone, group) if group in self.names else Part(raw, _decode_alone, _alone)
+            EntryList(text, _decode_single, _split_single, group)
+            if group in self.names
+            else EntryList(raw, _decode_single, _split_single)
         )
 
-    def _part(self, name: str, reply: Reply, place: Any, most: int) -> Part:
+    def _part(self, name: str, reply: Reply, place: Any, most: int) -> EntryList:
         if place is LINES:
-            return _of_lines(reply.content, most, name)
+            return _list_from_lines(reply.content, most, name)
         if callable(place):
-            made = _of_array(msgspec.json.encode(place(reply.body)), f"by {_name(place)}", most, name)
+            made = _list_from_array(msgspec.json.encode(place(reply.body)), f"by {_list_name(place)}", most, name)
             made.listed = bool(made.entries)
             return made
         raw = reply.raw_at(*place)
         if raw is None or bytes(raw) == b"null":
             return self._missing(reply, place, name, listed=raw is not None)
-        return _of_array(bytes(raw), _at(place), most, name)
+        return _list_from_array(bytes(raw), _describe_location(place), most, name)
 
-    def _missing(self, reply: Reply, place: tuple[str | int, ...], name: str, *, listed: bool) -> Part:
+    def _missing(self, reply: Reply, place: tuple[str | int, ...], name: str, *, listed: bool) -> EntryList:
         if self._optional and outline(reply.content).startswith(("{", "object")):
-            empty = _of_array(b"[]", "", 0, name)
+            empty = _list_from_array(b"[]", "", 0, name)
             empty.listed = listed
             return empty
-        raise Unfit(f"there is no list {_at(place)}, but {reply.outline(*place)}")
+        raise DeclarationMismatch(f"there is no list {_describe_location(place)}, but {reply.outline(*place)}")
 
 
-def _of_array(text: bytes, where: str, most: int, group: str) -> Part:
+def _list_from_array(text: bytes, where: str, most: int, group: str) -> EntryList:
     try:
         if len(text) > _SMALL_PAGE * most and text.count(b",") >= most:  # else it cannot have as many
-            _check_number(sum(1 for _ in islice(split(text, b"[]"), most + 1)), most)
-        return Part(text, _decode_list, elements, group)
+            _check_entry_count(sum(1 for _ in islice(split_json(text, b"[]"), most + 1)), most)
+        return EntryList(text, _decode_list, elements, group)
     except ValueError:
-        raise Unfit(f"there is no list {where}, but {outline(text)}") from None
+        raise DeclarationMismatch(f"there is no list {where}, but {outline(text)}") from None
 
 
-def _of_lines(text: bytes, most: int, group: str) -> Part:
-    _check_number(text.count(b"\n"), most)
-    part = Part(text, _decode_lines, _lines, group)
+def _list_from_lines(text: bytes, most: int, group: str) -> EntryList:
+    _check_entry_count(text.count(b"\n"), most)
+    part = EntryList(text, _decode_lines, _split_lines, group)
     if part.broken and isinstance(part.entries[-1], UndecodableMessage) and not text.endswith(b"\n"):
-        raise Unfit(f"the body is no lines of JSON, or ends in the middle of one: {outline(text)}")
+        raise DeclarationMismatch(f"the body is no lines of JSON, or ends in the middle of one: {outline(text)}")
     return part
 
 
@@ -406,55 +410,57 @@ def _decode_list(text: _Raw) -> list[Any]:
 
 
 def _decode_lines(text: _Raw) -> list[Any]:
-    lines = _lines(text)
-    if max(map(len, lines), default=0) > SHORT:
+    lines = _split_lines(text)
+    if max(map(len, lines), default=0) > SAFE_LENGTH:
         for line in lines:
             check_depth(line)
     return list(map(_decoder.decode, lines))  # decode_lines() lets a value go on in the next line
 
 
-def _lines(text: _Raw) -> list[bytes]:
+def _split_lines(text: _Raw) -> list[bytes]:
     return [line for line in bytes(text).split(b"\n") if line.strip(_SPACE)]
 
 
-def _decode_alone(text: _Raw) -> list[Any]:
+def _decode_single(text: _Raw) -> list[Any]:
     check_depth(text)
     return [_decoder.decode(text)]
 
 
-def _alone(text: _Raw) -> list[_Raw]:
+def _split_single(text: _Raw) -> list[_Raw]:
     return [text]
 
 
-def _decoded(raw: _Raw) -> Any:
+def _decode_entry(raw: _Raw) -> Any:
     try:
         check_depth(raw)
         return _decoder.decode(raw)
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         return UndecodableMessage(f"an entry is no JSON: {describe(error)}")
 
 
-def _check_number(number: int, most: int) -> None:
+def _check_entry_count(number: int, most: int) -> None:
     if number > most:
-        raise Unfit(
+        raise DeclarationMismatch(
             f"a page has more than {most} entries; ask for smaller pages, or raise max_body= if that is right"
         )
 
 
-def _at(place: tuple[str | int, ...]) -> str:
+def _describe_location(place: tuple[str | int, ...]) -> str:
     return f"at {' / '.join(map(repr, place))}" if place else "of entries"
 
 
-def _names(where: Sequence[Where]) -> list[str]:
+def _list_names(where: Sequence[ListSpec]) -> list[str]:
     """The last of a list's path, or all of it where lists would have one name."""
     for name in (lambda path: path[-1:], lambda path: path):
-        names = [_name(place, name) for place in where] if len(where) > 1 else [""]
+        names = [_list_name(place, name) for place in where] if len(where) > 1 else [""]
         if len({*names}) == len(names):
             return names
     raise ValueError(f"two lists have one name: {', '.join(names)}")
 
 
-def _name(place: Where, part: Callable[[tuple[str | int, ...]], tuple[str | int, ...]] = lambda path: path) -> str:
-    if isinstance(place, Word) or callable(place):
+def _list_name(
+    place: ListSpec, part: Callable[[tuple[str | int, ...]], tuple[str | int, ...]] = lambda path: path
+) -> str:
+    if isinstance(place, Sentinel) or callable(place):
         return getattr(place, "__name__", repr(place))
     return ".".join(map(str, part(path_of(place))))

@@ -11,9 +11,18 @@ import msgspec
 from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._types import Cursor, DeadLetter, Message, UnreadableMessage
 from push_to_poll_client._validation import describe
-from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, UNREADABLE, unreadable_key
-from push_to_poll_client.feeds._paged.body import Lists, Part, Reply, Unfit, Where, Word, outline, text_of
-from push_to_poll_client.feeds._paged.readers import Field, FieldOf, texts
+from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, UNREADABLE_KEY_PREFIX, unreadable_key
+from push_to_poll_client.feeds._paged.body import (
+    DeclarationMismatch,
+    DeclaredLists,
+    EntryList,
+    ListSpec,
+    Reply,
+    Sentinel,
+    outline,
+    text_of,
+)
+from push_to_poll_client.feeds._paged.readers import Field, FieldSpec, texts_of
 
 __all__ = [
     "CONTENTS",
@@ -50,7 +59,7 @@ class Entry(Message):
         type: str = "",
         time: Any = None,
         deleted: bool = False,  # noqa: FBT001, FBT002  # likewise
-        part: Part | None = None,
+        part: EntryList | None = None,
         place: int = 0,
     ) -> None:
         self._id = id
@@ -84,7 +93,7 @@ class Entry(Message):
         return super().raw if self._part is None else self._part.raw(self._place)
 
 
-CONTENTS: Final = Word("CONTENTS")
+CONTENTS: Final = Sentinel("CONTENTS")
 """For a feed of states that names no versions: what the entry says, and from which cursor it was read. What comes
 later is another message, also when it says again what it said before, and so is an old page that the server serves
 once more at a later cursor. What comes again because pages are fetched again, one of which failed, is not. With
@@ -122,35 +131,35 @@ class Entries:
 
     def __init__(
         self,
-        *where: Where,
+        *where: ListSpec,
         optional: bool = False,
-        id: FieldOf = "id",
-        version: FieldOf | Word | None = None,
-        key: FieldOf | None = None,
-        type: FieldOf | None = None,
-        time: FieldOf | None = None,
-        deleted: FieldOf | None = None,
+        id: FieldSpec = "id",
+        version: FieldSpec | Sentinel | None = None,
+        key: FieldSpec | None = None,
+        type: FieldSpec | None = None,
+        time: FieldSpec | None = None,
+        deleted: FieldSpec | None = None,
         deletions: str | None = None,
         newest_first: bool = False,
         only: Callable[[Any], Any] | None = None,
     ) -> None:
-        self._lists = Lists(where, optional=optional)
+        self._lists = DeclaredLists(where, optional=optional)
         if deletions is not None and (not deletions or deletions not in self._lists.names):
             raise ValueError(f"deletions is {deletions!r}, which is the name of none of several lists")
         if only is not None and not callable(only):
             raise TypeError(f"only is {only!r}; give a function of an entry")
-        if isinstance(version, Word) and version is not CONTENTS:
+        if isinstance(version, Sentinel) and version is not CONTENTS:
             raise TypeError(f"version is {version!r}; give a path, a function of an entry, or CONTENTS")
         self._deletions = deletions
         self._id = Field(id)
         self._by_contents = version is CONTENTS
-        self._version = None if isinstance(version, Word) else _field(version)
-        self._key, self._type, self._time, self._deleted = map(_field, (key, type, time, deleted))
+        self._version = None if isinstance(version, Sentinel) else _optional_field(version)
+        self._key, self._type, self._time, self._deleted = map(_optional_field, (key, type, time, deleted))
         self._newest_first = newest_first
         self._only = only
         self._proved = False
 
-    def find(self, reply: Reply, most: int) -> list[Part]:
+    def find(self, reply: Reply, most: int) -> list[EntryList]:
         """The lists of a page, in its order; tells the reply of them.
 
         Raises:
@@ -162,11 +171,11 @@ class Entries:
             for part in parts:
                 part.reverse()
         reply.size = sum(len(part.entries) for part in parts)
-        reply.entries = [entry for part in parts for entry in _readable(part)]
+        reply.entries = [entry for part in parts for entry in _readable_entries(part)]
         reply.listed = any(part.listed for part in parts)
         return parts
 
-    def read(self, parts: Sequence[Part], *, each: Field | None, start: Cursor | None) -> list[Message]:
+    def read(self, parts: Sequence[EntryList], *, each: Field | None, start: Cursor | None) -> list[Message]:
         """The messages of a page.
 
         Args:
@@ -187,50 +196,50 @@ class Entries:
         """The message of a dead letter; an `UnreadableMessage` if it still is one, or is to be passed over."""
         part = self._lists.restored(letter.raw)
         try:
-            if self._only is not None and not self._only(_entries(part, [0])[0]):
+            if self._only is not None and not self._only(_entries_at(part, [0])[0]):
                 return UnreadableMessage(
                     letter.id, UndecodableMessage(_PASSED_OVER), key=letter.key, raw=letter.raw
                 )
-            name = self._name_of(part) if letter.key.startswith(UNREADABLE) else letter.id
+            name = self._name_of(part) if letter.key.startswith(UNREADABLE_KEY_PREFIX) else letter.id
             return self._made(part, [0], [name], [letter.key], None)[0]
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
-            return UnreadableMessage(letter.id, _unreadable_by(error), key=letter.key, raw=letter.raw)
+            return UnreadableMessage(letter.id, _as_decode_error(error), key=letter.key, raw=letter.raw)
 
     def _found(
-        self, part: Part, places: range, each: Field | None, start: Cursor | None, unreadable: list[Message]
+        self, part: EntryList, places: range, each: Field | None, start: Cursor | None, unreadable: list[Message]
     ) -> Sequence[Message]:
         """All at once; when something is wrong with one of them each half alone, down to that one."""
         try:
             return self._messages(part, places, each, start)
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
             if len(places) == 1:
-                unreadable.append(_unreadable(part, places[0], error, each))
+                unreadable.append(_unreadable_message(part, places[0], error, each))
                 return unreadable[-1:]
-        _check_number(unreadable)
+        _check_unreadable_count(unreadable)
         middle = len(places) // 2
         halves = [self._found(part, half, each, start, unreadable) for half in (places[:middle], places[middle:])]
         return [message for half in halves for message in half]
 
     def _messages(
-        self, part: Part, places: Sequence[int], each: Field | None, start: Cursor | None
+        self, part: EntryList, places: Sequence[int], each: Field | None, start: Cursor | None
     ) -> Sequence[Message]:
         """Of the entries at these places, if all of them can be read; without those that are passed over."""
-        entries = _entries(part, places)
+        entries = _entries_at(part, places)
         if self._only is not None:
             places = [place for place, entry in zip(places, entries, strict=True) if self._only(entry)]
             entries = [part.entries[place] for place in places]
         ids, keys = self._names(part, entries, start)
-        return self._made(part, places, ids, keys, None if each is None else texts(each.of_all(entries)))
+        return self._made(part, places, ids, keys, None if each is None else texts_of(each.of_all(entries)))
 
     def _made(
         self,
-        part: Part,
+        part: EntryList,
         places: Sequence[int],
         ids: Sequence[str],
         keys: Sequence[str],
         cursors: Sequence[Cursor | None] | None,
     ) -> list[Message]:
-        entries = _entries(part, places)
+        entries = _entries_at(part, places)
         return list(
             map(
                 Entry,
@@ -246,9 +255,9 @@ class Entries:
             )
         )
 
-    def _names(self, part: Part, entries: Sequence[Any], start: Cursor | None) -> tuple[list[str], list[str]]:
+    def _names(self, part: EntryList, entries: Sequence[Any], start: Cursor | None) -> tuple[list[str], list[str]]:
         """Ids and dedupe keys."""
-        names = _all_there(texts(self._id.of_all(entries)), f"an entry has no id at {self._id}")
+        names = _require_all(texts_of(self._id.of_all(entries)), f"an entry has no id at {self._id}")
         versions = self._versions(part, entries, start)
         ids = keys = names
         if versions is not None:
@@ -257,57 +266,59 @@ class Entries:
             group = f":{part.group}:" if part.group else ":"
             keys = [f"{len(name)}{group}{whole}" for name, whole in zip(names, ids, strict=True)]
         if self._key is not None:
-            given = texts(self._key.of_all(entries))
+            given = texts_of(self._key.of_all(entries))
             keys = [own or key for own, key in zip(given, keys, strict=True)]
         _check_names(ids, keys)
         return ids, keys
 
-    def _name_of(self, part: Part) -> str:
-        return self._names(part, _entries(part, [0]), None)[0][0]
+    def _name_of(self, part: EntryList) -> str:
+        return self._names(part, _entries_at(part, [0]), None)[0][0]
 
-    def _versions(self, part: Part, entries: Sequence[Any], start: Cursor | None) -> list[str] | None:
+    def _versions(self, part: EntryList, entries: Sequence[Any], start: Cursor | None) -> list[str] | None:
         """`None`: they have none."""
         if self._by_contents:
             return _digests(entries, start, part.group)
         if self._version is None:
             return None
-        versions = texts(self._version.of_all(entries))
+        versions = texts_of(self._version.of_all(entries))
         if None not in versions:
             return versions  # type: ignore[return-value]  # as was looked at
         known = zip(versions, _digests(entries, start, part.group), self._deletes(part, entries), strict=False)
         versions = [digest if version is None and gone else version for version, digest, gone in known]
-        return _all_there(versions, f"an entry has no version at {self._version}")
+        return _require_all(versions, f"an entry has no version at {self._version}")
 
-    def _types(self, part: Part, entries: Sequence[Any]) -> Iterable[str]:
+    def _types(self, part: EntryList, entries: Sequence[Any]) -> Iterable[str]:
         if self._type is None:
             return repeat(part.group)
-        return [what or part.group for what in texts(self._type.of_all(entries))]
+        return [what or part.group for what in texts_of(self._type.of_all(entries))]
 
-    def _deletes(self, part: Part, entries: Sequence[Any]) -> Iterable[bool]:
+    def _deletes(self, part: EntryList, entries: Sequence[Any]) -> Iterable[bool]:
         if part.group == self._deletions:
             return repeat(True)  # noqa: FBT003  # each of them
         return repeat(False) if self._deleted is None else map(bool, self._deleted.of_all(entries))  # noqa: FBT003
 
     def _check(self, messages: Sequence[Message], unreadable: Sequence[Message]) -> None:
         """A page in which nothing can be read is one that was declared wrongly, as long as none was read."""
-        _check_number(unreadable)
+        _check_unreadable_count(unreadable)
         if unreadable and len(unreadable) == len(messages) and not self._proved:
             first = unreadable[0]
-            raise Unfit(f"no entry of the first page can be read; of {outline(first.raw)}: {first.error}")
+            raise DeclarationMismatch(
+                f"no entry of the first page can be read; of {outline(first.raw)}: {first.error}"
+            )
         self._proved = self._proved or bool(messages)
 
 
-def _field(where: FieldOf | None) -> Field | None:
+def _optional_field(where: FieldSpec | None) -> Field | None:
     return None if where is None else Field(where)
 
 
-def _readable(part: Part) -> list[Any]:
+def _readable_entries(part: EntryList) -> list[Any]:
     if not part.broken:
         return part.entries
     return [entry for entry in part.entries if not isinstance(entry, UndecodableMessage)]
 
 
-def _entries(part: Part, places: Sequence[int]) -> Sequence[Any]:
+def _entries_at(part: EntryList, places: Sequence[int]) -> Sequence[Any]:
     """Raises what stands in place of one that cannot be decoded."""
     entries = part.entries if len(places) == len(part.entries) else [part.entries[place] for place in places]
     for entry in entries if part.broken else ():
@@ -316,7 +327,7 @@ def _entries(part: Part, places: Sequence[int]) -> Sequence[Any]:
     return entries
 
 
-def _all_there(column: list[str | None], otherwise: str) -> list[str]:
+def _require_all(column: list[str | None], otherwise: str) -> list[str]:
     if None in column:
         raise UndecodableMessage(otherwise)
     return column  # type: ignore[return-value]  # as was looked at
@@ -328,9 +339,9 @@ def _check_names(ids: Sequence[str], keys: Sequence[str]) -> None:
         raise UndecodableMessage(f"an entry's id or key is longer than {MAX_ID} characters, or has a NUL in it")
 
 
-def _check_number(unreadable: Sequence[Message]) -> None:
+def _check_unreadable_count(unreadable: Sequence[Message]) -> None:
     if len(unreadable) > MAX_UNREADABLE:
-        raise Unfit(f"a page has more than {MAX_UNREADABLE} unreadable entries")
+        raise DeclarationMismatch(f"a page has more than {MAX_UNREADABLE} unreadable entries")
 
 
 def _digests(entries: Sequence[Any], start: Cursor | None, group: str) -> list[str]:
@@ -344,15 +355,15 @@ def _digests(entries: Sequence[Any], start: Cursor | None, group: str) -> list[s
     return digests
 
 
-def _unreadable(part: Part, place: int, error: Exception, each: Field | None) -> UnreadableMessage:
+def _unreadable_message(part: EntryList, place: int, error: Exception, each: Field | None) -> UnreadableMessage:
     raw, entry, cursor = part.raw(place), part.entries[place], None
     if each is not None and not isinstance(entry, UndecodableMessage):
         with suppress(Exception):
             cursor = text_of(each(entry))
     name = unreadable_key(raw)
-    return UnreadableMessage(name, _unreadable_by(error), key=name, cursor=cursor, raw=raw)
+    return UnreadableMessage(name, _as_decode_error(error), key=name, cursor=cursor, raw=raw)
 
 
-def _unreadable_by(error: Exception) -> UndecodableMessage:
+def _as_decode_error(error: Exception) -> UndecodableMessage:
     why = error if isinstance(error, UndecodableMessage) else f"an entry cannot be read: {describe(error)}"
     return UndecodableMessage(f"{why}; correct the declaration, or ask its publisher")

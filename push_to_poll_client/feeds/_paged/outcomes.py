@@ -11,8 +11,8 @@ from push_to_poll_client.feeds._paged.body import Reply, text_of
 from push_to_poll_client.feeds._paged.readers import Condition, reader
 
 __all__ = [
-    "Meaning",
     "Outcome",
+    "OutcomeResult",
     "closed",
     "expired",
     "gap",
@@ -25,7 +25,7 @@ __all__ = [
 
 
 @dataclass(slots=True)
-class Meaning:
+class OutcomeResult:
     """What an answer was found to mean.
 
     Attributes:
@@ -43,7 +43,7 @@ class Meaning:
     retry_after: float | None = None
 
 
-Apply: TypeAlias = Callable[[Reply, Meaning, str], None]
+Apply: TypeAlias = Callable[[Reply, OutcomeResult, str], None]
 
 
 class Outcome:
@@ -60,7 +60,7 @@ class Outcome:
         self._apply = apply
         self._text = text
 
-    def look(self, reply: Reply, meaning: Meaning, where: str) -> None:
+    def look(self, reply: Reply, meaning: OutcomeResult, where: str) -> None:
         """Look at an answer."""
         if self._when(reply):
             self._apply(reply, meaning, where)
@@ -69,9 +69,9 @@ class Outcome:
         return f"{self._text}({self._when})"
 
 
-def meaning(outcomes: Sequence[Outcome], reply: Reply, where: str) -> Meaning:
+def apply_outcomes(outcomes: Sequence[Outcome], reply: Reply, where: str) -> OutcomeResult:
     """What an answer means; of several errors the first counts."""
-    found = Meaning()
+    found = OutcomeResult()
     for outcome in outcomes:
         outcome.look(reply, found, where)
     return found
@@ -84,11 +84,11 @@ def expired(when: Condition, *, start: Condition | None = None) -> Outcome:
         when: Whether that is so: `status(410)`, `from_body("error", "code").equals("syncStateNotFound")`.
         start: Reads the cursor that the feed offers to start from; `None`: it offers none.
     """
-    offered = _nothing if start is None else reader(start)
+    offered = _read_nothing if start is None else reader(start)
 
-    def apply(reply: Reply, found: Meaning, where: str) -> None:
+    def apply(reply: Reply, found: OutcomeResult, where: str) -> None:
         text = f"{where} no longer knows the cursor (status {reply.status})"
-        _fail(found, CursorExpired(text, start=text_of(offered(reply))))
+        _set_error(found, CursorExpired(text, start=text_of(offered(reply))))
 
     return Outcome(when, apply, "expired")
 
@@ -96,8 +96,8 @@ def expired(when: Condition, *, start: Condition | None = None) -> Outcome:
 def restart(when: Condition) -> Outcome:
     """The pages changed under the walk: `ChainRestart`, from the saved cursor again, at once."""
 
-    def apply(reply: Reply, found: Meaning, where: str) -> None:
-        _fail(found, ChainRestart(f"{where} says that its pages changed (status {reply.status})"))
+    def apply(reply: Reply, found: OutcomeResult, where: str) -> None:
+        _set_error(found, ChainRestart(f"{where} says that its pages changed (status {reply.status})"))
 
     return Outcome(when, apply, "restart")
 
@@ -109,11 +109,11 @@ def throttled(when: Condition, *, after: Condition | float | None = None) -> Out
         when: Whether it does.
         after: Seconds, or reads them; `None`: as the headers say, else the consumer's backoff.
     """
-    seconds = _seconds(after)
+    seconds = _seconds_reader(after)
 
-    def apply(reply: Reply, found: Meaning, where: str) -> None:
+    def apply(reply: Reply, found: OutcomeResult, where: str) -> None:
         text = f"{where} asks to be left alone (status {reply.status}); it is asked again later"
-        _fail(found, FeedError(text, retry_after=seconds(reply)))
+        _set_error(found, FeedError(text, retry_after=seconds(reply)))
 
     return Outcome(when, apply, "throttled")
 
@@ -121,8 +121,8 @@ def throttled(when: Condition, *, after: Condition | float | None = None) -> Out
 def gone(when: Condition) -> Outcome:
     """The feed is gone for good: `FeedGone`."""
 
-    def apply(reply: Reply, found: Meaning, where: str) -> None:
-        _fail(found, FeedGone(f"{where} says that it is gone for good (status {reply.status})"))
+    def apply(reply: Reply, found: OutcomeResult, where: str) -> None:
+        _set_error(found, FeedGone(f"{where} says that it is gone for good (status {reply.status})"))
 
     return Outcome(when, apply, "gone")
 
@@ -134,21 +134,21 @@ def not_ready(when: Condition, *, after: Condition | float | None = None) -> Out
         when: Whether that is so, whatever the status.
         after: Seconds until it is worth asking again, or reads them; `None`: as ever.
     """
-    seconds = _seconds(after)
+    seconds = _seconds_reader(after)
 
-    def apply(reply: Reply, found: Meaning, _where: str) -> None:
+    def apply(reply: Reply, found: OutcomeResult, _where: str) -> None:
         found.empty = True
-        found.retry_after = _later(found.retry_after, seconds(reply))
+        found.retry_after = _longest_wait(found.retry_after, seconds(reply))
 
     return Outcome(when, apply, "not_ready")
 
 
 def pause(after: Condition) -> Outcome:
     """The server asks to be left alone after a success, in its body or a header of its own; read in seconds."""
-    seconds = _seconds(reader(after))
+    seconds = _seconds_reader(reader(after))
 
-    def apply(reply: Reply, found: Meaning, _where: str) -> None:
-        found.retry_after = _later(found.retry_after, seconds(reply))
+    def apply(reply: Reply, found: OutcomeResult, _where: str) -> None:
+        found.retry_after = _longest_wait(found.retry_after, seconds(reply))
 
     return Outcome(lambda _: True, apply, "pause")
 
@@ -156,7 +156,7 @@ def pause(after: Condition) -> Outcome:
 def closed(when: Condition) -> Outcome:
     """The feed has ended: when this page is settled, nothing will ever follow. The status may be an error's."""
 
-    def apply(_reply: Reply, found: Meaning, _where: str) -> None:
+    def apply(_reply: Reply, found: OutcomeResult, _where: str) -> None:
         found.closed = True
 
     return Outcome(when, apply, "closed")
@@ -175,30 +175,30 @@ def gap(when: Condition, what: str = "the server says that it left messages out"
     if not isinstance(what, str) or not what:
         raise TypeError(f"what is {what!r}; give a str that says what may be missing")
 
-    def apply(_reply: Reply, found: Meaning, _where: str) -> None:
+    def apply(_reply: Reply, found: OutcomeResult, _where: str) -> None:
         found.gap = what
 
     return Outcome(when, apply, "gap")
 
 
-def _fail(found: Meaning, error: FeedError) -> None:
+def _set_error(found: OutcomeResult, error: FeedError) -> None:
     found.error = found.error or error
 
 
-def _nothing(_reply: Reply) -> None:
+def _read_nothing(_reply: Reply) -> None:
     """Reads what was not declared."""
 
 
-def _seconds(after: Condition | float | None) -> Callable[[Reply], float | None]:
+def _seconds_reader(after: Condition | float | None) -> Callable[[Reply], float | None]:
     """Reads seconds; `None`: the answer does not say, or no such number."""
     if callable(after):
         read = reader(after)
-        return lambda reply: _number(read(reply))
+        return lambda reply: _non_negative_number(read(reply))
     check_number("after", after, optional=True)
     return lambda _reply: after
 
 
-def _number(value: Any) -> float | None:
+def _non_negative_number(value: Any) -> float | None:
     try:
         number = math.nan if value is None or isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -206,5 +206,5 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) and number >= 0 else None
 
 
-def _later(one: float | None, other: float | None) -> float | None:
+def _longest_wait(one: float | None, other: float | None) -> float | None:
     return max((wait for wait in (one, other) if wait is not None), default=None)

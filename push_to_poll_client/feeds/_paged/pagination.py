@@ -6,16 +6,23 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from push_to_poll_client._json import UNDECODABLE, decode
+from push_to_poll_client._json import DECODE_ERRORS, decode
 from push_to_poll_client._types import Cursor
-from push_to_poll_client.feeds._paged.body import Reply, Unfit, text_of
-from push_to_poll_client.feeds._paged.readers import Condition, EachReader, EntryReader, Guess, Reader, reader
+from push_to_poll_client.feeds._paged.body import DeclarationMismatch, Reply, text_of
+from push_to_poll_client.feeds._paged.readers import (
+    Condition,
+    EachReader,
+    EntryReader,
+    InferredReader,
+    Reader,
+    reader,
+)
 from push_to_poll_client.feeds._paged.senders import (
-    Asking,
+    RequestParts,
     Sender,
-    sender_given,
-    text_given,
-    texts_given,
+    require_sender,
+    require_text,
+    require_texts,
 )
 
 __all__ = [
@@ -23,15 +30,15 @@ __all__ = [
     "Latest",
     "NewestFirst",
     "OldestFirst",
-    "Place",
+    "PagePosition",
     "at_end",
 ]
 
 
-_PAGE: Final = "page "
+_PAGE_PREFIX: Final = "page "
 
 
-class Place(NamedTuple):
+class PagePosition(NamedTuple):
     """Where a page is: what a cursor or a `Page.next` stands for.
 
     Attributes:
@@ -43,19 +50,19 @@ class Place(NamedTuple):
     page: str | None = None
 
     @classmethod
-    def of(cls, position: Cursor | None) -> "Place":
+    def of(cls, position: Cursor | None) -> "PagePosition":
         """What a position says that `position` made, or a cursor of the server."""
-        if position is None or not position.startswith(_PAGE):
+        if position is None or not position.startswith(_PAGE_PREFIX):
             return cls(position)
         try:
-            return decode(position.removeprefix(_PAGE), type=cls)
-        except UNDECODABLE:
+            return decode(position.removeprefix(_PAGE_PREFIX), type=cls)
+        except DECODE_ERRORS:
             return cls(position)
 
     @property
     def position(self) -> Cursor | None:
         """The position; that of the first page is the cursor itself."""
-        return self.start if self.page is None else f"{_PAGE}{msgspec.json.encode(self).decode()}"
+        return self.start if self.page is None else f"{_PAGE_PREFIX}{msgspec.json.encode(self).decode()}"
 
 
 class AtEnd:
@@ -103,10 +110,10 @@ class OldestFirst:
         more: Condition | None = None,
         each: EachReader | None = None,
     ) -> None:
-        _check(cursor, next, send_next, each)
+        _check_oldest_first(cursor, next, send_next, each)
         self._at_end = isinstance(cursor, AtEnd)
         self._cursor = cursor.read if isinstance(cursor, AtEnd) else reader(cursor)
-        self._send, self._send_next = sender_given("send", send), sender_given("send_next", send_next or send)
+        self._send, self._send_next = require_sender("send", send), require_sender("send_next", send_next or send)
         self._next = None if next is None else reader(next)
         self._more = None if more is None else reader(more)
         own = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else None
@@ -115,7 +122,7 @@ class OldestFirst:
             raise ValueError("as_url() has no meaning with a cursor that is read from_each(…) entry")
         self.senders: list[Sender] = [self._send, self._send_next]
 
-    def put(self, asking: Asking, place: Place) -> Asking:
+    def put(self, asking: RequestParts, place: PagePosition) -> RequestParts:
         """The request for a page."""
         asking = self._send.put(asking, place.start)
         return asking if place.page is None else self._send_next.put(asking, place.page)
@@ -137,10 +144,12 @@ class OldestFirst:
         read = self.ends(latest)
         cursor = self.kept(text_of(read(reply)), reply)
         if cursor is None and not (isinstance(read, EntryReader) and not reply.size):
-            raise Unfit(f"there is no cursor of the feed's end: {_nothing_read(read, reply)}; correct latest=")
+            raise DeclarationMismatch(
+                f"there is no cursor of the feed's end: {_explain_missing(read, reply)}; correct latest="
+            )
         return cursor
 
-    def leads_to(self, reply: Reply, place: Place) -> tuple[Cursor | None, Cursor | None]:
+    def leads_to(self, reply: Reply, place: PagePosition) -> tuple[Cursor | None, Cursor | None]:
         """The cursor that may be saved when the page is settled, and the position of the next page.
 
         Raises:
@@ -152,18 +161,20 @@ class OldestFirst:
         if following is None or (self._guesses and following == place.start):
             return cursor, None
         if self._at_end or self._next is not None:
-            return None if self._at_end else cursor, Place(place.start, following).position
+            return None if self._at_end else cursor, PagePosition(place.start, following).position
         return cursor, following
 
-    def _check_end(self, cursor: Cursor | None, reply: Reply, place: Place) -> None:
+    def _check_end(self, cursor: Cursor | None, reply: Reply, place: PagePosition) -> None:
         """Whether the page at the end of a chain has the cursor that it should have."""
         if cursor is not None:
             return
         if reply.entries or (self._at_end and place.page):
-            raise Unfit(f"there is no cursor: {_nothing_read(self._cursor, reply)}; correct cursor=")
+            raise DeclarationMismatch(
+                f"there is no cursor: {_explain_missing(self._cursor, reply)}; correct cursor="
+            )
         if self._cursor.left_out(reply) and not (reply.listed or reply.ends):
-            raise Unfit(
-                f"there is neither a list nor a cursor: {_nothing_read(self._cursor, reply)}; "
+            raise DeclarationMismatch(
+                f"there is neither a list nor a cursor: {_explain_missing(self._cursor, reply)}; "
                 "if that says that there is nothing new, tell it by not_ready(…)"
             )
 
@@ -176,7 +187,7 @@ class OldestFirst:
         if following is not None:
             return self._send_next.kept(following, reply)
         if self._more or (reply.entries and not self._next):
-            raise Unfit(f"there is no way on: {_nothing_read(read, reply)}; {self._remedy}")
+            raise DeclarationMismatch(f"there is no way on: {_explain_missing(read, reply)}; {self._remedy}")
         return None
 
     @property
@@ -190,7 +201,7 @@ class OldestFirst:
         return f"correct {leads}= " + ("or more=" if self._more else "or say by more= when another page follows")
 
 
-def _check(cursor: object, next: object, send_next: object, each: object) -> None:
+def _check_oldest_first(cursor: object, next: object, send_next: object, each: object) -> None:
     if each is not None and not isinstance(each, EachReader):
         raise TypeError(f"each is a {type(each).__name__}; give from_each(…)")
     if each is not None and isinstance(cursor, AtEnd | EachReader):
@@ -201,7 +212,7 @@ def _check(cursor: object, next: object, send_next: object, each: object) -> Non
         )
 
 
-def _nothing_read(read: Reader, reply: Reply) -> str:
+def _explain_missing(read: Reader, reply: Reply) -> str:
     return f"{read} reads nothing in {read.seen(reply)}"
 
 
@@ -226,14 +237,14 @@ class NewestFirst:
 
     def __init__(self, *, next: Condition, send: Sender, more: Condition | None = None) -> None:
         self._next = reader(next)
-        self._send = sender_given("send", send)
+        self._send = require_sender("send", send)
         self._more = None if more is None else reader(more)
         says = next if self._more is None else self._more
-        self.promises: bool = isinstance(says, Reader) and not isinstance(says, Guess | EntryReader)
+        self.promises: bool = isinstance(says, Reader) and not isinstance(says, InferredReader | EntryReader)
         self.supposes: bool = self._more is None
         self.senders: list[Sender] = [self._send]
 
-    def put(self, asking: Asking, page: str | None) -> Asking:
+    def put(self, asking: RequestParts, page: str | None) -> RequestParts:
         """The request for a page; `None` is the newest."""
         return self._send.put(asking, page)
 
@@ -252,7 +263,9 @@ class NewestFirst:
         if older is not None:
             return self._send.kept(older, reply)
         if self._more:
-            raise Unfit(f"there is no way on: {_nothing_read(self._next, reply)}; correct next= or more=")
+            raise DeclarationMismatch(
+                f"there is no way on: {_explain_missing(self._next, reply)}; correct next= or more="
+            )
         return None
 
 
@@ -278,11 +291,11 @@ class Latest:
         at: str | None = None,
         cursor: Condition | None = None,
     ) -> None:
-        self._query = dict(texts_given("query", query or {}))
-        self._at = None if at is None else text_given("at", at)
+        self._query = dict(require_texts("query", query or {}))
+        self._at = None if at is None else require_text("at", at)
         self.adds: frozenset[str] = frozenset(self._query if at is None else ())
         self.cursor: Reader | None = None if cursor is None else reader(cursor)
 
-    def put(self, asking: Asking) -> Asking:
+    def put(self, asking: RequestParts) -> RequestParts:
         """The request for it."""
         return replace(asking, url=self._at, query={**asking.query, **self._query})

@@ -16,8 +16,8 @@ __all__ = [
     "EachReader",
     "EntryReader",
     "Field",
-    "FieldOf",
-    "Guess",
+    "FieldSpec",
+    "InferredReader",
     "Reader",
     "from_body",
     "from_each",
@@ -28,11 +28,11 @@ __all__ = [
     "full_page",
     "reader",
     "status",
-    "texts",
+    "texts_of",
 ]
 
 
-FieldOf: TypeAlias = Path | Callable[[Any], Any]
+FieldSpec: TypeAlias = Path | Callable[[Any], Any]
 """Where something stands in an entry, or a function of the entry."""
 
 
@@ -47,9 +47,9 @@ class Field:
         ValueError: It is an empty path.
     """
 
-    def __init__(self, where: FieldOf) -> None:
+    def __init__(self, where: FieldSpec) -> None:
         self._where = where
-        self._one: Callable[[Any], Any] = where if callable(where) else _by_path(path_of(where))
+        self._one: Callable[[Any], Any] = where if callable(where) else _path_getter(path_of(where))
         self._quick: tuple[Callable[[Any], Any], ...] = ()
         if isinstance(where, str):
             self._quick = itemgetter(where), methodcaller("get", where)
@@ -69,7 +69,7 @@ class Field:
         return getattr(self._where, "__name__", repr(self._where))
 
 
-def texts(column: list[Any]) -> list[str | None]:
+def texts_of(column: list[Any]) -> list[str | None]:
     """`text_of` each."""
     kinds = set(map(type, column))
     if kinds == {str} and "" not in column:
@@ -77,7 +77,7 @@ def texts(column: list[Any]) -> list[str | None]:
     return list(map(str if kinds == {int} else text_of, column))
 
 
-def _by_path(steps: tuple[str | int, ...]) -> Callable[[Any], Any]:
+def _path_getter(steps: tuple[str | int, ...]) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         for step in steps:
             try:
@@ -89,23 +89,23 @@ def _by_path(steps: tuple[str | int, ...]) -> Callable[[Any], Any]:
     return read
 
 
-_Seen: TypeAlias = Callable[[Reply], str]
-_Left: TypeAlias = Callable[[Reply], bool]
+_Describe: TypeAlias = Callable[[Reply], str]
+_IsLeftOut: TypeAlias = Callable[[Reply], bool]
 
-_MOST_HEADERS = 20
+_MAX_HEADERS_SHOWN = 20
 
 
-def _whole_body(reply: Reply) -> str:
+def _describe_body(reply: Reply) -> str:
     return reply.outline()
 
 
-def _unknown(_: Reply) -> bool:
+def _never_left_out(_: Reply) -> bool:
     return False
 
 
-def _headers(reply: Reply) -> str:
+def _describe_headers(reply: Reply) -> str:
     names = sorted({quoted(name, 40) for name in reply.headers})
-    return f"the headers {', '.join(names[:_MOST_HEADERS])}"
+    return f"the headers {', '.join(names[:_MAX_HEADERS_SHOWN])}"
 
 
 class Reader:
@@ -126,8 +126,8 @@ class Reader:
         self,
         read: Callable[[Reply], Any],
         text: str,
-        seen: _Seen = _whole_body,
-        left_out: _Left = _unknown,
+        seen: _Describe = _describe_body,
+        left_out: _IsLeftOut = _never_left_out,
     ) -> None:
         self._read = read
         self._text = text
@@ -140,8 +140,8 @@ class Reader:
 
     def then(self, function: Callable[[Any], Any]) -> "Reader":
         """What a function makes of it. It is not asked for what is not there."""
-        text = f"{self}.then({_name(function)})"
-        return Reader(_applied(function, self), text, self.seen, self.left_out)
+        text = f"{self}.then({_function_name(function)})"
+        return Reader(_compose(function, self), text, self.seen, self.left_out)
 
     def equals(self, *values: Any) -> "Reader":
         """Whether it is one of these.
@@ -191,7 +191,9 @@ class EntryReader(Reader):
 
     def then(self, function: Callable[[Any], Any]) -> "EntryReader":
         """What a function makes of it. It is not asked for what is not there."""
-        return type(self)(Field(_applied(function, self.of)), self._place, f"{self}.then({_name(function)})")
+        return type(self)(
+            Field(_compose(function, self.of)), self._place, f"{self}.then({_function_name(function)})"
+        )
 
     def _in_page(self, reply: Reply) -> Any:
         entries = reply.entries if self._place == 0 else reversed(reply.entries)
@@ -221,7 +223,7 @@ def reader(what: Condition) -> Reader:
         return what
     if not callable(what):
         raise TypeError(f"{what!r} is no reader; give one, as from_body(…), or a function of an answer")
-    return Reader(what, _name(what))
+    return Reader(what, _function_name(what))
 
 
 def from_body(*path: str | int) -> Reader:
@@ -229,7 +231,7 @@ def from_body(*path: str | int) -> Reader:
     steps = path_of(path)
     return Reader(
         lambda reply: reply.at(*steps),
-        f"from_body({_arguments(path)})",
+        f"from_body({_format_path(path)})",
         lambda reply: reply.outline(*steps),
         lambda reply: reply.raw_at(*steps) is None,
     )
@@ -246,29 +248,29 @@ def from_header(name: str) -> Reader:
     return Reader(
         lambda reply: reply.headers.get(name),
         f"from_header({name!r})",
-        _headers,
+        _describe_headers,
         lambda reply: name not in reply.headers,
     )
 
 
 def from_link(rel: str = "next") -> Reader:
     """The target of a `Link` header (RFC 8288), a whole URL."""
-    return Reader(lambda reply: reply.link(rel), f"from_link({rel!r})", _headers)
+    return Reader(lambda reply: reply.link(rel), f"from_link({rel!r})", _describe_headers)
 
 
 def from_first(*path: str | int) -> EntryReader:
     """What stands in the first entry of the page."""
-    return EntryReader(Field(_only(path)), 0, f"from_first({_arguments(path)})")
+    return EntryReader(Field(_unwrap_path(path)), 0, f"from_first({_format_path(path)})")
 
 
 def from_last(*path: str | int) -> EntryReader:
     """What stands in the last entry of the page."""
-    return EntryReader(Field(_only(path)), -1, f"from_last({_arguments(path)})")
+    return EntryReader(Field(_unwrap_path(path)), -1, f"from_last({_format_path(path)})")
 
 
 def from_each(*path: str | int) -> EachReader:
     """What stands in every entry: each message has a cursor of its own. Of the page it is that of the last."""
-    return EachReader(Field(_only(path)), -1, f"from_each({_arguments(path)})")
+    return EachReader(Field(_unwrap_path(path)), -1, f"from_each({_format_path(path)})")
 
 
 def status(*codes: int) -> Reader:
@@ -282,7 +284,7 @@ def status(*codes: int) -> Reader:
     return Reader(lambda reply: reply.status in codes, f"status({', '.join(map(str, codes))})")
 
 
-class Guess(Reader):
+class InferredReader(Reader):
     """A condition that the server did not state: what it lets expect may turn out not to be there."""
 
 
@@ -294,10 +296,10 @@ def full_page(size: int) -> Reader:
     """
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"full_page() is given {size!r}; give the number of entries that a page can have")
-    return Guess(lambda reply: reply.size >= size, f"full_page({size})")
+    return InferredReader(lambda reply: reply.size >= size, f"full_page({size})")
 
 
-def _applied(function: Callable[[Any], Any], read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _compose(function: Callable[[Any], Any], read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def apply(source: Any) -> Any:
         value = read(source)
         return None if value is None else function(value)
@@ -305,15 +307,15 @@ def _applied(function: Callable[[Any], Any], read: Callable[[Any], Any]) -> Call
     return apply
 
 
-def _name(function: Any) -> str:
+def _function_name(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _only(path: Path) -> Path:
+def _unwrap_path(path: Path) -> Path:
     """A path of one step as that step."""
     steps = path_of(path)
     return steps[0] if len(steps) == 1 else steps
 
 
-def _arguments(path: Path) -> str:
+def _format_path(path: Path) -> str:
     return ", ".join(map(repr, path_of(path)))

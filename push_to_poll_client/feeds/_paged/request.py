@@ -11,28 +11,28 @@ from urllib.parse import unquote_plus, urlencode
 import msgspec
 
 from push_to_poll_client._exceptions import CursorExpired, FeedError
-from push_to_poll_client._http.caching import Validators, fresh_for, past_caches
-from push_to_poll_client._http.client import Origin
-from push_to_poll_client._http.response import READ, Answer
+from push_to_poll_client._http.caching import Validators, cache_bypass_headers, fresh_for
+from push_to_poll_client._http.client import Client
+from push_to_poll_client._http.response import ACCEPTED_STATUSES, Response
 from push_to_poll_client._types import Cursor, FetchRequest, Message, Page
 from push_to_poll_client._validation import describe
-from push_to_poll_client.feeds._decoding import most_messages, read_aside
-from push_to_poll_client.feeds._end_of_feed import Tail
-from push_to_poll_client.feeds._newest_first import WalkBack
-from push_to_poll_client.feeds._newest_first_cursor import Seen
-from push_to_poll_client.feeds._newest_first_walk import Leaf, longer
-from push_to_poll_client.feeds._paged.body import Part, Reply, Unfit
+from push_to_poll_client.feeds._decoding import max_messages, run_decoder
+from push_to_poll_client.feeds._end_of_feed import EndOfFeed
+from push_to_poll_client.feeds._newest_first import NewestFirstReader
+from push_to_poll_client.feeds._newest_first_cursor import SeenEntries
+from push_to_poll_client.feeds._newest_first_walk import Document, longer_wait
+from push_to_poll_client.feeds._paged.body import DeclarationMismatch, EntryList, Reply
 from push_to_poll_client.feeds._paged.entries import Entries
-from push_to_poll_client.feeds._paged.outcomes import Meaning, Outcome, meaning
-from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst, Place
+from push_to_poll_client.feeds._paged.outcomes import Outcome, OutcomeResult, apply_outcomes
+from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst, PagePosition
 from push_to_poll_client.feeds._paged.readers import EntryReader
-from push_to_poll_client.feeds._paged.senders import Asking, LongPoll, Sender
+from push_to_poll_client.feeds._paged.senders import LongPoll, RequestParts, Sender
 
 __all__ = [
-    "Asker",
-    "Backward",
-    "Forward",
-    "Read",
+    "NewestFirstFetcher",
+    "OldestFirstFetcher",
+    "PagedClient",
+    "ParsedResponse",
     "Request",
 ]
 
@@ -42,10 +42,10 @@ MAX_ERROR = 64 * 1024
 
 _ACCEPT = "application/json, application/x-ndjson;q=0.9, */*;q=0.1"
 
-_NO_PAGE = frozenset({204, 304})
-_PAGE = READ - _NO_PAGE
+_NO_PAGE_STATUSES = frozenset({204, 304})
+_PAGE_STATUSES = ACCEPTED_STATUSES - _NO_PAGE_STATUSES
 
-_FOR_PEOPLE = ("html", "xml", "image/", "multipart/")
+_NON_JSON_TYPES = ("html", "xml", "image/", "multipart/")
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class Request(NamedTuple):
     key: str | None
 
 
-class Read(NamedTuple, Generic[T]):
+class ParsedResponse(NamedTuple, Generic[T]):
     """An answer that was read.
 
     Attributes:
@@ -76,8 +76,8 @@ class Read(NamedTuple, Generic[T]):
         nothing: There is nothing to look at: 204 and 304, or the server is not ready, or at its end.
     """
 
-    answer: Answer
-    meaning: Meaning
+    answer: Response
+    meaning: OutcomeResult
     messages: Sequence[Message] = ()
     leads: T | None = None
     nothing: bool = False
@@ -89,7 +89,7 @@ class Read(NamedTuple, Generic[T]):
         return max((wait for wait in waits if wait is not None), default=None)
 
 
-class Asker:
+class PagedClient:
     """Asks for pages, and reads them.
 
     Args:
@@ -107,7 +107,7 @@ class Asker:
 
     def __init__(
         self,
-        origin: Origin,
+        origin: Client,
         entries: Entries,
         pages: OldestFirst | NewestFirst,
         outcomes: Sequence[Outcome],
@@ -119,7 +119,7 @@ class Asker:
         method: str | None,
         max_body: int,
     ) -> None:
-        self._asking = Asking(body=body)
+        self._asking = RequestParts(body=body)
         self._origin = origin
         self._entries = entries
         self._pages = pages
@@ -129,10 +129,10 @@ class Asker:
         self._hint = hint
         self._as_form = as_form
         self._method = method
-        self._most = most_messages(max_body)
+        self._most = max_messages(max_body)
         self._allowed = functools.partial(origin.led_to, posted=body is not None)
 
-    def request(self, put: Callable[[Asking], Asking], request: FetchRequest) -> Request:
+    def request(self, put: Callable[[RequestParts], RequestParts], request: FetchRequest) -> Request:
         """Put a request together.
 
         Args:
@@ -155,12 +155,12 @@ class Asker:
     async def read(
         self,
         request: Request,
-        place: Place,
+        place: PagePosition,
         leads: Callable[[Reply], T],
         *,
         known: Validators | None = None,
         entries: bool = True,
-    ) -> Read[T]:
+    ) -> ParsedResponse[T]:
         """Ask for a page.
 
         Args:
@@ -178,11 +178,11 @@ class Asker:
             url, method=method, headers=headers, content=content, wait=wait, known=known, errors=MAX_ERROR
         )
         self._check_redirect(url, answer)
-        read = await read_aside(len(answer.body), self._read, answer, place, leads, entries=entries)
+        read = await run_decoder(len(answer.body), self._read, answer, place, leads, entries=entries)
         self._origin.note_read(answer)
         return read
 
-    def _check_redirect(self, asked: str, answer: Answer) -> None:
+    def _check_redirect(self, asked: str, answer: Response) -> None:
         """Where no cursor at all stands for the newest messages, those before them would never be seen."""
         for sender in self._pages.senders:
             if sender.is_lost(asked, answer.url):
@@ -191,29 +191,31 @@ class Asker:
                     "its publisher for its URL"
                 )
 
-    def _read(self, answer: Answer, place: Place, leads: Callable[[Reply], T], *, entries: bool) -> Read[T]:
+    def _read(
+        self, answer: Response, place: PagePosition, leads: Callable[[Reply], T], *, entries: bool
+    ) -> ParsedResponse[T]:
         reply = Reply(answer, self._allowed)
-        with _as_declared(reply):
-            parts = self._found(reply, answer) if entries and answer.status in _PAGE else []
+        with _declaration_errors(reply):
+            parts = self._found(reply, answer) if entries and answer.status in _PAGE_STATUSES else []
             found = self._meaning(reply, answer)
             reply.ends = found.closed
             if self._is_nothing(answer, found):
-                return Read(answer, found, nothing=True)
+                return ParsedResponse(answer, found, nothing=True)
             if isinstance(parts, Exception):
                 raise parts
             messages = self._entries.read(parts, each=self._each, start=place.start)
-            return Read(answer, found, messages, leads(reply))
+            return ParsedResponse(answer, found, messages, leads(reply))
 
-    def _found(self, reply: Reply, answer: Answer) -> list[Part] | Exception:
+    def _found(self, reply: Reply, answer: Response) -> list[EntryList] | Exception:
         """The lists, or why there are none: what the answer means may be more to the point."""
         try:
-            _check_type(answer)
+            _check_media_type(answer)
             return self._entries.find(reply, self._most)
         except Exception as error:  # noqa: BLE001  # raised later
             return error
 
-    def _meaning(self, reply: Reply, answer: Answer) -> Meaning:
-        found = meaning(self._outcomes, reply, reply.where)
+    def _meaning(self, reply: Reply, answer: Response) -> OutcomeResult:
+        found = apply_outcomes(self._outcomes, reply, reply.where)
         if found.error is None:
             return found
         found.error.retry_after = found.error.retry_after or answer.retry_after
@@ -225,15 +227,15 @@ class Asker:
         """What the server offers to start from, if that is a cursor."""
         try:
             return self._pages.kept(start, reply)
-        except (FeedError, Unfit):
+        except (FeedError, DeclarationMismatch):
             return None
 
-    def _is_nothing(self, answer: Answer, found: Meaning) -> bool:
-        if found.empty or (found.closed and answer.status not in READ):
+    def _is_nothing(self, answer: Response, found: OutcomeResult) -> bool:
+        if found.empty or (found.closed and answer.status not in ACCEPTED_STATUSES):
             return True
-        return self._origin.accepted(answer).status in _NO_PAGE
+        return self._origin.accepted(answer).status in _NO_PAGE_STATUSES
 
-    def _put_besides(self, asking: Asking, request: FetchRequest, wait: float) -> Asking:
+    def _put_besides(self, asking: RequestParts, request: FetchRequest, wait: float) -> RequestParts:
         """The request with all in it that does not say which page is asked for."""
         if self._hold is not None and wait > 0:
             asking = self._hold.put(asking, wait)
@@ -244,30 +246,30 @@ class Asker:
         except ValueError:  # whoever may push can write anything
             return self._hint.put(asking, None)
 
-    def _url(self, asking: Asking) -> str:
-        url = None if asking.url is None else _without(asking.url, asking.query.keys())
+    def _url(self, asking: RequestParts) -> str:
+        url = None if asking.url is None else _without_parameters(asking.url, asking.query.keys())
         return self._origin.address(asking.query, url)
 
-    def _headers(self, asking: Asking, request: FetchRequest, content: bytes | None) -> Mapping[str, str]:
-        headers = {"accept": _ACCEPT, **asking.headers, **past_caches(fresh=request.fresh)}
+    def _headers(self, asking: RequestParts, request: FetchRequest, content: bytes | None) -> Mapping[str, str]:
+        headers = {"accept": _ACCEPT, **asking.headers, **cache_bypass_headers(fresh=request.fresh)}
         if content is not None:
             headers["content-type"] = "application/x-www-form-urlencoded" if self._as_form else "application/json"
         return headers
 
-    def _content(self, asking: Asking) -> bytes | None:
+    def _content(self, asking: RequestParts) -> bytes | None:
         if asking.body is None:
             return None
         return urlencode(asking.body).encode() if self._as_form else msgspec.json.encode(asking.body)
 
 
 @contextmanager
-def _as_declared(reply: Reply) -> Iterator[None]:
+def _declaration_errors(reply: Reply) -> Iterator[None]:
     """What the parts of a declaration raise over an answer is a failed poll."""
     try:
         yield
     except FeedError:
         raise
-    except Unfit as error:
+    except DeclarationMismatch as error:
         raise FeedError(f"{reply.where} does not answer as it was declared to: {error}") from error
     except Exception as error:
         raise FeedError(
@@ -276,26 +278,26 @@ def _as_declared(reply: Reply) -> Iterator[None]:
         ) from error
 
 
-def _without(url: str, names: Collection[str]) -> str:
+def _without_parameters(url: str, names: Collection[str]) -> str:
     """A URL that a server wrote, without these parameters: it may have what it was asked with in it."""
     path, mark, query = url.partition("?")
     kept = [field for field in query.split("&") if unquote_plus(field.partition("=")[0]) not in names]
     return f"{path}{mark if kept else ''}{'&'.join(kept)}"
 
 
-def _check_type(answer: Answer) -> None:
+def _check_media_type(answer: Response) -> None:
     """JSON goes by many names; what is for people by none of them."""
-    if any(kind in answer.media_type for kind in _FOR_PEOPLE):
+    if any(kind in answer.media_type for kind in _NON_JSON_TYPES):
         raise answer.wrong_type("no JSON")
 
 
 logger = logging.getLogger("push_to_poll_client")
 
 
-_Read: TypeAlias = Read[tuple[Cursor | None, Cursor | None]]
+_ForwardResponse: TypeAlias = ParsedResponse[tuple[Cursor | None, Cursor | None]]
 
 
-class Forward:
+class OldestFirstFetcher:
     """Pages that go forward.
 
     Args:
@@ -303,14 +305,14 @@ class Forward:
         pages: How one leads to the next.
     """
 
-    def __init__(self, asker: Asker, pages: OldestFirst) -> None:
+    def __init__(self, asker: PagedClient, pages: OldestFirst) -> None:
         self._asker = asker
         self._pages = pages
-        self._tail = Tail()
+        self._tail = EndOfFeed()
 
     async def fetch(self, request: FetchRequest) -> Page:
         """As `Feed.fetch`."""
-        place = Place.of(request.cursor)
+        place = PagePosition.of(request.cursor)
         ready = self._asker.request(lambda asking: self._pages.put(asking, place), request)
         if ready.key is None:
             return self._page(await self._read(ready, place))
@@ -318,7 +320,7 @@ class Forward:
             return Page()
         read = await self._read(ready, place, self._tail.known(ready.key))
         page = self._page(read)
-        self._tail.note(ready.key, read.answer, empty=_brings_nothing(page, place))
+        self._tail.note(ready.key, read.answer, empty=_changes_nothing(page, place))
         return page
 
     async def latest(self, latest: Latest) -> Cursor | None:
@@ -326,7 +328,7 @@ class Forward:
         ready = self._asker.request(latest.put, FetchRequest(fresh=True))
         by_entry = isinstance(self._pages.ends(latest), EntryReader)
         read = await self._asker.read(
-            ready, Place(None), lambda reply: self._pages.end(reply, latest), entries=by_entry
+            ready, PagePosition(None), lambda reply: self._pages.end(reply, latest), entries=by_entry
         )
         if read.nothing:
             raise FeedError(f"{read.answer.where} has no cursor of the feed's end yet; it is asked again later")
@@ -336,22 +338,24 @@ class Forward:
         """When the event loop may end."""
         self._tail.forget()
 
-    async def _read(self, ready: Request, place: Place, known: Validators | None = None) -> _Read:
+    async def _read(
+        self, ready: Request, place: PagePosition, known: Validators | None = None
+    ) -> _ForwardResponse:
         return await self._asker.read(ready, place, lambda reply: self._pages.leads_to(reply, place), known=known)
 
-    def _page(self, read: _Read) -> Page:
+    def _page(self, read: _ForwardResponse) -> Page:
         closed, gap = read.meaning.closed, read.meaning.gap
         cursor, following = read.leads or (None, None)
         following = None if closed else following
         return Page(read.messages, cursor, following, read.retry_after, closed=closed, gap=gap)
 
 
-def _brings_nothing(page: Page, place: Place) -> bool:
+def _changes_nothing(page: Page, place: PagePosition) -> bool:
     """Nothing to settle, to save or to go on to: what a 304 may stand for."""
     return not (page.messages or page.next or page.closed or page.gap) and page.cursor in {None, place.start}
 
 
-class Backward:
+class NewestFirstFetcher:
     """Pages that go back.
 
     Args:
@@ -360,11 +364,11 @@ class Backward:
         where: The URL without secrets, for errors.
     """
 
-    def __init__(self, asker: Asker, pages: NewestFirst, where: str) -> None:
+    def __init__(self, asker: PagedClient, pages: NewestFirst, where: str) -> None:
         self._asker = asker
         self._pages = pages
         self._where = where
-        self._walk = WalkBack(self._look, where)
+        self._walk = NewestFirstReader(self._look, where)
 
     async def fetch(self, request: FetchRequest) -> Page:
         """As `Feed.fetch`."""
@@ -378,9 +382,9 @@ class Backward:
         """When the event loop may end."""
         self._walk.forget()
 
-    async def _look(self, page: str | None, request: FetchRequest, known: Seen) -> Leaf:
+    async def _look(self, page: str | None, request: FetchRequest, known: SeenEntries) -> Document:
         ready = self._asker.request(lambda asking: self._pages.put(asking, page), request)
-        read = await self._asker.read(ready, Place(None), self._pages.older, known=known.validators)
+        read = await self._asker.read(ready, PagePosition(None), self._pages.older, known=known.validators)
         if page is not None:
             self._check_is_there(read)
         elif not known.messages and read.messages and read.leads is None and self._pages.supposes:
@@ -389,12 +393,12 @@ class Backward:
                 self._where,
                 len(read.messages),
             )
-        return Leaf(
+        return Document(
             read.messages,
             read.leads,
             size=len(read.answer.body),
             validators=read.answer.validators,
-            retry_after=longer(read.answer.within_poll, read.meaning.retry_after),
+            retry_after=longer_wait(read.answer.within_poll, read.meaning.retry_after),
             unchanged=page is None and _is_unchanged(read, known),
             missing=read.meaning.gap,
             fresh_for=0.0 if read.meaning.empty else fresh_for(read.answer.headers),
@@ -402,7 +406,7 @@ class Backward:
             closed=read.meaning.closed,
         )
 
-    def _check_is_there(self, read: Read[Any]) -> None:
+    def _check_is_there(self, read: ParsedResponse[Any]) -> None:
         """An older page that is missing is no end of the walk, or what stands there would never be seen."""
         if read.meaning.empty:
             raise FeedError(f"{self._where} is not ready in the middle of its pages", retry_after=read.retry_after)
@@ -413,7 +417,7 @@ class Backward:
             )
 
 
-def _is_unchanged(read: Read[Any], known: Seen) -> bool:
+def _is_unchanged(read: ParsedResponse[Any], known: SeenEntries) -> bool:
     """Whether the newest document brings nothing to look at; with nothing known, no content is an empty feed."""
     status = read.answer.status
     nothing_new = status == HTTPStatus.NO_CONTENT and bool(known.messages)

@@ -7,29 +7,29 @@ from typing import Any, Literal, TypeAlias
 import httpx
 
 from push_to_poll_client._http.headers import is_header_name, is_header_value
-from push_to_poll_client._json import UNDECODABLE, decode
+from push_to_poll_client._json import DECODE_ERRORS, decode
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._paged.body import Reply, path_of
 
 __all__ = [
-    "Asking",
     "LongPoll",
+    "RequestParts",
     "Sender",
     "as_url",
-    "sender_given",
-    "text_given",
-    "texts_given",
+    "require_sender",
+    "require_text",
+    "require_texts",
     "to_body",
     "to_header",
     "to_query",
 ]
 
 
-Goes: TypeAlias = Literal["query", "header", "body", "url"]
+Destination: TypeAlias = Literal["query", "header", "body", "url"]
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class RequestParts:
     """A request that is being put together.
 
     Attributes:
@@ -65,20 +65,20 @@ class Sender:
 
     def __init__(
         self,
-        put: Callable[[Asking, str], Asking],
+        put: Callable[[RequestParts, str], RequestParts],
         text: str,
         *,
-        goes: Goes,
+        goes: Destination,
         name: str | None = None,
         otherwise: str | None = None,
     ) -> None:
         self._put = put
         self._text = text
-        self.goes: Goes = goes
+        self.goes: Destination = goes
         self.name = name
-        self._otherwise = None if otherwise is None else text_given("otherwise", otherwise)
+        self._otherwise = None if otherwise is None else require_text("otherwise", otherwise)
 
-    def put(self, asking: Asking, value: str | None) -> Asking:
+    def put(self, asking: RequestParts, value: str | None) -> RequestParts:
         """The request with the value in it.
 
         Raises:
@@ -128,11 +128,11 @@ def to_query(name: str, form: str = "{}", *, at: str | None = None, otherwise: s
         TypeError: One of them is no `str`, or empty.
         ValueError: The form has no "{}".
     """
-    text = text_given("name", name)
-    _check(form, at)
+    text = require_text("name", name)
+    _check_form_and_at(form, at)
 
-    def put(asking: Asking, value: str) -> Asking:
-        return replace(asking, url=at or asking.url, query={**asking.query, text: _filled(form, value)})
+    def put(asking: RequestParts, value: str) -> RequestParts:
+        return replace(asking, url=at or asking.url, query={**asking.query, text: _fill_template(form, value)})
 
     at_home = None if at else name
     return Sender(put, f"to_query({name!r})", goes="query", name=at_home, otherwise=otherwise)
@@ -150,12 +150,15 @@ def to_header(name: str, form: str = "{}", *, otherwise: str | None = None) -> S
         TypeError: As for `to_query`.
         ValueError: No header has such a name, or the form has no "{}".
     """
-    if not is_header_name(text_given("name", name)):
+    if not is_header_name(require_text("name", name)):
         raise ValueError(f"{name!r} is no name of a header")
-    _check(form)
+    _check_form_and_at(form)
 
-    def put(asking: Asking, value: str) -> Asking:
-        return replace(asking, headers={**asking.headers, name.lower(): _in_header(_filled(form, value), name)})
+    def put(asking: RequestParts, value: str) -> RequestParts:
+        return replace(
+            asking,
+            headers={**asking.headers, name.lower(): _check_header_value(_fill_template(form, value), name)},
+        )
 
     return Sender(put, f"to_header({name!r})", goes="header", name=name, otherwise=otherwise)
 
@@ -181,10 +184,12 @@ def to_body(
         ValueError: There is no path.
     """
     steps = path_of(path)
-    _check(at=at)
+    _check_form_and_at(at=at)
 
-    def put(asking: Asking, value: str) -> Asking:
-        body = _with({} if alone else asking.body or {}, steps, _as_it_was(value) if as_json else value)
+    def put(asking: RequestParts, value: str) -> RequestParts:
+        body = _set_at_path(
+            {} if alone else asking.body or {}, steps, _decode_or_text(value) if as_json else value
+        )
         return replace(asking, url=at or asking.url, body=body)
 
     text = f"to_body({', '.join(map(repr, steps))})"
@@ -195,7 +200,7 @@ def to_body(
 def as_url() -> Sender:
     """It is the whole URL to ask, with all that the query has to say; relative to what answered, if it is."""
 
-    def put(asking: Asking, value: str) -> Asking:
+    def put(asking: RequestParts, value: str) -> RequestParts:
         if not value.startswith(("https://", "http://")):
             raise ValueError("it is no URL")
         return replace(asking, url=value, query={})
@@ -224,18 +229,18 @@ class LongPoll:
     also: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        sender_given("sender", self.sender)
+        require_sender("sender", self.sender)
         check_number("longest", self.longest, above_zero=True)
         check_number("per_second", self.per_second, above_zero=True)
-        texts_given("also", self.also)
+        require_texts("also", self.also)
 
-    def put(self, asking: Asking, wait: float) -> Asking:
+    def put(self, asking: RequestParts, wait: float) -> RequestParts:
         """The request that may be held for so many seconds."""
         held = self.sender.put(asking, str(max(1, round(wait * self.per_second))))
         return replace(held, query={**held.query, **self.also})
 
 
-def sender_given(name: str, sender: object) -> Sender:
+def require_sender(name: str, sender: object) -> Sender:
     """An argument that has to be a sender.
 
     Raises:
@@ -248,7 +253,7 @@ def sender_given(name: str, sender: object) -> Sender:
     return sender
 
 
-def text_given(name: str, value: object) -> str:
+def require_text(name: str, value: object) -> str:
     """An argument that has to be a text.
 
     Raises:
@@ -259,7 +264,7 @@ def text_given(name: str, value: object) -> str:
     return value
 
 
-def texts_given(name: str, values: object) -> Mapping[str, str]:
+def require_texts(name: str, values: object) -> Mapping[str, str]:
     """An argument that has to be a mapping of texts.
 
     Raises:
@@ -271,14 +276,14 @@ def texts_given(name: str, values: object) -> Mapping[str, str]:
     return values
 
 
-def _check(form: object = "{}", at: object = None) -> None:
-    if "{}" not in text_given("form", form):
+def _check_form_and_at(form: object = "{}", at: object = None) -> None:
+    if "{}" not in require_text("form", form):
         raise ValueError(f'form is {form!r}, which has no "{{}}" for what is sent')
     if at is not None:
-        text_given("at", at)
+        require_text("at", at)
 
 
-def _with(body: Any, steps: tuple[str | int, ...], value: Any) -> Any:
+def _set_at_path(body: Any, steps: tuple[str | int, ...], value: Any) -> Any:
     """The body with a value at the end of a path. Names are made on the way, places in lists have to be there."""
     step, *within = steps
     changed: Any
@@ -288,22 +293,22 @@ def _with(body: Any, steps: tuple[str | int, ...], value: Any) -> Any:
     else:
         changed = dict(body) if isinstance(body, Mapping) else {}
         inner = changed.get(step)
-    changed[step] = _with(inner, tuple(within), value) if within else value
+    changed[step] = _set_at_path(inner, tuple(within), value) if within else value
     return changed
 
 
-def _as_it_was(value: str) -> Any:
+def _decode_or_text(value: str) -> Any:
     try:
         return decode(value)
-    except UNDECODABLE:
+    except DECODE_ERRORS:
         return value
 
 
-def _filled(form: str, value: str) -> str:
+def _fill_template(form: str, value: str) -> str:
     return form.replace("{}", value)
 
 
-def _in_header(value: str, name: str) -> str:
+def _check_header_value(value: str, name: str) -> str:
     if not is_header_value(value):
         raise ValueError(f"what goes into the header {name} has characters that no header may have")
     return value

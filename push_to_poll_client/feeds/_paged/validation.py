@@ -11,14 +11,14 @@ from push_to_poll_client._validation import describe
 from push_to_poll_client.feeds._paged.entries import Entries
 from push_to_poll_client.feeds._paged.outcomes import Outcome
 from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst
-from push_to_poll_client.feeds._paged.senders import Asking, LongPoll, Sender, text_given, texts_given
+from push_to_poll_client.feeds._paged.senders import LongPoll, RequestParts, Sender, require_text, require_texts
 
 __all__ = [
     "check_body",
+    "check_feed_options",
     "check_method",
     "check_parts",
     "check_senders",
-    "check_words",
 ]
 
 
@@ -43,7 +43,7 @@ def check_parts(
         raise ValueError("latest has no meaning with NewestFirst, whose first page is the feed's end")
 
 
-def check_words(*, read_ahead: object, identity: object) -> None:
+def check_feed_options(*, read_ahead: object, identity: object) -> None:
     """Whether what is said of the feed is what it should be.
 
     Raises:
@@ -51,7 +51,7 @@ def check_words(*, read_ahead: object, identity: object) -> None:
     """
     _check_kind("read_ahead", read_ahead, bool, "True or False")
     if identity is not None:
-        text_given("identity", identity)
+        require_text("identity", identity)
 
 
 def check_body(json: object, form: object) -> Mapping[str, Any] | None:
@@ -64,7 +64,7 @@ def check_body(json: object, form: object) -> Mapping[str, Any] | None:
     if json is not None and form is not None:
         raise ValueError("both json= and form= are given; a request has one body")
     if form is not None:
-        return texts_given("form", form)
+        return require_texts("form", form)
     if json is not None:
         _check_kind("json", json, Mapping, "what the body says, by names")
         try:
@@ -108,25 +108,25 @@ def check_senders(
             raise ValueError("as_url() leads to pages; neither hint nor hold can be sent by it")
     for sender in (*pages.senders, *besides):
         if sender.goes == "body":
-            _check_place(sender, body, form=form)
+            _check_body_path(sender, body, form=form)
     given = {*httpx.URL(url).params.keys()}
-    for name, who in _parameters([*pages.senders, *besides], hold, latest):
+    for name, who in _query_parameters([*pages.senders, *besides], hold, latest):
         if name in given:
             raise ValueError(f"url has {name!r} in its query, where {who} puts it; leave it out")
 
 
-def _check_place(sender: Sender, body: Mapping[str, Any] | None, *, form: bool) -> None:
+def _check_body_path(sender: Sender, body: Mapping[str, Any] | None, *, form: bool) -> None:
     if body is None:
         raise ValueError(f"{sender} has no body to go to; give json={{}}, or form={{}}")
     if form and sender.name is None:
         raise ValueError(f"{sender} leads into the members of a form, which have none")
     try:
-        sender.put(Asking(body=body), "a cursor")
+        sender.put(RequestParts(body=body), "a cursor")
     except (LookupError, TypeError) as error:
         raise ValueError(f"{sender} leads to no place in json=; a list has to have that place") from error
 
 
-def _parameters(
+def _query_parameters(
     senders: Sequence[Sender], hold: LongPoll | None, latest: Latest | None
 ) -> Iterator[tuple[str, object]]:
     """What is added to the query of the feed's own URL, and by whom."""

@@ -11,10 +11,10 @@ from typing import TypeVar, cast
 import anyio
 
 __all__ = [
-    "MAX_ASKING",
-    "Faults",
-    "Tally",
+    "CALLBACK_TIMEOUT",
+    "ErrorLog",
     "WebhookCounters",
+    "WebhookStats",
 ]
 
 
@@ -57,7 +57,7 @@ class WebhookCounters:
     unasked: int = 0
 
 
-class Tally:
+class WebhookStats:
     """Counts, from any thread."""
 
     def __init__(self) -> None:
@@ -82,12 +82,12 @@ class Tally:
 
 _T = TypeVar("_T")
 
-MAX_ASKING = 8.0
+CALLBACK_TIMEOUT = 8.0
 """Seconds that an async verifier or handshake may take, since a body is in hand meanwhile. Dropbox, Graph and
 GitHub wait for 10 s for an answer."""
 
 
-class Faults:
+class ErrorLog:
     """Asks what the user wrote, and tells of what it raises by its class alone: its text may hold a secret.
 
     Args:
@@ -114,7 +114,7 @@ class Faults:
         try:
             answer = ask()
             if inspect.isawaitable(answer):
-                with anyio.fail_after(MAX_ASKING):
+                with anyio.fail_after(CALLBACK_TIMEOUT):
                     answer = await answer
             return check(cast("_T", answer))
         except Exception as error:  # noqa: BLE001  # whatever it is, a stranger may have brought it about

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 
-from push_to_poll_client.listeners._webhook.types import BUSY, Refusal, Verified, too_many
+from push_to_poll_client.listeners._webhook.types import BUSY, RequestRejected, Verified, too_many_requests
 
 __all__ = [
     "MAX_BODIES",
     "MAX_REPLAYS",
     "ROUNDING",
-    "Replays",
+    "ReplayCache",
     "Slots",
     "TokenBucket",
 ]
@@ -69,7 +69,7 @@ class TokenBucket:
             Refusal: There is none.
         """
         if wait := self.take(now):
-            raise Refusal(too_many(wait), "limited", hides_pushes=True)
+            raise RequestRejected(too_many_requests(wait), "limited", hides_pushes=True)
 
 
 class Slots:
@@ -92,7 +92,7 @@ class Slots:
         """
         with self._lock:
             if not self._free:
-                raise Refusal(BUSY, "busy", hides_pushes=True)
+                raise RequestRejected(BUSY, "busy", hides_pushes=True)
             self._free -= 1
         try:
             yield
@@ -106,7 +106,7 @@ MAX_REPLAYS = 10_000
 for an hour and a half; a tolerance is five minutes as a rule."""
 
 
-class Replays:
+class ReplayCache:
     """Remembers; from any thread.
 
     Args:
@@ -135,7 +135,7 @@ class Replays:
         with self._lock:
             known = [one for one in _digests(verified, names) if self._until.get(one, -math.inf) > now]
             for digest in known:
-                self._until[digest] = max(self._until[digest], _end(verified))
+                self._until[digest] = max(self._until[digest], _expiry_of(verified))
             return bool(known)
 
     def remember(self, verified: Verified, names: Sequence[str] | None) -> None:
@@ -147,13 +147,13 @@ class Replays:
         """
         with self._lock:
             for digest in _digests(verified, names):
-                self._until[digest] = _end(verified)
+                self._until[digest] = _expiry_of(verified)
                 self._until.move_to_end(digest)
             while len(self._until) > self._most:
                 self._until.popitem(last=False)
 
 
-def _end(verified: Verified) -> float:
+def _expiry_of(verified: Verified) -> float:
     return math.inf if verified.until is None else verified.until
 
 

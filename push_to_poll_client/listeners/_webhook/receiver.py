@@ -29,9 +29,9 @@ from typing import Any, TypeAlias
 import anyio
 
 from push_to_poll_client import _event_loop
-from push_to_poll_client.listeners._webhook.counters import Faults, Tally
-from push_to_poll_client.listeners._webhook.limits import Replays, Slots, TokenBucket
-from push_to_poll_client.listeners._webhook.routing import Audience, Meaning
+from push_to_poll_client.listeners._webhook.counters import ErrorLog, WebhookStats
+from push_to_poll_client.listeners._webhook.limits import ReplayCache, Slots, TokenBucket
+from push_to_poll_client.listeners._webhook.routing import PushRouter, WebhookSubscribers
 from push_to_poll_client.listeners._webhook.types import (
     NO_CONTENT,
     NOT_ALLOWED,
@@ -39,29 +39,29 @@ from push_to_poll_client.listeners._webhook.types import (
     TOO_SLOW,
     UNAUTHENTIC,
     Handshake,
-    Refusal,
+    RequestRejected,
     Verified,
     Verifier,
     WebhookAnswer,
     WebhookRequest,
-    check_answer,
-    too_many,
+    check_response,
+    too_many_requests,
 )
 
 __all__ = [
     "ClientGone",
-    "Questions",
+    "Handshakes",
     "Receive",
-    "Receiver",
+    "RequestReceiver",
     "Scope",
     "Send",
     "Verifiers",
     "check_length",
-    "live",
     "read_body",
     "refuse_websocket",
     "request_of",
-    "send_answer",
+    "run_lifespan",
+    "send_response",
 ]
 
 
@@ -69,7 +69,7 @@ Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-ALWAYS = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
+FIXED_HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
 """Dropbox asks for the first, so that no browser takes an echo for a page; an answer is for one request alone."""
 
 
@@ -99,9 +99,9 @@ def _headers(fields: Any) -> dict[str, str]:
     return {name: ", ".join(several) for name, several in values.items()}
 
 
-async def send_answer(send: Send, answer: WebhookAnswer, scope: Scope) -> None:
+async def send_response(send: Send, answer: WebhookAnswer, scope: Scope) -> None:
     """Send it. A client that has gone is none of our business (by which servers raise `OSError`, ASGI 2.4)."""
-    headers = {name.lower(): value for name, value in answer.headers.items()} | ALWAYS
+    headers = {name.lower(): value for name, value in answer.headers.items()} | FIXED_HEADERS
     if not scope.get("http_version", "1.1").startswith("1"):
         headers.pop("connection", None)  # it is malformed there (RFC 9113 §8.2.2)
     if answer.status not in NO_CONTENT:
@@ -113,7 +113,7 @@ async def send_answer(send: Send, answer: WebhookAnswer, scope: Scope) -> None:
         await send({"type": "http.response.body", "body": body})
 
 
-async def live(receive: Receive, send: Send) -> None:
+async def run_lifespan(receive: Receive, send: Send) -> None:
     """Answer a server that says when it begins and when it ends: there is nothing to do for either."""
     while True:
         stage = (await receive())["type"]
@@ -150,7 +150,7 @@ def check_length(headers: Mapping[str, str], most: int) -> None:
     if not length.isascii() or not length.isdigit():
         return
     if len(length) > MAX_DIGITS or int(length) > most:
-        raise Refusal(TOO_LARGE, "too_large")
+        raise RequestRejected(TOO_LARGE, "too_large")
 
 
 async def read_body(receive: Receive, *, most: int, within: float) -> bytes:
@@ -173,11 +173,11 @@ async def read_body(receive: Receive, *, most: int, within: float) -> bytes:
                 raise ClientGone
             part = message.get("body", b"")
             if len(body) + len(part) > most:
-                raise Refusal(TOO_LARGE, "too_large")
+                raise RequestRejected(TOO_LARGE, "too_large")
             body += part
             more = message.get("more_body", False)
         return bytes(body)
-    raise Refusal(TOO_SLOW, "too_slow")
+    raise RequestRejected(TOO_SLOW, "too_slow")
 
 
 class Verifiers:
@@ -188,7 +188,7 @@ class Verifiers:
         faults: Where it is told when one fails.
     """
 
-    def __init__(self, verifiers: Sequence[Verifier], faults: Faults) -> None:
+    def __init__(self, verifiers: Sequence[Verifier], faults: ErrorLog) -> None:
         self._verifiers = verifiers
         self._faults = faults
 
@@ -201,7 +201,7 @@ class Verifiers:
         if verifiers := [verifier for verifier in self._verifiers if self._may_pass(verifier, request)]:
             return verifiers
         self._faults.refused("without a signature or token of the expected form and time")
-        raise Refusal(UNAUTHENTIC, "refused")
+        raise RequestRejected(UNAUTHENTIC, "refused")
 
     async def verified(self, request: WebhookRequest, verifiers: Sequence[Verifier]) -> Verified:
         """What is known of an authentic request.
@@ -214,11 +214,11 @@ class Verifiers:
             Refusal: It is not authentic.
         """
         for verifier in verifiers:
-            said = await self._faults.asked("a verifier", partial(verifier, request), check=_checked_verdict)
+            said = await self._faults.asked("a verifier", partial(verifier, request), check=_check_verifier_result)
             if said:
                 return said if isinstance(said, Verified) else Verified()
         self._faults.refused("whose signature or token is wrong; is the secret its sender's?")
-        raise Refusal(UNAUTHENTIC, "refused")
+        raise RequestRejected(UNAUTHENTIC, "refused")
 
     def _may_pass(self, verifier: Verifier, request: WebhookRequest) -> bool:
         may_pass = getattr(verifier, "may_pass", None)
@@ -229,14 +229,14 @@ class Verifiers:
             return False
 
 
-def _checked_verdict(said: Verified | bool | None) -> Verified | bool | None:  # noqa: FBT001  # it is what was said
+def _check_verifier_result(said: Verified | bool | None) -> Verified | bool | None:  # noqa: FBT001  # it is what was said
     """What is merely true may be a mistake, such as a function that makes a verifier in place of a verifier."""
     if said is None or isinstance(said, Verified | bool):
         return said
     raise TypeError(f"a verifier says Verified, True, False or None, not {type(said).__name__}")
 
 
-class Questions:
+class Handshakes:
     """The handshakes of a webhook.
 
     Args:
@@ -254,7 +254,7 @@ class Questions:
         *,
         expecting: Callable[[], bool],
         bucket: TokenBucket,
-        faults: Faults,
+        faults: ErrorLog,
     ) -> None:
         self._always = always
         self._expected = expected
@@ -277,7 +277,7 @@ class Questions:
         if wait := self._bucket.take(now):
             if request.method == "POST":
                 return None  # it may be a push, which is not kept waiting by questions
-            raise Refusal(too_many(wait), "limited")
+            raise RequestRejected(too_many_requests(wait), "limited")
         return await self._answer(handshakes, request)
 
     async def answer_to(self, request: WebhookRequest) -> WebhookAnswer | None:
@@ -290,14 +290,16 @@ class Questions:
 
     async def _answer(self, handshakes: Sequence[Handshake], request: WebhookRequest) -> WebhookAnswer | None:
         for handshake in handshakes:
-            answer = await self._faults.asked("a handshake", partial(handshake, request), check=_checked_response)
+            answer = await self._faults.asked(
+                "a handshake", partial(handshake, request), check=_check_handshake_response
+            )
             if answer is not None:
                 return answer
         return None
 
 
-def _checked_response(answer: WebhookAnswer | None) -> WebhookAnswer | None:
-    return None if answer is None else check_answer(answer)
+def _check_handshake_response(answer: WebhookAnswer | None) -> WebhookAnswer | None:
+    return None if answer is None else check_response(answer)
 
 
 monotonic = time.monotonic
@@ -305,7 +307,7 @@ monotonic = time.monotonic
 
 
 @dataclass(frozen=True, kw_only=True)
-class Receiver:
+class RequestReceiver:
     """Takes requests.
 
     Attributes:
@@ -323,15 +325,15 @@ class Receiver:
         body_timeout: Seconds for a body.
     """
 
-    questions: Questions
+    questions: Handshakes
     verifiers: Verifiers
-    meaning: Meaning
-    audience: Audience
+    meaning: PushRouter
+    audience: WebhookSubscribers
     bucket: TokenBucket
     slots: Slots
-    replays: Replays
-    tally: Tally
-    faults: Faults
+    replays: ReplayCache
+    tally: WebhookStats
+    faults: ErrorLog
     answer: WebhookAnswer
     max_body: int
     body_timeout: float
@@ -346,7 +348,7 @@ class Receiver:
         self.tally.count("received")
         try:
             return await self._answer_to(request, receive)
-        except Refusal as refusal:
+        except RequestRejected as refusal:
             self.tally.count(refusal.outcome)
             if refusal.hides_pushes:
                 self.audience.ring()
@@ -362,7 +364,7 @@ class Receiver:
             self.tally.count("handshakes")
             return answer
         if request.method != "POST":
-            raise Refusal(NOT_ALLOWED, "unasked")
+            raise RequestRejected(NOT_ALLOWED, "unasked")
         request, verified = await self._verified(request, receive)
         return await self._answer_to_authentic(request, verified)
 

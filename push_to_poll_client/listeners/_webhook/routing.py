@@ -13,27 +13,27 @@ from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
-from push_to_poll_client.listeners._hints import Hints, path_of, texts_at
-from push_to_poll_client.listeners._webhook.counters import Faults, Tally
-from push_to_poll_client.listeners._webhook.types import Control, Hint, To, WebhookRequest
+from push_to_poll_client.listeners._hints import HintReader, parse_path, strings_at
+from push_to_poll_client.listeners._webhook.counters import ErrorLog, WebhookStats
+from push_to_poll_client.listeners._webhook.types import Control, Hint, Route, WebhookRequest
 
 __all__ = [
+    "FLOOD_QUIET_TIME",
     "MAX_NAMES",
-    "QUIET",
-    "Audience",
-    "Keeping",
-    "Listening",
-    "Meaning",
+    "ManagingSubscriber",
+    "PushRouter",
+    "WebhookSubscriber",
+    "WebhookSubscribers",
     "names_at",
 ]
 
 
-QUIET = 30.0
+FLOOD_QUIET_TIME = 30.0
 """Seconds without a refused request after which a flood is over. Until then the consumer polls at its degraded
 interval, 10 s by default, so that a push that was refused costs that much latency and no more."""
 
 
-class Listening:
+class WebhookSubscriber:
     """One consumer that listens, and the channel that it hears by.
 
     Made in the consumer's event loop, to which all of it belongs but what says otherwise. The channel is up while
@@ -99,7 +99,7 @@ class Listening:
             while self._rung:
                 self._rung = False
                 self._alarm = anyio.Event()
-                await anyio.sleep(QUIET)
+                await anyio.sleep(FLOOD_QUIET_TIME)
             self._flooded = False
             if self._pushed:
                 self._channel.up()
@@ -109,7 +109,7 @@ class Listening:
             self._alarm.set()
 
 
-class Keeping(Listening):
+class ManagingSubscriber(WebhookSubscriber):
     """That of the consumer which keeps the subscription: the others learn by it whether the server pushes.
 
     Args:
@@ -117,7 +117,7 @@ class Keeping(Listening):
         audience: The others, too.
     """
 
-    def __init__(self, channel: Channel, audience: "Audience") -> None:
+    def __init__(self, channel: Channel, audience: "WebhookSubscribers") -> None:
         super().__init__(channel)
         self._audience = audience
 
@@ -132,7 +132,7 @@ class Keeping(Listening):
         self._audience.pushed(self, error, up=False)
 
 
-class Audience:
+class WebhookSubscribers:
     """All who listen; from any thread.
 
     Args:
@@ -141,11 +141,11 @@ class Audience:
 
     def __init__(self, *, subscribed: bool) -> None:
         self._pushed = not subscribed
-        self._by_name: dict[str | None, tuple[Listening, ...]] = {}
+        self._by_name: dict[str | None, tuple[WebhookSubscriber, ...]] = {}
         self._lock = threading.Lock()
 
     @contextmanager
-    def joined(self, listening: Listening, name: str | None) -> Iterator[None]:
+    def joined(self, listening: WebhookSubscriber, name: str | None) -> Iterator[None]:
         """Have it listen for the length of the block.
 
         Args:
@@ -166,7 +166,7 @@ class Audience:
                 if not left:
                     del self._by_name[name]
 
-    def of(self, names: Iterable[str] | None) -> tuple[list[Listening], int]:
+    def of(self, names: Iterable[str] | None) -> tuple[list[WebhookSubscriber], int]:
         """Those who listen for these names, and how many of the names nobody listens for; `None`: all."""
         with self._lock:
             if names is None:
@@ -181,7 +181,7 @@ class Audience:
         for listening in self.of(None)[0]:
             listening.ring()
 
-    def pushed(self, keeping: Listening, error: BaseException | None, *, up: bool = True) -> None:
+    def pushed(self, keeping: WebhookSubscriber, error: BaseException | None, *, up: bool = True) -> None:
         """The server pushes, or does not; all but the one that says so are told."""
         with self._lock:
             self._pushed = up
@@ -194,7 +194,7 @@ MAX_NAMES = 1_000
 """Names that are taken from a push; one with more is for all."""
 
 
-class Meaning:
+class PushRouter:
     """Acts on authentic requests. Whatever the user's functions do, no push is lost by it.
 
     Args:
@@ -213,15 +213,15 @@ class Meaning:
         name: str,
         *,
         hint: Hint | None,
-        to: To | None,
+        to: Route | None,
         control: Callable[[Control], None] | None,
-        audience: Audience,
-        tally: Tally,
-        faults: Faults,
+        audience: WebhookSubscribers,
+        tally: WebhookStats,
+        faults: ErrorLog,
         log: logging.Logger,
     ) -> None:
         self._name = name
-        self._hints = Hints[WebhookRequest, Push | Control](hint, kinds=(Push, Control), log=log)
+        self._hints = HintReader[WebhookRequest, Push | Control](hint, kinds=(Push, Control), log=log)
         self._to = to
         self._control = control
         self._audience = audience
@@ -233,7 +233,7 @@ class Meaning:
         if self._to is None:
             return None
         try:
-            return _checked(self._to(request))
+            return _check_names(self._to(request))
         except Exception as error:  # noqa: BLE001  # it is the user's, and a stranger's text may have got it there
             self._faults.tell("to (its push is taken to be for all)", error)
             return None
@@ -273,13 +273,13 @@ class Meaning:
         self._tally.count("woken" if listening else "unheard")
         return bool(listening)
 
-    def _listening(self, names: Sequence[str] | None) -> Sequence[Listening]:
+    def _listening(self, names: Sequence[str] | None) -> Sequence[WebhookSubscriber]:
         listening, unknown = self._audience.of(names)
         self._tally.count("unknown_names", unknown)
         return listening
 
 
-def _checked(names: Iterable[str] | None) -> list[str] | None:
+def _check_names(names: Iterable[str] | None) -> list[str] | None:
     """Each once; a `str` is one name."""
     if names is None:
         return None
@@ -289,7 +289,7 @@ def _checked(names: Iterable[str] | None) -> list[str] | None:
     return list(dict.fromkeys(first)) if len(first) <= MAX_NAMES else None
 
 
-def names_at(path: str) -> To:
+def names_at(path: str) -> Route:
     """Reads names from the body. One that is no JSON, or has nothing there, is for all.
 
     Args:
@@ -298,13 +298,13 @@ def names_at(path: str) -> To:
     Raises:
         ValueError: It is no path.
     """
-    steps = path_of(path)
+    steps = parse_path(path)
 
     def names(request: WebhookRequest) -> list[str] | None:
         try:
             value = request.json()
         except ValueError:
             return None
-        return texts_at(value, steps, most=MAX_NAMES + 1) or None
+        return strings_at(value, steps, most=MAX_NAMES + 1) or None
 
     return names

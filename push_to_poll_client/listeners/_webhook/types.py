@@ -22,15 +22,15 @@ __all__ = [
     "Control",
     "Handshake",
     "Hint",
-    "Outcome",
-    "Refusal",
-    "To",
+    "RejectReason",
+    "RequestRejected",
+    "Route",
     "Verified",
     "Verifier",
     "WebhookAnswer",
     "WebhookRequest",
-    "check_answer",
-    "too_many",
+    "check_response",
+    "too_many_requests",
 ]
 
 
@@ -131,7 +131,7 @@ class Control(enum.Enum):
     """Pushes were lost (Graph's `missed`): poll, though nothing is promised."""
 
 
-_Answered: TypeAlias = Verified | bool | None
+_VerifierResult: TypeAlias = Verified | bool | None
 
 
 class Verifier(Protocol):
@@ -141,7 +141,7 @@ class Verifier(Protocol):
     read: False for a request without the headers that an authentic one has.
     """
 
-    def __call__(self, request: WebhookRequest, /) -> _Answered | Awaitable[_Answered]:
+    def __call__(self, request: WebhookRequest, /) -> _VerifierResult | Awaitable[_VerifierResult]:
         """Whether it is: `Verified`, or True for one that has no more to say; False or `None` when it is not.
 
         What it raises means that it is not, and is logged by its class.
@@ -154,11 +154,11 @@ Handshake: TypeAlias = Callable[[WebhookRequest], WebhookAnswer | Awaitable[Webh
 Hint: TypeAlias = Callable[[WebhookRequest], Push | Control | None]
 """Makes a push of an authentic request; `None`: it is none (a ping, Google's `sync`)."""
 
-To: TypeAlias = Callable[[WebhookRequest], Iterable[str] | None]
+Route: TypeAlias = Callable[[WebhookRequest], Iterable[str] | None]
 """Names those for whom an authentic request is; `None`: all."""
 
 
-Outcome: TypeAlias = Literal["refused", "too_large", "too_slow", "limited", "busy", "unasked"]
+RejectReason: TypeAlias = Literal["refused", "too_large", "too_slow", "limited", "busy", "unasked"]
 """Why a request was refused: a field of `WebhookCounters`."""
 
 ACCEPTED = WebhookAnswer()
@@ -179,12 +179,12 @@ TOO_SLOW = WebhookAnswer(408, headers={"Connection": "close"})
 BUSY = WebhookAnswer(503, headers={"Retry-After": "1"})
 """Bodies are in hand for a moment, unless somebody sends them slowly on purpose."""
 
-FIRST_FINAL, LAST = 200, 599
+MIN_FINAL_STATUS, MAX_STATUS = 200, 599
 NO_CONTENT = {204, 304}
 """Statuses whose answers have no body (RFC 9110 §6.4.1)."""
 
 
-def too_many(wait: float) -> WebhookAnswer:
+def too_many_requests(wait: float) -> WebhookAnswer:
     """The answer beyond the rate; CloudEvents webhooks §2.2 wants it to say when to come back.
 
     Args:
@@ -193,7 +193,7 @@ def too_many(wait: float) -> WebhookAnswer:
     return WebhookAnswer(429, headers={"Retry-After": str(math.ceil(wait))})
 
 
-class Refusal(Exception):
+class RequestRejected(Exception):
     """A request goes no further.
 
     Args:
@@ -202,14 +202,14 @@ class Refusal(Exception):
         hides_pushes: Whether an authentic one could have met the same.
     """
 
-    def __init__(self, answer: WebhookAnswer, outcome: Outcome, *, hides_pushes: bool = False) -> None:
+    def __init__(self, answer: WebhookAnswer, outcome: RejectReason, *, hides_pushes: bool = False) -> None:
         super().__init__(outcome)
         self.answer = answer
         self.outcome = outcome
         self.hides_pushes = hides_pushes
 
 
-def check_answer(answer: Any) -> WebhookAnswer:
+def check_response(answer: Any) -> WebhookAnswer:
     """An answer that somebody else made, if it can be sent.
 
     Raises:
@@ -220,8 +220,8 @@ def check_answer(answer: Any) -> WebhookAnswer:
         raise TypeError(f"it is a WebhookAnswer, not {type(answer).__name__}")
     if not isinstance(answer.status, int) or not isinstance(answer.body, bytes):
         raise TypeError("the status is an int and the body is bytes")
-    if not FIRST_FINAL <= answer.status <= LAST:
-        raise ValueError(f"the status is {FIRST_FINAL} to {LAST}, not {answer.status}")
+    if not MIN_FINAL_STATUS <= answer.status <= MAX_STATUS:
+        raise ValueError(f"the status is {MIN_FINAL_STATUS} to {MAX_STATUS}, not {answer.status}")
     if answer.body and answer.status in NO_CONTENT:
         raise ValueError(f"an answer of status {answer.status} has no body")
     _check_headers({**answer.headers, "Content-Type": answer.content_type})

@@ -20,9 +20,9 @@ from push_to_poll_client.listeners.subscriptions._types import Registration
 __all__ = [
     "SUBSCRIBE",
     "UNSUBSCRIBE",
-    "Asked",
-    "Inbox",
-    "id_of",
+    "HubCallbacks",
+    "HubRequest",
+    "callback_id",
 ]
 
 
@@ -42,11 +42,11 @@ MAX_ENDED = 256
 """Subscriptions that were stopped or replaced, which are remembered to say so."""
 
 _OK = WebhookAnswer(200)
-_NO = WebhookAnswer(404)
+_NOT_FOUND = WebhookAnswer(404)
 _GONE = WebhookAnswer(410)
 
 
-class Asked:
+class HubRequest:
     """What a hub was asked for, and what became of it.
 
     Attributes:
@@ -84,7 +84,7 @@ class Asked:
                 loop.call(event.set)
 
 
-class Inbox:
+class HubCallbacks:
     """Answers what hubs ask. Its `question` is called in any thread, all else in the event loop.
 
     Args:
@@ -93,21 +93,21 @@ class Inbox:
 
     def __init__(self, denied: Callable[[str], None]) -> None:
         self._denied = denied
-        self._asked: dict[str, Asked] = {}
+        self._asked: dict[str, HubRequest] = {}
         self._known: Mapping[str, Registration] = MappingProxyType({})
         self._current: str | None = None
         self._ended: deque[str] = deque(maxlen=MAX_ENDED)
         self._lock = threading.Lock()
 
-    def ask(self, id: str, mode: str, topic: str) -> Asked:
+    def ask(self, id: str, mode: str, topic: str) -> HubRequest:
         """Expect the hub's question. What it has brought already, for the same request, is there."""
         with self._lock:
             before = self._asked.get(id)
             if before is None or (before.mode, before.topic, before.denied) != (mode, topic, None):
-                self._asked[id] = Asked(mode, topic)
+                self._asked[id] = HubRequest(mode, topic)
             return self._asked[id]
 
-    def asked(self, id: str) -> Asked | None:
+    def asked(self, id: str) -> HubRequest | None:
         """What was asked for last."""
         return self._asked.get(id)
 
@@ -130,7 +130,7 @@ class Inbox:
         A push for a subscription that has ended is answered 410, which ends it at the hub too (WebSub §7); not so
         for one that is not known, for it may be another process's, or this one may be about to learn of it.
         """
-        callback = id_of(request)
+        callback = callback_id(request)
         if request.method != "GET":
             return _GONE if callback in self._ended and callback not in self._known else None
         mode, topic = request.parameter("hub.mode"), request.parameter("hub.topic")
@@ -147,25 +147,25 @@ class Inbox:
         request: WebhookRequest,
         mode: str,
         topic: str | None,
-        asked: Asked | None,
+        asked: HubRequest | None,
         known: Registration | None,
     ) -> WebhookAnswer:
         challenge = request.parameter("hub.challenge")
         if challenge is None or not _may_be_echoed(challenge):
-            return _NO
+            return _NOT_FOUND
         if asked is None:  # asked for by an earlier run, and the hub asks again
             wanted = known is not None and mode == SUBSCRIBE and topic == known.details.get("topic")
-            return WebhookAnswer(200, challenge.encode()) if wanted and topic is not None else _NO
+            return WebhookAnswer(200, challenge.encode()) if wanted and topic is not None else _NOT_FOUND
         if (mode, topic) != (asked.mode, asked.topic):
-            return _NO
+            return _NOT_FOUND
         if not asked.verified:
-            asked.expires_at = _end_of(request)
+            asked.expires_at = _lease_end(request)
             asked.verified, asked.denied = True, None
         asked.answer()
         return WebhookAnswer(200, challenge.encode())
 
     def _deny(
-        self, request: WebhookRequest, topic: str | None, asked: Asked | None, known: Registration | None
+        self, request: WebhookRequest, topic: str | None, asked: HubRequest | None, known: Registration | None
     ) -> WebhookAnswer:
         reason = quoted(request.parameter("hub.reason") or "", MAX_REASON)
         if known is not None and topic is not None and topic == known.details.get("topic"):
@@ -175,11 +175,11 @@ class Inbox:
             asked.verified, asked.denied = False, reason
             asked.answer()
         else:
-            return _NO
+            return _NOT_FOUND
         return _OK
 
 
-def id_of(request: WebhookRequest) -> str:
+def callback_id(request: WebhookRequest) -> str:
     """By which subscription's callback it came: the last step of the path."""
     return request.path.rpartition("/")[2]
 
@@ -188,7 +188,7 @@ def _may_be_echoed(challenge: str) -> bool:
     return len(challenge) <= MAX_CHALLENGE and challenge.isascii() and challenge.isprintable()
 
 
-def _end_of(request: WebhookRequest) -> float | None:
+def _lease_end(request: WebhookRequest) -> float | None:
     """Counted from the moment of the question (WebSub §5.3)."""
     lease = request.parameter("hub.lease_seconds") or ""
     if not (lease.isascii() and lease.isdecimal() and len(lease) <= MAX_DIGITS):

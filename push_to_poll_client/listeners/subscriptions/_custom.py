@@ -86,7 +86,7 @@ class CustomSubscription:
         Args:
             verifier_of: Makes a verifier of secrets, as `shared_token` and `token_in_body` do.
         """
-        return _BySecrets(self, verifier_of)
+        return _RotatingVerifier(self, verifier_of)
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
         """Know whose pushes are welcome."""
@@ -98,7 +98,7 @@ class CustomSubscription:
 
     async def create(self, planned: Registration, /) -> Registration:
         """Call the user's function."""
-        created = await _called(self._create, planned)
+        created = await _call(self._create, planned)
         if not isinstance(created, Registration):
             raise ListenerError(f"create returned a {type(created).__name__}; return a Registration")
         return created
@@ -107,7 +107,7 @@ class CustomSubscription:
         """Call the user's function."""
         if self._renew is None:
             return None
-        renewed = await _called(self._renew, registration)
+        renewed = await _call(self._renew, registration)
         if not isinstance(renewed, Registration | None):
             raise ListenerError(f"renew returned a {type(renewed).__name__}; return a Registration, or None")
         return renewed
@@ -115,22 +115,22 @@ class CustomSubscription:
     async def stop(self, registration: Registration, /) -> None:
         """Call the user's function."""
         if self._stop is not None:
-            await _called(self._stop, registration)
+            await _call(self._stop, registration)
 
 
-class _BySecrets:
+class _RotatingVerifier:
     """Makes a verifier anew when the secrets have changed. In any thread: two may make the same."""
 
     def __init__(self, of: CustomSubscription, verifier_of: Callable[[Sequence[str]], Verifier]) -> None:
         self._of = of
         self._verifier_of = verifier_of
-        self._made: tuple[tuple[str, ...], Verifier] = ((), _nobody)
+        self._made: tuple[tuple[str, ...], Verifier] = ((), _refuse_all)
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Whether it has the headers that an authentic one has."""
         verifier = self._verifier
         may_pass = getattr(verifier, "may_pass", None)
-        return verifier is not _nobody if may_pass is None else bool(may_pass(request))
+        return verifier is not _refuse_all if may_pass is None else bool(may_pass(request))
 
     def __call__(self, request: WebhookRequest, /) -> Any:
         return self._verifier(request)
@@ -140,17 +140,17 @@ class _BySecrets:
         secrets, verifier = self._made
         if secrets != self._of.secrets:
             secrets = self._of.secrets
-            verifier = self._verifier_of(secrets) if secrets else _nobody
+            verifier = self._verifier_of(secrets) if secrets else _refuse_all
             self._made = secrets, verifier
         return verifier
 
 
-def _nobody(_: WebhookRequest) -> bool:
+def _refuse_all(_: WebhookRequest) -> bool:
     """Nothing is registered, so nothing is authentic."""
     return False
 
 
-async def _called(function: Callable[[Registration], Any], registration: Registration) -> Any:
+async def _call(function: Callable[[Registration], Any], registration: Registration) -> Any:
     """A plain function in a thread, so that it does not stop the event loop; left to itself when it hangs."""
     if _is_async(function):
         return await function(registration)

@@ -18,23 +18,23 @@ from push_to_poll_client._event_loop import EventLoop, in_own_task
 from push_to_poll_client._exceptions import ListenerError, PushToPollError, SubscriptionGone
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._validation import describe
-from push_to_poll_client.listeners._backoff import Reconnect, Verdict
-from push_to_poll_client.listeners._failures import only
+from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict
+from push_to_poll_client.listeners._failures import unwrap_group
 from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.listeners.subscriptions._renewal import (
-    LOOK,
+    MAX_SLEEP,
     Now,
     Renewal,
     failure_of,
     is_gone,
-    renewal_of,
+    renewal_time,
 )
-from push_to_poll_client.listeners.subscriptions._state import Book, checked
+from push_to_poll_client.listeners.subscriptions._state import SubscriptionState, check_registration
 from push_to_poll_client.listeners.subscriptions._types import Registration, Subscription
 
 __all__ = [
-    "Keeper",
-    "Leaving",
+    "SubscriptionManager",
+    "Unsubscriber",
 ]
 
 
@@ -46,7 +46,7 @@ MAX_ATTEMPTS = 10
 down, and 50 if it refuses."""
 
 
-class Leaving:
+class Unsubscriber:
     """Stops subscriptions, one after the other, each again until it is over.
 
     Args:
@@ -60,7 +60,7 @@ class Leaving:
         self._begin()
 
     def _begin(self) -> None:
-        self._reconnect = Reconnect()
+        self._reconnect = ReconnectBackoff()
         self._not_before = -math.inf
         self._attempts = 0
 
@@ -91,7 +91,7 @@ class Leaving:
             with anyio.fail_after(STOP_TIMEOUT):
                 await self._subscription.stop(one)
         except Exception as failed:  # noqa: BLE001 - what is left ends by itself, or is answered that it is gone
-            error = only(failed).with_traceback(None)
+            error = unwrap_group(failed).with_traceback(None)
             return is_gone(error) or self._is_given_up(error, one, now, fraction)
         self._log.info("%s: stopped what was replaced", self._subscription.name)
         return True
@@ -122,12 +122,12 @@ must not be the end of pushes."""
 EXIT_TIMEOUT = 5.0
 """Seconds to stop all subscriptions at the end: less than what services get to shut down."""
 
-AWAY = 30.0
+MAX_OVERSLEEP = 30.0
 """Seconds that a sleep may last too long. More, and the process was suspended or the clock set: what was pushed
 meanwhile may be lost."""
 
 
-class Keeper:
+class SubscriptionManager:
     """Keeps one subscription alive, for as long as `keep` runs.
 
     A restart goes on with what the channel's state says; it does not subscribe again, unless it asks for something
@@ -150,7 +150,7 @@ class Keeper:
         self._loop: EventLoop | None = None
         self._heard: anyio.Event | None = None
         self._controls: set[Control] = set()
-        self._book = self._saved = Book()
+        self._book = self._saved = SubscriptionState()
         self._asking = False
         self._begin()
         if (bind := getattr(subscription, "bind", None)) is not None:
@@ -158,8 +158,8 @@ class Keeper:
 
     def _begin(self) -> None:
         self._renewal = Renewal()
-        self._reconnect = Reconnect()
-        self._leaving = Leaving(self._subscription, self._log)
+        self._reconnect = ReconnectBackoff()
+        self._leaving = Unsubscriber(self._subscription, self._log)
         self._ended = False
 
     @property
@@ -217,7 +217,7 @@ class Keeper:
         wait = self._renewal.wait(now)
         leave = self._leaving.wait(self._book.leaving[0], now) if self._may_leave else math.inf
         if min(wait, leave) > 0:
-            await self._sleep(min(wait, leave, LOOK), heard)
+            await self._sleep(min(wait, leave, MAX_SLEEP), heard)
         elif wait > 0:
             await self._leave()
         elif current is None or self._book.planned is not None:
@@ -250,7 +250,7 @@ class Keeper:
         with anyio.move_on_after(seconds):
             await heard.wait()
         away = self._now().wall - began - seconds
-        if away > AWAY:
+        if away > MAX_OVERSLEEP:
             self._log.info("%s: this process was suspended, or its clock set, by %.0f s: polling", self.name, away)
             self._channel.poll()
 
@@ -267,10 +267,10 @@ class Keeper:
     async def _restore(self) -> None:
         text = self._channel.state
         try:
-            self._book = Book() if text is None else Book.read(text, self._identity)
+            self._book = SubscriptionState() if text is None else SubscriptionState.read(text, self._identity)
         except ValueError:
             self._log.warning("%s: what was saved of it cannot be read; subscribing anew", self.name)
-            self._book = Book()
+            self._book = SubscriptionState()
         self._saved = self._book
         self._adopt()
         if (current := self._book.current) is not None:
@@ -279,7 +279,7 @@ class Keeper:
         if self._book.planned is not None or getattr(self._subscription, "renewable", False):
             self._renewal.ask()
 
-    async def _save(self, book: Book) -> None:
+    async def _save(self, book: SubscriptionState) -> None:
         """Write it down, before anything is done by it.
 
         Raises:
@@ -314,7 +314,7 @@ class Keeper:
         if self._ended:
             self._log.warning("%s: registered until a time in the past; is this machine's clock right?", self.name)
         else:
-            self._log.info("%s: registered, to be renewed %s", self.name, _in(due - now.wall))
+            self._log.info("%s: registered, to be renewed %s", self.name, _describe_delay(due - now.wall))
         self._is_up(current, now)
 
     def _is_up(self, current: Registration, now: Now) -> None:
@@ -330,7 +330,7 @@ class Keeper:
             planned = self._subscription.plan()
             await self._save(self._book.plan(planned))
         try:
-            registration = checked(await self._ask(self._subscription.create, planned))
+            registration = check_registration(await self._ask(self._subscription.create, planned))
         except SubscriptionGone as error:
             await self._save(self._book.spoiled())
             self._failed(error)
@@ -344,10 +344,10 @@ class Keeper:
     async def _renew(self, current: Registration) -> None:
         try:
             answer = await self._ask(self._subscription.renew, current)
-            renewed = None if answer is None else checked(answer)
+            renewed = None if answer is None else check_registration(answer)
         except Exception as error:  # noqa: BLE001 - likewise
-            if is_gone(only(error)):
-                await self._lost(failure_of(only(error)).sentence)
+            if is_gone(unwrap_group(error)):
+                await self._lost(failure_of(unwrap_group(error)).sentence)
             else:
                 self._failed(error)
             return
@@ -368,7 +368,7 @@ class Keeper:
             self._asking = False
 
     def _due(self, registration: Registration) -> float:
-        return renewal_of(registration, self._now().wall, self._fraction())
+        return renewal_time(registration, self._now().wall, self._fraction())
 
     async def _lost(self, why: str) -> None:
         await self._save(self._book.lost())
@@ -387,7 +387,7 @@ class Keeper:
         Raises:
             ListenerError: Trying again cannot help.
         """
-        failure, now = failure_of(only(error)), self._now()
+        failure, now = failure_of(unwrap_group(error)), self._now()
         self._reconnect.ended(now.steady)
         delay = self._reconnect.delay(failure.verdict, fraction=self._fraction(), retry_after=failure.retry_after)
         what = f"{self.name}: {failure.sentence}"
@@ -438,5 +438,5 @@ class Keeper:
         return Now(_event_loop.wall_clock(), anyio.current_time())
 
 
-def _in(seconds: float) -> str:
+def _describe_delay(seconds: float) -> str:
     return "never" if math.isinf(seconds) else f"in {seconds:.0f} s"

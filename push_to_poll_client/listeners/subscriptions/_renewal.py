@@ -13,18 +13,18 @@ from typing import NamedTuple
 
 from push_to_poll_client._exceptions import ListenerError, SubscriptionGone
 from push_to_poll_client.listeners._backoff import Verdict
-from push_to_poll_client.listeners._failures import Failure, http_failure_of, refusal
-from push_to_poll_client.listeners._requests import ANSWER_VERDICTS
+from push_to_poll_client.listeners._failures import Failure, error_response, http_failure_of
+from push_to_poll_client.listeners._requests import RESPONSE_VERDICTS
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
 __all__ = [
-    "LOOK",
-    "SHORTEST",
+    "MAX_SLEEP",
+    "MIN_RENEWAL_INTERVAL",
     "Now",
     "Renewal",
     "failure_of",
     "is_gone",
-    "renewal_of",
+    "renewal_time",
 ]
 
 
@@ -32,18 +32,18 @@ EARLIEST, LATEST = 0.5, 0.75
 """The shares of its lifetime after which a subscription is renewed, at random between: a fleet of 1,000 that
 subscribed at once, for 10 days, renews over 60 hours, and a quarter of the lifetime is left for what fails."""
 
-SHORTEST = 15.0
+MIN_RENEWAL_INTERVAL = 15.0
 """Seconds between a registration and the next renewal, whatever is asked for: four requests a minute at worst.
 Subscriptions that last less than 20 seconds have gaps, which polls bridge."""
 
-CLOCKS_DIFFER = 60.0
+CLOCK_SKEW_DELAY = 60.0
 """Seconds until a registration is renewed that had ended when it came: a request a minute, since the clocks of
 server and client do not agree, and it may be in force all the same."""
 
-UNKNOWN = 3600.0
+DEFAULT_RENEWAL_INTERVAL = 3600.0
 """Seconds until a registration is renewed that named a time in the past for that, and no end."""
 
-LOOK = 60.0
+MAX_SLEEP = 60.0
 """Seconds after which the time of day is looked at again: nothing sleeps for longer, since clocks jump and
 processes are suspended."""
 
@@ -60,7 +60,7 @@ class Now(NamedTuple):
     steady: float
 
 
-def renewal_of(registration: Registration, now: float, fraction: float) -> float:
+def renewal_time(registration: Registration, now: float, fraction: float) -> float:
     """When to renew what was registered just now.
 
     Args:
@@ -76,7 +76,7 @@ def renewal_of(registration: Registration, now: float, fraction: float) -> float
     if wanted is not None and wanted > now:
         return wanted if ends is None else min(wanted, max(now + LATEST * (ends - now), now))
     if ends is None:
-        return math.inf if wanted is None else now + UNKNOWN
+        return math.inf if wanted is None else now + DEFAULT_RENEWAL_INTERVAL
     return now + max(ends - now, 0.0) * (EARLIEST + (LATEST - EARLIEST) * fraction)
 
 
@@ -100,7 +100,7 @@ class Renewal:
         """
         self._ends = ends
         self._due_wall, self._due_steady = due, now.steady + (due - now.wall)
-        pause = CLOCKS_DIFFER if self.is_over(now) else SHORTEST
+        pause = CLOCK_SKEW_DELAY if self.is_over(now) else MIN_RENEWAL_INTERVAL
         self._not_before = now.steady + pause if just_now else -math.inf
 
     def lost(self) -> None:
@@ -129,7 +129,7 @@ class Renewal:
 _VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
     (ListenerError, Verdict.GIVE_UP),
     (SubscriptionRefused, Verdict.SLOW_RETRY),
-    *ANSWER_VERDICTS,
+    *RESPONSE_VERDICTS,
 )
 
 _GONE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
@@ -143,17 +143,17 @@ def failure_of(error: Exception) -> Failure:
     """
     failure = http_failure_of(error, wanted="a subscription", verdicts=_VERDICTS)
     wordless = failure.sentence == f"failed with {type(error).__name__}"
-    sentence = f"{failure.sentence}{_place_of(error)}" if wordless else failure.sentence
+    sentence = f"{failure.sentence}{_location_of(error)}" if wordless else failure.sentence
     error.with_traceback(None)
     return failure._replace(sentence=sentence)
 
 
-def _place_of(error: Exception) -> str:
+def _location_of(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     return f" in {frames[-1].name}, line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
 
 
 def is_gone(error: Exception) -> bool:
     """Whether the server says that it does not have what it was asked to renew or stop."""
-    response = refusal(error)
+    response = error_response(error)
     return isinstance(error, SubscriptionGone) or (response is not None and response.status_code in _GONE)

@@ -15,8 +15,8 @@ from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners.subscriptions._types import Registration
 
 __all__ = [
-    "Book",
-    "checked",
+    "SubscriptionState",
+    "check_registration",
 ]
 
 
@@ -24,11 +24,11 @@ IN_MILLISECONDS = 1e11
 """Seconds since the epoch until the year 5138, milliseconds until 1973. What was taken for seconds would never be
 renewed, and pushes would end without a word."""
 
-MAX_LEAVING = 4
+MAX_PENDING_STOPS = 4
 """Subscriptions that are still to be stopped; of more, the oldest are left to end by themselves."""
 
 
-class Book(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All subscriptions that there may be.
 
     Attributes:
@@ -44,7 +44,7 @@ class Book(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     leaving: tuple[Registration, ...] = ()
 
     @staticmethod
-    def read(text: str, asked: str | None = None) -> "Book":
+    def read(text: str, asked: str | None = None) -> "SubscriptionState":
         """The book that a text is.
 
         Args:
@@ -56,7 +56,7 @@ class Book(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             ValueError: It is none, or one of another version of this library.
         """
         try:
-            written = decode(text, type=_Written)
+            written = decode(text, type=_StoredSubscription)
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
         return written.book if written.asked == asked else written.book.ending()
@@ -67,58 +67,58 @@ class Book(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         Args:
             asked: What they were asked for by, a subscription's `identity`.
         """
-        if self == Book():
+        if self == SubscriptionState():
             return None
-        return msgspec.json.encode(_Written(version=1, book=self, asked=asked)).decode()
+        return msgspec.json.encode(_StoredSubscription(version=1, book=self, asked=asked)).decode()
 
     @property
     def known(self) -> tuple[Registration, ...]:
         """Those whose pushes are welcome, the newest first."""
         return tuple(one for one in (self.planned, self.current, *reversed(self.leaving)) if one is not None)
 
-    def plan(self, planned: Registration) -> "Book":
+    def plan(self, planned: Registration) -> "SubscriptionState":
         """One is going to be created."""
         return msgspec.structs.replace(self, planned=planned)
 
-    def created(self, registration: Registration, renew_at: float) -> "Book":
+    def created(self, registration: Registration, renew_at: float) -> "SubscriptionState":
         """What was planned is in force; what was before is to be stopped, unless it has the same id.
 
         For then it is the same to the server, and stopping it would stop this.
         """
         leaving = tuple(one for one in self._leaving(self.current) if one.id != registration.id)
-        return Book(current=registration, renew_at=_finite(renew_at), leaving=leaving)
+        return SubscriptionState(current=registration, renew_at=_finite(renew_at), leaving=leaving)
 
-    def renewed(self, registration: Registration, renew_at: float) -> "Book":
+    def renewed(self, registration: Registration, renew_at: float) -> "SubscriptionState":
         """What was in force still is."""
         return msgspec.structs.replace(self, current=registration, renew_at=_finite(renew_at))
 
-    def lost(self) -> "Book":
+    def lost(self) -> "SubscriptionState":
         """What was in force is so no more, as the server says. It is stopped all the same, for it may be wrong."""
-        return Book(planned=self.planned, leaving=self._leaving(self.current))
+        return SubscriptionState(planned=self.planned, leaving=self._leaving(self.current))
 
-    def spoiled(self) -> "Book":
+    def spoiled(self) -> "SubscriptionState":
         """What was planned cannot be created."""
         return msgspec.structs.replace(self, planned=None, leaving=self._leaving(self.planned))
 
-    def ending(self) -> "Book":
+    def ending(self) -> "SubscriptionState":
         """All are to be stopped."""
-        return Book(leaving=self._leaving(self.current, self.planned))
+        return SubscriptionState(leaving=self._leaving(self.current, self.planned))
 
-    def left(self, registration: Registration) -> "Book":
+    def left(self, registration: Registration) -> "SubscriptionState":
         """One was stopped."""
         return msgspec.structs.replace(self, leaving=tuple(one for one in self.leaving if one != registration))
 
     def _leaving(self, *more: Registration | None) -> tuple[Registration, ...]:
-        return (*self.leaving, *(one for one in more if one is not None))[-MAX_LEAVING:]
+        return (*self.leaving, *(one for one in more if one is not None))[-MAX_PENDING_STOPS:]
 
 
-class _Written(msgspec.Struct, frozen=True, kw_only=True):
+class _StoredSubscription(msgspec.Struct, frozen=True, kw_only=True):
     version: Literal[1]
-    book: Book
+    book: SubscriptionState
     asked: str | None = None
 
 
-def checked(answer: object) -> Registration:
+def check_registration(answer: object) -> Registration:
     """What a subscription returned.
 
     Raises:

@@ -25,12 +25,18 @@ import httpx
 from push_to_poll_client import _event_loop
 from push_to_poll_client._exceptions import SubscriptionGone
 from push_to_poll_client._http.credentials import HeaderSource, TokenSource
-from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, resolved, targets
-from push_to_poll_client._http.origins import http_url, without_secrets
+from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targets, resolve_url
+from push_to_poll_client._http.origins import parse_http_url, without_secrets
 from push_to_poll_client._validation import check_number, quoted
-from push_to_poll_client.listeners._requests import Answer, Asker, UnusableAnswer
+from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners._webhook.types import Control, Verified, WebhookAnswer, WebhookRequest
-from push_to_poll_client.listeners.subscriptions._callbacks import SUBSCRIBE, UNSUBSCRIBE, Asked, Inbox, id_of
+from push_to_poll_client.listeners.subscriptions._callbacks import (
+    SUBSCRIBE,
+    UNSUBSCRIBE,
+    HubCallbacks,
+    HubRequest,
+    callback_id,
+)
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 from push_to_poll_client.listeners.verifiers._vendors import websub
 
@@ -87,24 +93,24 @@ def topic_of(headers: httpx.Headers, body: bytes, url: str) -> Topic:
     Raises:
         UnusableAnswer: It names no hub.
     """
-    found = _in_headers(headers, url)
-    hubs = _usable(found["hub"], url)
+    found = _links_in_headers(headers, url)
+    hubs = _usable_links(found["hub"], url)
     if not hubs:
-        links = list(islice(_in_body(headers, body), MAX_LINKS))
+        links = list(islice(_links_in_body(headers, body), MAX_LINKS))
         found = {
             relation: [one.target for one in links if relation in one.relations.lower().split()]
             for relation in found
         }
-        hubs = _usable(found["hub"], url)
+        hubs = _usable_links(found["hub"], url)
     if not hubs:
-        raise UnusableAnswer(f"{without_secrets(url)} names no hub (WebSub §4), so nobody can be asked to push")
+        raise UnusableResponse(f"{without_secrets(url)} names no hub (WebSub §4), so nobody can be asked to push")
     hub = next((one for one in hubs if one.startswith("https:")), hubs[0])
-    return Topic(next(iter(_usable(found["self"], url)), url), hub)
+    return Topic(next(iter(_usable_links(found["self"], url)), url), hub)
 
 
-def _in_headers(headers: httpx.Headers, url: str) -> dict[str, list[str]]:
+def _links_in_headers(headers: httpx.Headers, url: str) -> dict[str, list[str]]:
     fields = headers.get("link", "")
-    return {relation: list(_until_too_many(targets(fields, relation, url))) for relation in ("hub", "self")}
+    return {relation: list(_until_too_many(link_targets(fields, relation, url))) for relation in ("hub", "self")}
 
 
 def _until_too_many(found: Iterator[str]) -> Iterator[str]:
@@ -114,77 +120,79 @@ def _until_too_many(found: Iterator[str]) -> Iterator[str]:
         return
 
 
-def _usable(found: Iterable[str], url: str) -> list[str]:
-    links = (resolved(target, url) for target in found if target.strip())
+def _usable_links(found: Iterable[str], url: str) -> list[str]:
+    links = (resolve_url(target, url) for target in found if target.strip())
     return [link for link in links if link is not None and is_usable(link)]
 
 
 def is_usable(link: str) -> bool:
     """Whether it is an http address of no more than `MAX_LINK` characters."""
     try:
-        http_url(link)
+        parse_http_url(link)
     except ValueError:
         return False
     return len(link) <= MAX_LINK
 
 
-def _in_body(headers: httpx.Headers, body: bytes) -> Iterable[_Link]:
+def _links_in_body(headers: httpx.Headers, body: bytes) -> Iterable[_Link]:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if "html" in kind:
-        return _in_page(body)
-    return _in_feed(body) if kind.endswith("xml") else ()
+        return _links_in_html(body)
+    return _links_in_xml(body) if kind.endswith("xml") else ()
 
 
-def _in_feed(document: bytes) -> list[_Link]:
+def _links_in_xml(document: bytes) -> list[_Link]:
     """Before the first entry, or before what is no XML: whoever gets so far has named his hub."""
     parser, links = expat.ParserCreate(None, "}"), list[_Link]()
 
     def start(name: str, attributes: dict[str, str]) -> None:
         if name in _ENTRIES or len(links) >= MAX_LINKS:
-            raise _Enough
+            raise _StopLinkSearch
         if name == _ATOM_LINK:
             links.append(_Link(attributes.get("rel", ""), attributes.get("href", "")))
 
     parser.StartElementHandler = start
-    parser.StartDoctypeDeclHandler = _stop
+    parser.StartDoctypeDeclHandler = _stop_link_search
     try:
         for at in range(0, len(document), _PIECE):
             parser.Parse(document[at : at + _PIECE], False)  # noqa: FBT003 - it takes no keywords
-    except (_Enough, expat.ExpatError, ValueError, LookupError):
+    except (_StopLinkSearch, expat.ExpatError, ValueError, LookupError):
         pass
     return links
 
 
-class _Enough(Exception):
+class _StopLinkSearch(Exception):
     """No more is read."""
 
 
-def _stop(*_: object) -> None:
-    raise _Enough
+def _stop_link_search(*_: object) -> None:
+    raise _StopLinkSearch
 
 
-def _in_page(document: bytes) -> list[_Link]:
-    head = _Head()
-    with suppress(_Enough, AssertionError):  # and AssertionError is what the parser has to say of some garbage
+def _links_in_html(document: bytes) -> list[_Link]:
+    head = _HTMLHeadParser()
+    with suppress(
+        _StopLinkSearch, AssertionError
+    ):  # and AssertionError is what the parser has to say of some garbage
         head.feed(document[:MAX_HEAD].decode("utf-8", "replace"))
     return head.links
 
 
-class _Head(HTMLParser):
+class _HTMLHeadParser(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.links: list[_Link] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         if tag == "body" or len(self.links) >= MAX_LINKS:
-            raise _Enough
+            raise _StopLinkSearch
         if tag == "link":
             given = dict(reversed(attrs))  # of two the first counts
             self.links.append(_Link(given.get("rel") or "", given.get("href") or ""))
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "head":
-            raise _Enough
+            raise _StopLinkSearch
 
 
 _log = logging.getLogger("push_to_poll_client.listeners.subscriptions")
@@ -195,7 +203,7 @@ MAX_SECRET = 199
 MAX_REASON = 200
 """Characters of an answer that says why not, which are logged."""
 
-MAX_MOVES = 3
+MAX_REDIRECTS = 3
 """Redirects, of a topic or of a hub, that are followed."""
 
 MAX_TOPIC = 4 * 1024 * 1024
@@ -207,9 +215,9 @@ VERIFY_TIMEOUT = 60.0
 UNVERIFY_TIMEOUT = 10.0
 """Seconds for a hub to ask back whether an end is wanted. At the end of a consumer there are 5."""
 
-_MOVED = frozenset({301, 302, 303, 307, 308})
-_MOVED_HUB = frozenset({307, 308})
-_PASSING = frozenset({401, 403, 407, 408, 425, 429})
+_REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
+_HUB_REDIRECT_STATUSES = frozenset({307, 308})
+_TRANSIENT_STATUSES = frozenset({401, 403, 407, 408, 425, 429})
 
 
 class WebSub:
@@ -267,16 +275,16 @@ class WebSub:
     ) -> None:
         check_number("lease", lease, above_zero=True)
         self._callback = _checked_callback(callback)
-        self._hub = None if hub is None else str(http_url(hub))
+        self._hub = None if hub is None else str(parse_http_url(hub))
         self._secret = _checked_secret(secret)
         self._lease = lease
-        self._asker = Asker(
+        self._asker = ListenerClient(
             topic, headers=headers, token=token, client=client, tls=tls, timeout=timeout, max_body=MAX_TOPIC
         )
         self.name: str = f"WebSub {without_secrets(topic)}"
         asked = "\n".join((self._asker.url, self._callback, self._hub or ""))
         self.identity: str = f"WebSub {hashlib.sha256(asked.encode()).hexdigest()}"
-        self._inbox = Inbox(self._denied)
+        self._inbox = HubCallbacks(self._denied)
         self._control: Callable[[Control], None] = _ignore
 
     def __repr__(self) -> str:
@@ -345,7 +353,7 @@ class WebSub:
 
     def verify(self, request: WebhookRequest) -> Verified | None:
         """What is known of a push by the callback of a subscription, signed by its secret. In any thread."""
-        known = self._inbox.known(id_of(request))
+        known = self._inbox.known(callback_id(request))
         if known is None:
             return None
         secret = known.details.get("secret")
@@ -357,12 +365,12 @@ class WebSub:
         _log.warning("%s: the hub has ended the subscription: %s", self.name, reason)
         self._control(Control.RECREATE)
 
-    def _is_verified(self, asked: Asked) -> bool:
+    def _is_verified(self, asked: HubRequest) -> bool:
         """By an earlier attempt, whose answer came late or not at all."""
         ends = asked.expires_at
         return asked.verified and (ends is None or ends > _event_loop.wall_clock())
 
-    def _registration(self, planned: Registration, asked: Asked) -> Registration:
+    def _registration(self, planned: Registration, asked: HubRequest) -> Registration:
         ends = asked.expires_at
         details = {"topic": asked.topic, "hub": asked.hub or ""}
         if asked.signed:
@@ -385,29 +393,29 @@ class WebSub:
     async def _found(self) -> Topic:
         if self._hub is not None:
             return Topic(self._asker.url, self._hub)
-        url, answer = await self._followed("GET", self._asker.url, _MOVED)
+        url, answer = await self._followed("GET", self._asker.url, _REDIRECT_STATUSES)
         answer.expect()
         return topic_of(answer.headers, answer.body, url)
 
-    async def _ask_hub(self, hub: str, registration: Registration, asked: Asked) -> None:
+    async def _ask_hub(self, hub: str, registration: Registration, asked: HubRequest) -> None:
         asked.hub = hub
 
         def form(hub: str) -> bytes:
             asked.hub, asked.signed = hub, _is_private(hub)
             return self._form(registration, asked)
 
-        _, answer = await self._followed("POST", hub, _MOVED_HUB, form)
+        _, answer = await self._followed("POST", hub, _HUB_REDIRECT_STATUSES, form)
         if asked.verified:
             return  # whatever it answers
-        unknown = httpx.codes.is_client_error(answer.status) and answer.status not in _PASSING
+        unknown = httpx.codes.is_client_error(answer.status) and answer.status not in _TRANSIENT_STATUSES
         if unknown and asked.mode == UNSUBSCRIBE:
             raise SubscriptionGone(f"the hub answered HTTP {answer.status}")
         if httpx.codes.is_error(answer.status):
-            why = _without(answer.body.decode("utf-8", "replace"), registration)
+            why = _redact(answer.body.decode("utf-8", "replace"), registration)
             _log.info("%s: the hub answered HTTP %d: %s", self.name, answer.status, quoted(why[:MAX_REASON]))
         answer.expect()
 
-    def _form(self, registration: Registration, asked: Asked) -> bytes:
+    def _form(self, registration: Registration, asked: HubRequest) -> bytes:
         fields = {
             "hub.callback": self._callback_of(registration.id),
             "hub.mode": asked.mode,
@@ -418,11 +426,11 @@ class WebSub:
             fields |= self._secret_for(registration, asked)
         return urlencode(fields).encode()
 
-    def _secret_for(self, registration: Registration, asked: Asked) -> Mapping[str, str]:
+    def _secret_for(self, registration: Registration, asked: HubRequest) -> Mapping[str, str]:
         if asked.signed:
             return {"hub.secret": registration.details["secret"]}
         if self._secret is not None:
-            raise UnusableAnswer(
+            raise UnusableResponse(
                 f"the hub {without_secrets(asked.hub)} has no https, so it is not given the secret; leave out "
                 "secret= to do without"
             )
@@ -438,29 +446,29 @@ class WebSub:
 
     async def _followed(
         self, method: str, url: str, moved: frozenset[int], form: Callable[[str], bytes] | None = None
-    ) -> tuple[str, Answer]:
+    ) -> tuple[str, ListenerResponse]:
         """Ask, and where that redirects ask there; with credentials at the topic's origin alone (G12)."""
-        for _ in range(MAX_MOVES + 1):
+        for _ in range(MAX_REDIRECTS + 1):
             content = None if form is None else form(url)
             kind = {} if form is None else {"content-type": "application/x-www-form-urlencoded"}
             answer = await self._asker.ask(method, url, content=content, headers=kind)
             if answer.status not in moved:
                 return url, answer
-            url = _target(answer, url)
-        raise UnusableAnswer(f"{without_secrets(url)}: more than {MAX_MOVES} redirects")
+            url = _redirect_target(answer, url)
+        raise UnusableResponse(f"{without_secrets(url)}: more than {MAX_REDIRECTS} redirects")
 
 
-def _without(text: str, registration: Registration) -> str:
+def _redact(text: str, registration: Registration) -> str:
     """What a hub says of a request, without what is secret in that: it may quote it."""
     for secret in (registration.id, registration.details.get("secret", registration.id)):
         text = text.replace(quote_plus(secret), "...").replace(secret, "...")
     return text
 
 
-def _target(answer: Answer, url: str) -> str:
-    target = resolved(answer.headers.get("location", ""), url)
+def _redirect_target(answer: ListenerResponse, url: str) -> str:
+    target = resolve_url(answer.headers.get("location", ""), url)
     if target is None or not answer.headers.get("location") or not is_usable(target):
-        raise UnusableAnswer(f"{answer.url} redirects to no http address of {MAX_LINK} characters at most")
+        raise UnusableResponse(f"{answer.url} redirects to no http address of {MAX_LINK} characters at most")
     return target
 
 
@@ -476,7 +484,7 @@ def _is_private(hub: str) -> bool:
 
 
 def _checked_callback(callback: str) -> str:
-    parsed = http_url(callback)
+    parsed = parse_http_url(callback)
     if parsed.fragment:
         raise ValueError("the callback has a fragment, which no hub would send")
     return str(parsed)

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from push_to_poll_client._http.headers import is_header_name
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._webhook.types import Verified, WebhookRequest
-from push_to_poll_client.listeners.verifiers._secrets import Secrets, any_equal, keys_of
+from push_to_poll_client.listeners.verifiers._secrets import Secrets, any_equal, secret_bytes
 
 __all__ = [
     "BODY",
@@ -26,15 +26,15 @@ __all__ = [
     "TIMESTAMP",
     "TOLERANCE",
     "Algorithm",
-    "Freshness",
     "HMACSignature",
-    "Layout",
-    "Stated",
+    "ParsedSignatures",
+    "SignatureLayout",
     "Template",
+    "TimestampWindow",
     "header_bytes",
     "header_name",
-    "items_of",
-    "once_texts",
+    "replay_digests",
+    "split_items",
 ]
 
 
@@ -46,7 +46,7 @@ _read_number = re.compile(r"[1-9][0-9]{0,15}").fullmatch
 """`int()` takes signs, spaces, underscores and digits of every script too, and `float()` "nan"."""
 
 
-class Freshness:
+class TimestampWindow:
     """Refuses what is too old, and what comes from the future: it could be repeated for longer than is remembered.
 
     Args:
@@ -161,7 +161,7 @@ MAX_ITEMS = 16
 refused: each costs a comparison for each secret."""
 
 
-class Stated(NamedTuple):
+class ParsedSignatures(NamedTuple):
     """What is stated.
 
     Attributes:
@@ -173,7 +173,7 @@ class Stated(NamedTuple):
     timestamp: str
 
 
-def items_of(value: str | None, separator: str | None) -> list[str]:
+def split_items(value: str | None, separator: str | None) -> list[str]:
     """The items of a header; none, if it is not there or has too many.
 
     Args:
@@ -186,7 +186,7 @@ def items_of(value: str | None, separator: str | None) -> list[str]:
     return items if len(items) <= MAX_ITEMS else []
 
 
-class Layout:
+class SignatureLayout:
     """A header with signatures, as it was declared. The arguments are those of `HMACSignature`."""
 
     def __init__(
@@ -210,11 +210,11 @@ class Layout:
         elif timestamp is not None:
             self._timestamp_header = header_name(timestamp)
 
-    def read(self, request: WebhookRequest) -> Stated | None:
+    def read(self, request: WebhookRequest) -> ParsedSignatures | None:
         """What a request states; `None`: no signature."""
-        items = items_of(request.headers.get(self.header), self._separator)
+        items = split_items(request.headers.get(self.header), self._separator)
         signatures = tuple(found for item in items if (found := self._signature(item)))
-        return Stated(signatures, self._timestamp(request, items)) if signatures else None
+        return ParsedSignatures(signatures, self._timestamp(request, items)) if signatures else None
 
     def _signature(self, item: str) -> tuple[str, bytes] | None:
         for prefix, algorithm in self._prefixes:
@@ -309,9 +309,9 @@ class HMACSignature:
         check_number("tolerance", tolerance, above_zero=True)
         if encoding not in ("hex", "base64"):
             raise ValueError(f"encoding is hex or base64, not {encoding!r}")
-        self._keys = keys_of(secrets)
+        self._keys = secret_bytes(secrets)
         self._encoding = encoding
-        self._layout = Layout(
+        self._layout = SignatureLayout(
             header=header,
             prefix=prefix,
             separator=separator,
@@ -321,7 +321,7 @@ class HMACSignature:
         )
         timed = timestamp is not None
         self._signed = _signed_template(signed, timed=timed)
-        self._freshness = Freshness(tolerance, timestamp_unit) if timed else None
+        self._freshness = TimestampWindow(tolerance, timestamp_unit) if timed else None
         self._once = _once_templates(once, timed=timed)
 
     def may_pass(self, request: WebhookRequest) -> bool:
@@ -339,19 +339,19 @@ class HMACSignature:
         signed = self._signed.fill(request, known)
         if signed is None or not self._fits(signed, stated):
             return None
-        once = once_texts(self._once, request, {**known, SIGNED: signed})
+        once = replay_digests(self._once, request, {**known, SIGNED: signed})
         return Verified(once, until if math.isfinite(until) else None)
 
     def __repr__(self) -> str:
         return f"HMACSignature(header={self._layout.header!r}, {len(self._keys)} secrets)"
 
-    def _until(self, stated: Stated, request: WebhookRequest) -> float | None:
+    def _until(self, stated: ParsedSignatures, request: WebhookRequest) -> float | None:
         """When it will be refused for its age; `None`: it is now."""
         if self._freshness is None:
             return math.inf
         return self._freshness.until(stated.timestamp, request.received_at)
 
-    def _fits(self, signed: bytes, stated: Stated) -> bool:
+    def _fits(self, signed: bytes, stated: ParsedSignatures) -> bool:
         given = {
             algorithm: [one for its, one in stated.signatures if its == algorithm]
             for algorithm, _ in stated.signatures
@@ -367,7 +367,7 @@ class HMACSignature:
         return binascii.hexlify(mac) if self._encoding == "hex" else binascii.b2a_base64(mac, newline=False)
 
 
-def once_texts(
+def replay_digests(
     templates: Sequence[Template], request: WebhookRequest, known: Mapping[str, bytes]
 ) -> tuple[bytes, ...]:
     """What each template makes of a request, as digests: bounded, and two templates never make the same."""

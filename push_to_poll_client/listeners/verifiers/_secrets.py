@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 __all__ = [
-    "AnyOf",
     "Secrets",
+    "TokenSet",
     "any_equal",
-    "keys_of",
-    "texts_of",
+    "check_secrets",
+    "secret_bytes",
 ]
 
 
@@ -21,7 +21,7 @@ def any_equal(given: Iterable[bytes], expected: Iterable[bytes]) -> bool:
     return sum(hmac.compare_digest(one, other) for one in given for other in wanted) > 0
 
 
-class AnyOf:
+class TokenSet:
     """Tokens that are asked for. What is compared are digests: all have one length, whatever the tokens have.
 
     Args:
@@ -42,25 +42,25 @@ Secrets: TypeAlias = str | bytes | Sequence[str | bytes]
 """A secret, or several of which each is as good as the others: the new one and the old one while they change."""
 
 
-def keys_of(secrets: Secrets) -> tuple[bytes, ...]:
+def secret_bytes(secrets: Secrets) -> tuple[bytes, ...]:
     """The bytes of each secret; those of a `str` are in UTF-8.
 
     Raises:
         TypeError: One is neither `str` nor `bytes`.
         ValueError: There is none, or one is empty, or is a `str` with white space around it.
     """
-    return tuple(_key_of(secret) for secret in texts_of(secrets))
+    return tuple(_to_bytes(secret) for secret in check_secrets(secrets))
 
 
-def texts_of(secrets: Secrets) -> tuple[str | bytes, ...]:
-    """Each secret as it was given; what is raised is as for `keys_of`. No error shows any of them."""
-    found = (secrets,) if isinstance(secrets, str | bytes) else _several(secrets)
+def check_secrets(secrets: Secrets) -> tuple[str | bytes, ...]:
+    """Each secret as it was given; what is raised is as for `secret_bytes`. No error shows any of them."""
+    found = (secrets,) if isinstance(secrets, str | bytes) else _check_sequence(secrets)
     for secret in found:
-        _check(secret)
+        _check_secret(secret)
     return found
 
 
-def _several(secrets: object) -> tuple[str | bytes, ...]:
+def _check_sequence(secrets: object) -> tuple[str | bytes, ...]:
     if not isinstance(secrets, Sequence):
         raise TypeError(f"a secret is a str or bytes, or a sequence of them, not {type(secrets).__name__}")
     if not secrets:
@@ -68,7 +68,7 @@ def _several(secrets: object) -> tuple[str | bytes, ...]:
     return tuple(secrets)
 
 
-def _check(secret: object) -> None:
+def _check_secret(secret: object) -> None:
     if not isinstance(secret, str | bytes):
         raise TypeError(f"a secret is a str or bytes, not {type(secret).__name__}")
     if not secret:
@@ -78,5 +78,5 @@ def _check(secret: object) -> None:
         raise ValueError("a secret has white space around it, as the text of a whole file has; strip it")
 
 
-def _key_of(secret: str | bytes) -> bytes:
+def _to_bytes(secret: str | bytes) -> bytes:
     return secret.encode() if isinstance(secret, str) else secret

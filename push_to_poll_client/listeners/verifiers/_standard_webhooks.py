@@ -16,12 +16,12 @@ from push_to_poll_client.listeners.verifiers._hmac import (
     BODY,
     SIGNED,
     TOLERANCE,
-    Freshness,
     Template,
-    items_of,
-    once_texts,
+    TimestampWindow,
+    replay_digests,
+    split_items,
 )
-from push_to_poll_client.listeners.verifiers._secrets import Secrets, any_equal, texts_of
+from push_to_poll_client.listeners.verifiers._secrets import Secrets, any_equal, check_secrets
 
 __all__ = [
     "standard_webhooks",
@@ -72,7 +72,7 @@ def svix(secrets: Secrets, *, tolerance: float = TOLERANCE) -> Verifier:
     return _StandardWebhooks(secrets, ("svix", "webhook"), tolerance)
 
 
-class _Names(NamedTuple):
+class _SenderHeaders(NamedTuple):
     """The headers of one sender, and what is made of them."""
 
     timestamp: str
@@ -84,12 +84,12 @@ class _Names(NamedTuple):
 class _StandardWebhooks:
     def __init__(self, secrets: Secrets, senders: Sequence[str], tolerance: float) -> None:
         check_number("tolerance", tolerance, above_zero=True)
-        given = texts_of(secrets)
+        given = check_secrets(secrets)
         public = [secret for secret in given if isinstance(secret, str) and secret.startswith("whpk_")]
-        self._public = tuple(_ed25519.public_key(_decoded(secret, "whpk_")) for secret in public)
+        self._public = tuple(_ed25519.public_key(_decode_secret(secret, "whpk_")) for secret in public)
         self._shared = tuple(_shared_key(secret) for secret in given if secret not in public)
-        self._senders = tuple(_names(sender) for sender in senders)
-        self._freshness = Freshness(tolerance, 1)
+        self._senders = tuple(_sender_headers(sender) for sender in senders)
+        self._freshness = TimestampWindow(tolerance, 1)
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Whether the headers alone are those of an authentic request."""
@@ -105,16 +105,16 @@ class _StandardWebhooks:
         signed = names.signed.fill(request, {BODY: request.body})
         if signed is None or not self._fits(signed, signatures):
             return None
-        return Verified(once_texts(names.once, request, {SIGNED: signed}), until)
+        return Verified(replay_digests(names.once, request, {SIGNED: signed}), until)
 
     def __repr__(self) -> str:
         shared, public = len(self._shared), len(self._public)
         return f"StandardWebhooks({self._senders[0].signature!r}, {shared} secrets, {public} public keys)"
 
-    def _names(self, request: WebhookRequest) -> _Names:
+    def _names(self, request: WebhookRequest) -> _SenderHeaders:
         return next((names for names in self._senders if names.signature in request.headers), self._senders[-1])
 
-    def _until(self, names: _Names, request: WebhookRequest) -> float | None:
+    def _until(self, names: _SenderHeaders, request: WebhookRequest) -> float | None:
         return self._freshness.until(request.headers.get(names.timestamp, ""), request.received_at)
 
     def _fits(self, signed: bytes, signatures: Sequence[tuple[str, bytes]]) -> bool:
@@ -137,16 +137,16 @@ class _StandardWebhooks:
         return sum(fitting) > 0
 
 
-def _names(sender: str) -> _Names:
+def _sender_headers(sender: str) -> _SenderHeaders:
     # An id and a timestamp are told from what is signed by the first dots in it (specification, "Signature
     # scheme"). If an id may have one, the same signature fits another id: so what was signed is remembered too.
     signed = Template(f"{{{sender}-id}}.{{{sender}-timestamp}}.{{body}}", known=frozenset({BODY}))
     once = [Template(text, known=frozenset({SIGNED})) for text in (f"{{{sender}-id}}", "{signed}")]
-    return _Names(f"{sender}-timestamp", f"{sender}-signature", signed, tuple(once))
+    return _SenderHeaders(f"{sender}-timestamp", f"{sender}-signature", signed, tuple(once))
 
 
-def _signatures(names: _Names, request: WebhookRequest) -> list[tuple[str, bytes]]:
-    items = items_of(request.headers.get(names.signature), " ")
+def _signatures(names: _SenderHeaders, request: WebhookRequest) -> list[tuple[str, bytes]]:
+    items = split_items(request.headers.get(names.signature), " ")
     parted = [item.partition(",") for item in items]
     # What is not ASCII becomes a character that no signature has.
     return [(kind, text.encode("ascii", "replace")) for kind, _, text in parted if kind in ("v1", "v1a")]
@@ -165,10 +165,10 @@ def _shared_key(secret: str | bytes) -> bytes:
         return secret
     if secret.startswith("whsk_"):
         raise ValueError('a secret is a private key, which is the sender\'s alone; give the public one, "whpk_…"')
-    return _decoded(secret, "whsec_")
+    return _decode_secret(secret, "whsec_")
 
 
-def _decoded(secret: str, prefix: str) -> bytes:
+def _decode_secret(secret: str, prefix: str) -> bytes:
     text = secret.removeprefix(prefix)
     try:
         key = binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)

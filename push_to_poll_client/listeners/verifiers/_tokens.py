@@ -7,10 +7,10 @@ import binascii
 from collections.abc import Iterator
 from typing import Any
 
-from push_to_poll_client.listeners._hints import path_of
+from push_to_poll_client.listeners._hints import parse_path
 from push_to_poll_client.listeners._webhook.types import Verifier, WebhookRequest
 from push_to_poll_client.listeners.verifiers._hmac import header_bytes, header_name
-from push_to_poll_client.listeners.verifiers._secrets import AnyOf, Secrets, keys_of
+from push_to_poll_client.listeners.verifiers._secrets import Secrets, TokenSet, secret_bytes
 
 __all__ = [
     "anybody",
@@ -35,7 +35,7 @@ def shared_token(tokens: Secrets, header: str = "X-Goog-Channel-Token") -> Verif
         TypeError: A token is neither `str` nor `bytes`, or the header is no `str`.
         ValueError: A token is empty, or the header has no name of one.
     """
-    return _HeaderToken(header_name(header), "", keys_of(tokens))
+    return _HeaderToken(header_name(header), "", secret_bytes(tokens))
 
 
 def bearer(tokens: Secrets) -> Verifier:
@@ -48,7 +48,7 @@ def bearer(tokens: Secrets) -> Verifier:
         TypeError: A token is neither `str` nor `bytes`.
         ValueError: A token is empty.
     """
-    return _HeaderToken("authorization", "bearer", keys_of(tokens))
+    return _HeaderToken("authorization", "bearer", secret_bytes(tokens))
 
 
 def basic(user: str, password: Secrets) -> Verifier:
@@ -66,7 +66,7 @@ def basic(user: str, password: Secrets) -> Verifier:
         raise TypeError(f"user is a str, not {type(user).__name__}")
     if ":" in user:
         raise ValueError("user has a colon in it, which would end it (RFC 7617 §2)")
-    pairs = [user.encode() + b":" + key for key in keys_of(password)]
+    pairs = [user.encode() + b":" + key for key in secret_bytes(password)]
     return _HeaderToken(
         "authorization", "basic", tuple(binascii.b2a_base64(pair, newline=False) for pair in pairs)
     )
@@ -78,7 +78,7 @@ def anybody() -> Verifier:
     Everybody who knows the address can then wake the consumer, as often as the rate limit allows, and write what
     the hint says. Nobody can thereby make it process or lose a message, or poll more often than that limit.
     """
-    return _Anybody()
+    return _NoVerification()
 
 
 class _HeaderToken:
@@ -87,7 +87,7 @@ class _HeaderToken:
     def __init__(self, header: str, scheme: str, tokens: tuple[bytes, ...]) -> None:
         self._header = header
         self._scheme = scheme
-        self._tokens = AnyOf(tokens)
+        self._tokens = TokenSet(tokens)
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Whether it is authentic, of which the headers alone tell."""
@@ -109,7 +109,7 @@ class _HeaderToken:
         return given.lstrip(" ") if scheme.lower() == self._scheme else ""
 
 
-class _Anybody:
+class _NoVerification:
     def __call__(self, _request: WebhookRequest, /) -> bool:
         return True
 
@@ -136,12 +136,12 @@ def token_in_body(tokens: Secrets, path: str = "value.clientState") -> Verifier:
         TypeError: A token is neither `str` nor `bytes`, or the path is no `str`.
         ValueError: A token is empty, or a step of the path.
     """
-    return _BodyToken(keys_of(tokens), path_of(path))
+    return _BodyToken(secret_bytes(tokens), parse_path(path))
 
 
 class _BodyToken:
     def __init__(self, tokens: tuple[bytes, ...], steps: tuple[str, ...]) -> None:
-        self._tokens = AnyOf(tokens)
+        self._tokens = TokenSet(tokens)
         self._steps = steps
 
     def __call__(self, request: WebhookRequest, /) -> bool:
@@ -149,7 +149,7 @@ class _BodyToken:
             value = request.json()
         except ValueError:
             return False
-        found = [leaf for leaf, _ in zip(_leaves(value, self._steps), range(MAX_ITEMS + 1), strict=False)]
+        found = [leaf for leaf, _ in zip(_values_at(value, self._steps), range(MAX_ITEMS + 1), strict=False)]
         # `all` would stop at the first.
         return sum(self._is_token(leaf) for leaf in found) == len(found) <= MAX_ITEMS
 
@@ -160,12 +160,12 @@ class _BodyToken:
         return isinstance(value, str) and value.encode("utf-8", "surrogatepass") in self._tokens
 
 
-def _leaves(value: Any, steps: tuple[str, ...]) -> Iterator[Any]:
+def _values_at(value: Any, steps: tuple[str, ...]) -> Iterator[Any]:
     """What stands at a path in each item along it, at least one; what is no text where it leads nowhere."""
     for item in value if isinstance(value, list) and value else [value]:
         if not steps:
             yield item
         elif isinstance(item, dict):
-            yield from _leaves(item.get(steps[0]), steps[1:])
+            yield from _values_at(item.get(steps[0]), steps[1:])
         else:
             yield None

@@ -21,13 +21,13 @@ from push_to_poll_client._exceptions import OwnershipLost, StoreError
 from push_to_poll_client._validation import quoted
 
 __all__ = [
-    "OUTSIDE",
+    "OUTSIDE_HANDLER",
     "SAVEPOINT",
     "Guard",
     "GuardedConnection",
     "GuardedCursor",
-    "Place",
-    "as_stores",
+    "HandlerScope",
+    "mark_as_store",
 ]
 
 
@@ -37,20 +37,20 @@ SAVEPOINT = "push_to_poll"
 _PREFIX = "push_to_poll_"
 """What the store's own tables begin with."""
 
-OUTSIDE = (
+OUTSIDE_HANDLER = (
     "the store's connection may be used only while a message is processed: in the handler's task, and in the "
     "tasks and threads that it starts and waits for; elsewhere open a connection of your own, only to read while "
     "the consumer runs"
 )
 
-_COMMITS = (
+_COMMITTED_TOGETHER = (
     "what it writes is committed together with the message's record, and undone when it raises; for a part that "
     f"may fail alone, use a savepoint of another name than {SAVEPOINT}"
 )
 
-_OURS = f"what has a name that begins with {_PREFIX} is the store's"
+_RESERVED_PREFIX = f"what has a name that begins with {_PREFIX} is the store's"
 
-_ASIDE = {
+_HARMLESS_ACTIONS = {
     sqlite3.SQLITE_SELECT,
     sqlite3.SQLITE_READ,
     sqlite3.SQLITE_FUNCTION,
@@ -62,7 +62,7 @@ _ASIDE = {
 }
 """Actions that change nothing which is the store's, whatever they name."""
 
-_MAY_HAVE_VALUE = frozenset(
+_PRAGMAS_WITH_VALUE = frozenset(
     """
     application_id foreign_key_check foreign_key_list index_info index_list index_xinfo integrity_check quick_check
     table_info table_list table_xinfo user_version
@@ -71,27 +71,27 @@ _MAY_HAVE_VALUE = frozenset(
 """PRAGMAs whose value says what to look at, and two that are the application's own, and undone with the rest."""
 
 
-_current: ContextVar["Place | None"] = ContextVar("push_to_poll_client_effects", default=None)
+_current_scope: ContextVar["HandlerScope | None"] = ContextVar("push_to_poll_client_effects", default=None)
 """The innermost place that the current task is in: a handler's task, and what it starts."""
 
 _guards: WeakSet["Guard"] = WeakSet()
 
 
-def _leave_to_parent() -> None:
+def _disable_in_child() -> None:
     """The connection is not a forked child's (https://www.sqlite.org/howtocorrupt.html, section 2.6)."""
     for guard in _guards:
         guard.place = None
 
 
 if sys.platform != "win32":  # pragma: no branch  # the tests run on POSIX
-    os.register_at_fork(after_in_child=_leave_to_parent)
+    os.register_at_fork(after_in_child=_disable_in_child)
 
 
 class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-class Place:
+class HandlerScope:
     """Where a connection may be used, in which order the tasks may be: between `enter()` and `leave()`.
 
     Args:
@@ -108,22 +108,22 @@ class Place:
     def __init__(self, guard: "Guard") -> None:
         self.guard = guard
         self.left: list[Callable[[], _Closable | None]] = []
-        self.outer: Place | None = None
+        self.outer: HandlerScope | None = None
 
     def enter(self) -> None:
         """The current task, and what it starts from now on, is there."""
-        outer = self._before = _current.get()
+        outer = self._before = _current_scope.get()
         while outer is not None and outer.guard.place is not outer:  # left: this task outlived its handler
             outer = outer.outer
         self.outer = outer
-        _current.set(self)
+        _current_scope.set(self)
         self.guard.place = self
 
     def leave(self) -> None:
         """Nobody is there any more, whoever was. In the task that entered."""
         if self.guard.place is self:
             self.guard.place = None
-        _current.set(self._before)
+        _current_scope.set(self._before)
 
     def let_go(self) -> None:
         """Close what a handler left open, which would hold on to the database, or write later."""
@@ -151,7 +151,7 @@ class Guard:
     def __init__(self, path: str) -> None:
         self.path = path
         self._process = os.getpid()
-        self.place: Place | None = None
+        self.place: HandlerScope | None = None
         self.worker: int | None = None
         self.sql = ""
         self.refused: str | None = None
@@ -169,12 +169,12 @@ class Guard:
     @property
     def is_inside(self) -> bool:
         """Whether the caller is where the connection may be used."""
-        inner, place = _current.get(), self.place
+        inner, place = _current_scope.get(), self.place
         while inner is not None and inner is not place:
             inner = inner.outer
         return inner is not None
 
-    def check_inside(self) -> Place:
+    def check_inside(self) -> HandlerScope:
         """Refuse who is not; where the caller is.
 
         Raises:
@@ -182,7 +182,7 @@ class Guard:
         """
         place = self.place
         if place is None or not self.is_inside:
-            raise RuntimeError(f"{self.path}: {OUTSIDE}")
+            raise RuntimeError(f"{self.path}: {OUTSIDE_HANDLER}")
         return place
 
     def check_outside(self) -> None:
@@ -210,7 +210,7 @@ class Guard:
                 "written; let a child end without leaving the handler, as by os._exit()"
             )
 
-    def refusal(self, what: str, why: str = _COMMITS) -> str:
+    def refusal(self, what: str, why: str = _COMMITTED_TOGETHER) -> str:
         """The sentence for what a handler may not do."""
         return f"{self.path}: a handler may not {what} on the store's connection: {why}"
 
@@ -228,20 +228,20 @@ class Guard:
 def _objection(action: int, first: str, second: str | None, sql: str) -> tuple[str, str]:
     """What a handler would do, and why it may not; two empty strings: it may."""
     if action == sqlite3.SQLITE_TRANSACTION:
-        return first, _COMMITS
+        return first, _COMMITTED_TOGETHER
     if action == sqlite3.SQLITE_SAVEPOINT and (second or "").lower() == SAVEPOINT:
-        return f"{first} the savepoint {SAVEPOINT}", _COMMITS
+        return f"{first} the savepoint {SAVEPOINT}", _COMMITTED_TOGETHER
     if action in {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}:
         return "ATTACH or DETACH a database", "SQLite commits to two files one after the other, not at once"
-    if action == sqlite3.SQLITE_PRAGMA and second is not None and first.lower() not in _MAY_HAVE_VALUE:
+    if action == sqlite3.SQLITE_PRAGMA and second is not None and first.lower() not in _PRAGMAS_WITH_VALUE:
         return f"set PRAGMA {quoted(first)}", "it would hold for the store too"
-    ours = _name_of_ours(action, first, second or "", sql)
-    return (f"change {quoted(ours)}", _OURS) if ours else ("", "")
+    ours = _reserved_name(action, first, second or "", sql)
+    return (f"change {quoted(ours)}", _RESERVED_PREFIX) if ours else ("", "")
 
 
-def _name_of_ours(action: int, first: str, second: str, sql: str) -> str:
+def _reserved_name(action: int, first: str, second: str, sql: str) -> str:
     """What of the store's would be changed; an empty string: nothing."""
-    if action in _ASIDE:
+    if action in _HARMLESS_ACTIONS:
         return ""
     if action == sqlite3.SQLITE_ALTER_TABLE and _PREFIX in sql.lower():  # SQLite does not tell the new name
         return f"{_PREFIX}..."
@@ -253,9 +253,9 @@ _MARK = "\n--push_to_poll"
 """Ends each statement of the store. A statement is authorised when it is compiled, not when it is taken from the
 cache again: without it, a handler's COMMIT would be the store's, which may."""
 
-_SCRIPT = "it commits first; execute its statements one by one"
+_SCRIPT_COMMITS = "it commits first; execute its statements one by one"
 
-_STAYS = "it would hold for the store too"
+_AFFECTS_STORE = "it would hold for the store too"
 
 _ROLLED_BACK = (
     "SQLite has rolled the transaction back, as ON CONFLICT ROLLBACK, RAISE(ROLLBACK) and a full disk make it do: "
@@ -295,7 +295,7 @@ class GuardedCursor(sqlite3.Cursor):
         Raises:
             RuntimeError: Always.
         """
-        self.connection.refuse("call executescript()", _SCRIPT)
+        self.connection.refuse("call executescript()", _SCRIPT_COMMITS)
 
     def _check(self) -> None:
         if self.connection.checked() is not self._place:
@@ -308,7 +308,7 @@ class GuardedCursor(sqlite3.Cursor):
         guard = self._place.guard
         guard.sql = sql
         try:
-            return execute(_others(sql), parameters)
+            return execute(_unmarked(sql), parameters)
         except sqlite3.DatabaseError as error:
             refused, guard.refused = guard.refused, None
             if refused is not None and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_AUTH:
@@ -336,7 +336,7 @@ class GuardedConnection(sqlite3.Connection):
 
     # What a handler may do
 
-    def checked(self) -> Place:
+    def checked(self) -> HandlerScope:
         """Where the caller is, if it may use the connection there.
 
         Raises:
@@ -362,14 +362,14 @@ class GuardedConnection(sqlite3.Connection):
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         """As that of `sqlite3`; raises as `GuardedCursor.execute` does."""
         if self._is_stores:
-            return sqlite3.Cursor(self).execute(as_stores(sql), parameters)  # no row factory of a handler
+            return sqlite3.Cursor(self).execute(mark_as_store(sql), parameters)  # no row factory of a handler
         cursor: GuardedCursor = self.cursor()
         return cursor.execute(sql, parameters)
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
         """As that of `sqlite3`; raises as `GuardedCursor.execute` does."""
         if self._is_stores:
-            return sqlite3.Cursor(self).executemany(as_stores(sql), parameters)
+            return sqlite3.Cursor(self).executemany(mark_as_store(sql), parameters)
         cursor: GuardedCursor = self.cursor()
         return cursor.executemany(sql, parameters)
 
@@ -419,7 +419,7 @@ class GuardedConnection(sqlite3.Connection):
 
     def executescript(self, sql_script: str, /) -> NoReturn:  # noqa: ARG002  # the signature of sqlite3
         """It would commit first."""
-        self.refuse("call executescript()", _SCRIPT)
+        self.refuse("call executescript()", _SCRIPT_COMMITS)
 
     def __enter__(self) -> NoReturn:
         self.refuse("use `with connection:`")
@@ -430,31 +430,31 @@ class GuardedConnection(sqlite3.Connection):
 
     def set_authorizer(self, *_: Any, **__: Any) -> NoReturn:
         """For the store alone."""
-        self.refuse("call set_authorizer()", _STAYS)
+        self.refuse("call set_authorizer()", _AFFECTS_STORE)
 
     def set_progress_handler(self, *_: Any, **__: Any) -> NoReturn:
         """It could end a commit."""
-        self.refuse("call set_progress_handler()", _STAYS)
+        self.refuse("call set_progress_handler()", _AFFECTS_STORE)
 
     def setlimit(self, *_: Any) -> NoReturn:
         """It could make the store's statements too long."""
-        self.refuse("call setlimit()", _STAYS)
+        self.refuse("call setlimit()", _AFFECTS_STORE)
 
     def create_function(self, *_: Any, **__: Any) -> NoReturn:
         """It could take the place of one that the store's statements call."""
-        self.refuse("call create_function()", _STAYS)
+        self.refuse("call create_function()", _AFFECTS_STORE)
 
     def create_aggregate(self, *_: Any, **__: Any) -> NoReturn:
         """As `create_function`."""
-        self.refuse("call create_aggregate()", _STAYS)
+        self.refuse("call create_aggregate()", _AFFECTS_STORE)
 
     def create_window_function(self, *_: Any, **__: Any) -> NoReturn:
         """As `create_function`."""
-        self.refuse("call create_window_function()", _STAYS)
+        self.refuse("call create_window_function()", _AFFECTS_STORE)
 
     def create_collation(self, *_: Any, **__: Any) -> NoReturn:
         """It could take the place of the one by which keys are found."""
-        self.refuse("call create_collation()", _STAYS)
+        self.refuse("call create_collation()", _AFFECTS_STORE)
 
     def deserialize(self, *_: Any, **__: Any) -> NoReturn:
         """It would take the database's place."""
@@ -485,14 +485,14 @@ class GuardedConnection(sqlite3.Connection):
 
     @text_factory.setter
     def text_factory(self, _: object) -> None:
-        self.refuse("set text_factory", _STAYS)
+        self.refuse("set text_factory", _AFFECTS_STORE)
 
 
-def as_stores(sql: str) -> str:
+def mark_as_store(sql: str) -> str:
     """A statement of the store, spelled as none of a handler is."""
     return sql + _MARK
 
 
-def _others(sql: str) -> str:
+def _unmarked(sql: str) -> str:
     """A handler's statement, spelled as none of the store's is."""
     return f"{sql}\n--" if _MARK in sql else sql

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import msgspec
 
 from push_to_poll_client._types import SavedCursor
-from push_to_poll_client.stores._retention import MOST, with_saved
-from push_to_poll_client.stores._sqlite.file import named_damage
-from push_to_poll_client.stores._sqlite.schema import restored, stored
+from push_to_poll_client.stores._retention import MAX_HISTORY, extend_history
+from push_to_poll_client.stores._sqlite.file import wrap_invalid_values
+from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text
 
 __all__ = [
-    "Place",
-    "Places",
+    "CursorState",
+    "StoredCursors",
     "read_history",
 ]
 
@@ -32,7 +32,7 @@ _SAVE = """
 """
 
 
-class Place(NamedTuple):
+class CursorState(NamedTuple):
     """Where a name stands.
 
     Attributes:
@@ -46,7 +46,7 @@ class Place(NamedTuple):
     state: Mapping[str, str]
 
 
-class Places:
+class StoredCursors:
     """The place of one name. Every method asks the file, in a worker thread, and changes nothing else.
 
     Args:
@@ -62,23 +62,25 @@ class Places:
         self._consumer = consumer
         self._token = token
 
-    def read(self, saved: SavedCursor) -> Place:
+    def read(self, saved: SavedCursor) -> CursorState:
         """Where the name stands, whose row has this cursor."""
         rows = self._connection.execute(
             "SELECT name, value FROM push_to_poll_state WHERE consumer = ?", (self._consumer,)
         )
-        with named_damage(self._path):
-            state = msgspec.convert({restored(name): restored(value) for name, value in rows}, dict[str, str])
+        with wrap_invalid_values(self._path):
+            state = msgspec.convert(
+                {decode_text(name): decode_text(value) for name, value in rows}, dict[str, str]
+            )
         before = read_history(self._connection, self._path, self._consumer)
-        return Place(saved, before, MappingProxyType(state))
+        return CursorState(saved, before, MappingProxyType(state))
 
     def save(self, saved: SavedCursor, *, behind: int) -> bool:
         """Write the cursor and which segments may go; whether the name is still owned."""
-        cursor = None if saved.cursor is None else stored(saved.cursor)
+        cursor = None if saved.cursor is None else encode_text(saved.cursor)
         values = (cursor, saved.at, behind, self._consumer, self._token)
         return bool(self._connection.execute(_SAVE, values).rowcount)
 
-    def move(self, place: Place, saved: SavedCursor, state: Mapping[str, str | None]) -> Place:
+    def move(self, place: CursorState, saved: SavedCursor, state: Mapping[str, str | None]) -> CursorState:
         """Write what else there is to write when this cursor takes the place of the saved one.
 
         Args:
@@ -89,20 +91,20 @@ class Places:
         Returns:
             Where it stands then.
         """
-        before = place.before if saved is place.saved else with_saved(place.before, place.saved)
+        before = place.before if saved is place.saved else extend_history(place.before, place.saved)
         if before is not place.before:
             self._remember(place.saved)
-        return Place(saved, before, self._change(place.state, state))
+        return CursorState(saved, before, self._change(place.state, state))
 
-    def restart(self, place: Place, saved: SavedCursor, state: Mapping[str, str | None]) -> Place:
+    def restart(self, place: CursorState, saved: SavedCursor, state: Mapping[str, str | None]) -> CursorState:
         """As `move`, with nothing remembered of what was before."""
         self._connection.execute("DELETE FROM push_to_poll_history WHERE consumer = ?", (self._consumer,))
-        return Place(saved, (), self._change(place.state, state))
+        return CursorState(saved, (), self._change(place.state, state))
 
     def _remember(self, saved: SavedCursor) -> None:
-        cursor = None if saved.cursor is None else stored(saved.cursor)
+        cursor = None if saved.cursor is None else encode_text(saved.cursor)
         self._connection.execute(
-            _REMEMBER, {"consumer": self._consumer, "most": MOST, "cursor": cursor, "at": saved.at}
+            _REMEMBER, {"consumer": self._consumer, "most": MAX_HISTORY, "cursor": cursor, "at": saved.at}
         )
 
     def _change(self, state: Mapping[str, str], changes: Mapping[str, str | None]) -> Mapping[str, str]:
@@ -110,14 +112,14 @@ class Places:
             return state
         changed = dict(state)
         for name, value in changes.items():
-            key = (self._consumer, stored(name))
+            key = (self._consumer, encode_text(name))
             if value is None:
                 changed.pop(name, None)
                 self._connection.execute("DELETE FROM push_to_poll_state WHERE consumer = ? AND name = ?", key)
             else:
                 changed[name] = value
                 self._connection.execute(
-                    "INSERT OR REPLACE INTO push_to_poll_state VALUES (?, ?, ?)", (*key, stored(value))
+                    "INSERT OR REPLACE INTO push_to_poll_state VALUES (?, ?, ?)", (*key, encode_text(value))
                 )
         return MappingProxyType(changed)
 
@@ -135,5 +137,5 @@ def read_history(connection: sqlite3.Connection, path: str, consumer: int) -> tu
         sqlite3.Error: It cannot be read.
     """
     rows = connection.execute(_HISTORY, (consumer,))
-    with named_damage(path):
-        return msgspec.convert(tuple((restored(cursor), at) for cursor, at in rows), tuple[SavedCursor, ...])
+    with wrap_invalid_values(path):
+        return msgspec.convert(tuple((decode_text(cursor), at) for cursor, at in rows), tuple[SavedCursor, ...])

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from push_to_poll_client._types import DeadLetter
-from push_to_poll_client.stores._retention import some_of
-from push_to_poll_client.stores._sqlite.file import named_damage
-from push_to_poll_client.stores._sqlite.schema import as_json, restored, stored, stored_keys
+from push_to_poll_client.stores._retention import limit_dead_letters
+from push_to_poll_client.stores._sqlite.file import wrap_invalid_values
+from push_to_poll_client.stores._sqlite.schema import as_json, decode_text, encode_keys, encode_text
 
 __all__ = [
-    "Known",
-    "Letters",
-    "read_letters",
+    "DeadLetterIndex",
+    "StoredDeadLetters",
+    "select_dead_letters",
 ]
 
 
@@ -35,11 +35,11 @@ _REMOVE = """
 _COUNT = "SELECT count(*) FROM push_to_poll_dead_letter WHERE consumer = ?"
 _KEYS = "SELECT known_as FROM push_to_poll_dead_letter WHERE consumer = ? LIMIT ?"
 
-_MOST_KEYS = 10_000
+_MAX_INDEXED_KEYS = 10_000
 """Keys that are kept in memory. With more dead letters, each commit asks the file whether it settles one."""
 
 
-class Known(NamedTuple):
+class DeadLetterIndex(NamedTuple):
     """What is known without asking the file.
 
     Attributes:
@@ -51,7 +51,7 @@ class Known(NamedTuple):
     keys: frozenset[str] | None
 
 
-class Letters:
+class StoredDeadLetters:
     """The dead letters of one name. Every method asks the file, in a worker thread, and changes nothing else.
 
     Args:
@@ -65,15 +65,17 @@ class Letters:
         self._path = path
         self._consumer = consumer
 
-    def known(self) -> Known:
+    def known(self) -> DeadLetterIndex:
         """Ask what there is."""
         (total,) = self._connection.execute(_COUNT, (self._consumer,)).fetchone()
-        if total > _MOST_KEYS:
-            return Known(total, None)
-        keys = self._connection.execute(_KEYS, (self._consumer, _MOST_KEYS))
-        return Known(total, frozenset(key for (key,) in keys))
+        if total > _MAX_INDEXED_KEYS:
+            return DeadLetterIndex(total, None)
+        keys = self._connection.execute(_KEYS, (self._consumer, _MAX_INDEXED_KEYS))
+        return DeadLetterIndex(total, frozenset(key for (key,) in keys))
 
-    def write(self, known: Known, settled: Sequence[str], letters: Sequence[DeadLetter]) -> Known:
+    def write(
+        self, known: DeadLetterIndex, settled: Sequence[str], letters: Sequence[DeadLetter]
+    ) -> DeadLetterIndex:
         """Take away those that are settled, and add these.
 
         Args:
@@ -95,34 +97,34 @@ class Letters:
 
     def some(self, after: DeadLetter | None, *, marked: bool) -> list[DeadLetter]:
         """See `Session.dead_letters`."""
-        return read_letters(
+        return select_dead_letters(
             self._connection, self._path, self._consumer, after=None if after is None else after.key, marked=marked
         )
 
     def of(self, key: str) -> DeadLetter | None:
         """See `Session.dead_letter`."""
-        row = self._connection.execute(f"{_SELECT} AND key = ?", (self._consumer, _as_bytes(key))).fetchone()
-        return None if row is None else _letter(self._path, row)
+        row = self._connection.execute(f"{_SELECT} AND key = ?", (self._consumer, _key_bytes(key))).fetchone()
+        return None if row is None else _decode_row(self._path, row)
 
     def _rows(self, letters: Sequence[DeadLetter]) -> Iterator[tuple[Any, ...]]:
-        known_as = stored_keys([letter.key for letter in letters])
+        known_as = encode_keys([letter.key for letter in letters])
         for letter, key in zip(letters, known_as, strict=True):
             yield (
                 self._consumer,
                 key,
-                _as_bytes(letter.key),
+                _key_bytes(letter.key),
                 letter.marked,
-                stored(letter.id),
+                encode_text(letter.id),
                 letter.attempts,
                 letter.first_failed,
                 letter.last_failed,
-                stored(letter.error),
-                stored(letter.traceback),
+                encode_text(letter.error),
+                encode_text(letter.traceback),
                 letter.raw,
             )
 
 
-def read_letters(
+def select_dead_letters(
     connection: sqlite3.Connection, path: str, consumer: int, *, after: str | None = None, marked: bool = False
 ) -> list[DeadLetter]:
     """Read some dead letters in the order of their keys, no more of them than may be in memory together.
@@ -139,22 +141,22 @@ def read_letters(
         sqlite3.Error: It cannot be read.
     """
     query = f"{_SELECT} AND key > ? {'AND marked' if marked else ''} ORDER BY key"
-    values = (consumer, b"" if after is None else _as_bytes(after))
+    values = (consumer, b"" if after is None else _key_bytes(after))
     if after is None:
         query = query.replace(" > ", " >= ", 1)
-    return some_of(_letter(path, row) for row in connection.execute(query, values))
+    return limit_dead_letters(_decode_row(path, row) for row in connection.execute(query, values))
 
 
-def _letter(path: str, row: Sequence[Any]) -> DeadLetter:
+def _decode_row(path: str, row: Sequence[Any]) -> DeadLetter:
     key, marked, id_, attempts, first_failed, last_failed, error, traceback, raw = row
-    with named_damage(path):
+    with wrap_invalid_values(path):
         return msgspec.convert(
             {
-                "key": restored(key),
-                "id": restored(id_),
+                "key": decode_text(key),
+                "id": decode_text(id_),
                 "raw": raw,
-                "error": restored(error),
-                "traceback": restored(traceback),
+                "error": decode_text(error),
+                "traceback": decode_text(traceback),
                 "attempts": attempts,
                 "first_failed": first_failed,
                 "last_failed": last_failed,
@@ -164,6 +166,6 @@ def _letter(path: str, row: Sequence[Any]) -> DeadLetter:
         )
 
 
-def _as_bytes(key: str) -> bytes:
+def _key_bytes(key: str) -> bytes:
     """In this form SQLite orders keys as Python does, by code points, and any key has it."""
     return key.encode("utf-8", "surrogatepass")

@@ -24,23 +24,23 @@ import msgspec
 
 from push_to_poll_client._exceptions import StoreBusy, StoreError
 from push_to_poll_client._validation import one_line
-from push_to_poll_client.stores._sqlite.schema import Synchronous, damaged, prepare, warn_of_old_sqlite
+from push_to_poll_client.stores._sqlite.schema import Synchronous, damage_message, prepare, warn_of_old_sqlite
 
 __all__ = [
     "OpenFile",
     "OwnerLock",
     "check_size",
-    "named_damage",
-    "named_errors",
-    "owner_of",
+    "lock_holder",
+    "wrap_invalid_values",
+    "wrap_sqlite_errors",
 ]
 
 
-_LOCKS = Path("/proc/locks")  # proc_locks(5)
-_LOCK = re.compile(r"^\d+: FLOCK +ADVISORY +WRITE +(\d+) (\w+:\w+):(\d+) ", re.MULTILINE)
+_PROC_LOCKS = Path("/proc/locks")  # proc_locks(5)
+_PROC_LOCK_LINE = re.compile(r"^\d+: FLOCK +ADVISORY +WRITE +(\d+) (\w+:\w+):(\d+) ", re.MULTILINE)
 
 
-def owner_of(path: str) -> int | None:
+def lock_holder(path: str) -> int | None:
     """The process that owns a file, as far as this one can see; `None`: nobody.
 
     One in another container cannot be seen.
@@ -55,7 +55,7 @@ def owner_of(path: str) -> int | None:
         return None
     process = int(written) if written.isdigit() else 0
     try:
-        return _locked_by(_LOCKS.read_text(), place, process)
+        return _locked_by(_PROC_LOCKS.read_text(), place, process)
     except OSError:
         return process if process and _runs(process) else None
 
@@ -63,7 +63,7 @@ def owner_of(path: str) -> int | None:
 def _locked_by(locks: str, place: os.stat_result, process: int) -> int | None:
     """Some file systems tell another device here than to `stat`: there the written process decides."""
     device = f"{os.major(place.st_dev):02x}:{os.minor(place.st_dev):02x}"
-    for holder, where, inode in _LOCK.findall(locks):
+    for holder, where, inode in _PROC_LOCK_LINE.findall(locks):
         if int(inode) == place.st_ino and (where == device or int(holder) == process):
             return int(holder)
     return None
@@ -118,17 +118,17 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
-_held: set["OwnerLock"] = set()
+_held_locks: set["OwnerLock"] = set()
 
 
-def _leave_to_parent() -> None:
+def _close_in_child() -> None:
     """Close in a forked child what would outlive the parent's lock. Never unlock: the lock is the parent's."""
-    while _held:
-        os.close(_held.pop()._descriptor)  # noqa: SLF001  # one module, two halves
+    while _held_locks:
+        os.close(_held_locks.pop()._descriptor)  # noqa: SLF001  # one module, two halves
 
 
 if sys.platform != "win32":  # pragma: no branch  # likewise
-    os.register_at_fork(after_in_child=_leave_to_parent)
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 class OwnerLock:
@@ -156,7 +156,7 @@ class OwnerLock:
         except BaseException:
             os.close(self._descriptor)
             raise
-        _held.add(self)
+        _held_locks.add(self)
 
     def _acquire(self, path: str) -> None:
         try:
@@ -179,8 +179,8 @@ class OwnerLock:
 
     def release(self) -> None:
         """Give the right back. In a forked child, which never had it, nothing happens."""
-        if self in _held:
-            _held.remove(self)
+        if self in _held_locks:
+            _held_locks.remove(self)
             with contextlib.suppress(OSError):
                 os.ftruncate(self._descriptor, 0)
             _unlock(self._descriptor)
@@ -233,7 +233,7 @@ class OpenFile:
     def _open(self, synchronous: Synchronous) -> sqlite3.Connection:
         warn_of_old_sqlite()
         _create(self.path)
-        with named_errors(self.path):
+        with wrap_sqlite_errors(self.path):
             connection = self._connect(timeout=_BUSY_TIMEOUT)
             try:
                 self._prepare(connection, synchronous)
@@ -264,7 +264,7 @@ class OpenFile:
         Raises:
             StoreError: SQLite failed; nothing was written.
         """
-        with named_errors(self.path):
+        with wrap_sqlite_errors(self.path):
             self.connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -283,7 +283,7 @@ class OpenFile:
 
 
 @contextlib.contextmanager
-def named_errors(path: str) -> Iterator[None]:
+def wrap_sqlite_errors(path: str) -> Iterator[None]:
     """Turn SQLite's errors into a `StoreError` that names the file and says what to do."""
     try:
         yield
@@ -294,16 +294,16 @@ def named_errors(path: str) -> Iterator[None]:
         # SQLite's words may be somebody else's: it quotes a schema that it cannot read.
         raise StoreError(f"{path} cannot be used: {one_line(str(error))}; {advice}") from error
     except UnicodeDecodeError as error:  # of a schema that it quotes
-        raise StoreError(damaged(path, "SQLite says why in bytes that are no text")) from error
+        raise StoreError(damage_message(path, "SQLite says why in bytes that are no text")) from error
 
 
 @contextlib.contextmanager
-def named_damage(path: str) -> Iterator[None]:
+def wrap_invalid_values(path: str) -> Iterator[None]:
     """Turn what a value leads to that this library does not write into a `StoreError` that says what to do."""
     try:
         yield
     except (TypeError, UnicodeError, msgspec.ValidationError) as error:
-        raise StoreError(damaged(path, "it holds what this library does not write")) from error
+        raise StoreError(damage_message(path, "it holds what this library does not write")) from error
 
 
 def _create(path: str) -> None:

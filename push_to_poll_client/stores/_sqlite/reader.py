@@ -30,14 +30,19 @@ from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._types import Cursor, DeadLetter, SavedCursor
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.stores._sqlite.cursors import read_history
-from push_to_poll_client.stores._sqlite.dead_letters import Letters, read_letters
-from push_to_poll_client.stores._sqlite.file import check_size, named_damage, named_errors, owner_of
-from push_to_poll_client.stores._sqlite.schema import restored, stored, version_of
+from push_to_poll_client.stores._sqlite.dead_letters import StoredDeadLetters, select_dead_letters
+from push_to_poll_client.stores._sqlite.file import (
+    check_size,
+    lock_holder,
+    wrap_invalid_values,
+    wrap_sqlite_errors,
+)
+from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text, schema_version
 
 __all__ = [
-    "Progress",
+    "ConsumerProgress",
     "StoreFile",
-    "read_as_guest",
+    "query_read_only",
     "read_cursors",
     "read_dead_letter",
     "read_dead_letters",
@@ -50,18 +55,18 @@ _T = TypeVar("_T")
 _ATTEMPTS = 20
 _PAUSE = 0.05  # seconds; with the attempts, one second for a consumer to have started or stopped
 
-_PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
+_TRANSIENT_ERRORS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 
 _SIDE_FILES = ("-wal", "-shm", "-journal")  # https://www.sqlite.org/tempfiles.html
 
 _WAL_HEADER = 32
 """Bytes. Nothing is in a WAL that has no more, and SQLite looks for it for ten seconds (3.46.1, with no owner)."""
 
-_Look: TypeAlias = Mapping[str, tuple[int, int, int]]
+_FileStats: TypeAlias = Mapping[str, tuple[int, int, int]]
 """The file ("") and those of its side files that are there: inode, size, and when it was written to."""
 
 
-def read_as_guest(path: str, read: Callable[[sqlite3.Connection], _T]) -> tuple[_T | None, int]:
+def query_read_only(path: str, read: Callable[[sqlite3.Connection], _T]) -> tuple[_T | None, int]:
     """Read the file of a `SQLiteStore`, also while a consumer uses it, and without its noticing.
 
     Not for a process that itself has the file open: looking at it would drop its locks.
@@ -79,31 +84,31 @@ def read_as_guest(path: str, read: Callable[[sqlite3.Connection], _T]) -> tuple[
         StoreError: It is not there, cannot be read, or is no store of this library, or one of a newer version.
     """
     for _ in range(_ATTEMPTS - 1):
-        before = _look(path)
+        before = _stat_files(path)
         try:
             answer = _read(path, before, read)
         except StoreError as error:
-            if not _may_pass(error) and _look(path) == before:
+            if not _is_transient(error) and _stat_files(path) == before:
                 raise
         else:
-            if _as_a_reader(before) or _look(path) == before:
-                return answer, _whole_size(before)
+            if _has_live_wal(before) or _stat_files(path) == before:
+                return answer, _total_size(before)
         time.sleep(_PAUSE)
-    before = _look(path)
-    return _read(path, before, read), _whole_size(before)
+    before = _stat_files(path)
+    return _read(path, before, read), _total_size(before)
 
 
-def _may_pass(error: StoreError) -> bool:
+def _is_transient(error: StoreError) -> bool:
     """Whether it is what an owner looks like that just starts or stops, before or after its files can be seen."""
-    return getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF in _PASSING
+    return getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF in _TRANSIENT_ERRORS
 
 
-def _whole_size(look: _Look) -> int:
+def _total_size(look: _FileStats) -> int:
     return sum(size for suffix, (_, size, _) in look.items() if suffix != "-shm")
 
 
-def _look(path: str) -> _Look:
-    look = {suffix: seen for suffix in ("", *_SIDE_FILES) if (seen := _seen(f"{path}{suffix}"))}
+def _stat_files(path: str) -> _FileStats:
+    look = {suffix: seen for suffix in ("", *_SIDE_FILES) if (seen := _stat_file(f"{path}{suffix}"))}
     if "" not in look:
         raise StoreError(f"{path} is not there; name the file that a consumer keeps its state in")
     if not os.access(path, os.R_OK):
@@ -111,7 +116,7 @@ def _look(path: str) -> _Look:
     return look
 
 
-def _seen(path: str) -> tuple[int, int, int] | None:
+def _stat_file(path: str) -> tuple[int, int, int] | None:
     try:
         found = os.stat(path)  # noqa: PTH116  # a str, which may hold anything
     except FileNotFoundError:
@@ -125,35 +130,39 @@ def _seen(path: str) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _read(path: str, look: _Look, read: Callable[[sqlite3.Connection], _T]) -> _T | None:
-    with _database(path, look) as database, named_errors(path), closing(_opened(database)) as connection:
-        return read(connection) if version_of(connection, path) else None
+def _read(path: str, look: _FileStats, read: Callable[[sqlite3.Connection], _T]) -> _T | None:
+    with (
+        _database_uri(path, look) as database,
+        wrap_sqlite_errors(path),
+        closing(_connect(database)) as connection,
+    ):
+        return read(connection) if schema_version(connection, path) else None
 
 
-def _as_a_reader(look: _Look) -> bool:
+def _has_live_wal(look: _FileStats) -> bool:
     return "-shm" in look and _size(look, "-wal") > _WAL_HEADER
 
 
-def _size(look: _Look, suffix: str) -> int:
+def _size(look: _FileStats, suffix: str) -> int:
     return look[suffix][1] if suffix in look else 0
 
 
 @contextmanager
-def _database(path: str, look: _Look) -> Iterator[str]:
+def _database_uri(path: str, look: _FileStats) -> Iterator[str]:
     """What to open."""
     place = Path(path).as_uri()
-    if _as_a_reader(look):
+    if _has_live_wal(look):
         yield f"{place}?mode=ro&readonly_shm=1"
     elif _size(look, "-wal") <= _WAL_HEADER and not _size(look, "-journal"):
         check_size(Path(path))
         yield f"{place}?mode=ro&immutable=1"
     else:
-        with _copied(path, look) as copy:
+        with _temporary_copy(path, look) as copy:
             yield copy.as_uri()
 
 
 @contextmanager
-def _copied(path: str, look: _Look) -> Iterator[Path]:
+def _temporary_copy(path: str, look: _FileStats) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory, "copy")
         try:
@@ -164,7 +173,7 @@ def _copied(path: str, look: _Look) -> Iterator[Path]:
         yield copy
 
 
-def _opened(database: str) -> sqlite3.Connection:
+def _connect(database: str) -> sqlite3.Connection:
     connection = sqlite3.connect(database, uri=True, isolation_level=None)
     connection.row_factory = sqlite3.Row
     return connection
@@ -172,9 +181,9 @@ def _opened(database: str) -> sqlite3.Connection:
 
 _YEAR_10000 = 253_402_300_800
 
-_Moment: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=_YEAR_10000)]
+_Timestamp: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=_YEAR_10000)]
 
-_QUERY = """
+_SELECT_PROGRESS = """
     SELECT name, feed, cursor, token,
         (
             SELECT coalesce(sum(size), 0) FROM push_to_poll_segment
@@ -199,11 +208,11 @@ _QUERY = """
         ) AS last_progress
     FROM push_to_poll_consumer AS known ORDER BY name
 """
-_ROW = "SELECT id, cursor, at FROM push_to_poll_consumer WHERE name = ?"
+_SELECT_CONSUMER = "SELECT id, cursor, at FROM push_to_poll_consumer WHERE name = ?"
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class ConsumerProgress:
     """How far a consumer is.
 
     Attributes:
@@ -227,8 +236,8 @@ class Progress:
     failing: int
     token: int
     gap: str | None
-    gap_at: _Moment | None
-    last_progress: _Moment | None
+    gap_at: _Timestamp | None
+    last_progress: _Timestamp | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +254,7 @@ class StoreFile:
     path: str
     size: int
     owner: int | None
-    progress: tuple[Progress, ...]
+    progress: tuple[ConsumerProgress, ...]
 
 
 def read_store(path: str | os.PathLike[str]) -> StoreFile:
@@ -257,8 +266,8 @@ def read_store(path: str | os.PathLike[str]) -> StoreFile:
         StoreError: It is not there, cannot be read, or is no store of this library, or one of a newer version.
     """
     found = os.path.realpath(path)
-    progress, size = read_as_guest(found, partial(_progress_of_all, found))
-    return StoreFile(found, size, owner_of(found), progress or ())
+    progress, size = query_read_only(found, partial(_select_progress, found))
+    return StoreFile(found, size, lock_holder(found), progress or ())
 
 
 def read_dead_letters(path: str | os.PathLike[str], name: str, *, marked: bool = False) -> Iterator[DeadLetter]:
@@ -275,7 +284,7 @@ def read_dead_letters(path: str | os.PathLike[str], name: str, *, marked: bool =
         StoreError: As for `read_store`; or there is no such name.
     """
     found, after = os.path.realpath(path), None
-    while some := _of_name(found, name, partial(_letters_after, after, marked)):
+    while some := _query_consumer(found, name, partial(_dead_letters_after, after, marked)):
         yield from some
         after = some[-1].key
 
@@ -291,7 +300,7 @@ def read_dead_letter(path: str | os.PathLike[str], name: str, key: str) -> DeadL
     Raises:
         StoreError: As for `read_store`; or there is no such name.
     """
-    return _of_name(os.path.realpath(path), name, partial(_letter_of, key))
+    return _query_consumer(os.path.realpath(path), name, partial(_dead_letter_of, key))
 
 
 def read_cursors(path: str | os.PathLike[str], name: str) -> tuple[SavedCursor, ...]:
@@ -304,18 +313,18 @@ def read_cursors(path: str | os.PathLike[str], name: str) -> tuple[SavedCursor, 
     Raises:
         StoreError: As for `read_store`; or there is no such name.
     """
-    return _of_name(os.path.realpath(path), name, _cursors)
+    return _query_consumer(os.path.realpath(path), name, _cursors)
 
 
-def _of_name(path: str, name: str, read: Callable[[sqlite3.Connection, str, sqlite3.Row], _T]) -> _T:
+def _query_consumer(path: str, name: str, read: Callable[[sqlite3.Connection, str, sqlite3.Row], _T]) -> _T:
     """What is read of the row of a name, all of it at one instant."""
 
     def look_up(connection: sqlite3.Connection) -> tuple[_T] | None:
         connection.execute("BEGIN")
-        row = connection.execute(_ROW, (stored(name),)).fetchone()
+        row = connection.execute(_SELECT_CONSUMER, (encode_text(name),)).fetchone()
         return None if row is None else (read(connection, path, row),)
 
-    answer, _ = read_as_guest(path, look_up)
+    answer, _ = query_read_only(path, look_up)
     if answer is None:
         raise StoreError(
             f"{path} has no consumer called {quoted(name)}; `push-to-poll status` shows the names that it has"
@@ -323,30 +332,30 @@ def _of_name(path: str, name: str, read: Callable[[sqlite3.Connection, str, sqli
     return answer[0]
 
 
-def _progress_of_all(path: str, connection: sqlite3.Connection) -> tuple[Progress, ...]:
-    return tuple(_progress(path, row) for row in connection.execute(_QUERY))
+def _select_progress(path: str, connection: sqlite3.Connection) -> tuple[ConsumerProgress, ...]:
+    return tuple(_decode_progress(path, row) for row in connection.execute(_SELECT_PROGRESS))
 
 
-def _progress(path: str, row: sqlite3.Row) -> Progress:
-    with named_damage(path):
-        return msgspec.convert({name: restored(row[name]) for name in row.keys()}, Progress)  # noqa: SIM118  # a Row
+def _decode_progress(path: str, row: sqlite3.Row) -> ConsumerProgress:
+    with wrap_invalid_values(path):
+        return msgspec.convert({name: decode_text(row[name]) for name in row.keys()}, ConsumerProgress)  # noqa: SIM118  # a Row
 
 
-def _letters_after(
+def _dead_letters_after(
     after: str | None,
     marked: bool,  # noqa: FBT001
     connection: sqlite3.Connection,
     path: str,
     row: sqlite3.Row,
 ) -> list[DeadLetter]:
-    return read_letters(connection, path, row["id"], after=after, marked=marked)
+    return select_dead_letters(connection, path, row["id"], after=after, marked=marked)
 
 
-def _letter_of(key: str, connection: sqlite3.Connection, path: str, row: sqlite3.Row) -> DeadLetter | None:
-    return Letters(connection, path, row["id"]).of(key)
+def _dead_letter_of(key: str, connection: sqlite3.Connection, path: str, row: sqlite3.Row) -> DeadLetter | None:
+    return StoredDeadLetters(connection, path, row["id"]).of(key)
 
 
 def _cursors(connection: sqlite3.Connection, path: str, row: sqlite3.Row) -> tuple[SavedCursor, ...]:
-    with named_damage(path):
-        saved = msgspec.convert((restored(row["cursor"]), row["at"]), SavedCursor)
+    with wrap_invalid_values(path):
+        saved = msgspec.convert((decode_text(row["cursor"]), row["at"]), SavedCursor)
     return (*read_history(connection, path, row["id"]), saved)

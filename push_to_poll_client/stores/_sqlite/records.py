@@ -15,17 +15,17 @@ import msgspec
 from anyio.from_thread import check_cancelled
 
 from push_to_poll_client._types import Record, RecordState
-from push_to_poll_client.stores._bloom import Filters
-from push_to_poll_client.stores._retention import Retention, Segment, Segments, Step
-from push_to_poll_client.stores._sqlite.file import named_damage
-from push_to_poll_client.stores._sqlite.schema import as_json, stored_keys
+from push_to_poll_client.stores._bloom import BloomFilters
+from push_to_poll_client.stores._retention import Retention, Segment, SegmentChanges, Segments
+from push_to_poll_client.stores._sqlite.file import wrap_invalid_values
+from push_to_poll_client.stores._sqlite.schema import as_json, encode_keys
 
 __all__ = [
-    "Change",
-    "Given",
+    "EncodedRecords",
+    "RecordChanges",
+    "RecordSearch",
     "Records",
-    "Search",
-    "given",
+    "encode_records",
 ]
 
 
@@ -41,19 +41,19 @@ _FIND = """
 _KEY = _FIND.format("record.key")
 _ALL = _FIND.format("record.key, segment, fingerprint")
 
-_FEW = 3
+_MAX_UNFILTERED = 3
 """Segments that are asked without a filter: more, and the filter is quicker."""
 
-_TRIES = 8
+_LOCAL_TRIES = 8
 """Times that a place is looked for where many keys lie together, before each is looked for everywhere."""
 
-_Found: TypeAlias = dict[str, tuple[int, int | None]]
+_Matches: TypeAlias = dict[str, tuple[int, int | None]]
 """For each key the segment of a record, and its fingerprint."""
 
 _first_of = itemgetter(0)
 
 
-class Search:
+class RecordSearch:
     """Finds the records of one name, in a worker thread.
 
     Args:
@@ -70,7 +70,7 @@ class Search:
         self._consumer = consumer
         self._segments = segments
         self._retention = retention
-        self._filters: Filters | None = None
+        self._filters: BloomFilters | None = None
         self._last_found = 0
 
     def find(self, keys: Sequence[str]) -> set[str]:
@@ -111,15 +111,15 @@ class Search:
         """The segments that may have one of the keys; `None`: many."""
         if not keys:
             return []
-        near = list(islice(self._segments.meeting(min(keys), max(keys)), _FEW + 1))
-        return near if len(near) <= _FEW else None
+        near = list(islice(self._segments.meeting(min(keys), max(keys)), _MAX_UNFILTERED + 1))
+        return near if len(near) <= _MAX_UNFILTERED else None
 
     def _search(self, segments: Sequence[int], keys: Sequence[str]) -> Iterator[str]:
         """Those of the keys that have a record in one of many segments.
 
         What is processed again comes in the order in which it came, so most lie where the last one was found.
         """
-        for _ in range(_TRIES):
+        for _ in range(_LOCAL_TRIES):
             if not keys:
                 return
             found = self._find_in([number for number in segments if 0 <= number - self._last_found <= 1], keys)
@@ -130,7 +130,7 @@ class Search:
             keys = keys[1:]
         yield from self._find_in(segments, keys)
 
-    def _find_in(self, segments: Sequence[int], keys: Sequence[str]) -> _Found:
+    def _find_in(self, segments: Sequence[int], keys: Sequence[str]) -> _Matches:
         """Those of the keys that have a record there, with the newest one. The segments are named newest first."""
         rows = self._ask(_ALL, segments, keys)
         if rows:
@@ -143,13 +143,13 @@ class Search:
         asked = {"consumer": self._consumer, "segments": as_json(segments[::-1]), "keys": as_json(keys)}
         return self._connection.execute(query, asked).fetchall()
 
-    def _filled(self) -> Filters:
+    def _filled(self) -> BloomFilters:
         if self._filters is None:
             self._filters = self._fill()
         return self._filters
 
-    def _fill(self) -> Filters:
-        filters = Filters(there=self._segments.size, most=self._retention.count)
+    def _fill(self) -> BloomFilters:
+        filters = BloomFilters(there=self._segments.size, most=self._retention.count)
         query = "SELECT key FROM push_to_poll_record WHERE consumer = ? AND segment = ?"
         for segment in self._segments.live:
             check_cancelled()  # ten million take some seconds
@@ -158,8 +158,8 @@ class Search:
         return filters
 
 
-_PLAIN = "given.value AS key, NULL AS state, NULL AS fingerprint FROM json_each(:given) AS given"
-_OTHER = """
+_PLAIN_RECORDS = "given.value AS key, NULL AS state, NULL AS fingerprint FROM json_each(:given) AS given"
+_DETAILED_RECORDS = """
     json_extract(given.value, '$[0]') AS key, json_extract(given.value, '$[1]') AS state,
     json_extract(given.value, '$[2]') AS fingerprint FROM json_each(:given) AS given
 """
@@ -168,12 +168,12 @@ _ADD = """
     SELECT :consumer, :segment, {} WHERE true ON CONFLICT(consumer, segment, key) DO {}
 """
 _REPLACE = "UPDATE SET state = excluded.state, fingerprint = excluded.fingerprint"
-_SEGMENT = """
+_SAVE_SEGMENT = """
     INSERT INTO push_to_poll_segment(consumer, number, size, first_at, last_at, low, high)
     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT(consumer, number) DO UPDATE
     SET size = excluded.size, last_at = excluded.last_at, low = excluded.low, high = excluded.high
 """
-_SEGMENTS = """
+_SELECT_SEGMENTS = """
     SELECT number, size, first_at, last_at, low, high FROM push_to_poll_segment WHERE consumer = ? ORDER BY number
 """
 
@@ -183,7 +183,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 _Time = Annotated[float, msgspec.Meta(ge=-(1 << 62), lt=1 << 62)]
 
 
-class _Row(NamedTuple):
+class _SegmentRow(NamedTuple):
     number: _Count
     size: _Count
     first_at: _Time
@@ -192,7 +192,7 @@ class _Row(NamedTuple):
     high: str
 
 
-class Given(NamedTuple):
+class EncodedRecords(NamedTuple):
     """Records that are to be written.
 
     Attributes:
@@ -205,10 +205,10 @@ class Given(NamedTuple):
     settled: Sequence[str]
     others: Sequence[tuple[str | None, int | None]] | None
 
-    def once(self) -> "Given":
+    def once(self) -> "EncodedRecords":
         """The same with each key once, for those that are plain."""
         keys = list(dict.fromkeys(self.keys))
-        return Given(keys, keys, None)
+        return EncodedRecords(keys, keys, None)
 
     def part(self, start: int, stop: int) -> tuple[Sequence[str], str]:
         """The keys of some of them, and what SQLite is given."""
@@ -218,22 +218,22 @@ class Given(NamedTuple):
         return keys, as_json([(key, *other) for key, other in zip(keys, self.others[start:stop], strict=True)])
 
 
-def given(records: Sequence[Record]) -> Given:
+def encode_records(records: Sequence[Record]) -> EncodedRecords:
     """The records as they are written. Looked at together first, for hardly a page has one that is special."""
-    keys = stored_keys(list(map(_key_of, records)))
+    keys = encode_keys(list(map(_key_of, records)))
     plain = list(map(_state_of, records)).count(RecordState.PROCESSED) == len(records)
     if plain and list(map(_fingerprint_of, records)).count(None) == len(records):
-        return Given(keys, keys, None)
+        return EncodedRecords(keys, keys, None)
     last = dict(zip(keys, records, strict=True))  # within a commit the last one counts
     settled = [key for key, record in last.items() if record.state is not RecordState.DEAD]
-    return Given(list(last), settled, list(map(_other, last.values())))
+    return EncodedRecords(list(last), settled, list(map(_state_and_fingerprint, last.values())))
 
 
-def _other(record: Record) -> tuple[str | None, int | None]:
+def _state_and_fingerprint(record: Record) -> tuple[str | None, int | None]:
     return (None if record.state is RecordState.PROCESSED else record.state.value), record.fingerprint
 
 
-class Change(NamedTuple):
+class RecordChanges(NamedTuple):
     """What a commit did, to be taken over when it is made.
 
     Attributes:
@@ -242,7 +242,7 @@ class Change(NamedTuple):
         swept: How many forgotten segments are gone.
     """
 
-    step: Step
+    step: SegmentChanges
     keys: Sequence[tuple[int, Sequence[str]]]
     swept: int
 
@@ -278,14 +278,14 @@ class Records:
         self._connection = connection
         self._consumer = consumer
         self._retention = retention
-        with named_damage(path):
-            rows = msgspec.convert(connection.execute(_SEGMENTS, (consumer,)).fetchall(), list[_Row])
+        with wrap_invalid_values(path):
+            rows = msgspec.convert(connection.execute(_SELECT_SEGMENTS, (consumer,)).fetchall(), list[_SegmentRow])
         live = [Segment(*row) for row in rows if row.number >= first]
         following = max([first, *(row.number + 1 for row in rows)])
         self._segments = Segments(retention, live, following=following, behind=behind)
         self._forgotten = [row.number for row in rows if row.number < first]
         self._highest = max((segment.high for segment in live), default="")
-        self.search = Search(connection, consumer, self._segments, retention)
+        self.search = RecordSearch(connection, consumer, self._segments, retention)
 
     @property
     def size(self) -> int:
@@ -309,7 +309,7 @@ class Records:
         """
         return self._segments.taking(now).number if moves else self._segments.behind
 
-    def write(self, given: Given, *, behind: int, now: float) -> Change:
+    def write(self, given: EncodedRecords, *, behind: int, now: float) -> RecordChanges:
         """Add them, replacing those whose key has one already, and take away what may go.
 
         Args:
@@ -333,9 +333,9 @@ class Records:
         forgotten = [*self._forgotten, *step.dropped][: 1 + len(written)]
         for number in forgotten:
             self._sweep(number)
-        return Change(step, parts, len(forgotten))
+        return RecordChanges(step, parts, len(forgotten))
 
-    def take(self, change: Change) -> None:
+    def take(self, change: RecordChanges) -> None:
         """The commit is made."""
         self._segments.take(change.step)
         self._forgotten = [*self._forgotten, *change.step.dropped][change.swept :]
@@ -356,13 +356,13 @@ class Records:
             self.search.forget()
 
     def _add(self, segment: Segment, keys: Sequence[str], values: str, *, plain: bool, now: float) -> Segment:
-        source = _PLAIN if plain else _OTHER
+        source = _PLAIN_RECORDS if plain else _DETAILED_RECORDS
         asked = {"consumer": self._consumer, "segment": segment.number, "given": values}
         added = self._connection.execute(_ADD.format(source, "NOTHING"), asked).rowcount
         if added < len(keys):  # rare, and the one way to learn how many there were
             self._connection.execute(_ADD.format(source, _REPLACE), asked)
         grown = segment.with_more(added, keys, now)
-        self._connection.execute(_SEGMENT, (self._consumer, *grown))
+        self._connection.execute(_SAVE_SEGMENT, (self._consumer, *grown))
         return grown
 
     def _forget_before(self, first: int) -> None:

@@ -21,15 +21,15 @@ from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._validation import quoted
 
 __all__ = [
-    "STEPS",
+    "MIGRATIONS",
     "Synchronous",
     "as_json",
-    "damaged",
+    "damage_message",
+    "decode_text",
+    "encode_keys",
+    "encode_text",
     "prepare",
-    "restored",
-    "stored",
-    "stored_keys",
-    "version_of",
+    "schema_version",
     "warn_of_old_sqlite",
 ]
 
@@ -37,16 +37,16 @@ __all__ = [
 _LONGEST_KEY = 200
 """Characters. A longer key is kept as a digest: what spills out of its page of the index is slow to find."""
 
-_DIGEST = "\x7f"
+_DIGEST_PREFIX = "\x7f"
 """What the digest of a key begins with. A key that has it anywhere is kept as a digest too, so that no digest is
 another key's spelling."""
 
-_SPECIAL = re.compile(f"[\0{_DIGEST}\ud800-\udfff]")
+_SPECIAL = re.compile(f"[\0{_DIGEST_PREFIX}\ud800-\udfff]")
 """What else makes a key be kept as a digest: SQLite's JSON ends a text at a NUL, and UTF-8 has no word for half a
 surrogate pair, which JSON can spell."""
 
 
-def stored(text: str) -> str | bytes:
+def encode_text(text: str) -> str | bytes:
     """Any string as SQLite can keep it: TEXT, or a BLOB, which equals no TEXT, when UTF-8 has no word for it."""
     try:
         text.encode()
@@ -55,7 +55,7 @@ def stored(text: str) -> str | bytes:
     return text
 
 
-def restored(value: object) -> object:
+def decode_text(value: object) -> object:
     """The string that was stored. What is none (a number, NULL) is handed back, for its reader to refuse.
 
     Raises:
@@ -69,26 +69,26 @@ def as_json(values: Sequence[object]) -> str:
     return msgspec.json.encode(values).decode()
 
 
-def stored_keys(keys: Sequence[str]) -> Sequence[str]:
+def encode_keys(keys: Sequence[str]) -> Sequence[str]:
     """The keys as they stand in the file; looked at together first, for hardly a page has one that is special."""
     text = "".join(keys)
-    plain = text.isascii() and "\0" not in text and _DIGEST not in text
+    plain = text.isascii() and "\0" not in text and _DIGEST_PREFIX not in text
     if plain and max(map(len, keys), default=0) <= _LONGEST_KEY:
         return keys
-    return [_stored_key(key) for key in keys]
+    return [_encode_key(key) for key in keys]
 
 
-def _stored_key(key: str) -> str:
+def _encode_key(key: str) -> str:
     if len(key) <= _LONGEST_KEY and not _SPECIAL.search(key):
         return key
-    return _DIGEST + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
+    return _DIGEST_PREFIX + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
 
 
 Synchronous = Literal["FULL", "NORMAL"]
 
 _logger = logging.getLogger("push_to_poll_client")
 
-STEPS: tuple[tuple[str, ...], ...] = (
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """
         CREATE TABLE push_to_poll_consumer(
@@ -164,20 +164,20 @@ STEPS: tuple[tuple[str, ...], ...] = (
 )
 """The schema. Step n leads from version n to n + 1; a step that was released is never changed, only followed."""
 
-_OURS = r"LIKE 'push\_to\_poll\_%' ESCAPE '\'"  # case does not count in names, nor here
+_HAS_PREFIX = r"LIKE 'push\_to\_poll\_%' ESCAPE '\'"  # case does not count in names, nor here
 
 _VERSION_TABLE = "push_to_poll_schema"
 
-_IS_OURS = f"SELECT count(*) FROM sqlite_master WHERE name = '{_VERSION_TABLE}' COLLATE NOCASE"  # noqa: S608
+_COUNT_VERSION_TABLES = f"SELECT count(*) FROM sqlite_master WHERE name = '{_VERSION_TABLE}' COLLATE NOCASE"  # noqa: S608
 
 # Virtual tables have no page of their own either (https://www.sqlite.org/schematab.html).
-_RUNS = "(type IN ('view', 'trigger') OR coalesce(rootpage, 0) = 0)"
+_IS_EXECUTABLE = "(type IN ('view', 'trigger') OR coalesce(rootpage, 0) = 0)"
 
-_ANY_RUNS = f"SELECT count(*) FROM sqlite_master WHERE {_RUNS}"  # noqa: S608
+_COUNT_EXECUTABLES = f"SELECT count(*) FROM sqlite_master WHERE {_IS_EXECUTABLE}"  # noqa: S608
 
-_OURS_RUN = f"{_ANY_RUNS} AND (name {_OURS} OR tbl_name {_OURS})"
+_COUNT_OWN_EXECUTABLES = f"{_COUNT_EXECUTABLES} AND (name {_HAS_PREFIX} OR tbl_name {_HAS_PREFIX})"
 
-_OF_OTHERS = ("SELECT count(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
+_SIGNS_OF_APPLICATION = ("SELECT count(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
 """Not 0 in a database that an application made."""
 
 # By itself SQLite checkpoints every 4 MB and caches 2 MB. A page of random keys writes to the whole newest
@@ -202,18 +202,18 @@ def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchrono
         StoreError: It is another application's, one of a newer version of this library, or not as it was made.
         sqlite3.Error: It cannot be read or written.
     """
-    version = version_of(connection, path, shared=shared)
+    version = schema_version(connection, path, shared=shared)
     if not shared:
-        _refuse(connection, path, _ANY_RUNS)
+        _reject_if_found(connection, path, _COUNT_EXECUTABLES)
     connection.execute(f"PRAGMA synchronous = {synchronous}")
-    if version < len(STEPS):
+    if version < len(MIGRATIONS):
         _migrate(connection, version)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
 
 
-def version_of(connection: sqlite3.Connection, path: str, *, shared: bool = False) -> int:
+def schema_version(connection: sqlite3.Connection, path: str, *, shared: bool = False) -> int:
     """The schema's version, 0 for a database without one. Nothing is written.
 
     Args:
@@ -226,10 +226,10 @@ def version_of(connection: sqlite3.Connection, path: str, *, shared: bool = Fals
         StoreError: It is another application's, one of a newer version of this library, or not as it was made.
         sqlite3.Error: It cannot be read.
     """
-    _refuse(connection, path, _OURS_RUN)
-    if _number(connection, _IS_OURS):
-        return _written_version(connection, path)
-    if not shared and any(_number(connection, query) for query in _OF_OTHERS):
+    _reject_if_found(connection, path, _COUNT_OWN_EXECUTABLES)
+    if _query_int(connection, _COUNT_VERSION_TABLES):
+        return _read_version(connection, path)
+    if not shared and any(_query_int(connection, query) for query in _SIGNS_OF_APPLICATION):
         raise StoreError(
             f"{path} is a database of another application; name another file, or open it with transactional=True "
             "if it is yours"
@@ -237,35 +237,35 @@ def version_of(connection: sqlite3.Connection, path: str, *, shared: bool = Fals
     return 0
 
 
-def _written_version(connection: sqlite3.Connection, path: str) -> int:
+def _read_version(connection: sqlite3.Connection, path: str) -> int:
     rows = connection.execute(f"SELECT version FROM {_VERSION_TABLE} LIMIT 2").fetchall()  # noqa: S608
     if len(rows) != 1 or not isinstance(version := rows[0][0], int) or version < 1:
         raise StoreError(
-            damaged(path, f"what stands for the version of its schema is {quoted([*map(tuple, rows)])}")
+            damage_message(path, f"what stands for the version of its schema is {quoted([*map(tuple, rows)])}")
         )
-    if version > len(STEPS):
+    if version > len(MIGRATIONS):
         raise StoreError(
             f"{path} was written by a newer push_to_poll_client: its schema has version {version}, this one knows "
-            f"up to {len(STEPS)}; update the library, or name another file"
+            f"up to {len(MIGRATIONS)}; update the library, or name another file"
         )
     return version
 
 
-def _refuse(connection: sqlite3.Connection, path: str, query: str) -> None:
+def _reject_if_found(connection: sqlite3.Connection, path: str, query: str) -> None:
     """What runs when it is read or written may do so without end."""
-    if _number(connection, query):
+    if _query_int(connection, query):
         raise StoreError(
             f"{path} has a view, a trigger or a virtual table, which would run when this library reads or writes; "
             "drop it, or put back a copy"
         )
 
 
-def _number(connection: sqlite3.Connection, query: str) -> int:
+def _query_int(connection: sqlite3.Connection, query: str) -> int:
     (number,) = connection.execute(query).fetchone()
     return int(number)
 
 
-def damaged(path: str, why: str) -> str:
+def damage_message(path: str, why: str) -> str:
     """The sentence for a store that only a copy can mend."""
     return f"{path} is damaged: {why}; put back a copy, or move it away to begin anew"
 
@@ -276,10 +276,10 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
     if version == 0:
         connection.execute(f"CREATE TABLE {_VERSION_TABLE}(version INTEGER NOT NULL)")
         connection.execute(f"INSERT INTO {_VERSION_TABLE} VALUES (0)")  # noqa: S608
-    for step in STEPS[version:]:
+    for step in MIGRATIONS[version:]:
         for statement in step:
             connection.execute(statement)
-    connection.execute(f"UPDATE {_VERSION_TABLE} SET version = ?", (len(STEPS),))  # noqa: S608
+    connection.execute(f"UPDATE {_VERSION_TABLE} SET version = ?", (len(MIGRATIONS),))  # noqa: S608
     connection.execute("COMMIT")
 
 

@@ -15,17 +15,17 @@ from push_to_poll_client._exceptions import OwnershipLost, StoreMismatch
 from push_to_poll_client._types import Cursor, DeadLetter, Record, SavedCursor
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.stores._retention import Retention
-from push_to_poll_client.stores._sqlite.cursors import Places
-from push_to_poll_client.stores._sqlite.dead_letters import Letters
-from push_to_poll_client.stores._sqlite.file import OpenFile, named_damage, named_errors
-from push_to_poll_client.stores._sqlite.records import Given, Records, given
-from push_to_poll_client.stores._sqlite.schema import restored, stored, stored_keys
+from push_to_poll_client.stores._sqlite.cursors import StoredCursors
+from push_to_poll_client.stores._sqlite.dead_letters import StoredDeadLetters
+from push_to_poll_client.stores._sqlite.file import OpenFile, wrap_invalid_values, wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.records import EncodedRecords, Records, encode_records
+from push_to_poll_client.stores._sqlite.schema import decode_text, encode_keys, encode_text
 
 __all__ = [
-    "NOTHING",
+    "NO_CHANGES",
     "ClaimedName",
     "SQLiteSession",
-    "lost",
+    "ownership_lost",
 ]
 
 
@@ -33,16 +33,16 @@ _CLAIM = """
     INSERT INTO push_to_poll_consumer(name, feed, token, at) VALUES (?, ?, 1, ?)
     ON CONFLICT(name) DO UPDATE SET token = token + 1
 """
-_ROW = "SELECT id, token, cursor, at, feed, first, behind FROM push_to_poll_consumer WHERE name = ?"
+_SELECT_CONSUMER = "SELECT id, token, cursor, at, feed, first, behind FROM push_to_poll_consumer WHERE name = ?"
 
-_FEED = 300
+_MAX_FEED_SHOWN = 300
 """Characters of a feed's name that are shown: most addresses are shorter, and the two can be compared."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 """No consumer gets that far, and what is added to it is still an integer to SQLite."""
 
 
-class _Row(NamedTuple):
+class _ConsumerRow(NamedTuple):
     """What stands in the file for a name."""
 
     id: int
@@ -76,51 +76,53 @@ class ClaimedName:
         self._file = file
         self._clock = clock
         with file.transaction():
-            row = self._claim(stored(name), feed)
+            row = self._claim(encode_text(name), feed)
             which = (file.connection, file.path, row.id)
             self.records = Records(*which, retention, first=row.first, behind=row.behind)
-            self._letters = Letters(*which)
+            self._letters = StoredDeadLetters(*which)
             self.letters = self._letters.known()
-            self._places = Places(*which, row.token)
+            self._places = StoredCursors(*which, row.token)
             self.place = self._places.read(SavedCursor(row.cursor, row.at))
         self.token = row.token
 
-    def _claim(self, name: str | bytes, feed: str) -> _Row:
+    def _claim(self, name: str | bytes, feed: str) -> _ConsumerRow:
         execute = self._file.connection.execute
-        execute(_CLAIM, (name, stored(feed), self._clock()))
-        with named_damage(self._file.path):
-            row = msgspec.convert(list(map(restored, execute(_ROW, (name,)).fetchone())), _Row)
+        execute(_CLAIM, (name, encode_text(feed), self._clock()))
+        with wrap_invalid_values(self._file.path):
+            row = msgspec.convert(
+                list(map(decode_text, execute(_SELECT_CONSUMER, (name,)).fetchone())), _ConsumerRow
+            )
         if row.feed != feed:
             raise StoreMismatch(
                 f"{self._file.path}: the name {quoted(self.name)} was used with the feed "
-                f"{quoted(row.feed, _FEED)}, not {quoted(feed, _FEED)}; use another name"
+                f"{quoted(row.feed, _MAX_FEED_SHOWN)}, not {quoted(feed, _MAX_FEED_SHOWN)}; use another name"
             )
         return row
 
     def seen(self, keys: Sequence[str]) -> set[str]:
         """Those of the keys, as they stand in the file, that have a record."""
-        with named_errors(self._file.path):
+        with wrap_sqlite_errors(self._file.path):
             return self.records.search.find(keys)
 
     def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
         """The fingerprints of the keys, as they stand in the file, whose newest record has one."""
-        with named_errors(self._file.path), named_damage(self._file.path):
+        with wrap_sqlite_errors(self._file.path), wrap_invalid_values(self._file.path):
             return msgspec.convert(self.records.search.fingerprints(keys), dict[str, int])
 
     def some_letters(self, after: DeadLetter | None, marked: bool) -> Sequence[DeadLetter]:  # noqa: FBT001
         """See `Session.dead_letters`."""
-        with named_errors(self._file.path):
+        with wrap_sqlite_errors(self._file.path):
             return self._letters.some(after, marked=marked)
 
     def letter(self, key: str) -> DeadLetter | None:
         """See `Session.dead_letter`."""
-        with named_errors(self._file.path):
+        with wrap_sqlite_errors(self._file.path):
             return self._letters.of(key)
 
     def commit(
         self,
         cursor: Cursor | None,
-        given: Given,
+        given: EncodedRecords,
         letters: Sequence[DeadLetter],
         state: Mapping[str, str | None],
         read_at: float | None,
@@ -153,10 +155,10 @@ class ClaimedName:
     def _save(self, saved: SavedCursor, behind: int) -> None:
         """Still the owner? Locks beside the database can be deleted, the token cannot."""
         if not self._places.save(saved, behind=behind):
-            raise lost(self._file.path, self.name, "was claimed by somebody else")
+            raise ownership_lost(self._file.path, self.name, "was claimed by somebody else")
 
 
-def lost(path: str, name: str, why: str) -> OwnershipLost:
+def ownership_lost(path: str, name: str, why: str) -> OwnershipLost:
     """The error of who does not own a name any more."""
     return OwnershipLost(f"{path}: the name {quoted(name)} {why}; nothing was written; claim it again")
 
@@ -164,7 +166,7 @@ def lost(path: str, name: str, why: str) -> OwnershipLost:
 _Ts = TypeVarTuple("_Ts")
 _T = TypeVar("_T")
 
-NOTHING: Mapping[str, str | None] = MappingProxyType({})
+NO_CHANGES: Mapping[str, str | None] = MappingProxyType({})
 
 
 class SQLiteSession:
@@ -240,7 +242,7 @@ class SQLiteSession:
             OwnershipLost: The session was released.
             StoreError: The file cannot be read.
         """
-        known_as = stored_keys(keys)
+        known_as = encode_keys(keys)
         if self._claimed.records.are_new(known_as):  # then no thread has to ask the file
             self._check_process()
             self._check_released()
@@ -257,7 +259,7 @@ class SQLiteSession:
             OwnershipLost: The session was released.
             StoreError: The file cannot be read.
         """
-        known_as = tuple(stored_keys(keys))
+        known_as = tuple(encode_keys(keys))
         found = await self._hop(self._claimed.fingerprints, known_as)
         return {
             key: found[stored_key] for key, stored_key in zip(keys, known_as, strict=True) if stored_key in found
@@ -269,7 +271,7 @@ class SQLiteSession:
         cursor: Cursor | None,
         records: Sequence[Record],
         dead_letters: Sequence[DeadLetter] = (),
-        state: Mapping[str, str | None] = NOTHING,
+        state: Mapping[str, str | None] = NO_CHANGES,
         read_at: float | None = None,
     ) -> None:
         """Save all of it, or nothing. Once begun, a commit ends even when its task is cancelled.
@@ -287,13 +289,13 @@ class SQLiteSession:
             OwnershipLost: The session was released, or the name claimed by somebody else; nothing was written.
             StoreError: The file cannot be written, or holds what this library does not write; nothing was written.
         """
-        what = given(records)
+        what = encode_records(records)
         # Before the thread has it: it writes also for a task that has gone.
         self._claimed.records.expect(what.keys)
         await self._hop(self._claimed.commit, cursor, what, tuple(dead_letters), dict(state), read_at)
 
     async def reset(
-        self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = NOTHING
+        self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = NO_CHANGES
     ) -> None:
         """Go on from another place: `history` begins anew with this cursor.
 
@@ -347,11 +349,13 @@ class SQLiteSession:
 
     def _check_process(self) -> None:
         if self._file.process != os.getpid():  # the mutex may be locked for ever in a forked child
-            raise lost(self._file.path, self.name, "belongs to the process that this one was forked from")
+            raise ownership_lost(
+                self._file.path, self.name, "belongs to the process that this one was forked from"
+            )
 
     def _check_released(self) -> None:
         if self._released:
-            raise lost(self._file.path, self.name, "was released")
+            raise ownership_lost(self._file.path, self.name, "was released")
 
     def _do_release(self) -> None:
         with self._file.mutex:

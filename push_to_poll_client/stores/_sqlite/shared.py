@@ -9,12 +9,12 @@ from typing import Any, TypeVar, TypeVarTuple
 import anyio
 
 from push_to_poll_client._types import Cursor, DeadLetter, Record
-from push_to_poll_client.stores._fair_lock import Turns
+from push_to_poll_client.stores._fair_lock import FairLock
 from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection
 from push_to_poll_client.stores._sqlite.file import OpenFile
 from push_to_poll_client.stores._sqlite.schema import Synchronous, prepare
-from push_to_poll_client.stores._sqlite.session import NOTHING, SQLiteSession
-from push_to_poll_client.stores._sqlite.transaction import Block, Transaction, in_thread, roll_back, undo
+from push_to_poll_client.stores._sqlite.session import NO_CHANGES, SQLiteSession
+from push_to_poll_client.stores._sqlite.transaction import Savepoint, Transaction, in_thread, roll_back, undo
 
 __all__ = [
     "SharedFile",
@@ -42,7 +42,7 @@ class SharedFile(OpenFile):
 
     connection: GuardedConnection
 
-    def __init__(self, path: str, *, synchronous: Synchronous, turns: Turns) -> None:
+    def __init__(self, path: str, *, synchronous: Synchronous, turns: FairLock) -> None:
         self.guard = Guard(path)
         self.turns = turns
         self.active: Transaction | None = None
@@ -95,7 +95,7 @@ class TransactionalSQLiteSession(SQLiteSession):
         super().__init__(file, name, feed, **others)
         self._transaction = Transaction(file.connection, file.turns, file.mutex)
 
-    def effects(self, records: Sequence[Record], /) -> Block:
+    def effects(self, records: Sequence[Record], /) -> Savepoint:
         """What a handler writes within becomes durable together with `records`, or neither does (G8).
 
         That is with the next `commit`. What raises out of the block takes back what was written within it and
@@ -108,7 +108,7 @@ class TransactionalSQLiteSession(SQLiteSession):
             StoreError: A transaction cannot be begun, or the handler ended it.
         """
         self._check_process()
-        return Block(
+        return Savepoint(
             self._transaction, records, gate=self._gate, limiter=self._limiter, check=self._check_released
         )
 
@@ -118,7 +118,7 @@ class TransactionalSQLiteSession(SQLiteSession):
         cursor: Cursor | None,
         records: Sequence[Record],
         dead_letters: Sequence[DeadLetter] = (),
-        state: Mapping[str, str | None] = NOTHING,
+        state: Mapping[str, str | None] = NO_CHANGES,
         read_at: float | None = None,
     ) -> None:
         """Save all of it, with the effects since the last commit and the records given with them, or nothing.
@@ -147,7 +147,7 @@ class TransactionalSQLiteSession(SQLiteSession):
                 raise
 
     async def reset(
-        self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = NOTHING
+        self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = NO_CHANGES
     ) -> None:
         """Go on from another place; see `SQLiteSession.reset`. What is not committed yet is, before.
 

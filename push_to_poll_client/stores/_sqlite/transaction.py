@@ -25,12 +25,18 @@ from anyio import CapacityLimiter, to_thread
 from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._types import Record
 from push_to_poll_client._validation import one_line
-from push_to_poll_client.stores._fair_lock import Turns
-from push_to_poll_client.stores._sqlite.connection import SAVEPOINT, Guard, GuardedConnection, Place, as_stores
-from push_to_poll_client.stores._sqlite.file import named_errors
+from push_to_poll_client.stores._fair_lock import FairLock
+from push_to_poll_client.stores._sqlite.connection import (
+    SAVEPOINT,
+    Guard,
+    GuardedConnection,
+    HandlerScope,
+    mark_as_store,
+)
+from push_to_poll_client.stores._sqlite.file import wrap_sqlite_errors
 
 __all__ = [
-    "Block",
+    "Savepoint",
     "Transaction",
     "in_thread",
     "roll_back",
@@ -38,9 +44,9 @@ __all__ = [
 ]
 
 
-_BEGIN = as_stores(f"SAVEPOINT {SAVEPOINT}")
-_END = as_stores(f"RELEASE {SAVEPOINT}")
-_TAKE_BACK = as_stores(f"ROLLBACK TO {SAVEPOINT}")
+_BEGIN = mark_as_store(f"SAVEPOINT {SAVEPOINT}")
+_RELEASE = mark_as_store(f"RELEASE {SAVEPOINT}")
+_ROLLBACK = mark_as_store(f"ROLLBACK TO {SAVEPOINT}")
 
 _UNDONE = "what handlers wrote since the last commit is undone, and none of its messages is processed"
 
@@ -59,7 +65,7 @@ class Transaction:
         records: What was given with its blocks, of the blocks that ended well.
     """
 
-    def __init__(self, connection: GuardedConnection, turns: Turns, mutex: threading.Lock) -> None:
+    def __init__(self, connection: GuardedConnection, turns: FairLock, mutex: threading.Lock) -> None:
         self.guard: Guard = connection.guard
         self.is_open = False
         self.records: list[Record] = []
@@ -107,7 +113,7 @@ class Transaction:
             StoreError: Neither has begun.
         """
         if not self.is_open:
-            with named_errors(self.guard.path):
+            with wrap_sqlite_errors(self.guard.path):
                 self._connection.execute("BEGIN IMMEDIATE")
             self.is_open = True
         self.savepoint()
@@ -121,7 +127,7 @@ class Transaction:
         """
         blocks = self._blocks
         try:
-            with named_errors(self.guard.path):
+            with wrap_sqlite_errors(self.guard.path):
                 self._begin_to_write()
                 yield
                 self._connection.execute("COMMIT")
@@ -166,7 +172,7 @@ class Transaction:
         """
         self._or_undo(_BEGIN)
 
-    def end_block(self, place: Place, records: Sequence[Record], *, keep: bool) -> None:
+    def end_block(self, place: HandlerScope, records: Sequence[Record], *, keep: bool) -> None:
         """Keep what was written within a block, or take it back.
 
         Raises:
@@ -179,11 +185,11 @@ class Transaction:
             self.undo()
             return
         if keep:
-            self._or_undo(_END)
+            self._or_undo(_RELEASE)
             self._blocks += 1
             self.records += records
         else:
-            self._or_undo(_TAKE_BACK, _END)
+            self._or_undo(_ROLLBACK, _RELEASE)
 
     def _or_undo(self, *statements: str) -> None:
         try:
@@ -232,7 +238,7 @@ def roll_back(connection: GuardedConnection) -> None:
 _T = TypeVar("_T")
 
 
-class Block(Place):
+class Savepoint(HandlerScope):
     """A block of effects, once.
 
     What it raises itself, as it begins or ends, undoes all since the last commit, a cancellation too: whoever

@@ -22,9 +22,9 @@ from typing import Any, TypeAlias
 import msgspec
 
 from push_to_poll_client._json import decode
-from push_to_poll_client.testing._reference.asgi import Receive, Scope, Send, body_of, live, respond
+from push_to_poll_client.testing._reference.asgi import Receive, Scope, Send, read_body, respond, run_lifespan
 from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
-from push_to_poll_client.testing._reference.feed import ORDER, EventLog, FeedEndpoint
+from push_to_poll_client.testing._reference.feed import DEFAULT_DATA, EventLog, FeedEndpoint
 from push_to_poll_client.testing._reference.pushes import ChangesEndpoint, EventEndpoint, PushEndpoint, PushLog
 from push_to_poll_client.testing._reference.webhooks import WebhookSender
 
@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 
-_Answer: TypeAlias = Callable[[bytes], object]
+_ControlHandler: TypeAlias = Callable[[bytes], object]
 
 
-class _Webhook(msgspec.Struct):
+class _WebhookRegistration(msgspec.Struct):
     url: str
     secret: str | None
 
@@ -73,7 +73,7 @@ class ReferenceApp:
         self._events = EventEndpoint(self._pushes, self.faults, self.stats, keep_alive=keep_alive)
         self._changes = ChangesEndpoint(self._log, self._pushes, self.faults, self.stats)
         self._webhooks = WebhookSender(self._pushes, self.faults, self.stats, retries=webhook_retries)
-        self._append([ORDER] * backlog)
+        self._append([DEFAULT_DATA] * backlog)
 
     @property
     def pushes(self) -> Sequence[PushRecord]:
@@ -86,7 +86,7 @@ class ReferenceApp:
         Returns:
             Their ids. None were published and nothing is pushed when it is empty.
         """
-        ids = self._append([ORDER] * what if isinstance(what, int) else what)
+        ids = self._append([DEFAULT_DATA] * what if isinstance(what, int) else what)
         if ids:
             self._feed.published()
             self._pushes.push(ids[-1])
@@ -131,7 +131,7 @@ class ReferenceApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or one websocket, or send webhooks for as long as a server runs."""
         if scope["type"] == "lifespan":
-            await live(receive, send, self._webhooks.run)
+            await run_lifespan(receive, send, self._webhooks.run)
         elif scope["type"] == "websocket":
             await self._push(scope, receive, send)
         elif (scope["method"], scope["path"]) == ("GET", "/feed"):
@@ -146,13 +146,13 @@ class ReferenceApp:
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._answer(scope)
         try:
-            status, result = (404, "no such place") if answer is None else (200, answer(await body_of(receive)))
+            status, result = (404, "no such place") if answer is None else (200, answer(await read_body(receive)))
         except (msgspec.DecodeError, ValueError) as error:
             status, result = 400, str(error)
         await respond(send, status, msgspec.json.encode(result), [(b"content-type", b"application/json")])
 
-    def _answer(self, scope: Scope) -> _Answer | None:
-        answers: dict[tuple[str, str], _Answer] = {
+    def _answer(self, scope: Scope) -> _ControlHandler | None:
+        answers: dict[tuple[str, str], _ControlHandler] = {
             ("POST", "/publish"): lambda body: self.publish(decode(body, type=int | list[Any])),
             ("POST", "/webhooks"): self._register,
             ("POST", "/faults"): self._set_faults,
@@ -162,7 +162,7 @@ class ReferenceApp:
         return answers.get((scope["method"], scope["path"]))
 
     def _register(self, body: bytes) -> list[str]:
-        webhook = decode(body, type=_Webhook)
+        webhook = decode(body, type=_WebhookRegistration)
         return self.send_webhooks(webhook.url, webhook.secret)
 
     def _set_faults(self, body: bytes) -> dict[str, Any]:

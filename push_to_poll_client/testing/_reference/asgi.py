@@ -12,15 +12,15 @@ __all__ = [
     "Receive",
     "Scope",
     "Send",
-    "body_of",
     "header",
-    "live",
+    "read_body",
     "respond",
     "respond_to_websocket",
     "retry_after",
+    "run_lifespan",
+    "run_until_disconnect",
     "start",
-    "until_gone",
-    "while_there",
+    "wait_for_disconnect",
 ]
 
 
@@ -36,7 +36,7 @@ def header(scope: Scope, name: bytes) -> str | None:
     return values[0].decode("latin-1") if values else None
 
 
-async def body_of(receive: Receive) -> bytes:
+async def read_body(receive: Receive) -> bytes:
     """The whole body of a request."""
     parts: list[bytes] = []
     more = True
@@ -47,7 +47,7 @@ async def body_of(receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-async def live(receive: Receive, send: Send, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def run_lifespan(receive: Receive, send: Send, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run `work` from when a server says that it begins to when it says that it ends (ASGI's lifespan)."""
     await receive()
     async with anyio.create_task_group() as tasks:
@@ -59,17 +59,17 @@ async def live(receive: Receive, send: Send, work: Callable[[], Coroutine[Any, A
     await send({"type": "lifespan.shutdown.complete"})
 
 
-async def until_gone(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Return when the client has gone."""
     while not (await receive())["type"].endswith(".disconnect"):
         pass
 
 
-async def while_there(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
+async def run_until_disconnect(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
     """Run `work` until it ends or the client has gone."""
 
     async def watch() -> None:
-        await until_gone(receive)
+        await wait_for_disconnect(receive)
         tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:

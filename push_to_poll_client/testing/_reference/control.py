@@ -12,23 +12,23 @@ import msgspec
 from push_to_poll_client.testing._reference.asgi import Header
 
 __all__ = [
-    "BATCH",
+    "BATCH_TYPE",
     "Faults",
     "PushRecord",
-    "Spoiled",
+    "SpoiledKind",
     "Stats",
-    "spoiled",
+    "spoil",
 ]
 
 
-Spoiled: TypeAlias = Literal["type", "encoding", "truncated", "bomb", "garbage"]
+SpoiledKind: TypeAlias = Literal["type", "encoding", "truncated", "bomb", "garbage"]
 
-BATCH = b"application/cloudevents-batch+json"
-BOMB = 64 * 1024 * 1024
+BATCH_TYPE = b"application/cloudevents-batch+json"
+BOMB_SIZE = 64 * 1024 * 1024
 """Bytes that come of a bomb; it has 65,000."""
 
 
-def spoiled(how: Spoiled, body: bytes) -> tuple[list[Header], bytes]:
+def spoil(how: SpoiledKind, body: bytes) -> tuple[list[Header], bytes]:
     """The headers and the body of an answer, in place of a page."""
     match how:
         case "type":
@@ -41,16 +41,16 @@ def spoiled(how: Spoiled, body: bytes) -> tuple[list[Header], bytes]:
         case "bomb":
             return _encoded(b"gzip"), _bomb()
         case _:
-            return [(b"content-type", BATCH)], bytes(range(256))
+            return [(b"content-type", BATCH_TYPE)], bytes(range(256))
 
 
 def _encoded(encoding: bytes) -> list[Header]:
-    return [(b"content-type", BATCH), (b"content-encoding", encoding)]
+    return [(b"content-type", BATCH_TYPE), (b"content-encoding", encoding)]
 
 
 @functools.cache
 def _bomb() -> bytes:
-    return gzip.compress(bytes(BOMB))
+    return gzip.compress(bytes(BOMB_SIZE))
 
 
 @dataclass(slots=True)
@@ -107,7 +107,7 @@ class Faults:
     cut_next: int = 0
     stall_next: int = 0
     spoil_next: int = 0
-    spoil_as: Spoiled = "garbage"
+    spoil_as: SpoiledKind = "garbage"
     repeat_next: int = 0
     grow_next: int = 0
     undecodable_next: int = 0

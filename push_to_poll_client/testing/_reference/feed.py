@@ -17,21 +17,21 @@ from push_to_poll_client.testing._reference.asgi import (
     header,
     respond,
     retry_after,
+    run_until_disconnect,
     start,
-    until_gone,
-    while_there,
+    wait_for_disconnect,
 )
-from push_to_poll_client.testing._reference.control import BATCH, Faults, Stats, spoiled
+from push_to_poll_client.testing._reference.control import BATCH_TYPE, Faults, Stats, spoil
 from push_to_poll_client.testing._virtual_time import Bell
 
 __all__ = [
-    "ORDER",
+    "DEFAULT_DATA",
     "EventLog",
     "FeedEndpoint",
 ]
 
 
-ORDER = {"note": "x" * 80}
+DEFAULT_DATA = {"note": "x" * 80}
 """The data of an event when nobody says what it is; it brings the event to about 300 bytes."""
 
 _DIGITS = 12
@@ -50,7 +50,7 @@ class EventLog:
         self._type = type
         self._events: list[bytes] = []
 
-    def append(self, data: Any = ORDER, *, undecodable: bool = False) -> str:
+    def append(self, data: Any = DEFAULT_DATA, *, undecodable: bool = False) -> str:
         """Append an event.
 
         Args:
@@ -94,7 +94,7 @@ class EventLog:
 LONGEST_HOLD = 60.0
 """Seconds for which a long poll is held at most: an idle client makes one request a minute."""
 
-_BATCH = (b"content-type", BATCH)
+_BATCH = (b"content-type", BATCH_TYPE)
 
 
 class FeedEndpoint:
@@ -174,7 +174,7 @@ class FeedEndpoint:
         self._stats.count(held=1)
         try:
             with anyio.move_on_after(wait):
-                await while_there(receive, lambda: self._until(lambda: bool(self._log.page(after, 1))))
+                await run_until_disconnect(receive, lambda: self._until(lambda: bool(self._log.page(after, 1))))
         finally:
             self._stats.count(held=-1)
 
@@ -187,9 +187,9 @@ class FeedEndpoint:
             await self._send_half(send, body)
         elif self._faults.takes("stall_next"):
             await self._send_half(send, body)
-            await while_there(receive, lambda: self._until(lambda: False))
+            await run_until_disconnect(receive, lambda: self._until(lambda: False))
         elif self._faults.takes("spoil_next"):
-            await self._finish(send, 200, *spoiled(self._faults.spoil_as, body))
+            await self._finish(send, 200, *spoil(self._faults.spoil_as, body))
             return
         else:
             await self._finish(send, 200, [_BATCH], body)
@@ -216,4 +216,4 @@ async def _hang_up(scope: Scope, receive: Receive) -> None:
     close = scope.get("state", {}).get("hang_up")
     if close is not None:
         close()
-        await until_gone(receive)
+        await wait_for_disconnect(receive)

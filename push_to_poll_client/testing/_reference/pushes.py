@@ -16,8 +16,8 @@ from push_to_poll_client.testing._reference.asgi import (
     respond,
     respond_to_websocket,
     retry_after,
+    run_until_disconnect,
     start,
-    while_there,
 )
 from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
 from push_to_poll_client.testing._reference.feed import EventLog
@@ -28,7 +28,7 @@ __all__ = [
     "EventEndpoint",
     "PushEndpoint",
     "PushLog",
-    "Subscription",
+    "PushSubscription",
 ]
 
 
@@ -91,7 +91,7 @@ class PushLog:
             await anyio.sleep(record.at + self._faults.push_latency - time.monotonic())
 
 
-class Subscription:
+class PushSubscription:
     """One connection's place in the log: it hears what comes after it was made.
 
     Args:
@@ -127,7 +127,7 @@ class Subscription:
         return None
 
 
-WAIT = "30"
+DEFAULT_WAIT = "30"
 """Seconds for which an answer is held if nobody says for how long, Dropbox's default."""
 
 LONGEST_WAIT = 480.0
@@ -168,7 +168,7 @@ class ChangesEndpoint:
         after = query.get("after", [self._events.newest])[0]
         early = self._faults.accept_and_close is not None or self._faults.takes("early_next")
         if not early and (self._faults.half_open or not self._is_news(after)):
-            await self._hold(receive, _seconds(query.get("wait", [WAIT])[0]))
+            await self._hold(receive, _seconds(query.get("wait", [DEFAULT_WAIT])[0]))
         await self._answer(send, after, news=not early and self._is_news(after))
 
     def _is_news(self, after: str) -> bool:
@@ -176,17 +176,17 @@ class ChangesEndpoint:
 
     async def _hold(self, receive: Receive, wait: float) -> None:
         """Return at a push, when the wait ends, the client goes or the server ends."""
-        hold, subscription = anyio.CancelScope(), Subscription(self._log)
+        hold, subscription = anyio.CancelScope(), PushSubscription(self._log)
         self._holds.add(hold)
         self._stats.count(long_polls_held=1)
         try:
             with hold:
-                await while_there(receive, lambda: self._until_push(subscription, wait))
+                await run_until_disconnect(receive, lambda: self._until_push(subscription, wait))
         finally:
             self._holds.remove(hold)
             self._stats.count(long_polls_held=-1)
 
-    async def _until_push(self, subscription: Subscription, wait: float) -> None:
+    async def _until_push(self, subscription: PushSubscription, wait: float) -> None:
         with anyio.move_on_after(wait):
             await subscription.next()
         if self._faults.half_open:
@@ -237,37 +237,37 @@ class EventEndpoint:
             status, headers = refusal
             await respond(send, status, b"", headers)
             return
-        subscription = Subscription(self._log)
+        subscription = PushSubscription(self._log)
         await start(send, 200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")])
         self._stats.count(streams_accepted=1)
         if self._faults.accept_and_close is None:
             await self._serve(receive, send, subscription)
         await send({"type": "http.response.body", "body": b""})
 
-    async def _serve(self, receive: Receive, send: Send, subscription: Subscription) -> None:
+    async def _serve(self, receive: Receive, send: Send, subscription: PushSubscription) -> None:
         self._stats.count(streams_open=1)
         stream = anyio.CancelScope()
         self._streams.add(stream)
         try:
             with stream:
-                await while_there(receive, lambda: self._tell(send, subscription))
+                await run_until_disconnect(receive, lambda: self._tell(send, subscription))
         finally:
             self._streams.remove(stream)
             self._stats.count(streams_open=-1)
 
-    async def _tell(self, send: Send, subscription: Subscription) -> None:
+    async def _tell(self, send: Send, subscription: PushSubscription) -> None:
         while True:
             text = KEEP_ALIVE
             with anyio.move_on_after(self._keep_alive):
                 record = await subscription.next()
                 if record is None:
                     return
-                text = _written(record)
+                text = _encode_event(record)
             if not self._faults.half_open:
                 await send({"type": "http.response.body", "body": text, "more_body": True})
 
 
-def _written(record: PushRecord) -> bytes:
+def _encode_event(record: PushRecord) -> bytes:
     return b"id: %b\ndata: %b\n\n" % (record.cursor.encode(), msgspec.json.encode({"cursor": record.cursor}))
 
 
@@ -293,7 +293,7 @@ class PushEndpoint:
             self._stats.count(websockets_refused=1)
             await respond_to_websocket(send, *refusal)
             return
-        subscription = Subscription(self._log)
+        subscription = PushSubscription(self._log)
         await send({"type": "websocket.accept"})
         self._stats.count(websockets_accepted=1)
         if self._faults.accept_and_close is not None:
@@ -301,15 +301,15 @@ class PushEndpoint:
             return
         await self._serve(receive, send, subscription)
 
-    async def _serve(self, receive: Receive, send: Send, subscription: Subscription) -> None:
+    async def _serve(self, receive: Receive, send: Send, subscription: PushSubscription) -> None:
         self._stats.count(websockets_open=1)
         try:
-            await while_there(receive, lambda: _tell(send, subscription))
+            await run_until_disconnect(receive, lambda: _send_pushes(send, subscription))
         finally:
             self._stats.count(websockets_open=-1)
 
 
-async def _tell(send: Send, subscription: Subscription) -> None:
+async def _send_pushes(send: Send, subscription: PushSubscription) -> None:
     while (record := await subscription.next()) is not None:
         await send({"type": "websocket.send", "text": msgspec.json.encode({"cursor": record.cursor}).decode()})
     await send({"type": "websocket.close", "code": subscription.code})

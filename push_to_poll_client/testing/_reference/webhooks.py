@@ -12,9 +12,9 @@ import anyio
 import httpx
 import msgspec
 
-from push_to_poll_client._http.origins import http_url
+from push_to_poll_client._http.origins import parse_http_url
 from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
-from push_to_poll_client.testing._reference.pushes import PushLog, Subscription
+from push_to_poll_client.testing._reference.pushes import PushLog, PushSubscription
 from push_to_poll_client.testing._virtual_time import Bell
 
 __all__ = [
@@ -25,10 +25,10 @@ __all__ = [
 TIMEOUT = 5.0
 """Seconds for a receiver to answer, after which a push is tried again."""
 
-FORGED = b"a key that the receiver does not have"
+FORGED_KEY = b"a key that the receiver does not have"
 
 
-class _Receiver:
+class _PushReceiver:
     """Where pushes are sent to.
 
     Args:
@@ -37,7 +37,7 @@ class _Receiver:
         subscription: What it is owed.
     """
 
-    def __init__(self, url: str, key: bytes, subscription: Subscription) -> None:
+    def __init__(self, url: str, key: bytes, subscription: PushSubscription) -> None:
         self.url = url
         self.key = key
         self.subscription = subscription
@@ -60,7 +60,7 @@ class WebhookSender:
         self._faults = faults
         self._stats = stats
         self._retries = retries
-        self._receivers: dict[str, _Receiver] = {}
+        self._receivers: dict[str, _PushReceiver] = {}
         self._bell = Bell()
 
     def register(self, url: str, secret: str | None) -> list[str]:
@@ -80,12 +80,14 @@ class WebhookSender:
         if secret is None:
             self._receivers.pop(url, None)
         else:
-            self._receivers[url] = _Receiver(str(http_url(url)), _key_of(secret), self._subscription())
+            self._receivers[url] = _PushReceiver(
+                str(parse_http_url(url)), _decode_secret(secret), self._subscription()
+            )
         self._bell.ring()
         return list(self._receivers)
 
-    def _subscription(self) -> Subscription:
-        return Subscription(self._log, closes=False)
+    def _subscription(self) -> PushSubscription:
+        return PushSubscription(self._log, closes=False)
 
     async def run(self) -> None:
         """Send, until cancelled."""
@@ -96,7 +98,7 @@ class WebhookSender:
             httpx.AsyncClient(trust_env=False, timeout=TIMEOUT) as client,
             anyio.create_task_group() as tasks,
         ):
-            served: dict[_Receiver, anyio.CancelScope] = {}
+            served: dict[_PushReceiver, anyio.CancelScope] = {}
             while True:
                 for receiver in served.keys() - {*self._receivers.values()}:
                     served.pop(receiver).cancel()
@@ -105,14 +107,14 @@ class WebhookSender:
                     tasks.start_soon(self._serve, client, receiver, served[receiver])
                 await self._bell.wait()
 
-    async def _serve(self, client: httpx.AsyncClient, receiver: _Receiver, scope: anyio.CancelScope) -> None:
+    async def _serve(self, client: httpx.AsyncClient, receiver: _PushReceiver, scope: anyio.CancelScope) -> None:
         """One that is tried again holds up none of those after it."""
         with scope:
             async with anyio.create_task_group() as tasks:
                 while (record := await receiver.subscription.next()) is not None:
                     tasks.start_soon(self._deliver, client, receiver, record)
 
-    async def _deliver(self, client: httpx.AsyncClient, receiver: _Receiver, record: PushRecord) -> None:
+    async def _deliver(self, client: httpx.AsyncClient, receiver: _PushReceiver, record: PushRecord) -> None:
         for delay in (0.0, *self._retries):
             await anyio.sleep(delay)
             status = await self._send(client, receiver, record)
@@ -121,25 +123,25 @@ class WebhookSender:
                 return
         self._stats.count(webhooks_given_up=1)
 
-    async def _send(self, client: httpx.AsyncClient, receiver: _Receiver, record: PushRecord) -> int:
+    async def _send(self, client: httpx.AsyncClient, receiver: _PushReceiver, record: PushRecord) -> int:
         """Returns the status of the answer; 0: there was none."""
-        key = FORGED if self._faults.takes("forge_next") else receiver.key
+        key = FORGED_KEY if self._faults.takes("forge_next") else receiver.key
         body = msgspec.json.encode({"cursor": record.cursor})
-        headers = {"content-type": "application/json", **_signed(f"push_{record.cursor}", body, key)}
+        headers = {"content-type": "application/json", **_signature_headers(f"push_{record.cursor}", body, key)}
         try:
             return (await client.post(receiver.url, content=body, headers=headers)).status_code
         except httpx.HTTPError:
             return 0
 
 
-def _signed(id: str, body: bytes, key: bytes) -> dict[str, str]:
+def _signature_headers(id: str, body: bytes, key: bytes) -> dict[str, str]:
     now = str(int(time.time()))
     mac = hmac.digest(key, f"{id}.{now}.".encode() + body, "sha256")
     signature = binascii.b2a_base64(mac, newline=False).decode()
     return {"webhook-id": id, "webhook-timestamp": now, "webhook-signature": f"v1,{signature}"}
 
 
-def _key_of(secret: str) -> bytes:
+def _decode_secret(secret: str) -> bytes:
     if not (key := binascii.a2b_base64(secret.removeprefix("whsec_"), strict_mode=True)):
         raise ValueError("the secret is empty")
     return key
