@@ -49,7 +49,7 @@ class ListenerChannel:
         self._status = ListenerStatus(name)
         self._running = False
         self._pushes = 0
-        self._counting = threading.Lock()
+        self._pushes_lock = threading.Lock()
         self._wake = wake
         self._changed = changed
         self._saved = saved
@@ -63,16 +63,16 @@ class ListenerChannel:
     def up(self) -> None:
         """The channel is connected: poll, for what was pushed before is gone."""
         logger.info("%s: up", self.name)
-        self._set(up=self._running)
+        self._update_status(up=self._running)
         self._wake(None)
 
     def down(self, error: BaseException | None = None) -> None:
         """The channel is not connected."""
-        self._set(up=False, error=error)
+        self._update_status(up=False, error=error)
 
     def wake(self, push: Push | None = None, /) -> None:
         """A push arrived; `None`: one that said nothing, which promises all the same that there is something."""
-        with self._counting:
+        with self._pushes_lock:
             self._pushes += 1
         self._wake(Push() if push is None else push)
 
@@ -87,7 +87,7 @@ class ListenerChannel:
     @property
     def state(self) -> str | None:
         """What the listener saved."""
-        return self._saved(self._key)
+        return self._saved(self._state_key)
 
     async def save(self, state: str | None, /) -> None:
         """Keep what the listener has to know after a restart.
@@ -98,24 +98,24 @@ class ListenerChannel:
         """
         if state is not None and len(state) > MAX_STATE:
             raise ValueError(f"{self.name}: {len(state)} characters of state, of {MAX_STATE} at most")
-        await self._save(self._key, state)
+        await self._save(self._state_key, state)
 
     @property
-    def _key(self) -> str:
+    def _state_key(self) -> str:
         return f"listener:{self.name}"
 
     def started(self) -> None:
         """The listener was started; nothing is connected yet."""
         self._running = True
-        self._set(up=False)
+        self._update_status(up=False)
 
     def stopped(self) -> None:
         """The listener does not run: whatever it says from here on, the channel is down."""
         self._running = False
-        self._set(up=False)
+        self._update_status(up=False)
         self._status = replace(self._status, since=None, registered_until=None)
 
-    def _set(self, *, up: bool, error: BaseException | None = None) -> None:
+    def _update_status(self, *, up: bool, error: BaseException | None = None) -> None:
         old = self._status
         since = old.since if up == old.up and old.since is not None else time.time()
         last_error = old.last_error if error is None else describe(error)

@@ -180,28 +180,28 @@ class Consumer:
         self._settings.check_listeners(len(listeners))
         self._feed = _require_method("fetch", feed)
         self._store = _require_method("claim", store)
-        self._processing.check_parts(feed, store)
+        self._processing.check_feed_and_store(feed, store)
         self._feed_name = str(getattr(feed, "identity", type(feed).__qualname__))
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, not {name!r}")
         self.name: str = self._feed_name if name is None else name
         self._channels: list[ListenerChannel] = []
         for listener in listeners:
-            self._channels.append(self._channel(_require_method("listen", listener)))
+            self._channels.append(self._make_channel(_require_method("listen", listener)))
 
-        self._schedule = self._settings.schedule()
-        self._tally = ConsumerStats()
-        self._inbox = Wakes()
-        self._opening = OpenSession(
+        self._schedule = self._settings.make_schedule()
+        self._stats = ConsumerStats()
+        self._wakes = Wakes()
+        self._open_session = OpenSession(
             self.name,
             feed=feed,
             feed_name=self._feed_name,
             store=store,
             schedule=self._schedule,
-            inbox=self._inbox,
-            assemble=self._assemble,
+            inbox=self._wakes,
+            assemble=self._build_parts,
         )
-        self._run: Runner | None = None
+        self._runner: Runner | None = None
         self._should_poll_failed = False
 
     # What the user writes
@@ -257,18 +257,18 @@ class Consumer:
             StoreError: The store is, or the name has another owner.
             RuntimeError: It runs already.
         """
-        if self._run is not None:
+        if self._runner is not None:
             raise RuntimeError(f"{self.name}: run() is running already")
-        self._run = Runner(self._channels, shutdown_timeout=self._settings.shutdown_timeout)
+        self._runner = Runner(self._channels, shutdown_timeout=self._settings.shutdown_timeout)
         try:
             async with self:
-                await self._run.until_stopped(self._opened.polls)
+                await self._runner.run_until_stopped(self._opened.polls)
         finally:
-            self._run = None
+            self._runner = None
 
     def stop(self) -> None:
         """Make `run()` return, from any thread. Does nothing when it does not run."""
-        if (run := self._run) is not None and (loop := self._opening.loop) is not None:
+        if (run := self._runner) is not None and (loop := self._open_session.loop) is not None:
             run.stop(loop)
 
     def wake(self, push: Push | None = None) -> None:
@@ -282,18 +282,18 @@ class Consumer:
         """
         if not isinstance(push, Push | None):
             raise TypeError(f"a push is a Push or None, not {type(push).__name__}")
-        self._inbox.put(push)
+        self._wakes.put(push)
 
     def pause(self) -> None:
         """Poll no more but by `poll_now()`; in the event loop. Wakes are kept, listeners stay."""
         self._schedule.paused = True
         if self._parts is not None:
-            self._parts.polls.give_way()
+            self._parts.polls.cancel_waiting_fetch()
 
     def resume(self) -> None:
         """Undo `pause()`; in the event loop."""
         self._schedule.paused = False
-        self._look_again()
+        self._schedule_changed()
 
     async def poll_now(self, *, timeout: float | None = 10.0) -> PollResult:  # noqa: ASYNC109  # not that of the poll
         """Poll now, with or without `run()`, and say what was done.
@@ -312,14 +312,14 @@ class Consumer:
             StoreError: The store failed, or the name has another owner.
             RuntimeError: Called while processing a message of this consumer: use `wake()` there.
         """
-        self._refuse_inside("poll_now()", "; use wake()")
+        self._refuse_in_poll("poll_now()", "; use wake()")
         async with self:
             return await self._opened.polls.poll_now(timeout)
 
     @property
     def dead_letters(self) -> DeadLetters:
         """The messages given up on: list, get, retry, drop and export them, also while the consumer runs."""
-        return DeadLetters(self._letters, self)
+        return DeadLetters(self._session_dead_letters, self)
 
     async def rewind(self, to: Cursor | None = None, *, ago: float | None = None, forget: bool = False) -> None:
         """Go on from another place of the feed, with the next poll, which is soon if the consumer runs.
@@ -346,7 +346,7 @@ class Consumer:
         check_number("ago", ago, optional=True)
         if to == LATEST:
             check_latest(self._feed)
-        async with self._alone("rewind()") as parts:
+        async with self._exclusive("rewind()") as parts:
             await parts.rewind(to, ago=ago, forget=forget)
 
     async def replay(self, start: Cursor, end: Cursor | None = None) -> PollResult:
@@ -370,12 +370,12 @@ class Consumer:
         """
         check_cursor("start", start)
         check_cursor("end", end, optional=True)
-        async with self._alone("replay()") as parts:
+        async with self._exclusive("replay()") as parts:
             return await parts.replay.run(None if start == INCEPTION else start, end)
 
     def status(self) -> Status:
         """A snapshot, from any thread."""
-        loop, parts, schedule, tally = self._opening.loop, self._parts, self._schedule, self._tally
+        loop, parts, schedule, tally = self._open_session.loop, self._parts, self._schedule, self._stats
         session = parts.session if parts else None
         return Status(
             name=self.name,
@@ -417,21 +417,21 @@ class Consumer:
 
     async def __aenter__(self) -> Self:
         """Claim the name and keep it, and the feed's connections, until the last one leaves."""
-        await self._opening.enter()
+        await self._open_session.enter()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give back what `__aenter__` took."""
-        await self._opening.leave()
+        await self._open_session.leave()
 
-    def _assemble(self, session: Session, loop: EventLoop) -> SessionParts:
+    def _build_parts(self, session: Session, loop: EventLoop) -> SessionParts:
         return SessionParts(
             self._feed,
             session,
             self._schedule,
-            self._tally,
+            self._stats,
             self._settings,
             self._processing,
             self._worth_a_poll,
@@ -440,33 +440,33 @@ class Consumer:
 
     @property
     def _parts(self) -> SessionParts | None:
-        return self._opening.parts
+        return self._open_session.parts
 
     @property
     def _opened(self) -> SessionParts:
-        parts = self._opening.parts
+        parts = self._open_session.parts
         assert parts is not None  # inside `async with self`  # noqa: S101
         return parts
 
     @asynccontextmanager
-    async def _alone(self, what: str) -> AsyncIterator[SessionParts]:
+    async def _exclusive(self, what: str) -> AsyncIterator[SessionParts]:
         """The parts, opened, while no poll runs."""
-        self._refuse_inside(what)
-        async with self, self._opened.polls.alone():
+        self._refuse_in_poll(what)
+        async with self, self._opened.polls.exclusive():
             yield self._opened
 
     @asynccontextmanager
-    async def _letters(self) -> AsyncIterator[SessionDeadLetters]:
-        async with self._alone("dead_letters") as parts:
-            yield parts.letters
+    async def _session_dead_letters(self) -> AsyncIterator[SessionDeadLetters]:
+        async with self._exclusive("dead_letters") as parts:
+            yield parts.dead_letters
 
-    def _refuse_inside(self, what: str, instead: str = "") -> None:
-        if self._parts is not None and self._parts.polls.inside:
+    def _refuse_in_poll(self, what: str, instead: str = "") -> None:
+        if self._parts is not None and self._parts.polls.called_from_poll:
             raise RuntimeError(f"{self.name}: {what} inside process would wait for itself{instead}")
 
     # Channels
 
-    def _channel(self, listener: Listener) -> ListenerChannel:
+    def _make_channel(self, listener: Listener) -> ListenerChannel:
         name, taken = str(getattr(listener, "name", type(listener).__name__)), {one.name for one in self._channels}
         name = next(free for free in chain([name], (f"{name} #{n}" for n in count(2))) if free not in taken)
         return ListenerChannel(
@@ -482,7 +482,7 @@ class Consumer:
         return self._opened.session.state.get(key)
 
     async def _save_state(self, key: str, text: str | None) -> None:
-        async with self._alone("save()") as parts:
+        async with self._exclusive("save()") as parts:
             await parts.save_state(key, text)
 
     def _worth_a_poll(self, hint: Push) -> bool:
@@ -497,11 +497,11 @@ class Consumer:
 
     def _channel_changed(self, channel: ListenerChannel) -> None:
         self._schedule.set_channel(channel.name, up=channel.status.up)
-        self._look_again()
+        self._schedule_changed()
 
-    def _look_again(self) -> None:
+    def _schedule_changed(self) -> None:
         if self._parts is not None:
-            self._parts.polls.look_again()
+            self._parts.polls.schedule_changed()
 
 
 def _require_method(method: str, part: Part) -> Part:

@@ -37,23 +37,23 @@ class SessionDeadLetters:
         self.session = session
         self._restore: Callable[[DeadLetter], Message] = getattr(feed, "restore", restore_from_json)
         self._progress = progress
-        self._trials = trials
-        self._begun = False
+        self._retry = trials
+        self._marked_retried = False
 
-    async def begin(self, stop: StopSignal) -> bool:
+    async def retry_marked(self, stop: StopSignal) -> bool:
         """Try those again that were marked for this run, as long as nobody asks to stop. Whether all were.
 
         Raises:
             StoreError: The store failed.
         """
         last: DeadLetter | None = None
-        while not self._begun:
+        while not self._marked_retried:
             page = await self.session.dead_letters(after=last, marked=True) if self.session.dead else ()
             for last in page:
-                if stop.asked:
+                if stop.requested:
                     return False
                 await self.retry(last)
-            self._begun = not page
+            self._marked_retried = not page
         return True
 
     async def keys(self) -> Sequence[str]:
@@ -76,7 +76,7 @@ class SessionDeadLetters:
             StoreError: The store failed; what came of it is committed with what is next.
         """
         fingerprint = await self._fingerprint(letter)
-        failed = await self._attempt(letter)
+        failed = await self._try_once(letter)
         if failed is None:
             self._progress.pending.append(Record(letter.key, fingerprint=fingerprint))
         else:
@@ -98,7 +98,7 @@ class SessionDeadLetters:
         """Of the content that it was given up on with: the new record is to know it too."""
         return (await self._progress.fingerprints([letter.key])).get(letter.key)
 
-    async def _attempt(self, letter: DeadLetter) -> DeadLetter | None:
+    async def _try_once(self, letter: DeadLetter) -> DeadLetter | None:
         """Try it once; what it is then, if that failed."""
         now = self._progress.time_of_day.now
         try:
@@ -106,7 +106,7 @@ class SessionDeadLetters:
         except Exception as error:  # noqa: BLE001  # whatever the user's feed raises
             return _failed_again(letter, _restore_error(letter, error), now(), tried=0)
         tried = 0 if message.error else 1
-        failure = await self._trials.once_more(message, attempt=letter.attempts + tried)
+        failure = await self._retry.retry_dead_letter(message, attempt=letter.attempts + tried)
         return None if failure is None else _failed_again(letter, failure, now(), tried=tried)
 
 
@@ -187,7 +187,7 @@ class DeadLetters:
         alone: Callable[[], AbstractAsyncContextManager[SessionDeadLetters]],
         claimed: AbstractAsyncContextManager[object],
     ) -> None:
-        self._alone = alone
+        self._exclusive = alone
         self._claimed = claimed
 
     async def list(self, *, after: DeadLetter | None = None) -> Sequence[DeadLetter]:
@@ -200,7 +200,7 @@ class DeadLetters:
             StoreBusy: Somebody else has the name.
             StoreError: The store failed.
         """
-        async with self._alone() as letters:
+        async with self._exclusive() as letters:
             return await letters.session.dead_letters(after=after)
 
     async def get(self, key: str) -> DeadLetter:
@@ -214,7 +214,7 @@ class DeadLetters:
             StoreBusy: As for `list`.
             StoreError: As for `list`.
         """
-        async with self._alone() as letters:
+        async with self._exclusive() as letters:
             return await _require_dead_letter(letters, key)
 
     async def retry(self, *keys: str) -> Retried:
@@ -231,7 +231,7 @@ class DeadLetters:
         """
         async with self._claimed:
             results = (
-                [await self._each(key, SessionDeadLetters.retry) for key in keys]
+                [await self._apply(key, SessionDeadLetters.retry) for key in keys]
                 if keys
                 else await self._retry_all()
             )
@@ -253,7 +253,7 @@ class DeadLetters:
             raise TypeError("drop() takes the keys of the dead letters that are to go")
         async with self._claimed:
             for key in keys:
-                await self._each(key, SessionDeadLetters.drop)
+                await self._apply(key, SessionDeadLetters.drop)
         return len(keys)
 
     def export(self) -> AsyncIterator[bytes]:
@@ -267,21 +267,21 @@ class DeadLetters:
 
     async def _retry_all(self) -> Sequence[bool]:
         """All that are there now; one may go meanwhile, by a poll or another call."""
-        async with self._alone() as letters:
+        async with self._exclusive() as letters:
             keys = await letters.keys()
         results = []
         for key in keys:
-            async with self._alone() as letters:
+            async with self._exclusive() as letters:
                 letter = await letters.session.dead_letter(key)
                 if letter is not None:
                     results.append(await letters.retry(letter))
         return results
 
-    async def _each(
+    async def _apply(
         self, key: str, function: Callable[[SessionDeadLetters, DeadLetter], Awaitable[Result]]
     ) -> Result:
         """One at a time, so that polls are not kept waiting by all of them."""
-        async with self._alone() as letters:
+        async with self._exclusive() as letters:
             return await function(letters, await _require_dead_letter(letters, key))
 
 
@@ -289,15 +289,15 @@ class _JSONLines(AsyncIterator[bytes]):
     """An export. No generator: one that nobody reads to its end would have to be closed."""
 
     def __init__(self, letters: DeadLetters) -> None:
-        self._letters = letters
-        self._some: Iterator[DeadLetter] = iter(())
+        self._dead_letters = letters
+        self._page: Iterator[DeadLetter] = iter(())
         self._last: DeadLetter | None = None
 
     async def __anext__(self) -> bytes:
-        letter = next(self._some, None)
+        letter = next(self._page, None)
         if letter is None:
-            self._some = iter(await self._letters.list(after=self._last))
-            letter = next(self._some, None)
+            self._page = iter(await self._dead_letters.list(after=self._last))
+            letter = next(self._page, None)
         if letter is None:
             raise StopAsyncIteration
         self._last = letter

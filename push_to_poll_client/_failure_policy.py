@@ -72,7 +72,7 @@ class Attempts:
         time_of_day: Of the event loop.
 
     Attributes:
-        changed: Something was, since the last `change()`.
+        changed: Something was, since the last `take_changes()`.
 
     Raises:
         StoreError: The session kept what this library does not write.
@@ -96,7 +96,7 @@ class Attempts:
         """Whether it is a failing message."""
         return key in self._attempts
 
-    def failed(self, key: str) -> Attempt:
+    def record_failure(self, key: str) -> Attempt:
         """It was tried once more and failed."""
         before = self._attempts.pop(key, None)
         now = self.now
@@ -104,12 +104,12 @@ class Attempts:
         self._keep(key, attempt)
         return attempt
 
-    def wait(self, key: str, delay: float) -> None:
+    def postpone(self, key: str, delay: float) -> None:
         """It may be tried again in so many seconds."""
-        attempt = self._attempts.get(key) or self.failed(key)  # more fail at a time than it is kept of
+        attempt = self._attempts.get(key) or self.record_failure(key)  # more fail at a time than it is kept of
         self._keep(key, Attempt(attempt.count, attempt.first, self.now + delay, delay))
 
-    def settled(self, key: str) -> None:
+    def discard(self, key: str) -> None:
         """It is no failing message any more."""
         if self._attempts.pop(key, None) is not None:
             self.changed = True
@@ -119,12 +119,12 @@ class Attempts:
         self._attempts.clear()
         self.changed = False
 
-    def left(self, key: str) -> float:
+    def seconds_left(self, key: str) -> float:
         """Seconds until it may be tried; 0: now."""
         attempt = self._attempts.get(key)
         return 0.0 if attempt is None else min(max(attempt.again - self.now, 0.0), attempt.delay)
 
-    def change(self) -> dict[str, str | None]:
+    def take_changes(self) -> dict[str, str | None]:
         """What is to be committed as the session's state; empty when nothing changed since the last call."""
         if not self.changed:
             return {}
@@ -162,7 +162,7 @@ class FailureRules:
     """The user's policy.
 
     Args:
-        retry: When to try a message again: the strategies `retry`, `wait` and `stop` of it; `None`: never.
+        retry: When to try a message again: the strategies `retry`, `postpone` and `stop` of it; `None`: never.
         on_failure: What becomes of a message that is not tried again.
     """
 

@@ -63,7 +63,7 @@ class Fetcher:
         self._clock = clock
         self._waiting: anyio.CancelScope | None = None
 
-    def give_way(self) -> None:
+    def cancel_waiting_fetch(self) -> None:
         """Cancel a waiting fetch, if there is one. Its answer, even if on its way, is fetched again."""
         if self._waiting is not None:
             self._waiting.cancel()
@@ -89,14 +89,14 @@ class Fetcher:
 
     async def _fetch(self, request: FetchRequest) -> Page:
         try:
-            page = await self.ask(request)
+            page = await self.fetch_page(request)
         except FeedError as error:
-            self.heed(error.retry_after, since=self.now())
+            self.apply_retry_after(error.retry_after, since=self.now())
             raise
-        self.heed(page.retry_after, since=self.now())
+        self.apply_retry_after(page.retry_after, since=self.now())
         return page
 
-    async def ask(self, request: FetchRequest) -> Page:
+    async def fetch_page(self, request: FetchRequest) -> Page:
         """Ask, without heeding anything yet.
 
         Raises:
@@ -117,7 +117,7 @@ class Fetcher:
         try:
             cursor = await self._call(name, latest)
         except FeedError as error:
-            self.heed(error.retry_after, since=self.now())
+            self.apply_retry_after(error.retry_after, since=self.now())
             raise
         if not isinstance(cursor, str | None) or len(cursor or "") > MAX_CURSOR:
             raise FeedError(f"{name} returned no cursor of up to {MAX_CURSOR} characters, and not None")
@@ -127,7 +127,7 @@ class Fetcher:
         """As the function."""
         check_latest(self._feed)
 
-    async def allowed(self) -> None:
+    async def wait_until_allowed(self) -> None:
         """Wait until the server may be asked, for what is no poll (G3)."""
         await anyio.sleep_until(self._schedule.server_not_before)
 
@@ -148,7 +148,7 @@ class Fetcher:
         """Seconds on the event loop's clock."""
         return self._clock()
 
-    def heed(self, retry_after: object, *, since: float) -> None:
+    def apply_retry_after(self, retry_after: object, *, since: float) -> None:
         """Leave the server alone for so long, if it asked for that, counted from when it did."""
         if _is_seconds(retry_after):
             self._schedule.not_before(since, retry_after, jitter=random.random())  # noqa: S311
@@ -202,8 +202,8 @@ class Prefetcher:
     """
 
     def __init__(self, fetches: Fetcher, most: int, may_ask: Callable[[], bool]) -> None:
-        self._fetches = fetches
-        self._most = most
+        self._fetcher = fetches
+        self._limit = most
         self._may_ask = may_ask
         self._pages: deque[PrefetchedPage] = deque()
         self._request = FetchRequest()
@@ -226,19 +226,19 @@ class Prefetcher:
             beside: Where to.
         """
         self._request, self._page = request, page
-        if (ahead := self._follow()) is not None:
+        if (ahead := self._next_to_fetch()) is not None:
             await beside.start(partial(self._fetch, ahead))
 
-    async def comes_by(self, until: float) -> bool:
+    async def arrives_by(self, until: float) -> bool:
         """Whether the next page, which is on its way, is there by then, on the event loop's clock."""
         with anyio.CancelScope(deadline=until):
-            await self._pages[0].ended()
+            await self._pages[0].wait_until_done()
         return self._pages[0].page is not None
 
-    async def keep(self) -> None:
+    async def wait_for_first(self) -> None:
         """The poll ends here, and the next one goes on with what is fetched: wait for the first page."""
         if self._pages:
-            await self._pages[0].ended()
+            await self._pages[0].wait_until_done()
 
     def drop(self, *, kept: bool) -> None:
         """Drop what the next poll cannot use.
@@ -250,24 +250,24 @@ class Prefetcher:
         while kept and pages and not pages[0].last:
             self._pages.append(pages.popleft())
         for ahead in pages:
-            ahead.heed()
+            ahead.apply_retry_after()
 
     async def _fetch(self, ahead: "PrefetchedPage | None") -> None:
         """Fetch it, and what follows it."""
         while ahead is not None:
             await ahead.fetch()
-            ahead = self._follow() if self._pages and self._pages[-1] is ahead else None
+            ahead = self._next_to_fetch() if self._pages and self._pages[-1] is ahead else None
 
-    def _follow(self) -> "PrefetchedPage | None":
+    def _next_to_fetch(self) -> "PrefetchedPage | None":
         """What is to be fetched next: nothing, while the one before it is not there."""
         last = self._pages[-1] if self._pages else None
         cursor, page = (self._request.cursor, self._page) if last is None else (last.request.cursor, last.page)
-        if page is None or len(self._pages) >= self._most or not self._leads_on(cursor, page):
+        if page is None or len(self._pages) >= self._limit or not self._worth_prefetching(cursor, page):
             return None
-        self._pages.append(PrefetchedPage(self._fetches, replace(self._request, cursor=page.next, wait=0.0)))
+        self._pages.append(PrefetchedPage(self._fetcher, replace(self._request, cursor=page.next, wait=0.0)))
         return self._pages[-1]
 
-    def _leads_on(self, cursor: Cursor | None, page: Page) -> bool:
+    def _worth_prefetching(self, cursor: Cursor | None, page: Page) -> bool:
         likely = len(page.messages) >= PREFETCH_MIN_MESSAGES and page.next not in {None, cursor}
         return likely and not page.retry_after and self._may_ask()
 
@@ -286,15 +286,15 @@ class PrefetchedPage:
 
     def __init__(self, fetches: Fetcher, request: FetchRequest) -> None:
         self.request = request
-        self._fetches = fetches
+        self._fetcher = fetches
         self.arrived_at = 0.0
-        self._answer: Page | BaseException | None = None
-        self._ended = anyio.Event()
+        self._outcome: Page | BaseException | None = None
+        self._done = anyio.Event()
 
     @property
     def page(self) -> Page | None:
         """What was answered; `None`: nothing yet, or it failed."""
-        return self._answer if isinstance(self._answer, Page) else None
+        return self._outcome if isinstance(self._outcome, Page) else None
 
     @property
     def last(self) -> bool:
@@ -304,21 +304,21 @@ class PrefetchedPage:
     async def fetch(self) -> None:
         """Fetch, and keep what comes of it."""
         try:
-            self._answer = await self._fetches.ask(self.request)
+            self._outcome = await self._fetcher.fetch_page(self.request)
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as error:  # noqa: BLE001  # raised when its turn has come
-            self._answer = error
-        self.arrived_at = self._fetches.now()
-        self._ended.set()
+            self._outcome = error
+        self.arrived_at = self._fetcher.now()
+        self._done.set()
 
-    def heed(self) -> None:
+    def apply_retry_after(self) -> None:
         """Leave the server alone for as long as it asked, also if nothing else is made of its answer (G3)."""
-        self._fetches.heed(getattr(self._answer, "retry_after", None), since=self.arrived_at)
+        self._fetcher.apply_retry_after(getattr(self._outcome, "retry_after", None), since=self.arrived_at)
 
-    async def ended(self) -> None:
+    async def wait_until_done(self) -> None:
         """Wait until it is fetched, or cannot be."""
-        await self._ended.wait()
+        await self._done.wait()
 
     async def take(self) -> Page:
         """Its turn has come: wait until it is fetched.
@@ -327,9 +327,9 @@ class PrefetchedPage:
             FeedError: It could not be fetched.
         """
         try:
-            await self.ended()
+            await self.wait_until_done()
         except BaseException:
-            self.heed()  # it may have arrived with the cancellation
+            self.apply_retry_after()  # it may have arrived with the cancellation
             raise
         return self.result()
 
@@ -339,11 +339,11 @@ class PrefetchedPage:
         Raises:
             FeedError: It could not be fetched.
         """
-        self.heed()
-        if isinstance(self._answer, BaseException):
-            raise self._answer
-        assert self._answer is not None  # it has ended  # noqa: S101
-        return self._answer
+        self.apply_retry_after()
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        assert self._outcome is not None  # it has ended  # noqa: S101
+        return self._outcome
 
 
 logger = logging.getLogger("push_to_poll_client")
@@ -380,10 +380,10 @@ class Gaps:
     def __init__(self, session: Session, progress: Progress, tally: ConsumerStats, hooks: Hooks) -> None:
         self._session = session
         self._progress = progress
-        self._tally = tally
+        self._stats = tally
         self._hooks = hooks
 
-    async def before(self, cursor: Cursor | None, what: str) -> None:
+    async def report(self, cursor: Cursor | None, what: str) -> None:
         """Something may be missing before a page.
 
         Args:
@@ -397,7 +397,7 @@ class Gaps:
             return
         gap = Gap(one_line(what))
         logger.warning("messages may be missing, which the feed can no longer give: %s", gap.what)
-        self._tally.gap(gap)
+        self._stats.gap(gap)
         self._hooks.gap(gap)
         await self._progress.flush()
         kept = msgspec.json.encode(_StoredGap(gap.what, gap.at, place)).decode()

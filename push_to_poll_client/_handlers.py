@@ -108,7 +108,7 @@ def in_transaction(
         except BaseException as error:
             if error is failure:
                 raise
-            progress.undone()
+            progress.discard_uncommitted()
             raise TransactionFailed from error
 
     return process

@@ -65,29 +65,29 @@ class SafeHooks(Hooks):
 
     def message_started(self, message: Message) -> None:
         """Tell it."""
-        self._tell("message_started", message)
+        self._call("message_started", message)
 
     def message_settled(self, message: Message, state: RecordState) -> None:
         """Tell it."""
-        self._tell("message_settled", message, state)
+        self._call("message_settled", message, state)
 
     def message_failed(self, message: Message, error: Exception, attempt: int, fate: Fate) -> None:
         """Tell it."""
-        self._tell("message_failed", message, error, attempt, fate)
+        self._call("message_failed", message, error, attempt, fate)
 
     def resynced(self, event: Resynced) -> None:
         """Tell it."""
-        self._tell("resynced", event)
+        self._call("resynced", event)
 
     def gap(self, event: Gap) -> None:
         """Tell it."""
-        self._tell("gap", event)
+        self._call("gap", event)
 
     def caught_up(self, result: PollResult) -> None:
         """Tell it."""
-        self._tell("caught_up", result)
+        self._call("caught_up", result)
 
-    def _tell(self, name: str, *what: Any) -> None:
+    def _call(self, name: str, *what: Any) -> None:
         try:
             getattr(self._hooks, name)(*what)
         except Exception as error:  # noqa: BLE001  # whatever the user's hook raises

@@ -69,7 +69,7 @@ class SessionParts:
         self.session = session
         self._feed = feed
         self._schedule = schedule
-        self._tally = tally
+        self._stats = tally
         self._settings = settings
         self._processing = processing
         self._worth_a_poll = worth_a_poll
@@ -79,8 +79,8 @@ class SessionParts:
         """See `Consumer.rewind`. While no poll runs."""
         await self.progress.flush()
         await self.position.rewind(to, ago=ago, forget=forget)
-        self.poller.forget()
-        self.polls.begin_again()
+        self.poller.discard_continuation()
+        self.polls.position_changed()
 
     async def save_state(self, name: str, text: str | None) -> None:
         """Keep a text in the session's state; `None` takes it away. While no poll runs.
@@ -97,7 +97,7 @@ class SessionParts:
     def progress(self) -> Progress:
         """What is settled and not yet committed."""
         interval = self._settings.flush_interval
-        return Progress(self.session, self._tally, flush_interval=interval, clock=self._clock)
+        return Progress(self.session, self._stats, flush_interval=interval, clock=self._clock)
 
     @cached_property
     def processor(self) -> Processor:
@@ -105,24 +105,24 @@ class SessionParts:
         return Processor(
             self.progress,
             self._handlers[0],
-            self._intake,
-            self._trials,
+            self._dedupe,
+            self._retry,
             self._workers,
-            self._tally,
+            self._stats,
             plain=self._processing.plain,
             batch_wait=self._processing.batch_wait,
             clock=self._clock,
         )
 
     @cached_property
-    def letters(self) -> SessionDeadLetters:
+    def dead_letters(self) -> SessionDeadLetters:
         """What was given up on."""
-        return SessionDeadLetters(self.session, self._feed, self.progress, self._trials)
+        return SessionDeadLetters(self.session, self._feed, self.progress, self._retry)
 
     @cached_property
     def _workers(self) -> Workers:
         return Workers(
-            self._trials,
+            self._retry,
             self.progress,
             self._handlers[1],
             concurrency=self._processing.concurrency,
@@ -132,13 +132,13 @@ class SessionParts:
         )
 
     @cached_property
-    def _trials(self) -> Retry:
+    def _retry(self) -> Retry:
         failures = FailureRules(self._processing.retry, self._processing.on_failure)
         handler, _ = self._handlers
-        return Retry(handler, self.progress, failures, self._tally, hooks=self._hooks, clock=self._clock)
+        return Retry(handler, self.progress, failures, self._stats, hooks=self._hooks, clock=self._clock)
 
     @cached_property
-    def _intake(self) -> Dedupe:
+    def _dedupe(self) -> Dedupe:
         return Dedupe(
             self.progress,
             dedupe_key=self._processing.dedupe_key,
@@ -153,7 +153,7 @@ class SessionParts:
     @cached_property
     def _handlers(self) -> tuple[Handler, BatchHandler | None]:
         """Those of the user, within a transaction if the store has one, and announced to hooks if any are."""
-        handler, batch, intake = self._processing.handler, self._processing.batch, self._intake
+        handler, batch, intake = self._processing.handler, self._processing.batch, self._dedupe
         if is_transactional(self.session):
             both = self.session, self.progress
             handler = in_transaction(handler, *both, lambda message: intake.records([message]))
@@ -173,7 +173,7 @@ class SessionParts:
             self.session,
             self.processor,
             self.poller,
-            tally=self._tally,
+            tally=self._stats,
             hooks=self._hooks,
             overlaps=self._processing.overlaps,
             worth_a_poll=self._worth_a_poll,
@@ -184,15 +184,15 @@ class SessionParts:
     def poller(self) -> Poller:
         """Does one poll."""
         return Poller(
-            self._fetches,
+            self._fetcher,
             self.processor,
             self.progress,
             self.position,
-            self._behind,
-            self.letters,
+            self._overlap_start,
+            self.dead_letters,
             self._gaps,
             self._schedule,
-            self._tally,
+            self._stats,
             max_poll_time=self._settings.max_poll_time,
             prefetch=self._processing.prefetch,
             clock=self._clock,
@@ -203,10 +203,10 @@ class SessionParts:
         """Where the name begins, and where it goes on."""
         return Position(
             self.session,
-            self._fetches,
+            self._fetcher,
             self.progress,
-            self._behind,
-            self._tally,
+            self._overlap_start,
+            self._stats,
             self._hooks,
             start=self._processing.start,
             on_cursor_expired=self._processing.on_cursor_expired,
@@ -215,17 +215,17 @@ class SessionParts:
     @cached_property
     def replay(self) -> Replay:
         """Gives a range of the feed to the handler again."""
-        return Replay(self._fetches, self._intake, self._trials, self.progress, self._gaps)
+        return Replay(self._fetcher, self._dedupe, self._retry, self.progress, self._gaps)
 
     @cached_property
     def _gaps(self) -> Gaps:
-        return Gaps(self.session, self.progress, self._tally, self._hooks)
+        return Gaps(self.session, self.progress, self._stats, self._hooks)
 
     @cached_property
-    def _behind(self) -> OverlapStart:
+    def _overlap_start(self) -> OverlapStart:
         return OverlapStart(
             self.session,
-            self._tally,
+            self._stats,
             seconds=self._processing.overlap,
             cursors=self._processing.overlap_cursors,
             clock=self._clock,
@@ -233,7 +233,7 @@ class SessionParts:
         )
 
     @cached_property
-    def _fetches(self) -> Fetcher:
+    def _fetcher(self) -> Fetcher:
         return Fetcher(self._feed, self._schedule, self._clock)
 
 
@@ -278,9 +278,9 @@ class OpenSession:
         self._feed_name = feed_name
         self._store = store
         self._schedule = schedule
-        self._inbox = inbox
-        self._assemble = assemble
-        self._gate = anyio.Lock()
+        self._wakes = inbox
+        self._build_parts = assemble
+        self._lock = anyio.Lock()
         self._users = 0
 
     async def enter(self) -> None:
@@ -290,9 +290,9 @@ class OpenSession:
             StoreError: The name could not be claimed.
             RuntimeError: It is in use in another event loop.
         """
-        loop = self._use(EventLoop())
+        loop = self._add_user(EventLoop())
         try:
-            async with self._gate:
+            async with self._lock:
                 if self.parts is None:
                     await self._open(loop)
         except BaseException:
@@ -306,29 +306,29 @@ class OpenSession:
     async def _open(self, loop: EventLoop) -> None:
         session = await self._store.claim(self._name, feed=self._feed_name)
         try:
-            parts = self._assemble(session, loop)
-            self._inbox.open(loop, parts.polls.wake)
+            parts = self._build_parts(session, loop)
+            self._wakes.open(loop, parts.polls.wake)
         except BaseException:  # what the session keeps cannot be read: the name is not to stay claimed for that
             await self._close(session.release)
             raise
         self.parts = parts
 
-    def _use(self, loop: EventLoop) -> EventLoop:
+    def _add_user(self, loop: EventLoop) -> EventLoop:
         """Each event loop has a clock of its own: a schedule goes on by that of the loop it is used in."""
         if self.loop != loop:
             if self._users:
                 raise RuntimeError(f"{self._name}: in use in another event loop")
             if self.loop is not None:
                 self._schedule.shift(loop.time() - self.loop.time())
-            self.loop, self._gate = loop, anyio.Lock()
+            self.loop, self._lock = loop, anyio.Lock()
         self._users += 1
         return loop
 
     async def _leave(self) -> None:
         self._users -= 1
-        async with self._gate:
+        async with self._lock:
             if not self._users and self.parts is not None:
-                self._inbox.close()
+                self._wakes.close()
                 parts, self.parts = self.parts, None
                 await self._close(parts.session.release)
                 await self._close(getattr(self._feed, "aclose", None))
@@ -361,10 +361,10 @@ class Runner:
 
     def stop(self, loop: EventLoop) -> None:
         """Begin no further message, and end; from any thread."""
-        self._stop.asked = True
+        self._stop.requested = True
         loop.call(self._stopped.set)
 
-    async def until_stopped(self, polls: Polls) -> None:
+    async def run_until_stopped(self, polls: Polls) -> None:
         """Poll and listen.
 
         Raises:
@@ -378,25 +378,25 @@ class Runner:
             try:
                 await self._stopped.wait()
             finally:
-                self._stop.asked = True
-                self._stop.heard.set()
-                polls.finish_until(anyio.current_time() + self._shutdown_timeout)
+                self._stop.requested = True
+                self._stop.event.set()
+                polls.set_in_flight_deadline(anyio.current_time() + self._shutdown_timeout)
             tasks.cancel_scope.cancel()
         if self._fatal is not None:
             raise self._fatal
 
     async def _poll(self, polls: Polls) -> None:
         try:
-            while not self._stop.asked:
+            while not self._stop.requested:
                 await self._poll_once(polls)
                 if polls.closed:
                     self._feed_ended()
         except anyio.get_cancelled_exc_class():
             if anyio.current_effective_deadline() > -math.inf:  # not by who runs this: it would end without a word
-                self._break(RuntimeError("the task that polls was cancelled, perhaps by a handler"))
+                self._stop_with_error(RuntimeError("the task that polls was cancelled, perhaps by a handler"))
             raise
         except BaseException as error:  # noqa: BLE001  # raised by until_stopped, without a group around it
-            self._break(error)
+            self._stop_with_error(error)
 
     async def _poll_once(self, polls: Polls) -> None:
         try:
@@ -409,7 +409,7 @@ class Runner:
 
     def _feed_ended(self) -> None:
         logger.info("the feed has ended and all of it is settled: run() returns")
-        self._stop.asked = True
+        self._stop.requested = True
         self._stopped.set()
 
     async def _listen(self, channel: ListenerChannel) -> None:
@@ -425,18 +425,18 @@ class Runner:
             channel.stopped()
 
     def _listener_failed(self, channel: ListenerChannel, error: Exception) -> None:
-        if self._stop.asked:
+        if self._stop.requested:
             logger.info("%s: failed while it was stopped: %s", channel.name, describe(error))
         elif isinstance(error, PushToPollError):
-            self._break(error)
+            self._stop_with_error(error)
         else:
             broken = ListenerError(f"listener {channel.name} failed: {describe(error)}")
             broken.__cause__ = error
-            self._break(broken)
+            self._stop_with_error(broken)
 
-    def _break(self, error: BaseException) -> None:
+    def _stop_with_error(self, error: BaseException) -> None:
         if isinstance(error, Exception):  # others, such as SystemExit, are somebody's way to leave
             logger.error("stops: %s", describe(error))
         self._fatal = error if self._fatal is None else self._fatal
-        self._stop.asked = True
+        self._stop.requested = True
         self._stopped.set()

@@ -167,7 +167,7 @@ class ScheduleOptions:
                 "give the longest delay in seconds that is still acceptable"
             )
 
-    def schedule(self) -> Schedule:
+    def make_schedule(self) -> Schedule:
         """A new schedule with these numbers."""
         return Schedule(
             fallback_interval=self.fallback_interval,
@@ -238,7 +238,7 @@ class ProcessingOptions:
         if said != "stop" and not isinstance(said, Resync) and not callable(said):
             raise TypeError(f"on_cursor_expired must be 'stop', a Resync or a function, not {said!r}")
 
-    def check_parts(self, feed: Feed, store: Store) -> None:
+    def check_feed_and_store(self, feed: Feed, store: Store) -> None:
         """Check it against the parts.
 
         Raises:

@@ -74,36 +74,36 @@ class Overlap:
         self.start = start
         self.began = clock()
         self.passed_at: float | None = self.began if start == saved else None
-        self.jumps = False
-        self._tally = tally
+        self.should_jump = False
+        self._stats = tally
         self._counted = counted
         self._saved = saved
         self._clock = clock
         self._jumped = False
-        self._last: Cursor | None = None
+        self._last_cursor: Cursor | None = None
         self._new: dict[str, None] = {}
         self._seen: dict[str, bool] = {}  # whether it was new
 
     @property
-    def passed(self) -> bool:
+    def past_saved_cursor(self) -> bool:
         """Whether what comes now stands behind the saved cursor."""
         return self._jumped or self.passed_at is not None
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether it has left nothing out of what it has passed."""
         return not self._jumped
 
     def jump(self) -> None:
         """It goes on at the saved cursor."""
-        self._jumped, self.jumps = True, False
+        self._jumped, self.should_jump = True, False
 
     def restart(self) -> None:
         """It starts again. What is new to it stays so."""
         self._new = {}
         self._seen = {key: True for key, was_new in self._seen.items() if was_new}
 
-    def cursor(self, page: Page, items: Sequence[WorkItem]) -> Cursor | None:
+    def inspect_page(self, page: Page, items: Sequence[WorkItem]) -> Cursor | None:
         """Look at a page.
 
         Args:
@@ -113,34 +113,34 @@ class Overlap:
         Returns:
             A cursor that may be saved when all of the page is settled; `None` leaves it to the messages.
         """
-        if self.passed:
+        if self.past_saved_cursor:
             return page.cursor
-        self._keep_last(page, items)
-        self.jumps = bool(items)
+        self._remember_last_cursor(page, items)
+        self.should_jump = bool(items)
         for item in items:
-            self._look(item)
+            self._inspect_item(item)
         if self._saved is not None and self._saved in {page.cursor, page.next}:
-            self._pass()
+            self._mark_passed()
         if page.next is None:
             self.passed_at = self._clock()  # all that comes now is behind all that there was
-            return self._last
-        return page.cursor if self.passed else None
+            return self._last_cursor
+        return page.cursor if self.past_saved_cursor else None
 
-    def _keep_last(self, page: Page, items: Sequence[WorkItem]) -> None:
+    def _remember_last_cursor(self, page: Page, items: Sequence[WorkItem]) -> None:
         """The last page of a feed may be empty, and have no cursor."""
         cursors = (page.cursor, *(item.cursor for item in reversed(items)))
-        self._last = next((cursor for cursor in cursors if cursor is not None), self._last)
+        self._last_cursor = next((cursor for cursor in cursors if cursor is not None), self._last_cursor)
 
-    def _look(self, item: WorkItem) -> None:
-        if self.passed:
+    def _inspect_item(self, item: WorkItem) -> None:
+        if self.past_saved_cursor:
             return
         is_new = self._seen.get(item.key, not item.settled)
         if not is_new and item.key not in self._seen:
-            self.jumps = False
+            self.should_jump = False
             self._counted.discard(item.key)
-            self._count()
+            self._count_late()
         if self._saved is not None and item.cursor == self._saved:
-            self._pass()
+            self._mark_passed()
             return
         item.cursor = None
         if is_new:
@@ -148,13 +148,13 @@ class Overlap:
         if len(self._seen) < MAX_SEEN:
             self._seen[item.key] = is_new
 
-    def _pass(self) -> None:
-        self._count()
-        self.passed_at, self.jumps, self._seen = self._clock(), False, {}
+    def _mark_passed(self) -> None:
+        self._count_late()
+        self.passed_at, self.should_jump, self._seen = self._clock(), False, {}
 
-    def _count(self) -> None:
+    def _count_late(self) -> None:
         late = self._new.keys() - self._counted
-        self._tally.counts["late"] += len(late)
+        self._stats.counts["late"] += len(late)
         self._counted |= late
         self._new = {}
 
@@ -194,34 +194,34 @@ class OverlapStart:
         time_of_day: TimeOfDay,
     ) -> None:
         self._session = session
-        self._tally = tally
+        self._stats = tally
         self._seconds = seconds
         self._cursors = cursors
         self._clock = clock
         self._time_of_day = time_of_day
-        self._looked = _read_last_walk(session.state)
-        self._bad: SavedCursor | None = None
+        self._last_walk_began = _read_last_walk(session.state)
+        self._skip_through: SavedCursor | None = None
         self._counted = set[str]()
         self._warned = False
 
-    def first_state(self) -> Mapping[str, str | None]:
+    def initial_state(self) -> Mapping[str, str | None]:
         """What is to be kept before the first walk, as a session's state; empty when all is."""
         known = LAST_WALK_KEY in self._session.state
         if not self._seconds:
             return {LAST_WALK_KEY: None} if known else {}  # it would be long ago when an overlap is set again
         if known:
             return {}
-        self._looked = min(self._session.history[-1].at, self._time_of_day.now())
-        return {LAST_WALK_KEY: repr(self._looked)}
+        self._last_walk_began = min(self._session.history[-1].at, self._time_of_day.now())
+        return {LAST_WALK_KEY: repr(self._last_walk_began)}
 
-    def walk(self) -> Overlap | None:
+    def begin_walk(self) -> Overlap | None:
         """One that begins now; `None`: it simply starts at the saved cursor."""
         if not self._seconds and not self._cursors:
             return None
         saved = self._session.history[-1].cursor
-        return Overlap(self._tally, self._counted, start=self._start(), saved=saved, clock=self._clock)
+        return Overlap(self._stats, self._counted, start=self._start(), saved=saved, clock=self._clock)
 
-    def may_begin_anew(self, walk: Overlap, *, after: float) -> bool:
+    def may_end_early(self, walk: Overlap, *, after: float) -> bool:
         """Whether a walk that finds no end has gone far enough to be ended: what it has passed is looked at again.
 
         Args:
@@ -231,40 +231,40 @@ class OverlapStart:
         beyond = -1.0 if walk.passed_at is None else self._clock() - walk.passed_at
         return beyond >= max(after, self._seconds)
 
-    async def walked(self, walk: Overlap) -> None:
+    async def finish_walk(self, walk: Overlap) -> None:
         """One has ended that has left nothing out, and all that it brought is committed.
 
         Raises:
             StoreError: That could not be kept. It only makes the next walk longer.
         """
-        before, self._looked = self._start(), self._time_of_day.of(walk.began)
+        before, self._last_walk_began = self._start(), self._time_of_day.of(walk.began)
         self._counted.clear()
         if self._seconds and self._start() != before:
-            await self._session.commit(cursor=None, records=[], state={LAST_WALK_KEY: repr(self._looked)})
+            await self._session.commit(cursor=None, records=[], state={LAST_WALK_KEY: repr(self._last_walk_began)})
 
-    def expired(self, start: Cursor | None) -> Cursor | None:
+    def replace_expired_start(self, start: Cursor | None) -> Cursor | None:
         """The feed does not know where a walk was to start: the saved cursor, where this one starts instead.
 
         The next one tries a newer one, half the way to the saved one: eight walks find what is still known.
         """
         history = self._session.history
         number = next((number for number, saved in enumerate(history) if saved.cursor == start), 0)
-        self._bad = history[(number + len(history) - 1) // 2]
+        self._skip_through = history[(number + len(history) - 1) // 2]
         return history[-1].cursor
 
     def _start(self) -> Cursor | None:
         """Clamped to the oldest that is kept."""
         history = self._session.history
-        if self._bad in history:
-            history = history[history.index(self._bad) + 1 :]
+        if self._skip_through in history:
+            history = history[history.index(self._skip_through) + 1 :]
         by_number = max(len(history) - 1 - self._cursors, 0)
-        return history[min(by_number, self._by_time(history))].cursor
+        return history[min(by_number, self._index_by_time(history))].cursor
 
-    def _by_time(self, history: Sequence[SavedCursor]) -> int:
+    def _index_by_time(self, history: Sequence[SavedCursor]) -> int:
         newest = len(history) - 1
         if not self._seconds:
             return newest
-        latest = self._looked - self._seconds
+        latest = self._last_walk_began - self._seconds
         number = next((number for number in range(newest, -1, -1) if history[number].at <= latest), None)
         if number is None and len(history) >= FULL_HISTORY and history[0].cursor is not None:
             self._warn(history[0])

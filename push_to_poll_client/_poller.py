@@ -52,33 +52,35 @@ class PageChain:
         self.stop = stop
         self.read_at = 0.0
         self.ends_early = self.closed = False
-        behind = overlap is not None and not overlap.passed
+        behind = overlap is not None and not overlap.past_saved_cursor
         self.first_wait, self._wait = (0.0, wait) if behind else (wait, 0.0)
         self._progress = progress
         self._counts = counts
-        self._before = counts.copy()
-        self._began_with = self._seen = progress.settled
+        self._counts_at_start = counts.copy()
+        self._settled_at_start = self._last_settled = progress.settled_count
         self._restarts = 0
         self._resynced = False
-        self._circle = CycleDetector()
+        self._cycle_detector = CycleDetector()
 
     @property
     def start(self) -> Cursor | None:
         """Where it begins again when the pages change under it."""
-        return self._progress.saved if self.overlap is None or self.overlap.passed else self.overlap.start
+        return (
+            self._progress.saved if self.overlap is None or self.overlap.past_saved_cursor else self.overlap.start
+        )
 
     def wait_at_end(self) -> float:
         """Seconds for which the server may hold one more answer, after what was read before; 0: no more."""
         wait, self._wait = self._wait, 0.0
-        return wait if self._progress.settled == self._began_with else 0.0
+        return wait if self._progress.settled_count == self._settled_at_start else 0.0
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """It goes on elsewhere, where nothing was read before."""
-        self.overlap, self._circle = None, CycleDetector()
+        self.overlap, self._cycle_detector = None, CycleDetector()
 
     def restart(self) -> None:
         self._restarts += 1
-        self._circle = CycleDetector()
+        self._cycle_detector = CycleDetector()
         if self.overlap is not None:
             self.overlap.restart()
         if self._restarts > MAX_RESTARTS:
@@ -92,13 +94,15 @@ class PageChain:
 
     def stands_still(self, position: Cursor | None, following: Cursor) -> bool:
         """Whether going on would bring nothing: no new message, and no new cursor."""
-        if self._progress.settled > self._seen:
-            self._seen, self._circle = self._progress.settled, CycleDetector()
+        if self._progress.settled_count > self._last_settled:
+            self._last_settled, self._cycle_detector = self._progress.settled_count, CycleDetector()
             return False
-        return following == position or self._circle.closes_at(following)
+        return following == position or self._cycle_detector.repeats_at(following)
 
     def result(self, *, caught_up: bool, postponed: float | None) -> PollResult:
-        done = {name: self._counts[name] - self._before[name] for name in ("messages", "duplicates", "pages")}
+        done = {
+            name: self._counts[name] - self._counts_at_start[name] for name in ("messages", "duplicates", "pages")
+        }
         closed = caught_up and self.closed
         return PollResult(**done, caught_up=caught_up, postponed=postponed, closed=closed)
 
@@ -144,31 +148,31 @@ class Poller:
         clock: Clock,
     ) -> None:
         self.max_wait: float = fetches.max_wait
-        self._fetches = fetches
+        self._fetcher = fetches
         self._processor = processor
         self._progress = progress
         self._position = position
-        self._behind = behind
-        self._letters = letters
+        self._overlap_start = behind
+        self._dead_letters = letters
         self._gaps = gaps
         self._max_poll_time = max_poll_time
         self._schedule = schedule
-        self._tally = tally
+        self._stats = tally
         self._clock = clock
-        self._next: tuple[Cursor | None, Overlap | None] | None = None
+        self._continuation: tuple[Cursor | None, Overlap | None] | None = None
         self._stuck_at: Cursor | None = None
-        self._until = 0.0
+        self._deadline = 0.0
         most = prefetch if fetches.read_ahead else 0
-        self._ahead = Prefetcher(fetches, most, lambda: not self._must_stop)
+        self._prefetcher = Prefetcher(fetches, most, lambda: not self._must_stop)
 
-    def give_way(self) -> None:
+    def cancel_waiting_fetch(self) -> None:
         """Cancel a waiting fetch, if there is one. Its answer, even if on its way, is fetched again."""
-        self._fetches.give_way()
+        self._fetcher.cancel_waiting_fetch()
 
-    def forget(self) -> None:
+    def discard_continuation(self) -> None:
         """The next poll starts at the saved cursor."""
-        self._next = None
-        self._ahead.drop(kept=False)
+        self._continuation = None
+        self._prefetcher.drop(kept=False)
 
     async def poll(
         self,
@@ -194,87 +198,87 @@ class Poller:
             ProcessError: A message failed for good.
             StoreError: The store could not be read or written.
         """
-        await self._begin(stop)
-        self._until = self._clock() + wait + self._max_poll_time
-        start, overlap = self._next or self._start()
-        self._next = None
-        walk = PageChain(self._progress, self._tally.counts, overlap, stop, wait)
+        await self._prepare(stop)
+        self._deadline = self._clock() + wait + self._max_poll_time
+        start, overlap = self._continuation or self._start_position()
+        self._continuation = None
+        walk = PageChain(self._progress, self._stats.counts, overlap, stop, wait)
         request = FetchRequest(start, walk.first_wait, hint, fresh)
         try:
             async with Background() as beside:
-                caught_up = await self._pages(walk, request, beside)
+                caught_up = await self._process_pages(walk, request, beside)
         finally:
-            self._ahead.drop(kept=self._next is not None)
+            self._prefetcher.drop(kept=self._continuation is not None)
             await self._finish()
         if caught_up is None:
             return None
-        await self._position.begun()
-        if walk.overlap is not None and (walk.ends_early or (caught_up and walk.overlap.whole)):
-            await self._behind.walked(walk.overlap)
-        return walk.result(caught_up=caught_up, postponed=self._postponed)
+        await self._position.mark_started()
+        if walk.overlap is not None and (walk.ends_early or (caught_up and walk.overlap.is_complete)):
+            await self._overlap_start.finish_walk(walk.overlap)
+        return walk.result(caught_up=caught_up, postponed=self._retry_in)
 
-    async def _begin(self, stop: StopSignal | None) -> None:
+    async def _prepare(self, stop: StopSignal | None) -> None:
         self._processor.begin()
         await self._progress.flush()  # what the last poll could not
-        await self._position.begin()
-        await self._processor.in_hand(self._letters.begin, stop)
+        await self._position.ensure_started()
+        await self._processor.run_shielded(self._dead_letters.retry_marked, stop)
 
-    def _start(self) -> tuple[Cursor | None, Overlap | None]:
-        walk = self._behind.walk()
+    def _start_position(self) -> tuple[Cursor | None, Overlap | None]:
+        walk = self._overlap_start.begin_walk()
         return self._progress.saved if walk is None else walk.start, walk
 
     @property
-    def postponed(self) -> float | None:
+    def postponed_until(self) -> float | None:
         """Until when a message has to wait, on the event loop's clock; `None`: none has to."""
-        return self._processor.postponed
+        return self._processor.postponed_until
 
     @property
-    def _postponed(self) -> float | None:
-        return None if self.postponed is None else max(self.postponed - self._clock(), 0.0)
+    def _retry_in(self) -> float | None:
+        return None if self.postponed_until is None else max(self.postponed_until - self._clock(), 0.0)
 
     async def _finish(self) -> None:
         try:
             await self._progress.finish()
         except BaseException:
-            self.forget()
+            self.discard_continuation()
             raise
 
-    async def _pages(self, walk: PageChain, request: FetchRequest, beside: Background) -> bool | None:
+    async def _process_pages(self, walk: PageChain, request: FetchRequest, beside: Background) -> bool | None:
         """From page to page; whether that led to the end of the feed. `None`: the waiting fetch gave way."""
         while True:
-            if not await self._in_time(walk):
+            if not await self._finish_batch_if_late(walk):
                 return False
             try:
                 page = await self._fetch(walk, request)
             except (ChainRestart, CursorExpired) as error:
-                request = replace(request, cursor=await self._begin_again(walk, error), wait=0.0)
+                request = replace(request, cursor=await self._recover_position(walk, error), wait=0.0)
                 if self._must_stop:
                     return False
                 continue
             if page is None:
                 return None
-            complete = await self._settle(walk, request, page, beside)
-            following = self._following(walk, request, page) if complete else None
+            complete = await self._take_page(walk, request, page, beside)
+            following = self._next_request(walk, request, page) if complete else None
             if following is None:
-                return complete and await self._settle_held(walk)
+                return complete and await self._finish_partial_batch(walk)
             request = following
             if self._must_stop:
-                if await self._settle_held(walk):
-                    await self._go_on_later(walk, request.cursor)
+                if await self._finish_partial_batch(walk):
+                    await self._continue_later(walk, request.cursor)
                 return False
 
-    def _following(self, walk: PageChain, request: FetchRequest, page: Page) -> FetchRequest | None:
+    def _next_request(self, walk: PageChain, request: FetchRequest, page: Page) -> FetchRequest | None:
         """What to ask next; `None`: nothing more, this is the end."""
         if page.next is not None:
             if not walk.stands_still(request.cursor, page.next):
                 return replace(request, cursor=page.next, wait=0.0)
             if page.next == request.cursor:
-                self._warn(page.next)
+                self._warn_stuck(page.next)
             return None
         wait = 0.0 if page.closed or self._must_stop else walk.wait_at_end()
         return replace(request, cursor=self._progress.saved, wait=wait) if wait else None
 
-    def _warn(self, position: Cursor) -> None:
+    def _warn_stuck(self, position: Cursor) -> None:
         """The feed stands still. Once for each place: the polls that follow find it there again (G9)."""
         if position != self._stuck_at:
             self._stuck_at = position
@@ -284,62 +288,62 @@ class Poller:
                 quoted(position),
             )
 
-    async def _go_on_later(self, walk: PageChain, position: Cursor | None) -> None:
+    async def _continue_later(self, walk: PageChain, position: Cursor | None) -> None:
         """The next poll goes on with this walk, as a rule. `max_poll_time` is over, or the server wants quiet."""
         overlap = walk.overlap
-        if overlap is not None and self._behind.may_begin_anew(overlap, after=self._max_poll_time):
+        if overlap is not None and self._overlap_start.may_end_early(overlap, after=self._max_poll_time):
             walk.ends_early = True
-        elif overlap is not None and overlap.jumps:
+        elif overlap is not None and overlap.should_jump:
             overlap.jump()
-            self._next = self._progress.saved, overlap
-            self._ahead.drop(kept=False)
+            self._continuation = self._progress.saved, overlap
+            self._prefetcher.drop(kept=False)
         else:
-            await self._ahead.keep()
-            self._next = position, overlap
+            await self._prefetcher.wait_for_first()
+            self._continuation = position, overlap
 
     async def _fetch(self, walk: PageChain, request: FetchRequest) -> Page | None:
-        ahead = self._ahead.pop()
-        page = await (self._fetches.fetch(request) if ahead is None else ahead.take())
+        ahead = self._prefetcher.pop()
+        page = await (self._fetcher.fetch(request) if ahead is None else ahead.take())
         walk.read_at = self._clock() if ahead is None else ahead.arrived_at
         return page
 
-    async def _settle(self, walk: PageChain, request: FetchRequest, page: Page, beside: Background) -> bool:
-        self._tally.counts["pages"] += 1
+    async def _take_page(self, walk: PageChain, request: FetchRequest, page: Page, beside: Background) -> bool:
+        self._stats.counts["pages"] += 1
         walk.closed = page.closed
-        await self._gaps.before(request.cursor, page.gap)
-        await self._ahead.begin(request, page, beside)
-        return await self._processor.settle(
+        await self._gaps.report(request.cursor, page.gap)
+        await self._prefetcher.begin(request, page, beside)
+        return await self._processor.take_page(
             page,
             read_at=walk.read_at,
             stop=walk.stop,
-            beside=beside.tasks if self._ahead else None,
+            beside=beside.tasks if self._prefetcher else None,
             overlap=walk.overlap,
         )
 
-    async def _in_time(self, walk: PageChain) -> bool:
+    async def _finish_batch_if_late(self, walk: PageChain) -> bool:
         """Settle what waits for the next page to fill a batch, if that does not come in time."""
-        until = self._processor.held_until
-        return until is None or await self._ahead.comes_by(until) or await self._settle_held(walk)
+        until = self._processor.batch_deadline
+        return until is None or await self._prefetcher.arrives_by(until) or await self._finish_partial_batch(walk)
 
-    async def _settle_held(self, walk: PageChain) -> bool:
-        return self._processor.held_until is None or await self._processor.settle_held(walk.stop)
+    async def _finish_partial_batch(self, walk: PageChain) -> bool:
+        return self._processor.batch_deadline is None or await self._processor.finish_partial_batch(walk.stop)
 
-    async def _begin_again(self, walk: PageChain, error: FeedError) -> Cursor | None:
+    async def _recover_position(self, walk: PageChain, error: FeedError) -> Cursor | None:
         """Where to go on, when the feed cannot go on where it was asked to."""
         await self._progress.flush()
         if isinstance(error, ChainRestart):
             walk.restart()
             return walk.start
         assert isinstance(error, CursorExpired)  # noqa: S101
-        if walk.overlap is not None and not walk.overlap.passed:
+        if walk.overlap is not None and not walk.overlap.past_saved_cursor:
             self._position.overlap_expired(walk.overlap.start)
         else:
             walk.resync(error)
-            await self._position.expired(error)
-        walk.begin_anew()
+            await self._position.cursor_expired(error)
+        walk.reset()
         return walk.start
 
     @property
     def _must_stop(self) -> bool:
         now = self._clock()
-        return now >= self._until or self._schedule.server_not_before > now
+        return now >= self._deadline or self._schedule.server_not_before > now

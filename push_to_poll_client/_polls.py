@@ -78,14 +78,14 @@ class Polls:
         self._schedule = schedule
         self._processor = processor
         self._poller = poller
-        self._tally = tally
+        self._stats = tally
         self._hooks = hooks
         self._overlaps = overlaps
         self._worth_a_poll = worth_a_poll
         self._clock = clock
         self._lock = anyio.Lock(fast_acquire=True)
-        self._started = self._answered = 0
-        self._answer: PollResult | Exception = PollResult(0, 0, 0, caught_up=False)
+        self._started = self._last_finished = 0
+        self._last_result: PollResult | Exception = PollResult(0, 0, 0, caught_up=False)
         self._hint: Push | None = None
         self._changed = anyio.Event()
         self._current: _Poll | None = None
@@ -94,15 +94,15 @@ class Polls:
 
     def wake(self, push: Push | None) -> None:
         """Somebody says "poll soon"; in the event loop."""
-        known = push is not None and self._is_known(push)
+        known = push is not None and self._is_redundant(push)
         result = self._schedule.wake(self._clock(), push=push is not None, known=known)
-        self._tally.wake(result)
+        self._stats.wake_received(result)
         if push is not None and not known:
             self._hint = _merge_hints(self._hint, push)
-        self._poller.give_way()
-        self.look_again()
+        self._poller.cancel_waiting_fetch()
+        self.schedule_changed()
 
-    def _is_known(self, push: Push) -> bool:
+    def _is_redundant(self, push: Push) -> bool:
         """Whether it says of itself that it is not worth a poll."""
         return push != Push() and not self._overlaps and not self._worth_a_poll(push)
 
@@ -111,16 +111,16 @@ class Polls:
         self.closed = False
         self._schedule.begin()
 
-    def begin_again(self) -> None:
+    def position_changed(self) -> None:
         """Polls go on from another place: soon, whatever message was waited for."""
         self._schedule.resume_now()
         self.wake(None)
 
-    def give_way(self) -> None:
+    def cancel_waiting_fetch(self) -> None:
         """Cancel a waiting fetch."""
-        self._poller.give_way()
+        self._poller.cancel_waiting_fetch()
 
-    def look_again(self) -> None:
+    def schedule_changed(self) -> None:
         """Something changed that the schedule may decide differently for."""
         self._changed.set()
 
@@ -129,21 +129,21 @@ class Polls:
     async def poll_now(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109  # not that of the poll
         """Lead a poll, or be answered by one that starts from here on. See `Consumer.poll_now`."""
         since, until = self._started, math.inf if timeout is None else self._clock() + timeout
-        self._refuse_to_wait_beyond(until)
-        self._poller.give_way()
+        self._raise_if_throttled(until)
+        self._poller.cancel_waiting_fetch()
         async with self._lock:
-            if self._answered <= since:
-                self._refuse_to_wait_beyond(until)
+            if self._last_finished <= since:
+                self._raise_if_throttled(until)
                 await anyio.sleep_until(self._schedule.earliest)
                 await self._lead(Cause.MANUAL)
-            if isinstance(self._answer, Exception):
-                raise self._answer
-            return self._answer
+            if isinstance(self._last_result, Exception):
+                raise self._last_result
+            return self._last_result
 
     @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
+    async def exclusive(self) -> AsyncIterator[None]:
         """No poll runs meanwhile, and what is done within is part of none: it cannot wait for one."""
-        self._poller.give_way()
+        self._poller.cancel_waiting_fetch()
         async with self._lock:
             work = self._current = _Poll(self._started, 0.0, None, fresh=False, stop=None, before=0)
             inside = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), work))
@@ -152,7 +152,7 @@ class Polls:
             finally:
                 _enclosing_polls.reset(inside)
                 self._current, work.running = None, False
-                self.look_again()
+                self.schedule_changed()
 
     async def poll_when_due(self, stop: StopSignal) -> None:
         """Wait until the schedule decides for a poll, or something changes; if a poll is due, lead it.
@@ -174,10 +174,10 @@ class Polls:
         with anyio.CancelScope(deadline=decision.at):
             await self._changed.wait()
 
-    def finish_until(self, deadline: float) -> None:
+    def set_in_flight_deadline(self, deadline: float) -> None:
         """Give the message in hand until then, if `poll_when_due` leads; other leaders see to themselves."""
         if self._current is not None and self._current.stop is not None:
-            self._processor.hand.deadline = deadline
+            self._processor.in_flight_scope.deadline = deadline
 
     @property
     def delay(self) -> float:
@@ -185,7 +185,7 @@ class Polls:
         return max(0.0, self._schedule.next_poll(self._clock()).at - self._clock())
 
     @property
-    def inside(self) -> bool:
+    def called_from_poll(self) -> bool:
         """Whether the caller is part of the poll that runs: it cannot wait for another one."""
         return self._current is not None and self._current in _enclosing_polls.get()
 
@@ -223,30 +223,30 @@ class Polls:
         self._started += 1
         hint, self._hint = self._hint, None
         again = cause is Cause.RETRY
-        return _Poll(self._started, wait, hint, fresh, stop, self._tally.counts["messages"], again=again)
+        return _Poll(self._started, wait, hint, fresh, stop, self._stats.counts["messages"], again=again)
 
     def _end(self, poll: "_Poll", answer: PollResult | Exception | None) -> None:
         self._current, poll.running = None, False
         self.closed = isinstance(answer, PollResult) and answer.closed
-        found = self._tally.counts["messages"] - poll.before
+        found = self._stats.counts["messages"] - poll.before
         self._schedule.poll_ended(
             self._clock(),
             _outcome_of(answer),
             found=found,
             jitter=random.random(),  # noqa: S311  # not for secrets
-            resume_at=self._poller.postponed,
+            resume_at=self._poller.postponed_until,
         )
         # Refused, or failed again: perhaps for the hint, in which whoever may push can write anything.
         if answer is None or not (isinstance(answer, PollResult | FeedRefused) or poll.again):
             self._hint = _merge_hints(poll.hint, self._hint)
         if answer is not None:
-            self._answered, self._answer = poll.number, answer
-            self._tally.poll_ended(answer, began=poll.began)
+            self._last_finished, self._last_result = poll.number, answer
+            self._stats.poll_ended(answer, began=poll.began)
             if isinstance(answer, PollResult) and answer.caught_up:
                 self._hooks.caught_up(answer)
-        self.look_again()
+        self.schedule_changed()
 
-    def _refuse_to_wait_beyond(self, until: float) -> None:
+    def _raise_if_throttled(self, until: float) -> None:
         if (earliest := self._schedule.earliest) > until:
             raise Throttled(
                 f"a poll may not start for {earliest - self._clock():.1f} s "

@@ -71,38 +71,38 @@ class Position:
         on_cursor_expired: OnCursorExpired,
     ) -> None:
         self._session = session
-        self._fetches = fetches
+        self._fetcher = fetches
         self._progress = progress
-        self._behind = behind
-        self._tally = tally
+        self._overlap_start = behind
+        self._stats = tally
         self._hooks = hooks
         self._start = start
         self._on_cursor_expired = on_cursor_expired
 
-    async def begin(self) -> None:
+    async def ensure_started(self) -> None:
         """Begin where a new name is to begin; does nothing for one that has begun.
 
         Raises:
             FeedError: The feed's end is not to be had.
             StoreError: It could not be kept.
         """
-        state = dict(self._behind.first_state())
-        if not self._begun and self._start != INCEPTION:
-            await self._session.reset(await self._at(self._start), forget=False, state=state | STARTED_STATE)
+        state = dict(self._overlap_start.initial_state())
+        if not self._has_started and self._start != INCEPTION:
+            await self._session.reset(await self._resolve(self._start), forget=False, state=state | STARTED_STATE)
         elif state:
             await self._session.commit(cursor=None, records=[], state=state | STARTED_STATE)
 
-    async def begun(self) -> None:
+    async def mark_started(self) -> None:
         """A poll has ended: the name has begun, also if there was nothing to be kept of it.
 
         Raises:
             StoreError: It could not be kept.
         """
-        if not self._begun:
+        if not self._has_started:
             await self._session.commit(cursor=None, records=[], state=STARTED_STATE)
 
     @property
-    def _begun(self) -> bool:
+    def _has_started(self) -> bool:
         session = self._session
         return session.cursor is not None or bool(session.size or session.dead or session.state)
 
@@ -111,40 +111,40 @@ class Position:
 
         Raises:
             ValueError: No cursor is kept that is so old.
-            FeedError: As for `begin`.
-            StoreError: As for `begin`.
+            FeedError: As for `ensure_started`.
+            StoreError: As for `ensure_started`.
         """
         if to == LATEST:
-            await self._fetches.allowed()
-        cursor = self._saved_before(ago) if to is None else await self._at(to)
-        await self._move(cursor, forget=forget)
-        self.resynced("the user said so", cursor, forget=forget)
+            await self._fetcher.wait_until_allowed()
+        cursor = self._saved_before(ago) if to is None else await self._resolve(to)
+        await self._reset(cursor, forget=forget)
+        self.report_resync("the user said so", cursor, forget=forget)
 
-    async def expired(self, error: CursorExpired) -> None:
+    async def cursor_expired(self, error: CursorExpired) -> None:
         """The feed no longer knows the saved cursor: do what the user said.
 
         Raises:
             CursorExpired: To stop.
-            FeedError: As for `begin`.
-            StoreError: As for `begin`.
+            FeedError: As for `ensure_started`.
+            StoreError: As for `ensure_started`.
         """
-        resync = await self._said(error)
-        cursor = await self._at(resync.to)
-        await self._move(cursor, forget=resync.forget)
-        self.resynced(f"the cursor expired: {describe(error)}", cursor, forget=resync.forget)
+        resync = await self._resync_for(error)
+        cursor = await self._resolve(resync.to)
+        await self._reset(cursor, forget=resync.forget)
+        self.report_resync(f"the cursor expired: {describe(error)}", cursor, forget=resync.forget)
 
-    async def _said(self, error: CursorExpired) -> Resync:
+    async def _resync_for(self, error: CursorExpired) -> Resync:
         policy = self._on_cursor_expired
-        said = await self._asked(policy, error) if callable(policy) else policy
+        said = await self._call_policy(policy, error) if callable(policy) else policy
         if not isinstance(said, Resync):
             raise error
         return said
 
-    async def _asked(self, function: ResyncFunction, error: CursorExpired) -> Resync | None:
+    async def _call_policy(self, function: ResyncFunction, error: CursorExpired) -> Resync | None:
         try:
             said = function(error)
             resync = await said if inspect.isawaitable(said) else said
-            self._check(resync)
+            self._check_resync(resync)
         except CursorExpired:
             raise
         except Exception as broken:
@@ -152,24 +152,24 @@ class Position:
             raise CursorExpired(text, start=error.start) from broken
         return resync
 
-    def _check(self, said: object) -> None:
+    def _check_resync(self, said: object) -> None:
         if said is not None and not isinstance(said, Resync):
             raise TypeError(f"it must return a Resync, or None to stop, not {said!r}")
         if said is not None and said.to == LATEST:
-            self._fetches.check_latest()
+            self._fetcher.check_latest()
 
-    def resynced(self, why: str, cursor: Cursor | None, *, forget: bool) -> None:
+    def report_resync(self, why: str, cursor: Cursor | None, *, forget: bool) -> None:
         """Tell everybody that it goes on from another place."""
         event = Resynced(why, cursor, forget)
         place = "the inception" if cursor is None else f"cursor {quoted(cursor)}"
         again = "what comes again is processed again" if forget else "what was processed is not processed again"
         logger.warning("goes on from %s, and %s: %s", place, again, why)
-        self._tally.resynced(event)
+        self._stats.resynced(event)
         self._hooks.resynced(event)
 
-    async def _at(self, to: Cursor) -> Cursor | None:
+    async def _resolve(self, to: Cursor) -> Cursor | None:
         if to == LATEST:
-            return await self._fetches.latest()
+            return await self._fetcher.latest()
         return None if to == INCEPTION else to
 
     def _saved_before(self, ago: float | None) -> Cursor | None:
@@ -182,17 +182,17 @@ class Position:
             )
         return saved.cursor
 
-    async def _move(self, cursor: Cursor | None, *, forget: bool) -> None:
+    async def _reset(self, cursor: Cursor | None, *, forget: bool) -> None:
         await self._session.reset(cursor, forget=forget, state=MOVED_STATE)
         self._progress.attempts.forget()
-        self._tally.failing.clear()
+        self._stats.failing.clear()
 
     # Overlap
 
     def overlap_expired(self, start: Cursor | None) -> None:
         """The feed no longer knows where a walk was to start: it starts at the saved cursor."""
-        cursor = self._behind.expired(start)
-        self.resynced("the cursor that an overlap began with expired", cursor, forget=False)
+        cursor = self._overlap_start.replace_expired_start(start)
+        self.report_resync("the cursor that an overlap began with expired", cursor, forget=False)
 
 
 class Replay:
@@ -207,9 +207,9 @@ class Replay:
     """
 
     def __init__(self, fetches: Fetcher, intake: Dedupe, trials: Retry, progress: Progress, gaps: Gaps) -> None:
-        self._fetches = fetches
-        self._intake = intake
-        self._trials = trials
+        self._fetcher = fetches
+        self._dedupe = intake
+        self._retry = trials
         self._progress = progress
         self._gaps = gaps
 
@@ -233,36 +233,36 @@ class Replay:
         while not ends:
             page = await self._fetch(position)
             some, ends = _messages_up_to(page, end)
-            await self._settle(some)
+            await self._work_off(some)
             messages, pages = messages + len(some), pages + 1
             if not ends and page.next in {None, position}:
                 return PollResult(messages, 0, pages, caught_up=True, closed=page.closed)
             position = page.next
-            if position is not None and not ends and circle.closes_at(position):
+            if position is not None and not ends and circle.repeats_at(position):
                 raise FeedError("the pages of the feed lead in a circle; the replay ends there")
         return PollResult(messages, 0, pages, caught_up=False)
 
     async def _fetch(self, position: Cursor | None) -> Page:
-        await self._fetches.allowed()
-        page = await self._fetches.fetch(FetchRequest(position))
+        await self._fetcher.wait_until_allowed()
+        page = await self._fetcher.fetch(FetchRequest(position))
         assert page is not None  # it was not to wait  # noqa: S101
-        await self._gaps.before(position, page.gap)
+        await self._gaps.report(position, page.gap)
         return page
 
-    async def _settle(self, messages: Sequence[Message]) -> None:
-        (keys, odd), now = self._intake.known_as(messages), self._fetches.now()
+    async def _work_off(self, messages: Sequence[Message]) -> None:
+        (keys, odd), now = self._dedupe.dedupe_keys(messages), self._fetcher.now()
         new = repeat(True, len(keys))  # noqa: FBT003  # whatever was processed of it
-        items = await self._intake.items(messages, keys, new, odd, in_hand=(), read_at=now, arrived=now)
+        items = await self._dedupe.make_items(messages, keys, new, odd, in_hand=(), read_at=now, arrived=now)
         try:
             for item in items:
-                await self._settle_one(item)
+                await self._try_one(item)
         finally:  # what is settled is: the saved cursor is past it, so a dead letter would not come again
             await self._progress.flush()
 
-    async def _settle_one(self, item: WorkItem) -> None:
+    async def _try_one(self, item: WorkItem) -> None:
         while True:
             try:
-                state = await self._trials.settle(item.key, item.message, StopSignal(), error=item.error)
+                state = await self._retry.try_one(item.key, item.message, StopSignal(), error=item.error)
             except Postponed as postponed:
                 await anyio.sleep_until(postponed.until)
             else:

@@ -70,7 +70,7 @@ class Dedupe:
         self._key = key
         self._fingerprint = fingerprint
 
-    def known_as(self, messages: Sequence[Message]) -> tuple[list[str], DedupeErrors]:
+    def dedupe_keys(self, messages: Sequence[Message]) -> tuple[list[str], DedupeErrors]:
         """The dedupe keys, and for which of them the user's function failed.
 
         Such a message has a key of its own, which no other message gets from that function.
@@ -88,7 +88,7 @@ class Dedupe:
 
     def records(self, messages: Sequence[Message]) -> list[Record]:
         """The records of messages that the handler is about to get."""
-        keys, _ = self.known_as(messages)
+        keys, _ = self.dedupe_keys(messages)
         known = zip(keys, messages, strict=True)
         return [Record(key, fingerprint=self._fingerprint_of(message)) for key, message in known]
 
@@ -101,7 +101,7 @@ class Dedupe:
         except Exception:  # noqa: BLE001  # likewise
             return None
 
-    async def items(
+    async def make_items(
         self,
         messages: Sequence[Message],
         keys: Sequence[str],
@@ -135,7 +135,7 @@ class Dedupe:
                 if not item.settled:
                     self._prepare(item, odd)
         if self._fingerprint is not None and any(item.settled for item in items):
-            await self._compare(items, in_hand, self._fingerprint)
+            await self._compare_fingerprints(items, in_hand, self._fingerprint)
         return items
 
     def _prepare(self, item: WorkItem, odd: DedupeErrors) -> None:
@@ -155,7 +155,7 @@ class Dedupe:
         except Exception as error:  # noqa: BLE001  # whatever the user's function raises
             item.error = _undecodable_error(item.message, function, error)
 
-    async def _compare(
+    async def _compare_fingerprints(
         self, items: Sequence[WorkItem], in_hand: Iterable[WorkItem], fingerprint: Fingerprint
     ) -> None:
         """Make what came back with other content fail.
@@ -169,12 +169,12 @@ class Dedupe:
                 twin = last.get(item.key)
                 before = known.get(item.key) if twin is None else twin.fingerprint
                 if before is not None:
-                    self._compare_one(item, before, fingerprint)
+                    self._compare_fingerprint(item, before, fingerprint)
                     item.lane = None if twin is None else twin.lane
             if not item.settled:
                 last[item.key] = item
 
-    def _compare_one(self, item: WorkItem, before: int, fingerprint: Fingerprint) -> None:
+    def _compare_fingerprint(self, item: WorkItem, before: int, fingerprint: Fingerprint) -> None:
         try:
             item.fingerprint = _hash_content(fingerprint(item.message))
         except Exception as error:  # noqa: BLE001  # likewise
@@ -248,20 +248,20 @@ class Processor:
         batch_wait: float,
         clock: Clock,
     ) -> None:
-        self.hand = anyio.CancelScope()
-        self.postponed: float | None = None
+        self.in_flight_scope = anyio.CancelScope()
+        self.postponed_until: float | None = None
         self._progress = progress
         self._handler = handler
-        self._intake = intake
-        self._trials = trials
+        self._dedupe = intake
+        self._retry = trials
         self._workers = workers
-        self._tally = tally
+        self._stats = tally
         self._plain = plain
         self._batch_wait = batch_wait
         self._clock = clock
         self._work = WorkQueue()
 
-    async def settle(
+    async def take_page(
         self,
         page: Page,
         *,
@@ -278,7 +278,7 @@ class Processor:
             page: What a fetch returned.
             read_at: When it arrived, on the event loop's clock.
             stop: Looked at before each message. With it, a cancellation does not reach the message in hand; it
-                ends by itself, or at the deadline of `hand`.
+                ends by itself, or at the deadline of `in_flight_scope`.
             beside: Where the next page is on its way: the commit may go on there while the caller does, and what
                 does not fill a batch may wait for it. `None`: it is not.
             overlap: What knows what of the page was read before; `None`: as a rule nothing was.
@@ -290,63 +290,63 @@ class Processor:
             ProcessError: A message failed for good.
             StoreError: Progress could not be committed.
         """
-        keys, odd = self._intake.known_as(page.messages)
+        keys, odd = self._dedupe.dedupe_keys(page.messages)
         new = _new_flags(keys, await self._unsettled(keys))
         if self._plain and overlap is None and not self._progress.attempts and not odd:
             self._progress.read_at = read_at
-            work = partial(self._settle_plain, zip(keys, page.messages, new, strict=False))
-            complete = await self.in_hand(work, stop)
+            work = partial(self._process_in_order, zip(keys, page.messages, new, strict=False))
+            complete = await self.run_shielded(work, stop)
             if complete:
-                self._progress.reached(page.cursor, read_at)
+                self._progress.advance(page.cursor, read_at)
         else:
-            await self._take_in(page, keys, new, odd, read_at, overlap)
-            work = partial(self._settle_in_hand, fill=beside is not None and self._batch_wait > 0)
-            complete = await self.in_hand(work, stop)
-        if complete:  # else it was stopped, postponed, or overran the deadline of `hand`
+            await self._enqueue_page(page, keys, new, odd, read_at, overlap)
+            work = partial(self._work_off, fill=beside is not None and self._batch_wait > 0)
+            complete = await self.run_shielded(work, stop)
+        if complete:  # else it was stopped, postponed, or overran the deadline of `in_flight_scope`
             await self._commit(beside, keys)
         return complete
 
-    async def settle_held(self, stop: StopSignal | None) -> bool:
+    async def finish_partial_batch(self, stop: StopSignal | None) -> bool:
         """Settle what waits for the next page, which does not come in time.
 
         Args:
-            stop: As for `settle`.
+            stop: As for `take_page`.
 
         Returns:
             Whether it is settled.
 
         Raises:
-            ProcessError: As for `settle`.
-            StoreError: As for `settle`.
+            ProcessError: As for `take_page`.
+            StoreError: As for `take_page`.
         """
-        return await self.in_hand(partial(self._settle_in_hand, fill=False), stop)
+        return await self.run_shielded(partial(self._work_off, fill=False), stop)
 
-    async def in_hand(self, work: Callable[[StopSignal], Awaitable[bool]], stop: StopSignal | None) -> bool:
+    async def run_shielded(self, work: Callable[[StopSignal], Awaitable[bool]], stop: StopSignal | None) -> bool:
         """Do what must not be cut short by a cancellation.
 
         Args:
             work: Returns whether it is complete.
-            stop: As for `settle`.
+            stop: As for `take_page`.
 
         Returns:
             Whether it is.
         """
         complete = False
         try:
-            with anyio.CancelScope(shield=stop is not None) as self.hand:
+            with anyio.CancelScope(shield=stop is not None) as self.in_flight_scope:
                 complete = await work(stop or StopSignal())
         except Postponed as postponed:
-            self.postponed = postponed.until
+            self.postponed_until = postponed.until
         return complete
 
     def begin(self) -> None:
         """A poll begins. What the last one had in hand is fetched again."""
-        self._work, self.postponed = WorkQueue(), None
+        self._work, self.postponed_until = WorkQueue(), None
 
     @property
-    def held_until(self) -> float | None:
+    def batch_deadline(self) -> float | None:
         """When what waits to fill a batch is not to wait any longer; `None`: nothing waits."""
-        since = self._work.waits_since
+        since = self._work.waiting_since
         return None if since is None else since + self._batch_wait
 
     async def _unsettled(self, keys: list[str]) -> set[str]:
@@ -359,33 +359,33 @@ class Processor:
         if beside is None:
             await self._progress.flush()
         else:
-            await self._progress.commit_beside(beside, keys)
+            await self._progress.commit_in_background(beside, keys)
 
-    async def _settle_plain(self, messages: Iterable[tuple[str, Message, bool]], stop: StopSignal) -> bool:
+    async def _process_in_order(self, messages: Iterable[tuple[str, Message, bool]], stop: StopSignal) -> bool:
         handler, clock, progress = self._handler, self._clock, self._progress  # this is what each message pays for
         record = progress.pending.append
         for key, message, is_new in messages:
-            if stop.asked:
+            if stop.requested:
                 return False
             if is_new:
                 if message.error is not None:
-                    record(Record(key, await self._trials.failed(key, message, message.error, stop)))
+                    record(Record(key, await self._retry.handle_failure(key, message, message.error, stop)))
                 else:
                     try:
                         await handler(message)
                     except BaseException as error:  # noqa: BLE001  # what it means is decided there
-                        record(Record(key, await self._trials.failed(key, message, error, stop)))
+                        record(Record(key, await self._retry.handle_failure(key, message, error, stop)))
                     else:
                         record(Record(key))
             else:
-                self._tally.counts["duplicates"] += 1
+                self._stats.counts["duplicates"] += 1
             if (cursor := message.cursor) is not None:
                 progress.cursor = cursor
             if clock() >= progress.due:
                 await progress.flush()
         return True
 
-    async def _take_in(  # noqa: PLR0917  # each is of another type
+    async def _enqueue_page(  # noqa: PLR0917  # each is of another type
         self,
         page: Page,
         keys: Sequence[str],
@@ -395,17 +395,17 @@ class Processor:
         overlap: Overlap | None,
     ) -> None:
         in_hand = self._work.unsettled
-        items = await self._intake.items(
+        items = await self._dedupe.make_items(
             page.messages, keys, new, odd, in_hand=in_hand, read_at=read_at, arrived=self._clock()
         )
-        cursor = page.cursor if overlap is None else overlap.cursor(page, items)
-        self._tally.counts["duplicates"] += sum(item.settled for item in items)
+        cursor = page.cursor if overlap is None else overlap.inspect_page(page, items)
+        self._stats.counts["duplicates"] += sum(item.settled for item in items)
         self._work.add(items, read_at, cursor=cursor)
-        self._progress.reached(self._work.cursor, self._work.read_at)
+        self._progress.advance(self._work.cursor, self._work.read_at)
 
-    async def _settle_in_hand(self, stop: StopSignal, *, fill: bool) -> bool:
-        await self._workers.settle(self._work, stop, fill=fill)
-        return not stop.asked if fill else not any(self._work.unsettled)
+    async def _work_off(self, stop: StopSignal, *, fill: bool) -> bool:
+        await self._workers.work_off(self._work, stop, fill=fill)
+        return not stop.requested if fill else not any(self._work.unsettled)
 
 
 def _new_flags(keys: Sequence[str], unsettled: set[str]) -> Iterable[bool]:

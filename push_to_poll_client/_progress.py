@@ -57,12 +57,12 @@ class Progress:
         self.attempts = Attempts(session.state, self.time_of_day)
         self.due = 0.0
         self._session = session
-        self._tally = tally
+        self._stats = tally
         self._flush_interval = flush_interval
         self._clock = clock
-        self._taken = 0
+        self._taken_count = 0
         self._pending_keys = set[str]()
-        self._moving_keys = set[str]()
+        self._committing_keys = set[str]()
         self._committing: anyio.Event | None = None
         self._lock = anyio.Lock(fast_acquire=True)
         self._transactional = is_transactional(session)
@@ -73,14 +73,14 @@ class Progress:
         return self._session.cursor
 
     @property
-    def dead(self) -> int:
+    def dead_letter_count(self) -> int:
         """How many dead letters there are, committed or not."""
         return self._session.dead + len(self.dead_letters)
 
     @property
-    def settled(self) -> int:
+    def settled_count(self) -> int:
         """How many messages were settled, committed or not."""
-        return self._taken + len(self.pending)
+        return self._taken_count + len(self.pending)
 
     async def unsettled(self, keys: list[str]) -> set[str]:
         """Those of a page's keys that have no record and are not about to have one.
@@ -90,7 +90,10 @@ class Progress:
         """
         if self._committing is None:
             await self.flush()
-        uncommitted = self._moving_keys, self._pending_keys  # by now: it may be committed before the store answers
+        uncommitted = (
+            self._committing_keys,
+            self._pending_keys,
+        )  # by now: it may be committed before the store answers
         unseen = await self._session.unseen(keys)
         for settled in uncommitted:
             if not unseen.isdisjoint(settled):
@@ -106,7 +109,7 @@ class Progress:
         await self.flush()
         return await self._session.fingerprints(keys)
 
-    def reached(self, cursor: Cursor | None, read_at: float) -> None:
+    def advance(self, cursor: Cursor | None, read_at: float) -> None:
         """All before this cursor is settled; `None`: nothing new is."""
         if cursor is not None:
             self.cursor, self.read_at = cursor, read_at
@@ -122,7 +125,7 @@ class Progress:
         await self._commit()
         self.due = self._clock() + self._flush_interval
 
-    def undone(self) -> None:
+    def discard_uncommitted(self) -> None:
         """What was settled since the last commit is not, after all (G8)."""
         self.pending.clear()
         self.cursor, self.dead_letters, self._pending_keys = None, [], set()
@@ -136,7 +139,7 @@ class Progress:
         self._committing = None
         await self.flush()
 
-    async def commit_beside(self, tasks: TaskGroup, keys: list[str]) -> None:
+    async def commit_in_background(self, tasks: TaskGroup, keys: list[str]) -> None:
         """Commit while the caller goes on with the next page. What fails is tried again by the next flush.
 
         A transactional session has one transaction: there the caller waits.
@@ -158,14 +161,14 @@ class Progress:
     async def _commit_all(self, done: anyio.Event) -> None:
         try:
             with suppress(Exception):  # tried again, by who can raise it
-                while self._is_left:
+                while self._has_uncommitted:
                     await self._commit()
         finally:
             self._committing = None
             done.set()
 
     @property
-    def _is_left(self) -> bool:
+    def _has_uncommitted(self) -> bool:
         unsaved = self.cursor not in {None, self.saved}
         return bool(self.pending or self.dead_letters) or unsaved or self.attempts.changed
 
@@ -173,12 +176,12 @@ class Progress:
         """Commit what is there now. More may come meanwhile. A cancellation waits for it."""
         with anyio.CancelScope(shield=True):
             async with self._lock:
-                if self._is_left:
-                    await self._commit_what_is_left()
+                if self._has_uncommitted:
+                    await self._save_uncommitted()
                 else:
                     self.cursor, self._pending_keys = None, set()
 
-    async def _commit_what_is_left(self) -> None:
+    async def _save_uncommitted(self) -> None:
         began = self._clock()
         taken = self._take()
         try:
@@ -187,22 +190,22 @@ class Progress:
             self._put_back(taken)
             raise
         finally:
-            self._moving_keys = set()
+            self._committing_keys = set()
         self.due = began + self._flush_interval
-        self._tally.committed(len(taken["records"]))
+        self._stats.committed(len(taken["records"]))
 
     def _take(self) -> "_Uncommitted":
         taken = _Uncommitted(
             cursor=None if self.cursor == self.saved else self.cursor,
             records=self.pending.copy(),
             dead_letters=self.dead_letters,
-            state=self.attempts.change(),
+            state=self.attempts.take_changes(),
             read_at=self.time_of_day.of(self.read_at),
         )
-        self._taken += len(self.pending)
+        self._taken_count += len(self.pending)
         self.pending.clear()
         self.cursor, self.dead_letters = None, []
-        self._moving_keys, self._pending_keys = self._pending_keys, set()
+        self._committing_keys, self._pending_keys = self._pending_keys, set()
         return taken
 
     def _put_back(self, taken: "_Uncommitted") -> None:
@@ -213,9 +216,9 @@ class Progress:
             return
         self.pending[:0] = taken["records"]
         self.dead_letters[:0] = taken["dead_letters"]
-        self._taken -= len(taken["records"])
+        self._taken_count -= len(taken["records"])
         self.cursor = taken["cursor"] if self.cursor is None else self.cursor
-        self._pending_keys |= self._moving_keys
+        self._pending_keys |= self._committing_keys
 
 
 class _Uncommitted(TypedDict):

@@ -64,11 +64,11 @@ class StopSignal:
         heard: Set in the event loop, somewhat later; what waits for nothing but time ends with it.
     """
 
-    __slots__ = ("asked", "heard")
+    __slots__ = ("event", "requested")
 
     def __init__(self) -> None:
-        self.asked = False
-        self.heard = anyio.Event()
+        self.requested = False
+        self.event = anyio.Event()
 
 
 class Retry:
@@ -95,12 +95,12 @@ class Retry:
     ) -> None:
         self._handler = handler
         self._progress = progress
-        self._failures = failures
-        self._tally = tally
+        self._rules = failures
+        self._stats = tally
         self._hooks = hooks
         self._clock = clock
 
-    async def settle(
+    async def try_one(
         self, key: str, message: Message, stop: StopSignal, *, error: Exception | None = None
     ) -> RecordState:
         """Try the message until it is settled.
@@ -118,15 +118,15 @@ class Retry:
         """
         attempts = self._progress.attempts
         if attempts.knows(key):
-            if left := attempts.left(key):
+            if left := attempts.seconds_left(key):
                 await self._wait(left, stop, since=self._clock())
-            self._tally.counts["retries"] += 1
+            self._stats.counts["retries"] += 1
         failure = error or message.error or await self.attempt(message)
         if failure is not None:
-            return await self.failed(key, message, failure, stop)
-        return self._settled(key, message, RecordState.PROCESSED)
+            return await self.handle_failure(key, message, failure, stop)
+        return self._finish(key, message, RecordState.PROCESSED)
 
-    async def once_more(self, message: Message, *, attempt: int) -> Exception | None:
+    async def retry_dead_letter(self, message: Message, *, attempt: int) -> Exception | None:
         """Try a dead letter; why it is still one, if it is.
 
         Args:
@@ -134,7 +134,7 @@ class Retry:
             attempt: The number of this one.
 
         Raises:
-            BaseException: As for `failed`.
+            BaseException: As for `handle_failure`.
         """
         failure = message.error or await self.attempt(message)
         if failure is None:
@@ -152,14 +152,16 @@ class Retry:
             return error
         return None
 
-    async def failed(self, key: str, message: Message, error: BaseException, stop: StopSignal) -> RecordState:
+    async def handle_failure(
+        self, key: str, message: Message, error: BaseException, stop: StopSignal
+    ) -> RecordState:
         """Go on with a message that failed, until it is settled.
 
         Raises:
             BaseException: The failure is none of the message: a cancellation, `SystemExit` and the like.
-            Postponed: As for `settle`.
-            ProcessError: As for `settle`.
-            StoreError: As for `settle`.
+            Postponed: As for `try_one`.
+            ProcessError: As for `try_one`.
+            StoreError: As for `try_one`.
         """
         failure: BaseException | None = error
         state, since = RecordState.PROCESSED, self._clock()
@@ -169,27 +171,27 @@ class Retry:
                 state = SETTLED_AS[decision.fate]
                 break
             await self._wait(decision.delay, stop, since=since)
-            self._tally.counts["retries"] += 1
+            self._stats.counts["retries"] += 1
             failure = await self.attempt(message)
-        return self._settled(key, message, state)
+        return self._finish(key, message, state)
 
-    def _settled(self, key: str, message: Message, state: RecordState) -> RecordState:
+    def _finish(self, key: str, message: Message, state: RecordState) -> RecordState:
         self._forget(key)
         self._hooks.message_settled(message, state)
         return state
 
     def _forget(self, key: str) -> None:
         """It is no failing message any more. One that stops the consumer neither: the next run tries anew."""
-        self._tally.failing.pop(key, None)
-        self._progress.attempts.settled(key)
+        self._stats.failing.pop(key, None)
+        self._progress.attempts.discard(key)
 
     async def _decide(self, key: str, message: Message, error: Exception) -> FailureDecision:
         """Decide, and do all of it but the waiting."""
         attempts = self._progress.attempts
-        attempt = attempts.failed(key)
+        attempt = attempts.record_failure(key)
         try:
             flush = self._progress.flush
-            decision = await self._failures.decide(message, error, attempt, attempts.now, flush)
+            decision = await self._rules.decide(message, error, attempt, attempts.now, flush)
         except Exception as broken:  # noqa: BLE001  # whatever the user's function raises
             raise _stop_error(key, message, f"{describe(error)}; its policy failed: {describe(broken)}") from error
         self._hooks.message_failed(message, error, attempt.count, decision.fate)
@@ -197,14 +199,16 @@ class Retry:
             self._forget(key)
             raise _stop_error(key, message, describe(error)) from error
         if decision.fate is Fate.DEAD_LETTER:
-            self._keep(key, message, error, attempt)
+            self._add_dead_letter(key, message, error, attempt)
         self._report(key, message, error, attempt, decision)
         return decision
 
-    def _keep(self, key: str, message: Message, error: Exception, attempt: Attempt) -> None:
+    def _add_dead_letter(self, key: str, message: Message, error: Exception, attempt: Attempt) -> None:
         progress = self._progress
-        if progress.dead >= MAX_DEAD_LETTERS:
-            raise _stop_error(key, message, f"there are {progress.dead} dead letters already: {describe(error)}")
+        if progress.dead_letter_count >= MAX_DEAD_LETTERS:
+            raise _stop_error(
+                key, message, f"there are {progress.dead_letter_count} dead letters already: {describe(error)}"
+            )
         try:
             letter = make_dead_letter(key, message.id, message.raw, error, progress.attempts.now)
         except Exception as broken:  # noqa: BLE001  # likewise
@@ -217,13 +221,13 @@ class Retry:
     ) -> None:
         name, count, why = quoted(message.id), attempt.count, describe(error)
         if decision.fate is Fate.AGAIN:
-            self._progress.attempts.wait(key, decision.delay)
-            self._tally.fails(key, message.id, count, why, decision.delay)
+            self._progress.attempts.postpone(key, decision.delay)
+            self._stats.message_failed(key, message.id, count, why, decision.delay)
             logger.warning(
                 "message %s failed at attempt %d, again in %.1f s: %s", name, count, decision.delay, why
             )
         elif decision.fate is Fate.SKIP:
-            self._tally.counts["skipped"] += 1
+            self._stats.counts["skipped"] += 1
             logger.warning("message %s failed at attempt %d and is skipped: %s", name, count, why)
         else:
             logger.warning("message %s failed at attempt %d and is a dead letter now: %s", name, count, why)
@@ -234,7 +238,7 @@ class Retry:
         if until > since + MAX_WAIT_IN_POLL:
             raise Postponed(until)
         with anyio.CancelScope(deadline=until):
-            await stop.heard.wait()
+            await stop.event.wait()
             raise Postponed(until)
 
 

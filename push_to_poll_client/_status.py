@@ -217,7 +217,7 @@ class ConsumerStats:
         """The counts as a snapshot."""
         return Counters(**self.counts, missed_pushes=missed_pushes)
 
-    def wake(self, result: WakeResult) -> None:
+    def wake_received(self, result: WakeResult) -> None:
         """A wake came."""
         self.counts["wakes"] += 1
         if result is not WakeResult.OWED:
@@ -229,7 +229,7 @@ class ConsumerStats:
             self.counts["messages"] += messages
             self.last_progress = time.time()
 
-    def fails(self, key: str, id: str, attempts: int, error: str, delay: float) -> None:
+    def message_failed(self, key: str, id: str, attempts: int, error: str, delay: float) -> None:
         """The message with this dedupe key failed, and is tried again in so many seconds."""
         self.failing[key] = FailingMessage(id, attempts, error, time.time() + delay)
 

@@ -310,7 +310,7 @@ class CycleDetector:
         self._mark: Cursor | None = None
         self._steps, self._limit = 0, 1
 
-    def closes_at(self, position: Cursor) -> bool:
+    def repeats_at(self, position: Cursor) -> bool:
         """Whether the walk was at this position before."""
         if position == self._mark:
             return True

@@ -23,16 +23,16 @@ class Wakes:
         self._lock = threading.RLock()  # a signal handler may come while its own thread is in here
         self._pushes: list[Push | None] = []
         self._loop: EventLoop | None = None
-        self._called = False
+        self._drain_scheduled = False
 
     def put(self, push: Push | None) -> None:
         """Take a wake from any thread. Never blocks on the event loop."""
         with self._lock:
-            self._keep(push)
-            loop = None if self._called else self._loop
-            self._called = loop is not None
+            self._append(push)
+            loop = None if self._drain_scheduled else self._loop
+            self._drain_scheduled = loop is not None
         if loop is not None:
-            self._call(loop)
+            self._schedule_drain(loop)
 
     def open(self, loop: EventLoop, deliver: Callable[[Push | None], None]) -> None:
         """From here on call `deliver` in this loop with each push, those first that were left here before."""
@@ -45,22 +45,22 @@ class Wakes:
         with self._lock:
             self._loop = self._deliver = None
 
-    def _keep(self, push: Push | None) -> None:
+    def _append(self, push: Push | None) -> None:
         if len(self._pushes) < CAPACITY:
             self._pushes.append(push)
         else:
             self._pushes[-1] = Push()  # without a hint, so that it cannot be dropped for one
 
-    def _call(self, loop: EventLoop) -> None:
+    def _schedule_drain(self, loop: EventLoop) -> None:
         try:
             loop.call(self._drain)
         except RuntimeError:  # the loop ended meanwhile; what is here waits for the next one
             with self._lock:
-                self._called = False
+                self._drain_scheduled = False
 
     def _drain(self) -> None:
         with self._lock:
-            self._called = False
+            self._drain_scheduled = False
             if (deliver := self._deliver) is None:
                 return
             pushes, self._pushes = self._pushes, []

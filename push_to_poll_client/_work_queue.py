@@ -59,7 +59,7 @@ class WorkQueue:
         self.cursor: Cursor | None = None
         self.read_at = 0.0
         self.left = 0
-        self._line: deque[WorkItem] = deque()
+        self._items: deque[WorkItem] = deque()
         self._lanes: dict[Hashable, deque[WorkItem]] = {}
         self._heads: list[tuple[int, WorkItem]] = []
         self._busy: set[Hashable] = set()
@@ -68,12 +68,12 @@ class WorkQueue:
     @property
     def unsettled(self) -> Iterable[WorkItem]:
         """What is in hand and not settled, in the feed's order."""
-        return (item for item in self._line if not item.settled)
+        return (item for item in self._items if not item.settled)
 
     @property
-    def waits_since(self) -> float | None:
+    def waiting_since(self) -> float | None:
         """When the first arrived that is not begun, while nothing is under way; `None`: there is none."""
-        return self._line[0].arrived if self.left else None
+        return self._items[0].arrived if self.left else None
 
     def add(self, items: Iterable[WorkItem], read_at: float, *, cursor: Cursor | None = None) -> None:
         """The messages of a page, in the feed's order; some may be settled already.
@@ -84,7 +84,7 @@ class WorkQueue:
             cursor: Safe to save when all of them are settled; `None` leaves it to theirs.
         """
         for item in items:
-            self._line.append(item)
+            self._items.append(item)
             if not item.settled:
                 self._enqueue(item)
         if cursor is not None:
@@ -109,7 +109,7 @@ class WorkQueue:
         self.left -= len(taken)
         return taken
 
-    def settled(self, item: WorkItem) -> None:
+    def mark_settled(self, item: WorkItem) -> None:
         """It is settled. Its lane is still not free: it may have been taken with others."""
         item.settled = True
         self._advance()
@@ -141,13 +141,13 @@ class WorkQueue:
             self._lanes.pop(lane, None)
 
     def _end_page(self, cursor: Cursor, read_at: float) -> None:
-        if self._line:
-            self._line[-1].cursor, self._line[-1].read_at = cursor, read_at
+        if self._items:
+            self._items[-1].cursor, self._items[-1].read_at = cursor, read_at
         else:
             self.cursor, self.read_at = cursor, read_at
 
     def _advance(self) -> None:
-        while self._line and self._line[0].settled:
-            item = self._line.popleft()
+        while self._items and self._items[0].settled:
+            item = self._items.popleft()
             if item.cursor is not None:
                 self.cursor, self.read_at = item.cursor, item.read_at

@@ -52,7 +52,7 @@ class Workers:
         hooks: Hooks,
         clock: Clock,
     ) -> None:
-        self._trials = trials
+        self._retry = trials
         self._progress = progress
         self._batch = batch
         self._concurrency = concurrency
@@ -60,7 +60,7 @@ class Workers:
         self._hooks = hooks
         self._clock = clock
 
-    async def settle(self, work: WorkQueue, stop: StopSignal, *, fill: bool) -> None:
+    async def work_off(self, work: WorkQueue, stop: StopSignal, *, fill: bool) -> None:
         """Settle it.
 
         Args:
@@ -77,20 +77,20 @@ class Workers:
         shift = _WorkRound(self, work, stop, least=least, most=self._batch_size, concurrency=self._concurrency)
         await shift.run()
 
-    async def settle_together(self, items: Sequence[WorkItem], work: WorkQueue, stop: StopSignal) -> None:
+    async def work_off_batch(self, items: Sequence[WorkItem], work: WorkQueue, stop: StopSignal) -> None:
         """Settle what was taken together.
 
         Raises:
             Postponed: Some of it has to wait. All is settled that need not wait with it.
-            ProcessError: As for `settle`.
-            StoreError: As for `settle`.
+            ProcessError: As for `work_off`.
+            StoreError: As for `work_off`.
         """
         if self._batch is None:
-            await self._settle_alone(items[0], work, stop)
+            await self._try_one(items[0], work, stop)
         else:
-            await self._settle_parts(self._parts(items), work, stop)
+            await self._try_batches(self._split_into_batches(items), work, stop)
 
-    def _parts(self, items: Sequence[WorkItem]) -> list[Sequence[WorkItem]]:
+    def _split_into_batches(self, items: Sequence[WorkItem]) -> list[Sequence[WorkItem]]:
         """What may go to the handler together, in the feed's order."""
         parts: list[Sequence[WorkItem]] = []
         for alone, some in groupby(items, key=self._stands_alone):
@@ -102,14 +102,14 @@ class Workers:
         odd = item.error is not None or item.message.error is not None
         return odd or self._progress.attempts.knows(item.key)
 
-    async def _settle_parts(self, parts: list[Sequence[WorkItem]], work: WorkQueue, stop: StopSignal) -> None:
+    async def _try_batches(self, parts: list[Sequence[WorkItem]], work: WorkQueue, stop: StopSignal) -> None:
         error: Postponed | None = None
         waiting = set[Hashable]()  # the lanes of what has to wait
         parts.reverse()
-        while parts and not stop.asked:
+        while parts and not stop.requested:
             part = [item for item in parts.pop() if item.lane not in waiting]
             try:
-                left = await self._settle_part(part, work, stop)
+                left = await self._try_batch(part, work, stop)
             except Postponed as postponed:
                 error = postponed if error is None else min(error, postponed, key=_retry_time)
                 waiting.update(item.lane for item in part)
@@ -118,7 +118,7 @@ class Workers:
         if error is not None:
             raise error
 
-    async def _settle_part(
+    async def _try_batch(
         self, part: Sequence[WorkItem], work: WorkQueue, stop: StopSignal
     ) -> Sequence[Sequence[WorkItem]]:
         """Settle it, or some of it; what is left, in parts."""
@@ -126,24 +126,26 @@ class Workers:
             return ()
         first, *others = part
         if not others:
-            await self._settle_alone(first, work, stop)
-        elif (error := await self._attempt(part)) is None:
+            await self._try_one(first, work, stop)
+        elif (error := await self._call_batch_handler(part)) is None:
             for item in part:
                 self._hooks.message_settled(item.message, RecordState.PROCESSED)
-            await self._settled(part, RecordState.PROCESSED, work)
+            await self._record(part, RecordState.PROCESSED, work)
         elif isinstance(error, WHOLE_BATCH_ERRORS):
-            await self._settled([first], await self._trials.failed(first.key, first.message, error, stop), work)
+            await self._record(
+                [first], await self._retry.handle_failure(first.key, first.message, error, stop), work
+            )
             return (others,)
         else:
             half = len(part) // 2
             return part[:half], part[half:]
         return ()
 
-    async def _settle_alone(self, item: WorkItem, work: WorkQueue, stop: StopSignal) -> None:
-        state = await self._trials.settle(item.key, item.message, stop, error=item.error)
-        await self._settled((item,), state, work)
+    async def _try_one(self, item: WorkItem, work: WorkQueue, stop: StopSignal) -> None:
+        state = await self._retry.try_one(item.key, item.message, stop, error=item.error)
+        await self._record((item,), state, work)
 
-    async def _attempt(self, items: Sequence[WorkItem]) -> Exception | None:
+    async def _call_batch_handler(self, items: Sequence[WorkItem]) -> Exception | None:
         assert self._batch is not None  # else each stands alone  # noqa: S101
         try:
             await self._batch([item.message for item in items])
@@ -151,11 +153,11 @@ class Workers:
             return failure_of_message(items[0].message, error)
         return None
 
-    async def _settled(self, items: Sequence[WorkItem], state: RecordState, work: WorkQueue) -> None:
+    async def _record(self, items: Sequence[WorkItem], state: RecordState, work: WorkQueue) -> None:
         for item in items:
             self._progress.pending.append(Record(item.key, state, item.fingerprint))
-            work.settled(item)
-        self._progress.reached(work.cursor, work.read_at)
+            work.mark_settled(item)
+        self._progress.advance(work.cursor, work.read_at)
         if self._clock() >= self._progress.due:
             await self._progress.flush()
 
@@ -178,52 +180,52 @@ class _WorkRound:
         self._workers = workers
         self._work = work
         self._stop = stop
-        self._least = least
-        self._most = most
-        self._free = min(concurrency, work.left)
-        self._open = 0  # what was begun and is not settled: it is under way, or waits
+        self._min_batch = least
+        self._max_batch = most
+        self._free_slots = min(concurrency, work.left)
+        self._unsettled_count = 0  # what was begun and is not settled: it is under way, or waits
         self._error: BaseException | None = None
 
     async def run(self) -> None:
-        if self._free <= 1:  # a message alone, as after most pushes, need not wait for a task to begin
-            await self._take_turns(self._next(), None)
+        if self._free_slots <= 1:  # a message alone, as after most pushes, need not wait for a task to begin
+            await self._run_worker(self._take_next(), None)
         else:
             async with anyio.create_task_group() as tasks:
-                self._begin(tasks)
+                self._start_tasks(tasks)
         if self._error is not None:
             raise self._error
 
-    def _begin(self, tasks: TaskGroup) -> None:
+    def _start_tasks(self, tasks: TaskGroup) -> None:
         """Begin as much as may be."""
-        while self._free and (items := self._next()):
-            self._free -= 1
-            tasks.start_soon(self._take_turns, items, tasks)
+        while self._free_slots and (items := self._take_next()):
+            self._free_slots -= 1
+            tasks.start_soon(self._run_worker, items, tasks)
 
-    async def _take_turns(self, items: Sequence[WorkItem], tasks: TaskGroup | None) -> None:
+    async def _run_worker(self, items: Sequence[WorkItem], tasks: TaskGroup | None) -> None:
         """Go on with what comes next; others begin what else there is room for now."""
         while items:
-            await self._settle(items)
-            items = self._next()
+            await self._work_off(items)
+            items = self._take_next()
             if tasks is not None:
-                self._begin(tasks)
-        self._free += 1
+                self._start_tasks(tasks)
+        self._free_slots += 1
 
-    def _next(self) -> Sequence[WorkItem]:
+    def _take_next(self) -> Sequence[WorkItem]:
         """Nothing, also when so much waits that the attempts of more could not be kept."""
-        over = self._stop.asked or not (self._error is None or isinstance(self._error, Postponed))
-        most = min(self._most, MAX_FAILING - self._open)
-        items = () if over or most < 1 or self._work.left < self._least else self._work.take(most)
-        self._open += len(items)
+        over = self._stop.requested or not (self._error is None or isinstance(self._error, Postponed))
+        most = min(self._max_batch, MAX_FAILING - self._unsettled_count)
+        items = () if over or most < 1 or self._work.left < self._min_batch else self._work.take(most)
+        self._unsettled_count += len(items)
         return items
 
-    async def _settle(self, items: Sequence[WorkItem]) -> None:
+    async def _work_off(self, items: Sequence[WorkItem]) -> None:
         try:
-            await self._workers.settle_together(items, self._work, self._stop)
+            await self._workers.work_off_batch(items, self._work, self._stop)
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as error:  # noqa: BLE001  # raised when all that is under way has ended
             self._error = error if self._error is None else max(self._error, error, key=_error_priority)
-        self._open -= sum(item.settled for item in items)
+        self._unsettled_count -= sum(item.settled for item in items)
         self._work.free(items)
 
 

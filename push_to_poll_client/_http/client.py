@@ -103,7 +103,7 @@ class OutgoingRequest(NamedTuple):
     """
 
     url: str
-    at_home: bool
+    same_origin: bool
     method: str
     headers: Mapping[str, str]
     known: Validators | None
@@ -111,9 +111,9 @@ class OutgoingRequest(NamedTuple):
     wait: float
     errors: int
     redirected: bool = False
-    moves: tuple[tuple[str, str], ...] = ()
+    permanent_redirects: tuple[tuple[str, str], ...] = ()
 
-    def after(self, status: int) -> "OutgoingRequest":
+    def after_redirect(self, status: int) -> "OutgoingRequest":
         """What to ask where a redirect of this status leads (RFC 9110 §15.4)."""
         moved = status in {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND} and self.method == "POST"
         if not moved and (status != HTTPStatus.SEE_OTHER or self.method == "HEAD"):
@@ -148,25 +148,25 @@ class RequestSender:
         client: Any,
     ) -> None:
         self._where = hidden.where
-        self._hidden = hidden
+        self._url_secrets = hidden
         self._credentials = credentials
         self._headers = dict(headers)
         self._timeout = timeout
-        self._given = client
-        self._own: httpx.AsyncClient | None = None
+        self._user_client = client
+        self._own_client: httpx.AsyncClient | None = None
         self._module = module = httpx if client is None else module_of(client)
-        self._agent = _user_agent_header(client)
+        self._user_agent = _user_agent_header(client)
         # httpx reads the URL of each redirect, and lets errors of others through: a UnicodeError of idna for the
         # name of a host, a ValueError of urllib for a URL that it cannot join.
         self.errors = (module.HTTPError, module.InvalidURL, httpx.InvalidURL, OSError, ValueError)
 
     async def send(self, call: OutgoingRequest) -> Any:
         """The answer, its body not read yet; it has to be closed."""
-        client = self._client()
-        always = {"accept-encoding": ACCEPT_ENCODING, **self._agent, **prefer_wait(call.wait)}
+        client = self._get_client()
+        always = {"accept-encoding": ACCEPT_ENCODING, **self._user_agent, **prefer_wait(call.wait)}
         headers = {**always, **call.headers, **conditional_headers(call.known)}
         options: dict[str, Any] = {"auth": None}
-        if call.at_home:
+        if call.same_origin:
             headers, options = headers | self._headers, self._credentials.options
             authorization = await self._credentials.authorization()
             if authorization is not None:
@@ -176,17 +176,17 @@ class RequestSender:
             request = _build_request(client, call, headers, extensions)
             return await client.send(request, stream=True, follow_redirects=False, **options)
 
-    async def failed(self, error: Exception) -> FeedError:
+    async def to_feed_error(self, error: Exception) -> FeedError:
         """The error to raise, from `cause(error)`."""
         if isinstance(error, self._module.PoolTimeout):
             await self.aclose()  # httpcore #1093: after unlucky cancellations a pool hands out nothing any more
-            if self._given is not None:
+            if self._user_client is not None:
                 return FeedError(
                     f"{self._where} was not asked: the pool of the client given by client= hands out no "
                     "connection (PoolTimeout); share it among fewer, or open a new one"
                 )
         secret = isinstance(error, self._module.LocalProtocolError)
-        text = "" if secret else f" {quoted(self._hidden.masked(str(error)), 200)}"
+        text = "" if secret else f" {quoted(self._url_secrets.mask(str(error)), 200)}"
         return FeedError(f"{self._where} could not be read: {type(error).__name__}{text}; it is asked again later")
 
     def cause(self, error: Exception) -> Exception | None:
@@ -195,17 +195,19 @@ class RequestSender:
 
     async def aclose(self) -> None:
         """Give back connections. The next `send` opens them again, in whatever event loop that is."""
-        own, self._own = self._own, None
+        own, self._own_client = self._own_client, None
         if own is not None:
             await own.aclose()
 
-    def _client(self) -> Any:
-        if self._given is not None:
-            return self._given
-        if self._own is None:
+    def _get_client(self) -> Any:
+        if self._user_client is not None:
+            return self._user_client
+        if self._own_client is None:
             # The pool's timeout is seen before the deadline of the whole answer.
-            self._own = open_client(httpx.Timeout(self._timeout, pool=self._timeout / 2), shown=self._hidden.shown)
-        return self._own
+            self._own_client = open_client(
+                httpx.Timeout(self._timeout, pool=self._timeout / 2), shown=self._url_secrets.redact
+            )
+        return self._own_client
 
 
 async def close_response(response: Any) -> None:
@@ -221,7 +223,7 @@ def _build_request(
     request = client.build_request(
         call.method, call.url, headers=headers, content=call.content, extensions=extensions
     )
-    if call.at_home:
+    if call.same_origin:
         return request
     # A client adds headers, cookies and a query of its own, and which of them are secrets nobody knows.
     headers = {"user-agent": user_agent(), **headers}
@@ -290,19 +292,19 @@ class Client:
         parsed = httpx.URL(hidden.url)
         self.identity = hidden.identity
         self._url = parsed.copy_with(userinfo=b"", fragment=None)
-        self._text = str(self._url.copy_with(query=self._url.query or None))
-        self._places = Origins(self._url, hidden, trusted)
+        self._base_url = str(self._url.copy_with(query=self._url.query or None))
+        self._origins = Origins(self._url, hidden, trusted)
         self.where = hidden.where
-        self._hidden = hidden
-        self._moves = Redirects(hidden.shown)
+        self._url_secrets = hidden
+        self._redirects = Redirects(hidden.redact)
         fields = header_fields(headers or {})
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
         self._max_body = check_size("max_body", max_body)
         self._credentials = FeedCredentials(_single_auth(parsed, auth, fields), self.where)
-        self._exchange = RequestSender(hidden, self._credentials, fields, timeout, client)
+        self._sender = RequestSender(hidden, self._credentials, fields, timeout, client)
 
-    def address(self, query: Mapping[str, str], url: str | None = None) -> str:
+    def build_url(self, query: Mapping[str, str], url: str | None = None) -> str:
         """A URL with this added to its query, which stays as it is: it may be signed.
 
         Args:
@@ -312,11 +314,11 @@ class Client:
         Raises:
             ValueError: It is no URL.
         """
-        text = self._text if url is None else urljoin(self._text, url)
+        text = self._base_url if url is None else urljoin(self._base_url, url)
         joint = "&" if "?" in text else "?"
         return f"{text}{joint if query else ''}{urlencode(query, quote_via=quote)}"
 
-    async def ask(
+    async def send_request(
         self,
         url: str,
         *,
@@ -330,7 +332,7 @@ class Client:
         """Ask, and return what the server said, whatever that is.
 
         Args:
-            url: What `address` made, or a link that the server gave: absolute. A user and password in it, and a
+            url: What `build_url` made, or a link that the server gave: absolute. A user and password in it, and a
                 fragment, are left out.
             headers: By lower-case names; added to the feed's own, which win.
             known: `Answer.validators` of the answer whose messages are settled; with it 304 is an answer. It is
@@ -349,18 +351,20 @@ class Client:
         """
         known = known if method == "GET" and conditional_headers(known) else None
         try:
-            url, at_home = self._places.allowed(self._moves.now(url), leads="links", posted=content is not None)
+            url, at_home = self._origins.check_url(
+                self._redirects.resolve(url), leads="links", posted=content is not None
+            )
             call = OutgoingRequest(url, at_home, method, headers, known, content, wait, errors)
             patience = Deadline(self._timeout, wait)
             with patience.scope:
-                return await self._get(call, patience)
-        except self._exchange.errors as error:
-            self._moves.forget()
-            raise await self._exchange.failed(error) from self._exchange.cause(error)
-        self._moves.forget()
-        raise self._too_slow(patience, wait)
+                return await self._send_with_auth(call, patience)
+        except self._sender.errors as error:
+            self._redirects.forget()
+            raise await self._sender.to_feed_error(error) from self._sender.cause(error)
+        self._redirects.forget()
+        raise self._timeout_error(patience, wait)
 
-    def led_to(self, url: str, *, posted: bool) -> str:
+    def check_link(self, url: str, *, posted: bool) -> str:
         """What to ask at a URL that an answer leads to: it, without user, password and fragment.
 
         Args:
@@ -370,9 +374,9 @@ class Client:
         Raises:
             FeedError: It is of an origin that is not trusted, or not with a body.
         """
-        return self._places.allowed(url, leads="links", posted=posted)[0]
+        return self._origins.check_url(url, leads="links", posted=posted)[0]
 
-    def accepted(self, answer: Response) -> Response:
+    def check_status(self, answer: Response) -> Response:
         """The answer, if it is one by its status.
 
         Raises:
@@ -390,19 +394,19 @@ class Client:
             )
         return answer
 
-    def note_read(self, answer: Response) -> None:
+    def remember_redirects(self, answer: Response) -> None:
         """Remember the redirects that led to this answer. Call it once a page of the feed was read from it."""
         if answer.status in ACCEPTED_STATUSES and answer.redirected:
-            self._moves.read(answer.url)
-            for old, new in answer.moves:
-                self._moves.learn(old, new)
+            self._redirects.confirm(answer.url)
+            for old, new in answer.permanent_redirects:
+                self._redirects.learn(old, new)
 
     async def aclose(self) -> None:
-        """Give back connections. The next `ask` opens them again, in whatever event loop that is."""
-        await self._exchange.aclose()
+        """Give back connections. The next `send_request` opens them again, in whatever event loop that is."""
+        await self._sender.aclose()
 
-    def _too_slow(self, patience: Deadline, wait: float) -> FeedError:
-        if patience.stood_still:
+    def _timeout_error(self, patience: Deadline, wait: float) -> FeedError:
+        if patience.stalled:
             return FeedError(
                 f"{self.where} sent less than {MIN_BODY_PROGRESS} bytes of its body in {STALL_TIMEOUT:g} seconds; "
                 "it is asked "
@@ -413,16 +417,20 @@ class Client:
             "raise timeout= if it needs longer"
         )
 
-    async def _get(self, call: OutgoingRequest, patience: Deadline) -> Response:
-        answer = await self._follow(call, patience)
-        refused = answer.status == HTTPStatus.UNAUTHORIZED and self._places.is_home(answer.url)
+    async def _send_with_auth(self, call: OutgoingRequest, patience: Deadline) -> Response:
+        answer = await self._follow_redirects(call, patience)
+        refused = answer.status == HTTPStatus.UNAUTHORIZED and self._origins.is_same_origin(answer.url)
         if refused and self._credentials.forget():
-            patience.ask_again()
-            answer = await self._follow(call, patience)
+            patience.expect_response()
+            answer = await self._follow_redirects(call, patience)
         if answer.status not in ACCEPTED_STATUSES:
-            self._moves.forget()
-        if answer.redirected and answer.status in _MISSING_STATUSES and not self._moves.has_read(answer.url):
-            there = self._hidden.shown(answer.url)
+            self._redirects.forget()
+        if (
+            answer.redirected
+            and answer.status in _MISSING_STATUSES
+            and not self._redirects.is_confirmed(answer.url)
+        ):
+            there = self._url_secrets.redact(answer.url)
             raise FeedError(
                 f"{self.where} was redirected to {there}, which answered {answer.status}; if the feed has "
                 "moved there, give its new URL; it is asked again later",
@@ -430,37 +438,37 @@ class Client:
             )
         return answer
 
-    async def _follow(self, call: OutgoingRequest, patience: Deadline) -> Response:
+    async def _follow_redirects(self, call: OutgoingRequest, patience: Deadline) -> Response:
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self._exchange.send(call)
+            response = await self._sender.send(call)
             try:
                 if response.next_request is None:
-                    return await self._answer(response, call, patience)
-                call = self._redirected(response, call)
+                    return await self._read_response(response, call, patience)
+                call = self._redirected_request(response, call)
             finally:
                 await close_response(response)
         raise FeedError(f"{self.where} redirects more than {MAX_REDIRECTS} times; ask its publisher for its URL")
 
-    def _redirected(self, response: Any, call: OutgoingRequest) -> OutgoingRequest:
-        following = call.after(response.status_code)
+    def _redirected_request(self, response: Any, call: OutgoingRequest) -> OutgoingRequest:
+        following = call.after_redirect(response.status_code)
         posted = following.content is not None
-        url, at_home = self._places.allowed(str(response.next_request.url), leads="redirects", posted=posted)
+        url, at_home = self._origins.check_url(str(response.next_request.url), leads="redirects", posted=posted)
         if (
             response.status_code in _PERMANENT_REDIRECTS
             and following.method == call.method
             and is_cacheable(response.headers)
         ):
-            following = following._replace(moves=(*call.moves, (call.url, url)))
-        return following._replace(url=url, at_home=at_home)
+            following = following._replace(permanent_redirects=(*call.permanent_redirects, (call.url, url)))
+        return following._replace(url=url, same_origin=at_home)
 
-    async def _answer(self, response: Any, call: OutgoingRequest, patience: Deadline) -> Response:
+    async def _read_response(self, response: Any, call: OutgoingRequest, patience: Deadline) -> Response:
         status = response.status_code
         headers, now = response.headers, time.time()
-        where = self.where if call.at_home else self._places.shown(call.url)
+        where = self.where if call.same_origin else self._origins.describe_source(call.url)
         if status in ACCEPTED_STATUSES:
             body = await read_body(response, self._max_body, where, patience)
         else:
-            body = await self._error_body(response, call, patience) if call.errors else b""
+            body = await self._read_error_body(response, call, patience) if call.errors else b""
         wait = within_poll = requested_delay(status, headers, now)
         if wait is not None:
             within_poll = requested_delay(status, headers, now, within_poll=True)
@@ -474,12 +482,12 @@ class Client:
             call.redirected,
             where,
             within_poll,
-            call.moves,
+            call.permanent_redirects,
         )
 
-    async def _error_body(self, response: Any, call: OutgoingRequest, patience: Deadline) -> bytes:
+    async def _read_error_body(self, response: Any, call: OutgoingRequest, patience: Deadline) -> bytes:
         """What the server says to an error; empty if that cannot be had: the error is there all the same."""
-        with anyio.move_on_after(ERROR_BODY_TIMEOUT), suppress(FeedError, *self._exchange.errors):
+        with anyio.move_on_after(ERROR_BODY_TIMEOUT), suppress(FeedError, *self._sender.errors):
             return await read_body(response, call.errors, "", patience)
         return b""
 

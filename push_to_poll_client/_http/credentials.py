@@ -51,21 +51,23 @@ class FeedCredentials:
 
     def __init__(self, auth: Auth | None, where: str) -> None:
         self._where = where
-        self._ask: Callable[[], Any] | None = None
-        self._known: str | None = None
-        self._is_known = True
+        self._token_provider: Callable[[], Any] | None = None
+        self._authorization: str | None = None
+        self._is_current = True
         self.options: dict[str, Any] = {} if auth is None else {"auth": None}  # None: not the client's own either
         match auth:
             case None:
                 pass
             case str():
-                self._known = _bearer(auth)
+                self._authorization = _bearer(auth)
             case (str(user), str(password)):
-                self._known = f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"  # RFC 7617 §2.1: UTF-8
+                self._authorization = (
+                    f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"  # RFC 7617 §2.1: UTF-8
+                )
             case _ if hasattr(auth, "async_auth_flow"):
                 self.options = {"auth": auth}
             case _ if callable(auth):
-                self._ask, self._is_known = auth, False
+                self._token_provider, self._is_current = auth, False
             case _:
                 raise TypeError(
                     f"auth is a {type(auth).__name__}; give an httpx.Auth, a pair (user, password), a token, or "
@@ -78,16 +80,16 @@ class FeedCredentials:
         Raises:
             FeedError: The callable failed, or its token cannot be sent.
         """
-        if self._ask is not None and not self._is_known:
-            self._known, self._is_known = await self._asked(self._ask), True
-        return self._known
+        if self._token_provider is not None and not self._is_current:
+            self._authorization, self._is_current = await self._request_token(self._token_provider), True
+        return self._authorization
 
     def forget(self) -> bool:
         """Have the callable asked again; whether there is one, and asking can help."""
-        self._is_known = self._ask is None
-        return not self._is_known
+        self._is_current = self._token_provider is None
+        return not self._is_current
 
-    async def _asked(self, ask: Callable[[], Any]) -> str | None:
+    async def _request_token(self, ask: Callable[[], Any]) -> str | None:
         try:
             token = ask()
             token = await token if isawaitable(token) else token
@@ -145,7 +147,7 @@ class ListenerCredentials:
         """Whether asking again may bring something else."""
         return callable(self._headers) or callable(self._token)
 
-    async def ask(self, *, within: float) -> dict[str, str]:
+    async def get_headers(self, *, within: float) -> dict[str, str]:
         """Ask for the headers and the token.
 
         Args:

@@ -159,25 +159,25 @@ class URLSecrets:
     def __init__(self, template: str, secrets: Mapping[str, str]) -> None:
         self.where = without_secrets(template)
         self.url = template
-        self._forms: list[tuple[re.Pattern[str], str]] = []
+        self._patterns: list[tuple[re.Pattern[str], str]] = []
         for name, secret in sorted(_check_secrets(template, secrets).items(), key=lambda item: -len(item[1])):
             self.url = self.url.replace(f"{{{name}}}", quote(secret, safe=":@"))
-            self._forms.append((_secret_pattern(secret), f"{{{name}}}"))
+            self._patterns.append((_secret_pattern(secret), f"{{{name}}}"))
         self.identity = identity(template)
         if secrets:
             digest = hashlib.sha256(self.url.encode(errors="surrogatepass")).hexdigest()
             self.identity = f"{self.where}#{digest[:8]}"
-        self.shown: Callable[[object], str] = self._shown if secrets else without_secrets
+        self.redact: Callable[[object], str] = self._redact if secrets else without_secrets
         """A URL as `without_secrets` shows it, and without these secrets, whoever wrote it."""
 
-    def masked(self, text: str) -> str:
+    def mask(self, text: str) -> str:
         """Any text, with the fields in place of their secrets."""
-        for form, field in self._forms:
+        for form, field in self._patterns:
             text = form.sub(field, text)
         return text
 
-    def _shown(self, url: object) -> str:
-        return without_secrets(self.masked(str(url)))
+    def _redact(self, url: object) -> str:
+        return without_secrets(self.mask(str(url)))
 
 
 def _check_secrets(template: str, secrets: Mapping[str, str]) -> Mapping[str, str]:
@@ -222,12 +222,12 @@ class Origins:
 
     def __init__(self, url: httpx.URL, hidden: URLSecrets, trusted: Collection[str]) -> None:
         self.where = hidden.where
-        self._hidden = hidden
-        self._home = origin_of(url)
-        self._start = str(url.copy_with(raw_path=b"/"))
+        self._url_secrets = hidden
+        self._feed_origin = origin_of(url)
+        self._origin_prefix = str(url.copy_with(raw_path=b"/"))
         self._trusted = parse_origins(trusted)
 
-    def allowed(self, url: str, *, leads: str, posted: bool) -> tuple[str, bool]:
+    def check_url(self, url: str, *, leads: str, posted: bool) -> tuple[str, bool]:
         """What to ask.
 
         Args:
@@ -242,27 +242,31 @@ class Origins:
         Raises:
             FeedError: It is no URL, or is of an origin that is not trusted, or not with a body or a secret.
         """
-        if url.startswith(self._start) and "#" not in url:  # as a rule, and that costs nothing
+        if url.startswith(self._origin_prefix) and "#" not in url:  # as a rule, and that costs nothing
             return url, True
         try:
             target = httpx.URL(url).copy_with(userinfo=b"", fragment=None)
         except httpx.InvalidURL:  # whose text may quote a piece of a secret
             raise FeedError(f"{self.where} {leads} to what is no URL; ask its publisher") from None
-        at_home = origin_of(target) == self._home
+        at_home = origin_of(target) == self._feed_origin
         if not at_home:
             self._check(target, leads, posted=posted)
         return str(target), at_home
 
-    def is_home(self, url: str) -> bool:
+    def is_same_origin(self, url: str) -> bool:
         """Whether it is of the feed's own origin."""
-        return url.startswith(self._start) or origin_of(httpx.URL(url)) == self._home
+        return url.startswith(self._origin_prefix) or origin_of(httpx.URL(url)) == self._feed_origin
 
-    def shown(self, url: str) -> str:
+    def describe_source(self, url: str) -> str:
         """Who said something, for errors: the feed, or another origin that it led to."""
-        return self.where if self.is_home(url) else f"{self.where}, which led to {self._hidden.shown(url)},"
+        return (
+            self.where
+            if self.is_same_origin(url)
+            else f"{self.where}, which led to {self._url_secrets.redact(url)},"
+        )
 
     def _check(self, target: httpx.URL, leads: str, *, posted: bool) -> None:
-        there = self._hidden.shown(f"{target.scheme}://{target.netloc.decode('ascii')}/")
+        there = self._url_secrets.redact(f"{target.scheme}://{target.netloc.decode('ascii')}/")
         if origin_of(target) not in self._trusted:
             raise FeedError(
                 f"{self.where} {leads} to another origin, {there}, which credentials must not follow; if the "
@@ -270,7 +274,7 @@ class Origins:
             )
         if posted:
             raise FeedError(f"{self.where} {leads} to another origin, {there}, which must not get what is posted")
-        if self._hidden.masked(str(target)) != str(target):
+        if self._url_secrets.mask(str(target)) != str(target):
             raise FeedError(
                 f"{self.where} {leads} to another origin, {there}, by a URL that holds a secret which is not its"
             )
@@ -300,14 +304,14 @@ class Redirects:
     """
 
     def __init__(self, shown: Callable[[object], str]) -> None:
-        self._shown = shown
+        self._redact = shown
         self._paths: OrderedDict[str, str] = OrderedDict()
         self._urls: OrderedDict[str, str] = OrderedDict()
-        self._read: OrderedDict[str, None] = OrderedDict()
+        self._confirmed: OrderedDict[str, None] = OrderedDict()
         self._since = 0.0
-        self._told: str | None = None
+        self._last_warned: str | None = None
 
-    def now(self, url: str) -> str:
+    def resolve(self, url: str) -> str:
         """Where to ask for what was at this URL."""
         if not self._paths and not self._urls:
             return url
@@ -335,21 +339,21 @@ class Redirects:
             _remember(self._paths, old_path, new_path)
         else:
             _remember(self._urls, old, new)
-        there = self._shown(new)
-        if there != self._told:
-            self._told = there
-            _logger.warning("%s has moved for good: configure its new URL, %s", self._shown(old), there)
+        there = self._redact(new)
+        if there != self._last_warned:
+            self._last_warned = there
+            _logger.warning("%s has moved for good: configure its new URL, %s", self._redact(old), there)
 
-    def read(self, url: str) -> None:
+    def confirm(self, url: str) -> None:
         """Note that redirects led to a page of the feed at this URL, so that errors from there are believed."""
-        self._read[_path(url)] = None
-        self._read.move_to_end(_path(url))
-        if len(self._read) > MAX_CONFIRMED_PATHS:
-            self._read.popitem(last=False)
+        self._confirmed[_path(url)] = None
+        self._confirmed.move_to_end(_path(url))
+        if len(self._confirmed) > MAX_CONFIRMED_PATHS:
+            self._confirmed.popitem(last=False)
 
-    def has_read(self, url: str) -> bool:
+    def is_confirmed(self, url: str) -> bool:
         """Return True if redirects led to a page of the feed at the path of this URL before."""
-        return _path(url) in self._read
+        return _path(url) in self._confirmed
 
     def forget(self) -> None:
         """Begin at the old URLs again: something is wrong with the new ones, and it may be the move."""

@@ -53,28 +53,28 @@ class Deadline:
 
     def __init__(self, timeout: float, wait: float) -> None:
         now = anyio.current_time()
-        self._held = now + wait
-        self._end = self._held + timeout
+        self._hold_end = now + wait
+        self._end = self._hold_end + timeout
         self._missing = 0
         self.scope = anyio.CancelScope(deadline=self._end)
 
-    def begin(self) -> None:
+    def start_body(self) -> None:
         """The headers are here."""
         self._missing = MIN_BODY_PROGRESS
-        self.scope.deadline = min(self._end, max(self._held, anyio.current_time()) + STALL_TIMEOUT)
+        self.scope.deadline = min(self._end, max(self._hold_end, anyio.current_time()) + STALL_TIMEOUT)
 
-    def came(self, size: int) -> None:
+    def add_bytes(self, size: int) -> None:
         """So many bytes of the body came."""
         self._missing -= size
         if self._missing <= 0:
-            self.begin()
+            self.start_body()
 
-    def ask_again(self) -> None:
+    def expect_response(self) -> None:
         """Another answer is asked for in the same time."""
         self.scope.deadline = self._end
 
     @property
-    def stood_still(self) -> bool:
+    def stalled(self) -> bool:
         """Whether that was it, when the scope was cancelled."""
         return self.scope.deadline < self._end
 
@@ -107,11 +107,11 @@ async def read_body(response: Any, limit: int, where: str, patience: Deadline) -
     unpack = _decoder_for(response.headers.get("content-encoding", ""), where)
     parts, size, wire = list[bytes](), 0, 0
     chunks = response.aiter_raw()
-    patience.begin()
+    patience.start_body()
     try:
         async for chunk in chunks:
-            patience.came(len(chunk))
-            part = unpack.some(chunk, limit + 1 - size)
+            patience.add_bytes(len(chunk))
+            part = unpack.decode(chunk, limit + 1 - size)
             wire, size = wire + len(chunk), size + len(part)
             _check_size(max(wire, size), limit, where)
             parts.append(part)
@@ -119,7 +119,7 @@ async def read_body(response: Any, limit: int, where: str, patience: Deadline) -
         await unwind(chunks)
         raise
     if wire:
-        unpack.end()
+        unpack.flush()
     return b"".join(parts)
 
 
@@ -129,10 +129,10 @@ def _check_size(size: int, limit: int, where: str) -> None:
 
 
 class _IdentityDecoder:
-    def some(self, chunk: bytes, most: int) -> bytes:  # noqa: ARG002
+    def decode(self, chunk: bytes, most: int) -> bytes:  # noqa: ARG002
         return chunk
 
-    def end(self) -> None:
+    def flush(self) -> None:
         pass
 
 
@@ -144,22 +144,22 @@ class _ZlibDecoder:
         self._name = name
         self._where = where
 
-    def some(self, chunk: bytes, most: int) -> bytes:
+    def decode(self, chunk: bytes, most: int) -> bytes:
         if self._zlib.eof:
-            self._check_behind(chunk)
+            self._check_trailing_data(chunk)
             return b""
         try:
             part = self._zlib.decompress(chunk, most)
         except zlib.error as error:
             raise FeedError(f"{self._where} sent a body that is no {self._name}: {quoted(error)}") from error
-        self._check_behind(self._zlib.unused_data)
+        self._check_trailing_data(self._zlib.unused_data)
         return part
 
-    def end(self) -> None:
+    def flush(self) -> None:
         if not self._zlib.eof:
             raise FeedError(f"{self._where} sent a {self._name} body that ends in the middle")
 
-    def _check_behind(self, data: bytes) -> None:
+    def _check_trailing_data(self, data: bytes) -> None:
         """Padding is ignored, as browsers do. A second file, which gzip allows, would be lost."""
         if data.strip(_PADDING):
             raise FeedError(
@@ -174,18 +174,18 @@ class _DeflateDecoder:
     def __init__(self, where: str) -> None:
         self._where = where
         self._head = b""
-        self._packed: _ZlibDecoder | None = None
+        self._decoder: _ZlibDecoder | None = None
 
-    def some(self, chunk: bytes, most: int) -> bytes:
-        if self._packed is None:
+    def decode(self, chunk: bytes, most: int) -> bytes:
+        if self._decoder is None:
             self._head += chunk
             if len(self._head) < 2:  # noqa: PLR2004  # bytes of zlib's head
                 return b""
-            chunk, self._packed = self._head, _ZlibDecoder("deflate", _wbits(self._head), self._where)
-        return self._packed.some(chunk, most)
+            chunk, self._decoder = self._head, _ZlibDecoder("deflate", _wbits(self._head), self._where)
+        return self._decoder.decode(chunk, most)
 
-    def end(self) -> None:
-        (self._packed or _ZlibDecoder("deflate", zlib.MAX_WBITS, self._where)).end()
+    def flush(self) -> None:
+        (self._decoder or _ZlibDecoder("deflate", zlib.MAX_WBITS, self._where)).flush()
 
 
 def _wbits(head: bytes) -> int:
@@ -243,7 +243,7 @@ class Response(NamedTuple):
     redirected: bool = False
     where: str = ""
     within_poll: float | None = None
-    moves: tuple[tuple[str, str], ...] = ()
+    permanent_redirects: tuple[tuple[str, str], ...] = ()
 
     @property
     def media_type(self) -> str:

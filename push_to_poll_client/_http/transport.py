@@ -88,10 +88,10 @@ def open_client(
 class _RedactedURL(httpx.URL):
     def __init__(self, url: httpx.URL, shown: Callable[[object], str]) -> None:
         super().__init__(url)
-        self._shown = shown
+        self._redact = shown
 
     def __str__(self) -> str:
-        return self._shown(super().__str__())
+        return self._redact(super().__str__())
 
 
 async def _hide_url(shown: Callable[[object], str], request: httpx.Request) -> None:

@@ -62,7 +62,7 @@ class Command:
         self._argv = _argv(typed)
         self._timeout = timeout
         self._environment = {name: value for name, value in os.environ.items() if name not in secrets}
-        self._hand: anyio.CancelScope | None = None
+        self._in_flight: anyio.CancelScope | None = None
         self._finish_until = math.inf
         self._process: Process | None = None
 
@@ -77,7 +77,7 @@ class Command:
             UndecodableMessage: The data of the message cannot be read.
         """
         await checkpoint_if_cancelled()
-        with anyio.CancelScope(shield=True, deadline=self._finish_until) as self._hand:
+        with anyio.CancelScope(shield=True, deadline=self._finish_until) as self._in_flight:
             await self._run(json_line(message))
             return
         await anyio.sleep_forever()  # not processed: the cancellation that set the deadline goes on from here
@@ -85,8 +85,8 @@ class Command:
     def finish_until(self, deadline: float) -> None:
         """Give the run in hand until then, on the event loop's clock; it is ended when it overruns."""
         self._finish_until = deadline
-        if self._hand is not None:
-            self._hand.deadline = deadline
+        if self._in_flight is not None:
+            self._in_flight.deadline = deadline
 
     def kill(self) -> None:
         """End the run in hand at once, and whatever it started."""

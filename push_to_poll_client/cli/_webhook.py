@@ -51,23 +51,23 @@ class _IdleTimeoutProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._answered: Any = None
-        self._look_later()
+        self._checked_request: Any = None
+        self._schedule_idle_check()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._looking.cancel()
+        self._idle_timer.cancel()
         super().connection_lost(exc)
 
-    def _look_later(self) -> None:
-        self._looking = self.loop.call_later(IDLE_TIMEOUT, self._look)
+    def _schedule_idle_check(self) -> None:
+        self._idle_timer = self.loop.call_later(IDLE_TIMEOUT, self._close_if_idle)
 
-    def _look(self) -> None:
+    def _close_if_idle(self) -> None:
         request: Any = self.cycle
-        if (request is None or request.response_complete) and request is self._answered:
+        if (request is None or request.response_complete) and request is self._checked_request:
             self.transport.close()
             return
-        self._answered = request
-        self._look_later()
+        self._checked_request = request
+        self._schedule_idle_check()
 
 
 class _StoppableServer(uvicorn.Server):

@@ -133,13 +133,13 @@ class DurableStreamFeed:
         )
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
         self._framing = FRAMINGS[messages]
-        self._most = max_messages(max_body)
+        self._max_messages = max_messages(max_body)
         self._max_body = max_body
-        self._tail = EndOfFeed()
+        self._end_of_feed = EndOfFeed()
         self._echo: dict[str, str] = {}
-        self._begun: ReadStart | None = None
+        self._unfinished: ReadStart | None = None
         self.identity: str = self._origin.identity + ("" if self._framing.is_json else f" as {messages}")
-        self.push_url: str = self._origin.address({"live": "sse", "offset": NOW})
+        self.push_url: str = self._origin.build_url({"live": "sse", "offset": NOW})
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Read what comes after `request.cursor`; if that is nothing, hold on for `request.wait` seconds.
@@ -162,10 +162,10 @@ class DurableStreamFeed:
         Raises:
             FeedError: As for `fetch`.
         """
-        answer = await self._origin.ask(self._origin.address({"offset": NOW}), headers={})
+        answer = await self._origin.send_request(self._origin.build_url({"offset": NOW}), headers={})
         self._accept(answer)
-        said = StreamHeaders.of(answer.headers, self._origin.where)
-        self._origin.note_read(answer)
+        said = StreamHeaders.from_headers(answer.headers, self._origin.where)
+        self._origin.remember_redirects(answer)
         return StreamPosition.counted_from(said.offset).cursor
 
     def restore(self, letter: DeadLetter, /) -> Message:
@@ -179,8 +179,8 @@ class DurableStreamFeed:
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
-        self._tail.forget()
-        self._begun = None
+        self._end_of_feed.forget()
+        self._unfinished = None
         await self._origin.aclose()
 
     def __repr__(self) -> str:
@@ -188,27 +188,27 @@ class DurableStreamFeed:
 
     # A page
 
-    def _begin(self, cursor: Cursor | None) -> ReadStart:
+    def _start_of(self, cursor: Cursor | None) -> ReadStart:
         """Where to begin: behind what is still in hand of a message whose end was not there."""
-        begun = self._begun
+        begun = self._unfinished
         if begun is not None and begun.saved is not None and begun.saved.cursor == cursor:
             return begun
-        return ReadStart(StreamPosition.of(cursor))
+        return ReadStart(StreamPosition.from_cursor(cursor))
 
     async def _page(self, request: FetchRequest, wait: float) -> Page:
         """Whole messages. One that goes on in the next answer is read on, as far as it is there or waited for."""
-        begin = self._begin(request.cursor)
+        begin = self._start_of(request.cursor)
         while True:
             url = self._url(begin.place, wait)
-            answer = await self._answer(url, begin.place, wait, fresh=request.fresh)
+            answer = await self._request(url, begin.place, wait, fresh=request.fresh)
             if answer.status == HTTPStatus.NOT_MODIFIED:
                 return Page(retry_after=answer.retry_after)
-            said = StreamHeaders.of(answer.headers, self._origin.where)
+            said = StreamHeaders.from_headers(answer.headers, self._origin.where)
             said.check_follows(begin.place, self._origin.where)
             read = await self._read(answer, begin, said)
-            self._origin.note_read(answer)
-            self._begun = read.begun
-            self._tail.note(url, answer, empty=not wait and _is_end(read, said))
+            self._origin.remember_redirects(answer)
+            self._unfinished = read.begun
+            self._end_of_feed.note(url, answer, empty=not wait and _is_end(read, said))
             moved, more = said.offset != begin.place.offset, wait > 0 or not said.ends
             if read.begun is None or read.messages or not (moved and more):
                 return _page_of(read, said, answer)
@@ -219,7 +219,7 @@ class DurableStreamFeed:
         self._check_body(answer, begin.place, said)
         given = StreamResponse(answer.body, begin, said, self._origin.where)
         size = len(given.body) + len(begin.rest)
-        found = await run_decoder(size, self._framing.read, given, self._most)
+        found = await run_decoder(size, self._framing.read, given, self._max_messages)
         if found.begun is not None and len(found.begun.rest) > self._max_body:
             raise FeedError(f"{given.where} has a line of more than {self._max_body} bytes; raise max_body=")
         return found
@@ -252,13 +252,15 @@ class DurableStreamFeed:
     def _url(self, place: StreamPosition, wait: float) -> str:
         """By the names in their order, for caches (§10.1)."""
         live = {**self._echo, "live": "long-poll"} if wait > 0 else {}
-        return self._origin.address({**live, "offset": place.offset})
+        return self._origin.build_url({**live, "offset": place.offset})
 
-    async def _answer(self, url: str, place: StreamPosition, wait: float, *, fresh: bool) -> Response:
-        known = None if wait > 0 else self._tail.known(url)
-        answer = await self._origin.ask(url, headers=cache_bypass_headers(fresh=fresh), known=known, wait=wait)
+    async def _request(self, url: str, place: StreamPosition, wait: float, *, fresh: bool) -> Response:
+        known = None if wait > 0 else self._end_of_feed.validators_for(url)
+        answer = await self._origin.send_request(
+            url, headers=cache_bypass_headers(fresh=fresh), known=known, wait=wait
+        )
         if answer.status == HTTPStatus.GONE and place.offset != BEGINNING:
-            await self._refuse_expired(place)
+            await self._raise_expired(place)
         self._accept(answer)
         if (echo := echo_of(answer.headers)) is not None:
             self._echo = {"cursor": echo}
@@ -271,18 +273,18 @@ class DurableStreamFeed:
                 "expired; check the URL",
                 retry_after=answer.retry_after,
             )
-        self._origin.accepted(answer)
+        self._origin.check_status(answer)
 
-    async def _refuse_expired(self, place: StreamPosition) -> None:
+    async def _raise_expired(self, place: StreamPosition) -> None:
         """410 has two meanings (§5.6); a request for the stream's metadata tells which (§5.5)."""
-        head = await self._origin.ask(self._origin.address({}), headers={}, method="HEAD")
+        head = await self._origin.send_request(self._origin.build_url({}), headers={}, method="HEAD")
         if head.status not in _HEAD_UNSUPPORTED:
             self._accept(head)
         raise CursorExpired(
             f"{self._origin.where} no longer has what comes at offset {quoted(place.offset)}: messages are "
             "missing, and those that it has are counted anew; go on from the start that this error offers, or "
             "from the inception and forget",
-            start=place.anew.cursor,
+            start=place.after_reset.cursor,
         )
 
 

@@ -79,7 +79,7 @@ class StreamPosition(NamedTuple):
     settled: int = 0
 
     @classmethod
-    def of(cls, cursor: Cursor | None) -> "StreamPosition":
+    def from_cursor(cls, cursor: Cursor | None) -> "StreamPosition":
         """The place that a cursor means.
 
         Raises:
@@ -109,12 +109,12 @@ class StreamPosition(NamedTuple):
         return f"{self.offset}/{self.since}{self.number}" + (f"/{self.settled}" if self.settled else "")
 
     @property
-    def anew(self) -> "StreamPosition":
+    def after_reset(self) -> "StreamPosition":
         """The beginning of a stream that no longer has what was counted: its numbers are others."""
         known = _match_resets(self.since)
         return StreamPosition(since=f"{int(known[1]) + 1 if known else 1}:")
 
-    def name(self, index: int) -> str:
+    def message_id(self, index: int) -> str:
         """What the message is called that is so many behind the offset."""
         return f"{self.since}{self.number + index}"
 
@@ -142,7 +142,7 @@ class StreamHeaders(NamedTuple):
         return self.up_to_date or self.closed
 
     @classmethod
-    def of(cls, headers: Mapping[str, str], where: str) -> "StreamHeaders":
+    def from_headers(cls, headers: Mapping[str, str], where: str) -> "StreamHeaders":
         """Read them.
 
         Args:
@@ -178,7 +178,7 @@ def truncation_error(place: StreamPosition, where: str) -> CursorExpired:
         f"{where} ends before offset {quoted(place.offset)}, up to which it was read: it was deleted and made "
         "anew, and its messages are counted anew; go on from the start that this error offers, or from the "
         "inception and forget",
-        start=place.anew.cursor,
+        start=place.after_reset.cursor,
     )
 
 
@@ -281,7 +281,7 @@ class StreamResponse(NamedTuple):
     said: StreamHeaders
     where: str
 
-    def place_behind(self, length: int) -> StreamPosition:
+    def position_after(self, length: int) -> StreamPosition:
         """The place behind it, if it has so many messages, or bytes.
 
         Raises:
@@ -341,12 +341,12 @@ def _read_elements(given: StreamResponse, most: int) -> StreamBatch:
         raise FeedError(f"{given.where} sent no JSON array: {error} ({len(body)} bytes)") from error
     decode = _decoder_of(elements, _decode_json)
     messages = [
-        StreamMessage(place.name(index), element, decode, cursor=place._replace(settled=index + 1).cursor)
+        StreamMessage(place.message_id(index), element, decode, cursor=place._replace(settled=index + 1).cursor)
         for index, element in enumerate(elements[:most], place.settled)
     ]
     if len(elements) > most:
         return StreamBatch(messages, place._replace(settled=place.settled + most), cut=True)
-    return StreamBatch(messages, given.place_behind(passed + len(elements)))
+    return StreamBatch(messages, given.position_after(passed + len(elements)))
 
 
 def _elements(body: bytes, first: int, most: int) -> tuple[int, Sequence[bytes | msgspec.Raw]]:
@@ -372,9 +372,9 @@ def _decoder_of(messages: Sequence[bytes | msgspec.Raw], decode: _Decode) -> _De
 
 def _read_chunk(given: StreamResponse, most: int) -> StreamBatch:  # noqa: ARG001  # there is one
     """One message, as large as the server makes its answers."""
-    place, end = given.begin.place, given.place_behind(len(given.body))
+    place, end = given.begin.place, given.position_after(len(given.body))
     chunk = given.body[place.settled :]
-    name = f"{place.name(place.settled)}-{place.number + len(given.body)}"
+    name = f"{place.message_id(place.settled)}-{place.number + len(given.body)}"
     return StreamBatch([StreamMessage(name, chunk, bytes, cursor=end.cursor)] if chunk else [], end)
 
 
@@ -390,14 +390,14 @@ def _read_lines(given: StreamResponse, most: int, *, decode: _Decode, blank: boo
         lines, rest = [*lines, rest], b""
     messages, decode = list[Message](), _decoder_of(lines, decode)
     for line in lines:
-        name, at = place.name(at), min(at + len(line) + 1, length)
+        name, at = place.message_id(at), min(at + len(line) + 1, length)
         if blank or line.strip(_SPACE):
             cursor = place._replace(settled=at).cursor
             messages.append(StreamMessage(name, line.removesuffix(b"\r"), decode, cursor=cursor))
     behind = place._replace(settled=at) if lines else saved or place
     if cut:
         return StreamBatch(messages, behind, cut=True)
-    after = given.place_behind(length)
+    after = given.position_after(length)
     return StreamBatch(messages, behind, ReadStart(after, rest, behind)) if rest else StreamBatch(messages, after)
 
 

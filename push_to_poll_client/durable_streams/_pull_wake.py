@@ -124,10 +124,10 @@ class PullWakeListener:
             confirm_every=confirm_every,
             asker=ListenerClient(root, **how),
         )
-        self._keeper = SubscriptionManager(
+        self._manager = SubscriptionManager(
             self._subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions
         )
-        self._wakes = WakeStream(
+        self._wake_stream = WakeStream(
             address_below(root, path, "live=sse&offset=now"),
             claimer=Claimer(
                 root,
@@ -144,7 +144,7 @@ class PullWakeListener:
             open_timeout=open_timeout,
             **how,
         )
-        self._wakes.name = self.name
+        self._wake_stream.name = self.name
 
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled, connect again alone, keep the subscription, report to `channel`.
@@ -156,8 +156,8 @@ class PullWakeListener:
         subscription, stream = split_channel(channel)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._keeper.keep, subscription)
-                await self._wakes.follow(stream, subscription=subscription, lost=self._notice_loss)
+                tasks.start_soon(self._manager.run, subscription)
+                await self._wake_stream.follow(stream, subscription=subscription, lost=self._notice_loss)
                 tasks.cancel_scope.cancel()
         except ExceptionGroup as group:
             raise unwrap_group(group) from None
@@ -166,4 +166,4 @@ class PullWakeListener:
         return f"{type(self).__name__}({self.name!r})"
 
     def _notice_loss(self) -> None:
-        self._keeper.control(Control.RECREATE)
+        self._manager.control(Control.RECREATE)

@@ -94,10 +94,10 @@ class KeySet:
 
     def __init__(self, asker: ListenerClient) -> None:
         self.name: str = without_secrets(asker.url)
-        self._asker = asker
+        self._client = asker
         self._keys: Mapping[str, PublicKey] = {}
         self._stale_at = self._not_before = float("-inf")
-        self._asking = threading.Lock()  # held across a request, and never waited for
+        self._request_lock = threading.Lock()  # held across a request, and never waited for
         self._clock: Callable[[], float] = time.monotonic  # an event loop's own is another in the next one
 
     async def key(self, kid: str) -> PublicKey | None:
@@ -107,7 +107,7 @@ class KeySet:
         done, what was known before counts. Never raises.
         """
         if kid not in self._keys or self._clock() >= self._stale_at:
-            await self._ask_if_it_may()
+            await self._refresh_if_allowed()
         return self._keys.get(kid)
 
     async def refresh(self) -> None:
@@ -116,12 +116,14 @@ class KeySet:
         Raises:
             Exception: It did not come; the keys are those that were known before.
         """
-        answer = (await self._asker.ask(headers={"accept": "application/jwk-set+json, application/json"})).expect()
+        answer = (
+            await self._client.send_request(headers={"accept": "application/jwk-set+json, application/json"})
+        ).expect()
         self._keys = dict(_keys_of(answer))
         self._stale_at = self._clock() + _lifetime(answer.headers)
 
-    async def _ask_if_it_may(self) -> None:
-        if not self._asking.acquire(blocking=False):
+    async def _refresh_if_allowed(self) -> None:
+        if not self._request_lock.acquire(blocking=False):
             return
         try:
             now = self._clock()
@@ -131,7 +133,7 @@ class KeySet:
                 with anyio.CancelScope(shield=True):
                     await self._try_to_refresh()
         finally:
-            self._asking.release()
+            self._request_lock.release()
 
     async def _try_to_refresh(self) -> None:
         try:
@@ -228,14 +230,14 @@ class DurableStreamsSignature:
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Whether it has a signature of the right form and of our time; asked before the body is read."""
-        return self._read(request) is not None
+        return self._parse_signature(request) is not None
 
     async def __call__(self, request: WebhookRequest, /) -> Verified | bool:
         """Whether the server signed it. A repetition has the same signature: it is told from others by that.
 
         The server's own retries are signed anew, so they are no repetitions.
         """
-        read = self._read(request)
+        read = self._parse_signature(request)
         if read is None:
             return False
         stated, kid, text = read
@@ -255,7 +257,7 @@ class DurableStreamsSignature:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._keys.name!r})"
 
-    def _read(self, request: WebhookRequest) -> tuple[str, str, str] | None:
+    def _parse_signature(self, request: WebhookRequest) -> tuple[str, str, str] | None:
         """Time, name of the key and signature, as they are written; `None`: it cannot be authentic."""
         found = _match_signature(request.headers.get(HEADER, ""))
         if found is None or abs(request.received_at - int(found[1])) > self._tolerance:

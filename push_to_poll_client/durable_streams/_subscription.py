@@ -102,15 +102,15 @@ class DurableStreamsSubscription:
     ) -> None:
         check_number("confirm_every", confirm_every, above_zero=True)
         given = {**asked, **_streams_of(streams, pattern), "lease_ttl_ms": _milliseconds(lease)}
-        self._asked = msgspec.json.encode(given, order="sorted")
-        self._all = f"{root}/__ds/subscriptions"
-        self._asker = asker
+        self._request_body = msgspec.json.encode(given, order="sorted")
+        self._base_url = f"{root}/__ds/subscriptions"
+        self._client = asker
         self._confirm_every = confirm_every
-        self.id: str = f"{_checked_id(id)}-{hashlib.sha256(self._asked).hexdigest()[:16]}"
+        self.id: str = f"{_checked_id(id)}-{hashlib.sha256(self._request_body).hexdigest()[:16]}"
         # Without what depends on the arguments: under its name the old one is found that is to be taken back.
-        self.name: str = without_secrets(f"{self._all}/{quote(_checked_id(id), safe='')}")
+        self.name: str = without_secrets(f"{self._base_url}/{quote(_checked_id(id), safe='')}")
         self.registrations: Sequence[Registration] | None = None
-        self._was_taken = False
+        self._was_accepted = False
 
     def plan(self) -> Registration:
         """The id."""
@@ -125,7 +125,7 @@ class DurableStreamsSubscription:
             Exception: It failed.
         """
         await self._put(planned)
-        await self._made_anew()
+        await self._on_created()
         return self._confirmed(planned)
 
     async def renew(self, registration: Registration, /) -> Registration | None:
@@ -143,14 +143,14 @@ class DurableStreamsSubscription:
             return None
         if (await self._put(registration)).status == HTTPStatus.CREATED:
             _log.info("%s: the server had lost the subscription, and has it again", self.name)
-            await self._made_anew()
+            await self._on_created()
         return self._confirmed(registration)
 
     async def stop(self, registration: Registration, /) -> None:
         """Take it back (§6.3), unless it has been made anew: what replaces one that was lost has the same id."""
         if any(one.id == registration.id and one != registration for one in self.registrations or ()):
             return
-        answer = await self._asker.ask("DELETE", self.url(registration.id))
+        answer = await self._client.send_request("DELETE", self.url(registration.id))
         answer.expect(HTTPStatus.OK, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
@@ -159,22 +159,24 @@ class DurableStreamsSubscription:
 
     def url(self, id: str, action: str = "") -> str:
         """Where a subscription is on the server."""
-        return f"{self._all}/{quote(id, safe='')}{action}"
+        return f"{self._base_url}/{quote(id, safe='')}{action}"
 
-    async def _made_anew(self) -> None:
+    async def _on_created(self) -> None:
         """The server has it since just now."""
 
     async def _put(self, planned: Registration) -> ListenerResponse:
         """Anywhere else than at its root such a server takes the request for a new stream, and says nothing."""
-        answer = await self._asker.ask("PUT", self.url(planned.id), content=self._asked, headers=JSON_HEADERS)
+        answer = await self._client.send_request(
+            "PUT", self.url(planned.id), content=self._request_body, headers=JSON_HEADERS
+        )
         if answer.status == HTTPStatus.BAD_REQUEST and (code := error_code(answer)) in _ERROR_HINTS:
             # What was taken before is not wrong by itself: the server is not what it was, and may be so again.
-            kind = SubscriptionRefused if self._was_taken else ListenerError
+            kind = SubscriptionRefused if self._was_accepted else ListenerError
             raise kind(f"{self.name}: the server answered {code}: {_ERROR_HINTS[code]}")
         answer.expect(HTTPStatus.OK, HTTPStatus.CREATED)
         if not isinstance(answer.json(), dict):
             raise UnusableResponse(f"{answer.url} answered something that is no subscription (§6.2)")
-        self._was_taken = True
+        self._was_accepted = True
         return answer
 
     def _confirmed(self, registration: Registration) -> Registration:
@@ -349,7 +351,7 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
             client=client,
         )
 
-    async def _made_anew(self) -> None:
+    async def _on_created(self) -> None:
         """A server that was started anew may have other keys than those that are known."""
         try:
             await self.verify.refresh()

@@ -62,8 +62,8 @@ class ChannelPart:
     """
 
     def __init__(self, whole: Channel, are_up: "set[ChannelPart]") -> None:
-        self._whole = whole
-        self._are_up = are_up
+        self._channel = whole
+        self._parts_up = are_up
         self._event = anyio.Event()
 
     @property
@@ -71,43 +71,43 @@ class ChannelPart:
         """Whether this one is."""
         return self._event.is_set()
 
-    async def until_up(self) -> None:
+    async def wait_up(self) -> None:
         """Wait until this one is, if it is not."""
         await self._event.wait()
 
     def up(self) -> None:
         """This one is; with the other one too, the whole is."""
         self._event.set()
-        self._are_up.add(self)
-        if len(self._are_up) == 2:  # noqa: PLR2004 - halves
-            self._whole.up()
+        self._parts_up.add(self)
+        if len(self._parts_up) == 2:  # noqa: PLR2004 - halves
+            self._channel.up()
 
     def down(self, error: BaseException | None = None) -> None:
         """So the whole is not."""
         self._event = anyio.Event() if self._event.is_set() else self._event
-        self._are_up.discard(self)
-        self._whole.down(error)
+        self._parts_up.discard(self)
+        self._channel.down(error)
 
     def wake(self, push: Push | None = None, /) -> None:
         """As of the whole."""
-        self._whole.wake(push)
+        self._channel.wake(push)
 
     def poll(self) -> None:
         """As of the whole."""
-        self._whole.poll()
+        self._channel.poll()
 
     def registered(self, until: float | None, /) -> None:
         """As of the whole."""
-        self._whole.registered(until)
+        self._channel.registered(until)
 
     @property
     def state(self) -> str | None:
         """As of the whole."""
-        return self._whole.state
+        return self._channel.state
 
     async def save(self, state: str | None, /) -> None:
         """As of the whole."""
-        await self._whole.save(state)
+        await self._channel.save(state)
 
 
 def split_channel(whole: Channel) -> tuple[ChannelPart, ChannelPart]:
@@ -203,18 +203,18 @@ class Claimer:
         self._stream = stream
         self._url = url
         self._worker = msgspec.json.encode({"worker": worker})
-        self._asker = ListenerClient(
+        self._client = ListenerClient(
             root, headers=headers, token=token, tls=tls, client=client, timeout=timeout, max_body=MAX_CLAIM
         )
         # What was claimed is given back by its own token, in place of who we are by ourselves (§7.2).
-        self._holder = ListenerClient(
+        self._claim_client = ListenerClient(
             url(""), headers=headers, token=self._claim_token, tls=tls, client=client, timeout=timeout
         )
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Keep connections between the requests within the block."""
-        async with self._asker.opened(), self._holder.opened():
+        async with self._client.reuse_connections(), self._claim_client.reuse_connections():
             yield
 
     async def make_stream(self) -> None:
@@ -225,7 +225,7 @@ class Claimer:
         Raises:
             Exception: No answer came.
         """
-        await self._asker.ask("PUT", self._stream, headers=JSON_HEADERS)
+        await self._client.send_request("PUT", self._stream, headers=JSON_HEADERS)
 
     async def take(self) -> bool:
         """Claim the wake that is there, if there is one.
@@ -238,7 +238,9 @@ class Claimer:
             UnusableAnswer: The answer is none.
             Exception: It failed.
         """
-        answer = await self._asker.ask("POST", self._url("/claim"), content=self._worker, headers=JSON_HEADERS)
+        answer = await self._client.send_request(
+            "POST", self._url("/claim"), content=self._worker, headers=JSON_HEADERS
+        )
         if answer.status in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
             return answer.status == HTTPStatus.CONFLICT
         self.claim = parse_claim(answer.expect())
@@ -256,12 +258,12 @@ class Claimer:
         if (claim := self.claim) is None:
             return
         said = {"wake_id": claim.wake_id, "generation": claim.generation}
-        if not await self._say("/ack", {**said, "acks": claim.acks, "done": True}):
-            await self._say("/release", said)
+        if not await self._post("/ack", {**said, "acks": claim.acks, "done": True}):
+            await self._post("/release", said)
         self.claim = None
 
-    async def _say(self, action: str, what: object) -> bool:
-        answer = await self._holder.ask(
+    async def _post(self, action: str, what: object) -> bool:
+        answer = await self._claim_client.send_request(
             "POST", self._url(action), content=msgspec.json.encode(what), headers=JSON_HEADERS
         )
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -297,10 +299,10 @@ class WakeStream(SSEListener):
         super().__init__(url, hint=self._push_of, **settings)
         self._claimer = claimer
         self._subscription_id = subscription_id
-        self._has_claimed = self._is_claiming = self._has_heard = False
+        self._has_claimed = self._is_claiming = self._has_unreported_wake = False
         self._bucket: TokenBucket
         self._subscription: ChannelPart
-        self._lost: Callable[[], None]
+        self._on_lost: Callable[[], None]
 
     async def follow(self, channel: Channel, *, subscription: ChannelPart, lost: Callable[[], None]) -> None:
         """As `listen`.
@@ -310,18 +312,18 @@ class WakeStream(SSEListener):
             subscription: Up while the subscription is in force, as far as is known.
             lost: Called when the server does not have it all the same.
         """
-        self._subscription, self._lost = subscription, lost
+        self._subscription, self._on_lost = subscription, lost
         self._bucket = TokenBucket(RATE, BURST)  # the clock may be another one than that of an earlier run
         await self.listen(channel)
 
     @contextlib.asynccontextmanager
     async def _connect(self, headers: Mapping[str, str]) -> AsyncIterator[EventStream]:
-        self._is_claiming = self._has_heard = False
-        await self._subscription.until_up()  # else a claim finds none, and it cannot be told whether one was lost
+        self._is_claiming = self._has_unreported_wake = False
+        await self._subscription.wait_up()  # else a claim finds none, and it cannot be told whether one was lost
         async with self._claimer.opened():
             await self._claimer.make_stream()
             async with super()._connect(headers) as stream:
-                await self._give_back_at_last()
+                await self._give_back_old_claim()
                 await self._take()
                 yield stream
 
@@ -333,7 +335,7 @@ class WakeStream(SSEListener):
         await self._give_back()
         wakes = [event for event in await super()._read(connection) if self._streams_in(event) is not None]
         if wakes:
-            self._has_heard = True
+            self._has_unreported_wake = True
             await self._take()
         return wakes[-1:]
 
@@ -342,7 +344,7 @@ class WakeStream(SSEListener):
             is_known = await self._claimer.take()
         self._has_claimed = True
         if not is_known and self._subscription.is_up:
-            self._lost()
+            self._on_lost()
 
     async def _give_back(self) -> None:
         """Not sooner than another claim may be made, since the server writes the next wake at once."""
@@ -352,7 +354,7 @@ class WakeStream(SSEListener):
         with self._claiming():
             await self._claimer.give_back()
 
-    async def _give_back_at_last(self) -> None:
+    async def _give_back_old_claim(self) -> None:
         """What could not be before. If it cannot be now, its lease ends it: else no connect would succeed."""
         try:
             await self._give_back()
@@ -368,7 +370,7 @@ class WakeStream(SSEListener):
         self._is_claiming = False
 
     def _push_of(self, message: ServerSentEvent) -> Push:
-        self._has_heard = False
+        self._has_unreported_wake = False
         claim = self._claimer.claim
         return Push(topics=topics_of(self._streams_in(message) or ()) if claim is None else claim.topics)
 
@@ -376,7 +378,7 @@ class WakeStream(SSEListener):
         failure = super()._failure(error)
         if self._is_claiming:
             failure = http_failure_of(error, wanted="a claim", verdicts=RESPONSE_VERDICTS)
-        return failure._replace(hid_a_push=failure.hid_a_push or self._has_heard)
+        return failure._replace(hid_a_push=failure.hid_a_push or self._has_unreported_wake)
 
     def _streams_in(self, event: ServerSentEvent) -> list[str] | None:
         """What an event says has something new; `None`: it is no wake of ours."""

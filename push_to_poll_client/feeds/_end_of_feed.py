@@ -36,7 +36,7 @@ class EndOfFeed:
     def __init__(self) -> None:
         self._ends: OrderedDict[str, _EmptyResponse] = OrderedDict()
 
-    def known(self, url: str) -> Validators | None:
+    def validators_for(self, url: str) -> Validators | None:
         """What the end at this URL is known by: what to give to `Origin.ask`."""
         end = self._ends.get(url)
         return None if end is None else end.validators

@@ -65,12 +65,12 @@ class NewestFirstReader:
     def __init__(
         self, look: FetchDocument, where: str, *, order: SortKey | None = None, most: int = MAX_MESSAGES
     ) -> None:
-        self._look = look
+        self._fetch_document = look
         self._where = where
         self._order = order
-        self._most = most
-        self._ways = Walks()
-        self._fresh = FreshnessCache()
+        self._max_messages = most
+        self._walks = Walks()
+        self._freshness = FreshnessCache()
 
     async def fetch(self, request: FetchRequest) -> Page:
         """As `Feed.fetch`.
@@ -80,14 +80,14 @@ class NewestFirstReader:
             ChainRestart: What a walk led to is not there any more.
             FeedError: The document could not be had, or the walk does not end.
         """
-        if request.cursor in self._fresh and not (request.fresh or request.wait):
+        if request.cursor in self._freshness and not (request.fresh or request.wait):
             return Page()
         start, step = _parse_position(request.cursor)
-        way = self._way(start)
-        if way.page is not None or step < way.turn:  # it was asked for before
-            return way.page or _page_to_continue(start, way.turn)
-        way.go_on(step, anyio.current_time())
-        return await self._go_on(way, request, start)
+        way = self._walk_from(start)
+        if way.page is not None or step < way.step:  # it was asked for before
+            return way.page or _page_to_continue(start, way.step)
+        way.prepare_next(step, anyio.current_time())
+        return await self._continue_walk(way, request, start)
 
     async def latest(self) -> Cursor | None:
         """As `Feed.latest`.
@@ -95,77 +95,81 @@ class NewestFirstReader:
         Raises:
             FeedError: The newest document could not be had.
         """
-        way = Walk(SeenEntries(), self._most)
-        leaf = await self._look(None, FetchRequest(fresh=True), way.known)
+        way = Walk(SeenEntries(), self._max_messages)
+        leaf = await self._fetch_document(None, FetchRequest(fresh=True), way.known)
         if leaf.unchanged:
             raise FeedError(f"{self._where} does not show yet what is newest")
-        way.take(leaf, self._where, anyio.current_time())
+        way.add_document(leaf, self._where, anyio.current_time())
         return way.seen().cursor()
 
     def forget(self) -> None:
         """When the event loop may end. A page that failed is made again then: its publisher may have mended it."""
-        self._fresh.forget()
-        self._ways.forget()
+        self._freshness.forget()
+        self._walks.forget()
 
-    def _way(self, start: Cursor | None) -> Walk:
+    def _walk_from(self, start: Cursor | None) -> Walk:
         """The walk that began there, or one that begins."""
-        self._ways.settled(start)
-        return self._ways.get(start) or Walk(SeenEntries.read(start, self._where), self._most)
+        self._walks.cursor_settled(start)
+        return self._walks.get(start) or Walk(SeenEntries.parse(start, self._where), self._max_messages)
 
-    async def _go_on(self, way: Walk, request: FetchRequest, start: Cursor | None) -> Page:
-        turn = way.turn
-        leaf = await self._look_at(way, request, start)
-        if way.turn != turn:  # somebody else has taken this document
-            return _page_to_continue(start, way.turn, leaf.retry_after)
-        self._fresh.note(start, leaf.fresh_for if leaf.unchanged else 0.0)
-        self._ways.drop(start)
+    async def _continue_walk(self, way: Walk, request: FetchRequest, start: Cursor | None) -> Page:
+        turn = way.step
+        leaf = await self._fetch_next(way, request, start)
+        if way.step != turn:  # somebody else has taken this document
+            return _page_to_continue(start, way.step, leaf.retry_after)
+        self._freshness.note(start, leaf.fresh_for if leaf.unchanged else 0.0)
+        self._walks.drop(start)
         if leaf.unchanged:
             return _unchanged_page(leaf)
-        way.take(leaf, self._where, anyio.current_time())
+        way.add_document(leaf, self._where, anyio.current_time())
         if way.ended:
-            return self._hand_out(start, way, leaf)
-        self._ways.keep(start, way)
-        return _page_to_continue(start, way.turn, leaf.retry_after)
+            return self._finish_walk(start, way, leaf)
+        self._walks.keep(start, way)
+        return _page_to_continue(start, way.step, leaf.retry_after)
 
-    async def _look_at(self, way: Walk, request: FetchRequest, start: Cursor | None) -> Document:
+    async def _fetch_next(self, way: Walk, request: FetchRequest, start: Cursor | None) -> Document:
         try:
-            return await self._look(way.at, request, way.known_here)
+            return await self._fetch_document(way.at, request, way.known_for_request)
         except (ChainRestart, FeedRefused):
-            self._ways.drop(start)
+            self._walks.drop(start)
             raise
         except (CursorExpired, FeedGone) as error:
-            self._ways.drop(start)
+            self._walks.drop(start)
             if way.at is None:
                 raise
             text = f"a walk through {self._where} begins again, since what it led to is gone: {error}"
             raise ChainRestart(text, retry_after=error.retry_after) from error
         except Exception:
-            if way.failed():
-                self._ways.drop(start)
+            if way.record_failure():
+                self._walks.drop(start)
             raise
 
-    def _hand_out(self, start: Cursor | None, way: Walk, leaf: Document) -> Page:
+    def _finish_walk(self, start: Cursor | None, way: Walk, leaf: Document) -> Page:
         """What a walk found at its end. Before a poll is over, the server is not yet left alone between polls."""
         seen = way.seen()
-        page = Page(way.news(self._order), seen.cursor(), gap=way.gap)
-        way.later = way.further(seen)
-        wait = leaf.retry_after if way.later else longer_wait(leaf.retry_after, way.quiet(anyio.current_time()))
+        page = Page(way.new_messages(self._order), seen.cursor(), gap=way.gap)
+        way.next_walk = way.remaining_walk(seen)
+        wait = (
+            leaf.retry_after
+            if way.next_walk
+            else longer_wait(leaf.retry_after, way.next_poll_delay(anyio.current_time()))
+        )
         if page.cursor != start:
-            return replace(self._handed_out(start, way, page), retry_after=wait)
+            return replace(self._final_page(start, way, page), retry_after=wait)
         page = replace(page, cursor=None, retry_after=wait)
-        if way.later is not None:
-            way.later.turn = way.turn + 1
-            self._ways.keep(start, way.later)
-            return replace(page, next=_position(start, way.later.turn))
-        self._fresh.note(start, 0.0 if page.messages or way.again else leaf.fresh_for)
+        if way.next_walk is not None:
+            way.next_walk.step = way.step + 1
+            self._walks.keep(start, way.next_walk)
+            return replace(page, next=_position(start, way.next_walk.step))
+        self._freshness.note(start, 0.0 if page.messages or way.may_have_newer else leaf.fresh_for)
         return replace(page, closed=way.closed)
 
-    def _handed_out(self, start: Cursor | None, way: Walk, page: Page) -> Page:
+    def _final_page(self, start: Cursor | None, way: Walk, page: Page) -> Page:
         """A page, which is kept until it is settled if it costs more than a request to make it again."""
-        if not way.again:
+        if not way.may_have_newer:
             return replace(page, closed=way.closed)
         way.page = replace(page, next=page.cursor)
-        self._ways.keep(start, way)
+        self._walks.keep(start, way)
         return way.page
 
 

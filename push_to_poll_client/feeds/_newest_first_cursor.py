@@ -67,7 +67,7 @@ class SeenEntries:
     note: str = ""
 
     @classmethod
-    def read(cls, cursor: Cursor | None, where: str) -> "SeenEntries":
+    def parse(cls, cursor: Cursor | None, where: str) -> "SeenEntries":
         """Read a cursor; `None`: nothing was seen.
 
         Raises:
@@ -86,7 +86,7 @@ class SeenEntries:
         return cls(_decode_digests(written.seen), _decode_digests(written.read), known, written.note)
 
     def cursor(self) -> Cursor:
-        """What `read` reads. If it were longer than a cursor may be, the oldest digests are left out."""
+        """What `parse` reads. If it were longer than a cursor may be, the oldest digests are left out."""
         etag, modified = self.validators or (None, None)
         written = _CursorFields(
             _encode_digests(self.messages), _encode_digests(self.archives), etag, modified, self.note
@@ -98,11 +98,11 @@ class SeenEntries:
         fit = max(len(self.messages) + -beyond // _DIGEST_CHARS, 0)
         return replace(self, messages=dict.fromkeys(islice(self.messages, fit))).cursor()
 
-    def has_read(self, address: str) -> bool:
+    def has_archive(self, address: str) -> bool:
         """Whether the archive at this address was read."""
         return digest(address) in self.archives
 
-    def then(self, top: Sequence[bytes], others: Iterable[bytes], archives: Iterable[str]) -> "SeenEntries":
+    def updated(self, top: Sequence[bytes], others: Iterable[bytes], archives: Iterable[str]) -> "SeenEntries":
         """What was seen when these were, too; nothing is known of the newest document yet.
 
         Args:

@@ -117,9 +117,9 @@ class _HeldDocument:
     """
 
     address: Address
-    leaf: Document
+    metadata: Document
     digests: Sequence[bytes]
-    news: Sequence[tuple[bytes, Message]]
+    unseen: Sequence[tuple[bytes, Message]]
 
     @classmethod
     def of(cls, address: Address, leaf: Document, known: Digests) -> "_HeldDocument":
@@ -132,23 +132,23 @@ class _HeldDocument:
     @property
     def size(self) -> int:
         """Bytes that its news may take: messages may be views of the whole document."""
-        return self.leaf.size if self.news else 0
+        return self.metadata.size if self.unseen else 0
 
     @property
-    def read(self) -> Iterator[str]:
+    def archives_read(self) -> Iterator[str]:
         """Archives that are read when it is, the newest first."""
         if self.address.archive and self.address.at is not None:
             yield self.address.at
-        if self.leaf.stable and self.leaf.older is not None:
-            yield self.leaf.older
+        if self.metadata.stable and self.metadata.older is not None:
+            yield self.metadata.older
 
-    def meets(self, known: Digests) -> bool:
+    def reaches_known(self, known: Digests) -> bool:
         """Whether what was seen begins here.
 
         What is pinned to the top of the newest document is known all the time, and may stand there above a backlog
         that is longer than the document. So only what is known in its lower half counts.
         """
-        if len(self.news) == len(self.digests):
+        if len(self.unseen) == len(self.digests):
             return False
         looked_at = self.digests[len(self.digests) // 2 :] if self.address == TOP else self.digests
         return any(one in known for one in looked_at)
@@ -175,23 +175,23 @@ class Walk:
     def __init__(self, known: SeenEntries, most: int, start: Address = TOP, above: Sequence[Address] = ()) -> None:
         self.known = known
         self.above = list(above if len(above) <= MAX_ADDRESSES else above[::2])
-        self.turn = 0
+        self.step = 0
         self.ended = False
         self.page: Page | None = None
-        self.later: Walk | None = None
+        self.next_walk: Walk | None = None
         self._interval = self._quiet_until = 0.0
-        self._most = most
+        self._max_messages = most
         self._start = self._next = start
         self._held: list[_HeldDocument] = []
         self._last: _HeldDocument | None = None
-        self._again: _HeldDocument | None = None
-        self._sure = False
-        self._since = 0.0
+        self._refetch: _HeldDocument | None = None
+        self._refetched = False
+        self._fetched_at = 0.0
         self._messages = self._size = self._documents = self._failures = 0
-        self._met = False
+        self._reached_known = False
         self._missing = ""
-        self._given, self._dropped, self._stride = len(self.above), 0, 1
-        self._circle = CycleDetector()
+        self._initial_above, self._dropped, self._stride = len(self.above), 0, 1
+        self._cycle_detector = CycleDetector()
 
     # Down
 
@@ -201,11 +201,11 @@ class Walk:
         return self._next.at
 
     @property
-    def known_here(self) -> SeenEntries:
+    def known_for_request(self) -> SeenEntries:
         """What was seen, with what the newest document is known by if that is to be fetched next."""
         return self.known if self._next == TOP else replace(self.known, validators=None)
 
-    def go_on(self, turn: int, now: float) -> None:
+    def prepare_next(self, turn: int, now: float) -> None:
         """The next document is to be fetched.
 
         After a while that is the last one again, once: it leads on from what is held, wherever that stands now.
@@ -214,13 +214,13 @@ class Walk:
             turn: By which it is asked for. It may be one of a walk that was lost: what follows has another.
             now: On the event loop's clock.
         """
-        self.turn = max(self.turn, turn)
-        stands = self._since <= now <= self._since + STALE_AFTER or self._sure or self._next.archive
-        if self._last is not None and self._again is None and not stands:
-            self._again, self._next, self._circle = self._last, self._last.address, CycleDetector()
-            self.turn += 1
+        self.step = max(self.step, turn)
+        stands = self._fetched_at <= now <= self._fetched_at + STALE_AFTER or self._refetched or self._next.archive
+        if self._last is not None and self._refetch is None and not stands:
+            self._refetch, self._next, self._cycle_detector = self._last, self._last.address, CycleDetector()
+            self.step += 1
 
-    def take(self, leaf: Document, where: str, now: float) -> None:
+    def add_document(self, leaf: Document, where: str, now: float) -> None:
         """The next document is there.
 
         Args:
@@ -233,10 +233,10 @@ class Walk:
             FeedError: The feed leads in a circle, or has no end, or what it leads to is too long to be kept.
         """
         document = _HeldDocument.of(self._next, leaf, self.known.messages)
-        self._find_again(document, where)
-        self._last, self._since = document, now
+        self._check_refetched(document, where)
+        self._last, self._fetched_at = document, now
         self._documents += 1
-        self.turn += 1
+        self.step += 1
         self._missing = self._missing or leaf.missing
         self._interval = max(self._interval, leaf.poll_interval or 0.0)
         self._quiet_until = max(self._quiet_until, now + (leaf.poll_interval or 0.0))
@@ -245,14 +245,14 @@ class Walk:
         if not self.ended:
             self._step_to(Address(leaf.older, leaf.stable, self._next.depth + 1), where)
 
-    def failed(self) -> bool:
+    def record_failure(self) -> bool:
         """A document could not be had. Whether to give up, and begin again at the top."""
         self._failures += 1
         return self._failures >= MAX_TRIES
 
-    def _find_again(self, document: _HeldDocument, where: str) -> None:
+    def _check_refetched(self, document: _HeldDocument, where: str) -> None:
         """See that a document that is fetched again is what it was, as far as anything of it is still there."""
-        again, self._again, self._sure = self._again, None, self._again is not None
+        again, self._refetch, self._refetched = self._refetch, None, self._refetch is not None
         if again is None:
             self._failures = 0
         elif document.address == TOP:
@@ -262,30 +262,34 @@ class Walk:
 
     def _is_last(self, document: _HeldDocument) -> bool:
         """Whether all that is older was seen."""
-        leaf, met = document.leaf, document.meets(self.known.messages)
-        read = leaf.stable and leaf.older is not None and self.known.has_read(leaf.older)
-        self._met = self._met or met or read or leaf.whole
+        leaf, met = document.metadata, document.reaches_known(self.known.messages)
+        read = leaf.stable and leaf.older is not None and self.known.has_archive(leaf.older)
+        self._reached_known = self._reached_known or met or read or leaf.whole
         return read if leaf.stable and leaf.older is not None else met
 
     def _hold(self, document: _HeldDocument) -> None:
         self._held.append(document)
-        self._messages, self._size = self._messages + len(document.news), self._size + document.size
-        while len(self._held) > MIN_DOCUMENTS and (self._messages > self._most or self._size > MAX_BYTES):
+        self._messages, self._size = self._messages + len(document.unseen), self._size + document.size
+        while len(self._held) > MIN_DOCUMENTS and (self._messages > self._max_messages or self._size > MAX_BYTES):
             self._drop()
 
     def _drop(self) -> None:
         """The newest document in hand: its messages wait for those that are older."""
         document = self._held.pop(0)
-        self._messages, self._size = self._messages - len(document.news), self._size - document.size
+        self._messages, self._size = self._messages - len(document.unseen), self._size - document.size
         if self._dropped % self._stride == 0:
             self.above.append(document.address)
         self._dropped += 1
-        if len(self.above) - self._given > MAX_ADDRESSES:
-            self.above[self._given :] = self.above[self._given :: 2]
+        if len(self.above) - self._initial_above > MAX_ADDRESSES:
+            self.above[self._initial_above :] = self.above[self._initial_above :: 2]
             self._stride *= 2
 
     def _step_to(self, older: Address, where: str) -> None:
-        if older.at in {None, self.at} or self._circle.closes_at(older.at) or self._documents >= MAX_DOCUMENTS:
+        if (
+            older.at in {None, self.at}
+            or self._cycle_detector.repeats_at(older.at)
+            or self._documents >= MAX_DOCUMENTS
+        ):
             raise FeedError(
                 f"{where} leads from document to document {self._documents} times without an end: its links go in"
                 " a circle, or it does not heed what asks for the next one"
@@ -297,11 +301,11 @@ class Walk:
     # At its end
 
     @property
-    def again(self) -> bool:
+    def may_have_newer(self) -> bool:
         """Whether the newest document was not fetched, or may have changed since."""
         return self._start != TOP or self._documents > 1
 
-    def quiet(self, now: float) -> float | None:
+    def next_poll_delay(self, now: float) -> float | None:
         """Seconds until the server wants the next poll, of those that any document asked for; `None`: it may come.
 
         Args:
@@ -313,17 +317,17 @@ class Walk:
     @property
     def closed(self) -> bool:
         """Whether the newest document, which is held, said that it is the last."""
-        return self._held[0].leaf.closed
+        return self._held[0].metadata.closed
 
     @property
     def gap(self) -> str:
         """What may be missing, in words."""
-        gone = self.known.messages and not self._met and self._messages
+        gone = self.known.messages and not self._reached_known and self._messages
         return self._missing or (GONE if gone else "")
 
-    def news(self, order: SortKey | None = None) -> list[Message]:
+    def new_messages(self, order: SortKey | None = None) -> list[Message]:
         """What was not seen, the oldest first."""
-        found = (pair for document in reversed(self._held) for pair in reversed(document.news))
+        found = (pair for document in reversed(self._held) for pair in reversed(document.unseen))
         news = list(dict(found).values())
         if order is not None and len(self._held) > 1:
             news.sort(key=order)
@@ -333,20 +337,22 @@ class Walk:
         """What was seen, once all that is handed out is settled."""
         top, *others = self._held
         older = chain.from_iterable(document.digests for document in others)
-        archives = chain.from_iterable(document.read for document in self._held)
-        seen = self.known.then(top.digests, older, archives)
+        archives = chain.from_iterable(document.archives_read for document in self._held)
+        seen = self.known.updated(top.digests, older, archives)
         if self.above:
             return seen
-        return replace(seen, validators=None if top.leaf.closed else top.leaf.validators, note=top.leaf.note)
+        return replace(
+            seen, validators=None if top.metadata.closed else top.metadata.validators, note=top.metadata.note
+        )
 
-    def further(self, seen: SeenEntries) -> "Walk | None":
+    def remaining_walk(self, seen: SeenEntries) -> "Walk | None":
         """What to walk when all that is handed out is settled, as much as is held; `None`: nothing is left."""
         if not self.above:
             return None
         highest = self._held[0].address.depth - len(self._held) + 1
         last = len(self.above) - 1
         start = next((n for n, address in enumerate(self.above) if address.depth >= highest), last)
-        return Walk(seen, self._most, self.above[start], self.above[:start])
+        return Walk(seen, self._max_messages, self.above[start], self.above[:start])
 
 
 def longer_wait(one: float | None, other: float | None) -> float | None:
@@ -362,33 +368,33 @@ class Walks:
     """Those of one feed, by the cursors that they began with."""
 
     def __init__(self) -> None:
-        self._ways: OrderedDict[Cursor | None, Walk] = OrderedDict()
+        self._walks: OrderedDict[Cursor | None, Walk] = OrderedDict()
 
     def get(self, start: Cursor | None) -> Walk | None:
         """The walk that began there; `None`: none did, or it is lost."""
-        way = self._ways.get(start)
+        way = self._walks.get(start)
         if way is not None:
-            self._ways.move_to_end(start)
+            self._walks.move_to_end(start)
         return way
 
     def keep(self, start: Cursor | None, way: Walk) -> None:
         """Keep it, in place of another one that began there."""
-        self._ways[start] = way
-        if len(self._ways) > MAX_WALKS:
-            self._ways.popitem(last=False)
+        self._walks[start] = way
+        if len(self._walks) > MAX_WALKS:
+            self._walks.popitem(last=False)
 
     def drop(self, start: Cursor | None) -> None:
         """Forget the walk that began there."""
-        self._ways.pop(start, None)
+        self._walks.pop(start, None)
 
-    def settled(self, cursor: Cursor | None) -> None:
+    def cursor_settled(self, cursor: Cursor | None) -> None:
         """A cursor comes back: what led to it need not be handed out again, and what it leads to begins there."""
-        for start, way in list(self._ways.items()):
+        for start, way in list(self._walks.items()):
             if way.page is not None and way.page.cursor == cursor:
-                del self._ways[start]
-                if way.later is not None:
-                    self.keep(cursor, way.later)
+                del self._walks[start]
+                if way.next_walk is not None:
+                    self.keep(cursor, way.next_walk)
 
     def forget(self) -> None:
         """Each begins again."""
-        self._ways.clear()
+        self._walks.clear()

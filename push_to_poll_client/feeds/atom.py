@@ -92,9 +92,9 @@ class AtomFeed:
             client=client,
             trusted=trusted,
         )
-        self._walk = NewestFirstReader(self._look, self._origin.where, order=sort_key)
-        self._absent = MissingDocuments()
-        self._most = max_messages(max_body)
+        self._walk = NewestFirstReader(self._fetch_document, self._origin.where, order=sort_key)
+        self._missing_documents = MissingDocuments()
+        self._max_entries = max_messages(max_body)
         self.identity: str = self._origin.identity if identity is None else identity
 
     async def fetch(self, request: FetchRequest, /) -> Page:
@@ -128,18 +128,23 @@ class AtomFeed:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._origin.where!r})"
 
-    async def _look(self, address: str | None, request: FetchRequest, known: SeenEntries) -> Document:
+    async def _fetch_document(self, address: str | None, request: FetchRequest, known: SeenEntries) -> Document:
         headers = {"accept": _ACCEPT, **cache_bypass_headers(fresh=request.fresh)}
-        url = self._origin.address({}) if address is None else address
-        answer = await self._origin.ask(url, headers=headers, known=known.validators)
-        if address is not None and self._absent.is_gone(address, answer):
+        url = self._origin.build_url({}) if address is None else address
+        answer = await self._origin.send_request(url, headers=headers, known=known.validators)
+        if address is not None and self._missing_documents.is_gone(address, answer):
             return Document(missing=_describe_missing(answer), poll_interval=answer.retry_after)
-        if self._origin.accepted(answer).status == HTTPStatus.NOT_MODIFIED:
+        if self._origin.check_status(answer).status == HTTPStatus.NOT_MODIFIED:
             return Document(unchanged=True, poll_interval=answer.retry_after, fresh_for=fresh_for(answer.headers))
         leaf = await run_decoder(
-            len(answer.body), document_from_response, answer, known.note, newest=address is None, most=self._most
+            len(answer.body),
+            document_from_response,
+            answer,
+            known.note,
+            newest=address is None,
+            most=self._max_entries,
         )
-        self._origin.note_read(answer)
+        self._origin.remember_redirects(answer)
         return leaf
 
 

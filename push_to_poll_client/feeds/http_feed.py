@@ -103,13 +103,13 @@ class HTTPFeed:
                 answer now (408, 425, 429, 5xx, 403 with rate-limit headers), or its answer is no batch.
         """
         wait = min(request.wait, self.max_wait or 0.0)
-        url = self._origin.address(_query(request.cursor, wait))
+        url = self._origin.build_url(_query(request.cursor, wait))
         if self._tail.is_fresh(url) and not (request.fresh or wait):
             return Page()
-        known = self._tail.known(url)
-        answer = await self._origin.ask(url, headers=_headers(request), wait=wait, known=known)
-        messages = await self._messages(self._origin.accepted(answer))
-        self._origin.note_read(answer)
+        known = self._tail.validators_for(url)
+        answer = await self._origin.send_request(url, headers=_headers(request), wait=wait, known=known)
+        messages = await self._messages(self._origin.check_status(answer))
+        self._origin.remember_redirects(answer)
         self._tail.note(url, answer, empty=not messages)
         last = next((message.cursor for message in reversed(messages) if message.cursor is not None), None)
         # A server that answers with the very event it was asked to go on after has no more.

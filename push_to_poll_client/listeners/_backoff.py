@@ -146,7 +146,7 @@ class ReconnectBackoff:
             self._failures, self._renewed = 0, False
         self._connected_at = None
 
-    def renew(self) -> bool:
+    def allow_renewal(self) -> bool:
         """Whether credentials that were refused may be asked for again at once.
 
         Returns:

@@ -92,7 +92,7 @@ class BaseListener(abc.ABC):
         return f"{type(self).__name__}({self.name!r})"
 
     @abc.abstractmethod
-    async def _one_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
+    async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
         """Live through one. Returns why it is over, `None` if it only reached its age."""
 
     @abc.abstractmethod
@@ -109,7 +109,7 @@ class BaseListener(abc.ABC):
         """
         reconnect = ReconnectBackoff()
         while True:
-            error = await self._one_connection(channel, reconnect)
+            error = await self._run_connection(channel, reconnect)
             reconnect.ended(anyio.current_time())
             if isinstance(error, StopReconnecting):
                 self._log.info("%s: %s", self.name, error)
@@ -123,7 +123,7 @@ class BaseListener(abc.ABC):
         failure = self._failure(error)
         if failure.hid_a_push:
             channel.wake(Push())
-        verdict = self._judge(error, failure, reconnect)
+        verdict = self._choose_verdict(error, failure, reconnect)
         delay = reconnect.delay(verdict, fraction=self._fraction(), retry_after=failure.retry_after)
         what = f"{self.name}: {failure.sentence}"
         if delay is None:
@@ -134,10 +134,10 @@ class BaseListener(abc.ABC):
         _report_down(PushToPollError(what), failure, channel)
         return delay
 
-    def _judge(self, error: Exception, failure: Failure, reconnect: ReconnectBackoff) -> Verdict:
+    def _choose_verdict(self, error: Exception, failure: Failure, reconnect: ReconnectBackoff) -> Verdict:
         verdict = self._users_verdict(error) or failure.verdict
         refused = verdict is Verdict.SLOW_RETRY and failure.unauthorized
-        if refused and self._renewable and reconnect.renew():
+        if refused and self._renewable and reconnect.allow_renewal():
             return Verdict.RETRY
         return verdict
 
@@ -211,10 +211,10 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
     async def _read(self, connection: Any) -> Sequence[_MessageT]:
         """Wait for something to arrive. Empty: no message, but a sign of life."""
 
-    async def _one_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
+    async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
         """Connect and pass pushes on. Returns why the connection is over, `None` if it only reached its age."""
         try:
-            headers = await self._credentials.ask(within=self._open_timeout)
+            headers = await self._credentials.get_headers(within=self._open_timeout)
             async with self._connect(headers) as connection:
                 self._opened(connection, channel, reconnect)
                 await self._receive(connection, channel)
@@ -247,6 +247,6 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         raise TimeoutError(f"no message for {self._max_silence:g} s")
 
     def _pass_on(self, message: _MessageT, channel: Channel) -> None:
-        push = self._hints.of(message, self.name)
+        push = self._hints.read(message, self.name)
         if push is not None:
             channel.wake(push)

@@ -90,7 +90,7 @@ class HintReader(Generic[_MessageT, _HintT]):
         self._log = log
         self._failed = False
 
-    def of(self, message: _MessageT, name: str) -> _HintT | Push | None:
+    def read(self, message: _MessageT, name: str) -> _HintT | Push | None:
         """What the message says; a plain push if the hint raises, or returns what is no answer.
 
         Args:

@@ -172,7 +172,7 @@ class ListenerClient:
         headers: Sent to it: a mapping, or a function that returns one.
         token: Sent to it as `Authorization: Bearer`, or a function that returns it.
         client: An `httpx.AsyncClient` or one of its shape, which stays the caller's; `None`: opens one for each
-            block of `opened()`, or for each request.
+            block of `reuse_connections()`, or for each request.
         tls: Whom to trust; `None`: the certificates that the machine trusts.
         timeout: Seconds for a whole answer, and again for headers and token to be given.
         max_body: Bytes that an answer may have.
@@ -203,7 +203,7 @@ class ListenerClient:
         check_number("timeout", timeout, above_zero=True)
         check_number("max_body", max_body, above_zero=True)
         self.url: str = str(parsed.copy_with(userinfo=b"", fragment=None))
-        self._home = _origin(parsed)
+        self._trusted_origin = _origin(parsed)
         self._basic = basic_auth_header(parsed.username, parsed.password) if parsed.userinfo else {}
         self._credentials = ListenerCredentials(headers, token)
         self._client = client
@@ -213,7 +213,7 @@ class ListenerClient:
         self._max_body = max_body
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[None]:
+    async def reuse_connections(self) -> AsyncIterator[None]:
         """Keep connections between the requests within the block."""
         async with open_sender(self._client, self._tls) as sender:
             self._sender = sender
@@ -222,7 +222,7 @@ class ListenerClient:
             finally:
                 self._sender = None
 
-    async def ask(
+    async def send_request(
         self,
         method: str = "GET",
         url: str | None = None,
@@ -254,11 +254,11 @@ class ListenerClient:
             parse_http_url(url or self.url),
             httpx.Headers({"accept-encoding": "identity", **(headers or {})}),
         )
-        url, at_home, auth = str(target), _origin(target) == self._home, dict[str, Any](auth=None)
+        url, at_home, auth = str(target), _origin(target) == self._trusted_origin, dict[str, Any](auth=None)
         if at_home:
-            auth = await self._identify(fields)
+            auth = await self._add_credentials(fields)
         with anyio.move_on_after(self._timeout + wait) as scope:
-            async with self._kept_or_new() as sender, close_on_failure(url) as extensions:
+            async with self._open_or_reuse() as sender, close_on_failure(url) as extensions:
                 request = sender.build_request(
                     method,
                     url,
@@ -287,22 +287,22 @@ class ListenerClient:
                 except UnusableRedirect as error:
                     raise UnusableResponse(f"{without_secrets(url)}: {error}") from None
                 async with closing(response):
-                    body = await self._body(response, without_secrets(url), scope if trickles else None, wait)
+                    body = await self._read_body(response, without_secrets(url), scope if trickles else None, wait)
                     return ListenerResponse(
                         response.status_code, response.headers, body, without_secrets(url), response
                     )
         raise TimeoutError(f"no whole answer within {self._timeout + wait:g} s")
 
-    def _kept_or_new(self) -> AbstractAsyncContextManager[Any]:
+    def _open_or_reuse(self) -> AbstractAsyncContextManager[Any]:
         return open_sender(self._client, self._tls) if self._sender is None else nullcontext(self._sender)
 
-    async def _identify(self, fields: httpx.Headers) -> dict[str, Any]:
+    async def _add_credentials(self, fields: httpx.Headers) -> dict[str, Any]:
         """Add the headers, and say who to be: what was given here comes in place of what a client is by itself."""
         fields.update(self._basic)
-        fields.update(await self._credentials.ask(within=self._timeout))
+        fields.update(await self._credentials.get_headers(within=self._timeout))
         return {"auth": None} if "authorization" in fields else {}
 
-    async def _body(self, response: Any, where: str, scope: anyio.CancelScope | None, wait: float) -> bytes:
+    async def _read_body(self, response: Any, where: str, scope: anyio.CancelScope | None, wait: float) -> bytes:
         encoding = response.headers.get("content-encoding", "identity")
         if encoding.strip().lower() not in {"", "identity"}:  # unpacked, 64 KiB from the socket can be 64 MiB
             raise UnusableResponse(f"{where} sent Content-Encoding {quoted(encoding)}, but was asked for identity")

@@ -93,7 +93,7 @@ class EventParser:
         for piece in self._rest_of(chunk).splitlines(keepends=True):  # of bytes: at CR, LF and CRLF alone
             self._line += piece
             if piece.endswith((b"\r", b"\n")):
-                event = self._take(self._ended_line())
+                event = self._process_line(self._ended_line())
                 if event is not None:
                     events.append(event)
         self._check(len(self._line), "a line")
@@ -118,9 +118,9 @@ class EventParser:
             return text.removeprefix(_BOM)
         return text
 
-    def _take(self, line: str) -> ServerSentEvent | None:
+    def _process_line(self, line: str) -> ServerSentEvent | None:
         if not line:
-            return self._dispatched()
+            return self._dispatch()
         name, _, value = line.partition(":")  # a comment has no name
         self._set(name, value.removeprefix(" "))
         return None
@@ -140,7 +140,7 @@ class EventParser:
         self._data_size += len(line) + 1
         self._check(self._data_size, "the data of an event")
 
-    def _dispatched(self) -> ServerSentEvent | None:
+    def _dispatch(self) -> ServerSentEvent | None:
         """The event that a blank line completes, if there is one."""
         self.last_event_id = self._id
         data, kind = self._data, self._type

@@ -103,16 +103,16 @@ class ConnectionListener(BaseListener):
         check_number("max_age", max_age, above_zero=True, optional=True)
         check_number("open_timeout", open_timeout, above_zero=True)
         super().__init__(name, classify=classify, log=_log)
-        self._live = connect
+        self._connect = connect
         self._max_age = max_age
         self._open_timeout = open_timeout
 
-    async def _one_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
+    async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
         connection = Connection(up=lambda: self._opened(channel, reconnect, scope), wake=channel.wake)
         scope = anyio.CancelScope(deadline=anyio.current_time() + self._open_timeout)
         try:
             with scope:
-                await _awaitable(self._live(connection))
+                await _awaitable(self._connect(connection))
                 return ConnectionEnded("the connection ended")
         except Exception as error:  # noqa: BLE001 - whatever it is, a listener goes on; the verdict tells how
             return unwrap_group(error).with_traceback(None)

@@ -98,9 +98,9 @@ class _LongPollConnection:
     opened: Callable[[], None]
 
     def __init__(self, asker: ListenerClient) -> None:
-        self.asker = asker
+        self.http_client = asker
         self.is_up = False
-        self.silences = 0
+        self.unanswered = 0
 
     def up(self) -> None:
         """There is an answer, or the server waits."""
@@ -221,23 +221,23 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
             open_timeout=open_timeout,
             log=_log,
         )
-        self._asker_of = functools.partial(
+        self._new_client = functools.partial(
             ListenerClient, url, client=client, tls=tls, timeout=open_timeout, max_body=max_size
         )
-        self._asker_of(token=token)  # what is wrong with the arguments is said here
+        self._new_client(token=token)  # what is wrong with the arguments is said here
         self._url = parse_http_url(url).copy_with(userinfo=b"", fragment=None)
         self._method = method
         self._ask = ask if ask is None or callable(ask) else _checked(ask)
         self._reader = LongPollReader(news, next, retry_after)
         self._wait = wait
-        self._remembers = callable(ask) or next is not None
+        self._tracks_position = callable(ask) or next is not None
         self._listens = False
         self._begin()
 
     def _begin(self) -> None:
         self._pace = Pace(self._wait)
         self._position: RequestParams = {}
-        self._answered: RequestParams | None = None
+        self._params_with_news: RequestParams | None = None
 
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled, ask again alone, report to `channel`.
@@ -256,12 +256,12 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
             self._listens = False
 
     def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[_LongPollConnection]:
-        return self._asking(headers)
+        return self._open_connection(headers)
 
     @asynccontextmanager
-    async def _asking(self, headers: Mapping[str, str]) -> AsyncIterator[_LongPollConnection]:
-        asker = self._asker_of(headers=headers)
-        async with asker.opened():
+    async def _open_connection(self, headers: Mapping[str, str]) -> AsyncIterator[_LongPollConnection]:
+        asker = self._new_client(headers=headers)
+        async with asker.reuse_connections():
             yield _LongPollConnection(asker)
 
     def _opened(self, connection: _LongPollConnection, channel: Channel, reconnect: ReconnectBackoff) -> None:
@@ -270,18 +270,18 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
 
     async def _read(self, connection: _LongPollConnection) -> Sequence[ListenerResponse]:
         await self._pause(connection)
-        question = await self._question()
+        question = await self._wait_for_params()
         asked_at = anyio.current_time()
-        answer = await self._answer(connection, question)
+        answer = await self._get_response(connection, question)
         said = NO_NEWS if answer is None else self._reader.read(answer)
         held = anyio.current_time() - asked_at
         if said.news or not self._pace.is_early(held):
             connection.up()
-        self._go_on(said, answer, held)
-        self._answered = question if said.news else None
+        self._update_state(said, answer, held)
+        self._params_with_news = question if said.news else None
         return () if answer is None or not said.news else (answer,)
 
-    def _go_on(self, said: LongPollResult, answer: ListenerResponse | None, held: float) -> None:
+    def _update_state(self, said: LongPollResult, answer: ListenerResponse | None, held: float) -> None:
         asked = None if answer is None else requested_delay(answer.status, answer.headers, time.time())
         self._position = {**self._position, **said.position}
         self._pace.answered(
@@ -297,22 +297,22 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         if pause > DOWN_AFTER:
             why = "the server asked for that, or does not wait for news"
             connection.channel.down(PushToPollError(f"{self.name}: asked again in {pause:.1f} s, for {why}"))
-        if pause > DOWN_AFTER or (pause and not self._remembers):
+        if pause > DOWN_AFTER or (pause and not self._tracks_position):
             connection.is_up = False
         await anyio.sleep(pause)
 
-    async def _question(self) -> RequestParams:
+    async def _wait_for_params(self) -> RequestParams:
         unchanged = iter(UNCHANGED_ASK_DELAYS if callable(self._ask) else ())
         while True:
-            question = await self._asked()
+            question = await self._current_params()
             if None in question.values():
                 await anyio.sleep(EMPTY_ASK_DELAY)
-            elif question == self._answered and (pause := next(unchanged, None)):
+            elif question == self._params_with_news and (pause := next(unchanged, None)):
                 await anyio.sleep(pause)
             else:
                 return question
 
-    async def _asked(self) -> RequestParams:
+    async def _current_params(self) -> RequestParams:
         if self._ask is None or not callable(self._ask):
             return {**(self._ask or {}), **self._position}
         try:
@@ -322,20 +322,24 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         except Exception as error:  # noqa: BLE001 - whatever it is; its text may hold a secret
             raise AskFailed(f"ask failed with {type(error).__name__}") from None
 
-    async def _answer(self, connection: _LongPollConnection, question: RequestParams) -> ListenerResponse | None:
+    async def _get_response(
+        self, connection: _LongPollConnection, question: RequestParams
+    ) -> ListenerResponse | None:
         """The answer; `None`: the time for it is over."""
         try:
-            answer = await self._held(connection, question)
+            answer = await self._send_and_mark_up(connection, question)
             answer = answer if answer.status == HTTPStatus.NOT_MODIFIED else answer.expect()
         except (TimeoutError, httpx.HTTPStatusError) as error:
-            connection.silences += 1
-            if not (connection.is_up and connection.silences < MAX_UNANSWERED and _is_unanswered(error)):
+            connection.unanswered += 1
+            if not (connection.is_up and connection.unanswered < MAX_UNANSWERED and _is_unanswered(error)):
                 raise
             return None
-        connection.silences = 0
+        connection.unanswered = 0
         return answer
 
-    async def _held(self, connection: _LongPollConnection, question: RequestParams) -> ListenerResponse:
+    async def _send_and_mark_up(
+        self, connection: _LongPollConnection, question: RequestParams
+    ) -> ListenerResponse:
         if connection.is_up:
             return await self._send(connection, question)
         sent = anyio.Event()
@@ -357,7 +361,9 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
     async def _send(
         self, connection: _LongPollConnection, question: RequestParams, sent: Callable[[], None] | None = None
     ) -> ListenerResponse:
-        ask = functools.partial(connection.asker.ask, self._method, wait=self._wait, trickles=True, sent=sent)
+        ask = functools.partial(
+            connection.http_client.send_request, self._method, wait=self._wait, trickles=True, sent=sent
+        )
         if self._method == "GET":
             query = {name: query_value(value) for name, value in question.items()}
             return await ask(str(self._url.copy_merge_params(query) if query else self._url))
@@ -367,8 +373,8 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
     def _failure(self, error: Exception) -> Failure:
         failure = http_failure_of(error, wanted="an answer to a long poll", verdicts=RESPONSE_VERDICTS)
         response = error_response(error)
-        refused = self._remembers and response is not None and response.status_code in BAD_POSITION_STATUSES
-        self._position, self._answered = {}, None
+        refused = self._tracks_position and response is not None and response.status_code in BAD_POSITION_STATUSES
+        self._position, self._params_with_news = {}, None
         return failure._replace(hid_a_push=refused or isinstance(error, UnusableResponse))
 
 

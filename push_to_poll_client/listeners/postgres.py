@@ -173,7 +173,7 @@ class PostgresListener(ReadLoopListener[Notification]):
         )
         self.name: str = one_line(f"postgresql{where} {','.join(channels)}")
         self._channels = channels
-        self._quiet = max_silence
+        self._ping_after = max_silence
 
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled, connect again alone, report to `channel`.
@@ -185,10 +185,10 @@ class PostgresListener(ReadLoopListener[Notification]):
         await super().listen(channel)
 
     def _connect(self, headers: Mapping[str, str]) -> "AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]":  # noqa: ARG002 - of HTTP
-        return self._listening()
+        return self._open_connection()
 
     @asynccontextmanager
-    async def _listening(self) -> "AsyncIterator[psycopg.AsyncConnection[Any]]":
+    async def _open_connection(self) -> "AsyncIterator[psycopg.AsyncConnection[Any]]":
         from psycopg import sql
 
         connection: Any = None
@@ -207,17 +207,17 @@ class PostgresListener(ReadLoopListener[Notification]):
                     await connection.close()
 
     async def _read(self, connection: "psycopg.AsyncConnection[Any]") -> Sequence[Notification]:
-        notices = connection.notifies(timeout=self._quiet, stop_after=1)
+        notices = connection.notifies(timeout=self._ping_after, stop_after=1)
         found = [Notification(notice.channel, notice.payload) async for notice in notices]
         if not found:
-            await self._ask(connection)
+            await self._ping(connection)
         return found
 
-    async def _ask(self, connection: "psycopg.AsyncConnection[Any]") -> None:
+    async def _ping(self, connection: "psycopg.AsyncConnection[Any]") -> None:
         with anyio.move_on_after(self._open_timeout):
             await connection.execute("SELECT 1")
             return
-        raise TimeoutError(f"no notification for {self._quiet:g} s, and no answer for {self._open_timeout:g}")
+        raise TimeoutError(f"no notification for {self._ping_after:g} s, and no answer for {self._open_timeout:g}")
 
     def _failure(self, error: Exception) -> Failure:
         return failure_of(error)

@@ -138,7 +138,7 @@ class RedisListener(ReadLoopListener[Notification]):
         )
         where = without_secrets(url) if isinstance(url, str) and not url.startswith("unix:") else "redis"
         self.name: str = one_line(f"{where} {','.join(self._channels + self._patterns)}")
-        self._quiet = max_silence
+        self._ping_after = max_silence
         self._max_size = max_size
 
     async def listen(self, channel: Channel, /) -> None:
@@ -151,10 +151,10 @@ class RedisListener(ReadLoopListener[Notification]):
         await super().listen(channel)
 
     def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Any]:  # noqa: ARG002 - of HTTP
-        return self._subscribed()
+        return self._open_pubsub()
 
     @asynccontextmanager
-    async def _subscribed(self) -> AsyncIterator[Any]:
+    async def _open_pubsub(self) -> AsyncIterator[Any]:
         pool = self._pool(self._open_timeout)
         try:
             with anyio.move_on_after(self._open_timeout) as opening:
@@ -182,14 +182,16 @@ class RedisListener(ReadLoopListener[Notification]):
         return pubsub
 
     async def _read(self, connection: Any) -> Sequence[Notification]:
-        message = await connection.get_message(timeout=self._quiet) or await self._ping(connection)
+        message = await connection.get_message(timeout=self._ping_after) or await self._ping(connection)
         return (_notification(message),) if _has_type(message, PUBLISHED) else ()
 
     async def _ping(self, pubsub: Any) -> Any:
         with anyio.move_on_after(self._open_timeout):
             await pubsub.ping()
             return await pubsub.get_message(timeout=None)
-        raise TimeoutError(f"no message for {self._quiet:g} s, and no answer to a ping for {self._open_timeout:g}")
+        raise TimeoutError(
+            f"no message for {self._ping_after:g} s, and no answer to a ping for {self._open_timeout:g}"
+        )
 
     def _pass_on(self, message: Notification, channel: Channel) -> None:
         if len(message.data) > self._max_size:

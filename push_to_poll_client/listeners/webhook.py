@@ -134,15 +134,15 @@ class WebhookListener:
         if not verifiers:
             raise TypeError("give verify: who may wake; anybody() if everybody may")
         self.name: str = name
-        self._keeper: SubscriptionManager | None = None
+        self._manager: SubscriptionManager | None = None
         if of_subscription is not None:
-            self._keeper = SubscriptionManager(
+            self._manager = SubscriptionManager(
                 of_subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions
             )
-        self._kept = False
-        self._tally = WebhookStats()
-        self._audience = WebhookSubscribers(subscribed=self._keeper is not None)
-        self._limit = PushToPollError(
+        self._is_managing = False
+        self._stats = WebhookStats()
+        self._subscribers = WebhookSubscribers(subscribed=self._manager is not None)
+        self._flood_error = PushToPollError(
             f"{name}: requests are refused, since more come than are looked at; pushes may be among them"
         )
         faults = ErrorLog(name, _log)
@@ -150,7 +150,7 @@ class WebhookListener:
             questions=Handshakes(
                 _check_callables("handshake", getattr(of_subscription, "handshake", None)),
                 _check_callables("handshake", handshake),
-                expecting=self._expecting,
+                expecting=self._expects_handshake,
                 bucket=TokenBucket(rate, burst),
                 faults=faults,
             ),
@@ -159,17 +159,17 @@ class WebhookListener:
                 name,
                 hint=_check_callable("hint", _argument_or_subscription(hint, of_subscription, "hint")),
                 to=names_at(to) if isinstance(to, str) else _check_callable("to", to),
-                control=None if self._keeper is None else self._keeper.control,
-                audience=self._audience,
-                tally=self._tally,
+                control=None if self._manager is None else self._manager.control,
+                audience=self._subscribers,
+                tally=self._stats,
                 faults=faults,
                 log=_log,
             ),
-            audience=self._audience,
+            audience=self._subscribers,
             bucket=TokenBucket(rate, burst),
             slots=Slots(),
             replays=ReplayCache(),
-            tally=self._tally,
+            tally=self._stats,
             faults=faults,
             answer=check_response(_argument_or_subscription(answer, of_subscription, "answer") or ACCEPTED),
             max_body=max_body,
@@ -191,7 +191,7 @@ class WebhookListener:
             ValueError: It is of another kind.
         """
         if scope["type"] == "http":
-            answer = await self._receiver.answer_to(request_of(scope), receive)
+            answer = await self._receiver.handle(request_of(scope), receive)
             if answer is not None:
                 await send_response(send, answer, scope)
         elif scope["type"] == "websocket":
@@ -210,12 +210,12 @@ class WebhookListener:
             ListenerError: The server refuses the subscription for good.
             RuntimeError: Another consumer keeps the subscription.
         """
-        if self._keeper is None:
-            await self._hear(channel, None)
-        elif self._kept:
+        if self._manager is None:
+            await self._serve_channel(channel, None)
+        elif self._is_managing:
             raise RuntimeError(f"{self.name}: one consumer keeps the subscription, others listen to named(...)")
         else:
-            await self._keep(self._keeper, channel)
+            await self._run_manager(self._manager, channel)
 
     def named(self, name: str) -> Listener:
         """A listener for pushes that name this one, and for those that are for all.
@@ -230,30 +230,30 @@ class WebhookListener:
         """
         if not isinstance(name, str):
             raise TypeError(f"a name is a str, not {type(name).__name__}")
-        return _RouteListener(f"{self.name} {name}", lambda channel: self._hear(channel, name))
+        return _RouteListener(f"{self.name} {name}", lambda channel: self._serve_channel(channel, name))
 
     def counters(self) -> WebhookCounters:
         """What has been seen so far, from any thread."""
-        return self._tally.counters()
+        return self._stats.counters()
 
-    async def _hear(self, channel: Channel, name: str | None) -> None:
+    async def _serve_channel(self, channel: Channel, name: str | None) -> None:
         listening = WebhookSubscriber(channel)
-        with self._audience.joined(listening, name):
-            await listening.watch(self._limit)
+        with self._subscribers.joined(listening, name):
+            await listening.watch_floods(self._flood_error)
 
-    async def _keep(self, keeper: SubscriptionManager, channel: Channel) -> None:
-        keeping, self._kept = ManagingSubscriber(channel, self._audience), True
+    async def _run_manager(self, keeper: SubscriptionManager, channel: Channel) -> None:
+        keeping, self._is_managing = ManagingSubscriber(channel, self._subscribers), True
         try:
-            with self._audience.joined(keeping, None):
+            with self._subscribers.joined(keeping, None):
                 async with Background() as beside:
-                    await beside.start(lambda: keeping.watch(self._limit))
-                    await keeper.keep(keeping)
+                    await beside.start(lambda: keeping.watch_floods(self._flood_error))
+                    await keeper.run(keeping)
         finally:
-            self._audience.pushed(keeping, None, up=False)
-            self._kept = False
+            self._subscribers.broadcast_state(keeping, None, up=False)
+            self._is_managing = False
 
-    def _expecting(self) -> bool:
-        return self._keeper is None or self._keeper.expecting
+    def _expects_handshake(self) -> bool:
+        return self._manager is None or self._manager.expects_handshake
 
 
 class _RouteListener:

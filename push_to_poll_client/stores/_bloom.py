@@ -65,7 +65,7 @@ class _Generation:
             words[hashed % number] |= masks[hashed >> 40 & _LAST_MASK]
         self.size += len(keys)
 
-    def suspects(self, keys: Sequence[str], places: Sequence[int], masks: Sequence[int]) -> list[str]:
+    def candidates(self, keys: Sequence[str], places: Sequence[int], masks: Sequence[int]) -> list[str]:
         words = self._words
         return [key for key, place, mask in zip(keys, places, masks, strict=True) if words[place] & mask == mask]
 
@@ -83,8 +83,8 @@ class BloomFilters:
     """
 
     def __init__(self, *, there: int, most: int | None) -> None:
-        self._there = there
-        self._most = most
+        self._expected = there
+        self._max_records = most
         self._generations = deque[_Generation]()
 
     def add(self, segment: int, keys: Sequence[str]) -> None:
@@ -106,7 +106,7 @@ class BloomFilters:
                 return
             self._generations.popleft()
 
-    def suspects(self, keys: Sequence[str]) -> list[Candidates]:
+    def candidates(self, keys: Sequence[str]) -> list[Candidates]:
         """Where the keys may be, the newest generation first; a key that is in none has no record."""
         words = _masks()
         hashes = list(map(hash, keys))
@@ -116,7 +116,7 @@ class BloomFilters:
         for one in reversed(self._generations):
             if one.words not in places:
                 places[one.words] = [hashed % one.words for hashed in hashes]
-            if suspected := one.suspects(keys, places[one.words], masks):
+            if suspected := one.candidates(keys, places[one.words], masks):
                 found.append(Candidates([*reversed(one.segments)], suspected))
         return found
 
@@ -127,8 +127,10 @@ class BloomFilters:
     @property
     def _capacity(self) -> int:
         """The more there are, the larger is the next, so that there are few of them however many come."""
-        there = max(self._there // _GENERATIONS, sum(one.size for one in self._generations))
-        return max(_MIN_KEYS, there if self._most is None else min(there, self._most // _GENERATIONS))
+        there = max(self._expected // _GENERATIONS, sum(one.size for one in self._generations))
+        return max(
+            _MIN_KEYS, there if self._max_records is None else min(there, self._max_records // _GENERATIONS)
+        )
 
 
 _LAST_MASK = (1 << _MASK_BITS) - 1

@@ -23,8 +23,8 @@ _CHECK_INTERVAL = 0.05
 
 
 class _Waiter(NamedTuple):
-    called: threading.Event
-    who: "ref[object]"
+    granted: threading.Event
+    holder: "ref[object]"
 
 
 class _TemporaryHolder:
@@ -39,7 +39,7 @@ class FairLock:
         self._holder: ref[object] | None = None
         self._waiting: deque[_Waiter] = deque()
 
-    def take(self, who: object) -> None:
+    def acquire(self, who: object) -> None:
         """Wait for it, in a worker thread of anyio.
 
         Args:
@@ -55,48 +55,48 @@ class FairLock:
             mine = _Waiter(threading.Event(), ref(who))
             self._waiting.append(mine)
         try:
-            while not mine.called.wait(_CHECK_INTERVAL):
-                self._look()
+            while not mine.granted.wait(_CHECK_INTERVAL):
+                self._grant_if_free()
                 from_thread.check_cancelled()
         except BaseException:
-            self._leave(mine)
+            self._withdraw(mine)
             raise
 
     @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """Have it within the block. Raises as `take` does."""
+    def held(self) -> Iterator[None]:
+        """Have it within the block. Raises as `acquire` does."""
         who = _TemporaryHolder()
-        self.take(who)
+        self.acquire(who)
         try:
             yield
         finally:
-            self.give_back()
+            self.release()
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """The next may go on."""
         with self._mutex:
-            self._next()
+            self._grant_next()
 
     @property
     def _is_free(self) -> bool:
         return self._holder is None or self._holder() is None
 
-    def _look(self) -> None:
+    def _grant_if_free(self) -> None:
         with self._mutex:
             if self._is_free:
-                self._next()
+                self._grant_next()
 
-    def _next(self) -> None:
+    def _grant_next(self) -> None:
         if self._waiting:
             following = self._waiting.popleft()
-            self._holder = following.who
-            following.called.set()
+            self._holder = following.holder
+            following.granted.set()
         else:
             self._holder = None
 
-    def _leave(self, mine: _Waiter) -> None:
+    def _withdraw(self, mine: _Waiter) -> None:
         with self._mutex:
-            if mine.called.is_set():
-                self._next()
+            if mine.granted.is_set():
+                self._grant_next()
             else:
                 self._waiting.remove(mine)

@@ -85,7 +85,7 @@ class Retention:
         """Seconds after which a segment takes no more records."""
         return math.inf if self.age is None else self.age / _SEGMENTS_PER_RETENTION
 
-    def lets_go(self, *, without: int, newest: float, now: float) -> bool:
+    def may_drop(self, *, without: int, newest: float, now: float) -> bool:
         """Whether the oldest segment may go.
 
         Args:
@@ -116,7 +116,7 @@ class Segment(NamedTuple):
     low: str
     high: str
 
-    def with_more(self, added: int, keys: Sequence[str], now: float) -> "Segment":
+    def with_keys(self, added: int, keys: Sequence[str], now: float) -> "Segment":
         """The same segment with records of these keys, some of which it may have had before."""
         low, high = min(keys), max(keys)
         if self.size:
@@ -135,7 +135,7 @@ class SegmentChanges(NamedTuple):
 
     written: Sequence[Segment]
     dropped: Sequence[int]
-    behind: int
+    prunable_before: int
 
 
 class Segments:
@@ -160,22 +160,22 @@ class Segments:
     ) -> None:
         self.live: deque[Segment] = deque(live)
         self.size: int = sum(segment.size for segment in self.live)
-        self.behind: int = behind
+        self.prunable_before: int = behind
         self._retention = retention
         self._capacity = retention.capacity
-        self.following: int = following
+        self.next_number: int = following
 
-    def taking(self, now: float) -> Segment:
+    def current(self, now: float) -> Segment:
         """The segment that takes the next record: the newest, or an empty one."""
         if self.live:
             newest = self.live[-1]
             if newest.size < self._capacity and now - newest.first_at <= self._retention.span:
                 return newest
-        return Segment(self.following, 0, now, now, "", "")
+        return Segment(self.next_number, 0, now, now, "", "")
 
-    def shares(self, number: int, now: float) -> list[tuple[Segment, int]]:
+    def allocate(self, number: int, now: float) -> list[tuple[Segment, int]]:
         """Which segments take so many records more: each as it is before, and how many it takes."""
-        segment, shares = self.taking(now), []
+        segment, shares = self.current(now), []
         while number > 0:
             part = min(number, self._capacity - segment.size)
             shares.append((segment, part))
@@ -183,45 +183,45 @@ class Segments:
             segment = Segment(segment.number + 1, 0, now, now, "", "")
         return shares
 
-    def step(self, written: Sequence[Segment], *, behind: int, now: float) -> SegmentChanges:
-        """What becomes of the segments with a commit that writes these and lets go those before `behind`."""
+    def plan_changes(self, written: Sequence[Segment], *, behind: int, now: float) -> SegmentChanges:
+        """Plan a commit that writes these segments and drops those before `prunable_before`."""
         size, dropped = self._size_with(written), []
         for oldest in self.live:
             without = size - oldest.size
             may_go = oldest.number < behind
-            if not may_go or not self._retention.lets_go(without=without, newest=oldest.last_at, now=now):
+            if not may_go or not self._retention.may_drop(without=without, newest=oldest.last_at, now=now):
                 break
             size = without
             dropped.append(oldest.number)
         return SegmentChanges(written, dropped, behind)
 
-    def take(self, step: SegmentChanges) -> None:
+    def apply(self, step: SegmentChanges) -> None:
         """The commit is made."""
         self.size = self._size_with(step.written)
-        if self._goes_on(step.written):
+        if self._extends_newest(step.written):
             self.live.pop()
         self.live.extend(step.written)
         if step.written:
-            self.following = max(self.following, step.written[-1].number + 1)
+            self.next_number = max(self.next_number, step.written[-1].number + 1)
         for _ in step.dropped:
             self.size -= self.live.popleft().size
-        self.behind = step.behind
+        self.prunable_before = step.prunable_before
 
     def forget(self) -> None:
         """Have none any more."""
         self.live.clear()
         self.size = 0
-        self.behind = self.following
+        self.prunable_before = self.next_number
 
-    def meeting(self, low: str, high: str) -> Iterator[int]:
+    def overlapping(self, low: str, high: str) -> Iterator[int]:
         """The numbers of the segments that may have keys from `low` to `high`, the newest first."""
         return (one.number for one in reversed(self.live) if one.low <= high and one.high >= low)
 
     def _size_with(self, written: Sequence[Segment]) -> int:
-        before = self.live[-1].size if self._goes_on(written) else 0
+        before = self.live[-1].size if self._extends_newest(written) else 0
         return self.size - before + sum(segment.size for segment in written)
 
-    def _goes_on(self, written: Sequence[Segment]) -> bool:
+    def _extends_newest(self, written: Sequence[Segment]) -> bool:
         """Whether the first of these is the newest one, with more."""
         return bool(written and self.live and written[0].number == self.live[-1].number)
 

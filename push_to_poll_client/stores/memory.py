@@ -47,24 +47,24 @@ class MemoryProgress:
         self.feed = feed
         self.token = 0
         self.saved: SavedCursor = SavedCursor(None, now)
-        self.before: tuple[SavedCursor, ...] = ()
+        self.previous: tuple[SavedCursor, ...] = ()
         self.state: Mapping[str, str] = MappingProxyType({})
         self.segments: Segments = Segments(retention)
         self.records: dict[str, tuple[int, Record]] = {}
-        self.letters: dict[str, DeadLetter] = {}
+        self.dead_letters: dict[str, DeadLetter] = {}
         self._keys: dict[int, list[str]] = {}
 
-    def settle(self, cursor: Cursor | None, records: Mapping[str, Record], now: float, read_at: float) -> None:
+    def save(self, cursor: Cursor | None, records: Mapping[str, Record], now: float, read_at: float) -> None:
         """Save the cursor (`None` leaves the saved one) and add the records; what may go goes."""
-        behind = self.segments.behind if cursor is None else self.segments.taking(now).number
+        behind = self.segments.prunable_before if cursor is None else self.segments.current(now).number
         if cursor is not None and cursor != self.saved.cursor:
-            self.before, self.saved = extend_history(self.before, self.saved), SavedCursor(cursor, read_at)
+            self.previous, self.saved = extend_history(self.previous, self.saved), SavedCursor(cursor, read_at)
         keys, written = list(records), []
-        for segment, number in self.segments.shares(len(keys), now):
+        for segment, number in self.segments.allocate(len(keys), now):
             taken, keys = keys[:number], keys[number:]
-            written.append(segment.with_more(self._add(segment.number, taken, records), taken, now))
-        step = self.segments.step(written, behind=behind, now=now)
-        self.segments.take(step)
+            written.append(segment.with_keys(self._add(segment.number, taken, records), taken, now))
+        step = self.segments.plan_changes(written, behind=behind, now=now)
+        self.segments.apply(step)
         for number in step.dropped:
             self._drop(number)
 
@@ -75,26 +75,28 @@ class MemoryProgress:
 
     def restart(self, cursor: Cursor | None, now: float, *, forget: bool) -> None:
         """Go on from this cursor, with nothing remembered of those before; `forget` the records too."""
-        self.before, self.saved = (), SavedCursor(cursor, now)
-        self.segments.behind = self.segments.taking(now).number
+        self.previous, self.saved = (), SavedCursor(cursor, now)
+        self.segments.prunable_before = self.segments.current(now).number
         if forget:
             self.segments.forget()
             self.records.clear()
             self._keys.clear()
 
-    def change(self, state: Mapping[str, str | None]) -> None:
+    def change_state(self, state: Mapping[str, str | None]) -> None:
         """Change these names of the state; `None` takes one away."""
         changed = {**self.state, **state}
         self.state = MappingProxyType({name: value for name, value in changed.items() if value is not None})
 
-    def bury(self, letters: Sequence[DeadLetter]) -> None:
+    def add_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
         """Add dead letters; one whose key has one already replaces it."""
-        self.letters.update((letter.key, letter) for letter in letters)
+        self.dead_letters.update((letter.key, letter) for letter in letters)
 
-    def some_letters(self, after: DeadLetter | None, *, marked: bool) -> list[DeadLetter]:
+    def some_dead_letters(self, after: DeadLetter | None, *, marked: bool) -> list[DeadLetter]:
         """See `Session.dead_letters`."""
-        keys = sorted(key for key in self.letters if after is None or key > after.key)
-        return limit_dead_letters(self.letters[key] for key in keys if self.letters[key].marked or not marked)
+        keys = sorted(key for key in self.dead_letters if after is None or key > after.key)
+        return limit_dead_letters(
+            self.dead_letters[key] for key in keys if self.dead_letters[key].marked or not marked
+        )
 
     def _add(self, segment: int, keys: Sequence[str], records: Mapping[str, Record]) -> int:
         """Add the records of these keys to a segment; how many more it has then."""
@@ -103,7 +105,7 @@ class MemoryProgress:
         for key in keys:
             self.records[key] = segment, records[key]
             if records[key].state is not RecordState.DEAD:
-                self.letters.pop(key, None)
+                self.dead_letters.pop(key, None)
         return len(added)
 
     def _drop(self, segment: int) -> None:
@@ -209,7 +211,7 @@ class _MemorySession:
     @property
     def dead(self) -> int:
         """How many dead letters the name has."""
-        return len(self._progress.letters)
+        return len(self._progress.dead_letters)
 
     @property
     def state(self) -> Mapping[str, str]:
@@ -219,7 +221,7 @@ class _MemorySession:
     @property
     def history(self) -> Sequence[SavedCursor]:
         """The cursors that were saved, the oldest first; the last is the saved one."""
-        return (*self._progress.before, self._progress.saved)
+        return (*self._progress.previous, self._progress.saved)
 
     async def unseen(self, keys: Sequence[str], /) -> set[str]:
         """Those of `keys` without a record.
@@ -227,7 +229,7 @@ class _MemorySession:
         Raises:
             OwnershipLost: The session was released.
         """
-        await self._turn()
+        await self._checkpoint()
         return {key for key in keys if key not in self._progress.records}
 
     async def fingerprints(self, keys: Sequence[str], /) -> Mapping[str, int]:
@@ -236,7 +238,7 @@ class _MemorySession:
         Raises:
             OwnershipLost: The session was released.
         """
-        await self._turn()
+        await self._checkpoint()
         return self._progress.fingerprints(keys)
 
     async def commit(
@@ -262,13 +264,13 @@ class _MemorySession:
         Raises:
             OwnershipLost: The session was released, or the name claimed by somebody else; nothing was written.
         """
-        await self._turn()
+        await self._checkpoint()
         now = self._clock()
-        self._progress.settle(
+        self._progress.save(
             cursor, {record.key: record for record in records}, now, now if read_at is None else read_at
         )
-        self._progress.bury(dead_letters)
-        self._progress.change(state)
+        self._progress.add_dead_letters(dead_letters)
+        self._progress.change_state(state)
         self._saved = self._progress.saved
 
     async def reset(
@@ -284,9 +286,9 @@ class _MemorySession:
         Raises:
             OwnershipLost: As for `commit`.
         """
-        await self._turn()
+        await self._checkpoint()
         self._progress.restart(cursor, self._clock(), forget=forget)
-        self._progress.change(state)
+        self._progress.change_state(state)
         self._saved = self._progress.saved
 
     async def dead_letters(self, *, after: DeadLetter | None = None, marked: bool = False) -> Sequence[DeadLetter]:
@@ -299,8 +301,8 @@ class _MemorySession:
         Raises:
             OwnershipLost: The session was released.
         """
-        await self._turn()
-        return self._progress.some_letters(after, marked=marked)
+        await self._checkpoint()
+        return self._progress.some_dead_letters(after, marked=marked)
 
     async def dead_letter(self, key: str, /) -> DeadLetter | None:
         """The dead letter of a key; `None`: it has none.
@@ -308,15 +310,15 @@ class _MemorySession:
         Raises:
             OwnershipLost: The session was released.
         """
-        await self._turn()
-        return self._progress.letters.get(key)
+        await self._checkpoint()
+        return self._progress.dead_letters.get(key)
 
     async def release(self) -> None:
         """Give the name back. Never raises; a second call does nothing."""
         if self._owners.get(self._name) is self:
             del self._owners[self._name]
 
-    async def _turn(self) -> None:
+    async def _checkpoint(self) -> None:
         """Let others run, before anything is done: a cancelled commit must not have written."""
         await checkpoint()
         self._check()

@@ -158,7 +158,7 @@ class SQLiteStore:
         return await in_thread(partial(self._claim, name, feed, limiter), limiter=limiter)
 
     def _claim(self, name: str, feed: str, limiter: CapacityLimiter) -> SQLiteSession:
-        with self._turns.taken(), self._mutex:
+        with self._turns.held(), self._mutex:
             if name in self._owners:
                 raise StoreBusy(
                     f"{self._path}: the name {quoted(name)} has an owner; release it, or use another name"

@@ -408,7 +408,7 @@ async def test_a_retried_dead_letter_of_an_http_feed_is_a_cloud_event_again():
             seen.append(message)
             await process(message)
 
-        consumer._parts.letters._trials._handler = watched
+        consumer._parts.dead_letters._retry._handler = watched
         assert await consumer.dead_letters.retry(letter.key) == Retried(1, 0)
     (again,) = seen
     assert isinstance(again, CloudEvent)

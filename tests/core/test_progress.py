@@ -381,7 +381,7 @@ async def test_the_pending_keys_of_repeated_pages_are_bounded(monkeypatch):
 
     class Watched(_progress.Progress):
         async def unsettled(self, keys):
-            most.append(len(self._pending_keys) + len(self._moving_keys))
+            most.append(len(self._pending_keys) + len(self._committing_keys))
             return set(keys[:1]) & await super().unsettled(keys)
 
     monkeypatch.setattr(_lifecycle, "Progress", Watched)

@@ -35,7 +35,7 @@ def names(items):
 
 def settle(work, items):
     for one in items:
-        work.settled(one)
+        work.mark_settled(one)
     work.free(items)
 
 
@@ -76,7 +76,7 @@ def test_one_take_can_return_several_messages_of_an_ordering_key_in_order():
 def test_ordering_keys_of_one_take_are_freed_together():
     work = work_of("a", "a", "b", "a")
     items = work.take(3)
-    work.settled(items[0])
+    work.mark_settled(items[0])
     assert work.take(3) == []
     settle(work, items[1:])
     assert names(work.take(3)) == ["a3"]
@@ -85,7 +85,7 @@ def test_ordering_keys_of_one_take_are_freed_together():
 def test_an_unsettled_message_blocks_only_its_own_ordering_key():
     work = work_of("a", "b", "a", "b", "b")
     items = work.take(2)
-    work.settled(items[1])
+    work.mark_settled(items[1])
     work.free(items)
     assert names(work.take(5)) == ["b2", "b3"]
     assert work.left == 1
@@ -102,7 +102,7 @@ def test_a_message_added_later_waits_for_its_ordering_key_in_flight():
 
 def test_an_empty_work_queue_returns_no_messages():
     work = WorkQueue()
-    assert (work.take(3), work.left, work.waits_since, list(work.unsettled)) == ([], 0, None, [])
+    assert (work.take(3), work.left, work.waiting_since, list(work.unsettled)) == ([], 0, None, [])
 
 
 def test_ordering_keys_are_compared_like_dict_keys_and_need_no_order():
@@ -122,11 +122,11 @@ def test_ordering_keys_are_compared_like_dict_keys_and_need_no_order():
 def test_the_cursor_stays_before_the_first_unsettled_message():
     work = work_of("a", "b", "c")
     a, b, c = (work.take(1)[0] for _ in range(3))
-    work.settled(c)
+    work.mark_settled(c)
     assert (work.cursor, work.read_at) == (None, 0.0)
-    work.settled(a)
+    work.mark_settled(a)
     assert work.cursor == "after a1"
-    work.settled(b)
+    work.mark_settled(b)
     assert work.cursor == "after c1"
     assert list(work.unsettled) == []
 
@@ -135,9 +135,9 @@ def test_a_page_without_message_cursors_has_a_cursor_at_its_end():
     work = WorkQueue()
     work.add([item("1", cursor=None), item("2", cursor=None)], 5.0, cursor="page")
     items = work.take(2)
-    work.settled(items[0])
+    work.mark_settled(items[0])
     assert work.cursor is None
-    work.settled(items[1])
+    work.mark_settled(items[1])
     assert (work.cursor, work.read_at) == ("page", 5.0)
 
 
@@ -181,11 +181,11 @@ def test_waits_since_is_the_arrival_time_of_the_oldest_waiting_message():
     work = WorkQueue()
     work.add([item("1", arrived=3.0)], 0.0)
     work.add([item("2", arrived=4.0)], 0.0)
-    assert work.waits_since == 3.0
+    assert work.waiting_since == 3.0
     settle(work, work.take(1))
-    assert work.waits_since == 4.0
+    assert work.waiting_since == 4.0
     work.take(1)
-    assert work.waits_since is None
+    assert work.waiting_since is None
 
 
 # Whatever happens
@@ -253,7 +253,7 @@ def test_any_pages_are_taken_in_order_per_key_and_the_cursor_covers_a_settled_pr
         else:
             places = model.under_way.pop(data.draw(st.integers(0, len(model.under_way) - 1)))
             for place in data.draw(st.permutations(places)):
-                work.settled(model.order[place])
+                work.mark_settled(model.order[place])
                 model.settled.add(place)
                 assert work.cursor == model.prefix()
             work.free([model.order[place] for place in places])

@@ -291,7 +291,7 @@ async def test_the_id_of_the_next_message_follows_from_the_cursor(feed_of, curso
     feed, _ = feed_of(end(b'["a", "b"]', "a:c"))
     page = await feed.fetch(FetchRequest(cursor))
     assert page.messages[0].id == name
-    assert StreamPosition.of(page.cursor).cursor == page.cursor
+    assert StreamPosition.from_cursor(page.cursor).cursor == page.cursor
 
 
 async def test_a_saved_cursor_works_when_the_server_sends_shorter_answers_than_before(feed_of):
@@ -417,7 +417,7 @@ async def test_a_long_answer_is_split_into_pages_of_limited_size(feed_of, elemen
     body = f"[{','.join([element] * 25_000)}]".encode()
     assert (len(body) > 1 << 20) == thread
     feed, server = feed_of(*[end(body)] * 3, max_body=3_000_000)
-    most = feed._most = 10_000
+    most = feed._max_messages = 10_000
     pages, cursor = [], None
     for _ in range(3):
         pages.append(await feed.fetch(FetchRequest(cursor)))
@@ -433,7 +433,7 @@ async def test_a_split_answer_of_a_closed_stream_is_closed_only_on_its_last_page
     for kind, body in (("json", b"[1, 2, 3]"), ("lines", b"1\n2\n3")):
         whole = answer(body, kind=JSON if kind == "json" else TEXT, stream_closed="true")
         feed, _ = feed_of(*[whole] * 2, messages=kind)
-        feed._most = 2
+        feed._max_messages = 2
         first = await feed.fetch(FetchRequest())
         second = await feed.fetch(FetchRequest(first.next))
         assert [len(page.messages) for page in (first, second)] == [2, 1]
@@ -766,11 +766,11 @@ def read_all(stream, sizes, stops, most):
         messages = read.messages[: stop + 1]
         seen += [(message.id, message.raw) for message in messages]
         if stop < len(read.messages):
-            begin = ReadStart(StreamPosition.of(messages[-1].cursor))
+            begin = ReadStart(StreamPosition.from_cursor(messages[-1].cursor))
         elif said.ends and not read.cut:
             return seen, read
         else:
-            begin = read.begun or ReadStart(StreamPosition.of(read.end.cursor))
+            begin = read.begun or ReadStart(StreamPosition.from_cursor(read.end.cursor))
     raise AssertionError("it does not end")
 
 
@@ -831,8 +831,8 @@ cursors = st.one_of(
 @given(st.sampled_from(sorted(FRAMINGS)), bodies, cursors, st.sampled_from(["9", "a", "zz"]), st.booleans())
 def test_any_body_gives_valid_messages_or_a_feed_error(kind, body, cursor, offset, ends):
     try:
-        said = StreamHeaders.of({"stream-next-offset": offset, "stream-up-to-date": str(ends)}, "it")
-        begin = ReadStart(StreamPosition.of(cursor))
+        said = StreamHeaders.from_headers({"stream-next-offset": offset, "stream-up-to-date": str(ends)}, "it")
+        begin = ReadStart(StreamPosition.from_cursor(cursor))
         said.check_follows(begin.place, "it")
         read = FRAMINGS[kind].read(StreamResponse(body, begin, said, "it"), 3)
     except FeedError:
@@ -840,6 +840,6 @@ def test_any_body_gives_valid_messages_or_a_feed_error(kind, body, cursor, offse
     assert len(read.messages) <= 3
     assert len({message.id for message in read.messages}) == len(read.messages)
     for message in read.messages:
-        assert StreamPosition.of(message.cursor).cursor == message.cursor
+        assert StreamPosition.from_cursor(message.cursor).cursor == message.cursor
         with suppress(UndecodableMessage):
             message.data  # noqa: B018  # or it raises

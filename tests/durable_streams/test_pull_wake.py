@@ -29,7 +29,7 @@ def listener_of(server, *, root=ROOT, fraction=0.5, **options):
     listener = PullWakeListener(
         root, client=httpx.AsyncClient(transport=server), **{**settings, "confirm_every": 1e6, **options}
     )
-    listener._wakes._fraction = listener._keeper._fraction = lambda: fraction
+    listener._wake_stream._fraction = listener._manager._fraction = lambda: fraction
     return listener
 
 
@@ -380,8 +380,8 @@ async def test_a_lost_subscription_is_reported_once_while_the_server_refuses_ano
     """Else each wake would ask for it again at once, without the keeper's delays."""
     server = Wakes()
     listener = listener_of(server)
-    reported, report = [], listener._keeper.control
-    listener._keeper.control = lambda control: (reported.append(control), report(control))
+    reported, report = [], listener._manager.control
+    listener._manager.control = lambda control: (reported.append(control), report(control))
 
     async def lose_and_write():
         await anyio.sleep(30)
@@ -462,7 +462,7 @@ def test_invalid_arguments_are_refused(options, error, text):
 
 def test_each_worker_has_a_name_of_its_own():
     first, second = listener_of(Wakes()), listener_of(Wakes())
-    assert first._wakes._claimer._worker != second._wakes._claimer._worker
+    assert first._wake_stream._claimer._worker != second._wake_stream._claimer._worker
     assert first._subscription.id == second._subscription.id
 
 

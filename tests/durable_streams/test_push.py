@@ -102,7 +102,7 @@ def listener_for(url, server, stream, **options):
     options = {"streams": [stream.name], **options}
     subscription = DurableStreamsWebhook(server.root, callback=f"{url}/hook", **options)
     listener = WebhookListener(register_with_server=subscription, stop_at_exit=True)
-    listener._keeper._fraction = lambda: 0.0  # the least of what is random
+    listener._manager._fraction = lambda: 0.0  # the least of what is random
     return listener
 
 
@@ -116,7 +116,7 @@ def webhook_of(server, stream, **options):
 def pull_wake_of(server, stream, **options):
     settings = {"streams": [stream.name], "wake_stream": f"wakes/{stream.name}", **options}
     listener = PullWakeListener(server.root, **settings)
-    listener._wakes._fraction = listener._keeper._fraction = lambda: 0.0
+    listener._wake_stream._fraction = listener._manager._fraction = lambda: 0.0
     return listener
 
 
@@ -279,7 +279,7 @@ async def test_a_consumer_is_woken_again_after_the_claim_of_a_dead_worker_expire
     dead = pull_wake_of(server, stream, lease=1.0)
     async with consuming(stream, pull_wake_of(server, stream, lease=1.0)) as consumer:
         await append_one_by_one(consumer, stream, 1)
-        claimer = dead._wakes._claimer
+        claimer = dead._wake_stream._claimer
         with anyio.fail_after(GUARD):
             while claimer.claim is None:  # until it is the first
                 await run_sync(stream.append, 7)

@@ -399,7 +399,7 @@ async def test_the_number_of_remembered_missing_archives_is_limited(monkeypatch)
     site, other = archived(), archived()
     site.documents["/a/1"] = other.documents["/a/2"] = httpx.Response(404)
     one, two = site.feed(), other.feed()
-    two._absent = one._absent
+    two._missing_documents = one._missing_documents
     await not_found(one, times=2)
     await not_found(two, times=1)
     await not_found(one, times=2)

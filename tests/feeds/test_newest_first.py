@@ -128,7 +128,7 @@ async def test_a_failed_fetch_asks_for_the_same_document_again(kind):
     one = reader(documents)
     await one.step()
     [again] = documents.asked
-    at = one.walk._ways.get(None).at
+    at = one.walk._walks.get(None).at
     documents.errors[at] = [FeedError("garbage")]
     with pytest.raises(FeedError, match="garbage"):
         await one.step()
@@ -143,7 +143,7 @@ async def test_repeated_failures_of_a_document_restart_the_page_chain_at_the_new
     documents = kind(9)
     one = reader(documents)
     await one.step()
-    at = one.walk._ways.get(None).at
+    at = one.walk._walks.get(None).at
     documents.errors[at] = [FeedError("garbage") for _ in range(_newest_first_walk.MAX_TRIES)]
     for _ in range(_newest_first_walk.MAX_TRIES):
         with pytest.raises(FeedError, match="garbage"):
@@ -398,7 +398,7 @@ async def test_more_page_chains_than_are_kept_restart_without_loss():
     documents.publish(9)
     for each in readers:
         await each.step()
-    assert len(walk._ways._ways) == _newest_first_walk.MAX_WALKS
+    assert len(walk._walks._walks) == _newest_first_walk.MAX_WALKS
     for number, each in enumerate(readers):
         while await each.step():
             pass
@@ -491,7 +491,7 @@ async def test_a_clock_that_went_backwards_counts_as_a_long_pause():
     documents = Numbered(9)
     one = reader(documents)
     await one.step()
-    one.walk._ways.get(None)._since = anyio.current_time() + 100
+    one.walk._walks.get(None)._fetched_at = anyio.current_time() + 100
     assert await one.poll() == names(1, 9)
     assert documents.asked == [None, None, "2", "3", None]
 
@@ -597,7 +597,7 @@ async def test_a_page_chain_without_new_messages_continues_to_newer_documents():
     one = reader(documents, most=1)
     while await one.step() and not one.settled:
         pass
-    later = one.walk._ways.get(None).later
+    later = one.walk._walks.get(None).next_walk
     assert len(later.above) > 2
     documents.entries = [*names(100, 103), *names(1, 6)[::-1]]
     while await one.step():
@@ -612,7 +612,7 @@ async def test_a_long_page_chain_keeps_a_limited_number_of_addresses(monkeypatch
     one = reader(documents, most=30)
     while await one.step() and not one.settled:
         pass
-    above = one.walk._ways.get(None).above
+    above = one.walk._walks.get(None).above
     assert len(above) <= 10
     assert above[0].at is None
     await one.poll()
@@ -630,7 +630,7 @@ async def test_a_gone_address_of_a_postponed_document_restarts_the_page_chain():
     one = reader(documents, most=1)
     while await one.step() and not one.settled:
         pass
-    documents.entries.remove(one.walk._ways.get(None).later.at)
+    documents.entries.remove(one.walk._walks.get(None).next_walk.at)
     with pytest.raises(FeedRefused, match="no such entry"):
         await one.step()
     await one.poll()
@@ -935,7 +935,9 @@ async def test_documents_that_shift_during_a_page_chain_hide_no_messages():
 
 def seen_of(count, *, note="", validators=None, archives=0):
     keys = [digest(str(number)) for number in range(count)]
-    seen = SeenEntries().then(keys, map(digest, map(str, range(count, count + 5000))), map(str, range(archives)))
+    seen = SeenEntries().updated(
+        keys, map(digest, map(str, range(count, count + 5000))), map(str, range(archives))
+    )
     return replace(seen, note=note, validators=validators)
 
 
@@ -946,14 +948,14 @@ def test_a_cursor_is_read_as_it_was_written_and_is_short_enough(count):
     assert len(seen.messages) == min(count, MAX_TOP_DIGESTS) + MAX_OLDER_DIGESTS
     assert len(seen.archives) == MAX_OLDER_DIGESTS
     assert len(seen.cursor()) <= MAX_CURSOR
-    assert SeenEntries.read(seen.cursor(), WHERE) == seen
-    assert list(SeenEntries.read(seen.cursor(), WHERE).messages) == list(seen.messages)
+    assert SeenEntries.parse(seen.cursor(), WHERE) == seen
+    assert list(SeenEntries.parse(seen.cursor(), WHERE).messages) == list(seen.messages)
 
 
 @pytest.mark.parametrize("length", [15_000, 40_000, MAX_CURSOR - 5_000])
 def test_a_long_note_leaves_out_the_oldest_digests(length):
     seen = seen_of(MAX_TOP_DIGESTS, note="n" * length)
-    read = SeenEntries.read(seen.cursor(), WHERE)
+    read = SeenEntries.parse(seen.cursor(), WHERE)
     assert MAX_CURSOR - 20 <= len(seen.cursor()) <= MAX_CURSOR
     assert read.note == seen.note
     assert list(read.messages) == list(seen.messages)[: len(read.messages)]
@@ -965,10 +967,10 @@ def test_a_note_longer_than_a_cursor_makes_the_cursor_too_long():
 
 def test_the_order_of_a_document_does_not_change_the_cursor():
     keys = [digest(str(number)) for number in range(400)]
-    seen = SeenEntries().then(keys, [], [])
-    assert seen.then(keys[::-1], [], []).cursor() == seen.cursor()
-    assert seen.then(keys[100:], [], []).cursor() == seen.cursor()
-    assert seen.then(keys[300:], [], []).cursor() != seen.cursor()
+    seen = SeenEntries().updated(keys, [], [])
+    assert seen.updated(keys[::-1], [], []).cursor() == seen.cursor()
+    assert seen.updated(keys[100:], [], []).cursor() == seen.cursor()
+    assert seen.updated(keys[300:], [], []).cursor() != seen.cursor()
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ class WalkBackMachine(RuleBasedStateMachine):
         """The oldest are kept no longer."""
         dropped = set(self.documents.drop(count))
         for person in self.people:
-            if SeenEntries.read(person.saved, WHERE).messages:  # who has seen nothing misses nothing
+            if SeenEntries.parse(person.saved, WHERE).messages:  # who has seen nothing misses nothing
                 person.owed |= dropped - person.settled
 
     @precondition(lambda self: self.all_idle and not isinstance(self.documents, Archived))
@@ -245,7 +245,7 @@ class WalkBackMachine(RuleBasedStateMachine):
 
     @property
     def ways(self):
-        return self.walk._ways._ways.values()
+        return self.walk._walks._walks.values()
 
     @property
     def bound(self):
@@ -261,7 +261,7 @@ class WalkBackMachine(RuleBasedStateMachine):
         if not isinstance(self.documents, Numbered):
             return True
         in_the_air = any(person.flight for person in self.people)
-        return not in_the_air and not any(way._sure for way in self.ways if way.page is None)
+        return not in_the_air and not any(way._refetched for way in self.ways if way.page is None)
 
     @invariant()
     def memory_is_bounded(self):

@@ -185,8 +185,8 @@ def test_an_invalid_link_is_an_error(text):
 def test_a_field_reads_the_same_values_from_one_entry_and_from_all(where, values):
     entries = [{"id": 1, "changes": [{"rev": "r"}]}, ["first"], 7, "text", None]
     assert [Field(where)(entry) for entry in entries] == values
-    assert Field(where).of_all(entries) == values
-    assert Field(where).of_all(entries[:1]) == values[:1]
+    assert Field(where).read_all(entries) == values
+    assert Field(where).read_all(entries[:1]) == values[:1]
 
 
 def test_the_repr_of_a_field_shows_its_path_or_function():

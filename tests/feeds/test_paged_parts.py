@@ -521,7 +521,7 @@ def test_the_cursor_and_the_next_page_are_sent_in_their_query_fields(options, pl
 )
 def test_a_position_is_unchanged_after_decoding_and_encoding(position, place):
     assert PagePosition.of(position) == place
-    assert place.position == position
+    assert place.as_cursor == position
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def read_answer(data):
     """An answer, as far as a channel reads it."""
     _wire.answer = data
     try:
-        answer = in_loop(_asker.ask)
+        answer = in_loop(_asker.send_request)
         assert len(answer.body) <= LARGEST
         answer.expect().json()
     except (UnusableResponse, httpx.HTTPStatusError) as error:

@@ -140,22 +140,22 @@ def read_event(data):
 def read_seen(data):
     start, step = _parse_position(text_of(data))
     assert _parse_position(_position(start, step)) == (start or None, step)
-    seen = SeenEntries.read(start, "the feed")
-    assert SeenEntries.read(seen.cursor(), "the feed") == seen
+    seen = SeenEntries.parse(start, "the feed")
+    assert SeenEntries.parse(seen.cursor(), "the feed") == seen
 
 
 def read_place(data):
-    place = StreamPosition.of(text_of(data))
-    assert StreamPosition.of(place.cursor) == place
-    assert StreamPosition.of(place.anew.cursor) == place.anew
-    assert place.name(1) != place.name(2)
+    place = StreamPosition.from_cursor(text_of(data))
+    assert StreamPosition.from_cursor(place.cursor) == place
+    assert StreamPosition.from_cursor(place.after_reset.cursor) == place.after_reset
+    assert place.message_id(1) != place.message_id(2)
 
 
 def read_said(data):
     headers = {name.decode().lower(): value.decode("latin-1") for name, value in fields(data)}
     echo = echo_of(headers)
     assert echo is None or echo.isascii()
-    said = StreamHeaders.of(headers, "the stream")
+    said = StreamHeaders.from_headers(headers, "the stream")
     assert is_offset(said.offset)
     said.check_follows(StreamPosition("5"), "the stream")
 
@@ -182,7 +182,7 @@ def _in_parts(framing, data, said):
     place, messages = StreamPosition("1"), []
     while True:
         read = framing.read(
-            StreamResponse(data, ReadStart(StreamPosition.of(place.cursor)), said, "the stream"), 3
+            StreamResponse(data, ReadStart(StreamPosition.from_cursor(place.cursor)), said, "the stream"), 3
         )
         messages += read.messages
         if not read.cut:

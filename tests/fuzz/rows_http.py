@@ -132,10 +132,10 @@ _hidden = URLSecrets("https://api.example/bot{token}/updates?x={other}", {"token
 
 def read_hidden(data):
     text = text_of(data)
-    masked = _hidden.masked(text)
+    masked = _hidden.mask(text)
     assert SECRET not in masked
     assert "aaab" not in masked
-    assert _hidden.shown(text).isprintable()
+    assert _hidden.redact(text).isprintable()
     if "aaab" not in text and SECRET not in text and "%" not in text:
         assert masked == text
 
@@ -146,13 +146,13 @@ _places = Origins(httpx.URL(URL), URLSecrets(URL, {}), ["https://cdn.example"])
 def read_place(data):
     text = data.decode("utf-8", "replace")
     for posted in (False, True):
-        url, at_home = _places.allowed(text, leads="links", posted=posted)
-        assert _places.is_home(url) == at_home
-        assert _places.shown(url).isprintable()
+        url, at_home = _places.check_url(text, leads="links", posted=posted)
+        assert _places.is_same_origin(url) == at_home
+        assert _places.describe_source(url).isprintable()
         home = "api.vendor.example" if at_home else "cdn.example"
         # What begins as the feed does may be no URL all the same, which the client refuses.
         assert url.startswith("https://api.vendor.example/") or httpx.URL(url).host == home
-        assert _places.allowed(url, leads="links", posted=posted) == (url, at_home)
+        assert _places.check_url(url, leads="links", posted=posted) == (url, at_home)
 
 
 def read_moves(data):
@@ -161,7 +161,7 @@ def read_moves(data):
         urls = text_of(data).split("\n")
         for old, new in zip(urls[::2], urls[1::2], strict=False):
             moves.learn(old, new)
-            assert isinstance(moves.now(old), str)
+            assert isinstance(moves.resolve(old), str)
         assert len(moves._paths) <= MAX_REMEMBERED_REDIRECTS
         assert len(moves._urls) <= MAX_REMEMBERED_REDIRECTS
 
@@ -183,9 +183,9 @@ def read_exchange(data):
     async def ask():
         tail = EndOfFeed()
         for method, content in (("GET", None), ("POST", b"{}")):
-            answer = await origin.ask(URL, headers={}, method=method, content=content, errors=1024)
+            answer = await origin.send_request(URL, headers={}, method=method, content=content, errors=1024)
             assert len(answer.body) <= 4096
-            assert isinstance(origin.accepted(answer).validators, Validators | None)
+            assert isinstance(origin.check_status(answer).validators, Validators | None)
             tail.note(URL, answer, empty=True)
             assert isinstance(tail.is_fresh(URL), bool)
 

@@ -161,7 +161,7 @@ def _lead(pages, place, reply):
     for position in (cursor, following):
         assert position is None or position
         if position is not None and following is not None:
-            assert PagePosition.of(PagePosition(place.start, position).position) == PagePosition(
+            assert PagePosition.of(PagePosition(place.start, position).as_cursor) == PagePosition(
                 place.start, position
             )
 
@@ -170,7 +170,7 @@ def read_position(data):
     """What a state file has for a cursor can be put into a request, or is refused."""
     position = anything(data)
     place = PagePosition.of(position)
-    assert PagePosition.of(place.position) == place or place.page is None
+    assert PagePosition.of(place.as_cursor) == place or place.page is None
     for pages in PAGES:
         try:
             asking = pages.put(RequestParts(body={"a": {"c": 1}}), place)

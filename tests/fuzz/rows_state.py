@@ -112,9 +112,9 @@ def _fill(values):
 
 def read_attempts(data):
     attempts = Attempts({"attempts": _kept(data)}, TimeOfDay(lambda: 0.0))
-    change = attempts.failed("a") and attempts.change()
+    change = attempts.record_failure("a") and attempts.take_changes()
     assert len(Attempts(change, TimeOfDay(lambda: 0.0))) == len(attempts)
-    assert attempts.left("a") >= 0
+    assert attempts.seconds_left("a") >= 0
 
 
 def read_looked(data):
@@ -123,7 +123,7 @@ def read_looked(data):
     behind = OverlapStart(
         session, None, seconds=2.0, cursors=1, clock=lambda: 9.0, time_of_day=TimeOfDay(lambda: 9.0)
     )
-    assert behind.walk() is not None
+    assert behind.begin_walk() is not None
 
 
 def _kept(data):

@@ -53,9 +53,9 @@ def read_question(data):
 
 
 def read_book(data):
-    book = SubscriptionState.read(text_of(data))
-    assert book.written() is None or SubscriptionState.read(book.written()) == book
-    assert all(isinstance(one, Registration) for one in book.known)
+    book = SubscriptionState.from_text(text_of(data))
+    assert book.to_text() is None or SubscriptionState.from_text(book.to_text()) == book
+    assert all(isinstance(one, Registration) for one in book.registrations)
 
 
 ROWS = (

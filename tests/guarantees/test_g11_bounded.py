@@ -17,7 +17,7 @@ async def test_g11_a_flood_of_wakes_is_kept_in_bounded_memory():
     consumer = Log(FakeFeed())
     for _ in range(form(1_000, 100_000)):
         consumer.wake(Push(cursor="x"))
-    assert len(consumer._inbox._pushes) <= 64
+    assert len(consumer._wakes._pushes) <= 64
     await consumer.poll_now()
     assert consumer.status().counters.wakes <= 64
 

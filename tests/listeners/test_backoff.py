@@ -127,14 +127,16 @@ def test_a_slow_retry_obeys_a_longer_retry_after():
 
 def test_refused_credentials_are_renewed_once_until_a_connection_lives_long_enough():
     reconnect = ReconnectBackoff()
-    assert reconnect.renew()
-    assert not reconnect.renew()
+    assert reconnect.allow_renewal()
+    assert not reconnect.allow_renewal()
     reconnect.connected(0.0)
     reconnect.ended(STABLE_AFTER / 2)
-    assert not reconnect.renew(), "a server that accepts, closes and refuses in turn must not make a loop of it"
+    assert not reconnect.allow_renewal(), (
+        "a server that accepts, closes and refuses in turn must not make a loop of it"
+    )
     reconnect.connected(100.0)
     reconnect.ended(100.0 + STABLE_AFTER)
-    assert reconnect.renew()
+    assert reconnect.allow_renewal()
 
 
 @pytest.mark.parametrize(("fraction", "age"), [(0.0, 300.0), (0.5, 450.0), (0.999, 599.7)])

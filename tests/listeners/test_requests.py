@@ -33,7 +33,7 @@ def asker(*steps, url=HOME, client=None, **options):
 
 async def refused(asking, kind, **options):
     with pytest.raises(kind) as failed:
-        await asking.ask(**options)
+        await asking.send_request(**options)
     assert CANARY not in str(failed.value)
     return str(failed.value)
 
@@ -43,7 +43,7 @@ async def refused(asking, kind, **options):
 
 async def test_an_answer_has_status_headers_body_and_redacted_url():
     asking, script = asker((201, {"X-Seen": "yes"}, [b'{"a":', b" 1}", END]))
-    answer = await asking.ask("POST", content=b"question", headers={"Content-Type": "text/plain"})
+    answer = await asking.send_request("POST", content=b"question", headers={"Content-Type": "text/plain"})
     assert (answer.status, answer.headers["x-seen"], answer.json()) == (201, "yes", {"a": 1})
     assert (script.requests[0].method, script.bodies) == ("POST", [b"question"])
     assert script.sent("content-type") == ["text/plain"]
@@ -53,13 +53,15 @@ async def test_an_answer_has_status_headers_body_and_redacted_url():
 
 async def test_the_repr_of_an_answer_shows_neither_headers_nor_body():
     asking, _ = asker((200, {"Set-Cookie": CANARY}, [CANARY.encode(), END]))
-    assert repr(await asking.ask()) == "ListenerResponse(200, 6 bytes, url='https://api.example/ask?key=…')"
+    assert (
+        repr(await asking.send_request()) == "ListenerResponse(200, 6 bytes, url='https://api.example/ask?key=…')"
+    )
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'"\xff"', b"[" * 100_000, b"9" * 5000])
 async def test_a_body_that_is_not_json_is_an_unusable_answer(body):
     asking, _ = asker(body)
-    answer = await asking.ask()
+    answer = await asking.send_request()
     with pytest.raises(UnusableResponse, match="something that is no JSON"):
         answer.json()
 
@@ -67,14 +69,14 @@ async def test_a_body_that_is_not_json_is_an_unusable_answer(body):
 @pytest.mark.parametrize(("status", "expected"), [(200, ()), (204, ()), (409, (204, 409))])
 async def test_expect_returns_the_answer_when_the_status_is_expected(status, expected):
     asking, _ = asker(status)
-    answer = await asking.ask()
+    answer = await asking.send_request()
     assert answer.expect(*expected) is answer
 
 
 @pytest.mark.parametrize(("status", "expected"), [(302, ()), (404, ()), (200, (204,))])
 async def test_expect_raises_an_http_status_error_for_another_status(status, expected):
     asking, _ = asker((status, {"Retry-After": "7"}, [END]))
-    answer = await asking.ask()
+    answer = await asking.send_request()
     with pytest.raises(httpx.HTTPStatusError) as failed:
         answer.expect(*expected)
     failure = http_failure_of(failed.value, wanted="a subscription")
@@ -100,7 +102,7 @@ async def test_an_answer_above_max_body_is_unusable_and_reading_stops():
 
 async def test_an_answer_of_exactly_max_body_is_read():
     asking, _ = asker([b"x" * 100, END], max_body=100)
-    assert (await asking.ask()).body == b"x" * 100
+    assert (await asking.send_request()).body == b"x" * 100
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "identity, br", "x" * 5000, "\x1b[31m"])
@@ -116,7 +118,7 @@ async def test_a_compressed_answer_is_unusable(encoding):
 @pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
 async def test_an_answer_with_identity_content_encoding_is_read(encoding):
     asking, _ = asker((200, {"Content-Encoding": encoding}, [b"x", END]))
-    assert (await asking.ask()).body == b"x"
+    assert (await asking.send_request()).body == b"x"
 
 
 @pytest.mark.parametrize("step", [[b"x"], [b"x", *[5, b"x"] * 20, END], (60, 200)])
@@ -130,7 +132,7 @@ async def test_an_answer_that_is_not_complete_within_timeout_is_a_timeout_error(
 
 async def test_wait_extends_the_timeout_of_an_answer():
     asking, _ = asker((35, 200), timeout=10)
-    assert (await asking.ask(wait=30)).status == 200
+    assert (await asking.send_request(wait=30)).status == 200
     assert await refused(asking, TimeoutError, wait=20) == "no whole answer within 30 s"
 
 
@@ -138,13 +140,13 @@ async def test_wait_extends_the_timeout_of_an_answer():
 async def test_the_sent_callback_is_called_once(url):
     told = []
     asking, _ = asker(200, url=url)
-    await asking.ask(sent=lambda: told.append("sent"))
+    await asking.send_request(sent=lambda: told.append("sent"))
     assert told == ["sent"]
 
 
 async def test_with_trickles_each_chunk_restarts_the_timeout():
     asking, _ = asker([*[9, b"x"] * 5, END], timeout=5)
-    assert (await asking.ask(wait=5, trickles=True)).body == b"xxxxx"
+    assert (await asking.send_request(wait=5, trickles=True)).body == b"xxxxx"
     assert await refused(asking, TimeoutError, wait=5) == "no whole answer within 10 s"
 
 
@@ -179,7 +181,7 @@ async def test_another_protocol_error_is_not_reported_as_a_bad_redirect():
 
 async def test_a_redirect_is_not_followed():
     asking, script = asker((307, {"Location": "https://elsewhere.example/"}, [END]))
-    assert (await asking.ask()).status == 307
+    assert (await asking.send_request()).status == 307
     assert len(script.requests) == 1
 
 
@@ -199,8 +201,8 @@ async def test_a_network_error_is_raised_unchanged():
 
 async def test_credentials_are_sent_to_the_origin_of_the_url():
     asking, script = asker(200, headers={"X-Key": CANARY}, token=lambda: "t")
-    await asking.ask()
-    await asking.ask(url="https://API.example:443/other")
+    await asking.send_request()
+    await asking.send_request(url="https://API.example:443/other")
     assert script.sent("x-key") == [CANARY] * 2
     assert script.sent("authorization") == ["Bearer t"] * 2
 
@@ -219,7 +221,7 @@ async def test_no_credentials_or_client_settings_are_sent_to_another_origin(url)
     }
     asking, script = asker(200, client=client, headers={"X-Key": CANARY}, token=CANARY)
     asking._client.cookies.set("session", CANARY, domain=httpx.URL(url).host)
-    await asking.ask("POST", url, content=b"{}", headers={"Content-Type": "application/json"})
+    await asking.send_request("POST", url, content=b"{}", headers={"Content-Type": "application/json"})
     (request,) = script.requests
     assert CANARY not in repr(request.url)
     assert set(request.headers) == {"host", "content-type", "content-length", "accept-encoding", "user-agent"}
@@ -230,33 +232,33 @@ async def test_no_credentials_or_client_settings_are_sent_to_another_origin(url)
 async def test_the_user_and_password_of_the_url_are_sent_only_to_its_origin():
     asking, script = asker(200, url=f"https://me:{CANARY}@api.example/ask#part", client={"auth": ("other", "x")})
     assert asking.url == "https://api.example/ask"
-    await asking.ask()
-    await asking.ask(url=ELSEWHERE)
+    await asking.send_request()
+    await asking.send_request(url=ELSEWHERE)
     assert script.sent("authorization") == ["Basic bWU6YzRuNHJ5", None]
 
 
 async def test_an_authorization_header_in_any_case_replaces_the_user_and_password_of_the_url():
     asking, script = asker(200, url="https://me:pw@api.example/", headers={"authorization": "Key k"})
-    await asking.ask()
+    await asking.send_request()
     assert script.requests[0].headers.get_list("authorization") == ["Key k"]
 
 
 async def test_a_client_sends_its_own_credentials_when_no_others_are_given():
     asking, script = asker(200, client={"auth": ("me", "c4n4ry"), "headers": {"X-Mine": "1"}})
-    await asking.ask()
+    await asking.send_request()
     assert script.sent("authorization") == ["Basic bWU6YzRuNHJ5"]
     assert script.sent("x-mine") == ["1"]
 
 
 async def test_a_given_token_replaces_the_auth_of_the_client():
     asking, script = asker(200, client={"auth": ("other", "x")}, token="t")
-    await asking.ask()
+    await asking.send_request()
     assert script.sent("authorization") == ["Bearer t"]
 
 
 async def test_a_token_takes_precedence_over_the_authorization_header_of_one_request():
     asking, script = asker(200, token="t")
-    await asking.ask(headers={"Authorization": "nobody", "Accept": "text/plain"})
+    await asking.send_request(headers={"Authorization": "nobody", "Accept": "text/plain"})
     assert script.sent("authorization") == ["Bearer t"]
     assert script.sent("accept") == ["text/plain"]
 
@@ -268,7 +270,7 @@ async def test_a_token_provider_that_hangs_fails_after_timeout():
     asking, script = asker(200, token=token, timeout=5)
     assert "failed with TimeoutError" in await refused(asking, CredentialsFailed)
     assert script.requests == []
-    await asking.ask(url=ELSEWHERE)  # to which it does not matter
+    await asking.send_request(url=ELSEWHERE)  # to which it does not matter
 
 
 # By what
@@ -276,8 +278,8 @@ async def test_a_token_provider_that_hangs_fails_after_timeout():
 
 async def test_a_given_client_stays_open():
     asking, script = asker(200)
-    async with asking.opened():
-        await asking.ask()
+    async with asking.reuse_connections():
+        await asking.send_request()
     assert not script.closed
 
 
@@ -296,19 +298,19 @@ def own(monkeypatch):
 
 async def test_each_request_opens_and_closes_its_own_client_when_none_is_given(own):
     asking = ListenerClient(HOME)
-    await asking.ask()
-    await asking.ask()
+    await asking.send_request()
+    await asking.send_request()
     assert [(len(script.requests), script.closed) for script in own] == [(1, True)] * 2
 
 
 async def test_requests_within_an_opened_block_share_one_client(own):
     asking = ListenerClient(HOME)
-    async with asking.opened():
-        await asking.ask()
-        await asking.ask()
+    async with asking.reuse_connections():
+        await asking.send_request()
+        await asking.send_request()
         assert [(len(script.requests), script.closed) for script in own] == [(2, False)]
     assert own[0].closed
-    await asking.ask()
+    await asking.send_request()
     assert len(own) == 2
 
 

@@ -38,9 +38,9 @@ async def test_a_client_of_httpx2_works_and_sends_no_credentials_to_another_orig
     with Raw(treat) as raw:
         async with httpx2.AsyncClient(timeout=GUARD, headers={"X-Mine": CANARY}) as client:
             asking = ListenerClient(f"http://me:{CANARY}@{HOST}:{raw.port}/", client=client)
-            assert (await asking.ask()).json() == {}
+            assert (await asking.send_request()).json() == {}
             elsewhere = ListenerClient("https://notify.example/", client=client, token=CANARY)
-            assert (await elsewhere.ask(url=f"http://{HOST}:{raw.port}/")).json() == {}
+            assert (await elsewhere.send_request(url=f"http://{HOST}:{raw.port}/")).json() == {}
     assert b"\r\nAuthorization: Basic bWU6YzRuNHJ5\r\n" in asked[0]
     assert CANARY.encode() not in asked[1]
 
@@ -52,7 +52,7 @@ async def test_the_socket_of_a_request_that_ends_early_is_closed():
 
     with Raw(treat) as raw:
         with pytest.raises(UnusableResponse, match="more than 100 bytes"):
-            await ListenerClient(f"http://{HOST}:{raw.port}/", max_body=100).ask()
+            await ListenerClient(f"http://{HOST}:{raw.port}/", max_body=100).send_request()
         assert is_closed(raw.first())
 
 
@@ -68,7 +68,7 @@ async def test_a_request_cancelled_while_it_is_sent_leaves_no_unclosed_generator
     with Raw(treat) as raw:
         async with module.AsyncClient(timeout=GUARD) as client, anyio.create_task_group() as tasks:
             asker = ListenerClient(f"http://{HOST}:{raw.port}/", client=client, timeout=2 * GUARD)
-            tasks.start_soon(lambda: asker.ask("POST", content=bytes(1 << 25)))
+            tasks.start_soon(lambda: asker.send_request("POST", content=bytes(1 << 25)))
             assert await run_sync(begun.wait, GUARD)
             tasks.cancel_scope.cancel()
 
@@ -85,6 +85,8 @@ async def test_a_body_is_sent_whole(module):
     with Raw(treat) as raw:
         async with module.AsyncClient(timeout=GUARD) as client:
             assert (
-                await ListenerClient(f"http://{HOST}:{raw.port}/", client=client).ask("POST", content=b"body")
+                await ListenerClient(f"http://{HOST}:{raw.port}/", client=client).send_request(
+                    "POST", content=b"body"
+                )
             ).status == 200
     assert b"\r\ncontent-length: 4\r\n" in asked[0].lower()

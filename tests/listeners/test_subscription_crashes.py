@@ -43,7 +43,7 @@ class Story:
         keeper = keeper_of(vendor, fraction=0.5, stop_at_exit=self.stops)
         with crash.scope, anyio.move_on_after(seconds):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(keeper.keep, channel)
+                tasks.start_soon(keeper.run, channel)
                 if self.happens is not None:
                     tasks.start_soon(self._let_it_happen, keeper)
         self.state = channel.state

@@ -38,7 +38,7 @@ def keeper_of(vendor, *, fraction=0.0, **options):
 @contextlib.asynccontextmanager
 async def keeping(keeper, channel):
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(keeper.keep, channel)
+        tasks.start_soon(keeper.run, channel)
         yield
         tasks.cancel_scope.cancel()
 
@@ -47,7 +47,7 @@ async def keep(vendor, seconds, channel=None, **options):
     """Let it be kept for so many seconds of virtual time."""
     channel = channel or Channel()
     with anyio.move_on_after(seconds):
-        await keeper_of(vendor, **options).keep(channel)
+        await keeper_of(vendor, **options).run(channel)
     return channel
 
 
@@ -218,7 +218,7 @@ async def test_a_replacement_subscription_is_completed_after_a_restart():
     vendor = Vendor(server, renews=False)
     channel = Channel()
     with anyio.move_on_after(50.25):
-        await keeper_of(vendor).keep(channel)
+        await keeper_of(vendor).run(channel)
     assert len(server.live) == 1
     await keep(vendor, 5, channel)
     assert vendor.plans == 2
@@ -273,7 +273,7 @@ async def test_a_permanent_create_error_raises_a_listener_error(error, caplog):
     server.script["create"].append(error)
     channel = Channel()
     with pytest.raises(ListenerError, match="trying again cannot help"):
-        await keeper_of(Vendor(server)).keep(channel)
+        await keeper_of(Vendor(server)).run(channel)
     assert channel.said("down") == ["down"]
     assert caplog.records[-1].levelname == "ERROR"
 
@@ -283,7 +283,7 @@ async def test_a_create_that_returns_an_invalid_value_raises_a_listener_error(an
     server = Server()
     server.script["create"].append(answer)
     with pytest.raises(ListenerError, match="return"):
-        await keeper_of(Vendor(server)).keep(Channel())
+        await keeper_of(Vendor(server)).run(Channel())
 
 
 async def test_a_failed_renewal_is_retried_and_the_channel_stays_up():
@@ -349,14 +349,14 @@ async def test_a_failed_save_raises_the_store_error():
     channel = Channel()
     channel.failing = StoreError("the disk is full")
     with pytest.raises(StoreError, match="the disk is full"):
-        await keeper_of(Vendor(Server())).keep(channel)
+        await keeper_of(Vendor(Server())).run(channel)
 
 
 async def test_a_state_too_long_to_save_raises_a_listener_error():
     channel = Channel()
     channel.failing = ValueError("20000 characters of state, of 16384 at most")
     with pytest.raises(ListenerError, match="cannot be: 20000 characters"):
-        await keeper_of(Vendor(Server())).keep(channel)
+        await keeper_of(Vendor(Server())).run(channel)
 
 
 # What is left behind
@@ -484,7 +484,7 @@ async def test_a_drop_notice_received_before_the_start_takes_effect_after_it():
     keeper = keeper_of(vendor)
     keeper.control(Control.RECREATE)
     with anyio.move_on_after(5):
-        await keeper.keep(channel)
+        await keeper.run(channel)
     assert len(asked(server, "create")) == 2
 
 
@@ -501,7 +501,7 @@ async def test_notices_may_come_from_any_thread_and_after_the_end():
         loop = keeper._loop
     keeper._loop = loop
     keeper.control(Control.RENEW)
-    keeper._hear()
+    keeper._notify_control()
 
 
 async def test_a_handshake_is_expected_only_while_a_subscription_is_created_or_replaced():
@@ -510,10 +510,10 @@ async def test_a_handshake_is_expected_only_while_a_subscription_is_created_or_r
     vendor = Vendor(server, renews=False)
     keeper = keeper_of(vendor, fraction=0.9)
     seen = []
-    assert not keeper.expecting
+    assert not keeper.expects_handshake
     async with keeping(keeper, Channel()):
         for _ in range(100):
-            seen.append(keeper.expecting)
+            seen.append(keeper.expects_handshake)
             await anyio.sleep(1)
     spans = [at for at, (one, two) in enumerate(itertools.pairwise(seen)) if one != two]
     assert spans[:2] in ([0, 2], [0, 3])  # between two attempts too, until it is created
@@ -627,7 +627,7 @@ async def test_a_permanent_renewal_error_is_raised_after_the_subscription_is_sto
     server = Server(lifetime=100)
     server.script["renew"].append(ListenerError("never again"))
     with pytest.raises(ListenerError, match="never again"):
-        await keeper_of(Vendor(server), stop_at_exit=True).keep(Channel())
+        await keeper_of(Vendor(server), stop_at_exit=True).run(Channel())
     assert server.live == {}
 
 

@@ -76,7 +76,7 @@ def test_a_renewal_is_due_when_the_first_of_the_two_clocks_reaches_it():
 def test_a_new_registration_is_not_renewed_within_the_minimum_time():
     renewal = Renewal()
     renewal.registered(NOW + 2, NOW + 1, Now(NOW, 0.0), just_now=True)
-    renewal.ask()
+    renewal.make_due()
     assert renewal.wait(Now(NOW, 0.0)) == MIN_RENEWAL_INTERVAL
     assert renewal.wait(Now(NOW, MIN_RENEWAL_INTERVAL)) == 0
 
@@ -107,9 +107,9 @@ ONE, TWO, THREE = (until(NOW, id=name) for name in "123")
 def test_the_saved_state_is_read_back_unchanged():
     secret = Registration(id="2", details={"secret": "s"})
     book = SubscriptionState(planned=secret, current=ONE, renew_at=NOW, leaving=(TWO, THREE))
-    assert SubscriptionState.read(book.written()) == book
-    assert SubscriptionState().written() is None
-    assert book.known == (secret, ONE, THREE, TWO)
+    assert SubscriptionState.from_text(book.to_text()) == book
+    assert SubscriptionState().to_text() is None
+    assert book.registrations == (secret, ONE, THREE, TWO)
 
 
 @pytest.mark.parametrize(
@@ -127,13 +127,13 @@ def test_the_saved_state_is_read_back_unchanged():
 )
 def test_an_invalid_saved_state_is_a_value_error(text):
     with pytest.raises(ValueError):
-        SubscriptionState.read(text)
+        SubscriptionState.from_text(text)
 
 
 def test_a_created_registration_replaces_the_current_one():
     book = SubscriptionState(current=ONE).plan(TWO).created(TWO, NOW)
     assert book == SubscriptionState(current=TWO, renew_at=NOW, leaving=(ONE,))
-    assert book.left(ONE) == SubscriptionState(current=TWO, renew_at=NOW)
+    assert book.stopped(ONE) == SubscriptionState(current=TWO, renew_at=NOW)
     assert book.renewed(THREE, math.inf) == SubscriptionState(current=THREE, leaving=(ONE,))
 
 
@@ -147,8 +147,10 @@ def test_a_registration_created_again_with_the_same_id_is_not_stopped():
 def test_lost_and_spoiled_registrations_are_still_stopped():
     assert SubscriptionState(current=ONE, renew_at=NOW).lost() == SubscriptionState(leaving=(ONE,))
     assert SubscriptionState(current=ONE, planned=TWO).lost() == SubscriptionState(planned=TWO, leaving=(ONE,))
-    assert SubscriptionState(current=ONE, planned=TWO).spoiled() == SubscriptionState(current=ONE, leaving=(TWO,))
-    assert SubscriptionState(current=ONE, planned=TWO, leaving=(THREE,)).ending() == SubscriptionState(
+    assert SubscriptionState(current=ONE, planned=TWO).plan_failed() == SubscriptionState(
+        current=ONE, leaving=(TWO,)
+    )
+    assert SubscriptionState(current=ONE, planned=TWO, leaving=(THREE,)).stop_all() == SubscriptionState(
         leaving=(THREE, ONE, TWO)
     )
 
@@ -156,7 +158,7 @@ def test_lost_and_spoiled_registrations_are_still_stopped():
 def test_only_the_newest_registrations_to_stop_are_kept():
     book = SubscriptionState()
     for number in range(10):
-        book = book.plan(until(id=f"{number}")).spoiled()
+        book = book.plan(until(id=f"{number}")).plan_failed()
     assert [one.id for one in book.leaving] == ["6", "7", "8", "9"]
     assert len(book.leaving) == MAX_PENDING_STOPS
 

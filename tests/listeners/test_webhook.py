@@ -515,8 +515,8 @@ async def test_a_flood_notice_that_arrives_after_the_flood_is_ignored(verify):
     """A loop may be called when what it is called for is over."""
     hooks = WebhookListener(verify)
     async with hearing(hooks) as channel:
-        (listening,) = hooks._audience.of(None)[0]
-        listening._sound()
+        (listening,) = hooks._subscribers.find(None)[0]
+        listening._start_flood()
         await anyio.sleep(1)
     assert channel.events == [(0, "up")]
 
@@ -528,7 +528,7 @@ async def test_a_listener_of_an_ended_event_loop_is_not_notified(hooks, monkeypa
             raise RuntimeError("the loop has ended")
 
         monkeypatch.setattr(EventLoop, "call", ended)
-        hooks._audience.ring()
+        hooks._subscribers.note_rejected()
     assert channel.events == [(0, "up")]
 
 
@@ -575,15 +575,15 @@ async def test_a_repeated_request_with_a_later_expiry_is_remembered_longer(virtu
 async def test_the_replay_cache_evicts_the_oldest_entry():
     replays = ReplayCache(3)
     for text in (b"a", b"b", b"a", b"c", b"d"):
-        replays.remember(Verified((text,), 10.0), None)
+        replays.add(Verified((text,), 10.0), None)
     assert len(replays) == 3
-    assert [replays.knows(Verified((text,)), None, 9.0) for text in (b"a", b"b", b"c", b"d")] == [1, 0, 1, 1]
+    assert [replays.seen(Verified((text,)), None, 9.0) for text in (b"a", b"b", b"c", b"d")] == [1, 0, 1, 1]
 
 
 async def test_a_repeated_body_with_new_ids_adds_no_entries_to_the_replay_cache():
     replays = ReplayCache(3)
-    replays.remember(Verified((b"body", b"0")), None)
-    assert all(replays.knows(Verified((b"body", b"%d" % number)), None, 0.0) for number in range(9))
+    replays.add(Verified((b"body", b"0")), None)
+    assert all(replays.seen(Verified((b"body", b"%d" % number)), None, 0.0) for number in range(9))
     assert len(replays) == 2
 
 

@@ -30,19 +30,19 @@ def virtual_clock(monkeypatch):
     monkeypatch.setattr(receiver, "monotonic", anyio.current_time)
 
 
-class Keeper:
+class Manager:
     """Does what a test says: what it is told, it writes down."""
 
     def __init__(self, subscription, *, stop_at_exit, log):
         self.subscription = subscription
         self.stop_at_exit = stop_at_exit
-        self.expecting = False
+        self.expects_handshake = False
         self.controls = []
         self.channel = None
         self.error = None
         self.ended = anyio.Event()
 
-    async def keep(self, channel):
+    async def run(self, channel):
         self.channel = channel
         await self.ended.wait()
         if self.error is not None:
@@ -61,7 +61,7 @@ def keepers(monkeypatch):
     made = []
 
     def make(subscription, *, stop_at_exit, log):
-        made.append(Keeper(subscription, stop_at_exit=stop_at_exit, log=log))
+        made.append(Manager(subscription, stop_at_exit=stop_at_exit, log=log))
         return made[-1]
 
     monkeypatch.setattr(webhook, "SubscriptionManager", make)
@@ -111,9 +111,9 @@ async def test_a_webhook_without_a_verifier_is_a_type_error():
 async def test_a_handshake_is_answered_only_while_one_is_expected(keepers):
     hooks = subscribed(handshake=dropbox_challenge())
     assert (await asked(hooks, QUESTION)).status == 405
-    keepers[0].expecting = True
+    keepers[0].expects_handshake = True
     assert (await asked(hooks, QUESTION)).body == b"abc"
-    keepers[0].expecting = False
+    keepers[0].expects_handshake = False
     assert (await asked(hooks, QUESTION)).status == 405
     assert (hooks.counters().handshakes, hooks.counters().unasked) == (1, 2)
 

@@ -56,7 +56,7 @@ def websub(servers, topic=TOPIC, callback=CALLBACK, **options):
 async def subscribed(hub, subscription=None, *, channel=None, seconds=1.0, stop_at_exit=False):
     """The webhook listens for so long, and until the end of the block."""
     hooks = hub.app = WebhookListener(register_with_server=subscription or websub(hub), stop_at_exit=stop_at_exit)
-    hooks._keeper._fraction = lambda: 0.0
+    hooks._manager._fraction = lambda: 0.0
     channel = channel or Channel()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(hooks.listen, channel)
@@ -621,7 +621,7 @@ async def test_stop_times_out_if_the_hub_does_not_verify_it(hub):
 async def test_a_verification_is_answered_after_the_event_loop_has_ended(hub):
     subscription = websub(hub)
     subscription.adopt([Registration(id="1")])
-    waiting = subscription._inbox.ask("1", "subscribe", SELF)
+    waiting = subscription._callbacks.expect_callback("1", "subscribe", SELF)
 
     class Gone:
         def call(self, function):

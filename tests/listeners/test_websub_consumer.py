@@ -94,12 +94,12 @@ async def test_listeners_in_another_order_keep_their_own_subscriptions(hub, stor
 
         async def either(scope, receive, send, apps=apps):
             path = scope["path"].rpartition("/")[2]
-            mine = [app for app in apps if app._keeper._subscription._inbox.asked(path)]
+            mine = [app for app in apps if app._manager._subscription._callbacks.request_for(path)]
             await (*mine, apps[0])[0](scope, receive, send)
 
         hub.app = either
         await lived(Log(FakeFeed(), store=store, listeners=apps, fallback_interval=3600))
-        assert [app._keeper._book.current.details["topic"] for app in apps] == list(topics)
+        assert [app._manager._state.current.details["topic"] for app in apps] == list(topics)
     assert sorted(topic for topic, _ in hub.subscriptions) == sorted([TOPIC, OTHER])
 
 

@@ -22,7 +22,7 @@ def bytes_of(filters):
 def suspected_in(filters, keys):
     """For each of the keys the segments in which it may be."""
     found = {key: set() for key in keys}
-    for suspects in filters.suspects(keys):
+    for suspects in filters.candidates(keys):
         for key in suspects.keys:
             found[key].update(suspects.segments)
     return found
@@ -30,9 +30,9 @@ def suspected_in(filters, keys):
 
 def test_an_empty_filter_suspects_no_key():
     filters = BloomFilters(there=0, most=None)
-    assert filters.suspects(["a", ""]) == []
+    assert filters.candidates(["a", ""]) == []
     filters.drop(7)
-    assert filters.suspects([]) == []
+    assert filters.candidates([]) == []
 
 
 def test_every_added_key_is_suspected_in_its_segment():
@@ -55,7 +55,7 @@ def test_the_newest_segments_are_named_first():
     filters = BloomFilters(there=0, most=None)
     for segment in range(20):
         filters.add(segment, [*some_keys(SEGMENT), "everywhere"])
-    named = [segment for suspects in filters.suspects(["everywhere"]) for segment in suspects.segments]
+    named = [segment for suspects in filters.candidates(["everywhere"]) for segment in suspects.segments]
     assert named == list(range(20))[::-1]
 
 

@@ -378,7 +378,7 @@ class TestWhere:
     async def test_a_forked_child_cannot_use_the_connection(self, session, monkeypatch):
         """What it would do there, done here."""
         async with session.effects():
-            block = session.connection.guard.place
+            block = session.connection.guard.scope
             connection_module._disable_in_child()
             with pytest.raises(RuntimeError, match="only while a message is processed"):
                 session.connection.execute("SELECT 1")
@@ -386,7 +386,7 @@ class TestWhere:
                 child.setattr(os, "getpid", lambda: 1)
                 with pytest.raises(OwnershipLost, match="the process that this one was forked from"):
                     await block.__aexit__(None, None, None)
-            session.connection.guard.place = block
+            session.connection.guard.scope = block
             session.connection.execute("SELECT 1")
 
 
@@ -429,8 +429,8 @@ def test_a_handler_that_ends_late_does_not_end_the_access_of_the_next_one(tmp_pa
         late.enter()
         next_one.enter()
         late.leave()
-        assert guard.place is next_one
+        assert guard.scope is next_one
         next_one.leave()
-        assert guard.place is None
+        assert guard.scope is None
 
     contextvars.copy_context().run(overlap)

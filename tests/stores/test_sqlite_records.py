@@ -52,13 +52,13 @@ async def record(session, keys):
 @pytest.fixture
 def asked(monkeypatch):
     """For each question how often a key is looked for in a segment."""
-    asked, ask = [], RecordSearch._ask
+    asked, ask = [], RecordSearch._query
 
     def counted(self, query, segments, keys):
         asked.append(len(segments) * len(keys))
         return ask(self, query, segments, keys)
 
-    monkeypatch.setattr(RecordSearch, "_ask", counted)
+    monkeypatch.setattr(RecordSearch, "_query", counted)
     return asked
 
 

@@ -255,7 +255,7 @@ class TestFailures:
     async def test_a_commit_fails_when_its_transaction_was_already_rolled_back(self, session, database):
         """Nothing is committed by halves: not the records alone either."""
         await session.note("a")
-        with session.connection.guard.store_works():
+        with session.connection.guard.store_access():
             session.connection.execute("ROLLBACK")
         with pytest.raises(StoreError, match="rolled the transaction back"):
             await session.commit("1")
@@ -275,7 +275,7 @@ class TestFailures:
     @staticmethod
     async def _lose_the_savepoint(session, *, raises):
         async with session.effects():
-            with session.connection.guard.store_works():
+            with session.connection.guard.store_access():
                 session.connection.execute("RELEASE push_to_poll")
             if raises:
                 raise Planned
@@ -358,9 +358,9 @@ class TestRaces:
                 while not session.limiter.statistics().borrowed_tokens:
                     await anyio.lowlevel.checkpoint()
                 await to_thread.run_sync(lambda: None)
-                with session.connection.guard.store_works():
+                with session.connection.guard.store_access():
                     session.transaction.undo()
-                database.turns.give_back()
+                database.turns.release()
         assert answers == [[(1,)]]
         await other.note("b")
 
@@ -376,7 +376,7 @@ class TestRaces:
                 pass
 
         session.transaction.is_open, session.transaction._mutex = True, Mutex()
-        assert not session.transaction.here(pytest.fail)
+        assert not session.transaction.try_inline(pytest.fail)
 
 
 class TestTurns:
@@ -532,17 +532,17 @@ class TestTurns:
 
     def test_turns_are_granted_in_the_order_of_requests(self):
         turns, order = FairLock(), []
-        turns.take(self)
+        turns.acquire(self)
         threads = []
         for number in range(4):
             thread = threading.Thread(
-                target=lambda number=number: (turns.take(self), order.append(number), turns.give_back())
+                target=lambda number=number: (turns.acquire(self), order.append(number), turns.release())
             )
             thread.start()
             threads.append(thread)
             while len(turns._waiting) <= number:
                 pass
-        turns.give_back()
+        turns.release()
         for thread in threads:
             thread.join()
         assert order == [0, 1, 2, 3]
@@ -550,13 +550,13 @@ class TestTurns:
     async def test_a_turn_granted_to_a_cancelled_task_is_given_back(self, monkeypatch):
         """Whoever is called and has gone would keep all others waiting."""
         turns = FairLock()
-        turns.take(self)
+        turns.acquire(self)
 
         def cancelled():
-            turns.give_back()
+            turns.release()
             raise Planned
 
         monkeypatch.setattr("push_to_poll_client.stores._fair_lock.from_thread.check_cancelled", cancelled)
         with pytest.raises(Planned):
-            turns.take(self)
-        turns.take(self)
+            turns.acquire(self)
+        turns.acquire(self)

@@ -123,12 +123,12 @@ class TestTransactionalSQLiteStore(TransactionalStoreSuite):
     @contextlib.contextmanager
     def failing(self, store):
         guard, connection = store._file.guard, store._file.connection
-        with guard.store_works():
+        with guard.store_access():
             connection.execute(
                 "CREATE TEMP TRIGGER broken AFTER INSERT ON push_to_poll_state BEGIN SELECT RAISE(FAIL, 'no'); END"
             )
         yield
-        with guard.store_works():
+        with guard.store_access():
             connection.execute("DROP TRIGGER IF EXISTS broken")
 
     async def write(self, store, text):

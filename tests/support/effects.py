@@ -62,7 +62,7 @@ class Database:
         return Session(self)
 
     def close(self):
-        with self.connection.guard.store_works():
+        with self.connection.guard.store_access():
             self.connection.close()
 
     def notes(self):

@@ -224,23 +224,23 @@ def bury_without(**less):
 
 
 def bury_once(self, honest, letters):
-    honest(self, [letter for letter in letters if letter.key not in self.letters])
+    honest(self, [letter for letter in letters if letter.key not in self.dead_letters])
 
 
 def hand_out(select):
-    def some_letters(self, honest, after, *, marked):
+    def some_dead_letters(self, honest, after, *, marked):
         return select(self, lambda: honest(self, after, marked=marked), after, marked)
 
-    return some_letters
+    return some_dead_letters
 
 
 def everything(self, honest, after, marked):
-    letters = sorted(self.letters.values(), key=lambda letter: letter.key)
+    letters = sorted(self.dead_letters.values(), key=lambda letter: letter.key)
     return [letter for letter in letters if after is None or letter.key > after.key]
 
 
 def from_the_first_on(self, honest, after, marked):
-    return type(self).some_letters(self, None, marked=marked)
+    return type(self).some_dead_letters(self, None, marked=marked)
 
 
 def all_but_the_large(self, honest, after, marked):
@@ -253,15 +253,15 @@ def in_bytes(self, honest, after, marked):
 
 
 def settle_without_taking_away(self, honest, cursor, records, *times):
-    letters = dict(self.letters)
+    letters = dict(self.dead_letters)
     honest(self, cursor, records, *times)
-    self.letters.update(letters)
+    self.dead_letters.update(letters)
 
 
 def settle_and_take_all_away(self, honest, cursor, records, *times):
     honest(self, cursor, records, *times)
     for key in records:
-        self.letters.pop(key, None)
+        self.dead_letters.pop(key, None)
 
 
 def bury_first(store, session):
@@ -290,7 +290,7 @@ def change_without_end(self, honest, state):
 
 def remember_none(self, honest, cursor, records, *times):
     honest(self, cursor, records, *times)
-    self.before = ()
+    self.previous = ()
 
 
 def save_the_time_of_the_commit(self, honest, cursor, records, *times):
@@ -298,10 +298,10 @@ def save_the_time_of_the_commit(self, honest, cursor, records, *times):
 
 
 def remember_all(self, honest, cursor, records, *times):
-    before = self.before, self.saved
+    before = self.previous, self.saved
     honest(self, cursor, records, *times)
     if self.saved is not before[1]:
-        self.before = (*before[0], before[1])
+        self.previous = (*before[0], before[1])
 
 
 def restart_and(**attributes):
@@ -314,9 +314,9 @@ def restart_and(**attributes):
 
 
 def restart_with_history(self, honest, cursor, now, *, forget):
-    before = (*self.before, self.saved)
+    before = (*self.previous, self.saved)
     honest(self, cursor, now, forget=forget)
-    self.before = before
+    self.previous = before
 
 
 def restart_without_forgetting(self, honest, cursor, now, *, forget):
@@ -348,31 +348,31 @@ LIES = [
     (planted(fingerprints=keep_small_fingerprints), FINGERPRINT),
     (planted(fingerprints=keep_fingerprints_of_the_processed), FINGERPRINT),
     (planted(fingerprints=keep_the_first_fingerprint), "test_the_newest_fingerprint_counts"),
-    (planted(bury=bury_without(traceback="")), AS_IT_WAS),
-    (planted(bury=bury_without(marked=False)), AS_IT_WAS),
-    (planted(bury=bury_without(first_failed=1e9)), AS_IT_WAS),
-    (planted(some_letters=hand_out(everything)), LARGE),
-    (planted(some_letters=hand_out(all_but_the_large)), LARGE),
-    (planted(some_letters=hand_out(from_the_first_on)), LARGE),
-    (planted(some_letters=hand_out(everything)), ORDER),
-    (planted(some_letters=hand_out(in_bytes)), ORDER),
-    (planted(some_letters=hand_out(everything)), MARKED),
-    (planted(bury=bury_once), MARKED),
-    (planted(settle=settle_without_taking_away), AWAY),
-    (planted(settle=settle_and_take_all_away), AWAY),
+    (planted(add_dead_letters=bury_without(traceback="")), AS_IT_WAS),
+    (planted(add_dead_letters=bury_without(marked=False)), AS_IT_WAS),
+    (planted(add_dead_letters=bury_without(first_failed=1e9)), AS_IT_WAS),
+    (planted(some_dead_letters=hand_out(everything)), LARGE),
+    (planted(some_dead_letters=hand_out(all_but_the_large)), LARGE),
+    (planted(some_dead_letters=hand_out(from_the_first_on)), LARGE),
+    (planted(some_dead_letters=hand_out(everything)), ORDER),
+    (planted(some_dead_letters=hand_out(in_bytes)), ORDER),
+    (planted(some_dead_letters=hand_out(everything)), MARKED),
+    (planted(add_dead_letters=bury_once), MARKED),
+    (planted(save=settle_without_taking_away), AWAY),
+    (planted(save=settle_and_take_all_away), AWAY),
     (bury_first, "test_a_dead_letter_is_added_with_the_record_of_its_key"),
-    (planted(change=change_all), STATE),
-    (planted(change=change_without_end), STATE),
-    (planted(change=change_in_place), "test_the_state_that_was_read_does_not_change"),
-    (planted(settle=remember_none), "test_the_history_begins_where_the_name_does"),
-    (planted(settle=save_the_time_of_the_commit), "test_a_cursor_is_as_old_as_its_page"),
-    (planted(settle=remember_all), "test_the_history_has_a_cursor_of_a_second"),
+    (planted(change_state=change_all), STATE),
+    (planted(change_state=change_without_end), STATE),
+    (planted(change_state=change_in_place), "test_the_state_that_was_read_does_not_change"),
+    (planted(save=remember_none), "test_the_history_begins_where_the_name_does"),
+    (planted(save=save_the_time_of_the_commit), "test_a_cursor_is_as_old_as_its_page"),
+    (planted(save=remember_all), "test_the_history_has_a_cursor_of_a_second"),
     (planted(restart=restart_with_history), RESET),
     (planted(restart=restart_and_forget), RESET),
-    (planted(restart=restart_and(letters=dict)), RESET),
+    (planted(restart=restart_and(dead_letters=dict)), RESET),
     (planted(restart=restart_and(state=dict)), RESET),
     (planted(restart=restart_without_forgetting), EPOCH),
-    (planted(restart=restart_and(letters=dict)), EPOCH),
+    (planted(restart=restart_and(dead_letters=dict)), EPOCH),
     (forget_the_token, "test_a_session_that_lost_its_name_resets_and_reads_nothing"),
     (forget_the_token, "test_an_owner_that_was_replaced_resets_nothing"),
     (save_the_cursor_first, "test_a_commit_that_fails_has_written_nothing"),

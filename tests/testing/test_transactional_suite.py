@@ -32,30 +32,30 @@ class Liar(SQLiteStore):
 
 
 def drop_the_savepoint(session, transaction):
-    honest = transaction.end_block
-    transaction.end_block = lambda place, records, *, keep: honest(place, records if keep else (), keep=True)
+    honest = transaction.end_savepoint
+    transaction.end_savepoint = lambda place, records, *, keep: honest(place, records if keep else (), keep=True)
 
 
 def take_back_all(session, transaction):
-    honest = transaction.end_block
+    honest = transaction.end_savepoint
 
     def end_block(place, records, *, keep):
-        transaction._blocks = transaction._blocks if keep else 0
+        transaction._savepoints = transaction._savepoints if keep else 0
         honest(place, records, keep=keep)
 
-    transaction.end_block = end_block
+    transaction.end_savepoint = end_block
 
 
 def commit_effects_at_once(session, transaction):
-    honest = transaction.end_block
+    honest = transaction.end_savepoint
 
     def end_block(place, records, *, keep):
         honest(place, records, keep=keep)
         if keep:
-            transaction._forget()
+            transaction._reset()
             transaction._connection.execute("COMMIT")
 
-    transaction.end_block = end_block
+    transaction.end_savepoint = end_block
 
 
 def forget_the_records_of_effects(session, transaction):
@@ -63,13 +63,13 @@ def forget_the_records_of_effects(session, transaction):
 
 
 def leave_it_open(session, transaction):
-    honest = transaction.end_block
+    honest = transaction.end_savepoint
 
     def end_block(place, records, *, keep):
-        transaction._blocks += 1
+        transaction._savepoints += 1
         honest(place, records, keep=keep)
 
-    transaction.end_block = end_block
+    transaction.end_savepoint = end_block
 
 
 def keep_the_effects_of_a_commit_that_fails(session, transaction):
@@ -80,7 +80,7 @@ def keep_the_effects_of_a_commit_that_fails(session, transaction):
         execute("SAVEPOINT lie")
 
     def undo():
-        transaction._forget()
+        transaction._reset()
         execute("ROLLBACK TO lie")
         execute("COMMIT")
 
@@ -167,10 +167,10 @@ class Honest(TransactionalStoreSuite):
     def failing(self, store):
         guard, connection = store._file.guard, store._file.connection
         trigger = "AFTER INSERT ON push_to_poll_state BEGIN SELECT RAISE(FAIL, 'planted'); END"
-        with guard.store_works():
+        with guard.store_access():
             connection.execute(f"CREATE TEMP TRIGGER broken {trigger}")
         yield
-        with guard.store_works():
+        with guard.store_access():
             connection.execute("DROP TRIGGER IF EXISTS broken")
 
     async def write(self, store, text):

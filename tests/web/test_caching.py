@@ -200,37 +200,37 @@ class TestTail:
 
     async def test_the_validators_and_freshness_of_an_empty_answer_are_remembered(self):
         tail = EndOfFeed()
-        assert tail.known(URL) is None
+        assert tail.validators_for(URL) is None
         assert not tail.is_fresh(URL)
         tail.note(URL, answer(etag='"a"', cache_control="max-age=60"), empty=True)
-        assert tail.known(URL) == Validators('"a"')
+        assert tail.validators_for(URL) == Validators('"a"')
         assert tail.is_fresh(URL)
-        assert tail.known(f"{URL}?page=2") is None
+        assert tail.validators_for(f"{URL}?page=2") is None
         await anyio.sleep(61)
         assert not tail.is_fresh(URL)
-        assert tail.known(URL) == Validators('"a"')
+        assert tail.validators_for(URL) == Validators('"a"')
 
     async def test_an_answer_with_messages_clears_the_validators_and_freshness_of_its_url(self):
         tail = EndOfFeed()
         tail.note(URL, answer(etag='"a"', cache_control="max-age=60"), empty=True)
         tail.note(URL, answer(etag='"b"', cache_control="max-age=60"), empty=False)
-        assert tail.known(URL) is None
+        assert tail.validators_for(URL) is None
         assert not tail.is_fresh(URL)
 
     async def test_304_with_no_store_clears_the_remembered_validators(self):
         tail = EndOfFeed()
         tail.note(URL, answer(etag='"a"'), empty=True)
-        tail.note(URL, answer(304, tail.known(URL), cache_control="no-store"), empty=True)
-        assert tail.known(URL) is None
+        tail.note(URL, answer(304, tail.validators_for(URL), cache_control="no-store"), empty=True)
+        assert tail.validators_for(URL) is None
 
     async def test_the_remembered_urls_are_bounded_and_the_latest_are_kept(self):
         tail = EndOfFeed()
         for number in range(MAX_URLS + 1):
             tail.note(URL, answer(etag='"a"'), empty=True)
             tail.note(f"{URL}?{number}", answer(etag='"a"'), empty=True)
-        assert tail.known(URL) is not None
-        assert tail.known(f"{URL}?1") is None
-        assert tail.known(f"{URL}?2") is not None
+        assert tail.validators_for(URL) is not None
+        assert tail.validators_for(f"{URL}?1") is None
+        assert tail.validators_for(f"{URL}?2") is not None
 
     async def test_an_answer_without_validators_and_max_age_is_not_remembered(self):
         tail = EndOfFeed()
@@ -249,7 +249,7 @@ class TestTail:
         tail = EndOfFeed()
         tail.note(URL, answer(etag='"a"'), empty=True)
         tail.forget()
-        assert tail.known(URL) is None
+        assert tail.validators_for(URL) is None
 
 
 def test_max_fresh_is_one_hour_and_an_http_date_is_parsed():

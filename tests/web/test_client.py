@@ -46,14 +46,14 @@ def origin(url=URL, **given):
 async def ask(asked, url=URL, **given):
     """One answer of an origin that is closed afterwards."""
     try:
-        return await asked.ask(url, **{"headers": {}, **given})
+        return await asked.send_request(url, **{"headers": {}, **given})
     finally:
         await asked.aclose()
 
 
 async def refused(asked, url=URL, kind=FeedError, **given):
     with pytest.raises(kind) as failed:
-        asked.accepted(await ask(asked, url, **given))
+        asked.check_status(await ask(asked, url, **given))
     assert type(failed.value) is kind
     assert SECRET not in str(failed.value)
     return str(failed.value)
@@ -63,7 +63,7 @@ class TestConditions:
     async def test_conditions_are_sent_and_304_is_accepted(self, serve):
         server = serve(httpx.Response(304))
         asked = origin()
-        answer = asked.accepted(await ask(asked, known=Validators('"a"')))
+        answer = asked.check_status(await ask(asked, known=Validators('"a"')))
         assert server.last.headers["if-none-match"] == '"a"'
         assert answer.known == answer.validators == Validators('"a"')
 
@@ -128,8 +128,8 @@ class TestAPool:
         serve(httpx.PoolTimeout("dead"), httpx.Response(200))
         asked = origin()
         with pytest.raises(FeedError, match="PoolTimeout 'dead'; it is asked again later"):
-            await asked.ask(URL, headers={})
-        assert asked._exchange._own is None
+            await asked.send_request(URL, headers={})
+        assert asked._sender._own_client is None
         assert (await ask(asked)).status == 200
 
     @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError])
@@ -140,8 +140,8 @@ class TestAPool:
         clients = set()
         for _ in range(5):
             with pytest.raises(FeedError):
-                await asked.ask(URL, headers={})
-            clients.add(id(asked._exchange._own))
+                await asked.send_request(URL, headers={})
+            clients.add(id(asked._sender._own_client))
         assert (await ask(asked)).status == 200
         assert len(clients) == 1
 
@@ -214,7 +214,7 @@ class TestLinks:
     async def test_a_url_without_a_path_is_requested_with_credentials(self, serve, url):
         server = serve(httpx.Response(200))
         asked = origin(url, auth=SECRET)
-        await ask(asked, asked.address({}))
+        await ask(asked, asked.build_url({}))
         assert server.last.headers["authorization"] == f"Bearer {SECRET}"
 
     @pytest.mark.parametrize(
@@ -336,4 +336,4 @@ class TestTrustedOrigins:
         assert SECRET not in str(wrong.value)
 
     def test_a_trusted_origin_may_end_in_a_slash(self):
-        assert origin(trusted={f"{CDN}/"})._places._trusted == origin(trusted=(CDN,))._places._trusted
+        assert origin(trusted={f"{CDN}/"})._origins._trusted == origin(trusted=(CDN,))._origins._trusted

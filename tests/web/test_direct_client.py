@@ -213,7 +213,7 @@ async def test_a_redirect_to_an_invalid_url_is_an_unusable_answer_for_a_push_cha
 
     monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
     with pytest.raises(UnusableResponse, match="answered a redirect to something that is not a URL"):
-        await ListenerClient(URL).ask()
+        await ListenerClient(URL).send_request()
 
 
 async def test_a_closed_client_refuses_to_send():

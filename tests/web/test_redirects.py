@@ -34,7 +34,7 @@ def moved(location, status=301, **headers):
 async def read(asked, url=URL, **given):
     """An answer from which a page of the feed was read."""
     answer = await ask(asked, url, **given)
-    asked.note_read(answer)
+    asked.remember_redirects(answer)
     return answer
 
 
@@ -197,7 +197,7 @@ class TestMoves:
         server = serve(moved("/gone", 308), httpx.Response(answer), httpx.Response(200))
         asked = origin()
         with suppress(FeedError):
-            asked.note_read(await ask(asked))
+            asked.remember_redirects(await ask(asked))
         await read(asked)
         assert urls(server) == ["/orders", "/gone", "/orders"]
 
@@ -217,7 +217,7 @@ class TestMoves:
         serve(moved("/v2", status), httpx.Response(200), moved("/v2", status), httpx.Response(410))
         asked = origin()
         await read(asked, f"{URL}?page=1")
-        asked._moves.forget()
+        asked._redirects.forget()
         assert (await ask(asked, f"{URL}?page=2")).status == 410
 
     async def test_redirects_in_a_circle_are_a_feed_error(self, serve):
@@ -233,35 +233,35 @@ class TestWhatIsRemembered:
         moves = Redirects(str)
         moves.learn("a", "b")
         moves.learn("b", "a")
-        assert (moves.now("a"), moves.now("b")) == ("a", "a")
+        assert (moves.resolve("a"), moves.resolve("b")) == ("a", "a")
 
     async def test_at_most_max_steps_remembered_redirects_are_followed(self):
         moves = Redirects(str)
         for number in range(MAX_STEPS + 2):
             moves.learn(f"{number}?x", f"{number + 1}?x")
-        assert moves.now("0?y") == f"{MAX_STEPS}?y"
-        assert moves.now("3?y") == f"{MAX_STEPS + 2}?y"
+        assert moves.resolve("0?y") == f"{MAX_STEPS}?y"
+        assert moves.resolve("3?y") == f"{MAX_STEPS + 2}?y"
 
     async def test_a_circle_of_remembered_redirects_is_not_followed_for_ever(self):
         moves = Redirects(str)
         for old, new in ("ab", "bc", "ca"):
             moves.learn(old, new)
-        assert moves.now("a") in "abc"
+        assert moves.resolve("a") in "abc"
 
     async def test_the_number_of_remembered_redirects_is_bounded(self):
         moves = Redirects(str)
         for number in range(MAX_REMEMBERED_REDIRECTS + 1):
             moves.learn(f"{number}", f"new{number}")
             moves.learn(f"{number}?x", f"new{number}")
-        assert [moves.now("0"), moves.now("0?x")] == ["0", "0?x"]
-        assert [moves.now("1"), moves.now("1?x")] == ["new1", "new1"]
+        assert [moves.resolve("0"), moves.resolve("0?x")] == ["0", "0?x"]
+        assert [moves.resolve("1"), moves.resolve("1?x")] == ["new1", "new1"]
 
     async def test_the_number_of_remembered_paths_with_a_read_page_is_bounded(self):
         moves = Redirects(str)
         for number in range(MAX_CONFIRMED_PATHS + 1):
-            moves.read("0")
-            moves.read(f"{number}?x")
-        assert [moves.has_read(url) for url in ("0?y", "1", "2", f"{MAX_CONFIRMED_PATHS}")] == [
+            moves.confirm("0")
+            moves.confirm(f"{number}?x")
+        assert [moves.is_confirmed(url) for url in ("0?y", "1", "2", f"{MAX_CONFIRMED_PATHS}")] == [
             True,
             False,
             True,
@@ -271,4 +271,4 @@ class TestWhatIsRemembered:
     async def test_a_redirect_of_a_url_to_itself_is_not_remembered(self):
         moves = Redirects(str)
         moves.learn("a", "a")
-        assert moves.now("a") == "a"
+        assert moves.resolve("a") == "a"

@@ -44,7 +44,7 @@ def check_is_hidden(*texts):
 async def test_a_secret_in_the_path_is_sent_and_not_shown(serve):
     server = serve(httpx.Response(404))
     asked = bot()
-    text = await refused(asked, asked.address({"offset": "5"}), FeedRefused)
+    text = await refused(asked, asked.build_url({"offset": "5"}), FeedRefused)
     assert server.last.url.raw_path == f"/bot{SENT}/updates?offset=5".encode()
     assert text.startswith(f"{SHOWN} answered 404")
     assert asked.where == SHOWN
@@ -56,7 +56,7 @@ async def test_a_redirect_that_takes_the_secret_to_another_origin_is_refused(ser
     """Also where the feed may lead to: the server writes the URL that it was asked into its redirects."""
     server = serve(httpx.Response(302, headers={"location": f"{CDN}/bot{echo}/updates"}))
     asked = bot(trusted=[CDN])
-    text = await refused(asked, asked.address({}))
+    text = await refused(asked, asked.build_url({}))
     assert text.startswith(f"{SHOWN} redirects to another origin, {CDN}/, by a URL that holds a secret")
     assert len(server.requests) == 1
     check_is_hidden(text)
@@ -66,7 +66,7 @@ async def test_the_secret_is_masked_in_logs(serve, caplog):
     caplog.set_level(logging.DEBUG)
     server = serve(httpx.Response(308, headers={"location": f"/v2/bot{SENT}/updates"}), httpx.Response(200))
     asked = bot()
-    asked.note_read(await ask(asked, asked.address({"offset": "5"})))
+    asked.remember_redirects(await ask(asked, asked.build_url({"offset": "5"})))
     assert server.last.url.raw_path == f"/v2/bot{SENT}/updates".encode()
     assert "GET https://bots.example/bot{token}/updates?offset=…" in caplog.text
     assert "its new URL, https://bots.example/v2/bot{token}/updates" in caplog.text
@@ -76,21 +76,21 @@ async def test_the_secret_is_masked_in_logs(serve, caplog):
 @pytest.mark.parametrize("echo", ECHOES)
 async def test_the_secret_is_masked_in_the_error_about_a_redirect(serve, echo):
     serve(httpx.Response(302, headers={"location": f"https://evil.example/bot{echo}"}))
-    moved = await refused(bot(), bot().address({}))
+    moved = await refused(bot(), bot().build_url({}))
     assert "redirects to another origin" in moved
     check_is_hidden(moved)
 
 
 async def test_the_secret_is_masked_in_an_error_of_the_client(serve):
     serve(httpx.RemoteProtocolError(f"illegal request line: GET /bot{SENT}/"))
-    text = await refused(bot(), bot().address({}))
+    text = await refused(bot(), bot().build_url({}))
     assert "GET /bot{token}/" in text
     check_is_hidden(text)
 
 
 async def test_the_secret_is_masked_in_the_error_about_an_invalid_link(serve):
     serve(httpx.Response(200, headers={"link": f"<https://h:{SENT}/>; rel=next"}))
-    answer = await ask(bot(), bot().address({}))
+    answer = await ask(bot(), bot().build_url({}))
     with pytest.raises(Exception, match="by what is no URL") as failed:
         find_link(answer, "next")
     check_is_hidden(str(failed.value))
@@ -107,7 +107,7 @@ def test_feeds_with_different_secrets_have_different_identities():
 def test_one_secret_may_be_contained_in_another():
     hidden = URLSecrets("https://h/{a}/{b}?key={a}", {"a": "12", "b": "123"})
     assert hidden.url == "https://h/12/123?key=12"
-    assert hidden.shown(hidden.url) == "https://h/{a}/{b}?key=…"
+    assert hidden.redact(hidden.url) == "https://h/{a}/{b}?key=…"
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_invalid_secrets_are_refused_and_not_shown(template, secrets, error, tex
 def test_a_secret_is_masked_in_plain_and_in_percent_encoded_form(secret, safe):
     hidden = URLSecrets("https://h/{s}", {"s": secret})
     written = quote(secret, safe=safe, errors="surrogatepass")
-    assert hidden.masked(f"x{written}y{secret}z") == "x{s}y{s}z" or secret in "x{s}y{s}z"
+    assert hidden.mask(f"x{written}y{secret}z") == "x{s}y{s}z" or secret in "x{s}y{s}z"

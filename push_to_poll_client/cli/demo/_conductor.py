@@ -35,12 +35,12 @@ class Screen:
     """One line that moves on a terminal; elsewhere a line now and then."""
 
     def __init__(self) -> None:
-        self._moves = sys.stdout.isatty()
+        self._is_terminal = sys.stdout.isatty()
         self._shown_at = 0.0
 
     def show(self, text: str) -> None:
         """Show how far it is."""
-        if self._moves:
+        if self._is_terminal:
             print(f"\r\x1b[K{text}", end="", flush=True)
         elif time.monotonic() - self._shown_at > 2:
             self._shown_at = time.monotonic()
@@ -48,7 +48,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Say something that stays."""
-        print(f"\r\x1b[K{text}" if self._moves else text, flush=True)
+        print(f"\r\x1b[K{text}" if self._is_terminal else text, flush=True)
 
 
 def print_figure(name: str, value: int, remark: str = "") -> None:
@@ -79,14 +79,14 @@ class Demo:
         self._screen = Screen()
         self._handled = HandlerFile(directory / "handled")
         self._faults: list[FaultPeriod] = []
-        self._broken: tuple[float, Callable[[dict[str, Any]], bool]] | None = None
+        self._open_fault: tuple[float, Callable[[dict[str, Any]], bool]] | None = None
         self._live_since = 0.0
         self._polls_before = 0
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self._server = stack.enter_context(contextlib.closing(ServerProcess(self._backlog)))
-            consumer = ConsumerProcess(self._directory, self._server.places)
+            consumer = ConsumerProcess(self._directory, self._server.addresses)
             self._consumer = stack.enter_context(contextlib.closing(consumer))
             self._stack = stack.pop_all()
         return self
@@ -102,7 +102,7 @@ class Demo:
         """
         self._catch_up()
         self._stay_current()
-        stopped_well = self._settle()
+        stopped_well = self._wait_and_stop()
         return self._sum_up() and stopped_well
 
     def _catch_up(self) -> None:
@@ -116,25 +116,25 @@ class Demo:
         """Live messages, and what goes wrong meanwhile."""
         self._live_since = time.monotonic()
         self._polls_before = _polls(self._server.stats())
-        self._server.order(drop_fraction=0.2)
-        troubles = self._troubles()
+        self._server.set_faults(drop_fraction=0.2)
+        troubles = self._planned_faults()
         for number in range(1, self._live + 1):
             self._server.publish()
             if number in troubles:
                 troubles[number]()
-            self._look()
+            self._observe()
             self._screen.show(f"live: {number} published, {len(self._handled.ids) - self._backlog} processed")
             time.sleep(_pause_after(number))
 
-    def _troubles(self) -> dict[int, Callable[[], None]]:
+    def _planned_faults(self) -> dict[int, Callable[[], None]]:
         """What goes wrong after which message: at a sixth, a third, a half and three quarters of the way."""
         when = (self._live * part // 200 for part in (33, 73, 113, 153))
         return dict(zip(when, (self._cut, self._answer_503, self._kill, self._cut), strict=True))
 
-    def _settle(self) -> bool:
+    def _wait_and_stop(self) -> bool:
         """Wait for what is under way, and let the consumer end: whether it ended well."""
         everything = self._backlog + self._live
-        self._wait(lambda: len(self._handled.ids) >= everything and self._broken is None, "settling")
+        self._wait(lambda: len(self._handled.ids) >= everything and self._open_fault is None, "settling")
         stopped_well = self._consumer.stop() == 0
         self._handled.read()
         return stopped_well
@@ -142,8 +142,8 @@ class Demo:
     def _cut(self) -> None:
         """Close the websocket."""
         accepted = self._server.stats()["websockets_accepted"]
-        self._breaks("the connection is cut", lambda stats: stats["websockets_accepted"] > accepted)
-        self._server.order(close_websockets=1012)
+        self._begin_fault("the connection is cut", lambda stats: stats["websockets_accepted"] > accepted)
+        self._server.set_faults(close_websockets=1012)
 
     def _answer_503(self) -> None:
         """Let the next fetch fail."""
@@ -154,33 +154,33 @@ class Demo:
                 well.append(stats["statuses"]["200"])
             return bool(well) and well[-1] > well[0]
 
-        self._breaks("a 503 is answered", mended)
-        self._server.order(fail_next=1, fail_status=503)
+        self._begin_fault("a 503 is answered", mended)
+        self._server.set_faults(fail_next=1, fail_status=503)
 
     def _kill(self) -> None:
         """SIGKILL the consumer, and start it again."""
         accepted = self._server.stats()["websockets_accepted"]
-        self._breaks("the consumer is killed", lambda stats: stats["websockets_accepted"] > accepted)
+        self._begin_fault("the consumer is killed", lambda stats: stats["websockets_accepted"] > accepted)
         self._consumer.kill()
         self._consumer.start()
 
-    def _breaks(self, what: str, mended: Callable[[dict[str, Any]], bool]) -> None:
+    def _begin_fault(self, what: str, mended: Callable[[dict[str, Any]], bool]) -> None:
         """Something is broken from now on until `mended`."""
         self._screen.say(f"live: {what}")
-        self._broken = (time.monotonic(), mended)
+        self._open_fault = (time.monotonic(), mended)
 
-    def _look(self) -> None:
+    def _observe(self) -> None:
         """Read what the handler wrote, and see whether what was broken is mended."""
         self._handled.read()
-        if self._broken is not None and self._broken[1](self._server.stats()):
-            self._faults.append(FaultPeriod(self._broken[0], time.monotonic()))
-            self._broken = None
+        if self._open_fault is not None and self._open_fault[1](self._server.stats()):
+            self._faults.append(FaultPeriod(self._open_fault[0], time.monotonic()))
+            self._open_fault = None
 
     def _wait(self, happened: Callable[[], bool], what: str) -> None:
         """Until it happened, or patience ends: what is missing then is counted as lost."""
         ends = time.monotonic() + STEP_TIMEOUT
         while not happened() and time.monotonic() < ends:
-            self._look()
+            self._observe()
             self._screen.show(f"{what}: {len(self._handled.ids):,} processed")
             time.sleep(0.02)
 

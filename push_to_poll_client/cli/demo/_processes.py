@@ -34,14 +34,14 @@ class ServerProcess:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
         assert self.process.stdout is not None  # for the type checker  # noqa: S101
-        self.places: dict[str, str] = json.loads(self.process.stdout.readline())
-        self.http = httpx.Client(base_url=self.places["base_url"], trust_env=False)
+        self.addresses: dict[str, str] = json.loads(self.process.stdout.readline())
+        self.http = httpx.Client(base_url=self.addresses["base_url"], trust_env=False)
 
     def publish(self) -> None:
         """Publish one message."""
         self.http.post("/publish", json=1).raise_for_status()
 
-    def order(self, **faults: Any) -> None:
+    def set_faults(self, **faults: Any) -> None:
         """Order faults."""
         self.http.post("/faults", json=faults).raise_for_status()
 
@@ -56,7 +56,7 @@ class ServerProcess:
 
     def published(self) -> set[str]:
         """The ids in the feed, read by plain HTTP, which is not what is to be treated badly."""
-        self.order(fail_next=0)
+        self.set_faults(fail_next=0)
         ids: list[str] = []
         while page := self.http.get("/feed", params={"lastEventId": ids[-1]} if ids else {}).json():
             ids += [event["id"] for event in page]

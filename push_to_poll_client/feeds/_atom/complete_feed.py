@@ -53,7 +53,7 @@ class MissingDocuments:
     """Documents of one feed that others led to."""
 
     def __init__(self) -> None:
-        self._times: OrderedDict[str, int] = OrderedDict()
+        self._not_found_counts: OrderedDict[str, int] = OrderedDict()
 
     def is_gone(self, address: str, answer: Response) -> bool:
         """Whether there is no such document any more. 410 says so; of 404 nobody knows for how long it is true.
@@ -61,12 +61,12 @@ class MissingDocuments:
         Raises:
             FeedError: It is to be asked for again: what is taken for gone once is never asked for again.
         """
-        times = self._times.pop(address, 0) + 1
+        times = self._not_found_counts.pop(address, 0) + 1
         if answer.status != HTTPStatus.NOT_FOUND or times >= NOT_FOUND_ATTEMPTS:
             return answer.status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
-        self._times[address] = times
-        if len(self._times) > MOST_ADDRESSES:
-            self._times.popitem(last=False)
+        self._not_found_counts[address] = times
+        if len(self._not_found_counts) > MOST_ADDRESSES:
+            self._not_found_counts.popitem(last=False)
         wait = max(NOT_FOUND_WAIT, answer.retry_after or 0.0)
         raise FeedError(f"{answer.where} led to a document that is not found (404)", retry_after=wait)
 

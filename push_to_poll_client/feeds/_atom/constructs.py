@@ -60,7 +60,7 @@ class Instant(NamedTuple):
         text = text.strip()
         found = _DATE.fullmatch(text) if len(text) <= MAX_DATE else None
         if found is not None:
-            return cls._of(found)
+            return cls._from_match(found)
         seconds = http_date({"date": text}, "date") if len(text) <= MAX_DATE else None
         if seconds is None:
             raise ValueError(f"{quoted(text, 40)} is no date by RFC 3339")
@@ -68,7 +68,7 @@ class Instant(NamedTuple):
         return cls(_format_instant(time, time.second, ""), time)
 
     @classmethod
-    def _of(cls, found: re.Match[str]) -> "Instant":
+    def _from_match(cls, found: re.Match[str]) -> "Instant":
         year, month, day, hour, minute, second = (int(found[group] or 0) for group in range(1, 7))
         if second > _LEAP:
             raise ValueError(f"{quoted(found[0])} has no second of a minute")
@@ -224,7 +224,7 @@ class ElementReader:
         """What references in it are relative to; "": nothing."""
         return self._entry.get(_BASE, "")
 
-    def said(self, name: str) -> str | None:
+    def child_text(self, name: str) -> str | None:
         """The text of a child, without the space around it; `None`: there is none."""
         child = self._entry.find(f"{{{ATOM}{name}")
         return None if child is None else _text_content(child)
@@ -251,10 +251,12 @@ class ElementReader:
         found = entry.findall(f"{{{ATOM}{name}") or entry.findall(f"{{{ATOM}source/{{{ATOM}{name}")
         for child in found:
             person = ElementReader(child)
-            uri = person.said("uri")
+            uri = person.child_text("uri")
             base = self._base_of(child)
             yield AtomPerson(
-                person.said("name") or "", resolve_reference(base, uri) if uri else "", person.said("email") or ""
+                person.child_text("name") or "",
+                resolve_reference(base, uri) if uri else "",
+                person.child_text("email") or "",
             )
 
     def categories(self) -> Iterator[AtomCategory]:

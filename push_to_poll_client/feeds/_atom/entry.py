@@ -184,7 +184,7 @@ class AtomEntry(Message):
         Raises:
             UndecodableMessage: It says so by what is no date.
         """
-        said = self._parts.said("published")
+        said = self._reader.child_text("published")
         try:
             return None if said is None else Instant.read(said).time
         except ValueError as error:
@@ -193,41 +193,41 @@ class AtomEntry(Message):
     @property
     def title(self) -> AtomText | None:
         """What it is called; `None`: nothing."""
-        return self._parts.text("title")
+        return self._reader.text("title")
 
     @property
     def summary(self) -> AtomText | None:
         """What it is about; of a deletion, its comment. `None`: it has none."""
-        return self._parts.text("comment", TOMBSTONES) if self._deleted else self._parts.text("summary")
+        return self._reader.text("comment", TOMBSTONES) if self._deleted else self._reader.text("summary")
 
     @property
     def content(self) -> AtomText | None:
         """What it says, or where that is; `None`: neither."""
-        return self._parts.text("content")
+        return self._reader.text("content")
 
     @property
     def links(self) -> Sequence[AtomLink]:
         """Where it leads."""
-        return list(self._parts.links())
+        return list(self._reader.links())
 
     def link(self, rel: str = "alternate") -> str | None:
         """Where its first link of a relation leads, absolute; `None`: there is none."""
-        return next((link.href for link in self._parts.links() if link.rel.lower() == rel.lower()), None)
+        return next((link.href for link in self._reader.links() if link.rel.lower() == rel.lower()), None)
 
     @property
     def authors(self) -> Sequence[AtomPerson]:
         """Its own, else those of the feed that it was taken from, as its `atom:source` says, else its feed's."""
-        return list(self._parts.persons("author"))
+        return list(self._reader.persons("author"))
 
     @property
     def categories(self) -> Sequence[AtomCategory]:
         """What it belongs to."""
-        return list(self._parts.categories())
+        return list(self._reader.categories())
 
     @property
     def base(self) -> str:
         """What its references are relative to, unless an element within says something else; "": nothing."""
-        return self._parts.base
+        return self._reader.base
 
     @property
     def data(self) -> Element:
@@ -245,10 +245,10 @@ class AtomEntry(Message):
 
         That is what the root of its feed declares, in its tag, and the feed's authors if it has none (§4.2.1).
         """
-        return self._source.alone
+        return self._source.standalone
 
     @property
-    def _parts(self) -> ElementReader:
+    def _reader(self) -> ElementReader:
         return ElementReader(self.data)
 
 
@@ -290,7 +290,9 @@ def _read_standalone(entry: bytes, names: tuple[str, str] | None = None) -> Atom
     if root.tag not in {_ENTRY, _DELETED_ENTRY}:
         raise ValueError(f"is no entry of Atom: its root is {local_name(root.tag)}")
     deleted = root.tag == _DELETED_ENTRY
-    said = (root.get("ref"), root.get("when")) if deleted else map(ElementReader(root).said, ("id", "updated"))
+    said = (
+        (root.get("ref"), root.get("when")) if deleted else map(ElementReader(root).child_text, ("id", "updated"))
+    )
     name, when = ((text or "").strip() for text in said)
     try:
         message = entry_of(RawEntry(ElementSource(entry), name, when, deleted), names=names)
@@ -327,7 +329,7 @@ class UnreadableEntry(UnreadableMessage):
         key = unreadable_key(found.source.markup)
         name = found.name if 0 < len(found.name) <= MAX_ID else key
         error = UndecodableMessage(f"an entry cannot be read: it {why}; its publisher has to correct it")
-        super().__init__(name, error, key=key, raw=found.source.alone)
+        super().__init__(name, error, key=key, raw=found.source.standalone)
         self.order = order
 
 
@@ -365,6 +367,6 @@ def _read_each(entries: Sequence[RawEntry], again: Mapping[str, int]) -> Iterato
 
 def _describe_entry(found: RawEntry) -> str:
     try:
-        return outline(parse(found.source.alone))
+        return outline(parse(found.source.standalone))
     except ValueError:
         return "too much"

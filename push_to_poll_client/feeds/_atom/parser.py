@@ -228,7 +228,7 @@ class ElementSource(NamedTuple):
     scope: Scope | None = None
 
     @property
-    def alone(self) -> bytes:
+    def standalone(self) -> bytes:
         """As a document of its own, which says the same."""
         if self.scope is None:
             return self.markup
@@ -373,16 +373,16 @@ class _FeedParser:
         self.links: dict[str, str] = {}
         self.complete = self.archive = False
         self._document = document
-        self._most = most
+        self._max_entries = most
         self._scope = Scope(base=url)
         self._namespaces: dict[str, str] = {}
         self._depth = 0
         self._entry: _EntryBuilder | None = None
-        self._heirs: list[int] = []
+        self._without_authors: list[int] = []
         self._author: int | None = None
         self._authors: list[bytes] = []
         self._parser = new_parser()
-        self._parser.StartNamespaceDeclHandler = self._declare
+        self._parser.StartNamespaceDeclHandler = self._declare_namespace
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
 
@@ -395,17 +395,17 @@ class _FeedParser:
         try:
             run_parser(self._parser, self._document)
         except InvalidXML as error:
-            raise ValueError(f"{error}{self._place()}") from None
-        self._inherit()
+            raise ValueError(f"{error}{self._describe_position()}") from None
+        self._inherit_authors()
 
-    def _place(self) -> str:
+    def _describe_position(self) -> str:
         """Where a fault was found, as far as it can be said without saying what stands there."""
         if not self._depth:
             first = self._document.lstrip()[:1].decode("latin-1")
             return f" ({len(self._document)} bytes that begin with {quoted(first)})"
         return f", in entry {len(self.entries) + 1}" if self._entry else f", after {len(self.entries)} entries"
 
-    def _declare(self, prefix: str | None, uri: str | None) -> None:
+    def _declare_namespace(self, prefix: str | None, uri: str | None) -> None:
         self._namespaces[prefix or ""] = uri or ""
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
@@ -414,14 +414,14 @@ class _FeedParser:
             if self._depth > MAX_DOCUMENT_DEPTH:
                 raise InvalidXML(f"has more than {MAX_DOCUMENT_DEPTH} elements within each other")
             if self._depth == _SOURCE_CHILD_DEPTH and self._entry is not None:
-                self._entry.grandchild(name)
+                self._entry.start_grandchild(name)
         elif self._depth == _ENTRY_CHILD_DEPTH:
             if self._entry is not None:
-                self._parser.CharacterDataHandler = self._entry.collector(name)
+                self._parser.CharacterDataHandler = self._entry.start_child(name)
         elif self._depth == _FEED_CHILD_DEPTH:
-            self._child(name, attributes)
+            self._start_child(name, attributes)
         else:
-            self._begin(name, attributes)
+            self._start_root(name, attributes)
 
     def _end(self, _name: str) -> None:
         if self._depth == _ENTRY_CHILD_DEPTH:
@@ -432,12 +432,12 @@ class _FeedParser:
 
     def _end_child(self) -> None:
         if self._entry is not None:
-            self._add(self._entry)
+            self._add_entry(self._entry)
         elif self._author is not None:
-            self._authors.append(self._from(self._author))
+            self._authors.append(self._element_bytes(self._author))
         self._entry = self._author = None
 
-    def _begin(self, name: str, attributes: dict[str, str]) -> None:
+    def _start_root(self, name: str, attributes: dict[str, str]) -> None:
         if name != f"{ATOM}feed":
             raise ValueError(
                 _OTHER_ROOTS.get(name) or f"has {local_name(name)} for its root, and is no feed of Atom"
@@ -448,10 +448,10 @@ class _FeedParser:
         if self._scope.size > MAX_SCOPE:
             raise ValueError(f"declares namespaces, a base and a language of more than {MAX_SCOPE} characters")
 
-    def _child(self, name: str, attributes: dict[str, str]) -> None:
+    def _start_child(self, name: str, attributes: dict[str, str]) -> None:
         if name in _ENTRY_TAGS:
-            if len(self.entries) >= self._most:
-                raise ValueError(f"has more than {self._most} entries; raise max_body= if that is right")
+            if len(self.entries) >= self._max_entries:
+                raise ValueError(f"has more than {self._max_entries} entries; raise max_body= if that is right")
             self._entry = _EntryBuilder(self._parser.CurrentByteIndex, name, attributes)
         elif name == f"{ATOM}link":
             self._link(attributes)
@@ -467,27 +467,27 @@ class _FeedParser:
             base = resolve_reference(self._scope.base, attributes.get(f"{XML}base", ""))
             self.links[relation] = resolve_reference(base, attributes["href"])
 
-    def _add(self, entry: "_EntryBuilder") -> None:
+    def _add_entry(self, entry: "_EntryBuilder") -> None:
         if not entry.authored:
-            self._heirs.append(len(self.entries))
-        self.entries.append(entry.found(ElementSource(self._from(entry.start), self._scope)))
+            self._without_authors.append(len(self.entries))
+        self.entries.append(entry.build(ElementSource(self._element_bytes(entry.start), self._scope)))
 
-    def _inherit(self) -> None:
+    def _inherit_authors(self) -> None:
         """Give the authors of the feed, wherever in it they stand, to the entries that have none."""
         authors = b""
         for markup in self._authors:
-            alone = ElementSource(markup, self._scope).alone
+            alone = ElementSource(markup, self._scope).standalone
             authors += alone if len(authors) + len(alone) <= MAX_AUTHORS else b""
         scope = self._scope._replace(authors=authors)
-        for place in self._heirs if authors else ():
+        for place in self._without_authors if authors else ():
             found = self.entries[place]
             self.entries[place] = found._replace(source=found.source._replace(scope=scope))
 
-    def _from(self, start: int) -> bytes:
+    def _element_bytes(self, start: int) -> bytes:
         """What ends now, from its first byte."""
-        return self._document[start : self._end_of(start)]
+        return self._document[start : self._end_offset(start)]
 
-    def _end_of(self, start: int) -> int:
+    def _end_offset(self, start: int) -> int:
         """Behind the tag that ends now: a tag of its own, or for an empty element the one that it began with."""
         at = self._parser.CurrentByteIndex
         if start_tag(self._document, start).endswith(b"/>"):
@@ -512,27 +512,27 @@ class _EntryBuilder:
         self.start = start
         self._child = ""
         self.authored = self._deleted = name == f"{TOMBSTONES}deleted-entry"
-        self._said: dict[str, list[str]] = {}
+        self._texts: dict[str, list[str]] = {}
         if self._deleted:
-            self._said = {part: [attributes.get(part, "")] for part in _DELETED_FIELDS}
+            self._texts = {part: [attributes.get(part, "")] for part in _DELETED_FIELDS}
 
-    def collector(self, name: str) -> Callable[[str], None] | None:
+    def start_child(self, name: str) -> Callable[[str], None] | None:
         """What is to be given the text of a child, which begins; `None`: nobody wants it."""
         self._child = name
         self.authored = self.authored or name == _AUTHOR
-        if self._deleted or name not in _ENTRY_FIELDS or name in self._said:
+        if self._deleted or name not in _ENTRY_FIELDS or name in self._texts:
             return None
-        self._said[name] = []
-        return self._said[name].append
+        self._texts[name] = []
+        return self._texts[name].append
 
-    def grandchild(self, name: str) -> None:
+    def start_grandchild(self, name: str) -> None:
         """An element begins in a child."""
         self.authored = self.authored or (self._child == _SOURCE and name == _AUTHOR)
 
-    def found(self, source: ElementSource) -> RawEntry:
+    def build(self, source: ElementSource) -> RawEntry:
         """When it has ended."""
         name, when = _DELETED_FIELDS if self._deleted else _ENTRY_FIELDS
         return RawEntry(source, self._text(name), self._text(when), self._deleted)
 
     def _text(self, part: str) -> str:
-        return "".join(self._said.get(part, ())).strip()
+        return "".join(self._texts.get(part, ())).strip()

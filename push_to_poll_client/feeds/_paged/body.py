@@ -81,7 +81,7 @@ class Reply:
         self.listed: bool = True
         self.ends: bool = False
         self.content: bytes = answer.body.removeprefix(_BOM)
-        self._answer = answer
+        self._response = answer
         self._allowed = allowed
         self._members: dict[tuple[str | int, ...], Mapping[str, _Raw]] = {}
 
@@ -116,7 +116,7 @@ class Reply:
 
     def link(self, rel: str) -> str | None:
         """The target of a `Link` header (RFC 8288), absolute; `None`: there is none."""
-        return find_link(self._answer, rel)
+        return find_link(self._response, rel)
 
     def leads_to(self, text: str) -> str:
         """The URL that a text in this answer leads to, absolute, without user, password and fragment.
@@ -340,10 +340,10 @@ class DeclaredLists:
 
     def __init__(self, where: Sequence[ListSpec], *, optional: bool) -> None:
         self.names: list[str] = _list_names(where)
-        self._places = [
+        self._specs = [
             place if callable(place) or isinstance(place, Sentinel) else path_of(place) for place in where
         ]
-        self._places = self._places or [()]
+        self._specs = self._specs or [()]
         self._optional = optional
 
     def find(self, reply: Reply, most: int) -> list[EntryList]:
@@ -352,12 +352,12 @@ class DeclaredLists:
         Raises:
             Unfit: One is not there or is none, or there are more than `most` entries in all.
         """
-        places = zip(self.names, self._places, strict=True)
+        places = zip(self.names, self._specs, strict=True)
         parts = [self._part(name, reply, place, most) for name, place in places]
         _check_entry_count(sum(len(part.entries) for part in parts), most)
         return parts
 
-    def restored(self, raw: bytes) -> EntryList:
+    def restore(self, raw: bytes) -> EntryList:
         """A list of one entry, by what `Part.raw` gave."""
         named = members(raw) if len(self.names) > 1 else {}
         group, text = next(iter(named.items())) if len(named) == 1 else ("", raw)

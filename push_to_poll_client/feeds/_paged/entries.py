@@ -152,12 +152,12 @@ class Entries:
             raise TypeError(f"version is {version!r}; give a path, a function of an entry, or CONTENTS")
         self._deletions = deletions
         self._id = Field(id)
-        self._by_contents = version is CONTENTS
+        self._version_from_contents = version is CONTENTS
         self._version = None if isinstance(version, Sentinel) else _optional_field(version)
         self._key, self._type, self._time, self._deleted = map(_optional_field, (key, type, time, deleted))
         self._newest_first = newest_first
         self._only = only
-        self._proved = False
+        self._has_read_page = False
 
     def find(self, reply: Reply, most: int) -> list[EntryList]:
         """The lists of a page, in its order; tells the reply of them.
@@ -188,39 +188,41 @@ class Entries:
         """
         messages, unreadable = list[Message](), list[Message]()
         for part in parts:
-            messages += self._found(part, range(len(part.entries)), each, start, unreadable)
-        self._check(messages, unreadable)
+            messages += self._read_or_split(part, range(len(part.entries)), each, start, unreadable)
+        self._check_readable(messages, unreadable)
         return messages
 
     def restore(self, letter: DeadLetter) -> Message:
         """The message of a dead letter; an `UnreadableMessage` if it still is one, or is to be passed over."""
-        part = self._lists.restored(letter.raw)
+        part = self._lists.restore(letter.raw)
         try:
             if self._only is not None and not self._only(_entries_at(part, [0])[0]):
                 return UnreadableMessage(
                     letter.id, UndecodableMessage(_PASSED_OVER), key=letter.key, raw=letter.raw
                 )
-            name = self._name_of(part) if letter.key.startswith(UNREADABLE_KEY_PREFIX) else letter.id
-            return self._made(part, [0], [name], [letter.key], None)[0]
+            name = self._id_of(part) if letter.key.startswith(UNREADABLE_KEY_PREFIX) else letter.id
+            return self._build_messages(part, [0], [name], [letter.key], None)[0]
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
             return UnreadableMessage(letter.id, _as_decode_error(error), key=letter.key, raw=letter.raw)
 
-    def _found(
+    def _read_or_split(
         self, part: EntryList, places: range, each: Field | None, start: Cursor | None, unreadable: list[Message]
     ) -> Sequence[Message]:
         """All at once; when something is wrong with one of them each half alone, down to that one."""
         try:
-            return self._messages(part, places, each, start)
+            return self._read_all(part, places, each, start)
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
             if len(places) == 1:
                 unreadable.append(_unreadable_message(part, places[0], error, each))
                 return unreadable[-1:]
         _check_unreadable_count(unreadable)
         middle = len(places) // 2
-        halves = [self._found(part, half, each, start, unreadable) for half in (places[:middle], places[middle:])]
+        halves = [
+            self._read_or_split(part, half, each, start, unreadable) for half in (places[:middle], places[middle:])
+        ]
         return [message for half in halves for message in half]
 
-    def _messages(
+    def _read_all(
         self, part: EntryList, places: Sequence[int], each: Field | None, start: Cursor | None
     ) -> Sequence[Message]:
         """Of the entries at these places, if all of them can be read; without those that are passed over."""
@@ -228,10 +230,12 @@ class Entries:
         if self._only is not None:
             places = [place for place, entry in zip(places, entries, strict=True) if self._only(entry)]
             entries = [part.entries[place] for place in places]
-        ids, keys = self._names(part, entries, start)
-        return self._made(part, places, ids, keys, None if each is None else texts_of(each.of_all(entries)))
+        ids, keys = self._ids_and_keys(part, entries, start)
+        return self._build_messages(
+            part, places, ids, keys, None if each is None else texts_of(each.read_all(entries))
+        )
 
-    def _made(
+    def _build_messages(
         self,
         part: EntryList,
         places: Sequence[int],
@@ -248,16 +252,18 @@ class Entries:
                 keys,
                 repeat(None) if cursors is None else cursors,
                 self._types(part, entries),
-                repeat(None) if self._time is None else self._time.of_all(entries),
-                self._deletes(part, entries),
+                repeat(None) if self._time is None else self._time.read_all(entries),
+                self._deletion_flags(part, entries),
                 repeat(part),
                 places,
             )
         )
 
-    def _names(self, part: EntryList, entries: Sequence[Any], start: Cursor | None) -> tuple[list[str], list[str]]:
+    def _ids_and_keys(
+        self, part: EntryList, entries: Sequence[Any], start: Cursor | None
+    ) -> tuple[list[str], list[str]]:
         """Ids and dedupe keys."""
-        names = _require_all(texts_of(self._id.of_all(entries)), f"an entry has no id at {self._id}")
+        names = _require_all(texts_of(self._id.read_all(entries)), f"an entry has no id at {self._id}")
         versions = self._versions(part, entries, start)
         ids = keys = names
         if versions is not None:
@@ -266,46 +272,48 @@ class Entries:
             group = f":{part.group}:" if part.group else ":"
             keys = [f"{len(name)}{group}{whole}" for name, whole in zip(names, ids, strict=True)]
         if self._key is not None:
-            given = texts_of(self._key.of_all(entries))
+            given = texts_of(self._key.read_all(entries))
             keys = [own or key for own, key in zip(given, keys, strict=True)]
         _check_names(ids, keys)
         return ids, keys
 
-    def _name_of(self, part: EntryList) -> str:
-        return self._names(part, _entries_at(part, [0]), None)[0][0]
+    def _id_of(self, part: EntryList) -> str:
+        return self._ids_and_keys(part, _entries_at(part, [0]), None)[0][0]
 
     def _versions(self, part: EntryList, entries: Sequence[Any], start: Cursor | None) -> list[str] | None:
         """`None`: they have none."""
-        if self._by_contents:
+        if self._version_from_contents:
             return _digests(entries, start, part.group)
         if self._version is None:
             return None
-        versions = texts_of(self._version.of_all(entries))
+        versions = texts_of(self._version.read_all(entries))
         if None not in versions:
             return versions  # type: ignore[return-value]  # as was looked at
-        known = zip(versions, _digests(entries, start, part.group), self._deletes(part, entries), strict=False)
+        known = zip(
+            versions, _digests(entries, start, part.group), self._deletion_flags(part, entries), strict=False
+        )
         versions = [digest if version is None and gone else version for version, digest, gone in known]
         return _require_all(versions, f"an entry has no version at {self._version}")
 
     def _types(self, part: EntryList, entries: Sequence[Any]) -> Iterable[str]:
         if self._type is None:
             return repeat(part.group)
-        return [what or part.group for what in texts_of(self._type.of_all(entries))]
+        return [what or part.group for what in texts_of(self._type.read_all(entries))]
 
-    def _deletes(self, part: EntryList, entries: Sequence[Any]) -> Iterable[bool]:
+    def _deletion_flags(self, part: EntryList, entries: Sequence[Any]) -> Iterable[bool]:
         if part.group == self._deletions:
             return repeat(True)  # noqa: FBT003  # each of them
-        return repeat(False) if self._deleted is None else map(bool, self._deleted.of_all(entries))  # noqa: FBT003
+        return repeat(False) if self._deleted is None else map(bool, self._deleted.read_all(entries))  # noqa: FBT003
 
-    def _check(self, messages: Sequence[Message], unreadable: Sequence[Message]) -> None:
+    def _check_readable(self, messages: Sequence[Message], unreadable: Sequence[Message]) -> None:
         """A page in which nothing can be read is one that was declared wrongly, as long as none was read."""
         _check_unreadable_count(unreadable)
-        if unreadable and len(unreadable) == len(messages) and not self._proved:
+        if unreadable and len(unreadable) == len(messages) and not self._has_read_page:
             first = unreadable[0]
             raise DeclarationMismatch(
                 f"no entry of the first page can be read; of {outline(first.raw)}: {first.error}"
             )
-        self._proved = self._proved or bool(messages)
+        self._has_read_page = self._has_read_page or bool(messages)
 
 
 def _optional_field(where: FieldSpec | None) -> Field | None:

@@ -51,7 +51,7 @@ class PagePosition(NamedTuple):
 
     @classmethod
     def of(cls, position: Cursor | None) -> "PagePosition":
-        """What a position says that `position` made, or a cursor of the server."""
+        """What a position says that `as_cursor` made, or a cursor of the server."""
         if position is None or not position.startswith(_PAGE_PREFIX):
             return cls(position)
         try:
@@ -60,7 +60,7 @@ class PagePosition(NamedTuple):
             return cls(position)
 
     @property
-    def position(self) -> Cursor | None:
+    def as_cursor(self) -> Cursor | None:
         """The position; that of the first page is the cursor itself."""
         return self.start if self.page is None else f"{_PAGE_PREFIX}{msgspec.json.encode(self).decode()}"
 
@@ -155,13 +155,13 @@ class OldestFirst:
         Raises:
             Unfit: The page shows neither where it should.
         """
-        cursor, following = self.kept(text_of(self._cursor(reply)), reply), self._following(reply)
+        cursor, following = self.kept(text_of(self._cursor(reply)), reply), self._find_next(reply)
         if following is None:
             self._check_end(cursor, reply, place)
-        if following is None or (self._guesses and following == place.start):
+        if following is None or (self._more_is_inferred and following == place.start):
             return cursor, None
         if self._at_end or self._next is not None:
-            return None if self._at_end else cursor, PagePosition(place.start, following).position
+            return None if self._at_end else cursor, PagePosition(place.start, following).as_cursor
         return cursor, following
 
     def _check_end(self, cursor: Cursor | None, reply: Reply, place: PagePosition) -> None:
@@ -178,7 +178,7 @@ class OldestFirst:
                 "if that says that there is nothing new, tell it by not_ready(…)"
             )
 
-    def _following(self, reply: Reply) -> str | None:
+    def _find_next(self, reply: Reply) -> str | None:
         """What leads to the next page; `None`: there is none."""
         read = self._next or self._cursor
         if not (self._more(reply) if self._more else self._next or reply.size):
@@ -191,7 +191,7 @@ class OldestFirst:
         return None
 
     @property
-    def _guesses(self) -> bool:
+    def _more_is_inferred(self) -> bool:
         """Whether nobody says that there is more, so that a page may as well have what it was asked after."""
         return self._more is None and self._next is None and not self._at_end
 

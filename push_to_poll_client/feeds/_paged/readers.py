@@ -49,21 +49,21 @@ class Field:
 
     def __init__(self, where: FieldSpec) -> None:
         self._where = where
-        self._one: Callable[[Any], Any] = where if callable(where) else _path_getter(path_of(where))
-        self._quick: tuple[Callable[[Any], Any], ...] = ()
+        self._read_one: Callable[[Any], Any] = where if callable(where) else _path_getter(path_of(where))
+        self._fast_readers: tuple[Callable[[Any], Any], ...] = ()
         if isinstance(where, str):
-            self._quick = itemgetter(where), methodcaller("get", where)
+            self._fast_readers = itemgetter(where), methodcaller("get", where)
 
     def __call__(self, entry: Any) -> Any:
         """What stands in one entry."""
-        return self._one(entry)
+        return self._read_one(entry)
 
-    def of_all(self, entries: Sequence[Any]) -> list[Any]:
+    def read_all(self, entries: Sequence[Any]) -> list[Any]:
         """What stands in each. A page is read by columns, since a call for each of its cells would take longer."""
-        for read in self._quick:  # the first if it is in each, the second if each is an object
+        for read in self._fast_readers:  # the first if it is in each, the second if each is an object
             with suppress(LookupError, TypeError, AttributeError):
                 return list(map(read, entries))
-        return list(map(self._one, entries))
+        return list(map(self._read_one, entries))
 
     def __repr__(self) -> str:
         return getattr(self._where, "__name__", repr(self._where))
@@ -187,7 +187,7 @@ class EntryReader(Reader):
     def __init__(self, of: Field, place: int, text: str) -> None:
         self.of = of
         self._place = place
-        super().__init__(self._in_page, text, self._shown)
+        super().__init__(self._in_page, text, self._describe_entry)
 
     def then(self, function: Callable[[Any], Any]) -> "EntryReader":
         """What a function makes of it. It is not asked for what is not there."""
@@ -199,7 +199,7 @@ class EntryReader(Reader):
         entries = reply.entries if self._place == 0 else reversed(reply.entries)
         return next((value for entry in entries if (value := self.of(entry)) is not None), None)
 
-    def _shown(self, reply: Reply) -> str:
+    def _describe_entry(self, reply: Reply) -> str:
         if not reply.entries:
             return "a page on which no entry can be read"
         return f"an entry {outline(msgspec.json.encode(reply.entries[self._place]))}"

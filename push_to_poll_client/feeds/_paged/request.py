@@ -76,16 +76,16 @@ class ParsedResponse(NamedTuple, Generic[T]):
         nothing: There is nothing to look at: 204 and 304, or the server is not ready, or at its end.
     """
 
-    answer: Response
-    meaning: OutcomeResult
+    response: Response
+    outcome: OutcomeResult
     messages: Sequence[Message] = ()
     leads: T | None = None
-    nothing: bool = False
+    no_page: bool = False
 
     @property
     def retry_after(self) -> float | None:
         """Seconds that the server asks to be left alone, by its headers and by what was declared."""
-        waits = (self.answer.retry_after, self.meaning.retry_after)
+        waits = (self.response.retry_after, self.outcome.retry_after)
         return max((wait for wait in waits if wait is not None), default=None)
 
 
@@ -119,7 +119,7 @@ class PagedClient:
         method: str | None,
         max_body: int,
     ) -> None:
-        self._asking = RequestParts(body=body)
+        self._base_request = RequestParts(body=body)
         self._origin = origin
         self._entries = entries
         self._pages = pages
@@ -129,10 +129,10 @@ class PagedClient:
         self._hint = hint
         self._as_form = as_form
         self._method = method
-        self._most = max_messages(max_body)
-        self._allowed = functools.partial(origin.led_to, posted=body is not None)
+        self._max_entries = max_messages(max_body)
+        self._allowed = functools.partial(origin.check_link, posted=body is not None)
 
-    def request(self, put: Callable[[RequestParts], RequestParts], request: FetchRequest) -> Request:
+    def build_request(self, put: Callable[[RequestParts], RequestParts], request: FetchRequest) -> Request:
         """Put a request together.
 
         Args:
@@ -144,7 +144,7 @@ class PagedClient:
         """
         wait = 0.0 if self._hold is None else min(request.wait, self._hold.longest)
         try:
-            asking = self._put_besides(put(self._asking), request, wait)
+            asking = self._add_wait_and_hint(put(self._base_request), request, wait)
             url, content = self._url(asking), self._content(asking)
         except ValueError as error:
             raise CursorExpired(f"the cursor is none of {self._origin.where}: {describe(error)}") from error
@@ -152,7 +152,7 @@ class PagedClient:
         key = f"{url} {sorted(asking.headers.items())}" if method == "GET" and content is None else None
         return Request(url, method, self._headers(asking, request, content), content, wait, key)
 
-    async def read(
+    async def fetch_page(
         self,
         request: Request,
         place: PagePosition,
@@ -164,7 +164,7 @@ class PagedClient:
         """Ask for a page.
 
         Args:
-            request: As `request` put it together.
+            request: As `build_request` put it together.
             place: Where the page is.
             leads: What is to be read of it besides its messages.
             known: By what it is known already.
@@ -174,12 +174,12 @@ class PagedClient:
             FeedError: There is no page to be had; a subclass says why.
         """
         url, method, headers, content, wait, _ = request
-        answer = await self._origin.ask(
+        answer = await self._origin.send_request(
             url, method=method, headers=headers, content=content, wait=wait, known=known, errors=MAX_ERROR
         )
         self._check_redirect(url, answer)
         read = await run_decoder(len(answer.body), self._read, answer, place, leads, entries=entries)
-        self._origin.note_read(answer)
+        self._origin.remember_redirects(answer)
         return read
 
     def _check_redirect(self, asked: str, answer: Response) -> None:
@@ -196,46 +196,46 @@ class PagedClient:
     ) -> ParsedResponse[T]:
         reply = Reply(answer, self._allowed)
         with _declaration_errors(reply):
-            parts = self._found(reply, answer) if entries and answer.status in _PAGE_STATUSES else []
-            found = self._meaning(reply, answer)
+            parts = self._find_lists(reply, answer) if entries and answer.status in _PAGE_STATUSES else []
+            found = self._apply_outcomes(reply, answer)
             reply.ends = found.closed
-            if self._is_nothing(answer, found):
-                return ParsedResponse(answer, found, nothing=True)
+            if self._has_no_page(answer, found):
+                return ParsedResponse(answer, found, no_page=True)
             if isinstance(parts, Exception):
                 raise parts
             messages = self._entries.read(parts, each=self._each, start=place.start)
             return ParsedResponse(answer, found, messages, leads(reply))
 
-    def _found(self, reply: Reply, answer: Response) -> list[EntryList] | Exception:
+    def _find_lists(self, reply: Reply, answer: Response) -> list[EntryList] | Exception:
         """The lists, or why there are none: what the answer means may be more to the point."""
         try:
             _check_media_type(answer)
-            return self._entries.find(reply, self._most)
+            return self._entries.find(reply, self._max_entries)
         except Exception as error:  # noqa: BLE001  # raised later
             return error
 
-    def _meaning(self, reply: Reply, answer: Response) -> OutcomeResult:
+    def _apply_outcomes(self, reply: Reply, answer: Response) -> OutcomeResult:
         found = apply_outcomes(self._outcomes, reply, reply.where)
         if found.error is None:
             return found
         found.error.retry_after = found.error.retry_after or answer.retry_after
         if isinstance(found.error, CursorExpired):
-            found.error.start = self._offered(found.error.start, reply)
+            found.error.start = self._offered_start(found.error.start, reply)
         raise found.error
 
-    def _offered(self, start: Cursor | None, reply: Reply) -> Cursor | None:
+    def _offered_start(self, start: Cursor | None, reply: Reply) -> Cursor | None:
         """What the server offers to start from, if that is a cursor."""
         try:
             return self._pages.kept(start, reply)
         except (FeedError, DeclarationMismatch):
             return None
 
-    def _is_nothing(self, answer: Response, found: OutcomeResult) -> bool:
+    def _has_no_page(self, answer: Response, found: OutcomeResult) -> bool:
         if found.empty or (found.closed and answer.status not in ACCEPTED_STATUSES):
             return True
-        return self._origin.accepted(answer).status in _NO_PAGE_STATUSES
+        return self._origin.check_status(answer).status in _NO_PAGE_STATUSES
 
-    def _put_besides(self, asking: RequestParts, request: FetchRequest, wait: float) -> RequestParts:
+    def _add_wait_and_hint(self, asking: RequestParts, request: FetchRequest, wait: float) -> RequestParts:
         """The request with all in it that does not say which page is asked for."""
         if self._hold is not None and wait > 0:
             asking = self._hold.put(asking, wait)
@@ -248,7 +248,7 @@ class PagedClient:
 
     def _url(self, asking: RequestParts) -> str:
         url = None if asking.url is None else _without_parameters(asking.url, asking.query.keys())
-        return self._origin.address(asking.query, url)
+        return self._origin.build_url(asking.query, url)
 
     def _headers(self, asking: RequestParts, request: FetchRequest, content: bytes | None) -> Mapping[str, str]:
         headers = {"accept": _ACCEPT, **asking.headers, **cache_bypass_headers(fresh=request.fresh)}
@@ -306,45 +306,47 @@ class OldestFirstFetcher:
     """
 
     def __init__(self, asker: PagedClient, pages: OldestFirst) -> None:
-        self._asker = asker
+        self._client = asker
         self._pages = pages
-        self._tail = EndOfFeed()
+        self._end_of_feed = EndOfFeed()
 
     async def fetch(self, request: FetchRequest) -> Page:
         """As `Feed.fetch`."""
         place = PagePosition.of(request.cursor)
-        ready = self._asker.request(lambda asking: self._pages.put(asking, place), request)
+        ready = self._client.build_request(lambda asking: self._pages.put(asking, place), request)
         if ready.key is None:
             return self._page(await self._read(ready, place))
-        if self._tail.is_fresh(ready.key) and not (request.fresh or ready.wait):
+        if self._end_of_feed.is_fresh(ready.key) and not (request.fresh or ready.wait):
             return Page()
-        read = await self._read(ready, place, self._tail.known(ready.key))
+        read = await self._read(ready, place, self._end_of_feed.validators_for(ready.key))
         page = self._page(read)
-        self._tail.note(ready.key, read.answer, empty=_changes_nothing(page, place))
+        self._end_of_feed.note(ready.key, read.response, empty=_changes_nothing(page, place))
         return page
 
     async def latest(self, latest: Latest) -> Cursor | None:
         """As `Feed.latest`."""
-        ready = self._asker.request(latest.put, FetchRequest(fresh=True))
+        ready = self._client.build_request(latest.put, FetchRequest(fresh=True))
         by_entry = isinstance(self._pages.ends(latest), EntryReader)
-        read = await self._asker.read(
+        read = await self._client.fetch_page(
             ready, PagePosition(None), lambda reply: self._pages.end(reply, latest), entries=by_entry
         )
-        if read.nothing:
-            raise FeedError(f"{read.answer.where} has no cursor of the feed's end yet; it is asked again later")
+        if read.no_page:
+            raise FeedError(f"{read.response.where} has no cursor of the feed's end yet; it is asked again later")
         return read.leads
 
     def forget(self) -> None:
         """When the event loop may end."""
-        self._tail.forget()
+        self._end_of_feed.forget()
 
     async def _read(
         self, ready: Request, place: PagePosition, known: Validators | None = None
     ) -> _ForwardResponse:
-        return await self._asker.read(ready, place, lambda reply: self._pages.leads_to(reply, place), known=known)
+        return await self._client.fetch_page(
+            ready, place, lambda reply: self._pages.leads_to(reply, place), known=known
+        )
 
     def _page(self, read: _ForwardResponse) -> Page:
-        closed, gap = read.meaning.closed, read.meaning.gap
+        closed, gap = read.outcome.closed, read.outcome.gap
         cursor, following = read.leads or (None, None)
         following = None if closed else following
         return Page(read.messages, cursor, following, read.retry_after, closed=closed, gap=gap)
@@ -365,10 +367,10 @@ class NewestFirstFetcher:
     """
 
     def __init__(self, asker: PagedClient, pages: NewestFirst, where: str) -> None:
-        self._asker = asker
+        self._client = asker
         self._pages = pages
         self._where = where
-        self._walk = NewestFirstReader(self._look, where)
+        self._walk = NewestFirstReader(self._fetch_document, where)
 
     async def fetch(self, request: FetchRequest) -> Page:
         """As `Feed.fetch`."""
@@ -382,11 +384,11 @@ class NewestFirstFetcher:
         """When the event loop may end."""
         self._walk.forget()
 
-    async def _look(self, page: str | None, request: FetchRequest, known: SeenEntries) -> Document:
-        ready = self._asker.request(lambda asking: self._pages.put(asking, page), request)
-        read = await self._asker.read(ready, PagePosition(None), self._pages.older, known=known.validators)
+    async def _fetch_document(self, page: str | None, request: FetchRequest, known: SeenEntries) -> Document:
+        ready = self._client.build_request(lambda asking: self._pages.put(asking, page), request)
+        read = await self._client.fetch_page(ready, PagePosition(None), self._pages.older, known=known.validators)
         if page is not None:
-            self._check_is_there(read)
+            self._check_page_exists(read)
         elif not known.messages and read.messages and read.leads is None and self._pages.supposes:
             logger.info(
                 "the newest page of %s has %d entries and leads to no older one; if there are more, correct next=",
@@ -396,21 +398,21 @@ class NewestFirstFetcher:
         return Document(
             read.messages,
             read.leads,
-            size=len(read.answer.body),
-            validators=read.answer.validators,
-            retry_after=longer_wait(read.answer.within_poll, read.meaning.retry_after),
+            size=len(read.response.body),
+            validators=read.response.validators,
+            retry_after=longer_wait(read.response.within_poll, read.outcome.retry_after),
             unchanged=page is None and _is_unchanged(read, known),
-            missing=read.meaning.gap,
-            fresh_for=0.0 if read.meaning.empty else fresh_for(read.answer.headers),
-            poll_interval=read.answer.retry_after,
-            closed=read.meaning.closed,
+            missing=read.outcome.gap,
+            fresh_for=0.0 if read.outcome.empty else fresh_for(read.response.headers),
+            poll_interval=read.response.retry_after,
+            closed=read.outcome.closed,
         )
 
-    def _check_is_there(self, read: ParsedResponse[Any]) -> None:
+    def _check_page_exists(self, read: ParsedResponse[Any]) -> None:
         """An older page that is missing is no end of the walk, or what stands there would never be seen."""
-        if read.meaning.empty:
+        if read.outcome.empty:
             raise FeedError(f"{self._where} is not ready in the middle of its pages", retry_after=read.retry_after)
-        if read.answer.status == HTTPStatus.NO_CONTENT and self._pages.promises:
+        if read.response.status == HTTPStatus.NO_CONTENT and self._pages.promises:
             raise FeedError(
                 f"{self._where} has no content where the page before says that there is more; it is asked again",
                 retry_after=read.retry_after,
@@ -419,6 +421,6 @@ class NewestFirstFetcher:
 
 def _is_unchanged(read: ParsedResponse[Any], known: SeenEntries) -> bool:
     """Whether the newest document brings nothing to look at; with nothing known, no content is an empty feed."""
-    status = read.answer.status
+    status = read.response.status
     nothing_new = status == HTTPStatus.NO_CONTENT and bool(known.messages)
-    return read.meaning.empty or status == HTTPStatus.NOT_MODIFIED or nothing_new
+    return read.outcome.empty or status == HTTPStatus.NOT_MODIFIED or nothing_new

@@ -99,9 +99,9 @@ class ErrorLog:
     def __init__(self, name: str, log: logging.Logger) -> None:
         self._name = name
         self._log = log
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
-    async def asked(
+    async def call_safely(
         self, what: str, ask: Callable[[], _T | Awaitable[_T]], *, check: Callable[[_T], _T]
     ) -> _T | None:
         """What it answers, async or not; `None` when it fails.
@@ -118,25 +118,25 @@ class ErrorLog:
                     answer = await answer
             return check(cast("_T", answer))
         except Exception as error:  # noqa: BLE001  # whatever it is, a stranger may have brought it about
-            self.tell(what, error)
+            self.log_failure(what, error)
             return None
 
-    def tell(self, what: str, error: Exception) -> None:
+    def log_failure(self, what: str, error: Exception) -> None:
         """Log a failure."""
         self._log.log(
             self._level(what, logging.WARNING), "%s: %s failed with %s", self._name, what, type(error).__name__
         )
 
-    def refused(self, why: str) -> None:
+    def log_rejected(self, why: str) -> None:
         """Log that a request was not authentic: a wrong secret would be found by nobody who sees no counters."""
         self._log.log(self._level(why, logging.INFO), "%s: refused a request %s", self._name, why)
 
-    def repeated(self) -> None:
+    def log_replay(self) -> None:
         """Log that a request came before: a sender whose bodies are all the same wakes once and gets 200."""
         level = self._level("replayed", logging.INFO)
         self._log.log(level, "%s: a request that came before came again, and wakes nobody", self._name)
 
     def _level(self, what: str, first: int) -> int:
-        level = logging.DEBUG if what in self._told else first
-        self._told.add(what)
+        level = logging.DEBUG if what in self._logged else first
+        self._logged.add(what)
         return level

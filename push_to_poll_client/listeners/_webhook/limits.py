@@ -62,7 +62,7 @@ class TokenBucket:
             self._full_at = max(self._full_at, now) + self._spacing
             return 0.0
 
-    def pass_one(self, now: float) -> None:
+    def take_or_reject(self, now: float) -> None:
         """Take a token, or refuse.
 
         Raises:
@@ -84,7 +84,7 @@ class Slots:
         self._lock = threading.Lock()
 
     @contextmanager
-    def one(self) -> Iterator[None]:
+    def acquire(self) -> Iterator[None]:
         """Have one for the length of the block.
 
         Raises:
@@ -115,13 +115,13 @@ class ReplayCache:
 
     def __init__(self, most: int = MAX_REPLAYS) -> None:
         self._most = most
-        self._until: OrderedDict[bytes, float] = OrderedDict()
+        self._expiry: OrderedDict[bytes, float] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._until)
+        return len(self._expiry)
 
-    def knows(self, verified: Verified, names: Sequence[str] | None, now: float) -> bool:
+    def seen(self, verified: Verified, names: Sequence[str] | None, now: float) -> bool:
         """Whether it came before. Then it is kept for as long as this copy of it would pass.
 
         Of a repetition nothing is kept that was not there: whoever has one body that was signed may send it with
@@ -133,12 +133,12 @@ class ReplayCache:
             now: Seconds since the epoch.
         """
         with self._lock:
-            known = [one for one in _digests(verified, names) if self._until.get(one, -math.inf) > now]
+            known = [one for one in _digests(verified, names) if self._expiry.get(one, -math.inf) > now]
             for digest in known:
-                self._until[digest] = max(self._until[digest], _expiry_of(verified))
+                self._expiry[digest] = max(self._expiry[digest], _expiry_of(verified))
             return bool(known)
 
-    def remember(self, verified: Verified, names: Sequence[str] | None) -> None:
+    def add(self, verified: Verified, names: Sequence[str] | None) -> None:
         """It came, and has done what it can do.
 
         Args:
@@ -147,10 +147,10 @@ class ReplayCache:
         """
         with self._lock:
             for digest in _digests(verified, names):
-                self._until[digest] = _expiry_of(verified)
-                self._until.move_to_end(digest)
-            while len(self._until) > self._most:
-                self._until.popitem(last=False)
+                self._expiry[digest] = _expiry_of(verified)
+                self._expiry.move_to_end(digest)
+            while len(self._expiry) > self._most:
+                self._expiry.popitem(last=False)
 
 
 def _expiry_of(verified: Verified) -> float:

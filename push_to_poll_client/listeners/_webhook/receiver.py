@@ -190,9 +190,9 @@ class Verifiers:
 
     def __init__(self, verifiers: Sequence[Verifier], faults: ErrorLog) -> None:
         self._verifiers = verifiers
-        self._faults = faults
+        self._error_log = faults
 
-    def that_may_pass(self, request: WebhookRequest) -> Sequence[Verifier]:
+    def candidates(self, request: WebhookRequest) -> Sequence[Verifier]:
         """Those by which the request may be authentic, as far as can be seen without its body.
 
         Raises:
@@ -200,10 +200,10 @@ class Verifiers:
         """
         if verifiers := [verifier for verifier in self._verifiers if self._may_pass(verifier, request)]:
             return verifiers
-        self._faults.refused("without a signature or token of the expected form and time")
+        self._error_log.log_rejected("without a signature or token of the expected form and time")
         raise RequestRejected(UNAUTHENTIC, "refused")
 
-    async def verified(self, request: WebhookRequest, verifiers: Sequence[Verifier]) -> Verified:
+    async def verify(self, request: WebhookRequest, verifiers: Sequence[Verifier]) -> Verified:
         """What is known of an authentic request.
 
         Args:
@@ -214,10 +214,12 @@ class Verifiers:
             Refusal: It is not authentic.
         """
         for verifier in verifiers:
-            said = await self._faults.asked("a verifier", partial(verifier, request), check=_check_verifier_result)
+            said = await self._error_log.call_safely(
+                "a verifier", partial(verifier, request), check=_check_verifier_result
+            )
             if said:
                 return said if isinstance(said, Verified) else Verified()
-        self._faults.refused("whose signature or token is wrong; is the secret its sender's?")
+        self._error_log.log_rejected("whose signature or token is wrong; is the secret its sender's?")
         raise RequestRejected(UNAUTHENTIC, "refused")
 
     def _may_pass(self, verifier: Verifier, request: WebhookRequest) -> bool:
@@ -225,7 +227,7 @@ class Verifiers:
         try:
             return may_pass is None or bool(may_pass(request))
         except Exception as error:  # noqa: BLE001  # as for a verifier
-            self._faults.tell("a verifier's may_pass", error)
+            self._error_log.log_failure("a verifier's may_pass", error)
             return False
 
 
@@ -260,9 +262,9 @@ class Handshakes:
         self._expected = expected
         self._expecting = expecting
         self._bucket = bucket
-        self._faults = faults
+        self._error_log = faults
 
-    async def answer_to_stranger(self, request: WebhookRequest, now: float) -> WebhookAnswer | None:
+    async def respond_unverified(self, request: WebhookRequest, now: float) -> WebhookAnswer | None:
         """The answer to a question that may come from anybody; `None`: it is none.
 
         Args:
@@ -272,25 +274,27 @@ class Handshakes:
         Raises:
             Refusal: Too many ask, and this can be nothing but a question.
         """
-        if not (handshakes := self._handshakes):
+        if not (handshakes := self._active):
             return None
         if wait := self._bucket.take(now):
             if request.method == "POST":
                 return None  # it may be a push, which is not kept waiting by questions
             raise RequestRejected(too_many_requests(wait), "limited")
-        return await self._answer(handshakes, request)
+        return await self._first_response(handshakes, request)
 
-    async def answer_to(self, request: WebhookRequest) -> WebhookAnswer | None:
+    async def respond(self, request: WebhookRequest) -> WebhookAnswer | None:
         """The answer to a question in an authentic request; `None`: it is none."""
-        return await self._answer(self._handshakes, request)
+        return await self._first_response(self._active, request)
 
     @property
-    def _handshakes(self) -> Sequence[Handshake]:
+    def _active(self) -> Sequence[Handshake]:
         return (*self._always, *self._expected) if self._expected and self._expecting() else self._always
 
-    async def _answer(self, handshakes: Sequence[Handshake], request: WebhookRequest) -> WebhookAnswer | None:
+    async def _first_response(
+        self, handshakes: Sequence[Handshake], request: WebhookRequest
+    ) -> WebhookAnswer | None:
         for handshake in handshakes:
-            answer = await self._faults.asked(
+            answer = await self._error_log.call_safely(
                 "a handshake", partial(handshake, request), check=_check_handshake_response
             )
             if answer is not None:
@@ -338,7 +342,7 @@ class RequestReceiver:
     max_body: int
     body_timeout: float
 
-    async def answer_to(self, request: WebhookRequest, receive: Receive) -> WebhookAnswer | None:
+    async def handle(self, request: WebhookRequest, receive: Receive) -> WebhookAnswer | None:
         """What is answered; `None`: nobody is there any more.
 
         Args:
@@ -347,44 +351,44 @@ class RequestReceiver:
         """
         self.tally.count("received")
         try:
-            return await self._answer_to(request, receive)
+            return await self._handle(request, receive)
         except RequestRejected as refusal:
-            self.tally.count(refusal.outcome)
+            self.tally.count(refusal.reason)
             if refusal.hides_pushes:
-                self.audience.ring()
-            return refusal.answer
+                self.audience.note_rejected()
+            return refusal.response
         except ClientGone:
             self.tally.count("gone")
             return None
 
-    async def _answer_to(self, request: WebhookRequest, receive: Receive) -> WebhookAnswer:
+    async def _handle(self, request: WebhookRequest, receive: Receive) -> WebhookAnswer:
         check_length(request.headers, self.max_body)
-        answer = await self.questions.answer_to_stranger(request, monotonic())
+        answer = await self.questions.respond_unverified(request, monotonic())
         if answer is not None:
             self.tally.count("handshakes")
             return answer
         if request.method != "POST":
             raise RequestRejected(NOT_ALLOWED, "unasked")
-        request, verified = await self._verified(request, receive)
-        return await self._answer_to_authentic(request, verified)
+        request, verified = await self._read_verified(request, receive)
+        return await self._handle_verified(request, verified)
 
-    async def _verified(self, request: WebhookRequest, receive: Receive) -> tuple[WebhookRequest, Verified]:
-        verifiers = self.verifiers.that_may_pass(request)
-        with self.slots.one():
-            self.bucket.pass_one(monotonic())
+    async def _read_verified(self, request: WebhookRequest, receive: Receive) -> tuple[WebhookRequest, Verified]:
+        verifiers = self.verifiers.candidates(request)
+        with self.slots.acquire():
+            self.bucket.take_or_reject(monotonic())
             body = await read_body(receive, most=self.max_body, within=self.body_timeout)
             request = replace(request, body=body)
-            return request, await self.verifiers.verified(request, verifiers)
+            return request, await self.verifiers.verify(request, verifiers)
 
-    async def _answer_to_authentic(self, request: WebhookRequest, verified: Verified) -> WebhookAnswer:
-        answer = await self.questions.answer_to(request)
+    async def _handle_verified(self, request: WebhookRequest, verified: Verified) -> WebhookAnswer:
+        answer = await self.questions.respond(request)
         if answer is not None:
             self.tally.count("handshakes")
             return answer
         names = self.meaning.names_in(request)
-        if self.replays.knows(verified, names, request.received_at):
+        if self.replays.seen(verified, names, request.received_at):
             self.tally.count("replayed")
-            self.faults.repeated()
-        elif self.meaning.act_on(request, names):
-            self.replays.remember(verified, names)
+            self.faults.log_replay()
+        elif self.meaning.dispatch(request, names):
+            self.replays.add(verified, names)
         return self.answer

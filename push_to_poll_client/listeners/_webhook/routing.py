@@ -50,10 +50,10 @@ class WebhookSubscriber:
         self.save = channel.save
         self._channel = channel
         self._loop = EventLoop()
-        self._pushed = False
+        self._is_pushing = False
         self._flooded = False
-        self._rung = False
-        self._alarm = anyio.Event()
+        self._has_rejected = False
+        self._flood_started = anyio.Event()
 
     @property
     def state(self) -> str | None:
@@ -62,7 +62,7 @@ class WebhookSubscriber:
 
     def up(self) -> None:
         """The server pushes."""
-        self._pushed = True
+        self._is_pushing = True
         if self._flooded:
             self._channel.poll()
         else:
@@ -70,43 +70,43 @@ class WebhookSubscriber:
 
     def down(self, error: BaseException | None = None) -> None:
         """The server does not push."""
-        self._pushed = False
+        self._is_pushing = False
         self._channel.down(error)
 
-    def soon(self, call: Callable[[], None]) -> None:
+    def call_soon(self, call: Callable[[], None]) -> None:
         """Call it in the event loop of this consumer, from any thread; not if that has ended."""
         try:
             self._loop.call(call)
         except RuntimeError:
             return
 
-    def ring(self) -> None:
+    def note_rejected(self) -> None:
         """A request was refused that may have been a push. From any thread."""
-        if not self._rung:
-            self._rung = True
-            self.soon(self._sound)
+        if not self._has_rejected:
+            self._has_rejected = True
+            self.call_soon(self._start_flood)
 
-    async def watch(self, error: PushToPollError) -> None:
+    async def watch_floods(self, error: PushToPollError) -> None:
         """Report floods, until cancelled.
 
         Args:
             error: What one means.
         """
         while True:
-            await self._alarm.wait()
+            await self._flood_started.wait()
             self._flooded = True
             self._channel.down(error)
-            while self._rung:
-                self._rung = False
-                self._alarm = anyio.Event()
+            while self._has_rejected:
+                self._has_rejected = False
+                self._flood_started = anyio.Event()
                 await anyio.sleep(FLOOD_QUIET_TIME)
             self._flooded = False
-            if self._pushed:
+            if self._is_pushing:
                 self._channel.up()
 
-    def _sound(self) -> None:
-        if self._rung:
-            self._alarm.set()
+    def _start_flood(self) -> None:
+        if self._has_rejected:
+            self._flood_started.set()
 
 
 class ManagingSubscriber(WebhookSubscriber):
@@ -119,17 +119,17 @@ class ManagingSubscriber(WebhookSubscriber):
 
     def __init__(self, channel: Channel, audience: "WebhookSubscribers") -> None:
         super().__init__(channel)
-        self._audience = audience
+        self._subscribers = audience
 
     def up(self) -> None:
         """The server pushes."""
         super().up()
-        self._audience.pushed(self, None)
+        self._subscribers.broadcast_state(self, None)
 
     def down(self, error: BaseException | None = None) -> None:
         """The server does not push."""
         super().down(error)
-        self._audience.pushed(self, error, up=False)
+        self._subscribers.broadcast_state(self, error, up=False)
 
 
 class WebhookSubscribers:
@@ -140,7 +140,7 @@ class WebhookSubscribers:
     """
 
     def __init__(self, *, subscribed: bool) -> None:
-        self._pushed = not subscribed
+        self._is_pushing = not subscribed
         self._by_name: dict[str | None, tuple[WebhookSubscriber, ...]] = {}
         self._lock = threading.Lock()
 
@@ -154,7 +154,7 @@ class WebhookSubscribers:
         """
         with self._lock:
             self._by_name[name] = (*self._by_name.get(name, ()), listening)
-            pushed = self._pushed
+            pushed = self._is_pushing
         try:
             if pushed:
                 listening.up()
@@ -166,7 +166,7 @@ class WebhookSubscribers:
                 if not left:
                     del self._by_name[name]
 
-    def of(self, names: Iterable[str] | None) -> tuple[list[WebhookSubscriber], int]:
+    def find(self, names: Iterable[str] | None) -> tuple[list[WebhookSubscriber], int]:
         """Those who listen for these names, and how many of the names nobody listens for; `None`: all."""
         with self._lock:
             if names is None:
@@ -176,18 +176,18 @@ class WebhookSubscribers:
         listening = [*everybody, *(one for several in found for one in several)]
         return listening, sum(not several for several in found)
 
-    def ring(self) -> None:
+    def note_rejected(self) -> None:
         """A request was refused that may have been a push."""
-        for listening in self.of(None)[0]:
-            listening.ring()
+        for listening in self.find(None)[0]:
+            listening.note_rejected()
 
-    def pushed(self, keeping: WebhookSubscriber, error: BaseException | None, *, up: bool = True) -> None:
+    def broadcast_state(self, keeping: WebhookSubscriber, error: BaseException | None, *, up: bool = True) -> None:
         """The server pushes, or does not; all but the one that says so are told."""
         with self._lock:
-            self._pushed = up
-        for listening in self.of(None)[0]:
+            self._is_pushing = up
+        for listening in self.find(None)[0]:
             if listening is not keeping:
-                listening.soon(listening.up if up else partial(listening.down, error))
+                listening.call_soon(listening.up if up else partial(listening.down, error))
 
 
 MAX_NAMES = 1_000
@@ -222,23 +222,23 @@ class PushRouter:
     ) -> None:
         self._name = name
         self._hints = HintReader[WebhookRequest, Push | Control](hint, kinds=(Push, Control), log=log)
-        self._to = to
+        self._route = to
         self._control = control
-        self._audience = audience
-        self._tally = tally
-        self._faults = faults
+        self._subscribers = audience
+        self._stats = tally
+        self._error_log = faults
 
     def names_in(self, request: WebhookRequest) -> Sequence[str] | None:
         """For whom it is; `None`: all."""
-        if self._to is None:
+        if self._route is None:
             return None
         try:
-            return _check_names(self._to(request))
+            return _check_names(self._route(request))
         except Exception as error:  # noqa: BLE001  # it is the user's, and a stranger's text may have got it there
-            self._faults.tell("to (its push is taken to be for all)", error)
+            self._error_log.log_failure("to (its push is taken to be for all)", error)
             return None
 
-    def act_on(self, request: WebhookRequest, names: Sequence[str] | None) -> bool:
+    def dispatch(self, request: WebhookRequest, names: Sequence[str] | None) -> bool:
         """Do what it says.
 
         Args:
@@ -248,34 +248,34 @@ class PushRouter:
         Returns:
             Whether anybody heard it.
         """
-        said = self._hints.of(request, self._name)
+        said = self._hints.read(request, self._name)
         if said is None:
-            self._tally.count("ignored")
+            self._stats.count("ignored")
             return False
         if isinstance(said, Control):
-            self._tally.count("controls")
-            return self._obey(said, names)
-        return self._pass_on(said, names)
+            self._stats.count("controls")
+            return self._apply_control(said, names)
+        return self._wake_subscribers(said, names)
 
-    def _obey(self, control: Control, names: Sequence[str] | None) -> bool:
+    def _apply_control(self, control: Control, names: Sequence[str] | None) -> bool:
         if self._control is not None and control is not Control.MISSED:
             self._control(control)
             return True
-        listening = self._listening(names)
+        listening = self._find_subscribers(names)
         for one in listening:
             one.poll()
         return bool(listening)
 
-    def _pass_on(self, push: Push, names: Sequence[str] | None) -> bool:
-        listening = self._listening(names)
+    def _wake_subscribers(self, push: Push, names: Sequence[str] | None) -> bool:
+        listening = self._find_subscribers(names)
         for one in listening:
             one.wake(push)
-        self._tally.count("woken" if listening else "unheard")
+        self._stats.count("woken" if listening else "unheard")
         return bool(listening)
 
-    def _listening(self, names: Sequence[str] | None) -> Sequence[WebhookSubscriber]:
-        listening, unknown = self._audience.of(names)
-        self._tally.count("unknown_names", unknown)
+    def _find_subscribers(self, names: Sequence[str] | None) -> Sequence[WebhookSubscriber]:
+        listening, unknown = self._subscribers.find(names)
+        self._stats.count("unknown_names", unknown)
         return listening
 
 

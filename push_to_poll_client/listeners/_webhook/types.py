@@ -204,8 +204,8 @@ class RequestRejected(Exception):
 
     def __init__(self, answer: WebhookAnswer, outcome: RejectReason, *, hides_pushes: bool = False) -> None:
         super().__init__(outcome)
-        self.answer = answer
-        self.outcome = outcome
+        self.response = answer
+        self.reason = outcome
         self.hides_pushes = hides_pushes
 
 

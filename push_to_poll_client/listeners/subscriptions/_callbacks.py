@@ -69,14 +69,14 @@ class HubRequest:
         self.denied: str | None = None
         self._waiting: tuple[EventLoop, anyio.Event] | None = None
 
-    async def answered(self) -> None:
+    async def wait_answered(self) -> None:
         """Wait until the hub has asked back, or denied it."""
         event = anyio.Event()
         self._waiting = EventLoop(), event
         if not self.verified and self.denied is None:
             await event.wait()
 
-    def answer(self) -> None:
+    def notify_answered(self) -> None:
         """It has; from any thread, after that was written down."""
         if (waiting := self._waiting) is not None:
             loop, event = waiting
@@ -85,46 +85,46 @@ class HubRequest:
 
 
 class HubCallbacks:
-    """Answers what hubs ask. Its `question` is called in any thread, all else in the event loop.
+    """Answers what hubs ask. Its `respond` is called in any thread, all else in the event loop.
 
     Args:
         denied: Called when a hub ends a subscription that is in force, with its reason, fit for a log.
     """
 
     def __init__(self, denied: Callable[[str], None]) -> None:
-        self._denied = denied
-        self._asked: dict[str, HubRequest] = {}
-        self._known: Mapping[str, Registration] = MappingProxyType({})
+        self._on_denied = denied
+        self._requests: dict[str, HubRequest] = {}
+        self._registrations: Mapping[str, Registration] = MappingProxyType({})
         self._current: str | None = None
         self._ended: deque[str] = deque(maxlen=MAX_ENDED)
         self._lock = threading.Lock()
 
-    def ask(self, id: str, mode: str, topic: str) -> HubRequest:
+    def expect_callback(self, id: str, mode: str, topic: str) -> HubRequest:
         """Expect the hub's question. What it has brought already, for the same request, is there."""
         with self._lock:
-            before = self._asked.get(id)
+            before = self._requests.get(id)
             if before is None or (before.mode, before.topic, before.denied) != (mode, topic, None):
-                self._asked[id] = HubRequest(mode, topic)
-            return self._asked[id]
+                self._requests[id] = HubRequest(mode, topic)
+            return self._requests[id]
 
-    def asked(self, id: str) -> HubRequest | None:
+    def request_for(self, id: str) -> HubRequest | None:
         """What was asked for last."""
-        return self._asked.get(id)
+        return self._requests.get(id)
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
         """Know these, the newest first, and that others have ended."""
         with self._lock:
             known = {one.id: one for one in registrations}
-            self._ended.extend(self._known.keys() - known.keys())
-            self._asked = {one: asked for one, asked in self._asked.items() if one in known}
-            self._known = MappingProxyType(known)
+            self._ended.extend(self._registrations.keys() - known.keys())
+            self._requests = {one: asked for one, asked in self._requests.items() if one in known}
+            self._registrations = MappingProxyType(known)
             self._current = next((one.id for one in registrations if "topic" in one.details), None)
 
-    def known(self, id: str) -> Registration | None:
+    def registration(self, id: str) -> Registration | None:
         """The subscription of that id, if its pushes are welcome."""
-        return self._known.get(id)
+        return self._registrations.get(id)
 
-    def question(self, request: WebhookRequest) -> WebhookAnswer | None:
+    def respond(self, request: WebhookRequest) -> WebhookAnswer | None:
         """What to answer; `None`: it is no question of a hub's.
 
         A push for a subscription that has ended is answered 410, which ends it at the hub too (WebSub §7); not so
@@ -132,12 +132,12 @@ class HubCallbacks:
         """
         callback = callback_id(request)
         if request.method != "GET":
-            return _GONE if callback in self._ended and callback not in self._known else None
+            return _GONE if callback in self._ended and callback not in self._registrations else None
         mode, topic = request.parameter("hub.mode"), request.parameter("hub.topic")
         if mode is None:
             return None
         with self._lock:
-            asked, known = self._asked.get(callback), self._known.get(callback)
+            asked, known = self._requests.get(callback), self._registrations.get(callback)
         if mode == DENIED:
             return self._deny(request, topic, asked, known)
         return self._verify(request, mode, topic, asked, known)
@@ -161,7 +161,7 @@ class HubCallbacks:
         if not asked.verified:
             asked.expires_at = _lease_end(request)
             asked.verified, asked.denied = True, None
-        asked.answer()
+        asked.notify_answered()
         return WebhookAnswer(200, challenge.encode())
 
     def _deny(
@@ -170,10 +170,10 @@ class HubCallbacks:
         reason = quoted(request.parameter("hub.reason") or "", MAX_REASON)
         if known is not None and topic is not None and topic == known.details.get("topic"):
             if known.id == self._current:  # and not one that it has taken the place of
-                self._denied(reason)
+                self._on_denied(reason)
         elif asked is not None and topic == asked.topic and asked.mode == SUBSCRIBE:
             asked.verified, asked.denied = False, reason
-            asked.answer()
+            asked.notify_answered()
         else:
             return _NOT_FOUND
         return _OK

@@ -122,9 +122,9 @@ class _RotatingVerifier:
     """Makes a verifier anew when the secrets have changed. In any thread: two may make the same."""
 
     def __init__(self, of: CustomSubscription, verifier_of: Callable[[Sequence[str]], Verifier]) -> None:
-        self._of = of
+        self._subscription = of
         self._verifier_of = verifier_of
-        self._made: tuple[tuple[str, ...], Verifier] = ((), _refuse_all)
+        self._cached: tuple[tuple[str, ...], Verifier] = ((), _refuse_all)
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Whether it has the headers that an authentic one has."""
@@ -137,11 +137,11 @@ class _RotatingVerifier:
 
     @property
     def _verifier(self) -> Verifier:
-        secrets, verifier = self._made
-        if secrets != self._of.secrets:
-            secrets = self._of.secrets
+        secrets, verifier = self._cached
+        if secrets != self._subscription.secrets:
+            secrets = self._subscription.secrets
             verifier = self._verifier_of(secrets) if secrets else _refuse_all
-            self._made = secrets, verifier
+            self._cached = secrets, verifier
         return verifier
 
 

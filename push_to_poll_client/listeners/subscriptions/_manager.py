@@ -81,22 +81,22 @@ class Unsubscriber:
             Whether that is over and done: it was stopped, it ended, or nothing helps.
         """
         over = one.expires_at is not None and one.expires_at <= now.wall
-        over = over or await self._is_stopped(one, now, fraction)
+        over = over or await self._try_stop(one, now, fraction)
         if over:
             self._begin()
         return over
 
-    async def _is_stopped(self, one: Registration, now: Now, fraction: float) -> bool:
+    async def _try_stop(self, one: Registration, now: Now, fraction: float) -> bool:
         try:
             with anyio.fail_after(STOP_TIMEOUT):
                 await self._subscription.stop(one)
         except Exception as failed:  # noqa: BLE001 - what is left ends by itself, or is answered that it is gone
             error = unwrap_group(failed).with_traceback(None)
-            return is_gone(error) or self._is_given_up(error, one, now, fraction)
+            return is_gone(error) or self._give_up_or_wait(error, one, now, fraction)
         self._log.info("%s: stopped what was replaced", self._subscription.name)
         return True
 
-    def _is_given_up(self, error: Exception, one: Registration, now: Now, fraction: float) -> bool:
+    def _give_up_or_wait(self, error: Exception, one: Registration, now: Now, fraction: float) -> bool:
         failure = failure_of(error)
         delay = self._reconnect.delay(failure.verdict, fraction=fraction, retry_after=failure.retry_after)
         self._attempts += 1
@@ -128,14 +128,14 @@ meanwhile may be lost."""
 
 
 class SubscriptionManager:
-    """Keeps one subscription alive, for as long as `keep` runs.
+    """Keeps one subscription alive, for as long as `run` runs.
 
     A restart goes on with what the channel's state says; it does not subscribe again, unless it asks for something
     else by now. Then it stops what was there, once it has the other.
 
     Args:
         subscription: What the server has to be told.
-        stop_at_exit: Whether to ask the server to push no more when `keep` ends, for five seconds at most; what is
+        stop_at_exit: Whether to ask the server to push no more when `run` ends, for five seconds at most; what is
             not stopped by then is stopped by the next run, once it has another.
         log: Where what happens is told.
     """
@@ -148,10 +148,10 @@ class SubscriptionManager:
         self._fraction: Callable[[], float] = random.random
         self._channel: Channel
         self._loop: EventLoop | None = None
-        self._heard: anyio.Event | None = None
+        self._control_event: anyio.Event | None = None
         self._controls: set[Control] = set()
-        self._book = self._saved = SubscriptionState()
-        self._asking = False
+        self._state = self._saved_state = SubscriptionState()
+        self._is_requesting = False
         self._begin()
         if (bind := getattr(subscription, "bind", None)) is not None:
             bind(self.control)
@@ -159,8 +159,8 @@ class SubscriptionManager:
     def _begin(self) -> None:
         self._renewal = Renewal()
         self._reconnect = ReconnectBackoff()
-        self._leaving = Unsubscriber(self._subscription, self._log)
-        self._ended = False
+        self._unsubscriber = Unsubscriber(self._subscription, self._log)
+        self._has_expired = False
 
     @property
     def name(self) -> str:
@@ -168,9 +168,9 @@ class SubscriptionManager:
         return self._subscription.name
 
     @property
-    def expecting(self) -> bool:
+    def expects_handshake(self) -> bool:
         """Whether something was asked of the server that it may want to verify; from any thread."""
-        return self._asking or self._book.planned is not None
+        return self._is_requesting or self._state.planned is not None
 
     def control(self, control: Control) -> None:
         """The server spoke of the subscription itself. Never blocks; from any thread.
@@ -178,14 +178,14 @@ class SubscriptionManager:
         Args:
             control: `RENEW`: renew it now, 15 seconds after it was registered at the earliest. `RECREATE`: the
                 server has dropped it, so create another, after a backoff. `MISSED`: poll. What comes while
-                `keep` does not run counts when it does.
+                `run` does not run counts when it does.
         """
         self._controls.add(control)
         if (loop := self._loop) is not None:
             with suppress(RuntimeError):
-                loop.call(self._hear)
+                loop.call(self._notify_control)
 
-    async def keep(self, channel: Channel) -> None:
+    async def run(self, channel: Channel) -> None:
         """Run until cancelled: subscribe, and stay subscribed.
 
         Raises:
@@ -201,49 +201,49 @@ class SubscriptionManager:
         try:
             await self._restore()
             while True:
-                await self._go_on()
+                await self._step()
         finally:
-            self._loop = self._heard = None
-            if self._stop_at_exit or self._book != self._saved:
-                await in_own_task(self._end)
+            self._loop = self._control_event = None
+            if self._stop_at_exit or self._state != self._saved_state:
+                await in_own_task(self._shut_down)
 
     # What to do next
 
-    async def _go_on(self) -> None:
-        heard = self._heard = anyio.Event()
-        await self._heed()
-        now, current = self._now(), self._book.current
-        self._look(now)
+    async def _step(self) -> None:
+        heard = self._control_event = anyio.Event()
+        await self._apply_controls()
+        now, current = self._now(), self._state.current
+        self._check_expiry(now)
         wait = self._renewal.wait(now)
-        leave = self._leaving.wait(self._book.leaving[0], now) if self._may_leave else math.inf
+        leave = self._unsubscriber.wait(self._state.leaving[0], now) if self._may_stop_replaced else math.inf
         if min(wait, leave) > 0:
             await self._sleep(min(wait, leave, MAX_SLEEP), heard)
         elif wait > 0:
-            await self._leave()
-        elif current is None or self._book.planned is not None:
+            await self._stop_replaced()
+        elif current is None or self._state.planned is not None:
             await self._create()
         else:
             await self._renew(current)
 
     @property
-    def _may_leave(self) -> bool:
+    def _may_stop_replaced(self) -> bool:
         """Not before there is another in its place."""
-        return bool(self._book.leaving) and self._book.current is not None and self._book.planned is None
+        return bool(self._state.leaving) and self._state.current is not None and self._state.planned is None
 
-    async def _heed(self) -> None:
+    async def _apply_controls(self) -> None:
         controls = {self._controls.pop() for _ in range(len(self._controls))}
         if Control.MISSED in controls:
             self._channel.poll()
-        if self._book.current is None:
+        if self._state.current is None:
             return
         if Control.RECREATE in controls:
-            await self._lost("the server has dropped it")
+            await self._handle_loss("the server has dropped it")
         elif Control.RENEW in controls:
-            self._renewal.ask()
+            self._renewal.make_due()
 
-    def _hear(self) -> None:
-        if self._heard is not None:
-            self._heard.set()
+    def _notify_control(self) -> None:
+        if self._control_event is not None:
+            self._control_event.set()
 
     async def _sleep(self, seconds: float, heard: anyio.Event) -> None:
         began = self._now().wall
@@ -254,10 +254,10 @@ class SubscriptionManager:
             self._log.info("%s: this process was suspended, or its clock set, by %.0f s: polling", self.name, away)
             self._channel.poll()
 
-    def _look(self, now: Now) -> None:
+    def _check_expiry(self, now: Now) -> None:
         """Notice the end of what was not renewed in time."""
-        if self._book.current is not None and self._renewal.is_over(now) and not self._ended:
-            self._ended = True
+        if self._state.current is not None and self._renewal.is_over(now) and not self._has_expired:
+            self._has_expired = True
             self._log.warning("%s: ended before it was renewed; nothing is pushed", self.name)
             self._channel.registered(None)
             self._channel.down(PushToPollError(f"{self.name}: the subscription has ended"))
@@ -267,17 +267,19 @@ class SubscriptionManager:
     async def _restore(self) -> None:
         text = self._channel.state
         try:
-            self._book = SubscriptionState() if text is None else SubscriptionState.read(text, self._identity)
+            self._state = (
+                SubscriptionState() if text is None else SubscriptionState.from_text(text, self._identity)
+            )
         except ValueError:
             self._log.warning("%s: what was saved of it cannot be read; subscribing anew", self.name)
-            self._book = SubscriptionState()
-        self._saved = self._book
+            self._state = SubscriptionState()
+        self._saved_state = self._state
         self._adopt()
-        if (current := self._book.current) is not None:
-            due = math.inf if self._book.renew_at is None else self._book.renew_at
-            self._go_on_with(current, due)
-        if self._book.planned is not None or getattr(self._subscription, "renewable", False):
-            self._renewal.ask()
+        if (current := self._state.current) is not None:
+            due = math.inf if self._state.renew_at is None else self._state.renew_at
+            self._resume(current, due)
+        if self._state.planned is not None or getattr(self._subscription, "renewable", False):
+            self._renewal.make_due()
 
     async def _save(self, book: SubscriptionState) -> None:
         """Write it down, before anything is done by it.
@@ -286,38 +288,38 @@ class SubscriptionManager:
             StoreError: It could not be written.
             ListenerError: It is too long, or a text in it is none.
         """
-        self._book = book
+        self._state = book
         self._adopt()
         try:
-            await self._channel.save(book.written(self._identity))
+            await self._channel.save(book.to_text(self._identity))
         except ValueError as error:
             raise ListenerError(f"{self.name}: what is to be kept of it cannot be: {error}") from None
-        self._saved = book
+        self._saved_state = book
 
     def _adopt(self) -> None:
         if (adopt := getattr(self._subscription, "adopt", None)) is not None:
-            adopt(self._book.known)
+            adopt(self._state.registrations)
 
-    def _go_on_with(self, current: Registration, due: float) -> None:
+    def _resume(self, current: Registration, due: float) -> None:
         """It was registered in an earlier run."""
         now = self._now()
         self._renewal.registered(current.expires_at, due, now, just_now=False)
         if self._renewal.is_over(now):
             return
         self._log.info("%s: registered in an earlier run", self.name)
-        self._is_up(current, now)
+        self._report_up(current, now)
 
-    def _is_registered(self, current: Registration, due: float) -> None:
+    def _report_registered(self, current: Registration, due: float) -> None:
         now = self._now()
         self._renewal.registered(current.expires_at, due, now, just_now=True)
-        self._ended = self._renewal.is_over(now)
-        if self._ended:
+        self._has_expired = self._renewal.is_over(now)
+        if self._has_expired:
             self._log.warning("%s: registered until a time in the past; is this machine's clock right?", self.name)
         else:
             self._log.info("%s: registered, to be renewed %s", self.name, _describe_delay(due - now.wall))
-        self._is_up(current, now)
+        self._report_up(current, now)
 
-    def _is_up(self, current: Registration, now: Now) -> None:
+    def _report_up(self, current: Registration, now: Now) -> None:
         self._reconnect.connected(now.steady)
         self._channel.registered(math.inf if current.expires_at is None else current.expires_at)
         self._channel.up()
@@ -325,53 +327,53 @@ class SubscriptionManager:
     # What is asked of the server
 
     async def _create(self) -> None:
-        planned = self._book.planned
+        planned = self._state.planned
         if planned is None:
             planned = self._subscription.plan()
-            await self._save(self._book.plan(planned))
+            await self._save(self._state.plan(planned))
         try:
-            registration = check_registration(await self._ask(self._subscription.create, planned))
+            registration = check_registration(await self._request(self._subscription.create, planned))
         except SubscriptionGone as error:
-            await self._save(self._book.spoiled())
-            self._failed(error)
+            await self._save(self._state.plan_failed())
+            self._handle_failure(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the keeper goes on; the verdict tells how
-            self._failed(error)
+            self._handle_failure(error)
         else:
-            due = self._due(registration)
-            await self._save(self._book.created(registration, due))
-            self._is_registered(registration, due)
+            due = self._renewal_time(registration)
+            await self._save(self._state.created(registration, due))
+            self._report_registered(registration, due)
 
     async def _renew(self, current: Registration) -> None:
         try:
-            answer = await self._ask(self._subscription.renew, current)
+            answer = await self._request(self._subscription.renew, current)
             renewed = None if answer is None else check_registration(answer)
         except Exception as error:  # noqa: BLE001 - likewise
             if is_gone(unwrap_group(error)):
-                await self._lost(failure_of(unwrap_group(error)).sentence)
+                await self._handle_loss(failure_of(unwrap_group(error)).sentence)
             else:
-                self._failed(error)
+                self._handle_failure(error)
             return
         if renewed is None:
-            self._renewal.ask()
-            await self._save(self._book.plan(self._subscription.plan()))
+            self._renewal.make_due()
+            await self._save(self._state.plan(self._subscription.plan()))
             return
-        due = self._due(renewed)
-        await self._save(self._book.renewed(renewed, due))
-        self._is_registered(renewed, due)
+        due = self._renewal_time(renewed)
+        await self._save(self._state.renewed(renewed, due))
+        self._report_registered(renewed, due)
 
-    async def _ask(self, what: Callable[[Registration], Awaitable[_T]], registration: Registration) -> _T:
-        self._asking = True
+    async def _request(self, what: Callable[[Registration], Awaitable[_T]], registration: Registration) -> _T:
+        self._is_requesting = True
         try:
             with anyio.fail_after(CALL_TIMEOUT):
                 return await what(registration)
         finally:
-            self._asking = False
+            self._is_requesting = False
 
-    def _due(self, registration: Registration) -> float:
+    def _renewal_time(self, registration: Registration) -> float:
         return renewal_time(registration, self._now().wall, self._fraction())
 
-    async def _lost(self, why: str) -> None:
-        await self._save(self._book.lost())
+    async def _handle_loss(self, why: str) -> None:
+        await self._save(self._state.lost())
         now = self._now()
         self._reconnect.ended(now.steady)
         delay = self._reconnect.delay(Verdict.RETRY, fraction=self._fraction()) or 0.0
@@ -381,7 +383,7 @@ class SubscriptionManager:
         self._channel.registered(None)
         self._channel.down(PushToPollError(f"{self.name}: {why}"))
 
-    def _failed(self, error: Exception) -> None:
+    def _handle_failure(self, error: Exception) -> None:
         """Tell it, and wait; what is in force goes on.
 
         Raises:
@@ -393,7 +395,7 @@ class SubscriptionManager:
         what = f"{self.name}: {failure.sentence}"
         told = PushToPollError(what) if delay is not None else ListenerError(f"{what}; trying again cannot help")
         told.__cause__ = failure.cause
-        if self._book.current is None or self._renewal.is_over(now) or delay is None:
+        if self._state.current is None or self._renewal.is_over(now) or delay is None:
             self._channel.down(told)
         if delay is None:
             self._log.error("%s; giving up", what)
@@ -404,35 +406,35 @@ class SubscriptionManager:
 
     # What is stopped
 
-    async def _leave(self) -> None:
-        one = self._book.leaving[0]
-        self._asking = True
+    async def _stop_replaced(self) -> None:
+        one = self._state.leaving[0]
+        self._is_requesting = True
         try:
-            over = await self._leaving.stop(one, self._now(), self._fraction())
+            over = await self._unsubscriber.stop(one, self._now(), self._fraction())
         finally:
-            self._asking = False
+            self._is_requesting = False
         if over:
-            await self._save(self._book.left(one))
+            await self._save(self._state.stopped(one))
 
-    async def _end(self) -> None:
+    async def _shut_down(self) -> None:
         """Stop all, or save what was answered as the end came. A crash may come instead; so it is not for long."""
         with anyio.move_on_after(EXIT_TIMEOUT):
             try:
-                await (self._stop_each() if self._stop_at_exit else self._save(self._book))
+                await (self._stop_all() if self._stop_at_exit else self._save(self._state))
             except Exception as error:  # noqa: BLE001 - the end is no time to fail; the next run does what is left
                 self._log.warning("%s: failed at the end: %s", self.name, describe(error))
             return
         self._log.warning("%s: not ended within %g s; the next run goes on", self.name, EXIT_TIMEOUT)
 
-    async def _stop_each(self) -> None:
-        await self._save(self._book.ending())
-        self._asking = True
+    async def _stop_all(self) -> None:
+        await self._save(self._state.stop_all())
+        self._is_requesting = True
         try:
-            for one in self._book.leaving:
-                if await self._leaving.stop(one, self._now(), 0.0):
-                    await self._save(self._book.left(one))
+            for one in self._state.leaving:
+                if await self._unsubscriber.stop(one, self._now(), 0.0):
+                    await self._save(self._state.stopped(one))
         finally:
-            self._asking = False
+            self._is_requesting = False
 
     def _now(self) -> Now:
         return Now(_event_loop.wall_clock(), anyio.current_time())

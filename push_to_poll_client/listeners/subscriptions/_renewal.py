@@ -106,9 +106,9 @@ class Renewal:
     def lost(self) -> None:
         """It is in force no more: another one is due."""
         self._ends = None
-        self.ask()
+        self.make_due()
 
-    def ask(self) -> None:
+    def make_due(self) -> None:
         """It is due at once, or as soon as may be."""
         self._due_wall = self._due_steady = -math.inf
 

@@ -44,12 +44,12 @@ class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     leaving: tuple[Registration, ...] = ()
 
     @staticmethod
-    def read(text: str, asked: str | None = None) -> "SubscriptionState":
+    def from_text(text: str, asked: str | None = None) -> "SubscriptionState":
         """The book that a text is.
 
         Args:
             text: That.
-            asked: What is asked for now, as for `written`. Of what was asked for by another all is to be stopped:
+            asked: What is asked for now, as for `to_text`. Of what was asked for by another all is to be stopped:
                 the arguments were changed, or it is that of another listener, which had this one's place.
 
         Raises:
@@ -59,9 +59,9 @@ class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
             written = decode(text, type=_StoredSubscription)
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
-        return written.book if written.asked == asked else written.book.ending()
+        return written.book if written.asked == asked else written.book.stop_all()
 
-    def written(self, asked: str | None = None) -> str | None:
+    def to_text(self, asked: str | None = None) -> str | None:
         """As a text; `None`: there is nothing to be known.
 
         Args:
@@ -72,7 +72,7 @@ class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
         return msgspec.json.encode(_StoredSubscription(version=1, book=self, asked=asked)).decode()
 
     @property
-    def known(self) -> tuple[Registration, ...]:
+    def registrations(self) -> tuple[Registration, ...]:
         """Those whose pushes are welcome, the newest first."""
         return tuple(one for one in (self.planned, self.current, *reversed(self.leaving)) if one is not None)
 
@@ -85,7 +85,7 @@ class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
         For then it is the same to the server, and stopping it would stop this.
         """
-        leaving = tuple(one for one in self._leaving(self.current) if one.id != registration.id)
+        leaving = tuple(one for one in self._to_stop(self.current) if one.id != registration.id)
         return SubscriptionState(current=registration, renew_at=_finite(renew_at), leaving=leaving)
 
     def renewed(self, registration: Registration, renew_at: float) -> "SubscriptionState":
@@ -94,21 +94,21 @@ class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
     def lost(self) -> "SubscriptionState":
         """What was in force is so no more, as the server says. It is stopped all the same, for it may be wrong."""
-        return SubscriptionState(planned=self.planned, leaving=self._leaving(self.current))
+        return SubscriptionState(planned=self.planned, leaving=self._to_stop(self.current))
 
-    def spoiled(self) -> "SubscriptionState":
+    def plan_failed(self) -> "SubscriptionState":
         """What was planned cannot be created."""
-        return msgspec.structs.replace(self, planned=None, leaving=self._leaving(self.planned))
+        return msgspec.structs.replace(self, planned=None, leaving=self._to_stop(self.planned))
 
-    def ending(self) -> "SubscriptionState":
+    def stop_all(self) -> "SubscriptionState":
         """All are to be stopped."""
-        return SubscriptionState(leaving=self._leaving(self.current, self.planned))
+        return SubscriptionState(leaving=self._to_stop(self.current, self.planned))
 
-    def left(self, registration: Registration) -> "SubscriptionState":
+    def stopped(self, registration: Registration) -> "SubscriptionState":
         """One was stopped."""
         return msgspec.structs.replace(self, leaving=tuple(one for one in self.leaving if one != registration))
 
-    def _leaving(self, *more: Registration | None) -> tuple[Registration, ...]:
+    def _to_stop(self, *more: Registration | None) -> tuple[Registration, ...]:
         return (*self.leaving, *(one for one in more if one is not None))[-MAX_PENDING_STOPS:]
 
 

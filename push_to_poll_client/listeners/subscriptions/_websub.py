@@ -278,13 +278,13 @@ class WebSub:
         self._hub = None if hub is None else str(parse_http_url(hub))
         self._secret = _checked_secret(secret)
         self._lease = lease
-        self._asker = ListenerClient(
+        self._client = ListenerClient(
             topic, headers=headers, token=token, client=client, tls=tls, timeout=timeout, max_body=MAX_TOPIC
         )
         self.name: str = f"WebSub {without_secrets(topic)}"
-        asked = "\n".join((self._asker.url, self._callback, self._hub or ""))
+        asked = "\n".join((self._client.url, self._callback, self._hub or ""))
         self.identity: str = f"WebSub {hashlib.sha256(asked.encode()).hexdigest()}"
-        self._inbox = HubCallbacks(self._denied)
+        self._callbacks = HubCallbacks(self._on_denied)
         self._control: Callable[[Control], None] = _ignore
 
     def __repr__(self) -> str:
@@ -298,7 +298,7 @@ class WebSub:
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
         """Know whose pushes are welcome; what is not among them any more has ended."""
-        self._inbox.adopt(registrations)
+        self._callbacks.adopt(registrations)
 
     def plan(self) -> Registration:
         """A callback that nobody can guess, and the secret."""
@@ -313,13 +313,13 @@ class WebSub:
             UnusableAnswer: There is no hub, or none that may have the secret.
             Exception: The topic or the hub gave no answer, or another one.
         """
-        topic, hub = await self._found()
-        asked = self._inbox.ask(planned.id, SUBSCRIBE, topic)
+        topic, hub = await self._discover()
+        asked = self._callbacks.expect_callback(planned.id, SUBSCRIBE, topic)
         if not self._is_verified(asked):
             asked.verified = False
             await self._ask_hub(hub, planned, asked)
             with anyio.move_on_after(VERIFY_TIMEOUT):
-                await asked.answered()
+                await asked.wait_answered()
         if asked.denied is not None:
             raise SubscriptionRefused(f"the hub {without_secrets(hub)} denied the subscription: {asked.denied}")
         if not asked.verified:
@@ -338,22 +338,22 @@ class WebSub:
             TimeoutError: It did not ask back.
             Exception: As for `create`.
         """
-        topic, hub = await self._whereabouts(registration)
-        asked = self._inbox.ask(registration.id, UNSUBSCRIBE, topic)
+        topic, hub = await self._topic_of(registration)
+        asked = self._callbacks.expect_callback(registration.id, UNSUBSCRIBE, topic)
         if not asked.verified:
             await self._ask_hub(hub, registration, asked)
             with anyio.fail_after(UNVERIFY_TIMEOUT):
-                await asked.answered()
+                await asked.wait_answered()
 
     # What the webhook asks for
 
     def handshake(self, request: WebhookRequest) -> WebhookAnswer | None:
         """Answer a hub that asks back or denies; 410 to a push of a subscription that has ended. In any thread."""
-        return self._inbox.question(request)
+        return self._callbacks.respond(request)
 
     def verify(self, request: WebhookRequest) -> Verified | None:
         """What is known of a push by the callback of a subscription, signed by its secret. In any thread."""
-        known = self._inbox.known(callback_id(request))
+        known = self._callbacks.registration(callback_id(request))
         if known is None:
             return None
         secret = known.details.get("secret")
@@ -361,7 +361,7 @@ class WebSub:
 
     # How that is done
 
-    def _denied(self, reason: str) -> None:
+    def _on_denied(self, reason: str) -> None:
         _log.warning("%s: the hub has ended the subscription: %s", self.name, reason)
         self._control(Control.RECREATE)
 
@@ -381,19 +381,19 @@ class WebSub:
             details=details,
         )
 
-    async def _whereabouts(self, registration: Registration) -> Topic:
+    async def _topic_of(self, registration: Registration) -> Topic:
         """Where it was asked for, as far as that is known."""
-        details, asked = registration.details, self._inbox.asked(registration.id)
+        details, asked = registration.details, self._callbacks.request_for(registration.id)
         if details.get("hub"):
             return Topic(details["topic"], details["hub"])
         if asked is not None and asked.hub is not None:
             return Topic(asked.topic, asked.hub)
-        return await self._found()
+        return await self._discover()
 
-    async def _found(self) -> Topic:
+    async def _discover(self) -> Topic:
         if self._hub is not None:
-            return Topic(self._asker.url, self._hub)
-        url, answer = await self._followed("GET", self._asker.url, _REDIRECT_STATUSES)
+            return Topic(self._client.url, self._hub)
+        url, answer = await self._request("GET", self._client.url, _REDIRECT_STATUSES)
         answer.expect()
         return topic_of(answer.headers, answer.body, url)
 
@@ -404,7 +404,7 @@ class WebSub:
             asked.hub, asked.signed = hub, _is_private(hub)
             return self._form(registration, asked)
 
-        _, answer = await self._followed("POST", hub, _HUB_REDIRECT_STATUSES, form)
+        _, answer = await self._request("POST", hub, _HUB_REDIRECT_STATUSES, form)
         if asked.verified:
             return  # whatever it answers
         unknown = httpx.codes.is_client_error(answer.status) and answer.status not in _TRANSIENT_STATUSES
@@ -444,14 +444,14 @@ class WebSub:
         path, mark, query = self._callback.partition("?")
         return f"{path.rstrip('/')}/{id}{mark}{query}"
 
-    async def _followed(
+    async def _request(
         self, method: str, url: str, moved: frozenset[int], form: Callable[[str], bytes] | None = None
     ) -> tuple[str, ListenerResponse]:
         """Ask, and where that redirects ask there; with credentials at the topic's origin alone (G12)."""
         for _ in range(MAX_REDIRECTS + 1):
             content = None if form is None else form(url)
             kind = {} if form is None else {"content-type": "application/x-www-form-urlencoded"}
-            answer = await self._asker.ask(method, url, content=content, headers=kind)
+            answer = await self._client.send_request(method, url, content=content, headers=kind)
             if answer.status not in moved:
                 return url, answer
             url = _redirect_target(answer, url)

@@ -58,7 +58,7 @@ class TimestampWindow:
         self._tolerance = tolerance
         self._unit = unit
 
-    def until(self, timestamp: str, now: float) -> float | None:
+    def valid_until(self, timestamp: str, now: float) -> float | None:
         """When this timestamp will be refused, in seconds since the epoch; `None`: it is refused now.
 
         Args:
@@ -321,23 +321,23 @@ class HMACSignature:
         )
         timed = timestamp is not None
         self._signed = _signed_template(signed, timed=timed)
-        self._freshness = TimestampWindow(tolerance, timestamp_unit) if timed else None
+        self._timestamp_window = TimestampWindow(tolerance, timestamp_unit) if timed else None
         self._once = _once_templates(once, timed=timed)
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Whether the headers alone are those of an authentic request: signed, and of now."""
         stated = self._layout.read(request)
-        return stated is not None and self._until(stated, request) is not None
+        return stated is not None and self._valid_until(stated, request) is not None
 
     def __call__(self, request: WebhookRequest, /) -> Verified | None:
         """What there is to say of an authentic request; `None`: it is not authentic."""
         stated = self._layout.read(request)
-        until = None if stated is None else self._until(stated, request)
+        until = None if stated is None else self._valid_until(stated, request)
         if stated is None or until is None:
             return None
         known = {BODY: request.body, TIMESTAMP: stated.timestamp.encode()}
         signed = self._signed.fill(request, known)
-        if signed is None or not self._fits(signed, stated):
+        if signed is None or not self._matches(signed, stated):
             return None
         once = replay_digests(self._once, request, {**known, SIGNED: signed})
         return Verified(once, until if math.isfinite(until) else None)
@@ -345,13 +345,13 @@ class HMACSignature:
     def __repr__(self) -> str:
         return f"HMACSignature(header={self._layout.header!r}, {len(self._keys)} secrets)"
 
-    def _until(self, stated: ParsedSignatures, request: WebhookRequest) -> float | None:
+    def _valid_until(self, stated: ParsedSignatures, request: WebhookRequest) -> float | None:
         """When it will be refused for its age; `None`: it is now."""
-        if self._freshness is None:
+        if self._timestamp_window is None:
             return math.inf
-        return self._freshness.until(stated.timestamp, request.received_at)
+        return self._timestamp_window.valid_until(stated.timestamp, request.received_at)
 
-    def _fits(self, signed: bytes, stated: ParsedSignatures) -> bool:
+    def _matches(self, signed: bytes, stated: ParsedSignatures) -> bool:
         given = {
             algorithm: [one for its, one in stated.signatures if its == algorithm]
             for algorithm, _ in stated.signatures

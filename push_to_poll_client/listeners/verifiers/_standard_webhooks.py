@@ -89,21 +89,21 @@ class _StandardWebhooks:
         self._public = tuple(_ed25519.public_key(_decode_secret(secret, "whpk_")) for secret in public)
         self._shared = tuple(_shared_key(secret) for secret in given if secret not in public)
         self._senders = tuple(_sender_headers(sender) for sender in senders)
-        self._freshness = TimestampWindow(tolerance, 1)
+        self._timestamp_window = TimestampWindow(tolerance, 1)
 
     def may_pass(self, request: WebhookRequest) -> bool:
         """Whether the headers alone are those of an authentic request."""
-        names = self._names(request)
-        return self._until(names, request) is not None and bool(_signatures(names, request))
+        names = self._headers_for(request)
+        return self._valid_until(names, request) is not None and bool(_signatures(names, request))
 
     def __call__(self, request: WebhookRequest, /) -> Verified | None:
-        names = self._names(request)
-        until = self._until(names, request)
+        names = self._headers_for(request)
+        until = self._valid_until(names, request)
         signatures = _signatures(names, request)
         if until is None or not signatures:
             return None
         signed = names.signed.fill(request, {BODY: request.body})
-        if signed is None or not self._fits(signed, signatures):
+        if signed is None or not self._matches(signed, signatures):
             return None
         return Verified(replay_digests(names.once, request, {SIGNED: signed}), until)
 
@@ -111,24 +111,24 @@ class _StandardWebhooks:
         shared, public = len(self._shared), len(self._public)
         return f"StandardWebhooks({self._senders[0].signature!r}, {shared} secrets, {public} public keys)"
 
-    def _names(self, request: WebhookRequest) -> _SenderHeaders:
+    def _headers_for(self, request: WebhookRequest) -> _SenderHeaders:
         return next((names for names in self._senders if names.signature in request.headers), self._senders[-1])
 
-    def _until(self, names: _SenderHeaders, request: WebhookRequest) -> float | None:
-        return self._freshness.until(request.headers.get(names.timestamp, ""), request.received_at)
+    def _valid_until(self, names: _SenderHeaders, request: WebhookRequest) -> float | None:
+        return self._timestamp_window.valid_until(request.headers.get(names.timestamp, ""), request.received_at)
 
-    def _fits(self, signed: bytes, signatures: Sequence[tuple[str, bytes]]) -> bool:
-        by_secret = self._fits_a_secret(signed, [given for kind, given in signatures if kind == "v1"])
-        by_key = self._fits_a_key(signed, [given for kind, given in signatures if kind == "v1a"])
+    def _matches(self, signed: bytes, signatures: Sequence[tuple[str, bytes]]) -> bool:
+        by_secret = self._matches_secret(signed, [given for kind, given in signatures if kind == "v1"])
+        by_key = self._matches_public_key(signed, [given for kind, given in signatures if kind == "v1a"])
         return by_secret or by_key
 
-    def _fits_a_secret(self, signed: bytes, given: Sequence[bytes]) -> bool:
+    def _matches_secret(self, signed: bytes, given: Sequence[bytes]) -> bool:
         if not given:
             return False
         macs = [hmac.digest(key, signed, "sha256") for key in self._shared]
         return any_equal(given, [binascii.b2a_base64(mac, newline=False) for mac in macs])
 
-    def _fits_a_key(self, signed: bytes, given: Sequence[bytes]) -> bool:
+    def _matches_public_key(self, signed: bytes, given: Sequence[bytes]) -> bool:
         if len(given) > MAX_ED25519:
             return False
         signatures = [_base64(one) for one in given]

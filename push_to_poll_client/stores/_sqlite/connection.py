@@ -80,7 +80,7 @@ _guards: WeakSet["Guard"] = WeakSet()
 def _disable_in_child() -> None:
     """The connection is not a forked child's (https://www.sqlite.org/howtocorrupt.html, section 2.6)."""
     for guard in _guards:
-        guard.place = None
+        guard.scope = None
 
 
 if sys.platform != "win32":  # pragma: no branch  # the tests run on POSIX
@@ -103,35 +103,35 @@ class HandlerScope:
         outer: The place around it, of another store; `None`: none.
     """
 
-    __slots__ = ("_before", "guard", "left", "outer")
+    __slots__ = ("_before", "guard", "open_handles", "outer")
 
     def __init__(self, guard: "Guard") -> None:
         self.guard = guard
-        self.left: list[Callable[[], _Closable | None]] = []
+        self.open_handles: list[Callable[[], _Closable | None]] = []
         self.outer: HandlerScope | None = None
 
     def enter(self) -> None:
         """The current task, and what it starts from now on, is there."""
         outer = self._before = _current_scope.get()
-        while outer is not None and outer.guard.place is not outer:  # left: this task outlived its handler
+        while outer is not None and outer.guard.scope is not outer:  # left: this task outlived its handler
             outer = outer.outer
         self.outer = outer
         _current_scope.set(self)
-        self.guard.place = self
+        self.guard.scope = self
 
     def leave(self) -> None:
         """Nobody is there any more, whoever was. In the task that entered."""
-        if self.guard.place is self:
-            self.guard.place = None
+        if self.guard.scope is self:
+            self.guard.scope = None
         _current_scope.set(self._before)
 
-    def let_go(self) -> None:
+    def close_handles(self) -> None:
         """Close what a handler left open, which would hold on to the database, or write later."""
-        for thing in [seen() for seen in self.left]:
+        for thing in [seen() for seen in self.open_handles]:
             if thing is not None:
                 with contextlib.suppress(sqlite3.Error):  # it is of no use any more, whatever it says
                     thing.close()
-        self.left.clear()
+        self.open_handles.clear()
 
 
 class Guard:
@@ -151,14 +151,14 @@ class Guard:
     def __init__(self, path: str) -> None:
         self.path = path
         self._process = os.getpid()
-        self.place: HandlerScope | None = None
+        self.scope: HandlerScope | None = None
         self.worker: int | None = None
         self.sql = ""
         self.refused: str | None = None
         _guards.add(self)
 
     @contextlib.contextmanager
-    def store_works(self) -> Iterator[None]:
+    def store_access(self) -> Iterator[None]:
         """Within it, what this thread does is the store's own work. One thread at a time, by the file's mutex."""
         self.worker = threading.get_ident()
         try:
@@ -169,7 +169,7 @@ class Guard:
     @property
     def is_inside(self) -> bool:
         """Whether the caller is where the connection may be used."""
-        inner, place = _current_scope.get(), self.place
+        inner, place = _current_scope.get(), self.scope
         while inner is not None and inner is not place:
             inner = inner.outer
         return inner is not None
@@ -180,7 +180,7 @@ class Guard:
         Raises:
             RuntimeError: With what to do instead.
         """
-        place = self.place
+        place = self.scope
         if place is None or not self.is_inside:
             raise RuntimeError(f"{self.path}: {OUTSIDE_HANDLER}")
         return place
@@ -210,7 +210,7 @@ class Guard:
                 "written; let a child end without leaving the handler, as by os._exit()"
             )
 
-    def refusal(self, what: str, why: str = _COMMITTED_TOGETHER) -> str:
+    def refusal_message(self, what: str, why: str = _COMMITTED_TOGETHER) -> str:
         """The sentence for what a handler may not do."""
         return f"{self.path}: a handler may not {what} on the store's connection: {why}"
 
@@ -221,7 +221,7 @@ class Guard:
         what, why = _objection(action, first or "", second, self.sql)
         if not what:
             return sqlite3.SQLITE_OK
-        self.refused = self.refusal(what, why)
+        self.refused = self.refusal_message(what, why)
         return sqlite3.SQLITE_DENY
 
 
@@ -269,9 +269,9 @@ class GuardedCursor(sqlite3.Cursor):
     connection: "GuardedConnection"
 
     def __init__(self, connection: "GuardedConnection") -> None:
-        self._place = connection.checked()
+        self._scope = connection.checked_scope()
         super().__init__(connection)
-        self._place.left.append(ref(self))
+        self._scope.open_handles.append(ref(self))
 
     def execute(self, sql: str, parameters: Any = (), /) -> Self:
         """As that of `sqlite3`.
@@ -298,14 +298,14 @@ class GuardedCursor(sqlite3.Cursor):
         self.connection.refuse("call executescript()", _SCRIPT_COMMITS)
 
     def _check(self) -> None:
-        if self.connection.checked() is not self._place:
+        if self.connection.checked_scope() is not self._scope:
             raise RuntimeError(
-                f"{self._place.guard.path}: this cursor is of a message that was processed; make another one for "
+                f"{self._scope.guard.path}: this cursor is of a message that was processed; make another one for "
                 "each message"
             )
 
     def _run(self, execute: Callable[[str, Any], Self], sql: str, parameters: Any) -> Self:
-        guard = self._place.guard
+        guard = self._scope.guard
         guard.sql = sql
         try:
             return execute(_unmarked(sql), parameters)
@@ -336,7 +336,7 @@ class GuardedConnection(sqlite3.Connection):
 
     # What a handler may do
 
-    def checked(self) -> HandlerScope:
+    def checked_scope(self) -> HandlerScope:
         """Where the caller is, if it may use the connection there.
 
         Raises:
@@ -361,14 +361,14 @@ class GuardedConnection(sqlite3.Connection):
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         """As that of `sqlite3`; raises as `GuardedCursor.execute` does."""
-        if self._is_stores:
+        if self._in_store_thread:
             return sqlite3.Cursor(self).execute(mark_as_store(sql), parameters)  # no row factory of a handler
         cursor: GuardedCursor = self.cursor()
         return cursor.execute(sql, parameters)
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
         """As that of `sqlite3`; raises as `GuardedCursor.execute` does."""
-        if self._is_stores:
+        if self._in_store_thread:
             return sqlite3.Cursor(self).executemany(mark_as_store(sql), parameters)
         cursor: GuardedCursor = self.cursor()
         return cursor.executemany(sql, parameters)
@@ -381,31 +381,31 @@ class GuardedConnection(sqlite3.Connection):
             StoreError: SQLite has rolled the transaction back.
             sqlite3.Error: As that of `sqlite3`.
         """
-        place = self.checked()
+        place = self.checked_scope()
         if not readonly and self.guard.authorize(sqlite3.SQLITE_UPDATE, table, column):  # SQLite does not ask here
             raise RuntimeError(self.guard.refused)
         blob = super().blobopen(table, column, row, readonly=readonly, name=name)
-        place.left.append(ref(blob))
+        place.open_handles.append(ref(blob))
         return blob
 
     def interrupt(self) -> None:
         """As that of `sqlite3`, within the block."""
-        self.checked()
+        self.checked_scope()
         super().interrupt()
 
     # What it may not
 
     def refuse(self, what: str, *why: str) -> NoReturn:
         """Raise the error for what a handler may not do."""
-        raise RuntimeError(self.guard.refusal(what, *why))
+        raise RuntimeError(self.guard.refusal_message(what, *why))
 
     @property
-    def _is_stores(self) -> bool:
+    def _in_store_thread(self) -> bool:
         return self.guard.worker == threading.get_ident()
 
     def close(self) -> None:
         """For the store alone."""
-        if not self._is_stores:
+        if not self._in_store_thread:
             self.refuse("call close()", "the store closes it when the last of its consumers has ended")
         super().close()
 

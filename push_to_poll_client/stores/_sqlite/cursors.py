@@ -42,7 +42,7 @@ class CursorState(NamedTuple):
     """
 
     saved: SavedCursor
-    before: tuple[SavedCursor, ...]
+    previous: tuple[SavedCursor, ...]
     state: Mapping[str, str]
 
 
@@ -80,7 +80,9 @@ class StoredCursors:
         values = (cursor, saved.at, behind, self._consumer, self._token)
         return bool(self._connection.execute(_SAVE, values).rowcount)
 
-    def move(self, place: CursorState, saved: SavedCursor, state: Mapping[str, str | None]) -> CursorState:
+    def write_changes(
+        self, place: CursorState, saved: SavedCursor, state: Mapping[str, str | None]
+    ) -> CursorState:
         """Write what else there is to write when this cursor takes the place of the saved one.
 
         Args:
@@ -91,23 +93,23 @@ class StoredCursors:
         Returns:
             Where it stands then.
         """
-        before = place.before if saved is place.saved else extend_history(place.before, place.saved)
-        if before is not place.before:
-            self._remember(place.saved)
-        return CursorState(saved, before, self._change(place.state, state))
+        before = place.previous if saved is place.saved else extend_history(place.previous, place.saved)
+        if before is not place.previous:
+            self._append_history(place.saved)
+        return CursorState(saved, before, self._change_state(place.state, state))
 
     def restart(self, place: CursorState, saved: SavedCursor, state: Mapping[str, str | None]) -> CursorState:
-        """As `move`, with nothing remembered of what was before."""
+        """As `write_changes`, with nothing remembered of what was before."""
         self._connection.execute("DELETE FROM push_to_poll_history WHERE consumer = ?", (self._consumer,))
-        return CursorState(saved, (), self._change(place.state, state))
+        return CursorState(saved, (), self._change_state(place.state, state))
 
-    def _remember(self, saved: SavedCursor) -> None:
+    def _append_history(self, saved: SavedCursor) -> None:
         cursor = None if saved.cursor is None else encode_text(saved.cursor)
         self._connection.execute(
             _REMEMBER, {"consumer": self._consumer, "most": MAX_HISTORY, "cursor": cursor, "at": saved.at}
         )
 
-    def _change(self, state: Mapping[str, str], changes: Mapping[str, str | None]) -> Mapping[str, str]:
+    def _change_state(self, state: Mapping[str, str], changes: Mapping[str, str | None]) -> Mapping[str, str]:
         if not changes:
             return state
         changed = dict(state)

@@ -65,7 +65,7 @@ class StoredDeadLetters:
         self._path = path
         self._consumer = consumer
 
-    def known(self) -> DeadLetterIndex:
+    def read_index(self) -> DeadLetterIndex:
         """Ask what there is."""
         (total,) = self._connection.execute(_COUNT, (self._consumer,)).fetchone()
         if total > _MAX_INDEXED_KEYS:
@@ -93,15 +93,15 @@ class StoredDeadLetters:
             return known
         self._connection.execute(_REMOVE, (self._consumer, as_json(list(gone))))
         self._connection.executemany(_ADD, self._rows(letters))
-        return self.known()
+        return self.read_index()
 
-    def some(self, after: DeadLetter | None, *, marked: bool) -> list[DeadLetter]:
+    def read_some(self, after: DeadLetter | None, *, marked: bool) -> list[DeadLetter]:
         """See `Session.dead_letters`."""
         return select_dead_letters(
             self._connection, self._path, self._consumer, after=None if after is None else after.key, marked=marked
         )
 
-    def of(self, key: str) -> DeadLetter | None:
+    def read_one(self, key: str) -> DeadLetter | None:
         """See `Session.dead_letter`."""
         row = self._connection.execute(f"{_SELECT} AND key = ?", (self._consumer, _key_bytes(key))).fetchone()
         return None if row is None else _decode_row(self._path, row)

@@ -162,7 +162,9 @@ class OwnerLock:
         try:
             _lock(self._descriptor)
         except BlockingIOError as error:
-            raise StoreBusy(f"{path} is in use by {self._owner()}; stop it, or name another file") from error
+            raise StoreBusy(
+                f"{path} is in use by {self._describe_owner()}; stop it, or name another file"
+            ) from error
         except OSError as error:
             raise StoreError(
                 f"{path}: cannot lock {path}.lock: {error.strerror}; name a file on a local disk"
@@ -171,7 +173,7 @@ class OwnerLock:
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, str(os.getpid()).encode())
 
-    def _owner(self) -> str:
+    def _describe_owner(self) -> str:
         process = os.read(self._descriptor, 20).decode("ascii", "replace")
         if process == str(os.getpid()):
             return "another store object of this process (share one between consumers)"

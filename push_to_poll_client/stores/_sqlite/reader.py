@@ -352,7 +352,7 @@ def _dead_letters_after(
 
 
 def _dead_letter_of(key: str, connection: sqlite3.Connection, path: str, row: sqlite3.Row) -> DeadLetter | None:
-    return StoredDeadLetters(connection, path, row["id"]).of(key)
+    return StoredDeadLetters(connection, path, row["id"]).read_one(key)
 
 
 def _cursors(connection: sqlite3.Connection, path: str, row: sqlite3.Row) -> tuple[SavedCursor, ...]:

@@ -75,22 +75,22 @@ class RecordSearch:
 
     def find(self, keys: Sequence[str]) -> set[str]:
         """Those of the keys, as they stand in the file, that have a record."""
-        near = self._near(keys)
+        near = self._nearby_segments(keys)
         if near is not None:
-            return set(map(_first_of, self._ask(_KEY, near, keys)))
+            return set(map(_first_of, self._query(_KEY, near, keys)))
         found = set[str]()
-        for suspects in self._filled().suspects(keys):
+        for suspects in self._get_filters().candidates(keys):
             found.update(self._search(suspects.segments, [key for key in suspects.keys if key not in found]))
         return found
 
     def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
         """The fingerprint of each key's newest record, if it has one."""
-        near = self._near(keys)
+        near = self._nearby_segments(keys)
         if near is not None:
             found = self._find_in(near, keys)
         else:
             found = {}
-            for suspects in reversed(self._filled().suspects(keys)):
+            for suspects in reversed(self._get_filters().candidates(keys)):
                 found.update(self._find_in(suspects.segments, suspects.keys))
         return {key: fingerprint for key, (_, fingerprint) in found.items() if fingerprint is not None}
 
@@ -107,11 +107,11 @@ class RecordSearch:
         """Know that there are none any more."""
         self._filters = None
 
-    def _near(self, keys: Sequence[str]) -> list[int] | None:
+    def _nearby_segments(self, keys: Sequence[str]) -> list[int] | None:
         """The segments that may have one of the keys; `None`: many."""
         if not keys:
             return []
-        near = list(islice(self._segments.meeting(min(keys), max(keys)), _MAX_UNFILTERED + 1))
+        near = list(islice(self._segments.overlapping(min(keys), max(keys)), _MAX_UNFILTERED + 1))
         return near if len(near) <= _MAX_UNFILTERED else None
 
     def _search(self, segments: Sequence[int], keys: Sequence[str]) -> Iterator[str]:
@@ -132,23 +132,23 @@ class RecordSearch:
 
     def _find_in(self, segments: Sequence[int], keys: Sequence[str]) -> _Matches:
         """Those of the keys that have a record there, with the newest one. The segments are named newest first."""
-        rows = self._ask(_ALL, segments, keys)
+        rows = self._query(_ALL, segments, keys)
         if rows:
             self._last_found = rows[-1][1]
         return {key: (segment, fingerprint) for key, segment, fingerprint in rows}
 
-    def _ask(self, query: str, segments: Sequence[int], keys: Sequence[str]) -> list[Any]:
+    def _query(self, query: str, segments: Sequence[int], keys: Sequence[str]) -> list[Any]:
         if not segments or not keys:
             return []
         asked = {"consumer": self._consumer, "segments": as_json(segments[::-1]), "keys": as_json(keys)}
         return self._connection.execute(query, asked).fetchall()
 
-    def _filled(self) -> BloomFilters:
+    def _get_filters(self) -> BloomFilters:
         if self._filters is None:
-            self._filters = self._fill()
+            self._filters = self._build_filters()
         return self._filters
 
-    def _fill(self) -> BloomFilters:
+    def _build_filters(self) -> BloomFilters:
         filters = BloomFilters(there=self._segments.size, most=self._retention.count)
         query = "SELECT key FROM push_to_poll_record WHERE consumer = ? AND segment = ?"
         for segment in self._segments.live:
@@ -196,26 +196,26 @@ class EncodedRecords(NamedTuple):
     """Records that are to be written.
 
     Attributes:
-        keys: As they stand in the file. All different, unless `others` is `None`.
+        keys: As they stand in the file. All different, unless `details` is `None`.
         settled: Those of them that are not dead.
         others: State and fingerprint of each; `None`: all are processed, and have no fingerprint.
     """
 
     keys: Sequence[str]
     settled: Sequence[str]
-    others: Sequence[tuple[str | None, int | None]] | None
+    details: Sequence[tuple[str | None, int | None]] | None
 
-    def once(self) -> "EncodedRecords":
+    def deduplicated(self) -> "EncodedRecords":
         """The same with each key once, for those that are plain."""
         keys = list(dict.fromkeys(self.keys))
         return EncodedRecords(keys, keys, None)
 
-    def part(self, start: int, stop: int) -> tuple[Sequence[str], str]:
+    def encode_slice(self, start: int, stop: int) -> tuple[Sequence[str], str]:
         """The keys of some of them, and what SQLite is given."""
         keys = self.keys[start:stop]
-        if self.others is None:
+        if self.details is None:
             return keys, as_json(keys)
-        return keys, as_json([(key, *other) for key, other in zip(keys, self.others[start:stop], strict=True)])
+        return keys, as_json([(key, *other) for key, other in zip(keys, self.details[start:stop], strict=True)])
 
 
 def encode_records(records: Sequence[Record]) -> EncodedRecords:
@@ -242,7 +242,7 @@ class RecordChanges(NamedTuple):
         swept: How many forgotten segments are gone.
     """
 
-    step: SegmentChanges
+    segments: SegmentChanges
     keys: Sequence[tuple[int, Sequence[str]]]
     swept: int
 
@@ -296,18 +296,18 @@ class Records:
         """Whether none can have a record, for each is above all that have."""
         return not keys or min(keys) > self._highest
 
-    def expect(self, keys: Sequence[str]) -> None:
+    def expect_keys(self, keys: Sequence[str]) -> None:
         """These are about to be written, by a thread that may end when nobody waits for it any more."""
         self._highest = max(self._highest, *keys) if keys else self._highest
 
-    def behind(self, now: float, *, moves: bool) -> int:
+    def prunable_before(self, now: float, *, moves: bool) -> int:
         """The segments before this number may go.
 
         Args:
             now: Seconds since the epoch.
             moves: A cursor is saved with what is recorded now.
         """
-        return self._segments.taking(now).number if moves else self._segments.behind
+        return self._segments.current(now).number if moves else self._segments.prunable_before
 
     def write(self, given: EncodedRecords, *, behind: int, now: float) -> RecordChanges:
         """Add them, replacing those whose key has one already, and take away what may go.
@@ -317,17 +317,17 @@ class Records:
             behind: The segments before this number may go.
             now: Seconds since the epoch.
         """
-        shares = self._segments.shares(len(given.keys), now)
-        if len(shares) > 1 and given.others is None:  # else a key that comes twice may be in two of them
-            given = given.once()
-            shares = self._segments.shares(len(given.keys), now)
+        shares = self._segments.allocate(len(given.keys), now)
+        if len(shares) > 1 and given.details is None:  # else a key that comes twice may be in two of them
+            given = given.deduplicated()
+            shares = self._segments.allocate(len(given.keys), now)
         written, parts, start = [], [], 0
         for segment, number in shares:
-            keys, values = given.part(start, start + number)
-            written.append(self._add(segment, keys, values, plain=given.others is None, now=now))
+            keys, values = given.encode_slice(start, start + number)
+            written.append(self._add(segment, keys, values, plain=given.details is None, now=now))
             parts.append((segment.number, keys))
             start += number
-        step = self._segments.step(written, behind=behind, now=now)
+        step = self._segments.plan_changes(written, behind=behind, now=now)
         if step.dropped:
             self._forget_before(step.dropped[-1] + 1)
         forgotten = [*self._forgotten, *step.dropped][: 1 + len(written)]
@@ -335,20 +335,20 @@ class Records:
             self._sweep(number)
         return RecordChanges(step, parts, len(forgotten))
 
-    def take(self, change: RecordChanges) -> None:
+    def apply(self, change: RecordChanges) -> None:
         """The commit is made."""
-        self._segments.take(change.step)
-        self._forgotten = [*self._forgotten, *change.step.dropped][change.swept :]
-        self._highest = max([self._highest, *(segment.high for segment in change.step.written)])
-        self.search.update(change.keys, dropped=change.step.dropped)
+        self._segments.apply(change.segments)
+        self._forgotten = [*self._forgotten, *change.segments.dropped][change.swept :]
+        self._highest = max([self._highest, *(segment.high for segment in change.segments.written)])
+        self.search.update(change.keys, dropped=change.segments.dropped)
 
-    def write_forgotten(self) -> None:
+    def forget_all(self) -> None:
         """Forget all of them. They go one segment with each commit."""
-        self._forget_before(self._segments.following)
+        self._forget_before(self._segments.next_number)
 
-    def moved(self, behind: int, *, forget: bool) -> None:
+    def apply_reset(self, behind: int, *, forget: bool) -> None:
         """It is committed that the segments before this number may go, and perhaps that all are forgotten."""
-        self._segments.behind = behind
+        self._segments.prunable_before = behind
         if forget:
             self._forgotten += [segment.number for segment in self._segments.live]
             self._segments.forget()
@@ -361,7 +361,7 @@ class Records:
         added = self._connection.execute(_ADD.format(source, "NOTHING"), asked).rowcount
         if added < len(keys):  # rare, and the one way to learn how many there were
             self._connection.execute(_ADD.format(source, _REPLACE), asked)
-        grown = segment.with_more(added, keys, now)
+        grown = segment.with_keys(added, keys, now)
         self._connection.execute(_SAVE_SEGMENT, (self._consumer, *grown))
         return grown
 

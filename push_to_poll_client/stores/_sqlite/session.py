@@ -79,10 +79,10 @@ class ClaimedName:
             row = self._claim(encode_text(name), feed)
             which = (file.connection, file.path, row.id)
             self.records = Records(*which, retention, first=row.first, behind=row.behind)
-            self._letters = StoredDeadLetters(*which)
-            self.letters = self._letters.known()
-            self._places = StoredCursors(*which, row.token)
-            self.place = self._places.read(SavedCursor(row.cursor, row.at))
+            self._stored_dead_letters = StoredDeadLetters(*which)
+            self.dead_letter_index = self._stored_dead_letters.read_index()
+            self._stored_cursors = StoredCursors(*which, row.token)
+            self.cursor_state = self._stored_cursors.read(SavedCursor(row.cursor, row.at))
         self.token = row.token
 
     def _claim(self, name: str | bytes, feed: str) -> _ConsumerRow:
@@ -99,7 +99,7 @@ class ClaimedName:
             )
         return row
 
-    def seen(self, keys: Sequence[str]) -> set[str]:
+    def known_keys(self, keys: Sequence[str]) -> set[str]:
         """Those of the keys, as they stand in the file, that have a record."""
         with wrap_sqlite_errors(self._file.path):
             return self.records.search.find(keys)
@@ -109,15 +109,15 @@ class ClaimedName:
         with wrap_sqlite_errors(self._file.path), wrap_invalid_values(self._file.path):
             return msgspec.convert(self.records.search.fingerprints(keys), dict[str, int])
 
-    def some_letters(self, after: DeadLetter | None, marked: bool) -> Sequence[DeadLetter]:  # noqa: FBT001
+    def some_dead_letters(self, after: DeadLetter | None, marked: bool) -> Sequence[DeadLetter]:  # noqa: FBT001
         """See `Session.dead_letters`."""
         with wrap_sqlite_errors(self._file.path):
-            return self._letters.some(after, marked=marked)
+            return self._stored_dead_letters.read_some(after, marked=marked)
 
-    def letter(self, key: str) -> DeadLetter | None:
+    def dead_letter(self, key: str) -> DeadLetter | None:
         """See `Session.dead_letter`."""
         with wrap_sqlite_errors(self._file.path):
-            return self._letters.of(key)
+            return self._stored_dead_letters.read_one(key)
 
     def commit(
         self,
@@ -129,32 +129,32 @@ class ClaimedName:
     ) -> None:
         """See `Session.commit`."""
         with self._file.transaction():
-            now, saved = self._clock(), self.place.saved
+            now, saved = self._clock(), self.cursor_state.saved
             if cursor is not None and cursor != saved.cursor:
                 saved = SavedCursor(cursor, now if read_at is None else read_at)
-            behind = self.records.behind(now, moves=cursor is not None)
+            behind = self.records.prunable_before(now, moves=cursor is not None)
             self._save(saved, behind)
             change = self.records.write(given, behind=behind, now=now)
-            known = self._letters.write(self.letters, given.settled, letters)
-            place = self._places.move(self.place, saved, state)
-        self.records.take(change)
-        self.letters, self.place = known, place
+            known = self._stored_dead_letters.write(self.dead_letter_index, given.settled, letters)
+            place = self._stored_cursors.write_changes(self.cursor_state, saved, state)
+        self.records.apply(change)
+        self.dead_letter_index, self.cursor_state = known, place
 
     def reset(self, cursor: Cursor | None, forget: bool, state: Mapping[str, str | None]) -> None:  # noqa: FBT001
         """See `Session.reset`."""
         with self._file.transaction():
             now = self._clock()
-            saved, behind = SavedCursor(cursor, now), self.records.behind(now, moves=True)
+            saved, behind = SavedCursor(cursor, now), self.records.prunable_before(now, moves=True)
             self._save(saved, behind)
-            place = self._places.restart(self.place, saved, state)
+            place = self._stored_cursors.restart(self.cursor_state, saved, state)
             if forget:
-                self.records.write_forgotten()
-        self.place = place
-        self.records.moved(behind, forget=forget)
+                self.records.forget_all()
+        self.cursor_state = place
+        self.records.apply_reset(behind, forget=forget)
 
     def _save(self, saved: SavedCursor, behind: int) -> None:
         """Still the owner? Locks beside the database can be deleted, the token cannot."""
-        if not self._places.save(saved, behind=behind):
+        if not self._stored_cursors.save(saved, behind=behind):
             raise ownership_lost(self._file.path, self.name, "was claimed by somebody else")
 
 
@@ -200,14 +200,14 @@ class SQLiteSession:
         self.name = name
         self._file = file
         self._limiter = limiter
-        self._let_go = let_go
+        self._on_release = let_go
         self._released = False
         self._claimed = ClaimedName(file, name, feed, retention=retention, clock=clock)
 
     @property
     def cursor(self) -> Cursor | None:
         """The saved cursor; `None` is the inception."""
-        return self._claimed.place.saved.cursor
+        return self._claimed.cursor_state.saved.cursor
 
     @property
     def token(self) -> int:
@@ -222,18 +222,18 @@ class SQLiteSession:
     @property
     def dead(self) -> int:
         """How many dead letters the name has."""
-        return self._claimed.letters.total
+        return self._claimed.dead_letter_index.total
 
     @property
     def state(self) -> Mapping[str, str]:
         """What was committed as `state`."""
-        return self._claimed.place.state
+        return self._claimed.cursor_state.state
 
     @property
     def history(self) -> Sequence[SavedCursor]:
         """The cursors that were saved, the oldest first; the last is the saved one."""
-        place = self._claimed.place
-        return (*place.before, place.saved)
+        place = self._claimed.cursor_state
+        return (*place.previous, place.saved)
 
     async def unseen(self, keys: Sequence[str], /) -> set[str]:
         """Those of `keys` without a record.
@@ -247,7 +247,7 @@ class SQLiteSession:
             self._check_process()
             self._check_released()
             return set(keys)
-        seen = await self._hop(self._claimed.seen, tuple(known_as))
+        seen = await self._run_in_thread(self._claimed.known_keys, tuple(known_as))
         if not seen:
             return set(keys)
         return {key for key, stored_key in zip(keys, known_as, strict=True) if stored_key not in seen}
@@ -260,7 +260,7 @@ class SQLiteSession:
             StoreError: The file cannot be read.
         """
         known_as = tuple(encode_keys(keys))
-        found = await self._hop(self._claimed.fingerprints, known_as)
+        found = await self._run_in_thread(self._claimed.fingerprints, known_as)
         return {
             key: found[stored_key] for key, stored_key in zip(keys, known_as, strict=True) if stored_key in found
         }
@@ -291,8 +291,8 @@ class SQLiteSession:
         """
         what = encode_records(records)
         # Before the thread has it: it writes also for a task that has gone.
-        self._claimed.records.expect(what.keys)
-        await self._hop(self._claimed.commit, cursor, what, tuple(dead_letters), dict(state), read_at)
+        self._claimed.records.expect_keys(what.keys)
+        await self._run_in_thread(self._claimed.commit, cursor, what, tuple(dead_letters), dict(state), read_at)
 
     async def reset(
         self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = NO_CHANGES
@@ -308,7 +308,7 @@ class SQLiteSession:
             OwnershipLost: As for `commit`.
             StoreError: As for `commit`.
         """
-        await self._hop(self._claimed.reset, cursor, forget, dict(state))
+        await self._run_in_thread(self._claimed.reset, cursor, forget, dict(state))
 
     async def dead_letters(self, *, after: DeadLetter | None = None, marked: bool = False) -> Sequence[DeadLetter]:
         """Some dead letters, in the order of their keys: 100 at most, or fewer that have 16 MiB together.
@@ -321,7 +321,7 @@ class SQLiteSession:
             OwnershipLost: The session was released.
             StoreError: The file cannot be read, or holds what this library does not write.
         """
-        return await self._hop(self._claimed.some_letters, after, marked)
+        return await self._run_in_thread(self._claimed.some_dead_letters, after, marked)
 
     async def dead_letter(self, key: str, /) -> DeadLetter | None:
         """The dead letter of a key; `None`: it has none.
@@ -330,19 +330,19 @@ class SQLiteSession:
             OwnershipLost: The session was released.
             StoreError: The file cannot be read, or holds what this library does not write.
         """
-        return await self._hop(self._claimed.letter, key)
+        return await self._run_in_thread(self._claimed.dead_letter, key)
 
     async def release(self) -> None:
         """Give the name back. Never raises; a second call does nothing."""
         if self._file.process == os.getpid():
             with CancelScope(shield=True):
-                await to_thread.run_sync(self._do_release, limiter=self._limiter)
+                await to_thread.run_sync(self._release_locked, limiter=self._limiter)
 
-    async def _hop(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+    async def _run_in_thread(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         self._check_process()
-        return await to_thread.run_sync(self._do, work, *args, limiter=self._limiter)
+        return await to_thread.run_sync(self._run_locked, work, *args, limiter=self._limiter)
 
-    def _do(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+    def _run_locked(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         with self._file.mutex:
             self._check_released()
             return work(*args)
@@ -357,8 +357,8 @@ class SQLiteSession:
         if self._released:
             raise ownership_lost(self._file.path, self.name, "was released")
 
-    def _do_release(self) -> None:
+    def _release_locked(self) -> None:
         with self._file.mutex:
             first, self._released = not self._released, True
         if first:
-            self._let_go(self)
+            self._on_release(self)

@@ -44,12 +44,12 @@ class SharedFile(OpenFile):
 
     def __init__(self, path: str, *, synchronous: Synchronous, turns: FairLock) -> None:
         self.guard = Guard(path)
-        self.turns = turns
+        self.fair_lock = turns
         self.active: Transaction | None = None
         super().__init__(path, synchronous=synchronous)
 
     def _open(self, synchronous: Synchronous) -> sqlite3.Connection:
-        with self.guard.store_works():
+        with self.guard.store_access():
             return super()._open(synchronous)
 
     def _connect(self, *, timeout: float) -> sqlite3.Connection:
@@ -63,7 +63,7 @@ class SharedFile(OpenFile):
     @contextlib.contextmanager
     def access(self) -> Iterator[None]:
         """Within it, this thread alone uses the connection. For whoever has the turn."""
-        with self.mutex, self.guard.store_works():
+        with self.mutex, self.guard.store_access():
             roll_back(self.connection)  # what a session left that was dropped
             yield
 
@@ -79,7 +79,7 @@ class SharedFile(OpenFile):
 
     def close(self) -> None:
         """Close the connection and give the file back. Never raises."""
-        with self.guard.store_works():
+        with self.guard.store_access():
             super().close()
 
 
@@ -93,7 +93,7 @@ class TransactionalSQLiteSession(SQLiteSession):
 
     def __init__(self, file: SharedFile, name: str, feed: str, **others: Any) -> None:
         super().__init__(file, name, feed, **others)
-        self._transaction = Transaction(file.connection, file.turns, file.mutex)
+        self._transaction = Transaction(file.connection, file.fair_lock, file.mutex)
 
     def effects(self, records: Sequence[Record], /) -> Savepoint:
         """What a handler writes within becomes durable together with `records`, or neither does (G8).
@@ -175,16 +175,16 @@ class TransactionalSQLiteSession(SQLiteSession):
         """Made in the event loop."""
         return anyio.Lock(fast_acquire=True)
 
-    async def _hop(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+    async def _run_in_thread(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         self._check_process()
         if not self._transaction.is_open:  # else it is this session's turn
             self._file.guard.check_outside()
         # With a transaction open nothing is waited for, and what was begun is ended.
         return await in_thread(
-            partial(self._do, work, *args), limiter=self._limiter, shield=self._transaction.is_open
+            partial(self._run_locked, work, *args), limiter=self._limiter, shield=self._transaction.is_open
         )
 
-    def _do(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+    def _run_locked(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         with self._transaction.access():
             self._check_released()
             self._file.active = self._transaction
@@ -193,6 +193,6 @@ class TransactionalSQLiteSession(SQLiteSession):
             finally:
                 self._file.active = None
 
-    def _do_release(self) -> None:
+    def _release_locked(self) -> None:
         self._transaction.abandon()
-        super()._do_release()
+        super()._release_locked()

@@ -69,10 +69,10 @@ class Transaction:
         self.guard: Guard = connection.guard
         self.is_open = False
         self.records: list[Record] = []
-        self._blocks = 0  # that ended well
+        self._savepoints = 0  # that ended well
         self._connection = connection
         self._cursor = sqlite3.Cursor(connection)  # for what each message pays for
-        self._turns = turns
+        self._fair_lock = turns
         self._mutex = mutex
 
     # In a worker thread
@@ -84,9 +84,9 @@ class Transaction:
         Raises:
             BaseException: Cancelled while it waited.
         """
-        self._take()
+        self._acquire()
         try:
-            with self.guard.store_works():
+            with self.guard.store_access():
                 if not self.is_open:
                     roll_back(self._connection)  # what a session left that was dropped
                 yield
@@ -94,13 +94,13 @@ class Transaction:
             is_over = not self.is_open
             self._mutex.release()
             if is_over:
-                self._turns.give_back()
+                self._fair_lock.release()
 
-    def _take(self) -> None:
+    def _acquire(self) -> None:
         while True:
             has_turn = self.is_open
             if not has_turn:
-                self._turns.take(self)
+                self._fair_lock.acquire(self)
             self._mutex.acquire()
             if self.is_open or not has_turn:
                 return
@@ -116,7 +116,7 @@ class Transaction:
             with wrap_sqlite_errors(self.guard.path):
                 self._connection.execute("BEGIN IMMEDIATE")
             self.is_open = True
-        self.savepoint()
+        self.begin_savepoint()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -125,7 +125,7 @@ class Transaction:
         Raises:
             StoreError: Nothing was written, and the effects are undone.
         """
-        blocks = self._blocks
+        blocks = self._savepoints
         try:
             with wrap_sqlite_errors(self.guard.path):
                 self._begin_to_write()
@@ -136,19 +136,19 @@ class Transaction:
             if isinstance(error, StoreError) and blocks:
                 raise type(error)(f"{error}; {_UNDONE}") from error
             raise
-        self._forget()
+        self._reset()
 
     def _begin_to_write(self) -> None:
         if not self.is_open:
             self._connection.execute("BEGIN IMMEDIATE")
         elif not self._connection.in_transaction:
-            self._raise_gone()
+            self._raise_rolled_back()
 
     # Anywhere, within the mutex
 
     def undo(self) -> None:
         """Roll back what is open, if something is."""
-        self._forget()
+        self._reset()
         roll_back(self._connection)
 
     def abandon(self) -> None:
@@ -156,42 +156,42 @@ class Transaction:
         with self._mutex:
             if not self.is_open:
                 return
-            with self.guard.store_works():
+            with self.guard.store_access():
                 self.undo()
-        self._turns.give_back()
+        self._fair_lock.release()
 
-    def _forget(self) -> None:
-        self.is_open, self._blocks = False, 0
+    def _reset(self) -> None:
+        self.is_open, self._savepoints = False, 0
         self.records.clear()
 
-    def savepoint(self) -> None:
+    def begin_savepoint(self) -> None:
         """Begin a block.
 
         Raises:
             StoreError: The transaction could not go on: all since the last commit is undone.
         """
-        self._or_undo(_BEGIN)
+        self._execute_or_undo(_BEGIN)
 
-    def end_block(self, place: HandlerScope, records: Sequence[Record], *, keep: bool) -> None:
+    def end_savepoint(self, place: HandlerScope, records: Sequence[Record], *, keep: bool) -> None:
         """Keep what was written within a block, or take it back.
 
         Raises:
             StoreError: The transaction was gone, or could not go on: all since the last commit is undone.
         """
-        place.let_go()
+        place.close_handles()
         if not self.is_open or not self._connection.in_transaction:
-            self._raise_gone()
-        if not keep and not self._blocks:  # nothing may be open while the caller waits
+            self._raise_rolled_back()
+        if not keep and not self._savepoints:  # nothing may be open while the caller waits
             self.undo()
             return
         if keep:
-            self._or_undo(_RELEASE)
-            self._blocks += 1
+            self._execute_or_undo(_RELEASE)
+            self._savepoints += 1
             self.records += records
         else:
-            self._or_undo(_ROLLBACK, _RELEASE)
+            self._execute_or_undo(_ROLLBACK, _RELEASE)
 
-    def _or_undo(self, *statements: str) -> None:
+    def _execute_or_undo(self, *statements: str) -> None:
         try:
             for statement in statements:
                 self._cursor.execute(statement)
@@ -199,14 +199,14 @@ class Transaction:
             self.undo()
             raise StoreError(f"{self.guard.path} cannot be used: {one_line(str(error))}; {_UNDONE}") from error
 
-    def _raise_gone(self) -> NoReturn:
-        self._forget()
+    def _raise_rolled_back(self) -> NoReturn:
+        self._reset()
         raise StoreError(
             f"{self.guard.path}: SQLite has rolled the transaction back, as ON CONFLICT ROLLBACK, RAISE(ROLLBACK) "
             f"and a full disk make it do, or the session was released; {_UNDONE}"
         )
 
-    def here(self, work: Callable[[], None]) -> bool:
+    def try_inline(self, work: Callable[[], None]) -> bool:
         """Do it in this thread, without waiting.
 
         Returns:
@@ -224,7 +224,7 @@ class Transaction:
             is_over = was_open and not self.is_open
             self._mutex.release()
             if is_over:
-                self._turns.give_back()
+                self._fair_lock.release()
         return was_open
 
 
@@ -280,7 +280,7 @@ class Savepoint(HandlerScope):
         self.guard.check_outside()
         await self._gate.acquire()
         try:
-            if not self._transaction.here(self._transaction.savepoint):
+            if not self._transaction.try_inline(self._transaction.begin_savepoint):
                 await self._begin()
         except BaseException:
             await undo(self._transaction, limiter=self._limiter)
@@ -316,14 +316,14 @@ class Savepoint(HandlerScope):
             self._gate.release()
 
     async def _end(self, *, keep: bool) -> None:
-        end = partial(self._transaction.end_block, self, self._records, keep=keep)
-        if self._transaction.here(end):
+        end = partial(self._transaction.end_savepoint, self, self._records, keep=keep)
+        if self._transaction.try_inline(end):
             return
         if not self._transaction.is_open:
             end()  # it raises: there is nothing to wait for
-        await in_thread(partial(self._end_there, end), limiter=self._limiter, shield=True)
+        await in_thread(partial(self._end_in_thread, end), limiter=self._limiter, shield=True)
 
-    def _end_there(self, end: Callable[[], None]) -> None:
+    def _end_in_thread(self, end: Callable[[], None]) -> None:
         with self._transaction.access():
             end()
 
@@ -335,7 +335,7 @@ async def undo(transaction: Transaction, *, limiter: CapacityLimiter) -> None:
         transaction: Of a session whose gate the caller holds.
         limiter: Of the session's threads.
     """
-    if transaction.is_open and not transaction.here(transaction.undo):
+    if transaction.is_open and not transaction.try_inline(transaction.undo):
         await in_thread(transaction.abandon, limiter=limiter, shield=True)
 
 

@@ -114,7 +114,7 @@ class FeedEndpoint:
         self._stats = stats
         self._bell = Bell()
         self._shut = False
-        self._before = b"[]"
+        self._previous_body = b"[]"
 
     def published(self) -> None:
         """Answer the long polls that are held."""
@@ -132,16 +132,16 @@ class FeedEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         self._stats.count_fetch(time.monotonic())
-        refusal = self._refusal(scope)
+        refusal = self._fault_response(scope)
         if refusal is not None:
-            await self._finish(send, *refusal)
+            await self._respond(send, *refusal)
             return
-        body = self._before if self._faults.takes("repeat_next") else await self._frozen(scope, receive)
-        self._before = body
+        body = self._previous_body if self._faults.takes("repeat_next") else await self._read_body(scope, receive)
+        self._previous_body = body
         await anyio.sleep(self._faults.latency)
         await self._deliver(scope, receive, send, body)
 
-    def _refusal(self, scope: Scope) -> tuple[int, list[Header]] | None:
+    def _fault_response(self, scope: Scope) -> tuple[int, list[Header]] | None:
         faults = self._faults
         if faults.authorization is not None and header(scope, b"authorization") != faults.authorization:
             return 401, [(b"www-authenticate", b"Bearer")]
@@ -151,7 +151,7 @@ class FeedEndpoint:
             return 307, [(b"location", faults.redirect_to.encode())]
         return None
 
-    async def _frozen(self, scope: Scope, receive: Receive) -> bytes:
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
         """The answer's body, as it is before any latency."""
         if self._faults.takes("grow_next"):
             self._grow()
@@ -189,10 +189,10 @@ class FeedEndpoint:
             await self._send_half(send, body)
             await run_until_disconnect(receive, lambda: self._until(lambda: False))
         elif self._faults.takes("spoil_next"):
-            await self._finish(send, 200, *spoil(self._faults.spoil_as, body))
+            await self._respond(send, 200, *spoil(self._faults.spoil_as, body))
             return
         else:
-            await self._finish(send, 200, [_BATCH], body)
+            await self._respond(send, 200, [_BATCH], body)
             return
         await _hang_up(scope, receive)
 
@@ -201,7 +201,7 @@ class FeedEndpoint:
         await start(send, 200, [_BATCH, (b"content-length", b"%d" % len(body))])
         await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
 
-    async def _finish(self, send: Send, status: int, headers: list[Header], body: bytes = b"") -> None:
+    async def _respond(self, send: Send, status: int, headers: list[Header], body: bytes = b"") -> None:
         self._stats.count_status(status)
         await respond(send, status, body, headers)
 

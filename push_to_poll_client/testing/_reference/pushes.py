@@ -69,7 +69,7 @@ class PushLog:
         self.closings.append(code)
         self.bell.ring()
 
-    def refusal(self, scope: Scope) -> tuple[int, list[Header]] | None:
+    def fault_response(self, scope: Scope) -> tuple[int, list[Header]] | None:
         """The status and headers with which a connection is refused; `None`: it is not."""
         wanted = self._faults.authorization
         if wanted is not None and header(scope, b"authorization") != wanted:
@@ -103,7 +103,7 @@ class PushSubscription:
         self._log = log
         self._pushed = len(log.pushes)
         self._closed = len(log.closings) if closes else sys.maxsize
-        self._again: list[PushRecord] = []
+        self._repeats: list[PushRecord] = []
 
     @property
     def code(self) -> int | None:
@@ -113,8 +113,8 @@ class PushSubscription:
     async def next(self) -> PushRecord | None:
         """Wait for the next push to send; `None`: close instead."""
         while self.code is None:
-            if self._again:
-                return self._again.pop()
+            if self._repeats:
+                return self._repeats.pop()
             if self._pushed == len(self._log.pushes):
                 await self._log.bell.wait()
                 continue
@@ -122,7 +122,7 @@ class PushSubscription:
             await self._log.until_due(record)
             self._pushed += 1
             if self._log.sends(record):
-                self._again = [record] * (record.times - 1)
+                self._repeats = [record] * (record.times - 1)
                 return record
         return None
 
@@ -159,7 +159,7 @@ class ChangesEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         self._stats.count(long_polls=1)
-        refusal = self._log.refusal(scope)
+        refusal = self._log.fault_response(scope)
         if refusal is not None:
             status, headers = refusal
             await respond(send, status, b"", headers)
@@ -169,7 +169,7 @@ class ChangesEndpoint:
         early = self._faults.accept_and_close is not None or self._faults.takes("early_next")
         if not early and (self._faults.half_open or not self._is_news(after)):
             await self._hold(receive, _seconds(query.get("wait", [DEFAULT_WAIT])[0]))
-        await self._answer(send, after, news=not early and self._is_news(after))
+        await self._respond(send, after, news=not early and self._is_news(after))
 
     def _is_news(self, after: str) -> bool:
         return bool(self._events.page(after, 1))
@@ -192,7 +192,7 @@ class ChangesEndpoint:
         if self._faults.half_open:
             await anyio.sleep_forever()
 
-    async def _answer(self, send: Send, after: str, *, news: bool) -> None:
+    async def _respond(self, send: Send, after: str, *, news: bool) -> None:
         said: dict[str, object] = {"changes": news, "cursor": self._events.newest if news else after}
         if self._faults.backoff is not None:
             said["backoff"] = self._faults.backoff
@@ -231,7 +231,7 @@ class EventEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one stream."""
-        refusal = self._log.refusal(scope)
+        refusal = self._log.fault_response(scope)
         if refusal is not None:
             self._stats.count(streams_refused=1)
             status, headers = refusal
@@ -250,12 +250,12 @@ class EventEndpoint:
         self._streams.add(stream)
         try:
             with stream:
-                await run_until_disconnect(receive, lambda: self._tell(send, subscription))
+                await run_until_disconnect(receive, lambda: self._send_events(send, subscription))
         finally:
             self._streams.remove(stream)
             self._stats.count(streams_open=-1)
 
-    async def _tell(self, send: Send, subscription: PushSubscription) -> None:
+    async def _send_events(self, send: Send, subscription: PushSubscription) -> None:
         while True:
             text = KEEP_ALIVE
             with anyio.move_on_after(self._keep_alive):
@@ -288,7 +288,7 @@ class PushEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         await receive()
-        refusal = self._log.refusal(scope)
+        refusal = self._log.fault_response(scope)
         if refusal is not None:
             self._stats.count(websockets_refused=1)
             await respond_to_websocket(send, *refusal)
