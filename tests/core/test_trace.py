@@ -1,0 +1,116 @@
+"""How far a reader follows one push with one message: the files entered, and how often the trace changes file."""
+
+import itertools
+import sys
+import threading
+from pathlib import Path
+from types import FunctionType
+
+import anyio
+import pytest
+from anyio import wait_all_tasks_blocked
+
+import push_to_poll_client
+from push_to_poll_client import Consumer, SQLiteStore
+from push_to_poll_client.testing import FakeFeed, ManualListener
+
+PACKAGE = str(Path(push_to_poll_client.__file__).parent)
+FAKES = str(Path(PACKAGE, "testing"))
+
+MAX_FILES = 26
+"""It was 34 when each module held a few functions."""
+
+MAX_CHANGES_OF_FILE = 116
+
+
+class Tracer:
+    """Records the file of each function of the package that is called, in whatever thread.
+
+    Properties and comprehensions are left out: a reader does not leave the line for them.
+    """
+
+    def __init__(self):
+        self.files = []
+        self._recording = False
+        self._properties = {
+            function.__code__
+            for name, module in sys.modules.items()
+            if name.startswith("push_to_poll_client")
+            for kind in vars(module).values()
+            if isinstance(kind, type)
+            for each in vars(kind).values()
+            if isinstance(each, property)
+            for function in (each.fget, each.fset)
+            if isinstance(function, FunctionType)
+        }
+
+    def __enter__(self):
+        self._before = sys.getprofile()
+        threading.setprofile(self._called)  # for the worker threads of the store, which start later
+        sys.setprofile(self._called)
+        return self
+
+    def __exit__(self, *_):
+        sys.setprofile(self._before)
+        threading.setprofile(None)
+
+    def start(self):
+        self._recording = True
+
+    def stop(self):
+        self._recording = False
+
+    def _called(self, frame, event, _):
+        if not self._recording or event != "call":
+            return
+        code = frame.f_code
+        file = code.co_filename
+        if not file.startswith(PACKAGE) or file.startswith(FAKES) or code in self._properties:
+            return
+        if code.co_name not in {"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"}:
+            self.files.append(file.removeprefix(PACKAGE))
+
+
+@pytest.fixture
+def anyio_backend():
+    """One event loop in real time: the store works in threads."""
+    return "asyncio"
+
+
+@pytest.mark.anyio
+@pytest.mark.no_cover  # it sets a profile function of its own
+async def test_one_push_with_one_message_enters_few_files(tmp_path, record_property):
+    committed = anyio.Event()
+
+    class Orders(Consumer):
+        async def process(self, message):
+            pass
+
+    feed, listener = FakeFeed(), ManualListener()
+    consumer = Orders(feed, store=SQLiteStore(tmp_path / "orders.db"), listeners=[listener])
+    with Tracer() as trace:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consumer.run)
+            await listener.connected()
+            await consumer.poll_now()
+            await wait_all_tasks_blocked()
+            session = consumer._parts.session
+            commit = session.commit
+
+            async def watched(**progress):
+                await commit(**progress)
+                committed.set()
+
+            session.commit = watched
+            trace.start()
+            feed.publish("order 1")
+            listener.push()
+            await committed.wait()
+            await wait_all_tasks_blocked()
+            trace.stop()
+            tasks.cancel_scope.cancel()
+    changes = sum(before != after for before, after in itertools.pairwise(trace.files))
+    record_property("figures", f"{len(set(trace.files))} files, {changes} changes of file")
+    assert len(set(trace.files)) <= MAX_FILES, sorted(set(trace.files))
+    assert changes <= MAX_CHANGES_OF_FILE
+    assert {"/_poller.py", "/_processor.py", "/_progress.py", "/_schedule.py"} <= set(trace.files), "it was traced"
