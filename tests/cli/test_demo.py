@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import anyio
@@ -125,7 +126,7 @@ def _served_here(monkeypatch):
         def __init__(self, backlog):
             with contextlib.ExitStack() as stack:
                 server = stack.enter_context(serve_in_thread(backlog=backlog))
-                self.places = {"url": server.url, "push_url": server.push_url}
+                self.addresses = {"url": server.url, "push_url": server.push_url}
                 self.http = stack.enter_context(httpx.Client(base_url=server.base_url, trust_env=False))
                 self.close = stack.pop_all().close
 
@@ -203,13 +204,22 @@ def test_the_demo_names_the_extra_to_install_if_the_server_is_missing(capsys, mo
     )
 
 
-@pytest.mark.usefixtures("_served_here")
+@pytest.fixture
+def _interruptible():
+    """A shell starts what runs in its background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_served_here", "_interruptible")
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.TERMINATED)]
 )
 def test_a_signal_ends_the_demo_and_removes_its_files(files, monkeypatch, number, code):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(demo_module.Demo, "run", lambda _: os.kill(os.getpid(), number))
+    # Another thread may get the signal, and this one hears of it a moment later.
+    monkeypatch.setattr(demo_module.Demo, "run", lambda _: (os.kill(os.getpid(), number), time.sleep(GUARD)))
     assert typed(*SHORT) == code
     assert files() == []
     assert signal.getsignal(signal.SIGTERM) == before
@@ -285,7 +295,7 @@ def test_a_503_fault_ends_when_a_later_fetch_succeeds(tmp_path):
     class Server:
         """Answers what it is told to."""
 
-        def order(self, **faults):
+        def set_faults(self, **faults):
             assert faults == {"fail_next": 1, "fail_status": 503}
 
         def stats(self):
@@ -296,7 +306,7 @@ def test_a_503_fault_ends_when_a_later_fetch_succeeds(tmp_path):
     demo._answer_503()
     while answers:
         assert demo._faults == []
-        demo._look()
+        demo._observe()
     assert len(demo._faults) == 1
 
 
