@@ -1,7 +1,8 @@
 """Fetch pages: ask the feed, check its answer, fetch ahead, and report gaps.
 
-What comes of one, also that the server asks to be left alone, counts when its turn has come. Nothing is fetched
-beyond a page that has an end, a failure or such a wish in it.
+A page may be fetched before the page in front of it is processed. An error of such a fetch, or a request of the
+server to be left alone, takes effect when the turn of that page has come, or when the page is dropped (G3).
+Nothing is fetched beyond a page that ends the feed, that failed, or that asks for a pause.
 """
 
 import hashlib
@@ -40,18 +41,52 @@ __all__ = [
 
 T = TypeVar("T")
 
+logger = logging.getLogger("push_to_poll_client")
+
+_cursor_of = attrgetter("cursor")
+
+
+def _is_seconds(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not math.isnan(value)
+
+
+def _check_page(page: object, name: str) -> None:
+    """Check what a feed returned: it is input like any other, and a value that cannot be used fails the poll.
+
+    Raises:
+        FeedError: The page cannot be used.
+    """
+    if not isinstance(page, Page):
+        raise FeedError(f"{name} returned {type(page).__name__}, not a Page")
+    if not isinstance(page.messages, Sequence) or not all(
+        issubclass(kind, Message) for kind in set(map(type, page.messages))
+    ):
+        raise FeedError(f"{name} returned a Page whose messages are no sequence of Message")
+    cursors = [page.cursor, page.next, *map(_cursor_of, page.messages)]
+    if not all(issubclass(kind, str | None) for kind in set(map(type, cursors))):
+        raise FeedError(f"{name} returned a Page with a cursor or next that is neither str nor None")
+    given = list(filter(None, cursors))
+    if len("".join(given)) > MAX_CURSOR and max(map(len, given)) > MAX_CURSOR:
+        raise FeedError(f"{name} returned a Page with a cursor or next of more than {MAX_CURSOR} characters")
+    if page.retry_after is not None and not _is_seconds(page.retry_after):
+        raise FeedError(f"{name} returned a Page whose retry_after is no number of seconds")
+    if not isinstance(page.closed, bool) or not isinstance(page.gap, str):
+        raise FeedError(f"{name} returned a Page whose closed is no bool, or whose gap is no str")
+    if page.closed and page.next is not None:
+        raise FeedError(f"{name} returned a Page that is closed and has a next")
+
 
 class Fetcher:
-    """Asks the feed.
+    """Ask the feed, and turn everything that it raises into a `FeedError`.
 
     Args:
-        feed: What to ask.
-        schedule: Told what the server asks for, which holds for further pages too.
-        clock: The event loop's.
+        feed: The user's feed.
+        schedule: Is told what the server asks for, which also holds for further pages.
+        clock: The event loop's clock.
 
     Attributes:
-        max_wait: Seconds for which the feed can hold an answer; 0: it cannot.
-        read_ahead: Whether the feed may be asked for a page before the one before it is committed.
+        max_wait: Seconds for which the feed can hold an answer; 0 if it cannot.
+        read_ahead: Whether the feed may be asked for a page before the page in front of it is committed.
     """
 
     def __init__(self, feed: Feed, schedule: Schedule, clock: Clock) -> None:
@@ -69,13 +104,13 @@ class Fetcher:
             self._waiting.cancel()
 
     async def fetch(self, request: FetchRequest) -> Page | None:
-        """Ask.
+        """Fetch a page, and apply its `retry_after`.
 
         Returns:
-            What the feed answered; `None`: it was to wait, and gave way.
+            The page; `None` if the request was to wait, and was cancelled by `cancel_waiting_fetch`.
 
         Raises:
-            FeedError: The fetch failed, or brought what cannot be used.
+            FeedError: The fetch failed, or brought a page that cannot be used.
         """
         if not request.wait:
             return await self._fetch(request)
@@ -97,20 +132,20 @@ class Fetcher:
         return page
 
     async def fetch_page(self, request: FetchRequest) -> Page:
-        """Ask, without heeding anything yet.
+        """Fetch a page, without applying its `retry_after` yet.
 
         Raises:
-            FeedError: The fetch failed, or brought what cannot be used.
+            FeedError: The fetch failed, or brought a page that cannot be used.
         """
         page = await self._call(self._name, lambda: self._feed.fetch(request))
         _check_page(page, self._name)
         return page
 
     async def latest(self) -> Cursor | None:
-        """The cursor of the feed's end; `None`: it is empty.
+        """Fetch the cursor of the feed's end; `None` if the feed is empty.
 
         Raises:
-            FeedError: It is not to be had.
+            FeedError: The feed could not tell it.
         """
         name = f"{type(self._feed).__name__}.latest()"
         latest = self._feed.latest  # type: ignore[attr-defined]  # looked for before
@@ -124,22 +159,21 @@ class Fetcher:
         return cursor
 
     def check_latest(self) -> None:
-        """As the function."""
+        """Check that the feed has `latest()`; raise ValueError if not."""
         check_latest(self._feed)
 
     async def wait_until_allowed(self) -> None:
-        """Wait until the server may be asked, for what is no poll (G3)."""
+        """Wait until the server may be asked, for a request that is not part of a poll (G3)."""
         await anyio.sleep_until(self._schedule.server_not_before)
 
     async def _call(self, name: str, function: Callable[[], Awaitable[T]]) -> T:
-        """What a feed raises is a `FeedError`."""
         try:
             return await function()
         except FeedError:
             raise
         except Exception as error:
             if (refused := error_for_exception(error)) is not None:
-                raise refused from None  # whose text shows the whole URL
+                raise refused from None  # the text of `error` shows the whole URL
             raise FeedError(f"{name} raised {describe(error)}") from error
         except anyio.get_cancelled_exc_class() as cancelled:
             raise FeedError(str(error_for_cancellation(cancelled, name))) from cancelled
@@ -149,160 +183,42 @@ class Fetcher:
         return self._clock()
 
     def apply_retry_after(self, retry_after: object, *, since: float) -> None:
-        """Leave the server alone for so long, if it asked for that, counted from when it did."""
+        """Leave the server alone for `retry_after` seconds from `since` on, if it asked for that."""
         if _is_seconds(retry_after):
             self._schedule.not_before(since, retry_after, jitter=random.random())  # noqa: S311
-
-
-def _is_seconds(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not math.isnan(value)
-
-
-_cursor_of = attrgetter("cursor")
-
-
-def _message_types(page: Page) -> set[type]:
-    return set(map(type, page.messages))
-
-
-def _check_page(page: object, name: str) -> None:
-    """What a feed returns is input like any other: what cannot be used is a failed poll."""
-    if not isinstance(page, Page):
-        raise FeedError(f"{name} returned {type(page).__name__}, not a Page")
-    if not isinstance(page.messages, Sequence) or not all(
-        issubclass(kind, Message) for kind in _message_types(page)
-    ):
-        raise FeedError(f"{name} returned a Page whose messages are no sequence of Message")
-    cursors = [page.cursor, page.next, *map(_cursor_of, page.messages)]
-    if not all(issubclass(kind, str | None) for kind in set(map(type, cursors))):
-        raise FeedError(f"{name} returned a Page with a cursor or next that is neither str nor None")
-    given = list(filter(None, cursors))
-    if len("".join(given)) > MAX_CURSOR and max(map(len, given)) > MAX_CURSOR:
-        raise FeedError(f"{name} returned a Page with a cursor or next of more than {MAX_CURSOR} characters")
-    if page.retry_after is not None and not _is_seconds(page.retry_after):
-        raise FeedError(f"{name} returned a Page whose retry_after is no number of seconds")
-    if not isinstance(page.closed, bool) or not isinstance(page.gap, str):
-        raise FeedError(f"{name} returned a Page whose closed is no bool, or whose gap is no str")
-    if page.closed and page.next is not None:
-        raise FeedError(f"{name} returned a Page that is closed and has a next")
-
-
-PREFETCH_MIN_MESSAGES: Final = 10
-"""Messages of a page from which on the next page is fetched ahead: a shorter one is most likely the last, and its
-messages would wait for the request to be sent."""
-
-
-class Prefetcher:
-    """The pages in hand that are not yet in use.
-
-    Args:
-        fetches: Who asks.
-        most: How many, at most; 0 for a feed that must not be asked ahead of time.
-        may_ask: Whether the server may be asked for a further page now.
-    """
-
-    def __init__(self, fetches: Fetcher, most: int, may_ask: Callable[[], bool]) -> None:
-        self._fetcher = fetches
-        self._limit = most
-        self._may_ask = may_ask
-        self._pages: deque[PrefetchedPage] = deque()
-        self._request = FetchRequest()
-        self._page = Page()
-
-    def __bool__(self) -> bool:
-        """Whether the next page is in hand, or on its way."""
-        return bool(self._pages)
-
-    def pop(self) -> "PrefetchedPage | None":
-        """The next page has its turn; `None`: it was not asked for."""
-        return self._pages.popleft() if self._pages else None
-
-    async def begin(self, request: FetchRequest, page: Page, beside: Background) -> None:
-        """A page has its turn: fetch what follows it, or what is in hand.
-
-        Args:
-            request: What was asked for it. What it says of hints and caches holds for what follows, too.
-            page: The page.
-            beside: Where to.
-        """
-        self._request, self._page = request, page
-        if (ahead := self._next_to_fetch()) is not None:
-            await beside.start(partial(self._fetch, ahead))
-
-    async def arrives_by(self, until: float) -> bool:
-        """Whether the next page, which is on its way, is there by then, on the event loop's clock."""
-        with anyio.CancelScope(deadline=until):
-            await self._pages[0].wait_until_done()
-        return self._pages[0].page is not None
-
-    async def wait_for_first(self) -> None:
-        """The poll ends here, and the next one goes on with what is fetched: wait for the first page."""
-        if self._pages:
-            await self._pages[0].wait_until_done()
-
-    def drop(self, *, kept: bool) -> None:
-        """Drop what the next poll cannot use.
-
-        Args:
-            kept: It goes on from here. Still, what is the feed's last page now may not be it then (G1).
-        """
-        pages, self._pages, self._page = self._pages, deque(), Page()
-        while kept and pages and not pages[0].last:
-            self._pages.append(pages.popleft())
-        for ahead in pages:
-            ahead.apply_retry_after()
-
-    async def _fetch(self, ahead: "PrefetchedPage | None") -> None:
-        """Fetch it, and what follows it."""
-        while ahead is not None:
-            await ahead.fetch()
-            ahead = self._next_to_fetch() if self._pages and self._pages[-1] is ahead else None
-
-    def _next_to_fetch(self) -> "PrefetchedPage | None":
-        """What is to be fetched next: nothing, while the one before it is not there."""
-        last = self._pages[-1] if self._pages else None
-        cursor, page = (self._request.cursor, self._page) if last is None else (last.request.cursor, last.page)
-        if page is None or len(self._pages) >= self._limit or not self._worth_prefetching(cursor, page):
-            return None
-        self._pages.append(PrefetchedPage(self._fetcher, replace(self._request, cursor=page.next, wait=0.0)))
-        return self._pages[-1]
-
-    def _worth_prefetching(self, cursor: Cursor | None, page: Page) -> bool:
-        likely = len(page.messages) >= PREFETCH_MIN_MESSAGES and page.next not in {None, cursor}
-        return likely and not page.retry_after and self._may_ask()
 
 
 class PrefetchedPage:
     """A page that is fetched before its turn.
 
     Args:
-        fetches: Who asks.
-        request: What is asked.
+        fetcher: Asks the feed.
+        request: The request for this page.
 
     Attributes:
         request: As given.
-        arrived_at: When it was answered, on the event loop's clock; 0: it is not yet.
+        arrived_at: When it was answered, on the event loop's clock; 0 before that.
     """
 
-    def __init__(self, fetches: Fetcher, request: FetchRequest) -> None:
+    def __init__(self, fetcher: Fetcher, request: FetchRequest) -> None:
         self.request = request
-        self._fetcher = fetches
+        self._fetcher = fetcher
         self.arrived_at = 0.0
         self._outcome: Page | BaseException | None = None
         self._done = anyio.Event()
 
     @property
     def page(self) -> Page | None:
-        """What was answered; `None`: nothing yet, or it failed."""
+        """The page; `None` if it has not arrived, or the fetch failed."""
         return self._outcome if isinstance(self._outcome, Page) else None
 
     @property
     def last(self) -> bool:
-        """Whether nothing follows: what has come since it was fetched can only be seen by fetching it again."""
+        """Whether nothing follows. Messages that came after it was fetched are seen only by fetching it again."""
         return self.page is None or self.page.next is None
 
     async def fetch(self) -> None:
-        """Fetch, and keep what comes of it."""
+        """Fetch the page, and keep it or its error until its turn."""
         try:
             self._outcome = await self._fetcher.fetch_page(self.request)
         except anyio.get_cancelled_exc_class():
@@ -313,53 +229,125 @@ class PrefetchedPage:
         self._done.set()
 
     def apply_retry_after(self) -> None:
-        """Leave the server alone for as long as it asked, also if nothing else is made of its answer (G3)."""
+        """Leave the server alone for as long as it asked, even if the page is dropped (G3)."""
         self._fetcher.apply_retry_after(getattr(self._outcome, "retry_after", None), since=self.arrived_at)
 
     async def wait_until_done(self) -> None:
-        """Wait until it is fetched, or cannot be."""
+        """Wait until the page has arrived, or its fetch has failed."""
         await self._done.wait()
 
     async def take(self) -> Page:
-        """Its turn has come: wait until it is fetched.
+        """Return the page when its turn has come; wait for it if need be.
 
         Raises:
             FeedError: It could not be fetched.
         """
         try:
             await self.wait_until_done()
-        except BaseException:
-            self.apply_retry_after()  # it may have arrived with the cancellation
-            raise
-        return self.result()
-
-    def result(self) -> Page:
-        """What came of it.
-
-        Raises:
-            FeedError: It could not be fetched.
-        """
-        self.apply_retry_after()
+        finally:
+            self.apply_retry_after()  # also if cancelled: the page may have arrived with the cancellation
         if isinstance(self._outcome, BaseException):
             raise self._outcome
-        assert self._outcome is not None  # it has ended  # noqa: S101
+        assert self._outcome is not None  # it is done  # noqa: S101
         return self._outcome
 
 
-logger = logging.getLogger("push_to_poll_client")
+PREFETCH_MIN_MESSAGES: Final = 10
+"""Smallest number of messages of a page after which the next page is fetched ahead. A shorter page is most likely
+the last one, and its messages would wait for the request to be sent."""
+
+
+class Prefetcher:
+    """The pages that are fetched ahead and not yet in use.
+
+    Args:
+        fetcher: Asks the feed.
+        limit: Largest number of such pages; 0 for a feed that must not be asked ahead of time.
+        may_ask: Whether the server may be asked for a further page now.
+    """
+
+    def __init__(self, fetcher: Fetcher, limit: int, may_ask: Callable[[], bool]) -> None:
+        self._fetcher = fetcher
+        self._limit = limit
+        self._may_ask = may_ask
+        self._pages: deque[PrefetchedPage] = deque()
+        self._request = FetchRequest()
+        self._page = Page()
+
+    def __bool__(self) -> bool:
+        """Whether the next page has arrived, or is on its way."""
+        return bool(self._pages)
+
+    def pop(self) -> PrefetchedPage | None:
+        """Take the next page out, since its turn has come; `None` if it was not fetched ahead."""
+        return self._pages.popleft() if self._pages else None
+
+    async def begin(self, request: FetchRequest, page: Page, background: Background) -> None:
+        """Start to fetch ahead, now that the turn of a page has come.
+
+        Args:
+            request: The request for the page. Its hint and its cache setting hold for further pages too.
+            page: The page.
+            background: Runs the fetches.
+        """
+        self._request, self._page = request, page
+        if (ahead := self._next_to_fetch()) is not None:
+            await background.start(partial(self._fetch, ahead))
+
+    async def arrives_by(self, until: float) -> bool:
+        """Wait for the next page, which is on its way; return whether it is there by then, on the loop's clock."""
+        with anyio.CancelScope(deadline=until):
+            await self._pages[0].wait_until_done()
+        return self._pages[0].page is not None
+
+    async def wait_for_first(self) -> None:
+        """Wait for the first page, since the poll ends here and the next one continues with what is fetched."""
+        if self._pages:
+            await self._pages[0].wait_until_done()
+
+    def drop(self, *, continuing: bool) -> None:
+        """Drop the pages that the next poll cannot use.
+
+        Args:
+            continuing: Whether the next poll continues here. Even then the feed's last page is dropped: it may no
+                longer be the last one by then (G1).
+        """
+        pages, self._pages, self._page = self._pages, deque(), Page()
+        while continuing and pages and not pages[0].last:
+            self._pages.append(pages.popleft())
+        for dropped in pages:
+            dropped.apply_retry_after()
+
+    async def _fetch(self, ahead: PrefetchedPage | None) -> None:
+        """Fetch this page, and those that follow it."""
+        while ahead is not None:
+            await ahead.fetch()
+            ahead = self._next_to_fetch() if self._pages and self._pages[-1] is ahead else None
+
+    def _next_to_fetch(self) -> PrefetchedPage | None:
+        """Append the next page to fetch; `None` while the one before it is not there, or if it is not worth it."""
+        last = self._pages[-1] if self._pages else None
+        cursor, page = (self._request.cursor, self._page) if last is None else (last.request.cursor, last.page)
+        if page is None or len(self._pages) >= self._limit or len(page.messages) < PREFETCH_MIN_MESSAGES:
+            return None
+        if page.next in {None, cursor} or page.retry_after or not self._may_ask():
+            return None
+        self._pages.append(PrefetchedPage(self._fetcher, replace(self._request, cursor=page.next, wait=0.0)))
+        return self._pages[-1]
+
 
 GAP_KEY: Final = "gap"
-"""What the last one is called in a session's state."""
+"""Name of the last gap in a session's state."""
 
 
 class _StoredGap(msgspec.Struct, frozen=True):
-    """The last one, as the state keeps it. `push-to-poll status` reads `what` and `at`.
+    """The last gap, as the state keeps it. `push-to-poll status` reads `what` and `at`.
 
     Attributes:
-        what: In the feed's words.
+        what: Description, in the feed's words.
         at: When it was seen, in seconds since the epoch.
-        place: Stands for where its page was asked for and for all of its words: a page that is fetched again, also
-            by another session, has the gap that it had.
+        place: Digest of the cursor that its page was requested with, and of its whole description. It shows that a
+            page which is fetched again, also by another session, has the same gap.
     """
 
     what: str
@@ -368,41 +356,40 @@ class _StoredGap(msgspec.Struct, frozen=True):
 
 
 class Gaps:
-    """The gaps of one session.
+    """Report the gaps of one session, each once.
 
     Args:
-        session: Keeps the last one.
-        progress: Committed before it, since there is one commit at a time.
-        tally: Told of each.
-        hooks: Likewise.
+        session: Keeps the last gap.
+        progress: Is committed before a gap, since there is one commit at a time.
+        stats: Is told of each gap.
+        hooks: Are told of each gap.
     """
 
-    def __init__(self, session: Session, progress: Progress, tally: ConsumerStats, hooks: Hooks) -> None:
+    def __init__(self, session: Session, progress: Progress, stats: ConsumerStats, hooks: Hooks) -> None:
         self._session = session
         self._progress = progress
-        self._stats = tally
+        self._stats = stats
         self._hooks = hooks
 
-    async def report(self, cursor: Cursor | None, what: str) -> None:
-        """Something may be missing before a page.
+    async def report(self, cursor: Cursor | None, description: str) -> None:
+        """Report that messages may be missing before a page, unless this gap is the last one reported.
 
         Args:
-            cursor: Where the page was asked for.
-            what: What may be missing, in the feed's words; empty: nothing is.
+            cursor: The cursor that the page was requested with.
+            description: What may be missing, in the feed's words; empty if nothing is.
 
         Raises:
-            StoreError: It could not be kept.
+            StoreError: The gap could not be saved.
         """
-        if not what or (place := _gap_digest(cursor, what)) in self._session.state.get(GAP_KEY, ""):
+        if not description:
             return
-        gap = Gap(one_line(what))
+        place = hashlib.blake2b(repr((cursor, description)).encode(), digest_size=16).hexdigest()
+        if place in self._session.state.get(GAP_KEY, ""):
+            return
+        gap = Gap(one_line(description))
         logger.warning("messages may be missing, which the feed can no longer give: %s", gap.what)
         self._stats.gap(gap)
         self._hooks.gap(gap)
         await self._progress.flush()
-        kept = msgspec.json.encode(_StoredGap(gap.what, gap.at, place)).decode()
-        await self._session.commit(cursor=None, records=[], state={GAP_KEY: kept})
-
-
-def _gap_digest(cursor: Cursor | None, what: str) -> str:
-    return hashlib.blake2b(repr((cursor, what)).encode(), digest_size=16).hexdigest()
+        stored = msgspec.json.encode(_StoredGap(gap.what, gap.at, place)).decode()
+        await self._session.commit(cursor=None, records=[], state={GAP_KEY: stored})

@@ -1,31 +1,42 @@
-"""Choose where a poll with `overlap` starts, and recognise what it reads again.
+"""Choose where a poll with `overlap` starts, and recognise messages that it reads again.
 
-Such a walk comes first through what was read before. There a new message is a late one. No cursor is saved that
-stands there: the saved one would go back, and with it what is known to have been looked at. That the saved cursor
-is passed shows when its like is met, or at the feed's end. On a feed whose cursors stand on pages alone it may be
-met nowhere, since pages that begin elsewhere end elsewhere. If such a walk takes longer than a poll, it goes on at
-the saved cursor (it jumps), is no longer a whole one, and leaves what was new before uncounted.
+Some feeds number a message before it becomes visible: a row gets its id when it is inserted, and can be read only
+after its transaction commits. A poll may pass such a gap without seeing the message. With `overlap=S` the caller
+promises that messages get their places in the order of the feed, and that each is visible at most S seconds later.
+
+A walk reads the feed from the start that is chosen here to its end. It may take several polls. The rule for its
+start: the newest saved cursor whose page arrived at least S seconds before the last complete walk began. With
+`overlap_cursors=N` it starts at least N saved cursors back.
 
 Why nothing is lost
 -------------------
-A message takes its place when it is drawn, in that order, and is visible `overlap` seconds later at the most.
+(1) A saved cursor came with a page that arrived at a time `at`. A message that gets its place later comes after
+    that cursor.
+(2) The last complete walk began at a time `began`, and read each page after that. A message that it passed without
+    seeing it was not visible at `began`, so it got its place later than `began - S`.
 
-    (1)  A cursor is of a page that arrived at a time `at`. What is drawn later stands behind that cursor.
-    (2)  A walk began at `looked`, and read each page after that. A message that it passed without seeing it was
-         not visible then, so it was drawn later than `looked - overlap`.
+So a message that was passed unseen comes after every cursor with `at <= began - S`, and the next walk starts at
+the newest of these. By induction everything before that cursor is settled: the walk before started there or
+earlier. For a page the arrival counts, since it may have been requested much earlier (long polling). For a walk
+the beginning counts, since its first pages were read long before its last (slow handlers).
 
-So a message that was passed unseen stands behind every cursor with `at <= looked - overlap`: the newest of these
-is where the next walk starts. By induction all before it is settled: the walk before has started there or further
-back. Of a page it is thus the arrival that counts, since it may have been asked for much earlier (long polling),
-and of a walk the beginning, since its first pages were read long before its last (slow handlers).
+A walk is complete if it read from that start to the feed's end, or at least past the cursor that was saved when it
+began, and if its messages are committed. When the newest such walk began is kept in the session's state. A value
+that is older than necessary only makes the next walk longer. After a quiet time the saved cursor itself is old
+enough, and walks start there.
 
-`looked` is when the newest walk began that came from there to the feed's end, or at least past the cursor that was
-saved when it began, and whose messages are committed. It is kept in the session's state. One that is older than it
-might be only makes the next walk longer. After a quiet time the saved cursor itself is old enough, and walks start
-there.
+This holds as long as the times of day are right. A clock that is set back makes walks longer; a clock that is set
+forward between two runs shortens the overlap by that jump. Where a cache or a replica lags, `overlap` has to be
+longer by its lag.
 
-It holds as long as the times of day do. A clock that is set back makes walks longer; one that is set forward
-between two runs takes the jump off the overlap. By what a cache or a replica is behind `overlap` has to be longer.
+What a walk reads again
+-----------------------
+A walk first reads what earlier walks have read. A new message there is a late arrival. No cursor of this part is
+saved: the saved cursor would go back, and with it the knowledge of what was read. A walk has passed the saved
+cursor when it meets an equal cursor, or at the feed's end. On a feed that has cursors on pages only it may never
+meet it, since pages that begin elsewhere end elsewhere. If such a walk takes longer than a poll, it jumps: it
+continues at the saved cursor, is no longer complete, and the new messages that it has not counted by then stay
+uncounted.
 """
 
 import logging
@@ -46,90 +57,91 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger("push_to_poll_client")
+
 MAX_SEEN: Final = 50_000
-"""Keys that are kept until the saved cursor is passed (G11), since what a feed repeats within a walk says nothing
-of what stands before it. Beyond, that is not told apart, and counts of late arrivals may be too high."""
+"""Keys that are kept until the saved cursor is passed (G11): a message that the feed repeats within a walk does
+not show that the new messages before it are late. Keys beyond are not recognised as repeated, so counts of late
+arrivals may be too high."""
 
 
 class Overlap:
     """One walk, which may take several polls.
 
     Args:
-        tally: Told of late arrivals: new messages that stand before one that was known.
-        counted: The keys of late arrivals that are counted and not yet settled; a walk that fails is walked again.
-        start: Where it starts.
+        stats: Is told of late arrivals: new messages before one that was known.
+        counted: Keys of late arrivals that are counted and not yet settled. It outlives a walk that fails, since
+            the next one reads them again.
+        start: Where the walk starts.
         saved: The saved cursor.
-        clock: The event loop's.
+        clock: The event loop's clock.
 
     Attributes:
         start: As given.
-        began: When it began, on the event loop's clock.
-        passed_at: When it was seen to have passed the saved cursor, likewise; `None`: it was not.
-        jumps: It has not, and the last page is all new: most likely it has.
+        began: When the walk began, on the event loop's clock.
+        passed_at: When the walk was seen to have passed the saved cursor, on that clock; `None` if it was not.
+        should_jump: True if it was not, and the last page was all new: most likely the walk has passed it.
     """
 
     def __init__(
-        self, tally: ConsumerStats, counted: set[str], *, start: Cursor | None, saved: Cursor | None, clock: Clock
+        self, stats: ConsumerStats, counted: set[str], *, start: Cursor | None, saved: Cursor | None, clock: Clock
     ) -> None:
         self.start = start
         self.began = clock()
         self.passed_at: float | None = self.began if start == saved else None
         self.should_jump = False
-        self._stats = tally
+        self._stats = stats
         self._counted = counted
         self._saved = saved
         self._clock = clock
         self._jumped = False
         self._last_cursor: Cursor | None = None
         self._new: dict[str, None] = {}
-        self._seen: dict[str, bool] = {}  # whether it was new
+        self._seen: dict[str, bool] = {}  # by key, whether the message was new
 
     @property
     def past_saved_cursor(self) -> bool:
-        """Whether what comes now stands behind the saved cursor."""
+        """Whether messages that come now come after the saved cursor."""
         return self._jumped or self.passed_at is not None
 
     @property
     def is_complete(self) -> bool:
-        """Whether it has left nothing out of what it has passed."""
+        """Whether the walk has left nothing out of what it has passed."""
         return not self._jumped
 
     def jump(self) -> None:
-        """It goes on at the saved cursor."""
+        """Continue at the saved cursor."""
         self._jumped, self.should_jump = True, False
 
     def restart(self) -> None:
-        """It starts again. What is new to it stays so."""
+        """Start again, and remember which messages are new to this walk."""
         self._new = {}
         self._seen = {key: True for key, was_new in self._seen.items() if was_new}
 
     def inspect_page(self, page: Page, items: Sequence[WorkItem]) -> Cursor | None:
-        """Look at a page.
+        """Count late arrivals of a page, and find out whether it passes the saved cursor.
 
         Args:
             page: The page.
-            items: Its messages. Those that do not stand behind the saved cursor for certain lose their cursors.
+            items: Its messages. Those that may come before the saved cursor lose their cursors.
 
         Returns:
-            A cursor that may be saved when all of the page is settled; `None` leaves it to the messages.
+            A cursor that may be saved when the whole page is settled; `None` leaves it to the messages.
         """
         if self.past_saved_cursor:
             return page.cursor
-        self._remember_last_cursor(page, items)
+        # The last page of a feed may be empty, and have no cursor.
+        cursors = (page.cursor, *(item.cursor for item in reversed(items)))
+        self._last_cursor = next((cursor for cursor in cursors if cursor is not None), self._last_cursor)
         self.should_jump = bool(items)
         for item in items:
             self._inspect_item(item)
         if self._saved is not None and self._saved in {page.cursor, page.next}:
             self._mark_passed()
         if page.next is None:
-            self.passed_at = self._clock()  # all that comes now is behind all that there was
+            self.passed_at = self._clock()  # a message that comes now comes after all of the feed
             return self._last_cursor
         return page.cursor if self.past_saved_cursor else None
-
-    def _remember_last_cursor(self, page: Page, items: Sequence[WorkItem]) -> None:
-        """The last page of a feed may be empty, and have no cursor."""
-        cursors = (page.cursor, *(item.cursor for item in reversed(items)))
-        self._last_cursor = next((cursor for cursor in cursors if cursor is not None), self._last_cursor)
 
     def _inspect_item(self, item: WorkItem) -> None:
         if self.past_saved_cursor:
@@ -159,34 +171,32 @@ class Overlap:
         self._new = {}
 
 
-logger = logging.getLogger("push_to_poll_client")
-
 LAST_WALK_KEY: Final = "looked"
-"""What `looked` is called in a session's state: seconds since the epoch."""
+"""Where a session's state says when the last complete walk began, in seconds since the epoch."""
 
 FULL_HISTORY: Final = 257
-"""Cursors of a history that has lost its oldest: 256, and the saved one."""
+"""Length of a history that has lost its oldest cursors: 256, and the saved one."""
 
 
 class OverlapStart:
-    """Where walks of one session start.
+    """Choose where the walks of one session start.
 
     Args:
         session: Keeps the cursors that were saved.
-        tally: Told of late arrivals.
-        seconds: By which a walk starts behind the saved cursor.
-        cursors: Saved cursors by which it does.
-        clock: The event loop's.
-        time_of_day: Likewise.
+        stats: Is told of late arrivals.
+        seconds: How far a walk starts before the saved cursor, in seconds.
+        cursors: How far a walk starts before it, in saved cursors.
+        clock: The event loop's clock.
+        time_of_day: The time of day by that clock.
 
     Raises:
-        StoreError: The session kept what this library does not write.
+        StoreError: The session's state has a value that this library does not write.
     """
 
     def __init__(
         self,
         session: Session,
-        tally: ConsumerStats,
+        stats: ConsumerStats,
         *,
         seconds: float,
         cursors: int,
@@ -194,7 +204,7 @@ class OverlapStart:
         time_of_day: TimeOfDay,
     ) -> None:
         self._session = session
-        self._stats = tally
+        self._stats = stats
         self._seconds = seconds
         self._cursors = cursors
         self._clock = clock
@@ -205,37 +215,37 @@ class OverlapStart:
         self._warned = False
 
     def initial_state(self) -> Mapping[str, str | None]:
-        """What is to be kept before the first walk, as a session's state; empty when all is."""
+        """Changes of the session's state to commit before the first walk; empty if there are none."""
         known = LAST_WALK_KEY in self._session.state
         if not self._seconds:
-            return {LAST_WALK_KEY: None} if known else {}  # it would be long ago when an overlap is set again
+            return {LAST_WALK_KEY: None} if known else {}  # it would be too old when an overlap is set again
         if known:
             return {}
         self._last_walk_began = min(self._session.history[-1].at, self._time_of_day.now())
         return {LAST_WALK_KEY: repr(self._last_walk_began)}
 
     def begin_walk(self) -> Overlap | None:
-        """One that begins now; `None`: it simply starts at the saved cursor."""
+        """Begin a walk; `None` if polls simply start at the saved cursor."""
         if not self._seconds and not self._cursors:
             return None
         saved = self._session.history[-1].cursor
         return Overlap(self._stats, self._counted, start=self._start(), saved=saved, clock=self._clock)
 
     def may_end_early(self, walk: Overlap, *, after: float) -> bool:
-        """Whether a walk that finds no end has gone far enough to be ended: what it has passed is looked at again.
+        """Whether a walk that finds no end has gone far enough, so that the overlap is to be read again.
 
         Args:
-            walk: It.
-            after: Seconds that it may take at least.
+            walk: The walk.
+            after: Seconds past the saved cursor that it may take at least.
         """
         beyond = -1.0 if walk.passed_at is None else self._clock() - walk.passed_at
         return beyond >= max(after, self._seconds)
 
     async def finish_walk(self, walk: Overlap) -> None:
-        """One has ended that has left nothing out, and all that it brought is committed.
+        """Record a walk that has left nothing out and whose messages are committed.
 
         Raises:
-            StoreError: That could not be kept. It only makes the next walk longer.
+            StoreError: It could not be saved. This only makes the next walk longer.
         """
         before, self._last_walk_began = self._start(), self._time_of_day.of(walk.began)
         self._counted.clear()
@@ -243,17 +253,15 @@ class OverlapStart:
             await self._session.commit(cursor=None, records=[], state={LAST_WALK_KEY: repr(self._last_walk_began)})
 
     def replace_expired_start(self, start: Cursor | None) -> Cursor | None:
-        """The feed does not know where a walk was to start: the saved cursor, where this one starts instead.
-
-        The next one tries a newer one, half the way to the saved one: eight walks find what is still known.
-        """
+        """Return the saved cursor, where a walk starts if the feed no longer knows the start that was chosen."""
         history = self._session.history
         number = next((number for number, saved in enumerate(history) if saved.cursor == start), 0)
+        # The next walk tries a newer start, half the way to the saved cursor: eight walks find one that is known.
         self._skip_through = history[(number + len(history) - 1) // 2]
         return history[-1].cursor
 
     def _start(self) -> Cursor | None:
-        """Clamped to the oldest that is kept."""
+        """Cursor where the next walk starts, the oldest that is kept if it would have to be older."""
         history = self._session.history
         if self._skip_through in history:
             history = history[history.index(self._skip_through) + 1 :]
@@ -266,12 +274,9 @@ class OverlapStart:
             return newest
         latest = self._last_walk_began - self._seconds
         number = next((number for number in range(newest, -1, -1) if history[number].at <= latest), None)
-        if number is None and len(history) >= FULL_HISTORY and history[0].cursor is not None:
-            self._warn(history[0])
-        return number or 0
-
-    def _warn(self, oldest: SavedCursor) -> None:
-        if not self._warned:
+        oldest = history[0]
+        too_old = number is None and len(history) >= FULL_HISTORY and oldest.cursor is not None
+        if too_old and not self._warned:
             self._warned = True
             logger.warning(
                 "overlap=%g s reaches further back than the oldest cursor that is kept, which is %.0f s old: what "
@@ -279,10 +284,11 @@ class OverlapStart:
                 self._seconds,
                 self._time_of_day.now() - oldest.at,
             )
+        return number or 0
 
 
 def _read_last_walk(state: Mapping[str, str]) -> float:
-    """When the overlap was looked at last, in seconds since the epoch; -inf: never."""
+    """When the last complete walk began, in seconds since the epoch; -inf if there was none."""
     try:
         return float(state.get(LAST_WALK_KEY, "-inf"))
     except ValueError as error:

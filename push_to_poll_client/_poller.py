@@ -172,7 +172,7 @@ class Poller:
     def discard_continuation(self) -> None:
         """The next poll starts at the saved cursor."""
         self._continuation = None
-        self._prefetcher.drop(kept=False)
+        self._prefetcher.drop(continuing=False)
 
     async def poll(
         self,
@@ -208,7 +208,7 @@ class Poller:
             async with Background() as beside:
                 caught_up = await self._process_pages(walk, request, beside)
         finally:
-            self._prefetcher.drop(kept=self._continuation is not None)
+            self._prefetcher.drop(continuing=self._continuation is not None)
             await self._finish()
         if caught_up is None:
             return None
@@ -296,7 +296,7 @@ class Poller:
         elif overlap is not None and overlap.should_jump:
             overlap.jump()
             self._continuation = self._progress.saved, overlap
-            self._prefetcher.drop(kept=False)
+            self._prefetcher.drop(continuing=False)
         else:
             await self._prefetcher.wait_for_first()
             self._continuation = position, overlap

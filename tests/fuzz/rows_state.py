@@ -120,10 +120,10 @@ def read_attempts(data):
 def read_looked(data):
     saved = [SavedCursor(f"{n}", float(n)) for n in range(9)]
     session = SimpleNamespace(state={"looked": _kept(data)}, history=saved)
-    behind = OverlapStart(
+    overlap_start = OverlapStart(
         session, None, seconds=2.0, cursors=1, clock=lambda: 9.0, time_of_day=TimeOfDay(lambda: 9.0)
     )
-    assert behind.begin_walk() is not None
+    assert overlap_start.begin_walk() is not None
 
 
 def _kept(data):
