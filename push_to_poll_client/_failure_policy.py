@@ -1,9 +1,11 @@
 """Decide what becomes of a message that failed, and count its attempts (G9).
 
-On the disk are times of day, since no other clock outlives a process; here they are times of the event loop, which
-do not jump. A clock that was set back between two runs lengthens no wait beyond what it was.
+The decision is made by the first of these that applies: an exception that the handler raises to decide itself
+(`RetryMessage`, `DeadLetterMessage`, `SkipMessage`, `StopConsumer`), the option `retry`, the option `on_failure`.
 
-What a handler raises to decide itself goes before `retry`, and that before `on_failure`.
+Attempts are stored with times of day, since no other clock outlives a process. While a process runs, the time of
+day is read from the event loop's clock, which does not jump. If the system's clock is set back between two runs, a
+wait does not become longer than it was.
 """
 
 import inspect
@@ -38,21 +40,21 @@ __all__ = [
 
 
 ATTEMPTS_KEY: Final = "attempts"
-"""What it is called in a session's state."""
+"""Name of the attempts in a session's state."""
 
 MAX_FAILING: Final = 10_000
-"""Messages of which it is kept, and as many may be under way or wait. Beyond, those go first that failed longest
-ago: they did not come again."""
+"""Failing messages whose attempts are kept (G11); as many may be in progress or wait. Beyond that, the message
+that failed longest ago is dropped first: it did not come again."""
 
 
 class Attempt(msgspec.Struct, array_like=True, frozen=True):
-    """What is known of a failing message.
+    """The attempts of one failing message, as they are stored.
 
     Attributes:
         count: How often it was tried.
         first: When it failed first, in seconds since the epoch.
-        again: When it may be tried again, likewise.
-        delay: Seconds from its last failure to then.
+        again: When it may be tried again, in seconds since the epoch.
+        delay: Seconds from its last failure to `again`.
     """
 
     count: int
@@ -68,14 +70,14 @@ class Attempts:
     """The attempts of one session's failing messages, by dedupe key.
 
     Args:
-        state: What the session kept.
-        time_of_day: Of the event loop.
+        state: The session's state.
+        time_of_day: The time of day by the event loop's clock.
 
     Attributes:
-        changed: Something was, since the last `take_changes()`.
+        changed: Whether anything has changed since the last `take_changes()`.
 
     Raises:
-        StoreError: The session kept what this library does not write.
+        StoreError: The state has a value that this library does not write.
     """
 
     def __init__(self, state: Mapping[str, str], time_of_day: TimeOfDay) -> None:
@@ -93,39 +95,40 @@ class Attempts:
         return len(self._attempts)
 
     def knows(self, key: str) -> bool:
-        """Whether it is a failing message."""
+        """Whether the key belongs to a failing message."""
         return key in self._attempts
 
     def record_failure(self, key: str) -> Attempt:
-        """It was tried once more and failed."""
+        """Count one more failed attempt."""
         before = self._attempts.pop(key, None)
         now = self.now
         attempt = Attempt(1, now) if before is None else Attempt(before.count + 1, before.first)
-        self._keep(key, attempt)
+        self._set(key, attempt)
         return attempt
 
     def postpone(self, key: str, delay: float) -> None:
-        """It may be tried again in so many seconds."""
-        attempt = self._attempts.get(key) or self.record_failure(key)  # more fail at a time than it is kept of
-        self._keep(key, Attempt(attempt.count, attempt.first, self.now + delay, delay))
+        """Allow the next attempt in `delay` seconds."""
+        # The entry is missing if more than MAX_FAILING messages fail at a time.
+        attempt = self._attempts.get(key) or self.record_failure(key)
+        self._set(key, Attempt(attempt.count, attempt.first, self.now + delay, delay))
 
     def discard(self, key: str) -> None:
-        """It is no failing message any more."""
+        """Forget the attempts of one message, which is settled or stops the consumer."""
         if self._attempts.pop(key, None) is not None:
             self.changed = True
 
     def forget(self) -> None:
-        """The session has forgotten them: whatever comes is tried anew."""
+        """Forget all attempts, since the session has forgotten them: every message is tried anew."""
         self._attempts.clear()
         self.changed = False
 
     def seconds_left(self, key: str) -> float:
-        """Seconds until it may be tried; 0: now."""
+        """Seconds until the message may be tried; 0 if it may be now."""
         attempt = self._attempts.get(key)
         return 0.0 if attempt is None else min(max(attempt.again - self.now, 0.0), attempt.delay)
 
     def take_changes(self) -> dict[str, str | None]:
-        """What is to be committed as the session's state; empty when nothing changed since the last call."""
+        """Changes of the session's state to commit; empty if nothing has changed since the last call."""
         if not self.changed:
             return {}
         self.changed = False
@@ -136,7 +139,7 @@ class Attempts:
         """Seconds since the epoch."""
         return self._time_of_day.now()
 
-    def _keep(self, key: str, attempt: Attempt) -> None:
+    def _set(self, key: str, attempt: Attempt) -> None:
         self._attempts[key] = attempt
         self.changed = True
         if len(self._attempts) > MAX_FAILING:
@@ -144,12 +147,12 @@ class Attempts:
 
 
 NOT_RETRYABLE = (UndecodableMessage, ContentChanged)
-"""What trying again does not change."""
+"""Failures that another attempt does not change."""
 
 
 @dataclass(frozen=True, slots=True)
 class FailureDecision:
-    """What becomes of a message, and for `AGAIN` in how many seconds."""
+    """The fate of a message that failed, and for `AGAIN` the seconds until its next attempt."""
 
     fate: Fate
     delay: float = 0.0
@@ -159,11 +162,12 @@ HANDLER_DECISIONS = {DeadLetterMessage: Fate.DEAD_LETTER, SkipMessage: Fate.SKIP
 
 
 class FailureRules:
-    """The user's policy.
+    """The rules for messages that fail, as the user has set them.
 
     Args:
-        retry: When to try a message again: the strategies `retry`, `postpone` and `stop` of it; `None`: never.
-        on_failure: What becomes of a message that is not tried again.
+        retry: When to try a message again, by the strategies `retry`, `wait` and `stop` of this object; `None` for
+            never.
+        on_failure: The policy for a message that is not tried again.
     """
 
     def __init__(self, retry: AsyncRetrying | None, on_failure: OnFailure) -> None:
@@ -178,30 +182,30 @@ class FailureRules:
         now: float,
         before_wait: Callable[[], Awaitable[None]],
     ) -> FailureDecision:
-        """Decide.
+        """Decide the fate of a message that failed.
 
         Args:
-            message: What failed.
-            error: Why.
-            attempt: What is known of its attempts, this one included.
+            message: The message.
+            error: Why it failed.
+            attempt: Its attempts, this one included.
             now: Seconds since the epoch.
-            before_wait: Called before a coroutine of the user's is awaited.
+            before_wait: Called before a coroutine of the user is awaited.
 
         Raises:
-            Exception: What a callable of the user's raises.
+            Exception: A function of the user raised it.
         """
         if isinstance(error, RetryMessage):
             return FailureDecision(Fate.AGAIN, error.after)
-        for verdict, fate in HANDLER_DECISIONS.items():
-            if isinstance(error, verdict):
+        for decision, fate in HANDLER_DECISIONS.items():
+            if isinstance(error, decision):
                 return FailureDecision(fate)
         if self._retry is not None and not isinstance(error, NOT_RETRYABLE):
             delay = await _retry_delay(self._retry, message, error, attempt, now, before_wait)
             if delay is not None:
                 return FailureDecision(Fate.AGAIN, delay)
         policy = self._on_failure
-        said = await _resolve(policy(message, error), before_wait) if callable(policy) else policy
-        return FailureDecision(Fate(check_failure_policy(said)))
+        chosen = await _resolve(policy(message, error), before_wait) if callable(policy) else policy
+        return FailureDecision(Fate(check_failure_policy(chosen)))
 
 
 async def _retry_delay(  # noqa: PLR0917  # as for `decide`
@@ -212,11 +216,8 @@ async def _retry_delay(  # noqa: PLR0917  # as for `decide`
     now: float,
     before_wait: Callable[[], Awaitable[None]],
 ) -> float | None:
-    """What tenacity's loop would do, from its strategies alone: that loop waits where nothing may be open.
-
-    Returns:
-        Seconds until the next attempt; `None`: no further one.
-    """
+    """Seconds until the next attempt, `None` if there is none, by the strategies of tenacity."""
+    # Its own loop is not used, since it waits in place: nothing may be open while a message waits.
     state = RetryCallState(retry, None, (message,), {})
     state.attempt_number = attempt.count
     state.set_exception((type(error), error, error.__traceback__))
@@ -229,9 +230,9 @@ async def _retry_delay(  # noqa: PLR0917  # as for `decide`
     return None if await _resolve(retry.stop(state), before_wait) else state.upcoming_sleep
 
 
-async def _resolve(said: Any, before_wait: Callable[[], Awaitable[None]]) -> Any:
-    """What a function of the user's returned, which may be a coroutine function."""
-    if not inspect.isawaitable(said):
-        return said
+async def _resolve(result: Any, before_wait: Callable[[], Awaitable[None]]) -> Any:
+    """Result of a function of the user, awaited if that is a coroutine function."""
+    if not inspect.isawaitable(result):
+        return result
     await before_wait()
-    return await said
+    return await result

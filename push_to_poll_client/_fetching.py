@@ -1,8 +1,8 @@
 """Fetch pages: ask the feed, check its answer, fetch ahead, and report gaps.
 
-A page may be fetched before the page in front of it is processed. An error of such a fetch, or a request of the
-server to be left alone, takes effect when the turn of that page has come, or when the page is dropped (G3).
-Nothing is fetched beyond a page that ends the feed, that failed, or that asks for a pause.
+A page may be fetched before the page in front of it is processed. Its error takes effect when its turn has come. A
+request of the server to be left alone takes effect at that time too, or when the page is dropped (G3). Nothing is
+fetched beyond a page that ends the feed, that failed, or that asks for a pause.
 """
 
 import hashlib

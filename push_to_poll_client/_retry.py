@@ -1,7 +1,7 @@
 """Try one message until it is settled: call the handler, wait, and apply the failure policy (G9).
 
-Nothing is open while a message waits to be tried again: what was done before it is committed first. A wait of more
-than a second ends the poll, which goes on at that message when its time has come.
+Nothing is open while a message waits for its next attempt: the messages settled before it are committed first. A
+wait of more than a second ends the poll, and the next poll continues at that message when the wait is over.
 """
 
 import logging
@@ -34,21 +34,20 @@ __all__ = [
 logger = logging.getLogger("push_to_poll_client")
 
 MAX_WAIT_IN_POLL: Final = 1.0
-"""Seconds. A longer wait, or several that come to more, ends the poll, so that neither loop, lease, shutdown nor
-status wait with it, nor what waits for a poll to end."""
+"""Seconds. A longer wait, or several that add up to more, ends the poll, so that the lease, the shutdown, the
+status and the callers that wait for the poll to end do not wait with it."""
 
 MAX_DEAD_LETTERS: Final = 10_000
-"""Dead letters of a name. With more it is not the messages that are broken; the consumer stops."""
+"""Dead letters of a consumer name (G11). With more, the fault is not in the messages, and the consumer stops."""
 
-MAX_TRACEBACK: Final = 16_384
-"""Characters of a traceback that a dead letter keeps: the end, where the error is."""
+SETTLED_AS: Final = {Fate.DEAD_LETTER: RecordState.DEAD, Fate.SKIP: RecordState.SKIPPED}
 
 
-class Postponed(Exception):  # no error: a message waits, and with it what comes after it
-    """A message is to be tried again later than this poll waits.
+class Postponed(Exception):  # not an error: a message waits, and the messages after it wait with it
+    """A message has to wait for its next attempt longer than this poll waits.
 
     Args:
-        until: When, on the event loop's clock.
+        until: When the next attempt is due, on the event loop's clock.
     """
 
     def __init__(self, until: float) -> None:
@@ -57,11 +56,11 @@ class Postponed(Exception):  # no error: a message waits, and with it what comes
 
 
 class StopSignal:
-    """Whether somebody asked to begin no further message.
+    """The request to begin no further message.
 
     Attributes:
-        asked: Set from any thread.
-        heard: Set in the event loop, somewhat later; what waits for nothing but time ends with it.
+        requested: Set from any thread.
+        event: Set in the event loop, somewhat later; it ends waits for the next attempt.
     """
 
     __slots__ = ("event", "requested")
@@ -72,31 +71,31 @@ class StopSignal:
 
 
 class Retry:
-    """Settles messages one by one.
+    """Settle messages one by one.
 
     Args:
         handler: Processes one message.
         progress: Keeps attempts and dead letters, and is committed before a wait.
-        failures: Decides.
-        tally: Told of what happens.
-        hooks: Told of what fails.
-        clock: The event loop's.
+        rules: Decide the fate of a message that failed.
+        stats: Are told of retries, failures and skipped messages.
+        hooks: Are told of failed and settled messages.
+        clock: The event loop's clock.
     """
 
     def __init__(
         self,
         handler: Handler,
         progress: Progress,
-        failures: FailureRules,
-        tally: ConsumerStats,
+        rules: FailureRules,
+        stats: ConsumerStats,
         *,
         hooks: Hooks,
         clock: Clock,
     ) -> None:
         self._handler = handler
         self._progress = progress
-        self._rules = failures
-        self._stats = tally
+        self._rules = rules
+        self._stats = stats
         self._hooks = hooks
         self._clock = clock
 
@@ -107,14 +106,15 @@ class Retry:
 
         Args:
             key: Its dedupe key.
-            message: What to process.
+            message: The message.
             stop: Ends a wait.
-            error: Why it does not come to the handler; `None`: it does, unless it cannot be read.
+            error: Counts as the first failure, without a call of the handler; `None` to call the handler, unless
+                the message could not be decoded.
 
         Raises:
-            Postponed: It has to wait.
+            Postponed: The message has to wait.
             ProcessError: It failed for good, and the policy is to stop.
-            StoreError: What was done before could not be committed.
+            StoreError: The messages settled before could not be committed.
         """
         attempts = self._progress.attempts
         if attempts.knows(key):
@@ -127,14 +127,14 @@ class Retry:
         return self._finish(key, message, RecordState.PROCESSED)
 
     async def retry_dead_letter(self, message: Message, *, attempt: int) -> Exception | None:
-        """Try a dead letter; why it is still one, if it is.
+        """Try a dead letter once; return why it failed again, or `None` if it was processed.
 
         Args:
-            message: Made of it.
-            attempt: The number of this one.
+            message: The message, made from the dead letter.
+            attempt: The number of this attempt.
 
         Raises:
-            BaseException: As for `handle_failure`.
+            BaseException: The error is not a failure of the message, as for `handle_failure`.
         """
         failure = message.error or await self.attempt(message)
         if failure is None:
@@ -145,20 +145,20 @@ class Retry:
         return error
 
     async def attempt(self, message: Message) -> BaseException | None:
-        """Process it once; why that failed, if it did."""
+        """Call the handler once; return the error if it failed."""
         try:
             await self._handler(message)
-        except BaseException as error:  # noqa: BLE001  # what it means is decided elsewhere
+        except BaseException as error:  # noqa: BLE001  # `failure_of_message` decides what it means
             return error
         return None
 
     async def handle_failure(
         self, key: str, message: Message, error: BaseException, stop: StopSignal
     ) -> RecordState:
-        """Go on with a message that failed, until it is settled.
+        """Apply the failure policy to a message that failed, until it is settled.
 
         Raises:
-            BaseException: The failure is none of the message: a cancellation, `SystemExit` and the like.
+            BaseException: The error is not a failure of the message: a cancellation, `SystemExit` and the like.
             Postponed: As for `try_one`.
             ProcessError: As for `try_one`.
             StoreError: As for `try_one`.
@@ -181,19 +181,21 @@ class Retry:
         return state
 
     def _forget(self, key: str) -> None:
-        """It is no failing message any more. One that stops the consumer neither: the next run tries anew."""
+        # Also for a message that stops the consumer: the next run starts with attempt 1.
         self._stats.failing.pop(key, None)
         self._progress.attempts.discard(key)
 
     async def _decide(self, key: str, message: Message, error: Exception) -> FailureDecision:
-        """Decide, and do all of it but the waiting."""
+        """Decide the fate of a failed message, and carry it out, except for the wait."""
         attempts = self._progress.attempts
         attempt = attempts.record_failure(key)
         try:
             flush = self._progress.flush
             decision = await self._rules.decide(message, error, attempt, attempts.now, flush)
-        except Exception as broken:  # noqa: BLE001  # whatever the user's function raises
-            raise _stop_error(key, message, f"{describe(error)}; its policy failed: {describe(broken)}") from error
+        except Exception as policy_error:  # noqa: BLE001  # the user's function can raise anything
+            raise _stop_error(
+                key, message, f"{describe(error)}; its policy failed: {describe(policy_error)}"
+            ) from error
         self._hooks.message_failed(message, error, attempt.count, decision.fate)
         if decision.fate is Fate.STOP:
             self._forget(key)
@@ -210,11 +212,13 @@ class Retry:
                 key, message, f"there are {progress.dead_letter_count} dead letters already: {describe(error)}"
             )
         try:
-            letter = make_dead_letter(key, message.id, message.raw, error, progress.attempts.now)
-        except Exception as broken:  # noqa: BLE001  # likewise
+            dead_letter = make_dead_letter(key, message.id, message.raw, error, progress.attempts.now)
+        except Exception as broken:  # noqa: BLE001  # an exception of the user can fail to give its own text
             raise _stop_error(key, message, f"{describe(error)}; it cannot be kept: {describe(broken)}") from error
-        tried = 0 if message.error is not None else attempt.count
-        progress.dead_letters.append(msgspec.structs.replace(letter, attempts=tried, first_failed=attempt.first))
+        attempts = 0 if message.error is not None else attempt.count
+        progress.dead_letters.append(
+            msgspec.structs.replace(dead_letter, attempts=attempts, first_failed=attempt.first)
+        )
 
     def _report(
         self, key: str, message: Message, error: Exception, attempt: Attempt, decision: FailureDecision
@@ -242,41 +246,39 @@ class Retry:
             raise Postponed(until)
 
 
-SETTLED_AS: Final = {Fate.DEAD_LETTER: RecordState.DEAD, Fate.SKIP: RecordState.SKIPPED}
-
-
 def failure_of_message(message: Message, error: BaseException) -> Exception:
-    """What failed, when a handler raised.
+    """Return the failure of the message behind an error that a handler raised.
 
     Raises:
-        BaseException: It is no failure of the message: its task was cancelled, or it leaves by `SystemExit`.
+        BaseException: The error is not a failure of the message: the task was cancelled, the store failed, or the
+            program is to end (`SystemExit` and the like).
     """
     if isinstance(error, TransactionFailed):
         raise error.__cause__ or error
     if isinstance(error, anyio.get_cancelled_exc_class()):
-        error = _cancellation_failure(message, error)
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:  # of a task group around one task
+        try:
+            error = error_for_cancellation(error, "the handler")
+        except BaseException:
+            logger.info("cancelled while message %s was in hand: it will be done again", quoted(message.id))
+            raise
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:  # from a task group around one task
         error = error.exceptions[0]
-    if not isinstance(error, Exception):  # SystemExit and the like are somebody's way to leave
+    if not isinstance(error, Exception):  # SystemExit and the like are meant to end the program
         raise error
     return error
 
 
-def _cancellation_failure(message: Message, cancelled: BaseException) -> Exception:
-    try:
-        return error_for_cancellation(cancelled, "the handler")
-    except BaseException:
-        logger.info("cancelled while message %s was in hand: it will be done again", quoted(message.id))
-        raise
+MAX_TRACEBACK: Final = 16_384
+"""Characters of a traceback that a dead letter keeps: the end, which has the error."""
 
 
 def make_dead_letter(key: str, id: str, raw: bytes, error: Exception, now: float) -> DeadLetter:
-    """A message that failed now, for the first time, for good.
+    """Make the dead letter of a message that failed now for the first time.
 
     Args:
         key: Its dedupe key.
-        id: What the feed calls it.
-        raw: The entry as it came.
+        id: Its id in the feed.
+        raw: Its entry as received.
         error: Why it failed.
         now: Seconds since the epoch.
     """
