@@ -1,4 +1,4 @@
-"""What one listener reports to: the state of its channel, for the schedule and for the status."""
+"""The channel of one listener: its state, for the schedule and the status, and its way to wake the consumer."""
 
 import logging
 import threading
@@ -19,19 +19,21 @@ __all__ = [
 logger = logging.getLogger("push_to_poll_client")
 
 MAX_STATE = 16_384
-"""Characters that a listener may keep: a subscription is a few hundred."""
+"""Characters of state that a listener may save: a subscription takes a few hundred."""
 
 
 class ListenerChannel:
-    """The channel of one listener of a consumer. Its methods belong to the event loop, `wake` to any thread.
+    """The channel of one listener of a consumer.
+
+    `wake` may be called from any thread, all other methods only in the event loop.
 
     Args:
-        listener: Who reports.
-        name: What it is called in status and log; no two channels of a consumer share it.
+        listener: The listener.
+        name: Its name in status and log, unique among the channels of a consumer.
         wake: Wakes the consumer.
-        changed: Told whenever the channel comes up or goes down.
-        saved: What the store has under a name; `None`: nothing.
-        save: Keeps a text there, between two polls; `None` takes it away.
+        changed: Called whenever the channel comes up or goes down.
+        saved: Returns the text that the store has under a name; `None` if it has none.
+        save: Saves a text under a name, between two polls; `None` deletes it.
     """
 
     def __init__(
@@ -57,44 +59,44 @@ class ListenerChannel:
 
     @property
     def status(self) -> ListenerStatus:
-        """A snapshot."""
+        """A snapshot of the listener's status."""
         return replace(self._status, pushes=self._pushes)
 
     def up(self) -> None:
-        """The channel is connected: poll, for what was pushed before is gone."""
+        """Report that the channel is connected, and poll, since pushes before that are lost."""
         logger.info("%s: up", self.name)
         self._update_status(up=self._running)
         self._wake(None)
 
     def down(self, error: BaseException | None = None) -> None:
-        """The channel is not connected."""
+        """Report that the channel is not connected."""
         self._update_status(up=False, error=error)
 
     def wake(self, push: Push | None = None, /) -> None:
-        """A push arrived; `None`: one that said nothing, which promises all the same that there is something."""
+        """Report a push; `None` for one without metadata, which still means that there is something to poll."""
         with self._pushes_lock:
             self._pushes += 1
         self._wake(Push() if push is None else push)
 
     def poll(self) -> None:
-        """Poll, though no push arrived."""
+        """Request a poll, though no push arrived."""
         self._wake(None)
 
     def registered(self, until: float | None, /) -> None:
-        """The server pushes until then, in seconds since the epoch; `None`: it does not."""
+        """Report until when the server pushes, in seconds since the epoch; `None` if it does not."""
         self._status = replace(self._status, registered_until=until)
 
     @property
     def state(self) -> str | None:
-        """What the listener saved."""
+        """The text that the listener has saved; `None` if it has saved none."""
         return self._saved(self._state_key)
 
     async def save(self, state: str | None, /) -> None:
-        """Keep what the listener has to know after a restart.
+        """Save a text that the listener needs after a restart; `None` deletes it.
 
         Raises:
-            StoreError: It could not be kept.
-            ValueError: It is too long.
+            StoreError: The store failed.
+            ValueError: The text is too long.
         """
         if state is not None and len(state) > MAX_STATE:
             raise ValueError(f"{self.name}: {len(state)} characters of state, of {MAX_STATE} at most")
@@ -105,12 +107,12 @@ class ListenerChannel:
         return f"listener:{self.name}"
 
     def started(self) -> None:
-        """The listener was started; nothing is connected yet."""
+        """Record that the listener was started; it is not connected yet."""
         self._running = True
         self._update_status(up=False)
 
     def stopped(self) -> None:
-        """The listener does not run: whatever it says from here on, the channel is down."""
+        """Record that the listener has ended. Whatever it reports later, the channel is down."""
         self._running = False
         self._update_status(up=False)
         self._status = replace(self._status, since=None, registered_until=None)

@@ -1,4 +1,8 @@
-"""Call the user's `process` or `process_batch`, in a thread or a transaction if need be."""
+"""Call the user's `process` or `process_batch`, in a thread or a transaction if need be.
+
+A handler is a coroutine function. The functions here make one out of the user's function, and wrap one handler in
+another. Each works for single messages and for batches.
+"""
 
 import functools
 import inspect
@@ -29,30 +33,31 @@ MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])
 def as_handler(
     process: Callable[[MessageOrBatch], Awaitable[None] | None], *, threads: int
 ) -> Callable[[MessageOrBatch], Awaitable[None]]:
-    """A coroutine function as it is; a plain function in a worker thread, so that it does not stop the event loop.
+    """Return a coroutine function as it is, and run a plain function in a worker thread.
 
-    A thread cannot be interrupted: a cancellation waits until the function returns, since a message must not be
-    in two hands at once.
+    A plain function would stop the event loop. A thread cannot be interrupted: a cancellation waits until the
+    function returns, since a message must not be processed twice at the same time.
 
     Args:
         process: The user's function.
-        threads: How many calls there may be at a time. Several are not held to the 40 threads that a program
-            shares by default: who asks for them wants them, and others should not wait for them.
+        threads: Calls at a time. If there may be several, they do not count towards the 40 threads that a program
+            shares by default: the user has asked for this number, and other code should not wait for these
+            threads.
 
     Raises:
-        TypeError: It cannot be called, or is a generator function, which calling does not run.
+        TypeError: The function cannot be called, or is a generator function, which a call does not run.
     """
     if not callable(process) or _is_kind(process, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
         raise TypeError(f"process must be a function of a message, and no generator, not {process!r}")
     if _is_kind(process, inspect.iscoroutinefunction):
-        return process  # type: ignore[return-value]  # that is what was just asked
+        return process  # type: ignore[return-value]  # it is a coroutine function, as just checked
 
     limiters = RunVar[CapacityLimiter | None](f"threads of {process!r}", None)
 
     async def in_thread(work: MessageOrBatch) -> None:
         if threads > 1 and limiters.get() is None:
             limiters.set(CapacityLimiter(threads))
-        # In a tuple, since trio takes a thread that returns a coroutine for a mistake.
+        # In a tuple, since trio treats a thread that returns a coroutine as a mistake.
         call = functools.partial(anyio.to_thread.run_sync, lambda: (process(work),), limiter=limiters.get())
         (result,) = await in_own_task(call)
         if inspect.isawaitable(result):
@@ -62,7 +67,7 @@ def as_handler(
 
 
 def batch_of_one(batch: BatchHandler) -> Handler:
-    """A handler of batches, for a message that stands alone."""
+    """Make a handler of single messages out of a handler of batches."""
 
     async def process(message: Message) -> None:
         await batch([message])
@@ -73,12 +78,12 @@ def batch_of_one(batch: BatchHandler) -> Handler:
 def _is_kind(function: Any, *kinds: Callable[[Any], bool]) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
-    called = getattr(function, "__call__", None)  # noqa: B004  # not whether it can be called, but what is
-    return any(kind(function) or kind(called) for kind in kinds)
+    call = getattr(function, "__call__", None)  # noqa: B004  # the method itself, for an object that can be called
+    return any(kind(function) or kind(call) for kind in kinds)
 
 
 class TransactionFailed(BaseException):
-    """The store failed around a handler, which is no failure of its message. The cause is how."""
+    """The store failed around a handler, which is not a failure of its message. The cause is the store's error."""
 
 
 def in_transaction(
@@ -87,13 +92,13 @@ def in_transaction(
     progress: Progress,
     records: Callable[[MessageOrBatch], Sequence[Record]],
 ) -> Callable[[MessageOrBatch], Awaitable[None]]:
-    """The handler, so that what it writes through the store's connection is committed with the records.
+    """Wrap a handler so that its writes through the store's connection are committed with the records (G8).
 
     Args:
-        handler: Processes a message, or several.
-        session: Whose connection it writes through.
-        progress: Told when what it was to commit is undone.
-        records: Those of a message, or several.
+        handler: Processes a message, or a batch.
+        session: Has the connection that the handler writes through.
+        progress: Is told if its uncommitted records were undone with a transaction.
+        records: Makes the records of a message, or of a batch.
     """
 
     async def process(work: MessageOrBatch) -> None:

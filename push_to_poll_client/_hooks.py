@@ -1,6 +1,6 @@
 """Hooks: typed calls that tell telemetry and tests what a consumer does.
 
-They are told, and decide nothing: what one raises is logged and changes nothing.
+Hooks decide nothing: an exception of a hook is logged, and changes nothing.
 """
 
 import inspect
@@ -54,51 +54,45 @@ HOOK_NAMES: Final = [name for name in vars(Hooks) if not name.startswith("_")]
 
 
 class SafeHooks(Hooks):
-    """Calls those of the user, and survives what they raise.
+    """Call the user's hooks, and log what they raise.
 
     Args:
-        hooks: The user's.
+        hooks: The user's hooks.
     """
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
 
     def message_started(self, message: Message) -> None:
-        """Tell it."""
         self._call("message_started", message)
 
     def message_settled(self, message: Message, state: RecordState) -> None:
-        """Tell it."""
         self._call("message_settled", message, state)
 
     def message_failed(self, message: Message, error: Exception, attempt: int, fate: Fate) -> None:
-        """Tell it."""
         self._call("message_failed", message, error, attempt, fate)
 
     def resynced(self, event: Resynced) -> None:
-        """Tell it."""
         self._call("resynced", event)
 
     def gap(self, event: Gap) -> None:
-        """Tell it."""
         self._call("gap", event)
 
     def caught_up(self, result: PollResult) -> None:
-        """Tell it."""
         self._call("caught_up", result)
 
-    def _call(self, name: str, *what: Any) -> None:
+    def _call(self, name: str, *args: Any) -> None:
         try:
-            getattr(self._hooks, name)(*what)
-        except Exception as error:  # noqa: BLE001  # whatever the user's hook raises
+            getattr(self._hooks, name)(*args)
+        except Exception as error:  # noqa: BLE001  # the user's hook can raise anything
             logger.warning("hook %s failed: %s", name, describe(error))
 
 
 def check_hooks(hooks: object) -> None:
-    """Check what the user gave as hooks.
+    """Check the option `hooks`.
 
     Raises:
-        TypeError: They are none, or one of them is a coroutine function, which nobody would await.
+        TypeError: It is not a `Hooks`, or one of its methods is a coroutine function, which would not be awaited.
     """
     if hooks is None:
         return
@@ -114,7 +108,7 @@ def with_start_hook(
     hooks: Hooks,
     messages: Callable[[MessageOrBatch], Sequence[Message]],
 ) -> Callable[[MessageOrBatch], Awaitable[None]]:
-    """The handler, so that the hooks hear of each message that it is about to get."""
+    """Wrap a handler so that the hooks are told of each message before the handler gets it."""
 
     async def process(work: MessageOrBatch) -> None:
         for message in messages(work):

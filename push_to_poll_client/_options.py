@@ -1,4 +1,7 @@
-"""The options of a consumer: their types, and their checks at construction."""
+"""The options of a consumer: their types, and their checks at construction.
+
+The user's mistakes are found here, when the consumer is made, and not at the first message.
+"""
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -36,15 +39,15 @@ INCEPTION, LATEST = "inception", "latest"
 
 
 def check_cursor(name: str, value: object, *, optional: bool = False) -> None:
-    """Check an argument that is a place in the feed.
+    """Check an argument that is a position in the feed.
 
     Args:
-        name: The argument's.
-        value: What was given.
+        name: The argument's name.
+        value: The value given.
         optional: Whether it may be `None`.
 
     Raises:
-        TypeError: It is of the wrong kind.
+        TypeError: The value has the wrong type.
     """
     if not isinstance(value, str) and not (optional and value is None):
         raise TypeError(f"{name} must be 'inception', 'latest' or a cursor, not {value!r}")
@@ -110,14 +113,14 @@ BatchHandler: TypeAlias = Callable[[Sequence[Message]], Awaitable[None]]
 
 
 def check_latest(feed: Feed) -> None:
-    """Check that there is a way to the feed's end.
+    """Check that the feed can tell the cursor of its end.
 
     Raises:
-        ValueError: It has no `latest`.
+        ValueError: The feed has no `latest()`.
     """
     if not callable(getattr(feed, "latest", None)):
         text = f"{type(feed).__name__} has no latest(), so nothing can start at its end"
-        raise ValueError(text)  # noqa: TRY004  # what was said has no meaning with this feed
+        raise ValueError(text)  # noqa: TRY004  # the option is wrong for this feed; the feed's type is fine
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +128,8 @@ class ScheduleOptions:
     """The numbers of a consumer, checked one by one and against each other.
 
     Raises:
-        TypeError: A number is no number.
-        ValueError: It is out of range, or two contradict each other.
+        TypeError: A value is not a number.
+        ValueError: A value is out of range, or two contradict each other.
     """
 
     fallback_interval: float | None
@@ -149,7 +152,7 @@ class ScheduleOptions:
         self._check_fallback()
 
     def _check_fallback(self) -> None:
-        """The timer can only be as fast as the rate lets it, and must not be slower than a wake (G4)."""
+        # The rate must allow the polls of the timer, and a wake must not be slower than the timer (G4).
         for name in ("fallback_interval", "degraded_interval"):
             interval = getattr(self, name)
             if interval is None:
@@ -160,7 +163,7 @@ class ScheduleOptions:
                 raise ValueError(f"{name}={interval} is shorter than wake_delay={self.wake_delay}")
 
     def check_listeners(self, count: int) -> None:
-        """With listeners there must be a fallback: a push channel loses pushes without saying so (G4)."""
+        """Require a fallback interval with listeners: a push channel loses pushes without a sign (G4)."""
         if count and self.fallback_interval is None:
             raise ValueError(
                 "fallback_interval=None together with listeners would lose every message whose push is lost; "
@@ -168,7 +171,7 @@ class ScheduleOptions:
             )
 
     def make_schedule(self) -> Schedule:
-        """A new schedule with these numbers."""
+        """Make a schedule with these numbers."""
         return Schedule(
             fallback_interval=self.fallback_interval,
             degraded_interval=self.degraded_interval,
@@ -178,17 +181,24 @@ class ScheduleOptions:
         )
 
 
+def _check_count(name: str, value: Any, *, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, not {value}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessingOptions:
-    """The arguments of a consumer that are about messages and positions; see there.
+    """The arguments of a consumer about messages and positions. `Consumer` documents those not listed here.
 
     Attributes:
         handler: Processes one message.
-        batch: Processes several; `None`: there is but `handler`.
+        batch: Processes several messages; `None` if there is only `handler`.
 
     Raises:
-        TypeError: An argument is of the wrong kind.
-        ValueError: It has no meaning, or two contradict each other.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument is out of range, or two contradict each other.
     """
 
     handler: Handler
@@ -210,42 +220,40 @@ class ProcessingOptions:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "concurrency"):
-            _check_count(name, getattr(self, name), least=1)
+            _check_count(name, getattr(self, name), minimum=1)
         for name in ("prefetch", "overlap_cursors"):
-            _check_count(name, getattr(self, name), least=0)
+            _check_count(name, getattr(self, name), minimum=0)
         for name in ("batch_wait", "overlap"):
             check_number(name, getattr(self, name))
         for name in ("key", "dedupe_key", "fingerprint"):
-            _check_function(name, getattr(self, name))
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} must be a function of a message or None, not {value!r}")
         if self.retry is not None and not isinstance(self.retry, AsyncRetrying):
             raise TypeError(f"retry must be a tenacity.AsyncRetrying or None, not {self.retry!r}")
         if not callable(self.on_failure):
             check_failure_policy(self.on_failure)
         check_hooks(self.hooks)
-        self._check_concurrency()
-        self._check_position()
-
-    def _check_concurrency(self) -> None:
         if self.concurrency > 1 and self.key is None:
             raise ValueError(
                 f"concurrency={self.concurrency} needs key=: what messages share that must keep their order, as "
                 "key=lambda message: message.subject; where no order matters, key=lambda message: message.id"
             )
 
-    def _check_position(self) -> None:
         check_cursor("start", self.start)
-        said = self.on_cursor_expired
-        if said != "stop" and not isinstance(said, Resync) and not callable(said):
-            raise TypeError(f"on_cursor_expired must be 'stop', a Resync or a function, not {said!r}")
+        expired = self.on_cursor_expired
+        if expired != "stop" and not isinstance(expired, Resync) and not callable(expired):
+            raise TypeError(f"on_cursor_expired must be 'stop', a Resync or a function, not {expired!r}")
 
     def check_feed_and_store(self, feed: Feed, store: Store) -> None:
-        """Check it against the parts.
+        """Check the options against the feed and the store.
 
         Raises:
-            ValueError: The feed has no end to start at, or the store cannot do several messages at a time.
+            ValueError: The feed cannot tell its end to start there, or the store cannot process several messages
+                at a time.
         """
-        says_latest = isinstance(self.on_cursor_expired, Resync) and self.on_cursor_expired.to == LATEST
-        if self.start == LATEST or says_latest:
+        resyncs_to_latest = isinstance(self.on_cursor_expired, Resync) and self.on_cursor_expired.to == LATEST
+        if self.start == LATEST or resyncs_to_latest:
             check_latest(feed)
         one_at_a_time = getattr(store, "transactional", False) and not getattr(
             store, "concurrent_transactions", False
@@ -258,22 +266,10 @@ class ProcessingOptions:
 
     @property
     def overlaps(self) -> bool:
-        """Whether polls start behind the saved cursor."""
+        """Whether polls start before the saved cursor."""
         return bool(self.overlap or self.overlap_cursors)
 
     @property
     def plain(self) -> bool:
-        """Whether messages are simply done one after the other."""
+        """Whether messages are processed one by one, without batches, fingerprints or hooks."""
         return self.concurrency == 1 and not self.batch and not self.fingerprint and not self.hooks
-
-
-def _check_count(name: str, value: Any, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, not {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, not {value}")
-
-
-def _check_function(name: str, value: Callable[..., Any] | None) -> None:
-    if value is not None and not callable(value):
-        raise TypeError(f"{name} must be a function of a message or None, not {value!r}")

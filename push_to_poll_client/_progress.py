@@ -1,7 +1,11 @@
-"""Collect what is settled, and commit it to the store in groups.
+"""Collect the records of settled messages, and commit them to the store in groups.
 
-There is one commit at a time. What is settled while it is under way is the next, as databases do it (group
-commit): the faster the messages come and the slower the disk is, the more of them share a commit.
+There is one commit at a time. Records that arrive while it runs go into the next one, as databases do it (group
+commit): the faster the messages come and the slower the disk is, the more messages share a commit.
+
+A commit that fails loses nothing: its records are put back, and the next flush tries again. A transactional
+session is the exception. Its store has undone the effects of the handler too, so these messages are processed
+again, and their records are dropped (G8).
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,32 +27,43 @@ __all__ = [
 
 
 MAX_PENDING = 50_000
-"""Keys of settled pages that wait for their commit. With more, the next page waits too (G11)."""
+"""Keys of settled pages that may wait for their commit (G11). With more, the next page waits until they are
+committed."""
+
+
+class _Uncommitted(TypedDict):
+    """The arguments of one commit."""
+
+    cursor: Cursor | None
+    records: Sequence[Record]
+    dead_letters: Sequence[DeadLetter]
+    state: Mapping[str, str | None]
+    read_at: float
 
 
 class Progress:
     """The progress of one session.
 
     Args:
-        session: Where it is committed.
-        tally: Told of what was committed.
+        session: Where the progress is committed.
+        stats: Are told of what was committed.
         flush_interval: Seconds of work that may be uncommitted.
-        clock: The event loop's.
+        clock: The event loop's clock.
 
     Attributes:
-        pending: The records of what is settled and not on its way yet, in order; always the same list.
-        cursor: Safe to save with them; `None` leaves the saved one.
-        read_at: When the page arrived that it is of, on the event loop's clock.
-        dead_letters: Of those that died.
-        time_of_day: Of the event loop.
-        attempts: Of messages that fail.
-        due: When all has to be committed that is settled by now, also what is on its way (G7).
+        pending: Records of settled messages that no commit has taken yet, in order; always the same list.
+        cursor: The cursor that may be saved with them; `None` leaves the saved one.
+        read_at: When the page of this cursor arrived, on the event loop's clock.
+        dead_letters: Dead letters that no commit has taken yet.
+        time_of_day: The time of day by the event loop's clock.
+        attempts: Attempts of failing messages.
+        due: When everything that is settled by now has to be committed, also what a running commit has taken (G7).
 
     Raises:
-        StoreError: The session keeps what this library does not write.
+        StoreError: The session's state has a value that this library does not write.
     """
 
-    def __init__(self, session: Session, tally: ConsumerStats, *, flush_interval: float, clock: Clock) -> None:
+    def __init__(self, session: Session, stats: ConsumerStats, *, flush_interval: float, clock: Clock) -> None:
         self.pending: list[Record] = []
         self.cursor: Cursor | None = None
         self.read_at = clock()
@@ -57,7 +72,7 @@ class Progress:
         self.attempts = Attempts(session.state, self.time_of_day)
         self.due = 0.0
         self._session = session
-        self._stats = tally
+        self._stats = stats
         self._flush_interval = flush_interval
         self._clock = clock
         self._taken_count = 0
@@ -74,26 +89,24 @@ class Progress:
 
     @property
     def dead_letter_count(self) -> int:
-        """How many dead letters there are, committed or not."""
+        """Number of dead letters, committed or not."""
         return self._session.dead + len(self.dead_letters)
 
     @property
     def settled_count(self) -> int:
-        """How many messages were settled, committed or not."""
+        """Number of messages settled in this session, committed or not."""
         return self._taken_count + len(self.pending)
 
     async def unsettled(self, keys: list[str]) -> set[str]:
-        """Those of a page's keys that have no record and are not about to have one.
+        """Return the keys of a page that have no record and are not about to have one.
 
         Raises:
-            StoreError: The store failed, now or with what an earlier page left to it.
+            StoreError: The store failed, now or while it committed an earlier page.
         """
         if self._committing is None:
             await self.flush()
-        uncommitted = (
-            self._committing_keys,
-            self._pending_keys,
-        )  # by now: it may be committed before the store answers
+        # Read before the store is asked: these keys may be committed before it answers.
+        uncommitted = (self._committing_keys, self._pending_keys)
         unseen = await self._session.unseen(keys)
         for settled in uncommitted:
             if not unseen.isdisjoint(settled):
@@ -101,7 +114,7 @@ class Progress:
         return unseen
 
     async def fingerprints(self, keys: list[str]) -> Mapping[str, int]:
-        """The fingerprints of those of the keys that were settled with one.
+        """Return the fingerprints of the keys whose messages were settled with one.
 
         Raises:
             StoreError: As for `unsettled`.
@@ -110,15 +123,15 @@ class Progress:
         return await self._session.fingerprints(keys)
 
     def advance(self, cursor: Cursor | None, read_at: float) -> None:
-        """All before this cursor is settled; `None`: nothing new is."""
+        """Move the cursor that may be saved, since everything before it is settled; `None` leaves it."""
         if cursor is not None:
             self.cursor, self.read_at = cursor, read_at
 
     async def flush(self) -> None:
-        """Commit all of it now.
+        """Commit everything now.
 
         Raises:
-            StoreError: The store failed. What is not committed is kept, and tried again by the next flush.
+            StoreError: The store failed. The next flush tries again.
         """
         if self._committing is not None:
             await self._committing.wait()
@@ -126,12 +139,12 @@ class Progress:
         self.due = self._clock() + self._flush_interval
 
     def discard_uncommitted(self) -> None:
-        """What was settled since the last commit is not, after all (G8)."""
+        """Drop what was settled since the last commit, since its effects were undone (G8)."""
         self.pending.clear()
         self.cursor, self.dead_letters, self._pending_keys = None, [], set()
 
     async def finish(self) -> None:
-        """Flush, when nothing runs beside any more: all that was started there has ended, however it did.
+        """Flush at the end of a poll, when every commit in the background has ended or was cancelled.
 
         Raises:
             StoreError: As for `flush`.
@@ -140,16 +153,16 @@ class Progress:
         await self.flush()
 
     async def commit_in_background(self, tasks: TaskGroup, keys: list[str]) -> None:
-        """Commit while the caller goes on with the next page. What fails is tried again by the next flush.
+        """Commit while the caller goes on with the next page. The next flush tries a failed commit again.
 
-        A transactional session has one transaction: there the caller waits.
+        A transactional session has one transaction, so there the caller waits.
 
         Args:
-            tasks: Where.
-            keys: Of the page that is settled.
+            tasks: Run the commit.
+            keys: The keys of the page that is settled.
 
         Raises:
-            StoreError: As for `flush`, which it comes to when too much is pending.
+            StoreError: As for `flush`, if the caller had to wait.
         """
         self._pending_keys.update(keys)
         if self._transactional or len(self._pending_keys) > MAX_PENDING:
@@ -160,7 +173,7 @@ class Progress:
 
     async def _commit_all(self, done: anyio.Event) -> None:
         try:
-            with suppress(Exception):  # tried again, by who can raise it
+            with suppress(Exception):  # the next flush tries again, and can raise
                 while self._has_uncommitted:
                     await self._commit()
         finally:
@@ -173,28 +186,25 @@ class Progress:
         return bool(self.pending or self.dead_letters) or unsaved or self.attempts.changed
 
     async def _commit(self) -> None:
-        """Commit what is there now. More may come meanwhile. A cancellation waits for it."""
+        """Commit what is there now; more may arrive meanwhile. A cancellation waits for the commit."""
         with anyio.CancelScope(shield=True):
             async with self._lock:
-                if self._has_uncommitted:
-                    await self._save_uncommitted()
-                else:
+                if not self._has_uncommitted:
                     self.cursor, self._pending_keys = None, set()
+                    return
+                began = self._clock()
+                taken = self._take()
+                try:
+                    await self._session.commit(**taken)
+                except BaseException:
+                    self._put_back(taken)
+                    raise
+                finally:
+                    self._committing_keys = set()
+                self.due = began + self._flush_interval
+                self._stats.committed(len(taken["records"]))
 
-    async def _save_uncommitted(self) -> None:
-        began = self._clock()
-        taken = self._take()
-        try:
-            await self._session.commit(**taken)
-        except BaseException:
-            self._put_back(taken)
-            raise
-        finally:
-            self._committing_keys = set()
-        self.due = began + self._flush_interval
-        self._stats.committed(len(taken["records"]))
-
-    def _take(self) -> "_Uncommitted":
+    def _take(self) -> _Uncommitted:
         taken = _Uncommitted(
             cursor=None if self.cursor == self.saved else self.cursor,
             records=self.pending.copy(),
@@ -208,10 +218,11 @@ class Progress:
         self._committing_keys, self._pending_keys = self._pending_keys, set()
         return taken
 
-    def _put_back(self, taken: "_Uncommitted") -> None:
-        """For the next flush; but what a store has undone is to be processed again, not to be recorded (G8)."""
+    def _put_back(self, taken: _Uncommitted) -> None:
+        """Leave a failed commit to the next flush."""
         if taken["state"]:
             self.attempts.changed = True
+        # The store has undone the effects too: the messages are to be processed again, not recorded (G8).
         if self._transactional:
             return
         self.pending[:0] = taken["records"]
@@ -219,13 +230,3 @@ class Progress:
         self._taken_count -= len(taken["records"])
         self.cursor = taken["cursor"] if self.cursor is None else self.cursor
         self._pending_keys |= self._committing_keys
-
-
-class _Uncommitted(TypedDict):
-    """What one commit is to save."""
-
-    cursor: Cursor | None
-    records: Sequence[Record]
-    dead_letters: Sequence[DeadLetter]
-    state: Mapping[str, str | None]
-    read_at: float

@@ -1,4 +1,8 @@
-"""Wakes on their way to the event loop: from any thread, bounded, never lost."""
+"""Wakes on their way to the event loop: from any thread, bounded, never lost.
+
+A wake is put into a list, and the event loop is asked to empty the list, unless it was already asked. While no
+loop runs, wakes stay in the list until the next one opens it.
+"""
 
 import threading
 from collections.abc import Callable
@@ -12,51 +16,47 @@ __all__ = [
 
 
 CAPACITY = 64
-"""Pushes kept apart while the loop is busy or not running. Past that they are one push that nothing can drop."""
+"""Pushes kept one by one while the loop is busy or not running (G11). Any further ones become a single push
+without a hint."""
 
 
 class Wakes:
-    """Where `wake()` leaves a push; an event loop, when there is one, takes them out."""
+    """The pushes between `wake()` and the event loop."""
 
     def __init__(self) -> None:
         self._deliver: Callable[[Push | None], None] | None = None
-        self._lock = threading.RLock()  # a signal handler may come while its own thread is in here
+        self._lock = threading.RLock()  # a signal handler may run while its own thread holds the lock
         self._pushes: list[Push | None] = []
         self._loop: EventLoop | None = None
         self._drain_scheduled = False
 
     def put(self, push: Push | None) -> None:
-        """Take a wake from any thread. Never blocks on the event loop."""
+        """Add a wake, from any thread. Never blocks on the event loop."""
         with self._lock:
-            self._append(push)
+            if len(self._pushes) < CAPACITY:
+                self._pushes.append(push)
+            else:
+                self._pushes[-1] = Push()  # without a hint, so that the schedule cannot drop it
             loop = None if self._drain_scheduled else self._loop
             self._drain_scheduled = loop is not None
-        if loop is not None:
-            self._schedule_drain(loop)
+        if loop is None:
+            return
+        try:
+            loop.call(self._drain)
+        except RuntimeError:  # the loop has ended meanwhile; the next one takes the pushes
+            with self._lock:
+                self._drain_scheduled = False
 
     def open(self, loop: EventLoop, deliver: Callable[[Push | None], None]) -> None:
-        """From here on call `deliver` in this loop with each push, those first that were left here before."""
+        """From now on call `deliver` in this loop with each push, first with those that wait here."""
         with self._lock:
             self._loop, self._deliver = loop, deliver
         self._drain()
 
     def close(self) -> None:
-        """No loop takes pushes any more; they are kept for the next one."""
+        """Deliver no more; later pushes are kept for the next loop."""
         with self._lock:
             self._loop = self._deliver = None
-
-    def _append(self, push: Push | None) -> None:
-        if len(self._pushes) < CAPACITY:
-            self._pushes.append(push)
-        else:
-            self._pushes[-1] = Push()  # without a hint, so that it cannot be dropped for one
-
-    def _schedule_drain(self, loop: EventLoop) -> None:
-        try:
-            loop.call(self._drain)
-        except RuntimeError:  # the loop ended meanwhile; what is here waits for the next one
-            with self._lock:
-                self._drain_scheduled = False
 
     def _drain(self) -> None:
         with self._lock:

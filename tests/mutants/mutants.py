@@ -212,8 +212,8 @@ MUTANTS = [
         "G7",
         "counts the flush interval from the end of the commit",
         "_progress.py",
-        "        self.due = began + self._flush_interval\n",
-        "        self.due = self._clock() + self._flush_interval\n",
+        "                self.due = began + self._flush_interval\n",
+        "                self.due = self._clock() + self._flush_interval\n",
         "tests/core/test_progress.py",
     ),
     of(
@@ -365,8 +365,8 @@ MUTANTS = [
         "G11",
         "keeps each wake of a flood",
         "_wakes.py",
-        "        if len(self._pushes) < CAPACITY:\n",
-        "        if True:\n",
+        "            if len(self._pushes) < CAPACITY:\n",
+        "            if True:\n",
     ),
     of(
         "G11",
