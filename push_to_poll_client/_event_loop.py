@@ -1,7 +1,8 @@
-"""What anyio does not offer of an event loop.
+"""Work with the event loop where anyio offers nothing, on asyncio and trio.
 
-To reach it from a thread without waiting for it, to read its clock from there, to tell who was cancelled, and to
-finish what asyncio's own cancellation must not cut.
+Call a function in the loop from any thread without waiting for it; read its clock from any thread; start tasks in
+the background at little cost; tell whether a cancellation was meant for this task; and finish a call that
+asyncio's own cancellation must not interrupt.
 """
 
 import asyncio
@@ -20,11 +21,6 @@ __all__ = ["Background", "EventLoop", "TimeOfDay", "error_for_cancellation", "in
 
 T = TypeVar("T")
 
-START_CHECKPOINTS = 3
-"""Of the event loop: what is started begins in the first, and httpx takes a lock in two more before it sends. On
-trio it is chance who comes first in a turn, and it may take one more."""
-
-
 wall_clock = time.time
 
 
@@ -32,7 +28,7 @@ class EventLoop:
     """The event loop that runs now, in this thread.
 
     Attributes:
-        time: Its clock, in seconds; callable from any thread.
+        time: Its clock, in seconds; can be called from any thread.
     """
 
     def __init__(self) -> None:
@@ -41,7 +37,9 @@ class EventLoop:
         self.time: Callable[[], float]
         if isinstance(self._native, asyncio.AbstractEventLoop):
             self._call_soon = functools.partial(_call_soon, self._native, threading.get_ident())
-            self.time = _clock_of(self._native)
+            # The clock is read for each message; half of the cost of asyncio's own `time` is the call around it.
+            own_time = type(self._native).time is asyncio.BaseEventLoop.time
+            self.time = time.monotonic if own_time else self._native.time
         else:
             import trio
 
@@ -51,39 +49,32 @@ class EventLoop:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EventLoop) and other._native is self._native
 
-    __hash__ = None  # type: ignore[assignment]  # compared, never a key
+    __hash__ = None  # type: ignore[assignment]  # only compared, never a key of a dict
 
     def call(self, function: Callable[[], None]) -> None:
-        """Call it in the loop, soon, without waiting. From any thread, and from a signal handler too.
+        """Call a function in the loop, soon, without waiting. From any thread, and from a signal handler too.
 
         Raises:
-            RuntimeError: The loop has ended; nothing will be called.
+            RuntimeError: The loop has ended; the function will not be called.
         """
         self._call_soon(function)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, thread: int, function: Callable[[], None]) -> None:
-    """Within a task the loop need not be woken, which takes it a write, a read and a turn.
-
-    A signal handler that cut into a task is followed by what is left of its step; one that cut into the waiting of
-    the loop finds no task.
-    """
+    """Call a function soon. Wake the loop only if need be, since that costs a write, a read and a turn."""
+    # Within a task the loop is awake. A signal handler that interrupts a task is followed by the rest of its step;
+    # one that interrupts the loop while it waits finds no task.
     if threading.get_ident() == thread and asyncio.current_task(loop) is not None:
         loop.call_soon(function)
     else:
         loop.call_soon_threadsafe(function)
 
 
-def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """The clock itself where asyncio says which it is: read for each message, half of it is the way there."""
-    return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
-
-
 class TimeOfDay:
     """Seconds since the epoch, by the event loop's clock, which does not jump.
 
     Args:
-        clock: The event loop's.
+        clock: The event loop's clock.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -91,26 +82,31 @@ class TimeOfDay:
         self._epoch = wall_clock() - clock()
 
     def now(self) -> float:
-        """That of now."""
+        """Seconds since the epoch, now."""
         return self._epoch + self._clock()
 
     def of(self, moment: float) -> float:
-        """That of a moment on the event loop's clock."""
+        """Seconds since the epoch at a moment of the event loop's clock."""
         return self._epoch + moment
 
 
+START_CHECKPOINTS = 3
+"""Checkpoints after a start. A task begins in the first, and httpx takes a lock in two more before it sends. On
+trio the order of tasks within a turn is random, and it may take one more."""
+
+
 class Background:
-    """What runs beside a task, and ends with the block. While nothing does, it costs nothing.
+    """Tasks that run in the background, and are cancelled at the end of the block. Without any it costs nothing.
 
     Attributes:
-        tasks: Where more can be started; `None` before the first was.
+        tasks: The task group; `None` before the first task was started.
     """
 
     def __init__(self) -> None:
         self.tasks: TaskGroup | None = None
 
     async def start(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Start it, which must not raise, and give it the turns that it needs to send a request."""
+        """Start a function that does not raise, and give it the turns that it needs to send a request."""
         if self.tasks is None:
             self.tasks = await anyio.create_task_group().__aenter__()
         self.tasks.start_soon(function)
@@ -123,33 +119,33 @@ class Background:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End what runs. What the block raised is raised bare."""
+        # Not given to the task group: the error of the block is raised bare, not in a group.
         if self.tasks is not None:
             self.tasks.cancel_scope.cancel()
             await self.tasks.__aexit__(None, None, None)
 
 
-def error_for_cancellation(cancelled: BaseException, who: str) -> RuntimeError:
-    """What failed, when a task has caught a cancellation that was not meant for it.
+def error_for_cancellation(cancelled: BaseException, name: str) -> RuntimeError:
+    """Return an error for a cancellation that was not meant for this task; raise it again if it was.
 
-    On asyncio a task also sees a `CancelledError` when something that it awaits was cancelled by somebody else.
-    Taken for its own, it would end the task without a word.
+    On asyncio a task also sees a `CancelledError` when other code has cancelled something that the task awaits. If
+    the task took it for its own, it would end without a word.
 
     Args:
-        cancelled: What was caught. Raised again if this task was meant.
-        who: Who awaited what was cancelled.
+        cancelled: The cancellation that was caught.
+        name: Name of the function that awaited what was cancelled, for the text of the error.
     """
     task = asyncio.current_task() if isinstance(cancelled, asyncio.CancelledError) else None
     if task is None or task.cancelling():
         raise cancelled
-    return RuntimeError(f"{who} awaited something that was cancelled")
+    return RuntimeError(f"{name} awaited something that was cancelled")
 
 
 async def in_own_task(function: Callable[[], Awaitable[T]]) -> T:
-    """Await `function()` to its end, whatever cancels the caller, and then let the cancellation through.
+    """Await `function()` to its end, even if the caller is cancelled, and then raise the cancellation.
 
-    A shield is not enough: asyncio's own cancellation (`task.cancel()`, `asyncio.wait_for`) pierces it, but it
-    reaches one task only, and that is not the one that works here.
+    A shield is not enough: asyncio's own cancellation (`task.cancel()`, `asyncio.wait_for`) passes through it. But
+    it reaches only the caller's task, and the function runs in another one.
     """
     results: list[T] = []
     errors: list[BaseException] = []

@@ -1,10 +1,10 @@
-"""Decode JSON that others wrote, with one limit on its depth that is the same on every Python.
+"""Decode JSON from others, with a limit on its depth that is the same on every Python.
 
-msgspec reads a nested value by recursion. How deep it gets depends on the version of Python, and on 3.11 also on
-how deep the caller's stack is. The limit here is lower, so what is read depends on neither.
+msgspec reads a nested value by recursion. The depth that it reaches depends on the version of Python, and on 3.11
+also on the depth of the caller's stack. The limit here is lower, so the result depends on neither.
 
-A value of depth n has n opening and n closing brackets. So a text that is shorter than two brackets for each level
-needs no look, and most messages are that short.
+A value of depth n has n opening and n closing brackets. So a text that is shorter than two brackets for each
+allowed level needs no check, and most messages are that short.
 """
 
 import re
@@ -16,13 +16,14 @@ import msgspec
 __all__ = ["DECODE_ERRORS", "MAX_DEPTH", "SAFE_LENGTH", "Decoder", "check_depth", "check_page_depth", "decode"]
 
 MAX_DEPTH = 500
-"""Arrays and objects in one another. CPython 3.11 has room for 1,000 calls, and a handler's own take up to 200."""
+"""Levels of nested arrays and objects. CPython 3.11 has room for 1,000 calls, and a handler takes up to 200."""
 
 SAFE_LENGTH = 2 * MAX_DEPTH
-"""Bytes of a text that cannot be too deep."""
+"""Length in bytes up to which a text cannot be too deep."""
 
 DECODE_ERRORS = (ValueError, RecursionError)
-"""What decoding raises: msgspec's own, of invalid UTF-8 (both `ValueError`), of a value nested too deep."""
+"""The errors of decoding: msgspec's own and of invalid UTF-8 (both `ValueError`), and of a value nested too
+deep."""
 
 _T = TypeVar("_T")
 
@@ -34,14 +35,14 @@ _DEPTH_CHANGES = [0] * 256
 _DEPTH_CHANGES[ord("[")], _DEPTH_CHANGES[ord("]")] = 1, -1
 
 _USUAL_DEPTH = 16
-"""Depth of usual values. It is counted by replacing, which takes a tenth of the time of the loop for the rest."""
+"""Depth of usual values. Up to it levels are counted by replacing, in a tenth of the time that the loop takes."""
 
 
 def check_depth(text: bytes | str | msgspec.Raw) -> None:
     """Check that no value in a JSON text is nested deeper than `MAX_DEPTH`, in time linear in the text.
 
     Raises:
-        RecursionError: One is.
+        RecursionError: A value is nested deeper.
     """
     if len(text) <= SAFE_LENGTH:
         return
@@ -51,10 +52,10 @@ def check_depth(text: bytes | str | msgspec.Raw) -> None:
 
 
 def check_page_depth(page: bytes) -> None:
-    """As `check_depth`, for a page of many messages, of which each byte has to cost next to nothing.
+    """Like `check_depth`, for a page of many messages, where each byte has to cost next to nothing.
 
-    The page is looked at closely only if it has a stretch as long as a value that is too deep, and in it no object
-    ends before a comma. A deep value with such objects in between passes, up to what msgspec reads.
+    The depth is counted only if the page has a stretch of `SAFE_LENGTH` bytes in which no object ends before a
+    comma. A deep value with such objects in between is not found; it is read as deep as msgspec can read.
 
     Raises:
         RecursionError: A value is nested too deep.
@@ -69,10 +70,10 @@ def check_page_depth(page: bytes) -> None:
 
 
 def _depth(data: bytes) -> int:
-    """The deepest value of a JSON text. Of a text that is not JSON any number."""
+    """Depth of the deepest value in a JSON text; an arbitrary number if the text is not JSON."""
     if b"\\" in data:
         data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # What is left of most strings is two quotes. Two others side by side end one string and begin the next.
+    # Most strings are two quotes now. Two quotes side by side may also end one string and begin the next.
     brackets = data.translate(_BRACES_AS_BRACKETS, _NON_DELIMITERS).replace(b'""', b"")
     if b'"' in brackets:
         brackets = _STRING.sub(b"", brackets)
@@ -84,10 +85,10 @@ def _depth(data: bytes) -> int:
 
 
 class Decoder(Generic[_T]):
-    """As `msgspec.json.Decoder`, with the limit on depth.
+    """Like `msgspec.json.Decoder`, with the limit on depth.
 
     Args:
-        type: What is decoded.
+        type: The type to decode into.
     """
 
     @overload
@@ -103,8 +104,8 @@ class Decoder(Generic[_T]):
         """Decode a text.
 
         Raises:
-            ValueError: It is not JSON, or not of this type.
-            RecursionError: It is nested too deep.
+            ValueError: The text is not JSON, or not of this type.
+            RecursionError: A value is nested too deep.
         """
         check_depth(text)
         return self._decode(text)  # type: ignore[no-any-return]
@@ -119,6 +120,6 @@ def decode(text: bytes | str | msgspec.Raw, *, type: Any = Any) -> Any: ...
 
 
 def decode(text: bytes | str | msgspec.Raw, *, type: Any = Any) -> Any:
-    """As `msgspec.json.decode`, with the limit on depth. Raises as `Decoder.decode`."""
+    """Like `msgspec.json.decode`, with the limit on depth. Raises like `Decoder.decode`."""
     check_depth(text)
     return msgspec.json.decode(text, type=type)

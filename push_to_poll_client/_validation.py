@@ -1,4 +1,4 @@
-"""Check numbers that a user gives, and make foreign text fit for an error or a log line."""
+"""Check numbers that the user gives, and make text from others safe for an error or a log line."""
 
 import math
 from typing import Any
@@ -12,17 +12,17 @@ __all__ = [
 
 
 def check_number(name: str, value: Any, *, above_zero: bool = False, optional: bool = False) -> None:
-    """Check an argument that is a number, of seconds as a rule.
+    """Check an argument that is a number, in most cases of seconds.
 
     Args:
-        name: The argument's.
-        value: What was given.
-        above_zero: Whether 0 has no meaning.
+        name: The argument's name.
+        value: The value given.
+        above_zero: Whether 0 is too small.
         optional: Whether it may be `None`, which means off.
 
     Raises:
-        TypeError: It is no number.
-        ValueError: It is infinite, no number after all (NaN), or too small.
+        TypeError: The value is not a number.
+        ValueError: The value is infinite, NaN or too small.
     """
     if value is None and optional:
         return
@@ -32,30 +32,30 @@ def check_number(name: str, value: Any, *, above_zero: bool = False, optional: b
         raise ValueError(f"{name} must be finite and {'above' if above_zero else 'at least'} 0, not {value!r}")
 
 
-MAX_TEXT = 500
-"""Characters of an error that are kept: a server may send any number."""
-
-
 def quoted(text: object, limit: int = 100) -> str:
-    """What somebody else wrote, as it may stand in an error: short, on one line, in ASCII, in quotes.
+    """Quote text from others for an error: short, on one line, in ASCII.
 
     Args:
-        text: What `str()` makes the text of.
-        limit: Characters of the text that are kept.
+        text: Any object; its `str()` is quoted.
+        limit: Largest number of characters that are kept.
     """
     whole = str(text)
     return ascii(whole if len(whole) <= limit else whole[:limit] + "...")
 
 
 def describe(error: BaseException | None) -> str:
-    """One bounded line for status and log; nothing that a server sent can break out of it."""
+    """Describe an error in one bounded line for status and log, from which text of a server cannot break out."""
     try:
         text = f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001  # whose __str__ is broken is described all the same
+    except Exception:  # noqa: BLE001  # an error with a broken __str__ is described too
         text = f"{type(error).__name__}, whose text cannot be read"
     return one_line(text)
 
 
+MAX_TEXT = 500
+"""Characters of an error that are kept, since a server can send any number."""
+
+
 def one_line(text: str) -> str:
-    """A sentence with somebody else's text in it, bounded and without anything that acts."""
+    """Bound a text, and replace its unprintable characters, such as line breaks and terminal controls."""
     return "".join(char if char.isprintable() else "�" for char in text[:MAX_TEXT])

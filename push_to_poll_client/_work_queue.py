@@ -1,7 +1,14 @@
-"""What is left to do of a page, in which order, and up to where everything is settled.
+"""Order the messages that are to be processed, and tell up to which cursor everything is settled.
 
-Decides, and does nothing. Messages with the same key come one after the other in the feed's order, those with
-different keys in any; the cursor stands before the first that is not settled, whoever finishes first (G5).
+The queue only decides; it calls no handler and saves nothing. It keeps two promises:
+
+- Messages of the same lane (with the same ordering key) are begun in the feed's order, one after the other.
+Messages
+  of different lanes may be processed at the same time.
+- The cursor never passes a message that is not settled, in whichever order the messages finish (G5).
+
+Each lane that is not busy has an entry with its first message in a heap, so the next message in the feed's order
+is found without a search. An entry that is out of date is skipped when it comes up.
 """
 
 from collections import deque
@@ -24,14 +31,14 @@ class WorkItem:
     Attributes:
         key: Its dedupe key.
         message: The message.
-        cursor: Safe to save when it and all before it are settled; `None`: there is none.
-        lane: What it shares with the messages that it must not overtake.
-        error: Why it is not to come to the handler.
+        cursor: May be saved when this message and all before it are settled; `None` if it has no cursor.
         read_at: When its page arrived, on the event loop's clock.
-        arrived: When it came to hand, likewise.
-        fingerprint: Stands for its content; `None`: that is not looked at.
-        settled: It is.
-        number: Its place among what is not settled when it comes.
+        arrived: When it was added to the work, on that clock.
+        lane: Shared by the messages that must not overtake each other.
+        error: Why the handler must not get it; `None` if it may.
+        fingerprint: Digest of its content; `None` if contents are not compared.
+        settled: Whether it is settled.
+        number: Its place among the messages that were not settled when they were added.
     """
 
     key: str
@@ -47,12 +54,12 @@ class WorkItem:
 
 
 class WorkQueue:
-    """The messages in hand, of one page or of several that follow each other.
+    """The messages of one page, or of several that follow each other.
 
     Attributes:
-        cursor: Safe to save: all before it is settled. `None`: nothing new is.
-        read_at: When the page arrived that it is of, on the event loop's clock.
-        left: How many are not begun.
+        cursor: The newest cursor before which everything is settled; `None` if there is none yet.
+        read_at: When the page of this cursor arrived, on the event loop's clock.
+        left: Number of messages that are not begun.
     """
 
     def __init__(self) -> None:
@@ -67,57 +74,60 @@ class WorkQueue:
 
     @property
     def unsettled(self) -> Iterable[WorkItem]:
-        """What is in hand and not settled, in the feed's order."""
+        """The messages that are not settled, in the feed's order."""
         return (item for item in self._items if not item.settled)
 
     @property
     def waiting_since(self) -> float | None:
-        """When the first arrived that is not begun, while nothing is under way; `None`: there is none."""
+        """Arrival of the first message that is not begun, while none is processed; `None` if all are begun."""
         return self._items[0].arrived if self.left else None
 
     def add(self, items: Iterable[WorkItem], read_at: float, *, cursor: Cursor | None = None) -> None:
-        """The messages of a page, in the feed's order; some may be settled already.
+        """Add the messages of a page, in the feed's order; some may be settled already.
 
         Args:
             items: The messages.
-            read_at: When its page arrived, on the event loop's clock.
-            cursor: Safe to save when all of them are settled; `None` leaves it to theirs.
+            read_at: When the page arrived, on the event loop's clock.
+            cursor: May be saved when all of them are settled; `None` leaves it to the cursors of the messages.
         """
         for item in items:
             self._items.append(item)
             if not item.settled:
                 self._enqueue(item)
-        if cursor is not None:
-            self._end_page(cursor, read_at)
+        if cursor is not None and self._items:
+            self._items[-1].cursor, self._items[-1].read_at = cursor, read_at
+        elif cursor is not None:
+            self.cursor, self.read_at = cursor, read_at
         self._advance()
 
-    def take(self, most: int) -> Sequence[WorkItem]:
-        """Begin the next, in the feed's order, none of which must wait for what is under way.
+    def take(self, limit: int) -> Sequence[WorkItem]:
+        """Begin the next messages that need not wait for one that is being processed, in the feed's order.
 
         Args:
-            most: How many, at most. Of one lane there may be several, in their order.
+            limit: Largest number of messages. Several of them may be of one lane, in their order.
         """
         taken: list[WorkItem] = []
-        while self._heads and len(taken) < most:
+        while self._heads and len(taken) < limit:
             _, item = heappop(self._heads)
             waiting = self._lanes.get(item.lane)
-            if waiting and waiting[0] is item and item.lane not in self._busy:  # else it is offered again
+            # A message of a busy lane is offered again when the lane is free.
+            if waiting and waiting[0] is item and item.lane not in self._busy:
                 taken.append(waiting.popleft())
-                if len(taken) < most:
+                if len(taken) < limit:
                     self._offer(item.lane)
         self._busy.update([item.lane for item in taken])
         self.left -= len(taken)
         return taken
 
     def mark_settled(self, item: WorkItem) -> None:
-        """It is settled. Its lane is still not free: it may have been taken with others."""
+        """Mark a message as settled. Its lane stays busy: the message may have been taken together with others."""
         item.settled = True
         self._advance()
 
     def free(self, items: Sequence[WorkItem]) -> None:
-        """What was taken together is no longer under way. The next in their lanes may be begun.
+        """Free the lanes of messages that were taken together, so that the next in these lanes can be begun.
 
-        Where one is not settled, it and what comes after it have to wait.
+        A lane with a message that is not settled stays busy, since the messages after it have to wait.
         """
         waiting = {item.lane for item in items if not item.settled}
         for lane in {item.lane for item in items} - waiting:
@@ -134,7 +144,7 @@ class WorkQueue:
             self._offer(item.lane)
 
     def _offer(self, lane: Hashable) -> None:
-        """The first in the lane is the next in it. An entry that has become wrong is passed over when it comes."""
+        """Put the first message of a lane into the heap; `take` skips it if it is out of date by then."""
         if waiting := self._lanes.get(lane):
             heappush(self._heads, (waiting[0].number, waiting[0]))
         else:
