@@ -77,7 +77,7 @@ def _check_page(page: object, name: str) -> None:
 
 
 class Fetcher:
-    """Ask the feed, and turn everything that it raises into a `FeedError`.
+    """Ask the feed, and turn every exception of the feed into a `FeedError`.
 
     Args:
         feed: The user's feed.
@@ -361,7 +361,7 @@ class Gaps:
     Args:
         session: Keeps the last gap.
         progress: Is committed before a gap, since there is one commit at a time.
-        stats: Is told of each gap.
+        stats: Are told of each gap.
         hooks: Are told of each gap.
     """
 

@@ -69,7 +69,7 @@ class Overlap:
     """One walk, which may take several polls.
 
     Args:
-        stats: Is told of late arrivals: new messages before one that was known.
+        stats: Are told of late arrivals: new messages before one that was known.
         counted: Keys of late arrivals that are counted and not yet settled. It outlives a walk that fails, since
             the next one reads them again.
         start: Where the walk starts.
@@ -172,10 +172,21 @@ class Overlap:
 
 
 LAST_WALK_KEY: Final = "looked"
-"""Where a session's state says when the last complete walk began, in seconds since the epoch."""
+"""Name in a session's state of the time when the last complete walk began, in seconds since the epoch."""
 
 FULL_HISTORY: Final = 257
 """Length of a history that has lost its oldest cursors: 256, and the saved one."""
+
+
+def _read_last_walk(state: Mapping[str, str]) -> float:
+    """Read when the last complete walk began, in seconds since the epoch; -inf if there was none."""
+    try:
+        return float(state.get(LAST_WALK_KEY, "-inf"))
+    except ValueError as error:
+        raise StoreError(
+            f"when the overlap was looked at cannot be read from the store: {quoted(error)}; it is damaged, or "
+            "was written by another version"
+        ) from error
 
 
 class OverlapStart:
@@ -183,7 +194,7 @@ class OverlapStart:
 
     Args:
         session: Keeps the cursors that were saved.
-        stats: Is told of late arrivals.
+        stats: Are told of late arrivals.
         seconds: How far a walk starts before the saved cursor, in seconds.
         cursors: How far a walk starts before it, in saved cursors.
         clock: The event loop's clock.
@@ -285,14 +296,3 @@ class OverlapStart:
                 self._time_of_day.now() - oldest.at,
             )
         return number or 0
-
-
-def _read_last_walk(state: Mapping[str, str]) -> float:
-    """When the last complete walk began, in seconds since the epoch; -inf if there was none."""
-    try:
-        return float(state.get(LAST_WALK_KEY, "-inf"))
-    except ValueError as error:
-        raise StoreError(
-            f"when the overlap was looked at cannot be read from the store: {quoted(error)}; it is damaged, or "
-            "was written by another version"
-        ) from error

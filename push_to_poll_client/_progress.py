@@ -153,7 +153,7 @@ class Progress:
         await self.flush()
 
     async def commit_in_background(self, tasks: TaskGroup, keys: list[str]) -> None:
-        """Commit while the caller goes on with the next page. The next flush tries a failed commit again.
+        """Commit while the caller continues with the next page. The next flush tries a failed commit again.
 
         A transactional session has one transaction, so there the caller waits.
 

@@ -16,24 +16,24 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_pushes_put_before_open_are_delivered_first_and_in_order():
-    inbox, got = Wakes(), []
-    inbox.put(Push("1"))
-    inbox.put(None)
-    inbox.open(EventLoop(), got.append)
-    inbox.put(Push("2"))
+    wakes, got = Wakes(), []
+    wakes.put(Push("1"))
+    wakes.put(None)
+    wakes.open(EventLoop(), got.append)
+    wakes.put(Push("2"))
     await anyio.wait_all_tasks_blocked()
     assert got == [Push("1"), None, Push("2")]
 
 
 async def test_a_push_from_a_thread_is_delivered_in_the_event_loop():
-    inbox, threads, delivered = Wakes(), [], anyio.Event()
+    wakes, threads, delivered = Wakes(), [], anyio.Event()
 
     def deliver(push):
         threads.append(threading.get_ident())
         delivered.set()
 
-    inbox.open(EventLoop(), deliver)
-    await anyio.to_thread.run_sync(inbox.put, Push("1"))
+    wakes.open(EventLoop(), deliver)
+    await anyio.to_thread.run_sync(wakes.put, Push("1"))
     await delivered.wait()
     assert threads == [threading.get_ident()]
 
@@ -60,13 +60,13 @@ async def test_a_call_from_a_task_does_not_wake_its_own_event_loop(monkeypatch):
 
 
 async def test_a_flood_of_pushes_is_cut_to_capacity_and_ends_with_a_push_without_a_hint():
-    inbox, got = Wakes(), []
+    wakes, got = Wakes(), []
 
     def flood():
         for number in range(10_000):
-            inbox.put(Push(str(number)))
+            wakes.put(Push(str(number)))
 
-    inbox.open(EventLoop(), got.append)
+    wakes.open(EventLoop(), got.append)
     thread = threading.Thread(target=flood)
     thread.start()
     thread.join()  # the loop is busy here
@@ -77,40 +77,40 @@ async def test_a_flood_of_pushes_is_cut_to_capacity_and_ends_with_a_push_without
 
 
 async def test_after_close_wakes_are_kept_for_the_next_loop():
-    inbox, first, second = Wakes(), [], []
-    inbox.open(EventLoop(), first.append)
-    inbox.close()
-    inbox.put(Push("kept"))
-    inbox.open(EventLoop(), second.append)
+    wakes, first, second = Wakes(), [], []
+    wakes.open(EventLoop(), first.append)
+    wakes.close()
+    wakes.put(Push("kept"))
+    wakes.open(EventLoop(), second.append)
     assert (first, second) == ([], [Push("kept")])
 
 
 async def test_a_push_that_is_not_delivered_before_close_is_delivered_after_the_next_open():
-    inbox, got = Wakes(), []
-    inbox.open(EventLoop(), got.append)
-    thread = threading.Thread(target=inbox.put, args=[Push("late")])
+    wakes, got = Wakes(), []
+    wakes.open(EventLoop(), got.append)
+    thread = threading.Thread(target=wakes.put, args=[Push("late")])
     thread.start()
     thread.join()
-    inbox.close()
+    wakes.close()
     await anyio.lowlevel.checkpoint()
     await anyio.wait_all_tasks_blocked()
     assert got == []
-    inbox.open(EventLoop(), got.append)
+    wakes.open(EventLoop(), got.append)
     assert got == [Push("late")]
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_push_put_after_its_event_loop_ended_is_delivered_in_the_next_one(backend):
-    inbox, got = Wakes(), []
+    wakes, got = Wakes(), []
 
     async def open_only():
-        inbox.open(EventLoop(), got.append)
+        wakes.open(EventLoop(), got.append)
 
     async def open_again():
-        inbox.open(EventLoop(), got.append)
+        wakes.open(EventLoop(), got.append)
 
     anyio.run(open_only, backend=backend)
-    thread = threading.Thread(target=inbox.put, args=[Push("kept")])
+    thread = threading.Thread(target=wakes.put, args=[Push("kept")])
     thread.start()
     thread.join()
     assert got == []
@@ -185,7 +185,7 @@ async def test_in_own_task_returns_the_result_and_raises_the_error_unchanged():
 
 
 def test_a_signal_handler_may_put_a_push_while_its_thread_holds_the_lock():
-    inbox = Wakes()
-    with inbox._lock:
-        inbox.put(Push("from the handler"))
-    assert inbox._pushes == [Push("from the handler")]
+    wakes = Wakes()
+    with wakes._lock:
+        wakes.put(Push("from the handler"))
+    assert wakes._pushes == [Push("from the handler")]
