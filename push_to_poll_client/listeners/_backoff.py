@@ -1,19 +1,20 @@
-"""When to connect again. Pure: times and random fractions are arguments.
+"""Decide when a listener connects again. Pure: times and random fractions are arguments.
 
-The load that a fleet makes is decided here. A restarted server meets all its clients at once, and a server that
-accepts and closes at once is as overloaded as one that refuses; so the delay is this library's own, every delay is
-random, and a connection must have lived before it counts as a success.
+This module decides the load that a fleet of clients puts on a server. A restarted server meets all its clients at
+once, and a server that accepts a connection and closes it at once is as overloaded as one that refuses. Therefore
+this library chooses the delay itself, every delay is random, and a connection counts as a success only after it
+has lasted for `STABLE_AFTER` seconds.
 
     failure in a row    1      2      3      4      5       6        7 and on
     seconds to wait     0-1    1-2    2-4    4-8    8-16    16-32    30-60
 
-A server that accepts and closes sees at most 5 connections of a client in the first 10 seconds (at 0, 0, 1, 3
-and 7, if every draw is the smallest) and one or two a minute later on. A refusal that only a human can lift costs
-it one connection in 5 to 7.5 minutes.
+A server that accepts and closes gets at most 5 connections from a client in the first 10 seconds (at 0, 0, 1, 3
+and 7, if every draw is the smallest), and one or two a minute after that. If it refuses in a way that only a human
+can change, it gets one connection in 5 to 7.5 minutes.
 
-The first delay is short and wholly random. RFC 6455 §7.2.3 proposes 0-5 s "as a reasonable initial delay"; the
-common cause is a server that was replaced or a proxy that cuts connections now and then, and each second here is
-a second without pushes. With 0-1 s, 1,000 clients of a restarted server return over a second and not at once.
+The first delay is short and entirely random. RFC 6455 §7.2.3 proposes 0-5 s "as a reasonable initial delay". The
+common cause is a server that was replaced, or a proxy that cuts connections now and then, and each second of delay
+is a second without pushes. With 0-1 s, 1,000 clients of a restarted server return spread over a second.
 """
 
 import enum
@@ -36,26 +37,27 @@ BASE_DELAY = 1.0
 """Seconds after the second failure in a row, doubled by each further one."""
 
 MAX_DELAY = 30.0
-"""Seconds that the delay grows to, before jitter doubles it at most: drawn from [30, 60), a server that is down
-gets 0.022 connections a second from each client (client-go's reflector chose the same)."""
+"""Seconds that the delay grows to, before jitter, which at most doubles it. Drawn from [30, 60), it gives a server
+that is down 0.022 connections a second from each client (client-go's reflector uses the same figures)."""
 
 SLOW_DELAY = 300.0
-"""Seconds before trying again what only a human can lift: 8 to 12 connections an hour, and never none."""
+"""Seconds before the next attempt where only a human can help: 8 to 12 connections an hour, and never zero."""
 
 SLOW_JITTER = 0.5
 """The share of `SLOW_DELAY` added at random: 1,000 clients whose key was revoked return over 150 seconds."""
 
 RETRY_AFTER_JITTER = 0.2
-"""The share of a `Retry-After` added at random, never taken away: all clients were told the same figure."""
+"""The share of a `Retry-After` added at random, never subtracted: the server sends the same figure to all
+clients."""
 
 STABLE_AFTER = 30.0
 """Seconds that a connection has to last to end a streak of failures. Equal to `MAX_DELAY`, so that a server which
-closes every connection just after that long sees no more connections than the backoff at its cap would make: one
-in 30 seconds. (client-go waits 2 minutes. But a proxy that cuts each connection after a minute is common, and
-would leave a client without pushes half the time if that counted as failing.)"""
+closes every connection just after this time gets no more connections than from the backoff at its cap: one in 30
+seconds. (client-go waits 2 minutes. But proxies that cut each connection after a minute are common, and a client
+behind one would be without pushes half the time if that counted as a failure.)"""
 
 LONGEST_DOUBLING = 10
-"""Doublings after which the delay is not computed any further: the cap was reached long before."""
+"""Doublings after which the power is no longer computed: the delay reached its cap long before."""
 
 
 class Verdict(enum.Enum):
@@ -82,39 +84,32 @@ STATUS_VERDICTS = {
     501: Verdict.SLOW_RETRY,  # Not Implemented (RFC 9110 §15.6.2)
     505: Verdict.SLOW_RETRY,  # HTTP Version Not Supported (RFC 9110 §15.6.6)
 }
-"""Statuses that differ from their class. Any other 5xx is retried; anything else (an answer where a channel should
-have opened, a redirect, 401, 403, 404, 407, …) is retried slowly."""
+"""Statuses that differ from their class. Any other 5xx is retried; any other status (a 200 that did not open a
+channel, a redirect, 401, 403, 404, 407, …) is retried slowly."""
 
 FIRST_SERVER_ERROR = 500
 
 
 def verdict_of_status(status: int) -> Verdict:
-    """What an HTTP status that opened no channel means.
-
-    Args:
-        status: The status, 100 to 599.
-
-    Returns:
-        The entry of `STATUS_VERDICTS`, else `RETRY` for 5xx, else `SLOW_RETRY`.
-    """
+    """Classify an HTTP status (100 to 599) that did not open a channel."""
     by_class = Verdict.RETRY if status >= FIRST_SERVER_ERROR else Verdict.SLOW_RETRY
     return STATUS_VERDICTS.get(status, by_class)
 
 
 def lifetime(max_age: float, fraction: float) -> float:
-    """Seconds after which to renew a connection that is well, half of `max_age` to all of it.
+    """Draw the seconds after which to renew a healthy connection, between half of `max_age` and all of it.
 
-    Drawn for each connection: clients that a restart brought back together part again.
+    Drawn for each connection, so that clients that a restart brought back together spread out again.
 
     Args:
-        max_age: The longest that a connection may last, seconds.
+        max_age: The longest time that a connection may last, in seconds.
         fraction: A random number, 0 ≤ fraction < 1.
     """
     return max_age * (0.5 + 0.5 * fraction)
 
 
 class ReconnectBackoff:
-    """How long one channel waits before it connects again. Knows the streak of failures and nothing else."""
+    """The delays of one channel. Its state is the streak of failures."""
 
     __slots__ = ("_connected_at", "_failures", "_renewed")
 
@@ -129,7 +124,7 @@ class ReconnectBackoff:
         return self._connected_at is not None
 
     def connected(self, now: float) -> None:
-        """The channel opened. The streak goes on all the same, until the connection has lived.
+        """Note that the channel opened. This does not end the streak: the connection has to last first.
 
         Args:
             now: Seconds on a monotonic clock.
@@ -147,39 +142,37 @@ class ReconnectBackoff:
         self._connected_at = None
 
     def allow_renewal(self) -> bool:
-        """Whether credentials that were refused may be asked for again at once.
+        """Return whether to get new credentials at once after the server refused the present ones.
 
         Returns:
-            True once, and once more after each connection that lived. A provider that keeps giving what the
-            server refuses must not become a loop.
+            True once, and once more after each connection that lasted. A provider that keeps returning what the
+            server refuses must not cause a loop.
         """
         renewed, self._renewed = self._renewed, True
         return not renewed
 
     def delay(self, verdict: Verdict, *, fraction: float, retry_after: float | None = None) -> float | None:
-        """Count a failure, and say how long to wait after it.
+        """Count a failure, and return how long to wait after it.
 
         Args:
             verdict: What the failure means.
-            fraction: A random number, 0 ≤ fraction < 1. All jitter is drawn upwards, so the smallest figure of
-                each range is what the server is promised.
-            retry_after: Seconds that the server asked to be left alone (RFC 9110 §10.2.3), counted from now;
-                obeyed for a day at most. `None`: it did not ask.
+            fraction: A random number, 0 ≤ fraction < 1. All jitter is drawn upwards, so no delay is shorter than
+                the smallest figure of its range.
+            retry_after: Seconds that the server asked to wait (RFC 9110 §10.2.3), counted from now; obeyed for a
+                day at most. `None` if it did not ask.
 
         Returns:
             Seconds from now; `None` when the verdict is to give up.
         """
         if verdict is Verdict.GIVE_UP:
             return None
-        own = self._own_delay(verdict, fraction)
-        self._failures += 1
-        asked = min(retry_after or 0.0, MAX_NOT_BEFORE)
-        return max(own, asked * (1 + RETRY_AFTER_JITTER * fraction))
-
-    def _own_delay(self, verdict: Verdict, fraction: float) -> float:
         if verdict is Verdict.SLOW_RETRY:
-            return SLOW_DELAY * (1 + SLOW_JITTER * fraction)
-        if self._failures == 0:
-            return FIRST_DELAY * fraction
-        doublings = min(self._failures - 1, LONGEST_DOUBLING)
-        return min(BASE_DELAY * 2.0**doublings, MAX_DELAY) * (1 + fraction)
+            delay = SLOW_DELAY * (1 + SLOW_JITTER * fraction)
+        elif self._failures == 0:
+            delay = FIRST_DELAY * fraction
+        else:
+            doublings = min(self._failures - 1, LONGEST_DOUBLING)
+            delay = min(BASE_DELAY * 2.0**doublings, MAX_DELAY) * (1 + fraction)
+        self._failures += 1
+        requested = min(retry_after or 0.0, MAX_NOT_BEFORE)
+        return max(delay, requested * (1 + RETRY_AFTER_JITTER * fraction))

@@ -1,8 +1,11 @@
-"""The base of listeners: connect, pass on pushes, see why the connection ended, wait, connect again.
+"""Connect, pass pushes on, and connect again: what all reconnecting listeners share.
 
-Nothing that arrives is data, so nothing that is lost is missed for good: every connect wakes, for what was pushed
-before it is gone. A kind of channel says how a connection lives and what a failure means; when to connect again is
-`_reconnect.py`'s.
+A push carries no data, so a lost push costs only time: every connect wakes the consumer, which finds what was
+pushed while there was no connection.
+
+`BaseListener` is the reconnect loop. A subclass runs one connection and says what a failure means; `_backoff.py`
+decides when to connect again. `ReadLoopListener` adds what all channels share that read one message after the
+other: credentials, hints, the largest age of a connection, and the longest silence.
 """
 
 import abc
@@ -35,31 +38,27 @@ __all__ = [
 ]
 
 
-def unique_names(what: str, names: str | Sequence[str]) -> tuple[str, ...]:
-    """One name or several, each once.
+def unique_names(argument: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    """Check one name or several, and drop repetitions.
 
     Args:
-        what: The argument's name.
-        names: What was given.
+        argument: The argument's name, for error texts.
+        given: Its value.
 
     Raises:
-        TypeError: It is neither.
-        ValueError: One is empty.
+        TypeError: The value is neither a `str` nor a sequence of them.
+        ValueError: A name is empty.
     """
-    several = (names,) if isinstance(names, str) else tuple(names)
-    if not all(isinstance(name, str) for name in several):
-        raise TypeError(f"{what} is a str or several")
-    if not all(several):
-        raise ValueError(f"{what} has an empty name")
-    return tuple(dict.fromkeys(several))
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument} is a str or several")
+    if not all(names):
+        raise ValueError(f"{argument} has an empty name")
+    return tuple(dict.fromkeys(names))
 
 
 def refuse_trio(name: str, library: str) -> None:
-    """See that asyncio runs.
-
-    Raises:
-        ListenerError: It is trio.
-    """
+    """Raise `ListenerError` if the event loop is trio's."""
     if not isinstance(anyio.lowlevel.current_token().native_token, asyncio.AbstractEventLoop):
         raise ListenerError(
             f"{name}: {library} runs on asyncio alone; run the consumer there, or take another channel"
@@ -71,12 +70,12 @@ class StopReconnecting(PushToPollError):
 
 
 class BaseListener(abc.ABC):
-    """What the listeners have in common that connect again by themselves.
+    """The reconnect loop of a listener.
 
     Args:
-        name: By what log and status call it.
-        classify: Asked first what a failure means; `None`: nobody knows better.
-        log: Where what happens is told.
+        name: The listener's name in log and status.
+        classify: Called first for each failure; overrules the listener's verdict unless it returns `None`.
+        log: The logger of the listener's module.
     """
 
     def __init__(
@@ -86,18 +85,18 @@ class BaseListener(abc.ABC):
         self._classify = classify
         self._log = log
         self._fraction: Callable[[], float] = random.random
-        self._renewable = False  # whether asking for credentials again may bring others
+        self._renewable = False  # whether another request for credentials can return different ones
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
     @abc.abstractmethod
     async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
-        """Live through one. Returns why it is over, `None` if it only reached its age."""
+        """Run one connection. Return why it ended; `None` if it only reached its maximum age."""
 
     @abc.abstractmethod
     def _failure(self, error: Exception) -> Failure:
-        """What an error means."""
+        """Return verdict and description of an error that ended a connection."""
 
     async def listen(self, channel: Channel, /) -> None:
         """Run until cancelled, connect again alone, report to `channel`.
@@ -119,34 +118,30 @@ class BaseListener(abc.ABC):
                 await anyio.sleep(self._delay_after(error, channel, reconnect))
 
     def _delay_after(self, error: Exception, channel: Channel, reconnect: ReconnectBackoff) -> float:
-        """Report the failure, and say how many seconds to wait after it."""
+        """Report the failure, and return the seconds to wait before the next attempt."""
         failure = self._failure(error)
         if failure.hid_a_push:
             channel.wake(Push())
-        verdict = self._choose_verdict(error, failure, reconnect)
-        delay = reconnect.delay(verdict, fraction=self._fraction(), retry_after=failure.retry_after)
-        what = f"{self.name}: {failure.sentence}"
-        if delay is None:
-            self._log.error("%s; giving up", what)
-            broken = ListenerError(f"{what}; trying again cannot help: correct or remove it")
-            raise _report_down(broken, failure, channel)
-        self._log.info("%s; connecting again in %.1f s", what, delay)
-        _report_down(PushToPollError(what), failure, channel)
-        return delay
-
-    def _choose_verdict(self, error: Exception, failure: Failure, reconnect: ReconnectBackoff) -> Verdict:
         verdict = self._users_verdict(error) or failure.verdict
         refused = verdict is Verdict.SLOW_RETRY and failure.unauthorized
         if refused and self._renewable and reconnect.allow_renewal():
-            return Verdict.RETRY
-        return verdict
+            verdict = Verdict.RETRY
+        delay = reconnect.delay(verdict, fraction=self._fraction(), retry_after=failure.retry_after)
+        text = f"{self.name}: {failure.sentence}"
+        if delay is None:
+            self._log.error("%s; giving up", text)
+            broken = ListenerError(f"{text}; trying again cannot help: correct or remove it")
+            raise _report_down(broken, failure, channel)
+        self._log.info("%s; connecting again in %.1f s", text, delay)
+        _report_down(PushToPollError(text), failure, channel)
+        return delay
 
     def _users_verdict(self, error: Exception) -> Verdict | None:
         if self._classify is None:
             return None
         try:
             return self._classify(error)
-        except Exception as failure:  # noqa: BLE001 - a wrong opinion must not end the listener
+        except Exception as failure:  # noqa: BLE001 - a bug in the user's function must not end the listener
             self._log.warning("%s: classify failed with %s", self.name, type(failure).__name__)
             return None
 
@@ -165,18 +160,18 @@ the other consumers of the process, would wait for all of them."""
 
 
 class ReadLoopListener(BaseListener, Generic[_MessageT]):
-    """What the listeners have in common that read one message after the other.
+    """A listener that reads one message after the other.
 
     Args:
         url: Where to connect.
         headers: Sent at each connect; see `ListenerCredentials`.
-        token: Likewise.
-        hint: Makes a push of a message, or says that it is none; `None`: every message is a push.
-        classify: Asked first what a failure means; `None`: nobody knows better.
-        max_age: Seconds after which a connection is renewed; `None`: never.
-        max_silence: Seconds without reading anything after which a connection is taken for dead; `None`: for ever.
-        open_timeout: Seconds for headers and token to be given.
-        log: Where what happens is told.
+        token: Sent at each connect; see `ListenerCredentials`.
+        hint: Makes a push of a message, or returns `None` to ignore it. `None` means every message is a push.
+        classify: As for `BaseListener`.
+        max_age: Seconds after which a connection is renewed. `None` means never.
+        max_silence: Seconds without a message after which a connection counts as dead. `None` means no limit.
+        open_timeout: Seconds within which the functions for headers and token have to return.
+        log: As for `BaseListener`.
     """
 
     def __init__(
@@ -205,26 +200,25 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
 
     @abc.abstractmethod
     def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Any]:
-        """Open a connection. Tests put another one in its place."""
+        """Open a connection. Tests replace this."""
 
     @abc.abstractmethod
     async def _read(self, connection: Any) -> Sequence[_MessageT]:
-        """Wait for something to arrive. Empty: no message, but a sign of life."""
+        """Wait for something to arrive. An empty result is no message, but shows that the connection lives."""
 
     async def _run_connection(self, channel: Channel, reconnect: ReconnectBackoff) -> Exception | None:
-        """Connect and pass pushes on. Returns why the connection is over, `None` if it only reached its age."""
         try:
             headers = await self._credentials.get_headers(within=self._open_timeout)
             async with self._connect(headers) as connection:
                 self._opened(connection, channel, reconnect)
                 await self._receive(connection, channel)
-        except Exception as error:  # noqa: BLE001 - whatever it is, a listener goes on; the verdict tells how
-            # The traceback holds the headers, and status keeps the error for long.
+        except Exception as error:  # noqa: BLE001 - a listener continues after any error; the verdict says when
+            # The traceback refers to the headers, and the status keeps the error for a long time.
             return unwrap_group(error).with_traceback(None)
         self._log.debug("%s: renewing the connection at its age", self.name)
         return None
 
-    def _opened(self, connection: Any, channel: Channel, reconnect: ReconnectBackoff) -> None:  # noqa: ARG002 - for others
+    def _opened(self, connection: Any, channel: Channel, reconnect: ReconnectBackoff) -> None:  # noqa: ARG002 - subclasses use it
         reconnect.connected(anyio.current_time())
         self._log.info("%s: connected", self.name)
         channel.up()
@@ -234,7 +228,7 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         passed_on = 0
         with anyio.move_on_after(age):
             while True:
-                # Counted over all reads: one that finds a message waiting need not let other tasks run either.
+                # Counted over all reads: a read that finds a message waiting may not let other tasks run either.
                 for message in await self._read_in_time(connection):
                     self._pass_on(message, channel)
                     passed_on += 1

@@ -103,7 +103,7 @@ class Channel:
             await self._change()
 
 
-CLOSING = ("listeners._sending", "listeners.postgres", "listeners.redis")
+CLOSING = ("listeners._requests", "listeners.postgres", "listeners.redis")
 """Modules that give a close some time."""
 
 
