@@ -1,8 +1,9 @@
-"""Why a connection ended: a verdict for the next attempt, and a sentence for log and status.
+"""Say why a connection ended: a verdict for the next attempt, and a sentence for log and status.
 
-A browser gives up for good on every answer that is no stream (WHATWG HTML §9.2.3). A program that runs for months
-must not: 429 and 503 pass, and a 404 is mended by the next deployment. The verdicts stand in the table below and
-in `STATUS_VERDICTS`.
+The first part serves every kind of channel; `http_failure_of` is for those that use HTTP. A browser gives up for
+good on every response that is not a stream (WHATWG HTML §9.2.3). A program that runs for months must not: 429 and
+503 pass, and the next deployment may fix a 404. The verdicts are in `ERROR_VERDICTS` and, for statuses, in
+`STATUS_VERDICTS` of `_backoff.py`.
 """
 
 import itertools
@@ -35,10 +36,7 @@ __all__ = [
 
 
 MAX_TEXT = 200
-"""Characters of foreign text in a sentence: a log line stays a line."""
-
-MAX_CAUSES = 10
-"""Links of a chain of causes that are looked at."""
+"""Characters of a server's text quoted in a sentence, so that a log line stays short."""
 
 REDIRECTS_NOT_FOLLOWED = (
     "redirects are not followed, since credentials stay with their origin: use the new address"
@@ -47,15 +45,15 @@ REDIRECTS_NOT_FOLLOWED = (
 
 
 class Failure(NamedTuple):
-    """A connection, or an attempt at one, that failed.
+    """The end of a connection, or of an attempt to open one.
 
     Attributes:
-        verdict: What it means for the next one, as far as this library can know.
-        sentence: What happened, on one line, without secrets and with nothing that a terminal would obey.
-        retry_after: Seconds that the server asked to be left alone; `None`: it did not.
-        unauthorized: Whether fresh credentials may mend it.
-        hid_a_push: Whether it kept something unread that may have been a push.
-        cause: What may be shown with its traceback; `None`: nothing, since it may quote a secret.
+        verdict: What this library would do next.
+        sentence: What happened, on one line, without secrets and control characters.
+        retry_after: Seconds that the server asked to wait. `None` if it did not ask.
+        unauthorized: Whether new credentials may help.
+        hid_a_push: Whether something was left unread that may have been a push.
+        cause: The error that may be shown with its traceback. `None` if it may quote a secret.
     """
 
     verdict: Verdict
@@ -67,99 +65,101 @@ class Failure(NamedTuple):
 
 
 def unwrap_group(error: Exception) -> Exception:
-    """The one error in a group, or the error itself: trio's nurseries wrap what passes through them."""
+    """Return the only error in a group, or the error itself: trio's nurseries wrap what passes through them."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
 
 
-def causes(error: BaseException, *, hidden: bool = False) -> tuple[BaseException, ...]:
-    """The error, its cause, the cause's cause, and a few more.
+MAX_CAUSES = 10
+"""Errors in a chain of causes that are looked at."""
+
+
+def causes(error: BaseException, *, with_context: bool = False) -> tuple[BaseException, ...]:
+    """Return the error, its cause, the cause's cause, and so on.
 
     Args:
         error: What happened.
-        hidden: Whether to follow also what was only being handled at the time: httpcore says `from None`, and so
-            hides the reason of a failed TLS handshake.
+        with_context: Whether to follow the context of an error without a cause, too: httpcore raises `from None`,
+            which hides the reason of a failed TLS handshake.
     """
 
     def chain() -> Iterator[BaseException]:
-        link: BaseException | None = error
-        while link is not None:
-            yield link
-            link = link.__cause__ or (link.__context__ if hidden else None)
+        current: BaseException | None = error
+        while current is not None:
+            yield current
+            current = current.__cause__ or (current.__context__ if with_context else None)
 
     return tuple(itertools.islice(chain(), MAX_CAUSES))
 
 
 def verdict_by_type(chain: Sequence[BaseException], table: Sequence[tuple[type[Exception], Verdict]]) -> Verdict:
-    """The verdict of the first row that is found among an error and its causes; the last row is for all."""
+    """Return the verdict of the first row whose type occurs in the chain; the last row has to match any error."""
     return next(verdict for kind, verdict in table if any(isinstance(cause, kind) for cause in chain))
 
 
-def describe_error(chain: Sequence[BaseException], speaking: tuple[type[BaseException], ...]) -> str:
-    """An error that has no sentence of its own: by type and text, or by its type alone.
+def describe_error(chain: Sequence[BaseException], quotable: tuple[type[BaseException], ...]) -> str:
+    """Describe an error without a sentence of its own: by type and text, or by its type alone.
 
     Args:
         chain: The error and its causes.
-        speaking: Errors whose text holds nothing that was entrusted to us.
+        quotable: Types of errors whose text holds no secret.
     """
-    known = next((cause for cause in chain if isinstance(cause, speaking) and str(cause)), None)
-    what = type(chain[0] if known is None else known).__name__
-    return f"failed with {what}" if known is None else f"{what}: {quoted(known, MAX_TEXT)}"
+    found = next((cause for cause in chain if isinstance(cause, quotable) and str(cause)), None)
+    if found is None:
+        return f"failed with {type(chain[0]).__name__}"
+    return f"{type(found).__name__}: {quoted(found, MAX_TEXT)}"
 
 
 ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
-    (CredentialsFailed, Verdict.RETRY),  # whatever the provider's own reason was
-    (ssl.SSLCertVerificationError, Verdict.SLOW_RETRY),  # somebody must mend the certificate, or is listening in
+    (CredentialsFailed, Verdict.RETRY),  # whatever the reason of the provider
+    (ssl.SSLCertVerificationError, Verdict.SLOW_RETRY),  # a wrong certificate, or an eavesdropper
     (ProxyUnusable, Verdict.SLOW_RETRY),
-    (UnusableRedirect, Verdict.SLOW_RETRY),  # the next answer will be like it
-    (httpx.LocalProtocolError, Verdict.SLOW_RETRY),  # what was to be sent cannot be sent
+    (UnusableRedirect, Verdict.SLOW_RETRY),  # the next response will be like it
+    (httpx.LocalProtocolError, Verdict.SLOW_RETRY),  # the request cannot be sent, such as an invalid header
     (SocksUnusable, Verdict.GIVE_UP),  # a library is missing
-    (Exception, Verdict.RETRY),  # the network, silence, garbage, and what is unknown
+    (Exception, Verdict.RETRY),  # the network, silence, garbage, and unknown errors
 )
-"""What ends a request other than a status."""
+"""The verdicts on errors that end a request without a status. The first row that matches counts."""
 
 SAFE_TO_QUOTE = (OSError, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
-"""Errors whose text holds nothing that was entrusted to us. (`LocalProtocolError` quotes a header.)"""
+"""Errors whose text holds no secret. (`LocalProtocolError` quotes a header.)"""
 
 
 def http_failure_of(
     error: Exception, *, wanted: str, verdicts: Sequence[tuple[type[Exception], Verdict]] = ()
 ) -> Failure:
-    """What a failure means, and how it is told.
+    """Classify and describe the failure of a channel over HTTP.
 
     Args:
-        error: What happened; an `httpx.HTTPStatusError` for an answer that was none.
-        wanted: What the server should have answered, as "an event stream".
-        verdicts: What errors of the caller's own mean; asked first.
+        error: What happened; an `httpx.HTTPStatusError` for a response with the wrong status.
+        wanted: The response that was expected, such as "an event stream".
+        verdicts: The verdicts on the caller's own errors, looked at before `ERROR_VERDICTS`.
     """
     response = error_response(error)
-    status = None if response is None else response.status_code
-    chain, table = causes(error, hidden=True), (*verdicts, *ERROR_VERDICTS)
+    if response is not None:
+        status = response.status_code
+        sentence = f"the server answered HTTP {status} instead of {wanted}"
+        return Failure(
+            verdict_of_status(status),
+            f"{sentence}; {REDIRECTS_NOT_FOLLOWED}" if httpx.codes.is_redirect(status) else sentence,
+            retry_after=requested_delay(status, response.headers, time.time()),
+            unauthorized=status == HTTPStatus.UNAUTHORIZED,
+            hid_a_push=False,
+            cause=error,
+        )
+    chain = causes(error, with_context=True)
     return Failure(
-        verdict_by_type(chain, table) if status is None else verdict_of_status(status),
-        _describe_failure(error) if status is None else _describe_status(status, wanted),
-        retry_after=None if response is None else requested_delay(status or 0, response.headers, time.time()),
-        unauthorized=status == HTTPStatus.UNAUTHORIZED,
+        verdict_by_type(chain, (*verdicts, *ERROR_VERDICTS)),
+        str(error) if isinstance(error, PushToPollError) else describe_error(chain, SAFE_TO_QUOTE),
+        retry_after=None,
+        unauthorized=False,
         hid_a_push=False,
-        # A cause is printed with its text, and these quote what may hold a secret.
+        # A cause is printed with its text, and the text of this one quotes a header.
         cause=None if isinstance(error, httpx.LocalProtocolError) else error,
     )
 
 
 def error_response(error: Exception) -> httpx.Response | None:
-    """The answer that was none; `None`: something else failed."""
+    """Return the response with the wrong status; `None` if something else failed."""
     return error.response if isinstance(error, httpx.HTTPStatusError) else None
-
-
-def _describe_failure(error: Exception) -> str:
-    return (
-        str(error)
-        if isinstance(error, PushToPollError)
-        else describe_error(causes(error, hidden=True), SAFE_TO_QUOTE)
-    )
-
-
-def _describe_status(status: int, wanted: str) -> str:
-    what = f"the server answered HTTP {status} instead of {wanted}"
-    return f"{what}; {REDIRECTS_NOT_FOLLOWED}" if httpx.codes.is_redirect(status) else what

@@ -1,4 +1,7 @@
-"""Read the hint of a push: by a user's function, or by declared paths in its JSON."""
+"""Read the hint of a push: with a function of the user's, or from declared paths in its JSON.
+
+A hint never loses a push: if the function raises or returns something else, the push counts without a hint.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -18,38 +21,38 @@ __all__ = [
 
 
 MAX_VALUE_LENGTH = 1024
-"""Characters of a text that is taken from a push; ids, topics and names are shorter, cursors as a rule too."""
+"""Characters of the longest text taken from a push; ids, topics and names are shorter, and cursors usually are."""
 
 
-def parse_path(where: object) -> tuple[str, ...]:
-    """The steps of a path, as "changed.topics".
+def parse_path(path: object) -> tuple[str, ...]:
+    """Split a path such as "changed.topics" into its steps.
 
     Raises:
-        TypeError: It is no `str`.
-        ValueError: A step of it is empty.
+        TypeError: The path is not a `str`.
+        ValueError: A step is empty.
     """
-    if not isinstance(where, str):
-        raise TypeError(f"a path is a str, not {type(where).__name__}")
-    steps = tuple(where.split("."))
+    if not isinstance(path, str):
+        raise TypeError(f"a path is a str, not {type(path).__name__}")
+    steps = tuple(path.split("."))
     if not all(steps):
-        raise ValueError(f"a path is names with dots between them, not {where!r}")
+        raise ValueError(f"a path is names with dots between them, not {path!r}")
     return steps
 
 
-def strings_at(value: Any, steps: tuple[str, ...], *, most: int) -> list[str]:
-    """The texts and whole numbers at a path; what leads nowhere, and what is anything else, is passed over.
+def strings_at(value: Any, steps: tuple[str, ...], *, limit: int) -> list[str]:
+    """Find the texts and whole numbers at a path; anything else is ignored, also a path that leads nowhere.
 
     Args:
-        value: Some JSON value. A list along the way stands for each of its items, but not one within a list.
-        steps: Of the path.
-        most: How many are taken.
+        value: A JSON value. A list along the path stands for each of its items, but a list within a list does not.
+        steps: The steps of the path.
+        limit: The largest number of texts to return.
 
     Returns:
-        Each once, in order.
+        Each text once, in order.
     """
     found: dict[str, None] = {}
     for text in _strings(value, steps):
-        if len(found) >= most:
+        if len(found) >= limit:
             break
         found[text] = None
     return list(found)
@@ -65,17 +68,29 @@ def _strings(value: Any, steps: tuple[str, ...]) -> Iterator[str]:
                 yield text
 
 
+class Notification(NamedTuple):
+    """What was published.
+
+    Attributes:
+        channel: Where.
+        data: What, `str` from PostgreSQL and `bytes` from Redis.
+    """
+
+    channel: str
+    data: str | bytes
+
+
 _MessageT = TypeVar("_MessageT")
 _HintT = TypeVar("_HintT")
 
 
 class HintReader(Generic[_MessageT, _HintT]):
-    """The hint of a listener.
+    """Calls the `hint` function of a listener.
 
     Args:
-        hint: Makes something of a message; `None`: every message is a push that says nothing.
-        kinds: What it may make of one, beside `None` for what is no push.
-        log: Where a failure is told; the first as a warning, since whoever may push can make it fail.
+        hint: The function. `None` means that every message is a push without a hint.
+        kinds: The types that it may return, besides `None` for a message that is not a push.
+        log: Where failures are logged. Only the first is a warning: everyone who may push can cause them.
     """
 
     def __init__(
@@ -91,34 +106,34 @@ class HintReader(Generic[_MessageT, _HintT]):
         self._failed = False
 
     def read(self, message: _MessageT, name: str) -> _HintT | Push | None:
-        """What the message says; a plain push if the hint raises, or returns what is no answer.
+        """Return the hint of a message; a push without one if the function raises or returns another type.
 
         Args:
             message: What arrived.
-            name: The listener's.
+            name: The listener's name, for the log.
         """
         if self._hint is None:
             return Push()
         try:
             return self._checked(self._hint(message))
-        except Exception as error:  # noqa: BLE001 - a hint may be wrong in any way; the push must not be lost by it
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a hint must not lose the push
             level = logging.DEBUG if self._failed else logging.WARNING
             self._failed = True
             self._log.log(level, "%s: hint failed with %s, taken for a plain push", name, type(error).__name__)
             return Push()
 
-    def _checked(self, said: object) -> _HintT | None:
-        if said is not None and not isinstance(said, self._kinds):
+    def _checked(self, hint: object) -> _HintT | None:
+        if hint is not None and not isinstance(hint, self._kinds):
             kinds = ", ".join(kind.__name__ for kind in self._kinds)
-            raise TypeError(f"a hint is one of {kinds}, or None, not {type(said).__name__}")
-        return said
+            raise TypeError(f"a hint is one of {kinds}, or None, not {type(hint).__name__}")
+        return hint
 
 
 MAX_TOPICS = 64
-"""Topics that are taken from a push; one with more speaks of all."""
+"""Topics taken from a push. A push that names more counts as one that names none, and so concerns all."""
 
 MAX_COUNT = 2**63
-"""A count above is no count."""
+"""Counts from here on are ignored."""
 
 
 class JSONHint:
@@ -157,11 +172,11 @@ class JSONHint:
     def __call__(self, message: Any, /) -> Push | None:
         """The push, of a text, of bytes, or of what has them as its `body` or `data`; `None`: it is none."""
         value = _decode_message(message)
-        if any(text not in strings_at(value, path, most=MAX_TOPICS) for path, text in self._only):
+        if any(text not in strings_at(value, path, limit=MAX_TOPICS) for path, text in self._only):
             return None
-        cursors = [] if self._cursor is None else strings_at(value, self._cursor, most=2)
-        topics = [] if self._topics is None else strings_at(value, self._topics, most=MAX_TOPICS + 1)
-        counts = [] if self._count is None else strings_at(value, self._count, most=1)
+        cursors = [] if self._cursor is None else strings_at(value, self._cursor, limit=2)
+        topics = [] if self._topics is None else strings_at(value, self._topics, limit=MAX_TOPICS + 1)
+        counts = [] if self._count is None else strings_at(value, self._count, limit=1)
         return Push(
             cursors[0] if len(cursors) == 1 else None,
             tuple(topics) if len(topics) <= MAX_TOPICS else (),
@@ -183,15 +198,3 @@ def _number(text: str) -> int | None:
         return None
     number = int(text)
     return number if number < MAX_COUNT else None
-
-
-class Notification(NamedTuple):
-    """What was published.
-
-    Attributes:
-        channel: Where.
-        data: What, `str` from PostgreSQL and `bytes` from Redis.
-    """
-
-    channel: str
-    data: str | bytes

@@ -1,12 +1,15 @@
-"""Send one request of a listener, and read its whole answer, bounded in time and size.
+"""Send requests of listeners and subscriptions, and read each response whole, bounded in time and size.
 
-Redirects are not followed: httpx would take every header but one to another origin (G12).
+Redirects are never followed: httpx would send every header but one to another origin (G12).
+
+`open_sender`, `send` and `closing` are for streams, which are read as they arrive. `ListenerClient` reads whole
+responses. It sends its credentials only to the origin that they were given for.
 """
 
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, NamedTuple, Self
 
 import anyio
@@ -49,49 +52,58 @@ class UnusableRedirect(PushToPollError):
 
 @contextlib.asynccontextmanager
 async def open_sender(client: Any, tls: ssl.SSLContext | None) -> AsyncIterator[Any]:
-    """What to send by, within the block.
+    """Yield the given HTTP client, or open one for the length of the block.
 
     Args:
-        client: An `httpx.AsyncClient` or one of its shape, which stays open; `None` opens one.
-        tls: Whom one that is opened trusts; `None`: the certificates that the machine trusts.
+        client: An `httpx.AsyncClient`, or a client of its shape, which stays open. `None` opens one.
+        tls: The TLS settings of a client that is opened. `None` means the certificates that the machine trusts.
 
     Raises:
-        ProxyUnusable: None can be opened in this environment.
-        SocksUnusable: Likewise.
+        ProxyUnusable: The environment names a proxy with an invalid address.
+        SocksUnusable: The environment names a SOCKS proxy, and socksio is not installed.
     """
     if client is not None:
         yield client
         return
-    async with closing(_own_client(tls)) as own:
-        yield own
+    # A client for each connection: none inherits a pool in a bad state, and a changed environment takes effect.
+    try:
+        opened = open_client(httpx.Timeout(None), tls=tls)
+    except ImportError:
+        raise SocksUnusable(
+            "the environment names a SOCKS proxy, for which httpx needs socksio: pip install 'httpx[socks]'"
+        ) from None
+    except (ValueError, httpx.InvalidURL):  # the text quotes the address, which may hold a password
+        raise ProxyUnusable("the address of the proxy in the environment is not valid; correct it") from None
+    async with closing(opened):
+        yield opened
 
 
 @contextlib.asynccontextmanager
-async def closing(thing: Any) -> AsyncIterator[Any]:
-    """Close it at the end of the block, with its `aclose()`."""
+async def closing(resource: Any) -> AsyncIterator[Any]:
+    """Call `aclose()` of a client or response at the end of the block."""
     try:
-        yield thing
+        yield resource
     finally:
-        # Shielded: a close that is cancelled leaves its socket to the garbage collector.
+        # Shielded: a cancelled close leaves its socket to the garbage collector.
         with anyio.move_on_after(CLOSE_TIMEOUT, shield=True):
-            await thing.aclose()
+            await resource.aclose()
 
 
 async def send(sender: Any, request: Any, **options: Any) -> Any:
-    """Send a request without following redirects; its answer is streamed.
+    """Send a request without following redirects, and return its response before the body is read.
 
     Raises:
-        UnusableRedirect: httpx reads the `Location` of every redirect, also of one that is not followed.
-        Exception: There is no answer.
+        UnusableRedirect: The `Location` of a redirect is not a URL: httpx reads it even if it does not follow it.
+        Exception: No response came.
     """
     module = module_of(sender)
     try:
         return await sender.send(request, stream=True, follow_redirects=False, **options)
-    except (httpx.InvalidURL, module.InvalidURL, UnicodeError):  # whose text may quote a piece of a secret
+    except (httpx.InvalidURL, module.InvalidURL, UnicodeError):  # the text may quote a part of a secret
         pass
-    except OSError:  # a certificate that cannot be trusted is a ValueError, too
+    except OSError:  # the error of an untrusted certificate is a ValueError, too
         raise
-    except ValueError as error:  # of urllib, by which httpx joins URLs; or of a hook of the user's client
+    except ValueError as error:  # from urllib, with which httpx joins URLs, or from a hook of the user's client
         raise UnusableRedirect(
             f"the client raised {type(error).__name__}, as httpx does when a server answers a redirect to "
             "something that is not a URL"
@@ -102,24 +114,12 @@ async def send(sender: Any, request: Any, **options: Any) -> Any:
     raise UnusableRedirect("the server answered a redirect to something that is not a URL")
 
 
-def _own_client(tls: ssl.SSLContext | None) -> httpx.AsyncClient:
-    """A client for one channel: no pool can be left in an ill state, and a changed environment counts."""
-    try:
-        return open_client(httpx.Timeout(None), tls=tls)
-    except ImportError:
-        raise SocksUnusable(
-            "the environment names a SOCKS proxy, for which httpx needs socksio: pip install 'httpx[socks]'"
-        ) from None
-    except (ValueError, httpx.InvalidURL):  # whose text quotes the address, and with it perhaps a password
-        raise ProxyUnusable("the address of the proxy in the environment is not valid; correct it") from None
-
-
 class UnusableResponse(PushToPollError):
-    """The server answered, but not what it should have."""
+    """The response is too large, is encoded, or does not hold what it should."""
 
 
 RESPONSE_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = ((UnusableResponse, Verdict.SLOW_RETRY),)
-"""For `http_failure_of`: the next answer will be like it."""
+"""Verdicts for `http_failure_of`: the next response will be like this one."""
 
 
 class ListenerResponse(NamedTuple):
@@ -156,7 +156,7 @@ class ListenerResponse(NamedTuple):
         """The body, read as JSON.
 
         Raises:
-            UnusableAnswer: It is none.
+            UnusableResponse: The body is not JSON.
         """
         try:
             return decode(self.body)
@@ -165,21 +165,21 @@ class ListenerResponse(NamedTuple):
 
 
 class ListenerClient:
-    """Asks one server, to which the credentials belong; others are asked without them.
+    """Sends requests to one server with credentials, and to other servers without them.
 
     Args:
-        url: An address of the server; a user and password in it are sent as Basic credentials.
-        headers: Sent to it: a mapping, or a function that returns one.
-        token: Sent to it as `Authorization: Bearer`, or a function that returns it.
-        client: An `httpx.AsyncClient` or one of its shape, which stays the caller's; `None`: opens one for each
-            block of `reuse_connections()`, or for each request.
-        tls: Whom to trust; `None`: the certificates that the machine trusts.
-        timeout: Seconds for a whole answer, and again for headers and token to be given.
-        max_body: Bytes that an answer may have.
+        url: An address of the server. A user and password in it are sent as Basic credentials.
+        headers: Sent to the server: a mapping, or a function that returns one.
+        token: Sent to the server as `Authorization: Bearer`: a string, or a function that returns one.
+        client: An `httpx.AsyncClient`, or a client of its shape, which the caller closes. `None` opens one for
+            each block of `reuse_connections()`, or for each request.
+        tls: The TLS settings. `None` means the certificates that the machine trusts.
+        timeout: Seconds for a whole response, and again for the functions for headers and token to return.
+        max_body: The largest body of a response, in bytes.
 
     Raises:
         TypeError: An argument is of the wrong type.
-        ValueError: The URL is no http address, or an argument has no meaning.
+        ValueError: The URL is not an http address, or another argument is invalid.
     """
 
     def __init__(
@@ -231,48 +231,49 @@ class ListenerClient:
         headers: Mapping[str, str] | None = None,
         wait: float = 0.0,
         trickles: bool = False,
-        sent: Callable[[], None] | None = None,
+        on_sent: Callable[[], None] | None = None,
     ) -> ListenerResponse:
         """Send one request.
 
         Args:
-            method: Of HTTP.
-            url: Absolute; `None`: that of the server. Credentials go to its origin alone (G12).
+            method: The HTTP method.
+            url: An absolute URL. `None` means the server's. Only the server's origin gets credentials (G12).
             content: The body.
-            headers: Sent too, before those of the server's own.
-            wait: Seconds for which the server may hold its answer, on top of the timeout.
-            trickles: Whether each piece of the answer begins that time anew, for a server that sends white space
-                to say that it lives.
-            sent: Called when the request is on its way, by clients that tell it, as those of httpx.
+            headers: Sent in addition; the credentials overrule them.
+            wait: Seconds for which the server may hold its response, in addition to the timeout.
+            trickles: Whether each chunk of the response restarts the timeout, for a server that sends white space
+                to keep the connection alive.
+            on_sent: Called when the request has been sent, by clients that report it, such as those of httpx.
 
         Raises:
-            UnusableAnswer: The answer is too large, or a redirect to something that is not a URL.
-            CredentialsFailed: Who to be could not be learnt.
-            Exception: No answer came; `http_failure_of` knows what that means.
+            UnusableResponse: The response is too large, is encoded, or redirects to something that is not a URL.
+            CredentialsFailed: A function for headers or token failed.
+            Exception: No response came; `http_failure_of` classifies the error.
         """
-        target, fields = (
-            parse_http_url(url or self.url),
-            httpx.Headers({"accept-encoding": "identity", **(headers or {})}),
-        )
-        url, at_home, auth = str(target), _origin(target) == self._trusted_origin, dict[str, Any](auth=None)
-        if at_home:
-            auth = await self._add_credentials(fields)
+        target = parse_http_url(url or self.url)
+        url, same_origin = str(target), _origin(target) == self._trusted_origin
+        fields = httpx.Headers({"accept-encoding": "identity", **(headers or {})})
+        if same_origin:
+            fields.update(self._basic)
+            fields.update(await self._credentials.get_headers(within=self._timeout))
+        # The client's own credentials are used only if none were given here, and never for another origin.
+        auth = {} if same_origin and "authorization" not in fields else {"auth": None}
+        reused = self._sender
         with anyio.move_on_after(self._timeout + wait) as scope:
-            async with self._open_or_reuse() as sender, close_on_failure(url) as extensions:
+            async with (
+                open_sender(self._client, self._tls) if reused is None else nullcontext(reused) as sender,
+                close_on_failure(url) as extensions,
+            ):
                 request = sender.build_request(
                     method,
                     url,
                     headers=fields.raw,
                     content=content,
-                    timeout=(
-                        self._timeout,
-                        None,
-                        None,
-                        None,
-                    ),  # to connect: a dead network is found without `wait`
-                    extensions=extensions if sent is None else _trace_when_sent(sent, extensions),
+                    # Only connecting is limited here, so that a dead network is found without waiting for `wait`.
+                    timeout=(self._timeout, None, None, None),
+                    extensions=extensions if on_sent is None else _trace_when_sent(on_sent, extensions),
                 )
-                if not at_home:  # a client adds headers and cookies, and which of them are secrets nobody knows
+                if not same_origin:  # a client adds headers and cookies of its own, any of which may be a secret
                     request = type(request)(
                         method,
                         url,
@@ -293,19 +294,10 @@ class ListenerClient:
                     )
         raise TimeoutError(f"no whole answer within {self._timeout + wait:g} s")
 
-    def _open_or_reuse(self) -> AbstractAsyncContextManager[Any]:
-        return open_sender(self._client, self._tls) if self._sender is None else nullcontext(self._sender)
-
-    async def _add_credentials(self, fields: httpx.Headers) -> dict[str, Any]:
-        """Add the headers, and say who to be: what was given here comes in place of what a client is by itself."""
-        fields.update(self._basic)
-        fields.update(await self._credentials.get_headers(within=self._timeout))
-        return {"auth": None} if "authorization" in fields else {}
-
-    async def _read_body(self, response: Any, where: str, scope: anyio.CancelScope | None, wait: float) -> bytes:
+    async def _read_body(self, response: Any, url: str, scope: anyio.CancelScope | None, wait: float) -> bytes:
         encoding = response.headers.get("content-encoding", "identity")
-        if encoding.strip().lower() not in {"", "identity"}:  # unpacked, 64 KiB from the socket can be 64 MiB
-            raise UnusableResponse(f"{where} sent Content-Encoding {quoted(encoding)}, but was asked for identity")
+        if encoding.strip().lower() not in {"", "identity"}:  # decoded, 64 KiB from the socket can be 64 MiB
+            raise UnusableResponse(f"{url} sent Content-Encoding {quoted(encoding)}, but was asked for identity")
         parts, size = list[bytes](), 0
         async with unwinding(response.aiter_bytes()) as chunks:
             async for chunk in chunks:
@@ -313,46 +305,42 @@ class ListenerClient:
                     scope.deadline = anyio.current_time() + self._timeout + wait
                 size += len(chunk)
                 if size > self._max_body:
-                    raise UnusableResponse(f"{where} answered more than {self._max_body} bytes")
+                    raise UnusableResponse(f"{url} answered more than {self._max_body} bytes")
                 parts.append(chunk)
         return b"".join(parts)
 
 
 class _ChunkIterator:
-    """An iterator that is no generator."""
+    """An asynchronous iterator over chunks that is not a generator, so it need not be closed."""
 
-    def __init__(self, *pieces: bytes) -> None:
-        self._pieces = iter(pieces)
+    def __init__(self, *chunks: bytes) -> None:
+        self._chunks = iter(chunks)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        for piece in self._pieces:
-            return piece
+        for chunk in self._chunks:
+            return chunk
         raise StopAsyncIteration
 
 
 def _cancellable_body(stream: Any, content: bytes) -> Any:
-    """A body that may be left in the middle.
+    """Make a request body of the client's own stream type that may be dropped before it is sent whole.
 
-    httpx's own is a generator: a request that is cancelled while it is being sent drops it, the garbage collector
-    gets it, and on trio that is a warning.
-
-    Args:
-        stream: The body as the client has it, in whose kind it wants it.
-        content: The same.
+    httpx's body is a generator. A request that is cancelled while it is sent leaves the generator to the garbage
+    collector, which makes trio warn.
     """
-    kind = type("AtOnce", (type(stream),), {"__aiter__": lambda _self: _ChunkIterator(content)})
-    return kind(content)
+    stream_type = type("AtOnce", (type(stream),), {"__aiter__": lambda _self: _ChunkIterator(content)})
+    return stream_type(content)
 
 
-def _trace_when_sent(sent: Callable[[], None], extensions: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The extensions of a request (httpcore's "trace") that say when all of it was sent."""
+def _trace_when_sent(on_sent: Callable[[], None], extensions: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add to the extensions of a request a "trace" of httpcore that reports when the request has been sent."""
 
     async def trace(event: str, info: Mapping[str, Any]) -> None:
         if event.endswith("send_request_body.complete"):
-            sent()
+            on_sent()
         if "trace" in extensions:
             await extensions["trace"](event, info)
 

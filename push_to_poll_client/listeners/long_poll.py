@@ -362,7 +362,7 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         self, connection: _LongPollConnection, question: RequestParams, sent: Callable[[], None] | None = None
     ) -> ListenerResponse:
         ask = functools.partial(
-            connection.http_client.send_request, self._method, wait=self._wait, trickles=True, sent=sent
+            connection.http_client.send_request, self._method, wait=self._wait, trickles=True, on_sent=sent
         )
         if self._method == "GET":
             query = {name: query_value(value) for name, value in question.items()}

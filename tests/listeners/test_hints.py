@@ -96,5 +96,5 @@ def test_an_invalid_path_is_refused(where, kind):
 
 
 def test_texts_at_returns_at_most_the_requested_number_of_distinct_texts():
-    assert strings_at([{"a": "1"}, {"a": "1"}, {"a": "2"}, {"a": "3"}], parse_path("a"), most=2) == ["1", "2"]
-    assert strings_at("x", (), most=0) == []
+    assert strings_at([{"a": "1"}, {"a": "1"}, {"a": "2"}, {"a": "3"}], parse_path("a"), limit=2) == ["1", "2"]
+    assert strings_at("x", (), limit=0) == []

@@ -140,7 +140,7 @@ async def test_wait_extends_the_timeout_of_an_answer():
 async def test_the_sent_callback_is_called_once(url):
     told = []
     asking, _ = asker(200, url=url)
-    await asking.send_request(sent=lambda: told.append("sent"))
+    await asking.send_request(on_sent=lambda: told.append("sent"))
     assert told == ["sent"]
 
 

@@ -163,7 +163,7 @@ PUSH = [
         "G12",
         "takes credentials of a client along to another origin",
         "listeners/_requests.py",
-        "if not at_home:  # a client",
+        "if not same_origin:  # a client",
         "if False:  # a client",
         "tests/listeners/test_requests.py",
     ),

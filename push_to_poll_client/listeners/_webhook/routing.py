@@ -305,6 +305,6 @@ def names_at(path: str) -> Route:
             value = request.json()
         except ValueError:
             return None
-        return strings_at(value, steps, most=MAX_NAMES + 1) or None
+        return strings_at(value, steps, limit=MAX_NAMES + 1) or None
 
     return names
