@@ -1,18 +1,18 @@
-"""WHAT a server-sent event stream says: bytes in, events out. No I/O, no clock.
+"""Parse a server-sent event stream: bytes in, events out. No I/O, no clock.
 
-The rules are those of the WHATWG HTML standard, §9.2.5 (the grammar) and §9.2.6 (what a line means). Three
-pieces of state make an event of lines: the data lines so far, the event's type, and the id last named, which a
-blank line makes the last event id, and which no blank line clears.
+The rules are those of the WHATWG HTML standard, §9.2.5 (the grammar) and §9.2.6 (the meaning of a line). An event
+is made from three pieces of state: the data lines so far, the event's type, and the id named last. A blank line
+makes that id the last event id, and does not clear it.
 
-    line            what becomes of it
-    (empty)         the id counts from here on; an event, if there was a data line
-    :comment        nothing; it keeps the connection alive
-    field: value    the field gets the value, less one leading space
-    field           the field gets the empty string
+    line            effect
+    (empty)         the id becomes the last event id; an event is complete if there was a data line
+    :comment        none; it keeps the connection alive
+    field: value    sets the field to the value without one leading space
+    field           sets the field to the empty string
 
-Every byte is looked at a fixed number of times, in whatever pieces it comes: what follows the last line break is
-added to what was there, never searched again. Nothing outgrows `max_size`: not the line that has not ended, nor
-the data of the event that has not.
+Every byte is looked at a fixed number of times, however the stream is cut into chunks: the bytes after the last
+line break are added to the unfinished line, and never searched again. Neither the unfinished line nor the data of
+the unfinished event may exceed `max_size`.
 """
 
 import re
@@ -23,9 +23,9 @@ from push_to_poll_client._exceptions import PushToPollError
 __all__ = ["MAX_RETRY", "EventParser", "EventTooLarge", "ServerSentEvent"]
 
 MAX_RETRY = 300.0
-"""Seconds: the longest `retry` that is believed. It is as long as this library waits where only a human can help,
-so no server silences the channel by it; who needs more time answers with `Retry-After`. There is no smallest one:
-`retry: 0` asks for nothing, and the delay is this library's own."""
+"""Seconds: the longest `retry` that is obeyed. It is as long as this library waits where only a human can help, so
+a server cannot silence the channel with it; a server that needs more time sends `Retry-After`. There is no
+minimum: `retry: 0` asks for nothing, and the delay is this library's own."""
 
 _BOM = "\ufeff"
 _is_number = re.compile("[0-9]+").fullmatch  # \d and int() take digits of every script, signs and underscores
@@ -51,17 +51,17 @@ class EventTooLarge(PushToPollError):
 
 
 class EventParser:
-    """The reader of one stream, whose state is that of one connection.
+    """The parser of one stream, with the state of one connection.
 
     Args:
-        max_size: Bytes of the largest line and of the largest data; `None`: no limit.
-        last_event_id: What the client named in `Last-Event-ID`. Empty, as the standard has it: events that name
-            no id have none until the stream names one.
+        max_size: The largest line and the largest data of an event, in bytes. `None` means no limit.
+        last_event_id: The id that the client sent as `Last-Event-ID`. Empty by default, as in the standard: an
+            event without an id has none until the stream names one.
 
     Attributes:
-        last_event_id: The id to name when connecting again. That of an event which was cut off is not it.
-        retry: Seconds that the server wants to pass before the client connects again (§9.2.6), `MAX_RETRY` at
-            most; `None`: it did not say.
+        last_event_id: The id to send when connecting again. The id of an incomplete event does not count.
+        retry: Seconds that the server wants to pass before the client connects again (§9.2.6), at most
+            `MAX_RETRY`. `None` if the server did not say.
     """
 
     def __init__(self, *, max_size: int | None, last_event_id: str = "") -> None:
@@ -77,11 +77,11 @@ class EventParser:
         self._id = last_event_id
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
-        """Read on.
+        """Parse the next bytes.
 
         Args:
-            chunk: The next bytes, however many. At the end of the stream nothing is called: what is left is no
-                event (§9.2.6).
+            chunk: The next bytes, any number of them. At the end of the stream, call nothing: an incomplete event
+                is dropped (§9.2.6).
 
         Returns:
             The events that are complete now.
@@ -100,7 +100,7 @@ class EventParser:
         return events
 
     def _rest_of(self, chunk: bytes) -> bytes:
-        """The chunk without the second half of a CRLF whose first half ended a line already."""
+        """Return the chunk without the LF of a CRLF whose CR already ended a line."""
         if not chunk:
             return chunk
         rest = chunk[1:] if self._after_cr and chunk.startswith(b"\n") else chunk
@@ -141,7 +141,7 @@ class EventParser:
         self._check(self._data_size, "the data of an event")
 
     def _dispatch(self) -> ServerSentEvent | None:
-        """The event that a blank line completes, if there is one."""
+        """Return the event that a blank line completes, if there is one."""
         self.last_event_id = self._id
         data, kind = self._data, self._type
         self._data, self._data_size, self._type = [], 0, ""

@@ -1,11 +1,11 @@
 """The listener for server-sent events (WHATWG HTML §9.2): each event of the stream is a push.
 
-The stream has no ping. A connection of which one end is gone looks like one on which nothing happens, and is found
-by silence alone: servers send comments to keep alive what is idle, and `max_silence` takes their absence for the
-end. `max_age` finds the rest.
+The module has three parts, from the bottom up: open, check, read and close a stream; classify its failures; and
+the listener. `_sse_parser.py` makes events of bytes, and `_base.py` connects again.
 
-The life of the channel is `_reconnecting.py`'s, what a failure means `_sse_failures.py`'s, how to open, read and
-close `_sse_connection.py`'s, what the bytes say `_sse_parser.py`'s.
+The stream has no ping. A connection whose other end is gone looks like one on which nothing happens. Servers send
+comments to keep idle streams alive, so `max_silence` takes a long silence for a dead connection. `max_age`
+replaces any other dead connection.
 """
 
 import contextlib
@@ -47,19 +47,20 @@ __all__ = [
 MEDIA_TYPE = "text/event-stream"
 
 BYTES_AT_ONCE = 8192
-"""Bytes parsed before other tasks run. A read can bring 256 KiB; of empty lines these take 0.3 s, 8 KiB 9 ms."""
+"""Bytes parsed before other tasks run. A read can return 256 KiB; parsing as many empty lines takes 0.3 s, and
+parsing 8 KiB of them 9 ms."""
 
 REQUEST_HEADERS = {
     "Accept": MEDIA_TYPE,
     "Cache-Control": "no-store",
-    # Unpacked, 64 KiB from the socket can be 64 MiB; and a compressor keeps small events to itself.
+    # Decoded, 64 KiB from the socket can be 64 MiB; and a compressor holds small events back.
     "Accept-Encoding": "identity",
 }
-"""What is sent with each request (WHATWG HTML §9.2.2), unless the user's own headers say otherwise."""
+"""Headers of each request (WHATWG HTML §9.2.2). The user's own headers replace them."""
 
 
 class NotAnEventStream(PushToPollError):
-    """The server answered 200 with something else."""
+    """The server answered 200 with another media type or with an encoding."""
 
 
 class StreamEnded(PushToPollError):
@@ -67,25 +68,17 @@ class StreamEnded(PushToPollError):
 
 
 class EventStream:
-    """An open stream.
-
-    Args:
-        chunks: The body as it comes.
-        parser: Reads it.
-
-    Attributes:
-        parser: What the stream said so far.
-    """
+    """An open stream: the chunks of its body, and the parser with the state that they left."""
 
     def __init__(self, chunks: AsyncIterator[bytes], parser: EventParser) -> None:
         self.parser = parser
         self._chunks = chunks
 
     async def read(self) -> Sequence[ServerSentEvent]:
-        """Wait for the next bytes; the events that they complete, often none.
+        """Wait for the next bytes, and return the events that they complete, often none.
 
         Raises:
-            StreamEnded: There are no more.
+            StreamEnded: The server ended the stream.
             EventTooLarge: The stream cannot be read any further.
         """
         async for chunk in self._chunks:
@@ -110,20 +103,20 @@ async def open_stream(
 ) -> AsyncIterator[EventStream]:
     """Open a stream, and close it at the end of the block.
 
-    Redirects are not followed: httpx would take every header but one to another origin (G12).
+    Redirects are not followed: httpx would send every header but one to another origin (G12).
 
     Args:
         url: An http address without user and password.
         headers: Sent with the request.
         last_event_id: Sent as `Last-Event-ID` unless empty.
-        client: By what to send; `None` opens a client for this one stream.
-        tls: Whom to trust for `https://`; `None`: the certificates that the machine trusts.
-        open_timeout: Seconds until the answer's headers are there.
-        max_size: Bytes of the largest line and event; `None`: no limit.
+        client: The HTTP client. `None` opens one for this stream.
+        tls: The TLS settings for `https://`. `None` means the certificates that the machine trusts.
+        open_timeout: Seconds until the headers of the response have arrived.
+        max_size: The largest line and event, in bytes. `None` means no limit.
 
     Raises:
-        LeftAlone: The server asks not to connect again.
-        Exception: Whatever ended the attempt or the stream. `_sse_failures.py` knows what it means.
+        StopReconnecting: The server asks the client not to connect again.
+        Exception: The error that ended the attempt or the stream. `failure_of` classifies it.
     """
     async with open_sender(client, tls) as sender:
         response = await _send_request(sender, url, _fields(headers, last_event_id), open_timeout)
@@ -143,12 +136,12 @@ def _fields(headers: Mapping[str, str], last_event_id: str) -> list[tuple[bytes,
 
 
 async def _send_request(sender: Any, url: str, fields: Sequence[tuple[bytes, bytes]], open_timeout: float) -> Any:
-    # With credentials of the listener's own, those of a client that was given do not come in their place.
-    ours = {"auth": None} if any(name.lower() == b"authorization" for name, _ in fields) else {}
+    # The user's client must not replace the credentials of the listener with its own.
+    auth = {"auth": None} if any(name.lower() == b"authorization" for name, _ in fields) else {}
     async with close_on_failure(url) as extensions:
         request = sender.build_request("GET", url, headers=fields, timeout=None, extensions=extensions)
         with anyio.move_on_after(open_timeout):
-            return await send(sender, request, **ours)
+            return await send(sender, request, **auth)
         raise TimeoutError(f"no answer within {open_timeout:g} s")
 
 
@@ -170,20 +163,20 @@ def _check(response: Any) -> None:
 
 ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
     (NotAnEventStream, Verdict.SLOW_RETRY),  # a login page, a compressing proxy
-    (EventTooLarge, Verdict.SLOW_RETRY),  # the next one will be as large
+    (EventTooLarge, Verdict.SLOW_RETRY),  # the next event will be as large
 )
-"""What ends a stream, or an attempt at one, beside what HTTP knows. The stream's end and silence pass."""
+"""The verdicts on errors of streams, in addition to those of HTTP. The end of a stream and silence are retried."""
 
 
 def failure_of(error: Exception) -> Failure:
-    """What a failure means, and how it is told."""
+    """Classify and describe an error that ended a stream, or an attempt to open one."""
     failure = http_failure_of(error, wanted="an event stream", verdicts=ERROR_VERDICTS)
     return failure._replace(hid_a_push=isinstance(error, EventTooLarge))
 
 
 MAX_ID = 1024
-"""Characters of the longest id that is sent back. Servers refuse headers above some 8 KiB, and with a server that
-names an id which it does not take back the channel would never open again."""
+"""Characters of the longest id that is sent back. Servers refuse headers above some 8 KiB. If a server sent an id
+that it does not accept back, the channel would never open again."""
 
 _log = logging.getLogger(__name__)
 
@@ -287,25 +280,25 @@ class SSEListener(ReadLoopListener[ServerSentEvent]):
         self._retry = 0.0
 
     def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[EventStream]:
-        given = any(name.lower() == "authorization" for name in headers)
-        headers = headers if given else {**self._basic, **headers}
+        has_authorization = any(name.lower() == "authorization" for name in headers)
+        headers = headers if has_authorization else {**self._basic, **headers}
         return self._open(headers=headers, last_event_id=self._last_event_id)
 
     async def _read(self, connection: EventStream) -> Sequence[ServerSentEvent]:
         events = await connection.read()
-        said = connection.parser
-        self._retry = self._retry if said.retry is None else said.retry
-        if self._resumes and _fits_header(said.last_event_id):
-            self._last_event_id = said.last_event_id
+        parser = connection.parser
+        self._retry = self._retry if parser.retry is None else parser.retry
+        if self._resumes and _fits_header(parser.last_event_id):
+            self._last_event_id = parser.last_event_id
         return events
 
     def _failure(self, error: Exception) -> Failure:
         failure = failure_of(error)
         if error_response(error) is not None:
-            self._last_event_id = ""  # it may be what was refused
+            self._last_event_id = ""  # the server may have refused this id
         return failure._replace(retry_after=max(failure.retry_after or 0.0, self._retry))
 
 
 def _fits_header(id: str) -> bool:
-    """Whether it can stand in a header as it is."""
+    """Return whether an id can be sent as a header unchanged."""
     return len(id) <= MAX_ID and id.isprintable() and id == id.strip()

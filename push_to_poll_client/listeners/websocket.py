@@ -1,14 +1,16 @@
 """The websocket listener (RFC 6455): each message on the connection is a push.
 
-The verdicts stand in the two tables below and in `STATUS_VERDICTS`. What the server wrote (close reasons, header
-values) is hostile text: it is escaped and cut before it reaches a sentence. What may hold a secret of ours (the
-address of a proxy, an error we do not know) is named by its type alone.
+The module has three parts, from the bottom up: open and close a connection with the `websockets` library, classify
+and describe its failures, and the listener. `_base.py` connects again.
 
-The connection is suspected at all times. Protocol pings find the half-open one, `max_silence` the one whose proxy
-answers pings and swallows messages, and `max_age` whatever neither of them finds.
+The verdicts on failures are in two tables, `CLOSE_VERDICTS` and `ERROR_VERDICTS`, and in `STATUS_VERDICTS` of
+`_backoff.py`. Text from the server (close reasons, header values) may be hostile, so it is escaped and cut before
+it becomes part of a sentence. An error that may hold a secret of the user's (the address of a proxy, an unknown
+error) is named by its type alone.
 
-The life of the channel is `_reconnecting.py`'s, what a failure means `_websocket_failures.py`'s, how to open and
-close `_websocket_connection.py`'s.
+A connection may be dead at any time without a sign. Protocol pings find a half-open connection; `max_silence`
+finds one whose proxy answers pings but loses messages; `max_age` replaces any connection that neither of them
+finds.
 """
 
 import asyncio
@@ -55,6 +57,8 @@ from push_to_poll_client.listeners._failures import (
     verdict_by_type,
 )
 
+_log = logging.getLogger(__name__)
+
 __all__ = [
     "CLOSE_TIMEOUT",
     "NoCommonSubprotocol",
@@ -70,21 +74,20 @@ __all__ = [
 
 
 CLOSE_TIMEOUT = 2.0
-"""Seconds for a server to answer a close frame, then the connection is dropped. So much may a server that does not
-answer add to a planned reconnect or to a stop, twice if it does not even read."""
+"""Seconds for a server to answer a close frame; then the connection is dropped. A server that does not answer
+delays a planned reconnect or a stop by this time, and by twice this time if it does not even read."""
 
 MAX_QUEUE = 16
-"""Frames that wait to be read before TCP pushes back. With `max_size` it bounds what waits: 1 MiB."""
-
-_log = logging.getLogger("push_to_poll_client.listeners.websocket")
+"""Frames that wait to be read before TCP holds the server up. With the default `max_size` they take 1 MiB at
+most."""
 
 
 class WebSocketConnection(Protocol):
-    """What a listener asks of a connection."""
+    """The part of a connection that the listener uses."""
 
     @property
     def subprotocol(self) -> str | None:
-        """The one that the server chose."""
+        """The subprotocol that the server chose; `None` if it chose none."""
         ...
 
     async def recv(self) -> str | bytes:
@@ -93,18 +96,18 @@ class WebSocketConnection(Protocol):
 
 
 def parse_url(url: str) -> WebSocketURI:
-    """Take a websocket address apart.
+    """Parse a websocket address.
 
     Raises:
-        ValueError: It is none. Neither the URL nor the parser's words, which may quote a password, are in it.
+        ValueError: The address is invalid. The text quotes neither it nor the parser, as both may hold a password.
     """
     try:
         return parse_uri(url)
     except InvalidURI as error:
-        why = error.msg
+        reason = error.msg
     except ValueError:
-        why = "it cannot be parsed"
-    raise ValueError(f"url is no websocket address such as wss://host/path: {why}")
+        reason = "it cannot be parsed"
+    raise ValueError(f"url is no websocket address such as wss://host/path: {reason}")
 
 
 @contextlib.asynccontextmanager
@@ -121,21 +124,22 @@ async def open_connection(
 ) -> AsyncIterator[WebSocketConnection]:
     """Open a connection, and close it at the end of the block.
 
-    No compression: 50 KiB of buffers instead of 15 for pushes, which carry nothing. No redirects: the library
-    would take every header but three to another origin (G12). No iterator that reconnects: the delays are ours.
+    No compression: it would take 50 KiB of buffers instead of 15, and a push carries no data. No redirects: the
+    library would send every header but three to another origin (G12). The library's own iterator that reconnects
+    is not used, since the delays are those of `_backoff.py`.
 
     Args:
         url: A websocket address.
         headers: Sent with the handshake.
-        tls: Whom to trust for `wss://`; `None`: the certificates that the machine trusts.
-        subprotocols: Offered to the server; empty: none.
+        tls: The TLS settings for `wss://`. `None` means the certificates that the machine trusts.
+        subprotocols: Offered to the server; may be empty.
         open_timeout: Seconds for connecting and the handshake.
-        ping_interval: Seconds between pings; `None`: no pings.
-        ping_timeout: Seconds to wait for the answer; `None`: for ever.
-        max_size: Bytes of the largest message; `None`: no limit.
+        ping_interval: Seconds between pings. `None` means no pings.
+        ping_timeout: Seconds to wait for the answer to a ping. `None` means no limit.
+        max_size: The largest message, in bytes. `None` means no limit.
 
     Raises:
-        Exception: Whatever ended the attempt or the connection. `_websocket_failures.py` knows what it means.
+        Exception: The error that ended the attempt or the connection. `failure_of` classifies it.
     """
     async with _client(_backend())(
         url,
@@ -159,10 +163,10 @@ async def open_connection(
 
 
 class _QuietLogger(logging.LoggerAdapter[logging.Logger]):
-    """Keeps the library from logging frames and handshakes, with `Authorization`, which it does for DEBUG.
+    """Keeps the library from logging frames and handshakes, with `Authorization`, at level DEBUG.
 
-    What it takes for an error (on trio a ping without an answer, with a traceback) is a passing failure, of which
-    the listener tells what it means.
+    Its errors (on trio a ping without an answer, with a traceback) become INFO without the traceback: they are
+    passing failures, which the listener describes itself.
     """
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
@@ -173,17 +177,17 @@ class _QuietLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 class _NoRedirects:
-    """Makes a redirect the failure that it is, instead of an address to go to."""
+    """Makes a redirect a failure instead of following it."""
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
 
 
 class _AbortOnBackpressure:
-    """Hangs up on a server that does not read, when what is written to it fills a buffer of 32 KiB.
+    """Aborts the connection when the server does not read and the write buffer reaches 32 KiB.
 
-    A push channel is answered with pongs alone. On asyncio the library would keep those to a flood of pings
-    without end, and wait for room without a timeout even to close. On trio TCP holds the flood up.
+    A push channel sends only pongs. On asyncio, the library would store the pongs to a flood of pings without a
+    limit, and even a close would wait for room in the buffer without a timeout. On trio, TCP holds up the flood.
     """
 
     transport: Any
@@ -205,11 +209,11 @@ def _client(backend: str) -> Any:
 
 
 async def _close(connection: Any) -> None:
-    """Say goodbye, then see to it that nothing stays open.
+    """Send a close frame, and make sure that no socket stays open.
 
-    Shielded, since a close that is cancelled would leave its socket to the garbage collector; with a timeout
-    beside the library's own, since a server that reads nothing holds up the sending of the close frame itself.
-    On trio a cancellation reaches the library's tasks as well: a stop there closes the socket without a goodbye.
+    Shielded, since a cancelled close would leave its socket to the garbage collector. The timeout is in addition
+    to the library's own, since a server that does not read holds up even the sending of the close frame. On trio,
+    a cancellation also reaches the library's tasks, so a stop there closes the socket without a close frame.
     """
     with anyio.move_on_after(2 * CLOSE_TIMEOUT, shield=True):
         await (connection.close if _backend() == "asyncio" else connection.aclose)(CloseCode.NORMAL_CLOSURE)
@@ -218,7 +222,7 @@ async def _close(connection: Any) -> None:
 
 
 class NoCommonSubprotocol(NegotiationError):
-    """The server chose none of the subprotocols that were offered. What it answers unasked may be a proxy's."""
+    """The server chose none of the subprotocols offered. Its messages may come from a proxy that knows none."""
 
 
 CLOSE_VERDICTS = {
@@ -231,93 +235,87 @@ CLOSE_VERDICTS = {
     3000: Verdict.SLOW_RETRY,  # unauthorized
     3003: Verdict.SLOW_RETRY,  # forbidden
 }
-"""Close codes (RFC 6455 §7.4 and the IANA registry) that no soon retry mends. All others are retried: 1000 and
-1001 (a server is replaced), 1005 and 1006 (an empty close frame, or none), 1011 to 1014 (the server's trouble),
-and what this library cannot know, 4000-4999 among it, whose meaning is the application's (`classify=`)."""
+"""Close codes (RFC 6455 §7.4 and the IANA registry) that a soon retry would meet again. All others are retried:
+1000 and 1001 (a server is replaced), 1005 and 1006 (an empty close frame, or none), 1011 to 1014 (trouble of the
+server), and all that this library does not know, such as 4000-4999, which the application defines
+(`classify=`)."""
 
 ERROR_VERDICTS: tuple[tuple[type[Exception], Verdict], ...] = (
-    (CredentialsFailed, Verdict.RETRY),  # whatever the provider's own reason was
-    (ssl.SSLCertVerificationError, Verdict.SLOW_RETRY),  # somebody must mend the certificate, or is listening in
-    (EOFError, Verdict.RETRY),  # the connection broke off before the handshake's answer
+    (CredentialsFailed, Verdict.RETRY),  # whatever the reason of the provider
+    (ssl.SSLCertVerificationError, Verdict.SLOW_RETRY),  # a wrong certificate, or an eavesdropper
+    (EOFError, Verdict.RETRY),  # the connection broke off before the response to the handshake
     (OSError, Verdict.RETRY),  # the network, a name not found, a timeout, silence
     (NoCommonSubprotocol, Verdict.GIVE_UP),  # one of the two sides has to be changed
     (ImportError, Verdict.GIVE_UP),  # a SOCKS proxy without python-socks
     (ProxyError, Verdict.RETRY),  # the proxy is down or answers garbage
-    (InvalidProxy, Verdict.SLOW_RETRY),  # the proxy's address in the environment is none
-    (InvalidHandshake, Verdict.SLOW_RETRY),  # the answer opens no websocket
+    (InvalidProxy, Verdict.SLOW_RETRY),  # the proxy's address in the environment is invalid
+    (InvalidHandshake, Verdict.SLOW_RETRY),  # the response does not open a websocket
     (Exception, Verdict.RETRY),  # unknown: the listener must not stop for good because of it
 )
-"""What else ends a connection, or an attempt at one. The first row that is found among the error and its causes
-counts: trio hides the reason of a failed TLS handshake in the cause."""
+"""The verdicts on all other errors. The first row whose type is found among the error and its causes counts: trio
+hides the reason of a failed TLS handshake in the cause."""
 
 UNAUTHORIZED_STATUS = 401
 UNAUTHORIZED_CLOSE_CODES = frozenset({1008, 3000})
-"""Refusals that fresh credentials may mend: so ends a connection whose token runs out while it lasts."""
+"""Refusals that new credentials may lift. A connection whose token expires is closed with one of these codes."""
 
 UNREADABLE_CLOSE_CODES = frozenset({1002, 1007, 1009})
-"""Codes with which this side closes when it cannot read what arrived."""
+"""Codes with which this side closes when it cannot read a message."""
 
 REDIRECTS = range(300, 400)
 
 SAFE_TO_QUOTE = (OSError, InvalidHandshake, ImportError)
-"""Errors whose text holds nothing that was entrusted to us. (`InvalidProxy` quotes the proxy's password.)"""
+"""Errors whose text holds no secret. (`InvalidProxy` quotes the proxy's password.)"""
 
 
 def failure_of(error: Exception) -> Failure:
-    """What a failure means, and how it is told."""
+    """Classify and describe an error that ended a connection, or an attempt to open one."""
+    requested = None  # Retry-After (RFC 9110 §10.2.3) of the server or the proxy
+    if isinstance(error, InvalidStatus | InvalidProxyStatus):
+        requested = requested_delay(error.response.status_code, error.response.headers, time.time())
     return Failure(
         verdict_of(error),
         describe_failure(error),
-        retry_after=_retry_after(error),
+        retry_after=requested,
         unauthorized=_unauthorized(error),
         hid_a_push=closed_as_unreadable(error),
-        # A cause is printed with its traceback, and that of a proxy's address quotes the password in it.
+        # A cause is printed with its traceback, and the one of `InvalidProxy` quotes the proxy's password.
         cause=None if isinstance(error, InvalidProxy) else error,
     )
 
 
 def verdict_of(error: Exception) -> Verdict:
-    """What a failure means, as far as this library can know."""
+    """Return the verdict on a failure, as far as this library can know."""
     if isinstance(error, ConnectionClosed):
         return CLOSE_VERDICTS.get(_close_code(error), Verdict.RETRY)
     if isinstance(error, InvalidStatus):
         return verdict_of_status(error.response.status_code)
     if isinstance(error, InvalidProxyStatus):
-        return _verdict_of_proxy_status(error.response.status_code)
+        verdict = verdict_of_status(error.response.status_code)
+        # A proxy cannot know that a channel behind it is gone for good.
+        return Verdict.SLOW_RETRY if verdict is Verdict.GIVE_UP else verdict
     return verdict_by_type(causes(error), ERROR_VERDICTS)
 
 
-def _verdict_of_proxy_status(status: int) -> Verdict:
-    verdict = verdict_of_status(status)
-    # A proxy cannot know that a channel behind it is gone for good.
-    return Verdict.SLOW_RETRY if verdict is Verdict.GIVE_UP else verdict
-
-
 def _unauthorized(error: Exception) -> bool:
-    """Whether fresh credentials may mend it."""
     if isinstance(error, ConnectionClosed):
         return not _by_us(error) and _close_code(error) in UNAUTHORIZED_CLOSE_CODES
     return isinstance(error, InvalidStatus) and error.response.status_code == UNAUTHORIZED_STATUS
 
 
-def _retry_after(error: Exception) -> float | None:
-    """Seconds that the server, or the proxy, asked to be left alone (RFC 9110 §10.2.3); `None`: it did not."""
-    if not isinstance(error, InvalidStatus | InvalidProxyStatus):
-        return None
-    return requested_delay(error.response.status_code, error.response.headers, time.time())
-
-
 def closed_as_unreadable(error: Exception) -> bool:
-    """Whether this side closed because it could not read a message. It may have been a push all the same."""
+    """Return whether this side closed because it could not read a message, which may have been a push."""
     return isinstance(error, ConnectionClosed) and _by_us(error) and _close_code(error) in UNREADABLE_CLOSE_CODES
 
 
 def describe_failure(error: Exception) -> str:
-    """What happened, on one line, without secrets and with nothing in it that a terminal would obey."""
+    """Describe a failure on one line, without secrets and control characters."""
     if isinstance(error, ConnectionClosed):
         return _describe_close(error)
     if isinstance(error, InvalidStatus):
-        return _describe_status(error.response.status_code)
+        status = error.response.status_code
+        sentence = f"the server answered HTTP {status} instead of opening a websocket"
+        return f"{sentence}; {REDIRECTS_NOT_FOLLOWED}" if status in REDIRECTS else sentence
     if isinstance(error, PushToPollError):
         return str(error)
     if isinstance(error, InvalidProxy):
@@ -330,13 +328,8 @@ def _describe_close(error: ConnectionClosed) -> str:
     if close is None:
         return "the connection was lost without a close frame"
     who = "this side" if _by_us(error) else "the server"
-    what = f"{who} closed the connection with {Close(close.code, '')}"
-    return f"{what}: {quoted(close.reason, MAX_TEXT)}" if close.reason else what
-
-
-def _describe_status(status: int) -> str:
-    what = f"the server answered HTTP {status} instead of opening a websocket"
-    return f"{what}; {REDIRECTS_NOT_FOLLOWED}" if status in REDIRECTS else what
+    sentence = f"{who} closed the connection with {Close(close.code, '')}"
+    return f"{sentence}: {quoted(close.reason, MAX_TEXT)}" if close.reason else sentence
 
 
 def _by_us(error: ConnectionClosed) -> bool:
@@ -346,9 +339,6 @@ def _by_us(error: ConnectionClosed) -> bool:
 def _close_code(error: ConnectionClosed) -> int:
     close = error.sent if _by_us(error) else error.rcvd
     return CloseCode.ABNORMAL_CLOSURE if close is None else close.code
-
-
-_log = logging.getLogger(__name__)
 
 
 class WebSocketListener(ReadLoopListener[str | bytes]):
