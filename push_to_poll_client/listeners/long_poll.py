@@ -1,10 +1,11 @@
-"""WHO SAID SO, by long polls: the server holds its answer until there is news, and each such answer is a push.
+"""The listener for long polls: each response with news is a push.
 
-A long poll has no moment of being connected. The channel is up when an answer brought news, or when a request has
-been held for a second, which says that the server waits; not when it answers at once that there is nothing.
+The server holds its response until there is news. A long poll has no moment at which it is connected. The channel
+is up when a response had news, or when the server has held a request for a second, which shows that it waits for
+news. A response without news that comes at once does not bring the channel up.
 
-The life of the channel is `_reconnecting.py`'s, what a failure means `_http_failures.py`'s, how to ask
-`_asking.py`'s, what an answer says `_long_poll_answers.py`'s, when to ask again `_long_poll_pace.py`'s.
+`_requests.py` sends the requests, `_long_poll_answers.py` reads the responses and decides when to send the next
+request, and `_base.py` starts over after a failure.
 """
 
 import functools
@@ -13,7 +14,7 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, TypeAlias
 
@@ -34,7 +35,6 @@ from push_to_poll_client.listeners._failures import Failure, error_response, htt
 from push_to_poll_client.listeners._long_poll_answers import (
     NO_NEWS,
     LongPollReader,
-    LongPollResult,
     NewsSource,
     NextSource,
     Pace,
@@ -52,61 +52,60 @@ __all__ = ["LongPollListener"]
 _log = logging.getLogger(__name__)
 
 HELD_AFTER = 1.0
-"""Seconds after which a request that was sent and not answered is one that the server holds."""
+"""Seconds after which the server is taken to hold a request that was sent and has no response."""
 
 DOWN_AFTER = 5.0
-"""Seconds: a channel that does not ask for longer is down."""
+"""Seconds: the channel is down during a longer pause between requests."""
 
 MAX_UNANSWERED = 2
-"""Requests in a row that nobody answered, after which the connection counts as failed. One may be a server that
-closes late, or a machine that slept."""
+"""Requests in a row without a response after which the connection counts as failed. A single one may come from a
+server that closes late, or from a machine that slept."""
 
 EMPTY_ASK_DELAY = 1.0
-"""Seconds after which `ask` is called again that had nothing to ask with."""
+"""Seconds before `ask` is called again after it returned a `None`."""
 
 UNCHANGED_ASK_DELAYS = (0.1, 0.2, 0.4, 0.8, 1.6)
-"""Seconds between the calls of `ask` after news, until it gives something else: the server would say the same."""
+"""Seconds between calls of `ask` after news, until it returns something else: the server would send the same
+news."""
 
 PROXY_TIMEOUT_STATUSES = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT})
-"""What a proxy answers that does not let a server hold its answer for as long."""
+"""Statuses of a proxy that does not let a server hold its response for that long."""
 
 BAD_POSITION_STATUSES = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT})
-"""What is answered to a cursor that is no good (Dropbox: 409 `reset`); the consumer's poll will see what is so."""
+"""Statuses of a server that refuses the cursor (Dropbox: 409 `reset`); the consumer's poll will see the state."""
 
 RequestParams: TypeAlias = Mapping[str, Any]
 RequestParamsSource: TypeAlias = RequestParams | Callable[[], RequestParams | Awaitable[RequestParams]]
 
 
 class AskFailed(PushToPollError):
-    """The user's function did not say what to ask. What it raised is named by its class alone."""
+    """The user's `ask` failed. Only the class of its error is named."""
 
 
 class _LongPollConnection:
-    """What a channel has while it asks.
-
-    Args:
-        asker: Asks.
+    """The state of a channel from one failure to the next.
 
     Attributes:
-        channel: Who is told.
-        opened: Tells it that the channel is up, and wakes.
-        is_up: Whether it was told, and nothing happened since that a wake could have been lost by.
-        silences: Requests in a row that nobody answered.
+        http_client: Sends the requests.
+        channel: Where to report.
+        on_up: Reports that the channel is up, which wakes the consumer.
+        is_up: Whether that was reported, and no push could have been lost since.
+        unanswered: Requests in a row without a response.
     """
 
     channel: Channel
-    opened: Callable[[], None]
+    on_up: Callable[[], None]
 
-    def __init__(self, asker: ListenerClient) -> None:
-        self.http_client = asker
+    def __init__(self, http_client: ListenerClient) -> None:
+        self.http_client = http_client
         self.is_up = False
         self.unanswered = 0
 
     def up(self) -> None:
-        """There is an answer, or the server waits."""
+        """Report that the channel is up, unless that was reported already."""
         if not self.is_up:
             self.is_up = True
-            self.opened()
+            self.on_up()
 
 
 class LongPollListener(ReadLoopListener[ListenerResponse]):
@@ -224,17 +223,17 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         self._new_client = functools.partial(
             ListenerClient, url, client=client, tls=tls, timeout=open_timeout, max_body=max_size
         )
-        self._new_client(token=token)  # what is wrong with the arguments is said here
+        self._new_client(token=token)  # raises if an argument is invalid
         self._url = parse_http_url(url).copy_with(userinfo=b"", fragment=None)
         self._method = method
         self._ask = ask if ask is None or callable(ask) else _checked(ask)
         self._reader = LongPollReader(news, next, retry_after)
         self._wait = wait
         self._tracks_position = callable(ask) or next is not None
-        self._listens = False
-        self._begin()
+        self._is_listening = False
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._pace = Pace(self._wait)
         self._position: RequestParams = {}
         self._params_with_news: RequestParams | None = None
@@ -246,102 +245,97 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
             ListenerError: Trying again cannot help: the server said "for good" (410), or `classify` did.
             RuntimeError: Another consumer has this very object: what it is told moves the position of both.
         """
-        if self._listens:
+        if self._is_listening:
             raise RuntimeError(f"{self.name}: another consumer listens by it; give each a listener of its own")
-        self._listens = True
+        self._is_listening = True
         try:
-            self._begin()  # the clock may be another one
+            self._reset()  # the event loop, and so the clock, may be another one than before
             await super().listen(channel)
         finally:
-            self._listens = False
-
-    def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[_LongPollConnection]:
-        return self._open_connection(headers)
+            self._is_listening = False
 
     @asynccontextmanager
-    async def _open_connection(self, headers: Mapping[str, str]) -> AsyncIterator[_LongPollConnection]:
-        asker = self._new_client(headers=headers)
-        async with asker.reuse_connections():
-            yield _LongPollConnection(asker)
+    async def _connect(self, headers: Mapping[str, str]) -> AsyncIterator[_LongPollConnection]:
+        client = self._new_client(headers=headers)
+        async with client.reuse_connections():
+            yield _LongPollConnection(client)
 
     def _opened(self, connection: _LongPollConnection, channel: Channel, reconnect: ReconnectBackoff) -> None:
         connection.channel = channel
-        connection.opened = functools.partial(super()._opened, connection, channel, reconnect)
+        connection.on_up = functools.partial(super()._opened, connection, channel, reconnect)
 
     async def _read(self, connection: _LongPollConnection) -> Sequence[ListenerResponse]:
         await self._pause(connection)
-        question = await self._wait_for_params()
-        asked_at = anyio.current_time()
-        answer = await self._get_response(connection, question)
-        said = NO_NEWS if answer is None else self._reader.read(answer)
-        held = anyio.current_time() - asked_at
-        if said.news or not self._pace.is_early(held):
+        params = await self._wait_for_params()
+        sent_at = anyio.current_time()
+        response = await self._get_response(connection, params)
+        result = NO_NEWS if response is None else self._reader.read(response)
+        held = anyio.current_time() - sent_at
+        if result.news or not self._pace.is_early(held):
             connection.up()
-        self._update_state(said, answer, held)
-        self._params_with_news = question if said.news else None
-        return () if answer is None or not said.news else (answer,)
-
-    def _update_state(self, said: LongPollResult, answer: ListenerResponse | None, held: float) -> None:
-        asked = None if answer is None else requested_delay(answer.status, answer.headers, time.time())
-        self._position = {**self._position, **said.position}
+        requested = None if response is None else requested_delay(response.status, response.headers, time.time())
+        self._position = {**self._position, **result.position}
         self._pace.answered(
             anyio.current_time(),
             held=held,
-            news=said.news,
-            retry_after=max(asked or 0.0, said.retry_after or 0.0),
+            news=result.news,
+            retry_after=max(requested or 0.0, result.retry_after or 0.0),
             fraction=self._fraction(),
         )
+        self._params_with_news = params if result.news else None
+        return () if response is None or not result.news else (response,)
 
     async def _pause(self, connection: _LongPollConnection) -> None:
         pause = self._pace.pause(anyio.current_time())
         if pause > DOWN_AFTER:
-            why = "the server asked for that, or does not wait for news"
-            connection.channel.down(PushToPollError(f"{self.name}: asked again in {pause:.1f} s, for {why}"))
+            reason = "the server asked for that, or does not wait for news"
+            connection.channel.down(PushToPollError(f"{self.name}: asked again in {pause:.1f} s, for {reason}"))
         if pause > DOWN_AFTER or (pause and not self._tracks_position):
             connection.is_up = False
         await anyio.sleep(pause)
 
     async def _wait_for_params(self) -> RequestParams:
-        unchanged = iter(UNCHANGED_ASK_DELAYS if callable(self._ask) else ())
+        delays = iter(UNCHANGED_ASK_DELAYS if callable(self._ask) else ())
         while True:
-            question = await self._current_params()
-            if None in question.values():
+            params = await self._current_params()
+            if None in params.values():
                 await anyio.sleep(EMPTY_ASK_DELAY)
-            elif question == self._params_with_news and (pause := next(unchanged, None)):
-                await anyio.sleep(pause)
+            elif params == self._params_with_news and (delay := next(delays, None)):
+                await anyio.sleep(delay)
             else:
-                return question
+                return params
 
     async def _current_params(self) -> RequestParams:
         if self._ask is None or not callable(self._ask):
             return {**(self._ask or {}), **self._position}
         try:
             with anyio.fail_after(self._open_timeout):
-                asked = self._ask()
-                return {**_checked(await asked if inspect.isawaitable(asked) else asked), **self._position}
-        except Exception as error:  # noqa: BLE001 - whatever it is; its text may hold a secret
+                params = self._ask()
+                return {**_checked(await params if inspect.isawaitable(params) else params), **self._position}
+        except Exception as error:  # noqa: BLE001 - the function may raise anything, and the text may hold a secret
             raise AskFailed(f"ask failed with {type(error).__name__}") from None
 
     async def _get_response(
-        self, connection: _LongPollConnection, question: RequestParams
+        self, connection: _LongPollConnection, params: RequestParams
     ) -> ListenerResponse | None:
-        """The answer; `None`: the time for it is over."""
+        """Return the response; `None` if none came in time, and that may pass."""
         try:
-            answer = await self._send_and_mark_up(connection, question)
-            answer = answer if answer.status == HTTPStatus.NOT_MODIFIED else answer.expect()
+            response = await self._send_and_mark_up(connection, params)
+            response = response if response.status == HTTPStatus.NOT_MODIFIED else response.expect()
         except (TimeoutError, httpx.HTTPStatusError) as error:
             connection.unanswered += 1
-            if not (connection.is_up and connection.unanswered < MAX_UNANSWERED and _is_unanswered(error)):
+            failed = error_response(error)
+            timed_out = failed is None or failed.status_code in PROXY_TIMEOUT_STATUSES
+            if not (connection.is_up and connection.unanswered < MAX_UNANSWERED and timed_out):
                 raise
             return None
         connection.unanswered = 0
-        return answer
+        return response
 
-    async def _send_and_mark_up(
-        self, connection: _LongPollConnection, question: RequestParams
-    ) -> ListenerResponse:
+    async def _send_and_mark_up(self, connection: _LongPollConnection, params: RequestParams) -> ListenerResponse:
+        """Send the request, and report the channel as up once the server has held it for a while."""
         if connection.is_up:
-            return await self._send(connection, question)
+            return await self._send(connection, params)
         sent = anyio.Event()
 
         async def watch() -> None:
@@ -352,23 +346,23 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(watch)
-                answer = await self._send(connection, question, sent.set)
+                response = await self._send(connection, params, sent.set)
                 tasks.cancel_scope.cancel()
         except ExceptionGroup as group:
             raise unwrap_group(group) from None
-        return answer
+        return response
 
     async def _send(
-        self, connection: _LongPollConnection, question: RequestParams, sent: Callable[[], None] | None = None
+        self, connection: _LongPollConnection, params: RequestParams, on_sent: Callable[[], None] | None = None
     ) -> ListenerResponse:
-        ask = functools.partial(
-            connection.http_client.send_request, self._method, wait=self._wait, trickles=True, on_sent=sent
+        send = functools.partial(
+            connection.http_client.send_request, self._method, wait=self._wait, trickles=True, on_sent=on_sent
         )
         if self._method == "GET":
-            query = {name: query_value(value) for name, value in question.items()}
-            return await ask(str(self._url.copy_merge_params(query) if query else self._url))
-        content = msgspec.json.encode(question)
-        return await ask(content=content, headers={"Content-Type": "application/json"})
+            query = {name: query_value(value) for name, value in params.items()}
+            return await send(str(self._url.copy_merge_params(query) if query else self._url))
+        content = msgspec.json.encode(params)
+        return await send(content=content, headers={"Content-Type": "application/json"})
 
     def _failure(self, error: Exception) -> Failure:
         failure = http_failure_of(error, wanted="an answer to a long poll", verdicts=RESPONSE_VERDICTS)
@@ -378,14 +372,9 @@ class LongPollListener(ReadLoopListener[ListenerResponse]):
         return failure._replace(hid_a_push=refused or isinstance(error, UnusableResponse))
 
 
-def _is_unanswered(error: Exception) -> bool:
-    response = error_response(error)
-    return response is None or response.status_code in PROXY_TIMEOUT_STATUSES
-
-
-def _checked(question: object) -> RequestParams:
-    if not isinstance(question, Mapping) or not all(isinstance(name, str) for name in question):
-        what = "a mapping of names to JSON values, or a function that returns one"
-        raise TypeError(f"ask is {what}, not {type(question).__name__}")
-    msgspec.json.encode(question)
-    return question
+def _checked(params: object) -> RequestParams:
+    if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
+        expected = "a mapping of names to JSON values, or a function that returns one"
+        raise TypeError(f"ask is {expected}, not {type(params).__name__}")
+    msgspec.json.encode(params)
+    return params

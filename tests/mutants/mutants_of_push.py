@@ -179,7 +179,7 @@ PUSH = [
         "G1",
         "takes a long poll that is answered at once for one that is up",
         "listeners/long_poll.py",
-        "if said.news or not self._pace.is_early(held):",
+        "if result.news or not self._pace.is_early(held):",
         "if held >= 0:",
         "tests/listeners/test_long_poll.py",
     ),
