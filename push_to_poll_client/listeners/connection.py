@@ -1,6 +1,7 @@
-"""A CHANNEL OF ONE'S OWN: whoever can write down one connection has a listener that connects again.
+"""The listener for any other channel: a function of the user's runs one connection.
 
-What a connection is, only its library knows; what becomes of a channel when one ends is the same for all.
+The function opens the connection, reports it and its pushes to a `Connection`, and ends with it. The reconnect
+loop of `_base.py` calls the function again, so its author needs no code for delays, failures and status.
 """
 
 import inspect
@@ -29,7 +30,7 @@ class ConnectionEnded(PushToPollError):
 
 
 class NotAsync(PushToPollError):
-    """The function returned what cannot be awaited."""
+    """The function returned something that cannot be awaited."""
 
 
 class Connection:
@@ -114,7 +115,7 @@ class ConnectionListener(BaseListener):
             with scope:
                 await _awaitable(self._connect(connection))
                 return ConnectionEnded("the connection ended")
-        except Exception as error:  # noqa: BLE001 - whatever it is, a listener goes on; the verdict tells how
+        except Exception as error:  # noqa: BLE001 - a listener continues after any error; the verdict says when
             return unwrap_group(error).with_traceback(None)
         if reconnect.is_connected:
             self._log.debug("%s: renewing the connection at its age", self.name)
@@ -122,8 +123,8 @@ class ConnectionListener(BaseListener):
         return TimeoutError(f"not up within {self._open_timeout:g} s")
 
     def _opened(self, channel: Channel, reconnect: ReconnectBackoff, scope: anyio.CancelScope) -> None:
-        """The deadline is that of its age from here on."""
         now = anyio.current_time()
+        # The deadline was that for `up()`; from here on it is that of the connection's age.
         scope.deadline = math.inf if self._max_age is None else now + lifetime(self._max_age, self._fraction())
         reconnect.connected(now)
         self._log.info("%s: connected", self.name)
@@ -131,13 +132,13 @@ class ConnectionListener(BaseListener):
 
     def _failure(self, error: Exception) -> Failure:
         text = quoted(error, MAX_TEXT) if str(error) else ""
-        ours = isinstance(error, ConnectionEnded | NotAsync)
-        sentence = str(error) if ours else f"failed with {type(error).__name__} {text}".strip()
+        is_own_error = isinstance(error, ConnectionEnded | NotAsync)
+        sentence = str(error) if is_own_error else f"failed with {type(error).__name__} {text}".strip()
         verdict = Verdict.GIVE_UP if isinstance(error, NotAsync) else Verdict.RETRY
         return Failure(verdict, sentence, retry_after=None, unauthorized=False, hid_a_push=False, cause=error)
 
 
-def _awaitable(life: Any) -> Awaitable[None]:
-    if not inspect.isawaitable(life):
+def _awaitable(result: Any) -> Awaitable[None]:
+    if not inspect.isawaitable(result):
         raise NotAsync("connect is no async function, so there is no connection to wait for")
-    return life
+    return result

@@ -1,18 +1,18 @@
 """The listener for PostgreSQL: each NOTIFY on a channel is a push.
 
-What goes wrong on an open connection has a SQLSTATE (PostgreSQL, appendix A). What goes wrong while connecting has
-none: libpq gives the server's sentence alone, in the server's language. So a sentence that is known to last is
-retried slowly, and one in another language as what passes.
+A failure on an open connection has a SQLSTATE (PostgreSQL, appendix A). A failure to connect has none: libpq gives
+only the server's sentence, in the server's language. Therefore a sentence that is known to mean a lasting failure
+is retried slowly, and any other sentence, also one in another language, soon.
 
-An open connection on which nothing is notified says nothing, also when its other end is gone. TCP keep-alive finds
-that where the kernel may send it, and a question to the server, asked after each silence, where it may not.
+A connection on which nothing is notified is silent, even if its other end is gone. TCP keep-alive finds that where
+the kernel may send it. Elsewhere a query finds it, which is sent after each long silence.
 
-The life of the channel is `_reconnecting.py`'s, what a failure means `_postgres_failures.py`'s.
+`_base.py` connects again.
 """
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
@@ -37,9 +37,9 @@ __all__ = [
 
 
 TRANSIENT_SQLSTATES = ("08", "40", "53", "55", "57", "58", "XX")
-"""Classes of SQLSTATE that pass: connections, rollbacks, resources (53300: too many clients), objects in use,
-operator (57P01: shutdown, 57P03: starting), system, internal. Any other is retried slowly: 28 (who are you), 3D
-(no such database), 42 (not permitted), 25 (a standby takes no LISTEN), 0A (not supported), …"""
+"""Classes of SQLSTATE that are retried soon: connections, rollbacks, resources (53300: too many clients), objects
+in use, operator (57P01: shutdown, 57P03: starting), system, internal. All others are retried slowly, such as 28
+(authentication), 3D (no such database), 42 (not permitted), 25 (a standby refuses LISTEN), 0A (not supported)."""
 
 PERMANENT_ERROR_TEXTS = (
     "authentication failed",
@@ -50,34 +50,34 @@ PERMANENT_ERROR_TEXTS = (
     "is not permitted",
     "certificate verify failed",
     "does not support SSL",
-    "invalid ",  # an option that libpq does not know, or a value
+    "invalid ",  # an option or a value that libpq does not know
 )
-"""What only a human mends, of what a server and libpq say while connecting."""
+"""Parts of the sentences of server and libpq about failures to connect that only a human can correct."""
 
 
 def failure_of(error: Exception) -> Failure:
-    """What a failure means, and how it is told."""
+    """Classify and describe an error that ended a connection, or an attempt to open one."""
     import psycopg
 
-    speaking = (OSError, TimeoutError, psycopg.OperationalError, psycopg.DatabaseError, psycopg.InterfaceError)
-    is_told = isinstance(error, speaking) and not isinstance(error, psycopg.ProgrammingError)
+    quotable = (OSError, TimeoutError, psycopg.OperationalError, psycopg.DatabaseError, psycopg.InterfaceError)
+    is_quotable = isinstance(error, quotable) and not isinstance(error, psycopg.ProgrammingError)
     return Failure(
         _verdict(error, getattr(error, "sqlstate", None)),
-        describe_error(causes(error), speaking) if is_told else f"failed with {type(error).__name__}",
+        describe_error(causes(error), quotable) if is_quotable else f"failed with {type(error).__name__}",
         retry_after=None,
         unauthorized=False,
-        hid_a_push=isinstance(error, UnicodeDecodeError),  # a payload that is no text of the database's encoding
-        cause=error if is_told else None,
+        hid_a_push=isinstance(error, UnicodeDecodeError),  # a payload that is not text in the database's encoding
+        cause=error if is_quotable else None,
     )
 
 
-def _verdict(error: Exception, state: str | None) -> Verdict:
+def _verdict(error: Exception, sqlstate: str | None) -> Verdict:
     import psycopg
 
     if not isinstance(error, psycopg.Error):
-        return Verdict.RETRY  # the network, silence, and what is unknown
-    if state is not None:
-        return Verdict.RETRY if state.startswith(TRANSIENT_SQLSTATES) else Verdict.SLOW_RETRY
+        return Verdict.RETRY  # the network, silence, and unknown errors
+    if sqlstate is not None:
+        return Verdict.RETRY if sqlstate.startswith(TRANSIENT_SQLSTATES) else Verdict.SLOW_RETRY
     if isinstance(error, psycopg.OperationalError) and not any(
         text in str(error) for text in PERMANENT_ERROR_TEXTS
     ):
@@ -86,7 +86,7 @@ def _verdict(error: Exception, state: str | None) -> Verdict:
 
 
 MAX_NAME = 63
-"""Bytes of a channel's name: PostgreSQL cuts longer ones where it listens, and refuses them where it notifies."""
+"""Bytes of the longest name of a channel: PostgreSQL cuts a longer one in LISTEN, and refuses it in NOTIFY."""
 
 SETTINGS = {
     "fallback_application_name": "push-to-poll-client",
@@ -94,7 +94,7 @@ SETTINGS = {
     "keepalives_interval": "10",
     "keepalives_count": "3",
 }
-"""What libpq is told unless the user says otherwise: a dead peer is found after a minute where TCP may ask it."""
+"""Default settings for libpq. A dead peer is found after a minute where TCP keep-alive works."""
 
 Connect: TypeAlias = "Callable[[], Awaitable[psycopg.AsyncConnection[Any]]]"
 
@@ -159,7 +159,7 @@ class PostgresListener(ReadLoopListener[Notification]):
         if any(len(name.encode()) > MAX_NAME or "\0" in name for name in channels):
             raise ValueError(f"a channel's name has {MAX_NAME} bytes at most, and none that is 0")
         check_number("max_silence", max_silence, above_zero=True, optional=True)
-        self._connect_to, where = (conninfo, "") if callable(conninfo) else _parse_conninfo(conninfo)
+        self._new_connection, location = (conninfo, "") if callable(conninfo) else _parse_conninfo(conninfo)
         super().__init__(
             "",
             headers=None,
@@ -167,11 +167,11 @@ class PostgresListener(ReadLoopListener[Notification]):
             hint=hint,
             classify=classify,
             max_age=max_age,
-            max_silence=None,  # the server is asked instead
+            max_silence=None,  # a query is sent instead
             open_timeout=open_timeout,
             log=_log,
         )
-        self.name: str = one_line(f"postgresql{where} {','.join(channels)}")
+        self.name: str = one_line(f"postgresql{location} {','.join(channels)}")
         self._channels = channels
         self._ping_after = max_silence
 
@@ -184,17 +184,14 @@ class PostgresListener(ReadLoopListener[Notification]):
         refuse_trio(self.name, "psycopg")
         await super().listen(channel)
 
-    def _connect(self, headers: Mapping[str, str]) -> "AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]":  # noqa: ARG002 - of HTTP
-        return self._open_connection()
-
     @asynccontextmanager
-    async def _open_connection(self) -> "AsyncIterator[psycopg.AsyncConnection[Any]]":
+    async def _connect(self, headers: Mapping[str, str]) -> "AsyncIterator[psycopg.AsyncConnection[Any]]":  # noqa: ARG002 - for HTTP
         from psycopg import sql
 
         connection: Any = None
         try:
             with anyio.move_on_after(self._open_timeout) as opening:
-                connection = await self._connect_to()
+                connection = await self._new_connection()
                 await connection.set_autocommit(True)
                 for name in self._channels:
                     await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(name)))
@@ -208,15 +205,12 @@ class PostgresListener(ReadLoopListener[Notification]):
 
     async def _read(self, connection: "psycopg.AsyncConnection[Any]") -> Sequence[Notification]:
         notices = connection.notifies(timeout=self._ping_after, stop_after=1)
-        found = [Notification(notice.channel, notice.payload) async for notice in notices]
-        if not found:
-            await self._ping(connection)
-        return found
-
-    async def _ping(self, connection: "psycopg.AsyncConnection[Any]") -> None:
+        notifications = [Notification(notice.channel, notice.payload) async for notice in notices]
+        if notifications:
+            return notifications
         with anyio.move_on_after(self._open_timeout):
             await connection.execute("SELECT 1")
-            return
+            return ()
         raise TimeoutError(f"no notification for {self._ping_after:g} s, and no answer for {self._open_timeout:g}")
 
     def _failure(self, error: Exception) -> Failure:
@@ -224,7 +218,7 @@ class PostgresListener(ReadLoopListener[Notification]):
 
 
 def _parse_conninfo(conninfo: str) -> tuple[Connect, str]:
-    """How to connect, and where to, without secrets."""
+    """Return a function that connects, and the location as a URL without secrets."""
     try:
         import psycopg
     except ImportError:
@@ -232,16 +226,16 @@ def _parse_conninfo(conninfo: str) -> tuple[Connect, str]:
     if not isinstance(conninfo, str):
         raise TypeError(f"conninfo is a str or an async function, not {type(conninfo).__name__}")
     try:
-        said = psycopg.conninfo.conninfo_to_dict(conninfo)
-    except psycopg.Error:  # whose text quotes it
+        given = psycopg.conninfo.conninfo_to_dict(conninfo)
+    except psycopg.Error:  # the text quotes conninfo
         raise ValueError(
             "conninfo is none that libpq can read: give key=value pairs or a postgresql:// URI"
         ) from None
-    settings: dict[str, Any] = {**SETTINGS, **said}
+    settings: dict[str, Any] = {**SETTINGS, **given}
 
     def connect() -> "Awaitable[psycopg.AsyncConnection[Any]]":
         return psycopg.AsyncConnection.connect(**settings)
 
-    host, port, database = (said.get(key) for key in ("host", "port", "dbname"))
-    place = f"://{host or ''}{f':{port}' if port else ''}{f'/{database}' if database else ''}"
-    return connect, place if place != "://" else ""
+    host, port, database = (given.get(key) for key in ("host", "port", "dbname"))
+    location = f"://{host or ''}{f':{port}' if port else ''}{f'/{database}' if database else ''}"
+    return connect, location if location != "://" else ""

@@ -1,14 +1,14 @@
 """The listener for Redis and Valkey: each message published on a channel is a push.
 
-The server forgets whoever is not connected, so every connect wakes. An open connection on which nothing is
-published says nothing, also when its other end is gone: after each silence the server is pinged.
+The server sends a message only to the clients that are connected, so every connect wakes. A connection on which
+nothing is published is silent, even if its other end is gone, so the server is pinged after each long silence.
 
-The life of the channel is `_reconnecting.py`'s, what a failure means `_redis_failures.py`'s.
+`_base.py` connects again. What redis-py would do to reconnect by itself is switched off.
 """
 
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -34,31 +34,32 @@ __all__ = [
 
 
 def failure_of(error: Exception) -> Failure:
-    """What a failure means, and how it is told."""
+    """Classify and describe an error that ended a connection, or an attempt to open one."""
     from redis import exceptions
 
     verdicts: tuple[tuple[type[Exception], Verdict], ...] = (
-        (exceptions.AuthenticationError, Verdict.SLOW_RETRY),  # a kind of ConnectionError, as the next two are
+        (exceptions.AuthenticationError, Verdict.SLOW_RETRY),  # a subclass of ConnectionError, as the next two are
         (exceptions.AuthorizationError, Verdict.SLOW_RETRY),
         (exceptions.ConnectionError, Verdict.RETRY),  # too many clients too, and BusyLoadingError
         (exceptions.ClusterDownError, Verdict.RETRY),  # a replica whose master is away
-        (exceptions.ResponseError, Verdict.SLOW_RETRY),  # not permitted, no such database, not a Redis
+        (exceptions.ResponseError, Verdict.SLOW_RETRY),  # not permitted, no such database, not a Redis server
         (exceptions.DataError, Verdict.SLOW_RETRY),
-        (Exception, Verdict.RETRY),  # the network, silence, garbage, and what is unknown
+        (Exception, Verdict.RETRY),  # the network, silence, garbage, and unknown errors
     )
-    speaking = (OSError, TimeoutError, exceptions.RedisError)
+    quotable = (OSError, TimeoutError, exceptions.RedisError)
     return Failure(
         verdict_by_type([error], verdicts),
-        describe_error(causes(error), speaking),
+        describe_error(causes(error), quotable),
         retry_after=None,
         unauthorized=False,
         hid_a_push=False,
-        cause=error if isinstance(error, speaking) else None,
+        cause=error if isinstance(error, quotable) else None,
     )
 
 
 RESP3_SETTING_PREFIXES = ("maint_notifications_", "orig_")
-"""Settings by which a server of redis-py's makers announces that it moves. The older protocol has no such word."""
+"""Settings of redis-py by which servers of its makers announce that they move. RESP2, which is used, has no such
+message."""
 
 SUBSCRIBED = frozenset({"subscribe", "psubscribe"})
 PUBLISHED = frozenset({"message", "pmessage"})
@@ -124,7 +125,7 @@ class RedisListener(ReadLoopListener[Notification]):
             raise ValueError("there is neither a channel nor a pattern; name one")
         check_number("max_silence", max_silence, above_zero=True, optional=True)
         check_number("max_size", max_size, above_zero=True)
-        self._pool = _pool_of(url)
+        self._new_pool = _pool_factory(url)
         super().__init__(
             "",
             headers=None,
@@ -136,8 +137,8 @@ class RedisListener(ReadLoopListener[Notification]):
             open_timeout=open_timeout,
             log=_log,
         )
-        where = without_secrets(url) if isinstance(url, str) and not url.startswith("unix:") else "redis"
-        self.name: str = one_line(f"{where} {','.join(self._channels + self._patterns)}")
+        location = without_secrets(url) if isinstance(url, str) and not url.startswith("unix:") else "redis"
+        self.name: str = one_line(f"{location} {','.join(self._channels + self._patterns)}")
         self._ping_after = max_silence
         self._max_size = max_size
 
@@ -150,12 +151,9 @@ class RedisListener(ReadLoopListener[Notification]):
         refuse_trio(self.name, "redis-py")
         await super().listen(channel)
 
-    def _connect(self, headers: Mapping[str, str]) -> AbstractAsyncContextManager[Any]:  # noqa: ARG002 - of HTTP
-        return self._open_pubsub()
-
     @asynccontextmanager
-    async def _open_pubsub(self) -> AsyncIterator[Any]:
-        pool = self._pool(self._open_timeout)
+    async def _connect(self, headers: Mapping[str, str]) -> AsyncIterator[Any]:  # noqa: ARG002 - for HTTP
+        pool = self._new_pool(self._open_timeout)
         try:
             with anyio.move_on_after(self._open_timeout) as opening:
                 pubsub = await self._subscribe(pool)
@@ -169,7 +167,7 @@ class RedisListener(ReadLoopListener[Notification]):
     async def _subscribe(self, pool: Any) -> Any:
         from redis.asyncio.client import PubSub
 
-        logging.getLogger("push_response")  # or redis-py makes one that writes to the terminal
+        logging.getLogger("push_response")  # otherwise redis-py makes a logger that writes to the terminal
         pubsub = PubSub(pool)
         if self._channels:
             await pubsub.subscribe(*self._channels)
@@ -203,8 +201,8 @@ class RedisListener(ReadLoopListener[Notification]):
         return failure_of(error)
 
 
-def _has_type(message: Any, kinds: frozenset[str]) -> bool:
-    return isinstance(message, dict) and message.get("type") in kinds
+def _has_type(message: Any, types: frozenset[str]) -> bool:
+    return isinstance(message, dict) and message.get("type") in types
 
 
 def _notification(message: Mapping[str, Any]) -> Notification:
@@ -212,27 +210,27 @@ def _notification(message: Mapping[str, Any]) -> Notification:
     return Notification(channel.decode("utf-8", "replace"), data)
 
 
-def _pool_of(url: Any) -> Callable[[float], Any]:
-    """Makes pools like one that connects there, without the client's own ideas of when to try again."""
+def _pool_factory(url: Any) -> Callable[[float], Any]:
+    """Return a function that makes connection pools with the user's settings, except those for retries."""
     try:
         from redis.asyncio import ConnectionPool
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
     except ImportError:
         raise ImportError("RedisListener needs redis-py: pip install 'push-to-poll-client[redis]'") from None
-    like = _pool_from_url(url, ConnectionPool) if isinstance(url, str) else getattr(url, "connection_pool", None)
-    if not isinstance(like, ConnectionPool):
+    given = _pool_from_url(url, ConnectionPool) if isinstance(url, str) else getattr(url, "connection_pool", None)
+    if not isinstance(given, ConnectionPool):
         raise TypeError(f"url is a str or a redis.asyncio.Redis, not {type(url).__name__}")
-    kind = like.connection_class
+    connection_class = given.connection_class
     settings = {
         name: value
-        for name, value in like.connection_kwargs.items()
+        for name, value in given.connection_kwargs.items()
         if not name.startswith(RESP3_SETTING_PREFIXES)
     }
 
-    def pool(timeout: float) -> Any:
-        ours: dict[str, Any] = {
-            "retry": Retry(NoBackoff(), 0, supported_errors=()),  # which knows no error that it would try again
+    def new_pool(timeout: float) -> Any:
+        overrides: dict[str, Any] = {
+            "retry": Retry(NoBackoff(), 0, supported_errors=()),  # retries on no error at all
             "retry_on_error": [],
             "retry_on_timeout": False,
             "protocol": 2,
@@ -242,13 +240,13 @@ def _pool_of(url: Any) -> Callable[[float], Any]:
             "socket_connect_timeout": timeout,
             **({} if "path" in settings else {"socket_keepalive": True}),
         }
-        return ConnectionPool(connection_class=kind, **{**settings, **ours})
+        return ConnectionPool(connection_class=connection_class, **{**settings, **overrides})
 
-    return pool
+    return new_pool
 
 
-def _pool_from_url(url: str, pool: Any) -> Any:
+def _pool_from_url(url: str, pool_class: Any) -> Any:
     try:
-        return pool.from_url(url)
-    except Exception:  # noqa: BLE001 - whose text may quote it
+        return pool_class.from_url(url)
+    except Exception:  # noqa: BLE001 - the text may quote the URL
         raise ValueError(f"url is {without_secrets(url)}, which redis-py cannot read") from None
