@@ -6,6 +6,8 @@ pushed while there was no connection.
 `BaseListener` is the reconnect loop. A subclass runs one connection and says what a failure means; `_backoff.py`
 decides when to connect again. `ReadLoopListener` adds what all channels share that read one message after the
 other: credentials, hints, the largest age of a connection, and the longest silence.
+
+`unique_names` and `refuse_trio` are checks that the listeners for databases share.
 """
 
 import abc
@@ -36,33 +38,6 @@ __all__ = [
     "refuse_trio",
     "unique_names",
 ]
-
-
-def unique_names(argument: str, given: str | Sequence[str]) -> tuple[str, ...]:
-    """Check one name or several, and drop repetitions.
-
-    Args:
-        argument: The argument's name, for error texts.
-        given: Its value.
-
-    Raises:
-        TypeError: The value is neither a `str` nor a sequence of them.
-        ValueError: A name is empty.
-    """
-    names = (given,) if isinstance(given, str) else tuple(given)
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{argument} is a str or several")
-    if not all(names):
-        raise ValueError(f"{argument} has an empty name")
-    return tuple(dict.fromkeys(names))
-
-
-def refuse_trio(name: str, library: str) -> None:
-    """Raise `ListenerError` if the event loop is trio's."""
-    if not isinstance(anyio.lowlevel.current_token().native_token, asyncio.AbstractEventLoop):
-        raise ListenerError(
-            f"{name}: {library} runs on asyncio alone; run the consumer there, or take another channel"
-        )
 
 
 class StopReconnecting(PushToPollError):
@@ -244,3 +219,30 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         push = self._hints.read(message, self.name)
         if push is not None:
             channel.wake(push)
+
+
+def unique_names(argument: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    """Check one name or several, and drop repetitions.
+
+    Args:
+        argument: The argument's name, for error texts.
+        given: Its value.
+
+    Raises:
+        TypeError: The value is neither a `str` nor a sequence of them.
+        ValueError: A name is empty.
+    """
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{argument} is a str or several")
+    if not all(names):
+        raise ValueError(f"{argument} has an empty name")
+    return tuple(dict.fromkeys(names))
+
+
+def refuse_trio(name: str, library: str) -> None:
+    """Raise `ListenerError` if the event loop is trio's."""
+    if not isinstance(anyio.lowlevel.current_token().native_token, asyncio.AbstractEventLoop):
+        raise ListenerError(
+            f"{name}: {library} runs on asyncio alone; run the consumer there, or take another channel"
+        )

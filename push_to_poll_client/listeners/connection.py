@@ -55,7 +55,7 @@ class Connection:
 
 
 Connect: TypeAlias = Callable[[Connection], Awaitable[None]]
-"""The life of one connection: open it, say `up()`, say `wake()` for each push, and close it in the end."""
+"""Runs one connection: opens it, calls `up()`, calls `wake()` for each push, and closes it at the end."""
 
 
 class ConnectionListener(BaseListener):

@@ -83,7 +83,7 @@ class AskFailed(PushToPollError):
 
 
 class _LongPollConnection:
-    """The state of a channel from one failure to the next.
+    """The state of a channel until its next failure or renewal.
 
     Attributes:
         http_client: Sends the requests.

@@ -29,12 +29,12 @@ from push_to_poll_client.listeners._hints import Notification
 if TYPE_CHECKING:
     import psycopg
 
-
 __all__ = [
     "PostgresListener",
     "failure_of",
 ]
 
+_log = logging.getLogger(__name__)
 
 TRANSIENT_SQLSTATES = ("08", "40", "53", "55", "57", "58", "XX")
 """Classes of SQLSTATE that are retried soon: connections, rollbacks, resources (53300: too many clients), objects
@@ -97,8 +97,6 @@ SETTINGS = {
 """Default settings for libpq. A dead peer is found after a minute where TCP keep-alive works."""
 
 Connect: TypeAlias = "Callable[[], Awaitable[psycopg.AsyncConnection[Any]]]"
-
-_log = logging.getLogger(__name__)
 
 
 class PostgresListener(ReadLoopListener[Notification]):

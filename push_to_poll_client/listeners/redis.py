@@ -26,11 +26,12 @@ from push_to_poll_client.listeners._hints import Notification
 if TYPE_CHECKING:
     import redis.asyncio
 
-
 __all__ = [
     "RedisListener",
     "failure_of",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 def failure_of(error: Exception) -> Failure:
@@ -63,8 +64,6 @@ message."""
 
 SUBSCRIBED = frozenset({"subscribe", "psubscribe"})
 PUBLISHED = frozenset({"message", "pmessage"})
-
-_log = logging.getLogger(__name__)
 
 
 class RedisListener(ReadLoopListener[Notification]):

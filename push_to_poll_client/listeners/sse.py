@@ -43,6 +43,7 @@ __all__ = [
     "open_stream",
 ]
 
+_log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "text/event-stream"
 
@@ -177,8 +178,6 @@ def failure_of(error: Exception) -> Failure:
 MAX_ID = 1024
 """Characters of the longest id that is sent back. Servers refuse headers above some 8 KiB. If a server sent an id
 that it does not accept back, the channel would never open again."""
-
-_log = logging.getLogger(__name__)
 
 
 class SSEListener(ReadLoopListener[ServerSentEvent]):

@@ -57,8 +57,6 @@ from push_to_poll_client.listeners._failures import (
     verdict_by_type,
 )
 
-_log = logging.getLogger(__name__)
-
 __all__ = [
     "CLOSE_TIMEOUT",
     "NoCommonSubprotocol",
@@ -72,6 +70,7 @@ __all__ = [
     "verdict_of",
 ]
 
+_log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 2.0
 """Seconds for a server to answer a close frame; then the connection is dropped. A server that does not answer
