@@ -1,4 +1,6 @@
-"""Any vendor's list of events, declared: where the messages are, what they are called, how pages lead on.
+"""Read any vendor's list of events, by a declaration of its pages instead of code.
+
+The declaration says where the messages are on a page, where each has its id, and how one page leads to the next:
 
     feed = PagedFeed(
         "https://api.github.com/repos/python/cpython/events?per_page=100",
@@ -160,7 +162,7 @@ class PagedFeed:
         check_parts(entries=entries, pages=pages, outcomes=outcomes, hold=hold, latest=latest, hint=hint)
         check_feed_options(read_ahead=read_ahead, identity=identity)
         body = check_body(json, form)
-        self._origin = Client(
+        self._client = Client(
             url,
             auth=auth,
             headers=headers,
@@ -171,8 +173,8 @@ class PagedFeed:
             trusted=trusted,
         )
         check_senders(url, pages, hold, latest, hint, body=body, form=form is not None)
-        asker = PagedClient(
-            self._origin,
+        pages_client = PagedClient(
+            self._client,
             entries,
             pages,
             outcomes,
@@ -187,15 +189,15 @@ class PagedFeed:
         self._hint = hint
         self.max_wait: float | None = None if hold is None else hold.longest
         self.read_ahead: bool = read_ahead
-        self.identity: str = self._origin.identity if identity is None else identity
-        self._walk: OldestFirstFetcher | NewestFirstFetcher
+        self.identity: str = self._client.identity if identity is None else identity
+        self._fetcher: OldestFirstFetcher | NewestFirstFetcher
         if isinstance(pages, NewestFirst):
-            self._walk = backward = NewestFirstFetcher(asker, pages, self._origin.where)
-            self.latest = backward.latest
+            self._fetcher = newest_first = NewestFirstFetcher(pages_client, pages, self._client.where)
+            self.latest = newest_first.latest
         else:
-            self._walk = forward = OldestFirstFetcher(asker, pages)
+            self._fetcher = oldest_first = OldestFirstFetcher(pages_client, pages)
             if latest is not None:
-                self.latest = partial(forward.latest, latest)
+                self.latest = partial(oldest_first.latest, latest)
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Ask for what comes after `request.cursor`.
@@ -209,11 +211,12 @@ class PagedFeed:
                 declared and what was seen.
         """
         try:
-            return await self._walk.fetch(request)
+            return await self._fetcher.fetch(request)
         except FeedRefused:
             if self._hint is None or request.hint is None:
                 raise
-        return await self._walk.fetch(replace(request, hint=None))  # whoever may push can write anything
+        # The hint comes from a push, which can contain anything: the server may have refused the hint alone.
+        return await self._fetcher.fetch(replace(request, hint=None))
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter: an `Entry`, or an `UnreadableMessage` if it still is one.
@@ -224,8 +227,8 @@ class PagedFeed:
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
-        self._walk.forget()
-        await self._origin.aclose()
+        self._fetcher.forget()
+        await self._client.aclose()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._origin.where!r})"
+        return f"{type(self).__name__}({self._client.where!r})"

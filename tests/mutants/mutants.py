@@ -133,7 +133,7 @@ MUTANTS = [
         "G5",
         "follows a redirect that loses the cursor to the newest messages",
         "feeds/_paged/request.py",
-        "        self._check_redirect(url, answer)\n",
+        "        self._check_redirect(url, response)\n",
         "",
         "tests/feeds/test_paged_feed.py",
     ),

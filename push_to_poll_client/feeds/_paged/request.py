@@ -1,4 +1,13 @@
-"""Send one request of a declared feed, and make a page of its answer."""
+"""Build a request of a `PagedFeed`, send it, and make a page of the response.
+
+`PagedClient` does this for one page: the declaration says where the cursor goes, what a response means and where
+its entries are. `OldestFirstFetcher` and `NewestFirstFetcher` turn such pages into the `fetch` and `latest` of the
+feed, one for each direction in which pages can lead.
+
+A response is looked at in this order: its entries are located, the declared outcomes are applied, the status is
+checked, and only then a fault in the body is raised. An error response need not have a list, and what it means is
+more to the point than the list that it lacks.
+"""
 
 import functools
 import logging
@@ -37,8 +46,10 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger("push_to_poll_client")
+
 MAX_ERROR = 64 * 1024
-"""Bytes that are read of an answer by which the server refuses: it may say there that the cursor expired."""
+"""Bytes that are read of an error response: the server may say in its body that the cursor expired."""
 
 _ACCEPT = "application/json, application/x-ndjson;q=0.9, */*;q=0.1"
 
@@ -46,15 +57,16 @@ _NO_PAGE_STATUSES = frozenset({204, 304})
 _PAGE_STATUSES = ACCEPTED_STATUSES - _NO_PAGE_STATUSES
 
 _NON_JSON_TYPES = ("html", "xml", "image/", "multipart/")
+"""Parts of media types that are not JSON. JSON goes by many names, so all others are tried."""
 
 T = TypeVar("T")
 
 
 class Request(NamedTuple):
-    """A request that is put together.
+    """A request that can be sent.
 
     Attributes:
-        key: What its answer may be remembered by; `None`: none of it is to be.
+        key: Names the response when it is asked for again; `None` if the response is not to be remembered.
     """
 
     url: str
@@ -66,48 +78,48 @@ class Request(NamedTuple):
 
 
 class ParsedResponse(NamedTuple, Generic[T]):
-    """An answer that was read.
+    """A response and what was read from it.
 
     Attributes:
-        answer: As it came.
-        meaning: What it was found to mean.
-        messages: Of the page.
-        leads: What was asked to be read of it besides; `None` if there is nothing.
-        nothing: There is nothing to look at: 204 and 304, or the server is not ready, or at its end.
+        response: As it came.
+        outcome: What it was found to mean, as declared.
+        messages: Those of the page.
+        continuation: What the caller's function read from it; `None` if there is no page.
+        no_page: There is nothing to look at: 204 or 304, or the server is not ready, or the feed has ended.
     """
 
     response: Response
     outcome: OutcomeResult
     messages: Sequence[Message] = ()
-    leads: T | None = None
+    continuation: T | None = None
     no_page: bool = False
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds that the server asks to be left alone, by its headers and by what was declared."""
+        """Seconds that the server asks to wait, by its headers or as declared; the longer of the two."""
         waits = (self.response.retry_after, self.outcome.retry_after)
         return max((wait for wait in waits if wait is not None), default=None)
 
 
 class PagedClient:
-    """Asks for pages, and reads them.
+    """Fetches and reads single pages.
 
     Args:
-        origin: The server.
+        client: Sends the requests.
         entries: Which messages a page has.
-        pages: How one leads to the next.
-        outcomes: What answers mean.
-        hold: How the server is asked to hold its answer; `None`: it cannot.
-        hint: Where a push's hint goes; `None`: nowhere.
-        body: What the body of every request says; `None`: there is none.
-        as_form: As a form, and not as JSON.
-        method: Of every request; `None`: POST with a body, else GET.
-        max_body: Bytes that an answer may have.
+        pages: How one page leads to the next.
+        outcomes: What responses mean besides their messages.
+        hold: How the server is asked to hold its response; `None` if it cannot.
+        hint: Where a push's hint goes; `None` if nowhere.
+        body: The body of every request; `None` if it has none.
+        as_form: Whether the body is sent as a form instead of JSON.
+        method: The method of every request; `None` for POST with a body and GET without.
+        max_body: Bytes that a response may have.
     """
 
     def __init__(
         self,
-        origin: Client,
+        client: Client,
         entries: Entries,
         pages: OldestFirst | NewestFirst,
         outcomes: Sequence[Outcome],
@@ -119,8 +131,8 @@ class PagedClient:
         method: str | None,
         max_body: int,
     ) -> None:
-        self._base_request = RequestParts(body=body)
-        self._origin = origin
+        self._base_parts = RequestParts(body=body)
+        self._client = client
         self._entries = entries
         self._pages = pages
         self._each = None if pages.each is None else pages.each.of
@@ -130,141 +142,138 @@ class PagedClient:
         self._as_form = as_form
         self._method = method
         self._max_entries = max_messages(max_body)
-        self._allowed = functools.partial(origin.check_link, posted=body is not None)
+        self._check_link = functools.partial(client.check_link, posted=body is not None)
 
-    def build_request(self, put: Callable[[RequestParts], RequestParts], request: FetchRequest) -> Request:
-        """Put a request together.
+    def build_request(
+        self, put_position: Callable[[RequestParts], RequestParts], request: FetchRequest
+    ) -> Request:
+        """Build the request for one page.
 
         Args:
-            put: Puts into it which page is asked for.
+            put_position: Adds what says which page is wanted.
             request: As the feed was given it.
 
         Raises:
-            CursorExpired: The cursor cannot be sent: this feed never gave it.
+            CursorExpired: The cursor cannot be sent, so this feed never gave it.
         """
         wait = 0.0 if self._hold is None else min(request.wait, self._hold.longest)
         try:
-            asking = self._add_wait_and_hint(put(self._base_request), request, wait)
-            url, content = self._url(asking), self._content(asking)
+            parts = self._add_wait_and_hint(put_position(self._base_parts), request, wait)
+            target = None if parts.url is None else _without_parameters(parts.url, parts.query.keys())
+            url = self._client.build_url(parts.query, target)
+            content = None
+            if parts.body is not None:
+                content = urlencode(parts.body).encode() if self._as_form else msgspec.json.encode(parts.body)
         except ValueError as error:
-            raise CursorExpired(f"the cursor is none of {self._origin.where}: {describe(error)}") from error
+            raise CursorExpired(f"the cursor is none of {self._client.where}: {describe(error)}") from error
         method = self._method or ("GET" if content is None else "POST")
-        key = f"{url} {sorted(asking.headers.items())}" if method == "GET" and content is None else None
-        return Request(url, method, self._headers(asking, request, content), content, wait, key)
+        key = f"{url} {sorted(parts.headers.items())}" if method == "GET" and content is None else None
+        headers = {"accept": _ACCEPT, **parts.headers, **cache_bypass_headers(fresh=request.fresh)}
+        if content is not None:
+            headers["content-type"] = "application/x-www-form-urlencoded" if self._as_form else "application/json"
+        return Request(url, method, headers, content, wait, key)
+
+    def _add_wait_and_hint(self, parts: RequestParts, request: FetchRequest, wait: float) -> RequestParts:
+        if self._hold is not None and wait > 0:
+            parts = self._hold.put(parts, wait)
+        if self._hint is None:
+            return parts
+        try:
+            return self._hint.put(parts, request.hint.cursor if request.hint else None)
+        except ValueError:  # a hint comes from a push, which can contain anything
+            return self._hint.put(parts, None)
 
     async def fetch_page(
         self,
         request: Request,
-        place: PagePosition,
-        leads: Callable[[Reply], T],
+        position: PagePosition,
+        read_continuation: Callable[[Reply], T],
         *,
-        known: Validators | None = None,
-        entries: bool = True,
+        validators: Validators | None = None,
+        read_entries: bool = True,
     ) -> ParsedResponse[T]:
-        """Ask for a page.
+        """Send a request and read the page.
 
         Args:
-            request: As `build_request` put it together.
-            place: Where the page is.
-            leads: What is to be read of it besides its messages.
-            known: By what it is known already.
-            entries: Whether they are read.
+            request: As `build_request` returned it.
+            position: Where the page is.
+            read_continuation: Reads from the response what its caller needs besides the messages.
+            validators: Those of a response that is still known; the server may answer with 304.
+            read_entries: Whether to read the messages.
 
         Raises:
-            FeedError: There is no page to be had; a subclass says why.
+            FeedError: There is no page; a subclass says why.
         """
         url, method, headers, content, wait, _ = request
-        answer = await self._origin.send_request(
-            url, method=method, headers=headers, content=content, wait=wait, known=known, errors=MAX_ERROR
+        response = await self._client.send_request(
+            url, method=method, headers=headers, content=content, wait=wait, known=validators, errors=MAX_ERROR
         )
-        self._check_redirect(url, answer)
-        read = await run_decoder(len(answer.body), self._read, answer, place, leads, entries=entries)
-        self._origin.remember_redirects(answer)
-        return read
+        self._check_redirect(url, response)
+        parsed = await run_decoder(
+            len(response.body), self._parse, response, position, read_continuation, read_entries=read_entries
+        )
+        self._client.remember_redirects(response)
+        return parsed
 
-    def _check_redirect(self, asked: str, answer: Response) -> None:
-        """Where no cursor at all stands for the newest messages, those before them would never be seen."""
+    def _check_redirect(self, requested_url: str, response: Response) -> None:
+        """Refuse a redirect that lost the parameter which every request has.
+
+        Without any cursor such a server returns the newest messages, and those before them would never be seen.
+        """
         for sender in self._pages.senders:
-            if sender.is_lost(asked, answer.url):
+            if sender.is_lost(requested_url, response.url):
                 raise FeedError(
-                    f"{answer.where} redirects to a URL without {sender.name!r}, which says what comes next; ask "
-                    "its publisher for its URL"
+                    f"{response.where} redirects to a URL without {sender.name!r}, which says what comes next; "
+                    "ask its publisher for its URL"
                 )
 
-    def _read(
-        self, answer: Response, place: PagePosition, leads: Callable[[Reply], T], *, entries: bool
+    def _parse(
+        self,
+        response: Response,
+        position: PagePosition,
+        read_continuation: Callable[[Reply], T],
+        *,
+        read_entries: bool,
     ) -> ParsedResponse[T]:
-        reply = Reply(answer, self._allowed)
+        reply = Reply(response, self._check_link)
         with _declaration_errors(reply):
-            parts = self._find_lists(reply, answer) if entries and answer.status in _PAGE_STATUSES else []
-            found = self._apply_outcomes(reply, answer)
-            reply.ends = found.closed
-            if self._has_no_page(answer, found):
-                return ParsedResponse(answer, found, no_page=True)
-            if isinstance(parts, Exception):
-                raise parts
-            messages = self._entries.read(parts, each=self._each, start=place.start)
-            return ParsedResponse(answer, found, messages, leads(reply))
+            may_have_entries = read_entries and response.status in _PAGE_STATUSES
+            lists = self._find_lists(reply, response) if may_have_entries else []
+            outcome = self._apply_outcomes(reply, response)
+            reply.ends = outcome.closed
+            no_page = outcome.empty or (outcome.closed and response.status not in ACCEPTED_STATUSES)
+            if no_page or self._client.check_status(response).status in _NO_PAGE_STATUSES:
+                return ParsedResponse(response, outcome, no_page=True)
+            if isinstance(lists, Exception):
+                raise lists
+            messages = self._entries.read(lists, each=self._each, start=position.start)
+            return ParsedResponse(response, outcome, messages, read_continuation(reply))
 
-    def _find_lists(self, reply: Reply, answer: Response) -> list[EntryList] | Exception:
-        """The lists, or why there are none: what the answer means may be more to the point."""
+    def _find_lists(self, reply: Reply, response: Response) -> list[EntryList] | Exception:
+        """Return the lists of entries, or the error to raise if the response means nothing else."""
         try:
-            _check_media_type(answer)
+            if any(kind in response.media_type for kind in _NON_JSON_TYPES):
+                return response.wrong_type("no JSON")
             return self._entries.find(reply, self._max_entries)
         except Exception as error:  # noqa: BLE001  # raised later
             return error
 
-    def _apply_outcomes(self, reply: Reply, answer: Response) -> OutcomeResult:
-        found = apply_outcomes(self._outcomes, reply, reply.where)
-        if found.error is None:
-            return found
-        found.error.retry_after = found.error.retry_after or answer.retry_after
-        if isinstance(found.error, CursorExpired):
-            found.error.start = self._offered_start(found.error.start, reply)
-        raise found.error
-
-    def _offered_start(self, start: Cursor | None, reply: Reply) -> Cursor | None:
-        """What the server offers to start from, if that is a cursor."""
-        try:
-            return self._pages.kept(start, reply)
-        except (FeedError, DeclarationMismatch):
-            return None
-
-    def _has_no_page(self, answer: Response, found: OutcomeResult) -> bool:
-        if found.empty or (found.closed and answer.status not in ACCEPTED_STATUSES):
-            return True
-        return self._origin.check_status(answer).status in _NO_PAGE_STATUSES
-
-    def _add_wait_and_hint(self, asking: RequestParts, request: FetchRequest, wait: float) -> RequestParts:
-        """The request with all in it that does not say which page is asked for."""
-        if self._hold is not None and wait > 0:
-            asking = self._hold.put(asking, wait)
-        if self._hint is None:
-            return asking
-        try:
-            return self._hint.put(asking, request.hint.cursor if request.hint else None)
-        except ValueError:  # whoever may push can write anything
-            return self._hint.put(asking, None)
-
-    def _url(self, asking: RequestParts) -> str:
-        url = None if asking.url is None else _without_parameters(asking.url, asking.query.keys())
-        return self._origin.build_url(asking.query, url)
-
-    def _headers(self, asking: RequestParts, request: FetchRequest, content: bytes | None) -> Mapping[str, str]:
-        headers = {"accept": _ACCEPT, **asking.headers, **cache_bypass_headers(fresh=request.fresh)}
-        if content is not None:
-            headers["content-type"] = "application/x-www-form-urlencoded" if self._as_form else "application/json"
-        return headers
-
-    def _content(self, asking: RequestParts) -> bytes | None:
-        if asking.body is None:
-            return None
-        return urlencode(asking.body).encode() if self._as_form else msgspec.json.encode(asking.body)
+    def _apply_outcomes(self, reply: Reply, response: Response) -> OutcomeResult:
+        outcome = apply_outcomes(self._outcomes, reply, reply.where)
+        if outcome.error is None:
+            return outcome
+        outcome.error.retry_after = outcome.error.retry_after or response.retry_after
+        if isinstance(outcome.error, CursorExpired):
+            try:
+                outcome.error.start = self._pages.kept(outcome.error.start, reply)
+            except (FeedError, DeclarationMismatch):  # what the server offers to start from is not a cursor
+                outcome.error.start = None
+        raise outcome.error
 
 
 @contextmanager
 def _declaration_errors(reply: Reply) -> Iterator[None]:
-    """What the parts of a declaration raise over an answer is a failed poll."""
+    """Turn what a declaration raises over a response into a failed poll."""
     try:
         yield
     except FeedError:
@@ -279,148 +288,147 @@ def _declaration_errors(reply: Reply) -> Iterator[None]:
 
 
 def _without_parameters(url: str, names: Collection[str]) -> str:
-    """A URL that a server wrote, without these parameters: it may have what it was asked with in it."""
+    """Remove these query parameters from a URL that the server wrote: it may repeat those of the request."""
     path, mark, query = url.partition("?")
     kept = [field for field in query.split("&") if unquote_plus(field.partition("=")[0]) not in names]
     return f"{path}{mark if kept else ''}{'&'.join(kept)}"
 
 
-def _check_media_type(answer: Response) -> None:
-    """JSON goes by many names; what is for people by none of them."""
-    if any(kind in answer.media_type for kind in _NON_JSON_TYPES):
-        raise answer.wrong_type("no JSON")
-
-
-logger = logging.getLogger("push_to_poll_client")
-
-
-_ForwardResponse: TypeAlias = ParsedResponse[tuple[Cursor | None, Cursor | None]]
+_OldestFirstResponse: TypeAlias = ParsedResponse[tuple[Cursor | None, Cursor | None]]
+"""Its continuation is the cursor that may be saved and the position of the next page."""
 
 
 class OldestFirstFetcher:
-    """Pages that go forward.
+    """Fetches pages that go forward.
 
     Args:
-        asker: Asks for them.
-        pages: How one leads to the next.
+        client: Fetches single pages.
+        pages: How one page leads to the next.
     """
 
-    def __init__(self, asker: PagedClient, pages: OldestFirst) -> None:
-        self._client = asker
+    def __init__(self, client: PagedClient, pages: OldestFirst) -> None:
+        self._client = client
         self._pages = pages
         self._end_of_feed = EndOfFeed()
 
     async def fetch(self, request: FetchRequest) -> Page:
         """As `Feed.fetch`."""
-        place = PagePosition.of(request.cursor)
-        ready = self._client.build_request(lambda asking: self._pages.put(asking, place), request)
-        if ready.key is None:
-            return self._page(await self._read(ready, place))
-        if self._end_of_feed.is_fresh(ready.key) and not (request.fresh or ready.wait):
+        position = PagePosition.of(request.cursor)
+        prepared = self._client.build_request(lambda parts: self._pages.put(parts, position), request)
+        if prepared.key is None:
+            return self._page(await self._fetch(prepared, position))
+        if self._end_of_feed.is_fresh(prepared.key) and not (request.fresh or prepared.wait):
             return Page()
-        read = await self._read(ready, place, self._end_of_feed.validators_for(ready.key))
-        page = self._page(read)
-        self._end_of_feed.note(ready.key, read.response, empty=_changes_nothing(page, place))
+        parsed = await self._fetch(prepared, position, self._end_of_feed.validators_for(prepared.key))
+        page = self._page(parsed)
+        # A later 304 may stand for this page only if nothing on it is to be settled, saved or followed.
+        has_news = page.messages or page.next or page.closed or page.gap
+        empty = not has_news and page.cursor in {None, position.start}
+        self._end_of_feed.note(prepared.key, parsed.response, empty=empty)
         return page
 
     async def latest(self, latest: Latest) -> Cursor | None:
         """As `Feed.latest`."""
-        ready = self._client.build_request(latest.put, FetchRequest(fresh=True))
-        by_entry = isinstance(self._pages.ends(latest), EntryReader)
-        read = await self._client.fetch_page(
-            ready, PagePosition(None), lambda reply: self._pages.end(reply, latest), entries=by_entry
+        prepared = self._client.build_request(latest.put, FetchRequest(fresh=True))
+        parsed = await self._client.fetch_page(
+            prepared,
+            PagePosition(None),
+            lambda reply: self._pages.end(reply, latest),
+            read_entries=isinstance(self._pages.ends(latest), EntryReader),
         )
-        if read.no_page:
-            raise FeedError(f"{read.response.where} has no cursor of the feed's end yet; it is asked again later")
-        return read.leads
+        if parsed.no_page:
+            raise FeedError(
+                f"{parsed.response.where} has no cursor of the feed's end yet; it is asked again later"
+            )
+        return parsed.continuation
 
     def forget(self) -> None:
-        """When the event loop may end."""
+        """Forget what depends on the event loop, which may end now."""
         self._end_of_feed.forget()
 
-    async def _read(
-        self, ready: Request, place: PagePosition, known: Validators | None = None
-    ) -> _ForwardResponse:
+    async def _fetch(
+        self, prepared: Request, position: PagePosition, validators: Validators | None = None
+    ) -> _OldestFirstResponse:
         return await self._client.fetch_page(
-            ready, place, lambda reply: self._pages.leads_to(reply, place), known=known
+            prepared, position, lambda reply: self._pages.leads_to(reply, position), validators=validators
         )
 
-    def _page(self, read: _ForwardResponse) -> Page:
-        closed, gap = read.outcome.closed, read.outcome.gap
-        cursor, following = read.leads or (None, None)
+    def _page(self, parsed: _OldestFirstResponse) -> Page:
+        closed, gap = parsed.outcome.closed, parsed.outcome.gap
+        cursor, following = parsed.continuation or (None, None)
         following = None if closed else following
-        return Page(read.messages, cursor, following, read.retry_after, closed=closed, gap=gap)
-
-
-def _changes_nothing(page: Page, place: PagePosition) -> bool:
-    """Nothing to settle, to save or to go on to: what a 304 may stand for."""
-    return not (page.messages or page.next or page.closed or page.gap) and page.cursor in {None, place.start}
+        return Page(parsed.messages, cursor, following, parsed.retry_after, closed=closed, gap=gap)
 
 
 class NewestFirstFetcher:
-    """Pages that go back.
+    """Fetches pages that go back.
 
     Args:
-        asker: Asks for them.
-        pages: How one leads to the next.
+        client: Fetches single pages.
+        pages: How one page leads to the next.
         where: The URL without secrets, for errors.
     """
 
-    def __init__(self, asker: PagedClient, pages: NewestFirst, where: str) -> None:
-        self._client = asker
+    def __init__(self, client: PagedClient, pages: NewestFirst, where: str) -> None:
+        self._client = client
         self._pages = pages
         self._where = where
-        self._walk = NewestFirstReader(self._fetch_document, where)
+        self._reader = NewestFirstReader(self._fetch_document, where)
 
     async def fetch(self, request: FetchRequest) -> Page:
         """As `Feed.fetch`."""
-        return await self._walk.fetch(request)
+        return await self._reader.fetch(request)
 
     async def latest(self) -> Cursor | None:
         """As `Feed.latest`."""
-        return await self._walk.latest()
+        return await self._reader.latest()
 
     def forget(self) -> None:
-        """When the event loop may end."""
-        self._walk.forget()
+        """Forget what depends on the event loop, which may end now."""
+        self._reader.forget()
 
     async def _fetch_document(self, page: str | None, request: FetchRequest, known: SeenEntries) -> Document:
-        ready = self._client.build_request(lambda asking: self._pages.put(asking, page), request)
-        read = await self._client.fetch_page(ready, PagePosition(None), self._pages.older, known=known.validators)
+        prepared = self._client.build_request(lambda parts: self._pages.put(parts, page), request)
+        parsed = await self._client.fetch_page(
+            prepared, PagePosition(None), self._pages.older, validators=known.validators
+        )
+        older = parsed.continuation
         if page is not None:
-            self._check_page_exists(read)
-        elif not known.messages and read.messages and read.leads is None and self._pages.supposes:
+            self._check_page_exists(parsed)
+        elif not known.messages and parsed.messages and older is None and self._pages.supposes:
             logger.info(
                 "the newest page of %s has %d entries and leads to no older one; if there are more, correct next=",
                 self._where,
-                len(read.messages),
+                len(parsed.messages),
             )
         return Document(
-            read.messages,
-            read.leads,
-            size=len(read.response.body),
-            validators=read.response.validators,
-            retry_after=longer_wait(read.response.within_poll, read.outcome.retry_after),
-            unchanged=page is None and _is_unchanged(read, known),
-            missing=read.outcome.gap,
-            fresh_for=0.0 if read.outcome.empty else fresh_for(read.response.headers),
-            poll_interval=read.response.retry_after,
-            closed=read.outcome.closed,
+            parsed.messages,
+            older,
+            size=len(parsed.response.body),
+            validators=parsed.response.validators,
+            retry_after=longer_wait(parsed.response.within_poll, parsed.outcome.retry_after),
+            unchanged=page is None and _is_unchanged(parsed, known),
+            missing=parsed.outcome.gap,
+            fresh_for=0.0 if parsed.outcome.empty else fresh_for(parsed.response.headers),
+            poll_interval=parsed.response.retry_after,
+            closed=parsed.outcome.closed,
         )
 
-    def _check_page_exists(self, read: ParsedResponse[Any]) -> None:
-        """An older page that is missing is no end of the walk, or what stands there would never be seen."""
-        if read.outcome.empty:
-            raise FeedError(f"{self._where} is not ready in the middle of its pages", retry_after=read.retry_after)
-        if read.response.status == HTTPStatus.NO_CONTENT and self._pages.promises:
+    def _check_page_exists(self, parsed: ParsedResponse[Any]) -> None:
+        """Raise for an older page that is missing: if the walk ended there, what is on it would never be seen."""
+        if parsed.outcome.empty:
+            raise FeedError(
+                f"{self._where} is not ready in the middle of its pages", retry_after=parsed.retry_after
+            )
+        if parsed.response.status == HTTPStatus.NO_CONTENT and self._pages.promises:
             raise FeedError(
                 f"{self._where} has no content where the page before says that there is more; it is asked again",
-                retry_after=read.retry_after,
+                retry_after=parsed.retry_after,
             )
 
 
-def _is_unchanged(read: ParsedResponse[Any], known: SeenEntries) -> bool:
-    """Whether the newest document brings nothing to look at; with nothing known, no content is an empty feed."""
-    status = read.response.status
+def _is_unchanged(parsed: ParsedResponse[Any], known: SeenEntries) -> bool:
+    """Return True if the newest document has nothing to look at. If nothing was seen, 204 is an empty feed."""
+    status = parsed.response.status
     nothing_new = status == HTTPStatus.NO_CONTENT and bool(known.messages)
-    return read.outcome.empty or status == HTTPStatus.NOT_MODIFIED or nothing_new
+    return parsed.outcome.empty or status == HTTPStatus.NOT_MODIFIED or nothing_new
