@@ -1,4 +1,13 @@
-"""The body of an answer, and where its entries are."""
+"""Read the body of a response: any place in it, and its lists of entries.
+
+`Reply` is the response as a declaration sees it. It reads what stands at a path, and leaves the rest of the body
+as it came. `DeclaredLists` locates the lists of entries, and `EntryList` decodes one of them.
+
+A broken part of the body spoils no other. Where msgspec refuses a whole object or array, `split_json` splits it
+by its brackets and commas, so that one broken entry becomes one unreadable message and the page is still read.
+
+Errors never show what a body says, which may be secret: `outline` shows names and types only.
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -37,19 +46,20 @@ Path: TypeAlias = str | int | tuple[str | int, ...]
 _BOM = b"\xef\xbb\xbf"
 _MEMBER = re.compile(rb'("(?:[^"\\]++|\\.)*+")\s*+:\s*+(.*)', re.DOTALL)
 _MAX_SHOWN = 12
+"""Members that an outline names."""
 
 _Raw: TypeAlias = bytes | msgspec.Raw
 
 _decode = Decoder().decode
 
-# These leave the values as they stand, and where they cannot, `split_json` finds the same.
+# These leave the values undecoded. Where they fail, `split_json` finds the same parts.
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_name = msgspec.json.Decoder(str).decode
 
 
 class DeclarationMismatch(Exception):
-    """An answer is not what its feed was declared to give; the text says what was declared and what was seen."""
+    """A response differs from the declaration; the text says what was declared and what was seen."""
 
 
 class Reply:
@@ -101,11 +111,15 @@ class Reply:
             return self.content
         *before, last = path
         if isinstance(last, int):
-            return _element(self.raw_at(*before), last)
-        place = tuple(before)
-        if place not in self._members:
-            self._members[place] = members(self.raw_at(*before))
-        return self._members[place].get(last)
+            array = self.raw_at(*before)
+            try:
+                return None if array is None else elements(array)[last]
+            except (ValueError, IndexError):
+                return None
+        parent = tuple(before)
+        if parent not in self._members:
+            self._members[parent] = members(self.raw_at(*before))
+        return self._members[parent].get(last)
 
     def outline(self, *path: str | int) -> str:
         """What stands where a path leads, as far as it does: for errors, without what is said there."""
@@ -123,7 +137,7 @@ class Reply:
 
         Raises:
             FeedError: It is of an origin that is not trusted.
-            Unfit: It is no URL.
+            DeclarationMismatch: It is no URL.
         """
         url = resolve_url(text, self.url)
         if url is None:
@@ -132,10 +146,10 @@ class Reply:
 
 
 def path_of(path: Path) -> tuple[str | int, ...]:
-    """A path as a tuple.
+    """Convert a path to a tuple.
 
     Raises:
-        TypeError: It is none.
+        TypeError: It is not a path.
         ValueError: It is empty, or has an empty name in it.
     """
     steps = path if isinstance(path, tuple) else (path,)
@@ -147,7 +161,10 @@ def path_of(path: Path) -> tuple[str | int, ...]:
 
 
 def text_of(value: Any) -> str | None:
-    """A value as a cursor or an id: a text or a number as it is, others as JSON; `None` for "" and nothing."""
+    """Convert a value to a cursor or an id: a string stays, all else becomes JSON.
+
+    None if there is nothing: "", null, true or false.
+    """
     if isinstance(value, str):
         return value or None
     if value is None or isinstance(value, bool):
@@ -156,10 +173,10 @@ def text_of(value: Any) -> str | None:
 
 
 def elements(raw: _Raw) -> Sequence[_Raw]:
-    """The elements of an array, not decoded. One that is broken spoils no other if its brackets are closed.
+    """Split an array into its elements, not decoded. A broken one spoils no other if its brackets are closed.
 
     Raises:
-        ValueError: It is no array.
+        ValueError: It is not an array.
     """
     try:
         return _decode_elements(raw)
@@ -168,7 +185,7 @@ def elements(raw: _Raw) -> Sequence[_Raw]:
 
 
 def outline(raw: _Raw) -> str:
-    """What stands in a body, without what is said there: that may be secret."""
+    """Describe JSON by the names and types in it, without the values, which may be secret."""
     named = [
         f"{quoted(name, 40)}: {_json_type(value)}" for name, value in islice(members(raw).items(), _MAX_SHOWN + 1)
     ]
@@ -202,21 +219,16 @@ def _decode_or_none(raw: _Raw) -> Any:
 
 
 def members(raw: _Raw | None) -> Mapping[str, _Raw]:
-    """The members of an object, not decoded, as `elements`; none of what is no object."""
+    """Split an object into its members, not decoded, as `elements` does; empty if it is not an object."""
     if raw is None:
         return {}
     try:
         return _decode_members(raw)
     except DECODE_ERRORS:
-        return _members_one_by_one(bytes(raw))
-
-
-def _members_one_by_one(raw: bytes) -> Mapping[str, _Raw]:
-    try:
-        parts = [_member(part) for part in split_json(raw, b"{}")]
-    except DECODE_ERRORS:
-        return {}
-    return dict(parts)
+        try:
+            return dict(map(_member, split_json(bytes(raw), b"{}")))
+        except DECODE_ERRORS:
+            return {}
 
 
 def _member(part: bytes) -> tuple[str, bytes]:
@@ -226,20 +238,11 @@ def _member(part: bytes) -> tuple[str, bytes]:
     return _decode_name(found[1]), found[2]
 
 
-def _element(raw: _Raw | None, place: int) -> _Raw | None:
-    if raw is None:
-        return None
-    try:
-        return elements(raw)[place]
-    except (ValueError, IndexError):
-        return None
-
-
 class Sentinel:
-    """Stands for itself in a declaration.
+    """A constant that stands for itself in a declaration.
 
     Args:
-        text: What it is called.
+        text: The name of the constant.
     """
 
     def __init__(self, text: str) -> None:
@@ -256,46 +259,47 @@ ListSpec: TypeAlias = Path | Sentinel | Callable[[Any], Any]
 """A path, `LINES`, or a function that is given the whole body and returns the list."""
 
 _SMALL_PAGE = 20
-"""Bytes for each entry that a page may have: one with fewer is read without being counted first."""
+"""Bytes for each entry that a page may have: a page with fewer is decoded without counting its entries first."""
 
 _SPACE = b" \t\r"
 
-_decoder = msgspec.json.Decoder()
-_decode_values = msgspec.json.Decoder(list).decode
+# Callers check the depth themselves: these do not.
+_decode_unchecked = msgspec.json.Decoder().decode
+_decode_list_unchecked = msgspec.json.Decoder(list).decode
 
 
 class EntryList:
     """One list of a page.
 
-    Its entries are decoded at once. Where in the text each of them stands is found out when somebody asks: for a
-    dead letter, or since one of them is broken.
+    Its entries are decoded at once. Where each of them stands in the text is found out only when it is needed:
+    for a dead letter, or because one of them is broken.
 
     Args:
-        text: The list.
-        decode: All entries of a text.
-        cut: Where in it each entry stands.
+        text: The list, as it came.
+        decode: Decodes all entries of a text.
+        split: Splits a text into its entries.
         group: The name of the list on a page with several; else "".
 
     Attributes:
-        entries: Decoded; in place of one that cannot be, the error.
+        entries: Decoded; in place of an entry that cannot be decoded, the error.
         group: As given.
-        broken: Whether one of them is an error.
-        listed: It stands on the page, be it as `null`. Of one that a function made this is known when there is
-            something in it.
+        broken: Whether one of the entries is an error.
+        listed: Whether the list is on the page, even as `null`. For a list that a function made, whether it has
+            any entries.
 
     Raises:
-        ValueError: The text is no list.
+        ValueError: The text is not a list.
     """
 
     def __init__(
         self,
         text: _Raw,
         decode: Callable[[_Raw], list[Any]],
-        cut: Callable[[_Raw], Sequence[_Raw]],
+        split: Callable[[_Raw], Sequence[_Raw]],
         group: str = "",
     ) -> None:
         self._text = text
-        self._cut = cut
+        self._split = split
         self._raws: Sequence[_Raw] | None = None
         self._reversed = False
         self.group = group
@@ -308,57 +312,55 @@ class EntryList:
             self.entries, self.broken = list(map(_decode_entry, self._all_raws())), True
 
     def reverse(self) -> None:
-        """Turn the order of the entries round."""
+        """Reverse the order of the entries."""
         self.entries.reverse()
         self._reversed = not self._reversed
 
     def raw(self, place: int) -> bytes:
-        """An entry as it came; of several lists in an object, under the name of its list."""
+        """Return an entry as it came; if the page has several lists, in an object under the name of its list."""
         raw = bytes(self._all_raws()[-1 - place if self._reversed else place])
         return b"{%b:%b}" % (msgspec.json.encode(self.group), raw) if self.group else raw
 
     def _all_raws(self) -> Sequence[_Raw]:
         if self._raws is None:
-            self._raws = self._cut(self._text)
+            self._raws = self._split(self._text)
         return self._raws
 
 
 class DeclaredLists:
-    """The lists of a page.
+    """The lists of a page, as declared.
 
     Args:
-        where: Where each is; none: the body itself is the list.
+        where: Where each list is; if empty, the body itself is the list.
         optional: The server leaves out a list that is empty.
 
     Attributes:
-        names: What each is called; `[""]` when there is one.
+        names: The name of each list; `[""]` if there is only one.
 
     Raises:
-        TypeError: `where` is none of these.
-        ValueError: A path is empty, or two lists have one name.
+        TypeError: `where` has something that is not a `ListSpec`.
+        ValueError: A path is empty, or two lists have the same name.
     """
 
     def __init__(self, where: Sequence[ListSpec], *, optional: bool) -> None:
         self.names: list[str] = _list_names(where)
-        self._specs = [
-            place if callable(place) or isinstance(place, Sentinel) else path_of(place) for place in where
-        ]
-        self._specs = self._specs or [()]
+        specs = [spec if callable(spec) or isinstance(spec, Sentinel) else path_of(spec) for spec in where]
+        self._specs = specs or [()]
         self._optional = optional
 
-    def find(self, reply: Reply, most: int) -> list[EntryList]:
-        """The lists of a page, in the order of their declaration.
+    def find(self, reply: Reply, max_entries: int) -> list[EntryList]:
+        """Read the lists of a page, in the order of their declaration.
 
         Raises:
-            Unfit: One is not there or is none, or there are more than `most` entries in all.
+            DeclarationMismatch: One is missing or is not a list, or there are more than `max_entries` in all.
         """
-        places = zip(self.names, self._specs, strict=True)
-        parts = [self._part(name, reply, place, most) for name, place in places]
-        _check_entry_count(sum(len(part.entries) for part in parts), most)
-        return parts
+        specs = zip(self.names, self._specs, strict=True)
+        lists = [self._read_list(name, reply, spec, max_entries) for name, spec in specs]
+        _check_entry_count(sum(len(one.entries) for one in lists), max_entries)
+        return lists
 
     def restore(self, raw: bytes) -> EntryList:
-        """A list of one entry, by what `Part.raw` gave."""
+        """Make a list of one entry from what `EntryList.raw` returned."""
         named = members(raw) if len(self.names) > 1 else {}
         group, text = next(iter(named.items())) if len(named) == 1 else ("", raw)
         return (
@@ -367,46 +369,46 @@ class DeclaredLists:
             else EntryList(raw, _decode_single, _split_single)
         )
 
-    def _part(self, name: str, reply: Reply, place: Any, most: int) -> EntryList:
-        if place is LINES:
-            return _list_from_lines(reply.content, most, name)
-        if callable(place):
-            made = _list_from_array(msgspec.json.encode(place(reply.body)), f"by {_list_name(place)}", most, name)
+    def _read_list(self, name: str, reply: Reply, spec: Any, max_entries: int) -> EntryList:
+        if spec is LINES:
+            return _list_from_lines(reply.content, max_entries, name)
+        if callable(spec):
+            encoded = msgspec.json.encode(spec(reply.body))
+            made = _list_from_array(encoded, f"by {_list_name(spec)}", max_entries, name)
             made.listed = bool(made.entries)
             return made
-        raw = reply.raw_at(*place)
-        if raw is None or bytes(raw) == b"null":
-            return self._missing(reply, place, name, listed=raw is not None)
-        return _list_from_array(bytes(raw), _describe_location(place), most, name)
-
-    def _missing(self, reply: Reply, place: tuple[str | int, ...], name: str, *, listed: bool) -> EntryList:
+        raw = reply.raw_at(*spec)
+        if raw is not None and bytes(raw) != b"null":
+            return _list_from_array(bytes(raw), _describe_location(spec), max_entries, name)
         if self._optional and outline(reply.content).startswith(("{", "object")):
             empty = _list_from_array(b"[]", "", 0, name)
-            empty.listed = listed
+            empty.listed = raw is not None
             return empty
-        raise DeclarationMismatch(f"there is no list {_describe_location(place)}, but {reply.outline(*place)}")
+        raise DeclarationMismatch(f"there is no list {_describe_location(spec)}, but {reply.outline(*spec)}")
 
 
-def _list_from_array(text: bytes, where: str, most: int, group: str) -> EntryList:
+def _list_from_array(text: bytes, where: str, max_entries: int, group: str) -> EntryList:
     try:
-        if len(text) > _SMALL_PAGE * most and text.count(b",") >= most:  # else it cannot have as many
-            _check_entry_count(sum(1 for _ in islice(split_json(text, b"[]"), most + 1)), most)
+        # A text that is small, or has too few commas, cannot have too many entries.
+        if len(text) > _SMALL_PAGE * max_entries and text.count(b",") >= max_entries:
+            count = sum(1 for _ in islice(split_json(text, b"[]"), max_entries + 1))
+            _check_entry_count(count, max_entries)
         return EntryList(text, _decode_list, elements, group)
     except ValueError:
         raise DeclarationMismatch(f"there is no list {where}, but {outline(text)}") from None
 
 
-def _list_from_lines(text: bytes, most: int, group: str) -> EntryList:
-    _check_entry_count(text.count(b"\n"), most)
-    part = EntryList(text, _decode_lines, _split_lines, group)
-    if part.broken and isinstance(part.entries[-1], UndecodableMessage) and not text.endswith(b"\n"):
+def _list_from_lines(text: bytes, max_entries: int, group: str) -> EntryList:
+    _check_entry_count(text.count(b"\n"), max_entries)
+    found = EntryList(text, _decode_lines, _split_lines, group)
+    if found.broken and isinstance(found.entries[-1], UndecodableMessage) and not text.endswith(b"\n"):
         raise DeclarationMismatch(f"the body is no lines of JSON, or ends in the middle of one: {outline(text)}")
-    return part
+    return found
 
 
 def _decode_list(text: _Raw) -> list[Any]:
     check_page_depth(bytes(text))
-    return _decode_values(text)
+    return _decode_list_unchecked(text)
 
 
 def _decode_lines(text: _Raw) -> list[Any]:
@@ -414,7 +416,7 @@ def _decode_lines(text: _Raw) -> list[Any]:
     if max(map(len, lines), default=0) > SAFE_LENGTH:
         for line in lines:
             check_depth(line)
-    return list(map(_decoder.decode, lines))  # decode_lines() lets a value go on in the next line
+    return list(map(_decode_unchecked, lines))  # decode_lines() lets a value go on in the next line
 
 
 def _split_lines(text: _Raw) -> list[bytes]:
@@ -423,7 +425,7 @@ def _split_lines(text: _Raw) -> list[bytes]:
 
 def _decode_single(text: _Raw) -> list[Any]:
     check_depth(text)
-    return [_decoder.decode(text)]
+    return [_decode_unchecked(text)]
 
 
 def _split_single(text: _Raw) -> list[_Raw]:
@@ -433,34 +435,35 @@ def _split_single(text: _Raw) -> list[_Raw]:
 def _decode_entry(raw: _Raw) -> Any:
     try:
         check_depth(raw)
-        return _decoder.decode(raw)
+        return _decode_unchecked(raw)
     except DECODE_ERRORS as error:
         return UndecodableMessage(f"an entry is no JSON: {describe(error)}")
 
 
-def _check_entry_count(number: int, most: int) -> None:
-    if number > most:
+def _check_entry_count(count: int, max_entries: int) -> None:
+    if count > max_entries:
         raise DeclarationMismatch(
-            f"a page has more than {most} entries; ask for smaller pages, or raise max_body= if that is right"
+            f"a page has more than {max_entries} entries; ask for smaller pages, "
+            "or raise max_body= if that is right"
         )
 
 
-def _describe_location(place: tuple[str | int, ...]) -> str:
-    return f"at {' / '.join(map(repr, place))}" if place else "of entries"
+def _describe_location(path: tuple[str | int, ...]) -> str:
+    return f"at {' / '.join(map(repr, path))}" if path else "of entries"
 
 
 def _list_names(where: Sequence[ListSpec]) -> list[str]:
-    """The last of a list's path, or all of it where lists would have one name."""
-    for name in (lambda path: path[-1:], lambda path: path):
-        names = [_list_name(place, name) for place in where] if len(where) > 1 else [""]
+    """Name each list by the last step of its path, or by the whole path if two lists would have the same name."""
+    for named_part in (lambda path: path[-1:], lambda path: path):
+        names = [_list_name(spec, named_part) for spec in where] if len(where) > 1 else [""]
         if len({*names}) == len(names):
             return names
     raise ValueError(f"two lists have one name: {', '.join(names)}")
 
 
 def _list_name(
-    place: ListSpec, part: Callable[[tuple[str | int, ...]], tuple[str | int, ...]] = lambda path: path
+    spec: ListSpec, named_part: Callable[[tuple[str | int, ...]], tuple[str | int, ...]] = lambda path: path
 ) -> str:
-    if isinstance(place, Sentinel) or callable(place):
-        return getattr(place, "__name__", repr(place))
-    return ".".join(map(str, part(path_of(place))))
+    if isinstance(spec, Sentinel) or callable(spec):
+        return getattr(spec, "__name__", repr(spec))
+    return ".".join(map(str, named_part(path_of(spec))))

@@ -1,4 +1,11 @@
-"""Make messages of the entries of a page."""
+"""Make messages of the entries of a page, as `Entries` declares them.
+
+A page is read by columns: all ids, then all versions, and so on. A call for each cell would take longer. If an
+entry cannot be read, each half of the page is read alone, down to that entry, which becomes an
+`UnreadableMessage`; the others are not affected.
+
+A first page on which no entry can be read shows that the declaration is wrong, and fails the poll.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
@@ -101,8 +108,6 @@ once more at a later cursor. What comes again because pages are fetched again, o
 
 _PASSED_OVER: Final = "only= passes this entry over; drop its dead letter, or correct the declaration"
 
-_encode = msgspec.json.Encoder(order="sorted").encode
-
 
 class Entries:
     """Where the messages are on a page, and where in each stands what it is called.
@@ -163,17 +168,17 @@ class Entries:
         """The lists of a page, in its order; tells the reply of them.
 
         Raises:
-            Unfit: There is no list where one should be, or there are more than `most` entries.
+            DeclarationMismatch: There is no list where one should be, or there are more than `most` entries.
         """
-        parts = self._lists.find(reply, most)
+        lists = self._lists.find(reply, most)
         if self._newest_first:
-            parts.reverse()
-            for part in parts:
+            lists.reverse()
+            for part in lists:
                 part.reverse()
-        reply.size = sum(len(part.entries) for part in parts)
-        reply.entries = [entry for part in parts for entry in _readable_entries(part)]
-        reply.listed = any(part.listed for part in parts)
-        return parts
+        reply.size = sum(len(part.entries) for part in lists)
+        reply.entries = [entry for part in lists for entry in _readable_entries(part)]
+        reply.listed = any(part.listed for part in lists)
+        return lists
 
     def read(self, parts: Sequence[EntryList], *, each: Field | None, start: Cursor | None) -> list[Message]:
         """The messages of a page.
@@ -184,12 +189,18 @@ class Entries:
             start: The cursor that the chain of pages began with.
 
         Raises:
-            Unfit: No entry of the first page can be read, or too many of another one.
+            DeclarationMismatch: No entry of the first page can be read, or too many of another one.
         """
         messages, unreadable = list[Message](), list[Message]()
         for part in parts:
             messages += self._read_or_split(part, range(len(part.entries)), each, start, unreadable)
-        self._check_readable(messages, unreadable)
+        _check_unreadable_count(unreadable)
+        if unreadable and len(unreadable) == len(messages) and not self._has_read_page:
+            first = unreadable[0]
+            raise DeclarationMismatch(
+                f"no entry of the first page can be read; of {outline(first.raw)}: {first.error}"
+            )
+        self._has_read_page = self._has_read_page or bool(messages)
         return messages
 
     def restore(self, letter: DeadLetter) -> Message:
@@ -200,15 +211,17 @@ class Entries:
                 return UnreadableMessage(
                     letter.id, UndecodableMessage(_PASSED_OVER), key=letter.key, raw=letter.raw
                 )
-            name = self._id_of(part) if letter.key.startswith(UNREADABLE_KEY_PREFIX) else letter.id
-            return self._build_messages(part, [0], [name], [letter.key], None)[0]
+            ids = [letter.id]
+            if letter.key.startswith(UNREADABLE_KEY_PREFIX):
+                ids, _ = self._ids_and_keys(part, _entries_at(part, [0]), None)
+            return self._build_messages(part, [0], ids, [letter.key], None)[0]
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
             return UnreadableMessage(letter.id, _as_decode_error(error), key=letter.key, raw=letter.raw)
 
     def _read_or_split(
         self, part: EntryList, places: range, each: Field | None, start: Cursor | None, unreadable: list[Message]
     ) -> Sequence[Message]:
-        """All at once; when something is wrong with one of them each half alone, down to that one."""
+        """Read all entries at once; if one of them cannot be read, each half alone, down to that one."""
         try:
             return self._read_all(part, places, each, start)
         except Exception as error:  # noqa: BLE001  # functions of the user read what others wrote
@@ -225,7 +238,7 @@ class Entries:
     def _read_all(
         self, part: EntryList, places: Sequence[int], each: Field | None, start: Cursor | None
     ) -> Sequence[Message]:
-        """Of the entries at these places, if all of them can be read; without those that are passed over."""
+        """Read the entries at these places, without those that `only` passes over; raise if one is unreadable."""
         entries = _entries_at(part, places)
         if self._only is not None:
             places = [place for place, entry in zip(places, entries, strict=True) if self._only(entry)]
@@ -244,6 +257,9 @@ class Entries:
         cursors: Sequence[Cursor | None] | None,
     ) -> list[Message]:
         entries = _entries_at(part, places)
+        types: Iterable[str] = repeat(part.group)
+        if self._type is not None:
+            types = [kind or part.group for kind in texts_of(self._type.read_all(entries))]
         return list(
             map(
                 Entry,
@@ -251,7 +267,7 @@ class Entries:
                 entries,
                 keys,
                 repeat(None) if cursors is None else cursors,
-                self._types(part, entries),
+                types,
                 repeat(None) if self._time is None else self._time.read_all(entries),
                 self._deletion_flags(part, entries),
                 repeat(part),
@@ -262,7 +278,6 @@ class Entries:
     def _ids_and_keys(
         self, part: EntryList, entries: Sequence[Any], start: Cursor | None
     ) -> tuple[list[str], list[str]]:
-        """Ids and dedupe keys."""
         names = _require_all(texts_of(self._id.read_all(entries)), f"an entry has no id at {self._id}")
         versions = self._versions(part, entries, start)
         ids = keys = names
@@ -270,50 +285,36 @@ class Entries:
             ids = [f"{name}@{version}" for name, version in zip(names, versions, strict=True)]
         if versions is not None or part.group:
             group = f":{part.group}:" if part.group else ":"
-            keys = [f"{len(name)}{group}{whole}" for name, whole in zip(names, ids, strict=True)]
+            keys = [f"{len(name)}{group}{named}" for name, named in zip(names, ids, strict=True)]
         if self._key is not None:
             given = texts_of(self._key.read_all(entries))
             keys = [own or key for own, key in zip(given, keys, strict=True)]
-        _check_names(ids, keys)
+        both = ids if keys is ids else (*ids, *keys)
+        if max(map(len, both), default=0) > MAX_ID or "\0" in "".join(both):
+            raise UndecodableMessage(
+                f"an entry's id or key is longer than {MAX_ID} characters, or has a NUL in it"
+            )
         return ids, keys
 
-    def _id_of(self, part: EntryList) -> str:
-        return self._ids_and_keys(part, _entries_at(part, [0]), None)[0][0]
-
     def _versions(self, part: EntryList, entries: Sequence[Any], start: Cursor | None) -> list[str] | None:
-        """`None`: they have none."""
+        """Return the versions of the entries; None if the feed has no versions."""
         if self._version_from_contents:
             return _digests(entries, start, part.group)
         if self._version is None:
             return None
         versions = texts_of(self._version.read_all(entries))
         if None not in versions:
-            return versions  # type: ignore[return-value]  # as was looked at
+            return versions  # type: ignore[return-value]  # checked above
         known = zip(
             versions, _digests(entries, start, part.group), self._deletion_flags(part, entries), strict=False
         )
         versions = [digest if version is None and gone else version for version, digest, gone in known]
         return _require_all(versions, f"an entry has no version at {self._version}")
 
-    def _types(self, part: EntryList, entries: Sequence[Any]) -> Iterable[str]:
-        if self._type is None:
-            return repeat(part.group)
-        return [what or part.group for what in texts_of(self._type.read_all(entries))]
-
     def _deletion_flags(self, part: EntryList, entries: Sequence[Any]) -> Iterable[bool]:
         if part.group == self._deletions:
             return repeat(True)  # noqa: FBT003  # each of them
         return repeat(False) if self._deleted is None else map(bool, self._deleted.read_all(entries))  # noqa: FBT003
-
-    def _check_readable(self, messages: Sequence[Message], unreadable: Sequence[Message]) -> None:
-        """A page in which nothing can be read is one that was declared wrongly, as long as none was read."""
-        _check_unreadable_count(unreadable)
-        if unreadable and len(unreadable) == len(messages) and not self._has_read_page:
-            first = unreadable[0]
-            raise DeclarationMismatch(
-                f"no entry of the first page can be read; of {outline(first.raw)}: {first.error}"
-            )
-        self._has_read_page = self._has_read_page or bool(messages)
 
 
 def _optional_field(where: FieldSpec | None) -> Field | None:
@@ -327,7 +328,7 @@ def _readable_entries(part: EntryList) -> list[Any]:
 
 
 def _entries_at(part: EntryList, places: Sequence[int]) -> Sequence[Any]:
-    """Raises what stands in place of one that cannot be decoded."""
+    """Return the entries at these places; raise the error of one that could not be decoded."""
     entries = part.entries if len(places) == len(part.entries) else [part.entries[place] for place in places]
     for entry in entries if part.broken else ():
         if isinstance(entry, UndecodableMessage):
@@ -335,16 +336,10 @@ def _entries_at(part: EntryList, places: Sequence[int]) -> Sequence[Any]:
     return entries
 
 
-def _require_all(column: list[str | None], otherwise: str) -> list[str]:
+def _require_all(column: list[str | None], error: str) -> list[str]:
     if None in column:
-        raise UndecodableMessage(otherwise)
-    return column  # type: ignore[return-value]  # as was looked at
-
-
-def _check_names(ids: Sequence[str], keys: Sequence[str]) -> None:
-    names = ids if keys is ids else (*ids, *keys)
-    if max(map(len, names), default=0) > MAX_ID or "\0" in "".join(names):
-        raise UndecodableMessage(f"an entry's id or key is longer than {MAX_ID} characters, or has a NUL in it")
+        raise UndecodableMessage(error)
+    return column  # type: ignore[return-value]  # checked above
 
 
 def _check_unreadable_count(unreadable: Sequence[Message]) -> None:
@@ -352,12 +347,15 @@ def _check_unreadable_count(unreadable: Sequence[Message]) -> None:
         raise DeclarationMismatch(f"a page has more than {MAX_UNREADABLE} unreadable entries")
 
 
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
 def _digests(entries: Sequence[Any], start: Cursor | None, group: str) -> list[str]:
-    """What each says, and from where it was read."""
-    before = hashlib.blake2b(_encode((start, group)), digest_size=12)
+    """Digest what each entry says, its list, and the cursor from which it was read."""
+    prefix = hashlib.blake2b(_encode((start, group)), digest_size=12)
     digests = list[str]()
     for entry in entries:
-        digest = before.copy()
+        digest = prefix.copy()
         digest.update(_encode(entry))
         digests.append(digest.hexdigest())
     return digests
@@ -373,5 +371,5 @@ def _unreadable_message(part: EntryList, place: int, error: Exception, each: Fie
 
 
 def _as_decode_error(error: Exception) -> UndecodableMessage:
-    why = error if isinstance(error, UndecodableMessage) else f"an entry cannot be read: {describe(error)}"
-    return UndecodableMessage(f"{why}; correct the declaration, or ask its publisher")
+    reason = error if isinstance(error, UndecodableMessage) else f"an entry cannot be read: {describe(error)}"
+    return UndecodableMessage(f"{reason}; correct the declaration, or ask its publisher")
