@@ -1,4 +1,8 @@
-"""What an answer means besides its messages: expired, throttled, gone, a gap."""
+"""What a response means besides its messages: expired, throttled, gone, a gap.
+
+Each outcome is a condition and what to do when it holds. All outcomes of a feed are applied to each response, in
+the order of their declaration. If several say that the response is an error, the first one counts.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,11 +30,11 @@ __all__ = [
 
 @dataclass(slots=True)
 class OutcomeResult:
-    """What an answer was found to mean.
+    """What a response was found to mean.
 
     Attributes:
-        error: Why it is no page; `None`: it is one.
-        empty: It is a page on which nothing is to be looked at.
+        error: Why the response is not a page; `None` if it is one.
+        empty: Nothing of the response is to be read.
         closed: As `Page.closed`.
         gap: As `Page.gap`.
         retry_after: As `Page.retry_after`.
@@ -70,7 +74,7 @@ class Outcome:
 
 
 def apply_outcomes(outcomes: Sequence[Outcome], reply: Reply, where: str) -> OutcomeResult:
-    """What an answer means; of several errors the first counts."""
+    """Apply all outcomes to a response."""
     found = OutcomeResult()
     for outcome in outcomes:
         outcome.look(reply, found, where)
@@ -84,11 +88,12 @@ def expired(when: Condition, *, start: Condition | None = None) -> Outcome:
         when: Whether that is so: `status(410)`, `from_body("error", "code").equals("syncStateNotFound")`.
         start: Reads the cursor that the feed offers to start from; `None`: it offers none.
     """
-    offered = _read_nothing if start is None else reader(start)
+    read_start = None if start is None else reader(start)
 
     def apply(reply: Reply, found: OutcomeResult, where: str) -> None:
         text = f"{where} no longer knows the cursor (status {reply.status})"
-        _set_error(found, CursorExpired(text, start=text_of(offered(reply))))
+        offered = None if read_start is None else text_of(read_start(reply))
+        _set_error(found, CursorExpired(text, start=offered))
 
     return Outcome(when, apply, "expired")
 
@@ -185,12 +190,8 @@ def _set_error(found: OutcomeResult, error: FeedError) -> None:
     found.error = found.error or error
 
 
-def _read_nothing(_reply: Reply) -> None:
-    """Reads what was not declared."""
-
-
 def _seconds_reader(after: Condition | float | None) -> Callable[[Reply], float | None]:
-    """Reads seconds; `None`: the answer does not say, or no such number."""
+    """Make a function that reads seconds; it returns None if the response has no such number."""
     if callable(after):
         read = reader(after)
         return lambda reply: _non_negative_number(read(reply))

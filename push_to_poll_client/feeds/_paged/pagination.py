@@ -1,4 +1,13 @@
-"""How one page leads to the next: oldest first, or newest first."""
+"""How one page leads to the next: oldest first, or newest first.
+
+`OldestFirst` is for pages that go forward: each has a cursor that may be saved, and leads to newer messages. A
+chain of pages can have cursors of its own, which are valid only within the chain. Such a position is a
+`PagePosition`, which names the cursor that the chain began with as well. `NewestFirst` is for pages that go back:
+`NewestFirstReader` walks them and makes its own cursor.
+
+Nothing is skipped in silence. A page that has entries, and lacks the cursor or the way on that its declaration
+promises, raises `DeclarationMismatch`, which fails the poll.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -43,7 +52,7 @@ class PagePosition(NamedTuple):
 
     Attributes:
         start: The cursor that its chain of pages began with; `None` is the inception.
-        page: What leads to it within the chain; `None`: it is the first.
+        page: What leads to the page within the chain; `None` if it is the first.
     """
 
     start: Cursor | None
@@ -51,7 +60,7 @@ class PagePosition(NamedTuple):
 
     @classmethod
     def of(cls, position: Cursor | None) -> "PagePosition":
-        """What a position says that `as_cursor` made, or a cursor of the server."""
+        """Read a position that `as_cursor` made; all else is a cursor of the server."""
         if position is None or not position.startswith(_PAGE_PREFIX):
             return cls(position)
         try:
@@ -61,15 +70,15 @@ class PagePosition(NamedTuple):
 
     @property
     def as_cursor(self) -> Cursor | None:
-        """The position; that of the first page is the cursor itself."""
+        """The position as text; for the first page, the cursor itself."""
         return self.start if self.page is None else f"{_PAGE_PREFIX}{msgspec.json.encode(self).decode()}"
 
 
 class AtEnd:
-    """A cursor that may be saved only when the chain of pages is read to its end.
+    """A cursor that may be saved only when the chain of pages has been read to its end.
 
     Args:
-        read: Reads it.
+        read: Reads the cursor.
     """
 
     def __init__(self, read: Reader) -> None:
@@ -116,8 +125,8 @@ class OldestFirst:
         self._send, self._send_next = require_sender("send", send), require_sender("send_next", send_next or send)
         self._next = None if next is None else reader(next)
         self._more = None if more is None else reader(more)
-        own = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else None
-        self.each: EachReader | None = own or each
+        cursor_of_each = self._cursor if isinstance(self._cursor, EachReader) and not self._at_end else None
+        self.each: EachReader | None = cursor_of_each or each
         if self.each is not None and self._send.goes == "url":
             raise ValueError("as_url() has no meaning with a cursor that is read from_each(…) entry")
         self.senders: list[Sender] = [self._send, self._send_next]
@@ -139,7 +148,7 @@ class OldestFirst:
         """The cursor of the feed's end; `None`: it is empty.
 
         Raises:
-            Unfit: The answer does not show it.
+            DeclarationMismatch: The answer does not show it.
         """
         read = self.ends(latest)
         cursor = self.kept(text_of(read(reply)), reply)
@@ -153,19 +162,21 @@ class OldestFirst:
         """The cursor that may be saved when the page is settled, and the position of the next page.
 
         Raises:
-            Unfit: The page shows neither where it should.
+            DeclarationMismatch: The page shows neither where it should.
         """
         cursor, following = self.kept(text_of(self._cursor(reply)), reply), self._find_next(reply)
         if following is None:
             self._check_end(cursor, reply, place)
-        if following is None or (self._more_is_inferred and following == place.start):
+        # If nothing says that there is more, an empty end can show the cursor that was asked for.
+        more_is_inferred = self._more is None and self._next is None and not self._at_end
+        if following is None or (more_is_inferred and following == place.start):
             return cursor, None
         if self._at_end or self._next is not None:
             return None if self._at_end else cursor, PagePosition(place.start, following).as_cursor
         return cursor, following
 
     def _check_end(self, cursor: Cursor | None, reply: Reply, place: PagePosition) -> None:
-        """Whether the page at the end of a chain has the cursor that it should have."""
+        """Raise if the page at the end of a chain lacks the cursor that it should have."""
         if cursor is not None:
             return
         if reply.entries or (self._at_end and place.page):
@@ -179,7 +190,7 @@ class OldestFirst:
             )
 
     def _find_next(self, reply: Reply) -> str | None:
-        """What leads to the next page; `None`: there is none."""
+        """Read what leads to the next page; None if there is no next page."""
         read = self._next or self._cursor
         if not (self._more(reply) if self._more else self._next or reply.size):
             return None
@@ -187,18 +198,12 @@ class OldestFirst:
         if following is not None:
             return self._send_next.kept(following, reply)
         if self._more or (reply.entries and not self._next):
-            raise DeclarationMismatch(f"there is no way on: {_explain_missing(read, reply)}; {self._remedy}")
+            leads = "next" if self._next else "cursor"
+            remedy = "or more=" if self._more else "or say by more= when another page follows"
+            raise DeclarationMismatch(
+                f"there is no way on: {_explain_missing(read, reply)}; correct {leads}= {remedy}"
+            )
         return None
-
-    @property
-    def _more_is_inferred(self) -> bool:
-        """Whether nobody says that there is more, so that a page may as well have what it was asked after."""
-        return self._more is None and self._next is None and not self._at_end
-
-    @property
-    def _remedy(self) -> str:
-        leads = "next" if self._next else "cursor"
-        return f"correct {leads}= " + ("or more=" if self._more else "or say by more= when another page follows")
 
 
 def _check_oldest_first(cursor: object, next: object, send_next: object, each: object) -> None:
@@ -239,8 +244,8 @@ class NewestFirst:
         self._next = reader(next)
         self._send = require_sender("send", send)
         self._more = None if more is None else reader(more)
-        says = next if self._more is None else self._more
-        self.promises: bool = isinstance(says, Reader) and not isinstance(says, InferredReader | EntryReader)
+        stated = next if self._more is None else self._more
+        self.promises: bool = isinstance(stated, Reader) and not isinstance(stated, InferredReader | EntryReader)
         self.supposes: bool = self._more is None
         self.senders: list[Sender] = [self._send]
 
@@ -255,7 +260,7 @@ class NewestFirst:
         """What leads to the next page; `None`: there is none.
 
         Raises:
-            Unfit: There is one, and nothing leads to it.
+            DeclarationMismatch: There is one, and nothing leads to it.
         """
         if not (self._more(reply) if self._more else reply.size):
             return None

@@ -1,4 +1,11 @@
-"""Readers: where something stands in an answer or an entry, and whether it is there."""
+"""Readers: find a value in a response or in an entry, or report that it is missing.
+
+A `Field` reads one value of an entry: its id, its version, its time. A `Reader` reads one value of a response: a
+cursor, a link, a condition. An `EntryReader` joins both: it reads the response's first or last entry.
+
+A value that is missing is `None`. A reader can also describe what stands where it looked, for errors, by names and
+types and without the values, which may be secret.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -37,10 +44,10 @@ FieldSpec: TypeAlias = Path | Callable[[Any], Any]
 
 
 class Field:
-    """Reads one thing in an entry; `None`: it is not there.
+    """Reads one value of an entry; None if it is missing.
 
     Args:
-        where: A path, which leads nowhere in what is no object, or a function, which may raise what it will.
+        where: A path, which reads None in an entry that is not an object, or a function, which may raise anything.
 
     Raises:
         TypeError: It is neither.
@@ -55,12 +62,12 @@ class Field:
             self._fast_readers = itemgetter(where), methodcaller("get", where)
 
     def __call__(self, entry: Any) -> Any:
-        """What stands in one entry."""
+        """Read the value of one entry."""
         return self._read_one(entry)
 
     def read_all(self, entries: Sequence[Any]) -> list[Any]:
-        """What stands in each. A page is read by columns, since a call for each of its cells would take longer."""
-        for read in self._fast_readers:  # the first if it is in each, the second if each is an object
+        """Read the value of each entry. A page is read by columns: a call for each cell would take longer."""
+        for read in self._fast_readers:  # the first works if no entry lacks it, the second if all are objects
             with suppress(LookupError, TypeError, AttributeError):
                 return list(map(read, entries))
         return list(map(self._read_one, entries))
@@ -70,11 +77,11 @@ class Field:
 
 
 def texts_of(column: list[Any]) -> list[str | None]:
-    """`text_of` each."""
-    kinds = set(map(type, column))
-    if kinds == {str} and "" not in column:
+    """Apply `text_of` to each value."""
+    types = set(map(type, column))
+    if types == {str} and "" not in column:
         return column
-    return list(map(str if kinds == {int} else text_of, column))
+    return list(map(str if types == {int} else text_of, column))
 
 
 def _path_getter(steps: tuple[str | int, ...]) -> Callable[[Any], Any]:
@@ -93,10 +100,6 @@ _Describe: TypeAlias = Callable[[Reply], str]
 _IsLeftOut: TypeAlias = Callable[[Reply], bool]
 
 _MAX_HEADERS_SHOWN = 20
-
-
-def _describe_body(reply: Reply) -> str:
-    return reply.outline()
 
 
 def _never_left_out(_: Reply) -> bool:
@@ -126,7 +129,7 @@ class Reader:
         self,
         read: Callable[[Reply], Any],
         text: str,
-        seen: _Describe = _describe_body,
+        seen: _Describe = Reply.outline,
         left_out: _IsLeftOut = _never_left_out,
     ) -> None:
         self._read = read
@@ -173,12 +176,12 @@ class Reader:
 
 
 class EntryReader(Reader):
-    """Reads one thing in an entry of the page.
+    """Reads one value of an entry of the page.
 
     Args:
-        of: Reads it; `None`: it is not there.
-        place: Of the entry: 0 is the first, -1 the last in which there is something.
-        text: What it is called in errors.
+        of: Reads it in an entry.
+        place: 0 for the first entry that has a value, -1 for the last.
+        text: The name in errors.
 
     Attributes:
         of: As given.
@@ -187,15 +190,15 @@ class EntryReader(Reader):
     def __init__(self, of: Field, place: int, text: str) -> None:
         self.of = of
         self._place = place
-        super().__init__(self._in_page, text, self._describe_entry)
+        super().__init__(self._read_page, text, self._describe_entry)
 
     def then(self, function: Callable[[Any], Any]) -> "EntryReader":
-        """What a function makes of it. It is not asked for what is not there."""
+        """As `Reader.then`."""
         return type(self)(
             Field(_compose(function, self.of)), self._place, f"{self}.then({_function_name(function)})"
         )
 
-    def _in_page(self, reply: Reply) -> Any:
+    def _read_page(self, reply: Reply) -> Any:
         entries = reply.entries if self._place == 0 else reversed(reply.entries)
         return next((value for entry in entries if (value := self.of(entry)) is not None), None)
 
@@ -206,7 +209,7 @@ class EntryReader(Reader):
 
 
 class EachReader(EntryReader):
-    """Reads one thing in every entry; of the page it is that of the last one."""
+    """Reads one value of every entry; the value of the page is that of the last entry."""
 
 
 Condition: TypeAlias = Reader | Callable[[Reply], Any]
@@ -214,7 +217,7 @@ Condition: TypeAlias = Reader | Callable[[Reply], Any]
 
 
 def reader(what: Condition) -> Reader:
-    """A reader as it is, and one of a function.
+    """Return a reader as it is, and a function as a reader.
 
     Raises:
         TypeError: It is neither.
@@ -285,7 +288,7 @@ def status(*codes: int) -> Reader:
 
 
 class InferredReader(Reader):
-    """A condition that the server did not state: what it lets expect may turn out not to be there."""
+    """A condition that is inferred and not stated by the server: the page that it promises may not exist."""
 
 
 def full_page(size: int) -> Reader:
@@ -312,7 +315,7 @@ def _function_name(function: Any) -> str:
 
 
 def _unwrap_path(path: Path) -> Path:
-    """A path of one step as that step."""
+    """Return a path of one step as that step: `Field` is faster with a name than with a tuple."""
     steps = path_of(path)
     return steps[0] if len(steps) == 1 else steps
 

@@ -1,4 +1,7 @@
-"""Senders: where a cursor, a page size or a wait goes in a request."""
+"""Senders: put a cursor, a hint or a wait into a request.
+
+A request is built from `RequestParts`, which are never changed: each sender returns a copy with its value in it.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,13 +33,13 @@ Destination: TypeAlias = Literal["query", "header", "body", "url"]
 
 @dataclass(frozen=True, slots=True)
 class RequestParts:
-    """A request that is being put together.
+    """The parts of a request that is being built.
 
     Attributes:
-        url: Where it goes; `None`: to the feed's own URL.
-        query: What is added to the URL's query.
+        url: Where it goes; `None` for the feed's own URL.
+        query: Parameters that are added to the query of the URL.
         headers: By lower-case names.
-        body: What the body says; `None`: there is no body.
+        body: The content of the body; `None` if there is no body.
     """
 
     url: str | None = None
@@ -87,7 +90,7 @@ class Sender:
         value = self._otherwise if value is None else value
         if value is None:
             return asking
-        value.encode()  # which a lone surrogate fails
+        value.encode()  # raises for a lone surrogate
         return self._put(asking, value)
 
     def kept(self, value: str, reply: Reply) -> str:
@@ -95,7 +98,7 @@ class Sender:
 
         Raises:
             FeedError: It is a URL that is not to be asked.
-            Unfit: It should be a URL, and is none.
+            DeclarationMismatch: It should be a URL, and is none.
         """
         return reply.leads_to(value) if self.goes == "url" else value
 
@@ -132,10 +135,10 @@ def to_query(name: str, form: str = "{}", *, at: str | None = None, otherwise: s
     _check_form_and_at(form, at)
 
     def put(asking: RequestParts, value: str) -> RequestParts:
-        return replace(asking, url=at or asking.url, query={**asking.query, text: _fill_template(form, value)})
+        return replace(asking, url=at or asking.url, query={**asking.query, text: form.replace("{}", value)})
 
-    at_home = None if at else name
-    return Sender(put, f"to_query({name!r})", goes="query", name=at_home, otherwise=otherwise)
+    name_at_feed = None if at else name
+    return Sender(put, f"to_query({name!r})", goes="query", name=name_at_feed, otherwise=otherwise)
 
 
 def to_header(name: str, form: str = "{}", *, otherwise: str | None = None) -> Sender:
@@ -155,10 +158,10 @@ def to_header(name: str, form: str = "{}", *, otherwise: str | None = None) -> S
     _check_form_and_at(form)
 
     def put(asking: RequestParts, value: str) -> RequestParts:
-        return replace(
-            asking,
-            headers={**asking.headers, name.lower(): _check_header_value(_fill_template(form, value), name)},
-        )
+        text = form.replace("{}", value)
+        if not is_header_value(text):
+            raise ValueError(f"what goes into the header {name} has characters that no header may have")
+        return replace(asking, headers={**asking.headers, name.lower(): text})
 
     return Sender(put, f"to_header({name!r})", goes="header", name=name, otherwise=otherwise)
 
@@ -241,10 +244,10 @@ class LongPoll:
 
 
 def require_sender(name: str, sender: object) -> Sender:
-    """An argument that has to be a sender.
+    """Return an argument that must be a sender.
 
     Raises:
-        TypeError: It is none.
+        TypeError: It is not a sender.
     """
     if not isinstance(sender, Sender):
         raise TypeError(
@@ -254,10 +257,10 @@ def require_sender(name: str, sender: object) -> Sender:
 
 
 def require_text(name: str, value: object) -> str:
-    """An argument that has to be a text.
+    """Return an argument that must be a string.
 
     Raises:
-        TypeError: It is none, or says nothing.
+        TypeError: It is not a string, or is empty.
     """
     if not isinstance(value, str) or not value:
         raise TypeError(f"{name} is {value!r}; give a str that says something")
@@ -265,10 +268,10 @@ def require_text(name: str, value: object) -> str:
 
 
 def require_texts(name: str, values: object) -> Mapping[str, str]:
-    """An argument that has to be a mapping of texts.
+    """Return an argument that must be a mapping of strings.
 
     Raises:
-        TypeError: It is none.
+        TypeError: It is not.
     """
     texts = isinstance(values, Mapping) and all(isinstance(text, str) for text in (*values, *values.values()))
     if not isinstance(values, Mapping) or not texts:
@@ -284,8 +287,8 @@ def _check_form_and_at(form: object = "{}", at: object = None) -> None:
 
 
 def _set_at_path(body: Any, steps: tuple[str | int, ...], value: Any) -> Any:
-    """The body with a value at the end of a path. Names are made on the way, places in lists have to be there."""
-    step, *within = steps
+    """Return the body with a value at the end of a path. Missing names are added, places in lists must exist."""
+    step, *rest = steps
     changed: Any
     if isinstance(step, int):
         changed = list(body)
@@ -293,7 +296,7 @@ def _set_at_path(body: Any, steps: tuple[str | int, ...], value: Any) -> Any:
     else:
         changed = dict(body) if isinstance(body, Mapping) else {}
         inner = changed.get(step)
-    changed[step] = _set_at_path(inner, tuple(within), value) if within else value
+    changed[step] = _set_at_path(inner, tuple(rest), value) if rest else value
     return changed
 
 
@@ -302,13 +305,3 @@ def _decode_or_text(value: str) -> Any:
         return decode(value)
     except DECODE_ERRORS:
         return value
-
-
-def _fill_template(form: str, value: str) -> str:
-    return form.replace("{}", value)
-
-
-def _check_header_value(value: str, name: str) -> str:
-    if not is_header_value(value):
-        raise ValueError(f"what goes into the header {name} has characters that no header may have")
-    return value

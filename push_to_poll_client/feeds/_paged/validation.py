@@ -1,4 +1,4 @@
-"""Check at construction that the parts of a declaration fit together."""
+"""Check when a `PagedFeed` is made that the parts of its declaration fit together."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,37 +25,37 @@ __all__ = [
 def check_parts(
     *, entries: object, pages: object, outcomes: object, hold: object, latest: object, hint: object
 ) -> None:
-    """Whether each is what it should be.
+    """Check the type of each part of a declaration.
 
     Raises:
-        TypeError: One is of another kind.
-        ValueError: One has no meaning beside another.
+        TypeError: A part has another type.
+        ValueError: A part has no meaning beside another.
     """
-    _check_kind("entries", entries, Entries, "Entries(…)")
-    _check_kind("pages", pages, OldestFirst | NewestFirst, "OldestFirst(…) or NewestFirst(…)")
-    _check_kind("outcomes", outcomes, Sequence, "a list of them")
+    _check_type("entries", entries, Entries, "Entries(…)")
+    _check_type("pages", pages, OldestFirst | NewestFirst, "OldestFirst(…) or NewestFirst(…)")
+    _check_type("outcomes", outcomes, Sequence, "a list of them")
     for outcome in outcomes if isinstance(outcomes, Sequence) else ():
-        _check_kind("one of the outcomes", outcome, Outcome, "one, as expired(…)")
-    _check_kind("hold", hold, LongPoll | None, "LongPoll(…)")
-    _check_kind("latest", latest, Latest | None, "Latest(…)")
-    _check_kind("hint", hint, Sender | None, "to_query(…), to_header(…) or to_body(…)")
+        _check_type("one of the outcomes", outcome, Outcome, "one, as expired(…)")
+    _check_type("hold", hold, LongPoll | None, "LongPoll(…)")
+    _check_type("latest", latest, Latest | None, "Latest(…)")
+    _check_type("hint", hint, Sender | None, "to_query(…), to_header(…) or to_body(…)")
     if isinstance(pages, NewestFirst) and latest is not None:
         raise ValueError("latest has no meaning with NewestFirst, whose first page is the feed's end")
 
 
 def check_feed_options(*, read_ahead: object, identity: object) -> None:
-    """Whether what is said of the feed is what it should be.
+    """Check the options that describe the feed itself.
 
     Raises:
-        TypeError: It is of another kind, or says nothing.
+        TypeError: An option has another type, or is empty.
     """
-    _check_kind("read_ahead", read_ahead, bool, "True or False")
+    _check_type("read_ahead", read_ahead, bool, "True or False")
     if identity is not None:
         require_text("identity", identity)
 
 
 def check_body(json: object, form: object) -> Mapping[str, Any] | None:
-    """What the body of every request says; `None`: there is none.
+    """Return the body of every request; None if there is no body.
 
     Raises:
         TypeError: It cannot be sent.
@@ -66,19 +66,19 @@ def check_body(json: object, form: object) -> Mapping[str, Any] | None:
     if form is not None:
         return require_texts("form", form)
     if json is not None:
-        _check_kind("json", json, Mapping, "what the body says, by names")
+        _check_type("json", json, Mapping, "what the body says, by names")
         try:
             msgspec.json.encode(json)
         except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(f"json is none: {describe(error)}") from error
-    return json  # type: ignore[return-value]  # as was looked at
+    return json  # type: ignore[return-value]  # checked above
 
 
 def check_method(method: object) -> str | None:
-    """The method of every request; `None`: as the body has it.
+    """Return the method of every request; None if it depends on whether there is a body.
 
     Raises:
-        TypeError: It is no method of HTTP.
+        TypeError: It is not a method of HTTP.
     """
     if method is None:
         return None
@@ -97,22 +97,22 @@ def check_senders(
     body: Mapping[str, Any] | None,
     form: bool,
 ) -> None:
-    """Whether all that is sent has a place to go to, which is not taken.
+    """Check that everything that is sent has a place in the request, and that no two use the same place.
 
     Raises:
-        ValueError: It has none.
+        ValueError: Something has no place, or its place is taken.
     """
-    besides = [*([hint] if hint else []), *([hold.sender] if hold else [])]
-    for sender in besides:
+    others = [*([hint] if hint else []), *([hold.sender] if hold else [])]
+    for sender in others:
         if sender.goes == "url":
             raise ValueError("as_url() leads to pages; neither hint nor hold can be sent by it")
-    for sender in (*pages.senders, *besides):
+    for sender in (*pages.senders, *others):
         if sender.goes == "body":
             _check_body_path(sender, body, form=form)
-    given = {*httpx.URL(url).params.keys()}
-    for name, who in _query_parameters([*pages.senders, *besides], hold, latest):
-        if name in given:
-            raise ValueError(f"url has {name!r} in its query, where {who} puts it; leave it out")
+    names_in_url = {*httpx.URL(url).params.keys()}
+    for name, source in _query_parameters([*pages.senders, *others], hold, latest):
+        if name in names_in_url:
+            raise ValueError(f"url has {name!r} in its query, where {source} puts it; leave it out")
 
 
 def _check_body_path(sender: Sender, body: Mapping[str, Any] | None, *, form: bool) -> None:
@@ -129,7 +129,7 @@ def _check_body_path(sender: Sender, body: Mapping[str, Any] | None, *, form: bo
 def _query_parameters(
     senders: Sequence[Sender], hold: LongPoll | None, latest: Latest | None
 ) -> Iterator[tuple[str, object]]:
-    """What is added to the query of the feed's own URL, and by whom."""
+    """Yield the parameters that are added to the query of the feed's own URL, and what adds each."""
     for sender in senders:
         if sender.goes == "query" and sender.name is not None:
             yield sender.name, sender
@@ -139,6 +139,6 @@ def _query_parameters(
         yield name, "latest"
 
 
-def _check_kind(name: str, value: object, kind: Any, instead: str) -> None:
-    if not isinstance(value, kind):
+def _check_type(name: str, value: object, expected: Any, instead: str) -> None:
+    if not isinstance(value, expected):
         raise TypeError(f"{name} is a {type(value).__name__}; give {instead}")
