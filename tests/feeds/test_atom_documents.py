@@ -27,7 +27,7 @@ SECRET = "s3cr3t-c4n4ry"
 
 def read(text, content_type="", *, url="https://shop.example/orders", most=100):
     body = text if isinstance(text, bytes) else text.encode()
-    return read_document(body, content_type, url, most=most)
+    return read_document(body, content_type, url, max_entries=most)
 
 
 def refused(text, content_type="", **options):

@@ -22,7 +22,9 @@ SECRET = "s3cr3t-c4n4ry"
 
 
 def messages(markup, *, root=ROOT):
-    return messages_of(read_document(document([], marks=markup, root=root).encode(), "", URL, most=100).entries)
+    return messages_of(
+        read_document(document([], marks=markup, root=root).encode(), "", URL, max_entries=100).entries
+    )
 
 
 def entry(inner="", *, tag="entry", root=ROOT):
@@ -224,7 +226,7 @@ def test_feed_authors_are_read_even_if_the_entry_redefines_their_prefix():
     root = f'<a:feed xmlns:a="{ATOM}" xml:base="{BASE}">'
     author = "<a:author><a:name>F</a:name><a:uri>f</a:uri></a:author>"
     entry = f'<entry xmlns="{ATOM}" xmlns:a="urn:a">{NAMES}</entry>'
-    found = read_document(f"{root}{author}{entry}</a:feed>".encode(), "", URL, most=1).entries
+    found = read_document(f"{root}{author}{entry}</a:feed>".encode(), "", URL, max_entries=1).entries
     assert messages_of(found)[0].authors == [AtomPerson("F", f"{BASE}f")]
 
 
@@ -322,7 +324,7 @@ def test_an_entry_with_a_namespace_prefix_can_be_restored_from_raw():
     text = (
         f'<a:feed xmlns:a="{ATOM}"><a:entry>{NAMES.replace("<", "<a:").replace("<a:/", "</a:")}</a:entry></a:feed>'
     )
-    (message,) = messages_of(read_document(text.encode(), "", URL, most=1).entries)
+    (message,) = messages_of(read_document(text.encode(), "", URL, max_entries=1).entries)
     assert restored(message).data.tag == f"{{{ATOM}}}entry"
 
 

@@ -61,7 +61,7 @@ def looked_at(message):
 def read(body, content_type="", most=1_000):
     """The messages of a document, each of which was looked at; `None`: it is none."""
     try:
-        found = read_document(body, content_type, URL, most=most).entries
+        found = read_document(body, content_type, URL, max_entries=most).entries
     except ValueError as error:
         fits_a_log(error)
         return None
@@ -150,7 +150,7 @@ def shape(element):
 def test_every_entry_is_found_as_it_was_written(written, encoding, base):
     feed = Element(f"{ATOM}feed", {"{http://www.w3.org/XML/1998/namespace}base": base})
     feed.extend(written)
-    found = read_document(tostring(feed, encoding, xml_declaration=True), "", URL, most=9).entries
+    found = read_document(tostring(feed, encoding, xml_declaration=True), "", URL, max_entries=9).entries
     assert [one.name for one in found] == [entry.findtext(f"{ATOM}id").strip() for entry in written]
     assert [shape(parse(one.source.standalone)) for one in found] == [
         shape(parse(tostring(entry))) for entry in written

@@ -198,7 +198,7 @@ def document_from_response(answer: Response, note: str, *, newest: bool, most: i
         raise FeedError(f"{answer.where} sent nothing where a document should be ({answer.status})")
     content_type = answer.headers.get("content-type", "")
     try:
-        document = read_document(answer.body, content_type, _base_url(answer), most=most)
+        document = read_document(answer.body, content_type, _base_url(answer), max_entries=most)
         messages, note = (
             _complete_messages(document, note) if document.complete else (messages_of(document.entries), "")
         )

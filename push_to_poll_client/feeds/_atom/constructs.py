@@ -1,7 +1,12 @@
-"""The parts of an Atom entry: dates, texts, links, people and categories (RFC 4287 §3, §4.2)."""
+"""The parts of an Atom entry: dates, texts, links, people and categories (RFC 4287 §3, §4.2).
+
+`Instant` reads dates, `ElementReader` reads all the rest from the tree of an entry. Text is handed out as its
+publisher wrote it: HTML is not cleaned here.
+"""
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta, timezone
 from typing import NamedTuple
@@ -26,7 +31,7 @@ __all__ = [
 
 
 MAX_DATE = 64
-"""Characters. A date with nanoseconds and an offset has 35."""
+"""Characters of a date. One with nanoseconds and an offset has 35."""
 
 _DATE = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)"
@@ -40,8 +45,8 @@ class Instant(NamedTuple):
     """An instant, to the last digit that its feed wrote.
 
     Attributes:
-        text: By RFC 3339 and in UTC, without trailing zeros: the same for all spellings of the instant.
-        time: The same, in the zone as written, to the microsecond; a leap second is the one before it.
+        text: In the form of RFC 3339 and in UTC, without trailing zeros: the same for all spellings.
+        time: In the zone as written, to the microsecond; a leap second is given as the second before it.
     """
 
     text: str
@@ -51,11 +56,11 @@ class Instant(NamedTuple):
     def read(cls, text: str) -> "Instant":
         """Read a date.
 
-        Beyond RFC 3339 there may be space around it; a time of day, seconds or a zone (UTC) may be missing, the
-        colon of the zone too; and the date may be one of mail (RFC 5322), as RSS has it.
+        More than RFC 3339 is accepted: space around the date; no time of day, no seconds, no zone (then UTC) or no
+        colon in the zone; and dates of mail (RFC 5322), as RSS has them.
 
         Raises:
-            ValueError: It is none.
+            ValueError: It is not a date.
         """
         text = text.strip()
         found = _DATE.fullmatch(text) if len(text) <= MAX_DATE else None
@@ -82,7 +87,7 @@ class Instant(NamedTuple):
 
     @property
     def order(self) -> str:
-        """What sorts as instants do."""
+        """Text that sorts as instants do."""
         return self.text.removesuffix("Z")
 
 
@@ -94,34 +99,29 @@ def _zone(found: re.Match[str]) -> timezone:
 
 
 def _format_instant(time: datetime, second: int, fraction: str) -> str:
-    minute = _in_utc(time).isoformat(timespec="minutes")[:16]
+    with suppress(OverflowError):  # at either end of the calendar, where some default dates are: taken as UTC
+        time = time.astimezone(UTC)
+    minute = time.isoformat(timespec="minutes")[:16]
     return f"{minute}:{second:02}{'.' if fraction else ''}{fraction}Z"
-
-
-def _in_utc(time: datetime) -> datetime:
-    """At either end of the calendar, where a default of some languages is, as if it were in UTC."""
-    try:
-        return time.astimezone(UTC)
-    except OverflowError:
-        return time
 
 
 _XHTML = "{http://www.w3.org/1999/xhtml}"
 _HTML_NAMESPACES = (_XHTML, "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1998/Math/MathML}")
-"""What a parser of HTML knows without being told: there are no namespaces in HTML."""
+"""Namespaces whose elements are written without them in HTML, which has no namespaces: browsers know the names."""
 
 
 def xhtml_div(element: Element) -> Element:
-    """The `div` in which a text construct has its XHTML (RFC 4287 §3.1.1.3); without one, the construct."""
+    """Return the `div` that holds the XHTML of a text construct (RFC 4287 §3.1.1.3), else the construct."""
     found = element.find(f"{_XHTML}div")
     return element if found is None else found
 
 
 def inner_html(element: Element) -> str:
-    """What stands in an element, as HTML."""
+    """Return the content of an element as HTML."""
     copy = deepcopy(element)
     for one in copy.iter():
-        one.tag = _html_tag(one.tag)
+        namespace = next((uri for uri in _HTML_NAMESPACES if one.tag.startswith(uri)), "")
+        one.tag = one.tag.removeprefix(namespace)
     copy.tag, copy.tail = "div", None
     copy.attrib.clear()
     text = tostring(copy, encoding="unicode", method="html")
@@ -129,14 +129,9 @@ def inner_html(element: Element) -> str:
 
 
 def inner_xml(element: Element) -> str:
-    """What stands in an element, each child with the namespaces that it needs."""
+    """Return the content of an element as XML; each child declares the namespaces that it needs."""
     children = (tostring(child, encoding="unicode") for child in element)
     return escape(element.text or "") + "".join(children)
-
-
-def _html_tag(tag: str) -> str:
-    """HTML has its own names, in which every browser reads SVG and MathML, too."""
-    return tag.removeprefix(next((uri for uri in _HTML_NAMESPACES if tag.startswith(uri)), ""))
 
 
 _BASE = f"{{{XML}base"
@@ -213,7 +208,7 @@ class ElementReader:
     """Reads the parts of an entry.
 
     Args:
-        entry: Its element, whose `xml:base` is absolute if it has one.
+        entry: The element of the entry; its `xml:base` is absolute if it has one.
     """
 
     def __init__(self, entry: Element) -> None:
@@ -221,33 +216,30 @@ class ElementReader:
 
     @property
     def base(self) -> str:
-        """What references in it are relative to; "": nothing."""
+        """The base of relative references; "" if there is none."""
         return self._entry.get(_BASE, "")
 
     def child_text(self, name: str) -> str | None:
-        """The text of a child, without the space around it; `None`: there is none."""
+        """Return the text of a child, without the space around it; None if there is no such child."""
         child = self._entry.find(f"{{{ATOM}{name}")
         return None if child is None else _text_content(child)
 
     def text(self, name: str, space: str = ATOM) -> AtomText | None:
-        """A text construct, or the content; `None`: there is none."""
+        """Return a text construct, or the content; None if there is no such child."""
         child = self._entry.find(f"{{{space}{name}")
         return None if child is None else _text_construct(child, self._base_of(child))
 
     def links(self) -> Iterator[AtomLink]:
-        """Those that have a target."""
+        """Yield the links that have a target."""
         for child in self._entry.iterfind(f"{{{ATOM}link"):
             if (href := child.get("href")) is not None:
                 relation = child.get("rel", "").strip().removeprefix(_REGISTERED) or "alternate"
-                about = (child.get(name, "") for name in AtomLink._fields[2:])
-                yield AtomLink(resolve_reference(self._base_of(child), href), relation, *about)
+                rest = (child.get(name, "") for name in AtomLink._fields[2:])
+                yield AtomLink(resolve_reference(self._base_of(child), href), relation, *rest)
 
     def persons(self, name: str) -> Iterator[AtomPerson]:
-        """Authors or contributors: the entry's, else those of the feed that it was taken from (§4.2.1).
-
-        Those of its own feed are the entry's by now.
-        """
-        entry = self._entry
+        """Yield authors or contributors: the entry's, else those of the feed that it was copied from (§4.2.1)."""
+        entry = self._entry  # the parser has added the authors of its own feed, if it has none
         found = entry.findall(f"{{{ATOM}{name}") or entry.findall(f"{{{ATOM}source/{{{ATOM}{name}")
         for child in found:
             person = ElementReader(child)
@@ -260,7 +252,7 @@ class ElementReader:
             )
 
     def categories(self) -> Iterator[AtomCategory]:
-        """Those that have a term."""
+        """Yield the categories that have a term."""
         for child in self._entry.iterfind(f"{{{ATOM}category"):
             if term := child.get("term"):
                 yield AtomCategory(term, child.get("scheme", ""), child.get("label", ""))
@@ -274,14 +266,14 @@ def _text_content(element: Element) -> str:
 
 
 def _text_construct(element: Element, base: str) -> AtomText:
-    kind = element.get("type", "text").strip()
+    type_ = element.get("type", "text").strip()
     src = element.get("src")
     if src is not None:
-        return AtomText("", kind if "type" in element.attrib else "", base, resolve_reference(base, src))
-    if kind == "xhtml":
+        return AtomText("", type_ if "type" in element.attrib else "", base, resolve_reference(base, src))
+    if type_ == "xhtml":
         div = xhtml_div(element)
         return AtomText(
-            inner_html(div), kind, base if div is element else resolve_reference(base, div.get(_BASE, ""))
+            inner_html(div), type_, base if div is element else resolve_reference(base, div.get(_BASE, ""))
         )
-    markup = kind.partition(";")[0].strip().lower().endswith(_XML_SUFFIXES)
-    return AtomText(inner_xml(element).strip() if markup else _text_content(element), kind, base)
+    is_xml = type_.partition(";")[0].strip().lower().endswith(_XML_SUFFIXES)
+    return AtomText(inner_xml(element).strip() if is_xml else _text_content(element), type_, base)

@@ -1,7 +1,12 @@
-"""Atom entries as messages."""
+"""Make messages of Atom entries.
+
+`AtomEntry` is the message of the handler, `UnreadableEntry` stands for an entry without an id or a date. Both come
+from a `RawEntry`, of which the parser has read the id and the date only. The entry becomes a tree when a property
+needs one, and the tree is kept. The texts of a `ValueError` continue after "it".
+"""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from types import MappingProxyType
@@ -45,16 +50,17 @@ __all__ = [
 
 
 MAX_ELEMENTS = 100_000
-"""Of an entry: some 30 MB in memory. A book has as many."""
+"""Elements of an entry: about 30 MB in memory. A book has as many."""
 
 _MAX_SHOWN = 12
+"""Names that an outline shows."""
 
 
 def parse(raw: bytes) -> Element:
-    """The root of a document, without its comments and processing instructions. Names are `{uri}local`.
+    """Parse a document to its root, without comments and processing instructions. Names are `{uri}local`.
 
     Raises:
-        ValueError: It is no well-formed XML, declares a doctype, is nested too deep or has too many elements.
+        ValueError: It is not well-formed XML, declares a doctype, is nested too deep or has too many elements.
     """
     builder, parser = _Builder(), new_parser()
     parser.StartElementHandler = builder.start
@@ -65,7 +71,7 @@ def parse(raw: bytes) -> Element:
 
 
 def outline(root: Element) -> str:
-    """The names of what stands in an element, without what is said there: that may be secret."""
+    """Name the children of an element, without their content, which may be secret."""
     names = Counter(child.tag for child in root)
     shown = [
         f"{local_name(name)} ({count})" if count > 1 else local_name(name)
@@ -184,9 +190,9 @@ class AtomEntry(Message):
         Raises:
             UndecodableMessage: It says so by what is no date.
         """
-        said = self._reader.child_text("published")
+        published = self._reader.child_text("published")
         try:
-            return None if said is None else Instant.read(said).time
+            return None if published is None else Instant.read(published).time
         except ValueError as error:
             raise UndecodableMessage(f"when entry {quoted(self.id)} was published: {error}") from None
 
@@ -252,58 +258,58 @@ class AtomEntry(Message):
         return ElementReader(self.data)
 
 
-def entry_of(found: RawEntry, *, again: int = 0, names: tuple[str, str] | None = None) -> AtomEntry:
-    """The message of an entry.
+def entry_of(raw: RawEntry, *, again: int = 0, names: tuple[str, str] | None = None) -> AtomEntry:
+    """Make the message of an entry.
 
     Args:
-        found: In its document.
+        raw: The entry.
         again: As for `AtomEntry`.
-        names: Likewise.
+        names: As for `AtomEntry`.
 
     Raises:
-        ValueError: Its id or its date is missing or cannot be read; the text goes on after "it".
+        ValueError: Its id or its date is missing or cannot be read.
     """
-    name, when = ("ref", "when") if found.deleted else ("id", "updated")
-    if not found.name or not found.when:
-        raise ValueError(f"has no {when if found.name else name}")
-    if len(found.name) > MAX_ID:
-        raise ValueError(f"has an {name} of more than {MAX_ID} characters")
+    id_field, date_field = ("ref", "when") if raw.deleted else ("id", "updated")
+    if not raw.name or not raw.when:
+        raise ValueError(f"has no {date_field if raw.name else id_field}")
+    if len(raw.name) > MAX_ID:
+        raise ValueError(f"has an {id_field} of more than {MAX_ID} characters")
     try:
-        instant = Instant.read(found.when)
+        instant = Instant.read(raw.when)
     except ValueError as error:
-        raise ValueError(f"cannot be dated by its {when}: {error}") from None
-    return AtomEntry(found.source, found.name, instant, deleted=found.deleted, again=again, names=names)
+        raise ValueError(f"cannot be dated by its {date_field}: {error}") from None
+    return AtomEntry(raw.source, raw.name, instant, deleted=raw.deleted, again=again, names=names)
 
 
 def restore_entry(letter: DeadLetter) -> Message:
-    """The message of a dead letter; an `UnreadableMessage` if it still is one."""
+    """Make the message of a dead letter; an `UnreadableMessage` if it still cannot be read."""
     try:
         return _read_standalone(letter.raw, (letter.id, letter.key))
     except ValueError as error:
-        why = UndecodableMessage(f"an entry cannot be read: it {error}")
-        return UnreadableMessage(letter.id, why, key=letter.key, raw=letter.raw)
+        undecodable = UndecodableMessage(f"an entry cannot be read: it {error}")
+        return UnreadableMessage(letter.id, undecodable, key=letter.key, raw=letter.raw)
 
 
 def _read_standalone(entry: bytes, names: tuple[str, str] | None = None) -> AtomEntry:
-    """An entry that is a document of its own."""
+    """Read an entry that is a document of its own."""
     root = parse(entry)
     if root.tag not in {_ENTRY, _DELETED_ENTRY}:
         raise ValueError(f"is no entry of Atom: its root is {local_name(root.tag)}")
     deleted = root.tag == _DELETED_ENTRY
-    said = (
+    texts = (
         (root.get("ref"), root.get("when")) if deleted else map(ElementReader(root).child_text, ("id", "updated"))
     )
-    name, when = ((text or "").strip() for text in said)
+    name, when = ((text or "").strip() for text in texts)
     try:
         message = entry_of(RawEntry(ElementSource(entry), name, when, deleted), names=names)
     except ValueError as error:
         raise ValueError(f"{error}; there is {outline(root)}") from None
-    message._element = root  # noqa: SLF001
+    message._element = root  # noqa: SLF001  # it is parsed already
     return message
 
 
 def _id_and_key(entry_id: str, instant: str, again: int, *, deleted: bool) -> tuple[str, str]:
-    """Id and dedupe key. The length of an id tells where it ends."""
+    """Make the id and the dedupe key of a version. The length of the entry's id in the key tells where it ends."""
     name, key = f"{entry_id}@{instant}", f"{len(entry_id)}:{entry_id}:{instant}"
     if deleted:
         name, key = f"{name} deleted", f"deleted:{key}"
@@ -318,55 +324,53 @@ class UnreadableEntry(UnreadableMessage):
     """An entry without an id or a date.
 
     Args:
-        found: In its document.
-        why: It cannot be read.
-        order: Of an entry that stands beside it, since it has none of its own.
+        raw: The entry.
+        reason: Why it cannot be read.
+        order: The sort key of the entry before it in the document, as it has none of its own.
     """
 
     __slots__ = ("order",)
 
-    def __init__(self, found: RawEntry, why: str, order: str) -> None:
-        key = unreadable_key(found.source.markup)
-        name = found.name if 0 < len(found.name) <= MAX_ID else key
-        error = UndecodableMessage(f"an entry cannot be read: it {why}; its publisher has to correct it")
-        super().__init__(name, error, key=key, raw=found.source.standalone)
+    def __init__(self, raw: RawEntry, reason: str, order: str) -> None:
+        key = unreadable_key(raw.source.markup)
+        name = raw.name if 0 < len(raw.name) <= MAX_ID else key
+        error = UndecodableMessage(f"an entry cannot be read: it {reason}; its publisher has to correct it")
+        super().__init__(name, error, key=key, raw=raw.source.standalone)
         self.order = order
 
 
 def sort_key(message: Message) -> str:
-    """What sorts the messages of this feed from the oldest to the newest."""
+    """Sort key for the messages of this feed, from the oldest to the newest."""
     return message.order if isinstance(message, AtomEntry | UnreadableEntry) else ""
 
 
 def messages_of(entries: Sequence[RawEntry], again: Mapping[str, int] = _NEVER_DELETED) -> list[Message]:
-    """The messages of a document, the newest first; of the same instant those that stand first.
+    """Make the messages of a document, the newest first; entries of the same instant stay in their order.
 
     Args:
-        entries: As they stand.
+        entries: In the order of the document.
         again: How often entries were gone before, by their ids.
 
     Raises:
         ValueError: Too many cannot be read.
     """
-    return sorted(_read_each(entries, again), key=sort_key, reverse=True)
-
-
-def _read_each(entries: Sequence[RawEntry], again: Mapping[str, int]) -> Iterator[Message]:
-    beside, unreadable = _NEWEST_SORT_KEY, 0
-    for found in entries:
+    messages: list[Message] = []
+    order, unreadable = _NEWEST_SORT_KEY, 0
+    for raw in entries:
         try:
-            message: Message = entry_of(found, again=0 if found.deleted else again.get(found.name, 0))
+            message: Message = entry_of(raw, again=0 if raw.deleted else again.get(raw.name, 0))
         except ValueError as error:
             unreadable += 1
             if unreadable > MAX_UNREADABLE:
                 raise ValueError(f"has more than {MAX_UNREADABLE} unreadable entries") from None
-            message = UnreadableEntry(found, f"{error}; there is {_describe_entry(found)}", beside)
-        beside = sort_key(message)
-        yield message
+            message = UnreadableEntry(raw, f"{error}; there is {_describe_entry(raw)}", order)
+        order = sort_key(message)
+        messages.append(message)
+    return sorted(messages, key=sort_key, reverse=True)
 
 
-def _describe_entry(found: RawEntry) -> str:
+def _describe_entry(raw: RawEntry) -> str:
     try:
-        return outline(parse(found.source.standalone))
+        return outline(parse(raw.source.standalone))
     except ValueError:
         return "too much"

@@ -1,9 +1,17 @@
 """Parse an Atom document into its entries, safely and in linear time.
 
-expat looks at a tag or a comment again with each piece of the document that it is given, from its beginning: its
-versions before 2.6 take quadratic time for a long one. So pieces are large, and what is longer is refused.
+Documents come from other people's servers, so this module assumes hostile ones. Doctypes are refused, and with
+them entities and their expansion. Depth, tags, references and what entries inherit are bounded.
 
-One pass, which reads of an entry its id and its date alone: of a feed that is polled nearly everything is known.
+expat before version 2.6 scans a long tag or comment again from its beginning with each piece of the document that
+it is given, which takes quadratic time. So the pieces are large, and longer tags and comments are refused.
+
+`read_document` makes one pass, and reads only the id and the date of each entry: most entries of a feed that is
+polled are already known. The rest of an entry is read when the handler asks for it, from its bytes
+(`ElementSource`) and from what it inherits from the root of the document (`Scope`).
+
+The order below: the XML parser, encodings, the source of an element, the document of a feed. Texts of errors
+continue after a subject such as "a document that".
 """
 
 import codecs
@@ -40,10 +48,10 @@ __all__ = [
 
 
 MAX_DEPTH = 100
-"""Elements within each other, from the entry on. Articles have some 20."""
+"""Levels of nested elements, counted from the entry. Articles have about 20."""
 
 MAX_TAG = 1024 * 1024
-"""Bytes of a tag, a comment or a processing instruction. It bounds its attributes, each of which takes 100."""
+"""Bytes of a tag, a comment or a processing instruction. It bounds the attributes, which take 100 bytes each."""
 
 _PIECE_SIZE = 256 * 1024
 
@@ -51,7 +59,7 @@ ATOM = "http://www.w3.org/2005/Atom}"
 HISTORY = "http://purl.org/syndication/history/1.0}"
 TOMBSTONES = "http://purl.org/atompub/tombstones/1.0}"
 XML = "http://www.w3.org/XML/1998/namespace}"
-"""What stands before a name of RFC 4287, RFC 5005, RFC 6721 and XML itself."""
+"""Prefixes of the names of RFC 4287, RFC 5005, RFC 6721 and XML itself, as expat gives them."""
 
 _TRUNCATED_ERRORS = frozenset(
     expat.errors.codes[text]
@@ -65,11 +73,11 @@ _TRUNCATED_ERRORS = frozenset(
 
 
 class InvalidXML(ValueError):
-    """A document is not to be parsed; the text goes on after its name."""
+    """A document cannot be parsed; the text of the error continues after the name of the document."""
 
 
 def new_parser() -> expat.XMLParserType:
-    """One for UTF-8 that refuses doctypes. Names are given as `uri}local`."""
+    """Make a parser for UTF-8 that refuses doctypes. It gives names as `uri}local`."""
     parser = expat.ParserCreate("utf-8", "}")
     parser.StartDoctypeDeclHandler = _refuse_doctype
     parser.buffer_text = True
@@ -80,8 +88,8 @@ def run_parser(parser: expat.XMLParserType, document: bytes) -> None:
     """Parse a document, in UTF-8.
 
     Raises:
-        NoXML: It is no well-formed XML, declares a doctype, or has too long a tag.
-        ValueError: A handler said so.
+        InvalidXML: It is not well-formed XML, declares a doctype, or has too long a tag.
+        ValueError: A handler raised it.
     """
     try:
         for start in range(0, len(document), _PIECE_SIZE):
@@ -91,12 +99,14 @@ def run_parser(parser: expat.XMLParserType, document: bytes) -> None:
                 raise InvalidXML(f"has a tag or a comment of more than {MAX_TAG} bytes")
         parser.Parse(b"", True)  # noqa: FBT003
     except expat.ExpatError as error:
-        what = "ends in the middle" if error.code in _TRUNCATED_ERRORS else expat.ErrorString(error.code)
-        raise InvalidXML(f"is no well-formed XML: {what} at line {error.lineno}, column {error.offset}") from None
+        reason = "ends in the middle" if error.code in _TRUNCATED_ERRORS else expat.ErrorString(error.code)
+        raise InvalidXML(
+            f"is no well-formed XML: {reason} at line {error.lineno}, column {error.offset}"
+        ) from None
 
 
 def local_name(name: str) -> str:
-    """A name without its namespace, fit to be shown."""
+    """Return a name without its namespace, shortened and quoted for an error."""
     return quoted(name.rpartition("}")[2], 40)
 
 
@@ -120,18 +130,19 @@ _XML_ENCODING = re.compile(rb"""<\?xml[^>]{1,200}?\sencoding\s{0,20}=\s{0,20}["'
 _CODEC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,39}")
 
 _NOT_FOR_TEXT = frozenset({"idna", "mbcs", "oem", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"})
-"""What Python can decode and no server sends; some take quadratic time."""
+"""Codecs of Python that no server sends; some take quadratic time."""
 
 _UTF8_CODECS = frozenset({"utf-8", "ascii"})
-"""The latter is what servers say who were told nothing; what is none of it is looked at as UTF-8."""
+"""Not transcoded. Servers that were not configured say "ascii", and the document is parsed as UTF-8."""
 
 
 def as_utf8(body: bytes, content_type: str) -> bytes:
-    """A document in UTF-8, whatever it calls its encoding itself.
+    """Convert a document to UTF-8.
 
     Args:
         body: As it came.
-        content_type: The header; "" when there is none. Its `charset` wins over what the document says.
+        content_type: The header; "" if there is none. Its `charset` wins over what the document declares; a byte
+            order mark wins over both.
 
     Raises:
         ValueError: The encoding is unknown, or the document is not in it.
@@ -142,9 +153,9 @@ def as_utf8(body: bytes, content_type: str) -> bytes:
     stated = _HTTP_CHARSET.search(content_type)
     if stated:
         return _transcode(body, stated[1])
-    unmarked = _UTF16_WITHOUT_BOM.get(body[:2])
+    without_bom = _UTF16_WITHOUT_BOM.get(body[:2])
     declared = _XML_ENCODING.match(body)
-    return _transcode(body, unmarked or (declared[1].decode("latin-1") if declared else "utf-8"))
+    return _transcode(body, without_bom or (declared[1].decode("latin-1") if declared else "utf-8"))
 
 
 def _transcode(body: bytes, name: str) -> bytes:
@@ -160,7 +171,7 @@ def _transcode(body: bytes, name: str) -> bytes:
 
 
 def _codec(name: str) -> str:
-    """What Python calls it."""
+    """Return the name that Python has for an encoding."""
     try:
         codec = codecs.lookup(name).name if _CODEC_NAME.fullmatch(name) else ""
     except LookupError:
@@ -175,10 +186,9 @@ def _unknown_encoding(name: str) -> ValueError:
 
 
 MAX_URL = 8_192
-"""Characters of a reference and of what it is relative to: each link would copy that once more. It is what most
-servers take."""
+"""Characters of a reference and its base together, as each link copies the base. Most servers accept as many."""
 
-# What was parsed is well-formed, and need not be looked at closely.
+# These run on parsed, well-formed documents only, so they need not be strict.
 _START_TAG = re.compile(rb"""<(?:[^>"']++|"[^"]*+"|'[^']*+')*+>""")
 
 _NAME = re.compile(r"<[^\s/>]++")
@@ -189,9 +199,9 @@ class Scope(NamedTuple):
     """What an entry inherits from the root of its document.
 
     Attributes:
-        namespaces: By their prefixes; "" is the default one.
-        base: What relative references are relative to, absolute.
-        language: Its `xml:lang`; "": it says nothing.
+        namespaces: Pairs of prefix and URI; the prefix "" is the default namespace.
+        base: The base of relative references, absolute.
+        language: The `xml:lang`; "" if there is none.
         authors: Each as a document of its own (RFC 4287 §4.2.1).
     """
 
@@ -202,26 +212,26 @@ class Scope(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Characters of all that, without the authors."""
+        """Characters of all attributes but the authors."""
         return sum(len(prefix) + len(uri) for prefix, uri in self.namespaces) + len(self.base) + len(self.language)
 
     @property
     def attributes(self) -> dict[str, str]:
-        """The same, likewise, as attributes of an element, each quoted."""
+        """All but the authors, as attributes of an element, each quoted."""
         declared = {f"xmlns:{prefix}" if prefix else "xmlns": uri for prefix, uri in self.namespaces}
         inherited = {"xml:base": self.base, "xml:lang": self.language}
-        given = declared | {name: value for name, value in inherited.items() if value}
+        values = declared | {name: value for name, value in inherited.items() if value}
         return {
-            name: quoteattr(value, {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"}) for name, value in given.items()
+            name: quoteattr(value, {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"}) for name, value in values.items()
         }
 
 
 class ElementSource(NamedTuple):
-    """An element as it stands in its document, in UTF-8.
+    """The bytes of an element, in UTF-8, and what it inherits.
 
     Attributes:
-        markup: From its first byte to its last.
-        scope: What it inherits; `None`: nothing, it is a document of its own.
+        markup: The element as it is in its document.
+        scope: What it inherits; `None` if it is a document of its own.
     """
 
     markup: bytes
@@ -229,7 +239,7 @@ class ElementSource(NamedTuple):
 
     @property
     def standalone(self) -> bytes:
-        """As a document of its own, which says the same."""
+        """The element as a document of its own, with the same meaning."""
         if self.scope is None:
             return self.markup
         tag = start_tag(self.markup)
@@ -243,12 +253,12 @@ class ElementSource(NamedTuple):
 
 
 def start_tag(document: bytes, start: int = 0) -> bytes:
-    """The start tag, or the tag of the empty element, at a place of a well-formed document."""
+    """Return the start tag, or the tag of the empty element, at a position of a well-formed document."""
     return next(_START_TAG.finditer(document, start))[0]
 
 
 def resolve_reference(base: str, reference: str) -> str:
-    """A reference, absolute (RFC 3986 §5.2); one that is none, or is too long, as it was written."""
+    """Make a reference absolute (RFC 3986 §5.2); one that is invalid or too long stays as it was written."""
     if len(base) + len(reference) > MAX_URL:
         return reference
     try:
@@ -259,14 +269,14 @@ def resolve_reference(base: str, reference: str) -> str:
 
 MAX_SCOPE = 8_192
 """Characters of what entries inherit from the root of a feed: namespaces, base and language. Each entry that is
-read has them once more. Most feeds declare five namespaces, of 40 characters each."""
+read copies them. Most feeds declare five namespaces, of 40 characters each."""
 
 MAX_AUTHORS = 16_384
-"""Bytes of a feed's authors that its entries inherit: each that is read, and has none, has them once more. Those
-that do not fit are left out; there is room for some fifty."""
+"""Bytes of a feed's authors that its entries inherit: each entry that is read and has no authors copies them.
+Authors that do not fit are left out; there is room for about fifty."""
 
 MAX_DOCUMENT_DEPTH = 1_000
-"""Elements within each other. Far fewer make an entry fail, alone; for each expat takes a hundred bytes."""
+"""Levels of nested elements, each of which takes a hundred bytes in expat. An entry fails alone at far fewer."""
 
 _RELATIONS = frozenset({"next", "prev-archive", "current"})
 _REGISTERED = "http://www.iana.org/assignments/relation/"
@@ -283,28 +293,28 @@ _OTHER_ROOTS = {
     "html": _HTML_PAGE_ERROR,
     "http://www.w3.org/1999/xhtml}html": _HTML_PAGE_ERROR,
 }
-"""What else a root may be."""
+"""Roots of documents that are often given in place of an Atom feed."""
 
 _ENTRY_FIELDS = (f"{ATOM}id", f"{ATOM}updated")
 _DELETED_FIELDS = ("ref", "when")
-"""What tells entries apart: elements, and of what was deleted attributes."""
+"""Id and date: child elements of an entry, attributes of a deletion."""
 
 _ENTRY_TAGS = frozenset({f"{ATOM}entry", f"{TOMBSTONES}deleted-entry"})
 
 _AUTHOR, _SOURCE = f"{ATOM}author", f"{ATOM}source"
 
 _FEED_CHILD_DEPTH, _ENTRY_CHILD_DEPTH, _SOURCE_CHILD_DEPTH = 2, 3, 4
-"""How deep what stands in them is."""
+"""The depth of the children of each; the root has depth 1."""
 
 
 class RawEntry(NamedTuple):
-    """An entry, or what says that one was deleted (RFC 6721), before it is read.
+    """An entry, or an `at:deleted-entry` (RFC 6721), of which only id and date are read.
 
     Attributes:
-        source: Where it stands.
-        name: Its `atom:id`, or its `ref`; "": it has none.
-        when: Its `atom:updated`, or its `when`, as written; "": it has none.
-        deleted: It says that an entry was deleted.
+        source: Its bytes.
+        name: Its `atom:id`, or the `ref` of a deletion; "" if there is none.
+        when: Its `atom:updated`, or the `when` of a deletion, as written; "" if there is none.
+        deleted: Whether it is a deletion.
     """
 
     source: ElementSource
@@ -317,10 +327,10 @@ class AtomDocument(NamedTuple):
     """A document of a feed.
 
     Attributes:
-        entries: In its order, which says nothing (RFC 4287 §4.1.1).
-        links: By the relations of RFC 5005 that lead on; absolute, or as written where that is no URL.
-        complete: It is the entire feed (RFC 5005 §2).
-        archive: It is an archive (RFC 5005 §4).
+        entries: In the order of the document, which has no meaning (RFC 4287 §4.1.1).
+        links: By the relations of RFC 5005; absolute, or as written if that is not a URL.
+        complete: Whether it is the entire feed (RFC 5005 §2).
+        archive: Whether it is an archive (RFC 5005 §4).
         size: Bytes.
     """
 
@@ -331,55 +341,49 @@ class AtomDocument(NamedTuple):
     size: int
 
 
-def read_document(body: bytes, content_type: str, url: str, *, most: int) -> AtomDocument:
+def read_document(body: bytes, content_type: str, url: str, *, max_entries: int) -> AtomDocument:
     """Read a document of a feed.
 
     Args:
         body: As it came.
-        content_type: The header; "" when there is none.
-        url: What relative references are relative to, where the document says nothing; without secrets.
-        most: Entries that it may have.
+        content_type: The header; "" if there is none.
+        url: The base of relative references if the document declares none; without secrets.
+        max_entries: Entries that it may have.
 
     Raises:
-        ValueError: It is no feed of Atom 1.0, is no well-formed XML, or has too much of something. The text goes
-            on after "a document that".
+        ValueError: It is not a feed of Atom 1.0, is not well-formed XML, or exceeds a limit. The text continues
+            after "a document that".
     """
     try:
         document = as_utf8(body, content_type)
-        reader = _FeedParser(document, url, most)
-        reader.run()
+        parser = _FeedParser(document, url, max_entries)
+        parser.run()
     except ValueError as error:
         raise ValueError(_HTML_PAGE_ERROR if _is_html_page(body) else str(error)) from None
-    return AtomDocument(reader.entries, reader.links, reader.complete, reader.archive, len(document))
+    return AtomDocument(parser.entries, parser.links, parser.complete, parser.archive, len(document))
 
 
 class _FeedParser:
-    """Sees elements begin and end.
+    """Collects an `AtomDocument` from the events of expat.
 
     Args:
         document: In UTF-8.
         url: As for `read_document`.
-        most: Likewise.
-
-    Attributes:
-        entries: As of a `AtomDocument`.
-        links: Likewise.
-        complete: Likewise.
-        archive: Likewise.
+        max_entries: As for `read_document`.
     """
 
-    def __init__(self, document: bytes, url: str, most: int) -> None:
+    def __init__(self, document: bytes, url: str, max_entries: int) -> None:
         self.entries: list[RawEntry] = []
         self.links: dict[str, str] = {}
         self.complete = self.archive = False
         self._document = document
-        self._max_entries = most
+        self._max_entries = max_entries
         self._scope = Scope(base=url)
         self._namespaces: dict[str, str] = {}
         self._depth = 0
         self._entry: _EntryBuilder | None = None
-        self._without_authors: list[int] = []
-        self._author: int | None = None
+        self._without_authors: list[int] = []  # indexes of entries
+        self._author_start: int | None = None
         self._authors: list[bytes] = []
         self._parser = new_parser()
         self._parser.StartNamespaceDeclHandler = self._declare_namespace
@@ -387,10 +391,10 @@ class _FeedParser:
         self._parser.EndElementHandler = self._end
 
     def run(self) -> None:
-        """Read it.
+        """Read the document.
 
         Raises:
-            ValueError: It is not to be read; the text says why, and where.
+            ValueError: It cannot be read; the text says why, and where.
         """
         try:
             run_parser(self._parser, self._document)
@@ -399,7 +403,7 @@ class _FeedParser:
         self._inherit_authors()
 
     def _describe_position(self) -> str:
-        """Where a fault was found, as far as it can be said without saying what stands there."""
+        """Describe where a fault was found, without quoting the document, which may be secret."""
         if not self._depth:
             first = self._document.lstrip()[:1].decode("latin-1")
             return f" ({len(self._document)} bytes that begin with {quoted(first)})"
@@ -432,10 +436,13 @@ class _FeedParser:
 
     def _end_child(self) -> None:
         if self._entry is not None:
-            self._add_entry(self._entry)
-        elif self._author is not None:
-            self._authors.append(self._element_bytes(self._author))
-        self._entry = self._author = None
+            if not self._entry.has_authors:
+                self._without_authors.append(len(self.entries))
+            markup = self._element_bytes(self._entry.start)
+            self.entries.append(self._entry.build(ElementSource(markup, self._scope)))
+        elif self._author_start is not None:
+            self._authors.append(self._element_bytes(self._author_start))
+        self._entry = self._author_start = None
 
     def _start_root(self, name: str, attributes: dict[str, str]) -> None:
         if name != f"{ATOM}feed":
@@ -454,85 +461,77 @@ class _FeedParser:
                 raise ValueError(f"has more than {self._max_entries} entries; raise max_body= if that is right")
             self._entry = _EntryBuilder(self._parser.CurrentByteIndex, name, attributes)
         elif name == f"{ATOM}link":
-            self._link(attributes)
+            self._add_link(attributes)
         elif name == _AUTHOR:
-            self._author = self._parser.CurrentByteIndex
+            self._author_start = self._parser.CurrentByteIndex
         elif name.startswith(HISTORY):
             self.complete = self.complete or name == f"{HISTORY}complete"
             self.archive = self.archive or name == f"{HISTORY}archive"
 
-    def _link(self, attributes: dict[str, str]) -> None:
+    def _add_link(self, attributes: dict[str, str]) -> None:
         relation = attributes.get("rel", "").strip().removeprefix(_REGISTERED).lower()
         if relation in _RELATIONS and relation not in self.links and "href" in attributes:
             base = resolve_reference(self._scope.base, attributes.get(f"{XML}base", ""))
             self.links[relation] = resolve_reference(base, attributes["href"])
 
-    def _add_entry(self, entry: "_EntryBuilder") -> None:
-        if not entry.authored:
-            self._without_authors.append(len(self.entries))
-        self.entries.append(entry.build(ElementSource(self._element_bytes(entry.start), self._scope)))
-
     def _inherit_authors(self) -> None:
-        """Give the authors of the feed, wherever in it they stand, to the entries that have none."""
+        """Give the authors of the feed to the entries that have none; they can stand after the entries."""
         authors = b""
         for markup in self._authors:
-            alone = ElementSource(markup, self._scope).standalone
-            authors += alone if len(authors) + len(alone) <= MAX_AUTHORS else b""
+            author = ElementSource(markup, self._scope).standalone
+            authors += author if len(authors) + len(author) <= MAX_AUTHORS else b""
         scope = self._scope._replace(authors=authors)
-        for place in self._without_authors if authors else ():
-            found = self.entries[place]
-            self.entries[place] = found._replace(source=found.source._replace(scope=scope))
+        for index in self._without_authors if authors else ():
+            entry = self.entries[index]
+            self.entries[index] = entry._replace(source=entry.source._replace(scope=scope))
 
     def _element_bytes(self, start: int) -> bytes:
-        """What ends now, from its first byte."""
-        return self._document[start : self._end_offset(start)]
-
-    def _end_offset(self, start: int) -> int:
-        """Behind the tag that ends now: a tag of its own, or for an empty element the one that it began with."""
-        at = self._parser.CurrentByteIndex
-        if start_tag(self._document, start).endswith(b"/>"):
-            return at
-        return self._document.index(b">", at) + 1
+        """Return the bytes of the element that ends now, from its first byte on."""
+        end = self._parser.CurrentByteIndex  # of an empty element, after its tag; else before its end tag
+        if not start_tag(self._document, start).endswith(b"/>"):
+            end = self._document.index(b">", end) + 1
+        return self._document[start:end]
 
 
 class _EntryBuilder:
-    """What is known of an entry so far.
+    """Collects a `RawEntry` while the element is parsed.
 
     Args:
-        start: Its first byte.
-        name: Of the element.
-        attributes: Its.
+        start: The offset of its first byte.
+        name: The name of the element.
+        attributes: Those of the element.
 
     Attributes:
         start: As given.
-        authored: It has authors, or an `atom:source` that has, or was deleted: it inherits none.
+        has_authors: Whether it has authors, has an `atom:source` with authors, or is a deletion: then it inherits
+            none.
     """
 
     def __init__(self, start: int, name: str, attributes: Mapping[str, str]) -> None:
         self.start = start
         self._child = ""
-        self.authored = self._deleted = name == f"{TOMBSTONES}deleted-entry"
+        self.has_authors = self._deleted = name == f"{TOMBSTONES}deleted-entry"
         self._texts: dict[str, list[str]] = {}
         if self._deleted:
-            self._texts = {part: [attributes.get(part, "")] for part in _DELETED_FIELDS}
+            self._texts = {field: [attributes.get(field, "")] for field in _DELETED_FIELDS}
 
     def start_child(self, name: str) -> Callable[[str], None] | None:
-        """What is to be given the text of a child, which begins; `None`: nobody wants it."""
+        """Begin a child; return the function that takes its text, or None if its text is not needed."""
         self._child = name
-        self.authored = self.authored or name == _AUTHOR
+        self.has_authors = self.has_authors or name == _AUTHOR
         if self._deleted or name not in _ENTRY_FIELDS or name in self._texts:
             return None
         self._texts[name] = []
         return self._texts[name].append
 
     def start_grandchild(self, name: str) -> None:
-        """An element begins in a child."""
-        self.authored = self.authored or (self._child == _SOURCE and name == _AUTHOR)
+        """Begin an element in a child."""
+        self.has_authors = self.has_authors or (self._child == _SOURCE and name == _AUTHOR)
 
     def build(self, source: ElementSource) -> RawEntry:
-        """When it has ended."""
+        """Return the entry, when its element has ended."""
         name, when = _DELETED_FIELDS if self._deleted else _ENTRY_FIELDS
         return RawEntry(source, self._text(name), self._text(when), self._deleted)
 
-    def _text(self, part: str) -> str:
-        return "".join(self._texts.get(part, ())).strip()
+    def _text(self, field: str) -> str:
+        return "".join(self._texts.get(field, ())).strip()

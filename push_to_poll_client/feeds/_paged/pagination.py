@@ -167,7 +167,7 @@ class OldestFirst:
         cursor, following = self.kept(text_of(self._cursor(reply)), reply), self._find_next(reply)
         if following is None:
             self._check_end(cursor, reply, place)
-        # If nothing says that there is more, an empty end can show the cursor that was asked for.
+        # If nothing states that there is more, the page may only repeat the entry that was asked for.
         more_is_inferred = self._more is None and self._next is None and not self._at_end
         if following is None or (more_is_inferred and following == place.start):
             return cursor, None

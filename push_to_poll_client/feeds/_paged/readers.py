@@ -47,7 +47,7 @@ class Field:
     """Reads one value of an entry; None if it is missing.
 
     Args:
-        where: A path, which reads None in an entry that is not an object, or a function, which may raise anything.
+        where: A path, which reads None if it leads nowhere, or a function, which may raise anything.
 
     Raises:
         TypeError: It is neither.
