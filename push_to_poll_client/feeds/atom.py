@@ -1,7 +1,8 @@
-"""A feed in Atom: its documents from the newest back to what was seen, its entries oldest first.
+"""Read a feed in Atom: fetch its documents newest first, and hand out its entries oldest first.
 
-RFC 4287 says what an entry is, RFC 5005 how documents lead to older ones, RFC 6721 how an entry is deleted. How to
-walk is `_walk_back`'s, how to read `_atom`'s.
+RFC 4287 defines entries, RFC 5005 how a document leads to older ones, RFC 6721 how an entry is deleted.
+`NewestFirstReader` walks back from the newest document to the entries that were seen before; the modules of
+`_atom` read the documents.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,7 +12,6 @@ from typing import Any
 from push_to_poll_client._http.caching import cache_bypass_headers, fresh_for
 from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.credentials import Auth
-from push_to_poll_client._http.response import Response
 from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page
 from push_to_poll_client.feeds._atom.complete_feed import MissingDocuments, document_from_response
 from push_to_poll_client.feeds._atom.constructs import AtomCategory, AtomLink, AtomPerson, AtomText
@@ -83,7 +83,7 @@ class AtomFeed:
         trusted: Collection[str] = (),
         identity: str | None = None,
     ) -> None:
-        self._origin = Client(
+        self._client = Client(
             url,
             auth=auth,
             headers=headers,
@@ -92,10 +92,10 @@ class AtomFeed:
             client=client,
             trusted=trusted,
         )
-        self._walk = NewestFirstReader(self._fetch_document, self._origin.where, order=sort_key)
+        self._reader = NewestFirstReader(self._fetch_document, self._client.where, order=sort_key)
         self._missing_documents = MissingDocuments()
         self._max_entries = max_messages(max_body)
-        self.identity: str = self._origin.identity if identity is None else identity
+        self.identity: str = self._client.identity if identity is None else identity
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Fetch the next document on the way back from the newest one to what `request.cursor` has seen.
@@ -106,7 +106,7 @@ class AtomFeed:
             FeedGone: The feed is gone for good (410).
             FeedError: It could not be asked, cannot answer now, or what it sent is no document of Atom.
         """
-        return await self._walk.fetch(request)
+        return await self._reader.fetch(request)
 
     async def latest(self) -> Cursor | None:
         """The cursor from which only what is new follows.
@@ -114,7 +114,7 @@ class AtomFeed:
         Raises:
             FeedError: As for `fetch`.
         """
-        return await self._walk.latest()
+        return await self._reader.latest()
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter: an `AtomEntry`, or an `UnreadableMessage` if it still is one."""
@@ -122,33 +122,33 @@ class AtomFeed:
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
-        self._walk.forget()
-        await self._origin.aclose()
+        self._reader.forget()
+        await self._client.aclose()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._origin.where!r})"
+        return f"{type(self).__name__}({self._client.where!r})"
 
     async def _fetch_document(self, address: str | None, request: FetchRequest, known: SeenEntries) -> Document:
         headers = {"accept": _ACCEPT, **cache_bypass_headers(fresh=request.fresh)}
-        url = self._origin.build_url({}) if address is None else address
-        answer = await self._origin.send_request(url, headers=headers, known=known.validators)
-        if address is not None and self._missing_documents.is_gone(address, answer):
-            return Document(missing=_describe_missing(answer), poll_interval=answer.retry_after)
-        if self._origin.check_status(answer).status == HTTPStatus.NOT_MODIFIED:
-            return Document(unchanged=True, poll_interval=answer.retry_after, fresh_for=fresh_for(answer.headers))
-        leaf = await run_decoder(
-            len(answer.body),
+        url = self._client.build_url({}) if address is None else address
+        response = await self._client.send_request(url, headers=headers, known=known.validators)
+        if address is not None and self._missing_documents.is_gone(address, response):
+            missing = (
+                f"a document that {response.where} led to is not there any more ({response.status}), "
+                "nor is what came before"
+            )
+            return Document(missing=missing, poll_interval=response.retry_after)
+        if self._client.check_status(response).status == HTTPStatus.NOT_MODIFIED:
+            return Document(
+                unchanged=True, poll_interval=response.retry_after, fresh_for=fresh_for(response.headers)
+            )
+        document = await run_decoder(
+            len(response.body),
             document_from_response,
-            answer,
+            response,
             known.note,
             newest=address is None,
-            most=self._max_entries,
+            max_entries=self._max_entries,
         )
-        self._origin.remember_redirects(answer)
-        return leaf
-
-
-def _describe_missing(answer: Response) -> str:
-    return (
-        f"a document that {answer.where} led to is not there any more ({answer.status}), nor is what came before"
-    )
+        self._client.remember_redirects(response)
+        return document

@@ -18,7 +18,7 @@ from push_to_poll_client import (
     FetchRequest,
     UnreadableMessage,
 )
-from push_to_poll_client.feeds._atom.complete_feed import MOST_UNPACKED, decode_note
+from push_to_poll_client.feeds._atom.complete_feed import MAX_UNPACKED, decode_note
 from tests.support.consumers import Log
 from tests.vendors.atom import document
 from tests.vendors.vendor import SECRET
@@ -395,7 +395,7 @@ async def test_a_permanent_redirect_of_an_archive_is_remembered_once_it_was_read
 
 
 async def test_the_number_of_remembered_missing_archives_is_limited(monkeypatch):
-    monkeypatch.setattr("push_to_poll_client.feeds._atom.complete_feed.MOST_ADDRESSES", 1)
+    monkeypatch.setattr("push_to_poll_client.feeds._atom.complete_feed.MAX_ADDRESSES", 1)
     site, other = archived(), archived()
     site.documents["/a/1"] = other.documents["/a/2"] = httpx.Response(404)
     one, two = site.feed(), other.feed()
@@ -433,7 +433,7 @@ async def test_an_archive_that_links_to_another_current_document_is_refused_as_t
 
 ALL = "<fh:complete/>"
 ROWS = b'[["a",["2024-01-01T00:00:00",0,false]]'
-BOMB = ROWS + b" " * MOST_UNPACKED + b"]"
+BOMB = ROWS + b" " * MAX_UNPACKED + b"]"
 
 
 async def changes(*documents):

@@ -24,14 +24,14 @@ MOST = 200
 def read_document(data):
     """An answer with a document; all that its entries have is looked at."""
     answer = answer_of(data)
-    leaf = document_from_response(answer, "", newest=True, most=MOST)
+    leaf = document_from_response(answer, "", newest=True, max_entries=MOST)
     assert leaf.size <= 4 * len(answer.body)
     assert leaf.older is None or isinstance(leaf.older, str)
     for message in leaf.messages:
         look_at(message)
         if isinstance(message, AtomEntry):
             look_at_entry(message)
-    document_from_response(answer, leaf.note, newest=True, most=MOST)
+    document_from_response(answer, leaf.note, newest=True, max_entries=MOST)
 
 
 def look_at_entry(entry):

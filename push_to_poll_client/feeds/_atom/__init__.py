@@ -1,1 +1,1 @@
-"""How Atom is read: from bytes to messages, nothing from elsewhere, in time and memory linear in the document."""
+"""Read Atom documents, from bytes to messages, in time and memory linear in the document, and without requests."""

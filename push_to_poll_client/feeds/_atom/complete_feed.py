@@ -1,8 +1,14 @@
-"""Deletions in a complete feed (RFC 5005 §2), and documents that are missing.
+"""Make a document of a response: complete feeds, their deletions, and missing documents.
 
-What it had is written into the cursor, all of it or nothing: only what was there is reported as deleted. An entry
-that comes back as it was is a new message, which dedupe must not take for the old one: its name says how often it
-was gone. That, too, is remembered, as long as there is room.
+A complete feed (RFC 5005 §2) has all of its entries in one document. An entry that was in it and no longer is was
+deleted, and becomes a message. For this the entries of the last document are written into the cursor, in a note.
+They are written all or none: only an entry that was there is ever reported as deleted.
+
+An entry that comes back unchanged is a new message, which dedupe must not take for the old one. So the names of a
+message say how often its entry was gone. That is written into the note, too, as long as there is room.
+
+A document that another one led to can be gone. 410 says so. 404 may be the work of a deployment, so the document
+is asked for several times before it is taken for gone: it would never be asked for again.
 """
 
 import zlib
@@ -40,54 +46,54 @@ __all__ = [
 
 
 NOT_FOUND_ATTEMPTS = 3
-"""Not found (404) so often, a document is taken for gone: a deployment is over then."""
+"""Responses with 404 after which a document is taken for gone: a deployment has ended by then."""
 
 NOT_FOUND_WAIT = 60.0
-"""Seconds in between."""
+"""Seconds between two attempts."""
 
-MOST_ADDRESSES = 16
-"""Remembered: one for each consumer of the feed."""
+MAX_ADDRESSES = 16
+"""Addresses that are remembered: one for each consumer of the feed."""
 
 
 class MissingDocuments:
-    """Documents of one feed that others led to."""
+    """Counts how often documents of one feed were not found. The oldest address is forgotten first."""
 
     def __init__(self) -> None:
         self._not_found_counts: OrderedDict[str, int] = OrderedDict()
 
-    def is_gone(self, address: str, answer: Response) -> bool:
-        """Whether there is no such document any more. 410 says so; of 404 nobody knows for how long it is true.
+    def is_gone(self, address: str, response: Response) -> bool:
+        """Return True if the document no longer exists.
 
         Raises:
-            FeedError: It is to be asked for again: what is taken for gone once is never asked for again.
+            FeedError: It is not found, and must be asked for again before it is taken for gone.
         """
-        times = self._not_found_counts.pop(address, 0) + 1
-        if answer.status != HTTPStatus.NOT_FOUND or times >= NOT_FOUND_ATTEMPTS:
-            return answer.status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
-        self._not_found_counts[address] = times
-        if len(self._not_found_counts) > MOST_ADDRESSES:
+        attempts = self._not_found_counts.pop(address, 0) + 1
+        if response.status != HTTPStatus.NOT_FOUND or attempts >= NOT_FOUND_ATTEMPTS:
+            return response.status in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}
+        self._not_found_counts[address] = attempts
+        if len(self._not_found_counts) > MAX_ADDRESSES:
             self._not_found_counts.popitem(last=False)
-        wait = max(NOT_FOUND_WAIT, answer.retry_after or 0.0)
-        raise FeedError(f"{answer.where} led to a document that is not found (404)", retry_after=wait)
+        wait = max(NOT_FOUND_WAIT, response.retry_after or 0.0)
+        raise FeedError(f"{response.where} led to a document that is not found (404)", retry_after=wait)
 
 
-MOST_UNPACKED = 4 * 1024 * 1024
-"""Bytes that a note may become: ours are below a tenth of that."""
+MAX_UNPACKED = 4 * 1024 * 1024
+"""Bytes of a note after decompression: the notes written here have less than a tenth of that."""
 
 _DIGEST_LENGTH = 12
 _CURSOR_OVERHEAD = 5_000
-"""Characters of a cursor for what is neither a digest nor the note."""
+"""Characters of a cursor that are neither digests nor the note."""
 
 _COMMENT = "It is no longer in its feed, which is complete."
 
 
 class EntryState(NamedTuple):
-    """What is remembered of an entry.
+    """What a note says of one entry.
 
     Attributes:
-        order: Of its newest version.
+        order: The sort key of its newest version.
         again: How often it was gone.
-        gone: It is.
+        gone: Whether it is gone now.
     """
 
     order: str
@@ -96,39 +102,38 @@ class EntryState(NamedTuple):
 
 
 EntryStates = Mapping[str, EntryState]
-"""By the ids of entries."""
+"""States by the ids of entries."""
 
 _decode_rows = Decoder(list[tuple[str, EntryState]]).decode
 
 
 def decode_note(note: str) -> EntryStates:
-    """What `encode_note` wrote; nothing if it is not that."""
+    """Read a note that `encode_note` wrote; empty if it is anything else."""
     try:
-        text = zlib.decompressobj().decompress(urlsafe_b64decode(note), MOST_UNPACKED)
-        memory = dict(_decode_rows(text))
-        for kept in memory.values():
-            Instant.read(kept.order)
+        text = zlib.decompressobj().decompress(urlsafe_b64decode(note), MAX_UNPACKED)
+        states = dict(_decode_rows(text))
+        for state in states.values():
+            Instant.read(state.order)
     except (ValueError, zlib.error, RecursionError):
         return {}
-    return memory
+    return states
 
 
-def encode_note(memory: EntryStates, messages: int) -> str:
-    """What can be written into a cursor: all that is there, and of what is gone as much as there is room for.
+def encode_note(states: EntryStates, message_count: int) -> str:
+    """Write a note for the cursor: all entries that are there, and as many of those that are gone as fit.
 
     Args:
-        memory: What was gone last stands first.
-        messages: Of the document, whose digests are in the cursor too.
+        states: Of the entries that are gone, the last one to go stands first.
+        message_count: Messages of the document, whose digests are in the cursor, too.
 
     Returns:
-        "" if there is no room for all that is there.
+        "" if there is no room for all entries that are there.
     """
-    room = (
-        MAX_CURSOR - _CURSOR_OVERHEAD - _DIGEST_LENGTH * (min(messages, MAX_TOP_DIGESTS) + 2 * MAX_OLDER_DIGESTS)
-    )
-    here = sorted((name, kept) for name, kept in memory.items() if not kept.gone)
-    gone = [(name, kept) for name, kept in memory.items() if kept.gone]
-    while len(note := _compress([*here, *gone])) > room:
+    digests = min(message_count, MAX_TOP_DIGESTS) + 2 * MAX_OLDER_DIGESTS
+    room = MAX_CURSOR - _CURSOR_OVERHEAD - _DIGEST_LENGTH * digests
+    present = sorted((name, state) for name, state in states.items() if not state.gone)
+    gone = [(name, state) for name, state in states.items() if state.gone]
+    while len(note := _compress([*present, *gone])) > room:
         if not gone:
             return ""
         gone = gone[: len(gone) // 2]
@@ -138,42 +143,48 @@ def encode_note(memory: EntryStates, messages: int) -> str:
 def find_deletions(
     before: EntryStates, entries: Sequence[RawEntry], messages: Sequence[Message]
 ) -> tuple[list[AtomEntry], EntryStates]:
-    """What is gone, and what is to be remembered.
+    """Compare a complete feed with what it had before.
 
     Args:
-        before: What was there.
-        entries: Of the document.
-        messages: Made of them, the newest first.
+        before: The states of its entries before.
+        entries: Those of the document.
+        messages: Made of the entries, the newest first.
+
+    Returns:
+        A message for each entry that is gone, and the states of the entries now.
     """
-    named = {found.name for found in entries}
-    if "" in named:  # it could be any of those that seem to be gone
+    ids = {entry.name for entry in entries}
+    if "" in ids:  # an entry without an id could be any of those that seem to be gone
         return [], before
-    here = _present_entries(before, messages)
-    lost = {name: kept for name, kept in before.items() if name not in here}
-    gone = {name: kept._replace(again=kept.again + 1, gone=True) for name, kept in lost.items() if not kept.gone}
-    deletions = [_deletion(name, before[name]) for name in gone if name not in named]
-    return deletions, here | gone | {name: kept for name, kept in lost.items() if kept.gone}
+    present = _present_entries(before, messages)
+    absent = {name: state for name, state in before.items() if name not in present}
+    lost = {
+        name: state._replace(again=state.again + 1, gone=True) for name, state in absent.items() if not state.gone
+    }
+    # An entry that the document itself marks as deleted has a message already.
+    deletions = [_deletion(name, before[name]) for name in lost if name not in ids]
+    return deletions, present | lost | {name: state for name, state in absent.items() if state.gone}
 
 
 def _present_entries(before: EntryStates, messages: Sequence[Message]) -> dict[str, EntryState]:
-    """Of an entry that cannot be read stays what was known."""
-    here: dict[str, EntryState] = {}
+    """Return the states of the entries that are there. An unreadable entry keeps its state."""
+    present: dict[str, EntryState] = {}
     for message in messages:
         if not isinstance(message, AtomEntry):
-            here |= {message.id: before[message.id]} if message.id in before else {}
+            present |= {message.id: before[message.id]} if message.id in before else {}
         elif not message.deleted:
             again = before[message.entry_id].again if message.entry_id in before else 0
-            here.setdefault(message.entry_id, EntryState(message.order, again))
-    return here
+            present.setdefault(message.entry_id, EntryState(message.order, again))
+    return present
 
 
-def _deletion(name: str, kept: EntryState) -> AtomEntry:
+def _deletion(name: str, state: EntryState) -> AtomEntry:
     markup = (
         f'<deleted-entry xmlns="http://purl.org/atompub/tombstones/1.0" ref={quoteattr(name)} '
-        f'when="{kept.order}Z"><comment>{_COMMENT}</comment></deleted-entry>'
+        f'when="{state.order}Z"><comment>{_COMMENT}</comment></deleted-entry>'
     )
     return AtomEntry(
-        ElementSource(markup.encode()), name, Instant.read(kept.order), deleted=True, again=kept.again
+        ElementSource(markup.encode()), name, Instant.read(state.order), deleted=True, again=state.again
     )
 
 
@@ -181,65 +192,67 @@ def _compress(rows: Sequence[tuple[str, EntryState]]) -> str:
     return urlsafe_b64encode(zlib.compress(msgspec.json.encode(rows))).decode()
 
 
-def document_from_response(answer: Response, note: str, *, newest: bool, most: int) -> Document:
-    """Read a document.
+def document_from_response(response: Response, note: str, *, newest: bool, max_entries: int) -> Document:
+    """Read the document of a response.
 
     Args:
-        answer: With it.
-        note: What was remembered of the newest document.
-        newest: It is that one.
-        most: Entries that it may have.
+        response: A success, with the document as its body.
+        note: The note that was written for the newest document before.
+        newest: Whether the document is the newest one.
+        max_entries: Entries that it may have.
 
     Raises:
         FeedRefused: It is an archive, and should be the newest.
         FeedError: It cannot be read.
     """
-    if not answer.body.strip():
-        raise FeedError(f"{answer.where} sent nothing where a document should be ({answer.status})")
-    content_type = answer.headers.get("content-type", "")
+    if not response.body.strip():
+        raise FeedError(f"{response.where} sent nothing where a document should be ({response.status})")
+    content_type = response.headers.get("content-type", "")
     try:
-        document = read_document(answer.body, content_type, _base_url(answer), max_entries=most)
+        document = read_document(response.body, content_type, _base_url(response), max_entries=max_entries)
         messages, note = (
             _complete_messages(document, note) if document.complete else (messages_of(document.entries), "")
         )
     except ValueError as error:
-        raise FeedError(f"{answer.where} sent a document that {error}", retry_after=answer.retry_after) from None
+        raise FeedError(
+            f"{response.where} sent a document that {error}", retry_after=response.retry_after
+        ) from None
     if newest:
-        _check_is_newest(document, answer)
+        _check_is_newest(document, response)
     archive = None if document.complete else document.links.get("prev-archive")
     return Document(
         messages,
         older=archive or (None if document.complete else document.links.get("next")),
         stable=archive is not None,
         size=document.size,
-        validators=answer.validators,
+        validators=response.validators,
         note=note,
-        retry_after=answer.within_poll,
-        poll_interval=answer.retry_after,
+        retry_after=response.within_poll,
+        poll_interval=response.retry_after,
         whole=document.complete,
-        fresh_for=fresh_for(answer.headers),
+        fresh_for=fresh_for(response.headers),
     )
 
 
 def _complete_messages(document: AtomDocument, note: str) -> tuple[list[Message], str]:
-    """The messages of a complete feed, of what is gone the newest, and what is to be remembered of them."""
+    """Return the messages of a complete feed, with its deletions, and its next note."""
     before = decode_note(note)
-    again = {name: kept.again for name, kept in before.items()}
+    again = {name: state.again for name, state in before.items()}
     messages = messages_of(document.entries, again)
-    deletions, memory = find_deletions(before, document.entries, messages)
-    return [*deletions, *messages], encode_note(memory, len(messages))
+    deletions, states = find_deletions(before, document.entries, messages)
+    return [*deletions, *messages], encode_note(states, len(messages))
 
 
-def _base_url(answer: Response) -> str:
-    """Without the query, in which a secret may be, and to which nothing is relative but "" and "?"."""
-    return str(httpx.URL(answer.url).copy_with(query=None, fragment=None))
+def _base_url(response: Response) -> str:
+    """Return the URL without its query, which may have a secret, and to which only "" and "?" are relative."""
+    return str(httpx.URL(response.url).copy_with(query=None, fragment=None))
 
 
-def _check_is_newest(document: AtomDocument, answer: Response) -> None:
-    """An archive does not change (RFC 5005 §4): whoever begins there would never see anything new."""
+def _check_is_newest(document: AtomDocument, response: Response) -> None:
+    """Refuse an archive: it does not change (RFC 5005 §4), so a feed read from there would never show news."""
     current = document.links.get("current")
-    if document.archive and current is not None and current not in {answer.url, _base_url(answer)}:
+    if document.archive and current is not None and current not in {response.url, _base_url(response)}:
         raise FeedRefused(
-            f"{answer.where} is an archive of a feed, which does not change; give the URL of its newest document, "
-            f"{without_secrets(current)}"
+            f"{response.where} is an archive of a feed, which does not change; give the URL of its newest "
+            f"document, {without_secrets(current)}"
         )

@@ -1,7 +1,7 @@
 """The parts of an Atom entry: dates, texts, links, people and categories (RFC 4287 §3, §4.2).
 
-`Instant` reads dates, `ElementReader` reads all the rest from the tree of an entry. Text is handed out as its
-publisher wrote it: HTML is not cleaned here.
+`Instant` reads dates, `ElementReader` reads all the rest from the tree of an entry. Markup is
+handed out as its publisher wrote it: nothing is removed, so it is only as safe as its publisher.
 """
 
 import re

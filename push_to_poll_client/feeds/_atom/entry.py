@@ -366,7 +366,8 @@ def messages_of(entries: Sequence[RawEntry], again: Mapping[str, int] = _NEVER_D
             message = UnreadableEntry(raw, f"{error}; there is {_describe_entry(raw)}", order)
         order = sort_key(message)
         messages.append(message)
-    return sorted(messages, key=sort_key, reverse=True)
+    messages.sort(key=sort_key, reverse=True)
+    return messages
 
 
 def _describe_entry(raw: RawEntry) -> str:

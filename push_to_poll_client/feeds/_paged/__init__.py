@@ -1,5 +1,5 @@
-"""The parts of a `PagedFeed`: small, named, and composed by whoever declares a feed.
+"""The parts of a `PagedFeed`, from which a declaration of a feed is composed.
 
-Readers say where something stands in an answer, senders where something goes in a request, outcomes what an answer
-that is no page means; an order says how one page leads to the next. Each part is one file.
+Readers find a value in a response, senders put a value into a request, outcomes say what a response means besides
+its messages, and `OldestFirst` or `NewestFirst` say how one page leads to the next.
 """

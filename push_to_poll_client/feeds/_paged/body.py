@@ -92,7 +92,7 @@ class Reply:
         self.ends: bool = False
         self.content: bytes = answer.body.removeprefix(_BOM)
         self._response = answer
-        self._allowed = allowed
+        self._check_link = allowed
         self._members: dict[tuple[str | int, ...], Mapping[str, _Raw]] = {}
 
     @property
@@ -142,7 +142,7 @@ class Reply:
         url = resolve_url(text, self.url)
         if url is None:
             raise DeclarationMismatch("what leads on is no URL")
-        return self._allowed(url)
+        return self._check_link(url)
 
 
 def path_of(path: Path) -> tuple[str | int, ...]:

@@ -30,7 +30,7 @@ __all__ = [
 
 @dataclass(slots=True)
 class OutcomeResult:
-    """What a response was found to mean.
+    """The meaning of a response, as its outcomes set it.
 
     Attributes:
         error: Why the response is not a page; `None` if it is one.
