@@ -79,8 +79,12 @@ class Instant(NamedTuple):
             raise ValueError(f"{quoted(found[0])} has no second of a minute")
         fraction = (found[7] or "").rstrip("0")
         clock = (hour, minute, min(second, _LEAP - 1), int(fraction[:6].ljust(6, "0")))
+        zone = UTC
+        if found[8]:
+            offset = timedelta(hours=int(found[9]), minutes=int(found[10] or 0))
+            zone = timezone(-offset if found[8] == "-" else offset)
         try:
-            time = datetime(year, month, day, *clock, tzinfo=_zone(found))
+            time = datetime(year, month, day, *clock, tzinfo=zone)
         except ValueError as error:
             raise ValueError(f"{quoted(found[0])} is no date: {error}") from None
         return cls(_format_instant(time, second, fraction), time)
@@ -89,13 +93,6 @@ class Instant(NamedTuple):
     def order(self) -> str:
         """Text that sorts as instants do."""
         return self.text.removesuffix("Z")
-
-
-def _zone(found: re.Match[str]) -> timezone:
-    if not found[8]:
-        return UTC
-    offset = timedelta(hours=int(found[9]), minutes=int(found[10] or 0))
-    return timezone(-offset if found[8] == "-" else offset)
 
 
 def _format_instant(time: datetime, second: int, fraction: str) -> str:
