@@ -1,4 +1,8 @@
-"""Caching by RFC 9111: `Cache-Control`, `ETag` and `Last-Modified`."""
+"""Read the headers of HTTP caching: `Cache-Control`, `ETag` and `Last-Modified` (RFC 9110, RFC 9111).
+
+Two ways to spare a request or a body. While a response is fresh (`max-age`), the same request need not be sent at
+all. Later it is sent with the validators of the last response, and the server answers 304 if nothing changed.
+"""
 
 import re
 import time
@@ -21,8 +25,8 @@ __all__ = [
 
 
 MAX_FRESH = 3600.0
-"""Seconds for which an answer is taken for fresh at most. A web server's default for static files may say a year
-of a feed that it was never meant for; an hour is what a feed then lags behind, and it is 24 requests a day."""
+"""Longest time in seconds for which a response is taken for fresh. A web server's default for static files may
+give a feed a year by mistake; the feed then lags by an hour at most, for 24 requests a day."""
 
 # RFC 9110 §5.6: possessive, hence linear. A string that does not end ends with the field.
 _MEMBER = re.compile(r'((?:[^,"]++|"(?:[^"\\]++|\\.)*+"?+)*+),?+', re.DOTALL)
@@ -34,10 +38,10 @@ _UNCACHEABLE = frozenset({"no-cache", "no-store"})
 
 
 def directives(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """By names in lower case, each with its argument, unquoted; "" for one without.
+    """Return the `Cache-Control` directives by lower-case name, each with its unquoted argument or "".
 
-    What is no directive is left out. Of two that contradict each other both lose their arguments: RFC 9111
-    §4.2.1 lets one then take the answer for stale.
+    A malformed member is left out. Two directives that contradict each other lose their arguments, since RFC 9111
+    §4.2.1 then allows to take the response for stale.
     """
     given: dict[str, str] = {}
     for member in _MEMBER.findall(headers.get("cache-control", "")):
@@ -49,56 +53,54 @@ def directives(headers: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def fresh_for(headers: Mapping[str, str]) -> float:
-    """Seconds in which the same request can only bring this answer again: caches on the way need not ask.
+    """Return for how many seconds the same request can only bring the same response from a cache.
 
-    `max-age` (RFC 9111 §5.2.2.1), less what the answer has spent in caches already (`Age`). `Expires` is not
-    read: old web servers put it on all they serve, and whoever means it for a feed says `max-age`.
+    This is `max-age` (RFC 9111 §5.2.2.1) minus the time that the response already spent in caches (`Age`).
+    `Expires` is not read: old web servers send it with everything, and a server that means the feed sends
+    `max-age`.
 
     Returns:
-        At most `MAX_FRESH`; 0: caches have to ask again, or were told nothing.
+        At most `MAX_FRESH`; 0 if caches have to ask again, or if the headers do not say.
     """
-    told = directives(headers)
-    max_age, age = told.get("max-age", ""), headers.get("age", "0")
-    if not (_SECONDS.fullmatch(max_age) and _SECONDS.fullmatch(age)) or not told.keys().isdisjoint(_UNCACHEABLE):
+    given = directives(headers)
+    max_age, age = given.get("max-age", ""), headers.get("age", "0")
+    if not (_SECONDS.fullmatch(max_age) and _SECONDS.fullmatch(age)) or not given.keys().isdisjoint(_UNCACHEABLE):
         return 0.0
     return max(0.0, min(float(max_age) - float(age), MAX_FRESH))
 
 
 def cache_bypass_headers(*, fresh: bool) -> dict[str, str]:
-    """The header with which caches ask the server themselves (RFC 9111 §5.2.1.4).
-
-    Args:
-        fresh: As `FetchRequest.fresh`: whether an answer that is kept may be too old.
-    """
+    """Return the header that makes caches ask the server, if `fresh` (RFC 9111 §5.2.1.4)."""
     return {"cache-control": "no-cache"} if fresh else {}
 
 
 def is_cacheable(headers: Mapping[str, str]) -> bool:
-    """Whether what may be remembered by its status (RFC 9110 §15.1) may be after what caches are told."""
-    told = directives(headers)
-    return told.keys().isdisjoint(_UNCACHEABLE) and told.get("max-age") != "0"
+    """Return True if `Cache-Control` lets a response be remembered that its status allows (RFC 9110 §15.1)."""
+    given = directives(headers)
+    return given.keys().isdisjoint(_UNCACHEABLE) and given.get("max-age") != "0"
 
 
 MAX_VALIDATOR = 1024
-"""Characters of a validator that is kept: it may be saved with each cursor. ETags have 20 to 100."""
+"""Longest validator in characters: it may be saved with each cursor. ETags have 20 to 100."""
 
-# RFC 9110 §8.8.3, and what some servers write without the quotes. Never "*", which would stand for any answer.
+# RFC 9110 §8.8.3, and ETags that some servers write without quotes. Never "*", which matches every response.
 _ETAG = re.compile(r'(?:W/)?"[!#-~]*"|(?!\*)[!#-+\--~]+')
 
-_SERVER_CLOCK_MARGIN = 1.0
-_LOCAL_CLOCK_MARGIN = 60.0
+
+def _is_sendable(value: str) -> bool:
+    return len(value) <= MAX_VALIDATOR and is_header_value(value) is not None
 
 
 class Validators(NamedTuple):
-    """What a server knows an answer by. Plain text, fit to be saved with a cursor.
+    """Validators by which a server recognises a response. Plain text, which may be saved with a cursor.
 
-    An answer is known by them only when all that it brought is settled: committed earlier, 304 would be the
-    answer to what was lost. They belong to the URL that was asked, and to no other.
+    Send them only when all messages of the response are settled. Otherwise the server would answer 304 to a
+    request for messages that a crash lost. They are valid for the URL that was asked, and no other.
 
     Attributes:
-        etag: As it came: quotes and `W/` are part of it. `None`: the server gave none.
-        last_modified: As it came. `None`: the server gave none, or something may have changed in that very
-            second after the answer was made.
+        etag: Unchanged, with its quotes and `W/`. `None` if the server sent none.
+        last_modified: Unchanged. `None` if the server sent none, or if the feed may have changed again in that
+            same second, after the response was made.
     """
 
     etag: str | None = None
@@ -106,21 +108,38 @@ class Validators(NamedTuple):
 
     @classmethod
     def of(cls, etag: str | None, last_modified: str | None) -> "Validators | None":
-        """Those of the two that a header may have; `None`: neither."""
-        etag = etag if etag is not None and _fits(etag) and _ETAG.fullmatch(etag) else None
-        last_modified = last_modified if last_modified is not None and _fits(last_modified) else None
+        """Drop a validator that a header may not have; return `None` if neither is left."""
+        etag = etag if etag is not None and _is_sendable(etag) and _ETAG.fullmatch(etag) else None
+        last_modified = last_modified if last_modified is not None and _is_sendable(last_modified) else None
         return None if etag is None and last_modified is None else cls(etag, last_modified)
 
 
+# Seconds between the last change and the response, by the server's clock or by ours, which may be off.
+_SERVER_CLOCK_MARGIN = 1.0
+_LOCAL_CLOCK_MARGIN = 60.0
+
+
+def _last_modified(headers: Mapping[str, str]) -> str | None:
+    """Return the date if it is old enough to be a condition (RFC 9110 §8.8.2.2)."""
+    modified = http_date(headers, "last-modified")
+    if modified is None:
+        return None
+    answered = http_date(headers, "date")
+    usable_from = modified + (_LOCAL_CLOCK_MARGIN if answered is None else _SERVER_CLOCK_MARGIN)
+    if (time.time() if answered is None else answered) < usable_from:
+        return None
+    return headers["last-modified"].strip(" \t")
+
+
 def validators_of(headers: Mapping[str, str], confirmed: Validators | None = None) -> Validators | None:
-    """Those of an answer.
+    """Read the validators of a response.
 
     Args:
-        headers: Its.
-        confirmed: What a 304 says still holds: what it does not bring anew stays (RFC 9111 §4.3.4).
+        headers: The headers of the response.
+        confirmed: Validators that a 304 confirmed: those that it does not replace stay valid (RFC 9111 §4.3.4).
 
     Returns:
-        `None`: it has none, or is not to be kept (`no-store`).
+        `None` if there are none, or if the response must not be stored (`no-store`).
     """
     if "no-store" in directives(headers):
         return None
@@ -131,30 +150,14 @@ def validators_of(headers: Mapping[str, str], confirmed: Validators | None = Non
 
 
 def conditional_headers(known: Validators | None) -> dict[str, str]:
-    """The headers that ask for anything but what is known (RFC 9110 §13.1).
+    """Return the headers that ask for a response only if it differs from the known one (RFC 9110 §13.1).
 
-    The ETag alone, where there is one: it tells what a date cannot, two changes in a second. What no header may
-    have is left out, since to ask without a condition is never wrong.
+    An ETag is sent alone: it tells apart two changes in one second, which a date cannot. A validator that a header
+    may not have is left out, since a request without a condition is never wrong.
     """
-    fit = None if known is None else Validators.of(*known)
-    if fit is None:
+    sendable = None if known is None else Validators.of(*known)
+    if sendable is None:
         return {}
-    if fit.etag is not None:
-        return {"if-none-match": fit.etag}
-    return {"if-modified-since": fit.last_modified or ""}
-
-
-def _fits(value: str) -> bool:
-    return len(value) <= MAX_VALIDATOR and is_header_value(value) is not None
-
-
-def _last_modified(headers: Mapping[str, str]) -> str | None:
-    """RFC 9110 §8.8.2.2: a date is good for a condition when the answer was made at least a second later."""
-    modified = http_date(headers, "last-modified")
-    if modified is None:
-        return None
-    answered = http_date(headers, "date")
-    settled = modified + _SERVER_CLOCK_MARGIN if answered is not None else modified + _LOCAL_CLOCK_MARGIN
-    if (time.time() if answered is None else answered) < settled:
-        return None
-    return headers["last-modified"].strip(" \t")
+    if sendable.etag is not None:
+        return {"if-none-match": sendable.etag}
+    return {"if-modified-since": sendable.last_modified or ""}

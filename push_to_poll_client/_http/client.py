@@ -1,11 +1,14 @@
-"""The HTTP client of a feed: redirects, credentials, validators and limits for each request.
+"""HTTP client of a feed: redirects, credentials, validators and limits of each request.
 
-Redirects are followed on the origin that the credentials were given for, and nowhere else (G12): what a login
-page, a mirror or an attacker elsewhere would get is the `Authorization` header, and what they would give is
-taken for the feed. A feed that moved is named in the error; it is one edit to follow it.
+A redirect to another origin is an error, unless you trust that origin (G12). A login page, a mirror or an attacker
+there would receive the `Authorization` header, and its answer would be taken for the feed. The error names the
+new origin, so a feed that moved costs one edit. Trusted origins are asked without credentials.
 
-A redirect proves nothing before a page of the feed was read at its end: it may lead to a maintenance page. Until
-then a permanent redirect is not remembered, and 404 or 410 at its end says nothing about the feed.
+A redirect proves nothing until a page of the feed was read where it ends: it may lead to a maintenance page. Until
+then a permanent redirect is not remembered, and a 404 or 410 from its end says nothing about the feed.
+
+From the bottom up: checks of arguments, one request (`OutgoingRequest`), sending it (`RequestSender`), and the
+client that follows redirects and reads the response (`Client`).
 """
 
 import re
@@ -58,13 +61,9 @@ def check_size(name: str, value: int) -> int:
     return value
 
 
-def check_reserved_parameters(url: str, ours: frozenset[str]) -> None:
-    """Whether the query leaves to the feed the names that are its own.
-
-    Raises:
-        ValueError: It does not.
-    """
-    if taken := ours & httpx.URL(url).params.keys():
+def check_reserved_parameters(url: str, reserved: frozenset[str]) -> None:
+    """Raise a ValueError if the query of the URL has a parameter that the feed sets itself."""
+    if taken := reserved & httpx.URL(url).params.keys():
         raise ValueError(f"url has {' and '.join(sorted(taken))} in its query, which the feed sets for each poll")
 
 
@@ -78,28 +77,20 @@ def header_fields(headers: Mapping[str, str]) -> httpx.Headers:
 
 
 def prefer_wait(wait: float) -> dict[str, str]:
-    """The header `Prefer: wait=…` (RFC 7240 §4.3), which a server may ignore.
-
-    Args:
-        wait: Seconds; 0: answer at once.
-
-    Returns:
-        Whole seconds, as the standard has them; no header for 0.
-    """
+    """Header `Prefer: wait=…` in whole seconds (RFC 7240 §4.3), which a server may ignore; none for 0."""
     return {"prefer": f"wait={max(1, round(wait))}"} if wait > 0 else {}
 
 
-_DEFAULT_AGENT = re.compile(r"python-httpx[0-9]*/[0-9.]+")
 _BODY_HEADERS = ("content-type", "content-encoding", "content-language", "content-location")
 
 
 class OutgoingRequest(NamedTuple):
-    """One request; as `Origin.ask`.
+    """One request, with the arguments of `Client.send_request`.
 
     Attributes:
-        at_home: Whether it goes to the feed's own origin, and credentials with it.
-        redirected: Whether a redirect led here.
-        moves: The permanent ones among these redirects, each as its old and its new URL.
+        same_origin: True if it goes to the feed's own origin, so that credentials go with it.
+        redirected: True if a redirect led here.
+        permanent_redirects: The permanent ones among these redirects, each as its old and its new URL.
     """
 
     url: str
@@ -109,62 +100,67 @@ class OutgoingRequest(NamedTuple):
     known: Validators | None
     content: bytes | None
     wait: float
-    errors: int
+    max_error_body: int
     redirected: bool = False
     permanent_redirects: tuple[tuple[str, str], ...] = ()
 
     def after_redirect(self, status: int) -> "OutgoingRequest":
-        """What to ask where a redirect of this status leads (RFC 9110 §15.4)."""
-        moved = status in {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND} and self.method == "POST"
-        if not moved and (status != HTTPStatus.SEE_OTHER or self.method == "HEAD"):
+        """Return the request to send where a redirect of this status leads (RFC 9110 §15.4)."""
+        becomes_get = status in {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND} and self.method == "POST"
+        if not becomes_get and (status != HTTPStatus.SEE_OTHER or self.method == "HEAD"):
             return self._replace(known=None, redirected=True)
         headers = {name: value for name, value in self.headers.items() if name not in _BODY_HEADERS}
         return self._replace(method="GET", headers=headers, content=None, known=None, redirected=True)
 
 
+_DEFAULT_AGENT = re.compile(r"python-httpx[0-9]*/[0-9.]+")
+
+
 class RequestSender:
-    """Sends calls, by a client of its own or by one that was given.
+    """Send requests with a client of its own, or with the caller's.
 
     Args:
-        hidden: What is not shown, and what is instead.
-        credentials: Who to be, at home.
-        headers: Sent with every request at home.
-        timeout: Seconds for one whole answer.
+        url_secrets: Hide the secrets of URLs in errors and logs.
+        credentials: Sent to the feed's own origin.
+        headers: Sent with every request to the feed's own origin.
+        timeout: Seconds for one whole response.
         client: An `httpx.AsyncClient` or one of its shape; `None` opens one.
 
     Attributes:
-        errors: What `send`, and reading what it returned, may raise.
+        errors: Exceptions that `send`, and reading its response, may raise.
 
     Raises:
-        TypeError: The client is none.
+        TypeError: `client` is not a client.
     """
 
     def __init__(
         self,
-        hidden: URLSecrets,
+        url_secrets: URLSecrets,
         credentials: FeedCredentials,
         headers: Mapping[str, str],
         timeout: float,
         client: Any,
     ) -> None:
-        self._where = hidden.where
-        self._url_secrets = hidden
+        self._where = url_secrets.where
+        self._url_secrets = url_secrets
         self._credentials = credentials
         self._headers = dict(headers)
         self._timeout = timeout
         self._user_client = client
         self._own_client: httpx.AsyncClient | None = None
         self._module = module = httpx if client is None else module_of(client)
-        self._user_agent = _user_agent_header(client)
+        # The library adds its name to a client that has none of its own. Our own client has it already.
+        agent = getattr(client, "headers", {}).get("user-agent", "")
+        self._user_agent = {"user-agent": user_agent(agent)} if _DEFAULT_AGENT.fullmatch(agent) else {}
         # httpx reads the URL of each redirect, and lets errors of others through: a UnicodeError of idna for the
         # name of a host, a ValueError of urllib for a URL that it cannot join.
         self.errors = (module.HTTPError, module.InvalidURL, httpx.InvalidURL, OSError, ValueError)
 
     async def send(self, call: OutgoingRequest) -> Any:
-        """The answer, its body not read yet; it has to be closed."""
+        """Return the response with its body unread; the caller closes it."""
         client = self._get_client()
-        always = {"accept-encoding": ACCEPT_ENCODING, **self._user_agent, **prefer_wait(call.wait)}
-        headers = {**always, **call.headers, **conditional_headers(call.known)}
+        defaults = {"accept-encoding": ACCEPT_ENCODING, **self._user_agent, **prefer_wait(call.wait)}
+        headers = {**defaults, **call.headers, **conditional_headers(call.known)}
         options: dict[str, Any] = {"auth": None}
         if call.same_origin:
             headers, options = headers | self._headers, self._credentials.options
@@ -172,12 +168,30 @@ class RequestSender:
             if authorization is not None:
                 headers["authorization"] = authorization
         async with close_on_failure(call.url) as extensions:
-            extensions["timeout"] = _timeout(client.timeout, call.wait)
-            request = _build_request(client, call, headers, extensions)
+            limits = client.timeout
+            read = None if limits.read is None else limits.read + call.wait
+            extensions["timeout"] = {
+                "connect": limits.connect,
+                "read": read,
+                "write": limits.write,
+                "pool": limits.pool,
+            }
+            request = client.build_request(
+                call.method, call.url, headers=headers, content=call.content, extensions=extensions
+            )
+            if not call.same_origin:
+                # A client adds headers, cookies and a query of its own, and any of them may be a secret.
+                request = type(request)(
+                    call.method,
+                    call.url,
+                    headers={"user-agent": user_agent(), **headers},
+                    content=call.content,
+                    extensions=extensions,
+                )
             return await client.send(request, stream=True, follow_redirects=False, **options)
 
     async def to_feed_error(self, error: Exception) -> FeedError:
-        """The error to raise, from `cause(error)`."""
+        """Map an error of httpx to the one to raise from `cause(error)`."""
         if isinstance(error, self._module.PoolTimeout):
             await self.aclose()  # httpcore #1093: after unlucky cancellations a pool hands out nothing any more
             if self._user_client is not None:
@@ -190,11 +204,11 @@ class RequestSender:
         return FeedError(f"{self._where} could not be read: {type(error).__name__}{text}; it is asked again later")
 
     def cause(self, error: Exception) -> Exception | None:
-        """The error as a traceback may show it: h11 shows the header that it refuses to send."""
+        """Return the error if a traceback may show it. h11 shows the header that it refuses to send."""
         return None if isinstance(error, self._module.LocalProtocolError) else error
 
     async def aclose(self) -> None:
-        """Give back connections. The next `send` opens them again, in whatever event loop that is."""
+        """Close the connections. The next `send` opens new ones, in whatever event loop it runs."""
         own, self._own_client = self._own_client, None
         if own is not None:
             await own.aclose()
@@ -203,49 +217,25 @@ class RequestSender:
         if self._user_client is not None:
             return self._user_client
         if self._own_client is None:
-            # The pool's timeout is seen before the deadline of the whole answer.
+            # The pool's timeout ends before the deadline of the whole response, so that its error is seen.
             self._own_client = open_client(
-                httpx.Timeout(self._timeout, pool=self._timeout / 2), shown=self._url_secrets.redact
+                httpx.Timeout(self._timeout, pool=self._timeout / 2), redact=self._url_secrets.redact
             )
         return self._own_client
 
 
 async def close_response(response: Any) -> None:
-    """Give back the connection of an answer."""
+    """Close a response, which gives its connection back to the pool."""
     if not response.is_closed:
         with anyio.CancelScope(shield=True):  # else the pool counts the connection as used, for ever
             await response.aclose()
 
 
-def _build_request(
-    client: Any, call: OutgoingRequest, headers: Mapping[str, str], extensions: Mapping[str, Any]
-) -> Any:
-    request = client.build_request(
-        call.method, call.url, headers=headers, content=call.content, extensions=extensions
-    )
-    if call.same_origin:
-        return request
-    # A client adds headers, cookies and a query of its own, and which of them are secrets nobody knows.
-    headers = {"user-agent": user_agent(), **headers}
-    return type(request)(call.method, call.url, headers=headers, content=call.content, extensions=extensions)
-
-
-def _user_agent_header(client: Any) -> dict[str, str]:
-    """What is added to the name of a client that has none of its own. Our own client knows its name."""
-    name = getattr(client, "headers", {}).get("user-agent", "")
-    return {"user-agent": user_agent(name)} if _DEFAULT_AGENT.fullmatch(name) else {}
-
-
-def _timeout(limits: Any, wait: float) -> dict[str, float | None]:
-    read = None if limits.read is None else limits.read + wait
-    return {"connect": limits.connect, "read": read, "write": limits.write, "pool": limits.pool}
-
-
 MAX_REDIRECTS = 5
-"""In a row. A slash, a new path and a login round trip are three."""
+"""Redirects in a row. A slash, a new path and a login round trip are three."""
 
 ERROR_BODY_TIMEOUT = 5.0
-"""Seconds for the body of an answer that is none: it may explain the status, and is not worth a timeout."""
+"""Seconds for the body of an error response: it may explain the status, and is not worth a timeout."""
 
 _MISSING_STATUSES = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 
@@ -253,26 +243,26 @@ _PERMANENT_REDIRECTS = frozenset({HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.PERMA
 
 
 class Client:
-    """The server that a feed reads from.
+    """Send the requests of one feed.
 
     Args:
         url: Absolute, http or https. A user and password in it are sent as Basic credentials and shown nowhere.
-        auth: Who to be; see `Auth`. `None`: what the URL says, else what the client does by itself.
-        headers: Sent with every request.
-        timeout: Seconds for one whole answer, redirects and a new token included.
-        max_body: Bytes that an answer may have, on the wire and unpacked.
-        client: An `httpx.AsyncClient` or one of its shape, which stays the caller's; `None` opens one.
+        auth: Credentials; see `Auth`. `None` takes them from the URL, else leaves authentication to the client.
+        headers: Sent with every request to the feed's own origin.
+        timeout: Seconds for one whole response, with redirects and a new token.
+        max_body: Largest body in bytes, both on the wire and decompressed.
+        client: An `httpx.AsyncClient` or one of its shape, which the caller closes; `None` opens one.
         trusted: Other origins to which links and redirects may lead, as "https://cdn.example". They are asked
-            without credentials, without `headers` and without what the client sends by itself.
-        secrets: For the fields of a URL that has some, `{name}` in its path or query.
+            without credentials, without `headers` and without what the client adds by itself.
+        secrets: Values for the fields of the URL, `{name}` in its path or query.
 
     Attributes:
         where: The URL without secrets.
-        identity: What the feed is, without secrets.
+        identity: Names the feed without secrets.
 
     Raises:
-        TypeError: An argument is of the wrong type.
-        ValueError: An argument has no meaning; the text says which and why.
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has an invalid value; the text names both.
     """
 
     def __init__(
@@ -287,36 +277,41 @@ class Client:
         trusted: Collection[str] = (),
         secrets: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        parse_http_url(url)  # which says what is wrong with it, fields and all
-        hidden = URLSecrets(url, secrets)
-        parsed = httpx.URL(hidden.url)
-        self.identity = hidden.identity
+        parse_http_url(url)  # its errors show the URL with the fields, not with the secrets
+        url_secrets = URLSecrets(url, secrets)
+        parsed = httpx.URL(url_secrets.url)
+        self.identity = url_secrets.identity
         self._url = parsed.copy_with(userinfo=b"", fragment=None)
         self._base_url = str(self._url.copy_with(query=self._url.query or None))
-        self._origins = Origins(self._url, hidden, trusted)
-        self.where = hidden.where
-        self._url_secrets = hidden
-        self._redirects = Redirects(hidden.redact)
+        self._origins = Origins(self._url, url_secrets, trusted)
+        self.where = url_secrets.where
+        self._url_secrets = url_secrets
+        self._redirects = Redirects(url_secrets.redact)
         fields = header_fields(headers or {})
         check_number("timeout", timeout, above_zero=True)
         self._timeout = timeout
         self._max_body = check_size("max_body", max_body)
-        self._credentials = FeedCredentials(_single_auth(parsed, auth, fields), self.where)
-        self._sender = RequestSender(hidden, self._credentials, fields, timeout, client)
+        in_url = (parsed.username, parsed.password) if parsed.userinfo else None
+        if sum((in_url is not None, auth is not None, "authorization" in fields)) > 1:
+            raise ValueError(
+                "credentials are given more than once: by auth=, in the URL, or in headers=; choose one"
+            )
+        self._credentials = FeedCredentials(auth if in_url is None else in_url, self.where)
+        self._sender = RequestSender(url_secrets, self._credentials, fields, timeout, client)
 
     def build_url(self, query: Mapping[str, str], url: str | None = None) -> str:
-        """A URL with this added to its query, which stays as it is: it may be signed.
+        """Add parameters to the query of a URL. The rest of it stays as it is: it may be signed.
 
         Args:
-            query: What is added.
-            url: Relative to the feed's; `None` is the feed's own.
+            query: The parameters.
+            url: Relative to the feed's; `None` means the feed's own.
 
         Raises:
-            ValueError: It is no URL.
+            ValueError: `url` is not a URL.
         """
         text = self._base_url if url is None else urljoin(self._base_url, url)
-        joint = "&" if "?" in text else "?"
-        return f"{text}{joint if query else ''}{urlencode(query, quote_via=quote)}"
+        separator = "&" if "?" in text else "?"
+        return f"{text}{separator if query else ''}{urlencode(query, quote_via=quote)}"
 
     async def send_request(
         self,
@@ -327,123 +322,122 @@ class Client:
         method: str = "GET",
         content: bytes | None = None,
         wait: float = 0.0,
-        errors: int = 0,
+        max_error_body: int = 0,
     ) -> Response:
-        """Ask, and return what the server said, whatever that is.
+        """Send a request and return the response, whatever its status.
 
         Args:
-            url: What `build_url` made, or a link that the server gave: absolute. A user and password in it, and a
-                fragment, are left out.
-            headers: By lower-case names; added to the feed's own, which win.
-            known: `Answer.validators` of the answer whose messages are settled; with it 304 is an answer. It is
-                looked at for GET alone.
-            method: Of the request.
-            content: The request's body; `None`: it has none.
-            wait: Seconds for which the server may hold its answer, as `Prefer` tells it (RFC 7240); added to all
+            url: Absolute: a URL made by `build_url`, or a link that the server gave. Its user, password and
+                fragment are left out.
+            headers: By lower-case names; the feed's own headers win over them.
+            known: `Response.validators` of a response whose messages are settled; with it the server may answer
+                304. Used for GET only.
+            method: The request's method.
+            content: The request's body; `None` sends none.
+            wait: Seconds for which the server may hold its response, sent as `Prefer` (RFC 7240); added to all
                 timeouts.
-            errors: Bytes that the body of an answer that is none (4xx, 5xx) may have; 0: it is not looked at. One
-                that is larger, or cannot be read, is left out.
+            max_error_body: Largest body in bytes to read of an error response (4xx, 5xx). A body that is larger or
+                cannot be read is left out; 0 reads none.
 
         Raises:
-            FeedError: There is no answer: the URL or a redirect is of another origin that is not trusted, a body
-                too large or too slow, no connection; or a redirect ended in 404 or 410, where no page of the feed
-                was read before.
+            FeedError: There is no response: the URL or a redirect leads to an origin that is not trusted, the
+                body is too large or too slow, or the connection failed. Or a redirect ended in 404 or 410, where
+                no page of the feed was read before.
         """
         known = known if method == "GET" and conditional_headers(known) else None
         try:
-            url, at_home = self._origins.check_url(
-                self._redirects.resolve(url), leads="links", posted=content is not None
+            url, same_origin = self._origins.check_url(
+                self._redirects.resolve(url), verb="links", posted=content is not None
             )
-            call = OutgoingRequest(url, at_home, method, headers, known, content, wait, errors)
-            patience = Deadline(self._timeout, wait)
-            with patience.scope:
-                return await self._send_with_auth(call, patience)
+            call = OutgoingRequest(url, same_origin, method, headers, known, content, wait, max_error_body)
+            deadline = Deadline(self._timeout, wait)
+            with deadline.scope:
+                return await self._send_with_auth(call, deadline)
         except self._sender.errors as error:
             self._redirects.forget()
             raise await self._sender.to_feed_error(error) from self._sender.cause(error)
         self._redirects.forget()
-        raise self._timeout_error(patience, wait)
+        raise self._timeout_error(deadline, wait)
 
     def check_link(self, url: str, *, posted: bool) -> str:
-        """What to ask at a URL that an answer leads to: it, without user, password and fragment.
+        """Return a link of a response without its user, password and fragment.
 
         Args:
             url: Absolute.
-            posted: Whether a body will be sent there.
+            posted: True if a body will be sent there.
 
         Raises:
-            FeedError: It is of an origin that is not trusted, or not with a body.
+            FeedError: Its origin is not trusted, or not with a body.
         """
-        return self._origins.check_url(url, leads="links", posted=posted)[0]
+        return self._origins.check_url(url, verb="links", posted=posted)[0]
 
-    def check_status(self, answer: Response) -> Response:
-        """The answer, if it is one by its status.
+    def check_status(self, response: Response) -> Response:
+        """Return the response if its status is a success.
 
         Raises:
-            FeedRefused: 4xx, and asking again will not help until somebody acts.
+            FeedRefused: 4xx, and a retry will not help until the server or the configuration changes.
             FeedGone: 410.
-            FeedError: Another status than 200, 203, 204 and 304, or 304 when all was asked for.
+            FeedError: Another status than 200, 203, 204 and 304, or 304 to a request without validators.
         """
-        if answer.status not in ACCEPTED_STATUSES:
-            raise error_for_status(answer.status, answer.retry_after, answer.where)
-        if answer.status == HTTPStatus.NOT_MODIFIED and answer.known is None:
+        if response.status not in ACCEPTED_STATUSES:
+            raise error_for_status(response.status, response.retry_after, response.where)
+        if response.status == HTTPStatus.NOT_MODIFIED and response.known is None:
             raise FeedError(
-                f"{answer.where} answered 304 Not Modified, but was asked for all there is; "
+                f"{response.where} answered 304 Not Modified, but was asked for all there is; "
                 "a cache on the way is broken",
-                retry_after=answer.retry_after,
+                retry_after=response.retry_after,
             )
-        return answer
+        return response
 
-    def remember_redirects(self, answer: Response) -> None:
-        """Remember the redirects that led to this answer. Call it once a page of the feed was read from it."""
-        if answer.status in ACCEPTED_STATUSES and answer.redirected:
-            self._redirects.confirm(answer.url)
-            for old, new in answer.permanent_redirects:
+    def remember_redirects(self, response: Response) -> None:
+        """Remember the redirects that led to this response, after a page of the feed was read from it."""
+        if response.status in ACCEPTED_STATUSES and response.redirected:
+            self._redirects.confirm(response.url)
+            for old, new in response.permanent_redirects:
                 self._redirects.learn(old, new)
 
     async def aclose(self) -> None:
-        """Give back connections. The next `send_request` opens them again, in whatever event loop that is."""
+        """Close the connections. The next `send_request` opens new ones, in whatever event loop it runs."""
         await self._sender.aclose()
 
-    def _timeout_error(self, patience: Deadline, wait: float) -> FeedError:
-        if patience.stalled:
+    def _timeout_error(self, deadline: Deadline, wait: float) -> FeedError:
+        if deadline.stalled:
             return FeedError(
                 f"{self.where} sent less than {MIN_BODY_PROGRESS} bytes of its body in {STALL_TIMEOUT:g} seconds; "
-                "it is asked "
-                "again later"
+                "it is asked again later"
             )
         return FeedError(
             f"{self.where} did not send a whole answer within {self._timeout + wait:g} seconds; "
             "raise timeout= if it needs longer"
         )
 
-    async def _send_with_auth(self, call: OutgoingRequest, patience: Deadline) -> Response:
-        answer = await self._follow_redirects(call, patience)
-        refused = answer.status == HTTPStatus.UNAUTHORIZED and self._origins.is_same_origin(answer.url)
+    async def _send_with_auth(self, call: OutgoingRequest, deadline: Deadline) -> Response:
+        response = await self._follow_redirects(call, deadline)
+        refused = response.status == HTTPStatus.UNAUTHORIZED and self._origins.is_same_origin(response.url)
         if refused and self._credentials.forget():
-            patience.expect_response()
-            answer = await self._follow_redirects(call, patience)
-        if answer.status not in ACCEPTED_STATUSES:
+            deadline.expect_response()
+            response = await self._follow_redirects(call, deadline)
+        if response.status not in ACCEPTED_STATUSES:
             self._redirects.forget()
         if (
-            answer.redirected
-            and answer.status in _MISSING_STATUSES
-            and not self._redirects.is_confirmed(answer.url)
+            response.redirected
+            and response.status in _MISSING_STATUSES
+            and not self._redirects.is_confirmed(response.url)
         ):
-            there = self._url_secrets.redact(answer.url)
+            there = self._url_secrets.redact(response.url)
             raise FeedError(
-                f"{self.where} was redirected to {there}, which answered {answer.status}; if the feed has "
+                f"{self.where} was redirected to {there}, which answered {response.status}; if the feed has "
                 "moved there, give its new URL; it is asked again later",
-                retry_after=answer.retry_after,
+                retry_after=response.retry_after,
             )
-        return answer
+        return response
 
-    async def _follow_redirects(self, call: OutgoingRequest, patience: Deadline) -> Response:
+    async def _follow_redirects(self, call: OutgoingRequest, deadline: Deadline) -> Response:
         for _ in range(MAX_REDIRECTS + 1):
             response = await self._sender.send(call)
             try:
                 if response.next_request is None:
-                    return await self._read_response(response, call, patience)
+                    return await self._read_response(response, call, deadline)
                 call = self._redirected_request(response, call)
             finally:
                 await close_response(response)
@@ -452,23 +446,25 @@ class Client:
     def _redirected_request(self, response: Any, call: OutgoingRequest) -> OutgoingRequest:
         following = call.after_redirect(response.status_code)
         posted = following.content is not None
-        url, at_home = self._origins.check_url(str(response.next_request.url), leads="redirects", posted=posted)
+        url, same_origin = self._origins.check_url(str(response.next_request.url), verb="redirects", posted=posted)
         if (
             response.status_code in _PERMANENT_REDIRECTS
             and following.method == call.method
             and is_cacheable(response.headers)
         ):
             following = following._replace(permanent_redirects=(*call.permanent_redirects, (call.url, url)))
-        return following._replace(url=url, same_origin=at_home)
+        return following._replace(url=url, same_origin=same_origin)
 
-    async def _read_response(self, response: Any, call: OutgoingRequest, patience: Deadline) -> Response:
+    async def _read_response(self, response: Any, call: OutgoingRequest, deadline: Deadline) -> Response:
         status = response.status_code
         headers, now = response.headers, time.time()
         where = self.where if call.same_origin else self._origins.describe_source(call.url)
+        body = b""
         if status in ACCEPTED_STATUSES:
-            body = await read_body(response, self._max_body, where, patience)
-        else:
-            body = await self._read_error_body(response, call, patience) if call.errors else b""
+            body = await read_body(response, self._max_body, where, deadline)
+        elif call.max_error_body:  # the error stands without it, too
+            with anyio.move_on_after(ERROR_BODY_TIMEOUT), suppress(FeedError, *self._sender.errors):
+                body = await read_body(response, call.max_error_body, "", deadline)
         wait = within_poll = requested_delay(status, headers, now)
         if wait is not None:
             within_poll = requested_delay(status, headers, now, within_poll=True)
@@ -484,17 +480,3 @@ class Client:
             within_poll,
             call.permanent_redirects,
         )
-
-    async def _read_error_body(self, response: Any, call: OutgoingRequest, patience: Deadline) -> bytes:
-        """What the server says to an error; empty if that cannot be had: the error is there all the same."""
-        with anyio.move_on_after(ERROR_BODY_TIMEOUT), suppress(FeedError, *self._sender.errors):
-            return await read_body(response, call.errors, "", patience)
-        return b""
-
-
-def _single_auth(url: httpx.URL, auth: Auth | None, headers: Mapping[str, str]) -> Auth | None:
-    """The credentials, which can be given in three places."""
-    in_url = (url.username, url.password) if url.userinfo else None
-    if sum((in_url is not None, auth is not None, "authorization" in headers)) > 1:
-        raise ValueError("credentials are given more than once: by auth=, in the URL, or in headers=; choose one")
-    return auth if in_url is None else in_url

@@ -1,9 +1,13 @@
-"""What authenticates a feed or a listener to its server, asked for again when it expires.
+"""Credentials of a feed or a listener, renewed by the caller's function when they expire.
 
-What is learnt here goes into the handshake and nowhere else (G12): no error, log line or `repr` names a value.
+Their values go into the headers of requests and nowhere else (G12): no error, log line or `repr` shows them. The
+text of an exception of the caller's function may hold a secret, so errors name only its class, and it is not
+their cause.
+
+A feed keeps its token until the server answers 401 (`FeedCredentials`). A listener gets its headers anew for each
+connection (`ListenerCredentials`).
 """
 
-import inspect
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
@@ -27,26 +31,26 @@ __all__ = [
 
 
 Auth: TypeAlias = httpx.Auth | tuple[str, str] | str | Callable[[], Awaitable[str | None]]
-"""An `httpx.Auth` (or one of the given client's own kind), a pair of user and password, a bearer token, or an
+"""An `httpx.Auth` (or its equivalent of the given client), a pair of user and password, a bearer token, or an
 async callable that returns a bearer token or `None`."""
 
 
 class FeedCredentials:
-    """Says what stands in `Authorization`.
+    """`Authorization` header of a feed's requests.
 
-    An `httpx.Auth` is left to the client. The others are not made into one: between two requests of an auth flow
-    httpx reads the 401 whole, whatever its size.
+    An `httpx.Auth` is left to the client. The other kinds are not turned into one, since between two requests of
+    an auth flow httpx reads the whole body of a 401, whatever its size.
 
     Args:
         auth: See `Auth`; `None` leaves authentication to the client.
         where: The URL without secrets, for errors.
 
     Attributes:
-        options: What to give to `client.send`.
+        options: Keyword arguments for `client.send`.
 
     Raises:
-        TypeError: `auth` is none of these.
-        ValueError: The token has characters that no header may have.
+        TypeError: `auth` has another type.
+        ValueError: The token has characters that a header may not have.
     """
 
     def __init__(self, auth: Auth | None, where: str) -> None:
@@ -54,16 +58,14 @@ class FeedCredentials:
         self._token_provider: Callable[[], Any] | None = None
         self._authorization: str | None = None
         self._is_current = True
-        self.options: dict[str, Any] = {} if auth is None else {"auth": None}  # None: not the client's own either
+        self.options: dict[str, Any] = {} if auth is None else {"auth": None}  # None: not the client's own
         match auth:
             case None:
                 pass
             case str():
                 self._authorization = _bearer(auth)
             case (str(user), str(password)):
-                self._authorization = (
-                    f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"  # RFC 7617 §2.1: UTF-8
-                )
+                self._authorization = _basic(user, password)
             case _ if hasattr(auth, "async_auth_flow"):
                 self.options = {"auth": auth}
             case _ if callable(auth):
@@ -75,7 +77,7 @@ class FeedCredentials:
                 )
 
     async def authorization(self) -> str | None:
-        """The header's value, or `None`. A callable is asked at first use.
+        """Return the header's value, or `None`. A callable is called at first use.
 
         Raises:
             FeedError: The callable failed, or its token cannot be sent.
@@ -85,16 +87,15 @@ class FeedCredentials:
         return self._authorization
 
     def forget(self) -> bool:
-        """Have the callable asked again; whether there is one, and asking can help."""
+        """Let the next use call the callable again; return False if there is none."""
         self._is_current = self._token_provider is None
         return not self._is_current
 
-    async def _request_token(self, ask: Callable[[], Any]) -> str | None:
+    async def _request_token(self, provider: Callable[[], Any]) -> str | None:
         try:
-            token = ask()
-            token = await token if isawaitable(token) else token
-        except Exception as error:  # noqa: BLE001  # whatever it is: tokens come from a network, and that comes back
-            # Without its cause, which a traceback shows: its words may hold the secret that it asked with.
+            token = await _get_value(provider)
+        except Exception as error:  # noqa: BLE001  # of any kind: tokens come from a network, whose faults pass
+            # No cause, which a traceback would show: its text may hold a secret.
             raise FeedError(
                 f"{self._where} was not asked: the callable given as auth= raised {type(error).__name__}; "
                 "have it log why"
@@ -107,6 +108,10 @@ class FeedCredentials:
             raise FeedError(f"{self._where} was not asked: {error}") from None
 
 
+def _basic(user: str, password: str) -> str:
+    return f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"  # RFC 7617 §2.1: UTF-8
+
+
 def _bearer(token: str) -> str:
     if not token or not is_header_value(token) or " " in token:
         raise ValueError("the token given by auth= is empty, or has a space or a control character in it")
@@ -114,18 +119,18 @@ def _bearer(token: str) -> str:
 
 
 HeaderSource: TypeAlias = Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]
-"""Headers, or who is asked for them at each connect."""
+"""Headers, or a function that returns them, called at each connect."""
 
 TokenSource: TypeAlias = str | Callable[[], str | Awaitable[str]]
-"""A token, or who is asked for it at each connect."""
+"""A token, or a function that returns it, called at each connect."""
 
 
 class CredentialsFailed(PushToPollError):
-    """Asking for the headers or the token failed. What the provider raised is named by its class alone."""
+    """The caller's function for the headers or the token failed. The text names only the class of its error."""
 
 
 class ListenerCredentials:
-    """The headers with which a channel is opened.
+    """Headers with which a listener opens its channel.
 
     Args:
         headers: Headers, or a function that returns them, async or plain; `None` for none.
@@ -133,8 +138,8 @@ class ListenerCredentials:
             returns it, async or plain; `None` for none.
 
     Raises:
-        TypeError: Headers or token are of no such type.
-        ValueError: Headers or token cannot stand in a header.
+        TypeError: The headers or the token have another type.
+        ValueError: The headers or the token have characters that a header may not have.
     """
 
     def __init__(self, headers: HeaderSource | None, token: TokenSource | None) -> None:
@@ -144,25 +149,24 @@ class ListenerCredentials:
 
     @property
     def renewable(self) -> bool:
-        """Whether asking again may bring something else."""
+        """True if another call may return other values."""
         return callable(self._headers) or callable(self._token)
 
     async def get_headers(self, *, within: float) -> dict[str, str]:
-        """Ask for the headers and the token.
+        """Return the headers, after a call of the caller's functions.
 
         Args:
-            within: Seconds after which a provider has failed: one that hangs must not silence the channel.
+            within: Seconds for these calls: a function that hangs must not silence the channel.
 
         Raises:
-            CredentialsFailed: A provider raised, hung, or gave what cannot stand in a header.
+            CredentialsFailed: A function raised, hung, or returned a value that a header may not have.
         """
         try:
             with anyio.fail_after(within):
                 headers, token = await _get_value(self._headers), await _get_value(self._token)
-        except Exception as error:  # noqa: BLE001  # whatever it is: tokens come from a network
-            # The text of a provider's error may hold the secret itself, so it is no cause either.
-            what = type(error).__name__
-            raise CredentialsFailed(f"asking for the headers or the token failed with {what}") from None
+        except Exception as error:  # noqa: BLE001  # of any kind: tokens come from a network
+            kind = type(error).__name__
+            raise CredentialsFailed(f"asking for the headers or the token failed with {kind}") from None
         try:
             return _merge_headers(headers, token)
         except (TypeError, ValueError) as error:
@@ -170,33 +174,29 @@ class ListenerCredentials:
 
 
 def basic_auth_header(user: str, password: str) -> dict[str, str]:
-    """The header for user and password (RFC 7617 §2.1: UTF-8)."""
-    return {"Authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
+    """Return the header for a user and password (RFC 7617)."""
+    return {"Authorization": _basic(user, password)}
 
 
 async def _get_value(source: Any) -> Any:
-    given = source() if callable(source) else source
-    return await given if inspect.isawaitable(given) else given
+    value = source() if callable(source) else source
+    return await value if isawaitable(value) else value
 
 
 def _merge_headers(headers: Any, token: Any) -> dict[str, str]:
     if not isinstance(headers, Mapping | None):
         raise TypeError(f"headers are a mapping of str to str, not {type(headers).__name__}")
-    joined = dict(headers or {})
+    merged = dict(headers or {})
     if token is not None:
-        joined = {name: value for name, value in joined.items() if str(name).lower() != "authorization"}
-        joined["Authorization"] = f"Bearer {_checked_token(token)}"
-    for name, value in joined.items():
+        merged = {name: value for name, value in merged.items() if str(name).lower() != "authorization"}
+        if not isinstance(token, str):
+            raise TypeError(f"a token is a str, not {type(token).__name__}")
+        if not token:
+            raise ValueError("the token is empty")
+        merged["Authorization"] = f"Bearer {token}"
+    for name, value in merged.items():
         _check_header(name, value)
-    return joined
-
-
-def _checked_token(token: Any) -> str:
-    if not isinstance(token, str):
-        raise TypeError(f"a token is a str, not {type(token).__name__}")
-    if not token:
-        raise ValueError("the token is empty")
-    return token
+    return merged
 
 
 def _check_header(name: Any, value: Any) -> None:

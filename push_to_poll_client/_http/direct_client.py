@@ -1,7 +1,8 @@
-"""An HTTP client for servers without a proxy in between: few layers, large reads.
+"""HTTP client for servers without a proxy in between: few layers, large reads.
 
-httpx takes 64 KiB at a time from the socket, and each piece climbs through a dozen layers: a page of 1,000 events
-takes ten reads where two do. And each request passes cookies, redirects, hooks and a log, of no use to a feed.
+httpx reads 64 KiB at a time from the socket, and each chunk passes a dozen layers: a page of 1,000 events takes
+ten reads where two are enough. Each request also passes cookies, redirects, hooks and a log, which a feed does not
+need.
 """
 
 import logging
@@ -20,17 +21,17 @@ __all__ = [
 
 
 READ_SIZE = 256 * 1024
-"""Bytes; asyncio takes no more at a time."""
+"""Bytes per read; asyncio reads no more at a time."""
 
 _logger = logging.getLogger("httpx")
 
 
 class DirectClient(httpx.AsyncClient):
-    """Sends as httpx does when it keeps no cookie and has no hook, for those who see to redirects themselves.
+    """Send as httpx does without cookies and hooks, for callers that follow redirects themselves.
 
     Args:
-        tls: Whom to trust.
-        limits: Of the connection pool.
+        tls: The TLS settings.
+        limits: Limits of the connection pool.
         settings: As for `httpx.AsyncClient`.
     """
 
@@ -39,35 +40,31 @@ class DirectClient(httpx.AsyncClient):
         super().__init__(transport=self._direct, **settings)
 
     async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
-        """Send a request whose answer is streamed. Who is to log, or given as `auth=`, goes httpx's own way."""
+        """Send a request and stream the response. With `auth=` or httpx's log, send it as httpx does."""
         if self.is_closed or options.get("auth") is not None or _logger.isEnabledFor(logging.INFO):
             return await super().send(request, **options)
         response = await self._direct.handle_async_request(request)
         response.request = request
         if response.has_redirect_location:
-            await _set_next_request(response)
+            try:
+                target = _redirect_target(request.url, response.headers["location"])
+            except (httpx.InvalidURL, ValueError):  # the latter from idna and urllib; its text may quote a secret
+                with anyio.CancelScope(shield=True):
+                    await response.aclose()
+                raise httpx.RemoteProtocolError(BAD_REDIRECT) from None
+            response.next_request = httpx.Request("GET", target)
         return response
-
-
-async def _set_next_request(response: httpx.Response) -> None:
-    try:
-        target = _redirect_target(response.request.url, response.headers["location"])
-    except (httpx.InvalidURL, ValueError):  # as of idna and urllib; a text may quote a secret
-        with anyio.CancelScope(shield=True):
-            await response.aclose()
-        raise httpx.RemoteProtocolError(BAD_REDIRECT) from None
-    response.next_request = httpx.Request("GET", target)
 
 
 def _redirect_target(url: httpx.URL, location: str) -> httpx.URL:
     target = httpx.URL(location)
-    if target.scheme and not target.host:  # "https:/path": httpx takes it for the same host, as browsers do
+    if target.scheme and not target.host:  # "https:/path" is on the same host to httpx, as to browsers
         target = target.copy_with(host=url.host)
     return url.join(target)
 
 
 class _LargeReadTransport(httpx.AsyncHTTPTransport):
-    """Httpx's transport, over sockets that are read in large pieces."""
+    """Transport of httpx over sockets that are read in large chunks."""
 
     def __init__(self, tls: ssl.SSLContext, limits: httpx.Limits) -> None:
         super().__init__(verify=tls, limits=limits)

@@ -20,19 +20,21 @@ __all__ = [
 
 
 BAD_REDIRECT = "a redirect to no URL"
-"""The text of the error that our own client raises for such an answer."""
+"""Text of the error that `DirectClient` raises for such a redirect."""
 
 
 def module_of(client: Any) -> Any:
-    """Where the errors of the client's kind are: httpx's and its successor's are unrelated classes.
+    """Return the module with the exceptions of a client.
+
+    The classes of httpx and of its successor are unrelated.
 
     Raises:
-        TypeError: It is no client.
+        TypeError: It is not a client.
     """
     if not all(hasattr(client, name) for name in ("aclose", "build_request", "send", "timeout")):
         raise TypeError(f"client is a {type(client).__name__}; give an httpx.AsyncClient or one of its shape")
-    for kind in type(client).__mro__:
-        module = sys.modules.get(kind.__module__.partition(".")[0])
+    for base in type(client).__mro__:
+        module = sys.modules.get(base.__module__.partition(".")[0])
         if hasattr(module, "LocalProtocolError") and hasattr(module, "PoolTimeout"):
             return module
     return httpx
@@ -43,11 +45,11 @@ _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
 def error_for_status(status: int, retry_after: float | None, where: str) -> FeedError:
-    """The error that an answer is which is none.
+    """Map the status of an HTTP error response to a FeedError.
 
     Args:
-        status: The answer's.
-        retry_after: Seconds that the server asks to be left alone; `None` when it did not.
+        status: Status of the response.
+        retry_after: Seconds for which the server asks not to be polled; `None` if it did not ask.
         where: The URL without secrets.
     """
     seen = f"{where} answered {status} {_PHRASES.get(status, '')}".rstrip()
@@ -60,7 +62,7 @@ def error_for_status(status: int, retry_after: float | None, where: str) -> Feed
 
 
 def error_for_exception(error: Exception) -> FeedError | None:
-    """What `raise_for_status()` of httpx, or of a client of its shape, speaks of; `None`: it is another error."""
+    """Map the error of `raise_for_status()`, of httpx or a client of its shape; `None` for any other error."""
     response: Any = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if not isinstance(status, int):

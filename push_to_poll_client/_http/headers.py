@@ -1,12 +1,12 @@
 """Read headers: how long a server asks to wait, dates, and `Link` fields.
 
-Nothing here does I/O, and nothing here raises on what a server or a user wrote.
+Nothing here does I/O. Malformed headers are ignored, not an error; only too many links are (`TooManyLinks`).
 
-The standard library has no parser for them. That of httpx (`response.links`) cannot be used: it splits at each
-`, <` and `;`, also within quotes and brackets, so that a title or a URL invents links; it gives up on a parameter
-with a second `=`, and loses the `rel` behind it; `rel="next last"` is one name to it, and `REL` and `Next` are
-others than `rel` and `next`; of two `rel` the last counts; a link of another context (`anchor`) passes for one of
-this answer; and targets stay relative.
+`Link` has a parser of its own, since the standard library has none, and the one of httpx (`response.links`) has
+these faults. It splits at each `, <` and `;`, even inside quotes and brackets, so that a title or a URL invents
+links. It gives up on a parameter with a second `=`, and loses the `rel` after it. It takes `rel="next last"` for
+one name, and `REL` and `Next` for other names than `rel` and `next`. Of two `rel` it takes the last. It takes a
+link of another context (`anchor`) for a link of this response. It leaves targets relative.
 """
 
 import re
@@ -32,78 +32,80 @@ __all__ = [
 
 
 is_header_name = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
-"""Whether it may name a header (RFC 9110 §5.6.2)."""
+"""Match a name that a header may have (RFC 9110 §5.6.2)."""
 
 is_header_value = re.compile(r"[\t -~]*").fullmatch
-"""Whether it can be sent as a header's value: h11 refuses others, and shows them in its error. A line break would
-let a value add headers of its own (RFC 9110 §5.5)."""
+"""Match a value that a header may have. h11 refuses others, and shows them in its error. A line break would let a
+value add headers of its own (RFC 9110 §5.5)."""
+
 _EPOCH = 1e9  # a reset above this is a date (2001 and later), below it a delay (30 years and less)
 _MILLISECONDS = 1e11  # a date above this would be after the year 5000: it is in milliseconds
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")  # \d would take digits of every script
 
-# RFC 9651 §3.1: one member of a list, a string or token with parameters. Possessive, hence linear.
+# RFC 9651 §3.1: one member of a list, a string or token with parameters. Possessive, so linear in time.
 _STRING = r'"(?:[^"\\]|\\.)*+"'
 _PARAMETER = rf"; *([a-z*][a-z0-9_.*-]*+)(?:=({_STRING}|[^\s;,\"]++))?"
 _MEMBER = re.compile(rf"[ \t]*(?:{_STRING}|[A-Za-z*][^\s;,\"]*+)(?P<parameters>(?:{_PARAMETER})*+)[ \t]*(?:,|$)")
 
-# The same as an earlier draft had it, a dictionary: limit=100, remaining=0, reset=30
+# The same header by an earlier draft, a dictionary: limit=100, remaining=0, reset=30
 _OLD_MEMBER = re.compile(r"(?:^|,)[ \t]*+(remaining|reset)=([0-9]++)")
 
 _VENDOR_PREFIXES = ("x-ratelimit", "x-rate-limit", "ratelimit")
 _DELAY_HEADERS = {"backoff", "ratelimit", "retry-after", "x-poll-interval"} | {
     f"{name}-reset" for name in _VENDOR_PREFIXES
 }
-"""The headers by which a server asks to be left alone; each way has one of them."""
+"""Headers by which a server asks for a delay; each known form of asking has one of them."""
 
 SECONDARY_LIMIT_DELAY = 60.0
-"""Seconds that GitHub wants at least, when a second limit is exceeded and nothing says for how long."""
+"""Shortest delay in seconds that GitHub wants after its secondary rate limit, if no header gives one."""
 
 
 def requested_delay(
     status: int, headers: Mapping[str, str], wall_clock: float, *, within_poll: bool = False
 ) -> float | None:
-    """How long the server asks to be left alone.
+    """Return how long the server asks not to be polled.
 
-    Read are `Retry-After` (RFC 9110 §10.2.3), `Backoff` (Mozilla), `X-Poll-Interval` (GitHub), `RateLimit`
-    (draft-ietf-httpapi-ratelimit-headers, also as its version 7 had it) and the vendors' `RateLimit-Remaining` and
-    `-Reset`, with `X-RateLimit-` and `X-Rate-Limit-` too. They may come with any status, also with success.
-    `Retry-After` wins over rate limits, as the draft demands; of what remains the largest counts. Ignored is what
-    is malformed, and `RateLimit-Policy`, which says how much and not when.
+    These headers are read, with any status: `Retry-After` (RFC 9110 §10.2.3), `Backoff` (Mozilla),
+    `X-Poll-Interval` (GitHub), `RateLimit` (draft-ietf-httpapi-ratelimit-headers, also in the form of its version
+    7), and the vendors' `RateLimit-Remaining` and `-Reset`, also as `X-RateLimit-` and `X-Rate-Limit-`.
+    `Retry-After` replaces rate limits, as the draft demands; of the other delays the largest counts. Malformed
+    headers are ignored, and so is `RateLimit-Policy`, which says how many requests and not when.
 
-    429 that tells of a quota which is not used up speaks of another one, and means a minute: GitHub's second
-    limit. The same with 403 cannot be told from a refusal, which is left alone for five. 429 without a word says
-    no time; whoever asks then waits a second, and longer each time.
+    A 429 with quota left is about another limit, and means a minute: GitHub's secondary limit. A 403 with quota
+    left cannot be told from a refusal, after which the consumer waits five minutes. A 429 without these headers
+    gives no delay; the consumer then waits a second, and longer each time.
 
     Args:
-        status: The answer's status.
-        headers: Its headers, by lower-case names or in a mapping that ignores case.
-        wall_clock: Now, in seconds since the epoch, for dates in an answer that has no `Date` of its own.
-        within_poll: Before a further page of the same poll: `X-Poll-Interval` is from one poll to the next.
+        status: Status of the response.
+        headers: Headers of the response, by lower-case names or in a mapping that ignores case.
+        wall_clock: Now, in seconds since the epoch, for dates in a response without `Date`.
+        within_poll: True before a further page of the same poll: `X-Poll-Interval` is the time between two polls.
 
     Returns:
-        Seconds from now, 0 for a date that has passed, at most `MAX_NOT_BEFORE`; `None`: the server did not ask.
+        Seconds from now, 0 for a date that has passed, at most `MAX_NOT_BEFORE`; `None` if the server did not ask.
     """
     if _DELAY_HEADERS.isdisjoint(map(str.lower, headers)):
         return None
     waits = [_number(headers, "backoff"), None if within_poll else _number(headers, "x-poll-interval")]
     now = http_date(headers, "date")
-    now = wall_clock if now is None else now  # the server's clock, since its dates are by it
-    retry_after = _retry_after(headers, now)
+    now = wall_clock if now is None else now  # the server's clock, to which its dates refer
+    retry_date = http_date(headers, "retry-after")
+    retry_after = _number(headers, "retry-after") if retry_date is None else max(0.0, retry_date - now)
     if retry_after is not None:
         waits.append(retry_after)
-    elif _header(headers, "age") is None:  # a cache's copy: the quota is somebody else's
+    elif _header(headers, "age") is None:  # a copy from a cache tells the quota of another client
         waits += [*_rate_limit(headers), *_rate_limit_reset(status, headers, now)]
     return max((min(wait, MAX_NOT_BEFORE) for wait in waits if wait is not None), default=None)
 
 
 def http_date(headers: Mapping[str, str], name: str) -> float | None:
-    """What a header says in any of the three forms of an HTTP date (RFC 9110 §5.6.7).
+    """Read a header in any of the three forms of an HTTP date (RFC 9110 §5.6.7).
 
     Returns:
-        Seconds since the epoch; `None`: the header is not there, or is no date.
+        Seconds since the epoch; `None` if the header is missing or is not a date.
     """
     value = _header(headers, name)
-    if not value or not value[0].isalpha():  # each form begins with a weekday; the parser takes much more
+    if not value or not value[0].isalpha():  # each form begins with a weekday; the parser accepts much more
         return None
     try:
         date = parsedate_to_datetime(value)
@@ -116,7 +118,7 @@ def http_date(headers: Mapping[str, str], name: str) -> float | None:
 def _header(headers: Mapping[str, str], name: str) -> str | None:
     try:
         value = headers.get(name)
-    except LookupError:  # websockets: the header is there twice, so neither can be believed
+    except LookupError:  # websockets raises it for a header sent twice; neither value can be trusted
         return None
     return None if value is None else value.strip(" \t")
 
@@ -126,24 +128,18 @@ def _number(headers: Mapping[str, str], name: str) -> float | None:
     return float(value) if value is not None and _NUMBER.fullmatch(value) else None
 
 
-def _retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    delay = _number(headers, "retry-after")
-    date = http_date(headers, "retry-after")
-    return delay if date is None else max(0.0, date - now)
-
-
 def _rate_limit(headers: Mapping[str, str]) -> list[float]:
-    """Of each policy without quota left (`r=0`) the seconds until there is more (`t`)."""
+    """Return for each policy without quota left (`r=0`) the seconds until there is more (`t`)."""
     value = _header(headers, "ratelimit") or ""
     old = dict(_OLD_MEMBER.findall(value))
     if old.keys() >= {"remaining", "reset"}:
         return [] if old["remaining"].strip("0") else [float(old["reset"])]
-    at, waits = 0, list[float]()
-    while at < len(value):
-        member = _MEMBER.match(value, at)
+    start, waits = 0, list[float]()
+    while start < len(value):
+        member = _MEMBER.match(value, start)
         if member is None:
-            return []  # RFC 9651 §4.2: malformed in one place, ignored as a whole
-        at = member.end()
+            return []  # RFC 9651 §4.2: a header that is malformed anywhere is ignored as a whole
+        start = member.end()
         given = dict(re.findall(_PARAMETER, member["parameters"]))
         if _NUMBER.fullmatch(given.get("t", "")) and re.fullmatch("0+", given.get("r", "")):
             waits.append(float(given["t"]))
@@ -151,7 +147,7 @@ def _rate_limit(headers: Mapping[str, str]) -> list[float]:
 
 
 def _rate_limit_reset(status: int, headers: Mapping[str, str], now: float) -> Iterator[float]:
-    """The vendors' headers, whose reset is a date with some and a delay with others."""
+    """Read the vendors' headers; some send the reset as a date, others as a delay."""
     refused = status == httpx.codes.TOO_MANY_REQUESTS
     for name in _VENDOR_PREFIXES:
         remaining = _number(headers, f"{name}-remaining")
@@ -164,9 +160,9 @@ def _rate_limit_reset(status: int, headers: Mapping[str, str], now: float) -> It
 
 
 MAX_LINKS = 100
-"""Links of an answer that are looked at. An API has five, a page on the web some dozens."""
+"""Links of a response that are read. An API sends about five, a web page some dozens."""
 
-# RFC 8288 §3 and appendix B.2, possessive and hence linear. A string that does not end ends with the field.
+# RFC 8288 §3 and appendix B.2; possessive, so linear in time. An unclosed string ends with the field.
 _LINK_STRING = r'"(?:[^"\\]++|\\.)*+"?+'
 _LINK_PARAMETER = rf"[ \t]*+;[ \t]*+([^\s=;,]*+)[ \t]*+(?:=[ \t]*+({_LINK_STRING}|[^;,\"]*+))?+"
 _LINK = re.compile(
@@ -181,52 +177,46 @@ class TooManyLinks(ValueError):
 
 
 def link_targets(fields: str, relation: str, base: str) -> Iterator[str]:
-    """Where the links of a relation lead, the first one first.
+    """Yield the targets of the links with a relation, in their order.
 
     Args:
-        fields: The values of all `Link` fields, with commas between them.
-        relation: Its type: "next", or a URL for one that is nobody's standard. Case says nothing.
-        base: What answered.
+        fields: The values of all `Link` fields, joined by commas.
+        relation: The relation type: "next", or a URL for one that is not registered. Case does not matter.
+        base: The URL that answered.
 
     Yields:
-        What stands between the brackets: relative, absolute, or nothing that makes a URL (`resolve_url`).
+        The text between the brackets: a relative or absolute URL, or not a URL at all (see `resolve_url`).
 
     Raises:
-        TooManyLinks: After the last target, since there may be another.
+        TooManyLinks: After the last target, if more links follow than are read.
     """
     relation, links = relation.lower(), _LINK.finditer(fields)
     for found in islice(links, MAX_LINKS):
-        if _has_relation(relation, _parse_parameters(found[2] or ""), base):
+        parameters = _parse_parameters(found[2] or "")
+        if relation not in parameters.get("rel", "").lower().split():
+            continue
+        anchor = parameters.get("anchor")
+        if anchor is None or resolve_url(anchor, base) == resolve_url(
+            "", base
+        ):  # RFC 8288 §3.2: the link's context
             yield found[1]
     if any(found[0] for found in links):
         raise TooManyLinks(f"more than {MAX_LINKS} links")
 
 
-def _has_relation(relation: str, parameters: Mapping[str, str], base: str) -> bool:
-    related = relation in parameters.get("rel", "").lower().split()
-    return related and _has_context(base, parameters.get("anchor"))
-
-
-def _has_context(base: str, anchor: str | None) -> bool:
-    """Whether the link's context is what answered (RFC 8288 §3.2)."""
-    return anchor is None or resolve_url(anchor, base) == resolve_url("", base)
-
-
 def _parse_parameters(parameters: str) -> dict[str, str]:
-    """By names in lower case. RFC 8288 §3.3: a second `rel` is ignored."""
+    """Return the parameters by lower-case name. A second `rel` is ignored (RFC 8288 §3.3)."""
     given: dict[str, str] = {}
     for name, value in _PARAMETERS.findall(parameters):
-        given.setdefault(name.lower(), _unquoted(value))
+        quoted = value.startswith('"')
+        text = _QUOTED_PAIR.sub(r"\1", value[1:].removesuffix('"')) if quoted else value.strip(" \t")
+        given.setdefault(name.lower(), text)
     return given
 
 
-def _unquoted(value: str) -> str:
-    return _QUOTED_PAIR.sub(r"\1", value[1:].removesuffix('"')) if value.startswith('"') else value.strip(" \t")
-
-
 def resolve_url(target: str, base: str) -> str | None:
-    """A link as an absolute URL; `None`: it makes none."""
+    """Return a link as an absolute URL; `None` if it is not a URL."""
     try:
         return str(httpx.URL(base).join(target.strip()))
-    except (httpx.InvalidURL, ValueError):  # and ValueError is what urljoin has to say
+    except (httpx.InvalidURL, ValueError):  # urljoin raises ValueError
         return None

@@ -1,6 +1,11 @@
-"""Which URLs may be asked, as whom, and what may be shown of them.
+"""Decide which origins a feed may reach, hide the secrets of URLs, and remember permanent redirects.
 
-Not on disk: a redirect by mistake is then over with the process, and the WARNING names what to configure.
+A URL passes through three rules. `without_secrets` and `URLSecrets` say how it is shown in errors, logs and
+status. `Origins` says whether it may be asked, and whether credentials go with the request. `Redirects` replaces
+the old URL of a feed that moved by its new one.
+
+Redirects are kept in memory only. A redirect that was a mistake is then forgotten with the process, and the
+WARNING names the URL to configure.
 """
 
 import hashlib
@@ -39,10 +44,10 @@ _HOST = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[^\s:@\\\[\]]+)(?::[0-9]*)?")
 
 
 def without_secrets(url: object) -> str:
-    """A URL as it may stand in errors, logs, `repr` and status.
+    """Return a URL as it may be shown in errors, logs, `repr` and status.
 
     Args:
-        url: A `str`, or what `str()` makes a URL of. Garbage is welcome.
+        url: A `str`, or an object that `str()` turns into a URL. It need not be valid.
 
     Returns:
         Scheme, host, port and path, without userinfo and fragment; of the query the names, each value replaced
@@ -53,14 +58,14 @@ def without_secrets(url: object) -> str:
 
 
 def identity(url: object) -> str:
-    """What tells one feed from another, without secrets.
+    """Return a name that tells one feed from another, without secrets.
 
     Args:
         url: As for `without_secrets`.
 
     Returns:
-        The URL without secrets, and if it has a query a digest of it: two feeds that differ in their queries
-        differ here. A secret in the query becomes part of what the feed is, so it belongs in a header.
+        The URL without secrets, with a digest of its query if it has one: feeds that differ in their queries
+        have different names. A new secret in the query makes a new name, so secrets belong in a header.
     """
     shown, query = _redacted_and_query(str(url))
     if not query:
@@ -69,27 +74,24 @@ def identity(url: object) -> str:
 
 
 def _redacted_and_query(url: str) -> tuple[str, str]:
-    """The URL as it may be shown, and its query."""
+    """Return the URL as it may be shown, and its query."""
     scheme, authority, path, query = _URL.findall(url)[0]
     host = authority.rpartition("@")[2]
     if not scheme or not _HOST.fullmatch(host):
         return "(not a URL)", url
-    names = "&".join(_redact_field(field) for field in re.split("[&;]", query))
+    fields = (field.partition("=") for field in re.split("[&;]", query))
+    # A field without "=" is as likely a secret as a name.
+    names = "&".join(f"{name}=…" if equals else "…" for name, equals, _ in fields)
     shown = f"{scheme.lower()}://{host.lower()}{path}" + (f"?{names}" if query else "")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown), query
 
 
-def _redact_field(field: str) -> str:
-    name, equals, _ = field.partition("=")
-    return f"{name}=…" if equals else "…"  # a field without "=" is as likely a key to something as a name
-
-
 def parse_http_url(url: str) -> httpx.URL:
-    """Take an address apart.
+    """Parse an absolute http:// or https:// URL.
 
     Raises:
-        TypeError: It is no `str`.
-        ValueError: It is no absolute http address. Its secrets are not in the text.
+        TypeError: It is not a `str`.
+        ValueError: It is not such a URL. The text of the error shows no secrets.
     """
     if not isinstance(url, str):
         raise TypeError(f"url is a {type(url).__name__}; give a str")
@@ -106,11 +108,11 @@ def parse_http_url(url: str) -> httpx.URL:
 
 
 Origin: TypeAlias = tuple[bytes, bytes, int | None]
-"""An origin (RFC 9110 §4.3.1): scheme, host and port, `None` for the scheme's own."""
+"""An origin (RFC 9110 §4.3.1): scheme, host and port; `None` means the default port of the scheme."""
 
 
 def origin_of(url: httpx.URL) -> Origin:
-    """The origin. By the raw host: decoding one that a server made up can fail."""
+    # The raw host, since decoding a host that a server made up can fail.
     return url.raw_scheme, url.raw_host, url.port
 
 
@@ -133,27 +135,29 @@ def _parse_origin(text: str) -> Origin:
 
 
 MAX_SECRET = 4096
-"""Characters. Tokens in URLs have some 50."""
+"""Longest secret, in characters. Tokens in URLs have about 50."""
 
 _SCHEME_AND_AUTHORITY = re.compile(r"[^:/?#]*:?//[^/?#]*")
 
 
 class URLSecrets:
-    """Fills the fields of a URL, `https://api.example/bot{token}/updates`, and puts them back into what is shown.
+    """Fill secrets into the fields of a URL, and put the fields back wherever the URL is shown.
 
     Args:
-        template: With a field in braces for each secret, in its path or query.
-        secrets: By the names of the fields.
+        template: The URL with a field in braces for each secret in its path or query, such as
+            `https://api.example/bot{token}/updates`.
+        secrets: The secrets by the names of their fields.
 
     Attributes:
-        where: The template without what else is secret in it.
-        url: Filled, each secret percent-encoded but for what every path may have (RFC 3986 §3.3).
-        identity: What the feed is, without secrets. Another secret is another feed: behind another token there
-            are other messages, and no cursor is good for both.
+        where: The template as it may be shown, without its other secrets.
+        url: The template with the secrets filled in, percent-encoded except for `:` and `@`, which every path may
+            have (RFC 3986 §3.3).
+        identity: Names the feed without secrets. Another secret makes another identity: behind another token
+            there are other messages, and a cursor is of use for only one of them.
 
     Raises:
-        TypeError: A name or a secret is no `str`.
-        ValueError: A secret is empty, or has no field, or one where no secret can stand.
+        TypeError: A name or a secret is not a `str`.
+        ValueError: A secret is empty or too long, or has no field in the path or query.
     """
 
     def __init__(self, template: str, secrets: Mapping[str, str]) -> None:
@@ -162,18 +166,20 @@ class URLSecrets:
         self._patterns: list[tuple[re.Pattern[str], str]] = []
         for name, secret in sorted(_check_secrets(template, secrets).items(), key=lambda item: -len(item[1])):
             self.url = self.url.replace(f"{{{name}}}", quote(secret, safe=":@"))
-            self._patterns.append((_secret_pattern(secret), f"{{{name}}}"))
+            # As it is and percent-encoded in any way, since servers rewrite URLs.
+            forms = (f"(?:{_percent_encoded(char)}|{re.escape(char)})" for char in secret)
+            self._patterns.append((re.compile("".join(forms)), f"{{{name}}}"))
         self.identity = identity(template)
         if secrets:
             digest = hashlib.sha256(self.url.encode(errors="surrogatepass")).hexdigest()
             self.identity = f"{self.where}#{digest[:8]}"
         self.redact: Callable[[object], str] = self._redact if secrets else without_secrets
-        """A URL as `without_secrets` shows it, and without these secrets, whoever wrote it."""
+        """Return any URL as `without_secrets` shows it, with these secrets replaced by their fields."""
 
     def mask(self, text: str) -> str:
-        """Any text, with the fields in place of their secrets."""
-        for form, field in self._patterns:
-            text = form.sub(field, text)
+        """Return a text with the fields in place of their secrets."""
+        for pattern, field in self._patterns:
+            text = pattern.sub(field, text)
         return text
 
     def _redact(self, url: object) -> str:
@@ -193,118 +199,112 @@ def _check_secrets(template: str, secrets: Mapping[str, str]) -> Mapping[str, st
     return secrets
 
 
-def _secret_pattern(secret: str) -> re.Pattern[str]:
-    """It as it is and percent-encoded in any way, since servers write URLs anew."""
-    forms = (f"(?:{_encoded(char)}|{re.escape(char)})" for char in secret)
-    return re.compile("".join(forms))
-
-
-def _encoded(char: str) -> str:
+def _percent_encoded(char: str) -> str:
     octets = char.encode(errors="surrogatepass")
     return "".join(f"(?i:%{octet:02x})" for octet in octets)
 
 
 class Origins:
-    """The origins that a feed reads from.
+    """Origins that a feed may read from.
 
     Args:
-        url: The feed's, without user and password.
-        hidden: What of it is not shown.
-        trusted: Others that it may lead to.
+        url: The feed's URL, without user and password.
+        url_secrets: Hide its secrets in errors.
+        trusted: Other origins to which the feed may lead.
 
     Attributes:
         where: The feed's URL without secrets, for errors.
 
     Raises:
-        TypeError: `trusted` is of the wrong type.
-        ValueError: One of them is no origin.
+        TypeError: `trusted` has the wrong type.
+        ValueError: One of `trusted` is not an origin.
     """
 
-    def __init__(self, url: httpx.URL, hidden: URLSecrets, trusted: Collection[str]) -> None:
-        self.where = hidden.where
-        self._url_secrets = hidden
+    def __init__(self, url: httpx.URL, url_secrets: URLSecrets, trusted: Collection[str]) -> None:
+        self.where = url_secrets.where
+        self._url_secrets = url_secrets
         self._feed_origin = origin_of(url)
         self._origin_prefix = str(url.copy_with(raw_path=b"/"))
         self._trusted = parse_origins(trusted)
 
-    def check_url(self, url: str, *, leads: str, posted: bool) -> tuple[str, bool]:
-        """What to ask.
+    def check_url(self, url: str, *, verb: str, posted: bool) -> tuple[str, bool]:
+        """Return the URL to ask in place of a URL that may come from a server.
 
         Args:
-            url: From whomever.
-            leads: What the feed does by it, for errors: it "links" or "redirects".
-            posted: Whether a body is to be sent, which may well hold a secret.
+            url: A URL from any source.
+            verb: How the feed leads there, for errors: it "links" or "redirects".
+            posted: True if a body will be sent, which may hold a secret.
 
         Returns:
-            The URL without user, password and fragment; and whether it is of the feed's own origin, so that
+            The URL without user, password and fragment; and True if it is of the feed's own origin, so that
             credentials may go there.
 
         Raises:
-            FeedError: It is no URL, or is of an origin that is not trusted, or not with a body or a secret.
+            FeedError: It is not a URL, or its origin is not trusted, or not with a body or a secret.
         """
-        if url.startswith(self._origin_prefix) and "#" not in url:  # as a rule, and that costs nothing
+        if url.startswith(self._origin_prefix) and "#" not in url:  # the usual case, and cheap
             return url, True
         try:
             target = httpx.URL(url).copy_with(userinfo=b"", fragment=None)
         except httpx.InvalidURL:  # whose text may quote a piece of a secret
-            raise FeedError(f"{self.where} {leads} to what is no URL; ask its publisher") from None
-        at_home = origin_of(target) == self._feed_origin
-        if not at_home:
-            self._check(target, leads, posted=posted)
-        return str(target), at_home
+            raise FeedError(f"{self.where} {verb} to what is no URL; ask its publisher") from None
+        same_origin = origin_of(target) == self._feed_origin
+        if not same_origin:
+            self._check_trusted(target, verb, posted=posted)
+        return str(target), same_origin
 
     def is_same_origin(self, url: str) -> bool:
-        """Whether it is of the feed's own origin."""
+        """Return True if the URL is of the feed's own origin."""
         return url.startswith(self._origin_prefix) or origin_of(httpx.URL(url)) == self._feed_origin
 
     def describe_source(self, url: str) -> str:
-        """Who said something, for errors: the feed, or another origin that it led to."""
+        """Name the source of a response for errors: the feed, or another origin that it led to."""
         return (
             self.where
             if self.is_same_origin(url)
             else f"{self.where}, which led to {self._url_secrets.redact(url)},"
         )
 
-    def _check(self, target: httpx.URL, leads: str, *, posted: bool) -> None:
+    def _check_trusted(self, target: httpx.URL, verb: str, *, posted: bool) -> None:
         there = self._url_secrets.redact(f"{target.scheme}://{target.netloc.decode('ascii')}/")
         if origin_of(target) not in self._trusted:
             raise FeedError(
-                f"{self.where} {leads} to another origin, {there}, which credentials must not follow; if the "
+                f"{self.where} {verb} to another origin, {there}, which credentials must not follow; if the "
                 "feed has moved there, give its new URL, or have it asked without them: trusted="
             )
         if posted:
-            raise FeedError(f"{self.where} {leads} to another origin, {there}, which must not get what is posted")
+            raise FeedError(f"{self.where} {verb} to another origin, {there}, which must not get what is posted")
         if self._url_secrets.mask(str(target)) != str(target):
             raise FeedError(
-                f"{self.where} {leads} to another origin, {there}, by a URL that holds a secret which is not its"
+                f"{self.where} {verb} to another origin, {there}, by a URL that holds a secret which is not its"
             )
 
 
 MAX_REMEMBERED_REDIRECTS = 16
-"""Of one feed. Its pages move together, by their path."""
+"""Redirects remembered for one feed. Its pages move together, by their path."""
 
 MAX_CONFIRMED_PATHS = 16
-"""Paths of one feed at which redirects ended and a page was read: one for each path that the feed has."""
+"""Paths remembered at which redirects ended and a page was read: one for each path that the feed has."""
 
 MAX_STEPS = 5
-"""From where a feed was once to where it is now."""
+"""Remembered redirects followed in a row, from the first URL of a feed to its present one."""
 
 MAX_AGE = 3600.0
-"""Seconds until the old URL is looked at again, 24 requests a day: a maintenance page that says "for good", and
-"200 OK" of itself, is over then."""
+"""Seconds until the old URL is asked again, 24 requests a day. A maintenance page with a permanent redirect and
+the status 200 is over by then."""
 
 _logger = logging.getLogger("push_to_poll_client")
 
 
 class Redirects:
-    """Knows the new URL for an old one. All in an event loop, by whose clock it forgets.
+    """Replace the old URLs of a feed by those that permanent redirects led to. For use in an event loop.
 
     Args:
-        shown: What stands in the log for a URL.
+        redact: Return a URL as the log may show it.
     """
 
-    def __init__(self, shown: Callable[[object], str]) -> None:
-        self._redact = shown
+    def __init__(self, redact: Callable[[object], str]) -> None:
+        self._redact = redact
         self._paths: OrderedDict[str, str] = OrderedDict()
         self._urls: OrderedDict[str, str] = OrderedDict()
         self._confirmed: OrderedDict[str, None] = OrderedDict()
@@ -312,25 +312,25 @@ class Redirects:
         self._last_warned: str | None = None
 
     def resolve(self, url: str) -> str:
-        """Where to ask for what was at this URL."""
+        """Return the present URL for this one."""
         if not self._paths and not self._urls:
             return url
         if not 0 <= anyio.current_time() - self._since < MAX_AGE:
             self.forget()
         for _ in range(MAX_STEPS):
-            path, mark, query = url.partition("?")
+            path, separator, query = url.partition("?")
             if url in self._urls:
                 url = self._urls[url]
             elif path in self._paths:
-                url = f"{self._paths[path]}{mark}{query}"
+                url = f"{self._paths[path]}{separator}{query}"
             else:
                 break
         return url
 
     def learn(self, old: str, new: str) -> None:
-        """Remember a move. One that kept the query holds for every query: a feed moves with all its pages.
+        """Remember a permanent redirect, and log a WARNING once for each new URL.
 
-        A WARNING tells of it, once for each place that it leads to.
+        A redirect that kept the query is used for every query: a feed moves with all its pages.
         """
         if not self._paths and not self._urls:
             self._since = anyio.current_time()
@@ -339,10 +339,10 @@ class Redirects:
             _remember(self._paths, old_path, new_path)
         else:
             _remember(self._urls, old, new)
-        there = self._redact(new)
-        if there != self._last_warned:
-            self._last_warned = there
-            _logger.warning("%s has moved for good: configure its new URL, %s", self._redact(old), there)
+        shown = self._redact(new)
+        if shown != self._last_warned:
+            self._last_warned = shown
+            _logger.warning("%s has moved for good: configure its new URL, %s", self._redact(old), shown)
 
     def confirm(self, url: str) -> None:
         """Note that redirects led to a page of the feed at this URL, so that errors from there are believed."""
@@ -356,7 +356,7 @@ class Redirects:
         return _path(url) in self._confirmed
 
     def forget(self) -> None:
-        """Begin at the old URLs again: something is wrong with the new ones, and it may be the move."""
+        """Return to the old URLs: something failed at the new ones, and the redirect may be the reason."""
         self._paths.clear()
         self._urls.clear()
 
@@ -365,9 +365,9 @@ def _path(url: str) -> str:
     return url.partition("?")[0]
 
 
-def _remember(moves: OrderedDict[str, str], old: str, new: str) -> None:
-    moves.pop(new, None)  # whoever moved back has not moved
+def _remember(redirects: OrderedDict[str, str], old: str, new: str) -> None:
+    redirects.pop(new, None)  # a feed that moved back is at its old URL
     if old != new:
-        moves[old] = new
-        if len(moves) > MAX_REMEMBERED_REDIRECTS:
-            moves.popitem(last=False)
+        redirects[old] = new
+        if len(redirects) > MAX_REMEMBERED_REDIRECTS:
+            redirects.popitem(last=False)

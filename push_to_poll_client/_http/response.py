@@ -1,9 +1,10 @@
 """Read an HTTP response, bounded in size and time.
 
-One cancel scope for both, whose deadline moves: a scope for each piece of a body would cost more than its reading.
+Time: one cancel scope bounds the whole response and each stretch of its body, by a deadline that moves. A scope
+for each chunk would cost more than reading the chunk.
 
-httpx unpacks whatever it read from the socket at once, and 64 KiB of gzip can hold 64 MiB. Here zlib is told
-each time how much it may give.
+Size: httpx decompresses all that it read from the socket at once, and 64 KiB of gzip can hold 64 MiB. Here zlib is
+told each time how many bytes it may return.
 """
 
 import re
@@ -33,22 +34,22 @@ __all__ = [
 
 
 STALL_TIMEOUT = 10.0
-"""Seconds in which `MIN_BODY_PROGRESS` bytes of a body have to come. TCP sends a lost packet again within 3."""
+"""Seconds in which `MIN_BODY_PROGRESS` bytes of a body must arrive. TCP sends a lost packet again within 3."""
 
 MIN_BODY_PROGRESS = 1024
-"""Bytes that have to come in `STALL_TIMEOUT` seconds: a tenth of what modems did."""
+"""Bytes that must arrive in `STALL_TIMEOUT` seconds: a tenth of the speed of a modem."""
 
 
 class Deadline:
-    """The time for one answer. Made when it is asked for.
+    """Deadline of one response, counted from the making of this object.
 
     Args:
-        timeout: Seconds for the whole answer.
-        wait: Seconds for which the server may hold it, on top. So long its body may stand still, too: CouchDB
+        timeout: Seconds for the whole response.
+        wait: Seconds for which the server may hold it, in addition. During these its body may stall, too: CouchDB
             sends a newline now and then.
 
     Attributes:
-        scope: What it all happens in.
+        scope: The cancel scope in which to send the request and read the response.
     """
 
     def __init__(self, timeout: float, wait: float) -> None:
@@ -59,77 +60,34 @@ class Deadline:
         self.scope = anyio.CancelScope(deadline=self._end)
 
     def start_body(self) -> None:
-        """The headers are here."""
+        """Note that the headers arrived, or enough of the body: from now on the body must not stall."""
         self._missing = MIN_BODY_PROGRESS
         self.scope.deadline = min(self._end, max(self._hold_end, anyio.current_time()) + STALL_TIMEOUT)
 
     def add_bytes(self, size: int) -> None:
-        """So many bytes of the body came."""
+        """Note how many bytes of the body arrived."""
         self._missing -= size
         if self._missing <= 0:
             self.start_body()
 
     def expect_response(self) -> None:
-        """Another answer is asked for in the same time."""
+        """Note that another request is sent, whose response has to arrive before the same deadline."""
         self.scope.deadline = self._end
 
     @property
     def stalled(self) -> bool:
-        """Whether that was it, when the scope was cancelled."""
+        """True if a stalled body cancelled the scope, False if the whole response took too long."""
         return self.scope.deadline < self._end
 
 
 ACCEPT_ENCODING = "gzip"
-"""What is asked for. It can unpack deflate too, of which servers have two kinds; httpx would ask for more."""
+"""The only encoding asked for; httpx would ask for more. Deflate, of which servers have two kinds, is read too."""
 
-_NO_BODY = frozenset({204, 304})
 _PADDING = b"\0 \t\r\n"
-_SIZE = re.compile(r"[0-9]+")
-
-
-async def read_body(response: Any, limit: int, where: str, patience: Deadline) -> bytes:
-    """Read a streamed `httpx.Response`, or one of another module, to its end.
-
-    Args:
-        response: Not read yet.
-        limit: Bytes, for the body on the wire and for the body unpacked. Not more than a read from the socket
-            beyond it is ever held.
-        where: The URL without secrets, for errors.
-        patience: Is told what comes.
-
-    Raises:
-        FeedError: It is larger, or is not what its `Content-Encoding` says, or that is unknown here.
-    """
-    if response.is_stream_consumed:  # by a transport that keeps answers, as caches and mocks do
-        _check_size(len(response.content), limit, where)
-        return bytes(response.content)
-    _check_size(_content_length(response), limit, where)
-    unpack = _decoder_for(response.headers.get("content-encoding", ""), where)
-    parts, size, wire = list[bytes](), 0, 0
-    chunks = response.aiter_raw()
-    patience.start_body()
-    try:
-        async for chunk in chunks:
-            patience.add_bytes(len(chunk))
-            part = unpack.decode(chunk, limit + 1 - size)
-            wire, size = wire + len(chunk), size + len(part)
-            _check_size(max(wire, size), limit, where)
-            parts.append(part)
-    except BaseException:
-        await unwind(chunks)
-        raise
-    if wire:
-        unpack.flush()
-    return b"".join(parts)
-
-
-def _check_size(size: int, limit: int, where: str) -> None:
-    if size > limit:
-        raise FeedError(f"{where} sent a body of more than {limit} bytes; raise max_body= if that is right")
 
 
 class _IdentityDecoder:
-    def decode(self, chunk: bytes, most: int) -> bytes:  # noqa: ARG002
+    def decode(self, chunk: bytes, max_length: int) -> bytes:  # noqa: ARG002
         return chunk
 
     def flush(self) -> None:
@@ -137,19 +95,19 @@ class _IdentityDecoder:
 
 
 class _ZlibDecoder:
-    """Zlib, by any of its three wrappings."""
+    """Decompress zlib data in any of its three formats: zlib, gzip or raw."""
 
     def __init__(self, name: str, wbits: int, where: str) -> None:
         self._zlib = zlib.decompressobj(wbits=wbits)
         self._name = name
         self._where = where
 
-    def decode(self, chunk: bytes, most: int) -> bytes:
+    def decode(self, chunk: bytes, max_length: int) -> bytes:
         if self._zlib.eof:
             self._check_trailing_data(chunk)
             return b""
         try:
-            part = self._zlib.decompress(chunk, most)
+            part = self._zlib.decompress(chunk, max_length)
         except zlib.error as error:
             raise FeedError(f"{self._where} sent a body that is no {self._name}: {quoted(error)}") from error
         self._check_trailing_data(self._zlib.unused_data)
@@ -160,7 +118,7 @@ class _ZlibDecoder:
             raise FeedError(f"{self._where} sent a {self._name} body that ends in the middle")
 
     def _check_trailing_data(self, data: bytes) -> None:
-        """Padding is ignored, as browsers do. A second file, which gzip allows, would be lost."""
+        # Padding is ignored, as browsers do. A second file, which gzip allows, would be lost.
         if data.strip(_PADDING):
             raise FeedError(
                 f"{self._where} sent a {self._name} body with something behind its end; "
@@ -169,42 +127,34 @@ class _ZlibDecoder:
 
 
 class _DeflateDecoder:
-    """By the standard in zlib's wrapping (RFC 9110 §8.4.1.2), by many servers in none."""
+    """Decompress deflate: by the standard in zlib's format (RFC 9110 §8.4.1.2), from many servers raw."""
 
     def __init__(self, where: str) -> None:
         self._where = where
         self._head = b""
         self._decoder: _ZlibDecoder | None = None
 
-    def decode(self, chunk: bytes, most: int) -> bytes:
+    def decode(self, chunk: bytes, max_length: int) -> bytes:
         if self._decoder is None:
             self._head += chunk
-            if len(self._head) < 2:  # noqa: PLR2004  # bytes of zlib's head
+            if len(self._head) < 2:  # noqa: PLR2004  # bytes of a zlib header
                 return b""
-            chunk, self._decoder = self._head, _ZlibDecoder("deflate", _wbits(self._head), self._where)
-        return self._decoder.decode(chunk, most)
+            chunk = self._head
+            # RFC 1950 §2.2: a zlib header says 8 for deflate, and is a multiple of 31.
+            is_zlib = chunk[0] & 15 == 8 and (chunk[0] * 256 + chunk[1]) % 31 == 0  # noqa: PLR2004
+            wbits = zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
+            self._decoder = _ZlibDecoder("deflate", wbits, self._where)
+        return self._decoder.decode(chunk, max_length)
 
     def flush(self) -> None:
         (self._decoder or _ZlibDecoder("deflate", zlib.MAX_WBITS, self._where)).flush()
-
-
-def _wbits(head: bytes) -> int:
-    """RFC 1950 §2.2: a zlib head says 8, and is a multiple of 31."""
-    is_zlib = head[0] & 15 == 8 and (head[0] * 256 + head[1]) % 31 == 0  # noqa: PLR2004
-    return zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS
-
-
-def _content_length(response: Any) -> int:
-    """The bytes that are to come; 0: it does not say. 304 speaks of a body that it does not have."""
-    length = response.headers.get("content-length", "")
-    return int(length[:20]) if _SIZE.fullmatch(length) and response.status_code not in _NO_BODY else 0
 
 
 def _decoder_for(encoding: str, where: str) -> _IdentityDecoder | _ZlibDecoder | _DeflateDecoder:
     match encoding.strip().lower():
         case "" | "identity":
             return _IdentityDecoder()
-        case "gzip" | "x-gzip":  # RFC 9110 §8.4.1.3: the same
+        case "gzip" | "x-gzip":  # two names for one format (RFC 9110 §8.4.1.3)
             return _ZlibDecoder("gzip", zlib.MAX_WBITS | 16, where)
         case "deflate":
             return _DeflateDecoder(where)
@@ -214,24 +164,71 @@ def _decoder_for(encoding: str, where: str) -> _IdentityDecoder | _ZlibDecoder |
             )
 
 
+_NO_BODY = frozenset({204, 304})
+_SIZE = re.compile(r"[0-9]+")
+
+
+def _check_size(size: int, limit: int, where: str) -> None:
+    if size > limit:
+        raise FeedError(f"{where} sent a body of more than {limit} bytes; raise max_body= if that is right")
+
+
+async def read_body(response: Any, limit: int, where: str, deadline: Deadline) -> bytes:
+    """Read a streamed `httpx.Response`, or one of another module, to its end.
+
+    Args:
+        response: Not read yet.
+        limit: Largest body in bytes, both on the wire and decompressed. At most one read from the socket is held
+            beyond it.
+        where: The URL without secrets, for errors.
+        deadline: Is told of each chunk.
+
+    Raises:
+        FeedError: The body is too large or does not match its `Content-Encoding`, or that encoding is unknown.
+    """
+    if response.is_stream_consumed:  # by a transport that stores responses, as caches and mocks do
+        _check_size(len(response.content), limit, where)
+        return bytes(response.content)
+    length = response.headers.get("content-length", "")
+    if _SIZE.fullmatch(length) and response.status_code not in _NO_BODY:  # 304 may name a length without a body
+        _check_size(int(length[:20]), limit, where)
+    decoder = _decoder_for(response.headers.get("content-encoding", ""), where)
+    parts, size, wire = list[bytes](), 0, 0
+    chunks = response.aiter_raw()
+    deadline.start_body()
+    try:
+        async for chunk in chunks:
+            deadline.add_bytes(len(chunk))
+            part = decoder.decode(chunk, limit + 1 - size)
+            wire, size = wire + len(chunk), size + len(part)
+            _check_size(max(wire, size), limit, where)
+            parts.append(part)
+    except BaseException:
+        await unwind(chunks)
+        raise
+    if wire:
+        decoder.flush()
+    return b"".join(parts)
+
+
 ACCEPTED_STATUSES = frozenset({200, 203, 204, 304})
-"""What is an answer; the others are refusals."""
+"""Statuses of success; with any other the response is an error."""
 
 
 class Response(NamedTuple):
-    """What the server said.
+    """Response of the server, read to its end.
 
     Attributes:
-        status: Of any kind.
-        headers: By names in whatever case.
-        body: Unpacked.
-        retry_after: Seconds that the server asks to be left alone; `None` when it did not.
-        url: What answered, after redirects: what links in the answer are relative to. It may hold secrets.
-        known: By what it was asked for news alone; `None`: for all there is.
-        redirected: Whether another URL answered than was asked.
-        where: Who said it, for errors, without secrets: the feed, or another origin that it led to.
+        status: Any HTTP status.
+        headers: Names in any case.
+        body: Decompressed.
+        retry_after: Seconds for which the server asks not to be polled; `None` if it did not ask.
+        url: URL that answered, after redirects; links in the response are relative to it. It may hold secrets.
+        known: Validators sent with the request; `None` if there were none, so that all was asked for.
+        redirected: True if another URL answered than was asked.
+        where: Source of the response for errors, without secrets: the feed, or another origin that it led to.
         within_poll: As `retry_after`, before a further page of the same poll.
-        moves: The permanent redirects that were followed to this answer, each as its old and its new URL.
+        permanent_redirects: The permanent redirects that led here, each as its old and its new URL.
     """
 
     status: int
@@ -247,52 +244,49 @@ class Response(NamedTuple):
 
     @property
     def media_type(self) -> str:
-        """What it calls itself, in lower case and without parameters; "" when it does not."""
+        """Media type of the response in lower case, without parameters; "" if it has none."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    def wrong_type(self, right: str) -> FeedError:
-        """The error for what calls itself something else than this feed can read: `right` says what that is."""
+    def wrong_type(self, expected: str) -> FeedError:
+        """Return the error for a media type that the feed cannot read; `expected` says which it can."""
         stated = quoted(self.headers.get("content-type", ""))
         return FeedError(
-            f"{self.where} sent {stated}, {right}; check that the URL is that of a feed and no login page stands "
-            "before it"
+            f"{self.where} sent {stated}, {expected}; check that the URL is that of a feed and no login page "
+            "stands before it"
         )
 
     @property
     def validators(self) -> Validators | None:
-        """By what to ask for news alone the next time, once all that came is settled; `None`: for all again.
-
-        They belong to the URL that was asked: an answer by way of a redirect has none.
-        """
-        if self.redirected:
+        """Validators to send next time, once all messages of the response are settled; `None` if it has none."""
+        if self.redirected:  # validators belong to the URL that was asked
             return None
         return validators_of(self.headers, self.known if self.status == HTTPStatus.NOT_MODIFIED else None)
 
 
-def find_link(answer: Response, relation: str) -> str | None:
-    """Where the first link of this relation leads.
+def find_link(response: Response, relation: str) -> str | None:
+    """Return the target of the first link with this relation.
 
     Args:
-        answer: Of a server.
-        relation: Its type: "next", or a URL for one that is nobody's standard. Case says nothing.
+        response: The response with the `Link` headers.
+        relation: The relation type: "next", or a URL for one that is not registered. Case does not matter.
 
     Returns:
-        The target, absolute: resolved against what answered. It may be of another origin, which `Origin.ask`
-        looks at, and hold secrets. `None`: there is no such link.
+        The absolute target, or `None` if there is no such link. It may be of another origin, which
+        `Client.send_request` checks, and may hold secrets.
 
     Raises:
-        FeedError: There is one, and it leads to no URL; or there are too many others before it. Taken for none,
-            it would look like the end of the feed.
+        FeedError: The target is not a URL, or too many links come before it. To ignore such a link would look
+            like the end of the feed.
     """
     try:
-        target = next(link_targets(answer.headers.get("link", ""), relation, answer.url), None)
+        target = next(link_targets(response.headers.get("link", ""), relation, response.url), None)
     except TooManyLinks:
         raise FeedError(
-            f"{answer.where} has more than {MAX_LINKS} links, and none of the first is what was sought"
+            f"{response.where} has more than {MAX_LINKS} links, and none of the first is what was sought"
         ) from None
     if target is None:
         return None
-    url = resolve_url(target, answer.url)
+    url = resolve_url(target, response.url)
     if url is None:
-        raise FeedError(f"{answer.where} links to its {quoted(relation)} by what is no URL")
+        raise FeedError(f"{response.where} links to its {quoted(relation)} by what is no URL")
     return url

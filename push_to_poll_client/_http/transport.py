@@ -1,4 +1,4 @@
-"""Open the HTTP client that feeds and listeners send by, and close what a failed request leaves."""
+"""Open the HTTP client of feeds and listeners, and close the connections that failed requests leave open."""
 
 import functools
 import ssl
@@ -28,44 +28,36 @@ __all__ = [
 
 @functools.cache
 def shared_tls_context() -> ssl.SSLContext:
-    """The one TLS context of the process: each would cost 840 KiB and tens of milliseconds."""
+    """Return the TLS context of the process. Each further one would cost 840 KiB and tens of milliseconds."""
     return httpx.create_ssl_context()
+
+
+@functools.cache
+def user_agent(http_library: str = f"python-httpx/{httpx.__version__}") -> str:
+    """Return the `User-Agent` header (RFC 9110 §10.1.5): this library, and the one that it sends with."""
+    try:
+        version = metadata.version("push-to-poll-client")
+    except metadata.PackageNotFoundError:  # run from its sources
+        version = "0"
+    return f"push-to-poll-client/{version} {http_library}"
 
 
 KEEP_ALIVE = 90.0
 """Seconds: longer than the default fallback interval, so that an idle consumer does not pay a handshake a poll."""
 
 
-CLOSE_TIMEOUT = 2.0
-"""Seconds for giving back a connection. Nothing is said for goodbye, so only what is broken takes any time."""
-
-
-@functools.cache
-def user_agent(beneath: str = f"python-httpx/{httpx.__version__}") -> str:
-    """Who asks, for the server's log (RFC 9110 §10.1.5): this library, and what it sends by.
-
-    Args:
-        beneath: How that calls itself.
-    """
-    try:
-        version = metadata.version("push-to-poll-client")
-    except metadata.PackageNotFoundError:  # run from its sources
-        version = "0"
-    return f"push-to-poll-client/{version} {beneath}"
-
-
 def open_client(
     timeout: httpx.Timeout,
     *,
     tls: ssl.SSLContext | None = None,
-    shown: Callable[[object], str] = without_secrets,
+    redact: Callable[[object], str] = without_secrets,
 ) -> httpx.AsyncClient:
     """Open a client that logs no secret and keeps no cookie. A proxy is taken from the environment.
 
     Args:
-        timeout: For requests that name none of their own.
-        tls: Whom to trust; `None`: the certificates that the machine trusts.
-        shown: What stands in the log for a URL.
+        timeout: For requests without a timeout of their own.
+        tls: The TLS settings; `None` trusts the certificates that the machine trusts.
+        redact: Return a URL as the log may show it.
     """
     tls = tls or shared_tls_context()
     limits = httpx.Limits(max_connections=10, max_keepalive_connections=2, keepalive_expiry=KEEP_ALIVE)
@@ -74,7 +66,7 @@ def open_client(
         "headers": {"user-agent": user_agent()},
         "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=())),  # kept, they would grow without bound
         "event_hooks": {
-            "request": [functools.partial(_hide_url, shown)],
+            "request": [functools.partial(_hide_url, redact)],
             "response": [_restore_url, _drop_challenge],
         },
     }
@@ -86,43 +78,47 @@ def open_client(
 
 
 class _RedactedURL(httpx.URL):
-    def __init__(self, url: httpx.URL, shown: Callable[[object], str]) -> None:
+    def __init__(self, url: httpx.URL, redact: Callable[[object], str]) -> None:
         super().__init__(url)
-        self._redact = shown
+        self._redact = redact
 
     def __str__(self) -> str:
         return self._redact(super().__str__())
 
 
-async def _hide_url(shown: Callable[[object], str], request: httpx.Request) -> None:
-    """Httpx logs the URL of each request at level INFO, with its query."""
-    request.url = _RedactedURL(request.url, shown)
+async def _hide_url(redact: Callable[[object], str], request: httpx.Request) -> None:
+    # httpx logs the URL of each request at level INFO, with its query.
+    request.url = _RedactedURL(request.url, redact)
 
 
 async def _restore_url(response: httpx.Response) -> None:
-    """An `httpx.Auth` that signs URLs sees the request again."""
+    # An `httpx.Auth` that signs URLs sees the request again.
     response.request.url = httpx.URL(response.request.url)
 
 
 async def _drop_challenge(response: httpx.Response) -> None:
-    """Httpx reads and unpacks a 401 whole for an `httpx.Auth`, whatever its size; its header is enough."""
+    # httpx reads and decompresses the whole body of a 401 for an `httpx.Auth`, which only needs the headers.
     if response.status_code == HTTPStatus.UNAUTHORIZED:
         await cast("httpx.AsyncByteStream", response.stream).aclose()
         response.stream = httpx.ByteStream(b"")
 
 
-def close_on_failure(url: str) -> AbstractAsyncContextManager[dict[str, Any]]:
-    """Close the socket that a request opened, if the block fails or is cancelled before it is of use.
+CLOSE_TIMEOUT = 2.0
+"""Seconds to close a connection. Closing waits for no reply, so only a broken connection takes any time."""
 
-    httpcore 1.0.9 forgets the socket of a TLS handshake that is cancelled: a server that stalls there would cost
-    one at each attempt, until the garbage collector comes. After the handshake a connection may serve others too
-    (HTTP/2), and is the pool's.
+
+def close_on_failure(url: str) -> AbstractAsyncContextManager[dict[str, Any]]:
+    """Close the socket that a request opened, if the block fails or is cancelled during the TLS handshake.
+
+    httpcore 1.0.9 forgets the socket of a TLS handshake that is cancelled. A server that stalls there would cost
+    one socket per attempt, until the garbage collector closes them. After the handshake the connection belongs to
+    the pool, and may serve other requests (HTTP/2).
 
     Args:
-        url: Where the request goes; without TLS nothing is to be done, and being told costs some 20 µs.
+        url: Where the request goes. Without TLS nothing is watched, since that costs some 20 µs.
 
     Returns:
-        Gives the request's extensions.
+        A context manager whose value is the extensions of the request.
     """
     return _close_on_failure() if url.startswith("https:") else nullcontext({})
 
@@ -148,7 +144,7 @@ async def _close_on_failure() -> AsyncIterator[dict[str, Any]]:
 
 @asynccontextmanager
 async def unwinding(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
-    """End the reading of a body at the end of the block, also in the middle."""
+    """Stop reading a body at the end of the block, even if it was not read to its end."""
     try:
         yield chunks
     finally:
@@ -156,11 +152,11 @@ async def unwinding(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator
 
 
 async def unwind(chunks: AsyncIterator[bytes]) -> None:
-    """End the reading of a body in the middle.
+    """Stop reading a body before its end.
 
-    httpx reads through half a dozen generators, one in another, and closing the outer one drops those within:
-    the garbage collector gets them, and on trio that is a warning. A read that is cancelled unwinds them all. It
-    waits for nothing: what has arrived is let through, and the first wait ends it.
+    httpx reads through half a dozen nested generators. Closing the outer one drops the inner ones: the garbage
+    collector ends them, and trio warns about that. A cancelled read unwinds them all. It never waits: chunks that
+    have arrived are skipped, and the first wait ends the reading.
     """
     with anyio.CancelScope(shield=True) as scope, suppress(Exception):
         scope.cancel()

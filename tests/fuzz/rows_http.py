@@ -146,13 +146,13 @@ _places = Origins(httpx.URL(URL), URLSecrets(URL, {}), ["https://cdn.example"])
 def read_place(data):
     text = data.decode("utf-8", "replace")
     for posted in (False, True):
-        url, at_home = _places.check_url(text, leads="links", posted=posted)
+        url, at_home = _places.check_url(text, verb="links", posted=posted)
         assert _places.is_same_origin(url) == at_home
         assert _places.describe_source(url).isprintable()
         home = "api.vendor.example" if at_home else "cdn.example"
         # What begins as the feed does may be no URL all the same, which the client refuses.
         assert url.startswith("https://api.vendor.example/") or httpx.URL(url).host == home
-        assert _places.check_url(url, leads="links", posted=posted) == (url, at_home)
+        assert _places.check_url(url, verb="links", posted=posted) == (url, at_home)
 
 
 def read_moves(data):
@@ -183,7 +183,9 @@ def read_exchange(data):
     async def ask():
         tail = EndOfFeed()
         for method, content in (("GET", None), ("POST", b"{}")):
-            answer = await origin.send_request(URL, headers={}, method=method, content=content, errors=1024)
+            answer = await origin.send_request(
+                URL, headers={}, method=method, content=content, max_error_body=1024
+            )
             assert len(answer.body) <= 4096
             assert isinstance(origin.check_status(answer).validators, Validators | None)
             tail.note(URL, answer, empty=True)

@@ -183,7 +183,7 @@ class TestWhatAServerSaysToAnError:
     async def test_a_small_error_body_is_read_and_a_bad_one_is_ignored(self, serve, sent, said):
         headers = {"retry-after": "7", **sent.get("headers", {})}
         serve(httpx.Response(429, **{**sent, "headers": headers}))
-        answer = await ask(origin(), errors=100)
+        answer = await ask(origin(), max_error_body=100)
         assert (answer.status, answer.body, answer.retry_after) == (429, said, 7)
 
     async def test_an_error_body_is_not_read_by_default(self, serve):
@@ -199,7 +199,7 @@ class TestWhatAServerSaysToAnError:
             await anyio.sleep(waits.pop(0))
             return "a"
 
-        assert (await ask(origin(auth=token), errors=100)).body == b"[]"
+        assert (await ask(origin(auth=token), max_error_body=100)).body == b"[]"
 
 
 class TestLinks:

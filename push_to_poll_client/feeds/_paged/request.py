@@ -206,7 +206,13 @@ class PagedClient:
         """
         url, method, headers, content, wait, _ = request
         response = await self._client.send_request(
-            url, method=method, headers=headers, content=content, wait=wait, known=validators, errors=MAX_ERROR
+            url,
+            method=method,
+            headers=headers,
+            content=content,
+            wait=wait,
+            known=validators,
+            max_error_body=MAX_ERROR,
         )
         self._check_redirect(url, response)
         parsed = await run_decoder(
