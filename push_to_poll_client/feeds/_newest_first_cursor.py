@@ -1,4 +1,9 @@
-"""The cursor of a feed that shows the newest first: digests of the entries seen at its top."""
+"""Cursor of a feed that shows the newest entries first: digests of the newest entries that were seen.
+
+It holds the digests of all entries of the newest document and of some older ones, so that a walk recognises where
+the seen entries begin even if some of them were deleted. For archives it holds digests of their addresses. The
+validators of the newest document are saved with them, so that a poll without news costs a 304.
+"""
 
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -22,23 +27,25 @@ __all__ = [
 
 
 MAX_OLDER_DIGESTS = 256
-"""Digests of what is no longer at the top. If each of these messages is gone from the feed before the next poll,
-messages may have gone with them; one that comes back, since another was deleted, is not handed out again."""
+"""Digests of entries that are no longer in the newest document. They recognise an entry that returns there since
+another was deleted. If all these entries are gone from the feed before the next poll, other messages may be gone
+with them."""
 
 MAX_TOP_DIGESTS = 4_000
-"""Digests of a document that has more messages: those beyond are left to the dedupe store each time. With all the
-others they take 54,000 characters of the 65,536 that a cursor may have."""
+"""Digests of the newest document. If it has more messages, the others are handed out each time and left to the
+dedupe store. With all other digests they take 54,000 of the 65,536 characters that a cursor may have."""
 
 _DIGEST_BYTES = 9
 _DIGEST_CHARS = 12
 _DIGESTS = re.compile(rf"(?:[A-Za-z0-9_-]{{{_DIGEST_CHARS}}})*+")
 
 Digests = dict[bytes, None]
-"""What `digest` makes, in an order."""
+"""Digests in an order, as made by `digest`."""
 
 
 def digest(text: str) -> bytes:
-    """Nine bytes for a key or an address: one of 10⁹ passes for one of 4,000 in 10⁻⁹ of feeds."""
+    """Return nine bytes for a key or an address."""
+    # Among 10⁹ keys, the chance that one is taken for another of 4,000 is 10⁻⁹.
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES).digest()
 
 
@@ -52,13 +59,13 @@ class _CursorFields(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
 
 @dataclass(frozen=True, slots=True)
 class SeenEntries:
-    """The cursor's content.
+    """Entries seen, the content of a cursor.
 
     Attributes:
         messages: Digests of the messages that were seen, the newest first.
-        archives: Digests of the addresses of documents that were read and do not change, the newest first.
-        validators: Of the newest document; `None`: it had none.
-        note: What else the feed wants to remember of it.
+        archives: Digests of the addresses of archives that were read, the newest first.
+        validators: Validators of the newest document; `None` if it had none.
+        note: Text of the feed about the newest document.
     """
 
     messages: Digests = field(default_factory=dict)
@@ -68,63 +75,63 @@ class SeenEntries:
 
     @classmethod
     def parse(cls, cursor: Cursor | None, where: str) -> "SeenEntries":
-        """Read a cursor; `None`: nothing was seen.
+        """Read a cursor; `None` means that nothing was seen.
 
         Raises:
-            CursorExpired: It is not one that `cursor` wrote.
+            CursorExpired: It was not written by `cursor`.
         """
         if cursor is None:
             return cls()
         try:
-            written = decode(cursor, type=_CursorFields)
+            fields = decode(cursor, type=_CursorFields)
         except DECODE_ERRORS:
-            written = _CursorFields("?")
-        if not _DIGESTS.fullmatch(written.seen) or not _DIGESTS.fullmatch(written.read):
+            fields = _CursorFields("?")  # which does not match
+        if not _DIGESTS.fullmatch(fields.seen) or not _DIGESTS.fullmatch(fields.read):
             raise CursorExpired(f"the cursor is none of {where}: another kind of feed wrote it")
-        validators = Validators(written.etag, written.modified)
+        validators = Validators(fields.etag, fields.modified)
         known = validators if any(validators) else None
-        return cls(_decode_digests(written.seen), _decode_digests(written.read), known, written.note)
+        return cls(_decode_digests(fields.seen), _decode_digests(fields.read), known, fields.note)
 
     def cursor(self) -> Cursor:
-        """What `parse` reads. If it were longer than a cursor may be, the oldest digests are left out."""
+        """Write the cursor that `parse` reads. If it is too long, the oldest digests are left out."""
         etag, modified = self.validators or (None, None)
-        written = _CursorFields(
+        fields = _CursorFields(
             _encode_digests(self.messages), _encode_digests(self.archives), etag, modified, self.note
         )
-        text = msgspec.json.encode(written).decode()
-        beyond = len(text) - MAX_CURSOR
-        if beyond <= 0 or not self.messages:
+        text = msgspec.json.encode(fields).decode()
+        excess = len(text) - MAX_CURSOR
+        if excess <= 0 or not self.messages:
             return text
-        fit = max(len(self.messages) + -beyond // _DIGEST_CHARS, 0)
-        return replace(self, messages=dict.fromkeys(islice(self.messages, fit))).cursor()
+        kept = max(len(self.messages) + -excess // _DIGEST_CHARS, 0)
+        return replace(self, messages=dict.fromkeys(islice(self.messages, kept))).cursor()
 
     def has_archive(self, address: str) -> bool:
-        """Whether the archive at this address was read."""
+        """Return True if the archive at this address was read."""
         return digest(address) in self.archives
 
     def updated(self, top: Sequence[bytes], others: Iterable[bytes], archives: Iterable[str]) -> "SeenEntries":
-        """What was seen when these were, too; nothing is known of the newest document yet.
+        """Add entries to those that were seen; the result has no validators and no note.
 
         Args:
             top: Digests of the dedupe keys of the newest document, the newest first.
-            others: Those of older ones.
-            archives: Addresses that were read, the newest first.
+            others: Digests of the dedupe keys of older documents.
+            archives: Addresses of archives that were read, the newest first.
         """
         messages = _merge_digests(self.messages, dict.fromkeys(top[:MAX_TOP_DIGESTS]), others)
         return SeenEntries(messages, _merge_digests(self.archives, {}, map(digest, archives)))
 
 
 def _merge_digests(before: Digests, first: Digests, others: Iterable[bytes]) -> Digests:
-    """All of `first`, and some of the rest.
+    """Return all digests of `first` and some of the others.
 
-    What was there before keeps its order: a document that is only shuffled makes no other cursor.
+    Earlier digests keep their order, so that a document whose entries were only shuffled has the same cursor.
     """
     new = {one: None for one in chain(first, others) if one not in before}
     if not new and len(before) <= len(first) + MAX_OLDER_DIGESTS:
         return before
-    together = new | before
-    rest = set(islice((one for one in together if one not in first), MAX_OLDER_DIGESTS))
-    return {one: None for one in together if one in first or one in rest}
+    merged = new | before
+    older = set(islice((one for one in merged if one not in first), MAX_OLDER_DIGESTS))
+    return {one: None for one in merged if one in first or one in older}
 
 
 def _encode_digests(digests: Digests) -> str:

@@ -1,4 +1,16 @@
-"""Walk back from the newest document of a feed to the entries that were seen before."""
+"""Walk back from the newest document of a feed to the entries that were seen before.
+
+`Walk` does no I/O. It names the next document to fetch, takes in each one, and says when the walk has ended: at an
+entry or an archive that was seen before, or at the end of the feed. Its new messages can then be handed out, the
+oldest first.
+
+A backlog may be larger than memory. A walk that holds too much drops its newest documents and remembers their
+addresses. When the older messages are settled, the next walk begins at one of these addresses.
+
+The feed may change during a walk, and addresses such as page numbers then lead to other documents. After a while
+without a request, as between two polls, the walk fetches its last document again and compares. If none of its
+messages is left, the walk begins again at the newest document. Archives do not change, and are not compared.
+"""
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -26,20 +38,21 @@ class Document(NamedTuple):
 
     Attributes:
         messages: The newest first.
-        older: Where the next older document is; `None`: there is none.
-        stable: `older` names an archive, which does not change: who has read it has read all before it, and nobody
-            else has, whatever messages of the document are known.
+        older: Address of the next older document; `None` if there is none.
+        stable: True if `older` is an archive, which does not change. Then its address alone tells whether it was
+            read, and with it all before it, whatever messages of this document are known.
         size: Bytes of the document.
-        validators: By which it is known.
-        note: What the feed wants to remember of the newest document. Of a cursor that would be too long with it,
-            digests are left out.
-        retry_after: Seconds that the server asks to be left alone, before another document, too.
-        unchanged: It is what the validators stand for (304).
-        missing: What of the feed is not to be had any more, in words; "": nothing.
-        whole: The document is the entire feed, as it is now: what is not in it any more is gone, and no gap.
-        fresh_for: Seconds for which the newest document, asked for again, would be the same.
+        validators: Its validators.
+        note: Text of the feed about the newest document, saved in the cursor. If it makes the cursor too long,
+            digests are left out of it.
+        retry_after: Seconds for which the server asks not to be polled, not even for another document.
+        unchanged: True if the server answered 304 to the validators.
+        missing: Describes the part of the feed that can no longer be read; "" if there is none.
+        whole: True if the document is the entire feed as it is now: an entry that is no longer in it is gone, and
+            is not a gap.
+        fresh_for: Seconds for which another request for the newest document would bring the same.
         poll_interval: Seconds that the server wants between two polls, however many documents they fetch.
-        closed: The newest document is the last there will ever be.
+        closed: True if the newest document is the last one the feed will ever have.
     """
 
     messages: Sequence[Message] = ()
@@ -58,43 +71,44 @@ class Document(NamedTuple):
 
 
 FetchDocument: TypeAlias = Callable[[str | None, FetchRequest, SeenEntries], Awaitable[Document]]
-"""Fetch the document at an address, which is `None` for the newest one. What was seen before has validators only
-where they are to be sent."""
+"""Fetch the document at an address, which is `None` for the newest one. The seen entries have validators only if
+these are to be sent."""
 
 SortKey: TypeAlias = Callable[[Message], Any]
-"""A sort key."""
+"""Sort key of messages, the oldest first."""
 
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Of documents whose messages are held, however few these are."""
+"""Bytes of the documents whose messages are held, however few messages these are."""
 
 MIN_DOCUMENTS = 2
-"""Documents that are held, however large: the one that was seen last and the one after it, or a walk of large ones
-would stand still."""
+"""Documents held however large they are: the one seen last and the next newer one. With fewer, a walk through
+large documents would not advance."""
 
 MAX_ADDRESSES = 1_000
-"""Kept of the newer documents of one walk, and once more of those before it. Of a longer way each second one is
-kept, or each fourth: the next walk up begins further up, and some documents are fetched once more."""
+"""Addresses kept of the documents that one walk dropped, and as many of those dropped before it. Of a longer walk
+each second one is kept, or each fourth: the next walk then begins at a newer document, and some documents are
+fetched once more."""
 
 MAX_DOCUMENTS = 100_000
-"""In one walk: ten million messages in documents of 100. A feed that goes on beyond it has no end."""
+"""Documents of one walk: ten million messages in documents of 100. A longer feed is taken to be endless."""
 
 MAX_TRIES = 3
-"""For one document. A walk that still does not have it begins again at the top: addresses may have changed."""
+"""Failed requests in a row after which a walk begins again at the newest document: addresses may have changed."""
 
 STALE_AFTER = 30.0
-"""Seconds for which a walk may stand still, as between two polls, until it looks again at the document before."""
+"""Seconds without a request, as between two polls, after which a walk fetches its last document again."""
 
 GONE = "none of the messages that were seen last is in the feed any more; some may have come and gone since"
 
 
 class Address(NamedTuple):
-    """Where a document is.
+    """Address of a document.
 
     Attributes:
-        at: The address; `None`: it is the newest document.
-        archive: It does not change.
-        depth: How many documents stood above it.
+        at: The address; `None` means the newest document.
+        archive: True if the document does not change.
+        depth: Number of newer documents that the walk passed.
     """
 
     at: str | None = None
@@ -107,13 +121,13 @@ TOP = Address()
 
 @dataclass(frozen=True, slots=True)
 class _HeldDocument:
-    """One that was fetched, and of which only what is news is held.
+    """A fetched document, of which only the unseen messages are held.
 
     Attributes:
-        address: Where it is.
-        leaf: What else it says.
-        digests: Of the dedupe keys of its messages, the newest first.
-        news: What was not seen of these, and the messages.
+        address: Its address.
+        metadata: The document without its messages.
+        digests: Digests of the dedupe keys of its messages, the newest first.
+        unseen: The digests that were not seen before, each with its message.
     """
 
     address: Address
@@ -122,57 +136,58 @@ class _HeldDocument:
     unseen: Sequence[tuple[bytes, Message]]
 
     @classmethod
-    def of(cls, address: Address, leaf: Document, known: Digests) -> "_HeldDocument":
-        """What is held of a leaf."""
-        digests = [digest(message.key) for message in leaf.messages]
-        pairs = zip(digests, leaf.messages, strict=True)
-        news = [pair for pair in pairs if pair[0] not in known]
-        return cls(address, leaf._replace(messages=()), digests, news)
+    def of(cls, address: Address, document: Document, known: Digests) -> "_HeldDocument":
+        digests = [digest(message.key) for message in document.messages]
+        pairs = zip(digests, document.messages, strict=True)
+        unseen = [pair for pair in pairs if pair[0] not in known]
+        return cls(address, document._replace(messages=()), digests, unseen)
 
     @property
     def size(self) -> int:
-        """Bytes that its news may take: messages may be views of the whole document."""
+        """Bytes that its unseen messages may keep alive: they may be views of the whole document."""
         return self.metadata.size if self.unseen else 0
 
     @property
     def archives_read(self) -> Iterator[str]:
-        """Archives that are read when it is, the newest first."""
+        """Addresses of the archives that are read once this document is settled, the newest first."""
         if self.address.archive and self.address.at is not None:
             yield self.address.at
         if self.metadata.stable and self.metadata.older is not None:
             yield self.metadata.older
 
     def reaches_known(self, known: Digests) -> bool:
-        """Whether what was seen begins here.
+        """Return True if the entries that were seen before begin in this document.
 
-        What is pinned to the top of the newest document is known all the time, and may stand there above a backlog
-        that is longer than the document. So only what is known in its lower half counts.
+        Entries pinned to the top of the newest document are always known, and may stand above a backlog that is
+        longer than the document. So only known entries in its lower half count.
         """
         if len(self.unseen) == len(self.digests):
             return False
-        looked_at = self.digests[len(self.digests) // 2 :] if self.address == TOP else self.digests
-        return any(one in known for one in looked_at)
+        candidates = self.digests[len(self.digests) // 2 :] if self.address == TOP else self.digests
+        return any(one in known for one in candidates)
 
 
 class Walk:
     """One walk.
 
     Args:
-        known: What was seen.
-        most: Messages that are held at once.
-        start: Where it begins.
-        above: Where documents are that are left for later, the newest first.
+        known: Entries seen before.
+        max_messages: Messages held at once.
+        start: Address of the first document.
+        above: Addresses of newer documents that are left for later, the newest first.
 
     Attributes:
         known: As given.
-        above: As given, and those that were fetched and are not held.
-        turn: A larger number with each document, and whenever another one is to be fetched.
-        ended: The last document was the last one to be looked at.
-        page: What it handed out; `None`: it has not, or nothing that is worth being kept.
-        later: What is to be walked when that is settled; `None`: nothing.
+        above: As given, followed by the documents that this walk fetched and dropped.
+        step: Grows with each document that is added, and when a document is to be fetched again.
+        ended: True if the last document that was added ends the walk.
+        page: The page that it handed out; `None` before that, or if the page need not be kept.
+        next_walk: The walk to continue with when that page is settled; `None` if none is left.
     """
 
-    def __init__(self, known: SeenEntries, most: int, start: Address = TOP, above: Sequence[Address] = ()) -> None:
+    def __init__(
+        self, known: SeenEntries, max_messages: int, start: Address = TOP, above: Sequence[Address] = ()
+    ) -> None:
         self.known = known
         self.above = list(above if len(above) <= MAX_ADDRESSES else above[::2])
         self.step = 0
@@ -180,7 +195,7 @@ class Walk:
         self.page: Page | None = None
         self.next_walk: Walk | None = None
         self._interval = self._quiet_until = 0.0
-        self._max_messages = most
+        self._max_messages = max_messages
         self._start = self._next = start
         self._held: list[_HeldDocument] = []
         self._last: _HeldDocument | None = None
@@ -193,88 +208,87 @@ class Walk:
         self._initial_above, self._dropped, self._stride = len(self.above), 0, 1
         self._cycle_detector = CycleDetector()
 
-    # Down
+    # On the walk to older documents
 
     @property
     def at(self) -> str | None:
-        """The address of the document that is to be fetched next; `None`: of the newest one."""
+        """Address of the document to fetch next; `None` means the newest one."""
         return self._next.at
 
     @property
     def known_for_request(self) -> SeenEntries:
-        """What was seen, with what the newest document is known by if that is to be fetched next."""
+        """Seen entries, with the validators only if the newest document is to be fetched next."""
         return self.known if self._next == TOP else replace(self.known, validators=None)
 
-    def prepare_next(self, turn: int, now: float) -> None:
-        """The next document is to be fetched.
+    def prepare_next(self, step: int, now: float) -> None:
+        """Choose the next document: after a while without a request, once, the last one again.
 
-        After a while that is the last one again, once: it leads on from what is held, wherever that stands now.
+        The last document leads on from the messages that are held, wherever these stand in the feed by now.
 
         Args:
-            turn: By which it is asked for. It may be one of a walk that was lost: what follows has another.
-            now: On the event loop's clock.
+            step: The step that was asked for. It may be one of a walk that was lost; later steps are larger.
+            now: Time on the event loop's clock.
         """
-        self.step = max(self.step, turn)
-        stands = self._fetched_at <= now <= self._fetched_at + STALE_AFTER or self._refetched or self._next.archive
-        if self._last is not None and self._refetch is None and not stands:
+        self.step = max(self.step, step)
+        is_valid = (
+            self._fetched_at <= now <= self._fetched_at + STALE_AFTER or self._refetched or self._next.archive
+        )
+        if self._last is not None and self._refetch is None and not is_valid:
             self._refetch, self._next, self._cycle_detector = self._last, self._last.address, CycleDetector()
             self.step += 1
 
-    def add_document(self, leaf: Document, where: str, now: float) -> None:
-        """The next document is there.
+    def add_document(self, document: Document, where: str, now: float) -> None:
+        """Add the document that was fetched, and decide whether the walk ends with it.
 
         Args:
-            leaf: It.
+            document: The document at `at`.
             where: The feed's URL without secrets, for errors.
-            now: On the event loop's clock.
+            now: Time on the event loop's clock.
 
         Raises:
-            ChainRestart: It was to be another one: pages have shifted by more than a page.
-            FeedError: The feed leads in a circle, or has no end, or what it leads to is too long to be kept.
+            ChainRestart: It is another document than expected: entries have shifted by more than a document.
+            FeedError: The links of the feed go in a circle, do not end, or are too long.
         """
-        document = _HeldDocument.of(self._next, leaf, self.known.messages)
-        self._check_refetched(document, where)
-        self._last, self._fetched_at = document, now
+        held = _HeldDocument.of(self._next, document, self.known.messages)
+        self._check_refetched(held, where)
+        self._last, self._fetched_at = held, now
         self._documents += 1
         self.step += 1
-        self._missing = self._missing or leaf.missing
-        self._interval = max(self._interval, leaf.poll_interval or 0.0)
-        self._quiet_until = max(self._quiet_until, now + (leaf.poll_interval or 0.0))
-        self.ended = self._is_last(document) or leaf.older is None or leaf.whole
-        self._hold(document)
+        self._missing = self._missing or document.missing
+        self._interval = max(self._interval, document.poll_interval or 0.0)
+        self._quiet_until = max(self._quiet_until, now + (document.poll_interval or 0.0))
+        self.ended = self._is_last(held) or document.older is None or document.whole
+        self._held.append(held)
+        self._messages, self._size = self._messages + len(held.unseen), self._size + held.size
+        while len(self._held) > MIN_DOCUMENTS and (self._messages > self._max_messages or self._size > MAX_BYTES):
+            self._drop()
         if not self.ended:
-            self._step_to(Address(leaf.older, leaf.stable, self._next.depth + 1), where)
+            self._step_to(Address(document.older, document.stable, self._next.depth + 1), where)
 
     def record_failure(self) -> bool:
-        """A document could not be had. Whether to give up, and begin again at the top."""
+        """Count a failed request; return True if the walk has to begin again at the newest document."""
         self._failures += 1
         return self._failures >= MAX_TRIES
 
-    def _check_refetched(self, document: _HeldDocument, where: str) -> None:
-        """See that a document that is fetched again is what it was, as far as anything of it is still there."""
-        again, self._refetch, self._refetched = self._refetch, None, self._refetch is not None
-        if again is None:
+    def _check_refetched(self, held: _HeldDocument, where: str) -> None:
+        """Raise ChainRestart if a document that was fetched again has none of its former messages."""
+        expected, self._refetch, self._refetched = self._refetch, None, self._refetch is not None
+        if expected is None:
             self._failures = 0
-        elif document.address == TOP:
+        elif held.address == TOP:
             self._held, self._messages, self._size = [], 0, 0
-        elif again.digests and set(again.digests).isdisjoint(document.digests):
+        elif expected.digests and set(expected.digests).isdisjoint(held.digests):
             raise ChainRestart(f"{where} shows other messages where a walk was interrupted; it begins again")
 
-    def _is_last(self, document: _HeldDocument) -> bool:
-        """Whether all that is older was seen."""
-        leaf, met = document.metadata, document.reaches_known(self.known.messages)
-        read = leaf.stable and leaf.older is not None and self.known.has_archive(leaf.older)
-        self._reached_known = self._reached_known or met or read or leaf.whole
-        return read if leaf.stable and leaf.older is not None else met
-
-    def _hold(self, document: _HeldDocument) -> None:
-        self._held.append(document)
-        self._messages, self._size = self._messages + len(document.unseen), self._size + document.size
-        while len(self._held) > MIN_DOCUMENTS and (self._messages > self._max_messages or self._size > MAX_BYTES):
-            self._drop()
+    def _is_last(self, held: _HeldDocument) -> bool:
+        """Return True if all older documents were seen before."""
+        document, reached = held.metadata, held.reaches_known(self.known.messages)
+        read = document.stable and document.older is not None and self.known.has_archive(document.older)
+        self._reached_known = self._reached_known or reached or read or document.whole
+        return read if document.stable and document.older is not None else reached
 
     def _drop(self) -> None:
-        """The newest document in hand: its messages wait for those that are older."""
+        """Drop the newest document that is held; a later walk fetches it again."""
         document = self._held.pop(0)
         self._messages, self._size = self._messages - len(document.unseen), self._size - document.size
         if self._dropped % self._stride == 0:
@@ -298,43 +312,43 @@ class Walk:
             raise FeedError(f"{where} leads to a document by more than {MAX_CURSOR} characters")
         self._next = older
 
-    # At its end
+    # At the end of the walk
 
     @property
     def may_have_newer(self) -> bool:
-        """Whether the newest document was not fetched, or may have changed since."""
+        """True if the newest document was not fetched, or may have changed since."""
         return self._start != TOP or self._documents > 1
 
     def next_poll_delay(self, now: float) -> float | None:
-        """Seconds until the server wants the next poll, of those that any document asked for; `None`: it may come.
+        """Return the seconds until the next poll that any of the documents asked for; `None` if it may start now.
 
         Args:
-            now: On the event loop's clock.
+            now: Time on the event loop's clock.
         """
-        seconds = min(self._quiet_until - now, self._interval)  # the clock may be that of another event loop
+        seconds = min(self._quiet_until - now, self._interval)  # the clock may belong to another event loop now
         return seconds if seconds > 0 else None
 
     @property
     def closed(self) -> bool:
-        """Whether the newest document, which is held, said that it is the last."""
+        """True if the newest document, which is held, said that the feed ends with it."""
         return self._held[0].metadata.closed
 
     @property
     def gap(self) -> str:
-        """What may be missing, in words."""
+        """Describe the messages that may be missing; "" if there are none."""
         gone = self.known.messages and not self._reached_known and self._messages
         return self._missing or (GONE if gone else "")
 
     def new_messages(self, order: SortKey | None = None) -> list[Message]:
-        """What was not seen, the oldest first."""
+        """Return the unseen messages, the oldest first."""
         found = (pair for document in reversed(self._held) for pair in reversed(document.unseen))
-        news = list(dict(found).values())
+        messages = list(dict(found).values())
         if order is not None and len(self._held) > 1:
-            news.sort(key=order)
-        return news
+            messages.sort(key=order)
+        return messages
 
     def seen(self) -> SeenEntries:
-        """What was seen, once all that is handed out is settled."""
+        """Return the entries that are seen once all messages of the walk are settled."""
         top, *others = self._held
         older = chain.from_iterable(document.digests for document in others)
         archives = chain.from_iterable(document.archives_read for document in self._held)
@@ -346,7 +360,10 @@ class Walk:
         )
 
     def remaining_walk(self, seen: SeenEntries) -> "Walk | None":
-        """What to walk when all that is handed out is settled, as much as is held; `None`: nothing is left."""
+        """Return the walk to continue with once all messages of this one are settled; `None` if none is left.
+
+        It begins as far above as this one held documents.
+        """
         if not self.above:
             return None
         highest = self._held[0].address.depth - len(self._held) + 1
@@ -356,45 +373,45 @@ class Walk:
 
 
 def longer_wait(one: float | None, other: float | None) -> float | None:
-    """Of two waits; `None` is none."""
+    """Return the longer of two waits, of which `None` is the shortest."""
     return max((wait for wait in (one, other) if wait is not None), default=None)
 
 
 MAX_WALKS = 8
-"""Kept: one for each consumer of the feed. If more than these have a backlog, they begin again and again."""
+"""Walks kept: one for each consumer of the feed. If more consumers have a backlog, their walks keep restarting."""
 
 
 class Walks:
-    """Those of one feed, by the cursors that they began with."""
+    """Walks of one feed, by the cursors that they began with."""
 
     def __init__(self) -> None:
         self._walks: OrderedDict[Cursor | None, Walk] = OrderedDict()
 
     def get(self, start: Cursor | None) -> Walk | None:
-        """The walk that began there; `None`: none did, or it is lost."""
-        way = self._walks.get(start)
-        if way is not None:
+        """Return the walk that began at this cursor; `None` if there is none, or it is lost."""
+        walk = self._walks.get(start)
+        if walk is not None:
             self._walks.move_to_end(start)
-        return way
+        return walk
 
-    def keep(self, start: Cursor | None, way: Walk) -> None:
-        """Keep it, in place of another one that began there."""
-        self._walks[start] = way
+    def keep(self, start: Cursor | None, walk: Walk) -> None:
+        """Keep a walk, in place of another one that began at this cursor."""
+        self._walks[start] = walk
         if len(self._walks) > MAX_WALKS:
             self._walks.popitem(last=False)
 
     def drop(self, start: Cursor | None) -> None:
-        """Forget the walk that began there."""
+        """Forget the walk that began at this cursor."""
         self._walks.pop(start, None)
 
     def cursor_settled(self, cursor: Cursor | None) -> None:
-        """A cursor comes back: what led to it need not be handed out again, and what it leads to begins there."""
-        for start, way in list(self._walks.items()):
-            if way.page is not None and way.page.cursor == cursor:
+        """Drop the walk whose page has this cursor, since the page is settled; its next walk begins here."""
+        for start, walk in list(self._walks.items()):
+            if walk.page is not None and walk.page.cursor == cursor:
                 del self._walks[start]
-                if way.next_walk is not None:
-                    self.keep(cursor, way.next_walk)
+                if walk.next_walk is not None:
+                    self.keep(cursor, walk.next_walk)
 
     def forget(self) -> None:
-        """Each begins again."""
+        """Forget all walks; each begins again at the newest document."""
         self._walks.clear()

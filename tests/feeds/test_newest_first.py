@@ -56,7 +56,7 @@ def names(first, last):
 @pytest.mark.parametrize("most", [1, 5, 100])
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 20])
 async def test_messages_are_read_oldest_first_with_any_message_limit(kind, count, most):
-    one = reader(kind(count), most=most)
+    one = reader(kind(count), max_messages=most)
     assert await one.poll() == names(1, count)
     assert await one.poll() == []
 
@@ -65,7 +65,7 @@ async def test_messages_are_read_oldest_first_with_any_message_limit(kind, count
 @pytest.mark.parametrize("most", [1, 5, 100])
 async def test_new_messages_are_read_by_the_next_poll(kind, most):
     documents = kind(5)
-    one = reader(documents, most=most)
+    one = reader(documents, max_messages=most)
     await one.poll()
     for count in (1, 2, 3, 10):
         published = documents.publish(count)
@@ -76,7 +76,7 @@ async def test_new_messages_are_read_by_the_next_poll(kind, most):
 @pytest.mark.parametrize("most", [1, 5, 100])
 async def test_a_quiet_poll_is_one_request(kind, most):
     documents = kind(20)
-    one = reader(documents, most=most)
+    one = reader(documents, max_messages=most)
     await one.poll()
     for _ in range(3):
         documents.asked.clear()
@@ -86,7 +86,7 @@ async def test_a_quiet_poll_is_one_request(kind, most):
 
 async def test_a_small_message_limit_fetches_each_document_about_twice():
     documents = Following(300)
-    one = reader(documents, most=33)
+    one = reader(documents, max_messages=33)
     assert await one.poll() == names(1, 300)
     assert len(documents.asked) <= 2 * 100 + 10 + 2
 
@@ -224,7 +224,7 @@ async def test_a_consumer_reads_every_message_despite_failed_fetches(kind):
     for address in [None, *(str(page) for page in range(2, 14)), *documents.entries, "archive 3", "archive 7"]:
         documents.errors[address] = weather[:1]
     documents.errors["archive 5"] = documents.errors["7"] = documents.errors["020"] = weather
-    consumer = Log(NewestFirstReader(documents.look, WHERE, most=10), fallback_interval=1)
+    consumer = Log(NewestFirstReader(documents.look, WHERE, max_messages=10), fallback_interval=1)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(consumer.run)
         await consumer.until(40)
@@ -321,7 +321,7 @@ async def test_a_kept_page_is_forgotten_when_the_feed_is_closed():
 @pytest.mark.parametrize("steps", range(1, 6))
 async def test_a_lost_page_chain_restarts_without_repeating_a_position(kind, steps):
     documents = kind(9)
-    one = reader(documents, most=4)
+    one = reader(documents, max_messages=4)
     for _ in range(steps):
         await one.step()
     other = Reader(NewestFirstReader(documents.look, WHERE), one.saved)
@@ -352,7 +352,7 @@ async def test_a_cancelled_fetch_neither_loses_nor_repeats_messages(kind, steps)
 @pytest.mark.parametrize("late", range(8))
 async def test_two_consumers_of_one_feed_do_not_disturb_each_other(kind, late, most):
     documents = kind(12)
-    walk = NewestFirstReader(documents.look, WHERE, most=most)
+    walk = NewestFirstReader(documents.look, WHERE, max_messages=most)
     one, other = Reader(walk), Reader(walk)
     for _ in range(late):
         await one.step()
@@ -368,7 +368,7 @@ async def test_two_consumers_of_one_feed_do_not_disturb_each_other(kind, late, m
 @pytest.mark.parametrize("most", [1, 100])
 async def test_concurrent_polls_of_one_feed_do_not_disturb_each_other(kind, most):
     documents = kind(12)
-    walk = NewestFirstReader(documents.look, WHERE, most=most)
+    walk = NewestFirstReader(documents.look, WHERE, max_messages=most)
     readers = [Reader(walk) for _ in range(4)]
     async with anyio.create_task_group() as tasks:
         for each in readers:
@@ -379,7 +379,7 @@ async def test_concurrent_polls_of_one_feed_do_not_disturb_each_other(kind, most
 
 async def test_two_consumers_at_different_cursors_each_read_every_message():
     documents = Numbered(5)
-    walk = NewestFirstReader(documents.look, WHERE, most=1)
+    walk = NewestFirstReader(documents.look, WHERE, max_messages=1)
     one, other = Reader(walk), Reader(walk)
     await one.poll()
     documents.publish(7)
@@ -519,7 +519,7 @@ async def to_the_end(one):
 async def test_polls_of_one_request_each_reach_the_end_of_the_feed(kind, pause):
     """As where each answer asks to be left alone, and each poll begins at the saved cursor."""
     documents = kind(12, retry_after=pause)
-    consumer = Log(NewestFirstReader(documents.look, WHERE, most=4))
+    consumer = Log(NewestFirstReader(documents.look, WHERE, max_messages=4))
     for _ in range(60):
         if (await consumer.poll_now(timeout=None)).caught_up:
             break
@@ -532,7 +532,7 @@ async def test_polls_of_one_request_each_reach_the_end_of_the_feed(kind, pause):
 @pytest.mark.parametrize("most", [1, 4, 100])
 async def test_an_archive_without_an_older_one_is_read_once(most):
     documents = Archived(12)
-    one = reader(documents, most=most)
+    one = reader(documents, max_messages=most)
     await one.poll()
     for _ in range(2):
         documents.asked.clear()
@@ -546,7 +546,7 @@ async def test_an_archive_without_an_older_one_is_read_once(most):
 async def test_messages_of_archives_are_read_once_across_restarts_and_small_limits(most, restarts):
     documents, saved, settled = Archived(40), None, []
     for _ in range(40):
-        one = reader(documents, saved, most=most)
+        one = reader(documents, saved, max_messages=most)
         while await one.step() and (not one.settled or not restarts):
             pass
         saved, settled = one.saved, settled + one.settled
@@ -582,7 +582,7 @@ async def test_archives_older_than_the_latest_cursor_are_not_read():
 @KINDS
 async def test_documents_without_new_messages_do_not_stop_a_page_chain(kind):
     documents = kind(12)
-    one = reader(documents, most=1)
+    one = reader(documents, max_messages=1)
     while await one.step() and not one.settled:
         pass
     assert len(one.settled) < 12
@@ -594,7 +594,7 @@ async def test_documents_without_new_messages_do_not_stop_a_page_chain(kind):
 
 async def test_a_page_chain_without_new_messages_continues_to_newer_documents():
     documents = Numbered(30)
-    one = reader(documents, most=1)
+    one = reader(documents, max_messages=1)
     while await one.step() and not one.settled:
         pass
     later = one.walk._walks.get(None).next_walk
@@ -609,7 +609,7 @@ async def test_a_page_chain_without_new_messages_continues_to_newer_documents():
 async def test_a_long_page_chain_keeps_a_limited_number_of_addresses(monkeypatch):
     monkeypatch.setattr(_newest_first_walk, "MAX_ADDRESSES", 10)
     documents = Following(600)
-    one = reader(documents, most=30)
+    one = reader(documents, max_messages=30)
     while await one.step() and not one.settled:
         pass
     above = one.walk._walks.get(None).above
@@ -627,7 +627,7 @@ def test_addresses_passed_on_to_a_later_page_chain_are_limited():
 
 async def test_a_gone_address_of_a_postponed_document_restarts_the_page_chain():
     documents = Following(30)
-    one = reader(documents, most=1)
+    one = reader(documents, max_messages=1)
     while await one.step() and not one.settled:
         pass
     documents.entries.remove(one.walk._walks.get(None).next_walk.at)
@@ -639,7 +639,7 @@ async def test_a_gone_address_of_a_postponed_document_restarts_the_page_chain():
 
 async def test_two_large_documents_are_held_despite_the_message_limit():
     documents = Numbered(40, size=10)
-    walk = NewestFirstReader(documents.look, WHERE, most=1)
+    walk = NewestFirstReader(documents.look, WHERE, max_messages=1)
     one = Reader(walk)
     await one.poll()
     assert max(len(page.messages) for page in one.pages) == 20
@@ -794,7 +794,7 @@ async def test_a_gap_is_reported_if_no_known_message_is_left_in_the_feed(kind):
 @KINDS
 async def test_a_new_quiet_or_continuing_feed_has_no_gap(kind):
     documents = kind(0)
-    one = reader(documents, most=2)
+    one = reader(documents, max_messages=2)
     for count in (0, 9, 0, 1, 30, 2):
         documents.publish(count)
         await one.poll()
@@ -840,7 +840,7 @@ async def test_a_closed_feed_is_reported_only_at_the_end_of_a_page_chain():
 @pytest.mark.parametrize("most", [1, 100])
 async def test_the_poll_interval_applies_only_at_the_end_of_a_page_chain(kind, most):
     documents = kind(12, poll_interval=60)
-    one = reader(documents, most=most)
+    one = reader(documents, max_messages=most)
     await one.poll()
     waits = [page.retry_after for page in one.pages]
     handed = [page.retry_after for page in one.pages if page.messages]
@@ -922,7 +922,7 @@ async def test_a_message_that_appears_late_is_found():
 
 async def test_documents_that_shift_during_a_page_chain_hide_no_messages():
     documents = Numbered(9)
-    one = reader(documents, most=4)
+    one = reader(documents, max_messages=4)
     while await one.step():
         if documents.published < 20:
             documents.publish(1)

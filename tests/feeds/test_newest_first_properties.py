@@ -123,7 +123,7 @@ class WalkBackMachine(RuleBasedStateMachine):
                     self.reads_to_the_end(person)
 
     def start_process(self):
-        self.walk = NewestFirstReader(self.look, WHERE, most=self.most)
+        self.walk = NewestFirstReader(self.look, WHERE, max_messages=self.most)
 
     async def look(self, address, request, known):
         documents = self.documents

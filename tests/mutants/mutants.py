@@ -333,7 +333,7 @@ MUTANTS = [
         "G9",
         "passes over an archive that is gone",
         "feeds/_newest_first_walk.py",
-        "        self._missing = self._missing or leaf.missing\n",
+        "        self._missing = self._missing or document.missing\n",
         "",
         "tests/feeds/test_newest_first.py",
     ),
