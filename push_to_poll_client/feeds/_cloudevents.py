@@ -1,8 +1,9 @@
-"""From bytes to messages: a batch of CloudEvents in JSON.
+"""Decode a batch of CloudEvents in JSON.
 
-The way is short, since it is walked for every message: one pass over the page reads of each event what tells it
-from others. Data and extensions wait, as bytes, until somebody asks for them. An event keeps the bytes of its page
-alive; do not collect events, take from them what you need. A page with something unreadable is read one by one.
+This runs for every message, so it does little: one pass over the page decodes the attributes that tell one event
+from another. Data and extensions stay bytes until they are read. An event therefore keeps the bytes of its whole
+page alive: do not collect events, take from them what you need. If a page has an unreadable event, its events are
+decoded one by one.
 """
 
 import hashlib
@@ -25,25 +26,9 @@ from push_to_poll_client.feeds._decoding import MAX_ID, MAX_UNREADABLE, split_js
 
 __all__ = ["CloudEvent", "read_batch"]
 
-MAX_SOURCES = 1024
-"""Sources of which is kept what stands in keys for them."""
-
-_MAX_PLAIN_SOURCE = 16
-"""Characters of a source that stand in a key as they are."""
-
-_UNCOUNTED_BYTES_PER_EVENT = 20
-"""Bytes for each event that a page may have: one with fewer is read without being counted first."""
-
-_USUAL_COMMAS_PER_EVENT = 10
-"""In and after an event. A page with fewer is counted by the decoder, which needs 72 bytes for each event."""
-
-_BOM = b"\xef\xbb\xbf"
-_ESCAPE = b"\\"  # JSON has no other way to spell a NUL (RFC 8259 §7)
-_ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]++|\\.)*+")', re.DOTALL)
-
 _Bytes: TypeAlias = bytes | msgspec.Raw
 
-# What these read is of an event, or of a page, whose depth was looked at before.
+# These decode an event or a page whose depth was checked before.
 _decode = msgspec.json.Decoder().decode
 _decode_attributes = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_base64 = msgspec.json.Decoder(bytes | None).decode
@@ -53,7 +38,7 @@ _set_field = msgspec.structs.force_setattr
 
 
 class _Batch:
-    """The bytes of a page, and where in them each event is, once somebody asks."""
+    """Bytes of a page, in which an event is looked up when its bytes are first needed."""
 
     __slots__ = ("_by_key", "_events")
 
@@ -62,20 +47,20 @@ class _Batch:
         self._by_key: dict[str, _Bytes] | None = None
 
     def bytes_of(self, event: "CloudEvent") -> _Bytes:
-        """The event as it stands in the page: the first of its key, since the others are duplicates."""
+        """Return the bytes of an event: of the first with its key, since the others are duplicates."""
         if self._by_key is None:
             events = _decode_batch(self._events) if isinstance(self._events, bytes) else self._events
-            self._by_key = {_decode_event(one).key: one for one in reversed(events)}
+            self._by_key = {_decode_event(raw).key: raw for raw in reversed(events)}
         return self._by_key[event.key]
 
 
 _current_batch: ContextVar[_Batch | None] = ContextVar("push_to_poll_client_reading", default=None)
-"""The batch whose events are decoded now."""
+"""Batch whose events are being decoded."""
 
 _get_current_batch = cast("Callable[[], _Batch]", _current_batch.get)
 
 if TYPE_CHECKING:
-    # What is true of the class below: `Message.register()` says it at run time, since msgspec lays out its memory.
+    # A base class for type checkers. At run time `Message.register()` does it, since msgspec lays out the memory.
     class _Kind(msgspec.StructMeta, ABCMeta):
         pass
 
@@ -222,28 +207,34 @@ class CloudEvent(_Struct, frozen=True, eq=False, gc=False):
         return UndecodableMessage(f"the {what} of event {quoted(self.id)} cannot be read: {quoted(error)}")
 
 
-class _SourcePrefixes(dict[str | None, str]):
-    """What stands before the id in a key, by source; kept, since it is the same for thousands of events."""
+MAX_SOURCES = 1024
+"""Sources whose prefix is kept."""
 
-    def __missing__(self, source: str | None) -> str:
+_MAX_PLAIN_SOURCE = 16
+"""Characters of a source up to which a key has it unchanged; a longer one as a digest: a store keeps keys
+twice."""
+
+
+class _SourcePrefixes(dict[str | None, str]):
+    """Part of a key before the id, by source; kept, since it is the same for thousands of events."""
+
+    def __missing__(self, key: str | None) -> str:
         if len(self) >= MAX_SOURCES:
             self.clear()
-        self[source] = before_id = _source_prefix(source or "")
-        return before_id
-
-
-def _source_prefix(source: str) -> str:
-    """A long one as a digest, since a store keeps each key twice."""
-    if len(source) <= _MAX_PLAIN_SOURCE:
-        return f"{len(source)}:{source}"
-    return f"#{urlsafe_b64encode(hashlib.blake2b(source.encode(), digest_size=12).digest()).decode()}"
+        source = key or ""
+        if len(source) <= _MAX_PLAIN_SOURCE:
+            prefix = f"{len(source)}:{source}"
+        else:
+            prefix = f"#{urlsafe_b64encode(hashlib.blake2b(source.encode(), digest_size=12).digest()).decode()}"
+        self[key] = prefix
+        return prefix
 
 
 _source_prefixes = _SourcePrefixes()
 
 Message.register(CloudEvent)
 
-# Each message pays for these, and the slot itself takes a quarter of a property's time.
+# These are read for each message, and a slot takes a quarter of the time of a property.
 CloudEvent.cursor = CloudEvent.id  # type: ignore[method-assign, assignment]
 CloudEvent.error = None  # type: ignore[method-assign, assignment]
 
@@ -251,50 +242,61 @@ _decode_event = msgspec.json.Decoder(CloudEvent).decode
 _decode_events = msgspec.json.Decoder(list[CloudEvent]).decode
 
 
-def read_batch(page: bytes, where: str, *, most: int) -> Sequence[Message]:
-    """Read a page of CloudEvents (CloudEvents JSON format §4).
+_BOM = b"\xef\xbb\xbf"
+_ESCAPE = b"\\"  # JSON cannot write a NUL in another way (RFC 8259 §7)
+
+_UNCOUNTED_BYTES_PER_EVENT = 20
+"""Bytes of a page for each event that it may have; a smaller page is decoded without counting its events first."""
+
+_USUAL_COMMAS_PER_EVENT = 10
+"""Commas in and after an event. With fewer, the decoder counts the events, which takes 72 bytes for each event."""
+
+
+def read_batch(page: bytes, where: str, *, max_events: int) -> Sequence[Message]:
+    """Decode a page of CloudEvents (CloudEvents JSON format §4).
 
     Args:
         page: A JSON array of events.
         where: The URL without secrets, for errors.
-        most: How many events the page may have.
+        max_events: Number of events that the page may have.
 
     Returns:
-        A `CloudEvent` for each that can be read, an `UnreadableMessage` for each other, in the feed's order.
+        A `CloudEvent` for each readable event, an `UnreadableMessage` for each other, in the feed's order.
 
     Raises:
-        FeedError: The page is no JSON array, is cut, has more events than it may, or more than 10,000 unreadable
-            ones.
+        FeedError: The page is not a JSON array or not complete, or has too many events or more than 10,000
+            unreadable ones.
     """
     page = page.removeprefix(_BOM)
-    if len(page) > _UNCOUNTED_BYTES_PER_EVENT * most:
-        _check_count(_count_events(page, where, most), most, where)
+    if len(page) > _UNCOUNTED_BYTES_PER_EVENT * max_events:
+        _check_count(_count_events(page, where, max_events), max_events, where)
     messages: Sequence[Message] | None = _read_at_once(page)
     if messages is None:
         messages = list(_read_one_by_one(page, where))
-    _check_count(len(messages), most, where)
+    _check_count(len(messages), max_events, where)
     return messages
 
 
-def _count_events(page: bytes, where: str, most: int) -> int:
-    """Up to `most` and one more: in memory each takes a hundred bytes and more, even one of two bytes."""
-    if page.count(b",") < _USUAL_COMMAS_PER_EVENT * most:
+def _count_events(page: bytes, where: str, max_events: int) -> int:
+    """Count the events of a page, up to one more than allowed."""
+    # Not by decoding a hostile page: in memory each event takes a hundred bytes or more, even one of two bytes.
+    if page.count(b",") < _USUAL_COMMAS_PER_EVENT * max_events:
         with suppress(*DECODE_ERRORS):
             return len(_decode_batch(page))
-    return sum(1 for _ in islice(_split(page, where), most + 1))
+    return sum(1 for _ in islice(_split(page, where), max_events + 1))
 
 
-def _check_count(number: int, most: int, where: str) -> None:
-    if number > most:
+def _check_count(count: int, max_events: int, where: str) -> None:
+    if count > max_events:
         raise FeedError(
-            f"{where} sent a page of more than {most} events; ask it for smaller pages, or raise max_body= if "
-            "that is right"
+            f"{where} sent a page of more than {max_events} events; ask it for smaller pages, or raise max_body= "
+            "if that is right"
         )
 
 
 def _read_at_once(page: bytes) -> Sequence[CloudEvent] | None:
-    """All events of a page in which each can be read; `None`: of another one."""
-    with _use_batch(page), suppress(*DECODE_ERRORS):  # one bad event fails them all
+    """Decode a page in one pass; `None` if one of its events is unreadable."""
+    with _use_batch(page), suppress(*DECODE_ERRORS):
         check_page_depth(page)
         events = _decode_events(page)
         return None if _ESCAPE in page and _has_nul(events) else events
@@ -303,22 +305,26 @@ def _read_at_once(page: bytes) -> Sequence[CloudEvent] | None:
 
 @contextmanager
 def _use_batch(events: bytes | Sequence[_Bytes]) -> Iterator[None]:
-    reading = _current_batch.set(_Batch(events))
+    token = _current_batch.set(_Batch(events))
     try:
         yield
     finally:
-        _current_batch.reset(reading)
+        _current_batch.reset(token)
 
 
 def _has_nul(events: Sequence[CloudEvent]) -> bool:
-    """Whether an id or a source has one, which stores cannot keep."""
+    """Return True if an id or a source has a NUL, which stores cannot keep."""
     names = (*(event.id for event in events), *{event.source for event in events})
     return "\0" in "".join(names)
 
 
 def _read_one_by_one(page: bytes, where: str) -> Iterator[Message]:
+    try:
+        events: Sequence[_Bytes] = _decode_batch(page)
+    except DECODE_ERRORS:
+        events = list(_split(page, where))
     unreadable = 0
-    for event in _events(page, where):
+    for event in events:
         try:
             yield CloudEvent.from_json(event)
         except UndecodableMessage as error:
@@ -327,44 +333,33 @@ def _read_one_by_one(page: bytes, where: str) -> Iterator[Message]:
                 raise FeedError(
                     f"{where} sent a page with more than {MAX_UNREADABLE} unreadable events"
                 ) from error
-            yield _unreadable(bytes(event), f"{where}: {error}; its publisher has to correct it")
-
-
-def _events(page: bytes, where: str) -> Sequence[_Bytes]:
-    try:
-        return _decode_batch(page)
-    except DECODE_ERRORS:
-        return list(_split(page, where))
+            raw = bytes(event)
+            key, readable_id = unreadable_key(raw), _readable_id(raw)
+            # A new error: the traceback of the caught one would keep the whole page alive.
+            reason = UndecodableMessage(f"{where}: {error}; its publisher has to correct it")
+            yield UnreadableMessage(readable_id or key, reason, key=key, cursor=readable_id, raw=raw)
 
 
 def _split(page: bytes, where: str) -> Iterator[bytes]:
     try:
         yield from split_json(page, b"[]")
     except ValueError as error:
-        # What stands in an array are messages, which stay out of logs.
+        # The elements of an array are messages, which stay out of logs.
         start = "" if page.startswith(b"[") else f" that begins with {quoted(page[:40].decode(errors='replace'))}"
         raise FeedError(f"{where} sent no JSON array of events: {error} ({len(page)} bytes{start})") from error
 
 
-def _unreadable(event: bytes, why: str) -> UnreadableMessage:
-    # The error is made, not caught: a caught one would keep the whole page alive by its traceback.
-    key, name = unreadable_key(event), _id_of(event)
-    return UnreadableMessage(name or key, UndecodableMessage(why), key=key, cursor=name, raw=event)
+_ID = re.compile(rb'"id"\s*:\s*("(?:[^"\\]++|\\.)*+")', re.DOTALL)
 
 
-def _id_of(event: bytes) -> str | None:
-    """The id of an event that cannot be read, if that much of it can."""
-    name = None
+def _readable_id(event: bytes) -> str | None:
+    """Return the id of an unreadable event, if it can be read and every store and URL can take it."""
+    found_id = None
     try:
         for member in split_json(event, b"{}"):
             if found := _ID.fullmatch(member):
-                name = _decode_string(found[1])
+                found_id = _decode_string(found[1])
     except DECODE_ERRORS:
         return None
-    return name if name and _is_storable(name) else None
-
-
-def _is_storable(name: str) -> bool:
-    """Whether every store and URL takes it."""
-    # Lone surrogates, which neither does, the decoder has refused already.
-    return 0 < len(name) <= MAX_ID and "\0" not in name
+    # The decoder has already refused lone surrogates, which stores and URLs cannot take.
+    return found_id if found_id and len(found_id) <= MAX_ID and "\0" not in found_id else None

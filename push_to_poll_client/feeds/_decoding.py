@@ -1,7 +1,8 @@
-"""Limits for decoding a page, in which thread it is done, and how broken JSON is split into entries.
+"""Limits for decoding a page, the thread it is decoded in, and a splitter for broken JSON.
 
-A parser fails a whole page because of one bad byte or one value nested too deep. What is here reads only
-strings, brackets and commas, without recursion and in time linear in the text, and takes the rest on trust.
+A JSON parser rejects a whole page for one bad byte or one value that is nested too deep. `split_json` finds the
+entries of such a page, so that the readable ones are not lost with it. It reads only strings, brackets and commas,
+without recursion and in time linear in the text, and does not check the rest.
 """
 
 import hashlib
@@ -24,56 +25,56 @@ __all__ = [
 
 
 MAX_ID = 1024
-"""Characters of an id, and of what else stands in a key. Real ones have some dozens; a store keeps each twice."""
-
-MAX_UNREADABLE = 10_000
-"""Unreadable entries on one page: each costs a kilobyte, a byte of the page is enough to make one."""
-
-UNREADABLE_KEY_PREFIX = "unreadable:"
-"""What the dedupe keys of entries begin with that cannot be read."""
+"""Longest id, or other part of a dedupe key, in characters. Real ones have some dozens; a store keeps each
+twice."""
 
 _MIN_MESSAGE_BYTES = 160
-"""Bytes that the messages of a page have on average, at least: in memory each takes some 600 more."""
+"""Smallest average size of the messages of a page: in memory each takes some 600 bytes more."""
 
 _ALWAYS_ALLOWED = 10_000
-"""Messages that a page may have however small they are; it is the largest page that is common among feeds."""
-
-_LARGE_BODY = 1024 * 1024
-"""Bytes. What is larger is read in a thread: a hostile page can take ten seconds to see through."""
+"""Messages that a page may have however small they are: the largest page that is common among feeds."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def max_messages(max_body: int) -> int:
-    """How many messages a page may have, by the bytes that it may have."""
+    """Return how many messages a page may have, from the bytes that it may have."""
     return max(max_body // _MIN_MESSAGE_BYTES, _ALWAYS_ALLOWED)
 
 
-async def run_decoder(size: int, read: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """What `read(*args, **options)` returns or raises; for a large body it runs in a worker thread.
+_LARGE_BODY = 1024 * 1024
+"""Bytes. A larger body is decoded in a thread: a hostile page can take ten seconds."""
+
+
+async def run_decoder(size: int, decode: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """Return `decode(*args, **options)`; for a large body it runs in a worker thread.
 
     Args:
-        size: Bytes that are read.
-        read: Touches nothing that another thread might. When the poll is cancelled it runs on, unheard.
-        args: Its.
-        options: Its.
+        size: Bytes to decode.
+        decode: Must share no state with other threads. If the poll is cancelled, it runs on and its result is
+            dropped.
+        args: Positional arguments of `decode`.
+        options: Keyword arguments of `decode`.
     """
     if size <= _LARGE_BODY:
-        return read(*args, **options)
-    return await to_thread.run_sync(partial(read, *args, **options), abandon_on_cancel=True)
+        return decode(*args, **options)
+    return await to_thread.run_sync(partial(decode, *args, **options), abandon_on_cancel=True)
+
+
+MAX_UNREADABLE = 10_000
+"""Unreadable entries on one page: each costs a kilobyte, and one byte of the page is enough to make one."""
+
+UNREADABLE_KEY_PREFIX = "unreadable:"
+"""Prefix of the dedupe keys of unreadable entries."""
 
 
 def unreadable_key(raw: bytes) -> str:
-    """The dedupe key of an entry that cannot be read: corrected it is another message.
-
-    Args:
-        raw: The entry as it came.
-    """
+    """Return the dedupe key of an unreadable entry, from its bytes: once corrected it is another message."""
     return f"{UNREADABLE_KEY_PREFIX}{hashlib.sha256(raw).hexdigest()[:32]}"
 
 
-# A string that is not closed reaches to the end, so that no byte is looked at twice. Hence possessive, too.
+# An unclosed string reaches to the end, and the patterns are possessive, so that no byte is read twice.
 _STRING = rb'"(?:[^"\\]++|\\.)*+"?'
 _TOP_LEVEL_TOKEN = re.compile(_STRING + rb"|[\[{]|[\]}]|,", re.DOTALL)
 _NESTED_TOKEN = re.compile(_STRING + rb"|[\[{]++|[\]}]", re.DOTALL)
@@ -81,18 +82,18 @@ _SPACE = b" \t\r\n"
 
 
 def split_json(text: bytes, brackets: bytes) -> Iterator[bytes]:
-    """The elements of a JSON array, or the members of an object, as they stand in the text.
+    """Yield the elements of a JSON array, or the members of an object, as bytes of the text.
 
     Args:
         text: The array or object; space around it is allowed.
-        brackets: `b"[]"` or `b"{}"`, what the text has to stand in.
+        brackets: `b"[]"` or `b"{}"`, the brackets around the text.
 
     Yields:
-        The bytes between the commas, without space around them. Whether they are JSON is not looked at.
+        The bytes between the commas, without space around them. They are not checked to be JSON.
 
     Raises:
-        ValueError: The text does not stand in these brackets, is closed too early or too late, or has nothing
-            between two commas. Found out on the way: what was yielded before is worth nothing.
+        ValueError: The text is not in these brackets, is closed too early or too late, or has nothing between two
+            commas. It may be raised late: then the parts already yielded must not be used.
     """
     text = text.strip(_SPACE)
     if not (text.startswith(brackets[:1]) and text.endswith(brackets[1:])):
@@ -110,13 +111,13 @@ def split_json(text: bytes, brackets: bytes) -> Iterator[bytes]:
 
 
 def _boundaries(text: bytes) -> Iterator[int]:
-    """Where the commas of the outermost array or object are, and last its end."""
-    depth, at = 1, 1
-    while token := (_TOP_LEVEL_TOKEN if depth == 1 else _NESTED_TOKEN).search(text, at):
-        at = token.end()
+    """Yield the positions of the commas of the outermost array or object, and last of its closing bracket."""
+    depth, position = 1, 1
+    while token := (_TOP_LEVEL_TOKEN if depth == 1 else _NESTED_TOKEN).search(text, position):
+        position = token.end()
         match token[0][:1]:
             case b"[" | b"{":
-                depth += at - token.start()
+                depth += position - token.start()
             case b"]" | b"}":
                 depth -= 1
             case b",":

@@ -1,7 +1,7 @@
-"""Remember the validators of a feed's end, so that asking again costs a 304.
+"""Remember the validators of a feed's end, so that a poll without news costs a 304 or no request.
 
-For feeds whose cursor is in the URL. An answer that brought messages is never remembered, so that a 304, or an
-answer that is taken for still fresh, can only stand for one that brought nothing: nothing can be lost by it.
+For feeds whose cursor is in the URL. A response with messages is never remembered. So a 304, or a response that is
+still fresh, can only stand for a response without messages, and no message can be lost by it.
 """
 
 from collections import OrderedDict
@@ -19,11 +19,11 @@ __all__ = [
 
 
 MAX_URLS = 16
-"""Ends that are remembered: a feed has one, and one each for the waits it is asked with."""
+"""URLs remembered: the end of a feed has one, and one more for each wait that is asked for."""
 
 
 class _EmptyResponse(NamedTuple):
-    """An answer that brought nothing, when it came, and until when another would be the same."""
+    """Validators of a response without messages, when it arrived, and until when it is fresh."""
 
     validators: Validators | None
     since: float
@@ -31,43 +31,43 @@ class _EmptyResponse(NamedTuple):
 
 
 class EndOfFeed:
-    """Remembers the ends of one feed, by the URLs that were asked."""
+    """Responses without messages of one feed, by the URLs that were asked. For use in an event loop."""
 
     def __init__(self) -> None:
         self._ends: OrderedDict[str, _EmptyResponse] = OrderedDict()
 
     def validators_for(self, url: str) -> Validators | None:
-        """What the end at this URL is known by: what to give to `Origin.ask`."""
+        """Return the validators to send with a request for this URL, as `known` of `Client.send_request`."""
         end = self._ends.get(url)
         return None if end is None else end.validators
 
     def is_fresh(self, url: str) -> bool:
-        """Whether asking this URL now could only bring nothing again (RFC 9111 §4.2). In an event loop.
+        """Return True if a request for this URL could only bring the same empty response (RFC 9111 §4.2).
 
-        Not to be asked of a poll that is to go past caches, nor of one whose answer the server may hold.
+        Does not apply to a poll that must bypass caches, nor to one whose response the server may hold.
         """
         end = self._ends.get(url)
         return end is not None and end.since <= anyio.current_time() < end.until
 
-    def note(self, url: str, answer: Response, *, empty: bool) -> None:
-        """Note what an answer brought. In an event loop.
+    def note(self, url: str, response: Response, *, empty: bool) -> None:
+        """Remember a response if it brought no messages; forget the URL otherwise.
 
         Args:
-            url: As it was asked, also if it was redirected.
-            answer: Accepted.
-            empty: Whether it brought nothing to settle. What brought something is never known by anything, or a
-                crash could lose it.
+            url: The URL that was asked, even if it was redirected.
+            response: A response with a status of success.
+            empty: True if the response has no messages. With its validators, a response with messages could be
+                lost by a crash.
         """
         self._ends.pop(url, None)
         if not empty:
             return
         now = anyio.current_time()
-        end = _EmptyResponse(answer.validators, now, now + fresh_for(answer.headers))
+        end = _EmptyResponse(response.validators, now, now + fresh_for(response.headers))
         if end.validators is not None or end.until > now:
             self._ends[url] = end
             if len(self._ends) > MAX_URLS:
                 self._ends.popitem(last=False)
 
     def forget(self) -> None:
-        """When the event loop may end by whose clock this is."""
+        """Forget all, since the event loop may end, to whose clock the times belong."""
         self._ends.clear()

@@ -1,4 +1,4 @@
-"""A feed by the HTTP Feeds specification (http-feeds.org): batches of CloudEvents behind one URL."""
+"""Feed by the HTTP Feeds specification (http-feeds.org): batches of CloudEvents behind one URL."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from push_to_poll_client._http.caching import cache_bypass_headers
 from push_to_poll_client._http.client import Client, check_reserved_parameters
 from push_to_poll_client._http.credentials import Auth
 from push_to_poll_client._http.response import Response
-from push_to_poll_client._types import Cursor, DeadLetter, FetchRequest, Message, Page, UnreadableMessage
+from push_to_poll_client._types import DeadLetter, FetchRequest, Message, Page, UnreadableMessage
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.feeds._cloudevents import CloudEvent, read_batch
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
@@ -79,7 +79,7 @@ class HTTPFeed:
     ) -> None:
         check_number("max_wait", max_wait, above_zero=True, optional=True)
         self.max_wait: float | None = max_wait
-        self._origin = Client(
+        self._http_client = Client(
             url,
             auth=auth,
             headers=headers,
@@ -88,10 +88,10 @@ class HTTPFeed:
             client=client,
             trusted=trusted,
         )
-        self._tail = EndOfFeed()
+        self._end_of_feed = EndOfFeed()
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
-        self._most = max_messages(max_body)
-        self.identity: str = self._origin.identity
+        self._max_messages = max_messages(max_body)
+        self.identity: str = self._http_client.identity
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Ask for the events after `request.cursor`.
@@ -103,18 +103,23 @@ class HTTPFeed:
                 answer now (408, 425, 429, 5xx, 403 with rate-limit headers), or its answer is no batch.
         """
         wait = min(request.wait, self.max_wait or 0.0)
-        url = self._origin.build_url(_query(request.cursor, wait))
-        if self._tail.is_fresh(url) and not (request.fresh or wait):
+        query = {} if request.cursor is None else {"lastEventId": request.cursor}
+        if wait > 0:
+            query["timeout"] = str(max(1, round(wait * 1000)))  # the specification wants milliseconds
+        url = self._http_client.build_url(query)
+        if self._end_of_feed.is_fresh(url) and not (request.fresh or wait):
             return Page()
-        known = self._tail.validators_for(url)
-        answer = await self._origin.send_request(url, headers=_headers(request), wait=wait, known=known)
-        messages = await self._messages(self._origin.check_status(answer))
-        self._origin.remember_redirects(answer)
-        self._tail.note(url, answer, empty=not messages)
+        known = self._end_of_feed.validators_for(url)
+        # A full batch may be cached for a year, and a cache may hold the end of the feed for a while.
+        headers = {"accept": _ACCEPT, **cache_bypass_headers(fresh=request.fresh)}
+        response = await self._http_client.send_request(url, headers=headers, wait=wait, known=known)
+        messages = await self._messages(self._http_client.check_status(response))
+        self._http_client.remember_redirects(response)
+        self._end_of_feed.note(url, response, empty=not messages)
         last = next((message.cursor for message in reversed(messages) if message.cursor is not None), None)
-        # A server that answers with the very event it was asked to go on after has no more.
+        # A server that answers with the event of the cursor itself has no more.
         following = None if last == request.cursor else last
-        return Page(messages, cursor=last, next=following, retry_after=answer.retry_after)
+        return Page(messages, cursor=last, next=following, retry_after=response.retry_after)
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The event of a dead letter: a `CloudEvent`, or an `UnreadableMessage` if it still is one."""
@@ -125,27 +130,17 @@ class HTTPFeed:
 
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
-        self._tail.forget()
-        await self._origin.aclose()
+        self._end_of_feed.forget()
+        await self._http_client.aclose()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._origin.where!r})"
+        return f"{type(self).__name__}({self._http_client.where!r})"
 
-    async def _messages(self, answer: Response) -> Sequence[Message]:
-        if answer.status in _EMPTY_STATUSES:
+    async def _messages(self, response: Response) -> Sequence[Message]:
+        if response.status in _EMPTY_STATUSES:
             return []
-        if answer.media_type and not answer.media_type.endswith(("/json", "+json")):
-            raise answer.wrong_type("not application/cloudevents-batch+json")
-        return await run_decoder(len(answer.body), read_batch, answer.body, self._origin.where, most=self._most)
-
-
-def _query(cursor: Cursor | None, wait: float) -> dict[str, str]:
-    query = {} if cursor is None else {"lastEventId": cursor}
-    if wait > 0:
-        query["timeout"] = str(max(1, round(wait * 1000)))  # milliseconds, says the specification
-    return query
-
-
-def _headers(request: FetchRequest) -> dict[str, str]:
-    # A full batch may be cached for a year, and a cache may hold the end of the feed for a while.
-    return {"accept": _ACCEPT, **cache_bypass_headers(fresh=request.fresh)}
+        if response.media_type and not response.media_type.endswith(("/json", "+json")):
+            raise response.wrong_type("not application/cloudevents-batch+json")
+        return await run_decoder(
+            len(response.body), read_batch, response.body, self._http_client.where, max_events=self._max_messages
+        )

@@ -156,7 +156,7 @@ def event(name, data):
 def test_an_event_that_is_too_deep_does_not_fail_its_page(nested, member):
     """The event itself is one level more."""
     fits, too_deep = (b'{"id":"2","%b":%b}' % (member, nested(depth)) for depth in (MAX_DEPTH - 1, MAX_DEPTH))
-    messages = read_batch(batch(event(b"1", b"[1]"), fits, too_deep, event(b"4", b"4")), "x", most=9)
+    messages = read_batch(batch(event(b"1", b"[1]"), fits, too_deep, event(b"4", b"4")), "x", max_events=9)
     assert [message.id for message in messages if not message.error] == ["1", "2", "4"]
     assert [message.data for message in (messages[0], messages[3])] == [[1], 4]
     assert messages[1].attributes.keys() | {"data"} >= {"id", member.decode()}

@@ -165,7 +165,7 @@ def test_the_documented_limits_match_the_code():
     body = default(HTTPFeed, "max_body")
     stated = [
         f"{body >> 20} MiB",
-        f"{HTTPFeed('https://shop.example')._most:,}",
+        f"{HTTPFeed('https://shop.example')._max_messages:,}",
         f"{_decoding.MAX_UNREADABLE:,}",
         f"{_decoding.MAX_ID:,} characters",
         f"{_types.MAX_CURSOR:,} characters",

@@ -39,7 +39,7 @@ def event(**members):
 
 
 def read_batch(body, where, most=100_000):
-    return cloudevents.read_batch(body, where, most=most)
+    return cloudevents.read_batch(body, where, max_events=most)
 
 
 def page(*events):

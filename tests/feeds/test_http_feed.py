@@ -589,7 +589,7 @@ class TestTheClient:
         feed = HTTPFeed(URL)
         with pytest.raises(FeedError, match="PoolTimeout"):
             await feed.fetch(FetchRequest())
-        assert feed._origin._sender._own_client is None
+        assert feed._http_client._sender._own_client is None
         assert ids(await fetch(feed)) == ["1"]
 
     async def test_the_client_is_kept_after_a_read_error(self, serve):
@@ -597,7 +597,7 @@ class TestTheClient:
         feed = HTTPFeed(URL)
         with pytest.raises(FeedError, match="ReadError 'reset'"):
             await feed.fetch(FetchRequest())
-        assert feed._origin._sender._own_client is not None
+        assert feed._http_client._sender._own_client is not None
         await feed.aclose()
 
     @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ async def test_a_broken_response_is_a_feed_error_and_the_next_fetch_succeeds(scr
         with pytest.raises(FeedError) as failed, anyio.fail_after(GUARD):
             await feed.fetch(FetchRequest())
         assert text in str(failed.value)
-        feed._origin._timeout = feed._origin._sender._own_client.timeout = GUARD
+        feed._http_client._timeout = feed._http_client._sender._own_client.timeout = GUARD
         assert len((await fetch(feed)).messages) == 1
 
 

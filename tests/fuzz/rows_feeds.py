@@ -105,7 +105,7 @@ def read_split(data, brackets):
 def read_events(data):
     value = reference(data)
     try:
-        messages = read_batch(data, "the feed", most=200)
+        messages = read_batch(data, "the feed", max_events=200)
     except FeedError:
         assert not isinstance(value, list) or len(value) > 200
         raise

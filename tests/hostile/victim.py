@@ -134,12 +134,12 @@ async def attacked(url, state, *, fails=False, answer_within=HTTP_TIMEOUT, **opt
         feed = HTTPFeed(url, **options)
         consumer = _consumer(feed, state)
         await consumer.poll_now()
-        consumer.fails, feed._origin._timeout = fails, answer_within
+        consumer.fails, feed._http_client._timeout = fails, answer_within
         async with anyio.create_task_group() as tasks:
             async with Watch(tasks) as watch:
                 tasks.start_soon(_run, consumer, heard)
                 await heard.failed.wait()
-            cursor, consumer.fails, feed._origin._timeout = saved_cursor(state), False, HTTP_TIMEOUT
+            cursor, consumer.fails, feed._http_client._timeout = saved_cursor(state), False, HTTP_TIMEOUT
             status = await _recovered(consumer, heard, tasks)
     return _report(consumer, status, heard, watch, cursor)
 

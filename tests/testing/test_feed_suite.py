@@ -89,7 +89,7 @@ class TestHTTPFeed(FeedSuite):
         self.server.faults.cut_next = 1
 
     async def hang(self, feed):
-        feed._origin._timeout = 0.2
+        feed._http_client._timeout = 0.2
         self.server.faults.stall_next = 1
 
 
