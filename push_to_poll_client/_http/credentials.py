@@ -58,7 +58,8 @@ class FeedCredentials:
         self._token_provider: Callable[[], Any] | None = None
         self._authorization: str | None = None
         self._is_current = True
-        self.options: dict[str, Any] = {} if auth is None else {"auth": None}  # None: not the client's own
+        # With auth=None the client adds no credentials of its own.
+        self.options: dict[str, Any] = {} if auth is None else {"auth": None}
         match auth:
             case None:
                 pass
