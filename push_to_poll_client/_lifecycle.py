@@ -142,7 +142,7 @@ class SessionParts:
         return Dedupe(
             self.progress,
             dedupe_key=self._processing.dedupe_key,
-            key=self._processing.key if self._processing.concurrency > 1 else None,
+            ordering_key=self._processing.key if self._processing.concurrency > 1 else None,
             fingerprint=self._processing.fingerprint,
         )
 

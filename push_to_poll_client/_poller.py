@@ -316,7 +316,7 @@ class Poller:
             page,
             read_at=walk.read_at,
             stop=walk.stop,
-            beside=beside.tasks if self._prefetcher else None,
+            background=beside.tasks if self._prefetcher else None,
             overlap=walk.overlap,
         )
 

@@ -252,7 +252,7 @@ class Replay:
     async def _work_off(self, messages: Sequence[Message]) -> None:
         (keys, odd), now = self._dedupe.dedupe_keys(messages), self._fetcher.now()
         new = repeat(True, len(keys))  # noqa: FBT003  # whatever was processed of it
-        items = await self._dedupe.make_items(messages, keys, new, odd, in_hand=(), read_at=now, arrived=now)
+        items = await self._dedupe.make_items(messages, keys, new, odd, in_flight=(), read_at=now, arrived=now)
         try:
             for item in items:
                 await self._try_one(item)

@@ -78,7 +78,7 @@ MUTANTS = [
         "saves the page's cursor first",
         "_processor.py",
         "            self._progress.read_at = read_at\n",
-        "            self._progress.reached(page.cursor, read_at)\n",
+        "            self._progress.advance(page.cursor, read_at)\n",
     ),
     of(
         "G5",
