@@ -1,4 +1,9 @@
-"""Run one poll: fetch and settle page after page until caught up, or for `max_poll_time`."""
+"""Run one poll: fetch and settle page after page until caught up, or for `max_poll_time`.
+
+A poll walks along a chain of pages, from the saved cursor or from where the last poll stopped. While a page is
+settled, the next one may be fetched. When the pages change during the walk, it starts again; when the cursor has
+expired, it goes on where the user says. `PageChain` knows what one poll has done so far, `Poller` does it.
+"""
 
 import logging
 from collections import Counter
@@ -24,20 +29,30 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger("push_to_poll_client")
+
 MAX_RESTARTS = 3
-"""How often a poll starts a chain of pages again; a feed that changes faster is left to backoff."""
+"""How often a poll starts a chain of pages again. If the feed changes faster, the poll fails and is retried with
+backoff."""
 
 
 class PageChain:
-    """What one poll has done so far.
+    """The chain of pages that one poll walks along.
+
+    Args:
+        progress: Knows the saved cursor, and counts settled messages.
+        counts: The consumer's counters.
+        overlap: Knows which messages were read before; `None` if none were.
+        stop: As for `Processor.take_page`.
+        wait: Seconds for which the server may hold an answer.
 
     Attributes:
-        overlap: What knows what was read before; `None`: nothing was.
-        stop: As for `Processor.settle`.
-        read_at: When the page in hand arrived.
+        overlap: As given, until the walk goes on elsewhere.
+        stop: As given.
+        read_at: When the current page arrived.
         first_wait: Seconds for which the server may hold its first answer.
-        ends_early: The walk has found no end, and is to be ended all the same.
-        closed: The page in hand is the last that there will ever be.
+        ends_early: Whether the walk is to end although it did not reach the end of the feed.
+        closed: Whether the current page is the last one of a feed that has ended.
     """
 
     def __init__(
@@ -52,8 +67,9 @@ class PageChain:
         self.stop = stop
         self.read_at = 0.0
         self.ends_early = self.closed = False
-        behind = overlap is not None and not overlap.past_saved_cursor
-        self.first_wait, self._wait = (0.0, wait) if behind else (wait, 0.0)
+        # Messages that were read before come first: only what comes after them is worth a wait.
+        reads_again = overlap is not None and not overlap.past_saved_cursor
+        self.first_wait, self._wait = (0.0, wait) if reads_again else (wait, 0.0)
         self._progress = progress
         self._counts = counts
         self._counts_at_start = counts.copy()
@@ -64,18 +80,18 @@ class PageChain:
 
     @property
     def start(self) -> Cursor | None:
-        """Where it begins again when the pages change under it."""
+        """Where the walk starts again when the pages change."""
         return (
             self._progress.saved if self.overlap is None or self.overlap.past_saved_cursor else self.overlap.start
         )
 
     def wait_at_end(self) -> float:
-        """Seconds for which the server may hold one more answer, after what was read before; 0: no more."""
+        """Return the seconds for which the server may hold one more answer; 0 means do not ask again."""
         wait, self._wait = self._wait, 0.0
         return wait if self._progress.settled_count == self._settled_at_start else 0.0
 
     def reset(self) -> None:
-        """It goes on elsewhere, where nothing was read before."""
+        """Go on elsewhere in the feed, where nothing was read before."""
         self.overlap, self._cycle_detector = None, CycleDetector()
 
     def restart(self) -> None:
@@ -87,99 +103,101 @@ class PageChain:
             raise FeedError(f"the pages changed under the walk {self._restarts} times in one poll")
 
     def resync(self, error: CursorExpired) -> None:
-        """Once in a poll: a feed that does not know the new cursor either is to be looked at."""
-        if self._resynced:
+        """Allow one resync in a poll, else raise the error."""
+        if self._resynced:  # the feed does not know the new cursor either
             raise error
         self._resynced = True
 
     def stands_still(self, position: Cursor | None, following: Cursor) -> bool:
-        """Whether going on would bring nothing: no new message, and no new cursor."""
+        """Whether the walk makes no progress: no new message was settled, and the cursors repeat."""
         if self._progress.settled_count > self._last_settled:
             self._last_settled, self._cycle_detector = self._progress.settled_count, CycleDetector()
             return False
         return following == position or self._cycle_detector.repeats_at(following)
 
     def result(self, *, caught_up: bool, postponed: float | None) -> PollResult:
-        done = {
+        difference = {
             name: self._counts[name] - self._counts_at_start[name] for name in ("messages", "duplicates", "pages")
         }
         closed = caught_up and self.closed
-        return PollResult(**done, caught_up=caught_up, postponed=postponed, closed=closed)
-
-
-logger = logging.getLogger("push_to_poll_client")
+        return PollResult(**difference, caught_up=caught_up, postponed=postponed, closed=closed)
 
 
 class Poller:
     """Walks the feed from where the last poll stopped.
 
     Args:
-        fetches: Asks the feed.
+        fetcher: Fetches the pages.
         processor: Settles the pages.
         progress: Commits what is settled, and knows the saved cursor.
-        position: Knows where a name begins, and where it goes on when its cursor is good no more.
-        behind: Knows where a walk with an overlap starts.
-        letters: Have some to be tried first.
-        gaps: Told what is missing before a page.
-        schedule: Knows what the server asks for, which holds for further pages too.
-        tally: Told of each page.
+        position: Knows where a name begins, and where it goes on when its cursor has expired.
+        overlap_start: Knows where a walk with an overlap starts.
+        dead_letters: Retries the dead letters that are marked for that.
+        gaps: Told of messages that may be missing before a page.
+        schedule: Knows how long the server asked to be left alone, which holds for further pages too.
+        stats: Counts pages.
         max_poll_time: Seconds after which a poll ends at the next page boundary.
-        prefetch: Pages in hand that are fetched before their turn, at most.
-        clock: The event loop's.
+        prefetch: How many pages may be fetched before their turn.
+        clock: The event loop's clock.
 
     Attributes:
-        max_wait: Seconds for which the feed can hold an answer; 0: it cannot.
+        max_wait: Seconds for which the feed can hold an answer; 0 if it cannot.
     """
 
     def __init__(  # noqa: PLR0917  # each is of another type
         self,
-        fetches: Fetcher,
+        fetcher: Fetcher,
         processor: Processor,
         progress: Progress,
         position: Position,
-        behind: OverlapStart,
-        letters: SessionDeadLetters,
+        overlap_start: OverlapStart,
+        dead_letters: SessionDeadLetters,
         gaps: Gaps,
         schedule: Schedule,
-        tally: ConsumerStats,
+        stats: ConsumerStats,
         *,
         max_poll_time: float,
         prefetch: int,
         clock: Clock,
     ) -> None:
-        self.max_wait: float = fetches.max_wait
-        self._fetcher = fetches
+        self.max_wait: float = fetcher.max_wait
+        self._fetcher = fetcher
         self._processor = processor
         self._progress = progress
         self._position = position
-        self._overlap_start = behind
-        self._dead_letters = letters
+        self._overlap_start = overlap_start
+        self._dead_letters = dead_letters
         self._gaps = gaps
         self._max_poll_time = max_poll_time
         self._schedule = schedule
-        self._stats = tally
+        self._stats = stats
         self._clock = clock
         self._continuation: tuple[Cursor | None, Overlap | None] | None = None
         self._stuck_at: Cursor | None = None
         self._deadline = 0.0
-        most = prefetch if fetches.read_ahead else 0
-        self._prefetcher = Prefetcher(fetches, most, lambda: not self._must_stop)
+        limit = prefetch if fetcher.read_ahead else 0
+        self._prefetcher = Prefetcher(fetcher, limit, lambda: not self._must_stop)
 
     def cancel_waiting_fetch(self) -> None:
-        """Cancel a waiting fetch, if there is one. Its answer, even if on its way, is fetched again."""
+        """Cancel a waiting fetch, if there is one. Its answer, even if it is arriving, is fetched again."""
         self._fetcher.cancel_waiting_fetch()
 
     def discard_continuation(self) -> None:
-        """The next poll starts at the saved cursor."""
+        """Let the next poll start at the saved cursor."""
         self._continuation = None
         self._prefetcher.drop(continuing=False)
+
+    @property
+    def postponed_until(self) -> float | None:
+        """When a message that failed may be tried again, on the event loop's clock; `None` if none waits."""
+        return self._processor.postponed_until
 
     async def poll(
         self,
         *,
         wait: float = 0.0,
         hint: Push | None = None,
-        fresh: bool = False,
+        bypass_cache: bool = False,
         stop: StopSignal | None = None,
     ) -> PollResult | None:
         """Fetch and settle pages.
@@ -187,54 +205,43 @@ class Poller:
         Args:
             wait: Seconds for which the server may hold the first answer.
             hint: The push that caused this poll.
-            fresh: Go past caches.
-            stop: As for `Processor.settle`.
+            bypass_cache: Whether to bypass caches.
+            stop: As for `Processor.take_page`.
 
         Returns:
-            What was done; `None`: the waiting fetch gave way.
+            What was done; `None` if the waiting fetch was cancelled.
 
         Raises:
             FeedError: A fetch failed. The next poll starts at the saved cursor.
             ProcessError: A message failed for good.
             StoreError: The store could not be read or written.
         """
-        await self._prepare(stop)
+        self._processor.begin()
+        await self._progress.flush()  # what the last poll could not commit
+        await self._position.ensure_started()
+        await self._processor.run_shielded(self._dead_letters.retry_marked, stop)
         self._deadline = self._clock() + wait + self._max_poll_time
         start, overlap = self._continuation or self._start_position()
         self._continuation = None
-        walk = PageChain(self._progress, self._stats.counts, overlap, stop, wait)
-        request = FetchRequest(start, walk.first_wait, hint, fresh)
+        chain = PageChain(self._progress, self._stats.counts, overlap, stop, wait)
+        request = FetchRequest(start, chain.first_wait, hint, bypass_cache)
         try:
-            async with Background() as beside:
-                caught_up = await self._process_pages(walk, request, beside)
+            async with Background() as background:
+                caught_up = await self._process_pages(chain, request, background)
         finally:
             self._prefetcher.drop(continuing=self._continuation is not None)
             await self._finish()
         if caught_up is None:
             return None
         await self._position.mark_started()
-        if walk.overlap is not None and (walk.ends_early or (caught_up and walk.overlap.is_complete)):
-            await self._overlap_start.finish_walk(walk.overlap)
-        return walk.result(caught_up=caught_up, postponed=self._retry_in)
-
-    async def _prepare(self, stop: StopSignal | None) -> None:
-        self._processor.begin()
-        await self._progress.flush()  # what the last poll could not
-        await self._position.ensure_started()
-        await self._processor.run_shielded(self._dead_letters.retry_marked, stop)
+        if chain.overlap is not None and (chain.ends_early or (caught_up and chain.overlap.is_complete)):
+            await self._overlap_start.finish_walk(chain.overlap)
+        retry_in = None if self.postponed_until is None else max(self.postponed_until - self._clock(), 0.0)
+        return chain.result(caught_up=caught_up, postponed=retry_in)
 
     def _start_position(self) -> tuple[Cursor | None, Overlap | None]:
-        walk = self._overlap_start.begin_walk()
-        return self._progress.saved if walk is None else walk.start, walk
-
-    @property
-    def postponed_until(self) -> float | None:
-        """Until when a message has to wait, on the event loop's clock; `None`: none has to."""
-        return self._processor.postponed_until
-
-    @property
-    def _retry_in(self) -> float | None:
-        return None if self.postponed_until is None else max(self.postponed_until - self._clock(), 0.0)
+        overlap = self._overlap_start.begin_walk()
+        return self._progress.saved if overlap is None else overlap.start, overlap
 
     async def _finish(self) -> None:
         try:
@@ -243,43 +250,79 @@ class Poller:
             self.discard_continuation()
             raise
 
-    async def _process_pages(self, walk: PageChain, request: FetchRequest, beside: Background) -> bool | None:
-        """From page to page; whether that led to the end of the feed. `None`: the waiting fetch gave way."""
+    async def _process_pages(self, chain: PageChain, request: FetchRequest, background: Background) -> bool | None:
+        """Settle page after page; return whether the end of the feed was reached, `None` if the fetch gave way."""
         while True:
-            if not await self._finish_batch_if_late(walk):
+            if not await self._finish_batch_if_late(chain):
                 return False
             try:
-                page = await self._fetch(walk, request)
+                page = await self._fetch(chain, request)
             except (ChainRestart, CursorExpired) as error:
-                request = replace(request, cursor=await self._recover_position(walk, error), wait=0.0)
+                request = replace(request, cursor=await self._recover_position(chain, error), wait=0.0)
                 if self._must_stop:
                     return False
                 continue
             if page is None:
                 return None
-            complete = await self._take_page(walk, request, page, beside)
-            following = self._next_request(walk, request, page) if complete else None
+            complete = await self._take_page(chain, request, page, background)
+            following = self._next_request(chain, request, page) if complete else None
             if following is None:
-                return complete and await self._finish_partial_batch(walk)
+                return complete and await self._finish_partial_batch(chain)
             request = following
             if self._must_stop:
-                if await self._finish_partial_batch(walk):
-                    await self._continue_later(walk, request.cursor)
+                if await self._finish_partial_batch(chain):
+                    await self._continue_later(chain, request.cursor)
                 return False
 
-    def _next_request(self, walk: PageChain, request: FetchRequest, page: Page) -> FetchRequest | None:
-        """What to ask next; `None`: nothing more, this is the end."""
+    async def _fetch(self, chain: PageChain, request: FetchRequest) -> Page | None:
+        prefetched = self._prefetcher.pop()
+        page = await (self._fetcher.fetch(request) if prefetched is None else prefetched.take())
+        chain.read_at = self._clock() if prefetched is None else prefetched.arrived_at
+        return page
+
+    async def _recover_position(self, chain: PageChain, error: FeedError) -> Cursor | None:
+        """Return where to go on, when the feed cannot answer the request."""
+        await self._progress.flush()
+        if isinstance(error, ChainRestart):
+            chain.restart()
+            return chain.start
+        assert isinstance(error, CursorExpired)  # noqa: S101
+        if chain.overlap is not None and not chain.overlap.past_saved_cursor:
+            self._position.overlap_expired(chain.overlap.start)
+        else:
+            chain.resync(error)
+            await self._position.cursor_expired(error)
+        chain.reset()
+        return chain.start
+
+    async def _take_page(
+        self, chain: PageChain, request: FetchRequest, page: Page, background: Background
+    ) -> bool:
+        self._stats.counts["pages"] += 1
+        chain.closed = page.closed
+        await self._gaps.report(request.cursor, page.gap)
+        await self._prefetcher.begin(request, page, background)
+        return await self._processor.take_page(
+            page,
+            read_at=chain.read_at,
+            stop=chain.stop,
+            background=background.tasks if self._prefetcher else None,
+            overlap=chain.overlap,
+        )
+
+    def _next_request(self, chain: PageChain, request: FetchRequest, page: Page) -> FetchRequest | None:
+        """Return the next request; `None` at the end of the feed."""
         if page.next is not None:
-            if not walk.stands_still(request.cursor, page.next):
+            if not chain.stands_still(request.cursor, page.next):
                 return replace(request, cursor=page.next, wait=0.0)
             if page.next == request.cursor:
                 self._warn_stuck(page.next)
             return None
-        wait = 0.0 if page.closed or self._must_stop else walk.wait_at_end()
+        wait = 0.0 if page.closed or self._must_stop else chain.wait_at_end()
         return replace(request, cursor=self._progress.saved, wait=wait) if wait else None
 
     def _warn_stuck(self, position: Cursor) -> None:
-        """The feed stands still. Once for each place: the polls that follow find it there again (G9)."""
+        """Log once for each cursor that the feed leads to itself: later polls stop there too (G9)."""
         if position != self._stuck_at:
             self._stuck_at = position
             logger.warning(
@@ -288,11 +331,23 @@ class Poller:
                 quoted(position),
             )
 
-    async def _continue_later(self, walk: PageChain, position: Cursor | None) -> None:
-        """The next poll goes on with this walk, as a rule. `max_poll_time` is over, or the server wants quiet."""
-        overlap = walk.overlap
+    async def _finish_batch_if_late(self, chain: PageChain) -> bool:
+        """Settle the messages that wait for the next page to fill a batch, if it does not come in time."""
+        deadline = self._processor.batch_deadline
+        return (
+            deadline is None
+            or await self._prefetcher.arrives_by(deadline)
+            or await self._finish_partial_batch(chain)
+        )
+
+    async def _finish_partial_batch(self, chain: PageChain) -> bool:
+        return self._processor.batch_deadline is None or await self._processor.finish_partial_batch(chain.stop)
+
+    async def _continue_later(self, chain: PageChain, position: Cursor | None) -> None:
+        """As a rule, let the next poll go on with this walk: this one has to stop at a page boundary."""
+        overlap = chain.overlap
         if overlap is not None and self._overlap_start.may_end_early(overlap, after=self._max_poll_time):
-            walk.ends_early = True
+            chain.ends_early = True
         elif overlap is not None and overlap.should_jump:
             overlap.jump()
             self._continuation = self._progress.saved, overlap
@@ -301,49 +356,8 @@ class Poller:
             await self._prefetcher.wait_for_first()
             self._continuation = position, overlap
 
-    async def _fetch(self, walk: PageChain, request: FetchRequest) -> Page | None:
-        ahead = self._prefetcher.pop()
-        page = await (self._fetcher.fetch(request) if ahead is None else ahead.take())
-        walk.read_at = self._clock() if ahead is None else ahead.arrived_at
-        return page
-
-    async def _take_page(self, walk: PageChain, request: FetchRequest, page: Page, beside: Background) -> bool:
-        self._stats.counts["pages"] += 1
-        walk.closed = page.closed
-        await self._gaps.report(request.cursor, page.gap)
-        await self._prefetcher.begin(request, page, beside)
-        return await self._processor.take_page(
-            page,
-            read_at=walk.read_at,
-            stop=walk.stop,
-            background=beside.tasks if self._prefetcher else None,
-            overlap=walk.overlap,
-        )
-
-    async def _finish_batch_if_late(self, walk: PageChain) -> bool:
-        """Settle what waits for the next page to fill a batch, if that does not come in time."""
-        until = self._processor.batch_deadline
-        return until is None or await self._prefetcher.arrives_by(until) or await self._finish_partial_batch(walk)
-
-    async def _finish_partial_batch(self, walk: PageChain) -> bool:
-        return self._processor.batch_deadline is None or await self._processor.finish_partial_batch(walk.stop)
-
-    async def _recover_position(self, walk: PageChain, error: FeedError) -> Cursor | None:
-        """Where to go on, when the feed cannot go on where it was asked to."""
-        await self._progress.flush()
-        if isinstance(error, ChainRestart):
-            walk.restart()
-            return walk.start
-        assert isinstance(error, CursorExpired)  # noqa: S101
-        if walk.overlap is not None and not walk.overlap.past_saved_cursor:
-            self._position.overlap_expired(walk.overlap.start)
-        else:
-            walk.resync(error)
-            await self._position.cursor_expired(error)
-        walk.reset()
-        return walk.start
-
     @property
     def _must_stop(self) -> bool:
+        """Whether `max_poll_time` is over, or the server asks to be left alone."""
         now = self._clock()
         return now >= self._deadline or self._schedule.server_not_before > now

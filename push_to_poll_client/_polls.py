@@ -206,7 +206,7 @@ class Polls:
         answer: PollResult | Exception | None = None
         inside = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
         try:
-            answer = await self._poller.poll(wait=poll.wait, hint=poll.hint, fresh=poll.fresh, stop=stop)
+            answer = await self._poller.poll(wait=poll.wait, hint=poll.hint, bypass_cache=poll.fresh, stop=stop)
         except Exception as error:  # noqa: BLE001  # the answer of everybody who waits for it
             answer = error
         except anyio.get_cancelled_exc_class() as cancelled:
