@@ -198,8 +198,8 @@ class Consumer:
             feed_name=self._feed_name,
             store=store,
             schedule=self._schedule,
-            inbox=self._wakes,
-            assemble=self._build_parts,
+            wakes=self._wakes,
+            build_parts=self._build_parts,
         )
         self._runner: Runner | None = None
         self._should_poll_failed = False

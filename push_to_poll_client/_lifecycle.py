@@ -1,4 +1,8 @@
-"""Open a session, build its parts, run it, and release it."""
+"""Build the parts of a session, open and close it, and run it.
+
+`OpenSession` claims the consumer's name for its first user, which builds `SessionParts`, and releases it after its
+last user. `Runner` runs the listeners and the automatic polls of an open session.
+"""
 
 import logging
 import math
@@ -38,18 +42,21 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger("push_to_poll_client")
+
+
 class SessionParts:
-    """The parts that live as long as a session, each made of those that it needs when it is asked for first.
+    """The parts that live as long as a session. Each is built when it is used first.
 
     Args:
-        feed: What is consumed.
-        session: Where progress is kept.
-        schedule: Decides when to poll, also after this session.
-        tally: Counts, likewise.
-        settings: The numbers that the user gave.
-        processing: What he said of messages and positions.
-        worth_a_poll: Whether the hint of a push is.
-        clock: The event loop's.
+        feed: The feed to consume.
+        session: Keeps the progress.
+        schedule: Decides when to poll; outlives the session.
+        stats: Counts; outlives the session.
+        settings: The user's options for the schedule.
+        processing: The user's options for messages and positions.
+        worth_a_poll: Returns whether the hint of a push is worth a poll.
+        clock: The event loop's clock.
 
     Attributes:
         session: As given.
@@ -60,7 +67,7 @@ class SessionParts:
         feed: Feed,
         session: Session,
         schedule: Schedule,
-        tally: ConsumerStats,
+        stats: ConsumerStats,
         settings: ScheduleOptions,
         processing: ProcessingOptions,
         worth_a_poll: Callable[[Push], bool],
@@ -69,21 +76,21 @@ class SessionParts:
         self.session = session
         self._feed = feed
         self._schedule = schedule
-        self._stats = tally
+        self._stats = stats
         self._settings = settings
         self._processing = processing
         self._worth_a_poll = worth_a_poll
         self._clock = clock
 
     async def rewind(self, to: Cursor | None, *, ago: float | None, forget: bool) -> None:
-        """See `Consumer.rewind`. While no poll runs."""
+        """See `Consumer.rewind`. Call it while no poll runs."""
         await self.progress.flush()
         await self.position.rewind(to, ago=ago, forget=forget)
         self.poller.discard_continuation()
         self.polls.position_changed()
 
     async def save_state(self, name: str, text: str | None) -> None:
-        """Keep a text in the session's state; `None` takes it away. While no poll runs.
+        """Keep a text in the session's state; `None` removes it. Call it while no poll runs.
 
         Raises:
             StoreError: The store failed.
@@ -95,7 +102,7 @@ class SessionParts:
 
     @cached_property
     def progress(self) -> Progress:
-        """What is settled and not yet committed."""
+        """Progress that is not committed yet."""
         interval = self._settings.flush_interval
         return Progress(self.session, self._stats, flush_interval=interval, clock=self._clock)
 
@@ -116,7 +123,7 @@ class SessionParts:
 
     @cached_property
     def dead_letters(self) -> SessionDeadLetters:
-        """What was given up on."""
+        """The messages that were given up on."""
         return SessionDeadLetters(self.session, self._feed, self.progress, self._retry)
 
     @cached_property
@@ -152,12 +159,12 @@ class SessionParts:
 
     @cached_property
     def _handlers(self) -> tuple[Handler, BatchHandler | None]:
-        """Those of the user, within a transaction if the store has one, and announced to hooks if any are."""
-        handler, batch, intake = self._processing.handler, self._processing.batch, self._dedupe
+        """The handlers, in a transaction if the store has one, and announced to the hooks if there are any."""
+        handler, batch, dedupe = self._processing.handler, self._processing.batch, self._dedupe
         if is_transactional(self.session):
-            both = self.session, self.progress
-            handler = in_transaction(handler, *both, lambda message: intake.records([message]))
-            batch = batch and in_transaction(batch, *both, intake.records)
+            session, progress = self.session, self.progress
+            handler = in_transaction(handler, session, progress, lambda message: dedupe.records([message]))
+            batch = batch and in_transaction(batch, session, progress, dedupe.records)
         if self._processing.hooks is not None:
             handler = with_start_hook(handler, self._hooks, lambda message: [message])
             batch = batch and with_start_hook(batch, self._hooks, lambda messages: messages)
@@ -173,7 +180,8 @@ class SessionParts:
             self.session,
             self.processor,
             self.poller,
-            tally=self._stats,
+            self._fetcher,
+            stats=self._stats,
             hooks=self._hooks,
             overlaps=self._processing.overlaps,
             worth_a_poll=self._worth_a_poll,
@@ -182,7 +190,7 @@ class SessionParts:
 
     @cached_property
     def poller(self) -> Poller:
-        """Does one poll."""
+        """Runs one poll."""
         return Poller(
             self._fetcher,
             self.processor,
@@ -200,7 +208,7 @@ class SessionParts:
 
     @cached_property
     def position(self) -> Position:
-        """Where the name begins, and where it goes on."""
+        """Chooses where polls start."""
         return Position(
             self.session,
             self._fetcher,
@@ -214,7 +222,7 @@ class SessionParts:
 
     @cached_property
     def replay(self) -> Replay:
-        """Gives a range of the feed to the handler again."""
+        """Replays ranges of the feed."""
         return Replay(self._fetcher, self._dedupe, self._retry, self.progress, self._gaps)
 
     @cached_property
@@ -237,27 +245,25 @@ class SessionParts:
         return Fetcher(self._feed, self._schedule, self._clock)
 
 
-logger = logging.getLogger("push_to_poll_client")
-
 CLOSE_TIMEOUT = 10.0
-"""Seconds that a store or a feed gets to be closed: one that hangs must not hold whoever stops the consumer."""
+"""Seconds for closing a store or a feed: one that hangs must not keep the consumer from stopping."""
 
 
 class OpenSession:
-    """The claimed name, and all that is made when it is claimed.
+    """Keeps the consumer's name claimed and its session open while it has users.
 
     Args:
-        name: Of the consumer.
+        name: The consumer's name.
         feed: Closed with the last user.
-        feed_name: What the name is bound to.
-        store: Where it is claimed.
-        schedule: Goes on by the clock of the event loop.
-        inbox: Where wakes are while it is closed.
-        assemble: Makes the parts of a session.
+        feed_name: What the feed calls itself; the name is bound to it.
+        store: Claims the name.
+        schedule: Follows the clock of the event loop in use.
+        wakes: Keeps wakes while the session is closed.
+        build_parts: Builds the parts of a session.
 
     Attributes:
-        loop: The event loop of the last use; `None`: there was none.
-        parts: Those of the session; `None`: it is closed.
+        loop: The event loop of the last use; `None` before the first.
+        parts: The parts of the session; `None` while it is closed.
     """
 
     def __init__(
@@ -268,8 +274,8 @@ class OpenSession:
         feed_name: str,
         store: Store,
         schedule: Schedule,
-        inbox: Wakes,
-        assemble: Callable[[Session, EventLoop], SessionParts],
+        wakes: Wakes,
+        build_parts: Callable[[Session, EventLoop], SessionParts],
     ) -> None:
         self.loop: EventLoop | None = None
         self.parts: SessionParts | None = None
@@ -278,19 +284,26 @@ class OpenSession:
         self._feed_name = feed_name
         self._store = store
         self._schedule = schedule
-        self._wakes = inbox
-        self._build_parts = assemble
+        self._wakes = wakes
+        self._build_parts = build_parts
         self._lock = anyio.Lock()
         self._users = 0
 
     async def enter(self) -> None:
-        """Open it, if nobody uses it.
+        """Add a user, and open the session for the first one.
 
         Raises:
             StoreError: The name could not be claimed.
-            RuntimeError: It is in use in another event loop.
+            RuntimeError: The session is in use in another event loop.
         """
-        loop = self._add_user(EventLoop())
+        loop = EventLoop()
+        if self.loop != loop:
+            if self._users:
+                raise RuntimeError(f"{self._name}: in use in another event loop")
+            if self.loop is not None:  # each event loop has a clock of its own
+                self._schedule.shift(loop.time() - self.loop.time())
+            self.loop, self._lock = loop, anyio.Lock()
+        self._users += 1
         try:
             async with self._lock:
                 if self.parts is None:
@@ -299,30 +312,19 @@ class OpenSession:
             await self.leave()
             raise
 
-    async def leave(self) -> None:
-        """Close it, if nobody else uses it."""
-        await in_own_task(self._leave)
-
     async def _open(self, loop: EventLoop) -> None:
         session = await self._store.claim(self._name, feed=self._feed_name)
         try:
             parts = self._build_parts(session, loop)
             self._wakes.open(loop, parts.polls.wake)
-        except BaseException:  # what the session keeps cannot be read: the name is not to stay claimed for that
+        except BaseException:  # the session's state cannot be read: do not leave the name claimed
             await self._close(session.release)
             raise
         self.parts = parts
 
-    def _add_user(self, loop: EventLoop) -> EventLoop:
-        """Each event loop has a clock of its own: a schedule goes on by that of the loop it is used in."""
-        if self.loop != loop:
-            if self._users:
-                raise RuntimeError(f"{self._name}: in use in another event loop")
-            if self.loop is not None:
-                self._schedule.shift(loop.time() - self.loop.time())
-            self.loop, self._lock = loop, anyio.Lock()
-        self._users += 1
-        return loop
+    async def leave(self) -> None:
+        """Remove a user, and close the session after the last one."""
+        await in_own_task(self._leave)
 
     async def _leave(self) -> None:
         self._users -= 1
@@ -333,13 +335,13 @@ class OpenSession:
                 await self._close(parts.session.release)
                 await self._close(getattr(self._feed, "aclose", None))
 
-    async def _close(self, closing: Callable[[], Awaitable[None]] | None) -> None:
-        """What cannot be closed is logged: it takes nothing back of what was done."""
-        if closing is None:
+    async def _close(self, close: Callable[[], Awaitable[None]] | None) -> None:
+        """Close a store or a feed; a failure is only logged, since it undoes nothing."""
+        if close is None:
             return
         try:
             with anyio.fail_after(CLOSE_TIMEOUT):
-                await closing()
+                await close()
         except Exception as error:  # noqa: BLE001  # whatever a store or a feed raises
             logger.warning("%s: could not be closed: %s", self._name, describe(error))
 
@@ -349,7 +351,7 @@ class Runner:
 
     Args:
         channels: One for each listener.
-        shutdown_timeout: Seconds that the message in hand gets to finish.
+        shutdown_timeout: Seconds that the messages in flight get to finish.
     """
 
     def __init__(self, channels: Sequence[ListenerChannel], *, shutdown_timeout: float) -> None:
@@ -360,7 +362,7 @@ class Runner:
         self._fatal: BaseException | None = None
 
     def stop(self, loop: EventLoop) -> None:
-        """Begin no further message, and end; from any thread."""
+        """Begin no further message, and end. Call it from any thread."""
         self._stop.requested = True
         loop.call(self._stopped.set)
 
@@ -368,7 +370,7 @@ class Runner:
         """Poll and listen.
 
         Raises:
-            PushToPollError: What stopped it, if it was neither `stop()` nor the end of a closed feed.
+            PushToPollError: The error that stopped it, unless it ended by `stop()` or with a feed that has ended.
         """
         polls.begin()
         async with anyio.create_task_group() as tasks:
@@ -390,12 +392,15 @@ class Runner:
             while not self._stop.requested:
                 await self._poll_once(polls)
                 if polls.closed:
-                    self._feed_ended()
+                    logger.info("the feed has ended and all of it is settled: run() returns")
+                    self._stop.requested = True
+                    self._stopped.set()
         except anyio.get_cancelled_exc_class():
-            if anyio.current_effective_deadline() > -math.inf:  # not by who runs this: it would end without a word
+            if anyio.current_effective_deadline() > -math.inf:
+                # Not by the caller of run(): without this, polling would end and nothing would say so.
                 self._stop_with_error(RuntimeError("the task that polls was cancelled, perhaps by a handler"))
             raise
-        except BaseException as error:  # noqa: BLE001  # raised by until_stopped, without a group around it
+        except BaseException as error:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
             self._stop_with_error(error)
 
     async def _poll_once(self, polls: Polls) -> None:
@@ -407,11 +412,6 @@ class Runner:
             logger.warning("poll failed, next in %.1f s: %s", polls.delay, describe(error))
             logger.debug("it failed here", exc_info=error)
 
-    def _feed_ended(self) -> None:
-        logger.info("the feed has ended and all of it is settled: run() returns")
-        self._stop.requested = True
-        self._stopped.set()
-
     async def _listen(self, channel: ListenerChannel) -> None:
         channel.started()
         try:
@@ -419,7 +419,7 @@ class Runner:
             logger.info("%s: ended, as its server asked; polling goes on", channel.name)
         except anyio.get_cancelled_exc_class() as cancelled:
             self._listener_failed(channel, error_for_cancellation(cancelled, "it"))
-        except Exception as error:  # noqa: BLE001  # raised by until_stopped as what it means for the user
+        except Exception as error:  # noqa: BLE001  # raised by run_until_stopped
             self._listener_failed(channel, error)
         finally:
             channel.stopped()
@@ -435,7 +435,7 @@ class Runner:
             self._stop_with_error(broken)
 
     def _stop_with_error(self, error: BaseException) -> None:
-        if isinstance(error, Exception):  # others, such as SystemExit, are somebody's way to leave
+        if isinstance(error, Exception):  # SystemExit and the like are not logged
             logger.error("stops: %s", describe(error))
         self._fatal = error if self._fatal is None else self._fatal
         self._stop.requested = True

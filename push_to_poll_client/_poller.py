@@ -139,9 +139,6 @@ class Poller:
         max_poll_time: Seconds after which a poll ends at the next page boundary.
         prefetch: How many pages may be fetched before their turn.
         clock: The event loop's clock.
-
-    Attributes:
-        max_wait: Seconds for which the feed can hold an answer; 0 if it cannot.
     """
 
     def __init__(  # noqa: PLR0917  # each is of another type
@@ -160,7 +157,6 @@ class Poller:
         prefetch: int,
         clock: Clock,
     ) -> None:
-        self.max_wait: float = fetcher.max_wait
         self._fetcher = fetcher
         self._processor = processor
         self._progress = progress
@@ -178,19 +174,10 @@ class Poller:
         limit = prefetch if fetcher.read_ahead else 0
         self._prefetcher = Prefetcher(fetcher, limit, lambda: not self._must_stop)
 
-    def cancel_waiting_fetch(self) -> None:
-        """Cancel a waiting fetch, if there is one. Its answer, even if it is arriving, is fetched again."""
-        self._fetcher.cancel_waiting_fetch()
-
     def discard_continuation(self) -> None:
         """Let the next poll start at the saved cursor."""
         self._continuation = None
         self._prefetcher.drop(continuing=False)
-
-    @property
-    def postponed_until(self) -> float | None:
-        """When a message that failed may be tried again, on the event loop's clock; `None` if none waits."""
-        return self._processor.postponed_until
 
     async def poll(
         self,
@@ -236,7 +223,8 @@ class Poller:
         await self._position.mark_started()
         if chain.overlap is not None and (chain.ends_early or (caught_up and chain.overlap.is_complete)):
             await self._overlap_start.finish_walk(chain.overlap)
-        retry_in = None if self.postponed_until is None else max(self.postponed_until - self._clock(), 0.0)
+        retry_at = self._processor.postponed_until
+        retry_in = None if retry_at is None else max(retry_at - self._clock(), 0.0)
         return chain.result(caught_up=caught_up, postponed=retry_in)
 
     def _start_position(self) -> tuple[Cursor | None, Overlap | None]:

@@ -1,8 +1,8 @@
-"""Run one poll at a time, whoever asks for it: `run()`, `poll_now()` or a wake (G2).
+"""Run one poll at a time, for `run()`, `poll_now()` and wakes (G2).
 
-Whoever holds the lock leads a poll. Polls are numbered as they start, so that whoever waited for the lock can tell
-whether a poll that started after its call has ended meanwhile: that one is its answer, and otherwise it leads the
-next. A leader that is cancelled leaves no answer, and the next in the queue leads in its place.
+The caller that holds the lock leads a poll. Polls are numbered as they start. A caller that waited for the lock
+compares numbers: if a poll that started after its call has ended meanwhile, it takes the result of that poll, else
+it leads the next one. A leader that is cancelled leaves no result, and the next caller in the queue leads instead.
 """
 
 import math
@@ -17,6 +17,7 @@ import anyio
 
 from push_to_poll_client._event_loop import error_for_cancellation
 from push_to_poll_client._exceptions import FeedRefused, Throttled
+from push_to_poll_client._fetching import Fetcher
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._processor import Processor
@@ -32,32 +33,33 @@ __all__ = [
 
 
 BYPASS_CACHE_CAUSES = {Cause.WAKE, Cause.REPOLL, Cause.MANUAL}
-"""Somebody says that there is something new; a cache might say otherwise."""
+"""Causes that say that there is something new; a cache might not know it yet."""
 
 MAX_TOPICS = 64
-"""Topics that a hint gathers from pushes before it speaks of all: a flood of pushes must not grow it."""
+"""Topics that a merged hint can have. With more it names none, which means all: a flood must not grow it."""
 
 _enclosing_polls: ContextVar[tuple["_Poll", ...]] = ContextVar("push_to_poll_client_inside", default=())
-"""The polls that the current task is part of: a handler's task, and whatever it starts."""
+"""The polls that the current task is part of, as a handler's task is, and each task that it starts."""
 
 
 class Polls:
     """The polls of one session.
 
     Args:
-        schedule: Decides when.
+        schedule: Decides when to poll.
         session: Knows the saved cursor.
-        processor: Has the message in hand.
-        poller: Does it.
-        tally: Told of each wake and each poll.
+        processor: Has the messages in flight.
+        poller: Runs one poll.
+        fetcher: Fetches pages, and can be waiting for one.
+        stats: Counts wakes and polls.
         hooks: Told of polls that reached the end of the feed.
-        overlaps: Polls start behind the saved cursor, so that no hint says that there is nothing new.
-        worth_a_poll: Whether the hint of a push is.
-        clock: The event loop's.
+        overlaps: Whether polls start before the saved cursor; then no hint says that there is nothing new.
+        worth_a_poll: Returns whether the hint of a push is worth a poll.
+        clock: The event loop's clock.
 
     Attributes:
         session: As given.
-        closed: The last poll reached the end of a feed that has ended, and settled all of it.
+        closed: Whether the last poll settled the last message of a feed that has ended.
     """
 
     def __init__(
@@ -66,8 +68,9 @@ class Polls:
         session: Session,
         processor: Processor,
         poller: Poller,
+        fetcher: Fetcher,
         *,
-        tally: ConsumerStats,
+        stats: ConsumerStats,
         hooks: Hooks,
         overlaps: bool,
         worth_a_poll: Callable[[Push], bool],
@@ -78,7 +81,8 @@ class Polls:
         self._schedule = schedule
         self._processor = processor
         self._poller = poller
-        self._stats = tally
+        self._fetcher = fetcher
+        self._stats = stats
         self._hooks = hooks
         self._overlaps = overlaps
         self._worth_a_poll = worth_a_poll
@@ -93,44 +97,41 @@ class Polls:
     # Wakes
 
     def wake(self, push: Push | None) -> None:
-        """Somebody says "poll soon"; in the event loop."""
-        known = push is not None and self._is_redundant(push)
-        result = self._schedule.wake(self._clock(), push=push is not None, known=known)
+        """Poll soon. Call it in the event loop."""
+        # Only a push that says something can be redundant.
+        redundant = push is not None and push != Push() and not self._overlaps and not self._worth_a_poll(push)
+        result = self._schedule.wake(self._clock(), push=push is not None, known=redundant)
         self._stats.wake_received(result)
-        if push is not None and not known:
+        if push is not None and not redundant:
             self._hint = _merge_hints(self._hint, push)
-        self._poller.cancel_waiting_fetch()
+        self._fetcher.cancel_waiting_fetch()
         self.schedule_changed()
 
-    def _is_redundant(self, push: Push) -> bool:
-        """Whether it says of itself that it is not worth a poll."""
-        return push != Push() and not self._overlaps and not self._worth_a_poll(push)
-
     def begin(self) -> None:
-        """`run()` begins: poll once, now."""
+        """Begin `run()`: poll once, now."""
         self.closed = False
         self._schedule.begin()
 
     def position_changed(self) -> None:
-        """Polls go on from another place: soon, whatever message was waited for."""
+        """Poll soon from another place of the feed, even if a message waited to be tried again."""
         self._schedule.resume_now()
         self.wake(None)
 
     def cancel_waiting_fetch(self) -> None:
         """Cancel a waiting fetch."""
-        self._poller.cancel_waiting_fetch()
+        self._fetcher.cancel_waiting_fetch()
 
     def schedule_changed(self) -> None:
-        """Something changed that the schedule may decide differently for."""
+        """Let `poll_when_due` ask the schedule again: something that it depends on has changed."""
         self._changed.set()
 
     # Polls
 
     async def poll_now(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109  # not that of the poll
-        """Lead a poll, or be answered by one that starts from here on. See `Consumer.poll_now`."""
+        """Lead a poll, or take the result of one that starts after this call. See `Consumer.poll_now`."""
         since, until = self._started, math.inf if timeout is None else self._clock() + timeout
         self._raise_if_throttled(until)
-        self._poller.cancel_waiting_fetch()
+        self._fetcher.cancel_waiting_fetch()
         async with self._lock:
             if self._last_finished <= since:
                 self._raise_if_throttled(until)
@@ -142,40 +143,44 @@ class Polls:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
-        """No poll runs meanwhile, and what is done within is part of none: it cannot wait for one."""
-        self._poller.cancel_waiting_fetch()
+        """Keep polls from running in the block. The block counts as a poll: it cannot wait for one."""
+        self._fetcher.cancel_waiting_fetch()
         async with self._lock:
-            work = self._current = _Poll(self._started, 0.0, None, fresh=False, stop=None, before=0)
-            inside = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), work))
+            poll = self._current = _Poll(
+                self._started, 0.0, None, bypass_cache=False, stop=None, messages_before=0
+            )
+            token = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
             try:
                 yield
             finally:
-                _enclosing_polls.reset(inside)
-                self._current, work.running = None, False
+                _enclosing_polls.reset(token)
+                self._current, poll.running = None, False
                 self.schedule_changed()
 
     async def poll_when_due(self, stop: StopSignal) -> None:
         """Wait until the schedule decides for a poll, or something changes; if a poll is due, lead it.
 
         Args:
-            stop: As for `Processor.settle`.
+            stop: As for `Processor.take_page`.
 
         Raises:
-            Exception: Why the poll failed.
+            Exception: The error with which the poll failed.
         """
         self._changed = anyio.Event()
         async with self._lock:
-            decision = self._schedule.next_poll(self._clock(), can_wait=self._can_wait)
+            # The server may hold its answer if the feed supports that, and no caller waits for the lock.
+            can_wait = self._fetcher.max_wait > 0 and not self._lock.statistics().tasks_waiting
+            decision = self._schedule.next_poll(self._clock(), can_wait=can_wait)
             if decision.at <= self._clock():
-                answer = await self._lead(decision.cause, stop)
-                if isinstance(answer, Exception):
-                    raise answer
+                result = await self._lead(decision.cause, stop)
+                if isinstance(result, Exception):
+                    raise result
                 return
         with anyio.CancelScope(deadline=decision.at):
             await self._changed.wait()
 
     def set_in_flight_deadline(self, deadline: float) -> None:
-        """Give the message in hand until then, if `poll_when_due` leads; other leaders see to themselves."""
+        """Let the messages in flight finish by the deadline, if `poll_when_due` leads the poll."""
         if self._current is not None and self._current.stop is not None:
             self._processor.in_flight_scope.deadline = deadline
 
@@ -186,64 +191,60 @@ class Polls:
 
     @property
     def called_from_poll(self) -> bool:
-        """Whether the caller is part of the poll that runs: it cannot wait for another one."""
+        """Whether the caller is part of the running poll, and so cannot wait for another one."""
         return self._current is not None and self._current in _enclosing_polls.get()
 
-    # How
-
-    @property
-    def _can_wait(self) -> bool:
-        """Whether a fetch may be held: the feed can, and nobody waits for the lock to poll now."""
-        return self._poller.max_wait > 0 and not self._lock.statistics().tasks_waiting
-
     async def _lead(self, cause: Cause, stop: StopSignal | None = None) -> PollResult | Exception | None:
-        """The only code that polls.
+        """Run a poll; this is the only code that does.
 
         Returns:
-            What was done, or why it failed; `None`: it gave way.
+            What was done, or the error with which the poll failed; `None` if the waiting fetch was cancelled.
         """
         poll = self._current = self._start(cause, stop)
-        answer: PollResult | Exception | None = None
-        inside = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
+        result: PollResult | Exception | None = None
+        token = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
         try:
-            answer = await self._poller.poll(wait=poll.wait, hint=poll.hint, bypass_cache=poll.fresh, stop=stop)
-        except Exception as error:  # noqa: BLE001  # the answer of everybody who waits for it
-            answer = error
+            result = await self._poller.poll(
+                wait=poll.wait, hint=poll.hint, bypass_cache=poll.bypass_cache, stop=stop
+            )
+        except Exception as error:  # noqa: BLE001  # the result for each caller that waits for this poll
+            result = error
         except anyio.get_cancelled_exc_class() as cancelled:
-            answer = error_for_cancellation(cancelled, "a poll")
+            result = error_for_cancellation(cancelled, "a poll")
         finally:
-            _enclosing_polls.reset(inside)
-            self._end(poll, answer)
-        return answer
+            _enclosing_polls.reset(token)
+            self._end(poll, result)
+        return result
 
     def _start(self, cause: Cause, stop: StopSignal | None) -> "_Poll":
-        wait = min(self._poller.max_wait, self._schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
-        fresh = cause in BYPASS_CACHE_CAUSES or self._schedule.owes
+        wait = min(self._fetcher.max_wait, self._schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
+        bypass_cache = cause in BYPASS_CACHE_CAUSES or self._schedule.owes
         self._schedule.poll_started(self._clock(), cause, wait=wait)
         self._started += 1
         hint, self._hint = self._hint, None
-        again = cause is Cause.RETRY
-        return _Poll(self._started, wait, hint, fresh, stop, self._stats.counts["messages"], again=again)
+        is_retry = cause is Cause.RETRY
+        messages = self._stats.counts["messages"]
+        return _Poll(self._started, wait, hint, bypass_cache, stop, messages, is_retry=is_retry)
 
-    def _end(self, poll: "_Poll", answer: PollResult | Exception | None) -> None:
+    def _end(self, poll: "_Poll", result: PollResult | Exception | None) -> None:
         self._current, poll.running = None, False
-        self.closed = isinstance(answer, PollResult) and answer.closed
-        found = self._stats.counts["messages"] - poll.before
+        self.closed = isinstance(result, PollResult) and result.closed
+        found = self._stats.counts["messages"] - poll.messages_before
         self._schedule.poll_ended(
             self._clock(),
-            _outcome_of(answer),
+            _outcome_of(result),
             found=found,
             jitter=random.random(),  # noqa: S311  # not for secrets
-            resume_at=self._poller.postponed_until,
+            resume_at=self._processor.postponed_until,
         )
-        # Refused, or failed again: perhaps for the hint, in which whoever may push can write anything.
-        if answer is None or not (isinstance(answer, PollResult | FeedRefused) or poll.again):
+        # Drop the hint if the feed refused it or a retry failed: the sender of a push can write anything into it.
+        if result is None or not (isinstance(result, PollResult | FeedRefused) or poll.is_retry):
             self._hint = _merge_hints(poll.hint, self._hint)
-        if answer is not None:
-            self._last_finished, self._last_result = poll.number, answer
-            self._stats.poll_ended(answer, began=poll.began)
-            if isinstance(answer, PollResult) and answer.caught_up:
-                self._hooks.caught_up(answer)
+        if result is not None:
+            self._last_finished, self._last_result = poll.number, result
+            self._stats.poll_ended(result, began=poll.began)
+            if isinstance(result, PollResult) and result.caught_up:
+                self._hooks.caught_up(result)
         self.schedule_changed()
 
     def _raise_if_throttled(self, until: float) -> None:
@@ -263,16 +264,16 @@ class _Poll:
     number: int
     wait: float
     hint: Push | None
-    fresh: bool
+    bypass_cache: bool
     stop: StopSignal | None
-    before: int
-    again: bool = False
+    messages_before: int
+    is_retry: bool = False
     began: float = field(default_factory=time.time)
     running: bool = True
 
 
 def _merge_hints(old: Push | None, new: Push | None) -> Push | None:
-    """What both say: the newer cursor, and the topics of both; one that names no topics speaks of all."""
+    """Merge two hints: the newer cursor and the topics of both; a hint without topics is about all topics."""
     if old is None or new is None:
         return old or new
     topics = tuple(dict.fromkeys((*old.topics, *new.topics))) if old.topics and new.topics else ()
@@ -280,9 +281,9 @@ def _merge_hints(old: Push | None, new: Push | None) -> Push | None:
     return Push(new.cursor or old.cursor, topics if len(topics) <= MAX_TOPICS else (), count)
 
 
-def _outcome_of(answer: PollResult | Exception | None) -> PollOutcome:
-    if answer is None:
+def _outcome_of(result: PollResult | Exception | None) -> PollOutcome:
+    if result is None:
         return PollOutcome.ABANDONED
-    if isinstance(answer, Exception):
-        return PollOutcome.REFUSED if isinstance(answer, FeedRefused) else PollOutcome.FAILED
-    return PollOutcome.CAUGHT_UP if answer.caught_up else PollOutcome.MORE
+    if isinstance(result, Exception):
+        return PollOutcome.REFUSED if isinstance(result, FeedRefused) else PollOutcome.FAILED
+    return PollOutcome.CAUGHT_UP if result.caught_up else PollOutcome.MORE

@@ -207,7 +207,7 @@ PUSH = [
         "G1",
         "sends a hint again and again with which the feed fails",
         "_polls.py",
-        " or poll.again)",
+        " or poll.is_retry)",
         ")",
         "tests/core/test_consumer.py",
         "-k",
