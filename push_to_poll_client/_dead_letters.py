@@ -1,4 +1,8 @@
-"""List, retry and drop dead letters, and write them as JSON."""
+"""List, retry and drop dead letters, and write them as JSON.
+
+`SessionDeadLetters` works on the dead letters of an open session; marked ones are retried by the next run.
+`DeadLetters` is what the user of a consumer sees: each call opens the session and waits for the running poll.
+"""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -27,21 +31,21 @@ class SessionDeadLetters:
     """The dead letters of one session.
 
     Args:
-        session: Keeps them.
-        feed: Makes messages of them again.
-        progress: Commits what comes of it.
-        trials: Tries them.
+        session: Keeps the dead letters.
+        feed: Makes messages of dead letters, if it has `restore`.
+        progress: Commits the outcome of a retry.
+        retry: Calls the handler.
     """
 
-    def __init__(self, session: Session, feed: Feed, progress: Progress, trials: Retry) -> None:
+    def __init__(self, session: Session, feed: Feed, progress: Progress, retry: Retry) -> None:
         self.session = session
         self._restore: Callable[[DeadLetter], Message] = getattr(feed, "restore", restore_from_json)
         self._progress = progress
-        self._retry = trials
+        self._retry = retry
         self._marked_retried = False
 
     async def retry_marked(self, stop: StopSignal) -> bool:
-        """Try those again that were marked for this run, as long as nobody asks to stop. Whether all were.
+        """Retry the dead letters marked for this run, until a stop is requested; return whether all were.
 
         Raises:
             StoreError: The store failed.
@@ -57,7 +61,7 @@ class SessionDeadLetters:
         return True
 
     async def keys(self) -> Sequence[str]:
-        """Those of all.
+        """Return the dedupe keys of all dead letters.
 
         Raises:
             StoreError: The store failed.
@@ -65,49 +69,67 @@ class SessionDeadLetters:
         keys: list[str] = []
         last: DeadLetter | None = None
         while page := await self.session.dead_letters(after=last):
-            keys.extend(letter.key for letter in page)
+            keys.extend(dead_letter.key for dead_letter in page)
             last = page[-1]
         return keys
 
-    async def retry(self, letter: DeadLetter) -> bool:
-        """Try it once. Whether it is processed now.
+    async def require(self, key: str) -> DeadLetter:
+        """Return the dead letter with this dedupe key.
 
         Raises:
-            StoreError: The store failed; what came of it is committed with what is next.
+            LookupError: There is none.
+            StoreError: The store failed.
         """
-        fingerprint = await self._fingerprint(letter)
-        failed = await self._try_once(letter)
+        dead_letter = await self.session.dead_letter(key)
+        if dead_letter is None:
+            raise LookupError(f"there is no dead letter with the key {quoted(key)}")
+        return dead_letter
+
+    async def retry(self, dead_letter: DeadLetter) -> bool:
+        """Try a dead letter once; return whether it is processed now.
+
+        Raises:
+            StoreError: The store failed; the outcome is committed with the next commit.
+        """
+        fingerprint = await self._fingerprint(dead_letter)
+        failed = await self._try_once(dead_letter)
         if failed is None:
-            self._progress.pending.append(Record(letter.key, fingerprint=fingerprint))
+            self._progress.pending.append(Record(dead_letter.key, fingerprint=fingerprint))
         else:
             self._progress.dead_letters.append(failed)
         await self._progress.flush()
         return failed is None
 
-    async def drop(self, letter: DeadLetter) -> None:
-        """Take it away; its message counts as skipped.
+    async def drop(self, dead_letter: DeadLetter) -> None:
+        """Remove a dead letter; its message counts as skipped.
 
         Raises:
-            StoreError: The store failed; the next commit takes it away.
+            StoreError: The store failed; the next commit removes it.
         """
-        record = Record(letter.key, RecordState.SKIPPED, await self._fingerprint(letter))
+        record = Record(dead_letter.key, RecordState.SKIPPED, await self._fingerprint(dead_letter))
         self._progress.pending.append(record)
         await self._progress.flush()
 
-    async def _fingerprint(self, letter: DeadLetter) -> int | None:
-        """Of the content that it was given up on with: the new record is to know it too."""
-        return (await self._progress.fingerprints([letter.key])).get(letter.key)
+    async def _fingerprint(self, dead_letter: DeadLetter) -> int | None:
+        """Return the fingerprint of the content that was given up on, for the new record."""
+        return (await self._progress.fingerprints([dead_letter.key])).get(dead_letter.key)
 
-    async def _try_once(self, letter: DeadLetter) -> DeadLetter | None:
-        """Try it once; what it is then, if that failed."""
+    async def _try_once(self, dead_letter: DeadLetter) -> DeadLetter | None:
+        """Try once; return the dead letter with its new error if that failed."""
         now = self._progress.time_of_day.now
         try:
-            message = _require_message(self._restore(letter))
+            message = _require_message(self._restore(dead_letter))
         except Exception as error:  # noqa: BLE001  # whatever the user's feed raises
-            return _failed_again(letter, _restore_error(letter, error), now(), tried=0)
+            unreadable = UndecodableMessage(
+                f"dead letter {quoted(dead_letter.id)} cannot be restored: {describe(error)}"
+            )
+            unreadable.__cause__ = error
+            return _failed_again(dead_letter, unreadable, now(), tried=0)
         tried = 0 if message.error else 1
-        failure = await self._retry.retry_dead_letter(message, attempt=letter.attempts + tried)
-        return None if failure is None else _failed_again(letter, failure, now(), tried=tried)
+        failure = await self._retry.retry_dead_letter(message, attempt=dead_letter.attempts + tried)
+        if failure is None:
+            return None
+        return _failed_again(dead_letter, failure, now(), tried=tried)
 
 
 def _require_message(message: object) -> Message:
@@ -116,33 +138,27 @@ def _require_message(message: object) -> Message:
     return message
 
 
-def _restore_error(letter: DeadLetter, error: Exception) -> UndecodableMessage:
-    unreadable = UndecodableMessage(f"dead letter {quoted(letter.id)} cannot be restored: {describe(error)}")
-    unreadable.__cause__ = error
-    return unreadable
-
-
-def _failed_again(letter: DeadLetter, error: Exception, now: float, *, tried: int) -> DeadLetter:
+def _failed_again(dead_letter: DeadLetter, error: Exception, now: float, *, tried: int) -> DeadLetter:
     return msgspec.structs.replace(
-        make_dead_letter(letter.key, letter.id, letter.raw, error, now),
-        attempts=letter.attempts + tried,
-        first_failed=letter.first_failed,
+        make_dead_letter(dead_letter.key, dead_letter.id, dead_letter.raw, error, now),
+        attempts=dead_letter.attempts + tried,
+        first_failed=dead_letter.first_failed,
     )
 
 
-def restore_from_json(letter: DeadLetter) -> Message:
-    """The message of a dead letter, for a feed that does not say how.
+def restore_from_json(dead_letter: DeadLetter) -> Message:
+    """Return the message of a dead letter of a feed without `restore`.
 
     Raises:
-        ValueError: Its bytes are no JSON.
-        RecursionError: Something in it is nested too deep.
+        ValueError: The bytes are not JSON.
+        RecursionError: A value is nested too deep.
     """
-    return Message(letter.id, decode(letter.raw), key=letter.key)
+    return Message(dead_letter.id, decode(dead_letter.raw), key=dead_letter.key)
 
 
-def as_json(letter: DeadLetter) -> bytes:
-    """A dead letter in JSON, in one line: its fields; `raw` as text, or as `raw_base64` if it is none."""
-    fields = msgspec.structs.asdict(letter)
+def as_json(dead_letter: DeadLetter) -> bytes:
+    """Return a dead letter as a line of JSON: its fields, with `raw` as text, or as `raw_base64` if it is none."""
+    fields = msgspec.structs.asdict(dead_letter)
     raw = fields.pop("raw")
     try:
         fields["raw"] = raw.decode()
@@ -152,7 +168,7 @@ def as_json(letter: DeadLetter) -> bytes:
 
 
 def _escape_surrogates(value: Any) -> Any:
-    """JSON can spell half a surrogate pair, UTF-8 cannot."""
+    """Escape half surrogate pairs, which JSON can spell and UTF-8 cannot."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
@@ -200,8 +216,8 @@ class DeadLetters:
             StoreBusy: Somebody else has the name.
             StoreError: The store failed.
         """
-        async with self._exclusive() as letters:
-            return await letters.session.dead_letters(after=after)
+        async with self._exclusive() as dead_letters:
+            return await dead_letters.session.dead_letters(after=after)
 
     async def get(self, key: str) -> DeadLetter:
         """One of them.
@@ -214,8 +230,8 @@ class DeadLetters:
             StoreBusy: As for `list`.
             StoreError: As for `list`.
         """
-        async with self._exclusive() as letters:
-            return await _require_dead_letter(letters, key)
+        async with self._exclusive() as dead_letters:
+            return await dead_letters.require(key)
 
     async def retry(self, *keys: str) -> Retried:
         """Try them again, once each, whatever `retry` says. One is processed together with its effects (G8).
@@ -266,46 +282,39 @@ class DeadLetters:
         return _JSONLines(self)
 
     async def _retry_all(self) -> Sequence[bool]:
-        """All that are there now; one may go meanwhile, by a poll or another call."""
-        async with self._exclusive() as letters:
-            keys = await letters.keys()
+        """Retry the dead letters that are there now; a poll or another call may remove some meanwhile."""
+        async with self._exclusive() as dead_letters:
+            keys = await dead_letters.keys()
         results = []
         for key in keys:
-            async with self._exclusive() as letters:
-                letter = await letters.session.dead_letter(key)
-                if letter is not None:
-                    results.append(await letters.retry(letter))
+            async with self._exclusive() as dead_letters:
+                dead_letter = await dead_letters.session.dead_letter(key)
+                if dead_letter is not None:
+                    results.append(await dead_letters.retry(dead_letter))
         return results
 
     async def _apply(
         self, key: str, function: Callable[[SessionDeadLetters, DeadLetter], Awaitable[Result]]
     ) -> Result:
-        """One at a time, so that polls are not kept waiting by all of them."""
-        async with self._exclusive() as letters:
-            return await function(letters, await _require_dead_letter(letters, key))
+        """Apply the function to one dead letter. Polls can run between two of them."""
+        async with self._exclusive() as dead_letters:
+            return await function(dead_letters, await dead_letters.require(key))
 
 
 class _JSONLines(AsyncIterator[bytes]):
-    """An export. No generator: one that nobody reads to its end would have to be closed."""
+    """An export. Not a generator, which would have to be closed when it is not read to the end."""
 
-    def __init__(self, letters: DeadLetters) -> None:
-        self._dead_letters = letters
+    def __init__(self, dead_letters: DeadLetters) -> None:
+        self._dead_letters = dead_letters
         self._page: Iterator[DeadLetter] = iter(())
         self._last: DeadLetter | None = None
 
     async def __anext__(self) -> bytes:
-        letter = next(self._page, None)
-        if letter is None:
+        dead_letter = next(self._page, None)
+        if dead_letter is None:
             self._page = iter(await self._dead_letters.list(after=self._last))
-            letter = next(self._page, None)
-        if letter is None:
+            dead_letter = next(self._page, None)
+        if dead_letter is None:
             raise StopAsyncIteration
-        self._last = letter
-        return as_json(letter)
-
-
-async def _require_dead_letter(letters: SessionDeadLetters, key: str) -> DeadLetter:
-    letter = await letters.session.dead_letter(key)
-    if letter is None:
-        raise LookupError(f"there is no dead letter with the key {quoted(key)}")
-    return letter
+        self._last = dead_letter
+        return as_json(dead_letter)
