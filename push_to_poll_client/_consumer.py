@@ -1,4 +1,8 @@
-"""The only place where the parts meet: process, poll_now, wake, run, stop, status."""
+"""Consume a feed: the class that users subclass, run, wake and ask for its status.
+
+`Consumer` checks its options, keeps what outlives a session (schedule, counters, wakes, channels), and opens a
+session for each call that needs one.
+"""
 
 import inspect
 import logging
@@ -42,8 +46,6 @@ from push_to_poll_client._wakes import Wakes
 __all__ = ["Consumer"]
 
 logger = logging.getLogger("push_to_poll_client")
-
-Part = TypeVar("Part")
 
 DEFAULT_RETRY: Final = AsyncRetrying(
     stop=stop_after_attempt(5), wait=wait_exponential(multiplier=0.5, max=30) + wait_random(0, 0.5)
@@ -146,7 +148,7 @@ class Consumer:
         overlap_cursors: int = 0,
         hooks: Hooks | None = None,
     ) -> None:
-        handler, batch = self._handlers(process, concurrency)
+        handler, batch = self._make_handlers(process, concurrency)
         self._processing = ProcessingOptions(
             handler=handler,
             batch=batch,
@@ -268,8 +270,8 @@ class Consumer:
 
     def stop(self) -> None:
         """Make `run()` return, from any thread. Does nothing when it does not run."""
-        if (run := self._runner) is not None and (loop := self._open_session.loop) is not None:
-            run.stop(loop)
+        if (runner := self._runner) is not None and (loop := self._open_session.loop) is not None:
+            runner.stop(loop)
 
     def wake(self, push: Push | None = None) -> None:
         """Poll soon, from any thread. Never blocks; without `run()` it is kept for it.
@@ -375,7 +377,7 @@ class Consumer:
 
     def status(self) -> Status:
         """A snapshot, from any thread."""
-        loop, parts, schedule, tally = self._open_session.loop, self._parts, self._schedule, self._stats
+        loop, parts, schedule, stats = self._open_session.loop, self._parts, self._schedule, self._stats
         session = parts.session if parts else None
         return Status(
             name=self.name,
@@ -384,32 +386,32 @@ class Consumer:
             cursor=session.cursor if session else None,
             token=session.token if session else None,
             listeners=tuple(channel.status for channel in self._channels),
-            last_poll=tally.last_poll,
-            last_progress=tally.last_progress,
-            last_caught_up=tally.last_caught_up,
-            last_error=tally.last_error,
+            last_poll=stats.last_poll,
+            last_progress=stats.last_progress,
+            last_caught_up=stats.last_caught_up,
+            last_error=stats.last_error,
             lossy=schedule.lossy,
             dead_letters=session.dead if session else 0,
             records=session.size if session else 0,
-            failing=tuple(tally.failing.values()),
-            last_resync=tally.last_resync,
-            last_gap=tally.last_gap,
-            counters=tally.counters(missed_pushes=schedule.missed_pushes),
+            failing=tuple(stats.failing.values()),
+            last_resync=stats.last_resync,
+            last_gap=stats.last_gap,
+            counters=stats.counters(missed_pushes=schedule.missed_pushes),
         )
 
-    # What was said
+    # Options
 
-    def _handlers(self, process: ProcessFunction | None, threads: int) -> tuple[Handler, BatchHandler | None]:
+    def _make_handlers(self, process: ProcessFunction | None, threads: int) -> tuple[Handler, BatchHandler | None]:
         cls = type(self)
         if inspect.iscoroutinefunction(cls.should_poll):
             raise TypeError("should_poll is a plain def: a push is not kept waiting")
-        own = cls.process is not Consumer.process
+        overrides_process = cls.process is not Consumer.process
         if cls.process_batch is not Consumer.process_batch:
-            if own or process is not None:
+            if overrides_process or process is not None:
                 raise TypeError("override process or process_batch, or pass process=, one of them")
             batch = as_handler(self.process_batch, threads=threads)
             return batch_of_one(batch), batch
-        if process is None and not own:
+        if process is None and not overrides_process:
             raise TypeError("override process or process_batch of Consumer in a subclass, or pass process=")
         return as_handler(self.process if process is None else process, threads=threads), None
 
@@ -450,7 +452,7 @@ class Consumer:
 
     @asynccontextmanager
     async def _exclusive(self, what: str) -> AsyncIterator[SessionParts]:
-        """The parts, opened, while no poll runs."""
+        """Open the session, and yield its parts while no poll runs."""
         self._refuse_in_poll(what)
         async with self, self._opened.polls.exclusive():
             yield self._opened
@@ -467,7 +469,8 @@ class Consumer:
     # Channels
 
     def _make_channel(self, listener: Listener) -> ListenerChannel:
-        name, taken = str(getattr(listener, "name", type(listener).__name__)), {one.name for one in self._channels}
+        name = str(getattr(listener, "name", type(listener).__name__))
+        taken = {channel.name for channel in self._channels}
         name = next(free for free in chain([name], (f"{name} #{n}" for n in count(2))) if free not in taken)
         return ListenerChannel(
             listener,
@@ -488,8 +491,8 @@ class Consumer:
     def _worth_a_poll(self, hint: Push) -> bool:
         try:
             return self.should_poll(hint, self.status())
-        except Exception as error:  # noqa: BLE001  # of a user's override; no push is lost by it
-            # Whoever may push can make it fail at will.
+        except Exception as error:  # noqa: BLE001  # whatever a user's override raises; the push counts
+            # The sender of a push can make it fail at will: only the first failure is a warning.
             level = logging.DEBUG if self._should_poll_failed else logging.WARNING
             self._should_poll_failed = True
             logger.log(level, "%s: should_poll failed, the push counts: %s", self.name, describe(error))
@@ -502,6 +505,9 @@ class Consumer:
     def _schedule_changed(self) -> None:
         if self._parts is not None:
             self._parts.polls.schedule_changed()
+
+
+Part = TypeVar("Part")
 
 
 def _require_method(method: str, part: Part) -> Part:

@@ -1,6 +1,6 @@
-"""What the parts are for each other: the protocols between the rooms of the house.
+"""The protocols of feeds, listeners and stores, for those who write their own.
 
-Whoever writes a feed, a listener or a store of his own finds here what it has to do.
+The consumer knows its feed, listeners and store only by these protocols.
 """
 
 from collections.abc import Mapping, Sequence
@@ -271,7 +271,7 @@ class TransactionalSession(Session, Protocol):
 
 
 def is_transactional(session: Session) -> TypeGuard[TransactionalSession]:
-    """Whether it commits a handler's effects too."""
+    """Whether the session commits a handler's effects too."""
     return callable(getattr(session, "effects", None))
 
 

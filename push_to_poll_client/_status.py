@@ -1,4 +1,7 @@
-"""What an operator sees: frozen snapshots. Times of day are seconds since the epoch."""
+"""What an operator sees of a consumer: frozen snapshots, made from `ConsumerStats`.
+
+Times of day are seconds since the epoch.
+"""
 
 import time
 from collections import Counter
@@ -201,7 +204,7 @@ class Status:
 
 
 class ConsumerStats:
-    """Keeps what a `Status` shows, across runs."""
+    """Collects the figures of `Status`, across runs."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -214,41 +217,41 @@ class ConsumerStats:
         self.failing: dict[str, FailingMessage] = {}
 
     def counters(self, *, missed_pushes: int) -> Counters:
-        """The counts as a snapshot."""
+        """Return the counts as a snapshot."""
         return Counters(**self.counts, missed_pushes=missed_pushes)
 
     def wake_received(self, result: WakeResult) -> None:
-        """A wake came."""
+        """Count a wake."""
         self.counts["wakes"] += 1
         if result is not WakeResult.OWED:
             self.counts[result.value] += 1
 
     def committed(self, messages: int) -> None:
-        """So many new messages are settled and recorded."""
+        """Count new messages that are settled and recorded."""
         if messages:
             self.counts["messages"] += messages
             self.last_progress = time.time()
 
     def message_failed(self, key: str, id: str, attempts: int, error: str, delay: float) -> None:
-        """The message with this dedupe key failed, and is tried again in so many seconds."""
+        """Keep the failure of the message with this dedupe key, which is tried again after `delay` seconds."""
         self.failing[key] = FailingMessage(id, attempts, error, time.time() + delay)
 
     def resynced(self, event: Resynced) -> None:
-        """The consumer goes on from another place of the feed."""
+        """Count a resync."""
         self.counts["resyncs"] += 1
         self.last_resync = event
 
     def gap(self, gap: Gap) -> None:
-        """The feed said that messages may be missing."""
+        """Count a gap in the feed."""
         self.counts["gaps"] += 1
         self.last_gap = gap
 
-    def poll_ended(self, answer: PollResult | Exception, *, began: float) -> None:
-        """A poll that began at this time of day has ended."""
+    def poll_ended(self, result: PollResult | Exception, *, began: float) -> None:
+        """Count a poll that began at this time of day."""
         self.counts["polls"] += 1
         self.last_poll = time.time()
-        if isinstance(answer, Exception):
+        if isinstance(result, Exception):
             self.counts["failed_polls"] += 1
-            self.last_error = describe(answer)
-        elif answer.caught_up:
+            self.last_error = describe(result)
+        elif result.caught_up:
             self.last_caught_up = began

@@ -1,7 +1,7 @@
 """The types that all parts share: messages, pages, pushes, records, dead letters.
 
-Nothing here does anything. Feeds, listeners and stores know these nouns and not each other; the consumer
-alone knows all of them.
+Feeds, listeners and stores import these types and not each other; only the consumer knows all of them. They hold
+data and decide nothing, except `CycleDetector`, which each walk along the pages of a feed uses.
 """
 
 import enum
@@ -12,9 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from push_to_poll_client._exceptions import (
-    UndecodableMessage,
-)
+from push_to_poll_client._exceptions import UndecodableMessage
 from push_to_poll_client._json import decode
 
 __all__ = [
@@ -295,31 +293,6 @@ class SavedCursor(NamedTuple):
     at: float
 
 
-MAX_NOT_BEFORE = 86_400.0
-"""Seconds for which a server is obeyed that asks to be left alone: who asks for more is taken to mean a day, so
-that a slip, or a `Retry-After` of a century, does not end a consumer (G3)."""
-
-Clock: TypeAlias = Callable[[], float]
-"""Seconds since some start, never going back."""
-
-
-class CycleDetector:
-    """Notices it, after three rounds at most."""
-
-    def __init__(self) -> None:
-        self._mark: Cursor | None = None
-        self._steps, self._limit = 0, 1
-
-    def repeats_at(self, position: Cursor) -> bool:
-        """Whether the walk was at this position before."""
-        if position == self._mark:
-            return True
-        self._steps += 1
-        if self._steps == self._limit:
-            self._mark, self._steps, self._limit = position, 0, self._limit * 2
-        return False
-
-
 class Fate(enum.StrEnum):
     """What becomes of a message."""
 
@@ -327,3 +300,28 @@ class Fate(enum.StrEnum):
     STOP = "stop"
     DEAD_LETTER = "dead_letter"
     SKIP = "skip"
+
+
+Clock: TypeAlias = Callable[[], float]
+"""Seconds since some start, never going back."""
+
+MAX_NOT_BEFORE = 86_400.0
+"""Seconds. A server that asks to be left alone for longer gets a day, so that a slip, or a `Retry-After` of a
+century, does not end a consumer (G3)."""
+
+
+class CycleDetector:
+    """Detects that a walk along cursors goes in a circle, after three rounds at most (Brent's algorithm)."""
+
+    def __init__(self) -> None:
+        self._mark: Cursor | None = None
+        self._steps, self._limit = 0, 1
+
+    def repeats_at(self, position: Cursor) -> bool:
+        """Return True if the walk was at this position before."""
+        if position == self._mark:
+            return True
+        self._steps += 1
+        if self._steps == self._limit:
+            self._mark, self._steps, self._limit = position, 0, self._limit * 2
+        return False
