@@ -7,7 +7,6 @@ last user. `Runner` runs the listeners and the automatic polls of an open sessio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cached_property
 
 import anyio
 
@@ -46,7 +45,7 @@ logger = logging.getLogger("push_to_poll_client")
 
 
 class SessionParts:
-    """The parts that live as long as a session. Each is built when it is used first.
+    """The parts that live as long as a session.
 
     Args:
         feed: The feed to consume.
@@ -60,6 +59,13 @@ class SessionParts:
 
     Attributes:
         session: As given.
+        progress: Progress that is not committed yet.
+        processor: Settles pages.
+        dead_letters: The messages that were given up on.
+        position: Chooses where polls start.
+        replay: Replays ranges of the feed.
+        poller: Runs one poll.
+        polls: Runs one poll at a time.
     """
 
     def __init__(  # noqa: PLR0917  # each is of another type
@@ -73,14 +79,88 @@ class SessionParts:
         worth_a_poll: Callable[[Push], bool],
         clock: Clock,
     ) -> None:
+        hooks = Hooks() if processing.hooks is None else SafeHooks(processing.hooks)
+        progress = Progress(session, stats, flush_interval=settings.flush_interval, clock=clock)
+        dedupe = Dedupe(
+            progress,
+            dedupe_key=processing.dedupe_key,
+            ordering_key=processing.key if processing.concurrency > 1 else None,
+            fingerprint=processing.fingerprint,
+        )
+        handler, batch_handler = _wrap_handlers(processing, session, progress, dedupe, hooks)
+        rules = FailureRules(processing.retry, processing.on_failure)
+        retry = Retry(handler, progress, rules, stats, hooks=hooks, clock=clock)
+        workers = Workers(
+            retry,
+            progress,
+            batch_handler,
+            concurrency=processing.concurrency,
+            batch_size=processing.batch_size,
+            hooks=hooks,
+            clock=clock,
+        )
         self.session = session
-        self._feed = feed
-        self._schedule = schedule
-        self._stats = stats
-        self._settings = settings
-        self._processing = processing
-        self._worth_a_poll = worth_a_poll
-        self._clock = clock
+        self.progress = progress
+        self.processor = Processor(
+            progress,
+            handler,
+            dedupe,
+            retry,
+            workers,
+            stats,
+            plain=processing.plain,
+            batch_wait=processing.batch_wait,
+            clock=clock,
+        )
+        self.dead_letters = SessionDeadLetters(session, feed, progress, retry)
+
+        fetcher = Fetcher(feed, schedule, clock)
+        gaps = Gaps(session, progress, stats, hooks)
+        overlap_start = OverlapStart(
+            session,
+            stats,
+            seconds=processing.overlap,
+            cursors=processing.overlap_cursors,
+            clock=clock,
+            time_of_day=progress.time_of_day,
+        )
+        self.position = Position(
+            session,
+            fetcher,
+            progress,
+            overlap_start,
+            stats,
+            hooks,
+            start=processing.start,
+            on_cursor_expired=processing.on_cursor_expired,
+        )
+        self.replay = Replay(fetcher, dedupe, retry, progress, gaps)
+        self.poller = Poller(
+            fetcher,
+            self.processor,
+            progress,
+            self.position,
+            overlap_start,
+            self.dead_letters,
+            gaps,
+            schedule,
+            stats,
+            max_poll_time=settings.max_poll_time,
+            prefetch=processing.prefetch,
+            clock=clock,
+        )
+        self.polls = Polls(
+            schedule,
+            session,
+            self.processor,
+            self.poller,
+            fetcher,
+            stats=stats,
+            hooks=hooks,
+            overlaps=processing.overlaps,
+            worth_a_poll=worth_a_poll,
+            clock=clock,
+        )
 
     async def rewind(self, to: Cursor | None, *, ago: float | None, forget: bool) -> None:
         """See `Consumer.rewind`. Call it while no poll runs."""
@@ -98,151 +178,19 @@ class SessionParts:
         await self.progress.flush()
         await self.session.commit(cursor=None, records=[], state={name: text})
 
-    # Processing
 
-    @cached_property
-    def progress(self) -> Progress:
-        """Progress that is not committed yet."""
-        interval = self._settings.flush_interval
-        return Progress(self.session, self._stats, flush_interval=interval, clock=self._clock)
-
-    @cached_property
-    def processor(self) -> Processor:
-        """Settles pages."""
-        return Processor(
-            self.progress,
-            self._handlers[0],
-            self._dedupe,
-            self._retry,
-            self._workers,
-            self._stats,
-            plain=self._processing.plain,
-            batch_wait=self._processing.batch_wait,
-            clock=self._clock,
-        )
-
-    @cached_property
-    def dead_letters(self) -> SessionDeadLetters:
-        """The messages that were given up on."""
-        return SessionDeadLetters(self.session, self._feed, self.progress, self._retry)
-
-    @cached_property
-    def _workers(self) -> Workers:
-        return Workers(
-            self._retry,
-            self.progress,
-            self._handlers[1],
-            concurrency=self._processing.concurrency,
-            batch_size=self._processing.batch_size,
-            hooks=self._hooks,
-            clock=self._clock,
-        )
-
-    @cached_property
-    def _retry(self) -> Retry:
-        failures = FailureRules(self._processing.retry, self._processing.on_failure)
-        handler, _ = self._handlers
-        return Retry(handler, self.progress, failures, self._stats, hooks=self._hooks, clock=self._clock)
-
-    @cached_property
-    def _dedupe(self) -> Dedupe:
-        return Dedupe(
-            self.progress,
-            dedupe_key=self._processing.dedupe_key,
-            ordering_key=self._processing.key if self._processing.concurrency > 1 else None,
-            fingerprint=self._processing.fingerprint,
-        )
-
-    @cached_property
-    def _hooks(self) -> Hooks:
-        return Hooks() if self._processing.hooks is None else SafeHooks(self._processing.hooks)
-
-    @cached_property
-    def _handlers(self) -> tuple[Handler, BatchHandler | None]:
-        """The handlers, in a transaction if the store has one, and announced to the hooks if there are any."""
-        handler, batch, dedupe = self._processing.handler, self._processing.batch, self._dedupe
-        if is_transactional(self.session):
-            session, progress = self.session, self.progress
-            handler = in_transaction(handler, session, progress, lambda message: dedupe.records([message]))
-            batch = batch and in_transaction(batch, session, progress, dedupe.records)
-        if self._processing.hooks is not None:
-            handler = with_start_hook(handler, self._hooks, lambda message: [message])
-            batch = batch and with_start_hook(batch, self._hooks, lambda messages: messages)
-        return handler, batch
-
-    # Polling
-
-    @cached_property
-    def polls(self) -> Polls:
-        """Polls, one at a time."""
-        return Polls(
-            self._schedule,
-            self.session,
-            self.processor,
-            self.poller,
-            self._fetcher,
-            stats=self._stats,
-            hooks=self._hooks,
-            overlaps=self._processing.overlaps,
-            worth_a_poll=self._worth_a_poll,
-            clock=self._clock,
-        )
-
-    @cached_property
-    def poller(self) -> Poller:
-        """Runs one poll."""
-        return Poller(
-            self._fetcher,
-            self.processor,
-            self.progress,
-            self.position,
-            self._overlap_start,
-            self.dead_letters,
-            self._gaps,
-            self._schedule,
-            self._stats,
-            max_poll_time=self._settings.max_poll_time,
-            prefetch=self._processing.prefetch,
-            clock=self._clock,
-        )
-
-    @cached_property
-    def position(self) -> Position:
-        """Chooses where polls start."""
-        return Position(
-            self.session,
-            self._fetcher,
-            self.progress,
-            self._overlap_start,
-            self._stats,
-            self._hooks,
-            start=self._processing.start,
-            on_cursor_expired=self._processing.on_cursor_expired,
-        )
-
-    @cached_property
-    def replay(self) -> Replay:
-        """Replays ranges of the feed."""
-        return Replay(self._fetcher, self._dedupe, self._retry, self.progress, self._gaps)
-
-    @cached_property
-    def _gaps(self) -> Gaps:
-        return Gaps(self.session, self.progress, self._stats, self._hooks)
-
-    @cached_property
-    def _overlap_start(self) -> OverlapStart:
-        return OverlapStart(
-            self.session,
-            self._stats,
-            seconds=self._processing.overlap,
-            cursors=self._processing.overlap_cursors,
-            clock=self._clock,
-            time_of_day=self.progress.time_of_day,
-        )
-
-    @cached_property
-    def _fetcher(self) -> Fetcher:
-        return Fetcher(self._feed, self._schedule, self._clock)
+def _wrap_handlers(
+    processing: ProcessingOptions, session: Session, progress: Progress, dedupe: Dedupe, hooks: Hooks
+) -> tuple[Handler, BatchHandler | None]:
+    """Put the handlers in a transaction if the store has one, and announce calls to the hooks if there are any."""
+    handler, batch_handler = processing.handler, processing.batch
+    if is_transactional(session):
+        handler = in_transaction(handler, session, progress, lambda message: dedupe.records([message]))
+        batch_handler = batch_handler and in_transaction(batch_handler, session, progress, dedupe.records)
+    if processing.hooks is not None:
+        handler = with_start_hook(handler, hooks, lambda message: [message])
+        batch_handler = batch_handler and with_start_hook(batch_handler, hooks, lambda messages: messages)
+    return handler, batch_handler
 
 
 CLOSE_TIMEOUT = 10.0
