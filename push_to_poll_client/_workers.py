@@ -230,8 +230,8 @@ class _WorkRound:
     def _take_next(self) -> Sequence[WorkItem]:
         """Take the next items; none if so many wait that the attempts of more could not be kept."""
         over = self._stop.requested or not (self._error is None or isinstance(self._error, Postponed))
-        most = min(self._max_batch, MAX_FAILING - self._unsettled_count)
-        items = () if over or most < 1 or self._work.left < self._min_batch else self._work.take(most)
+        limit = min(self._max_batch, MAX_FAILING - self._unsettled_count)
+        items = () if over or limit < 1 or self._work.left < self._min_batch else self._work.take(limit)
         self._unsettled_count += len(items)
         return items
 

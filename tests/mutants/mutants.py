@@ -301,8 +301,8 @@ MUTANTS = [
         "G9",
         "forgets the attempts of those that failed first, for those that fail last",
         "_workers.py",
-        "        most = min(self._max_batch, MAX_FAILING - self._unsettled_count)\n",
-        "        most = self._max_batch\n",
+        "        limit = min(self._max_batch, MAX_FAILING - self._unsettled_count)\n",
+        "        limit = self._max_batch\n",
         "tests/core/test_failure_policy.py",
     ),
     of(
