@@ -1,8 +1,8 @@
-"""WHETHER PUSHES ARE WANTED: the questions that servers ask before they push, and their answers.
+"""Answer the handshakes with which servers ask whether their pushes are wanted.
 
-An echo proves nothing, so it is given to anybody: all it shows is that somebody here knows the vendor. What is
-echoed is short, and printable, and said to be text. WebSub's question is its subscription's, which knows what was
-asked for. Others are a function each:
+An echo proves nothing, so any sender gets one: it shows only that the vendor's handshake is known here. What is
+echoed is short, printable, and declared as text. WebSub's handshake belongs to its subscription, which knows what
+was asked for. Others are one function each:
 
     def okta(request):
         asked = request.headers.get("x-okta-verification-challenge")
@@ -55,7 +55,11 @@ def cloudevents_origins(origins: Collection[str], *, rate: int | None = None) ->
         TypeError: `origins` is a text, or holds what is none; `rate` is no whole number.
         ValueError: An origin cannot stand in a header, there is none, or the rate is below 1.
     """
-    expected = _check_origins(origins)
+    if isinstance(origins, str) or not all(isinstance(origin, str) for origin in origins):
+        raise TypeError("origins is a collection of texts")
+    if not origins or not all(0 < len(origin) <= MAX_ORIGIN and is_header_value(origin) for origin in origins):
+        raise ValueError("origins are names of senders, such as eventemitter.example.com")
+    expected = frozenset(origin.lower() for origin in origins)
     if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int)):
         raise TypeError(f"rate is a whole number or None, not {rate!r}")
     if rate is not None and rate < 1:
@@ -78,11 +82,3 @@ def _echo(request: WebhookRequest, method: str, name: str) -> WebhookAnswer | No
     if text is None or not 0 < len(text) <= MAX_ECHO or not text.isprintable():
         return None
     return WebhookAnswer(body=text.encode())
-
-
-def _check_origins(origins: Collection[str]) -> frozenset[str]:
-    if isinstance(origins, str) or not all(isinstance(origin, str) for origin in origins):
-        raise TypeError("origins is a collection of texts")
-    if not origins or not all(0 < len(origin) <= MAX_ORIGIN and is_header_value(origin) for origin in origins):
-        raise ValueError("origins are names of senders, such as eventemitter.example.com")
-    return frozenset(origin.lower() for origin in origins)

@@ -1,9 +1,9 @@
-"""WHO SAID SO, by webhook: the server sends a request, which is verified, wakes whom it is for, and is answered.
+"""Listen by webhook: an ASGI application that verifies each request, wakes consumers, and responds.
 
-Whoever knows the address can send anything. What that costs is bounded before it is looked at, and all it gains is
-an answer that says nothing; with the server's own secret, a poll within the rate.
+Anyone who knows the address can send anything. Limits bound what that costs before the request is verified, and
+the response gives nothing away; with the server's own secret a sender gains a poll within the rate.
 
-What becomes of a request, step by step, is `_webhook/receiver.py`'s; who listens `_webhook/audience.py`'s.
+The steps of a request are in `_webhook/receiver.py`, the consumers that listen in `_webhook/routing.py`.
 """
 
 import logging
@@ -129,49 +129,47 @@ class WebhookListener:
         check_number("burst", burst, above_zero=True)
         if not isinstance(name, str):
             raise TypeError(f"name is a str, not {type(name).__name__}")
-        of_subscription = register_with_server
-        verifiers = _check_callables("verify", _argument_or_subscription(verify, of_subscription, "verify"))
+        subscription = register_with_server
+        verifiers = _check_callables("verify", _argument_or_subscription(verify, subscription, "verify"))
         if not verifiers:
             raise TypeError("give verify: who may wake; anybody() if everybody may")
         self.name: str = name
         self._manager: SubscriptionManager | None = None
-        if of_subscription is not None:
-            self._manager = SubscriptionManager(
-                of_subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions
-            )
+        if subscription is not None:
+            self._manager = SubscriptionManager(subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions)
         self._is_managing = False
         self._stats = WebhookStats()
         self._subscribers = WebhookSubscribers(subscribed=self._manager is not None)
         self._flood_error = PushToPollError(
             f"{name}: requests are refused, since more come than are looked at; pushes may be among them"
         )
-        faults = ErrorLog(name, _log)
+        error_log = ErrorLog(name, _log)
         self._receiver = RequestReceiver(
-            questions=Handshakes(
-                _check_callables("handshake", getattr(of_subscription, "handshake", None)),
+            handshakes=Handshakes(
+                _check_callables("handshake", getattr(subscription, "handshake", None)),
                 _check_callables("handshake", handshake),
-                expecting=self._expects_handshake,
+                expecting=lambda: self._manager is None or self._manager.expects_handshake,
                 bucket=TokenBucket(rate, burst),
-                faults=faults,
+                error_log=error_log,
             ),
-            verifiers=Verifiers(verifiers, faults),
-            meaning=PushRouter(
+            verifiers=Verifiers(verifiers, error_log),
+            router=PushRouter(
                 name,
-                hint=_check_callable("hint", _argument_or_subscription(hint, of_subscription, "hint")),
-                to=names_at(to) if isinstance(to, str) else _check_callable("to", to),
+                hint=_check_callable("hint", _argument_or_subscription(hint, subscription, "hint")),
+                route=names_at(to) if isinstance(to, str) else _check_callable("to", to),
                 control=None if self._manager is None else self._manager.control,
-                audience=self._subscribers,
-                tally=self._stats,
-                faults=faults,
+                subscribers=self._subscribers,
+                stats=self._stats,
+                error_log=error_log,
                 log=_log,
             ),
-            audience=self._subscribers,
+            subscribers=self._subscribers,
             bucket=TokenBucket(rate, burst),
             slots=Slots(),
-            replays=ReplayCache(),
-            tally=self._stats,
-            faults=faults,
-            answer=check_response(_argument_or_subscription(answer, of_subscription, "answer") or ACCEPTED),
+            replay_cache=ReplayCache(),
+            stats=self._stats,
+            error_log=error_log,
+            response=check_response(_argument_or_subscription(answer, subscription, "answer") or ACCEPTED),
             max_body=max_body,
             body_timeout=body_timeout,
         )
@@ -191,9 +189,9 @@ class WebhookListener:
             ValueError: It is of another kind.
         """
         if scope["type"] == "http":
-            answer = await self._receiver.handle(request_of(scope), receive)
-            if answer is not None:
-                await send_response(send, answer, scope)
+            response = await self._receiver.handle(request_of(scope), receive)
+            if response is not None:
+                await send_response(send, response, scope)
         elif scope["type"] == "websocket":
             await refuse_websocket(receive, send)
         elif scope["type"] == "lifespan":
@@ -237,27 +235,24 @@ class WebhookListener:
         return self._stats.counters()
 
     async def _serve_channel(self, channel: Channel, name: str | None) -> None:
-        listening = WebhookSubscriber(channel)
-        with self._subscribers.joined(listening, name):
-            await listening.watch_floods(self._flood_error)
+        subscriber = WebhookSubscriber(channel)
+        with self._subscribers.joined(subscriber, name):
+            await subscriber.watch_floods(self._flood_error)
 
-    async def _run_manager(self, keeper: SubscriptionManager, channel: Channel) -> None:
-        keeping, self._is_managing = ManagingSubscriber(channel, self._subscribers), True
+    async def _run_manager(self, manager: SubscriptionManager, channel: Channel) -> None:
+        subscriber, self._is_managing = ManagingSubscriber(channel, self._subscribers), True
         try:
-            with self._subscribers.joined(keeping, None):
-                async with Background() as beside:
-                    await beside.start(lambda: keeping.watch_floods(self._flood_error))
-                    await keeper.run(keeping)
+            with self._subscribers.joined(subscriber, None):
+                async with Background() as background:
+                    await background.start(lambda: subscriber.watch_floods(self._flood_error))
+                    await manager.run(subscriber)
         finally:
-            self._subscribers.broadcast_state(keeping, None, up=False)
+            self._subscribers.broadcast_state(subscriber, None, up=False)
             self._is_managing = False
-
-    def _expects_handshake(self) -> bool:
-        return self._manager is None or self._manager.expects_handshake
 
 
 class _RouteListener:
-    """One of several consumers of a webhook."""
+    """The listener of one of several consumers of a webhook."""
 
     def __init__(self, name: str, listen: Callable[[Channel], Any]) -> None:
         self.name: str = name
@@ -272,7 +267,7 @@ class _RouteListener:
 
 
 def _argument_or_subscription(given: _T | None, subscription: Subscription | None, name: str) -> _T | None:
-    """What was given, or else what the subscription has of that name."""
+    """Return the argument, or the attribute of that name of the subscription if the argument is None."""
     return getattr(subscription, name, None) if given is None else given
 
 

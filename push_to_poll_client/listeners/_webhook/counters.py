@@ -1,4 +1,8 @@
-"""What happened at a webhook: counted, and logged once."""
+"""Count and log what happens at a webhook.
+
+A stranger can cause most failures at will. So the first of each kind is logged at its level, the others at DEBUG;
+and an error of the caller's code is logged by its class only, since its text may hold a secret.
+"""
 
 import inspect
 import logging
@@ -58,24 +62,19 @@ class WebhookCounters:
 
 
 class WebhookStats:
-    """Counts, from any thread."""
+    """Counts what happens at a webhook. Thread-safe."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def count(self, name: str, by: int = 1) -> None:
-        """Count one more.
-
-        Args:
-            name: A field of `WebhookCounters`.
-            by: How many more.
-        """
+        """Increase a counter, named as the field of `WebhookCounters`."""
         with self._lock:
             self._counts[name] += by
 
     def counters(self) -> WebhookCounters:
-        """A snapshot."""
+        """Return a snapshot."""
         with self._lock:
             return WebhookCounters(**self._counts)
 
@@ -83,17 +82,16 @@ class WebhookStats:
 _T = TypeVar("_T")
 
 CALLBACK_TIMEOUT = 8.0
-"""Seconds that an async verifier or handshake may take, since a body is in hand meanwhile. Dropbox, Graph and
-GitHub wait for 10 s for an answer."""
+"""Seconds for an async verifier or handshake, since a body is held meanwhile. Dropbox, Graph and GitHub wait 10 s
+for a response."""
 
 
 class ErrorLog:
-    """Asks what the user wrote, and tells of what it raises by its class alone: its text may hold a secret.
+    """Calls the caller's functions and logs what goes wrong at a webhook.
 
     Args:
         name: The webhook's.
-        log: Where it is told: the first of each kind as a warning, the others, which a stranger may cause at will,
-            for those who debug.
+        log: Where it is logged: the first of each kind as a warning or info, the others for debugging.
     """
 
     def __init__(self, name: str, log: logging.Logger) -> None:
@@ -102,37 +100,37 @@ class ErrorLog:
         self._logged: set[str] = set()
 
     async def call_safely(
-        self, what: str, ask: Callable[[], _T | Awaitable[_T]], *, check: Callable[[_T], _T]
+        self, what: str, call: Callable[[], _T | Awaitable[_T]], *, check: Callable[[_T], _T]
     ) -> _T | None:
-        """What it answers, async or not; `None` when it fails.
+        """Call a function, async or not, and return its checked result; None if it fails.
 
         Args:
-            what: It is, for the log.
-            ask: Asks it.
-            check: Returns the answer, or raises when it is none.
+            what: The kind of function, for the log.
+            call: Calls it.
+            check: Returns the result, or raises if it has the wrong type.
         """
         try:
-            answer = ask()
-            if inspect.isawaitable(answer):
+            result = call()
+            if inspect.isawaitable(result):
                 with anyio.fail_after(CALLBACK_TIMEOUT):
-                    answer = await answer
-            return check(cast("_T", answer))
-        except Exception as error:  # noqa: BLE001  # whatever it is, a stranger may have brought it about
+                    result = await result
+            return check(cast("_T", result))
+        except Exception as error:  # noqa: BLE001  # a stranger may have caused it, whatever it is
             self.log_failure(what, error)
             return None
 
     def log_failure(self, what: str, error: Exception) -> None:
-        """Log a failure."""
+        """Log that a function of the caller failed."""
         self._log.log(
             self._level(what, logging.WARNING), "%s: %s failed with %s", self._name, what, type(error).__name__
         )
 
     def log_rejected(self, why: str) -> None:
-        """Log that a request was not authentic: a wrong secret would be found by nobody who sees no counters."""
+        """Log that a request was not authentic: without the counters this is the only sign of a wrong secret."""
         self._log.log(self._level(why, logging.INFO), "%s: refused a request %s", self._name, why)
 
     def log_replay(self) -> None:
-        """Log that a request came before: a sender whose bodies are all the same wakes once and gets 200."""
+        """Log that a request was repeated: a sender whose bodies are all equal gets 200, but wakes only once."""
         level = self._level("replayed", logging.INFO)
         self._log.log(level, "%s: a request that came before came again, and wakes nobody", self._name)
 

@@ -1,7 +1,7 @@
-"""What a webhook takes on: requests a second, bodies at a time, and no request twice.
+"""Limits of a webhook: requests a second, bodies at a time, and no request twice.
 
-Only what is authentic is kept, so a stranger cannot push anything out. Whoever can have more than `MAX_REPLAYS`
-requests signed can repeat the oldest, and gains a poll within the rate.
+Replay cache: only authentic requests are stored, so a stranger cannot evict entries. A sender that gets more than
+`MAX_REPLAYS` requests signed can repeat the oldest, and gains a poll within the rate.
 """
 
 import math
@@ -23,21 +23,18 @@ __all__ = [
 ]
 
 
-MAX_BODIES = 64
-"""Bodies in hand at a time. With the default `max_body` they take 64 MiB, however slowly they are sent."""
-
 ROUNDING = 1e-6
-"""Seconds: a shorter wait is what is left when numbers that should cancel out are rounded. Nobody waits for it."""
+"""Seconds. A shorter wait is a rounding error of numbers that should cancel out, and counts as no wait."""
 
 
 class TokenBucket:
-    """Lets so many pass in any window of T seconds as burst + rate·T; from any thread.
+    """Passes at most burst + rate·T requests in any window of T seconds. Thread-safe.
 
-    As in the schedule of polls, all that is kept is when the bucket is full again (GCRA).
+    As in the schedule of polls, the only state is the time when the bucket is full again (GCRA).
 
     Args:
-        rate: A second, in the long run; `None`: no limit.
-        burst: At once.
+        rate: Requests a second, in the long run; None if there is no limit.
+        burst: Requests at once.
     """
 
     def __init__(self, rate: float | None, burst: int) -> None:
@@ -47,13 +44,10 @@ class TokenBucket:
         self._lock = threading.Lock()
 
     def take(self, now: float) -> float:
-        """Take a token.
+        """Take a token and return 0, or return the seconds until there is one and take none.
 
         Args:
             now: Seconds on a clock that never goes back.
-
-        Returns:
-            0 if there was one; else the seconds until there is one, and none was taken.
         """
         with self._lock:
             wait = self._full_at - self._slack - now
@@ -63,33 +57,25 @@ class TokenBucket:
             return 0.0
 
     def take_or_reject(self, now: float) -> None:
-        """Take a token, or refuse.
-
-        Raises:
-            Refusal: There is none.
-        """
+        """Take a token, or reject the request if there is none."""
         if wait := self.take(now):
             raise RequestRejected(too_many_requests(wait), "limited", hides_pushes=True)
 
 
+MAX_BODIES = 64
+"""Bodies held at a time. With the default `max_body` they take 64 MiB, however slowly they are sent."""
+
+
 class Slots:
-    """Those whose body is in hand; from any thread.
+    """Slots for the requests whose body is held. Thread-safe."""
 
-    Args:
-        most: How many there may be.
-    """
-
-    def __init__(self, most: int = MAX_BODIES) -> None:
-        self._free = most
+    def __init__(self, slots: int = MAX_BODIES) -> None:
+        self._free = slots
         self._lock = threading.Lock()
 
     @contextmanager
     def acquire(self) -> Iterator[None]:
-        """Have one for the length of the block.
-
-        Raises:
-            Refusal: There is none.
-        """
+        """Hold a slot for the length of the block, or reject the request if none is free."""
         with self._lock:
             if not self._free:
                 raise RequestRejected(BUSY, "busy", hides_pushes=True)
@@ -102,19 +88,15 @@ class Slots:
 
 
 MAX_REPLAYS = 10_000
-"""Texts that are kept, at 16 bytes each: some 2 MiB. At one push a second, with two texts each, they reach back
-for an hour and a half; a tolerance is five minutes as a rule."""
+"""Digests of 16 bytes each: some 2 MiB. At one push a second, with two digests each, they cover an hour and a
+half; signatures usually expire after five minutes."""
 
 
 class ReplayCache:
-    """Remembers; from any thread.
+    """Digests of the authentic requests that were received, the oldest evicted first. Thread-safe."""
 
-    Args:
-        most: Texts that are kept; the oldest goes first.
-    """
-
-    def __init__(self, most: int = MAX_REPLAYS) -> None:
-        self._most = most
+    def __init__(self, max_replays: int = MAX_REPLAYS) -> None:
+        self._max_replays = max_replays
         self._expiry: OrderedDict[bytes, float] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -122,16 +104,15 @@ class ReplayCache:
         return len(self._expiry)
 
     def seen(self, verified: Verified, names: Sequence[str] | None, now: float) -> bool:
-        """Whether it came before. Then it is kept for as long as this copy of it would pass.
-
-        Of a repetition nothing is kept that was not there: whoever has one body that was signed may send it with
-        as many ids as he likes, where ids are not signed, and must not push out the others.
+        """Return whether a request was received before and has not expired; then keep it until this copy expires.
 
         Args:
-            verified: What it has.
-            names: For whom it is: an equal body for another is no repetition.
+            verified: What a repetition has in common with it.
+            names: For whom it is: an equal body for another name is not a repetition.
             now: Seconds since the epoch.
         """
+        # Do not add the other digests of a repeated request: where the delivery id is not signed, one captured
+        # body can be sent under endless ids, and would evict everything else.
         with self._lock:
             known = [one for one in _digests(verified, names) if self._expiry.get(one, -math.inf) > now]
             for digest in known:
@@ -139,17 +120,12 @@ class ReplayCache:
             return bool(known)
 
     def add(self, verified: Verified, names: Sequence[str] | None) -> None:
-        """It came, and has done what it can do.
-
-        Args:
-            verified: What it has.
-            names: For whom it is.
-        """
+        """Remember a request, which has had its effect, until it expires."""
         with self._lock:
             for digest in _digests(verified, names):
                 self._expiry[digest] = _expiry_of(verified)
                 self._expiry.move_to_end(digest)
-            while len(self._expiry) > self._most:
+            while len(self._expiry) > self._max_replays:
                 self._expiry.popitem(last=False)
 
 
@@ -158,6 +134,6 @@ def _expiry_of(verified: Verified) -> float:
 
 
 def _digests(verified: Verified, names: Sequence[str] | None) -> Iterator[bytes]:
-    """However long a text is that a server signed, it takes no more memory than another."""
-    whose = blake2b(repr(names).encode(errors="surrogatepass"), digest_size=32).digest()
-    return (blake2b(text, digest_size=16, key=whose).digest() for text in verified.once)
+    # A text of any length, signed by the server, takes the same memory as a digest.
+    key = blake2b(repr(names).encode(errors="surrogatepass"), digest_size=32).digest()
+    return (blake2b(text, digest_size=16, key=key).digest() for text in verified.once)

@@ -1,4 +1,8 @@
-"""Which consumers an authentic request wakes, each in its own event loop."""
+"""Wake the consumers that an authentic request is for, each in its own event loop.
+
+A request that is rejected by a limit may have been a push. From the first such request until `FLOOD_QUIET_TIME`
+after the last, the channel of each consumer is down, so that it polls at its degraded interval.
+"""
 
 import logging
 import threading
@@ -34,13 +38,10 @@ interval, 10 s by default, so that a push that was refused costs that much laten
 
 
 class WebhookSubscriber:
-    """One consumer that listens, and the channel that it hears by.
+    """One consumer that listens to the webhook, with its channel.
 
-    Made in the consumer's event loop, to which all of it belongs but what says otherwise. The channel is up while
-    the server pushes, as far as anybody knows, and no flood hides pushes.
-
-    Args:
-        channel: Of the consumer.
+    It is made in the consumer's event loop, and is used only there unless a method says otherwise. The channel is
+    up while the server pushes, as far as is known, and no flood hides pushes.
     """
 
     def __init__(self, channel: Channel) -> None:
@@ -57,11 +58,11 @@ class WebhookSubscriber:
 
     @property
     def state(self) -> str | None:
-        """What was saved."""
+        """State that the channel has saved."""
         return self._channel.state
 
     def up(self) -> None:
-        """The server pushes."""
+        """Note that the server pushes."""
         self._is_pushing = True
         if self._flooded:
             self._channel.poll()
@@ -69,29 +70,25 @@ class WebhookSubscriber:
             self._channel.up()
 
     def down(self, error: BaseException | None = None) -> None:
-        """The server does not push."""
+        """Note that the server does not push."""
         self._is_pushing = False
         self._channel.down(error)
 
     def call_soon(self, call: Callable[[], None]) -> None:
-        """Call it in the event loop of this consumer, from any thread; not if that has ended."""
+        """Call a function in this consumer's event loop, unless the loop has ended. From any thread."""
         try:
             self._loop.call(call)
         except RuntimeError:
             return
 
     def note_rejected(self) -> None:
-        """A request was refused that may have been a push. From any thread."""
+        """Note that a request was rejected that may have been a push. From any thread."""
         if not self._has_rejected:
             self._has_rejected = True
             self.call_soon(self._start_flood)
 
     async def watch_floods(self, error: PushToPollError) -> None:
-        """Report floods, until cancelled.
-
-        Args:
-            error: What one means.
-        """
+        """Report each flood to the channel as `error`, until cancelled."""
         while True:
             await self._flood_started.wait()
             self._flooded = True
@@ -105,38 +102,34 @@ class WebhookSubscriber:
                 self._channel.up()
 
     def _start_flood(self) -> None:
+        # The flood may be over when the event loop calls this.
         if self._has_rejected:
             self._flood_started.set()
 
 
 class ManagingSubscriber(WebhookSubscriber):
-    """That of the consumer which keeps the subscription: the others learn by it whether the server pushes.
+    """The consumer that keeps the subscription: it tells the others whether the server pushes."""
 
-    Args:
-        channel: Of the consumer.
-        audience: The others, too.
-    """
-
-    def __init__(self, channel: Channel, audience: "WebhookSubscribers") -> None:
+    def __init__(self, channel: Channel, subscribers: "WebhookSubscribers") -> None:
         super().__init__(channel)
-        self._subscribers = audience
+        self._subscribers = subscribers
 
     def up(self) -> None:
-        """The server pushes."""
+        """Note that the server pushes, here and in all other subscribers."""
         super().up()
         self._subscribers.broadcast_state(self, None)
 
     def down(self, error: BaseException | None = None) -> None:
-        """The server does not push."""
+        """Note that the server does not push, here and in all other subscribers."""
         super().down(error)
         self._subscribers.broadcast_state(self, error, up=False)
 
 
 class WebhookSubscribers:
-    """All who listen; from any thread.
+    """All consumers that listen to one webhook. Thread-safe.
 
     Args:
-        subscribed: Whether somebody keeps a subscription, without which the server does not push.
+        subscribed: Whether the webhook has a subscription, without which the server does not push.
     """
 
     def __init__(self, *, subscribed: bool) -> None:
@@ -145,67 +138,63 @@ class WebhookSubscribers:
         self._lock = threading.Lock()
 
     @contextmanager
-    def joined(self, listening: WebhookSubscriber, name: str | None) -> Iterator[None]:
-        """Have it listen for the length of the block.
-
-        Args:
-            listening: Who; in its event loop.
-            name: For whom; `None`: for all.
-        """
+    def joined(self, subscriber: WebhookSubscriber, name: str | None) -> Iterator[None]:
+        """Let a subscriber listen for `name`, or for all names if None, during the block. In its event loop."""
         with self._lock:
-            self._by_name[name] = (*self._by_name.get(name, ()), listening)
-            pushed = self._is_pushing
+            self._by_name[name] = (*self._by_name.get(name, ()), subscriber)
+            is_pushing = self._is_pushing
         try:
-            if pushed:
-                listening.up()
+            if is_pushing:
+                subscriber.up()
             yield
         finally:
             with self._lock:
-                left = tuple(one for one in self._by_name[name] if one is not listening)
+                left = tuple(one for one in self._by_name[name] if one is not subscriber)
                 self._by_name |= {name: left}
                 if not left:
                     del self._by_name[name]
 
     def find(self, names: Iterable[str] | None) -> tuple[list[WebhookSubscriber], int]:
-        """Those who listen for these names, and how many of the names nobody listens for; `None`: all."""
+        """Return the subscribers for these names (None: all), and the number of names without a subscriber."""
         with self._lock:
             if names is None:
                 return [one for several in self._by_name.values() for one in several], 0
             found = [self._by_name.get(name, ()) for name in names]
-            everybody = self._by_name.get(None, ())
-        listening = [*everybody, *(one for several in found for one in several)]
-        return listening, sum(not several for several in found)
+            for_all = self._by_name.get(None, ())
+        subscribers = [*for_all, *(one for several in found for one in several)]
+        return subscribers, sum(not several for several in found)
 
     def note_rejected(self) -> None:
-        """A request was refused that may have been a push."""
-        for listening in self.find(None)[0]:
-            listening.note_rejected()
+        """Note that a request was rejected that may have been a push."""
+        for subscriber in self.find(None)[0]:
+            subscriber.note_rejected()
 
-    def broadcast_state(self, keeping: WebhookSubscriber, error: BaseException | None, *, up: bool = True) -> None:
-        """The server pushes, or does not; all but the one that says so are told."""
+    def broadcast_state(self, source: WebhookSubscriber, error: BaseException | None, *, up: bool = True) -> None:
+        """Tell all subscribers but `source` whether the server pushes."""
         with self._lock:
             self._is_pushing = up
-        for listening in self.find(None)[0]:
-            if listening is not keeping:
-                listening.call_soon(listening.up if up else partial(listening.down, error))
+        for subscriber in self.find(None)[0]:
+            if subscriber is not source:
+                subscriber.call_soon(subscriber.up if up else partial(subscriber.down, error))
 
 
 MAX_NAMES = 1_000
-"""Names that are taken from a push; one with more is for all."""
+"""Names that are read from a push. A push with more names is for all subscribers."""
 
 
 class PushRouter:
-    """Acts on authentic requests. Whatever the user's functions do, no push is lost by it.
+    """Acts on authentic requests. Whatever the caller's functions do, no push is lost.
 
     Args:
         name: The webhook's.
-        hint: Makes a push of a request; `None`: each is one.
-        to: Names those for whom it is; `None`: all.
-        control: Told what the server says of the subscription; `None`: nobody keeps one, and it means a poll.
-        audience: Who listens.
-        tally: Where it is counted.
-        faults: Where it is told when `to` fails.
-        log: Where it is told when `hint` fails.
+        hint: Makes a push of a request; None if each request is a push.
+        route: Returns the names of the subscribers that a request is for; None if all.
+        control: Called with what the server says about the subscription; None if the webhook has none, so that
+            consumers poll instead.
+        subscribers: The consumers.
+        stats: Where each push is counted.
+        error_log: Where a failure of `route` is logged.
+        log: Where a failure of `hint` is logged.
     """
 
     def __init__(
@@ -213,74 +202,62 @@ class PushRouter:
         name: str,
         *,
         hint: Hint | None,
-        to: Route | None,
+        route: Route | None,
         control: Callable[[Control], None] | None,
-        audience: WebhookSubscribers,
-        tally: WebhookStats,
-        faults: ErrorLog,
+        subscribers: WebhookSubscribers,
+        stats: WebhookStats,
+        error_log: ErrorLog,
         log: logging.Logger,
     ) -> None:
         self._name = name
         self._hints = HintReader[WebhookRequest, Push | Control](hint, kinds=(Push, Control), log=log)
-        self._route = to
+        self._route = route
         self._control = control
-        self._subscribers = audience
-        self._stats = tally
-        self._error_log = faults
+        self._subscribers = subscribers
+        self._stats = stats
+        self._error_log = error_log
 
     def names_in(self, request: WebhookRequest) -> Sequence[str] | None:
-        """For whom it is; `None`: all."""
+        """Return the names that a request is for, each once; None if it is for all subscribers."""
         if self._route is None:
             return None
         try:
             return _check_names(self._route(request))
-        except Exception as error:  # noqa: BLE001  # it is the user's, and a stranger's text may have got it there
+        except Exception as error:  # noqa: BLE001  # the caller's function fails, perhaps by a stranger's text
             self._error_log.log_failure("to (its push is taken to be for all)", error)
             return None
 
     def dispatch(self, request: WebhookRequest, names: Sequence[str] | None) -> bool:
-        """Do what it says.
-
-        Args:
-            request: Authentic, and no repetition.
-            names: For whom it is.
-
-        Returns:
-            Whether anybody heard it.
-        """
-        said = self._hints.read(request, self._name)
-        if said is None:
+        """Act on an authentic request that is not a repetition; return whether a subscriber got it."""
+        push = self._hints.read(request, self._name)
+        if push is None:
             self._stats.count("ignored")
             return False
-        if isinstance(said, Control):
+        if isinstance(push, Control):
             self._stats.count("controls")
-            return self._apply_control(said, names)
-        return self._wake_subscribers(said, names)
+            return self._apply_control(push, names)
+        subscribers = self._find_subscribers(names)
+        for subscriber in subscribers:
+            subscriber.wake(push)
+        self._stats.count("woken" if subscribers else "unheard")
+        return bool(subscribers)
 
     def _apply_control(self, control: Control, names: Sequence[str] | None) -> bool:
         if self._control is not None and control is not Control.MISSED:
             self._control(control)
             return True
-        listening = self._find_subscribers(names)
-        for one in listening:
-            one.poll()
-        return bool(listening)
-
-    def _wake_subscribers(self, push: Push, names: Sequence[str] | None) -> bool:
-        listening = self._find_subscribers(names)
-        for one in listening:
-            one.wake(push)
-        self._stats.count("woken" if listening else "unheard")
-        return bool(listening)
+        subscribers = self._find_subscribers(names)
+        for subscriber in subscribers:
+            subscriber.poll()
+        return bool(subscribers)
 
     def _find_subscribers(self, names: Sequence[str] | None) -> Sequence[WebhookSubscriber]:
-        listening, unknown = self._subscribers.find(names)
+        subscribers, unknown = self._subscribers.find(names)
         self._stats.count("unknown_names", unknown)
-        return listening
+        return subscribers
 
 
 def _check_names(names: Iterable[str] | None) -> list[str] | None:
-    """Each once; a `str` is one name."""
     if names is None:
         return None
     first = [names] if isinstance(names, str) else list(islice(names, MAX_NAMES + 1))
@@ -290,13 +267,9 @@ def _check_names(names: Iterable[str] | None) -> list[str] | None:
 
 
 def names_at(path: str) -> Route:
-    """Reads names from the body. One that is no JSON, or has nothing there, is for all.
+    """Make a route that reads the names at a path in the body, as "list_folder.accounts".
 
-    Args:
-        path: Where they stand, as "list_folder.accounts".
-
-    Raises:
-        ValueError: It is no path.
+    A body that is not JSON, or has nothing at this path, is for all. Raises `ValueError` for a malformed path.
     """
     steps = parse_path(path)
 

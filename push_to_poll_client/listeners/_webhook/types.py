@@ -35,7 +35,7 @@ __all__ = [
 
 
 MAX_PARAMETERS = 100
-"""Fields of a query that are looked at; handshakes have five."""
+"""Fields of a query that are read; handshakes have five."""
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -162,34 +162,30 @@ RejectReason: TypeAlias = Literal["refused", "too_large", "too_slow", "limited",
 """Why a request was refused: a field of `WebhookCounters`."""
 
 ACCEPTED = WebhookAnswer()
-"""An authentic request without a subscription that wants another answer."""
+"""For an authentic request, unless the subscription or the caller wants another response."""
 
 UNAUTHENTIC = WebhookAnswer(401)
-"""Whatever is wrong with its signature: which it was would help whoever tries."""
+"""For anything that is wrong with a signature: to say what would help an attacker."""
 
 NOT_ALLOWED = WebhookAnswer(405, headers={"Allow": "POST"})
-"""Neither a push nor a question that is expected (RFC 9110 §15.5.6; CloudEvents webhooks §4.2)."""
+"""For neither a push nor an expected handshake (RFC 9110 §15.5.6; CloudEvents webhooks §4.2)."""
 
 TOO_LARGE = WebhookAnswer(413, headers={"Connection": "close"})
-"""The rest of it is not read (RFC 9110 §15.5.14)."""
+"""The rest of the body is not read (RFC 9110 §15.5.14)."""
 
 TOO_SLOW = WebhookAnswer(408, headers={"Connection": "close"})
-"""Likewise (RFC 9110 §15.5.9)."""
+"""The rest of the body is not read (RFC 9110 §15.5.9)."""
 
 BUSY = WebhookAnswer(503, headers={"Retry-After": "1"})
-"""Bodies are in hand for a moment, unless somebody sends them slowly on purpose."""
+"""A slot is free again after a moment, unless clients send their bodies slowly on purpose."""
 
 MIN_FINAL_STATUS, MAX_STATUS = 200, 599
 NO_CONTENT = {204, 304}
-"""Statuses whose answers have no body (RFC 9110 §6.4.1)."""
+"""Statuses of responses without a body (RFC 9110 §6.4.1)."""
 
 
 def too_many_requests(wait: float) -> WebhookAnswer:
-    """The answer beyond the rate; CloudEvents webhooks §2.2 wants it to say when to come back.
-
-    Args:
-        wait: Seconds.
-    """
+    """Ask the client to come back after `wait` seconds, as CloudEvents webhooks §2.2 wants it."""
     return WebhookAnswer(429, headers={"Retry-After": str(math.ceil(wait))})
 
 
@@ -197,40 +193,36 @@ class RequestRejected(Exception):
     """A request goes no further.
 
     Args:
-        answer: To it.
-        outcome: As what it is counted.
-        hides_pushes: Whether an authentic one could have met the same.
+        response: Sent to the client.
+        reason: The counter that is increased.
+        hides_pushes: Whether an authentic request could have been rejected in the same way.
     """
 
-    def __init__(self, answer: WebhookAnswer, outcome: RejectReason, *, hides_pushes: bool = False) -> None:
-        super().__init__(outcome)
-        self.response = answer
-        self.reason = outcome
+    def __init__(self, response: WebhookAnswer, reason: RejectReason, *, hides_pushes: bool = False) -> None:
+        super().__init__(reason)
+        self.response = response
+        self.reason = reason
         self.hides_pushes = hides_pushes
 
 
-def check_response(answer: Any) -> WebhookAnswer:
-    """An answer that somebody else made, if it can be sent.
+def check_response(response: Any) -> WebhookAnswer:
+    """Return a response that the caller's code made, if it can be sent.
 
     Raises:
-        TypeError: It is none, or a part of it is of the wrong type.
+        TypeError: It is not a `WebhookAnswer`, or a part has the wrong type.
         ValueError: It cannot be sent as it is.
     """
-    if not isinstance(answer, WebhookAnswer):
-        raise TypeError(f"it is a WebhookAnswer, not {type(answer).__name__}")
-    if not isinstance(answer.status, int) or not isinstance(answer.body, bytes):
+    if not isinstance(response, WebhookAnswer):
+        raise TypeError(f"it is a WebhookAnswer, not {type(response).__name__}")
+    if not isinstance(response.status, int) or not isinstance(response.body, bytes):
         raise TypeError("the status is an int and the body is bytes")
-    if not MIN_FINAL_STATUS <= answer.status <= MAX_STATUS:
-        raise ValueError(f"the status is {MIN_FINAL_STATUS} to {MAX_STATUS}, not {answer.status}")
-    if answer.body and answer.status in NO_CONTENT:
-        raise ValueError(f"an answer of status {answer.status} has no body")
-    _check_headers({**answer.headers, "Content-Type": answer.content_type})
-    return answer
-
-
-def _check_headers(headers: Mapping[str, str]) -> None:
-    for name, value in headers.items():
+    if not MIN_FINAL_STATUS <= response.status <= MAX_STATUS:
+        raise ValueError(f"the status is {MIN_FINAL_STATUS} to {MAX_STATUS}, not {response.status}")
+    if response.body and response.status in NO_CONTENT:
+        raise ValueError(f"an answer of status {response.status} has no body")
+    for name, value in {**response.headers, "Content-Type": response.content_type}.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError("headers are a mapping of str to str")
         if not is_header_name(name) or not is_header_value(value):
             raise ValueError("a header has a character that may not stand in one")
+    return response
