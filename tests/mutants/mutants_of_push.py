@@ -217,8 +217,8 @@ PUSH = [
         "G10",
         "goes on with a subscription to something else than is asked for",
         "listeners/subscriptions/_state.py",
-        "return written.book if written.asked == asked else written.book.stop_all()",
-        "return written.book",
+        "return stored.book if stored.asked == identity else stored.book.stop_all()",
+        "return stored.book",
         "tests/listeners/test_websub_consumer.py",
     ),
     of(

@@ -1,4 +1,4 @@
-"""A subscription by three functions of the user's."""
+"""A subscription made of three functions of the caller."""
 
 import inspect
 import uuid
@@ -119,15 +119,15 @@ class CustomSubscription:
 
 
 class _RotatingVerifier:
-    """Makes a verifier anew when the secrets have changed. In any thread: two may make the same."""
+    """Makes a new verifier when the secrets have changed. In any thread: two may make the same."""
 
-    def __init__(self, of: CustomSubscription, verifier_of: Callable[[Sequence[str]], Verifier]) -> None:
-        self._subscription = of
+    def __init__(self, subscription: CustomSubscription, verifier_of: Callable[[Sequence[str]], Verifier]) -> None:
+        self._subscription = subscription
         self._verifier_of = verifier_of
         self._cached: tuple[tuple[str, ...], Verifier] = ((), _refuse_all)
 
     def may_pass(self, request: WebhookRequest) -> bool:
-        """Whether it has the headers that an authentic one has."""
+        """Return whether a request has the headers of an authentic one."""
         verifier = self._verifier
         may_pass = getattr(verifier, "may_pass", None)
         return verifier is not _refuse_all if may_pass is None else bool(may_pass(request))
@@ -151,14 +151,11 @@ def _refuse_all(_: WebhookRequest) -> bool:
 
 
 async def _call(function: Callable[[Registration], Any], registration: Registration) -> Any:
-    """A plain function in a thread, so that it does not stop the event loop; left to itself when it hangs."""
-    if _is_async(function):
+    """Call an async function, or a plain one in a thread, so that it does not stop the event loop."""
+    called = getattr(function, "__call__", None)  # noqa: B004 - not whether it can be called, but what is
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called):
         return await function(registration)
-    # In a tuple, since trio takes a thread that returns a coroutine for a mistake.
+    # A thread that hangs is left to itself. In a tuple, since trio takes a thread that returns a coroutine for a
+    # mistake.
     (result,) = await anyio.to_thread.run_sync(lambda: (function(registration),), abandon_on_cancel=True)
     return await result if inspect.isawaitable(result) else result
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    called = getattr(function, "__call__", None)  # noqa: B004 - not whether it can be called, but what is
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)

@@ -1,7 +1,7 @@
-"""Keep a subscription alive: create it, renew it, replace it when it is lost, and end it.
+"""Keep a subscription alive: create it, renew it, replace it when it is lost, and stop it.
 
-When is `when.py`'s, what is known over a restart `book.py`'s, how what is left is stopped `leaving.py`'s. What the
-server has to be told is the subscription's own.
+The times are chosen in `_renewal.py`, and what survives a restart is in `_state.py`. The subscription itself knows
+what to ask its server for. What was replaced is stopped by the `Unsubscriber`, which tries again after a failure.
 """
 
 import logging
@@ -39,20 +39,15 @@ __all__ = [
 
 
 STOP_TIMEOUT = 30.0
-"""Seconds for the subscription to stop one."""
+"""Seconds for the subscription to stop one registration."""
 
 MAX_ATTEMPTS = 10
-"""After which one that does not end by itself is left: after some 4 minutes if the server is
-down, and 50 if it refuses."""
+"""Attempts after which a registration that does not expire is left: after some 4 minutes if the server is down,
+and 50 if it refuses."""
 
 
 class Unsubscriber:
-    """Stops subscriptions, one after the other, each again until it is over.
-
-    Args:
-        subscription: What stops them.
-        log: Where it is told.
-    """
+    """Stops registrations, one after the other. Each is tried until it is stopped, has expired, or is left."""
 
     def __init__(self, subscription: Subscription, log: logging.Logger) -> None:
         self._subscription = subscription
@@ -64,43 +59,40 @@ class Unsubscriber:
         self._not_before = -math.inf
         self._attempts = 0
 
-    def wait(self, one: Registration, now: Now) -> float:
-        """Seconds until the next attempt, or until there is no more to stop."""
-        ends = math.inf if one.expires_at is None else one.expires_at - now.wall
+    def wait(self, registration: Registration, now: Now) -> float:
+        """Return the seconds until the next attempt, or until the registration expires."""
+        ends = math.inf if registration.expires_at is None else registration.expires_at - now.wall
         return max(min(self._not_before - now.steady, ends), 0.0)
 
-    async def stop(self, one: Registration, now: Now, fraction: float) -> bool:
-        """Ask the server to push no more.
+    async def stop(self, registration: Registration, now: Now, fraction: float) -> bool:
+        """Ask the server to push no more; return True if it need not be asked again.
 
         Args:
-            one: Of what.
+            registration: What to stop.
             now: This moment.
             fraction: A random number, 0 ≤ fraction < 1.
-
-        Returns:
-            Whether that is over and done: it was stopped, it ended, or nothing helps.
         """
-        over = one.expires_at is not None and one.expires_at <= now.wall
-        over = over or await self._try_stop(one, now, fraction)
-        if over:
+        is_over = registration.expires_at is not None and registration.expires_at <= now.wall
+        is_over = is_over or await self._try_stop(registration, now, fraction)
+        if is_over:
             self._begin()
-        return over
+        return is_over
 
-    async def _try_stop(self, one: Registration, now: Now, fraction: float) -> bool:
+    async def _try_stop(self, registration: Registration, now: Now, fraction: float) -> bool:
         try:
             with anyio.fail_after(STOP_TIMEOUT):
-                await self._subscription.stop(one)
-        except Exception as failed:  # noqa: BLE001 - what is left ends by itself, or is answered that it is gone
+                await self._subscription.stop(registration)
+        except Exception as failed:  # noqa: BLE001 - it is tried again, unless the server says that it is gone
             error = unwrap_group(failed).with_traceback(None)
-            return is_gone(error) or self._give_up_or_wait(error, one, now, fraction)
-        self._log.info("%s: stopped what was replaced", self._subscription.name)
-        return True
-
-    def _give_up_or_wait(self, error: Exception, one: Registration, now: Now, fraction: float) -> bool:
+        else:
+            self._log.info("%s: stopped what was replaced", self._subscription.name)
+            return True
+        if is_gone(error):
+            return True
         failure = failure_of(error)
         delay = self._reconnect.delay(failure.verdict, fraction=fraction, retry_after=failure.retry_after)
         self._attempts += 1
-        endless = one.expires_at is None and self._attempts >= MAX_ATTEMPTS
+        endless = registration.expires_at is None and self._attempts >= MAX_ATTEMPTS
         if delay is None or endless:
             self._log.warning(
                 "%s: could not be stopped, and is left: %s", self._subscription.name, failure.sentence
@@ -116,28 +108,28 @@ class Unsubscriber:
 _T = TypeVar("_T")
 
 CALL_TIMEOUT = 300.0
-"""Seconds for the subscription to create or renew. What waits for a server ends by itself long before; what hangs
-must not be the end of pushes."""
+"""Seconds for the subscription to create or renew. A call that waits for a server ends long before by itself; one
+that hangs must not end the pushes."""
 
 EXIT_TIMEOUT = 5.0
 """Seconds to stop all subscriptions at the end: less than what services get to shut down."""
 
 MAX_OVERSLEEP = 30.0
-"""Seconds that a sleep may last too long. More, and the process was suspended or the clock set: what was pushed
-meanwhile may be lost."""
+"""Seconds that a sleep may last too long. If it lasts longer, the process was suspended or the clock set, and what
+was pushed meanwhile may be lost."""
 
 
 class SubscriptionManager:
-    """Keeps one subscription alive, for as long as `run` runs.
+    """Keeps one subscription alive while `run` runs.
 
-    A restart goes on with what the channel's state says; it does not subscribe again, unless it asks for something
-    else by now. Then it stops what was there, once it has the other.
+    A restart goes on with the state that the channel has saved. It does not subscribe again, unless the
+    subscription now asks for something else: then it creates the new one first, and stops the old one after that.
 
     Args:
-        subscription: What the server has to be told.
+        subscription: What to create, renew and stop.
         stop_at_exit: Whether to ask the server to push no more when `run` ends, for five seconds at most; what is
             not stopped by then is stopped by the next run, once it has another.
-        log: Where what happens is told.
+        log: Where events are logged.
     """
 
     def __init__(self, subscription: Subscription, *, stop_at_exit: bool = False, log: logging.Logger) -> None:
@@ -164,21 +156,21 @@ class SubscriptionManager:
 
     @property
     def name(self) -> str:
-        """What the subscription is called."""
+        """Name of the subscription."""
         return self._subscription.name
 
     @property
     def expects_handshake(self) -> bool:
-        """Whether something was asked of the server that it may want to verify; from any thread."""
+        """Whether the server may send a handshake, after a request that was made. From any thread."""
         return self._is_requesting or self._state.planned is not None
 
     def control(self, control: Control) -> None:
-        """The server spoke of the subscription itself. Never blocks; from any thread.
+        """Take what the server says about the subscription itself. Never blocks; from any thread.
 
         Args:
             control: `RENEW`: renew it now, 15 seconds after it was registered at the earliest. `RECREATE`: the
-                server has dropped it, so create another, after a backoff. `MISSED`: poll. What comes while
-                `run` does not run counts when it does.
+                server has dropped it, so create another, after a backoff. `MISSED`: poll. A control that comes
+                while `run` does not run takes effect when it does.
         """
         self._controls.add(control)
         if (loop := self._loop) is not None:
@@ -190,8 +182,8 @@ class SubscriptionManager:
 
         Raises:
             ListenerError: The server refuses for good.
-            StoreError: What is registered could not be saved.
-            RuntimeError: It keeps it already, for another consumer.
+            StoreError: The state could not be saved.
+            RuntimeError: The manager already runs, for another consumer.
         """
         if self._loop is not None:
             raise RuntimeError(f"{self.name}: another consumer keeps it; give each a listener of its own")
@@ -207,28 +199,25 @@ class SubscriptionManager:
             if self._stop_at_exit or self._state != self._saved_state:
                 await in_own_task(self._shut_down)
 
-    # What to do next
+    # The next step
 
     async def _step(self) -> None:
-        heard = self._control_event = anyio.Event()
+        control_event = self._control_event = anyio.Event()
         await self._apply_controls()
         now, current = self._now(), self._state.current
         self._check_expiry(now)
         wait = self._renewal.wait(now)
-        leave = self._unsubscriber.wait(self._state.leaving[0], now) if self._may_stop_replaced else math.inf
-        if min(wait, leave) > 0:
-            await self._sleep(min(wait, leave, MAX_SLEEP), heard)
+        # What was replaced is not stopped before another subscription is in its place.
+        may_stop = bool(self._state.leaving) and current is not None and self._state.planned is None
+        stop_wait = self._unsubscriber.wait(self._state.leaving[0], now) if may_stop else math.inf
+        if min(wait, stop_wait) > 0:
+            await self._sleep(min(wait, stop_wait, MAX_SLEEP), control_event)
         elif wait > 0:
             await self._stop_replaced()
         elif current is None or self._state.planned is not None:
             await self._create()
         else:
             await self._renew(current)
-
-    @property
-    def _may_stop_replaced(self) -> bool:
-        """Not before there is another in its place."""
-        return bool(self._state.leaving) and self._state.current is not None and self._state.planned is None
 
     async def _apply_controls(self) -> None:
         controls = {self._controls.pop() for _ in range(len(self._controls))}
@@ -245,24 +234,24 @@ class SubscriptionManager:
         if self._control_event is not None:
             self._control_event.set()
 
-    async def _sleep(self, seconds: float, heard: anyio.Event) -> None:
-        began = self._now().wall
+    async def _sleep(self, seconds: float, control_event: anyio.Event) -> None:
+        started_at = self._now().wall
         with anyio.move_on_after(seconds):
-            await heard.wait()
-        away = self._now().wall - began - seconds
-        if away > MAX_OVERSLEEP:
-            self._log.info("%s: this process was suspended, or its clock set, by %.0f s: polling", self.name, away)
+            await control_event.wait()
+        over = self._now().wall - started_at - seconds
+        if over > MAX_OVERSLEEP:
+            self._log.info("%s: this process was suspended, or its clock set, by %.0f s: polling", self.name, over)
             self._channel.poll()
 
     def _check_expiry(self, now: Now) -> None:
-        """Notice the end of what was not renewed in time."""
+        """Report once that the subscription has ended before it was renewed."""
         if self._state.current is not None and self._renewal.is_over(now) and not self._has_expired:
             self._has_expired = True
             self._log.warning("%s: ended before it was renewed; nothing is pushed", self.name)
             self._channel.registered(None)
             self._channel.down(PushToPollError(f"{self.name}: the subscription has ended"))
 
-    # What is known
+    # The state
 
     async def _restore(self) -> None:
         text = self._channel.state
@@ -276,38 +265,33 @@ class SubscriptionManager:
         self._saved_state = self._state
         self._adopt()
         if (current := self._state.current) is not None:
+            now = self._now()
             due = math.inf if self._state.renew_at is None else self._state.renew_at
-            self._resume(current, due)
+            self._renewal.registered(current.expires_at, due, now, just_now=False)
+            if not self._renewal.is_over(now):
+                self._log.info("%s: registered in an earlier run", self.name)
+                self._report_up(current, now)
         if self._state.planned is not None or getattr(self._subscription, "renewable", False):
             self._renewal.make_due()
 
-    async def _save(self, book: SubscriptionState) -> None:
-        """Write it down, before anything is done by it.
+    async def _save(self, state: SubscriptionState) -> None:
+        """Save the state before anything is done by it.
 
         Raises:
-            StoreError: It could not be written.
-            ListenerError: It is too long, or a text in it is none.
+            StoreError: It could not be saved.
+            ListenerError: It is too long, or has a text that cannot be encoded.
         """
-        self._state = book
+        self._state = state
         self._adopt()
         try:
-            await self._channel.save(book.to_text(self._identity))
+            await self._channel.save(state.to_text(self._identity))
         except ValueError as error:
             raise ListenerError(f"{self.name}: what is to be kept of it cannot be: {error}") from None
-        self._saved_state = book
+        self._saved_state = state
 
     def _adopt(self) -> None:
         if (adopt := getattr(self._subscription, "adopt", None)) is not None:
             adopt(self._state.registrations)
-
-    def _resume(self, current: Registration, due: float) -> None:
-        """It was registered in an earlier run."""
-        now = self._now()
-        self._renewal.registered(current.expires_at, due, now, just_now=False)
-        if self._renewal.is_over(now):
-            return
-        self._log.info("%s: registered in an earlier run", self.name)
-        self._report_up(current, now)
 
     def _report_registered(self, current: Registration, due: float) -> None:
         now = self._now()
@@ -316,7 +300,9 @@ class SubscriptionManager:
         if self._has_expired:
             self._log.warning("%s: registered until a time in the past; is this machine's clock right?", self.name)
         else:
-            self._log.info("%s: registered, to be renewed %s", self.name, _describe_delay(due - now.wall))
+            delay = due - now.wall
+            when = "never" if math.isinf(delay) else f"in {delay:.0f} s"
+            self._log.info("%s: registered, to be renewed %s", self.name, when)
         self._report_up(current, now)
 
     def _report_up(self, current: Registration, now: Now) -> None:
@@ -324,7 +310,7 @@ class SubscriptionManager:
         self._channel.registered(math.inf if current.expires_at is None else current.expires_at)
         self._channel.up()
 
-    # What is asked of the server
+    # Requests to the server
 
     async def _create(self) -> None:
         planned = self._state.planned
@@ -336,7 +322,7 @@ class SubscriptionManager:
         except SubscriptionGone as error:
             await self._save(self._state.plan_failed())
             self._handle_failure(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the keeper goes on; the verdict tells how
+        except Exception as error:  # noqa: BLE001 - the manager goes on after any error; the verdict tells how
             self._handle_failure(error)
         else:
             due = self._renewal_time(registration)
@@ -347,7 +333,7 @@ class SubscriptionManager:
         try:
             answer = await self._request(self._subscription.renew, current)
             renewed = None if answer is None else check_registration(answer)
-        except Exception as error:  # noqa: BLE001 - likewise
+        except Exception as error:  # noqa: BLE001 - as in `_create`
             if is_gone(unwrap_group(error)):
                 await self._handle_loss(failure_of(unwrap_group(error)).sentence)
             else:
@@ -361,11 +347,11 @@ class SubscriptionManager:
         await self._save(self._state.renewed(renewed, due))
         self._report_registered(renewed, due)
 
-    async def _request(self, what: Callable[[Registration], Awaitable[_T]], registration: Registration) -> _T:
+    async def _request(self, call: Callable[[Registration], Awaitable[_T]], registration: Registration) -> _T:
         self._is_requesting = True
         try:
             with anyio.fail_after(CALL_TIMEOUT):
-                return await what(registration)
+                return await call(registration)
         finally:
             self._is_requesting = False
 
@@ -384,7 +370,7 @@ class SubscriptionManager:
         self._channel.down(PushToPollError(f"{self.name}: {why}"))
 
     def _handle_failure(self, error: Exception) -> None:
-        """Tell it, and wait; what is in force goes on.
+        """Report a failure, and wait for the next attempt. A subscription that is in force stays in force.
 
         Raises:
             ListenerError: Trying again cannot help.
@@ -392,36 +378,36 @@ class SubscriptionManager:
         failure, now = failure_of(unwrap_group(error)), self._now()
         self._reconnect.ended(now.steady)
         delay = self._reconnect.delay(failure.verdict, fraction=self._fraction(), retry_after=failure.retry_after)
-        what = f"{self.name}: {failure.sentence}"
-        told = PushToPollError(what) if delay is not None else ListenerError(f"{what}; trying again cannot help")
-        told.__cause__ = failure.cause
+        text = f"{self.name}: {failure.sentence}"
+        report = PushToPollError(text) if delay is not None else ListenerError(f"{text}; trying again cannot help")
+        report.__cause__ = failure.cause
         if self._state.current is None or self._renewal.is_over(now) or delay is None:
-            self._channel.down(told)
+            self._channel.down(report)
         if delay is None:
-            self._log.error("%s; giving up", what)
-            raise told
+            self._log.error("%s; giving up", text)
+            raise report
         level = logging.WARNING if failure.verdict is Verdict.SLOW_RETRY else logging.INFO
-        self._log.log(level, "%s; asking again in %.1f s", what, delay)
+        self._log.log(level, "%s; asking again in %.1f s", text, delay)
         self._renewal.failed(delay, now)
 
-    # What is stopped
+    # Stopping
 
     async def _stop_replaced(self) -> None:
-        one = self._state.leaving[0]
+        registration = self._state.leaving[0]
         self._is_requesting = True
         try:
-            over = await self._unsubscriber.stop(one, self._now(), self._fraction())
+            is_over = await self._unsubscriber.stop(registration, self._now(), self._fraction())
         finally:
             self._is_requesting = False
-        if over:
-            await self._save(self._state.stopped(one))
+        if is_over:
+            await self._save(self._state.stopped(registration))
 
     async def _shut_down(self) -> None:
-        """Stop all, or save what was answered as the end came. A crash may come instead; so it is not for long."""
+        """Stop all subscriptions, or save an answer that arrived at the end, in a short time."""
         with anyio.move_on_after(EXIT_TIMEOUT):
             try:
                 await (self._stop_all() if self._stop_at_exit else self._save(self._state))
-            except Exception as error:  # noqa: BLE001 - the end is no time to fail; the next run does what is left
+            except Exception as error:  # noqa: BLE001 - nothing fails at the end; the next run does the rest
                 self._log.warning("%s: failed at the end: %s", self.name, describe(error))
             return
         self._log.warning("%s: not ended within %g s; the next run goes on", self.name, EXIT_TIMEOUT)
@@ -430,15 +416,11 @@ class SubscriptionManager:
         await self._save(self._state.stop_all())
         self._is_requesting = True
         try:
-            for one in self._state.leaving:
-                if await self._unsubscriber.stop(one, self._now(), 0.0):
-                    await self._save(self._state.stopped(one))
+            for registration in self._state.leaving:
+                if await self._unsubscriber.stop(registration, self._now(), 0.0):
+                    await self._save(self._state.stopped(registration))
         finally:
             self._is_requesting = False
 
     def _now(self) -> Now:
         return Now(_event_loop.wall_clock(), anyio.current_time())
-
-
-def _describe_delay(seconds: float) -> str:
-    return "never" if math.isinf(seconds) else f"in {seconds:.0f} s"

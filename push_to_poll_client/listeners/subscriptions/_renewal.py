@@ -1,8 +1,8 @@
-"""When to renew a subscription, and when to ask again after a failure.
+"""Decide when to renew a subscription, and when to try again after a failure.
 
-A server says until when it pushes, as a time of day, and the machine's time of day is the only one there is over a
-restart. But it jumps: when it is set, and when the machine wakes from sleep. So a renewal is due by whichever of
-two clocks comes first, the time of day and one that never jumps. To renew too early costs a request.
+A server says in time of day until when it pushes, and only the machine's time of day survives a restart. But that
+jumps: when it is set, and when the machine wakes from sleep. So a renewal is due by the time of day or by a clock
+that never jumps, whichever comes first. A renewal that is too early costs a request.
 """
 
 import math
@@ -41,7 +41,7 @@ CLOCK_SKEW_DELAY = 60.0
 server and client do not agree, and it may be in force all the same."""
 
 DEFAULT_RENEWAL_INTERVAL = 3600.0
-"""Seconds until a registration is renewed that named a time in the past for that, and no end."""
+"""Seconds until a registration is renewed whose time of renewal is in the past, and that has no end."""
 
 MAX_SLEEP = 60.0
 """Seconds after which the time of day is looked at again: nothing sleeps for longer, since clocks jump and
@@ -49,7 +49,7 @@ processes are suspended."""
 
 
 class Now(NamedTuple):
-    """One moment.
+    """One moment on both clocks.
 
     Attributes:
         wall: The time of day, in seconds since the epoch.
@@ -61,16 +61,13 @@ class Now(NamedTuple):
 
 
 def renewal_time(registration: Registration, now: float, fraction: float) -> float:
-    """When to renew what was registered just now.
+    """Return when to renew what was registered just now, in seconds since the epoch; infinite if never.
 
     Args:
-        registration: As the server answered. A time in the past for its renewal counts as none: it is that of the
-            registration before, taken over.
+        registration: As the server answered. A time of renewal in the past is ignored: it was taken over from the
+            registration before.
         now: Seconds since the epoch.
         fraction: A random number, 0 ≤ fraction < 1.
-
-    Returns:
-        Seconds since the epoch; infinite: never.
     """
     wanted, ends = registration.renew_at, registration.expires_at
     if wanted is not None and wanted > now:
@@ -81,7 +78,7 @@ def renewal_time(registration: Registration, now: float, fraction: float) -> flo
 
 
 class Renewal:
-    """When to do the next thing for a subscription: to create it while there is none, else to renew it."""
+    """Time of the next step of a subscription: its creation while there is none, else its renewal."""
 
     __slots__ = ("_due_steady", "_due_wall", "_ends", "_not_before")
 
@@ -90,13 +87,13 @@ class Renewal:
         self._ends: float | None = None
 
     def registered(self, ends: float | None, due: float, now: Now, *, just_now: bool) -> None:
-        """It is in force.
+        """Note that the subscription is in force.
 
         Args:
-            ends: Until when, in seconds since the epoch; `None`: for ever.
-            due: When to renew it, likewise.
+            ends: Until when, in seconds since the epoch; None if it does not end.
+            due: When to renew it, in seconds since the epoch.
             now: This moment.
-            just_now: Whether that was answered now, and not in an earlier run.
+            just_now: Whether the server answered this now, and not in an earlier run.
         """
         self._ends = ends
         self._due_wall, self._due_steady = due, now.steady + (due - now.wall)
@@ -104,25 +101,25 @@ class Renewal:
         self._not_before = now.steady + pause if just_now else -math.inf
 
     def lost(self) -> None:
-        """It is in force no more: another one is due."""
+        """Note that the subscription is lost: another one is due."""
         self._ends = None
         self.make_due()
 
     def make_due(self) -> None:
-        """It is due at once, or as soon as may be."""
+        """Make the next step due as soon as it is allowed."""
         self._due_wall = self._due_steady = -math.inf
 
     def failed(self, delay: float, now: Now) -> None:
-        """What was tried failed; it is tried again after so many seconds."""
+        """Note a failure: the next attempt is due after `delay` seconds."""
         self._not_before = now.steady + delay
 
     def wait(self, now: Now) -> float:
-        """Seconds until to act; 0: now; infinite: never."""
+        """Return the seconds until the next step; 0 if it is due, infinite if it never is."""
         due = min(self._due_wall - now.wall, self._due_steady - now.steady)
         return max(due, self._not_before - now.steady, 0.0)
 
     def is_over(self, now: Now) -> bool:
-        """Whether what was in force has ended."""
+        """Return whether the subscription in force has ended."""
         return self._ends is not None and self._ends <= now.wall
 
 
@@ -136,24 +133,17 @@ _GONE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 
 
 def failure_of(error: Exception) -> Failure:
-    """What it means for the next attempt. `httpx.HTTPStatusError` is understood by its status.
-
-    What has no words of its own is told with its place: most likely a mistake in a function of the user's. The
-    error loses its traceback, which holds secrets, since status keeps it for long.
-    """
+    """Return what an error means for the next attempt. `httpx.HTTPStatusError` is classified by its status."""
     failure = http_failure_of(error, wanted="a subscription", verdicts=_VERDICTS)
-    wordless = failure.sentence == f"failed with {type(error).__name__}"
-    sentence = f"{failure.sentence}{_location_of(error)}" if wordless else failure.sentence
-    error.with_traceback(None)
+    sentence = failure.sentence
+    # An error without a sentence of its own is most likely a mistake in a function of the caller: name its place.
+    if sentence == f"failed with {type(error).__name__}" and (frames := traceback.extract_tb(error.__traceback__)):
+        sentence += f" in {frames[-1].name}, line {frames[-1].lineno} of {Path(frames[-1].filename).name}"
+    error.with_traceback(None)  # the traceback holds secrets, and the status keeps the error for long
     return failure._replace(sentence=sentence)
 
 
-def _location_of(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" in {frames[-1].name}, line {frames[-1].lineno} of {Path(frames[-1].filename).name}" if frames else ""
-
-
 def is_gone(error: Exception) -> bool:
-    """Whether the server says that it does not have what it was asked to renew or stop."""
+    """Return whether the server does not have the subscription that it was asked to renew or stop."""
     response = error_response(error)
     return isinstance(error, SubscriptionGone) or (response is not None and response.status_code in _GONE)

@@ -1,7 +1,7 @@
-"""The stored state of a subscription: what is registered, and what was planned. Pure.
+"""Stored state of a subscription: what is registered, planned, and to be stopped. Pure.
 
-Each step is written down before it is taken, and its outcome after that. So whatever a crash cuts off is taken
-again: what may have been created is created again from the same plan, what may not have been stopped is stopped.
+Each step is saved before it is taken, and its result after it. So a step that a crash cuts off is taken again:
+what may have been created is created again from the same plan, and what may not have been stopped is stopped.
 """
 
 import math
@@ -20,22 +20,18 @@ __all__ = [
 ]
 
 
-IN_MILLISECONDS = 1e11
-"""Seconds since the epoch until the year 5138, milliseconds until 1973. What was taken for seconds would never be
-renewed, and pushes would end without a word."""
-
 MAX_PENDING_STOPS = 4
-"""Subscriptions that are still to be stopped; of more, the oldest are left to end by themselves."""
+"""Subscriptions that are still to be stopped. If there are more, the oldest are left to expire."""
 
 
 class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All subscriptions that there may be.
+    """All subscriptions that may exist at the server.
 
     Attributes:
-        planned: Being created.
-        current: In force.
-        renew_at: When to renew that, in seconds since the epoch; `None`: never.
-        leaving: To be stopped, the oldest first.
+        planned: The one that is being created.
+        current: The one in force.
+        renew_at: When to renew `current`, in seconds since the epoch; None if never.
+        leaving: Those to be stopped, the oldest first.
     """
 
     planned: Registration | None = None
@@ -44,68 +40,58 @@ class SubscriptionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     leaving: tuple[Registration, ...] = ()
 
     @staticmethod
-    def from_text(text: str, asked: str | None = None) -> "SubscriptionState":
-        """The book that a text is.
+    def from_text(text: str, identity: str | None = None) -> "SubscriptionState":
+        """Read what `to_text` wrote; `ValueError` if the text is malformed or of another version of this library.
 
-        Args:
-            text: That.
-            asked: What is asked for now, as for `to_text`. Of what was asked for by another all is to be stopped:
-                the arguments were changed, or it is that of another listener, which had this one's place.
-
-        Raises:
-            ValueError: It is none, or one of another version of this library.
+        If it was saved under another identity, all of its subscriptions are to be stopped: the arguments were
+        changed, or another listener had this one's place.
         """
         try:
-            written = decode(text, type=_StoredSubscription)
+            stored = decode(text, type=_StoredSubscription)
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
-        return written.book if written.asked == asked else written.book.stop_all()
+        return stored.book if stored.asked == identity else stored.book.stop_all()
 
-    def to_text(self, asked: str | None = None) -> str | None:
-        """As a text; `None`: there is nothing to be known.
-
-        Args:
-            asked: What they were asked for by, a subscription's `identity`.
-        """
+    def to_text(self, identity: str | None = None) -> str | None:
+        """Write the state as JSON, with the `identity` of the subscription; None if the state is empty."""
         if self == SubscriptionState():
             return None
-        return msgspec.json.encode(_StoredSubscription(version=1, book=self, asked=asked)).decode()
+        return msgspec.json.encode(_StoredSubscription(version=1, book=self, asked=identity)).decode()
 
     @property
     def registrations(self) -> tuple[Registration, ...]:
-        """Those whose pushes are welcome, the newest first."""
+        """All subscriptions whose pushes are accepted, the newest first."""
         return tuple(one for one in (self.planned, self.current, *reversed(self.leaving)) if one is not None)
 
     def plan(self, planned: Registration) -> "SubscriptionState":
-        """One is going to be created."""
+        """Plan to create a subscription."""
         return msgspec.structs.replace(self, planned=planned)
 
     def created(self, registration: Registration, renew_at: float) -> "SubscriptionState":
-        """What was planned is in force; what was before is to be stopped, unless it has the same id.
-
-        For then it is the same to the server, and stopping it would stop this.
-        """
+        """Put the planned subscription in force; the one before is to be stopped, unless it has the same id."""
+        # With the same id it is the same subscription to the server: to stop the old one would stop the new one.
         leaving = tuple(one for one in self._to_stop(self.current) if one.id != registration.id)
         return SubscriptionState(current=registration, renew_at=_finite(renew_at), leaving=leaving)
 
     def renewed(self, registration: Registration, renew_at: float) -> "SubscriptionState":
-        """What was in force still is."""
+        """Note that the subscription in force was renewed."""
         return msgspec.structs.replace(self, current=registration, renew_at=_finite(renew_at))
 
     def lost(self) -> "SubscriptionState":
-        """What was in force is so no more, as the server says. It is stopped all the same, for it may be wrong."""
+        """Note that the server has dropped the subscription in force."""
+        # It is stopped all the same, since the server may be wrong.
         return SubscriptionState(planned=self.planned, leaving=self._to_stop(self.current))
 
     def plan_failed(self) -> "SubscriptionState":
-        """What was planned cannot be created."""
+        """Note that the planned subscription cannot be created."""
         return msgspec.structs.replace(self, planned=None, leaving=self._to_stop(self.planned))
 
     def stop_all(self) -> "SubscriptionState":
-        """All are to be stopped."""
+        """Plan to stop all subscriptions."""
         return SubscriptionState(leaving=self._to_stop(self.current, self.planned))
 
     def stopped(self, registration: Registration) -> "SubscriptionState":
-        """One was stopped."""
+        """Note that a subscription was stopped."""
         return msgspec.structs.replace(self, leaving=tuple(one for one in self.leaving if one != registration))
 
     def _to_stop(self, *more: Registration | None) -> tuple[Registration, ...]:
@@ -118,11 +104,16 @@ class _StoredSubscription(msgspec.Struct, frozen=True, kw_only=True):
     asked: str | None = None
 
 
+IN_MILLISECONDS = 1e11
+"""In seconds the year 5138, in milliseconds 1973. A time in milliseconds that was read as seconds would never be
+renewed, and pushes would end without a word."""
+
+
 def check_registration(answer: object) -> Registration:
-    """What a subscription returned.
+    """Check what `create` or `renew` of a subscription returned.
 
     Raises:
-        ListenerError: It is no `Registration`, or one with something else in it than it should have.
+        ListenerError: It is not a `Registration`, or a part has a wrong type or value.
     """
     if not isinstance(answer, Registration):
         raise ListenerError(f"it returned a {type(answer).__name__}; return a Registration")

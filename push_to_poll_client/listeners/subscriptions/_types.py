@@ -1,4 +1,4 @@
-"""What a subscription is, and how a registration is described."""
+"""Types of subscriptions: a registration at a server, and the protocol that a vendor implements."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -15,7 +15,7 @@ __all__ = [
 
 
 class SubscriptionRefused(PushToPollError):
-    """The server says no, and will until somebody acts: it is asked again every few minutes."""
+    """The server refuses, and will until a person acts. It is asked again every few minutes."""
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
