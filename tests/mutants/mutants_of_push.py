@@ -85,7 +85,7 @@ PUSH = [
         "G11",
         "confirms to a hub what was not asked for",
         "listeners/subscriptions/_callbacks.py",
-        "        if (mode, topic) != (asked.mode, asked.topic):\n            return _NOT_FOUND\n",
+        "        if (mode, topic) != (hub_request.mode, hub_request.topic):\n            return _NOT_FOUND\n",
         "",
         "tests/listeners/test_websub.py",
         "-k",

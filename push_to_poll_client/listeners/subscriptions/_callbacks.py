@@ -1,7 +1,7 @@
 """Answer a hub that asks whether a subscription, or its end, is wanted (WebSub §5.2, §5.3).
 
-Its question may come before its answer to the request, after this side has given up waiting, twice, or never; in
-whatever thread the webhook runs. What it brings is kept until somebody asks for it.
+The hub's callback may come before its response to the request, after this side has given up waiting, twice, or
+never; and in whatever thread the webhook runs. What it says is kept until the request is looked at again.
 """
 
 import threading
@@ -29,17 +29,17 @@ __all__ = [
 SUBSCRIBE, UNSUBSCRIBE, DENIED = "subscribe", "unsubscribe", "denied"
 
 MAX_CHALLENGE = 1024
-"""Characters of a challenge that is echoed: hubs make some 20 to 200, and what is larger, or not plain text, is
-somebody who wants this server to show what he wrote (WebSub §8.2)."""
+"""Characters of a challenge that is echoed. Hubs send some 20 to 200; one that is longer, or not plain text, comes
+from an attacker who wants this server to show a text of theirs (WebSub §8.2)."""
 
 MAX_REASON = 200
 """Characters of a hub's reason that are logged."""
 
 MAX_DIGITS = 10
-"""Of a lease in seconds: 300 years."""
+"""Digits of a lease in seconds: 300 years."""
 
 MAX_ENDED = 256
-"""Subscriptions that were stopped or replaced, which are remembered to say so."""
+"""Subscriptions that were stopped or replaced, and whose pushes are answered 410."""
 
 _OK = WebhookAnswer(200)
 _NOT_FOUND = WebhookAnswer(404)
@@ -47,16 +47,16 @@ _GONE = WebhookAnswer(410)
 
 
 class HubRequest:
-    """What a hub was asked for, and what became of it.
+    """A request to a hub, and what became of it.
 
     Attributes:
         mode: `SUBSCRIBE` or `UNSUBSCRIBE`.
-        topic: Which.
-        hub: Whom, once that is known.
-        signed: Whether it has the secret.
-        verified: Whether it has asked whether that is wanted.
-        expires_at: Until when it is, in seconds since the epoch, as it said; `None`: it did not.
-        denied: Why it will not; `None`: it did not say so.
+        topic: The topic's URL.
+        hub: The hub's URL, once it is known.
+        signed: Whether the hub was given the secret.
+        verified: Whether the hub has asked back, and was told that the request is wanted.
+        expires_at: When the hub ends the subscription, in seconds since the epoch; None if it did not say.
+        denied: The hub's reason to deny the request; None if it did not.
     """
 
     def __init__(self, mode: str, topic: str) -> None:
@@ -70,29 +70,29 @@ class HubRequest:
         self._waiting: tuple[EventLoop, anyio.Event] | None = None
 
     async def wait_answered(self) -> None:
-        """Wait until the hub has asked back, or denied it."""
+        """Wait until the hub has asked back, or denied the request."""
         event = anyio.Event()
         self._waiting = EventLoop(), event
         if not self.verified and self.denied is None:
             await event.wait()
 
     def notify_answered(self) -> None:
-        """It has; from any thread, after that was written down."""
+        """End the wait, after the answer was stored. From any thread."""
         if (waiting := self._waiting) is not None:
             loop, event = waiting
-            with suppress(RuntimeError):  # nobody waits any more
+            with suppress(RuntimeError):  # the event loop that waited has ended
                 loop.call(event.set)
 
 
 class HubCallbacks:
-    """Answers what hubs ask. Its `respond` is called in any thread, all else in the event loop.
+    """Answers the callbacks of hubs. `respond` is called in any thread, everything else in the event loop.
 
     Args:
-        denied: Called when a hub ends a subscription that is in force, with its reason, fit for a log.
+        on_denied: Called when a hub ends a subscription that is in force, with its reason, fit for a log.
     """
 
-    def __init__(self, denied: Callable[[str], None]) -> None:
-        self._on_denied = denied
+    def __init__(self, on_denied: Callable[[str], None]) -> None:
+        self._on_denied = on_denied
         self._requests: dict[str, HubRequest] = {}
         self._registrations: Mapping[str, Registration] = MappingProxyType({})
         self._current: str | None = None
@@ -100,35 +100,36 @@ class HubCallbacks:
         self._lock = threading.Lock()
 
     def expect_callback(self, id: str, mode: str, topic: str) -> HubRequest:
-        """Expect the hub's question. What it has brought already, for the same request, is there."""
+        """Expect the hub to ask back; an equal request that it may have answered already is returned again."""
         with self._lock:
-            before = self._requests.get(id)
-            if before is None or (before.mode, before.topic, before.denied) != (mode, topic, None):
+            known = self._requests.get(id)
+            if known is None or (known.mode, known.topic, known.denied) != (mode, topic, None):
                 self._requests[id] = HubRequest(mode, topic)
             return self._requests[id]
 
     def request_for(self, id: str) -> HubRequest | None:
-        """What was asked for last."""
+        """Return the last request for a subscription."""
         return self._requests.get(id)
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
-        """Know these, the newest first, and that others have ended."""
+        """Accept the pushes of these subscriptions, the newest first; all others have ended."""
         with self._lock:
             known = {one.id: one for one in registrations}
             self._ended.extend(self._registrations.keys() - known.keys())
-            self._requests = {one: asked for one, asked in self._requests.items() if one in known}
+            self._requests = {one: request for one, request in self._requests.items() if one in known}
             self._registrations = MappingProxyType(known)
             self._current = next((one.id for one in registrations if "topic" in one.details), None)
 
     def registration(self, id: str) -> Registration | None:
-        """The subscription of that id, if its pushes are welcome."""
+        """Return the subscription of that id, if its pushes are accepted."""
         return self._registrations.get(id)
 
     def respond(self, request: WebhookRequest) -> WebhookAnswer | None:
-        """What to answer; `None`: it is no question of a hub's.
+        """Respond to a callback of a hub; None if the request is not one.
 
-        A push for a subscription that has ended is answered 410, which ends it at the hub too (WebSub §7); not so
-        for one that is not known, for it may be another process's, or this one may be about to learn of it.
+        A push for a subscription that has ended is answered 410, which ends it at the hub too (WebSub §7). A push
+        for an unknown one is not: it may belong to another process, or this process may be about to learn about
+        it.
         """
         callback = callback_id(request)
         if request.method != "GET":
@@ -137,59 +138,61 @@ class HubCallbacks:
         if mode is None:
             return None
         with self._lock:
-            asked, known = self._requests.get(callback), self._registrations.get(callback)
+            hub_request, registration = self._requests.get(callback), self._registrations.get(callback)
         if mode == DENIED:
-            return self._deny(request, topic, asked, known)
-        return self._verify(request, mode, topic, asked, known)
+            return self._deny(request, topic, hub_request, registration)
+        return self._verify(request, mode, topic, hub_request, registration)
 
     def _verify(
         self,
         request: WebhookRequest,
         mode: str,
         topic: str | None,
-        asked: HubRequest | None,
-        known: Registration | None,
+        hub_request: HubRequest | None,
+        registration: Registration | None,
     ) -> WebhookAnswer:
         challenge = request.parameter("hub.challenge")
-        if challenge is None or not _may_be_echoed(challenge):
+        if challenge is None or len(challenge) > MAX_CHALLENGE:
             return _NOT_FOUND
-        if asked is None:  # asked for by an earlier run, and the hub asks again
-            wanted = known is not None and mode == SUBSCRIBE and topic == known.details.get("topic")
+        if not (challenge.isascii() and challenge.isprintable()):
+            return _NOT_FOUND
+        if hub_request is None:  # requested by an earlier run, and the hub asks again
+            wanted = registration is not None and mode == SUBSCRIBE and topic == registration.details.get("topic")
             return WebhookAnswer(200, challenge.encode()) if wanted and topic is not None else _NOT_FOUND
-        if (mode, topic) != (asked.mode, asked.topic):
+        if (mode, topic) != (hub_request.mode, hub_request.topic):
             return _NOT_FOUND
-        if not asked.verified:
-            asked.expires_at = _lease_end(request)
-            asked.verified, asked.denied = True, None
-        asked.notify_answered()
+        if not hub_request.verified:
+            hub_request.expires_at = _lease_end(request)
+            hub_request.verified, hub_request.denied = True, None
+        hub_request.notify_answered()
         return WebhookAnswer(200, challenge.encode())
 
     def _deny(
-        self, request: WebhookRequest, topic: str | None, asked: HubRequest | None, known: Registration | None
+        self,
+        request: WebhookRequest,
+        topic: str | None,
+        hub_request: HubRequest | None,
+        registration: Registration | None,
     ) -> WebhookAnswer:
         reason = quoted(request.parameter("hub.reason") or "", MAX_REASON)
-        if known is not None and topic is not None and topic == known.details.get("topic"):
-            if known.id == self._current:  # and not one that it has taken the place of
+        if registration is not None and topic is not None and topic == registration.details.get("topic"):
+            if registration.id == self._current:  # and not one that was replaced
                 self._on_denied(reason)
-        elif asked is not None and topic == asked.topic and asked.mode == SUBSCRIBE:
-            asked.verified, asked.denied = False, reason
-            asked.notify_answered()
+        elif hub_request is not None and topic == hub_request.topic and hub_request.mode == SUBSCRIBE:
+            hub_request.verified, hub_request.denied = False, reason
+            hub_request.notify_answered()
         else:
             return _NOT_FOUND
         return _OK
 
 
 def callback_id(request: WebhookRequest) -> str:
-    """By which subscription's callback it came: the last step of the path."""
+    """Return the id of the subscription whose callback was called: the last step of the path."""
     return request.path.rpartition("/")[2]
 
 
-def _may_be_echoed(challenge: str) -> bool:
-    return len(challenge) <= MAX_CHALLENGE and challenge.isascii() and challenge.isprintable()
-
-
 def _lease_end(request: WebhookRequest) -> float | None:
-    """Counted from the moment of the question (WebSub §5.3)."""
+    """Return when the lease ends, counted from the hub's callback (WebSub §5.3); None if it is not stated."""
     lease = request.parameter("hub.lease_seconds") or ""
     if not (lease.isascii() and lease.isdecimal() and len(lease) <= MAX_DIGITS):
         return None

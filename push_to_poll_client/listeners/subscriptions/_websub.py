@@ -1,9 +1,10 @@
-"""A subscription at a WebSub hub (W3C Recommendation of 2018-01-23).
+"""Subscribe at a WebSub hub (W3C Recommendation of 2018-01-23).
 
-By `Link` headers; where there is none, by the links of an Atom or RSS feed before its entries, or of an HTML page
-in its head: in the body might be what its users wrote.
+Discovery. A topic names its hub in `Link` headers; where there are none, in the links of an Atom or RSS feed
+before its entries, or of an HTML page in its head. The body of a page is not read: its users may have written the
+links.
 
-Whom to ask is `discovery.py`'s, what it asks back `inbox.py`'s, when to ask again the keeper's.
+What a hub asks back is answered in `_callbacks.py`; `_manager.py` decides when to subscribe again.
 """
 
 import hashlib
@@ -50,24 +51,25 @@ __all__ = [
 
 
 MAX_LINK = 1024
-"""Characters of an address; one with more counts as none. Those of six subscriptions have to fit into the 16,384
-that a listener may keep, whatever a topic says of itself."""
+"""Characters of a URL; a longer one is ignored. The URLs of six subscriptions have to fit into the 16,384
+characters that a listener may save, whatever a topic says about itself."""
 
 MAX_HEAD = 64 * 1024
-"""Bytes of a page in which its head is looked for."""
+"""Bytes of an HTML page that are searched for its head."""
 
 _PIECE = 64 * 1024
+"""Bytes of an Atom or RSS feed that are parsed at a time."""
 
 _ATOM_LINK = "http://www.w3.org/2005/Atom}link"
 _ENTRIES = frozenset({"http://www.w3.org/2005/Atom}entry", "item", "http://purl.org/rss/1.0/}item"})
 
 
 class Topic(NamedTuple):
-    """Of what to ask whom.
+    """A topic and its hub.
 
     Attributes:
         url: What the hub calls the topic.
-        hub: Where to ask.
+        hub: The hub's URL.
     """
 
     url: str
@@ -80,20 +82,21 @@ class _Link(NamedTuple):
 
 
 def topic_of(headers: httpx.Headers, body: bytes, url: str) -> Topic:
-    """What a topic says of itself.
+    """Read the topic and its hub from the response of a topic.
 
     Args:
-        headers: Of its answer.
-        body: Likewise.
-        url: What answered.
+        headers: Of the response.
+        body: Of the response.
+        url: Of the response.
 
     Returns:
-        Its first hub with https, or its first one; and its `self`, or where there is none its URL.
+        Its first hub with https, or its first one; and its `self`, or `url` if it has none.
 
     Raises:
-        UnusableAnswer: It names no hub.
+        UnusableResponse: It names no hub.
     """
-    found = _links_in_headers(headers, url)
+    fields = headers.get("link", "")
+    found = {relation: list(_until_too_many(link_targets(fields, relation, url))) for relation in ("hub", "self")}
     hubs = _usable_links(found["hub"], url)
     if not hubs:
         links = list(islice(_links_in_body(headers, body), MAX_LINKS))
@@ -106,11 +109,6 @@ def topic_of(headers: httpx.Headers, body: bytes, url: str) -> Topic:
         raise UnusableResponse(f"{without_secrets(url)} names no hub (WebSub §4), so nobody can be asked to push")
     hub = next((one for one in hubs if one.startswith("https:")), hubs[0])
     return Topic(next(iter(_usable_links(found["self"], url)), url), hub)
-
-
-def _links_in_headers(headers: httpx.Headers, url: str) -> dict[str, list[str]]:
-    fields = headers.get("link", "")
-    return {relation: list(_until_too_many(link_targets(fields, relation, url))) for relation in ("hub", "self")}
 
 
 def _until_too_many(found: Iterator[str]) -> Iterator[str]:
@@ -126,7 +124,7 @@ def _usable_links(found: Iterable[str], url: str) -> list[str]:
 
 
 def is_usable(link: str) -> bool:
-    """Whether it is an http address of no more than `MAX_LINK` characters."""
+    """Return whether a link is an http URL of no more than `MAX_LINK` characters."""
     try:
         parse_http_url(link)
     except ValueError:
@@ -142,7 +140,7 @@ def _links_in_body(headers: httpx.Headers, body: bytes) -> Iterable[_Link]:
 
 
 def _links_in_xml(document: bytes) -> list[_Link]:
-    """Before the first entry, or before what is no XML: whoever gets so far has named his hub."""
+    """Read the links before the first entry, or before malformed XML: by then a feed has named its hub."""
     parser, links = expat.ParserCreate(None, "}"), list[_Link]()
 
     def start(name: str, attributes: dict[str, str]) -> None:
@@ -151,8 +149,11 @@ def _links_in_xml(document: bytes) -> list[_Link]:
         if name == _ATOM_LINK:
             links.append(_Link(attributes.get("rel", ""), attributes.get("href", "")))
 
+    def stop(*_: object) -> None:
+        raise _StopLinkSearch
+
     parser.StartElementHandler = start
-    parser.StartDoctypeDeclHandler = _stop_link_search
+    parser.StartDoctypeDeclHandler = stop
     try:
         for at in range(0, len(document), _PIECE):
             parser.Parse(document[at : at + _PIECE], False)  # noqa: FBT003 - it takes no keywords
@@ -162,18 +163,12 @@ def _links_in_xml(document: bytes) -> list[_Link]:
 
 
 class _StopLinkSearch(Exception):
-    """No more is read."""
-
-
-def _stop_link_search(*_: object) -> None:
-    raise _StopLinkSearch
+    """The rest of a document is not read."""
 
 
 def _links_in_html(document: bytes) -> list[_Link]:
     head = _HTMLHeadParser()
-    with suppress(
-        _StopLinkSearch, AssertionError
-    ):  # and AssertionError is what the parser has to say of some garbage
+    with suppress(_StopLinkSearch, AssertionError):  # the parser raises AssertionError on some malformed pages
         head.feed(document[:MAX_HEAD].decode("utf-8", "replace"))
     return head.links
 
@@ -187,7 +182,7 @@ class _HTMLHeadParser(HTMLParser):
         if tag == "body" or len(self.links) >= MAX_LINKS:
             raise _StopLinkSearch
         if tag == "link":
-            given = dict(reversed(attrs))  # of two the first counts
+            given = dict(reversed(attrs))  # of two equal names the first counts
             self.links.append(_Link(given.get("rel") or "", given.get("href") or ""))
 
     def handle_endtag(self, tag: str) -> None:
@@ -201,19 +196,19 @@ MAX_SECRET = 199
 """Bytes (WebSub §5.1: "less than 200")."""
 
 MAX_REASON = 200
-"""Characters of an answer that says why not, which are logged."""
+"""Characters of a hub's error message that are logged."""
 
 MAX_REDIRECTS = 3
-"""Redirects, of a topic or of a hub, that are followed."""
+"""Redirects of a topic or a hub that are followed."""
 
 MAX_TOPIC = 4 * 1024 * 1024
-"""Bytes of a topic; its hub is named at its beginning, but it is read whole."""
+"""Bytes of a topic. Its hub is named at its beginning, but it is read whole."""
 
 VERIFY_TIMEOUT = 60.0
-"""Seconds for a hub to ask back. One that does so later is answered too, and the next attempt finds that."""
+"""Seconds for a hub to ask back. A later callback is answered too, and the next attempt finds it."""
 
 UNVERIFY_TIMEOUT = 10.0
-"""Seconds for a hub to ask back whether an end is wanted. At the end of a consumer there are 5."""
+"""Seconds for a hub to ask back whether an end is wanted. When a consumer stops it has 5 seconds."""
 
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _HUB_REDIRECT_STATUSES = frozenset({307, 308})
@@ -274,23 +269,30 @@ class WebSub:
         timeout: float = 30.0,
     ) -> None:
         check_number("lease", lease, above_zero=True)
-        self._callback = _checked_callback(callback)
+        parsed = parse_http_url(callback)
+        if parsed.fragment:
+            raise ValueError("the callback has a fragment, which no hub would send")
+        self._callback = str(parsed)
         self._hub = None if hub is None else str(parse_http_url(hub))
-        self._secret = _checked_secret(secret)
+        if secret is not None and not isinstance(secret, str):
+            raise TypeError(f"secret is a {type(secret).__name__}; give a str")
+        if secret is not None and not 0 < len(secret.encode()) <= MAX_SECRET:
+            raise ValueError(f"the secret has {len(secret.encode())} bytes; give 1 to {MAX_SECRET}")
+        self._secret = secret
         self._lease = lease
         self._client = ListenerClient(
             topic, headers=headers, token=token, client=client, tls=tls, timeout=timeout, max_body=MAX_TOPIC
         )
         self.name: str = f"WebSub {without_secrets(topic)}"
-        asked = "\n".join((self._client.url, self._callback, self._hub or ""))
-        self.identity: str = f"WebSub {hashlib.sha256(asked.encode()).hexdigest()}"
+        key = "\n".join((self._client.url, self._callback, self._hub or ""))
+        self.identity: str = f"WebSub {hashlib.sha256(key.encode()).hexdigest()}"
         self._callbacks = HubCallbacks(self._on_denied)
-        self._control: Callable[[Control], None] = _ignore
+        self._control: Callable[[Control], None] = lambda _: None
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
 
-    # What the keeper asks for
+    # Called by the manager
 
     def bind(self, control: Callable[[Control], None]) -> None:
         """Know whom to tell that a hub has ended a subscription."""
@@ -314,17 +316,24 @@ class WebSub:
             Exception: The topic or the hub gave no answer, or another one.
         """
         topic, hub = await self._discover()
-        asked = self._callbacks.expect_callback(planned.id, SUBSCRIBE, topic)
-        if not self._is_verified(asked):
-            asked.verified = False
-            await self._ask_hub(hub, planned, asked)
+        request = self._callbacks.expect_callback(planned.id, SUBSCRIBE, topic)
+        ends = request.expires_at
+        # An earlier attempt may have been verified, with a response that came late or never.
+        if not request.verified or (ends is not None and ends <= _event_loop.wall_clock()):
+            request.verified = False
+            await self._ask_hub(hub, planned, request)
             with anyio.move_on_after(VERIFY_TIMEOUT):
-                await asked.wait_answered()
-        if asked.denied is not None:
-            raise SubscriptionRefused(f"the hub {without_secrets(hub)} denied the subscription: {asked.denied}")
-        if not asked.verified:
+                await request.wait_answered()
+        if request.denied is not None:
+            raise SubscriptionRefused(f"the hub {without_secrets(hub)} denied the subscription: {request.denied}")
+        if not request.verified:
             raise TimeoutError(f"the hub did not ask back within {VERIFY_TIMEOUT:g} s")
-        return self._registration(planned, asked)
+        ends = request.expires_at
+        details = {"topic": request.topic, "hub": request.hub or ""}
+        if request.signed:
+            details["secret"] = planned.details["secret"]
+        expires_at = _event_loop.wall_clock() + self._lease if ends is None else ends
+        return Registration(id=planned.id, expires_at=expires_at, details=details)
 
     async def renew(self, registration: Registration, /) -> Registration | None:  # noqa: ARG002 - all alike
         """It is to be replaced: callbacks change when subscriptions are renewed (§5.1.1)."""
@@ -339,13 +348,13 @@ class WebSub:
             Exception: As for `create`.
         """
         topic, hub = await self._topic_of(registration)
-        asked = self._callbacks.expect_callback(registration.id, UNSUBSCRIBE, topic)
-        if not asked.verified:
-            await self._ask_hub(hub, registration, asked)
+        request = self._callbacks.expect_callback(registration.id, UNSUBSCRIBE, topic)
+        if not request.verified:
+            await self._ask_hub(hub, registration, request)
             with anyio.fail_after(UNVERIFY_TIMEOUT):
-                await asked.wait_answered()
+                await request.wait_answered()
 
-    # What the webhook asks for
+    # Called by the webhook
 
     def handshake(self, request: WebhookRequest) -> WebhookAnswer | None:
         """Answer a hub that asks back or denies; 410 to a push of a subscription that has ended. In any thread."""
@@ -353,85 +362,70 @@ class WebSub:
 
     def verify(self, request: WebhookRequest) -> Verified | None:
         """What is known of a push by the callback of a subscription, signed by its secret. In any thread."""
-        known = self._callbacks.registration(callback_id(request))
-        if known is None:
+        registration = self._callbacks.registration(callback_id(request))
+        if registration is None:
             return None
-        secret = known.details.get("secret")
+        secret = registration.details.get("secret")
         return Verified() if secret is None else websub(secret)(request)
 
-    # How that is done
+    # Requests to topic and hub
 
     def _on_denied(self, reason: str) -> None:
         _log.warning("%s: the hub has ended the subscription: %s", self.name, reason)
         self._control(Control.RECREATE)
 
-    def _is_verified(self, asked: HubRequest) -> bool:
-        """By an earlier attempt, whose answer came late or not at all."""
-        ends = asked.expires_at
-        return asked.verified and (ends is None or ends > _event_loop.wall_clock())
-
-    def _registration(self, planned: Registration, asked: HubRequest) -> Registration:
-        ends = asked.expires_at
-        details = {"topic": asked.topic, "hub": asked.hub or ""}
-        if asked.signed:
-            details["secret"] = planned.details["secret"]
-        return Registration(
-            id=planned.id,
-            expires_at=_event_loop.wall_clock() + self._lease if ends is None else ends,
-            details=details,
-        )
-
     async def _topic_of(self, registration: Registration) -> Topic:
-        """Where it was asked for, as far as that is known."""
-        details, asked = registration.details, self._callbacks.request_for(registration.id)
+        """Return where a subscription was requested, as far as that is known."""
+        details, request = registration.details, self._callbacks.request_for(registration.id)
         if details.get("hub"):
             return Topic(details["topic"], details["hub"])
-        if asked is not None and asked.hub is not None:
-            return Topic(asked.topic, asked.hub)
+        if request is not None and request.hub is not None:
+            return Topic(request.topic, request.hub)
         return await self._discover()
 
     async def _discover(self) -> Topic:
         if self._hub is not None:
             return Topic(self._client.url, self._hub)
-        url, answer = await self._request("GET", self._client.url, _REDIRECT_STATUSES)
-        answer.expect()
-        return topic_of(answer.headers, answer.body, url)
+        url, response = await self._request("GET", self._client.url, _REDIRECT_STATUSES)
+        response.expect()
+        return topic_of(response.headers, response.body, url)
 
-    async def _ask_hub(self, hub: str, registration: Registration, asked: HubRequest) -> None:
-        asked.hub = hub
+    async def _ask_hub(self, hub: str, registration: Registration, request: HubRequest) -> None:
+        request.hub = hub
 
         def form(hub: str) -> bytes:
-            asked.hub, asked.signed = hub, _is_private(hub)
-            return self._form(registration, asked)
+            request.hub, request.signed = hub, _is_private(hub)
+            return self._form(registration, request)
 
-        _, answer = await self._request("POST", hub, _HUB_REDIRECT_STATUSES, form)
-        if asked.verified:
-            return  # whatever it answers
-        unknown = httpx.codes.is_client_error(answer.status) and answer.status not in _TRANSIENT_STATUSES
-        if unknown and asked.mode == UNSUBSCRIBE:
-            raise SubscriptionGone(f"the hub answered HTTP {answer.status}")
-        if httpx.codes.is_error(answer.status):
-            why = _redact(answer.body.decode("utf-8", "replace"), registration)
-            _log.info("%s: the hub answered HTTP %d: %s", self.name, answer.status, quoted(why[:MAX_REASON]))
-        answer.expect()
+        _, response = await self._request("POST", hub, _HUB_REDIRECT_STATUSES, form)
+        if request.verified:
+            return  # whatever the response is
+        unknown = httpx.codes.is_client_error(response.status) and response.status not in _TRANSIENT_STATUSES
+        if unknown and request.mode == UNSUBSCRIBE:
+            raise SubscriptionGone(f"the hub answered HTTP {response.status}")
+        if httpx.codes.is_error(response.status):
+            why = _redact(response.body.decode("utf-8", "replace"), registration)
+            _log.info("%s: the hub answered HTTP %d: %s", self.name, response.status, quoted(why[:MAX_REASON]))
+        response.expect()
 
-    def _form(self, registration: Registration, asked: HubRequest) -> bytes:
+    def _form(self, registration: Registration, request: HubRequest) -> bytes:
+        path, mark, query = self._callback.partition("?")
         fields = {
-            "hub.callback": self._callback_of(registration.id),
-            "hub.mode": asked.mode,
-            "hub.topic": asked.topic,
+            "hub.callback": f"{path.rstrip('/')}/{registration.id}{mark}{query}",
+            "hub.mode": request.mode,
+            "hub.topic": request.topic,
         }
-        if asked.mode == SUBSCRIBE:
+        if request.mode == SUBSCRIBE:
             fields["hub.lease_seconds"] = str(max(int(self._lease), 1))
-            fields |= self._secret_for(registration, asked)
+            fields |= self._secret_for(registration, request)
         return urlencode(fields).encode()
 
-    def _secret_for(self, registration: Registration, asked: HubRequest) -> Mapping[str, str]:
-        if asked.signed:
+    def _secret_for(self, registration: Registration, request: HubRequest) -> Mapping[str, str]:
+        if request.signed:
             return {"hub.secret": registration.details["secret"]}
         if self._secret is not None:
             raise UnusableResponse(
-                f"the hub {without_secrets(asked.hub)} has no https, so it is not given the secret; leave out "
+                f"the hub {without_secrets(request.hub)} has no https, so it is not given the secret; leave out "
                 "secret= to do without"
             )
         _log.warning(
@@ -440,40 +434,34 @@ class WebSub:
         )
         return {}
 
-    def _callback_of(self, id: str) -> str:
-        path, mark, query = self._callback.partition("?")
-        return f"{path.rstrip('/')}/{id}{mark}{query}"
-
     async def _request(
-        self, method: str, url: str, moved: frozenset[int], form: Callable[[str], bytes] | None = None
+        self, method: str, url: str, redirects: frozenset[int], form: Callable[[str], bytes] | None = None
     ) -> tuple[str, ListenerResponse]:
-        """Ask, and where that redirects ask there; with credentials at the topic's origin alone (G12)."""
+        """Send a request and follow redirects; credentials go to the topic's origin alone (G12)."""
         for _ in range(MAX_REDIRECTS + 1):
             content = None if form is None else form(url)
-            kind = {} if form is None else {"content-type": "application/x-www-form-urlencoded"}
-            answer = await self._client.send_request(method, url, content=content, headers=kind)
-            if answer.status not in moved:
-                return url, answer
-            url = _redirect_target(answer, url)
+            headers = {} if form is None else {"content-type": "application/x-www-form-urlencoded"}
+            response = await self._client.send_request(method, url, content=content, headers=headers)
+            if response.status not in redirects:
+                return url, response
+            target = resolve_url(response.headers.get("location", ""), url)
+            if target is None or not response.headers.get("location") or not is_usable(target):
+                raise UnusableResponse(
+                    f"{response.url} redirects to no http address of {MAX_LINK} characters at most"
+                )
+            url = target
         raise UnusableResponse(f"{without_secrets(url)}: more than {MAX_REDIRECTS} redirects")
 
 
 def _redact(text: str, registration: Registration) -> str:
-    """What a hub says of a request, without what is secret in that: it may quote it."""
+    """Remove the secrets of a request from what a hub says about it, since the hub may quote it."""
     for secret in (registration.id, registration.details.get("secret", registration.id)):
         text = text.replace(quote_plus(secret), "...").replace(secret, "...")
     return text
 
 
-def _redirect_target(answer: ListenerResponse, url: str) -> str:
-    target = resolve_url(answer.headers.get("location", ""), url)
-    if target is None or not answer.headers.get("location") or not is_usable(target):
-        raise UnusableResponse(f"{answer.url} redirects to no http address of {MAX_LINK} characters at most")
-    return target
-
-
 def _is_private(hub: str) -> bool:
-    """Whether nobody listens on the way there."""
+    """Return whether nobody on the way to the hub can read a request: by https, or on this machine."""
     url = httpx.URL(hub)
     if url.scheme == "https" or url.host == "localhost":
         return True
@@ -481,22 +469,3 @@ def _is_private(hub: str) -> bool:
         return ipaddress.ip_address(url.host).is_loopback
     except ValueError:
         return False
-
-
-def _checked_callback(callback: str) -> str:
-    parsed = parse_http_url(callback)
-    if parsed.fragment:
-        raise ValueError("the callback has a fragment, which no hub would send")
-    return str(parsed)
-
-
-def _checked_secret(secret: str | None) -> str | None:
-    if secret is not None and not isinstance(secret, str):
-        raise TypeError(f"secret is a {type(secret).__name__}; give a str")
-    if secret is not None and not 0 < len(secret.encode()) <= MAX_SECRET:
-        raise ValueError(f"the secret has {len(secret.encode())} bytes; give 1 to {MAX_SECRET}")
-    return secret
-
-
-def _ignore(_: Control) -> None:
-    """Nobody keeps it."""
