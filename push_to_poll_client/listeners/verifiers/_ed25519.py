@@ -1,4 +1,4 @@
-"""Verify Ed25519 signatures (RFC 8032) by `cryptography`, of the extra `crypto`."""
+"""Verify Ed25519 signatures (RFC 8032) with `cryptography`, from the extra `crypto`."""
 
 from importlib import import_module
 from typing import Any, TypeAlias
@@ -22,16 +22,16 @@ _ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 """One y of the points of order 8; the other is its negative."""
 
 _WEAK = frozenset({0, 1, _PRIME - 1, _PRIME, _PRIME + 1, _ORDER_8, _PRIME - _ORDER_8})
-"""The y of all points of small order, in all spellings. With such a key there are signatures that fit one message
-in eight or all of them, and nobody needs a private key to write them; OpenSSL takes them."""
+"""The y of all points of small order, in all encodings. For such a key there are signatures that fit one message
+in eight or all messages, and no private key is needed to write them; OpenSSL accepts these keys."""
 
 
 def public_key(raw: bytes) -> PublicKey:
-    """A public key, of its 32 bytes.
+    """Make a public key from its 32 bytes.
 
     Raises:
         ImportError: `cryptography` is not installed.
-        ValueError: They are no key of which there is a private one.
+        ValueError: They are not a key, or a key that needs no private one to sign.
     """
     try:
         ed25519 = import_module("cryptography.hazmat.primitives.asymmetric.ed25519")
@@ -47,7 +47,7 @@ def public_key(raw: bytes) -> PublicKey:
 
 
 def verify(key: PublicKey, signature: bytes, message: bytes) -> bool:
-    """Whether a signature of any length fits; takes as long for each that has 64 bytes. Never raises."""
+    """Return whether a signature fits. Any signature of 64 bytes takes the same time. Never raises."""
     from cryptography.exceptions import InvalidSignature
 
     try:

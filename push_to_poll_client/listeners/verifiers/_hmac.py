@@ -1,9 +1,11 @@
 """Verify an HMAC signature (RFC 2104), laid out as a vendor declares it.
 
-By the standard library. Those of vendors raise what no caller expects on malformed input (`standardwebhooks` 1.1:
-`ValueError`, `binascii.Error`, `UnicodeDecodeError`; `stripe` 16.1: `TypeError`), read bodies as text though bytes
-were signed, and ask a clock of their own; Stripe's takes timestamps from any future. They are the oracles of the
-tests instead.
+The parts: a window for timestamps, templates of what is signed, the layout of the header, and the verifier.
+
+It uses the standard library only. The vendors' libraries raise errors that no caller expects on malformed input
+(`standardwebhooks` 1.1: `ValueError`, `binascii.Error`, `UnicodeDecodeError`; `stripe` 16.1: `TypeError`), read
+bodies as text although bytes were signed, and ask a clock of their own; Stripe's takes timestamps from any future.
+The tests compare their results with those of this module instead.
 """
 
 import binascii
@@ -39,19 +41,22 @@ __all__ = [
 
 
 TOLERANCE = 300.0
-"""Seconds: what Stripe, Slack, Svix and the libraries of Standard Webhooks have. What is repeated later is refused
-by its timestamp, so this is for how long repetitions have to be remembered."""
+"""Seconds, as Stripe, Slack, Svix and the libraries of Standard Webhooks have it. A request that is repeated later
+is refused for its timestamp, so repetitions have to be remembered for this long."""
 
 _read_number = re.compile(r"[1-9][0-9]{0,15}").fullmatch
-"""`int()` takes signs, spaces, underscores and digits of every script too, and `float()` "nan"."""
+"""`int()` would also take signs, spaces, underscores and digits of every script, and `float()` would take
+"nan"."""
 
 
 class TimestampWindow:
-    """Refuses what is too old, and what comes from the future: it could be repeated for longer than is remembered.
+    """Refuses timestamps that are too old or in the future.
+
+    A request with a future timestamp could be repeated for longer than it is remembered.
 
     Args:
         tolerance: Seconds that a timestamp may lie before the receiver's clock, or after it.
-        unit: Seconds that one of it stands for.
+        unit: Seconds that the number 1 in a timestamp stands for.
     """
 
     def __init__(self, tolerance: float, unit: float) -> None:
@@ -59,16 +64,16 @@ class TimestampWindow:
         self._unit = unit
 
     def valid_until(self, timestamp: str, now: float) -> float | None:
-        """When this timestamp will be refused, in seconds since the epoch; `None`: it is refused now.
+        """Return when a timestamp will be refused, in seconds since the epoch; None if it is refused now.
 
         Args:
-            timestamp: As somebody wrote it: digits and nothing else, no zero before them, at most 16.
+            timestamp: As the sender wrote it: only digits, at most 16, and no zero first.
             now: In seconds since the epoch.
         """
         if not _read_number(timestamp):
             return None
         signed_at = int(timestamp) * self._unit
-        # It still passes at the very end of the tolerance. One second later it does not.
+        # It still passes at the very end of the tolerance, and no longer one second later.
         return signed_at + self._tolerance + 1 if abs(now - signed_at) <= self._tolerance else None
 
 
@@ -78,7 +83,7 @@ SIGNED = "signed"
 
 
 def header_bytes(value: str) -> bytes | None:
-    """A header's value as it came (RFC 9110 §5.5: ISO-8859-1); `None`: it came from nowhere."""
+    """Return the bytes of a header's value (RFC 9110 §5.5: ISO-8859-1); None if it cannot have been received."""
     try:
         return value.encode("latin-1")
     except UnicodeEncodeError:
@@ -86,11 +91,11 @@ def header_bytes(value: str) -> bytes | None:
 
 
 def header_name(name: object) -> str:
-    """A name that the user gave, in lower case, as requests have it.
+    """Check the name of a header, and return it in lower case, as requests have it.
 
     Raises:
-        TypeError: It is no `str`.
-        ValueError: It is no name of a header.
+        TypeError: It is not a `str`.
+        ValueError: It is not the name of a header.
     """
     if not isinstance(name, str):
         raise TypeError(f"the name of a header is a str, not {type(name).__name__}")
@@ -100,18 +105,18 @@ def header_name(name: object) -> str:
 
 
 class Template:
-    """A text such as "v0:{timestamp}:{body}"; what is in braces and has no meaning here is a header's name.
+    """A text such as "v0:{timestamp}:{body}"; a name in braces that is not in `known` is a header's name.
 
     Args:
-        text: A `{` that is meant is written as `{{`.
-        known: The names that are no headers.
+        text: The template; "{{" stands for a brace.
+        known: The names that are not headers.
 
     Attributes:
-        names: All that stand in it, in lower case.
+        names: All names in braces, in lower case.
 
     Raises:
-        TypeError: It is no `str`.
-        ValueError: A brace is left open, or there is something else than a name in it.
+        TypeError: The text is not a `str`.
+        ValueError: A brace is left open, or has something else than a name in it.
     """
 
     def __init__(self, text: str, *, known: frozenset[str]) -> None:
@@ -124,10 +129,10 @@ class Template:
             header_name(name)
 
     def fill(self, request: WebhookRequest, known: Mapping[str, bytes]) -> bytes | None:
-        """The bytes for a request; `None`: it has no such header, or an empty one."""
-        filled = [self._bytes_of(piece, request, known) for piece in self._pieces]
-        found = [piece for piece in filled if piece is not None]
-        return b"".join(found) if len(found) == len(filled) else None
+        """Return the bytes for a request; None if a header is missing or empty."""
+        pieces = [self._bytes_of(piece, request, known) for piece in self._pieces]
+        found = [piece for piece in pieces if piece is not None]
+        return b"".join(found) if len(found) == len(pieces) else None
 
     def _bytes_of(self, piece: str | bytes, request: WebhookRequest, known: Mapping[str, bytes]) -> bytes | None:
         if isinstance(piece, bytes):
@@ -139,7 +144,8 @@ class Template:
 
 
 def _pieces(text: str) -> list[str | bytes]:
-    """Names as `str`, what stands between them as bytes; no empty ones, so that a body alone is not copied."""
+    """Split a template into names as `str` and the text between them as `bytes`."""
+    # No piece is empty, so that a body alone is not copied.
     pieces: list[str | bytes] = []
     for between, name, form, conversion in Formatter().parse(text):
         if between:
@@ -152,21 +158,21 @@ def _pieces(text: str) -> list[str | bytes]:
 
 
 Algorithm: TypeAlias = Literal["sha1", "sha256", "sha384", "sha512"]
-"""What an HMAC is made with. What SHA-1 is broken for is not needed by one (RFC 6194 §3.3)."""
+"""The hash of an HMAC, which does not need the property of SHA-1 that is broken (RFC 6194 §3.3)."""
 
 ALGORITHMS = ("sha1", "sha256", "sha384", "sha512")
 
 MAX_ITEMS = 16
-"""Items of a list of signatures, of which servers write two or three while they change a secret. One with more is
-refused: each costs a comparison for each secret."""
+"""Items of a list of signatures. Servers write two or three while they change a secret. A longer list is refused:
+each item costs a comparison for each secret."""
 
 
 class ParsedSignatures(NamedTuple):
-    """What is stated.
+    """What the headers of a request state.
 
     Attributes:
         signatures: An algorithm and the bytes of a signature, in its encoding; at least one.
-        timestamp: What stands where a timestamp should; empty: nothing, or two of them.
+        timestamp: The text of the timestamp; empty if there is none, or if there are two.
     """
 
     signatures: tuple[tuple[str, bytes], ...]
@@ -174,11 +180,11 @@ class ParsedSignatures(NamedTuple):
 
 
 def split_items(value: str | None, separator: str | None) -> list[str]:
-    """The items of a header; none, if it is not there or has too many.
+    """Return the items of a header; empty if the header is missing or has too many.
 
     Args:
         value: Of the header.
-        separator: What stands between the items; `None`: it is one.
+        separator: Stands between the items; None if the whole value is one item.
     """
     if value is None:
         return []
@@ -187,7 +193,7 @@ def split_items(value: str | None, separator: str | None) -> list[str]:
 
 
 class SignatureLayout:
-    """A header with signatures, as it was declared. The arguments are those of `HMACSignature`."""
+    """The layout of a header with signatures. Its arguments are those of `HMACSignature`."""
 
     def __init__(
         self,
@@ -201,7 +207,11 @@ class SignatureLayout:
     ) -> None:
         self.header = header_name(header)
         self._prefixes = _prefixes(prefix, (algorithm,) if isinstance(algorithm, str) else tuple(algorithm))
-        self._separator = _checked_separator(separator)
+        if not isinstance(separator, str | None):
+            raise TypeError(f"separator must be a str or None, not {type(separator).__name__}")
+        if separator == "":
+            raise ValueError("separator is empty; None is for a header that is no list")
+        self._separator = separator
         self._any_case = any_case
         self._timestamp_header: str | None = None
         self._timestamp_prefix: str | None = None
@@ -211,7 +221,7 @@ class SignatureLayout:
             self._timestamp_header = header_name(timestamp)
 
     def read(self, request: WebhookRequest) -> ParsedSignatures | None:
-        """What a request states; `None`: no signature."""
+        """Return what a request states; None if it has no signature."""
         items = split_items(request.headers.get(self.header), self._separator)
         signatures = tuple(found for item in items if (found := self._signature(item)))
         return ParsedSignatures(signatures, self._timestamp(request, items)) if signatures else None
@@ -220,7 +230,7 @@ class SignatureLayout:
         for prefix, algorithm in self._prefixes:
             if item.startswith(prefix):
                 text = item.removeprefix(prefix)
-                # What is not ASCII becomes a character that no signature has.
+                # A character that is not ASCII becomes "?", which no signature has.
                 return algorithm, (text.lower() if self._any_case else text).encode("ascii", "replace")
         return None
 
@@ -243,14 +253,6 @@ def _prefixes(prefix: str, algorithms: tuple[str, ...]) -> tuple[tuple[str, str]
     if not algorithms or (len(algorithms) > 1 and "{algorithm}" not in prefix):
         raise ValueError("where the server states its algorithm, {algorithm} stands in the prefix")
     return tuple((prefix.replace("{algorithm}", algorithm), algorithm) for algorithm in algorithms)
-
-
-def _checked_separator(separator: str | None) -> str | None:
-    if not isinstance(separator, str | None):
-        raise TypeError(f"separator must be a str or None, not {type(separator).__name__}")
-    if separator == "":
-        raise ValueError("separator is empty; None is for a header that is no list")
-    return separator
 
 
 class HMACSignature:
@@ -346,7 +348,7 @@ class HMACSignature:
         return f"HMACSignature(header={self._layout.header!r}, {len(self._keys)} secrets)"
 
     def _valid_until(self, stated: ParsedSignatures, request: WebhookRequest) -> float | None:
-        """When it will be refused for its age; `None`: it is now."""
+        """Return when a request will be refused for its age; None if it is refused now."""
         if self._timestamp_window is None:
             return math.inf
         return self._timestamp_window.valid_until(stated.timestamp, request.received_at)
@@ -356,29 +358,30 @@ class HMACSignature:
             algorithm: [one for its, one in stated.signatures if its == algorithm]
             for algorithm, _ in stated.signatures
         }
-        fitting = (any_equal(given[algorithm], self._expected(signed, algorithm)) for algorithm in given)
-        # `any` would stop at the first.
-        return sum(fitting) > 0
-
-    def _expected(self, signed: bytes, algorithm: str) -> list[bytes]:
-        return [self._encoded(hmac.digest(key, signed, algorithm)) for key in self._keys]
-
-    def _encoded(self, mac: bytes) -> bytes:
-        return binascii.hexlify(mac) if self._encoding == "hex" else binascii.b2a_base64(mac, newline=False)
+        fits = []
+        for algorithm, signatures in given.items():
+            macs = [hmac.digest(key, signed, algorithm) for key in self._keys]
+            encoded = [
+                binascii.hexlify(mac) if self._encoding == "hex" else binascii.b2a_base64(mac, newline=False)
+                for mac in macs
+            ]
+            fits.append(any_equal(signatures, encoded))
+        # Only now, since a stop at the first algorithm that fits would show in the time.
+        return any(fits)
 
 
 def replay_digests(
     templates: Sequence[Template], request: WebhookRequest, known: Mapping[str, bytes]
 ) -> tuple[bytes, ...]:
-    """What each template makes of a request, as digests: bounded, and two templates never make the same."""
-    filled = [(number, template.fill(request, known)) for number, template in enumerate(templates)]
-    return tuple(_digest(number, text) for number, text in filled if text is not None)
-
-
-def _digest(number: int, text: bytes) -> bytes:
-    digest = hashlib.sha256(b"%d " % number)
-    digest.update(text)
-    return digest.digest()
+    """Return a digest of each filled template: bounded in size, and never equal for two templates."""
+    digests = []
+    for number, template in enumerate(templates):
+        text = template.fill(request, known)
+        if text is not None:
+            digest = hashlib.sha256(b"%d " % number)
+            digest.update(text)
+            digests.append(digest.digest())
+    return tuple(digests)
 
 
 def _signed_template(signed: str | None, *, timed: bool) -> Template:

@@ -1,7 +1,7 @@
 """Verify signatures by Standard Webhooks 1.0.0, and by Svix.
 
-By the standard library and `cryptography`; why not by `standardwebhooks` is told in `hmac_signature.py`. Svix's
-Python library is that one too, and neither knows Ed25519.
+It uses the standard library and `cryptography`; `_hmac.py` says why not `standardwebhooks`. Svix's Python library
+has the same code, and neither knows Ed25519.
 """
 
 import binascii
@@ -30,7 +30,7 @@ __all__ = [
 
 
 MAX_ED25519 = 4
-"""Ed25519 signatures of a request that are looked at, each by each key: one costs a hundred times an HMAC. While a
+"""Ed25519 signatures of a request that are verified, each by each key: one costs a hundred times an HMAC. While a
 key is replaced there are two."""
 
 
@@ -73,7 +73,7 @@ def svix(secrets: Secrets, *, tolerance: float = TOLERANCE) -> Verifier:
 
 
 class _SenderHeaders(NamedTuple):
-    """The headers of one sender, and what is made of them."""
+    """The headers of one kind of sender, and the templates made of them."""
 
     timestamp: str
     signature: str
@@ -92,7 +92,7 @@ class _StandardWebhooks:
         self._timestamp_window = TimestampWindow(tolerance, 1)
 
     def may_pass(self, request: WebhookRequest) -> bool:
-        """Whether the headers alone are those of an authentic request."""
+        """Return whether the headers may be those of an authentic request."""
         names = self._headers_for(request)
         return self._valid_until(names, request) is not None and bool(_signatures(names, request))
 
@@ -118,28 +118,23 @@ class _StandardWebhooks:
         return self._timestamp_window.valid_until(request.headers.get(names.timestamp, ""), request.received_at)
 
     def _matches(self, signed: bytes, signatures: Sequence[tuple[str, bytes]]) -> bool:
-        by_secret = self._matches_secret(signed, [given for kind, given in signatures if kind == "v1"])
-        by_key = self._matches_public_key(signed, [given for kind, given in signatures if kind == "v1a"])
-        return by_secret or by_key
-
-    def _matches_secret(self, signed: bytes, given: Sequence[bytes]) -> bool:
-        if not given:
-            return False
-        macs = [hmac.digest(key, signed, "sha256") for key in self._shared]
-        return any_equal(given, [binascii.b2a_base64(mac, newline=False) for mac in macs])
-
-    def _matches_public_key(self, signed: bytes, given: Sequence[bytes]) -> bool:
-        if len(given) > MAX_ED25519:
-            return False
-        signatures = [_base64(one) for one in given]
-        fitting = (_ed25519.verify(key, one, signed) for one in signatures for key in self._public)
-        # `any` would stop at the first.
-        return sum(fitting) > 0
+        shared = [given for kind, given in signatures if kind == "v1"]
+        public = [given for kind, given in signatures if kind == "v1a"]
+        fits = False
+        if shared:
+            macs = [hmac.digest(key, signed, "sha256") for key in self._shared]
+            fits = any_equal(shared, [binascii.b2a_base64(mac, newline=False) for mac in macs])
+        if len(public) <= MAX_ED25519:
+            decoded = [_base64(given) for given in public]
+            # `any` would stop at the first.
+            fitting = sum(_ed25519.verify(key, one, signed) for one in decoded for key in self._public)
+            fits = fits or fitting > 0
+        return fits
 
 
 def _sender_headers(sender: str) -> _SenderHeaders:
-    # An id and a timestamp are told from what is signed by the first dots in it (specification, "Signature
-    # scheme"). If an id may have one, the same signature fits another id: so what was signed is remembered too.
+    # The first dots in the signed text separate id, timestamp and body (specification, "Signature scheme"). If an
+    # id has a dot in it, the same signature fits another id: so the signed text is remembered too.
     signed = Template(f"{{{sender}-id}}.{{{sender}-timestamp}}.{{body}}", known=frozenset({BODY}))
     once = [Template(text, known=frozenset({SIGNED})) for text in (f"{{{sender}-id}}", "{signed}")]
     return _SenderHeaders(f"{sender}-timestamp", f"{sender}-signature", signed, tuple(once))
@@ -148,12 +143,12 @@ def _sender_headers(sender: str) -> _SenderHeaders:
 def _signatures(names: _SenderHeaders, request: WebhookRequest) -> list[tuple[str, bytes]]:
     items = split_items(request.headers.get(names.signature), " ")
     parted = [item.partition(",") for item in items]
-    # What is not ASCII becomes a character that no signature has.
+    # A character that is not ASCII becomes "?", which no signature has.
     return [(kind, text.encode("ascii", "replace")) for kind, _, text in parted if kind in ("v1", "v1a")]
 
 
 def _base64(text: bytes) -> bytes:
-    """What it spells, strictly; empty, which no signature is, if it spells nothing."""
+    """Decode strictly; malformed text gives an empty result, which no signature is."""
     try:
         return binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error:

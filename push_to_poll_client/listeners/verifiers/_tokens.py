@@ -1,6 +1,6 @@
 """Verify a token or a password in a header, or a token in the body.
 
-It proves less than a signature: whoever has seen one request has the token, and can write requests.
+A token proves less than a signature: anyone who has seen one request has the token, and can write requests.
 """
 
 import binascii
@@ -82,7 +82,7 @@ def anybody() -> Verifier:
 
 
 class _HeaderToken:
-    """A header whose whole value, or what stands in it after a scheme (RFC 9110 §11.4), is a token."""
+    """Takes a header whose value is a token, alone or after a scheme (RFC 9110 §11.4)."""
 
     def __init__(self, header: str, scheme: str, tokens: tuple[bytes, ...]) -> None:
         self._header = header
@@ -90,23 +90,22 @@ class _HeaderToken:
         self._tokens = TokenSet(tokens)
 
     def may_pass(self, request: WebhookRequest) -> bool:
-        """Whether it is authentic, of which the headers alone tell."""
+        """Return whether a request is authentic, which the headers alone tell."""
         return self(request)
 
     def __call__(self, request: WebhookRequest, /) -> bool:
         value = request.headers.get(self._header)
-        given = None if value is None else header_bytes(self._without_scheme(value))
+        if value is None:
+            return False
+        if self._scheme:
+            scheme, _, token = value.partition(" ")
+            # Another scheme leaves an empty text, which no token is.
+            value = token.lstrip(" ") if scheme.lower() == self._scheme else ""
+        given = header_bytes(value)
         return given is not None and given in self._tokens
 
     def __repr__(self) -> str:
         return f"<{self._scheme or 'token'} in {self._header!r}, {len(self._tokens)} secrets>"
-
-    def _without_scheme(self, value: str) -> str:
-        if not self._scheme:
-            return value
-        scheme, _, given = value.partition(" ")
-        # Another scheme leaves nothing, which no token is.
-        return given.lstrip(" ") if scheme.lower() == self._scheme else ""
 
 
 class _NoVerification:
@@ -118,7 +117,7 @@ class _NoVerification:
 
 
 MAX_ITEMS = 1000
-"""Items of a batch that are looked at: about a millisecond. One with more is refused."""
+"""Items of a batch that are read, in about a millisecond. A batch with more is refused."""
 
 
 def token_in_body(tokens: Secrets, path: str = "value.clientState") -> Verifier:
@@ -149,19 +148,19 @@ class _BodyToken:
             value = request.json()
         except ValueError:
             return False
-        found = [leaf for leaf, _ in zip(_values_at(value, self._steps), range(MAX_ITEMS + 1), strict=False)]
+        found = [one for one, _ in zip(_values_at(value, self._steps), range(MAX_ITEMS + 1), strict=False)]
         # `all` would stop at the first.
-        return sum(self._is_token(leaf) for leaf in found) == len(found) <= MAX_ITEMS
+        fitting = sum(
+            isinstance(one, str) and one.encode("utf-8", "surrogatepass") in self._tokens for one in found
+        )
+        return fitting == len(found) <= MAX_ITEMS
 
     def __repr__(self) -> str:
         return f"<token at {'.'.join(self._steps)!r} in the body, {len(self._tokens)} secrets>"
 
-    def _is_token(self, value: object) -> bool:
-        return isinstance(value, str) and value.encode("utf-8", "surrogatepass") in self._tokens
-
 
 def _values_at(value: Any, steps: tuple[str, ...]) -> Iterator[Any]:
-    """What stands at a path in each item along it, at least one; what is no text where it leads nowhere."""
+    """Yield the value at a path in each item along it, at least one; None where the path leads nowhere."""
     for item in value if isinstance(value, list) and value else [value]:
         if not steps:
             yield item

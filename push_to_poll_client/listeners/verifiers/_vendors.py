@@ -1,4 +1,4 @@
-"""The signatures of well-known vendors, each by declaration."""
+"""Declare the signatures of well-known vendors."""
 
 from push_to_poll_client.listeners.verifiers._hmac import TOLERANCE, HMACSignature
 from push_to_poll_client.listeners.verifiers._secrets import Secrets
