@@ -1,7 +1,7 @@
-"""The feed of a Durable Stream: the messages of an append-only stream behind one URL.
+"""Read a Durable Stream as a feed: the messages of an append-only stream behind one URL.
 
-Paragraphs are those of PROTOCOL.md in github.com/durable-streams/durable-streams. Where a reader stands is
-`_durable/place.py`'s, what headers mean `_durable/said.py`'s, what bodies hold `_durable/framing.py`'s.
+Paragraphs are those of PROTOCOL.md in github.com/durable-streams/durable-streams. Positions, the meaning of
+headers, and the framing of bodies are in `_framing.py`.
 """
 
 from collections.abc import Collection, Mapping
@@ -122,7 +122,7 @@ class DurableStreamFeed:
             raise ValueError(f"messages must be {', '.join(map(repr, FRAMINGS))}, not {messages!r}")
         check_number("max_wait", max_wait, above_zero=True, optional=True)
         self.max_wait: float | None = max_wait
-        self._origin = Client(
+        self._client = Client(
             url,
             auth=auth,
             headers=headers,
@@ -138,8 +138,8 @@ class DurableStreamFeed:
         self._end_of_feed = EndOfFeed()
         self._echo: dict[str, str] = {}
         self._unfinished: ReadStart | None = None
-        self.identity: str = self._origin.identity + ("" if self._framing.is_json else f" as {messages}")
-        self.push_url: str = self._origin.build_url({"live": "sse", "offset": NOW})
+        self.identity: str = self._client.identity + ("" if self._framing.is_json else f" as {messages}")
+        self.push_url: str = self._client.build_url({"live": "sse", "offset": NOW})
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Read what comes after `request.cursor`; if that is nothing, hold on for `request.wait` seconds.
@@ -162,11 +162,11 @@ class DurableStreamFeed:
         Raises:
             FeedError: As for `fetch`.
         """
-        answer = await self._origin.send_request(self._origin.build_url({"offset": NOW}), headers={})
-        self._accept(answer)
-        said = StreamHeaders.from_headers(answer.headers, self._origin.where)
-        self._origin.remember_redirects(answer)
-        return StreamPosition.counted_from(said.offset).cursor
+        response = await self._client.send_request(self._client.build_url({"offset": NOW}), headers={})
+        self._accept(response)
+        headers = StreamHeaders.from_headers(response.headers, self._client.where)
+        self._client.remember_redirects(response)
+        return StreamPosition.counted_from(headers.offset).cursor
 
     def restore(self, letter: DeadLetter, /) -> Message:
         """The message of a dead letter."""
@@ -181,124 +181,106 @@ class DurableStreamFeed:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
         self._end_of_feed.forget()
         self._unfinished = None
-        await self._origin.aclose()
+        await self._client.aclose()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._origin.where!r})"
+        return f"{type(self).__name__}({self._client.where!r})"
 
     # A page
 
-    def _start_of(self, cursor: Cursor | None) -> ReadStart:
-        """Where to begin: behind what is still in hand of a message whose end was not there."""
-        begun = self._unfinished
-        if begun is not None and begun.saved is not None and begun.saved.cursor == cursor:
-            return begun
-        return ReadStart(StreamPosition.from_cursor(cursor))
-
     async def _page(self, request: FetchRequest, wait: float) -> Page:
-        """Whole messages. One that goes on in the next answer is read on, as far as it is there or waited for."""
-        begin = self._start_of(request.cursor)
+        """Read complete messages. One that goes on in the next response is read on, as far as it is there."""
+        start = self._unfinished
+        if start is None or start.saved is None or start.saved.cursor != request.cursor:
+            start = ReadStart(StreamPosition.from_cursor(request.cursor))
         while True:
-            url = self._url(begin.place, wait)
-            answer = await self._request(url, begin.place, wait, fresh=request.fresh)
-            if answer.status == HTTPStatus.NOT_MODIFIED:
-                return Page(retry_after=answer.retry_after)
-            said = StreamHeaders.from_headers(answer.headers, self._origin.where)
-            said.check_follows(begin.place, self._origin.where)
-            read = await self._read(answer, begin, said)
-            self._origin.remember_redirects(answer)
-            self._unfinished = read.begun
-            self._end_of_feed.note(url, answer, empty=not wait and _is_end(read, said))
-            moved, more = said.offset != begin.place.offset, wait > 0 or not said.ends
-            if read.begun is None or read.messages or not (moved and more):
-                return _page_of(read, said, answer)
-            begin = read.begun
+            live = {**self._echo, "live": "long-poll"} if wait > 0 else {}
+            # The parameters are in the order of their names, for caches (§10.1).
+            url = self._client.build_url({**live, "offset": start.position.offset})
+            response = await self._request(url, start.position, wait, bypass_cache=request.fresh)
+            if response.status == HTTPStatus.NOT_MODIFIED:
+                return Page(retry_after=response.retry_after)
+            headers = StreamHeaders.from_headers(response.headers, self._client.where)
+            headers.check_follows(start.position, self._client.where)
+            batch = await self._read(response, start, headers)
+            self._client.remember_redirects(response)
+            self._unfinished = batch.next_start
+            # A response without messages is kept as the end of the feed, but must not hide that the stream is
+            # closed (§10.1).
+            at_end = headers.up_to_date and not (batch.messages or batch.cut or headers.closed)
+            self._end_of_feed.note(url, response, empty=not wait and at_end)
+            moved, more = headers.offset != start.position.offset, wait > 0 or not headers.ends
+            if batch.next_start is None or batch.messages or not (moved and more):
+                cursor, ended = batch.end.cursor, headers.ends and not batch.cut
+                return Page(
+                    batch.messages,
+                    cursor=cursor,
+                    next=None if ended else cursor,
+                    retry_after=response.retry_after,
+                    closed=headers.closed and ended,
+                )
+            start = batch.next_start
 
-    async def _read(self, answer: Response, begin: ReadStart, said: StreamHeaders) -> StreamBatch:
-        self._check_type(answer)
-        self._check_body(answer, begin.place, said)
-        given = StreamResponse(answer.body, begin, said, self._origin.where)
-        size = len(given.body) + len(begin.rest)
-        found = await run_decoder(size, self._framing.read, given, self._max_messages)
-        if found.begun is not None and len(found.begun.rest) > self._max_body:
-            raise FeedError(f"{given.where} has a line of more than {self._max_body} bytes; raise max_body=")
-        return found
+    async def _read(self, response: Response, start: ReadStart, headers: StreamHeaders) -> StreamBatch:
+        self._check_type(response)
+        self._check_body(response, start.position, headers)
+        framed = StreamResponse(response.body, start, headers, self._client.where)
+        size = len(framed.body) + len(start.rest)
+        batch = await run_decoder(size, self._framing.read, framed, self._max_messages)
+        if batch.next_start is not None and len(batch.next_start.rest) > self._max_body:
+            raise FeedError(f"{framed.where} has a line of more than {self._max_body} bytes; raise max_body=")
+        return batch
 
-    def _check_type(self, answer: Response) -> None:
-        """Whether the stream is of the kind that it is to be cut as; it is of one kind for ever (§5.1).
-
-        By the exact type: `application/geo+json` is bytes to a server (§9).
-        """
-        if answer.media_type and (answer.media_type == _JSON) != self._framing.is_json:
-            stated = quoted(answer.headers["content-type"])
+    def _check_type(self, response: Response) -> None:
+        """Refuse a stream of another content type than `messages` needs; it never changes (§5.1)."""
+        # By the exact type: `application/geo+json` is bytes to a server (§9).
+        if response.media_type and (response.media_type == _JSON) != self._framing.is_json:
+            stated = quoted(response.headers["content-type"])
             right = "messages='lines' or 'bytes'" if self._framing.is_json else "messages='json'"
-            raise FeedRefused(f"{self._origin.where} is a stream of {stated}; check its URL, or give {right}")
+            raise FeedRefused(f"{self._client.where} is a stream of {stated}; check its URL, or give {right}")
 
-    def _check_body(self, answer: Response, place: StreamPosition, said: StreamHeaders) -> None:
-        """Whether there is a body if there is something to read, else it was lost on the way.
-
-        An empty stream leads from its beginning to its end. Of JSON it is `[]` all the same (§9.1.5), but for an
-        answer that was held (§5.7).
-        """
-        if answer.body or said.offset == place.offset:
+    def _check_body(self, response: Response, position: StreamPosition, headers: StreamHeaders) -> None:
+        """Refuse an empty body where the offset moves on: the messages were lost on the way."""
+        if response.body or headers.offset == position.offset:
             return
-        is_empty = place.offset == BEGINNING and said.ends
-        if not is_empty or (self._framing.is_json and answer.status != HTTPStatus.NO_CONTENT):
+        # An empty stream leads from its beginning to its end. Of JSON its body is `[]` all the same (§9.1.5),
+        # except in a response that was held (§5.7).
+        is_empty = position.offset == BEGINNING and headers.ends
+        if not is_empty or (self._framing.is_json and response.status != HTTPStatus.NO_CONTENT):
             raise FeedError(
-                f"{self._origin.where} sent an empty body, and an offset behind {quoted(place.offset)}: what "
+                f"{self._client.where} sent an empty body, and an offset behind {quoted(position.offset)}: what "
                 "stands between them was lost on the way; it is asked again later"
             )
 
-    def _url(self, place: StreamPosition, wait: float) -> str:
-        """By the names in their order, for caches (§10.1)."""
-        live = {**self._echo, "live": "long-poll"} if wait > 0 else {}
-        return self._origin.build_url({**live, "offset": place.offset})
-
-    async def _request(self, url: str, place: StreamPosition, wait: float, *, fresh: bool) -> Response:
+    async def _request(self, url: str, position: StreamPosition, wait: float, *, bypass_cache: bool) -> Response:
         known = None if wait > 0 else self._end_of_feed.validators_for(url)
-        answer = await self._origin.send_request(
-            url, headers=cache_bypass_headers(fresh=fresh), known=known, wait=wait
+        response = await self._client.send_request(
+            url, headers=cache_bypass_headers(fresh=bypass_cache), known=known, wait=wait
         )
-        if answer.status == HTTPStatus.GONE and place.offset != BEGINNING:
-            await self._raise_expired(place)
-        self._accept(answer)
-        if (echo := echo_of(answer.headers)) is not None:
+        if response.status == HTTPStatus.GONE and position.offset != BEGINNING:
+            await self._raise_expired(position)
+        self._accept(response)
+        if (echo := echo_of(response.headers)) is not None:
             self._echo = {"cursor": echo}
-        return answer
+        return response
 
-    def _accept(self, answer: Response) -> None:
-        if answer.status == HTTPStatus.NOT_FOUND:
+    def _accept(self, response: Response) -> None:
+        if response.status == HTTPStatus.NOT_FOUND:
             raise FeedRefused(
-                f"{self._origin.where} answered 404 Not Found: there is no stream yet, or it was deleted or has "
+                f"{self._client.where} answered 404 Not Found: there is no stream yet, or it was deleted or has "
                 "expired; check the URL",
-                retry_after=answer.retry_after,
+                retry_after=response.retry_after,
             )
-        self._origin.check_status(answer)
+        self._client.check_status(response)
 
-    async def _raise_expired(self, place: StreamPosition) -> None:
-        """410 has two meanings (§5.6); a request for the stream's metadata tells which (§5.5)."""
-        head = await self._origin.send_request(self._origin.build_url({}), headers={}, method="HEAD")
+    async def _raise_expired(self, position: StreamPosition) -> None:
+        """Raise the error of a 410, which has two meanings (§5.6); a HEAD request tells which (§5.5)."""
+        head = await self._client.send_request(self._client.build_url({}), headers={}, method="HEAD")
         if head.status not in _HEAD_UNSUPPORTED:
             self._accept(head)
         raise CursorExpired(
-            f"{self._origin.where} no longer has what comes at offset {quoted(place.offset)}: messages are "
+            f"{self._client.where} no longer has what comes at offset {quoted(position.offset)}: messages are "
             "missing, and those that it has are counted anew; go on from the start that this error offers, or "
             "from the inception and forget",
-            start=place.after_reset.cursor,
+            start=position.after_reset.cursor,
         )
-
-
-def _is_end(read: StreamBatch, said: StreamHeaders) -> bool:
-    """Whether an answer brought nothing, and may be known for that; closed, it is not to hide it (§10.1)."""
-    return said.up_to_date and not (read.messages or read.cut or said.closed)
-
-
-def _page_of(read: StreamBatch, said: StreamHeaders, answer: Response) -> Page:
-    cursor, ended = read.end.cursor, said.ends and not read.cut
-    return Page(
-        read.messages,
-        cursor=cursor,
-        next=None if ended else cursor,
-        retry_after=answer.retry_after,
-        closed=said.closed and ended,
-    )

@@ -1,18 +1,19 @@
 """Positions, headers and bodies of a Durable Stream.
 
-A stream names no messages, but bytes at an offset never change (§4), so a message is named by its number: how many
-come before it, from where counting began. That does not depend on where an answer happens to end. Offsets stand
-at the ends of answers alone, so a place between two of them is an offset and how many from there are settled.
+A stream gives its messages no ids, but the bytes at an offset never change (§4). So the id of a message is its
+number: how many messages come before it, from where counting began. That does not depend on where a response
+happens to end. Offsets exist only at the ends of responses, so a position between two offsets is the offset before
+it and the number of messages after that offset which are settled.
 
-    cursor               the offset is asked for; the number is that of the first message there
+    cursor               the offset to request, and the number of the first message there
     0_42/17              17 from the beginning
-    0_42/17/3            the same, and three of what comes are settled
+    0_42/17/3            the same, and three messages after the offset are settled
     0_42/0_40+2          counted from the offset 0_40, where the reader began ("latest")
-    0_42/1:2             counted from the beginning, after the stream had lost what was known of it once
+    0_42/1:2             counted from the beginning, after the stream was reset once
     0_42                 as a user may give it: counted from there
 
-Pure, and linear in the size of a body. However many messages an answer has, only so many are made of it at a time;
-the cursor behind the last one says how many to pass over in the same answer.
+Reading a body is pure, and linear in its size. However many messages a response has, only a limited number is made
+of it at a time; the cursor of the last one says how many to skip in the same response.
 """
 
 import re
@@ -48,10 +49,10 @@ __all__ = [
 
 BEGINNING = "-1"
 NOW = "now"
-"""Reserved: no offsets that a server makes (§8)."""
+"""Reserved: a server makes no such offsets (§8)."""
 
 MAX_OFFSET = 1024
-"""Characters. The protocol asks servers for less than 256 (§8); each is part of a request's URL."""
+"""Characters. The protocol asks servers for less than 256 (§8); an offset is part of a request's URL."""
 
 _match_offset = re.compile(rf"(?:(?![,&=?/])[!-~]){{1,{MAX_OFFSET}}}").fullmatch
 _match_cursor = re.compile(r"(?:([^/]+)/(?:([^/]*[+:])?([0-9]{1,18})(?:/([0-9]{1,18}))?)|([^/]+))").fullmatch
@@ -59,18 +60,18 @@ _match_resets = re.compile(r"([0-9]{1,9}):").fullmatch
 
 
 def is_offset(text: str) -> bool:
-    """Whether a server may have made this offset (§8)."""
+    """Return whether a server may have made this offset (§8)."""
     return text not in {BEGINNING, NOW} and _match_offset(text) is not None
 
 
 class StreamPosition(NamedTuple):
-    """Where a reader stands.
+    """Position of a reader in a stream.
 
     Attributes:
-        offset: What the server is asked for.
-        since: From where it was counted: "" from the beginning of the stream, else what stands before a number.
-        number: How many messages, or bytes, lie before the offset.
-        settled: How many of those that come at the offset are settled already.
+        offset: What to request.
+        since: Where counting began: "" at the beginning of the stream, else the text before the number.
+        number: Messages, or bytes, before the offset.
+        settled: Messages, or bytes, after the offset that are settled.
     """
 
     offset: str = BEGINNING
@@ -80,11 +81,7 @@ class StreamPosition(NamedTuple):
 
     @classmethod
     def from_cursor(cls, cursor: Cursor | None) -> "StreamPosition":
-        """The place that a cursor means.
-
-        Raises:
-            CursorExpired: It means none.
-        """
+        """Read a cursor, or raise `CursorExpired` if it is not one of a stream."""
         if cursor is None:
             return cls()
         found = _match_cursor(cursor)
@@ -100,36 +97,36 @@ class StreamPosition(NamedTuple):
 
     @classmethod
     def counted_from(cls, offset: str) -> "StreamPosition":
-        """A place of which nobody knows how many come before it."""
+        """Return a position from which counting begins, since it is not known how many messages come before."""
         return cls(offset, f"{offset}+")
 
     @property
     def cursor(self) -> Cursor:
-        """As it is saved."""
+        """The text that is saved."""
         return f"{self.offset}/{self.since}{self.number}" + (f"/{self.settled}" if self.settled else "")
 
     @property
     def after_reset(self) -> "StreamPosition":
-        """The beginning of a stream that no longer has what was counted: its numbers are others."""
+        """The beginning of the stream after it was reset, with numbers that differ from those before."""
         known = _match_resets(self.since)
         return StreamPosition(since=f"{int(known[1]) + 1 if known else 1}:")
 
     def message_id(self, index: int) -> str:
-        """What the message is called that is so many behind the offset."""
+        """Return the id of the message with this index after the offset."""
         return f"{self.since}{self.number + index}"
 
 
 MAX_ECHO = 256
-"""Characters of a `Stream-Cursor` that is sent back: a number of some ten digits (§10.1)."""
+"""Characters of a `Stream-Cursor` that is echoed: a number of some ten digits (§10.1)."""
 
 
 class StreamHeaders(NamedTuple):
-    """What an answer says beside its body.
+    """What the headers of a response say.
 
     Attributes:
         offset: Where to go on (§5.6).
-        up_to_date: It reaches to the end of the stream, as that is now.
-        closed: And there will never be more (§4.1).
+        up_to_date: Whether the response reaches the current end of the stream.
+        closed: Whether nothing more will ever be appended (§4.1).
     """
 
     offset: str
@@ -138,19 +135,16 @@ class StreamHeaders(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Whether there is nothing more to ask for now."""
+        """Whether there is nothing more to request now."""
         return self.up_to_date or self.closed
 
     @classmethod
     def from_headers(cls, headers: Mapping[str, str], where: str) -> "StreamHeaders":
-        """Read them.
+        """Read the headers, or raise `FeedError` if they are not those of a stream.
 
         Args:
-            headers: By names in whatever case.
+            headers: By names in any case.
             where: The URL without secrets, for errors.
-
-        Raises:
-            FeedError: They are those of no stream.
         """
         offset = headers.get("stream-next-offset")
         if offset is None:
@@ -162,34 +156,30 @@ class StreamHeaders(NamedTuple):
             raise FeedError(f"{where} sent {quoted(offset)} as its Stream-Next-Offset, which is no offset")
         return cls(offset, _is_true(headers, "stream-up-to-date"), _is_true(headers, "stream-closed"))
 
-    def check_follows(self, place: StreamPosition, where: str) -> None:
-        """Offsets only grow (§8).
-
-        Raises:
-            CursorExpired: The stream is shorter than what was read of it.
-        """
-        if place.offset != BEGINNING and self.offset < place.offset:
-            raise truncation_error(place, where)
+    def check_follows(self, position: StreamPosition, where: str) -> None:
+        """Raise `CursorExpired` if the stream is shorter than what was read: offsets only grow (§8)."""
+        if position.offset != BEGINNING and self.offset < position.offset:
+            raise truncation_error(position, where)
 
 
-def truncation_error(place: StreamPosition, where: str) -> CursorExpired:
-    """The stream has less than was read of it."""
+def truncation_error(position: StreamPosition, where: str) -> CursorExpired:
+    """Return the error of a stream that is shorter than what was read."""
     return CursorExpired(
-        f"{where} ends before offset {quoted(place.offset)}, up to which it was read: it was deleted and made "
+        f"{where} ends before offset {quoted(position.offset)}, up to which it was read: it was deleted and made "
         "anew, and its messages are counted anew; go on from the start that this error offers, or from the "
         "inception and forget",
-        start=place.after_reset.cursor,
+        start=position.after_reset.cursor,
     )
 
 
 def echo_of(headers: Mapping[str, str]) -> str | None:
-    """The `Stream-Cursor`, which keeps caches from repeating an answer; `None`: there is none that can be sent."""
+    """Return the `Stream-Cursor`, which keeps caches from repeating a response; None if none can be echoed."""
     echo = headers.get("stream-cursor", "")
     return echo if 0 < len(echo) <= MAX_ECHO and is_header_value(echo) else None
 
 
 def _is_true(headers: Mapping[str, str], name: str) -> bool:
-    """Any other value than "true" counts as none (§4.1)."""
+    # Any other value than "true" is ignored (§4.1).
     return headers.get(name, "").strip(" \t").lower() == "true"
 
 
@@ -202,17 +192,17 @@ _decode_short = msgspec.json.Decoder().decode
 _SPACE = b" \t\r\n"
 
 _USUAL_COMMAS = 10
-"""In and after a message. An answer with fewer is counted by the decoder, at 72 bytes for each message."""
+"""Commas in and after a message. A body with fewer is split by the decoder, at 72 bytes for each message."""
 
 
 class StreamMessage(Message):
-    """A message of a stream. Its data is read when it is asked for first, and then kept.
+    """A message of a stream. Its data is decoded when it is first read, and then kept.
 
     Args:
         id: Its number.
         raw: Its bytes.
-        decode: What makes its data of them.
-        key: The dedupe key; `None` takes the id.
+        decode: Makes its data from the bytes.
+        key: The dedupe key; None for the id.
         cursor: As for any message.
     """
 
@@ -253,65 +243,65 @@ class StreamMessage(Message):
 
 
 class ReadStart(NamedTuple):
-    """Where an answer begins.
+    """Where a response begins.
 
     Attributes:
-        place: What was asked for.
-        rest: What comes before it, of a message whose end was not there.
-        saved: The place before `rest`; `None`: there is none.
+        position: What was requested.
+        rest: The bytes before `position` of a message whose end was missing.
+        saved: The position before `rest`; None if there is no rest.
     """
 
-    place: StreamPosition
+    position: StreamPosition
     rest: bytes = b""
     saved: StreamPosition | None = None
 
 
 class StreamResponse(NamedTuple):
-    """An answer that is to be read.
+    """A response that is to be read.
 
     Attributes:
-        body: Its.
-        begin: Where it begins.
-        said: What it says beside.
+        body: Its body.
+        start: Where it begins.
+        headers: What its headers say.
         where: The URL without secrets, for errors.
     """
 
     body: bytes
-    begin: ReadStart
-    said: StreamHeaders
+    start: ReadStart
+    headers: StreamHeaders
     where: str
 
     def position_after(self, length: int) -> StreamPosition:
-        """The place behind it, if it has so many messages, or bytes.
+        """Return the position after the body, which has `length` messages, or bytes.
 
         Raises:
-            FeedError: It brings something and leads nowhere.
-            CursorExpired: It has less than was read of it.
+            FeedError: It has messages, but the offset is the same.
+            CursorExpired: It is shorter than what was read.
         """
-        place = self.begin.place
-        if length and self.said.offset == place.offset:
+        position = self.start.position
+        if length and self.headers.offset == position.offset:
             raise FeedError(
-                f"{self.where} sent messages, and the offset {quoted(place.offset)} that it was asked for"
+                f"{self.where} sent messages, and the offset {quoted(position.offset)} that it was asked for"
             )
-        left = max(place.settled - length, 0)
-        if left and self.said.ends:
-            raise truncation_error(place, self.where)
-        return StreamPosition(self.said.offset, place.since, place.number + length, left)
+        left = max(position.settled - length, 0)
+        if left and self.headers.ends:
+            raise truncation_error(position, self.where)
+        return StreamPosition(self.headers.offset, position.since, position.number + length, left)
 
 
 class StreamBatch(NamedTuple):
-    """What an answer holds.
+    """The messages of a response.
 
     Attributes:
-        messages: Whole ones, in their order.
-        end: The place behind the last one.
-        begun: Where the next answer begins, if this one ends in the middle of a message.
-        cut: The answer has more, which is to be asked for again, from `end` on.
+        messages: Complete messages, in their order.
+        end: The position after the last one.
+        next_start: Where the next response begins, if this one ends in the middle of a message.
+        cut: Whether the response has more messages, so that it is requested again from `end`.
     """
 
     messages: Sequence[Message]
     end: StreamPosition
-    begun: ReadStart | None = None
+    next_start: ReadStart | None = None
     cut: bool = False
 
 
@@ -319,9 +309,9 @@ class Framing(NamedTuple):
     """How a stream is cut into messages.
 
     Attributes:
-        read: What an answer holds, of which so many messages may be made.
-        decode: What makes the data of a message of its bytes.
-        is_json: Whether the stream has to be one of JSON.
+        read: Reads a response, up to a number of messages.
+        decode: Makes the data of a message from its bytes.
+        is_json: Whether the stream has to be of JSON.
     """
 
     read: Callable[[StreamResponse, int], StreamBatch]
@@ -332,37 +322,40 @@ class Framing(NamedTuple):
 # JSON streams
 
 
-def _read_elements(given: StreamResponse, most: int) -> StreamBatch:
-    """A message for each element of an array (§9.1.5)."""
-    body, place = given.body, given.begin.place
+def _read_elements(response: StreamResponse, max_messages: int) -> StreamBatch:
+    """Make a message of each element of an array (§9.1.5)."""
+    body, position = response.body, response.start.position
     try:
-        passed, elements = _elements(body, place.settled, most + 1)
+        skipped, elements = _elements(body, position.settled, max_messages + 1)
     except ValueError as error:
-        raise FeedError(f"{given.where} sent no JSON array: {error} ({len(body)} bytes)") from error
+        raise FeedError(f"{response.where} sent no JSON array: {error} ({len(body)} bytes)") from error
     decode = _decoder_of(elements, _decode_json)
     messages = [
-        StreamMessage(place.message_id(index), element, decode, cursor=place._replace(settled=index + 1).cursor)
-        for index, element in enumerate(elements[:most], place.settled)
+        StreamMessage(
+            position.message_id(index), element, decode, cursor=position._replace(settled=index + 1).cursor
+        )
+        for index, element in enumerate(elements[:max_messages], position.settled)
     ]
-    if len(elements) > most:
-        return StreamBatch(messages, place._replace(settled=place.settled + most), cut=True)
-    return StreamBatch(messages, given.position_after(passed + len(elements)))
+    if len(elements) > max_messages:
+        return StreamBatch(messages, position._replace(settled=position.settled + max_messages), cut=True)
+    return StreamBatch(messages, response.position_after(skipped + len(elements)))
 
 
-def _elements(body: bytes, first: int, most: int) -> tuple[int, Sequence[bytes | msgspec.Raw]]:
-    """How many were passed over, up to `first`, and the next ones; each takes a hundred bytes and more."""
+def _elements(body: bytes, first: int, count: int) -> tuple[int, Sequence[bytes | msgspec.Raw]]:
+    """Skip up to `first` elements; return how many were skipped, and the next `count`."""
+    # An element takes a hundred bytes and more, so a body of many short ones is not split as a whole.
     if not body:
         return 0, []
-    if body.count(b",") < _USUAL_COMMAS * most:
+    if body.count(b",") < _USUAL_COMMAS * count:
         with suppress(*DECODE_ERRORS):  # one bad element fails them all
             elements = _decode_elements(body)
-            return min(first, len(elements)), elements[first : first + most]
+            return min(first, len(elements)), elements[first : first + count]
     one_by_one = split_json(body, b"[]")
-    return sum(1 for _ in islice(one_by_one, first)), list(islice(one_by_one, most))
+    return sum(1 for _ in islice(one_by_one, first)), list(islice(one_by_one, count))
 
 
 def _decoder_of(messages: Sequence[bytes | msgspec.Raw], decode: _Decode) -> _Decode:
-    """The decoder for these messages: short ones cannot be too deep, and each look takes a while."""
+    """Return the decoder for these messages: short ones cannot be too deep, and the check for it takes time."""
     is_short = decode is _decode_json and max(map(len, messages), default=0) <= SAFE_LENGTH
     return _decode_short if is_short else decode
 
@@ -370,35 +363,35 @@ def _decoder_of(messages: Sequence[bytes | msgspec.Raw], decode: _Decode) -> _De
 # Byte streams
 
 
-def _read_chunk(given: StreamResponse, most: int) -> StreamBatch:  # noqa: ARG001  # there is one
-    """One message, as large as the server makes its answers."""
-    place, end = given.begin.place, given.position_after(len(given.body))
-    chunk = given.body[place.settled :]
-    name = f"{place.message_id(place.settled)}-{place.number + len(given.body)}"
+def _read_chunk(response: StreamResponse, max_messages: int) -> StreamBatch:  # noqa: ARG001  # there is one
+    """Make one message of the whole body, as large as the server makes its responses."""
+    position, end = response.start.position, response.position_after(len(response.body))
+    chunk = response.body[position.settled :]
+    name = f"{position.message_id(position.settled)}-{position.number + len(response.body)}"
     return StreamBatch([StreamMessage(name, chunk, bytes, cursor=end.cursor)] if chunk else [], end)
 
 
 # Lines
 
 
-def _read_lines(given: StreamResponse, most: int, *, decode: _Decode, blank: bool) -> StreamBatch:
-    """A message for each line that has ended; the last one of a closed stream need not."""
-    (place, begun, saved), length = given.begin, len(given.body)
-    *lines, rest = (begun + given.body[place.settled :]).split(b"\n", most)
-    cut, at = len(lines) == most, place.settled - len(begun)
-    if given.said.closed and rest and not cut:
+def _read_lines(response: StreamResponse, max_messages: int, *, decode: _Decode, blank: bool) -> StreamBatch:
+    """Make a message of each complete line; the last line of a closed stream needs no end."""
+    (position, rest_before, saved), length = response.start, len(response.body)
+    *lines, rest = (rest_before + response.body[position.settled :]).split(b"\n", max_messages)
+    cut, at = len(lines) == max_messages, position.settled - len(rest_before)
+    if response.headers.closed and rest and not cut:
         lines, rest = [*lines, rest], b""
     messages, decode = list[Message](), _decoder_of(lines, decode)
     for line in lines:
-        name, at = place.message_id(at), min(at + len(line) + 1, length)
+        name, at = position.message_id(at), min(at + len(line) + 1, length)
         if blank or line.strip(_SPACE):
-            cursor = place._replace(settled=at).cursor
+            cursor = position._replace(settled=at).cursor
             messages.append(StreamMessage(name, line.removesuffix(b"\r"), decode, cursor=cursor))
-    behind = place._replace(settled=at) if lines else saved or place
+    end = position._replace(settled=at) if lines else saved or position
     if cut:
-        return StreamBatch(messages, behind, cut=True)
-    after = given.position_after(length)
-    return StreamBatch(messages, behind, ReadStart(after, rest, behind)) if rest else StreamBatch(messages, after)
+        return StreamBatch(messages, end, cut=True)
+    after = response.position_after(length)
+    return StreamBatch(messages, end, ReadStart(after, rest, end)) if rest else StreamBatch(messages, after)
 
 
 def _line_framing(decode: _Decode, *, blank: bool) -> Framing:
@@ -411,4 +404,4 @@ FRAMINGS: Final = {
     "lines": _line_framing(bytes.decode, blank=True),
     "bytes": Framing(_read_chunk, bytes),
 }
-"""By what a user calls them."""
+"""Framings by the names that a user gives them."""

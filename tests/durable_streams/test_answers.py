@@ -760,7 +760,7 @@ def read_all(stream, sizes, stops, most):
     """What a reader sees that stops behind some messages, and goes on there with answers of another size."""
     seen, begin, sizes, stops = [], ReadStart(StreamPosition()), itertools.cycle(sizes), iter(stops)
     for _ in range(1000):
-        body, said = stream.answer(begin.place.offset, next(sizes))
+        body, said = stream.answer(begin.position.offset, next(sizes))
         read = FRAMINGS[stream.kind].read(StreamResponse(body, begin, said, "it"), most)
         stop = next(stops, len(read.messages))
         messages = read.messages[: stop + 1]
@@ -770,7 +770,7 @@ def read_all(stream, sizes, stops, most):
         elif said.ends and not read.cut:
             return seen, read
         else:
-            begin = read.begun or ReadStart(StreamPosition.from_cursor(read.end.cursor))
+            begin = read.next_start or ReadStart(StreamPosition.from_cursor(read.end.cursor))
     raise AssertionError("it does not end")
 
 
@@ -808,7 +808,7 @@ def test_lines_do_not_depend_on_the_lengths_of_the_answers(pieces, sizes, stops,
         expected.append(last)
     seen, read = read_all(Stream("lines", pieces, closed=closed), sizes, stops, most)
     assert seen == expected
-    assert (read.begun is None) == (closed or whole.endswith(b"\n") or not whole)
+    assert (read.next_start is None) == (closed or whole.endswith(b"\n") or not whole)
 
 
 @settings(max_examples=100)
@@ -833,7 +833,7 @@ def test_any_body_gives_valid_messages_or_a_feed_error(kind, body, cursor, offse
     try:
         said = StreamHeaders.from_headers({"stream-next-offset": offset, "stream-up-to-date": str(ends)}, "it")
         begin = ReadStart(StreamPosition.from_cursor(cursor))
-        said.check_follows(begin.place, "it")
+        said.check_follows(begin.position, "it")
         read = FRAMINGS[kind].read(StreamResponse(body, begin, said, "it"), 3)
     except FeedError:
         return

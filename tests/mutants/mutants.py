@@ -108,7 +108,7 @@ MUTANTS = [
         "G5",
         "goes past what stood in a body that was lost on the way",
         "durable_streams/_feed.py",
-        "        self._check_body(answer, begin.place, said)\n",
+        "        self._check_body(response, start.position, headers)\n",
         "",
         "tests/durable_streams/test_answers.py",
     ),
