@@ -1,7 +1,7 @@
-"""The pull-wake listener: the server writes its wakes into a stream (PROTOCOL.md §7.2).
+"""Listen by pull-wake: the server writes its wakes into a stream (PROTOCOL.md §7.2).
 
-For consumers that no webhook can reach. What keeps the subscription alive is `_subscriptions/`'s, what a wake
-means and why none is lost `_pull_wake/wake_stream.py`'s.
+For consumers that no webhook can reach. The subscription is kept alive by `listeners/subscriptions/_manager.py`;
+`_wake_stream.py` says what a wake means and why none is lost.
 """
 
 import logging
@@ -111,7 +111,7 @@ class PullWakeListener:
         client: Any = None,
     ) -> None:
         check_number("open_timeout", open_timeout, above_zero=True)
-        how = {"headers": headers, "token": token, "tls": tls, "client": client}
+        request_options = {"headers": headers, "token": token, "tls": tls, "client": client}
         path = path_in_stream_root("wake_stream", wake_stream)
         self.name: str = without_secrets(address_below(root_of(root), path))
         self._subscription = DurableStreamsSubscription(
@@ -122,7 +122,7 @@ class PullWakeListener:
             id=id,
             lease=lease,
             confirm_every=confirm_every,
-            asker=ListenerClient(root, **how),
+            client=ListenerClient(root, **request_options),
         )
         self._manager = SubscriptionManager(
             self._subscription, stop_at_exit=stop_at_exit, log=_log_of_subscriptions
@@ -135,14 +135,14 @@ class PullWakeListener:
                 url=lambda action: self._subscription.url(self._subscription.id, action),
                 worker=worker or f"push-to-poll-{secrets.token_hex(8)}",
                 timeout=open_timeout,
-                **how,
+                **request_options,
             ),
             subscription_id=self._subscription.id,
             classify=classify,
             max_age=max_age,
             max_silence=max_silence,
             open_timeout=open_timeout,
-            **how,
+            **request_options,
         )
         self._wake_stream.name = self.name
 
@@ -157,13 +157,12 @@ class PullWakeListener:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._manager.run, subscription)
-                await self._wake_stream.follow(stream, subscription=subscription, lost=self._notice_loss)
+                await self._wake_stream.follow(
+                    stream, subscription=subscription, on_lost=lambda: self._manager.control(Control.RECREATE)
+                )
                 tasks.cancel_scope.cancel()
         except ExceptionGroup as group:
             raise unwrap_group(group) from None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
-
-    def _notice_loss(self) -> None:
-        self._manager.control(Control.RECREATE)

@@ -1,7 +1,7 @@
 """Verify the signature of a Durable Streams webhook by the server's published keys (PROTOCOL.md §7.1).
 
-Anybody may name a key that nobody has. So whatever arrives, the set is asked for once a minute at most, and one
-request at a time: who would need it meanwhile is told what is known.
+A stranger may name keys that do not exist. So the key set is requested at most once a minute, whatever arrives,
+and by one request at a time: a push that needs it meanwhile is verified by the keys that are known.
 """
 
 import logging
@@ -41,25 +41,25 @@ __all__ = [
 
 
 MIN_REFRESH_INTERVAL = 60.0
-"""Seconds between two requests for the set, whatever arrives: who invents keys costs the server one a minute."""
+"""Seconds between two requests for the set: a stranger who invents keys costs the server one a minute."""
 
 MIN_LIFETIME = MIN_REFRESH_INTERVAL
-"""Seconds for which a set is taken for fresh at least; it could not be asked for sooner."""
+"""Seconds for which a set is fresh at least; it could not be requested sooner."""
 
 DEFAULT_LIFETIME = 300.0
-"""The same for a server that does not say, which is what the protocol's own example says (§6.5)."""
+"""Seconds for which a set is fresh if the server does not say, as in the protocol's example (§6.5)."""
 
 MAX_LIFETIME = 86_400.0
-"""Seconds after which a key that was withdrawn is refused at last, whatever caches were told."""
+"""Seconds after which a withdrawn key is refused, whatever caches were told."""
 
 MAX_KEYS = 32
-"""Keys of a set that are kept. A server has one, and two while it changes it."""
+"""Keys of a set that are kept. A server has one, and two while it changes its key."""
 
 MAX_NAME = 256
 """Characters of a `kid`; a digest in base64 has 43."""
 
 TIMEOUT = 5.0
-"""Seconds for the set to come, for which a request to the webhook is held up at most."""
+"""Seconds for the response with the set; a request to the webhook is held up for no longer."""
 
 _log = logging.getLogger("push_to_poll_client.durable_streams")
 
@@ -68,7 +68,7 @@ _match_x = re.compile(r"[A-Za-z0-9_-]{43}").fullmatch  # 32 bytes in base64url w
 
 
 class _JSONWebKey(msgspec.Struct):
-    """A key of the set. What has no meaning for Ed25519 is passed over."""
+    """A key of the set. Fields without a meaning for Ed25519 are ignored."""
 
     kty: str
     crv: str
@@ -83,44 +83,39 @@ class _JSONWebKeySet(msgspec.Struct):
 
 
 class KeySet:
-    """The keys of one server, by their names. Serves in any event loop, and in several at a time.
-
-    Args:
-        asker: Asks the server for the set.
+    """The keys of one server, by their names. Works in any event loop, and in several at a time.
 
     Attributes:
         name: The set's address, without secrets.
     """
 
-    def __init__(self, asker: ListenerClient) -> None:
-        self.name: str = without_secrets(asker.url)
-        self._client = asker
+    def __init__(self, client: ListenerClient) -> None:
+        self.name: str = without_secrets(client.url)
+        self._client = client
         self._keys: Mapping[str, PublicKey] = {}
         self._stale_at = self._not_before = float("-inf")
-        self._request_lock = threading.Lock()  # held across a request, and never waited for
-        self._clock: Callable[[], float] = time.monotonic  # an event loop's own is another in the next one
+        self._request_lock = threading.Lock()  # held during a request; no other one waits for it
+        self._clock: Callable[[], float] = (
+            time.monotonic
+        )  # not an event loop's clock, which differs in the next loop
 
     async def key(self, kid: str) -> PublicKey | None:
-        """The key of a name; `None`: there is none, as far as is known.
+        """Return the key of a name; None if it is not known. Never raises.
 
-        Asks for the set if the name is new or the set is old. When that fails, or was done lately, or is being
-        done, what was known before counts. Never raises.
+        Requests the set if the name is new or the set is old. If that fails, or was done lately, or is being done,
+        the keys that were known before are used.
         """
         if kid not in self._keys or self._clock() >= self._stale_at:
             await self._refresh_if_allowed()
         return self._keys.get(kid)
 
     async def refresh(self) -> None:
-        """Ask for the set now.
-
-        Raises:
-            Exception: It did not come; the keys are those that were known before.
-        """
-        answer = (
+        """Request the set now. If that raises, the keys that were known before are kept."""
+        response = (
             await self._client.send_request(headers={"accept": "application/jwk-set+json, application/json"})
         ).expect()
-        self._keys = dict(_keys_of(answer))
-        self._stale_at = self._clock() + _lifetime(answer.headers)
+        self._keys = dict(_keys_of(response))
+        self._stale_at = self._clock() + _lifetime(response.headers)
 
     async def _refresh_if_allowed(self) -> None:
         if not self._request_lock.acquire(blocking=False):
@@ -129,7 +124,8 @@ class KeySet:
             now = self._clock()
             if now >= self._not_before:
                 self._not_before = now + MIN_REFRESH_INTERVAL
-                # Shielded: who hangs up would else take the one request of a minute from those who do not.
+                # Shielded: otherwise a client that hangs up would take the one request of a minute from the
+                # others.
                 with anyio.CancelScope(shield=True):
                     await self._try_to_refresh()
         finally:
@@ -138,15 +134,19 @@ class KeySet:
     async def _try_to_refresh(self) -> None:
         try:
             await self.refresh()
-        except Exception as error:  # noqa: BLE001  # a server that has no keys to give must not be an error of ours
+        except Exception as error:  # noqa: BLE001  # a push is verified by the known keys all the same
             why = http_failure_of(error, wanted="a set of keys", verdicts=RESPONSE_VERDICTS).sentence
             _log.info("%s: %s; %d keys are known", self.name, why, len(self._keys))
 
 
-def _keys_of(answer: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:
-    """Those that can be used. One that cannot, a future one for instance, does not spoil the others."""
+def _keys_of(response: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:
+    """Yield the keys that can be used; one that cannot, as of a future kind, does not spoil the others."""
+    try:
+        keys = decode(response.body, type=_JSONWebKeySet).keys
+    except (ValueError, RecursionError):
+        raise UnusableResponse(f"{response.url} answered something that is no set of keys (RFC 7517 §5)") from None
     found = 0
-    for raw in _decode_set(answer):
+    for raw in keys:
         with suppress(ValueError, RecursionError):
             key = decode(raw, type=_JSONWebKey)
             if found < MAX_KEYS and _is_usable(key):
@@ -154,23 +154,16 @@ def _keys_of(answer: ListenerResponse) -> Iterator[tuple[str, PublicKey]]:
                 found += 1
 
 
-def _decode_set(answer: ListenerResponse) -> list[msgspec.Raw]:
-    try:
-        return decode(answer.body, type=_JSONWebKeySet).keys
-    except (ValueError, RecursionError):
-        raise UnusableResponse(f"{answer.url} answered something that is no set of keys (RFC 7517 §5)") from None
-
-
 def _is_usable(key: _JSONWebKey) -> bool:
-    """Whether it verifies Ed25519 (RFC 8037 §2); "Ed25519" is what RFC 9864 calls the algorithm."""
+    """Return whether a key is for Ed25519 (RFC 8037 §2); RFC 9864 calls the algorithm "Ed25519"."""
     is_ed25519 = key.kty == "OKP" and key.crv == "Ed25519" and key.alg in {"EdDSA", "Ed25519"}
     return is_ed25519 and key.use == "sig" and len(key.kid) <= MAX_NAME and _match_x(key.x) is not None
 
 
 def _lifetime(headers: Mapping[str, str]) -> float:
-    """Seconds until the set is old, by `max-age` (RFC 9111 §5.2.2.1), neither too few nor too many."""
-    told = _match_max_age(headers.get("cache-control", ""))
-    return DEFAULT_LIFETIME if told is None else min(max(float(told[1]), MIN_LIFETIME), MAX_LIFETIME)
+    """Return the seconds until the set is old, by `max-age` (RFC 9111 §5.2.2.1) within the limits."""
+    max_age = _match_max_age(headers.get("cache-control", ""))
+    return DEFAULT_LIFETIME if max_age is None else min(max(float(max_age[1]), MIN_LIFETIME), MAX_LIFETIME)
 
 
 HEADER = "webhook-signature"
@@ -179,7 +172,7 @@ MAX_SET = 65_536
 """Bytes of a set of keys; one key has 200."""
 
 _ANY_KEY = bytes.fromhex("58" + "66" * 31)
-"""The base point (RFC 8032 §5.1), to see at construction whether keys can be made at all."""
+"""The base point (RFC 8032 §5.1), to check at construction that `cryptography` is installed."""
 
 # A kid with a comma in it could not be told from what follows. 86 characters are the 64 bytes of a signature.
 _match_signature = re.compile(r"t=([0-9]{1,12}),kid=([!-+\--~]{1,256}),ed25519=([A-Za-z0-9_-]{86})").fullmatch
@@ -237,14 +230,14 @@ class DurableStreamsSignature:
 
         The server's own retries are signed anew, so they are no repetitions.
         """
-        read = self._parse_signature(request)
-        if read is None:
+        parsed = self._parse_signature(request)
+        if parsed is None:
             return False
-        stated, kid, text = read
+        signed_at, kid, text = parsed
         key, signature = await self._keys.key(kid), urlsafe_b64decode(text + "==")
-        if key is None or not verify(key, signature, f"{stated}.".encode() + request.body):
+        if key is None or not verify(key, signature, f"{signed_at}.".encode() + request.body):
             return False
-        return Verified(once=(signature,), until=int(stated) + self._tolerance + 1.0)  # at which it is refused
+        return Verified(once=(signature,), until=int(signed_at) + self._tolerance + 1.0)  # when it will be refused
 
     async def refresh(self) -> None:
         """Ask for the keys now, so that the first push need not wait for them.
@@ -258,7 +251,7 @@ class DurableStreamsSignature:
         return f"{type(self).__name__}({self._keys.name!r})"
 
     def _parse_signature(self, request: WebhookRequest) -> tuple[str, str, str] | None:
-        """Time, name of the key and signature, as they are written; `None`: it cannot be authentic."""
+        """Return the time, the name of the key, and the signature, as written; None if it cannot be authentic."""
         found = _match_signature(request.headers.get(HEADER, ""))
         if found is None or abs(request.received_at - int(found[1])) > self._tolerance:
             return None

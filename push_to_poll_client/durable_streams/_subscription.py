@@ -1,12 +1,13 @@
 """Subscriptions at a Durable Streams server, and its webhooks (PROTOCOL.md §6, §7).
 
-Its subscription is a cursor of its own in some streams. When one of them is longer than that, it wakes us once,
-and not again before we said how far we are, or said nothing for as long as the lease. We say "as far as you told
-us" at once: our own cursor is in our store, and what came meanwhile makes the server wake us again.
+To the server a subscription is a cursor of its own in some streams. When one of the streams is longer than that,
+the server wakes the subscriber once, and not again until the subscriber says how far it is, or says nothing for
+the length of the lease. This library says "as far as you told us" at once: its own cursor is in its store, and
+what is appended meanwhile makes the server wake it again.
 
-A subscription has no end, and a server that lost it does not say so. So it is confirmed now and then, by the same
+A subscription has no end, and a server that lost it does not say so. So it is confirmed at intervals, by the same
 request that made it. Its id is made from what it asks for: the same program has the same subscription after a
-restart, with or without a store, and a changed one gets another and takes back the old one.
+restart, with or without a store, and a changed program gets another one and deletes the old one.
 """
 
 import hashlib
@@ -51,14 +52,14 @@ __all__ = [
 
 
 CONFIRM_EVERY = 60.0
-"""Seconds between two confirmations: so long a server that lost the subscription pushes nothing, and consumers
-find what is new by their fallback interval. A fleet of 1,000 sends 17 requests a second."""
+"""Seconds between two confirmations. For so long a server that lost the subscription pushes nothing, and consumers
+poll at their fallback interval. A fleet of 1,000 sends 17 requests a second."""
 
 MIN_LEASE, MAX_LEASE = 1.0, 600.0
-"""Seconds that a server takes for a lease (§6.2)."""
+"""Seconds that a server accepts for a lease (§6.2)."""
 
 MAX_TOPICS = 64
-"""Streams that are named in a push; one that speaks of more speaks of all."""
+"""Streams that are named in a push. A push with more streams is for all of them."""
 
 _log = logging.getLogger("push_to_poll_client.listeners.subscriptions")
 
@@ -66,22 +67,22 @@ JSON_HEADERS = {"content-type": "application/json"}
 
 
 class DurableStreamsSubscription:
-    """A subscription of any kind; a `Subscription`, as the keeper wants it.
+    """A `Subscription` of any kind, webhook or pull-wake.
 
     Args:
-        root: Where the streams are, `{stream-url}` of the protocol.
-        asked: What is particular to the kind: `type`, and where to push.
+        root: The address below which the streams are, `{stream-url}` of the protocol.
+        delivery: The part of the request that differs between the kinds: `type`, and where to push.
         streams: Paths below the root.
-        pattern: Of paths: `*` is one step of a path, `**` any number.
-        id: What the id begins with; `None`: "push-to-poll".
+        pattern: A pattern of paths: `*` is one step of a path, `**` any number.
+        id: The start of the id; None for "push-to-poll".
         lease: Seconds.
         confirm_every: Seconds.
-        asker: Asks the server.
+        client: Sends the requests.
 
     Attributes:
-        name: By what status and log call it.
-        id: What the server calls it.
-        registrations: Those whose pushes are welcome; `None`: nobody said.
+        name: Shown in status and log.
+        id: The id at the server.
+        registrations: The subscriptions whose pushes are accepted; None if they are not known.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -91,23 +92,27 @@ class DurableStreamsSubscription:
     def __init__(
         self,
         root: str,
-        asked: Mapping[str, object],
+        delivery: Mapping[str, object],
         *,
         streams: Iterable[str],
         pattern: str | None,
         id: str | None,
         lease: float,
         confirm_every: float,
-        asker: ListenerClient,
+        client: ListenerClient,
     ) -> None:
         check_number("confirm_every", confirm_every, above_zero=True)
-        given = {**asked, **_streams_of(streams, pattern), "lease_ttl_ms": _milliseconds(lease)}
-        self._request_body = msgspec.json.encode(given, order="sorted")
+        wanted = {**delivery, **_streams_of(streams, pattern)}
+        check_number("lease", lease, above_zero=True)
+        if not MIN_LEASE <= lease <= MAX_LEASE:
+            raise ValueError(f"lease must be from {MIN_LEASE:g} to {MAX_LEASE:g} seconds, not {lease!r}")
+        wanted["lease_ttl_ms"] = round(lease * 1000)
+        self._request_body = msgspec.json.encode(wanted, order="sorted")
         self._base_url = f"{root}/__ds/subscriptions"
-        self._client = asker
+        self._client = client
         self._confirm_every = confirm_every
         self.id: str = f"{_checked_id(id)}-{hashlib.sha256(self._request_body).hexdigest()[:16]}"
-        # Without what depends on the arguments: under its name the old one is found that is to be taken back.
+        # Without what depends on the arguments: by its name an old subscription is found that is to be deleted.
         self.name: str = without_secrets(f"{self._base_url}/{quote(_checked_id(id), safe='')}")
         self.registrations: Sequence[Registration] | None = None
         self._was_accepted = False
@@ -150,8 +155,8 @@ class DurableStreamsSubscription:
         """Take it back (§6.3), unless it has been made anew: what replaces one that was lost has the same id."""
         if any(one.id == registration.id and one != registration for one in self.registrations or ()):
             return
-        answer = await self._client.send_request("DELETE", self.url(registration.id))
-        answer.expect(HTTPStatus.OK, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+        response = await self._client.send_request("DELETE", self.url(registration.id))
+        response.expect(HTTPStatus.OK, HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
     def adopt(self, registrations: Sequence[Registration]) -> None:
         """Those whose pushes are welcome."""
@@ -162,22 +167,22 @@ class DurableStreamsSubscription:
         return f"{self._base_url}/{quote(id, safe='')}{action}"
 
     async def _on_created(self) -> None:
-        """The server has it since just now."""
+        """Called when the server has created the subscription."""
 
     async def _put(self, planned: Registration) -> ListenerResponse:
-        """Anywhere else than at its root such a server takes the request for a new stream, and says nothing."""
-        answer = await self._client.send_request(
+        response = await self._client.send_request(
             "PUT", self.url(planned.id), content=self._request_body, headers=JSON_HEADERS
         )
-        if answer.status == HTTPStatus.BAD_REQUEST and (code := error_code(answer)) in _ERROR_HINTS:
-            # What was taken before is not wrong by itself: the server is not what it was, and may be so again.
+        if response.status == HTTPStatus.BAD_REQUEST and (code := error_code(response)) in _ERROR_HINTS:
+            # Arguments that were accepted before are not wrong: the server has changed, and may change back.
             kind = SubscriptionRefused if self._was_accepted else ListenerError
             raise kind(f"{self.name}: the server answered {code}: {_ERROR_HINTS[code]}")
-        answer.expect(HTTPStatus.OK, HTTPStatus.CREATED)
-        if not isinstance(answer.json(), dict):
-            raise UnusableResponse(f"{answer.url} answered something that is no subscription (§6.2)")
+        response.expect(HTTPStatus.OK, HTTPStatus.CREATED)
+        # At another address than its root such a server takes the request for a new stream, and says nothing.
+        if not isinstance(response.json(), dict):
+            raise UnusableResponse(f"{response.url} answered something that is no subscription (§6.2)")
         self._was_accepted = True
-        return answer
+        return response
 
     def _confirmed(self, registration: Registration) -> Registration:
         return Registration(id=registration.id, renew_at=_event_loop.wall_clock() + self._confirm_every)
@@ -189,7 +194,7 @@ _ERROR_HINTS = {
     "INVALID_REQUEST": "it does not take such a subscription; check streams=, pattern= and lease=, and whether "
     "it is set up for webhooks at all",
 }
-"""What a server says of our arguments, and means for good. Its own text may quote them, and with them a secret."""
+"""Errors about the arguments, which do not pass. The server's own text may quote a secret in the arguments."""
 
 
 class _ErrorBody(msgspec.Struct):
@@ -200,26 +205,26 @@ class _ErrorResponse(msgspec.Struct):
     error: _ErrorBody
 
 
-def error_code(answer: ListenerResponse) -> str:
-    """By what the server calls an error (§7.1); "": it does not say."""
+def error_code(response: ListenerResponse) -> str:
+    """Return the server's code of an error (§7.1); empty if it has none."""
     try:
-        return decode(answer.body, type=_ErrorResponse).error.code
+        return decode(response.body, type=_ErrorResponse).error.code
     except (ValueError, RecursionError):
         return ""
 
 
 def topics_of(paths: Iterable[str]) -> tuple[str, ...]:
-    """Each once; none, which means all, if they are too many."""
+    """Return each path once; none, which means all streams, if there are too many."""
     topics = tuple(dict.fromkeys(paths))
     return topics if len(topics) <= MAX_TOPICS else ()
 
 
 def root_of(url: str) -> str:
-    """Where the streams are, without user and password, and without a slash at its end.
+    """Return the address below which streams are, without user and password, and without a slash at its end.
 
     Raises:
-        TypeError: It is no `str`.
-        ValueError: It is no http address, or has a query, which could not stand behind what is added to it.
+        TypeError: The URL is not a `str`.
+        ValueError: It is not an http URL, or has a query, which cannot follow the paths that are added.
     """
     parsed = parse_http_url(url)
     if parsed.query or parsed.fragment:
@@ -230,10 +235,10 @@ def root_of(url: str) -> str:
 
 
 def address_below(root: str, path: str, query: str | None = None) -> str:
-    """The address of what is below the root, with the user and password that the root may have."""
+    """Return the address of a path below the root, with the user and password that the root may have."""
     parsed = parse_http_url(root)
-    whole = f"{parsed.path.rstrip('/')}/{path}"
-    return str(parsed.copy_with(path=whole, query=None if query is None else query.encode()))
+    full_path = f"{parsed.path.rstrip('/')}/{path}"
+    return str(parsed.copy_with(path=full_path, query=None if query is None else query.encode()))
 
 
 def _streams_of(streams: Iterable[str], pattern: str | None) -> dict[str, object]:
@@ -247,19 +252,12 @@ def _streams_of(streams: Iterable[str], pattern: str | None) -> dict[str, object
 
 
 def path_in_stream_root(name: str, path: object) -> str:
-    """As servers have it: without slashes at its ends."""
+    """Check a path, and return it as servers have it: without slashes at its ends."""
     if not isinstance(path, str):
         raise TypeError(f"{name}: a path is a str, not {type(path).__name__}")
     if not path.strip("/"):
         raise ValueError(f"{name}: a path is empty")
     return path.strip("/")
-
-
-def _milliseconds(lease: float) -> int:
-    check_number("lease", lease, above_zero=True)
-    if not MIN_LEASE <= lease <= MAX_LEASE:
-        raise ValueError(f"lease must be from {MIN_LEASE:g} to {MAX_LEASE:g} seconds, not {lease!r}")
-    return round(lease * 1000)
 
 
 def _checked_id(id: object) -> str:
@@ -329,19 +327,18 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         tls: ssl.SSLContext | None = None,
         client: Any = None,
     ) -> None:
-        where = root_of(root)
         super().__init__(
-            where,
+            root_of(root),
             {"type": "webhook", "webhook": {"url": str(parse_http_url(callback))}},
             streams=streams,
             pattern=pattern,
             id=id,
             lease=lease,
             confirm_every=confirm_every,
-            asker=ListenerClient(root, headers=headers, token=token, tls=tls, client=client),
+            client=ListenerClient(root, headers=headers, token=token, tls=tls, client=client),
         )
-        # Not where an answer says that they are (§6.3): it would be asked with our credentials, and §6.5 demands
-        # that they are here.
+        # Not at the address that a response names (§6.3): it would be asked with our credentials, and §6.5 demands
+        # that the keys are here.
         self.verify: DurableStreamsSignature = DurableStreamsSignature(
             address_below(root, "__ds/jwks.json"),
             tolerance=tolerance,
@@ -352,10 +349,10 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         )
 
     async def _on_created(self) -> None:
-        """A server that was started anew may have other keys than those that are known."""
+        """Fetch the keys: a server that was restarted may have other keys."""
         try:
             await self.verify.refresh()
-        except Exception as error:  # noqa: BLE001  # they are asked for again when a push comes
+        except Exception as error:  # noqa: BLE001  # they are requested again when a push comes
             why = http_failure_of(error, wanted="a set of keys", verdicts=RESPONSE_VERDICTS).sentence
             _log.info("%s: %s", self.name, why)
 
@@ -367,7 +364,7 @@ class DurableStreamsWebhook(DurableStreamsSubscription):
         try:
             wake = decode(request.body, type=_WebhookWake)
         except (ValueError, RecursionError):
-            return Push()  # the server wrote it all the same
+            return Push()  # the server wrote and signed it
         if self.registrations is not None and wake.subscription_id not in {one.id for one in self.registrations}:
             return None
         return Push(topics=topics_of(stream.path for stream in wake.streams if stream.has_pending))

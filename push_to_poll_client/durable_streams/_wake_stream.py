@@ -1,19 +1,19 @@
 """Follow a wake stream and claim each wake, so that the server writes the next one (PROTOCOL.md §7.2).
 
-The order is what loses nothing. As long as a wake is not claimed and given back the server writes no other one,
-whatever is appended. So it is claimed first; then the consumer is woken, who thus reads at least what the claim
-covers; then the claim is given back, as far as it reaches and no further, and the server writes a wake for all
-that came later.
+Nothing is lost because of the order. Until a wake is claimed and given back, the server writes no other one,
+whatever is appended. So the wake is claimed first. Then the consumer is woken, and reads at least what the claim
+covers. Then the claim is given back, as far as it reaches and no further, and the server writes a wake for
+everything later.
 
     append A    wake 1    claim [A]    consumer woken    append B    done [A]    wake 2    claim [B]    ...
 
-When another worker has the claim, or has given it back, the answer says so, and that the wake was taken before it
-was asked: what came after that gets a wake of its own. So every worker of a subscription is woken for everything,
-whoever has the claim.
+When another worker has the claim, or has given it back, the server's response says so. The wake was then taken
+before our request, and what came after it gets a wake of its own. So every worker of a subscription is woken for
+everything, no matter which of them has the claim.
 
-On each connect the stream is opened first and then claimed: a wake before that is found by the claim, a later one
-is in the stream. A claim that could not be given back is given back then. One with which that fails again, or that
-a dead worker has, ends with its lease, and the server writes a wake for what is new.
+On each connect the stream is opened first, and claimed after that: a wake before that time is found by the claim,
+a later one is in the stream. A claim that could not be given back is given back then. If that fails again, or if a
+dead worker has the claim, it ends with its lease, and the server writes a wake for what is new.
 """
 
 import contextlib
@@ -54,70 +54,70 @@ __all__ = [
 
 
 class ChannelPart:
-    """What one of two reports to; a `Channel`.
+    """A `Channel` for one of two parts that report to the same channel, which is up while both parts are.
 
     Args:
-        whole: What both report to in the end.
-        are_up: The halves that are up; both have the same set.
+        channel: The channel of both parts.
+        parts_up: The parts that are up; both parts share this set.
     """
 
-    def __init__(self, whole: Channel, are_up: "set[ChannelPart]") -> None:
-        self._channel = whole
-        self._parts_up = are_up
+    def __init__(self, channel: Channel, parts_up: "set[ChannelPart]") -> None:
+        self._channel = channel
+        self._parts_up = parts_up
         self._event = anyio.Event()
 
     @property
     def is_up(self) -> bool:
-        """Whether this one is."""
+        """Whether this part is up."""
         return self._event.is_set()
 
     async def wait_up(self) -> None:
-        """Wait until this one is, if it is not."""
+        """Wait until this part is up."""
         await self._event.wait()
 
     def up(self) -> None:
-        """This one is; with the other one too, the whole is."""
+        """Note that this part is up; if both are, the channel is up."""
         self._event.set()
         self._parts_up.add(self)
-        if len(self._parts_up) == 2:  # noqa: PLR2004 - halves
+        if len(self._parts_up) == 2:  # noqa: PLR2004 - both parts
             self._channel.up()
 
     def down(self, error: BaseException | None = None) -> None:
-        """So the whole is not."""
+        """Note that this part is down, and so is the channel."""
         self._event = anyio.Event() if self._event.is_set() else self._event
         self._parts_up.discard(self)
         self._channel.down(error)
 
     def wake(self, push: Push | None = None, /) -> None:
-        """As of the whole."""
+        """As of the channel."""
         self._channel.wake(push)
 
     def poll(self) -> None:
-        """As of the whole."""
+        """As of the channel."""
         self._channel.poll()
 
     def registered(self, until: float | None, /) -> None:
-        """As of the whole."""
+        """As of the channel."""
         self._channel.registered(until)
 
     @property
     def state(self) -> str | None:
-        """As of the whole."""
+        """As of the channel."""
         return self._channel.state
 
     async def save(self, state: str | None, /) -> None:
-        """As of the whole."""
+        """As of the channel."""
         await self._channel.save(state)
 
 
-def split_channel(whole: Channel) -> tuple[ChannelPart, ChannelPart]:
-    """Two that are one channel."""
-    are_up = set[ChannelPart]()
-    return ChannelPart(whole, are_up), ChannelPart(whole, are_up)
+def split_channel(channel: Channel) -> tuple[ChannelPart, ChannelPart]:
+    """Split a channel into two parts."""
+    parts_up = set[ChannelPart]()
+    return ChannelPart(channel, parts_up), ChannelPart(channel, parts_up)
 
 
 MAX_CLAIM = 16 * 1024 * 1024
-"""Bytes of the answer to a claim, which names all streams of the subscription: some 100,000 of them."""
+"""Bytes of the response to a claim, which names all streams of the subscription: some 100,000 of them."""
 
 
 class _ClaimedStream(msgspec.Struct, frozen=True):
@@ -127,13 +127,13 @@ class _ClaimedStream(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """A wake that is ours for the length of the lease.
+    """A wake that this worker has for the length of the lease.
 
     Attributes:
-        wake_id: What the wake is called.
+        wake_id: The wake's id.
         generation: Its number.
-        token: A secret, by which it is given back.
-        streams: Those of the subscription, and how far they reached when it was claimed.
+        token: The secret by which it is given back.
+        streams: All streams of the subscription, and how far they reached when it was claimed.
     """
 
     wake_id: str
@@ -143,12 +143,12 @@ class Claim(msgspec.Struct, frozen=True):
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """The streams that have something new."""
+        """Paths of the streams that have something new."""
         return topics_of(stream.path for stream in self.streams if stream.has_pending)
 
     @property
     def acks(self) -> list[dict[str, str]]:
-        """How far they reached, as the server wants it said."""
+        """How far those streams reached, in the form that the server wants."""
         pending = (stream for stream in self.streams if stream.has_pending)
         return [{"stream": stream.path, "offset": stream.tail_offset} for stream in pending]
 
@@ -156,34 +156,30 @@ class Claim(msgspec.Struct, frozen=True):
         return f"Claim({self.wake_id!r}, {self.generation})"
 
 
-def parse_claim(answer: ListenerResponse) -> Claim:
-    """What the server answers to a claim.
-
-    Raises:
-        UnusableAnswer: It is none.
-    """
+def parse_claim(response: ListenerResponse) -> Claim:
+    """Read the response to a claim, or raise `UnusableResponse`."""
     try:
-        return decode(answer.body, type=Claim)
+        return decode(response.body, type=Claim)
     except (ValueError, RecursionError):
-        raise UnusableResponse(f"{answer.url} answered something that is no claim (§7.2)") from None
+        raise UnusableResponse(f"{response.url} answered something that is no claim (§7.2)") from None
 
 
 class Claimer:
-    """Takes wakes of one subscription, one at a time.
+    """Claims the wakes of one subscription, one at a time.
 
     Args:
-        root: Where the streams are, with the user and password that it may have.
+        root: The address below which the streams are, with the user and password that it may have.
         stream: The address of the wake stream.
         url: Makes the address of an action of the subscription.
-        worker: What we are called.
+        worker: The name of this worker.
         headers: As of a listener.
-        token: Likewise.
-        tls: Likewise.
-        client: Likewise.
-        timeout: Seconds for each answer.
+        token: As of a listener.
+        tls: As of a listener.
+        client: As of a listener.
+        timeout: Seconds for each response.
 
     Attributes:
-        claim: What was taken and not given back yet, or may not have been; `None`: nothing.
+        claim: What was claimed, and is not given back or may not be; None if there is nothing.
     """
 
     def __init__(
@@ -206,85 +202,87 @@ class Claimer:
         self._client = ListenerClient(
             root, headers=headers, token=token, tls=tls, client=client, timeout=timeout, max_body=MAX_CLAIM
         )
-        # What was claimed is given back by its own token, in place of who we are by ourselves (§7.2).
+        # A claim is given back by its own token, in place of the listener's credentials (§7.2).
         self._claim_client = ListenerClient(
-            url(""), headers=headers, token=self._claim_token, tls=tls, client=client, timeout=timeout
+            url(""),
+            headers=headers,
+            token=lambda: "" if self.claim is None else self.claim.token,
+            tls=tls,
+            client=client,
+            timeout=timeout,
         )
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Keep connections between the requests within the block."""
+        """Keep connections open between the requests in the block."""
         async with self._client.reuse_connections(), self._claim_client.reuse_connections():
             yield
 
     async def make_stream(self) -> None:
         """Make the wake stream if it is not there: the server does not (§7.2).
 
-        Whether it was made, or may be, or is there, is seen when it is followed.
+        No status is an error here: whether the stream is there is seen when it is followed.
 
         Raises:
-            Exception: No answer came.
+            Exception: There was no response.
         """
         await self._client.send_request("PUT", self._stream, headers=JSON_HEADERS)
 
     async def take(self) -> bool:
-        """Claim the wake that is there, if there is one.
+        """Claim the current wake, if there is one.
 
         Returns:
-            False: the server knows no such subscription. True whether the claim is ours or not: another worker
-            may have it, or nothing is new (409).
+            False if the server does not know the subscription. True whether this worker has the claim or not:
+            another one may have it, or nothing is new (409).
 
         Raises:
-            UnusableAnswer: The answer is none.
+            UnusableResponse: The response is malformed.
             Exception: It failed.
         """
-        answer = await self._client.send_request(
+        response = await self._client.send_request(
             "POST", self._url("/claim"), content=self._worker, headers=JSON_HEADERS
         )
-        if answer.status in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
-            return answer.status == HTTPStatus.CONFLICT
-        self.claim = parse_claim(answer.expect())
+        if response.status in {HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND}:
+            return response.status == HTTPStatus.CONFLICT
+        self.claim = parse_claim(response.expect())
         return True
 
     async def give_back(self) -> None:
-        """Say of what was claimed that it is done, so that the server wakes again for what comes after it.
+        """Tell the server that the claim is done, so that it wakes again for what comes after it.
 
-        Nothing happens if nothing is claimed. When the server does not take it, the claim is released, which
-        makes it look itself; a claim that is over (409 FENCED) or unknown has been given back already.
+        Does nothing if nothing is claimed. If the server does not accept it, the claim is released, which makes
+        the server look for itself. A claim that is over (409 FENCED) or unknown has been given back already.
 
         Raises:
             Exception: It failed. The claim is kept, to be given back later.
         """
         if (claim := self.claim) is None:
             return
-        said = {"wake_id": claim.wake_id, "generation": claim.generation}
-        if not await self._post("/ack", {**said, "acks": claim.acks, "done": True}):
-            await self._post("/release", said)
+        wake = {"wake_id": claim.wake_id, "generation": claim.generation}
+        if not await self._post("/ack", {**wake, "acks": claim.acks, "done": True}):
+            await self._post("/release", wake)
         self.claim = None
 
-    async def _post(self, action: str, what: object) -> bool:
-        answer = await self._claim_client.send_request(
-            "POST", self._url(action), content=msgspec.json.encode(what), headers=JSON_HEADERS
+    async def _post(self, action: str, body: object) -> bool:
+        response = await self._claim_client.send_request(
+            "POST", self._url(action), content=msgspec.json.encode(body), headers=JSON_HEADERS
         )
-        if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status == HTTPStatus.TOO_MANY_REQUESTS:
-            answer.expect()
-        return httpx.codes.is_success(answer.status)
-
-    def _claim_token(self) -> str:
-        return "" if self.claim is None else self.claim.token
+        if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status == HTTPStatus.TOO_MANY_REQUESTS:
+            response.expect()
+        return httpx.codes.is_success(response.status)
 
 
 RATE, BURST = 5.0, 10
-"""Claims a second, and at once, whatever is written to the stream: as often as a consumer polls, by default."""
+"""Claims a second, and at once, whatever is written to the stream: as often as a consumer polls by default."""
 
 
 class WakeStream(SSEListener):
-    """A listener that claims.
+    """An `SSEListener` that claims each wake.
 
     Args:
-        url: The wake stream as server-sent events from its end on.
-        claimer: Takes the wakes.
-        subscription_id: Whose wakes they are.
+        url: The wake stream as server-sent events, from its end on.
+        claimer: Claims the wakes.
+        subscription_id: The subscription whose wakes are claimed; those of others are ignored.
         settings: As of any `SSEListener`.
     """
 
@@ -304,35 +302,38 @@ class WakeStream(SSEListener):
         self._subscription: ChannelPart
         self._on_lost: Callable[[], None]
 
-    async def follow(self, channel: Channel, *, subscription: ChannelPart, lost: Callable[[], None]) -> None:
-        """As `listen`.
+    async def follow(self, channel: Channel, *, subscription: ChannelPart, on_lost: Callable[[], None]) -> None:
+        """Run as `listen` does.
 
         Args:
             channel: Where to report.
             subscription: Up while the subscription is in force, as far as is known.
-            lost: Called when the server does not have it all the same.
+            on_lost: Called when the server does not have the subscription although it is up.
         """
-        self._subscription, self._on_lost = subscription, lost
-        self._bucket = TokenBucket(RATE, BURST)  # the clock may be another one than that of an earlier run
+        self._subscription, self._on_lost = subscription, on_lost
+        self._bucket = TokenBucket(RATE, BURST)  # new, since an earlier run may have had another clock
         await self.listen(channel)
 
     @contextlib.asynccontextmanager
     async def _connect(self, headers: Mapping[str, str]) -> AsyncIterator[EventStream]:
         self._is_claiming = self._has_unreported_wake = False
-        await self._subscription.wait_up()  # else a claim finds none, and it cannot be told whether one was lost
+        await self._subscription.wait_up()  # otherwise a claim could not tell a lost subscription from a new one
         async with self._claimer.opened():
             await self._claimer.make_stream()
             async with super()._connect(headers) as stream:
-                await self._give_back_old_claim()
+                try:
+                    await self._give_back()
+                except Exception:
+                    # An old claim that cannot be given back is left to end with its lease: otherwise no connect
+                    # would succeed.
+                    self._claimer.claim = None
+                    raise
                 await self._take()
                 yield stream
 
     async def _read(self, connection: EventStream) -> Sequence[ServerSentEvent]:
-        """The last of the wakes that arrived; it is claimed.
-
-        What was claimed before is given back now, since the consumer was woken for it.
-        """
-        await self._give_back()
+        """Return the last of the wakes that arrived, after it was claimed."""
+        await self._give_back()  # the claim before, for which the consumer was woken
         wakes = [event for event in await super()._read(connection) if self._streams_in(event) is not None]
         if wakes:
             self._has_unreported_wake = True
@@ -347,24 +348,16 @@ class WakeStream(SSEListener):
             self._on_lost()
 
     async def _give_back(self) -> None:
-        """Not sooner than another claim may be made, since the server writes the next wake at once."""
+        # Not before another claim is allowed, since the server writes the next wake at once.
         while self._has_claimed and (wait := self._bucket.take(anyio.current_time())):  # noqa: ASYNC110 - for time
             await anyio.sleep(wait)
         self._has_claimed = False
         with self._claiming():
             await self._claimer.give_back()
 
-    async def _give_back_old_claim(self) -> None:
-        """What could not be before. If it cannot be now, its lease ends it: else no connect would succeed."""
-        try:
-            await self._give_back()
-        except Exception:
-            self._claimer.claim = None
-            raise
-
     @contextlib.contextmanager
     def _claiming(self) -> Iterator[None]:
-        """What is raised within is no failure of the stream."""
+        """Mark an error in the block as a failure of the claim, not of the stream."""
         self._is_claiming = True
         yield
         self._is_claiming = False
@@ -381,16 +374,16 @@ class WakeStream(SSEListener):
         return failure._replace(hid_a_push=failure.hid_a_push or self._has_unreported_wake)
 
     def _streams_in(self, event: ServerSentEvent) -> list[str] | None:
-        """What an event says has something new; `None`: it is no wake of ours."""
-        if event.event == "control":  # of the stream itself (§5.8)
+        """Return the streams that an event announces; None if it is not a wake of this subscription."""
+        if event.event == "control":  # about the stream itself (§5.8)
             return None
         try:
             found = decode(event.data, type=list[_WakeEvent] | _WakeEvent)
         except (ValueError, RecursionError):
-            return []  # whatever it is: a claim shows what there is
+            return []  # whatever it is, a claim shows the streams
         wakes = found if isinstance(found, list) else [found]
-        ours = [wake for wake in wakes if (wake.type, wake.subscription_id) == ("wake", self._subscription_id)]
-        return [wake.stream for wake in ours if wake.stream] if ours else None
+        own = [wake for wake in wakes if (wake.type, wake.subscription_id) == ("wake", self._subscription_id)]
+        return [wake.stream for wake in own if wake.stream] if own else None
 
 
 class _WakeEvent(msgspec.Struct):
