@@ -312,7 +312,7 @@ class WebSub:
         Raises:
             SubscriptionRefused: It denied it.
             TimeoutError: It did not ask back.
-            UnusableAnswer: There is no hub, or none that may have the secret.
+            UnusableResponse: There is no hub, or none that may have the secret.
             Exception: The topic or the hub gave no answer, or another one.
         """
         topic, hub = await self._discover()
