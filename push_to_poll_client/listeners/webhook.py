@@ -266,17 +266,17 @@ class _RouteListener:
         await self._listen(channel)
 
 
-def _argument_or_subscription(given: _T | None, subscription: Subscription | None, name: str) -> _T | None:
+def _argument_or_subscription(argument: _T | None, subscription: Subscription | None, name: str) -> _T | None:
     """Return the argument, or the attribute of that name of the subscription if the argument is None."""
-    return getattr(subscription, name, None) if given is None else given
+    return getattr(subscription, name, None) if argument is None else argument
 
 
-def _check_callables(name: str, given: Any) -> tuple[Any, ...]:
-    several = tuple(given) if isinstance(given, Sequence) else (given,)
+def _check_callables(name: str, argument: Any) -> tuple[Any, ...]:
+    several = tuple(argument) if isinstance(argument, Sequence) else (argument,)
     return tuple(_check_callable(name, one) for one in several if one is not None)
 
 
-def _check_callable(name: str, given: Any) -> Any:
-    if given is not None and not callable(given):
-        raise TypeError(f"{name} is a function, not {type(given).__name__}")
-    return given
+def _check_callable(name: str, argument: Any) -> Any:
+    if argument is not None and not callable(argument):
+        raise TypeError(f"{name} is a function, not {type(argument).__name__}")
+    return argument

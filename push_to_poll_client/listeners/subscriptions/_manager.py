@@ -52,9 +52,9 @@ class Unsubscriber:
     def __init__(self, subscription: Subscription, log: logging.Logger) -> None:
         self._subscription = subscription
         self._log = log
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._reconnect = ReconnectBackoff()
         self._not_before = -math.inf
         self._attempts = 0
@@ -75,7 +75,7 @@ class Unsubscriber:
         is_over = registration.expires_at is not None and registration.expires_at <= now.wall
         is_over = is_over or await self._try_stop(registration, now, fraction)
         if is_over:
-            self._begin()
+            self._reset()
         return is_over
 
     async def _try_stop(self, registration: Registration, now: Now, fraction: float) -> bool:
@@ -144,11 +144,11 @@ class SubscriptionManager:
         self._controls: set[Control] = set()
         self._state = self._saved_state = SubscriptionState()
         self._is_requesting = False
-        self._begin()
+        self._reset()
         if (bind := getattr(subscription, "bind", None)) is not None:
             bind(self.control)
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._renewal = Renewal()
         self._reconnect = ReconnectBackoff()
         self._unsubscriber = Unsubscriber(self._subscription, self._log)
@@ -188,7 +188,7 @@ class SubscriptionManager:
         if self._loop is not None:
             raise RuntimeError(f"{self.name}: another consumer keeps it; give each a listener of its own")
         self._channel = channel
-        self._begin()
+        self._reset()
         self._loop = EventLoop()
         try:
             await self._restore()
