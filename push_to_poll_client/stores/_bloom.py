@@ -1,17 +1,16 @@
-"""A Bloom filter over dedupe keys: which of them certainly have no record.
+"""Bloom filters over dedupe keys: they name the keys that certainly have no record.
 
-A blocked Bloom filter (Putze, Sanders, Singler: Cache-, Hash- and Space-Efficient Bloom Filters, 2007): a key sets
-some bits of one word, and a key whose bits are not all set was never added. One key in two thousand is suspected
-falsely. Nothing can be taken out of it, so there is one for each generation of segments, and it goes with the last
-of them.
+The form is a blocked Bloom filter (Putze, Sanders, Singler: Cache-, Hash- and Space-Efficient Bloom Filters,
+2007): a key sets some bits of one word, and a key whose bits are not all set was never added. One key in two
+thousand is a false positive. Keys cannot be removed from a filter, so there is one filter for each generation of
+segments, which is dropped together with its last segment.
 """
 
 import random
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from itertools import repeat
 
 __all__ = [
     "BloomFilters",
@@ -27,18 +26,34 @@ _BITS_PER_KEY = 6
 _MASK_BITS = 14
 
 _MIN_KEYS = 65_536
-"""Keys of a generation at least: 256 KiB."""
+"""The least number of keys that a generation has room for: 256 KiB."""
 
 _GENERATIONS = 2
-"""Generations in which what may be kept has room. One more fills, and one empties: 6 to 8 bytes for a record."""
+"""The number of generations that have room for all records. One more is filling, and one is emptying, so a record
+takes 6 to 8 bytes."""
+
+_LAST_MASK = (1 << _MASK_BITS) - 1
+
+
+@cache
+def _masks() -> Sequence[int]:
+    """Words with some bits set; the hash of a key chooses one."""
+    rng = random.Random(0)  # noqa: S311  # not a secret: an attacker does not know the hashes
+    masks = []
+    for _ in range(_LAST_MASK + 1):
+        mask = 0
+        for _ in range(_BITS_PER_KEY):
+            mask |= 1 << rng.getrandbits(6)
+        masks.append(mask)
+    return masks
 
 
 class Candidates:
-    """Keys that segments of a generation may have.
+    """Keys that may be in the segments of one generation.
 
     Attributes:
-        segments: Their numbers, the newest first.
-        keys: Those that may be in one of them.
+        segments: The numbers of the segments, the newest first.
+        keys: The keys that may be in one of them.
     """
 
     __slots__ = ("keys", "segments")
@@ -60,14 +75,14 @@ class _Generation:
         self._words = array("Q", bytes(8 * (capacity // _KEYS_PER_WORD)))
 
     def add(self, keys: Sequence[str]) -> None:
-        words, masks, number = self._words, _masks(), len(self._words)
+        words, masks, word_count = self._words, _masks(), len(self._words)
         for hashed in map(hash, keys):
-            words[hashed % number] |= masks[hashed >> 40 & _LAST_MASK]
+            words[hashed % word_count] |= masks[hashed >> 40 & _LAST_MASK]
         self.size += len(keys)
 
-    def candidates(self, keys: Sequence[str], places: Sequence[int], masks: Sequence[int]) -> list[str]:
+    def candidates(self, keys: Sequence[str], indexes: Sequence[int], masks: Sequence[int]) -> list[str]:
         words = self._words
-        return [key for key, place, mask in zip(keys, places, masks, strict=True) if words[place] & mask == mask]
+        return [key for key, index, mask in zip(keys, indexes, masks, strict=True) if words[index] & mask == mask]
 
     @property
     def words(self) -> int:
@@ -78,20 +93,21 @@ class BloomFilters:
     """The filters of one name, all its generations.
 
     Args:
-        there: How many records there are, which will be added.
-        most: How many there may be; `None`: any number.
+        expected: The number of existing records, which will be added.
+        max_records: The number of records that are kept, or None for any number.
     """
 
-    def __init__(self, *, there: int, most: int | None) -> None:
-        self._expected = there
-        self._max_records = most
+    def __init__(self, *, expected: int, max_records: int | None) -> None:
+        self._expected = expected
+        self._max_records = max_records
         self._generations = deque[_Generation]()
 
     def add(self, segment: int, keys: Sequence[str]) -> None:
-        """What was recorded in a segment; never in one before the last that was named."""
-        if not self._generations or self._is_full(segment):
-            self._generations.append(_Generation(self._capacity))
-        newest = self._generations[-1]
+        """Add keys recorded in a segment, which is the segment of the last call or a later one."""
+        newest = self._generations[-1] if self._generations else None
+        if newest is None or (newest.size >= newest.capacity and newest.segments[-1] != segment):
+            newest = _Generation(self._capacity)
+            self._generations.append(newest)
         if not newest.segments or newest.segments[-1] != segment:
             newest.segments.append(segment)
         newest.add(keys)
@@ -107,44 +123,24 @@ class BloomFilters:
             self._generations.popleft()
 
     def candidates(self, keys: Sequence[str]) -> list[Candidates]:
-        """Where the keys may be, the newest generation first; a key that is in none has no record."""
-        words = _masks()
+        """The keys that may have a record, the newest generation first; any other key has none."""
+        all_masks = _masks()
         hashes = list(map(hash, keys))
-        masks = [words[hashed >> 40 & _LAST_MASK] for hashed in hashes]
-        places: dict[int, Sequence[int]] = {}  # most generations are of one size
+        masks = [all_masks[hashed >> 40 & _LAST_MASK] for hashed in hashes]
+        indexes: dict[int, Sequence[int]] = {}  # by the number of words: most generations have the same
         found = []
-        for one in reversed(self._generations):
-            if one.words not in places:
-                places[one.words] = [hashed % one.words for hashed in hashes]
-            if suspected := one.candidates(keys, places[one.words], masks):
-                found.append(Candidates([*reversed(one.segments)], suspected))
+        for generation in reversed(self._generations):
+            words = generation.words
+            if words not in indexes:
+                indexes[words] = [hashed % words for hashed in hashes]
+            if suspected := generation.candidates(keys, indexes[words], masks):
+                found.append(Candidates([*reversed(generation.segments)], suspected))
         return found
-
-    def _is_full(self, segment: int) -> bool:
-        newest = self._generations[-1]
-        return newest.size >= newest.capacity and newest.segments[-1] != segment
 
     @property
     def _capacity(self) -> int:
-        """The more there are, the larger is the next, so that there are few of them however many come."""
-        there = max(self._expected // _GENERATIONS, sum(one.size for one in self._generations))
-        return max(
-            _MIN_KEYS, there if self._max_records is None else min(there, self._max_records // _GENERATIONS)
-        )
-
-
-_LAST_MASK = (1 << _MASK_BITS) - 1
-
-
-@cache
-def _masks() -> Sequence[int]:
-    """Words with some bits set, of which a key chooses one by its hash."""
-    dice = random.Random(0)  # noqa: S311  # nothing secret: what an attacker does not know is the hash
-    return [_word_of_bits(dice.getrandbits(6) for _ in repeat(None, _BITS_PER_KEY)) for _ in range(_LAST_MASK + 1)]
-
-
-def _word_of_bits(bits: Iterable[int]) -> int:
-    word = 0
-    for bit in bits:
-        word |= 1 << bit
-    return word
+        """Capacity of the next generation: it grows with the records, so that there are always few generations."""
+        records = max(self._expected // _GENERATIONS, sum(generation.size for generation in self._generations))
+        if self._max_records is not None:
+            records = min(records, self._max_records // _GENERATIONS)
+        return max(_MIN_KEYS, records)

@@ -1,7 +1,8 @@
-"""A lock between threads that is given in the order in which it was asked for.
+"""A lock between threads that is granted in the order of requests.
 
-A lock of `threading` does not do: it is had by whoever comes by when it is let go, most often by the one that just
-let it go, waiting for it cannot be cancelled, and nobody has it ever again when its holder was dropped.
+`threading.Lock` does not suffice here for three reasons. It goes to any thread that asks when it is released, most
+often to the one that has just released it. Waiting for it cannot be cancelled. And it stays locked for ever if its
+holder was dropped without a release; `FairLock` keeps weak references to its holders.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ __all__ = [
 
 
 _CHECK_INTERVAL = 0.05
-"""Seconds after which a waiting thread looks whether its task was cancelled: 20 times a second costs nothing."""
+"""Seconds between a waiting thread's checks for a cancellation of its task. 20 checks a second cost nothing."""
 
 
 class _Waiter(NamedTuple):
@@ -28,52 +29,58 @@ class _Waiter(NamedTuple):
 
 
 class _TemporaryHolder:
-    """Who takes a turn for a moment."""
+    """The holder during `FairLock.held()`: `object()` itself cannot be referenced weakly."""
 
 
 class FairLock:
-    """The right to go on, had by one at a time. Taken in a worker thread, given back in any thread."""
+    """A lock with an object as its holder. Acquired in a worker thread, released in any thread."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._holder: ref[object] | None = None
         self._waiting: deque[_Waiter] = deque()
 
-    def acquire(self, who: object) -> None:
-        """Wait for it, in a worker thread of anyio.
+    def acquire(self, holder: object) -> None:
+        """Wait for the lock, in a worker thread of anyio.
 
         Args:
-            who: Has it from then on. It ends with them, should they be dropped.
+            holder: Holds the lock then. The lock is free again if this object is collected as garbage.
 
         Raises:
-            BaseException: The task was cancelled that waits for this thread; it has no turn.
+            BaseException: The task that waits for this thread was cancelled; the lock was not acquired.
         """
         with self._mutex:
             if self._is_free and not self._waiting:
-                self._holder = ref(who)
+                self._holder = ref(holder)
                 return
-            mine = _Waiter(threading.Event(), ref(who))
-            self._waiting.append(mine)
+            waiter = _Waiter(threading.Event(), ref(holder))
+            self._waiting.append(waiter)
         try:
-            while not mine.granted.wait(_CHECK_INTERVAL):
-                self._grant_if_free()
+            while not waiter.granted.wait(_CHECK_INTERVAL):
+                with self._mutex:
+                    if self._is_free:  # the holder was dropped without a release
+                        self._grant_next()
                 from_thread.check_cancelled()
         except BaseException:
-            self._withdraw(mine)
+            with self._mutex:
+                if waiter.granted.is_set():
+                    self._grant_next()
+                else:
+                    self._waiting.remove(waiter)
             raise
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Have it within the block. Raises as `acquire` does."""
-        who = _TemporaryHolder()
-        self.acquire(who)
+        """Hold the lock in the `with` body. Raises as `acquire` does."""
+        holder = _TemporaryHolder()
+        self.acquire(holder)
         try:
             yield
         finally:
             self.release()
 
     def release(self) -> None:
-        """The next may go on."""
+        """Release the lock: the next waiter gets it."""
         with self._mutex:
             self._grant_next()
 
@@ -81,22 +88,10 @@ class FairLock:
     def _is_free(self) -> bool:
         return self._holder is None or self._holder() is None
 
-    def _grant_if_free(self) -> None:
-        with self._mutex:
-            if self._is_free:
-                self._grant_next()
-
     def _grant_next(self) -> None:
         if self._waiting:
-            following = self._waiting.popleft()
-            self._holder = following.holder
-            following.granted.set()
+            waiter = self._waiting.popleft()
+            self._holder = waiter.holder
+            waiter.granted.set()
         else:
             self._holder = None
-
-    def _withdraw(self, mine: _Waiter) -> None:
-        with self._mutex:
-            if mine.granted.is_set():
-                self._grant_next()
-            else:
-                self._waiting.remove(mine)

@@ -1,12 +1,12 @@
-"""How long records, cursors and dead letters are kept: one answer for every store.
+"""Retention of records, cursors and dead letters, the same for every store.
 
-Records are kept in segments (`_segments.py`), which go as a whole: the oldest, when its newest record is too old,
-or when there are enough records without it. Those of the last commit that saved a cursor, and all since, stay:
+Records are kept in segments, which are dropped as a whole: the oldest one, when its newest record is too old, or
+when there are enough records without it. The records of the last commit that saved a cursor, and all since, stay:
 their messages may be fetched again.
 
-The newest segment takes what is recorded until it is full or old, and then the next begins. So a page of random
-keys writes to a small part of the file, and old records go without being looked for. Nothing here writes anything:
-a store writes what a `SegmentChanges` says and then takes it.
+The newest segment takes new records until it is full or too old, and then the next one begins. So a page of random
+keys writes to a small part of the file, and old records are dropped without a search. Nothing here writes: a store
+plans a commit with `Segments.plan_changes`, writes the changes, and then calls `Segments.apply`.
 """
 
 import math
@@ -39,22 +39,22 @@ DEFAULT_MAX_RECORDS = 1_000_000
 outlasts a day, so a busy feed sets it higher."""
 
 _SEGMENT_RECORDS = 8_000
-"""Records of a segment. A page of random keys writes to all of it: 1,000 take 1.5 ms to commit with segments of
-4,000, 1.6 ms with 8,000, 2.0 ms with 16,000, 2.8 ms with 32,000. The larger they are, the fewer have to be asked
-for a key: 1,000 keys in 300,000 records take 35 ms, 22 ms, 13 ms and 10 ms. To take one of 8,000 away takes 4
-ms."""
+"""Records of a segment. A page of random keys writes to the whole segment: 1,000 keys take 1.5 ms to commit with
+segments of 4,000, 1.6 ms with 8,000, 2.0 ms with 16,000, 2.8 ms with 32,000. The larger the segments, the fewer
+have to be searched for a key: 1,000 keys in 300,000 records take 35 ms, 22 ms, 13 ms and 10 ms. Deleting a segment
+of 8,000 takes 4 ms."""
 
 _SEGMENTS_PER_RETENTION = 8
-"""A segment is no larger a part of what is kept than this, by number and by age."""
+"""A segment holds at most this part of the records that are kept, by number and by age."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What may go.
+    """Which records may be dropped.
 
     Args:
-        age: Seconds after which a record may go; `None` keeps it however old it is.
-        count: How many records a name may have before the oldest go; `None` keeps any number.
+        age: Seconds after which a record may be dropped, or None to keep records of any age.
+        count: The number of records of a name above which the oldest may be dropped, or None to keep any number.
 
     Raises:
         ValueError: One of the two is not above 0.
@@ -73,7 +73,7 @@ class Retention:
 
     @property
     def capacity(self) -> int:
-        """How many records a segment takes."""
+        """Number of records that a segment takes."""
         return (
             _SEGMENT_RECORDS
             if self.count is None
@@ -86,25 +86,25 @@ class Retention:
         return math.inf if self.age is None else self.age / _SEGMENTS_PER_RETENTION
 
     def may_drop(self, *, without: int, newest: float, now: float) -> bool:
-        """Whether the oldest segment may go.
+        """Whether the oldest segment may be dropped.
 
         Args:
-            without: How many records there are without it.
+            without: The number of records without it.
             newest: When its newest record was made, in seconds since the epoch.
-            now: Likewise.
+            now: The time, in seconds since the epoch.
         """
         enough = self.count is not None and without >= self.count
         return enough or (self.age is not None and newest < now - self.age)
 
 
 class Segment(NamedTuple):
-    """Records that were made one after another.
+    """Some records that were made one after another.
 
     Attributes:
-        number: Counts up, never twice the same for a name.
-        size: How many records it has.
-        first_at: When the first was made, in seconds since the epoch.
-        last_at: When the last was made, by the latest that the clock ever said.
+        number: Counts up, never the same twice for a name.
+        size: The number of its records.
+        first_at: When the first record was made, in seconds since the epoch.
+        last_at: The latest time at which a record was made, also if the clock was set back since.
         low: The least of its keys, by code points.
         high: The greatest of its keys.
     """
@@ -117,7 +117,7 @@ class Segment(NamedTuple):
     high: str
 
     def with_keys(self, added: int, keys: Sequence[str], now: float) -> "Segment":
-        """The same segment with records of these keys, some of which it may have had before."""
+        """The same segment with records of these keys, of which `added` are new to it."""
         low, high = min(keys), max(keys)
         if self.size:
             low, high = min(low, self.low), max(high, self.high)
@@ -125,12 +125,12 @@ class Segment(NamedTuple):
 
 
 class SegmentChanges(NamedTuple):
-    """What a commit does to the segments.
+    """The changes that a commit makes to the segments.
 
     Attributes:
-        written: Those that are new or have more, in order.
-        dropped: The numbers of those that go, the oldest first.
-        behind: The segments before this number may go.
+        written: The segments that are new or have more records, in order.
+        dropped: The numbers of the dropped segments, the oldest first.
+        prunable_before: Segments before this number may be dropped.
     """
 
     written: Sequence[Segment]
@@ -142,31 +142,36 @@ class Segments:
     """The segments of one name.
 
     Args:
-        retention: How large they get, and which go.
-        live: Those that there are, in order.
-        following: No segment had this number yet, nor a larger one.
-        behind: The segments before this number may go.
+        retention: How large segments get, and which may be dropped.
+        live: The existing segments, in order.
+        next_number: No segment had this number yet, nor a larger one.
+        prunable_before: Segments before this number may be dropped.
 
     Attributes:
-        live: Those that there are, in order.
-        size: How many records they have. One that was replaced in a later segment counts twice.
-        behind: The segments before this number may go: the last commit that saved a cursor, and all since, wrote
-            to later ones.
-        following: The number of the next one, if that begins now.
+        live: The existing segments, in order.
+        size: The number of their records. One that was replaced in a later segment counts twice.
+        prunable_before: Segments before this number may be dropped: the last commit that saved a cursor, and all
+            since, wrote to later ones.
+        next_number: The number of the next new segment.
     """
 
     def __init__(
-        self, retention: Retention, live: Iterable[Segment] = (), *, following: int = 1, behind: int = 1
+        self,
+        retention: Retention,
+        live: Iterable[Segment] = (),
+        *,
+        next_number: int = 1,
+        prunable_before: int = 1,
     ) -> None:
         self.live: deque[Segment] = deque(live)
         self.size: int = sum(segment.size for segment in self.live)
-        self.prunable_before: int = behind
+        self.prunable_before: int = prunable_before
         self._retention = retention
         self._capacity = retention.capacity
-        self.next_number: int = following
+        self.next_number: int = next_number
 
     def current(self, now: float) -> Segment:
-        """The segment that takes the next record: the newest, or an empty one."""
+        """Segment that takes the next record: the newest, or a new one that is still empty."""
         if self.live:
             newest = self.live[-1]
             if newest.size < self._capacity and now - newest.first_at <= self._retention.span:
@@ -174,7 +179,7 @@ class Segments:
         return Segment(self.next_number, 0, now, now, "", "")
 
     def allocate(self, number: int, now: float) -> list[tuple[Segment, int]]:
-        """Which segments take so many records more: each as it is before, and how many it takes."""
+        """Divide a number of new records among segments: each as it is before, and how many it takes."""
         segment, shares = self.current(now), []
         while number > 0:
             part = min(number, self._capacity - segment.size)
@@ -183,75 +188,79 @@ class Segments:
             segment = Segment(segment.number + 1, 0, now, now, "", "")
         return shares
 
-    def plan_changes(self, written: Sequence[Segment], *, behind: int, now: float) -> SegmentChanges:
+    def plan_changes(self, written: Sequence[Segment], *, prunable_before: int, now: float) -> SegmentChanges:
         """Plan a commit that writes these segments and drops those before `prunable_before`."""
         size, dropped = self._size_with(written), []
         for oldest in self.live:
             without = size - oldest.size
-            may_go = oldest.number < behind
-            if not may_go or not self._retention.may_drop(without=without, newest=oldest.last_at, now=now):
+            prunable = oldest.number < prunable_before
+            if not prunable or not self._retention.may_drop(without=without, newest=oldest.last_at, now=now):
                 break
             size = without
             dropped.append(oldest.number)
-        return SegmentChanges(written, dropped, behind)
+        return SegmentChanges(written, dropped, prunable_before)
 
-    def apply(self, step: SegmentChanges) -> None:
-        """The commit is made."""
-        self.size = self._size_with(step.written)
-        if self._extends_newest(step.written):
+    def apply(self, changes: SegmentChanges) -> None:
+        """Take over the changes after their commit."""
+        self.size = self._size_with(changes.written)
+        if self._extends_newest(changes.written):
             self.live.pop()
-        self.live.extend(step.written)
-        if step.written:
-            self.next_number = max(self.next_number, step.written[-1].number + 1)
-        for _ in step.dropped:
+        self.live.extend(changes.written)
+        if changes.written:
+            self.next_number = max(self.next_number, changes.written[-1].number + 1)
+        for _ in changes.dropped:
             self.size -= self.live.popleft().size
-        self.prunable_before = step.prunable_before
+        self.prunable_before = changes.prunable_before
 
     def forget(self) -> None:
-        """Have none any more."""
+        """Forget all segments."""
         self.live.clear()
         self.size = 0
         self.prunable_before = self.next_number
 
     def overlapping(self, low: str, high: str) -> Iterator[int]:
-        """The numbers of the segments that may have keys from `low` to `high`, the newest first."""
-        return (one.number for one in reversed(self.live) if one.low <= high and one.high >= low)
+        """Numbers of the segments that may have keys from `low` to `high`, the newest first."""
+        return (segment.number for segment in reversed(self.live) if segment.low <= high and segment.high >= low)
 
     def _size_with(self, written: Sequence[Segment]) -> int:
         before = self.live[-1].size if self._extends_newest(written) else 0
         return self.size - before + sum(segment.size for segment in written)
 
     def _extends_newest(self, written: Sequence[Segment]) -> bool:
-        """Whether the first of these is the newest one, with more."""
+        """Whether the first written segment is the newest live one with more records."""
         return bool(written and self.live and written[0].number == self.live[-1].number)
 
 
 MAX_HISTORY = 256
-"""Cursors before the saved one: four minutes of a busy consumer, years of one whose feed moves once a week. Of the
-longest cursors they take 16 MiB."""
+"""Remembered cursors before the saved one: four minutes of a busy consumer, or years if the feed moves once a
+week. With the longest cursors they take 16 MiB."""
 
 _MIN_HISTORY_INTERVAL = 1.0
-"""Seconds. A busy consumer, which saves hundreds a second, remembers one of them."""
+"""Seconds. A busy consumer saves hundreds of cursors a second and remembers one of them."""
 
 
-def extend_history(remembered: tuple[SavedCursor, ...], saved: SavedCursor) -> tuple[SavedCursor, ...]:
-    """What is remembered when another cursor is saved: the same object if the saved one is not to be added."""
-    if remembered and 0 <= saved.at - remembered[-1].at < _MIN_HISTORY_INTERVAL:  # also when the clock went back
-        return remembered
-    return (*remembered[1 - MAX_HISTORY :], saved)
+def extend_history(history: tuple[SavedCursor, ...], saved: SavedCursor) -> tuple[SavedCursor, ...]:
+    """Add the saved cursor to the history, when another one replaces it.
+
+    Returns the same object if the saved cursor is too near to the last one, and is not added.
+    """
+    # Below 0 the clock was set back: add the cursor.
+    if history and 0 <= saved.at - history[-1].at < _MIN_HISTORY_INTERVAL:
+        return history
+    return (*history[1 - MAX_HISTORY :], saved)
 
 
 _MAX_DEAD_LETTERS = 100
 
 _MAX_DEAD_LETTER_BYTES = 16 << 20
-"""Each may be as large as the largest entry of the feed."""
+"""A single dead letter may be as large as the largest entry of the feed."""
 
 
-def limit_dead_letters(letters: Iterable[DeadLetter]) -> list[DeadLetter]:
-    """The first of them: 100 at most, or fewer that have 16 MiB together, but one at least."""
+def limit_dead_letters(dead_letters: Iterable[DeadLetter]) -> list[DeadLetter]:
+    """Take the first dead letters: at most 100, at most 16 MiB together, but at least one."""
     some: list[DeadLetter] = []
     size = 0
-    for letter in letters:
+    for letter in dead_letters:
         size += len(letter.raw) + len(letter.traceback)
         if some and size > _MAX_DEAD_LETTER_BYTES:
             break

@@ -1,4 +1,8 @@
-"""A store in memory: for tests, and for consumers that begin anew at each start."""
+"""Store in memory, for tests and for consumers that begin anew at each start.
+
+`MemoryProgress` is what the store keeps for one name, and `_MemorySession` a claim of the name. A session is the
+owner as long as the store's table of owners has it, so each call checks that first.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,18 +33,19 @@ class MemoryProgress:
     """The progress of one name.
 
     Args:
-        feed: What the name is bound to.
-        retention: Which records go.
-        now: When it begins, in seconds since the epoch.
+        feed: The feed that the name is bound to.
+        retention: Which records may be dropped.
+        now: When the name is claimed first, in seconds since the epoch.
 
     Attributes:
+        feed: As given.
         token: The fencing token of the last claim.
         saved: The saved cursor.
-        before: Those that were saved before, as far as they are remembered, the oldest first.
-        state: What was committed as state.
-        segments: In which the records are counted.
+        previous: The remembered cursors that were saved before it, the oldest first.
+        state: The names and values committed as state.
+        segments: The segments in which the records are counted.
         records: For each key the number of its segment, and its newest record.
-        letters: The dead letters by their keys.
+        dead_letters: The dead letters by their keys.
     """
 
     def __init__(self, feed: str, retention: Retention, now: float) -> None:
@@ -55,26 +60,28 @@ class MemoryProgress:
         self._keys: dict[int, list[str]] = {}
 
     def save(self, cursor: Cursor | None, records: Mapping[str, Record], now: float, read_at: float) -> None:
-        """Save the cursor (`None` leaves the saved one) and add the records; what may go goes."""
-        behind = self.segments.prunable_before if cursor is None else self.segments.current(now).number
+        """Save the cursor (None leaves the saved one), add the records, and drop what retention lets go."""
+        prunable_before = self.segments.prunable_before if cursor is None else self.segments.current(now).number
         if cursor is not None and cursor != self.saved.cursor:
             self.previous, self.saved = extend_history(self.previous, self.saved), SavedCursor(cursor, read_at)
         keys, written = list(records), []
         for segment, number in self.segments.allocate(len(keys), now):
             taken, keys = keys[:number], keys[number:]
             written.append(segment.with_keys(self._add(segment.number, taken, records), taken, now))
-        step = self.segments.plan_changes(written, behind=behind, now=now)
-        self.segments.apply(step)
-        for number in step.dropped:
-            self._drop(number)
+        changes = self.segments.plan_changes(written, prunable_before=prunable_before, now=now)
+        self.segments.apply(changes)
+        for dropped in changes.dropped:
+            for key in self._keys.pop(dropped, ()):
+                if self.records[key][0] == dropped:
+                    del self.records[key]
 
     def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
-        """The fingerprints of those of the keys whose record has one."""
+        """Return the fingerprints of those of the keys whose record has one."""
         known = ((key, self.records[key][1].fingerprint) for key in keys if key in self.records)
         return {key: fingerprint for key, fingerprint in known if fingerprint is not None}
 
     def restart(self, cursor: Cursor | None, now: float, *, forget: bool) -> None:
-        """Go on from this cursor, with nothing remembered of those before; `forget` the records too."""
+        """Go on from this cursor and forget the history, with `forget` the records too."""
         self.previous, self.saved = (), SavedCursor(cursor, now)
         self.segments.prunable_before = self.segments.current(now).number
         if forget:
@@ -83,13 +90,13 @@ class MemoryProgress:
             self._keys.clear()
 
     def change_state(self, state: Mapping[str, str | None]) -> None:
-        """Change these names of the state; `None` takes one away."""
+        """Change these names of the state; None removes a name."""
         changed = {**self.state, **state}
         self.state = MappingProxyType({name: value for name, value in changed.items() if value is not None})
 
-    def add_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
-        """Add dead letters; one whose key has one already replaces it."""
-        self.dead_letters.update((letter.key, letter) for letter in letters)
+    def add_dead_letters(self, dead_letters: Sequence[DeadLetter]) -> None:
+        """Add dead letters; each replaces the one of its key."""
+        self.dead_letters.update((letter.key, letter) for letter in dead_letters)
 
     def some_dead_letters(self, after: DeadLetter | None, *, marked: bool) -> list[DeadLetter]:
         """See `Session.dead_letters`."""
@@ -99,7 +106,7 @@ class MemoryProgress:
         )
 
     def _add(self, segment: int, keys: Sequence[str], records: Mapping[str, Record]) -> int:
-        """Add the records of these keys to a segment; how many more it has then."""
+        """Add the records of these keys to a segment, and return how many are new to it."""
         added = [key for key in keys if self.records.get(key, (0,))[0] != segment]
         self._keys.setdefault(segment, []).extend(added)
         for key in keys:
@@ -107,11 +114,6 @@ class MemoryProgress:
             if records[key].state is not RecordState.DEAD:
                 self.dead_letters.pop(key, None)
         return len(added)
-
-    def _drop(self, segment: int) -> None:
-        for key in self._keys.pop(segment, ()):
-            if self.records[key][0] == segment:
-                del self.records[key]
 
 
 _NO_CHANGES: Mapping[str, str | None] = MappingProxyType({})
@@ -319,7 +321,7 @@ class _MemorySession:
             del self._owners[self._name]
 
     async def _checkpoint(self) -> None:
-        """Let others run, before anything is done: a cancelled commit must not have written."""
+        """Let other tasks run, then check the ownership. Before any change: a cancelled commit must not write."""
         await checkpoint()
         self._check()
 

@@ -1,4 +1,8 @@
-"""Where was I, in a file: cursors and dedupe records of one process's consumers in one SQLite database."""
+"""Store in a SQLite file, for the consumers of one process.
+
+`SQLiteStore` opens the file at the first claim and closes it after the last release. The rest is in `_sqlite`: the
+file and its lock, the schema, the sessions, and the transactions that handlers share.
+"""
 
 import os
 import sqlite3
@@ -95,12 +99,12 @@ class SQLiteStore:
         self._retention = Retention(retention, max_records)
         self._clock = clock
         self._transactional = transactional
-        self._begin()
+        self._start_unopened()
 
-    def _begin(self) -> None:
+    def _start_unopened(self) -> None:
         self._process = os.getpid()
         self._mutex = threading.Lock()
-        self._turns = FairLock()  # taken before the mutex
+        self._fair_lock = FairLock()  # taken before the mutex
         self._file: OpenFile | None = None
         # Weak: a session that was dropped without `release()` must not hold its name for ever.
         self._owners: WeakValueDictionary[str, SQLiteSession] = WeakValueDictionary()
@@ -151,32 +155,29 @@ class SQLiteStore:
             RuntimeError: Within a handler that writes to this store.
         """
         if self._process != os.getpid():  # forked: file, lock and mutex are the parent's
-            self._begin()
+            self._start_unopened()
         if isinstance(self._file, SharedFile):
             self._file.guard.check_outside()
         limiter = CapacityLimiter(1)
         return await in_thread(partial(self._claim, name, feed, limiter), limiter=limiter)
 
     def _claim(self, name: str, feed: str, limiter: CapacityLimiter) -> SQLiteSession:
-        with self._turns.held(), self._mutex:
+        with self._fair_lock.held(), self._mutex:
             if name in self._owners:
                 raise StoreBusy(
                     f"{self._path}: the name {quoted(name)} has an owner; release it, or use another name"
                 )
-            if self._file is None:
-                self._file = self._open()
+            if self._file is None and self._transactional:
+                self._file = SharedFile(self._path, synchronous=self._synchronous, fair_lock=self._fair_lock)
+            elif self._file is None:
+                self._file = OpenFile(self._path, synchronous=self._synchronous)
             try:
-                session = self._owners[name] = self._session(self._file, name, feed, limiter)
+                session = self._owners[name] = self._make_session(self._file, name, feed, limiter)
             finally:
                 self._close_unused()
             return session
 
-    def _open(self) -> OpenFile:
-        if self._transactional:
-            return SharedFile(self._path, synchronous=self._synchronous, turns=self._turns)
-        return OpenFile(self._path, synchronous=self._synchronous)
-
-    def _session(self, file: OpenFile, name: str, feed: str, limiter: CapacityLimiter) -> SQLiteSession:
+    def _make_session(self, file: OpenFile, name: str, feed: str, limiter: CapacityLimiter) -> SQLiteSession:
         kind: Callable[..., SQLiteSession] = TransactionalSQLiteSession if self._transactional else SQLiteSession
         with file.access():
             return kind(
@@ -186,10 +187,10 @@ class SQLiteStore:
                 retention=self._retention,
                 clock=self._clock,
                 limiter=limiter,
-                let_go=self._let_go,
+                on_release=self._on_release,
             )
 
-    def _let_go(self, session: SQLiteSession) -> None:
+    def _on_release(self, session: SQLiteSession) -> None:
         with self._mutex:
             del self._owners[session.name]
             self._close_unused()

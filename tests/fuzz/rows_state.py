@@ -80,7 +80,7 @@ READERS = (
     lambda: schema_version(_file, "the file"),
     lambda: _select_progress("the file", _file),
     lambda: select_dead_letters(_file, "the file", 1),
-    lambda: Records(_file, "the file", 1, Retention(1e6, 100), first=1, behind=1).are_new(["k"]),
+    lambda: Records(_file, "the file", 1, Retention(1e6, 100), first=1, prunable_before=1).are_new(["k"]),
     lambda: ClaimedName(_opened, "name", "feed", retention=Retention(1e6, 100), clock=lambda: 1.0),
     read_place,
 )

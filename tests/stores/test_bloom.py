@@ -29,7 +29,7 @@ def suspected_in(filters, keys):
 
 
 def test_an_empty_filter_suspects_no_key():
-    filters = BloomFilters(there=0, most=None)
+    filters = BloomFilters(expected=0, max_records=None)
     assert filters.candidates(["a", ""]) == []
     filters.drop(7)
     assert filters.candidates([]) == []
@@ -37,7 +37,7 @@ def test_an_empty_filter_suspects_no_key():
 
 def test_every_added_key_is_suspected_in_its_segment():
     """Over several generations, which begin with a segment, and get keys of the same one again and again."""
-    filters, added = BloomFilters(there=0, most=None), {}
+    filters, added = BloomFilters(expected=0, max_records=None), {}
     for segment in range(30):
         for _ in range(4):
             for key in (keys := some_keys(SEGMENT // 4)):
@@ -52,7 +52,7 @@ def test_every_added_key_is_suspected_in_its_segment():
 
 
 def test_the_newest_segments_are_named_first():
-    filters = BloomFilters(there=0, most=None)
+    filters = BloomFilters(expected=0, max_records=None)
     for segment in range(20):
         filters.add(segment, [*some_keys(SEGMENT), "everywhere"])
     named = [segment for suspects in filters.candidates(["everywhere"]) for segment in suspects.segments]
@@ -61,7 +61,7 @@ def test_the_newest_segments_are_named_first():
 
 def test_few_keys_that_were_not_added_are_suspected():
     """One in two thousand when a generation is full; the bound leaves room for chance."""
-    filters = BloomFilters(there=0, most=None)
+    filters = BloomFilters(expected=0, max_records=None)
     for segment in range(9):
         filters.add(segment, some_keys(SEGMENT))
     assert len(filters._generations) == 1
@@ -70,7 +70,7 @@ def test_few_keys_that_were_not_added_are_suspected():
 
 
 def test_a_filter_takes_about_four_bytes_per_record_expected_at_construction():
-    filters = BloomFilters(there=400_000, most=None)
+    filters = BloomFilters(expected=400_000, max_records=None)
     for segment in range(50):
         filters.add(segment, some_keys(SEGMENT))
     assert bytes_of(filters) < 4 * 400_000 + 4 * SEGMENT
@@ -78,7 +78,7 @@ def test_a_filter_takes_about_four_bytes_per_record_expected_at_construction():
 
 
 def test_the_size_of_a_filter_follows_the_present_records_and_not_the_limit():
-    filters = BloomFilters(there=10, most=1_000_000_000)
+    filters = BloomFilters(expected=10, max_records=1_000_000_000)
     filters.add(1, some_keys(10))
     assert bytes_of(filters) == 4 * _bloom._MIN_KEYS
 
@@ -86,7 +86,7 @@ def test_the_size_of_a_filter_follows_the_present_records_and_not_the_limit():
 def test_a_filter_stays_small_while_records_are_added_and_dropped():
     """As long as they are limited; what is gone is not suspected for ever."""
     most = 200_000
-    filters, sizes, first = BloomFilters(there=0, most=most), [], some_keys(SEGMENT)
+    filters, sizes, first = BloomFilters(expected=0, max_records=most), [], some_keys(SEGMENT)
     filters.add(0, first)
     for segment in range(1, 125):
         filters.add(segment, some_keys(SEGMENT))
@@ -99,7 +99,7 @@ def test_a_filter_stays_small_while_records_are_added_and_dropped():
 
 def test_a_filter_without_a_limit_has_few_generations_and_a_bounded_size_per_record():
     """A hundred times more records are no more than seven generations more."""
-    filters = BloomFilters(there=0, most=None)
+    filters = BloomFilters(expected=0, max_records=None)
     for segment in range(100):
         filters.add(segment, some_keys(SEGMENT))
     assert len(filters._generations) == 5

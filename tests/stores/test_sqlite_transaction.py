@@ -360,7 +360,7 @@ class TestRaces:
                 await to_thread.run_sync(lambda: None)
                 with session.connection.guard.store_access():
                     session.transaction.undo()
-                database.turns.release()
+                database.fair_lock.release()
         assert answers == [[(1,)]]
         await other.note("b")
 
@@ -450,10 +450,10 @@ class TestTurns:
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(second.note, "b")
-                while not database.turns._waiting:
+                while not database.fair_lock._waiting:
                     await to_thread.run_sync(lambda: None)
                 scope.cancel()
-        assert not database.turns._waiting
+        assert not database.fair_lock._waiting
         await first.commit()
         await second.note("c")
         await second.commit()
@@ -465,7 +465,7 @@ class TestTurns:
         first, second = database.session(), database.session()
         await first.note("a")
         task = asyncio.ensure_future(second.note("b"))
-        while not database.turns._waiting:
+        while not database.fair_lock._waiting:
             await to_thread.run_sync(lambda: None)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -531,32 +531,32 @@ class TestTurns:
         assert database.notes() == ["a"]
 
     def test_turns_are_granted_in_the_order_of_requests(self):
-        turns, order = FairLock(), []
-        turns.acquire(self)
+        fair_lock, order = FairLock(), []
+        fair_lock.acquire(self)
         threads = []
         for number in range(4):
             thread = threading.Thread(
-                target=lambda number=number: (turns.acquire(self), order.append(number), turns.release())
+                target=lambda number=number: (fair_lock.acquire(self), order.append(number), fair_lock.release())
             )
             thread.start()
             threads.append(thread)
-            while len(turns._waiting) <= number:
+            while len(fair_lock._waiting) <= number:
                 pass
-        turns.release()
+        fair_lock.release()
         for thread in threads:
             thread.join()
         assert order == [0, 1, 2, 3]
 
     async def test_a_turn_granted_to_a_cancelled_task_is_given_back(self, monkeypatch):
         """Whoever is called and has gone would keep all others waiting."""
-        turns = FairLock()
-        turns.acquire(self)
+        fair_lock = FairLock()
+        fair_lock.acquire(self)
 
         def cancelled():
-            turns.release()
+            fair_lock.release()
             raise Planned
 
         monkeypatch.setattr("push_to_poll_client.stores._fair_lock.from_thread.check_cancelled", cancelled)
         with pytest.raises(Planned):
-            turns.acquire(self)
-        turns.acquire(self)
+            fair_lock.acquire(self)
+        fair_lock.acquire(self)

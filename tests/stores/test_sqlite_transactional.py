@@ -306,7 +306,7 @@ class TestSessions:
         await note(store, first, "1")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(note, store, second, "2")
-            while not store._turns._waiting:
+            while not store._fair_lock._waiting:
                 await to_thread.run_sync(lambda: None)
             del first
             gc.collect()
@@ -323,7 +323,7 @@ class TestSessions:
             await note(store, session, "1")
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._claim_and_release, store)
-                while not store._turns._waiting:
+                while not store._fair_lock._waiting:
                     await to_thread.run_sync(lambda: None)
                 tasks.cancel_scope.cancel()
             await session.commit(cursor=None, records=[])

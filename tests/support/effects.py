@@ -55,7 +55,7 @@ class Database:
         self.path = path
         make(path)
         self.connection = GuardedConnection(str(path), Guard(str(path)), timeout=0)
-        self.turns = FairLock()
+        self.fair_lock = FairLock()
         self.mutex = threading.Lock()
 
     def session(self):
@@ -75,7 +75,7 @@ class Session:
     def __init__(self, database):
         self.database = database
         self.connection = database.connection
-        self.transaction = Transaction(database.connection, database.turns, database.mutex)
+        self.transaction = Transaction(database.connection, database.fair_lock, database.mutex)
         self.gate = anyio.Lock(fast_acquire=True)
         self.limiter = anyio.CapacityLimiter(1)
         self.check = lambda: None

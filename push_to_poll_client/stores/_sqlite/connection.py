@@ -1,10 +1,13 @@
-"""The connection that a handler gets: it refuses what would break the store's transaction.
+"""Connection for handlers that refuses whatever would break the store's transaction.
 
-What it likes within its block of effects, but end the transaction, and write what is the store's. SQLite's
-authorizer sees to that, whatever the SQL looks like and whatever runs it: it is asked about each statement when
-that is compiled (https://www.sqlite.org/c3ref/set_authorizer.html).
+Within its savepoint a handler may do anything except end the transaction, change the tables of the store, or set
+what would hold for the store too. SQLite's authorizer enforces this, independent of how the SQL is written and of
+what executes it: SQLite calls it for each statement when the statement is compiled
+(https://www.sqlite.org/c3ref/set_authorizer.html).
 
-The store itself uses it too, in its own threads: then it is a plain one.
+The store uses the same connection in its own threads, without these restrictions. `HandlerScope` says where a
+handler may use the connection, `Guard` decides, and `GuardedCursor` and `GuardedConnection` ask the guard before
+each use.
 """
 
 import contextlib
@@ -72,13 +75,13 @@ _PRAGMAS_WITH_VALUE = frozenset(
 
 
 _current_scope: ContextVar["HandlerScope | None"] = ContextVar("push_to_poll_client_effects", default=None)
-"""The innermost place that the current task is in: a handler's task, and what it starts."""
+"""The innermost scope of the current task: set in a handler's task and inherited by the tasks it starts."""
 
 _guards: WeakSet["Guard"] = WeakSet()
 
 
 def _disable_in_child() -> None:
-    """The connection is not a forked child's (https://www.sqlite.org/howtocorrupt.html, section 2.6)."""
+    """Refuse the connection in a forked child (https://www.sqlite.org/howtocorrupt.html, section 2.6)."""
     for guard in _guards:
         guard.scope = None
 
@@ -92,15 +95,15 @@ class _Closable(Protocol):
 
 
 class HandlerScope:
-    """Where a connection may be used, in which order the tasks may be: between `enter()` and `leave()`.
+    """The tasks that may use a connection between `enter()` and `leave()`: a handler's task and those it starts.
 
     Args:
-        guard: Of the connection.
+        guard: The guard of the connection.
 
     Attributes:
-        guard: Of the connection.
-        left: What was made there and holds on to the database: weak references to cursors and blobs.
-        outer: The place around it, of another store; `None`: none.
+        guard: The guard of the connection.
+        open_handles: Weak references to the cursors and blobs that were made here.
+        outer: The scope around this one, of another store, or None.
     """
 
     __slots__ = ("_before", "guard", "open_handles", "outer")
@@ -111,41 +114,41 @@ class HandlerScope:
         self.outer: HandlerScope | None = None
 
     def enter(self) -> None:
-        """The current task, and what it starts from now on, is there."""
+        """Put the current task, and the tasks it starts from now on, into this scope."""
         outer = self._before = _current_scope.get()
-        while outer is not None and outer.guard.scope is not outer:  # left: this task outlived its handler
+        while outer is not None and outer.guard.scope is not outer:  # already left: this task outlived its handler
             outer = outer.outer
         self.outer = outer
         _current_scope.set(self)
         self.guard.scope = self
 
     def leave(self) -> None:
-        """Nobody is there any more, whoever was. In the task that entered."""
+        """End the scope for every task. To be called in the task that entered."""
         if self.guard.scope is self:
             self.guard.scope = None
         _current_scope.set(self._before)
 
     def close_handles(self) -> None:
-        """Close what a handler left open, which would hold on to the database, or write later."""
-        for thing in [seen() for seen in self.open_handles]:
-            if thing is not None:
-                with contextlib.suppress(sqlite3.Error):  # it is of no use any more, whatever it says
-                    thing.close()
+        """Close cursors and blobs that a handler left open: they would hold on to the database, or write later."""
+        for handle in [reference() for reference in self.open_handles]:
+            if handle is not None:
+                with contextlib.suppress(sqlite3.Error):  # nothing uses it any more
+                    handle.close()
         self.open_handles.clear()
 
 
 class Guard:
-    """Stands before one connection.
+    """Decides who may use one connection, and for what.
 
     Args:
-        path: Of its database, for messages.
+        path: The path of the database, for messages.
 
     Attributes:
-        path: Of its database.
-        place: Where the connection may be used now; `None`: nowhere.
-        worker: The thread in which the store itself uses the connection now; `None`: none.
-        sql: What the handler executes now.
-        refused: Why the authorizer refused a statement; `None` since somebody was told.
+        path: The path of the database.
+        scope: The scope in which handlers may use the connection now, or None.
+        worker: The thread in which the store itself uses the connection now, or None.
+        sql: The statement that the handler executes now.
+        refused: Why the authorizer refused a statement; None once that was raised.
     """
 
     def __init__(self, path: str) -> None:
@@ -159,7 +162,7 @@ class Guard:
 
     @contextlib.contextmanager
     def store_access(self) -> Iterator[None]:
-        """Within it, what this thread does is the store's own work. One thread at a time, by the file's mutex."""
+        """Lift the restrictions for this thread. One thread at a time: the caller holds the file's mutex."""
         self.worker = threading.get_ident()
         try:
             yield
@@ -168,28 +171,28 @@ class Guard:
 
     @property
     def is_inside(self) -> bool:
-        """Whether the caller is where the connection may be used."""
-        inner, place = _current_scope.get(), self.scope
-        while inner is not None and inner is not place:
+        """Whether the caller is in the scope in which the connection may be used."""
+        inner, scope = _current_scope.get(), self.scope
+        while inner is not None and inner is not scope:
             inner = inner.outer
         return inner is not None
 
     def check_inside(self) -> HandlerScope:
-        """Refuse who is not; where the caller is.
+        """Return the scope that the caller is in.
 
         Raises:
-            RuntimeError: With what to do instead.
+            RuntimeError: The caller is in none; says what to do instead.
         """
-        place = self.scope
-        if place is None or not self.is_inside:
+        scope = self.scope
+        if scope is None or not self.is_inside:
             raise RuntimeError(f"{self.path}: {OUTSIDE_HANDLER}")
-        return place
+        return scope
 
     def check_outside(self) -> None:
-        """Refuse who is, and would wait for the end of what it is itself part of.
+        """Refuse a caller inside the scope: it would wait for the end of the scope that it is part of.
 
         Raises:
-            RuntimeError: With what to do instead.
+            RuntimeError: The caller is inside; says what to do instead.
         """
         if self.is_inside:
             raise RuntimeError(
@@ -199,10 +202,10 @@ class Guard:
             )
 
     def check_process(self) -> None:
-        """Refuse a forked child: the connection, and what it has open, are its parent's.
+        """Refuse a forked child: the connection and its open transaction belong to the parent.
 
         Raises:
-            OwnershipLost: It is one; nothing was touched.
+            OwnershipLost: This is a forked child; nothing was touched.
         """
         if self._process != os.getpid():
             raise OwnershipLost(
@@ -211,11 +214,11 @@ class Guard:
             )
 
     def refusal_message(self, what: str, why: str = _COMMITTED_TOGETHER) -> str:
-        """The sentence for what a handler may not do."""
+        """Build the error text for something that a handler may not do."""
         return f"{self.path}: a handler may not {what} on the store's connection: {why}"
 
     def authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
-        """SQLite asks whether a statement may be compiled."""
+        """Tell SQLite whether a statement may be compiled."""
         if self.worker == threading.get_ident():
             return sqlite3.SQLITE_OK
         what, why = _objection(action, first or "", second, self.sql)
@@ -226,7 +229,7 @@ class Guard:
 
 
 def _objection(action: int, first: str, second: str | None, sql: str) -> tuple[str, str]:
-    """What a handler would do, and why it may not; two empty strings: it may."""
+    """Name what a handler may not do, and why; two empty strings if it may."""
     if action == sqlite3.SQLITE_TRANSACTION:
         return first, _COMMITTED_TOGETHER
     if action == sqlite3.SQLITE_SAVEPOINT and (second or "").lower() == SAVEPOINT:
@@ -235,12 +238,12 @@ def _objection(action: int, first: str, second: str | None, sql: str) -> tuple[s
         return "ATTACH or DETACH a database", "SQLite commits to two files one after the other, not at once"
     if action == sqlite3.SQLITE_PRAGMA and second is not None and first.lower() not in _PRAGMAS_WITH_VALUE:
         return f"set PRAGMA {quoted(first)}", "it would hold for the store too"
-    ours = _reserved_name(action, first, second or "", sql)
-    return (f"change {quoted(ours)}", _RESERVED_PREFIX) if ours else ("", "")
+    reserved = _reserved_name(action, first, second or "", sql)
+    return (f"change {quoted(reserved)}", _RESERVED_PREFIX) if reserved else ("", "")
 
 
 def _reserved_name(action: int, first: str, second: str, sql: str) -> str:
-    """What of the store's would be changed; an empty string: nothing."""
+    """Name the table or index of the store that an action would change; an empty string if none."""
     if action in _HARMLESS_ACTIONS:
         return ""
     if action == sqlite3.SQLITE_ALTER_TABLE and _PREFIX in sql.lower():  # SQLite does not tell the new name
@@ -251,7 +254,13 @@ def _reserved_name(action: int, first: str, second: str, sql: str) -> str:
 
 _MARK = "\n--push_to_poll"
 """Ends each statement of the store. A statement is authorised when it is compiled, not when it is taken from the
-cache again: without it, a handler's COMMIT would be the store's, which may."""
+statement cache again: without the mark, a handler's COMMIT would find the store's compiled COMMIT there."""
+
+
+def mark_as_store(sql: str) -> str:
+    """Spell a statement of the store so that no statement of a handler equals it."""
+    return sql + _MARK
+
 
 _SCRIPT_COMMITS = "it commits first; execute its statements one by one"
 
@@ -264,7 +273,7 @@ _ROLLED_BACK = (
 
 
 class GuardedCursor(sqlite3.Cursor):
-    """A cursor for the block of effects in which it was made."""
+    """A cursor that works only in the scope in which it was made."""
 
     connection: "GuardedConnection"
 
@@ -274,12 +283,12 @@ class GuardedCursor(sqlite3.Cursor):
         self._scope.open_handles.append(ref(self))
 
     def execute(self, sql: str, parameters: Any = (), /) -> Self:
-        """As that of `sqlite3`.
+        """Execute a statement, as `sqlite3.Cursor.execute` does.
 
         Raises:
-            RuntimeError: Outside the block, or the statement is none for a handler.
+            RuntimeError: Outside the scope, or a handler may not execute the statement.
             StoreError: SQLite has rolled the transaction back.
-            sqlite3.Error: As that of `sqlite3`.
+            sqlite3.Error: As `sqlite3` raises it.
         """
         self._check()
         return self._run(super().execute, sql, parameters)
@@ -308,7 +317,8 @@ class GuardedCursor(sqlite3.Cursor):
         guard = self._scope.guard
         guard.sql = sql
         try:
-            return execute(_unmarked(sql), parameters)
+            # A handler's statement that ends with the store's mark gets another end.
+            return execute(f"{sql}\n--" if _MARK in sql else sql, parameters)
         except sqlite3.DatabaseError as error:
             refused, guard.refused = guard.refused, None
             if refused is not None and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_AUTH:
@@ -317,36 +327,36 @@ class GuardedCursor(sqlite3.Cursor):
 
 
 class GuardedConnection(sqlite3.Connection):
-    """The one connection of a transactional store, in autocommit mode: transactions are the store's.
+    """The one connection of a transactional store, in autocommit mode: only the store begins transactions.
 
     Args:
         path: The database.
-        guard: Is asked before each use.
+        guard: Asked before each use.
         timeout: Seconds to wait for another program that holds the file.
 
     Attributes:
-        guard: Is asked before each use.
+        guard: Asked before each use.
     """
 
     def __init__(self, path: str, guard: Guard, *, timeout: float) -> None:
         self.guard = guard
-        # Any thread: a handler may run in one, and the mutex sees to the store's own.
+        # Any thread: a handler may run in a worker thread, and the mutex orders the store's own threads.
         super().__init__(path, timeout=timeout, isolation_level=None, check_same_thread=False)
         super().set_authorizer(guard.authorize)
 
     # What a handler may do
 
     def checked_scope(self) -> HandlerScope:
-        """Where the caller is, if it may use the connection there.
+        """Return the scope in which the caller may use the connection.
 
         Raises:
-            RuntimeError: Outside a block of effects.
+            RuntimeError: The caller is in no scope of the connection.
             StoreError: SQLite has rolled the transaction back.
         """
-        place = self.guard.check_inside()
-        if not self.in_transaction:  # what is written now would be committed at once
+        scope = self.guard.check_inside()
+        if not self.in_transaction:  # a statement would be committed at once
             raise StoreError(f"{self.guard.path}: {_ROLLED_BACK}")
-        return place
+        return scope
 
     def cursor(self, factory: Any = None) -> Any:
         """As that of `sqlite3`, but of one kind.
@@ -381,11 +391,11 @@ class GuardedConnection(sqlite3.Connection):
             StoreError: SQLite has rolled the transaction back.
             sqlite3.Error: As that of `sqlite3`.
         """
-        place = self.checked_scope()
+        scope = self.checked_scope()
         if not readonly and self.guard.authorize(sqlite3.SQLITE_UPDATE, table, column):  # SQLite does not ask here
             raise RuntimeError(self.guard.refused)
         blob = super().blobopen(table, column, row, readonly=readonly, name=name)
-        place.open_handles.append(ref(blob))
+        scope.open_handles.append(ref(blob))
         return blob
 
     def interrupt(self) -> None:
@@ -486,13 +496,3 @@ class GuardedConnection(sqlite3.Connection):
     @text_factory.setter
     def text_factory(self, _: object) -> None:
         self.refuse("set text_factory", _AFFECTS_STORE)
-
-
-def mark_as_store(sql: str) -> str:
-    """A statement of the store, spelled as none of a handler is."""
-    return sql + _MARK
-
-
-def _unmarked(sql: str) -> str:
-    """A handler's statement, spelled as none of the store's is."""
-    return f"{sql}\n--" if _MARK in sql else sql

@@ -1,4 +1,4 @@
-"""The cursor, the cursors saved before it, and the state of one consumer name in the file."""
+"""Cursor, history and state of one consumer name in the file."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -33,12 +33,12 @@ _SAVE = """
 
 
 class CursorState(NamedTuple):
-    """Where a name stands.
+    """Cursor, history and state of a name.
 
     Attributes:
         saved: The saved cursor.
-        before: Those that were saved before, as far as they are remembered, the oldest first.
-        state: What was committed as state.
+        previous: The remembered cursors that were saved before it, the oldest first.
+        state: The names and values committed as state.
     """
 
     saved: SavedCursor
@@ -47,12 +47,12 @@ class CursorState(NamedTuple):
 
 
 class StoredCursors:
-    """The place of one name. Every method asks the file, in a worker thread, and changes nothing else.
+    """Reads and writes `CursorState` of one name. Runs in a worker thread and changes only the file.
 
     Args:
-        connection: To the file.
-        path: For errors.
-        consumer: Its number in the file.
+        connection: The connection to the file.
+        path: The path of the file, for errors.
+        consumer: The number of the name in the file.
         token: The fencing token.
     """
 
@@ -63,7 +63,7 @@ class StoredCursors:
         self._token = token
 
     def read(self, saved: SavedCursor) -> CursorState:
-        """Where the name stands, whose row has this cursor."""
+        """Read history and state, and return them with the saved cursor of the row."""
         rows = self._connection.execute(
             "SELECT name, value FROM push_to_poll_state WHERE consumer = ?", (self._consumer,)
         )
@@ -71,43 +71,43 @@ class StoredCursors:
             state = msgspec.convert(
                 {decode_text(name): decode_text(value) for name, value in rows}, dict[str, str]
             )
-        before = read_history(self._connection, self._path, self._consumer)
-        return CursorState(saved, before, MappingProxyType(state))
+        previous = read_history(self._connection, self._path, self._consumer)
+        return CursorState(saved, previous, MappingProxyType(state))
 
-    def save(self, saved: SavedCursor, *, behind: int) -> bool:
-        """Write the cursor and which segments may go; whether the name is still owned."""
+    def save(self, saved: SavedCursor, *, prunable_before: int) -> bool:
+        """Write the cursor and which segments may be dropped. Return False if the name is not owned any more."""
         cursor = None if saved.cursor is None else encode_text(saved.cursor)
-        values = (cursor, saved.at, behind, self._consumer, self._token)
+        values = (cursor, saved.at, prunable_before, self._consumer, self._token)
         return bool(self._connection.execute(_SAVE, values).rowcount)
 
     def write_changes(
-        self, place: CursorState, saved: SavedCursor, state: Mapping[str, str | None]
+        self, current: CursorState, saved: SavedCursor, state: Mapping[str, str | None]
     ) -> CursorState:
-        """Write what else there is to write when this cursor takes the place of the saved one.
+        """Write the history and the changes of the state when a cursor replaces the saved one.
 
         Args:
-            place: Where the name stands.
-            saved: Where it will stand; its own cursor, if that does not change.
-            state: What to change.
+            current: What the file holds.
+            saved: The cursor that replaces `current.saved`; the same object if it does not change.
+            state: The changes of the state.
 
         Returns:
-            Where it stands then.
+            What the file holds then.
         """
-        before = place.previous if saved is place.saved else extend_history(place.previous, place.saved)
-        if before is not place.previous:
-            self._append_history(place.saved)
-        return CursorState(saved, before, self._change_state(place.state, state))
+        previous = current.previous
+        if saved is not current.saved:
+            previous = extend_history(previous, current.saved)
+        if previous is not current.previous:
+            cursor = None if current.saved.cursor is None else encode_text(current.saved.cursor)
+            self._connection.execute(
+                _REMEMBER,
+                {"consumer": self._consumer, "most": MAX_HISTORY, "cursor": cursor, "at": current.saved.at},
+            )
+        return CursorState(saved, previous, self._change_state(current.state, state))
 
-    def restart(self, place: CursorState, saved: SavedCursor, state: Mapping[str, str | None]) -> CursorState:
-        """As `write_changes`, with nothing remembered of what was before."""
+    def restart(self, current: CursorState, saved: SavedCursor, state: Mapping[str, str | None]) -> CursorState:
+        """As `write_changes`, but forget the history."""
         self._connection.execute("DELETE FROM push_to_poll_history WHERE consumer = ?", (self._consumer,))
-        return CursorState(saved, (), self._change_state(place.state, state))
-
-    def _append_history(self, saved: SavedCursor) -> None:
-        cursor = None if saved.cursor is None else encode_text(saved.cursor)
-        self._connection.execute(
-            _REMEMBER, {"consumer": self._consumer, "most": MAX_HISTORY, "cursor": cursor, "at": saved.at}
-        )
+        return CursorState(saved, (), self._change_state(current.state, state))
 
     def _change_state(self, state: Mapping[str, str], changes: Mapping[str, str | None]) -> Mapping[str, str]:
         if not changes:
@@ -127,11 +127,11 @@ class StoredCursors:
 
 
 def read_history(connection: sqlite3.Connection, path: str, consumer: int) -> tuple[SavedCursor, ...]:
-    """The cursors that were saved before the saved one, the oldest first.
+    """Read the remembered cursors that were saved before the saved one, the oldest first.
 
     Args:
-        connection: To the file.
-        path: For errors.
+        connection: The connection to the file.
+        path: The path of the file, for errors.
         consumer: The number of the name in the file.
 
     Raises:

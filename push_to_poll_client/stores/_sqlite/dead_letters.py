@@ -1,4 +1,4 @@
-"""The dead letters of one consumer name in the file."""
+"""Dead letters of one consumer name in the file."""
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,15 +36,15 @@ _COUNT = "SELECT count(*) FROM push_to_poll_dead_letter WHERE consumer = ?"
 _KEYS = "SELECT known_as FROM push_to_poll_dead_letter WHERE consumer = ? LIMIT ?"
 
 _MAX_INDEXED_KEYS = 10_000
-"""Keys that are kept in memory. With more dead letters, each commit asks the file whether it settles one."""
+"""Keys kept in memory. With more dead letters, each commit looks in the file for those that it settles."""
 
 
 class DeadLetterIndex(NamedTuple):
-    """What is known without asking the file.
+    """Number and keys of the dead letters, kept in memory.
 
     Attributes:
-        total: How many there are.
-        keys: Of which keys, as they stand in the file; `None`: too many.
+        total: The number of dead letters.
+        keys: Their encoded keys, or None if they are too many.
     """
 
     total: int
@@ -52,12 +52,12 @@ class DeadLetterIndex(NamedTuple):
 
 
 class StoredDeadLetters:
-    """The dead letters of one name. Every method asks the file, in a worker thread, and changes nothing else.
+    """Reads and writes the dead letters of one name. Runs in a worker thread and changes only the file.
 
     Args:
-        connection: To the file.
-        path: For errors.
-        consumer: Its number in the file.
+        connection: The connection to the file.
+        path: The path of the file, for errors.
+        consumer: The number of the name in the file.
     """
 
     def __init__(self, connection: sqlite3.Connection, path: str, consumer: int) -> None:
@@ -66,7 +66,7 @@ class StoredDeadLetters:
         self._consumer = consumer
 
     def read_index(self) -> DeadLetterIndex:
-        """Ask what there is."""
+        """Count the dead letters, and read their keys if they are not too many."""
         (total,) = self._connection.execute(_COUNT, (self._consumer,)).fetchone()
         if total > _MAX_INDEXED_KEYS:
             return DeadLetterIndex(total, None)
@@ -74,25 +74,25 @@ class StoredDeadLetters:
         return DeadLetterIndex(total, frozenset(key for (key,) in keys))
 
     def write(
-        self, known: DeadLetterIndex, settled: Sequence[str], letters: Sequence[DeadLetter]
+        self, index: DeadLetterIndex, settled: Sequence[str], dead_letters: Sequence[DeadLetter]
     ) -> DeadLetterIndex:
-        """Take away those that are settled, and add these.
+        """Remove the dead letters of settled keys, and add new ones.
 
         Args:
-            known: What there is.
-            settled: Keys as they stand in the file.
-            letters: What to add; one whose key has one already replaces it.
+            index: The dead letters in the file.
+            settled: Encoded keys of settled messages.
+            dead_letters: To be added; each replaces the one of its key.
 
         Returns:
-            What there is then.
+            The dead letters in the file then.
         """
-        if not letters and not known.total:
-            return known
-        gone: Iterable[str] = settled if known.keys is None else known.keys.intersection(settled)
-        if not gone and not letters:
-            return known
-        self._connection.execute(_REMOVE, (self._consumer, as_json(list(gone))))
-        self._connection.executemany(_ADD, self._rows(letters))
+        if not dead_letters and not index.total:
+            return index
+        removed: Iterable[str] = settled if index.keys is None else index.keys.intersection(settled)
+        if not removed and not dead_letters:
+            return index
+        self._connection.execute(_REMOVE, (self._consumer, as_json(list(removed))))
+        self._connection.executemany(_ADD, self._rows(dead_letters))
         return self.read_index()
 
     def read_some(self, after: DeadLetter | None, *, marked: bool) -> list[DeadLetter]:
@@ -106,12 +106,12 @@ class StoredDeadLetters:
         row = self._connection.execute(f"{_SELECT} AND key = ?", (self._consumer, _key_bytes(key))).fetchone()
         return None if row is None else _decode_row(self._path, row)
 
-    def _rows(self, letters: Sequence[DeadLetter]) -> Iterator[tuple[Any, ...]]:
-        known_as = encode_keys([letter.key for letter in letters])
-        for letter, key in zip(letters, known_as, strict=True):
+    def _rows(self, dead_letters: Sequence[DeadLetter]) -> Iterator[tuple[Any, ...]]:
+        stored_keys = encode_keys([letter.key for letter in dead_letters])
+        for letter, stored_key in zip(dead_letters, stored_keys, strict=True):
             yield (
                 self._consumer,
-                key,
+                stored_key,
                 _key_bytes(letter.key),
                 letter.marked,
                 encode_text(letter.id),
@@ -127,14 +127,14 @@ class StoredDeadLetters:
 def select_dead_letters(
     connection: sqlite3.Connection, path: str, consumer: int, *, after: str | None = None, marked: bool = False
 ) -> list[DeadLetter]:
-    """Read some dead letters in the order of their keys, no more of them than may be in memory together.
+    """Read some dead letters in the order of their keys, within the limits of `limit_dead_letters`.
 
     Args:
-        connection: To the file.
-        path: For errors.
+        connection: The connection to the file.
+        path: The path of the file, for errors.
         consumer: The number of the name in the file.
-        after: The key after which to begin; `None`: at the first.
-        marked: Those alone that are marked.
+        after: The key after which to begin; None for the first one.
+        marked: Read only those that are marked.
 
     Raises:
         StoreError: The file holds what this library does not write.
@@ -167,5 +167,5 @@ def _decode_row(path: str, row: Sequence[Any]) -> DeadLetter:
 
 
 def _key_bytes(key: str) -> bytes:
-    """In this form SQLite orders keys as Python does, by code points, and any key has it."""
+    # As bytes SQLite orders keys as Python does, by code points, and any key can be encoded like this.
     return key.encode("utf-8", "surrogatepass")

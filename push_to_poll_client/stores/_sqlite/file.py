@@ -1,14 +1,16 @@
 """The database file: one process owns it, and uses it through one connection.
 
-Nothing is locked to find out: that would keep out a consumer which starts at the same instant. Linux lists its
-locks; elsewhere the owner is the process whose id is in the lock file, if there is such a process.
+The owner holds a lock of the operating system on a second file, `<path>.lock`. The lock ends with the process,
+also when the process is killed, so it never has to be broken by hand or by age. The lock file stays: a program
+that deletes lock files deletes, sooner or later, one that another process has just locked. The lock file holds the
+owner's process id, which is only shown; the lock of the operating system decides.
 
-The lock goes with the process, also when it is killed, so it never has to be broken by hand or by age. The lock
-file stays: whoever deletes lock files deletes, sooner or later, the one that somebody just locked. It holds the
-owner's process id, for the message only; the decision is the operating system's.
+`lock_holder` finds the owner without taking the lock, which would keep out a consumer that starts at the same
+instant. Linux lists its locks; elsewhere the owner is the process whose id is in the lock file, if that process
+exists.
 
-All looking at the file is done through that connection: on POSIX, closing any other descriptor of the file would
-drop SQLite's own locks (https://www.sqlite.org/howtocorrupt.html, section 2.2).
+The owner reads the database file through its one connection only: on POSIX, closing any other descriptor of the
+file would drop SQLite's own locks (https://www.sqlite.org/howtocorrupt.html, section 2.2).
 """
 
 import contextlib
@@ -41,30 +43,29 @@ _PROC_LOCK_LINE = re.compile(r"^\d+: FLOCK +ADVISORY +WRITE +(\d+) (\w+:\w+):(\d
 
 
 def lock_holder(path: str) -> int | None:
-    """The process that owns a file, as far as this one can see; `None`: nobody.
-
-    One in another container cannot be seen.
+    """Return the process that owns a file, or None. A process in another container cannot be seen.
 
     Args:
-        path: The file that is owned, absolute, links followed; see `OwnerLock`.
+        path: The owned file, absolute, links followed; see `OwnerLock`.
     """
     try:
-        with Path(f"{path}.lock").open("rb") as file:  # to close it again drops nobody's flock
-            written, place = file.read(20), os.fstat(file.fileno())
+        with Path(f"{path}.lock").open("rb") as file:  # closing it drops no flock of another descriptor
+            written, stats = file.read(20), os.fstat(file.fileno())
     except OSError:
         return None
     process = int(written) if written.isdigit() else 0
     try:
-        return _locked_by(_PROC_LOCKS.read_text(), place, process)
+        return _locked_by(_PROC_LOCKS.read_text(), stats, process)
     except OSError:
         return process if process and _runs(process) else None
 
 
-def _locked_by(locks: str, place: os.stat_result, process: int) -> int | None:
-    """Some file systems tell another device here than to `stat`: there the written process decides."""
-    device = f"{os.major(place.st_dev):02x}:{os.minor(place.st_dev):02x}"
-    for holder, where, inode in _PROC_LOCK_LINE.findall(locks):
-        if int(inode) == place.st_ino and (where == device or int(holder) == process):
+def _locked_by(locks: str, stats: os.stat_result, process: int) -> int | None:
+    """Find the holder of a lock file in the text of /proc/locks."""
+    device = f"{os.major(stats.st_dev):02x}:{os.minor(stats.st_dev):02x}"
+    for holder, locked_device, inode in _PROC_LOCK_LINE.findall(locks):
+        # Some file systems list another device here than `stat` returns: there the written process id decides.
+        if int(inode) == stats.st_ino and (locked_device == device or int(holder) == process):
             return int(holder)
     return None
 
@@ -72,7 +73,7 @@ def _locked_by(locks: str, place: os.stat_result, process: int) -> int | None:
 if sys.platform == "win32":  # pragma: no cover  # the tests run on POSIX
 
     def _runs(_: int) -> bool:
-        return True  # there is no asking: os.kill() ends the process, whatever the signal
+        return True  # nothing asks safely: os.kill() ends the process with any signal
 
 else:
 
@@ -81,7 +82,7 @@ else:
             os.kill(process, 0)
         except (ProcessLookupError, OverflowError):
             return False
-        except PermissionError:  # it is there, and another user's
+        except PermissionError:  # the process exists and belongs to another user
             return True
         return True
 
@@ -89,7 +90,7 @@ else:
 if sys.platform == "win32":  # pragma: no cover  # the tests run on POSIX
     import msvcrt
 
-    # Windows locks bytes against reading too, so the locked one lies far behind the process id.
+    # Windows locks bytes against reading too, so the locked byte lies far after the process id.
     _LOCKED_BYTE = 1 << 30
 
     def _lock(descriptor: int) -> None:
@@ -108,8 +109,8 @@ if sys.platform == "win32":  # pragma: no cover  # the tests run on POSIX
 else:
     import fcntl
 
-    # flock, not lockf: it belongs to this descriptor, so that a second lock within the process is refused too, and
-    # no other descriptor of the file drops it when it is closed.
+    # flock, not lockf: a flock belongs to this descriptor, so that a second lock within the process is refused
+    # too, and closing another descriptor of the file does not drop it.
     def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -122,23 +123,24 @@ _held_locks: set["OwnerLock"] = set()
 
 
 def _close_in_child() -> None:
-    """Close in a forked child what would outlive the parent's lock. Never unlock: the lock is the parent's."""
+    """Close the lock files in a forked child, where they would outlive the parent's lock."""
+    # Only close, never unlock: the lock is the parent's.
     while _held_locks:
-        os.close(_held_locks.pop()._descriptor)  # noqa: SLF001  # one module, two halves
+        os.close(_held_locks.pop()._descriptor)  # noqa: SLF001  # a class of this module
 
 
-if sys.platform != "win32":  # pragma: no branch  # likewise
+if sys.platform != "win32":  # pragma: no branch  # the tests run on POSIX
     os.register_at_fork(after_in_child=_close_in_child)
 
 
 class OwnerLock:
-    """The right to `path`, held until `release()` or the end of the process. A forked child does not inherit it.
+    """Ownership of `path` until `release()` or the end of the process. A forked child does not inherit it.
 
     Args:
-        path: The file to own, which is not touched; the lock is on `path` with `.lock` after it.
+        path: The file to own, which is not touched; the lock is on the file `<path>.lock`.
 
     Raises:
-        StoreBusy: Another process holds it, or another lock object in this one.
+        StoreBusy: Another process owns it, or another lock object of this process.
         StoreError: The lock file cannot be made or locked.
     """
 
@@ -180,7 +182,7 @@ class OwnerLock:
         return f"process {process}" if process.isdecimal() else "another process"
 
     def release(self) -> None:
-        """Give the right back. In a forked child, which never had it, nothing happens."""
+        """Give the ownership back. Does nothing in a forked child."""
         if self in _held_locks:
             _held_locks.remove(self)
             with contextlib.suppress(OSError):
@@ -189,7 +191,7 @@ class OwnerLock:
             os.close(self._descriptor)
 
 
-_BUSY_TIMEOUT = 5.0  # seconds to wait for another program that holds the file; readers do not hold it
+_BUSY_TIMEOUT = 5.0  # seconds to wait for another program that writes to the file; readers do not lock it
 
 _SMALLEST_PAGE = 512  # bytes, in SQLite
 
@@ -204,20 +206,20 @@ _ADVICE = {
 
 
 _open_files: set["OpenFile"] = set()
-"""Also what a forked child inherited: it must not close a connection of its parent, not even as garbage
-(https://www.sqlite.org/howtocorrupt.html, section 2.6)."""
+"""Holds the files that a forked child inherited too: it must not close a connection of its parent, not even when
+it is collected as garbage (https://www.sqlite.org/howtocorrupt.html, section 2.6)."""
 
 
 class OpenFile:
     """The owner lock and the one connection of a database file.
 
     Args:
-        path: Absolute, links followed. A file that is missing or empty is made into a store.
+        path: Absolute, links followed. A missing or empty file is made into a store.
         synchronous: When a commit is on the disk; see `SQLiteStore`.
 
     Raises:
-        StoreBusy: Another process owns the file, or another store object of this one.
-        StoreError: It cannot be opened, or is no store of this library, or one of a newer version of it.
+        StoreBusy: Another process owns the file, or another store object of this process.
+        StoreError: It cannot be opened, or is not a store of this library, or one of a newer version.
     """
 
     def __init__(self, path: str, *, synchronous: Synchronous) -> None:
@@ -245,7 +247,7 @@ class OpenFile:
         return connection
 
     def _connect(self, *, timeout: float) -> sqlite3.Connection:
-        # Any thread, one at a time: the mutex sees to that.
+        # Any thread may use it; the mutex lets in one at a time.
         return sqlite3.connect(self.path, timeout=timeout, isolation_level=None, check_same_thread=False)
 
     def _prepare(self, connection: sqlite3.Connection, synchronous: Synchronous) -> None:
@@ -253,20 +255,19 @@ class OpenFile:
 
     @contextlib.contextmanager
     def access(self) -> Iterator[None]:
-        """Within it, this thread alone uses the connection."""
+        """Give this thread the connection."""
         with self.mutex:
             yield
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of it or nothing.
-
-        The write lock is taken first: a transaction that reads and then writes can but fail when it meets another.
+        """Commit the statements of the `with` body together, or none of them.
 
         Raises:
             StoreError: SQLite failed; nothing was written.
         """
         with wrap_sqlite_errors(self.path):
+            # Take the write lock first: a transaction that reads and then writes fails when it meets another one.
             self.connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -279,29 +280,29 @@ class OpenFile:
     def close(self) -> None:
         """Close the connection and give the file back. Never raises."""
         _open_files.remove(self)
-        with contextlib.suppress(sqlite3.Error):  # what was committed is in the file
+        with contextlib.suppress(sqlite3.Error):  # everything committed is in the file already
             self.connection.close()
         self._lock.release()
 
 
 @contextlib.contextmanager
 def wrap_sqlite_errors(path: str) -> Iterator[None]:
-    """Turn SQLite's errors into a `StoreError` that names the file and says what to do."""
+    """Turn an error of SQLite into a `StoreError` that names the file and a remedy."""
     try:
         yield
     except sqlite3.Error as error:
         # The lower byte is the primary code (https://www.sqlite.org/rescode.html); errors of the module have none.
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         advice = _ADVICE.get(code, "look at the disk and at what else uses the file")
-        # SQLite's words may be somebody else's: it quotes a schema that it cannot read.
+        # The message of SQLite may hold text of the file: it quotes a schema that it cannot read.
         raise StoreError(f"{path} cannot be used: {one_line(str(error))}; {advice}") from error
-    except UnicodeDecodeError as error:  # of a schema that it quotes
+    except UnicodeDecodeError as error:  # in the quoted schema
         raise StoreError(damage_message(path, "SQLite says why in bytes that are no text")) from error
 
 
 @contextlib.contextmanager
 def wrap_invalid_values(path: str) -> Iterator[None]:
-    """Turn what a value leads to that this library does not write into a `StoreError` that says what to do."""
+    """Turn the error for a value that this library never writes into a `StoreError` with a remedy."""
     try:
         yield
     except (TypeError, UnicodeError, msgspec.ValidationError) as error:
@@ -309,9 +310,9 @@ def wrap_invalid_values(path: str) -> Iterator[None]:
 
 
 def _create(path: str) -> None:
-    """Make a missing file readable by its owner alone; SQLite gives its side files the same permissions."""
+    """Create a missing file, readable by its owner alone; SQLite gives its side files the same permissions."""
     try:
-        # A file that was there is not opened by this; one that was not is in nobody's use yet.
+        # This never opens a file that exists, and nothing uses a new file yet, so closing it drops no lock.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
         check_size(Path(path))
@@ -320,10 +321,12 @@ def _create(path: str) -> None:
 
 
 def check_size(path: Path) -> None:
-    """Refuse what SQLite does not: one byte is an empty file to it, and a missing end of the last page zeros.
+    """Refuse a file that was cut off, which SQLite accepts.
+
+    SQLite takes a file of one byte for an empty one, and reads a missing end of the last page as zeros.
 
     Raises:
-        StoreError: The file is no whole number of pages.
+        StoreError: The size is not a whole number of pages.
     """
     # After a crash the rest may be in a side file.
     unfinished = any(Path(f"{path}{suffix}").exists() for suffix in ("-wal", "-journal"))
@@ -335,9 +338,9 @@ def check_size(path: Path) -> None:
 
 
 def _page_size(path: Path) -> int:
-    """In bytes (https://www.sqlite.org/fileformat.html, section 1.3.2)."""
+    """Bytes of a page (https://www.sqlite.org/fileformat.html, section 1.3.2)."""
     head = b""
-    with contextlib.suppress(OSError), path.open("rb") as file:  # SQLite cannot read it either, and says so
+    with contextlib.suppress(OSError), path.open("rb") as file:  # SQLite cannot read it either, and raises
         head = file.read(18)
     stated = int.from_bytes(head[16:])
     return 65_536 if stated == 1 else max(stated, _SMALLEST_PAGE)

@@ -1,14 +1,18 @@
 """Read a store's file without disturbing the process that owns it.
 
-A consumer may own it, start, stop or be killed meanwhile. So nothing is locked that it would wait for, and nothing
-is written or made, side files included: one that another user made would keep the owner out. There are three ways:
+A consumer may own it, start, stop or be killed meanwhile. So this module takes no lock that a consumer would wait
+for, and it writes and creates nothing next to the file: a side file made by another user would keep the owner out.
+There are three ways to open the file:
 
-- Both side files of a WAL are there, of a consumer that runs or was killed: as one reader among others. With
-  `readonly_shm` SQLite leaves the shared memory as it is, and a WAL whose owner is dead it reads by itself.
-- There is no side file, or none with anything in it: the file alone (`immutable`), else it would get side files.
-- Some of what belongs together is there, as in a copy: a copy of all of it, since SQLite would have to write.
+- Both side files of a WAL exist, of a consumer that runs or was killed: open the file as one reader among others.
+  With `readonly_shm` SQLite leaves the shared memory as it is, and it reads the WAL of a dead owner by itself.
+- There is no side file, or none with content: open the file alone. Without `immutable` SQLite would make side
+  files.
+- Only some of the files that belong together exist, as in a copy: read a temporary copy of all of them, since
+  SQLite would have to write.
 
-The second and the third are right as long as nobody begins to write, which is seen afterwards.
+The second and the third are right only if nothing was written meanwhile. So the files are compared before and
+after the reading, and read again if they differ.
 """
 
 import os
@@ -53,17 +57,17 @@ __all__ = [
 _T = TypeVar("_T")
 
 _ATTEMPTS = 20
-_PAUSE = 0.05  # seconds; with the attempts, one second for a consumer to have started or stopped
+_PAUSE = 0.05  # seconds; all attempts together give a consumer one second to start or stop
 
 _TRANSIENT_ERRORS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 
 _SIDE_FILES = ("-wal", "-shm", "-journal")  # https://www.sqlite.org/tempfiles.html
 
 _WAL_HEADER = 32
-"""Bytes. Nothing is in a WAL that has no more, and SQLite looks for it for ten seconds (3.46.1, with no owner)."""
+"""Bytes. A WAL of this size is empty, and without an owner SQLite tries to read it for ten seconds (3.46.1)."""
 
 _FileStats: TypeAlias = Mapping[str, tuple[int, int, int]]
-"""The file ("") and those of its side files that are there: inode, size, and when it was written to."""
+"""For the file ("") and the suffix of each side file that exists: inode, size, and time of the last write."""
 
 
 def query_read_only(path: str, read: Callable[[sqlite3.Connection], _T]) -> tuple[_T | None, int]:
@@ -99,21 +103,21 @@ def query_read_only(path: str, read: Callable[[sqlite3.Connection], _T]) -> tupl
 
 
 def _is_transient(error: StoreError) -> bool:
-    """Whether it is what an owner looks like that just starts or stops, before or after its files can be seen."""
+    """Whether a consumer that is just starting or stopping can cause the error."""
     return getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF in _TRANSIENT_ERRORS
 
 
-def _total_size(look: _FileStats) -> int:
-    return sum(size for suffix, (_, size, _) in look.items() if suffix != "-shm")
+def _total_size(stats: _FileStats) -> int:
+    return sum(size for suffix, (_, size, _) in stats.items() if suffix != "-shm")
 
 
 def _stat_files(path: str) -> _FileStats:
-    look = {suffix: seen for suffix in ("", *_SIDE_FILES) if (seen := _stat_file(f"{path}{suffix}"))}
-    if "" not in look:
+    stats = {suffix: found for suffix in ("", *_SIDE_FILES) if (found := _stat_file(f"{path}{suffix}"))}
+    if "" not in stats:
         raise StoreError(f"{path} is not there; name the file that a consumer keeps its state in")
     if not os.access(path, os.R_OK):
         raise StoreError(f"{path} may not be read by this user; ask as its owner")
-    return look
+    return stats
 
 
 def _stat_file(path: str) -> tuple[int, int, int] | None:
@@ -130,53 +134,48 @@ def _stat_file(path: str) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _read(path: str, look: _FileStats, read: Callable[[sqlite3.Connection], _T]) -> _T | None:
+def _read(path: str, stats: _FileStats, read: Callable[[sqlite3.Connection], _T]) -> _T | None:
     with (
-        _database_uri(path, look) as database,
+        _database_uri(path, stats) as uri,
         wrap_sqlite_errors(path),
-        closing(_connect(database)) as connection,
+        closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection,
     ):
+        connection.row_factory = sqlite3.Row
         return read(connection) if schema_version(connection, path) else None
 
 
-def _has_live_wal(look: _FileStats) -> bool:
-    return "-shm" in look and _size(look, "-wal") > _WAL_HEADER
+def _has_live_wal(stats: _FileStats) -> bool:
+    return "-shm" in stats and _size(stats, "-wal") > _WAL_HEADER
 
 
-def _size(look: _FileStats, suffix: str) -> int:
-    return look[suffix][1] if suffix in look else 0
+def _size(stats: _FileStats, suffix: str) -> int:
+    return stats[suffix][1] if suffix in stats else 0
 
 
 @contextmanager
-def _database_uri(path: str, look: _FileStats) -> Iterator[str]:
-    """What to open."""
-    place = Path(path).as_uri()
-    if _has_live_wal(look):
-        yield f"{place}?mode=ro&readonly_shm=1"
-    elif _size(look, "-wal") <= _WAL_HEADER and not _size(look, "-journal"):
+def _database_uri(path: str, stats: _FileStats) -> Iterator[str]:
+    """Choose one of the three ways to open the file; see the head of this module."""
+    uri = Path(path).as_uri()
+    if _has_live_wal(stats):
+        yield f"{uri}?mode=ro&readonly_shm=1"
+    elif _size(stats, "-wal") <= _WAL_HEADER and not _size(stats, "-journal"):
         check_size(Path(path))
-        yield f"{place}?mode=ro&immutable=1"
+        yield f"{uri}?mode=ro&immutable=1"
     else:
-        with _temporary_copy(path, look) as copy:
+        with _temporary_copy(path, stats) as copy:
             yield copy.as_uri()
 
 
 @contextmanager
-def _temporary_copy(path: str, look: _FileStats) -> Iterator[Path]:
+def _temporary_copy(path: str, stats: _FileStats) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory, "copy")
         try:
-            for suffix in look:
+            for suffix in stats:
                 shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
         except OSError as error:
             raise StoreError(f"{path} cannot be copied to be read: {error.strerror}; free some space") from error
         yield copy
-
-
-def _connect(database: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(database, uri=True, isolation_level=None)
-    connection.row_factory = sqlite3.Row
-    return connection
 
 
 _YEAR_10000 = 253_402_300_800
@@ -265,9 +264,18 @@ def read_store(path: str | os.PathLike[str]) -> StoreFile:
     Raises:
         StoreError: It is not there, cannot be read, or is no store of this library, or one of a newer version.
     """
-    found = os.path.realpath(path)
-    progress, size = query_read_only(found, partial(_select_progress, found))
-    return StoreFile(found, size, lock_holder(found), progress or ())
+    absolute = os.path.realpath(path)
+    progress, size = query_read_only(absolute, partial(_select_progress, absolute))
+    return StoreFile(absolute, size, lock_holder(absolute), progress or ())
+
+
+def _select_progress(path: str, connection: sqlite3.Connection) -> tuple[ConsumerProgress, ...]:
+    consumers = []
+    for row in connection.execute(_SELECT_PROGRESS):
+        with wrap_invalid_values(path):
+            fields = {name: decode_text(row[name]) for name in row.keys()}  # noqa: SIM118  # a Row
+            consumers.append(msgspec.convert(fields, ConsumerProgress))
+    return tuple(consumers)
 
 
 def read_dead_letters(path: str | os.PathLike[str], name: str, *, marked: bool = False) -> Iterator[DeadLetter]:
@@ -283,8 +291,13 @@ def read_dead_letters(path: str | os.PathLike[str], name: str, *, marked: bool =
     Raises:
         StoreError: As for `read_store`; or there is no such name.
     """
-    found, after = os.path.realpath(path), None
-    while some := _query_consumer(found, name, partial(_dead_letters_after, after, marked)):
+    absolute = os.path.realpath(path)
+    after: str | None = None
+
+    def read_more(connection: sqlite3.Connection, row: sqlite3.Row) -> list[DeadLetter]:
+        return select_dead_letters(connection, absolute, row["id"], after=after, marked=marked)
+
+    while some := _query_consumer(absolute, name, read_more):
         yield from some
         after = some[-1].key
 
@@ -300,7 +313,10 @@ def read_dead_letter(path: str | os.PathLike[str], name: str, key: str) -> DeadL
     Raises:
         StoreError: As for `read_store`; or there is no such name.
     """
-    return _query_consumer(os.path.realpath(path), name, partial(_dead_letter_of, key))
+    absolute = os.path.realpath(path)
+    return _query_consumer(
+        absolute, name, lambda connection, row: StoredDeadLetters(connection, absolute, row["id"]).read_one(key)
+    )
 
 
 def read_cursors(path: str | os.PathLike[str], name: str) -> tuple[SavedCursor, ...]:
@@ -313,49 +329,27 @@ def read_cursors(path: str | os.PathLike[str], name: str) -> tuple[SavedCursor, 
     Raises:
         StoreError: As for `read_store`; or there is no such name.
     """
-    return _query_consumer(os.path.realpath(path), name, _cursors)
+    absolute = os.path.realpath(path)
+
+    def read(connection: sqlite3.Connection, row: sqlite3.Row) -> tuple[SavedCursor, ...]:
+        with wrap_invalid_values(absolute):
+            saved = msgspec.convert((decode_text(row["cursor"]), row["at"]), SavedCursor)
+        return (*read_history(connection, absolute, row["id"]), saved)
+
+    return _query_consumer(absolute, name, read)
 
 
-def _query_consumer(path: str, name: str, read: Callable[[sqlite3.Connection, str, sqlite3.Row], _T]) -> _T:
-    """What is read of the row of a name, all of it at one instant."""
+def _query_consumer(path: str, name: str, read: Callable[[sqlite3.Connection, sqlite3.Row], _T]) -> _T:
+    """Read something that belongs to the row of a name, all at one instant."""
 
     def look_up(connection: sqlite3.Connection) -> tuple[_T] | None:
         connection.execute("BEGIN")
         row = connection.execute(_SELECT_CONSUMER, (encode_text(name),)).fetchone()
-        return None if row is None else (read(connection, path, row),)
+        return None if row is None else (read(connection, row),)  # a tuple: None is for a name that is not there
 
-    answer, _ = query_read_only(path, look_up)
-    if answer is None:
+    found, _ = query_read_only(path, look_up)
+    if found is None:
         raise StoreError(
             f"{path} has no consumer called {quoted(name)}; `push-to-poll status` shows the names that it has"
         )
-    return answer[0]
-
-
-def _select_progress(path: str, connection: sqlite3.Connection) -> tuple[ConsumerProgress, ...]:
-    return tuple(_decode_progress(path, row) for row in connection.execute(_SELECT_PROGRESS))
-
-
-def _decode_progress(path: str, row: sqlite3.Row) -> ConsumerProgress:
-    with wrap_invalid_values(path):
-        return msgspec.convert({name: decode_text(row[name]) for name in row.keys()}, ConsumerProgress)  # noqa: SIM118  # a Row
-
-
-def _dead_letters_after(
-    after: str | None,
-    marked: bool,  # noqa: FBT001
-    connection: sqlite3.Connection,
-    path: str,
-    row: sqlite3.Row,
-) -> list[DeadLetter]:
-    return select_dead_letters(connection, path, row["id"], after=after, marked=marked)
-
-
-def _dead_letter_of(key: str, connection: sqlite3.Connection, path: str, row: sqlite3.Row) -> DeadLetter | None:
-    return StoredDeadLetters(connection, path, row["id"]).read_one(key)
-
-
-def _cursors(connection: sqlite3.Connection, path: str, row: sqlite3.Row) -> tuple[SavedCursor, ...]:
-    with wrap_invalid_values(path):
-        saved = msgspec.convert((decode_text(row["cursor"]), row["at"]), SavedCursor)
-    return (*read_history(connection, path, row["id"]), saved)
+    return found[0]

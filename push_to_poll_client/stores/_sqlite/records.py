@@ -1,8 +1,10 @@
-"""The dedupe records of one consumer name in the file: found by key, written and dropped in segments.
+"""Dedupe records of one consumer name in the file: found by key, written and dropped in segments.
 
-Asked are the few segments whose keys lie around the page's: of ids that are counted up, or begin with a time,
-these are one or two. Only when there are many, for the ids are random, a filter says which keys are looked for. It
-is built when it is needed first, by reading all keys once.
+A search reads only the segments whose range of keys overlaps the keys of the page. For ids that count up, or that
+begin with a time, these are one or two segments. For random ids they are many: then Bloom filters say which keys
+may be in which segments. The filters are built at their first use, by reading all keys once.
+
+`RecordSearch` finds records, `encode_records` prepares them for the file, and `Records` writes and drops them.
 """
 
 import sqlite3
@@ -29,9 +31,9 @@ __all__ = [
 ]
 
 
-# One statement for all keys, given as one JSON array: while it runs, other threads run too. Statement by statement
-# the thread would wait for them a thousand times. Segment after segment, since what lies together is found
-# quickly.
+# One statement for all keys, given as one JSON array: other threads run while SQLite works. With a statement for
+# each key this thread would wait a thousand times for its next turn. Segment after segment, since keys that lie
+# together are found quickly.
 _FIND = """
     SELECT {} FROM json_each(:segments) AS asked
     CROSS JOIN json_each(:keys) AS given
@@ -42,13 +44,13 @@ _KEY = _FIND.format("record.key")
 _ALL = _FIND.format("record.key, segment, fingerprint")
 
 _MAX_UNFILTERED = 3
-"""Segments that are asked without a filter: more, and the filter is quicker."""
+"""Segments that are searched without a filter. With more segments the filter is quicker."""
 
 _LOCAL_TRIES = 8
-"""Times that a place is looked for where many keys lie together, before each is looked for everywhere."""
+"""How often the search looks for a segment that holds many of the keys, before it searches all segments."""
 
 _Matches: TypeAlias = dict[str, tuple[int, int | None]]
-"""For each key the segment of a record, and its fingerprint."""
+"""For each key the segment and the fingerprint of its record."""
 
 _first_of = itemgetter(0)
 
@@ -57,10 +59,10 @@ class RecordSearch:
     """Finds the records of one name, in a worker thread.
 
     Args:
-        connection: To the file.
-        consumer: Its number in the file.
-        segments: In which they are.
-        retention: How many there may be.
+        connection: The connection to the file.
+        consumer: The number of the name in the file.
+        segments: The segments that hold the records.
+        retention: How many records there may be.
     """
 
     def __init__(
@@ -74,51 +76,50 @@ class RecordSearch:
         self._last_found = 0
 
     def find(self, keys: Sequence[str]) -> set[str]:
-        """Those of the keys, as they stand in the file, that have a record."""
-        near = self._nearby_segments(keys)
-        if near is not None:
-            return set(map(_first_of, self._query(_KEY, near, keys)))
+        """Return those of the encoded keys that have a record."""
+        nearby = self._nearby_segments(keys)
+        if nearby is not None:
+            return set(map(_first_of, self._query(_KEY, nearby, keys)))
         found = set[str]()
-        for suspects in self._get_filters().candidates(keys):
-            found.update(self._search(suspects.segments, [key for key in suspects.keys if key not in found]))
+        for candidates in self._get_filters().candidates(keys):
+            found.update(self._search(candidates.segments, [key for key in candidates.keys if key not in found]))
         return found
 
     def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
-        """The fingerprint of each key's newest record, if it has one."""
-        near = self._nearby_segments(keys)
-        if near is not None:
-            found = self._find_in(near, keys)
+        """Return the fingerprint of each key's newest record, if it has one."""
+        nearby = self._nearby_segments(keys)
+        if nearby is not None:
+            found = self._find_in(nearby, keys)
         else:
             found = {}
-            for suspects in reversed(self._get_filters().candidates(keys)):
-                found.update(self._find_in(suspects.segments, suspects.keys))
+            for candidates in reversed(self._get_filters().candidates(keys)):
+                found.update(self._find_in(candidates.segments, candidates.keys))
         return {key: fingerprint for key, (_, fingerprint) in found.items() if fingerprint is not None}
 
-    def update(self, keys: Sequence[tuple[int, Sequence[str]]], *, dropped: Sequence[int]) -> None:
-        """Know that these segments got these keys, and that others are gone."""
+    def update(self, added: Sequence[tuple[int, Sequence[str]]], *, dropped: Sequence[int]) -> None:
+        """Take over a commit: the keys added to each segment, and the segments that were dropped."""
         if self._filters is None:
             return
-        for number, some in keys:
-            self._filters.add(number, some)
+        for number, keys in added:
+            self._filters.add(number, keys)
         if dropped:
             self._filters.drop(dropped[-1] + 1)
 
     def forget(self) -> None:
-        """Know that there are none any more."""
+        """Take over that every record was forgotten."""
         self._filters = None
 
     def _nearby_segments(self, keys: Sequence[str]) -> list[int] | None:
-        """The segments that may have one of the keys; `None`: many."""
+        """Segments that may have one of the keys, or None if they are many."""
         if not keys:
             return []
-        near = list(islice(self._segments.overlapping(min(keys), max(keys)), _MAX_UNFILTERED + 1))
-        return near if len(near) <= _MAX_UNFILTERED else None
+        nearby = list(islice(self._segments.overlapping(min(keys), max(keys)), _MAX_UNFILTERED + 1))
+        return nearby if len(nearby) <= _MAX_UNFILTERED else None
 
     def _search(self, segments: Sequence[int], keys: Sequence[str]) -> Iterator[str]:
-        """Those of the keys that have a record in one of many segments.
-
-        What is processed again comes in the order in which it came, so most lie where the last one was found.
-        """
+        """Those of the keys that have a record in one of many segments."""
+        # A feed repeats messages in their old order, so most keys lie in the segment of the last one found, or
+        # in the next.
         for _ in range(_LOCAL_TRIES):
             if not keys:
                 return
@@ -131,7 +132,7 @@ class RecordSearch:
         yield from self._find_in(segments, keys)
 
     def _find_in(self, segments: Sequence[int], keys: Sequence[str]) -> _Matches:
-        """Those of the keys that have a record there, with the newest one. The segments are named newest first."""
+        """Newest record of each key in these segments, which are given newest first."""
         rows = self._query(_ALL, segments, keys)
         if rows:
             self._last_found = rows[-1][1]
@@ -140,21 +141,20 @@ class RecordSearch:
     def _query(self, query: str, segments: Sequence[int], keys: Sequence[str]) -> list[Any]:
         if not segments or not keys:
             return []
-        asked = {"consumer": self._consumer, "segments": as_json(segments[::-1]), "keys": as_json(keys)}
-        return self._connection.execute(query, asked).fetchall()
+        parameters = {"consumer": self._consumer, "segments": as_json(segments[::-1]), "keys": as_json(keys)}
+        return self._connection.execute(query, parameters).fetchall()
 
     def _get_filters(self) -> BloomFilters:
-        if self._filters is None:
-            self._filters = self._build_filters()
-        return self._filters
-
-    def _build_filters(self) -> BloomFilters:
-        filters = BloomFilters(there=self._segments.size, most=self._retention.count)
+        """Build the filters at their first use."""
+        if self._filters is not None:
+            return self._filters
+        filters = BloomFilters(expected=self._segments.size, max_records=self._retention.count)
         query = "SELECT key FROM push_to_poll_record WHERE consumer = ? AND segment = ?"
         for segment in self._segments.live:
-            check_cancelled()  # ten million take some seconds
+            check_cancelled()  # ten million records take some seconds
             rows = self._connection.execute(query, (self._consumer, segment.number))
             filters.add(segment.number, list(map(_first_of, rows)))
+        self._filters = filters
         return filters
 
 
@@ -193,12 +193,12 @@ class _SegmentRow(NamedTuple):
 
 
 class EncodedRecords(NamedTuple):
-    """Records that are to be written.
+    """Records to be written, as the file has them.
 
     Attributes:
-        keys: As they stand in the file. All different, unless `details` is `None`.
-        settled: Those of them that are not dead.
-        others: State and fingerprint of each; `None`: all are processed, and have no fingerprint.
+        keys: The encoded keys. All different, unless `details` is None.
+        settled: The keys of the records that are not dead.
+        details: State and fingerprint of each record; None if all are processed and have no fingerprint.
     """
 
     keys: Sequence[str]
@@ -206,40 +206,41 @@ class EncodedRecords(NamedTuple):
     details: Sequence[tuple[str | None, int | None]] | None
 
     def deduplicated(self) -> "EncodedRecords":
-        """The same with each key once, for those that are plain."""
+        """The same with each key once. Only for records without details."""
         keys = list(dict.fromkeys(self.keys))
         return EncodedRecords(keys, keys, None)
 
     def encode_slice(self, start: int, stop: int) -> tuple[Sequence[str], str]:
-        """The keys of some of them, and what SQLite is given."""
+        """The keys of a slice, and its records as JSON for SQLite."""
         keys = self.keys[start:stop]
         if self.details is None:
             return keys, as_json(keys)
-        return keys, as_json([(key, *other) for key, other in zip(keys, self.details[start:stop], strict=True)])
+        return keys, as_json([(key, *detail) for key, detail in zip(keys, self.details[start:stop], strict=True)])
 
 
 def encode_records(records: Sequence[Record]) -> EncodedRecords:
-    """The records as they are written. Looked at together first, for hardly a page has one that is special."""
+    """Prepare records for the file."""
+    # Check all records together first: hardly a page has one with a state or a fingerprint.
     keys = encode_keys(list(map(_key_of, records)))
     plain = list(map(_state_of, records)).count(RecordState.PROCESSED) == len(records)
     if plain and list(map(_fingerprint_of, records)).count(None) == len(records):
         return EncodedRecords(keys, keys, None)
-    last = dict(zip(keys, records, strict=True))  # within a commit the last one counts
+    last = dict(zip(keys, records, strict=True))  # of two records with one key the last one counts
     settled = [key for key, record in last.items() if record.state is not RecordState.DEAD]
-    return EncodedRecords(list(last), settled, list(map(_state_and_fingerprint, last.values())))
-
-
-def _state_and_fingerprint(record: Record) -> tuple[str | None, int | None]:
-    return (None if record.state is RecordState.PROCESSED else record.state.value), record.fingerprint
+    details = [
+        (None if record.state is RecordState.PROCESSED else record.state.value, record.fingerprint)
+        for record in last.values()
+    ]
+    return EncodedRecords(list(last), settled, details)
 
 
 class RecordChanges(NamedTuple):
-    """What a commit did, to be taken over when it is made.
+    """The changes of one commit, to be applied in memory after the commit.
 
     Attributes:
-        step: To the segments.
-        keys: Which keys each segment got, by its number.
-        swept: How many forgotten segments are gone.
+        segments: The changes to the segments.
+        keys: The keys added to each segment, by its number.
+        swept: How many forgotten segments were deleted from the file.
     """
 
     segments: SegmentChanges
@@ -248,18 +249,18 @@ class RecordChanges(NamedTuple):
 
 
 class Records:
-    """The records of one name. What writes runs in a worker thread, within a transaction of its caller.
+    """The records of one name. Methods that write run in a worker thread, within the caller's transaction.
 
     Args:
-        connection: To the file.
-        path: For errors.
-        consumer: Its number in the file.
-        retention: Which records go.
+        connection: The connection to the file.
+        path: The path of the file, for errors.
+        consumer: The number of the name in the file.
+        retention: Which records may be dropped.
         first: Segments before this number are forgotten.
-        behind: Those before this one may be.
+        prunable_before: Segments before this number may be dropped.
 
     Attributes:
-        search: Finds them.
+        search: Finds records.
 
     Raises:
         StoreError: The file holds what this library does not write.
@@ -273,7 +274,7 @@ class Records:
         retention: Retention,
         *,
         first: int,
-        behind: int,
+        prunable_before: int,
     ) -> None:
         self._connection = connection
         self._consumer = consumer
@@ -281,74 +282,77 @@ class Records:
         with wrap_invalid_values(path):
             rows = msgspec.convert(connection.execute(_SELECT_SEGMENTS, (consumer,)).fetchall(), list[_SegmentRow])
         live = [Segment(*row) for row in rows if row.number >= first]
-        following = max([first, *(row.number + 1 for row in rows)])
-        self._segments = Segments(retention, live, following=following, behind=behind)
+        next_number = max([first, *(row.number + 1 for row in rows)])
+        self._segments = Segments(retention, live, next_number=next_number, prunable_before=prunable_before)
         self._forgotten = [row.number for row in rows if row.number < first]
         self._highest = max((segment.high for segment in live), default="")
         self.search = RecordSearch(connection, consumer, self._segments, retention)
 
     @property
     def size(self) -> int:
-        """How many there are. One that was replaced in a later segment counts twice."""
+        """Number of records. One that was replaced in a later segment counts twice."""
         return self._segments.size
 
     def are_new(self, keys: Sequence[str]) -> bool:
-        """Whether none can have a record, for each is above all that have."""
+        """Whether none of the keys can have a record, since each is above the highest recorded key."""
         return not keys or min(keys) > self._highest
 
     def expect_keys(self, keys: Sequence[str]) -> None:
-        """These are about to be written, by a thread that may end when nobody waits for it any more."""
+        """Count these keys as recorded before a thread writes them: it may end after its caller is cancelled."""
         self._highest = max(self._highest, *keys) if keys else self._highest
 
-    def prunable_before(self, now: float, *, moves: bool) -> int:
-        """The segments before this number may go.
+    def prunable_before(self, now: float, *, saves_cursor: bool) -> int:
+        """The number of the segment before which segments may be dropped.
 
         Args:
             now: Seconds since the epoch.
-            moves: A cursor is saved with what is recorded now.
+            saves_cursor: The commit of these records saves a cursor too.
         """
-        return self._segments.current(now).number if moves else self._segments.prunable_before
+        return self._segments.current(now).number if saves_cursor else self._segments.prunable_before
 
-    def write(self, given: EncodedRecords, *, behind: int, now: float) -> RecordChanges:
-        """Add them, replacing those whose key has one already, and take away what may go.
+    def write(self, records: EncodedRecords, *, prunable_before: int, now: float) -> RecordChanges:
+        """Add records, replacing those whose key has one already, and drop segments that retention lets go.
 
         Args:
-            given: What to add.
-            behind: The segments before this number may go.
+            records: The records to add.
+            prunable_before: Segments before this number may be dropped.
             now: Seconds since the epoch.
         """
-        shares = self._segments.allocate(len(given.keys), now)
-        if len(shares) > 1 and given.details is None:  # else a key that comes twice may be in two of them
-            given = given.deduplicated()
-            shares = self._segments.allocate(len(given.keys), now)
-        written, parts, start = [], [], 0
+        shares = self._segments.allocate(len(records.keys), now)
+        if len(shares) > 1 and records.details is None:  # else a key that comes twice may be in two segments
+            records = records.deduplicated()
+            shares = self._segments.allocate(len(records.keys), now)
+        written, added, start = [], [], 0
         for segment, number in shares:
-            keys, values = given.encode_slice(start, start + number)
-            written.append(self._add(segment, keys, values, plain=given.details is None, now=now))
-            parts.append((segment.number, keys))
+            keys, values = records.encode_slice(start, start + number)
+            written.append(self._add(segment, keys, values, plain=records.details is None, now=now))
+            added.append((segment.number, keys))
             start += number
-        step = self._segments.plan_changes(written, behind=behind, now=now)
-        if step.dropped:
-            self._forget_before(step.dropped[-1] + 1)
-        forgotten = [*self._forgotten, *step.dropped][: 1 + len(written)]
-        for number in forgotten:
-            self._sweep(number)
-        return RecordChanges(step, parts, len(forgotten))
+        changes = self._segments.plan_changes(written, prunable_before=prunable_before, now=now)
+        if changes.dropped:
+            self._forget_before(changes.dropped[-1] + 1)
+        # Deleting takes time: each commit deletes one forgotten segment, and one more for each that it writes.
+        swept = [*self._forgotten, *changes.dropped][: 1 + len(written)]
+        for number in swept:
+            for table, column in (("record", "segment"), ("segment", "number")):
+                statement = f"DELETE FROM push_to_poll_{table} WHERE consumer = ? AND {column} = ?"  # noqa: S608
+                self._connection.execute(statement, (self._consumer, number))
+        return RecordChanges(changes, added, len(swept))
 
-    def apply(self, change: RecordChanges) -> None:
-        """The commit is made."""
-        self._segments.apply(change.segments)
-        self._forgotten = [*self._forgotten, *change.segments.dropped][change.swept :]
-        self._highest = max([self._highest, *(segment.high for segment in change.segments.written)])
-        self.search.update(change.keys, dropped=change.segments.dropped)
+    def apply(self, changes: RecordChanges) -> None:
+        """Take over the changes after their commit."""
+        self._segments.apply(changes.segments)
+        self._forgotten = [*self._forgotten, *changes.segments.dropped][changes.swept :]
+        self._highest = max([self._highest, *(segment.high for segment in changes.segments.written)])
+        self.search.update(changes.keys, dropped=changes.segments.dropped)
 
     def forget_all(self) -> None:
-        """Forget all of them. They go one segment with each commit."""
+        """Forget all records. Later commits delete them from the file, one segment each."""
         self._forget_before(self._segments.next_number)
 
-    def apply_reset(self, behind: int, *, forget: bool) -> None:
-        """It is committed that the segments before this number may go, and perhaps that all are forgotten."""
-        self._segments.prunable_before = behind
+    def apply_reset(self, prunable_before: int, *, forget: bool) -> None:
+        """Take over a reset after its commit: which segments may be dropped, and whether all are forgotten."""
+        self._segments.prunable_before = prunable_before
         if forget:
             self._forgotten += [segment.number for segment in self._segments.live]
             self._segments.forget()
@@ -357,10 +361,10 @@ class Records:
 
     def _add(self, segment: Segment, keys: Sequence[str], values: str, *, plain: bool, now: float) -> Segment:
         source = _PLAIN_RECORDS if plain else _DETAILED_RECORDS
-        asked = {"consumer": self._consumer, "segment": segment.number, "given": values}
-        added = self._connection.execute(_ADD.format(source, "NOTHING"), asked).rowcount
-        if added < len(keys):  # rare, and the one way to learn how many there were
-            self._connection.execute(_ADD.format(source, _REPLACE), asked)
+        parameters = {"consumer": self._consumer, "segment": segment.number, "given": values}
+        added = self._connection.execute(_ADD.format(source, "NOTHING"), parameters).rowcount
+        if added < len(keys):  # rare, and the only way to learn how many keys were there already
+            self._connection.execute(_ADD.format(source, _REPLACE), parameters)
         grown = segment.with_keys(added, keys, now)
         self._connection.execute(_SAVE_SEGMENT, (self._consumer, *grown))
         return grown
@@ -369,8 +373,3 @@ class Records:
         self._connection.execute(
             "UPDATE push_to_poll_consumer SET first = ? WHERE id = ?", (first, self._consumer)
         )
-
-    def _sweep(self, number: int) -> None:
-        for table, column in (("record", "segment"), ("segment", "number")):
-            statement = f"DELETE FROM push_to_poll_{table} WHERE consumer = ? AND {column} = ?"  # noqa: S608
-            self._connection.execute(statement, (self._consumer, number))

@@ -1,10 +1,11 @@
-"""The tables of a store's database, its migrations, and how strings are stored.
+"""Tables of a store's database, their migrations, and the encoding of strings.
 
-Any string may come from a feed, also one that UTF-8 and SQLite's JSON have no word for.
+Strings. A feed may send any string, also one that UTF-8 or SQLite's JSON cannot represent, so names and keys are
+encoded before they are stored.
 
-All that is this library's has one prefix, and what says that it is there, and of which version, is a table: the
-numbers that SQLite has for it belong to the application, whose database this may be too. Nothing is written to a
-database that is refused.
+Tables. All tables of this library have one prefix, and a table holds the version of the schema. SQLite's own
+numbers for that purpose, `application_id` and `user_version`, belong to the application, whose database this may
+be too. Nothing is written to a database that is refused.
 """
 
 import functools
@@ -35,19 +36,19 @@ __all__ = [
 
 
 _LONGEST_KEY = 200
-"""Characters. A longer key is kept as a digest: what spills out of its page of the index is slow to find."""
+"""Characters. A longer key is stored as a digest: a key that spills out of its page of the index is slow."""
 
 _DIGEST_PREFIX = "\x7f"
-"""What the digest of a key begins with. A key that has it anywhere is kept as a digest too, so that no digest is
-another key's spelling."""
+"""Begins each digest. A key that has this character anywhere is stored as a digest too, so that no key equals the
+digest of another one."""
 
 _SPECIAL = re.compile(f"[\0{_DIGEST_PREFIX}\ud800-\udfff]")
-"""What else makes a key be kept as a digest: SQLite's JSON ends a text at a NUL, and UTF-8 has no word for half a
-surrogate pair, which JSON can spell."""
+"""Other characters that make a key be stored as a digest: SQLite's JSON ends a text at a NUL, and UTF-8 cannot
+encode half a surrogate pair, which JSON can spell."""
 
 
 def encode_text(text: str) -> str | bytes:
-    """Any string as SQLite can keep it: TEXT, or a BLOB, which equals no TEXT, when UTF-8 has no word for it."""
+    """Encode any string for SQLite: as TEXT, or if UTF-8 cannot encode it as a BLOB, which equals no TEXT."""
     try:
         text.encode()
     except UnicodeEncodeError:  # JSON can spell half a surrogate pair
@@ -56,21 +57,22 @@ def encode_text(text: str) -> str | bytes:
 
 
 def decode_text(value: object) -> object:
-    """The string that was stored. What is none (a number, NULL) is handed back, for its reader to refuse.
+    """Decode a stored string. Any other value (a number, NULL) is returned unchanged, for the caller to refuse.
 
     Raises:
-        UnicodeDecodeError: A BLOB that no string was stored as.
+        UnicodeDecodeError: A BLOB that `encode_text` did not make.
     """
     return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
 
 
 def as_json(values: Sequence[object]) -> str:
-    """An array, as one value for SQLite."""
+    """Encode a sequence as one value for SQLite's `json_each`."""
     return msgspec.json.encode(values).decode()
 
 
 def encode_keys(keys: Sequence[str]) -> Sequence[str]:
-    """The keys as they stand in the file; looked at together first, for hardly a page has one that is special."""
+    """Encode keys for the file: unchanged, or as a digest."""
+    # Check all keys together first: hardly a page has one that needs a digest.
     text = "".join(keys)
     plain = text.isascii() and "\0" not in text and _DIGEST_PREFIX not in text
     if plain and max(map(len, keys), default=0) <= _LONGEST_KEY:
@@ -162,9 +164,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
     ),
 )
-"""The schema. Step n leads from version n to n + 1; a step that was released is never changed, only followed."""
+"""The schema. Step n leads from version n to n + 1. Never change a released step: add another one."""
 
-_HAS_PREFIX = r"LIKE 'push\_to\_poll\_%' ESCAPE '\'"  # case does not count in names, nor here
+_HAS_PREFIX = r"LIKE 'push\_to\_poll\_%' ESCAPE '\'"  # neither names nor LIKE distinguish case
 
 _VERSION_TABLE = "push_to_poll_schema"
 
@@ -178,7 +180,7 @@ _COUNT_EXECUTABLES = f"SELECT count(*) FROM sqlite_master WHERE {_IS_EXECUTABLE}
 _COUNT_OWN_EXECUTABLES = f"{_COUNT_EXECUTABLES} AND (name {_HAS_PREFIX} OR tbl_name {_HAS_PREFIX})"
 
 _SIGNS_OF_APPLICATION = ("SELECT count(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
-"""Not 0 in a database that an application made."""
+"""At least one of them is not 0 in a database that an application made."""
 
 # By itself SQLite checkpoints every 4 MB and caches 2 MB. A page of random keys writes to the whole newest
 # segment, some 0.5 MB, and takes another away: 1,000 messages among 200,000 take 12 ms with a cache of 2 MB, 3.7
@@ -189,14 +191,14 @@ _CACHE_KIB = 8_000
 
 
 def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchronous, shared: bool = False) -> None:
-    """Make a new connection ready: check whose database it is, migrate it, set how it writes.
+    """Prepare a new connection: check whose database it is, migrate it, set how it writes.
 
     Args:
         connection: Open, in autocommit mode.
-        path: For the message.
+        path: The path of the file, for errors.
         synchronous: When a commit is on the disk; see `SQLiteStore`.
-        shared: It is an application's database too: the tables of this library are added to whatever is there, and
-            what runs is refused only where it touches them.
+        shared: The database is an application's too: the tables of this library are added to those that exist, and
+            views, triggers and virtual tables are refused only where they touch the tables of this library.
 
     Raises:
         StoreError: It is another application's, one of a newer version of this library, or not as it was made.
@@ -214,12 +216,12 @@ def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchrono
 
 
 def schema_version(connection: sqlite3.Connection, path: str, *, shared: bool = False) -> int:
-    """The schema's version, 0 for a database without one. Nothing is written.
+    """Return the version of the schema, 0 for a database without one. Writes nothing.
 
     Args:
         connection: Open.
-        path: For the message.
-        shared: It may be an application's that has none of this library's tables yet; otherwise only an empty
+        path: The path of the file, for errors.
+        shared: The database may be an application's without tables of this library; otherwise only an empty
             database has version 0.
 
     Raises:
@@ -252,7 +254,7 @@ def _read_version(connection: sqlite3.Connection, path: str) -> int:
 
 
 def _reject_if_found(connection: sqlite3.Connection, path: str, query: str) -> None:
-    """What runs when it is read or written may do so without end."""
+    # A view or a trigger runs when this library reads or writes, and may run without end.
     if _query_int(connection, query):
         raise StoreError(
             f"{path} has a view, a trigger or a virtual table, which would run when this library reads or writes; "
@@ -266,12 +268,12 @@ def _query_int(connection: sqlite3.Connection, query: str) -> int:
 
 
 def damage_message(path: str, why: str) -> str:
-    """The sentence for a store that only a copy can mend."""
+    """Build the error text for a store that only a copy can repair."""
     return f"{path} is damaged: {why}; put back a copy, or move it away to begin anew"
 
 
 def _migrate(connection: sqlite3.Connection, version: int) -> None:
-    """All steps or none: whoever calls closes the connection on an error, which takes the transaction back."""
+    """Run all missing steps or none: on an error the caller closes the connection, which rolls back."""
     connection.execute("BEGIN IMMEDIATE")
     if version == 0:
         connection.execute(f"CREATE TABLE {_VERSION_TABLE}(version INTEGER NOT NULL)")
@@ -285,7 +287,7 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
 
 @functools.cache
 def warn_of_old_sqlite() -> None:
-    """Say it once in a process. See https://www.sqlite.org/wal.html#walresetbug."""
+    """Warn once in a process of versions with a known bug. See https://www.sqlite.org/wal.html#walresetbug."""
     version = sqlite3.sqlite_version_info
     if version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45):
         return

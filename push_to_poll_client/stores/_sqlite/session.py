@@ -1,6 +1,8 @@
-"""The session of a `SQLiteStore`: at most one hop to a worker thread for each call.
+"""Session of a `SQLiteStore`: one claimed name, read and written in worker threads.
 
-What is known of the file here changes when the file has changed: when a transaction is committed.
+`ClaimedName` does the work within the caller's thread, and `SQLiteSession` calls it with at most one hop to a
+worker thread for each call. Both keep in memory what the session's properties show. The copy in memory changes
+only after the transaction that changes the file is committed, so an error leaves both as they were.
 """
 
 import os
@@ -38,12 +40,17 @@ _SELECT_CONSUMER = "SELECT id, token, cursor, at, feed, first, behind FROM push_
 _MAX_FEED_SHOWN = 300
 """Characters of a feed's name that are shown: most addresses are shorter, and the two can be compared."""
 
+NO_CHANGES: Mapping[str, str | None] = MappingProxyType({})
+
+_Ts = TypeVarTuple("_Ts")
+_T = TypeVar("_T")
+
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
-"""No consumer gets that far, and what is added to it is still an integer to SQLite."""
+"""No consumer counts that far, and a sum with it is still an integer to SQLite."""
 
 
 class _ConsumerRow(NamedTuple):
-    """What stands in the file for a name."""
+    """Row of a name, in the order of `_SELECT_CONSUMER`."""
 
     id: int
     token: _Count
@@ -51,18 +58,18 @@ class _ConsumerRow(NamedTuple):
     at: float
     feed: str
     first: _Count
-    behind: _Count
+    prunable_before: _Count
 
 
 class ClaimedName:
-    """A name of a `SQLiteStore` that is claimed by being made. For the arguments see `SQLiteSession`.
+    """A name of a `SQLiteStore`, claimed by the constructor. For the arguments see `SQLiteSession`.
 
     Attributes:
-        name: What is claimed.
+        name: The claimed name.
         token: The fencing token.
-        place: Where the name stands.
-        letters: What is known of its dead letters.
-        records: Its records.
+        cursor_state: Its cursor, history and state.
+        dead_letter_index: The number and keys of its dead letters.
+        records: Its dedupe records.
 
     Raises:
         StoreMismatch: The name was used with another feed.
@@ -77,11 +84,11 @@ class ClaimedName:
         self._clock = clock
         with file.transaction():
             row = self._claim(encode_text(name), feed)
-            which = (file.connection, file.path, row.id)
-            self.records = Records(*which, retention, first=row.first, behind=row.behind)
-            self._stored_dead_letters = StoredDeadLetters(*which)
+            consumer = (file.connection, file.path, row.id)
+            self.records = Records(*consumer, retention, first=row.first, prunable_before=row.prunable_before)
+            self._stored_dead_letters = StoredDeadLetters(*consumer)
             self.dead_letter_index = self._stored_dead_letters.read_index()
-            self._stored_cursors = StoredCursors(*which, row.token)
+            self._stored_cursors = StoredCursors(*consumer, row.token)
             self.cursor_state = self._stored_cursors.read(SavedCursor(row.cursor, row.at))
         self.token = row.token
 
@@ -100,12 +107,12 @@ class ClaimedName:
         return row
 
     def known_keys(self, keys: Sequence[str]) -> set[str]:
-        """Those of the keys, as they stand in the file, that have a record."""
+        """Return those of the encoded keys that have a record."""
         with wrap_sqlite_errors(self._file.path):
             return self.records.search.find(keys)
 
     def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
-        """The fingerprints of the keys, as they stand in the file, whose newest record has one."""
+        """Return the fingerprint of each encoded key whose newest record has one."""
         with wrap_sqlite_errors(self._file.path), wrap_invalid_values(self._file.path):
             return msgspec.convert(self.records.search.fingerprints(keys), dict[str, int])
 
@@ -122,8 +129,8 @@ class ClaimedName:
     def commit(
         self,
         cursor: Cursor | None,
-        given: EncodedRecords,
-        letters: Sequence[DeadLetter],
+        records: EncodedRecords,
+        dead_letters: Sequence[DeadLetter],
         state: Mapping[str, str | None],
         read_at: float | None,
     ) -> None:
@@ -132,54 +139,49 @@ class ClaimedName:
             now, saved = self._clock(), self.cursor_state.saved
             if cursor is not None and cursor != saved.cursor:
                 saved = SavedCursor(cursor, now if read_at is None else read_at)
-            behind = self.records.prunable_before(now, moves=cursor is not None)
-            self._save(saved, behind)
-            change = self.records.write(given, behind=behind, now=now)
-            known = self._stored_dead_letters.write(self.dead_letter_index, given.settled, letters)
-            place = self._stored_cursors.write_changes(self.cursor_state, saved, state)
-        self.records.apply(change)
-        self.dead_letter_index, self.cursor_state = known, place
+            prunable_before = self.records.prunable_before(now, saves_cursor=cursor is not None)
+            self._save(saved, prunable_before)
+            changes = self.records.write(records, prunable_before=prunable_before, now=now)
+            index = self._stored_dead_letters.write(self.dead_letter_index, records.settled, dead_letters)
+            cursor_state = self._stored_cursors.write_changes(self.cursor_state, saved, state)
+        self.records.apply(changes)
+        self.dead_letter_index, self.cursor_state = index, cursor_state
 
     def reset(self, cursor: Cursor | None, forget: bool, state: Mapping[str, str | None]) -> None:  # noqa: FBT001
         """See `Session.reset`."""
         with self._file.transaction():
             now = self._clock()
-            saved, behind = SavedCursor(cursor, now), self.records.prunable_before(now, moves=True)
-            self._save(saved, behind)
-            place = self._stored_cursors.restart(self.cursor_state, saved, state)
+            saved = SavedCursor(cursor, now)
+            prunable_before = self.records.prunable_before(now, saves_cursor=True)
+            self._save(saved, prunable_before)
+            cursor_state = self._stored_cursors.restart(self.cursor_state, saved, state)
             if forget:
                 self.records.forget_all()
-        self.cursor_state = place
-        self.records.apply_reset(behind, forget=forget)
+        self.cursor_state = cursor_state
+        self.records.apply_reset(prunable_before, forget=forget)
 
-    def _save(self, saved: SavedCursor, behind: int) -> None:
-        """Still the owner? Locks beside the database can be deleted, the token cannot."""
-        if not self._stored_cursors.save(saved, behind=behind):
+    def _save(self, saved: SavedCursor, prunable_before: int) -> None:
+        # Fails unless the fencing token is still ours: the lock file can be deleted, the token cannot.
+        if not self._stored_cursors.save(saved, prunable_before=prunable_before):
             raise ownership_lost(self._file.path, self.name, "was claimed by somebody else")
 
 
 def ownership_lost(path: str, name: str, why: str) -> OwnershipLost:
-    """The error of who does not own a name any more."""
+    """Build the error for a session that does not own its name any more."""
     return OwnershipLost(f"{path}: the name {quoted(name)} {why}; nothing was written; claim it again")
-
-
-_Ts = TypeVarTuple("_Ts")
-_T = TypeVar("_T")
-
-NO_CHANGES: Mapping[str, str | None] = MappingProxyType({})
 
 
 class SQLiteSession:
     """A claimed name of a `SQLiteStore`.
 
     Args:
-        file: Its mutex is held while the session is made.
-        name: What is claimed.
-        feed: What the name is bound to.
-        retention: Which records may go.
+        file: The open file; the caller holds its mutex while it makes the session.
+        name: The name to claim.
+        feed: The feed that the name is bound to.
+        retention: Which records may be dropped.
         clock: Seconds since the epoch.
-        limiter: Belongs to the event loop that claims, as the session does.
-        let_go: Called with the session by its first `release()`.
+        limiter: Limits the session to one worker thread at a time; belongs to the event loop that claims.
+        on_release: Called with the session by its first `release()`.
 
     Raises:
         StoreMismatch: The name was used with another feed.
@@ -195,12 +197,12 @@ class SQLiteSession:
         retention: Retention,
         clock: Callable[[], float],
         limiter: CapacityLimiter,
-        let_go: Callable[["SQLiteSession"], None],
+        on_release: Callable[["SQLiteSession"], None],
     ) -> None:
         self.name = name
         self._file = file
         self._limiter = limiter
-        self._on_release = let_go
+        self._on_release = on_release
         self._released = False
         self._claimed = ClaimedName(file, name, feed, retention=retention, clock=clock)
 
@@ -232,8 +234,8 @@ class SQLiteSession:
     @property
     def history(self) -> Sequence[SavedCursor]:
         """The cursors that were saved, the oldest first; the last is the saved one."""
-        place = self._claimed.cursor_state
-        return (*place.previous, place.saved)
+        cursor_state = self._claimed.cursor_state
+        return (*cursor_state.previous, cursor_state.saved)
 
     async def unseen(self, keys: Sequence[str], /) -> set[str]:
         """Those of `keys` without a record.
@@ -242,15 +244,15 @@ class SQLiteSession:
             OwnershipLost: The session was released.
             StoreError: The file cannot be read.
         """
-        known_as = encode_keys(keys)
-        if self._claimed.records.are_new(known_as):  # then no thread has to ask the file
+        stored_keys = encode_keys(keys)
+        if self._claimed.records.are_new(stored_keys):  # then no thread has to ask the file
             self._check_process()
             self._check_released()
             return set(keys)
-        seen = await self._run_in_thread(self._claimed.known_keys, tuple(known_as))
+        seen = await self._run_in_thread(self._claimed.known_keys, tuple(stored_keys))
         if not seen:
             return set(keys)
-        return {key for key, stored_key in zip(keys, known_as, strict=True) if stored_key not in seen}
+        return {key for key, stored_key in zip(keys, stored_keys, strict=True) if stored_key not in seen}
 
     async def fingerprints(self, keys: Sequence[str], /) -> Mapping[str, int]:
         """The fingerprints of those of `keys` that have a record with one; of several, the newest.
@@ -259,10 +261,12 @@ class SQLiteSession:
             OwnershipLost: The session was released.
             StoreError: The file cannot be read.
         """
-        known_as = tuple(encode_keys(keys))
-        found = await self._run_in_thread(self._claimed.fingerprints, known_as)
+        stored_keys = tuple(encode_keys(keys))
+        found = await self._run_in_thread(self._claimed.fingerprints, stored_keys)
         return {
-            key: found[stored_key] for key, stored_key in zip(keys, known_as, strict=True) if stored_key in found
+            key: found[stored_key]
+            for key, stored_key in zip(keys, stored_keys, strict=True)
+            if stored_key in found
         }
 
     async def commit(
@@ -289,10 +293,10 @@ class SQLiteSession:
             OwnershipLost: The session was released, or the name claimed by somebody else; nothing was written.
             StoreError: The file cannot be written, or holds what this library does not write; nothing was written.
         """
-        what = encode_records(records)
-        # Before the thread has it: it writes also for a task that has gone.
-        self._claimed.records.expect_keys(what.keys)
-        await self._run_in_thread(self._claimed.commit, cursor, what, tuple(dead_letters), dict(state), read_at)
+        encoded = encode_records(records)
+        # Before the thread starts: it goes on writing when this task is cancelled.
+        self._claimed.records.expect_keys(encoded.keys)
+        await self._run_in_thread(self._claimed.commit, cursor, encoded, tuple(dead_letters), dict(state), read_at)
 
     async def reset(
         self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = NO_CHANGES
@@ -348,7 +352,7 @@ class SQLiteSession:
             return work(*args)
 
     def _check_process(self) -> None:
-        if self._file.process != os.getpid():  # the mutex may be locked for ever in a forked child
+        if self._file.process != os.getpid():  # in a forked child the mutex may stay locked for ever
             raise ownership_lost(
                 self._file.path, self.name, "belongs to the process that this one was forked from"
             )

@@ -1,4 +1,9 @@
-"""Share the database with the application: one connection, used in turns."""
+"""Open the application's database as a store too: handlers and the store write through one connection.
+
+`SharedFile` opens the connection with a guard, and `TransactionalSQLiteSession` puts the writes of handlers, the
+records and the cursor into one transaction (`transaction.py`). SQLite has one writing transaction at a time, so
+the sessions of a store take the connection one after the other, by a `FairLock`.
+"""
 
 import contextlib
 import sqlite3
@@ -32,19 +37,19 @@ class SharedFile(OpenFile):
     Args:
         path: As for `OpenFile`; it may be an application's database.
         synchronous: As for `OpenFile`.
-        turns: Taken before `access()`, and by each transaction.
+        fair_lock: Taken before `access()`, and by each transaction.
 
     Attributes:
-        guard: Stands before the connection.
-        turns: As given.
-        active: The transactions of the session that has access now; `None`: none has, as while a name is claimed.
+        guard: Decides who may use the connection.
+        fair_lock: As given.
+        active: The transaction of the session that has access now, or None, as while a name is claimed.
     """
 
     connection: GuardedConnection
 
-    def __init__(self, path: str, *, synchronous: Synchronous, turns: FairLock) -> None:
+    def __init__(self, path: str, *, synchronous: Synchronous, fair_lock: FairLock) -> None:
         self.guard = Guard(path)
-        self.fair_lock = turns
+        self.fair_lock = fair_lock
         self.active: Transaction | None = None
         super().__init__(path, synchronous=synchronous)
 
@@ -57,22 +62,22 @@ class SharedFile(OpenFile):
 
     def _prepare(self, connection: sqlite3.Connection, synchronous: Synchronous) -> None:
         prepare(connection, self.path, synchronous=synchronous, shared=True)
-        # A handler cannot: in a transaction it is without effect, and without a word.
+        # A handler cannot set this: in a transaction SQLite ignores it, without an error.
         connection.execute("PRAGMA foreign_keys = ON")
 
     @contextlib.contextmanager
     def access(self) -> Iterator[None]:
-        """Within it, this thread alone uses the connection. For whoever has the turn."""
+        """Give this thread the connection. The caller holds the fair lock."""
         with self.mutex, self.guard.store_access():
-            roll_back(self.connection)  # what a session left that was dropped
+            roll_back(self.connection)  # left by a session that was dropped
             yield
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of it or nothing, together with the effects since the last one.
+        """Commit the statements of the `with` body and the savepoints since the last commit, or none of them.
 
         Raises:
-            StoreError: SQLite failed; nothing was written, and the effects are undone.
+            StoreError: SQLite failed; nothing was written, and the savepoints are undone.
         """
         with super().transaction() if self.active is None else self.active.writing():
             yield
@@ -86,7 +91,7 @@ class SharedFile(OpenFile):
 class TransactionalSQLiteSession(SQLiteSession):
     """A claimed name of a `SQLiteStore` that is transactional.
 
-    For the arguments see `SQLiteSession`; the turn is the caller's while it is made.
+    For the arguments see `SQLiteSession`; the caller holds the fair lock while it makes the session.
     """
 
     _file: SharedFile
@@ -142,7 +147,7 @@ class TransactionalSQLiteSession(SQLiteSession):
                     state=state,
                     read_at=read_at,
                 )
-            except BaseException:  # it may not have come so far as to undo them
+            except BaseException:  # it may have failed before it undid them
                 await undo(self._transaction, limiter=self._limiter)
                 raise
 
@@ -163,7 +168,7 @@ class TransactionalSQLiteSession(SQLiteSession):
             await super().reset(cursor, forget=forget, state=state)
 
     def _with_effects(self, records: Sequence[Record]) -> Sequence[Record]:
-        """The records of blocks that the caller did not give again: of a commit that it did not ask for."""
+        """Add the records of savepoints that the caller did not pass again: `reset` commits on its own."""
         of_effects = self._transaction.records
         if not of_effects or of_effects == records:
             return records
@@ -172,14 +177,14 @@ class TransactionalSQLiteSession(SQLiteSession):
 
     @cached_property
     def _gate(self) -> anyio.Lock:
-        """Made in the event loop."""
+        # Made at its first use, in the event loop.
         return anyio.Lock(fast_acquire=True)
 
     async def _run_in_thread(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         self._check_process()
-        if not self._transaction.is_open:  # else it is this session's turn
+        if not self._transaction.is_open:  # else this session holds the fair lock already
             self._file.guard.check_outside()
-        # With a transaction open nothing is waited for, and what was begun is ended.
+        # With an open transaction the thread waits for no other session, so it is left to end its work.
         return await in_thread(
             partial(self._run_locked, work, *args), limiter=self._limiter, shield=self._transaction.is_open
         )

@@ -1,14 +1,15 @@
-"""One open transaction for a handler's writes and the records of its messages, with a savepoint for each call.
+"""One open transaction for a handler's writes and the records of its messages, with a savepoint for each message.
 
 BEGIN   SAVEPOINT, handler, RELEASE   SAVEPOINT, handler, RELEASE   …   records, cursor, COMMIT
-            └──────── a block ─────────┘  └──────── a block ─────────┘
+            └─── one `Savepoint` ───┘     └─── one `Savepoint` ───┘
 
-The first block since the last commit begins it. Each is a savepoint in it, so that a handler which fails takes
-back what it wrote and nothing else. The next commit writes the records in the same transaction and ends it.
-Whatever else ends it undoes all since the last commit, and says so: half of it is never there.
+The first savepoint since the last commit begins the transaction. A handler that fails rolls back to its own
+savepoint and loses nothing else. The next commit writes the records in the same transaction and ends it. Anything
+else that ends the transaction undoes everything since the last commit and raises an error: never a part of it.
 
-Beginning and committing wait, for others and for the disk, and so are done in a worker thread. Savepoints wait for
-nothing, and are made where the handler runs: a hop would take longer than all the rest of a message.
+BEGIN and COMMIT wait for other sessions and for the disk, so they run in a worker thread. Savepoints wait for
+nothing and are made in the thread of the event loop: a hop to another thread would take longer than everything
+else that a message costs.
 """
 
 import contextlib
@@ -48,6 +49,8 @@ _BEGIN = mark_as_store(f"SAVEPOINT {SAVEPOINT}")
 _RELEASE = mark_as_store(f"RELEASE {SAVEPOINT}")
 _ROLLBACK = mark_as_store(f"ROLLBACK TO {SAVEPOINT}")
 
+_T = TypeVar("_T")
+
 _UNDONE = "what handlers wrote since the last commit is undone, and none of its messages is processed"
 
 
@@ -56,39 +59,46 @@ class Transaction:
 
     Args:
         connection: Shared with other sessions.
-        turns: Whoever has a transaction open has the turn, among all that share the connection.
-        mutex: Held by whoever executes statements of the store.
+        fair_lock: Held by the session that has a transaction open, among all that share the connection.
+        mutex: Held while a thread executes statements of the store.
 
     Attributes:
-        guard: The connection's.
-        is_open: Whether there is one now. Changes within the mutex.
-        records: What was given with its blocks, of the blocks that ended well.
+        guard: The guard of the connection.
+        is_open: Whether a transaction is open. Changes only while the mutex is held.
+        records: The records given with the savepoints that were kept.
     """
 
-    def __init__(self, connection: GuardedConnection, turns: FairLock, mutex: threading.Lock) -> None:
+    def __init__(self, connection: GuardedConnection, fair_lock: FairLock, mutex: threading.Lock) -> None:
         self.guard: Guard = connection.guard
         self.is_open = False
         self.records: list[Record] = []
-        self._savepoints = 0  # that ended well
+        self._savepoints = 0  # that were kept
         self._connection = connection
-        self._cursor = sqlite3.Cursor(connection)  # for what each message pays for
-        self._fair_lock = turns
+        self._cursor = sqlite3.Cursor(connection)  # one for all savepoints: each message executes two statements
+        self._fair_lock = fair_lock
         self._mutex = mutex
 
     # In a worker thread
 
     @contextlib.contextmanager
     def access(self) -> Iterator[None]:
-        """Within it, the connection is the session's, in its turn. A transaction that is open then keeps the turn.
+        """Give this thread the connection. A transaction that is open at the end keeps the fair lock.
 
         Raises:
             BaseException: Cancelled while it waited.
         """
-        self._acquire()
+        while True:
+            has_lock = self.is_open
+            if not has_lock:
+                self._fair_lock.acquire(self)
+            self._mutex.acquire()
+            if self.is_open or not has_lock:
+                break
+            self._mutex.release()  # the transaction ended while this thread waited for the mutex
         try:
             with self.guard.store_access():
                 if not self.is_open:
-                    roll_back(self._connection)  # what a session left that was dropped
+                    roll_back(self._connection)  # left by a session that was dropped
                 yield
         finally:
             is_over = not self.is_open
@@ -96,18 +106,8 @@ class Transaction:
             if is_over:
                 self._fair_lock.release()
 
-    def _acquire(self) -> None:
-        while True:
-            has_turn = self.is_open
-            if not has_turn:
-                self._fair_lock.acquire(self)
-            self._mutex.acquire()
-            if self.is_open or not has_turn:
-                return
-            self._mutex.release()  # it ended while this thread waited for the mutex
-
     def begin(self) -> None:
-        """Begin a block, and the transaction if none is open. Within `access()`.
+        """Begin a savepoint, and the transaction if none is open. Within `access()`.
 
         Raises:
             StoreError: Neither has begun.
@@ -120,12 +120,12 @@ class Transaction:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Commit what is written within it, together with the effects of the blocks before. Within `access()`.
+        """Commit the statements of the `with` body together with the kept savepoints. Within `access()`.
 
         Raises:
-            StoreError: Nothing was written, and the effects are undone.
+            StoreError: Nothing was written, and the savepoints are undone.
         """
-        blocks = self._savepoints
+        savepoints = self._savepoints
         try:
             with wrap_sqlite_errors(self.guard.path):
                 self._begin_to_write()
@@ -133,7 +133,7 @@ class Transaction:
                 self._connection.execute("COMMIT")
         except BaseException as error:
             self.undo()
-            if isinstance(error, StoreError) and blocks:
+            if isinstance(error, StoreError) and savepoints:
                 raise type(error)(f"{error}; {_UNDONE}") from error
             raise
         self._reset()
@@ -144,15 +144,15 @@ class Transaction:
         elif not self._connection.in_transaction:
             self._raise_rolled_back()
 
-    # Anywhere, within the mutex
+    # In any thread that holds the mutex
 
     def undo(self) -> None:
-        """Roll back what is open, if something is."""
+        """Roll back the transaction if one is open."""
         self._reset()
         roll_back(self._connection)
 
     def abandon(self) -> None:
-        """Undo it, and give its turn back, if one is open. In a worker thread: another one may be at work."""
+        """Undo an open transaction and release the fair lock. In a worker thread, since it waits for the mutex."""
         with self._mutex:
             if not self.is_open:
                 return
@@ -165,23 +165,23 @@ class Transaction:
         self.records.clear()
 
     def begin_savepoint(self) -> None:
-        """Begin a block.
+        """Begin a savepoint in the open transaction.
 
         Raises:
-            StoreError: The transaction could not go on: all since the last commit is undone.
+            StoreError: The transaction could not go on: everything since the last commit is undone.
         """
         self._execute_or_undo(_BEGIN)
 
-    def end_savepoint(self, place: HandlerScope, records: Sequence[Record], *, keep: bool) -> None:
-        """Keep what was written within a block, or take it back.
+    def end_savepoint(self, scope: HandlerScope, records: Sequence[Record], *, keep: bool) -> None:
+        """Keep the writes since the savepoint, or roll them back.
 
         Raises:
-            StoreError: The transaction was gone, or could not go on: all since the last commit is undone.
+            StoreError: The transaction was gone, or could not go on: everything since the last commit is undone.
         """
-        place.close_handles()
+        scope.close_handles()
         if not self.is_open or not self._connection.in_transaction:
             self._raise_rolled_back()
-        if not keep and not self._savepoints:  # nothing may be open while the caller waits
+        if not keep and not self._savepoints:  # leave no transaction open while the caller waits to retry
             self.undo()
             return
         if keep:
@@ -207,10 +207,10 @@ class Transaction:
         )
 
     def try_inline(self, work: Callable[[], None]) -> bool:
-        """Do it in this thread, without waiting.
+        """Do the work in this thread if that needs no waiting.
 
         Returns:
-            Whether it was done: not when no transaction is open, or another thread is at work.
+            False if it was not done, since no transaction is open or another thread holds the mutex.
         """
         if not self.is_open or not self._mutex.acquire(blocking=False):
             return False
@@ -229,27 +229,24 @@ class Transaction:
 
 
 def roll_back(connection: GuardedConnection) -> None:
-    """Roll back what is open, if something is: SQLite may have done it by itself. By the store."""
-    with contextlib.suppress(sqlite3.Error):  # then nothing can be begun or committed any more either
+    """Roll back if a transaction is open; SQLite may have rolled back by itself. Within store access."""
+    with contextlib.suppress(sqlite3.Error):  # after such an error nothing can begin or commit either
         if connection.in_transaction:
             connection.execute("ROLLBACK")
 
 
-_T = TypeVar("_T")
-
-
 class Savepoint(HandlerScope):
-    """A block of effects, once.
+    """The context manager around one handler call. To be used once.
 
-    What it raises itself, as it begins or ends, undoes all since the last commit, a cancellation too: whoever
-    calls can tell no more from it.
+    An error of the savepoint itself, as it begins or ends, undoes everything since the last commit, and so does a
+    cancellation then: the caller cannot tell how far it came.
 
     Args:
-        transaction: Of the session, in which it is a savepoint.
-        records: What is committed with what is written within it.
-        gate: Held while it runs: blocks and commits of a session come one after the other.
+        transaction: The transaction of the session.
+        records: Committed together with the writes of the handler.
+        gate: Held while the handler runs: savepoints and commits of a session come one after the other.
         limiter: Of the session's threads.
-        check: Called before it begins; raises if the session is over.
+        check: Called before the transaction begins; raises if the session is over.
     """
 
     __slots__ = ("_check", "_gate", "_limiter", "_records", "_transaction")
@@ -271,57 +268,50 @@ class Savepoint(HandlerScope):
         self._check = check
 
     async def __aenter__(self) -> None:
-        """Begin it.
+        """Begin the savepoint.
 
         Raises:
-            RuntimeError: Within another block of the connection.
+            RuntimeError: Within another savepoint of the connection.
             StoreError: The transaction cannot be begun.
         """
         self.guard.check_outside()
         await self._gate.acquire()
         try:
             if not self._transaction.try_inline(self._transaction.begin_savepoint):
-                await self._begin()
+                await in_thread(self._begin_in_thread, limiter=self._limiter)
         except BaseException:
             await undo(self._transaction, limiter=self._limiter)
             self._gate.release()
             raise
         self.enter()
 
-    async def _begin(self) -> None:
-        def begin() -> None:
-            with self._transaction.access():
-                self._check()
-                self._transaction.begin()
-
-        await in_thread(begin, limiter=self._limiter)
+    def _begin_in_thread(self) -> None:
+        with self._transaction.access():
+            self._check()
+            self._transaction.begin()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it.
+        """End the savepoint: keep the writes, or roll them back if the handler raised.
 
         Raises:
-            StoreError: The transaction was gone, or could not go on: all since the last commit is undone. Or this
-                is a forked child.
+            StoreError: The transaction was gone, or could not go on: everything since the last commit is undone.
+                Or this is a forked child.
         """
         self.guard.check_process()
         self.leave()
         try:
-            await self._end(keep=error is None)
+            end = partial(self._transaction.end_savepoint, self, self._records, keep=error is None)
+            if not self._transaction.try_inline(end):
+                if not self._transaction.is_open:
+                    end()  # raises: there is nothing to wait for
+                await in_thread(partial(self._end_in_thread, end), limiter=self._limiter, shield=True)
         except BaseException:
             await undo(self._transaction, limiter=self._limiter)
             raise
         finally:
             self._gate.release()
-
-    async def _end(self, *, keep: bool) -> None:
-        end = partial(self._transaction.end_savepoint, self, self._records, keep=keep)
-        if self._transaction.try_inline(end):
-            return
-        if not self._transaction.is_open:
-            end()  # it raises: there is nothing to wait for
-        await in_thread(partial(self._end_in_thread, end), limiter=self._limiter, shield=True)
 
     def _end_in_thread(self, end: Callable[[], None]) -> None:
         with self._transaction.access():
@@ -329,10 +319,10 @@ class Savepoint(HandlerScope):
 
 
 async def undo(transaction: Transaction, *, limiter: CapacityLimiter) -> None:
-    """Undo all since the last commit, if that was not done yet.
+    """Undo everything since the last commit, unless that was done already.
 
     Args:
-        transaction: Of a session whose gate the caller holds.
+        transaction: The transaction of a session whose gate the caller holds.
         limiter: Of the session's threads.
     """
     if transaction.is_open and not transaction.try_inline(transaction.undo):
@@ -340,14 +330,15 @@ async def undo(transaction: Transaction, *, limiter: CapacityLimiter) -> None:
 
 
 async def in_thread(work: Callable[[], _T], *, limiter: CapacityLimiter, shield: bool = False) -> _T:
-    """Do it in a worker thread, and return or raise when it has ended there, whatever cancels the caller.
+    """Do the work in a worker thread and wait for its end, even if the caller is cancelled.
 
-    Awaiting the thread alone is not enough: asyncio's own cancellation would leave it alone with what it began.
+    Awaiting the thread alone is not enough: asyncio's own cancellation would leave the thread behind in the middle
+    of its work.
 
     Args:
-        work: Is told of a cancellation by `from_thread.check_cancelled()`. What it raises is raised in any case.
+        work: Learns of a cancellation from `from_thread.check_cancelled()`. Its exception is raised in any case.
         limiter: Of threads.
-        shield: Do not tell it.
+        shield: Hide a cancellation from the work.
     """
     results: list[_T] = []
     errors: list[Exception] = []
