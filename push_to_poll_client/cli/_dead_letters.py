@@ -1,6 +1,7 @@
 """`push-to-poll dead-letters`: list, show, export, retry and drop dead letters.
 
-Looking at it disturbs nobody. What is changed is changed while no process owns the file.
+`list`, `show` and `export` only read the file, also while a consumer uses it. `retry` and `drop` change it, while
+no process owns it.
 """
 
 import argparse
@@ -31,62 +32,6 @@ __all__ = [
     "detail_lines",
     "table_lines",
 ]
-
-
-_LONGEST_KEY = 1_000
-"""Characters of a key in the table: a longer one is hardly typed by anybody."""
-
-
-def table_lines(letters: Iterable[DeadLetter]) -> Iterator[str]:
-    """A line for each; each is let go before the next is read."""
-    none = True
-    for letter in letters:
-        if none:
-            yield _row("last failed (UTC)", "attempts", "marked", "key", "error")
-        none = False
-        marked = "yes" if letter.marked else ""
-        yield _row(
-            format_time(letter.last_failed),
-            str(letter.attempts),
-            marked,
-            _short_key(letter.key),
-            one_line(letter.error),
-        )
-    if none:
-        yield "no dead letters"
-
-
-def detail_lines(letter: DeadLetter) -> Iterator[str]:
-    """All of one: its fields, the traceback, and the entry as it came."""
-    yield from _fields(letter)
-    if letter.traceback:
-        yield ""
-        yield from (f"  {escape_unprintable(line)}" for line in letter.traceback.rstrip("\n").split("\n"))
-    yield ""
-    yield from map(escape_unprintable, letter.raw.decode("utf-8", "backslashreplace").split("\n"))
-
-
-def _fields(letter: DeadLetter) -> Iterator[str]:
-    fields = {
-        "key": shell_quoted(letter.key),
-        "id": shell_quoted(letter.id),
-        "error": escape_unprintable(letter.error),
-        "attempts": str(letter.attempts),
-        "first failed": f"{format_time(letter.first_failed)} UTC",
-        "last failed": f"{format_time(letter.last_failed)} UTC",
-        "marked": "yes, the next run tries it again" if letter.marked else "no",
-        "entry": f"{len(letter.raw):,} bytes",
-    }
-    for name, value in fields.items():
-        yield f"{name:<14}{value}"
-
-
-def _row(last: str, attempts: str, marked: str, key: str, error: str) -> str:
-    return f"{last:<19}  {attempts:>8}  {marked:<6}  {key:<40}  {error}"
-
-
-def _short_key(key: str) -> str:
-    return shell_quoted(key) if len(key) <= _LONGEST_KEY else f"{shell_quoted(key[:_LONGEST_KEY])}..."
 
 
 JSON_HELP = """\
@@ -181,7 +126,7 @@ def _drop(options: argparse.Namespace) -> int:
 
 
 async def _mark_all(session: Session) -> int:
-    """Some at a time: an entry may have megabytes."""
+    # Some at a time: an entry may have megabytes.
     last: DeadLetter | None = None
     while letters := await session.dead_letters(after=last):
         await session.commit(cursor=None, records=[], dead_letters=list(map(_marked, letters)))
@@ -193,16 +138,16 @@ async def _mark(session: Session, typed: Sequence[str]) -> int:
     keys = await _find_keys(session, typed)
     for key in keys:
         letter = await session.dead_letter(key)
-        assert letter is not None  # nobody else changes it  # noqa: S101
+        assert letter is not None  # this process owns the name  # noqa: S101
         await session.commit(cursor=None, records=[], dead_letters=[_marked(letter)])
     return len(keys)
 
 
 async def _find_keys(session: Session, typed: Sequence[str]) -> Sequence[str]:
-    """The keys of dead letters that are meant: those that are there as they were typed, or as they are shown.
+    """Find the keys of dead letters by the typed arguments: as they are, or with the escapes of our output.
 
     Raises:
-        UsageError: One is neither.
+        UsageError: A typed key is not found in either form.
     """
     found: dict[str, None] = {}
     for number, one in enumerate(typed, 1):
@@ -232,3 +177,51 @@ def _summary(letter: DeadLetter) -> bytes:
     members = decode(as_json(msgspec.structs.replace(letter, raw=b"", traceback="")))
     del members["raw"], members["traceback"]
     return msgspec.json.encode(members)
+
+
+_LONGEST_KEY = 1_000
+"""Characters of a key in the table: a longer key is cut, since it is too long to be typed."""
+
+
+def table_lines(dead_letters: Iterable[DeadLetter]) -> Iterator[str]:
+    """Yield a line for each dead letter. Only one dead letter at a time is in memory."""
+    is_first = True
+    for letter in dead_letters:
+        if is_first:
+            yield _row("last failed (UTC)", "attempts", "marked", "key", "error")
+        is_first = False
+        key = shell_quoted(letter.key[:_LONGEST_KEY]) + ("..." if len(letter.key) > _LONGEST_KEY else "")
+        yield _row(
+            format_time(letter.last_failed),
+            str(letter.attempts),
+            "yes" if letter.marked else "",
+            key,
+            one_line(letter.error),
+        )
+    if is_first:
+        yield "no dead letters"
+
+
+def detail_lines(letter: DeadLetter) -> Iterator[str]:
+    """Yield the fields of a dead letter, its traceback, and the entry of the feed."""
+    fields = {
+        "key": shell_quoted(letter.key),
+        "id": shell_quoted(letter.id),
+        "error": escape_unprintable(letter.error),
+        "attempts": str(letter.attempts),
+        "first failed": f"{format_time(letter.first_failed)} UTC",
+        "last failed": f"{format_time(letter.last_failed)} UTC",
+        "marked": "yes, the next run tries it again" if letter.marked else "no",
+        "entry": f"{len(letter.raw):,} bytes",
+    }
+    for name, value in fields.items():
+        yield f"{name:<14}{value}"
+    if letter.traceback:
+        yield ""
+        yield from (f"  {escape_unprintable(line)}" for line in letter.traceback.rstrip("\n").split("\n"))
+    yield ""
+    yield from map(escape_unprintable, letter.raw.decode("utf-8", "backslashreplace").split("\n"))
+
+
+def _row(last: str, attempts: str, marked: str, key: str, error: str) -> str:
+    return f"{last:<19}  {attempts:>8}  {marked:<6}  {key:<40}  {error}"

@@ -1,11 +1,11 @@
-"""`tail --exec`: one run of a command for each message, and its exit code is what became of the message.
+"""`tail --exec`: run a command for each message; its exit code says whether the message was processed.
 
 The message is on the command's standard input and nowhere else: nothing that a server sent becomes an argument, a
-variable, or a word of a shell, since there is no shell. It comes as a file that has no name, not through a pipe: a
-command may leave it unread, and nothing has to be written to it while it runs.
+variable, or a word of a shell, since there is no shell. Standard input is a file without a name, not a pipe: a
+command may leave it unread, and nothing has to be written while the command runs.
 
-The command runs in a session of its own. Ctrl-C does not reach it by itself, so that the message in hand can
-finish; and what it started is ended with it when its time is up.
+The command runs in a session of its own. Ctrl-C does not reach it, so that the current message can finish; and the
+processes that it started are ended with it when its time is up.
 """
 
 import math
@@ -28,18 +28,18 @@ from push_to_poll_client.cli._output import json_line
 __all__ = ["Command", "CommandFailed", "CommandNotStarted"]
 
 TERM_GRACE = 5.0
-"""Seconds between SIGTERM and SIGKILL: with the ten that a stop leaves the message in hand, below the thirty of
-Kubernetes and the ninety of systemd."""
+"""Seconds between SIGTERM and SIGKILL. With the ten that a stop leaves the current message the sum is below the
+thirty of Kubernetes and the ninety of systemd."""
 
-_CHECK_INTERVAL = 0.02  # seconds between looks at whether anything of an ended command is left
+_CHECK_INTERVAL = 0.02  # seconds between checks whether a process of an ended command is left
 
 
 class CommandFailed(Exception):
-    """The command says that the message was not processed, or could not say anything."""
+    """The command reported that the message was not processed, or was killed, or took too long."""
 
 
 class CommandNotStarted(CommandFailed):
-    """It could not even be started, whatever the message."""
+    """The command could not be started. This does not depend on the message."""
 
 
 class Command:
@@ -50,10 +50,10 @@ class Command:
             standard output and error, the directory and the environment.
         timeout: Seconds that one run may take. Then its process group is terminated, 5 seconds later killed, and
             the message failed.
-        secrets: Variables that are not the command's business (G12).
+        secrets: Environment variables that the command does not get (G12).
 
     Raises:
-        TypeError: `timeout` is no number.
+        TypeError: `timeout` is not a number.
         ValueError: The command is empty, cannot be split, found or executed, or `timeout` is not above 0.
     """
 
@@ -67,13 +67,13 @@ class Command:
         self._process: Process | None = None
 
     async def __call__(self, message: Message) -> None:
-        """Run it with the line of the message on its standard input. Exit code 0: the message is processed.
+        """Run the command with the message on its standard input. Exit code 0 means processed.
 
-        A cancellation waits for the run in hand; `finish_until()` says how long.
+        A cancellation waits for the current run, at most until the time given to `finish_until()`.
 
         Raises:
-            CommandFailed: Any other exit code, a signal, too long.
-            CommandNotStarted: It could not be started.
+            CommandFailed: The command had another exit code, was killed by a signal, or took too long.
+            CommandNotStarted: The command could not be started.
             UndecodableMessage: The data of the message cannot be read.
         """
         await checkpoint_if_cancelled()
@@ -83,13 +83,13 @@ class Command:
         await anyio.sleep_forever()  # not processed: the cancellation that set the deadline goes on from here
 
     def finish_until(self, deadline: float) -> None:
-        """Give the run in hand until then, on the event loop's clock; it is ended when it overruns."""
+        """End the current run at this time, on the event loop's clock, if it is not over by then."""
         self._finish_until = deadline
         if self._in_flight is not None:
             self._in_flight.deadline = deadline
 
     def kill(self) -> None:
-        """End the run in hand at once, and whatever it started."""
+        """End the current run at once, with the processes that it started."""
         if self._process is not None:
             _signal_group(self._process, _KILL)
 
@@ -144,7 +144,7 @@ def _argv(typed: str) -> list[str]:
 
 
 async def _terminate(process: Process) -> None:
-    """Terminate the process and all that it started; kill what is left when the grace is over."""
+    """Terminate the process and all that it started; after the grace kill the rest."""
     with anyio.CancelScope(shield=True):
         _signal_group(process, signal.SIGTERM)
         with anyio.move_on_after(TERM_GRACE):
@@ -159,7 +159,7 @@ async def _terminate(process: Process) -> None:
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
-    except ValueError:  # the real-time ones but two have none
+    except ValueError:  # most real-time signals have no name
         return f"signal {number}"
 
 
@@ -167,7 +167,7 @@ if sys.platform == "win32":  # pragma: no cover  # the tests run on POSIX
     _KILL = signal.SIGTERM
 
     def _signal_group(process: Process, number: int) -> bool:
-        """There are no groups: the process alone is ended."""
+        # Windows has no process groups: end this process alone.
         if number and process.returncode is None:
             process.terminate()
         return False
@@ -176,11 +176,11 @@ else:
     _KILL = signal.SIGKILL
 
     def _signal_group(process: Process, number: int) -> bool:
-        """Whether there is anybody left in its group. The group has its number as long as it has a member."""
+        """Return whether the group has a process left. Its number is not used again as long as it has one."""
         try:
             os.killpg(process.pid, number)
         except ProcessLookupError:
             return False
-        except PermissionError:  # it became another user's, by sudo for instance
+        except PermissionError:  # the process became another user's, by sudo for instance
             return True
         return True

@@ -1,4 +1,4 @@
-"""What is typed: arguments in, exit code out, and never a bare traceback."""
+"""Entry point of `push-to-poll`: arguments in, exit code out, and never a bare traceback."""
 
 import argparse
 import logging
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: What follows the command's name; `None`: what was typed.
+        arguments: The arguments after the program's name; None takes those of the process.
 
     Returns:
         The exit code, an `Exit`.
@@ -46,11 +46,11 @@ def _run(options: argparse.Namespace) -> int:
         return int(options.run(options))
     except UsageError as error:
         return _print_error(one_line(str(error)), Exit.USAGE)
-    except KeyboardInterrupt:  # before or after a command looks after its signals
+    except KeyboardInterrupt:  # before or after a command handles its signals
         return Exit.INTERRUPTED
     except PushToPollError as error:
         return _print_error(describe(error), exit_code_for(error))
-    except Exception as error:  # a bug, whose traceback helps only whoever asks for it
+    except Exception as error:  # a bug; -vv shows its traceback
         logger.debug("this is a bug", exc_info=error)
         return _print_error(f"{describe(error)}; this is a bug, please report it with the output of -vv", Exit.BUG)
 
@@ -61,7 +61,7 @@ def _print_error(sentence: str, code: Exit) -> int:
 
 
 def _log_to_stderr(verbose: int) -> None:
-    """The library's own log; others' may have URLs with secrets in it."""
+    """Log this library only: the logs of other libraries may have URLs with secrets."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers[:] = [handler]

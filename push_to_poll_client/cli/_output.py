@@ -1,7 +1,8 @@
-"""What a command writes: lines, text that is safe for a terminal, and exit codes.
+"""Output of the commands: lines, text that is safe for a terminal, and exit codes.
 
-Beyond the control characters of ASCII there are those of C1 (U+009B begins a sequence in some terminals), those
-that turn the direction of a line (U+202E), and those that nobody sees.
+Text from a feed may hold characters that a terminal obeys: the control characters of ASCII and of C1 (U+009B
+begins a sequence in some terminals), those that turn the direction of a line (U+202E), and invisible ones. They
+are shown as escapes.
 """
 
 import contextlib
@@ -48,51 +49,47 @@ __all__ = [
 
 
 _PIECE_LENGTH = 65_536
-"""Characters that are looked at one by one together: an entry has millions, and each takes 50 times its room."""
+"""Characters that are escaped in one step: an entry may have millions, and each takes 50 times its memory then."""
 
 _ESCAPES = re.compile(r"(?:\\u[0-9a-f]{4}|\\[bfnrt])+")
 
 
 def escape_unprintable(text: str) -> str:
-    r"""The text with `\uXXXX` for what is not printable, line ends among it; a pair of them beyond U+FFFF.
+    r"""Replace each unprintable character, line ends too, by `\uXXXX`, or by two of them beyond U+FFFF.
 
-    A line of JSON means the same afterwards (RFC 8259 §7): in it such characters stand in strings alone.
+    A line of JSON keeps its meaning (RFC 8259 §7): in JSON such characters stand only in strings.
     """
     if text.isprintable():
         return text
+    pieces = (text[begin : begin + _PIECE_LENGTH] for begin in range(0, len(text), _PIECE_LENGTH))
     return "".join(
-        _escape_piece(text[begin : begin + _PIECE_LENGTH]) for begin in range(0, len(text), _PIECE_LENGTH)
+        piece
+        if piece.isprintable()
+        else "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in piece)
+        for piece in pieces
     )
 
 
 def shell_quoted(text: str) -> str:
-    """A key or a cursor, harmless, and in such quotes that it can be given to a shell as it stands."""
+    """Escape a key or a cursor and quote it, so that it can be pasted into a shell."""
     return shlex.quote(escape_unprintable(text))
 
 
 def unescape(typed: str) -> str:
-    """What somebody means who types what `escape_unprintable` shows."""
+    """Undo `escape_unprintable` in an argument that was copied from our output."""
     return _ESCAPES.sub(lambda match: str(json.loads(f'"{match[0]}"')), typed)
 
 
 def format_time(seconds: float) -> str:
-    """A time in seconds since the epoch, in UTC; what is none is shown as the number that it is."""
+    """Format seconds since the epoch in UTC; a number outside the range of dates stays a number."""
     try:
         return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
     except (OverflowError, ValueError, OSError):
         return f"{seconds:g}"
 
 
-def _escape_piece(text: str) -> str:
-    return text if text.isprintable() else "".join(map(_escape_character, text))
-
-
-def _escape_character(character: str) -> str:
-    return character if character.isprintable() else json.dumps(character)[1:-1]
-
-
 class EscapingFormatter(logging.Formatter):
-    """Makes one line of a record. A traceback follows it, indented, so that no line of it looks like a record."""
+    """Formats a record as one line. A traceback follows, indented so that no line of it looks like a record."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         """The line."""
@@ -141,7 +138,7 @@ class OutputError(PushToPollError):
 
 
 def exit_code_for(error: PushToPollError) -> Exit:
-    """The exit code for an error that ended the command."""
+    """Choose the exit code for an error that ended the command."""
     kinds = (
         (FeedError, Exit.FEED),
         (Throttled, Exit.FEED),
@@ -156,11 +153,11 @@ def exit_code_for(error: PushToPollError) -> Exit:
 
 
 class ReaderGone(BaseException):
-    """Nobody reads the output any more. No failure of the message, which is not recorded, nor of anything."""
+    """The reader of our output has gone. This is not a failure, and the message is not recorded."""
 
 
 def json_line(message: Message) -> bytes:
-    """The message as one line of JSON, with its end: a CloudEvent as it came, others as `id` and `data`.
+    """Encode a message as one line of JSON: a CloudEvent with all its members, another one as `id` and `data`.
 
     Raises:
         UndecodableMessage: Its data cannot be read.
@@ -169,11 +166,12 @@ def json_line(message: Message) -> bytes:
 
 
 def write_line(message: Message) -> None:
-    """Write the line and see it leave, before the message is recorded as processed.
+    """Write and flush the line of a message, before the message is recorded as processed.
 
     Raises:
-        ReaderGone: Standard output is a pipe that nobody reads.
-        StopConsumer: It cannot be written to: no failure of the message, so no policy for those may go past it.
+        ReaderGone: Standard output is a pipe whose reader has gone.
+        StopConsumer: Standard output cannot be written. This is not a failure of the message, so no policy for
+            failing messages may go past it.
         UndecodableMessage: The data of the message cannot be read.
     """
     line = json_line(message)
@@ -184,7 +182,7 @@ def write_line(message: Message) -> None:
 
 
 def print_lines(lines: Iterable[bytes]) -> None:
-    """Write lines without their ends, of JSON or harmless, until nobody reads them any more.
+    """Write lines, given without their ends, until the reader has gone. The caller escapes them or writes JSON.
 
     Raises:
         OutputError: Standard output cannot be written.
@@ -195,10 +193,10 @@ def print_lines(lines: Iterable[bytes]) -> None:
 
 
 def flush_stdout() -> None:
-    """Flush what a failed write left in the buffer, or discard it if it cannot be written.
+    """Flush the rest that a failed write left in the buffer, or discard it if it cannot be written.
 
-    Python would try once more at its end, and exit with 120. Call it when a command is over: after a failure, what
-    is written later is discarded too.
+    Without this call Python would try once more at its end, and exit with 120. To be called when a command is
+    over: after a failure, later output is discarded too.
     """
     try:
         sys.stdout.flush()
@@ -207,8 +205,7 @@ def flush_stdout() -> None:
 
 
 def _write(line: bytes) -> None:
-    """A terminal gets it with nothing in it that it would obey, everybody else as it is; it means the same."""
-    if sys.stdout.isatty():
+    if sys.stdout.isatty():  # a terminal gets the same JSON with escapes
         line = escape_unprintable(line[:-1].decode()).encode() + b"\n"
     try:
         sys.stdout.buffer.write(line)

@@ -1,4 +1,4 @@
-"""What is typed, and what is said of what was mistyped: never the thing itself, which may be a secret."""
+"""Parser of the command line. Its errors never show a value, which may be a secret."""
 
 import argparse
 import re
@@ -10,7 +10,7 @@ from push_to_poll_client.cli._output import EXIT_CODES, Exit
 
 __all__ = ["Commands", "Parser"]
 
-# What argparse says of a value, which is shown to whoever reads the log of a cron job.
+# Texts of argparse that repeat a value, which would end up in the log of a cron job.
 _ECHOED_VALUE = re.compile(r"(invalid choice|invalid \w+ value|ignored explicit argument):? .*", re.DOTALL)
 _OPTION = re.compile(r"(--?[a-z][a-z-]{0,20})(=.*)?", re.DOTALL)
 
@@ -23,7 +23,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, and how to see what is right."""
+    """Reports an error in one sentence and names the help."""
 
     def __init__(self, *, prog: str, description: str) -> None:
         super().__init__(
@@ -36,16 +36,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with `Exit.USAGE`."""
-        seen = one_line(_ECHOED_VALUE.sub(r"\1", message))
-        self.exit(Exit.USAGE, f"{self.prog}: {seen}; see {self.prog} --help\n")
+        without_value = one_line(_ECHOED_VALUE.sub(r"\1", message))
+        self.exit(Exit.USAGE, f"{self.prog}: {without_value}; see {self.prog} --help\n")
 
     def parse_args(  # type: ignore[override]  # without its overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """As argparse does, but options that it does not know are named without their values."""
+        """Parse as argparse does, but name unknown options without their values."""
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            options.parser.error(_unrecognized(unknown))
+            names = [match[1] for match in map(_OPTION.fullmatch, unknown) if match]
+            rest = len(unknown) - len(names)
+            more = f" and {rest} more" if names and rest else ""
+            options.parser.error(f"unrecognized arguments: {', '.join(names) or rest}{more}")
         return options
 
 
@@ -53,7 +56,7 @@ class Commands:
     """The commands of a parser.
 
     Args:
-        parser: Of which they are.
+        parser: The parser that gets them.
     """
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
@@ -65,17 +68,12 @@ class Commands:
         """Add a command.
 
         Args:
-            name: What is typed.
-            run: Called with what was typed after it; returns the exit code. `None`: its own commands are.
-            help: One line of the list of commands.
+            name: The word to type.
+            run: Called with the parsed arguments; returns the exit code. None for a command with commands of its
+                own.
+            help: The line in the list of commands.
             description: The head of the command's own help.
         """
         parser = self._parsers.add_parser(name, help=help, description=description)
         parser.set_defaults(run=run, parser=parser, verbose=0)
         return parser
-
-
-def _unrecognized(unknown: Sequence[str]) -> str:
-    names = [match[1] for match in map(_OPTION.fullmatch, unknown) if match]
-    rest = len(unknown) - len(names)
-    return f"unrecognized arguments: {', '.join(names) or rest}" + (f" and {rest} more" if names and rest else "")

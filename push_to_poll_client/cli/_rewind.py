@@ -1,4 +1,4 @@
-"""`push-to-poll rewind`: from where in the feed does a consumer go on? Changed while no process owns the file."""
+"""`push-to-poll rewind`: choose where in the feed a consumer goes on, while no process owns its file."""
 
 import argparse
 import time
@@ -27,7 +27,7 @@ FORGET_EFFECTS = {
     False: "what comes again and was processed is not processed again, as long as its record is kept",
     True: "all that comes again is processed again",
 }
-"""What `--forget` decides."""
+"""The last line of the output, without and with `--forget`."""
 
 
 def add_to(commands: Commands) -> None:
@@ -58,7 +58,7 @@ def add_to(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """List them, or go there.
+    """List the saved cursors, or go to one.
 
     Raises:
         StoreError: The file cannot be used.
@@ -74,16 +74,16 @@ def run(options: argparse.Namespace) -> int:
         return Exit.DONE
 
     async def rewind(session: Session) -> tuple[Cursor | None, Cursor | None]:
-        before, there = session.cursor, _target_cursor(options, session.history)
-        await session.reset(there, forget=options.forget, state=MOVED_STATE)
-        return before, there
+        before, target = session.cursor, _target_cursor(options, session.history)
+        await session.reset(target, forget=options.forget, state=MOVED_STATE)
+        return before, target
 
-    before, there = run_with_session(progress, options.state, rewind, instead="rewind()")
+    before, target = run_with_session(progress, options.state, rewind, instead="rewind()")
     print_lines(
         f"{name:<8}{value}".encode()
         for name, value in (
             ("before", _display_cursor(before)),
-            ("now", _display_cursor(there)),
+            ("now", _display_cursor(target)),
             ("then", FORGET_EFFECTS[options.forget]),
         )
     )
@@ -91,10 +91,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check_cursor(option: str, typed: str) -> None:
-    """Check that a feed can be asked for it.
+    """Check that an argument can be a cursor of a feed.
 
     Raises:
-        ValueError: It cannot.
+        ValueError: It cannot, since it is empty, too long, or not valid text.
     """
     if not typed or len(typed) > MAX_CURSOR:
         raise ValueError(f"{option} must be a cursor of the feed, of 1 to {MAX_CURSOR:,} characters")
@@ -119,27 +119,21 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _target_cursor(options: argparse.Namespace, history: Sequence[SavedCursor]) -> Cursor | None:
-    """Where to go on."""
+    """Find the cursor that --to or --ago names; None is the inception."""
     if options.to is None:
-        return _cursor_before(options.ago, history)
-    shown: dict[str, Cursor] = {
-        escape_unprintable(saved.cursor): saved.cursor for saved in history if saved.cursor
-    }
+        saved = saved_before(history, time.time() - options.ago)
+        if saved is None:
+            raise UsageError(
+                f"--ago: no cursor is kept that is so old; the oldest is of {format_time(history[0].at)} UTC"
+            )
+        return saved.cursor
+    shown: dict[str, Cursor] = {escape_unprintable(one.cursor): one.cursor for one in history if one.cursor}
     return None if options.to == INCEPTION else shown.get(options.to, options.to)
 
 
-def _cursor_before(ago: float, history: Sequence[SavedCursor]) -> Cursor | None:
-    saved = saved_before(history, time.time() - ago)
-    if saved is None:
-        raise UsageError(
-            f"--ago: no cursor is kept that is so old; the oldest is of {format_time(history[0].at)} UTC"
-        )
-    return saved.cursor
-
-
-def _table(saved: Sequence[SavedCursor]) -> Iterator[bytes]:
+def _table(history: Sequence[SavedCursor]) -> Iterator[bytes]:
     yield f"{'saved (UTC)':<19}  cursor".encode()
-    for one in saved:
+    for one in history:
         yield f"{format_time(one.at):<19}  {_display_cursor(one.cursor)}".encode()
 
 

@@ -1,8 +1,7 @@
-"""Find the consumer that is meant in a state file, and change it while no process owns the file."""
+"""Find a consumer in a state file, and change it while no process owns the file."""
 
 import argparse
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -13,7 +12,7 @@ from push_to_poll_client._validation import quoted
 from push_to_poll_client.cli._output import UsageError
 from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.stores._sqlite.file import lock_holder
-from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, StoreFile, read_store
+from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, read_store
 
 __all__ = [
     "add_state_to",
@@ -25,11 +24,11 @@ __all__ = [
 _T = TypeVar("_T")
 
 _MAX_NAMES = 5
-"""Names that an error lists: they have to fit into its line."""
+"""Names that an error lists, so that they fit into its line."""
 
 
 def add_state_to(parser: argparse.ArgumentParser) -> None:
-    """Add to a command the file and the name."""
+    """Add the options for the file and the consumer to a command."""
     parser.add_argument(
         "--state", metavar="FILE", required=True, help="the file, as it was given to tail or to SQLiteStore"
     )
@@ -37,10 +36,10 @@ def add_state_to(parser: argparse.ArgumentParser) -> None:
 
 
 def find_consumer(options: argparse.Namespace) -> ConsumerProgress:
-    """The consumer that is meant: the only one of the file, or the one that was named.
+    """Return the consumer given by --name, or the only one of the file.
 
     Raises:
-        StoreError: The file cannot be read, or no consumer has kept anything in it.
+        StoreError: The file cannot be read, or has no consumer.
         UsageError: There are several, or none of that name.
     """
     store = read_store(options.state)
@@ -50,7 +49,10 @@ def find_consumer(options: argparse.Namespace) -> ConsumerProgress:
         return store.progress[0]
     found = [one for one in store.progress if options.name in {one.name, quoted(one.name)[1:-1]}]
     if len(found) != 1:
-        raise UsageError(_describe_choices(store, "is missing" if options.name is None else "is none of them"))
+        why = "is missing" if options.name is None else "is none of them"
+        names = ", ".join(quoted(one.name) for one in store.progress[:_MAX_NAMES])
+        more = len(store.progress) - _MAX_NAMES
+        raise UsageError(f"--name {why}; the file has {names}" + (f" and {more} more" if more > 0 else ""))
     return found[0]
 
 
@@ -60,38 +62,31 @@ def run_with_session(
     """Claim the name, do the work, and give the name back.
 
     Args:
-        progress: Of the consumer.
+        progress: The consumer in the file.
         path: The file.
         work: Called with the session.
-        instead: What the owner of the file is to call, if there is one.
+        instead: What the process that owns the file is to call; for the error.
 
     Raises:
         StoreBusy: A process owns the file.
-        StoreError: It cannot be written.
+        StoreError: The file cannot be written.
     """
-    return anyio.run(partial(_claim_and_run, progress, path, work, instead=instead))
 
+    async def claim_and_work() -> _T:
+        # No retention: records that the consumer's own retention keeps must stay. Transactional: the file may be
+        # an application's too.
+        store = SQLiteStore(path, retention=None, max_records=None, transactional=True)
+        try:
+            session = await store.claim(progress.name, feed=progress.feed)
+        except StoreBusy as busy:
+            owner = lock_holder(store.path)
+            raise StoreBusy(
+                f"{store.path} is in use by {'another process' if owner is None else f'process {owner}'}; stop it "
+                f"first, or let it call {instead} of its consumer"
+            ) from busy
+        try:
+            return await work(session)
+        finally:
+            await session.release()
 
-async def _claim_and_run(
-    progress: ConsumerProgress, path: str, work: Callable[[Session], Awaitable[_T]], *, instead: str
-) -> _T:
-    # What the consumer's own retention keeps must not go, and the file may be an application's too.
-    store = SQLiteStore(path, retention=None, max_records=None, transactional=True)
-    try:
-        session = await store.claim(progress.name, feed=progress.feed)
-    except StoreBusy as busy:
-        owner = lock_holder(store.path)
-        raise StoreBusy(
-            f"{store.path} is in use by {'another process' if owner is None else f'process {owner}'}; stop it "
-            f"first, or let it call {instead} of its consumer"
-        ) from busy
-    try:
-        return await work(session)
-    finally:
-        await session.release()
-
-
-def _describe_choices(store: StoreFile, why: str) -> str:
-    names = ", ".join(quoted(one.name) for one in store.progress[:_MAX_NAMES])
-    more = len(store.progress) - _MAX_NAMES
-    return f"--name {why}; the file has {names}" + (f" and {more} more" if more > 0 else "")
+    return anyio.run(claim_and_work)

@@ -1,11 +1,10 @@
-"""`push-to-poll status`: how far are the consumers that keep their state in a file? Read, and not disturbed."""
+"""`push-to-poll status`: show the progress of the consumers of a state file, without disturbing them."""
 
 import argparse
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.cli._output import Exit, format_time, print_lines
@@ -37,25 +36,24 @@ def add_to(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print it.
+    """Print the progress of each consumer.
 
     Raises:
         StoreError: The file cannot be read.
         OutputError: Standard output cannot be written.
     """
     store, now = read_store(options.state), time.time()
-    lines = [json.dumps(_as_json(store, now))] if options.json else _lines(store, now)
-    print_lines(line.encode() for line in lines)
+    if options.json:
+        members = {
+            "file": store.path,
+            "bytes": store.size,
+            "owner": store.owner,
+            "consumers": [{**asdict(progress), "age": _age(progress, now)} for progress in store.progress],
+        }
+        print_lines([json.dumps(members).encode()])
+    else:
+        print_lines(line.encode() for line in _lines(store, now))
     return Exit.DONE
-
-
-def _as_json(store: StoreFile, now: float) -> dict[str, Any]:
-    return {
-        "file": store.path,
-        "bytes": store.size,
-        "owner": store.owner,
-        "consumers": [{**asdict(progress), "age": _age(progress, now)} for progress in store.progress],
-    }
 
 
 def _lines(store: StoreFile, now: float) -> Iterator[str]:
@@ -92,5 +90,5 @@ def _gap(progress: ConsumerProgress) -> str:
 
 
 def _age(progress: ConsumerProgress, now: float) -> float | None:
-    """Not below 0, whatever the clocks of two processes say."""
+    # Not below 0, even if the clocks of two processes differ.
     return None if progress.last_progress is None else max(0.0, now - progress.last_progress)

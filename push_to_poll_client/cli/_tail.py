@@ -1,4 +1,8 @@
-"""`push-to-poll tail`: follow a feed, one JSON line or one run of a command for each message."""
+"""`push-to-poll tail`: follow a feed, one JSON line or one run of a command for each message.
+
+The options make a `Consumer`, whose listeners are built from the URLs of --push. The first SIGINT or SIGTERM stops
+the consumer after the current message, the second one ends the process at once.
+"""
 
 import argparse
 import functools
@@ -18,7 +22,6 @@ from push_to_poll_client import (
     Listener,
     MemoryStore,
     Message,
-    PollResult,
     SQLiteStore,
     SSEListener,
     Throttled,
@@ -41,121 +44,24 @@ __all__ = [
 ]
 
 
-_LISTENER_TYPES: dict[str, Callable[..., Listener]] = {
-    "ws": WebSocketListener,
-    "wss": WebSocketListener,
-    "http": SSEListener,
-    "https": SSEListener,
-}
-_ENCRYPTED_SCHEMES = {"https", "wss"}
-
-
-def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
-    """The listener for a push channel.
-
-    Args:
-        push: Its URL; the scheme says which kind it is.
-        feed: The URL of the feed.
-        token: The feed's, which goes to the same server alone (G12); `None`: there is none.
-
-    Raises:
-        ValueError: The URL is none of a push channel. Nothing of it is in the text.
-    """
-    kind = _LISTENER_TYPES.get(push.partition(":")[0].lower())
-    if kind is None:
-        raise ValueError("--push must be a websocket (ws://, wss://) or server-sent events (http://, https://)")
-    try:
-        return kind(push, token=token if token is not None and same_server(push, feed) else None)
-    except ValueError as error:
-        raise ValueError(f"--push: {error}") from error
-
-
-def same_server(push: str, feed: str) -> bool:
-    """Whether two URLs name the same host and port, and both or neither are encrypted.
-
-    Raises:
-        ValueError: One of them is no URL.
-    """
-    return _server(push) == _server(feed)
-
-
-def _server(url: str) -> tuple[bool, str, int | None]:
-    try:
-        parsed = httpx.URL(url)
-        host = parsed.host
-    except (httpx.InvalidURL, UnicodeError):  # whose text may quote a piece of a password
-        raise ValueError("it is no URL") from None
-    return parsed.scheme in _ENCRYPTED_SCHEMES, host, parsed.port
-
-
 SHUTDOWN_TIMEOUT = 10.0
-"""Seconds that the message in hand gets to finish after the first signal: the library's default."""
-
-
-async def until_signalled(follow: Callable[[], Awaitable[None]], command: Command | None = None) -> Exit:
-    """Run `follow` until it ends or SIGINT or SIGTERM cancels it.
-
-    Args:
-        follow: What is run.
-        command: Gets `SHUTDOWN_TIMEOUT` for the message in hand, and is killed by a second signal.
-
-    Returns:
-        `Exit.DONE`, or which signal it was.
-
-    Raises:
-        Exception: What `follow` raised, without a group around it.
-    """
-    code = Exit.DONE
-    error: Exception | None = None
-
-    async def watch(body: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
-        nonlocal code
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for number in signals:
-                if code is not Exit.DONE:
-                    _exit_now(code, command)
-                code = Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
-                if command is not None:
-                    command.finish_until(anyio.current_time() + SHUTDOWN_TIMEOUT)
-                body.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        with anyio.CancelScope() as body:
-            await tasks.start(watch, body)
-            try:
-                await follow()
-            except Exception as caught:  # noqa: BLE001  # raised below, without a group around it
-                error = caught
-        tasks.cancel_scope.cancel()
-    if error is not None:
-        raise error
-    return code
-
-
-def _exit_now(code: Exit, command: Command | None) -> None:
-    """Asked twice: output that nobody reads must not hold us, nor a command that does not end."""
-    if command is not None:
-        command.kill()
-    os._exit(code)
-
+"""Seconds that the current message gets to finish after the first signal: the library's default."""
 
 DEGRADED_INTERVAL = 10.0
 """Seconds between polls while a push channel is down, unless `--interval` is shorter: the library's default."""
 
 ONCE_TIMEOUT = 60.0
-"""Seconds that `--once` waits when the server asks to be left alone; beyond that, whoever runs it decides."""
+"""Seconds that `--once` waits if the server asks for a pause. If it asks for more, the command ends."""
 
 EXEC_TIMEOUT = 60.0
-"""Seconds that a command may take for one message: long for a slow API call, and one that hangs is known in a
-minute."""
+"""Seconds that a command may take for one message: long enough for a slow API call, and a command that hangs is
+noticed within a minute."""
 
 EXEC_ATTEMPTS = 5
-"""Those of the library's default, with its delays: they outlive a restart of what the command calls."""
-
+"""As the library's default, with the same delays: they outlast a restart of a service that the command calls."""
 
 POLICIES: Final[dict[str, FailurePolicy]] = {"stop": "stop", "dead-letter": "dead_letter", "skip": "skip"}
-"""What is typed for what becomes of a message."""
+"""The values of --on-failure."""
 
 
 def add_to(commands: Commands) -> None:
@@ -279,7 +185,9 @@ def _consumer(options: argparse.Namespace, command: Command | None, webhook: Ser
     if options.once and (options.push or webhook is not None):
         raise ValueError("--once does not wait for pushes, leave out --push and --webhook")
     check_cursor("--start", options.start)
-    token = _token(options.token_env)
+    token = None
+    if options.token_env is not None:
+        token = environment_variable("--token-env", options.token_env, "token")
     listeners = [listener_for(url, feed=options.url, token=token) for url in options.push]
     return Consumer(
         HTTPFeed(options.url, auth=token, max_wait=options.wait),
@@ -306,8 +214,7 @@ def _command(options: argparse.Namespace) -> Command | None:
 
 
 def _retry(options: argparse.Namespace) -> AsyncRetrying | None:
-    """A command may go better in a second. A line that cannot be written will not."""
-    if options.exec is None:
+    if options.exec is None:  # a line that cannot be written now cannot be written a second later either
         return None
     attempts = EXEC_ATTEMPTS if options.exec_attempts is None else options.exec_attempts
     if attempts < 1:
@@ -316,7 +223,6 @@ def _retry(options: argparse.Namespace) -> AsyncRetrying | None:
 
 
 def _on_failure(options: argparse.Namespace) -> OnFailure:
-    """A command that cannot be started is no failure of a message: each would be skipped, or a dead letter."""
     policy = POLICIES.get(options.on_failure)
     if policy is None:
         raise ValueError(f"--on-failure must be {', '.join(POLICIES)}, one of them")
@@ -324,26 +230,114 @@ def _on_failure(options: argparse.Namespace) -> OnFailure:
         raise ValueError("--on-failure dead-letter needs --state, the file in which dead letters are kept")
 
     def decide(_: Message, error: Exception) -> FailurePolicy:
+        # A command that cannot be started fails for every message: each would be skipped, or a dead letter.
         return "stop" if isinstance(error, CommandNotStarted) else policy
 
     return decide
 
 
-def _token(name: str | None) -> str | None:
-    return None if name is None else environment_variable("--token-env", name, "token")
-
-
 async def _run_once(consumer: Consumer) -> None:
     async with consumer:
         while not (result := await consumer.poll_now(timeout=ONCE_TIMEOUT)).caught_up:
-            _refuse_to_wait(result)
+            # poll_now() waits until a failed message may be tried again, but not beyond its timeout.
+            if result.postponed is not None and result.postponed > ONCE_TIMEOUT:
+                raise Throttled(
+                    f"a message that failed may be tried again in {result.postponed:.0f} s, and those after it "
+                    "wait too; run this again then",
+                    until=anyio.current_time() + result.postponed,
+                )
 
 
-def _refuse_to_wait(result: PollResult) -> None:
-    """Until a message may be tried again: `poll_now()` waits for that, but not beyond its timeout."""
-    if result.postponed is not None and result.postponed > ONCE_TIMEOUT:
-        raise Throttled(
-            f"a message that failed may be tried again in {result.postponed:.0f} s, and those after it wait too; "
-            "run this again then",
-            until=anyio.current_time() + result.postponed,
-        )
+_LISTENER_TYPES: dict[str, Callable[..., Listener]] = {
+    "ws": WebSocketListener,
+    "wss": WebSocketListener,
+    "http": SSEListener,
+    "https": SSEListener,
+}
+_ENCRYPTED_SCHEMES = {"https", "wss"}
+
+
+def listener_for(push: str, *, feed: str, token: str | None) -> Listener:
+    """Make the listener for a push channel.
+
+    Args:
+        push: The URL of the channel; its scheme selects the kind of listener.
+        feed: The URL of the feed.
+        token: The token of the feed, or None. It is sent only to the same server (G12).
+
+    Raises:
+        ValueError: The URL is not one of a push channel. The text has no part of the URL.
+    """
+    kind = _LISTENER_TYPES.get(push.partition(":")[0].lower())
+    if kind is None:
+        raise ValueError("--push must be a websocket (ws://, wss://) or server-sent events (http://, https://)")
+    try:
+        return kind(push, token=token if token is not None and same_server(push, feed) else None)
+    except ValueError as error:
+        raise ValueError(f"--push: {error}") from error
+
+
+def same_server(push: str, feed: str) -> bool:
+    """Whether two URLs name the same host and port, and both or neither are encrypted.
+
+    Raises:
+        ValueError: One of them is not a URL.
+    """
+    return _server(push) == _server(feed)
+
+
+def _server(url: str) -> tuple[bool, str, int | None]:
+    try:
+        parsed = httpx.URL(url)
+        host = parsed.host
+    except (httpx.InvalidURL, UnicodeError):  # their texts may quote a part of a password
+        raise ValueError("it is no URL") from None
+    return parsed.scheme in _ENCRYPTED_SCHEMES, host, parsed.port
+
+
+async def until_signalled(follow: Callable[[], Awaitable[None]], command: Command | None = None) -> Exit:
+    """Run `follow` until it ends or SIGINT or SIGTERM cancels it.
+
+    Args:
+        follow: Runs the consumer.
+        command: Gets `SHUTDOWN_TIMEOUT` for the current message, and is killed by a second signal.
+
+    Returns:
+        `Exit.DONE`, or the exit code of the signal.
+
+    Raises:
+        Exception: What `follow` raised, without a group around it.
+    """
+    code = Exit.DONE
+    error: Exception | None = None
+
+    async def watch(body: anyio.CancelScope, *, task_status: TaskStatus[None]) -> None:
+        nonlocal code
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for number in signals:
+                if code is not Exit.DONE:
+                    _exit_now(code, command)
+                code = Exit.INTERRUPTED if number == signal.SIGINT else Exit.TERMINATED
+                if command is not None:
+                    command.finish_until(anyio.current_time() + SHUTDOWN_TIMEOUT)
+                body.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as body:
+            await tasks.start(watch, body)
+            try:
+                await follow()
+            except Exception as caught:  # noqa: BLE001  # raised below, without a group around it
+                error = caught
+        tasks.cancel_scope.cancel()
+    if error is not None:
+        raise error
+    return code
+
+
+def _exit_now(code: Exit, command: Command | None) -> None:
+    """End at the second signal, even while a write to standard output blocks or a command does not end."""
+    if command is not None:
+        command.kill()
+    os._exit(code)

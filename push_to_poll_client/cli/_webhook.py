@@ -1,7 +1,8 @@
-"""`tail --webhook`: serve a webhook beside the consumer, and verify what arrives.
+"""`tail --webhook`: serve a webhook next to the consumer, and verify its requests.
 
-The address is open to whoever reaches it, so connections are few, and none is kept on which nothing is asked.
-Signals are the command's own (`_signals.py`). This is the one place of the command line that needs uvicorn.
+Anyone who reaches the address may connect, so the number of connections is limited, and idle connections are
+closed. The server leaves signals to the command (`until_signalled` in `_tail.py`). Of the command line only this
+module and the demo need uvicorn.
 """
 
 import argparse
@@ -33,21 +34,23 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger("push_to_poll_client")
+
 MAX_CONNECTIONS = 1_000
-"""At a time; one more is answered 503. A head may take 64 KiB, so that all take 64 MiB at most."""
+"""Open at a time; one more gets a 503. A request head may take 64 KiB, so all together take 64 MiB at most."""
 
 IDLE_TIMEOUT = 10.0
-"""Seconds without a request, or with half of one, after which a connection is closed; twice that at most."""
+"""Seconds without a complete request after which a connection is closed. It may take twice as long."""
 
 SHUTDOWN_GRACE = 2
-"""Seconds for requests in hand when the command ends. They take microseconds, or are not worth waiting for."""
+"""Seconds for current requests when the command ends. They take microseconds, or are not worth the wait."""
 
 DATE_INTERVAL = 1.0
-"""Seconds after which the header `Date` is another."""
+"""Seconds between updates of the header `Date`."""
 
 
 class _IdleTimeoutProtocol(H11Protocol):
-    """Hangs up on whoever asks nothing."""
+    """Closes connections without a request."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -71,20 +74,20 @@ class _IdleTimeoutProtocol(H11Protocol):
 
 
 class _StoppableServer(uvicorn.Server):
-    """Ends when it is told to, at once, and leaves signals alone."""
+    """Ends at once after `stop()`, and leaves signals to the command."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._stopping = anyio.Event()
 
     def stop(self) -> None:
-        """End."""
+        """End the server."""
         self.should_exit = True
         self._stopping.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """They are the command's."""
+        """Capture none: the command handles them."""
         yield
 
     async def main_loop(self) -> None:
@@ -93,18 +96,18 @@ class _StoppableServer(uvicorn.Server):
                 await self._stopping.wait()
 
     async def until_stopped(self, listening: socket.socket) -> None:
-        """Serve. A cancellation is followed by `stop()`, by which connections are given back."""
+        """Serve until `stop()`, which follows a cancellation too: only then connections are closed in order."""
         with anyio.CancelScope(shield=True):
             await self.serve(sockets=[listening])
 
 
 async def serve_in_background(app: Any, listening: socket.socket, follow: Callable[[], Awaitable[object]]) -> None:
-    """Serve an ASGI application for as long as something else runs.
+    """Serve an ASGI application while something else runs.
 
     Args:
         app: The application.
-        listening: Where; it is closed in the end.
-        follow: What runs.
+        listening: The socket to serve on; it is closed at the end.
+        follow: Runs meanwhile.
 
     Raises:
         Exception: What `follow` raised, without a group around it.
@@ -130,7 +133,7 @@ def _config(app: Any) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="critical",  # whoever sends garbage writes no lines into our log
+        log_level="critical",  # a client that sends garbage must not write lines into our log
         access_log=False,
         proxy_headers=False,
         server_header=False,
@@ -139,7 +142,62 @@ def _config(app: Any) -> uvicorn.Config:
     )
 
 
-logger = logging.getLogger("push_to_poll_client")
+class ServedWebhook:
+    """A webhook that this process serves.
+
+    Args:
+        listener: The webhook.
+        host: The name or address to listen at.
+        port: The port to listen at; 0 takes a free one.
+
+    Attributes:
+        listener: As given.
+    """
+
+    def __init__(self, listener: WebhookListener, host: str, port: int) -> None:
+        self.listener = listener
+        self._address = host, port
+
+    async def serve(self, follow: Callable[[], Awaitable[object]]) -> None:
+        """Serve the webhook while something else runs.
+
+        Raises:
+            ListenerError: It cannot listen at the address.
+            Exception: What `follow` raised.
+        """
+        with _listen(*self._address) as listening:
+            host, port = listening.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            logger.info("%s: listening at http://%s:%d/", self.listener.name, shown, port)
+            await serve_in_background(self.listener, listening, follow)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket.
+
+    Raises:
+        ListenerError: That is not possible, and why.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Name the protocol: otherwise asyncio lets small answers wait for acknowledgements (Nagle's algorithm).
+        listening = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise _listen_error(error) from None
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen()
+    except OSError as error:
+        listening.close()
+        raise _listen_error(error) from None
+    return listening
+
+
+def _listen_error(error: Exception) -> ListenerError:
+    why = error.strerror if isinstance(error, OSError) else "it is no name of a host"
+    return ListenerError(f"--webhook: cannot listen there: {why}; choose another HOST:PORT")
+
 
 _ADDRESS = re.compile(r"(?:\[([0-9A-Za-z:.%]+)\]|([^\s:@\[\]]+)):([0-9]{1,5})")
 MAX_PORT = 65_535
@@ -152,13 +210,13 @@ _VERIFIERS: dict[str, Callable[[str], Any]] = {
     "stripe": stripe,
     "dropbox": dropbox,
 }
-"""What is typed for how a server signs."""
+"""The values of --webhook-verify: how a server signs its requests."""
 
 _HANDSHAKES = {"dropbox": dropbox_challenge}
 
 
 def add_webhook(add: Callable[..., object]) -> None:
-    """Add the options to a parser."""
+    """Add the options of the webhook to a parser."""
     add(
         "--webhook",
         metavar="HOST:PORT",
@@ -177,41 +235,12 @@ def add_webhook(add: Callable[..., object]) -> None:
     )
 
 
-class ServedWebhook:
-    """A webhook that is served by this process.
-
-    Args:
-        listener: The webhook.
-        host: Where, a name or an address.
-        port: Likewise; 0 takes a free one.
-
-    Attributes:
-        listener: As given.
-    """
-
-    def __init__(self, listener: WebhookListener, host: str, port: int) -> None:
-        self.listener = listener
-        self._address = host, port
-
-    async def serve(self, follow: Callable[[], Awaitable[object]]) -> None:
-        """Serve it for as long as something else runs.
-
-        Raises:
-            ListenerError: It cannot listen there.
-            Exception: What `follow` raised.
-        """
-        with _listen(*self._address) as listening:
-            host, port = listening.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            logger.info("%s: listening at http://%s:%d/", self.listener.name, shown, port)
-            await serve_in_background(self.listener, listening, follow)
-
-
 def webhook_from_options(options: argparse.Namespace) -> ServedWebhook | None:
-    """The webhook that was asked for; `None`: there is none.
+    """Make the webhook that the options describe, or return None without --webhook.
 
     Raises:
-        ValueError: The options have no meaning, or what they need is not there. No value is in the text.
+        ValueError: The options contradict each other, or need something that is not installed. The text has no
+            value of an option.
     """
     if options.webhook is None:
         if options.webhook_verify is not None or options.webhook_secret_env is not None:
@@ -229,15 +258,15 @@ def webhook_from_options(options: argparse.Namespace) -> ServedWebhook | None:
 
 
 def environment_variable(option: str, name: str, what: str) -> str:
-    """The value of an environment variable.
+    """Return the value of an environment variable.
 
     Args:
-        option: By which it was named.
-        name: Of the variable.
-        what: It holds.
+        option: The option that gave the name.
+        name: The name of the variable.
+        what: What the variable holds, for the error.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such variable, or it is empty.
     """
     if value := os.environ.get(name):
         return value
@@ -264,30 +293,3 @@ def _parse_address(text: str) -> tuple[str, int]:
     if match is None or int(match[3]) > MAX_PORT:
         raise ValueError("--webhook must be HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
     return match[1] or match[2], int(match[3])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
-
-    Raises:
-        ListenerError: It cannot, and why.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # With its protocol named, without which asyncio lets small answers wait for acknowledgements (Nagle).
-        listening = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError) as error:
-        raise _listen_error(error) from None
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen()
-    except OSError as error:
-        listening.close()
-        raise _listen_error(error) from None
-    return listening
-
-
-def _listen_error(error: Exception) -> ListenerError:
-    why = error.strerror if isinstance(error, OSError) else "it is no name of a host"
-    return ListenerError(f"--webhook: cannot listen there: {why}; choose another HOST:PORT")

@@ -1,4 +1,4 @@
-"""`push-to-poll demo`: a consumer that is interrupted in many ways, and a count of what it lost."""
+"""`push-to-poll demo`: interrupt a consumer in many ways, and count the messages that it lost."""
 
 import argparse
 import shutil
@@ -20,7 +20,7 @@ __all__ = [
 
 
 MIN_LIVE = 10
-"""Fewer leave no room for four faults."""
+"""Fewer live messages leave no room for four faults."""
 
 
 def add_to(commands: Commands) -> None:
@@ -43,10 +43,10 @@ def add_to(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run it.
+    """Run the demo.
 
     Raises:
-        UsageError: A number is too small, or what it needs is not installed.
+        UsageError: A number is too small, or uvicorn is not installed.
     """
     if options.backlog < 0 or options.live < MIN_LIVE:
         raise UsageError(f"--backlog must be at least 0 and --live at least {MIN_LIVE}")
@@ -72,7 +72,7 @@ def _run_demo(directory: Path, options: argparse.Namespace) -> Exit:
 
 
 class _Terminated(BaseException):
-    """SIGTERM came, as `KeyboardInterrupt` is that SIGINT came."""
+    """Raised at SIGTERM, as `KeyboardInterrupt` is at SIGINT."""
 
 
 @contextmanager

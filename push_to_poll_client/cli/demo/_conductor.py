@@ -1,8 +1,8 @@
-"""Run the demo: a consumer catches up, is interrupted in many ways, and everything is counted.
+"""Run the demo: a consumer catches up, is interrupted in many ways, and its messages are counted.
 
-Three processes: this one conducts, the reference server serves a feed and pushes, and `_consumer.py` consumes with
-SQLite. The server drops a fifth of the pushes, cuts the connection twice and answers one 503; the consumer is
-killed once and started again.
+There are three processes: this one, the reference server with a feed and its pushes, and `_consumer.py`, which
+consumes the feed with a SQLite store. The server drops a fifth of the pushes, cuts the connection twice and
+answers one request with a 503; the consumer is killed once and started again.
 """
 
 import contextlib
@@ -32,14 +32,14 @@ __all__ = [
 
 
 class Screen:
-    """One line that moves on a terminal; elsewhere a line now and then."""
+    """Progress on standard output: one changing line on a terminal, elsewhere a line every two seconds."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
         self._shown_at = 0.0
 
     def show(self, text: str) -> None:
-        """Show how far it is."""
+        """Show the progress."""
         if self._is_terminal:
             print(f"\r\x1b[K{text}", end="", flush=True)
         elif time.monotonic() - self._shown_at > 2:
@@ -47,29 +47,29 @@ class Screen:
             print(text, flush=True)
 
     def say(self, text: str) -> None:
-        """Say something that stays."""
+        """Print a line that stays."""
         print(f"\r\x1b[K{text}" if self._is_terminal else text, flush=True)
 
 
 def print_figure(name: str, value: int, remark: str = "") -> None:
-    """One line of the summary."""
+    """Print one line of the summary."""
     print(f"{name:<20}{value:>7,}   {remark}".rstrip())
 
 
 def print_latency(name: str, values: Sequence[float], remark: str) -> None:
-    """One line of the summary; none when there is nothing to tell. The values are sorted."""
+    """Print one line of the summary, or nothing without values. The values are sorted."""
     if values:
         p50, p99 = (percentile(values, percent) * 1000 for percent in (50, 99))
         print(f"{name:<20}{len(values):>7,}   p50 {p50:.1f} ms, p99 {p99:.1f} ms; {remark}")
 
 
 class Demo:
-    """The conductor. As a context it leaves no process behind.
+    """One run of the demo. As a context manager it leaves no process behind.
 
     Args:
-        directory: Where the files of the consumer go.
-        backlog: Messages to catch up with.
-        live: Messages that are published then, 10 at least.
+        directory: The directory for the files of the consumer.
+        backlog: The number of messages to catch up with.
+        live: The number of messages published after that, at least 10.
     """
 
     def __init__(self, directory: Path, *, backlog: int, live: int) -> None:
@@ -95,10 +95,10 @@ class Demo:
         self._stack.close()
 
     def run(self) -> bool:
-        """Run it, and print the figures.
+        """Run the demo and print the figures.
 
         Returns:
-            Whether no message was lost, and none processed twice that a kill does not excuse (G7).
+            Whether no message was lost, and none was processed twice except those that a kill may repeat (G7).
         """
         self._catch_up()
         self._stay_current()
@@ -106,35 +106,32 @@ class Demo:
         return self._sum_up() and stopped_well
 
     def _catch_up(self) -> None:
-        """From nothing to the end of the backlog."""
+        """Wait until the consumer has processed the backlog and is connected."""
         self._wait(lambda: len(self._handled.ids) >= self._backlog, "catching up")
         took = self._handled.lines[-1].entered - self._handled.lines[0].entered if self._handled.lines else 0.0
         self._screen.say(f"caught up with {len(self._handled.ids):,} messages in {took:.1f} s")
         self._wait(lambda: bool(self._server.stats()["websockets_open"]), "connecting")
 
     def _stay_current(self) -> None:
-        """Live messages, and what goes wrong meanwhile."""
+        """Publish live messages, and let things go wrong meanwhile."""
         self._live_since = time.monotonic()
         self._polls_before = _polls(self._server.stats())
         self._server.set_faults(drop_fraction=0.2)
-        troubles = self._planned_faults()
+        # The faults come at a sixth, a third, a half and three quarters of the way.
+        when = (self._live * part // 200 for part in (33, 73, 113, 153))
+        faults = dict(zip(when, (self._cut, self._answer_503, self._kill, self._cut), strict=True))
         for number in range(1, self._live + 1):
             self._server.publish()
-            if number in troubles:
-                troubles[number]()
+            if number in faults:
+                faults[number]()
             self._observe()
             self._screen.show(f"live: {number} published, {len(self._handled.ids) - self._backlog} processed")
             time.sleep(_pause_after(number))
 
-    def _planned_faults(self) -> dict[int, Callable[[], None]]:
-        """What goes wrong after which message: at a sixth, a third, a half and three quarters of the way."""
-        when = (self._live * part // 200 for part in (33, 73, 113, 153))
-        return dict(zip(when, (self._cut, self._answer_503, self._kill, self._cut), strict=True))
-
     def _wait_and_stop(self) -> bool:
-        """Wait for what is under way, and let the consumer end: whether it ended well."""
-        everything = self._backlog + self._live
-        self._wait(lambda: len(self._handled.ids) >= everything and self._open_fault is None, "settling")
+        """Wait for the last messages, stop the consumer, and return whether it exited with 0."""
+        published = self._backlog + self._live
+        self._wait(lambda: len(self._handled.ids) >= published and self._open_fault is None, "settling")
         stopped_well = self._consumer.stop() == 0
         self._handled.read()
         return stopped_well
@@ -147,37 +144,37 @@ class Demo:
 
     def _answer_503(self) -> None:
         """Let the next fetch fail."""
-        well: list[int] = []
+        successes: list[int] = []  # at each observation since the 503 was answered
 
-        def mended(stats: dict[str, Any]) -> bool:
+        def recovered(stats: dict[str, Any]) -> bool:
             if "503" in stats["statuses"]:
-                well.append(stats["statuses"]["200"])
-            return bool(well) and well[-1] > well[0]
+                successes.append(stats["statuses"]["200"])
+            return bool(successes) and successes[-1] > successes[0]
 
-        self._begin_fault("a 503 is answered", mended)
+        self._begin_fault("a 503 is answered", recovered)
         self._server.set_faults(fail_next=1, fail_status=503)
 
     def _kill(self) -> None:
-        """SIGKILL the consumer, and start it again."""
+        """Kill the consumer with SIGKILL, and start it again."""
         accepted = self._server.stats()["websockets_accepted"]
         self._begin_fault("the consumer is killed", lambda stats: stats["websockets_accepted"] > accepted)
         self._consumer.kill()
         self._consumer.start()
 
-    def _begin_fault(self, what: str, mended: Callable[[dict[str, Any]], bool]) -> None:
-        """Something is broken from now on until `mended`."""
+    def _begin_fault(self, what: str, recovered: Callable[[dict[str, Any]], bool]) -> None:
+        """Begin a fault that lasts until `recovered` returns True for the statistics of the server."""
         self._screen.say(f"live: {what}")
-        self._open_fault = (time.monotonic(), mended)
+        self._open_fault = (time.monotonic(), recovered)
 
     def _observe(self) -> None:
-        """Read what the handler wrote, and see whether what was broken is mended."""
+        """Read the lines of the handler, and end the current fault if the consumer has recovered."""
         self._handled.read()
         if self._open_fault is not None and self._open_fault[1](self._server.stats()):
             self._faults.append(FaultPeriod(self._open_fault[0], time.monotonic()))
             self._open_fault = None
 
     def _wait(self, happened: Callable[[], bool], what: str) -> None:
-        """Until it happened, or patience ends: what is missing then is counted as lost."""
+        """Wait for at most `STEP_TIMEOUT`: messages that are missing then are counted as lost."""
         ends = time.monotonic() + STEP_TIMEOUT
         while not happened() and time.monotonic() < ends:
             self._observe()
@@ -185,7 +182,7 @@ class Demo:
             time.sleep(0.02)
 
     def _sum_up(self) -> bool:
-        """Print the figures: whether they are good."""
+        """Print the figures, and return whether nothing was lost or wrongly processed twice."""
         stats, published = self._server.stats(), self._server.published()
         lost, twice = published - self._handled.ids, processed_twice(self._handled.lines)
         inexcusable = beyond_g7(self._handled.lines, killed=self._consumer.killed, flush_interval=FLUSH_INTERVAL)
@@ -203,7 +200,7 @@ class Demo:
         return not lost and not inexcusable
 
     def _print_latencies(self) -> None:
-        """From publication to handler, of what was published live."""
+        """Print the seconds from publication to handler, for live messages."""
         lines = [line for line in self._handled.lines if line.published >= self._live_since]
         found = latencies(lines, self._server.pushes(), self._faults)
         print_latency("latency by push", found.push, "their own push was sent")
@@ -213,14 +210,15 @@ class Demo:
 
 
 def _pause_after(number: int) -> float:
-    """Seconds of silence after the message of this number: a burst of four, five at a pace, silence, one, silence.
+    """Seconds of silence after the message of this number.
 
-    Each fifth push is dropped, so that of the last too: with silence around it, only the timer finds it.
+    In each ten messages: a burst of four, five at a steady pace, silence, one message, silence. Each fifth push is
+    dropped, so the push of the tenth message is too: with silence around it, only the timer finds this message.
     """
     return {9: 0.2, 0: 0.6}.get(number % 10, 0.0 if number % 10 < 4 else 0.03)
 
 
 def _polls(stats: dict[str, Any]) -> int:
-    """Each ends with an empty answer, or with one that is none."""
+    # Each poll ends with an empty page, or with a failure.
     failed: int = sum(count for status, count in stats["statuses"].items() if status != "200")
     return failed + int(stats["empty"])

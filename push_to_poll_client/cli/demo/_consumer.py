@@ -1,8 +1,8 @@
-"""The consumer of the demo: an ordinary one, in a process of its own so that it can be killed.
+"""The consumer of the demo: an ordinary consumer, in its own process so that it can be killed.
 
-Its handler appends one line per message to a file: id, when the message was published, when the handler was
-entered (both on the clock of `time.monotonic()`, which the processes of one machine share), and its process. A
-line is one `os.write`, so that what a killed process wrote is there to be counted.
+Its handler appends one line per message to a file: the id, when the message was published, when the handler was
+called (both on the clock of `time.monotonic()`, which the processes of one machine share), and its process. A line
+is one `os.write`, so that the lines of a killed process are in the file.
 """
 
 import json
@@ -27,12 +27,12 @@ FLUSH_INTERVAL = 0.05
 
 
 class Orders(Consumer):
-    """Writes down what it is given.
+    """Writes a line for each message.
 
     Args:
-        url: The feed.
-        push_url: The websocket.
-        database: The state.
+        url: The URL of the feed.
+        push_url: The URL of the websocket.
+        database: The path of the SQLite store.
         handled: The file to write to.
     """
 
@@ -40,7 +40,8 @@ class Orders(Consumer):
         super().__init__(
             HTTPFeed(url),
             store=SQLiteStore(database),
-            listeners=[WebSocketListener(push_url, hint=_hint)],
+            # The server pushes the newest cursor.
+            listeners=[WebSocketListener(push_url, hint=lambda text: Push(cursor=json.loads(text)["cursor"]))],
             fallback_interval=FALLBACK_INTERVAL,
             flush_interval=FLUSH_INTERVAL,
             rate=20,
@@ -54,13 +55,13 @@ class Orders(Consumer):
         os.write(self._handled, f"{message.id} {message.data['sent']!r} {entered!r} {os.getpid()}\n".encode())
 
 
-async def consume(*places: str) -> None:
+async def consume(*arguments: str) -> None:
     """Consume until SIGTERM.
 
     Args:
-        places: The arguments of `Orders`.
+        arguments: The arguments of `Orders`.
     """
-    orders = Orders(*places)
+    orders = Orders(*arguments)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_stop_at_sigterm, orders)
         await orders.run()
@@ -68,7 +69,7 @@ async def consume(*places: str) -> None:
 
 
 def end_with_parent(stdin: int = 0) -> None:
-    """Have SIGTERM sent to this process when nobody holds the other end of its standard input any more."""
+    """Send SIGTERM to this process when the other end of its standard input is closed, as by the parent's end."""
 
     def watch() -> None:
         os.read(stdin, 1)
@@ -77,20 +78,15 @@ def end_with_parent(stdin: int = 0) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _hint(text: str | bytes) -> Push:
-    """What the server pushes: the newest cursor."""
-    return Push(cursor=json.loads(text)["cursor"])
-
-
 async def _stop_at_sigterm(orders: Orders) -> None:
-    """Let the message in hand finish, and end."""
+    """Stop after the current message."""
     with anyio.open_signal_receiver(signal.SIGTERM) as signals:
         async for _ in signals:
             orders.stop()
 
 
 def main() -> None:
-    """Consume what the arguments say."""
+    """Consume with the arguments of the process."""
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
     end_with_parent()
     anyio.run(consume, *sys.argv[1:])

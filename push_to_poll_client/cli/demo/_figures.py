@@ -1,4 +1,4 @@
-"""What the demo counts, from what the handler and the server wrote down; never from the client's own counters."""
+"""Figures of the demo, from the records of handler and server, never from the counters of the client."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -19,13 +19,13 @@ __all__ = [
 
 
 class HandlerCall(NamedTuple):
-    """One line of the handler: it was entered with this message.
+    """One line of the handler, written when it was called.
 
     Attributes:
-        id: The message's.
+        id: The id of the message.
         published: When the server published it, in seconds on the clock of `time.monotonic()`.
-        entered: When the handler was entered, on the same clock.
-        pid: In which process.
+        entered: When the handler was called, on the same clock.
+        pid: The process of the handler.
     """
 
     id: str
@@ -40,12 +40,12 @@ class HandlerCall(NamedTuple):
 
 
 class ObservedPush(NamedTuple):
-    """One push, as the server recorded it. The demo publishes one message at a time, so each has its own.
+    """One push, as the server recorded it. The demo publishes one message at a time, so each message has one.
 
     Attributes:
-        id: Of the message.
-        at: When, on the same clock.
-        sent: To how many connections it was sent.
+        id: The id of the message.
+        at: When the push was due, on the same clock.
+        sent: The number of connections it was sent to.
     """
 
     id: str
@@ -54,14 +54,14 @@ class ObservedPush(NamedTuple):
 
 
 class FaultPeriod(NamedTuple):
-    """A time in which something was broken, from the order to the observed recovery."""
+    """The time from the begin of a fault to the observed recovery."""
 
     began: float
     ended: float
 
 
 class HandlerFile:
-    """Reads what the handler appends, whole lines only: a killed process may leave half a one."""
+    """Reads the whole lines that the handler has appended: a killed process may leave half of one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,7 +71,7 @@ class HandlerFile:
         self._offset = 0
 
     def read(self) -> None:
-        """Read what came since."""
+        """Read the lines that came since the last call."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -86,20 +86,20 @@ class HandlerFile:
 
 
 def processed_twice(lines: Iterable[HandlerCall]) -> set[str]:
-    """The ids with which the handler was entered more than once."""
+    """Ids with which the handler was called more than once."""
     return {name for name, times in Counter(line.id for line in lines).items() if times > 1}
 
 
 def beyond_g7(lines: Sequence[HandlerCall], *, killed: int, flush_interval: float) -> set[str]:
-    """The ids that were processed again although G7 does not allow it.
+    """Ids that were processed again although G7 does not allow it.
 
-    A kill may cost what the killed process did since its last commit: the end of its lines, entered within
-    `flush_interval`. The next process may do these again, once; nothing else may happen twice.
+    A kill may repeat the messages that the killed process handled after its last commit: the last of its lines,
+    within `flush_interval`. The next process may handle these once again; no other message may be handled twice.
 
     Args:
-        lines: All that the handler wrote.
+        lines: All lines of the handler.
         killed: The process that was killed.
-        flush_interval: That of the consumer, in seconds.
+        flush_interval: The interval of the consumer, in seconds.
     """
     last = max((line.entered for line in lines if line.pid == killed), default=0.0)
     entered: dict[str, list[HandlerCall]] = defaultdict(list)
@@ -114,13 +114,13 @@ def _allowed(entered: list[HandlerCall], killed: int, since: float) -> bool:
 
 
 class Latencies(NamedTuple):
-    """Seconds from publication to handler, sorted, by what brought the message.
+    """Seconds from publication to handler, sorted, by the cause of the poll that found the message.
 
     Attributes:
-        push: Its own push was sent.
-        later_push: Its own push was not, and that of a later message was, before the handler was entered.
-        fallback: No push was sent meanwhile: the timer found it.
-        fault: Something was broken meanwhile.
+        push: The push of the message was sent.
+        later_push: It was dropped, but the push of a later message was sent before the handler was called.
+        fallback: No push was sent meanwhile: the timer caused the poll.
+        fault: There was a fault meanwhile.
     """
 
     push: list[float]
@@ -132,7 +132,7 @@ class Latencies(NamedTuple):
 def latencies(
     lines: Iterable[HandlerCall], pushes: Sequence[ObservedPush], faults: Sequence[FaultPeriod]
 ) -> Latencies:
-    """Sort the messages by what brought them, each by the first time that the handler was entered with it."""
+    """Sort the messages by the cause of the poll, each by the first call of the handler with it."""
     found = Latencies([], [], [], [])
     sent = {push.id: push.at for push in pushes if push.sent}
     for line in {line.id: line for line in sorted(lines, key=lambda line: -line.entered)}.values():

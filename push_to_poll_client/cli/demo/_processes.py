@@ -1,4 +1,4 @@
-"""The processes that the demo starts, and what it asks them. Each ends when this one does, however that ends."""
+"""Processes of the demo: the server and the consumer. They end with this process, even if it is killed."""
 
 import json
 import os
@@ -15,9 +15,9 @@ from push_to_poll_client.cli.demo._figures import ObservedPush
 __all__ = ["ConsumerProcess", "ServerProcess"]
 
 STEP_TIMEOUT = 20.0
-"""Seconds for what should happen at once."""
+"""Seconds to wait for something that should happen at once."""
 
-# Not from the directory that it happens to be typed in.
+# -P: do not import from the current directory.
 _PYTHON_MODULE = [sys.executable, "-P", "-m"]
 
 
@@ -25,7 +25,7 @@ class ServerProcess:
     """The reference server, in its own process.
 
     Args:
-        backlog: Messages that are there already.
+        backlog: The number of messages in the feed at the start.
     """
 
     def __init__(self, backlog: int) -> None:
@@ -42,20 +42,20 @@ class ServerProcess:
         self.http.post("/publish", json=1).raise_for_status()
 
     def set_faults(self, **faults: Any) -> None:
-        """Order faults."""
+        """Set faults of the server."""
         self.http.post("/faults", json=faults).raise_for_status()
 
     def stats(self) -> dict[str, Any]:
-        """What the server counted."""
+        """The counters of the server."""
         counters: dict[str, Any] = self.http.get("/stats").json()
         return counters
 
     def pushes(self) -> list[ObservedPush]:
-        """Each push that was due."""
+        """Each push that was due, also if it was dropped."""
         return [ObservedPush(push["cursor"], push["at"], push["sent"]) for push in self.http.get("/pushes").json()]
 
     def published(self) -> set[str]:
-        """The ids in the feed, read by plain HTTP, which is not what is to be treated badly."""
+        """The ids in the feed, read by plain HTTP, without the faults meant for the consumer."""
         self.set_faults(fail_next=0)
         ids: list[str] = []
         while page := self.http.get("/feed", params={"lastEventId": ids[-1]} if ids else {}).json():
@@ -63,38 +63,38 @@ class ServerProcess:
         return set(ids)
 
     def close(self) -> None:
-        """End it."""
+        """End the server."""
         self.http.close()
         self.process.communicate(timeout=STEP_TIMEOUT)
 
 
 class ConsumerProcess:
-    """A process with `demo/_consumer.py`, killed and started again at will.
+    """A process with `demo/_consumer.py` that can be killed and started again.
 
     Args:
-        directory: Where its files go.
-        places: What the server says of itself.
+        directory: The directory for its files.
+        addresses: The URLs of the server, by name.
 
     Attributes:
-        killed: The process that was killed; 0: none.
+        killed: The id of the killed process, or 0.
     """
 
-    def __init__(self, directory: Path, places: dict[str, str]) -> None:
+    def __init__(self, directory: Path, addresses: dict[str, str]) -> None:
         self.killed = 0
         self._log = (directory / "consumer.log").open("ab")
         self._environment = {**os.environ, "no_proxy": "127.0.0.1"}
         self._command = [
             *_PYTHON_MODULE,
             "push_to_poll_client.cli.demo._consumer",
-            places["url"],
-            places["push_url"],
+            addresses["url"],
+            addresses["push_url"],
             str(directory / "orders.db"),
             str(directory / "handled"),
         ]
         self.start()
 
     def start(self) -> None:
-        """Start it."""
+        """Start the process."""
         self._process = subprocess.Popen(
             self._command,
             env=self._environment,
@@ -105,22 +105,22 @@ class ConsumerProcess:
         )
 
     def kill(self) -> None:
-        """SIGKILL: it cannot say goodbye."""
+        """Kill the process with SIGKILL."""
         self.killed = self._process.pid
         self._end_at_once()
 
     def stop(self) -> int:
-        """Let it end by itself.
+        """Ask the process to end, and wait for it.
 
         Returns:
-            Its exit code.
+            The exit code.
         """
         self._process.send_signal(signal.SIGTERM)
         self._process.communicate(timeout=STEP_TIMEOUT)
         return self._process.returncode
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """End the process if it still runs, and close its log."""
         self._end_at_once()
         self._log.close()
 

@@ -1,7 +1,7 @@
 """One open transaction for a handler's writes and the records of its messages, with a savepoint for each message.
 
-BEGIN   SAVEPOINT, handler, RELEASE   SAVEPOINT, handler, RELEASE   …   records, cursor, COMMIT
-            └─── one `Savepoint` ───┘     └─── one `Savepoint` ───┘
+    BEGIN   SAVEPOINT, handler, RELEASE   SAVEPOINT, handler, RELEASE   …   records, cursor, COMMIT
+            └──── one `Savepoint` ────┘   └──── one `Savepoint` ────┘
 
 The first savepoint since the last commit begins the transaction. A handler that fails rolls back to its own
 savepoint and loses nothing else. The next commit writes the records in the same transaction and ends it. Anything
