@@ -1,6 +1,6 @@
 """`push-to-poll tail`: follow a feed, one JSON line or one run of a command for each message.
 
-The options make a `Consumer`, whose listeners are built from the URLs of --push. The first SIGINT or SIGTERM stops
+The options make a `Consumer`, whose listeners are those of --push and --webhook. The first SIGINT or SIGTERM stops
 the consumer after the current message, the second one ends the process at once.
 """
 
@@ -9,7 +9,8 @@ import functools
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from typing import Final
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import httpx
@@ -33,7 +34,12 @@ from push_to_poll_client.cli._exec import Command, CommandNotStarted
 from push_to_poll_client.cli._output import Exit, ReaderGone, UsageError, write_line
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._rewind import check_cursor
-from push_to_poll_client.cli._webhook import ServedWebhook, add_webhook, environment_variable, webhook_from_options
+from push_to_poll_client.listeners.handshakes import dropbox_challenge
+from push_to_poll_client.listeners.verifiers import anybody, dropbox, github, standard_webhooks, stripe
+from push_to_poll_client.listeners.webhook import WebhookListener
+
+if TYPE_CHECKING:
+    from push_to_poll_client.cli._webhook import ServedWebhook
 
 __all__ = [
     "SHUTDOWN_TIMEOUT",
@@ -63,6 +69,18 @@ EXEC_ATTEMPTS = 5
 POLICIES: Final[dict[str, FailurePolicy]] = {"stop": "stop", "dead-letter": "dead_letter", "skip": "skip"}
 """The values of --on-failure."""
 
+NO_VERIFICATION = "none"
+
+_VERIFIERS: dict[str, Callable[[str], Any]] = {
+    "github": github,
+    "standard-webhooks": standard_webhooks,
+    "stripe": stripe,
+    "dropbox": dropbox,
+}
+"""The values of --webhook-verify: how a server signs its requests."""
+
+_HANDSHAKES = {"dropbox": dropbox_challenge}
+
 
 def add_to(commands: Commands) -> None:
     """Add the command to the parser's commands."""
@@ -75,7 +93,7 @@ def add_to(commands: Commands) -> None:
         "and --webhook it is a plain poller.",
     )
     _add_feed(parser.add_argument)
-    add_webhook(parser.add_argument)
+    _add_webhook(parser.add_argument)
     _add_exec(parser.add_argument)
     _add_policy(parser.add_argument)
     parser.add_argument("-v", "--verbose", action="count", help="log what is done; twice: in detail")
@@ -114,6 +132,25 @@ def _add_feed(add: Callable[..., object]) -> None:
         "--token-env",
         metavar="NAME",
         help="the environment variable with a bearer token for the feed, and for pushes from the same server",
+    )
+
+
+def _add_webhook(add: Callable[..., object]) -> None:
+    add(
+        "--webhook",
+        metavar="HOST:PORT",
+        help="a push channel: wait there for requests of the server, which say when to poll. Needs "
+        "--webhook-verify, and the extra `serve`",
+    )
+    add(
+        "--webhook-verify",
+        metavar="HOW",
+        help=f"how the server signs its requests: {', '.join(_VERIFIERS)}; or {NO_VERIFICATION}: "
+        "whoever reaches the address "
+        "may have the feed polled early, within the rate",
+    )
+    add(
+        "--webhook-secret-env", metavar="NAME", help="the environment variable with the secret of --webhook-verify"
     )
 
 
@@ -166,7 +203,7 @@ def run(options: argparse.Namespace) -> int:
     """
     try:
         command = _command(options)
-        webhook = webhook_from_options(options)
+        webhook = _webhook(options)
         consumer = _consumer(options, command, webhook)
     except (TypeError, ValueError) as error:  # of the library's own constructors
         raise UsageError(str(error)) from error
@@ -181,13 +218,13 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _consumer(options: argparse.Namespace, command: Command | None, webhook: ServedWebhook | None) -> Consumer:
+def _consumer(options: argparse.Namespace, command: Command | None, webhook: "ServedWebhook | None") -> Consumer:
     if options.once and (options.push or webhook is not None):
         raise ValueError("--once does not wait for pushes, leave out --push and --webhook")
     check_cursor("--start", options.start)
     token = None
     if options.token_env is not None:
-        token = environment_variable("--token-env", options.token_env, "token")
+        token = _environment_variable("--token-env", options.token_env, "token")
     listeners = [listener_for(url, feed=options.url, token=token) for url in options.push]
     return Consumer(
         HTTPFeed(options.url, auth=token, max_wait=options.wait),
@@ -234,6 +271,62 @@ def _on_failure(options: argparse.Namespace) -> OnFailure:
         return "stop" if isinstance(error, CommandNotStarted) else policy
 
     return decide
+
+
+def _webhook(options: argparse.Namespace) -> "ServedWebhook | None":
+    """Make the webhook that the options describe, or return None without --webhook.
+
+    Raises:
+        ValueError: The options contradict each other, or need something that is not installed. The text has no
+            value of an option.
+    """
+    if options.webhook is None:
+        if options.webhook_verify is not None or options.webhook_secret_env is not None:
+            raise ValueError("--webhook-verify and --webhook-secret-env are about --webhook, add it")
+        return None
+    if find_spec("uvicorn") is None:
+        raise ValueError("--webhook needs a server: pip install 'push-to-poll-client[serve]'")
+    # Not at the head: this module needs uvicorn.
+    from push_to_poll_client.cli._webhook import ServedWebhook, parse_address
+
+    host, port = parse_address(options.webhook)
+    how = options.webhook_verify
+    listener = WebhookListener(
+        _verifier(how, options.webhook_secret_env),
+        handshake=[make() for name, make in _HANDSHAKES.items() if name == how],
+    )
+    return ServedWebhook(listener, host, port)
+
+
+def _verifier(how: str | None, name: str | None) -> Any:
+    make = _VERIFIERS.get(how or "")
+    if make is None and how != NO_VERIFICATION:
+        raise ValueError(
+            f"--webhook needs --webhook-verify: {', '.join(_VERIFIERS)} or {NO_VERIFICATION}, one of them"
+        )
+    if make is None:
+        if name is not None:
+            raise ValueError(f"--webhook-verify {NO_VERIFICATION} needs no secret, leave out --webhook-secret-env")
+        return anybody()
+    if name is None:
+        raise ValueError("--webhook-verify needs --webhook-secret-env, the variable in which the secret is")
+    return make(_environment_variable("--webhook-secret-env", name, "secret"))
+
+
+def _environment_variable(option: str, name: str, what: str) -> str:
+    """Return the value of an environment variable.
+
+    Args:
+        option: The option that gave the name.
+        name: The name of the variable.
+        what: What the variable holds, for the error.
+
+    Raises:
+        ValueError: There is no such variable, or it is empty.
+    """
+    if value := os.environ.get(name):
+        return value
+    raise ValueError(f"{option}: no environment variable has that name; give its name, not the {what}")
 
 
 async def _run_once(consumer: Consumer) -> None:

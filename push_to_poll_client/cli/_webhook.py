@@ -1,19 +1,16 @@
-"""`tail --webhook`: serve a webhook next to the consumer, and verify its requests.
+"""`tail --webhook`: serve a webhook next to the consumer.
 
 Anyone who reaches the address may connect, so the number of connections is limited, and idle connections are
 closed. The server leaves signals to the command (`until_signalled` in `_tail.py`). Of the command line only this
-module and the demo need uvicorn.
+module and the demo need uvicorn, so `_tail.py` imports this module only with --webhook.
 """
 
-import argparse
 import asyncio
 import logging
-import os
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import anyio
@@ -21,16 +18,12 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from push_to_poll_client._exceptions import ListenerError
-from push_to_poll_client.listeners.handshakes import dropbox_challenge
-from push_to_poll_client.listeners.verifiers import anybody, dropbox, github, standard_webhooks, stripe
 from push_to_poll_client.listeners.webhook import WebhookListener
 
 __all__ = [
     "ServedWebhook",
-    "add_webhook",
-    "environment_variable",
+    "parse_address",
     "serve_in_background",
-    "webhook_from_options",
 ]
 
 
@@ -142,6 +135,22 @@ def _config(app: Any) -> uvicorn.Config:
     )
 
 
+_ADDRESS = re.compile(r"(?:\[([0-9A-Za-z:.%]+)\]|([^\s:@\[\]]+)):([0-9]{1,5})")
+MAX_PORT = 65_535
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Split the value of --webhook into host and port.
+
+    Raises:
+        ValueError: It is not HOST:PORT.
+    """
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match[3]) > MAX_PORT:
+        raise ValueError("--webhook must be HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
+    return match[1] or match[2], int(match[3])
+
+
 class ServedWebhook:
     """A webhook that this process serves.
 
@@ -197,99 +206,3 @@ def _listen(host: str, port: int) -> socket.socket:
 def _listen_error(error: Exception) -> ListenerError:
     why = error.strerror if isinstance(error, OSError) else "it is no name of a host"
     return ListenerError(f"--webhook: cannot listen there: {why}; choose another HOST:PORT")
-
-
-_ADDRESS = re.compile(r"(?:\[([0-9A-Za-z:.%]+)\]|([^\s:@\[\]]+)):([0-9]{1,5})")
-MAX_PORT = 65_535
-
-NO_VERIFICATION = "none"
-
-_VERIFIERS: dict[str, Callable[[str], Any]] = {
-    "github": github,
-    "standard-webhooks": standard_webhooks,
-    "stripe": stripe,
-    "dropbox": dropbox,
-}
-"""The values of --webhook-verify: how a server signs its requests."""
-
-_HANDSHAKES = {"dropbox": dropbox_challenge}
-
-
-def add_webhook(add: Callable[..., object]) -> None:
-    """Add the options of the webhook to a parser."""
-    add(
-        "--webhook",
-        metavar="HOST:PORT",
-        help="a push channel: wait there for requests of the server, which say when to poll. Needs "
-        "--webhook-verify, and the extra `serve`",
-    )
-    add(
-        "--webhook-verify",
-        metavar="HOW",
-        help=f"how the server signs its requests: {', '.join(_VERIFIERS)}; or {NO_VERIFICATION}: "
-        "whoever reaches the address "
-        "may have the feed polled early, within the rate",
-    )
-    add(
-        "--webhook-secret-env", metavar="NAME", help="the environment variable with the secret of --webhook-verify"
-    )
-
-
-def webhook_from_options(options: argparse.Namespace) -> ServedWebhook | None:
-    """Make the webhook that the options describe, or return None without --webhook.
-
-    Raises:
-        ValueError: The options contradict each other, or need something that is not installed. The text has no
-            value of an option.
-    """
-    if options.webhook is None:
-        if options.webhook_verify is not None or options.webhook_secret_env is not None:
-            raise ValueError("--webhook-verify and --webhook-secret-env are about --webhook, add it")
-        return None
-    if find_spec("uvicorn") is None:
-        raise ValueError("--webhook needs a server: pip install 'push-to-poll-client[serve]'")
-    host, port = _parse_address(options.webhook)
-    how = options.webhook_verify
-    listener = WebhookListener(
-        _verifier(how, options.webhook_secret_env),
-        handshake=[make() for name, make in _HANDSHAKES.items() if name == how],
-    )
-    return ServedWebhook(listener, host, port)
-
-
-def environment_variable(option: str, name: str, what: str) -> str:
-    """Return the value of an environment variable.
-
-    Args:
-        option: The option that gave the name.
-        name: The name of the variable.
-        what: What the variable holds, for the error.
-
-    Raises:
-        ValueError: There is no such variable, or it is empty.
-    """
-    if value := os.environ.get(name):
-        return value
-    raise ValueError(f"{option}: no environment variable has that name; give its name, not the {what}")
-
-
-def _verifier(how: str | None, name: str | None) -> Any:
-    make = _VERIFIERS.get(how or "")
-    if make is None and how != NO_VERIFICATION:
-        raise ValueError(
-            f"--webhook needs --webhook-verify: {', '.join(_VERIFIERS)} or {NO_VERIFICATION}, one of them"
-        )
-    if make is None:
-        if name is not None:
-            raise ValueError(f"--webhook-verify {NO_VERIFICATION} needs no secret, leave out --webhook-secret-env")
-        return anybody()
-    if name is None:
-        raise ValueError("--webhook-verify needs --webhook-secret-env, the variable in which the secret is")
-    return make(environment_variable("--webhook-secret-env", name, "secret"))
-
-
-def _parse_address(text: str) -> tuple[str, int]:
-    match = _ADDRESS.fullmatch(text)
-    if match is None or int(match[3]) > MAX_PORT:
-        raise ValueError("--webhook must be HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
-    return match[1] or match[2], int(match[3])

@@ -9,6 +9,7 @@ import json
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -325,10 +326,19 @@ def test_invalid_options_are_reported_in_one_sentence_with_exit_code_2(capsys, o
 def test_a_missing_serve_extra_is_reported_with_the_install_command(capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        "push_to_poll_client.cli._webhook.find_spec", lambda name: None if name == "uvicorn" else find(name)
+        "push_to_poll_client.cli._tail.find_spec", lambda name: None if name == "uvicorn" else find(name)
     )
     assert typed("tail", FEED, "--webhook", "127.0.0.1:0", *GITHUB) == Exit.USAGE
     assert "pip install 'push-to-poll-client[serve]'" in capsys.readouterr().err
+
+
+def test_commands_work_without_the_serve_extra():
+    code = (
+        "import sys; sys.modules['uvicorn'] = None; from push_to_poll_client.cli import main; main(['tail', '-h'])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=GUARD, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "--webhook-verify" in run.stdout
 
 
 def test_a_command_does_not_see_the_secret(server, tmp_path):

@@ -1,6 +1,6 @@
 """Webhooks: what anybody may send to an address, before and after it is found to be authentic."""
 
-from push_to_poll_client.cli._webhook import MAX_PORT, _parse_address
+from push_to_poll_client.cli._webhook import MAX_PORT, parse_address
 from push_to_poll_client.listeners._webhook.receiver import check_length, request_of
 from push_to_poll_client.listeners._webhook.routing import MAX_NAMES, names_at
 from push_to_poll_client.listeners._webhook.types import RequestRejected, WebhookRequest
@@ -43,7 +43,7 @@ def read_request(data):
 
 def read_address(data):
     """What is typed for --webhook."""
-    host, port = _parse_address(text_of(data))
+    host, port = parse_address(text_of(data))
     assert host
     assert not {*"[]@ "} & {*host}
     assert 0 <= port <= MAX_PORT
