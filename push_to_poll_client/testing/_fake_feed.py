@@ -1,11 +1,11 @@
 """A feed in memory that fails on command.
 
-A message keeps the place at which it was published, also while it is not visible yet. One that becomes visible
-late, behind a later one that was read, is therefore skipped by who goes on from there, as in a database whose
+A message keeps the place at which it was published, also while it is not visible yet. If it becomes visible after
+a later message was read, a reader that goes on from that later message skips it, as in a database whose
 transactions commit in another order than they take their ids.
 
-An answer is frozen *before* the simulated latency. A server reads its database and then the answer travels; what
-is published meanwhile is not in it. A fake that looks after the latency hides every lost wake-up.
+An answer is frozen *before* the simulated latency. A server reads its database, and then the answer travels;
+messages published meanwhile are not in it. A fake that reads after the latency would hide every lost wake-up.
 """
 
 import math
@@ -174,7 +174,7 @@ class FakeFeed:
         self._script: deque[Answer | Callable[[FetchRequest], Answer]] = deque()
         self._failing: BaseException | None = None
         self._restarts = 0
-        self._walking: Cursor | None = None
+        self._last_next: Cursor | None = None
         self._era = 0
         self._expired: CursorExpired | None = None
         self._ended = False
@@ -281,7 +281,7 @@ class FakeFeed:
             page = self._ordered(request) or await self._held(request)
         finally:
             await anyio.sleep(self.latency)
-        self._walking = page.next
+        self._last_next = page.next
         return page
 
     async def aclose(self) -> None:
@@ -291,11 +291,11 @@ class FakeFeed:
     def _ordered(self, request: FetchRequest) -> Page | None:
         step = self._script.popleft() if self._script else self._failing
         answer = step(request) if callable(step) else step
-        if answer is None and self._restarts and request.cursor is not None and request.cursor == self._walking:
+        if answer is None and self._restarts and request.cursor is not None and request.cursor == self._last_next:
             self._restarts -= 1
             answer = ChainRestart("The fake feed was told to change its pages under the walk.")
         if isinstance(answer, BaseException):
-            raise answer.with_traceback(None)  # else it grows with each raise
+            raise answer.with_traceback(None)  # else the traceback grows with each raise
         return answer
 
     async def _held(self, request: FetchRequest) -> Page:
@@ -311,14 +311,18 @@ class FakeFeed:
     def _page(self, request: FetchRequest) -> Page:
         start, fetch = self._place(request.cursor), len(self.requests)
         seen = list(islice(self._entries.visible(start, len(self._entries), fetch=fetch), self.page_size + 1))
-        fresh = seen[: self.page_size]
-        more = len(seen) > len(fresh) or (self.ends_empty and bool(fresh))
-        end = fresh[-1] + 1 if fresh else start
+        new = seen[: self.page_size]
+        more = len(seen) > len(new) or (self.ends_empty and bool(new))
+        end = new[-1] + 1 if new else start
         repeated = self._entries.visible(max(start - self.overlap, 0), start, fetch=fetch)
+        has_cursor = end > 0 and not (more and self.cursors == "chain")
+        next_cursor = None
+        if more:
+            next_cursor = f"more-{end}.{self._era}" if self.cursors == "chain" else self.after(end)
         return Page(
-            [self._message(place) for place in (*repeated, *fresh)],
-            cursor=self._page_cursor(end, more=more),
-            next=self._next(end) if more else None,
+            [self._message(place) for place in (*repeated, *new)],
+            cursor=self.after(end) if has_cursor else None,
+            next=next_cursor,
             retry_after=self.retry_after,
             closed=self._ended and not more and self._all_visible(fetch),
         )
@@ -330,16 +334,8 @@ class FakeFeed:
     def _message(self, place: int) -> Message:
         return self._entries.message(place, self.after(place + 1) if self.cursors == "message" else None)
 
-    def _page_cursor(self, end: int, *, more: bool) -> Cursor | None:
-        if end == 0 or (more and self.cursors == "chain"):
-            return None
-        return self.after(end)
-
-    def _next(self, end: int) -> Cursor:
-        return f"more-{end}.{self._era}" if self.cursors == "chain" else self.after(end)
-
     def _place(self, cursor: Cursor | None) -> int:
-        """How many messages lie before `cursor`."""
+        """Count the messages before `cursor`."""
         if cursor is None:
             return 0
         known = _CURSOR.fullmatch(cursor)

@@ -1,4 +1,4 @@
-"""A suite that every feed must pass."""
+"""Conformance suite for every feed."""
 
 # ruff: noqa: S101, PLR2004 - a suite asserts, and the figures of an example are the example
 

@@ -73,21 +73,15 @@ class ManualListener:
         self.listens += 1
         self._channel = channel
         try:
-            self._begin(channel)
+            remembered, self._remembered = self._remembered, []
+            if self._connects:
+                self._go_up(channel)
+            for happen in remembered:
+                happen(channel)
             while not self._ended:
                 await self._bell.wait()
         finally:
             self._channel, self._up = None, False
-        self._end()
-
-    def _begin(self, channel: Channel) -> None:
-        remembered, self._remembered = self._remembered, []
-        if self._connects:
-            self._go_up(channel)
-        for happen in remembered:
-            happen(channel)
-
-    def _end(self) -> None:
         error, self._error, self._ended = self._error, None, False
         if error is not None:
             raise error

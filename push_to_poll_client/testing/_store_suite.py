@@ -1,4 +1,4 @@
-"""What every store must do, so that what holds in memory holds on a disk and on a server."""
+"""Conformance suite for every store: in memory, on a disk, or on a server."""
 # ruff: noqa: S101 - a suite asserts; pytest explains asserts of the module that a test class comes from
 
 from collections.abc import AsyncIterator, Sequence

@@ -1,4 +1,4 @@
-"""What a store must do besides that is the application's database too (G8), be it a file or a server."""
+"""Conformance suite for stores that are the application's database too (G8), in a file or on a server."""
 # ruff: noqa: S101 - a suite asserts; pytest explains asserts of the module that a test class comes from
 
 from collections.abc import AsyncIterator, Sequence

@@ -49,7 +49,7 @@ STOP_TIMEOUT = 5
 
 
 class _HangUpProtocol(H11Protocol):
-    """Lets the application hang up in the middle of an answer, which ASGI has no word for."""
+    """Lets the application close a connection in the middle of an answer, which ASGI cannot express."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -57,7 +57,7 @@ class _HangUpProtocol(H11Protocol):
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
-    """Goes deaf while `half_open` is set: no application is asked about pings."""
+    """Ignores all data while `half_open` is set: an ASGI application never sees a ping, so it cannot do this."""
 
     def data_received(self, data: bytes) -> None:
         app = cast("ReferenceApp", self.config.app)
@@ -66,7 +66,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
 
 class _ThreadedServer(uvicorn.Server):
-    """Says in which event loop it runs, and stops without waiting for its next tick."""
+    """Knows the event loop it runs in, and stops without waiting for its next tick."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -78,7 +78,7 @@ class _ThreadedServer(uvicorn.Server):
         self._loop.result(START_TIMEOUT).call_soon_threadsafe(call)
 
     def stop(self) -> None:
-        """End; called in the server's event loop."""
+        """End the server. To be called in its event loop."""
         self.should_exit = True
         self._stop.set()
 
@@ -201,7 +201,7 @@ class ReferenceServer:
         self.start()
 
     def _call(self, what: Callable[[], _T]) -> _T:
-        """Run in the event loop of the server; here when there is none."""
+        """Run in the event loop of the server, or in this thread while it is stopped."""
         if self._uvicorn is None:
             return what()
         result: Future[_T] = Future()
@@ -233,8 +233,8 @@ def serve_in_thread(app: ReferenceApp | None = None, *, port: int = 0, **kwargs:
 
 
 def _listen(port: int) -> socket.socket:
-    # With its protocol named: asyncio sends without delay (TCP_NODELAY) only on sockets that do. Nagle's algorithm
-    # against a client's delayed acknowledgement costs each small answer 40 ms.
+    # Name the protocol: asyncio sends without delay (TCP_NODELAY) only on sockets made with it. Without it
+    # Nagle's algorithm and a client's delayed acknowledgement cost each small answer 40 ms.
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -253,7 +253,7 @@ def _config(app: ReferenceApp) -> uvicorn.Config:
         ws=_WebSocket,
         ws_ping_interval=None,  # the server must not notice a half-open connection either
         ws_per_message_deflate=False,
-        lifespan="auto",  # an application of the user's own may not know of it
+        lifespan="auto",  # a user's own application may not support it
         log_config=None,
         access_log=False,
         proxy_headers=False,
@@ -287,7 +287,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve_in_thread(port=options.port, backlog=options.backlog, page_size=options.page_size) as server,
     ):
         _announce(server)
-        _wait(until_eof=options.until_eof)
+        if options.until_eof:
+            sys.stdin.read()
+        else:
+            wait_for_ever()
     return 0
 
 
@@ -303,7 +306,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _announce(server: ReferenceServer) -> None:
-    places = {
+    addresses = {
         "url": server.url,
         "push_url": server.push_url,
         "sse_url": server.sse_url,
@@ -311,15 +314,8 @@ def _announce(server: ReferenceServer) -> None:
         "base_url": server.base_url,
         "pid": os.getpid(),
     }
-    sys.stdout.write(json.dumps(places) + "\n")
+    sys.stdout.write(json.dumps(addresses) + "\n")
     sys.stdout.flush()
-
-
-def _wait(*, until_eof: bool) -> None:
-    if until_eof:
-        sys.stdin.read()
-    else:
-        wait_for_ever()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The reference server as an ASGI application: a feed, its push channels, and ways to make them fail.
 
-GET  /feed      HTTP Feeds (http-feeds.org) with `lastEventId` and long polling by `timeout` in milliseconds
+    GET  /feed      HTTP Feeds (http-feeds.org) with `lastEventId` and long polling by `timeout` in milliseconds
     WS   /push      after each publication one text message, {"cursor": id of the newest event}: a hint, no data
     GET  /events    the same texts as server-sent events, each with the id as its id
     GET  /changes   a long poll with `after`, the id of an event, and `wait` in seconds: {"changes": true,
@@ -144,22 +144,19 @@ class ReferenceApp:
             await self._control(scope, receive, send)
 
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = self._answer(scope)
-        try:
-            status, result = (404, "no such place") if answer is None else (200, answer(await read_body(receive)))
-        except (msgspec.DecodeError, ValueError) as error:
-            status, result = 400, str(error)
-        await respond(send, status, msgspec.json.encode(result), [(b"content-type", b"application/json")])
-
-    def _answer(self, scope: Scope) -> _ControlHandler | None:
-        answers: dict[tuple[str, str], _ControlHandler] = {
+        handlers: dict[tuple[str, str], _ControlHandler] = {
             ("POST", "/publish"): lambda body: self.publish(decode(body, type=int | list[Any])),
             ("POST", "/webhooks"): self._register,
             ("POST", "/faults"): self._set_faults,
             ("GET", "/stats"): lambda _: self.stats.as_dict(),
             ("GET", "/pushes"): lambda _: self.pushes,
         }
-        return answers.get((scope["method"], scope["path"]))
+        handle = handlers.get((scope["method"], scope["path"]))
+        try:
+            status, result = (404, "no such place") if handle is None else (200, handle(await read_body(receive)))
+        except (msgspec.DecodeError, ValueError) as error:
+            status, result = 400, str(error)
+        await respond(send, status, msgspec.json.encode(result), [(b"content-type", b"application/json")])
 
     def _register(self, body: bytes) -> list[str]:
         webhook = decode(body, type=_WebhookRegistration)

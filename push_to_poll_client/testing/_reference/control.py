@@ -1,4 +1,4 @@
-"""What a test sets and reads at the reference server: faults, and counts of what it saw."""
+"""Faults and counters of the reference server, for a test to set and to read."""
 
 import functools
 import gzip
@@ -25,11 +25,11 @@ SpoiledKind: TypeAlias = Literal["type", "encoding", "truncated", "bomb", "garba
 
 BATCH_TYPE = b"application/cloudevents-batch+json"
 BOMB_SIZE = 64 * 1024 * 1024
-"""Bytes that come of a bomb; it has 65,000."""
+"""Bytes of a decompressed bomb; compressed it has 65,000."""
 
 
 def spoil(how: SpoiledKind, body: bytes) -> tuple[list[Header], bytes]:
-    """The headers and the body of an answer, in place of a page."""
+    """Make the headers and the body of a spoiled answer."""
     match how:
         case "type":
             return [(b"content-type", b"text/html")], b"<html><title>Please log in</title></html>"

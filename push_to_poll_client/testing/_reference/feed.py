@@ -1,4 +1,4 @@
-"""The feed of the reference server (HTTP Feeds, http-feeds.org)."""
+"""Feed of the reference server, by the HTTP Feeds specification (http-feeds.org)."""
 
 import time
 from collections.abc import Callable
@@ -32,7 +32,7 @@ __all__ = [
 
 
 DEFAULT_DATA = {"note": "x" * 80}
-"""The data of an event when nobody says what it is; it brings the event to about 300 bytes."""
+"""The data of an event that is published without data; with it the event has about 300 bytes."""
 
 _DIGITS = 12
 
@@ -82,13 +82,10 @@ class EventLog:
 
     def page(self, after: str | None, size: int) -> list[bytes]:
         """At most `size` encoded events after the id; from the first when there is no event of this id."""
-        start = self._place(after)
+        start = 0
+        if after is not None and len(after) == _DIGITS and after.isdecimal() and int(after) <= len(self._events):
+            start = int(after)
         return self._events[start : start + size]
-
-    def _place(self, id: str | None) -> int:
-        if id is None or len(id) != _DIGITS or not id.isdecimal():
-            return 0
-        return int(id) if int(id) <= len(self._events) else 0
 
 
 LONGEST_HOLD = 60.0
@@ -152,9 +149,11 @@ class FeedEndpoint:
         return None
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        """The answer's body, as it is before any latency."""
+        """Read the body of the answer, before any latency."""
         if self._faults.takes("grow_next"):
-            self._grow()
+            for _ in range(self.page_size):
+                self._log.append()
+            self._stats.count(published=self.page_size)
         query = parse_qs(scope["query_string"].decode("latin-1"))
         after = query.get("lastEventId", [None])[0]
         events = self._log.page(after, self.page_size)
@@ -164,13 +163,8 @@ class FeedEndpoint:
         self._stats.count(empty=not events)
         return b"[" + b",".join(events) + b"]"
 
-    def _grow(self) -> None:
-        for _ in range(self.page_size):
-            self._log.append()
-        self._stats.count(published=self.page_size)
-
     async def _hold(self, after: str | None, wait: float, receive: Receive) -> None:
-        """Return when there is something after the id, the wait ends, the client goes or the server ends."""
+        """Wait for an event after the id, the end of the wait, the client's disconnect or the server's end."""
         self._stats.count(held=1)
         try:
             with anyio.move_on_after(wait):
@@ -207,7 +201,7 @@ class FeedEndpoint:
 
 
 def _seconds(timeout: str) -> float:
-    """HTTP Feeds counts in milliseconds. What is no number asks for nothing."""
+    # HTTP Feeds has milliseconds. Anything that is not a number asks for no wait.
     return min(int(timeout) / 1000, LONGEST_HOLD) if timeout.isdecimal() else 0.0
 
 

@@ -53,7 +53,7 @@ class PushLog:
         self._stats = stats
 
     def open(self) -> None:
-        """A server begins, in another event loop than the one before: what that one left waiting is nobody's."""
+        """Begin with a new server, whose event loop is another one: tasks that wait in the old one are gone."""
         self.bell = Bell()
 
     def push(self, cursor: str) -> None:
@@ -175,7 +175,7 @@ class ChangesEndpoint:
         return bool(self._events.page(after, 1))
 
     async def _hold(self, receive: Receive, wait: float) -> None:
-        """Return at a push, when the wait ends, the client goes or the server ends."""
+        """Wait for a push, the end of the wait, the client's disconnect or the server's end."""
         hold, subscription = anyio.CancelScope(), PushSubscription(self._log)
         self._holds.add(hold)
         self._stats.count(long_polls_held=1)
@@ -193,14 +193,14 @@ class ChangesEndpoint:
             await anyio.sleep_forever()
 
     async def _respond(self, send: Send, after: str, *, news: bool) -> None:
-        said: dict[str, object] = {"changes": news, "cursor": self._events.newest if news else after}
+        answer: dict[str, object] = {"changes": news, "cursor": self._events.newest if news else after}
         if self._faults.backoff is not None:
-            said["backoff"] = self._faults.backoff
-        await respond(send, 200, msgspec.json.encode(said), [(b"content-type", b"application/json")])
+            answer["backoff"] = self._faults.backoff
+        await respond(send, 200, msgspec.json.encode(answer), [(b"content-type", b"application/json")])
 
 
 def _seconds(wait: str) -> float:
-    """What is no number asks for nothing."""
+    # Anything that is not a number asks for no wait.
     return min(float(wait), LONGEST_WAIT) if wait.replace(".", "", 1).isdecimal() else 0.0
 
 
@@ -262,13 +262,10 @@ class EventEndpoint:
                 record = await subscription.next()
                 if record is None:
                     return
-                text = _encode_event(record)
+                data = msgspec.json.encode({"cursor": record.cursor})
+                text = b"id: %b\ndata: %b\n\n" % (record.cursor.encode(), data)
             if not self._faults.half_open:
                 await send({"type": "http.response.body", "body": text, "more_body": True})
-
-
-def _encode_event(record: PushRecord) -> bytes:
-    return b"id: %b\ndata: %b\n\n" % (record.cursor.encode(), msgspec.json.encode({"cursor": record.cursor}))
 
 
 class PushEndpoint:

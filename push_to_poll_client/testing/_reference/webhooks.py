@@ -1,6 +1,7 @@
-"""The webhooks of the reference server: signed, sent again, and forged on command.
+"""Webhooks of the reference server: signed, retried, and forged on command.
 
-They are signed as Standard Webhooks 1.0.0 says. A push has the same id in each attempt, and at each receiver.
+They are signed by the specification Standard Webhooks 1.0.0. A push has the same id in each attempt and at each
+receiver.
 """
 
 import binascii
@@ -29,12 +30,12 @@ FORGED_KEY = b"a key that the receiver does not have"
 
 
 class _PushReceiver:
-    """Where pushes are sent to.
+    """An address that pushes are sent to.
 
     Args:
-        url: Its address.
-        key: What they are signed with.
-        subscription: What it is owed.
+        url: The address.
+        key: The key for the signatures.
+        subscription: The pushes to send.
     """
 
     def __init__(self, url: str, key: bytes, subscription: PushSubscription) -> None:
@@ -108,7 +109,7 @@ class WebhookSender:
                 await self._bell.wait()
 
     async def _serve(self, client: httpx.AsyncClient, receiver: _PushReceiver, scope: anyio.CancelScope) -> None:
-        """One that is tried again holds up none of those after it."""
+        # Each push has a task of its own, so that a retried one does not delay the next.
         with scope:
             async with anyio.create_task_group() as tasks:
                 while (record := await receiver.subscription.next()) is not None:
@@ -124,7 +125,7 @@ class WebhookSender:
         self._stats.count(webhooks_given_up=1)
 
     async def _send(self, client: httpx.AsyncClient, receiver: _PushReceiver, record: PushRecord) -> int:
-        """Returns the status of the answer; 0: there was none."""
+        """Send a push, and return the status of the answer, or 0 without an answer."""
         key = FORGED_KEY if self._faults.takes("forge_next") else receiver.key
         body = msgspec.json.encode({"cursor": record.cursor})
         headers = {"content-type": "application/json", **_signature_headers(f"push_{record.cursor}", body, key)}
