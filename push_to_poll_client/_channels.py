@@ -11,9 +11,7 @@ from push_to_poll_client._status import ListenerStatus
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import describe
 
-__all__ = [
-    "ListenerChannel",
-]
+__all__ = ["ListenerChannel"]
 
 
 logger = logging.getLogger("push_to_poll_client")

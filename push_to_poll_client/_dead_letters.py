@@ -19,12 +19,7 @@ from push_to_poll_client._retry import Retry, StopSignal, make_dead_letter
 from push_to_poll_client._types import DeadLetter, Message, Record, RecordState
 from push_to_poll_client._validation import describe, quoted
 
-__all__ = [
-    "DeadLetters",
-    "Retried",
-    "SessionDeadLetters",
-    "as_json",
-]
+__all__ = ["DeadLetters", "Retried", "SessionDeadLetters", "as_json"]
 
 
 class SessionDeadLetters:

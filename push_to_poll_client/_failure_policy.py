@@ -31,12 +31,7 @@ from push_to_poll_client._options import OnFailure, check_failure_policy
 from push_to_poll_client._types import Fate, Message
 from push_to_poll_client._validation import check_number
 
-__all__ = [
-    "Attempt",
-    "Attempts",
-    "FailureDecision",
-    "FailureRules",
-]
+__all__ = ["Attempt", "Attempts", "FailureDecision", "FailureRules"]
 
 
 ATTEMPTS_KEY: Final = "attempts"

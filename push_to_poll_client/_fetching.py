@@ -31,12 +31,7 @@ from push_to_poll_client._status import ConsumerStats, Gap
 from push_to_poll_client._types import MAX_CURSOR, Clock, Cursor, FetchRequest, Message, Page
 from push_to_poll_client._validation import describe, one_line
 
-__all__ = [
-    "Fetcher",
-    "Gaps",
-    "PrefetchedPage",
-    "Prefetcher",
-]
+__all__ = ["Fetcher", "Gaps", "PrefetchedPage", "Prefetcher"]
 
 
 T = TypeVar("T")

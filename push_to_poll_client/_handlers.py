@@ -19,12 +19,7 @@ from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import TransactionalSession
 from push_to_poll_client._types import Message, Record
 
-__all__ = [
-    "TransactionFailed",
-    "as_handler",
-    "batch_of_one",
-    "in_transaction",
-]
+__all__ = ["TransactionFailed", "as_handler", "batch_of_one", "in_transaction"]
 
 
 MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])

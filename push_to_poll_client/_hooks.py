@@ -12,12 +12,7 @@ from push_to_poll_client._status import Gap, PollResult, Resynced
 from push_to_poll_client._types import Fate, Message, RecordState
 from push_to_poll_client._validation import describe
 
-__all__ = [
-    "Hooks",
-    "SafeHooks",
-    "check_hooks",
-    "with_start_hook",
-]
+__all__ = ["Hooks", "SafeHooks", "check_hooks", "with_start_hook"]
 
 
 MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])

@@ -34,11 +34,7 @@ from push_to_poll_client._validation import describe
 from push_to_poll_client._wakes import Wakes
 from push_to_poll_client._workers import Workers
 
-__all__ = [
-    "OpenSession",
-    "Runner",
-    "SessionParts",
-]
+__all__ = ["OpenSession", "Runner", "SessionParts"]
 
 
 logger = logging.getLogger("push_to_poll_client")

@@ -51,10 +51,7 @@ from push_to_poll_client._types import Clock, Cursor, Page, SavedCursor
 from push_to_poll_client._validation import quoted
 from push_to_poll_client._work_queue import WorkItem
 
-__all__ = [
-    "Overlap",
-    "OverlapStart",
-]
+__all__ = ["Overlap", "OverlapStart"]
 
 
 logger = logging.getLogger("push_to_poll_client")

@@ -23,10 +23,7 @@ from push_to_poll_client._status import ConsumerStats, PollResult
 from push_to_poll_client._types import Clock, Cursor, CycleDetector, FetchRequest, Page, Push
 from push_to_poll_client._validation import quoted
 
-__all__ = [
-    "PageChain",
-    "Poller",
-]
+__all__ = ["PageChain", "Poller"]
 
 
 logger = logging.getLogger("push_to_poll_client")

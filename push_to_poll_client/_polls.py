@@ -27,9 +27,7 @@ from push_to_poll_client._schedule import Cause, PollOutcome, Schedule
 from push_to_poll_client._status import ConsumerStats, PollResult
 from push_to_poll_client._types import Clock, Push
 
-__all__ = [
-    "Polls",
-]
+__all__ = ["Polls"]
 
 
 BYPASS_CACHE_CAUSES = {Cause.WAKE, Cause.REPOLL, Cause.MANUAL}

@@ -29,12 +29,7 @@ from push_to_poll_client._types import Cursor, CycleDetector, FetchRequest, Mess
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem
 
-__all__ = [
-    "MOVED_STATE",
-    "Position",
-    "Replay",
-    "saved_before",
-]
+__all__ = ["MOVED_STATE", "Position", "Replay", "saved_before"]
 
 
 logger = logging.getLogger("push_to_poll_client")

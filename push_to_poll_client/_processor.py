@@ -31,11 +31,7 @@ from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem, WorkQueue
 from push_to_poll_client._workers import Workers
 
-__all__ = [
-    "Dedupe",
-    "DedupeErrors",
-    "Processor",
-]
+__all__ = ["Dedupe", "DedupeErrors", "Processor"]
 
 DedupeErrors: TypeAlias = Mapping[str, UndecodableMessage]
 """The error of each message whose dedupe key could not be computed, by the key that it got instead."""

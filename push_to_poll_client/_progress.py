@@ -21,9 +21,7 @@ from push_to_poll_client._protocols import Session, is_transactional
 from push_to_poll_client._status import ConsumerStats
 from push_to_poll_client._types import Clock, Cursor, DeadLetter, Record
 
-__all__ = [
-    "Progress",
-]
+__all__ = ["Progress"]
 
 
 MAX_PENDING = 50_000

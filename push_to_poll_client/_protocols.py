@@ -18,15 +18,7 @@ from push_to_poll_client._types import (
     SavedCursor,
 )
 
-__all__ = [
-    "Channel",
-    "Feed",
-    "Listener",
-    "Session",
-    "Store",
-    "TransactionalSession",
-    "is_transactional",
-]
+__all__ = ["Channel", "Feed", "Listener", "Session", "Store", "TransactionalSession", "is_transactional"]
 
 _EMPTY_STATE: Mapping[str, str | None] = MappingProxyType({})
 

@@ -22,13 +22,7 @@ from push_to_poll_client._status import ConsumerStats
 from push_to_poll_client._types import Clock, DeadLetter, Fate, Message, RecordState
 from push_to_poll_client._validation import describe, quoted
 
-__all__ = [
-    "Postponed",
-    "Retry",
-    "StopSignal",
-    "failure_of_message",
-    "make_dead_letter",
-]
+__all__ = ["Postponed", "Retry", "StopSignal", "failure_of_message", "make_dead_letter"]
 
 
 logger = logging.getLogger("push_to_poll_client")

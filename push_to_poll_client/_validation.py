@@ -3,12 +3,7 @@
 import math
 from typing import Any
 
-__all__ = [
-    "check_number",
-    "describe",
-    "one_line",
-    "quoted",
-]
+__all__ = ["check_number", "describe", "one_line", "quoted"]
 
 
 def check_number(name: str, value: Any, *, above_zero: bool = False, optional: bool = False) -> None:

@@ -10,9 +10,7 @@ from collections.abc import Callable
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._types import Push
 
-__all__ = [
-    "Wakes",
-]
+__all__ = ["Wakes"]
 
 
 CAPACITY = 64

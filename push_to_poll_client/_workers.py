@@ -21,9 +21,7 @@ from push_to_poll_client._retry import Postponed, Retry, StopSignal, failure_of_
 from push_to_poll_client._types import Clock, Record, RecordState
 from push_to_poll_client._work_queue import WorkItem, WorkQueue
 
-__all__ = [
-    "Workers",
-]
+__all__ = ["Workers"]
 
 
 WHOLE_BATCH_ERRORS = (RetryMessage, StopConsumer)

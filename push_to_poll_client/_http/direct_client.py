@@ -15,9 +15,7 @@ import httpx
 
 from push_to_poll_client._http.errors import BAD_REDIRECT
 
-__all__ = [
-    "DirectClient",
-]
+__all__ = ["DirectClient"]
 
 
 READ_SIZE = 256 * 1024

@@ -11,12 +11,7 @@ from push_to_poll_client._exceptions import FeedError, FeedGone, FeedRefused
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._http.origins import without_secrets
 
-__all__ = [
-    "BAD_REDIRECT",
-    "error_for_exception",
-    "error_for_status",
-    "module_of",
-]
+__all__ = ["BAD_REDIRECT", "error_for_exception", "error_for_status", "module_of"]
 
 
 BAD_REDIRECT = "a redirect to no URL"

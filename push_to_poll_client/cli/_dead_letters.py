@@ -27,11 +27,7 @@ from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._state_file import add_state_to, find_consumer, run_with_session
 from push_to_poll_client.stores._sqlite.reader import read_dead_letter, read_dead_letters
 
-__all__ = [
-    "add_to",
-    "detail_lines",
-    "table_lines",
-]
+__all__ = ["add_to", "detail_lines", "table_lines"]
 
 
 JSON_HELP = """\

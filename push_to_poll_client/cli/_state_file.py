@@ -14,11 +14,7 @@ from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.stores._sqlite.file import lock_holder
 from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, read_store
 
-__all__ = [
-    "add_state_to",
-    "find_consumer",
-    "run_with_session",
-]
+__all__ = ["add_state_to", "find_consumer", "run_with_session"]
 
 
 _T = TypeVar("_T")

@@ -41,13 +41,7 @@ from push_to_poll_client.listeners.webhook import WebhookListener
 if TYPE_CHECKING:
     from push_to_poll_client.cli._webhook import ServedWebhook
 
-__all__ = [
-    "SHUTDOWN_TIMEOUT",
-    "add_to",
-    "listener_for",
-    "same_server",
-    "until_signalled",
-]
+__all__ = ["SHUTDOWN_TIMEOUT", "add_to", "listener_for", "same_server", "until_signalled"]
 
 
 SHUTDOWN_TIMEOUT = 10.0

@@ -20,11 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client.listeners.webhook import WebhookListener
 
-__all__ = [
-    "ServedWebhook",
-    "parse_address",
-    "serve_in_background",
-]
+__all__ = ["ServedWebhook", "parse_address", "serve_in_background"]
 
 
 logger = logging.getLogger("push_to_poll_client")

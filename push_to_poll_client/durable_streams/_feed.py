@@ -32,9 +32,7 @@ from push_to_poll_client.durable_streams._framing import (
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
 from push_to_poll_client.feeds._end_of_feed import EndOfFeed
 
-__all__ = [
-    "DurableStreamFeed",
-]
+__all__ = ["DurableStreamFeed"]
 
 
 MessageFormat: TypeAlias = Literal["json", "ndjson", "lines", "bytes"]

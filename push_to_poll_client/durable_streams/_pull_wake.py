@@ -30,9 +30,7 @@ from push_to_poll_client.listeners._requests import ListenerClient
 from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.listeners.subscriptions._manager import SubscriptionManager
 
-__all__ = [
-    "PullWakeListener",
-]
+__all__ = ["PullWakeListener"]
 
 
 _log_of_subscriptions = logging.getLogger("push_to_poll_client.listeners.subscriptions")

@@ -12,10 +12,7 @@ import anyio
 from push_to_poll_client._http.caching import Validators, fresh_for
 from push_to_poll_client._http.response import Response
 
-__all__ = [
-    "MAX_URLS",
-    "EndOfFeed",
-]
+__all__ = ["MAX_URLS", "EndOfFeed"]
 
 
 MAX_URLS = 16

@@ -19,11 +19,7 @@ from push_to_poll_client._http.caching import Validators
 from push_to_poll_client._json import DECODE_ERRORS, decode
 from push_to_poll_client._types import MAX_CURSOR, Cursor
 
-__all__ = [
-    "Digests",
-    "SeenEntries",
-    "digest",
-]
+__all__ = ["Digests", "SeenEntries", "digest"]
 
 
 MAX_OLDER_DIGESTS = 256

@@ -21,13 +21,7 @@ import enum
 
 from push_to_poll_client._types import MAX_NOT_BEFORE
 
-__all__ = [
-    "STABLE_AFTER",
-    "ReconnectBackoff",
-    "Verdict",
-    "lifetime",
-    "verdict_of_status",
-]
+__all__ = ["STABLE_AFTER", "ReconnectBackoff", "Verdict", "lifetime", "verdict_of_status"]
 
 
 FIRST_DELAY = 1.0

@@ -31,13 +31,7 @@ from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict, li
 from push_to_poll_client.listeners._failures import Failure, unwrap_group
 from push_to_poll_client.listeners._hints import HintReader
 
-__all__ = [
-    "BaseListener",
-    "ReadLoopListener",
-    "StopReconnecting",
-    "refuse_trio",
-    "unique_names",
-]
+__all__ = ["BaseListener", "ReadLoopListener", "StopReconnecting", "refuse_trio", "unique_names"]
 
 
 class StopReconnecting(PushToPollError):

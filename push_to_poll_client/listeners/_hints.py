@@ -11,13 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from push_to_poll_client._json import decode
 from push_to_poll_client._types import Push
 
-__all__ = [
-    "HintReader",
-    "JSONHint",
-    "Notification",
-    "parse_path",
-    "strings_at",
-]
+__all__ = ["HintReader", "JSONHint", "Notification", "parse_path", "strings_at"]
 
 
 MAX_VALUE_LENGTH = 1024

@@ -12,10 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import cache
 
-__all__ = [
-    "BloomFilters",
-    "Candidates",
-]
+__all__ = ["BloomFilters", "Candidates"]
 
 
 _KEYS_PER_WORD = 2

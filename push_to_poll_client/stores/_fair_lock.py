@@ -14,9 +14,7 @@ from weakref import ref
 
 from anyio import from_thread
 
-__all__ = [
-    "FairLock",
-]
+__all__ = ["FairLock"]
 
 
 _CHECK_INTERVAL = 0.05

@@ -22,12 +22,7 @@ from push_to_poll_client._exceptions import ChainRestart, CursorExpired, Undecod
 from push_to_poll_client._types import Cursor, FetchRequest, Message, Page, UnreadableMessage
 from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = [
-    "Answer",
-    "Asked",
-    "FakeFeed",
-    "MessageLog",
-]
+__all__ = ["Answer", "Asked", "FakeFeed", "MessageLog"]
 
 
 @dataclass(slots=True)

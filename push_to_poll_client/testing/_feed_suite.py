@@ -18,15 +18,7 @@ from push_to_poll_client._exceptions import FeedError, PushToPollError, Undecoda
 from push_to_poll_client._protocols import Feed
 from push_to_poll_client._types import MAX_CURSOR, Cursor, DeadLetter, FetchRequest, Message, Page, Push
 
-__all__ = [
-    "MAX_PAGES",
-    "FeedHooks",
-    "FeedSuite",
-    "FeedWalk",
-    "Step",
-    "Steps",
-    "walk",
-]
+__all__ = ["MAX_PAGES", "FeedHooks", "FeedSuite", "FeedWalk", "Step", "Steps", "walk"]
 
 
 MAX_PAGES = 200

@@ -10,11 +10,7 @@ from typing import Any, Literal
 
 import anyio
 
-__all__ = [
-    "Bell",
-    "VirtualTimeLoop",
-    "virtual_time",
-]
+__all__ = ["Bell", "VirtualTimeLoop", "virtual_time"]
 
 
 class Bell:

@@ -25,11 +25,7 @@ import anyio
 from push_to_poll_client.testing._reference.app import ReferenceApp
 from push_to_poll_client.testing._reference.control import Faults, PushRecord, Stats
 
-__all__ = [
-    "ReferenceServer",
-    "main",
-    "serve_in_thread",
-]
+__all__ = ["ReferenceServer", "main", "serve_in_thread"]
 
 
 try:

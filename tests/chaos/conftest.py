@@ -14,7 +14,7 @@ what a crash repeats, and that verdicts can fail. No verdict depends on how busy
 run beside other tests; what they wait for is given minutes (`processes.GUARD`).
 
 chaos_consumer.py       the consumer, a process that writes down what it handles
-chaos_nursery.py        forks many of them
+chaos_fork_server.py        forks many of them
 chaos_listeners.py      a listener of each kind; watched.py: what a test hears of it and of the feed
 kinds.py                for each kind who pushes, on what way; chaos_hub.py: one of them
 chaos_bank.py           the consumers that move money, a process for each life; bank_lives.py: all of them
@@ -22,8 +22,8 @@ chaos_server.py         the reference server, which writes down what it is asked
 journals.py             how that is written and read
 verdicts.py             whether the guarantees held, judged by the journals alone; test_verdicts.py: they can fail
 processes.py            starts, kills and stops
-../forms.py             short or long, and the seed
-../tcp_proxy.py         the proxy
+../support/forms.py     short or long, and the seed
+../support/tcp_proxy.py the proxy
 """
 
 from functools import partial
@@ -31,7 +31,7 @@ from functools import partial
 import pytest
 
 from tests.chaos.bank_lives import Banker, LivesOfABank
-from tests.chaos.processes import Load, Nursery
+from tests.chaos.processes import ForkServer, Load
 from tests.support.forms import chance as chance_of
 
 
@@ -69,11 +69,11 @@ def started(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory):
+def fork_server(tmp_path_factory):
     """One for all, as it takes a while to import what each consumer needs."""
-    nursery = Nursery(tmp_path_factory.mktemp("nursery"))
-    yield nursery
-    nursery.close()
+    fork_server = ForkServer(tmp_path_factory.mktemp("fork_server"))
+    yield fork_server
+    fork_server.close()
 
 
 @pytest.fixture(scope="session")

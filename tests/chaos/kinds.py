@@ -132,7 +132,7 @@ KINDS = {
 class Lane:
     """A consumer with a channel of one kind, and the proxy on the way between it and who pushes."""
 
-    def __init__(self, name, kind, *, started, nursery, server, port, proxied, backend):
+    def __init__(self, name, kind, *, started, fork_server, server, port, proxied, backend):
         self.name, self.kind, self.backend = name, kind, backend
         self._reservation = reserved() if kind.reached else None
         self.served = self._reservation and self._reservation.getsockname()[1]
@@ -149,7 +149,7 @@ class Lane:
             rate=RATE,
             burst=BURST,
             haste=HASTE,
-            nursery=nursery,
+            fork_server=fork_server,
         )
         self.start()
 
@@ -199,7 +199,7 @@ class Lane:
 class Town:
     """The servers, and a lane for each kind."""
 
-    def __init__(self, started, nursery, kinds):
+    def __init__(self, started, fork_server, kinds):
         self._stack = contextlib.ExitStack()
         self._reservations = self._stack.enter_context(contextlib.ExitStack())
         self.server = started(ServerProcess, page_size=100)
@@ -212,7 +212,7 @@ class Town:
                 name,
                 kind,
                 started=started,
-                nursery=nursery,
+                fork_server=fork_server,
                 server=self.server,
                 port=self.companions[kind.pushed_by].port if kind.pushed_by else self.server.port,
                 proxied=lambda port: self._stack.enter_context(TCPProxy(port)),

@@ -86,18 +86,18 @@ class Child:
             self._process.stdout.close()
 
 
-class Nursery:
+class ForkServer:
     """The process that forks consumers, for those who start many of them."""
 
     def __init__(self, directory):
-        self._log = (directory / "nursery.log").open("ab")
-        self._child = Child("chaos_nursery", log=self._log)
+        self._log = (directory / "fork_server.log").open("ab")
+        self._child = Child("chaos_fork_server", log=self._log)
 
     def ask(self, order):
         """Give it an order; what it answers."""
         self._child.write(json.dumps(order))
         answer = self._child.line()
-        assert answer, f"the nursery ended: {Path(self._log.name).read_text()[-2000:]}"
+        assert answer, f"the fork_server ended: {Path(self._log.name).read_text()[-2000:]}"
         return int(answer)
 
     def close(self):
@@ -108,9 +108,9 @@ class Nursery:
 class Forked:
     """One of its children, to be treated as a `Child`."""
 
-    def __init__(self, nursery, **order):
-        self._nursery = nursery
-        self.pid = nursery.ask(order)
+    def __init__(self, fork_server, **order):
+        self._nursery = fork_server
+        self.pid = fork_server.ask(order)
         self._watched = os.pidfd_open(self.pid)  # until it was waited for, nobody else can get its process id
         self._code = None
 
@@ -266,7 +266,7 @@ class ConsumerProcess:
         takes: Seconds that the handler takes for a message.
         answer_within: Seconds for one answer of the feed.
         haste: How many times shorter the delays after failures are than they are for others.
-        nursery: Who forks it; `None`: nobody, it is a program of its own.
+        fork_server: Who forks it; `None`: nobody, it is a program of its own.
         consumer: Arguments for `Consumer`.
 
     Attributes:
@@ -284,10 +284,10 @@ class ConsumerProcess:
         takes=0.0,
         answer_within=10.0,
         haste=1.0,
-        nursery=None,
+        fork_server=None,
         **consumer,
     ):
-        self._nursery = nursery
+        self._nursery = fork_server
         self.name = name
         self.life = 0
         self.killed = set()

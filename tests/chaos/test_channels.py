@@ -24,8 +24,8 @@ PAUSE = form(2.0, 30.0)
 
 
 @pytest.fixture
-def town(started, nursery):
-    with Town(started, nursery, KINDS) as town:
+def town(started, fork_server):
+    with Town(started, fork_server, KINDS) as town:
         town.begin()
         yield town
 

@@ -20,7 +20,7 @@ RATE, BURST = 20, 20
 class Arena:
     """A server under load, a consumer, and the random numbers that decide when it dies."""
 
-    def __init__(self, started, chance, nursery, *, takes, load, backlog, page_size):
+    def __init__(self, started, chance, fork_server, *, takes, load, backlog, page_size):
         self.chance = chance
         self.backlog = backlog
         self.server = started(ServerProcess, page_size=page_size)
@@ -31,7 +31,7 @@ class Arena:
             url=self.server.url,
             push=push,
             takes=takes,
-            nursery=nursery,
+            fork_server=fork_server,
             flush_interval=FLUSH_INTERVAL,
             fallback_interval=0.5,
             degraded_interval=0.5,
@@ -130,9 +130,9 @@ MOMENTS = [starting, claiming, catching_up, fetching, committing, live, stopping
         pytest.param({"takes": 0.005, "load": 20, "backlog": 30, "page_size": 100}, id="slow"),
     ],
 )
-def test_a_killed_consumer_loses_no_message_and_repeats_few(started, chance, nursery, figures, world):
+def test_a_killed_consumer_loses_no_message_and_repeats_few(started, chance, fork_server, figures, world):
     kills = form(7, 100)
-    arena = Arena(started, chance, form(nursery, None), **world)  # in the long form each life starts a Python
+    arena = Arena(started, chance, form(fork_server, None), **world)  # in the long form each life starts a Python
     moments = itertools.cycle(chance.sample(MOMENTS, len(MOMENTS)))
     while len(arena.consumer.killed) < kills:  # one that ended before its moment was not killed
         arena.start()

@@ -13,11 +13,11 @@ from tests.chaos.processes import GUARD
 
 PARENT = """
 import pathlib, sys
-from tests.chaos.processes import ConsumerProcess, Nursery, ServerProcess
+from tests.chaos.processes import ConsumerProcess, ForkServer, ServerProcess
 directory = pathlib.Path(sys.argv[1])
 server = ServerProcess(directory)
-nursery = Nursery(directory) if sys.argv[2] == "forked and stopped" else None
-consumer = ConsumerProcess(directory, url=server.url, push=[], nursery=nursery)
+fork_server = ForkServer(directory) if sys.argv[2] == "forked and stopped" else None
+consumer = ConsumerProcess(directory, url=server.url, push=[], fork_server=fork_server)
 consumer.start()
 while not consumer.has_begun():
     pass

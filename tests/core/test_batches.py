@@ -22,7 +22,7 @@ from push_to_poll_client import (
 )
 from push_to_poll_client.testing import FakeFeed
 from tests.support.consumers import polls_on
-from tests.support.lanes import Ledger, check_prefix, feed_of, lane
+from tests.support.in_flight import Ledger, check_prefix, feed_of, lane
 
 pytestmark = pytest.mark.anyio
 

@@ -20,7 +20,7 @@ from push_to_poll_client import (
 )
 from push_to_poll_client.testing import FakeFeed
 from tests.support.consumers import Log
-from tests.support.lanes import Ledger, Many, feed_of, lane
+from tests.support.in_flight import Ledger, Many, feed_of, lane
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from push_to_poll_client import (
     UndecodableMessage,
 )
 from push_to_poll_client.testing import FakeFeed
-from tests.support.lanes import Ledger, feed_of, lane
+from tests.support.in_flight import Ledger, feed_of, lane
 
 pytestmark = pytest.mark.anyio
 

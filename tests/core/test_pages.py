@@ -25,7 +25,7 @@ from tests.feeds.test_paged_vendors import inception
 from tests.support.consumers import Log
 from tests.support.declared import DECLARED, feed_of
 from tests.support.forms import form
-from tests.support.lanes import Ledger
+from tests.support.in_flight import Ledger
 from tests.vendors.graph import Graph
 from tests.vendors.ntfy import Ntfy
 from tests.vendors.plaid import Plaid

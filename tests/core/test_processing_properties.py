@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from push_to_poll_client.testing._virtual_time import virtual_time
 from tests.support.forms import form
-from tests.support.lives import Plan, play
+from tests.support.lifetimes import Plan, play
 
 ENDS = ["stop", "cancel", "crash"]
 

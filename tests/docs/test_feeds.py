@@ -108,7 +108,7 @@ def serve():
 
 
 def test_every_vendor_is_declared():
-    """Kinto is the one that can be had: see `test_real_kinto.py`."""
+    """Kinto is the one that can be had: see `interop/test_kinto.py`."""
     assert DECLARED.keys() == VENDORS.keys() | {"kinto"}
 
 

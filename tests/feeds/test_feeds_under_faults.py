@@ -31,7 +31,7 @@ from push_to_poll_client.testing._feed_suite import walk
 from tests.support.faulty_feeds import SECRETS, SUBJECTS
 from tests.support.faulty_transport import ELSEWHERE, FAULTS, PIECE, FaultyTransport
 from tests.support.forms import LONG, form
-from tests.support.lanes import Ledger
+from tests.support.in_flight import Ledger
 from tests.vendors.vendor import SECRET
 
 pytestmark = [pytest.mark.anyio, pytest.mark.no_cover]  # lines are counted where it is quick

@@ -56,7 +56,7 @@ def main():
     options = _options()
     logging.disable()
     parser = FUZZED[options.name]
-    _watch({*BENEATH, read.__module__, *(f"push_to_poll_client.{room}" for room in parser.rooms)})
+    _watch({*BENEATH, read.__module__, *(f"push_to_poll_client.{name}" for name in parser.modules)})
     corpus = Path(options.directory, "corpus")
     corpus.mkdir(parents=True, exist_ok=True)
     for number, example in enumerate((*parser.examples, *parser.found)):

@@ -17,7 +17,7 @@ class Fuzzed:
 
     Attributes:
         name: What it is called.
-        rooms: The modules that it goes through, without the package's name: its examples enter all of them.
+        modules: The modules that it goes through, without the package's name: its examples enter all of them.
         read: Gives it some bytes, looks at all that comes of it, and asserts what must be true of that.
         errors: What it is declared to raise.
         examples: Valid inputs, the seeds of all harnesses.
@@ -28,7 +28,7 @@ class Fuzzed:
     """
 
     name: str
-    rooms: tuple[str, ...]
+    modules: tuple[str, ...]
     read: Callable[[bytes], object]
     errors: tuple[type[BaseException], ...] = ()
     examples: tuple[bytes, ...]

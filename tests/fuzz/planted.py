@@ -23,4 +23,4 @@ def read(data):
     return "none"
 
 
-PLANTED = Fuzzed(name="planted", rooms=(), read=read, errors=(ValueError,), examples=(b"abcd",), tokens=(b"a",))
+PLANTED = Fuzzed(name="planted", modules=(), read=read, errors=(ValueError,), examples=(b"abcd",), tokens=(b"a",))

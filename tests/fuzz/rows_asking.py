@@ -126,7 +126,7 @@ def read_published(data):
 ROWS = (
     Fuzzed(
         name="JSON of others",
-        rooms=("_json",),
+        modules=("_json",),
         read=read_json,
         errors=(ValueError, RecursionError),
         examples=(
@@ -148,7 +148,7 @@ ROWS = (
     ),
     Fuzzed(
         name="answers to a channel",
-        rooms=("listeners._requests", "listeners._failures"),
+        modules=("listeners._requests", "listeners._failures"),
         read=read_answer,
         examples=(
             b'200\ncontent-type: application/json\n\n{"changes": true}',
@@ -173,7 +173,7 @@ ROWS = (
     ),
     Fuzzed(
         name="answers to long polls",
-        rooms=("listeners._long_poll_answers",),
+        modules=("listeners._long_poll_answers",),
         read=read_long_poll,
         examples=(
             b'{"news": {"changes": true}, "at": [{"id": 4}, {"id": [5, "x"]}], "backoff": 60}',
@@ -195,14 +195,14 @@ ROWS = (
     ),
     Fuzzed(
         name="what databases publish",
-        rooms=("listeners.redis", "listeners.postgres"),
+        modules=("listeners.redis", "listeners.postgres"),
         read=read_published,
         examples=(b'{"k": "w", "c": "7"}', b'FATAL:  database "x" does not exist\n', b"\xff\x1b[31m"),
         tokens=words(r"FATAL:\x20 \x20 \x1b \r\n \xff ' \\ \xe2\x80\xae"),
     ),
     Fuzzed(
         name="pushes of JSON",
-        rooms=("listeners._hints",),
+        modules=("listeners._hints",),
         read=read_push,
         examples=(
             b'{"k": "w", "c": "7", "t": [{"n": "a"}, {"n": ["b", 3]}], "n": 5}',

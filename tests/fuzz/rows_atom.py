@@ -125,7 +125,7 @@ IN_ENTRY = FEED + b"<entry><id>1</id><updated>2023-11-14</updated>"
 ROWS = (
     Fuzzed(
         name="documents of atom",
-        rooms=tuple(f"feeds._atom.{room}" for room in ("parser", "constructs", "entry", "complete_feed")),
+        modules=tuple(f"feeds._atom.{name}" for name in ("parser", "constructs", "entry", "complete_feed")),
         read=read_document,
         errors=(FeedError,),
         examples=tuple(b"200\ncontent-type: application/atom+xml\n\n" + document for document in DOCUMENTS),
@@ -173,7 +173,7 @@ ROWS = (
     ),
     Fuzzed(
         name="entries of atom",
-        rooms=("feeds._atom.entry", "feeds._atom.parser", "feeds._atom.constructs"),
+        modules=("feeds._atom.entry", "feeds._atom.parser", "feeds._atom.constructs"),
         read=read_entry,
         errors=(UndecodableMessage,),
         examples=(
@@ -219,7 +219,7 @@ ROWS = (
     ),
     Fuzzed(
         name="dates of atom",
-        rooms=("feeds._atom.constructs",),
+        modules=("feeds._atom.constructs",),
         read=read_instant,
         errors=(ValueError,),
         examples=(
@@ -235,7 +235,7 @@ ROWS = (
     ),
     Fuzzed(
         name="encodings of atom",
-        rooms=("feeds._atom.parser",),
+        modules=("feeds._atom.parser",),
         read=read_encoding,
         errors=(ValueError,),
         examples=(
@@ -263,7 +263,7 @@ ROWS = (
     ),
     Fuzzed(
         name="notes of a complete feed",
-        rooms=("feeds._atom.complete_feed",),
+        modules=("feeds._atom.complete_feed",),
         read=read_note,
         examples=(
             encode_note(
@@ -283,7 +283,7 @@ ROWS = (
     ),
     Fuzzed(
         name="atom feeds",
-        rooms=("feeds.atom", "feeds._atom.complete_feed", "feeds._newest_first", "_http.client"),
+        modules=("feeds.atom", "feeds._atom.complete_feed", "feeds._newest_first", "_http.client"),
         read=read_feed,
         examples=(
             written(

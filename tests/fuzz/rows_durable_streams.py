@@ -103,7 +103,7 @@ JSON_HOSTILE = {"lists": nested(b"[", b"]"), "objects": nested(b'{"a":', b"}")}
 ROWS = (
     Fuzzed(
         name="durable streams signatures",
-        rooms=("durable_streams._signature",),
+        modules=("durable_streams._signature",),
         read=read_signed,
         examples=(
             HEADER + SIGNATURE.encode() + b"\n\n{}",
@@ -115,7 +115,7 @@ ROWS = (
     ),
     Fuzzed(
         name="durable streams keys",
-        rooms=("durable_streams._signature", "listeners.verifiers._ed25519"),
+        modules=("durable_streams._signature", "listeners.verifiers._ed25519"),
         read=read_keys,
         errors=(UnusableResponse,),
         examples=(
@@ -128,7 +128,7 @@ ROWS = (
     ),
     Fuzzed(
         name="durable streams webhooks",
-        rooms=("durable_streams._subscription",),
+        modules=("durable_streams._subscription",),
         read=read_webhook,
         examples=(
             json.dumps(
@@ -142,7 +142,7 @@ ROWS = (
     ),
     Fuzzed(
         name="durable streams wakes",
-        rooms=("durable_streams._wake_stream",),
+        modules=("durable_streams._wake_stream",),
         read=read_event,
         examples=(json.dumps([WAKE]).encode(), json.dumps(WAKE).encode(), b"[]", b"{}"),
         tokens=(*JSON_TOKENS, *words(f'"type" "wake" "subscription_id" "{OURS}" "stream"')),
@@ -151,7 +151,7 @@ ROWS = (
     ),
     Fuzzed(
         name="durable streams claims",
-        rooms=("durable_streams._wake_stream",),
+        modules=("durable_streams._wake_stream",),
         read=read_claim,
         errors=(UnusableResponse,),
         examples=(

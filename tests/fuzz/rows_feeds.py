@@ -236,7 +236,7 @@ STREAM = b"200\nstream-next-offset: 9\nstream-up-to-date: true\ncontent-type: ap
 ROWS = (
     Fuzzed(
         name="split arrays",
-        rooms=("feeds._decoding",),
+        modules=("feeds._decoding",),
         read=partial(read_split, brackets=b"[]"),
         errors=(ValueError,),
         examples=(b'[1, "a,]", {"b": [2]}, [] ]', b"[]", b'["\\"", nonsense, {]'),
@@ -246,7 +246,7 @@ ROWS = (
     ),
     Fuzzed(
         name="split objects",
-        rooms=("feeds._decoding",),
+        modules=("feeds._decoding",),
         read=partial(read_split, brackets=b"{}"),
         errors=(ValueError,),
         examples=(b'{"a": 1, "b,}": {"c": "}"}}', b" {} "),
@@ -256,7 +256,7 @@ ROWS = (
     ),
     Fuzzed(
         name="cloudevents",
-        rooms=("feeds._cloudevents", "feeds._decoding"),
+        modules=("feeds._cloudevents", "feeds._decoding"),
         read=read_events,
         errors=(FeedError,),
         examples=EVENTS,
@@ -275,7 +275,7 @@ ROWS = (
     ),
     Fuzzed(
         name="a cloudevent",
-        rooms=("feeds._cloudevents",),
+        modules=("feeds._cloudevents",),
         read=read_event,
         errors=(UndecodableMessage,),
         examples=(b'{"id": "1", "source": "s", "data": null}', b'{"id": "1", "data_base64": "aGk="}'),
@@ -288,7 +288,7 @@ ROWS = (
     ),
     Fuzzed(
         name="what was seen",
-        rooms=("feeds._newest_first_cursor", "feeds._newest_first"),
+        modules=("feeds._newest_first_cursor", "feeds._newest_first"),
         read=read_seen,
         errors=(CursorExpired,),
         examples=(
@@ -305,7 +305,7 @@ ROWS = (
     ),
     Fuzzed(
         name="places in a stream",
-        rooms=("durable_streams._framing",),
+        modules=("durable_streams._framing",),
         read=read_place,
         errors=(CursorExpired,),
         examples=(b"0_42/17", b"0_42/17/3", b"0_42/0_40+2", b"0_42/1:2", b"0_42", b"-1/0", b"-1"),
@@ -319,7 +319,7 @@ ROWS = (
     ),
     Fuzzed(
         name="what a stream says",
-        rooms=("durable_streams._framing",),
+        modules=("durable_streams._framing",),
         read=read_said,
         errors=(FeedError,),
         examples=(
@@ -335,7 +335,7 @@ ROWS = (
     *(
         Fuzzed(
             name=f"a stream of {name}",
-            rooms=("durable_streams._framing",),
+            modules=("durable_streams._framing",),
             read=partial(read_framing, name=name),
             errors=(FeedError,),
             examples=(*EVENTS, b'{"a": 1}\n\n{"b": 2}\r\nhalf', b"\xff\n\0", b"1\n2\n3\n4\n5", b""),
@@ -347,7 +347,7 @@ ROWS = (
     ),
     Fuzzed(
         name="http feeds",
-        rooms=("feeds.http_feed", "feeds._cloudevents", "_http.client"),
+        modules=("feeds.http_feed", "feeds._cloudevents", "_http.client"),
         read=read_http_feed,
         examples=(
             written(b"200\ncontent-type: application/cloudevents-batch+json\n\n" + EVENTS[0], b"200\n\n[]"),
@@ -364,7 +364,7 @@ ROWS = (
     *(
         Fuzzed(
             name=f"stream feeds of {name}",
-            rooms=("durable_streams._feed", "durable_streams._framing"),
+            modules=("durable_streams._feed", "durable_streams._framing"),
             read=partial(read_stream, messages=name),
             examples=(
                 written(b"1/2", STREAM + b"[1, 2]"),
@@ -390,7 +390,7 @@ ROWS = (
     ),
     Fuzzed(
         name="hints of a stream",
-        rooms=("durable_streams._feed",),
+        modules=("durable_streams._feed",),
         read=read_hint,
         examples=(b'control\n{"streamNextOffset": "1", "streamClosed": true}', b"data\n[]"),
         tokens=words(r'control\n "streamClosed" data\n \xff'),

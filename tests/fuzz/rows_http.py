@@ -197,7 +197,7 @@ def read_exchange(data):
 ROWS = (
     Fuzzed(
         name="links",
-        rooms=("_http.headers", "_http.response"),
+        modules=("_http.headers", "_http.response"),
         read=read_links,
         errors=(FeedError,),
         examples=(
@@ -223,7 +223,7 @@ ROWS = (
     ),
     Fuzzed(
         name="validators",
-        rooms=("_http.caching",),
+        modules=("_http.caching",),
         read=read_validators,
         examples=(
             b'etag: W/"abc"\nlast-modified: Tue, 14 Nov 2023 22:13:20 GMT\ndate: Tue, 14 Nov 2023 22:13:21 GMT',
@@ -243,7 +243,7 @@ ROWS = (
     ),
     Fuzzed(
         name="cache-control",
-        rooms=("_http.caching",),
+        modules=("_http.caching",),
         read=read_cache_control,
         examples=(
             b'cache-control: public, max-age=60, stale-if-error="6"\nage: 3',
@@ -263,7 +263,7 @@ ROWS = (
     ),
     Fuzzed(
         name="waits",
-        rooms=("_http.headers",),
+        modules=("_http.headers",),
         read=read_waits,
         examples=(
             b"retry-after: 120\ndate: Tue, 14 Nov 2023 22:13:20 GMT",
@@ -293,7 +293,7 @@ ROWS = (
     ),
     Fuzzed(
         name="dates",
-        rooms=("_http.headers",),
+        modules=("_http.headers",),
         read=read_date,
         examples=(
             b"Tue, 14 Nov 2023 22:13:20 GMT",
@@ -305,7 +305,7 @@ ROWS = (
     ),
     Fuzzed(
         name="urls that are shown",
-        rooms=("_http.origins",),
+        modules=("_http.origins",),
         read=read_url,
         examples=(
             b"https://user:secret@api.example:8443/v1/events?key=secret&flag#frag",
@@ -323,14 +323,14 @@ ROWS = (
     ),
     Fuzzed(
         name="texts that are shown",
-        rooms=("_validation",),
+        modules=("_validation",),
         read=read_text,
         examples=(b"all is well", b"\x1b[31m\r\nERROR \xe2\x80\xae"),
         tokens=words(r"""\x1b \r\n ' " \\ \xe2\x80\xae \xff a """),
     ),
     Fuzzed(
         name="refusals",
-        rooms=("_http.errors", "_http.headers"),
+        modules=("_http.errors", "_http.headers"),
         read=read_refusal,
         examples=(
             b"429\nretry-after: 3",
@@ -344,7 +344,7 @@ ROWS = (
     ),
     Fuzzed(
         name="bodies",
-        rooms=("_http.response",),
+        modules=("_http.response",),
         read=read_packed,
         errors=(FeedError,),
         examples=(
@@ -367,7 +367,7 @@ ROWS = (
     ),
     Fuzzed(
         name="hidden secrets",
-        rooms=("_http.origins",),
+        modules=("_http.origins",),
         read=read_hidden,
         examples=(
             f"https://api.example/bot{SECRET}/updates?x=aaab".encode(),
@@ -378,7 +378,7 @@ ROWS = (
     ),
     Fuzzed(
         name="places",
-        rooms=("_http.origins",),
+        modules=("_http.origins",),
         read=read_place,
         errors=(FeedError,),
         examples=(
@@ -404,7 +404,7 @@ ROWS = (
     ),
     Fuzzed(
         name="moves",
-        rooms=("_http.origins",),
+        modules=("_http.origins",),
         read=read_moves,
         examples=(
             b"https://a.example/1?x\nhttps://a.example/2?x",
@@ -418,7 +418,7 @@ ROWS = (
     ),
     Fuzzed(
         name="exchanges",
-        rooms=("_http.client", "_http.response", "feeds._end_of_feed", "_http.origins", "_http.direct_client"),
+        modules=("_http.client", "_http.response", "feeds._end_of_feed", "_http.origins", "_http.direct_client"),
         read=read_exchange,
         errors=(FeedError,),
         examples=(

@@ -128,7 +128,7 @@ SWITCHED = (
 ROWS = (
     Fuzzed(
         name="event streams",
-        rooms=("listeners._sse_parser", "listeners.sse"),
+        modules=("listeners._sse_parser", "listeners.sse"),
         read=read_stream,
         errors=(EventTooLarge,),
         examples=(
@@ -150,7 +150,7 @@ ROWS = (
     ),
     Fuzzed(
         name="answers to event streams",
-        rooms=("listeners.sse", "listeners._failures", "listeners._backoff"),
+        modules=("listeners.sse", "listeners._failures", "listeners._backoff"),
         read=read_answer,
         examples=(
             b"200\ncontent-type: text/event-stream;charset=utf-8",
@@ -165,7 +165,7 @@ ROWS = (
     ),
     Fuzzed(
         name="websocket frames",
-        rooms=("listeners.websocket",),
+        modules=("listeners.websocket",),
         read=read_frames,
         examples=(
             b'\x81\x0f{"cursor": "1"}',
@@ -186,7 +186,7 @@ ROWS = (
     ),
     Fuzzed(
         name="websocket handshakes",
-        rooms=("listeners.websocket", "listeners._backoff"),
+        modules=("listeners.websocket", "listeners._backoff"),
         read=read_handshake,
         examples=(
             SWITCHED,
@@ -212,7 +212,7 @@ ROWS = (
     ),
     Fuzzed(
         name="errors of channels",
-        rooms=("listeners._failures", "listeners.sse", "listeners.websocket"),
+        modules=("listeners._failures", "listeners.sse", "listeners.websocket"),
         read=read_failure,
         examples=(b"connection refused", b"\x1b[31m\r\n", b"\xff"),
         tokens=words(r"\x1b \r\n \xff ' \\ \xe2\x80\xae"),

@@ -226,7 +226,7 @@ ANSWER_TOKENS = (
 ROWS = (
     Fuzzed(
         name="replies",
-        rooms=("feeds._paged.body", "feeds._decoding"),
+        modules=("feeds._paged.body", "feeds._decoding"),
         read=read_reply,
         examples=(
             b'{"a": {"b": [1, {"c": "x"}]}}',
@@ -250,7 +250,7 @@ ROWS = (
     *(
         Fuzzed(
             name=f"entries of {where}",
-            rooms=("feeds._paged.entries", "feeds._paged.body", "feeds._paged.readers"),
+            modules=("feeds._paged.entries", "feeds._paged.body", "feeds._paged.readers"),
             read=partial(read_entries, where=where),
             errors=(DeclarationMismatch,),
             examples=(
@@ -282,7 +282,7 @@ ROWS = (
     ),
     Fuzzed(
         name="outcomes",
-        rooms=("feeds._paged.outcomes", "feeds._paged.readers", "feeds._paged.body"),
+        modules=("feeds._paged.outcomes", "feeds._paged.readers", "feeds._paged.body"),
         read=read_outcomes,
         examples=(
             b'410\nlocation: https://api.vendor.example/start\n\n{"start": ""}',
@@ -303,7 +303,7 @@ ROWS = (
     ),
     Fuzzed(
         name="orders",
-        rooms=("feeds._paged.pagination", "feeds._paged.readers"),
+        modules=("feeds._paged.pagination", "feeds._paged.readers"),
         read=read_orders,
         examples=(
             (
@@ -322,7 +322,7 @@ ROWS = (
     ),
     Fuzzed(
         name="positions",
-        rooms=("feeds._paged.pagination", "feeds._paged.senders"),
+        modules=("feeds._paged.pagination", "feeds._paged.senders"),
         read=read_position,
         examples=(b'page ["start","next"]', b'page [null,"https://a.example/"]', b"page x", b"12", b'{"a": 1}'),
         tokens=(
@@ -335,7 +335,7 @@ ROWS = (
     *(
         Fuzzed(
             name=f"the feed of {kind.__name__}",
-            rooms=("feeds.paged", "feeds._paged.request", "feeds._paged.pagination", "feeds._paged.senders"),
+            modules=("feeds.paged", "feeds._paged.request", "feeds._paged.pagination", "feeds._paged.senders"),
             read=partial(read_vendor, vendor=vendor),
             examples=(answers, b"410\n", b"200\ncontent-type: text/html\n\n<html>"),
             tokens=(*named_in(answers), *ANSWER_TOKENS),
@@ -346,7 +346,7 @@ ROWS = (
     ),
     Fuzzed(
         name="foreign cursors",
-        rooms=("feeds.paged", "feeds._paged.senders", "feeds._newest_first"),
+        modules=("feeds.paged", "feeds._paged.senders", "feeds._newest_first"),
         read=read_cursor,
         examples=(
             b"12",

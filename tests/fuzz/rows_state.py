@@ -199,7 +199,7 @@ def read_locks(data):
 ROWS = (
     Fuzzed(
         name="state files",
-        rooms=(
+        modules=(
             "stores._sqlite.schema",
             "stores._sqlite.session",
             "stores._sqlite.dead_letters",
@@ -220,7 +220,7 @@ ROWS = (
     ),
     Fuzzed(
         name="attempts",
-        rooms=("_failure_policy",),
+        modules=("_failure_policy",),
         read=read_attempts,
         errors=(StoreError,),
         examples=(b'{"a":[1,2.5,3.0,0.5],"b":[2,1.0]}', b"{}"),
@@ -237,7 +237,7 @@ ROWS = (
     ),
     Fuzzed(
         name="when the overlap was looked at",
-        rooms=("_overlap",),
+        modules=("_overlap",),
         read=read_looked,
         errors=(StoreError,),
         examples=(b"5.5", b"-inf", b"1e9"),
@@ -246,14 +246,14 @@ ROWS = (
     ),
     Fuzzed(
         name="texts in a file",
-        rooms=("stores._sqlite.schema",),
+        modules=("stores._sqlite.schema",),
         read=read_text,
         examples=(b"key", b"\xff\x7f", b"a\0b", b"k" * 201),
         tokens=words(r"\x00 \x7f \xff \xed\xa0\x80 a \xf0\x9f\x98\x80"),
     ),
     Fuzzed(
         name="dead letters",
-        rooms=("_dead_letters",),
+        modules=("_dead_letters",),
         read=read_letter,
         errors=(ValueError, RecursionError),
         examples=(b'{"a": 1}', b"\xff", b'"\\ud83d\\ude00"'),
@@ -263,14 +263,14 @@ ROWS = (
     ),
     Fuzzed(
         name="texts on a terminal",
-        rooms=("cli._output",),
+        modules=("cli._output",),
         read=read_shown,
         examples=(b"key\x1b[31m", b"\\u001b\\ud83d\\ude00\\n", b"\xff\xe2\x80\xae", b"99999999999999999999"),
         tokens=words(r"\\u001b \\ud83d \\ \x1b \n ' \xff \xf0\x9f\x98\x80 \xe2\x80\xae"),
     ),
     Fuzzed(
         name="addresses of push channels",
-        rooms=("cli._tail", "listeners._base", "listeners.sse", "listeners.websocket"),
+        modules=("cli._tail", "listeners._base", "listeners.sse", "listeners.websocket"),
         read=read_push,
         errors=(ValueError,),
         examples=(
@@ -283,7 +283,7 @@ ROWS = (
     ),
     Fuzzed(
         name="commands and cursors",
-        rooms=("cli._exec", "cli._rewind"),
+        modules=("cli._exec", "cli._rewind"),
         read=read_command,
         errors=(ValueError,),
         examples=(b'cat \'a b\' "c\\"d"', b"cat", b"no-such-command x"),
@@ -292,7 +292,7 @@ ROWS = (
     ),
     Fuzzed(
         name="arguments",
-        rooms=("cli._parser",),
+        modules=("cli._parser",),
         read=read_arguments,
         errors=(SystemExit,),
         examples=(
@@ -307,7 +307,7 @@ ROWS = (
     ),
     Fuzzed(
         name="locks",
-        rooms=("stores._sqlite.file",),
+        modules=("stores._sqlite.file",),
         read=read_locks,
         examples=(b"1: FLOCK  ADVISORY  WRITE 7 08:01:42 0 EOF\n2: POSIX ADVISORY READ 8 08:01:43 0 EOF\n",),
         tokens=words(r"1:\x20FLOCK\x20\x20ADVISORY\x20\x20WRITE\x20 7\x20 08:01:42\x20 \n \x20 : 9"),

@@ -61,7 +61,7 @@ def read_book(data):
 ROWS = (
     Fuzzed(
         name="hubs of topics",
-        rooms=("listeners.subscriptions._websub",),
+        modules=("listeners.subscriptions._websub",),
         read=read_topic,
         errors=(UnusableResponse,),
         examples=(
@@ -87,7 +87,7 @@ ROWS = (
     ),
     Fuzzed(
         name="questions of hubs",
-        rooms=("listeners.subscriptions._callbacks", "listeners.subscriptions._websub"),
+        modules=("listeners.subscriptions._callbacks", "listeners.subscriptions._websub"),
         read=read_question,
         examples=(
             b"/id?hub.mode=subscribe&hub.topic=t&hub.challenge=c&hub.lease_seconds=10",
@@ -102,7 +102,7 @@ ROWS = (
     ),
     Fuzzed(
         name="books of subscriptions",
-        rooms=("listeners.subscriptions._state",),
+        modules=("listeners.subscriptions._state",),
         read=read_book,
         errors=(ValueError,),
         examples=(

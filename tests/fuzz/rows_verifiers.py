@@ -114,13 +114,13 @@ PUBLICS = base64.b64encode(PRIVATE.sign(b"m.1700000000.{}")).decode()
 DELIVERY = b"webhook-id: m\nwebhook-timestamp: 1700000000\nwebhook-signature:"
 BATCH = json.dumps({"value": [{"clientState": "one"}, {"clientState": "two"}]}).encode()
 
-ROOMS = ("listeners.verifiers._hmac", "listeners.verifiers._secrets")
+OF_ALL = ("listeners.verifiers._hmac", "listeners.verifiers._secrets")
 
 ROWS = (
     Fuzzed(
         name="signed requests",
-        rooms=(
-            *ROOMS,
+        modules=(
+            *OF_ALL,
             "listeners.verifiers._ed25519",
             "listeners.verifiers._hmac",
             "listeners.verifiers._standard_webhooks",
@@ -154,7 +154,7 @@ ROWS = (
     ),
     Fuzzed(
         name="requests with a token",
-        rooms=(*ROOMS, "listeners.verifiers._tokens", "listeners._webhook.types"),
+        modules=(*OF_ALL, "listeners.verifiers._tokens", "listeners._webhook.types"),
         read=read_told,
         examples=(
             signed("X-Goog-Channel-Token: one"),

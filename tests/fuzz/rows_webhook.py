@@ -59,7 +59,7 @@ def read_names(data):
 ROWS = (
     Fuzzed(
         name="addresses to listen at",
-        rooms=("cli._webhook",),
+        modules=("cli._webhook",),
         read=read_address,
         errors=(ValueError,),
         examples=(b"127.0.0.1:8080", b"[::1]:0", b"localhost:65535", b"x:65536", b"::1:80"),
@@ -69,7 +69,7 @@ ROWS = (
     ),
     Fuzzed(
         name="requests to webhooks",
-        rooms=("listeners._webhook.receiver", "listeners._webhook.types"),
+        modules=("listeners._webhook.receiver", "listeners._webhook.types"),
         read=read_request,
         errors=(RequestRejected,),
         examples=(
@@ -87,7 +87,7 @@ ROWS = (
     ),
     Fuzzed(
         name="names in pushes",
-        rooms=("listeners._webhook.routing", "listeners._webhook.types", "listeners._hints"),
+        modules=("listeners._webhook.routing", "listeners._webhook.types", "listeners._hints"),
         read=read_names,
         examples=(b'{"a": {"b": ["alice", "bob", 7]}}', b'{"a": [{"b": "x"}, {"b": null}, {}]}', b"x", b"[[]]"),
         tokens=words(r'{ } [ ] " , : "a" "b" null true 1e9 -7 \x00 \xff \\ud800 {"a":{"b": {"a":[{"b":"x"}]}'),

@@ -55,11 +55,11 @@ def modules():
         yield ".".join(parts), path
 
 
-def called(room, path):
+def called(module_name, path):
     """The patterns of a module: what each is called, and the ways in which it is used."""
     if "import re\n" not in (source := path.read_text()):
         return
-    tree, module = ast.parse(source), importlib.import_module(f"push_to_poll_client.{room}")
+    tree, module = ast.parse(source), importlib.import_module(f"push_to_poll_client.{module_name}")
     for name, value in vars(module).items():
         bound = getattr(value, "__self__", None)
         if isinstance(bound, re.Pattern) and f"{name} = " in source:
@@ -80,9 +80,9 @@ def _constant(node, module):
 
 def patterns():
     found = {}
-    for room, path in modules():
-        for name, pattern, way in called(room, path):
-            what = f"{room.removeprefix('feeds.')} {name}"
+    for module_name, path in modules():
+        for name, pattern, way in called(module_name, path):
+            what = f"{module_name.removeprefix('feeds.')} {name}"
             if what not in KNOWN_TO_MATCH:
                 found.setdefault((pattern, way), pytest.param(pattern, way, id=f"{what} {way}"))
     return list(found.values())
@@ -156,7 +156,7 @@ def test_a_pattern_takes_a_bounded_number_of_steps_for_each_character(pattern, w
 
 @pytest.mark.no_cover  # it reads the package and runs none of it
 def test_every_compiled_pattern_of_the_package_is_tested():
-    for room, path in modules():
+    for module_name, path in modules():
         if "re.compile" not in (source := path.read_text()):
             continue
         compiled = [
@@ -164,10 +164,10 @@ def test_every_compiled_pattern_of_the_package_is_tested():
             for node in ast.walk(ast.parse(source))
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "re.compile"
         ]
-        found = {pattern.pattern for _, pattern, _ in called(room, path)}
-        if room not in MADE_ANEW:
+        found = {pattern.pattern for _, pattern, _ in called(module_name, path)}
+        if module_name not in MADE_ANEW:
             assert len({ast.unparse(node.args[0]) for node in compiled}) <= len(found), (
-                f"{room} compiles more patterns"
+                f"{module_name} compiles more patterns"
             )
 
 

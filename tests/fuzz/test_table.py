@@ -1,6 +1,6 @@
 """The table of parsers is whole, and says the truth about them.
 
-Whole: each module of the package in which something is taken apart is in the rooms of a row, or is named below
+Whole: each module of the package in which something is taken apart is in the modules of a row, or is named below
 with the reason why it is nobody else's text. Who writes a parser is told here to add a row.
 """
 
@@ -85,19 +85,19 @@ def what_it_takes_apart_with(path):
     return (called | {node.attr for node in nodes if isinstance(node, ast.Attribute)}) & TAKES_APART
 
 
-def excused(room):
-    return [name for name in OUR_OWN if room == name or room.startswith(f"{name}.")]
+def excused(module_name):
+    return [name for name in OUR_OWN if module_name == name or module_name.startswith(f"{name}.")]
 
 
-ROOMS = {room for row in PARSERS.values() for room in row.rooms}
+FUZZED = {module_name for row in PARSERS.values() for module_name in row.modules}
 
 
 @pytest.mark.no_cover  # it reads the package and runs none of it
 def test_each_module_that_parses_something_is_fuzzed_or_excused():
     missing = [
-        f"add a row to tests/fuzz for {room}, with its {found}"
-        for room, path in modules()
-        if (found := what_it_takes_apart_with(path)) and room not in ROOMS and not excused(room)
+        f"add a row to tests/fuzz for {module_name}, with its {found}"
+        for module_name, path in modules()
+        if (found := what_it_takes_apart_with(path)) and module_name not in FUZZED and not excused(module_name)
     ]
     assert not missing, "\n".join(missing)
 
@@ -105,8 +105,10 @@ def test_each_module_that_parses_something_is_fuzzed_or_excused():
 def test_each_excuse_has_a_reason_and_covers_a_module_that_parses():
     for name, why in OUR_OWN.items():
         assert why
-        assert name not in ROOMS, "it has a row"
-        assert any(what_it_takes_apart_with(path) for room, path in modules() if name in excused(room)), name
+        assert name not in FUZZED, "it has a row"
+        assert any(
+            what_it_takes_apart_with(path) for module_name, path in modules() if name in excused(module_name)
+        ), name
 
 
 # What a row says
@@ -118,7 +120,7 @@ def parser(request):
 
 
 def test_the_examples_of_a_parser_run_through_all_its_modules(parser):
-    files = {str(path): room for room, path in modules()}
+    files = {str(path): module_name for module_name, path in modules()}
     entered = set()
 
     def note(frame, event, _argument):
@@ -132,7 +134,7 @@ def test_the_examples_of_a_parser_run_through_all_its_modules(parser):
             parser(example)
     finally:
         sys.setprofile(before)
-    assert set(parser.rooms) <= entered
+    assert set(parser.modules) <= entered
 
 
 def test_a_parser_reads_at_least_one_example_without_an_error(parser):

@@ -23,12 +23,7 @@ from push_to_poll_client.cli.demo._figures import (
 )
 from push_to_poll_client.cli.demo._processes import STEP_TIMEOUT, ConsumerProcess, ServerProcess
 
-__all__ = [
-    "Demo",
-    "Screen",
-    "print_figure",
-    "print_latency",
-]
+__all__ = ["Demo", "Screen", "print_figure", "print_latency"]
 
 
 class Screen:

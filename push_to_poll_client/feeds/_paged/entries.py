@@ -31,11 +31,7 @@ from push_to_poll_client.feeds._paged.body import (
 )
 from push_to_poll_client.feeds._paged.readers import Field, FieldSpec, texts_of
 
-__all__ = [
-    "CONTENTS",
-    "Entries",
-    "Entry",
-]
+__all__ = ["CONTENTS", "Entries", "Entry"]
 
 
 class Entry(Message):

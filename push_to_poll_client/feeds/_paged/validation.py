@@ -13,13 +13,7 @@ from push_to_poll_client.feeds._paged.outcomes import Outcome
 from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst
 from push_to_poll_client.feeds._paged.senders import LongPoll, RequestParts, Sender, require_text, require_texts
 
-__all__ = [
-    "check_body",
-    "check_feed_options",
-    "check_method",
-    "check_parts",
-    "check_senders",
-]
+__all__ = ["check_body", "check_feed_options", "check_method", "check_parts", "check_senders"]
 
 
 def check_parts(

@@ -14,12 +14,7 @@ from typing import TypeVar, cast
 
 import anyio
 
-__all__ = [
-    "CALLBACK_TIMEOUT",
-    "ErrorLog",
-    "WebhookCounters",
-    "WebhookStats",
-]
+__all__ = ["CALLBACK_TIMEOUT", "ErrorLog", "WebhookCounters", "WebhookStats"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,7 @@ from hashlib import blake2b
 
 from push_to_poll_client.listeners._webhook.types import BUSY, RequestRejected, Verified, too_many_requests
 
-__all__ = [
-    "MAX_BODIES",
-    "MAX_REPLAYS",
-    "ROUNDING",
-    "ReplayCache",
-    "Slots",
-    "TokenBucket",
-]
+__all__ = ["MAX_BODIES", "MAX_REPLAYS", "ROUNDING", "ReplayCache", "Slots", "TokenBucket"]
 
 
 ROUNDING = 1e-6

@@ -17,13 +17,7 @@ from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners._webhook.types import WebhookAnswer, WebhookRequest
 from push_to_poll_client.listeners.subscriptions._types import Registration
 
-__all__ = [
-    "SUBSCRIBE",
-    "UNSUBSCRIBE",
-    "HubCallbacks",
-    "HubRequest",
-    "callback_id",
-]
+__all__ = ["SUBSCRIBE", "UNSUBSCRIBE", "HubCallbacks", "HubRequest", "callback_id"]
 
 
 SUBSCRIBE, UNSUBSCRIBE, DENIED = "subscribe", "unsubscribe", "denied"

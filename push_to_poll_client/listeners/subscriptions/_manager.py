@@ -32,10 +32,7 @@ from push_to_poll_client.listeners.subscriptions._renewal import (
 from push_to_poll_client.listeners.subscriptions._state import SubscriptionState, check_registration
 from push_to_poll_client.listeners.subscriptions._types import Registration, Subscription
 
-__all__ = [
-    "SubscriptionManager",
-    "Unsubscriber",
-]
+__all__ = ["SubscriptionManager", "Unsubscriber"]
 
 
 STOP_TIMEOUT = 30.0

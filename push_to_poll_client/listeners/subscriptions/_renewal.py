@@ -17,15 +17,7 @@ from push_to_poll_client.listeners._failures import Failure, error_response, htt
 from push_to_poll_client.listeners._requests import RESPONSE_VERDICTS
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 
-__all__ = [
-    "MAX_SLEEP",
-    "MIN_RENEWAL_INTERVAL",
-    "Now",
-    "Renewal",
-    "failure_of",
-    "is_gone",
-    "renewal_time",
-]
+__all__ = ["MAX_SLEEP", "MIN_RENEWAL_INTERVAL", "Now", "Renewal", "failure_of", "is_gone", "renewal_time"]
 
 
 EARLIEST, LATEST = 0.5, 0.75

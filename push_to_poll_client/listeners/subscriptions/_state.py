@@ -14,10 +14,7 @@ from push_to_poll_client._json import decode
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.listeners.subscriptions._types import Registration
 
-__all__ = [
-    "SubscriptionState",
-    "check_registration",
-]
+__all__ = ["SubscriptionState", "check_registration"]
 
 
 MAX_PENDING_STOPS = 4

@@ -7,11 +7,7 @@ import msgspec
 
 from push_to_poll_client._exceptions import PushToPollError
 
-__all__ = [
-    "Registration",
-    "Subscription",
-    "SubscriptionRefused",
-]
+__all__ = ["Registration", "Subscription", "SubscriptionRefused"]
 
 
 class SubscriptionRefused(PushToPollError):

@@ -41,13 +41,7 @@ from push_to_poll_client.listeners.subscriptions._callbacks import (
 from push_to_poll_client.listeners.subscriptions._types import Registration, SubscriptionRefused
 from push_to_poll_client.listeners.verifiers._vendors import websub
 
-__all__ = [
-    "MAX_LINK",
-    "Topic",
-    "WebSub",
-    "is_usable",
-    "topic_of",
-]
+__all__ = ["MAX_LINK", "Topic", "WebSub", "is_usable", "topic_of"]
 
 
 MAX_LINK = 1024

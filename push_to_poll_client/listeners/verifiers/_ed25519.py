@@ -3,11 +3,7 @@
 from importlib import import_module
 from typing import Any, TypeAlias
 
-__all__ = [
-    "PublicKey",
-    "public_key",
-    "verify",
-]
+__all__ = ["PublicKey", "public_key", "verify"]
 
 
 KEY_SIZE = 32

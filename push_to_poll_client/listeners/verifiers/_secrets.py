@@ -5,13 +5,7 @@ import hmac
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-__all__ = [
-    "Secrets",
-    "TokenSet",
-    "any_equal",
-    "check_secrets",
-    "secret_bytes",
-]
+__all__ = ["Secrets", "TokenSet", "any_equal", "check_secrets", "secret_bytes"]
 
 
 def any_equal(given: Iterable[bytes], expected: Iterable[bytes]) -> bool:

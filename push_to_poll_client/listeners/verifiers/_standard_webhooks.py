@@ -23,10 +23,7 @@ from push_to_poll_client.listeners.verifiers._hmac import (
 )
 from push_to_poll_client.listeners.verifiers._secrets import Secrets, any_equal, check_secrets
 
-__all__ = [
-    "standard_webhooks",
-    "svix",
-]
+__all__ = ["standard_webhooks", "svix"]
 
 
 MAX_ED25519 = 4

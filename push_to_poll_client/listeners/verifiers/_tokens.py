@@ -12,13 +12,7 @@ from push_to_poll_client.listeners._webhook.types import Verifier, WebhookReques
 from push_to_poll_client.listeners.verifiers._hmac import header_bytes, header_name
 from push_to_poll_client.listeners.verifiers._secrets import Secrets, TokenSet, secret_bytes
 
-__all__ = [
-    "anybody",
-    "basic",
-    "bearer",
-    "shared_token",
-    "token_in_body",
-]
+__all__ = ["anybody", "basic", "bearer", "shared_token", "token_in_body"]
 
 
 def shared_token(tokens: Secrets, header: str = "X-Goog-Channel-Token") -> Verifier:

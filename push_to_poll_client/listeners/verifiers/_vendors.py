@@ -3,12 +3,7 @@
 from push_to_poll_client.listeners.verifiers._hmac import TOLERANCE, HMACSignature
 from push_to_poll_client.listeners.verifiers._secrets import Secrets
 
-__all__ = [
-    "dropbox",
-    "github",
-    "stripe",
-    "websub",
-]
+__all__ = ["dropbox", "github", "stripe", "websub"]
 
 
 def github(secret: Secrets) -> HMACSignature:

@@ -12,11 +12,7 @@ from push_to_poll_client.stores._retention import MAX_HISTORY, extend_history
 from push_to_poll_client.stores._sqlite.file import wrap_invalid_values
 from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text
 
-__all__ = [
-    "CursorState",
-    "StoredCursors",
-    "read_history",
-]
+__all__ = ["CursorState", "StoredCursors", "read_history"]
 
 
 _HISTORY = """

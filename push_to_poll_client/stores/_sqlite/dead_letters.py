@@ -11,11 +11,7 @@ from push_to_poll_client.stores._retention import limit_dead_letters
 from push_to_poll_client.stores._sqlite.file import wrap_invalid_values
 from push_to_poll_client.stores._sqlite.schema import as_json, decode_text, encode_keys, encode_text
 
-__all__ = [
-    "DeadLetterIndex",
-    "StoredDeadLetters",
-    "select_dead_letters",
-]
+__all__ = ["DeadLetterIndex", "StoredDeadLetters", "select_dead_letters"]
 
 
 _COLUMNS = "key, marked, id, attempts, first_failed, last_failed, error, traceback, raw"

@@ -28,14 +28,7 @@ from push_to_poll_client._exceptions import StoreBusy, StoreError
 from push_to_poll_client._validation import one_line
 from push_to_poll_client.stores._sqlite.schema import Synchronous, damage_message, prepare, warn_of_old_sqlite
 
-__all__ = [
-    "OpenFile",
-    "OwnerLock",
-    "check_size",
-    "lock_holder",
-    "wrap_invalid_values",
-    "wrap_sqlite_errors",
-]
+__all__ = ["OpenFile", "OwnerLock", "check_size", "lock_holder", "wrap_invalid_values", "wrap_sqlite_errors"]
 
 
 _PROC_LOCKS = Path("/proc/locks")  # proc_locks(5)

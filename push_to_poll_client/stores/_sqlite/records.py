@@ -22,13 +22,7 @@ from push_to_poll_client.stores._retention import Retention, Segment, SegmentCha
 from push_to_poll_client.stores._sqlite.file import wrap_invalid_values
 from push_to_poll_client.stores._sqlite.schema import as_json, encode_keys
 
-__all__ = [
-    "EncodedRecords",
-    "RecordChanges",
-    "RecordSearch",
-    "Records",
-    "encode_records",
-]
+__all__ = ["EncodedRecords", "RecordChanges", "RecordSearch", "Records", "encode_records"]
 
 
 # One statement for all keys, given as one JSON array: other threads run while SQLite works. With a statement for

@@ -23,12 +23,7 @@ from push_to_poll_client.stores._sqlite.file import OpenFile, wrap_invalid_value
 from push_to_poll_client.stores._sqlite.records import EncodedRecords, Records, encode_records
 from push_to_poll_client.stores._sqlite.schema import decode_text, encode_keys, encode_text
 
-__all__ = [
-    "NO_CHANGES",
-    "ClaimedName",
-    "SQLiteSession",
-    "ownership_lost",
-]
+__all__ = ["NO_CHANGES", "ClaimedName", "SQLiteSession", "ownership_lost"]
 
 
 _CLAIM = """

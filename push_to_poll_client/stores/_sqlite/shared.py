@@ -21,10 +21,7 @@ from push_to_poll_client.stores._sqlite.schema import Synchronous, prepare
 from push_to_poll_client.stores._sqlite.session import NO_CHANGES, SQLiteSession
 from push_to_poll_client.stores._sqlite.transaction import Savepoint, Transaction, in_thread, roll_back, undo
 
-__all__ = [
-    "SharedFile",
-    "TransactionalSQLiteSession",
-]
+__all__ = ["SharedFile", "TransactionalSQLiteSession"]
 
 
 _Ts = TypeVarTuple("_Ts")

@@ -36,13 +36,7 @@ from push_to_poll_client.stores._sqlite.connection import (
 )
 from push_to_poll_client.stores._sqlite.file import wrap_sqlite_errors
 
-__all__ = [
-    "Savepoint",
-    "Transaction",
-    "in_thread",
-    "roll_back",
-    "undo",
-]
+__all__ = ["Savepoint", "Transaction", "in_thread", "roll_back", "undo"]
 
 
 _BEGIN = mark_as_store(f"SAVEPOINT {SAVEPOINT}")

@@ -28,9 +28,7 @@ from push_to_poll_client.testing._reference.feed import DEFAULT_DATA, EventLog, 
 from push_to_poll_client.testing._reference.pushes import ChangesEndpoint, EventEndpoint, PushEndpoint, PushLog
 from push_to_poll_client.testing._reference.webhooks import WebhookSender
 
-__all__ = [
-    "ReferenceApp",
-]
+__all__ = ["ReferenceApp"]
 
 
 _ControlHandler: TypeAlias = Callable[[bytes], object]

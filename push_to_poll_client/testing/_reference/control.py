@@ -11,14 +11,7 @@ import msgspec
 
 from push_to_poll_client.testing._reference.asgi import Header
 
-__all__ = [
-    "BATCH_TYPE",
-    "Faults",
-    "PushRecord",
-    "SpoiledKind",
-    "Stats",
-    "spoil",
-]
+__all__ = ["BATCH_TYPE", "Faults", "PushRecord", "SpoiledKind", "Stats", "spoil"]
 
 
 SpoiledKind: TypeAlias = Literal["type", "encoding", "truncated", "bomb", "garbage"]

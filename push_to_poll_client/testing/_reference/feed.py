@@ -24,11 +24,7 @@ from push_to_poll_client.testing._reference.asgi import (
 from push_to_poll_client.testing._reference.control import BATCH_TYPE, Faults, Stats, spoil
 from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = [
-    "DEFAULT_DATA",
-    "EventLog",
-    "FeedEndpoint",
-]
+__all__ = ["DEFAULT_DATA", "EventLog", "FeedEndpoint"]
 
 
 DEFAULT_DATA = {"note": "x" * 80}

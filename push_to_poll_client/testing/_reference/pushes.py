@@ -23,13 +23,7 @@ from push_to_poll_client.testing._reference.control import Faults, PushRecord, S
 from push_to_poll_client.testing._reference.feed import EventLog
 from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = [
-    "ChangesEndpoint",
-    "EventEndpoint",
-    "PushEndpoint",
-    "PushLog",
-    "PushSubscription",
-]
+__all__ = ["ChangesEndpoint", "EventEndpoint", "PushEndpoint", "PushLog", "PushSubscription"]
 
 
 class PushLog:

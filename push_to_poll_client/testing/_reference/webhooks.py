@@ -18,9 +18,7 @@ from push_to_poll_client.testing._reference.control import Faults, PushRecord, S
 from push_to_poll_client.testing._reference.pushes import PushLog, PushSubscription
 from push_to_poll_client.testing._virtual_time import Bell
 
-__all__ = [
-    "WebhookSender",
-]
+__all__ = ["WebhookSender"]
 
 
 TIMEOUT = 5.0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.herd import AWAY, CLIENTS, arrivals, curve
+from tests.support.reconnect_times import AWAY, CLIENTS, arrivals, curve
 
 PAGE = (Path(__file__).parents[2] / "docs" / "push.md").read_text()
 

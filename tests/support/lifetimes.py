@@ -16,7 +16,7 @@ from push_to_poll_client import (
     SkipMessage,
 )
 from push_to_poll_client.testing import FakeFeed
-from tests.support.lanes import Ledger, lane
+from tests.support.in_flight import Ledger, lane
 
 CURSOR = re.compile(r"after-(\d+)\.\d+")
 
