@@ -192,7 +192,7 @@ class Consumer:
             self._channels.append(self._make_channel(_require_method("listen", listener)))
 
         self._schedule = self._settings.make_schedule()
-        self._stats = ConsumerStats()
+        self._consumer_stats = ConsumerStats()
         self._wakes = Wakes()
         self._open_session = OpenSession(
             self.name,
@@ -377,7 +377,7 @@ class Consumer:
 
     def status(self) -> Status:
         """A snapshot, from any thread."""
-        loop, parts, schedule, stats = self._open_session.loop, self._parts, self._schedule, self._stats
+        loop, parts, schedule, stats = self._open_session.loop, self._parts, self._schedule, self._consumer_stats
         session = parts.session if parts else None
         return Status(
             name=self.name,
@@ -433,7 +433,7 @@ class Consumer:
             self._feed,
             session,
             self._schedule,
-            self._stats,
+            self._consumer_stats,
             self._settings,
             self._processing,
             self._worth_a_poll,

@@ -200,7 +200,7 @@ class FailureRules:
                 return FailureDecision(Fate.AGAIN, delay)
         policy = self._on_failure
         chosen = await _resolve(policy(message, error), before_wait) if callable(policy) else policy
-        return FailureDecision(Fate(check_failure_policy(chosen)))
+        return FailureDecision(check_failure_policy(chosen))
 
 
 async def _retry_delay(  # noqa: PLR0917  # as for `decide`

@@ -5,7 +5,7 @@ The user's mistakes are found here, when the consumer is made, and not at the fi
 
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from tenacity import AsyncRetrying
 
@@ -13,7 +13,7 @@ from push_to_poll_client._exceptions import CursorExpired
 from push_to_poll_client._hooks import Hooks, check_hooks
 from push_to_poll_client._protocols import Feed, Store
 from push_to_poll_client._schedule import Schedule
-from push_to_poll_client._types import Cursor, Message
+from push_to_poll_client._types import Cursor, Fate, Message
 from push_to_poll_client._validation import check_number
 
 __all__ = [
@@ -88,7 +88,7 @@ OnFailure: TypeAlias = FailurePolicy | Callable[[Message, Exception], FailurePol
 """One for all messages, or a function that says it for each and its exception."""
 
 
-def check_failure_policy(policy: object) -> FailurePolicy:
+def check_failure_policy(policy: object) -> Fate:
     """Return the policy, unless it is none of the three.
 
     Raises:
@@ -98,7 +98,7 @@ def check_failure_policy(policy: object) -> FailurePolicy:
         raise ValueError(
             f"on_failure must be or return one of {', '.join(map(repr, get_args(FailurePolicy)))}, not {policy!r}"
         )
-    return cast("FailurePolicy", policy)
+    return Fate(str(policy))
 
 
 DedupeKey: TypeAlias = Callable[[Message], str]

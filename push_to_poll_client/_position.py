@@ -2,7 +2,7 @@
 
 `Position` moves a session to another place of the feed. A move resets the saved cursor and, if the user says so,
 begins a new dedupe epoch. It also forgets failing messages: they may never come again, and a poll would wait for
-them.
+them. Where a session goes on from page to page, and saves its cursor, is in `_progress.py`.
 
 `Replay` gives a range of the feed to the handler again, and leaves the saved cursor where it is.
 """

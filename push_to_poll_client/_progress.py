@@ -6,6 +6,9 @@ commit): the faster the messages come and the slower the disk is, the more messa
 A commit that fails loses nothing: its records are put back, and the next flush tries again. A transactional
 session is the exception. Its store has undone the effects of the handler too, so these messages are processed
 again, and their records are dropped (G8).
+
+The cursor of the next commit moves in two places: in `_processor.py`, where messages are processed one by one,
+and in `_work_queue.py`, where several are processed at a time.
 """
 
 from collections.abc import Mapping, Sequence

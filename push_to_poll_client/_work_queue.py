@@ -3,8 +3,7 @@
 The queue only decides; it calls no handler and saves nothing. It keeps two promises:
 
 - Messages of the same lane (with the same ordering key) are begun in the feed's order, one after the other.
-Messages
-  of different lanes may be processed at the same time.
+  Messages of different lanes may be processed at the same time.
 - The cursor never passes a message that is not settled, in whichever order the messages finish (G5).
 
 Each lane that is not busy has an entry with its first message in a heap, so the next message in the feed's order
@@ -146,12 +145,6 @@ class WorkQueue:
             heappush(self._heads, (waiting[0].number, waiting[0]))
         else:
             self._lanes.pop(lane, None)
-
-    def _end_page(self, cursor: Cursor, read_at: float) -> None:
-        if self._items:
-            self._items[-1].cursor, self._items[-1].read_at = cursor, read_at
-        else:
-            self.cursor, self.read_at = cursor, read_at
 
     def _advance(self) -> None:
         while self._items and self._items[0].settled:

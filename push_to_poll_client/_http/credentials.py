@@ -167,6 +167,7 @@ class ListenerCredentials:
                 headers, token = await _get_value(self._headers), await _get_value(self._token)
         except Exception as error:  # noqa: BLE001  # of any kind: tokens come from a network
             kind = type(error).__name__
+            # The text of the error may hold the secret itself, so the error is not the cause either.
             raise CredentialsFailed(f"asking for the headers or the token failed with {kind}") from None
         try:
             return _merge_headers(headers, token)

@@ -120,7 +120,7 @@ class DurableStreamFeed:
             raise ValueError(f"messages must be {', '.join(map(repr, FRAMINGS))}, not {messages!r}")
         check_number("max_wait", max_wait, above_zero=True, optional=True)
         self.max_wait: float | None = max_wait
-        self._client = Client(
+        self._http_client = Client(
             url,
             auth=auth,
             headers=headers,
@@ -136,8 +136,8 @@ class DurableStreamFeed:
         self._end_of_feed = EndOfFeed()
         self._echo: dict[str, str] = {}
         self._unfinished: ReadStart | None = None
-        self.identity: str = self._client.identity + ("" if self._framing.is_json else f" as {messages}")
-        self.push_url: str = self._client.build_url({"live": "sse", "offset": NOW})
+        self.identity: str = self._http_client.identity + ("" if self._framing.is_json else f" as {messages}")
+        self.push_url: str = self._http_client.build_url({"live": "sse", "offset": NOW})
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Read what comes after `request.cursor`; if that is nothing, hold on for `request.wait` seconds.
@@ -160,10 +160,10 @@ class DurableStreamFeed:
         Raises:
             FeedError: As for `fetch`.
         """
-        response = await self._client.send_request(self._client.build_url({"offset": NOW}), headers={})
+        response = await self._http_client.send_request(self._http_client.build_url({"offset": NOW}), headers={})
         self._accept(response)
-        headers = StreamHeaders.from_headers(response.headers, self._client.where)
-        self._client.remember_redirects(response)
+        headers = StreamHeaders.from_headers(response.headers, self._http_client.where)
+        self._http_client.remember_redirects(response)
         return StreamPosition.counted_from(headers.offset).cursor
 
     def restore(self, letter: DeadLetter, /) -> Message:
@@ -179,10 +179,10 @@ class DurableStreamFeed:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
         self._end_of_feed.forget()
         self._unfinished = None
-        await self._client.aclose()
+        await self._http_client.aclose()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._client.where!r})"
+        return f"{type(self).__name__}({self._http_client.where!r})"
 
     # A page
 
@@ -194,14 +194,14 @@ class DurableStreamFeed:
         while True:
             live = {**self._echo, "live": "long-poll"} if wait > 0 else {}
             # The parameters are in the order of their names, for caches (§10.1).
-            url = self._client.build_url({**live, "offset": start.position.offset})
+            url = self._http_client.build_url({**live, "offset": start.position.offset})
             response = await self._request(url, start.position, wait, bypass_cache=request.fresh)
             if response.status == HTTPStatus.NOT_MODIFIED:
                 return Page(retry_after=response.retry_after)
-            headers = StreamHeaders.from_headers(response.headers, self._client.where)
-            headers.check_follows(start.position, self._client.where)
+            headers = StreamHeaders.from_headers(response.headers, self._http_client.where)
+            headers.check_follows(start.position, self._http_client.where)
             batch = await self._read(response, start, headers)
-            self._client.remember_redirects(response)
+            self._http_client.remember_redirects(response)
             self._unfinished = batch.next_start
             # A response without messages is kept as the end of the feed, but must not hide that the stream is
             # closed (§10.1).
@@ -222,7 +222,7 @@ class DurableStreamFeed:
     async def _read(self, response: Response, start: ReadStart, headers: StreamHeaders) -> StreamBatch:
         self._check_type(response)
         self._check_body(response, start.position, headers)
-        framed = StreamResponse(response.body, start, headers, self._client.where)
+        framed = StreamResponse(response.body, start, headers, self._http_client.where)
         size = len(framed.body) + len(start.rest)
         batch = await run_decoder(size, self._framing.read, framed, self._max_messages)
         if batch.next_start is not None and len(batch.next_start.rest) > self._max_body:
@@ -235,7 +235,7 @@ class DurableStreamFeed:
         if response.media_type and (response.media_type == _JSON) != self._framing.is_json:
             stated = quoted(response.headers["content-type"])
             right = "messages='lines' or 'bytes'" if self._framing.is_json else "messages='json'"
-            raise FeedRefused(f"{self._client.where} is a stream of {stated}; check its URL, or give {right}")
+            raise FeedRefused(f"{self._http_client.where} is a stream of {stated}; check its URL, or give {right}")
 
     def _check_body(self, response: Response, position: StreamPosition, headers: StreamHeaders) -> None:
         """Refuse an empty body where the offset moves on: the messages were lost on the way."""
@@ -246,13 +246,13 @@ class DurableStreamFeed:
         is_empty = position.offset == BEGINNING and headers.ends
         if not is_empty or (self._framing.is_json and response.status != HTTPStatus.NO_CONTENT):
             raise FeedError(
-                f"{self._client.where} sent an empty body, and an offset behind {quoted(position.offset)}: what "
-                "stands between them was lost on the way; it is asked again later"
+                f"{self._http_client.where} sent an empty body, and an offset behind {quoted(position.offset)}: "
+                "what stands between them was lost on the way; it is asked again later"
             )
 
     async def _request(self, url: str, position: StreamPosition, wait: float, *, bypass_cache: bool) -> Response:
         known = None if wait > 0 else self._end_of_feed.validators_for(url)
-        response = await self._client.send_request(
+        response = await self._http_client.send_request(
             url, headers=cache_bypass_headers(fresh=bypass_cache), known=known, wait=wait
         )
         if response.status == HTTPStatus.GONE and position.offset != BEGINNING:
@@ -265,20 +265,20 @@ class DurableStreamFeed:
     def _accept(self, response: Response) -> None:
         if response.status == HTTPStatus.NOT_FOUND:
             raise FeedRefused(
-                f"{self._client.where} answered 404 Not Found: there is no stream yet, or it was deleted or has "
-                "expired; check the URL",
+                f"{self._http_client.where} answered 404 Not Found: there is no stream yet, or it was deleted or "
+                "has expired; check the URL",
                 retry_after=response.retry_after,
             )
-        self._client.check_status(response)
+        self._http_client.check_status(response)
 
     async def _raise_expired(self, position: StreamPosition) -> None:
         """Raise the error of a 410, which has two meanings (§5.6); a HEAD request tells which (§5.5)."""
-        head = await self._client.send_request(self._client.build_url({}), headers={}, method="HEAD")
+        head = await self._http_client.send_request(self._http_client.build_url({}), headers={}, method="HEAD")
         if head.status not in _HEAD_UNSUPPORTED:
             self._accept(head)
         raise CursorExpired(
-            f"{self._client.where} no longer has what comes at offset {quoted(position.offset)}: messages are "
-            "missing, and those that it has are counted anew; go on from the start that this error offers, or "
+            f"{self._http_client.where} no longer has what comes at offset {quoted(position.offset)}: messages "
+            "are missing, and those that it has are counted anew; go on from the start that this error offers, or "
             "from the inception and forget",
             start=position.after_reset.cursor,
         )

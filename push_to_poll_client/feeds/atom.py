@@ -83,7 +83,7 @@ class AtomFeed:
         trusted: Collection[str] = (),
         identity: str | None = None,
     ) -> None:
-        self._client = Client(
+        self._http_client = Client(
             url,
             auth=auth,
             headers=headers,
@@ -92,10 +92,10 @@ class AtomFeed:
             client=client,
             trusted=trusted,
         )
-        self._reader = NewestFirstReader(self._fetch_document, self._client.where, order=sort_key)
+        self._reader = NewestFirstReader(self._fetch_document, self._http_client.where, order=sort_key)
         self._missing_documents = MissingDocuments()
         self._max_entries = max_messages(max_body)
-        self.identity: str = self._client.identity if identity is None else identity
+        self.identity: str = self._http_client.identity if identity is None else identity
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Fetch the next document on the way back from the newest one to what `request.cursor` has seen.
@@ -123,22 +123,22 @@ class AtomFeed:
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
         self._reader.forget()
-        await self._client.aclose()
+        await self._http_client.aclose()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._client.where!r})"
+        return f"{type(self).__name__}({self._http_client.where!r})"
 
     async def _fetch_document(self, address: str | None, request: FetchRequest, known: SeenEntries) -> Document:
         headers = {"accept": _ACCEPT, **cache_bypass_headers(fresh=request.fresh)}
-        url = self._client.build_url({}) if address is None else address
-        response = await self._client.send_request(url, headers=headers, known=known.validators)
+        url = self._http_client.build_url({}) if address is None else address
+        response = await self._http_client.send_request(url, headers=headers, known=known.validators)
         if address is not None and self._missing_documents.is_gone(address, response):
             missing = (
                 f"a document that {response.where} led to is not there any more ({response.status}), "
                 "nor is what came before"
             )
             return Document(missing=missing, poll_interval=response.retry_after)
-        if self._client.check_status(response).status == HTTPStatus.NOT_MODIFIED:
+        if self._http_client.check_status(response).status == HTTPStatus.NOT_MODIFIED:
             return Document(
                 unchanged=True, poll_interval=response.retry_after, fresh_for=fresh_for(response.headers)
             )
@@ -150,5 +150,5 @@ class AtomFeed:
             newest=address is None,
             max_entries=self._max_entries,
         )
-        self._client.remember_redirects(response)
+        self._http_client.remember_redirects(response)
         return document

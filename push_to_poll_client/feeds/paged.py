@@ -162,7 +162,7 @@ class PagedFeed:
         check_parts(entries=entries, pages=pages, outcomes=outcomes, hold=hold, latest=latest, hint=hint)
         check_feed_options(read_ahead=read_ahead, identity=identity)
         body = check_body(json, form)
-        self._client = Client(
+        self._http_client = Client(
             url,
             auth=auth,
             headers=headers,
@@ -174,7 +174,7 @@ class PagedFeed:
         )
         check_senders(url, pages, hold, latest, hint, body=body, form=form is not None)
         pages_client = PagedClient(
-            self._client,
+            self._http_client,
             entries,
             pages,
             outcomes,
@@ -189,10 +189,10 @@ class PagedFeed:
         self._hint = hint
         self.max_wait: float | None = None if hold is None else hold.longest
         self.read_ahead: bool = read_ahead
-        self.identity: str = self._client.identity if identity is None else identity
+        self.identity: str = self._http_client.identity if identity is None else identity
         self._fetcher: OldestFirstFetcher | NewestFirstFetcher
         if isinstance(pages, NewestFirst):
-            self._fetcher = newest_first = NewestFirstFetcher(pages_client, pages, self._client.where)
+            self._fetcher = newest_first = NewestFirstFetcher(pages_client, pages, self._http_client.where)
             self.latest = newest_first.latest
         else:
             self._fetcher = oldest_first = OldestFirstFetcher(pages_client, pages)
@@ -228,7 +228,7 @@ class PagedFeed:
     async def aclose(self) -> None:
         """Give back connections; a later `fetch` opens them again, in another event loop too."""
         self._fetcher.forget()
-        await self._client.aclose()
+        await self._http_client.aclose()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._client.where!r})"
+        return f"{type(self).__name__}({self._http_client.where!r})"

@@ -29,7 +29,7 @@ from push_to_poll_client.listeners._hints import Notification
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["PostgresListener", "failure_of"]
+__all__ = ["PostgresListener"]
 
 _log = logging.getLogger(__name__)
 

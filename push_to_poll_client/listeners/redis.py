@@ -26,7 +26,7 @@ from push_to_poll_client.listeners._hints import Notification
 if TYPE_CHECKING:
     import redis.asyncio
 
-__all__ = ["RedisListener", "failure_of"]
+__all__ = ["RedisListener"]
 
 _log = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from push_to_poll_client.listeners._failures import Failure, error_response, htt
 from push_to_poll_client.listeners._requests import closing, open_sender, send
 from push_to_poll_client.listeners._sse_parser import EventParser, EventTooLarge, ServerSentEvent
 
-__all__ = ["EventStream", "NotAnEventStream", "SSEListener", "StreamEnded", "failure_of", "open_stream"]
+__all__ = ["SSEListener"]
 
 _log = logging.getLogger(__name__)
 

@@ -57,18 +57,7 @@ from push_to_poll_client.listeners._failures import (
     verdict_by_type,
 )
 
-__all__ = [
-    "CLOSE_TIMEOUT",
-    "NoCommonSubprotocol",
-    "WebSocketConnection",
-    "WebSocketListener",
-    "closed_as_unreadable",
-    "describe_failure",
-    "failure_of",
-    "open_connection",
-    "parse_url",
-    "verdict_of",
-]
+__all__ = ["WebSocketListener"]
 
 _log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from push_to_poll_client.stores._retention import (
     limit_dead_letters,
 )
 
-__all__ = ["MemoryProgress", "MemoryStore"]
+__all__ = ["MemoryStore"]
 
 
 class MemoryProgress:

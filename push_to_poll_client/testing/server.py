@@ -1,6 +1,6 @@
 """The reference server on a real socket: in a thread, or as `python -m push_to_poll_client.testing.server`.
 
-This is the one place that needs uvicorn.
+It needs uvicorn (the extra `serve`).
 
 When it accepts connections it prints one line on stdout, JSON with the members `url` (the feed), `push_url` (the
 websocket), `sse_url` (the event stream), `changes_url` (the long poll), `base_url` (for `/webhooks`, `/publish`,
