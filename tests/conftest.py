@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 import trio
 from coverage import Coverage
-from hypothesis import is_hypothesis_test, settings
+from hypothesis import Phase, is_hypothesis_test, settings
 
 from push_to_poll_client.testing._virtual_time import virtual_time
 from tests.support.forms import LONG, SEED, form
@@ -38,6 +38,8 @@ settings.register_profile(
     max_examples=form(50, 100),
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
+# A planted bug has to be seen, and nobody reads the example that shows it: to make it small takes minutes.
+settings.register_profile("planted", settings.get_profile("ours"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile("ours")
 hypothesis.core.global_force_seed = SEED
 
