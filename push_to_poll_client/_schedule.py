@@ -1,4 +1,4 @@
-"""WHEN to poll. A pure state machine: no I/O, no clock, no random; time is an argument, the decision a value.
+"""Decide when to poll. A pure state machine: no I/O, clock or random; time is an argument, the decision a value.
 
 The theory
 ----------

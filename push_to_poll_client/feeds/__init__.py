@@ -1,4 +1,4 @@
-"""What to ask: one file for each kind of feed."""
+"""Feeds: where messages are read, a module for each kind."""
 
 from push_to_poll_client.feeds.atom import AtomEntry, AtomFeed
 from push_to_poll_client.feeds.http_feed import CloudEvent, HTTPFeed

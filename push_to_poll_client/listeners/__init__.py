@@ -1,4 +1,4 @@
-"""Who said so: one file for each kind of push channel.
+"""Listeners: each turns a kind of push channel into wakes.
 
 What webhooks are made of is in `verifiers`, `handshakes` and `subscriptions`; the channels of databases are in
 `postgres` and `redis`.

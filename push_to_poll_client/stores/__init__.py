@@ -1,4 +1,4 @@
-"""Where was I: one file for each kind of store."""
+"""Stores: cursors, dedupe records and dead letters, a module for each kind."""
 
 from push_to_poll_client.stores.memory import MemoryStore
 from push_to_poll_client.stores.sqlite import SQLiteStore

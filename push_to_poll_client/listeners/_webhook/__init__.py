@@ -1,1 +1,1 @@
-"""The rooms behind `webhook.py`: what asks, who may, what it says, and whom it wakes."""
+"""The parts of `WebhookListener`: requests, limits, verification, routing."""

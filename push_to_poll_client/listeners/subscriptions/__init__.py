@@ -1,4 +1,4 @@
-"""WHAT MAKES A SERVER PUSH: subscriptions, which a webhook or a pull-wake channel keeps alive."""
+"""Subscriptions: make a server push to a webhook or a pull-wake listener, and keep it pushing."""
 
 from push_to_poll_client.listeners.subscriptions._custom import CustomSubscription
 from push_to_poll_client.listeners.subscriptions._types import Registration, Subscription

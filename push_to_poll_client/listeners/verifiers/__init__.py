@@ -1,4 +1,7 @@
-"""Who may wake: verifiers for `WebhookListener`. Any function of a request that returns a bool is one too."""
+"""Verifiers for `WebhookListener`: check that a request comes from its server.
+
+Any function of a request that returns a bool is a verifier too.
+"""
 
 from push_to_poll_client.listeners._webhook.types import Verified, Verifier, WebhookRequest
 from push_to_poll_client.listeners.verifiers._hmac import HMACSignature
