@@ -85,7 +85,10 @@ class PostgresServer:
 
     def kill(self):
         """As a crash does it: all processes of it, which share memory that the next start must not find in use."""
-        watched = [os.pidfd_open(child) for child in self._children()]
+        watched = []
+        for child in self._children():
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                watched.append(os.pidfd_open(child))
         self._end(signal.SIGKILL)
         for child in watched:
             with contextlib.suppress(ProcessLookupError):
@@ -98,12 +101,14 @@ class PostgresServer:
         """Nothing answers within the block, and nothing is closed."""
         processes = [*self._children(), self._process.pid]
         for process in processes:
-            os.kill(process, signal.SIGSTOP)
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.kill(process, signal.SIGSTOP)
         try:
             yield
         finally:
             for process in processes:
-                os.kill(process, signal.SIGCONT)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGCONT)
 
     def close(self):
         """End, and leave nothing."""
