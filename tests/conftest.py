@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import re
+import signal
 import time
 import zlib
 from pathlib import Path
@@ -27,6 +28,10 @@ BEGAN = time.monotonic()
 # client, so clients, also those of child processes, get a directory without any.
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
+
+# A shell starts what runs in its background with SIGINT ignored, and so would all child processes.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.disable()  # until all tests are collected, which takes a fifth less time so
 

@@ -204,15 +204,7 @@ def test_the_demo_names_the_extra_to_install_if_the_server_is_missing(capsys, mo
     )
 
 
-@pytest.fixture
-def _interruptible():
-    """A shell starts what runs in its background with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_served_here", "_interruptible")
+@pytest.mark.usefixtures("_served_here")
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.TERMINATED)]
 )
