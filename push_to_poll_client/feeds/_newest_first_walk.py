@@ -333,7 +333,11 @@ class Walk:
         return self._missing or (GONE if gone else "")
 
     def new_messages(self, order: SortKey | None = None) -> list[Message]:
-        """Return the unseen messages, the oldest first."""
+        """Return the unseen messages, the oldest first.
+
+        A message that several documents show takes its place in the oldest of them, where a pinned one belongs. If
+        pages are counted, it can so come before an older message that the feed dropped during the walk.
+        """
         found = (pair for document in reversed(self._held) for pair in reversed(document.unseen))
         messages = list(dict(found).values())
         if order is not None and len(self._held) > 1:

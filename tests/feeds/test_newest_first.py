@@ -930,6 +930,17 @@ async def test_documents_that_shift_during_a_page_chain_hide_no_messages():
     assert list(dict.fromkeys(one.settled)) == names(1, 20)
 
 
+async def test_counted_pages_lose_only_the_place_of_a_message_that_is_dropped_during_a_page_chain():
+    documents = Numbered(5, size=3)
+    one = reader(documents)
+    await one.step()  # page 1 shows 005, 004 and 003
+    documents.publish(2)
+    documents.drop(3)  # page 2 shows 004 again, and 003 no longer
+    while await one.step():
+        pass
+    assert one.settled == ["004", "003", "005", "006", "007"]
+
+
 # The cursor
 
 
