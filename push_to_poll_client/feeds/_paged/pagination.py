@@ -217,6 +217,9 @@ def _explain_missing(read: Reader, reply: Reply) -> str:
 class NewestFirst:
     """Pages that go back: the newest messages come first. They are walked back to what was seen, and reversed.
 
+    If pages are counted, as by `?page=2`, and the server removes an old message during a walk while new ones are
+    published, the next page shows newer messages again. The removed one may then be handed out after those.
+
     Args:
         next: Reads what leads to the next page, which is older. Without `more`, reading nothing is the end: a name
             that is wrong makes a feed of one page.
