@@ -1,12 +1,13 @@
 """The push-to-poll consumer loop, done right, once.
 
-A push says when to ask, the poll says what, each message is processed once. Imports run one way, from the last of
-these lines to the first:
+A push says when to ask, the poll says what, each message is processed once. Imports run one way: each of
+these modules may import only those above it and those to its left.
 
-    _types, _exceptions, _protocols, _json          what all parts share
+    _event_loop, _validation, _json                 event loops, checks of arguments, JSON
+    _exceptions, _types, _protocols                 what all parts share
     _http/                                          HTTP, once, for feeds and listeners
-    _schedule, _wakes, _channels                    when to poll
-    _options, _status, _hooks                       what a user sets, sees and hears of
+    _schedule, _wakes                               when to poll
+    _status, _channels, _hooks, _options            what a user sees, hears of and sets
     _work_queue, _failure_policy, _overlap          decisions about messages
     _progress, _fetching, _handlers, _retry         one message: from the feed to the commit
     _workers, _processor, _dead_letters             one page

@@ -59,7 +59,7 @@ ADAPTERS = {"docs", "durable_streams", "feeds", "interop", "listeners", "web"}
 ON_BOTH_LOOPS = re.compile(
     r"test_(\w+_sockets|connection|direct_client|httpx2|postgres|redis|transport|websocket)\.py"
 )
-"""Files in these folders whose tests depend on the event loop, as those that open sockets do."""
+"""Files in these folders that run on both all the same, since what they test depends on the event loop."""
 
 REFERENCE = re.compile(r"test_(feed_suite|reference_\w+)\.py")
 """Files of `testing` that test a feed and a server."""

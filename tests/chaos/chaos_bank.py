@@ -1,8 +1,8 @@
 """The bank under fire: consumers that move money, each in a process of its own that is killed.
 
-`chaos_bank.py` reads lines from its standard input, each a JSON object with the settings of a life. For each it
-forks a process, which begins at once since all is imported, says its process id, and with the next line waits for
-its end and says its exit code. The feed is in the process, the same for each life.
+`python -m tests.chaos.chaos_bank` reads lines from its standard input, each a JSON object with the settings of a
+life. For each it forks a process, which begins at once since all is imported, says its process id, and with the
+next line waits for its end and says its exit code. The feed is in the process, the same for each life.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """The consumer under fire: an ordinary one, in a process of its own, so that it can be killed and stopped.
 
-`chaos_consumer.py SETTINGS BACKEND`, a JSON object, see `processes.ConsumerProcess`. SIGTERM asks it to end; it
-ends without being asked when its standard input does, and with its parent.
+`python -m tests.chaos.chaos_consumer SETTINGS BACKEND`: a JSON object, see `processes.ConsumerProcess`. SIGTERM
+asks it to end; it ends without being asked when its standard input does, and with its parent.
 """
 
 import ctypes

@@ -1,7 +1,8 @@
 """The reference server under fire: writes down each request before it answers, so that a kill erases nothing.
 
-As a program it serves until its standard input ends: `chaos_server.py JOURNAL PORT BACKLOG PAGE_SIZE`. A server
-that was killed and is started with as many messages as were published has them again: an id is a place.
+As a program it serves until its standard input ends: `python -m tests.chaos.chaos_server JOURNAL PORT BACKLOG
+PAGE_SIZE`. A server that was killed and is started with as many messages as were published has them again: an id
+is a place.
 """
 
 import json

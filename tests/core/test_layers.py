@@ -2,6 +2,8 @@
 
 import ast
 import graphlib
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,15 +12,8 @@ import push_to_poll_client
 
 PACKAGE = Path(push_to_poll_client.__file__).parent
 
-LAYERS = """
-    _event_loop _validation _json _exceptions _types _protocols _http
-    _schedule _wakes _work_queue
-    _status _channels _hooks _options _failure_policy _overlap
-    _progress _fetching _handlers _retry
-    _workers _dead_letters _processor
-    _position _poller _polls _lifecycle _consumer
-""".split()  # noqa: SIM905  # read by people
-"""The modules of the core. Each may import those before it, and no adapter."""
+LAYERS = re.findall(r"\b_\w+", push_to_poll_client.__doc__)
+"""The modules of the core, as the package lists them. Each may import those before it, and no adapter."""
 
 SHARED = {"_event_loop", "_validation", "_json", "_exceptions", "_types", "_protocols", "_http"}
 """What adapters may import too, which know nothing of each other."""
@@ -104,3 +99,9 @@ def module_of(path):
 def test_modules_import_each_other_in_no_circle():
     modules = {path: set(imported_modules(path)) - {path} for path in PACKAGE.rglob("*.py")}
     assert len([*graphlib.TopologicalSorter(modules).static_order()]) == len(modules)
+
+
+def test_no_folder_of_tests_hides_a_module_of_the_standard_library():
+    folders = {path.parent.name for path in Path(__file__).parents[1].glob("*/__init__.py")}
+    assert "core" in folders
+    assert not folders & sys.stdlib_module_names

@@ -1,6 +1,6 @@
 """What a feed may say, in its hardest forms, through a whole consumer: nothing lost, nothing twice, no loop.
 
-The cases are those of real vendors (DESIGN.md §5), on servers that follow their protocols. In virtual time.
+The cases are those of real vendors, on servers that follow their protocols. In virtual time.
 """
 
 from collections import Counter

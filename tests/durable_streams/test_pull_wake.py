@@ -377,7 +377,7 @@ async def test_a_lost_subscription_is_created_again_when_a_claim_does_not_find_i
 
 
 async def test_a_lost_subscription_is_reported_once_while_the_server_refuses_another():
-    """Else each wake would ask for it again at once, without the keeper's delays."""
+    """Else each wake would ask for it again at once, without the delays of the subscription's manager."""
     server = Wakes()
     listener = listener_of(server)
     reported, report = [], listener._manager.control

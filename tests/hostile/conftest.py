@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.register_assert_rewrite("measured")  # before it is imported: a failing check shows what it compared
+pytest.register_assert_rewrite("tests.hostile.measured")  # a failing check shows what it compared
 
 from tests.hostile.attackers import Server  # noqa: E402
 from tests.hostile.measured import Victims  # noqa: E402

@@ -1,9 +1,9 @@
-"""WHO is attacked: a consumer in a process of its own, whose memory and event loop are watched.
+"""Who is attacked: a consumer in a process of its own, whose memory and event loop are watched.
 
-Run as a script. Each line on standard input is a case in JSON; for each a child is forked, so that a case begins
-with a small heap whatever the one before it did, and its report comes back as a line of JSON. Memory is what
-Linux counts: the high-water mark of the resident set, set back just before the attack, less what was resident
-then.
+Run by `python -m tests.hostile.victim`. Each line on standard input is a case in JSON; for each a child is
+forked, so that a case begins with a small heap whatever the one before it did, and its report comes back as a
+line of JSON. Memory is what Linux counts: the high-water mark of the resident set, set back just before the
+attack, less what was resident then.
 """
 
 import contextlib

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from push_to_poll_client.listeners._webhook.types import Control
-from tests.listeners.test_subscription_manager import keeper_of
+from tests.listeners.test_subscription_manager import manager_of
 from tests.support.subscription_server import Channel, Crash, Server, Vendor
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
@@ -40,22 +40,22 @@ class Story:
         crash = Crash(crash_at)
         vendor = Vendor(self.server, crash, renews=self.renews)
         channel = Channel(self.state, crash)
-        keeper = keeper_of(vendor, fraction=0.5, stop_at_exit=self.stops)
+        manager = manager_of(vendor, fraction=0.5, stop_at_exit=self.stops)
         with crash.scope, anyio.move_on_after(seconds):
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(keeper.run, channel)
+                tasks.start_soon(manager.run, channel)
                 if self.happens is not None:
-                    tasks.start_soon(self._let_it_happen, keeper)
+                    tasks.start_soon(self._let_it_happen, manager)
         self.state = channel.state
         await anyio.sleep(RESTART)
         return crash.steps
 
-    async def _let_it_happen(self, keeper):
+    async def _let_it_happen(self, manager):
         await anyio.sleep(20)
         if self.happens == "dropped":
             for one in list(self.server.live):
                 self.server.drop(one)
-        keeper.control(Control.RECREATE)
+        manager.control(Control.RECREATE)
 
     def check(self, *, lives):
         self.server.sweep()

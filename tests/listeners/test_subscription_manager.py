@@ -29,16 +29,16 @@ def status(code, **headers):
     return httpx.HTTPStatusError(text, request=request, response=httpx.Response(code, headers=headers))
 
 
-def keeper_of(vendor, *, fraction=0.0, **options):
-    keeper = SubscriptionManager(vendor, log=LOG, **options)
-    keeper._fraction = lambda: fraction
-    return keeper
+def manager_of(vendor, *, fraction=0.0, **options):
+    manager = SubscriptionManager(vendor, log=LOG, **options)
+    manager._fraction = lambda: fraction
+    return manager
 
 
 @contextlib.asynccontextmanager
-async def keeping(keeper, channel):
+async def keeping(manager, channel):
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(keeper.run, channel)
+        tasks.start_soon(manager.run, channel)
         yield
         tasks.cancel_scope.cancel()
 
@@ -47,7 +47,7 @@ async def keep(vendor, seconds, channel=None, **options):
     """Let it be kept for so many seconds of virtual time."""
     channel = channel or Channel()
     with anyio.move_on_after(seconds):
-        await keeper_of(vendor, **options).run(channel)
+        await manager_of(vendor, **options).run(channel)
     return channel
 
 
@@ -218,7 +218,7 @@ async def test_a_replacement_subscription_is_completed_after_a_restart():
     vendor = Vendor(server, renews=False)
     channel = Channel()
     with anyio.move_on_after(50.25):
-        await keeper_of(vendor).run(channel)
+        await manager_of(vendor).run(channel)
     assert len(server.live) == 1
     await keep(vendor, 5, channel)
     assert vendor.plans == 2
@@ -250,7 +250,7 @@ async def test_a_create_refused_by_the_server_is_retried_slowly(code, caplog):
     server = Server(latency=0)
     server.script["create"].append(status(code))
     channel = Channel()
-    async with keeping(keeper_of(Vendor(server)), channel):
+    async with keeping(manager_of(Vendor(server)), channel):
         await anyio.sleep(10)
         assert f"HTTP {code} instead of a subscription" in str(channel.error)
         await anyio.sleep(300)
@@ -273,7 +273,7 @@ async def test_a_permanent_create_error_raises_a_listener_error(error, caplog):
     server.script["create"].append(error)
     channel = Channel()
     with pytest.raises(ListenerError, match="trying again cannot help"):
-        await keeper_of(Vendor(server)).run(channel)
+        await manager_of(Vendor(server)).run(channel)
     assert channel.said("down") == ["down"]
     assert caplog.records[-1].levelname == "ERROR"
 
@@ -283,7 +283,7 @@ async def test_a_create_that_returns_an_invalid_value_raises_a_listener_error(an
     server = Server()
     server.script["create"].append(answer)
     with pytest.raises(ListenerError, match="return"):
-        await keeper_of(Vendor(server)).run(Channel())
+        await manager_of(Vendor(server)).run(Channel())
 
 
 async def test_a_failed_renewal_is_retried_and_the_channel_stays_up():
@@ -298,7 +298,7 @@ async def test_the_channel_goes_down_when_renewals_fail_until_the_subscription_e
     server = Server(lifetime=100, latency=0)
     server.script["renew"].extend(status(403) for _ in range(2))
     channel = Channel()
-    async with keeping(keeper_of(Vendor(server)), channel):
+    async with keeping(manager_of(Vendor(server)), channel):
         await anyio.sleep(345)
         assert channel.events == [(0, "up"), (110, "down")]
         assert channel.until is None
@@ -349,14 +349,14 @@ async def test_a_failed_save_raises_the_store_error():
     channel = Channel()
     channel.failing = StoreError("the disk is full")
     with pytest.raises(StoreError, match="the disk is full"):
-        await keeper_of(Vendor(Server())).run(channel)
+        await manager_of(Vendor(Server())).run(channel)
 
 
 async def test_a_state_too_long_to_save_raises_a_listener_error():
     channel = Channel()
     channel.failing = ValueError("20000 characters of state, of 16384 at most")
     with pytest.raises(ListenerError, match="cannot be: 20000 characters"):
-        await keeper_of(Vendor(Server())).run(channel)
+        await manager_of(Vendor(Server())).run(channel)
 
 
 # What is left behind
@@ -391,10 +391,10 @@ async def test_a_subscription_without_an_expiry_is_abandoned_after_ten_failed_st
     server = Server(lifetime=1e9, latency=0)
     server.script["stop"].extend(status(500) for _ in range(99))
     vendor = Vendor(server, expires=False)
-    keeper, channel = keeper_of(vendor), Channel()
-    async with keeping(keeper, channel):
+    manager, channel = manager_of(vendor), Channel()
+    async with keeping(manager, channel):
         await anyio.sleep(5)
-        keeper.control(Control.RECREATE)
+        manager.control(Control.RECREATE)
         await anyio.sleep(600)
     assert len(asked(server, "stop")) == 10
     assert "vendor: could not be stopped, and is left: the server answered HTTP 500" in caplog.text
@@ -421,24 +421,24 @@ async def test_a_stop_request_that_hangs_is_cancelled_and_retried():
 
 async def test_a_subscription_is_renewed_when_the_server_asks_for_it():
     server = Server(lifetime=1000, latency=0)
-    keeper = keeper_of(Vendor(server))
-    async with keeping(keeper, Channel()):
+    manager = manager_of(Vendor(server))
+    async with keeping(manager, Channel()):
         await anyio.sleep(100)
-        keeper.control(Control.RENEW)
+        manager.control(Control.RENEW)
         await anyio.sleep(1)
         for _ in range(30):
-            keeper.control(Control.RENEW)
+            manager.control(Control.RENEW)
             await anyio.sleep(1)
     assert asked(server, "renew") == [100, 115, 130]
 
 
 async def test_a_subscription_is_created_again_when_the_server_reports_it_dropped():
     server = Server(lifetime=1000, latency=0)
-    keeper, channel = keeper_of(Vendor(server), fraction=0.5), Channel()
-    async with keeping(keeper, channel):
+    manager, channel = manager_of(Vendor(server), fraction=0.5), Channel()
+    async with keeping(manager, channel):
         await anyio.sleep(100)
         server.live.clear()
-        keeper.control(Control.RECREATE)
+        manager.control(Control.RECREATE)
         await anyio.sleep(0.1)
         assert channel.until is None
         await anyio.sleep(0.8)
@@ -448,19 +448,19 @@ async def test_a_subscription_is_created_again_when_the_server_reports_it_droppe
 
 async def test_repeated_drop_notices_create_few_subscriptions():
     server = Server(lifetime=1000, latency=0)
-    keeper = keeper_of(Vendor(server))
-    async with keeping(keeper, Channel()):
+    manager = manager_of(Vendor(server))
+    async with keeping(manager, Channel()):
         for _ in range(600):
-            keeper.control(Control.RECREATE)
+            manager.control(Control.RECREATE)
             await anyio.sleep(1)
     assert len(asked(server, "create")) < 30
 
 
 async def test_a_notice_of_missed_pushes_starts_a_poll():
-    keeper, channel = keeper_of(Vendor(Server())), Channel()
-    async with keeping(keeper, channel):
+    manager, channel = manager_of(Vendor(Server())), Channel()
+    async with keeping(manager, channel):
         await anyio.sleep(5)
-        keeper.control(Control.MISSED)
+        manager.control(Control.MISSED)
         await anyio.sleep(1)
     assert channel.events == [(0.1, "up"), (5, "poll")]
 
@@ -468,11 +468,11 @@ async def test_a_notice_of_missed_pushes_starts_a_poll():
 async def test_notices_about_a_subscription_not_yet_created_are_ignored():
     server = Server(latency=0)
     server.script["create"].append(status(503, retry_after="20"))
-    keeper = keeper_of(Vendor(server))
-    async with keeping(keeper, Channel()):
+    manager = manager_of(Vendor(server))
+    async with keeping(manager, Channel()):
         await anyio.sleep(1)
-        keeper.control(Control.RENEW)
-        keeper.control(Control.RECREATE)
+        manager.control(Control.RENEW)
+        manager.control(Control.RECREATE)
         await anyio.sleep(30)
     assert [what for _, what in server.asked] == ["create", "create"]
 
@@ -481,39 +481,39 @@ async def test_a_drop_notice_received_before_the_start_takes_effect_after_it():
     server = Server(lifetime=1000)
     vendor = Vendor(server)
     channel = await keep(vendor, 5)
-    keeper = keeper_of(vendor)
-    keeper.control(Control.RECREATE)
+    manager = manager_of(vendor)
+    manager.control(Control.RECREATE)
     with anyio.move_on_after(5):
-        await keeper.run(channel)
+        await manager.run(channel)
     assert len(asked(server, "create")) == 2
 
 
 async def test_notices_may_come_from_any_thread_and_after_the_end():
     server = Server(lifetime=1000, latency=0)
-    keeper = keeper_of(Vendor(server))
-    async with keeping(keeper, Channel()):
+    manager = manager_of(Vendor(server))
+    async with keeping(manager, Channel()):
         await anyio.sleep(20)
-        thread = threading.Thread(target=keeper.control, args=[Control.RENEW])
+        thread = threading.Thread(target=manager.control, args=[Control.RENEW])
         thread.start()
         thread.join()
         await anyio.sleep(1)
         assert asked(server, "renew") == [20]
-        loop = keeper._loop
-    keeper._loop = loop
-    keeper.control(Control.RENEW)
-    keeper._notify_control()
+        loop = manager._loop
+    manager._loop = loop
+    manager.control(Control.RENEW)
+    manager._notify_control()
 
 
 async def test_a_handshake_is_expected_only_while_a_subscription_is_created_or_replaced():
     server = Server(lifetime=100, latency=1)
     server.script["create"].append(status(503))
     vendor = Vendor(server, renews=False)
-    keeper = keeper_of(vendor, fraction=0.9)
+    manager = manager_of(vendor, fraction=0.9)
     seen = []
-    assert not keeper.expects_handshake
-    async with keeping(keeper, Channel()):
+    assert not manager.expects_handshake
+    async with keeping(manager, Channel()):
         for _ in range(100):
-            seen.append(keeper.expects_handshake)
+            seen.append(manager.expects_handshake)
             await anyio.sleep(1)
     spans = [at for at, (one, two) in enumerate(itertools.pairwise(seen)) if one != two]
     assert spans[:2] in ([0, 2], [0, 3])  # between two attempts too, until it is created
@@ -528,7 +528,7 @@ async def test_a_process_that_was_suspended_polls_and_renews_by_the_wall_clock(m
     ahead = 0
     monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + anyio.current_time() + ahead)
     channel = Channel()
-    async with keeping(keeper_of(Vendor(server)), channel):
+    async with keeping(manager_of(Vendor(server)), channel):
         await anyio.sleep(130)
         ahead = 6000
         await anyio.sleep(60)
@@ -541,7 +541,7 @@ async def test_a_clock_that_is_set_back_does_not_delay_a_renewal(monkeypatch):
     server = Server(lifetime=1000)
     back = 0
     monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + anyio.current_time() - back)
-    async with keeping(keeper_of(Vendor(server)), Channel()):
+    async with keeping(manager_of(Vendor(server)), Channel()):
         await anyio.sleep(130)
         back = 86_400
         await anyio.sleep(400)
@@ -576,7 +576,7 @@ async def test_stop_at_exit_waits_only_a_limited_time_for_a_server_that_hangs(ca
     server = Server()
     vendor = Vendor(server)
     channel = Channel()
-    async with keeping(keeper_of(vendor, stop_at_exit=True), channel):
+    async with keeping(manager_of(vendor, stop_at_exit=True), channel):
         await anyio.sleep(5)
         server.latency = 1000
         ended = anyio.current_time()
@@ -600,7 +600,7 @@ async def test_a_failed_stop_at_exit_is_left_for_the_next_run():
 
 async def test_a_store_error_at_exit_is_logged(caplog):
     channel = Channel()
-    async with keeping(keeper_of(Vendor(Server()), stop_at_exit=True), channel):
+    async with keeping(manager_of(Vendor(Server()), stop_at_exit=True), channel):
         await anyio.sleep(5)
         channel.failing = StoreError("the disk is full")
     assert "vendor: failed at the end: StoreError: the disk is full" in caplog.messages
@@ -627,7 +627,7 @@ async def test_a_permanent_renewal_error_is_raised_after_the_subscription_is_sto
     server = Server(lifetime=100)
     server.script["renew"].append(ListenerError("never again"))
     with pytest.raises(ListenerError, match="never again"):
-        await keeper_of(Vendor(server), stop_at_exit=True).run(Channel())
+        await manager_of(Vendor(server), stop_at_exit=True).run(Channel())
     assert server.live == {}
 
 

@@ -57,7 +57,7 @@ class Subscription:
 
 
 @pytest.fixture(autouse=True)
-def keepers(monkeypatch):
+def managers(monkeypatch):
     made = []
 
     def make(subscription, *, stop_at_exit, log):
@@ -72,14 +72,14 @@ def subscribed(**arguments):
     return WebhookListener(Signatures(), register_with_server=Subscription(), **arguments)
 
 
-async def test_a_webhook_takes_missing_arguments_from_its_subscription(keepers):
+async def test_a_webhook_takes_missing_arguments_from_its_subscription(managers):
     subscription = Subscription()
     subscription.verify = Signatures()
     subscription.hint = lambda request: Push("its")
     subscription.answer = WebhookAnswer(202)
     subscription.handshake = dropbox_challenge()
     hooks = WebhookListener(register_with_server=subscription, stop_at_exit=True)
-    assert (keepers[0].subscription, keepers[0].stop_at_exit) == (subscription, True)
+    assert (managers[0].subscription, managers[0].stop_at_exit) == (subscription, True)
     async with hearing(hooks.named("alice")) as channel:
         assert (await posted(hooks)).status == 202
         assert (await posted(hooks, headers={"X-Signature": "x"})).status == 401
@@ -108,44 +108,44 @@ async def test_a_webhook_without_a_verifier_is_a_type_error():
         WebhookListener(register_with_server=Subscription())
 
 
-async def test_a_handshake_is_answered_only_while_one_is_expected(keepers):
+async def test_a_handshake_is_answered_only_while_one_is_expected(managers):
     hooks = subscribed(handshake=dropbox_challenge())
     assert (await asked(hooks, QUESTION)).status == 405
-    keepers[0].expects_handshake = True
+    managers[0].expects_handshake = True
     assert (await asked(hooks, QUESTION)).body == b"abc"
-    keepers[0].expects_handshake = False
+    managers[0].expects_handshake = False
     assert (await asked(hooks, QUESTION)).status == 405
     assert (hooks.counters().handshakes, hooks.counters().unasked) == (1, 2)
 
 
 @pytest.mark.parametrize("control", [Control.RENEW, Control.RECREATE])
-async def test_a_control_message_goes_to_the_subscription_manager(keepers, control):
+async def test_a_control_message_goes_to_the_subscription_manager(managers, control):
     hooks = subscribed(hint=lambda request: control)
     async with hearing(hooks) as channel:
         for _ in range(2):
             await posted(hooks, headers=signed(b"", **{"X-Id": "1"}))
-    assert keepers[0].controls == [control]
+    assert managers[0].controls == [control]
     assert channel.events == []
     assert (hooks.counters().controls, hooks.counters().replayed) == (1, 1)
 
 
-async def test_a_notice_of_missed_pushes_requests_a_poll(keepers):
+async def test_a_notice_of_missed_pushes_requests_a_poll(managers):
     hooks = subscribed(hint=lambda request: Control.MISSED)
     async with hearing(hooks) as channel:
         await posted(hooks)
-    assert keepers[0].controls == []
+    assert managers[0].controls == []
     assert channel.events == [(0, "poll")]
 
 
-async def test_every_listener_is_told_when_the_subscription_goes_up_or_down(keepers):
+async def test_every_listener_is_told_when_the_subscription_goes_up_or_down(managers):
     hooks = subscribed()
     async with hearing(hooks, hooks.named("alice")) as (channel, alice):
         await anyio.sleep(1)
-        keepers[0].channel.up()
+        managers[0].channel.up()
         await anyio.sleep(1)
-        keepers[0].channel.down(ValueError("x"))
+        managers[0].channel.down(ValueError("x"))
         await anyio.sleep(1)
-        keepers[0].channel.up()
+        managers[0].channel.up()
         await anyio.sleep(1)
         async with hearing(hooks.named("bob")) as bob:
             pass
@@ -155,10 +155,10 @@ async def test_every_listener_is_told_when_the_subscription_goes_up_or_down(keep
     assert bob.events == [(0, "up")]
 
 
-async def test_state_and_events_of_the_subscription_manager_reach_its_consumer(keepers):
+async def test_state_and_events_of_the_subscription_manager_reach_its_consumer(managers):
     hooks = subscribed()
     async with hearing(hooks) as channel:
-        kept = keepers[0].channel
+        kept = managers[0].channel
         assert kept.state is None
         await kept.save("state")
         assert kept.state == channel.state == "state"
@@ -169,7 +169,7 @@ async def test_state_and_events_of_the_subscription_manager_reach_its_consumer(k
     assert channel.events == [(0, "poll"), (0, Push("c"))]
 
 
-async def test_the_channel_is_up_only_without_a_flood_and_with_an_active_subscription(keepers):
+async def test_the_channel_is_up_only_without_a_flood_and_with_an_active_subscription(managers):
     hooks = subscribed(rate=0.001, burst=1)
 
     async def flood():
@@ -179,34 +179,34 @@ async def test_the_channel_is_up_only_without_a_flood_and_with_an_active_subscri
 
     async with hearing(hooks) as channel:
         await flood()
-        keepers[0].channel.up()  # registered, and pushes are hidden: what was pushed before is asked for
+        managers[0].channel.up()  # registered, and pushes are hidden: what was pushed before is asked for
         await anyio.sleep(FLOOD_QUIET_TIME)
         await flood()
-        keepers[0].channel.down()
+        managers[0].channel.down()
         await anyio.sleep(FLOOD_QUIET_TIME)
-        keepers[0].channel.up()
+        managers[0].channel.up()
     said = [event for _, event in channel.events if not isinstance(event, Push)]
     assert said == ["down", "poll", "up", "down", "down", "up"]
 
 
-async def test_a_subscription_refused_for_good_ends_the_consumer(keepers):
+async def test_a_subscription_refused_for_good_ends_the_consumer(managers):
     hooks = subscribed()
     consumer = Log(FakeFeed(), listeners=[hooks])
     refused = ListenerError("refused for good")
-    keepers[0].error = refused
-    keepers[0].ended.set()
+    managers[0].error = refused
+    managers[0].ended.set()
     with pytest.raises(ListenerError, match="refused for good") as caught:
         await consumer.run()
     assert caught.value is refused
 
 
-async def test_the_end_of_the_subscription_manager_takes_the_other_listeners_down(keepers):
+async def test_the_end_of_the_subscription_manager_takes_the_other_listeners_down(managers):
     hooks = subscribed()
     async with hearing(hooks.named("alice")) as alice:
         async with hearing(hooks):
-            keepers[0].channel.up()
+            managers[0].channel.up()
             await anyio.sleep(1)
-            keepers[0].ended.set()
+            managers[0].ended.set()
             await anyio.sleep(1)
         await anyio.sleep(1)
         async with hearing(hooks):

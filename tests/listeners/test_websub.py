@@ -1,6 +1,6 @@
 """WebSub against a hub in memory that keeps to the Recommendation, and does what hubs do beside it.
 
-The hub calls the real webhook, and the real keeper keeps the subscription, in virtual time.
+The hub calls the real webhook, and the real manager keeps the subscription alive, in virtual time.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Bugs that are planted on purpose, at least two for each guarantee, and the tests that have to see them.
 
 Each is a text of a file, which stands there once, and what is put in its place. They are what one does wrong who
-writes this loop by hand (TRAPS of the design), or what a well-meant change could break.
+writes this loop by hand, or what a well-meant change could break.
 """
 
 from tests.mutants.mutant import SCHEDULE, of, specification

@@ -1,7 +1,7 @@
 """Plants each bug in a copy of the package and shows that its tests see it: `make mutants`.
 
-`plant.py [WORDS…]` runs those alone of which a word is in the guarantee or the name. It ends with 1 when a bug
-survives, or cannot be planted any more.
+`python -m tests.mutants.plant [WORDS…]` runs those alone of which a word is in the guarantee or the name. It
+ends with 1 when a bug survives, or cannot be planted any more.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""What tests share: servers, fakes, journals."""
+"""What tests share: servers, fakes, consumers."""

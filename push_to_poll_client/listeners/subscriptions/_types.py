@@ -36,14 +36,14 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class Subscription(Protocol):
-    """What a server has to be told so that it pushes. The vendor's part; when to do what is the keeper's.
+    """What a server has to be told so that it pushes. The vendor's part; the manager decides when.
 
-    A subscription may also have, and the keeper and the webhook look for them with `getattr`:
+    A subscription may also have, and the manager and the webhook look for them with `getattr`:
 
     - `def adopt(self, registrations: Sequence[Registration]) -> None`: told of those whose pushes are welcome,
       whenever that changes: the planned one, those in force, and two while one replaces the other.
     - `def bind(self, control: Callable[[Control], None]) -> None`: given, before anything else, how to tell the
-      keeper what the server said of the subscription itself where that comes as no push; from any thread.
+      manager what the server said of the subscription itself where that comes as no push; from any thread.
     - `identity: str`: what it asks for, without secrets. When that is another one, a restart does not go on with
       what there is: it creates, and stops that. Without it: the name.
     - `renewable: bool`: `renew` as a rule needs no other in its place. Then a restart begins with it, since the
