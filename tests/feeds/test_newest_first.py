@@ -388,6 +388,19 @@ async def test_two_consumers_at_different_cursors_each_read_every_message():
     assert one.settled == other.settled == names(1, 12)
 
 
+async def test_a_consumer_joins_the_page_chain_of_another_one_at_the_same_cursor():
+    documents = Numbered(0, size=2)
+    walk = NewestFirstReader(documents.look, WHERE)
+    one, other = Reader(walk), Reader(walk)
+    await one.poll()
+    documents.publish(3)
+    await one.step()  # page 1 shows 003 and 002
+    documents.drop(3)
+    assert await other.poll() == []  # at the same cursor from now on
+    assert await other.poll() == ["002", "003"]
+    assert await other.poll() == await one.poll() == []
+
+
 async def test_more_page_chains_than_are_kept_restart_without_loss():
     documents = Numbered(9)
     walk = NewestFirstReader(documents.look, WHERE)
