@@ -89,7 +89,7 @@ OnFailure: TypeAlias = FailurePolicy | Callable[[Message, Exception], FailurePol
 
 
 def check_failure_policy(policy: object) -> Fate:
-    """Return the policy, unless it is none of the three.
+    """Return what becomes of a message by this policy.
 
     Raises:
         ValueError: It is not a policy.

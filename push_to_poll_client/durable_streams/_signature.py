@@ -89,9 +89,8 @@ class KeySet:
         self._keys: Mapping[str, PublicKey] = {}
         self._stale_at = self._not_before = float("-inf")
         self._request_lock = threading.Lock()  # held during a request; no other one waits for it
-        self._clock: Callable[[], float] = (
-            time.monotonic
-        )  # not an event loop's clock, which differs in the next loop
+        # Not an event loop's clock, which differs in the next loop.
+        self._clock: Callable[[], float] = time.monotonic
 
     async def key(self, kid: str) -> PublicKey | None:
         """Return the key of a name; None if it is not known. Never raises.

@@ -211,8 +211,8 @@ MAX_SOURCES = 1024
 """Sources whose prefix is kept."""
 
 _MAX_PLAIN_SOURCE = 16
-"""Characters of a source up to which a key has it unchanged; a longer one as a digest: a store keeps keys
-twice."""
+"""A source of up to this many characters stands in a key unchanged, a longer one as a digest: a store keeps each
+key twice."""
 
 
 class _SourcePrefixes(dict[str | None, str]):
