@@ -14,7 +14,7 @@ what a crash repeats, and that verdicts can fail. No verdict depends on how busy
 run beside other tests; what they wait for is given minutes (`processes.GUARD`).
 
 chaos_consumer.py       the consumer, a process that writes down what it handles
-chaos_fork_server.py        forks many of them
+chaos_fork_server.py    forks many of them
 chaos_listeners.py      a listener of each kind; watched.py: what a test hears of it and of the feed
 kinds.py                for each kind who pushes, on what way; chaos_hub.py: one of them
 chaos_bank.py           the consumers that move money, a process for each life; bank_lives.py: all of them

@@ -97,7 +97,7 @@ class ForkServer:
         """Give it an order; what it answers."""
         self._child.write(json.dumps(order))
         answer = self._child.line()
-        assert answer, f"the fork_server ended: {Path(self._log.name).read_text()[-2000:]}"
+        assert answer, f"the process that forks consumers ended: {Path(self._log.name).read_text()[-2000:]}"
         return int(answer)
 
     def close(self):
@@ -109,7 +109,7 @@ class Forked:
     """One of its children, to be treated as a `Child`."""
 
     def __init__(self, fork_server, **order):
-        self._nursery = fork_server
+        self._fork_server = fork_server
         self.pid = fork_server.ask(order)
         self._watched = os.pidfd_open(self.pid)  # until it was waited for, nobody else can get its process id
         self._code = None
@@ -127,7 +127,7 @@ class Forked:
             if kill:
                 self.signal(signal.SIGKILL)
             assert select.select([self._watched], [], [], GUARD)[0], "it does not end"
-            self._code = self._nursery.ask(self.pid)
+            self._code = self._fork_server.ask(self.pid)
             os.close(self._watched)
         return self._code
 
@@ -287,7 +287,7 @@ class ConsumerProcess:
         fork_server=None,
         **consumer,
     ):
-        self._nursery = fork_server
+        self._fork_server = fork_server
         self.name = name
         self.life = 0
         self.killed = set()
@@ -313,10 +313,10 @@ class ConsumerProcess:
     def start(self, backend="asyncio"):
         self.life += 1
         settings = {**self._settings, "life": self.life, "client": self.client}
-        if self._nursery is None:
+        if self._fork_server is None:
             self._child = Child("chaos_consumer", json.dumps(settings), backend, log=self._log)
         else:
-            self._child = Forked(self._nursery, settings=settings, backend=backend, log=self._log.name)
+            self._child = Forked(self._fork_server, settings=settings, backend=backend, log=self._log.name)
 
     def kill(self):
         """SIGKILL: it cannot say goodbye. One that ended before is no killed one."""

@@ -495,14 +495,14 @@ async def test_a_classify_function_that_fails_leaves_the_default_reconnect_actio
 
 
 async def test_a_single_error_in_nested_exception_groups_is_unwrapped():
-    listener = Scripted(ExceptionGroup("fork_server", [ExceptionGroup("fork_server", [status(403)])]))
+    listener = Scripted(ExceptionGroup("nursery", [ExceptionGroup("nursery", [status(403)])]))
     channel = await run(listener, 100)
     assert listener.connects == [0]
     assert "HTTP 403" in str(channel.errors[0])
 
 
 async def test_an_exception_group_of_several_errors_is_retried():
-    listener = Scripted(ExceptionGroup("fork_server", [RESET, status(403)]))
+    listener = Scripted(ExceptionGroup("nursery", [RESET, status(403)]))
     channel = await run(listener, 0.5)
     assert listener.connects == [0, 0]
     assert "failed with ExceptionGroup" in str(channel.errors[0])
