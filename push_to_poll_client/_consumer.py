@@ -12,6 +12,7 @@ from itertools import chain, count
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+import anyio
 from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential, wait_random
 
 from push_to_poll_client._channels import ListenerChannel
@@ -21,7 +22,6 @@ from push_to_poll_client._handlers import as_handler, batch_of_one
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._lifecycle import OpenSession, Runner, SessionParts
 from push_to_poll_client._options import (
-    INCEPTION,
     LATEST,
     BatchHandler,
     DedupeKey,
@@ -100,7 +100,7 @@ class Consumer:
         fingerprint: What must not change under a dedupe key, a function of a message that returns bytes (as
             `lambda message: message.raw`): a message that comes back with other bytes fails, with
             `ContentChanged`. `None`: it is a duplicate.
-        prefetch: Pages that a feed with `read_ahead` is asked for while one is processed; 0: none.
+        prefetch: Whether a feed with `read_ahead` is asked for the next page while one is processed.
         start: Where a new name begins: "inception", "latest" (a feed with `latest`), or a cursor. A name that has
             begun goes on from its saved cursor.
         on_cursor_expired: What to do when the feed no longer knows the cursor: "stop", or go on as a `Resync`
@@ -108,8 +108,6 @@ class Consumer:
         overlap: Seconds by which polls start behind the saved cursor, for feeds on which messages become visible
             later than others that stand after them: as long as the longest transaction that writes the feed.
             Dedupe drops what is known.
-        overlap_cursors: The same in saved cursors, a second apart or more, for feeds whose delay is not known. The
-            store's retention has to reach as far back.
         hooks: Told of the consumer's life.
 
     Raises:
@@ -141,11 +139,10 @@ class Consumer:
         key: OrderingKey | None = None,
         dedupe_key: DedupeKey | None = None,
         fingerprint: Fingerprint | None = None,
-        prefetch: int = 1,
+        prefetch: bool = True,
         start: Cursor = "inception",
         on_cursor_expired: OnCursorExpired = "stop",
         overlap: float = 0.0,
-        overlap_cursors: int = 0,
         hooks: Hooks | None = None,
     ) -> None:
         handler, batch = self._make_handlers(process, concurrency)
@@ -164,7 +161,6 @@ class Consumer:
             start=start,
             on_cursor_expired=on_cursor_expired,
             overlap=overlap,
-            overlap_cursors=overlap_cursors,
             hooks=hooks,
         )
         self._settings = ScheduleOptions(
@@ -315,8 +311,8 @@ class Consumer:
             RuntimeError: Called while processing a message of this consumer: use `wake()` there.
         """
         self._refuse_in_poll("poll_now()", "; use wake()")
-        async with self:
-            return await self._opened.polls.poll_now(timeout)
+        async with self._open() as parts:
+            return await parts.polls.poll_now(timeout, place_is_kept=lambda: self._open_session.is_kept)
 
     @property
     def dead_letters(self) -> DeadLetters:
@@ -348,8 +344,12 @@ class Consumer:
         check_number("ago", ago, optional=True)
         if to == LATEST:
             check_latest(self._feed)
-        async with self._exclusive("rewind()") as parts:
-            await parts.rewind(to, ago=ago, forget=forget)
+        self._refuse_in_poll("rewind()")
+        async with self._open() as parts:
+            if to == LATEST:  # wait for the server without the lock of polls, which others need meanwhile
+                await anyio.sleep_until(self._schedule.server_not_before)
+            async with parts.polls.exclusive():
+                await parts.rewind(to, ago=ago, forget=forget)
 
     async def replay(self, start: Cursor, end: Cursor | None = None) -> PollResult:
         """Give a range of the feed to the handler again, whatever was processed of it.
@@ -358,8 +358,10 @@ class Consumer:
         ones as ever. The saved cursor stays where it is.
 
         Args:
-            start: Where to begin: "inception", or a cursor, whose message is not in the range.
-            end: The cursor of the last message, or page, of the range; `None`: to the end of the feed.
+            start: Where to begin: "inception", "latest" (a feed with `latest`), or a cursor, whose message is not
+                in the range.
+            end: The cursor of the last message, or page, of the range; "latest": the newest one now; `None`: to
+                the end of the feed.
 
         Returns:
             What was done. `caught_up`: the end of the feed was reached, and `end` not seen.
@@ -369,11 +371,14 @@ class Consumer:
             ProcessError: A message failed for good.
             StoreError: The store failed, or somebody else has the name.
             RuntimeError: Called while processing a message of this consumer.
+            ValueError: "latest", and the feed has no `latest`.
         """
         check_cursor("start", start)
         check_cursor("end", end, optional=True)
+        if LATEST in {start, end}:
+            check_latest(self._feed)
         async with self._exclusive("replay()") as parts:
-            return await parts.replay.run(None if start == INCEPTION else start, end)
+            return await parts.replay.run(start, end)
 
     def status(self) -> Status:
         """A snapshot, from any thread."""
@@ -396,6 +401,7 @@ class Consumer:
             failing=tuple(stats.failing.values()),
             last_resync=stats.last_resync,
             last_gap=stats.last_gap,
+            standstill=stats.standstill,
             counters=stats.counters(missed_pushes=schedule.missed_pushes),
         )
 
@@ -419,14 +425,23 @@ class Consumer:
 
     async def __aenter__(self) -> Self:
         """Claim the name and keep it, and the feed's connections, until the last one leaves."""
-        await self._open_session.enter()
+        await self._open_session.enter(keep=True)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give back what `__aenter__` took."""
-        await self._open_session.leave()
+        await self._open_session.leave(keep=True)
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[SessionParts]:
+        """Open the session for one call."""
+        await self._open_session.enter(keep=False)
+        try:
+            yield self._opened
+        finally:
+            await self._open_session.leave(keep=False)
 
     def _build_parts(self, session: Session, loop: EventLoop) -> SessionParts:
         return SessionParts(
@@ -454,8 +469,8 @@ class Consumer:
     async def _exclusive(self, what: str) -> AsyncIterator[SessionParts]:
         """Open the session, and yield its parts while no poll runs."""
         self._refuse_in_poll(what)
-        async with self, self._opened.polls.exclusive():
-            yield self._opened
+        async with self._open() as parts, parts.polls.exclusive():
+            yield parts
 
     @asynccontextmanager
     async def _session_dead_letters(self) -> AsyncIterator[SessionDeadLetters]:

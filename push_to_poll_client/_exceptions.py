@@ -86,10 +86,11 @@ class CursorExpired(FeedError):
     Args:
         message: What was seen, where, and what to do.
         start: The cursor that the feed offers to start from, or `None`.
+        retry_after: As for `FeedError`.
     """
 
-    def __init__(self, message: str, *, start: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, start: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
         self.start = start
 
 

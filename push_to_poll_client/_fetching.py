@@ -1,18 +1,16 @@
 """Fetch pages: ask the feed, check its answer, fetch ahead, and report gaps.
 
-A page may be fetched before the page in front of it is processed. Its error takes effect when its turn has come. A
-request of the server to be left alone takes effect at that time too, or when the page is dropped (G3). Nothing is
-fetched beyond a page that ends the feed, that failed, or that asks for a pause.
+The next page may be fetched while a page is processed. Its error takes effect when its turn has come. A request
+of the server to be left alone takes effect at that time too, or when the page is dropped (G3). No page is fetched
+ahead after one that ends the feed or asks for a pause.
 """
 
 import hashlib
 import logging
 import math
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from operator import attrgetter
 from typing import Final, TypeGuard, TypeVar
 
@@ -81,11 +79,13 @@ class Fetcher:
 
     Attributes:
         max_wait: Seconds for which the feed can hold an answer; 0 if it cannot.
+        must_not_wait: Whether something has happened during this poll that a waiting fetch would delay.
         read_ahead: Whether the feed may be asked for a page before the page in front of it is committed.
     """
 
     def __init__(self, feed: Feed, schedule: Schedule, clock: Clock) -> None:
         self.max_wait: float = getattr(feed, "max_wait", None) or 0.0
+        self.must_not_wait = False
         self.read_ahead: bool = getattr(feed, "read_ahead", False)
         self._feed = feed
         self._name = f"{type(feed).__name__}.fetch()"
@@ -93,8 +93,13 @@ class Fetcher:
         self._clock = clock
         self._waiting: anyio.CancelScope | None = None
 
+    def begin_poll(self) -> None:
+        """Begin a poll, whose fetches may wait until `cancel_waiting_fetch` is called."""
+        self.must_not_wait = False
+
     def cancel_waiting_fetch(self) -> None:
-        """Cancel a waiting fetch, if there is one. Its answer, even if on its way, is fetched again."""
+        """Let no fetch of this poll wait, and cancel the one that does. Its answer is fetched again."""
+        self.must_not_wait = True
         if self._waiting is not None:
             self._waiting.cancel()
 
@@ -109,6 +114,8 @@ class Fetcher:
         """
         if not request.wait:
             return await self._fetch(request)
+        if self.must_not_wait:
+            return None
         self._waiting = anyio.CancelScope()
         with self._waiting:
             try:
@@ -156,6 +163,11 @@ class Fetcher:
     def check_latest(self) -> None:
         """Check that the feed has `latest()`; raise ValueError if not."""
         check_latest(self._feed)
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether the server may be asked now (G3)."""
+        return self._schedule.server_not_before <= self._clock()
 
     async def wait_until_allowed(self) -> None:
         """Wait until the server may be asked, for a request that is not part of a poll (G3)."""
@@ -253,82 +265,70 @@ the last one, and its messages would wait for the request to be sent."""
 
 
 class Prefetcher:
-    """The pages that are fetched ahead and not yet in use.
+    """The page that is fetched while the one before it is processed.
 
     Args:
         fetcher: Asks the feed.
-        limit: Largest number of such pages; 0 for a feed that must not be asked ahead of time.
-        may_ask: Whether the server may be asked for a further page now.
+        enabled: Whether the feed may be asked ahead of time.
+        may_ask: Returns whether the server may be asked for a further page now.
     """
 
-    def __init__(self, fetcher: Fetcher, limit: int, may_ask: Callable[[], bool]) -> None:
+    def __init__(self, fetcher: Fetcher, *, enabled: bool, may_ask: Callable[[], bool]) -> None:
         self._fetcher = fetcher
-        self._limit = limit
+        self._enabled = enabled
         self._may_ask = may_ask
-        self._pages: deque[PrefetchedPage] = deque()
-        self._request = FetchRequest()
-        self._page = Page()
+        self._page: PrefetchedPage | None = None
 
     def __bool__(self) -> bool:
         """Whether the next page has arrived, or is on its way."""
-        return bool(self._pages)
+        return self._page is not None
 
-    def pop(self) -> PrefetchedPage | None:
-        """Take the next page out, since its turn has come; `None` if it was not fetched ahead."""
-        return self._pages.popleft() if self._pages else None
+    def pop(self, request: FetchRequest) -> PrefetchedPage | None:
+        """Take the page out, since its turn has come; `None` if it was not fetched ahead."""
+        page, self._page = self._page, None
+        if page is not None and page.request.cursor != request.cursor:  # the walk went on elsewhere
+            page.apply_retry_after()
+            return None
+        return page
 
     async def begin(self, request: FetchRequest, page: Page, background: Background) -> None:
-        """Start to fetch ahead, now that the turn of a page has come.
+        """Start to fetch the next page, now that the turn of a page has come, if that is worth it.
 
         Args:
             request: The request for the page. Its hint and its cache setting hold for further pages too.
             page: The page.
-            background: Runs the fetches.
+            background: Runs the fetch.
         """
-        self._request, self._page = request, page
-        if (ahead := self._next_to_fetch()) is not None:
-            await background.start(partial(self._fetch, ahead))
+        if not self._enabled or len(page.messages) < PREFETCH_MIN_MESSAGES or page.next in {None, request.cursor}:
+            return
+        if page.retry_after or not self._may_ask():
+            return
+        self._page = PrefetchedPage(self._fetcher, replace(request, cursor=page.next, wait=0.0))
+        await background.start(self._page.fetch)
 
     async def arrives_by(self, until: float) -> bool:
-        """Wait for the next page, which is on its way; return whether it is there by then, on the loop's clock."""
+        """Wait for the page; return whether it is there by then, on the event loop's clock."""
+        if self._page is None:  # the walk went on elsewhere
+            return False
         with anyio.CancelScope(deadline=until):
-            await self._pages[0].wait_until_done()
-        return self._pages[0].page is not None
+            await self._page.wait_until_done()
+        return self._page.page is not None
 
-    async def wait_for_first(self) -> None:
-        """Wait for the first page, since the poll ends here and the next one continues with what is fetched."""
-        if self._pages:
-            await self._pages[0].wait_until_done()
+    async def wait_until_done(self) -> None:
+        """Wait for the page, if there is one, since the poll ends here and the next one continues with it."""
+        if self._page is not None:
+            await self._page.wait_until_done()
 
-    def drop(self, *, continuing: bool) -> None:
-        """Drop the pages that the next poll cannot use.
+    def end_poll(self, *, continues: bool) -> None:
+        """Drop the page if the next poll cannot use it.
 
         Args:
-            continuing: Whether the next poll continues here. Even then the feed's last page is dropped: it may no
+            continues: Whether the next poll continues here. Even then the feed's last page is dropped: it may no
                 longer be the last one by then (G1).
         """
-        pages, self._pages, self._page = self._pages, deque(), Page()
-        while continuing and pages and not pages[0].last:
-            self._pages.append(pages.popleft())
-        for dropped in pages:
-            dropped.apply_retry_after()
-
-    async def _fetch(self, ahead: PrefetchedPage | None) -> None:
-        """Fetch this page, and those that follow it."""
-        while ahead is not None:
-            await ahead.fetch()
-            ahead = self._next_to_fetch() if self._pages and self._pages[-1] is ahead else None
-
-    def _next_to_fetch(self) -> PrefetchedPage | None:
-        """Append the next page to fetch; `None` while the one before it is not there, or if it is not worth it."""
-        last = self._pages[-1] if self._pages else None
-        cursor, page = (self._request.cursor, self._page) if last is None else (last.request.cursor, last.page)
-        if page is None or len(self._pages) >= self._limit or len(page.messages) < PREFETCH_MIN_MESSAGES:
-            return None
-        if page.next in {None, cursor} or page.retry_after or not self._may_ask():
-            return None
-        self._pages.append(PrefetchedPage(self._fetcher, replace(self._request, cursor=page.next, wait=0.0)))
-        return self._pages[-1]
+        if self._page is not None and (not continues or self._page.last):
+            self._page.apply_retry_after()
+            self._page = None
 
 
 GAP_KEY: Final = "gap"

@@ -19,7 +19,7 @@ from push_to_poll_client._fetching import Fetcher, Gaps
 from push_to_poll_client._handlers import in_transaction
 from push_to_poll_client._hooks import Hooks, SafeHooks, with_start_hook
 from push_to_poll_client._options import BatchHandler, Handler, ProcessingOptions, ScheduleOptions
-from push_to_poll_client._overlap import OverlapStart
+from push_to_poll_client._overlap import Overlap
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._polls import Polls
 from push_to_poll_client._position import Position, Replay
@@ -112,11 +112,10 @@ class SessionParts:
 
         fetcher = Fetcher(feed, schedule, clock)
         gaps = Gaps(session, progress, stats, hooks)
-        overlap_start = OverlapStart(
+        overlap = Overlap(
             session,
-            stats,
             seconds=processing.overlap,
-            cursors=processing.overlap_cursors,
+            max_poll_time=settings.max_poll_time,
             clock=clock,
             time_of_day=progress.time_of_day,
         )
@@ -124,7 +123,7 @@ class SessionParts:
             session,
             fetcher,
             progress,
-            overlap_start,
+            overlap,
             stats,
             hooks,
             start=processing.start,
@@ -136,7 +135,7 @@ class SessionParts:
             self.processor,
             progress,
             self.position,
-            overlap_start,
+            overlap,
             self.dead_letters,
             gaps,
             schedule,
@@ -153,7 +152,7 @@ class SessionParts:
             fetcher,
             stats=stats,
             hooks=hooks,
-            overlaps=processing.overlaps,
+            overlaps=processing.overlap > 0,
             worth_a_poll=worth_a_poll,
             clock=clock,
         )
@@ -231,10 +230,18 @@ class OpenSession:
         self._wakes = wakes
         self._build_parts = build_parts
         self._lock = anyio.Lock()
-        self._users = 0
+        self._users = self._keepers = 0
 
-    async def enter(self) -> None:
+    @property
+    def is_kept(self) -> bool:
+        """Whether `run()` or the caller's `async with` keeps the session open."""
+        return self._keepers > 0
+
+    async def enter(self, *, keep: bool) -> None:
         """Add a user, and open the session for the first one.
+
+        Args:
+            keep: Whether the session is kept open for more than one call.
 
         Raises:
             StoreError: The name could not be claimed.
@@ -248,12 +255,13 @@ class OpenSession:
                 self._schedule.shift(loop.time() - self.loop.time())
             self.loop, self._lock = loop, anyio.Lock()
         self._users += 1
+        self._keepers += keep
         try:
             async with self._lock:
                 if self.parts is None:
                     await self._open(loop)
         except BaseException:
-            await self.leave()
+            await self.leave(keep=keep)
             raise
 
     async def _open(self, loop: EventLoop) -> None:
@@ -266,8 +274,9 @@ class OpenSession:
             raise
         self.parts = parts
 
-    async def leave(self) -> None:
-        """Remove a user, and close the session after the last one."""
+    async def leave(self, *, keep: bool) -> None:
+        """Remove a user, added with the same `keep`, and close the session after the last one."""
+        self._keepers -= keep
         await in_own_task(self._leave)
 
     async def _leave(self) -> None:

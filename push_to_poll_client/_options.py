@@ -211,18 +211,17 @@ class ProcessingOptions:
     key: OrderingKey | None
     dedupe_key: DedupeKey | None
     fingerprint: Fingerprint | None
-    prefetch: int
+    prefetch: bool
     start: Cursor
     on_cursor_expired: OnCursorExpired
     overlap: float
-    overlap_cursors: int
     hooks: Hooks | None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "concurrency"):
             _check_count(name, getattr(self, name), minimum=1)
-        for name in ("prefetch", "overlap_cursors"):
-            _check_count(name, getattr(self, name), minimum=0)
+        if not isinstance(self.prefetch, bool):
+            raise TypeError(f"prefetch must be True or False, got {self.prefetch!r}")
         for name in ("batch_wait", "overlap"):
             check_number(name, getattr(self, name))
         for name in ("key", "dedupe_key", "fingerprint"):
@@ -263,11 +262,6 @@ class ProcessingOptions:
                 f"concurrency={self.concurrency} on a transactional {type(store).__name__}, which has one "
                 "transaction at a time; use concurrency=1, or a store with several connections"
             )
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether polls start before the saved cursor."""
-        return bool(self.overlap or self.overlap_cursors)
 
     @property
     def plain(self) -> bool:

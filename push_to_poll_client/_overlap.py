@@ -1,12 +1,13 @@
-"""Choose where a poll with `overlap` starts, and recognise messages that it reads again.
+"""Walk along the feed: choose where a walk starts, also with `overlap`, and where the next poll continues.
+
+A walk reads the feed from its start to the feed's end. It may take several polls. Without `overlap` it starts at
+the saved cursor.
 
 Some feeds number a message before it becomes visible: a row gets its id when it is inserted, and can be read only
 after its transaction commits. A poll may pass such a gap without seeing the message. With `overlap=S` the caller
 promises that messages get their places in the order of the feed, and that each is visible at most S seconds later.
-
-A walk reads the feed from the start that is chosen here to its end. It may take several polls. The rule for its
-start: the newest saved cursor whose page arrived at least S seconds before the last complete walk began. With
-`overlap_cursors=N` it starts at least N saved cursors back.
+Then a walk starts at the newest saved cursor whose page arrived at least S seconds before the last complete walk
+began.
 
 Why nothing is lost
 -------------------
@@ -31,16 +32,17 @@ longer by its lag.
 
 What a walk reads again
 -----------------------
-A walk first reads what earlier walks have read. A new message there is a late arrival. No cursor of this part is
-saved: the saved cursor would go back, and with it the knowledge of what was read. A walk has passed the saved
-cursor when it meets an equal cursor, or at the feed's end. On a feed that has cursors on pages only it may never
-meet it, since pages that begin elsewhere end elsewhere. If such a walk takes longer than a poll, it jumps: it
-continues at the saved cursor, is no longer complete, and the new messages that it has not counted by then stay
-uncounted.
+A walk with an overlap first reads what earlier walks have read. No cursor of this part is saved: the saved cursor
+would go back, and with it the knowledge of what was read. A walk has passed the saved cursor when it meets an
+equal cursor, or at the feed's end. On a feed that has cursors on pages only it may never meet it, since pages that
+begin elsewhere end elsewhere. If such a walk takes longer than a poll, and most of its last page was new, it
+jumps: it continues at the saved cursor, and is not complete.
 """
 
+import enum
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from push_to_poll_client._event_loop import TimeOfDay
@@ -51,121 +53,87 @@ from push_to_poll_client._types import Clock, Cursor, Page, SavedCursor
 from push_to_poll_client._validation import quoted
 from push_to_poll_client._work_queue import WorkItem
 
-__all__ = ["Overlap", "OverlapStart"]
+__all__ = ["Overlap", "Place", "Walk"]
 
 
 logger = logging.getLogger("push_to_poll_client")
 
-MAX_SEEN: Final = 50_000
-"""Keys that are kept until the saved cursor is passed (G11): a message that the feed repeats within a walk does
-not show that the new messages before it are late. Keys beyond are not recognised as repeated, so counts of late
-arrivals may be too high."""
+
+class Place(enum.Enum):
+    """Where a walk is."""
+
+    BEFORE = "before the saved cursor"  # it reads again what earlier walks have read
+    PAST = "past the saved cursor"
+    JUMPED = "past the saved cursor, and what was before it was not read to its end"
 
 
-class Overlap:
-    """One walk, which may take several polls.
-
-    Args:
-        stats: Are told of late arrivals: new messages before one that was known.
-        counted: Keys of late arrivals that are counted and not yet settled. It outlives a walk that fails, since
-            the next one reads them again.
-        start: Where the walk starts.
-        saved: The saved cursor.
-        clock: The event loop's clock.
+@dataclass(slots=True, eq=False)
+class Walk:
+    """One walk along the feed, which may take several polls.
 
     Attributes:
-        start: As given.
-        began: When the walk began, on the event loop's clock.
-        passed_at: When the walk was seen to have passed the saved cursor, on that clock; `None` if it was not.
-        should_jump: True if it was not, and the last page was all new: most likely the walk has passed it.
+        start: Where it starts, and starts again if the pages change before it has passed the saved cursor.
+        saved: The cursor that was saved when it began.
+        began: When it began, on the event loop's clock.
+        position: Where it continues: everything before is settled.
+        place: Where it is.
+        passed_at: When it passed the saved cursor, on the event loop's clock.
+        mostly_new: Whether most messages of the last page before the saved cursor were new.
+        empty_pages: How many pages without a message it has read in a row.
+        failed_fetches: How many fetches in a row failed at its position.
     """
 
-    def __init__(
-        self, stats: ConsumerStats, counted: set[str], *, start: Cursor | None, saved: Cursor | None, clock: Clock
-    ) -> None:
-        self.start = start
-        self.began = clock()
-        self.passed_at: float | None = self.began if start == saved else None
-        self.should_jump = False
-        self._stats = stats
-        self._counted = counted
-        self._saved = saved
-        self._clock = clock
-        self._jumped = False
-        self._last_cursor: Cursor | None = None
-        self._new: dict[str, None] = {}
-        self._seen: dict[str, bool] = {}  # by key, whether the message was new
+    start: Cursor | None
+    saved: Cursor | None
+    began: float
+    position: Cursor | None
+    place: Place
+    passed_at: float
+    mostly_new: bool = False
+    empty_pages: int = 0
+    failed_fetches: int = 0
+    _last_cursor: Cursor | None = None
 
-    @property
-    def past_saved_cursor(self) -> bool:
-        """Whether messages that come now come after the saved cursor."""
-        return self._jumped or self.passed_at is not None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the walk has left nothing out of what it has passed."""
-        return not self._jumped
-
-    def jump(self) -> None:
-        """Continue at the saved cursor."""
-        self._jumped, self.should_jump = True, False
-
-    def restart(self) -> None:
-        """Start again, and remember which messages are new to this walk."""
-        self._new = {}
-        self._seen = {key: True for key, was_new in self._seen.items() if was_new}
-
-    def inspect_page(self, page: Page, items: Sequence[WorkItem]) -> Cursor | None:
-        """Count late arrivals of a page, and find out whether it passes the saved cursor.
+    def inspect_page(
+        self, page: Page, items: Sequence[WorkItem], stats: ConsumerStats, now: float
+    ) -> Cursor | None:
+        """Find out whether a page passes the saved cursor, for a walk that is before it.
 
         Args:
             page: The page.
             items: Its messages. Those that may come before the saved cursor lose their cursors.
+            stats: Are told of late arrivals.
+            now: When the page was read, on the event loop's clock.
 
         Returns:
             A cursor that may be saved when the whole page is settled; `None` leaves it to the messages.
         """
-        if self.past_saved_cursor:
-            return page.cursor
         # The last page of a feed may be empty, and have no cursor.
         cursors = (page.cursor, *(item.cursor for item in reversed(items)))
         self._last_cursor = next((cursor for cursor in cursors if cursor is not None), self._last_cursor)
-        self.should_jump = bool(items)
-        for item in items:
-            self._inspect_item(item)
-        if self._saved is not None and self._saved in {page.cursor, page.next}:
-            self._mark_passed()
-        if page.next is None:
-            self.passed_at = self._clock()  # a message that comes now comes after all of the feed
-            return self._last_cursor
-        return page.cursor if self.past_saved_cursor else None
+        passed_at_item = self._index_of_saved(items)
+        repeated = items if passed_at_item is None else items[: passed_at_item + 1]
+        self._count_late(repeated, stats)
+        for item in repeated[: len(repeated) if passed_at_item is None else passed_at_item]:
+            item.cursor = None
+        at_end = page.next is None
+        meets_saved = self.saved is not None and self.saved in {page.cursor, page.next}
+        if passed_at_item is not None or meets_saved or at_end:
+            self.place, self.passed_at = Place.PAST, now
+        if at_end and passed_at_item is None:
+            return self._last_cursor  # a message that comes now comes after all of the feed
+        return page.cursor if self.place is Place.PAST else None
 
-    def _inspect_item(self, item: WorkItem) -> None:
-        if self.past_saved_cursor:
-            return
-        is_new = self._seen.get(item.key, not item.settled)
-        if not is_new and item.key not in self._seen:
-            self.should_jump = False
-            self._counted.discard(item.key)
-            self._count_late()
-        if self._saved is not None and item.cursor == self._saved:
-            self._mark_passed()
-            return
-        item.cursor = None
-        if is_new:
-            self._new[item.key] = None
-        if len(self._seen) < MAX_SEEN:
-            self._seen[item.key] = is_new
+    def _index_of_saved(self, items: Sequence[WorkItem]) -> int | None:
+        if self.saved is None:
+            return None
+        return next((index for index, item in enumerate(items) if item.cursor == self.saved), None)
 
-    def _mark_passed(self) -> None:
-        self._count_late()
-        self.passed_at, self.should_jump, self._seen = self._clock(), False, {}
-
-    def _count_late(self) -> None:
-        late = self._new.keys() - self._counted
-        self._stats.counts["late"] += len(late)
-        self._counted |= late
-        self._new = {}
+    def _count_late(self, items: Sequence[WorkItem], stats: ConsumerStats) -> None:
+        new = sum(not item.settled for item in items)
+        self.mostly_new = 2 * new > len(items)
+        last_known = next((index for index in range(len(items) - 1, -1, -1) if items[index].settled), 0)
+        stats.counts["late"] += sum(not item.settled for item in items[:last_known])
 
 
 LAST_WALK_KEY: Final = "looked"
@@ -175,25 +143,13 @@ FULL_HISTORY: Final = 257
 """Length of a history that has lost its oldest cursors: 256, and the saved one."""
 
 
-def _read_last_walk(state: Mapping[str, str]) -> float:
-    """Read when the last complete walk began, in seconds since the epoch; -inf if there was none."""
-    try:
-        return float(state.get(LAST_WALK_KEY, "-inf"))
-    except ValueError as error:
-        raise StoreError(
-            f"when the overlap was looked at cannot be read from the store: {quoted(error)}; it is damaged, or "
-            "was written by another version"
-        ) from error
-
-
-class OverlapStart:
-    """Choose where the walks of one session start.
+class Overlap:
+    """Choose where the walks of one session start and continue.
 
     Args:
         session: Keeps the cursors that were saved.
-        stats: Are told of late arrivals.
-        seconds: How far a walk starts before the saved cursor, in seconds.
-        cursors: How far a walk starts before it, in saved cursors.
+        seconds: How far a walk starts before the saved cursor, in seconds; 0 means at the saved cursor.
+        max_poll_time: Seconds after which a poll ends at the next page boundary.
         clock: The event loop's clock.
         time_of_day: The time of day by that clock.
 
@@ -204,22 +160,25 @@ class OverlapStart:
     def __init__(
         self,
         session: Session,
-        stats: ConsumerStats,
         *,
         seconds: float,
-        cursors: int,
+        max_poll_time: float,
         clock: Clock,
         time_of_day: TimeOfDay,
     ) -> None:
         self._session = session
-        self._stats = stats
         self._seconds = seconds
-        self._cursors = cursors
+        self._max_poll_time = max_poll_time
         self._clock = clock
         self._time_of_day = time_of_day
-        self._last_walk_began = _read_last_walk(session.state)
-        self._skip_through: SavedCursor | None = None
-        self._counted = set[str]()
+        try:
+            self._last_walk_began = float(session.state.get(LAST_WALK_KEY, "-inf"))
+        except ValueError as error:
+            raise StoreError(
+                f"when the overlap was looked at cannot be read from the store: {quoted(error)}; it is damaged, "
+                "or was written by another version"
+            ) from error
+        self._oldest_start: SavedCursor | None = None
         self._warned = False
 
     def initial_state(self) -> Mapping[str, str | None]:
@@ -232,64 +191,62 @@ class OverlapStart:
         self._last_walk_began = min(self._session.history[-1].at, self._time_of_day.now())
         return {LAST_WALK_KEY: repr(self._last_walk_began)}
 
-    def begin_walk(self) -> Overlap | None:
-        """Begin a walk; `None` if polls simply start at the saved cursor."""
-        if not self._seconds and not self._cursors:
-            return None
-        saved = self._session.history[-1].cursor
-        return Overlap(self._stats, self._counted, start=self._start(), saved=saved, clock=self._clock)
+    def begin_walk(self) -> Walk:
+        """Begin a new walk."""
+        start, saved, now = self._start(), self._session.cursor, self._clock()
+        place = Place.PAST if start == saved else Place.BEFORE
+        return Walk(start, saved, began=now, position=start, place=place, passed_at=now)
 
-    def may_end_early(self, walk: Overlap, *, after: float) -> bool:
-        """Whether a walk that finds no end has gone far enough, so that the overlap is to be read again.
+    async def leave(self, walk: Walk, *, at_end: bool) -> Walk | None:
+        """Return what the next poll starts with: this walk, or `None` for a new one.
+
+        Call it at the end of a poll whose messages are committed. A walk that is complete is recorded. One that
+        finds no end is complete when it has gone far enough past the saved cursor: then the overlap is read again.
 
         Args:
             walk: The walk.
-            after: Seconds past the saved cursor that it may take at least.
-        """
-        beyond = -1.0 if walk.passed_at is None else self._clock() - walk.passed_at
-        return beyond >= max(after, self._seconds)
-
-    async def finish_walk(self, walk: Overlap) -> None:
-        """Record a walk that has left nothing out and whose messages are committed.
+            at_end: Whether it has reached the end of the feed.
 
         Raises:
-            StoreError: It could not be saved. This only makes the next walk longer.
+            StoreError: A complete walk could not be recorded. This only makes the next walk longer.
         """
-        before, self._last_walk_began = self._start(), self._time_of_day.of(walk.began)
-        self._counted.clear()
-        if self._seconds and self._start() != before:
-            await self._session.commit(cursor=None, records=[], state={LAST_WALK_KEY: repr(self._last_walk_began)})
+        if walk.place is Place.PAST and self._seconds and (at_end or self._is_long_enough(walk)):
+            before, self._last_walk_began = self._start(), self._time_of_day.of(walk.began)
+            if self._start() != before:
+                state = {LAST_WALK_KEY: repr(self._last_walk_began)}
+                await self._session.commit(cursor=None, records=[], state=state)
+            return None
+        if at_end:
+            return None
+        if walk.place is Place.BEFORE and walk.mostly_new:
+            walk.place, walk.position = Place.JUMPED, self._session.cursor
+        return walk
 
-    def replace_expired_start(self, start: Cursor | None) -> Cursor | None:
-        """Return the saved cursor, where a walk starts if the feed no longer knows the start that was chosen."""
-        history = self._session.history
-        number = next((number for number, saved in enumerate(history) if saved.cursor == start), 0)
-        # The next walk tries a newer start, half the way to the saved cursor: eight walks find one that is known.
-        self._skip_through = history[(number + len(history) - 1) // 2]
-        return history[-1].cursor
+    def _is_long_enough(self, walk: Walk) -> bool:
+        # If the saved cursor has not moved, as on a feed that has its only cursor at the end, a new walk would
+        # begin where this one began, and so would all after it.
+        moved = walk.saved != self._session.cursor
+        return moved and self._clock() - walk.passed_at >= max(self._max_poll_time, self._seconds)
+
+    def start_expired(self) -> None:
+        """Start at no cursor older than the saved one: the feed does not know one of them."""
+        self._oldest_start = self._session.history[-1]
 
     def _start(self) -> Cursor | None:
         """Cursor where the next walk starts, the oldest that is kept if it would have to be older."""
         history = self._session.history
-        if self._skip_through in history:
-            history = history[history.index(self._skip_through) + 1 :]
-        by_number = max(len(history) - 1 - self._cursors, 0)
-        return history[min(by_number, self._index_by_time(history))].cursor
-
-    def _index_by_time(self, history: Sequence[SavedCursor]) -> int:
-        newest = len(history) - 1
         if not self._seconds:
-            return newest
+            return history[-1].cursor
         latest = self._last_walk_began - self._seconds
-        number = next((number for number in range(newest, -1, -1) if history[number].at <= latest), None)
-        oldest = history[0]
-        too_old = number is None and len(history) >= FULL_HISTORY and oldest.cursor is not None
+        known = history[history.index(self._oldest_start) :] if self._oldest_start in history else history
+        start = next((saved for saved in reversed(known) if saved.at <= latest), None)
+        too_old = start is None and len(known) >= FULL_HISTORY and known[0].cursor is not None
         if too_old and not self._warned:
             self._warned = True
             logger.warning(
                 "overlap=%g s reaches further back than the oldest cursor that is kept, which is %.0f s old: what "
                 "becomes visible later than that is not found",
                 self._seconds,
-                self._time_of_day.now() - oldest.at,
+                self._time_of_day.now() - known[0].at,
             )
-        return number or 0
+        return (start or known[0]).cursor

@@ -1,19 +1,20 @@
 """Run one poll: fetch and settle page after page until caught up, or for `max_poll_time`.
 
-A poll walks along a chain of pages, from the saved cursor or from where the last poll stopped. While a page is
+A poll goes along a walk (`_overlap.py`), from where it starts or from where the last poll stopped. While a page is
 settled, the next one may be fetched. When the pages change during the walk, it starts again; when the cursor has
-expired, it goes on where the user says. `PageChain` knows what one poll has done so far, `Poller` does it.
+expired, it goes on where the user says. When a fetch fails, the next poll continues at the same place.
+`PollState` knows what one poll has done so far, `Poller` does it.
 """
 
+import enum
 import logging
-from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from push_to_poll_client._dead_letters import SessionDeadLetters
 from push_to_poll_client._event_loop import Background
-from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError
+from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedRefused
 from push_to_poll_client._fetching import Fetcher, Gaps, Prefetcher
-from push_to_poll_client._overlap import Overlap, OverlapStart
+from push_to_poll_client._overlap import Overlap, Place, Walk
 from push_to_poll_client._position import Position
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._progress import Progress
@@ -21,103 +22,76 @@ from push_to_poll_client._retry import StopSignal
 from push_to_poll_client._schedule import Schedule
 from push_to_poll_client._status import ConsumerStats, PollResult
 from push_to_poll_client._types import Clock, Cursor, CycleDetector, FetchRequest, Page, Push
-from push_to_poll_client._validation import quoted
+from push_to_poll_client._validation import describe, quoted
 
-__all__ = ["PageChain", "Poller"]
+__all__ = ["Poller"]
 
 
 logger = logging.getLogger("push_to_poll_client")
 
 MAX_RESTARTS = 3
-"""How often a poll starts a chain of pages again. If the feed changes faster, the poll fails and is retried with
-backoff."""
+"""How often a poll starts a walk again because the pages changed or a page token expired. If that happens more
+often, the poll fails and is retried with backoff."""
+
+MAX_FAILED_FETCHES = 3
+"""How many fetches in a row may fail at one place of a walk, before the next poll starts at the saved cursor: the
+server may have forgotten the page token. With 2 % failing fetches that happens once in 125,000 pages."""
+
+MAX_EMPTY_PAGES = 10
+"""How many pages in a row without a message are read as part of one poll. Each further one is a poll of its own,
+and takes a token (G3): else a feed that gives nothing but new page tokens would be asked as fast as it answers."""
+
+UNSAVED_WARNING = 300.0
+"""Seconds of a walk that has found no cursor to save, after which that is logged: a restart would read all of it
+again."""
 
 
-class PageChain:
-    """The chain of pages that one poll walks along.
+class End(enum.Enum):
+    """Why a poll stops fetching."""
 
-    Args:
-        progress: Knows the saved cursor, and counts settled messages.
-        counts: The consumer's counters.
-        overlap: Knows which messages were read before; `None` if none were.
-        stop: As for `Processor.take_page`.
-        wait: Seconds for which the server may hold an answer.
+    CAUGHT_UP = "it has reached the end of the feed"
+    STANDSTILL = "the feed leads back to where it was, without anything new"
+    UNFINISHED = "the next poll goes on: time is over, or the server asks to be left alone"
+    INCOMPLETE = "not all of a page could be settled: a message has to wait, or a stop was requested"
+    GAVE_WAY = "the waiting fetch was cancelled"
+
+
+@dataclass(slots=True, eq=False)
+class PollState:
+    """What one poll has done so far.
 
     Attributes:
-        overlap: As given, until the walk goes on elsewhere.
-        stop: As given.
-        read_at: When the current page arrived.
-        first_wait: Seconds for which the server may hold its first answer.
-        ends_early: Whether the walk is to end although it did not reach the end of the feed.
+        walk: The walk that it goes along.
+        stop: As for `Processor.take_page`.
+        settled_before: How many messages the session had settled when the poll began.
+        wait: Seconds for which the server may hold an answer; 0 once that was asked for.
+        pages: How many pages it has read.
+        read_at: When the current page arrived, on the event loop's clock.
         closed: Whether the current page is the last one of a feed that has ended.
+        restarts: How often the walk was started again.
+        resynced: Whether the cursor had expired, and the poll went on elsewhere.
+        standstill: Why the feed stands still; `None` if it does not.
     """
 
-    def __init__(
-        self,
-        progress: Progress,
-        counts: Counter[str],
-        overlap: Overlap | None,
-        stop: StopSignal | None,
-        wait: float,
-    ) -> None:
-        self.overlap = overlap
-        self.stop = stop
-        self.read_at = 0.0
-        self.ends_early = self.closed = False
-        # Messages that were read before come first: only what comes after them is worth a wait.
-        reads_again = overlap is not None and not overlap.past_saved_cursor
-        self.first_wait, self._wait = (0.0, wait) if reads_again else (wait, 0.0)
-        self._progress = progress
-        self._counts = counts
-        self._counts_at_start = counts.copy()
-        self._settled_at_start = self._last_settled = progress.settled_count
-        self._restarts = 0
-        self._resynced = False
-        self._cycle_detector = CycleDetector()
+    walk: Walk
+    stop: StopSignal | None
+    settled_before: int
+    wait: float
+    pages: int = 0
+    read_at: float = 0.0
+    closed: bool = False
+    restarts: int = 0
+    resynced: bool = False
+    standstill: str | None = None
+    last_settled: int = 0
+    cycle_detector: CycleDetector = field(default_factory=CycleDetector)
 
-    @property
-    def start(self) -> Cursor | None:
-        """Where the walk starts again when the pages change."""
-        return (
-            self._progress.saved if self.overlap is None or self.overlap.past_saved_cursor else self.overlap.start
-        )
-
-    def wait_at_end(self) -> float:
-        """Return the seconds for which the server may hold one more answer; 0 means do not ask again."""
-        wait, self._wait = self._wait, 0.0
-        return wait if self._progress.settled_count == self._settled_at_start else 0.0
-
-    def reset(self) -> None:
-        """Go on elsewhere in the feed, where nothing was read before."""
-        self.overlap, self._cycle_detector = None, CycleDetector()
-
-    def restart(self) -> None:
-        self._restarts += 1
-        self._cycle_detector = CycleDetector()
-        if self.overlap is not None:
-            self.overlap.restart()
-        if self._restarts > MAX_RESTARTS:
-            raise FeedError(f"the pages changed under the walk {self._restarts} times in one poll")
-
-    def resync(self, error: CursorExpired) -> None:
-        """Allow one resync in a poll, else raise the error."""
-        if self._resynced:  # the feed does not know the new cursor either
-            raise error
-        self._resynced = True
-
-    def stands_still(self, position: Cursor | None, following: Cursor) -> bool:
+    def stands_still(self, position: Cursor | None, following: Cursor, settled: int) -> bool:
         """Whether the walk makes no progress: no new message was settled, and the cursors repeat."""
-        if self._progress.settled_count > self._last_settled:
-            self._last_settled, self._cycle_detector = self._progress.settled_count, CycleDetector()
+        if settled > self.last_settled:
+            self.last_settled, self.cycle_detector = settled, CycleDetector()
             return False
-        return following == position or self._cycle_detector.repeats_at(following)
-
-    def result(self, *, caught_up: bool, postponed: float | None) -> PollResult:
-        difference = {
-            name: self._counts[name] - self._counts_at_start[name] for name in ("messages", "duplicates", "pages")
-        }
-        closed = caught_up and self.closed
-        return PollResult(**difference, caught_up=caught_up, postponed=postponed, closed=closed)
+        return following == position or self.cycle_detector.repeats_at(following)
 
 
 class Poller:
@@ -128,14 +102,17 @@ class Poller:
         processor: Settles the pages.
         progress: Commits what is settled, and knows the saved cursor.
         position: Knows where a name begins, and where it goes on when its cursor has expired.
-        overlap_start: Knows where a walk with an overlap starts.
+        overlap: Knows where a walk starts.
         dead_letters: Retries the dead letters that are marked for that.
         gaps: Told of messages that may be missing before a page.
         schedule: Knows how long the server asked to be left alone, which holds for further pages too.
-        stats: Counts pages.
+        stats: Counts pages, and is told of what keeps the walk from the end of the feed.
         max_poll_time: Seconds after which a poll ends at the next page boundary.
-        prefetch: How many pages may be fetched before their turn.
+        prefetch: Whether the next page may be fetched while one is processed.
         clock: The event loop's clock.
+
+    Attributes:
+        done: What the last poll did, also if it failed.
     """
 
     def __init__(  # noqa: PLR0917  # each is of another type
@@ -144,37 +121,48 @@ class Poller:
         processor: Processor,
         progress: Progress,
         position: Position,
-        overlap_start: OverlapStart,
+        overlap: Overlap,
         dead_letters: SessionDeadLetters,
         gaps: Gaps,
         schedule: Schedule,
         stats: ConsumerStats,
         *,
         max_poll_time: float,
-        prefetch: int,
+        prefetch: bool,
         clock: Clock,
     ) -> None:
         self._fetcher = fetcher
         self._processor = processor
         self._progress = progress
         self._position = position
-        self._overlap_start = overlap_start
+        self._overlap = overlap
         self._dead_letters = dead_letters
         self._gaps = gaps
         self._max_poll_time = max_poll_time
         self._schedule = schedule
         self._stats = stats
         self._clock = clock
-        self._continuation: tuple[Cursor | None, Overlap | None] | None = None
-        self._stuck_at: Cursor | None = None
+        self.done = PollResult(0, 0, 0, caught_up=False)
+        self._unfinished: Walk | None = None
         self._deadline = 0.0
-        limit = prefetch if fetcher.read_ahead else 0
-        self._prefetcher = Prefetcher(fetcher, limit, lambda: not self._must_stop)
+        self._logged_standstill = ""
+        may_prefetch = prefetch and fetcher.read_ahead
+        self._prefetcher = Prefetcher(fetcher, enabled=may_prefetch, may_ask=lambda: not self._must_stop)
+
+    @property
+    def continues_freely(self) -> bool:
+        """Whether the next poll continues what the last one read, and so takes no token (G3)."""
+        return self._unfinished is not None and self._unfinished.empty_pages < MAX_EMPTY_PAGES
+
+    @property
+    def has_unsaved_place(self) -> bool:
+        """Whether the next session would read again all that the last walk of this one has read."""
+        return self._unfinished is not None and self._unfinished.saved == self._progress.saved
 
     def discard_continuation(self) -> None:
         """Let the next poll start at the saved cursor."""
-        self._continuation = None
-        self._prefetcher.drop(continuing=False)
+        self._unfinished = None
+        self._prefetcher.end_poll(continues=False)
 
     async def poll(
         self,
@@ -196,7 +184,7 @@ class Poller:
             What was done; `None` if the waiting fetch was cancelled.
 
         Raises:
-            FeedError: A fetch failed. The next poll starts at the saved cursor.
+            FeedError: A fetch failed.
             ProcessError: A message failed for good.
             StoreError: The store could not be read or written.
         """
@@ -205,141 +193,186 @@ class Poller:
         await self._position.ensure_started()
         await self._processor.run_shielded(self._dead_letters.retry_marked, stop)
         self._deadline = self._clock() + wait + self._max_poll_time
-        start, overlap = self._continuation or self._start_position()
-        self._continuation = None
-        chain = PageChain(self._progress, self._stats.counts, overlap, stop, wait)
-        request = FetchRequest(start, chain.first_wait, hint, bypass_cache)
+        walk, self._unfinished = self._unfinished or self._overlap.begin_walk(), None
+        # Messages that were read before come first: only what comes after them is worth a wait.
+        first_wait = 0.0 if walk.place is Place.BEFORE else wait
+        poll = PollState(walk, stop, self._progress.settled_count, wait - first_wait)
+        request = FetchRequest(walk.position, first_wait, hint, bypass_cache)
+        end: End | None = None
         try:
             async with Background() as background:
-                caught_up = await self._process_pages(chain, request, background)
+                end = await self._process_pages(poll, request, background)
         finally:
-            self._prefetcher.drop(continuing=self._continuation is not None)
-            await self._finish()
-        if caught_up is None:
+            self._prefetcher.end_poll(continues=end is End.UNFINISHED)
+            try:
+                await self._progress.finish()
+            except BaseException:
+                self.discard_continuation()
+                raise
+            self.done = self._result(poll, end)
+        if end is End.GAVE_WAY:
             return None
         await self._position.mark_started()
-        if chain.overlap is not None and (chain.ends_early or (caught_up and chain.overlap.is_complete)):
-            await self._overlap_start.finish_walk(chain.overlap)
+        if end in {End.CAUGHT_UP, End.UNFINISHED}:
+            self._unfinished = await self._overlap.leave(poll.walk, at_end=end is End.CAUGHT_UP)
+        self._report_standstill(poll, end)
+        return self.done
+
+    def _result(self, poll: PollState, end: End | None) -> PollResult:
         retry_at = self._processor.postponed_until
-        retry_in = None if retry_at is None else max(retry_at - self._clock(), 0.0)
-        return chain.result(caught_up=caught_up, postponed=retry_in)
+        return PollResult(
+            messages=self._progress.settled_count - poll.settled_before,
+            duplicates=self._processor.duplicates,
+            pages=poll.pages,
+            caught_up=end is End.CAUGHT_UP,
+            postponed=None if retry_at is None else max(retry_at - self._clock(), 0.0),
+            closed=end is End.CAUGHT_UP and poll.closed,
+            standstill=poll.standstill,
+        )
 
-    def _start_position(self) -> tuple[Cursor | None, Overlap | None]:
-        overlap = self._overlap_start.begin_walk()
-        return self._progress.saved if overlap is None else overlap.start, overlap
+    async def _process_pages(self, poll: PollState, request: FetchRequest, background: Background) -> End:
+        following: FetchRequest | End = request
+        while isinstance(following, FetchRequest):
+            following = await self._process_page(poll, following, background)
+        return following
 
-    async def _finish(self) -> None:
+    async def _process_page(
+        self, poll: PollState, request: FetchRequest, background: Background
+    ) -> FetchRequest | End:
+        """Fetch and settle a page; return the next request, or why the poll stops."""
+        if not await self._finish_batch_if_late(poll):
+            return End.INCOMPLETE
         try:
-            await self._progress.finish()
-        except BaseException:
-            self.discard_continuation()
+            page = await self._fetch(poll, request)
+        except (ChainRestart, CursorExpired) as error:
+            return await self._recover_position(poll, request, error)
+        except FeedError as error:
+            if await self._finish_partial_batch(poll):
+                self._keep_place(poll.walk, error)
             raise
+        if page is None:
+            return End.GAVE_WAY
+        if not await self._take_page(poll, request, page, background):
+            return End.INCOMPLETE
+        following = self._next_request(poll, request, page)
+        if isinstance(following, End) and not await self._finish_partial_batch(poll):
+            return End.INCOMPLETE
+        if following is End.UNFINISHED:
+            await self._prefetcher.wait_until_done()
+        return following
 
-    async def _process_pages(self, chain: PageChain, request: FetchRequest, background: Background) -> bool | None:
-        """Settle page after page; return whether the end of the feed was reached, `None` if the fetch gave way."""
-        while True:
-            if not await self._finish_batch_if_late(chain):
-                return False
-            try:
-                page = await self._fetch(chain, request)
-            except (ChainRestart, CursorExpired) as error:
-                request = replace(request, cursor=await self._recover_position(chain, error), wait=0.0)
-                if self._must_stop:
-                    return False
-                continue
-            if page is None:
-                return None
-            complete = await self._take_page(chain, request, page, background)
-            following = self._next_request(chain, request, page) if complete else None
-            if following is None:
-                return complete and await self._finish_partial_batch(chain)
-            request = following
-            if self._must_stop:
-                if await self._finish_partial_batch(chain):
-                    await self._continue_later(chain, request.cursor)
-                return False
-
-    async def _fetch(self, chain: PageChain, request: FetchRequest) -> Page | None:
-        prefetched = self._prefetcher.pop()
+    async def _fetch(self, poll: PollState, request: FetchRequest) -> Page | None:
+        prefetched = self._prefetcher.pop(request)
         page = await (self._fetcher.fetch(request) if prefetched is None else prefetched.take())
-        chain.read_at = self._clock() if prefetched is None else prefetched.arrived_at
+        poll.read_at = self._clock() if prefetched is None else prefetched.arrived_at
+        poll.walk.failed_fetches = 0
         return page
 
-    async def _recover_position(self, chain: PageChain, error: FeedError) -> Cursor | None:
-        """Return where to go on, when the feed cannot answer the request."""
-        await self._progress.flush()
-        if isinstance(error, ChainRestart):
-            chain.restart()
-            return chain.start
-        assert isinstance(error, CursorExpired)  # noqa: S101
-        if chain.overlap is not None and not chain.overlap.past_saved_cursor:
-            self._position.overlap_expired(chain.overlap.start)
-        else:
-            chain.resync(error)
-            await self._position.cursor_expired(error)
-        chain.reset()
-        return chain.start
+    def _keep_place(self, walk: Walk, error: FeedError) -> None:
+        """Let the next poll continue where a fetch failed, unless the server may not know that place any more."""
+        walk.failed_fetches += 1
+        may_be_known = not isinstance(error, FeedRefused) and walk.failed_fetches < MAX_FAILED_FETCHES
+        if may_be_known and walk.position != walk.start:
+            self._unfinished = walk
 
-    async def _take_page(
-        self, chain: PageChain, request: FetchRequest, page: Page, background: Background
-    ) -> bool:
+    async def _recover_position(
+        self, poll: PollState, request: FetchRequest, error: FeedError
+    ) -> FetchRequest | End:
+        """Find out where to go on when the feed cannot answer."""
+        await self._progress.flush()
+        walk = poll.walk
+        start = walk.start if walk.place is Place.BEFORE else self._progress.saved
+        # A page token can expire although the cursor at which the walk started is good.
+        if isinstance(error, ChainRestart) or walk.position != start:
+            poll.restarts += 1
+            if poll.restarts > MAX_RESTARTS:
+                raise FeedError(f"the walk was started again {MAX_RESTARTS} times in one poll: {describe(error)}")
+        elif walk.place is Place.BEFORE:
+            self._position.overlap_start_expired()
+            poll.walk = self._overlap.begin_walk()
+            start = poll.walk.start
+        elif poll.resynced:  # the feed does not know the new cursor either
+            raise error
+        else:
+            assert isinstance(error, CursorExpired)  # noqa: S101
+            poll.resynced = True
+            if not await self._position.cursor_expired(error):
+                return End.INCOMPLETE
+            poll.walk = self._overlap.begin_walk()
+            start = poll.walk.start
+        poll.walk.position, poll.cycle_detector = start, CycleDetector()
+        return End.UNFINISHED if self._must_stop else replace(request, cursor=start, wait=0.0)
+
+    async def _take_page(self, poll: PollState, request: FetchRequest, page: Page, background: Background) -> bool:
         self._stats.counts["pages"] += 1
-        chain.closed = page.closed
+        poll.pages += 1
+        poll.closed = page.closed
+        poll.walk.empty_pages = 0 if page.messages else poll.walk.empty_pages + 1
         await self._gaps.report(request.cursor, page.gap)
         await self._prefetcher.begin(request, page, background)
         return await self._processor.take_page(
             page,
-            read_at=chain.read_at,
-            stop=chain.stop,
+            read_at=poll.read_at,
+            stop=poll.stop,
             background=background.tasks if self._prefetcher else None,
-            overlap=chain.overlap,
+            overlap=poll.walk if poll.walk.place is Place.BEFORE else None,
         )
 
-    def _next_request(self, chain: PageChain, request: FetchRequest, page: Page) -> FetchRequest | None:
-        """Return the next request; `None` at the end of the feed."""
+    def _next_request(self, poll: PollState, request: FetchRequest, page: Page) -> FetchRequest | End:
+        settled = self._progress.settled_count
         if page.next is not None:
-            if not chain.stands_still(request.cursor, page.next):
-                return replace(request, cursor=page.next, wait=0.0)
-            if page.next == request.cursor:
-                self._warn_stuck(page.next)
-            return None
-        wait = 0.0 if page.closed or self._must_stop else chain.wait_at_end()
-        return replace(request, cursor=self._progress.saved, wait=wait) if wait else None
+            poll.walk.position = page.next
+            if poll.stands_still(request.cursor, page.next, settled):
+                poll.standstill = (
+                    f"the feed says that there is more, and leads back to cursor {quoted(page.next)} without "
+                    "anything new: what comes after it is not read"
+                )
+                return End.STANDSTILL
+            if self._must_stop or poll.walk.empty_pages >= MAX_EMPTY_PAGES:
+                return End.UNFINISHED
+            return replace(request, cursor=page.next, wait=0.0)
+        wait, poll.wait = poll.wait, 0.0
+        if (
+            not wait
+            or page.closed
+            or settled > poll.settled_before
+            or self._must_stop
+            or self._fetcher.must_not_wait
+        ):
+            return End.CAUGHT_UP
+        poll.walk.position = self._progress.saved
+        return replace(request, cursor=poll.walk.position, wait=wait)
 
-    def _warn_stuck(self, position: Cursor) -> None:
-        """Log once for each cursor that the feed leads to itself: later polls stop there too (G9)."""
-        if position != self._stuck_at:
-            self._stuck_at = position
-            logger.warning(
-                "the feed says that there is more, and gives nothing new at cursor %s, which leads to itself: "
-                "what comes after it is not read",
-                quoted(position),
-            )
-
-    async def _finish_batch_if_late(self, chain: PageChain) -> bool:
+    async def _finish_batch_if_late(self, poll: PollState) -> bool:
         """Settle the messages that wait for the next page to fill a batch, if it does not come in time."""
         deadline = self._processor.batch_deadline
         return (
             deadline is None
             or await self._prefetcher.arrives_by(deadline)
-            or await self._finish_partial_batch(chain)
+            or await self._finish_partial_batch(poll)
         )
 
-    async def _finish_partial_batch(self, chain: PageChain) -> bool:
-        return self._processor.batch_deadline is None or await self._processor.finish_partial_batch(chain.stop)
+    async def _finish_partial_batch(self, poll: PollState) -> bool:
+        return self._processor.batch_deadline is None or await self._processor.finish_partial_batch(poll.stop)
 
-    async def _continue_later(self, chain: PageChain, position: Cursor | None) -> None:
-        """As a rule, let the next poll go on with this walk: this one has to stop at a page boundary."""
-        overlap = chain.overlap
-        if overlap is not None and self._overlap_start.may_end_early(overlap, after=self._max_poll_time):
-            chain.ends_early = True
-        elif overlap is not None and overlap.should_jump:
-            overlap.jump()
-            self._continuation = self._progress.saved, overlap
-            self._prefetcher.drop(continuing=False)
-        else:
-            await self._prefetcher.wait_for_first()
-            self._continuation = position, overlap
+    def _report_standstill(self, poll: PollState, end: End) -> None:
+        """Say in status and log what keeps the walk from the end of the feed (G13)."""
+        walk, text = poll.walk, poll.standstill
+        seconds = self._clock() - walk.began
+        if text is None and end is End.UNFINISHED and walk.empty_pages >= MAX_EMPTY_PAGES:
+            text = (
+                f"the feed says that there is more, and has given {MAX_EMPTY_PAGES} pages or more in a row "
+                "without a message: each further one takes a token of rate="
+            )
+        elif text is None and end is End.UNFINISHED and seconds > UNSAVED_WARNING and self.has_unsaved_place:
+            text = (
+                f"no cursor to save was found for {UNSAVED_WARNING:.0f} s or more: a restart would read "
+                f"everything after cursor {quoted(walk.saved)} again"
+            )
+        self._stats.standstill = text
+        if text is not None and text != self._logged_standstill:
+            self._logged_standstill = text
+            logger.warning("the end of the feed is not reached: %s", text)
 
     @property
     def _must_stop(self) -> bool:

@@ -5,18 +5,19 @@ compares numbers: if a poll that started after its call has ended meanwhile, it 
 it leads the next one. A leader that is cancelled leaves no result, and the next caller in the queue leads instead.
 """
 
+import logging
 import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 
 from push_to_poll_client._event_loop import error_for_cancellation
-from push_to_poll_client._exceptions import FeedRefused, Throttled
+from push_to_poll_client._exceptions import FeedError, FeedRefused, Throttled
 from push_to_poll_client._fetching import Fetcher
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._poller import Poller
@@ -26,9 +27,12 @@ from push_to_poll_client._retry import StopSignal
 from push_to_poll_client._schedule import Cause, PollOutcome, Schedule
 from push_to_poll_client._status import ConsumerStats, PollResult
 from push_to_poll_client._types import Clock, Push
+from push_to_poll_client._validation import describe
 
 __all__ = ["Polls"]
 
+
+logger = logging.getLogger("push_to_poll_client")
 
 BYPASS_CACHE_CAUSES = {Cause.WAKE, Cause.REPOLL, Cause.MANUAL}
 """Causes that say that there is something new; a cache might not know it yet."""
@@ -87,6 +91,7 @@ class Polls:
         self._clock = clock
         self._lock = anyio.Lock(fast_acquire=True)
         self._started = self._last_finished = 0
+        self._poll_ended = anyio.Event()
         self._last_result: PollResult | Exception = PollResult(0, 0, 0, caught_up=False)
         self._hint: Push | None = None
         self._changed = anyio.Event()
@@ -125,28 +130,70 @@ class Polls:
 
     # Polls
 
-    async def poll_now(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109  # not that of the poll
-        """Lead a poll, or take the result of one that starts after this call. See `Consumer.poll_now`."""
+    async def poll_now(
+        self,
+        timeout: float | None,  # noqa: ASYNC109  # not that of the poll
+        *,
+        place_is_kept: Callable[[], bool],
+    ) -> PollResult:
+        """Poll, or take the result of a poll that starts after this call. See `Consumer.poll_now`.
+
+        Args:
+            timeout: Seconds that it may have to wait until a poll may start; `None` means as long as it takes.
+            place_is_kept: Returns whether the session stays open after this call. If it does not, the place in the
+                feed is lost, and the call goes on until some of what was read can be saved.
+        """
+        result: PollResult | None = None
+        total = PollResult(0, 0, 0, caught_up=False)
+        while True:
+            try:
+                result = await self._poll_or_join(timeout)
+            except Throttled as throttled:
+                if result is None:
+                    raise
+                logger.warning("stops before a cursor to save, the next call begins anew: %s", throttled)
+                return total
+            except FeedError as error:
+                if place_is_kept() or not self._poller.has_unsaved_place:
+                    raise
+                result = self._poller.done
+                logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
+            if total.pages == 0 and self._poller.has_unsaved_place and not place_is_kept():
+                logger.info(
+                    "no cursor to save was found within max_poll_time: this call goes on to the first one, since "
+                    "the next call would read the same pages again"
+                )
+            total = replace(
+                result,
+                messages=total.messages + result.messages,
+                duplicates=total.duplicates + result.duplicates,
+                pages=total.pages + result.pages,
+            )
+            if place_is_kept() or not self._poller.has_unsaved_place:
+                return total
+
+    async def _poll_or_join(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109
         since, until = self._started, math.inf if timeout is None else self._clock() + timeout
-        self._raise_if_throttled(until)
-        self._fetcher.cancel_waiting_fetch()
-        async with self._lock:
-            if self._last_finished <= since:
-                self._raise_if_throttled(until)
-                await anyio.sleep_until(self._schedule.earliest)
-                await self._lead(Cause.MANUAL)
-            if isinstance(self._last_result, Exception):
-                raise self._last_result
-            return self._last_result
+        while True:
+            self._raise_if_throttled(until)
+            self._fetcher.cancel_waiting_fetch()
+            async with self._lock:
+                if self._last_finished <= since and self._schedule.earliest <= self._clock():
+                    await self._lead(Cause.MANUAL)
+                if self._last_finished > since:
+                    if isinstance(self._last_result, Exception):
+                        raise _copy(self._last_result)
+                    return self._last_result
+            # Wait without the lock: rewind(), dead letters and listeners that save their state need it.
+            with anyio.CancelScope(deadline=self._schedule.earliest):
+                await self._poll_ended.wait()
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
         """Keep polls from running in the block. The block counts as a poll: it cannot wait for one."""
         self._fetcher.cancel_waiting_fetch()
         async with self._lock:
-            poll = self._current = _Poll(
-                self._started, 0.0, None, bypass_cache=False, stop=None, messages_before=0
-            )
+            poll = self._current = _Poll(self._started, 0.0, None, bypass_cache=False, stop=None)
             token = _enclosing_polls.set((*(outer for outer in _enclosing_polls.get() if outer.running), poll))
             try:
                 yield
@@ -219,19 +266,19 @@ class Polls:
         bypass_cache = cause in BYPASS_CACHE_CAUSES or self._schedule.owes
         self._schedule.poll_started(self._clock(), cause, wait=wait)
         self._started += 1
+        self._fetcher.begin_poll()
         hint, self._hint = self._hint, None
-        is_retry = cause is Cause.RETRY
-        messages = self._stats.counts["messages"]
-        return _Poll(self._started, wait, hint, bypass_cache, stop, messages, is_retry=is_retry)
+        return _Poll(self._started, wait, hint, bypass_cache, stop, is_retry=cause is Cause.RETRY)
 
     def _end(self, poll: "_Poll", result: PollResult | Exception | None) -> None:
         self._current, poll.running = None, False
         self.closed = isinstance(result, PollResult) and result.closed
-        found = self._stats.counts["messages"] - poll.messages_before
         self._schedule.poll_ended(
             self._clock(),
             _outcome_of(result),
-            found=found,
+            found=result.messages if isinstance(result, PollResult) else 0,
+            free=self._poller.continues_freely,
+            answered=self._poller.done.pages > 0,
             jitter=random.random(),  # noqa: S311  # not for secrets
             resume_at=self._processor.postponed_until,
         )
@@ -243,10 +290,13 @@ class Polls:
             self._stats.poll_ended(result, began=poll.began)
             if isinstance(result, PollResult) and result.caught_up:
                 self._hooks.caught_up(result)
+        self._poll_ended.set()
+        self._poll_ended = anyio.Event()
         self.schedule_changed()
 
     def _raise_if_throttled(self, until: float) -> None:
-        if (earliest := self._schedule.earliest) > until:
+        # The time may have passed while the caller waited for another poll.
+        if (earliest := self._schedule.earliest) > max(until, self._clock()):
             raise Throttled(
                 f"a poll may not start for {earliest - self._clock():.1f} s "
                 f"({self._schedule.mode(self._clock())}), which is beyond the timeout; call again then, or let "
@@ -264,7 +314,6 @@ class _Poll:
     hint: Push | None
     bypass_cache: bool
     stop: StopSignal | None
-    messages_before: int
     is_retry: bool = False
     began: float = field(default_factory=time.time)
     running: bool = True
@@ -284,4 +333,15 @@ def _outcome_of(result: PollResult | Exception | None) -> PollOutcome:
         return PollOutcome.ABANDONED
     if isinstance(result, Exception):
         return PollOutcome.REFUSED if isinstance(result, FeedRefused) else PollOutcome.FAILED
+    if result.standstill is not None:
+        return PollOutcome.STANDSTILL
     return PollOutcome.CAUGHT_UP if result.caught_up else PollOutcome.MORE
+
+
+def _copy(error: Exception) -> Exception:
+    """Copy an error, so that each caller raises one of its own: the traceback of a shared one would grow."""
+    cls = type(error)
+    copied = cls.__new__(cls, *error.args)
+    copied.__dict__.update(error.__dict__)
+    copied.__cause__, copied.__suppress_context__ = error.__cause__, error.__suppress_context__
+    return copied.with_traceback(error.__traceback__)

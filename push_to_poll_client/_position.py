@@ -19,7 +19,7 @@ from push_to_poll_client._failure_policy import ATTEMPTS_KEY
 from push_to_poll_client._fetching import Fetcher, Gaps
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._options import INCEPTION, LATEST, OnCursorExpired, Resync, ResyncFunction
-from push_to_poll_client._overlap import OverlapStart
+from push_to_poll_client._overlap import Overlap
 from push_to_poll_client._processor import Dedupe
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Session
@@ -53,7 +53,7 @@ class Position:
         session: Keeps the saved cursor.
         fetcher: Asks for the feed's end.
         progress: Knows the attempts of failing messages, which a move forgets.
-        overlap_start: Knows where walks with an overlap start.
+        overlap: Knows where walks with an overlap start.
         stats: Counts resyncs.
         hooks: Told of resyncs.
         start: Where a new name begins, as `Resync.to`.
@@ -65,7 +65,7 @@ class Position:
         session: Session,
         fetcher: Fetcher,
         progress: Progress,
-        overlap_start: OverlapStart,
+        overlap: Overlap,
         stats: ConsumerStats,
         hooks: Hooks,
         *,
@@ -75,20 +75,23 @@ class Position:
         self._session = session
         self._fetcher = fetcher
         self._progress = progress
-        self._overlap_start = overlap_start
+        self._overlap = overlap
         self._stats = stats
         self._hooks = hooks
         self._start = start
         self._on_cursor_expired = on_cursor_expired
+        self._pending_resync: tuple[str, Resync] | None = None
 
     async def ensure_started(self) -> None:
-        """Let a new name begin where `start=` says; do nothing for a name that has begun.
+        """Let a new name begin where `start=` says, and do a resync that had to wait for the server.
 
         Raises:
             FeedError: The feed's end could not be fetched.
             StoreError: The start could not be saved.
         """
-        state = dict(self._overlap_start.initial_state())
+        if self._pending_resync is not None:
+            await self._resync(*self._pending_resync)
+        state = dict(self._overlap.initial_state())
         if not self._has_started and self._start != INCEPTION:
             await self._session.reset(await self._resolve(self._start), forget=False, state=state | STARTED_STATE)
         elif state:
@@ -131,8 +134,11 @@ class Position:
             )
         return saved.cursor
 
-    async def cursor_expired(self, error: CursorExpired) -> None:
+    async def cursor_expired(self, error: CursorExpired) -> bool:
         """Do what `on_cursor_expired=` says: the feed no longer knows the saved cursor.
+
+        Returns:
+            True if that is done; False if the next poll does it, since the server must not be asked before (G3).
 
         Raises:
             CursorExpired: To stop.
@@ -143,8 +149,15 @@ class Position:
         resync = await self._call_policy(policy, error) if callable(policy) else policy
         if not isinstance(resync, Resync):
             raise error
-        cursor = await self._resolve(resync.to)
-        await self._move(f"the cursor expired: {describe(error)}", cursor, forget=resync.forget)
+        why = f"the cursor expired: {describe(error)}"
+        if resync.to == LATEST and not self._fetcher.is_allowed:
+            self._pending_resync = why, resync
+            return False
+        await self._resync(why, resync)
+        return True
+
+    async def _resync(self, why: str, resync: Resync) -> None:
+        await self._move(why, await self._resolve(resync.to), forget=resync.forget)
 
     async def _call_policy(self, function: ResyncFunction, error: CursorExpired) -> Resync | None:
         try:
@@ -164,10 +177,10 @@ class Position:
         if resync is not None and resync.to == LATEST:
             self._fetcher.check_latest()
 
-    def overlap_expired(self, start: Cursor | None) -> None:
+    def overlap_start_expired(self) -> None:
         """Go on at the saved cursor: the feed no longer knows the cursor at which a walk was to start."""
-        cursor = self._overlap_start.replace_expired_start(start)
-        self._report_resync("the cursor that an overlap began with expired", cursor, forget=False)
+        self._overlap.start_expired()
+        self._report_resync("the cursor that an overlap began with expired", self._session.cursor, forget=False)
 
     async def _resolve(self, to: Cursor) -> Cursor | None:
         if to == LATEST:
@@ -176,6 +189,7 @@ class Position:
 
     async def _move(self, why: str, cursor: Cursor | None, *, forget: bool) -> None:
         await self._session.reset(cursor, forget=forget, state=MOVED_STATE)
+        self._pending_resync = None
         self._progress.attempts.forget()
         self._stats.failing.clear()
         self._report_resync(why, cursor, forget=forget)
@@ -207,11 +221,11 @@ class Replay:
         self._progress = progress
         self._gaps = gaps
 
-    async def run(self, start: Cursor | None, end: Cursor | None) -> PollResult:
+    async def run(self, start: Cursor, end: Cursor | None) -> PollResult:
         """Replay the messages after `start`, up to the message or page whose cursor is `end`.
 
         Args:
-            start: Where to begin; `None` is the inception.
+            start: Where to begin, as for `Consumer.replay`.
             end: Where to end; `None` means at the end of the feed.
 
         Returns:
@@ -222,8 +236,14 @@ class Replay:
             ProcessError: A message failed for good. The messages before it are recorded.
             StoreError: The store failed.
         """
-        messages, pages, position, cycle_detector = 0, 0, start, CycleDetector()
-        ends = end is not None and end == start
+        latest: Cursor | None = None
+        if LATEST in {start, end}:
+            await self._fetcher.wait_until_allowed()
+            latest = await self._fetcher.latest()
+        named = {INCEPTION: None, LATEST: latest}
+        messages, pages, position, cycle_detector = 0, 0, named.get(start, start), CycleDetector()
+        end = latest if end == LATEST else end
+        ends = end is not None and end == position
         while not ends:
             await self._fetcher.wait_until_allowed()
             page = await self._fetcher.fetch(FetchRequest(position))

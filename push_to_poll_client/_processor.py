@@ -22,7 +22,7 @@ from anyio.abc import TaskGroup
 
 from push_to_poll_client._exceptions import ContentChanged, UndecodableMessage
 from push_to_poll_client._options import DedupeKey, Fingerprint, Handler, OrderingKey
-from push_to_poll_client._overlap import Overlap
+from push_to_poll_client._overlap import Walk
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._retry import Postponed, Retry, StopSignal
 from push_to_poll_client._status import ConsumerStats
@@ -218,6 +218,7 @@ class Processor:
 
     Attributes:
         in_flight_scope: The cancel scope of the messages in flight, so that a stop can set it a deadline.
+        duplicates: How many messages of the poll were settled before.
         postponed_until: When the message that ended the poll may be tried again, on the event loop's clock; `None`
             if none did.
     """
@@ -237,6 +238,7 @@ class Processor:
     ) -> None:
         self.in_flight_scope = anyio.CancelScope()
         self.postponed_until: float | None = None
+        self.duplicates = 0
         self._progress = progress
         self._handler = handler
         self._dedupe = dedupe
@@ -250,7 +252,7 @@ class Processor:
 
     def begin(self) -> None:
         """Begin a poll. It fetches again what the last poll left in flight."""
-        self._work, self.postponed_until = WorkQueue(), None
+        self._work, self.postponed_until, self.duplicates = WorkQueue(), None, 0
 
     async def take_page(
         self,
@@ -259,7 +261,7 @@ class Processor:
         read_at: float,
         stop: StopSignal | None = None,
         background: TaskGroup | None = None,
-        overlap: Overlap | None = None,
+        overlap: Walk | None = None,
     ) -> bool:
         """Settle the messages of a page, and commit when it is complete; the rest is left to `Progress.finish`.
 
@@ -270,7 +272,7 @@ class Processor:
                 ends by itself or at the deadline of `in_flight_scope`.
             background: The tasks that fetch the next page. The commit may go on there after this call, and
                 messages that do not fill a batch may wait for that page. `None` if it is not being fetched.
-            overlap: Knows which messages of the page were read before; `None` if as a rule none were.
+            overlap: The walk, if it reads again what earlier walks have read; else `None`.
 
         Returns:
             Whether the page is settled, except for messages that wait for the next page.
@@ -318,7 +320,7 @@ class Processor:
                     else:
                         record(Record(key))
             else:
-                self._stats.counts["duplicates"] += 1
+                self._count_duplicates(1)
             if (cursor := message.cursor) is not None:
                 progress.cursor = cursor
             if clock() >= progress.due:
@@ -332,16 +334,20 @@ class Processor:
         new: Iterable[bool],
         errors: DedupeErrors,
         read_at: float,
-        overlap: Overlap | None,
+        overlap: Walk | None,
     ) -> None:
         in_flight = self._work.unsettled
         items = await self._dedupe.make_items(
             page.messages, keys, new, errors, in_flight=in_flight, read_at=read_at, arrived=self._clock()
         )
-        cursor = page.cursor if overlap is None else overlap.inspect_page(page, items)
-        self._stats.counts["duplicates"] += sum(item.settled for item in items)
+        cursor = page.cursor if overlap is None else overlap.inspect_page(page, items, self._stats, read_at)
+        self._count_duplicates(sum(item.settled for item in items))
         self._work.add(items, read_at, cursor=cursor)
         self._progress.advance(self._work.cursor, self._work.read_at)
+
+    def _count_duplicates(self, number: int) -> None:
+        self.duplicates += number
+        self._stats.counts["duplicates"] += number
 
     async def _work_off(self, stop: StopSignal, *, fill: bool) -> bool:
         await self._workers.work_off(self._work, stop, fill=fill)

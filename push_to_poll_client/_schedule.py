@@ -13,13 +13,14 @@ Wishes, each with the time from which it holds; the earliest one is the decision
     WAKE          somebody said "poll soon": `wake_delay` after the first wake, to gather more
     REPOLL        a push promised something and its poll found nothing: the push beat the data
     TIMER         quiet for the fallback interval
-    WAIT          nothing else: a fetch that the server may hold (long polling)
+    WAIT          nothing else, and no repetition due: a fetch that the server may hold (long polling)
     MANUAL        `poll_now()`, which asks for `earliest` itself
 
 Limits, of which the latest one counts, whatever the wish:
 
-    tokens        burst + rate·T starts in any window of T seconds (G3). A continuation is work, not a new poll,
-                  and takes none, once for each poll that stopped with pages left.
+    tokens        burst + rate·T starts in any window of T seconds (G3). A poll that continues what the last one
+                  read, since its time was over, is work and not a new poll, and takes none. One that comes back
+                  to a message which has to wait takes one.
     not-before    what the server asked for (Retry-After and its like)
     backoff       after a failed poll, doubling
     resumption    after a poll that stopped at a message which has to wait, until that may be tried again
@@ -40,8 +41,9 @@ The table
     backoff          +owed         running, covered  -                 -                 -
     paused, standby  +owed         by hand only      as running        as running        as running
 
-A backoff doubles with each failure of a streak. One success ends the backoff but not the streak: that takes
-successes for as long as the streak's last delay, so a feed that fails every other time is not asked at full speed.
+A backoff doubles with each failure of a streak. One success ends the backoff but not the streak. A failure begins
+a new streak if the feed answered well before it for as long as the last delay. So a feed that fails every other
+time is not asked at full speed, and one that fails once in a hundred pages is not treated as if it were down.
 
 A poll after a push that finds nothing is repeated shortly, three times at most in a streak. Finding messages, or
 a timer poll, ends the streak; so a forged push costs four polls, and a flood of them three more than its rate.
@@ -98,6 +100,7 @@ class PollOutcome(enum.StrEnum):
 
     CAUGHT_UP = "caught up"
     MORE = "more"
+    STANDSTILL = "standstill"
     FAILED = "failed"
     REFUSED = "refused"
     ABANDONED = "abandoned"
@@ -287,6 +290,8 @@ class Schedule:
         outcome: PollOutcome,
         *,
         found: int = 0,
+        free: bool = False,
+        answered: bool = False,
         jitter: float = 0.0,
         resume_at: float | None = None,
     ) -> None:
@@ -297,6 +302,8 @@ class Schedule:
             outcome: How. `ABANDONED` is neither success nor failure: a waiting fetch gave way to a wake, or the
                 caller was cancelled.
             found: New messages that it settled; repeated ones do not count.
+            free: With `MORE`: whether the next poll continues what this one read, and takes no token.
+            answered: With `FAILED`: whether it read pages before it failed.
             jitter: Drawn from [0, 1), for the backoff or the fallback interval.
             resume_at: With `MORE`: when the message may be tried again at which it stopped; `None`: it was another
                 reason.
@@ -308,9 +315,12 @@ class Schedule:
         self._ended, self._shortening = now, 1.0 - 0.1 * jitter
         if outcome in (PollOutcome.FAILED, PollOutcome.REFUSED):
             self._owe_again()
+            if answered and self._well_since is None:
+                self._well_since = self._started
             self._fail(now, outcome, jitter)
         else:
-            self._unfinished = self._free_start = outcome is PollOutcome.MORE
+            self._unfinished = outcome is PollOutcome.MORE
+            self._free_start = self._unfinished and free
             self._resume_at = -math.inf if resume_at is None else resume_at
             self._succeed(now)
             self._learn(now, found, jitter)
@@ -327,7 +337,9 @@ class Schedule:
         if self._running or self.paused or self.standby:
             return NEVER
         wish = min(self._wishes(), key=lambda decision: decision.at)
-        if can_wait and self._may_wait and self._owed is None and wish.at > max(now, self.earliest):
+        # While a push may be ahead of its data, polls that are answered at once find it, and a held one may not.
+        quiet = self._owed is None and self._repoll_at == math.inf
+        if can_wait and self._may_wait and quiet and wish.at > max(now, self.earliest):
             wish = Decision(now, Cause.WAIT)
         return Decision(max(wish.at, self.earliest), wish.cause)
 
@@ -408,6 +420,8 @@ class Schedule:
             self._owed_to_push |= self._covered_push
 
     def _fail(self, now: float, outcome: PollOutcome, jitter: float) -> None:
+        if self._well_since is not None and now - self._well_since >= self._backoff:
+            self._failures = 0
         self._failures += 1
         doubled = FIRST_BACKOFF * 2.0 ** min(self._failures - 1, 16)
         delay = SLOW_BACKOFF if outcome is PollOutcome.REFUSED else min(doubled, MAX_BACKOFF)
@@ -418,8 +432,6 @@ class Schedule:
         self._failing = False
         if self._well_since is None:
             self._well_since = now
-        if now - self._well_since >= self._backoff:
-            self._failures, self._backoff = 0, 0.0
 
     def _learn(self, now: float, found: int, jitter: float) -> None:
         """Take from a successful poll what it says about pushes and about waiting."""

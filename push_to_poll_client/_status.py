@@ -35,6 +35,8 @@ class PollResult:
             message that failed has to wait.
         postponed: Seconds after which that message may be tried again; `None`: none has to wait.
         closed: It caught up with a feed that has ended: nothing will ever follow.
+        standstill: Why the feed stands still: it says that there is more, and does not give it. `None` if it does
+            not stand still.
     """
 
     messages: int
@@ -43,6 +45,7 @@ class PollResult:
     caught_up: bool
     postponed: float | None = None
     closed: bool = False
+    standstill: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,8 @@ class Counters:
         duplicates: Messages passed over because they were settled before.
         retries: Attempts to process a message after its first.
         skipped: Messages that failed and were skipped.
-        late: Messages found by reading an overlap again: they became visible after later ones.
+        late: Messages found by reading an overlap again, before a known message on the same page. A lower bound,
+            except that a message that fails is counted each time it is read.
         resyncs: How often it went on from another place of the feed than the saved cursor.
         gaps: How often the feed said that messages may be missing.
         wakes: Wakes, whoever they came from.
@@ -172,6 +176,9 @@ class Status:
         failing: Messages that failed and wait to be tried again.
         last_resync: When it went on from another place of the feed last, and why; `None`: it did not.
         last_gap: When the feed said last that messages may be missing, and which; `None`: it did not.
+        standstill: What keeps the consumer from the end of the feed, apart from failed polls (`last_error`) and
+            messages that wait (`failing`): the feed leads back to where it was, gives page after page without a
+            message, or no cursor that may be saved. `None` if nothing does.
         counters: Counted since the consumer was made.
     """
 
@@ -191,6 +198,7 @@ class Status:
     failing: tuple[FailingMessage, ...] = ()
     last_resync: Resynced | None = None
     last_gap: Gap | None = None
+    standstill: str | None = None
     counters: Counters = field(default_factory=Counters)
 
     @property
@@ -215,6 +223,7 @@ class ConsumerStats:
         self.last_resync: Resynced | None = None
         self.last_gap: Gap | None = None
         self.failing: dict[str, FailingMessage] = {}
+        self.standstill: str | None = None
 
     def counters(self, *, missed_pushes: int) -> Counters:
         """Return the counts as a snapshot."""

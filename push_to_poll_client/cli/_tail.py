@@ -19,6 +19,7 @@ from tenacity import AsyncRetrying, stop_after_attempt
 
 from push_to_poll_client import (
     Consumer,
+    FeedError,
     HTTPFeed,
     Listener,
     MemoryStore,
@@ -326,6 +327,8 @@ def _environment_variable(option: str, name: str, what: str) -> str:
 async def _run_once(consumer: Consumer) -> None:
     async with consumer:
         while not (result := await consumer.poll_now(timeout=ONCE_TIMEOUT)).caught_up:
+            if result.standstill is not None:
+                raise FeedError(f"{result.standstill}; look at the declaration of the feed's pages")
             # poll_now() waits until a failed message may be tried again, but not beyond its timeout.
             if result.postponed is not None and result.postponed > ONCE_TIMEOUT:
                 raise Throttled(

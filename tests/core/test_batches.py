@@ -344,7 +344,11 @@ async def test_a_batch_is_filled_from_several_pages_that_arrive_within_batch_wai
 
 @pytest.mark.parametrize(
     ("read_ahead", "settings"),
-    [(True, {"batch_wait": 0.0}), (False, {"batch_wait": 100.0}), (True, {"batch_wait": 100.0, "prefetch": 0})],
+    [
+        (True, {"batch_wait": 0.0}),
+        (False, {"batch_wait": 100.0}),
+        (True, {"batch_wait": 100.0, "prefetch": False}),
+    ],
     ids=["it may not wait", "no page is on its way", "none is to be"],
 )
 async def test_a_batch_does_not_wait_without_batch_wait_read_ahead_or_prefetch(read_ahead, settings):

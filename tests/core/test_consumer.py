@@ -6,6 +6,8 @@ import functools
 import itertools
 import logging
 import threading
+import traceback
+from contextlib import suppress
 
 import anyio
 import anyio.from_thread
@@ -509,11 +511,64 @@ async def test_a_chain_that_restarts_is_read_again_from_the_saved_cursor():
     assert result.duplicates == 2
 
 
+@pytest.mark.parametrize("what", ["dead letters", "rewind", "poll"])
+async def test_a_poll_now_that_waits_for_the_server_keeps_nobody_else_waiting(what):
+    feed = FakeFeed(retry_after=3600)
+    async with Log(feed) as consumer, anyio.create_task_group() as tasks:
+        await consumer.poll_now()
+        tasks.start_soon(functools.partial(consumer.poll_now, timeout=None))
+        await anyio.sleep(1)
+        began = anyio.current_time()
+        if what == "poll":
+            with pytest.raises(Throttled):
+                await consumer.poll_now(timeout=10)
+        else:
+            await (consumer.dead_letters.list() if what == "dead letters" else consumer.rewind("inception"))
+        assert anyio.current_time() - began < 1
+    assert len(feed.requests) == 2
+
+
+async def test_poll_now_is_not_throttled_by_a_time_that_has_passed_while_it_waited_for_a_poll():
+    feed = FakeFeed(latency=20)
+    async with Log(feed, rate=0.1, burst=1, takes=5) as consumer, anyio.create_task_group() as tasks:
+        feed.fail(FeedError("down"))
+        tasks.start_soon(ignore_feed_error, consumer.poll_now)
+        await feed.asked(1)
+        feed.latency = 0
+        await anyio.sleep(15)
+        with anyio.fail_after(30):
+            assert (await consumer.poll_now(timeout=1)).caught_up
+
+
+async def ignore_feed_error(function):
+    with suppress(FeedError):
+        await function()
+
+
+async def test_each_caller_of_a_failed_poll_gets_an_error_of_its_own():
+    feed = FakeFeed(latency=1)
+    feed.fail(FeedError("503", retry_after=7), times=2)
+    errors = []
+
+    async def ask(consumer):
+        try:
+            await consumer.poll_now(timeout=None)
+        except FeedError as error:
+            errors.append(error)
+
+    async with Log(feed) as consumer, anyio.create_task_group() as tasks:
+        for _ in range(50):
+            tasks.start_soon(ask, consumer)
+    assert len(set(map(id, errors))) == 50
+    assert {(str(error), error.retry_after) for error in errors} == {("503", 7)}
+    assert max(len(list(traceback.walk_tb(error.__traceback__))) for error in errors) < 30
+
+
 async def test_a_chain_that_restarts_for_ever_is_a_failed_poll():
     feed = FakeFeed(page_size=2, cursors="chain")
     feed.publish(6)
     feed.restart_chain(1000)
-    with pytest.raises(FeedError, match="changed under the walk"):
+    with pytest.raises(FeedError, match="started again 3 times in one poll: ChainRestart"):
         await Log(feed).poll_now()
 
 

@@ -54,7 +54,7 @@ async def test_g5_run_returns_at_the_end_of_the_feed_when_all_is_settled_and_com
     caplog.set_level(logging.INFO, "push_to_poll_client")
     feed = ended(45, cursors=cursors, read_ahead=read_ahead, page_size=20, latency=0.1)
     store = MemoryStore()
-    consumer = Log(feed, store=store, takes=0.01, prefetch=3)
+    consumer = Log(feed, store=store, takes=0.01)
     await returns(consumer)
     assert consumer.processed == [str(number) for number in range(1, 46)]
     assert [record.message for record in caplog.records if record.levelno >= logging.INFO][-1] == LINE

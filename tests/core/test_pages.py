@@ -235,16 +235,17 @@ async def test_the_same_page_with_the_same_cursor_ends_the_poll():
     vendor = Scripted(page("c", "1", "2"))
     consumer = Log(vendor.feed())
     result = await consumer.poll_now()
-    assert (consumer.processed, result.caught_up) == (["1", "2"], True)
+    assert (consumer.processed, result.caught_up) == (["1", "2"], False)
+    assert result.standstill.startswith("the feed says that there is more, and leads back to cursor 'c'")
     assert len(vendor.requests) == 2
 
 
 def standing(caplog):
     """The cursors at which a feed was said to stand still."""
-    text = "the feed says that there is more, and gives nothing new at cursor "
+    text = "the end of the feed is not reached: the feed says that there is more, and leads back to cursor "
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert all(line.startswith(text) for line in lines)
-    return [line.removeprefix(text).partition(",")[0] for line in lines]
+    return [line.removeprefix(text).partition(" ")[0] for line in lines]
 
 
 async def test_a_feed_without_progress_is_logged_once_for_each_cursor(caplog):
@@ -252,7 +253,7 @@ async def test_a_feed_without_progress_is_logged_once_for_each_cursor(caplog):
     async with Log(vendor.feed()) as consumer:
         for cursor in "ccdd":
             vendor.pages = [page(cursor, "1", "2")]
-            assert (await consumer.poll_now()).caught_up
+            assert (await consumer.poll_now()).standstill
     assert standing(caplog) == ["'c'", "'d'"]
 
 

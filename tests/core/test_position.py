@@ -360,7 +360,7 @@ async def test_rewind_discards_the_next_page_of_an_unfinished_poll():
 
 async def test_rewind_drops_the_pages_that_were_fetched_ahead():
     feed = feed_of(100, page_size=10, read_ahead=True)
-    async with Log(feed, takes=1.0, max_poll_time=15, prefetch=3) as consumer:
+    async with Log(feed, takes=1.0, max_poll_time=15) as consumer:
         await consumer.poll_now()
         asked = len(feed.requests)
         assert asked > 2
@@ -604,10 +604,11 @@ async def test_a_poll_fails_when_latest_raises_during_a_resync(running, monkeypa
 async def test_a_poll_with_a_resync_still_ends_at_max_poll_time():
     feed, consumer = await expiring(Resync("inception", forget=False), max_poll_time=1)
     feed.latency = 2
-    result = await consumer.poll_now()
-    assert not result.caught_up
-    feed.latency = 0
-    assert (await consumer.poll_now()).caught_up
+    async with consumer:
+        result = await consumer.poll_now()
+        assert not result.caught_up
+        feed.latency = 0
+        assert (await consumer.poll_now()).caught_up
     assert consumer.processed == ["a", "b", "c", "d"]
 
 
@@ -725,6 +726,30 @@ async def test_a_replay_of_an_empty_range_fetches_no_page():
     result = await consumer.replay(feed.after(1), feed.after(1))
     assert result == PollResult(messages=0, duplicates=0, pages=0, caught_up=False)
     assert len(feed.requests) == asked
+
+
+async def test_a_replay_can_end_at_the_latest_cursor():
+    feed, consumer = await read(*"abc")
+    feed.publish("d", lag=5)
+    feed.latency = 1
+    assert not (await consumer.replay(feed.after(1), "latest")).caught_up
+    assert consumer.processed == ["b", "c"]
+
+
+async def test_a_replay_from_the_latest_cursor_replays_nothing():
+    feed, consumer = await read(*"abc")
+    result = await consumer.replay("latest")
+    assert (result.messages, result.caught_up) == (0, True)
+    assert feed.requests[-1].request.cursor == feed.after(3)
+
+
+async def test_a_replay_to_the_latest_cursor_of_a_feed_without_one_is_refused():
+    class Feed:
+        async def fetch(self, request):
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"Feed has no latest\(\)"):
+        await Log(Feed()).replay("inception", "latest")
 
 
 @pytest.mark.parametrize("wrong", [{"start": None}, {"start": 3}, {"start": "inception", "end": 3}])

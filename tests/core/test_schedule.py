@@ -26,11 +26,11 @@ def make(**changes):
     return Schedule(**settings)
 
 
-def poll(schedule, start, *, end=None, cause=None, outcome=PollOutcome.CAUGHT_UP, found=0, jitter=0.0, wait=0.0):
+def poll(schedule, start, *, end=None, cause=None, outcome=PollOutcome.CAUGHT_UP, wait=0.0, **ended):
     """One whole poll; without a cause it is the one that the schedule decides on."""
     cause = cause or schedule.next_poll(start).cause
     schedule.poll_started(start, cause, wait=wait)
-    schedule.poll_ended(start if end is None else end, outcome, found=found, jitter=jitter)
+    schedule.poll_ended(start if end is None else end, outcome, **ended)
 
 
 def idle(**changes):
@@ -173,7 +173,7 @@ def test_not_before_is_jittered_upwards():
 def test_a_continuation_takes_no_token_but_waits_for_the_server():
     schedule = make(rate=0.01, burst=1)
     for _ in range(5):
-        poll(schedule, 0.0, outcome=PollOutcome.MORE, found=9)
+        poll(schedule, 0.0, outcome=PollOutcome.MORE, found=9, free=True)
         assert schedule.next_poll(0.0) == Decision(-math.inf, Cause.CONTINUATION)
     schedule.not_before(0.0, 7.0, jitter=0.0)
     assert schedule.next_poll(0.0) == Decision(7.0, Cause.CONTINUATION)
@@ -181,7 +181,7 @@ def test_a_continuation_takes_no_token_but_waits_for_the_server():
 
 def test_a_failed_continuation_is_retried_only_when_a_token_is_available():
     schedule = idle(rate=0.5, burst=1, fallback_interval=None)
-    poll(schedule, 10.0, cause=Cause.MANUAL, outcome=PollOutcome.MORE, found=9)
+    poll(schedule, 10.0, cause=Cause.MANUAL, outcome=PollOutcome.MORE, found=9, free=True)
     poll(schedule, 10.0, outcome=PollOutcome.FAILED)
     assert schedule.next_poll(10.0) == Decision(12.0, Cause.RETRY)
     poll(schedule, 12.0, found=9)
@@ -449,7 +449,7 @@ def test_a_new_run_polls_as_soon_as_not_before_allows():
 
 def test_a_continuation_after_an_abandoned_poll_waits_for_a_token():
     schedule = make(rate=0.1, burst=1)
-    poll(schedule, 0.0, outcome=PollOutcome.MORE, found=9)
+    poll(schedule, 0.0, outcome=PollOutcome.MORE, found=9, free=True)
     poll(schedule, 1.0, outcome=PollOutcome.ABANDONED)
     assert schedule.next_poll(1.0) == Decision(10.0, Cause.CONTINUATION)
 
@@ -504,11 +504,17 @@ def test_pushes_and_the_timer_start_no_poll_while_a_message_waits_for_its_retry(
     assert not schedule.owes
 
 
-def test_a_poll_that_continues_at_a_waiting_message_takes_no_token():
+def test_g3_a_poll_that_comes_back_to_a_waiting_message_takes_a_token():
     schedule = waiting(rate=0.001, burst=1)
-    assert schedule.next_poll(100.0).at == 100.0
-    poll(schedule, 100.0)
-    assert schedule.next_poll(100.0).at == pytest.approx(1_000)
+    assert schedule.next_poll(100.0) == Decision(pytest.approx(1_000), Cause.CONTINUATION)
+
+
+def test_a_standstill_is_polled_again_by_the_timer_and_pays_the_wakes():
+    schedule = idle()
+    schedule.wake(1.0)
+    poll(schedule, 1.0, outcome=PollOutcome.STANDSTILL)
+    assert not schedule.owes
+    assert schedule.next_poll(2.0) == Decision(61.0, Cause.TIMER)
 
 
 def test_a_longer_not_before_delays_the_retry_of_a_message():

@@ -33,7 +33,8 @@ def moves(world):
 ENDS = (
     lambda w: w.end(PollOutcome.CAUGHT_UP, found=0),
     lambda w: w.end(PollOutcome.CAUGHT_UP, found=1),
-    lambda w: w.end(PollOutcome.MORE, found=1),
+    lambda w: w.end(PollOutcome.MORE, found=1, free=True),
+    lambda w: w.end(PollOutcome.MORE),
     lambda w: w.end(PollOutcome.MORE, found=1, resume_in=2.0),
     lambda w: w.end(PollOutcome.FAILED),
     lambda w: w.end(PollOutcome.FAILED, retry_after=3.0),

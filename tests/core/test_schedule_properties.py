@@ -55,12 +55,12 @@ class ScheduleMachine(RuleBasedStateMachine):
         found=st.integers(0, 2),
         retry_after=st.one_of(st.none(), st.floats(0.0, 1e9)),
         resume_in=st.one_of(st.none(), st.floats(0.0, 1e5)),
+        free=st.booleans(),
         jitter=fraction,
     )
-    def end(self, outcome, found, retry_after, resume_in, jitter):
+    def end(self, outcome, resume_in, jitter, **ended):
         self.world.jitter = jitter
-        resume_in = resume_in if outcome is PollOutcome.MORE else None
-        self.world.end(outcome, found=found, retry_after=retry_after, resume_in=resume_in)
+        self.world.end(outcome, resume_in=resume_in if outcome is PollOutcome.MORE else None, **ended)
 
     @rule()
     def resume_now(self):

@@ -213,7 +213,7 @@ def test_the_documented_limits_match_the_code():
         f"{_wakes.CAPACITY}",
         f"{_validation.MAX_TEXT} characters",
         f"{_progress.MAX_PENDING:,}",
-        f"{default(Consumer, 'prefetch')}",
+        f"{default(Consumer, 'prefetch'):d}",
         f"{_retry.MAX_DEAD_LETTERS:,}",
         f"{_retry.MAX_TRACEBACK:,} characters",
         f"{_failure_policy.MAX_FAILING:,}",

@@ -163,7 +163,8 @@ async def test_messages_without_a_new_offset_are_a_feed_error(feed_of):
 async def test_an_empty_page_without_a_new_offset_ends_the_poll(feed_of):
     feed, server = feed_of(answer(b"[1]", "9"), answer(b"[]", "9"))
     result = await Log(feed).poll_now()
-    assert (result.messages, result.caught_up, len(server.asked)) == (1, True, 2)
+    assert (result.messages, result.caught_up, len(server.asked)) == (1, False, 2)
+    assert result.standstill
 
 
 async def test_empty_pages_with_new_offsets_are_followed(feed_of):
@@ -732,7 +733,7 @@ async def test_prefetched_pages_are_processed_in_order_and_once():
     stream.append(*[b"{}"] * 200)
     stream.close()
     feed = DurableStreamFeed("https://shop.example/orders", client=stream.client())
-    consumer = Log(feed, takes=1.0, prefetch=3, max_poll_time=1000.0)
+    consumer = Log(feed, takes=1.0, max_poll_time=1000.0)
     with anyio.fail_after(1000):
         await consumer.run()
     assert consumer.processed == [str(number) for number in range(200)]

@@ -11,7 +11,7 @@ from push_to_poll_client import DeadLetter, StoreError
 from push_to_poll_client._dead_letters import as_json, restore_from_json
 from push_to_poll_client._event_loop import TimeOfDay
 from push_to_poll_client._failure_policy import Attempts
-from push_to_poll_client._overlap import OverlapStart
+from push_to_poll_client._overlap import Overlap
 from push_to_poll_client._types import SavedCursor
 from push_to_poll_client.cli import _dead_letters, _rewind, _status, _tail
 from push_to_poll_client.cli._exec import _argv
@@ -119,11 +119,11 @@ def read_attempts(data):
 
 def read_looked(data):
     saved = [SavedCursor(f"{n}", float(n)) for n in range(9)]
-    session = SimpleNamespace(state={"looked": _kept(data)}, history=saved)
-    overlap_start = OverlapStart(
-        session, None, seconds=2.0, cursors=1, clock=lambda: 9.0, time_of_day=TimeOfDay(lambda: 9.0)
+    session = SimpleNamespace(state={"looked": _kept(data)}, history=saved, cursor=saved[-1].cursor)
+    overlap = Overlap(
+        session, seconds=2.0, max_poll_time=30.0, clock=lambda: 9.0, time_of_day=TimeOfDay(lambda: 9.0)
     )
-    assert overlap_start.begin_walk() is not None
+    assert overlap.begin_walk().start in [one.cursor for one in saved]
 
 
 def _kept(data):

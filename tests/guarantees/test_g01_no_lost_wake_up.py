@@ -80,3 +80,37 @@ async def test_g1_only_a_hint_that_is_the_saved_cursor_drops_its_wake(running):
     await feed.asked(polls + 1)
     assert feed.requests[-1].request.hint == Push(cursor=saved + "0")
     assert consumer.status().counters.dropped == 1
+
+
+@pytest.mark.parametrize("how", ["wake", "poll_now"])
+async def test_g1_the_server_holds_no_fetch_after_a_wake_during_the_overlap_before_it(running, how):
+    feed = FakeFeed(max_wait=50, latency=0.5, page_size=5, cursors="page")
+    feed.publish(20)
+    consumer = running(Log(feed, overlap=1000))
+    await consumer.until(20)
+    await anyio.sleep(200)
+    while feed.requests[-1].request.wait:  # until the walk reads its first page again
+        await feed.asked(len(feed.requests) + 1)
+    await anyio.sleep(0.1)
+    feed.publish("new", lag=4)  # not yet there when the walk that runs ends
+    called = anyio.current_time()
+    if how == "poll_now":
+        await consumer.poll_now()
+    else:
+        consumer.wake()
+        await anyio.sleep(2)
+        count = len(feed.requests)
+        assert feed.requests[-1].request.cursor is None or feed.requests[-1].request.wait == 0
+        await feed.asked(count + 1)
+    assert anyio.current_time() - called < 10
+
+
+async def test_g1_a_push_that_beats_its_data_is_polled_again_if_the_server_does_not_hold_fetches(running):
+    feed = FakeFeed(max_wait=60, answers_early=True)
+    consumer = running(Log(feed))
+    await anyio.sleep(1000)
+    feed.publish("late", lag=5)
+    pushed = anyio.current_time()
+    consumer.wake(Push())
+    await consumer.until(1)
+    assert anyio.current_time() - pushed < 6

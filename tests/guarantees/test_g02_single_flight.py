@@ -48,3 +48,28 @@ async def test_g2_concurrent_poll_now_calls_share_a_poll_that_started_after_them
             tasks.start_soon(ask)
     assert [result.messages for result in results] == [3] * 5
     assert len(feed.requests) == 2
+
+
+async def test_g2_a_poll_whose_caller_was_cancelled_is_no_answer_for_those_who_waited_for_it():
+    feed = FakeFeed(latency=1.0)
+    async with Log(feed) as consumer, anyio.create_task_group() as tasks:
+        leader, results = anyio.CancelScope(), []
+
+        async def lead():
+            with leader:
+                await consumer.poll_now()
+
+        async def join():
+            results.append(await consumer.poll_now())
+
+        tasks.start_soon(consumer.poll_now)
+        await feed.asked(1)
+        tasks.start_soon(lead)
+        await anyio.sleep(0.1)
+        tasks.start_soon(join)
+        await anyio.sleep(0.1)
+        feed.publish(3)  # too late for the first poll
+        await feed.asked(2)
+        leader.cancel()
+    assert [(result.messages, result.caught_up) for result in results] == [(3, True)]
+    assert len(feed.requests) == 3

@@ -11,8 +11,11 @@ import httpx
 import pytest
 
 from push_to_poll_client import (
+    CursorExpired,
     FeedError,
     HTTPFeed,
+    Resync,
+    RetryMessage,
 )
 from push_to_poll_client.testing._fake_feed import FakeFeed
 from push_to_poll_client.testing._manual_listener import ManualListener
@@ -96,3 +99,39 @@ async def test_g3_further_pages_and_continuations_take_no_token(running):
     await consumer.until(100)
     assert anyio.current_time() - began == pytest.approx(100)
     assert consumer.status().counters.polls >= 9
+
+
+async def test_g3_polls_that_come_back_to_a_waiting_message_take_a_token(running):
+    class Waits(Log):
+        async def process(self, message):
+            raise RetryMessage(after=1.5)
+
+    feed = FakeFeed()
+    feed.publish(1)
+    running(Waits(feed, rate=0.1, burst=1, fallback_interval=60, degraded_interval=None))
+    await anyio.sleep(60)
+    assert len(feed.requests) <= 7
+
+
+async def test_g3_a_resync_to_the_latest_cursor_waits_for_the_server(running):
+    class Feed(FakeFeed):
+        async def latest(self):
+            asked.append(anyio.current_time())
+            return await super().latest()
+
+    asked, feed = [], Feed()
+    feed.publish(3)
+    consumer = running(Log(feed, on_cursor_expired=Resync("latest", forget=False)))
+    await consumer.until(3)
+    feed.answer(CursorExpired("gone", retry_after=30))
+    refused = anyio.current_time()
+    consumer.wake()
+    await anyio.sleep(1)
+    assert asked == []
+    assert consumer.status().counters.resyncs == 0
+    feed.publish(2)
+    await anyio.sleep(60)
+    (at,) = asked
+    assert at >= refused + 30
+    assert consumer.status().counters.resyncs == 1
+    assert consumer.status().cursor == feed.after(5)

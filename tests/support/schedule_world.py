@@ -45,6 +45,7 @@ class World:
     failed: PollOutcome | None = None
     failed_at: float = -math.inf
     last: PollOutcome | None = None
+    free: bool = False
     resume_at: float = -math.inf
     running: bool = False
     up: bool = True
@@ -108,7 +109,7 @@ class World:
         assert self.now >= self.resume_at - EPS, "G9: earlier than the message may be tried again"
         self.schedule.poll_started(self.now, cause)
         self.running, self.covered, self.debts = True, self.debts, []
-        if self.last is not PollOutcome.MORE:  # what goes on where a poll stopped is work, not a new poll
+        if not self.free:  # what goes on where a poll stopped is work, not a new poll
             self.starts.append(self.now)
             self._check_rate()
 
@@ -118,15 +119,18 @@ class World:
             window = self.starts[last] - began
             assert last - first + 1 <= self.burst + self.rate * window + EPS, "G3: rate"
 
-    def end(self, outcome, *, found=0, retry_after=None, resume_in=None):
+    def end(self, outcome, *, found=0, retry_after=None, resume_in=None, free=False):
         if retry_after is not None:
             self.schedule.not_before(self.now, retry_after, jitter=self.jitter)
             asked = min(retry_after, MAX_NOT_BEFORE)
             self.not_before = max(self.not_before, self.now + asked)
             self.not_before_at_the_latest = max(self.not_before_at_the_latest, self.now + 1.1 * asked)
         resume_at = None if resume_in is None else self.now + resume_in
-        self.schedule.poll_ended(self.now, outcome, found=found, jitter=self.jitter, resume_at=resume_at)
+        self.schedule.poll_ended(
+            self.now, outcome, found=found, free=free, jitter=self.jitter, resume_at=resume_at
+        )
         self.running, self.last = False, outcome
+        self.free = free and outcome is PollOutcome.MORE
         if outcome is PollOutcome.ABANDONED:
             self.debts = self.covered + self.debts
         elif outcome in (PollOutcome.FAILED, PollOutcome.REFUSED):

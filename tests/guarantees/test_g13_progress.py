@@ -1,0 +1,193 @@
+"""G13, progress: a consumer reaches the end of the feed in a bounded number of requests.
+
+With a feed, a store and a handler that work, that holds for every shape of cursors, all options, restarts and
+any length of the chain. What keeps the consumer from the end (a message that waits, a cursor that does not move, a
+feed that stands still) is named in status and in one log line, also after a restart. Nothing is called caught up
+that is not.
+"""
+
+import logging
+
+import anyio
+import pytest
+
+from push_to_poll_client import CursorExpired, FeedError, FeedRefused, MemoryStore, Message, Page, Resync
+from push_to_poll_client.testing import FakeFeed
+from tests.support.consumers import Log
+
+pytestmark = pytest.mark.anyio
+
+
+def chain_of(count, **settings):
+    """A feed whose only cursor stands at the end of a chain of pages."""
+    feed = FakeFeed(cursors="chain", **{"page_size": 20, "latency": 0.5, **settings})
+    feed.publish(count)
+    return feed
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_g13_an_overlap_reaches_the_end_of_a_chain_that_is_longer_than_a_poll(running):
+    feed = chain_of(3000)
+    consumer = running(Log(feed, patience=2_000, overlap=5))
+    await consumer.until(3000)
+    await anyio.sleep(1)
+    assert len(feed.requests) <= 151
+    assert consumer.status().cursor == feed.after(3000)
+
+
+@pytest.mark.parametrize("overlap", [0, 5])
+async def test_g13_a_poll_by_hand_goes_on_to_the_first_cursor_that_can_be_saved(overlap, caplog):
+    caplog.set_level(logging.INFO)
+    feed = chain_of(3000)
+    result = await Log(feed, overlap=overlap).poll_now()
+    assert (result.messages, result.duplicates, result.pages, result.caught_up) == (3000, 0, 150, True)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("no cursor to save was found within max_poll_time: this call goes on")
+
+
+async def test_g13_polls_by_hand_end_after_max_poll_time_once_a_cursor_is_saved():
+    feed, store = chain_of(3000), MemoryStore()
+    feed.cursors = "page"
+    results = [await Log(feed, store=store).poll_now() for _ in range(3)]
+    assert [result.pages for result in results] == [60, 60, 30]
+    assert sum(result.duplicates for result in results) == 0
+
+
+async def test_g13_a_caller_that_keeps_the_session_open_gets_back_control_after_max_poll_time():
+    async with Log(chain_of(3000)) as consumer:
+        pages = [(await consumer.poll_now()).pages for _ in range(3)]
+    assert pages == [60, 60, 30]
+
+
+async def test_g13_a_poll_by_hand_waits_for_what_the_server_asks_between_pages(caplog):
+    feed = chain_of(100, retry_after=5)
+    assert (await Log(feed).poll_now()).messages == 100
+    feed = chain_of(100, retry_after=500)
+    result = await Log(feed).poll_now()
+    assert (result.messages, result.caught_up) == (20, False)
+    assert warnings(caplog)[-1].startswith("stops before a cursor to save, the next call begins anew: ")
+
+
+def failing_now_and_then(feed, every):
+    """Let every so manieth fetch fail once."""
+    answers = [FeedError("503") if number % every == every - 1 else None for number in range(1000)]
+    feed.answer(*answers)
+
+
+async def test_g13_a_failure_that_passes_does_not_throw_away_the_place_in_a_chain(running):
+    feed = chain_of(6000, latency=0.1)
+    failing_now_and_then(feed, 50)
+    consumer = running(Log(feed, patience=2_000))
+    await consumer.until(6000)
+    assert len(feed.requests) <= 300 + 7
+
+
+async def test_g13_a_poll_by_hand_goes_on_after_a_failure_that_passes():
+    feed = chain_of(6000, latency=0.1)
+    failing_now_and_then(feed, 50)
+    result = await Log(feed, max_poll_time=10).poll_now()
+    assert (result.messages, result.duplicates, result.pages) == (6000, 0, 300)
+
+
+@pytest.mark.parametrize(("error", "asked"), [(FeedError("400"), 3), (FeedRefused("401"), 1)])
+async def test_g13_a_place_that_the_server_does_not_know_any_more_is_given_up(running, error, asked):
+    feed = chain_of(100, latency=0)
+    forgotten = []
+
+    def answer(request):
+        if (
+            request.cursor is not None
+            and (not forgotten or request.cursor == forgotten[0])
+            and len(forgotten) < asked
+        ):
+            forgotten.append(request.cursor)
+            return error
+        return None
+
+    feed.answer(*[answer] * 100)
+    consumer = running(Log(feed, patience=2_000))
+    await consumer.until(100)
+    assert len(set(forgotten)) == 1
+    assert [one.request.cursor for one in feed.requests][: asked + 2] == [None, *forgotten, None]
+
+
+async def test_g13_a_page_token_that_expired_is_not_taken_for_the_saved_cursor(running):
+    feed = chain_of(200, latency=0)
+    consumer = running(Log(feed, patience=2_000, on_cursor_expired=Resync("inception", forget=True)))
+    feed.answer(None, None, None, CursorExpired("this page token is too old"))
+    await consumer.until(200)
+    await anyio.sleep(1)
+    assert len(consumer.processed) == 200, "none twice"
+    assert consumer.status().counters.resyncs == 0
+    assert [one.request.cursor for one in feed.requests[3:5]] == ["more-60.0", None]
+
+
+async def test_g13_page_tokens_that_always_expire_are_a_failed_poll(running, caplog):
+    feed = chain_of(200, latency=0)
+    feed.answer(*[lambda request: CursorExpired("too old") if request.cursor == "more-60.0" else None] * 1000)
+    consumer = running(Log(feed, patience=2_000, on_cursor_expired="stop"))
+    await anyio.sleep(10)
+    assert len(consumer.processed) == 60
+    assert "the walk was started again 3 times in one poll: CursorExpired: too old" in consumer.status().last_error
+    assert warnings(caplog)
+
+
+async def test_g13_a_feed_that_leads_back_to_where_it_was_is_named_and_not_called_caught_up(running, caplog):
+    feed = FakeFeed()
+    circle = {None: "a", "a": "b", "b": "a"}
+    feed.answer(*[lambda request: Page([Message("1")], next=circle[request.cursor])] * 1000)
+    consumer = running(Log(feed, patience=2_000))
+    await anyio.sleep(600)
+    status = consumer.status()
+    assert status.standstill.startswith("the feed says that there is more, and leads back to cursor ")
+    assert status.last_caught_up is None
+    assert warnings(caplog) == [f"the end of the feed is not reached: {status.standstill}"]
+    assert len(feed.requests) < 100
+    feed.recover()
+    await anyio.sleep(100)
+    assert consumer.status().standstill is None
+    assert consumer.status().last_caught_up is not None
+
+
+async def test_g13_a_feed_that_gives_pages_without_messages_is_named_and_asked_at_the_rate(running, caplog):
+    feed = FakeFeed(latency=0.02)
+    numbers = iter(range(100_000))
+    feed.answer(*[lambda request: Page(next=f"token-{next(numbers)}")] * 1000)
+    consumer = running(Log(feed, patience=2_000, rate=1, burst=1))
+    await anyio.sleep(300)
+    assert 290 <= len(feed.requests) <= 315
+    assert consumer.status().standstill.startswith(
+        "the feed says that there is more, and has given 10 pages or more"
+    )
+    assert warnings(caplog) == [f"the end of the feed is not reached: {consumer.status().standstill}"]
+    feed.recover()
+    feed.publish("1")
+    feed.answer(Page([Message("x")], next="after-0.0"))
+    await consumer.until(2)
+    await anyio.sleep(1)
+    assert consumer.status().standstill is None
+
+
+async def test_g13_pages_without_messages_do_not_keep_a_poll_by_hand_from_the_end():
+    feed = FakeFeed()
+    feed.publish("1")
+    feed.answer(*[Page(next=f"token-{number}") for number in range(40)], Page(next="after-0.0"))
+    assert (await Log(feed).poll_now()).messages == 1
+
+
+async def test_g13_a_walk_without_a_cursor_to_save_is_named_after_five_minutes(running, caplog):
+    feed = chain_of(20 * 100, latency=5.0)
+    consumer = running(Log(feed, patience=2_000))
+    await anyio.sleep(290)
+    assert consumer.status().standstill is None
+    await anyio.sleep(100)
+    assert consumer.status().standstill.startswith(
+        "no cursor to save was found for 300 s or more: a restart would"
+    )
+    assert warnings(caplog) == [f"the end of the feed is not reached: {consumer.status().standstill}"]
+    await consumer.until(20 * 100)
+    await anyio.sleep(10)
+    assert consumer.status().standstill is None
