@@ -19,6 +19,7 @@ from coverage import Coverage
 from hypothesis import Phase, is_hypothesis_test, settings
 
 from push_to_poll_client.testing._virtual_time import virtual_time
+from tests.support.clock import time_of_day
 from tests.support.forms import LONG, SEED, form
 from tests.support.summary import summarise
 
@@ -193,7 +194,7 @@ def nothing_is_left_unclosed(_frozen):
 @pytest.fixture
 def virtual_day(monkeypatch):
     """Times of day go with virtual time, over restarts too: the library asks for them in the event loop."""
-    monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + anyio.current_time())
+    monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", time_of_day)
 
 
 @pytest.fixture

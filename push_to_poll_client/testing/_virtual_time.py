@@ -6,11 +6,15 @@ clock jumps to the next timer.
 
 import asyncio
 import selectors
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import anyio
 
-__all__ = ["Bell", "VirtualTimeLoop", "virtual_time"]
+__all__ = ["START", "Bell", "VirtualTimeLoop", "virtual_time"]
+
+
+START: Final = 1000.0
+"""Where virtual clocks start. At 0 a test would not see a time that was never set, for such a time is mostly 0."""
 
 
 class Bell:
@@ -37,7 +41,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
-        self.now = 0.0
+        self.now = START
         self._threshold = threshold
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -50,7 +54,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An asyncio event loop whose clock starts at 0 and jumps to the next timer when nothing is ready.
+    """An asyncio event loop whose clock starts at 1,000 and jumps to the next timer when nothing is ready.
 
     Args:
         autojump_threshold: Real seconds of quiet before a jump. 0 for tests without sockets and threads, whose
@@ -62,7 +66,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(self._clock)
 
     def time(self) -> float:
-        """Virtual seconds since the loop was made."""
+        """Virtual seconds; 1,000 when the loop is made."""
         return self._clock.now
 
 
@@ -70,6 +74,8 @@ def virtual_time(
     backend: Literal["asyncio", "trio"], *, autojump_threshold: float = 0.0
 ) -> tuple[str, dict[str, Any]]:
     """What to return from an `anyio_backend` fixture, for tests whose time is virtual.
+
+    The clock starts at 1,000.
 
     Args:
         backend: The event loop to run on.
@@ -81,5 +87,7 @@ def virtual_time(
     if backend == "trio":
         import trio.testing
 
-        return "trio", {"clock": trio.testing.MockClock(autojump_threshold=autojump_threshold)}
+        clock = trio.testing.MockClock(autojump_threshold=autojump_threshold)
+        clock.jump(START)
+        return "trio", {"clock": clock}
     return "asyncio", {"loop_factory": lambda: VirtualTimeLoop(autojump_threshold)}

@@ -416,7 +416,7 @@ async def test_an_invalid_retry_after_of_a_feed_error_is_ignored(retry_after, ru
     feed.fail(FeedError("odd", retry_after=retry_after))
     running(Log(feed))
     await feed.asked(2)
-    assert times(feed)[1] <= 1
+    assert times(feed)[1] - times(feed)[0] <= 1
 
 
 async def test_a_claim_that_is_cancelled_leaves_the_consumer_usable():

@@ -12,16 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from push_to_poll_client.testing._virtual_time import virtual_time
+from tests.support.clock import time_of_day
 from tests.support.forms import form
 from tests.support.lifetimes import Plan, play
 
 ENDS = ["stop", "cancel", "crash"]
 
 EXAMPLES = form(20, 2_000)
-
-
-def virtual_day():
-    return 1e9 + anyio.current_time()
 
 
 @st.composite
@@ -105,7 +102,7 @@ def test_random_failures_and_restarts_lose_no_message_and_keep_the_order_per_key
     @given(plans(concurrency, batches=given_as == "batches"))
     def check(plan):
         name, options = virtual_time(backend)
-        with mock.patch("push_to_poll_client._event_loop.wall_clock", virtual_day):
+        with mock.patch("push_to_poll_client._event_loop.wall_clock", time_of_day):
             anyio.run(play, plan, backend=name, backend_options=options)
 
     check()

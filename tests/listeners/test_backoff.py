@@ -14,6 +14,7 @@ from push_to_poll_client.listeners._backoff import (
     lifetime,
     verdict_of_status,
 )
+from push_to_poll_client.testing._virtual_time import START
 
 fractions = st.floats(0, 1, exclude_max=True)
 
@@ -25,9 +26,9 @@ def delays(count, fraction, verdict=Verdict.RETRY):
 
 def connections_at(lives, fractions, *, until):
     """When a client connects to a server that accepts and closes each connection after it lived for `lives`."""
-    reconnect, now, connects = ReconnectBackoff(), 0.0, []
+    reconnect, now, connects = ReconnectBackoff(), START, []
     for fraction in fractions:
-        if now > until:
+        if now > START + until:
             break
         connects.append(now)
         reconnect.connected(now)

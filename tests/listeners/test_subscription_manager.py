@@ -15,6 +15,7 @@ from push_to_poll_client.listeners._webhook.types import Control
 from push_to_poll_client.listeners.subscriptions import Registration
 from push_to_poll_client.listeners.subscriptions._manager import EXIT_TIMEOUT, SubscriptionManager
 from push_to_poll_client.listeners.subscriptions._types import SubscriptionRefused
+from tests.support.clock import elapsed, time_of_day
 from tests.support.subscription_server import Channel, Server, Vendor
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("virtual_day")]
@@ -408,7 +409,7 @@ async def test_a_stop_request_that_hangs_is_cancelled_and_retried():
     hung = []
 
     async def hang(registration):
-        hung.append(anyio.current_time())
+        hung.append(elapsed())
         await anyio.sleep_forever()
 
     vendor.stop = hang
@@ -526,7 +527,7 @@ async def test_a_handshake_is_expected_only_while_a_subscription_is_created_or_r
 async def test_a_process_that_was_suspended_polls_and_renews_by_the_wall_clock(monkeypatch, caplog):
     server = Server(lifetime=10_000)
     ahead = 0
-    monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + anyio.current_time() + ahead)
+    monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: time_of_day() + ahead)
     channel = Channel()
     async with keeping(manager_of(Vendor(server)), channel):
         await anyio.sleep(130)
@@ -540,7 +541,7 @@ async def test_a_process_that_was_suspended_polls_and_renews_by_the_wall_clock(m
 async def test_a_clock_that_is_set_back_does_not_delay_a_renewal(monkeypatch):
     server = Server(lifetime=1000)
     back = 0
-    monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + anyio.current_time() - back)
+    monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: time_of_day() - back)
     async with keeping(manager_of(Vendor(server)), Channel()):
         await anyio.sleep(130)
         back = 86_400

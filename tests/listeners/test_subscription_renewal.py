@@ -22,8 +22,13 @@ from push_to_poll_client.listeners.subscriptions._state import (
     SubscriptionState,
     check_registration,
 )
+from push_to_poll_client.testing._virtual_time import START
+from tests.support.clock import DAY
 
-NOW = 1e9
+NOW = DAY
+
+STEADY = START
+"""The other clock, at the same moment: it does not jump, and counts from anywhere."""
 
 
 def until(expires_at=None, renew_at=None, id="1"):
@@ -66,37 +71,37 @@ def test_a_renewal_is_due_before_the_expiry_and_not_before_now(expires_at, renew
 
 def test_a_renewal_is_due_when_the_first_of_the_two_clocks_reaches_it():
     renewal = Renewal()
-    renewal.registered(NOW + 100, NOW + 50, Now(NOW, 7.0), just_now=False)
-    assert renewal.wait(Now(NOW + 10, 17.0)) == 40
-    assert renewal.wait(Now(NOW + 60, 17.0)) == 0  # the machine slept, and one of its clocks with it
-    assert renewal.wait(Now(NOW - 86400, 56.0)) == 1  # the clock was set back
-    assert renewal.wait(Now(NOW - 86400, 57.0)) == 0
+    renewal.registered(NOW + 100, NOW + 50, Now(NOW, STEADY), just_now=False)
+    assert renewal.wait(Now(NOW + 10, STEADY + 10)) == 40
+    assert renewal.wait(Now(NOW + 60, STEADY + 10)) == 0  # the machine slept, and one of its clocks with it
+    assert renewal.wait(Now(NOW - 86400, STEADY + 49)) == 1  # the clock was set back
+    assert renewal.wait(Now(NOW - 86400, STEADY + 50)) == 0
 
 
 def test_a_new_registration_is_not_renewed_within_the_minimum_time():
     renewal = Renewal()
-    renewal.registered(NOW + 2, NOW + 1, Now(NOW, 0.0), just_now=True)
+    renewal.registered(NOW + 2, NOW + 1, Now(NOW, STEADY), just_now=True)
     renewal.make_due()
-    assert renewal.wait(Now(NOW, 0.0)) == MIN_RENEWAL_INTERVAL
-    assert renewal.wait(Now(NOW, MIN_RENEWAL_INTERVAL)) == 0
+    assert renewal.wait(Now(NOW, STEADY)) == MIN_RENEWAL_INTERVAL
+    assert renewal.wait(Now(NOW, STEADY + MIN_RENEWAL_INTERVAL)) == 0
 
 
 def test_a_registration_that_arrives_expired_is_renewed_after_a_minute():
     renewal = Renewal()
-    renewal.registered(NOW - 1, NOW, Now(NOW, 0.0), just_now=True)
-    assert renewal.is_over(Now(NOW, 0.0))
-    assert renewal.wait(Now(NOW, 0.0)) == CLOCK_SKEW_DELAY
+    renewal.registered(NOW - 1, NOW, Now(NOW, STEADY), just_now=True)
+    assert renewal.is_over(Now(NOW, STEADY))
+    assert renewal.wait(Now(NOW, STEADY)) == CLOCK_SKEW_DELAY
 
 
 def test_a_missing_registration_is_created_at_once_or_after_the_retry_delay():
     renewal = Renewal()
-    assert renewal.wait(Now(NOW, 0.0)) == 0
-    assert not renewal.is_over(Now(NOW, 0.0))
-    renewal.registered(None, math.inf, Now(NOW, 0.0), just_now=True)
-    assert renewal.wait(Now(NOW, 99.0)) == math.inf
+    assert renewal.wait(Now(NOW, STEADY)) == 0
+    assert not renewal.is_over(Now(NOW, STEADY))
+    renewal.registered(None, math.inf, Now(NOW, STEADY), just_now=True)
+    assert renewal.wait(Now(NOW, STEADY + 99)) == math.inf
     renewal.lost()
-    renewal.failed(5, Now(NOW, 99.0))
-    assert renewal.wait(Now(NOW, 99.0)) == 5
+    renewal.failed(5, Now(NOW, STEADY + 99))
+    assert renewal.wait(Now(NOW, STEADY + 99)) == 5
 
 
 # What is known

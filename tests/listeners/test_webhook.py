@@ -27,6 +27,7 @@ from push_to_poll_client.listeners.webhook import (
     WebhookListener,
 )
 from push_to_poll_client.testing import FakeFeed
+from push_to_poll_client.testing._virtual_time import START
 from tests.support.asgi_calls import (
     GONE,
     SECRET,
@@ -453,7 +454,7 @@ def test_a_burst_passes_at_once_despite_rounding(rate, now):
 )
 def test_no_window_lets_more_pass_than_burst_and_rate(rate, burst, gaps):
     bucket = TokenBucket(rate, burst)
-    now, passed = 0.0, []
+    now, passed = START, []
     for gap in gaps:
         now += gap
         wait = bucket.take(now)

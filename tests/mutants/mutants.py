@@ -95,6 +95,14 @@ MUTANTS = [
         "        if False:\n",
     ),
     of(
+        "G3",
+        "counts the Retry-After of a page fetched ahead from the start of the clock",
+        "_fetching.py",
+        "        self.arrived_at = self._fetcher.now()\n",
+        "",
+        "tests/core/test_prefetch.py",
+    ),
+    of(
         "G4",
         "trusts a push channel that claims to be up",
         "_schedule.py",

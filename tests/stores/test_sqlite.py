@@ -5,6 +5,7 @@ import contextlib
 import errno
 import gc
 import hashlib
+import itertools
 import logging
 import os
 import sqlite3
@@ -22,6 +23,7 @@ from push_to_poll_client.stores import SQLiteStore
 from push_to_poll_client.stores._sqlite import dead_letters, schema
 from push_to_poll_client.stores._sqlite import file as file_module
 from push_to_poll_client.testing._store_suite import StoreSuite
+from tests.support.clock import DAY
 from tests.support.forms import GUARD
 
 pytestmark = pytest.mark.anyio
@@ -229,13 +231,13 @@ class TestOwnership:
 
 class TestThreads:
     async def test_a_commit_completes_although_its_task_is_cancelled(self, path):
-        begun, go_on, times = threading.Event(), threading.Event(), [0.0]
+        begun, go_on, times = threading.Event(), threading.Event(), [DAY]
 
         def clock():
             if not times:
                 begun.set()
                 assert go_on.wait(GUARD)
-            return times.pop() if times else 0.0
+            return times.pop() if times else DAY
 
         async def cancel_when_begun(scope):
             await anyio.to_thread.run_sync(begun.wait, 60)
@@ -252,13 +254,13 @@ class TestThreads:
     @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
     async def test_a_commit_completes_although_asyncio_cancels_its_task(self, path):
         """As `asyncio.timeout()` does, which no shield keeps off: the next call waits for the thread."""
-        begun, go_on, times = threading.Event(), threading.Event(), [0.0]
+        begun, go_on, times = threading.Event(), threading.Event(), [DAY]
 
         def clock():
             if not times:
                 begun.set()
                 assert go_on.wait(GUARD)
-            return times.pop() if times else 0.0
+            return times.pop() if times else DAY
 
         async with claimed(SQLiteStore(path, clock=clock)) as session:
             task = asyncio.ensure_future(session.commit(cursor="c1", records=records("1")))
@@ -377,7 +379,7 @@ class TestFiles:
             assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
     async def test_the_file_keeps_only_the_newest_256_cursors_of_the_history(self, path):
-        now = iter(range(1000))
+        now = itertools.count(DAY)
         async with claimed(SQLiteStore(path, clock=now.__next__)) as session:
             for number in range(300):
                 await session.commit(cursor=str(number), records=[])
@@ -387,7 +389,7 @@ class TestFiles:
         async with claimed(SQLiteStore(path, clock=now.__next__)) as session:
             assert session.history == history
             await session.commit(cursor="next", records=[])
-            assert session.history == (*history[1:], ("next", 302))
+            assert session.history == (*history[1:], ("next", DAY + 302))
 
     async def test_long_keys_take_little_space_in_the_file(self, path):
         async with claimed(SQLiteStore(path)) as session:

@@ -14,6 +14,7 @@ from push_to_poll_client import PushToPollError
 from push_to_poll_client._types import DeadLetter, Record, RecordState
 from push_to_poll_client.stores import MemoryStore, SQLiteStore, _bloom
 from push_to_poll_client.stores._sqlite import records as records_module
+from tests.support.clock import DAY
 from tests.support.forms import form
 
 KEYS = st.sampled_from([*"abcdefghij", "", "a\0", "\ud800", "é", "x" * 201, "x" * 202])
@@ -36,7 +37,7 @@ class Stores(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.now = 0.0
+        self.now = DAY
         self.directory = tempfile.TemporaryDirectory()
         self.memory = MemoryStore(clock=lambda: self.now, **self.limits)
         self.sqlite = self.open()

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 import anyio
 
 from push_to_poll_client import Message, Page
+from push_to_poll_client.testing._virtual_time import START
 
 
 @dataclass(frozen=True)
 class Row:
+    """When a transaction draws the id of a row, and when it commits, in seconds from the start of the clock."""
+
     drawn: float
     committed: float
 
@@ -60,12 +63,13 @@ class DatabaseFeed:
 
     def _visible(self, start):
         now = anyio.current_time()
-        drawn = bisect_right(self.rows, now, key=lambda row: row.drawn)
-        return [n for n in range(start + 1, drawn + 1) if self.rows[n - 1].committed <= now]
+        drawn = bisect_right(self.rows, now, key=lambda row: START + row.drawn)
+        return [n for n in range(start + 1, drawn + 1) if START + self.rows[n - 1].committed <= now]
 
     def _next(self, start):
         now = anyio.current_time()
-        return min((row.committed for row in self.rows[start:] if row.committed > now), default=float("inf"))
+        commits = [START + row.committed for row in self.rows[start:]]
+        return min((commit for commit in commits if commit > now), default=float("inf"))
 
 
 def rows_of(gaps, lengths):

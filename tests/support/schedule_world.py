@@ -15,6 +15,7 @@ from push_to_poll_client._schedule import (
     WakeResult,
 )
 from push_to_poll_client._types import MAX_NOT_BEFORE
+from push_to_poll_client.testing._virtual_time import START
 
 EPS = 1e-6
 
@@ -34,7 +35,7 @@ class World:
     burst: int = 2
     wake_delay: float = 0.0
     jitter: float = 0.0
-    now: float = 0.0
+    now: float = START
     debts: list[float] = field(default_factory=list)
     covered: list[float] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)

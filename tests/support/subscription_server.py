@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from push_to_poll_client import SubscriptionGone, _event_loop
 from push_to_poll_client.listeners.subscriptions import Registration
+from tests.support.clock import elapsed
 
 
 class Crash:
@@ -34,7 +35,7 @@ class Server:
     Attributes:
         live: Until when, by the id of the plan.
         history: At what time how many were in force.
-        asked: What was asked, and when.
+        asked: What was asked, and how many seconds after the start of the clock.
         script: Errors, or None, for the next requests, by what is asked.
     """
 
@@ -104,7 +105,7 @@ class Vendor:
         return Registration(id=name, details={"plan": name})
 
     async def _ask(self, what):
-        self.server.asked.append((round(anyio.current_time(), 3), what))
+        self.server.asked.append((round(elapsed(), 3), what))
         await self.crash.step()
         await anyio.sleep(self.server.latency)
         ordered = self.server.script[what].popleft() if self.server.script[what] else None
@@ -151,7 +152,7 @@ class Channel:
         self.failing = None
 
     def _note(self, event):
-        self.events.append((round(anyio.current_time(), 3), event))
+        self.events.append((round(elapsed(), 3), event))
 
     def up(self):
         self._note("up")

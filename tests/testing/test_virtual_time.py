@@ -37,6 +37,10 @@ async def test_a_thread_is_waited_for_when_no_timer_is_set():
     assert await anyio.to_thread.run_sync(threading.get_ident) != threading.get_ident()
 
 
+async def test_the_clock_starts_at_1000():
+    assert anyio.current_time() == pytest.approx(1000)
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_time_does_not_jump_while_a_thread_answers_within_the_threshold(backend):
     async def main():
