@@ -14,7 +14,7 @@ __all__ = ["START", "Bell", "VirtualTimeLoop", "virtual_time"]
 
 
 START: Final = 1000.0
-"""Where virtual clocks start. At 0 a test would not see a time that was never set, for such a time is mostly 0."""
+"""Seconds at which virtual clocks start. At 0 a test would not see a time that was never set and is still 0."""
 
 
 class Bell:
