@@ -247,7 +247,7 @@ class Poller:
         except (ChainRestart, CursorExpired) as error:
             return await self._recover_position(poll, request, error)
         except FeedError as error:
-            if await self._finish_partial_batch(poll):
+            if not request.wait and await self._finish_partial_batch(poll):
                 self._keep_place(poll.walk, error)
             raise
         if page is None:
@@ -259,6 +259,9 @@ class Poller:
             return End.INCOMPLETE
         if following is End.UNFINISHED:
             await self._prefetcher.wait_until_done()
+        elif isinstance(following, FetchRequest) and following.wait:
+            # The walk is complete, whatever becomes of the fetch that the server may hold.
+            await self._overlap.leave(poll.walk, at_end=True)
         return following
 
     async def _fetch(self, poll: PollState, request: FetchRequest) -> Page | None:

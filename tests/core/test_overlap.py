@@ -620,3 +620,16 @@ async def test_a_new_consumer_with_a_long_overlap_logs_no_warning(caplog, virtua
     async with Log(feed, overlap=10_000) as consumer:
         await saving(consumer, feed, 5)
     assert caplog.records == []
+
+
+async def test_an_overlap_is_read_again_after_the_held_fetch_behind_it_failed(running):
+    feed = FakeFeed(max_wait=50)
+    feed.answer(*[lambda request: FeedError("400: no long polling") if request.wait else None] * 1_000)
+    feed.publish("late", lag=3)
+    feed.publish("new")
+    consumer = running(Log(feed, overlap=LONGEST))
+    await consumer.until(1)
+    await anyio.sleep(3.1)
+    assert feed.requests[-1].request.wait
+    assert (await consumer.poll_now()).caught_up
+    assert consumer.processed == ["new", "late"]
