@@ -156,8 +156,9 @@ class Poller:
 
     @property
     def has_unsaved_place(self) -> bool:
-        """Whether the next session would read again all that the last walk of this one has read."""
-        return self._unfinished is not None and self._unfinished.saved == self._progress.saved
+        """Whether the next session would do again all that the last poll of this one has done."""
+        reads_on = self._unfinished is not None and self._unfinished.saved == self._progress.saved
+        return reads_on or self._position.waits_for_server
 
     def discard_continuation(self) -> None:
         """Let the next poll start at the saved cursor."""

@@ -156,6 +156,11 @@ class Position:
         await self._resync(why, resync)
         return True
 
+    @property
+    def waits_for_server(self) -> bool:
+        """Whether the next poll does a resync."""
+        return self._pending_resync is not None
+
     async def _resync(self, why: str, resync: Resync) -> None:
         await self._move(why, await self._resolve(resync.to), forget=resync.forget)
 

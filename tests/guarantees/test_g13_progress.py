@@ -125,6 +125,17 @@ async def test_g13_a_page_token_that_expired_is_not_taken_for_the_saved_cursor(r
     assert [one.request.cursor for one in feed.requests[3:5]] == ["more-60.0", None]
 
 
+async def test_g13_a_poll_by_hand_goes_on_with_a_resync_that_has_to_wait_for_the_server():
+    feed, store = FakeFeed(), MemoryStore()
+    feed.publish(3)
+    await Log(feed, store=store).poll_now()
+    feed.fail(CursorExpired("gone", retry_after=5))
+    feed.publish(2)
+    consumer = Log(feed, store=store, on_cursor_expired=Resync("latest", forget=False))
+    assert (await consumer.poll_now()).caught_up
+    assert consumer.status().counters.resyncs == 1
+
+
 async def test_g13_page_tokens_that_always_expire_are_a_failed_poll(running, caplog):
     feed = chain_of(200, latency=0)
     feed.answer(*[lambda request: CursorExpired("too old") if request.cursor == "more-60.0" else None] * 1000)
