@@ -75,8 +75,9 @@ class Consumer:
         rate: Polls a second in the long run, whatever is pushed; `None`: no limit.
         burst: Polls that may be started at once after a quiet time.
         wake_delay: Seconds to gather further wakes after the first; 0: poll at once.
-        max_poll_time: Seconds after which a poll that still finds pages ends at a page boundary and goes on as a
-            new one, so that a feed which grows faster than its handler starves nobody.
+        max_poll_time: Seconds after which a poll that still finds pages ends at a page boundary, and a new poll
+            continues there, so that a feed which grows faster than its handler starves no caller. A `poll_now()`
+            without `run()` or `async with` keeps no place, so it goes on to the first cursor that can be saved.
         flush_interval: Seconds of work that may be uncommitted: what a crash costs. 0: each message is committed
             before the next begins.
         shutdown_timeout: Seconds that the message in hand gets to finish when `run()` is cancelled or stopped.
@@ -300,8 +301,9 @@ class Consumer:
         takes a token, and waits for what the server asked for and for the backoff after a failure (G3).
 
         Args:
-            timeout: Seconds that it may have to wait until a poll may start; `None`: as long as it takes. The
-                poll itself takes the time it takes, up to `max_poll_time` and a page.
+            timeout: Seconds that it may have to wait until a poll may start; `None` means as long as it takes. The
+                poll itself may take longer: up to `max_poll_time` and a page, and without `run()` or `async with`
+                until a cursor can be saved.
 
         Raises:
             Throttled: A poll may not start within `timeout`.
