@@ -143,13 +143,13 @@ class Polls:
             place_is_kept: Returns whether the session stays open after this call. If it does not, the place in the
                 feed is lost, and the call goes on until some of what was read can be saved.
         """
-        result: PollResult | None = None
+        goes_on = False
         total = PollResult(0, 0, 0, caught_up=False)
         while True:
             try:
                 result = await self._poll_or_join(timeout)
             except Throttled as throttled:
-                if result is None:
+                if not goes_on:
                     raise
                 logger.warning("stops before a cursor to save, the next call begins anew: %s", throttled)
                 return total
@@ -158,11 +158,6 @@ class Polls:
                     raise
                 result = self._poller.done
                 logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
-            if total.pages == 0 and self._poller.has_unsaved_place and not place_is_kept():
-                logger.info(
-                    "no cursor to save was found within max_poll_time: this call goes on to the first one, since "
-                    "the next call would read the same pages again"
-                )
             total = replace(
                 result,
                 messages=total.messages + result.messages,
@@ -171,6 +166,12 @@ class Polls:
             )
             if place_is_kept() or not self._poller.has_unsaved_place:
                 return total
+            if not goes_on:
+                goes_on = True
+                logger.info(
+                    "no cursor to save was found yet: this call goes on to the first one, since the next call would "
+                    "read the same pages again"
+                )
 
     async def _poll_or_join(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109
         since, until = self._started, math.inf if timeout is None else self._clock() + timeout
