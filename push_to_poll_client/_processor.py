@@ -304,6 +304,8 @@ class Processor:
         return complete
 
     async def _process_in_order(self, messages: Iterable[tuple[str, Message, bool]], stop: StopSignal) -> bool:
+        # `_work_off` does this too, with a work item for each message. Without work items a catch-up of 20,000
+        # messages is 1.5 to 2.4 times as fast over HTTP, and 2.9 to 4.3 times from memory (`MemoryStore`).
         handler, clock, progress = self._handler, self._clock, self._progress  # local: looked up for each message
         record = progress.pending.append
         for key, message, is_new in messages:
