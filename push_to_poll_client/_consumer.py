@@ -38,7 +38,7 @@ from push_to_poll_client._options import (
 )
 from push_to_poll_client._protocols import Feed, Listener, Session, Store
 from push_to_poll_client._schedule import Mode
-from push_to_poll_client._status import ConsumerStats, PollResult, Status
+from push_to_poll_client._status import MAX_SHOWN_FAILING, ConsumerStats, PollResult, Status
 from push_to_poll_client._types import Cursor, Message, Push
 from push_to_poll_client._validation import check_number, describe
 from push_to_poll_client._wakes import Wakes
@@ -400,7 +400,8 @@ class Consumer:
             lossy=schedule.lossy,
             dead_letters=session.dead if session else 0,
             records=session.size if session else 0,
-            failing=tuple(stats.failing.values()),
+            failing=tuple(stats.failing.values())[-MAX_SHOWN_FAILING:],
+            failing_count=len(stats.failing),
             last_resync=stats.last_resync,
             last_gap=stats.last_gap,
             standstill=stats.standstill,

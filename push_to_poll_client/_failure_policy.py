@@ -4,12 +4,18 @@ The decision is made by the first of these that applies: an exception that the h
 (`RetryMessage`, `DeadLetterMessage`, `SkipMessage`, `StopConsumer`), the option `retry`, the option `on_failure`.
 
 Attempts are stored with times of day, since no other clock outlives a process. While a process runs, the time of
-day is read from the event loop's clock, which does not jump. If the system's clock is set back between two runs, a
-wait does not become longer than it was.
+day is read from the event loop's clock, which does not jump. A message whose next attempt is further away than its
+delay shows that the system's clock was set back between two runs. It waits for its delay from then on, and the new
+time is stored, so that the next run does not begin the wait anew.
+
+Attempts of messages that do not come again are dropped, as when a feed replaces the failing version of an entry.
+A walk along the feed, from the saved cursor to the end or to a message that waits, meets all messages that wait. A
+feed that lags behind may leave one out for a while, so attempts are dropped only when the wait of their message is
+over.
 """
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -41,6 +47,17 @@ MAX_FAILING: Final = 10_000
 """Failing messages whose attempts are kept (G11); as many may be in progress or wait. Beyond that, the message
 that failed longest ago is dropped first: it did not come again."""
 
+MAX_ERROR: Final = 200
+"""Characters of an error that are stored with the attempts."""
+
+MAX_ERRORS: Final = 1_000
+"""Attempts that are stored with an error. If more messages fail at a time, their errors are about the same."""
+
+MAX_WRITTEN: Final = 1_000_000
+"""Characters of attempts that may be written in a second, besides those at the end of each poll. All attempts are
+one text, of a million characters for 10,000 ids of 36 characters. A poll in which 10,000 messages fail writes 5 MB
+to a state file and takes 4 s; it wrote 4,200 MB and took 149 s when each change was written."""
+
 
 class Attempt(msgspec.Struct, array_like=True, frozen=True):
     """The attempts of one failing message, as they are stored.
@@ -50,12 +67,14 @@ class Attempt(msgspec.Struct, array_like=True, frozen=True):
         first: When it failed first, in seconds since the epoch.
         again: When it may be tried again, in seconds since the epoch.
         delay: Seconds from its last failure to `again`.
+        error: The start of the last error; empty if it is not kept, as by earlier versions.
     """
 
     count: int
     first: float
     again: float = 0.0
     delay: float = 0.0
+    error: str = ""
 
 
 _decode = Decoder(dict[str, Attempt]).decode
@@ -69,7 +88,7 @@ class Attempts:
         time_of_day: The time of day by the event loop's clock.
 
     Attributes:
-        changed: Whether anything has changed since the last `take_changes()`.
+        changed: Whether there is anything that `take_changes()` has not returned.
 
     Raises:
         StoreError: The state has a value that this library does not write.
@@ -84,6 +103,8 @@ class Attempts:
                 "written by another version"
             ) from error
         self._time_of_day = time_of_day
+        self._met = set[str]()
+        self._write_at = 0.0
         self.changed = False
 
     def __len__(self) -> int:
@@ -98,47 +119,81 @@ class Attempts:
         before = self._attempts.pop(key, None)
         now = self.now
         attempt = Attempt(1, now) if before is None else Attempt(before.count + 1, before.first)
-        self._set(key, attempt)
-        return attempt
+        self._met.add(key)
+        return self._set(key, attempt)
 
-    def postpone(self, key: str, delay: float) -> None:
-        """Allow the next attempt in `delay` seconds."""
+    def postpone(self, key: str, delay: float, error: str) -> Attempt:
+        """Allow the next attempt in `delay` seconds, and keep the start of the error."""
         # The entry is missing if more than MAX_FAILING messages fail at a time.
         attempt = self._attempts.get(key) or self.record_failure(key)
-        self._set(key, Attempt(attempt.count, attempt.first, self.now + delay, delay))
+        kept = error[:MAX_ERROR] if len(self) <= MAX_ERRORS else ""
+        return self._set(key, Attempt(attempt.count, attempt.first, self.now + delay, delay, kept))
 
     def discard(self, key: str) -> None:
         """Forget the attempts of one message, which is settled or stops the consumer."""
         if self._attempts.pop(key, None) is not None:
+            self._met.discard(key)
             self.changed = True
 
     def forget(self) -> None:
         """Forget all attempts, since the session has forgotten them: every message is tried anew."""
         self._attempts.clear()
+        self._met.clear()
         self.changed = False
 
-    def seconds_left(self, key: str) -> float:
-        """Seconds until the message may be tried; 0 if it may be now."""
-        attempt = self._attempts.get(key)
-        return 0.0 if attempt is None else min(max(attempt.again - self.now, 0.0), attempt.delay)
+    def wait_of(self, key: str) -> Attempt | None:
+        """Return the attempts of a message that must not be tried yet; `None` if it may be tried."""
+        attempt, now = self._attempts.get(key), self.now
+        if attempt is not None and attempt.again > now + attempt.delay:  # the clock was set back
+            attempt = self._set(key, msgspec.structs.replace(attempt, again=now + attempt.delay))
+        return None if attempt is None or attempt.again <= now else attempt
+
+    def meet(self, keys: Iterable[str]) -> None:
+        """Note that the messages of a page have come again, whose dedupe keys these are."""
+        self._met.update(self._attempts.keys() & keys)
+
+    def end_walk(self) -> None:
+        """Drop the attempts of messages that were due and did not come again since the last walk."""
+        now = self.now
+        for key, attempt in list(self._attempts.items()):
+            if key not in self._met and attempt.again <= now:
+                self.discard(key)
+        self._met.clear()
+
+    def write_soon(self) -> None:
+        """Let the next `take_changes()` return what has changed, however much was written just before."""
+        self._write_at = 0.0
 
     def take_changes(self) -> dict[str, str | None]:
-        """Changes of the session's state to commit; empty if nothing has changed since the last call."""
-        if not self.changed:
+        """Changes of the session's state to commit; empty if there are none to write now."""
+        if not self.writable:
             return {}
         self.changed = False
-        return {ATTEMPTS_KEY: msgspec.json.encode(self._attempts).decode() if self._attempts else None}
+        text = msgspec.json.encode(self._attempts).decode() if self._attempts else None
+        self._write_at = self.now + len(text or "") / MAX_WRITTEN
+        return {ATTEMPTS_KEY: text}
+
+    def put_back(self) -> None:
+        """Leave the changes that were taken to the next commit, since theirs failed."""
+        self.changed = True
+        self.write_soon()
+
+    @property
+    def writable(self) -> bool:
+        """Whether there are changes, and not too much was written just before."""
+        return self.changed and self.now >= self._write_at
 
     @property
     def now(self) -> float:
         """Seconds since the epoch."""
         return self._time_of_day.now()
 
-    def _set(self, key: str, attempt: Attempt) -> None:
+    def _set(self, key: str, attempt: Attempt) -> Attempt:
         self._attempts[key] = attempt
         self.changed = True
         if len(self._attempts) > MAX_FAILING:
-            del self._attempts[next(iter(self._attempts))]
+            self.discard(next(iter(self._attempts)))
+        return attempt
 
 
 NOT_RETRYABLE = (UndecodableMessage, ContentChanged)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
-from push_to_poll_client._status import Gap, PollResult, Resynced
+from push_to_poll_client._status import FailingMessage, Gap, PollResult, Resynced
 from push_to_poll_client._types import Fate, Message, RecordState
 from push_to_poll_client._validation import describe
 
@@ -34,6 +34,13 @@ class Hooks:
 
     def message_failed(self, message: Message, error: Exception, attempt: int, fate: Fate) -> None:
         """The `attempt`th attempt failed, and this becomes of the message."""
+
+    def message_postponed(self, message: Message, failing: FailingMessage) -> None:
+        """It failed before a restart, and still waits for its next attempt, perhaps for hours.
+
+        Called once, when a poll meets it; `message_failed` was called by the run before. Messages that may not
+        overtake it wait too.
+        """
 
     def resynced(self, event: Resynced) -> None:
         """The consumer goes on from another place of the feed than the saved cursor."""
@@ -66,6 +73,9 @@ class SafeHooks(Hooks):
 
     def message_failed(self, message: Message, error: Exception, attempt: int, fate: Fate) -> None:
         self._call("message_failed", message, error, attempt, fate)
+
+    def message_postponed(self, message: Message, failing: FailingMessage) -> None:
+        self._call("message_postponed", message, failing)
 
     def resynced(self, event: Resynced) -> None:
         self._call("resynced", event)

@@ -214,6 +214,7 @@ class Poller:
         if end is End.GAVE_WAY:
             return None
         await self._position.mark_started()
+        await self._processor.end(caught_up=end is End.CAUGHT_UP)
         if end in {End.CAUGHT_UP, End.UNFINISHED}:
             self._unfinished = await self._overlap.leave(poll.walk, at_end=end is End.CAUGHT_UP)
         self._report_standstill(poll, end)

@@ -169,8 +169,8 @@ class Polls:
             if not goes_on:
                 goes_on = True
                 logger.info(
-                    "no cursor to save was found yet: this call goes on to the first one, since the next call would "
-                    "read the same pages again"
+                    "no cursor to save was found yet: this call goes on to the first one, since the next call "
+                    "would read the same pages again"
                 )
 
     async def _poll_or_join(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109

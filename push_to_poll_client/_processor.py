@@ -282,6 +282,8 @@ class Processor:
             StoreError: Progress could not be committed.
         """
         keys, errors = self._dedupe.dedupe_keys(page.messages)
+        if self._progress.attempts:
+            self._progress.attempts.meet(keys)
         unsettled = await self._progress.unsettled(keys)
         if self._work.left:
             unsettled -= {item.key for item in self._work.unsettled}
@@ -302,6 +304,16 @@ class Processor:
             else:
                 await self._progress.commit_in_background(background, keys)
         return complete
+
+    async def end(self, *, caught_up: bool) -> None:
+        """End a poll. If it reached the end of the feed or a message that waits, it met all that were left before.
+
+        Raises:
+            StoreError: Progress could not be committed.
+        """
+        if caught_up or self.postponed_until is not None:
+            self._retry.end_walk()
+            await self._progress.finish()
 
     async def _process_in_order(self, messages: Iterable[tuple[str, Message, bool]], stop: StopSignal) -> bool:
         # `_work_off` does this too, with a work item for each message. Without work items a catch-up of 20,000

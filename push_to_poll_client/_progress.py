@@ -151,6 +151,7 @@ class Progress:
             StoreError: As for `flush`.
         """
         self._committing = None
+        self.attempts.write_soon()
         await self.flush()
 
     async def commit_in_background(self, tasks: TaskGroup, keys: list[str]) -> None:
@@ -184,7 +185,7 @@ class Progress:
     @property
     def _has_uncommitted(self) -> bool:
         unsaved = self.cursor not in {None, self.saved}
-        return bool(self.pending or self.dead_letters) or unsaved or self.attempts.changed
+        return bool(self.pending or self.dead_letters) or unsaved or self.attempts.writable
 
     async def _commit(self) -> None:
         """Commit what is there now; more may arrive meanwhile. A cancellation waits for the commit."""
@@ -222,7 +223,7 @@ class Progress:
     def _put_back(self, taken: _Uncommitted) -> None:
         """Leave a failed commit to the next flush."""
         if taken["state"]:
-            self.attempts.changed = True
+            self.attempts.put_back()
         # The store has undone the effects too: the messages are to be processed again, not recorded (G8).
         if self._transactional:
             return

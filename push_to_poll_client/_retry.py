@@ -6,6 +6,7 @@ wait of more than a second ends the poll, and the next poll continues at that me
 
 import logging
 import traceback
+from dataclasses import replace
 from typing import Final
 
 import anyio
@@ -18,7 +19,7 @@ from push_to_poll_client._handlers import TransactionFailed
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._options import Handler
 from push_to_poll_client._progress import Progress
-from push_to_poll_client._status import ConsumerStats
+from push_to_poll_client._status import MAX_SHOWN_FAILING, ConsumerStats, FailingMessage
 from push_to_poll_client._types import Clock, DeadLetter, Fate, Message, RecordState
 from push_to_poll_client._validation import describe, quoted
 
@@ -112,8 +113,9 @@ class Retry:
         """
         attempts = self._progress.attempts
         if attempts.knows(key):
-            if left := attempts.seconds_left(key):
-                await self._wait(left, stop, since=self._clock())
+            if waiting := attempts.wait_of(key):
+                self._show_waiting(key, message, waiting)
+                await self._wait(waiting.again - attempts.now, stop, since=self._clock())
             self._stats.counts["retries"] += 1
         failure = error or message.error or await self.attempt(message)
         if failure is not None:
@@ -169,6 +171,30 @@ class Retry:
             failure = await self.attempt(message)
         return self._finish(key, message, state)
 
+    def end_walk(self) -> None:
+        """Drop what is kept of messages that do not come again, at the end of a walk from the saved cursor."""
+        attempts, failing = self._progress.attempts, self._stats.failing
+        attempts.end_walk()
+        self._stats.failing = {key: one for key, one in failing.items() if attempts.knows(key)}
+
+    def _show_waiting(self, key: str, message: Message, attempt: Attempt) -> None:
+        """Show a message that waits, if it failed before this consumer was made, or the clock was set back."""
+        failing = self._stats.failing
+        if key in failing:
+            failing[key] = replace(failing[key], again=attempt.again)
+            return
+        why = attempt.error or "failed before this run; its error was not kept"
+        failing[key] = FailingMessage(message.id, attempt.count, why, attempt.again)
+        if len(failing) <= MAX_SHOWN_FAILING:
+            logger.warning(
+                "message %s failed at attempt %d before this run, again in %.1f s: %s",
+                quoted(message.id),
+                attempt.count,
+                attempt.again - self._progress.attempts.now,
+                why,
+            )
+        self._hooks.message_postponed(message, failing[key])
+
     def _finish(self, key: str, message: Message, state: RecordState) -> RecordState:
         self._forget(key)
         self._hooks.message_settled(message, state)
@@ -219,8 +245,8 @@ class Retry:
     ) -> None:
         name, count, why = quoted(message.id), attempt.count, describe(error)
         if decision.fate is Fate.AGAIN:
-            self._progress.attempts.postpone(key, decision.delay)
-            self._stats.message_failed(key, message.id, count, why, decision.delay)
+            again = self._progress.attempts.postpone(key, decision.delay, why).again
+            self._stats.message_failed(key, FailingMessage(message.id, count, why, again))
             logger.warning(
                 "message %s failed at attempt %d, again in %.1f s: %s", name, count, decision.delay, why
             )

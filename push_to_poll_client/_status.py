@@ -6,6 +6,7 @@ Times of day are seconds since the epoch.
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Final
 
 from push_to_poll_client._schedule import Mode, WakeResult
 from push_to_poll_client._types import Cursor
@@ -78,6 +79,10 @@ class Gap:
     at: float = field(default_factory=time.time)
 
 
+MAX_SHOWN_FAILING: Final = 100
+"""Failing messages that a status shows, and that are logged after a restart (G11)."""
+
+
 @dataclass(frozen=True, slots=True)
 class FailingMessage:
     """A message that failed and waits to be tried again.
@@ -85,8 +90,8 @@ class FailingMessage:
     Attributes:
         id: What the feed calls it.
         attempts: How often it was tried.
-        error: The last one.
-        again: When it is tried again.
+        error: The last error, in one line. Of a message that failed before a restart, its first 200 characters.
+        again: When it may be tried again.
     """
 
     id: str
@@ -173,7 +178,9 @@ class Status:
         lossy: A push channel that claims to be up seems to lose pushes.
         dead_letters: Messages given up on and kept; 0 too while the name is not claimed.
         records: Dedupe records; likewise.
-        failing: Messages that failed and wait to be tried again.
+        failing: Messages that failed and wait to be tried again; if there are more than 100, those that failed
+            last. After a restart, a message is shown when a poll meets it.
+        failing_count: Number of messages that failed and wait to be tried again, shown or not.
         last_resync: When it went on from another place of the feed last, and why; `None`: it did not.
         last_gap: When the feed said last that messages may be missing, and which; `None`: it did not.
         standstill: What keeps the consumer from the end of the feed, apart from failed polls (`last_error`) and
@@ -196,6 +203,7 @@ class Status:
     dead_letters: int = 0
     records: int = 0
     failing: tuple[FailingMessage, ...] = ()
+    failing_count: int = 0
     last_resync: Resynced | None = None
     last_gap: Gap | None = None
     standstill: str | None = None
@@ -241,9 +249,10 @@ class ConsumerStats:
             self.counts["messages"] += messages
             self.last_progress = time.time()
 
-    def message_failed(self, key: str, id: str, attempts: int, error: str, delay: float) -> None:
-        """Keep the failure of the message with this dedupe key, which is tried again after `delay` seconds."""
-        self.failing[key] = FailingMessage(id, attempts, error, time.time() + delay)
+    def message_failed(self, key: str, failing: FailingMessage) -> None:
+        """Keep the failure of the message with this dedupe key, as the one that failed last."""
+        self.failing.pop(key, None)
+        self.failing[key] = failing
 
     def resynced(self, event: Resynced) -> None:
         """Count a resync."""

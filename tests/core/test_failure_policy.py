@@ -1,10 +1,18 @@
 """What becomes of a message that fails: tried again, and then what the user said (G9)."""
 
+import contextlib
 from itertools import pairwise
 
 import anyio
 import pytest
-from tenacity import AsyncRetrying, retry_if_not_exception_type, stop_after_attempt, stop_after_delay, wait_fixed
+from tenacity import (
+    AsyncRetrying,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_fixed,
+    wait_random,
+)
 
 from push_to_poll_client import (
     Consumer,
@@ -20,11 +28,14 @@ from push_to_poll_client import (
     StoreError,
     UndecodableMessage,
 )
+from push_to_poll_client._event_loop import TimeOfDay
+from push_to_poll_client._failure_policy import Attempts
 from push_to_poll_client.testing import FakeFeed
 from tests.support.consumers import Log, polls_on
 
 pytestmark = pytest.mark.anyio
 
+WAITS_2_S = AsyncRetrying(wait=wait_fixed(2))
 TWICE = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(0.5))
 
 
@@ -115,6 +126,37 @@ async def test_attempts_and_retry_waits_continue_after_a_restart(virtual_day):
     with pytest.raises(ProcessError):
         await polls_on(third)
     assert len(first.attempts) + len(second.attempts) + len(third.attempts) == 3
+
+
+async def test_a_clock_set_back_between_runs_makes_no_wait_longer(monkeypatch):
+    """Bare polls, as a cron job does them: each reads the clock anew."""
+    offset = 0.0
+    monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + offset + anyio.current_time())
+    feed, store, settings = feed_of("bad"), MemoryStore(), {"error": RetryMessage("busy", after=5)}
+    await Fails(feed, failing={"bad": 1}, store=store, **settings).poll_now()
+    offset = -3600.0
+    waits = Fails(feed, failing={}, store=store)
+    assert (await waits.poll_now()).postponed == pytest.approx(5)
+    (failing,) = waits.status().failing
+    assert failing.again == pytest.approx(1e9 - 3600 + anyio.current_time() + 5)
+    await anyio.sleep(3)
+    result = await Fails(feed, failing={}, store=store).poll_now()
+    assert result.postponed == pytest.approx(2), "the wait goes on, and does not begin anew"
+    await anyio.sleep(2)
+    late = Fails(feed, failing={}, store=store)
+    await late.poll_now()
+    assert late.processed == ["bad"]
+
+
+async def test_a_clock_set_back_between_polls_of_one_consumer_corrects_its_status(monkeypatch):
+    offset = 0.0
+    monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: 1e9 + offset + anyio.current_time())
+    consumer = Fails(feed_of("bad"), failing=["bad"], error=RetryMessage("busy", after=5))
+    await consumer.poll_now()
+    offset = -3600.0
+    await consumer.poll_now()
+    (failing,) = consumer.status().failing
+    assert failing.again == pytest.approx(1e9 - 3600 + anyio.current_time() + 5)
 
 
 async def test_a_message_that_stopped_the_consumer_gets_all_its_attempts_again():
@@ -389,18 +431,124 @@ async def test_on_failure_applies_to_every_message_if_more_fail_than_max_failing
     assert len(consumer.attempts) == 300
 
 
-async def test_the_kept_attempts_of_failing_messages_are_bounded(monkeypatch):
+async def test_the_kept_attempts_of_failing_messages_are_bounded(monkeypatch, virtual_day):
+    """Of messages that do not come again; each poll is one of a new process, which need not wait before it."""
     monkeypatch.setattr("push_to_poll_client._failure_policy.MAX_FAILING", 100)
-    store, kept = MemoryStore(), None
-    feed = FakeFeed()
+    store, feed = MemoryStore(), FakeFeed()
     feed.answer(*(Page([Message(str(n))]) for n in range(120)))
-    consumer = Fails(feed, failing=map(str, range(120)), store=store, retry=AsyncRetrying(wait=wait_fixed(2)))
-    async with consumer:
-        for _ in range(120):
+    for n in range(120):
+        await Fails(feed, failing=[str(n)], store=store, error=RetryMessage("busy", after=86_400)).poll_now()
+    session = await store.claim("fake-feed", feed="fake-feed")
+    assert len(Attempts(session.state, TimeOfDay(anyio.current_time))) == 100
+    assert len(session.state["attempts"]) < 100 * (200 + 100)
+
+
+@pytest.mark.parametrize("bare", [True, False])
+async def test_attempts_are_dropped_when_their_message_does_not_come_again(bare, virtual_day):
+    """The entry of a feed of states that fails is replaced each time by a version that fails too."""
+    store, feed = MemoryStore(), FakeFeed()
+    versions = [Page([Message(f"entry@{n}")], cursor=None) for n in range(50)]
+    feed.answer(*versions, Page([Message("entry@good")], cursor="c1"))
+    consumer = Fails(feed, failing=[f"entry@{n}" for n in range(50)], store=store, retry=WAITS_2_S)
+    async with contextlib.AsyncExitStack() as stack:
+        if not bare:
+            await stack.enter_async_context(consumer)
+        for n in range(50):
             await consumer.poll_now(timeout=None)
-        kept = consumer._parts.session.state["attempts"]
-        assert len(consumer._parts.progress.attempts) == 100
-    assert len(kept) < 10_000
+            assert [one.id for one in consumer.status().failing] == [f"entry@{n}"]
+            await anyio.sleep(3)
+        assert (await consumer.poll_now(timeout=None)).caught_up
+    assert (consumer.status().failing, consumer.status().failing_count) == ((), 0)
+    session = await store.claim("fake-feed", feed="fake-feed")
+    assert "attempts" not in session.state
+
+
+async def test_attempts_of_a_message_that_is_not_due_are_kept_while_a_feed_does_not_give_it(virtual_day):
+    """As a replica of a server may do, which lags behind."""
+    feed, store, attempts = feed_of("bad"), MemoryStore(), []
+    feed.answer(None, Page(), None, None)
+    retry = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(100))
+    for postponed in (100, None, 100, None):
+        consumer = Fails(feed, failing=["bad"], store=store, retry=retry, on_failure="skip")
+        result = await consumer.poll_now()
+        assert result.postponed == (postponed and pytest.approx(postponed, abs=1))
+        attempts += consumer.attempts
+        if len(feed.requests) == 3:
+            await anyio.sleep(101)
+    assert len(attempts) == 2
+
+
+async def test_attempts_of_a_message_whose_wait_ends_during_a_poll_that_meets_it_are_kept(virtual_day):
+    feed, store = FakeFeed(), MemoryStore()
+    retry = AsyncRetrying(stop=stop_after_attempt(2), wait=wait_fixed(15))
+    settings = {"concurrency": 2, "key": lambda message: message.id, "retry": retry, "on_failure": "skip"}
+    for name, takes, attempts in (("bad", 0, 1), ("a", 10, 0), ("b", 20, 0)):
+        feed.publish(name)
+        consumer = Fails(feed, failing=["bad"], store=store, takes=takes, **settings)
+        assert not (await consumer.poll_now()).caught_up
+        assert len(consumer.attempts_of("bad")) == attempts
+    last = Fails(feed, failing=["bad"], store=store, **settings)
+    assert (await last.poll_now()).caught_up
+    assert last.status().counters.skipped == 1, "at its second attempt"
+
+
+@pytest.mark.parametrize("options", [{}, {"overlap": 3.0}, {"max_poll_time": 0.5}], ids=str)
+async def test_attempts_of_all_messages_that_wait_at_a_time_are_kept(options, virtual_day):
+    """Each poll reads again those that wait behind the first one, so that they are not dropped as if gone."""
+    names = [str(n) for n in range(30)]
+    feed = feed_of(*names, page_size=10, latency=0.2)
+    consumer = Fails(
+        feed,
+        failing=names,
+        concurrency=8,
+        key=lambda message: message.id,
+        on_failure="skip",
+        retry=AsyncRetrying(stop=stop_after_attempt(4), wait=wait_random(1.5, 60)),
+        **options,
+    )
+    async with consumer:
+        with anyio.fail_after(10_000):
+            while not (await consumer.poll_now(timeout=None)).caught_up:
+                pass
+    assert {name: len(consumer.attempts_of(name)) for name in names} == dict.fromkeys(names, 4)
+    assert consumer.status().failing == ()
+
+
+async def test_status_shows_the_messages_that_failed_last_and_counts_them_all(virtual_day):
+    names = [str(n) for n in range(150)]
+    settings = {"concurrency": 4, "key": lambda message: message.id, "error": RetryMessage("busy", after=600)}
+    feed, store = feed_of(*names, page_size=150), MemoryStore()
+    consumer = Fails(feed, failing=names, store=store, **settings)
+    await consumer.poll_now()
+    assert [one.id for one in consumer.status().failing] == names[50:]
+    assert consumer.status().failing_count == 150
+
+
+async def test_a_restart_logs_a_bounded_number_of_messages_that_wait(virtual_day, caplog):
+    names = [str(n) for n in range(150)]
+    settings = {"concurrency": 4, "key": lambda message: message.id, "error": RetryMessage("busy", after=600)}
+    feed, store = feed_of(*names, page_size=150), MemoryStore()
+    await Fails(feed, failing=names, store=store, **settings).poll_now()
+    caplog.clear()
+    consumer = Fails(feed, failing=names, store=store, **settings)
+    await consumer.poll_now()
+    assert consumer.status().failing_count == 150
+    assert caplog.text.count("before this run") == 100
+
+
+def test_the_attempts_of_thousands_of_messages_are_not_written_at_each_change():
+    now = 0.0
+    attempts, written = Attempts({}, TimeOfDay(lambda: now)), 0
+    for n in range(5_000):
+        attempts.record_failure(str(n))
+        attempts.postpone(str(n), 60.0, "ValueError: " + "x" * 1000)
+        now += 0.001
+        written += sum(map(len, attempts.take_changes().values()))
+    assert written < 6_000_000, "1 MB a second"
+    attempts.write_soon()
+    (last,) = attempts.take_changes().values()
+    assert len(last) < 1_000_000
+    assert len(Attempts({"attempts": last}, TimeOfDay(lambda: now))) == 5_000
 
 
 DEEP = "[" * 5000 + "]" * 5000

@@ -1,5 +1,6 @@
 """What a consumer tells of its life: each hook when it should be called, in order, once, and with no say in it."""
 
+from typing import ClassVar
 from unittest import mock
 
 import anyio
@@ -249,6 +250,29 @@ async def test_hooks_that_fail_are_logged_and_change_nothing(kind, caplog):
     assert store.states == {"a": "skipped", "b": "processed"}
     for name in ("message_started", "message_settled", "message_failed", "resynced", "caught_up"):
         assert f"hook {name} failed: KeyError: '{name}'" in caplog.text
+
+
+async def test_a_message_that_waits_since_before_a_restart_is_reported_once(virtual_day, caplog):
+    class Told(Hooks):
+        told: ClassVar = []
+
+        def message_postponed(self, message, failing):
+            self.told.append((message.id, failing.id, failing.attempts))
+            raise KeyError("postponed")
+
+    def consumer(hooks):
+        return Consumer(feed_of("a"), name="x", store=store, process=busy, hooks=hooks)
+
+    async def busy(message):
+        raise RetryMessage("busy", after=600)
+
+    store = MemoryStore()
+    await consumer(None).poll_now()
+    again = consumer(Told())
+    for _ in range(3):
+        await again.poll_now(timeout=None)
+    assert Told.told == [("a", "a", 1)]
+    assert "hook message_postponed failed: KeyError: 'postponed'" in caplog.text
 
 
 async def test_a_system_exit_raised_in_a_hook_propagates():

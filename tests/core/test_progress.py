@@ -14,6 +14,7 @@ from push_to_poll_client import (
     Message,
     Page,
     ProcessError,
+    RetryMessage,
     _lifecycle,
     _progress,
 )
@@ -183,6 +184,24 @@ async def test_a_failed_commit_at_the_end_of_a_poll_keeps_the_progress():
         feed.publish("news")
         await log.poll_now(timeout=None)
     assert log.processed == store.keys == [*ids(range(1, 16)), "news"]
+
+
+async def test_the_attempts_of_a_failed_commit_are_committed_by_the_next_one(virtual_day):
+    """G9: with no other change to commit. Else a restart would forget the wait and count from 1 again."""
+
+    class Waits(Log):
+        async def process(self, message):
+            raise RetryMessage("busy", after=600)
+
+    feed, store = feed_of(1), Slow(takes=0)
+    async with Waits(feed, store=store) as waits:
+        store.broken = 2
+        with pytest.raises(OSError, match="disk is full"):
+            await waits.poll_now()
+        feed.fail(FeedError("502"))
+        with pytest.raises(FeedError):
+            await waits.poll_now()
+    assert (await Log(feed, store=store).poll_now()).postponed == pytest.approx(600, abs=5)
 
 
 async def test_a_failed_background_commit_fails_its_own_poll():

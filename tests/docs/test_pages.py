@@ -39,6 +39,7 @@ from push_to_poll_client import (
     _json,
     _progress,
     _retry,
+    _status,
     _types,
     _validation,
     _wakes,
@@ -217,6 +218,8 @@ def test_the_documented_limits_match_the_code():
         f"{_retry.MAX_DEAD_LETTERS:,}",
         f"{_retry.MAX_TRACEBACK:,} characters",
         f"{_failure_policy.MAX_FAILING:,}",
+        f"{_status.MAX_SHOWN_FAILING}",
+        f"{_failure_policy.MAX_ERROR} characters",
         f"{_retention.MAX_HISTORY}",
         f"{default(SQLiteStore, 'max_records'):,} for {default(SQLiteStore, 'retention') / 86_400:g} days",
     ]

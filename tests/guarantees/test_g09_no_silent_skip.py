@@ -10,6 +10,7 @@ from push_to_poll_client import (
     Consumer,
     MemoryStore,
     ProcessError,
+    RetryMessage,
     UndecodableMessage,
 )
 from push_to_poll_client.testing._fake_feed import FakeFeed
@@ -52,3 +53,18 @@ async def test_g9_an_unreadable_message_fails_without_reaching_the_handler():
     with pytest.raises(ProcessError, match="torn"):
         await consumer.poll_now()
     assert consumer.processed == ["good"]
+
+
+async def test_g9_a_message_that_waits_is_shown_by_the_first_poll_after_a_restart(virtual_day):
+    class Waits(Log):
+        async def process(self, message):
+            raise RetryMessage("busy", after=600)
+
+    feed, store = FakeFeed(), MemoryStore()
+    feed.publish("bad")
+    first, second = Waits(feed, store=store), Waits(feed, store=store)
+    await first.poll_now()
+    await anyio.sleep(60)
+    await second.poll_now()
+    assert second.status().failing == first.status().failing
+    assert second.status().failing[0].again == pytest.approx(1e9 + anyio.current_time() + 540)

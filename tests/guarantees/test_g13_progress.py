@@ -11,8 +11,20 @@ import logging
 import anyio
 import pytest
 
-from push_to_poll_client import CursorExpired, FeedError, FeedRefused, MemoryStore, Message, Page, Resync
+from push_to_poll_client import (
+    CursorExpired,
+    FeedError,
+    FeedRefused,
+    Hooks,
+    MemoryStore,
+    Message,
+    Page,
+    Resync,
+    RetryMessage,
+    SQLiteStore,
+)
 from push_to_poll_client.testing import FakeFeed
+from tests.support.clock import time_of_day
 from tests.support.consumers import Log
 
 pytestmark = pytest.mark.anyio
@@ -202,3 +214,64 @@ async def test_g13_a_walk_without_a_cursor_to_save_is_named_after_five_minutes(r
     await consumer.until(20 * 100)
     await anyio.sleep(10)
     assert consumer.status().standstill is None
+
+
+# A message that waits
+
+
+class Waits(Log):
+    """Lets the message "bad" wait for a day."""
+
+    async def process(self, message):
+        if message.id == "bad":
+            raise RetryMessage("the bank is closed", after=86_400)
+        await super().process(message)
+
+
+class Waiting(Hooks):
+    def __init__(self):
+        self.told = []
+
+    def message_postponed(self, message, failing):
+        self.told.append((message.id, failing))
+
+
+@pytest.mark.usefixtures("virtual_day", "inline_threads")
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+async def test_g13_a_message_that_waits_is_named_in_status_log_and_hook_after_a_restart(
+    kind, caplog, tmp_path, running
+):
+    feed, hooks = FakeFeed(), Waiting()
+    feed.publish("good", "bad", "after")
+    store = MemoryStore() if kind == "memory" else SQLiteStore(tmp_path / "state.db")
+    await Waits(feed, store=store).poll_now()
+    await anyio.sleep(3600)
+    caplog.clear()
+    consumer = running(Waits(feed, store=store, hooks=hooks))
+    await anyio.sleep(7200)
+    (failing,) = consumer.status().failing
+    assert (failing.id, failing.attempts) == ("bad", 1)
+    assert failing.error == "RetryMessage: the bank is closed"
+    assert failing.again == pytest.approx(time_of_day() + 86_400 - 3600 - 7200, abs=10)
+    assert consumer.status().failing_count == 1
+    assert hooks.told == [("bad", failing)]
+    (line,) = [record.getMessage() for record in caplog.records if "'bad'" in record.getMessage()]
+    assert line.startswith("message 'bad' failed at attempt 1 before this run, again in 828")
+    assert line.endswith(" s: RetryMessage: the bank is closed")
+
+
+async def test_g13_a_message_that_waits_is_named_although_an_earlier_version_did_not_keep_its_error(
+    virtual_day, caplog
+):
+    feed, store = FakeFeed(), MemoryStore()
+    feed.publish("bad")
+    session = await store.claim("fake-feed", feed="fake-feed")
+    again = time_of_day() + 3600
+    await session.commit(cursor=None, records=[], state={"attempts": f'{{"bad":[3,{again - 9},{again},3600.0]}}'})
+    await session.release()
+    consumer = Log(feed, store=store)
+    assert (await consumer.poll_now()).postponed == pytest.approx(3600, abs=1)
+    (failing,) = consumer.status().failing
+    assert (failing.id, failing.attempts, failing.again) == ("bad", 3, again)
+    assert failing.error == "failed before this run; its error was not kept"
+    assert "message 'bad' failed at attempt 3 before this run" in caplog.text
