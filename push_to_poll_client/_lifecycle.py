@@ -79,6 +79,7 @@ class SessionParts:
         progress = Progress(session, stats, flush_interval=settings.flush_interval, clock=clock)
         dedupe = Dedupe(
             progress,
+            feed=f"{type(feed).__name__}.fetch()",
             dedupe_key=processing.dedupe_key,
             ordering_key=processing.key if processing.concurrency > 1 else None,
             fingerprint=processing.fingerprint,

@@ -21,6 +21,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from push_to_poll_client._exceptions import ContentChanged, UndecodableMessage
+from push_to_poll_client._fetching import check_ids
 from push_to_poll_client._options import DedupeKey, Fingerprint, Handler, OrderingKey
 from push_to_poll_client._overlap import Walk
 from push_to_poll_client._progress import Progress
@@ -49,6 +50,7 @@ class Dedupe:
 
     Args:
         progress: Knows which messages were settled before.
+        feed: What the feed's function is called, for errors.
         dedupe_key: Returns the dedupe key of a message; `None` means the message's key.
         ordering_key: Returns a value that messages share if they must be processed in order; `None` means that
             all messages share one.
@@ -59,20 +61,28 @@ class Dedupe:
         self,
         progress: Progress,
         *,
+        feed: str,
         dedupe_key: DedupeKey | None,
         ordering_key: OrderingKey | None,
         fingerprint: Fingerprint | None,
     ) -> None:
         self._progress = progress
+        self._feed = feed
         self._dedupe_key = dedupe_key
         self._ordering_key = ordering_key
         self._fingerprint = fingerprint
 
     def dedupe_keys(self, messages: Sequence[Message]) -> tuple[list[str], DedupeErrors]:
-        """Return the dedupe keys, and the errors of the messages for which the user's function failed."""
+        """Return the dedupe keys, and the errors of the messages for which the user's function failed.
+
+        Raises:
+            FeedError: The key of a message cannot be used.
+        """
         if self._dedupe_key is None:
-            return list(map(_key_of, messages)), NO_DEDUPE_ERRORS
-        keys, errors = list[str](), dict[str, UndecodableMessage]()
+            keys = list(map(_key_of, messages))
+            check_ids(keys, "key", self._feed)  # not with the ids: some messages compute their key when it is read
+            return keys, NO_DEDUPE_ERRORS
+        keys, errors = [], dict[str, UndecodableMessage]()
         for message in messages:
             try:
                 keys.append(message.key if message.error else _require_str(self._dedupe_key(message)))
@@ -282,13 +292,13 @@ class Processor:
             StoreError: Progress could not be committed.
         """
         keys, errors = self._dedupe.dedupe_keys(page.messages)
-        if self._progress.attempts:
+        if failing := bool(self._progress.attempts):
             self._progress.attempts.meet(keys)
         unsettled = await self._progress.unsettled(keys)
         if self._work.left:
             unsettled -= {item.key for item in self._work.unsettled}
         new = _new_flags(keys, unsettled)
-        if self._plain and overlap is None and not self._progress.attempts and not errors:
+        if self._plain and overlap is None and not failing and not errors:
             self._progress.read_at = read_at
             work = partial(self._process_in_order, zip(keys, page.messages, new, strict=False))
             complete = await self.run_shielded(work, stop)
@@ -306,12 +316,15 @@ class Processor:
         return complete
 
     async def end(self, *, caught_up: bool) -> None:
-        """End a poll. If it reached the end of the feed or a message that waits, it met all that were left before.
+        """End a poll: forget messages that failed and do not come again.
+
+        A poll that reached the end of the feed, or a message that waits, met all that come again.
 
         Raises:
             StoreError: Progress could not be committed.
         """
-        if caught_up or self.postponed_until is not None:
+        met_all = caught_up or self.postponed_until is not None
+        if met_all and (self._progress.attempts or self._stats.failing):
             self._retry.end_walk()
             await self._progress.finish()
 

@@ -151,7 +151,8 @@ class Progress:
             StoreError: As for `flush`.
         """
         self._committing = None
-        self.attempts.write_soon()
+        if self.attempts.changed:
+            self.attempts.write_soon()
         await self.flush()
 
     async def commit_in_background(self, tasks: TaskGroup, keys: list[str]) -> None:

@@ -17,6 +17,7 @@ from push_to_poll_client._json import decode
 
 __all__ = [
     "MAX_CURSOR",
+    "MAX_ID",
     "MAX_NOT_BEFORE",
     "Cursor",
     "CycleDetector",
@@ -40,6 +41,9 @@ Cursor: TypeAlias = str
 MAX_CURSOR = 65_536
 """Characters. The longest that are known are URLs and tokens of a few thousand; each commit writes one."""
 
+MAX_ID = 4_096
+"""Characters of an id or a key: both are kept for each message. The feeds of this library make up to 1,200."""
+
 
 class Message(metaclass=ABCMeta):  # noqa: B024  # for classes that are one without inheriting it
     """One version of one entry of the feed.
@@ -48,8 +52,8 @@ class Message(metaclass=ABCMeta):  # noqa: B024  # for classes that are one with
     handler's own). A feed whose data is dear to decode subclasses this and decodes in `data`.
 
     Args:
-        id: Names this version of the entry. A state feed that repeats an entity's id makes it from the id and
-            the etag, sequence number or time of change.
+        id: Names this version of the entry, in 1 to 4,096 characters. A state feed that repeats an entity's id
+            makes it from the id and the etag, sequence number or time of change.
         data: What the entry carries, any type.
         key: What "already processed" is asked of; `None` takes the id.
         cursor: Safe to save when this message and all before it are settled; `None` when only the page has

@@ -29,6 +29,7 @@ from push_to_poll_client import (
     PollResult,
     ProcessError,
     Push,
+    SQLiteStore,
     StoreBusy,
     StoreMismatch,
     Throttled,
@@ -499,6 +500,40 @@ async def test_a_fetch_that_does_not_return_a_page_is_a_failed_poll():
 
     with pytest.raises(FeedError, match=r"Wrong.fetch\(\) returned list, not a Page"):
         await consumer_of(Wrong()).poll_now()
+
+
+class Text(str):
+    """As some parsers of XML return it. SQLite takes it, and the JSON encoder does not."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (Message(5), r"a message whose id is of type int; it must be a str: convert it, as with str\(\)"),
+        (Message(None), "a message whose id is of type NoneType"),
+        (Message(Text("5")), "a message whose id is of type Text"),
+        (Message("5", key=5), "a message whose key is of type int"),
+        (Message(5, key="5"), "a message whose id is of type int"),
+        (Message(""), "a message whose id is empty"),
+        (Message("5", key=""), "a message whose key is empty; two such messages would be taken for one"),
+        (Message("5" * 4097), "a message whose id has 4097 characters, of 4096 at most; make it shorter"),
+        (Message("5", key="5" * 4097), "a message whose key has 4097 characters"),
+    ],
+    ids=["int", "None", "Text", "key int", "id int", "empty", "key empty", "long", "key long"],
+)
+async def test_a_message_with_an_invalid_id_or_key_is_a_failed_poll(
+    store, message, said, tmp_path, inline_threads
+):
+    """G11. A store would fail with an error that does not name the feed, or take two messages for one."""
+    feed, progress = FakeFeed(), MemoryStore() if store == "memory" else SQLiteStore(tmp_path / "state.db")
+    feed.answer(Page([Message("1"), message], cursor="c1"))
+    consumer = Log(feed, store=progress)
+    with pytest.raises(FeedError, match=rf"FakeFeed.fetch\(\) returned {said}"):
+        await consumer.poll_now()
+    assert consumer.processed == []
 
 
 async def test_a_chain_that_restarts_is_read_again_from_the_saved_cursor():

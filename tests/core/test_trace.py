@@ -20,7 +20,7 @@ FAKES = str(Path(PACKAGE, "testing"))
 MAX_FILES = 26
 """It was 34 when each module held a few functions."""
 
-MAX_CHANGES_OF_FILE = 113
+MAX_CHANGES_OF_FILE = 115
 
 
 class Tracer:

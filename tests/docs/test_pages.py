@@ -169,6 +169,7 @@ def test_the_documented_limits_match_the_code():
         f"{HTTPFeed('https://shop.example')._max_messages:,}",
         f"{_decoding.MAX_UNREADABLE:,}",
         f"{_decoding.MAX_ID:,} characters",
+        f"{_types.MAX_ID:,} characters",
         f"{_types.MAX_CURSOR:,} characters",
         f"{default(HTTPFeed, 'timeout'):g} s",
         f"{request.MAX_ERROR >> 10} KiB, in {client.ERROR_BODY_TIMEOUT:g} s",

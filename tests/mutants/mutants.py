@@ -477,6 +477,22 @@ MUTANTS = [
     ),
     of(
         "G11",
+        "takes ids and keys of any length",
+        "_fetching.py",
+        "    if max(lengths, default=0) > MAX_ID:\n",
+        "    if False:\n",
+        "tests/core/test_consumer.py",
+    ),
+    of(
+        "G6",
+        "takes messages without an id for one message",
+        "_fetching.py",
+        "    if 0 in lengths:\n",
+        "    if False:\n",
+        "tests/core/test_consumer.py",
+    ),
+    of(
+        "G11",
         "writes thousands of attempts at each change",
         "_failure_policy.py",
         "        return self.changed and self.now >= self._write_at\n",
