@@ -35,10 +35,9 @@ class Wakes:
                 self._pushes.append(push)
             else:
                 self._pushes[-1] = Push()  # without a hint, so that the schedule cannot drop it
-            loop = None if self._drain_scheduled else self._loop
-            self._drain_scheduled = loop is not None
-        if loop is None:
-            return
+            if self._loop is None or self._drain_scheduled:
+                return
+            loop, self._drain_scheduled = self._loop, True
         try:
             loop.call(self._drain)
         except RuntimeError:  # the loop has ended meanwhile; the next one takes the pushes

@@ -76,6 +76,20 @@ async def test_a_flood_of_pushes_is_cut_to_capacity_and_ends_with_a_push_without
     assert got[-1] == Push()
 
 
+async def test_a_push_put_during_the_delivery_of_another_is_delivered():
+    wakes, got = Wakes(), []
+
+    def deliver(push):
+        got.append(push)
+        if len(got) == 1:
+            wakes.put(Push("during the delivery"))
+
+    wakes.open(EventLoop(), deliver)
+    wakes.put(Push("first"))
+    await anyio.sleep(1)
+    assert got == [Push("first"), Push("during the delivery")]
+
+
 async def test_after_close_wakes_are_kept_for_the_next_loop():
     wakes, first, second = Wakes(), [], []
     wakes.open(EventLoop(), first.append)

@@ -1,5 +1,7 @@
 """G11, bounded: memory, queues, records, errors and log lines have a limit."""
 
+import threading
+
 import pytest
 
 from push_to_poll_client import (
@@ -20,6 +22,25 @@ async def test_g11_a_flood_of_wakes_is_kept_in_bounded_memory():
     assert len(consumer._wakes._pushes) <= 64
     await consumer.poll_now()
     assert consumer.status().counters.wakes <= 64
+
+
+async def test_g11_a_flood_of_wakes_while_the_loop_is_busy_leaves_one_callback(monkeypatch):
+    async with Log(FakeFeed()) as consumer:
+        callbacks, loop = [], consumer._open_session.loop
+        monkeypatch.setattr(loop, "_call_soon", callbacks.append)
+
+        def flood():
+            for _ in range(form(1_000, 1_000_000)):
+                consumer.wake()
+
+        thread = threading.Thread(target=flood)
+        thread.start()
+        thread.join()  # the loop is busy here
+        assert len(callbacks) == 1
+        callbacks.pop()()
+        assert consumer.status().counters.wakes == 64
+        consumer.wake()
+        assert len(callbacks) == 1
 
 
 async def test_g11_an_error_of_any_size_is_kept_as_one_short_line():

@@ -46,6 +46,18 @@ MUTANTS = [
         "self._owed is None\n",
     ),
     of(
+        "G1",
+        "asks for the next delivery of wakes only after this one",
+        "_wakes.py",
+        "            self._drain_scheduled = False\n            if (deliver := self._deliver) is None:\n"
+        "                return\n            pushes, self._pushes = self._pushes, []\n"
+        "        for push in pushes:\n            deliver(push)\n",
+        "            if (deliver := self._deliver) is None:\n                self._drain_scheduled = False\n"
+        "                return\n            pushes, self._pushes = self._pushes, []\n"
+        "        for push in pushes:\n            deliver(push)\n        self._drain_scheduled = False\n",
+        "tests/core/test_wakes.py",
+    ),
+    of(
         "G2",
         "polls without the lock",
         "_polls.py",
@@ -452,6 +464,15 @@ MUTANTS = [
         "stores/memory.py",
         "        if name in self._owners:\n",
         "        if False:\n",
+    ),
+    of(
+        "G11",
+        "asks the event loop anew for every second wake",
+        "_wakes.py",
+        "            if self._loop is None or self._drain_scheduled:\n                return\n"
+        "            loop, self._drain_scheduled = self._loop, True\n",
+        "            loop = None if self._drain_scheduled else self._loop\n"
+        "            self._drain_scheduled = loop is not None\n        if loop is None:\n            return\n",
     ),
     of(
         "G11",
