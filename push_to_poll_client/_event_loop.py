@@ -7,11 +7,13 @@ asyncio's own cancellation must not interrupt.
 
 import asyncio
 import functools
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -141,24 +143,81 @@ def error_for_cancellation(cancelled: BaseException, name: str) -> RuntimeError:
     return RuntimeError(f"{name} awaited something that was cancelled")
 
 
-async def in_own_task(function: Callable[[], Awaitable[T]]) -> T:
+async def in_own_task(
+    function: Callable[[], Awaitable[T]],
+    *,
+    cancel_later: bool = False,
+    on_cancel: Callable[[], object] = lambda: None,
+) -> T:
     """Await `function()` to its end, even if the caller is cancelled, and then raise the cancellation.
 
     A shield is not enough: asyncio's own cancellation (`task.cancel()`, `asyncio.wait_for`) passes through it. But
     it reaches only the caller's task, and the function runs in another one.
+
+    Args:
+        function: Called in a task of its own, which no cancel scope of the caller reaches.
+        cancel_later: Whether to return the result, and let the caller's next checkpoint raise the cancellation.
+        on_cancel: Called as soon as the caller is cancelled.
     """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    async def call() -> None:
-        with anyio.CancelScope(shield=True):
+    work = _OwnTask(function)
+    cancelled: BaseException | None = None
+    shield = False
+    while not work.ended.is_set():
+        with anyio.CancelScope(shield=shield):
             try:
-                results.append(await function())
-            except BaseException as error:  # noqa: BLE001  # raised below, without a group around it
-                errors.append(error)
+                await work.ended.wait()
+            except anyio.get_cancelled_exc_class() as error:
+                # A cancelled scope raises at each further checkpoint, asyncio's own cancellation only once.
+                if anyio.current_effective_deadline() > -math.inf:
+                    cancelled = error
+                shield = True
+                on_cancel()
+    if cancelled is not None:
+        if not cancel_later or isinstance(work.error, asyncio.CancelledError):
+            raise cancelled
+        _cancel_again(cancelled)
+    if work.error is not None:
+        raise work.error
+    return work.result
 
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(call)
-    if errors:
-        raise errors[0]
-    return results[0]
+
+class _OwnTask(Generic[T]):
+    """A call of a function in a task that no cancel scope of the caller reaches.
+
+    Attributes:
+        ended: Set when the task has ended.
+        error: What the function raised; `None` if it returned.
+        result: What the function returned, unless it raised.
+    """
+
+    result: T
+
+    def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
+        self.ended = anyio.Event()
+        # The event loop may cancel the task before it begins, when it shuts down.
+        self.error: BaseException | None = asyncio.CancelledError()
+        if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
+            self._task = asyncio.create_task(self._call(function))  # kept, since asyncio's references are weak
+            self._task.add_done_callback(lambda _: self.ended.set())
+        else:
+            import trio
+
+            trio.lowlevel.spawn_system_task(self._call, function, context=copy_context())
+
+    async def _call(self, function: Callable[[], Awaitable[T]]) -> None:
+        try:
+            self.result = await function()
+        except BaseException as error:  # noqa: BLE001  # raised by `in_own_task`
+            self.error = error
+        else:
+            self.error = None
+        finally:
+            self.ended.set()
+
+
+def _cancel_again(cancelled: BaseException) -> None:
+    """Let the next checkpoint of this asyncio task raise a cancellation that was caught."""
+    task = asyncio.current_task()
+    assert task is not None  # it was cancelled  # noqa: S101
+    task.uncancel()  # or its count of requests would be too high: `asyncio.timeout` compares it
+    task.cancel(*cancelled.args)

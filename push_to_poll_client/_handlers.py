@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+import anyio.lowlevel
 import anyio.to_thread
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
@@ -31,7 +32,8 @@ def as_handler(
     """Return a coroutine function as it is, and run a plain function in a worker thread.
 
     A plain function would stop the event loop. A thread cannot be interrupted: a cancellation waits until the
-    function returns, since a message must not be processed twice at the same time.
+    function returns, since a message must not be processed twice at the same time. What returned is processed, so
+    the cancellation comes after its record (G7).
 
     Args:
         process: The user's function.
@@ -54,7 +56,8 @@ def as_handler(
             limiters.set(CapacityLimiter(threads))
         # In a tuple, since trio treats a thread that returns a coroutine as a mistake.
         call = functools.partial(anyio.to_thread.run_sync, lambda: (process(work),), limiter=limiters.get())
-        (result,) = await in_own_task(call)
+        await anyio.lowlevel.checkpoint()  # raises the cancellation that waited for the message before
+        (result,) = await in_own_task(call, cancel_later=True)
         if inspect.isawaitable(result):
             await result
 

@@ -280,6 +280,13 @@ MUTANTS = [
         "tests/core/test_concurrency.py",
     ),
     of(
+        "G7",
+        "loses the result of a plain handler whose task was cancelled meanwhile",
+        "_handlers.py",
+        "in_own_task(call, cancel_later=True)",
+        "in_own_task(call)",
+    ),
+    of(
         "G8",
         "drops the savepoint: what failed is committed with the rest",
         "stores/_sqlite/transaction.py",
