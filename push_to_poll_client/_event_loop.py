@@ -1,8 +1,8 @@
 """Work with the event loop where anyio offers nothing, on asyncio and trio.
 
 Call a function in the loop from any thread without waiting for it; read its clock from any thread; start tasks in
-the background at little cost; tell whether a cancellation was meant for this task; and finish a call that
-asyncio's own cancellation must not interrupt.
+the background at little cost; tell whether a cancellation was meant for this task; take an error out of the group
+that a task group made of it; and finish a call that asyncio's own cancellation must not interrupt.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-__all__ = ["Background", "EventLoop", "TimeOfDay", "error_for_cancellation", "in_own_task"]
+__all__ = ["Background", "EventLoop", "TimeOfDay", "error_for_cancellation", "in_own_task", "sole_cause"]
 
 T = TypeVar("T")
 
@@ -141,6 +141,13 @@ def error_for_cancellation(cancelled: BaseException, name: str) -> RuntimeError:
     if task is None or task.cancelling():
         raise cancelled
     return RuntimeError(f"{name} awaited something that was cancelled")
+
+
+def sole_cause(error: BaseException) -> BaseException:
+    """Return the error in a group of one, as a task group raises it; any other error as it is."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 async def in_own_task(

@@ -17,7 +17,7 @@ from typing import Final, TypeGuard, TypeVar
 import anyio
 import msgspec
 
-from push_to_poll_client._event_loop import Background, error_for_cancellation
+from push_to_poll_client._event_loop import Background, error_for_cancellation, sole_cause
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._http.errors import error_for_exception
@@ -209,14 +209,15 @@ class Fetcher:
     async def _call(self, name: str, function: Callable[[], Awaitable[T]]) -> T:
         try:
             return await function()
-        except FeedError:
-            raise
-        except Exception as error:
-            if (refused := error_for_exception(error)) is not None:
-                raise refused from None  # the text of `error` shows the whole URL
-            raise FeedError(f"{name} raised {describe(error)}") from error
-        except anyio.get_cancelled_exc_class() as cancelled:
-            raise FeedError(str(error_for_cancellation(cancelled, name))) from cancelled
+        except BaseException as raised:  # noqa: BLE001  # raised again below
+            error = sole_cause(raised)
+        if isinstance(error, anyio.get_cancelled_exc_class()):
+            raise FeedError(str(error_for_cancellation(error, name))) from error
+        if isinstance(error, FeedError) or not isinstance(error, Exception):
+            raise error
+        if (refused := error_for_exception(error)) is not None:
+            raise refused  # not from `error`, whose text shows the whole URL
+        raise FeedError(f"{name} raised {describe(error)}") from error
 
     def now(self) -> float:
         """Seconds on the event loop's clock."""

@@ -12,7 +12,7 @@ import anyio
 
 from push_to_poll_client._channels import ListenerChannel
 from push_to_poll_client._dead_letters import SessionDeadLetters
-from push_to_poll_client._event_loop import EventLoop, error_for_cancellation, in_own_task
+from push_to_poll_client._event_loop import EventLoop, error_for_cancellation, in_own_task, sole_cause
 from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, ListenerError, PushToPollError
 from push_to_poll_client._failure_policy import FailureRules
 from push_to_poll_client._fetching import Fetcher, Gaps
@@ -371,15 +371,18 @@ class Runner:
         try:
             await channel.listener.listen(channel)
             logger.info("%s: ended, as its server asked; polling goes on", channel.name)
-        except anyio.get_cancelled_exc_class() as cancelled:
-            self._listener_failed(channel, error_for_cancellation(cancelled, "it"))
-        except Exception as error:  # noqa: BLE001  # raised by run_until_stopped
+        except BaseException as raised:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
+            error = sole_cause(raised)
+            if isinstance(error, anyio.get_cancelled_exc_class()):
+                error = error_for_cancellation(error, "it")
             self._listener_failed(channel, error)
         finally:
             channel.stopped()
 
-    def _listener_failed(self, channel: ListenerChannel, error: Exception) -> None:
-        if self._stop.requested:
+    def _listener_failed(self, channel: ListenerChannel, error: BaseException) -> None:
+        if not isinstance(error, Exception):  # SystemExit and the like are meant to end the program
+            self._stop_with_error(error)
+        elif self._stop.requested:
             logger.info("%s: failed while it was stopped: %s", channel.name, describe(error))
         elif isinstance(error, PushToPollError):
             self._stop_with_error(error)

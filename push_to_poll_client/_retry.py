@@ -12,7 +12,7 @@ from typing import Final
 import anyio
 import msgspec
 
-from push_to_poll_client._event_loop import error_for_cancellation
+from push_to_poll_client._event_loop import error_for_cancellation, sole_cause
 from push_to_poll_client._exceptions import ProcessError
 from push_to_poll_client._failure_policy import Attempt, FailureDecision, FailureRules
 from push_to_poll_client._handlers import TransactionFailed
@@ -273,6 +273,7 @@ def failure_of_message(message: Message, error: BaseException) -> Exception:
         BaseException: The error is not a failure of the message: the task was cancelled, the store failed, or the
             program is to end (`SystemExit` and the like).
     """
+    error = sole_cause(error)
     if isinstance(error, TransactionFailed):
         raise error.__cause__ or error
     if isinstance(error, anyio.get_cancelled_exc_class()):
@@ -281,8 +282,6 @@ def failure_of_message(message: Message, error: BaseException) -> Exception:
         except BaseException:
             logger.info("cancelled while message %s was in hand: it will be done again", quoted(message.id))
             raise
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:  # from a task group around one task
-        error = error.exceptions[0]
     if not isinstance(error, Exception):  # SystemExit and the like are meant to end the program
         raise error
     return error

@@ -17,6 +17,7 @@ from push_to_poll_client import (
     ChainRestart,
     Consumer,
     FeedError,
+    FeedGone,
     ListenerError,
     MemoryStore,
     Message,
@@ -96,6 +97,72 @@ async def test_system_exit_from_a_handler_is_not_wrapped_in_an_exception_group()
         with pytest.raises(SystemExit) as left:
             await getattr(Consumer(feed, store=MemoryStore(), process=leave), way)()
         assert left.value.code == 3
+
+
+class Grouped:
+    """Raises from a task group of its own, within another one."""
+
+    def __init__(self, error):
+        self.error = error
+
+    async def fail(self, *_):
+        async with anyio.create_task_group() as outer, anyio.create_task_group():
+            outer.start_soon(anyio.sleep, 1)
+            raise self.error
+
+    fetch = listen = latest = fail
+
+
+async def test_a_feed_that_is_gone_stops_run_although_a_task_group_of_the_feed_raised_it():
+    with anyio.fail_after(1000), pytest.raises(FeedGone, match="410"):
+        await Log(Grouped(FeedGone("410"))).run()
+
+
+async def test_the_retry_after_of_an_error_in_a_task_group_of_the_feed_is_respected():
+    consumer = Log(Grouped(FeedError("busy", retry_after=60)))
+    with pytest.raises(FeedError, match=r"^busy"):
+        await consumer.poll_now()
+    with pytest.raises(Throttled):
+        await consumer.poll_now()
+
+
+async def test_an_error_in_a_task_group_of_the_feed_is_named_without_the_group():
+    for call in ("fetch", "latest"):
+        with pytest.raises(FeedError, match=rf"Grouped.{call}\(\) raised KeyError: 'x'"):
+            await Log(Grouped(KeyError("x")), start="latest" if call == "latest" else "inception").poll_now()
+
+
+async def test_a_listener_error_in_a_task_group_of_the_listener_keeps_its_reason():
+    with pytest.raises(ListenerError, match=r"^refused for good"):
+        await Log(FakeFeed(), listeners=[Grouped(ListenerError("refused for good"))]).run()
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+async def test_system_exit_from_a_listener_or_a_feed_is_not_wrapped_in_an_exception_group(error):
+    group = BaseExceptionGroup("", [BaseExceptionGroup("", [error])])
+    for raised in (error, group):
+
+        class Leaves:
+            async def fetch(self, request, raised=raised):
+                raise raised
+
+            async def listen(self, channel, raised=raised):
+                raise raised
+
+        for consumer in (Log(FakeFeed(), listeners=[Leaves()]), Log(Leaves())):
+            with pytest.raises(type(error)) as left:
+                await consumer.run()
+            assert left.value is error
+
+
+async def test_system_exit_in_a_task_group_of_a_handler_is_not_wrapped_in_an_exception_group():
+    async def leave(message):
+        raise BaseExceptionGroup("", [SystemExit(3)])
+
+    feed = FakeFeed()
+    feed.publish(1)
+    with pytest.raises(SystemExit):
+        await Consumer(feed, store=MemoryStore(), process=leave).run()
 
 
 @on_asyncio
