@@ -6,7 +6,9 @@ last user. `Runner` runs the listeners and the automatic polls of an open sessio
 
 import logging
 import math
+import threading
 from collections.abc import Awaitable, Callable, Sequence
+from weakref import WeakSet
 
 import anyio
 
@@ -192,13 +194,18 @@ def _wrap_handlers(
 CLOSE_TIMEOUT = 10.0
 """Seconds for closing a store or a feed: one that hangs must not keep the consumer from stopping."""
 
+_open_sessions: WeakSet["OpenSession"] = WeakSet()
+"""Sessions that are open in this process, so that the last one on a feed closes it."""
+
+_open_sessions_lock = threading.Lock()  # event loops run in several threads
+
 
 class OpenSession:
     """Keeps the consumer's name claimed and its session open while it has users.
 
     Args:
         name: The consumer's name.
-        feed: Closed with the last user.
+        feed: Closed with the last user, unless another consumer of this process uses it too.
         feed_name: What the feed calls itself; the name is bound to it.
         store: Claims the name.
         schedule: Follows the clock of the event loop in use.
@@ -274,6 +281,8 @@ class OpenSession:
             await self._close(session.release)
             raise
         self.parts = parts
+        with _open_sessions_lock:
+            _open_sessions.add(self)
 
     async def leave(self, *, keep: bool) -> None:
         """Remove a user, added with the same `keep`, and close the session after the last one."""
@@ -287,7 +296,13 @@ class OpenSession:
                 self._wakes.close()
                 parts, self.parts = self.parts, None
                 await self._close(parts.session.release)
-                await self._close(getattr(self._feed, "aclose", None))
+                if self._was_last_on_feed():
+                    await self._close(getattr(self._feed, "aclose", None))
+
+    def _was_last_on_feed(self) -> bool:
+        with _open_sessions_lock:
+            _open_sessions.discard(self)
+            return all(other._feed is not self._feed for other in _open_sessions)  # noqa: SLF001  # this class
 
     async def _close(self, close: Callable[[], Awaitable[None]] | None) -> None:
         """Close a store or a feed; a failure is only logged, since it undoes nothing."""

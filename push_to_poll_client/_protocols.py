@@ -39,7 +39,8 @@ class Feed(Protocol):
       `None`: the feed is empty. Without it a consumer cannot start there.
     - `restore(letter: DeadLetter) -> Message`: the message of a dead letter, made from `letter.raw`. Without it:
       `Message(letter.id, <raw, read as JSON>, key=letter.key)`.
-    - `async aclose()`: give back connections; a later `fetch` opens them again.
+    - `async aclose()`: give back connections; a later `fetch` opens them again. Called when the last consumer of
+      this process that uses the feed object stops.
     """
 
     async def fetch(self, request: FetchRequest, /) -> Page:

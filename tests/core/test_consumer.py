@@ -372,6 +372,15 @@ async def test_async_with_keeps_ownership_of_the_name_until_it_exits():
     assert feed.closed == 1
 
 
+async def test_a_feed_that_two_consumers_share_is_closed_with_the_last_one():
+    feed, store = FakeFeed(), MemoryStore()
+    async with Log(feed, store=store, name="one"):
+        async with Log(feed, store=store, name="two") as second, Log(FakeFeed(), store=store, name="three"):
+            await second.poll_now()
+        assert feed.closed == 0
+    assert feed.closed == 1
+
+
 async def test_a_waiting_poll_now_takes_over_when_the_polling_call_is_cancelled(running):
     feed = FakeFeed(latency=10.0)
     feed.publish(1)
