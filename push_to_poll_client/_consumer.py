@@ -19,7 +19,7 @@ from push_to_poll_client._channels import ListenerChannel
 from push_to_poll_client._dead_letters import DeadLetters, SessionDeadLetters
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._handlers import as_handler, batch_of_one
-from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._hooks import Hooks, SafeHooks
 from push_to_poll_client._lifecycle import OpenSession, Runner, SessionParts
 from push_to_poll_client._options import (
     LATEST,
@@ -162,7 +162,7 @@ class Consumer:
             start=start,
             on_cursor_expired=on_cursor_expired,
             overlap=overlap,
-            hooks=hooks,
+            hooks=None if hooks is None else SafeHooks(hooks),
         )
         self._settings = ScheduleOptions(
             fallback_interval=fallback_interval,

@@ -12,7 +12,7 @@ from push_to_poll_client._status import FailingMessage, Gap, PollResult, Resynce
 from push_to_poll_client._types import Fate, Message, RecordState
 from push_to_poll_client._validation import describe
 
-__all__ = ["Hooks", "SafeHooks", "check_hooks", "with_start_hook"]
+__all__ = ["Hooks", "SafeHooks", "with_start_hook"]
 
 
 MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])
@@ -56,14 +56,25 @@ HOOK_NAMES: Final = [name for name in vars(Hooks) if not name.startswith("_")]
 
 
 class SafeHooks(Hooks):
-    """Call the user's hooks, and log what they raise.
+    """Call the user's hooks, and log what they raise: the first failure of each hook as a WARNING.
 
     Args:
         hooks: The user's hooks.
+
+    Raises:
+        TypeError: It is not a `Hooks`, or one of its methods is a coroutine function, which would not be awaited.
     """
 
     def __init__(self, hooks: Hooks) -> None:
+        if not isinstance(hooks, Hooks):
+            raise TypeError(f"hooks must be a Hooks or None, not {hooks!r}")
+        for name in HOOK_NAMES:
+            if inspect.iscoroutinefunction(getattr(hooks, name)):
+                raise TypeError(
+                    f"hooks are called and not awaited: {type(hooks).__name__}.{name} must be a plain def"
+                )
         self._hooks = hooks
+        self._failed = set[str]()
 
     def message_started(self, message: Message) -> None:
         self._call("message_started", message)
@@ -89,23 +100,17 @@ class SafeHooks(Hooks):
     def _call(self, name: str, *args: Any) -> None:
         try:
             getattr(self._hooks, name)(*args)
-        except Exception as error:  # noqa: BLE001  # the user's hook can raise anything
-            logger.warning("hook %s failed: %s", name, describe(error))
-
-
-def check_hooks(hooks: object) -> None:
-    """Check the option `hooks`.
-
-    Raises:
-        TypeError: It is not a `Hooks`, or one of its methods is a coroutine function, which would not be awaited.
-    """
-    if hooks is None:
-        return
-    if not isinstance(hooks, Hooks):
-        raise TypeError(f"hooks must be a Hooks or None, not {hooks!r}")
-    for name in HOOK_NAMES:
-        if inspect.iscoroutinefunction(getattr(hooks, name)):
-            raise TypeError(f"hooks are called and not awaited: {type(hooks).__name__}.{name} must be a plain def")
+        except Exception as error:  # the user's hook can raise anything
+            if name in self._failed:
+                logger.debug("hook %s failed again: %s", name, describe(error), exc_info=error)
+            else:  # most hooks are called for each message (G11)
+                self._failed.add(name)
+                logger.warning(
+                    "hook %s failed; its further failures are logged at DEBUG: %s",
+                    name,
+                    describe(error),
+                    exc_info=error,
+                )
 
 
 def with_start_hook(

@@ -19,7 +19,7 @@ from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, 
 from push_to_poll_client._failure_policy import FailureRules
 from push_to_poll_client._fetching import Fetcher, Gaps
 from push_to_poll_client._handlers import in_transaction
-from push_to_poll_client._hooks import Hooks, SafeHooks, with_start_hook
+from push_to_poll_client._hooks import Hooks, with_start_hook
 from push_to_poll_client._options import BatchHandler, Handler, ProcessingOptions, ScheduleOptions
 from push_to_poll_client._overlap import Overlap
 from push_to_poll_client._poller import Poller
@@ -77,7 +77,7 @@ class SessionParts:
         worth_a_poll: Callable[[Push], bool],
         clock: Clock,
     ) -> None:
-        hooks = Hooks() if processing.hooks is None else SafeHooks(processing.hooks)
+        hooks = processing.hooks or Hooks()
         progress = Progress(session, stats, flush_interval=settings.flush_interval, clock=clock)
         dedupe = Dedupe(
             progress,

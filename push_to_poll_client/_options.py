@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from tenacity import AsyncRetrying
 
 from push_to_poll_client._exceptions import CursorExpired
-from push_to_poll_client._hooks import Hooks, check_hooks
+from push_to_poll_client._hooks import SafeHooks
 from push_to_poll_client._protocols import Feed, Store
 from push_to_poll_client._schedule import Schedule
 from push_to_poll_client._types import Cursor, Fate, Message
@@ -215,7 +215,7 @@ class ProcessingOptions:
     start: Cursor
     on_cursor_expired: OnCursorExpired
     overlap: float
-    hooks: Hooks | None
+    hooks: SafeHooks | None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "concurrency"):
@@ -232,7 +232,6 @@ class ProcessingOptions:
             raise TypeError(f"retry must be a tenacity.AsyncRetrying or None, not {self.retry!r}")
         if not callable(self.on_failure):
             check_failure_policy(self.on_failure)
-        check_hooks(self.hooks)
         if self.concurrency > 1 and self.key is None:
             raise ValueError(
                 f"concurrency={self.concurrency} needs key=: what messages share that must keep their order, as "

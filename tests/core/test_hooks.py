@@ -1,5 +1,6 @@
 """What a consumer tells of its life: each hook when it should be called, in order, once, and with no say in it."""
 
+import logging
 from typing import ClassVar
 from unittest import mock
 
@@ -249,7 +250,31 @@ async def test_hooks_that_fail_are_logged_and_change_nothing(kind, caplog):
         await told.poll_now()
     assert store.states == {"a": "skipped", "b": "processed"}
     for name in ("message_started", "message_settled", "message_failed", "resynced", "caught_up"):
-        assert f"hook {name} failed: KeyError: '{name}'" in caplog.text
+        assert f"hook {name} failed; its further failures are logged at DEBUG: KeyError: '{name}'" in caplog.text
+
+
+async def test_only_the_first_failure_of_each_hook_is_a_warning_and_has_a_traceback(caplog):
+    class Broken(Hooks):
+        def message_settled(self, message, state):
+            raise KeyError(message.id)
+
+        def caught_up(self, result):
+            raise ValueError("no")
+
+    caplog.set_level(logging.DEBUG)
+    told = Told(feed_of("a b c"), hooks=Broken())
+    for _ in range(2):
+        await told.poll_now()
+    failures = [record for record in caplog.records if "hook" in record.getMessage()]
+    assert [(record.levelname, record.exc_info[0]) for record in failures] == [
+        ("WARNING", KeyError),
+        ("DEBUG", KeyError),
+        ("DEBUG", KeyError),
+        ("WARNING", ValueError),
+        ("DEBUG", ValueError),
+    ]
+    assert "hook message_settled failed; its further failures are logged at DEBUG: KeyError: 'a'" in caplog.text
+    assert "hook message_settled failed again: KeyError: 'b'" in caplog.text
 
 
 async def test_a_message_that_waits_since_before_a_restart_is_reported_once(virtual_day, caplog):
@@ -272,7 +297,7 @@ async def test_a_message_that_waits_since_before_a_restart_is_reported_once(virt
     for _ in range(3):
         await again.poll_now(timeout=None)
     assert Told.told == [("a", "a", 1)]
-    assert "hook message_postponed failed: KeyError: 'postponed'" in caplog.text
+    assert "hook message_postponed failed; its further failures are logged at DEBUG: KeyError: 'postponed'" in caplog.text
 
 
 async def test_a_system_exit_raised_in_a_hook_propagates():
