@@ -80,7 +80,8 @@ class Consumer:
             without `run()` or `async with` keeps no place, so it goes on to the first cursor that can be saved.
         flush_interval: Seconds of work that may be uncommitted: what a crash costs. 0: each message is committed
             before the next begins.
-        shutdown_timeout: Seconds that the message in hand gets to finish when `run()` is cancelled or stopped.
+        shutdown_timeout: Seconds that the message in hand gets to finish when `run()` is cancelled or stopped. A
+            commit gets as long, and 5 seconds at least.
         retry: When to try a failed message again, and when to give up: tenacity's `stop`, `wait` and `retry`
             strategies in an `AsyncRetrying`; nothing else of it is used. `None`: give up at once. A wait of more
             than a second, or several that come to more, ends the poll, which goes on at that message when its time
@@ -261,7 +262,7 @@ class Consumer:
         self._runner = Runner(self._channels, shutdown_timeout=self._settings.shutdown_timeout)
         try:
             async with self:
-                await self._runner.run_until_stopped(self._opened.polls)
+                await self._runner.run_until_stopped(self._opened)
         finally:
             self._runner = None
 

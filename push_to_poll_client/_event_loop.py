@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -168,17 +169,17 @@ async def in_own_task(
     """
     work = _OwnTask(function)
     cancelled: BaseException | None = None
-    shield = False
+    shield: AbstractContextManager[object] = nullcontext()
     while not work.ended.is_set():
-        with anyio.CancelScope(shield=shield):
+        with shield:
             try:
                 await work.ended.wait()
             except anyio.get_cancelled_exc_class() as error:
                 # A cancelled scope raises at each further checkpoint, asyncio's own cancellation only once.
                 if anyio.current_effective_deadline() > -math.inf:
                     cancelled = error
-                shield = True
                 on_cancel()
+        shield = anyio.CancelScope(shield=True)
     if cancelled is not None:
         if not cancel_later or isinstance(work.error, asyncio.CancelledError):
             raise cancelled

@@ -78,7 +78,13 @@ class SessionParts:
         clock: Clock,
     ) -> None:
         hooks = processing.hooks or Hooks()
-        progress = Progress(session, stats, flush_interval=settings.flush_interval, clock=clock)
+        progress = Progress(
+            session,
+            stats,
+            flush_interval=settings.flush_interval,
+            shutdown_timeout=settings.shutdown_timeout,
+            clock=clock,
+        )
         dedupe = Dedupe(
             progress,
             feed=f"{type(feed).__name__}.fetch()",
@@ -320,7 +326,7 @@ class Runner:
 
     Args:
         channels: One for each listener.
-        shutdown_timeout: Seconds that the messages in flight get to finish.
+        shutdown_timeout: Seconds that the messages in flight and a commit get to finish.
     """
 
     def __init__(self, channels: Sequence[ListenerChannel], *, shutdown_timeout: float) -> None:
@@ -335,24 +341,29 @@ class Runner:
         self._stop.requested = True
         loop.call(self._stopped.set)
 
-    async def run_until_stopped(self, polls: Polls) -> None:
+    async def run_until_stopped(self, parts: SessionParts) -> None:
         """Poll and listen.
 
         Raises:
             PushToPollError: The error that stopped it, unless it ended by `stop()` or with a feed that has ended.
         """
-        polls.begin()
-        async with anyio.create_task_group() as tasks:
-            for channel in self._channels:
-                tasks.start_soon(self._listen, channel)
-            tasks.start_soon(self._poll, polls)
-            try:
-                await self._stopped.wait()
-            finally:
-                self._stop.requested = True
-                self._stop.event.set()
-                polls.set_in_flight_deadline(anyio.current_time() + self._shutdown_timeout)
-            tasks.cancel_scope.cancel()
+        parts.polls.begin()
+        try:
+            async with anyio.create_task_group() as tasks:
+                for channel in self._channels:
+                    tasks.start_soon(self._listen, channel)
+                tasks.start_soon(self._poll, parts.polls)
+                try:
+                    await self._stopped.wait()
+                finally:
+                    self._stop.requested = True
+                    self._stop.event.set()
+                    deadline = anyio.current_time() + self._shutdown_timeout
+                    parts.polls.set_in_flight_deadline(deadline)
+                    parts.progress.finish_by(deadline)
+                tasks.cancel_scope.cancel()
+        finally:
+            parts.progress.finish_by(math.inf)
         if self._fatal is not None:
             raise self._fatal
 

@@ -7,18 +7,22 @@ A commit that fails loses nothing: its records are put back, and the next flush 
 session is the exception. Its store has undone the effects of the handler too, so these messages are processed
 again, and their records are dropped (G8).
 
+A commit ends although its caller is cancelled, unless it takes longer than the consumer may take to stop.
+
 The cursor of the next commit moves in two places: in `_processor.py`, where messages are processed one by one,
 and in `_work_queue.py`, where several are processed at a time.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TypedDict
+from typing import Final, TypedDict
 
 import anyio
 from anyio.abc import TaskGroup
 
-from push_to_poll_client._event_loop import TimeOfDay
+from push_to_poll_client._event_loop import TimeOfDay, in_own_task
+from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._failure_policy import Attempts
 from push_to_poll_client._protocols import Session, is_transactional
 from push_to_poll_client._status import ConsumerStats
@@ -30,6 +34,9 @@ __all__ = ["Progress"]
 MAX_PENDING = 50_000
 """Keys of settled pages that may wait for their commit (G11). With more, the next page waits until they are
 committed."""
+
+MIN_COMMIT_TIMEOUT: Final = 5.0
+"""Seconds that a commit gets in any case while the consumer stops: it may be of a message that ended late."""
 
 
 class _Uncommitted(TypedDict):
@@ -49,6 +56,7 @@ class Progress:
         session: Where the progress is committed.
         stats: Are told of what was committed.
         flush_interval: Seconds of work that may be uncommitted.
+        shutdown_timeout: Seconds that a commit gets when its caller is cancelled.
         clock: The event loop's clock.
 
     Attributes:
@@ -64,7 +72,15 @@ class Progress:
         StoreError: The session's state has a value that this library does not write.
     """
 
-    def __init__(self, session: Session, stats: ConsumerStats, *, flush_interval: float, clock: Clock) -> None:
+    def __init__(
+        self,
+        session: Session,
+        stats: ConsumerStats,
+        *,
+        flush_interval: float,
+        shutdown_timeout: float,
+        clock: Clock,
+    ) -> None:
         self.pending: list[Record] = []
         self.cursor: Cursor | None = None
         self.read_at = clock()
@@ -75,12 +91,15 @@ class Progress:
         self._session = session
         self._stats = stats
         self._flush_interval = flush_interval
+        self._shutdown_timeout = shutdown_timeout
         self._clock = clock
         self._taken_count = 0
         self._pending_keys = set[str]()
         self._committing_keys = set[str]()
         self._committing: anyio.Event | None = None
         self._lock = anyio.Lock(fast_acquire=True)
+        self._commit_scope = anyio.CancelScope()
+        self._stop_deadline = self._cancel_deadline = math.inf
         self._transactional = is_transactional(session)
 
     @property
@@ -136,8 +155,13 @@ class Progress:
         """
         if self._committing is not None:
             await self._committing.wait()
-        await self._commit()
+        await self._commit(self._cancelled)
         self.due = self._clock() + self._flush_interval
+
+    def finish_by(self, deadline: float) -> None:
+        """Give up a commit that has not ended by the deadline, on the event loop's clock; `math.inf` for none."""
+        self._stop_deadline = deadline
+        self._limit_commit()
 
     def discard_uncommitted(self) -> None:
         """Drop what was settled since the last commit, since its effects were undone (G8)."""
@@ -188,24 +212,54 @@ class Progress:
         unsaved = self.cursor not in {None, self.saved}
         return bool(self.pending or self.dead_letters) or unsaved or self.attempts.writable
 
-    async def _commit(self) -> None:
+    async def _commit(self, on_cancel: Callable[[], object] = lambda: None) -> None:
         """Commit what is there now; more may arrive meanwhile. A cancellation waits for the commit."""
-        with anyio.CancelScope(shield=True):
-            async with self._lock:
-                if not self._has_uncommitted:
-                    self.cursor, self._pending_keys = None, set()
-                    return
-                began = self._clock()
-                taken = self._take()
-                try:
-                    await self._session.commit(**taken)
-                except BaseException:
-                    self._put_back(taken)
-                    raise
-                finally:
-                    self._committing_keys = set()
-                self.due = began + self._flush_interval
-                self._stats.committed(len(taken["records"]))
+        if not self._has_uncommitted and not self._lock.locked():
+            self.cursor, self._pending_keys = None, set()
+            return
+        try:
+            await in_own_task(self._commit_in_turn, cancel_later=True, on_cancel=on_cancel)
+        finally:
+            if not self._lock.locked():
+                self._cancel_deadline = math.inf
+
+    async def _commit_in_turn(self) -> None:
+        async with self._lock:
+            if not self._has_uncommitted:
+                self.cursor, self._pending_keys = None, set()
+                return
+            began = self._clock()
+            taken = self._take()
+            try:
+                await self._save(taken)
+            except BaseException:
+                self._put_back(taken)
+                raise
+            finally:
+                self._committing_keys = set()
+            self.due = began + self._flush_interval
+            self._stats.committed(len(taken["records"]))
+
+    async def _save(self, taken: _Uncommitted) -> None:
+        began = self._clock()
+        with anyio.CancelScope() as self._commit_scope:
+            self._limit_commit()
+            await self._session.commit(**taken)
+        if self._commit_scope.cancelled_caught:
+            raise StoreError(
+                f"a commit of {len(taken['records'])} messages did not end within {self._clock() - began:.1f} s "
+                "and was given up, since the consumer was to stop; what it did not save is processed again; find "
+                "out what keeps the store"
+            )
+
+    def _cancelled(self) -> None:
+        """Limit this commit and those that wait for it, since a caller was cancelled."""
+        self._cancel_deadline = min(self._cancel_deadline, self._clock() + self._shutdown_timeout)
+        self._limit_commit()
+
+    def _limit_commit(self) -> None:
+        deadline = min(self._stop_deadline, self._cancel_deadline)
+        self._commit_scope.deadline = max(deadline, self._clock() + MIN_COMMIT_TIMEOUT)
 
     def _take(self) -> _Uncommitted:
         taken = _Uncommitted(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import re
 
 import anyio
 import pytest
@@ -15,6 +16,7 @@ from push_to_poll_client import (
     Page,
     ProcessError,
     RetryMessage,
+    StoreError,
     _lifecycle,
     _progress,
 )
@@ -451,3 +453,120 @@ async def test_the_cursor_of_a_page_without_messages_is_saved():
         await log.poll_now()
         assert log.status().cursor == "c3"
     assert store.keys == ids(range(10))
+
+
+class Hangs(Slow):
+    """The commit that has this message never ends."""
+
+    def __init__(self, message):
+        super().__init__(takes=0.0)
+        self.message = message
+        self.hangs = anyio.Event()
+
+    async def claim(self, name, *, feed):
+        session = await super().claim(name, feed=feed)
+        commit = session.commit
+
+        async def hang(*, cursor, records, **others):
+            if self.message in [record.key for record in records]:
+                self.hangs.set()
+                await anyio.sleep_forever()
+            await commit(cursor=cursor, records=records, **others)
+
+        session.commit = hang
+        return session
+
+
+GIVEN_UP = r"a commit of 2 messages did not end within .* s and was given up"
+
+
+@pytest.mark.parametrize("read_ahead", [False, True])
+async def test_a_commit_that_hangs_is_given_up_after_the_shutdown_timeout_of_a_stop(read_ahead):
+    store = Hangs("12")
+    consumer = Log(feed_of(12, read_ahead=read_ahead), store=store, shutdown_timeout=20)
+    async with anyio.create_task_group() as tasks:
+
+        async def stop():
+            await store.hangs.wait()
+            await anyio.sleep(100)
+            began.append(anyio.current_time())
+            consumer.stop()
+
+        began = []
+        tasks.start_soon(stop)
+        with pytest.raises(StoreError, match=GIVEN_UP):
+            await consumer.run()
+    assert anyio.current_time() - began[0] <= 20 + _progress.MIN_COMMIT_TIMEOUT
+    assert store.keys == ids(range(1, 11))
+    store.message = None
+    again = Log(consumer._feed, store=store)
+    await again.poll_now()
+    assert again.processed == ["11", "12"]
+
+
+async def test_a_cancelled_run_gives_up_a_commit_that_hangs(caplog):
+    store = Hangs("12")
+    consumer = Log(feed_of(12, read_ahead=False), store=store, shutdown_timeout=20)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await store.hangs.wait()
+        began = anyio.current_time()
+        tasks.cancel_scope.cancel()
+    assert anyio.current_time() - began <= 20 + _progress.MIN_COMMIT_TIMEOUT
+    assert re.search(GIVEN_UP, caplog.text)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_a_cancelled_poll_now_gives_up_a_commit_that_hangs(concurrency):
+    store = Hangs("12")
+    consumer = Log(
+        feed_of(12, read_ahead=False),
+        store=store,
+        shutdown_timeout=20,
+        concurrency=concurrency,
+        key=lambda message: message.id,
+        flush_interval=0,
+        takes=1,
+    )
+    scope = anyio.CancelScope()
+
+    async def poll():
+        with scope, pytest.raises(StoreError, match="was given up"):
+            await consumer.poll_now()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(poll)
+        await store.hangs.wait()
+        began = anyio.current_time()
+        scope.cancel()
+    assert anyio.current_time() - began <= 2 * 20 + _progress.MIN_COMMIT_TIMEOUT
+    assert "12" not in store.keys
+
+
+async def test_a_commit_begun_after_the_shutdown_timeout_still_gets_some_seconds():
+    store = Slow(takes=4.0)
+    consumer = Log(feed_of(2, read_ahead=False), store=store, shutdown_timeout=0, flush_interval=1000, takes=1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await consumer.until(1)
+        consumer.stop()
+    assert store.keys == ["1"]
+
+
+@pytest.mark.parametrize("call", ["unseen", "commit", "release"])
+async def test_a_store_that_hangs_between_two_commits_does_not_keep_run_from_stopping(call):
+    """A commit of the listeners' state or of a position is not one of messages."""
+
+    class HangsInOneCall(MemoryStore):
+        async def claim(self, name, *, feed):
+            session = await super().claim(name, feed=feed)
+            setattr(session, call, lambda *_, **__: anyio.sleep_forever())
+            return session
+
+    consumer = Log(feed_of(0), store=HangsInOneCall())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await anyio.sleep(100)
+        began = anyio.current_time()
+        consumer.stop()
+    assert anyio.current_time() - began <= 20

@@ -20,7 +20,8 @@ FAKES = str(Path(PACKAGE, "testing"))
 MAX_FILES = 26
 """It was 34 when each module held a few functions."""
 
-MAX_CHANGES_OF_FILE = 115
+MAX_CHANGES_OF_FILE = 118
+"""Three of them let a commit end although its caller is cancelled."""
 
 
 class Tracer:
