@@ -89,6 +89,28 @@ async def test_g8_listener_state_is_not_saved_while_a_transactional_handler_runs
     assert halves == [None]
 
 
+async def test_listener_state_and_rewinds_wait_for_the_end_of_the_poll(running):
+    """A transactional store of one connection keeps its commits apart by itself, so this one has no transactions."""
+    feed, keeps, done = FakeFeed(page_size=1), Keeps(), []
+    consumer = running(Log(feed, listeners=[keeps], takes=10))
+    channel = await keeps.there()
+    feed.publish(2)
+    channel.poll()
+
+    async def wait_for(call):
+        await call()
+        done.append(list(consumer.processed))
+
+    async with anyio.create_task_group() as tasks:
+        await anyio.sleep(5)  # in the middle of the first message
+        tasks.start_soon(wait_for, lambda: channel.save("saved"))
+        tasks.start_soon(wait_for, lambda: consumer.rewind("inception"))
+        await anyio.sleep(5.5)  # between two pages
+        assert channel.state is None
+    assert done == [["1", "2"], ["1", "2"]]
+    assert channel.state == "saved"
+
+
 async def test_listener_state_is_limited_to_16384_characters(running):
     keeps = Keeps()
     running(Log(FakeFeed(), listeners=[keeps]))

@@ -73,6 +73,14 @@ MUTANTS = [
     ),
     of(
         "G2",
+        "saves the state of a listener, or rewinds, while a poll runs",
+        "_polls.py",
+        "        async with self._lock:\n            poll = self._current = _Poll(",
+        "        if True:\n            poll = self._current = _Poll(",
+        "tests/core/test_channels.py",
+    ),
+    of(
+        "G2",
         "answers a call by the poll that was under way",
         "_polls.py",
         "since, until = self._started,",
