@@ -6,11 +6,12 @@ session for each call that needs one.
 
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from itertools import chain, count
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
+from weakref import ref
 
 import anyio
 from tenacity import AsyncRetrying, stop_after_attempt, wait_exponential, wait_random
@@ -36,6 +37,7 @@ from push_to_poll_client._options import (
     check_cursor,
     check_latest,
 )
+from push_to_poll_client._polls import Polls
 from push_to_poll_client._protocols import Feed, Listener, Session, Store
 from push_to_poll_client._schedule import Mode
 from push_to_poll_client._status import MAX_SHOWN_FAILING, ConsumerStats, PollResult, Status
@@ -51,6 +53,15 @@ DEFAULT_RETRY: Final = AsyncRetrying(
     stop=stop_after_attempt(5), wait=wait_exponential(multiplier=0.5, max=30) + wait_random(0, 0.5)
 )
 """Five attempts in 8 to 10 seconds: outlives a restart of what the handler calls, and is not yet an outage."""
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _to_be_awaited(function: Function) -> Function:
+    """Mark a function as one that returns a coroutine, so that frameworks await it (Python 3.12 and newer)."""
+    mark: Callable[[Function], Function] = getattr(inspect, "markcoroutinefunction", lambda function: function)
+    return mark(function)
 
 
 class Consumer:
@@ -202,6 +213,7 @@ class Consumer:
             build_parts=self._build_parts,
         )
         self._runner: Runner | None = None
+        self._runners: tuple[ref[Runner], ...] = ()
         self._should_poll_failed = False
 
     # What the user writes
@@ -244,10 +256,14 @@ class Consumer:
 
     # What the user calls
 
-    async def run(self) -> None:
+    @_to_be_awaited
+    def run(self) -> Coroutine[Any, Any, None]:
         """Consume until cancelled, `stop()`, or the end of a feed that says that it has ended (`Page.closed`).
 
         All let the message in hand finish (within `shutdown_timeout`), commit progress, and close the listeners.
+
+        A task that runs it has to be awaited, or stopped by `stop()`, before its event loop ends: `asyncio.run()`
+        cancels the tasks that are left, and the message in hand with them, which is then processed again.
 
         Raises:
             ProcessError: A message failed for good, and the policy is to stop; the cursor stands before it.
@@ -257,19 +273,32 @@ class Consumer:
             StoreError: The store is, or the name has another owner.
             RuntimeError: It runs already.
         """
-        if self._runner is not None:
+        runner = Runner(self._channels, shutdown_timeout=self._settings.shutdown_timeout)
+        # Weak: a coroutine that is never awaited leaves nothing behind.
+        self._runners = (*(reference for reference in self._runners if reference() is not None), ref(runner))
+        return self._run(runner)
+
+    async def _run(self, runner: Runner) -> None:
+        if self._runner is not None and not (self._runner.loop and self._runner.loop.has_ended):
             raise RuntimeError(f"{self.name}: run() is running already")
-        self._runner = Runner(self._channels, shutdown_timeout=self._settings.shutdown_timeout)
+        if not runner.begin():
+            return
+        self._runner = runner
         try:
-            async with self:
-                await self._runner.run_until_stopped(self._opened)
+            async with AsyncExitStack() as stack:
+                with runner.opening:
+                    await stack.enter_async_context(self)
+                if not runner.opening.cancelled_caught:
+                    await runner.run_until_stopped(self._opened)
         finally:
-            self._runner = None
+            if self._runner is runner:
+                self._runner = None
 
     def stop(self) -> None:
-        """Make `run()` return, from any thread. Does nothing when it does not run."""
-        if (runner := self._runner) is not None and (loop := self._open_session.loop) is not None:
-            runner.stop(loop)
+        """Make `run()` return, from any thread, also if it was called and has not begun. Later calls of it run."""
+        for reference in self._runners:
+            if (runner := reference()) is not None:
+                runner.stop()
 
     def wake(self, push: Push | None = None) -> None:
         """Poll soon, from any thread. Never blocks; without `run()` it is kept for it.
@@ -285,15 +314,14 @@ class Consumer:
         self._wakes.put(push)
 
     def pause(self) -> None:
-        """Poll no more but by `poll_now()`; in the event loop. Wakes are kept, listeners stay."""
+        """Start no poll except by `poll_now()`. Wakes are kept, listeners stay. Call it from any thread."""
         self._schedule.paused = True
-        if self._parts is not None:
-            self._parts.polls.cancel_waiting_fetch()
+        self._call_soon(Polls.cancel_waiting_fetch)
 
     def resume(self) -> None:
-        """Undo `pause()`; in the event loop."""
+        """Undo `pause()`. Call it from any thread."""
         self._schedule.paused = False
-        self._schedule_changed()
+        self._call_soon(Polls.schedule_changed)
 
     async def poll_now(self, *, timeout: float | None = 10.0) -> PollResult:  # noqa: ASYNC109  # not that of the poll
         """Poll now, with or without `run()`, and say what was done.
@@ -436,16 +464,25 @@ class Consumer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give back what `__aenter__` took."""
-        await self._open_session.leave(keep=True)
+        await self._leave(error, keep=True)
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[SessionParts]:
         """Open the session for one call."""
         await self._open_session.enter(keep=False)
+        error: BaseException | None = None
         try:
             yield self._opened
+        except BaseException as raised:
+            error = raised
+            raise
         finally:
-            await self._open_session.leave(keep=False)
+            await self._leave(error, keep=False)
+
+    async def _leave(self, error: BaseException | None, *, keep: bool) -> None:
+        # Python destroys the coroutines of an event loop that was thrown away, and these cannot await anything.
+        if not isinstance(error, GeneratorExit) or not self._open_session.forget_lost_user():
+            await self._open_session.leave(keep=keep)
 
     def _build_parts(self, session: Session, loop: EventLoop) -> SessionParts:
         return SessionParts(
@@ -524,6 +561,17 @@ class Consumer:
     def _schedule_changed(self) -> None:
         if self._parts is not None:
             self._parts.polls.schedule_changed()
+
+    def _call_soon(self, method: Callable[[Polls], None]) -> None:
+        """Call a method of the polls in the event loop, from any thread, if the session is open then."""
+
+        def call() -> None:
+            if self._parts is not None:
+                method(self._parts.polls)
+
+        if (loop := self._open_session.loop) is not None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call(call)
 
 
 Part = TypeVar("Part")

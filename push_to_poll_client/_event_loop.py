@@ -20,7 +20,15 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-__all__ = ["Background", "EventLoop", "TimeOfDay", "error_for_cancellation", "in_own_task", "sole_cause"]
+__all__ = [
+    "Background",
+    "EventLoop",
+    "TimeOfDay",
+    "asyncio_cancellation",
+    "error_for_cancellation",
+    "in_own_task",
+    "sole_cause",
+]
 
 T = TypeVar("T")
 
@@ -61,6 +69,15 @@ class EventLoop:
             RuntimeError: The loop has ended; the function will not be called.
         """
         self._call_soon(function)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing can run in the loop any more."""
+        try:
+            self.call(lambda: None)
+        except RuntimeError:
+            return True
+        return False
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, thread: int, function: Callable[[], None]) -> None:
@@ -142,6 +159,15 @@ def error_for_cancellation(cancelled: BaseException, name: str) -> RuntimeError:
     if task is None or task.cancelling():
         raise cancelled
     return RuntimeError(f"{name} awaited something that was cancelled")
+
+
+def asyncio_cancellation() -> Callable[[], bool]:
+    """Return a function that tells whether asyncio's own cancellation of the current task was requested since."""
+    task = asyncio.current_task() if anyio.get_cancelled_exc_class() is asyncio.CancelledError else None
+    if task is None:
+        return lambda: False
+    before = task.cancelling()
+    return lambda: task.cancelling() > before
 
 
 def sole_cause(error: BaseException) -> BaseException:

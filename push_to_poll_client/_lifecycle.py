@@ -8,13 +8,20 @@ import logging
 import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from weakref import WeakSet
 
 import anyio
 
 from push_to_poll_client._channels import ListenerChannel
 from push_to_poll_client._dead_letters import SessionDeadLetters
-from push_to_poll_client._event_loop import EventLoop, error_for_cancellation, in_own_task, sole_cause
+from push_to_poll_client._event_loop import (
+    EventLoop,
+    asyncio_cancellation,
+    error_for_cancellation,
+    in_own_task,
+    sole_cause,
+)
 from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, ListenerError, PushToPollError
 from push_to_poll_client._failure_policy import FailureRules
 from push_to_poll_client._fetching import Fetcher, Gaps
@@ -29,7 +36,7 @@ from push_to_poll_client._processor import Dedupe, Processor
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Feed, Session, Store, is_transactional
 from push_to_poll_client._retry import Retry, StopSignal
-from push_to_poll_client._schedule import Schedule
+from push_to_poll_client._schedule import Mode, PollOutcome, Schedule
 from push_to_poll_client._status import ConsumerStats
 from push_to_poll_client._types import Clock, Cursor, Push
 from push_to_poll_client._validation import describe
@@ -244,7 +251,8 @@ class OpenSession:
         self._wakes = wakes
         self._build_parts = build_parts
         self._lock = anyio.Lock()
-        self._users = self._keepers = 0
+        self._users = self._keepers = self._lost_users = 0
+        self._lost_session: Session | None = None
 
     @property
     def is_kept(self) -> bool:
@@ -263,10 +271,9 @@ class OpenSession:
         """
         loop = EventLoop()
         if self.loop != loop:
-            if self._users:
-                raise RuntimeError(f"{self._name}: in use in another event loop")
-            if self.loop is not None:  # each event loop has a clock of its own
-                self._schedule.shift(loop.time() - self.loop.time())
+            if self.loop is not None:
+                self._leave_loop(self.loop)
+                self._schedule.shift(loop.time() - self.loop.time())  # each event loop has a clock of its own
             self.loop, self._lock = loop, anyio.Lock()
         self._users += 1
         self._keepers += keep
@@ -278,7 +285,33 @@ class OpenSession:
             await self.leave(keep=keep)
             raise
 
+    def _leave_loop(self, loop: EventLoop) -> None:
+        """Leave an event loop for another one. If it ended while the session was open, that session is lost."""
+        if not self._users:
+            return
+        if not loop.has_ended:
+            raise RuntimeError(f"{self._name}: in use in another event loop")
+        logger.warning(
+            "%s: the event loop ended while the consumer was in use; claiming the name again", self._name
+        )
+        self._lost_users, self._users, self._keepers = self._lost_users + self._users, 0, 0
+        self._wakes.close()
+        if self._schedule.mode(loop.time()) in {Mode.POLLING, Mode.WAITING}:
+            self._schedule.poll_ended(loop.time(), PollOutcome.ABANDONED)
+        if self.parts is not None:
+            self._lost_session, self.parts = self.parts.session, None
+
+    def forget_lost_user(self) -> bool:
+        """Whether a coroutine that is destroyed was one of those whose event loop has ended."""
+        if not self._lost_users:
+            return False
+        self._lost_users -= 1
+        return True
+
     async def _open(self, loop: EventLoop) -> None:
+        if (lost := self._lost_session) is not None:
+            self._lost_session = None
+            await self._close(lost.release)
         session = await self._store.claim(self._name, feed=self._feed_name)
         try:
             parts = self._build_parts(session, loop)
@@ -327,19 +360,37 @@ class Runner:
     Args:
         channels: One for each listener.
         shutdown_timeout: Seconds that the messages in flight and a commit get to finish.
+
+    Attributes:
+        loop: The event loop that it runs in; `None` before it has begun.
+        opening: The cancel scope for opening the session, since a store may hang.
     """
 
     def __init__(self, channels: Sequence[ListenerChannel], *, shutdown_timeout: float) -> None:
+        self.loop: EventLoop | None = None
+        self.opening = anyio.CancelScope()
         self._channels = channels
         self._shutdown_timeout = shutdown_timeout
         self._stopped = anyio.Event()
         self._stop = StopSignal()
         self._fatal: BaseException | None = None
+        self._is_cancelled: Callable[[], bool] = lambda: False
 
-    def stop(self, loop: EventLoop) -> None:
+    def stop(self) -> None:
         """Begin no further message, and end. Call it from any thread."""
         self._stop.requested = True
-        loop.call(self._stopped.set)
+        if self.loop is not None:
+            with suppress(RuntimeError):  # the loop has ended
+                self.loop.call(self._end)
+
+    def _end(self) -> None:
+        self._stopped.set()
+        self.opening.cancel()
+
+    def begin(self) -> bool:
+        """Begin in the current event loop; return False if it was stopped before."""
+        self.loop = EventLoop()
+        return not self._stop.requested
 
     async def run_until_stopped(self, parts: SessionParts) -> None:
         """Poll and listen.
@@ -347,6 +398,9 @@ class Runner:
         Raises:
             PushToPollError: The error that stopped it, unless it ended by `stop()` or with a feed that has ended.
         """
+        self._is_cancelled = asyncio_cancellation()
+        if self._stop.requested:  # while the session was opened
+            return
         parts.polls.begin()
         try:
             async with anyio.create_task_group() as tasks:
@@ -376,8 +430,9 @@ class Runner:
                     self._stop.requested = True
                     self._stopped.set()
         except anyio.get_cancelled_exc_class():
-            if anyio.current_effective_deadline() > -math.inf:
-                # Not by the caller of run(): without this, polling would end and nothing would say so.
+            if anyio.current_effective_deadline() > -math.inf and not self._is_cancelled():
+                # Not by the caller of run(), nor by asyncio.run(), which cancels every task when it ends: without
+                # this, polling would end and nothing would say so.
                 self._stop_with_error(RuntimeError("the task that polls was cancelled, perhaps by a handler"))
             raise
         except BaseException as error:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
@@ -403,7 +458,9 @@ class Runner:
                 error = error_for_cancellation(error, "it")
             self._listener_failed(channel, error)
         finally:
-            channel.stopped()
+            # A coroutine may be destroyed long after its event loop has ended: then the channel is of another run.
+            if self.loop is None or not self.loop.has_ended:
+                channel.stopped()
 
     def _listener_failed(self, channel: ListenerChannel, error: BaseException) -> None:
         if not isinstance(error, Exception):  # SystemExit and the like are meant to end the program

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gc
+import logging
 import os
 import pathlib
 import signal
@@ -25,6 +27,7 @@ from push_to_poll_client import (
     Page,
     ProcessError,
     Push,
+    SQLiteStore,
     StoreError,
     Throttled,
     UndecodableMessage,
@@ -496,6 +499,125 @@ async def test_a_claim_that_is_cancelled_leaves_the_consumer_usable():
     with anyio.move_on_after(5):
         await consumer.poll_now()
     assert (await consumer.poll_now()).caught_up
+
+
+@pytest.mark.parametrize("kind", ["memory", "file", "transactional file"])
+@pytest.mark.parametrize("backends", [("asyncio", "trio"), ("trio", "asyncio"), ("asyncio", "asyncio")])
+def test_a_consumer_whose_event_loop_was_thrown_away_claims_its_name_again(backends, kind, tmp_path, caplog):
+    if kind == "memory":
+        store = MemoryStore()
+    else:
+        store = SQLiteStore(tmp_path / "progress.db", transactional=kind.startswith("transactional"))
+    feed = FakeFeed()
+    feed.publish(2)
+    consumer = Log(feed, store=store)
+
+    async def enter():
+        await consumer.__aenter__()
+        await consumer.poll_now()
+        consumer.wake()
+
+    first, second = backends
+    anyio.run(enter, backend=first)
+    feed.publish(1)
+    assert anyio.run(consumer.poll_now, backend=second).messages == 1
+    assert consumer.processed == ["1", "2", "3"]
+    assert not consumer.status().owner
+    assert "the event loop ended while the consumer was in use" in caplog.text
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_end_of_asyncio_run_cuts_the_message_in_hand_and_keeps_what_was_settled_before(
+    plain, tmp_path, caplog
+):
+    """It cancels every task, also that of the handler."""
+    caplog.set_level(logging.INFO)
+    feed, store = FakeFeed(), SQLiteStore(tmp_path / "progress.db")
+    feed.publish(5)
+    done, in_hand, go_on = [], threading.Event(), threading.Event()
+
+    def begin(message):
+        if message.id == "3":
+            in_hand.set()
+            return True
+        done.append(message.id)
+        return False
+
+    async def process(message):
+        if begin(message):
+            await anyio.sleep_forever()
+
+    def process_in_a_thread(message):
+        if begin(message):
+            go_on.wait(GUARD)
+
+    handler = process_in_a_thread if plain else process
+    consumer = Consumer(feed, store=store, process=handler, flush_interval=1000, listeners=[ManualListener()])
+
+    async def main():
+        task = asyncio.create_task(consumer.run())
+        assert await anyio.to_thread.run_sync(in_hand.wait, GUARD)
+        assert not task.done()
+
+    asyncio.run(main())
+    go_on.set()
+    assert not consumer.status().owner
+    assert caplog.text.count("cancelled while message '3' was in hand: it will be done again") == 1
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    in_hand.clear()
+    anyio.run(Consumer(feed, store=store, process=lambda message: done.append(message.id)).poll_now)
+    assert done == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.filterwarnings("ignore")  # Python warns of what the closed event loop left behind
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_run_begins_again_after_its_asyncio_loop_was_closed_under_it(kind, tmp_path):
+    feed = FakeFeed(latency=0.01)
+    store = MemoryStore() if kind == "memory" else SQLiteStore(tmp_path / "progress.db")
+
+    class Up:
+        async def listen(self, channel):
+            channel.up()
+            await anyio.sleep_forever()
+
+    consumer = Log(feed, store=store, listeners=[Up()])
+
+    async def keep_open():
+        async with consumer:
+            await anyio.sleep_forever()
+
+    async def until(count):
+        tasks = [asyncio.ensure_future(keep_open()), asyncio.ensure_future(consumer.run())]
+        feed.publish(1)
+        await consumer.until(count)
+        while not consumer.status().records:  # noqa: ASYNC110  # until that is committed
+            await anyio.sleep(0.01)
+        return tasks
+
+    loop = asyncio.new_event_loop()
+    tasks = loop.run_until_complete(until(1))
+    loop.close()
+
+    async def again():
+        nonlocal tasks
+        keeps, new = await until(2)
+        tasks = None
+        gc.collect()  # destroys the coroutines of the old loop
+        assert consumer._open_session._users == 2
+        feed.publish(1)
+        consumer.wake()
+        await consumer.until(3)
+        assert consumer.status().listeners[0].up
+        with pytest.raises(RuntimeError, match="running already"):
+            await consumer.run()
+        consumer.stop()
+        await new
+        keeps.cancel()
+        await asyncio.wait([keeps])
+
+    asyncio.run(again())
+    assert consumer.processed == ["1", "2", "3"]
+    assert not consumer.status().owner
 
 
 async def test_another_event_loop_is_refused_while_the_first_one_claims():

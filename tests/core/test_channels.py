@@ -90,7 +90,7 @@ async def test_g8_listener_state_is_not_saved_while_a_transactional_handler_runs
 
 
 async def test_listener_state_and_rewinds_wait_for_the_end_of_the_poll(running):
-    """A transactional store of one connection keeps its commits apart by itself, so this one has no transactions."""
+    """A transactional store of one connection keeps its commits apart by itself, so this one is not."""
     feed, keeps, done = FakeFeed(page_size=1), Keeps(), []
     consumer = running(Log(feed, listeners=[keeps], takes=10))
     channel = await keeps.there()

@@ -3,8 +3,12 @@
 import asyncio
 import dataclasses
 import functools
+import gc
+import inspect
 import itertools
 import logging
+import math
+import sys
 import threading
 import traceback
 from contextlib import suppress
@@ -357,6 +361,31 @@ async def test_a_consumer_stays_paused_after_poll_now_until_resume():
     assert consumer._schedule.paused
     consumer.resume()
     assert not consumer._schedule.paused
+
+
+@pytest.mark.parametrize("max_wait", [None, 60])
+async def test_pause_and_resume_can_be_called_from_any_thread(running, max_wait):
+    feed = FakeFeed(max_wait=max_wait)
+    consumer = running(Log(feed, fallback_interval=None if max_wait is None else 60))
+    await anyio.sleep(10)
+    for call, count in ((consumer.pause, 0), (consumer.resume, 1)):
+        feed.publish(1)
+        consumer.wake()
+        thread = threading.Thread(target=call)  # not by anyio: virtual time would run away
+        thread.start()
+        thread.join()
+        await anyio.sleep(10)
+        assert len(consumer.processed) == 2 * count
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_pause_resume_and_stop_do_nothing_when_the_event_loop_has_ended(backend):
+    consumer = Log(FakeFeed())
+    anyio.run(consumer.poll_now, backend=backend)
+    consumer.pause()
+    consumer.resume()
+    consumer.stop()
+    assert anyio.run(consumer.poll_now, backend=backend).caught_up
 
 
 async def test_async_with_keeps_ownership_of_the_name_until_it_exits():
@@ -892,6 +921,79 @@ async def test_stop_works_from_a_thread_and_does_nothing_when_nothing_runs():
         await feed.asked(1)
         await anyio.to_thread.run_sync(consumer.stop)
     assert len(feed.requests) == 1
+
+
+async def test_stop_reaches_a_run_that_was_called_and_has_not_begun():
+    feed = FakeFeed()
+    consumer = Log(feed)
+    for count in (0, 1):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consumer.run)
+            if count:
+                await feed.asked(1)
+            consumer.stop()
+        assert len(feed.requests) == count
+
+
+@pytest.mark.parametrize("anyio_backend", [virtual_time("asyncio")])
+async def test_stop_after_create_task_ends_the_task():
+    feed = FakeFeed()
+    consumer = Log(feed)
+    task = asyncio.create_task(consumer.run())
+    consumer.stop()
+    await task
+    assert feed.requests == []
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'Consumer._run' was never awaited")
+async def test_a_stop_before_run_is_called_and_a_run_that_is_never_awaited_leave_nothing_behind():
+    feed = FakeFeed()
+    consumer = Log(feed)
+    consumer.run()
+    gc.collect()
+    consumer.stop()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await feed.asked(1)
+        assert len(consumer._runners) == 1
+        consumer.stop()
+
+
+@pytest.mark.parametrize("takes", [0, math.inf])
+async def test_stop_from_a_thread_ends_a_run_that_opens_its_session(takes):
+    class Slow(MemoryStore):
+        async def claim(self, name, *, feed):
+            thread = threading.Thread(target=consumer.stop)
+            thread.start()
+            thread.join()
+            await anyio.sleep(takes)
+            return await super().claim(name, feed=feed)
+
+    feed, store = FakeFeed(), Slow()
+    consumer = Log(feed, store=store)
+    with anyio.fail_after(1):
+        await consumer.run()
+    assert (feed.requests, list(store._owners)) == ([], [])
+
+
+async def test_run_may_be_overridden_with_an_async_method():
+    class Runs(Log):
+        async def run(self):
+            self.began = anyio.current_time()
+            await super().run()
+
+    feed = FakeFeed()
+    consumer = Runs(feed)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await feed.asked(1)
+        consumer.stop()
+    assert consumer.began is not None
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.12 can mark such a function")
+def test_frameworks_see_that_run_has_to_be_awaited():
+    assert inspect.iscoroutinefunction(consumer_of(FakeFeed()).run)
 
 
 @pytest.mark.parametrize("how", ["stop", "cancel"])

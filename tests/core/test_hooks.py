@@ -297,7 +297,7 @@ async def test_a_message_that_waits_since_before_a_restart_is_reported_once(virt
     for _ in range(3):
         await again.poll_now(timeout=None)
     assert Told.told == [("a", "a", 1)]
-    assert "hook message_postponed failed; its further failures are logged at DEBUG: KeyError: 'postponed'" in caplog.text
+    assert "hook message_postponed failed; its further failures are logged at DEBUG: KeyError: " in caplog.text
 
 
 async def test_a_system_exit_raised_in_a_hook_propagates():

@@ -1,7 +1,10 @@
 """What a user writes, read by mypy alone: it must pass `--strict` without a cast or an ignore."""
 
+import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Literal
+
+import anyio
 
 from push_to_poll_client import (
     Channel,
@@ -59,6 +62,11 @@ class Async(Consumer):
 class Plain(Consumer):
     def process(self, message: Message) -> None:
         print(message.id, message.data)
+
+
+class Runs(Async):
+    async def run(self) -> None:
+        await super().run()
 
 
 class Batches(Consumer):
@@ -162,6 +170,19 @@ async def transactional() -> None:
         store.connection.execute("UPDATE account SET cents = cents + ?", (message.data["cents"],))
 
     await Consumer(OwnFeed(), store=store, process=move, on_cursor_expired=Resync("inception", forget=False)).run()
+
+
+async def run_in_a_task(consumer: Consumer) -> None:
+    task = asyncio.create_task(consumer.run())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Runs(OwnFeed(), store=MemoryStore()).run)
+        consumer.stop()
+    await task
+
+
+def run_alone(consumer: Consumer) -> None:
+    anyio.run(consumer.run)
+    asyncio.run(consumer.run())
 
 
 async def use() -> tuple[PollResult, Status]:

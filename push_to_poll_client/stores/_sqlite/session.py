@@ -334,8 +334,9 @@ class SQLiteSession:
     async def release(self) -> None:
         """Give the name back. Never raises; a second call does nothing."""
         if self._file.process == os.getpid():
+            # Not by the limiter of the session, whose event loop may have ended while a thread used it.
             with CancelScope(shield=True):
-                await to_thread.run_sync(self._release_locked, limiter=self._limiter)
+                await to_thread.run_sync(self._release_locked, limiter=CapacityLimiter(1))
 
     async def _run_in_thread(self, work: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         self._check_process()
