@@ -183,7 +183,7 @@ class Retry:
         if key in failing:
             failing[key] = replace(failing[key], again=attempt.again)
             return
-        why = attempt.error or "failed before this run; its error was not kept"
+        why = attempt.error or "its error was not kept"
         failing[key] = FailingMessage(message.id, attempt.count, why, attempt.again)
         if len(failing) <= MAX_SHOWN_FAILING:
             logger.warning(
