@@ -187,6 +187,41 @@ async def test_an_asyncio_cancellation_does_not_interrupt_work_run_by_in_own_tas
     assert done == ["work"]
 
 
+async def test_in_own_task_can_leave_the_cancellation_to_the_next_checkpoint():
+    results, cancelled = [], []
+
+    async def work():
+        scope.cancel()
+        await anyio.sleep(1)
+        return "done"
+
+    with anyio.CancelScope() as scope:
+        results.append(await in_own_task(work, cancel_later=True, on_cancel=lambda: cancelled.append(True)))
+        await anyio.sleep(1)
+        results.append("not cancelled")
+    assert (results, cancelled) == (["done"], [True])
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_in_own_task_ends_if_the_event_loop_cancels_it_before_it_begins():
+    """As `asyncio.run()` does with every task when it ends."""
+    begun = []
+
+    async def work():
+        begun.append(True)
+
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(in_own_task(work, cancel_later=True))
+    await asyncio.sleep(0)
+    own_task, *_ = asyncio.all_tasks() - before - {task}
+    own_task.cancel()
+    task.cancel("the end")
+    with pytest.raises(asyncio.CancelledError, match="the end"):
+        await task
+    assert not begun
+
+
 async def test_in_own_task_returns_the_result_and_raises_the_error_unchanged():
     async def answer():
         return 42
