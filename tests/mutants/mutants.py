@@ -275,8 +275,8 @@ MUTANTS = [
         "G7",
         "counts the flush interval from the end of the commit",
         "_progress.py",
-        "                self.due = began + self._flush_interval\n",
-        "                self.due = self._clock() + self._flush_interval\n",
+        "            self.due = began + self._flush_interval\n",
+        "            self.due = self._clock() + self._flush_interval\n",
         "tests/core/test_progress.py",
     ),
     of(
