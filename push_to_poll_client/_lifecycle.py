@@ -363,12 +363,12 @@ class Runner:
 
     Attributes:
         loop: The event loop that it runs in; `None` before it has begun.
-        opening: The cancel scope for opening the session, since a store may hang.
+        opening: The cancel scope for opening the session, since a store may hang; made by `begin`.
     """
 
     def __init__(self, channels: Sequence[ListenerChannel], *, shutdown_timeout: float) -> None:
         self.loop: EventLoop | None = None
-        self.opening = anyio.CancelScope()
+        self.opening: anyio.CancelScope
         self._channels = channels
         self._shutdown_timeout = shutdown_timeout
         self._stopped = anyio.Event()
@@ -389,7 +389,8 @@ class Runner:
 
     def begin(self) -> bool:
         """Begin in the current event loop; return False if it was stopped before."""
-        self.loop = EventLoop()
+        self.opening = anyio.CancelScope()
+        self.loop = EventLoop()  # from here on `stop` reaches it
         return not self._stop.requested
 
     async def run_until_stopped(self, parts: SessionParts) -> None:

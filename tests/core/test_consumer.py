@@ -945,6 +945,22 @@ async def test_stop_after_create_task_ends_the_task():
     assert feed.requests == []
 
 
+def test_run_can_be_called_before_there_is_an_event_loop():
+    feed = FakeFeed()
+    feed.publish(1)
+
+    async def process(message):
+        consumer.stop()
+
+    consumer = consumer_of(feed, process)
+    asyncio.run(consumer.run())
+    assert consumer.status().counters.messages == 1
+    stopped = consumer.run()
+    consumer.stop()
+    asyncio.run(stopped)
+    assert len(feed.requests) == 1
+
+
 @pytest.mark.filterwarnings("ignore:coroutine 'Consumer._run' was never awaited")
 async def test_a_stop_before_run_is_called_and_a_run_that_is_never_awaited_leave_nothing_behind():
     feed = FakeFeed()
