@@ -7,6 +7,7 @@ import sqlite3
 import pytest
 
 from push_to_poll_client import FeedError, Message, Page, PushToPollError, SQLiteStore
+from push_to_poll_client._types import MAX_ID
 from tests.hostile.measured import EVIL, LONGEST_LINE, MIB
 from tests.support.consumers import Log
 from tests.support.forms import form
@@ -62,6 +63,8 @@ GOOD = Page([Message("3")], cursor="3")
         pytest.param(Page(next="4", closed=True), id="closed with a next"),
         pytest.param(Page(retry_after=float("nan")), id="no number for retry_after"),
         pytest.param(FeedError(EVIL * MIB), id="evil FeedError"),
+        pytest.param(Page([Message(LONG_EVIL)]), id="long id"),
+        pytest.param(Page([Message("4", key=LONG_EVIL)]), id="long key"),
         pytest.param(FeedError("no", retry_after=EVIL), id="evil retry_after"),
         pytest.param(RuntimeError(EVIL * MIB), id="evil error"),
         pytest.param(UnicodeDecodeError("utf-8", EVIL.encode(), 0, 1, EVIL), id="evil decode error"),
@@ -80,8 +83,8 @@ async def test_a_bad_page_fails_the_poll_and_the_cursor_stays(page, tmp_path, ca
 @pytest.mark.parametrize(
     "message",
     [
-        pytest.param(Message(LONG_EVIL), id="id"),
-        pytest.param(Message("4", key=LONG_EVIL), id="key"),
+        pytest.param(Message(LONG_EVIL[:MAX_ID]), id="id"),
+        pytest.param(Message("4", key=LONG_EVIL[:MAX_ID]), id="key"),
         pytest.param(Message("4", data=LONG_EVIL), id="data"),
         pytest.param(Message("\ud800", cursor="\ud800"), id="half a pair"),
     ],
