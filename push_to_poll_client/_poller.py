@@ -14,7 +14,7 @@ from push_to_poll_client._dead_letters import SessionDeadLetters
 from push_to_poll_client._event_loop import Background
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedRefused
 from push_to_poll_client._fetching import Fetcher, Gaps, Prefetcher
-from push_to_poll_client._overlap import Overlap, Place, Walk
+from push_to_poll_client._overlap import FeedWalk, Overlap, Place
 from push_to_poll_client._position import Position
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._progress import Progress
@@ -73,7 +73,7 @@ class PollState:
         standstill: Why the feed stands still; `None` if it does not.
     """
 
-    walk: Walk
+    walk: FeedWalk
     stop: StopSignal | None
     settled_before: int
     wait: float
@@ -143,7 +143,7 @@ class Poller:
         self._stats = stats
         self._clock = clock
         self.done = PollResult(0, 0, 0, caught_up=False)
-        self._unfinished: Walk | None = None
+        self._unfinished: FeedWalk | None = None
         self._deadline = 0.0
         self._logged_standstill = ""
         may_prefetch = prefetch and fetcher.read_ahead
@@ -273,7 +273,7 @@ class Poller:
         poll.walk.failed_fetches = 0
         return page
 
-    def _keep_place(self, walk: Walk, error: FeedError) -> None:
+    def _keep_place(self, walk: FeedWalk, error: FeedError) -> None:
         """Let the next poll continue where a fetch failed, unless the server may not know that place any more."""
         walk.failed_fetches += 1
         may_be_known = not isinstance(error, FeedRefused) and walk.failed_fetches < MAX_FAILED_FETCHES
