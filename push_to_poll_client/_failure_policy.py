@@ -59,6 +59,11 @@ one text, of a million characters for 10,000 ids of 36 characters. A poll in whi
 to a state file and takes 4 s; it wrote 4,200 MB and took 149 s when each change was written."""
 
 
+OVERDUE: Final = 3_600.0
+"""Seconds after its wait for which a message is remembered that does not come again, as an entry that was
+replaced."""
+
+
 class Attempt(msgspec.Struct, array_like=True, frozen=True):
     """The attempts of one failing message, as they are stored.
 
@@ -152,11 +157,14 @@ class Attempts:
         """Note that the messages of a page have come again, whose dedupe keys these are."""
         self._met.update(self._attempts.keys() & keys)
 
-    def end_walk(self) -> None:
-        """Drop the attempts of messages that were due and did not come again since the last walk."""
-        now = self.now
+    def end_walk(self, *, caught_up: bool) -> None:
+        """Drop the attempts of messages that were due and did not come again since the last walk.
+
+        A walk that ends at a message which waits may not have come to the others yet: they get `OVERDUE` seconds.
+        """
+        due_until = self.now - (0.0 if caught_up else OVERDUE)
         for key, attempt in list(self._attempts.items()):
-            if key not in self._met and attempt.again <= now:
+            if key not in self._met and attempt.again <= due_until:
                 self.discard(key)
         self._met.clear()
 

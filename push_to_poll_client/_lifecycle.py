@@ -300,6 +300,7 @@ class OpenSession:
             self._schedule.poll_ended(loop.time(), PollOutcome.ABANDONED)
         if self.parts is not None:
             self._lost_session, self.parts = self.parts.session, None
+            self._was_last_on_feed()
 
     def forget_lost_user(self) -> bool:
         """Whether a coroutine that is destroyed was one of those whose event loop has ended."""
@@ -312,16 +313,20 @@ class OpenSession:
         if (lost := self._lost_session) is not None:
             self._lost_session = None
             await self._close(lost.release)
-        session = await self._store.claim(self._name, feed=self._feed_name)
+        with _open_sessions_lock:  # before the claim: another consumer may close the feed meanwhile
+            _open_sessions.add(self)
         try:
-            parts = self._build_parts(session, loop)
-            self._wakes.open(loop, parts.polls.wake)
-        except BaseException:  # the session's state cannot be read: do not leave the name claimed
-            await self._close(session.release)
+            session = await self._store.claim(self._name, feed=self._feed_name)
+            try:
+                parts = self._build_parts(session, loop)
+                self._wakes.open(loop, parts.polls.wake)
+            except BaseException:  # the session's state cannot be read: do not leave the name claimed
+                await self._close(session.release)
+                raise
+        except BaseException:
+            self._was_last_on_feed()
             raise
         self.parts = parts
-        with _open_sessions_lock:
-            _open_sessions.add(self)
 
     async def leave(self, *, keep: bool) -> None:
         """Remove a user, added with the same `keep`, and close the session after the last one."""
@@ -330,6 +335,8 @@ class OpenSession:
 
     async def _leave(self) -> None:
         self._users -= 1
+        if self._users:  # do not wait for one that opens the session
+            return
         async with self._lock:
             if not self._users and self.parts is not None:
                 self._wakes.close()

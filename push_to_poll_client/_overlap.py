@@ -78,7 +78,8 @@ class FeedWalk:
         position: Where it continues: everything before is settled.
         place: Where it is.
         passed_at: When it passed the saved cursor, on the event loop's clock.
-        mostly_new: Whether most messages of the last page before the saved cursor were new.
+        mostly_new: Whether most messages of the last page before the saved cursor were new, and had no cursors. A
+            walk along messages with cursors meets the saved one.
         empty_pages: How many pages without a message it has read in a row.
         failed_fetches: How many fetches in a row failed at its position.
     """
@@ -111,6 +112,8 @@ class FeedWalk:
         # The last page of a feed may be empty, and have no cursor.
         cursors = (page.cursor, *(item.cursor for item in reversed(items)))
         self._last_cursor = next((cursor for cursor in cursors if cursor is not None), self._last_cursor)
+        new = sum(not item.settled for item in items)
+        self.mostly_new = 2 * new > len(items) and all(item.cursor is None for item in items)
         passed_at_item = self._index_of_saved(items)
         repeated = items if passed_at_item is None else items[: passed_at_item + 1]
         self._count_late(repeated, stats)
@@ -130,8 +133,6 @@ class FeedWalk:
         return next((index for index, item in enumerate(items) if item.cursor == self.saved), None)
 
     def _count_late(self, items: Sequence[WorkItem], stats: ConsumerStats) -> None:
-        new = sum(not item.settled for item in items)
-        self.mostly_new = 2 * new > len(items)
         last_known = next((index for index in range(len(items) - 1, -1, -1) if items[index].settled), 0)
         stats.counts["late"] += sum(not item.settled for item in items[:last_known])
 

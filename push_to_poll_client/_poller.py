@@ -10,9 +10,11 @@ import enum
 import logging
 from dataclasses import dataclass, field, replace
 
+import anyio
+
 from push_to_poll_client._dead_letters import SessionDeadLetters
 from push_to_poll_client._event_loop import Background
-from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedRefused
+from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone, FeedRefused
 from push_to_poll_client._fetching import Fetcher, Gaps, Prefetcher
 from push_to_poll_client._overlap import FeedWalk, Overlap, Place
 from push_to_poll_client._position import Position
@@ -41,6 +43,9 @@ MAX_EMPTY_PAGES = 10
 """How many pages in a row without a message are read as part of one poll. Each further one is a poll of its own,
 and takes a token (G3): else a feed that gives nothing but new page tokens would be asked as fast as it answers."""
 
+MAX_EMPTY_PAGES_BY_HAND = 1_000
+"""How many such pages `poll_now()` by hand reads: three minutes at the default rate."""
+
 UNSAVED_WARNING = 300.0
 """Seconds of a walk that has found no cursor to save, after which that is logged: a restart would read all of it
 again."""
@@ -51,8 +56,8 @@ class End(enum.Enum):
 
     CAUGHT_UP = "it has reached the end of the feed"
     STANDSTILL = "the feed leads back to where it was, without anything new"
-    UNFINISHED = "the next poll goes on: time is over, or the server asks to be left alone"
-    INCOMPLETE = "not all of a page could be settled: a message has to wait, or a stop was requested"
+    UNFINISHED = "the next poll continues: time is over, the server asks to be left alone, or pages are empty"
+    INCOMPLETE = "the next poll starts at the saved cursor: a message has to wait, or a stop was requested"
     GAVE_WAY = "the waiting fetch was cancelled"
 
 
@@ -86,6 +91,9 @@ class PollState:
     last_settled: int = 0
     cycle_detector: CycleDetector = field(default_factory=CycleDetector)
 
+    def __post_init__(self) -> None:
+        self.last_settled = self.settled_before
+
     def stands_still(self, position: Cursor | None, following: Cursor, settled: int) -> bool:
         """Whether the walk makes no progress: no new message was settled, and the cursors repeat."""
         if settled > self.last_settled:
@@ -113,6 +121,7 @@ class Poller:
 
     Attributes:
         done: What the last poll did, also if it failed.
+        answered_at: When the last page of the last poll arrived, on the event loop's clock; `None` if none did.
     """
 
     def __init__(  # noqa: PLR0917  # each is of another type
@@ -143,9 +152,10 @@ class Poller:
         self._stats = stats
         self._clock = clock
         self.done = PollResult(0, 0, 0, caught_up=False)
+        self.answered_at: float | None = None
         self._unfinished: FeedWalk | None = None
         self._deadline = 0.0
-        self._logged_standstill = ""
+        self._logged_standstill: str | None = None
         may_prefetch = prefetch and fetcher.read_ahead
         self._prefetcher = Prefetcher(fetcher, enabled=may_prefetch, may_ask=lambda: not self._must_stop)
 
@@ -156,9 +166,14 @@ class Poller:
 
     @property
     def has_unsaved_place(self) -> bool:
-        """Whether the next session would do again all that the last poll of this one has done."""
-        reads_on = self._unfinished is not None and self._unfinished.saved == self._progress.saved
-        return reads_on or self._position.waits_for_server
+        """Whether the next session would read again all that the last walk of this one has read.
+
+        Not if the feed gives page after page without a message: no caller should wait for that.
+        """
+        walk = self._unfinished
+        return (
+            walk is not None and walk.saved == self._progress.saved and walk.empty_pages < MAX_EMPTY_PAGES_BY_HAND
+        )
 
     def discard_continuation(self) -> None:
         """Let the next poll start at the saved cursor."""
@@ -189,6 +204,7 @@ class Poller:
             ProcessError: A message failed for good.
             StoreError: The store could not be read or written.
         """
+        self.done, self.answered_at = PollResult(0, 0, 0, caught_up=False), None
         self._processor.begin()
         await self._progress.flush()  # what the last poll could not commit
         await self._position.ensure_started()
@@ -202,7 +218,11 @@ class Poller:
         end: End | None = None
         try:
             async with Background() as background:
-                end = await self._process_pages(poll, request, background)
+                try:
+                    end = await self._process_pages(poll, request, background)
+                except anyio.get_cancelled_exc_class():
+                    self._progress.caller_cancelled()
+                    raise
         finally:
             self._prefetcher.end_poll(continues=end is End.UNFINISHED)
             try:
@@ -229,13 +249,15 @@ class Poller:
             caught_up=end is End.CAUGHT_UP,
             postponed=None if retry_at is None else max(retry_at - self._clock(), 0.0),
             closed=end is End.CAUGHT_UP and poll.closed,
-            standstill=poll.standstill,
+            standstill=poll.standstill if end is End.STANDSTILL else None,
         )
 
     async def _process_pages(self, poll: PollState, request: FetchRequest, background: Background) -> End:
         following: FetchRequest | End = request
         while isinstance(following, FetchRequest):
             following = await self._process_page(poll, following, background)
+        if following is End.CAUGHT_UP and poll.walk.place is Place.JUMPED:
+            return End.INCOMPLETE  # the next walk reads what this one left out
         return following
 
     async def _process_page(
@@ -269,14 +291,15 @@ class Poller:
     async def _fetch(self, poll: PollState, request: FetchRequest) -> Page | None:
         prefetched = self._prefetcher.pop(request)
         page = await (self._fetcher.fetch(request) if prefetched is None else prefetched.take())
-        poll.read_at = self._clock() if prefetched is None else prefetched.arrived_at
+        poll.read_at = self.answered_at = self._clock() if prefetched is None else prefetched.arrived_at
         poll.walk.failed_fetches = 0
         return page
 
     def _keep_place(self, walk: FeedWalk, error: FeedError) -> None:
         """Let the next poll continue where a fetch failed, unless the server may not know that place any more."""
         walk.failed_fetches += 1
-        may_be_known = not isinstance(error, FeedRefused) and walk.failed_fetches < MAX_FAILED_FETCHES
+        lasts = isinstance(error, FeedRefused | FeedGone)
+        may_be_known = not lasts and walk.failed_fetches < MAX_FAILED_FETCHES
         if may_be_known and walk.position != walk.start:
             self._unfinished = walk
 
@@ -292,6 +315,8 @@ class Poller:
             poll.restarts += 1
             if poll.restarts > MAX_RESTARTS:
                 raise FeedError(f"the walk was started again {MAX_RESTARTS} times in one poll: {describe(error)}")
+            if not self._fetcher.is_allowed:  # a poll that fails, since the next one would be no more than this
+                raise FeedError(f"the walk starts again later, as the server asks: {describe(error)}") from error
         elif walk.place is Place.BEFORE:
             self._position.overlap_start_expired()
             poll.walk = self._overlap.begin_walk()
@@ -328,9 +353,14 @@ class Poller:
         if page.next is not None:
             poll.walk.position = page.next
             if poll.stands_still(request.cursor, page.next, settled):
+                if page.next == request.cursor:
+                    where = f"back to cursor {quoted(page.next)}"
+                else:
+                    start = poll.walk.start
+                    where = f"around after {'the inception' if start is None else f'cursor {quoted(start)}'}"
                 poll.standstill = (
-                    f"the feed says that there is more, and leads back to cursor {quoted(page.next)} without "
-                    "anything new: what comes after it is not read"
+                    f"the feed says that there is more, and leads {where} without anything new: what comes after "
+                    "it is not read"
                 )
                 return End.STANDSTILL
             if self._must_stop or poll.walk.empty_pages >= MAX_EMPTY_PAGES:
@@ -375,8 +405,8 @@ class Poller:
                 f"everything after cursor {quoted(walk.saved)} again"
             )
         self._stats.standstill = text
-        if text is not None and text != self._logged_standstill:
-            self._logged_standstill = text
+        logged, self._logged_standstill = self._logged_standstill, text
+        if text is not None and text != logged:
             logger.warning("the end of the feed is not reached: %s", text)
 
     @property

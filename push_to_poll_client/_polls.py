@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import anyio
 
 from push_to_poll_client._event_loop import error_for_cancellation
-from push_to_poll_client._exceptions import FeedError, FeedRefused, Throttled
+from push_to_poll_client._exceptions import FeedError, FeedRefused, PushToPollError, Throttled
 from push_to_poll_client._fetching import Fetcher
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._poller import Poller
@@ -91,7 +91,8 @@ class Polls:
         self._clock = clock
         self._lock = anyio.Lock(fast_acquire=True)
         self._started = self._last_finished = 0
-        self._poll_ended = anyio.Event()
+        self._callers = 0  # of `poll_now`, until their poll has ended
+        self._news = anyio.Event()
         self._last_result: PollResult | Exception = PollResult(0, 0, 0, caught_up=False)
         self._hint: Push | None = None
         self._changed = anyio.Event()
@@ -125,8 +126,10 @@ class Polls:
         self._fetcher.cancel_waiting_fetch()
 
     def schedule_changed(self) -> None:
-        """Let `poll_when_due` ask the schedule again: something that it depends on has changed."""
+        """Let those who wait ask the schedule again: something that it depends on has changed."""
         self._changed.set()
+        self._news.set()
+        self._news = anyio.Event()
 
     # Polls
 
@@ -144,11 +147,14 @@ class Polls:
                 feed is lost, and the call goes on until some of what was read can be saved.
         """
         goes_on = False
+        failure: FeedError | None = None
         total = PollResult(0, 0, 0, caught_up=False)
         while True:
             try:
-                result = await self._poll_or_join(timeout)
+                result, failure = await self._poll_or_join(timeout), None
             except Throttled as throttled:
+                if failure is not None:
+                    raise failure from None
                 if not goes_on:
                     raise
                 logger.warning("stops before a cursor to save, the next call begins anew: %s", throttled)
@@ -156,7 +162,7 @@ class Polls:
             except FeedError as error:
                 if place_is_kept() or not self._poller.has_unsaved_place:
                     raise
-                result = self._poller.done
+                result, failure = self._poller.done, error
                 logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
             total = replace(
                 result,
@@ -175,6 +181,13 @@ class Polls:
 
     async def _poll_or_join(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109
         since, until = self._started, math.inf if timeout is None else self._clock() + timeout
+        self._callers += 1
+        try:
+            return await self._wait_for_poll(since, until)
+        finally:
+            self._callers -= 1
+
+    async def _wait_for_poll(self, since: int, until: float) -> PollResult:
         while True:
             self._raise_if_throttled(until)
             self._fetcher.cancel_waiting_fetch()
@@ -187,7 +200,7 @@ class Polls:
                     return self._last_result
             # Wait without the lock: rewind(), dead letters and listeners that save their state need it.
             with anyio.CancelScope(deadline=self._schedule.earliest):
-                await self._poll_ended.wait()
+                await self._news.wait()
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncIterator[None]:
@@ -214,8 +227,9 @@ class Polls:
         """
         self._changed = anyio.Event()
         async with self._lock:
-            # The server may hold its answer if the feed supports that, and no caller waits for the lock.
-            can_wait = self._fetcher.max_wait > 0 and not self._lock.statistics().tasks_waiting
+            # The server may hold its answer if the feed supports that, and no caller waits.
+            waits = self._callers or self._lock.statistics().tasks_waiting
+            can_wait = self._fetcher.max_wait > 0 and not waits
             decision = self._schedule.next_poll(self._clock(), can_wait=can_wait)
             if decision.at <= self._clock():
                 result = await self._lead(decision.cause, stop)
@@ -279,7 +293,7 @@ class Polls:
             _outcome_of(result),
             found=result.messages if isinstance(result, PollResult) else 0,
             free=self._poller.continues_freely,
-            answered=self._poller.done.pages > 0,
+            answered_at=self._poller.answered_at,
             jitter=random.random(),  # noqa: S311  # not for secrets
             resume_at=self._processor.postponed_until,
         )
@@ -291,8 +305,6 @@ class Polls:
             self._stats.poll_ended(result, began=poll.began)
             if isinstance(result, PollResult) and result.caught_up:
                 self._hooks.caught_up(result)
-        self._poll_ended.set()
-        self._poll_ended = anyio.Event()
         self.schedule_changed()
 
     def _raise_if_throttled(self, until: float) -> None:
@@ -340,8 +352,10 @@ def _outcome_of(result: PollResult | Exception | None) -> PollOutcome:
 
 
 def _copy(error: Exception) -> Exception:
-    """Copy an error, so that each caller raises one of its own: the traceback of a shared one would grow."""
+    """Copy an error of this library, so that the callers of a poll do not add to one traceback."""
     cls = type(error)
+    if not isinstance(error, PushToPollError) or cls.__new__ is not PushToPollError.__new__:
+        return error
     copied = cls.__new__(cls, *error.args)
     copied.__dict__.update(error.__dict__)
     copied.__cause__, copied.__suppress_context__ = error.__cause__, error.__suppress_context__

@@ -37,7 +37,12 @@ logger = logging.getLogger("push_to_poll_client")
 STARTED_STATE = {"started": "yes"}
 """Session state of a name that has begun: `start=` does not apply to it any more."""
 
-MOVED_STATE: Mapping[str, str | None] = {**STARTED_STATE, ATTEMPTS_KEY: None}
+RESYNC_KEY = "resync"
+"""Name in a session's state of a resync to the latest cursor that has to wait for the server (G3)."""
+
+FORGET, KEEP = "forget", "keep"
+
+MOVED_STATE: Mapping[str, str | None] = {**STARTED_STATE, ATTEMPTS_KEY: None, RESYNC_KEY: None}
 """Session state after a move: failing messages may never come again, so their attempts are forgotten."""
 
 
@@ -80,7 +85,6 @@ class Position:
         self._hooks = hooks
         self._start = start
         self._on_cursor_expired = on_cursor_expired
-        self._pending_resync: tuple[str, Resync] | None = None
 
     async def ensure_started(self) -> None:
         """Let a new name begin where `start=` says, and do a resync that had to wait for the server.
@@ -89,8 +93,8 @@ class Position:
             FeedError: The feed's end could not be fetched.
             StoreError: The start could not be saved.
         """
-        if self._pending_resync is not None:
-            await self._resync(*self._pending_resync)
+        if (pending := self._session.state.get(RESYNC_KEY)) is not None:
+            await self._resync("the cursor expired", Resync(LATEST, forget=pending == FORGET))
         state = dict(self._overlap.initial_state())
         if not self._has_started and self._start != INCEPTION:
             await self._session.reset(await self._resolve(self._start), forget=False, state=state | STARTED_STATE)
@@ -151,15 +155,11 @@ class Position:
             raise error
         why = f"the cursor expired: {describe(error)}"
         if resync.to == LATEST and not self._fetcher.is_allowed:
-            self._pending_resync = why, resync
+            pending = FORGET if resync.forget else KEEP
+            await self._session.commit(cursor=None, records=[], state={RESYNC_KEY: pending})
             return False
         await self._resync(why, resync)
         return True
-
-    @property
-    def waits_for_server(self) -> bool:
-        """Whether the next poll does a resync."""
-        return self._pending_resync is not None
 
     async def _resync(self, why: str, resync: Resync) -> None:
         await self._move(why, await self._resolve(resync.to), forget=resync.forget)
@@ -194,7 +194,6 @@ class Position:
 
     async def _move(self, why: str, cursor: Cursor | None, *, forget: bool) -> None:
         await self._session.reset(cursor, forget=forget, state=MOVED_STATE)
-        self._pending_resync = None
         self._progress.attempts.forget()
         self._stats.failing.clear()
         self._report_resync(why, cursor, forget=forget)
@@ -258,7 +257,7 @@ class Replay:
             await self._work_off(in_range)
             messages, pages = messages + len(in_range), pages + 1
             if not ends and page.next in {None, position}:
-                return PollResult(messages, 0, pages, caught_up=True, closed=page.closed)
+                return PollResult(messages, 0, pages, caught_up=page.next is None, closed=page.closed)
             position = page.next
             if position is not None and not ends and cycle_detector.repeats_at(position):
                 raise FeedError("the pages of the feed lead in a circle; the replay ends there")

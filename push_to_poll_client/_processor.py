@@ -318,14 +318,12 @@ class Processor:
     async def end(self, *, caught_up: bool) -> None:
         """End a poll: forget messages that failed and do not come again.
 
-        A poll that reached the end of the feed, or a message that waits, met all that come again.
-
         Raises:
             StoreError: Progress could not be committed.
         """
-        met_all = caught_up or self.postponed_until is not None
-        if met_all and (self._progress.attempts or self._stats.failing):
-            self._retry.end_walk()
+        as_far_as_it_can = caught_up or self.postponed_until is not None
+        if as_far_as_it_can and (self._progress.attempts or self._stats.failing):
+            self._retry.end_walk(caught_up=caught_up)
             await self._progress.finish()
 
     async def _process_in_order(self, messages: Iterable[tuple[str, Message, bool]], stop: StopSignal) -> bool:

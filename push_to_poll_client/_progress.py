@@ -155,7 +155,7 @@ class Progress:
         """
         if self._committing is not None:
             await self._committing.wait()
-        await self._commit(self._cancelled)
+        await self._commit(self.caller_cancelled)
         self.due = self._clock() + self._flush_interval
 
     def finish_by(self, deadline: float) -> None:
@@ -252,7 +252,7 @@ class Progress:
                 "out what keeps the store"
             )
 
-    def _cancelled(self) -> None:
+    def caller_cancelled(self) -> None:
         """Limit this commit and those that wait for it, since a caller was cancelled."""
         self._cancel_deadline = min(self._cancel_deadline, self._clock() + self._shutdown_timeout)
         self._limit_commit()

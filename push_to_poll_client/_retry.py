@@ -171,10 +171,10 @@ class Retry:
             failure = await self.attempt(message)
         return self._finish(key, message, state)
 
-    def end_walk(self) -> None:
+    def end_walk(self, *, caught_up: bool) -> None:
         """Drop what is kept of messages that do not come again, at the end of a walk from the saved cursor."""
         attempts, failing = self._progress.attempts, self._stats.failing
-        attempts.end_walk()
+        attempts.end_walk(caught_up=caught_up)
         self._stats.failing = {key: one for key, one in failing.items() if attempts.knows(key)}
 
     def _show_waiting(self, key: str, message: Message, attempt: Attempt) -> None:

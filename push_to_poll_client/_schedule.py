@@ -282,7 +282,6 @@ class Schedule:
         self._running, self._cause, self._started, self._wait = True, cause, now, wait
         self._covered, self._covered_push = self._owed, self._owed_to_push
         self._owed, self._owed_to_push, self._pushed_meanwhile = None, False, False
-        self._repoll_at = math.inf
 
     def poll_ended(
         self,
@@ -291,7 +290,7 @@ class Schedule:
         *,
         found: int = 0,
         free: bool = False,
-        answered: bool = False,
+        answered_at: float | None = None,
         jitter: float = 0.0,
         resume_at: float | None = None,
     ) -> None:
@@ -303,7 +302,7 @@ class Schedule:
                 caller was cancelled.
             found: New messages that it settled; repeated ones do not count.
             free: With `MORE`: whether the next poll continues what this one read, and takes no token.
-            answered: With `FAILED`: whether it read pages before it failed.
+            answered_at: With `FAILED`: when it got its last page before it failed; `None` if it got none.
             jitter: Drawn from [0, 1), for the backoff or the fallback interval.
             resume_at: With `MORE`: when the message may be tried again at which it stopped; `None`: it was another
                 reason.
@@ -315,9 +314,7 @@ class Schedule:
         self._ended, self._shortening = now, 1.0 - 0.1 * jitter
         if outcome in (PollOutcome.FAILED, PollOutcome.REFUSED):
             self._owe_again()
-            if answered and self._well_since is None:
-                self._well_since = self._started
-            self._fail(now, outcome, jitter)
+            self._fail(now, outcome, jitter, well_until=self._started if answered_at is None else answered_at)
         else:
             self._unfinished = outcome is PollOutcome.MORE
             self._free_start = self._unfinished and free
@@ -419,8 +416,9 @@ class Schedule:
             self._owed = self._covered
             self._owed_to_push |= self._covered_push
 
-    def _fail(self, now: float, outcome: PollOutcome, jitter: float) -> None:
-        if self._well_since is not None and now - self._well_since >= self._backoff:
+    def _fail(self, now: float, outcome: PollOutcome, jitter: float, *, well_until: float) -> None:
+        well_since = self._started if self._well_since is None else self._well_since
+        if well_until - well_since >= self._backoff:
             self._failures = 0
         self._failures += 1
         doubled = FIRST_BACKOFF * 2.0 ** min(self._failures - 1, 16)
@@ -439,10 +437,12 @@ class Schedule:
         self._early_answers = self._early_answers + 1 if early else 0
         self._weigh_evidence(found)
         if found or self._cause is Cause.TIMER:
-            self._repolls = 0
+            self._repolls, self._repoll_at = 0, math.inf
         elif self._promised and self._repolls < len(REPOLL_DELAYS):
             self._repoll_at = now + REPOLL_DELAYS[self._repolls] * (1.0 + 0.1 * jitter)
             self._repolls += 1
+        elif self._promised:
+            self._repoll_at = math.inf
 
     @property
     def _promised(self) -> bool:

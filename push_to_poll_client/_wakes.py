@@ -6,6 +6,7 @@ loop runs, wakes stay in the list until the next one opens it.
 
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._types import Push
@@ -39,7 +40,7 @@ class Wakes:
                 return
             loop, self._drain_scheduled = self._loop, True
         try:
-            loop.call(self._drain)
+            loop.call(partial(self._drain, loop))
         except RuntimeError:  # the loop has ended meanwhile; the next one takes the pushes
             with self._lock:
                 self._drain_scheduled = False
@@ -47,19 +48,20 @@ class Wakes:
     def open(self, loop: EventLoop, deliver: Callable[[Push | None], None]) -> None:
         """From now on call `deliver` in this loop with each push, first with those that wait here."""
         with self._lock:
-            self._loop, self._deliver = loop, deliver
-        self._drain()
+            self._loop, self._deliver, self._drain_scheduled = loop, deliver, False
+        self._drain(loop)
 
     def close(self) -> None:
         """Deliver no more; later pushes are kept for the next loop."""
         with self._lock:
             self._loop = self._deliver = None
 
-    def _drain(self) -> None:
+    def _drain(self, loop: EventLoop) -> None:
         with self._lock:
-            self._drain_scheduled = False
-            if (deliver := self._deliver) is None:
+            if self._loop is not loop:  # it was asked before the wakes were closed, or opened in another loop
                 return
-            pushes, self._pushes = self._pushes, []
+            self._drain_scheduled = False
+            deliver, pushes, self._pushes = self._deliver, self._pushes, []
+        assert deliver is not None  # as long as there is a loop  # noqa: S101
         for push in pushes:
             deliver(push)

@@ -33,8 +33,10 @@ from push_to_poll_client import (
     PollResult,
     ProcessError,
     Push,
+    RetryMessage,
     SQLiteStore,
     StoreBusy,
+    StoreError,
     StoreMismatch,
     Throttled,
     UndecodableMessage,
@@ -616,6 +618,81 @@ async def test_poll_now_is_not_throttled_by_a_time_that_has_passed_while_it_wait
 async def ignore_feed_error(function):
     with suppress(FeedError):
         await function()
+
+
+async def test_a_poll_now_that_waits_for_a_token_is_not_robbed_of_it_by_held_fetches(running):
+    feed = FakeFeed(max_wait=8, latency=0.1)
+    feed.publish(3)
+    settings = {"rate": 0.01, "burst": 1, "fallback_interval": 7200, "degraded_interval": None}
+    consumer = running(Log(feed, **settings))
+    await anyio.sleep(50)
+    called = anyio.current_time()
+    assert (await consumer.poll_now(timeout=None)).caught_up
+    assert anyio.current_time() - called < 60
+
+
+async def test_a_poll_now_that_waits_for_a_message_polls_at_once_after_a_rewind():
+    class Waits(Log):
+        async def process(self, message):
+            if message.id == "2" and not self.processed[1:]:
+                self.processed.append("waits")
+                raise RetryMessage(after=80_000)
+            await super().process(message)
+
+    feed = FakeFeed()
+    feed.publish(3)
+    async with Waits(feed) as consumer, anyio.create_task_group() as tasks:
+        await consumer.poll_now()
+        tasks.start_soon(functools.partial(consumer.poll_now, timeout=None))
+        await anyio.sleep(1)
+        began = anyio.current_time()
+        await consumer.rewind("inception")
+        await consumer.until(4)
+        assert anyio.current_time() - began < 10
+
+
+class SlowToClaim(MemoryStore):
+    async def claim(self, name, *, feed):
+        await anyio.sleep(1_000)
+        return await super().claim(name, feed=feed)
+
+
+async def test_a_call_can_be_cancelled_while_another_one_waits_for_the_store_to_open():
+    async with anyio.create_task_group() as tasks:
+        consumer = Log(FakeFeed(), store=SlowToClaim())
+        tasks.start_soon(consumer.poll_now)
+        await anyio.sleep(0.1)
+        began = anyio.current_time()
+        with anyio.move_on_after(5):
+            await consumer.poll_now()
+        assert anyio.current_time() - began == 5
+
+
+async def test_a_feed_is_not_closed_while_another_consumer_of_it_is_opened():
+    feed = FakeFeed()
+    async with anyio.create_task_group() as tasks:
+        async with Log(feed, name="one") as one:
+            await one.poll_now()
+            tasks.start_soon(Log(feed, name="two", store=SlowToClaim()).poll_now)
+            await anyio.sleep(0.1)
+        assert feed.closed == 0
+    assert feed.closed == 1
+
+
+@pytest.mark.parametrize("read_ahead", [False, True])
+async def test_a_cancelled_poll_now_gives_up_a_commit_that_hangs(read_ahead):
+    feed = FakeFeed(page_size=20, read_ahead=read_ahead, latency=0.5)
+    feed.publish(300)
+    began = anyio.current_time()
+    with anyio.move_on_after(20), suppress(StoreError):
+        async with Log(feed) as consumer:
+            consumer._parts.session.commit = hang
+            await consumer.poll_now()
+    assert anyio.current_time() - began < 100
+
+
+async def hang(**_):
+    await anyio.sleep(50_000)
 
 
 async def test_each_caller_of_a_failed_poll_gets_an_error_of_its_own():

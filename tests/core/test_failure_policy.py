@@ -1,7 +1,7 @@
 """What becomes of a message that fails: tried again, and then what the user said (G9)."""
 
 import contextlib
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import anyio
 import pytest
@@ -455,12 +455,37 @@ async def test_attempts_are_dropped_when_their_message_does_not_come_again(bare,
             await stack.enter_async_context(consumer)
         for n in range(50):
             await consumer.poll_now(timeout=None)
-            assert [one.id for one in consumer.status().failing] == [f"entry@{n}"]
-            await anyio.sleep(3)
+            failing = [one.id for one in consumer.status().failing]
+            assert failing[-1] == f"entry@{n}"
+            assert len(failing) <= 7, "those of the last hour"
+            await anyio.sleep(600)
         assert (await consumer.poll_now(timeout=None)).caught_up
     assert (consumer.status().failing, consumer.status().failing_count) == ((), 0)
     session = await store.claim("fake-feed", feed="fake-feed")
     assert "attempts" not in session.state
+
+
+async def test_attempts_of_a_message_behind_one_that_waits_are_kept(running, virtual_day):
+    """A poll that ends at the message that waits does not come to the page of the other one each time."""
+    feed, tried = FakeFeed(cursors="page"), []
+    feed.publish(20)
+    feed.answer(*[lambda request: setattr(feed, "page_size", next(sizes))] * 1_000)
+    sizes = cycle([20, 5, 5])
+
+    async def process(message):
+        if message.id == "2":
+            raise RetryMessage(after=5)
+        if message.id == "15":
+            tried.append(message.id)
+            raise ValueError(message.id)
+
+    retry = AsyncRetrying(stop=stop_after_attempt(3), wait=wait_fixed(2))
+    lanes = {"concurrency": 4, "key": lambda message: message.id}
+    consumer = Consumer(feed, store=MemoryStore(), process=process, retry=retry, on_failure="skip", **lanes)
+    running(consumer)
+    await anyio.sleep(300)
+    assert len(tried) == 3
+    assert consumer.status().counters.skipped == 1
 
 
 async def test_attempts_of_a_message_that_is_not_due_are_kept_while_a_feed_does_not_give_it(virtual_day):

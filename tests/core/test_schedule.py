@@ -170,6 +170,24 @@ def test_not_before_is_jittered_upwards():
     assert schedule.server_not_before == pytest.approx(105.0)
 
 
+def test_a_failure_after_long_good_answers_begins_a_new_streak():
+    schedule = idle(rate=None)
+    for at in (100.0, 110.0, 120.0, 130.0):
+        poll(schedule, at, outcome=PollOutcome.FAILED)
+    assert schedule.next_poll(130.0).at == 134.0
+    schedule.poll_started(140.0, Cause.RETRY)
+    schedule.poll_ended(180.0, PollOutcome.FAILED, answered_at=145.0)
+    assert schedule.next_poll(180.0).at == 180.5, "it answered for 5 s, and the last delay was 4 s"
+
+
+def test_the_time_of_a_fetch_that_fails_is_not_a_time_in_which_the_feed_answered():
+    schedule = idle(rate=None)
+    for at in (100.0, 200.0, 300.0, 400.0):
+        schedule.poll_started(at, Cause.RETRY)
+        schedule.poll_ended(at + 50.0, PollOutcome.FAILED, answered_at=at)
+    assert schedule.next_poll(450.0).at == 454.0
+
+
 def test_a_continuation_takes_no_token_but_waits_for_the_server():
     schedule = make(rate=0.01, burst=1)
     for _ in range(5):

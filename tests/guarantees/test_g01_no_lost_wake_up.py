@@ -114,3 +114,16 @@ async def test_g1_a_push_that_beats_its_data_is_polled_again_if_the_server_does_
     consumer.wake(Push())
     await consumer.until(1)
     assert anyio.current_time() - pushed < 6
+
+
+async def test_g1_a_poll_by_hand_does_not_end_the_repetitions_after_a_push_that_beat_its_data(running):
+    feed = FakeFeed()
+    consumer = running(Log(feed))
+    await anyio.sleep(100)
+    feed.publish("late", lag=4)
+    pushed = anyio.current_time()
+    consumer.wake(Push())
+    await anyio.sleep(3)
+    assert (await consumer.poll_now()).messages == 0
+    await consumer.until(1)
+    assert anyio.current_time() - pushed < 6

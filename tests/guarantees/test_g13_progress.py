@@ -12,8 +12,11 @@ import anyio
 import pytest
 
 from push_to_poll_client import (
+    ChainRestart,
+    Consumer,
     CursorExpired,
     FeedError,
+    FeedGone,
     FeedRefused,
     Hooks,
     MemoryStore,
@@ -35,6 +38,10 @@ def chain_of(count, **settings):
     feed = FakeFeed(cursors="chain", **{"page_size": 20, "latency": 0.5, **settings})
     feed.publish(count)
     return feed
+
+
+PAGES_CHANGED = ChainRestart("the pages changed")
+PAGES_CHANGED.retry_after = 0.01
 
 
 def warnings(caplog):
@@ -137,15 +144,74 @@ async def test_g13_a_page_token_that_expired_is_not_taken_for_the_saved_cursor(r
     assert [one.request.cursor for one in feed.requests[3:5]] == ["more-60.0", None]
 
 
-async def test_g13_a_poll_by_hand_goes_on_with_a_resync_that_has_to_wait_for_the_server():
+@pytest.mark.parametrize("forget", [False, True])
+async def test_g13_a_resync_that_has_to_wait_for_the_server_is_done_after_a_restart(forget):
     feed, store = FakeFeed(), MemoryStore()
     feed.publish(3)
     await Log(feed, store=store).poll_now()
-    feed.fail(CursorExpired("gone", retry_after=5))
+    feed.fail(CursorExpired("gone", retry_after=3600))
     feed.publish(2)
-    consumer = Log(feed, store=store, on_cursor_expired=Resync("latest", forget=False))
-    assert (await consumer.poll_now()).caught_up
-    assert consumer.status().counters.resyncs == 1
+    consumers = [Log(feed, store=store, on_cursor_expired=Resync("latest", forget=forget)) for _ in range(3)]
+    assert [(await consumer.poll_now()).caught_up for consumer in consumers] == [False, True, True]
+    assert [consumer.status().counters.resyncs for consumer in consumers] == [0, 1, 0]
+    assert consumers[1].status().last_resync.forget is forget
+    assert len(feed.requests) == 4
+
+
+@pytest.mark.parametrize("error", [FeedGone("410"), FeedError("503", retry_after=30)])
+async def test_g13_a_poll_by_hand_raises_a_failure_that_does_not_pass_within_its_timeout(error):
+    feed = chain_of(100)
+    feed.answer(None, error)
+    with pytest.raises(type(error), match=str(error)):
+        await Log(feed).poll_now()
+    assert len(feed.requests) == 2
+
+
+async def test_g13_a_poll_by_hand_ends_on_a_feed_that_gives_nothing_but_pages_without_messages():
+    feed = FakeFeed()
+    numbers = iter(range(100_000))
+    feed.answer(*[lambda request: Page(next=f"token-{next(numbers)}")] * 2_000)
+    result = await Log(feed).poll_now()
+    assert (result.pages, result.caught_up) == (1_000, False)
+
+
+async def test_g13_pages_that_change_again_and_again_are_a_failed_poll_though_the_server_asks_for_time(running):
+    feed = FakeFeed()
+    feed.fail(PAGES_CHANGED, times=None)
+    consumer = running(Log(feed, rate=1, burst=1))
+    await anyio.sleep(60)
+    assert len(feed.requests) < 15
+    assert consumer.status().last_error.startswith("FeedError: the walk starts again later, as the server asks: ")
+
+
+async def test_g13_a_message_that_waits_at_a_standstill_is_tried_again_when_its_time_has_come(running):
+    class Batches(Consumer):
+        async def process_batch(self, messages):
+            if any(message.id == "bad" for message in messages):
+                tried.append(anyio.current_time())
+                raise RetryMessage(after=5)
+
+    tried, feed = [], FakeFeed(read_ahead=True)
+    messages = [Message(name) for name in ("bad", *"abcdefghij")]
+    feed.answer(*[lambda request: Page(messages, next="a")] * 1_000)
+    running(Batches(feed, store=MemoryStore(), batch_wait=5, fallback_interval=600))
+    await anyio.sleep(60)
+    assert len(tried) > 5
+
+
+async def test_g13_a_walk_that_left_something_out_does_not_call_itself_caught_up():
+    feed = FakeFeed(cursors="page", page_size=1, latency=1.0)
+    feed.publish(3)
+    feed.publish("late-1", "late-2", "late-3", "late-4", lag=60)
+    feed.publish("last")
+    async with Log(feed, overlap=1_000, max_poll_time=2) as consumer:
+        while not (await consumer.poll_now()).caught_up:
+            pass
+        await anyio.sleep(60)
+        consumer.processed.clear()
+        while not (await consumer.poll_now()).caught_up:
+            pass
+        assert sorted(consumer.processed) == ["late-1", "late-2", "late-3", "late-4"]
 
 
 async def test_g13_page_tokens_that_always_expire_are_a_failed_poll(running, caplog):
@@ -165,7 +231,7 @@ async def test_g13_a_feed_that_leads_back_to_where_it_was_is_named_and_not_calle
     consumer = running(Log(feed, patience=2_000))
     await anyio.sleep(600)
     status = consumer.status()
-    assert status.standstill.startswith("the feed says that there is more, and leads back to cursor ")
+    assert status.standstill.startswith("the feed says that there is more, and leads around after the inception ")
     assert status.last_caught_up is None
     assert warnings(caplog) == [f"the end of the feed is not reached: {status.standstill}"]
     assert len(feed.requests) < 100
