@@ -40,8 +40,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/feeds.py
 	$(BIN)/python benchmarks/push.py
 
+# `make chaos SEEDS=1000` simulates that many lives of a consumer (tests/simulation).
 chaos: servers
-	CHAOS_FORM=long $(PYTEST)
+	CHAOS_FORM=long SEEDS=$(SEEDS) $(PYTEST)
 
 mutants: $(READY)
 	$(BIN)/python -m tests.mutants.plant

@@ -166,14 +166,18 @@ class Poller:
 
     @property
     def has_unsaved_place(self) -> bool:
-        """Whether the next session would read again all that the last walk of this one has read.
+        """Whether the next session would read again all that the last walk of this one has read."""
+        return self._unfinished is not None and self._unfinished.saved == self._progress.saved
 
-        Not if the feed gives page after page without a message: no caller should wait for that.
-        """
+    @property
+    def should_go_on_by_hand(self) -> bool:
+        """Whether a caller that keeps no place should go on with the walk."""
         walk = self._unfinished
-        return (
-            walk is not None and walk.saved == self._progress.saved and walk.empty_pages < MAX_EMPTY_PAGES_BY_HAND
-        )
+        if walk is None or walk.empty_pages >= MAX_EMPTY_PAGES_BY_HAND:
+            return False
+        # Polls that end at an empty page take a moment each.
+        has_time = walk.empty_pages >= MAX_EMPTY_PAGES and self._clock() < walk.began + self._max_poll_time
+        return has_time or self.has_unsaved_place
 
     def discard_continuation(self) -> None:
         """Let the next poll start at the saved cursor."""

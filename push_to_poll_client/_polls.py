@@ -146,7 +146,7 @@ class Polls:
             place_is_kept: Returns whether the session stays open after this call. If it does not, the place in the
                 feed is lost, and the call goes on until some of what was read can be saved.
         """
-        goes_on = False
+        logged = False
         failure: FeedError | None = None
         total = PollResult(0, 0, 0, caught_up=False)
         while True:
@@ -155,12 +155,13 @@ class Polls:
             except Throttled as throttled:
                 if failure is not None:
                     raise failure from None
-                if not goes_on:
+                if not total.pages:
                     raise
-                logger.warning("stops before a cursor to save, the next call begins anew: %s", throttled)
+                if self._poller.has_unsaved_place:
+                    logger.warning("stops before a cursor to save, the next call starts again: %s", throttled)
                 return total
             except FeedError as error:
-                if place_is_kept() or not self._poller.has_unsaved_place:
+                if place_is_kept() or not self._poller.should_go_on_by_hand:
                     raise
                 result, failure = self._poller.done, error
                 logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
@@ -170,10 +171,10 @@ class Polls:
                 duplicates=total.duplicates + result.duplicates,
                 pages=total.pages + result.pages,
             )
-            if place_is_kept() or not self._poller.has_unsaved_place:
+            if place_is_kept() or not self._poller.should_go_on_by_hand:
                 return total
-            if not goes_on:
-                goes_on = True
+            if not logged and self._poller.has_unsaved_place:
+                logged = True
                 logger.info(
                     "no cursor to save was found yet: this call goes on to the first one, since the next call "
                     "would read the same pages again"

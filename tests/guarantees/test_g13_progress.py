@@ -87,7 +87,7 @@ async def test_g13_a_poll_by_hand_waits_for_what_the_server_asks_between_pages(c
     feed = chain_of(100, retry_after=500)
     result = await Log(feed).poll_now()
     assert (result.messages, result.caught_up) == (20, False)
-    assert warnings(caplog)[-1].startswith("stops before a cursor to save, the next call begins anew: ")
+    assert warnings(caplog)[-1].startswith("stops before a cursor to save, the next call starts again: ")
 
 
 def failing_now_and_then(feed, every):

@@ -612,7 +612,7 @@ MUTANTS = [
         "G13",
         "ends a poll by hand before anything can be saved",
         "_polls.py",
-        "            if place_is_kept() or not self._poller.has_unsaved_place:\n                return total\n",
+        "            if place_is_kept() or not self._poller.should_go_on_by_hand:\n                return total\n",
         "            return total\n",
     ),
     of(

@@ -1,0 +1,98 @@
+"""Event loops that do the same each time: their time is virtual, and their chances come from a number."""
+
+import asyncio
+import itertools
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import trio
+from anyio._backends import _asyncio as anyio_asyncio
+
+from push_to_poll_client.testing._virtual_time import virtual_time
+
+__all__ = ["START", "Backend", "run"]
+
+Backend = Literal["asyncio", "trio"]
+
+START = 1000.0
+"""Where the clock starts: a time that is counted from 0 by mistake is to be seen."""
+
+
+def run(main: Callable[[], Awaitable[None]], seed: int, backend: Backend) -> None:
+    """Run a coroutine function in a fresh event loop."""
+    name, options = virtual_time(backend)
+    random.seed(seed)
+    trio._core._run._r.seed(seed)
+
+    async def start() -> None:
+        if backend == "asyncio":
+            asyncio.get_running_loop().set_task_factory(_make_task)
+        await anyio.sleep(START - anyio.current_time())
+        await main()
+
+    with _ordered_by_age(), _no_threads():
+        anyio.run(start, backend=name, backend_options=options)
+
+
+@contextmanager
+def _no_threads() -> Iterator[None]:
+    """Run in the event loop what would go to a worker thread: a virtual clock does not wait for threads."""
+    in_thread = anyio.to_thread.run_sync
+
+    async def run_sync(function: Callable[..., Any], *args: Any, **_: Any) -> Any:
+        await anyio.lowlevel.checkpoint()
+        return function(*args)
+
+    anyio.to_thread.run_sync = run_sync
+    try:
+        yield
+    finally:
+        anyio.to_thread.run_sync = in_thread
+
+
+class _Task(asyncio.Task[Any]):
+    """A task that sets order by its age."""
+
+    _ages = itertools.count()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._age = next(self._ages)
+        super().__init__(*args, **options)
+
+    def __hash__(self) -> int:
+        return self._age
+
+
+def _make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> _Task:
+    return _Task(coroutine, loop=loop, **options)
+
+
+@contextmanager
+def _ordered_by_age() -> Iterator[None]:
+    """Let sets of cancel scopes, and trio's tasks, be in the order of their age, not of their memory addresses."""
+    plain_scope = anyio_asyncio.CancelScope
+    trio_order = trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING
+    ages = itertools.count()
+
+    class Scope(plain_scope):
+        __slots__ = ("_age",)
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self._age = next(ages)
+
+        def __hash__(self) -> int:
+            return self._age
+
+    anyio_asyncio.CancelScope = Scope
+    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    try:
+        yield
+    finally:
+        anyio_asyncio.CancelScope = plain_scope
+        trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = trio_order

@@ -1,0 +1,232 @@
+"""What is processed and recorded: G5, G6, G7, G9 and G10."""
+
+from collections import Counter
+
+from push_to_poll_client import Page, Record, RecordState, Status
+from tests.simulation.feed import Entry
+from tests.simulation.journal import Event
+from tests.simulation.oracle import Oracle, Watcher
+
+__all__ = ["Records"]
+
+
+class Records(Watcher):
+    """Watches the handler and the store.
+
+    Attributes:
+        recorded: The keys with a record in this dedupe epoch, as the store has them.
+        base: The place from which on messages have to be settled: the consumer was told to begin there.
+        excused: Messages that need not be found: late ones, where nothing promises that they are.
+    """
+
+    def __init__(self, oracle: Oracle) -> None:
+        super().__init__(oracle)
+        self.recorded: set[str] = set()
+        self.dead: set[str] = set()
+        self.base = 0
+        self.delivered: set[str] = set()
+        self.lines: list[str] = []
+        self.last_page = Page()
+        self.handled: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.unrecorded: dict[str, tuple[float, float]] = {}
+        self.begun: dict[int, float] = {}
+        self.forgiven: set[str] = set()
+        self.trouble_since_commit = False
+        self.rewinding = 0
+        self.expired_seen = False
+        self.cursor: str | None = None
+        self.crashed: set[int] = set()
+        self.cursors_expired = False
+        self.late_excused_until = -1.0
+
+    def watch(self, event: Event) -> None:
+        """Look at an event; of a consumer that crashed only what reached the store counts."""
+        if event.client not in self.crashed or event.kind in {"commit", "reset"}:
+            super().watch(event)
+
+    # What holds up all others
+
+    def on_consumer(self, event: Event) -> None:
+        self.delivered.clear()
+        self.lines.clear()
+        self.last_page = Page()
+
+    def on_request(self, event: Event) -> None:
+        page, following = self.last_page, event.facts["cursor"] is not None
+        if following and page.next == event.facts["cursor"] and not self.plan.feed.read_ahead:
+            left = [message.id for message in page.messages if message.id not in self.recorded]
+            if left:
+                self.oracle.broken("G5", "a page is asked for before the one in front of it is recorded", left[0])
+
+    def on_answer(self, event: Event) -> None:
+        self.delivered.update(message.id for message in event.facts["page"].messages)
+        self.last_page = Page() if event.facts["who"] == "replay" else event.facts["page"]
+
+    def on_log(self, event: Event) -> None:
+        self.lines.append(event.facts["line"])
+
+    on_info = on_log
+
+    def check_named(self, status: Status) -> None:
+        """Judge whether the first message that is not settled is named, if it has failed (G9)."""
+        entries = (entry for entry in self.server.entries[self.base :] if entry.id in self.delivered)
+        first = next((entry.id for entry in entries if entry.id not in self.recorded), None)
+        if first is None or not self.failed[first] or first in self.unrecorded:
+            return
+        named = {failing.id for failing in status.failing}
+        if first not in named and not any(f"'{first}'" in line for line in self.lines):
+            self.oracle.broken(
+                "G9", "a message that waits is named neither in status nor in the log", f"message {first}"
+            )
+
+    # The handler
+
+    def on_handle(self, event: Event) -> None:
+        self.begun[event.facts["call"]] = event.at
+        if event.facts["who"] in {"replay", "dead letters"}:
+            return
+        for name in event.facts["ids"]:
+            if name in self.recorded and name not in self.dead:
+                self.oracle.broken("G6", "a message is processed again that was recorded", f"message {name}")
+            if name in self.unrecorded and name not in self.forgiven:
+                self.oracle.broken("G6", "a message is processed again in one session", f"message {name}")
+
+    def on_handled(self, event: Event) -> None:
+        began = self.begun[event.facts["call"]]
+        for name in event.facts["ids"]:
+            self.handled[name] += 1
+            if event.facts["who"] != "replay":
+                self.unrecorded[name] = began, event.at
+            self.forgiven.discard(name)
+
+    def on_failed(self, event: Event) -> None:
+        self.failed.update(event.facts["ids"])
+
+    # The store
+
+    def on_claimed(self, event: Event) -> None:
+        self.cursor = event.facts["cursor"]
+
+    def on_store_fails(self, event: Event) -> None:
+        self.trouble_since_commit = True
+
+    def on_commit(self, event: Event) -> None:
+        facts = event.facts
+        if not facts["_owner"]:
+            self.oracle.broken("G10", "a session that is not the owner commits")
+        for record in facts["_records"]:
+            self._record(record)
+        if facts["cursor"] is not None:
+            self._save(facts["cursor"], event.at)
+        if facts["records"]:
+            self.trouble_since_commit = False
+
+    def _record(self, record: Record) -> None:
+        key = record.key
+        if record.state is RecordState.PROCESSED and not self.handled[key]:
+            self.oracle.broken("G9", "a message is recorded that the handler did not process", f"message {key}")
+        if record.state is not RecordState.PROCESSED and not self.failed[key]:
+            self.oracle.broken("G9", "a message is given up on that did not fail", f"message {key}")
+        if record.state is RecordState.SKIPPED and not any(f"'{key}'" in line for line in self.lines):
+            self.oracle.broken("G9", "a message is skipped without a line in the log", f"message {key}")
+        self.recorded.add(key)
+        (self.dead.add if record.state is RecordState.DEAD else self.dead.discard)(key)
+        self.unrecorded.pop(key, None)
+        self.forgiven.discard(key)
+
+    def _save(self, cursor: str, now: float) -> None:
+        self.cursor = cursor
+        place = self.server.places.get(cursor)
+        if place is None:
+            self.oracle.broken("G5", "a cursor is saved that no page has given", f"cursor {cursor}")
+            return
+        late = self.plan.feed.late > 0
+        for entry in self.server.entries[self.base : place]:
+            if entry.id and entry.id not in self.recorded and (not late or entry.visible <= entry.published):
+                self.oracle.broken(
+                    "G5", "a cursor is saved past a message that is not recorded",
+                    f"message {entry.id} at place {entry.place}, cursor {cursor}",
+                )  # fmt: skip
+                return
+
+    def on_call(self, event: Event) -> None:
+        if event.facts["what"] == "rewind":
+            self.rewinding += 1
+
+    def on_returns(self, event: Event) -> None:
+        if event.facts["what"] == "rewind":
+            self.rewinding -= 1
+
+    def on_expired(self, event: Event) -> None:
+        self.expired_seen = True
+        if self.cursors_expired:  # an overlap may begin later than it should
+            self.late_excused_until = event.at
+
+    def on_clock_jumps(self, event: Event) -> None:
+        if event.facts["by"] > 0:
+            self.late_excused_until = event.at
+
+    def on_cursors_expire(self, event: Event) -> None:
+        self.cursors_expired = True
+
+    def on_reset(self, event: Event) -> None:
+        facts = event.facts
+        cursor, before = facts["cursor"], facts["before"]
+        starts_latest = self.plan.consumer.start == "latest" and before is None and not self.recorded
+        if not self.rewinding and not starts_latest:
+            if not self.expired_seen:
+                self.oracle.broken("G6", "the place is given up though no cursor has expired")
+            elif self.server.knows(before):
+                self.oracle.broken(
+                    "G13", "the place is given up though the server knows the saved cursor", f"cursor {before}"
+                )
+        self.expired_seen = False
+        self.base = 0 if cursor is None else self.server.places.get(cursor, 0)
+        self.cursor = cursor
+        if facts["forget"]:
+            self.recorded.clear()
+            self.dead.clear()
+            self.handled.clear()
+            self.forgiven.update(self.unrecorded)
+
+    # Ends
+
+    def end_of_session(self, *, graceful: bool) -> None:
+        """Judge what a session leaves, which had the time to record everything if it is `graceful`."""
+        left = {name: times for name, times in self.unrecorded.items() if name not in self.forgiven}
+        if left and not self.trouble_since_commit:
+            if graceful:
+                self.oracle.broken("G7", "processed messages are not recorded after a stop", ",".join(left))
+            consumer, store = self.plan.consumer, self.plan.store
+            spans = [ended - began for began, ended in left.values()]
+            at_once = consumer.concurrency * (consumer.batch_size if consumer.batches else 1)
+            stalls = (store.slow_time + store.hanging_time) * 2 * consumer.concurrency
+            if sum(spans) > consumer.flush_interval * consumer.concurrency + max(spans) * (at_once + 1) + stalls:
+                self.oracle.broken(
+                    "G7", "too much is to be done again after a crash", f"{sum(spans):.3f} s of work"
+                )
+        self.forgiven.update(self.unrecorded)
+
+    def check_at_rest(self, status: Status) -> None:
+        """Judge what a consumer says when everything is settled."""
+        if status.failing:
+            self.oracle.broken(
+                "G11", "status() names failing messages though all are settled", str(status.failing)
+            )
+
+    # What is open
+
+    def unsettled(self, now: float) -> list[str]:
+        """Return the visible messages without a record that have to be found."""
+        return [
+            entry.id
+            for entry in self.server.entries[self.base :]
+            if entry.id and entry.visible <= now and entry.id not in self.recorded and not self._excused(entry)
+        ]
+
+    def _excused(self, entry: Entry) -> bool:
+        """Whether a message need not be found: it was late, and no overlap covers that."""
+        if entry.visible <= entry.published:
+            return False
+        return self.plan.consumer.overlap < self.plan.feed.late or entry.published <= self.late_excused_until
