@@ -35,13 +35,19 @@ class Progress(Watcher):
         self.beaten: tuple[float, float, tuple[str, ...]] | None = None
         self.client = 0
         self.moved = -math.inf
+        self.asked_at: str | None = None
+        self.failed_at: tuple[
+            str | None, ...
+        ] = ()  # where the next poll continues, without reading an overlap again
 
     # What callers are told
 
     def on_request(self, event: Event) -> None:
         self.requests += 1
-        if event.facts.get("starts") == "yes":
+        cursor = event.facts["cursor"]
+        if event.facts.get("starts") == "yes" and cursor not in self.failed_at:
             self.walk_began = event.at
+        self.asked_at, self.failed_at = cursor, ()
 
     def on_call(self, event: Event) -> None:
         if event.facts["what"] == "poll_now":
@@ -58,6 +64,7 @@ class Progress(Watcher):
         if self.requests == requests:
             self.oracle.broken("G2", "poll_now() is answered by a poll that began before the call")
         if result.caught_up:
+            called = min(called, self.walk_began)
             self._check_caught_up(called, "poll_now()")
 
     def on_caught_up(self, event: Event) -> None:
@@ -107,7 +114,11 @@ class Progress(Watcher):
         self._disturbed(event)
         self.in_vain = False
 
-    on_error = on_failed = on_stopping = on_run_ended = on_crash = on_pause = _disturbed
+    def on_error(self, event: Event) -> None:
+        self._disturbed(event)
+        self.failed_at = (self.asked_at,)
+
+    on_failed = on_stopping = on_run_ended = on_crash = on_pause = _disturbed
     on_store_begins = on_store_fails = on_channel = _disturbed
 
     def on_handle(self, event: Event) -> None:

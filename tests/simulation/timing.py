@@ -224,9 +224,12 @@ class Timing(Watcher):
         had_more = self.had_next or self.server.plan.read_ahead
         was_long = had_more and ended - self.started >= options.max_poll_time - EPS
         credit = self.credits.get(facts["cursor"], 0)
+        if not credit:
+            self.empty_pages = 0
         goes_on = credit and self.empty_pages < MAX_EMPTY_PAGES
         after_overlap = options.overlap and facts["wait"] and not idled
-        free = not self.poll_failed and bool(goes_on or self.may_begin_again or was_long or after_overlap)
+        # A page that failed when it was fetched ahead is dropped if the time of the poll is over before its turn.
+        free = bool(was_long or (not self.poll_failed and (goes_on or self.may_begin_again or after_overlap)))
         self.poll_failed = False
         if credit:
             self.credits[facts["cursor"]] = credit - 1
@@ -323,7 +326,11 @@ class Timing(Watcher):
         if self.failed and now > self.idle_since + EPS:
             # A page that was fetched ahead fails when its turn has come.
             self.failed, self.backoff_until = False, max(self.backoff_until, self.idle_since + self.backoff)
-        if self.set_back and self.answered > -math.inf and now > self.idle_since + EPS:
+        if (
+            self.set_back
+            and self.answered > -math.inf
+            and now > max(self.idle_since, self.not_before_at_most) + EPS
+        ):
             # A message that waits is tried again after its whole wait at the latest, once it is met again.
             self.set_back = False
             if self.longest_wait:
