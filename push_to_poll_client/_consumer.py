@@ -295,7 +295,10 @@ class Consumer:
                 self._runner = None
 
     def stop(self) -> None:
-        """Make `run()` return, from any thread, also if it was called and has not begun. Later calls of it run."""
+        """Make `run()` return, also if it was called and has not begun. A later `run()` works as usual.
+
+        Call it from any thread.
+        """
         for reference in self._runners:
             if (runner := reference()) is not None:
                 runner.stop()
@@ -334,9 +337,13 @@ class Consumer:
                 poll itself may take longer: up to `max_poll_time` and a page, and without `run()` or `async with`
                 until a cursor can be saved.
 
+        Returns:
+            What was done, together for all polls of the call.
+
         Raises:
             Throttled: A poll may not start within `timeout`.
-            FeedError: The poll failed, for everybody who waited for it.
+            FeedError: The poll failed, for each caller that waited for it. Without `run()` or `async with` a fetch
+                that failed before a cursor can be saved is first tried again, within `timeout`.
             ProcessError: A message failed for good; the cursor stands before it.
             StoreError: The store failed, or the name has another owner.
             RuntimeError: Called while processing a message of this consumer: use `wake()` there.

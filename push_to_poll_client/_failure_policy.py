@@ -6,12 +6,12 @@ The decision is made by the first of these that applies: an exception that the h
 Attempts are stored with times of day, since no other clock outlives a process. While a process runs, the time of
 day is read from the event loop's clock, which does not jump. A message whose next attempt is further away than its
 delay shows that the system's clock was set back between two runs. It waits for its delay from then on, and the new
-time is stored, so that the next run does not begin the wait anew.
+time is stored, so that the next run does not start the wait again.
 
-Attempts of messages that do not come again are dropped, as when a feed replaces the failing version of an entry.
-A walk along the feed, from the saved cursor to the end or to a message that waits, meets all messages that wait. A
-feed that lags behind may leave one out for a while, so attempts are dropped only when the wait of their message is
-over.
+Attempts of messages that do not come again are dropped, as when a feed replaces the failing version of an entry. A
+walk to the end of the feed meets all messages that wait; one that ends at such a message may not have come to the
+others, which get an hour. A feed that lags behind may leave a message out for a while, so attempts are dropped
+only when the wait of their message is over.
 """
 
 import inspect

@@ -47,8 +47,7 @@ MAX_EMPTY_PAGES_BY_HAND = 1_000
 """How many such pages `poll_now()` by hand reads: three minutes at the default rate."""
 
 UNSAVED_WARNING = 300.0
-"""Seconds of a walk that has found no cursor to save, after which that is logged: a restart would read all of it
-again."""
+"""Seconds of a walk without a cursor to save, after which that is logged: a restart would begin the walk again."""
 
 
 class End(enum.Enum):
@@ -122,6 +121,7 @@ class Poller:
     Attributes:
         done: What the last poll did, also if it failed.
         answered_at: When the last page of the last poll arrived, on the event loop's clock; `None` if none did.
+        continues_freely: Whether the next poll continues what the last one read, and so takes no token (G3).
     """
 
     def __init__(  # noqa: PLR0917  # each is of another type
@@ -153,16 +153,12 @@ class Poller:
         self._clock = clock
         self.done = PollResult(0, 0, 0, caught_up=False)
         self.answered_at: float | None = None
+        self.continues_freely = False
         self._unfinished: FeedWalk | None = None
         self._deadline = 0.0
         self._logged_standstill: str | None = None
         may_prefetch = prefetch and fetcher.read_ahead
         self._prefetcher = Prefetcher(fetcher, enabled=may_prefetch, may_ask=lambda: not self._must_stop)
-
-    @property
-    def continues_freely(self) -> bool:
-        """Whether the next poll continues what the last one read, and so takes no token (G3)."""
-        return self._unfinished is not None and self._unfinished.empty_pages < MAX_EMPTY_PAGES
 
     @property
     def has_unsaved_place(self) -> bool:
@@ -181,7 +177,7 @@ class Poller:
 
     def discard_continuation(self) -> None:
         """Let the next poll start at the saved cursor."""
-        self._unfinished = None
+        self._unfinished, self.continues_freely = None, False
         self._prefetcher.end_poll(continues=False)
 
     async def poll(
@@ -209,6 +205,7 @@ class Poller:
             StoreError: The store could not be read or written.
         """
         self.done, self.answered_at = PollResult(0, 0, 0, caught_up=False), None
+        self.continues_freely = False
         self._processor.begin()
         await self._progress.flush()  # what the last poll could not commit
         await self._position.ensure_started()
@@ -240,7 +237,10 @@ class Poller:
         await self._position.mark_started()
         await self._processor.end(caught_up=end is End.CAUGHT_UP)
         if end in {End.CAUGHT_UP, End.UNFINISHED}:
+            place = poll.walk.place
             self._unfinished = await self._overlap.leave(poll.walk, at_end=end is End.CAUGHT_UP)
+            goes_on = self._unfinished is not None and poll.walk.place is place
+            self.continues_freely = goes_on and poll.walk.empty_pages < MAX_EMPTY_PAGES
         self._report_standstill(poll, end)
         return self.done
 

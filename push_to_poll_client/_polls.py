@@ -1,8 +1,9 @@
 """Run one poll at a time, for `run()`, `poll_now()` and wakes (G2).
 
-The caller that holds the lock leads a poll. Polls are numbered as they start. A caller that waited for the lock
-compares numbers: if a poll that started after its call has ended meanwhile, it takes the result of that poll, else
-it leads the next one. A leader that is cancelled leaves no result, and the next caller in the queue leads instead.
+The caller that holds the lock leads a poll. Callers wait without the lock until a poll may start. Polls are
+numbered as they start. A caller that gets the lock compares numbers: if a poll that started after its call has
+ended meanwhile, it takes the result of that poll, else it leads the next one. A leader that is cancelled leaves no
+result, and another caller leads instead.
 """
 
 import logging

@@ -246,8 +246,8 @@ class Schedule:
         self._ended = None
 
     def resume_now(self) -> None:
-        """The message that has to wait is not waited for: polls go on from another place."""
-        self._resume_at = -math.inf
+        """The message that has to wait is not waited for: polls go on from another place, which takes a token."""
+        self._resume_at, self._free_start = -math.inf, False
 
     def shift(self, by: float) -> None:
         """Go on by another clock, which shows so many seconds more."""

@@ -29,11 +29,10 @@ class PollResult:
     """What a poll did.
 
     Attributes:
-        messages: New messages that it settled.
-        duplicates: Messages that it passed over because they were settled before.
-        pages: Pages that it fetched.
-        caught_up: It reached the end of the feed. False: it stopped at `max_poll_time`, was told to stop, or a
-            message that failed has to wait.
+        messages: New messages that it settled. duplicates: Messages that it passed over because they were settled
+        before. pages: Pages that it fetched. caught_up: It reached the end of the feed. False: it stopped at
+        `max_poll_time`, or since the server asks to
+            be left alone, was told to stop, a message that failed has to wait, or the feed stands still.
         postponed: Seconds after which that message may be tried again; `None`: none has to wait.
         closed: It caught up with a feed that has ended: nothing will ever follow.
         standstill: Why the feed stands still: it says that there is more, and does not give it. `None` if it does

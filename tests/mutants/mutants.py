@@ -647,8 +647,8 @@ MUTANTS = [
         "G13",
         "reads pages without messages as fast as they come",
         "_poller.py",
-        " and self._unfinished.empty_pages < MAX_EMPTY_PAGES\n",
-        "\n",
+        "goes_on and poll.walk.empty_pages < MAX_EMPTY_PAGES\n",
+        "goes_on\n",
     ),
     *PUSH,
     of(

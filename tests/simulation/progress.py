@@ -77,7 +77,7 @@ class Progress(Watcher):
     def _check_caught_up(self, began: float, who: str) -> None:
         if self.moved >= began:  # it may have caught up before the move
             return
-        left = self.records.unsettled(began)
+        left = self.records.unsettled(began - 1e-6)
         if left:
             self.oracle.broken(
                 "G13", "it says that it has caught up, and has not",
@@ -200,6 +200,8 @@ class Progress(Watcher):
             again = pages * (1 + walk / consumer.max_poll_time)
         failures = feed.weather * pages * 3
         waits = max(postponed - now, 0.0) + feed.late + 2 * consumer.overlap + failures * 30.0
+        if feed.filtered and consumer.rate:  # pages without messages may take a token each
+            waits += pages / consumer.rate
         seconds = 2 * (waits + 3 * interval + 4 * walk + again * feed.latency + 20.0)
         polls = seconds / interval + 4 + failures
         return seconds, int(2 * (4 * pages + again + 8 * polls + 3 * pages * failures)) + 20

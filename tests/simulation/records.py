@@ -52,7 +52,12 @@ class Records(Watcher):
         self.lines.clear()
         self.last_page = Page()
 
+    def on_error(self, event: Event) -> None:
+        self.delivered.clear()  # the poll fails, and that is what the log names
+
     def on_request(self, event: Event) -> None:
+        if event.facts.get("starts") == "yes":
+            self.delivered.clear()
         page, following = self.last_page, event.facts["cursor"] is not None and event.facts["who"] != "replay"
         if following and page.next == event.facts["cursor"] and not self.plan.feed.read_ahead:
             left = [message.id for message in page.messages if message.id not in self.recorded]
@@ -75,7 +80,8 @@ class Records(Watcher):
         if first is None or not self.failed[first] or first in self.unrecorded:
             return
         named = {failing.id for failing in status.failing}
-        if first not in named and not any(f"'{first}'" in line for line in self.lines):
+        lines = [*self.lines, status.last_error or ""]
+        if first not in named and not any(f"'{first}'" in line for line in lines):
             self.oracle.broken(
                 "G9", "a message that waits is named neither in status nor in the log", f"message {first}"
             )
@@ -109,6 +115,7 @@ class Records(Watcher):
         self.cursor = event.facts["cursor"]
 
     def on_store_fails(self, event: Event) -> None:
+        self.delivered.clear()
         self.trouble_since_commit = True
 
     def on_commit(self, event: Event) -> None:
@@ -183,6 +190,7 @@ class Records(Watcher):
                 )
         self.expired_seen = False
         self.last_page = Page()
+        self.delivered.clear()
         self.base = 0 if cursor is None else self.server.places.get(cursor, 0)
         self.cursor = cursor
         if facts["forget"]:

@@ -70,10 +70,14 @@ class SimulatedStore:
         fails = chance.random() < plan.failing
         if takes:
             self.journal.add("store begins", client, what=what, takes=takes)
+            cut = True
             try:
                 await anyio.sleep(takes)
+                cut = False
             finally:
                 self.journal.add("store ends", client, what=what)
+                if cut:
+                    self.journal.add("store fails", client, what=what)
         if client in self.dead:
             raise StoreError("crashed")
         if fails:

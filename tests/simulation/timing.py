@@ -60,7 +60,7 @@ class Timing(Watcher):
         self.exclusive = 0
         # What the server can see of polls
         self.credits: dict[str | None, int] = {}
-        self.may_begin_again = self.poll_failed = False
+        self.may_begin_again = self.may_be_long = self.poll_failed = False
         self.empty_pages = 0
         self.had_next = False
         self.started = self.answered = -math.inf
@@ -222,7 +222,8 @@ class Timing(Watcher):
         ended = self.idle_since if not self.in_progress else now
         # The last answer may be of a page that was fetched ahead, and say nothing about what the poll had to do.
         had_more = self.had_next or self.server.plan.read_ahead
-        was_long = had_more and ended - self.started >= options.max_poll_time - EPS
+        lasted = ended - self.started
+        was_long = had_more and (self.may_be_long or lasted >= options.max_poll_time - EPS)
         credit = self.credits.get(facts["cursor"], 0)
         if not credit:
             self.empty_pages = 0
@@ -239,13 +240,17 @@ class Timing(Watcher):
             self._take_token(now if self.asked_latest is None else self.asked_latest)
         self.asked_latest = None
         if not free or idled or was_long or not self.had_next:
-            self.started = self.last_start = now
+            self.last_start = now
+            if not free or not self.may_be_long:
+                self.started = now
             # A fetch that the server may hold is never the answer to a wake.
             if not facts["wait"] and self.owed is not None:
                 self.covered = True
             if not facts["wait"]:
                 for call in self.calls:
                     self.calls[call] = math.inf
+        # If the time of the poll is over at this moment, the next request may be the first one of the next poll.
+        self.may_be_long = not self.may_be_long and abs(lasted - options.max_poll_time) <= EPS
         self.had_next = False
 
     def _take_token(self, now: float) -> None:

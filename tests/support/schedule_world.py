@@ -144,7 +144,7 @@ class World:
 
     def resume_now(self):
         self.schedule.resume_now()
-        self.resume_at = -math.inf
+        self.resume_at, self.free = -math.inf, False
 
     def begin(self):
         self.schedule.begin()
