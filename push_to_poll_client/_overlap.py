@@ -53,7 +53,7 @@ from push_to_poll_client._types import Clock, Cursor, Page, SavedCursor
 from push_to_poll_client._validation import quoted
 from push_to_poll_client._work_queue import WorkItem
 
-__all__ = ["FeedWalk", "Overlap", "Place"]
+__all__ = ["Overlap", "Place", "PollWalk"]
 
 
 logger = logging.getLogger("push_to_poll_client")
@@ -68,7 +68,7 @@ class Place(enum.Enum):
 
 
 @dataclass(slots=True, eq=False)
-class FeedWalk:
+class PollWalk:
     """One walk along the feed, which may take several polls.
 
     Attributes:
@@ -192,13 +192,13 @@ class Overlap:
         self._last_walk_began = min(self._session.history[-1].at, self._time_of_day.now())
         return {LAST_WALK_KEY: repr(self._last_walk_began)}
 
-    def begin_walk(self) -> FeedWalk:
+    def begin_walk(self) -> PollWalk:
         """Begin a new walk."""
         start, saved, now = self._start(), self._session.cursor, self._clock()
         place = Place.PAST if start == saved else Place.BEFORE
-        return FeedWalk(start, saved, began=now, position=start, place=place, passed_at=now)
+        return PollWalk(start, saved, began=now, position=start, place=place, passed_at=now)
 
-    async def leave(self, walk: FeedWalk, *, at_end: bool) -> FeedWalk | None:
+    async def leave(self, walk: PollWalk, *, at_end: bool) -> PollWalk | None:
         """Return what the next poll starts with: this walk, or `None` for a new one.
 
         Call it at the end of a poll whose messages are committed. A walk that is complete is recorded. One that
@@ -223,7 +223,7 @@ class Overlap:
             walk.place, walk.position = Place.JUMPED, self._session.cursor
         return walk
 
-    def _is_long_enough(self, walk: FeedWalk) -> bool:
+    def _is_long_enough(self, walk: PollWalk) -> bool:
         # If the saved cursor has not moved, as on a feed that has its only cursor at the end, a new walk would
         # begin where this one began, and so would all after it.
         moved = walk.saved != self._session.cursor

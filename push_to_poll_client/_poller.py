@@ -16,7 +16,7 @@ from push_to_poll_client._dead_letters import SessionDeadLetters
 from push_to_poll_client._event_loop import Background
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone, FeedRefused
 from push_to_poll_client._fetching import Fetcher, Gaps, Prefetcher
-from push_to_poll_client._overlap import FeedWalk, Overlap, Place
+from push_to_poll_client._overlap import Overlap, Place, PollWalk
 from push_to_poll_client._position import Position
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._progress import Progress
@@ -77,7 +77,7 @@ class PollState:
         standstill: Why the feed stands still; `None` if it does not.
     """
 
-    walk: FeedWalk
+    walk: PollWalk
     stop: StopSignal | None
     settled_before: int
     wait: float
@@ -154,7 +154,7 @@ class Poller:
         self.done = PollResult(0, 0, 0, caught_up=False)
         self.answered_at: float | None = None
         self.continues_freely = False
-        self._unfinished: FeedWalk | None = None
+        self._unfinished: PollWalk | None = None
         self._deadline = 0.0
         self._logged_standstill: str | None = None
         may_prefetch = prefetch and fetcher.read_ahead
@@ -299,7 +299,7 @@ class Poller:
         poll.walk.failed_fetches = 0
         return page
 
-    def _keep_place(self, walk: FeedWalk, error: FeedError) -> None:
+    def _keep_place(self, walk: PollWalk, error: FeedError) -> None:
         """Let the next poll continue where a fetch failed, unless the server may not know that place any more."""
         walk.failed_fetches += 1
         lasts = isinstance(error, FeedRefused | FeedGone)

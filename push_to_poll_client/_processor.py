@@ -23,7 +23,7 @@ from anyio.abc import TaskGroup
 from push_to_poll_client._exceptions import ContentChanged, UndecodableMessage
 from push_to_poll_client._fetching import check_ids
 from push_to_poll_client._options import DedupeKey, Fingerprint, Handler, OrderingKey
-from push_to_poll_client._overlap import FeedWalk
+from push_to_poll_client._overlap import PollWalk
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._retry import Postponed, Retry, StopSignal
 from push_to_poll_client._status import ConsumerStats
@@ -271,7 +271,7 @@ class Processor:
         read_at: float,
         stop: StopSignal | None = None,
         background: TaskGroup | None = None,
-        overlap: FeedWalk | None = None,
+        overlap: PollWalk | None = None,
     ) -> bool:
         """Settle the messages of a page, and commit when it is complete; the rest is left to `Progress.finish`.
 
@@ -359,7 +359,7 @@ class Processor:
         new: Iterable[bool],
         errors: DedupeErrors,
         read_at: float,
-        overlap: FeedWalk | None,
+        overlap: PollWalk | None,
     ) -> None:
         in_flight = self._work.unsettled
         items = await self._dedupe.make_items(
