@@ -145,7 +145,8 @@ class Progress(Watcher):
             return
         spacing = 0.0 if plan.rate is None else 4 / plan.rate
         asks = 4 * (feed.poll_interval or 0.0) * 1.1
-        latest = pushed + plan.wake_delay + REPOLLS * 1.1 + 5 * feed.latency + spacing + asks + 0.5
+        latency = feed.slow_latency if feed.slow else feed.latency
+        latest = pushed + plan.wake_delay + REPOLLS * 1.1 + 5 * latency + spacing + asks + 0.5
         if now > latest:
             self.oracle.broken(
                 "G1", "a push that came before its messages is not followed by polls that find them",

@@ -162,7 +162,12 @@ class Timing(Watcher):
         if not self.in_progress:
             self.idle_since = event.at
 
-    on_reset = on_released = on_commit
+    on_released = on_commit
+
+    def on_reset(self, event: Event) -> None:
+        if self.exclusive:  # the user rewinds, and the next request does not go on with the last poll
+            self.had_next = self.may_begin_again = False
+        self.on_commit(event)
 
     def on_asks_latest(self, event: Event) -> None:
         self._begin("latest")
