@@ -177,7 +177,7 @@ class SessionParts:
         """See `Consumer.rewind`. Call it while no poll runs."""
         await self.progress.flush()
         await self.position.rewind(to, ago=ago, forget=forget)
-        self.poller.discard_continuation()
+        self.poller.discard_place()
         self.polls.position_changed()
 
     async def save_state(self, name: str, text: str | None) -> None:

@@ -175,7 +175,7 @@ class Poller:
         has_time = walk.empty_pages >= MAX_EMPTY_PAGES and self._clock() < walk.began + self._max_poll_time
         return has_time or self.has_unsaved_place
 
-    def discard_continuation(self) -> None:
+    def discard_place(self) -> None:
         """Let the next poll start at the saved cursor."""
         self._unfinished, self.continues_freely = None, False
         self._prefetcher.end_poll(continues=False)
@@ -229,7 +229,7 @@ class Poller:
             try:
                 await self._progress.finish()
             except BaseException:
-                self.discard_continuation()
+                self.discard_place()
                 raise
             self.done = self._result(poll, end)
         if end is End.GAVE_WAY:
