@@ -329,9 +329,13 @@ class Poller:
             raise error
         else:
             assert isinstance(error, CursorExpired)  # noqa: S101
+            if not await self._finish_partial_batch(poll):
+                return End.INCOMPLETE
+            await self._progress.flush()
             poll.resynced = True
             if not await self._position.cursor_expired(error):
                 return End.INCOMPLETE
+            self._processor.begin_elsewhere()
             poll.walk = self._overlap.begin_walk()
             start = poll.walk.start
         poll.walk.position, poll.cycle_detector = start, CycleDetector()

@@ -264,6 +264,10 @@ class Processor:
         """Begin a poll. It fetches again what the last poll left in flight."""
         self._work, self.postponed_until, self.duplicates = WorkQueue(), None, 0
 
+    def begin_elsewhere(self) -> None:
+        """Go on at another place of the feed, when all before is settled: no cursor of the old one is saved."""
+        self._work = WorkQueue()
+
     async def take_page(
         self,
         page: Page,

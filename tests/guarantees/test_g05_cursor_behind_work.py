@@ -7,7 +7,10 @@ import anyio
 import pytest
 
 from push_to_poll_client import (
+    Consumer,
+    CursorExpired,
     MemoryStore,
+    Resync,
 )
 from push_to_poll_client.testing._fake_feed import FakeFeed
 from tests.support.consumers import Log
@@ -52,3 +55,18 @@ async def test_g5_the_cursor_does_not_move_while_the_store_fails(monkeypatch):
         await consumer.poll_now()
         assert session.cursor == feed.newest
     assert consumer.processed == ["1", "2", "3"], "what was done is remembered until it can be written down"
+
+
+async def test_g5_no_cursor_of_the_old_place_is_saved_after_a_resync():
+    class Batches(Consumer):
+        async def process_batch(self, messages):
+            saved.append((messages[0].id, self.status().cursor))
+
+    saved, feed = [], FakeFeed(page_size=10, cursors="page", ends_empty=True)
+    feed.publish(16)
+    feed.answer(None, None, CursorExpired("gone"))
+    resync = Resync("inception", forget=True)
+    consumer = Batches(feed, store=MemoryStore(), batch_size=7, flush_interval=0, on_cursor_expired=resync)
+    async with consumer:
+        await consumer.poll_now()
+    assert saved == [("1", None), ("8", None), ("11", "after-10.0")] * 2

@@ -432,6 +432,13 @@ MUTANTS = [
     ),
     of(
         "G5",
+        "saves a cursor of the old place after a resync",
+        "_poller.py",
+        "            self._processor.begin_elsewhere()\n",
+        "",
+    ),
+    of(
+        "G5",
         "starts a walk again at the saved cursor although messages appear late",
         "_poller.py",
         "        start = walk.start if walk.place is Place.BEFORE else self._progress.saved\n",
