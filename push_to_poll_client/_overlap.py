@@ -41,6 +41,7 @@ jumps: it continues at the saved cursor, and is not complete.
 
 import enum
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -179,6 +180,8 @@ class Overlap:
                 f"when the overlap was looked at cannot be read from the store: {quoted(error)}; it is damaged, "
                 "or was written by another version"
             ) from error
+        if self._last_walk_began > time_of_day.now():  # the clock was set back: start as far back as possible
+            self._last_walk_began = -math.inf
         self._oldest_start: SavedCursor | None = None
         self._warned = False
 

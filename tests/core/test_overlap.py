@@ -633,3 +633,20 @@ async def test_an_overlap_is_read_again_after_the_held_fetch_behind_it_failed(ru
     assert feed.requests[-1].request.wait
     assert (await consumer.poll_now()).caught_up
     assert consumer.processed == ["new", "late"]
+
+
+async def test_a_late_message_is_found_although_the_clock_was_set_back_between_two_runs(monkeypatch):
+    """The time of the last walk lies in the future then, and cursors that are saved from now on look old."""
+    feed, store = FakeFeed(page_size=1, latency=1.0), MemoryStore()
+    feed.publish(3)
+    await Log(feed, store=store, overlap=LONGEST).poll_now()
+    monkeypatch.setattr("push_to_poll_client._event_loop.wall_clock", lambda: time_of_day() - 3_600)
+    feed.publish("late", lag=20)
+    feed.publish(*"abcdefgh")
+    second = Log(feed, store=store, overlap=LONGEST, max_poll_time=7)
+    assert not (await second.poll_now()).caught_up
+    assert "a" in second.processed
+    await anyio.sleep(20)
+    third = Log(feed, store=store, overlap=LONGEST)
+    await third.poll_now()
+    assert "late" in third.processed
