@@ -126,7 +126,9 @@ class Progress:
         if self._committing is None:
             await self.flush()
         # Read before the store is asked: these keys may be committed before it answers.
-        uncommitted = (self._committing_keys, self._pending_keys)
+        # Messages that waited to fill a batch are of earlier pages than the keys of the page that is settled.
+        settled_since = {record.key for record in self.pending}
+        uncommitted = (self._committing_keys, self._pending_keys, settled_since)
         unseen = await self._session.unseen(keys)
         for settled in uncommitted:
             if not unseen.isdisjoint(settled):
@@ -269,10 +271,10 @@ class Progress:
             state=self.attempts.take_changes(),
             read_at=self.time_of_day.of(self.read_at),
         )
+        self._committing_keys = self._pending_keys.union(record.key for record in self.pending)
         self._taken_count += len(self.pending)
         self.pending.clear()
-        self.cursor, self.dead_letters = None, []
-        self._committing_keys, self._pending_keys = self._pending_keys, set()
+        self.cursor, self.dead_letters, self._pending_keys = None, [], set()
         return taken
 
     def _put_back(self, taken: _Uncommitted) -> None:

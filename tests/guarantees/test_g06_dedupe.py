@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from push_to_poll_client import (
+    Consumer,
     MemoryStore,
     Message,
     Page,
@@ -49,3 +50,28 @@ async def test_g6_overlapping_reads_find_messages_that_became_visible_late():
     await anyio.sleep(10)
     await consumer.poll_now()
     assert sorted(consumer.processed) == ["a", "b", "c"]
+
+
+async def test_g6_a_message_that_comes_again_while_its_batch_is_committed_is_not_processed_again():
+    class Slow(MemoryStore):
+        async def claim(self, name, *, feed):
+            session = await super().claim(name, feed=feed)
+            commit = session.commit
+
+            async def slow(**what):
+                await anyio.sleep(0.05)
+                await commit(**what)
+
+            session.commit = slow
+            return session
+
+    class Batches(Consumer):
+        async def process_batch(self, messages):
+            processed.extend(message.id for message in messages)
+
+    processed, feed = [], FakeFeed(page_size=10, read_ahead=True)
+    ids = [str(number) for number in range(30)]
+    ids[9], ids[20] = "3", "3"
+    feed.publish(*ids)
+    await Batches(feed, store=Slow(), batch_size=10, batch_wait=1.0).poll_now()
+    assert sorted(processed) == sorted(set(ids))

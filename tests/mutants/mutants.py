@@ -264,6 +264,13 @@ MUTANTS = [
         "tests/feeds/test_paged_entries.py",
     ),
     of(
+        "G6",
+        "forgets messages of earlier pages while their batch is committed",
+        "_progress.py",
+        "self._pending_keys.union(record.key for record in self.pending)\n",
+        "self._pending_keys\n",
+    ),
+    of(
         "G7",
         "commits at the end of a page alone",
         "_processor.py",

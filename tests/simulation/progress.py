@@ -36,6 +36,7 @@ class Progress(Watcher):
         self.client = 0
         self.moved = -math.inf
         self.asked_at: str | None = None
+        self.following: str | None = None
         self.failed_at: tuple[
             str | None, ...
         ] = ()  # where the next poll continues, without reading an overlap again
@@ -45,9 +46,10 @@ class Progress(Watcher):
     def on_request(self, event: Event) -> None:
         self.requests += 1
         cursor = event.facts["cursor"]
-        if event.facts.get("starts") == "yes" and cursor not in self.failed_at:
+        continues = cursor in self.failed_at or (cursor is not None and cursor == self.following)
+        if event.facts.get("starts") == "yes" and not continues:
             self.walk_began = event.at
-        self.asked_at, self.failed_at = cursor, ()
+        self.asked_at, self.failed_at, self.following = cursor, (), None
 
     def on_call(self, event: Event) -> None:
         if event.facts["what"] == "poll_now":
@@ -113,6 +115,9 @@ class Progress(Watcher):
     def on_run(self, event: Event) -> None:
         self._disturbed(event)
         self.in_vain = False
+
+    def on_answer(self, event: Event) -> None:
+        self.following = event.facts["page"].next
 
     def on_error(self, event: Event) -> None:
         self._disturbed(event)
