@@ -232,7 +232,9 @@ class Timing(Watcher):
         credit = self.credits.get(facts["cursor"], 0)
         if not credit:
             self.empty_pages = 0
-        goes_on = credit and self.empty_pages < MAX_EMPTY_PAGES
+        # Without page tokens the server cannot tell whether a new walk has begun.
+        counted = self.empty_pages if self.plan.feed.tokens else 0
+        goes_on = credit and counted < MAX_EMPTY_PAGES
         after_overlap = options.overlap and facts["wait"] and not idled
         # A page that failed when it was fetched ahead is dropped if the time of the poll is over before its turn.
         free = bool(was_long or (not self.poll_failed and (goes_on or self.may_begin_again or after_overlap)))
@@ -336,15 +338,10 @@ class Timing(Watcher):
         if self.failed and now > self.idle_since + EPS:
             # A page that was fetched ahead fails when its turn has come.
             self.failed, self.backoff_until = False, max(self.backoff_until, self.idle_since + self.backoff)
-        if (
-            self.set_back
-            and self.answered > -math.inf
-            and now > max(self.idle_since, self.not_before_at_most) + EPS
-        ):
+        was_asked = self.answered > -math.inf and now > max(self.idle_since, self.not_before_at_most) + EPS
+        if self.set_back and self.longest_wait and was_asked:
             # A message that waits is tried again after its whole wait at the latest, once it is met again.
-            self.set_back = False
-            if self.longest_wait:
-                self.postponed = max(self.postponed, self.idle_since + self.longest_wait)
+            self.postponed = max(self.postponed, self.idle_since + self.longest_wait)
         limits = max(self.idle_since, self.may_start)
         for call, since in self.calls.items():
             if now > max(since, limits) + SLACK:
