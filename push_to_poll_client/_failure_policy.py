@@ -15,7 +15,7 @@ only when the wait of their message is over.
 """
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -108,7 +108,6 @@ class Attempts:
                 "written by another version"
             ) from error
         self._time_of_day = time_of_day
-        self._met = set[str]()
         self._write_at = 0.0
         self.changed = False
 
@@ -124,7 +123,6 @@ class Attempts:
         before = self._attempts.pop(key, None)
         now = self.now
         attempt = Attempt(1, now) if before is None else Attempt(before.count + 1, before.first)
-        self._met.add(key)
         return self._set(key, attempt)
 
     def postpone(self, key: str, delay: float, error: str) -> Attempt:
@@ -137,13 +135,11 @@ class Attempts:
     def discard(self, key: str) -> None:
         """Forget the attempts of one message, which is settled or stops the consumer."""
         if self._attempts.pop(key, None) is not None:
-            self._met.discard(key)
             self.changed = True
 
     def forget(self) -> None:
         """Forget all attempts, since the session has forgotten them: every message is tried anew."""
         self._attempts.clear()
-        self._met.clear()
         self.changed = False
 
     def wait_of(self, key: str) -> Attempt | None:
@@ -153,20 +149,16 @@ class Attempts:
             attempt = self._set(key, msgspec.structs.replace(attempt, again=now + attempt.delay))
         return None if attempt is None or attempt.again <= now else attempt
 
-    def meet(self, keys: Iterable[str]) -> None:
-        """Note that the messages of a page have come again, whose dedupe keys these are."""
-        self._met.update(self._attempts.keys() & keys)
-
     def end_walk(self, *, caught_up: bool) -> None:
-        """Drop the attempts of messages that were due and did not come again since the last walk.
+        """Drop the attempts of messages that are due and have not come again.
 
-        A walk that ends at a message which waits may not have come to the others yet: they get `OVERDUE` seconds.
+        At the end of the feed those are all that are due, since the messages that came are settled. A walk that
+        ends at a message which waits may not have come to the others yet: they get `OVERDUE` seconds.
         """
         due_until = self.now - (0.0 if caught_up else OVERDUE)
         for key, attempt in list(self._attempts.items()):
-            if key not in self._met and attempt.again <= due_until:
+            if attempt.again <= due_until:
                 self.discard(key)
-        self._met.clear()
 
     def write_soon(self) -> None:
         """Let the next `take_changes()` return what has changed, however much was written just before."""

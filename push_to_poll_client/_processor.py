@@ -296,13 +296,11 @@ class Processor:
             StoreError: Progress could not be committed.
         """
         keys, errors = self._dedupe.dedupe_keys(page.messages)
-        if failing := bool(self._progress.attempts):
-            self._progress.attempts.meet(keys)
         unsettled = await self._progress.unsettled(keys)
         if self._work.left:
             unsettled -= {item.key for item in self._work.unsettled}
         new = _new_flags(keys, unsettled)
-        if self._plain and overlap is None and not failing and not errors:
+        if self._plain and overlap is None and not self._progress.attempts and not errors:
             self._progress.read_at = read_at
             work = partial(self._process_in_order, zip(keys, page.messages, new, strict=False))
             complete = await self.run_shielded(work, stop)

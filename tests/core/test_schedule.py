@@ -170,6 +170,14 @@ def test_not_before_is_jittered_upwards():
     assert schedule.server_not_before == pytest.approx(105.0)
 
 
+def test_no_fetch_is_held_while_a_poll_after_a_push_is_to_be_repeated():
+    """The server answers a held one when it knows of something, and a push came before that."""
+    schedule = idle()
+    schedule.wake(10.0, push=True)
+    poll(schedule, 10.0)
+    assert schedule.next_poll(10.0, can_wait=True) == Decision(10.25, Cause.REPOLL)
+
+
 def test_a_failure_after_long_good_answers_begins_a_new_streak():
     schedule = idle(rate=None)
     for at in (100.0, 110.0, 120.0, 130.0):
