@@ -402,7 +402,8 @@ class Consumer:
                 the end of the feed.
 
         Returns:
-            What was done. `caught_up`: the end of the feed was reached, and `end` not seen.
+            What was done. `caught_up`: the end of the feed was reached, and `end` not seen. `standstill`: the feed
+                leads back to where it was, and the replay ended there.
 
         Raises:
             FeedError: A fetch failed. What was before it is replayed; likewise with the following.

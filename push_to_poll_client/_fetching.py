@@ -98,7 +98,7 @@ def check_ids(ids: Sequence[object], what: str, name: str) -> None:
     if max(lengths, default=0) > MAX_ID:
         raise FeedError(
             f"{name} returned a message whose {what} has {max(lengths)} characters, of {MAX_ID} at most; make it "
-            "shorter, as a digest of it"
+            "shorter, for example by a digest"
         )
 
 

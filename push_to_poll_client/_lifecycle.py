@@ -300,7 +300,7 @@ class OpenSession:
             self._schedule.poll_ended(loop.time(), PollOutcome.ABANDONED)
         if self.parts is not None:
             self._lost_session, self.parts = self.parts.session, None
-            self._was_last_on_feed()
+            self._leave_feed()
 
     def forget_lost_user(self) -> bool:
         """Whether a coroutine that is destroyed was one of those whose event loop has ended."""
@@ -324,7 +324,7 @@ class OpenSession:
                 await self._close(session.release)
                 raise
         except BaseException:
-            self._was_last_on_feed()
+            self._leave_feed()
             raise
         self.parts = parts
 
@@ -342,10 +342,11 @@ class OpenSession:
                 self._wakes.close()
                 parts, self.parts = self.parts, None
                 await self._close(parts.session.release)
-                if self._was_last_on_feed():
+                if self._leave_feed():
                     await self._close(getattr(self._feed, "aclose", None))
 
-    def _was_last_on_feed(self) -> bool:
+    def _leave_feed(self) -> bool:
+        """Use the feed no longer; return whether no other session of this process uses it."""
         with _open_sessions_lock:
             _open_sessions.discard(self)
             return all(other._feed is not self._feed for other in _open_sessions)  # noqa: SLF001  # this class

@@ -22,7 +22,7 @@ from push_to_poll_client._processor import Processor
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._retry import StopSignal
 from push_to_poll_client._schedule import Schedule
-from push_to_poll_client._status import ConsumerStats, PollResult
+from push_to_poll_client._status import ConsumerStats, PollResult, standstill_text
 from push_to_poll_client._types import Clock, Cursor, CycleDetector, FetchRequest, Page, Push
 from push_to_poll_client._validation import describe, quoted
 
@@ -43,8 +43,8 @@ MAX_EMPTY_PAGES = 10
 """How many pages in a row without a message are read as part of one poll. Each further one is a poll of its own,
 and takes a token (G3): else a feed that gives nothing but new page tokens would be asked as fast as it answers."""
 
-MAX_EMPTY_PAGES_BY_HAND = 1_000
-"""How many such pages `poll_now()` by hand reads: three minutes at the default rate."""
+MAX_EMPTY_PAGES_OF_BARE_CALL = 1_000
+"""How many such pages a `poll_now()` without `run()` or `async with` reads: three minutes at the default rate."""
 
 UNSAVED_WARNING = 300.0
 """Seconds of a walk without a cursor to save, after which that is logged: a restart would begin the walk again."""
@@ -166,10 +166,10 @@ class Poller:
         return self._unfinished is not None and self._unfinished.saved == self._progress.saved
 
     @property
-    def should_go_on_by_hand(self) -> bool:
-        """Whether a caller that keeps no place should go on with the walk."""
+    def should_go_on_if_bare(self) -> bool:
+        """Whether a `poll_now()` after which the session is closed should go on with the walk."""
         walk = self._unfinished
-        if walk is None or walk.empty_pages >= MAX_EMPTY_PAGES_BY_HAND:
+        if walk is None or walk.empty_pages >= MAX_EMPTY_PAGES_OF_BARE_CALL:
             return False
         # Polls that end at an empty page take a moment each.
         has_time = walk.empty_pages >= MAX_EMPTY_PAGES and self._clock() < walk.began + self._max_poll_time
@@ -366,10 +366,7 @@ class Poller:
                 else:
                     start = poll.walk.start
                     where = f"around after {'the inception' if start is None else f'cursor {quoted(start)}'}"
-                poll.standstill = (
-                    f"the feed says that there is more, and leads {where} without anything new: what comes after "
-                    "it is not read"
-                )
+                poll.standstill = standstill_text(where)
                 return End.STANDSTILL
             if self._must_stop or poll.walk.empty_pages >= MAX_EMPTY_PAGES:
                 return End.UNFINISHED
@@ -405,7 +402,7 @@ class Poller:
         if text is None and end is End.UNFINISHED and walk.empty_pages >= MAX_EMPTY_PAGES:
             text = (
                 f"the feed says that there is more, and has given {MAX_EMPTY_PAGES} pages or more in a row "
-                "without a message: each further one takes a token of rate="
+                "without a message: further ones are asked for within rate="
             )
         elif text is None and end is End.UNFINISHED and seconds > UNSAVED_WARNING and self.has_unsaved_place:
             text = (

@@ -162,7 +162,7 @@ class Polls:
                     logger.warning("stops before a cursor to save, the next call starts again: %s", throttled)
                 return total
             except FeedError as error:
-                if place_is_kept() or not self._poller.should_go_on_by_hand:
+                if place_is_kept() or not self._poller.should_go_on_if_bare:
                     raise
                 result, failure = self._poller.done, error
                 logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
@@ -172,7 +172,7 @@ class Polls:
                 duplicates=total.duplicates + result.duplicates,
                 pages=total.pages + result.pages,
             )
-            if place_is_kept() or not self._poller.should_go_on_by_hand:
+            if place_is_kept() or not self._poller.should_go_on_if_bare:
                 return total
             if not logged and self._poller.has_unsaved_place:
                 logged = True

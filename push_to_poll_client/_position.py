@@ -24,7 +24,7 @@ from push_to_poll_client._processor import Dedupe
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._retry import Postponed, Retry, StopSignal
-from push_to_poll_client._status import ConsumerStats, PollResult, Resynced
+from push_to_poll_client._status import ConsumerStats, PollResult, Resynced, standstill_text
 from push_to_poll_client._types import Cursor, CycleDetector, FetchRequest, Message, Page, Record, SavedCursor
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem
@@ -257,7 +257,9 @@ class Replay:
             await self._work_off(in_range)
             messages, pages = messages + len(in_range), pages + 1
             if not ends and page.next in {None, position}:
-                return PollResult(messages, 0, pages, caught_up=page.next is None, closed=page.closed)
+                ended = page.next is None
+                standstill = None if ended else standstill_text(f"back to cursor {quoted(page.next)}")
+                return PollResult(messages, 0, pages, caught_up=ended, closed=page.closed, standstill=standstill)
             position = page.next
             if position is not None and not ends and cycle_detector.repeats_at(position):
                 raise FeedError("the pages of the feed lead in a circle; the replay ends there")

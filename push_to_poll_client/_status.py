@@ -21,7 +21,14 @@ __all__ = [
     "PollResult",
     "Resynced",
     "Status",
+    "standstill_text",
 ]
+
+
+def standstill_text(where: str) -> str:
+    """Say that a feed stands still, and where it leads."""
+    text = f"the feed says that there is more, and leads {where} without anything new"
+    return f"{text}: what comes after it is not read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +36,12 @@ class PollResult:
     """What a poll did.
 
     Attributes:
-        messages: New messages that it settled. duplicates: Messages that it passed over because they were settled
-        before. pages: Pages that it fetched. caught_up: It reached the end of the feed. False: it stopped at
-        `max_poll_time`, or since the server asks to
-            be left alone, was told to stop, a message that failed has to wait, or the feed stands still.
+        messages: New messages that it settled.
+        duplicates: Messages that it passed over because they were settled before.
+        pages: Pages that it fetched.
+        caught_up: Whether it reached the end of the feed. If not, it stopped at `max_poll_time`, because the
+            server asks to be left alone, or because it was told to stop; a message that failed has to wait; or the
+            feed stands still.
         postponed: Seconds after which that message may be tried again; `None`: none has to wait.
         closed: It caught up with a feed that has ended: nothing will ever follow.
         standstill: Why the feed stands still: it says that there is more, and does not give it. `None` if it does

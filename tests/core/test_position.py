@@ -764,7 +764,9 @@ async def test_a_replay_ends_at_an_empty_page_that_leads_to_itself():
     feed = FakeFeed()
     feed.answer(Page([Message("1")], next="x"), Page([], cursor="x", next="x"))
     consumer = Log(feed)
-    assert not (await consumer.replay("inception")).caught_up, "the feed says that there is more"
+    result = await consumer.replay("inception")
+    assert not result.caught_up, "the feed says that there is more"
+    assert result.standstill.startswith("the feed says that there is more, and leads back to cursor 'x'")
     assert consumer.processed == ["1"]
 
 

@@ -116,7 +116,7 @@ async def test_g1_a_push_that_beats_its_data_is_polled_again_if_the_server_does_
     assert anyio.current_time() - pushed < 6
 
 
-async def test_g1_a_poll_by_hand_does_not_end_the_repetitions_after_a_push_that_beat_its_data(running):
+async def test_g1_a_poll_now_does_not_end_the_repetitions_after_a_push_that_beat_its_data(running):
     feed = FakeFeed()
     consumer = running(Log(feed))
     await anyio.sleep(100)

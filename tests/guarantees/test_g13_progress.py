@@ -58,7 +58,7 @@ async def test_g13_an_overlap_reaches_the_end_of_a_chain_that_is_longer_than_a_p
 
 
 @pytest.mark.parametrize("overlap", [0, 5])
-async def test_g13_a_poll_by_hand_goes_on_to_the_first_cursor_that_can_be_saved(overlap, caplog):
+async def test_g13_a_bare_poll_goes_on_to_the_first_cursor_that_can_be_saved(overlap, caplog):
     caplog.set_level(logging.INFO)
     feed = chain_of(3000)
     result = await Log(feed, overlap=overlap).poll_now()
@@ -67,7 +67,7 @@ async def test_g13_a_poll_by_hand_goes_on_to_the_first_cursor_that_can_be_saved(
     assert line.startswith("no cursor to save was found yet: this call goes on")
 
 
-async def test_g13_polls_by_hand_end_after_max_poll_time_once_a_cursor_is_saved():
+async def test_g13_bare_polls_end_after_max_poll_time_once_a_cursor_is_saved():
     feed, store = chain_of(3000), MemoryStore()
     feed.cursors = "page"
     results = [await Log(feed, store=store).poll_now() for _ in range(3)]
@@ -81,7 +81,7 @@ async def test_g13_a_caller_that_keeps_the_session_open_gets_back_control_after_
     assert pages == [60, 60, 30]
 
 
-async def test_g13_a_poll_by_hand_waits_for_what_the_server_asks_between_pages(caplog):
+async def test_g13_a_bare_poll_waits_for_what_the_server_asks_between_pages(caplog):
     feed = chain_of(100, retry_after=5)
     assert (await Log(feed).poll_now()).messages == 100
     feed = chain_of(100, retry_after=500)
@@ -104,7 +104,7 @@ async def test_g13_a_failure_that_passes_does_not_throw_away_the_place_in_a_chai
     assert len(feed.requests) <= 300 + 7
 
 
-async def test_g13_a_poll_by_hand_goes_on_after_a_failure_that_passes():
+async def test_g13_a_bare_poll_goes_on_after_a_failure_that_passes():
     feed = chain_of(6000, latency=0.1)
     failing_now_and_then(feed, 50)
     result = await Log(feed, max_poll_time=10).poll_now()
@@ -159,7 +159,7 @@ async def test_g13_a_resync_that_has_to_wait_for_the_server_is_done_after_a_rest
 
 
 @pytest.mark.parametrize("error", [FeedGone("410"), FeedError("503", retry_after=30)])
-async def test_g13_a_poll_by_hand_raises_a_failure_that_does_not_pass_within_its_timeout(error):
+async def test_g13_a_bare_poll_raises_a_failure_that_does_not_pass_within_its_timeout(error):
     feed = chain_of(100)
     feed.answer(None, error)
     with pytest.raises(type(error), match=str(error)):
@@ -167,7 +167,7 @@ async def test_g13_a_poll_by_hand_raises_a_failure_that_does_not_pass_within_its
     assert len(feed.requests) == 2
 
 
-async def test_g13_a_poll_by_hand_ends_on_a_feed_that_gives_nothing_but_pages_without_messages():
+async def test_g13_a_bare_poll_ends_on_a_feed_that_gives_nothing_but_pages_without_messages():
     feed = FakeFeed()
     numbers = iter(range(100_000))
     feed.answer(*[lambda request: Page(next=f"token-{next(numbers)}")] * 2_000)
@@ -260,7 +260,7 @@ async def test_g13_a_feed_that_gives_pages_without_messages_is_named_and_asked_a
     assert consumer.status().standstill is None
 
 
-async def test_g13_pages_without_messages_do_not_keep_a_poll_by_hand_from_the_end():
+async def test_g13_pages_without_messages_do_not_keep_a_bare_poll_from_the_end():
     feed = FakeFeed()
     feed.publish("1")
     feed.answer(*[Page(next=f"token-{number}") for number in range(40)], Page(next="after-0.0"))

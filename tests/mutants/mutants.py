@@ -609,9 +609,9 @@ MUTANTS = [
     ),
     of(
         "G13",
-        "ends a poll by hand before anything can be saved",
+        "ends a bare poll before anything can be saved",
         "_polls.py",
-        "            if place_is_kept() or not self._poller.should_go_on_by_hand:\n                return total\n",
+        "            if place_is_kept() or not self._poller.should_go_on_if_bare:\n                return total\n",
         "            return total\n",
     ),
     of(
