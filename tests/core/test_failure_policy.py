@@ -431,6 +431,7 @@ async def test_on_failure_applies_to_every_message_if_more_fail_than_max_failing
     assert len(consumer.attempts) == 300
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_the_kept_attempts_of_failing_messages_are_bounded(monkeypatch, virtual_day):
     """Of messages that do not come again; each poll is one of a new process, which need not wait before it."""
     monkeypatch.setattr("push_to_poll_client._failure_policy.MAX_FAILING", 100)

@@ -224,6 +224,7 @@ async def test_long_polls_deliver_new_messages_at_once_and_still_find_a_late_one
     assert len(feed.asked) < 60
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_late_messages_are_found_on_a_feed_that_is_never_caught_up(running):
     """As an HTTP feed that is written faster than it is fetched: each page has a next one."""
     end = form(190, 390)
@@ -604,6 +605,7 @@ async def test_an_overlap_that_is_set_later_starts_from_the_cursors_already_kept
         )
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_an_overlap_longer_than_the_kept_cursors_is_logged_once(caplog, virtual_day):
     caplog.set_level(logging.WARNING)
     feed, store = FakeFeed(), MemoryStore()

@@ -91,6 +91,7 @@ CASES = form(
 )
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 @pytest.mark.parametrize(("concurrency", "given_as", "backend"), CASES)
 def test_random_failures_and_restarts_lose_no_message_and_keep_the_order_per_key(
     concurrency, given_as, backend, monkeypatch

@@ -9,7 +9,8 @@ import anyio
 import anyio.to_thread
 import pytest
 
-from push_to_poll_client import HTTPFeed, SQLiteStore, SSEListener, WebSocketListener
+from push_to_poll_client import HTTPFeed, SQLiteStore, SSEListener, WebSocketListener, _schedule
+from push_to_poll_client.listeners import _backoff
 from push_to_poll_client.testing import serve_in_thread
 from tests.support.consumers import Log
 from tests.support.forms import GUARD, form
@@ -26,6 +27,13 @@ def anyio_backend(request):
 def server():
     with serve_in_thread(page_size=100) as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def _little_backoff(monkeypatch):
+    """What follows a failure is tested, not how long it takes."""
+    monkeypatch.setattr(_schedule, "FIRST_BACKOFF", 0.05)
+    monkeypatch.setattr(_backoff, "FIRST_DELAY", 0.05)
 
 
 by_either_channel = pytest.mark.parametrize("listener", ["websocket", "sse"], indirect=True)
@@ -81,8 +89,9 @@ async def test_g1_a_push_during_a_poll_is_answered_by_the_next_poll(server, cons
     await connected(server)
     server.publish(1)
     await consumer.until(1)
-    server.faults.latency = 0.3
-    for round_ in range(2, 12, 2):
+    server.faults.latency = 0.2
+    last = form(4, 20)
+    for round_ in range(2, last, 2):
         before = server.stats.fetches
         server.publish(1)
         await fetched(server, before + 2)  # the one that sees the end: its answer is frozen now
@@ -90,7 +99,7 @@ async def test_g1_a_push_during_a_poll_is_answered_by_the_next_poll(server, cons
         await consumer.until(round_ + 1)
         # The timer would come in an hour; one fetch found the end, and the next one what came after that.
         assert server.stats.fetches >= before + 3
-    assert len(consumer.processed) == 11
+    assert len(consumer.processed) == last - 1
 
 
 @by_either_channel

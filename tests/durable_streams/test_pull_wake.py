@@ -285,6 +285,7 @@ async def test_a_flood_on_the_wake_stream_causes_ten_claims_and_then_five_a_seco
     assert len(channel.pushes) == len(asked(server, "/claim")) - 1
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_wakes_in_quick_succession_are_claimed_ten_times_and_then_five_times_a_second():
     server = Wakes()
     server.at = lambda number, name: name == "ack answered" and server.append()

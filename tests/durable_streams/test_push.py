@@ -19,7 +19,7 @@ from push_to_poll_client.listeners.webhook import WebhookListener
 from tests.support.channels import listening
 from tests.support.consumers import Log
 from tests.support.durable_streams_server import serving
-from tests.support.forms import GUARD
+from tests.support.forms import GUARD, form
 from tests.support.served_app import serving as serving_app
 from tests.support.tcp_proxy import TCPProxy
 
@@ -256,7 +256,7 @@ async def run_to_the_end(stream, listener):
 async def test_no_message_is_lost_when_the_server_ends_the_event_stream(server):
     stream = server.stream(0)
     async with consuming(stream, pull_wake_of(server, stream)) as consumer:
-        for _ in range(3):
+        for _ in range(form(1, 3)):
             await run_sync(server.end_event_streams)
             await append_one_by_one(consumer, stream, 3)
             await consumer.until_up()

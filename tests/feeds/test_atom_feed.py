@@ -556,6 +556,7 @@ async def test_deletions_are_reported_only_if_the_whole_complete_feed_fits_in_th
     )
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_the_cursor_of_a_complete_feed_stays_small_and_remembers_recent_deletions():
     """First for what is there: what comes back after that is known no more."""
     names = [str(uuid.uuid5(uuid.NAMESPACE_URL, str(n))) for n in range(3_000)]

@@ -619,6 +619,7 @@ async def test_a_page_chain_without_new_messages_continues_to_newer_documents():
     assert "".join(one.gaps) == ""
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_a_long_page_chain_keeps_a_limited_number_of_addresses(monkeypatch):
     monkeypatch.setattr(_newest_first_walk, "MAX_ADDRESSES", 10)
     documents = Following(600)

@@ -48,6 +48,7 @@ def warnings(caplog):
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_g13_an_overlap_reaches_the_end_of_a_chain_that_is_longer_than_a_poll(running):
     feed = chain_of(3000)
     consumer = running(Log(feed, patience=2_000, overlap=5))
@@ -96,6 +97,7 @@ def failing_now_and_then(feed, every):
     feed.answer(*answers)
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_g13_a_failure_that_passes_does_not_throw_away_the_place_in_a_chain(running):
     feed = chain_of(6000, latency=0.1)
     failing_now_and_then(feed, 50)
@@ -104,6 +106,7 @@ async def test_g13_a_failure_that_passes_does_not_throw_away_the_place_in_a_chai
     assert len(feed.requests) <= 300 + 7
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_g13_a_bare_poll_goes_on_after_a_failure_that_passes():
     feed = chain_of(6000, latency=0.1)
     failing_now_and_then(feed, 50)
@@ -167,6 +170,7 @@ async def test_g13_a_bare_poll_raises_a_failure_that_does_not_pass_within_its_ti
     assert len(feed.requests) == 2
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_g13_a_bare_poll_ends_on_a_feed_that_gives_nothing_but_pages_without_messages():
     feed = FakeFeed()
     numbers = iter(range(100_000))

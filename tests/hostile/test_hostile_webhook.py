@@ -183,6 +183,7 @@ async def test_a_flood_of_forged_and_repeated_requests_causes_one_wake_and_hides
     assert consumer.processed == ["1"]
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_a_sender_with_the_secret_causes_only_polls_within_the_rate(running):
     """As fast as the clock goes, each request another one."""
     hooks = hooks_of(rate=None)

@@ -76,6 +76,7 @@ async def test_a_subscription_is_created_and_renewed_at_half_of_its_lifetime(cap
     assert {record.levelname for record in caplog.records} == {"INFO"}
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 async def test_renewals_of_many_consumers_are_spread_over_a_quarter_of_the_lifetime():
     early, late = Server(lifetime=86_400), Server(lifetime=86_400)
     await keep(Vendor(early), 65_000, fraction=0.0)

@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from push_to_poll_client.stores import _bloom
 from push_to_poll_client.stores._bloom import BloomFilters
 
@@ -83,6 +85,7 @@ def test_the_size_of_a_filter_follows_the_present_records_and_not_the_limit():
     assert bytes_of(filters) == 4 * _bloom._MIN_KEYS
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 def test_a_filter_stays_small_while_records_are_added_and_dropped():
     """As long as they are limited; what is gone is not suspected for ever."""
     most = 200_000
@@ -97,6 +100,7 @@ def test_a_filter_stays_small_while_records_are_added_and_dropped():
     assert sum(map(len, suspected_in(filters, first).values())) < len(first) * most // SEGMENT // 100
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 def test_a_filter_without_a_limit_has_few_generations_and_a_bounded_size_per_record():
     """A hundred times more records are no more than seven generations more."""
     filters = BloomFilters(expected=0, max_records=None)

@@ -179,6 +179,7 @@ CASES = form(
 )
 
 
+@pytest.mark.no_cover  # lines are counted where it is quick
 @pytest.mark.slow
 @pytest.mark.parametrize(("limits", "few", "backend"), CASES)
 def test_memory_store_and_sqlite_store_give_the_same_answers(limits, few, backend, monkeypatch):
