@@ -41,6 +41,10 @@ EPOCH = 1_800_000_000.0
 MAX_EVENTS = 60_000
 """Events of a life, at most."""
 
+MAX_PATIENCE = 3600.0
+"""Seconds after which any poll of a cron job is cancelled: a long chain may begin again and again while there is
+trouble, and trouble ends after the last session."""
+
 
 def live(seed: int, backend: Backend, *, path: Path | None = None) -> "Life":
     """Live one life to its end, or to what is wrong with it first.
@@ -267,7 +271,8 @@ class Life:
     async def _cron(self, session: SessionPlan, until: float) -> None:
         consumer, client = self._make_consumer()
         while anyio.current_time() < until:
-            error = await self.callers.poll_now(consumer, client, waits=session.timeout, patience=session.patience)
+            patience = MAX_PATIENCE if session.patience is None else session.patience
+            error = await self.callers.poll_now(consumer, client, waits=session.timeout, patience=patience)
             self.records.end_of_session(graceful=True)
             if isinstance(error, CursorExpired):
                 await self._after(error)

@@ -32,6 +32,7 @@ class Progress(Watcher):
         self.requests = 0
         self.last_disturbance = -math.inf
         self.in_vain = False
+        self.pushed_at = -math.inf
         self.beaten: tuple[float, float, tuple[str, ...]] | None = None
         self.client = 0
         self.moved = -math.inf
@@ -92,7 +93,7 @@ class Progress(Watcher):
         # The polls after a push in vain are not repeated for the next one.
         alone = event.at > self.last_disturbance + 10.0 and event.facts.get("by") == "a push" and not self.in_vain
         self._disturbed(event)
-        self.in_vain = True
+        self.in_vain, self.pushed_at = True, event.at
         by, timing = event.facts.get("beats"), self.timing
         ready = timing.running and not timing.paused and not timing.in_progress and timing.may_start <= event.at
         if by and alone and ready and not event.facts.get("hint"):
@@ -127,7 +128,8 @@ class Progress(Watcher):
     on_store_begins = on_store_fails = on_channel = _disturbed
 
     def on_handle(self, event: Event) -> None:
-        self.in_vain = False
+        if self.walk_began >= self.pushed_at:  # an older poll tells nothing about the push
+            self.in_vain = False
         if self.beaten is None:
             self.last_disturbance = event.at
         elif not set(event.facts["ids"]) & set(self.beaten[2]):

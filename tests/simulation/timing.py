@@ -246,10 +246,11 @@ class Timing(Watcher):
         if not free:
             self._take_token(now if self.asked_latest is None else self.asked_latest)
         self.asked_latest = None
-        if not free or idled or was_long or not self.had_next:
+        starts = not free or idled or was_long or not self.had_next
+        if starts and (not free or not self.may_be_long):
+            self.started = now
+        if starts or self.empty_pages >= MAX_EMPTY_PAGES:  # without page tokens it may have started one
             self.last_start = now
-            if not free or not self.may_be_long:
-                self.started = now
             # A fetch that the server may hold is never the answer to a wake.
             if not facts["wait"] and self.owed is not None:
                 self.covered = True
@@ -305,7 +306,7 @@ class Timing(Watcher):
 
     def _poll_failed(self, now: float) -> None:
         self.failures += 1
-        self.backoff = min(2.0**self.failures, 60.0)
+        self.backoff = min(2.0 ** min(self.failures, 16), 60.0)
         self.backoff_until = max(self.backoff_until, now + self.backoff)
 
     def on_cut(self, event: Event) -> None:
