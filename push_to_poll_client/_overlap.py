@@ -204,8 +204,9 @@ class Overlap:
     async def leave(self, walk: PollWalk, *, at_end: bool) -> PollWalk | None:
         """Return what the next poll starts with: this walk, or `None` for a new one.
 
-        Call it at the end of a poll whose messages are committed. A walk that is complete is recorded. One that
-        finds no end is complete when it has gone far enough past the saved cursor: then the overlap is read again.
+        Call it at the end of a poll whose messages are committed. A complete walk is recorded, also if it goes on:
+        the next process, or the next call of a cron job, then reads less again. One that finds no end is left when
+        it has gone far enough past the saved cursor: then the overlap is read again.
 
         Args:
             walk: The walk.
@@ -214,12 +215,13 @@ class Overlap:
         Raises:
             StoreError: A complete walk could not be recorded. This only makes the next walk longer.
         """
-        if walk.place is Place.PAST and self._seconds and (at_end or self._is_long_enough(walk)):
+        if walk.place is Place.PAST and self._seconds:
             before, self._last_walk_began = self._start(), self._time_of_day.of(walk.began)
             if self._start() != before:
                 state = {LAST_WALK_KEY: repr(self._last_walk_began)}
                 await self._session.commit(cursor=None, records=[], state=state)
-            return None
+            if self._is_long_enough(walk):
+                return None
         if at_end:
             return None
         if walk.place is Place.BEFORE and walk.mostly_new:

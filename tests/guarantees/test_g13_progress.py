@@ -76,6 +76,17 @@ async def test_g13_bare_polls_end_after_max_poll_time_once_a_cursor_is_saved():
     assert sum(result.duplicates for result in results) == 0
 
 
+async def test_g13_bare_polls_with_an_overlap_that_is_longer_than_a_poll_get_on(virtual_day):
+    """Each reads again what the last two calls have read, and not all since the first one."""
+    feed, store = chain_of(2000), MemoryStore()
+    feed.cursors = "page"
+    results = []
+    while not results or not results[-1].caught_up:
+        results.append(await Log(feed, store=store, overlap=5, max_poll_time=4).poll_now())
+    assert sum(result.messages for result in results) == 2000
+    assert sum(result.pages for result in results) < 4 * 100
+
+
 async def test_g13_a_caller_that_keeps_the_session_open_gets_back_control_after_max_poll_time():
     async with Log(chain_of(3000)) as consumer:
         pages = [(await consumer.poll_now()).pages for _ in range(3)]

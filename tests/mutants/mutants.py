@@ -609,6 +609,13 @@ MUTANTS = [
     ),
     of(
         "G13",
+        "records a walk with an overlap only when it is left",
+        "_overlap.py",
+        "        if walk.place is Place.PAST and self._seconds:\n",
+        "        if walk.place is Place.PAST and self._seconds and (at_end or self._is_long_enough(walk)):\n",
+    ),
+    of(
+        "G13",
         "ends a bare poll before anything can be saved",
         "_polls.py",
         "            if place_is_kept() or not self._poller.should_go_on_if_bare:\n                return total\n",

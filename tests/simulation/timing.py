@@ -61,9 +61,10 @@ class Timing(Watcher):
         # What the server can see of polls
         self.credits: dict[str | None, int] = {}
         self.may_begin_again = self.may_be_long = self.poll_failed = False
+        self.began_again = False
         self.empty_pages = 0
         self.had_next = False
-        self.started = self.answered = -math.inf
+        self.started = self.answered = self.took_token = -math.inf
         self.last_start = now
         self.full_at = -math.inf
         self.asked_latest: float | None = None
@@ -249,7 +250,12 @@ class Timing(Watcher):
         starts = not free or idled or was_long or not self.had_next
         if starts and (not free or not self.may_be_long):
             self.started = now
-        if starts or self.empty_pages >= MAX_EMPTY_PAGES:  # without page tokens it may have started one
+        if not free:
+            self.took_token, self.began_again = now, False
+        # A page that was fetched ahead, or a walk that began again, hides when the time of a poll was over.
+        hidden = self.began_again or self.server.plan.read_ahead
+        may_start = hidden and now - self.took_token >= options.max_poll_time - EPS
+        if starts or may_start or self.empty_pages >= MAX_EMPTY_PAGES:  # the last: without page tokens
             self.last_start = now
             # A fetch that the server may hold is never the answer to a wake.
             if not facts["wait"] and self.owed is not None:
@@ -294,7 +300,7 @@ class Timing(Watcher):
         self.answered = event.at
         self._asked_for(event.at, event.facts["asks"])
         if isinstance(error, ChainRestart | CursorExpired):
-            self.may_begin_again = True
+            self.may_begin_again = self.began_again = True
         self._poll_failed(event.at)
         if isinstance(error, FeedRefused):
             self.backoff = 300.0
