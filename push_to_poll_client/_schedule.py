@@ -46,7 +46,8 @@ a new streak if the feed answered well before it for as long as the last delay. 
 time is not asked at full speed, and one that fails once in a hundred pages is not treated as if it were down.
 
 A poll after a push that finds nothing is repeated shortly, three times at most in a streak. Finding messages, or
-a timer poll, ends the streak; so a forged push costs four polls, and a flood of them three more than its rate.
+a timer poll, ends the streak. If a push came before that timer poll, it begins a new one. So a forged push costs
+four polls, and a flood of them three more than its rate, and three for each timer poll.
 
 A timer poll that finds messages though a channel claims to be up, with no push owed or arriving, is evidence that
 the channel loses pushes. Two in a row with no push proved right in between make the interval the degraded one.
@@ -438,10 +439,12 @@ class Schedule:
         self._weigh_evidence(found)
         if found or self._cause is Cause.TIMER:
             self._repolls, self._repoll_at = 0, math.inf
-        elif self._promised and self._repolls < len(REPOLL_DELAYS):
+        if found or not self._promised:
+            return
+        if self._repolls < len(REPOLL_DELAYS):
             self._repoll_at = now + REPOLL_DELAYS[self._repolls] * (1.0 + 0.1 * jitter)
             self._repolls += 1
-        elif self._promised:
+        else:
             self._repoll_at = math.inf
 
     @property

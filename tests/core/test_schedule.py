@@ -344,6 +344,13 @@ def test_messages_or_the_timer_end_a_streak_of_repolls(end):
     assert schedule.next_poll(300.0).cause is Cause.REPOLL
 
 
+def test_an_empty_timer_poll_that_comes_before_the_poll_for_a_push_is_repeated():
+    schedule = idle(wake_delay=2.0)
+    schedule.wake(100.0, push=True)
+    poll(schedule, 101.0, cause=Cause.TIMER)
+    assert schedule.next_poll(101.0).cause is Cause.REPOLL
+
+
 def test_a_poll_after_a_push_that_finds_something_is_not_repeated():
     schedule = idle()
     pushed(schedule, 100.0, found=1)

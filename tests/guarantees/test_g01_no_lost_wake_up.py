@@ -116,6 +116,17 @@ async def test_g1_a_push_that_beats_its_data_is_polled_again_if_the_server_does_
     assert anyio.current_time() - pushed < 6
 
 
+async def test_g1_a_push_that_beats_its_data_is_polled_again_also_when_a_timer_poll_comes_first(running):
+    feed = FakeFeed()
+    consumer = running(Log(feed, fallback_interval=20, wake_delay=5))
+    await anyio.sleep(17.5)
+    feed.publish("late", lag=5)
+    pushed = anyio.current_time()
+    consumer.wake(Push())
+    await consumer.until(1)
+    assert anyio.current_time() - pushed < 10
+
+
 async def test_g1_a_poll_now_does_not_end_the_repetitions_after_a_push_that_beat_its_data(running):
     feed = FakeFeed()
     consumer = running(Log(feed))

@@ -40,6 +40,13 @@ MUTANTS = [
     ),
     of(
         "G1",
+        "does not repeat a timer poll that came before the poll for a push",
+        "_schedule.py",
+        "        if found or not self._promised:\n",
+        "        if found or not self._promised or self._cause is Cause.TIMER:\n",
+    ),
+    of(
+        "G1",
         "lets the server hold a fetch in place of a repetition",
         "_schedule.py",
         "self._owed is None and self._repoll_at == math.inf\n",

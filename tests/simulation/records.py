@@ -29,6 +29,7 @@ class Records(Watcher):
         self.last_page = Page()
         self.handled: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
+        self.may_wait: set[str] = set()
         self.unrecorded: dict[str, tuple[float, float]] = {}
         self.begun: dict[int, float] = {}
         self.forgiven: set[str] = set()
@@ -77,7 +78,7 @@ class Records(Watcher):
         """Judge whether the first message that is not settled is named, if it has failed (G9)."""
         entries = (entry for entry in self.server.entries[self.base :] if entry.id in self.delivered)
         first = next((entry.id for entry in entries if entry.id not in self.recorded), None)
-        if first is None or not self.failed[first] or first in self.unrecorded:
+        if first not in self.may_wait or first in self.unrecorded:
             return
         named = {failing.id for failing in status.failing}
         lines = [*self.lines, status.last_error or ""]
@@ -108,6 +109,8 @@ class Records(Watcher):
 
     def on_failed(self, event: Event) -> None:
         self.failed.update(event.facts["ids"])
+        if event.facts["who"] != "replay":  # which raises the error, and leaves nothing to wait
+            self.may_wait.update(event.facts["ids"])
 
     # The store
 

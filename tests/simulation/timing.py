@@ -61,7 +61,7 @@ class Timing(Watcher):
         # What the server can see of polls
         self.credits: dict[str | None, int] = {}
         self.may_begin_again = self.may_be_long = self.poll_failed = False
-        self.began_again = False
+        self.began_again = self.expired = False
         self.empty_pages = 0
         self.had_next = False
         self.started = self.answered = self.took_token = -math.inf
@@ -167,7 +167,8 @@ class Timing(Watcher):
 
     def on_reset(self, event: Event) -> None:
         if self.exclusive:  # the user rewinds, and the next request does not go on with the last poll
-            self.had_next = self.may_begin_again = False
+            self.had_next = False
+            self.may_begin_again = self.may_begin_again and self.expired  # or the poll goes on from another place
         self.on_commit(event)
 
     def on_asks_latest(self, event: Event) -> None:
@@ -299,6 +300,7 @@ class Timing(Watcher):
         error = event.facts["error"]
         self.answered = event.at
         self._asked_for(event.at, event.facts["asks"])
+        self.expired = isinstance(error, CursorExpired)
         if isinstance(error, ChainRestart | CursorExpired):
             self.may_begin_again = self.began_again = True
         self._poll_failed(event.at)
