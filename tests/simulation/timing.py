@@ -62,6 +62,7 @@ class Timing(Watcher):
         self.credits: dict[str | None, int] = {}
         self.may_begin_again = self.may_be_long = self.poll_failed = False
         self.began_again = self.expired = False
+        self.resumed_at = -math.inf
         self.empty_pages = 0
         self.had_next = False
         self.started = self.answered = self.took_token = -math.inf
@@ -106,7 +107,7 @@ class Timing(Watcher):
         self.paused = False
         if self.owed is not None:
             self.owed = event.at
-        self.idle_since = max(self.idle_since, event.at)
+        self.idle_since = self.resumed_at = max(self.idle_since, event.at)
 
     # Wakes
 
@@ -225,7 +226,7 @@ class Timing(Watcher):
 
     def _poll_request(self, event: Event) -> None:
         now, facts, options = event.at, event.facts, self.plan.consumer
-        idled = not self.in_progress and now > self.idle_since + EPS
+        idled = not self.in_progress and (now > self.idle_since + EPS or now == self.resumed_at)
         ended = self.idle_since if not self.in_progress else now
         # The last answer may be of a page that was fetched ahead, and say nothing about what the poll had to do.
         had_more = self.had_next or self.server.plan.read_ahead
