@@ -32,8 +32,8 @@ def as_handler(
     """Return a coroutine function as it is, and run a plain function in a worker thread.
 
     A plain function would stop the event loop. A thread cannot be interrupted: a cancellation waits until the
-    function returns, since a message must not be processed twice at the same time. A call that
-    returned has processed its message, so the cancellation is raised after the message is recorded (G7).
+    function returns, since a message must not be processed twice at the same time. A call that returned has
+    processed its message, so the cancellation is raised after the message is recorded (G7).
 
     Args:
         process: The user's function.

@@ -46,8 +46,8 @@ a new streak if the feed answered well before it for as long as the last delay. 
 time is not asked at full speed, and one that fails once in a hundred pages is not treated as if it were down.
 
 A poll after a push that finds nothing is repeated shortly, three times at most in a streak. Finding messages, or
-a timer poll, ends the streak. If a push came before that timer poll, it begins a new one. So a forged push costs
-four polls, and a flood of them three more than its rate, and three for each timer poll.
+a timer poll, ends the streak. An empty timer poll that covers a push begins a new streak. So a forged
+push costs four polls. A flood of them costs three more than its rate, and three for each timer poll.
 
 A timer poll that finds messages though a channel claims to be up, with no push owed or arriving, is evidence that
 the channel loses pushes. Two in a row with no push proved right in between make the interval the degraded one.

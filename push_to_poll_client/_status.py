@@ -39,9 +39,8 @@ class PollResult:
         messages: New messages that it settled.
         duplicates: Messages that it passed over because they were settled before.
         pages: Pages that it fetched.
-        caught_up: Whether it reached the end of the feed. If not, it stopped at `max_poll_time`, because the
-            server asks to be left alone, or because it was told to stop; a message that failed has to wait; or the
-            feed stands still.
+        caught_up: Whether it reached the end of the feed. If not: `max_poll_time` was over, the server asks to be
+            left alone, the poll was told to stop, a message that failed has to wait, or the feed stands still.
         postponed: Seconds after which that message may be tried again; `None`: none has to wait.
         closed: It caught up with a feed that has ended: nothing will ever follow.
         standstill: Why the feed stands still: it says that there is more, and does not give it. `None` if it does
