@@ -18,6 +18,7 @@
     ├── ListenerError              a push channel is broken for good: stops the consumer
     ├── SubscriptionGone           the server has dropped a subscription: it is created anew
     └── StoreError                 the store cannot be read or written: stops the consumer
+        ├── StoreUnavailable       it may pass, as a full disk does: the consumer waits for it
         ├── StoreBusy              somebody else owns the name
         ├── StoreMismatch          the name belongs to another feed
         └── OwnershipLost          somebody else claimed the name meanwhile; nothing was written
@@ -46,6 +47,7 @@ __all__ = [
     "StoreBusy",
     "StoreError",
     "StoreMismatch",
+    "StoreUnavailable",
     "SubscriptionGone",
     "Throttled",
     "UndecodableMessage",
@@ -189,6 +191,13 @@ class SubscriptionGone(PushToPollError):
 
 class StoreError(PushToPollError):
     """The store cannot be opened, read or written. Nothing was written."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be used now, which may pass: a full disk, a lock of another program. Nothing was written.
+
+    A consumer that runs waits for it with backoff, and keeps what is not committed. `poll_now()` raises it.
+    """
 
 
 class StoreBusy(StoreError):

@@ -18,7 +18,7 @@ PUBLIC = set(
     PollResult Status ListenerStatus Counters Mode FailingMessage Hooks Fate DeadLetters Retried Resync Resynced
     Gap PushToPollError FeedError FeedRefused ChainRestart CursorExpired FeedGone Throttled ProcessError
     MessageVerdict RetryMessage DeadLetterMessage SkipMessage StopConsumer UndecodableMessage ContentChanged
-    ListenerError SubscriptionGone StoreError StoreBusy StoreMismatch OwnershipLost
+    ListenerError SubscriptionGone StoreError StoreUnavailable StoreBusy StoreMismatch OwnershipLost
     """.split()  # noqa: SIM905  # read by people
 )
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from push_to_poll_client._exceptions import StoreBusy, StoreError
+from push_to_poll_client._exceptions import StoreBusy, StoreError, StoreUnavailable
 from push_to_poll_client._validation import one_line
 from push_to_poll_client.stores._sqlite.schema import Synchronous, damage_message, prepare, warn_of_old_sqlite
 
@@ -188,6 +188,16 @@ _BUSY_TIMEOUT = 5.0  # seconds to wait for another program that writes to the fi
 
 _SMALLEST_PAGE = 512  # bytes, in SQLite
 
+_MAY_PASS = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PROTOCOL,
+}
+"""Errors that may pass without a change of the file or its directory."""
+
 _ADVICE = {
     sqlite3.SQLITE_BUSY: "another program writes to it: let it end",
     sqlite3.SQLITE_CANTOPEN: "name a file that may be made or written",
@@ -280,7 +290,12 @@ class OpenFile:
 
 @contextlib.contextmanager
 def wrap_sqlite_errors(path: str) -> Iterator[None]:
-    """Turn an error of SQLite into a `StoreError` that names the file and a remedy."""
+    """Turn an error of SQLite into a `StoreError` that names the file and a remedy.
+
+    Raises:
+        StoreUnavailable: The error may pass.
+        StoreError: It does not.
+    """
     try:
         yield
     except sqlite3.Error as error:
@@ -288,7 +303,8 @@ def wrap_sqlite_errors(path: str) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         advice = _ADVICE.get(code, "look at the disk and at what else uses the file")
         # The message of SQLite may hold text of the file: it quotes a schema that it cannot read.
-        raise StoreError(f"{path} cannot be used: {one_line(str(error))}; {advice}") from error
+        kind = StoreUnavailable if code in _MAY_PASS else StoreError
+        raise kind(f"{path} cannot be used: {one_line(str(error))}; {advice}") from error
     except UnicodeDecodeError as error:  # in the quoted schema
         raise StoreError(damage_message(path, "SQLite says why in bytes that are no text")) from error
 
