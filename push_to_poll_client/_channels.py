@@ -93,7 +93,7 @@ class ListenerChannel:
         """Save a text that the listener needs after a restart; `None` deletes it.
 
         Raises:
-            StoreError: The store failed.
+            StoreError: The store failed. One that may recover (`StoreUnavailable`) is waited for.
             ValueError: The text is too long.
         """
         if state is not None and len(state) > MAX_STATE:

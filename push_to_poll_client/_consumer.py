@@ -8,6 +8,7 @@ import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from itertools import chain, count
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -21,7 +22,7 @@ from push_to_poll_client._dead_letters import DeadLetters, SessionDeadLetters
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._handlers import as_handler, batch_of_one
 from push_to_poll_client._hooks import Hooks, SafeHooks
-from push_to_poll_client._lifecycle import OpenSession, Runner, SessionParts
+from push_to_poll_client._lifecycle import OpenSession, Runner, SessionParts, not_recorded, when_available
 from push_to_poll_client._options import (
     LATEST,
     BatchHandler,
@@ -270,7 +271,9 @@ class Consumer:
             CursorExpired: The feed no longer knows the cursor.
             FeedGone: The feed is gone for good.
             ListenerError: A push channel is broken for good.
-            StoreError: The store is, or the name has another owner.
+            StoreUnavailable: The store, for which it waits as long as it runs, did not recover within
+                `shutdown_timeout` after it was to stop; this object commits what is left when it is used again.
+            StoreError: The store is broken for good, or the name has another owner.
             RuntimeError: It runs already.
         """
         runner = Runner(self._channels, shutdown_timeout=self._settings.shutdown_timeout)
@@ -287,9 +290,11 @@ class Consumer:
         try:
             async with AsyncExitStack() as stack:
                 with runner.opening:
-                    await stack.enter_async_context(self)
+                    await when_available(partial(stack.enter_async_context, self), self.name, self._consumer_stats)
                 if not runner.opening.cancelled_caught:
                     await runner.run_until_stopped(self._opened)
+                elif count := self._open_session.uncommitted_count:
+                    raise not_recorded(self._consumer_stats.last_error, count)
         finally:
             if self._runner is runner:
                 self._runner = None
@@ -345,6 +350,8 @@ class Consumer:
             FeedError: The poll failed, for each caller that waited for it. Without `run()` or `async with` a fetch
                 that failed before a cursor can be saved is first tried again, within `timeout`.
             ProcessError: A message failed for good; the cursor stands before it.
+            StoreUnavailable: The store may recover. What it could not save is kept in this object, and committed
+                before anything is processed by the next call.
             StoreError: The store failed, or the name has another owner.
             RuntimeError: Called while processing a message of this consumer: use `wake()` there.
         """
@@ -549,8 +556,11 @@ class Consumer:
         return self._opened.session.state.get(key)
 
     async def _save_state(self, key: str, text: str | None) -> None:
-        async with self._exclusive("save()") as parts:
-            await parts.save_state(key, text)
+        async def save() -> None:
+            async with self._exclusive("save()") as parts:
+                await parts.save_state(key, text)
+
+        await when_available(save, self.name, self._consumer_stats)
 
     def _worth_a_poll(self, hint: Push) -> bool:
         try:

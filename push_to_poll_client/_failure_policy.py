@@ -173,6 +173,11 @@ class Attempts:
         self._write_at = self.now + len(text or "") / MAX_WRITTEN
         return {ATTEMPTS_KEY: text}
 
+    def restore(self, text: str | None) -> None:
+        """Continue with attempts that an earlier session could not commit, as `take_changes()` returned them."""
+        self._attempts = _decode(text or "{}")
+        self.changed = True
+
     def put_back(self) -> None:
         """Leave the changes that were taken to the next commit, since theirs failed."""
         self.changed = True
@@ -284,5 +289,10 @@ async def _resolve(result: Any, before_wait: Callable[[], Awaitable[None]]) -> A
     """Result of a function of the user, awaited if that is a coroutine function."""
     if not inspect.isawaitable(result):
         return result
-    await before_wait()
+    try:
+        await before_wait()
+    except BaseException:
+        if inspect.iscoroutine(result):
+            result.close()  # without this Python warns that it was never awaited
+        raise
     return await result

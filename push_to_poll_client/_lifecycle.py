@@ -9,6 +9,8 @@ import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 from weakref import WeakSet
 
 import anyio
@@ -22,7 +24,14 @@ from push_to_poll_client._event_loop import (
     in_own_task,
     sole_cause,
 )
-from push_to_poll_client._exceptions import CursorExpired, FeedError, FeedGone, ListenerError, PushToPollError
+from push_to_poll_client._exceptions import (
+    CursorExpired,
+    FeedError,
+    FeedGone,
+    ListenerError,
+    PushToPollError,
+    StoreUnavailable,
+)
 from push_to_poll_client._failure_policy import FailureRules
 from push_to_poll_client._fetching import Fetcher, Gaps
 from push_to_poll_client._handlers import in_transaction
@@ -33,7 +42,7 @@ from push_to_poll_client._poller import Poller
 from push_to_poll_client._polls import Polls
 from push_to_poll_client._position import Position, Replay
 from push_to_poll_client._processor import Dedupe, Processor
-from push_to_poll_client._progress import Progress
+from push_to_poll_client._progress import Progress, Uncommitted
 from push_to_poll_client._protocols import Feed, Session, Store, is_transactional
 from push_to_poll_client._retry import Retry, StopSignal
 from push_to_poll_client._schedule import Mode, PollOutcome, Schedule
@@ -43,10 +52,12 @@ from push_to_poll_client._validation import describe
 from push_to_poll_client._wakes import Wakes
 from push_to_poll_client._workers import Workers
 
-__all__ = ["OpenSession", "Runner", "SessionParts"]
+__all__ = ["OpenSession", "Runner", "SessionParts", "not_recorded", "when_available"]
 
 
 logger = logging.getLogger("push_to_poll_client")
+
+T = TypeVar("T")
 
 
 class SessionParts:
@@ -204,6 +215,10 @@ def _wrap_handlers(
     return handler, batch_handler
 
 
+FIRST_STORE_BACKOFF, MAX_STORE_BACKOFF = 0.25, 5.0
+"""Seconds from a failed try to the next one, doubling, where nothing but the store is needed: for a claim, a
+listener's state, the last commit. SQLite waits 5 s for a lock in each try, so these are 6 to 12 tries a minute."""
+
 CLOSE_TIMEOUT = 10.0
 """Seconds for closing a store or a feed: one that hangs must not keep the consumer from stopping."""
 
@@ -211,6 +226,35 @@ _open_sessions: WeakSet["OpenSession"] = WeakSet()
 """Sessions that are open in this process, so that the last one on a feed closes it."""
 
 _open_sessions_lock = threading.Lock()  # event loops run in several threads
+
+
+def not_recorded(error: StoreUnavailable | str | None, count: int) -> StoreUnavailable:
+    """Build the error for processed messages that could not be recorded before the consumer had to stop."""
+    unsaved = StoreUnavailable(
+        f"{error or 'stopped before the store was open'}; {count} processed messages are not recorded: this "
+        "consumer object does that first when it is used again; without it they are processed again"
+    )
+    unsaved.__cause__ = error if isinstance(error, StoreUnavailable) else None
+    return unsaved
+
+
+async def when_available(function: Callable[[], Awaitable[T]], name: str, stats: ConsumerStats) -> T:
+    """Call the function again, with backoff, as long as the store is unavailable.
+
+    Args:
+        function: Needs the store; what else it raises is raised.
+        name: The consumer's name, for the log.
+        stats: Told of the errors.
+    """
+    delay = FIRST_STORE_BACKOFF
+    while True:
+        try:
+            return await function()
+        except StoreUnavailable as error:
+            stats.last_error = describe(error)
+            logger.warning("%s: the store is unavailable, next try in %.1f s: %s", name, delay, describe(error))
+        await anyio.sleep(delay)
+        delay = min(2 * delay, MAX_STORE_BACKOFF)
 
 
 class OpenSession:
@@ -253,6 +297,12 @@ class OpenSession:
         self._lock = anyio.Lock()
         self._users = self._keepers = self._lost_users = 0
         self._lost_session: Session | None = None
+        self._uncommitted: Uncommitted | None = None  # by the last session, until the next one restores it
+
+    @property
+    def uncommitted_count(self) -> int:
+        """Number of settled messages that the last session could not commit, while the session is closed."""
+        return 0 if self._uncommitted is None else len(self._uncommitted.commit["records"])
 
     @property
     def is_kept(self) -> bool:
@@ -299,6 +349,7 @@ class OpenSession:
         if self._schedule.mode(loop.time()) in {Mode.POLLING, Mode.WAITING}:
             self._schedule.poll_ended(loop.time(), PollOutcome.ABANDONED)
         if self.parts is not None:
+            self._uncommitted = self.parts.progress.uncommitted()
             self._lost_session, self.parts = self.parts.session, None
             self._leave_feed()
 
@@ -326,7 +377,18 @@ class OpenSession:
         except BaseException:
             self._leave_feed()
             raise
+        self._restore_uncommitted(parts.progress)
         self.parts = parts
+
+    def _restore_uncommitted(self, progress: Progress) -> None:
+        uncommitted, self._uncommitted = self._uncommitted, None
+        if uncommitted is not None and not progress.restore(uncommitted):
+            logger.warning(
+                "%s: another consumer has used the name since a commit failed, so what that commit could not save "
+                "is given up: %d processed messages, of which the other consumer may have processed some again",
+                self._name,
+                len(uncommitted.commit["records"]),
+            )
 
     async def leave(self, *, keep: bool) -> None:
         """Remove a user, added with the same `keep`, and close the session after the last one."""
@@ -341,6 +403,7 @@ class OpenSession:
             if not self._users and self.parts is not None:
                 self._wakes.close()
                 parts, self.parts = self.parts, None
+                self._uncommitted = parts.progress.uncommitted()
                 await self._close(parts.session.release)
                 if self._leave_feed():
                     await self._close(getattr(self._feed, "aclose", None))
@@ -382,6 +445,7 @@ class Runner:
         self._stopped = anyio.Event()
         self._stop = StopSignal()
         self._fatal: BaseException | None = None
+        self._store_error: StoreUnavailable | None = None
         self._is_cancelled: Callable[[], bool] = lambda: False
 
     def stop(self) -> None:
@@ -411,11 +475,12 @@ class Runner:
         if self._stop.requested:  # while the session was opened
             return
         parts.polls.begin()
+        deadline = -math.inf
         try:
             async with anyio.create_task_group() as tasks:
                 for channel in self._channels:
                     tasks.start_soon(self._listen, channel)
-                tasks.start_soon(self._poll, parts.polls)
+                tasks.start_soon(self._poll, parts)
                 try:
                     await self._stopped.wait()
                 finally:
@@ -426,14 +491,35 @@ class Runner:
                     parts.progress.finish_by(deadline)
                 tasks.cancel_scope.cancel()
         finally:
+            if parts.progress.has_uncommitted:
+                await in_own_task(partial(self._commit_by, deadline, parts.progress))
             parts.progress.finish_by(math.inf)
         if self._fatal is not None:
             raise self._fatal
 
-    async def _poll(self, polls: Polls) -> None:
+    async def _commit_by(self, deadline: float, progress: Progress) -> None:
+        """Try until the deadline to commit what a store that was unavailable has refused so far."""
+        delay = FIRST_STORE_BACKOFF
+        while progress.has_uncommitted:
+            left = deadline - anyio.current_time()
+            if self._store_error is not None and left <= 0:
+                self._stop_with_error(not_recorded(self._store_error, progress.uncommitted_count))
+                return
+            try:
+                await progress.flush()
+            except StoreUnavailable as error:
+                self._store_error = error
+                await anyio.sleep(min(delay, max(left, 0.0)))
+                delay = min(2 * delay, MAX_STORE_BACKOFF)
+            except Exception as error:  # noqa: BLE001  # waiting does not help
+                self._stop_with_error(error)
+                return
+
+    async def _poll(self, parts: SessionParts) -> None:
+        polls = parts.polls
         try:
             while not self._stop.requested:
-                await self._poll_once(polls)
+                await self._poll_once(parts)
                 if polls.closed:
                     logger.info("the feed has ended and all of it is settled: run() returns")
                     self._stop.requested = True
@@ -447,7 +533,8 @@ class Runner:
         except BaseException as error:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
             self._stop_with_error(error)
 
-    async def _poll_once(self, polls: Polls) -> None:
+    async def _poll_once(self, parts: SessionParts) -> None:
+        polls = parts.polls
         try:
             await polls.poll_when_due(self._stop)
         except (CursorExpired, FeedGone):
@@ -455,6 +542,17 @@ class Runner:
         except FeedError as error:
             logger.warning("poll failed, next in %.1f s: %s", polls.delay, describe(error))
             logger.debug("it failed here", exc_info=error)
+        except StoreUnavailable as error:
+            self._store_error = error
+            if self._stop.requested:  # `_commit_by` tries again
+                return
+            logger.warning(
+                "the store is unavailable, next try in %.1f s; nothing is processed until %d processed messages "
+                "are recorded: %s",
+                polls.delay,
+                parts.progress.uncommitted_count,
+                describe(error),
+            )
 
     async def _listen(self, channel: ListenerChannel) -> None:
         channel.started()

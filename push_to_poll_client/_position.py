@@ -240,6 +240,7 @@ class Replay:
             ProcessError: A message failed for good. The messages before it are recorded.
             StoreError: The store failed.
         """
+        await self._progress.flush()  # what an earlier call could not commit
         latest: Cursor | None = None
         if LATEST in {start, end}:
             await self._fetcher.wait_until_allowed()

@@ -3,9 +3,12 @@
 There is one commit at a time. Records that arrive while it runs go into the next one, as databases do it (group
 commit): the faster the messages come and the slower the disk is, the more messages share a commit.
 
-A commit that fails loses nothing: its records are put back, and the next flush tries again. A transactional
-session is the exception. Its store has undone the effects of the handler too, so these messages are processed
-again, and their records are dropped (G8).
+A commit that fails loses nothing: its records are put back, and the next flush tries again. Each poll begins with
+a flush, so nothing more is processed until the commit succeeds. If the session ends before that, `uncommitted` is
+kept by the consumer, and the next session begins with `restore`.
+
+A transactional session is the exception. Its store has undone the effects of the handler too, so these messages
+are processed again, and their records are dropped (G8).
 
 A commit ends although its caller is cancelled, unless it takes longer than the consumer may take to stop.
 
@@ -16,19 +19,20 @@ and in `_work_queue.py`, where several are processed at a time.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final, TypedDict
 
 import anyio
 from anyio.abc import TaskGroup
 
 from push_to_poll_client._event_loop import TimeOfDay, in_own_task
-from push_to_poll_client._exceptions import StoreError
+from push_to_poll_client._exceptions import StoreUnavailable
 from push_to_poll_client._failure_policy import Attempts
 from push_to_poll_client._protocols import Session, is_transactional
 from push_to_poll_client._status import ConsumerStats
-from push_to_poll_client._types import Clock, Cursor, DeadLetter, Record
+from push_to_poll_client._types import Clock, Cursor, DeadLetter, Record, SavedCursor
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "Uncommitted"]
 
 
 MAX_PENDING = 50_000
@@ -39,7 +43,7 @@ MIN_COMMIT_TIMEOUT: Final = 5.0
 """Seconds that a commit gets in any case while the consumer stops: it may be of a message that ended late."""
 
 
-class _Uncommitted(TypedDict):
+class CommitArguments(TypedDict):
     """The arguments of one commit."""
 
     cursor: Cursor | None
@@ -47,6 +51,20 @@ class _Uncommitted(TypedDict):
     dead_letters: Sequence[DeadLetter]
     state: Mapping[str, str | None]
     read_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Uncommitted:
+    """What a session has settled and could not commit.
+
+    Attributes:
+        history: The saved cursors of the session. If they are others in the next session, another consumer has
+            used the name meanwhile, and the cursor and the records may be of no use any more.
+        commit: The arguments of the commit that is due.
+    """
+
+    history: Sequence[SavedCursor]
+    commit: CommitArguments
 
 
 class Progress:
@@ -93,6 +111,7 @@ class Progress:
         self._flush_interval = flush_interval
         self._shutdown_timeout = shutdown_timeout
         self._clock = clock
+        self._taken: CommitArguments | None = None  # by the commit that runs
         self._taken_count = 0
         self._pending_keys = set[str]()
         self._committing_keys = set[str]()
@@ -165,6 +184,35 @@ class Progress:
         self._stop_deadline = deadline
         self._limit_commit()
 
+    @property
+    def uncommitted_count(self) -> int:
+        """Number of settled messages that are not committed yet."""
+        return len(self.pending) + (0 if self._taken is None else len(self._taken["records"]))
+
+    def uncommitted(self) -> Uncommitted | None:
+        """Take what was not committed when the session ends; `None` if everything was."""
+        if self._transactional:
+            return None
+        if self._taken is not None:  # the event loop ended during a commit
+            self._put_back(self._taken)
+        self.attempts.write_soon()
+        return Uncommitted(tuple(self._session.history), self._take()) if self.has_uncommitted else None
+
+    def restore(self, uncommitted: Uncommitted) -> bool:
+        """Continue with what the last session of this consumer could not commit.
+
+        Returns:
+            False if the name was used by another consumer since: then nothing is restored.
+        """
+        commit = uncommitted.commit
+        if tuple(uncommitted.history) != tuple(self._session.history):
+            return False
+        for text in commit["state"].values():  # at most one: the attempts
+            self.attempts.restore(text)
+        self._put_back(commit)
+        self.read_at = self._clock() - (self.time_of_day.now() - commit["read_at"])
+        return True
+
     def discard_uncommitted(self) -> None:
         """Drop what was settled since the last commit, since its effects were undone (G8)."""
         self.pending.clear()
@@ -203,20 +251,21 @@ class Progress:
     async def _commit_all(self, done: anyio.Event) -> None:
         try:
             with suppress(Exception):  # the next flush tries again, and can raise
-                while self._has_uncommitted:
+                while self.has_uncommitted:
                     await self._commit()
         finally:
             self._committing = None
             done.set()
 
     @property
-    def _has_uncommitted(self) -> bool:
+    def has_uncommitted(self) -> bool:
+        """Whether there is anything to commit that no commit has taken."""
         unsaved = self.cursor not in {None, self.saved}
         return bool(self.pending or self.dead_letters) or unsaved or self.attempts.writable
 
     async def _commit(self, on_cancel: Callable[[], object] = lambda: None) -> None:
         """Commit what is there now; more may arrive meanwhile. A cancellation waits for the commit."""
-        if not self._has_uncommitted and not self._lock.locked():
+        if not self.has_uncommitted and not self._lock.locked():
             self.cursor, self._pending_keys = None, set()
             return
         try:
@@ -227,28 +276,28 @@ class Progress:
 
     async def _commit_in_turn(self) -> None:
         async with self._lock:
-            if not self._has_uncommitted:
+            if not self.has_uncommitted:
                 self.cursor, self._pending_keys = None, set()
                 return
             began = self._clock()
-            taken = self._take()
+            taken = self._taken = self._take()
             try:
                 await self._save(taken)
             except BaseException:
                 self._put_back(taken)
                 raise
             finally:
-                self._committing_keys = set()
+                self._taken, self._committing_keys = None, set()
             self.due = began + self._flush_interval
             self._stats.committed(len(taken["records"]))
 
-    async def _save(self, taken: _Uncommitted) -> None:
+    async def _save(self, taken: CommitArguments) -> None:
         began = self._clock()
         with anyio.CancelScope() as self._commit_scope:
             self._limit_commit()
             await self._session.commit(**taken)
         if self._commit_scope.cancelled_caught:
-            raise StoreError(
+            raise StoreUnavailable(
                 f"a commit of {len(taken['records'])} messages did not end within {self._clock() - began:.1f} s "
                 "and was given up, since the consumer was to stop; what it did not save is processed again; find "
                 "out what keeps the store"
@@ -263,8 +312,8 @@ class Progress:
         deadline = min(self._stop_deadline, self._cancel_deadline)
         self._commit_scope.deadline = max(deadline, self._clock() + MIN_COMMIT_TIMEOUT)
 
-    def _take(self) -> _Uncommitted:
-        taken = _Uncommitted(
+    def _take(self) -> CommitArguments:
+        taken = CommitArguments(
             cursor=None if self.cursor == self.saved else self.cursor,
             records=self.pending.copy(),
             dead_letters=self.dead_letters,
@@ -277,7 +326,7 @@ class Progress:
         self.cursor, self.dead_letters, self._pending_keys = None, [], set()
         return taken
 
-    def _put_back(self, taken: _Uncommitted) -> None:
+    def _put_back(self, taken: CommitArguments) -> None:
         """Leave a failed commit to the next flush."""
         if taken["state"]:
             self.attempts.put_back()

@@ -196,7 +196,8 @@ class Session(Protocol):
 
         Raises:
             OwnershipLost: The name was claimed by somebody else since; nothing was written.
-            StoreError: Nothing was written.
+            StoreUnavailable: Nothing was written, and it may work later: the consumer waits.
+            StoreError: Nothing was written, and waiting does not help: `run()` ends.
         """
         ...
 
@@ -277,6 +278,7 @@ class Store(Protocol):
         Raises:
             StoreBusy: The name has an owner.
             StoreMismatch: The name was used with another feed.
+            StoreUnavailable: The store cannot be opened now; `run()` tries again.
             StoreError: The store cannot be opened.
         """
         ...

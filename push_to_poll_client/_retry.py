@@ -13,7 +13,7 @@ import anyio
 import msgspec
 
 from push_to_poll_client._event_loop import error_for_cancellation, sole_cause
-from push_to_poll_client._exceptions import ProcessError
+from push_to_poll_client._exceptions import ProcessError, StoreError
 from push_to_poll_client._failure_policy import Attempt, FailureDecision, FailureRules
 from push_to_poll_client._handlers import TransactionFailed
 from push_to_poll_client._hooks import Hooks
@@ -212,6 +212,8 @@ class Retry:
         try:
             flush = self._progress.flush
             decision = await self._rules.decide(message, error, attempt, attempts.now, flush)
+        except StoreError:  # of the commit before a coroutine of the user is awaited
+            raise
         except Exception as policy_error:  # noqa: BLE001  # the user's function can raise anything
             raise _stop_error(
                 key, message, f"{describe(error)}; its policy failed: {describe(policy_error)}"

@@ -9,6 +9,7 @@ from push_to_poll_client import SQLiteStore, StoreError
 from push_to_poll_client.testing import FakeFeed
 from tests.support.consumers import Log
 from tests.support.forms import GUARD
+from tests.support.refusing_store import RefusingStore
 
 pytestmark = pytest.mark.anyio
 
@@ -137,6 +138,20 @@ async def test_a_failed_save_of_listener_state_raises_store_error_in_the_listene
     with pytest.raises(StoreError, match="full"):
         await channel.save("x")
     assert channel.state is None
+
+
+async def test_a_save_of_listener_state_waits_for_a_store_that_is_unavailable(running, caplog):
+    keeps, store = Keeps(), RefusingStore()
+    running(Log(FakeFeed(), store=store, listeners=[keeps]))
+    channel = await keeps.there()
+    store.refuses = {"commit"}
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(channel.save, "x")
+        await anyio.sleep(60.0)
+        assert channel.state is None
+        store.refuses.clear()
+    assert channel.state == "x"
+    assert "the store is unavailable, next try in 5.0 s: StoreUnavailable: disk full" in caplog.text
 
 
 async def test_status_shows_the_time_until_which_a_listener_is_registered(running):

@@ -38,6 +38,7 @@ from push_to_poll_client import (
     StoreBusy,
     StoreError,
     StoreMismatch,
+    StoreUnavailable,
     Throttled,
     UndecodableMessage,
 )
@@ -45,6 +46,7 @@ from push_to_poll_client.testing._fake_feed import FakeFeed
 from push_to_poll_client.testing._manual_listener import ManualListener
 from push_to_poll_client.testing._virtual_time import virtual_time
 from tests.support.consumers import Log, times
+from tests.support.refusing_store import RefusingStore
 
 pytestmark = pytest.mark.anyio
 
@@ -1266,3 +1268,58 @@ async def test_a_failed_poll_is_logged_once_with_the_delay_until_the_next_one(ru
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "poll failed, next in" in record.getMessage()
     assert "FeedError: down" in record.getMessage()
+
+
+async def test_run_waits_for_a_store_that_cannot_be_opened(caplog):
+    feed, store = FakeFeed(), RefusingStore("claim")
+    feed.publish(2)
+    consumer = Log(feed, store=store)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await anyio.sleep(60.0)
+        assert consumer.status().last_error == "StoreUnavailable: disk full"
+        assert 12 < len(store.refused) < 20
+        store.refuses.clear()
+        await consumer.until(2)
+        consumer.stop()
+    assert "the store is unavailable, next try in 5.0 s: StoreUnavailable: disk full" in caplog.text
+
+
+async def test_run_that_waits_for_a_store_can_be_stopped():
+    consumer = Log(FakeFeed(), store=RefusingStore("claim"))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await anyio.sleep(60.0)
+        consumer.stop()
+
+
+async def test_run_that_waits_for_a_store_and_is_stopped_says_what_is_not_recorded():
+    feed, store = FakeFeed(), RefusingStore("commit")
+    feed.publish(2)
+    consumer = Log(feed, store=store)
+    with pytest.raises(StoreUnavailable):
+        await consumer.poll_now()
+    store.refuses = {"claim"}
+    async with anyio.create_task_group() as tasks:
+
+        async def run():
+            with pytest.raises(StoreUnavailable, match="disk full; 2 processed messages are not recorded"):
+                await consumer.run()
+
+        tasks.start_soon(run)
+        await anyio.sleep(60.0)
+        consumer.stop()
+    store.refuses.clear()
+    await consumer.poll_now(timeout=None)
+    assert consumer.processed == ["1", "2"]
+
+
+async def test_a_replay_commits_first_what_an_earlier_call_could_not(virtual_day):
+    feed, store = FakeFeed(), RefusingStore("commit")
+    feed.publish(2)
+    consumer = Log(feed, store=store)
+    with pytest.raises(StoreUnavailable):
+        await consumer.poll_now()
+    with pytest.raises(StoreUnavailable):
+        await consumer.replay("inception")
+    assert consumer.processed == ["1", "2"]

@@ -26,12 +26,14 @@ from push_to_poll_client import (
     SkipMessage,
     StopConsumer,
     StoreError,
+    StoreUnavailable,
     UndecodableMessage,
 )
 from push_to_poll_client._event_loop import TimeOfDay
 from push_to_poll_client._failure_policy import Attempts
 from push_to_poll_client.testing import FakeFeed
 from tests.support.consumers import Log, polls_on
+from tests.support.refusing_store import RefusingStore
 
 pytestmark = pytest.mark.anyio
 
@@ -206,6 +208,31 @@ async def test_an_invalid_wait_of_a_retry_strategy_stops_the_consumer_with_both_
         await consumer.poll_now()
     assert isinstance(caught.value.__cause__, ValueError)
     assert consumer.processed == ["a"]
+
+
+async def test_a_store_that_refuses_before_a_policy_is_awaited_is_not_a_failure_of_the_policy():
+    async def skip(message, error):
+        return "skip"
+
+    store = RefusingStore("commit")
+    consumer = Fails(feed_of("a", "bad"), store=store, failing=["bad"], retry=None, on_failure=skip)
+    with pytest.raises(StoreUnavailable):
+        await consumer.poll_now()
+    store.refuses.clear()
+    await consumer.poll_now(timeout=None)
+    assert store.commits[:2] == [["a"], ["bad"]]
+    assert consumer.status().counters.skipped == 1
+
+
+async def test_attempts_that_could_not_be_committed_are_counted_in_the_next_session(virtual_day):
+    store = RefusingStore("commit")
+    consumer = Fails(feed_of("bad"), store=store, failing=["bad"], retry=TWICE, on_failure="dead_letter")
+    with pytest.raises(StoreUnavailable):
+        await consumer.poll_now()
+    store.refuses.clear()
+    await consumer.poll_now(timeout=None)
+    assert len(consumer.attempts) == 2
+    assert (await consumer.dead_letters.get("bad")).attempts == 2
 
 
 # What then

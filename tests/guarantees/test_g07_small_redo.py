@@ -1,16 +1,18 @@
 """G7, small redo: a crash repeats only the last `flush_interval` of work and the messages in flight."""
 
 import asyncio
+import re
 import threading
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from push_to_poll_client import Consumer, MemoryStore, SQLiteStore
+from push_to_poll_client import Consumer, MemoryStore, Mode, SQLiteStore, StoreError, StoreUnavailable
 from push_to_poll_client.testing._fake_feed import FakeFeed
 from tests.support.consumers import Log
 from tests.support.forms import GUARD
+from tests.support.refusing_store import RefusingStore
 
 pytestmark = pytest.mark.anyio
 
@@ -166,3 +168,160 @@ async def test_g7_a_plain_handler_that_outlasts_a_timeout_of_asyncio_is_recorded
     await anyio.sleep(0.01)  # no cancellation is left
     assert consumer.processed == ["1"]
     assert await consumer.left_to_do() == ["2", "3"][: count - 1]
+
+
+async def test_g7_a_store_that_refuses_a_commit_is_waited_for_and_nothing_new_is_processed(caplog):
+    feed, store = FakeFeed(page_size=5), RefusingStore()
+    feed.publish(10)
+    consumer = Log(feed, store=store, takes=0.02)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        await consumer.until(1)
+        store.refuses = {"commit"}
+        await anyio.sleep(1000.0)
+        settled = len(consumer.processed)
+        assert settled < 5  # the first flush that failed ended the poll
+        assert len(store.refused) > 10
+        assert consumer.status().mode is Mode.BACKOFF
+        assert "disk full" in consumer.status().last_error
+        line = rf"the store is unavailable, next try in .* s; nothing is processed until {settled} processed"
+        assert re.search(line, caplog.text)
+        store.refuses.clear()
+        await consumer.until(10)
+        consumer.stop()
+    assert consumer.processed == [str(n) for n in range(1, 11)]
+
+
+@pytest.mark.parametrize("read_ahead", [False, True])
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_g7_no_message_is_processed_twice_while_the_store_refuses(concurrency, read_ahead):
+    feed, store = FakeFeed(page_size=5, read_ahead=read_ahead), RefusingStore()
+    feed.publish(60)
+    consumer = Log(feed, store=store, takes=0.03, concurrency=concurrency, key=lambda message: int(message.id) % 7)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consumer.run)
+        for count in range(1, 60, 7):
+            await consumer.until(count)
+            store.refuses = {"commit", "unseen"}
+            await anyio.sleep(20.0)
+            store.refuses.clear()
+        await consumer.until(60)
+        consumer.stop()
+    assert sorted(consumer.processed, key=int) == [str(n) for n in range(1, 61)]
+
+
+async def test_g7_what_a_commit_could_not_save_survives_in_the_consumer():
+    """Over several calls of `poll_now()`, each with a session of its own."""
+    feed, store = FakeFeed(), RefusingStore()
+    feed.publish(3)
+    consumer = Log(feed, store=store)
+    await consumer.poll_now()
+    feed.publish(2)
+    store.refuses = {"commit"}
+    for _ in range(3):
+        with pytest.raises(StoreUnavailable, match="disk full"):
+            await consumer.poll_now(timeout=None)
+    store.refuses.clear()
+    result = await consumer.poll_now(timeout=None)
+    assert consumer.processed == ["1", "2", "3", "4", "5"]
+    assert store.commits[-1] == ["4", "5"]
+    assert (result.messages, result.caught_up) == (0, True)
+    assert (await Log(feed, store=store).poll_now()).pages == 1
+
+
+async def test_g7_a_store_that_does_not_recover_ends_run_and_the_next_run_begins_with_what_is_left():
+    feed, store = FakeFeed(), RefusingStore(error=StoreError("the file was replaced"))
+    feed.publish(3)
+    consumer = Log(feed, store=store, takes=1.0)
+    async with anyio.create_task_group() as tasks:
+
+        async def run():
+            with pytest.raises(StoreError, match="replaced"):
+                await consumer.run()
+
+        store.refuses = {"commit"}
+        tasks.start_soon(run)
+    assert consumer.processed == ["1"]
+    store.refuses.clear()
+    await consumer.poll_now()
+    assert consumer.processed == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("ends", ["stop", "cancel"])
+async def test_g7_a_stop_tries_to_commit_for_the_shutdown_timeout_and_then_raises(ends, caplog):
+    feed, store = FakeFeed(), RefusingStore()
+    feed.publish(3)
+    consumer = Log(feed, store=store, takes=1.0, shutdown_timeout=20.0)
+    errors = []
+    async with anyio.create_task_group() as tasks:
+
+        async def run():
+            try:
+                await consumer.run()
+            except StoreUnavailable as error:
+                errors.append(str(error))
+
+        store.refuses = {"commit"}
+        tasks.start_soon(run)
+        await consumer.until(1)
+        await anyio.sleep(100.0)
+        began, tried = anyio.current_time(), len(store.refused)
+        if ends == "stop":
+            consumer.stop()
+        else:
+            tasks.cancel_scope.cancel()
+    assert anyio.current_time() - began == pytest.approx(20.0)
+    assert len(store.refused) - tried >= 6
+    text = "disk full; 1 processed messages are not recorded: this consumer object does that first"
+    assert text in (errors[0] if ends == "stop" else caplog.text)
+    store.refuses.clear()
+    await consumer.poll_now(timeout=None)
+    assert consumer.processed == ["1", "2", "3"]
+
+
+async def test_g7_a_stop_returns_normally_if_the_store_comes_back_in_time():
+    feed, store = FakeFeed(), RefusingStore()
+    feed.publish(3)
+    consumer = Log(feed, store=store, takes=1.0, shutdown_timeout=20.0)
+    async with anyio.create_task_group() as tasks:
+        store.refuses = {"commit"}
+        tasks.start_soon(consumer.run)
+        await consumer.until(1)
+        await anyio.sleep(100.0)
+        consumer.stop()
+        await anyio.sleep(15.0)
+        store.refuses.clear()
+    assert store.commits[-1] == ["1"]
+
+
+async def test_g7_what_is_left_is_given_up_if_another_consumer_has_used_the_name(caplog):
+    """After `forget` its ids may be those of other messages, which must not be taken for duplicates."""
+    feed, store = FakeFeed(), RefusingStore()
+    feed.publish(3)
+    consumer, other = Log(feed, store=store), Log(feed, store=store)
+    store.refuses = {"commit"}
+    with pytest.raises(StoreUnavailable):
+        await consumer.poll_now()
+    store.refuses.clear()
+    await other.rewind("inception", forget=True)
+    await consumer.poll_now(timeout=None)
+    assert consumer.processed == ["1", "2", "3"] * 2
+    assert "another consumer has used the name since a commit failed" in caplog.text
+
+
+def test_g7_what_a_lost_event_loop_has_left_is_committed_in_the_next_one():
+    feed, store = FakeFeed(), RefusingStore("commit")
+    feed.publish(2)
+    consumer = Log(feed, store=store)
+
+    async def lose():
+        await consumer.__aenter__()
+        with pytest.raises(StoreUnavailable):
+            await consumer.poll_now()
+
+    anyio.run(lose)
+    store.refuses.clear()
+    anyio.run(consumer.rewind, feed.after(2))
+    assert consumer.processed == ["1", "2"]
+    assert store.commits == [["1", "2"]]
