@@ -512,7 +512,8 @@ class Runner:
                 await anyio.sleep(min(delay, max(left, 0.0)))
                 delay = min(2 * delay, MAX_STORE_BACKOFF)
             except Exception as error:  # noqa: BLE001  # waiting does not help
-                self._stop_with_error(error)
+                if self._fatal is None:
+                    self._stop_with_error(error)
                 return
 
     async def _poll(self, parts: SessionParts) -> None:

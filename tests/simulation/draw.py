@@ -118,8 +118,10 @@ class _Draw:
 
     def store(self) -> StorePlan:
         store = StorePlan()
-        if self.happens(0.1):
-            store.failing = self.choose([0.01, 0.1])
+        if self.happens(0.2):
+            store.failing, store.for_good = self.choose([0.01, 0.1, 0.4]), self.choose([0.0, 0.0, 0.3])
+        if self.happens(0.15):
+            store.outages = tuple(self.span() for _ in range(self.choose([1, 3])))
         if self.happens(0.12):
             store.slow, store.slow_time = self.choose([0.1, 1.0]), self.choose([0.01, 0.2, 2.0])
         if self.happens(0.03):

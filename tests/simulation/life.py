@@ -17,6 +17,7 @@ from push_to_poll_client import (
     Push,
     SQLiteStore,
     StoreError,
+    StoreUnavailable,
     _event_loop,
 )
 from push_to_poll_client.testing import ManualListener
@@ -215,17 +216,21 @@ class Life:
             self.skew += session.clock_jump
             self.journal.add("clock jumps", by=session.clock_jump)
         until, actions = anyio.current_time() + session.lasts, session.actions
+        consumer: tuple[Consumer, int] | None = None
         while anyio.current_time() < until:
             if session.how == "cron":
                 await self._cron(session, until)
             else:
-                await self._run(session, until, actions)
+                consumer = await self._run(session, until, actions, consumer or self._make_consumer())
             actions = []
             await anyio.sleep(min(2.0, max(until - anyio.current_time(), 0.0)))
+        self.records.begin_anew()
 
-    async def _run(self, session: SessionPlan, until: float, actions: Sequence[Action]) -> None:
-        """Run a consumer until this time, or until it stops by itself."""
-        consumer, client = self._make_consumer()
+    async def _run(
+        self, session: SessionPlan, until: float, actions: Sequence[Action], made: tuple[Consumer, int]
+    ) -> tuple[Consumer, int] | None:
+        """Run a consumer until this time, or until it stops by itself; return it if it is to run again."""
+        consumer, client = made
         ends = "cancel" if session.ends == "native" and self.backend == "trio" else session.ends
         running = Run(consumer, client, ends, self.journal, self._crash)
         async with anyio.create_task_group() as tasks:
@@ -236,11 +241,15 @@ class Life:
             running.start(tasks)
             with anyio.move_on_at(until):
                 await running.ended.wait()
+            if running.ended.is_set() and isinstance(running.error, StoreUnavailable):
+                self.oracle.broken("G7", "run() ends because of a store that may recover", repr(running.error))
             await self._end(running)
             self.current = None
             tasks.cancel_scope.cancel()
-        self.records.end_of_session(graceful=ends != "crash" or running.error is not None)
+        kept = session.same_object and isinstance(running.error, StoreError) and client not in self.records.crashed
+        self.records.end_of_session(graceful=ends != "crash" or running.error is not None, kept=kept)
         await self._after(running.error)
+        return made if kept else None
 
     async def _end(self, running: Run) -> None:
         store = self.plan.store
@@ -274,10 +283,11 @@ class Life:
         while anyio.current_time() < until:
             patience = MAX_PATIENCE if session.patience is None else session.patience
             error = await self.callers.poll_now(consumer, client, waits=session.timeout, patience=patience)
-            self.records.end_of_session(graceful=True)
+            kept = session.same_object and not isinstance(error, CursorExpired)
+            self.records.end_of_session(graceful=True, kept=kept)
             if isinstance(error, CursorExpired):
                 await self._after(error)
-            if isinstance(error, CursorExpired) or not session.same_object:
+            if not kept:
                 consumer, client = self._make_consumer()
             await anyio.sleep(max(0.0, min(session.every, until - anyio.current_time())))
 

@@ -91,9 +91,19 @@ class FeedPlan(Described):
 
 @dataclass
 class StorePlan(Described):
-    """The store: shares of its calls that fail, are slow, or hang for a while, during trouble."""
+    """The store: shares of its calls that fail, are slow, or hang for a while, during trouble.
+
+    Attributes:
+        failing: Share of the calls that fail.
+        for_good: Share of these failures that the store does not call passing.
+        slow: Share of the calls that take `slow_time`, in seconds.
+        hanging: Share of the calls that take `hanging_time`, in seconds.
+        outages: When all calls fail, in seconds from the start.
+    """
 
     failing: float = 0.0
+    for_good: float = 0.0
+    outages: tuple[tuple[float, float], ...] = ()
     slow: float = 0.0
     slow_time: float = 0.0
     hanging: float = 0.0

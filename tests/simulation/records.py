@@ -34,6 +34,7 @@ class Records(Watcher):
         self.begun: dict[int, float] = {}
         self.forgiven: set[str] = set()
         self.trouble_since_commit = False
+        self.refused_at: float | None = None
         self.rewinding = 0
         self.expired_seen = False
         self.cursor: str | None = None
@@ -75,7 +76,9 @@ class Records(Watcher):
     on_info = on_log
 
     def check_named(self, status: Status) -> None:
-        """Judge whether the first message that is not settled is named, if it has failed (G9)."""
+        """Judge whether what keeps the consumer from the end is named (G9, G13)."""
+        if self.refused_at is not None and "disk full" not in (status.last_error or ""):
+            self.oracle.broken("G13", "a store that refuses is not named in status", status.last_error or "")
         entries = (entry for entry in self.server.entries[self.base :] if entry.id in self.delivered)
         first = next((entry.id for entry in entries if entry.id not in self.recorded), None)
         if first not in self.may_wait or first in self.unrecorded:
@@ -93,6 +96,11 @@ class Records(Watcher):
         self.begun[event.facts["call"]] = event.at
         if event.facts["who"] in {"replay", "dead letters"}:
             return
+        # A commit in the background may have failed, which the next one notices, `flush_interval` later at most.
+        if self.refused_at is not None and event.at > self.refused_at + self.plan.consumer.flush_interval + 1e-6:
+            self.oracle.broken(
+                "G7", "a message is processed while others wait for a store that refuses", str(event.facts["ids"])
+            )
         for name in event.facts["ids"]:
             if name in self.recorded and name not in self.dead:
                 self.oracle.broken("G6", "a message is processed again that was recorded", f"message {name}")
@@ -120,6 +128,8 @@ class Records(Watcher):
     def on_store_fails(self, event: Event) -> None:
         self.delivered.clear()
         self.trouble_since_commit = True
+        if event.facts.get("records") and self.refused_at is None:
+            self.refused_at = event.at
 
     def on_commit(self, event: Event) -> None:
         facts = event.facts
@@ -130,7 +140,7 @@ class Records(Watcher):
         if facts["cursor"] is not None:
             self._save(facts["cursor"], event.at)
         if facts["records"]:
-            self.trouble_since_commit = False
+            self.trouble_since_commit, self.refused_at = False, None
 
     def _record(self, record: Record) -> None:
         key = record.key
@@ -204,8 +214,14 @@ class Records(Watcher):
 
     # Ends
 
-    def end_of_session(self, *, graceful: bool) -> None:
-        """Judge what a session leaves, which had the time to record everything if it is `graceful`."""
+    def end_of_session(self, *, graceful: bool, kept: bool = False) -> None:
+        """Judge what a session leaves.
+
+        Args:
+            graceful: Whether it had the time to record everything.
+            kept: Whether its consumer object is used again: then nothing is processed again that could not be
+                recorded.
+        """
         left = {name: times for name, times in self.unrecorded.items() if name not in self.forgiven}
         if left and not self.trouble_since_commit:
             if graceful:
@@ -218,7 +234,13 @@ class Records(Watcher):
                 self.oracle.broken(
                     "G7", "too much is to be done again after a crash", f"{sum(spans):.3f} s of work"
                 )
+        if not kept:
+            self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Forgive that a new consumer object does again what the last one could not record."""
         self.forgiven.update(self.unrecorded)
+        self.refused_at = None
 
     def check_at_rest(self, status: Status) -> None:
         """Judge what a consumer says when everything is settled."""

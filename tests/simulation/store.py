@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from push_to_poll_client import DeadLetter, Record, Session, Store, StoreError
+from push_to_poll_client import DeadLetter, Record, Session, Store, StoreError, StoreUnavailable
 from tests.simulation.journal import Journal
 from tests.simulation.plan import StorePlan
 
@@ -44,6 +44,7 @@ class SimulatedStore:
         self.inner = inner
         self.plan = plan
         self.journal = journal
+        self._began = journal.clock()
         self._chance = Random(f"store {seed}")  # noqa: S311  # not for secrets
 
     async def claim(self, name: str, *, feed: str) -> "SimulatedSession":
@@ -55,19 +56,25 @@ class SimulatedStore:
         self.journal.add("claimed", client, cursor=session.cursor, token=session.token)
         return self.owner
 
-    async def call(self, what: str, client: int) -> None:
-        """Meet the trouble of one call."""
+    async def call(self, what: str, client: int, *, records: int = 0) -> None:
+        """Meet the trouble of one call.
+
+        Args:
+            what: Name of the call.
+            client: Number of the consumer object that calls.
+            records: How many messages it would record.
+        """
         plan, chance = self.plan, self._chance
         if client in self.dead:
             raise StoreError("crashed")
-        if not self.troubled or not (plan.failing or plan.slow or plan.hanging):
+        if not self.troubled or not (plan.failing or plan.slow or plan.hanging or plan.outages):
             return
         takes = 0.0
         if chance.random() < plan.hanging:
             takes = plan.hanging_time
         elif chance.random() < plan.slow:
             takes = plan.slow_time
-        fails = chance.random() < plan.failing
+        fails, for_good = chance.random() < plan.failing, chance.random() < plan.for_good
         if takes:
             self.journal.add("store begins", client, what=what, takes=takes)
             cut = True
@@ -77,12 +84,16 @@ class SimulatedStore:
             finally:
                 self.journal.add("store ends", client, what=what)
                 if cut:
-                    self.journal.add("store fails", client, what=what)
+                    self.journal.add("store fails", client, what=what, records=records or None)
         if client in self.dead:
             raise StoreError("crashed")
-        if fails:
-            self.journal.add("store fails", client, what=what)
-            raise StoreError(f"{what} failed: disk full")
+        if fails and for_good:
+            self.journal.add("store fails", client, what=what, records=records or None, for_good=True)
+            raise StoreError(f"{what} failed: damaged")
+        now = self.journal.clock() - self._began
+        if fails or any(begin <= now < end for begin, end in plan.outages):
+            self.journal.add("store fails", client, what=what, records=records or None)
+            raise StoreUnavailable(f"{what} failed: disk full")
 
 
 class SimulatedSession:
@@ -107,6 +118,7 @@ class SimulatedSession:
 
     async def fingerprints(self, keys: Sequence[str], /) -> Mapping[str, int]:
         """See `Session.fingerprints`."""
+        await self._store.call("fingerprints", self._client)
         return await self._session.fingerprints(keys)
 
     async def commit(
@@ -119,7 +131,7 @@ class SimulatedSession:
         read_at: float | None = None,
     ) -> None:
         """See `Session.commit`."""
-        await self._store.call("commit", self._client)
+        await self._store.call("commit", self._client, records=len(records))
         more: dict[str, Any] = {} if read_at is None else {"read_at": read_at}
         await self._session.commit(cursor=cursor, records=records, dead_letters=dead_letters, state=state, **more)
         self._store.journal.add(
@@ -143,10 +155,12 @@ class SimulatedSession:
 
     async def dead_letters(self, *, after: DeadLetter | None = None, marked: bool = False) -> Sequence[DeadLetter]:
         """See `Session.dead_letters`."""
+        await self._store.call("dead_letters", self._client)
         return await self._session.dead_letters(after=after, marked=marked)
 
     async def dead_letter(self, key: str, /) -> DeadLetter | None:
         """See `Session.dead_letter`."""
+        await self._store.call("dead_letter", self._client)
         return await self._session.dead_letter(key)
 
     async def release(self) -> None:

@@ -152,6 +152,14 @@ class Timing(Watcher):
     def on_store_ends(self, event: Event) -> None:
         self._end(f"store {event.facts['what']}", event.at)
 
+    def on_store_fails(self, event: Event) -> None:
+        # The poll fails, unless the commit was one in the background; without a request it has taken a token.
+        self._poll_failed(event.at)
+        if not self.in_progress:
+            self.idle_since = event.at
+        self.covered, self.last_start = False, event.at
+        self.failed = self.may_begin_again = True
+
     def on_clock_jumps(self, event: Event) -> None:
         self.set_back = self.set_back or event.facts["by"] < 0
         if self.set_back and self.longest_wait:
