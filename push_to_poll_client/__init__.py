@@ -3,7 +3,7 @@
 A push says when to ask, the poll says what, each message is processed once. Imports run one way: each of
 these modules may import only those above it and those to its left.
 
-    _event_loop, _validation, _json                 event loops, checks of arguments, JSON
+    _event_loop, _validation, _json, _log           event loops, checks of arguments, JSON, log lines
     _exceptions, _types, _protocols                 what all parts share
     _http/                                          HTTP, once, for feeds and listeners
     _schedule, _wakes                               when to poll

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Listener
 from push_to_poll_client._status import ListenerStatus
 from push_to_poll_client._types import Push
@@ -14,7 +15,7 @@ from push_to_poll_client._validation import describe
 __all__ = ["ListenerChannel"]
 
 
-logger = logging.getLogger("push_to_poll_client")
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_STATE = 16_384
 """Characters of state that a listener may save: a subscription takes a few hundred."""

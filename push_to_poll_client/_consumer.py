@@ -23,6 +23,7 @@ from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._handlers import as_handler, batch_of_one
 from push_to_poll_client._hooks import Hooks, SafeHooks
 from push_to_poll_client._lifecycle import OpenSession, Runner, SessionParts, not_recorded, when_available
+from push_to_poll_client._log import ConsumerLog, log_as
 from push_to_poll_client._options import (
     LATEST,
     BatchHandler,
@@ -48,7 +49,7 @@ from push_to_poll_client._wakes import Wakes
 
 __all__ = ["Consumer"]
 
-logger = logging.getLogger("push_to_poll_client")
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 DEFAULT_RETRY: Final = AsyncRetrying(
     stop=stop_after_attempt(5), wait=wait_exponential(multiplier=0.5, max=30) + wait_random(0, 0.5)
@@ -289,8 +290,9 @@ class Consumer:
         self._runner = runner
         try:
             async with AsyncExitStack() as stack:
+                stack.enter_context(log_as(self.name))
                 with runner.opening:
-                    await when_available(partial(stack.enter_async_context, self), self.name, self._consumer_stats)
+                    await when_available(partial(stack.enter_async_context, self), self._consumer_stats)
                 if not runner.opening.cancelled_caught:
                     await runner.run_until_stopped(self._opened)
                 elif count := self._open_session.uncommitted_count:
@@ -472,27 +474,30 @@ class Consumer:
 
     async def __aenter__(self) -> Self:
         """Claim the name and keep it, and the feed's connections, until the last one leaves."""
-        await self._open_session.enter(keep=True)
+        with log_as(self.name):
+            await self._open_session.enter(keep=True)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give back what `__aenter__` took."""
-        await self._leave(error, keep=True)
+        with log_as(self.name):
+            await self._leave(error, keep=True)
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[SessionParts]:
         """Open the session for one call."""
-        await self._open_session.enter(keep=False)
-        error: BaseException | None = None
-        try:
-            yield self._opened
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            await self._leave(error, keep=False)
+        with log_as(self.name):
+            await self._open_session.enter(keep=False)
+            error: BaseException | None = None
+            try:
+                yield self._opened
+            except BaseException as raised:
+                error = raised
+                raise
+            finally:
+                await self._leave(error, keep=False)
 
     async def _leave(self, error: BaseException | None, *, keep: bool) -> None:
         # Python destroys the coroutines of an event loop that was thrown away, and these cannot await anything.
@@ -560,7 +565,7 @@ class Consumer:
             async with self._exclusive("save()") as parts:
                 await parts.save_state(key, text)
 
-        await when_available(save, self.name, self._consumer_stats)
+        await when_available(save, self._consumer_stats)
 
     def _worth_a_poll(self, hint: Push) -> bool:
         try:
@@ -569,7 +574,8 @@ class Consumer:
             # The sender of a push can make it fail at will: only the first failure is a warning.
             level = logging.DEBUG if self._should_poll_failed else logging.WARNING
             self._should_poll_failed = True
-            logger.log(level, "%s: should_poll failed, the push counts: %s", self.name, describe(error))
+            with log_as(self.name):  # the push may come from another consumer's handler
+                logger.log(level, "should_poll failed, the push counts: %s", describe(error))
             return True
 
     def _channel_changed(self, channel: ListenerChannel) -> None:

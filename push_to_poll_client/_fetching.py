@@ -21,6 +21,7 @@ from push_to_poll_client._event_loop import Background, error_for_cancellation, 
 from push_to_poll_client._exceptions import FeedError
 from push_to_poll_client._hooks import Hooks
 from push_to_poll_client._http.errors import error_for_exception
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import check_latest
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Feed, Session
@@ -34,7 +35,7 @@ __all__ = ["Fetcher", "Gaps", "PrefetchedPage", "Prefetcher", "check_ids"]
 
 T = TypeVar("T")
 
-logger = logging.getLogger("push_to_poll_client")
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 _cursor_of, _id_of = attrgetter("cursor"), attrgetter("id")
 

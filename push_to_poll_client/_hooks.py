@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._status import FailingMessage, Gap, PollResult, Resynced
 from push_to_poll_client._types import Fate, Message, RecordState
 from push_to_poll_client._validation import describe
@@ -17,7 +18,7 @@ __all__ = ["Hooks", "SafeHooks", "with_start_hook"]
 
 MessageOrBatch = TypeVar("MessageOrBatch", Message, Sequence[Message])
 
-logger = logging.getLogger("push_to_poll_client")
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 
 class Hooks:

@@ -36,6 +36,7 @@ from push_to_poll_client._failure_policy import FailureRules
 from push_to_poll_client._fetching import Fetcher, Gaps
 from push_to_poll_client._handlers import in_transaction
 from push_to_poll_client._hooks import Hooks, with_start_hook
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import BatchHandler, Handler, ProcessingOptions, ScheduleOptions
 from push_to_poll_client._overlap import Overlap
 from push_to_poll_client._poller import Poller
@@ -55,7 +56,7 @@ from push_to_poll_client._workers import Workers
 __all__ = ["OpenSession", "Runner", "SessionParts", "not_recorded", "when_available"]
 
 
-logger = logging.getLogger("push_to_poll_client")
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 T = TypeVar("T")
 
@@ -238,12 +239,11 @@ def not_recorded(error: StoreUnavailable | str | None, count: int) -> StoreUnava
     return unsaved
 
 
-async def when_available(function: Callable[[], Awaitable[T]], name: str, stats: ConsumerStats) -> T:
+async def when_available(function: Callable[[], Awaitable[T]], stats: ConsumerStats) -> T:
     """Call the function again, with backoff, as long as the store is unavailable.
 
     Args:
         function: Needs the store; what else it raises is raised.
-        name: The consumer's name, for the log.
         stats: Told of the errors.
     """
     delay = FIRST_STORE_BACKOFF
@@ -252,7 +252,7 @@ async def when_available(function: Callable[[], Awaitable[T]], name: str, stats:
             return await function()
         except StoreUnavailable as error:
             stats.last_error = describe(error)
-            logger.warning("%s: the store is unavailable, next try in %.1f s: %s", name, delay, describe(error))
+            logger.warning("the store is unavailable, next try in %.1f s: %s", delay, describe(error))
         await anyio.sleep(delay)
         delay = min(2 * delay, MAX_STORE_BACKOFF)
 
@@ -341,9 +341,7 @@ class OpenSession:
             return
         if not loop.has_ended:
             raise RuntimeError(f"{self._name}: in use in another event loop")
-        logger.warning(
-            "%s: the event loop ended while the consumer was in use; claiming the name again", self._name
-        )
+        logger.warning("the event loop ended while the consumer was in use; claiming the name again")
         self._lost_users, self._users, self._keepers = self._lost_users + self._users, 0, 0
         self._wakes.close()
         if self._schedule.mode(loop.time()) in {Mode.POLLING, Mode.WAITING}:
@@ -384,9 +382,8 @@ class OpenSession:
         uncommitted, self._uncommitted = self._uncommitted, None
         if uncommitted is not None and not progress.restore(uncommitted):
             logger.warning(
-                "%s: another consumer has used the name since a commit failed, so what that commit could not save "
-                "is given up: %d processed messages, of which the other consumer may have processed some again",
-                self._name,
+                "another consumer has used the name since a commit failed, so what that commit could not save is "
+                "given up: %d processed messages, of which the other consumer may have processed some again",
                 len(uncommitted.commit["records"]),
             )
 
@@ -422,7 +419,7 @@ class OpenSession:
             with anyio.fail_after(CLOSE_TIMEOUT):
                 await close()
         except Exception as error:  # noqa: BLE001  # whatever a store or a feed raises
-            logger.warning("%s: could not be closed: %s", self._name, describe(error))
+            logger.warning("could not be closed: %s", describe(error))
 
 
 class Runner:

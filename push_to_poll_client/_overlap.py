@@ -48,6 +48,7 @@ from typing import Final
 
 from push_to_poll_client._event_loop import TimeOfDay
 from push_to_poll_client._exceptions import StoreError
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._status import ConsumerStats
 from push_to_poll_client._types import Clock, Cursor, Page, SavedCursor
@@ -57,7 +58,7 @@ from push_to_poll_client._work_queue import WorkItem
 __all__ = ["Overlap", "Place", "PollWalk"]
 
 
-logger = logging.getLogger("push_to_poll_client")
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 
 class Place(enum.Enum):

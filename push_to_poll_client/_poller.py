@@ -16,6 +16,7 @@ from push_to_poll_client._dead_letters import SessionDeadLetters
 from push_to_poll_client._event_loop import Background
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, FeedError, FeedGone, FeedRefused
 from push_to_poll_client._fetching import Fetcher, Gaps, Prefetcher
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._overlap import Overlap, Place, PollWalk
 from push_to_poll_client._position import Position
 from push_to_poll_client._processor import Processor
@@ -29,7 +30,7 @@ from push_to_poll_client._validation import describe, quoted
 __all__ = ["Poller"]
 
 
-logger = logging.getLogger("push_to_poll_client")
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_RESTARTS = 3
 """How often a poll starts a walk again because the pages changed or a page token expired. If that happens more

@@ -21,6 +21,7 @@ from push_to_poll_client._event_loop import error_for_cancellation
 from push_to_poll_client._exceptions import FeedError, FeedRefused, PushToPollError, Throttled
 from push_to_poll_client._fetching import Fetcher
 from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._poller import Poller
 from push_to_poll_client._processor import Processor
 from push_to_poll_client._protocols import Session
@@ -33,7 +34,7 @@ from push_to_poll_client._validation import describe
 __all__ = ["Polls"]
 
 
-logger = logging.getLogger("push_to_poll_client")
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 BYPASS_CACHE_CAUSES = {Cause.WAKE, Cause.REPOLL, Cause.MANUAL}
 """Causes that say that there is something new; a cache might not know it yet."""

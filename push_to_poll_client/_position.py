@@ -18,6 +18,7 @@ from push_to_poll_client._exceptions import CursorExpired, FeedError
 from push_to_poll_client._failure_policy import ATTEMPTS_KEY
 from push_to_poll_client._fetching import Fetcher, Gaps
 from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import INCEPTION, LATEST, OnCursorExpired, Resync, ResyncFunction
 from push_to_poll_client._overlap import Overlap
 from push_to_poll_client._processor import Dedupe
@@ -32,7 +33,7 @@ from push_to_poll_client._work_queue import WorkItem
 __all__ = ["MOVED_STATE", "Position", "Replay", "saved_before"]
 
 
-logger = logging.getLogger("push_to_poll_client")
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 STARTED_STATE = {"started": "yes"}
 """Session state of a name that has begun: `start=` does not apply to it any more."""

@@ -17,6 +17,7 @@ from push_to_poll_client._exceptions import ProcessError, StoreError
 from push_to_poll_client._failure_policy import Attempt, FailureDecision, FailureRules
 from push_to_poll_client._handlers import TransactionFailed
 from push_to_poll_client._hooks import Hooks
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._options import Handler
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._status import MAX_SHOWN_FAILING, ConsumerStats, FailingMessage
@@ -26,7 +27,7 @@ from push_to_poll_client._validation import describe, quoted
 __all__ = ["Postponed", "Retry", "StopSignal", "failure_of_message", "make_dead_letter"]
 
 
-logger = logging.getLogger("push_to_poll_client")
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_WAIT_IN_POLL: Final = 1.0
 """Seconds. A longer wait, or several that add up to more, ends the poll, so that the lease, the shutdown, the

@@ -20,6 +20,7 @@ import anyio
 import httpx
 
 from push_to_poll_client._exceptions import FeedError
+from push_to_poll_client._log import ConsumerLog
 
 __all__ = [
     "MAX_REMEMBERED_REDIRECTS",
@@ -293,7 +294,7 @@ MAX_AGE = 3600.0
 """Seconds until the old URL is asked again, 24 requests a day. A maintenance page with a permanent redirect and
 the status 200 is over by then."""
 
-_logger = logging.getLogger("push_to_poll_client")
+_logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 
 class Redirects:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import describe, one_line
 from push_to_poll_client.cli import _dead_letters, _rewind, _status, _tail, demo
 from push_to_poll_client.cli._output import EscapingFormatter, Exit, UsageError, exit_code_for, flush_stdout
@@ -14,7 +15,7 @@ from push_to_poll_client.cli._parser import Commands, Parser
 
 __all__ = ["main"]
 
-logger = logging.getLogger("push_to_poll_client")
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,5 +65,5 @@ def _log_to_stderr(verbose: int) -> None:
     """Log this library only: the logs of other libraries may have URLs with secrets."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.handlers[:] = [handler]
+    logger.logger.handlers[:] = [handler]
     logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])

@@ -18,12 +18,13 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from push_to_poll_client._exceptions import ListenerError
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client.listeners.webhook import WebhookListener
 
 __all__ = ["ServedWebhook", "parse_address", "serve_in_background"]
 
 
-logger = logging.getLogger("push_to_poll_client")
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_CONNECTIONS = 1_000
 """Open at a time; one more gets a 503. A request head may take 64 KiB, so all together take 64 MiB at most."""

@@ -14,6 +14,7 @@ import anyio
 
 from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._http.origins import without_secrets
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.durable_streams._subscription import (
@@ -33,7 +34,7 @@ from push_to_poll_client.listeners.subscriptions._manager import SubscriptionMan
 __all__ = ["PullWakeListener"]
 
 
-_log_of_subscriptions = logging.getLogger("push_to_poll_client.listeners.subscriptions")
+_log_of_subscriptions = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
 
 
 class PullWakeListener:

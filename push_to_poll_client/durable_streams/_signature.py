@@ -20,6 +20,7 @@ import msgspec
 from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._json import decode
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._failures import http_failure_of
 from push_to_poll_client.listeners._requests import (
@@ -55,7 +56,7 @@ MAX_NAME = 256
 TIMEOUT = 5.0
 """Seconds for the response with the set; a request to the webhook is held up for no longer."""
 
-_log = logging.getLogger("push_to_poll_client.durable_streams")
+_log = ConsumerLog(logging.getLogger("push_to_poll_client.durable_streams"))
 
 _match_max_age = re.compile(r"(?:^|[ \t,])max-age=\"?([0-9]{1,9})(?![0-9])", re.IGNORECASE).search
 _match_x = re.compile(r"[A-Za-z0-9_-]{43}").fullmatch  # 32 bytes in base64url without padding (RFC 7515 §2)

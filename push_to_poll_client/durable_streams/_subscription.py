@@ -25,6 +25,7 @@ from push_to_poll_client._exceptions import ListenerError
 from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._http.origins import parse_http_url, without_secrets
 from push_to_poll_client._json import decode
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.durable_streams._signature import DurableStreamsSignature
@@ -61,7 +62,7 @@ MIN_LEASE, MAX_LEASE = 1.0, 600.0
 MAX_TOPICS = 64
 """Streams that are named in a push. A push with more streams is for all of them."""
 
-_log = logging.getLogger("push_to_poll_client.listeners.subscriptions")
+_log = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
 
 JSON_HEADERS = {"content-type": "application/json"}
 

@@ -12,7 +12,6 @@ other: credentials, hints, the largest age of a connection, and the longest sile
 
 import abc
 import asyncio
-import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -24,6 +23,7 @@ import anyio.lowlevel
 from push_to_poll_client._exceptions import ListenerError, PushToPollError
 from push_to_poll_client._http.credentials import HeaderSource, ListenerCredentials, TokenSource
 from push_to_poll_client._http.origins import without_secrets
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
@@ -48,7 +48,7 @@ class BaseListener(abc.ABC):
     """
 
     def __init__(
-        self, name: str, *, classify: Callable[[Exception], Verdict | None] | None, log: logging.Logger
+        self, name: str, *, classify: Callable[[Exception], Verdict | None] | None, log: ConsumerLog
     ) -> None:
         self.name: str = name
         self._classify = classify
@@ -154,7 +154,7 @@ class ReadLoopListener(BaseListener, Generic[_MessageT]):
         max_age: float | None,
         max_silence: float | None,
         open_timeout: float,
-        log: logging.Logger,
+        log: ConsumerLog,
     ) -> None:
         for name, limit in {"max_age": max_age, "max_silence": max_silence}.items():
             check_number(name, limit, above_zero=True, optional=True)

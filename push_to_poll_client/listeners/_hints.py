@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from push_to_poll_client._json import decode
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
 
 __all__ = ["HintReader", "JSONHint", "Notification", "parse_path", "strings_at"]
@@ -92,7 +93,7 @@ class HintReader(Generic[_MessageT, _HintT]):
         hint: Callable[[_MessageT], _HintT | None] | None,
         *,
         kinds: tuple[type[_HintT], ...],
-        log: logging.Logger,
+        log: ConsumerLog,
     ) -> None:
         self._hint = hint
         self._kinds = kinds

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import anyio
 
 from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, quoted
@@ -22,7 +23,7 @@ from push_to_poll_client.listeners._failures import MAX_TEXT, Failure, unwrap_gr
 
 __all__ = ["Connection", "ConnectionListener"]
 
-_log = logging.getLogger(__name__)
+_log = ConsumerLog(logging.getLogger(__name__))
 
 
 class ConnectionEnded(PushToPollError):

@@ -26,6 +26,7 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._http.origins import parse_http_url
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number
@@ -49,7 +50,7 @@ from push_to_poll_client.listeners._requests import (
 
 __all__ = ["LongPollListener"]
 
-_log = logging.getLogger(__name__)
+_log = ConsumerLog(logging.getLogger(__name__))
 
 HELD_AFTER = 1.0
 """Seconds after which the server is taken to hold a request that was sent and has no response."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import anyio
 
 from push_to_poll_client._http.transport import CLOSE_TIMEOUT
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, one_line
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresListener"]
 
-_log = logging.getLogger(__name__)
+_log = ConsumerLog(logging.getLogger(__name__))
 
 TRANSIENT_SQLSTATES = ("08", "40", "53", "55", "57", "58", "XX")
 """Classes of SQLSTATE that are retried soon: connections, rollbacks, resources (53300: too many clients), objects

@@ -15,6 +15,7 @@ import anyio
 
 from push_to_poll_client._http.origins import without_secrets
 from push_to_poll_client._http.transport import CLOSE_TIMEOUT
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, one_line
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisListener"]
 
-_log = logging.getLogger(__name__)
+_log = ConsumerLog(logging.getLogger(__name__))
 
 
 def failure_of(error: Exception) -> Failure:

@@ -26,6 +26,7 @@ from push_to_poll_client._http.credentials import HeaderSource, TokenSource, bas
 from push_to_poll_client._http.errors import module_of
 from push_to_poll_client._http.origins import parse_http_url
 from push_to_poll_client._http.transport import close_on_failure, unwinding
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.listeners._backoff import Verdict
@@ -36,7 +37,7 @@ from push_to_poll_client.listeners._sse_parser import EventParser, EventTooLarge
 
 __all__ = ["SSEListener"]
 
-_log = logging.getLogger(__name__)
+_log = ConsumerLog(logging.getLogger(__name__))
 
 MEDIA_TYPE = "text/event-stream"
 

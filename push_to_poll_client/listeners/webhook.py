@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from push_to_poll_client._event_loop import Background
 from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel, Listener
 from push_to_poll_client._validation import check_number
 from push_to_poll_client.listeners._webhook.counters import ErrorLog, WebhookCounters, WebhookStats
@@ -52,8 +53,8 @@ from push_to_poll_client.listeners.subscriptions._types import Subscription
 
 __all__ = ["Control", "Verified", "WebhookAnswer", "WebhookCounters", "WebhookListener", "WebhookRequest"]
 
-_log = logging.getLogger(__name__)
-_log_of_subscriptions = logging.getLogger("push_to_poll_client.listeners.subscriptions")
+_log = ConsumerLog(logging.getLogger(__name__))
+_log_of_subscriptions = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
 
 _T = TypeVar("_T")
 

@@ -43,6 +43,7 @@ from push_to_poll_client._exceptions import PushToPollError
 from push_to_poll_client._http.credentials import CredentialsFailed, HeaderSource, TokenSource
 from push_to_poll_client._http.headers import requested_delay
 from push_to_poll_client._http.transport import shared_tls_context, user_agent
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client._validation import check_number, quoted
@@ -59,7 +60,7 @@ from push_to_poll_client.listeners._failures import (
 
 __all__ = ["WebSocketListener"]
 
-_log = logging.getLogger(__name__)
+_log = ConsumerLog(logging.getLogger(__name__))
 
 CLOSE_TIMEOUT = 2.0
 """Seconds for a server to answer a close frame; then the connection is dropped. A server that does not answer
@@ -142,7 +143,7 @@ async def open_connection(
         ping_timeout=ping_timeout,
         max_size=max_size,
         max_queue=MAX_QUEUE,
-        logger=_QuietLogger(_log),
+        logger=_QuietLogger(_log.logger),
     ) as connection:
         try:
             yield connection
@@ -150,7 +151,7 @@ async def open_connection(
             await _close(connection)
 
 
-class _QuietLogger(logging.LoggerAdapter[logging.Logger]):
+class _QuietLogger(ConsumerLog):
     """Keeps the library from logging frames and handshakes, with `Authorization`, at level DEBUG.
 
     Its errors (on trio a ping without an answer, with a traceback) become INFO without the traceback: they are
@@ -161,7 +162,7 @@ class _QuietLogger(logging.LoggerAdapter[logging.Logger]):
         return level > logging.DEBUG and super().isEnabledFor(level)
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        super().log(min(level, logging.INFO), msg, *args, **{**kwargs, "exc_info": None})
+        super().log(min(level, logging.INFO), msg, *args, **{**kwargs, "exc_info": None, "extra": None})
 
 
 class _NoRedirects:

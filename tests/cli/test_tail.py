@@ -244,7 +244,7 @@ async def first_messages(url):
         await feed.aclose()
 
 
-WAITS = r"[\d:, -]+ WARNING message '000000000001' failed at attempt 1 before this run, "
+WAITS = r"[\d:, -]+ WARNING \S+: message '000000000001' failed at attempt 1 before this run, "
 
 
 def test_once_waits_until_a_message_may_be_tried_again(server, tail, tmp_path):

@@ -614,7 +614,9 @@ async def test_an_overlap_longer_than_the_kept_cursors_is_logged_once(caplog, vi
     async with Log(feed, store=store, overlap=10_000, rate=None) as consumer:
         await saving(consumer, feed, 10)
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith("overlap=10000 s reaches further back than the oldest cursor that is kept, which is 5")
+    assert said.startswith(
+        "fake-feed: overlap=10000 s reaches further back than the oldest cursor that is kept, which is 5"
+    )
 
 
 async def test_a_new_consumer_with_a_long_overlap_logs_no_warning(caplog, virtual_day):

@@ -97,7 +97,7 @@ def test_random_failures_and_restarts_lose_no_message_and_keep_the_order_per_key
     concurrency, given_as, backend, monkeypatch
 ):
     monkeypatch.setattr("push_to_poll_client._fetching.PREFETCH_MIN_MESSAGES", 2)
-    monkeypatch.setattr("push_to_poll_client._retry.logger.disabled", True)
+    monkeypatch.setattr("push_to_poll_client._retry.logger.logger.disabled", True)
 
     @settings(max_examples=EXAMPLES)
     @given(plans(concurrency, batches=given_as == "batches"))

@@ -65,7 +65,7 @@ async def test_g13_a_bare_poll_goes_on_to_the_first_cursor_that_can_be_saved(ove
     result = await Log(feed, overlap=overlap).poll_now()
     assert (result.messages, result.duplicates, result.pages, result.caught_up) == (3000, 0, 150, True)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("no cursor to save was found yet: this call goes on")
+    assert line.startswith("fake-feed: no cursor to save was found yet: this call goes on")
 
 
 async def test_g13_bare_polls_end_after_max_poll_time_once_a_cursor_is_saved():
@@ -99,7 +99,9 @@ async def test_g13_a_bare_poll_waits_for_what_the_server_asks_between_pages(capl
     feed = chain_of(100, retry_after=500)
     result = await Log(feed).poll_now()
     assert (result.messages, result.caught_up) == (20, False)
-    assert warnings(caplog)[-1].startswith("stops before a cursor to save, the next call starts again: ")
+    assert warnings(caplog)[-1].startswith(
+        "fake-feed: stops before a cursor to save, the next call starts again: "
+    )
 
 
 def failing_now_and_then(feed, every):
@@ -248,7 +250,7 @@ async def test_g13_a_feed_that_leads_back_to_where_it_was_is_named_and_not_calle
     status = consumer.status()
     assert status.standstill.startswith("the feed says that there is more, and leads around after the inception ")
     assert status.last_caught_up is None
-    assert warnings(caplog) == [f"the end of the feed is not reached: {status.standstill}"]
+    assert warnings(caplog) == [f"fake-feed: the end of the feed is not reached: {status.standstill}"]
     assert len(feed.requests) < 100
     feed.recover()
     await anyio.sleep(100)
@@ -266,7 +268,7 @@ async def test_g13_a_feed_that_gives_pages_without_messages_is_named_and_asked_a
     assert consumer.status().standstill.startswith(
         "the feed says that there is more, and has given 10 pages or more"
     )
-    assert warnings(caplog) == [f"the end of the feed is not reached: {consumer.status().standstill}"]
+    assert warnings(caplog) == [f"fake-feed: the end of the feed is not reached: {consumer.status().standstill}"]
     feed.recover()
     feed.publish("1")
     feed.answer(Page([Message("x")], next="after-0.0"))
@@ -291,7 +293,7 @@ async def test_g13_a_walk_without_a_cursor_to_save_is_named_after_five_minutes(r
     assert consumer.status().standstill.startswith(
         "no cursor to save was found for 300 s or more: a restart would"
     )
-    assert warnings(caplog) == [f"the end of the feed is not reached: {consumer.status().standstill}"]
+    assert warnings(caplog) == [f"fake-feed: the end of the feed is not reached: {consumer.status().standstill}"]
     await consumer.until(20 * 100)
     await anyio.sleep(10)
     assert consumer.status().standstill is None
@@ -337,7 +339,7 @@ async def test_g13_a_message_that_waits_is_named_in_status_log_and_hook_after_a_
     assert consumer.status().failing_count == 1
     assert hooks.told == [("bad", failing)]
     (line,) = [record.getMessage() for record in caplog.records if "'bad'" in record.getMessage()]
-    assert line.startswith("message 'bad' failed at attempt 1 before this run, again in 828")
+    assert line.startswith("fake-feed: message 'bad' failed at attempt 1 before this run, again in 828")
     assert line.endswith(" s: RetryMessage: the bank is closed")
 
 

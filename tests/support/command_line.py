@@ -14,7 +14,7 @@ COMMAND = [sys.executable, "-m", "push_to_poll_client.cli"]
 
 def said(err):
     """What was said on stderr, but for the warning about an old SQLite."""
-    return [line for line in err.splitlines() if "WARNING SQLite" not in line]
+    return [line for line in err.splitlines() if ": SQLite " not in line]
 
 
 def start(*arguments, **options):

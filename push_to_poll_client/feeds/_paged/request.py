@@ -23,6 +23,7 @@ from push_to_poll_client._exceptions import CursorExpired, FeedError
 from push_to_poll_client._http.caching import Validators, cache_bypass_headers, fresh_for
 from push_to_poll_client._http.client import Client
 from push_to_poll_client._http.response import ACCEPTED_STATUSES, Response
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._types import Cursor, FetchRequest, Message, Page
 from push_to_poll_client._validation import describe
 from push_to_poll_client.feeds._decoding import max_messages, run_decoder
@@ -40,7 +41,7 @@ from push_to_poll_client.feeds._paged.senders import LongPoll, RequestParts, Sen
 __all__ = ["NewestFirstFetcher", "OldestFirstFetcher", "PagedClient", "ParsedResponse", "Request"]
 
 
-logger = logging.getLogger("push_to_poll_client")
+logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MAX_ERROR = 64 * 1024
 """Bytes that are read of an error response: the server may say in its body that the cursor expired."""

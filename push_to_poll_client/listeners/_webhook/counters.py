@@ -14,6 +14,8 @@ from typing import TypeVar, cast
 
 import anyio
 
+from push_to_poll_client._log import ConsumerLog
+
 __all__ = ["CALLBACK_TIMEOUT", "ErrorLog", "WebhookCounters", "WebhookStats"]
 
 
@@ -89,7 +91,7 @@ class ErrorLog:
         log: Where it is logged: the first of each kind as a warning or info, the others for debugging.
     """
 
-    def __init__(self, name: str, log: logging.Logger) -> None:
+    def __init__(self, name: str, log: ConsumerLog) -> None:
         self._name = name
         self._log = log
         self._logged: set[str] = set()

@@ -4,10 +4,10 @@ A request that is rejected by a limit may have been a push. From the first such 
 after the last, the channel of each consumer is down, so that it polls at its degraded interval.
 """
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from itertools import islice
 
@@ -15,6 +15,7 @@ import anyio
 
 from push_to_poll_client._event_loop import EventLoop
 from push_to_poll_client._exceptions import PushToPollError
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._types import Push
 from push_to_poll_client.listeners._hints import HintReader, parse_path, strings_at
@@ -51,6 +52,7 @@ class WebhookSubscriber:
         self.save = channel.save
         self._channel = channel
         self._loop = EventLoop()
+        self._context = copy_context()  # has the name of this consumer, for the log
         self._is_pushing = False
         self._flooded = False
         self._has_rejected = False
@@ -77,7 +79,7 @@ class WebhookSubscriber:
     def call_soon(self, call: Callable[[], None]) -> None:
         """Call a function in this consumer's event loop, unless the loop has ended. From any thread."""
         try:
-            self._loop.call(call)
+            self._loop.call(partial(self._context.run, call))
         except RuntimeError:
             return
 
@@ -207,7 +209,7 @@ class PushRouter:
         subscribers: WebhookSubscribers,
         stats: WebhookStats,
         error_log: ErrorLog,
-        log: logging.Logger,
+        log: ConsumerLog,
     ) -> None:
         self._name = name
         self._hints = HintReader[WebhookRequest, Push | Control](hint, kinds=(Push, Control), log=log)

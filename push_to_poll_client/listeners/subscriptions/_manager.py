@@ -16,6 +16,7 @@ import anyio
 from push_to_poll_client import _event_loop
 from push_to_poll_client._event_loop import EventLoop, in_own_task
 from push_to_poll_client._exceptions import ListenerError, PushToPollError, SubscriptionGone
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Channel
 from push_to_poll_client._validation import describe
 from push_to_poll_client.listeners._backoff import ReconnectBackoff, Verdict
@@ -46,7 +47,7 @@ and 50 if it refuses."""
 class Unsubscriber:
     """Stops registrations, one after the other. Each is tried until it is stopped, has expired, or is left."""
 
-    def __init__(self, subscription: Subscription, log: logging.Logger) -> None:
+    def __init__(self, subscription: Subscription, log: ConsumerLog) -> None:
         self._subscription = subscription
         self._log = log
         self._reset()
@@ -129,7 +130,7 @@ class SubscriptionManager:
         log: Where events are logged.
     """
 
-    def __init__(self, subscription: Subscription, *, stop_at_exit: bool = False, log: logging.Logger) -> None:
+    def __init__(self, subscription: Subscription, *, stop_at_exit: bool = False, log: ConsumerLog) -> None:
         self._subscription = subscription
         self._stop_at_exit = stop_at_exit
         self._identity = str(getattr(subscription, "identity", subscription.name))

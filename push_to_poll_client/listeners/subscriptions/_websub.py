@@ -28,6 +28,7 @@ from push_to_poll_client._exceptions import SubscriptionGone
 from push_to_poll_client._http.credentials import HeaderSource, TokenSource
 from push_to_poll_client._http.headers import MAX_LINKS, TooManyLinks, link_targets, resolve_url
 from push_to_poll_client._http.origins import parse_http_url, without_secrets
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import check_number, quoted
 from push_to_poll_client.listeners._requests import ListenerClient, ListenerResponse, UnusableResponse
 from push_to_poll_client.listeners._webhook.types import Control, Verified, WebhookAnswer, WebhookRequest
@@ -184,7 +185,7 @@ class _HTMLHeadParser(HTMLParser):
             raise _StopLinkSearch
 
 
-_log = logging.getLogger("push_to_poll_client.listeners.subscriptions")
+_log = ConsumerLog(logging.getLogger("push_to_poll_client.listeners.subscriptions"))
 
 MAX_SECRET = 199
 """Bytes (WebSub §5.1: "less than 200")."""

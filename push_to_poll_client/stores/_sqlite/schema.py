@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 
 from push_to_poll_client._exceptions import StoreError
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import quoted
 
 __all__ = [
@@ -88,7 +89,7 @@ def _encode_key(key: str) -> str:
 
 Synchronous = Literal["FULL", "NORMAL"]
 
-_logger = logging.getLogger("push_to_poll_client")
+_logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
