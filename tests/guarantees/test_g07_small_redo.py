@@ -183,6 +183,7 @@ async def test_g7_a_store_that_refuses_a_commit_is_waited_for_and_nothing_new_is
         settled = len(consumer.processed)
         assert settled < 5  # the first flush that failed ended the poll
         assert len(store.refused) > 10
+        assert len(feed.requests) == 1
         assert consumer.status().mode is Mode.BACKOFF
         assert "disk full" in consumer.status().last_error
         line = rf"the store is unavailable, next try in .* s; nothing is processed until {settled} processed"
