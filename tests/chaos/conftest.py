@@ -18,6 +18,7 @@ chaos_fork_server.py    forks many of them
 chaos_listeners.py      a listener of each kind; watched.py: what a test hears of it and of the feed
 kinds.py                for each kind who pushes, on what way; chaos_hub.py: one of them
 chaos_bank.py           the consumers that move money, a process for each life; bank_lives.py: all of them
+chaos_writer.py         another program that writes to the same database
 chaos_server.py         the reference server, which writes down what it is asked
 journals.py             how that is written and read
 verdicts.py             whether the guarantees held, judged by the journals alone; test_verdicts.py: they can fail

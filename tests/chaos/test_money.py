@@ -4,10 +4,13 @@ The sums are right and each transfer is done exactly once. The same consumer wit
 nothing, and repeats what a kill excuses (G7).
 """
 
+import json
+
 import pytest
 
 from push_to_poll_client.stores._sqlite.reader import read_store
 from tests.chaos.chaos_bank import ACCOUNTS, DEPOSIT, transfer
+from tests.chaos.processes import Child
 from tests.chaos.verdicts import beyond_g7, beyond_g7_together, lost, redone
 from tests.support.forms import form
 
@@ -19,9 +22,9 @@ LONGEST_LIFE = 0.12
 """Seconds until a life is killed, at most: some are killed before they begin, and some in the midst of pages."""
 
 
-def kill_again_and_again(bank, chance):
+def kill_again_and_again(bank, chance, *, kills=KILLS):
     """Until it was killed often enough, or has done all; then let it do the rest."""
-    while len(bank.killed) < KILLS:
+    while len(bank.killed) < kills:
         if bank.live(chance.choice(["asyncio", "trio"]), until=chance.uniform(0, LONGEST_LIFE)):
             break
     assert bank.live("asyncio")
@@ -65,6 +68,28 @@ def test_each_transfer_is_done_exactly_once(bank, chance, figures, world):
     assert done == list(range(1, count + 1))
     assert dict(bank.query("SELECT number, balance FROM account")) == balances(count)
     assert read_store(bank.database).progress[0].cursor == str(count)
+
+
+def test_each_transfer_is_done_exactly_once_beside_another_program_that_writes(bank, chance, figures, tmp_path):
+    count = form(300, 60_000)
+    consumer = {"flush_interval": FLUSH_INTERVAL, "rate": None}
+    bank = bank(handler="Coroutine", takes=0.0005, by_message=True, count=count, consumer=consumer)
+    with (tmp_path / "writer.log").open("ab") as log:
+        writer = Child("chaos_writer", bank.database, log=log)
+        assert writer.line() == b"writes\n", (tmp_path / "writer.log").read_text()
+        kill_again_and_again(bank, chance, kills=form(3, 500))
+        writer.write("enough")
+        visits = json.loads(writer.line())
+        writer.end(kill=False)
+    done = [number for (number,) in bank.query("SELECT number FROM transfer ORDER BY rowid")]
+    figures(
+        f"{len(bank.killed)} killed; {count} transfers, {len(done)} done, beside {visits['committed']} "
+        f"transactions of another program, which was locked out {visits['locked_out']} times"
+    )
+    assert done == list(range(1, count + 1))
+    assert dict(bank.query("SELECT number, balance FROM account")) == balances(count)
+    assert read_store(bank.database).progress[0].cursor == str(count)
+    assert bank.query("SELECT number FROM visit ORDER BY rowid") == [(n,) for n in range(visits["committed"])]
 
 
 @pytest.mark.long_form
