@@ -205,7 +205,19 @@ class StoreBusy(StoreError):
 
 
 class StoreMismatch(StoreError):
-    """The name was used with another feed, whose cursor would mean nothing here."""
+    """The name is bound to another feed, whose cursor would mean nothing here.
+
+    If it is the same feed at another address, `push-to-poll rebind` or the store's `rebind()` binds the name to
+    that.
+
+    Args:
+        message: Both feeds, and what to do.
+        bound_to: The identity of the feed that the name is bound to; `None`: the store does not say.
+    """
+
+    def __init__(self, message: str, *, bound_to: str | None = None) -> None:
+        super().__init__(message)
+        self.bound_to = bound_to
 
 
 class OwnershipLost(StoreError):

@@ -30,6 +30,7 @@ from push_to_poll_client._exceptions import (
     FeedGone,
     ListenerError,
     PushToPollError,
+    StoreMismatch,
     StoreUnavailable,
 )
 from push_to_poll_client._failure_policy import FailureRules
@@ -358,6 +359,28 @@ class OpenSession:
         self._lost_users -= 1
         return True
 
+    async def _claim(self) -> Session:
+        """Claim the name, also if it was bound to what an earlier version called the feed."""
+        former: str | None = getattr(self._feed, "former_identity", None)
+        rebind = getattr(self._store, "rebind", None)
+        if former is None or rebind is None:
+            return await self._store.claim(self._name, feed=self._feed_name)
+        if self._name == self._feed_name:  # then the name was the former identity too
+            with suppress(ValueError):  # there is no such name, or the new one has begun
+                await rebind(former, feed=self._feed_name, new_name=self._name)
+                self._log_rebind(former)
+        try:
+            return await self._store.claim(self._name, feed=self._feed_name)
+        except StoreMismatch as mismatch:
+            if mismatch.bound_to != former:
+                raise
+        await rebind(self._name, feed=self._feed_name, new_name=None)
+        self._log_rebind(former)
+        return await self._store.claim(self._name, feed=self._feed_name)
+
+    def _log_rebind(self, former: str) -> None:
+        logger.info("an earlier version called this feed %s; the name goes on", former)
+
     async def _open(self, loop: EventLoop) -> None:
         if (lost := self._lost_session) is not None:
             self._lost_session = None
@@ -365,7 +388,7 @@ class OpenSession:
         with _open_sessions_lock:  # before the claim: another consumer may close the feed meanwhile
             _open_sessions.add(self)
         try:
-            session = await self._store.claim(self._name, feed=self._feed_name)
+            session = await self._claim()
             try:
                 parts = self._build_parts(session, loop)
                 self._wakes.open(loop, parts.polls.wake)

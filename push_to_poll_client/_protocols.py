@@ -35,6 +35,8 @@ class Feed(Protocol):
       fetch for an acknowledgement.
     - `identity: str`: what the feed is, without secrets. A consumer's default name and the store's check that a
       name is not used with another feed come from it. Without it: the class's qualified name.
+    - `former_identity: str | None`: what an earlier version of the feed's class had as `identity`. A name that a
+      store bound to it goes on, and is bound to `identity`.
     - `async latest() -> Cursor | None`: the cursor of the feed's end, from which only what is new follows;
       `None`: the feed is empty. Without it a consumer cannot start there.
     - `restore(letter: DeadLetter) -> Message`: the message of a dead letter, made from `letter.raw`. Without it:
@@ -270,14 +272,21 @@ def is_transactional(session: Session) -> TypeGuard[TransactionalSession]:
 
 
 class Store(Protocol):
-    """Where a consumer's progress lives: cursor and dedupe records, committed together."""
+    """Where a consumer's progress lives: cursor and dedupe records, committed together.
+
+    A store may also have, and the consumer looks for it with `getattr`:
+
+    - `async rebind(name, *, feed: str | None, new_name: str | None)`: bind a name to another feed, or rename it;
+      see `SQLiteStore.rebind`. Called for a feed with `former_identity`. Raises `ValueError` if there is no such
+      name, or the new one exists.
+    """
 
     async def claim(self, name: str, *, feed: str) -> Session:
         """Become the one owner of `name`, which is bound to the feed called `feed` by its first claim.
 
         Raises:
             StoreBusy: The name has an owner.
-            StoreMismatch: The name was used with another feed.
+            StoreMismatch: The name is bound to another feed.
             StoreUnavailable: The store cannot be opened now; `run()` tries again.
             StoreError: The store cannot be opened.
         """

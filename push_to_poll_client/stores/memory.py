@@ -14,6 +14,7 @@ from anyio.lowlevel import checkpoint
 from push_to_poll_client._exceptions import OwnershipLost, StoreBusy, StoreMismatch
 from push_to_poll_client._types import Cursor, DeadLetter, Record, RecordState, SavedCursor
 from push_to_poll_client._validation import quoted
+from push_to_poll_client.stores._rebind import Rebind
 from push_to_poll_client.stores._retention import (
     DEFAULT_MAX_RECORDS,
     DEFAULT_RETENTION,
@@ -152,24 +153,54 @@ class MemoryStore:
 
         Raises:
             StoreBusy: The name has an owner.
-            StoreMismatch: The name was used with another feed.
+            StoreMismatch: The name is bound to another feed.
         """
         await checkpoint()
-        if name in self._owners:
-            raise StoreBusy(
-                f"the name {quoted(name)} of this MemoryStore has an owner; release it, or use another name"
-            )
+        self._check_unowned(name)
         progress = self._progress.get(name)
         if progress is None:
             progress = self._progress[name] = MemoryProgress(feed, self._retention, self._clock())
         if progress.feed != feed:
             raise StoreMismatch(
-                f"the name {quoted(name)} of this MemoryStore was used with the feed {quoted(progress.feed)}, not "
-                f"{quoted(feed)}; use another name"
+                f"the name {quoted(name)} of this MemoryStore is bound to the feed {quoted(progress.feed)}, not "
+                f"to {quoted(feed)}; if that is the same feed at another address, call rebind() of the store, "
+                "else use another name",
+                bound_to=progress.feed,
             )
         progress.token += 1
         session = self._owners[name] = _MemorySession(name, progress, self._owners, self._clock)
         return session
+
+    async def rebind(
+        self, name: str, *, feed: str | None = None, new_name: str | None = None, replace: bool = False
+    ) -> None:
+        """Bind a name to another feed, or rename it; see `SQLiteStore.rebind`.
+
+        Raises:
+            StoreBusy: One of the names has an owner.
+            ValueError: There is no such name, or the new one exists already; or an argument has no meaning.
+            TypeError: An argument is not a `str`.
+        """
+        await checkpoint()
+        asked = Rebind(name, feed, new_name, replace)
+        self._check_unowned(name)
+        progress = self._progress.get(name)
+        if progress is None:
+            raise asked.unknown_name("this MemoryStore")
+        target = asked.target(progress.feed)
+        if target != name:
+            self._check_unowned(target)
+            if target in self._progress:
+                asked.check_free("this MemoryStore", target)
+            self._progress[target] = self._progress.pop(name)
+        progress.feed = progress.feed if feed is None else feed
+        progress.token += 1
+
+    def _check_unowned(self, name: str) -> None:
+        if name in self._owners:
+            raise StoreBusy(
+                f"the name {quoted(name)} of this MemoryStore has an owner; release it, or use another name"
+            )
 
     def __repr__(self) -> str:
         return f"MemoryStore({len(self._progress)} names)"

@@ -8,7 +8,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import get_args
 from weakref import WeakValueDictionary
@@ -18,9 +19,11 @@ from anyio import CapacityLimiter
 from push_to_poll_client._exceptions import StoreBusy
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.stores._fair_lock import FairLock
+from push_to_poll_client.stores._rebind import Rebind
 from push_to_poll_client.stores._retention import DEFAULT_MAX_RECORDS, DEFAULT_RETENTION, Retention
 from push_to_poll_client.stores._sqlite.connection import OUTSIDE_HANDLER
 from push_to_poll_client.stores._sqlite.file import OpenFile
+from push_to_poll_client.stores._sqlite.names import rebind
 from push_to_poll_client.stores._sqlite.schema import Synchronous
 from push_to_poll_client.stores._sqlite.session import SQLiteSession
 from push_to_poll_client.stores._sqlite.shared import SharedFile, TransactionalSQLiteSession
@@ -149,33 +152,79 @@ class SQLiteStore:
 
         Raises:
             StoreBusy: The name has an owner, or the file belongs to another process or another store object.
-            StoreMismatch: The name was used with another feed.
+            StoreMismatch: The name is bound to another feed.
             StoreError: The file cannot be opened or written, is damaged, is no store of this library, or one of a
                 newer version of it; such a file is left as it was.
             RuntimeError: Within a handler that writes to this store.
         """
+        self._prepare_for_claim()
+        limiter = CapacityLimiter(1)
+        return await in_thread(partial(self._claim, name, feed, limiter), limiter=limiter)
+
+    async def rebind(
+        self, name: str, *, feed: str | None = None, new_name: str | None = None, replace: bool = False
+    ) -> None:
+        """Bind a name to another feed, or rename it. It keeps its cursor, records and dead letters.
+
+        For a feed that has moved to another address, and for a consumer that gets another name. The cursor keeps
+        its meaning only if it is the same feed: never rebind a name to a feed that merely looks like it. To be
+        called once, as `await store.rebind("orders", feed=new_feed.identity)`, while no consumer uses the name.
+
+        Args:
+            name: The name.
+            feed: The `identity` of the feed to bind it to; `None` leaves it bound as it is. A name that equals its
+                feed's identity, as that of a consumer without `name=`, becomes the new identity.
+            new_name: What it is called then; `None` leaves it, but for that case.
+            replace: If there is a name `new_name` already, drop it with all that it has. What only that one has
+                processed is processed again.
+
+        Raises:
+            StoreBusy: One of the names has an owner, or the file belongs to another process or store object.
+            StoreError: The file cannot be written; nothing was.
+            ValueError: There is no such name, or the new one exists already; or an argument has no meaning.
+            TypeError: An argument is not a `str`.
+            RuntimeError: Within a handler that writes to this store.
+        """
+        asked = Rebind(name, feed, new_name, replace)
+        self._prepare_for_claim()
+        await in_thread(partial(self._rebind, asked), limiter=CapacityLimiter(1))
+
+    def _rebind(self, asked: Rebind) -> None:
+        if not os.path.exists(self._path):  # noqa: PTH110  # a str, which may hold anything
+            raise asked.unknown_name(self._path)
+        with self._fair_lock.held(), self._mutex, self._open_file() as file:
+            self._check_unowned(asked.name)
+            with file.access():
+                rebind(file, asked, self._check_unowned)
+
+    def _claim(self, name: str, feed: str, limiter: CapacityLimiter) -> SQLiteSession:
+        with self._fair_lock.held(), self._mutex:
+            self._check_unowned(name)
+            with self._open_file() as file:
+                session = self._owners[name] = self._make_session(file, name, feed, limiter)
+            return session
+
+    def _prepare_for_claim(self) -> None:
         if self._process != os.getpid():  # forked: file, lock and mutex are the parent's
             self._start_unopened()
         if isinstance(self._file, SharedFile):
             self._file.guard.check_outside()
-        limiter = CapacityLimiter(1)
-        return await in_thread(partial(self._claim, name, feed, limiter), limiter=limiter)
 
-    def _claim(self, name: str, feed: str, limiter: CapacityLimiter) -> SQLiteSession:
-        with self._fair_lock.held(), self._mutex:
-            if name in self._owners:
-                raise StoreBusy(
-                    f"{self._path}: the name {quoted(name)} has an owner; release it, or use another name"
-                )
-            if self._file is None and self._transactional:
-                self._file = SharedFile(self._path, synchronous=self._synchronous, fair_lock=self._fair_lock)
-            elif self._file is None:
-                self._file = OpenFile(self._path, synchronous=self._synchronous)
-            try:
-                session = self._owners[name] = self._make_session(self._file, name, feed, limiter)
-            finally:
-                self._close_unused()
-            return session
+    def _check_unowned(self, name: str) -> None:
+        if name in self._owners:
+            raise StoreBusy(f"{self._path}: the name {quoted(name)} has an owner; release it, or use another name")
+
+    @contextmanager
+    def _open_file(self) -> Iterator[OpenFile]:
+        """Open the file, if it is not open. Afterwards it stays so if a name has an owner."""
+        if self._file is None and self._transactional:
+            self._file = SharedFile(self._path, synchronous=self._synchronous, fair_lock=self._fair_lock)
+        elif self._file is None:
+            self._file = OpenFile(self._path, synchronous=self._synchronous)
+        try:
+            yield self._file
+        finally:
+            self._close_unused()
 
     def _make_session(self, file: OpenFile, name: str, feed: str, limiter: CapacityLimiter) -> SQLiteSession:
         kind: Callable[..., SQLiteSession] = TransactionalSQLiteSession if self._transactional else SQLiteSession

@@ -20,6 +20,7 @@ from push_to_poll_client.stores._retention import Retention
 from push_to_poll_client.stores._sqlite.cursors import StoredCursors
 from push_to_poll_client.stores._sqlite.dead_letters import StoredDeadLetters
 from push_to_poll_client.stores._sqlite.file import OpenFile, wrap_invalid_values, wrap_sqlite_errors
+from push_to_poll_client.stores._sqlite.names import OtherNames
 from push_to_poll_client.stores._sqlite.records import EncodedRecords, Records, encode_records
 from push_to_poll_client.stores._sqlite.schema import decode_text, encode_keys, encode_text
 
@@ -67,7 +68,7 @@ class ClaimedName:
         records: Its dedupe records.
 
     Raises:
-        StoreMismatch: The name was used with another feed.
+        StoreMismatch: The name is bound to another feed.
         StoreError: The file cannot be written, or holds what this library does not write.
     """
 
@@ -85,7 +86,10 @@ class ClaimedName:
             self.dead_letter_index = self._stored_dead_letters.read_index()
             self._stored_cursors = StoredCursors(*consumer, row.token)
             self.cursor_state = self._stored_cursors.read(SavedCursor(row.cursor, row.at))
+            others = OtherNames.read(file.connection, name, feed) if row.token == 1 else None
         self.token = row.token
+        if others is not None:
+            others.log(file.path, name, feed)
 
     def _claim(self, name: str | bytes, feed: str) -> _ConsumerRow:
         execute = self._file.connection.execute
@@ -96,8 +100,10 @@ class ClaimedName:
             )
         if row.feed != feed:
             raise StoreMismatch(
-                f"{self._file.path}: the name {quoted(self.name)} was used with the feed "
-                f"{quoted(row.feed, _MAX_FEED_SHOWN)}, not {quoted(feed, _MAX_FEED_SHOWN)}; use another name"
+                f"{self._file.path}: the name {quoted(self.name)} is bound to the feed "
+                f"{quoted(row.feed, _MAX_FEED_SHOWN)}, not to {quoted(feed, _MAX_FEED_SHOWN)}; if that is the "
+                "same feed at another address, rebind the name (push-to-poll rebind), else use another name",
+                bound_to=row.feed,
             )
         return row
 
@@ -179,7 +185,7 @@ class SQLiteSession:
         on_release: Called with the session by its first `release()`.
 
     Raises:
-        StoreMismatch: The name was used with another feed.
+        StoreMismatch: The name is bound to another feed.
         StoreError: The file cannot be written, or holds what this library does not write.
     """
 
