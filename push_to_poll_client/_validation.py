@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-__all__ = ["check_number", "describe", "one_line", "quoted"]
+__all__ = ["MAX_IDENTITY", "check_identity", "check_number", "describe", "one_line", "quoted"]
 
 
 def check_number(name: str, value: Any, *, above_zero: bool = False, optional: bool = False) -> None:
@@ -25,6 +25,23 @@ def check_number(name: str, value: Any, *, above_zero: bool = False, optional: b
         raise TypeError(f"{name} must be a number{' or None' if optional else ''}, not {value!r}")
     if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
         raise ValueError(f"{name} must be finite and {'above' if above_zero else 'at least'} 0, not {value!r}")
+
+
+MAX_IDENTITY = 1_000
+"""Characters of an `identity=`. It is read in errors and typed in a shell."""
+
+
+def check_identity(identity: object) -> str:
+    """Return an `identity=` that a feed was given.
+
+    Raises:
+        TypeError: It is not a `str`.
+        ValueError: It is empty or too long.
+    """
+    if isinstance(identity, str) and 0 < len(identity) <= MAX_IDENTITY:
+        return identity
+    kind = ValueError if isinstance(identity, str) else TypeError
+    raise kind(f"identity must be a str of 1 to {MAX_IDENTITY:,} characters, not {quoted(identity, 50)}")
 
 
 def quoted(text: object, limit: int = 100) -> str:

@@ -39,7 +39,7 @@ from push_to_poll_client._http.response import (
     read_body,
 )
 from push_to_poll_client._http.transport import close_on_failure, open_client, user_agent
-from push_to_poll_client._validation import check_number, quoted
+from push_to_poll_client._validation import check_identity, check_number, quoted
 
 __all__ = [
     "Client",
@@ -255,10 +255,12 @@ class Client:
         trusted: Other origins to which links and redirects may lead, as "https://cdn.example". They are asked
             without credentials, without `headers` and without what the client adds by itself.
         secrets: Values for the fields of the URL, `{name}` in its path or query.
+        identity: What the feed is called; `None` makes it of the URL.
 
     Attributes:
         where: The URL without secrets.
         identity: Names the feed without secrets.
+        former_identity: What earlier versions called it; `None` if that was the same.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -276,11 +278,14 @@ class Client:
         client: Any,
         trusted: Collection[str] = (),
         secrets: Mapping[str, str] = MappingProxyType({}),
+        identity: str | None = None,
     ) -> None:
         parse_http_url(url)  # its errors show the URL with the fields, not with the secrets
         url_secrets = URLSecrets(url, secrets)
         parsed = httpx.URL(url_secrets.url)
-        self.identity = url_secrets.identity
+        self.identity = url_secrets.identity if identity is None else check_identity(identity)
+        former = url_secrets.former_identity
+        self.former_identity = former if identity is None and former != self.identity else None
         self._url = parsed.copy_with(userinfo=b"", fragment=None)
         self._base_url = str(self._url.copy_with(query=self._url.query or None))
         self._origins = Origins(self._url, url_secrets, trusted)

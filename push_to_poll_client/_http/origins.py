@@ -14,7 +14,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 
 import anyio
 import httpx
@@ -28,6 +28,7 @@ __all__ = [
     "Origins",
     "Redirects",
     "URLSecrets",
+    "former_identity",
     "identity",
     "origin_of",
     "parse_http_url",
@@ -42,6 +43,16 @@ _MAX_SHOWN = 300  # characters of a URL in a log line
 _URL = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?")
 # What is left of an authority without userinfo; anything else may hide a password and is not shown.
 _HOST = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[^\s:@\\\[\]]+)(?::[0-9]*)?")
+
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+_PAGE_SIZE_PARAMETERS = frozenset({"limit", "perpage", "pagesize", "maxresults", "$top", "page[size]"})
+"""Parameters that, with a number, only say how many entries a page has; in lower case, without "_" and "-".
+
+The names of GitHub, Stripe, CouchDB, Google, OData and JSON:API. Names that are also used for other things are
+not here, though some servers use them for this: `count` (a flag), `size` (of a product), `top`, `first`, `max`.
+What is wrongly left out makes two feeds look the same, which loses messages; what is wrongly kept costs a rebind.
+"""
 
 
 def without_secrets(url: object) -> str:
@@ -66,12 +77,39 @@ def identity(url: object) -> str:
 
     Returns:
         The URL without secrets, with a digest of its query if it has one: feeds that differ in their queries
-        have different names. A new secret in the query makes a new name, so secrets belong in a header.
+        have different names. A new secret in the query makes a new name, so secrets belong in a header. Left out
+        are a page size, a default port, and the order of the parameters, which do not make another feed.
     """
+    return former_identity(_without_page_size(str(url)))
+
+
+def former_identity(url: object) -> str:
+    """Return the name by which state files of earlier versions know a feed: with its page size."""
     shown, query = _redacted_and_query(str(url))
-    if not query:
-        return shown
-    return f"{shown}#{hashlib.sha256(query.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    return f"{shown}#{_digest(query)}" if query else shown
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+
+
+def _without_page_size(url: str) -> str:
+    """Write a URL in one way, without what does not make another feed."""
+    scheme, authority, path, query = _URL.findall(url)[0]
+    scheme, host = scheme.lower(), authority.rpartition("@")[2].lower()
+    if not scheme or not _HOST.fullmatch(host):
+        return url
+    host = host.removesuffix(_DEFAULT_PORTS.get(scheme, "")).removesuffix(":")
+    fields = [field for field in query.split("&") if field and not _is_page_size(field)]
+    # Sorted by name alone: the order of the values of one name may matter.
+    fields.sort(key=lambda field: field.partition("=")[0])
+    return f"{scheme}://{host}{path or '/'}{'?' if fields else ''}{'&'.join(fields)}"
+
+
+def _is_page_size(field: str) -> bool:
+    name, _, value = field.partition("=")
+    name = unquote_plus(name).lower().replace("_", "").replace("-", "")
+    return name in _PAGE_SIZE_PARAMETERS and value.isascii() and value.isdigit()
 
 
 def _redacted_and_query(url: str) -> tuple[str, str]:
@@ -155,6 +193,7 @@ class URLSecrets:
             have (RFC 3986 §3.3).
         identity: Names the feed without secrets. Another secret makes another identity: behind another token
             there are other messages, and a cursor is of use for only one of them.
+        former_identity: The same as earlier versions made it; see the function.
 
     Raises:
         TypeError: A name or a secret is not a `str`.
@@ -164,16 +203,18 @@ class URLSecrets:
     def __init__(self, template: str, secrets: Mapping[str, str]) -> None:
         self.where = without_secrets(template)
         self.url = template
+        named = _without_page_size(template)
         self._patterns: list[tuple[re.Pattern[str], str]] = []
         for name, secret in sorted(_check_secrets(template, secrets).items(), key=lambda item: -len(item[1])):
-            self.url = self.url.replace(f"{{{name}}}", quote(secret, safe=":@"))
+            field, value = f"{{{name}}}", quote(secret, safe=":@")
+            self.url, named = self.url.replace(field, value), named.replace(field, value)
             # As it is and percent-encoded in any way, since servers rewrite URLs.
             forms = (f"(?:{_percent_encoded(char)}|{re.escape(char)})" for char in secret)
-            self._patterns.append((re.compile("".join(forms)), f"{{{name}}}"))
-        self.identity = identity(template)
+            self._patterns.append((re.compile("".join(forms)), field))
+        self.identity, self.former_identity = identity(template), former_identity(template)
         if secrets:
-            digest = hashlib.sha256(self.url.encode(errors="surrogatepass")).hexdigest()
-            self.identity = f"{self.where}#{digest[:8]}"
+            self.identity = f"{without_secrets(_without_page_size(template))}#{_digest(named)}"
+            self.former_identity = f"{self.where}#{_digest(self.url)}"
         self.redact: Callable[[object], str] = self._redact if secrets else without_secrets
         """Return any URL as `without_secrets` shows it, with these secrets replaced by their fields."""
 

@@ -88,11 +88,14 @@ class DurableStreamFeed:
         client: An `httpx.AsyncClient`, or one of its shape, to send by; its timeouts hold, a wait comes on top.
             It stays yours: it is not closed. `None` opens one when needed.
         trusted: Other origins to which redirects may lead; they are asked without credentials and `headers`.
+        identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
+            without secrets and page size; give one if the URL may change, or is that of several feeds.
 
     Attributes:
         read_ahead: True: the next page is fetched while one is processed. Fetching acknowledges nothing.
         max_wait: As given.
-        identity: What the feed is, without secrets: the URL, and how it is cut.
+        identity: As given, or made of the URL and of how it is cut.
+        former_identity: What earlier versions made of the URL, for their state files; `None` if that is the same.
         push_url: The stream as server-sent events from its end on, for an `SSEListener`; without the credentials
             that the URL may have.
 
@@ -115,6 +118,7 @@ class DurableStreamFeed:
         max_body: int = 16 * 1024 * 1024,
         client: Any = None,
         trusted: Collection[str] = (),
+        identity: str | None = None,
     ) -> None:
         if messages not in FRAMINGS:
             raise ValueError(f"messages must be {', '.join(map(repr, FRAMINGS))}, not {messages!r}")
@@ -128,6 +132,7 @@ class DurableStreamFeed:
             max_body=max_body,
             client=client,
             trusted=trusted,
+            identity=identity,
         )
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
         self._framing = FRAMINGS[messages]
@@ -136,7 +141,10 @@ class DurableStreamFeed:
         self._end_of_feed = EndOfFeed()
         self._echo: dict[str, str] = {}
         self._unfinished: ReadStart | None = None
-        self.identity: str = self._http_client.identity + ("" if self._framing.is_json else f" as {messages}")
+        framing = "" if self._framing.is_json else f" as {messages}"
+        former = self._http_client.former_identity
+        self.identity: str = self._http_client.identity + (framing if identity is None else "")
+        self.former_identity: str | None = None if former is None else former + framing
         self.push_url: str = self._http_client.build_url({"live": "sse", "offset": NOW})
 
     async def fetch(self, request: FetchRequest, /) -> Page:

@@ -61,10 +61,12 @@ class AtomFeed:
         client: As for `HTTPFeed`.
         trusted: Other origins to which links and redirects may lead; they are asked without credentials and
             `headers`.
-        identity: What the feed is, without secrets, where its URL does not tell: a store keeps a name to it.
+        identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
+            without secrets and page size; give one if the URL may change, or is that of several feeds.
 
     Attributes:
-        identity: As given, or the URL without secrets.
+        identity: As given, or made of the URL.
+        former_identity: What earlier versions made of the URL, for their state files; `None` if that is the same.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -91,11 +93,13 @@ class AtomFeed:
             max_body=max_body,
             client=client,
             trusted=trusted,
+            identity=identity,
         )
         self._reader = NewestFirstReader(self._fetch_document, self._http_client.where, order=sort_key)
         self._missing_documents = MissingDocuments()
         self._max_entries = max_messages(max_body)
-        self.identity: str = self._http_client.identity if identity is None else identity
+        self.identity: str = self._http_client.identity
+        self.former_identity: str | None = self._http_client.former_identity
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Fetch the next document on the way back from the newest one to what `request.cursor` has seen.

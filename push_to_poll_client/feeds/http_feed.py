@@ -52,11 +52,14 @@ class HTTPFeed:
             It stays yours: it is not closed. `None` opens one when needed.
         trusted: Other origins that redirects may lead to, as "https://cdn.example". They are asked without
             credentials, `headers` and what a client sends by itself.
+        identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
+            without secrets and page size; give one if the URL may change, or is that of several feeds.
 
     Attributes:
         read_ahead: True: the next page is fetched while one is processed. Fetching acknowledges nothing.
         max_wait: As given.
-        identity: What the feed is, without secrets.
+        identity: As given, or made of the URL.
+        former_identity: What earlier versions made of the URL, for their state files; `None` if that is the same.
 
     Raises:
         TypeError: An argument is of the wrong type.
@@ -76,6 +79,7 @@ class HTTPFeed:
         max_body: int = 16 * 1024 * 1024,
         client: Any = None,
         trusted: Collection[str] = (),
+        identity: str | None = None,
     ) -> None:
         check_number("max_wait", max_wait, above_zero=True, optional=True)
         self.max_wait: float | None = max_wait
@@ -87,11 +91,13 @@ class HTTPFeed:
             max_body=max_body,
             client=client,
             trusted=trusted,
+            identity=identity,
         )
         self._end_of_feed = EndOfFeed()
         check_reserved_parameters(url, _RESERVED_PARAMETERS)
         self._max_messages = max_messages(max_body)
         self.identity: str = self._http_client.identity
+        self.former_identity: str | None = self._http_client.former_identity
 
     async def fetch(self, request: FetchRequest, /) -> Page:
         """Ask for the events after `request.cursor`.

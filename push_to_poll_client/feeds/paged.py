@@ -50,9 +50,9 @@ from push_to_poll_client.feeds._paged.request import NewestFirstFetcher, OldestF
 from push_to_poll_client.feeds._paged.senders import LongPoll, Sender, as_url, to_body, to_header, to_query
 from push_to_poll_client.feeds._paged.validation import (
     check_body,
-    check_feed_options,
     check_method,
     check_parts,
+    check_read_ahead,
     check_senders,
 )
 
@@ -114,7 +114,6 @@ class PagedFeed:
         method: Of every request, where that is another.
         read_ahead: Whether a page may be fetched before the one before it is committed. Not with a feed for which
             fetching acknowledges.
-        identity: What the feed is, without secrets, where its URL does not tell: a store keeps a name to it.
         auth: As for `HTTPFeed`.
         headers: As for `HTTPFeed`.
         timeout: As for `HTTPFeed`.
@@ -122,11 +121,14 @@ class PagedFeed:
         client: As for `HTTPFeed`.
         secrets: What stands in the URL and is shown nowhere.
         trusted: Other origins that links may lead to; no credentials go there.
+        identity: What the store calls the feed, to which it binds the consumer's name. `None` takes the URL,
+            without secrets and page size; give one if the URL may change, or is that of several feeds.
 
     Attributes:
         read_ahead: As given.
         max_wait: Seconds for which the server can hold its answer; `None`: it cannot.
-        identity: As given, or the URL without secrets.
+        identity: As given, or made of the URL.
+        former_identity: What earlier versions made of the URL, for their state files; `None` if that is the same.
         latest: As `Feed.latest`. It is not there when pages go forward and no `latest` is declared.
 
     Raises:
@@ -150,7 +152,6 @@ class PagedFeed:
         form: Mapping[str, str] | None = None,
         method: str | None = None,
         read_ahead: bool = False,
-        identity: str | None = None,
         auth: Auth | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float = 30.0,
@@ -158,9 +159,10 @@ class PagedFeed:
         client: Any = None,
         secrets: Mapping[str, str] | None = None,
         trusted: Sequence[str] = (),
+        identity: str | None = None,
     ) -> None:
         check_parts(entries=entries, pages=pages, outcomes=outcomes, hold=hold, latest=latest, hint=hint)
-        check_feed_options(read_ahead=read_ahead, identity=identity)
+        check_read_ahead(read_ahead)
         body = check_body(json, form)
         self._http_client = Client(
             url,
@@ -171,6 +173,7 @@ class PagedFeed:
             client=client,
             secrets=secrets or {},
             trusted=trusted,
+            identity=identity,
         )
         check_senders(url, pages, hold, latest, hint, body=body, form=form is not None)
         pages_client = PagedClient(
@@ -189,7 +192,8 @@ class PagedFeed:
         self._hint = hint
         self.max_wait: float | None = None if hold is None else hold.longest
         self.read_ahead: bool = read_ahead
-        self.identity: str = self._http_client.identity if identity is None else identity
+        self.identity: str = self._http_client.identity
+        self.former_identity: str | None = self._http_client.former_identity
         self._fetcher: OldestFirstFetcher | NewestFirstFetcher
         if isinstance(pages, NewestFirst):
             self._fetcher = newest_first = NewestFirstFetcher(pages_client, pages, self._http_client.where)

@@ -20,6 +20,7 @@ import anyio
 
 from push_to_poll_client._exceptions import ChainRestart, CursorExpired, UndecodableMessage
 from push_to_poll_client._types import Cursor, FetchRequest, Message, Page, UnreadableMessage
+from push_to_poll_client._validation import check_identity
 from push_to_poll_client.testing._virtual_time import Bell
 
 __all__ = ["Answer", "Asked", "FakeFeed", "MessageLog"]
@@ -132,7 +133,7 @@ class FakeFeed:
         answers_early: Whether a held answer comes back at once and empty all the same.
         retry_after: Seconds that each page asks to be left alone; `None`: it does not.
         read_ahead: A page may be fetched while the one before it is processed.
-        identity: What the feed is called.
+        identity: What the store calls the feed, to which it binds the consumer's name.
 
     Attributes:
         requests: What was asked and when, oldest first.
@@ -162,7 +163,7 @@ class FakeFeed:
         self.answers_early = answers_early
         self.retry_after = retry_after
         self.read_ahead = read_ahead
-        self.identity = identity
+        self.identity = check_identity(identity)
         self.requests: list[Asked] = []
         self.closed: int = 0
         self._entries = MessageLog()

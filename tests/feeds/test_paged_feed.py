@@ -1033,8 +1033,8 @@ POSTED = OldestFirst(cursor=from_body("c"), send=to_body("cursor"))
         ({"method": "GE T"}, TypeError, "method is 'GE T'; give one of HTTP"),
         ({"method": 1}, TypeError, "method is 1; give one of HTTP"),
         ({"read_ahead": 1}, TypeError, "read_ahead is a int; give True or False"),
-        ({"identity": ""}, TypeError, "identity is ''; give a str that says something"),
-        ({"identity": 7}, TypeError, "identity is 7; give a str that says something"),
+        ({"identity": ""}, ValueError, "identity must be a str of 1 to 1,000 characters, not ''"),
+        ({"identity": 7}, TypeError, "identity must be a str of 1 to 1,000 characters, not '7'"),
         ({"pages": POSTED}, ValueError, "to_body('cursor') has no body to go to; give json={}, or form={}"),
         (
             {"pages": OldestFirst(cursor=from_body("c"), send=to_body("a", "b")), "form": {}},

@@ -11,9 +11,9 @@ from push_to_poll_client._validation import describe
 from push_to_poll_client.feeds._paged.entries import Entries
 from push_to_poll_client.feeds._paged.outcomes import Outcome
 from push_to_poll_client.feeds._paged.pagination import Latest, NewestFirst, OldestFirst
-from push_to_poll_client.feeds._paged.senders import LongPoll, RequestParts, Sender, require_text, require_texts
+from push_to_poll_client.feeds._paged.senders import LongPoll, RequestParts, Sender, require_texts
 
-__all__ = ["check_body", "check_feed_options", "check_method", "check_parts", "check_senders"]
+__all__ = ["check_body", "check_method", "check_parts", "check_read_ahead", "check_senders"]
 
 
 def check_parts(
@@ -37,15 +37,13 @@ def check_parts(
         raise ValueError("latest has no meaning with NewestFirst, whose first page is the feed's end")
 
 
-def check_feed_options(*, read_ahead: object, identity: object) -> None:
-    """Check the options that describe the feed itself.
+def check_read_ahead(read_ahead: object) -> None:
+    """Check whether the feed may be read ahead.
 
     Raises:
-        TypeError: An option has another type, or is empty.
+        TypeError: It is not a `bool`.
     """
     _check_type("read_ahead", read_ahead, bool, "True or False")
-    if identity is not None:
-        require_text("identity", identity)
 
 
 def check_body(json: object, form: object) -> Mapping[str, Any] | None:
