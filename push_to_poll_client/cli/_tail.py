@@ -109,6 +109,12 @@ def _add_feed(add: Callable[..., object]) -> None:
         metavar="FILE",
         help="remember there what was written out; without it, begin at the beginning each time",
     )
+    add(
+        "--name",
+        metavar="NAME",
+        help="what the consumer is called in that file. Give one: without it, it is called as the feed, and "
+        "begins anew when the URL changes",
+    )
     add("--once", action="store_true", help="stop at the end of the feed")
     add(
         "--interval",
@@ -216,6 +222,8 @@ def run(options: argparse.Namespace) -> int:
 def _consumer(options: argparse.Namespace, command: Command | None, webhook: "ServedWebhook | None") -> Consumer:
     if options.once and (options.push or webhook is not None):
         raise ValueError("--once does not wait for pushes, leave out --push and --webhook")
+    if options.name is not None and options.state is None:
+        raise ValueError("--name is what the consumer is called in the file of --state, add it")
     check_cursor("--start", options.start)
     token = None
     if options.token_env is not None:
@@ -226,6 +234,7 @@ def _consumer(options: argparse.Namespace, command: Command | None, webhook: "Se
         store=SQLiteStore(options.state) if options.state is not None else MemoryStore(),
         listeners=listeners if webhook is None else [*listeners, webhook.listener],
         process=command or write_line,
+        name=options.name,
         fallback_interval=options.interval,
         degraded_interval=min(DEGRADED_INTERVAL, options.interval),
         shutdown_timeout=SHUTDOWN_TIMEOUT,
