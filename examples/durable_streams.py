@@ -22,7 +22,7 @@ async def show(message: Message) -> None:
 async def main(url: str, state: str | None = None) -> None:
     """Print each message with its number, until the stream ends."""
     store = SQLiteStore(state) if state else MemoryStore()
-    await Consumer(DurableStreamFeed(url), store=store, process=show).run()
+    await Consumer(DurableStreamFeed(url), store=store, name="stream", process=show).run()
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ class Consumer:
         store: Where progress is kept. `MemoryStore()` forgets with the process; there is no default.
         listeners: Push channels, any number. Without one, and without calls to `wake()`, this is a plain poller.
         process: Used in place of the method. A plain function runs in a worker thread.
-        name: The consumer's name in the store; `None`: the feed's identity. Several consumers of one feed, each
+        name: The consumer's name in the store. Give one, such as "orders": `None` is the feed's identity, so the
+            consumer begins anew when that changes, as with the feed's URL. Several consumers of one feed, each
             with its own progress, need names.
         fallback_interval: Longest quiet time, in seconds, before polling anyway; for a plain poller, its delay.
             `None`: poll only when woken, which listeners forbid. A minute costs a server 0.02 polls a second.

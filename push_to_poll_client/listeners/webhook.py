@@ -63,7 +63,7 @@ class WebhookListener:
     """Wakes on every authentic request. An ASGI application and a listener, both at once.
 
         hooks = WebhookListener(github(secret))
-        consumer = Consumer(feed, store=store, listeners=[hooks])
+        consumer = Consumer(feed, store=store, name="orders", listeners=[hooks])
         app.mount("/hooks", hooks)
 
     As an application it is mounted in FastAPI, Starlette, Litestar or Django, or served by itself, at any path. It

@@ -478,6 +478,53 @@ def test_options_of_the_command_exist(page, helps):
         assert option in helps, option
 
 
+def calls_with_a_store(text):
+    """Each call of a class with `store=`, as far as its closing bracket."""
+    for opening in re.finditer(r"(?:\b[A-Z]\w*|super\(\)\.__init__)\(", text):
+        depth = 0
+        for place in range(opening.end() - 1, len(text)):
+            depth += {"(": 1, ")": -1}.get(text[place], 0)
+            if not depth:
+                break
+        call = text[opening.start() : place + 1]
+        if "store=" in call:
+            yield call
+
+
+def shown_code():
+    """Where examples are shown: pages, programs and docstrings."""
+    for path in [*PAGES, *(ROOT / "examples").glob("*.py"), *(PACKAGE / "cli" / "demo").glob("*.py")]:
+        if path.name != "CHANGELOG.md":
+            yield path.name, path.read_text()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+                yield path.name, text
+
+
+@pytest.mark.no_cover  # it reads the package and runs none of it
+def test_each_consumer_of_an_example_has_a_name():
+    """Without a name it begins anew when its feed's URL changes."""
+    shown = [(name, call) for name, text in shown_code() for call in calls_with_a_store(text)]
+    assert len(shown) >= 9
+    assert [(name, call) for name, call in shown if "name=" not in call] == []
+
+
+@every_page
+def test_each_tail_of_an_example_that_keeps_state_has_a_name(page):
+    for command in re.findall(r"push-to-poll tail (?:.*\\\n)*.*", page.read_text()):
+        assert "--state orders.db" not in command or "--name orders" in command, command
+
+
+@pytest.mark.parametrize("feed", [PagedFeed, AtomFeed, DurableStreamFeed])
+def test_identity_is_explained_by_the_same_sentences_for_all_feeds(feed):
+    def explained(kind):
+        return re.search(r"        identity: (.*?)(?:\n    \w|\n        \w|\n\n)", kind.__doc__, re.DOTALL)[1]
+
+    assert explained(feed) == explained(HTTPFeed)
+
+
 PARTS = (testing, durable_streams, paged, verifiers, handshakes, subscriptions, postgres, redis)
 """Modules that have public names of their own."""
 

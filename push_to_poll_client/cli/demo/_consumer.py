@@ -40,6 +40,7 @@ class Orders(Consumer):
         super().__init__(
             HTTPFeed(url),
             store=SQLiteStore(database),
+            name="orders",
             # The server pushes the newest cursor.
             listeners=[WebSocketListener(push_url, hint=lambda text: Push(cursor=json.loads(text)["cursor"]))],
             fallback_interval=FALLBACK_INTERVAL,
