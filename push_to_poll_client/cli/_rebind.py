@@ -16,7 +16,11 @@ from push_to_poll_client.stores._sqlite.reader import ConsumerProgress, read_sto
 
 __all__ = ["add_to"]
 
-THEN = "it goes on from its cursor, which must mean the same there; if it does not: push-to-poll rewind"
+THEN = {
+    False: "it goes on from its cursor, with its records and dead letters",
+    True: "it goes on from its cursor, which must mean the same there; if it does not: push-to-poll rewind",
+}
+"""The last line of the output, for the same feed and for another one."""
 
 
 def add_to(commands: Commands) -> None:
@@ -115,4 +119,4 @@ def _lines(before: ConsumerProgress, name: str, feed: str, dropped: list[Consume
     yield f"cursor  {cursor}"
     for one in dropped:
         yield f"dropped {one.records:,} records and {one.dead_letters:,} dead letters that this name had"
-    yield f"then    {THEN}"
+    yield f"then    {THEN[feed != before.feed]}"

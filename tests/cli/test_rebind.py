@@ -63,12 +63,13 @@ def rebind(capsys, *arguments):
     return code, out, said(err)
 
 
-THEN = "it goes on from its cursor, which must mean the same there; if it does not: push-to-poll rewind"
+SAME = "it goes on from its cursor, with its records and dead letters"
+MOVED = "it goes on from its cursor, which must mean the same there; if it does not: push-to-poll rewind"
 
 
 def output(name, new_name, feed, new_feed, cursor):
     names, feeds = f"name    {name}\nnow     {new_name}\n", f"feed    {feed}\nnow     {new_feed}\n"
-    return f"{names}{feeds}cursor  {cursor}\nthen    {THEN}\n"
+    return f"{names}{feeds}cursor  {cursor}\nthen    {SAME if feed == new_feed else MOVED}\n"
 
 
 @on_both
