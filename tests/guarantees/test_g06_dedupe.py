@@ -4,6 +4,7 @@ Not after a restart, a silent full replay, or an overlapping read.
 """
 
 import anyio
+import httpx
 import pytest
 
 from push_to_poll_client import (
@@ -11,7 +12,9 @@ from push_to_poll_client import (
     MemoryStore,
     Message,
     Page,
+    PagedFeed,
 )
+from push_to_poll_client.feeds.paged import Entries, OldestFirst, from_last, to_query
 from push_to_poll_client.testing._fake_feed import FakeFeed
 from tests.support.consumers import Log
 
@@ -75,3 +78,35 @@ async def test_g6_a_message_that_comes_again_while_its_batch_is_committed_is_not
     feed.publish(*ids)
     await Batches(feed, store=Slow(), batch_size=10, batch_wait=1.0).poll_now()
     assert sorted(processed) == sorted(set(ids))
+
+
+def orders_at(url):
+    """Consume the ten orders that a shop has under any URL; return the feed."""
+
+    def answer(request):
+        after, size = int(request.url.params.get("after", 0)), int(request.url.params.get("per_page", 4))
+        return httpx.Response(200, json=[{"id": str(number)} for number in range(1, 11)][after : after + size])
+
+    pages = OldestFirst(cursor=from_last("id"), send=to_query("after"))
+    client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    return PagedFeed(url, client=client, entries=Entries(id="id"), pages=pages)
+
+
+@pytest.mark.parametrize("name", [None, "orders"])
+async def test_g6_a_changed_page_size_processes_nothing_again(name):
+    store = MemoryStore()
+    first = Log(orders_at("https://shop.example/orders?per_page=2"), store=store, name=name)
+    second = Log(orders_at("https://shop.example/orders?per_page=5"), store=store, name=name)
+    assert [(await consumer.poll_now()).caught_up for consumer in (first, second)] == [True, True]
+    assert (len(first.processed), second.processed) == (10, [])
+
+
+@pytest.mark.parametrize("name", [None, "orders"])
+async def test_g6_a_feed_at_a_new_address_processes_nothing_again_once_its_name_is_rebound(name):
+    store, moved = MemoryStore(), orders_at("https://api.shop.example/v2/orders")
+    first = Log(orders_at("https://shop.example/orders"), store=store, name=name)
+    await first.poll_now()
+    await store.rebind(first.name, feed=moved.identity)
+    second = Log(moved, store=store, name=name)
+    await second.poll_now()
+    assert (len(first.processed), second.processed) == (10, [])
