@@ -432,21 +432,21 @@ class Consumer:
     def status(self) -> Status:
         """A snapshot, from any thread."""
         loop, parts, schedule, stats = self._open_session.loop, self._parts, self._schedule, self._consumer_stats
-        session = parts.session if parts else None
+        saved = self._open_session.saved
         return Status(
             name=self.name,
             feed=self._feed_name,
             mode=schedule.mode(loop.time()) if loop and parts else Mode.STOPPED,
-            cursor=session.cursor if session else None,
-            token=session.token if session else None,
+            cursor=saved.cursor,
+            token=parts.session.token if parts else None,
             listeners=tuple(channel.status for channel in self._channels),
             last_poll=stats.last_poll,
             last_progress=stats.last_progress,
             last_caught_up=stats.last_caught_up,
             last_error=stats.last_error,
             lossy=schedule.lossy,
-            dead_letters=session.dead if session else 0,
-            records=session.size if session else 0,
+            dead_letters=saved.dead_letters,
+            records=saved.records,
             failing=tuple(stats.failing.values())[-MAX_SHOWN_FAILING:],
             failing_count=len(stats.failing),
             last_resync=stats.last_resync,

@@ -48,7 +48,7 @@ from push_to_poll_client._progress import Progress, Uncommitted
 from push_to_poll_client._protocols import Feed, Session, Store, is_transactional
 from push_to_poll_client._retry import Retry, StopSignal
 from push_to_poll_client._schedule import Mode, PollOutcome, Schedule
-from push_to_poll_client._status import ConsumerStats
+from push_to_poll_client._status import ConsumerStats, SavedProgress
 from push_to_poll_client._types import Clock, Cursor, Push
 from push_to_poll_client._validation import describe
 from push_to_poll_client._wakes import Wakes
@@ -299,11 +299,20 @@ class OpenSession:
         self._users = self._keepers = self._lost_users = 0
         self._lost_session: Session | None = None
         self._uncommitted: Uncommitted | None = None  # by the last session, until the next one restores it
+        self._last_saved = SavedProgress()
 
     @property
     def uncommitted_count(self) -> int:
         """Number of settled messages that the last session could not commit, while the session is closed."""
         return 0 if self._uncommitted is None else len(self._uncommitted.commit["records"])
+
+    @property
+    def saved(self) -> SavedProgress:
+        """What the session has saved; while it is closed, what the last one had. Call it from any thread."""
+        parts = self.parts
+        if parts is None:
+            return self._last_saved
+        return SavedProgress(parts.session.cursor, parts.session.size, parts.session.dead)
 
     @property
     def is_kept(self) -> bool:
@@ -349,6 +358,7 @@ class OpenSession:
             self._schedule.poll_ended(loop.time(), PollOutcome.ABANDONED)
         if self.parts is not None:
             self._uncommitted = self.parts.progress.uncommitted()
+            self._last_saved = self.saved
             self._lost_session, self.parts = self.parts.session, None
             self._leave_feed()
 
@@ -422,6 +432,7 @@ class OpenSession:
         async with self._lock:
             if not self._users and self.parts is not None:
                 self._wakes.close()
+                self._last_saved = self.saved
                 parts, self.parts = self.parts, None
                 self._uncommitted = parts.progress.uncommitted()
                 await self._close(parts.session.release)

@@ -20,6 +20,7 @@ __all__ = [
     "ListenerStatus",
     "PollResult",
     "Resynced",
+    "SavedProgress",
     "Status",
     "standstill_text",
 ]
@@ -168,14 +169,33 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedProgress:
+    """What a session has saved; kept when it closes, so that the status can still show it.
+
+    Attributes:
+        cursor: The saved cursor; `None` is the inception.
+        records: Dedupe records.
+        dead_letters: Messages given up on and kept.
+    """
+
+    cursor: Cursor | None = None
+    records: int = 0
+    dead_letters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """A consumer at one moment.
+
+    `cursor`, `records` and `dead_letters` are read from the store when the name is claimed. While the name is not
+    claimed they are as of the end of the last claim, and `None`, 0 and 0 before the first one. Another process may
+    have changed them since; `push-to-poll status` reads the file.
 
     Attributes:
         name: The consumer's name in the store.
         feed: What the feed calls itself, without secrets.
         mode: What it is doing.
-        cursor: The saved cursor; `None` is the inception, or the name is not claimed now.
+        cursor: The saved cursor; `None` is the inception.
         token: Its fencing token; `None`: it does not own its name now.
         listeners: Its push channels.
         last_poll: When the last poll ended; `None`: none has.
@@ -183,8 +203,8 @@ class Status:
         last_caught_up: When a poll that reached the end of the feed started last; `None`: none did.
         last_error: Why the last failed poll failed; `None`: none did.
         lossy: A push channel that claims to be up seems to lose pushes.
-        dead_letters: Messages given up on and kept; 0 too while the name is not claimed.
-        records: Dedupe records; likewise.
+        dead_letters: Messages given up on and kept.
+        records: Dedupe records.
         failing: Messages that failed and wait to be tried again; if there are more than 100, those that failed
             last. After a restart, a message is shown when a poll meets it.
         failing_count: Number of messages that failed and wait to be tried again, shown or not.

@@ -22,6 +22,7 @@ from tenacity import AsyncRetrying, retry_if_not_exception_type, stop_after_atte
 from push_to_poll_client import (
     Consumer,
     CursorExpired,
+    DeadLetterMessage,
     FeedError,
     FeedGone,
     FeedRefused,
@@ -1258,6 +1259,50 @@ async def test_status_shows_cursor_mode_listeners_counters_and_lag(running):
     assert status.last_poll >= status.last_caught_up >= status.last_progress > 0
     assert status.lag(status.last_caught_up + 5) == 5
     assert (await anyio.to_thread.run_sync(consumer.status)).cursor == status.cursor
+
+
+@pytest.mark.parametrize("stores", ["memory", "sqlite"])
+async def test_status_of_a_closed_consumer_shows_what_it_had_saved(stores, tmp_path):
+    async def process(message):
+        if message.id == "2":
+            raise DeadLetterMessage("no such customer")
+
+    feed = FakeFeed()
+    feed.publish(3)
+    store = MemoryStore() if stores == "memory" else SQLiteStore(tmp_path / "state.db")
+    consumer = Consumer(feed, store=store, process=process)
+    before = consumer.status()
+    assert (before.cursor, before.records, before.dead_letters) == (None, 0, 0)
+    await consumer.poll_now()
+    status = consumer.status()
+    assert (status.cursor, status.records, status.dead_letters) == (feed.newest, 3, 1)
+    assert (status.mode, status.owner, status.token) == (Mode.STOPPED, False, None)
+    await consumer.dead_letters.drop("2")
+    await consumer.rewind(feed.after(1))
+    status = consumer.status()
+    assert (status.cursor, status.records, status.dead_letters) == (feed.after(1), 3, 0)
+
+
+def test_status_shows_what_was_saved_before_the_event_loop_was_lost():
+    feed = FakeFeed()
+    feed.publish(3)
+    consumer = Log(feed)
+
+    async def poll_and_leave_the_session_open():
+        await consumer.__aenter__()
+        await consumer.poll_now()
+
+    anyio.run(poll_and_leave_the_session_open)
+    assert consumer.status().cursor == feed.newest
+
+    async def fail_to_claim(*_, **__):
+        raise StoreError("gone")
+
+    consumer._store.claim = fail_to_claim
+    with pytest.raises(StoreError, match="gone"):
+        anyio.run(consumer.poll_now)
+    status = consumer.status()
+    assert (status.cursor, status.records, status.owner) == (feed.newest, 3, False)
 
 
 async def test_a_failed_poll_is_logged_once_with_the_delay_until_the_next_one(running, caplog):
