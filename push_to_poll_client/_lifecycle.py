@@ -158,7 +158,7 @@ class SessionParts:
             start=processing.start,
             on_cursor_expired=processing.on_cursor_expired,
         )
-        self.replay = Replay(fetcher, dedupe, retry, progress, gaps)
+        self.replay = Replay(fetcher, dedupe, retry, progress, gaps, stats)
         self.poller = Poller(
             fetcher,
             self.processor,

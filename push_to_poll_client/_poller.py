@@ -8,6 +8,7 @@ expired, it goes on where the user says. When a fetch fails, the next poll conti
 
 import enum
 import logging
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import anyio
@@ -69,6 +70,7 @@ class PollState:
         walk: The walk that it goes along.
         stop: As for `Processor.take_page`.
         settled_before: How many messages the session had settled when the poll began.
+        counts_before: The counts of the consumer then.
         wait: Seconds for which the server may hold an answer; 0 once that was asked for.
         pages: How many pages it has read.
         read_at: When the current page arrived, on the event loop's clock.
@@ -81,6 +83,7 @@ class PollState:
     walk: PollWalk
     stop: StopSignal | None
     settled_before: int
+    counts_before: Counter[str]
     wait: float
     pages: int = 0
     read_at: float = 0.0
@@ -215,7 +218,8 @@ class Poller:
         walk, self._unfinished = self._unfinished or self._overlap.begin_walk(), None
         # Messages that were read before come first: only what comes after them is worth a wait.
         first_wait = 0.0 if walk.place is Place.BEFORE else wait
-        poll = PollState(walk, stop, self._progress.settled_count, wait - first_wait)
+        settled, counts = self._progress.settled_count, self._stats.counts.copy()
+        poll = PollState(walk, stop, settled, counts, wait - first_wait)
         request = FetchRequest(walk.position, first_wait, hint, bypass_cache)
         end: End | None = None
         try:
@@ -247,6 +251,7 @@ class Poller:
 
     def _result(self, poll: PollState, end: End | None) -> PollResult:
         retry_at = self._processor.postponed_until
+        counts = self._stats.counts - poll.counts_before
         return PollResult(
             messages=self._progress.settled_count - poll.settled_before,
             duplicates=self._processor.duplicates,
@@ -255,6 +260,8 @@ class Poller:
             postponed=None if retry_at is None else max(retry_at - self._clock(), 0.0),
             closed=end is End.CAUGHT_UP and poll.closed,
             standstill=poll.standstill if end is End.STANDSTILL else None,
+            dead_lettered=counts["dead_lettered"],
+            skipped=counts["skipped"],
         )
 
     async def _process_pages(self, poll: PollState, request: FetchRequest, background: Background) -> End:

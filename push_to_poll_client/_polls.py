@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import anyio
 
@@ -27,7 +27,7 @@ from push_to_poll_client._processor import Processor
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._retry import StopSignal
 from push_to_poll_client._schedule import Cause, PollOutcome, Schedule
-from push_to_poll_client._status import ConsumerStats, PollResult
+from push_to_poll_client._status import ConsumerStats, PollResult, add_results
 from push_to_poll_client._types import Clock, Push
 from push_to_poll_client._validation import describe
 
@@ -167,12 +167,7 @@ class Polls:
                     raise
                 result, failure = self._poller.done, error
                 logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
-            total = replace(
-                result,
-                messages=total.messages + result.messages,
-                duplicates=total.duplicates + result.duplicates,
-                pages=total.pages + result.pages,
-            )
+            total = add_results(total, result)
             if place_is_kept() or not self._poller.should_go_on_if_bare:
                 return total
             if not logged and self._poller.has_unsaved_place:

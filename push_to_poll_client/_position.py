@@ -10,6 +10,7 @@ them. Where a session goes on from page to page, and saves its cursor, is in `_p
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import repeat
 
 import anyio
@@ -25,7 +26,7 @@ from push_to_poll_client._processor import Dedupe
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._retry import Postponed, Retry, StopSignal
-from push_to_poll_client._status import ConsumerStats, PollResult, Resynced, standstill_text
+from push_to_poll_client._status import ConsumerStats, PollResult, Resynced, add_results, standstill_text
 from push_to_poll_client._types import Cursor, CycleDetector, FetchRequest, Message, Page, Record, SavedCursor
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem
@@ -217,14 +218,24 @@ class Replay:
         retry: Settles the messages, one after the other.
         progress: Commits the records.
         gaps: Told of messages that may be missing before a page.
+        stats: Count dead-lettered and skipped messages.
     """
 
-    def __init__(self, fetcher: Fetcher, dedupe: Dedupe, retry: Retry, progress: Progress, gaps: Gaps) -> None:
+    def __init__(  # noqa: PLR0917  # each is of another type
+        self,
+        fetcher: Fetcher,
+        dedupe: Dedupe,
+        retry: Retry,
+        progress: Progress,
+        gaps: Gaps,
+        stats: ConsumerStats,
+    ) -> None:
         self._fetcher = fetcher
         self._dedupe = dedupe
         self._retry = retry
         self._progress = progress
         self._gaps = gaps
+        self._stats = stats
 
     async def run(self, start: Cursor, end: Cursor | None) -> PollResult:
         """Replay the messages after `start`, up to the message or page whose cursor is `end`.
@@ -247,7 +258,8 @@ class Replay:
             await self._fetcher.wait_until_allowed()
             latest = await self._fetcher.latest()
         named = {INCEPTION: None, LATEST: latest}
-        messages, pages, position, cycle_detector = 0, 0, named.get(start, start), CycleDetector()
+        done, cycle_detector = PollResult(0, 0, 0, caught_up=False), CycleDetector()
+        position = named.get(start, start)
         end = latest if end == LATEST else end
         ends = end is not None and end == position
         while not ends:
@@ -256,18 +268,19 @@ class Replay:
             assert page is not None  # only a fetch that waits gives way  # noqa: S101
             await self._gaps.report(position, page.gap)
             in_range, ends = _messages_up_to(page, end)
-            await self._work_off(in_range)
-            messages, pages = messages + len(in_range), pages + 1
+            done = add_results(done, await self._work_off(in_range))
             if not ends and page.next in {None, position}:
                 ended = page.next is None
                 standstill = None if ended else standstill_text(f"back to cursor {quoted(page.next)}")
-                return PollResult(messages, 0, pages, caught_up=ended, closed=page.closed, standstill=standstill)
+                return replace(done, caught_up=ended, closed=page.closed, standstill=standstill)
             position = page.next
             if position is not None and not ends and cycle_detector.repeats_at(position):
                 raise FeedError("the pages of the feed lead in a circle; the replay ends there")
-        return PollResult(messages, 0, pages, caught_up=False)
+        return done
 
-    async def _work_off(self, messages: Sequence[Message]) -> None:
+    async def _work_off(self, messages: Sequence[Message]) -> PollResult:
+        """Settle the messages of one page; return what was done."""
+        counts_before = self._stats.counts.copy()
         (keys, errors), now = self._dedupe.dedupe_keys(messages), self._fetcher.now()
         new = repeat(True, len(keys))  # noqa: FBT003  # all of them, also those that were settled before
         items = await self._dedupe.make_items(messages, keys, new, errors, in_flight=(), read_at=now, arrived=now)
@@ -276,6 +289,15 @@ class Replay:
                 await self._settle(item)
         finally:  # the saved cursor is past them: a dead letter that is not committed would not come again
             await self._progress.flush()
+        counts = self._stats.counts - counts_before
+        return PollResult(
+            messages=len(messages),
+            duplicates=0,
+            pages=1,
+            caught_up=False,
+            dead_lettered=counts["dead_lettered"],
+            skipped=counts["skipped"],
+        )
 
     async def _settle(self, item: WorkItem) -> None:
         while True:

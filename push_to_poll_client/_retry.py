@@ -257,6 +257,7 @@ class Retry:
             self._stats.counts["skipped"] += 1
             logger.warning("message %s failed at attempt %d and is skipped: %s", name, count, why)
         else:
+            self._stats.counts["dead_lettered"] += 1
             logger.warning("message %s failed at attempt %d and is a dead letter now: %s", name, count, why)
 
     async def _wait(self, seconds: float, stop: StopSignal, *, since: float) -> None:

@@ -5,7 +5,7 @@ Times of day are seconds since the epoch.
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from push_to_poll_client._schedule import Mode, WakeResult
@@ -22,6 +22,7 @@ __all__ = [
     "Resynced",
     "SavedProgress",
     "Status",
+    "add_results",
     "standstill_text",
 ]
 
@@ -37,7 +38,7 @@ class PollResult:
     """What a poll did.
 
     Attributes:
-        messages: New messages that it settled.
+        messages: New messages that it settled: processed, dead-lettered or skipped.
         duplicates: Messages that it passed over because they were settled before.
         pages: Pages that it fetched.
         caught_up: Whether it reached the end of the feed. If not: `max_poll_time` was over, the server asks to be
@@ -46,6 +47,8 @@ class PollResult:
         closed: It caught up with a feed that has ended: nothing will ever follow.
         standstill: Why the feed stands still: it says that there is more, and does not give it. `None` if it does
             not stand still.
+        dead_lettered: How many of `messages` failed for good and were kept as dead letters.
+        skipped: How many of `messages` failed for good and were skipped.
     """
 
     messages: int
@@ -55,6 +58,20 @@ class PollResult:
     postponed: float | None = None
     closed: bool = False
     standstill: str | None = None
+    dead_lettered: int = 0
+    skipped: int = 0
+
+
+def add_results(before: PollResult, last: PollResult) -> PollResult:
+    """Return the result of the last poll, with its counts added to those of the polls before."""
+    return replace(
+        last,
+        messages=before.messages + last.messages,
+        duplicates=before.duplicates + last.duplicates,
+        pages=before.pages + last.pages,
+        dead_lettered=before.dead_lettered + last.dead_lettered,
+        skipped=before.skipped + last.skipped,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +158,7 @@ class Counters:
         messages: New messages settled and recorded.
         duplicates: Messages passed over because they were settled before.
         retries: Attempts to process a message after its first.
+        dead_lettered: Messages that failed and were kept as dead letters.
         skipped: Messages that failed and were skipped.
         late: Messages found by reading an overlap again, before a known message on the same page. A lower bound,
             except that a message that fails is counted each time it is read.
@@ -158,6 +176,7 @@ class Counters:
     messages: int = 0
     duplicates: int = 0
     retries: int = 0
+    dead_lettered: int = 0
     skipped: int = 0
     late: int = 0
     resyncs: int = 0

@@ -35,6 +35,7 @@ from push_to_poll_client import (
     ProcessError,
     Push,
     RetryMessage,
+    SkipMessage,
     SQLiteStore,
     StoreBusy,
     StoreError,
@@ -324,6 +325,42 @@ async def test_a_retry_that_awaits_a_cancelled_task_counts_as_a_failed_attempt()
 
 
 # poll_now
+
+
+def gives_up_on(*, dead_letters, skips):
+    """Return a handler that gives up on the messages with these ids."""
+
+    async def process(message):
+        if message.id in dead_letters:
+            raise DeadLetterMessage("no such customer")
+        if message.id in skips:
+            raise SkipMessage
+
+    return process
+
+
+@pytest.mark.parametrize("settings", [{}, {"concurrency": 3, "key": lambda message: message.id}])
+async def test_poll_now_counts_dead_lettered_and_skipped_messages(settings):
+    feed = FakeFeed(page_size=2)
+    feed.publish(6)
+    consumer = consumer_of(feed, gives_up_on(dead_letters={"2", "5"}, skips={"3"}), **settings)
+    result = await consumer.poll_now()
+    assert (result.messages, result.dead_lettered, result.skipped) == (6, 2, 1), "they are among the messages"
+    feed.publish(1)
+    result = await consumer.poll_now()
+    assert (result.messages, result.dead_lettered, result.skipped) == (1, 0, 0), "those of this call alone"
+    counters = consumer.status().counters
+    assert (counters.messages, counters.dead_lettered, counters.skipped) == (7, 2, 1)
+
+
+async def test_poll_now_sums_dead_lettered_and_skipped_messages_of_all_its_polls():
+    feed = FakeFeed(page_size=1, cursors="chain", latency=1)
+    feed.publish(9)
+    # One poll is over after two pages, and one fails: without a cursor to save the call goes on.
+    feed.answer(None, None, None, FeedError("503"))
+    process = gives_up_on(dead_letters={"1", "4"}, skips={"3", "9"})
+    result = await consumer_of(feed, process, max_poll_time=2).poll_now()
+    assert (result.messages, result.dead_lettered, result.skipped, result.pages) == (9, 2, 2, 9)
 
 
 async def test_poll_now_works_without_run():

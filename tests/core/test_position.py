@@ -8,6 +8,7 @@ from push_to_poll_client import (
     ChainRestart,
     Consumer,
     CursorExpired,
+    DeadLetterMessage,
     FeedError,
     Hooks,
     MemoryStore,
@@ -17,6 +18,7 @@ from push_to_poll_client import (
     PollResult,
     ProcessError,
     Resync,
+    SkipMessage,
     SQLiteStore,
     StoreBusy,
     StoreError,
@@ -698,6 +700,20 @@ async def test_a_replay_gives_a_range_to_the_handler_again():
         assert result == PollResult(messages=3, duplicates=0, pages=2, caught_up=False)
         assert consumer.status().cursor == feed.after(6), "it stays where it is"
         assert (await consumer.poll_now()).messages == 0
+
+
+async def test_a_replay_counts_dead_lettered_and_skipped_messages():
+    async def process(message):
+        if message.id in "bd":
+            raise DeadLetterMessage if message.id == "b" else SkipMessage
+
+    feed = feed_of(*"abcdef", page_size=2)
+    consumer = Consumer(feed, store=MemoryStore(), process=process)
+    await consumer.poll_now()
+    result = await consumer.replay("inception")
+    assert (result.messages, result.dead_lettered, result.skipped) == (6, 1, 1)
+    result = await consumer.replay(feed.after(2), feed.after(4))
+    assert (result.messages, result.dead_lettered, result.skipped) == (2, 0, 1)
 
 
 async def test_a_replay_without_an_end_cursor_runs_to_the_end_of_the_feed():
