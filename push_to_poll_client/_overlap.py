@@ -43,7 +43,7 @@ import enum
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from push_to_poll_client._event_loop import TimeOfDay
@@ -51,7 +51,7 @@ from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._status import ConsumerStats
-from push_to_poll_client._types import Clock, Cursor, Page, SavedCursor
+from push_to_poll_client._types import Clock, Cursor, CycleDetector, Page, SavedCursor
 from push_to_poll_client._validation import quoted
 from push_to_poll_client._work_queue import WorkItem
 
@@ -84,6 +84,7 @@ class PollWalk:
             walk along messages with cursors meets the saved one.
         empty_pages: How many pages without a message it has read in a row.
         failed_fetches: How many fetches in a row failed at its position.
+        cycle_detector: Detects that its pages lead in a circle, also one that takes several polls.
     """
 
     start: Cursor | None
@@ -95,6 +96,7 @@ class PollWalk:
     mostly_new: bool = False
     empty_pages: int = 0
     failed_fetches: int = 0
+    cycle_detector: CycleDetector = field(default_factory=CycleDetector)
     _last_cursor: Cursor | None = None
 
     def inspect_page(

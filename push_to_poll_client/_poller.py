@@ -9,7 +9,7 @@ expired, it goes on where the user says. When a fetch fails, the next poll conti
 import enum
 import logging
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import anyio
 
@@ -92,7 +92,6 @@ class PollState:
     resynced: bool = False
     standstill: str | None = None
     last_settled: int = 0
-    cycle_detector: CycleDetector = field(default_factory=CycleDetector)
 
     def __post_init__(self) -> None:
         self.last_settled = self.settled_before
@@ -100,9 +99,9 @@ class PollState:
     def stands_still(self, position: Cursor | None, following: Cursor, settled: int) -> bool:
         """Whether the walk makes no progress: no new message was settled, and the cursors repeat."""
         if settled > self.last_settled:
-            self.last_settled, self.cycle_detector = settled, CycleDetector()
+            self.last_settled, self.walk.cycle_detector = settled, CycleDetector()
             return False
-        return following == position or self.cycle_detector.repeats_at(following)
+        return following == position or self.walk.cycle_detector.repeats_at(following)
 
 
 class Poller:
@@ -346,7 +345,7 @@ class Poller:
             self._processor.begin_elsewhere()
             poll.walk = self._overlap.begin_walk()
             start = poll.walk.start
-        poll.walk.position, poll.cycle_detector = start, CycleDetector()
+        poll.walk.position, poll.walk.cycle_detector = start, CycleDetector()
         return End.UNFINISHED if self._must_stop else replace(request, cursor=start, wait=0.0)
 
     async def _take_page(self, poll: PollState, request: FetchRequest, page: Page, background: Background) -> bool:
@@ -407,6 +406,8 @@ class Poller:
         """Say in status and log what keeps the walk from the end of the feed (G13)."""
         walk, text = poll.walk, poll.standstill
         seconds = self._clock() - walk.began
+        if text is None and end is End.UNFINISHED and not self.done.messages and self.has_unsaved_place:
+            text = self._stats.standstill  # what was said last still holds, as in each round of a long circle
         if text is None and end is End.UNFINISHED and walk.empty_pages >= MAX_EMPTY_PAGES:
             text = (
                 f"the feed says that there is more, and has given {MAX_EMPTY_PAGES} pages or more in a row "

@@ -258,6 +258,26 @@ async def test_g13_a_feed_that_leads_back_to_where_it_was_is_named_and_not_calle
     assert consumer.status().last_caught_up is not None
 
 
+@pytest.mark.parametrize("has_messages", [True, False])
+async def test_g13_a_circle_of_pages_that_takes_several_polls_is_named_once(running, caplog, has_messages):
+    def page(request):
+        place = int(request.cursor or 0) % 100
+        return Page([Message(f"m{place}")] if has_messages else [], next=str(place + 1))
+
+    feed = FakeFeed(latency=1.0)
+    feed.answer(*[page] * 10_000)
+    consumer = running(Log(feed))
+    await anyio.sleep(600)
+    assert "and leads around after the inception without anything new" in consumer.status().standstill
+    named = [line for line in warnings(caplog) if "leads around" in line]
+    assert named == [f"fake-feed: the end of the feed is not reached: {consumer.status().standstill}"]
+    asked = len(feed.requests)
+    await anyio.sleep(1500)
+    assert len(feed.requests) - asked < 1400, "the feed is left alone for the fallback interval after each round"
+    assert [line for line in warnings(caplog) if "leads around" in line] == named
+    assert consumer.status().last_caught_up is None
+
+
 async def test_g13_a_feed_that_gives_pages_without_messages_is_named_and_asked_at_the_rate(running, caplog):
     feed = FakeFeed(latency=0.02)
     numbers = iter(range(100_000))

@@ -730,6 +730,14 @@ MUTANTS = [
         "goes_on and poll.walk.empty_pages < MAX_EMPTY_PAGES\n",
         "goes_on\n",
     ),
+    of(
+        "G13",
+        "forgets after each poll where the pages have led",
+        "_poller.py",
+        "        poll = PollState(walk, stop, settled, counts, wait - first_wait)\n",
+        "        walk.cycle_detector = CycleDetector()\n"
+        "        poll = PollState(walk, stop, settled, counts, wait - first_wait)\n",
+    ),
     *PUSH,
     of(
         "G13",
