@@ -72,8 +72,8 @@ class Consumer:
     Subclass it and write `process`, or pass `process=`. Each message is processed once, in order, as long as its
     processing was recorded (G6); what was in hand at a crash is done again (G7).
 
-    `run()` claims the name in the store, and gives it back. So does each bare `poll_now()`; `async with consumer`
-    keeps it, and the feed's connections, over several.
+    `run()` claims the name in the store, and gives it back. So does each bare `poll_now()` and `catch_up()`;
+    `async with consumer` keeps it, and the feed's connections, over several.
 
     Args:
         feed: Where messages are read.
@@ -361,6 +361,29 @@ class Consumer:
         self._refuse_in_poll("poll_now()", "; use wake()")
         async with self._open() as parts:
             return await parts.polls.poll_now(timeout, place_is_kept=lambda: self._open_session.is_kept)
+
+    async def catch_up(self) -> PollResult:
+        """Poll until caught up with the feed, without a limit of time. For scripts and cron jobs.
+
+        It keeps its place in the feed, takes a token for each poll, and waits as long as the server asks and until
+        a message that failed may be tried again. It works with and without `run()`, and joins the polls of other
+        callers. A consumer never catches up with a feed that grows faster than its handler: limit the time with
+        `anyio.move_on_after()`. What was processed until then is saved.
+
+        Returns:
+            What was done, together for all polls of the call. `caught_up` is False only if `standstill` says why
+            the feed stands still. `closed`: nothing will ever follow.
+
+        Raises:
+            FeedError: A poll failed; what was processed before is saved. As with `poll_now()`, without `run()` or
+                `async with` a fetch that failed before a cursor can be saved is first tried again.
+            ProcessError: A message failed for good; the cursor stands before it.
+            StoreError: The store failed, or the name has another owner.
+            RuntimeError: Called while processing a message of this consumer: use `wake()` there.
+        """
+        self._refuse_in_poll("catch_up()", "; use wake()")
+        async with self._open() as parts:
+            return await parts.polls.catch_up(place_is_kept=lambda: self._open_session.is_kept)
 
     @property
     def dead_letters(self) -> DeadLetters:

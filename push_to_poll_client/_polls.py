@@ -1,4 +1,4 @@
-"""Run one poll at a time, for `run()`, `poll_now()` and wakes (G2).
+"""Run one poll at a time, for `run()`, `poll_now()`, `catch_up()` and wakes (G2).
 
 The caller that holds the lock leads a poll. Callers wait without the lock until a poll may start. Polls are
 numbered as they start. A caller that gets the lock compares numbers: if a poll that started after its call has
@@ -10,8 +10,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -93,7 +93,7 @@ class Polls:
         self._clock = clock
         self._lock = anyio.Lock(fast_acquire=True)
         self._started = self._last_finished = 0
-        self._callers = 0  # of `poll_now`, until their poll has ended
+        self._calls: list[_Call] = []
         self._news = anyio.Event()
         self._last_result: PollResult | Exception = PollResult(0, 0, 0, caught_up=False)
         self._hint: Push | None = None
@@ -150,42 +150,63 @@ class Polls:
         """
         logged = False
         failure: FeedError | None = None
-        total = PollResult(0, 0, 0, caught_up=False)
-        while True:
-            try:
-                result, failure = await self._poll_or_join(timeout), None
-            except Throttled as throttled:
-                if failure is not None:
-                    raise failure from None
-                if not total.pages:
-                    raise
-                if self._poller.has_unsaved_place:
-                    logger.warning("stops before a cursor to save, the next call starts again: %s", throttled)
-                return total
-            except FeedError as error:
+        with self._sum_polls() as call:
+            while True:
+                try:
+                    await self._poll_or_join(timeout)
+                    failure = None
+                except Throttled as throttled:
+                    if failure is not None:
+                        raise failure from None
+                    if not call.done.pages:
+                        raise
+                    if self._poller.has_unsaved_place:
+                        logger.warning("stops before a cursor to save, the next call starts again: %s", throttled)
+                    return call.done
+                except FeedError as error:
+                    if not self._tries_again(error, place_is_kept):
+                        raise
+                    failure = error
                 if place_is_kept() or not self._poller.should_go_on_if_bare:
-                    raise
-                result, failure = self._poller.done, error
-                logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
-            total = add_results(total, result)
-            if place_is_kept() or not self._poller.should_go_on_if_bare:
-                return total
-            if not logged and self._poller.has_unsaved_place:
-                logged = True
-                logger.info(
-                    "no cursor to save was found yet: this call goes on to the first one, since the next call "
-                    "would read the same pages again"
-                )
+                    return call.done
+                if not logged and self._poller.has_unsaved_place:
+                    logged = True
+                    logger.info(
+                        "no cursor to save was found yet: this call goes on to the first one, since the next call "
+                        "would read the same pages again"
+                    )
 
-    async def _poll_or_join(self, timeout: float | None) -> PollResult:  # noqa: ASYNC109
-        since, until = self._started, math.inf if timeout is None else self._clock() + timeout
-        self._callers += 1
+    async def catch_up(self, *, place_is_kept: Callable[[], bool]) -> PollResult:
+        """Poll until the end of the feed is reached, or the feed stands still. See `Consumer.catch_up`."""
+        with self._sum_polls() as call:
+            while not call.done.caught_up and call.done.standstill is None:
+                try:
+                    await self._poll_or_join(None)
+                except FeedError as error:
+                    if not self._tries_again(error, place_is_kept):
+                        raise
+            return call.done
+
+    def _tries_again(self, error: FeedError, place_is_kept: Callable[[], bool]) -> bool:
+        """Whether a call goes on after a poll that failed, since its place in the feed would be lost."""
+        if place_is_kept() or not self._poller.should_go_on_if_bare:
+            return False
+        logger.warning("poll failed, next in %.1f s: %s", self.delay, describe(error))
+        return True
+
+    @contextmanager
+    def _sum_polls(self) -> Iterator["_Call"]:
+        """Add up what the polls do that start in the block."""
+        call = _Call(self._started, PollResult(0, 0, 0, caught_up=False))
+        self._calls.append(call)
         try:
-            return await self._wait_for_poll(since, until)
+            yield call
         finally:
-            self._callers -= 1
+            self._calls.remove(call)
 
-    async def _wait_for_poll(self, since: int, until: float) -> PollResult:
+    async def _poll_or_join(self, timeout: float | None) -> None:  # noqa: ASYNC109
+        """Lead a poll, or wait for one that starts after this call; raise the error with which it failed."""
+        since, until = self._started, math.inf if timeout is None else self._clock() + timeout
         while True:
             self._raise_if_throttled(until)
             self._fetcher.cancel_waiting_fetch()
@@ -195,7 +216,7 @@ class Polls:
                 if self._last_finished > since:
                     if isinstance(self._last_result, Exception):
                         raise _copy(self._last_result)
-                    return self._last_result
+                    return
             # Wait without the lock: rewind(), dead letters and listeners that save their state need it.
             with anyio.CancelScope(deadline=self._schedule.earliest):
                 await self._news.wait()
@@ -226,7 +247,7 @@ class Polls:
         self._changed = anyio.Event()
         async with self._lock:
             # The server may hold its answer if the feed supports that, and no caller waits.
-            waits = self._callers or self._lock.statistics().tasks_waiting
+            waits = self._calls or self._lock.statistics().tasks_waiting
             can_wait = self._fetcher.max_wait > 0 and not waits
             decision = self._schedule.next_poll(self._clock(), can_wait=can_wait)
             if decision.at <= self._clock():
@@ -298,6 +319,9 @@ class Polls:
         # Drop the hint if the feed refused it or a retry failed: the sender of a push can write anything into it.
         if result is None or not (isinstance(result, PollResult | FeedRefused) or poll.is_retry):
             self._hint = _merge_hints(poll.hint, self._hint)
+        for call in self._calls:
+            if poll.number > call.since:
+                call.done = add_results(call.done, self._poller.done)
         if result is not None:
             self._last_finished, self._last_result = poll.number, result
             self._stats.poll_ended(result, began=poll.began)
@@ -314,6 +338,19 @@ class Polls:
                 "run() wait",
                 until=earliest,
             )
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A call of `poll_now` or `catch_up` that has not returned.
+
+    Attributes:
+        since: The number of the last poll that started before the call.
+        done: The sum of those that started after it and have ended.
+    """
+
+    since: int
+    done: PollResult
 
 
 @dataclass(slots=True, eq=False)

@@ -408,7 +408,7 @@ def test_the_documented_backup_works_while_the_state_file_is_in_use(state, monke
     async def back_up():
         session = await SQLiteStore(state).claim("orders", feed="feed")
         await session.commit(cursor="newest", records=[])
-        run = functools.partial(subprocess.run, [sys.executable, "-c", python(OPERATIONS)[1]], check=True)
+        run = functools.partial(subprocess.run, [sys.executable, "-c", python(OPERATIONS)[2]], check=True)
         await anyio.to_thread.run_sync(run)
         await session.release()
 
@@ -417,9 +417,21 @@ def test_the_documented_backup_works_while_the_state_file_is_in_use(state, monke
     assert json.loads(capsys.readouterr().out)["consumers"][0]["cursor"] == "newest"
 
 
+def test_the_documented_script_reads_to_the_end_of_the_feed(tmp_path):
+    program = python(OPERATIONS)[0] + "\nmain()\n"
+    with serve_in_thread(backlog=3) as server:
+        program = program.replace("https://shop.example/orders", server.url)
+        for lines in (3, 0):
+            done = subprocess.run(
+                [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+            )
+            *ids, summary = done.stdout.splitlines()
+            assert (len(ids), summary) == (lines, f"{lines} new messages, 0 of them are dead letters")
+
+
 @pytest.mark.slow
 def test_the_documented_program_stops_cleanly_on_sigterm(tmp_path):
-    program = python(README)[0].replace("anyio.run(orders.run)\n", "") + python(OPERATIONS)[0]
+    program = python(README)[0].replace("anyio.run(orders.run)\n", "") + python(OPERATIONS)[1]
     with serve_in_thread(backlog=1) as server:
         program = program.replace("wss://shop.example/orders/push", server.push_url)
         program = program.replace("https://shop.example/orders", server.url)

@@ -278,6 +278,16 @@ async def test_g13_a_circle_of_pages_that_takes_several_polls_is_named_once(runn
     assert consumer.status().last_caught_up is None
 
 
+@pytest.mark.parametrize("cursors", ["message", "page", "chain"])
+async def test_g13_catch_up_reaches_the_end_of_a_feed_however_long_that_takes(cursors):
+    feed = chain_of(2000, latency=60.0)
+    feed.cursors = cursors
+    consumer = Log(feed)
+    result = await consumer.catch_up()
+    assert (result.caught_up, result.messages, len(feed.requests)) == (True, 2000, 100)
+    assert consumer.status().cursor == feed.newest
+
+
 async def test_g13_a_feed_that_gives_pages_without_messages_is_named_and_asked_at_the_rate(running, caplog):
     feed = FakeFeed(latency=0.02)
     numbers = iter(range(100_000))

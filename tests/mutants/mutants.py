@@ -692,8 +692,9 @@ MUTANTS = [
         "G13",
         "ends a bare poll before anything can be saved",
         "_polls.py",
-        "            if place_is_kept() or not self._poller.should_go_on_if_bare:\n                return total\n",
-        "            return total\n",
+        "                if place_is_kept() or not self._poller.should_go_on_if_bare:\n"
+        "                    return call.done\n",
+        "                return call.done\n",
     ),
     of(
         "G13",
@@ -737,6 +738,13 @@ MUTANTS = [
         "        poll = PollState(walk, stop, settled, counts, wait - first_wait)\n",
         "        walk.cycle_detector = CycleDetector()\n"
         "        poll = PollState(walk, stop, settled, counts, wait - first_wait)\n",
+    ),
+    of(
+        "G13",
+        "calls it caught up when one poll is over",
+        "_polls.py",
+        "            while not call.done.caught_up and call.done.standstill is None:\n",
+        "            while not call.done.pages:\n",
     ),
     *PUSH,
     of(

@@ -202,4 +202,5 @@ async def use() -> tuple[PollResult, Status]:
         ],
     ) as orders:
         orders.wake()
+        await orders.catch_up()
         return await orders.poll_now(timeout=None), orders.status()
