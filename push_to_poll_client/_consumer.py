@@ -387,7 +387,7 @@ class Consumer:
 
     @property
     def dead_letters(self) -> DeadLetters:
-        """The messages given up on: list, get, retry, drop and export them, also while the consumer runs."""
+        """The messages given up on, also while the consumer runs: `async for`, or get, retry, drop and export."""
         return DeadLetters(self._session_dead_letters, self)
 
     async def rewind(self, to: Cursor | None = None, *, ago: float | None = None, forget: bool = False) -> None:

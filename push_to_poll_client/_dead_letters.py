@@ -4,7 +4,7 @@
 `DeadLetters` is what the user of a consumer sees: each call opens the session and waits for the running poll.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -183,10 +183,15 @@ class Retried:
     failed: int
 
 
-class DeadLetters:
+class DeadLetters(AsyncIterable[DeadLetter]):
     """The dead letters of a consumer, also while it runs.
 
-    Each call claims the consumer's name, unless it has it already, and waits for the poll that runs.
+        async for letter in consumer.dead_letters:      # all of them, in the order of their keys
+            print(letter.key, letter.error)
+
+    Each call claims the consumer's name, unless it has it already, and waits for the poll that runs. A loop reads
+    some at a time, in a call for each, so polls can run meanwhile, and the body may retry or drop. What is added
+    or removed during the loop may be seen or not.
 
     Args:
         alone: Gives them while no poll runs.
@@ -202,10 +207,12 @@ class DeadLetters:
         self._claimed = claimed
 
     async def list(self, *, after: DeadLetter | None = None) -> Sequence[DeadLetter]:
-        """Some of them, in the order of their keys: 100 at most, or fewer that have 16 MiB together.
+        """Return one page, in the order of the keys: 100 at most, or fewer that have 16 MiB together.
+
+        For all of them use `async for`, or call it again with the last one until the list is empty.
 
         Args:
-            after: The last one of the list before; `None`: from the first.
+            after: The last one of the page before; `None` means the first page.
 
         Raises:
             StoreBusy: Somebody else has the name.
@@ -274,7 +281,11 @@ class DeadLetters:
             StoreBusy: As for `list`.
             StoreError: As for `list`.
         """
-        return _JSONLines(self)
+        return _Iterator(self, as_json)
+
+    def __aiter__(self) -> AsyncIterator[DeadLetter]:
+        """Iterate over all of them; `async for` raises as `list` does."""
+        return _Iterator(self, lambda dead_letter: dead_letter)
 
     async def _retry_all(self) -> Sequence[bool]:
         """Retry the dead letters that are there now; a poll or another call may remove some meanwhile."""
@@ -296,15 +307,16 @@ class DeadLetters:
             return await function(dead_letters, await dead_letters.require(key))
 
 
-class _JSONLines(AsyncIterator[bytes]):
-    """An export. Not a generator, which would have to be closed when it is not read to the end."""
+class _Iterator(AsyncIterator[Result]):
+    """All dead letters. Not a generator, which would have to be closed when it is not read to the end."""
 
-    def __init__(self, dead_letters: DeadLetters) -> None:
+    def __init__(self, dead_letters: DeadLetters, convert: Callable[[DeadLetter], Result]) -> None:
         self._dead_letters = dead_letters
+        self._convert = convert
         self._page: Iterator[DeadLetter] = iter(())
         self._last: DeadLetter | None = None
 
-    async def __anext__(self) -> bytes:
+    async def __anext__(self) -> Result:
         dead_letter = next(self._page, None)
         if dead_letter is None:
             self._page = iter(await self._dead_letters.list(after=self._last))
@@ -312,4 +324,4 @@ class _JSONLines(AsyncIterator[bytes]):
         if dead_letter is None:
             raise StopAsyncIteration
         self._last = dead_letter
-        return as_json(dead_letter)
+        return self._convert(dead_letter)

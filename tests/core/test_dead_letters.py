@@ -1,7 +1,7 @@
 """What was given up on: listed, tried again, dropped and exported, on a running consumer and a stopped one."""
 
 import json
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 
 import anyio
@@ -129,7 +129,43 @@ async def test_list_returns_100_dead_letters_at_a_time_and_export_and_retry_cove
     assert consumer.processed == names
 
 
-@pytest.mark.parametrize("call", ["list", "get", "retry", "drop", "export"])
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_async_for_yields_all_dead_letters_and_each_may_be_dropped_in_the_loop(kind, claimed, tmp_path):
+    names = [f"{n:03}" for n in range(120)]
+    consumer = await dead(*names, store=SQLiteStore(tmp_path / "state.db") if kind == "sqlite" else None)
+    async with AsyncExitStack() as stack:
+        if claimed:
+            await stack.enter_async_context(consumer)
+        letters = consumer.dead_letters
+        assert [letter.key async for letter in letters] == names
+        assert [letter.id async for letter in letters] == names, "each loop begins with the first one"
+        seen = []
+        async for letter in letters:
+            seen.append(letter.key)
+            if letter.key in {"007", "099"}:  # the last one of a page too
+                await letters.drop(letter.key)
+        assert seen == names
+        assert [letter.key async for letter in letters] == [name for name in names if name not in {"007", "099"}]
+
+
+async def test_polls_run_between_two_pages_of_an_async_for(running):
+    feed = FakeFeed()
+    names = [f"{n:03}" for n in range(150)]
+    consumer = running(Fails(feed, failing=names))
+    feed.publish(*names)
+    await anyio.sleep(100)
+    seen = 0
+    async for _ in consumer.dead_letters:
+        seen += 1
+        if seen == 50:
+            feed.publish("new")
+            consumer.wake()
+            await consumer.until(1)
+    assert seen == 150
+
+
+@pytest.mark.parametrize("call", ["list", "get", "retry", "drop", "export", "async for"])
 async def test_each_call_raises_store_busy_while_another_owner_has_the_name(call):
     consumer = await dead("a")
     async with consumer:
@@ -141,10 +177,12 @@ async def test_each_call_raises_store_busy_while_another_owner_has_the_name(call
 async def use(letters, call):
     if call == "export":
         return [line async for line in letters.export()]
+    if call == "async for":
+        return [letter async for letter in letters]
     return await getattr(letters, call)(*(["a"] if call in {"get", "drop"} else []))
 
 
-@pytest.mark.parametrize("call", ["list", "get", "retry", "drop", "export"])
+@pytest.mark.parametrize("call", ["list", "get", "retry", "drop", "export", "async for"])
 async def test_a_dead_letters_call_inside_process_is_a_runtime_error(call):
     consumer = await dead("a")
 
@@ -523,6 +561,9 @@ async def test_an_export_that_is_not_read_to_its_end_does_not_block_later_calls(
     consumer = await dead("a", "b")
     async for line in consumer.dead_letters.export():
         assert json.loads(line)["key"] == "a"
+        break
+    async for letter in consumer.dead_letters:
+        assert letter.key == "a"
         break
     assert await use(consumer.dead_letters, "export") == [
         as_json(one) for one in await consumer.dead_letters.list()

@@ -160,6 +160,8 @@ async def give_up_and_go_back() -> Retried:
             print(line.decode())
         for letter in await consumer.dead_letters.list():
             await consumer.dead_letters.drop(letter.key)
+        async for letter in consumer.dead_letters:
+            await consumer.dead_letters.drop(letter.key)
         return await consumer.dead_letters.retry()
 
 
