@@ -25,7 +25,7 @@ from push_to_poll_client.cli._output import (
 )
 from push_to_poll_client.cli._parser import Commands
 from push_to_poll_client.cli._state_file import add_state_to, find_consumer, run_with_session
-from push_to_poll_client.stores._sqlite.reader import read_dead_letter, read_dead_letters
+from push_to_poll_client.stores._sqlite.reader import find_dead_letters, read_dead_letter, read_dead_letters
 
 __all__ = ["add_to", "detail_lines", "table_lines"]
 
@@ -35,7 +35,7 @@ print JSON, an object on a line for each: key, id, error, attempts, first_failed
 last_failed (in seconds since the epoch), marked (the next run tries it again). Members may be added, none will
 change"""
 
-KEY_HELP = "as list shows it; after -- if it begins with -"
+KEY_HELP = "as list shows it, or the id of the message; after -- if it begins with -"
 
 
 def add_to(commands: Commands) -> None:
@@ -85,9 +85,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    name, (typed,) = find_consumer(options).name, options.keys
-    letter = read_dead_letter(options.state, name, typed) or read_dead_letter(options.state, name, unescape(typed))
-    if letter is None:
+    name = find_consumer(options).name
+    (key,) = _find_keys(options, name)
+    letter = read_dead_letter(options.state, name, key)
+    if letter is None:  # a consumer has settled it since
         raise _unknown_key(1)
     print_lines([as_json(letter)] if options.json else (line.encode() for line in detail_lines(letter)))
     return Exit.DONE
@@ -101,22 +102,27 @@ def _export(options: argparse.Namespace) -> int:
 def _retry(options: argparse.Namespace) -> int:
     if options.all == bool(options.keys):
         raise UsageError("retry takes keys, or --all")
+    consumer = find_consumer(options)
+    keys = _find_keys(options, consumer.name)
 
     async def mark(session: Session) -> int:
-        return await _mark_all(session) if options.all else await _mark(session, options.keys)
+        return await _mark_all(session) if options.all else await _mark(session, keys)
 
-    count = run_with_session(find_consumer(options), options.state, mark, instead="dead_letters.retry()")
+    count = run_with_session(consumer, options.state, mark, instead="dead_letters.retry()")
     _print_count(count, "marked; the next run tries {} again")
     return Exit.DONE
 
 
 def _drop(options: argparse.Namespace) -> int:
+    consumer = find_consumer(options)
+    keys = _find_keys(options, consumer.name)
+
     async def drop(session: Session) -> int:
-        keys = await _find_keys(session, options.keys)
+        await _require(session, keys)
         await session.commit(cursor=None, records=[Record(key, RecordState.SKIPPED) for key in keys])
         return len(keys)
 
-    count = run_with_session(find_consumer(options), options.state, drop, instead="dead_letters.drop()")
+    count = run_with_session(consumer, options.state, drop, instead="dead_letters.drop()")
     _print_count(count, "gone, and will not be tried again")
     return Exit.DONE
 
@@ -130,26 +136,45 @@ async def _mark_all(session: Session) -> int:
     return session.dead
 
 
-async def _mark(session: Session, typed: Sequence[str]) -> int:
-    keys = await _find_keys(session, typed)
-    for key in keys:
+async def _mark(session: Session, keys: Sequence[str]) -> int:
+    await _require(session, keys)
+    for key in keys:  # one at a time: an entry may have megabytes
         letter = await session.dead_letter(key)
         assert letter is not None  # this process owns the name  # noqa: S101
         await session.commit(cursor=None, records=[], dead_letters=[_marked(letter)])
     return len(keys)
 
 
-async def _find_keys(session: Session, typed: Sequence[str]) -> Sequence[str]:
-    """Find the keys of dead letters by the typed arguments: as they are, or with the escapes of our output.
+async def _require(session: Session, keys: Sequence[str]) -> None:
+    """Check that the dead letters are there, since a consumer can have settled them before the name was claimed.
 
     Raises:
-        UsageError: A typed key is not found in either form.
+        UsageError: One is not.
+    """
+    for number, key in enumerate(keys, 1):
+        if await session.dead_letter(key) is None:
+            raise _unknown_key(number)
+
+
+def _find_keys(options: argparse.Namespace, name: str) -> Sequence[str]:
+    """Find the keys of dead letters by the typed arguments: keys or ids, as they are or with our output's escapes.
+
+    Raises:
+        UsageError: One is neither a key nor an id, or several dead letters have the id.
     """
     found: dict[str, None] = {}
-    for number, one in enumerate(typed, 1):
-        keys = [key for key in (one, unescape(one)) if await session.dead_letter(key) is not None]
+    for number, typed in enumerate(options.keys, 1):
+        keys, more = find_dead_letters(options.state, name, typed)
+        if not keys:
+            keys, more = find_dead_letters(options.state, name, unescape(typed))
         if not keys:
             raise _unknown_key(number)
+        if len(keys) > 1:
+            shown = ", ".join(shell_quoted(key[:_LONGEST_KEY]) for key in keys)
+            raise UsageError(
+                f"several dead letters have id number {number} of those given; give the key of one: {shown}"
+                f"{' or another that list shows' if more else ''}"
+            )
         found[keys[0]] = None
     return list(found)
 
@@ -160,7 +185,7 @@ def _marked(letter: DeadLetter) -> DeadLetter:
 
 def _unknown_key(number: int) -> UsageError:
     return UsageError(
-        f"no dead letter has key number {number} of those given; nothing was changed, and list shows all"
+        f"no dead letter has key or id number {number} of those given; nothing was changed, and list shows all"
     )
 
 

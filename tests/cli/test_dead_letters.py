@@ -12,8 +12,9 @@ import anyio
 import pytest
 
 from push_to_poll_client import DeadLetter, Record, RecordState, SQLiteStore
+from push_to_poll_client.cli import _dead_letters
 from push_to_poll_client.cli._output import Exit
-from push_to_poll_client.stores._sqlite.reader import read_dead_letters
+from push_to_poll_client.stores._sqlite.reader import find_dead_letters, read_dead_letters
 from push_to_poll_client.testing import serve_in_thread
 from tests.support import command_line
 from tests.support.command_line import Broken, on, said, typed
@@ -55,6 +56,17 @@ def keep(path, *letters, name="orders", **store):
         session = await SQLiteStore(path, **store).claim(name, feed="feed")
         dead = [Record(letter.key, RecordState.DEAD) for letter in letters]
         await session.commit(cursor="c", records=dead, dead_letters=letters)
+        await session.release()
+
+    anyio.run(commit)
+
+
+def process(path, key, name="orders"):
+    """Record a message as processed, as a consumer does."""
+
+    async def commit():
+        session = await SQLiteStore(path).claim(name, feed="feed")
+        await session.commit(cursor="c", records=[Record(key)])
         await session.release()
 
     anyio.run(commit)
@@ -262,7 +274,7 @@ def test_show_prints_a_large_entry_completely(state, capsys):
 
 def test_list_show_and_export_work_while_a_process_owns_the_store(owned, capsys):
     state, _ = owned
-    for action in (["list"], ["show", GOOD.key], ["export"]):
+    for action in (["list"], ["show", GOOD.key], ["show", GOOD.id], ["export"]):
         assert letters(capsys, state, *action)[0] == Exit.DONE
     assert typed("rewind", "--state", state, "--list") == Exit.DONE
 
@@ -346,10 +358,62 @@ def test_an_unknown_key_is_an_error_and_changes_nothing(state, capsys, action):
     before = kept(state)
     code, lines, err = letters(capsys, state, action, GOOD.key, "canary")
     assert (code, lines) == (Exit.USAGE, [])
-    assert err == [
-        "push-to-poll: no dead letter has key number 2 of those given; nothing was changed, and list shows all"
-    ]
+    why = "no dead letter has key or id number 2 of those given; nothing was changed, and list shows all"
+    assert err == [f"push-to-poll: {why}"]
     assert kept(state) == before
+
+
+@pytest.mark.parametrize(
+    ("typed_id", "key"), [("42", GOOD.key), (EVIL, BAD.key), (r"\u001b[2J\r\nERROR \u009b\u202e", BAD.key)]
+)
+def test_show_finds_a_dead_letter_by_the_id_of_its_message(state, capsys, typed_id, key):
+    keep(state, GOOD, BAD, HALF)
+    code, (line,), _ = letters(capsys, state, "show", typed_id, "--json")
+    assert (code, json.loads(line)["key"]) == (Exit.DONE, key)
+
+
+def test_show_prefers_the_dead_letter_whose_key_was_given(state, capsys):
+    keep(state, GOOD, DeadLetter(key="42", id="other", raw=b"", error="e"))
+    _, (line,), _ = letters(capsys, state, "show", "42", "--json")
+    assert json.loads(line)["id"] == "other"
+
+
+def test_retry_and_drop_find_dead_letters_by_the_ids_of_their_messages(state, capsys):
+    keep(state, GOOD, BAD, HALF)
+    code, lines, _ = letters(capsys, state, "retry", "42", GOOD.key)
+    assert (code, lines) == (Exit.DONE, ["1 dead letter is marked; the next run tries it again"])
+    assert [letter.marked for letter in kept(state)] == [False, True, True]
+    code, lines, _ = letters(capsys, state, "drop", "42", r"\ud800")
+    assert (code, lines) == (Exit.DONE, ["2 dead letters are gone, and will not be tried again"])
+    assert [letter.key for letter in kept(state)] == [BAD.key]
+
+
+@pytest.mark.parametrize("action", ["show", "retry", "drop"])
+def test_an_id_of_several_dead_letters_is_an_error_that_names_their_keys(state, capsys, action):
+    keep(state, *(DeadLetter(key=f"{number} of\n1", id="1", raw=b"", error="e") for number in range(7)), HALF)
+    before = kept(state)
+    code, lines, err = letters(capsys, state, action, "1")
+    assert (code, lines) == (Exit.USAGE, [])
+    keys = r"'0 of\n1', '1 of\n1', '2 of\n1', '3 of\n1', '4 of\n1' or another that list shows"
+    why = f"several dead letters have id number 1 of those given; give the key of one: {keys}"
+    assert err == [f"push-to-poll: {why}"]
+    assert kept(state) == before
+
+
+def test_dead_letters_that_vanish_before_the_name_is_claimed_are_not_settled_again(state, capsys, monkeypatch):
+    keep(state, GOOD, HALF)
+    find = find_dead_letters
+
+    def find_and_let_a_consumer_run(*arguments):
+        found = find(*arguments)
+        process(state, GOOD.key)
+        return found
+
+    monkeypatch.setattr(_dead_letters, "find_dead_letters", find_and_let_a_consumer_run)
+    for action in ("retry", "drop"):
+        code, _, err = letters(capsys, state, action, GOOD.key)
+        assert code == Exit.USAGE
+        assert "no dead letter has key or id number 1" in err[0]
 
 
 def test_show_of_an_unknown_key_is_a_usage_error(state, capsys):

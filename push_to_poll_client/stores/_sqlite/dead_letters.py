@@ -11,7 +11,7 @@ from push_to_poll_client.stores._retention import limit_dead_letters
 from push_to_poll_client.stores._sqlite.file import wrap_invalid_values
 from push_to_poll_client.stores._sqlite.schema import as_json, decode_text, encode_keys, encode_text
 
-__all__ = ["DeadLetterIndex", "StoredDeadLetters", "select_dead_letters"]
+__all__ = ["DeadLetterIndex", "StoredDeadLetters", "select_dead_letters", "select_keys_of_message"]
 
 
 _COLUMNS = "key, marked, id, attempts, first_failed, last_failed, error, traceback, raw"
@@ -29,6 +29,9 @@ _REMOVE = """
     WHERE consumer = ? AND known_as IN (SELECT value FROM json_each(?))
 """
 _COUNT = "SELECT count(*) FROM push_to_poll_dead_letter WHERE consumer = ?"
+_KEYS_OF_MESSAGE = """
+    SELECT key FROM push_to_poll_dead_letter WHERE consumer = ? AND id = ? ORDER BY key LIMIT ?
+"""
 _KEYS = "SELECT known_as FROM push_to_poll_dead_letter WHERE consumer = ? LIMIT ?"
 
 _MAX_INDEXED_KEYS = 10_000
@@ -141,6 +144,20 @@ def select_dead_letters(
     if after is None:
         query = query.replace(" > ", " >= ", 1)
     return limit_dead_letters(_decode_row(path, row) for row in connection.execute(query, values))
+
+
+def select_keys_of_message(
+    connection: sqlite3.Connection, path: str, consumer: int, id: str, *, limit: int
+) -> list[str]:
+    """Read the dedupe keys of the dead letters with this message id, in their order.
+
+    Raises:
+        StoreError: The file holds what this library does not write.
+        sqlite3.Error: It cannot be read.
+    """
+    rows = connection.execute(_KEYS_OF_MESSAGE, (consumer, encode_text(id), limit)).fetchall()
+    with wrap_invalid_values(path):
+        return msgspec.convert([decode_text(key) for (key,) in rows], list[str])
 
 
 def _decode_row(path: str, row: Sequence[Any]) -> DeadLetter:

@@ -34,7 +34,11 @@ from push_to_poll_client._exceptions import StoreError
 from push_to_poll_client._types import Cursor, DeadLetter, SavedCursor
 from push_to_poll_client._validation import quoted
 from push_to_poll_client.stores._sqlite.cursors import read_history
-from push_to_poll_client.stores._sqlite.dead_letters import StoredDeadLetters, select_dead_letters
+from push_to_poll_client.stores._sqlite.dead_letters import (
+    StoredDeadLetters,
+    select_dead_letters,
+    select_keys_of_message,
+)
 from push_to_poll_client.stores._sqlite.file import (
     check_size,
     lock_holder,
@@ -46,6 +50,7 @@ from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text, 
 __all__ = [
     "ConsumerProgress",
     "StoreFile",
+    "find_dead_letters",
     "query_read_only",
     "read_cursors",
     "read_dead_letter",
@@ -317,6 +322,35 @@ def read_dead_letter(path: str | os.PathLike[str], name: str, key: str) -> DeadL
     return _query_consumer(
         absolute, name, lambda connection, row: StoredDeadLetters(connection, absolute, row["id"]).read_one(key)
     )
+
+
+MAX_FOUND = 5
+"""Keys that `find_dead_letters` returns for one message id: a user chooses one of them."""
+
+
+def find_dead_letters(path: str | os.PathLike[str], name: str, text: str) -> tuple[list[str], bool]:
+    """Find dead letters by dedupe key, or if none has it, by message id, as `read_store` reads.
+
+    Args:
+        path: The file.
+        name: Of the consumer.
+        text: The dedupe key, or the message id.
+
+    Returns:
+        The dedupe keys, of `MAX_FOUND` dead letters at most, and whether there are more.
+
+    Raises:
+        StoreError: As for `read_store`; or there is no such name.
+    """
+    absolute = os.path.realpath(path)
+
+    def find(connection: sqlite3.Connection, row: sqlite3.Row) -> list[str]:
+        if StoredDeadLetters(connection, absolute, row["id"]).read_one(text) is not None:
+            return [text]
+        return select_keys_of_message(connection, absolute, row["id"], text, limit=MAX_FOUND + 1)
+
+    keys = _query_consumer(absolute, name, find)
+    return keys[:MAX_FOUND], len(keys) > MAX_FOUND
 
 
 def read_cursors(path: str | os.PathLike[str], name: str) -> tuple[SavedCursor, ...]:
