@@ -118,7 +118,8 @@ class Consumer:
             `ContentChanged`. `None`: it is a duplicate.
         prefetch: Whether a feed with `read_ahead` is asked for the next page while one is processed.
         start: Where a new name begins: "inception", "latest" (a feed with `latest`), or a cursor. A name that has
-            begun goes on from its saved cursor.
+            begun goes on from its saved cursor. A slip of these words ("lastest"), or another word for them
+            ("earliest", "beginning", "start", "end"), is a `ValueError`.
         on_cursor_expired: What to do when the feed no longer knows the cursor: "stop", or go on as a `Resync`
             says, or as a function of the `CursorExpired` does (`None`: stop). Each resync is in status and log.
         overlap: Seconds by which polls start behind the saved cursor, for feeds on which messages become visible
@@ -404,7 +405,8 @@ class Consumer:
 
         Raises:
             TypeError: Neither `to` nor `ago`, or both.
-            ValueError: No cursor is kept that is so old; the feed has no `latest`.
+            ValueError: No cursor is kept that is so old; the feed has no `latest`; `to` is most likely meant for
+                "inception" or "latest".
             FeedError: The feed's end is not to be had.
             StoreError: The store failed, or somebody else has the name.
             RuntimeError: Called while processing a message of this consumer.
@@ -443,7 +445,8 @@ class Consumer:
             ProcessError: A message failed for good.
             StoreError: The store failed, or somebody else has the name.
             RuntimeError: Called while processing a message of this consumer.
-            ValueError: "latest", and the feed has no `latest`.
+            ValueError: "latest", and the feed has no `latest`; a position is most likely meant for "inception" or
+                "latest".
         """
         check_cursor("start", start)
         check_cursor("end", end, optional=True)

@@ -32,14 +32,22 @@ __all__ = [
     "check_cursor",
     "check_failure_policy",
     "check_latest",
+    "meant_position",
 ]
 
 
 INCEPTION, LATEST = "inception", "latest"
 
+OTHER_WORDS = {"beginning": INCEPTION, "earliest": INCEPTION, "start": INCEPTION, "end": LATEST}
+"""Words for the two positions from other libraries. Words that an API may take as a cursor are not among them:
+"now" (CouchDB, Durable Streams), "all" (ntfy), "newest" and "oldest" (Zulip)."""
+
 
 def check_cursor(name: str, value: object, *, optional: bool = False) -> None:
     """Check an argument that is a position in the feed.
+
+    A cursor is opaque, so any string may be one. But many servers answer a cursor that they do not know with
+    nothing, or with everything; so a word that is most likely meant for "inception" or "latest" is refused.
 
     Args:
         name: The argument's name.
@@ -48,9 +56,32 @@ def check_cursor(name: str, value: object, *, optional: bool = False) -> None:
 
     Raises:
         TypeError: The value has the wrong type.
+        ValueError: The value is most likely meant for "inception" or "latest".
     """
-    if not isinstance(value, str) and not (optional and value is None):
+    if value is None and optional:
+        return
+    if not isinstance(value, str):
         raise TypeError(f"{name} must be 'inception', 'latest' or a cursor, not {value!r}")
+    meant = meant_position(value)
+    if meant not in {None, value}:
+        raise ValueError(
+            f"{name} must be 'inception', 'latest' or a cursor of the feed, got {value!r}; use {meant!r}"
+        )
+
+
+def meant_position(value: str) -> str | None:
+    """Return "inception" or "latest" if the value is one of them, or is most likely meant for it."""
+    typed = value.strip().lower()
+    return OTHER_WORDS.get(typed) or next((word for word in (INCEPTION, LATEST) if _is_slip(typed, word)), None)
+
+
+def _is_slip(typed: str, word: str) -> bool:
+    """Return True for the word itself, and with one letter wrong, missing, added, or swapped with the next."""
+    shorter = min(len(typed), len(word))
+    same = next((place for place in range(shorter) if typed[place] != word[place]), shorter)
+    rest, right = typed[same:], word[same:]
+    swapped = right[1::-1] + right[2:]
+    return rest[1:] in {right, right[1:]} or rest in {right[1:], swapped}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +95,7 @@ class Resync:
 
     Raises:
         TypeError: One of them is of the wrong kind.
+        ValueError: `to` is most likely meant for "inception" or "latest".
     """
 
     to: Cursor

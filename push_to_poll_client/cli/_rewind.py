@@ -4,7 +4,8 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 
-from push_to_poll_client._options import INCEPTION, LATEST
+from push_to_poll_client._options import INCEPTION, LATEST, meant_position
+from push_to_poll_client._options import check_cursor as check_position
 from push_to_poll_client._position import MOVED_STATE, saved_before
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._types import MAX_CURSOR, Cursor, SavedCursor
@@ -94,7 +95,7 @@ def check_cursor(option: str, typed: str) -> None:
     """Check that an argument can be a cursor of a feed.
 
     Raises:
-        ValueError: It cannot, since it is empty, too long, or not valid text.
+        ValueError: It cannot, since it is empty, too long, or not valid text, or it is a slip of a word.
     """
     if not typed or len(typed) > MAX_CURSOR:
         raise ValueError(f"{option} must be a cursor of the feed, of 1 to {MAX_CURSOR:,} characters")
@@ -102,6 +103,7 @@ def check_cursor(option: str, typed: str) -> None:
         typed.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{option} must be a cursor of the feed: these bytes are no text") from None
+    check_position(option, typed)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -109,7 +111,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--list changes nothing, leave out --forget")
     if options.ago is not None:
         check_number("--ago", options.ago)
-    if options.to == LATEST:
+    if options.to is not None and meant_position(options.to) == LATEST:
         raise ValueError(
             "--to latest: where the feed ends only the feed can tell; call rewind('latest') of the consumer, or "
             "name a cursor"

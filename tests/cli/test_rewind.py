@@ -114,6 +114,8 @@ def test_rewind_with_forget_removes_the_dedupe_records(state, capsys):
         (["--to", "a", "--ago", "1"], "not allowed with argument"),
         (["--list", "--forget"], "--list changes nothing, leave out --forget"),
         (["--to", "latest"], "--to latest: where the feed ends only the feed can tell"),
+        (["--to", "Inception"], "--to must be 'inception', 'latest' or a cursor of the feed, got 'Inception'"),
+        (["--to", "lastest"], "--to latest: where the feed ends only the feed can tell"),
         (["--to", ""], "--to must be a cursor of the feed, of 1 to 65,536 characters"),
         (["--to", "x" * 65_537], "--to must be a cursor of the feed, of 1 to 65,536 characters"),
         (["--to", "\udcff"], "--to must be a cursor of the feed: these bytes are no text"),

@@ -121,6 +121,10 @@ def test_a_feed_longer_than_one_poll_is_read_to_its_end(tail, monkeypatch):
         ),
         (["http://127.0.0.1:1/feed", "--once", "--start", ""], "--start must be a cursor of the feed"),
         (["http://127.0.0.1:1/feed", "--once", "--start", "latest"], "HTTPFeed has no latest()"),
+        (
+            ["http://127.0.0.1:1/feed", "--once", "--start", "Inception"],
+            "--start must be 'inception', 'latest' or a cursor of the feed, got 'Inception'; use 'inception'",
+        ),
     ],
 )
 def test_wrong_arguments_are_reported_in_one_sentence_with_exit_code_2(arguments, says, capsys):

@@ -65,6 +65,58 @@ class Fails(Log):
 # Where a name begins
 
 
+LOOKALIKES = {
+    "lastest": "latest",
+    "latset": "latest",
+    "latst": "latest",
+    "latesd": "latest",
+    "Latest": "latest",
+    "LATEST": "latest",
+    " latest": "latest",
+    "end": "latest",
+    "Inception": "inception",
+    "incepton": "inception",
+    "inceptoin": "inception",
+    "beginning": "inception",
+    "earliest": "inception",
+    "start": "inception",
+}
+
+
+@pytest.mark.parametrize(("typed", "meant"), LOOKALIKES.items())
+async def test_a_word_that_looks_like_latest_or_inception_is_refused_with_a_suggestion(typed, meant):
+    def text(name):
+        return f"^{name} must be 'inception', 'latest' or a cursor of the feed, got '{typed}'; use '{meant}'"
+
+    feed = FakeFeed()
+    with pytest.raises(ValueError, match=text("start")):
+        Log(feed, start=typed)
+    with pytest.raises(ValueError, match=text("to")):
+        Resync(typed, forget=False)
+    consumer = Log(feed)
+    with pytest.raises(ValueError, match=text("to")):
+        await consumer.rewind(typed)
+    with pytest.raises(ValueError, match=text("start")):
+        await consumer.replay(typed)
+    with pytest.raises(ValueError, match=text("end")):
+        await consumer.replay("inception", typed)
+    assert feed.requests == []
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        # Real ones: CouchDB and Durable Streams have "now", ntfy has "all", Zulip has "newest" and "oldest".
+        *("now", "all", "newest", "oldest", "1", "-1", "0-0", "$", "2026-01-01"),
+        *("", "l", "last", "late", "test", "fastest", "latest-1", "latest:42", "tseta"),
+        *("exception", "inception-2", "e", "en", "ends", "starts"),
+    ],
+)
+def test_a_cursor_that_only_resembles_latest_or_inception_is_a_cursor(cursor):
+    Log(FakeFeed(), start=cursor)
+    Resync(cursor, forget=False)
+
+
 async def test_a_new_consumer_name_starts_at_the_inception():
     consumer = Log(feed_of("a", "b"))
     await consumer.poll_now()
