@@ -379,6 +379,7 @@ class Consumer:
             FeedError: A poll failed; what was processed before is saved. As with `poll_now()`, without `run()` or
                 `async with` a fetch that failed before a cursor can be saved is first tried again.
             ProcessError: A message failed for good; the cursor stands before it.
+            StoreUnavailable: As with `poll_now()`.
             StoreError: The store failed, or the name has another owner.
             RuntimeError: Called while processing a message of this consumer: use `wake()` there.
         """

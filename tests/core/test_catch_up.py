@@ -16,9 +16,11 @@ from push_to_poll_client import (
     ProcessError,
     SkipMessage,
     StoreError,
+    StoreUnavailable,
 )
 from push_to_poll_client.testing import FakeFeed
 from tests.support.consumers import Log, times
+from tests.support.refusing_store import RefusingStore
 
 pytestmark = pytest.mark.anyio
 
@@ -186,6 +188,24 @@ async def test_catch_up_raises_the_error_of_a_message_and_of_the_store():
     async with Log(FakeFeed(), store=consumer._store):
         with pytest.raises(StoreError):
             await consumer.catch_up()
+
+
+async def test_catch_up_raises_if_the_store_is_unavailable_and_the_next_call_commits_what_is_left():
+    feed, store = feed_of(10, page_size=1, latency=10.0), RefusingStore()
+    consumer = Log(feed, store=store)
+
+    async def refuse_later():
+        await anyio.sleep(55)
+        store.refuses = {"commit"}
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(refuse_later)
+        with pytest.raises(StoreUnavailable, match="disk full"):
+            await consumer.catch_up()
+    store.refuses.clear()
+    assert (await consumer.catch_up()).caught_up
+    assert consumer.processed == [str(number) for number in range(1, 11)], "none of them twice"
+    assert sorted((key for keys in store.commits for key in keys), key=int) == consumer.processed
 
 
 async def test_catch_up_joins_the_polls_of_run_and_counts_each_of_them():
