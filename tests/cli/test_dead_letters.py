@@ -400,7 +400,8 @@ def test_an_id_of_several_dead_letters_is_an_error_that_names_their_keys(state, 
     assert kept(state) == before
 
 
-def test_dead_letters_that_vanish_before_the_name_is_claimed_are_not_settled_again(state, capsys, monkeypatch):
+@pytest.mark.parametrize("action", ["show", "retry", "drop"])
+def test_a_dead_letter_that_a_consumer_settles_meanwhile_is_not_found(state, capsys, monkeypatch, action):
     keep(state, GOOD, HALF)
     find = find_dead_letters
 
@@ -410,10 +411,13 @@ def test_dead_letters_that_vanish_before_the_name_is_claimed_are_not_settled_aga
         return found
 
     monkeypatch.setattr(_dead_letters, "find_dead_letters", find_and_let_a_consumer_run)
-    for action in ("retry", "drop"):
-        code, _, err = letters(capsys, state, action, GOOD.key)
-        assert code == Exit.USAGE
-        assert "no dead letter has key or id number 1" in err[0]
+    code, _, err = letters(capsys, state, action, GOOD.key)
+    assert code == Exit.USAGE
+    assert "no dead letter has key or id number 1" in err[0]
+    with sqlite3.connect(state) as file:
+        states = file.execute("SELECT state FROM push_to_poll_record WHERE key = ?", (GOOD.key,)).fetchall()
+    file.close()
+    assert ("skipped",) not in states
 
 
 def test_show_of_an_unknown_key_is_a_usage_error(state, capsys):
