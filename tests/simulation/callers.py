@@ -81,6 +81,10 @@ class Callers:
             CALLER.set("run")
         return error
 
+    async def catch_up(self, consumer: Consumer, client: int, *, patience: float) -> Exception | None:
+        """Call `catch_up`, for so many seconds; return the error if it raises one."""
+        return await self.call(client, "catch_up", consumer.catch_up, patience=patience)
+
     async def poll_now(
         self, consumer: Consumer, client: int, *, waits: float | None, patience: float | None = None
     ) -> Exception | None:

@@ -216,6 +216,7 @@ class _Draw:
             timeout=choose([10.0, 0.0, None, 100.0]),
             patience=choose([None, None, 0.5, 5.0]),
             same_object=happens(0.5),
+            catches_up=happens(0.3),
         )
         session.every = max(session.every, lasts / 12)
         if happens(0.1):

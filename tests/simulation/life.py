@@ -282,7 +282,10 @@ class Life:
         consumer, client = self._make_consumer()
         while anyio.current_time() < until:
             patience = MAX_PATIENCE if session.patience is None else session.patience
-            error = await self.callers.poll_now(consumer, client, waits=session.timeout, patience=patience)
+            if session.catches_up:
+                error = await self.callers.catch_up(consumer, client, patience=until - anyio.current_time())
+            else:
+                error = await self.callers.poll_now(consumer, client, waits=session.timeout, patience=patience)
             kept = session.same_object and not isinstance(error, CursorExpired)
             self.records.end_of_session(graceful=True, kept=kept)
             if isinstance(error, CursorExpired):
@@ -329,7 +332,10 @@ class Life:
             await anyio.sleep_until(self.timing.postponed)
         consumer, client = self._make_consumer()
         while not self.progress.settled():
-            error = await self.callers.poll_now(consumer, client, waits=None)
+            if self.plan.last.catches_up:
+                error = await self.callers.catch_up(consumer, client, patience=MAX_PATIENCE)
+            else:
+                error = await self.callers.poll_now(consumer, client, waits=None)
             self.records.end_of_session(graceful=True)
             if isinstance(error, ProcessError | StoreError):
                 self.oracle.broken("G13", "it stops though feed, store and handler work", repr(error))

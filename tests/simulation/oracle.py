@@ -11,7 +11,10 @@ from tests.simulation.feed import Server
 from tests.simulation.journal import Event, Journal
 from tests.simulation.plan import Plan
 
-__all__ = ["Oracle", "Violation", "Watcher"]
+__all__ = ["POLLING_CALLS", "Oracle", "Violation", "Watcher"]
+
+POLLING_CALLS = {"poll_now", "catch_up"}
+"""Calls that wait for polls, and lead them if nobody else does."""
 
 
 @dataclass(frozen=True, slots=True)

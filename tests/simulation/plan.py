@@ -231,7 +231,8 @@ class SessionPlan:
         every: Seconds between the polls of cron.
         timeout: The time-out of cron's polls.
         patience: Seconds after which cron cancels its call.
-        same_object: Whether all polls of cron are of one consumer object.
+        same_object: Whether all calls are of one consumer object, where one can be used again.
+        catches_up: Whether cron calls `catch_up()` in place of `poll_now()`.
         clock_jump: Seconds that the time of day jumps before the session.
     """
 
@@ -243,6 +244,7 @@ class SessionPlan:
     timeout: float | None = 10.0
     patience: float | None = None
     same_object: bool = True
+    catches_up: bool = False
     clock_jump: float = 0.0
 
     def __str__(self) -> str:

@@ -3,7 +3,7 @@
 import math
 
 from tests.simulation.journal import Event
-from tests.simulation.oracle import Oracle, Watcher
+from tests.simulation.oracle import POLLING_CALLS, Oracle, Watcher
 from tests.simulation.records import Records
 from tests.simulation.timing import Timing
 
@@ -53,11 +53,11 @@ class Progress(Watcher):
         self.asked_at, self.failed_at, self.following = cursor, (), None
 
     def on_call(self, event: Event) -> None:
-        if event.facts["what"] == "poll_now":
+        if event.facts["what"] in POLLING_CALLS:
             self.calls[event.facts["call"]] = event.at, self.requests
 
     def on_returns(self, event: Event) -> None:
-        if event.facts["what"] != "poll_now":
+        if event.facts["what"] not in POLLING_CALLS:
             self.last_disturbance = event.at
             return
         called, requests = self.calls.pop(event.facts["call"])
@@ -65,10 +65,12 @@ class Progress(Watcher):
         if result is None:
             return
         if self.requests == requests:
-            self.oracle.broken("G2", "poll_now() is answered by a poll that began before the call")
+            self.oracle.broken("G2", "a call is answered by a poll that began before it")
+        if event.facts["what"] == "catch_up" and not result.caught_up and result.standstill is None:
+            self.oracle.broken("G13", "catch_up() returns before it has caught up")
         if result.caught_up:
             called = min(called, self.walk_began)
-            self._check_caught_up(called, "poll_now()")
+            self._check_caught_up(called, event.facts["what"])
 
     def on_caught_up(self, event: Event) -> None:
         self._check_caught_up(self.walk_began, "a poll of run()")
@@ -181,7 +183,7 @@ class Progress(Watcher):
         if now > late and not left:
             return True
         if now > self.until or self.requests > self.requests_left:
-            who = "run()" if self.plan.last.how == "run" else "a bare poll_now()"
+            who = "run()" if self.plan.last.how == "run" else "a bare call"
             who += " with an overlap" if self.plan.consumer.overlap else ""
             what = "time" if now > self.until else "requests"
             self.oracle.broken(

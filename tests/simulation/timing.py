@@ -13,7 +13,7 @@ import math
 
 from push_to_poll_client import ChainRestart, CursorExpired, FeedRefused
 from tests.simulation.journal import Event
-from tests.simulation.oracle import Oracle, Watcher
+from tests.simulation.oracle import POLLING_CALLS, Oracle, Watcher
 
 __all__ = ["Timing"]
 
@@ -192,13 +192,13 @@ class Timing(Watcher):
     def on_call(self, event: Event) -> None:
         """A caller waits: nobody else polls while it does."""
         what = event.facts["what"]
-        if what == "poll_now":
+        if what in POLLING_CALLS:
             self.calls[event.facts["call"]] = event.at
         else:
             self.exclusive += 1
 
     def on_returns(self, event: Event) -> None:
-        if event.facts["what"] == "poll_now":
+        if event.facts["what"] in POLLING_CALLS:
             self.calls.pop(event.facts["call"], None)
         else:
             self.exclusive -= 1
@@ -363,7 +363,7 @@ class Timing(Watcher):
         limits = max(self.idle_since, self.may_start)
         for call, since in self.calls.items():
             if now > max(since, limits) + SLACK:
-                self.oracle.broken("G2", "poll_now() does not start its poll", f"{call}, called at {since:.3f}")
+                self.oracle.broken("G2", "a call does not start its poll", f"{call}, called at {since:.3f}")
         if self.running and not self.paused:
             self._check_wishes(now, limits)
 
