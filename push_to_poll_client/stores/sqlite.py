@@ -1,18 +1,21 @@
 """Store in a SQLite file, for the consumers of one process.
 
-`SQLiteStore` opens the file at the first claim and closes it after the last release. The rest is in `_sqlite`: the
-file and its lock, the schema, the sessions, and the transactions that handlers share.
+`SQLiteStore` opens the file at the first claim and closes it after the last release. A session that is dropped
+without a release counts as released once it is collected as garbage. The rest is in `_sqlite`: the file and its
+lock, the schema, the sessions, and the transactions of handlers.
 """
 
+import contextlib
 import os
 import sqlite3
 import threading
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import get_args
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 from anyio import CapacityLimiter
 
@@ -158,8 +161,14 @@ class SQLiteStore:
             RuntimeError: Within a handler that writes to this store.
         """
         self._prepare_for_claim()
-        limiter = CapacityLimiter(1)
-        return await in_thread(partial(self._claim, name, feed, limiter), limiter=limiter)
+        limiter, claimed = CapacityLimiter(1), list[SQLiteSession]()
+        try:
+            await in_thread(partial(self._claim, name, feed, limiter, claimed), limiter=limiter)
+        except BaseException:  # cancelled, perhaps after the thread has claimed the name
+            for session in claimed:
+                await session.release()
+            raise
+        return claimed[0]
 
     async def rebind(
         self, name: str, *, feed: str | None = None, new_name: str | None = None, replace: bool = False
@@ -197,12 +206,14 @@ class SQLiteStore:
             with file.access():
                 rebind(file, asked, self._check_unowned)
 
-    def _claim(self, name: str, feed: str, limiter: CapacityLimiter) -> SQLiteSession:
+    def _claim(self, name: str, feed: str, limiter: CapacityLimiter, claimed: list[SQLiteSession]) -> None:
         with self._fair_lock.held(), self._mutex:
             self._check_unowned(name)
             with self._open_file() as file:
-                session = self._owners[name] = self._make_session(file, name, feed, limiter)
-            return session
+                session = self._make_session(file, name, feed, limiter)
+                finalize(session, self._close_dropped_soon).atexit = False
+                self._owners[name] = session
+                claimed.append(session)
 
     def _prepare_for_claim(self) -> None:
         if self._process != os.getpid():  # forked: file, lock and mutex are the parent's
@@ -244,8 +255,21 @@ class SQLiteStore:
             del self._owners[session.name]
             self._close_unused()
 
+    def _close_dropped_soon(self) -> None:
+        # Python calls this from any thread, in the middle of anything, so it must not wait for a lock or the disk.
+        # `threading.Thread.start()` would wait until the thread runs.
+        if self._file is not None and self._process == os.getpid():
+            with contextlib.suppress(RuntimeError):  # the interpreter ends, and the lock with it
+                start_new_thread(self._close_dropped, ())
+
+    def _close_dropped(self) -> None:
+        with self._mutex:
+            self._close_unused()
+
     def _close_unused(self) -> None:
-        if self._file is not None and not self._owners:
+        # A thread or a handler that uses the file holds its session. The length of a weak dictionary is no answer:
+        # it may count a session that is just being collected.
+        if self._file is not None and not any(True for _ in self._owners.values()):
             self._file.close()
             self._file = None
 

@@ -1,0 +1,194 @@
+"""A claim that is cancelled and a session that is dropped give the name, the file and its lock back."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import threading
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from push_to_poll_client import Record, SQLiteStore, StoreBusy
+from push_to_poll_client.stores import sqlite as sqlite_module
+from tests.support.forms import GUARD
+
+pytestmark = pytest.mark.anyio
+
+FEED = "https://feed.example/"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request):
+    return request.param  # worker threads take real time
+
+
+@pytest.fixture(params=[False, True], ids=["file", "transactional file"])
+def store(request, tmp_path):
+    return SQLiteStore(tmp_path / "store.db", transactional=request.param)
+
+
+async def claim_elsewhere(store):
+    """Claim a name through another store object, which another process would need the same lock for."""
+    other = await SQLiteStore(store.path, transactional=store.transactional).claim("other", feed=FEED)
+    await other.release()
+
+
+async def wait_until_unlocked(store):
+    """Wait for the garbage collector, and for the thread that closes the file."""
+    with anyio.fail_after(GUARD):
+        while True:
+            gc.collect()
+            try:
+                return await claim_elsewhere(store)
+            except StoreBusy:
+                await to_thread.run_sync(lambda: None)  # the file is closed in a thread
+
+
+@contextlib.contextmanager
+def held_in_thread(store, monkeypatch):
+    """Let claims stop in their worker thread until the event is set that is yielded second."""
+    begun, go_on = threading.Event(), threading.Event()
+    make_session = store._make_session
+
+    def slow(*args):
+        begun.set()
+        assert go_on.wait(GUARD)
+        return make_session(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_make_session", slow)
+        yield begun, go_on
+        go_on.set()
+
+
+async def test_a_claim_cancelled_by_its_scope_in_the_thread_leaves_the_file_unlocked(store, monkeypatch):
+    async def cancel():
+        await to_thread.run_sync(begun.wait, GUARD)
+        tasks.cancel_scope.cancel()
+        go_on.set()
+
+    with held_in_thread(store, monkeypatch) as (begun, go_on):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(cancel)
+            await store.claim("a", feed=FEED)
+    await wait_until_unlocked(store)  # on trio the claim may return before the cancellation is raised
+    session = await store.claim("a", feed=FEED)
+    await session.release()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_claim_cancelled_by_asyncio_in_the_thread_leaves_the_file_unlocked(store, monkeypatch):
+    with held_in_thread(store, monkeypatch) as (begun, go_on):
+        task = asyncio.ensure_future(store.claim("a", feed=FEED))
+        await to_thread.run_sync(begun.wait, GUARD)
+        task.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await claim_elsewhere(store)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_claim_cancelled_after_any_number_of_steps_of_its_loop_leaves_the_file_unlocked(store):
+    """Before its thread begins, while it works, after it has ended."""
+    for steps in range(16):
+        task = asyncio.ensure_future(store.claim("a", feed=FEED))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if task.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            await task.result().release()
+        await claim_elsewhere(store)
+
+
+async def test_a_claim_cancelled_while_it_waits_for_other_work_on_the_store_leaves_the_file_unlocked(store):
+    store._fair_lock.acquire(store)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: store.claim("a", feed=FEED))
+        while not store._fair_lock._waiting:
+            await to_thread.run_sync(lambda: None)
+        tasks.cancel_scope.cancel()
+    store._fair_lock.release()
+    await claim_elsewhere(store)
+
+
+async def test_a_dropped_session_gives_its_file_back(store):
+    await store.claim("a", feed=FEED)
+    await wait_until_unlocked(store)
+    session = await store.claim("a", feed=FEED)
+    assert session.token == 2
+    await session.release()
+
+
+async def test_a_file_stays_open_while_another_session_uses_it(store):
+    session = await store.claim("a", feed=FEED)
+    await store.claim("b", feed=FEED)
+    with anyio.fail_after(GUARD):
+        while len(list(store._owners)) > 1:
+            gc.collect()
+            await to_thread.run_sync(lambda: None)
+    store._close_dropped()  # as the thread does
+    with pytest.raises(StoreBusy):
+        await claim_elsewhere(store)
+    await session.commit(cursor="1", records=[Record("1")])
+    await session.release()
+    await claim_elsewhere(store)
+
+
+async def test_a_dropped_session_and_its_dropped_store_give_the_file_back(tmp_path):
+    store = SQLiteStore(tmp_path / "store.db")
+    await store.claim("a", feed=FEED)
+    path = store.path
+    del store
+    await wait_until_unlocked(SQLiteStore(path))
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_session_of_an_event_loop_that_was_thrown_away_gives_its_file_back(store, backend):
+    anyio.run(lambda: store.claim("a", feed=FEED), backend=backend)
+    anyio.run(wait_until_unlocked, store)
+
+
+async def test_a_file_stays_open_while_a_handler_of_a_dropped_session_uses_it(tmp_path):
+    """Closing a connection in the middle of a statement of another thread would crash the process."""
+    store = SQLiteStore(tmp_path / "store.db", transactional=True)
+    session = await store.claim("a", feed=FEED)
+    effects = session.effects([Record("1")])
+    await effects.__aenter__()
+    store.connection.execute("CREATE TABLE note(text)")
+    del session
+    gc.collect()
+    store._close_dropped()  # as the thread does
+    store.connection.execute("INSERT INTO note VALUES ('a')")
+    with pytest.raises(StoreBusy):
+        await claim_elsewhere(store)
+    effects.leave()
+    del effects
+    await wait_until_unlocked(store)
+
+
+async def test_a_session_dropped_in_a_forked_child_leaves_the_file_to_the_parent(store, monkeypatch):
+    session = await store.claim("a", feed=FEED)
+    started = []
+    monkeypatch.setattr(sqlite_module, "start_new_thread", lambda *args: started.append(args))
+    with monkeypatch.context() as forked:
+        forked.setattr(os, "getpid", lambda: -1)
+        store._close_dropped_soon()
+    assert not started
+    await session.release()
+
+
+async def test_a_session_dropped_at_the_end_of_the_interpreter_is_no_error(store, monkeypatch):
+    def too_late(*_):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    session = await store.claim("a", feed=FEED)
+    with monkeypatch.context() as patched:
+        patched.setattr(sqlite_module, "start_new_thread", too_late)
+        store._close_dropped_soon()
+    await session.release()
