@@ -16,8 +16,7 @@ from anyio.lowlevel import RunVar
 
 from push_to_poll_client._event_loop import in_own_task
 from push_to_poll_client._options import BatchHandler, Handler
-from push_to_poll_client._progress import Progress
-from push_to_poll_client._protocols import TransactionalSession
+from push_to_poll_client._protocols import TransactionalSession, TransactionConflict
 from push_to_poll_client._types import Message, Record
 
 __all__ = ["TransactionFailed", "as_handler", "batch_of_one", "in_transaction"]
@@ -87,7 +86,6 @@ class TransactionFailed(BaseException):
 def in_transaction(
     handler: Callable[[MessageOrBatch], Awaitable[None]],
     session: TransactionalSession,
-    progress: Progress,
     records: Callable[[MessageOrBatch], Sequence[Record]],
 ) -> Callable[[MessageOrBatch], Awaitable[None]]:
     """Wrap a handler so that its writes through the store's connection are committed with the records (G8).
@@ -95,23 +93,25 @@ def in_transaction(
     Args:
         handler: Processes a message, or a batch.
         session: Has the connection that the handler writes through.
-        progress: Is told if its uncommitted records were undone with a transaction.
         records: Makes the records of a message, or of a batch.
     """
 
     async def process(work: MessageOrBatch) -> None:
-        failure: BaseException | None = None
-        try:
-            async with session.effects(records(work)):
-                try:
-                    await handler(work)
-                except BaseException as error:
-                    failure = error
+        while True:
+            failure: BaseException | None = None
+            try:
+                async with session.effects(records(work)):
+                    try:
+                        await handler(work)
+                    except BaseException as error:
+                        failure = error
+                        raise
+            except TransactionConflict:
+                continue  # not a failed attempt; the next block waits where it may
+            except BaseException as error:
+                if error is failure:
                     raise
-        except BaseException as error:
-            if error is failure:
-                raise
-            progress.discard_uncommitted()
-            raise TransactionFailed from error
+                raise TransactionFailed from error
+            return
 
     return process

@@ -112,7 +112,7 @@ class SessionParts:
             ordering_key=processing.key if processing.concurrency > 1 else None,
             fingerprint=processing.fingerprint,
         )
-        handler, batch_handler = _wrap_handlers(processing, session, progress, dedupe, hooks)
+        handler, batch_handler = _wrap_handlers(processing, session, dedupe, hooks)
         rules = FailureRules(processing.retry, processing.on_failure)
         retry = Retry(handler, progress, rules, stats, hooks=hooks, clock=clock)
         workers = Workers(
@@ -204,13 +204,13 @@ class SessionParts:
 
 
 def _wrap_handlers(
-    processing: ProcessingOptions, session: Session, progress: Progress, dedupe: Dedupe, hooks: Hooks
+    processing: ProcessingOptions, session: Session, dedupe: Dedupe, hooks: Hooks
 ) -> tuple[Handler, BatchHandler | None]:
     """Put the handlers in a transaction if the store has one, and announce calls to the hooks if there are any."""
     handler, batch_handler = processing.handler, processing.batch
     if is_transactional(session):
-        handler = in_transaction(handler, session, progress, lambda message: dedupe.records([message]))
-        batch_handler = batch_handler and in_transaction(batch_handler, session, progress, dedupe.records)
+        handler = in_transaction(handler, session, lambda message: dedupe.records([message]))
+        batch_handler = batch_handler and in_transaction(batch_handler, session, dedupe.records)
     if processing.hooks is not None:
         handler = with_start_hook(handler, hooks, lambda message: [message])
         batch_handler = batch_handler and with_start_hook(batch_handler, hooks, lambda messages: messages)

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import Protocol, TypeGuard
 
+from push_to_poll_client._exceptions import StoreUnavailable
 from push_to_poll_client._types import (
     Cursor,
     DeadLetter,
@@ -18,7 +19,16 @@ from push_to_poll_client._types import (
     SavedCursor,
 )
 
-__all__ = ["Channel", "Feed", "Listener", "Session", "Store", "TransactionalSession", "is_transactional"]
+__all__ = [
+    "Channel",
+    "Feed",
+    "Listener",
+    "Session",
+    "Store",
+    "TransactionConflict",
+    "TransactionalSession",
+    "is_transactional",
+]
 
 _EMPTY_STATE: Mapping[str, str | None] = MappingProxyType({})
 
@@ -252,18 +262,25 @@ class TransactionalSession(Session, Protocol):
     """
 
     def effects(self, records: Sequence[Record], /) -> AbstractAsyncContextManager[None]:
-        """What a handler writes within becomes durable together with `records`, or neither does (G8).
+        """Make what a handler writes within durable together with `records`, or neither (G8).
 
-        That is when the block ends, or with the next `commit`, which is given the same records. What raises out of
-        the block takes back what was written within it and nothing else. When that commit fails, or the block
-        itself does as it begins or ends, a cancellation included, the effects since the last commit are undone,
-        and none of their messages is processed. Within the block, and nowhere else, the store's `connection` may
+        That is when the block ends, also if its task is cancelled meanwhile. If the handler wrote nothing, the
+        store may leave the records to the next `commit`, which is given them in any case. What raises out of the
+        block takes back what was written within it. So does a `StoreError` of the block itself, as it begins or
+        ends: then the message is not processed. Within the block, and nowhere else, the store's `connection` may
         be used.
 
         Raises:
-            StoreError: A transaction cannot be begun, or the handler ended it.
+            StoreError: A transaction cannot be begun or committed, or the handler ended it.
         """
         ...
+
+
+class TransactionConflict(StoreUnavailable):
+    """Raised by a block of effects if the handler has to be called again, in another block, at once.
+
+    Its transaction could not be begun in the thread of the event loop, which must not wait. The next block waits.
+    """
 
 
 def is_transactional(session: Session) -> TypeGuard[TransactionalSession]:

@@ -6,7 +6,9 @@ holder was dropped without a release; `FairLock` keeps weak references to its ho
 """
 
 import contextlib
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -31,18 +33,22 @@ class _TemporaryHolder:
 
 
 class FairLock:
-    """A lock with an object as its holder. Acquired in a worker thread, released in any thread."""
+    """A lock with an object as its holder. Released in any thread."""
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._holder: ref[object] | None = None
         self._waiting: deque[_Waiter] = deque()
 
-    def acquire(self, holder: object) -> None:
-        """Wait for the lock, in a worker thread of anyio.
+    def acquire(self, holder: object, *, timeout: float = math.inf) -> bool:
+        """Wait for the lock, in a worker thread, or briefly in any thread.
 
         Args:
             holder: Holds the lock then. The lock is free again if this object is collected as garbage.
+            timeout: Seconds to wait.
+
+        Returns:
+            Whether it was acquired in time.
 
         Raises:
             BaseException: The task that waits for this thread was cancelled; the lock was not acquired.
@@ -50,15 +56,22 @@ class FairLock:
         with self._mutex:
             if self._is_free and not self._waiting:
                 self._holder = ref(holder)
-                return
+                return True
+            if timeout <= 0:
+                return False
             waiter = _Waiter(threading.Event(), ref(holder))
             self._waiting.append(waiter)
+        deadline = time.monotonic() + timeout
         try:
-            while not waiter.granted.wait(_CHECK_INTERVAL):
+            while not waiter.granted.wait(min(_CHECK_INTERVAL, max(0.0, deadline - time.monotonic()))):
                 with self._mutex:
                     if self._is_free:  # the holder was dropped without a release
                         self._grant_next()
-                from_thread.check_cancelled()
+                    elif time.monotonic() >= deadline and not waiter.granted.is_set():
+                        self._waiting.remove(waiter)
+                        return False
+                with contextlib.suppress(RuntimeError):  # not a thread of anyio: no task can be cancelled
+                    from_thread.check_cancelled()
         except BaseException:
             with self._mutex:
                 if waiter.granted.is_set():
@@ -66,6 +79,12 @@ class FairLock:
                 else:
                     self._waiting.remove(waiter)
             raise
+        return True
+
+    @property
+    def holder(self) -> object | None:
+        """What holds the lock, or None."""
+        return None if self._holder is None else self._holder()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -84,7 +103,7 @@ class FairLock:
 
     @property
     def _is_free(self) -> bool:
-        return self._holder is None or self._holder() is None
+        return self.holder is None
 
     def _grant_next(self) -> None:
         if self._waiting:

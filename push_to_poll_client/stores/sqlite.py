@@ -40,7 +40,8 @@ class SQLiteStore:
 
     The file belongs to the process from the first claim to the last release, by a lock on a second file beside it
     (`<path>.lock`, which stays) that ends with the process, however that ends. A second process gets `StoreBusy`.
-    Consumers of one process share one store object. Other programs may read the database meanwhile, but not write.
+    Consumers of one process share one store object. Other programs may read the database meanwhile, but not write,
+    unless the store is `transactional`.
 
     The file has to be on a local disk: network file systems do not lock reliably, and SQLite's WAL needs shared
     memory. Symbolic links are followed; a hard link to it would have another lock, so reach it by one name. New
@@ -57,17 +58,25 @@ class SQLiteStore:
     names begin with `push_to_poll_`, are added beside the application's; make those before, with a connection of
     your own. The file can be opened either way, as long as it has no views and no triggers.
 
-    - Each message is a savepoint in a transaction, which its consumer begins with the first message after a commit
-      and holds until the next: for `flush_interval`, or as long as a handler takes. A handler that raises takes
-      back what it wrote, and nothing else.
-    - Consumers that share the store take their transactions in turn, so a handler that waits for a server keeps
-      them all waiting. One that would itself wait for a consumer of the store gets a `RuntimeError`.
+    - Each call of a handler has one transaction: it begins (`BEGIN IMMEDIATE`) with the first statement and is
+      committed when the handler returns. A handler that raises takes back what it wrote. Without a statement there
+      is no transaction, and the record is committed later, with others.
+    - SQLite has one writing transaction at a time, so do what takes time before the first statement: other
+      programs and the other consumers of the store wait from there to the end of the handler. Between messages
+      they get their turn.
+    - A handler in a thread (a plain function, or what it awaits in `anyio.to_thread.run_sync`) waits for the
+      transaction of another consumer, and up to 5 s for that of another program. In an `async` handler the first
+      statement stops the event loop for 0.02 s at most. Then it raises `StoreUnavailable`, and the handler is
+      called once more from its beginning, with its transaction begun. That is not a failed attempt, but what the
+      handler did elsewhere before is repeated.
+    - For many small messages override `process_batch`: a batch is one transaction.
+    - A handler that would wait for a consumer of the store gets a `RuntimeError`.
     - A handler does what it likes but end the transaction, change the tables of this library, attach a database or
       set what would hold for the library too: that is a `RuntimeError` at once, for `commit()` as for SQL. For
       what may fail alone it has savepoints. `ON CONFLICT ROLLBACK` and `RAISE(ROLLBACK)` cannot be prevented: they
-      undo all since the last commit, which is a `StoreError`, and none of those messages is processed.
-    - Foreign keys are enforced (`PRAGMA foreign_keys`). Deferred ones are looked at by the commit, and fail all
-      since the last one: make them immediate, for one failure to undo one message.
+      undo what the handler wrote. If it raises then, its message failed; if it goes on, that is a `StoreError`.
+    - Foreign keys are enforced (`PRAGMA foreign_keys`). Deferred ones are checked by the commit, whose failure is
+      a `StoreError`: make them immediate, for the failure to be that of the message.
 
     Args:
         path: The database file; made when it is missing or empty. Its directory has to exist.
@@ -127,11 +136,14 @@ class SQLiteStore:
     def connection(self) -> sqlite3.Connection:
         """What a handler writes through, so that it is committed with the record of its message, or not at all.
 
-        Within a handler and nowhere else: in its task, in the tasks and threads that it starts and waits for, and
-        until it returns. Plain handlers have it in their worker thread. What is written is seen by others when the
-        message is committed, up to `flush_interval` later.
+        Within a handler and nowhere else, until it returns: in its task, in tasks that it starts and waits for,
+        and in threads that have its context. `anyio.to_thread.run_sync()` and `asyncio.to_thread()` hand the
+        context on, and plain handlers have it in their worker thread. `threading.Thread`, executors and
+        `loop.run_in_executor()` do not: give them `contextvars.copy_context().run` and the function.
 
-        In autocommit mode, with `row_factory` the handler's own. Cursors and blobs end with their message.
+        The first statement begins the transaction. What is written is seen by others when the handler has
+        returned. In autocommit mode, with `row_factory` the handler's own. Cursors and blobs end with their
+        message.
 
         Raises:
             RuntimeError: Outside a handler of a consumer of this store, or the store is not transactional.
@@ -141,7 +153,7 @@ class SQLiteStore:
                 f"{self._path}: this store keeps its connection to itself; to write in its transactions, make it "
                 "with SQLiteStore(..., transactional=True)"
             )
-        if not isinstance(self._file, SharedFile) or not self._file.guard.is_inside:
+        if not isinstance(self._file, SharedFile) or self._file.guard.scope is None:
             raise RuntimeError(f"{self._path}: {OUTSIDE_HANDLER}")
         return self._file.connection
 

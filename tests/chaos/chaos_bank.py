@@ -141,6 +141,9 @@ def crash_around_commit(bank, step, last):
     """Let it crash with the commit that records this message."""
     session = bank._parts.session
     commit, connection = session.commit, session._file.connection
+    if hasattr(session, "effects"):
+        session._commit_effects = crashing_effects(session._commit_effects, connection, step, last)
+        return
 
     async def crashing(**what):
         if not any(record.key == last for record in what["records"]):
@@ -155,6 +158,24 @@ def crash_around_commit(bank, step, last):
             crash()
 
     session.commit = crashing
+
+
+def crashing_effects(commit, connection, step, last):
+    """Commits the effects and the records of a handler, and crashes with those of this message."""
+
+    def crashing(records):
+        if not any(record.key == last for record in records):
+            commit(records)
+            return
+        if step == "after":
+            crash()
+        if step == "in the commit":
+            connection.set_trace_callback(lambda sql: sql.startswith("COMMIT") and crash())
+        commit(records)
+        if step == "after the commit":
+            crash()
+
+    return crashing
 
 
 async def live(*, handler, database, journal, life, takes, count, by_message, consumer, crash_at=None, feed=None):

@@ -2,9 +2,11 @@
 
 import contextlib
 import sqlite3
+import threading
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from tenacity import AsyncRetrying, stop_after_attempt, wait_fixed
 
@@ -17,6 +19,7 @@ from push_to_poll_client import (
     UndecodableMessage,
 )
 from push_to_poll_client.testing import FakeFeed
+from tests.support.forms import GUARD
 
 pytestmark = pytest.mark.anyio
 
@@ -182,10 +185,33 @@ async def test_g8_a_consumer_stopped_by_a_failure_keeps_only_the_effects_before_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_g8_a_failed_commit_rolls_back_effects_and_records(kind, path, monkeypatch):
-    """They are done again by the next poll, of the same session or another one."""
-    feed = feed_of(12, page_size=5)
-    consumer = kind(feed, path, batch_size=2, flush_interval=1000.0)
+async def test_g8_effects_that_cannot_be_committed_are_done_by_the_next_poll(kind, path, monkeypatch):
+    consumer = kind(feed_of(12, page_size=5), path, batch_size=2)
+    async with consumer:
+        claimed = consumer._parts.session._claimed
+        calls = []
+        # Within the transaction of the effects, before it is committed.
+        write = claimed._stored_cursors.write_changes
+
+        def fails(*what):
+            calls.append(what)
+            if len(calls) == 4:
+                raise StoreError("planted")
+            return write(*what)
+
+        monkeypatch.setattr(claimed._stored_cursors, "write_changes", fails)
+        with pytest.raises(StoreError, match="planted"):
+            await consumer.poll_now()
+        assert done(path) == ids(len(done(path)))
+        assert len(done(path)) < 12
+        while not (await consumer.poll_now()).caught_up:
+            pass
+    assert done(path) == ids(12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_g8_a_failed_commit_of_the_cursor_repeats_no_effects(kind, path, monkeypatch):
+    consumer = kind(feed_of(12, page_size=5), path, batch_size=2, flush_interval=1000.0)
     async with consumer:
         session = consumer._parts.session
         commit, calls = session.commit, []
@@ -200,28 +226,176 @@ async def test_g8_a_failed_commit_rolls_back_effects_and_records(kind, path, mon
         with pytest.raises(Exception, match=r".") as caught:
             await consumer.poll_now()
         assert not isinstance(caught.value, ProcessError)
-        assert done(path) == ids(5)
+        assert done(path) == ids(10)
         while not (await consumer.poll_now()).caught_up:
             pass
+        assert session.size == 12
     assert done(path) == ids(12)
 
 
-async def test_g8_a_handler_that_rolls_back_the_transaction_stops_the_consumer_without_loss(path):
-    class Loses(Writes):
-        async def process(self, message):
-            self.write(message)
-            if message.id in self.failing:
-                execute = self.store.connection.execute
-                execute("CREATE TABLE IF NOT EXISTS once(id UNIQUE)")
-                for _ in range(2):
-                    execute("INSERT OR ROLLBACK INTO once VALUES (1)")
+class RollsBack(Writes):
+    """Its statement rolls the whole transaction back."""
+
+    async def process(self, message):
+        self.write(message)
+        if message.id == "3":
+            execute = self.store.connection.execute
+            execute("CREATE TABLE once(id UNIQUE)")
+            execute("INSERT INTO once VALUES (1)")
+            self.roll_back(lambda: execute("INSERT OR ROLLBACK INTO once VALUES (1)"))
+
+    def roll_back(self, call):
+        call()
+
+
+async def test_g8_a_handler_that_rolls_its_transaction_back_and_raises_fails_as_others_do(path):
+    await RollsBack(feed_of(5), path, retry=None, on_failure="skip").poll_now()
+    assert done(path) == ids(5, but={"3"})
+
+
+async def test_g8_a_handler_that_rolls_its_transaction_back_and_goes_on_stops_the_consumer(path):
+    class GoesOn(RollsBack):
+        def roll_back(self, call):
+            with pytest.raises(sqlite3.IntegrityError):
+                call()
 
     feed = feed_of(5)
     with pytest.raises(StoreError, match="rolled the transaction back"):
-        await Loses(feed, path, failing=["3"], flush_interval=1000.0, on_failure="skip").run()
-    assert done(path) == []
+        await GoesOn(feed, path, on_failure="skip").run()
+    assert done(path) == ids(2)
     await Writes(feed, path).poll_now()
     assert done(path) == ids(5)
+
+
+@contextlib.contextmanager
+def another_program(path, timeout=0.0):
+    """Another program, which writes in autocommit mode."""
+    with contextlib.closing(
+        sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
+    ) as other:
+        yield other
+
+
+def is_locked(path):
+    """Whether another program could not write now."""
+    with another_program(path) as other:
+        try:
+            other.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+        other.execute("ROLLBACK")
+        return False
+
+
+async def test_g8_the_transaction_begins_with_the_first_statement_and_ends_with_the_handler(path):
+    locked = []
+
+    class Looks(Writes):
+        async def process(self, message):
+            connection = self.store.connection
+            await anyio.lowlevel.checkpoint()
+            cursor = connection.cursor()
+            locked.append((is_locked(path), done(path)))
+            cursor.execute("SELECT 1")
+            locked.append((is_locked(path), done(path)))
+            self.write(message)
+
+    await Looks(feed_of(2), path, flush_interval=1000.0).poll_now()
+    assert locked == [(False, []), (True, []), (False, ["1"]), (True, ["1"])]
+    assert not is_locked(path)
+
+
+async def test_g8_a_handler_without_a_statement_begins_no_transaction(path):
+    commits = []
+
+    class Idle(Writes):
+        async def process(self, message):
+            commits.append(self._parts.session.size)
+
+    consumer = Idle(feed_of(5), path, flush_interval=1000.0)
+    async with consumer:
+        await consumer.poll_now()
+        assert commits == [0] * 5
+        assert consumer._parts.session.size == 5
+
+
+async def test_g8_an_async_handler_that_finds_the_database_locked_is_called_again_with_the_lock(path):
+    """It is no failed attempt, also if the handler swallows the error."""
+    calls, errors = [], []
+
+    with another_program(path) as other:
+
+        class Waits(Writes):
+            async def process(self, message):
+                calls.append(is_locked(path))
+                if len(calls) == 1:
+                    other.execute("BEGIN IMMEDIATE")
+                    context.callback(other.execute, "COMMIT")
+                with contextlib.ExitStack() as ended:
+                    ended.callback(lambda: len(calls) == 1 and context.close())
+                    try:
+                        self.write(message)
+                    except StoreError as error:
+                        errors.append(str(error))
+
+        context = contextlib.ExitStack()
+        consumer = Waits(feed_of(3), path, retry=None)
+        assert (await consumer.poll_now()).messages == 3
+    assert calls == [False, True, False, False]
+    assert len(errors) == 1
+    assert "the handler is called again" in errors[0]
+    assert done(path) == ids(3)
+    assert consumer.status().counters.retries == 0
+
+
+@pytest.mark.parametrize("in_thread", ["plain", "to_thread"])
+async def test_g8_a_handler_in_a_thread_waits_for_the_lock(in_thread, path):
+    calls, released = [], threading.Event()
+
+    def write(consumer, message):
+        calls.append(message.id)
+        if message.id == "1":
+            other.execute("BEGIN IMMEDIATE")
+            threading.Timer(0.1, lambda: (other.execute("COMMIT"), released.set())).start()
+        consumer.write(message)
+
+    class Plain(Writes):
+        def process(self, message):
+            write(self, message)
+
+    class Threaded(Writes):
+        async def process(self, message):
+            await anyio.to_thread.run_sync(write, self, message)
+
+    with another_program(path) as other:
+        await (Plain if in_thread == "plain" else Threaded)(feed_of(3), path, retry=None).poll_now()
+        assert released.wait(GUARD)
+    assert calls == ids(3)
+    assert done(path) == ids(3)
+
+
+async def test_g8_consumers_of_one_store_do_not_wait_for_a_handler_without_a_statement(path):
+    store = SQLiteStore(path, transactional=True)
+    waits, go_on = anyio.Event(), anyio.Event()
+
+    async def wait_and_write(message):
+        waits.set()
+        await go_on.wait()
+        store.connection.execute("INSERT INTO done VALUES ('late')")
+
+    async def write(message):
+        store.connection.execute("INSERT INTO done VALUES ('early')")
+
+    late = Consumer(feed_of(1), store=store, name="late", process=wait_and_write)
+    early = Consumer(feed_of(1), store=store, name="early", process=write)
+    with anyio.fail_after(GUARD):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(late.poll_now)
+            await waits.wait()
+            await early.poll_now()
+            assert done(path) == ["early"]
+            go_on.set()
+    assert done(path) == ["early", "late"]
 
 
 async def test_g8_a_message_dead_lettered_by_its_handler_has_no_effects(path):

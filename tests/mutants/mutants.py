@@ -345,27 +345,36 @@ MUTANTS = [
     ),
     of(
         "G8",
-        "drops the savepoint: what failed is committed with the rest",
+        "commits what a handler wrote that failed",
         "stores/_sqlite/transaction.py",
-        "            self._execute_or_undo(_ROLLBACK, _RELEASE)\n",
-        "            self._execute_or_undo(_RELEASE)\n",
-        "tests/guarantees/test_g08_same_transaction.py",
-    ),
-    of(
-        "G8",
-        "records what a failed commit has undone",
-        "_progress.py",
-        "        if self._transactional:\n            return\n",
-        "",
+        "                if keep:\n                    self._commit()\n",
+        "                if keep or self.has_begun:\n                    self._commit()\n",
         "tests/guarantees/test_g08_same_transaction.py",
     ),
     of(
         "G8",
         "commits effects and records one after the other",
+        "stores/_sqlite/shared.py",
+        "            self._claimed.commit(None, encode_records(records), (), NO_CHANGES, None)\n",
+        "            self._file.connection.execute('COMMIT; -- effects')\n"
+        "            self._file.connection.execute('BEGIN IMMEDIATE')\n"
+        "            self._claimed.commit(None, encode_records(records), (), NO_CHANGES, None)\n",
+        "tests/guarantees/test_g08_same_transaction.py",
+    ),
+    of(
+        "G8",
+        "begins the transaction before the handler needs it",
         "stores/_sqlite/transaction.py",
-        "            self._execute_or_undo(_RELEASE)\n            self._savepoints += 1\n",
-        "            self._execute_or_undo(_RELEASE)\n            self._connection.execute('COMMIT; -- effects')\n"
-        "            self._connection.execute('BEGIN IMMEDIATE')\n            self._savepoints += 1\n",
+        "            if transaction.begin_first:\n",
+        "            if True:\n",
+        "tests/guarantees/test_g08_same_transaction.py",
+    ),
+    of(
+        "G8",
+        "takes a handler that could not begin its transaction for one that failed",
+        "_handlers.py",
+        "            except TransactionConflict:\n                continue",
+        "            except ZeroDivisionError:\n                continue",
         "tests/guarantees/test_g08_same_transaction.py",
     ),
     of(

@@ -1,9 +1,11 @@
 """A handler can do what it likes with the store's connection, but what would break "together or not at all"."""
 
+import asyncio
 import contextvars
 import os
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import pytest
@@ -48,12 +50,6 @@ ENDS_IT = [
     "BEGIN",
     "BEGIN IMMEDIATE",
     "BEGIN IMMEDIATE\n--push_to_poll",
-    "RELEASE push_to_poll",
-    "RELEASE push_to_poll\n--push_to_poll",
-    'release savepoint "Push_To_Poll"',
-    "ROLLBACK TO push_to_poll",
-    "rollback transaction to savepoint [PUSH_TO_POLL]",
-    "SAVEPOINT push_to_poll",
     "ATTACH ':memory:' AS other",
     "DETACH main",
     "PRAGMA synchronous = OFF",
@@ -121,10 +117,13 @@ class TestStatements:
             assert connection.in_transaction
         await session.commit("new")
         assert database.notes() == ["before", "kept"]
-        assert await session.ask("SELECT key FROM push_to_poll_record") == [("new",), ("old",)]
+        assert await session.ask("SELECT key FROM push_to_poll_record") == [("before",), ("new",), ("old",)]
 
     async def test_a_plain_sqlite3_cursor_cannot_commit(self, session):
         async with session.effects():
+            with pytest.raises(sqlite3.DatabaseError, match="not authorized"):  # it would be committed at once
+                sqlite3.Cursor(session.connection).execute("INSERT INTO note(text) VALUES ('a')")
+            session.connection.execute("SELECT 1")
             with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
                 sqlite3.Cursor(session.connection).execute("COMMIT")
 
@@ -331,21 +330,40 @@ class TestWhere:
                 await anyio.wait_all_tasks_blocked()
         assert answers == ["refused"]
 
-    async def test_a_thread_needs_the_context_of_the_handler_to_use_the_connection(self, session):
+    @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+    async def test_threads_that_take_over_the_context_can_use_the_connection(self, session):
+        def use():
+            return session.connection.execute("SELECT 1").fetchone()
+
         async with session.effects():
-            assert await to_thread.run_sync(lambda: session.connection.execute("SELECT 1").fetchone()) == (1,)
-            errors = []
+            for call in (to_thread.run_sync, asyncio.to_thread):
+                assert await call(use) == (1,)
+            loop = asyncio.get_running_loop()
+            assert await loop.run_in_executor(None, contextvars.copy_context().run, use) == (1,)
 
-            def use():
-                try:
-                    session.connection.execute("SELECT 1")
-                except RuntimeError as error:
-                    errors.append(error)
+    @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+    async def test_the_error_in_other_threads_says_how_to_give_them_the_context(self, session):
+        def use():
+            with pytest.raises(RuntimeError) as caught:
+                session.connection.execute("SELECT 1")
+            told.append(str(caught.value))
 
+        told = []
+        async with session.effects():
+            with ThreadPoolExecutor() as executor:
+                executor.submit(use).result()
             thread = threading.Thread(target=use)
             thread.start()
             thread.join()
-            assert len(errors) == 1
+            await asyncio.get_running_loop().run_in_executor(None, use)
+        assert len(told) == 3
+        for error in told:
+            assert (
+                "threads that have its context; anyio.to_thread.run_sync() and asyncio.to_thread() hand it on"
+                in error
+            )
+            assert "threading.Thread, executors and loop.run_in_executor() do not" in error
+            assert "contextvars.copy_context().run" in error
 
     async def test_nested_effects_of_two_databases_can_use_both_connections(self, session, tmp_path):
         other = Database(tmp_path / "other.db")
@@ -378,6 +396,7 @@ class TestWhere:
     async def test_a_forked_child_cannot_use_the_connection(self, session, monkeypatch):
         """What it would do there, done here."""
         async with session.effects():
+            session.connection.execute("SELECT 1")
             block = session.connection.guard.scope
             connection_module._disable_in_child()
             with pytest.raises(RuntimeError, match="only while a message is processed"):
@@ -386,7 +405,7 @@ class TestWhere:
                 child.setattr(os, "getpid", lambda: 1)
                 with pytest.raises(OwnershipLost, match="the process that this one was forked from"):
                     await block.__aexit__(None, None, None)
-            session.connection.guard.scope = block
+            session.connection.guard.is_forked = False
             session.connection.execute("SELECT 1")
 
 
@@ -398,12 +417,12 @@ class TestRolledBack:
     async def test_nothing_is_written_when_sqlite_rolled_back_by_itself(self, session, database, sql):
         """What a handler that swallows the error writes next would be committed at once."""
         await session.note("a")
-        with pytest.raises(StoreError, match="is undone, and none of its messages is processed"):
+        with pytest.raises(StoreError, match="what the handler wrote is undone, and its message is not processed"):
             await self._swallow(session, sql)
-        assert database.notes() == []
+        assert database.notes() == ["a"]
         await session.note("c")
         await session.commit("c")
-        assert database.notes() == ["c"]
+        assert database.notes() == ["a", "c"]
 
     @staticmethod
     async def _swallow(session, sql):
@@ -428,7 +447,8 @@ def test_a_handler_that_ends_late_does_not_end_the_access_of_the_next_one(tmp_pa
         late, next_one = connection_module.HandlerScope(guard), connection_module.HandlerScope(guard)
         late.enter()
         next_one.enter()
-        late.leave()
+        assert guard.scope is next_one
+        late.is_active = False
         assert guard.scope is next_one
         next_one.leave()
         assert guard.scope is None

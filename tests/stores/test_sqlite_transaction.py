@@ -1,17 +1,24 @@
 """Blocks of effects, their commit, and whose turn it is."""
 
 import asyncio
+import contextlib
+import contextvars
 import sqlite3
 import threading
+import time
 from contextlib import asynccontextmanager, closing
+from functools import partial
+from types import SimpleNamespace
 
 import anyio
 import pytest
 from anyio import to_thread
 
-from push_to_poll_client import OwnershipLost, StoreError
+from push_to_poll_client import OwnershipLost, StoreError, StoreUnavailable
+from push_to_poll_client._protocols import TransactionConflict
 from push_to_poll_client.stores._fair_lock import FairLock
-from push_to_poll_client.stores._sqlite.transaction import in_thread, undo
+from push_to_poll_client.stores._sqlite import transaction as transaction_module
+from push_to_poll_client.stores._sqlite.transaction import GAP, LockGaps, in_thread, undo
 from tests.support.effects import Database, Planned, look
 from tests.support.forms import GUARD
 
@@ -66,33 +73,32 @@ async def busy(database):
 
 
 class TestBlocks:
-    async def test_effects_become_visible_only_with_the_commit(self, session, database):
-        await session.note("a")
-        await session.note("b")
-        assert database.notes() == []
-        assert not is_free(database)
-        await session.commit("1", "2")
-        assert database.notes() == ["a", "b"]
+    async def test_effects_are_committed_with_their_records_when_the_handler_returns(self, session, database):
+        async with session.effects("1", "2"):
+            assert is_free(database)
+            session.connection.execute("INSERT INTO note(text) VALUES ('a')")
+            assert not is_free(database)
+            assert database.notes() == []
+        assert database.notes() == ["a"]
         assert look(database.path, "SELECT key FROM push_to_poll_record") == ["1", "2", "old"]
         assert is_free(database)
+
+    async def test_a_handler_without_a_statement_begins_no_transaction(self, session, database):
+        async with session.effects("1"):
+            session.connection.cursor()
+        with pytest.raises(Planned):
+            await session.fail()
+        assert look(database.path, "SELECT key FROM push_to_poll_record") == ["old"]
 
     async def test_a_failed_handler_rolls_back_only_its_own_writes(self, session, database):
         await session.note("a")
         with pytest.raises(Planned):
             await session.fail("DELETE FROM note", "SAVEPOINT own", "CREATE TABLE mine(a)")
-        assert session.transaction.records == ["a"]
+        assert not session.transaction.is_open
+        assert is_free(database)
         await session.note("b")
-        await session.commit()
         assert database.notes() == ["a", "b"]
         assert look(database.path, "SELECT name FROM sqlite_master WHERE name = 'mine'") == []
-
-    async def test_a_failed_first_handler_leaves_no_transaction_open(self, session, database):
-        """Whoever waits then, to try again, keeps nobody from writing."""
-        for _ in range(2):
-            with pytest.raises(Planned):
-                await session.fail("DELETE FROM note")
-            assert not session.transaction.is_open
-            assert is_free(database)
 
     async def test_a_cancelled_handler_rolls_back_its_writes(self, session, database):
         with anyio.CancelScope() as scope:
@@ -131,27 +137,17 @@ class TestBlocks:
         await session.commit()
         assert database.notes() == ["a", "b"]
 
-    async def test_records_given_to_effects_are_kept_until_the_commit(self, session):
-        async with session.effects("1"):
-            pass
-        async with session.effects("2", "3"):
-            pass
-        assert session.transaction.records == ["1", "2", "3"]
-        await session.commit()
-        assert session.transaction.records == []
-
     async def test_the_session_reads_in_its_own_transaction(self, session):
         """Between messages and within one, also from the handler itself."""
         query = "SELECT count(*) FROM note"
         await session.note("a")
         assert await session.ask(query) == [(2,)]
         async with session.effects():
-            assert await session.ask(query) == [(2,)]
             session.connection.execute("DELETE FROM note")
             assert await session.ask(query) == [(0,)]
 
     async def test_a_commit_waits_for_the_running_handler(self, session, database):
-        """A commit from elsewhere, as for a dead letter, waits for the message in hand, and takes it along."""
+        """A commit from elsewhere, as for a dead letter, does not take half of a message along."""
         done = []
 
         async def commit():
@@ -165,59 +161,206 @@ class TestBlocks:
             session.connection.execute("INSERT INTO note(text) VALUES ('a')")
         assert done == [["a"]]
 
-    async def test_effects_wait_for_a_busy_worker_thread_of_the_store(self, session, database):
-        """Its savepoint is begun and ended in a thread then: the event loop does not wait."""
-        await session.note("a")
-        async with busy(database), session.effects():
-            session.connection.execute("INSERT INTO note(text) VALUES ('b')")
-        for error, text in ((None, "c"), (Planned, "d")):
+    async def test_the_end_of_effects_waits_for_a_busy_worker_thread_of_the_store(self, session, database):
+        for error, text in ((None, "a"), (Planned, "b")):
             block = session.effects()
             await block.__aenter__()
             session.connection.execute("INSERT INTO note(text) VALUES (?)", (text,))
             async with busy(database):
                 await block.__aexit__(error, error and error(), None)
-        await session.commit()
-        assert database.notes() == ["a", "b", "c"]
+        assert database.notes() == ["a"]
 
-    async def test_a_handler_cancelled_while_its_end_waits_for_a_thread_rolls_back_its_writes(
-        self, session, database
-    ):
-        """The next commit does not take it along; and if the block raises the cancellation, nothing at all."""
-        await session.note("a")
-        block = session.effects()
-        await block.__aenter__()
-        session.connection.execute("INSERT INTO note(text) VALUES ('b')")
+    async def test_a_first_statement_does_not_wait_for_a_busy_worker_thread_of_the_store(self, session, database):
         async with busy(database):
-            with anyio.CancelScope() as scope:
+            with pytest.raises(TransactionConflict):
+                await session.note("a")
+        await session.note("b")
+        assert database.notes() == ["b"]
+
+    async def test_a_cancelled_end_of_effects_is_completed_first(self, session, database):
+        """The caller has to know what was done: the cancellation is raised at its next checkpoint."""
+        with anyio.CancelScope() as scope:
+            async with session.effects("1"):
+                session.connection.execute("INSERT INTO note(text) VALUES ('a')")
                 scope.cancel()
-                await block.__aexit__(Planned, Planned(), None)
-        assert session.transaction.is_open != scope.cancelled_caught
-        await session.commit()
-        assert database.notes() == ([] if scope.cancelled_caught else ["a"])
+            assert database.notes() == ["a"]
+            await anyio.lowlevel.checkpoint()
+        assert scope.cancelled_caught
 
     async def test_a_rollback_waits_for_a_busy_worker_thread_of_the_store(self, session, database):
-        await session.note("a")
+        block = session.effects()
+        await block.__aenter__()
+        session.connection.execute("INSERT INTO note(text) VALUES ('a')")
         async with busy(database):
             await undo(session.transaction, limiter=session.limiter)
         assert is_free(database)
+        with pytest.raises(StoreError, match="or the session was released"):
+            await block.__aexit__(None, None, None)
+
+
+class TestFirstStatement:
+    async def test_in_the_event_loop_it_does_not_wait_for_another_handler(self, database):
+        """Whatever that handler does with the error: its block raises it again."""
+        first, second, begun, tried = database.session(), database.session(), anyio.Event(), anyio.Event()
+
+        async def conflict():
+            await begun.wait()
+            with pytest.raises(TransactionConflict, match="the handler is called again"):
+                await self._swallow(second)
+            tried.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(conflict)
+            async with first.effects():
+                first.connection.execute("INSERT INTO note(text) VALUES ('a')")
+                begun.set()
+                await tried.wait()
+        await second.note("b")
+        assert database.notes() == ["a", "b"]
+
+    async def _swallow(self, session):
+        async with session.effects():
+            for _ in range(2):
+                with pytest.raises(TransactionConflict):
+                    session.connection.execute("INSERT INTO note(text) VALUES ('x')")
+
+    async def test_the_block_after_a_conflict_has_the_lock_before_its_handler_is_called(self, session, database):
+        with closing(sqlite3.connect(database.path, isolation_level=None, check_same_thread=False)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(TransactionConflict):
+                await session.note("a")
+            other.execute("COMMIT")
+        async with session.effects():
+            assert not is_free(database)
+        async with session.effects():
+            assert is_free(database)
+
+    async def test_a_cancelled_handler_with_a_conflict_raises_the_cancellation(self, session, database):
+        with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with anyio.CancelScope() as scope:
+                async with session.effects():
+                    with pytest.raises(TransactionConflict):
+                        session.connection.execute("SELECT 1")
+                    scope.cancel()
+                    await anyio.lowlevel.checkpoint()
+        assert scope.cancelled_caught
+
+    async def test_a_thread_that_waits_for_the_lock_keeps_the_event_loop_from_beginning(self, session, database):
+        """As when two threads of a handler begin at once: one begins, and none waits for ever."""
+        insert = "INSERT INTO note(text) VALUES ('a')"
+        async with session.effects(), anyio.create_task_group() as tasks:
+            scope = session.connection.guard.scope
+            with scope._begin_lock, pytest.raises(TransactionConflict):
+                session.connection.execute("SELECT 1")
+            scope._failure = None
+            for _ in range(3):
+                tasks.start_soon(to_thread.run_sync, session.connection.execute, insert)
+        assert database.notes() == ["a"] * 3
+
+    async def test_a_thread_cannot_begin_when_the_handler_has_ended(self, session, database):
+        """Nothing would end that transaction."""
+        errors = []
+
+        def use():
+            assert go.wait(GUARD)
+            try:
+                session.connection.execute("SELECT 1")
+            except RuntimeError as error:
+                errors.append(error)
+
+        go = threading.Event()
+        async with session.effects():
+            thread = threading.Thread(target=contextvars.copy_context().run, args=(use,))
+            thread.start()
+        go.set()
+        await to_thread.run_sync(thread.join)
+        assert len(errors) == 1
+        assert is_free(database)
+
+    async def test_the_end_waits_for_a_thread_that_is_beginning(self, session, database):
+        block = session.effects()
+
+        def begin():
+            session.transaction.begin(lambda: None)
+            block.has_begun = True
+            block._begin_lock.release()
+
+        async def begin_when_the_end_waits():
+            await ends.wait()
+            await anyio.wait_all_tasks_blocked()
+            await to_thread.run_sync(begin)
+
+        ends = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(begin_when_the_end_waits)
+            await block.__aenter__()
+            block._begin_lock.acquire()
+            ends.set()
+            await block.__aexit__(Planned, Planned(), None)
+        assert is_free(database)
+
+
+class TestGaps:
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        now = [100.0]
+        monkeypatch.setattr(transaction_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        return now
+
+    def hold(self, gaps, clock, held, free):
+        clock[0] += free
+        gaps.taken()
+        clock[0] += held
+        gaps.released()
+
+    def test_a_gap_follows_when_the_lock_was_held_for_a_second_almost_without_a_break(self, clock):
+        gaps = LockGaps()
+        for _ in range(33):
+            self.hold(gaps, clock, 0.03, 0.0001)
+            assert gaps.pause == 0
+        for _ in range(2):
+            self.hold(gaps, clock, 0.03, 0.0001)
+        assert gaps.pause == pytest.approx(GAP)
+        clock[0] += GAP / 2
+        assert gaps.pause == pytest.approx(GAP / 2)
+        self.hold(gaps, clock, 0.03, GAP)
+        assert gaps.pause == 0
+
+    def test_no_gap_follows_where_the_lock_is_free_often_enough(self, clock):
+        gaps = LockGaps()
+        for _ in range(10_000):
+            self.hold(gaps, clock, 0.0003, 0.0001)
+        assert gaps.pause == 0
+
+    async def test_a_handler_waits_for_the_gap_and_so_does_its_thread(self, session, monkeypatch):
+        pauses = []
+        monkeypatch.setattr(LockGaps, "pause", 0.25)
+
+        async def sleep(seconds):
+            pauses.append(seconds)
+
+        monkeypatch.setattr(transaction_module, "anyio", SimpleNamespace(sleep=sleep))
+        monkeypatch.setattr(
+            transaction_module, "time", SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic)
+        )
+        async with session.effects():
+            await to_thread.run_sync(session.connection.execute, "SELECT 1")
+        assert pauses == [0.25, 0.25]
 
 
 class TestFailures:
-    async def test_a_failed_commit_rolls_back_all_effects_since_the_last_commit(self, session, database):
+    async def test_effects_whose_commit_fails_are_rolled_back(self, session, database):
         await session.note("a")
-        await session.commit("1")
-        await session.note("b")
-        await session.note("c")
-        with pytest.raises(
-            StoreError, match=r"UNIQUE.*what handlers wrote since the last commit is undone"
-        ) as caught:
-            await session.commit("2", "1")
-        assert caught.value.__cause__ is not None
-        assert session.transaction.records == []
+        with pytest.raises(StoreError, match="UNIQUE"):
+            await self._write_and_record(session, "a")
         assert is_free(database)
         await session.note("d")
-        await session.commit("2")
         assert database.notes() == ["a", "d"]
+
+    async def _write_and_record(self, session, *keys):
+        async with session.effects(*keys):
+            session.connection.execute("INSERT INTO note(text) VALUES ('b')")
 
     async def test_the_error_of_a_failed_commit_without_effects_does_not_mention_handlers(self, session, database):
         with pytest.raises(StoreError) as caught:
@@ -226,10 +369,6 @@ class TestFailures:
         assert is_free(database)
 
     async def test_a_type_error_while_writing_rolls_the_transaction_back(self, session, database):
-        await session.note("a")
-        with pytest.raises(TypeError):
-            await session.commit(object(), 1, *"ab", before=lambda: sorted([1, "a"]))
-        assert session.transaction.is_open
         with pytest.raises(TypeError):
             await in_thread(self._raise_within(session), limiter=session.limiter)
         assert is_free(database)
@@ -242,65 +381,47 @@ class TestFailures:
 
         return work
 
-    async def test_an_ownership_lost_error_keeps_its_type_when_effects_are_rolled_back(self, session, database):
+    async def test_an_ownership_lost_error_keeps_its_type(self, session, database):
         def lose():
             with session.transaction.access(), session.transaction.writing():
                 raise OwnershipLost("somebody else has it")
 
-        await session.note("a")
-        with pytest.raises(OwnershipLost, match="somebody else has it; what handlers wrote"):
+        with pytest.raises(OwnershipLost, match="somebody else has it"):
             await in_thread(lose, limiter=session.limiter)
-        assert database.notes() == []
+        assert is_free(database)
 
-    async def test_a_commit_fails_when_its_transaction_was_already_rolled_back(self, session, database):
+    async def test_effects_fail_when_their_transaction_was_already_rolled_back(self, session, database):
         """Nothing is committed by halves: not the records alone either."""
-        await session.note("a")
-        with session.connection.guard.store_access():
-            session.connection.execute("ROLLBACK")
         with pytest.raises(StoreError, match="rolled the transaction back"):
-            await session.commit("1")
+            await self._roll_back(session, "1")
         assert look(database.path, "SELECT key FROM push_to_poll_record") == ["old"]
         await session.note("b")
-        await session.commit("1")
         assert database.notes() == ["b"]
 
-    @pytest.mark.parametrize("raises", [False, True])
-    async def test_a_missing_savepoint_rolls_the_transaction_back(self, session, database, raises):
-        """Nobody can take it away; should it happen all the same, half of it is not kept."""
-        await session.note("a")
-        with pytest.raises(StoreError, match="no such savepoint: push_to_poll; what handlers wrote"):
-            await self._lose_the_savepoint(session, raises=raises)
-        assert is_free(database)
-
-    @staticmethod
-    async def _lose_the_savepoint(session, *, raises):
-        async with session.effects():
+    async def _roll_back(self, session, *keys):
+        async with session.effects(*keys):
+            session.connection.execute("INSERT INTO note(text) VALUES ('a')")
             with session.connection.guard.store_access():
-                session.connection.execute("RELEASE push_to_poll")
-            if raises:
-                raise Planned
-
-    async def test_a_failed_savepoint_statement_rolls_the_transaction_back(self, session, database, monkeypatch):
-        await session.note("a")
-        monkeypatch.setattr(
-            session.transaction, "_cursor", sqlite3.connect(":memory:", isolation_level=None).cursor()
-        )
-        monkeypatch.setattr("push_to_poll_client.stores._sqlite.transaction._BEGIN", "SAVEPOINT")
-        with pytest.raises(StoreError, match="what handlers wrote since the last commit is undone"):
-            await session.note("b")
-        session.transaction._cursor.connection.close()
-        assert is_free(database)
+                session.connection.execute("ROLLBACK")
 
     async def test_effects_and_commits_fail_while_another_program_writes(self, session, database):
         with closing(sqlite3.connect(database.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            with pytest.raises(StoreError, match="another program writes to it"):
+            with pytest.raises(TransactionConflict):
                 await session.note("a")
-            with pytest.raises(StoreError, match="another program writes to it"):
-                await session.commit("1")
+            for write in (session.note, session.commit):
+                with pytest.raises(StoreUnavailable, match="another program writes to it"):
+                    await write("1")
+            with pytest.raises(StoreUnavailable, match="another program writes to it"):
+                await self._write_in_thread(session)
         await session.note("b")
         await session.commit("1")
         assert database.notes() == ["b"]
+
+    async def _write_in_thread(self, session):
+        async with session.effects():
+            with pytest.raises(StoreUnavailable):
+                await to_thread.run_sync(session.connection.execute, "INSERT INTO note(text) VALUES ('a')")
 
     async def test_a_session_that_has_ended_begins_no_transaction(self, session, database):
         def over():
@@ -326,11 +447,12 @@ class TestFailures:
 
         async def be_abandoned():
             async with session.effects():
+                session.connection.execute("INSERT INTO note(text) VALUES ('x')")
                 await to_thread.run_sync(session.transaction.abandon)
                 undone.set()
                 while not other.transaction.is_open:
                     await to_thread.run_sync(lambda: None)
-                with pytest.raises(RuntimeError, match="only while a message is processed"):
+                with pytest.raises(StoreError, match="or the session was released"):
                     session.connection.execute("SELECT 1")
 
         over = anyio.Event()
@@ -339,20 +461,19 @@ class TestFailures:
             with pytest.raises(StoreError, match="or the session was released"):
                 await be_abandoned()
             over.set()
-        await other.commit()
         assert database.notes() == ["a", "b"]
 
 
 class TestRaces:
     async def test_a_read_takes_a_new_turn_when_its_transaction_ends_while_it_waits(self, session, database):
         """That thread then takes its turn like any other."""
-        await session.note("a")
         answers, other = [], database.session()
 
         async def ask():
             answers.append(await session.ask("SELECT count(*) FROM note"))
 
         async with anyio.create_task_group() as tasks:
+            await in_thread(partial(session.transaction.begin, lambda: None), limiter=session.limiter)
             with database.mutex:
                 tasks.start_soon(ask)
                 while not session.limiter.statistics().borrowed_tokens:
@@ -364,19 +485,32 @@ class TestRaces:
         assert answers == [[(1,)]]
         await other.note("b")
 
-    def test_effects_do_not_begin_in_a_transaction_that_has_just_ended(self, session):
-        """The block then begins another one, in its turn."""
+    async def test_effects_that_are_released_while_their_end_waits_are_rolled_back(self, session, database):
+        async def release():
+            await ends.wait()
+            with database.mutex:
+                go_on.set()
+                while not session.limiter.statistics().borrowed_tokens:
+                    await anyio.lowlevel.checkpoint()
+                await to_thread.run_sync(lambda: None)
+                with session.connection.guard.store_access():
+                    session.transaction.undo()
+                database.fair_lock.release()
 
-        class Mutex:
-            def acquire(self, *, blocking):
-                session.transaction.is_open = False
-                return True
+        ends, go_on = anyio.Event(), anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(release)
+            with pytest.raises(StoreError, match="or the session was released"):
+                await self._write_and_wait(session, ends, go_on)
+        assert database.notes() == []
+        assert is_free(database)
 
-            def release(self):
-                pass
-
-        session.transaction.is_open, session.transaction._mutex = True, Mutex()
-        assert not session.transaction.try_inline(pytest.fail)
+    @staticmethod
+    async def _write_and_wait(session, ends, go_on):
+        async with session.effects():
+            session.connection.execute("INSERT INTO note(text) VALUES ('a')")
+            ends.set()
+            await go_on.wait()
 
 
 class TestTurns:
@@ -386,12 +520,17 @@ class TestTurns:
         async def consume(name):
             session = database.session()
             for number in range(5):
+                while True:
+                    with contextlib.suppress(TransactionConflict):
+                        await write(session, f"{name}{number}")
+                        break
+
+        async def write(session, text):
+            async with session.effects():
                 for _ in range(3):
-                    async with session.effects():
-                        session.connection.execute("INSERT INTO note(text) VALUES (?)", (f"{name}{number}",))
-                        await anyio.lowlevel.checkpoint()
+                    session.connection.execute("INSERT INTO note(text) VALUES (?)", (text,))
+                    await anyio.lowlevel.checkpoint()
                     await to_thread.run_sync(lambda: None)
-                await session.commit()
 
         async with anyio.create_task_group() as tasks:
             for name in "abc":
@@ -407,31 +546,36 @@ class TestTurns:
 
         async def consume():
             while not stop:
-                await busy.note("busy")
-                await busy.commit()
+                await write(busy, "busy")
+
+        async def write(session, text):
+            with contextlib.suppress(TransactionConflict):
+                async with session.effects():
+                    session.connection.execute("INSERT INTO note(text) VALUES (?)", (text,))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(consume)
-            for _ in range(5):
-                await other.note("other")
-                await other.commit()
+            for _ in range(10):  # at least every second one is not called in vain
+                await write(other, "other")
             stop.append(True)
-        assert database.notes().count("other") == 5
+        assert database.notes().count("other") >= 5
 
     async def test_a_read_waits_for_the_transaction_of_another_session(self, database):
         first, second = database.session(), database.session()
-        answers = []
+        answers, begun = [], anyio.Event()
 
         async def ask():
+            await begun.wait()
             answers.append(await second.ask("SELECT count(*) FROM note"))
 
-        await first.note("a")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
-            for _ in range(20):
-                await to_thread.run_sync(lambda: None)
-            assert answers == []
-            await first.commit()
+            async with first.effects():
+                first.connection.execute("INSERT INTO note(text) VALUES ('a')")
+                begun.set()
+                for _ in range(20):
+                    await to_thread.run_sync(lambda: None)
+                assert answers == []
         assert answers == [[(2,)]]
 
     async def test_effects_begun_inside_a_handler_are_a_runtime_error(self, database):
@@ -445,61 +589,68 @@ class TestTurns:
         await second.note("c")
 
     async def test_waiting_for_a_turn_can_be_cancelled(self, database):
-        first, second = database.session(), database.session()
-        await first.note("a")
+        session, done = database.session(), database.session()
+        await in_thread(partial(done.transaction.begin, lambda: None), limiter=done.limiter)
+        session.transaction.begin_first = True
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(second.note, "b")
+                tasks.start_soon(session.note, "b")
                 while not database.fair_lock._waiting:
                     await to_thread.run_sync(lambda: None)
                 scope.cancel()
         assert not database.fair_lock._waiting
-        await first.commit()
-        await second.note("c")
-        await second.commit()
-        assert database.notes() == ["a", "c"]
+        await undo(done.transaction, limiter=done.limiter)
+        await session.note("c")
+        assert database.notes() == ["c"]
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
     async def test_waiting_for_a_turn_can_be_cancelled_by_asyncio(self, database):
         """That leaves no thread behind which begins a transaction later, for nobody."""
-        first, second = database.session(), database.session()
-        await first.note("a")
-        task = asyncio.ensure_future(second.note("b"))
+        session, done = database.session(), database.session()
+        await in_thread(partial(done.transaction.begin, lambda: None), limiter=done.limiter)
+        session.transaction.begin_first = True
+        task = asyncio.ensure_future(session.note("b"))
         while not database.fair_lock._waiting:
             await to_thread.run_sync(lambda: None)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await first.commit()
+        await undo(done.transaction, limiter=done.limiter)
         assert is_free(database)
-        await second.note("c")
-        await second.commit()
-        assert database.notes() == ["a", "c"]
+        await session.note("c")
+        assert database.notes() == ["c"]
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
     async def test_effects_begun_while_their_task_is_cancelled_are_rolled_back(self, session, database):
+        session.transaction.begin_first = True
+        checks, held = [], threading.Event()
+
+        def check():
+            checks.append(threading.get_ident())
+            if len(checks) == 2:  # in the thread
+                task.get_loop().call_soon_threadsafe(task.cancel)
+                held.wait(0.2)
+
+        session.check = check
         task = asyncio.ensure_future(session.note("a"))
-        session.check = lambda: task.get_loop().call_soon_threadsafe(task.cancel) and held.wait(0.2)
-        held = threading.Event()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert is_free(database)
-        session.check = lambda: None
         await session.note("b")
-        await session.commit()
         assert database.notes() == ["b"]
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-    async def test_a_cancellation_at_the_end_of_a_handler_rolls_the_transaction_back(self, session, database):
-        """The caller cannot tell whether it ended well, and so it did not."""
-        await session.note("a")
-        at_work, end = asyncio.Event(), asyncio.Event()
+    async def test_effects_are_committed_although_their_task_is_cancelled_by_asyncio(self, session, database):
+        """The cancellation is raised at the next checkpoint of the caller, who knows then what was done."""
+        at_work, end, returned = asyncio.Event(), asyncio.Event(), []
 
         async def handle():
-            async with session.effects():
+            async with session.effects("1"):
                 session.connection.execute("INSERT INTO note(text) VALUES ('b')")
                 at_work.set()
                 await end.wait()
+            returned.append(database.notes())
+            await anyio.lowlevel.checkpoint()
 
         task = asyncio.ensure_future(handle())
         await at_work.wait()
@@ -509,26 +660,30 @@ class TestTurns:
             task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert not session.transaction.is_open
-        assert is_free(database)
+        assert returned == [["b"]]
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
     async def test_a_commit_completes_although_its_task_is_cancelled(self, session, database):
         """And when it fails then, that is what is told: it matters more."""
-        await session.note("a")
-        task = asyncio.ensure_future(
-            session.commit("1", before=lambda: task.get_loop().call_soon_threadsafe(task.cancel))
-        )
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert database.notes() == ["a"]
-        await session.note("b")
-        task = asyncio.ensure_future(
-            session.commit("1", before=lambda: task.get_loop().call_soon_threadsafe(task.cancel))
-        )
-        with pytest.raises(StoreError):
-            await task
-        assert database.notes() == ["a"]
+
+        def cancel():
+            task.get_loop().call_soon_threadsafe(task.cancel)
+
+        for error in (asyncio.CancelledError, StoreError):
+            task = asyncio.ensure_future(session.commit("1", before=cancel))
+            with pytest.raises(error):
+                await task
+        assert look(database.path, "SELECT key FROM push_to_poll_record") == ["1", "old"]
+
+    def test_a_turn_can_be_waited_for_in_any_thread_and_for_a_limited_time(self):
+        fair_lock = FairLock()
+        assert fair_lock.acquire(self)
+        assert fair_lock.holder is self
+        for timeout in (0, 0.001, 0.06):
+            assert not fair_lock.acquire(object, timeout=timeout)
+        assert not fair_lock._waiting
+        fair_lock.release()
+        assert fair_lock.acquire(object, timeout=0)
 
     def test_turns_are_granted_in_the_order_of_requests(self):
         fair_lock, order = FairLock(), []

@@ -145,7 +145,7 @@ async def test_the_suite_skips_a_store_that_is_not_transactional(path):
 
     suite = Plain()
     with pytest.raises(pytest.skip.Exception, match="not transactional"):
-        await suite.test_effects_are_durable_with_the_commit()
+        await suite.test_effects_are_durable_when_the_handler_returns()
     for call in (suite.write(None, "1"), suite.written(None)):
         with pytest.raises(NotImplementedError):
             await call
@@ -262,24 +262,18 @@ class TestFile:
         )
         store = SQLiteStore(path, transactional=True)
         async with claimed(store) as session:
-            async with session.effects([]):
-                with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
-                    store.connection.execute("INSERT INTO transfer VALUES ('nobody')")
-                store.connection.execute("INSERT INTO later VALUES ('nobody')")
-            with pytest.raises(StoreError, match=r"FOREIGN KEY constraint failed.*what handlers wrote"):
-                await session.commit(cursor=None, records=[])
+            with pytest.raises(StoreError, match="FOREIGN KEY constraint failed"):
+                await self._break_foreign_keys(store, session)
         assert application(path, "SELECT * FROM later") == []
+
+    async def _break_foreign_keys(self, store, session):
+        async with session.effects([]):
+            with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+                store.connection.execute("INSERT INTO transfer VALUES ('nobody')")
+            store.connection.execute("INSERT INTO later VALUES ('nobody')")
 
 
 class TestSessions:
-    async def test_release_rolls_back_uncommitted_effects(self, store, path):
-        async with claimed(store, "b") as other:
-            async with claimed(store) as session:
-                await note(store, session, "1")
-            await note(store, other, "2")
-            await other.commit(cursor=None, records=[])
-        assert notes(path) == ["2"]
-
     async def test_release_during_a_message_rolls_back_its_effects_and_refuses_later_writes(self, store, path):
         """A handler that goes on all the same has no effects, and what it does next is refused."""
         session = await store.claim("a", feed=FEED)
@@ -301,32 +295,42 @@ class TestSessions:
 
     async def test_a_dropped_session_is_rolled_back_and_does_not_block_the_next_one(self, store, path):
         """As after an event loop that ended in the midst of it: who comes next rolls its transaction back."""
-        first = await store.claim("a", feed=FEED)
-        second = await store.claim("b", feed=FEED)
-        await note(store, first, "1")
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(note, store, second, "2")
-            while not store._fair_lock._waiting:
-                await to_thread.run_sync(lambda: None)
-            del first
-            gc.collect()
-        await note(store, second, "3")
-        del second
-        gc.collect()
+
+        async def begin():
+            session = await store.claim("a", feed=FEED)
+            await to_thread.run_sync(session._transaction.begin, lambda: None)
+            with store._file.guard.store_access():
+                store._file.connection.execute("INSERT INTO note(text) VALUES ('1')")
+
         async with claimed(store, "b") as second:
-            await note(store, second, "4")
-            await second.commit(cursor=None, records=[])
-        assert notes(path) == ["4"]
+            await begin()
+            gc.collect()
+            second._transaction.begin_first = True
+            await note(store, second, "2")
+            await begin()
+            gc.collect()
+            await note(store, second, "3")
+        assert notes(path) == ["2", "3"]
 
     async def test_a_claim_waits_for_an_open_transaction_and_can_be_cancelled(self, store):
+        waits = anyio.Event()
+
+        async def claim():
+            await begun.wait()
+            waits.set()
+            await self._claim_and_release(store)
+
+        begun = anyio.Event()
         async with claimed(store) as session:
-            await note(store, session, "1")
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._claim_and_release, store)
-                while not store._fair_lock._waiting:
-                    await to_thread.run_sync(lambda: None)
-                tasks.cancel_scope.cancel()
-            await session.commit(cursor=None, records=[])
+                tasks.start_soon(claim)
+                async with session.effects([]):
+                    store.connection.execute("INSERT INTO note(text) VALUES ('1')")
+                    begun.set()
+                    await waits.wait()
+                    while not store._fair_lock._waiting:
+                        await to_thread.run_sync(lambda: None)
+                    tasks.cancel_scope.cancel()
             await self._claim_and_release(store)
 
     async def _claim_and_release(self, store):
@@ -335,9 +339,10 @@ class TestSessions:
 
     async def test_a_release_does_not_wait_for_the_transaction_of_another_session(self, store):
         async with claimed(store) as session:
-            async with claimed(store, "b"):
-                await note(store, session, "1")
-            await session.commit(cursor=None, records=[])
+            other = await store.claim("b", feed=FEED)
+            async with session.effects([]):
+                store.connection.execute("INSERT INTO note(text) VALUES ('1')")
+                await other.release()
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
     async def test_a_commit_completes_when_its_task_is_cancelled(self, store, path, monkeypatch):
@@ -363,20 +368,26 @@ class TestSessions:
             await session.commit(cursor="c2", records=[Record("2")])
         assert notes(path) == ["1", "2"]
 
-    async def test_a_commit_that_fails_before_it_starts_rolls_back_the_effects(self, store, path):
+    async def test_effects_whose_records_cannot_be_written_are_rolled_back(self, store, path):
         """Whoever calls processes the messages again, and their effects must not be there twice."""
         async with claimed(store) as session:
-            await note(store, session, "1")
             with pytest.raises(AttributeError):
-                await session.commit(cursor=None, records=[None])
+                async with session.effects([None]):
+                    store.connection.execute("INSERT INTO note(text) VALUES ('1')")
             await note(store, session, "2")
-            await session.commit(cursor=None, records=[Record("2")])
         assert notes(path) == ["2"]
 
     async def test_a_record_that_is_given_twice_is_written_once(self, store):
         async with claimed(store) as session:
             await note(store, session, "1", "2")
+            written = []
+            store._file.connection.set_trace_callback(
+                lambda sql: "push_to_poll_record" in sql and written.append(sql)
+            )
             await session.commit(cursor=None, records=[Record("1"), Record("2")])
+            assert not written
             await note(store, session, "3")
-            await session.commit(cursor=None, records=(Record("3"), Record("4")))
+            await session.commit(cursor=None, records=(Record("3", RecordState.SKIPPED), Record("4")))
             assert session.size == 4
+            assert not session._written
+            assert await session.unseen(["1", "2", "3", "4", "5"]) == {"5"}

@@ -11,7 +11,7 @@ import anyio
 
 from push_to_poll_client.stores._fair_lock import FairLock
 from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection
-from push_to_poll_client.stores._sqlite.transaction import Savepoint, Transaction, in_thread
+from push_to_poll_client.stores._sqlite.transaction import Effects, LockGaps, Transaction, in_thread
 
 SCHEMA = """
     CREATE TABLE account(name TEXT PRIMARY KEY, amount INTEGER NOT NULL CHECK (amount >= 0));
@@ -57,6 +57,7 @@ class Database:
         self.connection = GuardedConnection(str(path), Guard(str(path)), timeout=0)
         self.fair_lock = FairLock()
         self.mutex = threading.Lock()
+        self.gaps = LockGaps()
 
     def session(self):
         return Session(self)
@@ -75,13 +76,27 @@ class Session:
     def __init__(self, database):
         self.database = database
         self.connection = database.connection
-        self.transaction = Transaction(database.connection, database.fair_lock, database.mutex)
+        self.transaction = Transaction(database.connection, database.fair_lock, database.mutex, database.gaps)
         self.gate = anyio.Lock(fast_acquire=True)
         self.limiter = anyio.CapacityLimiter(1)
         self.check = lambda: None
 
     def effects(self, *records):
-        return Savepoint(self.transaction, records, gate=self.gate, limiter=self.limiter, check=self.check)
+        return Effects(
+            self.transaction,
+            lambda: self.write(*records),
+            gate=self.gate,
+            limiter=self.limiter,
+            check=self.run_check,
+        )
+
+    def run_check(self):
+        self.check()
+
+    def write(self, *keys):
+        with self.transaction.writing():
+            for key in keys:
+                self.connection.execute("INSERT INTO push_to_poll_record(key) VALUES (?)", (key,))
 
     async def note(self, *texts):
         """A handler that writes."""
@@ -101,9 +116,8 @@ class Session:
     async def commit(self, *keys, before=lambda: None):
         def work():
             before()
-            with self.transaction.access(), self.transaction.writing():
-                for key in keys:
-                    self.connection.execute("INSERT INTO push_to_poll_record(key) VALUES (?)", (key,))
+            with self.transaction.access():
+                self.write(*keys)
 
         async with self.gate:
             await in_thread(work, limiter=self.limiter, shield=True)

@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from push_to_poll_client import SQLiteStore, StoreError
+from push_to_poll_client.stores._sqlite.connection import HandlerScope
 from push_to_poll_client.testing import TransactionalStoreSuite
 from tests.support.forms import GUARD
 
@@ -31,60 +32,53 @@ class Liar(SQLiteStore):
         return session
 
 
-def drop_the_savepoint(session, transaction):
-    honest = transaction.end_savepoint
-    transaction.end_savepoint = lambda place, records, *, keep: honest(place, records if keep else (), keep=True)
+def keep_what_a_failed_handler_wrote(session, transaction):
+    transaction.undo = lambda: transaction._connection.execute("COMMIT") and transaction._close()
 
 
-def take_back_all(session, transaction):
-    honest = transaction.end_savepoint
+def commit_effects_before_their_records(session, transaction):
+    honest = session._commit_effects
 
-    def end_block(place, records, *, keep):
-        transaction._savepoints = transaction._savepoints if keep else 0
-        honest(place, records, keep=keep)
+    def commit(records):
+        transaction._connection.execute("COMMIT")
+        transaction._connection.execute("BEGIN IMMEDIATE")
+        honest(records if len(records) > 1 else ())
 
-    transaction.end_savepoint = end_block
-
-
-def commit_effects_at_once(session, transaction):
-    honest = transaction.end_savepoint
-
-    def end_block(place, records, *, keep):
-        honest(place, records, keep=keep)
-        if keep:
-            transaction._reset()
-            transaction._connection.execute("COMMIT")
-
-    transaction.end_savepoint = end_block
+    session._commit_effects = commit
 
 
 def forget_the_records_of_effects(session, transaction):
-    session._with_effects = lambda records: records
+    honest = session._commit_effects
+    session._commit_effects = lambda records: honest(())
 
 
 def leave_it_open(session, transaction):
-    honest = transaction.end_savepoint
-
-    def end_block(place, records, *, keep):
-        transaction._savepoints += 1
-        honest(place, records, keep=keep)
-
-    transaction.end_savepoint = end_block
+    transaction.undo = lambda: None
 
 
-def keep_the_effects_of_a_commit_that_fails(session, transaction):
-    honest, execute = transaction._begin_to_write, transaction._connection.execute
+def commit_later(session, transaction):
+    session._commit_effects = lambda records: None
 
-    def begin_to_write():
-        honest()
-        execute("SAVEPOINT lie")
 
-    def undo():
-        transaction._reset()
-        execute("ROLLBACK TO lie")
-        execute("COMMIT")
+def record_what_a_failed_commit_was_given(session, transaction):
+    honest = session.commit
 
-    transaction._begin_to_write, transaction.undo = begin_to_write, undo
+    async def commit(**what):
+        if "state" in what:
+            await honest(cursor=None, records=what["records"])
+        await honest(**what)
+
+    session.commit = commit
+
+
+def take_the_records_for_written(session, transaction):
+    honest = session.effects
+
+    def effects(records):
+        session._written.update((record.key, record) for record in records)
+        return honest(records)
+
+    session.effects = effects
 
 
 def forget_the_token(session, transaction):
@@ -96,7 +90,8 @@ def process_after_release(session, transaction):
 
 
 def lend_the_connection(session, transaction):
-    transaction.guard.__class__ = type("Open", (type(transaction.guard),), {"is_inside": True})
+    scope = HandlerScope(transaction.guard)
+    transaction.guard.__class__ = type("Open", (type(transaction.guard),), {"scope": scope})
     transaction.guard.check_outside = lambda: None
 
 
@@ -105,22 +100,23 @@ def wait_for_yourself(session, transaction):
 
 
 LIES = [
-    (drop_the_savepoint, "test_a_handler_that_raises_takes_back_its_own"),
-    (drop_the_savepoint, "test_a_cancelled_handler_takes_back_its_own"),
-    (take_back_all, "test_a_handler_that_raises_takes_back_its_own"),
-    (commit_effects_at_once, "test_effects_are_not_durable_without_their_records"),
+    (keep_what_a_failed_handler_wrote, "test_a_handler_that_raises_takes_back_its_own"),
+    (keep_what_a_failed_handler_wrote, "test_a_cancelled_handler_takes_back_its_own"),
+    (commit_effects_before_their_records, "test_effects_are_not_durable_without_their_records"),
     (forget_the_records_of_effects, "test_records_of_effects_need_not_be_given_again"),
     (forget_the_records_of_effects, "test_a_reset_loses_no_effects"),
+    (commit_later, "test_effects_are_durable_when_the_handler_returns"),
     (leave_it_open, "test_a_handler_that_raises_at_first_leaves_nothing_open"),
-    (keep_the_effects_of_a_commit_that_fails, "test_a_commit_that_fails_leaves_both_or_neither"),
+    (record_what_a_failed_commit_was_given, "test_a_commit_that_fails_takes_back_no_effects"),
+    (take_the_records_for_written, "test_a_handler_that_wrote_nothing_is_recorded_by_the_commit"),
     (forget_the_token, "test_an_owner_that_was_replaced_has_no_effects"),
     (process_after_release, "test_a_released_session_has_no_effects"),
     (lend_the_connection, "test_the_connection_is_for_handlers_alone"),
     (wait_for_yourself, "test_a_handler_cannot_wait_for_what_waits_for_it"),
 ]
 
-WAITS_FOR_EVER = {leave_it_open, wait_for_yourself}
-"""With these a transaction waits for one that never ends. With the others a test of the suite fails by itself."""
+WAITS_FOR_EVER = {wait_for_yourself}
+"""With this one a transaction waits for one that never ends. With the others the test fails by itself."""
 
 
 @pytest.mark.parametrize(("lie", "test"), LIES)

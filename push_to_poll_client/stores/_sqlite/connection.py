@@ -1,9 +1,9 @@
 """Connection for handlers that refuses whatever would break the store's transaction.
 
-Within its savepoint a handler may do anything except end the transaction, change the tables of the store, or set
-what would hold for the store too. SQLite's authorizer enforces this, independent of how the SQL is written and of
-what executes it: SQLite calls it for each statement when the statement is compiled
-(https://www.sqlite.org/c3ref/set_authorizer.html).
+A handler's first statement begins its transaction. Within it the handler may do anything except end the
+transaction, change the tables of the store, or set what would hold for the store too. SQLite's authorizer enforces
+this, independent of how the SQL is written and of what executes it: SQLite calls it for each statement when the
+statement is compiled (https://www.sqlite.org/c3ref/set_authorizer.html).
 
 The store uses the same connection in its own threads, without these restrictions. `HandlerScope` says where a
 handler may use the connection, `Guard` decides, and `GuardedCursor` and `GuardedConnection` ask the guard before
@@ -25,7 +25,6 @@ from push_to_poll_client._validation import quoted
 
 __all__ = [
     "OUTSIDE_HANDLER",
-    "SAVEPOINT",
     "Guard",
     "GuardedConnection",
     "GuardedCursor",
@@ -34,21 +33,19 @@ __all__ = [
 ]
 
 
-SAVEPOINT = "push_to_poll"
-"""The name of the store's own savepoints."""
-
 _PREFIX = "push_to_poll_"
 """What the store's own tables begin with."""
 
 OUTSIDE_HANDLER = (
-    "the store's connection may be used only while a message is processed: in the handler's task, and in the "
-    "tasks and threads that it starts and waits for; elsewhere open a connection of your own, only to read while "
-    "the consumer runs"
+    "the store's connection may be used only while a message is processed: in the handler's task, in tasks that "
+    "it starts and waits for, and in threads that have its context; anyio.to_thread.run_sync() and "
+    "asyncio.to_thread() hand it on, threading.Thread, executors and loop.run_in_executor() do not: give them "
+    "contextvars.copy_context().run; elsewhere open a connection of your own"
 )
 
 _COMMITTED_TOGETHER = (
     "what it writes is committed together with the message's record, and undone when it raises; for a part that "
-    f"may fail alone, use a savepoint of another name than {SAVEPOINT}"
+    "may fail alone, use a savepoint"
 )
 
 _RESERVED_PREFIX = f"what has a name that begins with {_PREFIX} is the store's"
@@ -83,7 +80,7 @@ _guards: WeakSet["Guard"] = WeakSet()
 def _disable_in_child() -> None:
     """Refuse the connection in a forked child (https://www.sqlite.org/howtocorrupt.html, section 2.6)."""
     for guard in _guards:
-        guard.scope = None
+        guard.is_forked = True
 
 
 if sys.platform != "win32":  # pragma: no branch  # the tests run on POSIX
@@ -102,30 +99,41 @@ class HandlerScope:
 
     Attributes:
         guard: The guard of the connection.
+        is_active: Whether the handler runs.
+        has_begun: Whether its transaction was begun.
         open_handles: Weak references to the cursors and blobs that were made here.
         outer: The scope around this one, of another store, or None.
     """
 
-    __slots__ = ("_before", "guard", "open_handles", "outer")
+    __slots__ = ("_before", "guard", "has_begun", "is_active", "open_handles", "outer")
 
     def __init__(self, guard: "Guard") -> None:
         self.guard = guard
+        self.is_active = False
+        self.has_begun = False
         self.open_handles: list[Callable[[], _Closable | None]] = []
         self.outer: HandlerScope | None = None
+
+    def begin(self) -> None:
+        """Begin the transaction if this is the first use of the connection.
+
+        Raises:
+            StoreError: It cannot be begun, or SQLite has rolled it back.
+        """
+        raise NotImplementedError
 
     def enter(self) -> None:
         """Put the current task, and the tasks it starts from now on, into this scope."""
         outer = self._before = _current_scope.get()
-        while outer is not None and outer.guard.scope is not outer:  # already left: this task outlived its handler
+        while outer is not None and not outer.is_active:  # already left: this task outlived its handler
             outer = outer.outer
         self.outer = outer
         _current_scope.set(self)
-        self.guard.scope = self
+        self.is_active = True
 
     def leave(self) -> None:
         """End the scope for every task. To be called in the task that entered."""
-        if self.guard.scope is self:
-            self.guard.scope = None
+        self.is_active = False
         _current_scope.set(self._before)
 
     def close_handles(self) -> None:
@@ -145,7 +153,7 @@ class Guard:
 
     Attributes:
         path: The path of the database.
-        scope: The scope in which handlers may use the connection now, or None.
+        is_forked: Whether this is a forked child, in which nothing may use the connection.
         worker: The thread in which the store itself uses the connection now, or None.
         sql: The statement that the handler executes now.
         refused: Why the authorizer refused a statement; None once that was raised.
@@ -154,7 +162,7 @@ class Guard:
     def __init__(self, path: str) -> None:
         self.path = path
         self._process = os.getpid()
-        self.scope: HandlerScope | None = None
+        self.is_forked = False
         self.worker: int | None = None
         self.sql = ""
         self.refused: str | None = None
@@ -170,12 +178,12 @@ class Guard:
             self.worker = None
 
     @property
-    def is_inside(self) -> bool:
-        """Whether the caller is in the scope in which the connection may be used."""
-        inner, scope = _current_scope.get(), self.scope
-        while inner is not None and inner is not scope:
-            inner = inner.outer
-        return inner is not None
+    def scope(self) -> HandlerScope | None:
+        """The scope of this connection that the caller is in, or None."""
+        scope = None if self.is_forked else _current_scope.get()
+        while scope is not None and not (scope.guard is self and scope.is_active):
+            scope = scope.outer
+        return scope
 
     def check_inside(self) -> HandlerScope:
         """Return the scope that the caller is in.
@@ -183,8 +191,7 @@ class Guard:
         Raises:
             RuntimeError: The caller is in none; says what to do instead.
         """
-        scope = self.scope
-        if scope is None or not self.is_inside:
+        if (scope := self.scope) is None:
             raise RuntimeError(f"{self.path}: {OUTSIDE_HANDLER}")
         return scope
 
@@ -194,7 +201,7 @@ class Guard:
         Raises:
             RuntimeError: The caller is inside; says what to do instead.
         """
-        if self.is_inside:
+        if self.scope is not None:
             raise RuntimeError(
                 f"{self.path}: a handler that writes to a store cannot wait for what other consumers of that "
                 "store do, nor for its own: they wait until its message is committed. Wake them, or give them "
@@ -221,6 +228,8 @@ class Guard:
         """Tell SQLite whether a statement may be compiled."""
         if self.worker == threading.get_ident():
             return sqlite3.SQLITE_OK
+        if (scope := self.scope) is None or not scope.has_begun:  # a cursor that was made around `cursor()`
+            return sqlite3.SQLITE_DENY
         what, why = _objection(action, first or "", second, self.sql)
         if not what:
             return sqlite3.SQLITE_OK
@@ -232,8 +241,6 @@ def _objection(action: int, first: str, second: str | None, sql: str) -> tuple[s
     """Name what a handler may not do, and why; two empty strings if it may."""
     if action == sqlite3.SQLITE_TRANSACTION:
         return first, _COMMITTED_TOGETHER
-    if action == sqlite3.SQLITE_SAVEPOINT and (second or "").lower() == SAVEPOINT:
-        return f"{first} the savepoint {SAVEPOINT}", _COMMITTED_TOGETHER
     if action in {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}:
         return "ATTACH or DETACH a database", "SQLite commits to two files one after the other, not at once"
     if action == sqlite3.SQLITE_PRAGMA and second is not None and first.lower() not in _PRAGMAS_WITH_VALUE:
@@ -268,7 +275,7 @@ _AFFECTS_STORE = "it would hold for the store too"
 
 _ROLLED_BACK = (
     "SQLite has rolled the transaction back, as ON CONFLICT ROLLBACK, RAISE(ROLLBACK) and a full disk make it do: "
-    "what was written since the last commit is undone; let that error pass through the handler"
+    "what the handler wrote is undone; let that error pass through the handler"
 )
 
 
@@ -278,7 +285,7 @@ class GuardedCursor(sqlite3.Cursor):
     connection: "GuardedConnection"
 
     def __init__(self, connection: "GuardedConnection") -> None:
-        self._scope = connection.checked_scope()
+        self._scope = connection.guard.check_inside()
         super().__init__(connection)
         self._scope.open_handles.append(ref(self))
 
@@ -287,15 +294,15 @@ class GuardedCursor(sqlite3.Cursor):
 
         Raises:
             RuntimeError: Outside the scope, or a handler may not execute the statement.
-            StoreError: SQLite has rolled the transaction back.
+            StoreError: The transaction cannot be begun, or SQLite has rolled it back.
             sqlite3.Error: As `sqlite3` raises it.
         """
-        self._check()
+        self._begin()
         return self._run(super().execute, sql, parameters)
 
     def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
         """As that of `sqlite3`; raises as `execute` does."""
-        self._check()
+        self._begin()
         return self._run(super().executemany, sql, parameters)
 
     def executescript(self, sql_script: str, /) -> NoReturn:  # noqa: ARG002  # the signature of sqlite3
@@ -306,8 +313,8 @@ class GuardedCursor(sqlite3.Cursor):
         """
         self.connection.refuse("call executescript()", _SCRIPT_COMMITS)
 
-    def _check(self) -> None:
-        if self.connection.checked_scope() is not self._scope:
+    def _begin(self) -> None:
+        if self.connection.begun_scope() is not self._scope:
             raise RuntimeError(
                 f"{self._scope.guard.path}: this cursor is of a message that was processed; make another one for "
                 "each message"
@@ -326,6 +333,9 @@ class GuardedCursor(sqlite3.Cursor):
             raise
 
 
+_row_factory: Any = sqlite3.Connection.row_factory
+
+
 class GuardedConnection(sqlite3.Connection):
     """The one connection of a transactional store, in autocommit mode: only the store begins transactions.
 
@@ -336,24 +346,27 @@ class GuardedConnection(sqlite3.Connection):
 
     Attributes:
         guard: Asked before each use.
+        timeout: As given.
     """
 
     def __init__(self, path: str, guard: Guard, *, timeout: float) -> None:
         self.guard = guard
+        self.timeout = timeout
         # Any thread: a handler may run in a worker thread, and the mutex orders the store's own threads.
         super().__init__(path, timeout=timeout, isolation_level=None, check_same_thread=False)
         super().set_authorizer(guard.authorize)
 
     # What a handler may do
 
-    def checked_scope(self) -> HandlerScope:
-        """Return the scope in which the caller may use the connection.
+    def begun_scope(self) -> HandlerScope:
+        """Return the scope in which the caller may use the connection, with its transaction begun.
 
         Raises:
             RuntimeError: The caller is in no scope of the connection.
-            StoreError: SQLite has rolled the transaction back.
+            StoreError: The transaction cannot be begun, or SQLite has rolled it back.
         """
         scope = self.guard.check_inside()
+        scope.begin()
         if not self.in_transaction:  # a statement would be committed at once
             raise StoreError(f"{self.guard.path}: {_ROLLED_BACK}")
         return scope
@@ -363,7 +376,6 @@ class GuardedConnection(sqlite3.Connection):
 
         Raises:
             RuntimeError: Outside the block, or another kind is wanted.
-            StoreError: SQLite has rolled the transaction back.
         """
         if factory is not None:
             self.refuse("choose a class of cursors", "the store's own see to it when they are used")
@@ -388,10 +400,10 @@ class GuardedConnection(sqlite3.Connection):
 
         Raises:
             RuntimeError: Outside the block, or the table is the store's.
-            StoreError: SQLite has rolled the transaction back.
+            StoreError: As `GuardedCursor.execute` raises it.
             sqlite3.Error: As that of `sqlite3`.
         """
-        scope = self.checked_scope()
+        scope = self.begun_scope()
         if not readonly and self.guard.authorize(sqlite3.SQLITE_UPDATE, table, column):  # SQLite does not ask here
             raise RuntimeError(self.guard.refused)
         blob = super().blobopen(table, column, row, readonly=readonly, name=name)
@@ -400,8 +412,18 @@ class GuardedConnection(sqlite3.Connection):
 
     def interrupt(self) -> None:
         """As that of `sqlite3`, within the block."""
-        self.checked_scope()
-        super().interrupt()
+        if self.guard.check_inside().has_begun:
+            super().interrupt()
+
+    @property
+    def row_factory(self) -> Any:
+        """As that of `sqlite3`. Setting it begins the transaction: no other handler is to get such rows."""
+        return _row_factory.__get__(self)
+
+    @row_factory.setter
+    def row_factory(self, factory: Any) -> None:
+        self.begun_scope()
+        _row_factory.__set__(self, factory)
 
     # What it may not
 

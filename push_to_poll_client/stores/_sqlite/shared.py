@@ -1,8 +1,8 @@
 """Open the application's database as a store too: handlers and the store write through one connection.
 
-`SharedFile` opens the connection with a guard, and `TransactionalSQLiteSession` puts the writes of handlers, the
-records and the cursor into one transaction (`transaction.py`). SQLite has one writing transaction at a time, so
-the sessions of a store take the connection one after the other, by a `FairLock`.
+`SharedFile` opens the connection with a guard, and `TransactionalSQLiteSession` puts the writes of a handler and
+the records of its messages into one transaction (`transaction.py`). SQLite has one writing transaction at a time,
+so the sessions of a store take the connection one after the other, by a `FairLock`.
 """
 
 import contextlib
@@ -17,9 +17,10 @@ from push_to_poll_client._types import Cursor, DeadLetter, Record
 from push_to_poll_client.stores._fair_lock import FairLock
 from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection
 from push_to_poll_client.stores._sqlite.file import OpenFile
+from push_to_poll_client.stores._sqlite.records import encode_records
 from push_to_poll_client.stores._sqlite.schema import Synchronous, prepare
 from push_to_poll_client.stores._sqlite.session import NO_CHANGES, SQLiteSession
-from push_to_poll_client.stores._sqlite.transaction import Savepoint, Transaction, in_thread, roll_back, undo
+from push_to_poll_client.stores._sqlite.transaction import Effects, LockGaps, Transaction, in_thread, roll_back
 
 __all__ = ["SharedFile", "TransactionalSQLiteSession"]
 
@@ -39,6 +40,7 @@ class SharedFile(OpenFile):
     Attributes:
         guard: Decides who may use the connection.
         fair_lock: As given.
+        gaps: Where handlers leave other programs the lock of the file.
         active: The transaction of the session that has access now, or None, as while a name is claimed.
     """
 
@@ -47,6 +49,7 @@ class SharedFile(OpenFile):
     def __init__(self, path: str, *, synchronous: Synchronous, fair_lock: FairLock) -> None:
         self.guard = Guard(path)
         self.fair_lock = fair_lock
+        self.gaps = LockGaps()
         self.active: Transaction | None = None
         super().__init__(path, synchronous=synchronous)
 
@@ -71,10 +74,10 @@ class SharedFile(OpenFile):
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commit the statements of the `with` body and the savepoints since the last commit, or none of them.
+        """Commit the statements of the `with` body and what the handler wrote before, or none of it.
 
         Raises:
-            StoreError: SQLite failed; nothing was written, and the savepoints are undone.
+            StoreError: SQLite failed; nothing was written, and what the handler wrote is undone.
         """
         with super().transaction() if self.active is None else self.active.writing():
             yield
@@ -95,24 +98,42 @@ class TransactionalSQLiteSession(SQLiteSession):
 
     def __init__(self, file: SharedFile, name: str, feed: str, **others: Any) -> None:
         super().__init__(file, name, feed, **others)
-        self._transaction = Transaction(file.connection, file.fair_lock, file.mutex)
+        self._transaction = Transaction(file.connection, file.fair_lock, file.mutex, file.gaps)
+        # Written by `effects` and not given to `commit` yet, which is not to write them again.
+        self._written: dict[str, Record] = {}
 
-    def effects(self, records: Sequence[Record], /) -> Savepoint:
-        """What a handler writes within becomes durable together with `records`, or neither does (G8).
+    def effects(self, records: Sequence[Record], /) -> Effects:
+        """Make what a handler writes within durable together with `records`, or neither (G8).
 
-        That is with the next `commit`. What raises out of the block takes back what was written within it and
-        nothing else, and leaves no transaction open if it was the only one since the last commit. What the block
-        raises itself, also a cancellation, undoes all since the last commit: none of its messages is processed.
+        That is when the block ends. The handler's first statement begins the transaction; without one, the records
+        are left to the next `commit`, which is given them in any case. What raises out of the block takes back
+        what was written within it. So does a `StoreError` of the block itself.
 
         Raises:
             RuntimeError: Within another block of the store.
-            OwnershipLost: The session was released.
-            StoreError: A transaction cannot be begun, or the handler ended it.
+            OwnershipLost: The session was released, or the name claimed by somebody else.
+            TransactionConflict: The handler has to be called again, in another block with the same records.
+            StoreError: The transaction could not be begun or committed, or the handler ended it.
         """
         self._check_process()
-        return Savepoint(
-            self._transaction, records, gate=self._gate, limiter=self._limiter, check=self._check_released
+        return Effects(
+            self._transaction,
+            partial(self._commit_effects, records),
+            gate=self._gate,
+            limiter=self._limiter,
+            check=self._check_released,
         )
+
+    def _commit_effects(self, records: Sequence[Record]) -> None:
+        self._file.active = self._transaction
+        try:
+            self._claimed.commit(None, encode_records(records), (), NO_CHANGES, None)
+        except BaseException:  # it may have failed before it wrote
+            self._transaction.undo()
+            raise
+        finally:
+            self._file.active = None
+        self._written.update((record.key, record) for record in records)
 
     async def commit(
         self,
@@ -123,54 +144,38 @@ class TransactionalSQLiteSession(SQLiteSession):
         state: Mapping[str, str | None] = NO_CHANGES,
         read_at: float | None = None,
     ) -> None:
-        """Save all of it, with the effects since the last commit and the records given with them, or nothing.
-
-        For the arguments see `SQLiteSession.commit`.
+        """Save all of it, or nothing; see `SQLiteSession.commit`. Records of effects are not written again.
 
         Raises:
             RuntimeError: Within a block of effects of the store.
-            OwnershipLost: The session was released, or the name claimed by somebody else. This and any other error
-                undoes the effects since the last commit: none of their messages is processed. A cancellation does
-                not, once the commit has begun.
-            StoreError: The file cannot be written, or holds what this library does not write.
+            OwnershipLost: The session was released, or the name claimed by somebody else; nothing was written.
+            StoreError: The file cannot be written, or holds what this library does not write; nothing was written.
         """
         self._file.guard.check_outside()
         async with self._gate:
-            try:
-                await super().commit(
-                    cursor=cursor,
-                    records=self._with_effects(records),
-                    dead_letters=dead_letters,
-                    state=state,
-                    read_at=read_at,
-                )
-            except BaseException:  # it may have failed before it undid them
-                await undo(self._transaction, limiter=self._limiter)
-                raise
+            await super().commit(
+                cursor=cursor,
+                records=[record for record in records if self._written.get(record.key) != record],
+                dead_letters=dead_letters,
+                state=state,
+                read_at=read_at,
+            )
+            for record in records:
+                self._written.pop(record.key, None)
 
     async def reset(
         self, cursor: Cursor | None, *, forget: bool, state: Mapping[str, str | None] = NO_CHANGES
     ) -> None:
-        """Go on from another place; see `SQLiteSession.reset`. What is not committed yet is, before.
+        """Go on from another place; see `SQLiteSession.reset`.
 
         Raises:
             RuntimeError: As for `commit`.
             OwnershipLost: As for `commit`.
             StoreError: As for `commit`.
         """
-        if self._transaction.is_open:
-            await self.commit(cursor=None, records=())
         self._file.guard.check_outside()
         async with self._gate:
             await super().reset(cursor, forget=forget, state=state)
-
-    def _with_effects(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Add the records of savepoints that the caller did not pass again: `reset` commits on its own."""
-        of_effects = self._transaction.records
-        if not of_effects or of_effects == records:
-            return records
-        keys = {record.key for record in records}
-        return [*(record for record in of_effects if record.key not in keys), *records]
 
     @cached_property
     def _gate(self) -> anyio.Lock:

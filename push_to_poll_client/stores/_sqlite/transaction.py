@@ -1,51 +1,86 @@
-"""One open transaction for a handler's writes and the records of its messages, with a savepoint for each message.
+"""One transaction for each handler call: its writes and the records of its messages, all of them or none.
 
-    BEGIN   SAVEPOINT, handler, RELEASE   SAVEPOINT, handler, RELEASE   …   records, cursor, COMMIT
-            └──── one `Savepoint` ────┘   └──── one `Savepoint` ────┘
+    handler begins   …   first statement: BEGIN IMMEDIATE   …   handler returns: records, COMMIT
+                                                                handler raises: ROLLBACK
 
-The first savepoint since the last commit begins the transaction. A handler that fails rolls back to its own
-savepoint and loses nothing else. The next commit writes the records in the same transaction and ends it. Anything
-else that ends the transaction undoes everything since the last commit and raises an error: never a part of it.
+A handler that awaits something before its first statement locks nothing meanwhile, and a handler without a
+statement has no transaction: its record is committed later, with others. Nothing is open between two handlers.
 
-BEGIN and COMMIT wait for other sessions and for the disk, so they run in a worker thread. Savepoints wait for
-nothing and are made in the thread of the event loop: a hop to another thread would take longer than everything
-else that a message costs.
+BEGIN may have to wait, for a transaction of another session or of another program. A worker thread waits. The
+thread of the event loop must not: everything would stop, and the handler that it waits for may need this thread.
+There BEGIN waits for at most `MAX_LOOP_WAIT`. Then the block fails with `TransactionConflict`, whatever the
+handler does. The next block of that session begins its transaction before the handler is called, in a worker
+thread, so that a handler has to be called again at most once.
+
+SQLite does not queue the programs that wait for its lock; see `LockGaps`.
 """
 
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 import anyio
 from anyio import CapacityLimiter, to_thread
 
+from push_to_poll_client._event_loop import in_own_task
 from push_to_poll_client._exceptions import StoreError
-from push_to_poll_client._types import Record
-from push_to_poll_client._validation import one_line
+from push_to_poll_client._protocols import TransactionConflict
 from push_to_poll_client.stores._fair_lock import FairLock
-from push_to_poll_client.stores._sqlite.connection import (
-    SAVEPOINT,
-    Guard,
-    GuardedConnection,
-    HandlerScope,
-    mark_as_store,
-)
+from push_to_poll_client.stores._sqlite.connection import Guard, GuardedConnection, HandlerScope
 from push_to_poll_client.stores._sqlite.file import wrap_sqlite_errors
 
-__all__ = ["Savepoint", "Transaction", "in_thread", "roll_back", "undo"]
+__all__ = ["Effects", "LockGaps", "Transaction", "in_thread", "roll_back", "undo"]
 
-
-_BEGIN = mark_as_store(f"SAVEPOINT {SAVEPOINT}")
-_RELEASE = mark_as_store(f"RELEASE {SAVEPOINT}")
-_ROLLBACK = mark_as_store(f"ROLLBACK TO {SAVEPOINT}")
 
 _T = TypeVar("_T")
 
-_UNDONE = "what handlers wrote since the last commit is undone, and none of its messages is processed"
+MAX_LOOP_WAIT: Final = 0.02
+"""Seconds that a handler's first statement may stop the event loop. Most programs commit in less."""
+
+MAX_HELD: Final = 1.0
+"""Seconds that handlers may hold SQLite's lock, almost without a break, before they leave a gap."""
+
+GAP: Final = 0.12
+"""Seconds of a gap. A program that waits for SQLite's lock tries again every 0.1 s, and more often at first."""
+
+FREE_COUNTS: Final = 4
+"""How many seconds of holding the lock one second without it makes up for. With the lock free for a fifth of the
+time, one of 50 tries within 5 s fails to meet a free moment in 1 of 70,000 cases."""
+
+
+class LockGaps:
+    """Says when handlers have to leave other programs a gap, so that these get SQLite's lock in time.
+
+    A program that waits for the lock tries again every 0.1 s. Where handlers hold the lock almost all the time, it
+    may find it taken for the 5 s that most programs wait. A gap of `GAP` seconds after `MAX_HELD` seconds lets it
+    in for certain. Where the lock is free often enough anyway, nothing is done. With a mutex held, but for
+    `pause`.
+    """
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._held = 0.0  # what is not made up for
+
+    def taken(self) -> None:
+        """The lock was taken."""
+        now = time.monotonic()
+        free, self._since = now - self._since, now
+        self._held = 0.0 if free >= GAP else max(0.0, self._held - FREE_COUNTS * free)
+
+    def released(self) -> None:
+        """The lock was released."""
+        now = time.monotonic()
+        self._held, self._since = self._held + now - self._since, now
+
+    @property
+    def pause(self) -> float:
+        """Seconds to wait before the lock is taken again."""
+        return max(0.0, self._since + GAP - time.monotonic()) if self._held >= MAX_HELD else 0.0
 
 
 class Transaction:
@@ -55,28 +90,30 @@ class Transaction:
         connection: Shared with other sessions.
         fair_lock: Held by the session that has a transaction open, among all that share the connection.
         mutex: Held while a thread executes statements of the store.
+        gaps: Of the file.
 
     Attributes:
         guard: The guard of the connection.
         is_open: Whether a transaction is open. Changes only while the mutex is held.
-        records: The records given with the savepoints that were kept.
+        in_handler: Whether a handler uses the open transaction, which may take any time.
+        begin_first: Whether the next handler is to find its transaction begun.
     """
 
-    def __init__(self, connection: GuardedConnection, fair_lock: FairLock, mutex: threading.Lock) -> None:
+    def __init__(
+        self, connection: GuardedConnection, fair_lock: FairLock, mutex: threading.Lock, gaps: LockGaps
+    ) -> None:
         self.guard: Guard = connection.guard
         self.is_open = False
-        self.records: list[Record] = []
-        self._savepoints = 0  # that were kept
+        self.in_handler = False
+        self.begin_first = False
+        self.gaps = gaps
         self._connection = connection
-        self._cursor = sqlite3.Cursor(connection)  # one for all savepoints: each message executes two statements
         self._fair_lock = fair_lock
         self._mutex = mutex
 
-    # In a worker thread
-
     @contextlib.contextmanager
     def access(self) -> Iterator[None]:
-        """Give this thread the connection. A transaction that is open at the end keeps the fair lock.
+        """Give this worker thread the connection. A transaction that is open at the end keeps the fair lock.
 
         Raises:
             BaseException: Cancelled while it waited.
@@ -100,50 +137,106 @@ class Transaction:
             if is_over:
                 self._fair_lock.release()
 
-    def begin(self) -> None:
-        """Begin a savepoint, and the transaction if none is open. Within `access()`.
+    def begin(self, check: Callable[[], None]) -> None:
+        """Begin a handler's transaction, in a thread that may wait.
+
+        Args:
+            check: Raises if the session is over.
 
         Raises:
-            StoreError: Neither has begun.
+            BaseException: Cancelled while it waited.
+            StoreError: It has not begun.
         """
-        if not self.is_open:
-            with wrap_sqlite_errors(self.guard.path):
+        time.sleep(self.gaps.pause)
+        self._fair_lock.acquire(self)
+        self._mutex.acquire()
+        self._begin_with_locks(check)
+
+    def begin_at_once(self, check: Callable[[], None]) -> None:
+        """Begin a handler's transaction in the thread of the event loop, which waits for `MAX_LOOP_WAIT` at most.
+
+        Args:
+            check: As for `begin`.
+
+        Raises:
+            TransactionConflict: It has not begun, since another transaction is open.
+            StoreError: It has not begun.
+        """
+        deadline = time.monotonic() + MAX_LOOP_WAIT
+        holder = self._fair_lock.holder
+        # A handler does not go on while this thread waits, so waiting for it would be in vain.
+        wait = 0.0 if isinstance(holder, Transaction) and holder.in_handler else MAX_LOOP_WAIT
+        if not self._fair_lock.acquire(self, timeout=wait):
+            raise TransactionConflict(self._conflict)
+        if not self._mutex.acquire(timeout=MAX_LOOP_WAIT):
+            self._fair_lock.release()
+            raise TransactionConflict(self._conflict)
+        self._begin_with_locks(check, max(0.0, deadline - time.monotonic()))
+
+    @property
+    def _conflict(self) -> str:
+        return (
+            f"{self.guard.path}: another transaction is open, and the event loop must not wait for its end; the "
+            "handler is called again when that has ended: let this error pass through it"
+        )
+
+    def _begin_with_locks(self, check: Callable[[], None], timeout: float | None = None) -> None:
+        try:
+            with self.guard.store_access():
+                check()
+                roll_back(self._connection)  # left by a session that was dropped
+                self._begin_immediate(timeout)
+                self.is_open = self.in_handler = True
+        finally:
+            has_failed = not self.is_open
+            self._mutex.release()
+            if has_failed:
+                self._fair_lock.release()
+
+    def _begin_immediate(self, timeout: float | None = None) -> None:
+        with wrap_sqlite_errors(self.guard.path):
+            if timeout is None:
                 self._connection.execute("BEGIN IMMEDIATE")
-            self.is_open = True
-        self.begin_savepoint()
+            else:
+                self._begin_within(timeout)
+        self.gaps.taken()
+
+    def _begin_within(self, timeout: float) -> None:
+        execute = self._connection.execute
+        execute(f"PRAGMA busy_timeout = {timeout * 1000:.0f}")
+        try:
+            execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+                raise TransactionConflict(self._conflict) from error
+            raise
+        finally:
+            execute(f"PRAGMA busy_timeout = {self._connection.timeout * 1000:.0f}")
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Commit the statements of the `with` body together with the kept savepoints. Within `access()`.
+        """Commit the statements of the `with` body, together with what is open. Within `access()`.
 
         Raises:
-            StoreError: Nothing was written, and the savepoints are undone.
+            StoreError: Nothing was written, and what was open is undone.
         """
-        savepoints = self._savepoints
         try:
+            if not self.is_open:
+                self._begin_immediate()
+            elif not self._connection.in_transaction:
+                self.raise_rolled_back()
             with wrap_sqlite_errors(self.guard.path):
-                self._begin_to_write()
                 yield
                 self._connection.execute("COMMIT")
-        except BaseException as error:
+        except BaseException:
             self.undo()
-            if isinstance(error, StoreError) and savepoints:
-                raise type(error)(f"{error}; {_UNDONE}") from error
             raise
-        self._reset()
-
-    def _begin_to_write(self) -> None:
-        if not self.is_open:
-            self._connection.execute("BEGIN IMMEDIATE")
-        elif not self._connection.in_transaction:
-            self._raise_rolled_back()
-
-    # In any thread that holds the mutex
+        self._close()
 
     def undo(self) -> None:
-        """Roll back the transaction if one is open."""
-        self._reset()
+        """Roll back the transaction if one is open. Within store access."""
         roll_back(self._connection)
+        self._close()
 
     def abandon(self) -> None:
         """Undo an open transaction and release the fair lock. In a worker thread, since it waits for the mutex."""
@@ -154,72 +247,17 @@ class Transaction:
                 self.undo()
         self._fair_lock.release()
 
-    def _reset(self) -> None:
-        self.is_open, self._savepoints = False, 0
-        self.records.clear()
+    def _close(self) -> None:
+        self.is_open = self.in_handler = False
+        self.gaps.released()
 
-    def begin_savepoint(self) -> None:
-        """Begin a savepoint in the open transaction.
-
-        Raises:
-            StoreError: The transaction could not go on: everything since the last commit is undone.
-        """
-        self._execute_or_undo(_BEGIN)
-
-    def end_savepoint(self, scope: HandlerScope, records: Sequence[Record], *, keep: bool) -> None:
-        """Keep the writes since the savepoint, or roll them back.
-
-        Raises:
-            StoreError: The transaction was gone, or could not go on: everything since the last commit is undone.
-        """
-        scope.close_handles()
-        if not self.is_open or not self._connection.in_transaction:
-            self._raise_rolled_back()
-        if not keep and not self._savepoints:  # leave no transaction open while the caller waits to retry
-            self.undo()
-            return
-        if keep:
-            self._execute_or_undo(_RELEASE)
-            self._savepoints += 1
-            self.records += records
-        else:
-            self._execute_or_undo(_ROLLBACK, _RELEASE)
-
-    def _execute_or_undo(self, *statements: str) -> None:
-        try:
-            for statement in statements:
-                self._cursor.execute(statement)
-        except sqlite3.Error as error:
-            self.undo()
-            raise StoreError(f"{self.guard.path} cannot be used: {one_line(str(error))}; {_UNDONE}") from error
-
-    def _raise_rolled_back(self) -> NoReturn:
-        self._reset()
+    def raise_rolled_back(self) -> NoReturn:
+        """Raise the error for a transaction that has ended before its handler."""
         raise StoreError(
             f"{self.guard.path}: SQLite has rolled the transaction back, as ON CONFLICT ROLLBACK, RAISE(ROLLBACK) "
-            f"and a full disk make it do, or the session was released; {_UNDONE}"
+            "and a full disk make it do, or the session was released; what the handler wrote is undone, and its "
+            "message is not processed"
         )
-
-    def try_inline(self, work: Callable[[], None]) -> bool:
-        """Do the work in this thread if that needs no waiting.
-
-        Returns:
-            False if it was not done, since no transaction is open or another thread holds the mutex.
-        """
-        if not self.is_open or not self._mutex.acquire(blocking=False):
-            return False
-        self.guard.worker = threading.get_ident()
-        was_open = self.is_open
-        try:
-            if was_open:
-                work()
-        finally:
-            self.guard.worker = None
-            is_over = was_open and not self.is_open
-            self._mutex.release()
-            if is_over:
-                self._fair_lock.release()
-        return was_open
 
 
 def roll_back(connection: GuardedConnection) -> None:
@@ -229,26 +267,32 @@ def roll_back(connection: GuardedConnection) -> None:
             connection.execute("ROLLBACK")
 
 
-class Savepoint(HandlerScope):
+class Effects(HandlerScope):
     """The context manager around one handler call. To be used once.
 
-    An error of the savepoint itself, as it begins or ends, undoes everything since the last commit, and so does a
-    cancellation then: the caller cannot tell how far it came.
-
     Args:
-        transaction: The transaction of the session.
-        records: Committed together with the writes of the handler.
-        gate: Held while the handler runs: savepoints and commits of a session come one after the other.
+        transaction: Of the session.
+        commit: Commits the open transaction with the records of the messages, within `Transaction.access()`.
+        gate: Held while the handler runs: handlers and commits of a session come one after the other.
         limiter: Of the session's threads.
-        check: Called before the transaction begins; raises if the session is over.
+        check: Raises if the session is over.
     """
 
-    __slots__ = ("_check", "_gate", "_limiter", "_records", "_transaction")
+    __slots__ = (
+        "_begin_lock",
+        "_check",
+        "_commit",
+        "_failure",
+        "_gate",
+        "_limiter",
+        "_loop_thread",
+        "_transaction",
+    )
 
     def __init__(
         self,
         transaction: Transaction,
-        records: Sequence[Record],
+        commit: Callable[[], None],
         *,
         gate: anyio.Lock,
         limiter: CapacityLimiter,
@@ -256,70 +300,124 @@ class Savepoint(HandlerScope):
     ) -> None:
         super().__init__(transaction.guard)
         self._transaction = transaction
-        self._records = records
+        self._commit = commit
         self._gate = gate
         self._limiter = limiter
         self._check = check
+        self._begin_lock = threading.Lock()
+        self._failure: StoreError | None = None
 
     async def __aenter__(self) -> None:
-        """Begin the savepoint.
+        """Let the handler use the connection.
 
         Raises:
-            RuntimeError: Within another savepoint of the connection.
-            StoreError: The transaction cannot be begun.
+            RuntimeError: Within another handler of the store.
+            StoreError: The session is over, or a transaction that has to be begun first cannot be.
         """
         self.guard.check_outside()
+        transaction = self._transaction
         await self._gate.acquire()
         try:
-            if not self._transaction.try_inline(self._transaction.begin_savepoint):
-                await in_thread(self._begin_in_thread, limiter=self._limiter)
+            self._check()
+            if pause := transaction.gaps.pause:
+                await anyio.sleep(pause)
+            if transaction.begin_first:
+                transaction.begin_first = False
+                await in_thread(partial(transaction.begin, self._check), limiter=self._limiter)
+                self.has_begun = True
         except BaseException:
-            await undo(self._transaction, limiter=self._limiter)
+            await undo(transaction, limiter=self._limiter)
             self._gate.release()
             raise
+        self._loop_thread = threading.get_ident()
         self.enter()
 
-    def _begin_in_thread(self) -> None:
-        with self._transaction.access():
-            self._check()
-            self._transaction.begin()
+    def begin(self) -> None:
+        """Begin the transaction with the handler's first statement, in any thread.
+
+        Raises:
+            RuntimeError: The handler has ended meanwhile.
+            StoreError: It cannot be begun, or has ended already.
+        """
+        if not self.has_begun or self._failure is not None:
+            self._begin_once()
+        if not self._transaction.is_open:
+            self._transaction.raise_rolled_back()
+
+    def _begin_once(self) -> None:
+        in_loop = threading.get_ident() == self._loop_thread
+        # Another thread of the handler may be waiting for its BEGIN.
+        if not self._begin_lock.acquire(blocking=not in_loop):
+            self._failure = TransactionConflict(f"{self.guard.path}: a thread of the handler waits to begin")
+            raise self._failure
+        try:
+            if self._failure is not None:
+                raise self._failure
+            self.guard.check_inside()
+            if not self.has_begun:
+                if in_loop:
+                    self._transaction.begin_at_once(self._check)
+                else:
+                    self._transaction.begin(self._check)
+                self.has_begun = True
+        except StoreError as error:
+            self._failure = error
+            raise
+        finally:
+            self._begin_lock.release()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the savepoint: keep the writes, or roll them back if the handler raised.
+        """Commit what the handler wrote, with the records, or roll it back if the handler raised.
+
+        A cancellation meanwhile waits for the caller's next checkpoint: the caller has to know what was done.
 
         Raises:
-            StoreError: The transaction was gone, or could not go on: everything since the last commit is undone.
-                Or this is a forked child.
+            StoreError: The transaction could not be begun or committed, or was gone. What the handler wrote is
+                undone. Or this is a forked child.
         """
         self.guard.check_process()
         self.leave()
+        self._transaction.in_handler = False
         try:
-            end = partial(self._transaction.end_savepoint, self, self._records, keep=error is None)
-            if not self._transaction.try_inline(end):
-                if not self._transaction.is_open:
-                    end()  # raises: there is nothing to wait for
-                await in_thread(partial(self._end_in_thread, end), limiter=self._limiter, shield=True)
-        except BaseException:
-            await undo(self._transaction, limiter=self._limiter)
-            raise
+            # From here on none begins. If one is being begun, the thread waits for that.
+            if self._begin_lock.locked() or self.has_begun:
+                keep = error is None and self._failure is None
+                await in_own_task(
+                    lambda: to_thread.run_sync(self._end, keep, limiter=self._limiter), cancel_later=True
+                )
         finally:
             self._gate.release()
+        if self._failure is not None and (error is None or isinstance(error, Exception)):
+            # Another object than the one that the handler may have raised: it is no failure of its message.
+            self._transaction.begin_first = isinstance(self._failure, TransactionConflict)
+            raise type(self._failure)(*self._failure.args) from self._failure
 
-    def _end_in_thread(self, end: Callable[[], None]) -> None:
-        with self._transaction.access():
-            end()
+    def _end(self, keep: bool) -> None:  # noqa: FBT001
+        with self._begin_lock:
+            if not self.has_begun:
+                return
+            if not self._transaction.is_open:
+                self._transaction.raise_rolled_back()
+            with self._transaction.access():
+                self.close_handles()
+                if not self._transaction.is_open:
+                    self._transaction.raise_rolled_back()
+                if keep:
+                    self._commit()
+                else:
+                    self._transaction.undo()
 
 
 async def undo(transaction: Transaction, *, limiter: CapacityLimiter) -> None:
-    """Undo everything since the last commit, unless that was done already.
+    """Undo what is open, if anything is.
 
     Args:
         transaction: The transaction of a session whose gate the caller holds.
         limiter: Of the session's threads.
     """
-    if transaction.is_open and not transaction.try_inline(transaction.undo):
+    if transaction.is_open:
         await in_thread(transaction.abandon, limiter=limiter, shield=True)
 
 
