@@ -421,7 +421,7 @@ class TestRolledBack:
             await self._swallow(session, sql)
         assert database.notes() == ["a"]
         await session.note("c")
-        await session.commit("c")
+        await session.commit("d")
         assert database.notes() == ["a", "c"]
 
     @staticmethod
