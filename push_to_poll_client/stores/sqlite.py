@@ -66,7 +66,7 @@ class SQLiteStore:
       they get their turn.
     - A handler in a thread (a plain function, or what it awaits in `anyio.to_thread.run_sync`) waits for the
       transaction of another consumer, and up to 5 s for that of another program. In an `async` handler the first
-      statement stops the event loop for 0.02 s at most. Then it raises `StoreUnavailable`, and the handler is
+      statement stops the event loop for 0.05 s at most. Then it raises `StoreUnavailable`, and the handler is
       called once more from its beginning, with its transaction begun. That is not a failed attempt, but what the
       handler did elsewhere before is repeated.
     - For many small messages override `process_batch`: a batch is one transaction.

@@ -39,7 +39,7 @@ __all__ = ["Effects", "LockGaps", "Transaction", "in_thread", "roll_back", "undo
 
 _T = TypeVar("_T")
 
-MAX_LOOP_WAIT: Final = 0.02
+MAX_LOOP_WAIT: Final = 0.05
 """Seconds that a handler's first statement may stop the event loop. Most programs commit in less."""
 
 MAX_HELD: Final = 1.0
