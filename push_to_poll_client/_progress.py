@@ -5,10 +5,8 @@ commit): the faster the messages come and the slower the disk is, the more messa
 
 A commit that fails loses nothing: its records are put back, and the next flush tries again. Each poll begins with
 a flush, so nothing more is processed until the commit succeeds. If the session ends before that, `uncommitted` is
-kept by the consumer, and the next session begins with `restore`.
-
-A transactional session is the exception. Its store has undone the effects of the handler too, so these messages
-are processed again, and their records are dropped (G8).
+kept by the consumer, and the next session begins with `restore`. A transactional store has committed the effects
+of its handlers before, each with its record (G8): that a record is given to a commit again changes nothing.
 
 A commit ends although its caller is cancelled, unless it takes longer than the consumer may take to stop.
 
@@ -191,8 +189,6 @@ class Progress:
 
     def uncommitted(self) -> Uncommitted | None:
         """Take what was not committed when the session ends; `None` if everything was."""
-        if self._transactional:
-            return None
         if self._taken is not None:  # the event loop ended during a commit
             self._put_back(self._taken)
         self.attempts.write_soon()
@@ -212,11 +208,6 @@ class Progress:
         self._put_back(commit)
         self.read_at = self._clock() - (self.time_of_day.now() - commit["read_at"])
         return True
-
-    def discard_uncommitted(self) -> None:
-        """Drop what was settled since the last commit, since its effects were undone (G8)."""
-        self.pending.clear()
-        self.cursor, self.dead_letters, self._pending_keys = None, [], set()
 
     async def finish(self) -> None:
         """Flush at the end of a poll, when every commit in the background has ended or was cancelled.
@@ -330,9 +321,6 @@ class Progress:
         """Leave a failed commit to the next flush."""
         if taken["state"]:
             self.attempts.put_back()
-        # The store has undone the effects too: the messages are to be processed again, not recorded (G8).
-        if self._transactional:
-            return
         self.pending[:0] = taken["records"]
         self.dead_letters[:0] = taken["dead_letters"]
         self._taken_count -= len(taken["records"])
