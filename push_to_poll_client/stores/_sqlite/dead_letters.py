@@ -19,10 +19,8 @@ _COLUMNS = "key, marked, id, attempts, first_failed, last_failed, error, traceba
 _SELECT = f"SELECT {_COLUMNS} FROM push_to_poll_dead_letter WHERE consumer = ?"  # noqa: S608
 
 _ADD = f"""
-    INSERT INTO push_to_poll_dead_letter(consumer, known_as, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT DO UPDATE SET marked = excluded.marked, id = excluded.id, attempts = excluded.attempts,
-        first_failed = excluded.first_failed, last_failed = excluded.last_failed, error = excluded.error,
-        traceback = excluded.traceback, raw = excluded.raw
+    INSERT OR REPLACE INTO push_to_poll_dead_letter(consumer, known_as, {_COLUMNS})
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """  # noqa: S608
 _REMOVE = """
     DELETE FROM push_to_poll_dead_letter
