@@ -48,6 +48,11 @@ _COMMITTED_TOGETHER = (
     "may fail alone, use a savepoint"
 )
 
+_FUNCTION = "json_each"
+"""A function that the store uses like a table; a table of this name would hide it."""
+
+_HIDES_FUNCTION = "it would hide the function of SQLite that the store uses"
+
 _RESERVED_PREFIX = f"what has a name that begins with {_PREFIX} is the store's"
 
 _HARMLESS_ACTIONS = {
@@ -246,6 +251,8 @@ def _objection(action: int, first: str, second: str | None, sql: str) -> tuple[s
     if action == sqlite3.SQLITE_PRAGMA and second is not None and first.lower() not in _PRAGMAS_WITH_VALUE:
         return f"set PRAGMA {quoted(first)}", "it would hold for the store too"
     reserved = _reserved_name(action, first, second or "", sql)
+    if reserved.lower() == _FUNCTION:
+        return f"make {quoted(reserved)}", _HIDES_FUNCTION
     return (f"change {quoted(reserved)}", _RESERVED_PREFIX) if reserved else ("", "")
 
 
@@ -255,8 +262,10 @@ def _reserved_name(action: int, first: str, second: str, sql: str) -> str:
         return ""
     if action == sqlite3.SQLITE_ALTER_TABLE and _PREFIX in sql.lower():  # SQLite does not tell the new name
         return f"{_PREFIX}..."
+    if action == sqlite3.SQLITE_ALTER_TABLE and _FUNCTION in sql.lower():
+        return _FUNCTION
     names = (first,) if action == sqlite3.SQLITE_UPDATE else (first, second)
-    return next((name for name in names if name.lower().startswith(_PREFIX)), "")
+    return next((name for name in names if name.lower().startswith(_PREFIX) or name.lower() == _FUNCTION), "")
 
 
 _MARK = "\n--push_to_poll"
