@@ -48,6 +48,15 @@ class SQLiteStore:
     files are readable and writable by their owner alone: keys may be personal, and a cursor that is a URL may
     carry a token.
 
+    Opening a file sets it to WAL mode, for good and for every program that opens it. To set it back, close it
+    everywhere and run `PRAGMA journal_mode = DELETE`. SQLite 3.24 or newer is needed, with its JSON functions,
+    which 3.38 and newer always have.
+
+    Each commit checks that the file, its `-wal` and its `.lock` are still in place (not on Windows, where an open
+    file can be neither deleted nor replaced). If one was deleted or replaced, the commit is undone
+    and raises a `StoreError`. A file whose `-wal` belongs to another state of it, as when a backup is put back
+    after a crash, is refused and left as it is.
+
     A record takes 25 bytes of the file when ids of 12 characters are counted up, and 55 when they are UUIDs. Ids
     that are counted up, or begin with a time, are looked for where their like lies, which takes no memory. For ids
     in no order, as UUIDv4, 6 to 8 MB for each million of records are taken, and half a second for each million

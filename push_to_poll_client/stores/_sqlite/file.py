@@ -14,6 +14,7 @@ file would drop SQLite's own locks (https://www.sqlite.org/howtocorrupt.html, se
 """
 
 import contextlib
+import logging
 import os
 import re
 import sqlite3
@@ -27,6 +28,7 @@ import msgspec
 from push_to_poll_client._exceptions import StoreBusy, StoreError, StoreUnavailable
 from push_to_poll_client._validation import one_line
 from push_to_poll_client.stores._sqlite.schema import Synchronous, damage_message, prepare, warn_of_old_sqlite
+from push_to_poll_client.stores._sqlite.wal import Checkpoints, check_wal
 
 __all__ = ["OpenFile", "OwnerLock", "check_size", "lock_holder", "wrap_invalid_values", "wrap_sqlite_errors"]
 
@@ -153,6 +155,10 @@ class OwnerLock:
             raise
         _held_locks.add(self)
 
+    def stats(self) -> os.stat_result:
+        """What is known of the lock file that is locked, wherever it is now."""
+        return os.fstat(self._descriptor)
+
     def _acquire(self, path: str) -> None:
         try:
             _lock(self._descriptor)
@@ -184,6 +190,8 @@ class OwnerLock:
             os.close(self._descriptor)
 
 
+_logger = logging.getLogger("push_to_poll_client")
+
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another program that writes to the file; readers do not lock it
 
 _SMALLEST_PAGE = 512  # bytes, in SQLite
@@ -193,19 +201,40 @@ _MAY_PASS = {
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_NOMEM,
     sqlite3.SQLITE_PROTOCOL,
 }
-"""Errors that may pass without a change of the file or its directory."""
+"""Primary codes of errors that may pass without a change of the file or its directory. SQLITE_NOMEM is a
+MemoryError."""
+
+_STAYS = {sqlite3.SQLITE_IOERR | 32 << 8, sqlite3.SQLITE_IOERR | 33 << 8}
+"""SQLITE_IOERR_DATA and SQLITE_IOERR_CORRUPTFS, which not every version of the module has: a damaged disk."""
+
+_WAITED = f"for {_BUSY_TIMEOUT:g} s another program has"
+
+_ADVICE_WHEN_OPENED = {
+    sqlite3.SQLITE_BUSY: f"{_WAITED} had a transaction open or has locked the whole file: let it end",
+    sqlite3.SQLITE_CANTOPEN: "name a file that may be made or written",
+}
 
 _ADVICE = {
-    sqlite3.SQLITE_BUSY: "another program writes to it: let it end",
-    sqlite3.SQLITE_CANTOPEN: "name a file that may be made or written",
+    sqlite3.SQLITE_BUSY: f"{_WAITED} had a write transaction open or has locked the whole file: let it end",
+    sqlite3.SQLITE_BUSY | 1 << 8: f"{_WAITED} been repairing it after a crash: let it end",  # _RECOVERY
+    sqlite3.SQLITE_BUSY | 2 << 8: "another program wrote to it since this transaction began",  # _SNAPSHOT
+    sqlite3.SQLITE_CANTOPEN: "its directory may be gone, or too many files are open",
     sqlite3.SQLITE_CORRUPT: "it is damaged or was cut off: put back a copy, or move it away to begin anew",
     sqlite3.SQLITE_FULL: "free some space",
+    sqlite3.SQLITE_LOCKED: "another statement on the store's connection is not finished: close its cursor",
     sqlite3.SQLITE_NOTADB: "it is no SQLite database: name another file",
     sqlite3.SQLITE_READONLY: "make it and its directory writable",
 }
+
+
+_MISPLACED = {
+    "": "SQLite writes to a file that is not there any more; put it back, or start again with what is there",
+    "-wal": "it holds the newest commits, which no other program sees; start again, which saves them",
+    ".lock": "a second process could use the file at the same time; see that none does, and start again",
+}
+"""For the suffix of each file that belongs to an open database: the danger when it is gone, and what to do."""
 
 
 _open_files: set["OpenFile"] = set()
@@ -225,29 +254,42 @@ class OpenFile:
         StoreError: It cannot be opened, or is not a store of this library, or one of a newer version.
     """
 
+    shared = False
+    """Whether the database is an application's too."""
+
     def __init__(self, path: str, *, synchronous: Synchronous) -> None:
         self.path = path
         self.process = os.getpid()
         self.mutex = threading.Lock()
         self._lock = OwnerLock(path)
         try:
-            self.connection = self._open(synchronous)
+            self._open(synchronous)
         except BaseException:
             self._lock.release()
             raise
         _open_files.add(self)
 
-    def _open(self, synchronous: Synchronous) -> sqlite3.Connection:
-        warn_of_old_sqlite()
+    def _open(self, synchronous: Synchronous) -> None:
+        warn_of_old_sqlite(shared=self.shared)
+        check_wal(self.path)
         _create(self.path)
-        with wrap_sqlite_errors(self.path):
-            connection = self._connect(timeout=_BUSY_TIMEOUT)
+        _warn_of_hard_links(self.path)
+        with wrap_sqlite_errors(self.path, opening=True):
+            self.connection = self._connect(timeout=_BUSY_TIMEOUT)
             try:
-                self._prepare(connection, synchronous)
+                self._prepare(self.connection, synchronous)
+                self._open_wal()
             except BaseException:
-                connection.close()
+                self.connection.close()
                 raise
-        return connection
+
+    def _open_wal(self) -> None:
+        self.connection.execute("PRAGMA schema_version").fetchone()  # the side files are made by the first look
+        try:
+            self._checkpoints = Checkpoints(self.connection, self.path)
+            self._in_place = self._look_in_place()
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be used: {error.filename}: {error.strerror}") from error
 
     def _connect(self, *, timeout: float) -> sqlite3.Connection:
         # Any thread may use it; the mutex lets in one at a time.
@@ -274,23 +316,66 @@ class OpenFile:
             self.connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self.before_commit()
                 self.connection.execute("COMMIT")
             except BaseException:
                 if self.connection.in_transaction:  # SQLite may have rolled back by itself
                     self.connection.execute("ROLLBACK")
                 raise
+        self.after_commit()
+
+    def before_commit(self) -> None:
+        """Do what each transaction does as its last part.
+
+        Raises:
+            StoreError: The file was deleted or replaced, or a file that belongs to it: SQLite would not notice.
+            sqlite3.Error: As SQLite raises it.
+        """
+        for path, device, inode, danger in self._in_place:  # 4 µs each; a commit takes some 200 or more
+            try:
+                found = os.stat(path)  # noqa: PTH116  # opens nothing, so drops no lock
+            except OSError:
+                found = None
+            if found is None or found.st_ino != inode or found.st_dev != device:
+                raise StoreError(
+                    f"{path} was {'replaced by another file' if found else 'deleted or moved away'} while this "
+                    f"process used {self.path}: {danger}. This commit was undone"
+                )
+        self._checkpoints.before_commit()
+
+    def after_commit(self) -> None:
+        """Do what follows each commit. Never raises."""
+        self._checkpoints.after_commit()
+
+    def _look_in_place(self) -> list[tuple[str, int, int, str]]:
+        if sys.platform == "win32":  # pragma: no cover  # there an open file can be neither deleted nor replaced
+            return []
+        stats = {
+            "": os.stat(self.path),  # noqa: PTH116
+            "-wal": self._checkpoints.wal_stats(),
+            ".lock": self._lock.stats(),
+        }
+        return [
+            (f"{self.path}{suffix}", found.st_dev, found.st_ino, _MISPLACED[suffix])
+            for suffix, found in stats.items()
+        ]
 
     def close(self) -> None:
         """Close the connection and give the file back. Never raises."""
         _open_files.remove(self)
+        self._checkpoints.close()
         with contextlib.suppress(sqlite3.Error):  # everything committed is in the file already
             self.connection.close()
         self._lock.release()
 
 
 @contextlib.contextmanager
-def wrap_sqlite_errors(path: str) -> Iterator[None]:
+def wrap_sqlite_errors(path: str, *, opening: bool = False) -> Iterator[None]:
     """Turn an error of SQLite into a `StoreError` that names the file and a remedy.
+
+    Args:
+        path: The file.
+        opening: It is not open yet.
 
     Raises:
         StoreUnavailable: The error may pass.
@@ -300,10 +385,15 @@ def wrap_sqlite_errors(path: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         # The lower byte is the primary code (https://www.sqlite.org/rescode.html); errors of the module have none.
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        advice = _ADVICE.get(code, "look at the disk and at what else uses the file")
+        extended = getattr(error, "sqlite_errorcode", 0)
+        code = extended & 0xFF
+        table = {**_ADVICE, **_ADVICE_WHEN_OPENED} if opening else _ADVICE
+        advice = table.get(extended) or table.get(code, "look at the disk and at what else uses the file")
+        may_pass = code in _MAY_PASS and extended not in _STAYS
+        if code == sqlite3.SQLITE_CANTOPEN and not opening:  # a temporary file
+            may_pass = True
         # The message of SQLite may hold text of the file: it quotes a schema that it cannot read.
-        kind = StoreUnavailable if code in _MAY_PASS else StoreError
+        kind = StoreUnavailable if may_pass else StoreError
         raise kind(f"{path} cannot be used: {one_line(str(error))}; {advice}") from error
     except UnicodeDecodeError as error:  # in the quoted schema
         raise StoreError(damage_message(path, "SQLite says why in bytes that are no text")) from error
@@ -327,6 +417,18 @@ def _create(path: str) -> None:
         check_size(Path(path))
     except OSError as error:
         raise StoreError(f"{path} cannot be made: {error.strerror}; name a file that may be made") from error
+
+
+def _warn_of_hard_links(path: str) -> None:
+    with contextlib.suppress(OSError):
+        names = os.stat(path).st_nlink  # noqa: PTH116  # a str, which may hold anything
+        if names > 1:
+            _logger.warning(
+                "%s has %d names (hard links), and each name has a lock of its own: a process that opens the file "
+                "by another name is not kept out, and damages it; use one name, and copy instead of linking",
+                path,
+                names,
+            )
 
 
 def check_size(path: Path) -> None:

@@ -46,6 +46,7 @@ from push_to_poll_client.stores._sqlite.file import (
     wrap_sqlite_errors,
 )
 from push_to_poll_client.stores._sqlite.schema import decode_text, encode_text, schema_version
+from push_to_poll_client.stores._sqlite.wal import check_wal
 
 __all__ = [
     "ConsumerProgress",
@@ -140,9 +141,11 @@ def _stat_file(path: str) -> tuple[int, int, int] | None:
 
 
 def _read(path: str, stats: _FileStats, read: Callable[[sqlite3.Connection], _T]) -> _T | None:
+    if lock_holder(path) is None:  # an owner has looked, and changes both files while they are compared
+        check_wal(path)
     with (
         _database_uri(path, stats) as uri,
-        wrap_sqlite_errors(path),
+        wrap_sqlite_errors(path, opening=True),
         closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection,
     ):
         connection.row_factory = sqlite3.Row

@@ -24,6 +24,7 @@ from push_to_poll_client._validation import quoted
 
 __all__ = [
     "MIGRATIONS",
+    "OLDEST_SQLITE",
     "Synchronous",
     "as_json",
     "damage_message",
@@ -86,6 +87,9 @@ def _encode_key(key: str) -> str:
         return key
     return _DIGEST_PREFIX + hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
 
+
+OLDEST_SQLITE = (3, 24, 0)
+"""The first version with `INSERT ... ON CONFLICT(...) DO UPDATE`."""
 
 Synchronous = Literal["FULL", "NORMAL"]
 
@@ -164,6 +168,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID
         """,
     ),
+    (
+        # Whether a WAL belongs to the file: see `wal.py`.
+        "CREATE TABLE push_to_poll_wal(id INTEGER PRIMARY KEY, mark BLOB NOT NULL)",
+    ),
 )
 """The schema. Step n leads from version n to n + 1. Never change a released step: add another one."""
 
@@ -180,14 +188,17 @@ _COUNT_EXECUTABLES = f"SELECT count(*) FROM sqlite_master WHERE {_IS_EXECUTABLE}
 
 _COUNT_OWN_EXECUTABLES = f"{_COUNT_EXECUTABLES} AND (name {_HAS_PREFIX} OR tbl_name {_HAS_PREFIX})"
 
+_COUNT_HIDDEN_FUNCTIONS = """
+    SELECT count(*) FROM sqlite_master WHERE name = 'json_each' COLLATE NOCASE AND type IN ('table', 'view')
+"""
+"""A table hides the function of SQLite that is used like a table. `json_extract` has no such use."""
+
 _SIGNS_OF_APPLICATION = ("SELECT count(*) FROM sqlite_master", "PRAGMA application_id", "PRAGMA user_version")
 """At least one of them is not 0 in a database that an application made."""
 
-# By itself SQLite checkpoints every 4 MB and caches 2 MB. A page of random keys writes to the whole newest
-# segment, some 0.5 MB, and takes another away: 1,000 messages among 200,000 take 12 ms with a cache of 2 MB, 3.7
-# ms with 8 MB. With keys in order they take 1.1 ms. A checkpoint every 1,000, 2,000 or 4,000 pages is the same to
-# both, and the longest commit takes 6 to 9 ms.
-_CHECKPOINT_PAGES = 2_000
+# By itself SQLite caches 2 MB. A page of random keys writes to the whole newest segment, some 0.5 MB, and takes
+# another away: 1,000 messages among 200,000 take 12 ms with a cache of 2 MB, 3.7 ms with 8 MB. With keys in order
+# they take 1.1 ms.
 _CACHE_KIB = 8_000
 
 
@@ -211,8 +222,10 @@ def prepare(connection: sqlite3.Connection, path: str, *, synchronous: Synchrono
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     if version < len(MIGRATIONS):
         _migrate(connection, version)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+    (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise StoreError(f"{path} cannot be used: SQLite's WAL mode does not work there; use a local disk")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")  # `Checkpoints` makes them
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
 
 
@@ -229,7 +242,9 @@ def schema_version(connection: sqlite3.Connection, path: str, *, shared: bool = 
         StoreError: It is another application's, one of a newer version of this library, or not as it was made.
         sqlite3.Error: It cannot be read.
     """
+    _check_version(path)
     _reject_if_found(connection, path, _COUNT_OWN_EXECUTABLES)
+    _check_json(connection, path)
     if _query_int(connection, _COUNT_VERSION_TABLES):
         return _read_version(connection, path)
     if not shared and any(_query_int(connection, query) for query in _SIGNS_OF_APPLICATION):
@@ -238,6 +253,31 @@ def schema_version(connection: sqlite3.Connection, path: str, *, shared: bool = 
             "if it is yours"
         )
     return 0
+
+
+def _check_version(path: str) -> None:
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        raise StoreError(
+            f"{path} cannot be used with SQLite {sqlite3.sqlite_version}; run Python with SQLite {oldest} or newer"
+        )
+
+
+def _check_json(connection: sqlite3.Connection, path: str) -> None:
+    if _query_int(connection, _COUNT_HIDDEN_FUNCTIONS):
+        raise StoreError(
+            f"{path} has a table or view called json_each, which hides the function of SQLite that this library "
+            "uses; rename it, or name another file"
+        )
+    try:
+        connection.execute("SELECT json_extract(value, '$') FROM json_each('[]')").fetchone()
+    except sqlite3.OperationalError as error:
+        if not str(error).startswith("no such "):
+            raise
+        raise StoreError(
+            f"{path} cannot be used: SQLite {sqlite3.sqlite_version} was built without its JSON functions; run "
+            "Python with SQLite 3.38 or newer, where they are always there"
+        ) from error
 
 
 def _read_version(connection: sqlite3.Connection, path: str) -> int:
@@ -287,12 +327,18 @@ def _migrate(connection: sqlite3.Connection, version: int) -> None:
 
 
 @functools.cache
-def warn_of_old_sqlite() -> None:
-    """Warn once in a process of versions with a known bug. See https://www.sqlite.org/wal.html#walresetbug."""
+def warn_of_old_sqlite(*, shared: bool) -> None:
+    """Report a version with a known bug, once in a process. See https://www.sqlite.org/wal.html#walresetbug.
+
+    Args:
+        shared: The database is an application's too, which may write to it through other connections. Otherwise
+            the owner lock keeps other stores out, and the bug does not matter.
+    """
     version = sqlite3.sqlite_version_info
     if version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45):
         return
-    _logger.warning(
+    _logger.log(
+        logging.WARNING if shared else logging.INFO,
         "SQLite %s can damage a database to which two connections write or checkpoint at the same instant (fixed "
         "in 3.51.3, 3.50.7 and 3.44.6). SQLiteStore has one connection for each file and keeps other stores out: "
         "that is safe as long as no other program writes to the file. Open it elsewhere for reading only, or run "

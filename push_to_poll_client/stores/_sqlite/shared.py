@@ -45,6 +45,7 @@ class SharedFile(OpenFile):
     """
 
     connection: GuardedConnection
+    shared = True
 
     def __init__(self, path: str, *, synchronous: Synchronous, fair_lock: FairLock) -> None:
         self.guard = Guard(path)
@@ -53,9 +54,9 @@ class SharedFile(OpenFile):
         self.active: Transaction | None = None
         super().__init__(path, synchronous=synchronous)
 
-    def _open(self, synchronous: Synchronous) -> sqlite3.Connection:
+    def _open(self, synchronous: Synchronous) -> None:
         with self.guard.store_access():
-            return super()._open(synchronous)
+            super()._open(synchronous)
 
     def _connect(self, *, timeout: float) -> sqlite3.Connection:
         return GuardedConnection(self.path, self.guard, timeout=timeout)
@@ -79,8 +80,14 @@ class SharedFile(OpenFile):
         Raises:
             StoreError: SQLite failed; nothing was written, and what the handler wrote is undone.
         """
-        with super().transaction() if self.active is None else self.active.writing():
+        if self.active is None:
+            with super().transaction():
+                yield
+            return
+        with self.active.writing():
             yield
+            self.before_commit()
+        self.after_commit()
 
     def close(self) -> None:
         """Close the connection and give the file back. Never raises."""
