@@ -289,7 +289,7 @@ class TestForeignWAL:
         async with claimed(SQLiteStore(path, synchronous="NORMAL")) as session:
             for number in range(1, 25):
                 await commit(session, number)
-                for make in (back_up, vacuum_into):
+                for make in (back_up, vacuum_into)[: 1 + (sqlite3.sqlite_version_info >= (3, 27))]:
                     target = run.target()
                     target.parent.mkdir()
                     make(path, target)
@@ -359,7 +359,7 @@ class TestForeignWAL:
         killed.unlink()
         if main == "empty":
             killed.touch()
-        with unchanged(killed), pytest.raises(StoreError, match=REASON):
+        with unchanged(killed), pytest.raises(StoreError, match=r"is missing or empty, .* Put that file back"):
             await SQLiteStore(killed).claim("a", feed="f")
 
 

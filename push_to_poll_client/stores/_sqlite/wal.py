@@ -107,10 +107,16 @@ def check_wal(path: str) -> None:
     try:
         wal = _read_wal(f"{path}-wal")
         foreign = wal is not None and _is_foreign(path, wal)
+        is_gone = foreign and not _read_main(path, 0, 1)
     except OSError as error:
         raise StoreError(
             f"{path} or {path}-wal cannot be read: {error.strerror}; make both readable, or name another file"
         ) from error
+    if is_gone:
+        raise StoreError(
+            f"{path} does not belong to {path}-wal: the file is missing or empty, and the -wal has commits "
+            f"to the one that was there before. Put that file back; to begin anew, move {path}-wal and {path}-shm away"
+        )
     if foreign:
         raise StoreError(
             f"{path} does not belong to {path}-wal: the file was replaced (a backup that was put back?) after a "
@@ -122,7 +128,7 @@ def check_wal(path: str) -> None:
 def _is_foreign(path: str, wal: _WAL) -> bool:
     header = _read_main(path, 0, 20)
     if not header:
-        return True  # SQLite would delete the WAL of an empty file
+        return True  # SQLite would delete the WAL
     if not header.startswith(_DATABASE_MAGIC):
         return False  # SQLite says what it is
     if header.endswith(_ROLLBACK_MODE):
