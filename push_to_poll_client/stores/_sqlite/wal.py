@@ -114,8 +114,8 @@ def check_wal(path: str) -> None:
         ) from error
     if is_gone:
         raise StoreError(
-            f"{path} does not belong to {path}-wal: the file is missing or empty, and the -wal has commits "
-            f"to the one that was there before. Put that file back; to begin anew, move {path}-wal and {path}-shm away"
+            f"{path} does not belong to {path}-wal: the file is missing or empty, and the -wal has commits to the "
+            f"one that was there. Put that file back; to begin anew, move {path}-wal and {path}-shm away"
         )
     if foreign:
         raise StoreError(
