@@ -273,7 +273,6 @@ class OpenFile:
         warn_of_old_sqlite(shared=self.shared)
         check_wal(self.path)
         _create(self.path)
-        _warn_of_hard_links(self.path)
         with wrap_sqlite_errors(self.path, opening=True):
             self.connection = self._connect(timeout=_BUSY_TIMEOUT)
             try:
@@ -282,6 +281,7 @@ class OpenFile:
             except BaseException:
                 self.connection.close()
                 raise
+        _warn_of_hard_links(self.path)  # only now: a directory has several too
 
     def _open_wal(self) -> None:
         self.connection.execute("PRAGMA schema_version").fetchone()  # the side files are made by the first look
