@@ -13,9 +13,9 @@ opened), and the first one after it. Take the database as it was when its WAL be
 - A copy of a later state has a mark that the WAL names. Each page in which it differs from the newest state is in
   the WAL, so SQLite makes the newest state of the two. That is harmless, and looks as a held-up checkpoint does.
 
-This holds whoever else writes to the file: their commits keep the mark. A WAL is accepted if it says too little:
-it has no mark (an earlier version of this library wrote it), its first mark has no predecessor (the table was made
-in it), or VACUUM has moved the mark to another page.
+This holds if other programs write to the file too: their commits keep the mark. A WAL is accepted if it says too
+little: it has no mark (an earlier version of this library wrote it), its first mark has no predecessor (the table
+was made in it), or VACUUM has moved the mark to another page.
 
 Formats: https://www.sqlite.org/fileformat.html, sections 1.3 (database), 1.6 (page) and 4 (WAL).
 """
