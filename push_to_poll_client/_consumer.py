@@ -112,7 +112,8 @@ class Consumer:
         key: With `concurrency`: messages for which this function returns the same are processed in the feed's
             order, one after the other (or in one batch); others at the same time, also while one waits to be tried
             again. Not asked of an unreadable message; one for which it raises fails, likewise with the next two.
-        dedupe_key: What "already processed" is asked of, a function of a message; `None`: `message.key`.
+        dedupe_key: What "already processed" is asked of, a function of a message that returns a str of 1 to 4,096
+            characters; `None`: `message.key`.
         fingerprint: What must not change under a dedupe key, a function of a message that returns bytes (as
             `lambda message: message.raw`): a message that comes back with other bytes fails, with
             `ContentChanged`. `None`: it is a duplicate.

@@ -27,7 +27,7 @@ from push_to_poll_client._overlap import PollWalk
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._retry import Postponed, Retry, StopSignal
 from push_to_poll_client._status import ConsumerStats
-from push_to_poll_client._types import Clock, Message, Page, Record
+from push_to_poll_client._types import MAX_ID, Clock, Message, Page, Record
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem, WorkQueue
 from push_to_poll_client._workers import Workers
@@ -85,7 +85,7 @@ class Dedupe:
         keys, errors = [], dict[str, UndecodableMessage]()
         for message in messages:
             try:
-                keys.append(message.key if message.error else _require_str(self._dedupe_key(message)))
+                keys.append(message.key if message.error else _check_key(self._dedupe_key(message)))
             except Exception as error:  # noqa: BLE001  # whatever the user's function raises
                 keys.append(f"dedupe_key= failed: {message.key}")  # the function returns this for no message
                 errors[keys[-1]] = _undecodable_error(message, "dedupe_key=", error)
@@ -193,9 +193,13 @@ def _compare_fingerprint(item: WorkItem, expected: int, fingerprint: Fingerprint
             item.settled = False
 
 
-def _require_str(key: object) -> str:
+def _check_key(key: object) -> str:
     if not isinstance(key, str):
         raise TypeError(f"it returned {type(key).__name__}, not str")
+    if not key:
+        raise ValueError("it returned an empty str; two such messages would be taken for one")
+    if len(key) > MAX_ID:
+        raise ValueError(f"it returned {len(key)} characters, of {MAX_ID} at most; return a digest of long data")
     return key
 
 

@@ -84,7 +84,21 @@ WRONG = {
         lambda message: None,
         "dedupe_key= failed for message '2': TypeError: it returned NoneType, not str",
     ),
+    "empty": (
+        lambda message: "",
+        "dedupe_key= failed for message '2': ValueError: it returned an empty str; two such messages",
+    ),
+    "too long": (
+        lambda message: "x" * 4_097,
+        "dedupe_key= failed for message '2': ValueError: it returned 4097 characters, of 4096 at most; return a ",
+    ),
 }
+
+
+async def test_a_dedupe_key_may_have_4096_characters():
+    feed = feed_with([("1", "a"), ("2", "b"), ("3", "b")])
+    consumer = Reads(feed, dedupe_key=lambda message: message.data * 4_096)
+    assert (await consumer.poll_now()).duplicates == 1
 
 
 @pytest.mark.parametrize("key", WRONG)
