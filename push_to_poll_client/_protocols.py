@@ -148,7 +148,7 @@ class Session(Protocol):
 
     @property
     def size(self) -> int:
-        """How many dedupe records the name has. One that was replaced may count twice."""
+        """How many dedupe records the name has."""
         ...
 
     @property

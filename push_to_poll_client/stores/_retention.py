@@ -7,10 +7,17 @@ their messages may be fetched again.
 The newest segment takes new records until it is full or too old, and then the next one begins. So a page of random
 keys writes to a small part of the file, and old records are dropped without a search. Nothing here writes: a store
 plans a commit with `Segments.plan_changes`, writes the changes, and then calls `Segments.apply`.
+
+A record that replaces another one stays in its segment, and counts once. So the records that go first are always
+those whose messages were settled first, which a feed repeats last, whatever was replayed in between.
+
+No reading of the clock is trusted alone: the clock may have been wrong until now, or be wrong now. From one
+commit with records to the next, older records age by the span of a segment at most. If more than the retention
+seems to have passed, or the clock was set back by more, they do not age. The rest is a step of the clock, and
+the times of all segments move by it.
 """
 
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -85,13 +92,25 @@ class Retention:
         """Seconds after which a segment takes no more records."""
         return math.inf if self.age is None else self.age / _SEGMENTS_PER_RETENTION
 
+    def clock_step(self, passed: float) -> float:
+        """That part of the seconds between two readings of the clock by which records do not age.
+
+        Args:
+            passed: By how much the second reading is above the first; below 0 if the clock was set back.
+        """
+        if self.age is None:
+            return 0.0
+        if abs(passed) > self.age:  # waiting is safe; a short step back is left to time
+            return passed
+        return max(0.0, passed - self.span)
+
     def may_drop(self, *, without: int, newest: float, now: float) -> bool:
         """Whether the oldest segment may be dropped.
 
         Args:
             without: The number of records without it.
             newest: When its newest record was made, in seconds since the epoch.
-            now: The time, in seconds since the epoch.
+            now: The time, in seconds since the epoch, on the clock by which `newest` was read.
         """
         enough = self.count is not None and without >= self.count
         return enough or (self.age is not None and newest < now - self.age)
@@ -103,8 +122,8 @@ class Segment(NamedTuple):
     Attributes:
         number: Counts up, never the same twice for a name.
         size: The number of its records.
-        first_at: When the first record was made, in seconds since the epoch.
-        last_at: The latest time at which a record was made, also if the clock was set back since.
+        first_at: When the first record was made, in seconds since the epoch by the clock as it is now.
+        last_at: The latest time at which a record was made, not before that of an earlier segment.
         low: The least of its keys, by code points.
         high: The greatest of its keys.
     """
@@ -123,18 +142,26 @@ class Segment(NamedTuple):
             low, high = min(low, self.low), max(high, self.high)
         return Segment(self.number, self.size + added, self.first_at, max(self.last_at, now), low, high)
 
+    def moved(self, step: float) -> "Segment":
+        """The same segment when the clock has made a step."""
+        return self._replace(first_at=self.first_at + step, last_at=self.last_at + step) if step else self
+
 
 class SegmentChanges(NamedTuple):
     """The changes that a commit makes to the segments.
 
     Attributes:
-        written: The segments that are new or have more records, in order.
+        live: The segments that exist then, in order.
+        size: The number of their records.
         dropped: The numbers of the dropped segments, the oldest first.
+        clock_step: Seconds by which the times of all segments have moved.
         prunable_before: Segments before this number may be dropped.
     """
 
-    written: Sequence[Segment]
+    live: Sequence[Segment]
+    size: int
     dropped: Sequence[int]
+    clock_step: float
     prunable_before: int
 
 
@@ -148,8 +175,8 @@ class Segments:
         prunable_before: Segments before this number may be dropped.
 
     Attributes:
-        live: The existing segments, in order.
-        size: The number of their records. One that was replaced in a later segment counts twice.
+        live: The existing segments, in order. Replaced and never changed: other threads may read it.
+        size: The number of their records.
         prunable_before: Segments before this number may be dropped: the last commit that saved a cursor, and all
             since, wrote to later ones.
         next_number: The number of the next new segment.
@@ -158,13 +185,13 @@ class Segments:
     def __init__(
         self,
         retention: Retention,
-        live: Iterable[Segment] = (),
+        live: Sequence[Segment] = (),
         *,
         next_number: int = 1,
         prunable_before: int = 1,
     ) -> None:
-        self.live: deque[Segment] = deque(live)
-        self.size: int = sum(segment.size for segment in self.live)
+        self.live: Sequence[Segment] = live
+        self.size: int = sum(segment.size for segment in live)
         self.prunable_before: int = prunable_before
         self._retention = retention
         self._capacity = retention.capacity
@@ -172,11 +199,14 @@ class Segments:
 
     def current(self, now: float) -> Segment:
         """Segment that takes the next record: the newest, or a new one that is still empty."""
-        if self.live:
-            newest = self.live[-1]
-            if newest.size < self._capacity and now - newest.first_at <= self._retention.span:
-                return newest
-        return Segment(self.next_number, 0, now, now, "", "")
+        if not self.live:
+            return Segment(self.next_number, 0, now, now, "", "")
+        newest = self.live[-1]
+        moved = newest.moved(self._clock_step(now))
+        if newest.size < self._capacity and now - newest.first_at <= self._retention.span:
+            return moved
+        begin = max(now, moved.last_at)
+        return Segment(self.next_number, 0, begin, begin, "", "")
 
     def allocate(self, number: int, now: float) -> list[tuple[Segment, int]]:
         """Divide a number of new records among segments: each as it is before, and how many it takes."""
@@ -185,50 +215,50 @@ class Segments:
             part = min(number, self._capacity - segment.size)
             shares.append((segment, part))
             number -= part
-            segment = Segment(segment.number + 1, 0, now, now, "", "")
+            begin = max(now, segment.last_at)
+            segment = Segment(segment.number + 1, 0, begin, begin, "", "")
         return shares
 
     def plan_changes(self, written: Sequence[Segment], *, prunable_before: int, now: float) -> SegmentChanges:
         """Plan a commit that writes these segments and drops those before `prunable_before`."""
-        size, dropped = self._size_with(written), []
-        for oldest in self.live:
+        step = self._clock_step(now)
+        live, size = list(self.live), self.size
+        if written and live and written[0].number == live[-1].number:  # the newest one, with more records
+            size -= live.pop().size
+        size += sum(segment.size for segment in written)
+        dropped = 0
+        for oldest in live:
             without = size - oldest.size
             prunable = oldest.number < prunable_before
-            if not prunable or not self._retention.may_drop(without=without, newest=oldest.last_at, now=now):
+            if not prunable or not self._retention.may_drop(
+                without=without, newest=oldest.last_at, now=now - step
+            ):
                 break
             size = without
-            dropped.append(oldest.number)
-        return SegmentChanges(written, dropped, prunable_before)
+            dropped += 1
+        if not written:
+            step = 0.0  # until a record is made, whose time is the next reading to go by
+        kept = [segment.moved(step) for segment in live[dropped:]] if step else live[dropped:]
+        numbers = [segment.number for segment in live[:dropped]]
+        return SegmentChanges([*kept, *written], size, numbers, step, prunable_before)
 
     def apply(self, changes: SegmentChanges) -> None:
         """Take over the changes after their commit."""
-        self.size = self._size_with(changes.written)
-        if self._extends_newest(changes.written):
-            self.live.pop()
-        self.live.extend(changes.written)
-        if changes.written:
-            self.next_number = max(self.next_number, changes.written[-1].number + 1)
-        for _ in changes.dropped:
-            self.size -= self.live.popleft().size
-        self.prunable_before = changes.prunable_before
+        self.live, self.size, self.prunable_before = changes.live, changes.size, changes.prunable_before
+        if changes.live:
+            self.next_number = max(self.next_number, changes.live[-1].number + 1)
 
     def forget(self) -> None:
         """Forget all segments."""
-        self.live.clear()
-        self.size = 0
+        self.live, self.size = (), 0
         self.prunable_before = self.next_number
 
     def overlapping(self, low: str, high: str) -> Iterator[int]:
         """Numbers of the segments that may have keys from `low` to `high`, the newest first."""
         return (segment.number for segment in reversed(self.live) if segment.low <= high and segment.high >= low)
 
-    def _size_with(self, written: Sequence[Segment]) -> int:
-        before = self.live[-1].size if self._extends_newest(written) else 0
-        return self.size - before + sum(segment.size for segment in written)
-
-    def _extends_newest(self, written: Sequence[Segment]) -> bool:
-        """Whether the first written segment is the newest live one with more records."""
-        return bool(written and self.live and written[0].number == self.live[-1].number)
+    def _clock_step(self, now: float) -> float:
+        return self._retention.clock_step(now - self.live[-1].last_at) if self.live else 0.0
 
 
 MAX_HISTORY = 256

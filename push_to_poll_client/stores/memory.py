@@ -42,7 +42,7 @@ class MemoryProgress:
         previous: The remembered cursors that were saved before it, the oldest first.
         state: The names and values committed as state.
         segments: The segments in which the records are counted.
-        records: For each key the number of its segment, and its newest record.
+        records: The records by their keys.
         dead_letters: The dead letters by their keys.
     """
 
@@ -53,29 +53,33 @@ class MemoryProgress:
         self.previous: tuple[SavedCursor, ...] = ()
         self.state: Mapping[str, str] = MappingProxyType({})
         self.segments: Segments = Segments(retention)
-        self.records: dict[str, tuple[int, Record]] = {}
+        self.records: dict[str, Record] = {}
         self.dead_letters: dict[str, DeadLetter] = {}
-        self._keys: dict[int, list[str]] = {}
+        self._keys: dict[int, list[str]] = {}  # of each segment
 
     def save(self, cursor: Cursor | None, records: Mapping[str, Record], now: float, read_at: float) -> None:
         """Save the cursor (None leaves the saved one), add the records, and drop what retention lets go."""
         prunable_before = self.segments.prunable_before if cursor is None else self.segments.current(now).number
         if cursor is not None and cursor != self.saved.cursor:
             self.previous, self.saved = extend_history(self.previous, self.saved), SavedCursor(cursor, read_at)
-        keys, written = list(records), []
+        keys, written = [key for key in records if key not in self.records], []
         for segment, number in self.segments.allocate(len(keys), now):
             taken, keys = keys[:number], keys[number:]
-            written.append(segment.with_keys(self._add(segment.number, taken, records), taken, now))
+            self._keys.setdefault(segment.number, []).extend(taken)
+            written.append(segment.with_keys(number, taken, now))
+        self.records.update(records)
+        for key, record in records.items():
+            if record.state is not RecordState.DEAD:
+                self.dead_letters.pop(key, None)
         changes = self.segments.plan_changes(written, prunable_before=prunable_before, now=now)
         self.segments.apply(changes)
         for dropped in changes.dropped:
-            for key in self._keys.pop(dropped, ()):
-                if self.records[key][0] == dropped:
-                    del self.records[key]
+            for key in self._keys.pop(dropped):
+                del self.records[key]
 
     def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
         """Return the fingerprints of those of the keys whose record has one."""
-        known = ((key, self.records[key][1].fingerprint) for key in keys if key in self.records)
+        known = ((key, self.records[key].fingerprint) for key in keys if key in self.records)
         return {key: fingerprint for key, fingerprint in known if fingerprint is not None}
 
     def restart(self, cursor: Cursor | None, now: float, *, forget: bool) -> None:
@@ -103,16 +107,6 @@ class MemoryProgress:
             self.dead_letters[key] for key in keys if self.dead_letters[key].marked or not marked
         )
 
-    def _add(self, segment: int, keys: Sequence[str], records: Mapping[str, Record]) -> int:
-        """Add the records of these keys to a segment, and return how many are new to it."""
-        added = [key for key in keys if self.records.get(key, (0,))[0] != segment]
-        self._keys.setdefault(segment, []).extend(added)
-        for key in keys:
-            self.records[key] = segment, records[key]
-            if records[key].state is not RecordState.DEAD:
-                self.dead_letters.pop(key, None)
-        return len(added)
-
 
 _NO_CHANGES: Mapping[str, str | None] = MappingProxyType({})
 
@@ -125,10 +119,13 @@ class MemoryStore:
 
     Args:
         retention: Seconds after which a dedupe record may go; `None` keeps it however old it is. It must outlast
-            the longest replay of the feed. It may stay for an eighth longer, as records go together.
+            the longest replay of the feed. It may stay for an eighth longer, as records go together. Between two
+            commits a record ages by an eighth of it at most, and not at all if the clock steps by more than all of
+            it: a clock that is set removes nothing.
         max_records: How many dedupe records each name keeps at least before the oldest go, 8,000 together or an
             eighth; `None` keeps any number. It must outnumber the longest replay of the feed. Those of the last
-            commit that saved a cursor, and all since, stay in any case.
+            commit that saved a cursor, and all since, stay in any case. A record that is made again, as by
+            `replay()`, counts once, and is as old as the first one.
         clock: The time in seconds since the epoch.
 
     Raises:
@@ -235,7 +232,7 @@ class _MemorySession:
 
     @property
     def size(self) -> int:
-        """How many dedupe records the name has. One that was replaced may count twice."""
+        """How many dedupe records the name has."""
         return self._progress.segments.size
 
     @property

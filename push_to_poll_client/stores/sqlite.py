@@ -58,9 +58,9 @@ class SQLiteStore:
     after a crash, is refused and left as it is.
 
     A record takes 25 bytes of the file when ids of 12 characters are counted up, and 55 when they are UUIDs. Ids
-    that are counted up, or begin with a time, are looked for where their like lies, which takes no memory. For ids
-    in no order, as UUIDv4, 6 to 8 MB for each million of records are taken, and half a second for each million
-    when a run begins.
+    of equal length that are counted up (000998, 000999, 001000), or that begin with a time, are looked for near
+    each other, which takes no memory. For ids in another order, as UUIDv4 or as numbers without leading zeros
+    (998, 999, 1000), 6 to 8 MB and half a second for each million of records are taken when a run begins.
 
     A store that is `transactional` is the application's database too: what a handler writes through `connection`
     is committed together with the record of its message, or not at all (G8). The tables of this library, whose
@@ -92,10 +92,13 @@ class SQLiteStore:
         synchronous: "FULL" has a commit on the disk when it returns. "NORMAL" saves that wait, but a power failure
             (not a crash of the process) may take back the last commits, whose messages are then processed again.
         retention: Seconds after which a dedupe record may go; `None` keeps it however old it is. It must outlast
-            the longest replay of the feed. It may stay for an eighth longer, as records go together.
+            the longest replay of the feed. It may stay for an eighth longer, as records go together. Between two
+            commits a record ages by an eighth of it at most, and not at all if the clock steps by more than all of
+            it: a clock that is set removes nothing.
         max_records: How many dedupe records each name keeps at least before the oldest go, 8,000 together or an
             eighth; `None` keeps any number. It must outnumber the longest replay of the feed. Those of the last
-            commit that saved a cursor, and all since, stay in any case.
+            commit that saved a cursor, and all since, stay in any case. A record that is made again, as by
+            `replay()`, counts once, and is as old as the first one.
         clock: The time in seconds since the epoch. Called in a worker thread.
         transactional: Handlers write to the file too, through `connection`.
 

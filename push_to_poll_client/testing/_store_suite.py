@@ -49,7 +49,9 @@ _STRINGS = (
     "\N{PILE OF POO}",
     "\ufeff",
     "\ufffd",
+    "\ufffe",
     "\uffff",
+    "a\uffff",
     "\ud83d",  # half a surrogate pair: JSON can spell it, UTF-8 cannot
     "\ud83d\udca9",  # both halves, which are not the character
     "x" * 100,
@@ -364,11 +366,14 @@ class StoreSuite:
                     assert session.cursor == text
 
     async def test_the_size_counts_the_records(self) -> None:
-        """Within a commit the last record of a key counts, and only that."""
+        """Of the records of a key the last one counts, and only that."""
         async with self._store() as store:
             async with self._claimed(store) as session:
                 assert session.size == 0
                 await session.commit(cursor=None, records=[Record("1"), Record("2"), Record("1")])
+                assert session.size == len({"1", "2"})
+                await session.commit(cursor="c1", records=[Record("2", RecordState.DEAD)])
+                await session.commit(cursor="c2", records=[Record("2")])
                 assert session.size == len({"1", "2"})
             async with self._claimed(await self.reopen(store)) as session:
                 assert session.size == len({"1", "2"})

@@ -17,7 +17,7 @@ class TestMemoryStore(StoreSuite):
 
     async def state(self, store, name, key):
         record = store._progress[name].records.get(key)
-        return record and record[1].state
+        return record and record.state
 
     @contextlib.contextmanager
     def failing(self, store):

@@ -28,12 +28,15 @@ def clock():
 
 @pytest.fixture(params=["memory", "sqlite"])
 async def claim(request, tmp_path, clock, anyio_backend):
-    """Claim a name of a store with this retention; released after the test."""
+    """Claim a name of a store with this retention, also once more; released after the test."""
     sessions = []
+    memory = {}
 
     async def claim(**retention):
+        while sessions:
+            await sessions.pop().release()
         if request.param == "memory":
-            store = MemoryStore(clock=clock, **retention)
+            store = memory.setdefault("store", MemoryStore(clock=clock, **retention))
         else:
             store = SQLiteStore(tmp_path / "store.db", clock=clock, **retention)
         sessions.append(await store.claim("a", feed="f"))
@@ -68,34 +71,40 @@ async def test_the_oldest_records_are_removed_above_max_records(claim):
 async def test_records_older_than_the_retention_are_removed(claim, clock):
     session = await claim(retention=60)
     await add(session, 0, 3)
-    clock.now += 60
-    await add(session, 3, 6)
-    assert await seen(session, 0, 6) == 6
+    for number in range(3, 11):
+        clock.now += 7.6
+        await add(session, number, number + 1)
+    assert await seen(session, 0, 11) == 11
     clock.now += 0.5
-    await add(session, 6, 7)
-    assert await session.unseen(keys(0, 7)) == set(keys(0, 3))
+    await add(session, 11, 12)
+    assert await session.unseen(keys(0, 12)) == set(keys(0, 3))
 
 
-async def test_recording_a_key_again_restarts_its_retention(claim, clock):
-    session = await claim(retention=60)
-    await add(session, 0, 3)
-    clock.now += 50
-    await add(session, 0, 1)
-    assert await seen(session, 0, 3) == 3
-    clock.now += 20
-    await add(session, 3, 4)
-    assert await session.unseen(keys(0, 4)) == {"1", "2"}
+@pytest.mark.parametrize("limit", [{"retention": 60}, {"max_records": 8}])
+async def test_a_record_made_again_goes_with_those_it_was_first_made_with(claim, clock, limit):
+    """Where a replay of the feed ends is where it was: what was replayed must not outlive what is newer."""
+    session = await claim(**limit)
+    for number in range(8):
+        clock.now += 7
+        await add(session, number, number + 1)
+    await add(session, 0, 4)
+    assert await seen(session, 0, 8) == session.size == 8
+    for number in range(8, 11):
+        clock.now += 6.5
+        await add(session, number, number + 1)
+    assert await session.unseen(keys(0, 11)) == set(keys(0, 3 if "max_records" in limit else 2))
+    assert session.size == await seen(session, 0, 11)
 
 
 async def test_records_are_not_removed_until_a_cursor_after_them_is_saved(claim, clock):
     """A page larger than the limit, settled message by message: after a crash all of it is fetched again."""
     session = await claim(retention=60, max_records=1)
-    for number in range(5):
-        clock.now += 100
+    for number in range(15):
+        clock.now += 6
         await add(session, number, number + 1, cursor=None)
-    assert await seen(session, 0, 5) == 5
-    await add(session, 5, 6, cursor="c1")
-    assert await session.unseen(keys(0, 6)) == set(keys(0, 5))
+    assert await seen(session, 0, 15) == 15
+    await add(session, 15, 16, cursor="c1")
+    assert await session.unseen(keys(0, 16)) == set(keys(0, 15))
 
 
 async def test_a_commit_without_a_cursor_removes_only_records_before_the_saved_cursor(claim):
@@ -150,14 +159,33 @@ async def test_a_record_is_removed_at_most_an_eighth_of_the_retention_late(claim
         clock.now += 1
 
 
-async def test_a_key_recorded_in_two_segments_counts_twice_until_the_first_is_removed(claim):
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_replay_takes_no_other_record_away(claim, again):
+    """Neither while it runs nor when as many new messages come as there are records."""
+    session = await claim(max_records=400)
+    for start in range(0, 400, 40):
+        await add(session, start, start + 40)
+    if again:
+        session = await claim(max_records=400)
+    for start in range(0, 200, 20):
+        await add(session, start, start + 20, cursor=None)
+        assert session.size == 400
+    assert await session.unseen(keys(0, 400)) == set()
+    for start in range(400, 800, 50):
+        await add(session, start, start + 50)
+        assert await session.unseen(keys(start - 350, start + 50)) == set()
+    assert await seen(session, 0, 800) == session.size == 400
+
+
+async def test_a_page_of_old_and_new_keys_adds_the_new_ones(claim):
     session = await claim(max_records=8)
-    await add(session, 0, 1)
-    await add(session, 0, 1)
-    assert session.size == 2
-    await add(session, 1, 8)
+    await add(session, 0, 4)
+    await add(session, 2, 8)
     assert session.size == 8
     assert await session.unseen(keys(0, 8)) == set()
+    await session.commit(cursor="c", records=[_types.Record(key) for key in ["8", "3", "8", "3"]])
+    assert await session.unseen(keys(0, 9)) == {"0"}
+    assert session.size == 8
 
 
 async def test_no_record_is_removed_without_retention_and_max_records(claim, clock):
@@ -174,6 +202,77 @@ async def test_records_are_kept_for_at_least_30_days_by_default(claim, clock):
     clock.now += 30 * 86_400
     await add(session, 1, 2)
     assert await seen(session, 0, 2) == 2
+
+
+YEARS = 56 * 365.25 * 86_400
+
+
+@pytest.mark.parametrize("restart", ["before", "after", "both", "never"])
+async def test_no_record_is_removed_when_the_clock_was_behind_and_is_set(claim, clock, restart):
+    """A machine without a battery begins in 1970 until it has asked for the time."""
+    session = await claim(retention=60, max_records=400)
+    for start in range(0, 200, 20):
+        await add(session, start, start + 20)
+        clock.now += 1
+    if restart in {"before", "both"}:
+        session = await claim(retention=60, max_records=400)
+    clock.now += YEARS
+    await add(session, 200, 220)
+    if restart in {"after", "both"}:
+        session = await claim(retention=60, max_records=400)
+    for start in range(220, 300, 20):
+        clock.now += 1
+        await add(session, start, start + 20)
+    assert await session.unseen(keys(0, 300)) == set()
+    assert session.size == 300
+    for number in range(300, 310):
+        clock.now += 7
+        await add(session, number, number + 1)
+    assert await session.unseen(keys(0, 310)) == set(keys(0, 300))
+
+
+async def test_no_record_is_removed_by_a_commit_without_records_when_the_clock_is_set(claim, clock):
+    session = await claim(retention=60)
+    await add(session, 0, 3)
+    for _ in range(20):
+        clock.now += 50
+        await add(session, 3, 3)
+    clock.now += YEARS
+    await add(session, 3, 3)
+    await add(session, 3, 4)
+    assert await session.unseen(keys(0, 4)) == set()
+
+
+async def test_one_reading_of_the_clock_ages_records_by_an_eighth_of_the_retention(claim, clock):
+    """It may be a clock that is set, or that nothing came for so long; waiting is safe in both cases."""
+    session = await claim(retention=80)
+    await add(session, 0, 1)
+    for number in range(1, 10):
+        assert await seen(session, 0, number) == number
+        clock.now += 70
+        await add(session, number, number + 1)
+    assert await session.unseen(keys(0, 10)) == {"0"}
+
+
+async def test_a_clock_that_is_set_to_and_fro_removes_nothing(claim, clock):
+    session = await claim(retention=60, max_records=400)
+    for start in range(0, 300, 10):
+        clock.now += YEARS if start % 20 else -YEARS
+        await add(session, start, start + 10)
+    assert await session.unseen(keys(0, 300)) == set()
+
+
+@pytest.mark.parametrize("step", [1e9, 50])
+async def test_records_made_while_the_clock_was_ahead_do_not_stay_for_ever(claim, clock, step):
+    """They block those that were made after them."""
+    session = await claim(retention=60)
+    clock.now += step
+    await add(session, 0, 1)
+    clock.now -= step
+    for number in range(1, 30):
+        await add(session, number, number + 1)
+        clock.now += 6
+    assert "0" in await session.unseen(keys(0, 30))
 
 
 async def test_records_are_kept_longer_after_the_clock_was_ahead(claim, clock):

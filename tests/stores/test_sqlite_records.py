@@ -46,6 +46,7 @@ def some_keys(number=PAGE):
 async def record(session, keys):
     for start in range(0, len(keys), PAGE):
         page = keys[start : start + PAGE]
+        session._claimed.records._note_unfound(page)  # as after a search, which is not counted here
         await session.commit(cursor="c", records=[Record(key, fingerprint=int(key[:8], 16)) for key in page])
 
 
@@ -83,6 +84,62 @@ async def test_increasing_ids_need_no_filter(claim, asked, read):
         assert await session.unseen(keys[start : start + 100]) == set()
     assert max(asked) <= 2 * 100
     assert not read
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_descending_keys_are_found_in_each_segment(claim, asked, again):
+    """Each page is below the one before, in its segment and in the next."""
+    session = await claim()
+    keys = [f"{number:08x}" for number in range(600, 0, -1)]
+    await record(session, keys)
+    assert len(session._claimed.records._segments.live) == 3
+    if again:
+        session = await claim()
+    for start in range(0, 600, 50):
+        assert await session.unseen(keys[start : start + 50]) == set()
+        assert await session.unseen(keys[start : start + 1]) == set()
+    assert len(await session.fingerprints(keys)) == 600
+    asked.clear()
+    assert await session.unseen(["g", "h"]) == {"g", "h"}
+    assert not asked
+
+
+async def test_new_keys_are_not_searched_for_again_by_their_commit(claim, asked, read):
+    session = await claim()
+    await record(session, some_keys(1600))
+    for _ in range(5):
+        page = some_keys()
+        assert await session.unseen(page) == set(page)
+        asked.clear()
+        await session.commit(cursor="c", records=[Record(key) for key in page])
+        assert not asked
+    await session.commit(cursor="c", records=[Record(key) for key in page])
+    assert asked
+
+
+async def test_a_single_record_is_replaced_without_a_filter(claim, read):
+    """As that of a dead letter that is tried again."""
+    session = await claim()
+    keys = some_keys(1600)
+    await record(session, keys)
+    session = await claim()
+    await session.commit(cursor=None, records=[Record(keys[300], fingerprint=7)])
+    assert session.size == 1600
+    assert not read
+    assert await session.fingerprints([keys[300]]) == {keys[300]: 7}
+
+
+async def test_few_keys_are_remembered_that_were_asked_for_and_not_recorded(claim, monkeypatch):
+    monkeypatch.setattr(records_module, "_MAX_UNFOUND", 250)
+    session = await claim()
+    pages = [some_keys() for _ in range(9)]
+    for page in pages:
+        await session.unseen(page)
+        assert len(session._claimed.records._unfound) <= 250
+    for page in pages:
+        await session.commit(cursor="c", records=[Record(key) for key in page])
+    assert session.size == 900
+    assert not session._claimed.records._unfound
 
 
 async def test_new_random_keys_are_rarely_looked_up(claim, asked, read):
@@ -178,19 +235,22 @@ async def test_expired_records_are_unseen_at_once_and_deleted_by_the_next_commit
     keys = some_keys(1600) if random_keys else [f"{number:08x}" for number in range(1600)]
     await record(session, keys)
     assert await session.unseen([keys[0], keys[-1]]) == set()
-    clock.now += 100
-    await record(session, ["f" * 32])
-    assert session.size == 1
-    assert await session.unseen([*keys, "f" * 32]) == set(keys)
+    later = [f"{number:032x}" for number in range(9)]
+    for key in later:
+        assert session.size >= 1600
+        clock.now += 7
+        await record(session, [key])
+    assert session.size == 9
+    assert await session.unseen([*keys, *later]) == set(keys)
     assert await check_sweeps(session) == [6, 4, 2, 0]
 
 
 async def check_sweeps(session):
     """How many segments that are forgotten are left in the file, with each commit that begins none."""
     left = []
-    for _ in range(4):
+    for number in range(4):
         if left:
-            await session.commit(cursor="c", records=[Record("g")])
+            await session.commit(cursor="c", records=[Record("g" * number)])
         rows = session._file.connection.execute("SELECT count(*) FROM push_to_poll_segment").fetchone()[0]
         left.append(rows - len(session._claimed.records._segments.live))
     records = session._file.connection.execute("SELECT count(*) FROM push_to_poll_record").fetchone()[0]
@@ -208,7 +268,7 @@ async def test_each_commit_deletes_a_few_segments_of_an_ended_dedupe_epoch(claim
         session = await claim()
     assert session.size == 0
     assert await session.unseen(keys) == set(keys)
-    assert not asked
+    assert not any(asked)
     await record(session, keys[:100])
     assert await session.unseen(keys) == set(keys[100:])
     if restart:

@@ -1,4 +1,4 @@
-"""MemoryStore and SQLiteStore give the same answer to whatever is asked, and both that of a few lines of sets."""
+"""MemoryStore and SQLiteStore give the same answers, lose no record, and count each once."""
 
 import itertools
 import pathlib
@@ -17,7 +17,8 @@ from push_to_poll_client.stores._sqlite import records as records_module
 from tests.support.clock import DAY
 from tests.support.forms import form
 
-KEYS = st.sampled_from([*"abcdefghij", "", "a\0", "\ud800", "é", "x" * 201, "x" * 202])
+ALL_KEYS = [*"abcdefghij", "", "a\0", "\ud800", "é", "\uffff", "x" * 201, "x" * 202]
+KEYS = st.sampled_from(ALL_KEYS)
 NAMES = st.sampled_from(["n", "N"])
 FINGERPRINTS = st.none() | st.integers(0, 3)
 STATE = st.dictionaries(st.sampled_from("st"), st.none() | st.sampled_from(["", "1", "\ud800"]))
@@ -44,6 +45,7 @@ class Stores(RuleBasedStateMachine):
         self.open_portal = start_blocking_portal(self.backend)
         self.portal = self.open_portal.__enter__()
         self.live = []
+        self.recorded = {}
 
     def open(self):
         path = pathlib.Path(self.directory.name, "store.db")
@@ -79,16 +81,30 @@ class Stores(RuleBasedStateMachine):
         state=STATE,
         read_at=st.none() | st.floats(0, 100),
     )
-    def commit(self, pair, cursor, **others):
-        self.both(*(lambda s=session: s.commit(cursor=cursor, **others) for session in pair))
+    def commit(self, pair, cursor, records, **others):
+        self.both(*(lambda s=session: s.commit(cursor=cursor, records=records, **others) for session in pair))
+        self.note(pair, records)
 
     @rule(pair=sessions, records=st.lists(st.builds(Record, KEYS), max_size=8))
     def commit_plainly(self, pair, records):
-        self.both(*(lambda s=session: s.commit(cursor="c", records=records) for session in pair))
+        self.commit(pair, "c", records)
+
+    @rule(pair=sessions, keys=st.lists(KEYS, max_size=8))
+    def commit_what_is_unseen(self, pair, keys):
+        """As a consumer does."""
+        unseen, _ = self.both(*(lambda s=session: s.unseen(keys) for session in pair))
+        if unseen is not None:
+            self.commit(pair, "c", [Record(key) for key in keys if key in unseen])
+
+    def note(self, pair, records):
+        if not pair[1]._released:
+            self.recorded.setdefault(pair[1].name, set()).update(record.key for record in records)
 
     @rule(pair=sessions, cursor=st.none() | KEYS, forget=st.booleans(), state=STATE)
     def reset(self, pair, cursor, **others):
         self.both(*(lambda s=session: s.reset(cursor, **others) for session in pair))
+        if others["forget"] and not pair[1]._released:
+            self.recorded[pair[1].name] = set()
 
     @rule(pair=sessions, keys=st.lists(KEYS))
     def unseen(self, pair, keys):
@@ -111,7 +127,7 @@ class Stores(RuleBasedStateMachine):
     def release(self, pair):
         self.both(*(session.release for session in pair))
 
-    @rule(seconds=st.floats(0, 8))
+    @rule(seconds=st.floats(0, 8) | st.sampled_from([-1e9, -9, 9, 1e9]))
     def wait(self, seconds):
         self.now += seconds
 
@@ -134,6 +150,17 @@ class Stores(RuleBasedStateMachine):
                 assert memory.size == sqlite.size
                 assert (memory.history, memory.state) == (sqlite.history, sqlite.state)
                 assert memory.dead == sqlite.dead == self.rows(sqlite, "dead_letter")
+
+    @invariant()
+    def each_record_is_there_and_counts_once(self):
+        for pair in self.live:
+            if not pair[1]._released:
+                unseen = self.both(*(lambda s=session: s.unseen(ALL_KEYS) for session in pair))
+                seen, recorded = set(ALL_KEYS) - unseen[0], self.recorded.get(pair[1].name, set())
+                assert unseen[0] == unseen[1]
+                assert len(seen) == pair[0].size
+                most = self.limits["max_records"]
+                assert seen <= recorded if most is not None and len(recorded) > most else seen == recorded
 
     @invariant()
     def what_is_forgotten_goes(self):

@@ -207,7 +207,7 @@ def keep_small_fingerprints(self, honest, keys):
 
 
 def keep_fingerprints_of_the_processed(self, honest, keys):
-    processed = [key for key in keys if key in self.records and self.records[key][1].state == "processed"]
+    processed = [key for key in keys if key in self.records and self.records[key].state == "processed"]
     return honest(self, processed)
 
 
@@ -402,7 +402,7 @@ async def test_the_suite_detects_a_misbehaving_store(lie, test):
 
         async def state(self, store, name, key):
             record = store._progress[name].records.get(key)
-            return record and record[1].state
+            return record and record.state
 
         async def steal(self, store, name):
             store._owners.pop(name)

@@ -226,7 +226,7 @@ class ConsumerProgress:
         name: Of the consumer.
         feed: What the name is bound to.
         cursor: The saved one; `None` is the inception.
-        records: How many dedupe records it has. One that was replaced may count twice.
+        records: How many dedupe records it has.
         dead_letters: How many dead letters it has.
         failing: How many messages failed and are to be tried again.
         token: The fencing token of the last claim.

@@ -1,15 +1,18 @@
 """Dedupe records of one consumer name in the file: found by key, written and dropped in segments.
 
-A search reads only the segments whose range of keys overlaps the keys of the page. For ids that count up, or that
-begin with a time, these are one or two segments. For random ids they are many: then Bloom filters say which keys
-may be in which segments. The filters are built at their first use, by reading all keys once.
+A search reads only the segments whose range of keys overlaps the keys of the page. For ids of equal length that
+count up, or that begin with a time, these are one or two segments. For other ids they are many: then Bloom filters
+say which keys may be in which segments. The filters are built at their first use, by reading all keys once.
+
+A key has one record. Most commits are of keys that were just searched for and not found: their records are added
+without another search. A commit of other keys searches for them first, and replaces the records where they are.
 
 `RecordSearch` finds records, `encode_records` prepares them for the file, and `Records` writes and drops them.
 """
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from operator import attrgetter, itemgetter
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
@@ -40,11 +43,20 @@ _ALL = _FIND.format("record.key, segment, fingerprint")
 _MAX_UNFILTERED = 3
 """Segments that are searched without a filter. With more segments the filter is quicker."""
 
+_MAX_LOOKUPS = 4_000
+"""Keys times segments that a commit looks up without a filter, as for one dead letter that was tried again."""
+
+_MAX_UNFOUND = 100_000
+"""Keys kept in memory that were searched for, not found, and not committed yet: a few pages."""
+
 _LOCAL_TRIES = 8
 """How often the search looks for a segment that holds many of the keys, before it searches all segments."""
 
-_Matches: TypeAlias = dict[str, tuple[int, int | None]]
-"""For each key the segment and the fingerprint of its record."""
+_Match: TypeAlias = tuple[int, int | None]
+"""The segment and the fingerprint of a record."""
+
+_Matches: TypeAlias = dict[str, _Match]
+"""For each key the match of its record."""
 
 _first_of = itemgetter(0)
 
@@ -74,10 +86,15 @@ class RecordSearch:
         nearby = self._nearby_segments(keys)
         if nearby is not None:
             return set(map(_first_of, self._query(_KEY, nearby, keys)))
-        found = set[str]()
-        for candidates in self._get_filters().candidates(keys):
-            found.update(self._search(candidates.segments, [key for key in candidates.keys if key not in found]))
-        return found
+        return set(self._find_filtered(keys))
+
+    def segments_of(self, keys: Sequence[str]) -> Mapping[str, int]:
+        """Return the segment of each of the encoded keys that has a record."""
+        nearby = self._nearby_segments(keys)
+        if nearby is None and self._filters is None and len(keys) * len(self._segments.live) <= _MAX_LOOKUPS:
+            nearby = list(self._segments.overlapping(min(keys), max(keys)))
+        found = self._find_filtered(keys) if nearby is None else self._find_in(nearby, keys)
+        return {key: segment for key, (segment, _) in found.items()}
 
     def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
         """Return the fingerprint of each key's newest record, if it has one."""
@@ -110,20 +127,26 @@ class RecordSearch:
         nearby = list(islice(self._segments.overlapping(min(keys), max(keys)), _MAX_UNFILTERED + 1))
         return nearby if len(nearby) <= _MAX_UNFILTERED else None
 
-    def _search(self, segments: Sequence[int], keys: Sequence[str]) -> Iterator[str]:
-        """Those of the keys that have a record in one of many segments."""
+    def _find_filtered(self, keys: Sequence[str]) -> _Matches:
+        found: _Matches = {}
+        for candidates in self._get_filters().candidates(keys):
+            found.update(self._search(candidates.segments, [key for key in candidates.keys if key not in found]))
+        return found
+
+    def _search(self, segments: Sequence[int], keys: Sequence[str]) -> Iterator[tuple[str, _Match]]:
+        """Those of the keys that have a record in one of many segments, and its match."""
         # A feed repeats messages in their old order, so most keys lie in the segment of the last one found, or
         # in the next.
         for _ in range(_LOCAL_TRIES):
             if not keys:
                 return
             found = self._find_in([number for number in segments if 0 <= number - self._last_found <= 1], keys)
-            yield from found
+            yield from found.items()
             keys = [key for key in keys if key not in found]
             found = self._find_in(segments, keys[:1])
-            yield from found
+            yield from found.items()
             keys = keys[1:]
-        yield from self._find_in(segments, keys)
+        yield from self._find_in(segments, keys).items()
 
     def _find_in(self, segments: Sequence[int], keys: Sequence[str]) -> _Matches:
         """Newest record of each key in these segments, which are given newest first."""
@@ -161,7 +184,18 @@ _ADD = """
     INSERT INTO push_to_poll_record(consumer, segment, key, state, fingerprint)
     SELECT :consumer, :segment, {} WHERE true ON CONFLICT(consumer, segment, key) DO {}
 """
-_REPLACE = "UPDATE SET state = excluded.state, fingerprint = excluded.fingerprint"
+_UPDATE = "UPDATE SET state = excluded.state, fingerprint = excluded.fingerprint"
+_REPLACE = f"""
+    INSERT INTO push_to_poll_record(consumer, segment, key, state, fingerprint)
+    SELECT :consumer, json_extract(given.value, '$[0]'), json_extract(given.value, '$[1]'),
+        json_extract(given.value, '$[2]'), json_extract(given.value, '$[3]')
+    FROM json_each(:given) AS given WHERE true ON CONFLICT(consumer, segment, key) DO {_UPDATE}
+    WHERE state IS NOT excluded.state OR fingerprint IS NOT excluded.fingerprint
+"""  # noqa: S608
+_MOVE_TIMES = """
+    UPDATE push_to_poll_segment SET first_at = first_at + :step, last_at = last_at + :step
+    WHERE consumer = :consumer
+"""
 _SAVE_SEGMENT = """
     INSERT INTO push_to_poll_segment(consumer, number, size, first_at, last_at, low, high)
     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT(consumer, number) DO UPDATE
@@ -204,6 +238,15 @@ class EncodedRecords(NamedTuple):
         keys = list(dict.fromkeys(self.keys))
         return EncodedRecords(keys, keys, None)
 
+    def divided(self, segments: Mapping[str, int]) -> tuple["EncodedRecords", str]:
+        """Those records whose keys are not among these, and as JSON the others with their segments."""
+        details = repeat((None, None), len(self.keys)) if self.details is None else self.details
+        rows = list(zip(self.keys, details, strict=True))
+        new = [(key, detail) for key, detail in rows if key not in segments]
+        known = [(segments[key], key, *detail) for key, detail in rows if key in segments]
+        new_details = None if self.details is None else [detail for _, detail in new]
+        return self._replace(keys=[key for key, _ in new], details=new_details), as_json(known)
+
     def encode_slice(self, start: int, stop: int) -> tuple[Sequence[str], str]:
         """The keys of a slice, and its records as JSON for SQLite."""
         keys = self.keys[start:stop]
@@ -233,7 +276,7 @@ class RecordChanges(NamedTuple):
 
     Attributes:
         segments: The changes to the segments.
-        keys: The keys added to each segment, by its number.
+        keys: The new keys of each segment, by its number.
         swept: How many forgotten segments were deleted from the file.
     """
 
@@ -279,21 +322,45 @@ class Records:
         next_number = max([first, *(row.number + 1 for row in rows)])
         self._segments = Segments(retention, live, next_number=next_number, prunable_before=prunable_before)
         self._forgotten = [row.number for row in rows if row.number < first]
-        self._highest = max((segment.high for segment in live), default="")
+        self._highest_expected = ""
+        self._unfound = set[str]()
         self.search = RecordSearch(connection, consumer, self._segments, retention)
 
     @property
     def size(self) -> int:
-        """Number of records. One that was replaced in a later segment counts twice."""
+        """Number of records."""
         return self._segments.size
 
     def are_new(self, keys: Sequence[str]) -> bool:
-        """Whether none of the keys can have a record, since each is above the highest recorded key."""
-        return not keys or min(keys) > self._highest
+        """Whether none of the keys can have a record, as their place among the keys tells."""
+        if not keys:
+            return True
+        low, high = min(keys), max(keys)
+        nearby = next(self._segments.overlapping(low, high), None)
+        if low <= self._highest_expected or nearby is not None:
+            return False
+        self._note_unfound(keys)
+        return True
 
     def expect_keys(self, keys: Sequence[str]) -> None:
         """Count these keys as recorded before a thread writes them: it may end after its caller is cancelled."""
-        self._highest = max(self._highest, *keys) if keys else self._highest
+        self._highest_expected = max(self._highest_expected, *keys) if keys else self._highest_expected
+
+    def find(self, keys: Sequence[str]) -> set[str]:
+        """Return those of the encoded keys that have a record."""
+        found = self.search.find(keys)
+        self._note_unfound([key for key in keys if key not in found] if found else keys)
+        return found
+
+    def _note_unfound(self, keys: Sequence[str]) -> None:
+        if len(self._unfound) + len(keys) > _MAX_UNFOUND:
+            self._unfound.clear()  # those that are committed yet will be searched for once more
+        self._unfound.update(keys)
+
+    def segments_of(self, records: EncodedRecords) -> Mapping[str, int]:
+        """Return the segment of each record to be replaced. Takes seconds at times: not within a transaction."""
+        keys = [key for key in records.keys if key not in self._unfound]
+        return self.search.segments_of(keys) if keys else {}
 
     def prunable_before(self, now: float, *, saves_cursor: bool) -> int:
         """The number of the segment before which segments may be dropped.
@@ -304,14 +371,20 @@ class Records:
         """
         return self._segments.current(now).number if saves_cursor else self._segments.prunable_before
 
-    def write(self, records: EncodedRecords, *, prunable_before: int, now: float) -> RecordChanges:
+    def write(
+        self, records: EncodedRecords, replaced: Mapping[str, int], *, prunable_before: int, now: float
+    ) -> RecordChanges:
         """Add records, replacing those whose key has one already, and drop segments that retention lets go.
 
         Args:
             records: The records to add.
+            replaced: As `segments_of` returned it for the records.
             prunable_before: Segments before this number may be dropped.
             now: Seconds since the epoch.
         """
+        if replaced:
+            records, values = records.divided(replaced)
+            self._connection.execute(_REPLACE, {"consumer": self._consumer, "given": values})
         shares = self._segments.allocate(len(records.keys), now)
         if len(shares) > 1 and records.details is None:  # else a key that comes twice may be in two segments
             records = records.deduplicated()
@@ -323,6 +396,10 @@ class Records:
             added.append((segment.number, keys))
             start += number
         changes = self._segments.plan_changes(written, prunable_before=prunable_before, now=now)
+        if changes.clock_step:
+            self._connection.execute(_MOVE_TIMES, {"consumer": self._consumer, "step": changes.clock_step})
+        for segment in written:
+            self._connection.execute(_SAVE_SEGMENT, (self._consumer, *segment))
         if changes.dropped:
             self._forget_before(changes.dropped[-1] + 1)
         # Deleting takes time: each commit deletes one forgotten segment, and one more for each that it writes.
@@ -337,8 +414,9 @@ class Records:
         """Take over the changes after their commit."""
         self._segments.apply(changes.segments)
         self._forgotten = [*self._forgotten, *changes.segments.dropped][changes.swept :]
-        self._highest = max([self._highest, *(segment.high for segment in changes.segments.written)])
         self.search.update(changes.keys, dropped=changes.segments.dropped)
+        for _, keys in changes.keys:
+            self._unfound.difference_update(keys)
 
     def forget_all(self) -> None:
         """Forget all records. Later commits delete them from the file, one segment each."""
@@ -350,7 +428,6 @@ class Records:
         if forget:
             self._forgotten += [segment.number for segment in self._segments.live]
             self._segments.forget()
-            self._highest = ""
             self.search.forget()
 
     def _add(self, segment: Segment, keys: Sequence[str], values: str, *, plain: bool, now: float) -> Segment:
@@ -358,10 +435,8 @@ class Records:
         parameters = {"consumer": self._consumer, "segment": segment.number, "given": values}
         added = self._connection.execute(_ADD.format(source, "NOTHING"), parameters).rowcount
         if added < len(keys):  # rare, and the only way to learn how many keys were there already
-            self._connection.execute(_ADD.format(source, _REPLACE), parameters)
-        grown = segment.with_keys(added, keys, now)
-        self._connection.execute(_SAVE_SEGMENT, (self._consumer, *grown))
-        return grown
+            self._connection.execute(_ADD.format(source, _UPDATE), parameters)
+        return segment.with_keys(added, keys, now)
 
     def _forget_before(self, first: int) -> None:
         self._connection.execute(

@@ -110,7 +110,7 @@ class ClaimedName:
     def known_keys(self, keys: Sequence[str]) -> set[str]:
         """Return those of the encoded keys that have a record."""
         with wrap_sqlite_errors(self._file.path):
-            return self.records.search.find(keys)
+            return self.records.find(keys)
 
     def fingerprints(self, keys: Sequence[str]) -> Mapping[str, int]:
         """Return the fingerprint of each encoded key whose newest record has one."""
@@ -136,13 +136,15 @@ class ClaimedName:
         read_at: float | None,
     ) -> None:
         """See `Session.commit`."""
+        with wrap_sqlite_errors(self._file.path):
+            replaced = self.records.segments_of(records)
         with self._file.transaction():
             now, saved = self._clock(), self.cursor_state.saved
             if cursor is not None and cursor != saved.cursor:
                 saved = SavedCursor(cursor, now if read_at is None else read_at)
             prunable_before = self.records.prunable_before(now, saves_cursor=cursor is not None)
             self._save(saved, prunable_before)
-            changes = self.records.write(records, prunable_before=prunable_before, now=now)
+            changes = self.records.write(records, replaced, prunable_before=prunable_before, now=now)
             index = self._stored_dead_letters.write(self.dead_letter_index, records.settled, dead_letters)
             cursor_state = self._stored_cursors.write_changes(self.cursor_state, saved, state)
         self.records.apply(changes)
@@ -219,7 +221,7 @@ class SQLiteSession:
 
     @property
     def size(self) -> int:
-        """How many dedupe records the name has. One that was replaced may count twice."""
+        """How many dedupe records the name has."""
         return self._claimed.records.size
 
     @property
