@@ -319,6 +319,16 @@ MUTANTS = [
         "clock",
     ),
     of(
+        "G6",
+        "takes two keys of a database in UTF-16 for one",
+        "stores/_sqlite/schema.py",
+        '_NO_TEXT = "\\ud800-\\udfff\\ufffe\\uffff"\n',
+        '_NO_TEXT = "\\ud800-\\udfff"\n',
+        "tests/stores/test_sqlite_records.py",
+        "-k",
+        "UTF16 and any_string",
+    ),
+    of(
         "G7",
         "commits at the end of a page alone",
         "_processor.py",

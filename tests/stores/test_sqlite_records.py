@@ -1,6 +1,8 @@
 """Records lie in segments: little is asked of the file for a page, and what goes is not looked for."""
 
+import contextlib
 import random
+import sqlite3
 
 import anyio
 import pytest
@@ -9,6 +11,7 @@ from push_to_poll_client import Record
 from push_to_poll_client.stores import SQLiteStore, _bloom
 from push_to_poll_client.stores._sqlite import records as records_module
 from push_to_poll_client.stores._sqlite.records import RecordSearch
+from push_to_poll_client.testing._store_suite import StoreSuite
 
 pytestmark = pytest.mark.anyio
 
@@ -327,3 +330,22 @@ async def test_building_the_filter_can_be_cancelled(claim, monkeypatch):
     assert scope.cancelled_caught
     assert len(numbers) == 1
     assert await session.unseen([*keys, "new"]) == {"new"}
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16le", "UTF-16be"])
+class TestStoreInUTF16(StoreSuite):
+    """SQLite has no character U+FFFE or U+FFFF in UTF-16: it would take both for U+FFFD."""
+
+    @pytest.fixture(autouse=True)
+    def _application(self, tmp_path, encoding):
+        self.path = tmp_path / "application.db"
+        with contextlib.closing(sqlite3.connect(self.path)) as connection:
+            connection.execute(f"PRAGMA encoding = '{encoding}'")
+            connection.execute("CREATE TABLE application(text)")
+            assert connection.execute("PRAGMA encoding").fetchone() == (encoding,)
+
+    async def make_store(self):
+        return SQLiteStore(self.path, transactional=True)
+
+    async def reopen(self, store):
+        return SQLiteStore(store.path, transactional=True)

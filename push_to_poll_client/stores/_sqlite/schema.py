@@ -1,7 +1,7 @@
 """Tables of a store's database, their migrations, and the encoding of strings.
 
-Strings. A feed may send any string, also one that UTF-8 or SQLite's JSON cannot represent, so names and keys are
-encoded before they are stored.
+Strings. A feed may send any string, also one that SQLite or its JSON cannot represent, so names and keys are
+encoded before they are stored. An application's database may be in UTF-16.
 
 Tables. All tables of this library have one prefix, and a table holds the version of the schema. SQLite's own
 numbers for that purpose, `application_id` and `user_version`, belong to the application, whose database this may
@@ -44,16 +44,19 @@ _DIGEST_PREFIX = "\x7f"
 """Begins each digest. A key that has this character anywhere is stored as a digest too, so that no key equals the
 digest of another one."""
 
-_SPECIAL = re.compile(f"[\0{_DIGEST_PREFIX}\ud800-\udfff]")
-"""Other characters that make a key be stored as a digest: SQLite's JSON ends a text at a NUL, and UTF-8 cannot
-encode half a surrogate pair, which JSON can spell."""
+_NO_TEXT = "\ud800-\udfff\ufffe\uffff"
+"""Characters that TEXT cannot hold: halves of surrogate pairs, which JSON can spell but UTF-8 cannot encode, and
+those two that SQLite replaces by U+FFFD in a database in UTF-16."""
+
+_BLOB_NEEDED = re.compile(f"[{_NO_TEXT}]")
+
+_SPECIAL = re.compile(f"[\0{_DIGEST_PREFIX}{_NO_TEXT}]")
+"""Characters that make a key be stored as a digest. SQLite's JSON ends a text at a NUL."""
 
 
 def encode_text(text: str) -> str | bytes:
-    """Encode any string for SQLite: as TEXT, or if UTF-8 cannot encode it as a BLOB, which equals no TEXT."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair
+    """Encode any string for SQLite: as TEXT, or if TEXT cannot hold it as a BLOB, which equals no TEXT."""
+    if not text.isascii() and _BLOB_NEEDED.search(text):
         return text.encode("utf-8", "surrogatepass")
     return text
 
