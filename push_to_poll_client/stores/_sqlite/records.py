@@ -359,8 +359,10 @@ class Records:
 
     def segments_of(self, records: EncodedRecords) -> Mapping[str, int]:
         """Return the segment of each record to be replaced. Takes seconds at times: not within a transaction."""
+        if self._unfound.issuperset(records.keys):  # as nearly always
+            return {}
         keys = [key for key in records.keys if key not in self._unfound]
-        return self.search.segments_of(keys) if keys else {}
+        return self.search.segments_of(keys)
 
     def prunable_before(self, now: float, *, saves_cursor: bool) -> int:
         """The number of the segment before which segments may be dropped.
