@@ -599,12 +599,12 @@ class Consumer:
     def _worth_a_poll(self, hint: Push) -> bool:
         try:
             return self.should_poll(hint, self.status())
-        except Exception as error:  # noqa: BLE001  # whatever a user's override raises; the push counts
+        except Exception as error:  # whatever a user's override raises; the push counts
             # The sender of a push can make it fail at will: only the first failure is a warning.
             level = logging.DEBUG if self._should_poll_failed else logging.WARNING
             self._should_poll_failed = True
             with log_as(self.name):  # the push may come from another consumer's handler
-                logger.log(level, "should_poll failed, the push counts: %s", describe(error))
+                logger.log(level, "should_poll failed, the push counts: %s", describe(error), exc_info=error)
             return True
 
     def _channel_changed(self, channel: ListenerChannel) -> None:

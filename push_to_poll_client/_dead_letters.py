@@ -119,6 +119,7 @@ class SessionDeadLetters:
                 f"dead letter {quoted(dead_letter.id)} cannot be restored: {describe(error)}"
             )
             unreadable.__cause__ = error
+            self._retry.log_dead_letter(dead_letter.id, unreadable, dead_letter.attempts)
             return _failed_again(dead_letter, unreadable, now(), tried=0)
         tried = 0 if message.error else 1
         failure = await self._retry.retry_dead_letter(message, attempt=dead_letter.attempts + tried)

@@ -118,6 +118,10 @@ class Attempts:
         """Whether the key belongs to a failing message."""
         return key in self._attempts
 
+    def count(self, key: str) -> int:
+        """Return how often a message has failed."""
+        return self._attempts[key].count if key in self._attempts else 0
+
     def record_failure(self, key: str) -> Attempt:
         """Count one more failed attempt."""
         before = self._attempts.pop(key, None)

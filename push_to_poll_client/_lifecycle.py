@@ -29,6 +29,7 @@ from push_to_poll_client._exceptions import (
     FeedError,
     FeedGone,
     ListenerError,
+    ProcessError,
     PushToPollError,
     StoreMismatch,
     StoreUnavailable,
@@ -37,7 +38,7 @@ from push_to_poll_client._failure_policy import FailureRules
 from push_to_poll_client._fetching import Fetcher, Gaps
 from push_to_poll_client._handlers import in_transaction
 from push_to_poll_client._hooks import Hooks, with_start_hook
-from push_to_poll_client._log import ConsumerLog
+from push_to_poll_client._log import ConsumerLog, ExcInfo, handler_error
 from push_to_poll_client._options import BatchHandler, Handler, ProcessingOptions, ScheduleOptions
 from push_to_poll_client._overlap import Overlap
 from push_to_poll_client._poller import Poller
@@ -562,8 +563,10 @@ class Runner:
                 # this, polling would end and nothing would say so.
                 self._stop_with_error(RuntimeError("the task that polls was cancelled, perhaps by a handler"))
             raise
+        except ProcessError as error:
+            self._stop_with_error(error, bug=handler_error(error.__cause__ or error))
         except BaseException as error:  # noqa: BLE001  # raised by run_until_stopped, without a group around it
-            self._stop_with_error(error)
+            self._stop_with_error(error, bug=None if isinstance(error, PushToPollError) else error)
 
     async def _poll_once(self, parts: SessionParts) -> None:
         polls = parts.polls
@@ -611,11 +614,12 @@ class Runner:
         else:
             broken = ListenerError(f"listener {channel.name} failed: {describe(error)}")
             broken.__cause__ = error
-            self._stop_with_error(broken)
+            self._stop_with_error(broken, bug=error)
 
-    def _stop_with_error(self, error: BaseException) -> None:
+    def _stop_with_error(self, error: BaseException, *, bug: BaseException | ExcInfo | None = None) -> None:
+        """Stop, and log why, with the traceback of `bug` if there is one."""
         if isinstance(error, Exception):  # SystemExit and the like are not logged
-            logger.error("stops: %s", describe(error))
+            logger.error("stops: %s", describe(error), exc_info=bug)
         self._fatal = error if self._fatal is None else self._fatal
         self._stop.requested = True
         self._stopped.set()

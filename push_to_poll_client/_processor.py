@@ -341,15 +341,16 @@ class Processor:
             if stop.requested:
                 return False
             if is_new:
-                if message.error is not None:
-                    record(Record(key, await self._retry.handle_failure(key, message, message.error, stop)))
-                else:
+                failure: BaseException | None = message.error
+                if failure is None:
                     try:
                         await handler(message)
                     except BaseException as error:  # noqa: BLE001  # handle_failure raises what is not a failure
-                        record(Record(key, await self._retry.handle_failure(key, message, error, stop)))
-                    else:
-                        record(Record(key))
+                        failure = error
+                if failure is None:
+                    record(Record(key))
+                else:  # not in `except`: a traceback of the next attempt would show this one as its context
+                    record(Record(key, await self._retry.handle_failure(key, message, failure, stop)))
             else:
                 self._count_duplicates(1)
             if (cursor := message.cursor) is not None:

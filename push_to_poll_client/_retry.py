@@ -13,11 +13,11 @@ import anyio
 import msgspec
 
 from push_to_poll_client._event_loop import error_for_cancellation, sole_cause
-from push_to_poll_client._exceptions import ProcessError, StoreError
+from push_to_poll_client._exceptions import MessageVerdict, ProcessError, StoreError
 from push_to_poll_client._failure_policy import Attempt, FailureDecision, FailureRules
 from push_to_poll_client._handlers import TransactionFailed
 from push_to_poll_client._hooks import Hooks
-from push_to_poll_client._log import ConsumerLog
+from push_to_poll_client._log import ConsumerLog, ExcInfo, Tracebacks, raised_from
 from push_to_poll_client._options import Handler
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._status import MAX_SHOWN_FAILING, ConsumerStats, FailingMessage
@@ -94,6 +94,7 @@ class Retry:
         self._stats = stats
         self._hooks = hooks
         self._clock = clock
+        self._tracebacks = Tracebacks(logger, clock)
 
     async def try_one(
         self, key: str, message: Message, stop: StopSignal, *, error: Exception | None = None
@@ -139,7 +140,27 @@ class Retry:
             return None
         error = failure_of_message(message, failure)
         self._hooks.message_failed(message, error, attempt, Fate.DEAD_LETTER)
+        self.log_dead_letter(message.id, error, attempt)
         return error
+
+    def log_dead_letter(self, id: str, error: Exception, attempt: int) -> None:
+        """Log that a dead letter failed again."""
+        logger.warning(
+            "dead letter %s failed again at attempt %d: %s",
+            quoted(id),
+            attempt,
+            describe(error),
+            exc_info=self._traceback(error, "dead letter"),
+        )
+
+    def log_batch(self, size: int, error: Exception) -> None:
+        """Log that a batch failed, of which no message may fail alone."""
+        logger.warning(
+            "a batch of %d messages failed, trying its halves: %s",
+            size,
+            describe(error),
+            exc_info=self._traceback(error, "batch"),
+        )
 
     async def attempt(self, message: Message) -> BaseException | None:
         """Call the handler once; return the error if it failed."""
@@ -197,6 +218,8 @@ class Retry:
         self._hooks.message_postponed(message, failing[key])
 
     def _finish(self, key: str, message: Message, state: RecordState) -> RecordState:
+        if state is RecordState.PROCESSED and (failures := self._progress.attempts.count(key)):
+            logger.info("message %s was processed at attempt %d", quoted(message.id), failures + 1)
         self._forget(key)
         self._hooks.message_settled(message, state)
         return state
@@ -215,7 +238,13 @@ class Retry:
             decision = await self._rules.decide(message, error, attempt, attempts.now, flush)
         except StoreError:  # of the commit before a coroutine of the user is awaited
             raise
-        except Exception as policy_error:  # noqa: BLE001  # the user's function can raise anything
+        except Exception as policy_error:  # the user's function can raise anything
+            logger.warning(
+                "retry= or on_failure= failed for message %s, which stops the consumer: %s",
+                quoted(message.id),
+                describe(policy_error),
+                exc_info=policy_error,
+            )
             raise _stop_error(
                 key, message, f"{describe(error)}; its policy failed: {describe(policy_error)}"
             ) from error
@@ -247,18 +276,39 @@ class Retry:
         self, key: str, message: Message, error: Exception, attempt: Attempt, decision: FailureDecision
     ) -> None:
         name, count, why = quoted(message.id), attempt.count, describe(error)
+        traceback_of = self._traceback(error, decision.fate)
         if decision.fate is Fate.AGAIN:
             again = self._progress.attempts.postpone(key, decision.delay, why).again
             self._stats.message_failed(key, FailingMessage(message.id, count, why, again))
             logger.warning(
-                "message %s failed at attempt %d, again in %.1f s: %s", name, count, decision.delay, why
+                "message %s failed at attempt %d, again in %.1f s: %s",
+                name,
+                count,
+                decision.delay,
+                why,
+                exc_info=traceback_of,
             )
         elif decision.fate is Fate.SKIP:
             self._stats.counts["skipped"] += 1
-            logger.warning("message %s failed at attempt %d and is skipped: %s", name, count, why)
+            logger.warning(
+                "message %s failed at attempt %d and is skipped: %s", name, count, why, exc_info=traceback_of
+            )
         else:
             self._stats.counts["dead_lettered"] += 1
-            logger.warning("message %s failed at attempt %d and is a dead letter now: %s", name, count, why)
+            logger.warning(
+                "message %s failed at attempt %d and is a dead letter now: %s",
+                name,
+                count,
+                why,
+                exc_info=traceback_of,
+            )
+
+    def _traceback(self, error: Exception, outcome: object) -> ExcInfo | None:
+        """Return the error for `exc_info`, or None if the line is to have no traceback."""
+        # A handler that decides itself has no bug, unless it decided so because of another error.
+        if isinstance(error, MessageVerdict) and raised_from(error) is None:
+            return None
+        return self._tracebacks.choose(error, outcome)
 
     async def _wait(self, seconds: float, stop: StopSignal, *, since: float) -> None:
         until = self._clock() + seconds

@@ -108,20 +108,22 @@ class Workers:
         error: Postponed | None = None
         waiting_lanes = set[Hashable]()
         batches.reverse()
-        while batches and not stop.requested:
-            batch = [item for item in batches.pop() if item.lane not in waiting_lanes]
+        halves: list[Sequence[WorkItem]] = []  # of a batch that failed; before the next batch
+        while (batches or halves) and not stop.requested:
+            whole = not halves
+            batch = [item for item in (batches if whole else halves).pop() if item.lane not in waiting_lanes]
             try:
-                left = await self._try_batch(batch, work, stop)
+                left = await self._try_batch(batch, work, stop, whole=whole)
             except Postponed as postponed:
                 error = postponed if error is None else min(error, postponed, key=attrgetter("until"))
                 waiting_lanes.update(item.lane for item in batch)
             else:
-                batches.extend(reversed(left))
+                halves.extend(reversed(left))
         if error is not None:
             raise error
 
     async def _try_batch(
-        self, batch: Sequence[WorkItem], work: WorkQueue, stop: StopSignal
+        self, batch: Sequence[WorkItem], work: WorkQueue, stop: StopSignal, *, whole: bool
     ) -> Sequence[Sequence[WorkItem]]:
         """Settle the batch or some of it; return what is left, as smaller batches."""
         if not batch:
@@ -139,6 +141,8 @@ class Workers:
             )
             return (others,)
         else:
+            if whole:  # of a batch with one bad message, log2(size) parts fail after it
+                self._retry.log_batch(len(batch), error)
             half = len(batch) // 2
             return batch[:half], batch[half:]
         return ()

@@ -64,6 +64,6 @@ def _print_error(sentence: str, code: Exit) -> int:
 def _log_to_stderr(verbose: int) -> None:
     """Log this library only: the logs of other libraries may have URLs with secrets."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s %(message)s", tracebacks=verbose > 1))
     logger.logger.handlers[:] = [handler]
     logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])

@@ -89,11 +89,24 @@ def format_time(seconds: float) -> str:
 
 
 class EscapingFormatter(logging.Formatter):
-    """Formats a record as one line. A traceback follows, indented so that no line of it looks like a record."""
+    """Formats a record as one line. A traceback follows, indented so that no line of it looks like a record.
+
+    Args:
+        format: As of `logging.Formatter`.
+        tracebacks: Whether tracebacks are shown.
+    """
+
+    def __init__(self, format: str, *, tracebacks: bool) -> None:
+        super().__init__(format)
+        self._tracebacks = tracebacks
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
         """The line."""
         return escape_unprintable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  # logging's name
+        """The traceback, or an empty text: the handler is a command, whose failures say all in their line."""
+        return super().formatException(ei) if self._tracebacks else ""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the traceback if there is one."""

@@ -98,12 +98,12 @@ def logger():
     logger.setLevel(level)
 
 
-def logged(logger, monkeypatch, *args, **options):
+def logged(logger, monkeypatch, *args, verbose=0, **options):
     """What an error is on stderr, as the command line sets the log up."""
     stderr = io.StringIO()
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", stderr)
-        _main._log_to_stderr(0)
+        _main._log_to_stderr(verbose)
     logger.error(*args, **options)
     return stderr.getvalue().removesuffix("\n").split("\n")
 
@@ -115,7 +115,8 @@ def test_a_log_record_is_one_escaped_line(logger, monkeypatch):
 
 def test_traceback_lines_in_the_log_are_escaped_and_indented(logger, monkeypatch):
     error = ValueError(f"{EVIL}\n2026-01-01 ERROR forged")
-    first, *others = logged(logger, monkeypatch, "failed", exc_info=error)
+    assert len(logged(logger, monkeypatch, "failed", exc_info=error)) == 1
+    first, *others = logged(logger, monkeypatch, "failed", exc_info=error, verbose=2)
     assert first.endswith(" ERROR failed")
     assert all(line.startswith("  ") and line.isprintable() for line in others)
     assert r"  ValueError: \u001b[31m\r" in others
