@@ -42,7 +42,7 @@ from push_to_poll_client._options import (
 from push_to_poll_client._polls import Polls
 from push_to_poll_client._protocols import Feed, Listener, Session, Store
 from push_to_poll_client._schedule import Mode
-from push_to_poll_client._status import MAX_SHOWN_FAILING, ConsumerStats, PollResult, Status
+from push_to_poll_client._status import MAX_SHOWN_FAILING, ConsumerStats, PollResult, RunLog, Status
 from push_to_poll_client._types import Cursor, Message, Push
 from push_to_poll_client._validation import check_number, describe
 from push_to_poll_client._wakes import Wakes
@@ -297,12 +297,23 @@ class Consumer:
                 with runner.opening:
                     await when_available(partial(stack.enter_async_context, self), self._consumer_stats)
                 if not runner.opening.cancelled_caught:
-                    await runner.run_until_stopped(self._opened)
+                    await runner.run_until_stopped(self._opened, self._make_run_log())
                 elif count := self._open_session.uncommitted_count:
                     raise not_recorded(self._consumer_stats.last_error, count)
         finally:
             if self._runner is runner:
                 self._runner = None
+
+    def _make_run_log(self) -> RunLog:
+        loop = self._open_session.loop
+        assert loop is not None  # inside `async with self`  # noqa: S101
+        return RunLog(
+            self._feed_name,
+            self._settings.fallback_interval,
+            len(self._channels),
+            stats=self._consumer_stats,
+            clock=loop.time,
+        )
 
     def stop(self) -> None:
         """Make `run()` return, also if it was called and has not begun. A later `run()` works as usual.

@@ -49,7 +49,7 @@ from push_to_poll_client._progress import Progress, Uncommitted
 from push_to_poll_client._protocols import Feed, Session, Store, is_transactional
 from push_to_poll_client._retry import Retry, StopSignal
 from push_to_poll_client._schedule import Mode, PollOutcome, Schedule
-from push_to_poll_client._status import ConsumerStats, SavedProgress
+from push_to_poll_client._status import ConsumerStats, RunLog, SavedProgress
 from push_to_poll_client._types import Clock, Cursor, Push
 from push_to_poll_client._validation import describe
 from push_to_poll_client._wakes import Wakes
@@ -497,8 +497,12 @@ class Runner:
         self.loop = EventLoop()  # from here on `stop` reaches it
         return not self._stop.requested
 
-    async def run_until_stopped(self, parts: SessionParts) -> None:
+    async def run_until_stopped(self, parts: SessionParts, log: RunLog) -> None:
         """Poll and listen.
+
+        Args:
+            parts: The parts of the open session.
+            log: Told of the start, the polls and the end.
 
         Raises:
             PushToPollError: The error that stopped it, unless it ended by `stop()` or with a feed that has ended.
@@ -506,7 +510,22 @@ class Runner:
         self._is_cancelled = asyncio_cancellation()
         if self._stop.requested:  # while the session was opened
             return
-        parts.polls.begin()
+        log.started(parts.position.place)
+        parts.polls.begin(log)
+        try:
+            await self._poll_and_listen(parts)
+        finally:
+            parts.polls.run_log = None
+            log.stopped(parts.session.cursor, self._why_stopped(parts.polls))
+
+    def _why_stopped(self, polls: Polls) -> str:
+        if self._fatal is not None:
+            return "because of an error"
+        if polls.closed:
+            return "the feed has ended, and all of it is settled"
+        return "stop() was called" if self._stopped.is_set() else "run() was cancelled"
+
+    async def _poll_and_listen(self, parts: SessionParts) -> None:
         deadline = -math.inf
         try:
             async with anyio.create_task_group() as tasks:
@@ -554,7 +573,6 @@ class Runner:
             while not self._stop.requested:
                 await self._poll_once(parts)
                 if polls.closed:
-                    logger.info("the feed has ended and all of it is settled: run() returns")
                     self._stop.requested = True
                     self._stopped.set()
         except anyio.get_cancelled_exc_class():

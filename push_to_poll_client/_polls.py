@@ -27,7 +27,7 @@ from push_to_poll_client._processor import Processor
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._retry import StopSignal
 from push_to_poll_client._schedule import Cause, PollOutcome, Schedule
-from push_to_poll_client._status import ConsumerStats, PollResult, add_results
+from push_to_poll_client._status import ConsumerStats, PollResult, RunLog, add_results
 from push_to_poll_client._types import Clock, Push
 from push_to_poll_client._validation import describe
 
@@ -64,6 +64,7 @@ class Polls:
     Attributes:
         session: As given.
         closed: Whether the last poll settled the last message of a feed that has ended.
+        run_log: Told of polls during `run()`; `None` without it.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Polls:
     ) -> None:
         self.session = session
         self.closed = False
+        self.run_log: RunLog | None = None
         self._schedule = schedule
         self._processor = processor
         self._poller = poller
@@ -113,9 +115,9 @@ class Polls:
         self._fetcher.cancel_waiting_fetch()
         self.schedule_changed()
 
-    def begin(self) -> None:
+    def begin(self, run_log: RunLog) -> None:
         """Begin `run()`: poll once, now."""
-        self.closed = False
+        self.closed, self.run_log = False, run_log
         self._schedule.begin()
 
     def position_changed(self) -> None:
@@ -298,11 +300,12 @@ class Polls:
     def _start(self, cause: Cause, stop: StopSignal | None) -> "_Poll":
         wait = min(self._fetcher.max_wait, self._schedule.interval or math.inf) if cause is Cause.WAIT else 0.0
         bypass_cache = cause in BYPASS_CACHE_CAUSES or self._schedule.owes
-        self._schedule.poll_started(self._clock(), cause, wait=wait)
+        now = self._clock()
+        self._schedule.poll_started(now, cause, wait=wait)
         self._started += 1
         self._fetcher.begin_poll()
         hint, self._hint = self._hint, None
-        return _Poll(self._started, wait, hint, bypass_cache, stop, is_retry=cause is Cause.RETRY)
+        return _Poll(self._started, wait, hint, bypass_cache, stop, is_retry=cause is Cause.RETRY, started=now)
 
     def _end(self, poll: "_Poll", result: PollResult | Exception | None) -> None:
         self._current, poll.running = None, False
@@ -325,6 +328,8 @@ class Polls:
         if result is not None:
             self._last_finished, self._last_result = poll.number, result
             self._stats.poll_ended(result, began=poll.began)
+            if self.run_log is not None:
+                self.run_log.poll_ended(result, started=poll.started)
             if isinstance(result, PollResult) and result.caught_up:
                 self._hooks.caught_up(result)
         self.schedule_changed()
@@ -363,6 +368,7 @@ class _Poll:
     bypass_cache: bool
     stop: StopSignal | None
     is_retry: bool = False
+    started: float = 0.0  # by the event loop's clock
     began: float = field(default_factory=time.time)
     running: bool = True
 

@@ -26,7 +26,7 @@ from push_to_poll_client._processor import Dedupe
 from push_to_poll_client._progress import Progress
 from push_to_poll_client._protocols import Session
 from push_to_poll_client._retry import Postponed, Retry, StopSignal
-from push_to_poll_client._status import ConsumerStats, PollResult, Resynced, add_results, standstill_text
+from push_to_poll_client._status import ConsumerStats, PollResult, Resynced, add_results, place_of, standstill_text
 from push_to_poll_client._types import Cursor, CycleDetector, FetchRequest, Message, Page, Record, SavedCursor
 from push_to_poll_client._validation import describe, quoted
 from push_to_poll_client._work_queue import WorkItem
@@ -111,6 +111,13 @@ class Position:
         """
         if not self._has_started:
             await self._session.commit(cursor=None, records=[], state=STARTED_STATE)
+
+    @property
+    def place(self) -> str:
+        """Where the next poll starts, for the log."""
+        if self._has_started or self._start == INCEPTION:
+            return place_of(self._session.cursor)
+        return "the end" if self._start == LATEST else place_of(self._start)
 
     @property
     def _has_started(self) -> bool:
@@ -202,9 +209,8 @@ class Position:
 
     def _report_resync(self, why: str, cursor: Cursor | None, *, forget: bool) -> None:
         event = Resynced(why, cursor, forget)
-        place = "the inception" if cursor is None else f"cursor {quoted(cursor)}"
         again = "what comes again is processed again" if forget else "what was processed is not processed again"
-        logger.warning("goes on from %s, and %s: %s", place, again, why)
+        logger.warning("goes on from %s, and %s: %s", place_of(cursor), again, why)
         self._stats.resynced(event)
         self._hooks.resynced(event)
 

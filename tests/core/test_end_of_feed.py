@@ -13,7 +13,7 @@ from push_to_poll_client.testing._manual_listener import ManualListener
 from tests.support.command_line import tail
 from tests.support.consumers import Log, times
 
-LINE = "fake-feed: the feed has ended and all of it is settled: run() returns"
+LINE = ": the feed has ended, and all of it is settled"
 
 in_a_loop = pytest.mark.anyio
 
@@ -57,7 +57,7 @@ async def test_g5_run_returns_at_the_end_of_the_feed_when_all_is_settled_and_com
     consumer = Log(feed, store=store, takes=0.01)
     await returns(consumer)
     assert consumer.processed == [str(number) for number in range(1, 46)]
-    assert [record.message for record in caplog.records if record.levelno >= logging.INFO][-1] == LINE
+    assert [record.message for record in caplog.records if record.levelno >= logging.INFO][-1].endswith(LINE)
     session = await store.claim(consumer.name, feed=feed.identity)
     assert (session.cursor, session.size) == (feed.newest, 45)
     assert consumer.status().mode is Mode.STOPPED

@@ -461,6 +461,14 @@ MUTANTS = [
     ),
     of(
         "G11",
+        "logs a line for each poll that reaches the end of the feed",
+        "_status.py",
+        "        if self._is_news or seconds >= LONG_BACKLOG:\n",
+        "        if True:\n",
+        "tests/core/test_run_log.py",
+    ),
+    of(
+        "G11",
         "logs a traceback for each message that fails",
         "_log.py",
         "        if kind in self._logged or len(self._logged) >= MAX_TRACEBACKS:\n",
