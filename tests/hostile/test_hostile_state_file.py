@@ -343,20 +343,20 @@ def test_a_column_value_of_a_wrong_type_is_read_or_refused_with_a_store_error(
 # A disk that means harm
 
 
-def test_a_full_disk_is_a_store_error_for_a_new_store(opened, path):
+def test_a_full_disk_is_an_unavailable_store_for_a_new_store(opened, path):
     kind, _ = opened(path, room=2048)
-    assert kind == "StoreError"
+    assert kind == "StoreUnavailable"
 
 
-def test_a_full_disk_is_a_store_error_and_leaves_an_existing_store_usable(opened, store):
+def test_a_full_disk_is_an_unavailable_store_and_leaves_an_existing_store_usable(opened, store):
     kind, _ = opened(store, room=2048)
-    assert kind == "StoreError"
+    assert kind == "StoreUnavailable"
     assert opened(store) == ("used", "saved", ["b"])
 
 
-def test_a_write_lock_of_another_program_is_a_store_error_after_a_limited_wait(opened, store):
+def test_a_write_lock_of_another_program_is_an_unavailable_store_after_a_limited_wait(opened, store):
     with closing(sqlite3.connect(store, isolation_level=None)) as file:
         file.execute("BEGIN IMMEDIATE")
         kind, text = opened(store)
-    assert kind == "StoreError"
-    assert "another program writes to it" in text
+    assert kind == "StoreUnavailable"
+    assert "another program has had a" in text

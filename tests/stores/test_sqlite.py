@@ -753,7 +753,7 @@ class TestFiles:
 
     async def test_a_directory_is_refused(self, tmp_path):
         (tmp_path / "store.db").mkdir()
-        with pytest.raises(StoreError, match=r"store\.db cannot be used: unable to open database file; name"):
+        with pytest.raises(StoreError, match=r"store\.db is not a file; name"):
             await SQLiteStore(tmp_path / "store.db").claim("a", feed=FEED)
 
     @pytest.mark.parametrize("parent", ["missing", "file"])

@@ -103,11 +103,15 @@ class TestInPlace:
         store = SQLiteStore(path, transactional=True)
         async with claimed(store) as session:
             await commit(session, 1)
-            async with session.effects([Record("x")]):
-                store.connection.execute("CREATE TABLE note(text)")
-            moved = path.rename(path.with_name("moved.db"))
-            with pytest.raises(StoreError, match=r"deleted or moved away .*what handlers wrote .* is undone"):
-                await session.commit(cursor="2", records=[Record("x")])
+            moved = path.with_name("moved.db")
+
+            async def handle():
+                async with session.effects([Record("x")]):
+                    store.connection.execute("CREATE TABLE note(text)")
+                    path.rename(moved)
+
+            with pytest.raises(StoreError, match=r"deleted or moved away .* This commit was undone"):
+                await handle()
             moved.rename(path)
             await commit(session, 3)
             assert await session.unseen(["x"]) == {"x"}

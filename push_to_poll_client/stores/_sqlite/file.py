@@ -26,6 +26,7 @@ from pathlib import Path
 import msgspec
 
 from push_to_poll_client._exceptions import StoreBusy, StoreError, StoreUnavailable
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import one_line
 from push_to_poll_client.stores._sqlite.schema import Synchronous, damage_message, prepare, warn_of_old_sqlite
 from push_to_poll_client.stores._sqlite.wal import Checkpoints, check_wal
@@ -190,7 +191,7 @@ class OwnerLock:
             os.close(self._descriptor)
 
 
-_logger = logging.getLogger("push_to_poll_client")
+_logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another program that writes to the file; readers do not lock it
 
@@ -414,6 +415,8 @@ def _create(path: str) -> None:
         # This never opens a file that exists, and nothing uses a new file yet, so closing it drops no lock.
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
+        if not Path(path).is_file():  # waiting would not help, as it does with an I/O error of a disk
+            raise StoreError(f"{path} is not a file; name a file that may be made or written") from None
         check_size(Path(path))
     except OSError as error:
         raise StoreError(f"{path} cannot be made: {error.strerror}; name a file that may be made") from error

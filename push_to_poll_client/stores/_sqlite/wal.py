@@ -29,12 +29,13 @@ import zlib
 from typing import NamedTuple, Self
 
 from push_to_poll_client._exceptions import StoreError
+from push_to_poll_client._log import ConsumerLog
 from push_to_poll_client._validation import one_line
 
 __all__ = ["Checkpoints", "check_wal"]
 
 
-_logger = logging.getLogger("push_to_poll_client")
+_logger = ConsumerLog(logging.getLogger("push_to_poll_client"))
 
 _PREFIX = b"push_to_poll wal"
 _ID_SIZE = 8
